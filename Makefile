@@ -1,0 +1,38 @@
+# Two commands: `make sweep` (the embedded default, from an empty clone) and `make test`.
+SHELL := /bin/bash
+VENV := .venv
+BIN := $(VENV)/bin
+STORAGE ?= runs
+REPORT ?= report
+# The first interpreter that runs and is 3.10, 3.11 or 3.12; override with PYTHON=/path/to/python.
+PYTHON ?= $(shell for name in python3.11 python3.12 python3.10 python3; do \
+	if $$name -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] < (3, 13))' 2>/dev/null; then echo $$name; break; fi; done)
+
+.PHONY: sweep test lint install clean
+
+sweep: $(VENV)/installed
+	$(BIN)/python launch/sweep_alpha.py --address local --storage $(STORAGE) --report $(REPORT)
+
+test: $(VENV)/tests-installed lint
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/tests-installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+install: $(VENV)/installed
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "speechft_ray needs Python 3.10, 3.11 or 3.12: install one, or run make PYTHON=/path/to/python"; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
+	@touch $@
+
+$(VENV)/tests-installed: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache

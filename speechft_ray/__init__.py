@@ -1,0 +1,3 @@
+"""Distributed search for speech encoders that stay general after fine-tuning (Speech-FT, arXiv 2502.12672)."""
+
+__version__ = "0.1.0"

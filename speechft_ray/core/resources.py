@@ -1,0 +1,15 @@
+"""What a job asks of the cluster. Never part of identity: the same unit on other hardware is the same unit."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class ResourceRequest(BaseModel):
+    """CPUs, GPUs (fractions share a device) and memory of one job."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    cpus: float = Field(default=1.0, ge=0)
+    gpus: float = Field(default=0.0, ge=0)
+    memory_bytes: int = Field(default=0, ge=0)

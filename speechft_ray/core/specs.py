@@ -1,0 +1,139 @@
+"""What a sweep is: frozen models whose canonical JSON is identity.
+
+Paths, devices and resources live elsewhere (``records.Place``, ``resources.ResourceRequest``), so that they cannot leak
+into a fingerprint. Defaults are the paper's (Speech-FT, arXiv 2502.12672); "official
+configs" are the YAML files of its published code.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=80)]
+"""Names become parts of paths and of run names: letters, digits, ``_ . -``."""
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class Spec(BaseModel):
+    """Base of all specs: frozen, keyword-only, no unknown field, no NaN or infinity (they have no fingerprint)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class CorpusSpec(Spec):
+    """Which recordings, by registered corpus name. Where they lie on disk is not part of it."""
+
+    name: str = "synthetic"
+    options: dict[str, JsonValue] = Field(default_factory=dict)
+    """The corpus' own options (checked by its options model)."""
+
+
+class Objective(Spec):
+    """One fine-tuning loss: a head on the last hidden state, and the labels that teach it."""
+
+    head: str
+    """Registered head: ``frame`` (cross-entropy per frame), ``ctc``, ``pooled`` (mean over frames, cross-entropy)."""
+    corpus: CorpusSpec
+    column: str
+    """Label column of the corpus."""
+    weight: Annotated[float, Field(gt=0)] = 1.0
+    """Factor of this loss in the sum (paper: none given for multitask; 1:1)."""
+    batch_size: Annotated[int, Field(ge=1)] = 32
+    """Utterances of this objective in one update (paper section 4.2: effective batch 32 for most tasks)."""
+    options: dict[str, JsonValue] = Field(default_factory=dict)
+    """The head's own options (checked by its options model)."""
+
+
+class FinetuneSpec(Spec):
+    """One stable fine-tuning run."""
+
+    name: Name
+    """What the table calls it; not part of identity."""
+    objectives: Annotated[tuple[Objective, ...], Field(min_length=1)]
+    updates: Annotated[int, Field(ge=1)]
+    peak_learning_rate: Annotated[float, Field(gt=0)] = 1e-4
+    """Adam's peak rate (official configs)."""
+    schedule: tuple[Fraction, Fraction, Fraction] = (0.1, 0.4, 0.5)
+    """Fractions of the updates spent rising, holding and falling (official scheduler)."""
+    head_only_fraction: Fraction = 0.1
+    """Share of the updates in which only the head learns (beta of the paper; official configs ``finetune_steps: 0.1``)."""
+    freeze_front_end: bool = True
+    """Whether the convolutional down-sampling module stays fixed throughout (paper section 3.1)."""
+    anchor_penalty: Annotated[float, Field(ge=0)] = 0.0
+    """Lambda of the L2-SP regularization baseline: lambda * sum (theta - theta0)^2 added to the loss."""
+    clip_norm: Annotated[float, Field(gt=0)] = 1.0
+    """Global gradient norm (official configs)."""
+    validate_every_updates: Annotated[int, Field(ge=1)] = 1000
+    """Updates between validations; the checkpoint with the best one is kept."""
+    crop_seconds: Annotated[float, Field(gt=0)] | None = None
+    """Random crop of longer training utterances for pooled objectives (s3prl ``voxceleb1``: 8 s); ``None`` uses all."""
+    seed: Annotated[int, Field(ge=0)] = 0
+
+    @model_validator(mode="after")
+    def _schedule_is_whole(self) -> FinetuneSpec:
+        if abs(sum(self.schedule) - 1.0) > 1e-6:
+            raise ValueError(f"`schedule` must sum to 1, but sums to {sum(self.schedule):g}")
+        return self
+
+    def identity(self) -> dict[str, Any]:
+        """The part that decides the result."""
+        return self.model_dump(mode="json", exclude={"name"})
+
+
+class MergeSpec(Spec):
+    """How tuned weights go back into the pre-trained ones: theta0 + alpha * (merged - theta0)."""
+
+    method: str = "linear"
+    """Registered merge method."""
+    params: dict[str, JsonValue] = Field(default_factory=dict)
+    """The method's own parameters (checked by its model)."""
+    alpha: Fraction = 0.25
+    """Share of the tuned model (paper: 0.25 everywhere; 0 is the pre-trained, 1 the stably fine-tuned model)."""
+    donors: Literal["each"] | Annotated[tuple[Name, ...], Field(min_length=1)] = "each"
+    """``each``: every fine-tuned model by itself. Names of fine-tuning runs: merged together, seed by seed."""
+
+
+class EvalSpec(Spec):
+    """One frozen-encoder evaluation: a probe trained on one task."""
+
+    task: str
+    """Registered task."""
+    corpus: CorpusSpec
+    column: str | None = None
+    """Label column; ``None`` takes the task's own."""
+    updates: Annotated[int, Field(ge=1)]
+    """Optimiser updates of the probe."""
+    learning_rate: Annotated[float, Field(gt=0)] | None = None
+    """Constant rate of Adam; ``None`` takes the task's own (s3prl's config)."""
+    batch_size: Annotated[int, Field(ge=1)] | None = None
+    """Utterances in one update; ``None`` takes the task's own (s3prl's config)."""
+    validate_every_updates: Annotated[int, Field(ge=1)] | None = None
+    """Updates between validations; ``None``: a tenth of ``updates``."""
+    seeds: Annotated[int, Field(ge=1, le=100)] = 1
+    """How many probes, with seeds 0, 1, ...; each is a value of its own in the result."""
+    options: dict[str, JsonValue] = Field(default_factory=dict)
+    """The task's own options (checked by its options model)."""
+
+
+class ScoreSpec(Spec):
+    """What counts as 0 and as 1000 in the SUPERB score."""
+
+    zero: Literal["paper", "measured"] = "paper"
+    """``paper``: the FBank row of the paper's Table 15. ``measured``: FBank is evaluated in this sweep, on its corpora."""
+    topline: dict[str, float] = Field(default_factory=dict)
+    """Metric name to the value that counts as 1 (in the unit of the metric table); needed with ``measured``."""
+
+
+class SweepSpec(Spec):
+    """A whole sweep. Axes of the YAML file are already expanded: every entry is concrete."""
+
+    name: Name
+    encoder: str = "tiny_hubert"
+    """Catalogue name or file of the pre-trained encoder."""
+    finetune: Annotated[tuple[FinetuneSpec, ...], Field(min_length=1)]
+    merge: Annotated[tuple[MergeSpec, ...], Field(min_length=1)]
+    evaluate: Annotated[tuple[EvalSpec, ...], Field(min_length=1)]
+    score: ScoreSpec = ScoreSpec()

@@ -1,0 +1,149 @@
+"""The store: ``<root>/<stage>/<fingerprint>/``, published by one rename, complete when its manifest is there.
+
+Disk is truth. Every other view (the table, MLflow, the dashboard) is made from it and can be made again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from speechft_ray.core.errors import UserError
+from speechft_ray.core.fingerprint import file_sha256
+
+MANIFEST = "manifest.json"
+
+
+class Store:
+    """Content-addressed folders below one root, which may be shared by many nodes."""
+
+    def __init__(self, root: Path) -> None:
+        """Opens the store, making the root. Raises ``UserError`` when it cannot be written."""
+        self.root = root.expanduser().absolute()
+        probe = self.root / f".probe-{uuid.uuid4().hex}"
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            probe.write_text("")
+            probe.unlink()
+        except OSError as error:
+            raise UserError(
+                f"the storage folder `{self.root}` cannot be written ({error.strerror}): give another with --storage, "
+                "one that every node of the cluster can write."
+            ) from None
+
+    def folder(self, stage: str, fingerprint: str) -> Path:
+        """Where a unit lies once it is complete."""
+        return self.root / stage / fingerprint
+
+    def work(self, stage: str, fingerprint: str) -> Path:
+        """A folder for unfinished work that a later try takes up again."""
+        path = self.root / "work" / f"{stage}-{fingerprint}"
+        path.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def complete(self, stage: str, fingerprint: str) -> bool:
+        """Whether the unit is complete."""
+        return (self.folder(stage, fingerprint) / MANIFEST).is_file()
+
+    def manifest(self, stage: str, fingerprint: str) -> dict[str, Any]:
+        """The facts of a complete unit. Raises ``UserError`` when its manifest cannot be read."""
+        path = self.folder(stage, fingerprint) / MANIFEST
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+            if not isinstance(found, dict):
+                raise ValueError("it is not a JSON object")
+        except (OSError, ValueError) as error:
+            raise UserError(f"`{path}` cannot be read ({error}): remove the folder {path.parent} and run again.") from None
+        return found
+
+    def fingerprints(self, stage: str) -> list[str]:
+        """Fingerprints of all complete units of a stage, sorted."""
+        folder = self.root / stage
+        if not folder.is_dir():
+            return []
+        # A leading dot marks what is being published or discarded right now; `glob` would list it.
+        return sorted(path.parent.name for path in folder.glob(f"*/{MANIFEST}") if not path.parent.name.startswith("."))
+
+    @contextmanager
+    def publish(self, stage: str, fingerprint: str, facts: Mapping[str, Any]) -> Iterator[Path]:
+        """Yields an empty folder to fill; at the end adds the manifest (``facts`` and the sha256 of each file) and renames.
+
+        ``facts`` is read at the end, so the body may still add to it. When two workers finish the same unit, the first rename
+        wins and the other result is dropped: they are equal by construction. Nothing is left behind when the body raises.
+        """
+        final = self.folder(stage, fingerprint)
+        final.parent.mkdir(parents=True, exist_ok=True)
+        temporary = final.parent / f".{fingerprint}-{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+        temporary.mkdir()
+        try:
+            yield temporary
+            files = {
+                str(path.relative_to(temporary)): {"sha256": file_sha256(path), "bytes": path.stat().st_size}
+                for path in sorted(temporary.rglob("*"))
+                if path.is_file()
+            }
+            write_json(temporary / MANIFEST, {**facts, "files": files})
+            self._rename(temporary, final)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+    def damaged(self, stage: str, fingerprint: str) -> list[str]:
+        """Files of a complete unit that are missing or whose sha256 differs from the manifest."""
+        folder = self.folder(stage, fingerprint)
+        files = self.manifest(stage, fingerprint).get("files", {})
+        return [
+            name
+            for name, known in files.items()
+            if not (folder / name).is_file() or file_sha256(folder / name) != known["sha256"]
+        ]
+
+    def discard(self, stage: str, fingerprint: str) -> None:
+        """Takes a unit out of the store, so that it is computed again."""
+        folder = self.folder(stage, fingerprint)
+        if folder.exists():
+            grave = folder.with_name(f".discarded-{folder.name}-{uuid.uuid4().hex[:8]}")
+            folder.rename(grave)
+            shutil.rmtree(grave, ignore_errors=True)
+
+    def clear_work(self, stage: str, fingerprint: str) -> None:
+        """Removes the unfinished work of a unit that is complete."""
+        shutil.rmtree(self.root / "work" / f"{stage}-{fingerprint}", ignore_errors=True)
+
+    def _rename(self, temporary: Path, final: Path) -> None:
+        if final.exists() and not (final / MANIFEST).is_file():
+            shutil.rmtree(final, ignore_errors=True)  # a folder without a manifest was never complete
+        try:
+            temporary.rename(final)
+        except OSError:
+            if not (final / MANIFEST).is_file():
+                raise
+            return
+        sync_folder(final.parent)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes JSON so that a reader sees the old file or the whole new one, never a part."""
+    temporary = path.with_name(f".{path.name}-{uuid.uuid4().hex[:8]}")
+    with temporary.open("w", encoding="utf-8") as file:
+        json.dump(value, file, indent=1, sort_keys=True, allow_nan=False)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def sync_folder(path: Path) -> None:
+    """Makes a rename inside the folder durable."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError:  # some network file systems cannot sync a folder; the rename itself is still atomic
+        pass
+    finally:
+        os.close(handle)

@@ -1,0 +1,217 @@
+"""From a sweep spec to jobs: every unit of work with its fingerprint, its needs and its label. Pure; runs nothing.
+
+Identity of a unit is the hash of its typed spec and of its inputs' identities, so equal work appears once, whoever asks for it:
+alpha 0 is the same encoder for every donor, and a second sweep finds what a first one left in the store.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from speechft_ray.core.errors import UserError
+from speechft_ray.core.fingerprint import canonical, fingerprint
+from speechft_ray.core.records import Job, Stage
+from speechft_ray.core.resources import ResourceRequest
+from speechft_ray.core.specs import CorpusSpec, EvalSpec, FinetuneSpec, MergeSpec, SweepSpec
+
+VERSIONS: Mapping[Stage, int] = {"corpus": 1, "finetune": 1, "merge": 1, "evaluate": 1}
+"""Raised when the code of a stage changes its results; part of identity, so that old and new results never mix."""
+
+FBANK = "fbank"
+"""Name of the parameter-free baseline encoder behind the zero of a measured score."""
+
+Params = Mapping[str, str | float | int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """What the spec alone cannot know.
+
+    ``encoder``: fingerprint of the pre-trained weights. ``corpus(spec)``: identity of a corpus' content, and whether a job
+    must make it first. ``resources``: request per stage.
+    """
+
+    encoder: str
+    corpus: Callable[[CorpusSpec], tuple[str, bool]]
+    resources: Mapping[Stage, ResourceRequest] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedRow:
+    """One merged encoder of the table: its merge unit and its evaluations, in the order of the spec."""
+
+    key: str
+    title: str
+    params: Params
+    evaluations: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """All jobs in an order in which needs come first, the rows that they fill, and the baseline's evaluations."""
+
+    spec: SweepSpec
+    fingerprint: str
+    jobs: Mapping[str, Job]
+    rows: tuple[PlannedRow, ...]
+    baseline: tuple[str, ...]
+    """FBank's evaluations, in the order of the spec; empty when the score's zero is the paper's."""
+
+    def of_stage(self, stage: Stage) -> list[Job]:
+        """The jobs of one stage, in plan order."""
+        return [job for job in self.jobs.values() if job.stage == stage]
+
+
+def make_plan(spec: SweepSpec, inputs: Inputs) -> Plan:
+    """Returns the plan of a sweep. Raises ``UserError`` when donors of one merge do not share a seed."""
+    build = _Builder(inputs)
+    tuned = [(run, build.finetune(run)) for run in spec.finetune]
+    varying = _varying_fields(spec.finetune)
+    rows: dict[str, PlannedRow] = {}
+    for key, title, params in itertools.chain([build.pretrained()], _merges(spec, tuned, varying, build)):
+        if key not in rows:
+            evaluations = tuple(build.evaluate(item, key, title) for item in spec.evaluate)
+            rows[key] = PlannedRow(key=key, title=title, params=params, evaluations=evaluations)
+    measured = spec.score.zero == "measured"
+    baseline = tuple(build.evaluate(item, None, FBANK) for item in spec.evaluate) if measured else ()
+    whole = fingerprint({"sweep": sorted(rows), "units": sorted(build.jobs), "score": spec.score.model_dump(mode="json")})
+    return Plan(spec=spec, fingerprint=whole, jobs=build.jobs, rows=tuple(rows.values()), baseline=baseline)
+
+
+class _Builder:
+    """Collects jobs by fingerprint while the plan is walked."""
+
+    def __init__(self, inputs: Inputs) -> None:
+        self.inputs = inputs
+        self.jobs: dict[str, Job] = {}
+
+    def corpus(self, spec: CorpusSpec) -> tuple[str, tuple[str, ...]]:
+        """Returns the identity of a corpus and what must be complete before it can be read."""
+        identity, made = self.inputs.corpus(spec)
+        if not made:
+            return identity, ()
+        part = spec.options.get("part", "")
+        label = f"corpus {spec.name} {part}".strip()
+        return identity, (self._add("corpus", identity, label, {"corpus": spec.model_dump(mode="json")}, ()),)
+
+    def finetune(self, spec: FinetuneSpec) -> str:
+        corpora = [self.corpus(objective.corpus) for objective in spec.objectives]
+        identity = {
+            "stage": "finetune",
+            "version": VERSIONS["finetune"],
+            "spec": spec.identity(),
+            "start": self.inputs.encoder,
+            "corpora": [name for name, _ in corpora],
+        }
+        needs = tuple(itertools.chain.from_iterable(needs for _, needs in corpora))
+        payload = {"spec": spec.model_dump(mode="json"), "start": self.inputs.encoder}
+        label = " ".join(["finetune", spec.name, *_penalty_label(spec), f"seed={spec.seed}"])
+        return self._add("finetune", fingerprint(identity), label, payload, needs)
+
+    def merge(self, spec: MergeSpec, donors: Sequence[str], title: str) -> str:
+        recipe = {"method": spec.method, "params": spec.params, "alpha": spec.alpha, "donors": list(donors)}
+        if spec.alpha == 0:
+            recipe = {"method": "pretrained", "params": {}, "alpha": 0.0, "donors": []}
+        identity = {"stage": "merge", "version": VERSIONS["merge"], "base": self.inputs.encoder, **recipe}
+        needs = tuple(donors) if spec.alpha else ()
+        return self._add("merge", fingerprint(identity), f"merge {title}", {**recipe, "base": self.inputs.encoder}, needs)
+
+    def pretrained(self) -> tuple[str, str, Params]:
+        """The control alpha 0: the pre-trained encoder itself, whoever the donors are."""
+        return self.merge(MergeSpec(alpha=0.0), (), "alpha=0"), "alpha=0", {"alpha": 0.0, "method": "none", "finetune": "none"}
+
+    def evaluate(self, spec: EvalSpec, encoder: str | None, title: str) -> str:
+        corpus, needs = self.corpus(spec.corpus)
+        identity = {
+            "stage": "evaluate",
+            "version": VERSIONS["evaluate"],
+            "spec": spec.model_dump(mode="json"),
+            "encoder": encoder or FBANK,
+            "corpus": corpus,
+        }
+        payload = {"spec": spec.model_dump(mode="json"), "encoder": encoder}
+        needs = (*needs, *([encoder] if encoder else []))
+        label = " ".join(["evaluate", spec.task, *([spec.column] if spec.column else []), title])
+        return self._add("evaluate", fingerprint(identity), label, payload, needs)
+
+    def _add(self, stage: Stage, key: str, label: str, payload: dict[str, Any], needs: tuple[str, ...]) -> str:
+        resources = self.inputs.resources.get(stage, ResourceRequest())
+        unique = tuple(dict.fromkeys(needs))
+        if key not in self.jobs:
+            self.jobs[key] = Job(stage=stage, fingerprint=key, label=label, payload=payload, needs=unique, resources=resources)
+        return key
+
+
+def _merges(
+    spec: SweepSpec, tuned: Sequence[tuple[FinetuneSpec, str]], varying: Mapping[str, set[str]], build: _Builder
+) -> Iterator[tuple[str, str, Params]]:
+    """Yields ``(key, title, params)`` of every merge, with alpha 1 as a control beside every set of donors."""
+    asked = [item for item in spec.merge if item.alpha > 0]
+    controls = [item.model_copy(update={"alpha": 1.0}) for item in spec.merge]
+    unique = {canonical(item): item for item in [*asked, *controls]}
+    for item in unique.values():
+        for donors in _donor_sets(item, tuned):
+            params = _row_params(item, [run for run, _ in donors], varying)
+            title = " ".join(_title_part(name, value) for name, value in params.items())
+            yield build.merge(item, [key for _, key in donors], title), title, params
+
+
+def _donor_sets(merge: MergeSpec, tuned: Sequence[tuple[FinetuneSpec, str]]) -> Iterator[tuple[tuple[FinetuneSpec, str], ...]]:
+    if merge.donors == "each":
+        yield from ((donor,) for donor in tuned)
+        return
+    found = False
+    for seed in sorted({run.seed for run, _ in tuned}):
+        choices = [[pair for pair in tuned if pair[0].name == name and pair[0].seed == seed] for name in merge.donors]
+        for donors in itertools.product(*choices):
+            found = True
+            yield donors
+    if not found:
+        names = ", ".join(merge.donors)
+        raise UserError(f"no seed was tuned by all of the donors {names}: give those fine-tuning runs the same `seed` axis.")
+
+
+def _row_params(merge: MergeSpec, donors: Sequence[FinetuneSpec], varying: Mapping[str, set[str]]) -> Params:
+    params: dict[str, str | float | int] = {"method": merge.method, "alpha": merge.alpha}
+    params |= {name: value for name, value in merge.params.items() if isinstance(value, str | int | float)}
+    params["finetune"] = "+".join(dict.fromkeys(run.name for run in donors))
+    for run in donors:
+        flat = _flat(run.identity())
+        params |= {name.rsplit(".", 1)[-1]: flat[name] for name in sorted(varying[run.name]) if name in flat}
+    params["seed"] = donors[0].seed
+    return params
+
+
+def _varying_fields(runs: Sequence[FinetuneSpec]) -> dict[str, set[str]]:
+    """By name of the run: the dotted fields, other than the seed, whose values differ between runs of that name."""
+    varying: dict[str, set[str]] = {}
+    for name in {run.name for run in runs}:
+        flats = [_flat(run.identity()) for run in runs if run.name == name]
+        keys = set().union(*flats) - {"seed"}
+        varying[name] = {key for key in keys if len({flat.get(key) for flat in flats}) > 1}
+    return varying
+
+
+def _flat(value: Any, path: str = "") -> dict[str, str | float | int]:
+    if isinstance(value, dict):
+        items = [_flat(item, f"{path}.{key}" if path else key) for key, item in value.items()]
+    elif isinstance(value, list):
+        items = [_flat(item, f"{path}.{index}") for index, item in enumerate(value)]
+    else:
+        return {} if value is None else {path: value}
+    return {key: leaf for item in items for key, leaf in item.items()}
+
+
+def _penalty_label(spec: FinetuneSpec) -> list[str]:
+    return [f"lambda={_number(spec.anchor_penalty)}"] if spec.anchor_penalty else []
+
+
+def _title_part(name: str, value: str | float | int) -> str:
+    return str(value) if name in ("method", "finetune") else f"{name}={_number(value)}"
+
+
+def _number(value: str | float | int) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)

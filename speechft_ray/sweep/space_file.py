@@ -1,0 +1,34 @@
+"""Reads a search space file: YAML, nothing in it is ever evaluated."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import yaml
+
+from speechft_ray.core.errors import UserError
+from speechft_ray.core.space import parse_space
+from speechft_ray.core.specs import SweepSpec
+
+
+class _NumberLoader(yaml.SafeLoader):
+    """SafeLoader that reads ``1e-4`` as a number, as YAML 1.2 does."""
+
+
+_NumberLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)$"), list("-+0123456789.")
+)
+
+
+def read_space(path: Path) -> SweepSpec:
+    """Reads a search space file. Raises ``UserError`` (unreadable) or ``SpecError`` (every mistake with its path)."""
+    try:
+        raw = yaml.load(path.read_text(encoding="utf-8"), Loader=_NumberLoader)
+    except FileNotFoundError:
+        raise UserError(f"there is no search space `{path}`: give a YAML file, for example search_spaces/alpha.yaml.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"the search space `{path}` cannot be read ({error}): give a UTF-8 YAML file.") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"the search space `{path}` is not YAML: {' '.join(str(error).split())}") from None
+    return parse_space(raw, where=str(path))
