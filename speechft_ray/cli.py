@@ -1,0 +1,141 @@
+"""The ``speechft`` command. Verbs only parse, call and print; what they do lives in ``compose`` and below.
+
+Exit codes: 0 done, 1 some jobs failed, 2 bad input, 75 stopped and resumable (EX_TEMPFAIL: run the same command again).
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from speechft_ray.core.errors import Interrupted, UserError
+
+EXIT_FAILED, EXIT_USER, EXIT_RESUMABLE = 1, 2, 75
+DEFAULT_SPACE = "search_spaces/alpha.yaml"
+
+app = typer.Typer(
+    name="speechft",
+    help="Search for speech encoders that stay general after fine-tuning: tune stably, merge, evaluate on SUPERB.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Space = Annotated[Path, typer.Option(help="Search space (YAML).")]
+Encoder = Annotated[str | None, typer.Option(help="Pre-trained encoder: a catalogue name or a file; default: the space's.")]
+Corpora = Annotated[Path | None, typer.Option(help="Folder with the real corpora, one sub-folder each.")]
+Manifest = Annotated[Path | None, typer.Option(help="Your own recordings: a tsv with path, split and label columns.")]
+Storage = Annotated[Path, typer.Option(help="Where everything is kept; every node must see it under this path.")]
+Address = Annotated[str, typer.Option(help="Ray cluster: `local` (start one here), `auto` (the running one) or HOST:PORT.")]
+
+
+@app.command()
+def run(
+    space: Space = Path(DEFAULT_SPACE),
+    address: Address = "local",
+    encoder: Encoder = None,
+    corpora: Corpora = None,
+    manifest: Manifest = None,
+    storage: Storage = Path("runs"),
+    report: Annotated[Path | None, typer.Option(help="Report folder; default: STORAGE/report/NAME.")] = None,
+    mlflow: Annotated[str | None, typer.Option(help="MLflow URI; default: sqlite in the storage folder.")] = None,
+    plan: Annotated[bool, typer.Option("--plan", help="Print every trial, merge and evaluation; run nothing.")] = False,
+    in_process: Annotated[bool, typer.Option("--in-process", help="No Ray: one job after another in this process.")] = False,
+    cpu: Annotated[bool, typer.Option("--cpu", help="Leave GPUs alone.")] = False,
+) -> None:
+    """Run a sweep. Finished work is never repeated: after a stop, run the same command again."""
+    from speechft_ray.compose import describe_plan, place_for, run_sweep, stop_on_signals
+    from speechft_ray.sweep.space_file import read_space
+
+    spec = read_space(space)
+    place = place_for(spec, storage=storage, encoder=encoder, corpora=corpora, manifest=manifest, cpu=cpu)
+    if plan:
+        describe_plan(spec, place, Console())
+        return
+    folder = report or Path(place.storage) / "report" / spec.name
+    with stop_on_signals() as stop:
+        failures = run_sweep(spec, place, None if in_process else address, folder, mlflow, stop)
+    if failures:
+        raise SystemExit(EXIT_FAILED)
+
+
+@app.command("plan")
+def show_plan(
+    space: Space = Path(DEFAULT_SPACE),
+    encoder: Encoder = None,
+    corpora: Corpora = None,
+    manifest: Manifest = None,
+    storage: Storage = Path("runs"),
+) -> None:
+    """Print every trial, merge and evaluation of a sweep with what is already done."""
+    from speechft_ray.compose import describe_plan, place_for
+    from speechft_ray.sweep.space_file import read_space
+
+    spec = read_space(space)
+    describe_plan(spec, place_for(spec, storage=storage, encoder=encoder, corpora=corpora, manifest=manifest), Console())
+
+
+@app.command()
+def status(
+    space: Space = Path(DEFAULT_SPACE),
+    encoder: Encoder = None,
+    corpora: Corpora = None,
+    manifest: Manifest = None,
+    storage: Storage = Path("runs"),
+) -> None:
+    """Print how far a sweep is and who runs it."""
+    from speechft_ray.compose import describe_status, place_for
+    from speechft_ray.sweep.space_file import read_space
+
+    spec = read_space(space)
+    describe_status(spec, place_for(spec, storage=storage, encoder=encoder, corpora=corpora, manifest=manifest), Console())
+
+
+@app.command("report")
+def write_report(
+    space: Space = Path(DEFAULT_SPACE),
+    encoder: Encoder = None,
+    corpora: Corpora = None,
+    manifest: Manifest = None,
+    storage: Storage = Path("runs"),
+    report: Annotated[Path | None, typer.Option(help="Report folder; default: STORAGE/report/NAME.")] = None,
+    mlflow: Annotated[str | None, typer.Option(help="MLflow URI; default: sqlite in the storage folder.")] = None,
+) -> None:
+    """Write the report again from the store, and send to MLflow what it lacks."""
+    from speechft_ray.compose import place_for, publish_again
+    from speechft_ray.sweep.space_file import read_space
+
+    spec = read_space(space)
+    place = place_for(spec, storage=storage, encoder=encoder, corpora=corpora, manifest=manifest)
+    publish_again(spec, place, report or Path(place.storage) / "report" / spec.name, mlflow)
+
+
+@app.command()
+def pretrain(
+    out: Annotated[Path, typer.Option(help="Folder for the finished encoder and its learning curve.")],
+    work: Annotated[Path, typer.Option(help="Folder for checkpoints and the corpus; run again to go on.")] = Path("runs/pretrain"),
+) -> None:
+    """Pre-train the tiny HuBERT that ships with the package, from the synthetic speech world."""
+    from speechft_ray.compose import pretrain_tiny
+
+    pretrain_tiny(out, work)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line and returns its exit code; no input, however bad, shows a traceback."""
+    try:
+        app(prog_name="speechft", args=list(arguments) if arguments is not None else None)
+    except UserError as error:
+        print(f"speechft: {error}", file=sys.stderr)
+        return EXIT_USER
+    except Interrupted:
+        print("speechft: stopped. Everything finished is kept; run the same command again to go on.", file=sys.stderr)
+        return EXIT_RESUMABLE
+    except SystemExit as error:
+        return int(error.code or 0)
+    return 0

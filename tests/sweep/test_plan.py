@@ -1,0 +1,109 @@
+"""Planning: which units there are, what they need, and what their identity depends on."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+
+from speechft_ray.core.errors import UserError
+from speechft_ray.sweep.plan import Inputs, make_plan
+from tests.sweep.fakes import inputs, space, sweep
+
+PINNED_FINETUNE = ["6fd0bc2b5dd4e327", "27ec282d79f53c85"]
+PINNED_MERGE = "acafe49aaf90e41e"
+PINNED_SWEEP = "e1531d81b5a072aa"
+
+
+def test_counts_controls_and_baseline() -> None:
+    plan = make_plan(sweep(), inputs())
+    # 2 seeds x alphas (0.25, 0.5, and the control 1) + one alpha 0 = 7 encoders, x 2 tasks, + FBank on 2 tasks
+    assert Counter(job.stage for job in plan.jobs.values()) == {"corpus": 3, "finetune": 2, "merge": 7, "evaluate": 16}
+    assert [row.params["alpha"] for row in plan.rows].count(0.0) == 1
+    assert [row.params["alpha"] for row in plan.rows].count(1.0) == 2
+    assert len(plan.baseline) == 2
+
+
+def test_needs_come_first_and_exist() -> None:
+    plan = make_plan(sweep(), inputs())
+    seen: set[str] = set()
+    for key, job in plan.jobs.items():
+        assert set(job.needs) <= seen, f"{job.label} comes before what it needs"
+        assert key == job.fingerprint
+        seen.add(key)
+
+
+def test_alpha_zero_needs_no_tuning() -> None:
+    plan = make_plan(sweep(), inputs())
+    pretrained = next(row for row in plan.rows if row.params["alpha"] == 0)
+    assert plan.jobs[pretrained.key].needs == ()
+
+
+def test_names_and_order_are_not_identity() -> None:
+    one, other = space(), space(name="renamed")
+    other["finetune"][0]["name"] = "something-else"
+    other["evaluate"].reverse()
+    plans = [make_plan(sweep(**raw), inputs()) for raw in (one, other)]
+    assert set(plans[0].jobs) == set(plans[1].jobs)
+    assert plans[0].fingerprint == plans[1].fingerprint
+
+
+@pytest.mark.parametrize(
+    ("section", "field", "value", "changed"),
+    [
+        ("finetune", "updates", 11, {"finetune", "merge", "evaluate"}),
+        ("finetune", "head_only_fraction", 0.2, {"finetune", "merge", "evaluate"}),
+        ("merge", "method", "ties", {"merge", "evaluate"}),
+        ("evaluate", "updates", 6, {"evaluate"}),
+    ],
+)
+def test_a_change_reaches_exactly_what_follows(section: str, field: str, value: object, changed: set[str]) -> None:
+    before, raw = make_plan(sweep(), inputs()), space()
+    raw[section][0][field] = value
+    after = make_plan(sweep(**raw), inputs())
+    fresh = {job.stage for key, job in after.jobs.items() if key not in before.jobs}
+    assert fresh == changed
+
+
+def test_another_encoder_is_another_sweep() -> None:
+    before = make_plan(sweep(), inputs())
+    after = make_plan(sweep(), Inputs(encoder="encoder-1", corpus=inputs().corpus))
+    shared = set(before.jobs) & set(after.jobs)
+    assert {before.jobs[key].stage for key in shared} == {"corpus", "evaluate"}  # the FBank baseline does not depend on it
+    assert all(before.jobs[key].payload["encoder"] is None for key in shared if before.jobs[key].stage == "evaluate")
+
+
+def test_fingerprints_are_pinned() -> None:
+    """Literal identities: if these change, every store in the world forgets its results. Raise a version instead."""
+    plan = make_plan(sweep(), inputs())
+    assert [job.fingerprint for job in plan.of_stage("finetune")] == PINNED_FINETUNE
+    assert plan.of_stage("merge")[0].fingerprint == PINNED_MERGE
+    assert plan.fingerprint == PINNED_SWEEP
+
+
+def test_donors_are_matched_by_seed() -> None:
+    raw = space(merge=[{"donors": ["narrow", "wide"], "alpha": 0.25}])
+    raw["finetune"].append({**raw["finetune"][0], "name": "wide", "updates": 20})
+    plan = make_plan(sweep(**raw), inputs())
+    merges = [job for job in plan.of_stage("merge") if job.payload["alpha"] == 0.25]
+    assert len(merges) == 2
+    for job in merges:
+        seeds = {plan.jobs[need].payload["spec"]["seed"] for need in job.needs}  # type: ignore[call-overload, index]
+        assert len(job.needs) == 2
+        assert len(seeds) == 1
+
+
+def test_donors_without_a_common_seed_are_an_error() -> None:
+    raw = space(merge=[{"donors": ["narrow", "wide"], "alpha": 0.25}])
+    raw["finetune"].append({**raw["finetune"][0], "name": "wide", "seed": 7})
+    with pytest.raises(UserError, match="no seed was tuned by all of the donors narrow, wide"):
+        make_plan(sweep(**raw), inputs())
+
+
+def test_rows_say_what_varies() -> None:
+    raw = space()
+    raw["finetune"][0]["anchor_penalty"] = {"grid": [0.0, 0.01]}
+    plan = make_plan(sweep(**raw), inputs())
+    row = next(row for row in plan.rows if row.params["alpha"] == 0.25 and row.params["anchor_penalty"] == 0.01)
+    assert row.params["finetune"] == "narrow"
+    assert "anchor_penalty=0.01" in row.title

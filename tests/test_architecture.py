@@ -1,0 +1,156 @@
+"""The house rules as a test: floors, one door per heavy guest, light imports, sizes."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "speechft_ray"
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+FLOORS = {
+    "core": 0,
+    "speech": 1,
+    "merging": 1,
+    "finetuning": 2,
+    "superb": 2,
+    "sweep": 2,
+    "cluster": 3,
+    "tracking": 3,
+    "search": 3,
+    "stages": 4,
+    "compose": 4,
+    "cli": 4,
+    "__main__": 4,
+}
+DOORS = {
+    "ray": {"cluster"},
+    "mlflow": {"tracking/mlflow.py"},
+    "optuna": {"search"},
+    "s3prl": {"speech/encoders/_s3prl.py"},
+    "torchaudio": {"speech/encoders/_torchaudio.py"},
+    "fairseq": {"speech/encoders/_fairseq.py"},
+    "transformers": {"speech/encoders/_transformers.py"},
+}
+LARGEST_MODULE_LINES, NINE_IN_TEN_LINES, LARGEST_FUNCTION_LINES = 400, 300, 80
+
+
+def room(path: Path) -> str:
+    first = path.relative_to(PACKAGE).parts[0]
+    return first.removesuffix(".py")
+
+
+def imports(path: Path) -> list[tuple[str, int]]:
+    """Every imported module of a file, wherever in it the import stands, with its line."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found += [(alias.name, node.lineno) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno} imports relatively"
+            found.append((node.module or "", node.lineno))
+            found += [(f"{node.module}.{alias.name}", node.lineno) for alias in node.names if node.module == "speechft_ray"]
+    return found
+
+
+def violations_of_floors(files: list[Path]) -> list[str]:
+    wrong = []
+    for path in files:
+        here = room(path)
+        for name, line in imports(path):
+            parts = name.split(".")
+            if parts[0] != "speechft_ray" or len(parts) == 1 or here == "__init__":
+                continue
+            there = parts[1]
+            if there not in FLOORS:
+                continue
+            same_room = there == here or FLOORS[here] == FLOORS[there] == 4
+            if not same_room and FLOORS[there] >= FLOORS[here]:
+                wrong.append(f"{path.relative_to(PACKAGE)}:{line} ({here}, floor {FLOORS[here]}) opens a door to {there}")
+            if here == "sweep" and there not in ("core", "sweep"):
+                wrong.append(f"{path.relative_to(PACKAGE)}:{line}: sweep imports core only, but imports {there}")
+    return wrong
+
+
+def test_every_room_has_a_floor() -> None:
+    assert {room(path) for path in FILES} - {"__init__"} <= set(FLOORS)
+
+
+def test_doors_open_only_downwards() -> None:
+    assert violations_of_floors(FILES) == []
+
+
+def test_a_door_upwards_would_be_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    intruder = tmp_path / "sweep" / "intruder.py"
+    intruder.parent.mkdir()
+    intruder.write_text("from speechft_ray.finetuning.run import finetune\nfrom speechft_ray.cluster import connect\n")
+    monkeypatch.setattr(sys.modules[__name__], "PACKAGE", tmp_path)
+    assert len(violations_of_floors([intruder])) == 4
+
+
+@pytest.mark.parametrize("guest", sorted(DOORS))
+def test_heavy_guests_use_their_door(guest: str) -> None:
+    wrong = []
+    for path in FILES:
+        place = path.relative_to(PACKAGE).as_posix()
+        allowed = any(place == door or place.startswith(f"{door}/") for door in DOORS[guest])
+        wrong += [f"{place}:{line}" for name, line in imports(path) if name.split(".")[0] == guest and not allowed]
+    assert wrong == []
+
+
+def test_core_is_light() -> None:
+    allowed = sys.stdlib_module_names | {"pydantic", "speechft_ray"}
+    wrong = [
+        f"{p.name}:{line} {name}"
+        for p in FILES
+        if room(p) == "core"
+        for name, line in imports(p)
+        if name.split(".")[0] not in allowed
+    ]
+    assert wrong == []
+
+
+@pytest.mark.parametrize(
+    "module", ["speechft_ray", "speechft_ray.cli", "speechft_ray.sweep.pipeline", "speechft_ray.sweep.plan"]
+)
+def test_importing_loads_nothing_heavy(module: str) -> None:
+    heavy = "torch ray mlflow optuna s3prl fairseq transformers torchaudio"
+    code = f"import sys, {module}; print(' '.join(sorted(set('{heavy}'.split()) & set(sys.modules))))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""
+
+
+def test_file_sizes() -> None:
+    lines = {path.relative_to(PACKAGE).as_posix(): len(path.read_text(encoding="utf-8").splitlines()) for path in FILES}
+    assert {name: count for name, count in lines.items() if count > LARGEST_MODULE_LINES} == {}
+    long = sum(count > NINE_IN_TEN_LINES for count in lines.values())
+    assert long <= len(lines) // 10
+
+
+def test_function_sizes() -> None:
+    wrong = []
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                length = (node.end_lineno or node.lineno) - node.lineno + 1
+                if length > LARGEST_FUNCTION_LINES:
+                    wrong.append(f"{path.relative_to(PACKAGE)}:{node.lineno} {node.name} has {length} lines")
+    assert wrong == []
+
+
+def test_nothing_unpickles_or_evaluates() -> None:
+    """No pickle is trusted and no string becomes code, anywhere in the package."""
+    wrong = []
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call):
+                text = ast.unparse(node.func)
+                if text in ("eval", "exec", "pickle.load", "pickle.loads", "joblib.load", "yaml.unsafe_load"):
+                    wrong.append(f"{path.relative_to(PACKAGE)}:{node.lineno} {text}")
+                if text == "torch.load" and "weights_only=True" not in ast.unparse(node):
+                    wrong.append(f"{path.relative_to(PACKAGE)}:{node.lineno} torch.load without weights_only=True")
+    assert wrong == []
