@@ -49,7 +49,8 @@ def run(
     cpu: Annotated[bool, typer.Option("--cpu", help="Leave GPUs alone.")] = False,
 ) -> None:
     """Run a sweep. Finished work is never repeated: after a stop, run the same command again."""
-    from speechft_ray.compose import describe_plan, place_for, run_sweep, stop_on_signals
+    from speechft_ray.compose import place_for, run_sweep, stop_on_signals
+    from speechft_ray.describe import describe_plan
     from speechft_ray.sweep.space_file import read_space
 
     spec = read_space(space)
@@ -73,7 +74,8 @@ def show_plan(
     storage: Storage = Path("runs"),
 ) -> None:
     """Print every trial, merge and evaluation of a sweep with what is already done."""
-    from speechft_ray.compose import describe_plan, place_for
+    from speechft_ray.compose import place_for
+    from speechft_ray.describe import describe_plan
     from speechft_ray.sweep.space_file import read_space
 
     spec = read_space(space)
@@ -89,7 +91,8 @@ def status(
     storage: Storage = Path("runs"),
 ) -> None:
     """Print how far a sweep is and who runs it."""
-    from speechft_ray.compose import describe_status, place_for
+    from speechft_ray.compose import place_for
+    from speechft_ray.describe import describe_status
     from speechft_ray.sweep.space_file import read_space
 
     spec = read_space(space)
@@ -118,7 +121,7 @@ def write_report(
 @app.command()
 def pretrain(
     out: Annotated[Path, typer.Option(help="Folder for the finished encoder and its learning curve.")],
-    work: Annotated[Path, typer.Option(help="Folder for checkpoints and the corpus; run again to go on.")] = Path("runs/pretrain"),
+    work: Annotated[Path, typer.Option(help="Folder for checkpoints and the corpus.")] = Path("runs/pretrain"),
 ) -> None:
     """Pre-train the tiny HuBERT that ships with the package, from the synthetic speech world."""
     from speechft_ray.compose import pretrain_tiny

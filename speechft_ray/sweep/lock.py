@@ -61,10 +61,7 @@ def _alive(path: Path) -> str | None:
         host, process = str(found["host"]), int(found["process"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    if host == socket.gethostname():
-        alive = _process_lives(process)
-    else:
-        alive = age_seconds < STALE_SECONDS
+    alive = _process_lives(process) if host == socket.gethostname() else age_seconds < STALE_SECONDS
     return f"{host}, process {process}" if alive else None
 
 

@@ -14,6 +14,13 @@ from speechft_ray.sweep.rows import curves, rows
 Note = Callable[[str], None]
 
 
+def sweep_info(plan: Plan) -> SweepInfo:
+    """What trackers and reports say of the sweep as a whole."""
+    spec = plan.spec
+    counts = {"merged_encoders": len(plan.rows), "evaluations": len(plan.of_stage("evaluate"))}
+    return SweepInfo(plan.fingerprint, spec.name, {"encoder": spec.encoder, **counts})
+
+
 class Publisher:
     """Tells trackers what is new after each outcome; everything it says is read from the store."""
 
@@ -28,7 +35,7 @@ class Publisher:
     def start(self) -> None:
         """Opens every view and tells it what earlier runs left in the store."""
         for tracker in self._trackers:
-            self._attempt(tracker, lambda tracker=tracker: tracker.start(self._info()))
+            self._attempt(tracker, lambda tracker=tracker: tracker.start(sweep_info(self._plan)))
         for curve in curves(self._plan, self._store):
             self._each(lambda tracker, curve=curve: tracker.curve(curve))
         for row in self._news():
@@ -55,10 +62,14 @@ class Publisher:
                 self._down.discard(id(tracker))
                 self._attempt(tracker, lambda tracker=tracker: self._tell_all(tracker, found))
             self._attempt(tracker, lambda tracker=tracker: tracker.finish(report, points, status))
+        return self.where()
+
+    def where(self) -> list[str]:
+        """The sentences that say how to open each view that answers."""
         return [tracker.where() for tracker in self._trackers if id(tracker) not in self._down]
 
     def _tell_all(self, tracker: Tracker, found: Sequence[EncoderRow]) -> None:
-        tracker.start(self._info())
+        tracker.start(sweep_info(self._plan))
         for curve in curves(self._plan, self._store):
             tracker.curve(curve)
         for row in found:
@@ -82,9 +93,6 @@ class Publisher:
             action()
         except TrackerDown as error:
             self._down.add(id(tracker))
-            self._note(f"{error} The sweep goes on; the results are in the store and are sent when the sweep ends or runs again.")
-
-    def _info(self) -> SweepInfo:
-        spec = self._plan.spec
-        params = {"encoder": spec.encoder, "merged_encoders": len(self._plan.rows), "evaluations": len(self._plan.of_stage("evaluate"))}
-        return SweepInfo(self._plan.fingerprint, spec.name, params)
+            self._note(
+                f"{error} The sweep goes on; its results wait in the store and are sent at its end or when it runs again."
+            )

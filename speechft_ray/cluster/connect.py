@@ -1,0 +1,188 @@
+"""Reaching a Ray cluster: a fresh one on this machine, the one that runs here, or one by its address."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.exceptions import RayError
+
+from speechft_ray.core.errors import UserError
+
+WORKER_ENVIRONMENT = {
+    # One thread per worker: several processes with one thread each beat threads for small models, and results do not depend
+    # on the number of cores.
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    # glibc keeps freed memory instead of giving it back and asking again for every batch (mallopt(3)).
+    "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
+    "MALLOC_TRIM_THRESHOLD_": str(1 << 30),
+    "MALLOC_TOP_PAD_": str(64 << 20),
+    # cuBLAS sums in a fixed order (CUDA documentation, "cuBLAS, Results Reproducibility").
+    "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
+}
+"""What every worker gets, on every node."""
+
+ALLOWED_ENVIRONMENT = re.compile(
+    r"(PATH|HOME|USER|LOGNAME|SHELL|TERM|TZ|LANG|LANGUAGE|LC_.*|TMPDIR|VIRTUAL_ENV|CONDA_PREFIX|PYTHON.*|LD_LIBRARY_PATH|LD_PRELOAD"
+    r"|CUDA_.*|NVIDIA_.*|NCCL_.*|ROCR_.*|HIP_.*|OMP_.*|MKL_.*|OPENBLAS_.*|RAY_.*|TUNE_.*|TORCH_HOME|HF_HOME|HF_HUB_OFFLINE"
+    r"|XDG_CACHE_HOME|SSL_CERT_FILE|REQUESTS_CA_BUNDLE|PYTORCH_.*|SPEECHFT_.*|GRPC_.*|no_proxy|NO_PROXY)"
+)
+"""What the processes of a local cluster inherit. Anything else, cloud keys and tracking passwords first, stays in the driver."""
+
+DASHBOARD_PACKAGES = ("aiohttp", "aiohttp_cors", "grpc", "opencensus", "opentelemetry.exporter.prometheus", "prometheus_client")
+"""What Ray's dashboard needs beyond ``ray[tune]`` (ray ``dashboard/optional_deps.py``, 2.60)."""
+
+ANSWER_SECONDS = 5.0
+"""How long the head of a cluster may take to accept a connection."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cluster:
+    """The cluster that this process is connected to."""
+
+    address: str
+    """``HOST:PORT`` of its head."""
+    dashboard: str | None
+    """``http://`` address of the dashboard, or ``None`` without one."""
+    cpus: float
+    gpus: float
+    nodes: int
+    local: bool
+    """Whether this process started it, so that it ends with it."""
+
+    def close(self) -> None:
+        """Leaves the cluster; one that this process started ends. May be called twice."""
+        ray.shutdown()
+
+
+def connect(address: str, *, cpus: int | None = None, gpus: int | None = None, store_bytes: int | None = None) -> Cluster:
+    """Connects to ``local`` (starts a cluster here), ``auto`` (the one that runs here or in ``RAY_ADDRESS``) or ``HOST:PORT``.
+
+    ``cpus``, ``gpus`` and ``store_bytes`` (shared memory for objects) bound a local cluster; Ray takes all it finds by itself.
+    Raises ``UserError`` when there is no such cluster, or it refuses this process.
+    """
+    _refuse_unknown(address)
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    common = {
+        "address": address,
+        "runtime_env": {"env_vars": dict(WORKER_ENVIRONMENT)},
+        "log_to_driver": False,  # the driver shows its own progress; outcomes carry errors; logs stay on the nodes
+        "logging_level": "ERROR",
+    }
+    try:
+        with _signals_kept():
+            if address == "local":
+                limits = {"num_cpus": cpus, "num_gpus": gpus, "object_store_memory": store_bytes}
+                with _only_allowed_environment():
+                    context = ray.init(**common, **limits, include_dashboard=missing_for_dashboard() == [])
+                _keep_token_private()
+            else:
+                context = ray.init(**common)
+    except (ConnectionError, RayError, RuntimeError, ValueError, OSError) as error:
+        raise UserError(_why_not(address, error)) from error
+    return _describe(context, local=address == "local")
+
+
+def missing_for_dashboard() -> list[str]:
+    """Returns the packages that the dashboard of a local cluster lacks here; ``pip install "ray[default]"`` brings them."""
+    return [name for name in DASHBOARD_PACKAGES if not _installed(name)]
+
+
+def _refuse_unknown(address: str) -> None:
+    if address in ("local", "auto"):
+        return
+    if address.startswith("ray://"):
+        raise UserError(
+            f"the address `{address}` is one of Ray Client, which runs the sweep away from its driver: start this command on a "
+            "node of the cluster with `--address auto`, or give the head's HOST:PORT (6379 unless changed)."
+        )
+    found = re.fullmatch(r"(\[[0-9A-Fa-f:]+\]|[A-Za-z0-9_.-]+):([0-9]{1,5})", address)
+    if found is None or not 0 < int(found[2]) < 65536:
+        raise UserError(f"the address `{address}` must be `local`, `auto` or HOST:PORT of a Ray head, for example 10.0.0.1:6379.")
+    try:
+        socket.create_connection((found[1].strip("[]"), int(found[2])), timeout=ANSWER_SECONDS).close()
+    except OSError as error:
+        raise UserError(
+            f"no Ray head answers at `{address}` ({error}): start one with `ray start --head`, or use `--address local`."
+        ) from None
+
+
+def _why_not(address: str, error: Exception) -> str:
+    first = " ".join(str(error).split())[:300]
+    if "uthentication" in first or "token" in first.lower():
+        return (
+            f"the Ray cluster at `{address}` wants its token: export RAY_AUTH_MODE=token and put the token of the head "
+            f"(`ray get-auth-token`) into ~/.ray/auth_token. Ray says: {first}"
+        )
+    if address == "auto":
+        return (
+            "no running Ray cluster was found: start one with `ray start --head`, or use `--address local` for a cluster "
+            f"that lasts as long as this command. Ray says: {first}"
+        )
+    return f"the Ray cluster `{address}` could not be reached or started. Ray says: {first}"
+
+
+def _describe(context: Any, *, local: bool) -> Cluster:
+    alive = [node for node in ray.nodes() if node["Alive"]]
+    return Cluster(
+        address=str(context.address_info.get("gcs_address", "")),
+        dashboard=f"http://{context.dashboard_url}" if context.dashboard_url else None,
+        cpus=sum(node["Resources"].get("CPU", 0.0) for node in alive),
+        gpus=sum(node["Resources"].get("GPU", 0.0) for node in alive),
+        nodes=len(alive),
+        local=local,
+    )
+
+
+def _installed(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ImportError:  # a parent package is missing
+        return False
+
+
+@contextmanager
+def _only_allowed_environment() -> Iterator[None]:
+    # Ray's processes inherit the environment of the moment they start, and every worker inherits theirs.
+    # They also import from where the driver does, so that a checkout works like an installed package.
+    hidden = {name: value for name, value in os.environ.items() if not ALLOWED_ENVIRONMENT.fullmatch(name)}
+    hidden["PYTHONPATH"] = os.environ.get("PYTHONPATH", "")
+    for name in hidden:
+        os.environ.pop(name, None)
+    os.environ["PYTHONPATH"] = os.pathsep.join(str(Path(entry).absolute()) for entry in sys.path)
+    try:
+        yield
+    finally:
+        os.environ.update(hidden)
+
+
+@contextmanager
+def _signals_kept() -> Iterator[None]:
+    # `ray.init` puts its own handler in place of the driver's, which would end a sweep without a word on SIGTERM.
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before: Callable[..., Any] | int | None = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _keep_token_private() -> None:
+    # Ray writes the token that opens the cluster with mode 0644.
+    with suppress(OSError):
+        (Path.home() / ".ray" / "auth_token").chmod(0o600)

@@ -1,0 +1,141 @@
+"""Jobs on a Ray cluster: fine-tuning as Ray Tune trials, everything else as Ray tasks."""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import threading
+from collections.abc import Mapping
+from concurrent.futures import Future
+from typing import Any
+
+import ray
+from ray.exceptions import RayError, RayTaskError
+
+from speechft_ray.cluster.connect import Cluster
+from speechft_ray.cluster.gauges import Gauges
+from speechft_ray.cluster.progress import open_board, perform_on_worker, read_board
+from speechft_ray.cluster.share import Shares, task_options
+from speechft_ray.cluster.trials import Trials
+from speechft_ray.core.records import Job, Outcome, Place
+from speechft_ray.sweep.protocols import Perform, Progress
+
+MAX_RETRIES = 3
+"""How often a job runs again after its worker or node was lost (Ray's own default for tasks). Python errors are not retried."""
+
+BOARD_TIMEOUT_SECONDS = 0.5
+"""How long a look at the progress may hold the driver up."""
+
+
+def lost(job: Job, error: BaseException) -> Outcome:
+    """Returns the outcome of a job of which Ray has an error instead of a result."""
+    cause = " ".join(str(error).split())[:300]
+    if isinstance(error, RayTaskError):  # not the job itself failed, but what brings it to the worker: mostly an import
+        last = next(line.strip() for line in reversed(str(error).splitlines()) if line.strip())
+        sentence = f"the worker could not run this job: {last} (is speechft_ray installed on every node, in the same version?)"
+    else:
+        sentence = (
+            f"the worker or node of this job was lost {MAX_RETRIES + 1} times ({type(error).__name__}): {cause} "
+            "If memory ran out, give fewer jobs to a node or more memory to a job; running the same command again retries it."
+        )
+    return Outcome(stage=job.stage, fingerprint=job.fingerprint, label=job.label, error=sentence, traceback=str(error))
+
+
+class RayExecutor:
+    """Runs jobs on the cluster that this process is connected to.
+
+    Jobs travel with the name of ``perform``, so it must be importable on every node; results lie in the store, and only facts
+    travel back. ``stop`` also closes ``cluster`` when one is given.
+    """
+
+    def __init__(self, perform: Perform, place: Place, *, cluster: Cluster | None = None) -> None:
+        self._perform = perform
+        self._place = place
+        self._cluster = cluster
+        self._board = open_board()
+        self._shares = Shares(place)
+        self._gauges = Gauges()
+        self._trials = Trials(perform, place, self._board, self._shares, self._end)
+        self._jobs: dict[str, Job] = {}
+        self._tasks: dict[str, Any] = {}
+        self._progress: Mapping[str, Progress] = {}
+        self._ended: queue.SimpleQueue[Outcome] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._stopped = False
+
+    def submit(self, job: Job) -> None:
+        """Hands a job to Ray. Raises ``RuntimeError`` after ``stop``."""
+        if self._stopped:
+            raise RuntimeError(f"`{job.label}` was submitted after the executor was stopped")
+        self._jobs[job.fingerprint] = job
+        self._gauges.submitted(job)
+        if job.stage == "finetune":
+            self._trials.submit(job)
+            return
+        options = task_options(self._shares.of(job.resources))
+        task = _perform_task.options(name=job.label, _labels={"stage": job.stage}, **options)
+        reference = task.remote(self._perform, job, self._place, self._board)
+        self._tasks[job.fingerprint] = reference
+        reference.future().add_done_callback(lambda future: self._end(_outcome(job, future)))
+
+    def outcomes(self, timeout_seconds: float) -> list[Outcome]:
+        """Returns what ended since the last call, waiting for the first at most so long."""
+        found: list[Outcome] = []
+        with contextlib.suppress(queue.Empty):
+            found.append(self._ended.get(timeout=timeout_seconds))
+            while True:
+                found.append(self._ended.get_nowait())
+        return found
+
+    def progress(self) -> Mapping[str, Progress]:
+        """The jobs that run now; the last known progress when the answer takes longer than half a second."""
+        if self._stopped:
+            return {}
+        found = read_board(self._board, BOARD_TIMEOUT_SECONDS)
+        if found is not None:
+            self._progress = found
+        running = {fingerprint: item for fingerprint, item in self._progress.items() if fingerprint in self._jobs}
+        for fingerprint, item in running.items():
+            job = self._jobs.get(fingerprint)  # it may have ended in another thread meanwhile
+            if job is not None:
+                self._gauges.progressed(job, item)
+        return running
+
+    def stop(self) -> None:
+        """Cancels tasks, ends Tune and its trials, and closes the cluster that was handed over."""
+        if self._stopped:
+            return
+        self._stopped = True
+        with self._lock:
+            self._jobs.clear()  # from here on nothing counts as ended any more
+            tasks = list(self._tasks.values())
+            self._tasks.clear()
+        for reference in tasks:
+            with contextlib.suppress(RayError, ValueError):
+                ray.cancel(reference, force=True)
+        self._trials.stop()
+        ray.kill(self._board)
+        if self._cluster is not None:
+            self._cluster.close()
+
+    def _end(self, outcome: Outcome) -> None:
+        # Called by Ray's and Tune's threads. The first outcome of a job counts: a trial that was lost after its result came
+        # in would end twice.
+        with self._lock:
+            job = self._jobs.pop(outcome.fingerprint, None)
+            self._tasks.pop(outcome.fingerprint, None)
+            if job is None:
+                return
+            self._gauges.ended(job, outcome)
+        self._board.drop.remote(outcome.fingerprint)
+        self._ended.put(outcome)
+
+
+@ray.remote(max_retries=MAX_RETRIES, retry_exceptions=False)
+def _perform_task(perform: Perform, job: Job, place: Place, board: Any) -> dict[str, Any]:
+    return perform_on_worker(perform, job, place, board).model_dump(mode="json")
+
+
+def _outcome(job: Job, future: Future[Any]) -> Outcome:
+    error = future.exception()
+    return Outcome.model_validate(future.result()) if error is None else lost(job, error)

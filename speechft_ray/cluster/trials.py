@@ -1,0 +1,231 @@
+"""Fine-tuning runs as trials of one Ray Tune experiment, which lasts as long as the sweep and is fed while it runs.
+
+Tune schedules and retries here, and decides nothing: what is done and what is not stands in the store alone. Tune's own snapshot
+is written at most every 10 s and, when damaged, silently starts over, so it is never read back; a lost trial goes on from the
+checkpoints in its own work folder.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ray import tune
+from ray.tune.execution import class_cache
+from ray.tune.search import Searcher
+from ray.tune.stopper import Stopper
+
+from speechft_ray.cluster.progress import perform_on_worker, throttled
+from speechft_ray.cluster.share import Shares, bundle
+from speechft_ray.core.records import Job, Outcome, Place
+from speechft_ray.core.resources import ResourceRequest
+from speechft_ray.sweep.protocols import Perform
+
+MAX_FAILURES = 3
+"""How often a trial starts again after its worker or node was lost."""
+
+CURVE_EVERY_SECONDS = 3.0
+"""How often a trial reports to Tune: it waits for the driver's answer each time, but can be stopped only then. The board has
+finer progress."""
+
+STOP_SECONDS = 30.0
+"""How long stopping waits for Tune, which kills trials that do not report for 10 s."""
+
+SETTINGS = {
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths of the command line stay good inside trials
+    "RAY_AIR_NEW_OUTPUT": "0",  # the old output engine is silent with `verbose=0`; the new one still prints tables and errors
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # no csv, json and TensorBoard copies of what the store has
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # the Outcome carries the error
+    "TUNE_MAX_PENDING_TRIALS_PG": "16",  # Tune's own value for custom searchers is 1: a large cluster would fill up slowly
+    "TUNE_WARN_INSUFFICENT_RESOURCE_THRESHOLD_S": "1000000000",  # waiting for evaluations to end is normal here
+    "TUNE_WARN_INSUFFICENT_RESOURCE_THRESHOLD_S_AUTOSCALER": "1000000000",
+}
+"""Environment variables that Tune reads when an experiment starts (ray ``tune/constants.py``, 2.60)."""
+
+
+class Trials:
+    """One Tune experiment in a thread of its own, opened with the first job."""
+
+    def __init__(
+        self, perform: Perform, place: Place, board: Any, shares: Shares, end: Callable[[Outcome], None]
+    ) -> None:
+        self._perform = perform
+        self._place = place
+        self._board = board
+        self._shares = shares
+        self._end = end
+        self._feed = _Feed()
+        self._jobs: dict[str, Job] = {}
+        self._thread: threading.Thread | None = None
+        self._broken: str | None = None
+
+    def submit(self, job: Job) -> None:
+        """Queues a fine-tuning job as the next trial."""
+        self._jobs[job.fingerprint] = job
+        if self._broken is not None:
+            self._fail(job.fingerprint, "Ray Tune has stopped", self._broken)
+            return
+        self._feed.waiting.put({"job": job.model_dump_json(), **self._shares.of(job.resources).model_dump()})
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="speechft-tune", daemon=True)
+            self._thread.start()
+
+    def stop(self) -> None:
+        """Ends the experiment and its trials. May be called twice."""
+        self._jobs.clear()
+        self._feed.closed.set()
+        if self._thread is not None:
+            self._thread.join(timeout=STOP_SECONDS)
+
+    def _run(self) -> None:
+        try:
+            self._tuner().fit()
+        except Exception as error:  # Tune itself broke, not a trial: no later job can run either
+            self._broken = traceback.format_exc()
+            for fingerprint in list(self._jobs):
+                self._fail(fingerprint, f"Ray Tune broke: {type(error).__name__}: {error}", self._broken)
+
+    def _tuner(self) -> tune.Tuner:
+        os.environ.update(SETTINGS)
+        logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+        _keep_cloud_keys_here()
+        trainable = tune.with_resources(
+            _trainable(self._perform, self._place, self._board),
+            lambda config: tune.PlacementGroupFactory([bundle(_share(config))]),
+        )
+        return tune.Tuner(
+            trainable,
+            tune_config=tune.TuneConfig(
+                search_alg=self._feed,
+                num_samples=-1,
+                trial_name_creator=_name,
+                trial_dirname_creator=_name,
+            ),
+            run_config=tune.RunConfig(
+                name=time.strftime("%Y%m%d-%H%M%S") + f"-{os.getpid()}",
+                storage_path=str(Path(self._place.storage).absolute() / "tune"),
+                failure_config=tune.FailureConfig(max_failures=MAX_FAILURES),
+                stop=_StopWhenClosed(self._feed.closed),
+                callbacks=[_Ends(self._finish, self._fail)],
+                verbose=0,
+            ),
+        )
+
+    def _finish(self, outcome: Outcome) -> None:
+        if self._jobs.pop(outcome.fingerprint, None) is not None:
+            self._end(outcome)
+
+    def _fail(self, fingerprint: str, error: str, text: str) -> None:
+        job = self._jobs.pop(fingerprint, None)
+        if job is not None:
+            self._end(Outcome(stage=job.stage, fingerprint=fingerprint, label=job.label, error=error, traceback=text))
+
+
+class _NeverSaved:
+    """A part of Tune that is of use in this process only: what Tune pickles of it into its own state is an empty shell."""
+
+    def __reduce__(self) -> tuple[type, tuple[()]]:
+        return object, ()
+
+
+class _Feed(_NeverSaved, Searcher):
+    """Suggests the jobs that are submitted, in their order, until it is closed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waiting: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+        self.closed = threading.Event()
+
+    def suggest(self, trial_id: str) -> Any:
+        """Returns the next job, ``None`` while none waits (Tune then asks again), or that all is over."""
+        if self.closed.is_set():
+            return Searcher.FINISHED
+        try:
+            return self.waiting.get_nowait()
+        except queue.Empty:
+            return None
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """Learns nothing from results."""
+
+    def save(self, checkpoint_path: str) -> None:
+        """Saves nothing: the store knows what is done."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Restores nothing."""
+
+
+class _StopWhenClosed(_NeverSaved, Stopper):
+    def __init__(self, closed: threading.Event) -> None:
+        self._closed = closed
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        return False
+
+    def stop_all(self) -> bool:
+        return self._closed.is_set()
+
+
+class _Ends(_NeverSaved, tune.Callback):
+    """Hands an outcome on as soon as Tune has it, so that its merges start at once. Runs in Tune's thread of the driver."""
+
+    def __init__(self, finish: Callable[[Outcome], None], fail: Callable[[str, str, str], None]) -> None:
+        self._finish = finish
+        self._fail = fail
+
+    def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **info: Any) -> None:
+        if "outcome" in result:
+            self._finish(Outcome.model_validate_json(result["outcome"]))
+
+    def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+        self._fail(_job(trial).fingerprint, "the trial ended without a result", "")  # no effect after a result
+
+    def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+        text = str(trial.get_error() or "no error text from Ray Tune")
+        sentence = (
+            f"the worker or node of this fine-tuning was lost {MAX_FAILURES + 1} times: {' '.join(text.split())[:300]} "
+            "If memory ran out, ask for a smaller batch or a larger node; running the same command again goes on from "
+            "its last checkpoint."
+        )
+        self._fail(_job(trial).fingerprint, sentence, text)
+
+
+def _trainable(perform: Perform, place: Place, board: Any) -> Callable[[dict[str, Any]], None]:
+    def finetune(config: dict[str, Any]) -> None:
+        job = Job.model_validate_json(config["job"])
+        outcome = perform_on_worker(perform, job, place, board, curve=throttled(_report_known, CURVE_EVERY_SECONDS))
+        tune.report({"outcome": outcome.model_dump_json()})
+
+    return finetune
+
+
+def _report_known(latest: dict[str, float]) -> None:
+    # The prefix keeps clear of Tune's own result names: a `done` that is not 0 ends the trial.
+    if latest:
+        tune.report({f"job_{name}": value for name, value in latest.items()})
+
+
+def _share(config: dict[str, Any]) -> ResourceRequest:
+    return ResourceRequest.model_validate({name: config[name] for name in ResourceRequest.model_fields})
+
+
+def _job(trial: Any) -> Job:
+    return Job.model_validate_json(trial.config["job"])
+
+
+def _name(trial: Any) -> str:
+    # Tune needs the trial id in it, and makes a folder of it.
+    label = "".join(char if char.isalnum() or char in "._-" else "-" for char in _job(trial).label)
+    return f"{label[:60]}-{trial.trial_id}"
+
+
+def _keep_cloud_keys_here() -> None:
+    # Tune copies AWS keys from the driver into the runtime environment of every trial, where the dashboard shows them.
+    class_cache.ENV_VARS_TO_PROPAGATE = {name for name in class_cache.ENV_VARS_TO_PROPAGATE if not name.startswith("AWS_")}

@@ -1,0 +1,240 @@
+"""Wires real parts together: checks every name of a spec, makes the plan, runs it, writes the report."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+from rich.console import Console
+
+from speechft_ray.core.errors import SpecError, UserError
+from speechft_ray.core.fingerprint import fingerprint
+from speechft_ray.core.metrics import metrics_of
+from speechft_ray.core.records import STAGES, Job, Outcome, Place, Stage
+from speechft_ray.core.resources import ResourceRequest
+from speechft_ray.core.specs import CorpusSpec, EvalSpec, SweepSpec
+from speechft_ray.core.store import Store
+from speechft_ray.core.validation import validated
+from speechft_ray.merging.base import check
+from speechft_ray.speech.corpora.base import CORPORA
+from speechft_ray.speech.heads.base import head_options
+from speechft_ray.stages import open_corpus, perform, start_encoder
+from speechft_ray.superb.tasks.base import TASKS, task_options
+from speechft_ray.sweep.display import Display
+from speechft_ray.sweep.local import LocalExecutor
+from speechft_ray.sweep.lock import driver_lock
+from speechft_ray.sweep.pipeline import needed_jobs, run_plan
+from speechft_ray.sweep.plan import Inputs, Plan, make_plan
+from speechft_ray.sweep.protocols import Executor, Tracker
+from speechft_ray.sweep.publishing import Publisher, sweep_info
+from speechft_ray.sweep.report import Findings, write_report
+from speechft_ray.sweep.rows import curves, references, rows
+from speechft_ray.sweep.summary import groups
+from speechft_ray.sweep.table import terminal_table
+
+RESOURCES: Mapping[Stage, ResourceRequest] = {
+    "corpus": ResourceRequest(cpus=1),
+    "finetune": ResourceRequest(cpus=1, gpus=1),
+    "merge": ResourceRequest(cpus=1),
+    "evaluate": ResourceRequest(cpus=1, gpus=0.5),
+}
+"""What a job of each stage asks for; a cluster without GPUs gives CPUs instead. Two probes share a GPU: a frozen encoder and
+a small head leave it half idle."""
+
+Mistakes = list[tuple[str, str]]
+
+
+def check_names(spec: SweepSpec) -> None:
+    """Checks every name and option that only the registries know. Raises ``SpecError`` with all mistakes and their paths."""
+    mistakes: Mistakes = []
+
+    def attempt(path: str, action: Callable[..., object], *arguments: Any) -> None:
+        try:
+            action(*arguments)
+        except SpecError as error:
+            mistakes.extend((f"{path}.{inner}", text) for inner, text in error.mistakes)
+        except UserError as error:
+            mistakes.append((path, str(error)))
+
+    for index, run in enumerate(spec.finetune):
+        for number, objective in enumerate(run.objectives):
+            path = f"finetune[{index}].objectives[{number}]"
+            attempt(f"{path}.head", head_options, objective.head, objective.options)
+            attempt(f"{path}.corpus", _corpus_options, objective.corpus)
+    for index, item in enumerate(spec.merge):
+        attempt(f"merge[{index}]", check, item.method, item.params, 1 if item.donors == "each" else len(item.donors))
+    for index, entry in enumerate(spec.evaluate):
+        attempt(f"evaluate[{index}].task", _task, entry, spec)
+        attempt(f"evaluate[{index}].corpus", _corpus_options, entry.corpus)
+    if mistakes:
+        raise SpecError(f"the sweep `{spec.name}`", list(dict.fromkeys(mistakes)))
+
+
+def plan_sweep(spec: SweepSpec, place: Place) -> Plan:
+    """Checks a spec against everything it names and returns its plan. Reads the encoder and the user's own corpora."""
+    check_names(spec)
+    _, encoder = start_encoder(place.encoder)
+    return make_plan(spec, Inputs(encoder=encoder, corpus=lambda item: corpus_identity(item, place), resources=RESOURCES))
+
+
+def corpus_identity(spec: CorpusSpec, place: Place) -> tuple[str, bool]:
+    """Returns the identity of a corpus and whether a job must make it before it can be read."""
+    kind = CORPORA.get(spec.name)
+    if kind.needs_root:
+        return open_corpus(spec, place).fingerprint, False
+    options = kind.options.model_validate(spec.options)
+    return fingerprint({"corpus": spec.name, "options": options, "version": kind.version}), True
+
+
+def place_for(
+    spec: SweepSpec,
+    *,
+    storage: Path,
+    encoder: str | None = None,
+    corpora: Path | None = None,
+    manifest: Path | None = None,
+    cpu: bool = False,
+) -> Place:
+    """Returns where this run finds and leaves things; every path is made absolute, since workers start elsewhere."""
+    name = encoder or spec.encoder
+    return Place(
+        storage=str(storage.expanduser().absolute()),
+        encoder=str(Path(name).expanduser().absolute()) if Path(name).expanduser().exists() else name,
+        corpora=str(corpora.expanduser().absolute()) if corpora else None,
+        manifest=str(manifest.expanduser().absolute()) if manifest else None,
+        device="cpu" if cpu else "auto",
+    )
+
+
+def run_sweep(
+    spec: SweepSpec, place: Place, address: str | None, report: Path, mlflow_uri: str | None, stop: threading.Event
+) -> list[Outcome]:
+    """Runs what is missing of a sweep on a cluster (``None``: in this process), writes its report, returns the failures.
+
+    Raises ``UserError`` before anything is computed when the input is wrong, and ``Interrupted`` when ``stop`` was set.
+    """
+    store = Store(Path(place.storage))
+    plan = plan_sweep(spec, place)
+    missing = needed_jobs(plan, store)
+    executor = _executor(address, place) if missing else None
+    failures: list[Outcome] = []
+    status = "stopped"
+    with driver_lock(store.root, plan.fingerprint), _display(plan, missing) as display:
+        publisher = Publisher(plan, store, _trackers(spec, store, mlflow_uri), display.note)
+        publisher.start()
+        try:
+            if executor:
+                failures = run_plan(plan, store, executor, display, publisher.outcome, stop)
+            status = "failed" if failures else "finished"
+        finally:
+            if executor:
+                executor.stop()
+            views = _publish(plan, store, publisher, report, failures, status)
+    _say_result(plan, store, report, views)
+    return failures
+
+
+def publish_again(spec: SweepSpec, place: Place, report: Path, mlflow_uri: str | None) -> None:
+    """Writes the report from the store, and sends trackers what they lack."""
+    store, console = Store(Path(place.storage)), Console()
+    plan = plan_sweep(spec, place)
+    publisher = Publisher(plan, store, _trackers(spec, store, mlflow_uri), console.print)
+    publisher.start()
+    status = "stopped" if needed_jobs(plan, store) else "finished"
+    _say_result(plan, store, report, _publish(plan, store, publisher, report, [], status))
+
+
+@contextmanager
+def stop_on_signals() -> Iterator[threading.Event]:
+    """Turns the first SIGINT or SIGTERM into a set event, so that the run ends cleanly; a second one ends the process.
+
+    Slurm, Kubernetes and spot machines send SIGTERM before they take a machine away.
+    """
+    stop = threading.Event()
+    signals = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in signals}
+
+    def remember(number: int, frame: object) -> None:
+        stop.set()
+        signal.signal(number, before[signal.SIGINT] if number == signal.SIGINT else signal.SIG_DFL)
+
+    for number in signals:
+        signal.signal(number, remember)
+    try:
+        yield stop
+    finally:
+        for number in signals:
+            signal.signal(number, before[number])
+
+
+def _executor(address: str | None, place: Place) -> Executor:
+    if address is None:
+        return LocalExecutor(perform, place)
+    from speechft_ray.cluster.connect import connect  # ray takes seconds to load: not before there is work
+    from speechft_ray.cluster.executor import RayExecutor
+
+    cluster = connect(address)
+    Console().print(
+        f"Ray: {cluster.nodes} node{'s' if cluster.nodes != 1 else ''}, {cluster.cpus:g} CPUs, {cluster.gpus:g} GPUs"
+        + (f"; dashboard at {cluster.dashboard}" if cluster.dashboard else ""),
+        highlight=False,
+    )
+    return RayExecutor(perform, place, cluster=cluster)
+
+
+def _trackers(spec: SweepSpec, store: Store, mlflow_uri: str | None) -> list[Tracker]:
+    from speechft_ray.tracking.jsonl import JsonlTracker
+    from speechft_ray.tracking.mlflow import MlflowTracker
+
+    return [MlflowTracker(mlflow_uri, store.root), JsonlTracker(store.root / "log" / spec.name)]
+
+
+def _display(plan: Plan, missing: Mapping[str, Job]) -> Display:
+    totals = {stage: len(plan.of_stage(stage)) for stage in STAGES}
+    reused = {stage: totals[stage] - sum(job.stage == stage for job in missing.values()) for stage in STAGES}
+    return Display(totals, reused)
+
+
+def _publish(
+    plan: Plan, store: Store, publisher: Publisher, report: Path, failures: Sequence[Outcome], status: str
+) -> list[str]:
+    """Writes the report, tells the trackers, and returns the sentences that say how to open them."""
+    findings = Findings(
+        sweep=sweep_info(plan),
+        rows=rows(plan, store),
+        curves=curves(plan, store),
+        failures=failures,
+        references=references(plan, store),
+        where=" ".join(publisher.where()),
+        versions={name: version(name) for name in ("speechft_ray", "torch", "ray", "mlflow", "s3prl")},
+    )
+    write_report(report, findings)
+    return publisher.finish(report, status)
+
+
+def _say_result(plan: Plan, store: Store, report: Path, views: Sequence[str]) -> None:
+    console = Console()
+    console.print(terminal_table(groups(rows(plan, store), expected=references(plan, store))))
+    console.print(f"Report: {report / 'index.html'} (table.csv, table.md and the figures beside it)", soft_wrap=True)
+    for sentence in views:
+        console.print(sentence, soft_wrap=True, highlight=False)
+
+
+def _corpus_options(spec: CorpusSpec) -> BaseModel:
+    return validated(CORPORA.get(spec.name).options, dict(spec.options), where=f"corpus `{spec.name}`")
+
+
+def _task(entry: EvalSpec, spec: SweepSpec) -> None:
+    """Checks a task's name and options, and refuses a metric whose score has no zero or no one."""
+    task_options(TASKS.get(entry.task), entry.options)
+    for metric in metrics_of(entry.task):
+        if spec.score.zero == "measured" and metric.name not in spec.score.topline:
+            raise UserError(f"`score.topline` lacks `{metric.name}`: state the value that counts as 1000.")
+        if spec.score.zero == "paper" and metric.fbank is None:
+            raise UserError(f"the paper has no reference for `{metric.name}`: use `score: {{zero: measured, topline: ...}}`.")

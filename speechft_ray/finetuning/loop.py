@@ -1,0 +1,181 @@
+"""The training loop: updates, validations, the best checkpoint, the curve, and states to go on from."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from speechft_ray.core.errors import UserError
+from speechft_ray.core.metrics import better
+from speechft_ray.core.specs import FinetuneSpec
+from speechft_ray.finetuning import saved
+from speechft_ray.finetuning.batches import Recordings
+from speechft_ray.finetuning.learner import Learner, Step, Teacher
+from speechft_ray.finetuning.lessons import Lesson
+from speechft_ray.finetuning.penalties import distance
+from speechft_ray.finetuning.schedule import learning_rate
+from speechft_ray.finetuning.validation import dev_values, overall
+
+SAVE_EVERY_SECONDS = 10.0
+"""At most so much work is lost when a run is killed, as long as saving is fast."""
+
+SAVE_SHARE = 0.05
+"""Largest share of the time spent saving: a state that takes 1 s to write is written every 20 s."""
+
+REPORT_EVERY_SECONDS = 2.0
+"""Longest silence between two reports while updates are taken."""
+
+CURVE_POINTS = 100
+"""Evenly spaced points of the curve, besides those of the validations."""
+
+MOST_SKIPPED_IN_ROW = 10
+"""Updates without a finite loss and gradient, one after the other, that a run survives."""
+
+Report = Callable[[Mapping[str, float]], None]
+
+
+@dataclass(kw_only=True)
+class Progress:
+    """How far a run is. Plain data and tensors only, so that it can be saved as it is."""
+
+    update: int = 0
+    """Updates done."""
+    curve: list[Any] = field(default_factory=list)
+    """``[update, {name: value}]`` points."""
+    best: dict[str, torch.Tensor] = field(default_factory=dict)
+    """Encoder tensors of the best validation, on the CPU; empty before the first one."""
+    best_update: int = 0
+    best_dev: float = 0.0
+    best_values: list[float] = field(default_factory=list)
+    """Dev metric of each objective at the best validation."""
+    losses: list[float] = field(default_factory=list)
+    gradient_norms: list[float] = field(default_factory=list)
+    """Of the updates since the last point of the curve."""
+    skipped: int = 0
+    skipped_in_row: int = 0
+    seconds: float = 0.0
+    """Time spent, over all tries, up to the last saved state."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """Everything that one run consists of."""
+
+    spec: FinetuneSpec
+    lessons: Sequence[Lesson]
+    recordings: Sequence[Recordings]
+    learner: Learner
+    work: Path
+    identity: str
+    """A saved state of another identity is not taken up."""
+
+
+def train(run: Run, report: Report) -> Progress:
+    """Takes all updates that are left, from the last saved state if there is one, and returns the finished progress.
+
+    When the process dies and the run is started again, the result is the same to the bit on the CPU: an update depends on the
+    learner and its own number alone, and when states are saved does not matter.
+    """
+    progress = _resume(run)
+    teacher = Teacher(run.spec, run.lessons, run.recordings)
+    run.learner.train(True)
+    begun = saved_at = reported_at = time.monotonic()
+    earlier_seconds, save_seconds = progress.seconds, 0.0
+    while progress.update < run.spec.updates:
+        _count(progress, teacher.update(run.learner, progress.update))
+        now = time.monotonic()
+        values = _point(run, progress)
+        if values or now - reported_at >= REPORT_EVERY_SECONDS:
+            report({"done": progress.update, "total": run.spec.updates, **(values or _mean_loss(progress))})
+            reported_at = now
+        progress.seconds = earlier_seconds + time.monotonic() - begun
+        if now - saved_at >= max(SAVE_EVERY_SECONDS, save_seconds / SAVE_SHARE):
+            saving = time.monotonic()
+            _save(run, progress)
+            saved_at = time.monotonic()
+            save_seconds = saved_at - saving
+    return progress
+
+
+def _count(progress: Progress, step: Step) -> None:
+    progress.update += 1
+    if step.taken:
+        progress.losses.append(step.loss)
+        progress.gradient_norms.append(step.gradient_norm)
+        progress.skipped_in_row = 0
+        return
+    progress.skipped += 1
+    progress.skipped_in_row += 1
+    if progress.skipped_in_row > MOST_SKIPPED_IN_ROW:
+        raise UserError(
+            f"the loss or its gradient was not finite in {progress.skipped_in_row} updates one after the other, up to update "
+            f"{progress.update}: lower `peak_learning_rate`, or look for silent or damaged recordings."
+        )
+
+
+def _point(run: Run, progress: Progress) -> dict[str, float]:
+    """Adds a point to the curve where one is due, validating where that is due; returns its values, else nothing."""
+    spec, update = run.spec, progress.update
+    validate = update % spec.validate_every_updates == 0 or update == spec.updates
+    if not validate and update % max(1, spec.updates // CURVE_POINTS):
+        return {}
+    values = _mean_loss(progress)
+    if progress.gradient_norms:
+        values["gradient_norm"] = sum(progress.gradient_norms) / len(progress.gradient_norms)
+    values["learning_rate"] = learning_rate(update - 1, spec.updates, spec.peak_learning_rate, spec.schedule)
+    values["distance"] = distance(run.learner.parameters, run.learner.anchors)
+    if validate:
+        values.update(_validate(run, progress))
+    progress.losses, progress.gradient_norms = [], []
+    progress.curve.append([update, values])
+    return values
+
+
+def _mean_loss(progress: Progress) -> dict[str, float]:
+    return {"loss": sum(progress.losses) / len(progress.losses)} if progress.losses else {}
+
+
+def _validate(run: Run, progress: Progress) -> dict[str, float]:
+    found = dev_values(run.learner, run.lessons, run.recordings)
+    name, dev = overall([lesson.kind.metric for lesson in run.lessons], found)
+    if not progress.best or better(name, dev, progress.best_dev):
+        progress.best = _tensors(run.learner)
+        progress.best_update, progress.best_dev, progress.best_values = progress.update, dev, found
+    each = {f"dev_{index}": value for index, value in enumerate(found)} if len(found) > 1 else {}
+    return {"dev": dev, **each}
+
+
+def _tensors(learner: Learner) -> dict[str, torch.Tensor]:
+    """Copies every tensor of the encoder that a run can change: learning parameters, and buffers."""
+    module = learner.encoder.module()
+    fixed = {name for name, _ in module.named_parameters()} - set(learner.parameters)
+    state = module.state_dict()
+    return {name: value.detach().to("cpu", copy=True) for name, value in state.items() if name not in fixed}
+
+
+def _save(run: Run, progress: Progress) -> None:
+    learner = run.learner
+    state = {
+        "identity": run.identity,
+        "progress": {item.name: getattr(progress, item.name) for item in fields(progress)},
+        "encoder": _tensors(learner),
+        "heads": learner.heads.state_dict(),
+        "optimizer": learner.optimizer.state_dict(),
+    }
+    saved.save(run.work, progress.update, state)
+
+
+def _resume(run: Run) -> Progress:
+    state = saved.load(run.work, run.identity)
+    if state is None:
+        return Progress()
+    learner = run.learner
+    learner.encoder.module().load_state_dict(state["encoder"], strict=False)
+    learner.heads.load_state_dict(state["heads"])
+    learner.optimizer.load_state_dict(state["optimizer"])
+    return Progress(**state["progress"])

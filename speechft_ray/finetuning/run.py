@@ -1,0 +1,93 @@
+"""One stable fine-tuning run: from start weights and corpora to tuned weights."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from speechft_ray.core.fingerprint import fingerprint
+from speechft_ray.core.specs import FinetuneSpec
+from speechft_ray.finetuning.batches import CACHE_BYTES, Recordings
+from speechft_ray.finetuning.learner import build_learner
+from speechft_ray.finetuning.lessons import Lesson, prepare
+from speechft_ray.finetuning.loop import Progress, Report, Run, train
+from speechft_ray.finetuning.validation import overall
+from speechft_ray.speech.corpora.base import Corpus
+from speechft_ray.speech.encoders.base import EncoderWeights
+
+LOOP_VERSION = 1
+"""Raised whenever a state saved by older code must not be taken up."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tuned:
+    """What a run yields: the encoder of its best validation, and JSON facts about how it went."""
+
+    weights: EncoderWeights
+    facts: dict[str, Any]
+
+
+def finetune(
+    spec: FinetuneSpec,
+    start: EncoderWeights,
+    corpora: Sequence[Corpus],
+    work: Path,
+    device: torch.device,
+    report: Report,
+) -> Tuned:
+    """Fine-tunes an encoder stably and returns it with the weights of its best dev metric; heads are thrown away.
+
+    ``corpora[i]`` belongs to ``spec.objectives[i]``. ``work`` is an existing folder in which an unfinished run leaves its
+    states and finds them again: on the CPU the result is the same to the bit, however often the run was interrupted.
+    ``report`` gets ``done`` and ``total`` (updates), ``loss`` and, at points of the curve, their values; whatever it raises
+    ends the run. torch's global generators are left as they were. Raises ``UserError`` for labels, columns and recordings that
+    cannot be learned from, and when the loss is not finite for long.
+    """
+    lessons = [prepare(objective, corpus) for objective, corpus in zip(spec.objectives, corpora, strict=True)]
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        run = Run(
+            spec=spec,
+            lessons=lessons,
+            recordings=[Recordings(corpus, CACHE_BYTES // len(corpora)) for corpus in corpora],
+            learner=build_learner(spec, start, lessons, device),
+            work=work,
+            identity=_identity(spec, start, corpora),
+        )
+        progress = train(run, report)
+    # Whatever did not learn is taken from the start weights, so it is equal to the bit.
+    state = {name: progress.best.get(name, value) for name, value in start.state.items()}
+    weights = EncoderWeights(family=start.family, config=start.config, state=state)
+    return Tuned(weights=weights, facts=_facts(lessons, progress))
+
+
+def _facts(lessons: Sequence[Lesson], progress: Progress) -> dict[str, Any]:
+    metrics = [lesson.kind.metric for lesson in lessons]
+    name, best = overall(metrics, progress.best_values)
+    return {
+        "metric": name,
+        "best_dev": best,
+        "best_update": progress.best_update,
+        "objectives": [
+            {"metric": metric, "best_dev": value, "vocabulary": lesson.vocabulary.size}
+            for metric, value, lesson in zip(metrics, progress.best_values, lessons, strict=True)
+        ],
+        "curve": progress.curve,
+        "skipped_updates": progress.skipped,
+        "seconds": progress.seconds,
+        "updates_per_second": progress.update / progress.seconds,
+    }
+
+
+def _identity(spec: FinetuneSpec, start: EncoderWeights, corpora: Sequence[Corpus]) -> str:
+    """Fingerprint of everything that a saved state must agree with."""
+    digest = hashlib.sha256()
+    for name, value in sorted(start.state.items()):
+        digest.update(name.encode())
+        digest.update(value.contiguous().numpy().tobytes())
+    content = [corpus.fingerprint for corpus in corpora]
+    return fingerprint([LOOP_VERSION, spec.identity(), start.family, dict(start.config), digest.hexdigest(), content])

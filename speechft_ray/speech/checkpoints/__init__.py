@@ -1,0 +1,1 @@
+"""Checkpoint formats: one file each, behind the one loader in ``load``."""

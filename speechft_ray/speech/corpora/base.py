@@ -1,0 +1,79 @@
+"""What a corpus is to the rest of the house: utterances by split, and a way to read one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+from pydantic import BaseModel
+
+from speechft_ray.core.registry import Registry
+
+SPLITS = ("train", "dev", "test")
+"""The only split names."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Utterance:
+    """One recording.
+
+    ``labels`` maps a column (``speaker``, ``text``, ``phones``, ``emotion``, ``slots``, ...) to its text; sequences are
+    separated by blanks. ``alignment`` holds ``(start_sample, label)`` pairs at 16 kHz in ascending order, each label valid to
+    the next start; the source of frame targets. Empty where the corpus has no alignment.
+    """
+
+    key: str
+    split: str
+    samples: int
+    labels: Mapping[str, str]
+    alignment: tuple[tuple[int, str], ...] = ()
+
+    @property
+    def seconds(self) -> float:
+        return self.samples / 16_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Corpus:
+    """Utterances and how to read them.
+
+    ``fingerprint`` is the identity of the content (audio and labels), never of its place on disk.
+    ``read(utterance)`` returns mono float32 at 16 kHz in [-1, 1], shape ``(samples,)``.
+    """
+
+    name: str
+    fingerprint: str
+    utterances: Sequence[Utterance]
+    read: Callable[[Utterance], np.ndarray]
+    columns: frozenset[str] = field(default_factory=frozenset)
+
+    def split(self, name: str) -> list[Utterance]:
+        """Returns the utterances of one split in corpus order."""
+        return [utterance for utterance in self.utterances if utterance.split == name]
+
+
+class Progress(Protocol):
+    """Called with work done and work in all, in any unit."""
+
+    def __call__(self, done: int, total: int) -> None: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class CorpusKind:
+    """A registered way to get a corpus.
+
+    ``options`` is the frozen pydantic model of its identity options (never paths). ``open(options, root, cache, progress)``
+    returns the corpus: ``root`` is where the user keeps the files (a folder or a manifest file; ``None`` when the corpus makes
+    itself), ``cache`` a folder of the store in which it may publish what it made.
+    """
+
+    options: type[BaseModel]
+    open: Callable[..., Corpus]
+    needs_root: bool
+    version: int = 1
+    """Raised when a corpus that makes itself would sound or read differently; part of its identity."""
+
+
+CORPORA: Registry[CorpusKind] = Registry("corpus", "speechft_ray.speech.corpora")

@@ -1,0 +1,45 @@
+"""Makes ``import torchaudio`` work where its compiled extension cannot be loaded.
+
+The wheels of torchaudio 2.11 on PyPI link against CUDA, so on a machine with a CPU build of torch the import itself fails
+(``OSError``: libc10_cuda.so). Everything that s3prl's HuBERT touches is plain Python, so there the extension is left out: torchaudio's
+own switch for builds without one (``_IS_TORCHAUDIO_EXT_AVAILABLE = False``) is set, and forced alignment, the one thing that needs it,
+refuses to run with a clear sentence.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any, NoReturn
+
+
+def ensure() -> None:
+    """Imports torchaudio, without its compiled extension when that cannot be loaded."""
+    try:
+        importlib.import_module("torchaudio")
+    except (OSError, ImportError):
+        if importlib.util.find_spec("torchaudio") is None:
+            raise
+        for name in [name for name in sys.modules if name.split(".")[0] == "torchaudio"]:
+            del sys.modules[name]  # halves of the failed import
+        sys.modules["torchaudio._extension"] = _without_extension()
+        importlib.import_module("torchaudio")
+
+
+def _without_extension() -> ModuleType:
+    module = ModuleType("torchaudio._extension")
+    module.__dict__.update(_IS_TORCHAUDIO_EXT_AVAILABLE=False, _IS_ALIGN_AVAILABLE=False, fail_if_no_align=_refuse)
+    return module
+
+
+def _refuse(function: Callable[..., Any]) -> Callable[..., NoReturn]:
+    def refuse(*_: Any, **__: Any) -> NoReturn:
+        raise RuntimeError(f"{function.__name__} needs torchaudio's compiled extension, which does not load on this machine")
+
+    return refuse
+
+
+ensure()

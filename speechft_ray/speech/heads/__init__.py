@@ -1,0 +1,1 @@
+"""Heads on top of an encoder, shared by fine-tuning and evaluation: one file per kind, and the weighted sum for probes."""

@@ -1,0 +1,87 @@
+"""What a head is to fine-tuning and evaluation, and where heads register."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+from torch import nn
+
+from speechft_ray.core.errors import SpecError
+from speechft_ray.core.registry import Registry
+from speechft_ray.speech.corpora.base import Utterance
+
+IGNORED = -100
+"""Target of frames without a label: torch's default ``ignore_index``."""
+
+
+class HeadOptions(BaseModel):
+    """Base of all heads' options: frozen, no unknown field."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Tally(NamedTuple):
+    """Counts of a part of a split; the metric is ``100 * counted / total`` of their sums over all parts."""
+
+    counted: int
+    """What the metric counts: right answers of an accuracy, errors of an error rate."""
+    total: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadKind:
+    """A registered head, declared as data plus plain functions. ``options`` below is always an instance of ``options``.
+
+    ``tokens(options, utterance, column)`` returns the label text of an utterance in tokens; the vocabulary is made of those
+    of the train split. ``targets(options, utterance, column, vocabulary)`` returns their ids, int64 ``(length,)``.
+    ``build(options, dim, classes)`` returns a module ``(features (batch, frames, dim), frames (batch,)) -> logits``.
+    ``loss(logits, frames, targets)`` returns a scalar, the mean over the batch; ``tally`` takes the same and counts.
+    """
+
+    options: type[HeadOptions]
+    metric: str
+    """Name in the metric table."""
+    reserved: int
+    """Ids in front of the vocabulary that belong to no symbol."""
+    croppable: bool
+    """Whether a piece of an utterance has the target of the whole."""
+    tokens: Callable[..., list[str]]
+    targets: Callable[..., torch.Tensor]
+    build: Callable[..., nn.Module]
+    loss: Callable[[torch.Tensor, torch.Tensor, Sequence[torch.Tensor]], torch.Tensor]
+    tally: Callable[[torch.Tensor, torch.Tensor, Sequence[torch.Tensor]], Tally]
+    frames_needed: Callable[[torch.Tensor], int]
+    """Fewest frames that a target can be learned from."""
+    units: Callable[[torch.Tensor], int]
+    """What a target counts in the mean of ``loss``, so that a batch can be learned in parts."""
+
+
+HEADS: Registry[HeadKind] = Registry("head", "speechft_ray.speech.heads")
+
+
+def head_options(name: str, given: Mapping[str, Any]) -> HeadOptions:
+    """Checks the options of a head. Raises ``UserError`` for an unknown head and ``SpecError`` with every mistake."""
+    try:
+        return HEADS.get(name).options.model_validate(dict(given))
+    except ValidationError as error:
+        mistakes = [(".".join(map(str, item["loc"])) or "options", item["msg"]) for item in error.errors()]
+        raise SpecError(f"the options of the head `{name}`", mistakes) from None
+
+
+def label_of(utterance: Utterance, column: str) -> str:
+    """Returns the text of a column that the corpus has; empty when this utterance lacks it."""
+    return utterance.labels.get(column, "")
+
+
+def valid_frames(frames: torch.Tensor, length: int) -> torch.Tensor:
+    """Returns a mask ``(batch, length)``, true where a frame belongs to its utterance."""
+    return torch.arange(length, device=frames.device) < frames[:, None]
+
+
+def one(target: torch.Tensor) -> int:
+    """Returns 1: the frames that a label needs, or the units of an utterance in a mean over utterances."""
+    return 1

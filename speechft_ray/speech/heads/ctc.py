@@ -1,0 +1,150 @@
+"""Head ``ctc``: a label sequence without alignment, for phone and speech recognition and for slot filling."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from pydantic import Field
+from torch import nn
+from torch.nn import functional
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+
+from speechft_ray.core.errors import UserError
+from speechft_ray.speech.corpora.base import Utterance
+from speechft_ray.speech.heads.base import HEADS, HeadKind, HeadOptions, Tally, label_of, one
+from speechft_ray.speech.text import BLANK, Unit, Vocabulary, tokens_of
+
+
+def ctc_loss(logits: torch.Tensor, frames: torch.Tensor, targets: Sequence[torch.Tensor]) -> torch.Tensor:
+    """CTC of ``(batch, frames, classes)``: each utterance divided by its target's length, then the mean over the batch.
+
+    Blank is 0 and an impossible alignment counts as 0 (s3prl ``downstream/ctc/model.py``: ``zero_infinity``).
+    """
+    lengths = torch.tensor([len(target) for target in targets])
+    return functional.ctc_loss(
+        functional.log_softmax(logits, dim=-1).transpose(0, 1),  # -> (frames, batch, classes)
+        torch.cat(list(targets)).to(logits.device),
+        frames.cpu(),
+        lengths,
+        blank=BLANK,
+        reduction="mean",
+        zero_infinity=True,
+    )
+
+
+def greedy_ctc(logits: torch.Tensor, frames: torch.Tensor, blank: int = BLANK) -> list[list[int]]:
+    """Returns the best path of each utterance of ``(batch, frames, classes)``: repeats merged, then blanks removed."""
+    decoded = []
+    for path, length in zip(logits.argmax(dim=-1).cpu(), frames.tolist(), strict=True):
+        decoded.append([index for index in path[:length].unique_consecutive().tolist() if index != blank])
+    return decoded
+
+
+def edit_distance(left: Sequence[int], right: Sequence[int]) -> int:
+    """Fewest insertions, deletions and substitutions that turn one sequence into the other (Levenshtein 1966)."""
+    row = list(range(len(right) + 1))
+    for done, item in enumerate(left, start=1):
+        diagonal, row[0] = row[0], done
+        for index, other in enumerate(right, start=1):
+            diagonal, row[index] = row[index], min(row[index] + 1, row[index - 1] + 1, diagonal + (item != other))
+    return row[-1]
+
+
+def token_errors(logits: torch.Tensor, frames: torch.Tensor, targets: Sequence[torch.Tensor]) -> Tally:
+    """Counts edit errors of the greedy decoding against all target tokens."""
+    decoded = greedy_ctc(logits, frames)
+    errors = sum(edit_distance(target.tolist(), found) for target, found in zip(targets, decoded, strict=True))
+    return Tally(errors, sum(len(target) for target in targets))
+
+
+def frames_needed(target: torch.Tensor) -> int:
+    """Fewest frames of a CTC path: one per token, and a blank between equal neighbours."""
+    return len(target) + int((target[1:] == target[:-1]).sum())
+
+
+class CtcHead(nn.Module):
+    """Optional projection, any number of bidirectional LSTM layers, linear to the classes.
+
+    No LSTM layer is the head of s3prl's ``ctc/libriphone.yaml`` (projection 256); two of 1024 after a projection to 1024
+    that of ``asr`` and ``ctc/snips.yaml``. As in s3prl's ``asr/model.py``, dropout follows every LSTM layer, the last one too.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        classes: int,
+        projection: int | None = 256,
+        lstm_layers: int = 0,
+        lstm_hidden: int = 1024,
+        dropout: float = 0.2,
+    ) -> None:
+        super().__init__()
+        self.projector = nn.Identity() if projection is None else nn.Linear(dim, projection)
+        width = dim if projection is None else projection
+        widths = [width, *[2 * lstm_hidden] * lstm_layers]
+        self.layers = nn.ModuleList(
+            nn.LSTM(inputs, lstm_hidden, batch_first=True, bidirectional=True) for inputs in widths[:lstm_layers]
+        )
+        self.dropout = nn.Dropout(dropout)
+        self.output = nn.Linear(widths[-1], classes)
+
+    def forward(self, features: torch.Tensor, frames: torch.Tensor) -> torch.Tensor:
+        """Maps ``(batch, frames, dim)`` to logits ``(batch, frames, classes)``; padding does not reach valid frames."""
+        features = self.projector(features)
+        lengths, total = frames.cpu(), features.shape[1]
+        for layer in self.layers:
+            packed = pack_padded_sequence(features, lengths, batch_first=True, enforce_sorted=False)
+            features = self.dropout(pad_packed_sequence(layer(packed)[0], batch_first=True, total_length=total)[0])
+        logits: torch.Tensor = self.output(features)
+        return logits
+
+
+class CtcOptions(HeadOptions):
+    """Options of the head ``ctc``; the defaults are s3prl's ``ctc/libriphone.yaml``."""
+
+    unit: Unit = "words"
+    """Whether the column holds blank-separated tokens or is spelled in characters."""
+    projection: int | None = Field(default=256, ge=1)
+    """Width of the first linear map; ``None`` leaves it out."""
+    lstm_layers: int = Field(default=0, ge=0)
+    lstm_hidden: int = Field(default=1024, ge=1)
+    """Width of one direction (s3prl ``asr/config.yaml``)."""
+    dropout: float = Field(default=0.2, ge=0, lt=1)
+    """After each LSTM layer (s3prl ``asr/config.yaml``)."""
+
+
+def build(options: CtcOptions, dim: int, classes: int) -> CtcHead:
+    """Returns a fresh head."""
+    return CtcHead(dim, classes, **options.model_dump(exclude={"unit"}))
+
+
+def tokens(options: CtcOptions, utterance: Utterance, column: str) -> list[str]:
+    """Returns the label in the unit of the options. Raises ``UserError`` when it is empty."""
+    found = tokens_of(label_of(utterance, column), options.unit)
+    if not found:
+        raise UserError(f"the utterance `{utterance.key}` has no label in the column `{column}`: add one, or leave it out.")
+    return found
+
+
+def targets(options: CtcOptions, utterance: Utterance, column: str, vocabulary: Vocabulary) -> torch.Tensor:
+    """Returns the token ids, shape ``(tokens,)``."""
+    return torch.tensor(vocabulary.encode(tokens(options, utterance, column)))
+
+
+HEADS.register(
+    "ctc",
+    HeadKind(
+        options=CtcOptions,
+        metric="finetune.token_error_rate",
+        reserved=1,
+        croppable=False,
+        tokens=tokens,
+        targets=targets,
+        build=build,
+        loss=ctc_loss,
+        tally=token_errors,
+        frames_needed=frames_needed,
+        units=one,
+    ),
+)

@@ -1,0 +1,95 @@
+"""Head ``pooled``: one label per utterance, from the mean over its frames."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from pydantic import Field
+from torch import nn
+from torch.nn import functional
+
+from speechft_ray.core.errors import UserError
+from speechft_ray.speech.corpora.base import Utterance
+from speechft_ray.speech.heads.base import HEADS, HeadKind, HeadOptions, Tally, label_of, one, valid_frames
+from speechft_ray.speech.text import Vocabulary
+
+PROJECTION = 256
+"""Width between the two linear maps (s3prl ``emotion/config.yaml``, ``voxceleb1/config.yaml``: ``projector_dim``)."""
+
+
+def mean_over_frames(features: torch.Tensor, frames: torch.Tensor) -> torch.Tensor:
+    """Averages ``(batch, frames, dim)`` over each utterance's own frames to ``(batch, dim)``."""
+    mask = valid_frames(frames.to(features.device), features.shape[1]).unsqueeze(-1)
+    return features.masked_fill(~mask, 0.0).sum(dim=1) / mask.sum(dim=1)
+
+
+def cross_entropy(logits: torch.Tensor, frames: torch.Tensor, targets: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Cross-entropy of ``(batch, classes)``, mean over the batch. Each target has shape ``(1,)``."""
+    return functional.cross_entropy(logits, torch.cat(list(targets)).to(logits.device))
+
+
+def right_answers(logits: torch.Tensor, frames: torch.Tensor, targets: Sequence[torch.Tensor]) -> Tally:
+    """Counts the utterances whose most probable class is the label."""
+    wanted = torch.cat(list(targets)).to(logits.device)
+    return Tally(int((logits.argmax(dim=-1) == wanted).sum()), len(wanted))
+
+
+class PooledHead(nn.Module):
+    """Linear to ``projection``, mean over frames, linear to the classes, no non-linearity between (s3prl ``UtteranceLevel``).
+
+    The mean is taken first: it commutes with the first map, and costs less there.
+    """
+
+    def __init__(self, dim: int, classes: int, projection: int = PROJECTION) -> None:
+        super().__init__()
+        self.projector = nn.Linear(dim, projection)
+        self.output = nn.Linear(projection, classes)
+
+    def forward(self, features: torch.Tensor, frames: torch.Tensor | None = None) -> torch.Tensor:
+        """Maps ``(batch, frames, dim)`` and ``frames`` ``(batch,)``, or means ``(batch, dim)`` alone, to logits by class."""
+        means = features if frames is None else mean_over_frames(features, frames)
+        logits: torch.Tensor = self.output(self.projector(means))
+        return logits
+
+
+class PooledOptions(HeadOptions):
+    """Options of the head ``pooled``."""
+
+    projection: int = Field(default=PROJECTION, ge=1)
+
+
+def build(options: PooledOptions, dim: int, classes: int) -> PooledHead:
+    """Returns a fresh head."""
+    return PooledHead(dim, classes, options.projection)
+
+
+def tokens(options: PooledOptions, utterance: Utterance, column: str) -> list[str]:
+    """Returns the whole label as one token. Raises ``UserError`` when it is empty."""
+    label = label_of(utterance, column).strip()
+    if not label:
+        raise UserError(f"the utterance `{utterance.key}` has no label in the column `{column}`: add one, or leave it out.")
+    return [label]
+
+
+def targets(options: PooledOptions, utterance: Utterance, column: str, vocabulary: Vocabulary) -> torch.Tensor:
+    """Returns the class id, shape ``(1,)``."""
+    return torch.tensor(vocabulary.encode(tokens(options, utterance, column)))
+
+
+HEADS.register(
+    "pooled",
+    HeadKind(
+        options=PooledOptions,
+        metric="finetune.accuracy",
+        reserved=0,
+        croppable=True,
+        tokens=tokens,
+        targets=targets,
+        build=build,
+        loss=cross_entropy,
+        tally=right_answers,
+        frames_needed=one,
+        units=one,
+    ),
+)

@@ -1,0 +1,66 @@
+"""From label text to class ids and back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+from speechft_ray.core.errors import UserError
+
+BLANK = 0
+"""CTC's blank; also the padding id (s3prl ``downstream/ctc/text.py``: ``<pad>`` is 0 and serves as blank)."""
+
+Unit = Literal["words", "characters"]
+
+
+def tokens_of(label: str, unit: Unit) -> list[str]:
+    """Splits a label into its tokens: blank-separated words, or characters with each run of blanks as one ``" "``."""
+    words = label.split()
+    return words if unit == "words" else list(" ".join(words))
+
+
+def text_of(tokens: Iterable[str], unit: Unit) -> str:
+    """Joins tokens into the label that ``tokens_of`` splits."""
+    return (" " if unit == "words" else "").join(tokens)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Vocabulary:
+    """Symbols and their ids. The first ``reserved`` ids belong to no symbol: 1 for CTC (``BLANK``), 0 for plain classes."""
+
+    symbols: tuple[str, ...]
+    reserved: int = 1
+
+    @classmethod
+    def of(cls, tokens: Iterable[str], reserved: int = 1) -> Vocabulary:
+        """Returns the vocabulary of all tokens met, sorted, so that it does not depend on the order of a corpus."""
+        return cls(symbols=tuple(sorted(set(tokens))), reserved=reserved)
+
+    @property
+    def size(self) -> int:
+        """Number of ids, reserved ones included: the output width of a head."""
+        return self.reserved + len(self.symbols)
+
+    def encode(self, tokens: Sequence[str]) -> list[int]:
+        """Returns the ids. Raises ``UserError`` naming the first unknown token."""
+        for token in tokens:
+            if token not in self._ids:
+                raise UserError(
+                    f"the label `{token}` does not occur in the train split, which has {len(self.symbols)} labels "
+                    f"({_first(self.symbols)}): correct it, or add training utterances that have it."
+                )
+        return [self._ids[token] for token in tokens]
+
+    def decode(self, ids: Iterable[int]) -> list[str]:
+        """Returns the symbols of ids; reserved ids give none."""
+        return [self.symbols[index - self.reserved] for index in ids if index >= self.reserved]
+
+    @cached_property
+    def _ids(self) -> dict[str, int]:
+        return {symbol: index for index, symbol in enumerate(self.symbols, start=self.reserved)}
+
+
+def _first(symbols: Sequence[str]) -> str:
+    return ", ".join(symbols[:5]) + (", ..." if len(symbols) > 5 else "")

@@ -1,0 +1,148 @@
+"""How each stage is really done: specs and fingerprints in, a published unit of the store out.
+
+``perform`` is what executors run, here or on another machine. It sees every room below; the rooms do not see each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from speechft_ray.core.errors import UserError
+from speechft_ray.core.fingerprint import canonical
+from speechft_ray.core.records import Job, Place
+from speechft_ray.core.specs import CorpusSpec, EvalSpec, FinetuneSpec
+from speechft_ray.core.store import Store
+from speechft_ray.finetuning.run import finetune
+from speechft_ray.merging.algebra import merge
+from speechft_ray.speech.checkpoints.load import load_encoder, weights_fingerprint
+from speechft_ray.speech.checkpoints.safetensors_dir import read_encoder, write_encoder
+from speechft_ray.speech.corpora.base import CORPORA, SPLITS, Corpus, Progress
+from speechft_ray.speech.encoders.base import FAMILIES, Encoder, EncoderWeights
+from speechft_ray.superb.evaluate import evaluate
+from speechft_ray.sweep.plan import FBANK
+from speechft_ray.sweep.protocols import Report
+
+ENCODER_FILE = "encoder.safetensors"
+
+
+def perform(job: Job, place: Place, report: Report) -> Mapping[str, Any]:
+    """Does one job and publishes it; returns its facts. A complete job is answered from the store.
+
+    Raises ``UserError`` for what a person can mend; the executor turns every exception into an ``Outcome``.
+    """
+    store = Store(Path(place.storage))
+    if not store.complete(job.stage, job.fingerprint):
+        torch.set_num_threads(max(1, int(job.resources.cpus)))
+        _STAGES[job.stage](job, place, store, report)
+        store.clear_work(job.stage, job.fingerprint)
+    return store.manifest(job.stage, job.fingerprint)
+
+
+def open_corpus(spec: CorpusSpec, place: Place, progress: Progress | None = None) -> Corpus:
+    """Opens a corpus where ``place`` says, once per process. Raises ``UserError`` when its files are nowhere to be found."""
+    kind = CORPORA.get(spec.name)
+    root = _root(spec, place) if kind.needs_root else None
+    key = (canonical(spec), str(root), place.storage)
+    if key not in _OPEN:
+        cache = Path(place.storage) / "corpora"
+        _OPEN[key] = kind.open(kind.options.model_validate(spec.options), root, cache, progress)
+    return _OPEN[key]
+
+
+@lru_cache(maxsize=2)
+def start_encoder(name: str) -> tuple[EncoderWeights, str]:
+    """Returns the pre-trained encoder of that name or file, and its fingerprint."""
+    weights = load_encoder(name)
+    return weights, weights_fingerprint(weights)
+
+
+_OPEN: dict[tuple[str, str, str], Corpus] = {}
+
+
+def _root(spec: CorpusSpec, place: Place) -> Path:
+    if spec.name == "manifest":
+        if not place.manifest:
+            raise UserError("this search space works on your own recordings: say where they are with --manifest FILE.tsv.")
+        return Path(place.manifest)
+    if not place.corpora:
+        raise UserError(f"the corpus `{spec.name}` must be on disk: say with --corpora DIR which folder holds `{spec.name}/`.")
+    return Path(place.corpora) / spec.name
+
+
+def _start(place: Place, planned: object) -> EncoderWeights:
+    weights, found = start_encoder(place.encoder)
+    if found != planned:
+        raise UserError(
+            f"the encoder `{place.encoder}` has the fingerprint {found} here, but the sweep was planned with {planned}: "
+            "give every node the same file."
+        )
+    return weights
+
+
+def _make_corpus(job: Job, place: Place, store: Store, report: Report) -> None:
+    spec = CorpusSpec.model_validate(job.payload["corpus"])
+    corpus = open_corpus(spec, place, lambda done, total: report({"done": done, "total": total}))
+    facts: dict[str, Any] = {"corpus": spec.model_dump(mode="json"), "content": corpus.fingerprint}
+    for split in SPLITS:
+        utterances = corpus.split(split)
+        facts[split] = {"utterances": len(utterances), "hours": round(sum(u.seconds for u in utterances) / 3600, 4)}
+    with store.publish("corpus", job.fingerprint, facts):
+        pass
+
+
+def _finetune(job: Job, place: Place, store: Store, report: Report) -> None:
+    spec = FinetuneSpec.model_validate(job.payload["spec"])
+    start = _start(place, job.payload["start"])
+    corpora = [open_corpus(objective.corpus, place) for objective in spec.objectives]
+    work = store.work("finetune", job.fingerprint)
+    tuned = finetune(spec, start, corpora, work, _device(place), report)
+    facts = {**tuned.facts, "spec": spec.model_dump(mode="json"), "start": job.payload["start"]}
+    made = {"by": "speechft_ray finetune", "fingerprint": job.fingerprint, "spec": spec.model_dump(mode="json")}
+    with store.publish("finetune", job.fingerprint, facts) as folder:
+        write_encoder(folder / ENCODER_FILE, tuned.weights, made)
+
+
+def _merge(job: Job, place: Place, store: Store, report: Report) -> None:
+    recipe: dict[str, Any] = dict(job.payload)
+    base = _start(place, recipe["base"])
+    state = dict(base.state)
+    if recipe["donors"]:
+        donors = [read_encoder(store.folder("finetune", key) / ENCODER_FILE).state for key in recipe["donors"]]
+        protected = FAMILIES.get(base.family).pretraining_only_prefixes
+        state = merge(recipe["method"], recipe["params"], base.state, donors, recipe["alpha"], protected)
+    made = {"by": "speechft_ray merge", "fingerprint": job.fingerprint, **recipe}
+    with store.publish("merge", job.fingerprint, recipe) as folder:
+        write_encoder(folder / ENCODER_FILE, EncoderWeights(family=base.family, config=base.config, state=state), made)
+
+
+def _evaluate(job: Job, place: Place, store: Store, report: Report) -> None:
+    spec = EvalSpec.model_validate(job.payload["spec"])
+    facts = evaluate(spec, _encoder(job, store), open_corpus(spec.corpus, place), _device(place), report)
+    with store.publish("evaluate", job.fingerprint, {**facts, **job.payload}):
+        pass
+
+
+def _encoder(job: Job, store: Store) -> Encoder:
+    key = job.payload["encoder"]
+    if key is None:
+        return FAMILIES.get(FBANK).build(EncoderWeights(family=FBANK, config={}, state={}))
+    weights = read_encoder(store.folder("merge", str(key)) / ENCODER_FILE)
+    return FAMILIES.get(weights.family).build(weights)
+
+
+def _device(place: Place) -> torch.device:
+    use_gpu = place.device == "auto" and torch.cuda.is_available()
+    return torch.device("cuda" if use_gpu else "cpu")
+
+
+_STAGES: Mapping[str, Callable[[Job, Place, Store, Report], None]] = {
+    "corpus": _make_corpus,
+    "finetune": _finetune,
+    "merge": _merge,
+    "evaluate": _evaluate,
+}

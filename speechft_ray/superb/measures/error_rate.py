@@ -1,0 +1,44 @@
+"""Token error rates: edits of the whole corpus over reference tokens of the whole corpus, in percent (PER, WER, CER).
+
+Edits are the least number of substitutions, insertions and deletions. A rate may exceed 100.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+
+from rapidfuzz.distance import Levenshtein
+
+from speechft_ray.core.errors import UserError
+
+Tokens = Sequence[Hashable]
+
+
+def edits(hypothesis: Tokens, reference: Tokens) -> int:
+    """Returns the edit distance between two token sequences; a text is a sequence of characters."""
+    return Levenshtein.distance(hypothesis, reference)
+
+
+def token_error_rate(hypotheses: Sequence[Tokens], references: Sequence[Tokens]) -> float:
+    """Returns the error rate in percent over parallel utterances.
+
+    An empty hypothesis costs one deletion per reference token. s3prl (``ctc/metric.py``) splits an empty text into one empty
+    token, which costs the same, except against an empty reference: s3prl counts that as one token, this as none.
+
+    Raises ``ValueError`` for lists of different length and ``UserError`` when the references hold no token at all.
+    """
+    wrong = sum(edits(hypothesis, reference) for hypothesis, reference in zip(hypotheses, references, strict=True))
+    total = sum(len(reference) for reference in references)
+    if not total:
+        raise UserError("an error rate needs references with at least one token: check the label column of the test split.")
+    return 100.0 * wrong / total
+
+
+def word_error_rate(hypotheses: Sequence[str], references: Sequence[str]) -> float:
+    """Returns the error rate in percent over tokens separated by blanks: words (s3prl ``asr/expert.py``) or phones."""
+    return token_error_rate([text.split() for text in hypotheses], [text.split() for text in references])
+
+
+def character_error_rate(hypotheses: Sequence[str], references: Sequence[str]) -> float:
+    """Returns the error rate in percent over characters, blanks included (s3prl ``ctc/metric.py``)."""
+    return token_error_rate(hypotheses, references)

@@ -1,0 +1,101 @@
+"""What the tasks with a token sequence per utterance share: vocabulary, CTC, greedy decoding (s3prl ``downstream/ctc/``).
+
+Id 0 is padding and CTC's blank, 1 is ``<eos>``, 2 ``<unk>``, then the tokens of the train split. ``<eos>`` ends every target
+and is learned like a token; decoding drops it. s3prl has fixed vocabularies per corpus; a token that train never has becomes
+``<unk>`` and, since nothing decodes to it, counts as an error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from pydantic import Field
+
+from speechft_ray.speech.corpora.base import Utterance
+from speechft_ray.speech.heads.ctc import CtcHead, ctc_loss, greedy_ctc
+from speechft_ray.speech.text import Vocabulary
+from speechft_ray.superb.tasks._specaug import spec_augment
+from speechft_ray.superb.tasks.base import Example, Problem, Splits, TaskOptions
+
+EOS, UNKNOWN = "<eos>", "<unk>"
+
+BATCH_SIZE = 32
+"""Effective batch of s3prl's ``ctc/libriphone.yaml`` (16 x 2 accumulated) and ``ctc/snips.yaml`` (32 x 1). Here it is one
+window of 32 utterances; s3prl's PR adds two windows of 16."""
+
+CLIP_NORM = 1.0
+"""``runner.gradient_clipping`` of the same configs."""
+
+
+class LinearCtcOptions(TaskOptions):
+    """Options of two linear maps per frame."""
+
+    projection: int = Field(default=256, ge=1)
+    """Width between the two (s3prl ``ctc/libriphone.yaml``: ``project_dim``)."""
+
+
+class RecurrentCtcOptions(TaskOptions):
+    """Options of a projection with bidirectional LSTM layers; the defaults are s3prl's ``ctc/snips.yaml``."""
+
+    projection: int = Field(default=1024, ge=1)
+    lstm_layers: int = Field(default=2, ge=0)
+    lstm_hidden: int = Field(default=1024, ge=1)
+    """Width of one direction."""
+    dropout: float = Field(default=0.2, ge=0, lt=1)
+    """After each LSTM layer."""
+    specaug: bool = True
+    """Whether training features are warped and masked."""
+
+
+def sequence_pose(
+    tokens: Callable[[Utterance, Sequence[str]], list[str]],
+    measures: Mapping[str, Callable[[Sequence[Any], Sequence[Any]], float]],
+    render: Callable[[Sequence[str]], Any] = tuple,
+) -> Callable[[Splits, Sequence[str], Any], Problem]:
+    """Returns the ``pose`` of a CTC task.
+
+    ``tokens(utterance, columns)`` spells a label; ``render`` turns tokens into what the ``measures``, by metric, compare.
+    """
+
+    def pose(splits: Splits, columns: Sequence[str], options: LinearCtcOptions | RecurrentCtcOptions) -> Problem:
+        spelled = {split: [tokens(utterance, columns) for utterance in utterances] for split, utterances in splits.items()}
+        vocabulary = _vocabulary(spelled["train"])
+        examples = {
+            split: [_example(*pair, vocabulary, render) for pair in zip(utterances, spelled[split], strict=True)]
+            for split, utterances in splits.items()
+        }
+        sizes = options.model_dump(exclude={"specaug"})
+
+        def answers(logits: torch.Tensor, frames: torch.Tensor) -> list[Any]:
+            decoded = [vocabulary.decode(path) for path in greedy_ctc(logits, frames)]
+            return [render([token for token in found if token != EOS]) for found in decoded]
+
+        def measure(answers: Sequence[Any], references: Sequence[Any]) -> dict[str, float]:
+            return {name: function(answers, references) for name, function in measures.items()}
+
+        return Problem(
+            examples=examples,
+            head=partial(CtcHead, classes=vocabulary.size, **sizes),
+            loss=ctc_loss,
+            answers=answers,
+            measure=measure,
+            augment=spec_augment if getattr(options, "specaug", False) else None,
+        )
+
+    return pose
+
+
+def _vocabulary(spelled: Sequence[Sequence[str]]) -> Vocabulary:
+    known = {token for tokens in spelled for token in tokens} - {EOS, UNKNOWN}
+    return Vocabulary(symbols=(EOS, UNKNOWN, *sorted(known)))
+
+
+def _example(
+    utterance: Utterance, tokens: Sequence[str], vocabulary: Vocabulary, render: Callable[[Sequence[str]], Any]
+) -> Example:
+    known = set(vocabulary.symbols)
+    ids = vocabulary.encode([*(token if token in known else UNKNOWN for token in tokens), EOS])
+    return Example(utterance, torch.tensor(ids), render(tokens))

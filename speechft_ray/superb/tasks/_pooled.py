@@ -1,0 +1,109 @@
+"""What the tasks with one label per utterance share: the mean-pooled head, cross-entropy and accuracy.
+
+The head is linear up to the mean (s3prl ``downstream/model.py``: ``UtteranceLevel`` with mean pooling), so means over frames,
+kept once per utterance, train it exactly as frames would.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from pydantic import Field
+from torch import nn
+from torch.nn import functional
+
+from speechft_ray.core.errors import UserError
+from speechft_ray.speech.corpora.base import Utterance
+from speechft_ray.speech.heads.pooled import PROJECTION, PooledHead
+from speechft_ray.speech.text import Vocabulary
+from speechft_ray.superb.measures.accuracy import accuracy
+from speechft_ray.superb.tasks.base import Draws, Example, Problem, Splits, Task, TaskOptions, label_in
+
+BATCH_SIZE = 32
+"""Effective batch of s3prl's SID (8 x 4 accumulated), ER (4 x 8), KS and IC (32 x 1) configs."""
+
+CLIP_NORM = 1.0
+"""``runner.gradient_clipping`` of the same configs."""
+
+
+class PooledTaskOptions(TaskOptions):
+    """Options of a task with one label per utterance."""
+
+    projection: int = Field(default=PROJECTION, ge=1)
+    """Width between the two linear maps (s3prl ``projector_dim``)."""
+
+
+def labels_task(name: str, columns: tuple[str, ...], *, learning_rate: float, draws: Draws = "shuffled") -> Task:
+    """Returns the row of a task that classifies utterances; its metric is ``<name>.accuracy``."""
+    return Task(
+        name=name,
+        columns=columns,
+        metrics=(f"{name}.accuracy",),
+        pooled=True,
+        draws=draws,
+        learning_rate=learning_rate,
+        batch_size=BATCH_SIZE,
+        clip_norm=CLIP_NORM,
+        options=PooledTaskOptions,
+        pose=_labels_problem(f"{name}.accuracy"),
+    )
+
+
+def first_of(names: Sequence[str], count: int = 5) -> str:
+    """Returns the first names as a list for a sentence."""
+    return ", ".join(f"`{name}`" for name in names[:count]) + (", ..." if len(names) > count else "")
+
+
+def _labels_problem(metric: str) -> Callable[[Splits, Sequence[str], PooledTaskOptions], Problem]:
+    """Returns the ``pose`` for one or more label columns; an answer counts when all its labels are right."""
+
+    def pose(splits: Splits, columns: Sequence[str], options: PooledTaskOptions) -> Problem:
+        vocabularies = [_classes(splits, column) for column in columns]
+        sizes = [vocabulary.size for vocabulary in vocabularies]
+        examples = {
+            split: [_example(utterance, columns, vocabularies) for utterance in utterances]
+            for split, utterances in splits.items()
+        }
+
+        def head(dim: int) -> nn.Module:
+            return PooledHead(dim, sum(sizes), options.projection)
+
+        def loss(logits: torch.Tensor, frames: torch.Tensor, targets: Sequence[torch.Tensor]) -> torch.Tensor:
+            wanted = torch.stack(list(targets)).to(logits.device)  # (batch, columns)
+            parts = zip(torch.split(logits, sizes, dim=1), wanted.unbind(1), strict=True)
+            return torch.stack([functional.cross_entropy(part, ids) for part, ids in parts]).sum()
+
+        def answers(logits: torch.Tensor, frames: torch.Tensor) -> list[tuple[int, ...]]:
+            best = [part.argmax(dim=1) for part in torch.split(logits, sizes, dim=1)]
+            return [tuple(ids) for ids in torch.stack(best, dim=1).tolist()]
+
+        def measure(answers: Sequence[tuple[int, ...]], references: Sequence[tuple[int, ...]]) -> dict[str, float]:
+            return {metric: accuracy(answers, references)}
+
+        return Problem(examples=examples, head=head, loss=loss, answers=answers, measure=measure)
+
+    return pose
+
+
+def _example(utterance: Utterance, columns: Sequence[str], vocabularies: Sequence[Vocabulary]) -> Example:
+    pairs = zip(vocabularies, columns, strict=True)
+    ids = [vocabulary.encode([label_in(utterance, column)])[0] for vocabulary, column in pairs]
+    return Example(utterance, torch.tensor(ids), tuple(ids))
+
+
+def _classes(splits: Splits, column: str) -> Vocabulary:
+    """Returns the labels of train. Raises ``UserError`` when there is only one, or when dev or test have others."""
+    known = Vocabulary.of((label_in(utterance, column) for utterance in splits["train"]), reserved=0)
+    if known.size < 2:
+        raise UserError(
+            f"the column `{column}` has one label, `{known.symbols[0]}`, in the whole train split: nothing to learn."
+        )
+    for split, utterances in splits.items():
+        unknown = sorted({label_in(utterance, column) for utterance in utterances} - set(known.symbols))
+        if unknown:
+            raise UserError(
+                f"the column `{column}` has {len(unknown)} labels in {split} that train does not have ({first_of(unknown)}); "
+                f"train has {known.size} ({first_of(known.symbols)}): correct them, or add training utterances that have them."
+            )
+    return known

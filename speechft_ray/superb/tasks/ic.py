@@ -1,0 +1,13 @@
+"""Task ``ic``: the intent of a command as action, object and location (SUPERB on Fluent Speech Commands; s3prl
+``fluent_commands/config.yaml``).
+
+One head whose logits are cut into three parts; the loss is the sum of three cross-entropies, and an answer is right when all
+three labels are.
+"""
+
+from __future__ import annotations
+
+from speechft_ray.superb.tasks._pooled import labels_task
+from speechft_ray.superb.tasks.base import TASKS
+
+TASKS.register("ic", labels_task("ic", ("action", "object", "location"), learning_rate=1e-4))

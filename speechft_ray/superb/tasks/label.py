@@ -1,0 +1,11 @@
+"""Task ``label``: any label column of one's own recordings; name it with ``column``.
+
+Not a SUPERB task: the probe and its optimiser are those of ER (s3prl ``emotion/config.yaml``).
+"""
+
+from __future__ import annotations
+
+from speechft_ray.superb.tasks._pooled import labels_task
+from speechft_ray.superb.tasks.base import TASKS
+
+TASKS.register("label", labels_task("label", (), learning_rate=1e-4))

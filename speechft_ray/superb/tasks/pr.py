@@ -1,0 +1,36 @@
+"""Task ``pr``: the phones of an utterance, CTC over two linear maps per frame (s3prl ``ctc/libriphone.yaml``).
+
+Adam at 1e-2 as shipped; Speech-FT's evaluation config says 1e-4 and others published 5e-4. Phones come from the column, with or
+without stress, as the corpus writes them; SUPERB keeps stress and looks words up in two lexicons. No SpecAugment, no dropout.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from speechft_ray.speech.corpora.base import Utterance
+from speechft_ray.superb.measures.error_rate import token_error_rate
+from speechft_ray.superb.tasks._ctc import BATCH_SIZE, CLIP_NORM, LinearCtcOptions, sequence_pose
+from speechft_ray.superb.tasks.base import TASKS, Task, label_in
+
+
+def phones(utterance: Utterance, columns: Sequence[str]) -> list[str]:
+    """Returns the tokens of the column, which blanks separate."""
+    return label_in(utterance, columns[0]).split()
+
+
+TASKS.register(
+    "pr",
+    Task(
+        name="pr",
+        columns=("phones",),
+        metrics=("pr.per",),
+        pooled=False,
+        draws="windows",
+        learning_rate=1e-2,
+        batch_size=BATCH_SIZE,
+        clip_norm=CLIP_NORM,
+        options=LinearCtcOptions,
+        pose=sequence_pose(phones, {"pr.per": token_error_rate}),
+    ),
+)

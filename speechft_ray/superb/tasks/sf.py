@@ -1,0 +1,85 @@
+"""Task ``sf``: the words of a request with its slots marked (SUPERB on Audio SNIPS; s3prl ``ctc/snips.yaml``, ``ctc/text.py``).
+
+One token sequence tells both: characters, and a tag ``B-<slot>`` before and ``E-<slot>`` after each stretch of words of one
+slot. Slots stand in the column ``slots``, one name or ``O`` per word, without B- and I- marks, so neighbours of one slot
+merge. As in s3prl, words made of punctuation are skipped and ``&`` is spelled AND. When a skipped word ends a slot or the
+sentence, s3prl forgets the closing tag or ``<eos>``; here both are always written. slot_type_f1 chooses the best validation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+
+from speechft_ray.core.errors import UserError
+from speechft_ray.speech.corpora.base import Utterance
+from speechft_ray.superb.measures.slots import slot_type_f1, slot_value_cer
+from speechft_ray.superb.tasks._ctc import BATCH_SIZE, CLIP_NORM, RecurrentCtcOptions, sequence_pose
+from speechft_ray.superb.tasks._pooled import first_of
+from speechft_ray.superb.tasks.base import TASKS, Problem, Splits, Task, label_in
+
+NO_SLOT = "O"
+SKIPPED = "?!.,;-"
+"""A word that is a part of this text is not spelled (s3prl ``ctc/text.py``)."""
+
+
+def marked_words(utterance: Utterance, columns: Sequence[str]) -> list[tuple[str, str]]:
+    """Returns ``(word, slot)`` pairs. Raises ``UserError`` when there is not one slot per word."""
+    words, slots = (label_in(utterance, column).split() for column in columns)
+    if len(words) != len(slots):
+        raise UserError(
+            f"the utterance `{utterance.key}` has {len(words)} words in `{columns[0]}` but {len(slots)} slots in "
+            f"`{columns[1]}`: write one slot name or `{NO_SLOT}` per word."
+        )
+    return list(zip(words, slots, strict=True))
+
+
+def spelled(utterance: Utterance, columns: Sequence[str]) -> list[str]:
+    """Returns the characters and slot tags of an utterance, without ``<eos>``."""
+    tokens: list[str] = []
+    for slot, pairs in groupby(marked_words(utterance, columns), key=lambda pair: pair[1]):
+        words = ["AND" if word == "&" else word for word, _ in pairs if word not in SKIPPED]
+        if words:
+            stretch = list(" ".join(words))
+            marked = stretch if slot == NO_SLOT else [f"B-{slot}", *stretch, f"E-{slot}"]
+            tokens += [" ", *marked] if tokens else marked
+    return tokens
+
+
+def readable(tokens: Sequence[str]) -> str:
+    """Joins tokens to the text that the measures parse: a blank sets tags off from what they mark."""
+    return "".join(f"{token} " if token[:2] == "B-" else f" {token}" if token[:2] == "E-" else token for token in tokens)
+
+
+def pose(splits: Splits, columns: Sequence[str], options: RecurrentCtcOptions) -> Problem:
+    """Poses the task. Raises ``UserError`` when dev or test have slots that train does not have."""
+    slots = {
+        split: {slot for utterance in utterances for _, slot in marked_words(utterance, columns)}
+        for split, utterances in splits.items()
+    }
+    for split, found in slots.items():
+        if unknown := sorted(found - slots["train"] - {NO_SLOT}):
+            raise UserError(
+                f"the column `{columns[1]}` has {len(unknown)} slots in {split} that train does not have "
+                f"({first_of(unknown)}): correct them, or add training utterances that have them."
+            )
+    return _pose(splits, columns, options)
+
+
+_pose = sequence_pose(spelled, {"sf.slot_type_f1": slot_type_f1, "sf.slot_value_cer": slot_value_cer}, readable)
+
+TASKS.register(
+    "sf",
+    Task(
+        name="sf",
+        columns=("text", "slots"),
+        metrics=("sf.slot_type_f1", "sf.slot_value_cer"),
+        pooled=False,
+        draws="windows",
+        learning_rate=1e-4,
+        batch_size=BATCH_SIZE,
+        clip_norm=CLIP_NORM,
+        options=RecurrentCtcOptions,
+        pose=pose,
+    ),
+)

@@ -1,0 +1,78 @@
+"""Any tracker in a thread of its own, so that a sweep never waits for it."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from speechft_ray.sweep.protocols import Curve, EncoderRow, SweepInfo, Tracker, TrackerDown
+
+FINISH_SECONDS = 120.0
+"""How long ``finish`` waits for the calls before it. A thousand rows take MLflow on sqlite about a minute."""
+
+
+class InBackground:
+    """Queues calls to a tracker and returns at once; only ``finish`` waits.
+
+    When the tracker is down, the calls that wait are dropped and the next call raises its ``TrackerDown``, once: who calls then
+    tells everything again later, as every call may be repeated.
+    """
+
+    def __init__(self, tracker: Tracker, finish_seconds: float = FINISH_SECONDS) -> None:
+        self._tracker = tracker
+        self._finish_seconds = finish_seconds
+        self._calls: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._error: Exception | None = None
+        self._thread: threading.Thread | None = None
+
+    def start(self, sweep: SweepInfo) -> None:
+        """Opens the view, later. The first call of a run, and the first after a ``TrackerDown``."""
+        self._enqueue(lambda: self._tracker.start(sweep))
+
+    def curve(self, curve: Curve) -> None:
+        """Sends one learning curve, later."""
+        self._enqueue(lambda: self._tracker.curve(curve))
+
+    def encoder(self, row: EncoderRow) -> None:
+        """Sends one merged encoder, later."""
+        self._enqueue(lambda: self._tracker.encoder(row))
+
+    def finish(self, report: Path | None, score_by_alpha: Sequence[tuple[float, float]], status: str) -> None:
+        """Waits until everything is sent. Raises ``TrackerDown`` when something was not, or not in time."""
+        done = threading.Event()
+        points = list(score_by_alpha)
+        self._enqueue(lambda: self._tracker.finish(report, points, status))
+        self._calls.put(done.set)
+        if not done.wait(self._finish_seconds):
+            raise TrackerDown(f"{self._tracker.where()} It is still being written after {self._finish_seconds:g} s.")
+        self._raise_error()
+
+    def where(self) -> str:
+        """The sentence of the tracker itself."""
+        return self._tracker.where()
+
+    def _enqueue(self, call: Callable[[], None]) -> None:
+        self._raise_error()
+        self._calls.put(lambda: self._attempt(call))
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="speechft-tracker", daemon=True)
+            self._thread.start()
+
+    def _run(self) -> None:
+        while True:
+            self._calls.get()()
+
+    def _attempt(self, call: Callable[[], None]) -> None:
+        if self._error is not None:
+            return  # dropped: told again after the error was raised
+        try:
+            call()
+        except Exception as error:  # a bug must not die unseen in this thread either
+            self._error = error
+
+    def _raise_error(self) -> None:
+        error, self._error = self._error, None
+        if error is not None:
+            raise error

@@ -1,0 +1,114 @@
+"""Bad input gets one clear sentence and exit code 2, and nothing is left half written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+
+from tests.e2e.small_world import PHONES, SMALL, run, write_space
+
+
+def refused(tmp_path: Path, space: Path, *arguments: str | Path) -> str:
+    done = run("sweep_alpha.py", "--space", space, "--storage", tmp_path / "runs", *arguments)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr + done.stdout
+    assert not (tmp_path / "runs" / "evaluate").exists()
+    return " ".join(done.stderr.split())
+
+
+def changed(section: str, **fields: Any) -> dict[str, Any]:
+    return {section: [{**SMALL[section][0], **fields}, *SMALL[section][1:]]}
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        (changed("finetune", uptates=3), "finetune[0].uptates: unknown field `uptates`. Did you mean `updates`?"),
+        (changed("merge", alpha=3), "merge[0].alpha: must be at most 1, but is 3 instead."),
+        (changed("evaluate", task="prr"), "unknown task `prr`. Did you mean `pr`?"),
+        (changed("merge", method="tise"), "unknown merge method `tise`. Did you mean `ties`?"),
+        (changed("merge", donors=["nobody"]), "unknown fine-tuning run `nobody`."),
+    ],
+)
+def test_a_slip_in_the_space(tmp_path: Path, changes: dict[str, Any], sentence: str) -> None:
+    assert sentence in refused(tmp_path, write_space(tmp_path, **changes), "--in-process")
+
+
+def test_all_slips_at_once(tmp_path: Path) -> None:
+    space = write_space(tmp_path, **changed("finetune", uptates=3), **changed("merge", alpha=3))
+    text = refused(tmp_path, space, "--in-process")
+    assert "uptates" in text
+    assert "merge[0].alpha" in text
+
+
+def test_no_such_space(tmp_path: Path) -> None:
+    assert "there is no search space" in refused(tmp_path, tmp_path / "nothing.yaml")
+
+
+def test_no_such_encoder(tmp_path: Path) -> None:
+    assert "hubert_huge" in refused(tmp_path, write_space(tmp_path), "--encoder", "hubert_huge")
+
+
+def test_storage_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    done = run("sweep_alpha.py", "--space", write_space(tmp_path), "--storage", tmp_path / "file" / "runs", "--in-process")
+    assert done.returncode == 2
+    assert "cannot be written" in " ".join(done.stderr.split())
+
+
+def test_no_running_cluster(tmp_path: Path) -> None:
+    text = refused(tmp_path, write_space(tmp_path), "--address", "auto")
+    assert "ray start --head" in text
+    assert "--address local" in text
+
+
+def own_recordings(tmp_path: Path, rows: list[str], header: str = "path\tsplit\tspeaker\ttext") -> tuple[Path, Path]:
+    """Writes a manifest with one real wav and the space of the product's own example."""
+    manifest = tmp_path / "corpus" / "manifest.tsv"
+    manifest.parent.mkdir(exist_ok=True)
+    tone = 0.1 * np.sin(np.arange(8000) * 0.05)
+    soundfile.write(manifest.parent / "tone.wav", tone, 16_000)
+    manifest.write_text("\n".join([header, *rows]) + "\n")
+    corpus = {"name": "manifest"}
+    objective = {"head": "pooled", "corpus": corpus, "column": "text", "batch_size": 2}
+    finetune = [{**SMALL["finetune"][0], "objectives": [objective]}]
+    evaluate = [{"task": "sid", "corpus": corpus, "updates": 2}]
+    return manifest, write_space(tmp_path, finetune=finetune, evaluate=evaluate)
+
+
+@pytest.mark.parametrize(
+    ("rows", "header", "sentence"),
+    [
+        (["tone.wav\ttrain\ta\tone"], "file\tsplit\tspeaker\ttext", "path"),
+        (["../../secret.wav\ttrain\ta\tone"], "path\tsplit\tspeaker\ttext", "secret.wav"),
+        (["missing.wav\ttrain\ta\tone"], "path\tsplit\tspeaker\ttext", "missing.wav"),
+        (["text.wav\ttrain\ta\tone"], "path\tsplit\tspeaker\ttext", "text.wav"),
+        (["tone.wav\ttraining\ta\tone"], "path\tsplit\tspeaker\ttext", "training"),
+    ],
+)
+def test_a_faulty_manifest(tmp_path: Path, rows: list[str], header: str, sentence: str) -> None:
+    manifest, space = own_recordings(tmp_path, rows, header)
+    (manifest.parent / "text.wav").write_text("this is no sound")
+    assert sentence in refused(tmp_path, space, "--manifest", manifest, "--in-process")
+
+
+def test_manifest_not_given(tmp_path: Path) -> None:
+    _, space = own_recordings(tmp_path, ["tone.wav\ttrain\ta\tone"])
+    assert "--manifest FILE.tsv" in refused(tmp_path, space, "--in-process")
+
+
+def test_one_failing_task_does_not_stop_the_others(tmp_path: Path) -> None:
+    """A corpus without the column that a task needs: that task fails alone, exit code 1, and the report names it."""
+    wrong = {"task": "er", "corpus": {"options": PHONES}, "updates": 2}
+    score = {"zero": "measured", "topline": {**SMALL["score"]["topline"], "er.accuracy": 100}}
+    space = write_space(tmp_path, evaluate=[SMALL["evaluate"][1], wrong], score=score)
+    done = run(
+        "sweep_alpha.py", "--space", space, "--storage", tmp_path / "runs", "--report", tmp_path / "report", "--in-process"
+    )
+    assert done.returncode == 1, done.stderr
+    assert "emotion" in (tmp_path / "report" / "table.md").read_text()
+    assert len(list((tmp_path / "runs" / "evaluate").glob("*/manifest.json"))) == 6  # sid on five encoders and FBank

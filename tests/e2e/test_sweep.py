@@ -1,0 +1,121 @@
+"""The main job as a person runs it: real synthesis, real training, real Ray, real MLflow."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.e2e.small_world import complete, manifests, places, run, start, table, write_space
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sweep that nobody disturbed: the reference for everything below."""
+    home = tmp_path_factory.mktemp("undisturbed")
+    done = run("sweep_alpha.py", *places(home))
+    assert done.returncode == 0, done.stderr + done.stdout
+    assert "alpha" in done.stdout
+    return home
+
+
+def mlflow_content(storage: Path) -> dict[str, Any]:
+    """Every run by key: status, parameters and metric histories, without run ids and clock times."""
+    import mlflow
+
+    client = mlflow.MlflowClient(f"sqlite:///{storage}/mlflow.db")
+    found: dict[str, Any] = {}
+    for experiment in client.search_experiments():
+        for item in client.search_runs([experiment.experiment_id]):
+            key = f"{experiment.name}/{item.data.tags['speechft.key']}"
+            assert key not in found, f"two runs of {key}"
+            history = {
+                name: [(point.step, point.value) for point in client.get_metric_history(item.info.run_id, name)]
+                for name in item.data.metrics
+                if "second" not in name
+            }
+            found[key] = (item.info.status, dict(item.data.params), history)
+    return found
+
+
+def test_the_report_is_complete(undisturbed: Path) -> None:
+    for name in ("table.csv", "table.md", "alpha_curve.png", "index.html"):
+        assert (undisturbed / "report" / name).stat().st_size > 0
+    # pre-trained, alpha 0.25 and alpha 1, each with a score
+    assert len(table(undisturbed / "report")) == 1 + 3
+
+
+def test_mlflow_has_a_parent_with_children(undisturbed: Path) -> None:
+    content = mlflow_content(undisturbed / "runs")
+    # one sweep, five merged encoders (alpha 0; 0.25 and 1 for two seeds), two learning curves
+    assert len(content) == 1 + 5 + 2
+    assert {status for status, _, _ in content.values()} == {"FINISHED"}
+    scores = [history["score"] for _, params, history in content.values() if "score" in history and "alpha" in params]
+    assert len(scores) == 5
+
+
+def test_a_second_run_computes_nothing(undisturbed: Path) -> None:
+    before, content = manifests(undisturbed / "runs"), mlflow_content(undisturbed / "runs")
+    started = time.monotonic()
+    space, storage = undisturbed / "small.yaml", undisturbed / "runs"
+    again = run("sweep_alpha.py", "--space", space, "--storage", storage, "--report", undisturbed / "again")
+    assert again.returncode == 0, again.stderr
+    assert time.monotonic() - started < 60  # not a benchmark: a whole sweep takes longer than this
+    assert manifests(undisturbed / "runs") == before
+    assert mlflow_content(undisturbed / "runs") == content
+    assert table(undisturbed / "again") == table(undisturbed / "report")
+
+
+def test_plan_counts_and_runs_nothing(tmp_path: Path) -> None:
+    done = run("sweep_alpha.py", "--space", write_space(tmp_path), "--storage", tmp_path / "runs", "--plan")
+    assert done.returncode == 0, done.stderr
+    # 2 trials; alpha 0 once, 0.25 and 1 per seed; 5 encoders x 2 tasks + FBank on 2
+    for line in ("corpus: 3,", "finetune: 2,", "merge: 5,", "evaluate: 12,", "Nothing was run."):
+        assert line in done.stdout
+    assert not (tmp_path / "runs" / "finetune").exists()
+
+
+def test_without_ray_the_numbers_are_the_same(undisturbed: Path, tmp_path: Path) -> None:
+    """Executor, worker count and order change nothing: one plain process gives the same digits."""
+    done = run("sweep_alpha.py", *places(tmp_path), "--in-process")
+    assert done.returncode == 0, done.stderr
+    assert manifests(tmp_path / "runs") == manifests(undisturbed / "runs")
+
+
+def test_killed_three_times_the_result_is_the_same(undisturbed: Path, tmp_path: Path) -> None:
+    """Kill -9 of the driver in the middle: nothing finished is computed again, table and MLflow end equal."""
+    arguments = places(tmp_path)
+    finished: dict[str, float] = {}
+    for wanted in (4, 9, 13):  # complete units at which the driver dies: among corpora, tuning and evaluations
+        driver = start("sweep_alpha.py", *arguments)
+        while driver.poll() is None and len(complete(tmp_path / "runs")) < wanted:
+            time.sleep(0.05)
+        if driver.poll() is None:
+            os.kill(driver.pid, signal.SIGKILL)
+        driver.wait()
+        now = complete(tmp_path / "runs")
+        assert all(now[unit] == written for unit, written in finished.items()), "a finished unit was written again"
+        finished = now
+    done = run("sweep_alpha.py", *arguments)
+    assert done.returncode == 0, done.stderr
+    now = complete(tmp_path / "runs")
+    assert all(now[unit] == written for unit, written in finished.items())
+    assert manifests(tmp_path / "runs") == manifests(undisturbed / "runs")
+    assert table(tmp_path / "report") == table(undisturbed / "report")
+    assert mlflow_content(tmp_path / "runs") == mlflow_content(undisturbed / "runs")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_resumably(tmp_path: Path, number: signal.Signals) -> None:
+    driver = start("sweep_alpha.py", *places(tmp_path), "--in-process")
+    while driver.poll() is None and not complete(tmp_path / "runs"):
+        time.sleep(0.05)
+    driver.send_signal(number)
+    _, errors = driver.communicate(timeout=120)
+    assert driver.returncode == 75, errors
+    assert "run the same command again" in errors
+    assert complete(tmp_path / "runs")

@@ -1,0 +1,104 @@
+"""The order of utterances: seeded, complete, short on padding, and the same from any update on."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from speechft_ray.core.units import SAMPLE_RATE_HZ
+from speechft_ray.finetuning import batches
+from speechft_ray.finetuning.batches import WINDOW_BATCHES, BatchOrder, Recordings, cropped, parts
+from tests.finetuning.toys import corpus
+
+LENGTHS = list(np.random.default_rng(0).integers(16_000, 160_000, 64))
+
+
+def _order(seed: int = 0, objective: int = 0, size: int = 4, lengths: list[int] = LENGTHS) -> BatchOrder:
+    return BatchOrder(lengths, size, seed, objective)
+
+
+def test_every_epoch_takes_every_utterance_once() -> None:
+    order = _order()
+    for epoch in range(3):
+        seen = [index for update in range(16 * epoch, 16 * epoch + 16) for index in order.batch(update)]
+        assert sorted(seen) == list(range(64))
+
+
+def test_an_update_has_its_batch_whatever_was_asked_before() -> None:
+    order = _order()
+    straight = [order.batch(update) for update in range(40)]
+    for update in (39, 3, 17, 17, 0):
+        assert order.batch(update) == straight[update] == _order().batch(update)
+
+
+def test_seeds_and_objectives_have_orders_of_their_own() -> None:
+    orders = [_order(), _order(seed=1), _order(objective=1)]
+    found = [tuple(index for update in range(8) for index in order.batch(update)) for order in orders]
+    assert len(set(found)) == 3
+
+
+def test_batches_hold_utterances_of_like_length_in_mixed_order() -> None:
+    order = _order()
+    chosen = [order.batch(update) for update in range(64)]
+    spread = np.mean([np.ptp([LENGTHS[index] for index in batch]) for batch in chosen])
+    assert spread < 0.5 * np.mean([np.ptp(np.random.default_rng(k).choice(LENGTHS, 4)) for k in range(64)])
+    longest = [max(LENGTHS[index] for index in batch) for batch in chosen[:WINDOW_BATCHES]]
+    assert longest != sorted(longest)
+
+
+def test_a_corpus_smaller_than_a_batch_comes_round_again() -> None:
+    order = _order(size=7, lengths=[1000, 2000, 3000])
+    batches_of_three = [Counter(order.batch(update)) for update in range(24)]
+    assert all(sum(batch.values()) == 7 and set(batch.values()) <= {1, 2, 3} and len(batch) == 3 for batch in batches_of_three)
+    assert sum(batches_of_three, Counter()) == {0: 56, 1: 56, 2: 56}
+
+
+@pytest.mark.parametrize(("count", "size"), [(86, 16), (17, 8), (9, 8), (8, 8), (300, 32)])
+def test_no_batch_within_an_epoch_holds_an_utterance_twice(count: int, size: int) -> None:
+    order = _order(size=size, lengths=list(range(1000, 1000 + count)))
+    stream = [order.batch(update) for update in range(3 * count)]
+    for update, batch in enumerate(stream):
+        if update * size // count == ((update + 1) * size - 1) // count:
+            assert len(set(batch)) == size
+    seen = Counter(index for batch in stream for index in batch)
+    assert set(seen.values()) == {3 * size}
+
+
+def test_parts_of_a_batch_stay_below_the_limit_and_cover_it() -> None:
+    seconds = [10, 20, 30, 100, 30, 200, 5]
+    found = list(parts([second * SAMPLE_RATE_HZ for second in seconds]))
+    assert [seconds[part] for part in found] == [[10, 20, 30], [100], [30], [200], [5]]
+    assert list(parts([16_000] * 32)) == [slice(0, 32)]
+
+
+def test_crops_are_pieces_of_the_audio() -> None:
+    audio = np.arange(100, dtype=np.float32)
+    starts = {int(cropped(audio, 40, np.random.default_rng(seed))[0]) for seed in range(300)}
+    assert min(starts) == 0 and max(starts) == 60
+    piece = cropped(audio, 40, np.random.default_rng(0))
+    np.testing.assert_array_equal(np.diff(piece), 1)
+    assert len(piece) == 40
+    assert cropped(audio, 100, np.random.default_rng(0)) is audio
+    assert cropped(audio, None, np.random.default_rng(0)) is audio
+
+
+def test_audio_is_read_once_while_the_budget_lasts() -> None:
+    tones = corpus({"train": 2})
+    reads: list[str] = []
+
+    def read(utterance):
+        reads.append(utterance.key)
+        return tones.read(utterance)
+
+    recordings = Recordings(corpus({"train": 2}, read=read), budget_bytes=4 * tones.utterances[0].samples)
+    for _ in range(3):
+        for utterance in tones.utterances:
+            np.testing.assert_array_equal(recordings.read(utterance), tones.read(utterance))
+    assert Counter(reads) == {"train-0": 1, "train-1": 3}
+
+
+def test_the_limit_of_a_part_is_a_plain_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batches, "PART_SECONDS", 1.0)
+    assert len(list(parts([16_000] * 3))) == 3

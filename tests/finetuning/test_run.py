@@ -1,0 +1,334 @@
+"""Whole runs: what comes out, which checkpoint, and that a killed run goes on to the same bits."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable, Mapping
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from speechft_ray.core.errors import SpecError, UserError
+from speechft_ray.core.fingerprint import file_sha256
+from speechft_ray.core.specs import FinetuneSpec
+from speechft_ray.finetuning import loop, saved
+from speechft_ray.finetuning.run import Tuned, finetune
+from speechft_ray.finetuning.validation import overall
+from speechft_ray.speech.corpora.base import Corpus
+from speechft_ray.speech.encoders.base import EncoderWeights
+from tests.finetuning.toys import corpus, objective, spec, start_weights
+
+pytestmark = pytest.mark.usefixtures("toy_family")
+TONES = corpus({"train": 14, "dev": 6})
+
+
+class Killed(Exception):
+    """Stands for a process that dies."""
+
+
+def _nothing(values: Mapping[str, float]) -> None:
+    pass
+
+
+def _run(
+    work: Path,
+    plan: FinetuneSpec,
+    start: EncoderWeights | None = None,
+    report: Callable[[Mapping[str, float]], None] = _nothing,
+    content: Corpus = TONES,
+) -> Tuned:
+    work.mkdir(exist_ok=True)
+    return finetune(plan, start or start_weights(0.2), [content] * len(plan.objectives), work, torch.device("cpu"), report)
+
+
+def _same(left: Tuned, right: Tuned) -> None:
+    for name, value in left.weights.state.items():
+        assert torch.equal(value, right.weights.state[name]), name
+    timeless: Callable[[Tuned], dict[str, Any]] = lambda tuned: {  # noqa: E731
+        key: value for key, value in tuned.facts.items() if "second" not in key
+    }
+    assert timeless(left) == timeless(right)
+
+
+@pytest.mark.parametrize("heads", [("pooled",), ("frame",), ("ctc",), ("ctc", "pooled")])
+def test_a_run_learns_and_says_what_it_did(heads: tuple[str, ...], tmp_path: Path) -> None:
+    plan = spec(*[objective(head) for head in heads], updates=120, validate_every_updates=20, peak_learning_rate=0.03)
+    start = start_weights(0.1)
+    before = {name: value.clone() for name, value in start.state.items()}
+    reports: list[Mapping[str, float]] = []
+    tuned = _run(tmp_path, plan, start, reports.append)
+    facts = json.loads(json.dumps(tuned.facts, allow_nan=False))
+    names = ["finetune.token_error_rate" if head == "ctc" else "finetune.accuracy" for head in heads]
+    assert [item["metric"] for item in facts["objectives"]] == names
+    assert [item["vocabulary"] for item in facts["objectives"]] == [4 if head == "ctc" else 3 for head in heads]
+    # Chance is 33 % accuracy; the empty answer has a token error rate of 100 %.
+    assert all(item["best_dev"] < 60 if "error" in item["metric"] else item["best_dev"] > 60 for item in facts["objectives"])
+    validated = {update: values["dev"] for update, values in facts["curve"] if "dev" in values}
+    assert list(validated) == [20, 40, 60, 80, 100, 120]
+    best = (min if facts["metric"].endswith("rate") else max)(validated.values())
+    assert facts["best_dev"] == best == validated[facts["best_update"]]
+    assert facts["best_update"] == min(update for update, value in validated.items() if value == best)
+    assert all({"loss", "learning_rate", "gradient_norm", "distance"} <= set(values) for _, values in facts["curve"])
+    assert [values["distance"] > 0 for update, values in facts["curve"]] == [update > 12 for update, _ in facts["curve"]]
+    assert facts["skipped_updates"] == 0 and facts["updates_per_second"] > 0
+    done = [values["done"] for values in reports]
+    assert done == sorted(done) and done[-1] == 120 and {values["total"] for values in reports} == {120}
+    assert [[values["done"], values["dev"]] for values in reports if "dev" in values] == [
+        list(item) for item in validated.items()
+    ]
+    changed = {name for name, value in tuned.weights.state.items() if not torch.equal(value, before[name])}
+    assert changed == {f"layers.{layer}.{part}" for layer in "01" for part in ("weight", "bias")}
+    assert all(torch.equal(start.state[name], before[name]) for name in before)
+    assert (tuned.weights.family, tuned.weights.config) == (start.family, start.config)
+
+
+def test_the_checkpoint_is_the_first_with_the_best_dev_value(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found: list[dict[str, torch.Tensor]] = []
+    values = iter([10.0, 50.0, 50.0, 20.0])
+
+    def dev(learner, lessons, recordings):
+        found.append({name: value.clone() for name, value in learner.encoder.module().state_dict().items()})
+        return [next(values)]
+
+    monkeypatch.setattr(loop, "dev_values", dev)
+    tuned = _run(tmp_path, spec())
+    assert (tuned.facts["best_update"], tuned.facts["best_dev"]) == (10, 50.0)
+    for name, value in tuned.weights.state.items():
+        assert torch.equal(value, found[1][name])
+    assert not torch.equal(found[1]["layers.0.weight"], found[2]["layers.0.weight"])
+
+
+def test_an_error_rate_is_best_when_lowest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = iter([90.0, 30.0, 40.0, 80.0])
+    monkeypatch.setattr(loop, "dev_values", lambda *_: [next(values)])
+    assert _run(tmp_path, spec(objective("ctc"))).facts["best_update"] == 10
+
+
+def test_the_mean_of_mixed_metrics_counts_errors_from_100() -> None:
+    accuracy, errors = "finetune.accuracy", "finetune.token_error_rate"
+    assert overall([accuracy, accuracy], [40, 60]) == (accuracy, 50)
+    assert overall([errors, errors], [40, 60]) == (errors, 50)
+    assert overall([accuracy, errors], [40, 30]) == (accuracy, 55)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_run_killed_again_and_again_ends_with_the_same_bits(
+    seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = spec(objective("ctc", options={"lstm_layers": 1, "lstm_hidden": 4}), objective(), updates=30, seed=seed)
+    whole = _run(tmp_path / "whole", plan)
+    assert not list((tmp_path / "whole").iterdir()), "a run shorter than the save interval saves nothing"
+    chance = random.Random(seed)
+    monkeypatch.setattr(loop, "SAVE_EVERY_SECONDS", 0.0)
+    monkeypatch.setattr(loop, "SAVE_SHARE", float("inf"))
+    publish = saved.save
+    monkeypatch.setattr(saved, "save", lambda *given: publish(*given) if chance.random() < 0.4 else None)
+
+    begun: list[float] = []
+    for _ in range(100):
+        reports: list[float] = []
+        try:
+            broken = _run(tmp_path / "broken", plan, report=lambda values: _die(values, chance, reports))  # noqa: B023
+            break
+        except Killed:
+            begun.append(reports[0])
+    assert len(begun) >= 2 and max(begun) > 1, "this seed does not kill, or resumes nothing"
+    _same(whole, broken)
+
+
+def test_a_state_is_taken_up_where_it_was_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "SAVE_EVERY_SECONDS", 0.0)
+    monkeypatch.setattr(loop, "SAVE_SHARE", float("inf"))
+    plan = spec()
+    done = _until_killed(tmp_path, plan, at=9)
+    assert done == list(range(1, 10))
+    assert sorted(int(path.name.split("-")[1]) for path in tmp_path.iterdir()) == [7, 8]
+    seen: list[float] = []
+    _run(tmp_path, plan, report=lambda values: seen.append(values["done"]))
+    assert seen == list(range(9, 21))
+
+
+@pytest.mark.parametrize("damage", ["cut", "flip", "empty"])
+def test_a_damaged_state_is_passed_over_for_the_one_before(
+    damage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = spec()
+    whole = _run(tmp_path / "whole", plan)
+    monkeypatch.setattr(loop, "SAVE_EVERY_SECONDS", 0.0)
+    monkeypatch.setattr(loop, "SAVE_SHARE", float("inf"))
+    work = tmp_path / "broken"
+    _until_killed(work, plan, at=9)
+    newest = sorted(work.iterdir())[-1]
+    content = bytearray(newest.read_bytes())
+    if damage == "flip":
+        content[len(content) // 2] ^= 1
+    newest.write_bytes({"cut": content[: len(content) // 2], "flip": content, "empty": b""}[damage])
+    seen: list[float] = []
+    _same(whole, _run(work, plan, report=lambda values: seen.append(values["done"])))
+    assert seen[0] == 8
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"seed": 1}, {"peak_learning_rate": 0.02}, {"anchor_penalty": 0.5}, {"updates": 21}],
+    ids=lambda change: next(iter(change)),
+)
+def test_a_state_of_another_run_is_not_taken_up(other: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "SAVE_EVERY_SECONDS", 0.0)
+    _until_killed(tmp_path, spec(), at=9)
+    assert list(tmp_path.iterdir())
+    seen: list[float] = []
+    _run(tmp_path, spec(**other), report=lambda values: seen.append(values["done"]))
+    assert seen[0] == 1
+
+
+def test_a_state_of_other_weights_or_recordings_is_not_taken_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "SAVE_EVERY_SECONDS", 0.0)
+    for changed in ({"start": start_weights(0.2, seed=5)}, {"content": corpus({"train": 14, "dev": 6}, fingerprint="other")}):
+        _until_killed(tmp_path, spec(), at=9)
+        seen: list[float] = []
+        _run(tmp_path, spec(), report=lambda values: seen.append(values["done"]), **changed)  # noqa: B023
+        assert seen[0] == 1
+
+
+def test_a_state_with_code_in_it_is_not_executed(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    class Code:
+        def __reduce__(self):
+            return print, ("executed",)
+
+    file = tmp_path / "new"
+    torch.save({"identity": "x", "code": Code()}, file)
+    file.rename(tmp_path / f"state-000000001-{file_sha256(file)}.pt")
+    assert saved.load(tmp_path, "x") is None
+    assert "executed" not in capfd.readouterr().out
+
+
+def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"cannot be saved in `.*file`"):
+        saved.save(tmp_path / "file", 1, {"identity": "x"})
+
+
+def test_the_callers_generator_is_left_alone(tmp_path: Path) -> None:
+    torch.manual_seed(3)
+    expected = torch.rand(3)
+    torch.manual_seed(3)
+    _run(tmp_path, spec(updates=3))
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_seeds_make_different_runs_and_equal_seeds_equal_ones(tmp_path: Path) -> None:
+    first, same, other = (_run(tmp_path, spec(seed=seed)) for seed in (0, 0, 1))
+    _same(first, same)
+    assert not torch.equal(first.weights.state["layers.0.weight"], other.weights.state["layers.0.weight"])
+
+
+def test_reports_come_at_least_every_two_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """1000 updates have a point of the curve every 10; with 0.5 s per update, something has to be said between them."""
+    clock = iter(range(10**6))
+    monkeypatch.setattr(loop.time, "monotonic", lambda: next(clock) * 0.25)
+    done: list[float] = []
+
+    def stop(values: Mapping[str, float]) -> None:
+        done.append(values["done"])
+        if len(done) > 10:
+            raise Killed
+
+    with pytest.raises(Killed):
+        _run(tmp_path, spec(updates=1000, validate_every_updates=1000), report=stop)
+    assert max(later - earlier for earlier, later in pairwise(done)) <= 4
+    assert 10 in done
+
+
+def test_a_spoiled_recording_costs_its_updates_only(tmp_path: Path) -> None:
+    content = corpus({"train": 14, "dev": 6}, spoiled=["train-3"])
+    tuned = _run(tmp_path, spec(objective(batch_size=1), updates=28), content=content)
+    assert tuned.facts["skipped_updates"] == 2
+    assert all(bool(torch.isfinite(value).all()) for value in tuned.weights.state.values())
+    json.dumps(tuned.facts, allow_nan=False)
+
+
+def test_losses_that_stay_infinite_end_the_run(tmp_path: Path) -> None:
+    content = corpus({"train": 14, "dev": 6}, spoiled=[f"train-{index}" for index in range(14)])
+    with pytest.raises(UserError, match="11 updates one after the other, up to update 11: lower `peak_learning_rate`"):
+        _run(tmp_path, spec(), content=content)
+
+
+@pytest.mark.parametrize(
+    ("head", "changes", "content", "message"),
+    [
+        ("pooled", {"column": "tones"}, {}, r"unknown label column `tones`. Did you mean `tone`\? Allowed: phones, tone"),
+        ("pooled", {}, {"counts": {"train": 0, "dev": 2}}, "no utterance in the split `train`"),
+        ("pooled", {}, {"counts": {"train": 3, "dev": 0}}, "no utterance in the split `dev`"),
+        (
+            "pooled",
+            {},
+            {"counts": {"train": 1, "dev": 1}},
+            "all training utterances have the same label `t0` in the column `tone`",
+        ),
+        (
+            "pooled",
+            {},
+            {"counts": {"train": 2, "dev": 3}},
+            "column `tone`, utterance `dev-2`: the label `t2` does not occur in",
+        ),
+        ("frame", {"column": "tone"}, {}, "does not belong to the column `tone`: `t0` is not in it"),
+        ("ctc", {"options": {"unit": "letters"}}, {}, "the options of the head `ctc` has 1 mistake"),
+        ("ctcc", {}, {}, "unknown head `ctcc`. Did you mean `ctc`"),
+    ],
+)
+def test_what_cannot_be_learned_from_is_told_before_the_first_update(
+    head: str, changes: dict, content: dict, message: str, tmp_path: Path
+) -> None:
+    tones = corpus(content.get("counts", {"train": 6, "dev": 3}))
+    with pytest.raises(UserError, match=message):
+        _run(tmp_path, spec(objective(head, **changes)), content=tones)
+
+
+def test_labels_longer_than_their_recording_are_counted(tmp_path: Path) -> None:
+    tones = corpus({"train": 6, "dev": 3})
+    long = [
+        type(item)(**{**vars(item), "labels": {"phones": " ".join(["p0"] * 40)}})
+        if item.key in ("train-2", "train-4")
+        else item
+        for item in tones.utterances
+    ]
+    content = corpus({"train": 6, "dev": 3}, utterances=long)
+    with pytest.raises(
+        UserError, match=r"2 utterance\(s\) of the split `train` are too short .* `train-2` with .* 79 are needed"
+    ):
+        _run(tmp_path, spec(objective("ctc")), content=content)
+
+
+def test_a_crop_below_one_frame_is_told(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"at least 0.025, one frame of the encoder, but is 0.01"):
+        _run(tmp_path, spec(crop_seconds=0.01))
+
+
+def test_wrong_options_name_every_mistake(tmp_path: Path) -> None:
+    with pytest.raises(SpecError) as caught:
+        _run(tmp_path, spec(objective("ctc", options={"dropout": 2, "lstm": 1})))
+    assert {path for path, _ in caught.value.mistakes} == {"dropout", "lstm"}
+
+
+def _die(values: Mapping[str, float], chance: random.Random, reports: list[float]) -> None:
+    reports.append(values["done"])
+    if chance.random() < 0.15:
+        raise Killed
+
+
+def _until_killed(work: Path, plan: FinetuneSpec, at: int) -> list[float]:
+    done: list[float] = []
+
+    def die(values: Mapping[str, float]) -> None:
+        done.append(values["done"])
+        if values["done"] == at:
+            raise Killed
+
+    with pytest.raises(Killed):
+        _run(work, plan, report=die)
+    return done

@@ -1,0 +1,121 @@
+"""Alignment of base and donors, and what a merge refuses."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from speechft_ray.core.errors import SpecError, UserError
+from speechft_ray.merging.algebra import merge
+from speechft_ray.merging.base import METHODS, check
+
+
+def state(**values: list[float]) -> dict[str, torch.Tensor]:
+    return {key: torch.tensor(numbers) for key, numbers in values.items()}
+
+
+def refusal(base: dict[str, torch.Tensor], *donors: dict[str, torch.Tensor], alpha: float = 0.5) -> str:
+    with pytest.raises(UserError) as caught:
+        merge("linear", {}, base, donors, alpha)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.5])
+def test_missing_parameters_are_counted_and_five_are_named(alpha: float) -> None:
+    base = state(**{f"p{index}": [1.0] for index in range(9)})
+    sentence = refusal(base, base, state(p0=[1.0], p8=[1.0], extra=[0.0]), alpha=alpha)
+    assert sentence.startswith("donor 2 does not fit the base: it lacks 7 of 9 parameters: p1, p2, p3, p4, p5 and 2 more;")
+    assert "it has 1 that the base lacks: extra" in sentence
+
+
+def test_shapes_and_kinds_must_agree() -> None:
+    sentence = refusal(state(a=[1.0, 2.0], b=[1.0]), {"a": torch.zeros(3), "b": torch.zeros(1, dtype=torch.int64)})
+    assert "2 differ in shape or kind: a float32 (3,) instead of float32 (2,), b int64 (1,) instead of float32 (1,)" in sentence
+
+
+def test_protected_parameters_need_not_agree() -> None:
+    base = state(keep=[1.0, 2.0], move=[0.0])
+    merged = merge("linear", {}, base, [{**state(move=[4.0]), "keep.extra": torch.ones(7)}], 0.5, ["keep"])
+    assert {key: tensor.tolist() for key, tensor in merged.items()} == {"keep": [1.0, 2.0], "move": [2.0]}
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_values_that_are_not_finite_are_named(value: float) -> None:
+    good, bad = state(a=[1.0], b=[1.0]), state(a=[1.0], b=[value])
+    assert refusal(good, good, bad).startswith("donor 2 has NaN or infinite values in 1 parameters: b;")
+    assert refusal(bad, good).startswith("the base has NaN or infinite values in 1 parameters: b;")
+    assert refusal(bad, bad).startswith("the base has")  # inf - inf
+
+
+def test_a_difference_beyond_the_number_type_is_refused() -> None:
+    assert "differs from the base by more than torch.float32 can hold" in refusal(state(a=[-3e38]), state(a=[3e38]))
+
+
+def test_a_result_beyond_the_number_type_is_refused() -> None:
+    base, donor = {"a": torch.tensor([6e4]).half()}, {"a": torch.tensor([6.2e4]).half()}
+    with pytest.raises(UserError, match="the merged model has NaN or infinite values in 1 parameters: a;"):
+        merge("linear", {"weights": [9], "normalize": False}, base, [donor], 1.0)
+
+
+@pytest.mark.parametrize("alpha", [-0.1, 3.0, float("nan")])
+def test_alpha_must_be_a_share(alpha: float) -> None:
+    assert f"`alpha` must be within [0, 1], but is {alpha:g} instead" in refusal(state(a=[1.0]), state(a=[2.0]), alpha=alpha)
+
+
+def test_tied_parameters_must_be_tied_in_donors() -> None:
+    shared = torch.tensor([1.0])
+    sentence = refusal({"a": shared, "b": shared}, state(a=[2.0], b=[3.0]))
+    assert "it holds two values for each of 1 tensors that the base shares between two names: a and b" in sentence
+
+
+def test_equal_values_in_other_memory_are_no_tie() -> None:
+    """Two views of one buffer, as flattened parameters are, and equal copies stay tensors of their own."""
+    buffer = torch.zeros(4)
+    base = {"a": buffer[:2], "b": buffer[2:], "c": torch.zeros(2), "none": torch.zeros(0), "void": torch.zeros(0)}
+    donor = {
+        "a": torch.ones(2),
+        "b": torch.full((2,), 2.0),
+        "c": torch.full((2,), 3.0),
+        "none": torch.zeros(0),
+        "void": torch.zeros(0),
+    }
+    merged = merge("linear", {}, base, [donor], 0.5)
+    assert [merged[key].tolist() for key in "abc"] == [[0.5, 0.5], [1.0, 1.0], [1.5, 1.5]]
+    assert len({merged[key].data_ptr() for key in "abc"}) == 3
+
+
+def test_a_tied_tensor_counts_once_in_a_global_trim() -> None:
+    shared = torch.zeros(4)
+    base = {"a": shared, "b": shared, "c": torch.zeros(4)}
+    values = torch.tensor([5.0, 6.0, 7.0, 8.0])
+    donor = {"a": values, "b": values.clone(), "c": torch.tensor([1.0, 2.0, 3.0, 4.0])}
+    merged = merge("ties", {"density": 0.5}, base, [donor], 1.0)
+    # 8 positions, int(8 * 0.5) + 1 = 5 kept. Counted twice, a and b would fill int(12 * 0.5) + 1 = 7 and drop a 5.
+    assert merged["a"].tolist() == [5.0, 6.0, 7.0, 8.0]
+    assert merged["c"].tolist() == [0.0, 0.0, 0.0, 4.0]
+
+
+def test_nothing_to_merge_is_refused() -> None:
+    with pytest.raises(UserError, match="nothing to merge"):
+        merge("linear", {}, state(a=[1.0]), [state(a=[2.0])], 0.5, ["a"])
+
+
+def test_a_small_base_value_does_not_round_the_donor_away() -> None:
+    """base + (donor - base) is 0 here in float32; the end point must be the donor all the same."""
+    assert merge("linear", {}, state(a=[1e9]), [state(a=[1.25])], 1.0)["a"].tolist() == [1.25]
+
+
+def test_float64_keeps_its_precision() -> None:
+    base, donor = ({"a": torch.tensor([value], dtype=torch.float64)} for value in (1.0, 1.0 + 1e-12))
+    merged = merge("linear", {}, base, [donor], 0.5)["a"]
+    assert merged.dtype == torch.float64
+    assert merged.item() - 1.0 == pytest.approx(5e-13, rel=1e-3)
+
+
+def test_unknown_method_and_parameters() -> None:
+    assert {"linear", "ties"} <= set(METHODS.names())
+    with pytest.raises(UserError, match=r"unknown merge method `linaer`. Did you mean `linear`\?"):
+        check("linaer", {})
+    with pytest.raises(SpecError) as caught:
+        check("ties", {"density": 2, "elect": "vote"})
+    assert [path for path, _ in caught.value.mistakes] == ["density", "elect"]

@@ -1,0 +1,120 @@
+"""Reading audio: against analytic signals, and every refusal by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from speechft_ray.core.errors import UserError
+from speechft_ray.speech import audio
+from speechft_ray.speech.audio import read_audio, resolve_inside, samples_at_16_khz
+
+
+def sine(hertz: float, rate_hz: int, samples: int) -> np.ndarray:
+    return 0.5 * np.sin(2 * np.pi * hertz * np.arange(samples) / rate_hz)
+
+
+def test_sixteen_khz_comes_back_bit_by_bit(tmp_path: Path) -> None:
+    codes = np.array([0, 1, -1, 32767, -32768, 12345], dtype=np.int16)
+    soundfile.write(tmp_path / "a.wav", codes, 16_000)
+    wave = read_audio(tmp_path / "a.wav")
+    assert wave.dtype == np.float32 and wave.shape == (6,)
+    np.testing.assert_array_equal(wave, codes / np.float32(32768))
+
+
+@pytest.mark.parametrize("rate_hz", [8_000, 11_025, 22_050, 44_100, 48_000])
+def test_resampling_keeps_a_sine_where_it_was(tmp_path: Path, rate_hz: int) -> None:
+    soundfile.write(tmp_path / "a.wav", sine(440, rate_hz, rate_hz), rate_hz, subtype="FLOAT")
+    wave = read_audio(tmp_path / "a.wav")
+    assert len(wave) == 16_000
+    np.testing.assert_allclose(wave[800:-800], sine(440, 16_000, 16_000)[800:-800], atol=2e-3)
+
+
+@pytest.mark.parametrize("rate_hz", [8_000, 16_000, 22_050, 44_100])
+@pytest.mark.parametrize("samples", [1, 399, 1000, 1001])
+def test_the_header_tells_the_length_that_reading_yields(tmp_path: Path, rate_hz: int, samples: int) -> None:
+    soundfile.write(tmp_path / "a.flac", sine(100, rate_hz, samples), rate_hz)
+    assert samples_at_16_khz(tmp_path / "a.flac") == len(read_audio(tmp_path / "a.flac"))
+
+
+def test_channels_are_averaged(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "a.wav", np.array([[0.5, 0.0], [-0.25, -0.75]]), 16_000, subtype="FLOAT")
+    np.testing.assert_array_equal(read_audio(tmp_path / "a.wav"), np.array([0.25, -0.5], dtype=np.float32))
+
+
+def test_a_float_file_beyond_full_scale_is_clipped(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "a.wav", np.array([1.5, -3.0, 0.5]), 16_000, subtype="FLOAT")
+    np.testing.assert_array_equal(read_audio(tmp_path / "a.wav"), np.array([1, -1, 0.5], dtype=np.float32))
+
+
+def refuse(path: Path, words: str) -> None:
+    with pytest.raises(UserError, match=words) as told:
+        read_audio(path)
+    assert str(path) in str(told.value)
+
+
+def test_what_cannot_be_read_is_told_with_its_path(tmp_path: Path) -> None:
+    refuse(tmp_path / "absent.wav", "does not exist")
+    refuse(tmp_path, "not a file")
+    for name, content in {"text.wav": b"hello", "zero.flac": b"", "bare.raw": bytes(64)}.items():
+        (tmp_path / name).write_bytes(content)
+        refuse(tmp_path / name, "not a readable audio file")
+    soundfile.write(tmp_path / "empty.wav", np.zeros(0), 16_000)
+    refuse(tmp_path / "empty.wav", "holds no samples")
+    soundfile.write(tmp_path / "nan.wav", np.array([0.0, np.nan]), 16_000, subtype="FLOAT")
+    refuse(tmp_path / "nan.wav", "not finite")
+    soundfile.write(tmp_path / "slow.wav", np.zeros(10), 1_000)
+    refuse(tmp_path / "slow.wav", "1000 Hz: allowed are 4000 to 384000")
+    soundfile.write(tmp_path / "many.wav", np.zeros((10, 33)), 16_000)
+    refuse(tmp_path / "many.wav", "33 channels")
+
+
+def test_a_cut_file_is_refused(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).uniform(-0.5, 0.5, 40_000)
+    soundfile.write(tmp_path / "a.flac", noise, 16_000)
+    content = (tmp_path / "a.flac").read_bytes()
+    (tmp_path / "a.flac").write_bytes(content[: len(content) // 2])
+    refuse(tmp_path / "a.flac", "cannot be decoded|of the 40000 samples")
+
+
+def test_length_is_refused_from_the_header(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    soundfile.write(tmp_path / "a.wav", np.zeros(16_001), 16_000)
+    monkeypatch.setattr(audio, "MAX_SECONDS", 1)
+    refuse(tmp_path / "a.wav", "at most 1 s")
+    with pytest.raises(UserError, match="at most 1 s"):
+        samples_at_16_khz(tmp_path / "a.wav")
+
+
+def test_paths_stay_inside_their_root(tmp_path: Path) -> None:
+    root, outside = tmp_path / "root", tmp_path / "outside"
+    (root / "sub").mkdir(parents=True)
+    outside.mkdir()
+    (root / "link").symlink_to(outside)
+    (root / "inner").symlink_to(root / "sub")
+    assert resolve_inside(root, "sub/a.wav") == root / "sub" / "a.wav"
+    assert resolve_inside(root, "sub/../a.wav") == root / "a.wav"
+    assert resolve_inside(root, "inner/a.wav") == root / "sub" / "a.wav"
+    for bad in ("../outside/a.wav", "link/a.wav", str(outside / "a.wav"), str(root / "a.wav"), "sub/../../a.wav"):
+        with pytest.raises(UserError, match="stay inside"):
+            resolve_inside(root, bad)
+    with pytest.raises(UserError, match="not a usable path"):
+        resolve_inside(root, "a\0b")
+
+
+def test_a_sibling_with_the_same_beginning_is_outside(tmp_path: Path) -> None:
+    (tmp_path / "root").mkdir()
+    (tmp_path / "rooted").mkdir()
+    with pytest.raises(UserError, match="stay inside"):
+        resolve_inside(tmp_path / "root", "../rooted/a.wav")
+
+
+def test_reading_below_a_root(tmp_path: Path) -> None:
+    (tmp_path / "root").mkdir()
+    soundfile.write(tmp_path / "root" / "a.wav", np.zeros(5), 16_000)
+    soundfile.write(tmp_path / "secret.wav", np.zeros(5), 16_000)
+    assert len(read_audio("a.wav", tmp_path / "root")) == 5
+    with pytest.raises(UserError, match="stay inside"):
+        read_audio("../secret.wav", tmp_path / "root")

@@ -1,0 +1,49 @@
+"""Batches: everything once, never over the limit, and never padded where that is promised."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from speechft_ray.speech.batching import batches_by_seconds, groups_of_equal_length, shuffled
+
+LENGTHS = [random.Random(3).choice((8_000, 12_000, 16_000, 16_001, 30_000)) for _ in range(200)]
+
+
+@pytest.mark.parametrize("arrange", [batches_by_seconds, groups_of_equal_length])
+def test_every_utterance_once_and_no_batch_over_the_limit(arrange) -> None:  # type: ignore[no-untyped-def]
+    batches = arrange(LENGTHS, 5.0)
+    assert sorted(index for batch in batches for index in batch) == list(range(200))
+    assert all(max(LENGTHS[index] for index in batch) * len(batch) <= 80_000 for batch in batches)
+    firsts = [LENGTHS[batch[0]] for batch in batches]
+    assert firsts == sorted(firsts, reverse=True)
+
+
+def test_a_worked_example() -> None:
+    assert batches_by_seconds([16_000, 48_000, 15_000, 32_000, 16_000], 2.0) == [[1], [3], [0, 4], [2]]
+    assert batches_by_seconds([16_000, 48_000, 15_000, 32_000, 16_000], 4.0) == [[1], [3, 0], [4, 2]]
+    assert groups_of_equal_length([16_000, 48_000, 15_000, 32_000, 16_000], 4.0) == [[1], [3], [0, 4], [2]]
+
+
+def test_equal_groups_are_equal_and_full() -> None:
+    groups = groups_of_equal_length(LENGTHS, 5.0)
+    assert all(len({LENGTHS[index] for index in group}) == 1 for group in groups)
+    for length in set(LENGTHS):
+        sizes = [len(group) for group in groups if LENGTHS[group[0]] == length]
+        assert all(size == 80_000 // length for size in sizes[:-1])
+
+
+def test_no_utterances_no_batches_and_no_limit_is_refused() -> None:
+    assert batches_by_seconds([], 1.0) == groups_of_equal_length([], 1.0) == []
+    with pytest.raises(ValueError, match="positive"):
+        batches_by_seconds([1], 0.0)
+
+
+def test_shuffling_follows_seed_and_epoch_alone() -> None:
+    items = list(range(50))
+    first = shuffled(items, 1, 0)
+    random.seed(99)
+    assert shuffled(items, 1, 0) == first != items
+    assert sorted(first) == items == list(range(50))
+    assert len({tuple(shuffled(items, seed, epoch)) for seed in (1, 2) for epoch in (0, 1, 12)}) == 6
