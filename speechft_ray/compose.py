@@ -189,10 +189,11 @@ def _executor(address: str | None, place: Place) -> Executor:
 
 
 def _trackers(spec: SweepSpec, store: Store, mlflow_uri: str | None) -> list[Tracker]:
+    from speechft_ray.tracking.background import InBackground
     from speechft_ray.tracking.jsonl import JsonlTracker
     from speechft_ray.tracking.mlflow import MlflowTracker
 
-    return [MlflowTracker(mlflow_uri, store.root), JsonlTracker(store.root / "log" / spec.name)]
+    return [InBackground(MlflowTracker(mlflow_uri, store.root)), JsonlTracker(store.root / "log" / spec.name)]
 
 
 def _display(plan: Plan, missing: Mapping[str, Job]) -> Display:

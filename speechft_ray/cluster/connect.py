@@ -40,7 +40,7 @@ ALLOWED_ENVIRONMENT = re.compile(
     r"|CUDA_.*|NVIDIA_.*|NCCL_.*|ROCR_.*|HIP_.*|OMP_.*|MKL_.*|OPENBLAS_.*|RAY_.*|TUNE_.*|TORCH_HOME|HF_HOME|HF_HUB_OFFLINE"
     r"|XDG_CACHE_HOME|SSL_CERT_FILE|REQUESTS_CA_BUNDLE|PYTORCH_.*|SPEECHFT_.*|GRPC_.*|no_proxy|NO_PROXY)"
 )
-"""What the processes of a local cluster inherit. Anything else, cloud keys and tracking passwords first, stays in the driver."""
+"""What the processes of a local cluster inherit. Anything else stays in the driver: cloud keys, tracking passwords."""
 
 DASHBOARD_PACKAGES = ("aiohttp", "aiohttp_cors", "grpc", "opencensus", "opentelemetry.exporter.prometheus", "prometheus_client")
 """What Ray's dashboard needs beyond ``ray[tune]`` (ray ``dashboard/optional_deps.py``, 2.60)."""
@@ -74,7 +74,7 @@ def connect(address: str, *, cpus: int | None = None, gpus: int | None = None, s
     ``cpus``, ``gpus`` and ``store_bytes`` (shared memory for objects) bound a local cluster; Ray takes all it finds by itself.
     Raises ``UserError`` when there is no such cluster, or it refuses this process.
     """
-    _refuse_unknown(address)
+    _check(address)
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     common = {
         "address": address,
@@ -101,23 +101,41 @@ def missing_for_dashboard() -> list[str]:
     return [name for name in DASHBOARD_PACKAGES if not _installed(name)]
 
 
-def _refuse_unknown(address: str) -> None:
-    if address in ("local", "auto"):
-        return
+def _check(address: str) -> None:
     if address.startswith("ray://"):
         raise UserError(
             f"the address `{address}` is one of Ray Client, which runs the sweep away from its driver: start this command on a "
             "node of the cluster with `--address auto`, or give the head's HOST:PORT (6379 unless changed)."
         )
+    if address in ("local", "auto"):
+        last = _last_cluster() if address == "auto" else None
+        if last is not None:
+            _check(last)
+        return
     found = re.fullmatch(r"(\[[0-9A-Fa-f:]+\]|[A-Za-z0-9_.-]+):([0-9]{1,5})", address)
     if found is None or not 0 < int(found[2]) < 65536:
-        raise UserError(f"the address `{address}` must be `local`, `auto` or HOST:PORT of a Ray head, for example 10.0.0.1:6379.")
-    try:
+        allowed = "`local`, `auto` or HOST:PORT of a Ray head, for example 10.0.0.1:6379"
+        raise UserError(f"the address `{address}` must be {allowed}.")
+    try:  # Ray itself would try a dead address for minutes
         socket.create_connection((found[1].strip("[]"), int(found[2])), timeout=ANSWER_SECONDS).close()
     except OSError as error:
         raise UserError(
             f"no Ray head answers at `{address}` ({error}): start one with `ray start --head`, or use `--address local`."
         ) from None
+
+
+def _last_cluster() -> str | None:
+    """Returns where Ray's ``auto`` will go: ``RAY_ADDRESS``, else what the last head on this machine wrote down, if any.
+
+    A head that crashed leaves its file behind (ray ``_common/utils.py``, ``get_ray_address_file``).
+    """
+    if os.environ.get("RAY_ADDRESS"):
+        return os.environ["RAY_ADDRESS"]
+    folder = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
+    try:
+        return (Path(folder) / "ray" / "ray_current_cluster").read_text(encoding="utf-8").strip() or None
+    except OSError:
+        return None
 
 
 def _why_not(address: str, error: Exception) -> str:

@@ -73,7 +73,7 @@ class RayExecutor:
             self._trials.submit(job)
             return
         options = task_options(self._shares.of(job.resources))
-        task = _perform_task.options(name=job.label, _labels={"stage": job.stage}, **options)
+        task = _TASK.options(name=job.label, _labels={"stage": job.stage}, **options)
         reference = task.remote(self._perform, job, self._place, self._board)
         self._tasks[job.fingerprint] = reference
         reference.future().add_done_callback(lambda future: self._end(_outcome(job, future)))
@@ -131,9 +131,11 @@ class RayExecutor:
         self._ended.put(outcome)
 
 
-@ray.remote(max_retries=MAX_RETRIES, retry_exceptions=False)
 def _perform_task(perform: Perform, job: Job, place: Place, board: Any) -> dict[str, Any]:
     return perform_on_worker(perform, job, place, board).model_dump(mode="json")
+
+
+_TASK = ray.remote(max_retries=MAX_RETRIES, retry_exceptions=False)(_perform_task)
 
 
 def _outcome(job: Job, future: Future[Any]) -> Outcome:

@@ -22,7 +22,7 @@ def open_board() -> Any:
     """Starts the actor that holds the progress of all jobs, on the driver's own node, so that it outlives every worker node."""
     here = NodeAffinitySchedulingStrategy(node_id=ray.get_runtime_context().get_node_id(), soft=True)
     name = f"speechft-progress-{uuid.uuid4().hex[:8]}"
-    return _Board.options(name=name, num_cpus=0, max_restarts=-1, scheduling_strategy=here).remote()
+    return ray.remote(_Board).options(name=name, num_cpus=0, max_restarts=-1, scheduling_strategy=here).remote()
 
 
 def perform_on_worker(perform: Perform, job: Job, place: Place, board: Any, curve: Report | None = None) -> Outcome:
@@ -67,7 +67,6 @@ def read_board(board: Any, timeout_seconds: float) -> dict[str, Progress] | None
     return {fingerprint: read_progress(latest) for fingerprint, latest in found.items()}
 
 
-@ray.remote
 class _Board:
     """The latest report of every running job, by fingerprint."""
 

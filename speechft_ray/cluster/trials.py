@@ -1,8 +1,8 @@
 """Fine-tuning runs as trials of one Ray Tune experiment, which lasts as long as the sweep and is fed while it runs.
 
-Tune schedules and retries here, and decides nothing: what is done and what is not stands in the store alone. Tune's own snapshot
-is written at most every 10 s and, when damaged, silently starts over, so it is never read back; a lost trial goes on from the
-checkpoints in its own work folder.
+Tune schedules and retries here, and decides nothing: what is done and what is not stands in the store alone. Tune's own
+snapshot is written at most every 10 s and, when damaged, silently starts over, so it is never read back; a lost trial goes on
+from the checkpoints in its own work folder.
 """
 
 from __future__ import annotations
@@ -53,9 +53,7 @@ SETTINGS = {
 class Trials:
     """One Tune experiment in a thread of its own, opened with the first job."""
 
-    def __init__(
-        self, perform: Perform, place: Place, board: Any, shares: Shares, end: Callable[[Outcome], None]
-    ) -> None:
+    def __init__(self, perform: Perform, place: Place, board: Any, shares: Shares, end: Callable[[Outcome], None]) -> None:
         self._perform = perform
         self._place = place
         self._board = board
@@ -135,7 +133,7 @@ class _NeverSaved:
         return object, ()
 
 
-class _Feed(_NeverSaved, Searcher):
+class _Feed(_NeverSaved, Searcher):  # type: ignore[misc]  # Ray comes without types
     """Suggests the jobs that are submitted, in their order, until it is closed."""
 
     def __init__(self) -> None:
@@ -162,7 +160,7 @@ class _Feed(_NeverSaved, Searcher):
         """Restores nothing."""
 
 
-class _StopWhenClosed(_NeverSaved, Stopper):
+class _StopWhenClosed(_NeverSaved, Stopper):  # type: ignore[misc]
     def __init__(self, closed: threading.Event) -> None:
         self._closed = closed
 
@@ -173,7 +171,7 @@ class _StopWhenClosed(_NeverSaved, Stopper):
         return self._closed.is_set()
 
 
-class _Ends(_NeverSaved, tune.Callback):
+class _Ends(_NeverSaved, tune.Callback):  # type: ignore[misc]
     """Hands an outcome on as soon as Tune has it, so that its merges start at once. Runs in Tune's thread of the driver."""
 
     def __init__(self, finish: Callable[[Outcome], None], fail: Callable[[str, str, str], None]) -> None:

@@ -49,7 +49,7 @@ def _plain(value: Any, path: str) -> Any:
     if isinstance(value, float):
         if not math.isfinite(value):
             raise ValueError(f"{path} is {value}: only finite numbers have a fingerprint")
-        return value
+        return int(value) if value.is_integer() and abs(value) < 2**53 else value  # 1 and 1.0 are one value
     if isinstance(value, list | tuple):
         return [_plain(item, f"{path}[{index}]") for index, item in enumerate(value)]
     if isinstance(value, dict):

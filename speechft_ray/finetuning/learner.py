@@ -13,12 +13,13 @@ from torch import nn
 
 from speechft_ray.core.errors import UserError
 from speechft_ray.core.specs import FinetuneSpec
-from speechft_ray.finetuning.batches import BatchOrder, Recordings, cropped, on_device, parts
+from speechft_ray.finetuning.batches import PART_SECONDS, BatchOrder, Recordings, cropped, on_device
 from speechft_ray.finetuning.draws import Draw, generator, seed_torch
 from speechft_ray.finetuning.lessons import Example, Lesson, crop_samples
 from speechft_ray.finetuning.penalties import l2_sp
 from speechft_ray.finetuning.phases import is_head_only, learnable
 from speechft_ray.finetuning.schedule import learning_rate
+from speechft_ray.speech.batching import batches_by_seconds
 from speechft_ray.speech.encoders.base import FAMILIES, Encoder, EncoderWeights
 
 
@@ -124,9 +125,9 @@ class Teacher:
         audio = self._audio(index, update, batch)
         units = max(1, sum(lesson.kind.units(item.target) for item in batch))
         total = 0.0
-        for part in parts([len(item) for item in audio]):
-            targets = [item.target for item in batch[part]]
-            states, frames = learner.encoder.hidden_states(on_device(audio[part], learner.device))
+        for part in batches_by_seconds([len(item) for item in audio], PART_SECONDS):
+            targets = [batch[place].target for place in part]
+            states, frames = learner.encoder.hidden_states(on_device([audio[place] for place in part], learner.device))
             loss = lesson.kind.loss(learner.heads[index](states[-1], frames), frames, targets)
             share = sum(lesson.kind.units(target) for target in targets) / units
             weighted = lesson.objective.weight * share * loss

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from speechft_ray.finetuning.learner import build_learner
 from speechft_ray.finetuning.lessons import Lesson, prepare
 from speechft_ray.finetuning.loop import Progress, Report, Run, train
 from speechft_ray.finetuning.validation import overall
+from speechft_ray.speech.checkpoints.load import weights_fingerprint
 from speechft_ray.speech.corpora.base import Corpus
 from speechft_ray.speech.encoders.base import EncoderWeights
 
@@ -85,9 +85,5 @@ def _facts(lessons: Sequence[Lesson], progress: Progress) -> dict[str, Any]:
 
 def _identity(spec: FinetuneSpec, start: EncoderWeights, corpora: Sequence[Corpus]) -> str:
     """Fingerprint of everything that a saved state must agree with."""
-    digest = hashlib.sha256()
-    for name, value in sorted(start.state.items()):
-        digest.update(name.encode())
-        digest.update(value.contiguous().numpy().tobytes())
     content = [corpus.fingerprint for corpus in corpora]
-    return fingerprint([LOOP_VERSION, spec.identity(), start.family, dict(start.config), digest.hexdigest(), content])
+    return fingerprint([LOOP_VERSION, spec.identity(), weights_fingerprint(start), content])

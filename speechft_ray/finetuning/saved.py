@@ -40,9 +40,10 @@ def save(folder: Path, update: int, state: Mapping[str, Any]) -> None:
         sync_folder(folder)
         for old in _newest_first(folder)[KEPT:]:
             old.unlink(missing_ok=True)
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # torch.save turns a full disk into a RuntimeError
+        reason = error.strerror if isinstance(error, OSError) else "it was not written as a whole; the disk may be full"
         raise UserError(
-            f"the state of the run cannot be saved in `{folder}` ({error.strerror}): free space or choose another storage "
+            f"the state of the run cannot be saved in `{folder}` ({reason}): free space or choose another storage "
             "folder, and run again; it goes on from the last saved state."
         ) from None
     finally:

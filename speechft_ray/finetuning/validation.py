@@ -7,9 +7,10 @@ from collections.abc import Sequence
 import torch
 
 from speechft_ray.core.metrics import metric
-from speechft_ray.finetuning.batches import Recordings, on_device, parts
+from speechft_ray.finetuning.batches import PART_SECONDS, Recordings, on_device
 from speechft_ray.finetuning.learner import Learner
 from speechft_ray.finetuning.lessons import Lesson
+from speechft_ray.speech.batching import batches_by_seconds
 
 MIXED = "finetune.accuracy"
 """Name of the mean when the objectives have different metrics."""
@@ -37,15 +38,12 @@ def overall(names: Sequence[str], values: Sequence[float]) -> tuple[str, float]:
 
 
 def _value(learner: Learner, index: int, lesson: Lesson, recordings: Recordings) -> float:
-    # Sorted by length, so that little is computed for padding; neighbours in length hardly change each other's features.
-    examples = sorted(lesson.dev, key=lambda item: (item.utterance.samples, item.utterance.key))
     counted = total = 0
-    for begin in range(0, len(examples), lesson.objective.batch_size):
-        batch = examples[begin : begin + lesson.objective.batch_size]
-        for part in parts([item.utterance.samples for item in batch]):
-            audio = [recordings.read(item.utterance) for item in batch[part]]
-            states, frames = learner.encoder.hidden_states(on_device(audio, learner.device))
-            logits = learner.heads[index](states[-1], frames)
-            tally = lesson.kind.tally(logits, frames, [item.target for item in batch[part]])
-            counted, total = counted + tally.counted, total + tally.total
+    for batch in batches_by_seconds([item.utterance.samples for item in lesson.dev], PART_SECONDS):
+        examples = [lesson.dev[place] for place in batch]
+        waves = on_device([recordings.read(item.utterance) for item in examples], learner.device)
+        states, frames = learner.encoder.hidden_states(waves)
+        logits = learner.heads[index](states[-1], frames)
+        tally = lesson.kind.tally(logits, frames, [item.target for item in examples])
+        counted, total = counted + tally.counted, total + tally.total
     return 100.0 * counted / max(1, total)

@@ -115,6 +115,7 @@ class Kept:
         if isinstance(chosen, slice):
             first, last = int(self._starts[chosen.start]), int(self._ends[chosen.stop - 1])
             return Batch(self.states[:, first:last], frames)
+        # Row r of utterance u lies at start(u) + r; rows that precede u in the batch are taken off the running count.
         offsets = torch.repeat_interleave(self._starts[chosen] - (frames.cumsum(0) - frames), frames)
         rows = offsets + torch.arange(len(offsets))
         return Batch(self.states.index_select(1, rows.to(self.states.device)), frames)

@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.utils.rnn import pad_sequence
 
 from speechft_ray.core.metrics import better
 from speechft_ray.speech.heads.featurizer import Featurizer
@@ -64,9 +63,10 @@ class Probe(nn.Module):
     def features(self, batch: Batch) -> torch.Tensor:
         """Sums the states of a batch over layers and pads the result to ``(batch, frames, dim)``."""
         rows = self.featurizer(batch.states.unsqueeze(1)).squeeze(0)  # (rows, dim)
-        if bool((batch.frames == batch.frames[0]).all()):
-            return torch.unflatten(rows, 0, (len(batch.frames), -1))
-        return pad_sequence(list(torch.split(rows, batch.frames.tolist())), batch_first=True)
+        count, longest = len(batch.frames), int(batch.frames.max())
+        places = (torch.arange(longest) < batch.frames[:, None]).flatten().nonzero()[:, 0]
+        padded = rows.new_zeros(count * longest, rows.shape[1]).index_copy(0, places.to(rows.device), rows)
+        return torch.unflatten(padded, 0, (count, longest))
 
     def forward(self, batch: Batch) -> torch.Tensor:
         """Returns the head's logits."""
@@ -83,7 +83,7 @@ def train_probe(problem: Problem, train: Source, dev: Source, schedule: Schedule
     targets = [example.target for example in problem.examples["train"]]
     with seeded(seed, states.device):
         probe = Probe(states.shape[0], problem.head(states.shape[2])).to(states.device)
-        optimizer = torch.optim.Adam(probe.parameters(), lr=schedule.learning_rate)
+        optimizer = torch.optim.Adam(probe.parameters(), lr=schedule.learning_rate, fused=True)
         generator = torch.Generator().manual_seed(seed)
         batches = draws(schedule, problem.examples["train"], generator)
         best: tuple[int, dict[str, float], dict[str, torch.Tensor]] | None = None

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from speechft_ray.sweep.protocols import Curve, EncoderRow, SweepInfo, TrackerDown
+from speechft_ray.tracking.base import TRACKERS
 
 
 class JsonlTracker:
@@ -24,7 +25,7 @@ class JsonlTracker:
         self._folder = folder.expanduser().absolute()
         self._path: Path | None = None
         self._key = ""
-        self._known: dict[tuple[str, str], Any] = {}
+        self._known: dict[tuple[str, str], str] = {}
 
     def start(self, sweep: SweepInfo) -> None:
         """Opens the log of this sweep and reads what is in it."""
@@ -33,7 +34,7 @@ class JsonlTracker:
         self._key = sweep.key
         with self._answering():
             self._folder.mkdir(parents=True, exist_ok=True)
-            self._known = {(line["kind"], line["key"]): _content(line) for line in read_log(self._path)}
+            self._known = {(line["kind"], line["key"]): _text(line) for line in read_log(self._path)}
         self._write("sweep", sweep.key, {"name": sweep.name, "params": dict(sweep.params)})
 
     def curve(self, curve: Curve) -> None:
@@ -59,14 +60,14 @@ class JsonlTracker:
     def _write(self, kind: str, key: str, content: Mapping[str, Any]) -> None:
         if self._path is None:
             raise RuntimeError("a tracker was told results before `start`")
-        plain = json.loads(json.dumps(content))  # as it will be read back: lists for tuples, and so on
-        if self._known.get((kind, key)) == plain:
+        says = _text(content)
+        if self._known.get((kind, key)) == says:
             return
         at = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        line = json.dumps({"at": at, "kind": kind, "key": key, **plain})
-        with self._answering(), self._path.open("a+", encoding="utf-8") as file:
-            file.write(line + "\n" if _ends_with_newline(self._path) else "\n" + line + "\n")
-        self._known[kind, key] = plain
+        line = json.dumps({"at": at, "kind": kind, "key": key, **content})
+        with self._answering(), self._path.open("a", encoding="utf-8") as file:
+            file.write(("" if _ends_with_newline(self._path) else "\n") + line + "\n")
+        self._known[kind, key] = says
 
     @contextmanager
     def _answering(self) -> Iterator[None]:
@@ -91,8 +92,9 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     return found
 
 
-def _content(line: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in line.items() if name not in ("at", "kind", "key")}
+def _text(content: Mapping[str, Any]) -> str:
+    """What a line says, as text that is the same before it is written and after it is read."""
+    return json.dumps({name: value for name, value in content.items() if name not in ("at", "kind", "key")}, sort_keys=True)
 
 
 def _ends_with_newline(path: Path) -> bool:
@@ -102,3 +104,6 @@ def _ends_with_newline(path: Path) -> bool:
             return True
         file.seek(-1, 2)
         return file.read(1) == b"\n"
+
+
+TRACKERS.register("jsonl", lambda root: JsonlTracker(root / "log"))

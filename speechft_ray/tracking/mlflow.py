@@ -11,14 +11,17 @@ import logging
 import math
 import os
 import re
+import shlex
+import uuid
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from speechft_ray.core.errors import UserError
 from speechft_ray.sweep.protocols import Curve, EncoderRow, SweepInfo, TrackerDown
+from speechft_ray.tracking.base import TRACKERS
 
 KEY, KIND, PARENT = "speechft.key", "speechft.kind", "mlflow.parentRunId"
 STATUS = {"finished": "FINISHED", "failed": "FAILED", "stopped": "KILLED"}
@@ -53,9 +56,9 @@ class _Run(NamedTuple):
 class MlflowTracker:
     """Writes to a database (sqlite and others) or to a server.
 
-    The default, with ``uri`` ``None``, is ``MLFLOW_TRACKING_URI`` or else ``mlflow.db`` in the storage folder, with artifacts in
-    ``mlartifacts`` beside it. Calls wait for MLflow, the first one up to ten seconds while it makes its database: wrap this in
-    ``InBackground`` where waiting hurts.
+    The default, with ``uri`` ``None``, is ``MLFLOW_TRACKING_URI`` or else ``mlflow.db`` in the storage folder, with artifacts
+    in ``mlartifacts`` beside it. Calls wait for MLflow, the first one up to ten seconds while it makes its database: wrap this
+    in ``InBackground`` where waiting hurts.
     """
 
     def __init__(self, uri: str | None, root: Path) -> None:
@@ -64,8 +67,8 @@ class MlflowTracker:
         self._uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{self._root / 'mlflow.db'}"
         if not re.match(r"(sqlite|postgresql|mysql|mssql)(\+\w+)?://|https?://", self._uri):
             raise UserError(
-                f"the MLflow URI `{self._uri}` must start with http://, https://, sqlite:///, postgresql://, mysql:// or "
-                "mssql://: leave --mlflow out for a database in the storage folder."
+                f"the MLflow URI `{_shown(self._uri)}` must start with http://, https://, sqlite:///, postgresql://, "
+                "mysql:// or mssql://: leave --mlflow out for a database in the storage folder."
             )
         self._client: Any = None
         self._experiment = ""
@@ -118,7 +121,8 @@ class MlflowTracker:
         """Adds the mean score of each alpha (step: alpha in percent) and the report, and closes every run."""
         parent = self._started()
         with self._answering():
-            self._log(parent, self._new_scores(parent, score_by_alpha))
+            if status != "stopped":  # the means of a part would stay in the chart beside those of the whole
+                self._log(parent, self._new_scores(parent, score_by_alpha))
             if report is not None and report.is_dir():
                 self._client.log_artifacts(parent.id, str(report), "report")
             elif report is not None and report.is_file():
@@ -129,9 +133,8 @@ class MlflowTracker:
     def where(self) -> str:
         """The command or address that opens the view."""
         if self._uri.startswith("http"):
-            return f"MLflow: {self._uri.rstrip('/')}/#/experiments/{self._experiment}"
-        shown = re.sub(r"://([^:/@]+):[^@/]+@", r"://\1:***@", self._uri)
-        return f"MLflow: mlflow ui --backend-store-uri {shown} --host 127.0.0.1 --port 5000"
+            return f"MLflow: {_shown(self._uri).rstrip('/')}/#/experiments/{self._experiment}"
+        return f"MLflow: mlflow ui --backend-store-uri {shlex.quote(_shown(self._uri))} --host 127.0.0.1 --port 5000"
 
     def _started(self) -> _Run:
         if self._parent is None:
@@ -242,7 +245,8 @@ class MlflowTracker:
             yield
         except _failures() as error:
             first = " ".join(str(error).split())[:200]
-            raise TrackerDown(f"MLflow at `{self._uri}` does not take results ({type(error).__name__}: {first}).") from error
+            where = _shown(self._uri)
+            raise TrackerDown(f"MLflow at `{where}` does not take results ({type(error).__name__}: {first}).") from error
 
 
 def _open_client(uri: str) -> Any:
@@ -252,6 +256,15 @@ def _open_client(uri: str) -> Any:
 
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.ERROR)  # making the database tells of every migration
+    path = Path(uri.removeprefix("sqlite:///"))
+    if uri.startswith("sqlite:///") and not path.exists():
+        # Made under another name: a run that is killed in these ten seconds would leave half a database, which MLflow refuses.
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fresh = path.with_name(f".{path.name}-{uuid.uuid4().hex[:8]}")
+        MlflowClient(tracking_uri=f"sqlite:///{fresh}")
+        with suppress(FileExistsError):  # another driver was faster: its database is as good
+            os.link(fresh, path)
+        fresh.unlink()
     return MlflowClient(tracking_uri=uri)
 
 
@@ -262,6 +275,11 @@ def _failures() -> tuple[type[Exception], ...]:
     return (MlflowException, SQLAlchemyError, OSError)  # `requests` raises OSError's children
 
 
+def _shown(uri: str) -> str:
+    """Returns a URI without its password."""
+    return re.sub(r"://([^:/@]*):[^@/]+@", r"://\1:***@", uri)
+
+
 def _metric_name(name: str) -> str:
     return name if name == "score" or name.startswith(("dev.", "test.")) else f"test.{name}"
 
@@ -269,3 +287,6 @@ def _metric_name(name: str) -> str:
 def _clean(name: str) -> str:
     """Returns a name that MLflow takes: letters, digits, ``_ - . space : /`` (mlflow ``utils/validation.py``)."""
     return re.sub(r"[^A-Za-z0-9_\-. :/]", "_", name)
+
+
+TRACKERS.register("mlflow", lambda root: MlflowTracker(None, root))

@@ -13,7 +13,7 @@ import yaml
 
 REPOSITORY = Path(__file__).parents[2]
 
-PHONES = {"part": "phones", "speakers": 2, "train": 12, "dev": 6, "test": 0}
+PHONES = {"part": "phones", "speakers": 2, "train": 40, "dev": 4, "test": 0}
 SMALL: dict[str, Any] = {
     "name": "small",
     "encoder": "tiny_hubert",

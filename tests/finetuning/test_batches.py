@@ -7,9 +7,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from speechft_ray.core.units import SAMPLE_RATE_HZ
-from speechft_ray.finetuning import batches
-from speechft_ray.finetuning.batches import WINDOW_BATCHES, BatchOrder, Recordings, cropped, parts
+from speechft_ray.finetuning.batches import WINDOW_BATCHES, BatchOrder, Recordings, cropped
 from tests.finetuning.toys import corpus
 
 LENGTHS = list(np.random.default_rng(0).integers(16_000, 160_000, 64))
@@ -66,13 +64,6 @@ def test_no_batch_within_an_epoch_holds_an_utterance_twice(count: int, size: int
     assert set(seen.values()) == {3 * size}
 
 
-def test_parts_of_a_batch_stay_below_the_limit_and_cover_it() -> None:
-    seconds = [10, 20, 30, 100, 30, 200, 5]
-    found = list(parts([second * SAMPLE_RATE_HZ for second in seconds]))
-    assert [seconds[part] for part in found] == [[10, 20, 30], [100], [30], [200], [5]]
-    assert list(parts([16_000] * 32)) == [slice(0, 32)]
-
-
 def test_crops_are_pieces_of_the_audio() -> None:
     audio = np.arange(100, dtype=np.float32)
     starts = {int(cropped(audio, 40, np.random.default_rng(seed))[0]) for seed in range(300)}
@@ -97,8 +88,3 @@ def test_audio_is_read_once_while_the_budget_lasts() -> None:
         for utterance in tones.utterances:
             np.testing.assert_array_equal(recordings.read(utterance), tones.read(utterance))
     assert Counter(reads) == {"train-0": 1, "train-1": 3}
-
-
-def test_the_limit_of_a_part_is_a_plain_number(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(batches, "PART_SECONDS", 1.0)
-    assert len(list(parts([16_000] * 3))) == 3

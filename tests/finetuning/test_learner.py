@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional
 
 from speechft_ray.core.specs import FinetuneSpec
-from speechft_ray.finetuning import batches
+from speechft_ray.finetuning import learner as room
 from speechft_ray.finetuning.batches import Recordings
 from speechft_ray.finetuning.learner import Learner, Teacher, build_learner
 from speechft_ray.finetuning.lessons import prepare
@@ -122,7 +122,7 @@ def test_a_batch_learned_in_parts_has_the_gradient_of_the_whole(head: str, monke
     plan, content = spec(objective(head, batch_size=6), head_only_fraction=0.0), [corpus({"train": 12, "dev": 2})]
     found = []
     for seconds in (160.0, 0.3):
-        monkeypatch.setattr(batches, "PART_SECONDS", seconds)
+        monkeypatch.setattr(room, "PART_SECONDS", seconds)
         learner, teacher = _begin(plan, content)
         step = teacher.update(learner, 0)
         gradients = {name: value.grad.clone() for name, value in learner.parameters.items()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import resource
 from collections.abc import Callable, Mapping
 from itertools import pairwise
 from pathlib import Path
@@ -126,7 +127,7 @@ def test_a_run_killed_again_and_again_ends_with_the_same_bits(
     monkeypatch.setattr(loop, "SAVE_EVERY_SECONDS", 0.0)
     monkeypatch.setattr(loop, "SAVE_SHARE", float("inf"))
     publish = saved.save
-    monkeypatch.setattr(saved, "save", lambda *given: publish(*given) if chance.random() < 0.4 else None)
+    monkeypatch.setattr(saved, "save", lambda *given: publish(*given) if chance.random() < 0.5 else None)
 
     begun: list[float] = []
     for _ in range(100):
@@ -211,6 +212,19 @@ def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"cannot be saved in `.*file`"):
         saved.save(tmp_path / "file", 1, {"identity": "x"})
+
+
+def test_a_full_disk_is_told_and_keeps_the_state_before(tmp_path: Path) -> None:
+    saved.save(tmp_path, 1, {"identity": "x"})
+    before, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    try:
+        with pytest.raises(UserError, match="the disk may be full"):
+            saved.save(tmp_path, 2, {"identity": "x", "large": torch.zeros(100_000)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (before, hard))
+    assert saved.load(tmp_path, "x") == {"identity": "x"}
+    assert len(list(tmp_path.iterdir())) == 1
 
 
 def test_the_callers_generator_is_left_alone(tmp_path: Path) -> None:
@@ -317,7 +331,7 @@ def test_wrong_options_name_every_mistake(tmp_path: Path) -> None:
 
 def _die(values: Mapping[str, float], chance: random.Random, reports: list[float]) -> None:
     reports.append(values["done"])
-    if chance.random() < 0.15:
+    if chance.random() < 0.25:
         raise Killed
 
 

@@ -68,20 +68,17 @@ def test_tied_parameters_must_be_tied_in_donors() -> None:
     assert "it holds two values for each of 1 tensors that the base shares between two names: a and b" in sentence
 
 
-def test_equal_values_in_other_memory_are_no_tie() -> None:
-    """Two views of one buffer, as flattened parameters are, and equal copies stay tensors of their own."""
-    buffer = torch.zeros(4)
-    base = {"a": buffer[:2], "b": buffer[2:], "c": torch.zeros(2), "none": torch.zeros(0), "void": torch.zeros(0)}
-    donor = {
-        "a": torch.ones(2),
-        "b": torch.full((2,), 2.0),
-        "c": torch.full((2,), 3.0),
-        "none": torch.zeros(0),
-        "void": torch.zeros(0),
-    }
+def test_only_the_very_same_tensor_is_a_tie() -> None:
+    """Views of one buffer, as flattened parameters are, equal copies and empty tensors stay tensors of their own."""
+    buffer, empty = torch.zeros(4), torch.zeros(0)
+    base = {"whole": buffer, "a": buffer[:2], "b": buffer[2:], "copy": torch.zeros(2), "none": empty, "void": empty}
+    donor = {key: torch.full_like(tensor, 2.0 * index) for index, (key, tensor) in enumerate(base.items())}
     merged = merge("linear", {}, base, [donor], 0.5)
-    assert [merged[key].tolist() for key in "abc"] == [[0.5, 0.5], [1.0, 1.0], [1.5, 1.5]]
-    assert len({merged[key].data_ptr() for key in "abc"}) == 3
+    assert {key: tensor.tolist() for key, tensor in merged.items()} == {
+        "whole": [0.0] * 4, "a": [1.0] * 2, "b": [2.0] * 2, "copy": [3.0] * 2, "none": [], "void": [],
+    }  # fmt: skip
+    assert len({id(tensor) for tensor in merged.values()}) == 6
+    assert len({merged[key].data_ptr() for key in ("whole", "a", "b", "copy")}) == 4
 
 
 def test_a_tied_tensor_counts_once_in_a_global_trim() -> None:

@@ -10,9 +10,9 @@ from speechft_ray.core.errors import UserError
 from speechft_ray.sweep.plan import Inputs, make_plan
 from tests.sweep.fakes import inputs, space, sweep
 
-PINNED_FINETUNE = ["6fd0bc2b5dd4e327", "27ec282d79f53c85"]
-PINNED_MERGE = "acafe49aaf90e41e"
-PINNED_SWEEP = "e1531d81b5a072aa"
+PINNED_FINETUNE = ["53013c93ce3a547e", "0f508a3bab900eb2"]
+PINNED_MERGE = "9a4d04f6a3b0e05a"
+PINNED_SWEEP = "e6b4fbc8e8879018"
 
 
 def test_counts_controls_and_baseline() -> None:

@@ -91,7 +91,7 @@ _CODAS = ("", "", "", *_words("b ck d f g l m n nd ng nt p r sh ss st t th v x z
 
 
 def sentence(draw: random.Random, clauses: int = 1) -> str:
-    """Returns an English sentence of that many clauses, 5 to 11 words each; about one noun in seven is a made-up word."""
+    """Returns an English sentence of that many clauses, 3 to 15 words each; about one noun in eight is a made-up word."""
     parts = [_clause(draw)]
     for _ in range(clauses - 1):
         parts += [draw.choice(LINKS), _clause(draw)]
@@ -99,7 +99,7 @@ def sentence(draw: random.Random, clauses: int = 1) -> str:
 
 
 def brief_sentence(draw: random.Random) -> str:
-    """Returns an English sentence of 5 to 7 words, about two seconds."""
+    """Returns an English sentence of 3 to 7 words, about two seconds."""
     return " ".join([_noun_phrase(draw), draw.choice(VERBS), _noun_phrase(draw)])
 
 

@@ -26,14 +26,17 @@ FIT_FRAMES = 150_000
 """Frames to fit k-means on, 50 minutes: more moves the centroids by less than another seed does."""
 
 
-def pretrain(options: PretrainOptions, corpus: Corpus, out: Path, progress: Progress | None = None) -> EncoderWeights:
+def pretrain(
+    options: PretrainOptions, corpus: Corpus, out: Path, progress: Progress | None = None, work: Path | None = None
+) -> EncoderWeights:
     """Pre-trains the tiny HuBERT on the ``train`` split and scores it on ``dev``; audio is all it sees of the corpus.
 
-    ``out`` becomes an encoder folder (weights in float16, manifest, ``learning_curve.csv``) with a sub-folder ``work``, from which the
-    same call goes on after an interruption. ``progress`` counts updates of all rounds. Raises ``UserError`` when ``work`` belongs to
-    other options or another corpus, and when no utterance is as long as a crop.
+    ``out`` becomes an encoder folder: weights in float16, manifest, ``learning_curve.csv``. ``work`` (``out / "work"`` when not given)
+    keeps what the same call goes on from after an interruption. ``progress`` counts updates of all rounds. Raises ``UserError`` when
+    ``work`` belongs to other options or another corpus, and when no utterance is as long as a crop.
     """
-    work = out / "work"
+    out.mkdir(parents=True, exist_ok=True)
+    work = work or out / "work"
     _claim(work, options, corpus)
     train, held_out = (source(corpus, split, options.crop_frames) for split in ("train", "dev"))
     curve: list[dict[str, float]] = []

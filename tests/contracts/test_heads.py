@@ -1,0 +1,112 @@
+"""What every registered head promises."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from pydantic import ValidationError
+
+from speechft_ray.core.errors import SpecError, UserError
+from speechft_ray.core.metrics import METRICS
+from speechft_ray.core.units import frame_count
+from speechft_ray.speech.corpora.base import Utterance
+from speechft_ray.speech.heads.base import HEADS, HeadKind, head_options
+from speechft_ray.speech.text import Vocabulary
+
+KINDS = [pytest.param(kind, id=name) for name, kind in HEADS.items()]
+DIM = 32
+
+
+def _utterances() -> list[Utterance]:
+    return [
+        Utterance(key=key, split="train", samples=samples, labels={"phones": f"{first} {second}"}, alignment=aligned)
+        for key, samples, first, second, aligned in [
+            ("long", 4000, "a", "b", ((0, "a"), (2000, "b"))),
+            ("short", 2700, "b", "a", ((0, "b"), (1000, "a"))),
+        ]
+    ]
+
+
+def _targets(kind: HeadKind) -> tuple[Vocabulary, list[torch.Tensor]]:
+    options, items = kind.options(), _utterances()
+    vocabulary = Vocabulary.of((token for item in items for token in kind.tokens(options, item, "phones")), kind.reserved)
+    return vocabulary, [kind.targets(options, item, "phones", vocabulary) for item in items]
+
+
+def _features() -> tuple[torch.Tensor, torch.Tensor]:
+    frames = torch.tensor([frame_count(item.samples) for item in _utterances()])
+    torch.manual_seed(1)
+    return torch.randn(2, int(frames.max()), DIM), frames
+
+
+def _head(kind: HeadKind, vocabulary: Vocabulary) -> torch.nn.Module:
+    torch.manual_seed(0)
+    return kind.build(kind.options(), DIM, vocabulary.size)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_its_metric_is_in_the_table(kind: HeadKind) -> None:
+    assert METRICS[kind.metric].task == "finetune" and METRICS[kind.metric].unit == "percent"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_its_options_are_frozen_have_defaults_and_refuse_unknown_fields(kind: HeadKind) -> None:
+    assert kind.options() == kind.options()
+    with pytest.raises(ValidationError):
+        kind.options(nonsense=1)
+
+
+def test_wrong_options_and_names_are_told() -> None:
+    for name in HEADS.names():
+        with pytest.raises(SpecError, match="nonsense"):
+            head_options(name, {"nonsense": 1})
+    with pytest.raises(UserError, match=r"unknown head `poled`\. Did you mean `pooled`"):
+        head_options("poled", {})
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_targets_are_ids_of_its_vocabulary(kind: HeadKind) -> None:
+    vocabulary, targets = _targets(kind)
+    for target in targets:
+        assert target.dtype == torch.int64 and target.dim() == 1
+        labelled = target[target >= 0]
+        assert len(labelled) and int(labelled.min()) >= kind.reserved and int(labelled.max()) < vocabulary.size
+        assert kind.units(target) >= 1 and kind.frames_needed(target) >= 1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_padding_does_not_reach_valid_frames(kind: HeadKind) -> None:
+    """Loss and count of a batch are those of its utterances alone, each weighted by its units."""
+    vocabulary, targets = _targets(kind)
+    head, (features, frames) = _head(kind, vocabulary).eval(), _features()
+    features[1, int(frames[1]) :] = 1e4
+    logits = head(features, frames)
+    losses, counted, total = 0.0, 0, 0
+    for row, target in enumerate(targets):
+        length = frames[row : row + 1]
+        alone = head(features[row : row + 1, : int(length)], length)
+        losses += kind.units(target) * kind.loss(alone, length, [target]).item()
+        tally = kind.tally(alone, length, [target])
+        counted, total = counted + tally.counted, total + tally.total
+    units = sum(kind.units(target) for target in targets)
+    assert kind.loss(logits, frames, targets).item() == pytest.approx(losses / units, rel=1e-5)
+    assert kind.tally(logits, frames, targets) == (counted, total)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_it_learns_its_targets(kind: HeadKind) -> None:
+    """From noise that can be told apart, 150 updates get the loss down and the metric to its best value."""
+    vocabulary, targets = _targets(kind)
+    head, (features, frames) = _head(kind, vocabulary), _features()
+    optimizer = torch.optim.Adam(head.parameters(), lr=0.05)
+    losses = []
+    for _ in range(150):
+        optimizer.zero_grad()
+        loss = kind.loss(head(features, frames), frames, targets)
+        loss.backward()
+        assert all(value.grad is not None for value in head.parameters())
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.1 * losses[0]
+    tally = kind.tally(head.eval()(features, frames), frames, targets)
+    assert tally.counted == (tally.total if METRICS[kind.metric].higher_is_better else 0)
