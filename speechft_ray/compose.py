@@ -12,6 +12,7 @@ from typing import Any
 
 from pydantic import BaseModel
 from rich.console import Console
+from rich.progress import MofNCompleteColumn, Progress
 
 from speechft_ray.core.errors import SpecError, UserError
 from speechft_ray.core.fingerprint import fingerprint
@@ -36,7 +37,7 @@ from speechft_ray.sweep.publishing import Publisher, sweep_info
 from speechft_ray.sweep.report import Findings, write_report
 from speechft_ray.sweep.rows import curves, references, rows
 from speechft_ray.sweep.summary import groups
-from speechft_ray.sweep.table import terminal_table
+from speechft_ray.sweep.table import failure_lines, terminal_table
 
 RESOURCES: Mapping[Stage, ResourceRequest] = {
     "corpus": ResourceRequest(cpus=1),
@@ -137,6 +138,8 @@ def run_sweep(
                 executor.stop()
             views = _publish(plan, store, publisher, report, failures, status)
     _say_result(plan, store, report, views)
+    for line in failure_lines(failures):
+        Console(stderr=True).print(f"failed: {line}", soft_wrap=True, highlight=False, markup=False)
     return failures
 
 
@@ -148,6 +151,19 @@ def publish_again(spec: SweepSpec, place: Place, report: Path, mlflow_uri: str |
     publisher.start()
     status = "stopped" if needed_jobs(plan, store) else "finished"
     _say_result(plan, store, report, _publish(plan, store, publisher, report, [], status))
+
+
+def pretrain_tiny(out: Path, work: Path) -> None:
+    """Pre-trains the tiny HuBERT with the recipe of the package; the same call goes on after an interruption."""
+    from speechft_ray.speech.pretraining.recipe import PretrainOptions
+    from speechft_ray.speech.pretraining.run import pretrain
+
+    kind = CORPORA.get("synthetic")
+    with Progress(*Progress.get_default_columns(), MofNCompleteColumn()) as bars:
+        sound, learn = bars.add_task("speech", total=None), bars.add_task("updates", total=None)
+        options = kind.options.model_validate({"part": "pretrain"})
+        corpus = kind.open(options, None, work / "corpora", lambda done, total: bars.update(sound, completed=done, total=total))
+        pretrain(PretrainOptions(), corpus, out, lambda done, total: bars.update(learn, completed=done, total=total), work)
 
 
 @contextmanager
@@ -197,8 +213,8 @@ def _trackers(spec: SweepSpec, store: Store, mlflow_uri: str | None) -> list[Tra
 
 
 def _display(plan: Plan, missing: Mapping[str, Job]) -> Display:
-    totals = {stage: len(plan.of_stage(stage)) for stage in STAGES}
-    reused = {stage: totals[stage] - sum(job.stage == stage for job in missing.values()) for stage in STAGES}
+    totals: dict[str, int] = {stage: len(plan.of_stage(stage)) for stage in STAGES}
+    reused: dict[str, int] = {stage: totals[stage] - sum(job.stage == stage for job in missing.values()) for stage in STAGES}
     return Display(totals, reused)
 
 

@@ -139,18 +139,20 @@ def _last_cluster() -> str | None:
 
 
 def _why_not(address: str, error: Exception) -> str:
-    first = " ".join(str(error).split())[:300]
-    if "uthentication" in first or "token" in first.lower():
+    said = f"Ray says: {' '.join(str(error).split())[:300]}"
+    if address == "local":
+        return f"a local Ray cluster could not be started. {said}"
+    head = _last_cluster() if address == "auto" else address
+    if head is None:
         return (
-            f"the Ray cluster at `{address}` wants its token: export RAY_AUTH_MODE=token and put the token of the head "
-            f"(`ray get-auth-token`) into ~/.ray/auth_token. Ray says: {first}"
+            "no running Ray cluster was found: start one with `ray start --head`, or use `--address local` for a cluster that "
+            f"lasts as long as this command. {said}"
         )
-    if address == "auto":
-        return (
-            "no running Ray cluster was found: start one with `ray start --head`, or use `--address local` for a cluster "
-            f"that lasts as long as this command. Ray says: {first}"
-        )
-    return f"the Ray cluster `{address}` could not be reached or started. Ray says: {first}"
+    return (
+        f"the Ray head at `{head}` answers, but does not let this process in: if it wants its token, export "
+        "RAY_AUTH_MODE=token and put the head's token (`ray get-auth-token`) into ~/.ray/auth_token; otherwise see that both "
+        f"have the same versions of Ray and Python. {said}"
+    )
 
 
 def _describe(context: Any, *, local: bool) -> Cluster:

@@ -71,6 +71,8 @@ class Outcome(Record):
     error: str | None = None
     """One line: what went wrong."""
     traceback: str | None = None
+    blocked_by: str | None = None
+    """Label of the failed job without which this one could not start; such an outcome is no failure of its own."""
     seconds: float = 0.0
 
     @property

@@ -22,6 +22,9 @@ from speechft_ray.superb.tasks.base import TASKS, Problem, Task, task_columns, t
 Report = Callable[[Mapping[str, float]], None]
 """Called with ``{"done": .., "total": ..}``: utterances encoded and updates made, of all seeds."""
 
+REPORTS = 200
+"""Reports of one evaluation, at most."""
+
 
 def evaluate(spec: EvalSpec, encoder: Encoder, corpus: Corpus, device: torch.device, report: Report) -> dict[str, JsonValue]:
     """Trains the probes of an evaluation and returns its facts.
@@ -90,15 +93,17 @@ def schedule_of(task: Task, spec: EvalSpec) -> Schedule:
 
 
 class Progress:
-    """Counts work done and reports it."""
+    """Counts work done and reports it, at most ``REPORTS`` times: a report may travel to another machine."""
 
     def __init__(self, report: Report, total: int) -> None:
-        self.report, self.total, self.done = report, total, 0
+        self.report, self.total, self.done, self.told = report, total, 0, 0
 
     def advance(self, count: int) -> None:
         """Adds finished work."""
         self.done += count
-        self.report({"done": self.done, "total": self.total})
+        if self.done == self.total or self.done - self.told >= self.total / REPORTS:
+            self.told = self.done
+            self.report({"done": self.done, "total": self.total})
 
 
 @contextmanager

@@ -85,9 +85,9 @@ class Display:
             stage.seconds.append(outcome.seconds)
         else:
             stage.failed += 1
-        if not outcome.ok:
+        if not outcome.ok and outcome.blocked_by is None:
             self._line(f"failed: {outcome.label}: {outcome.error}")
-        elif self._live is None:
+        elif outcome.ok and self._live is None:
             place = f"{outcome.stage} {stage.ended}/{stage.total}"
             self._line(f"done: {outcome.label} in {duration(outcome.seconds)} ({place})")
         self._redraw()

@@ -19,6 +19,7 @@ from speechft_ray.sweep.table import (
     LEGEND,
     column_title,
     common_params,
+    failure_lines,
     incomplete_lines,
     one_line,
     table_cells,
@@ -160,15 +161,16 @@ def _published(content: PageContent) -> str:
 def _failures(failures: Sequence[Outcome]) -> str:
     if not failures:
         return "<h2>Failures</h2><p>None.</p>"
-    items = []
-    for outcome in failures:
+    items, own = [], [outcome for outcome in failures if outcome.blocked_by is None]
+    for outcome in own:
         trace = (
             f"<details><summary>traceback</summary><pre>{escape(outcome.traceback)}</pre></details>"
             if outcome.traceback
             else ""
         )
         items.append(f"<li><b>{_text(outcome.label)}</b>: {_text(outcome.error or 'no error text')}{trace}</li>")
-    return f'<h2>Failures ({len(failures)})</h2><ul class="failed">{"".join(items)}</ul>'
+    items += [f"<li>{_text(line)}</li>" for line in failure_lines(failures)[len(own) :]]
+    return f'<h2>Failures ({len(own)})</h2><ul class="failed">{"".join(items)}</ul>'
 
 
 def _provenance(content: PageContent) -> str:

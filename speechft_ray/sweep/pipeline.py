@@ -106,10 +106,10 @@ def _settle(outcome: Outcome, needed: Mapping[str, Job], ledger: Ledger) -> list
     blocked: list[Outcome] = []
     for key, job in needed.items():  # stage order, so one pass reaches everything downstream
         if key not in ledger.failed and any(need in ledger.failed for need in job.needs):
-            culprit = next(ledger.failed[need] for need in job.needs if need in ledger.failed)
-            fate = Outcome(
-                stage=job.stage, fingerprint=key, label=job.label, error=f"not started, because `{culprit.label}` failed"
-            )
+            first = next(ledger.failed[need] for need in job.needs if need in ledger.failed)
+            culprit = first.blocked_by or first.label
+            error = f"not started, because `{culprit}` failed"
+            fate = Outcome(stage=job.stage, fingerprint=key, label=job.label, error=error, blocked_by=culprit)
             ledger.failed[key] = fate
             blocked.append(fate)
     return blocked

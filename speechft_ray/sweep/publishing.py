@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from speechft_ray.core.records import Outcome
 from speechft_ray.core.store import Store
 from speechft_ray.sweep.plan import Plan
-from speechft_ray.sweep.protocols import EncoderRow, SweepInfo, Tracker, TrackerDown
+from speechft_ray.sweep.protocols import Curve, EncoderRow, SweepInfo, Tracker, TrackerDown
 from speechft_ray.sweep.rows import curves, rows
 
 Note = Callable[[str], None]
@@ -34,24 +35,16 @@ class Publisher:
 
     def start(self) -> None:
         """Opens every view and tells it what earlier runs left in the store."""
-        for tracker in self._trackers:
-            self._attempt(tracker, lambda tracker=tracker: tracker.start(sweep_info(self._plan)))
-        for curve in curves(self._plan, self._store):
-            self._each(lambda tracker, curve=curve: tracker.curve(curve))
-        for row in self._news():
-            self._each(lambda tracker, row=row: tracker.encoder(row))
+        self._each(partial(_start, sweep=sweep_info(self._plan)))
+        self._tell_curves({curve.key for curve in curves(self._plan, self._store)})
+        self._tell_news()
 
     def outcome(self, outcome: Outcome) -> None:
         """Tells the trackers what this outcome adds."""
-        if not outcome.ok:
-            return
-        if outcome.stage == "finetune":
-            for curve in curves(self._plan, self._store):
-                if curve.key == outcome.fingerprint:
-                    self._each(lambda tracker, curve=curve: tracker.curve(curve))
-        elif outcome.stage == "evaluate":
-            for row in self._news():
-                self._each(lambda tracker, row=row: tracker.encoder(row))
+        if outcome.ok and outcome.stage == "finetune":
+            self._tell_curves({outcome.fingerprint})
+        elif outcome.ok and outcome.stage == "evaluate":
+            self._tell_news()
 
     def finish(self, report: Path | None, status: str) -> list[str]:
         """Sends what a silent tracker missed, then the report. Returns the sentences that say how to open each view."""
@@ -60,8 +53,8 @@ class Publisher:
         for tracker in self._trackers:
             if id(tracker) in self._down:
                 self._down.discard(id(tracker))
-                self._attempt(tracker, lambda tracker=tracker: self._tell_all(tracker, found))
-            self._attempt(tracker, lambda tracker=tracker: tracker.finish(report, points, status))
+                self._attempt(tracker, partial(self._tell_all, found=found))
+            self._attempt(tracker, partial(_finish, report=report, points=points, status=status))
         return self.where()
 
     def where(self) -> list[str]:
@@ -76,23 +69,45 @@ class Publisher:
             if row.metrics:
                 tracker.encoder(row)
 
-    def _news(self) -> list[EncoderRow]:
-        """Rows that became complete since the last time."""
-        fresh = [row for row in rows(self._plan, self._store) if "score" in row.metrics and row.key not in self._told]
-        self._told.update(row.key for row in fresh)
-        return fresh
+    def _tell_curves(self, keys: set[str]) -> None:
+        for curve in curves(self._plan, self._store):
+            if curve.key in keys:
+                self._each(partial(_curve, curve=curve))
+
+    def _tell_news(self) -> None:
+        """Tells the rows that became complete since the last time."""
+        for row in rows(self._plan, self._store):
+            if "score" in row.metrics and row.key not in self._told:
+                self._told.add(row.key)
+                self._each(partial(_encoder, row=row))
 
     def _each(self, action: Callable[[Tracker], None]) -> None:
         for tracker in self._trackers:
-            self._attempt(tracker, lambda tracker=tracker: action(tracker))
+            self._attempt(tracker, action)
 
-    def _attempt(self, tracker: Tracker, action: Callable[[], None]) -> None:
+    def _attempt(self, tracker: Tracker, action: Callable[[Tracker], None]) -> None:
         if id(tracker) in self._down:
             return
         try:
-            action()
+            action(tracker)
         except TrackerDown as error:
             self._down.add(id(tracker))
             self._note(
                 f"{error} The sweep goes on; its results wait in the store and are sent at its end or when it runs again."
             )
+
+
+def _start(tracker: Tracker, sweep: SweepInfo) -> None:
+    tracker.start(sweep)
+
+
+def _curve(tracker: Tracker, curve: Curve) -> None:
+    tracker.curve(curve)
+
+
+def _encoder(tracker: Tracker, row: EncoderRow) -> None:
+    tracker.encoder(row)
+
+
+def _finish(tracker: Tracker, report: Path | None, points: Sequence[tuple[float, float]], status: str) -> None:
+    tracker.finish(report, points, status)

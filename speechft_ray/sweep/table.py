@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from rich.box import SIMPLE_HEAD
@@ -148,7 +149,9 @@ def incomplete_lines(lines: Sequence[Group]) -> list[str]:
 
 def failure_lines(failures: Sequence[Outcome]) -> list[str]:
     """Returns ``label: error`` of every failed unit, each on one line."""
-    return [one_line(f"{outcome.label}: {outcome.error or 'no error text'}") for outcome in failures]
+    lines = [one_line(f"{item.label}: {item.error or 'no error text'}") for item in failures if item.blocked_by is None]
+    blocked = Counter(item.blocked_by for item in failures if item.blocked_by is not None)
+    return lines + [one_line(f"{label}: {count} jobs that need it were not started") for label, count in blocked.items()]
 
 
 def common_params(lines: Sequence[Group]) -> str:

@@ -14,7 +14,7 @@ from torch import nn
 from speechft_ray.core.errors import UserError
 from speechft_ray.speech.corpora.base import Utterance
 from speechft_ray.speech.heads import ctc, frame, pooled
-from speechft_ray.speech.heads.ctc import CtcHead, CtcOptions, ctc_loss, edit_distance, frames_needed, greedy_ctc
+from speechft_ray.speech.heads.ctc import CtcHead, CtcOptions, both_ways, ctc_loss, edit_distance, frames_needed, greedy_ctc
 from speechft_ray.speech.heads.featurizer import Featurizer, normalized
 from speechft_ray.speech.heads.frame import FrameHead, frame_labels
 from speechft_ray.speech.heads.pooled import PooledHead, mean_over_frames
@@ -98,6 +98,20 @@ def test_lstm_dropout_follows_the_last_layer_too() -> None:
     assert not torch.equal(head(features, frames), head(features, frames))
     head.eval()
     assert torch.equal(head(features, frames), head(features, frames))
+
+
+def test_a_bidirectional_layer_is_torchs_own_on_each_utterance_alone() -> None:
+    layer = nn.LSTM(4, 6, batch_first=True, bidirectional=True).double()
+    features, frames = _double(3, 7, 4), torch.tensor([5, 7, 1])
+    found = both_ways(layer, features, frames)
+    for row, length in enumerate(frames.tolist()):
+        torch.testing.assert_close(found[row, :length], layer(features[row : row + 1, :length])[0][0])
+    found[0, :5].square().sum().backward()
+    gradients = [value.grad.clone() for value in layer.parameters()]
+    layer.zero_grad()
+    layer(features[:1, :5])[0].square().sum().backward()
+    for gradient, value in zip(gradients, layer.parameters(), strict=True):
+        torch.testing.assert_close(gradient, value.grad)
 
 
 def _ctc_by_enumeration(probabilities: np.ndarray, target: list[int]) -> float:

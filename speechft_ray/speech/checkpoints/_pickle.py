@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+import re
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -16,21 +18,26 @@ _ZIP, _PICKLE = b"PK\x03\x04", b"\x80"
 def read_tensors(path: Path) -> Any:
     """Returns what a file of ``torch.save`` holds, its tensors mapped into memory where the file allows.
 
-    Nothing in the file is executed: ``torch.load(weights_only=True)`` builds tensors, containers, numbers and text, and refuses all else.
-    Raises ``UserError`` for a file that is no checkpoint, is cut short, or asks for more than that, naming what it asks for.
+    Nothing in the file is executed: ``torch.load(weights_only=True)`` builds tensors, containers, numbers and text, and
+    refuses all else. Raises ``UserError`` for a file that is no checkpoint, is cut short, or asks for more than that, naming
+    what it asks for.
     """
     with path.open("rb") as file:
         head = file.read(4)
     if not head.startswith((_ZIP, _PICKLE)):
-        raise UserError(f"{path} is not a file of torch.save: it begins with {head!r}. Check that the download is the checkpoint itself.")
+        raise UserError(
+            f"{path} is not a file of torch.save: it begins with {head!r}. Check that the download is the checkpoint itself."
+        )
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=head.startswith(_ZIP))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # an unusual pickle protocol: it is read, or refused below
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=head.startswith(_ZIP))
     except pickle.UnpicklingError as error:
-        wanted = _unsafe_globals(path)
+        wanted = _unsafe_globals(path) or re.findall(r"GLOBAL ([\w.]+)", str(error))
         if wanted:
             raise UserError(
-                f"{path} was refused: to load it, Python would have to run {', '.join(wanted[:5])}. Only tensors and plain data are "
-                "read; convert the checkpoint to safetensors where you trust it."
+                f"{path} was refused: to load it, Python would have to run {', '.join(wanted[:5])}. Only tensors and plain "
+                "data are read; convert the checkpoint to safetensors where you trust it."
             ) from error
         raise _damaged(path, error) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError, AttributeError, TypeError) as error:

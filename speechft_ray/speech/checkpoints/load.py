@@ -22,8 +22,9 @@ PARAMETER_FREE = {"fbank": EncoderWeights(family="fbank", config={}, state={})}
 def load_encoder(name_or_path: str | Path) -> EncoderWeights:
     """Returns an encoder by catalogue name (``tiny_hubert``, ``fbank``) or from a file or folder.
 
-    Formats: our folder or ``.safetensors`` file, and the s3prl-converted ``.pt``. A file is never executed; sha256 sums are checked
-    where the format has them. Raises ``UserError`` for a name or path that leads nowhere, another format, and damaged files.
+    Formats: our folder or ``.safetensors`` file, and the s3prl-converted ``.pt``. A file is never executed; sha256 sums are
+    checked where the format has them. Raises ``UserError`` for a name or path that leads nowhere, another format, and damaged
+    files.
     """
     name = str(name_or_path)
     if name in PARAMETER_FREE:
@@ -39,13 +40,12 @@ def load_encoder(name_or_path: str | Path) -> EncoderWeights:
 
 
 def weights_fingerprint(weights: EncoderWeights) -> str:
-    """Returns the identity of an encoder, 16 hex digits: family, configuration, and name, shape and float32 bytes of each tensor.
+    """Returns the identity of an encoder, 16 hex digits: family, configuration, and name, shape and float32 bytes of each
+    tensor.
 
     It does not depend on the file, its format or the order of tensors in it.
     """
-    tensors = {
-        name: [list(tensor.shape), tensor_sha256(tensor.detach().float())] for name, tensor in weights.state.items()
-    }
+    tensors = {name: [list(tensor.shape), tensor_sha256(tensor.detach().float())] for name, tensor in weights.state.items()}
     return fingerprint({"family": weights.family, "config": dict(weights.config), "tensors": tensors})
 
 

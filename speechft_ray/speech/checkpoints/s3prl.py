@@ -26,7 +26,7 @@ def read_s3prl(path: Path) -> EncoderWeights:
     missing = [key for key in (*CONFIG_KEYS, "model_weight") if not isinstance(content, Mapping) or key not in content]
     if missing:
         raise UserError(
-            f"{path} is not an s3prl-converted checkpoint: {', '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing. "
+            f"{path} is not an s3prl-converted checkpoint: it lacks {', '.join(missing)}. "
             "Convert it with `s3prl/upstream/hubert/convert.py` first."
         )
     if not (isinstance(content["model_cfg"], Mapping) and "label_rate" in content["model_cfg"]):
@@ -36,7 +36,9 @@ def read_s3prl(path: Path) -> EncoderWeights:
 
 def _state(path: Path, state: Any) -> dict[str, torch.Tensor]:
     if not isinstance(state, Mapping) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
-        raise UserError(f"{path} has a `model_weight` that is not a table of tensors, so it is not an s3prl-converted checkpoint.")
+        raise UserError(
+            f"{path} has a `model_weight` that is not a table of tensors, so it is not an s3prl-converted checkpoint."
+        )
     return {str(name): tensor.detach().to(torch.float32) for name, tensor in state.items()}
 
 

@@ -1,7 +1,7 @@
 """Our own format: one safetensors file that carries its manifest, alone or in a folder.
 
-The manifest (family, configuration, sha256 of every tensor, how the encoder was made) lies in the file's own metadata, so one rename
-publishes everything. A folder holds ``encoder.safetensors`` and, for people, the same manifest as ``manifest.json``.
+The manifest (family, configuration, sha256 of every tensor, how the encoder was made) lies in the file's own metadata, so one
+rename publishes everything. A folder holds ``encoder.safetensors`` and, for people, the same manifest as ``manifest.json``.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ def write_encoder(
 ) -> None:
     """Writes an encoder, whole or not at all: a file when ``path`` ends in ``.safetensors``, else a folder.
 
-    ``made`` is plain JSON data on how the encoder came to be. float16 halves the file and rounds; raises ``UserError`` when a value
-    does not fit into it, or is not finite.
+    ``made`` is plain JSON data on how the encoder came to be. float16 halves the file and rounds; raises ``UserError`` when a
+    value does not fit into it, or is not finite.
     """
     state = {name: tensor.detach().to("cpu", _DTYPES[dtype]).contiguous() for name, tensor in weights.state.items()}
     broken = [name for name, tensor in state.items() if not bool(torch.isfinite(tensor).all())]
@@ -99,8 +99,8 @@ def read_encoder(path: Path) -> EncoderWeights:
     damaged = [name for name, tensor in state.items() if tensor_sha256(tensor) != manifest["sha256"][name]]
     if damaged:
         raise UserError(
-            f"{file} is damaged: {len(damaged)} of {len(state)} tensors do not have the sha256 of its manifest, first {damaged[0]}. "
-            "Copy the file again from where it came."
+            f"{file} is damaged: {len(damaged)} of {len(state)} tensors do not have the sha256 of its manifest, "
+            f"first {damaged[0]}. Copy the file again from where it came."
         )
     loaded = {name: tensor.to(torch.float32) for name, tensor in state.items()}
     return EncoderWeights(family=manifest["family"], config=manifest["config"], state=loaded)
@@ -120,6 +120,6 @@ def _publish(path: Path, write: Any) -> None:
     try:
         write(part)
         part.chmod(0o644)
-        os.replace(part, path)
+        part.replace(path)
     finally:
         part.unlink(missing_ok=True)

@@ -54,10 +54,11 @@ def parse_conv_layers(text: Any) -> ConvLayers:
 
 
 def build_expert(config: Mapping[str, Any], device: str = "meta") -> _Expert:
-    """Returns s3prl's HuBERT expert around a model with s3prl's initial weights; on ``meta`` shapes without values.
+    """Returns s3prl's HuBERT expert around a model with s3prl's initial weights; on ``meta`` mostly shapes without values.
 
-    ``config`` has the keys of an s3prl-converted checkpoint: ``model_cfg``, ``task_cfg``, ``dictionaries_symbols``.
-    Raises ``UserError`` naming the key that is missing or has the wrong type.
+    The initial weights come from torch's global random state, two of them on ``meta`` as well. ``config`` has the keys of an
+    s3prl-converted checkpoint: ``model_cfg``, ``task_cfg``, ``dictionaries_symbols``. Raises ``UserError`` naming the key that
+    is missing or has the wrong type.
     """
     parts = {key: _section(config, key, dict) for key in ("model_cfg", "task_cfg")}
     symbols = _section(config, "dictionaries_symbols", list)

@@ -1,9 +1,9 @@
 """Makes ``import torchaudio`` work where its compiled extension cannot be loaded.
 
 The wheels of torchaudio 2.11 on PyPI link against CUDA, so on a machine with a CPU build of torch the import itself fails
-(``OSError``: libc10_cuda.so). Everything that s3prl's HuBERT touches is plain Python, so there the extension is left out: torchaudio's
-own switch for builds without one (``_IS_TORCHAUDIO_EXT_AVAILABLE = False``) is set, and forced alignment, the one thing that needs it,
-refuses to run with a clear sentence.
+(``OSError``: libc10_cuda.so). Everything that s3prl's HuBERT touches is plain Python, so there the extension is left out:
+torchaudio's own switch for builds without one (``_IS_TORCHAUDIO_EXT_AVAILABLE = False``) is set, and forced alignment, the one
+thing that needs it, refuses to run with a clear sentence.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """FBank: log-mel energies, the zero of the SUPERB score. No parameters.
 
 80 mel bands, 25 ms windows every 10 ms, of which every second frame is kept, so that frame i covers the same samples
-(320 i to 320 i + 400) as that of a HuBERT front end: ``floor((samples - 400) / 320) + 1`` frames. Each band is normalised to zero mean
-and unit variance over the utterance; without that, loudness and channel alone identify speakers better than a small encoder does.
+(320 i to 320 i + 400) as that of a HuBERT front end: ``floor((samples - 400) / 320) + 1`` frames. Each band is normalised to
+zero mean and unit variance over the utterance; without that, loudness and channel alone identify speakers better than a small
+encoder does.
 """
 
 from __future__ import annotations
@@ -40,7 +41,8 @@ def log_mel(wave: torch.Tensor, bands: int = BANDS) -> torch.Tensor:
     window = torch.hamming_window(FRAME_FIELD_SAMPLES, periodic=False, device=wave.device)
     spectrum = torch.fft.rfft((frames - _PRE_EMPHASIS * before) * window, n=_FFT_SAMPLES)
     power = spectrum.real.square() + spectrum.imag.square()
-    return (power @ _mel_bands(bands).to(wave.device)).clamp_min(_FLOOR).log()
+    energies: torch.Tensor = power @ _mel_bands(bands).to(wave.device)
+    return energies.clamp_min(_FLOOR).log()
 
 
 @functools.cache
@@ -77,7 +79,8 @@ class FBankEncoder:
         self._module = torch.nn.Module().eval()
 
     def hidden_states(self, waves: Sequence[torch.Tensor]) -> HiddenStates:
-        """Turns waveforms, each ``(samples,)`` float32 at 16 kHz, into one state ``(batch, frames, 80)``, zero beyond an utterance.
+        """Turns waveforms, each ``(samples,)`` float32 at 16 kHz, into one state ``(batch, frames, 80)``, zero beyond an
+        utterance.
 
         Each utterance is computed alone, so its frames do not depend on the batch. Raises ``UserError`` for an empty batch and
         for a waveform shorter than 400 samples.

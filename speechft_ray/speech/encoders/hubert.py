@@ -26,7 +26,8 @@ def build(weights: EncoderWeights) -> HubertEncoder:
     if isinstance(model_cfg, Mapping):
         _check_geometry(model_cfg)
         _check_depth(model_cfg, weights.state)
-    expert = build_expert(weights.config)
+    with torch.random.fork_rng(devices=[]):
+        expert = build_expert(weights.config)
     check_state(expected=expert.model.state_dict(), given=weights.state)
     copy = {name: tensor.detach().to("cpu", torch.float32, copy=True) for name, tensor in weights.state.items()}
     expert.model.load_state_dict(copy, assign=True)
@@ -68,7 +69,8 @@ def _check_geometry(model_cfg: Mapping[str, object]) -> None:
         layers = parse_conv_layers(model_cfg["conv_feature_layers"])
         if tuple((kernel, stride) for _, kernel, stride in layers) != FRONT_END:
             raise UserError(
-                f"`conv_feature_layers` must have kernels and strides {FRONT_END} (25 ms field, 20 ms hop), but is {layers} instead."
+                f"`conv_feature_layers` must have kernels and strides {FRONT_END} (25 ms field, 20 ms hop), "
+                f"but is {layers} instead."
             )
 
 
@@ -83,7 +85,8 @@ class HubertEncoder:
     """A built HuBERT. Hidden states: the input of each transformer layer, then the output of the encoder.
 
     Gradient reaches the convolutional front end exactly when one of its parameters asks for it. Stock s3prl never lets it
-    through (``feature_grad_mult = 0``); with a front end that is frozen the two are the same, and the frozen one builds no graph.
+    through (``feature_grad_mult = 0``); with a front end that is frozen the two are the same, and the frozen one builds no
+    graph.
     """
 
     def __init__(self, expert: torch.nn.Module) -> None:
@@ -101,8 +104,8 @@ class HubertEncoder:
         lengths = [wave.shape[0] for wave in waves]
         if not lengths or min(lengths) < FRAME_FIELD_SAMPLES:
             raise UserError(
-                f"a waveform has {min(lengths, default=0)} samples, but HuBERT needs at least {FRAME_FIELD_SAMPLES} (25 ms at 16 kHz). "
-                "Leave such recordings out."
+                f"a waveform has {min(lengths, default=0)} samples, but HuBERT needs at least "
+                f"{FRAME_FIELD_SAMPLES} (25 ms at 16 kHz). Leave such recordings out."
             )
         model = self.module()
         front_end: torch.nn.Module = model.feature_extractor  # type: ignore[assignment]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from pydantic import Field
@@ -67,7 +68,7 @@ def both_ways(layer: nn.LSTM, features: torch.Tensor, frames: torch.Tensor) -> t
     """Runs a bidirectional layer over ``(batch, frames, dim)``; the way back starts at each utterance's last valid frame.
 
     On a GPU the sequences are packed. On a CPU torch's backward pass of packed sequences takes time quadratic in their length
-    (130 frames: ten times as long as here), so each direction runs over the padded batch, the second one on reversed utterances.
+    (130 frames: ten times as long as here), so each direction runs over the padded batch, the second on reversed utterances.
     """
     length = features.shape[1]
     if features.is_cuda:
@@ -121,7 +122,7 @@ class CtcHead(nn.Module):
         """Maps ``(batch, frames, dim)`` to logits ``(batch, frames, classes)``; padding does not reach valid frames."""
         features = self.projector(features)
         for layer in self.layers:
-            features = self.dropout(both_ways(layer, features, frames))
+            features = self.dropout(both_ways(cast(nn.LSTM, layer), features, frames))
         logits: torch.Tensor = self.output(features)
         return logits
 

@@ -43,7 +43,8 @@ def source(corpus: Corpus, split: str, crop_frames: int) -> Source:
 
 
 def sampled_features(part: Source, compute: Compute, frames: int, seed: int) -> np.ndarray:
-    """Returns ``compute(wave) -> (frames, dim)`` of a seeded choice of utterances, ``frames`` in all or as many as there are."""
+    """Returns ``compute(wave) -> (frames, dim)`` of a seeded choice of utterances, ``frames`` in all or as many as there
+    are."""
     rows, found = [], 0
     for index in np.random.default_rng(seed).permutation(len(part.utterances)):
         if found >= frames:
@@ -67,7 +68,8 @@ def labels_of(part: Source, compute: Compute, centroids: np.ndarray, progress: P
 def drawn(
     part: Source, labels: np.ndarray, *, crops: int, crop_frames: int, crop_samples: int, rng: np.random.Generator
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Draws crops, every frame of the split about equally often: waves ``(crops, samples)`` and labels ``(crops, frames)`` int64."""
+    """Draws crops, every frame of the split about equally often: waves ``(crops, samples)`` and labels ``(crops, frames)``
+    int64."""
     places = np.diff(part.offsets) - crop_frames + 1
     ends = np.cumsum(places)
     chosen = rng.integers(0, ends[-1], size=crops)
@@ -79,7 +81,8 @@ def drawn(
 def in_a_row(
     part: Source, labels: np.ndarray, *, crops: int, crop_frames: int, crop_samples: int
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Yields batches of crops that cover each utterance from its start without overlap; a rest shorter than a crop is left out."""
+    """Yields batches of crops that cover each utterance from its start without overlap; a rest shorter than a crop is left
+    out."""
     places = [
         (index, start)
         for index, count in enumerate(np.diff(part.offsets))

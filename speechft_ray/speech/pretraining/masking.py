@@ -38,8 +38,9 @@ def masked_prediction(
 ) -> MaskedLoss:
     """Runs HuBERT on waveforms ``(batch, samples)`` with frames ``hidden`` ``(batch, frames)`` replaced by the mask embedding.
 
-    ``targets`` ``(batch, frames)`` int64. Logits are cosine similarities to the label embeddings over a temperature (HuBERT paper,
-    equation 3); the loss is the cross-entropy at hidden frames plus ``unmasked_weight`` times that at visible ones (equation 2).
+    ``targets`` ``(batch, frames)`` int64. Logits are cosine similarities to the label embeddings over a temperature (HuBERT
+    paper, equation 3); the loss is the cross-entropy at hidden frames plus ``unmasked_weight`` times that at visible ones
+    (equation 2).
     """
     features = model.feature_extractor(waves).transpose(1, 2)  # (batch, dim, frames) -> (batch, frames, dim)
     features = model.layer_norm(features)

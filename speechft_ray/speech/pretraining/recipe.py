@@ -33,10 +33,10 @@ TINY_MODEL: dict[str, Any] = {
     "conv_pos_groups": 16,
     "required_seq_len_multiple": 1,
 }
-"""HuBERT Base scaled down to 2.36M parameters. Different from Base on purpose: layers normalise first, without which so few updates
-do not leave the plateau of guessing the commonest label; no dropout, for a model this small has nothing to spare; a positional
-convolution over 0.64 s instead of 2.56 s, since crops last 2 s. The GroupNorm extractor of Base is kept: with a norm after
-every convolution instead, an update took 1.7 times as long."""
+"""HuBERT Base scaled down to 2.36M parameters. Different from Base on purpose: layers normalise first, without which so few
+updates do not leave the plateau of guessing the commonest label; no dropout, for a model this small has nothing to spare; a
+positional convolution over 0.64 s instead of 2.56 s, since crops last 2 s. The GroupNorm extractor of Base is kept: with a
+norm after every convolution instead, an update took 1.7 times as long."""
 
 
 class PretrainOptions(BaseModel):
@@ -47,7 +47,8 @@ class PretrainOptions(BaseModel):
     seed: int = Field(default=0, ge=0)
     """Of initial weights, clusters, crops and masks."""
     updates: tuple[int, ...] = Field(default=(5500, 7500), min_length=1)
-    """Updates of each round. Round 1 predicts clusters of MFCC, every later round those of ``target_layer`` of the round before."""
+    """Updates of each round. Round 1 predicts clusters of MFCC, every later round those of ``target_layer`` of the round
+    before."""
     clusters: tuple[int, ...] = Field(default=(100, 200), min_length=1)
     """Labels of each round. 100, then more for finer targets, as HuBERT (100, then 500 at forty times the parameters)."""
     target_layer: int = Field(default=4, ge=0)
@@ -67,7 +68,8 @@ class PretrainOptions(BaseModel):
     unmasked_weight: float = Field(default=0.5, ge=0)
     """Weight of the loss at visible frames."""
     bfloat16: bool = True
-    """Matrix products in bfloat16 (autocast): 1.4 times as fast on CPUs with AVX-512 BF16. Held-out scores use float32 always."""
+    """Matrix products in bfloat16 (autocast): 1.4 times as fast on CPUs with AVX-512 BF16. Held-out scores use float32
+    always."""
     score_every: int = Field(default=250, ge=1)
     """Updates between two held-out scores."""
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -42,8 +41,9 @@ def train_round(
 ) -> list[dict[str, float]]:
     """Trains the model in place through round ``number`` (from 0) and returns its learning curve.
 
-    ``folder`` keeps ``state.pt``, written at every held-out score; a second call goes on from there and ends in the same weights
-    as one that was never stopped. ``advance(update)`` is called after each update. Raises ``UserError`` when the loss is not finite.
+    ``folder`` keeps ``state.pt``, written at every held-out score; a second call goes on from there and ends in the same
+    weights as one that was never stopped. ``advance(update)`` is called after each update. Raises ``UserError`` when the loss
+    is not finite.
     """
     updates = options.updates[number]
     optimiser = torch.optim.AdamW(
@@ -57,7 +57,9 @@ def train_round(
             group["lr"] = learning_rate(options, update, updates)
         losses.append(_update(model, optimiser, options, train, np.random.default_rng([options.seed, number, update])))
         if not np.isfinite(losses[-1]):
-            raise UserError(f"the loss of update {update} is {losses[-1]}; go on from an empty folder with a smaller `learning_rate`.")
+            raise UserError(
+                f"the loss of update {update} is {losses[-1]}; go on from an empty folder with a smaller `learning_rate`."
+            )
         advance(update + 1)
         if (update + 1) % options.score_every == 0 or update + 1 == updates:
             row = {"round": number + 1, "update": update + 1, "loss": round(sum(losses) / len(losses), 4)}
@@ -70,7 +72,8 @@ def train_round(
 
 
 def masked_accuracy(model: torch.nn.Module, options: PretrainOptions, held_out: Labelled) -> float:
-    """Returns the fraction of hidden frames of the held-out split that are named rightly, in float32, at masks of a fixed seed."""
+    """Returns the fraction of hidden frames of the held-out split that are named rightly, in float32, at masks of a fixed
+    seed."""
     rng = np.random.default_rng(_HELD_OUT_SEED)
     right = masked = 0
     model.eval()
@@ -92,7 +95,11 @@ def write_curve(path: Path, curve: list[dict[str, float]]) -> None:
 
 
 def _update(
-    model: torch.nn.Module, optimiser: torch.optim.Optimizer, options: PretrainOptions, train: Labelled, rng: np.random.Generator
+    model: torch.nn.Module,
+    optimiser: torch.optim.Optimizer,
+    options: PretrainOptions,
+    train: Labelled,
+    rng: np.random.Generator,
 ) -> float:
     """One update; its generator makes crops and masks, so that no random state has to be kept for going on."""
     waves, targets = drawn(
@@ -116,17 +123,20 @@ def _predict(
 
 
 def _save(
-    path: Path, model: torch.nn.Module, optimiser: torch.optim.Optimizer, update: int, curve: list[dict[str, float]], spent: float
+    path: Path,
+    model: torch.nn.Module,
+    optimiser: torch.optim.Optimizer,
+    update: int,
+    curve: list[dict[str, float]],
+    spent: float,
 ) -> None:
     state: dict[str, Any] = {"model": model.state_dict(), "optimiser": optimiser.state_dict()}
     part = path.with_suffix(".part")
     torch.save(state | {"update": update, "curve": curve, "cpu_seconds": spent}, part)
-    os.replace(part, path)
+    part.replace(path)
 
 
-def _resume(
-    path: Path, model: torch.nn.Module, optimiser: torch.optim.Optimizer
-) -> tuple[int, list[dict[str, float]], float]:
+def _resume(path: Path, model: torch.nn.Module, optimiser: torch.optim.Optimizer) -> tuple[int, list[dict[str, float]], float]:
     if not path.exists():
         return 0, [], 0.0
     state = torch.load(path, map_location="cpu", weights_only=True)

@@ -31,9 +31,9 @@ def pretrain(
 ) -> EncoderWeights:
     """Pre-trains the tiny HuBERT on the ``train`` split and scores it on ``dev``; audio is all it sees of the corpus.
 
-    ``out`` becomes an encoder folder: weights in float16, manifest, ``learning_curve.csv``. ``work`` (``out / "work"`` when not given)
-    keeps what the same call goes on from after an interruption. ``progress`` counts updates of all rounds. Raises ``UserError`` when
-    ``work`` belongs to other options or another corpus, and when no utterance is as long as a crop.
+    ``out`` becomes an encoder folder: weights in float16, manifest, ``learning_curve.csv``. ``work`` (``out / "work"`` when
+    not given) keeps what the same call goes on from after an interruption. ``progress`` counts updates of all rounds. Raises
+    ``UserError`` when ``work`` belongs to other options or another corpus, and when no utterance is as long as a crop.
     """
     out.mkdir(parents=True, exist_ok=True)
     work = work or out / "work"
@@ -83,8 +83,9 @@ def _round(
 def _start(config: Mapping[str, Any], seed: int, before: EncoderWeights | None) -> EncoderWeights:
     """The weights a round starts from.
 
-    A later round goes on from the encoder of the round before, with a new projection and new label embeddings. HuBERT begins every
-    round anew, which pays with weeks of updates; here it would spend a good part of the round on leaving the plateau again.
+    A later round goes on from the encoder of the round before, with a new projection and new label embeddings. HuBERT begins
+    every round anew, which pays with weeks of updates; here it would spend a good part of the round on leaving the plateau
+    again.
     """
     fresh = initial(config, seed)
     if before is None:
@@ -110,7 +111,8 @@ def _targets(
 
 
 def _hidden(weights: EncoderWeights, layer: int) -> Compute:
-    """Features of one utterance from a hidden state, each frame normalised over its dimensions so that loudness makes no clusters."""
+    """Features of one utterance from a hidden state, each frame normalised over its dimensions so that loudness makes no
+    clusters."""
     encoder = build(weights)
     if layer >= encoder.state_count:
         raise UserError(f"`target_layer` must be within [0, {encoder.state_count - 1}], but is {layer} instead.")
@@ -130,13 +132,17 @@ def _claim(work: Path, options: PretrainOptions, corpus: Corpus) -> None:
     if not owner.exists():
         owner.write_text(mine, encoding="ascii")
     elif owner.read_text(encoding="ascii") != mine:
-        raise UserError(f"{work} holds the pre-training of other options or another corpus. Choose another folder or delete it.")
+        raise UserError(
+            f"{work} holds the pre-training of other options or another corpus. Choose another folder or delete it."
+        )
 
 
 def _made(options: PretrainOptions, corpus: Corpus, curve: list[dict[str, float]]) -> dict[str, Any]:
     last = {int(row["round"]): row for row in curve}
     return {
-        "recipe": "HuBERT masked prediction on synthetic speech" if corpus.name.startswith("synthetic") else "HuBERT masked prediction",
+        "recipe": "HuBERT masked prediction on synthetic speech"
+        if corpus.name.startswith("synthetic")
+        else "HuBERT masked prediction",
         "options": options.model_dump(mode="json"),
         "corpus": {"name": corpus.name, "fingerprint": corpus.fingerprint, "utterances": len(corpus.split("train"))},
         "held_out_masked_accuracy": {f"round {number}": row["held_out_masked_accuracy"] for number, row in last.items()},

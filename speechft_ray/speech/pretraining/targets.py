@@ -22,8 +22,9 @@ _BATCH_FRAMES = 10_000  # HuBERT's clustering script (fairseq examples/hubert/si
 def mfcc(wave: torch.Tensor) -> torch.Tensor:
     """Returns 39-dimensional MFCC of a waveform ``(samples,)`` as ``(frames at 20 ms, 39)``.
 
-    Frame i covers samples 320 i to 320 i + 400. The 13 cepstra are normalised to zero mean and unit variance over the utterance, so
-    that clusters do not tell channels apart; their differences are not scaled again and thus count less than the cepstra themselves.
+    Frame i covers samples 320 i to 320 i + 400. The 13 cepstra are normalised to zero mean and unit variance over the
+    utterance, so that clusters do not tell channels apart; their differences are not scaled again and thus count less than the
+    cepstra themselves.
     """
     cepstra = log_mel(wave, _BANDS) @ _cosines()
     cepstra = (cepstra - cepstra.mean(dim=0)) / cepstra.std(dim=0, correction=0).clamp_min(1e-5)
@@ -45,7 +46,13 @@ def differences(features: torch.Tensor) -> torch.Tensor:
 def fit_centroids(features: np.ndarray, clusters: int, seed: int) -> np.ndarray:
     """Returns k-means centroids ``(clusters, dim)`` of ``(frames, dim)``, fitted seeded."""
     means = MiniBatchKMeans(
-        clusters, random_state=seed, batch_size=_BATCH_FRAMES, n_init=3, max_iter=30, reassignment_ratio=0.0, compute_labels=False
+        clusters,
+        random_state=seed,
+        batch_size=_BATCH_FRAMES,
+        n_init=3,
+        max_iter=30,
+        reassignment_ratio=0.0,
+        compute_labels=False,
     )
     return np.asarray(means.fit(features).cluster_centers_, dtype=np.float32)
 
@@ -53,7 +60,7 @@ def fit_centroids(features: np.ndarray, clusters: int, seed: int) -> np.ndarray:
 def nearest(features: np.ndarray, centroids: np.ndarray) -> np.ndarray:
     """Returns the index of the nearest centroid of each frame, ``(frames,)`` int16."""
     scores = features @ centroids.T - 0.5 * np.square(centroids).sum(axis=1)
-    return scores.argmax(axis=1).astype(np.int16)
+    return np.asarray(scores.argmax(axis=1), dtype=np.int16)
 
 
 @functools.cache

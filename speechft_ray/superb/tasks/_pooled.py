@@ -61,6 +61,9 @@ def _labels_problem(metric: str) -> Callable[[Splits, Sequence[str], PooledTaskO
     def pose(splits: Splits, columns: Sequence[str], options: PooledTaskOptions) -> Problem:
         vocabularies = [_classes(splits, column) for column in columns]
         sizes = [vocabulary.size for vocabulary in vocabularies]
+        if max(sizes) == 1:
+            only = vocabularies[0].symbols[0]
+            raise UserError(f"the whole train split has one label, `{only}`, in the column `{columns[0]}`: nothing to learn.")
         examples = {
             split: [_example(utterance, columns, vocabularies) for utterance in utterances]
             for split, utterances in splits.items()
@@ -93,12 +96,8 @@ def _example(utterance: Utterance, columns: Sequence[str], vocabularies: Sequenc
 
 
 def _classes(splits: Splits, column: str) -> Vocabulary:
-    """Returns the labels of train. Raises ``UserError`` when there is only one, or when dev or test have others."""
+    """Returns the labels of train. Raises ``UserError`` when dev or test have others."""
     known = Vocabulary.of((label_in(utterance, column) for utterance in splits["train"]), reserved=0)
-    if known.size < 2:
-        raise UserError(
-            f"the column `{column}` has one label, `{known.symbols[0]}`, in the whole train split: nothing to learn."
-        )
     for split, utterances in splits.items():
         unknown = sorted({label_in(utterance, column) for utterance in utterances} - set(known.symbols))
         if unknown:

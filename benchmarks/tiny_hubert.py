@@ -1,0 +1,111 @@
+"""Linear probes of the tiny HuBERT on the synthetic world, beside other encoders and normalised FBank: same data, one run.
+
+    python benchmarks/tiny_hubert.py tiny_hubert another.s3prl.pt fbank --cache runs/corpora
+
+A probe is what SUPERB uses in its simplest form: the encoder is frozen, its hidden states are layer-normalised and summed with
+learnt softmax weights, and one linear map names the phone of every frame, or, after the mean over time, the class of the utterance.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from speechft_ray.core.units import FRAME_FIELD_SAMPLES, FRAME_STRIDE_SAMPLES
+from speechft_ray.speech.checkpoints.load import load_encoder, weights_fingerprint
+from speechft_ray.speech.corpora.base import CORPORA, Corpus, Utterance
+from speechft_ray.speech.encoders.base import FAMILIES, Encoder
+
+TASKS = {"phones": None, "sid": "speaker", "er": "emotion", "ks": "keyword"}
+"""Part of the synthetic corpus and the label of an utterance; ``None``: the phone of each frame."""
+
+UPDATES, BATCH, LEARNING_RATE, TRAIN_FRAME_STEP = 1500, 256, 3e-3, 4
+
+
+def frame_phones(utterance: Utterance, frames: int) -> list[str]:
+    """Returns the phone at the centre of each frame."""
+    starts = [start for start, _ in utterance.alignment]
+    centres = np.arange(frames) * FRAME_STRIDE_SAMPLES + FRAME_FIELD_SAMPLES // 2
+    indices = np.searchsorted(starts, centres, side="right") - 1
+    return [utterance.alignment[max(0, index)][1] for index in indices]
+
+
+def examples(encoder: Encoder, corpus: Corpus, split: str, column: str | None) -> tuple[torch.Tensor, list[str]]:
+    """Returns layer-normalised states ``(examples, states, dim)`` float16 and the label of each."""
+    rows, labels = [], []
+    step = TRAIN_FRAME_STEP if split == "train" else 1
+    for utterance in corpus.split(split):
+        with torch.inference_mode():
+            found = encoder.hidden_states([torch.from_numpy(corpus.read(utterance))]).states
+        stacked = torch.stack([F.layer_norm(state[0], state.shape[-1:]) for state in found], dim=1)  # (frames, states, dim)
+        if column is None:
+            rows.append(stacked[::step].half())
+            labels += frame_phones(utterance, len(stacked))[::step]
+        else:
+            rows.append(stacked.mean(dim=0, keepdim=True).half())
+            labels.append(utterance.labels[column])
+    return torch.cat(rows), labels
+
+
+def accuracy(train: tuple[torch.Tensor, list[str]], test: tuple[torch.Tensor, list[str]], seed: int) -> float:
+    """Trains weights and one linear map by Adam on ``train`` and returns the fraction of ``test`` that it names rightly."""
+    names = {name: index for index, name in enumerate(sorted(set(train[1])))}
+    states, targets = train[0], torch.tensor([names[label] for label in train[1]])
+    torch.manual_seed(seed)
+    mix = torch.zeros(states.shape[1], requires_grad=True)
+    linear = torch.nn.Linear(states.shape[2], len(names))
+
+    def logits(batch: torch.Tensor) -> torch.Tensor:
+        weighted: torch.Tensor = linear(torch.einsum("s,nsd->nd", mix.softmax(0), batch.float()))
+        return weighted
+
+    optimiser = torch.optim.Adam([mix, *linear.parameters()], lr=LEARNING_RATE)
+    for update in range(UPDATES):
+        optimiser.param_groups[0]["lr"] = LEARNING_RATE * (1 - update / UPDATES)
+        chosen = torch.randint(len(targets), (BATCH,))
+        loss = F.cross_entropy(logits(states[chosen]), targets[chosen])
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    with torch.inference_mode():
+        found = torch.cat([logits(block).argmax(dim=1) for block in test[0].split(4096)])
+    right = [names.get(label, -1) == index for label, index in zip(test[1], found.tolist(), strict=True)]
+    return float(np.mean(right))
+
+
+def main() -> None:
+    """Prints one row per encoder."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("encoders", nargs="*", default=["tiny_hubert", "fbank"])
+    parser.add_argument("--cache", type=Path, default=Path("runs/corpora"))
+    parser.add_argument("--train", type=int, default=800, help="training utterances per task")
+    parser.add_argument("--test", type=int, default=1000, help="test utterances per task (a fifth of it for phones)")
+    parser.add_argument("--seeds", type=int, default=3, help="probe seeds averaged")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    kind = CORPORA.get("synthetic")
+    corpora = {}
+    for part in TASKS:
+        sizes = {"train": options.train, "test": options.test // 5 if part == "phones" else options.test}
+        corpora[part] = kind.open(kind.options.model_validate({"part": part, **sizes}), None, options.cache, None)
+    print("| encoder | fingerprint |", " | ".join(TASKS), "| seconds |")
+    print("|---|---|" + "---|" * (len(TASKS) + 1))
+    for name in options.encoders:
+        weights = load_encoder(name)
+        encoder = FAMILIES.get(weights.family).build(weights)
+        started, cells = time.process_time(), []
+        for part, column in TASKS.items():
+            train, test = (examples(encoder, corpora[part], split, column) for split in ("train", "test"))
+            scores = [100 * accuracy(train, test, seed) for seed in range(options.seeds)]
+            cells.append(f"{np.mean(scores):.1f} ± {np.std(scores):.1f}")
+        spent = f"{time.process_time() - started:.0f}"
+        print(f"| {Path(name).name} | {weights_fingerprint(weights)} |", " | ".join(cells), f"| {spent} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

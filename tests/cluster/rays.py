@@ -1,0 +1,79 @@
+"""Ray clusters for tests: small, without a dashboard, and apart from any other Ray of this machine and user."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import ray
+
+from speechft_ray.cluster import connect as connecting
+from speechft_ray.cluster.connect import Cluster, connect
+from speechft_ray.core.records import Outcome
+from speechft_ray.sweep.protocols import Executor
+
+ROOT = Path(__file__).parents[2]
+STORE_BYTES = 80 << 20
+SECRETS = {"AWS_SECRET_ACCESS_KEY": "secret", "MLFLOW_TRACKING_PASSWORD": "secret"}
+STALE = "127.0.0.1:1"
+
+
+def collect(executor: Executor, count: int, seconds: float = 60.0) -> dict[str, Outcome]:
+    """Returns so many outcomes by fingerprint. Fails when they take too long."""
+    found: dict[str, Outcome] = {}
+    until = time.monotonic() + seconds
+    while len(found) < count:
+        assert time.monotonic() < until, f"only {sorted(found)} ended within {seconds} s"
+        for outcome in executor.outcomes(0.2):
+            assert outcome.fingerprint not in found, f"{outcome.label} ended twice"
+            found[outcome.fingerprint] = outcome
+    return found
+
+
+def eventually(true: Callable[[], bool], seconds: float = 30.0) -> bool:
+    """Whether something becomes true in time."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        if true():
+            return True
+        time.sleep(0.1)
+    return False
+
+
+@pytest.fixture(scope="module")
+def ray_world() -> Iterator[Path]:
+    """A home and a temporary folder of Ray's own. Short, since sockets are made in it (108 characters at most)."""
+    folder = Path(tempfile.mkdtemp(prefix="sft", dir="/tmp"))
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN"):
+            patch.delenv(name, raising=False)
+        patch.setenv("RAY_TMPDIR", str(folder))
+        patch.setenv("HOME", str(folder))
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("PYTHONPATH", str(ROOT))
+        patch.setattr(connecting, "missing_for_dashboard", lambda: ["left out in tests"])
+        yield folder
+        os.environ.pop("RAY_AUTH_MODE", None)  # `ray.init` turns tokens on for the whole process
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def local_cluster(ray_world: Path) -> Iterator[Cluster]:
+    """A local cluster, started where a head that crashed left its address, by a driver that has secrets and a SIGTERM handler."""
+    (ray_world / "ray").mkdir()
+    (ray_world / "ray" / "ray_current_cluster").write_text(STALE)
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in SECRETS.items():
+            patch.setenv(name, value)
+        before = signal.getsignal(signal.SIGTERM)
+        cluster = connect("local", cpus=2, store_bytes=STORE_BYTES)
+        assert signal.getsignal(signal.SIGTERM) is before
+        yield cluster
+        cluster.close()
+        assert not ray.is_initialized()

@@ -1,0 +1,117 @@
+"""Reaching clusters, and the sentences for those that cannot be reached."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from speechft_ray.cluster import connect as connecting
+from speechft_ray.cluster.connect import ALLOWED_ENVIRONMENT, Cluster, connect
+from speechft_ray.core.errors import UserError
+from tests.cluster.rays import ROOT, eventually, local_cluster, ray_world
+
+__all__ = ["local_cluster", "ray_world"]  # fixtures
+
+DRIVER = """
+import sys
+from pathlib import Path
+from speechft_ray.cluster import connect as connecting
+from speechft_ray.cluster.executor import RayExecutor
+from speechft_ray.core.records import Place
+from tests.cluster.performs import job, perform
+connecting.missing_for_dashboard = lambda: ["left out in tests"]
+cluster = connecting.connect("local", cpus=2, store_bytes=80 << 20)
+executor = RayExecutor(perform, Place(storage=sys.argv[1], encoder="none"), cluster=cluster)
+executor.submit(job("wait", stage="finetune"))
+executor.submit(job("wait"))
+while True:
+    executor.outcomes(1.0)
+"""
+
+
+@pytest.mark.parametrize(
+    ("address", "sentence"),
+    [
+        ("ray://head:10001", "Ray Client.*--address auto"),
+        ("head", "must be `local`, `auto` or HOST:PORT"),
+        ("head:99999", "must be `local`, `auto` or HOST:PORT"),
+        ("http://head:6379", "must be `local`, `auto` or HOST:PORT"),
+    ],
+)
+def test_addresses_that_cannot_be_are_refused(address: str, sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        connect(address)
+
+
+def test_a_head_that_is_not_there_is_said_at_once() -> None:
+    with socket.socket() as taken:  # bound, but nobody listens
+        taken.bind(("127.0.0.1", 0))
+        started = time.monotonic()
+        with pytest.raises(UserError, match=r"no Ray head answers at `127.0.0.1:\d+`.*`--address local`"):
+            connect(f"127.0.0.1:{taken.getsockname()[1]}")
+    assert time.monotonic() - started < 10
+
+
+def test_no_running_cluster_has_two_ways_out(ray_world: Path) -> None:
+    with pytest.raises(UserError, match=r"`ray start --head`.*`--address local`"):
+        connect("auto")
+
+
+def test_a_cluster_that_crashed_is_said_at_once(ray_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    (tmp_path / "ray").mkdir()
+    (tmp_path / "ray" / "ray_current_cluster").write_text("127.0.0.1:1")
+    started = time.monotonic()
+    with pytest.raises(UserError, match="no Ray head answers at `127.0.0.1:1`"):
+        connect("auto")
+    assert time.monotonic() - started < 10
+
+
+def test_a_local_cluster_says_what_it_has(local_cluster: Cluster, ray_world: Path) -> None:
+    assert (local_cluster.cpus, local_cluster.gpus, local_cluster.nodes, local_cluster.local) == (2, 0, 1, True)
+    assert local_cluster.dashboard is None
+    assert (ray_world / ".ray" / "auth_token").stat().st_mode & 0o777 == 0o600
+
+
+def test_connecting_twice_is_a_plain_error(local_cluster: Cluster) -> None:
+    with pytest.raises(UserError, match=r"could not be started.*twice"):
+        connect("local", cpus=1)
+
+
+@pytest.mark.parametrize(
+    "name", ["AWS_SECRET_ACCESS_KEY", "MLFLOW_TRACKING_TOKEN", "WANDB_API_KEY", "HF_TOKEN", "GITHUB_TOKEN"]
+)
+def test_credentials_are_not_passed_on(name: str) -> None:
+    assert ALLOWED_ENVIRONMENT.fullmatch(name) is None
+
+
+def test_what_a_dashboard_lacks_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    packages = ("json", "no_such_package_1", "no_such_package_2.part", "json.decoder")
+    monkeypatch.setattr(connecting, "DASHBOARD_PACKAGES", packages)
+    assert connecting.missing_for_dashboard() == ["no_such_package_1", "no_such_package_2.part"]
+
+
+def test_nothing_goes_on_after_the_driver_was_killed(ray_world: Path, tmp_path: Path) -> None:
+    beats = [tmp_path / "beat-evaluate-a", tmp_path / "beat-finetune-a"]
+    driver = subprocess.Popen(
+        [sys.executable, "-c", DRIVER, str(tmp_path)], cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}
+    )
+    try:
+        assert eventually(lambda: all(path.exists() for path in beats), seconds=60)
+    finally:
+        driver.send_signal(signal.SIGKILL)
+        driver.wait()
+
+    def still() -> bool:
+        before = [path.read_text() for path in beats]
+        time.sleep(1.5)
+        return [path.read_text() for path in beats] == before
+
+    assert eventually(still)

@@ -1,0 +1,93 @@
+"""Workers that die, trials that must end, and what workers may know: Ray for real, in one small local cluster."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from speechft_ray.cluster.connect import Cluster
+from speechft_ray.cluster.executor import MAX_RETRIES, RayExecutor
+from speechft_ray.core.records import Place, Stage
+from tests.cluster.performs import job, perform
+from tests.cluster.rays import SECRETS, collect, eventually, local_cluster, ray_world
+
+__all__ = ["local_cluster", "ray_world"]  # fixtures
+STAGES: list[Stage] = ["evaluate", "finetune"]
+
+
+@pytest.fixture
+def executor(local_cluster: Cluster, tmp_path: Path) -> Iterator[RayExecutor]:
+    made = RayExecutor(perform, Place(storage=str(tmp_path), encoder="none"))
+    yield made
+    made.stop()
+
+
+def alive(pid: int) -> bool:
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_killed_worker_is_replaced(executor: RayExecutor, stage: Stage) -> None:
+    executor.submit(job("die", stage=stage, times=1))
+    (outcome,) = collect(executor, 1).values()
+    assert outcome.ok and outcome.facts == {"lives": 2}
+
+
+def test_a_job_that_kills_every_worker_fails_alone(executor: RayExecutor, tmp_path: Path) -> None:
+    executor.submit(job("die", name="always", times=1000))
+    executor.submit(job("succeed"))
+    ended = collect(executor, 2)
+    lost = ended["evaluate-always"]
+    assert ended["evaluate-a"].ok
+    assert lost.error is not None and f"was lost {MAX_RETRIES + 1} times (WorkerCrashedError)" in lost.error
+    assert "\n" not in lost.error and lost.traceback
+    assert (tmp_path / "lives-evaluate-always").read_text() == "x" * (MAX_RETRIES + 1)
+
+
+def test_a_trial_that_kills_every_worker_fails_with_what_ray_knows(executor: RayExecutor, tmp_path: Path) -> None:
+    executor.submit(job("die", name="always", stage="finetune", times=1000))
+    (lost,) = collect(executor, 1).values()
+    assert lost.error is not None and "this fine-tuning was lost 4 times" in lost.error and "\n" not in lost.error
+    assert (tmp_path / "lives-finetune-always").read_text() == "xxxx"
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_workers_get_their_settings_and_no_secrets(executor: RayExecutor, stage: Stage) -> None:
+    assert all(os.environ[name] == value for name, value in SECRETS.items())  # the driver keeps them
+    executor.submit(job("environment", stage=stage))
+    (outcome,) = collect(executor, 1).values()
+    assert outcome.facts["OMP_NUM_THREADS"] == "1" and outcome.facts["MALLOC_TRIM_THRESHOLD_"] == str(1 << 30)
+    assert not set(SECRETS) & set(outcome.facts)
+
+
+def test_a_job_without_a_gpu_stays_on_the_cpu(executor: RayExecutor) -> None:
+    executor.submit(job("succeed"))
+    (outcome,) = collect(executor, 1).values()
+    assert outcome.facts["device"] == "cpu"
+
+
+def test_trials_can_follow_trials_in_silence(executor: RayExecutor, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """As a chain of fine-tunings does: the experiment waits, open, while nothing is to be tuned."""
+    for name in ("first", "second"):
+        executor.submit(job("succeed", name=name, stage="finetune"))
+        assert collect(executor, 1)[f"finetune-{name}"].ok
+    assert capfd.readouterr().out == ""
+    (experiment,) = (tmp_path / "tune").iterdir()
+    assert len([path for path in experiment.iterdir() if path.is_dir()]) == 2
+
+
+def test_stopping_ends_what_runs(executor: RayExecutor, tmp_path: Path) -> None:
+    beats = [tmp_path / f"beat-{stage}-a" for stage in STAGES]
+    for stage in STAGES:
+        executor.submit(job("wait", stage=stage))
+    assert eventually(lambda: all(path.exists() and path.read_text() for path in beats))
+    pids = [int(path.read_text().split()[0]) for path in beats]
+    executor.stop()
+    assert eventually(lambda: not any(alive(pid) for pid in pids), seconds=10)
+    assert executor.outcomes(0.1) == []

@@ -1,0 +1,78 @@
+"""Reports on their way to the driver, and what they add up to in Ray's metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from speechft_ray.cluster import gauges, progress
+from speechft_ray.cluster.gauges import Gauges, task_of
+from speechft_ray.core.records import Outcome
+from speechft_ray.sweep.protocols import Progress
+from tests.cluster.performs import job
+
+
+def test_reports_are_thinned_and_no_value_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now)
+    sent: list[dict[str, float]] = []
+    report = progress.throttled(sent.append, every_seconds=0.5)
+    report({"done": 1})
+    report({"done": 2, "loss": 0.5})  # too soon
+    now += 0.4
+    report({"done": 3})  # still
+    now += 0.2
+    report({"done": 4})
+    assert sent == [{"done": 1.0}, {"done": 4.0, "loss": 0.5}]
+
+
+class FakeMetric:
+    """Keeps what Ray would be told, and refuses tags that were not declared."""
+
+    made: Mapping[str, FakeMetric]
+
+    def __init__(self, name: str, description: str, tag_keys: tuple[str, ...]) -> None:
+        self.keys, self.values = tag_keys, {}
+        type(self).made = {**getattr(type(self), "made", {}), name: self}
+
+    def set(self, value: float, tags: Mapping[str, str]) -> None:
+        assert set(tags) == set(self.keys)
+        self.values[tuple(tags.values())] = value
+
+    def inc(self, value: float, tags: Mapping[str, str]) -> None:
+        self.set(self.values.get(tuple(tags.values()), 0.0) + value, tags)
+
+
+def test_metrics_follow_the_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gauges, "Counter", FakeMetric)
+    monkeypatch.setattr(gauges, "Gauge", FakeMetric)
+    told = Gauges()
+    first, second = job("succeed", name="a"), job("succeed", name="b")
+    scores: list[Any] = [{"metric": "pr.per", "split": "test", "values": [10.0, 20.0]}]
+    facts = {"scores": scores}
+    told.submitted(first)
+    told.submitted(second)
+    told.progressed(first, Progress(5, 10, {}))
+    told.progressed(first, Progress(8, 10, {}))
+    told.progressed(first, Progress(2, 10, {}))  # its worker died: it began anew
+    told.progressed(first, Progress(4, 10, {}))
+    told.ended(first, Outcome(stage="evaluate", fingerprint="evaluate-a", label="", facts=facts, seconds=3.0))
+    told.ended(second, Outcome(stage="evaluate", fingerprint="evaluate-b", label="", error="no"))
+    values = {name: metric.values for name, metric in FakeMetric.made.items()}
+    assert values == {
+        "speechft_jobs_in_flight": {("evaluate", "pr"): 0},
+        "speechft_jobs_ended": {("evaluate", "pr", "ok"): 1, ("evaluate", "pr", "failed"): 1},
+        "speechft_job_seconds": {("evaluate", "pr"): 3.0},
+        "speechft_work_done": {("evaluate", "pr"): 10.0},
+        "speechft_last_score": {("pr.per", "test"): 15.0},
+    }
+
+
+@pytest.mark.parametrize(
+    ("payload", "task"),
+    [({"task": "ks"}, "ks"), ({"spec": {"task": "pr"}, "encoder": "x"}, "pr"), ({"spec": {"name": "n"}}, ""), ({}, "")],
+)
+def test_the_task_of_a_job_is_found(payload: dict[str, Any], task: str) -> None:
+    assert task_of(payload) == task

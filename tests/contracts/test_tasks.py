@@ -1,0 +1,114 @@
+"""What every registered SUPERB task keeps, on a corpus that has all label columns."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import FrozenInstanceError, replace
+from typing import Any
+
+import pytest
+import torch
+
+from speechft_ray.core.errors import SpecError, UserError
+from speechft_ray.core.metrics import METRICS
+from speechft_ray.core.records import scores_of
+from speechft_ray.core.specs import CorpusSpec, EvalSpec
+from speechft_ray.speech.corpora.base import Corpus
+from speechft_ray.superb.evaluate import evaluate, pose
+from speechft_ray.superb.tasks.base import TASKS, tasks_for
+from tests.superb.toy import ToyEncoder, toy_corpus
+
+COUNTS = {"train": 12, "dev": 6, "test": 6}
+SMALL = {"projection": 8, "lstm_hidden": 4}
+"""Tests have no time for heads of full width; tasks without these options do not get them."""
+
+each_task = pytest.mark.parametrize("name", TASKS.names())
+
+
+def spec_of(name: str, **changed: Any) -> EvalSpec:
+    task = TASKS.get(name)
+    options = {option: value for option, value in SMALL.items() if option in task.options.model_fields}
+    column = None if task.columns else "speaker"
+    return EvalSpec(
+        task=name, corpus=CorpusSpec(), column=column, options=options, **{"updates": 4, "batch_size": 4, **changed}
+    )
+
+
+def facts_of(name: str, corpus: Corpus) -> dict[str, Any]:
+    facts = evaluate(spec_of(name, seeds=2), ToyEncoder(), corpus, torch.device("cpu"), lambda counts: None)
+    return {**facts, "seconds": None}
+
+
+@each_task
+def test_its_row_is_sound(name: str) -> None:
+    task = TASKS.get(name)
+    assert task.name == name
+    assert task.metrics and all(METRICS[metric].task == name for metric in task.metrics)
+    assert task.learning_rate > 0 and task.batch_size >= 1 and task.clip_norm > 0
+    assert task.options().model_dump().keys() == task.options.model_fields.keys()
+    with pytest.raises(FrozenInstanceError):
+        task.name = "other"  # type: ignore[misc]
+
+
+@each_task
+def test_it_scores_every_metric_on_both_splits_for_every_seed_in_percent(name: str) -> None:
+    facts = facts_of(name, toy_corpus(COUNTS))
+    assert json.loads(json.dumps(facts, allow_nan=False)) == facts
+    found = {(score.metric, score.split): score.values for score in scores_of(facts)}
+    assert set(found) == {(metric, split) for metric in TASKS.get(name).metrics for split in ("dev", "test")}
+    assert all(len(values) == 2 and min(values) >= 0.0 for values in found.values())
+    assert all(value <= 100.0 for (metric, _), values in found.items() if METRICS[metric].higher_is_better for value in values)
+
+
+@each_task
+def test_it_is_repeatable(name: str) -> None:
+    assert facts_of(name, toy_corpus(COUNTS)) == facts_of(name, toy_corpus(COUNTS))
+
+
+@each_task
+def test_right_answers_are_perfect_and_its_metrics_know_their_direction(name: str) -> None:
+    problem = pose(TASKS.get(name), spec_of(name), toy_corpus(COUNTS))
+    references = [example.reference for example in problem.examples["test"]]
+    perfect = problem.measure(references, references)
+    shifted = problem.measure([*references[1:], references[0]], references)
+    for metric, value in perfect.items():
+        assert value == (100.0 if METRICS[metric].higher_is_better else 0.0)
+        assert shifted[metric] <= value if METRICS[metric].higher_is_better else shifted[metric] >= value
+    assert shifted != perfect
+
+
+@each_task
+def test_its_loss_reaches_the_whole_head_and_its_examples_are_the_corpus(name: str) -> None:
+    corpus = toy_corpus(COUNTS)
+    problem = pose(TASKS.get(name), spec_of(name), corpus)
+    for split, examples in problem.examples.items():
+        assert {example.utterance.key for example in examples} == {utterance.key for utterance in corpus.split(split)}
+    torch.manual_seed(0)
+    head = problem.head(5)
+    frames = torch.tensor([40, 33, 37])
+    logits = head(torch.randn(3, 40, 5), frames)
+    loss = problem.loss(logits, frames, [example.target for example in problem.examples["train"][:3]])
+    loss.backward()
+    assert loss.ndim == 0 and loss.isfinite()
+    assert all(parameter.grad is not None and parameter.grad.abs().sum() > 0 for parameter in head.parameters())
+    assert len(problem.answers(logits, frames)) == 3
+
+
+@each_task
+def test_it_refuses_a_corpus_without_its_columns_or_a_split(name: str) -> None:
+    corpus = toy_corpus(COUNTS)
+    task = TASKS.get(name)
+    assert name in tasks_for(corpus.columns)
+    if task.columns:
+        poorer = replace(corpus, columns=corpus.columns - {task.columns[0]})
+        assert name not in tasks_for(poorer.columns)
+        with pytest.raises(UserError, match=f"needs the column `{task.columns[0]}`"):
+            pose(task, spec_of(name), poorer)
+    with pytest.raises(UserError, match="no utterances in the split `test`"):
+        pose(task, spec_of(name), toy_corpus({"train": 12, "dev": 6}))
+
+
+@each_task
+def test_it_refuses_unknown_options(name: str) -> None:
+    with pytest.raises(SpecError, match="no_such_option"):
+        pose(TASKS.get(name), spec_of(name).model_copy(update={"options": {"no_such_option": 1}}), toy_corpus(COUNTS))

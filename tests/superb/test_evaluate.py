@@ -1,0 +1,107 @@
+"""Whole evaluations on tones: what can be heard is learned, what cannot is not."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+import torch
+
+from speechft_ray.core.records import scores_of
+from speechft_ray.core.specs import CorpusSpec, EvalSpec
+from speechft_ray.superb.evaluate import REPORTS, evaluate
+from tests.superb.toy import COUNTS, STATE_COUNT, ToyEncoder, toy_corpus
+
+CPU = torch.device("cpu")
+SMALL: dict[str, Any] = {"projection": 32, "lstm_layers": 1, "lstm_hidden": 32, "specaug": False}
+
+
+def facts_of(corpus: Any = None, encoder: Any = None, report: Any = None, **spec: Any) -> dict[str, Any]:
+    spec = EvalSpec(corpus=CorpusSpec(), **spec)
+    return evaluate(spec, encoder or ToyEncoder(), corpus or toy_corpus(), CPU, report or (lambda counts: None))
+
+
+def tested(facts: dict[str, Any]) -> dict[str, tuple[float, ...]]:
+    return {score.metric: score.values for score in scores_of(facts) if score.split == "test"}
+
+
+@pytest.mark.parametrize("task", ["sid", "er", "ks", "ic"])
+def test_tones_are_told_apart(task: str) -> None:
+    found = tested(facts_of(task=task, updates=60, learning_rate=1e-2, batch_size=16, seeds=2))
+    assert all(value >= 95.0 for value in found[f"{task}.accuracy"])
+
+
+def test_tone_sequences_are_transcribed() -> None:
+    assert max(tested(facts_of(task="pr", updates=150, batch_size=8, seeds=2))["pr.per"]) < 15.0
+
+
+def test_slots_are_found_and_their_values_heard() -> None:
+    found = tested(facts_of(task="sf", updates=300, learning_rate=1e-2, batch_size=8, options=SMALL))
+    assert found["sf.slot_type_f1"][0] > 90.0
+    assert found["sf.slot_value_cer"][0] < 60.0
+
+
+def test_labels_without_cause_stay_at_chance() -> None:
+    corpus = toy_corpus({"train": 60, "dev": 40, "test": 200}, speaker=lambda labels, draw: f"s{draw.randrange(4)}")
+    values = tested(facts_of(corpus, task="sid", updates=60, learning_rate=1e-2, seeds=2))["sid.accuracy"]
+    assert all(abs(value - 25.0) < 4 * 100 * (0.25 * 0.75 / 200) ** 0.5 for value in values)  # four standard deviations
+
+
+def test_facts_are_complete_plain_data() -> None:
+    counts: list[dict[str, float]] = []
+    facts = facts_of(task="pr", updates=30, seeds=3, batch_size=8, report=lambda found: counts.append(dict(found)))
+    assert json.loads(json.dumps(facts, allow_nan=False)) == facts
+    assert [(score.metric, score.split, len(score.values)) for score in scores_of(facts)] == [
+        ("pr.per", "dev", 3),
+        ("pr.per", "test", 3),
+    ]
+    assert (facts["seeds"], facts["learning_rate"], facts["updates"], facts["utterances"]) == (3, 1e-2, 30, COUNTS)
+    assert all(update in range(3, 31, 3) for update in facts["best_update"])
+    assert [len(weights) for weights in facts["layer_weights"]] == [STATE_COUNT] * 3
+    assert all(sum(weights) == pytest.approx(1.0) for weights in facts["layer_weights"])
+    assert facts["layer_weights"][0] != [1 / 3] * 3
+    assert facts["seconds"]["features"] > 0 and facts["seconds"]["probe"] > 0
+    total = sum(COUNTS.values()) + 3 * 30
+    assert counts[-1] == {"done": total, "total": total}
+    assert [found["done"] for found in counts] == sorted({found["done"] for found in counts})
+    assert len(counts) <= REPORTS
+
+
+def test_an_evaluation_is_repeatable_whatever_happened_before() -> None:
+    spec = {"task": "sf", "updates": 6, "batch_size": 8, "seeds": 2, "options": {**SMALL, "lstm_hidden": 4, "specaug": True}}
+    threads = torch.get_num_threads()
+    first = facts_of(**spec)
+    torch.manual_seed(99)
+    torch.set_num_threads(2)
+    second = facts_of(**spec)
+    assert torch.get_num_threads() == 2
+    torch.set_num_threads(threads)
+    assert {**first, "seconds": None} == {**second, "seconds": None}
+
+
+def test_a_seed_is_the_same_probe_in_a_longer_list_of_seeds() -> None:
+    spec = {"task": "sid", "updates": 10, "batch_size": 8}
+    one, three = facts_of(seeds=1, **spec), facts_of(seeds=3, **spec)
+    assert three["layer_weights"][0] == one["layer_weights"][0]
+    assert len({tuple(weights) for weights in three["layer_weights"]}) == 3
+
+
+def test_every_utterance_is_encoded_once_and_test_after_all_training() -> None:
+    encoder = ToyEncoder()
+    facts_of(encoder=encoder, task="pr", updates=4, seeds=3, batch_size=8)
+    assert len(encoder.calls) == sum(COUNTS.values()) + 1  # the first one twice, to judge the size of all
+
+
+def test_the_encoder_is_not_trained() -> None:
+    encoder = ToyEncoder()
+    before = [parameter.clone() for parameter in encoder.parameters()]
+    facts_of(encoder=encoder, task="sid", updates=5, batch_size=8)
+    assert all(torch.equal(*pair) for pair in zip(before, encoder.parameters(), strict=True))
+    assert all(parameter.grad is None for parameter in encoder.parameters())
+
+
+def test_what_the_spec_says_goes_before_what_the_task_says() -> None:
+    facts = facts_of(task="sid", updates=7, validate_every_updates=7, learning_rate=0.5, batch_size=3)
+    assert (facts["learning_rate"], facts["best_update"]) == (0.5, [7])
+    assert facts_of(task="sid", updates=3)["learning_rate"] == 1e-4

@@ -1,0 +1,247 @@
+"""What each task makes of labels, and SpecAugment against torch's own interpolation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import pytest
+import torch
+from torch.nn import functional
+
+from speechft_ray.core.errors import SpecError, UserError
+from speechft_ray.core.specs import CorpusSpec, EvalSpec
+from speechft_ray.speech.corpora.base import Corpus, Utterance
+from speechft_ray.superb.evaluate import pose
+from speechft_ray.superb.tasks import sf
+from speechft_ray.superb.tasks._specaug import draw_masks, draw_warps, spec_augment, warped
+from speechft_ray.superb.tasks.base import TASKS, Problem, tasks_for
+from tests.superb.toy import toy_corpus
+
+
+def posed(task: str, corpus: Corpus, column: str | None = None, options: Mapping[str, object] | None = None) -> Problem:
+    spec = EvalSpec(task=task, corpus=CorpusSpec(), updates=1, column=column, options=dict(options or {}))
+    return pose(TASKS.get(task), spec, corpus)
+
+
+def corpus_of(column_labels: Mapping[str, Mapping[str, list[str]]]) -> Corpus:
+    """A corpus from ``{split: {column: labels}}``; nothing is ever read from it."""
+    utterances = []
+    for split, columns in column_labels.items():
+        for index, values in enumerate(zip(*columns.values(), strict=True)):
+            labels = dict(zip(columns, values, strict=True))
+            utterances.append(Utterance(key=f"{split}-{index}", split=split, samples=16_000, labels=labels))
+    columns = frozenset(next(iter(column_labels.values())))
+    return Corpus(name="written", fingerprint="0", utterances=utterances, read=lambda utterance: None, columns=columns)
+
+
+def everywhere(**columns: list[str]) -> Corpus:
+    return corpus_of({split: columns for split in ("train", "dev", "test")})
+
+
+SLOT_LINES = [
+    ("PLAY BLUE MOON", "O track track", "PLAY B-track BLUE MOON E-track"),
+    # Adjacent words of one slot merge, whatever they mean; another slot starts a new stretch.
+    ("PLAY QUEEN LET IT BE NOW", "O artist track track track O", "PLAY B-artist QUEEN E-artist B-track LET IT BE E-track NOW"),
+    ("SIMON & GARFUNKEL", "artist artist artist", "B-artist SIMON AND GARFUNKEL E-artist"),
+    # Words made of punctuation are skipped inside a slot, at its end, and alone.
+    ("IN NEW - YORK , PLEASE ?!", "O city city city city O O", "IN B-city NEW YORK E-city PLEASE"),
+    (", HELLO", "O O", "HELLO"),
+    # Not a part of the list of skipped marks, so it is spelled: s3prl tests for substrings.
+    ("A ?, B", "O O O", "A ?, B"),
+    ("GO !? HOME", "O O O", "GO !? HOME"),
+]
+
+
+@pytest.mark.parametrize(("text", "slots", "expected"), SLOT_LINES)
+def test_slots_become_tags_around_their_words(text: str, slots: str, expected: str) -> None:
+    utterance = Utterance(key="u", split="train", samples=1, labels={"text": text, "slots": slots})
+    assert sf.readable(sf.spelled(utterance, ("text", "slots"))) == expected
+
+
+def test_slot_targets_are_characters_tags_and_an_end() -> None:
+    problem = posed("sf", everywhere(text=["AB CA", "B"], slots=["x x", "y"]))
+    tokens = ["<blank>", "<eos>", "<unk>", " ", "A", "B", "B-x", "B-y", "C", "E-x", "E-y"]
+    by_text = {example.reference: [tokens[index] for index in example.target] for example in problem.examples["train"]}
+    assert by_text == {
+        "B-x AB CA E-x": ["B-x", "A", "B", " ", "C", "A", "E-x", "<eos>"],
+        "B-y B E-y": ["B-y", "B", "E-y", "<eos>"],
+    }
+
+
+def test_perfect_logits_answer_the_reference_without_its_end() -> None:
+    corpus = toy_corpus({"train": 6, "dev": 3, "test": 3})
+    for task in ("pr", "chars", "sf"):
+        problem = posed(task, corpus)
+        classes = 1 + max(int(example.target.max()) for example in problem.examples["train"])
+        answers = []
+        for example in problem.examples["dev"]:
+            path = [index for token in example.target.tolist() for index in (token, token, 0)]  # repeats and blanks
+            logits = functional.one_hot(torch.tensor([path]), classes).float()
+            answers += problem.answers(logits, torch.tensor([len(path)]))
+        references = [example.reference for example in problem.examples["dev"]]
+        assert answers == references
+        for metric, value in problem.measure(answers, references).items():
+            assert value == (100.0 if metric == "sf.slot_type_f1" else 0.0)
+
+
+def test_phones_are_tokens_and_transcripts_characters() -> None:
+    labels = {"phones": ["HH AY"], "text": ["HI  YOU "]}
+    corpus = everywhere(**labels)
+    assert posed("pr", corpus).examples["train"][0].reference == ("HH", "AY")
+    assert posed("chars", corpus).examples["train"][0].reference == tuple("HI YOU")
+
+
+def test_an_unseen_token_is_unknown_but_stays_in_the_reference() -> None:
+    corpus = corpus_of({"train": {"phones": ["a b"]}, "dev": {"phones": ["a z"]}, "test": {"phones": ["b"]}})
+    example = posed("pr", corpus).examples["dev"][0]
+    assert example.target.tolist() == [3, 2, 1]  # a, <unk>, <eos>
+    assert example.reference == ("a", "z")
+
+
+def test_window_tasks_put_the_longest_targets_first() -> None:
+    corpus = everywhere(phones=["a", "a b c", "a b", "c b a"])
+    assert [example.utterance.key for example in posed("pr", corpus).examples["dev"]] == ["dev-1", "dev-3", "dev-2", "dev-0"]
+
+
+def test_the_intent_loss_is_the_sum_over_three_slices_and_all_three_must_be_right() -> None:
+    corpus = everywhere(action=["on", "off", "up"], object=["lamp", "heat", "heat"], location=["hall", "hall", "attic"])
+    problem = posed("ic", corpus)
+    head = problem.head(4)
+    assert head(torch.zeros(1, 2, 4), torch.tensor([2])).shape == (1, 3 + 2 + 2)
+    logits = torch.randn(3, 7, generator=torch.Generator().manual_seed(0))
+    targets = [example.target for example in problem.examples["train"]]
+    expected = 0.0
+    for row, target in zip(logits.double(), targets, strict=True):
+        for start, size, label in zip((0, 3, 5), (3, 2, 2), target.tolist(), strict=True):
+            expected -= math.log(row[start + label].exp() / row[start : start + size].exp().sum()) / 3
+    assert problem.loss(logits, torch.ones(3), targets).item() == pytest.approx(expected, rel=1e-6)
+    right = torch.zeros(3, 7)
+    for row, target in zip(right, targets, strict=True):
+        row[[target[0], 3 + target[1], 5 + target[2]]] = 1.0
+    references = [example.reference for example in problem.examples["train"]]
+    assert problem.measure(problem.answers(right, torch.ones(3)), references) == {"ic.accuracy": 100.0}
+    right[0, 5:] = right[0, 5:].flip(0)  # one location wrong
+    measured = problem.measure(problem.answers(right, torch.ones(3)), references)
+    assert measured["ic.accuracy"] == pytest.approx(200 / 3)
+
+
+def test_a_missing_column_names_the_columns_and_tasks_there_are() -> None:
+    corpus = everywhere(emotion=["sad", "calm"], text=["A", "B"])
+    with pytest.raises(UserError) as told:
+        posed("sid", corpus)
+    assert str(told.value) == (
+        "the task `sid` needs the column `speaker`, which the corpus `written` does not have; its columns `emotion`, `text` "
+        "allow the tasks `chars`, `er`, `label`."
+    )
+
+
+def test_tasks_follow_from_columns() -> None:
+    assert tasks_for([]) == []
+    assert tasks_for(["text"]) == ["chars", "label"]
+    assert tasks_for(["action", "object", "text"]) == ["chars", "label"]
+    assert tasks_for(["action", "object", "location", "text", "slots"]) == ["chars", "ic", "label", "sf"]
+
+
+def test_any_column_can_be_a_label() -> None:
+    corpus = everywhere(room=["hall", "attic"])
+    assert [example.reference for example in posed("label", corpus, column="room").examples["dev"]] == [(1,), (0,)]
+    assert len(posed("sid", corpus, column="room").examples["dev"]) == 2
+    with pytest.raises(UserError, match="needs `column`, one of `room`"):
+        posed("label", corpus)
+    with pytest.raises(UserError, match="the task `ic` reads the columns action, object, location: leave `column` out"):
+        posed("ic", corpus, column="room")
+
+
+def test_an_empty_split_is_an_error() -> None:
+    corpus = corpus_of({"train": {"speaker": ["a", "b"]}, "test": {"speaker": ["a"]}})
+    with pytest.raises(UserError, match="no utterances in the split `dev`"):
+        posed("sid", corpus)
+
+
+def test_labels_that_train_does_not_have_are_listed() -> None:
+    strangers = [f"s{index}" for index in range(7)]
+    corpus = corpus_of({"train": {"speaker": ["a", "b"]}, "dev": {"speaker": ["a"]}, "test": {"speaker": [*strangers, "b"]}})
+    with pytest.raises(UserError, match=r"has 7 labels in test .* \(`s0`, `s1`, `s2`, `s3`, `s4`, \.\.\.\)"):
+        posed("sid", corpus)
+    one = {"text": ["GO NOW"], "slots": ["O when"]}
+    corpus = corpus_of({"train": one, "dev": one, "test": {"text": ["GO HOME"], "slots": ["O place"]}})
+    with pytest.raises(UserError, match="has 1 slots in test that train does not have \\(`place`\\)"):
+        posed("sf", corpus)
+
+
+def test_labels_that_cannot_be_learned_are_errors() -> None:
+    with pytest.raises(UserError, match="the whole train split has one label, `a`, in the column `speaker`"):
+        posed("sid", everywhere(speaker=["a", "a"]))
+    with pytest.raises(UserError, match="`train-1` has no label in the column `phones`"):
+        posed("pr", everywhere(phones=["a", " "]))
+    with pytest.raises(UserError, match="`train-0` has 2 words in `text` but 3 slots in `slots`"):
+        posed("sf", everywhere(text=["GO NOW"], slots=["O O O"]))
+
+
+def test_unknown_and_wrong_options_are_all_told() -> None:
+    with pytest.raises(SpecError) as told:
+        posed("sf", toy_corpus(), options={"lstm_hidden": 0, "hidden": 3})
+    assert {path for path, _ in told.value.mistakes} == {"lstm_hidden", "hidden"}
+    assert "allowed: projection, lstm_layers, lstm_hidden, dropout, specaug" in str(told.value)
+
+
+def test_options_shape_the_head_and_switch_specaug() -> None:
+    corpus = toy_corpus()
+    problem = posed("sf", corpus, options={"projection": 5, "lstm_layers": 1, "lstm_hidden": 3, "specaug": False})
+    shapes = {name: tuple(value.shape) for name, value in problem.head(4).state_dict().items()}
+    assert shapes["projector.weight"] == (5, 4)
+    assert shapes["output.weight"][1] == 6
+    assert problem.augment is None
+    assert posed("sf", corpus).augment is spec_augment
+    assert posed("pr", corpus).augment is None
+    assert posed("sid", corpus, options={"projection": 9}).head(4).projector.weight.shape == (9, 4)
+
+
+def test_a_warp_is_two_bicubic_resizings() -> None:
+    generator = torch.Generator().manual_seed(0)
+    frames = torch.tensor([40, 11, 10, 25])
+    features = torch.randn(4, 40, 3, generator=generator)
+    for _ in range(20):
+        lengths, centres, moved = draw_warps(frames, generator)
+        found = warped(features, lengths, centres, moved)
+        for row, length, centre, place, got in zip(features, lengths, centres, moved, found, strict=True):
+            expected = row.clone()
+            if length > 10:
+                assert 5 <= centre <= length - 6 and centre - 4 <= place <= centre + 5
+                for old, new in ((slice(0, centre), slice(0, place)), (slice(centre, length), slice(place, length))):
+                    size = (int(new.stop - new.start), 3)
+                    expected[new] = functional.interpolate(row[None, None, old], size, mode="bicubic", align_corners=False)[
+                        0, 0
+                    ]
+            torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_warps_reach_every_allowed_place() -> None:
+    _, centres, moved = draw_warps(torch.full((5000,), 14), torch.Generator().manual_seed(0))
+    assert set(centres.tolist()) == {5, 6, 7, 8}
+    assert set((moved - centres).tolist()) == set(range(-4, 6))
+
+
+def test_masks_are_stretches_within_the_widths_of_the_config() -> None:
+    generator = torch.Generator().manual_seed(0)
+    single = draw_masks(4000, 100, 1, 40, generator)
+    widths = single.sum(dim=1)
+    assert (int(widths.min()), int(widths.max())) == (0, 39)
+    edges = (single[:, 1:] != single[:, :-1]).sum(dim=1) + single[:, 0].int() + single[:, -1].int()
+    assert set(edges.tolist()) <= {0, 2}  # one stretch, or none
+    assert abs(widths.float().mean() - 19.5) < 4 * 11.5 / 4000**0.5
+    assert draw_masks(500, 100, 4, 50, generator).sum(dim=1).max() > 100 - 50 + 1  # four of them cover more than one could
+
+
+def test_augmented_features_keep_their_shape_and_gradient() -> None:
+    generator = torch.Generator().manual_seed(1)
+    features = torch.randn(3, 60, 200, generator=generator, requires_grad=True)
+    frames = torch.tensor([60, 30, 8])
+    found = spec_augment(features, frames, torch.Generator().manual_seed(2))
+    assert found.shape == features.shape
+    assert torch.equal(found, spec_augment(features, frames, torch.Generator().manual_seed(2)))
+    found.sum().backward()
+    assert features.grad is not None and features.grad.abs().sum() > 0
+    hidden = found == 0
+    assert bool(hidden.all(dim=1).any()) and not bool(hidden.all())  # some channel is masked in every frame
