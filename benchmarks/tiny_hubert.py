@@ -3,7 +3,8 @@
     python benchmarks/tiny_hubert.py tiny_hubert another.s3prl.pt fbank --cache runs/corpora
 
 A probe is what SUPERB uses in its simplest form: the encoder is frozen, its hidden states are layer-normalised and summed with
-learnt softmax weights, and one linear map names the phone of every frame, or, after the mean over time, the class of the utterance.
+learnt softmax weights, and one linear map names the phone of every frame, or, after the mean over time, the class of the
+utterance.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Fine-tuning runs as trials of one Ray Tune experiment, which lasts as long as the sweep and is fed while it runs.
+"""Fine-tuning runs as trials of a Ray Tune experiment that is fed while it runs and lasts as long as there is something to tune.
+
+An experiment that waits for its next trial would block inside Tune for ten minutes and keep the GPU of its last one; so one ends
+when it runs dry, and the next job opens another.
 
 Tune schedules and retries here, and decides nothing: what is done and what is not stands in the store alone. Tune's own
 snapshot is written at most every 10 s and, when damaged, silently starts over, so it is never read back; a lost trial goes on
@@ -51,7 +54,7 @@ SETTINGS = {
 
 
 class Trials:
-    """One Tune experiment in a thread of its own, opened with the first job."""
+    """Tune experiments in a thread of their own, one after the other."""
 
     def __init__(self, perform: Perform, place: Place, board: Any, shares: Shares, end: Callable[[Outcome], None]) -> None:
         self._perform = perform
@@ -63,6 +66,7 @@ class Trials:
         self._jobs: dict[str, Job] = {}
         self._thread: threading.Thread | None = None
         self._broken: str | None = None
+        self._opened = 0
 
     def submit(self, job: Job) -> None:
         """Queues a fine-tuning job as the next trial."""
@@ -70,7 +74,7 @@ class Trials:
         if self._broken is not None:
             self._fail(job.fingerprint, "Ray Tune has stopped", self._broken)
             return
-        self._feed.waiting.put({"job": job.model_dump_json(), **self._shares.of(job.resources).model_dump()})
+        self._feed.put({"job": job.model_dump_json(), **self._shares.of(job.resources).model_dump()})
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="speechft-tune", daemon=True)
             self._thread.start()
@@ -78,22 +82,22 @@ class Trials:
     def stop(self) -> None:
         """Ends the experiment and its trials. May be called twice."""
         self._jobs.clear()
-        self._feed.closed.set()
+        self._feed.close()
         if self._thread is not None:
             self._thread.join(timeout=STOP_SECONDS)
 
     def _run(self) -> None:
         try:
-            self._tuner().fit()
+            _prepare()
+            while self._feed.wait():
+                self._tuner().fit()
         except Exception as error:  # Tune itself broke, not a trial: no later job can run either
             self._broken = traceback.format_exc()
             for fingerprint in list(self._jobs):
                 self._fail(fingerprint, f"Ray Tune broke: {type(error).__name__}: {error}", self._broken)
 
     def _tuner(self) -> tune.Tuner:
-        os.environ.update(SETTINGS)
-        logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
-        _keep_cloud_keys_here()
+        self._opened += 1
         trainable = tune.with_resources(
             _trainable(self._perform, self._place, self._board),
             lambda config: tune.PlacementGroupFactory([bundle(_share(config))]),
@@ -101,13 +105,10 @@ class Trials:
         return tune.Tuner(
             trainable,
             tune_config=tune.TuneConfig(
-                search_alg=self._feed,
-                num_samples=-1,
-                trial_name_creator=_name,
-                trial_dirname_creator=_name,
+                search_alg=self._feed, num_samples=-1, trial_name_creator=_name, trial_dirname_creator=_name
             ),
             run_config=tune.RunConfig(
-                name=time.strftime("%Y%m%d-%H%M%S") + f"-{os.getpid()}",
+                name=f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}-{self._opened}",
                 storage_path=str(Path(self._place.storage).absolute() / "tune"),
                 failure_config=tune.FailureConfig(max_failures=MAX_FAILURES),
                 stop=_StopWhenClosed(self._feed.closed),
@@ -134,24 +135,46 @@ class _NeverSaved:
 
 
 class _Feed(_NeverSaved, Searcher):  # type: ignore[misc]  # Ray comes without types
-    """Suggests the jobs that are submitted, in their order, until it is closed."""
+    """Suggests the jobs that are submitted, in their order, and that the experiment is over when none waits and none runs."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.waiting: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
         self.closed = threading.Event()
+        self._waiting: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+        self._news = threading.Event()
+        self._running: set[str] = set()
+
+    def put(self, config: dict[str, Any]) -> None:
+        """Adds a job."""
+        self._waiting.put(config)
+        self._news.set()
+
+    def close(self) -> None:
+        """Ends the running experiment, and lets none follow."""
+        self.closed.set()
+        self._news.set()
+
+    def wait(self) -> bool:
+        """Waits for a job, which it leaves in the queue. ``False``: there will be none."""
+        while self._waiting.empty() and not self.closed.is_set():
+            self._news.wait()
+            self._news.clear()
+        return not self.closed.is_set()
 
     def suggest(self, trial_id: str) -> Any:
-        """Returns the next job, ``None`` while none waits (Tune then asks again), or that all is over."""
+        """Returns the next job, ``None`` while others run (Tune then asks again), or that this experiment is over."""
         if self.closed.is_set():
             return Searcher.FINISHED
         try:
-            return self.waiting.get_nowait()
+            config = self._waiting.get_nowait()
         except queue.Empty:
-            return None
+            return None if self._running else Searcher.FINISHED
+        self._running.add(trial_id)
+        return config
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Learns nothing from results."""
+        """Counts a trial out, whether it ended well or not."""
+        self._running.discard(trial_id)
 
     def save(self, checkpoint_path: str) -> None:
         """Saves nothing: the store knows what is done."""
@@ -186,7 +209,7 @@ class _Ends(_NeverSaved, tune.Callback):  # type: ignore[misc]
         self._fail(_job(trial).fingerprint, "the trial ended without a result", "")  # no effect after a result
 
     def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-        text = str(trial.get_error() or "no error text from Ray Tune")
+        text = _error_of(trial)
         sentence = (
             f"the worker or node of this fine-tuning was lost {MAX_FAILURES + 1} times: {' '.join(text.split())[:300]} "
             "If memory ran out, ask for a smaller batch or a larger node; running the same command again goes on from "
@@ -224,6 +247,15 @@ def _name(trial: Any) -> str:
     return f"{label[:60]}-{trial.trial_id}"
 
 
-def _keep_cloud_keys_here() -> None:
+def _error_of(trial: Any) -> str:
+    try:
+        return Path(trial.error_file).read_text(encoding="utf-8")
+    except (OSError, TypeError):
+        return "no error text from Ray Tune"
+
+
+def _prepare() -> None:
+    os.environ.update(SETTINGS)
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     # Tune copies AWS keys from the driver into the runtime environment of every trial, where the dashboard shows them.
     class_cache.ENV_VARS_TO_PROPAGATE = {name for name in class_cache.ENV_VARS_TO_PROPAGATE if not name.startswith("AWS_")}

@@ -64,6 +64,8 @@ class Probe(nn.Module):
         """Sums the states of a batch over layers and pads the result to ``(batch, frames, dim)``."""
         rows = self.featurizer(batch.states.unsqueeze(1)).squeeze(0)  # (rows, dim)
         count, longest = len(batch.frames), int(batch.frames.max())
+        if longest == 1:
+            return rows.unsqueeze(1)  # means: nothing to pad
         places = (torch.arange(longest) < batch.frames[:, None]).flatten().nonzero()[:, 0]
         padded = rows.new_zeros(count * longest, rows.shape[1]).index_copy(0, places.to(rows.device), rows)
         return torch.unflatten(padded, 0, (count, longest))

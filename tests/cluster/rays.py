@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import os
 import shutil
 import signal
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -46,27 +50,41 @@ def eventually(true: Callable[[], bool], seconds: float = 30.0) -> bool:
     return False
 
 
+@cache
+def _world() -> Path:
+    # One for all tests of a process: Ray keeps the first token that it read, and another home has another token.
+    folder = Path(tempfile.mkdtemp(prefix="sft", dir="/tmp"))  # sockets are made in it, with 108 characters at most
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
 @pytest.fixture(scope="module")
 def ray_world() -> Iterator[Path]:
-    """A home and a temporary folder of Ray's own. Short, since sockets are made in it (108 characters at most)."""
-    folder = Path(tempfile.mkdtemp(prefix="sft", dir="/tmp"))
+    """A home and a temporary folder of Ray's own."""
     with pytest.MonkeyPatch.context() as patch:
         for name in ("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN"):
             patch.delenv(name, raising=False)
-        patch.setenv("RAY_TMPDIR", str(folder))
-        patch.setenv("HOME", str(folder))
+        patch.setenv("RAY_TMPDIR", str(_world()))
+        patch.setenv("HOME", str(_world()))
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patch.setenv("PYTHONPATH", str(ROOT))
-        patch.setattr(connecting, "missing_for_dashboard", lambda: ["left out in tests"])
-        yield folder
+        patch.setattr(connecting, "DASHBOARD_PACKAGES", ("left_out_in_tests",))
+        yield _world()
         os.environ.pop("RAY_AUTH_MODE", None)  # `ray.init` turns tokens on for the whole process
-    shutil.rmtree(folder, ignore_errors=True)
+    _forget_processes()
+
+
+def _forget_processes() -> None:
+    # Ray ends its processes without waiting for them, which Python remarks on whenever it collects them.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        gc.collect()
 
 
 @pytest.fixture(scope="module")
 def local_cluster(ray_world: Path) -> Iterator[Cluster]:
-    """A local cluster, started where a head that crashed left its address, by a driver that has secrets and a SIGTERM handler."""
-    (ray_world / "ray").mkdir()
+    """A local cluster, started by a driver with secrets and a SIGTERM handler, where a crashed head left its address."""
+    (ray_world / "ray").mkdir(exist_ok=True)
     (ray_world / "ray" / "ray_current_cluster").write_text(STALE)
     with pytest.MonkeyPatch.context() as patch:
         for name, value in SECRETS.items():

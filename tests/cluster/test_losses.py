@@ -11,6 +11,7 @@ import pytest
 from speechft_ray.cluster.connect import Cluster
 from speechft_ray.cluster.executor import MAX_RETRIES, RayExecutor
 from speechft_ray.core.records import Place, Stage
+from speechft_ray.core.resources import ResourceRequest
 from tests.cluster.performs import job, perform
 from tests.cluster.rays import SECRETS, collect, eventually, local_cluster, ray_world
 
@@ -72,14 +73,21 @@ def test_a_job_without_a_gpu_stays_on_the_cpu(executor: RayExecutor) -> None:
     assert outcome.facts["device"] == "cpu"
 
 
-def test_trials_can_follow_trials_in_silence(executor: RayExecutor, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    """As a chain of fine-tunings does: the experiment waits, open, while nothing is to be tuned."""
+def test_trials_can_follow_trials_in_silence(executor: RayExecutor, capfd: pytest.CaptureFixture[str]) -> None:
+    """As a chain of fine-tunings does: the second is submitted when the first is done."""
     for name in ("first", "second"):
         executor.submit(job("succeed", name=name, stage="finetune"))
         assert collect(executor, 1)[f"finetune-{name}"].ok
     assert capfd.readouterr().out == ""
-    (experiment,) = (tmp_path / "tune").iterdir()
-    assert len([path for path in experiment.iterdir() if path.is_dir()]) == 2
+
+
+def test_a_trial_gives_its_share_back_when_it_ends(executor: RayExecutor) -> None:
+    """Tune by itself keeps the last trial's for up to ten minutes, while evaluations wait for the GPU."""
+    whole = ResourceRequest(cpus=2)
+    executor.submit(job("succeed", stage="finetune", resources=whole))
+    assert collect(executor, 1)["finetune-a"].ok
+    executor.submit(job("succeed", resources=whole))
+    assert collect(executor, 1, seconds=20)["evaluate-a"].ok
 
 
 def test_stopping_ends_what_runs(executor: RayExecutor, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Two nodes with one GPU each (as far as Ray knows): jobs spread, another process finds the cluster, a lost node is replaced."""
+"""Two nodes, with one GPU each as far as Ray knows: jobs spread, another process finds them, a lost node is replaced."""
 
 from __future__ import annotations
 

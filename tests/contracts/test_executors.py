@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -44,7 +43,7 @@ def test_facts_come_back_and_failures_stay_where_they_happen(executor: Executor,
 
     assert done.ok and done.label == f"{stage} succeed" and done.stage == stage and done.seconds > 0
     assert done.facts["given"] == {"do": "succeed", "spec": {"task": "pr"}, "alpha": 0.25}
-    assert done.facts["cwd"] == os.getcwd()  # relative paths mean the same everywhere
+    assert done.facts["cwd"] == str(Path.cwd())  # relative paths mean the same everywhere
     assert broken.error == "ZeroDivisionError: nothing to divide by"
     assert broken.traceback is not None and "in _divide" in broken.traceback
     assert refused.error == "`alpha` must be within [0, 1], but is 3 instead: change it." and refused.traceback is None

@@ -159,10 +159,11 @@ def test_a_pickle_that_wants_code_is_refused_by_name_and_not_run(tmp_path: Path,
     assert not trap.exists()
 
 
-def test_a_bare_pickle_is_refused_and_not_run(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("protocol", "sentence"), [(2, r"would have to run .*\.system"), (4, "not written by torch.save")])
+def test_a_bare_pickle_is_refused_and_not_run(tmp_path: Path, protocol: int, sentence: str) -> None:
     path, trap = tmp_path / "bare.pt", tmp_path / "ran"
-    path.write_bytes(pickle.dumps(Payload(f"touch {trap}")))
-    with pytest.raises(UserError, match=r"would have to run .*\.system"):
+    path.write_bytes(pickle.dumps(Payload(f"touch {trap}"), protocol))
+    with pytest.raises(UserError, match=sentence):
         load_encoder(path)
     assert not trap.exists()
 

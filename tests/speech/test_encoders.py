@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import gc
 import subprocess
 import sys
+import weakref
 from typing import Any
 
 import pytest
@@ -91,6 +93,19 @@ class Dictionary:
 def test_the_geometry_of_the_front_end_is_fixed() -> None:
     with pytest.raises(UserError, match="20 ms hop"):
         build(toy_hubert(conv_feature_layers="[(8, 10, 5)] + [(8, 3, 2)] * 4 + [(8, 2, 2)]"))
+
+
+def test_states_are_kept_by_nobody() -> None:
+    """s3prl's hooks would otherwise collect every state of every use of the model, memory without end in a training loop."""
+    encoder = build(toy_hubert())
+    found = encoder.hidden_states([speechlike(8_000)])
+    kept = [weakref.ref(state) for state in found.states]
+    assert all(not part._forward_hooks for part in encoder.module().modules())
+    encoder.module().encoder(torch.zeros(1, 5, 16))
+    assert encoder._expert._hook_hiddens == []
+    del found
+    gc.collect()
+    assert [state() for state in kept] == [None] * 3
 
 
 @pytest.mark.parametrize("trainable", [True, False])

@@ -89,15 +89,15 @@ def test_plans_are_pinned() -> None:
 
 
 PINNED = {
-    "pretrain": "c7bbbaf1042caf18",
-    "phones": "0be12adf09c6afb0",
-    "pr": "deeedd3749e24982",
-    "sid": "4b3eb13e92aef08a",
-    "er": "cfafd3b367dbfa21",
-    "sf": "0e56a6acad8dd423",
-    "ks": "73547f3c55e9771c",
-    "ic": "fa2f7d9594b7959a",
-    "zh": "8423656e0cd0add0",
+    "pretrain": "a16b6481710c188a",
+    "phones": "06d5e299b27fc9c9",
+    "pr": "eb2186ca2849d955",
+    "sid": "8504a26d09bf8bcb",
+    "er": "77588ffa7d61ae27",
+    "sf": "d85bab0e7001624b",
+    "ks": "50e3781bc38cab4d",
+    "ic": "98521bc4eceb68e6",
+    "zh": "09ff3f7fb26c02fc",
 }
 
 

@@ -22,29 +22,29 @@ def facts_of(corpus: Any = None, encoder: Any = None, report: Any = None, **spec
     return evaluate(spec, encoder or ToyEncoder(), corpus or toy_corpus(), CPU, report or (lambda counts: None))
 
 
-def tested(facts: dict[str, Any]) -> dict[str, tuple[float, ...]]:
+def on_test(facts: dict[str, Any]) -> dict[str, tuple[float, ...]]:
     return {score.metric: score.values for score in scores_of(facts) if score.split == "test"}
 
 
 @pytest.mark.parametrize("task", ["sid", "er", "ks", "ic"])
 def test_tones_are_told_apart(task: str) -> None:
-    found = tested(facts_of(task=task, updates=60, learning_rate=1e-2, batch_size=16, seeds=2))
+    found = on_test(facts_of(task=task, updates=60, learning_rate=1e-2, batch_size=16, seeds=2))
     assert all(value >= 95.0 for value in found[f"{task}.accuracy"])
 
 
 def test_tone_sequences_are_transcribed() -> None:
-    assert max(tested(facts_of(task="pr", updates=150, batch_size=8, seeds=2))["pr.per"]) < 15.0
+    assert max(on_test(facts_of(task="pr", updates=150, batch_size=8, seeds=2))["pr.per"]) < 15.0
 
 
 def test_slots_are_found_and_their_values_heard() -> None:
-    found = tested(facts_of(task="sf", updates=300, learning_rate=1e-2, batch_size=8, options=SMALL))
+    found = on_test(facts_of(task="sf", updates=300, learning_rate=1e-2, batch_size=8, options=SMALL))
     assert found["sf.slot_type_f1"][0] > 90.0
     assert found["sf.slot_value_cer"][0] < 60.0
 
 
 def test_labels_without_cause_stay_at_chance() -> None:
     corpus = toy_corpus({"train": 60, "dev": 40, "test": 200}, speaker=lambda labels, draw: f"s{draw.randrange(4)}")
-    values = tested(facts_of(corpus, task="sid", updates=60, learning_rate=1e-2, seeds=2))["sid.accuracy"]
+    values = on_test(facts_of(corpus, task="sid", updates=60, learning_rate=1e-2, seeds=2))["sid.accuracy"]
     assert all(abs(value - 25.0) < 4 * 100 * (0.25 * 0.75 / 200) ** 0.5 for value in values)  # four standard deviations
 
 

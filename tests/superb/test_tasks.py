@@ -36,7 +36,7 @@ def corpus_of(column_labels: Mapping[str, Mapping[str, list[str]]]) -> Corpus:
 
 
 def everywhere(**columns: list[str]) -> Corpus:
-    return corpus_of({split: columns for split in ("train", "dev", "test")})
+    return corpus_of(dict.fromkeys(("train", "dev", "test"), columns))
 
 
 SLOT_LINES = [
@@ -118,7 +118,7 @@ def test_the_intent_loss_is_the_sum_over_three_slices_and_all_three_must_be_righ
     assert problem.loss(logits, torch.ones(3), targets).item() == pytest.approx(expected, rel=1e-6)
     right = torch.zeros(3, 7)
     for row, target in zip(right, targets, strict=True):
-        row[[target[0], 3 + target[1], 5 + target[2]]] = 1.0
+        row[target + torch.tensor([0, 3, 5])] = 1.0
     references = [example.reference for example in problem.examples["train"]]
     assert problem.measure(problem.answers(right, torch.ones(3)), references) == {"ic.accuracy": 100.0}
     right[0, 5:] = right[0, 5:].flip(0)  # one location wrong

@@ -39,7 +39,7 @@ def read_tensors(path: Path) -> Any:
                 f"{path} was refused: to load it, Python would have to run {', '.join(wanted[:5])}. Only tensors and plain "
                 "data are read; convert the checkpoint to safetensors where you trust it."
             ) from error
-        raise _damaged(path, error) from error
+        raise UserError(f"{path} is damaged, or was not written by torch.save. Copy it again from where it came.") from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError, AttributeError, TypeError) as error:
         raise _damaged(path, error) from error
 

@@ -39,6 +39,7 @@ def render(speech: Speech, scene: Take) -> tuple[np.ndarray, list[tuple[int, str
     channel = _channel(hertz, rng)
     spoken = np.fft.irfft(spectrum * _tilt(hertz, scene.tilt_db_per_octave) * channel * _room(scene, samples, rng), samples)
     keep = round((lead + len(source)) * _UP / scene.down + scene.trail_seconds * SAMPLE_RATE_HZ)
+    keep = -(-keep // scene.step_samples) * scene.step_samples  # at most 0.1 s more, of the 0.45 s that there are
     spoken = spoken[:keep]
     noise = _noise(hertz, channel, samples, rng)[:keep]
     mixed = spoken / _rms(spoken) + noise / _rms(noise) * 10 ** (-scene.snr_db / 20)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from speechft_ray.speech.corpora import _sentences as say
 from speechft_ray.speech.corpora._commands import HOME_COMMANDS, mandarin_sentence, request
@@ -34,6 +34,13 @@ class Line:
     manner: Manner | None = None
 
 
+CLEAN_SNR_DB, CLEAN_REVERBERATION_SECONDS = 50.0, 0.02
+"""A quiet, dead room."""
+
+STEP_SAMPLES = 1600
+"""Lengths are multiples of 0.1 s, so that many utterances are equally long and can be encoded together without padding."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Part:
     """One part: default utterance counts, default training speakers, whether all splits share them, and the line writer.
@@ -47,6 +54,9 @@ class Part:
     speakers: int
     shared_speakers: bool = False
     language: str = "en-us"
+    step_samples: int = STEP_SAMPLES
+    clean: bool = False
+    """Whether rooms and noise are left to whoever listens."""
     write: Callable[[int, random.Random], Line]
 
 
@@ -120,7 +130,7 @@ def _mandarin(index: int, draw: random.Random) -> Line:
 
 PARTS: dict[str, Part] = {
     # About 2.7 hours: 2,900 utterances of mostly 2 to 6 s, unlabelled speech of everyone in the world, in English only.
-    "pretrain": Part(train=2700, dev=100, test=100, speakers=192, shared_speakers=True, write=_pretrain),
+    "pretrain": Part(train=2700, dev=100, test=100, speakers=192, shared_speakers=True, clean=True, write=_pretrain),
     "phones": Part(train=840, dev=80, test=200, speakers=60, write=_phones),
     "pr": Part(train=400, dev=80, test=200, speakers=60, write=_brief),
     "sid": Part(train=800, dev=200, test=1000, speakers=48, shared_speakers=True, write=_short),
@@ -150,6 +160,9 @@ def items(name: str, seed: int, counts: Mapping[str, int], speakers: int) -> lis
             # Round robin in training keeps few speakers equally frequent; the shuffle of the voices is the part's own.
             speaker = voices[split][index % len(voices[split])]
             scene = take(line.text, part.language, speaker, line.manner or varied(draw), draw)
+            scene = replace(scene, step_samples=part.step_samples)
+            if part.clean:
+                scene = replace(scene, snr_db=CLEAN_SNR_DB, reverberation_seconds=CLEAN_REVERBERATION_SECONDS)
             labels = {"speaker": speaker.name, "text": line.text.upper(), **line.labels}
             found.append(Item(key=f"{name}-{split}-{index:05d}", split=split, labels=labels, scene=scene))
     return found

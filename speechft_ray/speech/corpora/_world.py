@@ -77,6 +77,8 @@ class Take:
     reverberation_seconds: float
     snr_db: float
     seed: int
+    step_samples: int = 1
+    """The finished audio is lengthened, by what the room still says, to a multiple of this."""
 
 
 def population() -> list[Speaker]:

@@ -126,10 +126,22 @@ class _Expert(UpstreamExpert):  # type: ignore[misc]  # s3prl has no type inform
         UpstreamBase.__init__(self)  # not UpstreamExpert's: that one reads a file with an unrestricted unpickler
         self.model = model
         self.task_cfg = task
-        for index in range(len(model.encoder.layers)):
+        self.hook_postprocess = _trim
+
+    def __call__(self, wavs: list[torch.Tensor]) -> dict[str, Any]:
+        """Runs the expert with the hooks that s3prl's constructor would leave on the model for good.
+
+        They live for this call only: left there, they would keep every state of every other use of the model in memory.
+        """
+        for index in range(len(self.model.encoder.layers)):
             self.add_hook(f"self.model.encoder.layers[{index}]", lambda input, output: input[0].transpose(0, 1))
         self.add_hook("self.model.encoder", lambda input, output: output[0])
-        self.hook_postprocess = _trim
+        try:
+            found: dict[str, Any] = super().__call__(wavs)
+            return found
+        finally:
+            self.remove_all_hooks()
+            self._hook_hiddens.clear()
 
 
 def _trim(named: list[tuple[str, torch.Tensor]]) -> list[tuple[str, torch.Tensor]]:

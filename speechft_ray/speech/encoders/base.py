@@ -61,8 +61,8 @@ class EncoderFamily:
 
     ``front_end_prefixes``: parameter name prefixes of the learned down-sampling module (empty where a family has none).
     ``pretraining_only_prefixes``: parameters that take no part in features; a merge keeps their base value.
-    ``build(weights)`` returns a fresh ``Encoder`` holding a copy of those weights, in eval mode; raises ``UserError`` naming the first five
-    missing, unexpected or misshapen parameters.
+    ``build(weights)`` returns a fresh ``Encoder`` holding a copy of those weights, in eval mode; raises ``UserError`` naming
+    the first five missing, unexpected or misshapen parameters.
     """
 
     name: str

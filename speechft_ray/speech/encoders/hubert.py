@@ -40,8 +40,9 @@ def initial(config: Mapping[str, Any], seed: int) -> EncoderWeights:
         torch.manual_seed(seed)
         model = build_expert(config, device="cpu").model
         if hasattr(model, "label_embs_concat"):
-            # s3prl draws them from [0, 1), all within a few degrees of each other; cosine logits then start almost equal.
-            torch.nn.init.normal_(model.label_embs_concat)
+            # s3prl draws them from [0, 1), all within some degrees of each other; cosine logits then start almost equal.
+            # As small as other weights, they turn as fast under Adam, whose steps do not scale with the weights.
+            torch.nn.init.normal_(model.label_embs_concat, std=0.1)
     state = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
     return EncoderWeights(family="hubert", config=dict(config), state=state)
 

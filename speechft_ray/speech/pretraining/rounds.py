@@ -16,6 +16,7 @@ from speechft_ray.core.errors import UserError
 from speechft_ray.speech.pretraining.crops import Source, drawn, in_a_row
 from speechft_ray.speech.pretraining.masking import MaskedLoss, masked_prediction, spans
 from speechft_ray.speech.pretraining.recipe import PretrainOptions
+from speechft_ray.speech.pretraining.rooms import in_rooms
 
 _BETAS, _WEIGHT_DECAY = (0.9, 0.98), 0.01  # HuBERT Base (fairseq config/pretrain/hubert_base_librispeech.yaml)
 _CLIP_NORM = 1.0
@@ -72,8 +73,8 @@ def train_round(
 
 
 def masked_accuracy(model: torch.nn.Module, options: PretrainOptions, held_out: Labelled) -> float:
-    """Returns the fraction of hidden frames of the held-out split that are named rightly, in float32, at masks of a fixed
-    seed."""
+    """Returns the fraction of hidden frames of the held-out split that are named rightly, in float32, at masks, rooms and
+    noise of a fixed seed."""
     rng = np.random.default_rng(_HELD_OUT_SEED)
     right = masked = 0
     model.eval()
@@ -81,7 +82,7 @@ def masked_accuracy(model: torch.nn.Module, options: PretrainOptions, held_out: 
         for waves, targets in in_a_row(
             *held_out, crops=options.batch_crops, crop_frames=options.crop_frames, crop_samples=options.crop_samples
         ):
-            found = _predict(model, options, waves, targets, rng)
+            found = _predict(model, options, in_rooms(waves, rng), targets, rng)
             right, masked = right + found.right, masked + found.masked
     return round(right / masked, 5)
 
@@ -106,6 +107,7 @@ def _update(
         *train, crops=options.batch_crops, crop_frames=options.crop_frames, crop_samples=options.crop_samples, rng=rng
     )
     model.train()
+    waves = in_rooms(waves, rng)
     with torch.autocast(waves.device.type, dtype=torch.bfloat16, enabled=options.bfloat16):
         loss = _predict(model, options, waves, targets, rng).loss
     optimiser.zero_grad()

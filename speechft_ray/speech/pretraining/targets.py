@@ -15,6 +15,7 @@ CEPSTRA = 13
 """MFCC of 13 coefficients with first and second differences, 39 in all (HuBERT paper, section IV-B)."""
 
 _BANDS = 23  # Kaldi's default for MFCC (compute-mfcc-feats --num-mel-bins)
+_LIFTER = 22.0  # Kaldi's --cepstral-lifter
 _REACH_FRAMES = 2  # differences by regression over two 10 ms frames on each side, Kaldi's add-deltas
 _BATCH_FRAMES = 10_000  # HuBERT's clustering script (fairseq examples/hubert/simple_kmeans) uses the same batch
 
@@ -22,12 +23,11 @@ _BATCH_FRAMES = 10_000  # HuBERT's clustering script (fairseq examples/hubert/si
 def mfcc(wave: torch.Tensor) -> torch.Tensor:
     """Returns 39-dimensional MFCC of a waveform ``(samples,)`` as ``(frames at 20 ms, 39)``.
 
-    Frame i covers samples 320 i to 320 i + 400. The 13 cepstra are normalised to zero mean and unit variance over the
-    utterance, so that clusters do not tell channels apart; their differences are not scaled again and thus count less than the
-    cepstra themselves.
+    Frame i covers samples 320 i to 320 i + 400. Kaldi's definition (compute-mfcc-feats with a Hamming window, no dither), not
+    normalised over the utterance, as in HuBERT: labels that also tell loudness and timbre make the encoder keep speaker and
+    emotion.
     """
     cepstra = log_mel(wave, _BANDS) @ _cosines()
-    cepstra = (cepstra - cepstra.mean(dim=0)) / cepstra.std(dim=0, correction=0).clamp_min(1e-5)
     first = differences(cepstra)
     return torch.cat([cepstra, first, differences(first)], dim=1)[::2]
 
@@ -65,9 +65,10 @@ def nearest(features: np.ndarray, centroids: np.ndarray) -> np.ndarray:
 
 @functools.cache
 def _cosines() -> torch.Tensor:
-    """The orthonormal cosine transform ``(bands, cepstra)``."""
+    """The orthonormal cosine transform ``(bands, cepstra)`` with Kaldi's lifter, which brings the cepstra to similar
+    spreads."""
     band = torch.arange(_BANDS, dtype=torch.float64)[:, None] + 0.5
     order = torch.arange(CEPSTRA, dtype=torch.float64)
     basis = torch.cos(math.pi / _BANDS * band * order) * math.sqrt(2 / _BANDS)
     basis[:, 0] /= math.sqrt(2)
-    return basis.to(torch.float32)
+    return (basis * (1 + _LIFTER / 2 * torch.sin(math.pi / _LIFTER * order))).to(torch.float32)

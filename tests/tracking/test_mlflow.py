@@ -1,0 +1,137 @@
+"""MLflow: what lies where in its database, and what is said when it is not there."""
+
+from __future__ import annotations
+
+import math
+import time
+from pathlib import Path
+
+import pytest
+
+from speechft_ray.core.errors import UserError
+from speechft_ray.sweep.protocols import Curve, EncoderRow, SweepInfo, TrackerDown
+from speechft_ray.tracking.mlflow import MlflowTracker
+from tests.tracking.storages import mlflow_storage, mlflow_template
+from tests.tracking.views import query
+
+__all__ = ["mlflow_storage", "mlflow_template"]  # fixtures
+SWEEP = SweepInfo("sweep-key", "alpha", {"encoder": "tiny_hubert"})
+
+
+@pytest.fixture(autouse=True)
+def no_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+
+def started(root: Path) -> MlflowTracker:
+    tracker = MlflowTracker(None, root)
+    tracker.start(SWEEP)
+    return tracker
+
+
+def row(alpha: float = 0.25, **metrics: float) -> EncoderRow:
+    return EncoderRow(f"merged-{alpha}", f"linear alpha={alpha}", {"alpha": alpha, "method": "linear"}, metrics, True)
+
+
+def test_the_layout(mlflow_storage: Path, tmp_path: Path) -> None:
+    report = tmp_path / "report"
+    report.mkdir()
+    (report / "table.csv").write_text("alpha,score\n")
+    tracker = started(mlflow_storage)
+    tracker.encoder(row(score=812.5, **{"pr.per": 7.25, "dev.pr.per": 7.0}))
+    tracker.curve(Curve("tuned", "narrow", {"seed": 0}, [(10, {"loss": 2.0})]))
+    tracker.finish(report, [(1.0, 500.0), (0.25, 800.0), (0.25, 812.0)], "finished")
+
+    database = mlflow_storage / "mlflow.db"
+    ((place,),) = query(database, "select artifact_location from experiments where name = 'alpha'")
+    assert place == (mlflow_storage / "mlartifacts" / "alpha").as_uri()
+    names = "select r.name, r.status from runs r join experiments e using (experiment_id) where e.name = 'alpha'"
+    assert sorted(query(database, names)) == [(name, "FINISHED") for name in ("alpha", "linear alpha=0.25", "narrow")]
+    metrics = "select key, value, step, timestamp from metrics join runs using (run_uuid) where name = ? order by key, step"
+    assert query(database, metrics, "linear alpha=0.25") == [
+        ("alpha", 0.25, 0, 0),
+        ("dev.pr.per", 7.0, 0, 0),
+        ("score", 812.5, 0, 0),
+        ("test.pr.per", 7.25, 0, 0),
+    ]
+    assert query(database, metrics, "narrow") == [("loss", 2.0, 10, 10_000)]
+    assert query(database, metrics, "alpha") == [("score_by_alpha", 806.0, 25, 25_000), ("score_by_alpha", 500.0, 100, 100_000)]
+    params = "select key, p.value from params p join runs using (run_uuid) where name = ? order by key"
+    assert query(database, params, "linear alpha=0.25") == [("alpha", "0.25"), ("method", "linear")]
+    assert query(database, params, "alpha") == [("encoder", "tiny_hubert")]
+    (copied,) = (mlflow_storage / "mlartifacts").rglob("table.csv")
+    assert copied.read_text() == "alpha,score\n"
+
+
+def test_a_changed_value_becomes_the_latest(mlflow_storage: Path) -> None:
+    """MLflow takes the largest of several values at one step and time for the latest, so a smaller one needs a later step."""
+    tracker = started(mlflow_storage)
+    tracker.encoder(row(score=900.0))
+    tracker.encoder(row(score=100.0))
+    started(mlflow_storage).encoder(row(score=50.0))
+    database = mlflow_storage / "mlflow.db"
+    assert query(database, "select value from latest_metrics where key = 'score'") == [(50.0,)]
+    assert query(database, "select value from metrics where key = 'score' order by step") == [(900.0,), (100.0,), (50.0,)]
+
+
+def test_values_that_are_no_numbers_and_odd_names_are_taken(mlflow_storage: Path) -> None:
+    tracker = started(mlflow_storage)
+    tracker.encoder(row(**{"a=b%": 1.0, "nothing": math.nan, "endless": math.inf}))
+    names = query(mlflow_storage / "mlflow.db", "select key from latest_metrics order by key")
+    assert names == [("alpha",), ("test.a_b_",)]
+
+
+def test_long_curves_are_sent_in_parts(mlflow_storage: Path) -> None:
+    points = [(step, {"loss": 1.0 / (step + 1), "dev": float(step)}) for step in range(1200)]
+    started(mlflow_storage).curve(Curve("tuned", "narrow", {}, points))
+    assert query(mlflow_storage / "mlflow.db", "select key, count(*) from metrics group by key") == [
+        ("dev", 1200),
+        ("loss", 1200),
+    ]
+
+
+def test_an_experiment_that_was_deleted_comes_back(mlflow_storage: Path) -> None:
+    started(mlflow_storage)
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{mlflow_storage / 'mlflow.db'}")
+    client.delete_experiment(client.get_experiment_by_name("alpha").experiment_id)
+    started(mlflow_storage).encoder(row(score=1.0))
+    stage = "select lifecycle_stage from experiments where name = 'alpha'"
+    assert query(mlflow_storage / "mlflow.db", stage) == [("active",)]
+
+
+def test_a_server_that_does_not_answer_is_said_soon(tmp_path: Path) -> None:
+    tracker = MlflowTracker("http://user:password@127.0.0.1:9", tmp_path)
+    before = time.monotonic()
+    with pytest.raises(TrackerDown, match=r"MLflow at `http://user:\*\*\*@127.0.0.1:9` does not take results") as caught:
+        tracker.start(SWEEP)
+    assert time.monotonic() - before < 15
+    assert "\n" not in str(caught.value) and "password" not in str(caught.value)
+
+
+def test_a_damaged_database_is_a_tracker_that_is_down(tmp_path: Path) -> None:
+    (tmp_path / "mlflow.db").write_bytes(b"not a database" * 100)
+    with pytest.raises(TrackerDown, match="does not take results"):
+        started(tmp_path)
+
+
+def test_where_to_look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "my runs"
+    command = f"mlflow ui --backend-store-uri 'sqlite:///{path}/mlflow.db' --host 127.0.0.1 --port 5000"
+    assert MlflowTracker(None, path).where() == f"MLflow: {command}"
+    assert "http://tracking:5000/#/experiments" in MlflowTracker("http://tracking:5000/", path).where()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://user:password@tracking")
+    assert "https://user:***@tracking" in MlflowTracker(None, path).where()
+
+
+@pytest.mark.parametrize("uri", ["./mlruns", "file:///tmp/mlruns", "databricks", "sqlite:mlflow.db"])
+def test_other_places_are_refused(uri: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="must start with http://"):
+        MlflowTracker(uri, tmp_path)
+
+
+def test_a_half_made_database_is_never_seen(mlflow_template: Path) -> None:
+    """The database is made under another name: killed meanwhile, a run leaves none rather than half of one."""
+    assert [path.name for path in mlflow_template.iterdir() if path.is_file()] == ["mlflow.db"]
+    assert (mlflow_template / "mlflow.db").stat().st_nlink == 1
