@@ -1,8 +1,7 @@
-"""Fine-tuning runs as trials of a Ray Tune experiment that is fed while it runs and lasts as long as there is something to tune.
+"""Fine-tuning runs as trials of a Ray Tune experiment, fed while it runs, that lasts as long as there is something to tune.
 
-An experiment that waits for its next trial would block inside Tune for ten minutes and keep the GPU of its last one; so one ends
-when it runs dry, and the next job opens another.
-
+An experiment that waits for its next trial would block inside Tune for ten minutes and keep the GPU of its last one; so it
+ends when it runs dry, and the next job opens another.
 Tune schedules and retries here, and decides nothing: what is done and what is not stands in the store alone. Tune's own
 snapshot is written at most every 10 s and, when damaged, silently starts over, so it is never read back; a lost trial goes on
 from the checkpoints in its own work folder.

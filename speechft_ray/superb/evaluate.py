@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Literal
@@ -13,9 +13,9 @@ from pydantic import JsonValue
 
 from speechft_ray.core.records import Score
 from speechft_ray.core.specs import EvalSpec
-from speechft_ray.speech.corpora.base import Corpus
+from speechft_ray.speech.corpora.base import Corpus, Utterance
 from speechft_ray.speech.encoders.base import Encoder
-from speechft_ray.superb.features import Extractor, Reencoded, sources
+from speechft_ray.superb.features import Advance, Extractor, Kept, Reencoded, Source, sources
 from speechft_ray.superb.probe import Schedule, Trained, score, train_probe
 from speechft_ray.superb.tasks.base import TASKS, Problem, Task, task_columns, task_options, task_splits
 
@@ -48,8 +48,8 @@ def evaluate(spec: EvalSpec, encoder: Encoder, corpus: Corpus, device: torch.dev
         trained = [
             train_probe(problem, kept["train"], kept["dev"], schedule, seed, progress.advance) for seed in range(spec.seeds)
         ]
-        unseen = Reencoded(extract, utterances["test"])
-        tested = score(problem, [each.probe for each in trained], unseen, "test", progress.advance)
+        unseen, tell = _unseen(extract, utterances["test"], progress.advance)
+        tested = score(problem, [each.probe for each in trained], unseen, "test", tell)
     seconds = {"features": extract.seconds, "probe": time.perf_counter() - began - extract.seconds}
     return {
         "scores": _scores(task, [each.dev for each in trained], tested),
@@ -125,6 +125,13 @@ def _scores(task: Task, dev: Sequence[Mapping[str, float]], test: Sequence[Mappi
         for metric in task.metrics
         for split, values in measured
     ]
+
+
+def _unseen(extract: Extractor, utterances: Sequence[Utterance], advance: Advance) -> tuple[Source, Advance]:
+    """The test split, encoded once: means all at once, frame states while they are scored, so that memory stays small."""
+    if extract.pooled:
+        return Kept.of(extract, utterances, advance), lambda _: None
+    return Reencoded(extract, utterances), advance
 
 
 def _layer_weights(trained: Trained) -> list[JsonValue]:

@@ -62,7 +62,7 @@ class Probe(nn.Module):
 
     def features(self, batch: Batch) -> torch.Tensor:
         """Sums the states of a batch over layers and pads the result to ``(batch, frames, dim)``."""
-        rows = self.featurizer(batch.states.unsqueeze(1)).squeeze(0)  # (rows, dim)
+        rows: torch.Tensor = self.featurizer(batch.states.unsqueeze(1)).squeeze(0)  # (rows, dim)
         count, longest = len(batch.frames), int(batch.frames.max())
         if longest == 1:
             return rows.unsqueeze(1)  # means: nothing to pad

@@ -68,7 +68,7 @@ def test_trials_and_evaluations_spread_over_the_nodes(executor: RayExecutor) -> 
     ended = collect(executor, 4)
     for stage in ("finetune", "evaluate"):
         first, second = ended[f"{stage}-a"], ended[f"{stage}-b"]
-        assert first.ok and second.ok, (first.error, second.error)
+        assert first.ok and second.ok, (first.traceback, second.traceback)
         assert first.facts["node"] != second.facts["node"]
         assert first.facts["gpus"] == second.facts["gpus"] == [0] and first.facts["device"] == "auto"
 

@@ -33,8 +33,8 @@ def test_states_are_layer_normalised_and_pooling_averages_the_normalised_frames(
     frames, means = extractor(pooled=False), extractor(pooled=True)
     utterance = frames.corpus.utterances[3]
     expected = normalised_by_numpy(utterance)
-    np.testing.assert_allclose(frames(utterance).numpy(), expected, atol=1e-5)
-    np.testing.assert_allclose(means(utterance).numpy(), expected.mean(axis=1, keepdims=True), atol=1e-6)
+    np.testing.assert_allclose(frames([utterance])[0].numpy(), expected, atol=1e-5)
+    np.testing.assert_allclose(means([utterance])[0].numpy(), expected.mean(axis=1, keepdims=True), atol=1e-6)
 
 
 def test_padding_frames_of_an_encoder_are_cut_off() -> None:
@@ -46,7 +46,7 @@ def test_padding_frames_of_an_encoder_are_cut_off() -> None:
     whole, cut = extractor(), extractor()
     cut.encoder = Padding()
     utterance = whole.corpus.utterances[0]
-    assert torch.equal(whole(utterance)[:, :-2], cut(utterance))
+    assert torch.equal(whole([utterance])[0][:, :-2], cut([utterance])[0])
 
 
 def test_encoding_is_frozen_and_one_by_one() -> None:
@@ -68,7 +68,7 @@ def test_order_and_company_change_no_bit(pooled: bool) -> None:
     backwards = Kept.of(extract, utterances[::-1], lambda count: None)
     anew = Reencoded(extract, utterances)
     for place, utterance in enumerate(utterances):
-        alone = extract(utterance)
+        alone = extract([utterance])[0]
         for source, position in ((kept, place), (backwards, len(utterances) - 1 - place), (anew, place)):
             batch = source.take(slice(position, position + 1))
             assert torch.equal(batch.states, alone)
@@ -96,7 +96,7 @@ def test_a_window_of_kept_features_is_a_view() -> None:
 def test_the_budget_keeps_the_first_splits_and_counts_all_work() -> None:
     extract, done = extractor(), []
     splits = {split: extract.corpus.split(split) for split in ("train", "dev")}
-    sizes = {split: sum(extract(utterance).numel() for utterance in items) * 4 for split, items in splits.items()}
+    sizes = {split: sum(extract([utterance])[0].numel() for utterance in items) * 4 for split, items in splits.items()}
     budget_bytes = sizes["train"] + sizes["dev"] // 2
     found = sources(extract, splits, done.append, budget_bytes)
     assert {split: type(source) for split, source in found.items()} == {"train": Kept, "dev": Reencoded}
@@ -112,4 +112,4 @@ def test_too_short_an_utterance_is_named() -> None:
         name="short", fingerprint="0", utterances=corpus.utterances, read=lambda utterance: np.zeros(399, dtype=np.float32)
     )
     with pytest.raises(UserError, match=r"`train-0` of the corpus `short` has 399 samples, less than one frame"):
-        Extractor(ToyEncoder(), short, CPU, True)(corpus.utterances[0])
+        Extractor(ToyEncoder(), short, CPU, True)([corpus.utterances[0]])

@@ -46,7 +46,7 @@ class PretrainOptions(BaseModel):
 
     seed: int = Field(default=0, ge=0)
     """Of initial weights, clusters, crops and masks."""
-    updates: tuple[int, ...] = Field(default=(3000, 4500), min_length=1)
+    updates: tuple[int, ...] = Field(default=(2500, 4500), min_length=1)
     """Updates of each round. Round 1 predicts clusters of MFCC, every later round those of ``target_layer`` of the round
     before."""
     clusters: tuple[int, ...] = Field(default=(100, 200), min_length=1)

@@ -23,11 +23,12 @@ _BATCH_FRAMES = 10_000  # HuBERT's clustering script (fairseq examples/hubert/si
 def mfcc(wave: torch.Tensor) -> torch.Tensor:
     """Returns 39-dimensional MFCC of a waveform ``(samples,)`` as ``(frames at 20 ms, 39)``.
 
-    Frame i covers samples 320 i to 320 i + 400. Kaldi's definition (compute-mfcc-feats with a Hamming window, no dither), not
-    normalised over the utterance, as in HuBERT: labels that also tell loudness and timbre make the encoder keep speaker and
-    emotion.
+    Frame i covers samples 320 i to 320 i + 400. Kaldi's definition (compute-mfcc-feats with a Hamming window, no dither), then
+    each of the 13 normalised to zero mean and unit variance over the utterance: the group norm of the front end takes loudness
+    and the long-term spectrum away, and labels that tell them could not be learned.
     """
     cepstra = log_mel(wave, _BANDS) @ _cosines()
+    cepstra = (cepstra - cepstra.mean(dim=0)) / cepstra.std(dim=0, correction=0).clamp_min(1e-5)
     first = differences(cepstra)
     return torch.cat([cepstra, first, differences(first)], dim=1)[::2]
 
