@@ -48,6 +48,9 @@ DASHBOARD_PACKAGES = ("aiohttp", "aiohttp_cors", "grpc", "opencensus", "opentele
 ANSWER_SECONDS = 5.0
 """How long the head of a cluster may take to accept a connection."""
 
+PROBE_SECONDS = 20.0
+"""How long a first actor may take before it is taken for granted."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Cluster:
@@ -91,6 +94,7 @@ def connect(address: str, *, cpus: int | None = None, gpus: int | None = None, s
                 _keep_token_private()
             else:
                 context = ray.init(**common)
+                _check_actors(context.address_info["gcs_address"])
     except (ConnectionError, RayError, RuntimeError, ValueError, OSError) as error:
         raise UserError(_why_not(address, error)) from error
     return _describe(context, local=address == "local")
@@ -153,6 +157,28 @@ def _why_not(address: str, error: Exception) -> str:
         "RAY_AUTH_MODE=token and put the head's token (`ray get-auth-token`) into ~/.ray/auth_token; otherwise see that both "
         f"have the same versions of Ray and Python. {said}"
     )
+
+
+def _check_actors(address: str) -> None:
+    # A head without token authentication lets a process with a token in and runs its tasks, but cannot call it back, and so
+    # ends each of its actors at once, with an error that tells nothing.
+    probe = ray.remote(_Probe).options(num_cpus=0).remote()
+    try:
+        ray.get(probe.answer.remote(), timeout=PROBE_SECONDS)
+    except ray.exceptions.GetTimeoutError:
+        return  # a busy or starting cluster
+    except ray.exceptions.RayActorError as error:
+        ray.shutdown()
+        raise UserError(
+            f"the Ray cluster at `{address}` ends every actor of this process: mostly, it was started without a token while "
+            "this process has one. Start its head again with RAY_AUTH_MODE=token, or export RAY_AUTH_MODE=disabled here if "
+            f"nobody else reaches it. Ray says: {' '.join(str(error).split())[:300]}"
+        ) from error
+
+
+class _Probe:
+    def answer(self) -> bool:
+        return True
 
 
 def _describe(context: Any, *, local: bool) -> Cluster:

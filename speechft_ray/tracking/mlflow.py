@@ -244,8 +244,8 @@ class MlflowTracker:
         try:
             yield
         except _failures() as error:
-            first = " ".join(str(error).split())[:200]
             where = _shown(self._uri)
+            first = " ".join(str(error).replace(self._uri.rstrip("/"), where).split())[:200]
             raise TrackerDown(f"MLflow at `{where}` does not take results ({type(error).__name__}: {first}).") from error
 
 
@@ -254,8 +254,8 @@ def _open_client(uri: str) -> Any:
         os.environ.setdefault(name, value)
     from mlflow.tracking import MlflowClient
 
-    for name in ("mlflow", "alembic"):
-        logging.getLogger(name).setLevel(logging.ERROR)  # making the database tells of every migration
+    for name in ("mlflow", "alembic", "urllib3.connectionpool"):
+        logging.getLogger(name).setLevel(logging.ERROR)  # every migration of a fresh database, every retry
     path = Path(uri.removeprefix("sqlite:///"))
     if uri.startswith("sqlite:///") and not path.exists():
         # Made under another name: a run that is killed in these ten seconds would leave half a database, which MLflow refuses.

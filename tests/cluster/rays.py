@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import gc
 import os
+import secrets
 import shutil
 import signal
 import tempfile
@@ -52,17 +53,20 @@ def eventually(true: Callable[[], bool], seconds: float = 30.0) -> bool:
 
 @cache
 def _world() -> Path:
-    # One for all tests of a process: Ray keeps the first token that it read, and another home has another token.
+    # One for all tests of a process, and so is RAY_AUTH_MODE, which the first local cluster sets: Ray keeps both.
+    os.environ.pop("RAY_AUTH_MODE", None)
     folder = Path(tempfile.mkdtemp(prefix="sft", dir="/tmp"))  # sockets are made in it, with 108 characters at most
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    (folder / ".ray").mkdir()
+    (folder / ".ray" / "auth_token").write_text(secrets.token_hex(32))
     return folder
 
 
 @pytest.fixture(scope="module")
 def ray_world() -> Iterator[Path]:
-    """A home and a temporary folder of Ray's own."""
+    """A home with a token, and a temporary folder of Ray's own."""
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN"):
+        for name in ("RAY_ADDRESS", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
             patch.delenv(name, raising=False)
         patch.setenv("RAY_TMPDIR", str(_world()))
         patch.setenv("HOME", str(_world()))
@@ -70,7 +74,6 @@ def ray_world() -> Iterator[Path]:
         patch.setenv("PYTHONPATH", str(ROOT))
         patch.setattr(connecting, "DASHBOARD_PACKAGES", ("left_out_in_tests",))
         yield _world()
-        os.environ.pop("RAY_AUTH_MODE", None)  # `ray.init` turns tokens on for the whole process
     _forget_processes()
 
 

@@ -35,6 +35,25 @@ while True:
     executor.outcomes(1.0)
 """
 
+HEAD_WITHOUT_TOKEN = """
+import sys
+from ray.cluster_utils import Cluster
+size = dict(num_cpus=1, object_store_memory=80 << 20, include_dashboard=False)
+nodes = Cluster(initialize_head=True, head_node_args=size)
+print(nodes.address, flush=True)
+sys.stdin.read()
+nodes.shutdown()
+"""
+VISITOR = """
+import sys
+from speechft_ray.cluster.connect import connect
+from speechft_ray.core.errors import UserError
+try:
+    print(connect(sys.argv[1]).nodes)
+except UserError as error:
+    print(error)
+"""
+
 
 @pytest.mark.parametrize(
     ("address", "sentence"),
@@ -74,9 +93,12 @@ def test_a_cluster_that_crashed_is_said_at_once(ray_world: Path, tmp_path: Path,
     assert time.monotonic() - started < 10
 
 
-def test_a_local_cluster_says_what_it_has(local_cluster: Cluster, ray_world: Path) -> None:
+def test_a_local_cluster_says_what_it_has(local_cluster: Cluster) -> None:
     assert (local_cluster.cpus, local_cluster.gpus, local_cluster.nodes, local_cluster.local) == (2, 0, 1, True)
     assert local_cluster.dashboard is None
+
+
+def test_the_token_of_a_local_cluster_is_for_its_owner_only(local_cluster: Cluster, ray_world: Path) -> None:
     assert (ray_world / ".ray" / "auth_token").stat().st_mode & 0o777 == 0o600
 
 
@@ -115,3 +137,20 @@ def test_nothing_goes_on_after_the_driver_was_killed(ray_world: Path, tmp_path: 
         return [path.read_text() for path in beats] == before
 
     assert eventually(still)
+
+
+def test_a_cluster_that_would_end_every_actor_is_seen_through(ray_world: Path) -> None:
+    """Ray makes a token on the first local run; a head that was started before it knows none."""
+    python = [sys.executable, "-c"]
+    without = os.environ | {"RAY_AUTH_MODE": "disabled"}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen([*python, HEAD_WITHOUT_TOKEN], cwd=ROOT, env=without, text=True, **pipes) as head:
+        assert head.stdin and head.stdout
+        address = head.stdout.readline().strip()
+        said = [
+            subprocess.run([*python, VISITOR, address], cwd=ROOT, env=env, capture_output=True, text=True, timeout=60).stdout
+            for env in (without, os.environ | {"RAY_AUTH_MODE": "token"})
+        ]
+        head.stdin.close()
+    assert said[0] == "1\n"
+    assert "ends every actor of this process" in said[1] and "RAY_AUTH_MODE" in said[1]
