@@ -4,7 +4,9 @@
 
 A probe is what SUPERB uses in its simplest form: the encoder is frozen, its hidden states are layer-normalised and summed with
 learnt softmax weights, and one linear map names the phone of every frame, or, after the mean over time, the class of the
-utterance.
+utterance. The column ``masked`` asks for hidden frames: half of the frames are replaced by the mask embedding, and one linear
+map on the encoder's output names their MFCC cluster; clusters, masks, rooms and noise are the same for every encoder, so that
+encoders with other pre-training labels can be compared.
 """
 
 from __future__ import annotations
@@ -21,6 +23,9 @@ from speechft_ray.core.units import FRAME_FIELD_SAMPLES, FRAME_STRIDE_SAMPLES
 from speechft_ray.speech.checkpoints.load import load_encoder, weights_fingerprint
 from speechft_ray.speech.corpora.base import CORPORA, Corpus, Utterance
 from speechft_ray.speech.encoders.base import FAMILIES, Encoder
+from speechft_ray.speech.pretraining.masking import spans
+from speechft_ray.speech.pretraining.rooms import in_rooms
+from speechft_ray.speech.pretraining.targets import fit_centroids, mfcc, nearest
 
 TASKS = {"phones": None, "sid": "speaker", "er": "emotion", "ks": "keyword"}
 """Part of the synthetic corpus and the label of an utterance; ``None``: the phone of each frame."""
@@ -79,6 +84,32 @@ def accuracy(train: tuple[torch.Tensor, list[str]], test: tuple[torch.Tensor, li
     return float(np.mean(right))
 
 
+def hidden_frames(encoder: Encoder, corpus: Corpus, split: str, centroids: np.ndarray) -> tuple[torch.Tensor, list[str]]:
+    """Returns the encoder's output at hidden frames, ``(examples, 1, dim)``, and the cluster of the clean speech there."""
+    model, rng = encoder.module(), np.random.default_rng(len(split))
+    rows, labels = [], []
+    for utterance in corpus.split(split):
+        wave = torch.from_numpy(corpus.read(utterance))
+        clusters = nearest(mfcc(wave).numpy(), centroids)
+        hidden = torch.from_numpy(spans(1, len(clusters), fraction=0.5, length=5, rng=rng))
+        with torch.inference_mode():
+            features = model.layer_norm(model.feature_extractor(in_rooms(wave[None], rng)).transpose(1, 2))
+            features = torch.where(hidden[:, :, None], model.mask_emb, model.post_extract_proj(features))
+            output, _ = model.encoder(features)
+        rows.append(output[hidden][:, None])
+        labels += [str(cluster) for cluster in clusters[hidden[0].numpy()]]
+    return torch.cat(rows), labels
+
+
+def masked_cell(encoder: Encoder, corpus: Corpus, seeds: int) -> str:
+    """Returns mean and spread over probe seeds of the accuracy at hidden frames."""
+    sample = np.concatenate([mfcc(torch.from_numpy(corpus.read(item))).numpy() for item in corpus.split("train")])
+    centroids = fit_centroids(sample, 100, 0)
+    train, test = (hidden_frames(encoder, corpus, split, centroids) for split in ("train", "test"))
+    scores = [100 * accuracy(train, test, seed) for seed in range(seeds)]
+    return f"{np.mean(scores):.1f} ± {np.std(scores):.1f}"
+
+
 def main() -> None:
     """Prints one row per encoder."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -94,12 +125,15 @@ def main() -> None:
     for part in TASKS:
         sizes = {"train": options.train, "test": options.test // 5 if part == "phones" else options.test}
         corpora[part] = kind.open(kind.options.model_validate({"part": part, **sizes}), None, options.cache, None)
-    print("| encoder | fingerprint |", " | ".join(TASKS), "| seconds |")
-    print("|---|---|" + "---|" * (len(TASKS) + 1))
+    sizes = {"part": "pretrain", "seed": 1, "train": options.train // 2, "dev": 0, "test": options.test // 5}
+    speech = kind.open(kind.options.model_validate(sizes), None, options.cache, None)
+    print("| encoder | fingerprint | masked |", " | ".join(TASKS), "| seconds |")
+    print("|---|---|---|" + "---|" * (len(TASKS) + 1))
     for name in options.encoders:
         weights = load_encoder(name)
         encoder = FAMILIES.get(weights.family).build(weights)
-        started, cells = time.process_time(), []
+        started = time.process_time()
+        cells = [masked_cell(encoder, speech, options.seeds) if weights.family == "hubert" else "-"]
         for part, column in TASKS.items():
             train, test = (examples(encoder, corpora[part], split, column) for split in ("train", "test"))
             scores = [100 * accuracy(train, test, seed) for seed in range(options.seeds)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import queue
 import threading
+import time
 from collections.abc import Mapping
 from concurrent.futures import Future
 from typing import Any
@@ -22,6 +23,10 @@ from speechft_ray.sweep.protocols import Perform, Progress
 
 MAX_RETRIES = 3
 """How often a job runs again after its worker or node was lost (Ray's own default for tasks). Python errors are not retried."""
+
+HEAD_START_SECONDS = 20.0
+"""How long evaluations wait for trials that were submitted and have not started. Tune needs some seconds to ask for a trial's
+place; evaluations would take every CPU meanwhile, and tuning, which most of a sweep waits for, would start last."""
 
 BOARD_TIMEOUT_SECONDS = 0.5
 """How long a look at the progress may hold the driver up."""
@@ -58,6 +63,8 @@ class RayExecutor:
         self._trials = Trials(perform, place, self._board, self._shares, self._end)
         self._jobs: dict[str, Job] = {}
         self._tasks: dict[str, Any] = {}
+        self._waiting: list[Job] = []
+        self._head_start_ends = float("-inf")
         self._progress: Mapping[str, Progress] = {}
         self._ended: queue.SimpleQueue[Outcome] = queue.SimpleQueue()
         self._lock = threading.Lock()
@@ -71,7 +78,21 @@ class RayExecutor:
         self._gauges.submitted(job)
         if job.stage == "finetune":
             self._trials.submit(job)
+            self._head_start_ends = time.monotonic() + HEAD_START_SECONDS
+        elif job.stage == "evaluate":
+            self._waiting.append(job)
+            self._start_waiting()
+        else:
+            self._start(job)
+
+    def _start_waiting(self) -> None:
+        if self._trials.not_started() and time.monotonic() < self._head_start_ends:
             return
+        jobs, self._waiting = self._waiting, []
+        for job in jobs:
+            self._start(job)
+
+    def _start(self, job: Job) -> None:
         options = task_options(self._shares.of(job.resources))
         task = _TASK.options(name=job.label, _labels={"stage": job.stage}, **options)
         reference = task.remote(self._perform, job, self._place, self._board)
@@ -80,6 +101,7 @@ class RayExecutor:
 
     def outcomes(self, timeout_seconds: float) -> list[Outcome]:
         """Returns what ended since the last call, waiting for the first at most so long."""
+        self._start_waiting()
         found: list[Outcome] = []
         with contextlib.suppress(queue.Empty):
             found.append(self._ended.get(timeout=timeout_seconds))
@@ -107,6 +129,7 @@ class RayExecutor:
             return
         self._stopped = True
         with self._lock:
+            self._waiting.clear()
             self._jobs.clear()  # from here on nothing counts as ended any more
             tasks = list(self._tasks.values())
             self._tasks.clear()

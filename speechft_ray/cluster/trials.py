@@ -63,6 +63,7 @@ class Trials:
         self._end = end
         self._feed = _Feed()
         self._jobs: dict[str, Job] = {}
+        self._started: set[str] = set()
         self._thread: threading.Thread | None = None
         self._broken: str | None = None
         self._opened = 0
@@ -77,6 +78,10 @@ class Trials:
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="speechft-tune", daemon=True)
             self._thread.start()
+
+    def not_started(self) -> int:
+        """How many submitted trials have no place on the cluster yet."""
+        return len(self._jobs.keys() - self._started)
 
     def stop(self) -> None:
         """Ends the experiment and its trials. May be called twice."""
@@ -111,7 +116,7 @@ class Trials:
                 storage_path=str(Path(self._place.storage).absolute() / "tune"),
                 failure_config=tune.FailureConfig(max_failures=MAX_FAILURES),
                 stop=_StopWhenClosed(self._feed.closed),
-                callbacks=[_Ends(self._finish, self._fail)],
+                callbacks=[_Ends(self._started.add, self._finish, self._fail)],
                 verbose=0,
             ),
         )
@@ -196,9 +201,18 @@ class _StopWhenClosed(_NeverSaved, Stopper):  # type: ignore[misc]
 class _Ends(_NeverSaved, tune.Callback):  # type: ignore[misc]
     """Hands an outcome on as soon as Tune has it, so that its merges start at once. Runs in Tune's thread of the driver."""
 
-    def __init__(self, finish: Callable[[Outcome], None], fail: Callable[[str, str, str], None]) -> None:
+    def __init__(
+        self,
+        started: Callable[[str], None],
+        finish: Callable[[Outcome], None],
+        fail: Callable[[str, str, str], None],
+    ) -> None:
+        self._started = started
         self._finish = finish
         self._fail = fail
+
+    def on_trial_start(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+        self._started(_job(trial).fingerprint)
 
     def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **info: Any) -> None:
         if "outcome" in result:

@@ -32,8 +32,9 @@ SETTINGS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",  # MLflow's own 7 retries hold a caller for four minutes
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # two lines for every run that ends
     "GIT_PYTHON_REFRESH": "quiet",
 }
 """Environment that MLflow reads; what the user has set stays."""
@@ -84,7 +85,7 @@ class MlflowTracker:
             parent = next(iter(found.values()), None)
             tags = {KEY: sweep.key, KIND: "sweep", "mlflow.note.content": NOTE}
             self._parent = parent or self._create(sweep.name, tags)
-            self._children = self._search(f"tags.`{PARENT}` = '{self._parent.id}'")
+            self._children = self._search(f"tags.`{PARENT}` = '{self._parent.id}' and tags.`{KEY}` != ''")
             self._close_open_children()
             self._parent = self._status(self._parent, "RUNNING")
             self._params(self._parent, sweep.params)
@@ -162,15 +163,22 @@ class MlflowTracker:
 
     def _search(self, condition: str) -> dict[str, _Run]:
         found: dict[str, _Run] = {}
-        token = None
+        extra: list[str] = []
+        order, token = ["attributes.start_time ASC"], None
         while True:
-            page = self._client.search_runs([self._experiment], condition, max_results=1000, page_token=token)
+            page = self._client.search_runs([self._experiment], condition, 1, 1000, order, token)
             for run in page:
-                known = _Run(run.info.run_id, run.info.status, set(run.data.params), dict(run.data.metrics))
-                found.setdefault(run.data.tags.get(KEY, run.info.run_id), known)
+                key, info = run.data.tags[KEY], run.info
+                if key in found:
+                    extra.append(info.run_id)
+                else:
+                    found[key] = _Run(info.run_id, info.status, set(run.data.params), dict(run.data.metrics))
             token = page.token
             if not token:
-                return found
+                break
+        for run_id in extra:  # the server made it, but its answer was lost, and the client asked again
+            self._client.delete_run(run_id)
+        return found
 
     def _create(self, title: str, tags: Mapping[str, str]) -> _Run:
         run = self._client.create_run(self._experiment, tags=dict(tags), run_name=title)

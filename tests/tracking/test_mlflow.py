@@ -101,6 +101,23 @@ def test_an_experiment_that_was_deleted_comes_back(mlflow_storage: Path) -> None
     assert query(mlflow_storage / "mlflow.db", stage) == [("active",)]
 
 
+def test_a_run_that_was_made_twice_by_a_lost_answer_is_there_once(mlflow_storage: Path) -> None:
+    from mlflow.tracking import MlflowClient
+
+    started(mlflow_storage).encoder(row(score=1.0))
+    database = mlflow_storage / "mlflow.db"
+    ((first,),) = query(database, "select run_uuid from runs where name = 'linear alpha=0.25'")
+    client = MlflowClient(f"sqlite:///{database}")
+    original = client.get_run(first)
+    client.create_run(original.info.experiment_id, tags=original.data.tags, run_name="linear alpha=0.25")
+    parent = {"mlflow.parentRunId": original.data.tags["mlflow.parentRunId"]}
+    foreign = client.create_run(original.info.experiment_id, tags=parent, run_name="somebody's own")
+    started(mlflow_storage).encoder(row(score=2.0))
+    active = "select run_uuid from runs where lifecycle_stage = 'active' and name = ?"
+    assert query(database, active, "linear alpha=0.25") == [(first,)]
+    assert query(database, active, "somebody's own") == [(foreign.info.run_id,)]
+
+
 def test_a_server_that_does_not_answer_is_said_soon(tmp_path: Path) -> None:
     tracker = MlflowTracker("http://user:password@127.0.0.1:9", tmp_path)
     before = time.monotonic()
