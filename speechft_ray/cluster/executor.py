@@ -137,7 +137,8 @@ class RayExecutor:
             with contextlib.suppress(RayError, ValueError):
                 ray.cancel(reference, force=True)
         self._trials.stop()
-        ray.kill(self._board)
+        with contextlib.suppress(RayError, ValueError, RuntimeError):  # the head may be what ended the run
+            ray.kill(self._board)
         if self._cluster is not None:
             self._cluster.close()
 

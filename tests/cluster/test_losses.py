@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import sys
+import types
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -56,6 +58,18 @@ def test_a_trial_that_kills_every_worker_fails_with_what_ray_knows(executor: Ray
     (lost,) = collect(executor, 1).values()
     assert lost.error is not None and "this fine-tuning was lost 4 times" in lost.error and "\n" not in lost.error
     assert (tmp_path / "lives-finetune-always").read_text() == "xxxx"
+
+
+def test_code_that_a_node_lacks_is_named(local_cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    only_here = types.ModuleType("only_here")
+    exec("def perform(job, place, report):\n    return {}", only_here.__dict__)
+    monkeypatch.setitem(sys.modules, "only_here", only_here)
+    executor = RayExecutor(only_here.perform, Place(storage=str(tmp_path), encoder="none"))
+    executor.submit(job("succeed"))
+    (outcome,) = collect(executor, 1).values()
+    executor.stop()
+    assert outcome.error is not None and "No module named 'only_here'" in outcome.error
+    assert "installed on every node" in outcome.error and "\n" not in outcome.error
 
 
 @pytest.mark.parametrize("stage", STAGES)

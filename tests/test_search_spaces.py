@@ -1,0 +1,29 @@
+"""Every search space that ships is valid, and launch scripts start the ones they name."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+from speechft_ray.compose import check_names
+from speechft_ray.sweep.space_file import read_space
+
+REPOSITORY = Path(__file__).parents[1]
+SPACES = sorted((REPOSITORY / "search_spaces").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", SPACES, ids=lambda path: path.stem)
+def test_every_space_is_valid(path: Path) -> None:
+    check_names(read_space(path))
+
+
+@pytest.mark.parametrize("path", sorted((REPOSITORY / "launch").glob("*.py")), ids=lambda path: path.stem)
+def test_launch_scripts_are_saved_command_lines(path: Path) -> None:
+    """No logic: no function, no condition but the main guard, and a space that exists."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    assert not any(isinstance(node, ast.FunctionDef | ast.For | ast.While) for node in ast.walk(tree))
+    assert sum(isinstance(node, ast.If) for node in ast.walk(tree)) == 1
+    named = [node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and str(node.value).endswith(".yaml")]
+    assert len([name for name in named if name in {space.name for space in SPACES}]) == 1
