@@ -24,7 +24,7 @@ from speechft_ray.sweep.protocols import Curve, EncoderRow, SweepInfo, TrackerDo
 from speechft_ray.tracking.base import TRACKERS
 
 KEY, KIND, PARENT = "speechft.key", "speechft.kind", "mlflow.parentRunId"
-KIND = {"mlflow.experimentKind": "custom_model_development"}
+EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
 """Opens the experiment's page as one of training runs, not of chat traces."""
 
 STATUS = {"finished": "FINISHED", "failed": "FAILED", "stopped": "KILLED"}
@@ -155,7 +155,7 @@ class MlflowTracker:
         if found is None:
             place = None if self._uri.startswith("http") else (self._root / "mlartifacts" / name).as_uri()
             try:
-                return str(self._client.create_experiment(name, artifact_location=place, tags=KIND))
+                return str(self._client.create_experiment(name, artifact_location=place, tags=EXPERIMENT_TAGS))
             except MlflowException:  # another driver was faster
                 found = known()
                 if found is None:

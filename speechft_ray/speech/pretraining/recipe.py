@@ -1,4 +1,8 @@
-"""The recipe of the encoder that comes with the package: a HuBERT small enough to be pre-trained on one laptop core."""
+"""The recipe of the encoder that comes with the package: a HuBERT small enough to be pre-trained on one laptop core.
+
+Crops of clean synthetic speech are heard in rooms and noise (``rooms.py``); what is predicted at hidden frames are clusters of
+the clean speech, first of its MFCC, then of a middle layer of the encoder itself.
+"""
 
 from __future__ import annotations
 
