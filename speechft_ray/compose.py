@@ -51,6 +51,10 @@ a small head leave it half idle."""
 Mistakes = list[tuple[str, str]]
 
 
+REPORT_COLUMNS = 110
+"""Width of the table in a log file, where nothing tells a width."""
+
+
 def check_names(spec: SweepSpec) -> None:
     """Checks every name and option that only the registries know. Raises ``SpecError`` with all mistakes and their paths."""
     mistakes: Mistakes = []
@@ -237,6 +241,8 @@ def _publish(
 
 def _say_result(plan: Plan, store: Store, report: Path, views: Sequence[str]) -> None:
     console = Console()
+    if not console.is_terminal:
+        console = Console(width=REPORT_COLUMNS)
     console.print(terminal_table(groups(rows(plan, store), expected=references(plan, store))))
     console.print(f"Report: {report / 'index.html'} (table.csv, table.md and the figures beside it)", soft_wrap=True)
     for sentence in views:

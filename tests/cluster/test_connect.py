@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -78,7 +79,9 @@ def test_a_head_that_is_not_there_is_said_at_once() -> None:
     assert time.monotonic() - started < 10
 
 
-def test_no_running_cluster_has_two_ways_out(ray_world: Path) -> None:
+def test_no_running_cluster_has_two_ways_out(ray_world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Ray also looks through the processes of this machine, where somebody else's cluster may run.
+    monkeypatch.setattr("ray._private.services.find_gcs_addresses", cache(lambda: set()))
     with pytest.raises(UserError, match=r"`ray start --head`.*`--address local`"):
         connect("auto")
 
