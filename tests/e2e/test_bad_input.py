@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import mlflow
 import numpy as np
 import pytest
 import soundfile
 
-from tests.e2e.small_world import PHONES, SMALL, run, write_space
+from tests.e2e.small_world import PHONES, SMALL, manifests, places, run, write_space
 
 
 def refused(tmp_path: Path, space: Path, *arguments: str | Path) -> str:
@@ -112,3 +113,21 @@ def test_one_failing_task_does_not_stop_the_others(tmp_path: Path) -> None:
     assert done.returncode == 1, done.stderr
     assert "emotion" in (tmp_path / "report" / "table.md").read_text()
     assert len(list((tmp_path / "runs" / "evaluate").glob("*/manifest.json"))) == 6  # sid on five encoders and FBank
+
+
+def test_a_silent_mlflow_does_not_stop_the_sweep(tmp_path: Path) -> None:
+    """The sweep goes on, says so, and a later run with a server that answers sends everything."""
+    finetune = [{**SMALL["finetune"][0], "seed": 0}]
+    score = {"zero": "measured", "topline": {"sid.accuracy": 100}}
+    space = write_space(tmp_path, finetune=finetune, evaluate=[SMALL["evaluate"][1]], score=score)
+    arguments = [*places(tmp_path, space), "--in-process"]
+    done = run("sweep_alpha.py", *arguments, "--mlflow", "http://127.0.0.1:9")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "The sweep goes on" in " ".join(done.stdout.split())
+    assert (tmp_path / "report" / "index.html").is_file()
+    before = manifests(tmp_path / "runs")
+    again = run("sweep_alpha.py", *arguments)
+    assert again.returncode == 0, again.stderr
+    assert manifests(tmp_path / "runs") == before
+    found = mlflow.MlflowClient(f"sqlite:///{tmp_path}/runs/mlflow.db").search_runs(["1"])
+    assert len(found) == 1 + 3 + 1  # the sweep; alpha 0, 0.25 and 1; one learning curve
