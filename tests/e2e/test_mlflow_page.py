@@ -81,9 +81,14 @@ def look(address: str, folder: Path, *flags: str) -> str:
     return subprocess.run([*command, profile, *flags, address], check=True, capture_output=True, text=True, timeout=150).stdout
 
 
-def shown(address: str, folder: Path) -> str:
-    """Returns the text of a page, also as a picture that must not be blank."""
+def shown(address: str, folder: Path, awaited: str) -> str:
+    """Returns the text of a page, also as a picture that must not be blank.
+
+    The page loads in pieces, and on a busy machine the browser may look too early: it looks three times for ``awaited``.
+    """
     dom = look(address, folder, "--dump-dom")
+    for _ in range(2):
+        dom = dom if awaited in dom else look(address, folder, "--dump-dom")
     picture = folder / "page.png"
     look(address, folder, f"--screenshot={picture}")
     pixels = np.asarray(matplotlib.image.imread(picture))[..., :3]
@@ -100,7 +105,7 @@ def runs(server: Server) -> tuple[str, list[str]]:
 
 
 def test_one_parent_holds_its_children(server: Server, tmp_path: Path) -> None:
-    text = shown(f"{server.address}/#/experiments/1/runs", tmp_path)
+    text = shown(f"{server.address}/#/experiments/1/runs", tmp_path, "matching runs")
     assert "alpha" in text
     assert re.search(r"4\s+matching runs", text)  # the parent and, folded below it, three children
     assert "linear alpha=0.25" not in text
@@ -108,7 +113,7 @@ def test_one_parent_holds_its_children(server: Server, tmp_path: Path) -> None:
 
 def test_runs_are_compared_by_alpha(server: Server, tmp_path: Path) -> None:
     children = urllib.parse.quote(json.dumps(runs(server)[1]))
-    text = shown(f"{server.address}/#/compare-runs?runs={children}&experiments=%5B%221%22%5D", tmp_path)
+    text = shown(f"{server.address}/#/compare-runs?runs={children}&experiments=%5B%221%22%5D", tmp_path, "Comparing 3 Runs")
     assert "Comparing 3 Runs" in text
     for title in ("linear alpha=0 ", "linear alpha=0.25", "linear alpha=1"):
         assert title.strip() in text
@@ -116,5 +121,5 @@ def test_runs_are_compared_by_alpha(server: Server, tmp_path: Path) -> None:
 
 
 def test_the_parent_shows_the_curve(server: Server, tmp_path: Path) -> None:
-    text = shown(f"{server.address}/#/experiments/1/runs/{runs(server)[0]}/model-metrics", tmp_path)
+    text = shown(f"{server.address}/#/experiments/1/runs/{runs(server)[0]}/model-metrics", tmp_path, "score_by_alpha")
     assert "score_by_alpha" in text

@@ -97,6 +97,8 @@ def test_killed_three_times_the_result_is_the_same(undisturbed: Path, tmp_path: 
         if driver.poll() is None:
             os.kill(driver.pid, signal.SIGKILL)
         driver.wait()
+        assert driver.stderr
+        driver.stderr.close()
         now = complete(tmp_path / "runs")
         assert all(now[unit] == written for unit, written in finished.items()), "a finished unit was written again"
         finished = now
