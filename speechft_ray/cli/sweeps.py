@@ -1,30 +1,16 @@
-"""The ``speechft`` command. Verbs only parse, call and print; what they do lives in ``compose`` and below.
-
-Exit codes: 0 done, 1 some jobs failed, 2 bad input, 75 stopped and resumable (EX_TEMPFAIL: run the same command again).
-"""
+"""Verbs about sweeps: run, plan, status, report, pretrain."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
-from speechft_ray.core.errors import Interrupted, UserError
+from speechft_ray.cli.app import EXIT_FAILED, app
 
-EXIT_FAILED, EXIT_USER, EXIT_RESUMABLE = 1, 2, 75
 DEFAULT_SPACE = "search_spaces/alpha.yaml"
-
-app = typer.Typer(
-    name="speechft",
-    help="Search for speech encoders that stay general after fine-tuning: tune stably, merge, evaluate on SUPERB.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
 
 Space = Annotated[Path, typer.Option(help="Search space (YAML).")]
 Encoder = Annotated[str | None, typer.Option(help="Pre-trained encoder: a catalogue name or a file; default: the space's.")]
@@ -127,18 +113,3 @@ def pretrain(
     from speechft_ray.compose import pretrain_tiny
 
     pretrain_tiny(out, work)
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command line and returns its exit code; no input, however bad, shows a traceback."""
-    try:
-        app(prog_name="speechft", args=list(arguments) if arguments is not None else None)
-    except UserError as error:
-        print(f"speechft: {error}", file=sys.stderr)
-        return EXIT_USER
-    except Interrupted:
-        print("speechft: stopped. Everything finished is kept; run the same command again to go on.", file=sys.stderr)
-        return EXIT_RESUMABLE
-    except SystemExit as error:
-        return int(error.code or 0)
-    return 0

@@ -1,0 +1,28 @@
+"""The ``speechft`` command. Verbs only parse, call and print; what they do lives in ``compose`` and below.
+
+Exit codes: 0 done, 1 some jobs failed, 2 bad input, 75 stopped and resumable (EX_TEMPFAIL: run the same command again).
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from speechft_ray.cli import sweeps  # noqa: F401  # hangs its verbs on the command
+from speechft_ray.cli.app import EXIT_RESUMABLE, EXIT_USER, app
+from speechft_ray.core.errors import Interrupted, UserError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line and returns its exit code; no input, however bad, shows a traceback."""
+    try:
+        app(prog_name="speechft", args=list(arguments) if arguments is not None else None)
+    except UserError as error:
+        print(f"speechft: {error}", file=sys.stderr)
+        return EXIT_USER
+    except Interrupted:
+        print("speechft: stopped. Everything finished is kept; run the same command again to go on.", file=sys.stderr)
+        return EXIT_RESUMABLE
+    except SystemExit as error:
+        return int(error.code or 0)
+    return 0
