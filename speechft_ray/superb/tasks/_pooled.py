@@ -18,7 +18,7 @@ from speechft_ray.speech.corpora.base import Utterance
 from speechft_ray.speech.heads.pooled import PROJECTION, PooledHead
 from speechft_ray.speech.text import Vocabulary
 from speechft_ray.superb.measures.accuracy import accuracy
-from speechft_ray.superb.tasks.base import Draws, Example, Problem, Splits, Task, TaskOptions, label_in
+from speechft_ray.superb.tasks.base import Draws, Example, Problem, Splits, Stack, Task, TaskOptions, label_in
 
 BATCH_SIZE = 32
 """Effective batch of s3prl's SID (8 x 4 accumulated), ER (4 x 8), KS and IC (32 x 1) configs."""
@@ -84,7 +84,9 @@ def _labels_problem(metric: str) -> Callable[[Splits, Sequence[str], PooledTaskO
         def measure(answers: Sequence[tuple[int, ...]], references: Sequence[tuple[int, ...]]) -> dict[str, float]:
             return {metric: accuracy(answers, references)}
 
-        return Problem(examples=examples, head=head, loss=loss, answers=answers, measure=measure)
+        return Problem(
+            examples=examples, head=head, loss=loss, answers=answers, measure=measure, stack=Stack(classes=tuple(sizes))
+        )
 
     return pose
 

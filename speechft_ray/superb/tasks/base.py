@@ -36,6 +36,13 @@ class Example(NamedTuple):
     """Plain data, of the kind that ``Problem.answers`` returns."""
 
 
+class Stack(NamedTuple):
+    """Says that the head is ``speech.heads.pooled.PooledHead``: many such probes can be trained as one (``superb.stacked``)."""
+
+    classes: tuple[int, ...]
+    """Classes of each label column; logits lie side by side in this order, and the loss is the sum of their cross-entropies."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Problem:
     """A task posed on a corpus.
@@ -43,7 +50,8 @@ class Problem:
     ``head(dim)`` returns a fresh module ``(features (batch, frames, dim), frames (batch,)) -> logits``.
     ``loss(logits, frames, targets)`` returns a scalar. ``answers(logits, frames)`` returns one answer per utterance.
     ``measure(answers, references)`` returns each metric of the task over a whole split, in percent.
-    ``augment(features, frames, generator)`` changes training features; ``None`` leaves them alone.
+    ``augment(features, frames, generator)`` changes training features; ``None`` leaves them alone. ``stack`` is there when the
+    head is the pooled one.
     """
 
     examples: Mapping[str, Sequence[Example]]
@@ -52,6 +60,7 @@ class Problem:
     answers: Callable[[torch.Tensor, torch.Tensor], list[Any]]
     measure: Callable[[Sequence[Any], Sequence[Any]], dict[str, float]]
     augment: Callable[[torch.Tensor, torch.Tensor, torch.Generator], torch.Tensor] | None = None
+    stack: Stack | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,163 @@
+"""Many pooled probes as one problem: every learning rate with every seed, stacked, trained by one backward pass.
+
+A pooled probe is small (layer weights, two linear maps), so one alone leaves a processor waiting for Python. Here ``heads`` of
+them are one tensor: the sum of their losses has the gradient of each in its own slice, the norm is clipped slice by slice, and
+Adam is element by element anyway. Each head is the probe that ``probe.train_probe`` trains alone, up to the rounding of sums.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import product
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from speechft_ray.core.metrics import better
+from speechft_ray.superb.features import Advance, Source
+from speechft_ray.superb.probe import Probe, Schedule, Trained, draws, seeded
+from speechft_ray.superb.tasks.base import Problem
+
+SCORED_AT_ONCE = 128
+"""Utterances of one forward pass of scoring: 128 of a Base encoder are 5 MB of means."""
+
+_BETAS, _EPSILON = (0.9, 0.999), 1e-8
+"""torch's defaults of Adam, which s3prl's runner uses."""
+
+
+def train_stacked(
+    problem: Problem, train: Source, dev: Source, schedule: Schedule, rates: Sequence[float], seeds: int, advance: Advance
+) -> list[list[Trained]]:
+    """Trains a pooled probe for every rate and seed; returns them by ``[rate][seed]``, each at its own best validation.
+
+    ``schedule.learning_rate`` is not used. ``advance`` is told of each update of each head. Raises ``ValueError`` for a problem
+    that has no ``stack``.
+    """
+    if problem.stack is None:
+        raise ValueError("only problems with a pooled head can be trained as a stack")
+    first = train.take(slice(0, 1)).states
+    heads = _Heads(problem, first, rates, seeds)
+    targets = torch.stack([example.target for example in problem.examples["train"]]).to(first.device)  # (utterances, columns)
+    orders = [draws(schedule, problem.examples["train"], torch.Generator().manual_seed(seed)) for seed in range(seeds)]
+    best: list[_Best | None] = [None] * heads.count
+    for update in range(1, schedule.updates + 1):
+        chosen = torch.stack([_places(order) for order in orders])  # (seeds, batch)
+        states = torch.unflatten(train.take(chosen.flatten()).states, 1, chosen.shape)  # (layers, seeds, batch, dim)
+        heads.step(states, targets[chosen.to(targets.device)], schedule.clip_norm)
+        if update % schedule.validate_every_updates == 0 or update == schedule.updates:
+            for head, found in enumerate(_score(problem, heads, dev)):
+                known = best[head]
+                if known is None or better(schedule.metric, found[schedule.metric], known.dev[schedule.metric]):
+                    best[head] = _Best(update, found, heads.copy_of(head))
+        advance(heads.count)
+    trained = [_as_probe(problem, first, item) for item in best if item is not None]
+    return [trained[start : start + seeds] for start in range(0, heads.count, seeds)]
+
+
+class _Best:
+    def __init__(self, update: int, dev: dict[str, float], parameters: list[torch.Tensor]) -> None:
+        self.update, self.dev, self.parameters = update, dev, parameters
+
+
+class _Heads:
+    """Stacked parameters and the state of Adam. Head ``rate * seeds + seed`` starts as the probe of that seed."""
+
+    def __init__(self, problem: Problem, first: torch.Tensor, rates: Sequence[float], seeds: int) -> None:
+        assert problem.stack is not None
+        self.sizes = list(problem.stack.classes)
+        self.rates, self.seeds, self.count = len(rates), seeds, len(rates) * seeds
+        starts = [_initial(problem, first, seed) for seed in range(seeds)]
+        self.parameters = [
+            torch.stack([starts[seed][part] for _, seed in product(rates, range(seeds))]).requires_grad_() for part in range(5)
+        ]
+        self.rate = torch.tensor([rate for rate in rates for _ in range(seeds)], device=first.device)
+        self.means = [torch.zeros_like(value) for value in self.parameters]
+        self.squares = [torch.zeros_like(value) for value in self.parameters]
+        self.taken = torch.zeros(self.count, device=first.device)  # updates of each head that were finite
+
+    def logits(self, states: torch.Tensor) -> torch.Tensor:
+        """Maps ``(layers, seeds, batch, dim)`` to ``(heads, batch, classes)``; head r * seeds + s sees the batch of seed s."""
+        weights, projection, projection_bias, output, output_bias = self.parameters
+        shares = torch.unflatten(weights.softmax(1), 0, (self.rates, self.seeds))  # (rates, seeds, layers)
+        features = torch.einsum("rsl,lsbd->rsbd", shares, states).flatten(0, 1)  # -> (heads, batch, dim)
+        hidden = torch.baddbmm(projection_bias.unsqueeze(1), features, projection.transpose(1, 2))
+        return torch.baddbmm(output_bias.unsqueeze(1), hidden, output.transpose(1, 2))
+
+    def step(self, states: torch.Tensor, wanted: torch.Tensor, clip_norm: float) -> None:
+        """One update of every head on ``wanted`` ``(seeds, batch, columns)``; a head whose norm is not finite stands still."""
+        logits = self.logits(states)
+        by_head = wanted.repeat(self.rates, 1, 1)  # (heads, batch, columns)
+        loss = torch.zeros((), device=logits.device)
+        for part, ids in zip(torch.split(logits, self.sizes, dim=2), by_head.unbind(2), strict=True):
+            each = functional.cross_entropy(part.flatten(0, 1), ids.flatten(), reduction="none")
+            loss = loss + torch.unflatten(each, 0, ids.shape).mean(1).sum()
+        gradients = torch.autograd.grad(loss, self.parameters)
+        with torch.no_grad():
+            self._adam(gradients, clip_norm)
+
+    def _adam(self, gradients: Sequence[torch.Tensor], clip_norm: float) -> None:
+        norm = torch.stack([value.flatten(1).square().sum(1) for value in gradients]).sum(0).sqrt()
+        finite = norm.isfinite()
+        factor = (clip_norm / (norm + 1e-6)).clamp(max=1.0)  # as torch.nn.utils.clip_grad_norm_
+        self.taken += finite
+        first, second = (1 - torch.tensor(beta, device=norm.device) ** self.taken.clamp(min=1) for beta in _BETAS)
+        for value, gradient, mean, square in zip(self.parameters, gradients, self.means, self.squares, strict=True):
+            wide = (-1, *[1] * (value.dim() - 1))
+            if not bool(finite.all()):
+                keep = finite.view(wide)
+                gradient = torch.where(keep, gradient * factor.view(wide), 0.0)
+                new_mean, new_square = mean.lerp(gradient, 1 - _BETAS[0]), square.lerp(gradient.square(), 1 - _BETAS[1])
+                mean.copy_(torch.where(keep, new_mean, mean))
+                square.copy_(torch.where(keep, new_square, square))
+            else:
+                gradient = gradient * factor.view(wide)
+                mean.lerp_(gradient, 1 - _BETAS[0])
+                square.mul_(_BETAS[1]).addcmul_(gradient, gradient, value=1 - _BETAS[1])
+            scale = torch.where(finite, self.rate / first, 0.0).view(wide)
+            value.addcdiv_(mean * scale, (square / second.view(wide)).sqrt_().add_(_EPSILON), value=-1.0)
+
+    def copy_of(self, head: int) -> list[torch.Tensor]:
+        """The parameters of one head as they are now."""
+        return [value[head].detach().clone() for value in self.parameters]
+
+
+def _initial(problem: Problem, first: torch.Tensor, seed: int) -> list[torch.Tensor]:
+    """The parameters that a probe of this seed starts with, in the order of ``_Heads.parameters``."""
+    with seeded(seed, first.device):
+        probe = Probe(first.shape[0], problem.head(first.shape[2])).to(first.device)
+    return [value.detach() for value in _parts(probe)]
+
+
+def _parts(probe: Probe) -> list[torch.Tensor]:
+    projector, output = probe.head.projector, probe.head.output
+    assert isinstance(projector, nn.Linear) and isinstance(output, nn.Linear)
+    return [probe.featurizer.weights, projector.weight, projector.bias, output.weight, output.bias]
+
+
+def _places(order: Iterator[torch.Tensor | slice]) -> torch.Tensor:
+    chosen = next(order)
+    if isinstance(chosen, slice):
+        raise ValueError("a pooled problem draws single utterances, not windows")
+    return chosen
+
+
+@torch.no_grad()
+def _score(problem: Problem, heads: _Heads, dev: Source) -> list[dict[str, float]]:
+    answers: list[list[object]] = [[] for _ in range(heads.count)]
+    for start in range(0, dev.count, SCORED_AT_ONCE):
+        batch = dev.take(slice(start, min(start + SCORED_AT_ONCE, dev.count)))
+        logits = heads.logits(batch.states.unsqueeze(1).expand(-1, heads.seeds, -1, -1))
+        for known, found in zip(answers, logits, strict=True):
+            known += problem.answers(found, batch.frames)
+    references = [example.reference for example in problem.examples["dev"]]
+    return [problem.measure(found, references) for found in answers]
+
+
+def _as_probe(problem: Problem, first: torch.Tensor, best: _Best) -> Trained:
+    with seeded(0, first.device):  # its random start is written over
+        probe = Probe(first.shape[0], problem.head(first.shape[2])).to(first.device)
+    with torch.no_grad():
+        for mine, value in zip(_parts(probe), best.parameters, strict=True):
+            mine.copy_(value)
+    return Trained(probe=probe.eval(), best_update=best.update, dev=best.dev)
