@@ -1,14 +1,13 @@
 """Many pooled probes as one problem: every learning rate with every seed, stacked, trained by one backward pass.
 
 A pooled probe is small (layer weights, two linear maps), so one alone leaves a processor waiting for Python. Here ``heads`` of
-them are one tensor: the sum of their losses has the gradient of each in its own slice, the norm is clipped slice by slice, and
-Adam is element by element anyway. Each head is the probe that ``probe.train_probe`` trains alone, up to the rounding of sums.
+them are one tensor: the sum of their losses has the gradient of each in its own slice. Clipping and Adam go slice by slice,
+each small enough for a processor's cache. Each head is the probe that ``probe.train_probe`` trains alone, up to rounding.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import product
 
 import torch
 from torch import nn
@@ -21,9 +20,6 @@ from speechft_ray.superb.tasks.base import Problem
 
 SCORED_AT_ONCE = 128
 """Utterances of one forward pass of scoring: 128 of a Base encoder are 5 MB of means."""
-
-_BETAS, _EPSILON = (0.9, 0.999), 1e-8
-"""torch's defaults of Adam, which s3prl's runner uses."""
 
 
 def train_stacked(
@@ -61,20 +57,26 @@ class _Best:
 
 
 class _Heads:
-    """Stacked parameters and the state of Adam. Head ``rate * seeds + seed`` starts as the probe of that seed."""
+    """Stacked parameters, each head with an optimiser of its own. Head ``rate * seeds + seed`` starts as that seed's probe.
+
+    ``parameters`` and the tensors that the optimisers hold are the same memory.
+    """
 
     def __init__(self, problem: Problem, first: torch.Tensor, rates: Sequence[float], seeds: int) -> None:
         assert problem.stack is not None
         self.sizes = list(problem.stack.classes)
         self.rates, self.seeds, self.count = len(rates), seeds, len(rates) * seeds
         starts = [_initial(problem, first, seed) for seed in range(seeds)]
-        self.parameters = [
-            torch.stack([starts[seed][part] for _, seed in product(rates, range(seeds))]).requires_grad_() for part in range(5)
+        stacked = [torch.stack([start[part] for start in starts]).repeat(self._wide(part, starts)) for part in range(5)]
+        self.parameters = [value.requires_grad_() for value in stacked]
+        self.heads = [[nn.Parameter(value.detach()[head]) for value in stacked] for head in range(self.count)]
+        self.optimizers = [
+            torch.optim.Adam(self.heads[head], lr=rate, fused=True)
+            for head, rate in enumerate(rate for rate in rates for _ in range(seeds))
         ]
-        self.rate = torch.tensor([rate for rate in rates for _ in range(seeds)], device=first.device)
-        self.means = [torch.zeros_like(value) for value in self.parameters]
-        self.squares = [torch.zeros_like(value) for value in self.parameters]
-        self.taken = torch.zeros(self.count, device=first.device)  # updates of each head that were finite
+
+    def _wide(self, part: int, starts: Sequence[Sequence[torch.Tensor]]) -> tuple[int, ...]:
+        return (self.rates, *[1] * starts[0][part].dim())
 
     def logits(self, states: torch.Tensor) -> torch.Tensor:
         """Maps ``(layers, seeds, batch, dim)`` to ``(heads, batch, classes)``; head r * seeds + s sees the batch of seed s."""
@@ -93,33 +95,16 @@ class _Heads:
             each = functional.cross_entropy(part.flatten(0, 1), ids.flatten(), reduction="none")
             loss = loss + torch.unflatten(each, 0, ids.shape).mean(1).sum()
         gradients = torch.autograd.grad(loss, self.parameters)
-        with torch.no_grad():
-            self._adam(gradients, clip_norm)
-
-    def _adam(self, gradients: Sequence[torch.Tensor], clip_norm: float) -> None:
-        norm = torch.stack([value.flatten(1).square().sum(1) for value in gradients]).sum(0).sqrt()
-        finite = norm.isfinite()
-        factor = (clip_norm / (norm + 1e-6)).clamp(max=1.0)  # as torch.nn.utils.clip_grad_norm_
-        self.taken += finite
-        first, second = (1 - torch.tensor(beta, device=norm.device) ** self.taken.clamp(min=1) for beta in _BETAS)
-        for value, gradient, mean, square in zip(self.parameters, gradients, self.means, self.squares, strict=True):
-            wide = (-1, *[1] * (value.dim() - 1))
-            if not bool(finite.all()):
-                keep = finite.view(wide)
-                gradient = torch.where(keep, gradient * factor.view(wide), 0.0)
-                new_mean, new_square = mean.lerp(gradient, 1 - _BETAS[0]), square.lerp(gradient.square(), 1 - _BETAS[1])
-                mean.copy_(torch.where(keep, new_mean, mean))
-                square.copy_(torch.where(keep, new_square, square))
-            else:
-                gradient = gradient * factor.view(wide)
-                mean.lerp_(gradient, 1 - _BETAS[0])
-                square.mul_(_BETAS[1]).addcmul_(gradient, gradient, value=1 - _BETAS[1])
-            scale = torch.where(finite, self.rate / first, 0.0).view(wide)
-            value.addcdiv_(mean * scale, (square / second.view(wide)).sqrt_().add_(_EPSILON), value=-1.0)
+        for head, (parameters, optimizer) in enumerate(zip(self.heads, self.optimizers, strict=True)):
+            for parameter, gradient in zip(parameters, gradients, strict=True):
+                parameter.grad = gradient[head].contiguous()  # the fused Adam of a CPU takes strides for granted
+            norm = nn.utils.clip_grad_norm_(parameters, clip_norm)
+            if bool(norm.isfinite()):
+                optimizer.step()
 
     def copy_of(self, head: int) -> list[torch.Tensor]:
         """The parameters of one head as they are now."""
-        return [value[head].detach().clone() for value in self.parameters]
+        return [value.detach().clone() for value in self.heads[head]]
 
 
 def _initial(problem: Problem, first: torch.Tensor, seed: int) -> list[torch.Tensor]:
