@@ -1,0 +1,107 @@
+"""The convolutional front end, computed once for all encoders that have the same.
+
+Stable fine-tuning never changes the front end, so every merge of a sweep begins with the same half of the work. Its output is
+kept on disk under the sha256 of its weights, and an encoder with those weights gets it handed in. An encoder whose front end
+differs has another sha256 and simply does not share.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from speechft_ray.core.fingerprint import fingerprint
+from speechft_ray.speech.checkpoints.safetensors_dir import tensor_sha256
+from speechft_ray.speech.corpora.base import Corpus, Utterance
+from speechft_ray.speech.encoders.base import Encoder
+from speechft_ray.superb.cache import Entry, FeatureCache
+
+Around = Callable[[Sequence[int]], Any]
+"""A context for encoding the utterances at these places together; without padding, since they are of equal length."""
+
+
+class FrontEnds:
+    """The shared front end of one encoder on one corpus. ``computed`` counts the utterances that it really went through."""
+
+    def __init__(self, cache: FeatureCache, encoder: Encoder, prefix: str, corpus: Corpus) -> None:
+        """``prefix`` is the one prefix of the front end's parameters, for example ``feature_extractor.``."""
+        self._cache, self._module, self._name = cache, encoder.module(), prefix.removesuffix(".")
+        own = {name: value for name, value in self._module.state_dict().items() if name.startswith(prefix)}
+        self._identity = {
+            "what": "front end",
+            "weights": {name: [list(value.shape), tensor_sha256(value)] for name, value in own.items()},
+            "input": input_identity(encoder),
+            "corpus": corpus.fingerprint,
+        }
+        self.computed = 0
+
+    @contextmanager
+    def sharing(self, utterances: Sequence[Utterance]) -> Iterator[Around]:
+        """Yields what to encode these utterances within: their front end comes from the cache, or goes there."""
+        key = self._cache.key({**self._identity, "utterances": fingerprint([item.key for item in utterances])})
+        entry = self._cache.find(key)
+        with ExitStack() as stack:
+            yield self._playing(entry) if entry is not None else self._recording(key, utterances, stack)
+
+    def _playing(self, entry: Entry) -> Around:
+        @contextmanager
+        def around(places: Sequence[int]) -> Iterator[None]:
+            own = getattr(self._module, self._name)
+            device = next(self._module.parameters()).device
+            rows = torch.unflatten(entry.rows(places), 0, (len(places), -1))  # (batch, frames, channels)
+            setattr(self._module, self._name, _Given(rows.transpose(1, 2).contiguous().to(device)))
+            try:
+                yield
+            finally:
+                setattr(self._module, self._name, own)
+
+        return around
+
+    def _recording(self, key: str, utterances: Sequence[Utterance], stack: ExitStack) -> Around:
+        append: list[Callable[[int, torch.Tensor], None] | None] = []
+
+        @contextmanager
+        def around(places: Sequence[int]) -> Iterator[None]:
+            heard: list[torch.Tensor] = []
+            hook = getattr(self._module, self._name).register_forward_hook(lambda _, __, output: heard.append(output))
+            try:
+                yield
+            finally:
+                hook.remove()
+            self.computed += len(places)
+            (output,) = heard  # (batch, channels, frames)
+            if not append:
+                append.append(self._room(key, utterances, output, len(utterances), stack))
+            if append[0] is not None:
+                for place, rows in zip(places, output.transpose(1, 2), strict=True):
+                    append[0](place, rows)
+
+        return around
+
+    def _room(
+        self, key: str, utterances: Sequence[Utterance], output: torch.Tensor, count: int, stack: ExitStack
+    ) -> Callable[[int, torch.Tensor], None] | None:
+        """Opens the entry once its size is known from the first output; ``None`` when it has no room."""
+        row_bytes = output.shape[1] * output.element_size()
+        size_bytes = sum(item.samples for item in utterances) // 320 * row_bytes
+        return stack.enter_context(self._cache.writing(key, count)) if self._cache.room_for(size_bytes) else None
+
+
+class _Given(nn.Module):
+    """Stands in for a front end whose output is known."""
+
+    def __init__(self, output: torch.Tensor) -> None:
+        super().__init__()
+        self._output = output
+
+    def forward(self, wave: torch.Tensor) -> torch.Tensor:
+        return self._output
+
+
+def input_identity(encoder: Encoder) -> str:
+    """What is done to a waveform before the front end sees it."""
+    return "normalised" if getattr(encoder, "normalizes_waveform", False) else "as it is"

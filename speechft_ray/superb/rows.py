@@ -1,0 +1,67 @@
+"""A file of rows: features of many utterances one after the other, read piece by piece so that memory does not grow with them.
+
+The file is plain numbers, row-major and little-endian, without a header; what they mean stands in the manifest beside it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import torch
+
+_DTYPES: dict[torch.dtype, np.dtype[Any]] = {torch.float32: np.dtype("<f4"), torch.float16: np.dtype("<f2")}
+
+
+class RowWriter:
+    """Appends rows to a new file."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("wb")
+        self.rows = 0
+
+    def append(self, rows: torch.Tensor) -> None:
+        """Adds ``(rows, width)``."""
+        self._file.write(np.ascontiguousarray(rows.detach().cpu().numpy()).data)
+        self.rows += len(rows)
+
+    def close(self) -> None:
+        """Ends the file; a second call does nothing."""
+        self._file.close()
+
+    def __enter__(self) -> RowWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._file.close()
+
+
+class RowReader:
+    """Reads stretches of rows. The file is not mapped: pages that were read once do not stay in this process."""
+
+    def __init__(self, path: Path, width: int, dtype: torch.dtype) -> None:
+        self._file = os.open(path, os.O_RDONLY)
+        self.width, self.dtype = width, dtype
+        self._row_bytes = width * _DTYPES[dtype].itemsize
+
+    def read(self, stretches: Sequence[tuple[int, int]]) -> torch.Tensor:
+        """Returns the rows of each ``(start, count)``, one stretch after the other, as ``(rows, width)``.
+
+        Raises ``OSError`` when the file ends before.
+        """
+        found = np.empty((sum(count for _, count in stretches), self.width), _DTYPES[self.dtype])
+        place = memoryview(found).cast("B") if found.size else memoryview(b"")
+        done = 0
+        for start, count in stretches:
+            size = count * self._row_bytes
+            if os.preadv(self._file, [place[done : done + size]], start * self._row_bytes) != size:
+                raise OSError("a file of features is shorter than its manifest says")
+            done += size
+        return torch.from_numpy(found)
+
+    def __del__(self) -> None:
+        os.close(self._file)
