@@ -10,7 +10,7 @@ import torch
 from speechft_ray.core.errors import UserError
 from speechft_ray.core.units import FRAME_FIELD_SAMPLES, frame_count
 from speechft_ray.speech.encoders._s3prl import build_expert, parse_conv_layers
-from speechft_ray.speech.encoders.base import FAMILIES, EncoderFamily, EncoderWeights, HiddenStates
+from speechft_ray.speech.encoders.base import FAMILIES, EncoderFamily, EncoderWeights, HiddenStates, Shape
 
 FRONT_END = ((10, 5), (3, 2), (3, 2), (3, 2), (3, 2), (2, 2), (2, 2))
 """Kernel and stride of the seven convolutions (HuBERT paper, section III-A): 25 ms field, 20 ms hop. Other geometries would
@@ -120,10 +120,40 @@ class HubertEncoder:
         return self._expert.model  # type: ignore[return-value]
 
 
+def describe(config: Mapping[str, Any]) -> Shape:
+    model = config["model_cfg"]
+    layers = int(model.get("encoder_layers", 12))
+    return Shape(layers=layers, dim=int(model.get("encoder_embed_dim", 768)), state_count=layers + 1)
+
+
+def example_config(layers: int, dim: int, large: bool) -> dict[str, Any]:
+    channels = 512 if dim >= 768 else dim // 2
+    model = {
+        "label_rate": 50.0,
+        "encoder_layers": layers,
+        "encoder_embed_dim": dim,
+        "encoder_ffn_embed_dim": 4 * dim,
+        "encoder_attention_heads": max(2, dim // 64),
+        "conv_feature_layers": f"[({channels},10,5)] + [({channels},3,2)] * 4 + [({channels},2,2)] * 2",
+        "layer_norm_first": large,
+        "extractor_mode": "layer_norm" if large else "default",
+    }
+    return {
+        "model_cfg": model,
+        "task_cfg": {"sample_rate": 16_000, "normalize": large},
+        "dictionaries_symbols": [[str(n) for n in range(20)]],
+    }
+
+
 HUBERT = FAMILIES.register(
     "hubert",
     EncoderFamily(
         name="hubert",
+        title="HuBERT",
+        recognises=lambda config: "model_cfg" in config and "dictionaries_symbols" in config,
+        describe=describe,
+        initial=initial,
+        example_config=example_config,
         front_end_prefixes=("feature_extractor.",),
         # The official merge protects exactly final_proj* and label_embs_concat (nervjack2/Speech-FT, 6631ab5). mask_emb and
         # target_glu serve masked prediction alone as well: supervised tuning gives them no gradient, so they keep the base
