@@ -13,7 +13,7 @@ from torch import nn
 from speechft_ray.core.specs import CorpusSpec, FinetuneSpec, Objective
 from speechft_ray.core.units import frame_count
 from speechft_ray.speech.corpora.base import Corpus, Utterance
-from speechft_ray.speech.encoders.base import FAMILIES, EncoderFamily, EncoderWeights, HiddenStates
+from speechft_ray.speech.encoders.base import FAMILIES, EncoderFamily, EncoderWeights, HiddenStates, Shape
 
 DIM = 8
 
@@ -48,7 +48,17 @@ def build(weights: EncoderWeights) -> ToyEncoder:
     return encoder.eval()
 
 
-TOY = EncoderFamily(name="toy", front_end_prefixes=("front.",), pretraining_only_prefixes=("pretraining_head.",), build=build)
+TOY = EncoderFamily(
+    name="toy",
+    title="Toy",
+    front_end_prefixes=("front.",),
+    pretraining_only_prefixes=("pretraining_head.",),
+    recognises=lambda config: False,
+    describe=lambda config: Shape(layers=1, dim=DIM, state_count=1),
+    build=build,
+    initial=None,
+    example_config=None,
+)
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from speechft_ray.speech.corpora.base import Corpus, Utterance
-from speechft_ray.speech.encoders.base import EncoderWeights
+from speechft_ray.speech.encoders.base import FAMILIES, EncoderWeights
 from speechft_ray.speech.encoders.hubert import initial
 
 SHARED = Path(__file__).parents[2] / "../shared"
@@ -50,6 +50,14 @@ def toy_config(**changes: Any) -> dict[str, Any]:
 def toy_hubert(seed: int = 0, **changes: Any) -> EncoderWeights:
     """A HuBERT that has learnt nothing."""
     return initial(toy_config(**changes), seed)
+
+
+def toy(family: str, seed: int = 0, large: bool = False) -> EncoderWeights:
+    """A small encoder of any family, Base-like or Large-like, that has learnt nothing: two layers of 16 dimensions."""
+    part = FAMILIES.get(family)
+    if part.initial is None or part.example_config is None:
+        return EncoderWeights(family=family, config={}, state={})
+    return part.initial(part.example_config(2, 16, large), seed)
 
 
 def tone_corpus(seconds: Sequence[float] = (1.0, 1.5, 2.0, 0.4), count: int = 24) -> Corpus:

@@ -6,30 +6,27 @@ from pathlib import Path
 
 from speechft_ray.core.errors import UserError, unknown_name
 from speechft_ray.core.fingerprint import fingerprint
+from speechft_ray.speech.checkpoints.cache import find
+from speechft_ray.speech.checkpoints.catalogue import BASELINE, is_name, names
+from speechft_ray.speech.checkpoints.download import Progress
 from speechft_ray.speech.checkpoints.s3prl import read_s3prl
 from speechft_ray.speech.checkpoints.safetensors_dir import read_encoder, tensor_sha256
 from speechft_ray.speech.encoders.base import EncoderWeights
 
-_ASSETS = Path(__file__).parents[2] / "assets"
 
-CATALOGUE = {"tiny_hubert": _ASSETS / "tiny_hubert"}
-"""Encoders that come with the package."""
+def load_encoder(name_or_path: str | Path, progress: Progress | None = None) -> EncoderWeights:
+    """Returns an encoder by name (the catalogue's, or ``hf:OWNER/NAME``), or from a file or folder.
 
-PARAMETER_FREE = {"fbank": EncoderWeights(family="fbank", config={}, state={})}
-"""Encoders that need no file."""
-
-
-def load_encoder(name_or_path: str | Path) -> EncoderWeights:
-    """Returns an encoder by catalogue name (``tiny_hubert``, ``fbank``) or from a file or folder.
+    A name that is not in the cache is downloaded; ``progress`` is then told the bytes of each file.
 
     Formats: our folder or ``.safetensors`` file, and the s3prl-converted ``.pt``. A file is never executed; sha256 sums are
     checked where the format has them. Raises ``UserError`` for a name or path that leads nowhere, another format, and damaged
     files.
     """
     name = str(name_or_path)
-    if name in PARAMETER_FREE:
-        return PARAMETER_FREE[name]
-    path = CATALOGUE.get(name, Path(name_or_path).expanduser())
+    if name == BASELINE:
+        return EncoderWeights(family=BASELINE, config={}, state={})
+    path = find(name, progress) if is_name(name) else Path(name_or_path).expanduser()
     if path.is_dir() or path.suffix == ".safetensors":
         return read_encoder(path)
     if not path.exists():
@@ -53,8 +50,3 @@ def _nowhere(name: str) -> str:
     if "/" in name or "." in name:
         return f"there is no encoder at {name}: the file does not exist. Give a path or a name: {', '.join(names())}."
     return unknown_name("encoder", name, names()) + " Or give the path of a checkpoint."
-
-
-def names() -> list[str]:
-    """Names that ``load_encoder`` knows, sorted."""
-    return sorted([*CATALOGUE, *PARAMETER_FREE])

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 
 from speechft_ray.core.registry import Registry
+from speechft_ray.core.units import FRAME_STRIDE_SAMPLES
 
 
 class HiddenStates(NamedTuple):
@@ -56,19 +57,58 @@ class EncoderWeights:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EncoderFamily:
-    """A registered family, declared as data plus one builder.
+class Shape:
+    """What a configuration says about an encoder, without building it."""
 
-    ``front_end_prefixes``: parameter name prefixes of the learned down-sampling module (empty where a family has none).
-    ``pretraining_only_prefixes``: parameters that take no part in features; a merge keeps their base value.
-    ``build(weights)`` returns a fresh ``Encoder`` holding a copy of those weights, in eval mode; raises ``UserError`` naming
-    the first five missing, unexpected or misshapen parameters.
+    layers: int
+    """Transformer layers; 0 for an encoder without parameters."""
+    dim: int
+    state_count: int
+    """Hidden states that ``hidden_states`` returns."""
+    frame_stride_samples: int = FRAME_STRIDE_SAMPLES
+    normalizes_waveform: bool = False
+    """Whether each waveform is brought to zero mean and unit variance, over all its samples, before it is encoded."""
+    heads: int = 0
+    """Attention heads of a layer."""
+    feed_forward_dim: int = 0
+    layer_norm_first: bool | None = None
+    """Whether layers normalise their input (Large) or their output (Base)."""
+    extractor_mode: str | None = None
+    """``default`` (one GroupNorm over time, Base) or ``layer_norm`` (after every convolution, Large); None where the
+    down-sampling is not learned."""
+    conv_layers: tuple[tuple[int, int, int], ...] = ()
+    """Channels, kernel and stride of the learned down-sampling module."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderFamily:
+    """A registered family, declared as data plus functions that read a configuration or build from it.
+
+    ``title``: its name for people. ``front_end_prefixes``: parameter name prefixes of the learned down-sampling module (empty
+    where a family has none). ``pretraining_only_prefixes``: parameters that take no part in features; a merge keeps their base
+    value, and weights may lack them.
+
+    ``recognises(config)``: whether the keys of a configuration are those of this family.
+    ``describe(config)``: what it says, without building anything. Raises ``UserError`` for a configuration that is another
+    family's, incomplete, of a wrong type, out of bounds, or code.
+    ``build(weights)`` returns a fresh ``Encoder`` holding a copy of those weights, in eval mode, with exactly their
+    parameters; raises ``UserError`` as ``describe`` does, and naming the first five missing, unexpected or misshapen
+    parameters.
+    ``initial(config, seed)`` returns an encoder that has learnt nothing, the same for the same seed; torch's global random
+    state is left as it was. None for a family without parameters.
+    ``example_config(layers, dim, large)``: a valid configuration of that size, like the published Base or Large: 12 x 768 and
+    24 x 1024 (large) are the published ones. ``dim`` must be a multiple of 16. None for a family without parameters.
     """
 
     name: str
+    title: str
     front_end_prefixes: tuple[str, ...]
     pretraining_only_prefixes: tuple[str, ...]
+    recognises: Callable[[Mapping[str, Any]], bool]
+    describe: Callable[[Mapping[str, Any]], Shape]
     build: Callable[[EncoderWeights], Encoder]
+    initial: Callable[[Mapping[str, Any], int], EncoderWeights] | None
+    example_config: Callable[[int, int, bool], dict[str, Any]] | None
 
 
 FAMILIES: Registry[EncoderFamily] = Registry("encoder family", "speechft_ray.speech.encoders")

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 
 from speechft_ray.core.errors import UserError
 from speechft_ray.core.units import FRAME_FIELD_SAMPLES, SAMPLE_RATE_HZ
-from speechft_ray.speech.encoders.base import FAMILIES, EncoderFamily, EncoderWeights, HiddenStates
+from speechft_ray.speech.encoders.base import FAMILIES, EncoderFamily, EncoderWeights, HiddenStates, Shape
 
 BANDS = 80
 """As in ESPnet's and s3prl's filter-bank baselines (s3prl ``upstream/baseline/fbank.yaml`` has 80 bins, 25/10 ms)."""
@@ -59,6 +60,12 @@ def _mel_bands(bands: int) -> torch.Tensor:
 
 def _mel(hz: float) -> float:
     return 1127.0 * math.log1p(hz / 700.0)
+
+
+def describe(config: Mapping[str, Any]) -> Shape:
+    """Returns the one shape there is. Raises ``UserError`` when options come along."""
+    build(EncoderWeights(family="fbank", config=config, state={}))
+    return Shape(layers=0, dim=BANDS, state_count=1)
 
 
 def build(weights: EncoderWeights) -> FBankEncoder:
@@ -107,5 +114,16 @@ def _normalised(features: torch.Tensor) -> torch.Tensor:
 
 
 FBANK = FAMILIES.register(
-    "fbank", EncoderFamily(name="fbank", front_end_prefixes=(), pretraining_only_prefixes=(), build=build)
+    "fbank",
+    EncoderFamily(
+        name="fbank",
+        title="FBank",
+        front_end_prefixes=(),
+        pretraining_only_prefixes=(),
+        recognises=lambda config: not config,
+        describe=describe,
+        build=build,
+        initial=None,
+        example_config=None,
+    ),
 )

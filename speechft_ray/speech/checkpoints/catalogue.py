@@ -1,0 +1,126 @@
+"""The encoders that have names: what each is, where it was published, and where it lies on this machine.
+
+Addresses are those of s3prl 0.4.18 (``upstream/*/hubconf.py``, the converted checkpoints). Sizes are parameters (SUPERB, arXiv
+2105.01051, table 1; WavLM, arXiv 2110.13900, table 1) times four bytes, good enough to know how long to wait.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from speechft_ray.core.errors import UserError
+
+_CONVERTED = "https://huggingface.co/s3prl/converted_ckpts/resolve/main"
+_HUB = "https://huggingface.co"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Published:
+    """One encoder that others have published as one file."""
+
+    name: str
+    family: str
+    title: str
+    file: str
+    bytes: int
+    """About."""
+
+    @property
+    def url(self) -> str:
+        return f"{_CONVERTED}/{self.file}"
+
+    @property
+    def path(self) -> Path:
+        """Where the file lies in the cache once it is there; a person may put it there, too."""
+        return cache_folder() / self.file
+
+
+def _published(name: str, family: str, file: str, bytes: int, title: str) -> Published:
+    return Published(name=name, family=family, title=title, file=file, bytes=bytes)
+
+
+PUBLISHED = {
+    item.name: item
+    for item in (
+        _published("hubert_base", "hubert", "hubert_base_ls960.pt", 378_700_000, "HuBERT Base, LibriSpeech 960 h"),
+        _published("hubert_large_ll60k", "hubert", "hubert_large_ll60k.pt", 1_266_400_000, "HuBERT Large, Libri-Light 60k h"),
+        _published("wav2vec2_base", "wav2vec2", "wav2vec_small.pt", 380_200_000, "wav2vec 2.0 Base, LibriSpeech 960 h"),
+        _published("wav2vec2_large_960", "wav2vec2", "libri960_big.pt", 1_269_500_000, "wav2vec 2.0 Large, LibriSpeech 960 h"),
+        _published(
+            "wav2vec2_large_lv60", "wav2vec2", "wav2vec_vox_new.pt", 1_269_500_000, "wav2vec 2.0 Large, Libri-Light 60k h"
+        ),
+        _published("xlsr_53", "wav2vec2", "xlsr_53_56k.pt", 1_269_500_000, "XLSR-53, 56k h in 53 languages"),
+        _published("wavlm_base", "wavlm", "wavlm_base.pt", 377_500_000, "WavLM Base, LibriSpeech 960 h"),
+        _published("wavlm_base_plus", "wavlm", "wavlm_base_plus.pt", 378_800_000, "WavLM Base+, 94k h"),
+        _published("wavlm_large", "wavlm", "wavlm_large.pt", 1_266_500_000, "WavLM Large, 94k h"),
+        _published("decoar2_base", "decoar2", "checkpoint_decoar2.pt", 359_400_000, "DeCoAR 2.0, LibriSpeech 960 h"),
+    )
+}
+"""Encoders that are downloaded when they are first asked for, by name."""
+
+_ASSETS = Path(__file__).parents[2] / "assets"
+
+PACKAGED = {"tiny_hubert": _ASSETS / "tiny_hubert"}
+"""Encoders that come with the package, by name."""
+
+BASELINE = "fbank"
+"""The encoder without parameters, which needs no file."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HubName:
+    """A model folder on the Hugging Face hub: ``hf:OWNER/NAME`` or ``hf:OWNER/NAME@REVISION``."""
+
+    owner: str
+    name: str
+    revision: str
+
+    def url(self, file: str) -> str:
+        """The address of one of its files."""
+        return f"{os.environ.get('HF_ENDPOINT', _HUB).rstrip('/')}/{self.owner}/{self.name}/resolve/{self.revision}/{file}"
+
+    @property
+    def folder(self) -> Path:
+        """Where its files lie in the cache once they are there."""
+        return cache_folder() / "hf" / self.owner / f"{self.name}@{self.revision}"
+
+
+_PART = r"(?!.*\.\.)[A-Za-z0-9][A-Za-z0-9_.-]{0,95}"
+_HUB_NAME = re.compile(rf"hf:(?P<owner>{_PART.replace('.*', '[^/@]*')})/(?P<name>{_PART})(?:@(?P<revision>{_PART}))?")
+
+
+def hub_name(text: str) -> HubName | None:
+    """Returns the hub's model that a name means, ``None`` for any other kind of name.
+
+    Raises ``UserError`` for a name that begins like one and is none: what it may hold becomes a part of a path.
+    """
+    if not text.startswith("hf:"):
+        return None
+    found = _HUB_NAME.fullmatch(text)
+    if found is None:
+        raise UserError(
+            f"`{text}` is no model of the Hugging Face hub: write hf:OWNER/NAME or hf:OWNER/NAME@REVISION, each of letters, "
+            "digits, `_ . -`, for example hf:facebook/hubert-base-ls960."
+        )
+    return HubName(owner=found["owner"], name=found["name"], revision=found["revision"] or "main")
+
+
+def is_name(text: str) -> bool:
+    """Whether a text names an encoder, so that it is not taken for a path; ``./tiny_hubert`` is always a path."""
+    return text in PUBLISHED or text in PACKAGED or text == BASELINE or text.startswith("hf:")
+
+
+def names() -> list[str]:
+    """The names of the catalogue, sorted; the hub's names come on top."""
+    return sorted([*PUBLISHED, *PACKAGED, BASELINE])
+
+
+def cache_folder() -> Path:
+    """Where downloaded encoders lie: below ``$SPEECHFT_CACHE``, else ``$XDG_CACHE_HOME/speechft_ray``, else
+    ``~/.cache/speechft_ray``."""
+    own, shared = os.environ.get("SPEECHFT_CACHE"), os.environ.get("XDG_CACHE_HOME")
+    root = Path(own) if own else (Path(shared) if shared else Path.home() / ".cache") / "speechft_ray"
+    return root.expanduser().absolute() / "encoders"
