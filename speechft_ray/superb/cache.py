@@ -26,6 +26,7 @@ FEATURES_VERSION = 1
 _STAGE, _FILE = "features", "rows.bin"
 _DTYPES = {"float32": torch.float32, "float16": torch.float16}
 
+
 @dataclass(frozen=True)
 class Entry:
     """Rows of utterances on disk. ``starts`` and ``counts``: where each utterance lies, in the order it was asked for."""
@@ -69,7 +70,7 @@ class FeatureCache:
 
     @contextmanager
     def writing(self, key: str, utterances: int) -> Iterator[Callable[[int, torch.Tensor], None]]:
-        """Yields ``append(place, rows)`` for a new entry, places in any order; it is published when the body ends without error."""
+        """Yields ``append(place, rows)``, places in any order, for an entry that is published when the body ends well."""
         starts, counts = [0] * utterances, [0] * utterances
         facts: dict[str, Any] = {"starts": starts, "counts": counts}
         with self._store.publish(_STAGE, key, facts) as folder, RowWriter(folder / _FILE) as file:

@@ -4,26 +4,34 @@ An utterance is never padded and shares a batch only with others of exactly its 
 its samples and the weights (to the last bits of a matrix product). In s3prl they depend on the batch: the group norm of Base
 encoders takes padding into its statistics, and shorter utterances of a batch get a frame of padding
 (``upstream/interfaces.py``). Batch size 1 is also how s3prl evaluates most tasks.
+
+Means over frames are float32. Frame states are rounded to float16 wherever they lie, in memory, on disk or nowhere, so that no
+number depends on which; normalised states are of the order of one, which float16 tells apart to 1/1000.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 
 from speechft_ray.core.errors import UserError
-from speechft_ray.core.units import FRAME_FIELD_SAMPLES, SAMPLE_RATE_HZ
+from speechft_ray.core.fingerprint import fingerprint
+from speechft_ray.core.units import FRAME_FIELD_SAMPLES, SAMPLE_RATE_HZ, frame_count
 from speechft_ray.speech.batching import groups_of_equal_length
 from speechft_ray.speech.corpora.base import Corpus, Utterance
 from speechft_ray.speech.encoders.base import Encoder
 from speechft_ray.speech.heads.featurizer import normalized
+from speechft_ray.superb.cache import Entry, FeatureCache
+from speechft_ray.superb.front_end import FrontEnds
 
-FRAME_CACHE_BYTES = 1 << 30
-"""Frame states kept in memory by one evaluation: 1 GiB is 66 minutes of a 7 x 192 encoder (50 frames of 5.4 kB a second) or 9
-minutes of a Base encoder (13 x 768, 40 kB a frame). Splits beyond it are encoded again whenever they are drawn."""
+MEMORY_BYTES = 1 << 30
+"""Features kept in memory by one evaluation: 1 GiB of frames is two hours of a 7 x 192 encoder (50 frames of 2.7 kB a second)
+or 18 minutes of a Base encoder (13 x 768, 20 kB a frame); of means 27 000 utterances of a Base encoder. What is beyond it lies
+on disk, and what is beyond the disk's budget is encoded again whenever it is drawn."""
 
 GROUP_SECONDS = 20.0
 """Audio encoded at once. On one CPU core 16 utterances of 1.2 s take two thirds of the time that they take one by one."""
@@ -31,6 +39,7 @@ GROUP_SECONDS = 20.0
 Chosen = slice | torch.Tensor
 """Utterances by place: a slice with start and stop, or places ``(count,)`` int64."""
 
+Where = Literal["memory", "disk", "nowhere"]
 
 Advance = Callable[[int], None]
 """Told how many more units of work, utterances or updates, are done."""
@@ -39,7 +48,7 @@ Advance = Callable[[int], None]
 class Batch(NamedTuple):
     """States of some utterances, one after the other without padding.
 
-    ``states``: ``(layers, rows, dim)``. ``frames``: rows of each utterance ``(batch,)``, int64, on the CPU.
+    ``states``: ``(layers, rows, dim)`` float32. ``frames``: rows of each utterance ``(batch,)``, int64, on the CPU.
     """
 
     states: torch.Tensor
@@ -50,6 +59,7 @@ class Source(Protocol):
     """The features of a list of utterances."""
 
     count: int
+    where: Where
 
     def take(self, chosen: Chosen) -> Batch:
         """Returns the features of the chosen utterances, in the chosen order."""
@@ -60,27 +70,48 @@ class Extractor:
     """A frozen encoder as a function from utterances to their states.
 
     ``pooled`` keeps only the mean over frames of each normalised state. Puts the encoder into eval mode. ``seconds`` is the
-    time spent so far.
+    time spent so far, ``encoded`` the utterances that went through the encoder. ``front_ends`` spares it the work that another
+    encoder with the same front end has done.
     """
 
-    def __init__(self, encoder: Encoder, corpus: Corpus, device: torch.device, pooled: bool) -> None:
-        self.encoder, self.corpus, self.device, self.pooled = encoder, corpus, device, pooled
-        self.seconds = 0.0
+    def __init__(
+        self, encoder: Encoder, corpus: Corpus, device: torch.device, pooled: bool, front_ends: FrontEnds | None = None
+    ) -> None:
+        self.encoder, self.corpus, self.device, self.pooled, self.front_ends = encoder, corpus, device, pooled, front_ends
+        self.seconds, self.encoded = 0.0, 0
         encoder.module().to(device).eval()
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Number type of the states."""
+        return torch.float32 if self.pooled else torch.float16
+
     def __call__(self, utterances: Sequence[Utterance], advance: Advance | None = None) -> list[torch.Tensor]:
-        """Returns ``(layers, rows, dim)`` float32 of each utterance, in their order; one row when pooled.
+        """Returns ``(layers, rows, dim)`` of each utterance, in their order; one row when pooled.
 
         Raises ``UserError`` for an utterance shorter than one frame.
         """
-        began = time.perf_counter()
         found: dict[int, torch.Tensor] = {}
-        for group in groups_of_equal_length([utterance.samples for utterance in utterances], GROUP_SECONDS):
-            found.update(zip(group, self._encode([utterances[index] for index in group]), strict=True))
+        for group, states in self.groups(utterances):
+            found.update(zip(group, states, strict=True))
             if advance is not None:
                 advance(len(group))
-        self.seconds += time.perf_counter() - began
         return [found[index] for index in range(len(utterances))]
+
+    def groups(self, utterances: Sequence[Utterance], share: bool = False) -> Iterator[tuple[list[int], list[torch.Tensor]]]:
+        """Yields places of utterances with their states, group by group of equal length, the longest first.
+
+        ``share``: whether the front end of these utterances is worth keeping for other encoders.
+        """
+        sharing = self.front_ends.sharing(utterances) if share and self.front_ends else nullcontext(lambda _: nullcontext())
+        with sharing as around:
+            for group in groups_of_equal_length([utterance.samples for utterance in utterances], GROUP_SECONDS):
+                began = time.perf_counter()
+                with around(group):
+                    states = self._encode([utterances[index] for index in group])
+                self.encoded += len(group)
+                self.seconds += time.perf_counter() - began
+                yield group, states
 
     @torch.no_grad()
     def _encode(self, group: Sequence[Utterance]) -> list[torch.Tensor]:
@@ -88,7 +119,7 @@ class Extractor:
         states = normalized(torch.stack(encoded.states)[:, :, : int(encoded.frames[0])].float())  # (layers, batch, frames, dim)
         if self.pooled:
             states = states.mean(dim=2, keepdim=True)  # -> (layers, batch, 1, dim)
-        return list(states.unbind(dim=1))
+        return list(states.to(self.dtype).unbind(dim=1))
 
     def _wave(self, utterance: Utterance) -> torch.Tensor:
         wave = torch.from_numpy(self.corpus.read(utterance)).to(self.device)
@@ -103,6 +134,8 @@ class Extractor:
 class Kept:
     """Features of all utterances in one tensor, encoded once."""
 
+    where: Where = "memory"
+
     def __init__(self, states: torch.Tensor, frames: torch.Tensor) -> None:
         """``states`` is ``(layers, rows, dim)``, ``frames`` the rows of each utterance ``(utterances,)``."""
         self.states, self.frames = states, frames
@@ -113,29 +146,55 @@ class Kept:
     @classmethod
     def of(cls, extract: Extractor, utterances: Sequence[Utterance], advance: Advance) -> Kept:
         """Encodes all utterances."""
-        found = extract(utterances, advance)
-        frames = torch.tensor([states.shape[1] for states in found])
-        layers, _, dim = found[0].shape
-        packed = found[0].new_empty(layers, int(frames.sum()), dim)
-        for last in reversed(frames.cumsum(0).tolist()):  # from the end, so that each piece is freed once it is copied
-            piece = found.pop()
-            packed[:, last - piece.shape[1] : last] = piece
+        frames = torch.tensor([1 if extract.pooled else frame_count(utterance.samples) for utterance in utterances])
+        stretches = [slice(end - count, end) for end, count in zip(frames.cumsum(0).tolist(), frames.tolist(), strict=True)]
+        layers, dim = extract.encoder.state_count, extract.encoder.dim
+        packed = torch.empty(layers, int(frames.sum()), dim, dtype=extract.dtype, device=extract.device)
+        for group, found in extract.groups(utterances, share=True):
+            for place, states in zip(group, found, strict=True):
+                packed[:, stretches[place]] = states
+            advance(len(group))
         return cls(packed, frames)
 
     def take(self, chosen: Chosen) -> Batch:
-        """Returns the chosen features; a slice shares the memory of the whole."""
+        """Returns the chosen features; a slice of means shares the memory of the whole."""
         frames = self.frames[chosen]
         if isinstance(chosen, slice):
             first, last = int(self._starts[chosen.start]), int(self._ends[chosen.stop - 1])
-            return Batch(self.states[:, first:last], frames)
+            return Batch(self.states[:, first:last].float(), frames)
         # Row r of utterance u lies at start(u) + r; rows that precede u in the batch are taken off the running count.
         offsets = torch.repeat_interleave(self._starts[chosen] - (frames.cumsum(0) - frames), frames)
         rows = offsets + torch.arange(len(offsets))
-        return Batch(self.states.index_select(1, rows.to(self.states.device)), frames)
+        return Batch(self.states.index_select(1, rows.to(self.states.device)).float(), frames)
+
+
+class Filed:
+    """Features in a file, of which only what is taken comes into memory."""
+
+    where: Where = "disk"
+
+    def __init__(self, entry: Entry, layers: int, device: torch.device) -> None:
+        self._entry, self._layers, self._device = entry, layers, device
+        self._frames = torch.tensor(entry.counts)
+        self.count = len(entry.counts)
+
+    def take(self, chosen: Chosen) -> Batch:
+        """Reads the chosen features."""
+        places = torch.arange(self.count)[chosen]
+        rows = torch.unflatten(self._entry.rows(places.tolist()), 1, (self._layers, -1))  # (rows, layers, dim)
+        return Batch(rows.to(self._device).transpose(0, 1).float().contiguous(), self._frames[places])
+
+    def kept(self) -> Kept:
+        """Reads everything into memory."""
+        batch = Batch(*self.take(slice(0, self.count)))
+        dtype = self._entry.reader.dtype
+        return Kept(batch.states.to(dtype), batch.frames)
 
 
 class Reencoded:
     """Features that are encoded whenever they are taken."""
+
+    where: Where = "nowhere"
 
     def __init__(self, extract: Extractor, utterances: Sequence[Utterance]) -> None:
         self.extract, self.utterances = extract, utterances
@@ -145,29 +204,76 @@ class Reencoded:
         """Encodes the chosen utterances."""
         places = torch.arange(self.count)[chosen].tolist()
         found = self.extract([self.utterances[place] for place in places])
-        return Batch(torch.cat(found, dim=1), torch.tensor([states.shape[1] for states in found]))
+        return Batch(torch.cat(found, dim=1).float(), torch.tensor([states.shape[1] for states in found]))
+
+
+class Keeping(NamedTuple):
+    """Where features may lie. ``encoder`` is the fingerprint of the encoder; without a cache there is no disk."""
+
+    memory_bytes: int = MEMORY_BYTES
+    cache: FeatureCache | None = None
+    encoder: str = ""
+
+
+IN_MEMORY = Keeping()
+"""As much in memory as is usual, nothing on disk."""
 
 
 def sources(
-    extract: Extractor,
-    splits: Mapping[str, Sequence[Utterance]],
-    advance: Advance,
-    budget_bytes: int = FRAME_CACHE_BYTES,
+    extract: Extractor, splits: Mapping[str, Sequence[Utterance]], advance: Advance, keeping: Keeping = IN_MEMORY
 ) -> dict[str, Source]:
-    """Returns the features of each split: kept while they fit into the budget, in the order of ``splits``, else encoded anew.
+    """Returns the features of each split, in the order of ``splits``: in memory while they fit, else on disk, else encoded.
 
-    Means are always kept. The size of all is judged by the first utterance.
+    Means go to disk as well, where another evaluation of the same encoder finds them. Their sizes follow from the numbers of
+    frames; nothing is tried out.
     """
-    first = next(iter(splits.values()))[0]
-    states = extract([first])[0]
-    bytes_per_sample = 0.0 if extract.pooled else states.numel() * states.element_size() / first.samples
+    left = keeping.memory_bytes
     found: dict[str, Source] = {}
     for split, utterances in splits.items():
-        size_bytes = bytes_per_sample * sum(utterance.samples for utterance in utterances)
-        if size_bytes <= budget_bytes:
-            budget_bytes -= int(size_bytes)
+        size_bytes = size_of(extract, utterances)
+        in_memory = size_bytes <= left
+        filed = _filed(extract, utterances, size_bytes, advance, keeping) if extract.pooled or not in_memory else None
+        if in_memory:
+            left -= size_bytes
+            found[split] = filed.kept() if filed else Kept.of(extract, utterances, advance)
+        elif filed or not extract.pooled:
+            found[split] = filed or Reencoded(extract, utterances)
+            if not filed:
+                advance(len(utterances))  # nothing to do ahead
+        else:  # means are small, and encoding them anew for every update is worse than any amount of memory
             found[split] = Kept.of(extract, utterances, advance)
-        else:
-            found[split] = Reencoded(extract, utterances)
-            advance(len(utterances))  # nothing to do ahead
     return found
+
+
+def size_of(extract: Extractor, utterances: Sequence[Utterance]) -> int:
+    """Returns how many bytes the features of these utterances take."""
+    rows = sum(1 if extract.pooled else frame_count(utterance.samples) for utterance in utterances)
+    return rows * extract.encoder.state_count * extract.encoder.dim * extract.dtype.itemsize
+
+
+def _filed(
+    extract: Extractor, utterances: Sequence[Utterance], size_bytes: int, advance: Advance, keeping: Keeping
+) -> Filed | None:
+    """Returns the features from disk, after putting them there if need be; ``None`` when there is no disk or no room."""
+    cache, layers = keeping.cache, extract.encoder.state_count
+    if cache is None:
+        return None
+    identity: dict[str, Any] = {
+        "what": "means" if extract.pooled else "frames",
+        "encoder": keeping.encoder,
+        "normalised": "layer norm",
+        "corpus": extract.corpus.fingerprint,
+        "utterances": fingerprint([utterance.key for utterance in utterances]),
+    }
+    key = cache.key(identity)
+    entry = cache.find(key)
+    if entry is not None:
+        advance(len(utterances))
+    elif cache.room_for(size_bytes):
+        with cache.writing(key, len(utterances)) as append:
+            for group, found in extract.groups(utterances, share=True):
+                for place, states in zip(group, found, strict=True):
+                    append(place, states.transpose(0, 1).flatten(1))  # -> (rows, layers * dim)
+                advance(len(group))
+        entry = cache.find(key)
+    return Filed(entry, layers, extract.device) if entry else None

@@ -8,16 +8,17 @@ differs has another sha256 and simply does not share.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
 
 from speechft_ray.core.fingerprint import fingerprint
+from speechft_ray.core.units import frame_count
 from speechft_ray.speech.checkpoints.safetensors_dir import tensor_sha256
 from speechft_ray.speech.corpora.base import Corpus, Utterance
-from speechft_ray.speech.encoders.base import Encoder
+from speechft_ray.speech.encoders.base import Shape
 from speechft_ray.superb.cache import Entry, FeatureCache
 
 Around = Callable[[Sequence[int]], Any]
@@ -27,14 +28,17 @@ Around = Callable[[Sequence[int]], Any]
 class FrontEnds:
     """The shared front end of one encoder on one corpus. ``computed`` counts the utterances that it really went through."""
 
-    def __init__(self, cache: FeatureCache, encoder: Encoder, prefix: str, corpus: Corpus) -> None:
+    def __init__(self, cache: FeatureCache, module: nn.Module, prefix: str, shape: Shape, corpus: Corpus) -> None:
         """``prefix`` is the one prefix of the front end's parameters, for example ``feature_extractor.``."""
-        self._cache, self._module, self._name = cache, encoder.module(), prefix.removesuffix(".")
-        own = {name: value for name, value in self._module.state_dict().items() if name.startswith(prefix)}
+        self._cache, self._module, self._name = cache, module, prefix.removesuffix(".")
+        self._frame_bytes = 4 * shape.conv_layers[-1][0]  # float32
+        own = {name: value for name, value in module.state_dict().items() if name.startswith(prefix)}
         self._identity = {
             "what": "front end",
             "weights": {name: [list(value.shape), tensor_sha256(value)] for name, value in own.items()},
-            "input": input_identity(encoder),
+            "geometry": [list(layer) for layer in shape.conv_layers],
+            "mode": shape.extractor_mode,
+            "normalised": shape.normalizes_waveform,
             "corpus": corpus.fingerprint,
         }
         self.computed = 0
@@ -44,8 +48,13 @@ class FrontEnds:
         """Yields what to encode these utterances within: their front end comes from the cache, or goes there."""
         key = self._cache.key({**self._identity, "utterances": fingerprint([item.key for item in utterances])})
         entry = self._cache.find(key)
-        with ExitStack() as stack:
-            yield self._playing(entry) if entry is not None else self._recording(key, utterances, stack)
+        if entry is not None:
+            yield self._playing(entry)
+        elif self._cache.room_for(self._frame_bytes * sum(frame_count(item.samples) for item in utterances)):
+            with self._cache.writing(key, len(utterances)) as append:
+                yield self._recording(append)
+        else:
+            yield self._recording(lambda place, rows: None)
 
     def _playing(self, entry: Entry) -> Around:
         @contextmanager
@@ -61,9 +70,7 @@ class FrontEnds:
 
         return around
 
-    def _recording(self, key: str, utterances: Sequence[Utterance], stack: ExitStack) -> Around:
-        append: list[Callable[[int, torch.Tensor], None] | None] = []
-
+    def _recording(self, append: Callable[[int, torch.Tensor], None]) -> Around:
         @contextmanager
         def around(places: Sequence[int]) -> Iterator[None]:
             heard: list[torch.Tensor] = []
@@ -74,21 +81,10 @@ class FrontEnds:
                 hook.remove()
             self.computed += len(places)
             (output,) = heard  # (batch, channels, frames)
-            if not append:
-                append.append(self._room(key, utterances, output, len(utterances), stack))
-            if append[0] is not None:
-                for place, rows in zip(places, output.transpose(1, 2), strict=True):
-                    append[0](place, rows)
+            for place, rows in zip(places, output.transpose(1, 2), strict=True):
+                append(place, rows)
 
         return around
-
-    def _room(
-        self, key: str, utterances: Sequence[Utterance], output: torch.Tensor, count: int, stack: ExitStack
-    ) -> Callable[[int, torch.Tensor], None] | None:
-        """Opens the entry once its size is known from the first output; ``None`` when it has no room."""
-        row_bytes = output.shape[1] * output.element_size()
-        size_bytes = sum(item.samples for item in utterances) // 320 * row_bytes
-        return stack.enter_context(self._cache.writing(key, count)) if self._cache.room_for(size_bytes) else None
 
 
 class _Given(nn.Module):
@@ -100,8 +96,3 @@ class _Given(nn.Module):
 
     def forward(self, wave: torch.Tensor) -> torch.Tensor:
         return self._output
-
-
-def input_identity(encoder: Encoder) -> str:
-    """What is done to a waveform before the front end sees it."""
-    return "normalised" if getattr(encoder, "normalizes_waveform", False) else "as it is"

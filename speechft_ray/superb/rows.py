@@ -54,7 +54,7 @@ class RowReader:
         Raises ``OSError`` when the file ends before.
         """
         found = np.empty((sum(count for _, count in stretches), self.width), _DTYPES[self.dtype])
-        place = memoryview(found).cast("B") if found.size else memoryview(b"")
+        place = found.reshape(-1).view(np.uint8).data
         done = 0
         for start, count in stretches:
             size = count * self._row_bytes

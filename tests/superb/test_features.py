@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,8 @@ import torch
 from speechft_ray.core.errors import UserError
 from speechft_ray.speech.corpora.base import Corpus, Utterance
 from speechft_ray.speech.encoders.base import HiddenStates
-from speechft_ray.superb.features import Extractor, Kept, Reencoded, sources
+from speechft_ray.superb.cache import FeatureCache
+from speechft_ray.superb.features import Extractor, Keeping, Kept, Reencoded, size_of, sources
 from tests.superb.toy import DIM, STATE_COUNT, ToyEncoder, toy_corpus
 
 CPU = torch.device("cpu")
@@ -33,7 +35,7 @@ def test_states_are_layer_normalised_and_pooling_averages_the_normalised_frames(
     frames, means = extractor(pooled=False), extractor(pooled=True)
     utterance = frames.corpus.utterances[3]
     expected = normalised_by_numpy(utterance)
-    np.testing.assert_allclose(frames([utterance])[0].numpy(), expected, atol=1e-5)
+    np.testing.assert_allclose(frames([utterance])[0].numpy(), expected, rtol=2**-11, atol=1e-5)  # float16 has 11 bits
     np.testing.assert_allclose(means([utterance])[0].numpy(), expected.mean(axis=1, keepdims=True), atol=1e-6)
 
 
@@ -71,7 +73,7 @@ def test_order_and_company_change_no_bit(pooled: bool) -> None:
         alone = extract([utterance])[0]
         for source, position in ((kept, place), (backwards, len(utterances) - 1 - place), (anew, place)):
             batch = source.take(slice(position, position + 1))
-            assert torch.equal(batch.states, alone)
+            assert torch.equal(batch.states, alone.float())
             assert batch.frames.tolist() == [alone.shape[1]]
 
 
@@ -86,24 +88,56 @@ def test_kept_and_reencoded_features_are_the_same(pooled: bool, chosen: slice | 
     assert kept.states.shape == (STATE_COUNT, int(kept.frames.sum()), DIM)
 
 
-def test_a_window_of_kept_features_is_a_view() -> None:
-    extract = extractor()
+def test_a_window_of_kept_means_is_a_view() -> None:
+    extract = extractor(pooled=True)
     kept = Kept.of(extract, extract.corpus.split("train"), lambda count: None)
     window = kept.take(slice(1, 4)).states
     assert window.untyped_storage().data_ptr() == kept.states.untyped_storage().data_ptr()
 
 
+def both_splits(extract: Extractor) -> dict[str, list[Utterance]]:
+    return {split: extract.corpus.split(split) for split in ("train", "dev")}
+
+
 def test_the_budget_keeps_the_first_splits_and_counts_all_work() -> None:
     extract, done = extractor(), []
-    splits = {split: extract.corpus.split(split) for split in ("train", "dev")}
-    sizes = {split: sum(extract([utterance])[0].numel() for utterance in items) * 4 for split, items in splits.items()}
-    budget_bytes = sizes["train"] + sizes["dev"] // 2
-    found = sources(extract, splits, done.append, budget_bytes)
-    assert {split: type(source) for split, source in found.items()} == {"train": Kept, "dev": Reencoded}
+    splits = both_splits(extract)
+    sizes = {split: sum(extract([utterance])[0].nbytes for utterance in items) for split, items in splits.items()}
+    assert sizes == {split: size_of(extract, items) for split, items in splits.items()}
+    found = sources(extract, splits, done.append, Keeping(sizes["train"] + sizes["dev"] // 2))
+    assert {split: source.where for split, source in found.items()} == {"train": "memory", "dev": "nowhere"}
     assert sum(done) == 14
-    assert all(isinstance(source, Kept) for source in sources(extract, splits, done.append).values())
-    means = sources(extractor(pooled=True), splits, done.append, budget_bytes=0)
-    assert all(isinstance(source, Kept) for source in means.values())
+    assert all(source.where == "memory" for source in sources(extract, splits, done.append).values())
+    means = sources(extractor(pooled=True), splits, done.append, Keeping(memory_bytes=0))
+    assert all(source.where == "memory" for source in means.values())
+
+
+@pytest.mark.parametrize("pooled", [True, False])
+def test_features_are_the_same_wherever_they_lie(pooled: bool, tmp_path: Path) -> None:
+    """In memory, on disk, read from disk into memory, encoded anew: not a bit differs, and disk is asked before the encoder."""
+    splits = both_splits(extractor())
+    cache = FeatureCache(tmp_path, budget_bytes=1 << 20)
+    places = {
+        "memory": Keeping(),
+        "disk": Keeping(0, cache, "an encoder"),
+        "nowhere": Keeping(0, FeatureCache(tmp_path / "small", budget_bytes=1), "an encoder"),
+    }
+    chosen = torch.tensor([4, 0, 3])
+    expected = sources(extractor(pooled), splits, lambda count: None)
+    for where, keeping in places.items():
+        extract = extractor(pooled)
+        found = sources(extract, splits, lambda count: None, keeping)
+        assert {source.where for source in found.values()} == {"memory" if pooled and where == "nowhere" else where}
+        for split, source in found.items():
+            for part in (chosen, slice(1, 4)):
+                assert torch.equal(source.take(part).states, expected[split].take(part).states)
+                assert torch.equal(source.take(part).frames, expected[split].take(part).frames)
+    again = extractor(pooled)
+    assert {source.where for source in sources(again, splits, lambda count: None, places["disk"]).values()} == {"disk"}
+    assert again.encoded == 0
+    other = extractor(pooled)
+    sources(other, splits, lambda count: None, Keeping(0, cache, "another encoder"))
+    assert other.encoded == 14
 
 
 def test_too_short_an_utterance_is_named() -> None:
