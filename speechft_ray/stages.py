@@ -22,8 +22,9 @@ from speechft_ray.merging.algebra import merge
 from speechft_ray.speech.checkpoints.load import load_encoder, weights_fingerprint
 from speechft_ray.speech.checkpoints.safetensors_dir import read_encoder, write_encoder
 from speechft_ray.speech.corpora.base import CORPORA, SPLITS, Corpus, Progress
-from speechft_ray.speech.encoders.base import FAMILIES, Encoder, EncoderWeights
-from speechft_ray.superb.evaluate import evaluate
+from speechft_ray.speech.encoders.base import FAMILIES, EncoderWeights
+from speechft_ray.superb.cache import FeatureCache
+from speechft_ray.superb.evaluate import Sharing, evaluate
 from speechft_ray.sweep.plan import FBANK
 from speechft_ray.sweep.protocols import Report
 
@@ -122,17 +123,24 @@ def _merge(job: Job, place: Place, store: Store, report: Report) -> None:
 
 def _evaluate(job: Job, place: Place, store: Store, report: Report) -> None:
     spec = EvalSpec.model_validate(job.payload["spec"])
-    facts = evaluate(spec, _encoder(job, store), open_corpus(spec.corpus, place), _device(place), report)
+    weights = _evaluated(job, store)
+    family = FAMILIES.get(weights.family)
+    sharing = Sharing(
+        cache=FeatureCache(Path(place.cache or store.root / "cache"), int(place.cache_gb * 1e9)),
+        encoder=str(job.payload["encoder"] or FBANK),
+        front_end=(family.front_end_prefixes[0], family.describe(weights.config)) if family.front_end_prefixes else None,
+    )
+    corpus = open_corpus(spec.corpus, place)
+    facts = evaluate(spec, family.build(weights), corpus, _device(place), report, sharing)
     with store.publish("evaluate", job.fingerprint, {**facts, **job.payload}):
         pass
 
 
-def _encoder(job: Job, store: Store) -> Encoder:
+def _evaluated(job: Job, store: Store) -> EncoderWeights:
     key = job.payload["encoder"]
     if key is None:
-        return FAMILIES.get(FBANK).build(EncoderWeights(family=FBANK, config={}, state={}))
-    weights = read_encoder(store.folder("merge", str(key)) / ENCODER_FILE)
-    return FAMILIES.get(weights.family).build(weights)
+        return EncoderWeights(family=FBANK, config={}, state={})
+    return read_encoder(store.folder("merge", str(key)) / ENCODER_FILE)
 
 
 def _device(place: Place) -> torch.device:

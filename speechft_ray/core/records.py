@@ -31,6 +31,10 @@ class Place(Record):
     """Folder that holds the real corpora, one sub-folder each."""
     manifest: str | None = None
     """The user's own recordings: a tsv file."""
+    cache: str | None = None
+    """Folder for features that may be lost, best on a disk of the node itself; ``None``: ``cache`` in the storage."""
+    cache_gb: float = Field(default=50.0, ge=0)
+    """Most that the cache may take, in 10^9 bytes; what was used longest ago makes room."""
     device: Literal["auto", "cpu"] = "auto"
     """``auto`` takes the GPU that the job was given, else the CPU."""
 

@@ -96,6 +96,9 @@ class MergeSpec(Spec):
     """``each``: every fine-tuned model by itself. Names of fine-tuning runs: merged together, seed by seed."""
 
 
+Rate = Annotated[float, Field(gt=0)]
+
+
 class EvalSpec(Spec):
     """One frozen-encoder evaluation: a probe trained on one task."""
 
@@ -106,8 +109,9 @@ class EvalSpec(Spec):
     """Label column; ``None`` takes the task's own."""
     updates: Annotated[int, Field(ge=1)]
     """Optimiser updates of the probe."""
-    learning_rate: Annotated[float, Field(gt=0)] | None = None
-    """Constant rate of Adam; ``None`` takes the task's own (s3prl's config)."""
+    learning_rate: Rate | Literal["grid"] | Annotated[tuple[Rate, ...], Field(min_length=1)] | None = None
+    """Constant rate of Adam; ``None`` takes the task's own (s3prl's config). Several are trained together and the best on dev
+    is taken, as published numbers were; ``grid``: 1e-1, 1e-2, 1e-3, 1e-4, 1e-5 (five rates per task: s3prl issues 120, 498)."""
     batch_size: Annotated[int, Field(ge=1)] | None = None
     """Utterances in one update; ``None`` takes the task's own (s3prl's config)."""
     validate_every_updates: Annotated[int, Field(ge=1)] | None = None

@@ -5,18 +5,23 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from statistics import fmean
 from typing import Literal
 
 import torch
 from pydantic import JsonValue
 
+from speechft_ray.core.metrics import better
 from speechft_ray.core.records import Score
 from speechft_ray.core.specs import EvalSpec
 from speechft_ray.speech.corpora.base import Corpus, Utterance
-from speechft_ray.speech.encoders.base import Encoder
-from speechft_ray.superb.features import Advance, Extractor, Kept, Reencoded, Source, sources
-from speechft_ray.superb.probe import Schedule, Trained, score, train_probe
+from speechft_ray.speech.encoders.base import Encoder, Shape
+from speechft_ray.superb.cache import FeatureCache
+from speechft_ray.superb.features import IN_MEMORY, Advance, Extractor, Keeping, Reencoded, Source, sources
+from speechft_ray.superb.front_end import FrontEnds
+from speechft_ray.superb.probe import Schedule, Trained, score, train_probes
+from speechft_ray.superb.stacked import train_stacked
 from speechft_ray.superb.tasks.base import TASKS, Problem, Task, task_columns, task_options, task_splits
 
 Report = Callable[[Mapping[str, float]], None]
@@ -26,41 +31,121 @@ REPORTS = 200
 """Reports of one evaluation, at most."""
 
 
-def evaluate(spec: EvalSpec, encoder: Encoder, corpus: Corpus, device: torch.device, report: Report) -> dict[str, JsonValue]:
+GRID = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
+"""Learning rates of ``learning_rate: grid``: SUPERB's authors explored five per encoder and task, from 1e-1 down on a log scale
+(s3prl issues 120 and 498)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sharing:
+    """What an evaluation may take from others and leave for them.
+
+    ``cache``: features on disk. ``encoder``: the encoder's fingerprint. ``front_end``: prefix of its front end's parameters and
+    its shape; ``None`` for an encoder without one.
+    """
+
+    cache: FeatureCache
+    encoder: str
+    front_end: tuple[str, Shape] | None
+
+
+def evaluate(
+    spec: EvalSpec,
+    encoder: Encoder,
+    corpus: Corpus,
+    device: torch.device,
+    report: Report,
+    sharing: Sharing | None = None,
+) -> dict[str, JsonValue]:
     """Trains the probes of an evaluation and returns its facts.
 
-    ``scores``: a ``Score`` per metric and split, one value per seed, in percent. ``seeds``, ``learning_rate``, ``updates``,
-    ``utterances`` by split, ``seconds`` by phase; per seed ``best_update`` and ``layer_weights`` (softmax). Test is encoded and
-    scored once, by each seed's best probe on dev. The encoder is left in eval mode on ``device``.
+    ``scores``: a ``Score`` per metric and split, one value per seed, in percent, at the learning rate with the best mean on
+    dev. ``seeds``, ``learning_rate`` (the chosen one), ``updates``, ``utterances`` by split, ``seconds`` by phase; per seed
+    ``best_update`` and ``layer_weights`` (softmax). With several rates, ``grid`` has every rate and seed with its metrics. Test
+    is encoded and scored once, by each probe at its best validation on dev. The encoder is left in eval mode on ``device``.
 
     On a CPU one torch thread is used, since the order of sums, and with it the last digits, depends on their number.
     Raises ``UserError`` for a column, split, label or option that does not fit the task.
     """
     task = TASKS.get(spec.task)
     problem = pose(task, spec, corpus)
-    schedule = schedule_of(task, spec)
-    progress = Progress(report, sum(map(len, problem.examples.values())) + spec.seeds * spec.updates)
+    schedule, rates = schedule_of(task, spec), rates_of(task, spec)
+    heads = spec.seeds * len(rates)
+    progress = Progress(report, sum(map(len, problem.examples.values())) + heads * spec.updates)
     began = time.perf_counter()
     with one_thread(device):
-        extract = Extractor(encoder, corpus, device, task.pooled)
+        extract = Extractor(encoder, corpus, device, task.pooled, _front_ends(sharing, encoder, corpus))
+        keeping = Keeping(cache=sharing.cache, encoder=sharing.encoder) if sharing else IN_MEMORY
         utterances = {split: [item.utterance for item in items] for split, items in problem.examples.items()}
-        kept = sources(extract, {split: utterances[split] for split in ("train", "dev")}, progress.advance)
-        trained = [
-            train_probe(problem, kept["train"], kept["dev"], schedule, seed, progress.advance) for seed in range(spec.seeds)
-        ]
-        unseen, tell = _unseen(extract, utterances["test"], progress.advance)
+        kept = sources(extract, {split: utterances[split] for split in ("train", "dev")}, progress.advance, keeping)
+        trained = _train(problem, kept, schedule, rates, spec.seeds, progress.advance)
+        unseen, tell = _unseen(extract, utterances["test"], progress.advance, keeping)
         tested = score(problem, [each.probe for each in trained], unseen, "test", tell)
+    chosen = _best_rate(schedule.metric, trained, spec.seeds)
+    mine = slice(chosen * spec.seeds, (chosen + 1) * spec.seeds)
     seconds = {"features": extract.seconds, "probe": time.perf_counter() - began - extract.seconds}
-    return {
-        "scores": _scores(task, [each.dev for each in trained], tested),
+    facts: dict[str, JsonValue] = {
+        "scores": _scores(task, [each.dev for each in trained[mine]], tested[mine]),
         "seeds": spec.seeds,
-        "learning_rate": schedule.learning_rate,
+        "learning_rate": rates[chosen],
         "updates": spec.updates,
-        "best_update": [each.best_update for each in trained],
-        "layer_weights": [_layer_weights(each) for each in trained],
+        "best_update": [each.best_update for each in trained[mine]],
+        "layer_weights": [_layer_weights(each) for each in trained[mine]],
         "utterances": {split: len(items) for split, items in problem.examples.items()},
         "seconds": {phase: round(value, 3) for phase, value in seconds.items()},
     }
+    return facts if len(rates) == 1 else {**facts, "grid": _grid(rates, spec.seeds, trained, tested)}
+
+
+def rates_of(task: Task, spec: EvalSpec) -> list[float]:
+    """Returns the learning rates to train with, each once."""
+    given = spec.learning_rate
+    if given is None:
+        return [task.learning_rate]
+    return list(dict.fromkeys(GRID if given == "grid" else given if isinstance(given, tuple) else [float(given)]))
+
+
+def _train(
+    problem: Problem, kept: Mapping[str, Source], schedule: Schedule, rates: Sequence[float], seeds: int, advance: Advance
+) -> list[Trained]:
+    """Trains a probe for every rate and seed; returns them rate by rate."""
+    if problem.stack is not None:
+        by_rate = train_stacked(problem, kept["train"], kept["dev"], schedule, rates, seeds, advance)
+        return [trained for of_rate in by_rate for trained in of_rate]
+    kinds = [(rate, seed) for rate in rates for seed in range(seeds)]
+    return train_probes(problem, kept["train"], kept["dev"], schedule, kinds, 0, advance)
+
+
+def _best_rate(metric: str, trained: Sequence[Trained], seeds: int) -> int:
+    """Returns the place of the rate with the best mean over seeds on dev, the first of equals."""
+    means = [fmean(each.dev[metric] for each in trained[start : start + seeds]) for start in range(0, len(trained), seeds)]
+    best = 0
+    for place, value in enumerate(means):
+        if better(metric, value, means[best]):
+            best = place
+    return best
+
+
+def _grid(
+    rates: Sequence[float], seeds: int, trained: Sequence[Trained], tested: Sequence[Mapping[str, float]]
+) -> list[JsonValue]:
+    return [
+        {
+            "learning_rate": rates[place // seeds],
+            "seed": place % seeds,
+            "best_update": one.best_update,
+            "dev": dict(one.dev),
+            "test": dict(test),
+        }
+        for place, (one, test) in enumerate(zip(trained, tested, strict=True))
+    ]
+
+
+def _front_ends(sharing: Sharing | None, encoder: Encoder, corpus: Corpus) -> FrontEnds | None:
+    if sharing is None or sharing.front_end is None:
+        return None
+    prefix, shape = sharing.front_end
+    return FrontEnds(sharing.cache, encoder.module(), prefix, shape, corpus)
 
 
 def pose(task: Task, spec: EvalSpec, corpus: Corpus) -> Problem:
@@ -84,7 +169,7 @@ def schedule_of(task: Task, spec: EvalSpec) -> Schedule:
     return Schedule(
         updates=spec.updates,
         validate_every_updates=spec.validate_every_updates or max(1, spec.updates // 10),
-        learning_rate=spec.learning_rate or task.learning_rate,
+        learning_rate=task.learning_rate,
         batch_size=spec.batch_size or task.batch_size,
         clip_norm=task.clip_norm,
         draws=task.draws,
@@ -127,10 +212,10 @@ def _scores(task: Task, dev: Sequence[Mapping[str, float]], test: Sequence[Mappi
     ]
 
 
-def _unseen(extract: Extractor, utterances: Sequence[Utterance], advance: Advance) -> tuple[Source, Advance]:
+def _unseen(extract: Extractor, utterances: Sequence[Utterance], advance: Advance, keeping: Keeping) -> tuple[Source, Advance]:
     """The test split, encoded once: means all at once, frame states while they are scored, so that memory stays small."""
     if extract.pooled:
-        return Kept.of(extract, utterances, advance), lambda _: None
+        return sources(extract, {"test": utterances}, advance, keeping)["test"], lambda _: None
     return Reencoded(extract, utterances), advance
 
 

@@ -161,11 +161,15 @@ class Kept:
         frames = self.frames[chosen]
         if isinstance(chosen, slice):
             first, last = int(self._starts[chosen.start]), int(self._ends[chosen.stop - 1])
-            return Batch(self.states[:, first:last].float(), frames)
+            return Batch(_wide(self.states[:, first:last]), frames)
         # Row r of utterance u lies at start(u) + r; rows that precede u in the batch are taken off the running count.
         offsets = torch.repeat_interleave(self._starts[chosen] - (frames.cumsum(0) - frames), frames)
         rows = offsets + torch.arange(len(offsets))
-        return Batch(self.states.index_select(1, rows.to(self.states.device)).float(), frames)
+        return Batch(_wide(self.states.index_select(1, rows.to(self.states.device))), frames)
+
+
+def _wide(states: torch.Tensor) -> torch.Tensor:
+    return states.float() if states.dtype is torch.float16 else states
 
 
 class Filed:
@@ -182,7 +186,7 @@ class Filed:
         """Reads the chosen features."""
         places = torch.arange(self.count)[chosen]
         rows = torch.unflatten(self._entry.rows(places.tolist()), 1, (self._layers, -1))  # (rows, layers, dim)
-        return Batch(rows.to(self._device).transpose(0, 1).float().contiguous(), self._frames[places])
+        return Batch(_wide(rows.to(self._device).transpose(0, 1)).contiguous(), self._frames[places])
 
     def kept(self) -> Kept:
         """Reads everything into memory."""
@@ -204,7 +208,7 @@ class Reencoded:
         """Encodes the chosen utterances."""
         places = torch.arange(self.count)[chosen].tolist()
         found = self.extract([self.utterances[place] for place in places])
-        return Batch(torch.cat(found, dim=1).float(), torch.tensor([states.shape[1] for states in found]))
+        return Batch(_wide(torch.cat(found, dim=1)), torch.tensor([states.shape[1] for states in found]))
 
 
 class Keeping(NamedTuple):

@@ -81,48 +81,76 @@ def train_probe(problem: Problem, train: Source, dev: Source, schedule: Schedule
 
     ``train`` and ``dev`` are the features of ``problem.examples`` in their order. ``advance`` is told of each update.
     """
-    states = train.take(slice(0, 1)).states
-    targets = [example.target for example in problem.examples["train"]]
-    with seeded(seed, states.device):
-        probe = Probe(states.shape[0], problem.head(states.shape[2])).to(states.device)
-        optimizer = torch.optim.Adam(probe.parameters(), lr=schedule.learning_rate, fused=True)
-        generator = torch.Generator().manual_seed(seed)
-        batches = draws(schedule, problem.examples["train"], generator)
-        best: tuple[int, dict[str, float], dict[str, torch.Tensor]] | None = None
-        for update in range(1, schedule.updates + 1):
-            _step(probe, optimizer, problem, train, targets, next(batches), schedule.clip_norm, generator)
-            if update % schedule.validate_every_updates == 0 or update == schedule.updates:
-                found = score(problem, [probe], dev, "dev")[0]
-                if best is None or better(schedule.metric, found[schedule.metric], best[1][schedule.metric]):
-                    best = (update, found, {name: value.clone() for name, value in probe.state_dict().items()})
-            advance(1)
-    assert best is not None  # the last update validates
-    probe.load_state_dict(best[2])
-    return Trained(probe=probe.eval(), best_update=best[0], dev=best[1])
+    return train_probes(problem, train, dev, schedule, [(schedule.learning_rate, seed)], seed, advance)[0]
 
 
-def _step(
-    probe: Probe,
-    optimizer: torch.optim.Optimizer,
+def train_probes(
     problem: Problem,
     train: Source,
-    targets: Sequence[torch.Tensor],
-    chosen: Chosen,
-    clip_norm: float,
-    generator: torch.Generator,
-) -> None:
-    probe.train()
-    batch = train.take(chosen)
-    features = probe.features(batch)
-    if problem.augment is not None:
-        features = problem.augment(features, batch.frames, generator)
-    wanted = targets[chosen] if isinstance(chosen, slice) else [targets[place] for place in chosen.tolist()]
-    loss = problem.loss(probe.head(features, batch.frames), batch.frames, wanted)
-    optimizer.zero_grad()
-    loss.backward()  # type: ignore[no-untyped-call]
-    norm = torch.nn.utils.clip_grad_norm_(probe.parameters(), clip_norm)
-    if bool(norm.isfinite()):
-        optimizer.step()
+    dev: Source,
+    schedule: Schedule,
+    kinds: Sequence[tuple[float, int]],
+    order_seed: int,
+    advance: Advance,
+) -> list[Trained]:
+    """Trains a probe for each ``(learning rate, seed)`` of ``kinds``, all on the same batches, which are taken once for all.
+
+    ``schedule.learning_rate`` is not used. The order of batches follows from ``order_seed``; initial weights, dropout and
+    augmentation from each probe's own seed, so a probe is the same in any company.
+    """
+    states = train.take(slice(0, 1)).states
+    targets = [example.target for example in problem.examples["train"]]
+    batches = draws(schedule, problem.examples["train"], torch.Generator().manual_seed(order_seed))
+    learners = [_Learner(problem, states, rate, seed) for rate, seed in kinds]
+    for update in range(1, schedule.updates + 1):
+        chosen = next(batches)
+        batch = train.take(chosen)
+        wanted = targets[chosen] if isinstance(chosen, slice) else [targets[place] for place in chosen.tolist()]
+        for learner in learners:
+            learner.step(problem, batch, wanted, schedule.clip_norm)
+        if update % schedule.validate_every_updates == 0 or update == schedule.updates:
+            found = score(problem, [learner.probe for learner in learners], dev, "dev")
+            for learner, metrics in zip(learners, found, strict=True):
+                learner.validated(update, metrics, schedule.metric)
+        advance(len(learners))
+    return [learner.trained() for learner in learners]
+
+
+class _Learner:
+    """One probe that is being trained, with its own random numbers and its best validation so far."""
+
+    def __init__(self, problem: Problem, states: torch.Tensor, learning_rate: float, seed: int) -> None:
+        self._device = states.device
+        with seeded(seed, self._device):
+            self.probe = Probe(states.shape[0], problem.head(states.shape[2])).to(self._device)
+            self._random = _random_state(self._device)
+        self._optimizer = torch.optim.Adam(self.probe.parameters(), lr=learning_rate, fused=True)
+        self._generator = torch.Generator().manual_seed(seed)
+        self._best: tuple[int, dict[str, float], dict[str, torch.Tensor]] | None = None
+
+    def step(self, problem: Problem, batch: Batch, wanted: Sequence[torch.Tensor], clip_norm: float) -> None:
+        self.probe.train()
+        with seeded(None, self._device):
+            _set_random_state(self._device, self._random)
+            features = self.probe.features(batch)
+            if problem.augment is not None:
+                features = problem.augment(features, batch.frames, self._generator)
+            loss = problem.loss(self.probe.head(features, batch.frames), batch.frames, wanted)
+            self._random = _random_state(self._device)
+        self._optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        norm = torch.nn.utils.clip_grad_norm_(self.probe.parameters(), clip_norm)
+        if bool(norm.isfinite()):
+            self._optimizer.step()
+
+    def validated(self, update: int, metrics: dict[str, float], metric: str) -> None:
+        if self._best is None or better(metric, metrics[metric], self._best[1][metric]):
+            self._best = (update, metrics, {name: value.clone() for name, value in self.probe.state_dict().items()})
+
+    def trained(self) -> Trained:
+        assert self._best is not None  # the last update validates
+        self.probe.load_state_dict(self._best[2])
+        return Trained(probe=self.probe.eval(), best_update=self._best[0], dev=self._best[1])
 
 
 @torch.no_grad()
@@ -176,11 +204,23 @@ def windows(samples: Sequence[int], size: int, generator: torch.Generator) -> It
 
 
 @contextmanager
-def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Seeds torch's own random numbers inside, and puts their former state back.
+def seeded(seed: int | None, device: torch.device) -> Iterator[None]:
+    """Seeds torch's own random numbers inside (``None``: leaves them), and puts their former state back.
 
     The state belongs to the whole process: two probes must not train in two threads of one process.
     """
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
+        if seed is not None:
+            torch.manual_seed(seed)
         yield
+
+
+def _random_state(device: torch.device) -> torch.Tensor:
+    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
+
+
+def _set_random_state(device: torch.device, state: torch.Tensor) -> None:
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(state, device)
+    else:
+        torch.set_rng_state(state)
