@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from speechft_ray.core.errors import UserError
 from speechft_ray.core.fingerprint import fingerprint
 from speechft_ray.core.store import MANIFEST, Store
 from speechft_ray.superb.rows import RowReader, RowWriter
@@ -58,13 +59,12 @@ class FeatureCache:
             return None
         try:
             if self._store.damaged(_STAGE, key):
-                self._store.discard(_STAGE, key)
-                return None
-            facts = self._store.manifest(_STAGE, key)
-            folder = self._store.folder(_STAGE, key)
+                raise ValueError("its bytes have changed")
+            facts, folder = self._store.manifest(_STAGE, key), self._store.folder(_STAGE, key)
             os.utime(folder / MANIFEST)  # used now: the last to go
             reader = RowReader(folder / _FILE, facts["width"], _DTYPES[facts["dtype"]])
-        except OSError:  # another process made room with it meanwhile
+        except (OSError, UserError, KeyError, ValueError):  # damaged, or another process made room with it meanwhile
+            self._store.discard(_STAGE, key)
             return None
         return Entry(reader, facts["starts"], facts["counts"])
 

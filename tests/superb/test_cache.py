@@ -47,13 +47,15 @@ def test_half_precision_stays_half_precision(cache: FeatureCache) -> None:
     assert torch.equal(entry.rows([0]), values)
 
 
-@pytest.mark.parametrize("damage", ["flip", "cut", "gone"])
+@pytest.mark.parametrize("damage", ["flip", "cut", "gone", "manifest"])
 def test_a_changed_entry_is_no_entry(cache: FeatureCache, damage: str) -> None:
     make(cache, "a")
     path = rows_file(cache, "a")
     raw = bytearray(path.read_bytes())
     raw[5] ^= 1
-    if damage == "gone":
+    if damage == "manifest":
+        (path.parent / "manifest.json").write_text("{")
+    elif damage == "gone":
         path.unlink()
     else:
         path.write_bytes(raw if damage == "flip" else raw[:-1])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,7 +11,9 @@ import torch
 
 from speechft_ray.core.records import scores_of
 from speechft_ray.core.specs import CorpusSpec, EvalSpec
-from speechft_ray.superb.evaluate import REPORTS, evaluate
+from speechft_ray.superb.cache import FeatureCache
+from speechft_ray.superb.evaluate import REPORTS, Sharing, evaluate
+from speechft_ray.superb.tasks.base import TASKS
 from tests.superb.toy import COUNTS, STATE_COUNT, ToyEncoder, toy_corpus
 
 CPU = torch.device("cpu")
@@ -105,3 +108,37 @@ def test_what_the_spec_says_goes_before_what_the_task_says() -> None:
     facts = facts_of(task="sid", updates=7, validate_every_updates=7, learning_rate=0.5, batch_size=3)
     assert (facts["learning_rate"], facts["best_update"]) == (0.5, [7])
     assert facts_of(task="sid", updates=3)["learning_rate"] == 1e-4
+
+
+@pytest.mark.parametrize("task", ["sid", "pr"])
+def test_several_rates_are_trained_and_dev_chooses(task: str) -> None:
+    """The chosen rate has the scores that it has alone; every rate and seed is told."""
+    spec = {"task": task, "updates": 30, "batch_size": 8, "seeds": 2}
+    rates = (1e-6, 1e-2, 1e-1)
+    facts = facts_of(learning_rate=rates, **spec)
+    assert [(item["learning_rate"], item["seed"]) for item in facts["grid"]] == [(r, s) for r in rates for s in (0, 1)]
+    metric = TASKS.get(task).metrics[0]
+    by_rate = {rate: [item["dev"][metric] for item in facts["grid"] if item["learning_rate"] == rate] for rate in rates}
+    best = (max if task == "sid" else min)(rates, key=lambda rate: sum(by_rate[rate]))
+    assert facts["learning_rate"] == best != 1e-6
+    alone = facts_of(learning_rate=best, **spec)
+    assert "grid" not in alone
+    assert facts["best_update"] == alone["best_update"]
+    assert [score.values for score in scores_of(facts)] == [score.values for score in scores_of(alone)]
+    assert json.loads(json.dumps(facts, allow_nan=False)) == facts
+
+
+def test_the_grid_of_superb_is_one_word() -> None:
+    facts = facts_of(task="sid", updates=2, learning_rate="grid", batch_size=8)
+    assert [item["learning_rate"] for item in facts["grid"]] == [1e-1, 1e-2, 1e-3, 1e-4, 1e-5]
+
+
+def test_a_cache_changes_no_number_and_spares_the_encoder(tmp_path: Path) -> None:
+    sharing = Sharing(cache=FeatureCache(tmp_path, 1 << 24), encoder="toy", front_end=None)
+    spec = EvalSpec(task="sid", corpus=CorpusSpec(), updates=10, batch_size=8)
+    plain = facts_of(task="sid", updates=10, batch_size=8)
+    for calls in (sum(COUNTS.values()), 0):
+        encoder = ToyEncoder()
+        facts = evaluate(spec, encoder, toy_corpus(), CPU, lambda counts: None, sharing)
+        assert {**facts, "seconds": None} == {**plain, "seconds": None}
+        assert sum(encoder.calls) == calls
