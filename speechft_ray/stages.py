@@ -23,7 +23,7 @@ from speechft_ray.speech.checkpoints.load import load_encoder, weights_fingerpri
 from speechft_ray.speech.checkpoints.safetensors_dir import read_encoder, write_encoder
 from speechft_ray.speech.corpora.base import CORPORA, SPLITS, Corpus, Progress
 from speechft_ray.speech.encoders.base import FAMILIES, Encoder, EncoderWeights
-from speechft_ray.superb.evaluate import evaluate
+from speechft_ray.superb.folds import evaluate_folds
 from speechft_ray.sweep.plan import FBANK
 from speechft_ray.sweep.protocols import Report
 
@@ -122,7 +122,8 @@ def _merge(job: Job, place: Place, store: Store, report: Report) -> None:
 
 def _evaluate(job: Job, place: Place, store: Store, report: Report) -> None:
     spec = EvalSpec.model_validate(job.payload["spec"])
-    facts = evaluate(spec, _encoder(job, store), open_corpus(spec.corpus, place), _device(place), report)
+    corpora = [open_corpus(corpus, place) for corpus in spec.corpora()]
+    facts = evaluate_folds(spec, _encoder(job, store), corpora, _device(place), report)
     with store.publish("evaluate", job.fingerprint, {**facts, **job.payload}):
         pass
 

@@ -1,9 +1,10 @@
 """The probe: a weighted sum over hidden states and a head, trained on features that stand still.
 
 Everything that SUPERB's runner does and nothing else (s3prl ``downstream/runner.py``): one Adam group at a constant rate for
-layer weights and head, gradient norm clipped over all, updates with a norm that is not finite skipped, the best validation
-kept. Two differences: the first validation always counts as the best so far, where s3prl starts from a fixed value that may
-never be passed; and validation leaves the random numbers of training alone, where s3prl seeds them anew.
+layer weights and head, gradients of several batches accumulated where a task says so, their norm clipped over all, updates
+with a norm that is not finite skipped, the best validation kept. Two differences: the first validation always counts as the
+best so far, where s3prl starts from a fixed value that may never be passed; and validation leaves the random numbers of
+training alone, where s3prl seeds them anew.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from itertools import islice
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -36,10 +38,13 @@ class Schedule:
     validate_every_updates: int
     learning_rate: float
     batch_size: int
+    """Utterances in one batch, of which an update takes ``accumulate``."""
     clip_norm: float
     draws: Draws
     metric: str
-    """Chooses the best validation."""
+    """Chooses the best validation, unless the problem has a ``select``."""
+    accumulate: int = 1
+    weight_decay: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +55,8 @@ class Trained:
     best_update: int
     dev: Mapping[str, float]
     """Every metric of dev at ``best_update``."""
+    answers: Sequence[Any]
+    """What the probe answers on dev, in the order of its examples."""
 
 
 class Probe(nn.Module):
@@ -85,59 +92,104 @@ def train_probe(problem: Problem, train: Source, dev: Source, schedule: Schedule
     targets = [example.target for example in problem.examples["train"]]
     with seeded(seed, states.device):
         probe = Probe(states.shape[0], problem.head(states.shape[2])).to(states.device)
-        optimizer = torch.optim.Adam(probe.parameters(), lr=schedule.learning_rate, fused=True)
+        optimizer = _optimizer(probe, schedule)
         generator = torch.Generator().manual_seed(seed)
         batches = draws(schedule, problem.examples["train"], generator)
-        best: tuple[int, dict[str, float], dict[str, torch.Tensor]] | None = None
+        best: _Best | None = None
         for update in range(1, schedule.updates + 1):
-            _step(probe, optimizer, problem, train, targets, next(batches), schedule.clip_norm, generator)
+            step(probe, optimizer, problem, train, targets, list(islice(batches, schedule.accumulate)), schedule, generator)
             if update % schedule.validate_every_updates == 0 or update == schedule.updates:
-                found = score(problem, [probe], dev, "dev")[0]
-                if best is None or better(schedule.metric, found[schedule.metric], best[1][schedule.metric]):
-                    best = (update, found, {name: value.clone() for name, value in probe.state_dict().items()})
+                best = _better_of(best, update, problem, probe, dev, schedule.metric)
             advance(1)
     assert best is not None  # the last update validates
-    probe.load_state_dict(best[2])
-    return Trained(probe=probe.eval(), best_update=best[0], dev=best[1])
+    probe.load_state_dict(best.state)
+    measured = best.measured or dev_measured(problem, best.answers)
+    return Trained(probe=probe.eval(), best_update=best.update, dev=measured, answers=best.answers)
 
 
-def _step(
+def _optimizer(probe: Probe, schedule: Schedule) -> torch.optim.Optimizer:
+    if schedule.weight_decay:
+        return torch.optim.AdamW(probe.parameters(), lr=schedule.learning_rate, weight_decay=schedule.weight_decay, fused=True)
+    return torch.optim.Adam(probe.parameters(), lr=schedule.learning_rate, fused=True)
+
+
+class _Best(NamedTuple):
+    update: int
+    quality: float
+    measured: dict[str, float] | None
+    answers: list[Any]
+    state: dict[str, torch.Tensor]
+
+
+def _better_of(best: _Best | None, update: int, problem: Problem, probe: Probe, dev: Source, metric: str) -> _Best:
+    """Validates; returns the better one, the earlier of two equals."""
+    found = answers(problem, [probe], dev)[0]
+    if problem.select is not None:
+        measured, quality = None, problem.select(found, references(problem, "dev"))
+        improved = best is None or quality > best.quality
+    else:
+        measured = dev_measured(problem, found)
+        quality = measured[metric]
+        improved = best is None or better(metric, quality, best.quality)
+    if best is not None and not improved:
+        return best
+    return _Best(update, quality, measured, found, {name: value.clone() for name, value in probe.state_dict().items()})
+
+
+def step(
     probe: Probe,
     optimizer: torch.optim.Optimizer,
     problem: Problem,
     train: Source,
     targets: Sequence[torch.Tensor],
-    chosen: Chosen,
-    clip_norm: float,
+    parts: Sequence[Chosen],
+    schedule: Schedule,
     generator: torch.Generator,
-) -> None:
+) -> float:
+    """Makes one update from the mean loss of ``parts`` and returns that loss."""
     probe.train()
-    batch = train.take(chosen)
-    features = probe.features(batch)
-    if problem.augment is not None:
-        features = problem.augment(features, batch.frames, generator)
-    wanted = targets[chosen] if isinstance(chosen, slice) else [targets[place] for place in chosen.tolist()]
-    loss = problem.loss(probe.head(features, batch.frames), batch.frames, wanted)
     optimizer.zero_grad()
-    loss.backward()  # type: ignore[no-untyped-call]
-    norm = torch.nn.utils.clip_grad_norm_(probe.parameters(), clip_norm)
+    total = 0.0
+    for chosen in parts:
+        batch = train.take(chosen)
+        features = probe.features(batch)
+        if problem.augment is not None:
+            features = problem.augment(features, batch.frames, generator)
+        wanted = targets[chosen] if isinstance(chosen, slice) else [targets[place] for place in chosen.tolist()]
+        loss = problem.loss(probe.head(features, batch.frames), batch.frames, wanted) / len(parts)
+        loss.backward()  # type: ignore[no-untyped-call]
+        total += loss.item()
+    norm = torch.nn.utils.clip_grad_norm_(probe.parameters(), schedule.clip_norm)
     if bool(norm.isfinite()):
         optimizer.step()
+    return total
 
 
 @torch.no_grad()
-def score(
-    problem: Problem, probes: Sequence[Probe], source: Source, split: str, advance: Advance = lambda count: None
-) -> list[dict[str, float]]:
-    """Returns the metrics of each probe on one split, whose features are taken once for all of them."""
-    answers: list[list[Any]] = [[] for _ in probes]
+def answers(
+    problem: Problem, probes: Sequence[Probe], source: Source, advance: Advance = lambda count: None
+) -> list[list[Any]]:
+    """Returns the answers of each probe on one split, whose features are taken once for all of them."""
+    found: list[list[Any]] = [[] for _ in probes]
     for start in range(0, source.count, SCORED_AT_ONCE):
         batch = source.take(slice(start, min(start + SCORED_AT_ONCE, source.count)))
-        for probe, found in zip(probes, answers, strict=True):
-            found += problem.answers(probe.eval()(batch), batch.frames)
+        for probe, mine in zip(probes, found, strict=True):
+            mine += problem.answers(probe.eval()(batch), batch.frames)
         advance(len(batch.frames))
-    references = [example.reference for example in problem.examples[split]]
-    return [problem.measure(found, references) for found in answers]
+    return found
+
+
+def references(problem: Problem, split: str) -> list[Any]:
+    """Returns what the answers on a split are compared with."""
+    return [example.reference for example in problem.examples[split]]
+
+
+def dev_measured(problem: Problem, answers: Sequence[Any]) -> dict[str, float]:
+    """Returns the metrics of dev, over the examples that count."""
+    wanted = references(problem, "dev")
+    if problem.dev_places is not None:
+        answers, wanted = ([items[place] for place in problem.dev_places] for items in (answers, wanted))
+    return problem.measure(answers, wanted)
 
 
 def draws(schedule: Schedule, examples: Sequence[Example], generator: torch.Generator) -> Iterator[Chosen]:
@@ -145,6 +197,8 @@ def draws(schedule: Schedule, examples: Sequence[Example], generator: torch.Gene
     size = min(schedule.batch_size, len(examples))
     if schedule.draws == "windows":
         return windows([example.utterance.samples for example in examples], size, generator)
+    if schedule.draws == "buckets":
+        return buckets([example.utterance.samples for example in examples], size, generator)
     if schedule.draws == "balanced":
         return balanced(torch.stack([example.target[0] for example in examples]), size, generator)
     return shuffled(len(examples), size, generator)
@@ -173,6 +227,21 @@ def windows(samples: Sequence[int], size: int, generator: torch.Generator) -> It
         for place in torch.randperm(len(samples), generator=generator).tolist():
             start = min(place, len(samples) - size)
             yield slice(start, start + (max(1, size // 2) if samples[start] > WINDOW_SAMPLES else size))
+
+
+def buckets(samples: Sequence[int], size: int, generator: torch.Generator) -> Iterator[Chosen]:
+    """Yields fixed batches of neighbours by audio length, in random order (s3prl ``asr/dataset.py``).
+
+    Buckets of twice ``size``, longest first, are cut in two; what is left below a bucket is one batch, or none if it is one
+    utterance alone.
+    """
+    order = torch.tensor(sorted(range(len(samples)), key=lambda place: -samples[place]))
+    whole = len(order) // (2 * size) * 2 * size
+    fixed = list(torch.split(order[:whole], size)) if whole else []
+    if len(order) - whole > 1 or not fixed:
+        fixed.append(order[whole:])
+    while True:
+        yield from (fixed[place] for place in torch.randperm(len(fixed), generator=generator).tolist())
 
 
 @contextmanager

@@ -14,7 +14,19 @@ from speechft_ray.core.specs import CorpusSpec, EvalSpec
 from speechft_ray.speech.heads.pooled import PooledHead
 from speechft_ray.superb.evaluate import pose
 from speechft_ray.superb.features import Batch, Kept
-from speechft_ray.superb.probe import Probe, Schedule, balanced, score, seeded, shuffled, train_probe, windows
+from speechft_ray.superb.probe import (
+    Probe,
+    Schedule,
+    answers,
+    balanced,
+    buckets,
+    dev_measured,
+    seeded,
+    shuffled,
+    step,
+    train_probe,
+    windows,
+)
 from speechft_ray.superb.tasks.base import TASKS, Problem
 from tests.superb.toy import toy_corpus
 
@@ -131,7 +143,8 @@ def test_the_best_validation_is_kept() -> None:
     kept = train_probe(problem, train, dev, schedule(updates=60), 1, ignore)
     assert kept.dev["sid.accuracy"] == best > seen[60]
     assert kept.best_update == next(update for update, value in seen.items() if value == best)
-    assert score(problem, [kept.probe], dev, "dev") == [kept.dev]
+    assert answers(problem, [kept.probe], dev) == [kept.answers]
+    assert dev_measured(problem, kept.answers) == kept.dev
 
 
 def test_a_lower_error_rate_is_the_better_one() -> None:
@@ -222,5 +235,6 @@ def test_scoring_in_pieces_keeps_the_order() -> None:
         for index in range(4):
             probe.head.projector.weight[index, index] = probe.head.output.weight[index, index] = 1.0
     done: list[int] = []
-    assert score(problem, [probe, probe], dev, "dev", done.append) == [{"sid.accuracy": 100.0}] * 2
+    found = answers(problem, [probe, probe], dev, done.append)
+    assert [dev_measured(problem, each) for each in found] == [{"sid.accuracy": 100.0}] * 2
     assert sum(done) == 40

@@ -71,7 +71,7 @@ def test_slot_targets_are_characters_tags_and_an_end() -> None:
 
 def test_perfect_logits_answer_the_reference_without_its_end() -> None:
     corpus = toy_corpus({"train": 6, "dev": 3, "test": 3})
-    for task in ("pr", "chars", "sf"):
+    for task in ("pr", "asr", "asr_zh", "chars", "sf"):
         problem = posed(task, corpus)
         classes = 1 + max(int(example.target.max()) for example in problem.examples["train"])
         answers = []
@@ -80,7 +80,7 @@ def test_perfect_logits_answer_the_reference_without_its_end() -> None:
             logits = functional.one_hot(torch.tensor([path]), classes).float()
             answers += problem.answers(logits, torch.tensor([len(path)]))
         references = [example.reference for example in problem.examples["dev"]]
-        assert answers == references
+        assert answers == references, task
         for metric, value in problem.measure(answers, references).items():
             assert value == (100.0 if metric == "sf.slot_type_f1" else 0.0)
 
@@ -132,15 +132,17 @@ def test_a_missing_column_names_the_columns_and_tasks_there_are() -> None:
         posed("sid", corpus)
     assert str(told.value) == (
         "the task `sid` needs the column `speaker`, which the corpus `written` does not have; its columns `emotion`, `text` "
-        "allow the tasks `chars`, `er`, `label`."
+        "allow the tasks `asr`, `asr_zh`, `chars`, `er`, `label`."
     )
 
 
 def test_tasks_follow_from_columns() -> None:
     assert tasks_for([]) == []
-    assert tasks_for(["text"]) == ["chars", "label"]
-    assert tasks_for(["action", "object", "text"]) == ["chars", "label"]
-    assert tasks_for(["action", "object", "location", "text", "slots"]) == ["chars", "ic", "label", "sf"]
+    assert tasks_for(["text"]) == ["asr", "asr_zh", "chars", "label"]
+    assert tasks_for(["action", "object", "text"]) == ["asr", "asr_zh", "chars", "label"]
+    assert tasks_for(["action", "object", "location", "slots"]) == ["ic", "label"]
+    assert tasks_for(["speaker"]) == ["asv", "label", "sid"]
+    assert tasks_for(["segments", "matches"]) == ["label", "qbe", "sd"]
 
 
 def test_any_column_can_be_a_label() -> None:
