@@ -92,7 +92,7 @@ def train_probe(problem: Problem, train: Source, dev: Source, schedule: Schedule
     targets = [example.target for example in problem.examples["train"]]
     with seeded(seed, states.device):
         probe = Probe(states.shape[0], problem.head(states.shape[2])).to(states.device)
-        optimizer = _optimizer(probe, schedule)
+        optimizer = optimizer_of(probe, schedule)
         generator = torch.Generator().manual_seed(seed)
         batches = draws(schedule, problem.examples["train"], generator)
         best: _Best | None = None
@@ -107,7 +107,7 @@ def train_probe(problem: Problem, train: Source, dev: Source, schedule: Schedule
     return Trained(probe=probe.eval(), best_update=best.update, dev=measured, answers=best.answers)
 
 
-def _optimizer(probe: Probe, schedule: Schedule) -> torch.optim.Optimizer:
+def optimizer_of(probe: Probe, schedule: Schedule) -> torch.optim.Optimizer:
     if schedule.weight_decay:
         return torch.optim.AdamW(probe.parameters(), lr=schedule.learning_rate, weight_decay=schedule.weight_decay, fused=True)
     return torch.optim.Adam(probe.parameters(), lr=schedule.learning_rate, fused=True)

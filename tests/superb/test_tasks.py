@@ -92,6 +92,38 @@ def test_phones_are_tokens_and_transcripts_characters() -> None:
     assert posed("chars", corpus).examples["train"][0].reference == tuple("HI YOU")
 
 
+def test_the_words_of_asr_are_spelled_in_s3prls_dictionary() -> None:
+    example = posed("asr", everywhere(text=["Hi you", "A"])).examples["train"][0]
+    symbols = ["<s>", "<pad>", "</s>", "<unk>", *"|ETAONIHSRDLUMCWFGYPBVK'XJQZ"]
+    assert [symbols[index] for index in example.target] == [*"HI|YOU|", "</s>"]
+    assert example.reference == ("HI", "YOU")
+    problem = posed("asr", everywhere(text=["É B"]))
+    assert problem.examples["dev"][0].target.tolist() == [3, 4, symbols.index("B"), 4, 2]
+    assert problem.head(4).output.out_features == 32
+    decoded = torch.tensor([symbols.index(symbol) for symbol in "HI||YO"])
+    logits = functional.one_hot(decoded, 32)[None].float()
+    assert problem.answers(logits, torch.tensor([6])) == [("HI", "YO")]
+    assert problem.measure([("HI", "YO")], [("HI", "YOU")]) == {"asr.wer": 50.0}
+
+
+def test_mandarin_has_its_own_characters_and_a_square_map_after_each_layer() -> None:
+    problem = posed("asr_zh", everywhere(text=["你好", "好"]), options={"lstm_hidden": 3, "projection": 5})
+    assert [example.target.tolist() for example in problem.examples["train"]] == [[3, 4, 1], [4, 1]]
+    head = problem.head(4)
+    assert [square.weight.shape for square in head.squares] == [(6, 6), (6, 6)]
+    assert not posed("asr", everywhere(text=["A"]), options={"lstm_hidden": 3, "projection": 5}).head(4).squares
+
+
+def test_the_published_protocol_resamples_the_dev_of_keywords() -> None:
+    labels = ["rare"] * 3 + ["often"] * 297
+    problem = posed("ks", everywhere(keyword=labels))
+    places = list(problem.dev_places or [])
+    rare = sum(problem.examples["dev"][place].reference == (1,) for place in places)
+    assert len(places) == 300 and abs(rare - 150) < 4 * 300**0.5 / 2  # four standard deviations
+    assert places == list(posed("ks", everywhere(keyword=labels)).dev_places or [])
+    assert posed("ks", everywhere(keyword=labels), options={"protocol": "clean"}).dev_places is None
+
+
 def test_an_unseen_token_is_unknown_but_stays_in_the_reference() -> None:
     corpus = corpus_of({"train": {"phones": ["a b"]}, "dev": {"phones": ["a z"]}, "test": {"phones": ["b"]}})
     example = posed("pr", corpus).examples["dev"][0]

@@ -62,7 +62,7 @@ def pose(corpus: Corpus, columns: Sequence[str], options: AsvOptions) -> Problem
     speakers = Vocabulary.of((label_in(utterance, column) for utterance in splits["train"]), reserved=0)
     if speakers.size == 1:
         raise UserError(f"the whole train split has one speaker, `{speakers.symbols[0]}`: nothing to tell apart.")
-    trials = [_trials(corpus, split, splits[split], column) for split in ("dev", "test")]
+    trials = [_trials(corpus, split, splits[split], column) for split in ("test", "dev")]
 
     def target(utterance: Utterance) -> torch.Tensor:
         known = utterance.split == "train"
@@ -115,10 +115,12 @@ def made_trials(utterances: Sequence[Utterance], column: str) -> list[Trial]:
     same = [pair for keys in by_speaker.values() for pair in combinations(keys, 2)]
     draw.shuffle(same)
     different: dict[tuple[str, str], None] = {}
-    count = min(MADE_TRIALS, len(same), sum(len(utterances) - len(keys) for keys in by_speaker.values()) // 4)
-    while len(by_speaker) > 1 and len(different) < count:  # a quarter of the ordered pairs at most: quickly found
+    apart = sum(len(keys) * (len(utterances) - len(keys)) for keys in by_speaker.values()) // 2
+    count = min(MADE_TRIALS, len(same), (apart + 1) // 2)  # half of all pairs at most: a random one is soon a new one
+    while len(different) < count:
         one, other = draw.sample(sorted(by_speaker), 2)
-        different[draw.choice(by_speaker[one]), draw.choice(by_speaker[other])] = None
+        pair = sorted((draw.choice(by_speaker[one]), draw.choice(by_speaker[other])))
+        different[pair[0], pair[1]] = None
     return [*((True, *pair) for pair in same[:count]), *((False, *pair) for pair in different)]
 
 
@@ -129,7 +131,8 @@ def _splits(corpus: Corpus, column: str, protocol: Protocol) -> dict[str, list[U
     if protocol == "superb":
         dev = splits["test"]
     elif not dev:
-        held = set(sorted({label_in(utterance, column) for utterance in train})[::HELD_OUT])
+        speakers = sorted({label_in(utterance, column) for utterance in train})
+        held = set(speakers[:: min(HELD_OUT, max(2, len(speakers) // 2))])  # at least two, for trials need them
         dev = [utterance for utterance in train if label_in(utterance, column) in held]
         train = [utterance for utterance in train if label_in(utterance, column) not in held]
     return {"train": train, "dev": dev, "test": splits["test"]}
