@@ -8,7 +8,7 @@ REPORT ?= report
 PYTHON ?= $(shell for name in python3.11 python3.12 python3.10 python3; do \
 	if $$name -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] < (3, 13))' 2>/dev/null; then echo $$name; break; fi; done)
 
-.PHONY: sweep test lint install clean
+.PHONY: sweep test lint install clean peers-s3prl
 
 sweep: $(VENV)/installed
 	$(BIN)/python launch/sweep_alpha.py --address local --storage $(STORAGE) --report $(REPORT)
@@ -33,6 +33,10 @@ $(VENV)/installed: pyproject.toml constraints.txt
 $(VENV)/tests-installed: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
 	@touch $@
+
+# What s3prl's own downstream code calls beside s3prl itself, for benchmarks/parity.py; the environment stays as it is.
+peers-s3prl: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --upgrade --no-deps --target .peers/s3prl editdistance==0.8.1 h5py==3.16.0 lxml==6.1.3 dtw-python==1.9.0
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache

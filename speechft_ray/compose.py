@@ -76,7 +76,8 @@ def check_names(spec: SweepSpec) -> None:
         attempt(f"merge[{index}]", check, item.method, item.params, 1 if item.donors == "each" else len(item.donors))
     for index, entry in enumerate(spec.evaluate):
         attempt(f"evaluate[{index}].task", _task, entry, spec)
-        attempt(f"evaluate[{index}].corpus", _corpus_options, entry.corpus)
+        for corpus in entry.corpora():
+            attempt(f"evaluate[{index}].corpus", _corpus_options, corpus)
     if mistakes:
         raise SpecError(f"the sweep `{spec.name}`", list(dict.fromkeys(mistakes)))
 

@@ -24,7 +24,8 @@ from speechft_ray.speech.checkpoints.safetensors_dir import read_encoder, write_
 from speechft_ray.speech.corpora.base import CORPORA, SPLITS, Corpus, Progress
 from speechft_ray.speech.encoders.base import FAMILIES, EncoderWeights
 from speechft_ray.superb.cache import FeatureCache
-from speechft_ray.superb.evaluate import Sharing, evaluate
+from speechft_ray.superb.evaluate import Sharing
+from speechft_ray.superb.folds import evaluate_folds
 from speechft_ray.sweep.plan import FBANK
 from speechft_ray.sweep.protocols import Report
 
@@ -130,8 +131,8 @@ def _evaluate(job: Job, place: Place, store: Store, report: Report) -> None:
         encoder=str(job.payload["encoder"] or FBANK),
         front_end=(family.front_end_prefixes[0], family.describe(weights.config)) if family.front_end_prefixes else None,
     )
-    corpus = open_corpus(spec.corpus, place)
-    facts = evaluate(spec, family.build(weights), corpus, _device(place), report, sharing)
+    corpora = [open_corpus(corpus, place) for corpus in spec.corpora()]
+    facts = evaluate_folds(spec, family.build(weights), corpora, _device(place), report, sharing=sharing)
     with store.publish("evaluate", job.fingerprint, {**facts, **job.payload}):
         pass
 

@@ -42,6 +42,7 @@ METRICS: dict[str, Metric] = _table(
     Metric(name="ic.accuracy", title="IC ACC", task="ic", higher_is_better=True, fbank=10.44, sota=99.34),
     Metric(name="sf.slot_type_f1", title="SF F1", task="sf", higher_is_better=True, fbank=69.64, sota=92.35),
     Metric(name="sf.slot_value_cer", title="SF CER", task="sf", higher_is_better=False, fbank=52.92, sota=17.61),
+    Metric(name="asr_zh.cer", title="zh ASR CER", task="asr_zh", higher_is_better=False),
     Metric(name="chars.cer", title="CER", task="chars", higher_is_better=False),
     Metric(name="label.accuracy", title="Label ACC", task="label", higher_is_better=True),
     Metric(name="finetune.accuracy", title="Dev ACC", task="finetune", higher_is_better=True),

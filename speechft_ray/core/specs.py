@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=80)]
 """Names become parts of paths and of run names: letters, digits, ``_ . -``."""
@@ -120,6 +120,19 @@ class EvalSpec(Spec):
     """How many probes, with seeds 0, 1, ...; each is a value of its own in the result."""
     options: dict[str, JsonValue] = Field(default_factory=dict)
     """The task's own options (checked by its options model)."""
+    folds: dict[str, Annotated[tuple[JsonValue, ...], Field(min_length=2)]] = Field(default_factory=dict, max_length=1)
+    """An option of the corpus and its values, one per fold (IEMOCAP: ``fold: [1, 2, 3, 4, 5]``). Every fold is evaluated by
+    itself; the result is the mean over folds, seed by seed."""
+
+    def corpora(self) -> tuple[CorpusSpec, ...]:
+        """The corpus of each fold; one corpus without folds."""
+        options = [{name: value} for name, values in self.folds.items() for value in values] or [{}]
+        return tuple(self.corpus.model_copy(update={"options": {**self.corpus.options, **fold}}) for fold in options)
+
+    @model_serializer(mode="wrap")
+    def _without_empty_folds(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        found: dict[str, Any] = serialize(self)
+        return found if self.folds else {name: value for name, value in found.items() if name != "folds"}
 
 
 class ScoreSpec(Spec):

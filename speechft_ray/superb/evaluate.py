@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from statistics import fmean
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from pydantic import JsonValue
@@ -20,9 +20,9 @@ from speechft_ray.speech.encoders.base import Encoder, Shape
 from speechft_ray.superb.cache import FeatureCache
 from speechft_ray.superb.features import IN_MEMORY, Advance, Extractor, Keeping, Reencoded, Source, sources
 from speechft_ray.superb.front_end import FrontEnds
-from speechft_ray.superb.probe import Schedule, Trained, score, train_probes
+from speechft_ray.superb.probe import Schedule, Trained, answers, references, train_probes
 from speechft_ray.superb.stacked import train_stacked
-from speechft_ray.superb.tasks.base import TASKS, Problem, Task, task_columns, task_options, task_splits
+from speechft_ray.superb.tasks.base import TASKS, Problem, Search, Task, task_columns, task_options
 
 Report = Callable[[Mapping[str, float]], None]
 """Called with ``{"done": .., "total": ..}``: utterances encoded and updates made, of all seeds."""
@@ -32,7 +32,7 @@ REPORTS = 200
 
 
 GRID = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
-"""Learning rates of ``learning_rate: grid``: SUPERB's authors explored five per encoder and task, from 1e-1 down on a log scale
+"""Learning rates of ``learning_rate: grid``: SUPERB's authors explored five per encoder and task, on a log scale from 1e-1 down
 (s3prl issues 120 and 498)."""
 
 
@@ -55,14 +55,16 @@ def evaluate(
     corpus: Corpus,
     device: torch.device,
     report: Report,
+    *,
     sharing: Sharing | None = None,
 ) -> dict[str, JsonValue]:
     """Trains the probes of an evaluation and returns its facts.
 
-    ``scores``: a ``Score`` per metric and split, one value per seed, in percent, at the learning rate with the best mean on
-    dev. ``seeds``, ``learning_rate`` (the chosen one), ``updates``, ``utterances`` by split, ``seconds`` by phase; per seed
-    ``best_update`` and ``layer_weights`` (softmax). With several rates, ``grid`` has every rate and seed with its metrics. Test
-    is encoded and scored once, by each probe at its best validation on dev. The encoder is left in eval mode on ``device``.
+    ``scores``: a ``Score`` per metric and split, one value per seed, in the metric's unit, at the learning rate with the best
+    mean on dev. ``details``: what else was measured, such as the layer or the threshold that dev chose. ``seeds``,
+    ``learning_rate`` (the chosen one), ``updates``, ``utterances`` by split, ``seconds`` by phase; per seed ``best_update`` and
+    ``layer_weights`` (softmax). With several rates, ``grid`` has every rate and seed with its metrics. Test is encoded and
+    scored once, by each probe at its best validation on dev. The encoder is left in eval mode on ``device``.
 
     On a CPU one torch thread is used, since the order of sums, and with it the last digits, depends on their number.
     Raises ``UserError`` for a column, split, label or option that does not fit the task.
@@ -70,31 +72,66 @@ def evaluate(
     task = TASKS.get(spec.task)
     problem = pose(task, spec, corpus)
     schedule, rates = schedule_of(task, spec), rates_of(task, spec)
-    heads = spec.seeds * len(rates)
+    heads = spec.seeds * len(rates) if isinstance(problem, Problem) else 0
     progress = Progress(report, sum(map(len, problem.examples.values())) + heads * spec.updates)
     began = time.perf_counter()
     with one_thread(device):
-        extract = Extractor(encoder, corpus, device, task.pooled, _front_ends(sharing, encoder, corpus))
+        extract = Extractor(encoder, problem.corpus, device, task.pooled, _front_ends(sharing, encoder, problem.corpus))
         keeping = Keeping(cache=sharing.cache, encoder=sharing.encoder) if sharing else IN_MEMORY
-        utterances = {split: [item.utterance for item in items] for split, items in problem.examples.items()}
-        kept = sources(extract, {split: utterances[split] for split in ("train", "dev")}, progress.advance, keeping)
-        trained = _train(problem, kept, schedule, rates, spec.seeds, progress.advance)
-        unseen, tell = _unseen(extract, utterances["test"], progress.advance, keeping)
-        tested = score(problem, [each.probe for each in trained], unseen, "test", tell)
-    chosen = _best_rate(schedule.metric, trained, spec.seeds)
-    mine = slice(chosen * spec.seeds, (chosen + 1) * spec.seeds)
+        if isinstance(problem, Search):
+            found = _searched(problem, extract, spec.seeds, progress.advance, keeping)
+        else:
+            found = _learned(problem, extract, schedule, rates, spec.seeds, progress.advance, keeping)
     seconds = {"features": extract.seconds, "probe": time.perf_counter() - began - extract.seconds}
+    chosen = _best_rate(schedule.metric, found.dev, spec.seeds)
+    mine = slice(chosen * spec.seeds, (chosen + 1) * spec.seeds)
     facts: dict[str, JsonValue] = {
-        "scores": _scores(task, [each.dev for each in trained[mine]], tested[mine]),
+        "scores": _scores(task, found.dev[mine], found.test[mine]),
+        "details": _details(task, found.dev[mine], found.test[mine]),
         "seeds": spec.seeds,
         "learning_rate": rates[chosen],
         "updates": spec.updates,
-        "best_update": [each.best_update for each in trained[mine]],
-        "layer_weights": [_layer_weights(each) for each in trained[mine]],
+        "best_update": [each.best_update for each in found.trained[mine]],
+        "layer_weights": [_layer_weights(each) for each in found.trained[mine]],
         "utterances": {split: len(items) for split, items in problem.examples.items()},
         "seconds": {phase: round(value, 3) for phase, value in seconds.items()},
     }
-    return facts if len(rates) == 1 else {**facts, "grid": _grid(rates, spec.seeds, trained, tested)}
+    return facts if len(rates) == 1 or not found.trained else {**facts, "grid": _grid(rates, spec.seeds, found)}
+
+
+class _Found(NamedTuple):
+    """What an evaluation measured, rate by rate and seed by seed; ``trained`` is empty for a task without training."""
+
+    trained: Sequence[Trained]
+    dev: Sequence[Mapping[str, float]]
+    test: Sequence[Mapping[str, float]]
+
+
+def _learned(
+    problem: Problem,
+    extract: Extractor,
+    schedule: Schedule,
+    rates: Sequence[float],
+    seeds: int,
+    advance: Advance,
+    keeping: Keeping,
+) -> _Found:
+    utterances = _utterances(problem)
+    kept = sources(extract, {split: utterances[split] for split in ("train", "dev")}, advance, keeping)
+    if problem.stack is not None:
+        by_rate = train_stacked(problem, kept["train"], kept["dev"], schedule, rates, seeds, advance)
+        trained = [one for of_rate in by_rate for one in of_rate]
+    else:
+        kinds = [(rate, seed) for rate in rates for seed in range(seeds)]
+        trained = train_probes(problem, kept["train"], kept["dev"], schedule, kinds, 0, advance)
+    unseen, tell = _unseen(extract, utterances["test"], advance, keeping)
+    tested = answers(problem, [each.probe for each in trained], unseen, tell)
+    wanted = {split: references(problem, split) for split in ("dev", "test")}
+    test = [
+        problem.measured_test(each.answers, wanted["dev"], found, wanted["test"])
+        for each, found in zip(trained, tested, strict=True)
+    ]
+    return _Found(trained, [each.dev for each in trained], test)
 
 
 def rates_of(task: Task, spec: EvalSpec) -> list[float]:
@@ -105,20 +142,9 @@ def rates_of(task: Task, spec: EvalSpec) -> list[float]:
     return list(dict.fromkeys(GRID if given == "grid" else given if isinstance(given, tuple) else [float(given)]))
 
 
-def _train(
-    problem: Problem, kept: Mapping[str, Source], schedule: Schedule, rates: Sequence[float], seeds: int, advance: Advance
-) -> list[Trained]:
-    """Trains a probe for every rate and seed; returns them rate by rate."""
-    if problem.stack is not None:
-        by_rate = train_stacked(problem, kept["train"], kept["dev"], schedule, rates, seeds, advance)
-        return [trained for of_rate in by_rate for trained in of_rate]
-    kinds = [(rate, seed) for rate in rates for seed in range(seeds)]
-    return train_probes(problem, kept["train"], kept["dev"], schedule, kinds, 0, advance)
-
-
-def _best_rate(metric: str, trained: Sequence[Trained], seeds: int) -> int:
+def _best_rate(metric: str, dev: Sequence[Mapping[str, float]], seeds: int) -> int:
     """Returns the place of the rate with the best mean over seeds on dev, the first of equals."""
-    means = [fmean(each.dev[metric] for each in trained[start : start + seeds]) for start in range(0, len(trained), seeds)]
+    means = [fmean(found[metric] for found in dev[start : start + seeds]) for start in range(0, len(dev), seeds)]
     best = 0
     for place, value in enumerate(means):
         if better(metric, value, means[best]):
@@ -126,18 +152,16 @@ def _best_rate(metric: str, trained: Sequence[Trained], seeds: int) -> int:
     return best
 
 
-def _grid(
-    rates: Sequence[float], seeds: int, trained: Sequence[Trained], tested: Sequence[Mapping[str, float]]
-) -> list[JsonValue]:
+def _grid(rates: Sequence[float], seeds: int, found: _Found) -> list[JsonValue]:
     return [
         {
             "learning_rate": rates[place // seeds],
             "seed": place % seeds,
             "best_update": one.best_update,
-            "dev": dict(one.dev),
+            "dev": dict(dev),
             "test": dict(test),
         }
-        for place, (one, test) in enumerate(zip(trained, tested, strict=True))
+        for place, (one, dev, test) in enumerate(zip(*found, strict=True))
     ]
 
 
@@ -148,14 +172,27 @@ def _front_ends(sharing: Sharing | None, encoder: Encoder, corpus: Corpus) -> Fr
     return FrontEnds(sharing.cache, encoder.module(), prefix, shape, corpus)
 
 
-def pose(task: Task, spec: EvalSpec, corpus: Corpus) -> Problem:
+def _searched(problem: Search, extract: Extractor, seeds: int, advance: Advance, keeping: Keeping) -> _Found:
+    """Searches once; every seed gets the same numbers, since nothing is drawn."""
+    found = problem.answers(sources(extract, _utterances(problem), advance, keeping))
+    wanted = {split: [example.reference for example in problem.examples[split]] for split in ("dev", "test")}
+    dev = problem.measure(found["dev"], wanted["dev"])
+    test = problem.measure_test(found["dev"], wanted["dev"], found["test"], wanted["test"])
+    return _Found((), [dev] * seeds, [test] * seeds)
+
+
+def _utterances(problem: Problem | Search) -> dict[str, list[Utterance]]:
+    return {split: [example.utterance for example in examples] for split, examples in problem.examples.items()}
+
+
+def pose(task: Task, spec: EvalSpec, corpus: Corpus) -> Problem | Search:
     """Poses the task of an evaluation on its corpus. Raises ``UserError`` for whatever does not fit.
 
     Tasks that draw windows get the examples of each split with the longest targets first.
     """
     options = task_options(task, spec.options)
     columns = task_columns(task, spec.column, corpus)
-    problem = task.pose(task_splits(corpus), columns, options)
+    problem = task.pose(corpus, columns, options)
     if task.draws != "windows":
         return problem
     longest_first = {
@@ -165,15 +202,20 @@ def pose(task: Task, spec: EvalSpec, corpus: Corpus) -> Problem:
 
 
 def schedule_of(task: Task, spec: EvalSpec) -> Schedule:
-    """Returns how the probe is trained: what the spec says, else the task's own."""
+    """Returns how the probe is trained: what the spec says, else the task's own.
+
+    A batch size of the spec is one batch; the task's own may come in several parts.
+    """
     return Schedule(
         updates=spec.updates,
         validate_every_updates=spec.validate_every_updates or max(1, spec.updates // 10),
         learning_rate=task.learning_rate,
-        batch_size=spec.batch_size or task.batch_size,
+        batch_size=spec.batch_size or task.batch_size // task.accumulate,
         clip_norm=task.clip_norm,
         draws=task.draws,
         metric=task.metrics[0],
+        accumulate=1 if spec.batch_size else task.accumulate,
+        weight_decay=task.weight_decay,
     )
 
 
@@ -210,6 +252,14 @@ def _scores(task: Task, dev: Sequence[Mapping[str, float]], test: Sequence[Mappi
         for metric in task.metrics
         for split, values in measured
     ]
+
+
+def _details(task: Task, dev: Sequence[Mapping[str, float]], test: Sequence[Mapping[str, float]]) -> dict[str, JsonValue]:
+    """What was measured beside the task's metrics, by split and name, one value per seed."""
+    return {
+        split: {name: [found[name] for found in values] for name in values[0] if name not in task.metrics}
+        for split, values in (("dev", dev), ("test", test))
+    }
 
 
 def _unseen(extract: Extractor, utterances: Sequence[Utterance], advance: Advance, keeping: Keeping) -> tuple[Source, Advance]:

@@ -1,17 +1,19 @@
 """The probe: a weighted sum over hidden states and a head, trained on features that stand still.
 
 Everything that SUPERB's runner does and nothing else (s3prl ``downstream/runner.py``): one Adam group at a constant rate for
-layer weights and head, gradient norm clipped over all, updates with a norm that is not finite skipped, the best validation
-kept. Two differences: the first validation always counts as the best so far, where s3prl starts from a fixed value that may
-never be passed; and validation leaves the random numbers of training alone, where s3prl seeds them anew.
+layer weights and head, gradients of several batches accumulated where a task says so, their norm clipped over all, updates
+with a norm that is not finite skipped, the best validation kept. Two differences: the first validation always counts as the
+best so far, where s3prl starts from a fixed value that may never be passed; and validation leaves the random numbers of
+training alone, where s3prl seeds them anew.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -36,10 +38,13 @@ class Schedule:
     validate_every_updates: int
     learning_rate: float
     batch_size: int
+    """Utterances in one batch, of which an update takes ``accumulate``."""
     clip_norm: float
     draws: Draws
     metric: str
-    """Chooses the best validation."""
+    """Chooses the best validation, unless the problem has a ``select``."""
+    accumulate: int = 1
+    weight_decay: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +55,8 @@ class Trained:
     best_update: int
     dev: Mapping[str, float]
     """Every metric of dev at ``best_update``."""
+    answers: Sequence[Any]
+    """What the probe answers on dev, in the order of its examples."""
 
 
 class Probe(nn.Module):
@@ -101,71 +108,151 @@ def train_probes(
     states = train.take(slice(0, 1)).states
     targets = [example.target for example in problem.examples["train"]]
     batches = draws(schedule, problem.examples["train"], torch.Generator().manual_seed(order_seed))
-    learners = [_Learner(problem, states, rate, seed) for rate, seed in kinds]
+    learners = [_Learner(problem, states, replace(schedule, learning_rate=rate), seed) for rate, seed in kinds]
     for update in range(1, schedule.updates + 1):
-        chosen = next(batches)
-        batch = train.take(chosen)
-        wanted = targets[chosen] if isinstance(chosen, slice) else [targets[place] for place in chosen.tolist()]
+        parts = taken(train, targets, list(islice(batches, schedule.accumulate)))
         for learner in learners:
-            learner.step(problem, batch, wanted, schedule.clip_norm)
+            learner.learn(problem, parts)
         if update % schedule.validate_every_updates == 0 or update == schedule.updates:
-            found = score(problem, [learner.probe for learner in learners], dev, "dev")
-            for learner, metrics in zip(learners, found, strict=True):
-                learner.validated(update, metrics, schedule.metric)
+            found = answers(problem, [learner.probe for learner in learners], dev)
+            for learner, mine in zip(learners, found, strict=True):
+                learner.validated(update, problem, mine)
         advance(len(learners))
-    return [learner.trained() for learner in learners]
+    return [learner.trained(problem) for learner in learners]
 
 
 class _Learner:
     """One probe that is being trained, with its own random numbers and its best validation so far."""
 
-    def __init__(self, problem: Problem, states: torch.Tensor, learning_rate: float, seed: int) -> None:
-        self._device = states.device
+    def __init__(self, problem: Problem, states: torch.Tensor, schedule: Schedule, seed: int) -> None:
+        self._schedule, self._device = schedule, states.device
         with seeded(seed, self._device):
             self.probe = Probe(states.shape[0], problem.head(states.shape[2])).to(self._device)
             self._random = _random_state(self._device)
-        self._optimizer = torch.optim.Adam(self.probe.parameters(), lr=learning_rate, fused=True)
+        self._optimizer = optimizer_of(self.probe, schedule)
         self._generator = torch.Generator().manual_seed(seed)
-        self._best: tuple[int, dict[str, float], dict[str, torch.Tensor]] | None = None
+        self._best: Best | None = None
 
-    def step(self, problem: Problem, batch: Batch, wanted: Sequence[torch.Tensor], clip_norm: float) -> None:
-        self.probe.train()
+    def learn(self, problem: Problem, parts: Sequence[Part]) -> None:
         with seeded(None, self._device):
             _set_random_state(self._device, self._random)
-            features = self.probe.features(batch)
-            if problem.augment is not None:
-                features = problem.augment(features, batch.frames, self._generator)
-            loss = problem.loss(self.probe.head(features, batch.frames), batch.frames, wanted)
+            learn(self.probe, self._optimizer, problem, parts, self._schedule, self._generator)
             self._random = _random_state(self._device)
-        self._optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        norm = torch.nn.utils.clip_grad_norm_(self.probe.parameters(), clip_norm)
-        if bool(norm.isfinite()):
-            self._optimizer.step()
 
-    def validated(self, update: int, metrics: dict[str, float], metric: str) -> None:
-        if self._best is None or better(metric, metrics[metric], self._best[1][metric]):
-            self._best = (update, metrics, {name: value.clone() for name, value in self.probe.state_dict().items()})
+    def validated(self, update: int, problem: Problem, found: list[Any]) -> None:
+        self._best = better_of(self._best, update, problem, found, self._schedule.metric, self.probe.state_dict)
 
-    def trained(self) -> Trained:
+    def trained(self, problem: Problem) -> Trained:
         assert self._best is not None  # the last update validates
-        self.probe.load_state_dict(self._best[2])
-        return Trained(probe=self.probe.eval(), best_update=self._best[0], dev=self._best[1])
+        self.probe.load_state_dict(self._best.state)
+        return trained_at(self._best, problem, self.probe)
+
+
+def optimizer_of(probe: Probe, schedule: Schedule) -> torch.optim.Optimizer:
+    if schedule.weight_decay:
+        return torch.optim.AdamW(probe.parameters(), lr=schedule.learning_rate, weight_decay=schedule.weight_decay, fused=True)
+    return torch.optim.Adam(probe.parameters(), lr=schedule.learning_rate, fused=True)
+
+
+class Best(NamedTuple):
+    """The best validation so far; ``measured`` is ``None`` where something else than a metric chose it."""
+
+    update: int
+    quality: float
+    measured: dict[str, float] | None
+    answers: list[Any]
+    state: dict[str, torch.Tensor]
+
+
+def better_of(
+    best: Best | None,
+    update: int,
+    problem: Problem,
+    found: list[Any],
+    metric: str,
+    state: Callable[[], Mapping[str, torch.Tensor]],
+) -> Best:
+    """Returns the better of the best so far and a validation with the answers ``found``, the earlier of two equals."""
+    if problem.select is not None:
+        measured, quality = None, problem.select(found, references(problem, "dev"))
+        improved = best is None or quality > best.quality
+    else:
+        measured = dev_measured(problem, found)
+        quality = measured[metric]
+        improved = best is None or better(metric, quality, best.quality)
+    if best is not None and not improved:
+        return best
+    return Best(update, quality, measured, found, {name: value.detach().clone() for name, value in state().items()})
+
+
+def trained_at(best: Best, problem: Problem, probe: Probe) -> Trained:
+    """Returns what a training ends with; ``probe`` has the parameters of the best validation."""
+    measured = best.measured or dev_measured(problem, best.answers)
+    return Trained(probe=probe.eval(), best_update=best.update, dev=measured, answers=best.answers)
+
+
+Part = tuple[Batch, Sequence[torch.Tensor]]
+"""A batch and its targets."""
+
+
+def taken(train: Source, targets: Sequence[torch.Tensor], parts: Sequence[Chosen]) -> list[Part]:
+    """Takes the features and targets of the batches of one update."""
+    return [
+        (train.take(chosen), targets[chosen] if isinstance(chosen, slice) else [targets[place] for place in chosen.tolist()])
+        for chosen in parts
+    ]
+
+
+def learn(
+    probe: Probe,
+    optimizer: torch.optim.Optimizer,
+    problem: Problem,
+    parts: Sequence[Part],
+    schedule: Schedule,
+    generator: torch.Generator,
+) -> torch.Tensor:
+    """Makes one update from the mean loss of ``parts`` and returns that loss, a scalar that is not waited for on a GPU."""
+    probe.train()
+    optimizer.zero_grad()
+    losses = []
+    for batch, wanted in parts:
+        features = probe.features(batch)
+        if problem.augment is not None:
+            features = problem.augment(features, batch.frames, generator)
+        loss = problem.loss(probe.head(features, batch.frames), batch.frames, wanted) / len(parts)
+        loss.backward()  # type: ignore[no-untyped-call]
+        losses.append(loss.detach())
+    norm = torch.nn.utils.clip_grad_norm_(probe.parameters(), schedule.clip_norm)
+    if bool(norm.isfinite()):
+        optimizer.step()
+    return torch.stack(losses).sum()
 
 
 @torch.no_grad()
-def score(
-    problem: Problem, probes: Sequence[Probe], source: Source, split: str, advance: Advance = lambda count: None
-) -> list[dict[str, float]]:
-    """Returns the metrics of each probe on one split, whose features are taken once for all of them."""
-    answers: list[list[Any]] = [[] for _ in probes]
+def answers(
+    problem: Problem, probes: Sequence[Probe], source: Source, advance: Advance = lambda count: None
+) -> list[list[Any]]:
+    """Returns the answers of each probe on one split, whose features are taken once for all of them."""
+    found: list[list[Any]] = [[] for _ in probes]
     for start in range(0, source.count, SCORED_AT_ONCE):
         batch = source.take(slice(start, min(start + SCORED_AT_ONCE, source.count)))
-        for probe, found in zip(probes, answers, strict=True):
-            found += problem.answers(probe.eval()(batch), batch.frames)
+        for probe, mine in zip(probes, found, strict=True):
+            mine += problem.answers(probe.eval()(batch), batch.frames)
         advance(len(batch.frames))
-    references = [example.reference for example in problem.examples[split]]
-    return [problem.measure(found, references) for found in answers]
+    return found
+
+
+def references(problem: Problem, split: str) -> list[Any]:
+    """Returns what the answers on a split are compared with."""
+    return [example.reference for example in problem.examples[split]]
+
+
+def dev_measured(problem: Problem, answers: Sequence[Any]) -> dict[str, float]:
+    """Returns the metrics of dev, over the examples that count."""
+    wanted = references(problem, "dev")
+    if problem.dev_places is not None:
+        answers, wanted = ([items[place] for place in problem.dev_places] for items in (answers, wanted))
+    return problem.measure(answers, wanted)
 
 
 def draws(schedule: Schedule, examples: Sequence[Example], generator: torch.Generator) -> Iterator[Chosen]:
@@ -173,6 +260,8 @@ def draws(schedule: Schedule, examples: Sequence[Example], generator: torch.Gene
     size = min(schedule.batch_size, len(examples))
     if schedule.draws == "windows":
         return windows([example.utterance.samples for example in examples], size, generator)
+    if schedule.draws == "buckets":
+        return buckets([example.utterance.samples for example in examples], size, generator)
     if schedule.draws == "balanced":
         return balanced(torch.stack([example.target[0] for example in examples]), size, generator)
     return shuffled(len(examples), size, generator)
@@ -201,6 +290,21 @@ def windows(samples: Sequence[int], size: int, generator: torch.Generator) -> It
         for place in torch.randperm(len(samples), generator=generator).tolist():
             start = min(place, len(samples) - size)
             yield slice(start, start + (max(1, size // 2) if samples[start] > WINDOW_SAMPLES else size))
+
+
+def buckets(samples: Sequence[int], size: int, generator: torch.Generator) -> Iterator[Chosen]:
+    """Yields fixed batches of neighbours by audio length, in random order (s3prl ``asr/dataset.py``).
+
+    Buckets of twice ``size``, longest first, are cut in two; what is left below a bucket is one batch, or none if it is one
+    utterance alone.
+    """
+    order = torch.tensor(sorted(range(len(samples)), key=lambda place: -samples[place]))
+    whole = len(order) // (2 * size) * 2 * size
+    fixed = list(torch.split(order[:whole], size)) if whole else []
+    if len(order) - whole > 1 or not fixed:
+        fixed.append(order[whole:])
+    while True:
+        yield from (fixed[place] for place in torch.randperm(len(fixed), generator=generator).tolist())
 
 
 @contextmanager

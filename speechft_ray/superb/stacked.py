@@ -8,18 +8,22 @@ each small enough for a processor's cache. Each head is the probe that ``probe.t
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional
 
-from speechft_ray.core.metrics import better
 from speechft_ray.superb.features import Advance, Source
-from speechft_ray.superb.probe import Probe, Schedule, Trained, draws, seeded
+from speechft_ray.superb.probe import Best, Probe, Schedule, Trained, better_of, draws, seeded, trained_at
 from speechft_ray.superb.tasks.base import Problem
 
 SCORED_AT_ONCE = 128
 """Utterances of one forward pass of scoring: 128 of a Base encoder are 5 MB of means."""
+
+_NAMES = ("featurizer.weights", "head.projector.weight", "head.projector.bias", "head.output.weight", "head.output.bias")
+"""Parameters of a pooled probe, in the order in which they are stacked."""
 
 
 def train_stacked(
@@ -36,24 +40,17 @@ def train_stacked(
     heads = _Heads(problem, first, rates, seeds)
     targets = torch.stack([example.target for example in problem.examples["train"]]).to(first.device)  # (utterances, columns)
     orders = [draws(schedule, problem.examples["train"], torch.Generator().manual_seed(seed)) for seed in range(seeds)]
-    best: list[_Best | None] = [None] * heads.count
+    best: list[Best | None] = [None] * heads.count
     for update in range(1, schedule.updates + 1):
         chosen = torch.stack([_places(order) for order in orders])  # (seeds, batch)
         states = torch.unflatten(train.take(chosen.flatten()).states, 1, chosen.shape)  # (layers, seeds, batch, dim)
         heads.step(states, targets[chosen.to(targets.device)], schedule.clip_norm)
         if update % schedule.validate_every_updates == 0 or update == schedule.updates:
-            for head, found in enumerate(_score(problem, heads, dev)):
-                known = best[head]
-                if known is None or better(schedule.metric, found[schedule.metric], known.dev[schedule.metric]):
-                    best[head] = _Best(update, found, heads.copy_of(head))
+            for head, found in enumerate(_answers(problem, heads, dev)):
+                best[head] = better_of(best[head], update, problem, found, schedule.metric, partial(heads.state_of, head))
         advance(heads.count)
-    trained = [_as_probe(problem, first, item) for item in best if item is not None]
+    trained = [trained_at(item, problem, _as_probe(problem, first, item)) for item in best if item is not None]
     return [trained[start : start + seeds] for start in range(0, heads.count, seeds)]
-
-
-class _Best:
-    def __init__(self, update: int, dev: dict[str, float], parameters: list[torch.Tensor]) -> None:
-        self.update, self.dev, self.parameters = update, dev, parameters
 
 
 class _Heads:
@@ -102,22 +99,17 @@ class _Heads:
             if bool(norm.isfinite()):
                 optimizer.step()
 
-    def copy_of(self, head: int) -> list[torch.Tensor]:
-        """The parameters of one head as they are now."""
-        return [value.detach().clone() for value in self.heads[head]]
+    def state_of(self, head: int) -> dict[str, torch.Tensor]:
+        """The parameters of one head as they are now, under their names in a probe."""
+        return dict(zip(_NAMES, self.heads[head], strict=True))
 
 
 def _initial(problem: Problem, first: torch.Tensor, seed: int) -> list[torch.Tensor]:
     """The parameters that a probe of this seed starts with, in the order of ``_Heads.parameters``."""
     with seeded(seed, first.device):
         probe = Probe(first.shape[0], problem.head(first.shape[2])).to(first.device)
-    return [value.detach() for value in _parts(probe)]
-
-
-def _parts(probe: Probe) -> list[torch.Tensor]:
-    projector, output = probe.head.projector, probe.head.output
-    assert isinstance(projector, nn.Linear) and isinstance(output, nn.Linear)
-    return [probe.featurizer.weights, projector.weight, projector.bias, output.weight, output.bias]
+    state = probe.state_dict()
+    return [state[name] for name in _NAMES]
 
 
 def _places(order: Iterator[torch.Tensor | slice]) -> torch.Tensor:
@@ -128,21 +120,18 @@ def _places(order: Iterator[torch.Tensor | slice]) -> torch.Tensor:
 
 
 @torch.no_grad()
-def _score(problem: Problem, heads: _Heads, dev: Source) -> list[dict[str, float]]:
-    answers: list[list[object]] = [[] for _ in range(heads.count)]
+def _answers(problem: Problem, heads: _Heads, dev: Source) -> list[list[Any]]:
+    answers: list[list[Any]] = [[] for _ in range(heads.count)]
     for start in range(0, dev.count, SCORED_AT_ONCE):
         batch = dev.take(slice(start, min(start + SCORED_AT_ONCE, dev.count)))
         logits = heads.logits(batch.states.unsqueeze(1).expand(-1, heads.seeds, -1, -1))
         for known, found in zip(answers, logits, strict=True):
             known += problem.answers(found, batch.frames)
-    references = [example.reference for example in problem.examples["dev"]]
-    return [problem.measure(found, references) for found in answers]
+    return answers
 
 
-def _as_probe(problem: Problem, first: torch.Tensor, best: _Best) -> Trained:
+def _as_probe(problem: Problem, first: torch.Tensor, best: Best) -> Probe:
     with seeded(0, first.device):  # its random start is written over
         probe = Probe(first.shape[0], problem.head(first.shape[2])).to(first.device)
-    with torch.no_grad():
-        for mine, value in zip(_parts(probe), best.parameters, strict=True):
-            mine.copy_(value)
-    return Trained(probe=probe.eval(), best_update=best.update, dev=best.dev)
+    probe.load_state_dict(best.state)
+    return probe

@@ -124,16 +124,17 @@ class _Builder:
         return self.merge(MergeSpec(alpha=0.0), (), "alpha=0"), "alpha=0", {"alpha": 0.0, "method": "none", "finetune": "none"}
 
     def evaluate(self, spec: EvalSpec, encoder: str | None, title: str) -> str:
-        corpus, needs = self.corpus(spec.corpus)
+        corpora = [self.corpus(corpus) for corpus in spec.corpora()]
+        identities = [identity for identity, _ in corpora]
         identity = {
             "stage": "evaluate",
             "version": VERSIONS["evaluate"],
             "spec": spec.model_dump(mode="json"),
             "encoder": encoder or FBANK,
-            "corpus": corpus,
+            "corpus": identities if spec.folds else identities[0],
         }
         payload = {"spec": spec.model_dump(mode="json"), "encoder": encoder}
-        needs = (*needs, *([encoder] if encoder else []))
+        needs = (*itertools.chain.from_iterable(needs for _, needs in corpora), *([encoder] if encoder else []))
         label = " ".join(["evaluate", spec.task, *([spec.column] if spec.column else []), title])
         return self._add("evaluate", fingerprint(identity), label, payload, needs)
 

@@ -139,6 +139,6 @@ def test_a_cache_changes_no_number_and_spares_the_encoder(tmp_path: Path) -> Non
     plain = facts_of(task="sid", updates=10, batch_size=8)
     for calls in (sum(COUNTS.values()), 0):
         encoder = ToyEncoder()
-        facts = evaluate(spec, encoder, toy_corpus(), CPU, lambda counts: None, sharing)
+        facts = evaluate(spec, encoder, toy_corpus(), CPU, lambda counts: None, sharing=sharing)
         assert {**facts, "seconds": None} == {**plain, "seconds": None}
         assert sum(encoder.calls) == calls

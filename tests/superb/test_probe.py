@@ -12,9 +12,22 @@ from torch import nn
 
 from speechft_ray.core.specs import CorpusSpec, EvalSpec
 from speechft_ray.speech.heads.pooled import PooledHead
-from speechft_ray.superb.evaluate import pose
+from speechft_ray.superb.evaluate import pose, schedule_of
 from speechft_ray.superb.features import Batch, Kept
-from speechft_ray.superb.probe import Probe, Schedule, balanced, score, seeded, shuffled, train_probe, windows
+from speechft_ray.superb.probe import (
+    Probe,
+    Schedule,
+    answers,
+    balanced,
+    buckets,
+    dev_measured,
+    learn,
+    seeded,
+    shuffled,
+    taken,
+    train_probe,
+    windows,
+)
 from speechft_ray.superb.tasks.base import TASKS, Problem
 from tests.superb.toy import toy_corpus
 
@@ -131,7 +144,8 @@ def test_the_best_validation_is_kept() -> None:
     kept = train_probe(problem, train, dev, schedule(updates=60), 1, ignore)
     assert kept.dev["sid.accuracy"] == best > seen[60]
     assert kept.best_update == next(update for update, value in seen.items() if value == best)
-    assert score(problem, [kept.probe], dev, "dev") == [kept.dev]
+    assert answers(problem, [kept.probe], dev) == [kept.answers]
+    assert dev_measured(problem, kept.answers) == kept.dev
 
 
 def test_a_lower_error_rate_is_the_better_one() -> None:
@@ -211,6 +225,73 @@ def test_windows_are_neighbours_and_long_audio_halves_them() -> None:
     assert Counter((window.start, window.stop) for window in epoch) == {(0, 2): 1, (1, 3): 1, (2, 6): 1, (3, 7): 4}
 
 
+def test_buckets_are_fixed_halves_and_a_single_rest_is_left_out() -> None:
+    samples = [50, 90, 10, 80, 30, 70, 20, 60, 40]
+    order = sorted(range(9), key=lambda place: -samples[place])
+    batches = buckets(samples, 2, torch.Generator().manual_seed(0))
+    first, second = ([next(batches).tolist() for _ in range(4)] for _ in range(2))
+    assert sorted(first) == sorted(second) == sorted([order[:2], order[2:4], order[4:6], order[6:8]])  # the shortest is left
+    assert first != second
+    rest = buckets(samples[:7], 2, torch.Generator().manual_seed(0))
+    assert sorted(len(next(rest)) for _ in range(3)) == [2, 2, 3]  # the rest below a bucket is one batch
+    assert next(buckets([7], 2, torch.Generator())).tolist() == [0]
+
+
+def test_accumulated_batches_are_one_update_of_their_mean_loss() -> None:
+    problem = posed()
+    train = noise(problem, "train", hint=0.5)
+    targets = [example.target for example in problem.examples["train"]]
+    whole, halves = torch.arange(8), [torch.arange(4), torch.arange(4, 8)]
+    learned, losses = [], []
+    for parts in ([whole], halves):
+        torch.manual_seed(0)
+        probe = Probe(LAYERS, problem.head(DIM))
+        optimizer = torch.optim.SGD(probe.parameters(), lr=0.1)
+        losses.append(float(learn(probe, optimizer, problem, taken(train, targets, parts), schedule(), torch.Generator())))
+        learned.append(torch.cat([weights.detach().flatten() for weights in probe.parameters()]))
+    torch.testing.assert_close(*learned)
+    assert losses[0] == pytest.approx(losses[1])
+
+
+def test_a_task_draws_its_own_batch_in_parts_and_a_given_one_whole() -> None:
+    task = TASKS.get("pr")
+    own = schedule_of(task, EvalSpec(task="pr", corpus=CorpusSpec(), updates=1))
+    given = schedule_of(task, EvalSpec(task="pr", corpus=CorpusSpec(), updates=1, batch_size=12))
+    assert (own.batch_size, own.accumulate) == (16, 2)
+    assert (given.batch_size, given.accumulate) == (12, 1)
+
+
+def test_weight_decay_shrinks_what_has_no_gradient() -> None:
+    problem = posed()
+    silent = replace(problem, loss=lambda logits, frames, targets: 0.0 * logits.sum())
+    train, dev = noise(problem, "train"), noise(problem, "dev")
+    norms = []
+    for decay in (0.0, 0.5):
+        plan = schedule(updates=4, validate_every_updates=4, weight_decay=decay)
+        norms.append(float(train_probe(silent, train, dev, plan, 0, ignore).probe.head.output.weight.detach().norm()))
+    assert norms[1] == pytest.approx(norms[0] * (1 - 1e-2 * 0.5) ** 4, rel=1e-5)
+
+
+def test_a_problem_may_choose_by_its_own_number() -> None:
+    problem, qualities = posed(), iter([0.2, 0.9, 0.9, 0.1])
+    seen: list[int] = []
+    chosen = replace(
+        problem,
+        select=lambda answers, references: next(qualities),
+        measure=lambda answers, references: {"sid.accuracy": float(seen.append(1) or len(answers))},
+    )
+    train, dev = noise(problem, "train"), noise(problem, "dev")
+    found = train_probe(chosen, train, dev, schedule(), 0, ignore)
+    assert (found.best_update, found.dev, len(seen)) == (10, {"sid.accuracy": 12.0}, 1)  # measured once, at the end
+
+
+def test_places_of_dev_may_count_more_than_once() -> None:
+    problem = replace(posed(), dev_places=[0, 0, 0, 1])
+    right, wrong = problem.examples["dev"][0].reference, (99,)
+    given = [right, *[wrong] * 11]
+    assert dev_measured(problem, given) == {"sid.accuracy": 75.0}
+
+
 def test_scoring_in_pieces_keeps_the_order() -> None:
     problem = posed(train=40, dev=40)
     dev = noise(problem, "dev", hint=50.0)
@@ -222,5 +303,6 @@ def test_scoring_in_pieces_keeps_the_order() -> None:
         for index in range(4):
             probe.head.projector.weight[index, index] = probe.head.output.weight[index, index] = 1.0
     done: list[int] = []
-    assert score(problem, [probe, probe], dev, "dev", done.append) == [{"sid.accuracy": 100.0}] * 2
+    found = answers(problem, [probe, probe], dev, done.append)
+    assert [dev_measured(problem, each) for each in found] == [{"sid.accuracy": 100.0}] * 2
     assert sum(done) == 40

@@ -71,7 +71,7 @@ def test_slot_targets_are_characters_tags_and_an_end() -> None:
 
 def test_perfect_logits_answer_the_reference_without_its_end() -> None:
     corpus = toy_corpus({"train": 6, "dev": 3, "test": 3})
-    for task in ("pr", "chars", "sf"):
+    for task in ("pr", "asr", "asr_zh", "chars", "sf"):
         problem = posed(task, corpus)
         classes = 1 + max(int(example.target.max()) for example in problem.examples["train"])
         answers = []
@@ -80,7 +80,7 @@ def test_perfect_logits_answer_the_reference_without_its_end() -> None:
             logits = functional.one_hot(torch.tensor([path]), classes).float()
             answers += problem.answers(logits, torch.tensor([len(path)]))
         references = [example.reference for example in problem.examples["dev"]]
-        assert answers == references
+        assert answers == references, task
         for metric, value in problem.measure(answers, references).items():
             assert value == (100.0 if metric == "sf.slot_type_f1" else 0.0)
 
@@ -90,6 +90,38 @@ def test_phones_are_tokens_and_transcripts_characters() -> None:
     corpus = everywhere(**labels)
     assert posed("pr", corpus).examples["train"][0].reference == ("HH", "AY")
     assert posed("chars", corpus).examples["train"][0].reference == tuple("HI YOU")
+
+
+def test_the_words_of_asr_are_spelled_in_s3prls_dictionary() -> None:
+    example = posed("asr", everywhere(text=["Hi you", "A"])).examples["train"][0]
+    symbols = ["<s>", "<pad>", "</s>", "<unk>", *"|ETAONIHSRDLUMCWFGYPBVK'XJQZ"]
+    assert [symbols[index] for index in example.target] == [*"HI|YOU|", "</s>"]
+    assert example.reference == ("HI", "YOU")
+    problem = posed("asr", everywhere(text=["É B"]))
+    assert problem.examples["dev"][0].target.tolist() == [3, 4, symbols.index("B"), 4, 2]
+    assert problem.head(4).output.out_features == 32
+    decoded = torch.tensor([symbols.index(symbol) for symbol in "HI||YO"])
+    logits = functional.one_hot(decoded, 32)[None].float()
+    assert problem.answers(logits, torch.tensor([6])) == [("HI", "YO")]
+    assert problem.measure([("HI", "YO")], [("HI", "YOU")]) == {"asr.wer": 50.0}
+
+
+def test_mandarin_has_its_own_characters_and_a_square_map_after_each_layer() -> None:
+    problem = posed("asr_zh", everywhere(text=["你好", "好"]), options={"lstm_hidden": 3, "projection": 5})
+    assert [example.target.tolist() for example in problem.examples["train"]] == [[3, 4, 1], [4, 1]]
+    head = problem.head(4)
+    assert [square.weight.shape for square in head.squares] == [(6, 6), (6, 6)]
+    assert not posed("asr", everywhere(text=["A"]), options={"lstm_hidden": 3, "projection": 5}).head(4).squares
+
+
+def test_the_published_protocol_resamples_the_dev_of_keywords() -> None:
+    labels = ["rare"] * 3 + ["often"] * 297
+    problem = posed("ks", everywhere(keyword=labels))
+    places = list(problem.dev_places or [])
+    rare = sum(problem.examples["dev"][place].reference == (1,) for place in places)
+    assert len(places) == 300 and abs(rare - 150) < 4 * 300**0.5 / 2  # four standard deviations
+    assert places == list(posed("ks", everywhere(keyword=labels)).dev_places or [])
+    assert posed("ks", everywhere(keyword=labels), options={"protocol": "clean"}).dev_places is None
 
 
 def test_an_unseen_token_is_unknown_but_stays_in_the_reference() -> None:
@@ -132,15 +164,17 @@ def test_a_missing_column_names_the_columns_and_tasks_there_are() -> None:
         posed("sid", corpus)
     assert str(told.value) == (
         "the task `sid` needs the column `speaker`, which the corpus `written` does not have; its columns `emotion`, `text` "
-        "allow the tasks `chars`, `er`, `label`."
+        "allow the tasks `asr`, `asr_zh`, `chars`, `er`, `label`."
     )
 
 
 def test_tasks_follow_from_columns() -> None:
     assert tasks_for([]) == []
-    assert tasks_for(["text"]) == ["chars", "label"]
-    assert tasks_for(["action", "object", "text"]) == ["chars", "label"]
-    assert tasks_for(["action", "object", "location", "text", "slots"]) == ["chars", "ic", "label", "sf"]
+    assert tasks_for(["text"]) == ["asr", "asr_zh", "chars", "label"]
+    assert tasks_for(["action", "object", "text"]) == ["asr", "asr_zh", "chars", "label"]
+    assert tasks_for(["action", "object", "location", "slots"]) == ["ic", "label"]
+    assert tasks_for(["speaker"]) == ["asv", "label", "sid"]
+    assert tasks_for(["segments", "matches"]) == ["label", "qbe", "sd"]
 
 
 def test_any_column_can_be_a_label() -> None:

@@ -35,10 +35,20 @@ def audio(utterance: Utterance) -> np.ndarray:
     return np.asarray(wave + 0.01 * rng.standard_normal(utterance.samples), dtype=np.float32)
 
 
+def segments(letters: Sequence[str]) -> str:
+    """Two speakers, in whole frames: one says A and C, the other B and C; who would be silent says the last letter."""
+    edges = [round(place * LETTER_SAMPLES / 320) * 320 for place in range(len(letters) + 1)]
+    spoken = {"x": "AC", "y": "BC"}
+    said = {name: [place for place, letter in enumerate(letters) if letter in own] for name, own in spoken.items()}
+    places = [(name, place) for name, found in said.items() for place in found or [len(letters) - 1]]
+    return " ".join(f"{name}:{edges[place]}:{edges[place + 1]}" for name, place in places)
+
+
 def toy_corpus(counts: dict[str, int] | None = None, seed: int = 0, **changed: Any) -> Corpus:
     """Returns a corpus whose labels follow from its audio. ``changed`` maps a column to a function of the labels."""
     draw = random.Random(seed)
-    utterances = []
+    utterances: list[Utterance] = []
+    documents: dict[int, list[str]] = {}
     for split, count in (counts or COUNTS).items():
         for index in range(count):
             kind = index % len(CARRIERS_HZ)
@@ -54,10 +64,14 @@ def toy_corpus(counts: dict[str, int] | None = None, seed: int = 0, **changed: A
                 "text": " ".join(letters),
                 "phones": " ".join(letters).lower(),
                 "slots": " ".join("low" if letter == "A" else "O" for letter in letters),
+                "segments": segments(letters),
+                "matches": " ".join(documents.get(kind, ())),
             }
             labels.update({column: function(labels, draw) for column, function in changed.items()})
             samples = LETTER_SAMPLES * len(letters) + draw.randint(400, 1500)
             utterances.append(Utterance(key=f"{split}-{len(utterances)}", split=split, samples=samples, labels=labels))
+            if split == "train":
+                documents.setdefault(kind, []).append(utterances[-1].key)
     return Corpus(
         name="toy", fingerprint=f"toy{seed}", utterances=utterances, read=audio, columns=frozenset(utterances[0].labels)
     )

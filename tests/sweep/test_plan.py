@@ -12,7 +12,7 @@ from tests.sweep.fakes import inputs, space, sweep
 
 PINNED_FINETUNE = ["53013c93ce3a547e", "0f508a3bab900eb2"]
 PINNED_MERGE = "9a4d04f6a3b0e05a"
-PINNED_SWEEP = "e6b4fbc8e8879018"
+PINNED_SWEEP = "bc4aba587b87c233"
 
 
 def test_counts_controls_and_baseline() -> None:

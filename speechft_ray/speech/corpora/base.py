@@ -41,6 +41,7 @@ class Corpus:
 
     ``fingerprint`` is the identity of the content (audio and labels), never of its place on disk.
     ``read(utterance)`` returns mono float32 at 16 kHz in [-1, 1], shape ``(samples,)``.
+    ``trials`` are pairs to verify: whether both were said by one speaker, and the keys of two utterances of one split.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Corpus:
     utterances: Sequence[Utterance]
     read: Callable[[Utterance], np.ndarray]
     columns: frozenset[str] = field(default_factory=frozenset)
+    trials: Sequence[tuple[bool, str, str]] = ()
 
     def split(self, name: str) -> list[Utterance]:
         """Returns the utterances of one split in corpus order."""

@@ -96,7 +96,8 @@ class CtcHead(nn.Module):
     """Optional projection, any number of bidirectional LSTM layers, linear to the classes.
 
     No LSTM layer is the head of s3prl's ``ctc/libriphone.yaml`` (projection 256); two of 1024 after a projection to 1024
-    that of ``asr`` and ``ctc/snips.yaml``. As in s3prl's ``asr/model.py``, dropout follows every LSTM layer, the last one too.
+    that of ``asr`` and ``ctc/snips.yaml``; ``tanh`` adds the square map and tanh after each layer of ``ctc/cv_config``. As in
+    s3prl's ``asr/model.py``, dropout follows every LSTM layer, the last one too.
     """
 
     def __init__(
@@ -107,6 +108,7 @@ class CtcHead(nn.Module):
         lstm_layers: int = 0,
         lstm_hidden: int = 1024,
         dropout: float = 0.2,
+        tanh: bool = False,
     ) -> None:
         super().__init__()
         self.projector = nn.Identity() if projection is None else nn.Linear(dim, projection)
@@ -116,13 +118,16 @@ class CtcHead(nn.Module):
             nn.LSTM(inputs, lstm_hidden, batch_first=True, bidirectional=True) for inputs in widths[:lstm_layers]
         )
         self.dropout = nn.Dropout(dropout)
+        self.squares = nn.ModuleList(nn.Linear(size, size) for size in (widths[1:] if tanh else []))
         self.output = nn.Linear(widths[-1], classes)
 
     def forward(self, features: torch.Tensor, frames: torch.Tensor) -> torch.Tensor:
         """Maps ``(batch, frames, dim)`` to logits ``(batch, frames, classes)``; padding does not reach valid frames."""
         features = self.projector(features)
-        for layer in self.layers:
+        for index, layer in enumerate(self.layers):
             features = self.dropout(both_ways(cast(nn.LSTM, layer), features, frames))
+            if self.squares:
+                features = torch.tanh(self.squares[index](features))
         logits: torch.Tensor = self.output(features)
         return logits
 

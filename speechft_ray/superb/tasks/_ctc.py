@@ -2,7 +2,10 @@
 
 Id 0 is padding and CTC's blank, 1 is ``<eos>``, 2 ``<unk>``, then the tokens of the train split. ``<eos>`` ends every target
 and is learned like a token; decoding drops it. s3prl has fixed vocabularies per corpus; a token that train never has becomes
-``<unk>`` and, since nothing decodes to it, counts as an error.
+``<unk>`` and, since nothing decodes to it, counts as an error. ``asr`` brings a vocabulary of its own.
+
+Decoding stops at an utterance's last valid frame. s3prl's ``ctc/expert.py`` reads the padded row, which is the same at its
+evaluation batch of 1.
 """
 
 from __future__ import annotations
@@ -14,17 +17,16 @@ from typing import Any
 import torch
 from pydantic import Field
 
-from speechft_ray.speech.corpora.base import Utterance
+from speechft_ray.speech.corpora.base import Corpus, Utterance
 from speechft_ray.speech.heads.ctc import CtcHead, ctc_loss, greedy_ctc
 from speechft_ray.speech.text import Vocabulary
 from speechft_ray.superb.tasks._specaug import spec_augment
-from speechft_ray.superb.tasks.base import Example, Problem, Splits, TaskOptions
+from speechft_ray.superb.tasks.base import Example, Measure, Problem, TaskOptions, task_splits
 
 EOS, UNKNOWN = "<eos>", "<unk>"
 
 BATCH_SIZE = 32
-"""Effective batch of s3prl's ``ctc/libriphone.yaml`` (16 x 2 accumulated) and ``ctc/snips.yaml`` (32 x 1). Here it is one
-window of 32 utterances; s3prl's PR adds two windows of 16."""
+"""Effective batch of s3prl's ``ctc/libriphone.yaml`` (16 x 2 accumulated) and ``ctc/snips.yaml`` (32 x 1)."""
 
 CLIP_NORM = 1.0
 """``runner.gradient_clipping`` of the same configs."""
@@ -50,52 +52,55 @@ class RecurrentCtcOptions(TaskOptions):
     """Whether training features are warped and masked."""
 
 
+def vocabulary_of(spelled: Sequence[Sequence[str]]) -> Vocabulary:
+    """Returns ``<eos>``, ``<unk>`` and the tokens of the train split, sorted."""
+    known = {token for tokens in spelled for token in tokens} - {EOS, UNKNOWN}
+    return Vocabulary(symbols=(EOS, UNKNOWN, *sorted(known)))
+
+
 def sequence_pose(
     tokens: Callable[[Utterance, Sequence[str]], list[str]],
     measures: Mapping[str, Callable[[Sequence[Any], Sequence[Any]], float]],
     render: Callable[[Sequence[str]], Any] = tuple,
-) -> Callable[[Splits, Sequence[str], Any], Problem]:
+    vocabulary_of: Callable[[Sequence[Sequence[str]]], Vocabulary] = vocabulary_of,
+    end: str = EOS,
+) -> Callable[[Corpus, Sequence[str], Any], Problem]:
     """Returns the ``pose`` of a CTC task.
 
-    ``tokens(utterance, columns)`` spells a label; ``render`` turns tokens into what the ``measures``, by metric, compare.
+    ``tokens(utterance, columns)`` spells a label, to which ``end`` is added; ``render`` turns tokens into what the
+    ``measures``, by metric, compare. ``vocabulary_of`` is given the spelled labels of train; it must have ``end`` and
+    ``<unk>``.
     """
 
-    def pose(splits: Splits, columns: Sequence[str], options: LinearCtcOptions | RecurrentCtcOptions) -> Problem:
+    def pose(corpus: Corpus, columns: Sequence[str], options: LinearCtcOptions | RecurrentCtcOptions) -> Problem:
+        splits = task_splits(corpus)
         spelled = {split: [tokens(utterance, columns) for utterance in utterances] for split, utterances in splits.items()}
-        vocabulary = _vocabulary(spelled["train"])
-        examples = {
-            split: [_example(*pair, vocabulary, render) for pair in zip(utterances, spelled[split], strict=True)]
-            for split, utterances in splits.items()
-        }
-        sizes = options.model_dump(exclude={"specaug"})
+        vocabulary = vocabulary_of(spelled["train"])
+        known = frozenset(vocabulary.symbols)
+
+        def example(utterance: Utterance, found: Sequence[str]) -> Example:
+            ids = vocabulary.encode([*(token if token in known else UNKNOWN for token in found), end])
+            return Example(utterance, torch.tensor(ids), render(found))
 
         def answers(logits: torch.Tensor, frames: torch.Tensor) -> list[Any]:
             decoded = [vocabulary.decode(path) for path in greedy_ctc(logits, frames)]
-            return [render([token for token in found if token != EOS]) for found in decoded]
-
-        def measure(answers: Sequence[Any], references: Sequence[Any]) -> dict[str, float]:
-            return {name: function(answers, references) for name, function in measures.items()}
+            return [render([token for token in found if token != end]) for found in decoded]
 
         return Problem(
-            examples=examples,
-            head=partial(CtcHead, classes=vocabulary.size, **sizes),
+            corpus=corpus,
+            examples={split: list(map(example, utterances, spelled[split])) for split, utterances in splits.items()},
+            head=partial(CtcHead, classes=vocabulary.size, **options.model_dump(exclude={"specaug"})),
             loss=ctc_loss,
             answers=answers,
-            measure=measure,
+            measure=_all_of(measures),
             augment=spec_augment if getattr(options, "specaug", False) else None,
         )
 
     return pose
 
 
-def _vocabulary(spelled: Sequence[Sequence[str]]) -> Vocabulary:
-    known = {token for tokens in spelled for token in tokens} - {EOS, UNKNOWN}
-    return Vocabulary(symbols=(EOS, UNKNOWN, *sorted(known)))
+def _all_of(measures: Mapping[str, Callable[[Sequence[Any], Sequence[Any]], float]]) -> Measure:
+    def measure(answers: Sequence[Any], references: Sequence[Any]) -> dict[str, float]:
+        return {name: function(answers, references) for name, function in measures.items()}
 
-
-def _example(
-    utterance: Utterance, tokens: Sequence[str], vocabulary: Vocabulary, render: Callable[[Sequence[str]], Any]
-) -> Example:
-    known = set(vocabulary.symbols)
-    ids = vocabulary.encode([*(token if token in known else UNKNOWN for token in tokens), EOS])
-    return Example(utterance, torch.tensor(ids), render(tokens))
+    return measure

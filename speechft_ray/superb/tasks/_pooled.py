@@ -14,14 +14,15 @@ from torch import nn
 from torch.nn import functional
 
 from speechft_ray.core.errors import UserError
-from speechft_ray.speech.corpora.base import Utterance
+from speechft_ray.speech.corpora.base import Corpus, Utterance
 from speechft_ray.speech.heads.pooled import PROJECTION, PooledHead
 from speechft_ray.speech.text import Vocabulary
 from speechft_ray.superb.measures.accuracy import accuracy
-from speechft_ray.superb.tasks.base import Draws, Example, Problem, Splits, Stack, Task, TaskOptions, label_in
+from speechft_ray.superb.tasks.base import Draws, Example, Problem, Splits, Stack, Task, TaskOptions, label_in, task_splits
 
 BATCH_SIZE = 32
-"""Effective batch of s3prl's SID (8 x 4 accumulated), ER (4 x 8), KS and IC (32 x 1) configs."""
+"""Effective batch of s3prl's SID (8 x 4 accumulated), ER (4 x 8), KS and IC (32 x 1) configs. A mean over four batches of 8 is
+a mean over 32, so these are drawn at once; only where an epoch of SID or ER ends with a smaller batch do the two differ."""
 
 CLIP_NORM = 1.0
 """``runner.gradient_clipping`` of the same configs."""
@@ -46,7 +47,7 @@ def labels_task(name: str, columns: tuple[str, ...], *, learning_rate: float, dr
         batch_size=BATCH_SIZE,
         clip_norm=CLIP_NORM,
         options=PooledTaskOptions,
-        pose=_labels_problem(f"{name}.accuracy"),
+        pose=labels_problem(f"{name}.accuracy"),
     )
 
 
@@ -55,10 +56,11 @@ def first_of(names: Sequence[str], count: int = 5) -> str:
     return ", ".join(f"`{name}`" for name in names[:count]) + (", ..." if len(names) > count else "")
 
 
-def _labels_problem(metric: str) -> Callable[[Splits, Sequence[str], PooledTaskOptions], Problem]:
+def labels_problem(metric: str) -> Callable[[Corpus, Sequence[str], PooledTaskOptions], Problem]:
     """Returns the ``pose`` for one or more label columns; an answer counts when all its labels are right."""
 
-    def pose(splits: Splits, columns: Sequence[str], options: PooledTaskOptions) -> Problem:
+    def pose(corpus: Corpus, columns: Sequence[str], options: PooledTaskOptions) -> Problem:
+        splits = task_splits(corpus)
         vocabularies = [_classes(splits, column) for column in columns]
         sizes = [vocabulary.size for vocabulary in vocabularies]
         if max(sizes) == 1:
@@ -85,7 +87,13 @@ def _labels_problem(metric: str) -> Callable[[Splits, Sequence[str], PooledTaskO
             return {metric: accuracy(answers, references)}
 
         return Problem(
-            examples=examples, head=head, loss=loss, answers=answers, measure=measure, stack=Stack(classes=tuple(sizes))
+            corpus=corpus,
+            examples=examples,
+            head=head,
+            loss=loss,
+            answers=answers,
+            measure=measure,
+            stack=Stack(classes=tuple(sizes)),
         )
 
     return pose

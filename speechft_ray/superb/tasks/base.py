@@ -13,9 +13,14 @@ from torch import nn
 from speechft_ray.core.errors import SpecError, UserError
 from speechft_ray.core.registry import Registry
 from speechft_ray.speech.corpora.base import SPLITS, Corpus, Utterance
+from speechft_ray.superb.features import Source
 
-Draws = Literal["shuffled", "balanced", "windows"]
+Draws = Literal["shuffled", "balanced", "windows", "buckets"]
 """How training batches are drawn; ``probe.draws`` has one generator for each."""
+
+Protocol = Literal["superb", "clean"]
+"""``superb``: as published numbers were made, faults included. ``clean``: the sound variant. Tasks that differ have the
+option."""
 
 Splits = Mapping[str, Sequence[Utterance]]
 
@@ -31,9 +36,17 @@ class Example(NamedTuple):
 
     utterance: Utterance
     target: torch.Tensor
-    """int64 ``(length,)``: token ids for CTC, one class id per label column otherwise."""
+    """int64 ``(length,)``: token ids for CTC, one class id per label column; ``(frames, speakers)`` for diarisation."""
     reference: Any
-    """Plain data, of the kind that ``Problem.answers`` returns."""
+    """What ``measure`` compares an answer with; for most tasks plain data of the same kind."""
+
+
+Measure = Callable[[Sequence[Any], Sequence[Any]], dict[str, float]]
+"""``(answers, references)`` of a whole split to each metric of the task, in the unit of the metric table. Other names than the
+task's metrics are details of the result, for people to read."""
+
+MeasureTest = Callable[[Sequence[Any], Sequence[Any], Sequence[Any], Sequence[Any]], dict[str, float]]
+"""``(answers on dev, references of dev, answers on test, references of test)`` to the metrics of test."""
 
 
 class Stack(NamedTuple):
@@ -45,22 +58,52 @@ class Stack(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:
-    """A task posed on a corpus.
+    """A task posed on a corpus, for a probe to learn.
 
+    ``corpus`` reads the utterances of ``examples``: the given corpus, or one of pieces cut from it.
     ``head(dim)`` returns a fresh module ``(features (batch, frames, dim), frames (batch,)) -> logits``.
     ``loss(logits, frames, targets)`` returns a scalar. ``answers(logits, frames)`` returns one answer per utterance.
-    ``measure(answers, references)`` returns each metric of the task over a whole split, in percent.
-    ``augment(features, frames, generator)`` changes training features; ``None`` leaves them alone. ``stack`` is there when the
-    head is the pooled one.
+    ``augment(features, frames, generator)`` changes training features; ``None`` leaves them alone.
+    ``select(answers, references)`` returns a number that is highest at the best validation; ``None``: the task's first metric.
+    ``measure_test`` is there when something of test is decided on dev; ``None``: ``measure``.
+    ``dev_places`` are the examples of dev that count, where that is not each of them once.
+    ``stack`` is there when the head is the pooled one.
     """
 
+    corpus: Corpus
     examples: Mapping[str, Sequence[Example]]
     head: Callable[[int], nn.Module]
     loss: Callable[[torch.Tensor, torch.Tensor, Sequence[torch.Tensor]], torch.Tensor]
     answers: Callable[[torch.Tensor, torch.Tensor], list[Any]]
-    measure: Callable[[Sequence[Any], Sequence[Any]], dict[str, float]]
+    measure: Measure
     augment: Callable[[torch.Tensor, torch.Tensor, torch.Generator], torch.Tensor] | None = None
+    select: Callable[[Sequence[Any], Sequence[Any]], float] | None = None
+    measure_test: MeasureTest | None = None
+    dev_places: Sequence[int] | None = None
     stack: Stack | None = None
+
+    def measured_test(
+        self, dev: Sequence[Any], dev_references: Sequence[Any], test: Sequence[Any], references: Sequence[Any]
+    ) -> dict[str, float]:
+        """Returns the metrics of test."""
+        if self.measure_test is None:
+            return self.measure(test, references)
+        return self.measure_test(dev, dev_references, test, references)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Search:
+    """A task posed on a corpus that nothing is trained for.
+
+    ``answers(sources)`` returns the answers on dev and on test, given the features of each split; the other fields are those
+    of ``Problem``.
+    """
+
+    corpus: Corpus
+    examples: Mapping[str, Sequence[Example]]
+    answers: Callable[[Mapping[str, Source]], Mapping[str, Sequence[Any]]]
+    measure: Measure
+    measure_test: MeasureTest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,8 +111,10 @@ class Task:
     """A registered SUPERB task. Every default is s3prl's; each task's file names the config and its quirks.
 
     ``columns``: label columns; empty when the user must name one. ``metrics``: names in the metric table; the first chooses the
-    best validation. ``pooled``: whether the head needs only the mean over frames, so that the means are kept in place of the
-    frames. ``pose(splits, columns, options)`` returns the ``Problem``; raises ``UserError`` for labels that cannot be learned.
+    best validation, unless the problem has a ``select``. ``pooled``: whether the head needs only the mean over frames, so that
+    the means are kept in place of the frames. ``batch_size`` utterances make an update, drawn and learned in ``accumulate``
+    equal parts. ``weight_decay`` above 0 makes Adam AdamW. ``pose(corpus, columns, options)`` returns the ``Problem``, or the
+    ``Search`` of a task without training; raises ``UserError`` for labels that cannot be learned.
     """
 
     name: str
@@ -81,7 +126,9 @@ class Task:
     batch_size: int
     clip_norm: float
     options: type[TaskOptions]
-    pose: Callable[[Splits, Sequence[str], Any], Problem]
+    pose: Callable[[Corpus, Sequence[str], Any], Problem | Search]
+    accumulate: int = 1
+    weight_decay: float = 0.0
 
 
 TASKS: Registry[Task] = Registry("task", "speechft_ray.superb.tasks")
@@ -119,9 +166,9 @@ def task_columns(task: Task, column: str | None, corpus: Corpus) -> tuple[str, .
     return chosen
 
 
-def task_splits(corpus: Corpus) -> dict[str, list[Utterance]]:
-    """Returns the utterances of each split. Raises ``UserError`` for an empty one."""
-    splits = {split: corpus.split(split) for split in SPLITS}
+def task_splits(corpus: Corpus, needed: Sequence[str] = SPLITS) -> dict[str, list[Utterance]]:
+    """Returns the utterances of each split that is needed. Raises ``UserError`` for an empty one."""
+    splits = {split: corpus.split(split) for split in needed}
     empty = [split for split, utterances in splits.items() if not utterances]
     if empty:
         raise UserError(

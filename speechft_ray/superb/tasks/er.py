@@ -1,7 +1,8 @@
 """Task ``er``: which emotion (SUPERB on IEMOCAP; s3prl ``emotion/config.yaml``).
 
-One fold: the corpus' own splits. s3prl averages five folds, one recording session each as the test; give five corpora and
-average their scores to do the same. s3prl's dev shares its speakers with train; here that is the corpus' choice.
+SUPERB averages five folds, one recording session each as the test: ``folds: {fold: [1, 2, 3, 4, 5]}`` in the spec of the
+evaluation. Quirk: s3prl's dev is a random fifth of the training sessions and shares their speakers; which utterances are dev is
+the corpus' choice, and its option.
 """
 
 from __future__ import annotations

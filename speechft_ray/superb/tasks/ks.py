@@ -1,13 +1,55 @@
 """Task ``ks``: which spoken keyword (SUPERB on Speech Commands v0.01; s3prl ``speech_commands/config.yaml``).
 
-As in s3prl, training draws utterances with replacement so that every class is equally likely. s3prl draws dev in the same way;
-here dev counts each utterance once, which spares the choice of the best checkpoint that noise. The gain of -3 dB and the random
-crops of the silence recordings belong to the corpus.
+Training draws utterances with replacement so that every class is equally likely. Quirk: s3prl draws dev in the same way, as
+many times as dev has utterances, so that the best checkpoint is chosen on a resampled dev, the same at every validation of a
+run. ``protocol: clean`` counts each utterance of dev once, which spares the choice that noise.
+
+The gain of -3 dB and the random crops of the silence recordings belong to the corpus. s3prl leaves out the last, smaller batch
+of each epoch of draws; here it is one more random batch.
 """
 
 from __future__ import annotations
 
-from speechft_ray.superb.tasks._pooled import labels_task
-from speechft_ray.superb.tasks.base import TASKS
+from collections.abc import Sequence
+from dataclasses import replace
 
-TASKS.register("ks", labels_task("ks", ("keyword",), learning_rate=1e-4, draws="balanced"))
+import torch
+
+from speechft_ray.speech.corpora.base import Corpus
+from speechft_ray.superb.tasks._pooled import PooledTaskOptions, labels_problem, labels_task
+from speechft_ray.superb.tasks.base import TASKS, Problem, Protocol
+
+DEV_SEED = 1337
+"""s3prl seeds its random numbers with this before every evaluation (``run_downstream.py``)."""
+
+
+class KsOptions(PooledTaskOptions):
+    """Options of keyword spotting."""
+
+    protocol: Protocol = "superb"
+    """``superb``: dev is resampled so that its classes are balanced. ``clean``: dev as it is."""
+
+
+def pose(corpus: Corpus, columns: Sequence[str], options: KsOptions) -> Problem:
+    """Poses the task; see the top of this file for what ``options.protocol`` changes."""
+    problem = _pose(corpus, columns, options)
+    if options.protocol == "clean":
+        return problem
+    return replace(problem, dev_places=balanced_places([example.reference for example in problem.examples["dev"]]))
+
+
+def balanced_places(labels: Sequence[tuple[int, ...]]) -> list[int]:
+    """Returns as many places as there are labels, drawn with replacement, every class equally likely."""
+    classes = torch.tensor(labels)[:, 0]
+    weights = 1.0 / classes.bincount().double()[classes]
+    generator = torch.Generator().manual_seed(DEV_SEED)
+    found: list[int] = torch.multinomial(weights, len(classes), replacement=True, generator=generator).tolist()
+    return found
+
+
+_pose = labels_problem("ks.accuracy")
+
+TASKS.register(
+    "ks",
+    replace(labels_task("ks", ("keyword",), learning_rate=1e-4, draws="balanced"), options=KsOptions, pose=pose),
+)

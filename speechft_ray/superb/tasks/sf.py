@@ -12,11 +12,11 @@ from collections.abc import Sequence
 from itertools import groupby
 
 from speechft_ray.core.errors import UserError
-from speechft_ray.speech.corpora.base import Utterance
+from speechft_ray.speech.corpora.base import Corpus, Utterance
 from speechft_ray.superb.measures.slots import slot_type_f1, slot_value_cer
 from speechft_ray.superb.tasks._ctc import BATCH_SIZE, CLIP_NORM, RecurrentCtcOptions, sequence_pose
 from speechft_ray.superb.tasks._pooled import first_of
-from speechft_ray.superb.tasks.base import TASKS, Problem, Splits, Task, label_in
+from speechft_ray.superb.tasks.base import TASKS, Problem, Task, label_in, task_splits
 
 NO_SLOT = "O"
 SKIPPED = "?!.,;-"
@@ -51,11 +51,11 @@ def readable(tokens: Sequence[str]) -> str:
     return "".join(f"{token} " if token[:2] == "B-" else f" {token}" if token[:2] == "E-" else token for token in tokens)
 
 
-def pose(splits: Splits, columns: Sequence[str], options: RecurrentCtcOptions) -> Problem:
+def pose(corpus: Corpus, columns: Sequence[str], options: RecurrentCtcOptions) -> Problem:
     """Poses the task. Raises ``UserError`` when dev or test have slots that train does not have."""
     slots = {
         split: {slot for utterance in utterances for _, slot in marked_words(utterance, columns)}
-        for split, utterances in splits.items()
+        for split, utterances in task_splits(corpus).items()
     }
     for split, found in slots.items():
         if unknown := sorted(found - slots["train"] - {NO_SLOT}):
@@ -63,7 +63,7 @@ def pose(splits: Splits, columns: Sequence[str], options: RecurrentCtcOptions) -
                 f"the column `{columns[1]}` has {len(unknown)} slots in {split} that train does not have "
                 f"({first_of(unknown)}): correct them, or add training utterances that have them."
             )
-    return _pose(splits, columns, options)
+    return _pose(corpus, columns, options)
 
 
 _pose = sequence_pose(spelled, {"sf.slot_type_f1": slot_type_f1, "sf.slot_value_cer": slot_value_cer}, readable)

@@ -1,0 +1,303 @@
+"""Parity with s3prl: its own downstream code and ours on the same features, batches and initial weights.
+
+    make peers-s3prl && .venv/bin/python -m benchmarks.parity
+
+For each task both are trained for 50 updates: the largest relative difference of their losses, and whether all metrics of dev
+agree. Features are random with a hint of the labels, in 3 layers; widths are options of both sides and smaller than SUPERB's,
+which leaves the code path as it is; the rates are such that something is learned in 50 updates. Dropout draws the same masks
+on both sides (``SharedDropout``: the two lay out their tensors differently, so that one seed would not do). SpecAug is off in
+training, since the two draw in another order; given the same draws it is compared by itself. Chunks of diarisation have one
+length, since s3prl's last frame of a shorter one depends on its batch. QbE compares s3prl's ``match``, which is dtw-python,
+with ours; ``pooled`` trains s3prl on frames and us on their means for 300 updates.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+import tempfile
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from benchmarks.s3prl_cases import CASES, Case
+from benchmarks.s3prl_peer import PEERS, Peer, cuda_stays_here, expert_module
+from speechft_ray.core.specs import CorpusSpec, EvalSpec
+from speechft_ray.speech.corpora.base import Corpus, Utterance
+from speechft_ray.speech.heads.ctc import CtcHead
+from speechft_ray.superb.evaluate import pose, schedule_of
+from speechft_ray.superb.features import Kept
+from speechft_ray.superb.probe import Probe, answers, dev_measured, draws, learn, optimizer_of, taken
+from speechft_ray.superb.tasks._dtw import frame_distances, subsequence_costs
+from speechft_ray.superb.tasks._specaug import draw_warps, warped
+from speechft_ray.superb.tasks.base import TASKS, Problem
+
+LAYERS, DIM = 3, 16
+UPDATES, POOLED_UPDATES = 50, 300
+COUNTS = {"train": 96, "dev": 36, "test": 36}
+BLANK_HANDICAP = 3.0
+"""Taken off the blank's bias at the start: else LSTM probes decode nothing yet after 50 updates, and any metric would agree."""
+LOSS_TOLERANCE, METRIC_TOLERANCE, DTW_TOLERANCE, POOLED_TOLERANCE = 1e-4, 2e-5, 1e-6, 1e-5
+"""Relative; percentage points, for s3prl averages in float32 (1.2e-5 at 100); absolute; relative."""
+
+
+class Line(NamedTuple):
+    """One line of the table."""
+
+    what: str
+    difference: float
+    tolerance: float
+    told: str
+
+    @property
+    def passed(self) -> bool:
+        return self.difference <= self.tolerance
+
+
+class SharedDropout(nn.Module):
+    """Dropout whose mask follows from torch's seed and the shape alone, whatever the layout in memory."""
+
+    def __init__(self, share: float) -> None:
+        super().__init__()
+        self.share = share
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        if not self.training:
+            return values
+        return values * (torch.rand(values.shape) >= self.share) / (1.0 - self.share)
+
+
+class Pair:
+    """Our probe and s3prl's expert with equal weights, for one task on made-up features."""
+
+    def __init__(self, task: str, folder: Path, counts: dict[str, int], pooled: bool = False) -> None:
+        case = CASES[task]
+        self.case, self.task = case, TASKS.get(task)
+        spec = EvalSpec(
+            task=task, corpus=CorpusSpec(), updates=UPDATES, learning_rate=case.learning_rate, options=dict(case.options)
+        )
+        posed = pose(self.task, spec, made_corpus(case, counts))
+        assert isinstance(posed, Problem)
+        self.problem, self.schedule = posed, schedule_of(self.task, spec)
+        self.frames = {split: features_of(posed, split) for split in ("train", "dev")}
+        self.ours = {split: means(kept) if pooled else kept for split, kept in self.frames.items()}
+        torch.manual_seed(0)
+        self.probe = Probe(LAYERS, posed.head(DIM))
+        if isinstance(self.probe.head, CtcHead):
+            self.probe.head.output.bias.data[0] -= BLANK_HANDICAP
+        expert = case.expert(posed, self.probe.head, DIM, folder)
+        case.copy(self.probe.head, expert, posed)
+        self.peer = Peer(expert, case.forward, LAYERS, DIM)
+        self.peer.dev_name = case.dev_name
+        share_dropout(self.probe)
+        share_dropout(expert)
+
+    def losses(self, updates: int) -> Iterator[tuple[float, float]]:
+        """Trains both; yields their losses, update by update."""
+        ours = optimizer_of(self.probe, self.schedule)
+        theirs = type(ours)(self.peer.parameters(), lr=self.schedule.learning_rate)
+        examples = self.problem.examples["train"]
+        targets = [example.target for example in examples]
+        generator = torch.Generator().manual_seed(0)
+        batches = draws(self.schedule, examples, generator)
+        for update in range(updates):
+            parts = list(islice(batches, self.schedule.accumulate))
+            torch.manual_seed(update)
+            mine = float(
+                learn(self.probe, ours, self.problem, taken(self.ours["train"], targets, parts), self.schedule, generator)
+            )
+            torch.manual_seed(update)
+            yield float(mine), self.their_step(theirs, parts)
+
+    def their_step(self, optimizer: torch.optim.Optimizer, parts: Sequence[Any]) -> float:
+        """One update as in s3prl's ``downstream/runner.py``."""
+        examples, total = self.problem.examples["train"], 0.0
+        self.peer.expert.train()
+        for part in parts:
+            chosen = torch.arange(len(examples))[part].tolist()
+            batch = self.frames["train"].take(torch.tensor(chosen))
+            records: dict[str, list[Any]] = defaultdict(list)
+            loss = self.peer.loss("train", batch, [examples[place] for place in chosen], records) / len(parts)
+            loss.backward()
+            total += loss.item()
+        norm = torch.nn.utils.clip_grad_norm_(self.peer.parameters(), self.schedule.clip_norm)
+        if not norm.isnan():
+            optimizer.step()
+        optimizer.zero_grad()
+        return total
+
+    def dev(self) -> dict[str, tuple[float, float]]:
+        """Our and their value of every metric on dev."""
+        mine = dev_measured(self.problem, answers(self.problem, [self.probe], self.ours["dev"])[0])
+        places = list(self.problem.dev_places or range(len(self.problem.examples["dev"])))
+        records: dict[str, list[Any]] = defaultdict(list)
+        self.peer.expert.eval()
+        with torch.no_grad():
+            for start in range(0, len(places), self.case.eval_batch):
+                chosen = places[start : start + self.case.eval_batch]
+                wanted = [self.problem.examples["dev"][place] for place in chosen]
+                self.peer.loss(self.case.dev_name, self.frames["dev"].take(torch.tensor(chosen)), wanted, records)
+        theirs = self.peer.metrics(records)
+        return {name: (mine[name], factor * theirs[other]) for name, (other, factor) in self.case.metrics.items()}
+
+
+def made_corpus(case: Case, counts: dict[str, int]) -> Corpus:
+    """Returns utterances with labels; nothing is ever read from them."""
+    draw, utterances = random.Random(0), []
+    for split, count in counts.items():
+        for index in range(count):
+            labels, frames = case.labels(draw, index)
+            samples = (frames + 1) * 320  # one frame less than this has strides
+            utterances.append(Utterance(key=f"{split}-{index:03}", split=split, samples=samples, labels=labels))
+    columns = frozenset(utterances[0].labels)
+    keys = [utterance for utterance in utterances if utterance.split == "test"]
+    trials = [
+        (one.labels.get("speaker") == other.labels.get("speaker"), one.key, other.key)
+        for one in keys
+        for other in keys
+        if one.key < other.key
+    ]
+    return Corpus(
+        name="made",
+        fingerprint="0",
+        utterances=utterances,
+        read=lambda _: torch.zeros(0).numpy(),
+        columns=columns,
+        trials=trials,
+    )
+
+
+def features_of(problem: Problem, split: str) -> Kept:
+    """Random frames that carry the vectors of their labels in the second layer."""
+    generator = torch.Generator().manual_seed(len(split))
+    vectors = 6.0 * torch.randn(64, DIM, generator=torch.Generator().manual_seed(9))
+    pieces = []
+    for example in problem.examples[split]:
+        frames = example.utterance.samples // 320 - 1
+        states = torch.randn(LAYERS, frames, DIM, generator=generator)
+        if hasattr(example.reference, "labels"):  # diarisation: the sum of the voices that speak
+            states[1] += 0.2 * torch.from_numpy(example.reference.labels)[:frames] @ vectors[:2]
+        elif "speaker" in example.utterance.labels:
+            states[1] += 0.07 * vectors[int(example.utterance.labels["speaker"].lstrip("s"))]
+        else:
+            spread = torch.arange(frames) * len(example.target) // frames
+            states[1] += vectors[example.target[spread]] * (1.0 if len(example.target) > 3 else 0.06)
+        pieces.append(states)
+    return Kept(torch.cat(pieces, dim=1), torch.tensor([piece.shape[1] for piece in pieces]))
+
+
+def means(kept: Kept) -> Kept:
+    rows = torch.split(kept.states, kept.frames.tolist(), dim=1)
+    return Kept(torch.stack([piece.mean(dim=1) for piece in rows], dim=1), torch.ones_like(kept.frames))
+
+
+def share_dropout(module: nn.Module) -> None:
+    for child in list(module.modules()):
+        for name, part in list(child.named_children()):
+            if isinstance(part, nn.Dropout):
+                setattr(child, name, SharedDropout(part.p))
+
+
+def task_lines(task: str, folder: Path, updates: int = UPDATES, counts: dict[str, int] = COUNTS) -> list[Line]:
+    """Trains a pair and compares losses and metrics."""
+    pair = Pair(task, folder, counts)
+    with cuda_stays_here():
+        losses = list(pair.losses(updates))
+        measured = pair.dev()
+    largest = max(abs(mine - theirs) / abs(theirs) for mine, theirs in losses)
+    told = f"loss {losses[0][1]:.4g} -> {losses[-1][1]:.4g}"
+    lines = [Line(f"{task} losses of {updates} updates", largest, LOSS_TOLERANCE, told)]
+    for name, (mine, theirs) in measured.items():
+        lines.append(Line(f"{task} dev {name}", abs(mine - theirs), METRIC_TOLERANCE, f"ours {mine:.4f}, s3prl {theirs:.4f}"))
+    return lines
+
+
+def pooled_line(folder: Path, updates: int = POOLED_UPDATES) -> Line:
+    """Trains s3prl's head on frames and ours on means; compares all weights."""
+    pair = Pair("er", folder, COUNTS, pooled=True)
+    for _ in pair.losses(updates):
+        pass
+    head, expert = pair.probe.head, pair.peer.expert
+    ours = [pair.probe.featurizer.weights, *head.projector.parameters(), *head.output.parameters()]
+    linear = expert.model.post_net.linear
+    theirs = [pair.peer.featurizer.weights, *expert.projector.parameters(), *linear.parameters()]
+    one, other = (torch.cat([weights.detach().flatten() for weights in side]) for side in (ours, theirs))
+    difference = float((one - other).norm() / other.norm())
+    return Line(f"pooled against frames, {updates} updates", difference, POOLED_TOLERANCE, "relative distance of all weights")
+
+
+def specaug_line(rounds: int = 20) -> Line:
+    """Warps by s3prl's ``TimeWarp``, handed our draws, and by us."""
+    module, generator, largest = expert_module("specaug"), torch.Generator().manual_seed(0), 0.0
+    frames = torch.tensor([60, 31, 11, 10])
+    for _ in range(rounds):
+        features = torch.randn(4, 60, 8, generator=generator)
+        lengths, centres, moved = draw_warps(frames, generator)
+        drawn = iter([value for pair in zip(centres, moved - 1, strict=True) if pair[0] for value in pair])
+        real = torch.randint
+        torch.randint = lambda *_, drawn=drawn, **__: next(drawn).reshape(1)  # type: ignore[assignment]
+        try:
+            theirs, _ = module.TimeWarp(window=5)(features.clone(), frames)
+        finally:
+            torch.randint = real  # type: ignore[assignment]
+        mine = warped(features, lengths, centres, moved)
+        largest = max(largest, *(float((mine[i, :n] - theirs[i, :n]).abs().max()) for i, n in enumerate(frames.tolist())))
+    return Line("SpecAug time warp, same draws", largest, 1e-5, f"{rounds} batches of 4")
+
+
+def dtw_lines(queries: int = 6, documents: int = 8) -> list[Line]:
+    """Scores by s3prl's ``match``, which calls dtw-python, and by us."""
+    module = expert_module("quesst14_dtw.expert")
+    generator = torch.Generator().manual_seed(0)
+    asked = [torch.randn(5 + 7 * index, DIM, generator=generator) for index in range(queries)]
+    searched = [torch.randn(20 + 31 * index, DIM, generator=generator) for index in range(documents)]
+    settings = {
+        "step_pattern": "asymmetric",
+        "keep_internals": False,
+        "distance_only": False,
+        "open_begin": True,
+        "open_end": True,
+    }
+    frames = torch.tensor([len(document) for document in searched])
+    units = functional.normalize(nn.utils.rnn.pad_sequence([each.double() for each in searched], batch_first=True), dim=2)
+    lines = []
+    for name, distance in (
+        ("cosine_exp", module.cosine_exp),
+        ("cosine", lambda one, two: module.distance.cdist(one, two, "cosine")),
+    ):
+        largest = 0.0
+        for query in asked:
+            costs = subsequence_costs(frame_distances(functional.normalize(query.double(), dim=1), units, frames, name))
+            for document, cost in zip(searched, costs.tolist(), strict=True):
+                *_, score = module.match(query.double().numpy(), document.double().numpy(), "", "", distance, True, settings)
+                largest = max(largest, abs(-score - cost))
+        lines.append(Line(f"qbe {name}", largest, DTW_TOLERANCE, f"{queries} queries x {documents} documents"))
+    return lines
+
+
+def main() -> None:
+    """Prints the table; leaves with 1 when a line fails."""
+    torch.set_num_threads(1)
+    if not PEERS.is_dir():
+        sys.exit("s3prl's downstream code needs editdistance, h5py, lxml and dtw-python: run `make peers-s3prl` first.")
+    lines = []
+    for task in CASES:
+        with tempfile.TemporaryDirectory() as folder:
+            lines += task_lines(task, Path(folder))
+    with tempfile.TemporaryDirectory() as folder:
+        lines += [pooled_line(Path(folder)), specaug_line(), *dtw_lines()]
+    for line in lines:
+        print(
+            f"{'PASS' if line.passed else 'FAIL'}  {line.what:40} {line.difference:9.2e} <= {line.tolerance:.0e}  {line.told}"
+        )
+    sys.exit(not all(line.passed for line in lines))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,60 @@
+"""One evaluation on several folds of a corpus: each by itself, then the mean (SUPERB's ER on five sessions)."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+
+import torch
+from pydantic import JsonValue
+
+from speechft_ray.core.records import Score, scores_of
+from speechft_ray.core.specs import EvalSpec
+from speechft_ray.speech.corpora.base import Corpus
+from speechft_ray.speech.encoders.base import Encoder
+from speechft_ray.superb.evaluate import Report, Sharing, evaluate
+
+
+def evaluate_folds(
+    spec: EvalSpec,
+    encoder: Encoder,
+    corpora: Sequence[Corpus],
+    device: torch.device,
+    report: Report,
+    *,
+    sharing: Sharing | None = None,
+) -> dict[str, JsonValue]:
+    """Returns the facts of one evaluation; with several corpora, one per fold, those of all.
+
+    ``scores`` are then means over folds, seed by seed, and ``folds`` holds the facts of each (see ``evaluate``).
+    """
+    if len(corpora) == 1:
+        return evaluate(spec, encoder, corpora[0], device, report, sharing=sharing)
+    folds: list[dict[str, JsonValue]] = []
+    for corpus in corpora:
+        told = _part(report, len(folds), len(corpora))
+        folds.append(evaluate(spec, encoder, corpus, device, told, sharing=sharing))
+    return {
+        "scores": [score.model_dump(mode="json") for score in mean_scores([scores_of(facts) for facts in folds])],
+        **{name: folds[0][name] for name in ("seeds", "learning_rate", "updates")},
+        "folds": [dict(facts) for facts in folds],
+    }
+
+
+def mean_scores(folds: Sequence[Sequence[Score]]) -> list[Score]:
+    """Returns each metric and split with its values averaged over folds, seed by seed."""
+    return [
+        alike[0].model_copy(
+            update={"values": tuple(map(statistics.fmean, zip(*(score.values for score in alike), strict=True)))}
+        )
+        for alike in zip(*folds, strict=True)
+    ]
+
+
+def _part(report: Report, index: int, count: int) -> Report:
+    """Reports the work of one fold as a part of all; folds are taken to be of one size until they begin."""
+
+    def told(values: Mapping[str, float]) -> None:
+        report({"done": index * values["total"] + values["done"], "total": count * values["total"]})
+
+    return told

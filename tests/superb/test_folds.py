@@ -1,0 +1,78 @@
+"""Several folds of a corpus as one evaluation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from pydantic import ValidationError
+
+from speechft_ray.core.fingerprint import fingerprint
+from speechft_ray.core.records import Score, scores_of
+from speechft_ray.core.specs import CorpusSpec, EvalSpec
+from speechft_ray.superb.evaluate import evaluate
+from speechft_ray.superb.folds import evaluate_folds, mean_scores
+from speechft_ray.sweep.plan import Inputs, make_plan
+from tests.superb.toy import ToyEncoder, toy_corpus
+from tests.sweep.fakes import sweep
+
+FOLDS: dict[str, Any] = {"fold": [1, 2, 3]}
+CPU = torch.device("cpu")
+
+
+def spec(**changed: Any) -> EvalSpec:
+    return EvalSpec(**{"task": "er", "corpus": CorpusSpec(), "updates": 5, "batch_size": 8, "seeds": 2, **changed})
+
+
+def test_each_fold_is_evaluated_and_the_mean_is_the_result() -> None:
+    corpora = [toy_corpus({"train": 24, "dev": 8, "test": 12}, seed=seed) for seed in range(3)]
+    counts: list[dict[str, float]] = []
+    facts = evaluate_folds(spec(folds=FOLDS), ToyEncoder(), corpora, CPU, lambda found: counts.append(dict(found)))
+    alone = [scores_of(evaluate(spec(), ToyEncoder(), corpus, CPU, lambda _: None)) for corpus in corpora]
+    for found, *folds in zip(scores_of(facts), *alone, strict=True):
+        assert found.values == tuple(pytest.approx(sum(fold.values[seed] for fold in folds) / 3) for seed in range(2))
+    assert len(facts["folds"]) == 3 and facts["seeds"] == 2
+    assert counts[-1]["done"] == counts[-1]["total"] == 3 * (24 + 8 + 12 + 2 * 5)
+    assert [found["done"] for found in counts] == sorted(found["done"] for found in counts)
+
+
+def test_one_corpus_is_a_plain_evaluation() -> None:
+    corpus = toy_corpus({"train": 12, "dev": 4, "test": 4})
+    plain = evaluate(spec(), ToyEncoder(), corpus, CPU, lambda _: None)
+    found = evaluate_folds(spec(), ToyEncoder(), [corpus], CPU, lambda _: None)
+    assert {**found, "seconds": None} == {**plain, "seconds": None}
+
+
+def test_values_are_averaged_seed_by_seed() -> None:
+    folds = [[Score(metric="er.accuracy", split="test", values=values)] for values in ((10.0, 20.0), (30.0, 60.0))]
+    assert mean_scores(folds)[0].values == (20.0, 40.0)
+
+
+def test_folds_are_options_of_the_corpus() -> None:
+    given = spec(corpus=CorpusSpec(name="iemocap", options={"other": 1}), folds=FOLDS)
+    assert [corpus.options for corpus in given.corpora()] == [{"other": 1, "fold": fold} for fold in (1, 2, 3)]
+    assert spec().corpora() == (CorpusSpec(),)
+    assert EvalSpec.model_validate(given.model_dump(mode="json")) == given
+    for wrong in ({"fold": [1]}, {"fold": [1, 2], "other": [1, 2]}):
+        with pytest.raises(ValidationError):
+            spec(folds=wrong)
+
+
+def test_folds_are_part_of_the_identity_only_where_there_are_some() -> None:
+    assert "folds" not in spec().model_dump(mode="json")
+    assert fingerprint(spec()) == fingerprint({**spec().model_dump(), "seeds": 2})
+    assert fingerprint(spec()) != fingerprint(spec(folds=FOLDS))
+
+
+def test_a_plan_asks_for_every_fold() -> None:
+    asked: list[Any] = []
+
+    def corpus(item: CorpusSpec) -> tuple[str, bool]:
+        asked.append(item.options.get("fold"))
+        return f"content of fold {item.options.get('fold')}", True
+
+    plan = make_plan(sweep(evaluate=[spec(folds=FOLDS).model_dump(mode="json")]), Inputs(encoder="e", corpus=corpus))
+    jobs = plan.of_stage("evaluate")
+    assert {1, 2, 3} <= set(asked) and len(jobs) == len(plan.rows) + 1  # and the baseline
+    assert all(len([need for need in job.needs if plan.jobs[need].stage == "corpus"]) == 3 for job in jobs)

@@ -1,0 +1,56 @@
+"""s3prl's own experts and ours on the same features, batches and weights: small versions of ``benchmarks/parity.py``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from tests.superb.test_measures import textbook_edits
+
+pytest.importorskip("s3prl")
+
+from benchmarks import parity
+from benchmarks.s3prl_cases import CASES
+from benchmarks.s3prl_peer import expert_module
+
+pytestmark = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # s3prl leaves its slot file open
+
+COUNTS = {"train": 40, "dev": 8, "test": 10}
+
+
+@pytest.fixture(autouse=True)
+def textbook_distance(monkeypatch: pytest.MonkeyPatch) -> None:
+    """s3prl's edit distance, from the textbook: its own is an extra that need not be there."""
+    distance = ModuleType("editdistance")
+    distance.eval = textbook_edits  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "editdistance", distance)
+    for name in ("ctc.metric", "asr.expert"):
+        module = expert_module(name)
+        monkeypatch.setattr(module, "ed" if name == "ctc.metric" else "editdistance", distance)
+
+
+@pytest.mark.parametrize("task", sorted(CASES))
+def test_losses_and_metrics_are_those_of_s3prl(task: str, tmp_path: Path) -> None:
+    lines = parity.task_lines(task, tmp_path, updates=3, counts=COUNTS)
+    assert [line for line in lines if not line.passed] == []
+    assert len(lines) == 1 + len(CASES[task].metrics)
+
+
+def test_means_train_what_frames_train(tmp_path: Path) -> None:
+    line = parity.pooled_line(tmp_path, updates=40)
+    assert line.passed, line
+
+
+def test_a_time_warp_is_s3prls() -> None:
+    line = parity.specaug_line(rounds=3)
+    assert line.passed, line
+
+
+def test_a_difference_would_be_seen(tmp_path: Path) -> None:
+    pair = parity.Pair("er", tmp_path, COUNTS)
+    pair.probe.head.output.bias.data[0] += 0.01
+    (ours, theirs), *_ = pair.losses(1)
+    assert abs(ours - theirs) > parity.LOSS_TOLERANCE * theirs

@@ -1,0 +1,240 @@
+"""Verification and diarisation: what is cut, what is trained on, what decides."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from speechft_ray.core.errors import UserError
+from speechft_ray.core.records import scores_of
+from speechft_ray.core.specs import CorpusSpec, EvalSpec
+from speechft_ray.speech.corpora.base import Corpus, Utterance
+from speechft_ray.speech.heads.diarization import DiarizationHead, permutation_free_loss
+from speechft_ray.speech.heads.xvector import XVectorHead, am_softmax
+from speechft_ray.superb.evaluate import evaluate, pose
+from speechft_ray.superb.measures.der import Turn
+from speechft_ray.superb.tasks import asv, sd
+from speechft_ray.superb.tasks.base import TASKS, Problem
+from tests.superb.toy import ToyEncoder, toy_corpus
+
+SMALL = {"asv": {"width": 16, "pooled_width": 24}, "sd": {"hidden": 24}}
+
+
+def posed(task: str, corpus: Corpus, **options: Any) -> Problem:
+    spec = EvalSpec(task=task, corpus=CorpusSpec(), updates=1, options={**SMALL[task], **options})
+    found = pose(TASKS.get(task), spec, corpus)
+    assert isinstance(found, Problem)
+    return found
+
+
+def facts_of(task: str, corpus: Corpus, options: dict[str, Any], **spec: Any) -> dict[str, Any]:
+    given = EvalSpec(task=task, corpus=CorpusSpec(), options={**SMALL[task], **options}, **spec)
+    return evaluate(given, ToyEncoder(), corpus, torch.device("cpu"), lambda counts: None)
+
+
+def recordings(samples: int, labels: dict[str, str], count: int = 3) -> Corpus:
+    """Recordings whose samples count upwards, so that a piece tells where it came from."""
+    utterances = [
+        Utterance(key=f"{split}-{index}", split=split, samples=samples, labels={**labels, "speaker": f"s{index}"})
+        for split in ("train", "dev", "test")
+        for index in range(count)
+    ]
+    wave = np.arange(samples, dtype=np.float32)
+    return Corpus(
+        name="made", fingerprint="1", utterances=utterances, read=lambda _: wave, columns=frozenset(["speaker", *labels])
+    )
+
+
+def test_long_training_utterances_are_cropped_and_test_ones_are_whole() -> None:
+    corpus = recordings(200_000, {})
+    corpus = replace(corpus, trials=((True, "test-0", "test-1"), (False, "test-0", "test-2")))
+    problem = posed("asv", corpus)
+    assert {example.utterance.samples for example in problem.examples["test"]} == {200_000}
+    starts = set()
+    for example in problem.examples["train"]:
+        wave = problem.corpus.read(example.utterance)
+        assert len(wave) == example.utterance.samples == 128_000
+        assert (np.diff(wave) == 1).all()
+        starts.add(int(wave[0]))
+    assert len(starts) == 3 and max(starts) <= 72_000
+    other = posed("asv", replace(recordings(190_000, {}), trials=corpus.trials))
+    assert len({"1", problem.corpus.fingerprint, other.corpus.fingerprint}) == 3
+
+
+def test_the_published_protocol_chooses_on_test_and_the_clean_one_on_speakers_that_are_not_trained_on() -> None:
+    corpus = toy_corpus({"train": 40, "dev": 8, "test": 8})
+    keys = {split: [example.utterance.key for example in items] for split, items in posed("asv", corpus).examples.items()}
+    assert keys["dev"] == keys["test"]
+    clean = posed("asv", corpus, protocol="clean").examples
+    assert [example.utterance.key for example in clean["dev"]] == [utterance.key for utterance in corpus.split("dev")]
+    held = posed("asv", toy_corpus({"train": 40, "test": 8}), protocol="clean").examples
+    speakers = {split: {item.utterance.labels["speaker"] for item in items} for split, items in held.items()}
+    assert speakers["dev"] == {"s0", "s2"} and speakers["train"] == {"s1", "s3"}
+
+
+def test_made_trials_are_balanced_repeatable_and_right() -> None:
+    utterances = toy_corpus({"test": 40}).utterances
+    trials = asv.made_trials(utterances, "speaker")
+    speaker = {utterance.key: utterance.labels["speaker"] for utterance in utterances}
+    assert all(same == (speaker[one] == speaker[other]) for same, one, other in trials)
+    assert sum(same for same, _, _ in trials) == len(trials) / 2 == 4 * 10 * 9 / 2
+    assert len(set(trials)) == len(trials) and trials == asv.made_trials(utterances, "speaker")
+
+
+def test_listed_trials_are_scored_by_cosine() -> None:
+    corpus = replace(
+        recordings(8000, {}), trials=((True, "test-0", "test-1"), (False, "test-0", "test-2"), (False, "test-1", "test-2"))
+    )
+    problem = posed("asv", corpus)
+    keys = [example.reference for example in problem.examples["test"]]
+    embeddings = [torch.tensor(each) for each in ([1.0, 0.0], [0.8, 0.6], [0.0, 1.0])]
+    trials = list(corpus.trials)
+    assert asv.trial_scores(embeddings, keys, trials) == pytest.approx([0.8, 0.0, 0.6])
+    assert problem.measure(embeddings, keys) == {"asv.eer": 0.0}
+    assert problem.measure([embeddings[0], embeddings[2], embeddings[1]], keys) == {"asv.eer": 100.0}
+
+
+def test_what_cannot_be_verified_is_told() -> None:
+    with pytest.raises(UserError, match="`train-0` has 5000 samples; an x-vector needs 5200"):
+        posed("asv", recordings(5000, {}, 4))
+    with pytest.raises(UserError, match="allows no trials in test"):
+        posed("asv", recordings(8000, {}))  # one utterance per speaker
+
+
+@pytest.mark.parametrize("protocol", ["superb", "clean"])
+def test_voices_are_told_apart(protocol: str) -> None:
+    corpus = toy_corpus({"train": 48, "dev": 16, "test": 16})
+    facts = facts_of("asv", corpus, {"protocol": protocol}, updates=40, learning_rate=5e-3, batch_size=16)
+    assert all(score.mean < 15.0 for score in scores_of(facts))
+
+
+def test_an_x_vector_ignores_padding_except_for_one_frame_while_it_learns() -> None:
+    torch.manual_seed(0)
+    features, frames = torch.randn(3, 40, 6), torch.tensor([40, 25, 30])
+    padded = features * (torch.arange(40)[None, :, None] < frames[:, None, None])
+    for pools_padding in (True, False):
+        head = XVectorHead(6, 5, 8, 12, pools_padding)
+        together = head.eval()(padded, frames)
+        for row, count in enumerate(frames.tolist()):
+            alone = head(padded[row : row + 1, :count], frames[row : row + 1])
+            torch.testing.assert_close(together[row], alone[0])
+        learning = head.train()(padded, frames)
+        torch.testing.assert_close(learning[0], together[0])
+        assert torch.allclose(learning[1], together[1]) is not pools_padding
+    torch.testing.assert_close(together[:, :8].norm(dim=1), torch.ones(3))
+
+
+def test_the_margin_is_taken_off_the_right_cosine() -> None:
+    cosines = torch.tensor([[0.5, 0.1], [-0.2, 0.9]], dtype=torch.double)
+    expected = 0.0
+    for row, label in zip(cosines.tolist(), (0, 1), strict=True):
+        right = np.exp(30 * (row[label] - 0.4))
+        expected -= np.log(right / (right + np.exp(30 * row[1 - label]))) / 2
+    found = am_softmax(cosines, torch.ones(2), [torch.tensor([0]), torch.tensor([1])])
+    assert float(found) == pytest.approx(expected)
+
+
+TURNS = (Turn("a", 0, 200 * 320), Turn("b", 1990 * 320 + 161, 2500 * 320), Turn("a", 1900 * 320, 4100 * 320))
+
+
+def test_frames_are_labelled_by_the_nearest_and_long_turns_are_lost_between_chunks() -> None:
+    first = sd.frame_labels(TURNS, 0, 2000, clean=False)
+    assert first[:, 0].nonzero()[0].tolist() == [*range(200), *range(1900, 2000)]
+    assert first[:, 1].nonzero()[0].tolist() == list(range(1991, 2000))  # 161 samples after the frame: the next is nearer
+    second = sd.frame_labels(TURNS, 2000, 4000, clean=False)
+    assert not second[:, 0].any() and second[:500, 1].all()
+    whole = sd.frame_labels(TURNS, 2000, 4000, clean=True)
+    assert whole[:, 0].all() and (whole[:, 1] == second[:, 1]).all()
+
+
+def test_recordings_become_chunks_of_forty_seconds() -> None:
+    segments = " ".join(f"{turn.speaker}:{turn.start}:{turn.end}" for turn in TURNS)
+    problem = posed("sd", recordings(4100 * 320 + 100, {"segments": segments}, 1))
+    chunks = problem.examples["train"]
+    assert [example.utterance.samples // 320 for example in chunks] == [2000, 2000, 100]
+    assert [example.reference.start for example in chunks] == [0, 2000, 4000]
+    assert problem.corpus.read(chunks[2].utterance)[0] == 4000 * 320
+    assert chunks[0].reference.turns == TURNS
+
+
+@pytest.mark.parametrize("segments", ["a:0", "a:5:5", "a:0:x", "a:9:3 b:1:2"])
+def test_segments_that_cannot_be_read_are_told(segments: str) -> None:
+    with pytest.raises(UserError, match=r"has the segment .* write `speaker:start:end`"):
+        posed("sd", recordings(8000, {"segments": segments}, 1))
+
+
+def test_other_than_two_speakers_are_told() -> None:
+    with pytest.raises(UserError, match="has 1 speakers in `segments`, not 2"):
+        posed("sd", recordings(8000, {"segments": "a:0:3200 a:4000:5000"}, 1))
+
+
+def test_decoding_takes_stretches_above_the_threshold_and_a_median_fills_gaps() -> None:
+    share = np.full((40, 2), 0.05)
+    share[5:30, 0] = 0.65
+    share[17:19, 0] = 0.2
+    logits = np.log(share / (1 - share))
+    assert sd.decoded(logits, (0.6, 1)) == [Turn("0", 1600, 5440), Turn("0", 6080, 9600)]
+    assert sd.decoded(logits, (0.6, 11)) == [Turn("0", 1600, 9600)]
+    assert sd.decoded(logits, (0.7, 1)) == []
+
+
+def test_the_published_protocol_takes_the_best_decoding_of_test_and_the_clean_one_that_of_dev() -> None:
+    corpus = recordings(100 * 320, {"segments": "a:0:16000 b:9600:32000"}, 1)
+    dev, test = (np.full((100, 2), 0.05) for _ in range(2))
+    dev[:50, 0], dev[30:, 1] = 0.65, 0.65  # right at 0.6
+    test[:50, 0], test[30:, 1], test[60:, 0] = 0.65, 0.65, 0.62  # a false alarm up to 0.6
+    test[:50, 0] = test[30:, 1] = 0.75  # right at 0.7
+    logits = [np.log(share / (1 - share)) for share in (dev, test)]
+    for protocol, rate, threshold in (("superb", 0.0, 0.7), ("clean", 100 * 40 / 120, 0.3)):
+        problem = posed("sd", corpus, protocol=protocol)
+        wanted = [[problem.examples[split][0].reference] for split in ("dev", "test")]
+        found = problem.measured_test(logits[:1], wanted[0], logits[1:], wanted[1])
+        assert found["sd.der"] == pytest.approx(rate)
+        assert found["threshold"] == threshold
+
+
+def test_frame_accuracy_takes_the_better_order_and_a_silent_chunk_for_nothing() -> None:
+    labels = np.array([[1, 0], [1, 1], [0, 0], [0, 1]], dtype=np.float32)
+    chunk = sd.Chunk("r", 0, labels, ())
+    logits = 4.0 * labels - 2.0
+    assert sd.frame_accuracy([logits, logits[:, ::-1].copy()], [chunk, chunk]) == 1.0
+    wrong = logits.copy()
+    wrong[0, 0] = -1.0
+    assert sd.frame_accuracy([wrong], [chunk]) == 7 / 8
+    silent = chunk._replace(labels=np.zeros((4, 2), dtype=np.float32))
+    assert sd.frame_accuracy([logits, logits], [chunk, silent]) == 0.5
+
+
+def test_the_diarisation_loss_is_that_of_the_better_order_over_valid_frames() -> None:
+    torch.manual_seed(0)
+    logits = torch.randn(2, 6, 2, dtype=torch.double)
+    targets = [torch.randint(0, 2, (6, 2)), torch.randint(0, 2, (4, 2))]
+    expected = 0.0
+    for row, target in zip(logits, targets, strict=True):
+        share = torch.sigmoid(row[: len(target)])
+        orders = [target.double(), target.double().flip(1)]
+        losses = [-(wanted * share.log() + (1 - wanted) * (1 - share).log()).mean(1).sum() for wanted in orders]
+        expected += float(min(losses)) / 10
+    assert float(permutation_free_loss(logits, torch.tensor([5, 3]), targets)) == pytest.approx(expected)
+
+
+def test_the_last_frame_of_each_recording_is_given_twice() -> None:
+    torch.manual_seed(0)
+    head, features = DiarizationHead(4, 2, 3), torch.randn(2, 5, 4)
+    found = head(features, torch.tensor([5, 3]))
+    for row, count in enumerate((5, 3)):
+        repeated = torch.cat([features[row, :count], features[row, count - 1 : count]])
+        torch.testing.assert_close(found[row, : count + 1], head.linear(head.rnn(repeated[None])[0])[0])
+
+
+def test_speakers_are_found_in_time() -> None:
+    corpus = toy_corpus({"train": 40, "dev": 8, "test": 12})
+    facts = facts_of("sd", corpus, {}, updates=80, learning_rate=2e-2, batch_size=16)
+    found = {score.split: score.mean for score in scores_of(facts)}
+    assert found["test"] < 25.0 and found["dev"] < 25.0
+    assert facts["details"]["test"].keys() == {"threshold", "median_frames", "frame_accuracy"}
+    assert facts["details"]["test"]["frame_accuracy"][0] > 80.0
