@@ -10,7 +10,7 @@ import soundfile
 
 from speechft_ray.core.errors import UserError
 from speechft_ray.speech import audio
-from speechft_ray.speech.audio import read_audio, resolve_inside, samples_at_16_khz
+from speechft_ray.speech.audio import examine, read_audio, resolve_inside
 
 
 def sine(hertz: float, rate_hz: int, samples: int) -> np.ndarray:
@@ -37,7 +37,7 @@ def test_resampling_keeps_a_sine_where_it_was(tmp_path: Path, rate_hz: int) -> N
 @pytest.mark.parametrize("samples", [1, 399, 1000, 1001])
 def test_the_header_tells_the_length_that_reading_yields(tmp_path: Path, rate_hz: int, samples: int) -> None:
     soundfile.write(tmp_path / "a.flac", sine(100, rate_hz, samples), rate_hz)
-    assert samples_at_16_khz(tmp_path / "a.flac") == len(read_audio(tmp_path / "a.flac"))
+    assert examine(tmp_path / "a.flac").samples == len(read_audio(tmp_path / "a.flac"))
 
 
 def test_channels_are_averaged(tmp_path: Path) -> None:
@@ -85,7 +85,7 @@ def test_length_is_refused_from_the_header(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(audio, "MAX_SECONDS", 1)
     refuse(tmp_path / "a.wav", "at most 1 s")
     with pytest.raises(UserError, match="at most 1 s"):
-        samples_at_16_khz(tmp_path / "a.wav")
+        examine(tmp_path / "a.wav")
 
 
 def test_paths_stay_inside_their_root(tmp_path: Path) -> None:
