@@ -72,7 +72,7 @@ class Progress(Protocol):
 class Expected:
     """What a complete copy of a corpus has, by split, as its ``source`` says. What the source does not tell is left out.
 
-    ``classes`` counts the different labels of a column in all splits.
+    ``classes`` counts the different labels of a column in all splits, ``trials`` those of the test split.
     """
 
     source: str

@@ -38,8 +38,10 @@ NAME = "speech_commands"
 ARCHIVE, TEST_ARCHIVE = "speech_commands_v0.01", "speech_commands_test_set_v0.01"
 NOISE = "_background_noise_"
 SILENCE, UNKNOWN = "_silence_", "_unknown_"
+NOBODY = "none"
 KEYWORDS = ("yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go")
 
+_SPEAKER = re.compile(r"([0-9a-f]{8})_nohash_")
 _BUCKETS = 2**27 - 1
 """``MAX_NUM_WAVS_PER_CLASS`` of the archive's own README, which tells the rule of the splits."""
 _TRAIN_FRACTION = 0.8
@@ -97,9 +99,10 @@ def _test(root: Path) -> list[Recording]:
 
 
 def _recording(root: Path, path: Path, split: str, keyword: str) -> Recording:
-    speaker = re.sub(r"_nohash_.*$", "", path.stem)
+    named = _SPEAKER.search(path.name)
     place = below(root, path)
-    return Recording(key=place, path=place, split=split, labels={"keyword": keyword, "speaker": speaker})
+    labels = {"keyword": keyword, "speaker": named.group(1) if named else NOBODY}
+    return Recording(key=place, path=place, split=split, labels=labels)
 
 
 def _silence(root: Path, options: SpeechCommandsOptions) -> list[Recording]:
@@ -107,28 +110,26 @@ def _silence(root: Path, options: SpeechCommandsOptions) -> list[Recording]:
     paths = sorted(folder.glob("*.wav"))
     if not paths:
         raise UserError(f"{folder} holds no .wav file: silence is cut from them, so unpack the training archive again.")
+    return [item for path in paths for item in _crops(root, path, options)]
+
+
+def _crops(root: Path, path: Path, options: SpeechCommandsOptions) -> list[Recording]:
+    """Returns the seconds of one background recording; of one that cannot be read the whole, to be told with the others."""
+    place, labels = below(root, path), {"keyword": SILENCE, "speaker": NOBODY}
+    try:
+        samples = examine(path).samples
+    except UserError:
+        return [Recording(key=place, path=place, split="train", labels=labels)]
+    edge = int(_TRAIN_FRACTION * samples) if options.protocol == "clean" else samples
     found = []
-    for path in paths:
-        samples, place = examine(path).samples, below(root, path)
-        edge = int(_TRAIN_FRACTION * samples)
-        parts = {"train": (0, samples), "dev": (0, samples)}
-        if options.protocol == "clean":
-            parts = {"train": (0, edge), "dev": (edge, samples)}
-        for split, (begin, end) in parts.items():
-            if end - begin < SAMPLE_RATE_HZ:
-                raise UserError(f"{path} is too short to cut seconds of silence for {split} from it: unpack the archive again.")
-            draw = random.Random(f"{path.name} {split}")
-            for index in range(options.silence_crops):
-                start = draw.randint(begin, end - SAMPLE_RATE_HZ)
-                found.append(
-                    Recording(
-                        key=f"{place}#{split}-{index:03d}",
-                        path=place,
-                        split=split,
-                        labels={"keyword": SILENCE, "speaker": "none"},
-                        cut=(start, start + SAMPLE_RATE_HZ),
-                    )
-                )
+    for split, begin, end in (("train", 0, edge), ("dev", edge % samples, samples)):
+        if end - begin < SAMPLE_RATE_HZ:
+            raise UserError(f"{path} is too short to cut seconds of silence for {split} from it: unpack the archive again.")
+        draw = random.Random(f"{path.name} {split}")
+        for index in range(options.silence_crops):
+            start = draw.randint(begin, end - SAMPLE_RATE_HZ)
+            key, cut = f"{place}#{split}-{index:03d}", (start, start + SAMPLE_RATE_HZ)
+            found.append(Recording(key=key, path=place, split=split, labels=labels, cut=cut))
     return found
 
 

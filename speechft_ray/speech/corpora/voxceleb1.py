@@ -27,7 +27,6 @@ from speechft_ray.speech.corpora._layout import (
     below,
     found_folder,
     found_root,
-    listed,
     read_lines,
 )
 from speechft_ray.speech.corpora._pauses import WITHOUT_PAUSES
@@ -35,7 +34,7 @@ from speechft_ray.speech.corpora.base import CORPORA, Corpus, CorpusKind, Expect
 
 NAME = "voxceleb1"
 SPLIT_LISTS = ("iden_split.txt", "veri_test_class.txt")
-"""The official list and the name under which s3prl ships it; lines are ``1 id10003/video/00001.wav`` (1 train, 2 dev, 3 test)."""
+"""The official list and its name in s3prl; lines are ``1 id10003/video/00001.wav`` (1 train, 2 dev, 3 test)."""
 TRIAL_LISTS = ("voxceleb1_test_v2.txt", "veri_test.txt")
 """s3prl's list (OpenSLR 49) and the official one; lines are ``1 a.wav b.wav``, 1 for one speaker, 0 for two."""
 _SPLITS = {"1": "train", "2": "dev", "3": "test"}
@@ -64,7 +63,7 @@ class VoxCeleb1Options(DiskOptions):
 def open_voxceleb1(options: VoxCeleb1Options, root: Path | None, cache: Path, progress: Progress | None = None) -> Corpus:
     """Returns VoxCeleb1 with the column ``speaker``; for verification with ``trials``.
 
-    Raises ``UserError`` for a missing folder or list, and for listed recordings that are not there.
+    Listed recordings that are not there count as bad audio. Raises ``UserError`` for a missing folder or list.
     """
     place = found_root(NAME, root, ["dev/wav", "test/wav", *SPLIT_LISTS])
     for part in ("dev", "test"):
@@ -88,30 +87,27 @@ def open_voxceleb1(options: VoxCeleb1Options, root: Path | None, cache: Path, pr
 def _identification(root: Path) -> list[Recording]:
     file = _list_file(root, SPLIT_LISTS)
     places = _places(root)
-    found, gone = [], []
+    found = []
     for number, line in enumerate(read_lines(file), start=1):
         split, _, name = line.strip().partition(" ")
         if split not in _SPLITS or not _FILE.fullmatch(name):
             raise bad_line(file, number, line, "`1`, `2` or `3` and a path like id10003/na8-QEFmj44/00003.wav")
-        if name in places:
-            found.append(_recording(places[name], name, _SPLITS[split]))
-        else:
-            gone.append(name)
-    _refuse(file, gone)
+        found.append(_recording(places.get(name, f"dev/wav/{name}"), name, _SPLITS[split]))
     return found
 
 
 def _verification(root: Path, protocol: str) -> tuple[list[Recording], list[tuple[bool, str, str]]]:
     file = _list_file(root, TRIAL_LISTS)
     places = _places(root)
-    trials, named = [], dict[str, None]()
+    trials: list[tuple[bool, str, str]] = []
+    named: dict[str, None] = {}
     for number, line in enumerate(read_lines(file), start=1):
         same, *pair = line.split()
         if same not in ("0", "1") or len(pair) != 2 or not all(map(_FILE.fullmatch, pair)):
             raise bad_line(file, number, line, "`1` or `0` and two paths like id10270/5r0dWxy17C8/00001.wav")
-        trials.append((same == "1", *pair))
+        trials.append((same == "1", pair[0], pair[1]))
         named.update(dict.fromkeys(pair))
-    _refuse(file, [name for name in named if name not in places])
+    places.update({name: f"test/wav/{name}" for name in named if name not in places})
     known = [name for name, path in places.items() if path.startswith("dev/") and name not in named]
     held_out = _held_out(known) if protocol == "clean" else set()
     splits = {name: "dev" if name[:7] in held_out else "train" for name in known} | dict.fromkeys(named, "test")
@@ -143,11 +139,6 @@ def _list_file(root: Path, names: Sequence[str]) -> Path:
     )
 
 
-def _refuse(file: Path, gone: Sequence[str]) -> None:
-    if gone:
-        raise UserError(f"{len(gone)} recordings of {file} are not below {file.parent}: {listed(gone)}. Unpack both archives.")
-
-
 def _held_out(names: Sequence[str]) -> set[str]:
     speakers = sorted({name[:7] for name in names})
     return set(random.Random(0).sample(speakers, min(HELD_OUT_SPEAKERS, len(speakers) // 2)))
@@ -159,9 +150,8 @@ def _own_trials(names: Sequence[str]) -> list[tuple[bool, str, str]]:
     for name in sorted(names):
         by_speaker.setdefault(name[:7], []).append(name)
     draw = random.Random(0)
-    return [
-        trial for speaker in by_speaker for _ in range(TRIALS_PER_SPEAKER // 2) for trial in _pair(speaker, by_speaker, draw)
-    ]
+    turns = [speaker for speaker in by_speaker for _ in range(TRIALS_PER_SPEAKER // 2)]
+    return [trial for speaker in turns for trial in _pair(speaker, by_speaker, draw)]
 
 
 def _pair(speaker: str, by_speaker: Mapping[str, Sequence[str]], draw: random.Random) -> list[tuple[bool, str, str]]:
