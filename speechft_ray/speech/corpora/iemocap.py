@@ -40,7 +40,7 @@ class IemocapOptions(DiskOptions):
 
     fold: int = Field(default=1, ge=1, le=SESSIONS)
     """Session of the test split; SUPERB's number is the mean of the five folds."""
-    protocol: Literal["s3prl", "clean"] = "s3prl"
+    protocol: Literal["superb", "clean"] = "superb"
     """``clean``: dev is the session after the test one (1 after 5), whose two speakers are then nowhere else."""
 
 
@@ -121,7 +121,7 @@ def _expected(options: IemocapOptions) -> Expected:
     test = _TEST_SIZES[options.fold - 1]
     others = sum(_TEST_SIZES) - test
     dev = _TEST_SIZES[options.fold % SESSIONS] if options.protocol == "clean" else others - int(TRAIN_FRACTION * others)
-    shared = {"train": 8, "dev": 8, "test": 2} if options.protocol == "s3prl" else {"train": 6, "dev": 2, "test": 2}
+    shared = {"train": 8, "dev": 8, "test": 2} if options.protocol == "superb" else {"train": 6, "dev": 2, "test": 2}
     return Expected(
         source="s3prl's emotion/meta_data (5,531 turns)",
         utterances={"train": others - dev, "dev": dev, "test": test},

@@ -54,7 +54,7 @@ class SpeechCommandsOptions(DiskOptions):
     silence_crops: int = Field(default=40, ge=1, le=1000)
     """Seconds of each background recording, in train and in dev. Six recordings times 40 are about as many as dev has of a
     keyword; in training, classes are equally likely however many there are."""
-    protocol: Literal["s3prl", "clean"] = "s3prl"
+    protocol: Literal["superb", "clean"] = "superb"
     """``clean``: no second of background is in both train and dev."""
 
 

@@ -50,13 +50,13 @@ class VoxCeleb1Options(DiskOptions):
     """Which of the two tasks, and for verification how the validation is found."""
 
     task: Literal["identification", "verification"] = "identification"
-    protocol: Literal["s3prl", "clean"] = "s3prl"
+    protocol: Literal["superb", "clean"] = "superb"
     """``clean``: 40 speakers of the dev folder are the dev split of verification."""
 
     @model_validator(mode="after")
     def _check(self) -> VoxCeleb1Options:
         if self.protocol == "clean" and self.task != "verification":
-            raise ValueError("`protocol` must be `s3prl` for identification, whose splits have nothing to clean")
+            raise ValueError("`protocol` must be `superb` for identification, whose splits have nothing to clean")
         return self
 
 
@@ -172,7 +172,7 @@ def _expected(options: VoxCeleb1Options) -> Expected:
     return Expected(
         source="voxceleb1_test_v2.txt (4,715 files, 37,720 trials); Nagrani et al. 2017, table 5 (speakers)",
         utterances={"test": 4_715},
-        speakers={"test": 40} | ({"train": 1_211} if options.protocol == "s3prl" else {"train": 1_171, "dev": 40}),
+        speakers={"test": 40} | ({"train": 1_211} if options.protocol == "superb" else {"train": 1_171, "dev": 40}),
         trials=37_720,
     )
 

@@ -85,7 +85,7 @@ def test_clean_silence_shares_no_second(tree: Path) -> None:
                 found[utterance.split].update(range(start, start + 16_000))
         return found
 
-    assert places("s3prl")["train"] & places("s3prl")["dev"]
+    assert places("superb")["train"] & places("superb")["dev"]
     clean = places("clean")
     assert not clean["train"] & clean["dev"] and max(clean["train"]) < 80_000 <= min(clean["dev"])
 
