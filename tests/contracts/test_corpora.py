@@ -183,6 +183,8 @@ def test_identity_is_content_and_not_place_or_time(name: str, laid_out: Callable
     second = opened_at(name, moved, tmp_path / "cache")
     assert second.fingerprint == first.fingerprint
     assert list(second.utterances) == list(first.utterances) and list(second.trials) == list(first.trials)
+    (tmp_path / "link").symlink_to(moved)
+    assert opened_at(name, tmp_path / "link", tmp_path / "cache").fingerprint == first.fingerprint
     heard = audio_of(moved, first)[0]
     soundfile.write(heard, 0.5 * soundfile.read(heard)[0], soundfile.info(heard).samplerate)
     assert opened_at(name, moved, tmp_path / "cache").fingerprint != first.fingerprint

@@ -108,6 +108,12 @@ def test_a_broken_cache_is_measured_again(tmp_path: Path) -> None:
         assert opened(home, tmp_path / "cache").fingerprint == first
 
 
+def test_a_cache_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+    (tmp_path / "cache").write_text("a file in the place of the folder")
+    with pytest.raises(UserError, match=r"cannot be written: .* choose another --storage"):
+        opened(collection(tmp_path / "home"), tmp_path / "cache")
+
+
 def test_all_mistakes_of_the_rows_at_once(tmp_path: Path) -> None:
     lines = ["a.wav\ttraining\tx\tx\t1", "a.wav\ttest\tx\tx\t1", "\ttest\tx\tx\t1", "c.wav\ttest\tx"]
     assert sorted(told(collection(tmp_path, lines), tmp_path / "cache")) == [

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from speechft_ray.core.errors import UserError
 from speechft_ray.core.records import scores_of
 from speechft_ray.core.specs import CorpusSpec, EvalSpec
 from speechft_ray.speech.corpora.base import CORPORA
@@ -65,3 +66,14 @@ def test_a_task_runs_from_folder_to_metric(row: tuple[str, str, dict[str, Any], 
     scores = scores_of(facts)
     assert {score.metric for score in scores} == set(TASKS.get(task).metrics)
     assert all(math.isfinite(value) for score in scores for value in score.values)
+
+
+def test_a_word_without_a_pronunciation_is_told_by_the_task_that_needs_it(tmp_path: Path) -> None:
+    root = librispeech.lay_out(tmp_path / "root")
+    lexicon = root / "lexicon/librispeech-lexicon-allothers-g2p.txt"
+    lexicon.write_text(lexicon.read_text().replace("SONG", "SANG"))
+    kind = CORPORA.get("librispeech")
+    corpus = kind.open(kind.options.model_validate({}), root, tmp_path / "cache")
+    spec = EvalSpec(task="pr", corpus=CorpusSpec(name="librispeech"), updates=2)
+    with pytest.raises(UserError, match=r"The column `phones`: 1 words have no pronunciation in .* \(SONG\)"):
+        evaluate(spec, ToyEncoder(), corpus, torch.device("cpu"), lambda _: None)

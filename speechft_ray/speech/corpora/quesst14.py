@@ -56,11 +56,12 @@ def _listed(root: Path, name: str, language: str) -> list[str]:
     found, languages = [], set()
     for number, line in enumerate(read_lines(file), start=1):
         parts = line.split()
-        if len(parts) != 2 or len(PurePosixPath(parts[0]).parts) < 2:
+        path = parts[0].partition("/")[2]  # the first folder is that of the archive
+        if len(parts) != 2 or not path:
             raise bad_line(file, number, line, "`FOLDER/PATH LANGUAGE`")
         languages.add(parts[1])
         if parts[1] == language:
-            found.append(str(PurePosixPath(*PurePosixPath(parts[0]).parts[1:])))
+            found.append(path)
     if not found:
         raise UserError(f"{file} lists nothing in `{language}`; it has {', '.join(sorted(languages)) or 'no lines'}.")
     return found
