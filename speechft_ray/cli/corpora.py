@@ -83,7 +83,8 @@ def _given(pairs: list[str]) -> dict[str, Any]:
 def _opened(kind: CorpusKind, options: Any, root: Path, cache: Path) -> Corpus:
     from rich.progress import MofNCompleteColumn, Progress
 
-    with Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=_console(), transient=True) as bars:
+    console, columns = _console(), (*Progress.get_default_columns(), MofNCompleteColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
         files = bars.add_task("measuring audio", total=None)
         return kind.open(options, root, cache, lambda done, total: bars.update(files, completed=done, total=total))
 

@@ -9,9 +9,14 @@ from pathlib import Path
 import pytest
 
 from speechft_ray.cli import main
+from speechft_ray.compose import corpus_identity, place_for
+from speechft_ray.core.specs import CorpusSpec
 from speechft_ray.speech.corpora.base import CORPORA, Corpus, Expected, Utterance
 from speechft_ray.speech.corpora.census import count, differences
-from tests.speech.layouts import librispeech, voxceleb1
+from speechft_ray.sweep.space_file import read_space
+from tests.speech.layouts import librispeech, quesst14, voxceleb1
+
+SWEEP = read_space(Path(__file__).parents[2] / "search_spaces/alpha.yaml")
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +89,17 @@ def test_a_corpus_that_cannot_be_used_ends_with_2(tree: Path, tmp_path: Path, ca
     shutil.rmtree(root / "dev-clean")
     assert check("librispeech", root, "--storage", tmp_path) == 2
     assert "its split dev" in capsys.readouterr().err
+
+
+def test_a_sweep_says_once_what_reading_a_corpus_changes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = quesst14.lay_out(tmp_path / "corpora/quesst14")
+    (root / "Audio/quesst14_00002.wav").write_bytes(b"x")
+    spec = CorpusSpec(name="quesst14", options={"on_bad_audio": "skip"})
+    place = place_for(SWEEP, storage=tmp_path / "runs", corpora=tmp_path / "corpora")
+    assert corpus_identity(spec, place) == corpus_identity(spec, place)
+    told = capsys.readouterr().err
+    assert told.count("6 of 6 files are not at 16 kHz (8000 Hz) and are resampled.") == 1
+    assert told.count("1 bad files are left out") == 1 and "quesst14_00002.wav" in told
 
 
 def small() -> Corpus:

@@ -37,6 +37,14 @@ SPLIT_LISTS = ("iden_split.txt", "veri_test_class.txt")
 """The official list and its name in s3prl; lines are ``1 id10003/video/00001.wav`` (1 train, 2 dev, 3 test)."""
 TRIAL_LISTS = ("voxceleb1_test_v2.txt", "veri_test.txt")
 """s3prl's list (OpenSLR 49) and the official one; lines are ``1 a.wav b.wav``, 1 for one speaker, 0 for two."""
+EXTRAS = (
+    Extra(
+        path=SPLIT_LISTS[0],
+        url="https://www.robots.ox.ac.uk/~vgg/data/voxceleb/meta/iden_split.txt",
+        what="splits of identification",
+    ),
+    Extra(path=TRIAL_LISTS[0], url="https://www.openslr.org/resources/49/voxceleb1_test_v2.txt", what="trials of verification"),
+)
 _SPLITS = {"1": "train", "2": "dev", "3": "test"}
 _FILE = re.compile(r"(id\d{5})/[^/\s]+/[^/\s]+\.wav")
 
@@ -133,9 +141,10 @@ def _list_file(root: Path, names: Sequence[str]) -> Path:
     for name in names:
         if (root / name).is_file():
             return root / name
+    url = next(extra.url for extra in EXTRAS if extra.path == names[0])
+    wanted = " or ".join(names)
     raise UserError(
-        f"the corpus `{NAME}` needs {' or '.join(names)} in {root}, which does not come with its recordings: "
-        f"`speechft corpora check {NAME} {root}` names the address."
+        f"the corpus `{NAME}` needs {wanted} in {root}, which does not come with its recordings: take it from {url}."
     )
 
 
@@ -185,17 +194,6 @@ CORPORA.register(
         needs_root=True,
         layout="dev/wav/ and test/wav/ with idNNNNN/VIDEO/N.wav; iden_split.txt, voxceleb1_test_v2.txt",
         expected=_expected,
-        extras=[
-            Extra(
-                path=SPLIT_LISTS[0],
-                url="https://www.robots.ox.ac.uk/~vgg/data/voxceleb/meta/iden_split.txt",
-                what="splits of identification",
-            ),
-            Extra(
-                path=TRIAL_LISTS[0],
-                url="https://www.openslr.org/resources/49/voxceleb1_test_v2.txt",
-                what="trials of verification",
-            ),
-        ],
+        extras=EXTRAS,
     ),
 )

@@ -15,6 +15,7 @@ from speechft_ray.speech.corpora._pauses import without_pauses
 from speechft_ray.speech.corpora.voxceleb1 import VoxCeleb1Options
 from tests.speech.corpora.opened import opened, sizes
 from tests.speech.layouts import voxceleb1
+from tests.speech.layouts.voices import write
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +45,7 @@ def test_the_name_that_s3prl_gives_the_list_is_known_too(root: Path) -> None:
     (root / "iden_split.txt").rename(root / "veri_test_class.txt")
     assert opened("voxceleb1", root).fingerprint == first
     (root / "veri_test_class.txt").unlink()
-    with pytest.raises(UserError, match=r"needs iden_split.txt or veri_test_class.txt .* corpora check voxceleb1"):
+    with pytest.raises(UserError, match=r"needs iden_split.txt or veri_test_class.txt .* take it from https://"):
         opened("voxceleb1", root)
 
 
@@ -64,6 +65,7 @@ def test_verification_has_trials_no_dev_and_no_pauses(tree: Path) -> None:
     trained = corpus.split("train")
     # Of three recordings of each video the third is shorter than 2 s once its pauses are out.
     assert len(trained) == 24 and all(u.samples > 32_000 and u.key.startswith("dev/") for u in trained)
+    assert corpus.notes == ("12 training utterances of less than 2.00 s are left out.",)
     quiet = read_audio(trained[0].key, tree) * np.float32(10 ** (-3 / 20))
     np.testing.assert_array_equal(corpus.read(trained[0]), without_pauses(quiet))
     assert trained[0].samples < len(quiet) - 3_000
@@ -92,6 +94,17 @@ def test_what_the_lists_name_but_the_folders_lack_is_told_or_skipped(root: Path)
     (root / "test/wav/id10271/0Ab_cdEFgh1/00001.wav").unlink()
     corpus = opened("voxceleb1", root, task="verification", on_bad_audio="skip")
     assert len(corpus.trials) == 1 and corpus.skipped == {"test": 1}
+
+
+def test_a_recording_of_nothing_but_pauses(root: Path) -> None:
+    first = opened("voxceleb1", root, task="verification")
+    for part in ("dev/wav/id10001", "test/wav/id10271"):
+        write(root / part / "0Ab_cdEFgh1/00001.wav", np.zeros(60_000))
+    with pytest.raises(SpecError, match=r"id10271/0Ab_cdEFgh1/00001.wav holds nothing but pauses") as told:
+        opened("voxceleb1", root, task="verification")
+    assert len(told.value.mistakes) == 1, "in training it is one of the short ones"
+    rest = opened("voxceleb1", root, task="verification", on_bad_audio="skip")
+    assert len(rest.split("train")) == len(first.split("train")) - 1 and rest.skipped == {"test": 1}
 
 
 def test_lines_that_are_no_entries_are_told_with_their_number(root: Path) -> None:
