@@ -23,7 +23,7 @@ from speechft_ray.core.specs import CorpusSpec, EvalSpec, SweepSpec
 from speechft_ray.core.store import Store
 from speechft_ray.core.validation import validated
 from speechft_ray.merging.base import check
-from speechft_ray.speech.corpora.base import CORPORA
+from speechft_ray.speech.corpora.base import CORPORA, Corpus
 from speechft_ray.speech.heads.base import head_options
 from speechft_ray.stages import open_corpus, perform, start_encoder
 from speechft_ray.superb.tasks.base import TASKS, task_options
@@ -93,9 +93,26 @@ def corpus_identity(spec: CorpusSpec, place: Place) -> tuple[str, bool]:
     """Returns the identity of a corpus and whether a job must make it before it can be read."""
     kind = CORPORA.get(spec.name)
     if kind.needs_root:
-        return open_corpus(spec, place).fingerprint, False
+        return _opened_aloud(spec, place).fingerprint, False
     options = kind.options.model_validate(spec.options)
     return fingerprint({"corpus": spec.name, "options": options, "version": kind.version}), True
+
+
+def _opened_aloud(spec: CorpusSpec, place: Place) -> Corpus:
+    """Opens a corpus on disk with a progress bar, and says once what reading it changes or leaves out."""
+    console = Console(stderr=True, soft_wrap=True, highlight=False)
+    columns = (*Progress.get_default_columns(), MofNCompleteColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
+        files = bars.add_task(f"measuring {spec.name}", total=None)
+        corpus = open_corpus(spec, place, lambda done, total: bars.update(files, completed=done, total=total))
+    for note in corpus.notes:
+        if (corpus.fingerprint, note) not in _TOLD:
+            _TOLD.add((corpus.fingerprint, note))
+            console.print(f"note: {corpus.name}: {note}", markup=False)
+    return corpus
+
+
+_TOLD: set[tuple[str, str]] = set()
 
 
 def place_for(

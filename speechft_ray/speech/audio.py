@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from math import gcd
 from pathlib import Path
 
@@ -16,6 +17,18 @@ MAX_SECONDS = 3600
 """A longer file is a mistake (an uncut session, a forged header); the longest of SUPERB's corpora are a few minutes."""
 MIN_RATE_HZ, MAX_RATE_HZ = 4_000, 384_000
 MAX_CHANNELS = 32
+
+_UNKNOWN_BYTES = 0x7FFF_F000
+"""A data chunk of at least so many bytes is what programs write that cannot go back to correct it (sox, ffmpeg in a pipe)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sound:
+    """What a file holds. ``samples``: how many ``read_audio`` yields at 16 kHz. ``rate_hz``, ``channels``: its own."""
+
+    samples: int
+    rate_hz: int
+    channels: int
 
 
 def resolve_inside(root: Path, relative: str | Path) -> Path:
@@ -33,10 +46,20 @@ def resolve_inside(root: Path, relative: str | Path) -> Path:
     return found
 
 
-def samples_at_16_khz(path: Path) -> int:
-    """Returns how many samples ``read_audio`` will yield, from the header alone. Raises ``UserError`` as it does."""
+def examine(path: Path) -> Sound:
+    """Returns what a file holds, without decoding all of it. Raises ``UserError`` as ``read_audio`` does.
+
+    A file cut short is found at its end: the last sample of each is decoded. Only formats that can hold NaN are read whole.
+    What damage in the middle of a compressed file remains is found when it is read.
+    """
     with _opened(path) as file:
-        return _resampled_length(file.frames, file.samplerate)
+        sound = Sound(samples=_resampled_length(file.frames, file.samplerate), rate_hz=file.samplerate, channels=file.channels)
+        whole = file.subtype in ("FLOAT", "DOUBLE")
+        if not whole:
+            _read_last_sample(file, path)
+    if whole:
+        read_audio(path)
+    return sound
 
 
 def read_audio(path: str | Path, root: Path | None = None) -> np.ndarray:
@@ -79,7 +102,7 @@ def _opened(path: Path) -> soundfile.SoundFile:
         raise UserError(
             f"{path} is not a readable audio file: {error}. Allowed: wav, flac, ogg and what libsndfile reads."
         ) from error
-    mistake = _header_mistake(file)
+    mistake = _header_mistake(file) or _cut_short(file, path)
     if mistake:
         file.close()
         raise UserError(f"{path} {mistake}.")
@@ -95,6 +118,34 @@ def _header_mistake(file: soundfile.SoundFile) -> str | None:
         return "holds no samples"
     if file.frames > MAX_SECONDS * file.samplerate:
         return f"is {file.frames / file.samplerate:.0f} s long: at most {MAX_SECONDS} s are read, so cut it into utterances"
+    return None
+
+
+def _read_last_sample(file: soundfile.SoundFile, path: Path) -> None:
+    try:
+        file.seek(file.frames - 1)
+        found = len(file.read(1))
+    except soundfile.SoundFileError as error:
+        raise UserError(f"{path} ends too early: {error}. Copy or convert it again.") from error
+    if not found:
+        raise UserError(f"{path} holds less than the {file.frames} samples that its header names. Copy or convert it again.")
+
+
+def _cut_short(file: soundfile.SoundFile, path: Path) -> str | None:
+    """libsndfile takes a WAV that was cut short for a shorter one; the size of its data chunk tells."""
+    if file.format not in ("WAV", "WAVEX"):
+        return None
+    with path.open("rb") as raw:
+        size_bytes = raw.seek(0, 2)
+        place = 12
+        while place + 8 <= size_bytes:
+            raw.seek(place)
+            name, promised = raw.read(4), int.from_bytes(raw.read(4), "little")
+            if name == b"data":
+                there = size_bytes - place - 8
+                cut = there < promised < _UNKNOWN_BYTES
+                return f"holds {there} of the {promised} bytes of audio that its header names. Copy it again" if cut else None
+            place += 8 + promised + promised % 2
     return None
 
 

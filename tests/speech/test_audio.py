@@ -10,7 +10,7 @@ import soundfile
 
 from speechft_ray.core.errors import UserError
 from speechft_ray.speech import audio
-from speechft_ray.speech.audio import read_audio, resolve_inside, samples_at_16_khz
+from speechft_ray.speech.audio import Sound, examine, read_audio, resolve_inside
 
 
 def sine(hertz: float, rate_hz: int, samples: int) -> np.ndarray:
@@ -37,7 +37,7 @@ def test_resampling_keeps_a_sine_where_it_was(tmp_path: Path, rate_hz: int) -> N
 @pytest.mark.parametrize("samples", [1, 399, 1000, 1001])
 def test_the_header_tells_the_length_that_reading_yields(tmp_path: Path, rate_hz: int, samples: int) -> None:
     soundfile.write(tmp_path / "a.flac", sine(100, rate_hz, samples), rate_hz)
-    assert samples_at_16_khz(tmp_path / "a.flac") == len(read_audio(tmp_path / "a.flac"))
+    assert examine(tmp_path / "a.flac").samples == len(read_audio(tmp_path / "a.flac"))
 
 
 def test_channels_are_averaged(tmp_path: Path) -> None:
@@ -80,12 +80,38 @@ def test_a_cut_file_is_refused(tmp_path: Path) -> None:
     refuse(tmp_path / "a.flac", "cannot be decoded|of the 40000 samples")
 
 
+def test_examining_finds_what_the_header_hides(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).uniform(-0.5, 0.5, (8_000, 2))
+    for name in ("a.flac", "a.wav", "a.ogg"):
+        soundfile.write(tmp_path / name, noise, 8_000)
+        assert examine(tmp_path / name) == Sound(samples=16_000, rate_hz=8_000, channels=2)
+    for name in ("a.flac", "a.wav"):
+        content = (tmp_path / name).read_bytes()
+        for kept in (len(content) - 100, len(content) // 2, 60):
+            (tmp_path / name).write_bytes(content[:kept])
+            with pytest.raises(UserError, match=r"Copy|Allowed"):
+                examine(tmp_path / name)
+    soundfile.write(tmp_path / "nan.wav", np.array([0.0, np.nan, 0.0]), 16_000, subtype="FLOAT")
+    with pytest.raises(UserError, match="not finite"):
+        examine(tmp_path / "nan.wav")
+
+
+def test_a_wav_cut_short_is_not_a_shorter_wav(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "a.wav", np.full(1_000, 0.1), 16_000)
+    content = (tmp_path / "a.wav").read_bytes()
+    (tmp_path / "a.wav").write_bytes(content[:-500])
+    refuse(tmp_path / "a.wav", "holds 1500 of the 2000 bytes of audio")
+    piped = content.replace((2_000).to_bytes(4, "little"), b"\xff\xff\xff\xff")  # as ffmpeg writes into a pipe
+    (tmp_path / "a.wav").write_bytes(piped)
+    assert len(read_audio(tmp_path / "a.wav")) == 1_000
+
+
 def test_length_is_refused_from_the_header(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     soundfile.write(tmp_path / "a.wav", np.zeros(16_001), 16_000)
     monkeypatch.setattr(audio, "MAX_SECONDS", 1)
     refuse(tmp_path / "a.wav", "at most 1 s")
     with pytest.raises(UserError, match="at most 1 s"):
-        samples_at_16_khz(tmp_path / "a.wav")
+        examine(tmp_path / "a.wav")
 
 
 def test_paths_stay_inside_their_root(tmp_path: Path) -> None:

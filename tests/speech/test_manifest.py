@@ -10,7 +10,7 @@ import pytest
 import soundfile
 
 from speechft_ray.core.errors import SpecError, UserError
-from speechft_ray.speech.corpora import manifest
+from speechft_ray.speech.corpora import _files
 from speechft_ray.speech.corpora.base import Corpus
 from speechft_ray.speech.corpora.manifest import ManifestOptions, open_manifest
 
@@ -92,7 +92,7 @@ def test_a_second_open_reads_no_audio(tmp_path: Path, monkeypatch: pytest.Monkey
     def refuse(path: Path) -> str:
         raise AssertionError(f"{path} was read again")
 
-    monkeypatch.setattr(manifest, "file_sha256", refuse)
+    monkeypatch.setattr(_files, "file_sha256", refuse)
     assert opened(home, tmp_path / "cache").fingerprint == first.fingerprint
     os.utime(home / "a.wav", (1, 1))
     with pytest.raises(AssertionError, match=r"a\.wav was read again"):
@@ -106,6 +106,12 @@ def test_a_broken_cache_is_measured_again(tmp_path: Path) -> None:
     for content in ("{", "[]", '{"a.wav": {"samples": 3}}'):
         store.write_text(content)
         assert opened(home, tmp_path / "cache").fingerprint == first
+
+
+def test_a_cache_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+    (tmp_path / "cache").write_text("a file in the place of the folder")
+    with pytest.raises(UserError, match=r"cannot be written: .* choose another --storage"):
+        opened(collection(tmp_path / "home"), tmp_path / "cache")
 
 
 def test_all_mistakes_of_the_rows_at_once(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from pydantic import BaseModel
@@ -42,6 +42,9 @@ class Corpus:
     ``fingerprint`` is the identity of the content (audio and labels), never of its place on disk.
     ``read(utterance)`` returns mono float32 at 16 kHz in [-1, 1], shape ``(samples,)``.
     ``trials`` are pairs to verify: whether both were said by one speaker, and the keys of two utterances of one split.
+    ``absent`` holds label columns that this corpus could have, each with the sentence that says what it needs.
+    ``notes`` are sentences to tell once: what reading changes and what was left out. ``skipped`` counts, by split, the
+    recordings that were left out because they cannot be read (only with ``on_bad_audio: skip``).
     """
 
     name: str
@@ -50,6 +53,9 @@ class Corpus:
     read: Callable[[Utterance], np.ndarray]
     columns: frozenset[str] = field(default_factory=frozenset)
     trials: Sequence[tuple[bool, str, str]] = ()
+    absent: Mapping[str, str] = field(default_factory=dict)
+    notes: Sequence[str] = ()
+    skipped: Mapping[str, int] = field(default_factory=dict)
 
     def split(self, name: str) -> list[Utterance]:
         """Returns the utterances of one split in corpus order."""
@@ -63,17 +69,49 @@ class Progress(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Expected:
+    """What a complete copy of a corpus has, by split, as its ``source`` says. What the source does not tell is left out.
+
+    ``classes`` counts the different labels of a column in all splits, ``trials`` those of the test split.
+    """
+
+    source: str
+    utterances: Mapping[str, int]
+    hours: Mapping[str, float] = field(default_factory=dict)
+    speakers: Mapping[str, int] = field(default_factory=dict)
+    classes: Mapping[str, int] = field(default_factory=dict)
+    trials: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Extra:
+    """A list or lexicon that belongs below a corpus' root but does not come with its recordings."""
+
+    path: str
+    url: str
+    what: str
+
+
+def _nothing_expected(options: Any) -> Expected | None:
+    return None
+
+
+@dataclass(frozen=True, kw_only=True)
 class CorpusKind:
     """A registered way to get a corpus.
 
     ``options`` is the frozen pydantic model of its identity options (never paths). ``open(options, root, cache, progress)``
     returns the corpus: ``root`` is where the user keeps the files (a folder or a manifest file; ``None`` when the corpus makes
-    itself), ``cache`` a folder of the store in which it may publish what it made.
+    itself), ``cache`` a folder of the store in which it may publish what it made. ``layout`` says in a line what the root
+    holds. ``expected(options)`` returns what a complete copy has, where that is known.
     """
 
     options: type[BaseModel]
     open: Callable[..., Corpus]
     needs_root: bool
+    layout: str
+    expected: Callable[[Any], Expected | None] = _nothing_expected
+    extras: Sequence[Extra] = ()
     version: int = 1
     """Raised when a corpus that makes itself would sound or read differently; part of its identity."""
 

@@ -7,33 +7,28 @@ audio's own header counts.
 
 from __future__ import annotations
 
-import json
-import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
 
 from speechft_ray.core.errors import SpecError, UserError
-from speechft_ray.core.fingerprint import file_sha256, fingerprint
-from speechft_ray.speech.audio import read_audio, resolve_inside, samples_at_16_khz
+from speechft_ray.core.fingerprint import fingerprint
+from speechft_ray.speech.audio import read_audio
+from speechft_ray.speech.corpora._files import measure
+from speechft_ray.speech.corpora._layout import DiskOptions, changes, left_out
 from speechft_ray.speech.corpora.base import CORPORA, SPLITS, Corpus, CorpusKind, Progress, Utterance
 
 DEFAULT_NAME = "manifest.tsv"
 _NEEDED = ("path", "split")
 _NOT_LABELS = frozenset({"path", "split", "seconds", "sample_rate_hz"})
 _TOLD = 5
-_THREADS = 8
 
 
-class ManifestOptions(BaseModel):
-    """Nothing to choose: the recordings and their labels are the identity."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class ManifestOptions(DiskOptions):
+    """Nothing to choose but ``on_bad_audio``: the recordings and their labels are the identity."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,16 +39,6 @@ class Row:
     path: str
     split: str
     labels: Mapping[str, str]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Fact:
-    """What is known of one audio file: samples at 16 kHz and content, valid while size and time of change stay."""
-
-    size_bytes: int
-    modified_ns: int
-    samples: int
-    sha256: str
 
 
 def open_manifest(options: ManifestOptions, root: Path | None, cache: Path, progress: Progress | None = None) -> Corpus:
@@ -68,8 +53,10 @@ def open_manifest(options: ManifestOptions, root: Path | None, cache: Path, prog
     file = root / DEFAULT_NAME if root.is_dir() else root
     rows = read_rows(file)
     folder = file.parent
-    facts = _facts(file, rows, cache, progress)
-    ordered = sorted(rows, key=lambda row: row.path)
+    facts, faults = measure(folder, [row.path for row in rows], cache, progress, name="manifest")
+    if options.on_bad_audio == "fail":
+        _refuse(file, rows, faults)
+    ordered = sorted((row for row in rows if row.path in facts), key=lambda row: row.path)
     utterances = [
         Utterance(key=row.path, split=row.split, samples=facts[row.path].samples, labels=row.labels) for row in ordered
     ]
@@ -85,7 +72,9 @@ def open_manifest(options: ManifestOptions, root: Path | None, cache: Path, prog
         fingerprint=fingerprint([[row.path, row.split, dict(row.labels), facts[row.path].sha256] for row in ordered]),
         utterances=utterances,
         read=read,
-        columns=frozenset(ordered[0].labels),
+        columns=frozenset(rows[0].labels),
+        notes=(*changes(facts.values()), *left_out(faults)),
+        skipped=dict(Counter(row.split for row in rows if row.path in faults)),
     )
 
 
@@ -150,51 +139,20 @@ def _check_rows(rows: Sequence[Row], wrong: _Mistakes) -> None:
             wrong.add("twice", f"line {row.line}", f"`{row.path}` is already on line {first_line[row.path]}")
 
 
-def _facts(file: Path, rows: Sequence[Row], cache: Path, progress: Progress | None) -> dict[str, Fact]:
-    """Measures every audio file, or finds it measured. Raises ``SpecError`` with the files that cannot be used."""
-    store = cache / f"manifest-{fingerprint(str(file.resolve()))}.json"
-    known, found, wrong = _load(store), {}, _Mistakes()
-    with ThreadPoolExecutor(max_workers=_THREADS) as threads:
-        measured = threads.map(lambda row: _measure(file.parent, row.path, known.get(row.path)), rows)
-        for done, (row, fact) in enumerate(zip(rows, measured, strict=True), start=1):
-            if isinstance(fact, Fact):
-                found[row.path] = fact
-            else:
-                wrong.add("audio", f"line {row.line}", fact)
-            if progress is not None:
-                progress(done, len(rows))
+def _refuse(file: Path, rows: Sequence[Row], faults: Mapping[str, str]) -> None:
+    wrong = _Mistakes()
+    for row in rows:
+        if row.path in faults:
+            wrong.add("audio", f"line {row.line}", faults[row.path])
     wrong.raise_if_any(file)
-    if found != known:
-        _save(store, found)
-    return found
 
 
-def _measure(folder: Path, path: str, known: Fact | None) -> Fact | str:
-    try:
-        place = resolve_inside(folder, path)
-        state = place.stat()
-        if known is not None and (known.size_bytes, known.modified_ns) == (state.st_size, state.st_mtime_ns):
-            return known
-        samples = samples_at_16_khz(place)
-        return Fact(size_bytes=state.st_size, modified_ns=state.st_mtime_ns, samples=samples, sha256=file_sha256(place))
-    except FileNotFoundError:
-        return f"the file `{path}` does not exist"
-    except (UserError, OSError) as error:
-        return str(error)
-
-
-def _load(store: Path) -> dict[str, Fact]:
-    try:
-        return {path: Fact(**fields) for path, fields in json.loads(store.read_text(encoding="utf-8")).items()}
-    except (OSError, ValueError, TypeError, AttributeError):  # absent, or not ours: everything is measured again
-        return {}
-
-
-def _save(store: Path, facts: Mapping[str, Fact]) -> None:
-    store.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=store.parent, prefix=".facts-", delete=False, encoding="utf-8") as file:
-        json.dump({path: vars(fact) for path, fact in facts.items()}, file)
-    Path(file.name).replace(store)
-
-
-CORPORA.register("manifest", CorpusKind(options=ManifestOptions, open=open_manifest, needs_root=True))
+CORPORA.register(
+    "manifest",
+    CorpusKind(
+        options=ManifestOptions,
+        open=open_manifest,
+        needs_root=True,
+        layout="a tab-separated file with the columns path, split and any labels; paths relative to its folder",
+    ),
+)

@@ -174,5 +174,11 @@ def _corpus(options: SyntheticOptions, folder: Path, manifest: dict[str, Any]) -
 
 CORPORA.register(
     "synthetic",
-    CorpusKind(options=SyntheticOptions, open=open_synthetic, needs_root=False, version=GENERATOR_VERSION),
+    CorpusKind(
+        options=SyntheticOptions,
+        open=open_synthetic,
+        needs_root=False,
+        layout="needs no files: it makes itself; name its `part`",
+        version=GENERATOR_VERSION,
+    ),
 )

@@ -159,9 +159,10 @@ def task_columns(task: Task, column: str | None, corpus: Corpus) -> tuple[str, .
         raise UserError(f"the task `{task.name}` needs `column`, one of {_listed(corpus.columns)} (corpus `{corpus.name}`).")
     missing = set(chosen) - corpus.columns
     if missing:
+        lacking = "".join(f" The column `{name}`: {corpus.absent[name]}" for name in sorted(missing & set(corpus.absent)))
         raise UserError(
             f"the task `{task.name}` needs the column {_listed(missing)}, which the corpus `{corpus.name}` does not have; its "
-            f"columns {_listed(corpus.columns)} allow the tasks {_listed(tasks_for(corpus.columns))}."
+            f"columns {_listed(corpus.columns)} allow the tasks {_listed(tasks_for(corpus.columns))}.{lacking}"
         )
     return chosen
 

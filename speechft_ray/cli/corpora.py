@@ -1,0 +1,102 @@
+"""Verbs about corpora: list, check."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from speechft_ray.cli.app import app
+from speechft_ray.core.errors import UserError
+
+if TYPE_CHECKING:
+    from speechft_ray.speech.corpora.base import Corpus, CorpusKind
+    from speechft_ray.speech.corpora.census import Count
+
+corpora = typer.Typer(help="Corpora: which there are, how they are laid out, whether a copy is complete.", no_args_is_help=True)
+app.add_typer(corpora, name="corpora")
+
+
+@corpora.command("list")
+def show_list() -> None:
+    """Print every corpus with the layout that is expected of it."""
+    from speechft_ray.speech.corpora.base import CORPORA
+
+    table = Table.grid(padding=(0, 2, 0, 0))
+    for name, kind in CORPORA.items():
+        table.add_row(f"[bold]{name}[/bold]", kind.layout)
+    _console().print(table)
+
+
+@corpora.command()
+def check(
+    name: Annotated[str, typer.Argument(help="Name of the corpus; `speechft corpora list` prints them.")],
+    folder: Annotated[Path, typer.Argument(help="The folder with its files, or a manifest.")],
+    option: Annotated[list[str] | None, typer.Option(help="An option of the corpus as NAME=VALUE; may be repeated.")] = None,
+    storage: Annotated[Path, typer.Option(help="Where what is measured is kept, for sweeps as well.")] = Path("runs"),
+) -> None:
+    """Open a corpus, count it by split, and say what is missing. Exit code 2 when it cannot be used."""
+    from speechft_ray.core.validation import validated
+    from speechft_ray.speech.corpora.base import CORPORA
+    from speechft_ray.speech.corpora.census import count, differences
+
+    kind, console = CORPORA.get(name), _console()
+    if not kind.needs_root:
+        raise UserError(f"the corpus `{name}` makes itself: there is no folder to check.")
+    options = validated(kind.options, _given(option or []), where=f"corpus `{name}`")
+    corpus = _opened(kind, options, folder.expanduser().absolute(), storage.expanduser().absolute() / "corpora")
+    counts, expected = count(corpus), kind.expected(options)
+    console.print(_table(corpus, counts))
+    for sentence in (*corpus.notes, *corpus.absent.values()):
+        console.print(f"note: {sentence}", markup=False)
+    for extra in kind.extras:
+        if not (folder.expanduser() / extra.path).is_file():
+            console.print(f"not there: {extra.path} ({extra.what}), from {extra.url}", markup=False)
+    if expected is None:
+        console.print("No source is known for what a complete copy has.")
+        return
+    different = differences(corpus, counts, expected)
+    for sentence in different:
+        console.print(f"note: {sentence}", markup=False)
+    console.print(f"{'Usable, but not' if different else 'Complete:'} what {expected.source} counts.", markup=False)
+
+
+def _given(pairs: list[str]) -> dict[str, Any]:
+    """Returns options given as ``NAME=VALUE``, values read as YAML, as a search space has them."""
+    import yaml
+
+    found: dict[str, Any] = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals:
+            raise UserError(f"--option must be NAME=VALUE, but is `{pair}` instead.")
+        try:
+            found[name.strip()] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise UserError(f"--option {name} has a value that is not YAML: `{value}`.") from error
+    return found
+
+
+def _opened(kind: CorpusKind, options: Any, root: Path, cache: Path) -> Corpus:
+    from rich.progress import MofNCompleteColumn, Progress
+
+    console, columns = _console(), (*Progress.get_default_columns(), MofNCompleteColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
+        files = bars.add_task("measuring audio", total=None)
+        return kind.open(options, root, cache, lambda done, total: bars.update(files, completed=done, total=total))
+
+
+def _table(corpus: Corpus, counts: list[Count]) -> Table:
+    columns = sorted(counts[0].classes)
+    table = Table("split", "utterances", "hours", "speakers", *columns, title=f"{corpus.name} ({corpus.fingerprint})")
+    for each in counts:
+        classes = [f"{each.classes[column]:,}" for column in columns]
+        table.add_row(each.split, f"{each.utterances:,}", f"{each.hours:.2f}", f"{each.speakers:,}", *classes)
+    return table
+
+
+def _console() -> Console:
+    return Console(soft_wrap=True, highlight=False)

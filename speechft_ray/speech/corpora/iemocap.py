@@ -1,0 +1,142 @@
+"""Corpus ``iemocap``: acted dialogues of ten speakers in five sessions (SUPERB's ER), as the full release unpacks.
+
+``<root>/Session1/dialog/EmoEvaluation/Ses01F_impro01.txt`` holds lines ``[start - end] <tab> turn <tab> emotion <tab> [v, a,
+d]``; the turn's recording is ``<root>/Session1/sentences/wav/Ses01F_impro01/<turn>.wav``. Four emotions are kept, excitement
+counts as happiness; 5,531 turns.
+
+Quirk of s3prl, kept by default: dev is a random fifth of the four training sessions, so it shares their speakers. ``protocol:
+clean`` takes the next session instead. The fifth depends on the order of a list that s3prl's preprocessing leaves in
+``<root>/meta_data/Session<k>/train_meta_data.json``, in which dialogues come as the file system had them. With that file dev is
+s3prl's; without it, turns are sorted and only the sizes are.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from speechft_ray.core.errors import UserError
+from speechft_ray.speech.corpora._layout import DiskOptions, Recording, assemble, found_folder, found_root, listed, read_lines
+from speechft_ray.speech.corpora.base import CORPORA, Corpus, CorpusKind, Expected, Progress
+
+NAME = "iemocap"
+SESSIONS = 5
+EMOTIONS = {"neu": "neu", "hap": "hap", "exc": "hap", "ang": "ang", "sad": "sad"}
+"""Labels of the release that are kept, and the class they count as (s3prl ``emotion/IEMOCAP_preprocess.py``)."""
+TRAIN_FRACTION = 0.8
+"""s3prl ``emotion/config.yaml``: ``valid_ratio: 0.2``."""
+
+_TURN = re.compile(r"\[[^]]*\]\t(Ses0\d[FM]_\w+_[FM]\w+)\t(\w+)\t")
+_TEST_SIZES = (1085, 1023, 1151, 1031, 1241)
+
+
+class IemocapOptions(DiskOptions):
+    """Which session is the test, and where dev comes from."""
+
+    fold: int = Field(default=1, ge=1, le=SESSIONS)
+    """Session of the test split; SUPERB's number is the mean of the five folds."""
+    protocol: Literal["superb", "clean"] = "superb"
+    """``clean``: dev is the session after the test one (1 after 5), whose two speakers are then nowhere else."""
+
+
+def open_iemocap(options: IemocapOptions, root: Path | None, cache: Path, progress: Progress | None = None) -> Corpus:
+    """Returns IEMOCAP with the columns ``emotion`` (neu, hap, ang, sad), ``speaker`` and ``session``.
+
+    Raises ``UserError`` for a missing session and for an evaluation file without turns.
+    """
+    place = found_root(NAME, root, [f"Session{number}" for number in range(1, SESSIONS + 1)])
+    turns = {number: _session(place, number) for number in range(1, SESSIONS + 1)}
+    test = turns.pop(options.fold)
+    if options.protocol == "clean":
+        held_out = options.fold % SESSIONS + 1
+        dev, train = turns.pop(held_out), [turn for session in turns.values() for turn in session]
+        notes: list[str] = []
+    else:
+        train, dev, notes = _random_fifth(place, options.fold, [turn for session in turns.values() for turn in session])
+    splits = {"train": train, "dev": dev, "test": test}
+    recordings = [
+        Recording(key=path, path=path, split=split, labels=_labels(path, emotion))
+        for split, chosen in splits.items()
+        for path, emotion in chosen
+    ]
+    return assemble(NAME, place, recordings, options, cache, progress, notes=notes)
+
+
+def _labels(path: str, emotion: str) -> dict[str, str]:
+    name = Path(path).stem
+    # The F or M after the session says who wore the markers; who speaks is told by the letter of the turn.
+    return {"emotion": emotion, "speaker": name[:5] + name.rsplit("_", 1)[1][0], "session": name[4]}
+
+
+def _session(root: Path, number: int) -> list[tuple[str, str]]:
+    """Returns ``(path, emotion)`` of the turns with one of the four emotions, sorted by path."""
+    folder = found_folder(NAME, root, f"Session{number}/dialog/EmoEvaluation", f"the labels of session {number}")
+    found = []
+    for file in sorted(folder.glob("Ses*.txt")):
+        turns = [match.groups() for line in read_lines(file) if (match := _TURN.match(line))]
+        if not turns:
+            raise UserError(f"{file} has no line like `[6.29 - 8.23]<tab>{file.stem}_F000<tab>neu<tab>[2.5, 2.5, 2.5]`.")
+        wavs = f"Session{number}/sentences/wav/{file.stem}"
+        found += [(f"{wavs}/{turn}.wav", EMOTIONS[label]) for turn, label in turns if label in EMOTIONS]
+    if not found:
+        raise UserError(f"{folder} labels no turn as one of {listed(EMOTIONS)}: unpack session {number} again.")
+    return sorted(found)
+
+
+def _random_fifth(
+    root: Path, fold: int, turns: Sequence[tuple[str, str]]
+) -> tuple[list[tuple[str, str]], list[tuple[str, str]], list[str]]:
+    """Returns train, dev and notes: torch's ``random_split`` after ``manual_seed(0)``, as s3prl draws it."""
+    import torch  # takes seconds to load: not when corpora are only listed
+
+    emotions = dict(turns)
+    file = root / f"meta_data/Session{fold}/train_meta_data.json"
+    order, notes = sorted(emotions), ["dev has s3prl's size but not its turns: there is no meta_data/ of its preprocessing."]
+    if file.is_file():
+        order, notes = _listed_order(file), []
+        if set(order) != set(emotions):
+            raise UserError(
+                f"{file} lists {len(order)} turns, but the labels of the other sessions give {len(emotions)}; "
+                f"different are {listed(sorted(set(order) ^ set(emotions)))}. Delete the list, or make it again."
+            )
+    places = torch.randperm(len(order), generator=torch.Generator().manual_seed(0)).tolist()
+    drawn = [(order[place], emotions[order[place]]) for place in places]
+    count = int(TRAIN_FRACTION * len(order))
+    return drawn[:count], drawn[count:], notes
+
+
+def _listed_order(file: Path) -> list[str]:
+    try:
+        return [str(item["path"]) for item in json.loads(file.read_text(encoding="utf-8"))["meta_data"]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{file} is not a list of s3prl's preprocessing: {error!r}. Delete it, or make it again.") from error
+
+
+def _expected(options: IemocapOptions) -> Expected:
+    test = _TEST_SIZES[options.fold - 1]
+    others = sum(_TEST_SIZES) - test
+    dev = _TEST_SIZES[options.fold % SESSIONS] if options.protocol == "clean" else others - int(TRAIN_FRACTION * others)
+    shared = {"train": 8, "dev": 8, "test": 2} if options.protocol == "superb" else {"train": 6, "dev": 2, "test": 2}
+    return Expected(
+        source="s3prl's emotion/meta_data (5,531 turns)",
+        utterances={"train": others - dev, "dev": dev, "test": test},
+        speakers=shared,
+        classes={"emotion": 4},
+    )
+
+
+CORPORA.register(
+    NAME,
+    CorpusKind(
+        options=IemocapOptions,
+        open=open_iemocap,
+        needs_root=True,
+        layout="Session1/ to Session5/ with dialog/EmoEvaluation/*.txt and sentences/wav/DIALOG/TURN.wav",
+        expected=_expected,
+    ),
+)

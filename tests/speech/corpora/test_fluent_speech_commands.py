@@ -1,0 +1,49 @@
+"""Fluent Speech Commands: three tables, quoted cells and all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from speechft_ray.core.errors import SpecError, UserError
+from tests.speech.corpora.opened import opened, sizes
+from tests.speech.layouts import fluent_speech_commands
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return fluent_speech_commands.lay_out(tmp_path / "root")
+
+
+def test_rows_become_utterances(root: Path) -> None:
+    corpus = opened("fluent_speech_commands", root)
+    assert sizes(corpus) == {"train": 8, "dev": 4, "test": 4}
+    assert corpus.split("train")[1].labels == {
+        "action": "increase",
+        "object": "heat",
+        "location": "none",
+        "text": "Turn up the heat, please",
+        "speaker": "2BqVo8kVB2Skwgyb",
+    }
+    assert corpus.split("dev")[0].key.startswith("wavs/speakers/2ojo7YRL7Gck83Z3/")
+
+
+def test_tables_that_are_not_the_archive_s_are_told(root: Path) -> None:
+    table = root / "data/valid_data.csv"
+    text = table.read_text()
+    table.write_text(text.replace("location", "place"))
+    with pytest.raises(UserError, match=r"valid_data.csv lacks the columns location"):
+        opened("fluent_speech_commands", root)
+    table.write_text(text.replace("bring", ""))
+    with pytest.raises(UserError, match="line 4 must be a row with all cells filled"):
+        opened("fluent_speech_commands", root)
+    table.write_text(text.replace("wavs/speakers", "../wavs", 1))
+    with pytest.raises(SpecError, match="stay inside it"):
+        opened("fluent_speech_commands", root)
+    table.write_text(text + text.splitlines()[1] + "\n")
+    with pytest.raises(UserError, match="lists 1 recordings twice"):
+        opened("fluent_speech_commands", root)
+    table.unlink()
+    with pytest.raises(UserError, match="its split dev"):
+        opened("fluent_speech_commands", root)

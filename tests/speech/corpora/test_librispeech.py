@@ -1,0 +1,107 @@
+"""LibriSpeech: transcripts, the order of the lexicons, and words that they lack."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from speechft_ray.core.errors import UserError
+from speechft_ray.speech.corpora._g2p import arpabet, pronunciations
+from speechft_ray.speech.corpora.librispeech import LEXICONS, LibriSpeechOptions
+from tests.speech.corpora.opened import opened, sizes
+from tests.speech.layouts import librispeech
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return librispeech.lay_out(tmp_path_factory.mktemp("librispeech") / "root")
+
+
+@pytest.fixture
+def root(tree: Path, tmp_path: Path) -> Path:
+    """A copy to spoil."""
+    return Path(shutil.copytree(tree, tmp_path / "root"))
+
+
+def test_folders_are_splits_and_words_become_phones(tree: Path) -> None:
+    corpus = opened("librispeech", tree)
+    assert sizes(corpus) == {"train": 8, "dev": 4, "test": 4}
+    assert corpus.columns == {"text", "speaker", "phones"} and not corpus.notes and not corpus.absent
+    first = corpus.split("train")[0]
+    assert first.key == "train-clean-100/103/1000/103-1000-0000.flac"
+    assert first.labels == {"text": "THE BIRDS SANG", "speaker": "103", "phones": "DH AH0 B ER1 D Z S AE1 NG"}
+    said = {utterance.labels["text"]: utterance.labels["phones"] for utterance in corpus.utterances}
+    # The first pronunciation of A and, over both files, of OF; no silence between words.
+    assert said["A BOOK OF BIRDS"] == "AH0 B UH1 K AH1 V B ER1 D Z"
+
+
+def test_any_folders_may_be_a_split(tree: Path) -> None:
+    corpus = opened("librispeech", tree, train=["train-clean-100", "test-clean"], test=[])
+    assert sizes(corpus) == {"train": 12, "dev": 4}
+    for wrong in (["dev-clean"], ["../dev-clean"], ["/etc"]):
+        with pytest.raises(ValidationError):
+            LibriSpeechOptions.model_validate({"train": wrong})
+    with pytest.raises(UserError, match=r"train-clean-360 \(its split train\)"):
+        opened("librispeech", tree, train=["train-clean-360"])
+
+
+def test_without_a_lexicon_only_the_phones_are_missing(root: Path) -> None:
+    (root / LEXICONS[0]).unlink()
+    corpus = opened("librispeech", root)
+    assert corpus.columns == {"text", "speaker"}
+    assert LEXICONS[0] in corpus.absent["phones"] and LEXICONS[1] not in corpus.absent["phones"]
+
+
+def test_missing_words_are_counted_and_the_first_five_told(root: Path) -> None:
+    (root / LEXICONS[0]).write_text("A\tAH0\n")
+    (root / LEXICONS[1]).write_text("OF\tAH1 V\n")
+    assert opened("librispeech", root).columns == {"text", "speaker"}
+    told = opened("librispeech", root).absent["phones"]
+    assert "9 words have no pronunciation" in told and "(BIRDS, BOOK, GAVE, HE, HER and 4 more)" in told
+    assert "`g2p: espeak`" in told
+
+
+def test_espeak_pronounces_what_the_lexicons_lack_and_says_so(root: Path) -> None:
+    lines = (root / LEXICONS[0]).read_text().splitlines()
+    (root / LEXICONS[0]).write_text("".join(f"{line}\n" for line in lines if not line.startswith("GAVE")))
+    corpus = opened("librispeech", root, g2p="espeak")
+    said = {utterance.labels["text"]: utterance.labels["phones"] for utterance in corpus.utterances}
+    assert said["HE GAVE HER A BOOK"] == "HH IY1 G EY1 V HH ER0 AH0 B UH1 K"
+    assert corpus.notes == ("1 of 11 words are pronounced by espeak-ng (GAVE): approximate.",)
+
+
+def test_spoken_words_have_the_phones_of_the_cmu_dictionary() -> None:
+    """Entries of the CMU dictionary; words on which espeak-ng's American English agrees with it."""
+    dictionary = {
+        "HELLO": "HH AH0 L OW1",
+        "JUDGE": "JH AH1 JH",
+        "MEASURE": "M EH1 ZH ER0",
+        "THOUGHT": "TH AO1 T",
+        "UNIQUE": "Y UW0 N IY1 K",
+        "CHILDREN'S": "CH IH1 L D R AH0 N Z",
+        "BUTTON": "B AH1 T AH0 N",
+    }
+    assert pronunciations(list(dictionary)) == dictionary
+    assert arpabet("ˈæŋ") == "AE0 NG" and arpabet("") == ""
+
+
+def test_recordings_without_words_and_words_without_sense_are_told(root: Path) -> None:
+    file = root / "dev-clean/84/1002/84-1002.trans.txt"
+    text = file.read_text()
+    file.write_text(text.splitlines()[0] + "\n")
+    with pytest.raises(UserError, match=r"1 recordings .*no line in any .trans.txt: 84-1002-0001"):
+        opened("librispeech", root)
+    file.write_text(text + "84-1002-0009\n")
+    with pytest.raises(UserError, match="line 3 must be the name of a recording and its words"):
+        opened("librispeech", root)
+    file.write_text(text)
+    (root / LEXICONS[1]).write_text("THE\n")
+    with pytest.raises(UserError, match="line 1 must be a word and its phones, but is `THE` instead"):
+        opened("librispeech", root)
+    shutil.rmtree(root / "test-clean")
+    (root / "test-clean").mkdir()
+    with pytest.raises(UserError, match=r"no \.flac file below"):
+        opened("librispeech", root)
