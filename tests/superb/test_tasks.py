@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from collections.abc import Mapping
 
@@ -56,7 +57,35 @@ SLOT_LINES = [
 @pytest.mark.parametrize(("text", "slots", "expected"), SLOT_LINES)
 def test_slots_become_tags_around_their_words(text: str, slots: str, expected: str) -> None:
     utterance = Utterance(key="u", split="train", samples=1, labels={"text": text, "slots": slots})
-    assert sf.readable(sf.spelled(utterance, ("text", "slots"))) == expected
+    spelled = sf.spelled_cleanly(utterance, ("text", "slots"))
+    assert (sf.readable(spelled[:-1]), spelled[-1]) == (expected, "<eos>")
+
+
+PUNCTUATED = [
+    ("PLAY BLUE MOON", "O x x"),
+    ("A , B & C", "x x O y y"),
+    (", A B", "x x O"),  # the slot begins with a skipped word: no opening tag
+    ("A B ,", "O x x"),  # and ends with one: no closing tag and no end
+    ("A B ?", "O x O"),  # no end, a blank instead
+    ("A - B", "x O x"),
+    ("?! A", "x y"),
+]
+
+
+@pytest.mark.parametrize(("text", "slots"), PUNCTUATED)
+def test_slots_are_spelled_as_s3prl_spells_them(text: str, slots: str) -> None:
+    found = importlib.util.find_spec("s3prl")
+    if found is None:
+        pytest.skip("s3prl is not installed")
+    from s3prl.downstream.ctc.text import CharacterTextSlotEncoder
+
+    names = [f"{side}-{slot}" for slot in "xy" for side in "BE"]
+    encoder = CharacterTextSlotEncoder([" ", *"ABCDEFGHIJKLMNOPQRSTUVWXYZ'"], names)
+    theirs = [[*encoder._vocab_list, *names][index] for index in encoder.encode(f"BOS {text} EOS\tO {slots} intent")]
+    utterance = Utterance(key="u", split="train", samples=1, labels={"text": text, "slots": slots})
+    assert sf.spelled(utterance, ("text", "slots")) == theirs
+    if not set(text) & set("?!.,;-"):
+        assert sf.spelled_cleanly(utterance, ("text", "slots")) == theirs
 
 
 def test_slot_targets_are_characters_tags_and_an_end() -> None:
@@ -217,7 +246,7 @@ def test_unknown_and_wrong_options_are_all_told() -> None:
     with pytest.raises(SpecError) as told:
         posed("sf", toy_corpus(), options={"lstm_hidden": 0, "hidden": 3})
     assert {path for path, _ in told.value.mistakes} == {"lstm_hidden", "hidden"}
-    assert "allowed: projection, lstm_layers, lstm_hidden, dropout, specaug" in str(told.value)
+    assert "allowed: projection, lstm_layers, lstm_hidden, dropout, specaug, protocol" in str(told.value)
 
 
 def test_options_shape_the_head_and_switch_specaug() -> None:

@@ -67,7 +67,7 @@ def sequence_pose(
 ) -> Callable[[Corpus, Sequence[str], Any], Problem]:
     """Returns the ``pose`` of a CTC task.
 
-    ``tokens(utterance, columns)`` spells a label, to which ``end`` is added; ``render`` turns tokens into what the
+    ``tokens(utterance, columns)`` spells a label, ``end`` included; ``render`` turns tokens without ``end`` into what the
     ``measures``, by metric, compare. ``vocabulary_of`` is given the spelled labels of train; it must have ``end`` and
     ``<unk>``.
     """
@@ -79,17 +79,19 @@ def sequence_pose(
         known = frozenset(vocabulary.symbols)
 
         def example(utterance: Utterance, found: Sequence[str]) -> Example:
-            ids = vocabulary.encode([*(token if token in known else UNKNOWN for token in found), end])
-            return Example(utterance, torch.tensor(ids), render(found))
+            ids = vocabulary.encode([token if token in known else UNKNOWN for token in found])
+            return Example(utterance, torch.tensor(ids, dtype=torch.long), rendered(found))
 
         def answers(logits: torch.Tensor, frames: torch.Tensor) -> list[Any]:
-            decoded = [vocabulary.decode(path) for path in greedy_ctc(logits, frames)]
-            return [render([token for token in found if token != end]) for found in decoded]
+            return [rendered(vocabulary.decode(path)) for path in greedy_ctc(logits, frames)]
+
+        def rendered(found: Sequence[str]) -> Any:
+            return render([token for token in found if token != end])
 
         return Problem(
             corpus=corpus,
             examples={split: list(map(example, utterances, spelled[split])) for split, utterances in splits.items()},
-            head=partial(CtcHead, classes=vocabulary.size, **options.model_dump(exclude={"specaug"})),
+            head=partial(CtcHead, classes=vocabulary.size, **options.model_dump(exclude={"specaug", "protocol"})),
             loss=ctc_loss,
             answers=answers,
             measure=_all_of(measures),

@@ -30,8 +30,9 @@ BATCH_SIZE = 16
 
 
 def spelled(utterance: Utterance, columns: Sequence[str]) -> list[str]:
-    """Returns the characters of the column in upper case, ``|`` after every word."""
-    return [symbol for word in label_in(utterance, columns[0]).upper().split() for symbol in (*word, SPACE)]
+    """Returns the characters of the column in upper case, ``|`` after every word, and the end."""
+    words = label_in(utterance, columns[0]).upper().split()
+    return [*(symbol for word in words for symbol in (*word, SPACE)), END]
 
 
 def words(tokens: Sequence[str]) -> tuple[str, ...]:

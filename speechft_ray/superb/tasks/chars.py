@@ -12,13 +12,13 @@ from collections.abc import Sequence
 from speechft_ray.speech.corpora.base import Utterance
 from speechft_ray.speech.text import tokens_of
 from speechft_ray.superb.measures.error_rate import token_error_rate
-from speechft_ray.superb.tasks._ctc import BATCH_SIZE, CLIP_NORM, RecurrentCtcOptions, sequence_pose
+from speechft_ray.superb.tasks._ctc import BATCH_SIZE, CLIP_NORM, EOS, RecurrentCtcOptions, sequence_pose
 from speechft_ray.superb.tasks.base import TASKS, Task, label_in
 
 
 def characters(utterance: Utterance, columns: Sequence[str]) -> list[str]:
-    """Returns the characters of the column, each run of blanks as one."""
-    return tokens_of(label_in(utterance, columns[0]), "characters")
+    """Returns the characters of the column, each run of blanks as one, and the end."""
+    return [*tokens_of(label_in(utterance, columns[0]), "characters"), EOS]
 
 
 TASKS.register(

@@ -13,13 +13,13 @@ from collections.abc import Sequence
 
 from speechft_ray.speech.corpora.base import Utterance
 from speechft_ray.superb.measures.error_rate import token_error_rate
-from speechft_ray.superb.tasks._ctc import BATCH_SIZE, CLIP_NORM, LinearCtcOptions, sequence_pose
+from speechft_ray.superb.tasks._ctc import BATCH_SIZE, CLIP_NORM, EOS, LinearCtcOptions, sequence_pose
 from speechft_ray.superb.tasks.base import TASKS, Task, label_in
 
 
 def phones(utterance: Utterance, columns: Sequence[str]) -> list[str]:
-    """Returns the tokens of the column, which blanks separate."""
-    return label_in(utterance, columns[0]).split()
+    """Returns the tokens of the column, which blanks separate, and the end."""
+    return [*label_in(utterance, columns[0]).split(), EOS]
 
 
 TASKS.register(

@@ -2,8 +2,11 @@
 
 One token sequence tells both: characters, and a tag ``B-<slot>`` before and ``E-<slot>`` after each stretch of words of one
 slot. Slots stand in the column ``slots``, one name or ``O`` per word, without B- and I- marks, so neighbours of one slot
-merge. As in s3prl, words made of punctuation are skipped and ``&`` is spelled AND. When a skipped word ends a slot or the
-sentence, s3prl forgets the closing tag or ``<eos>``; here both are always written. slot_type_f1 chooses the best validation.
+merge. As in s3prl, words made of punctuation are skipped and ``&`` is spelled AND. slot_type_f1 chooses the best validation.
+
+Quirk of ``protocol: superb``: a skipped word takes along what s3prl would write at its place, the opening tag of a slot that
+begins with it, the closing tag of one that ends with it, and ``<eos>`` at the end of a sentence, which then ends with a blank.
+``protocol: clean`` always writes them; without punctuation the two are the same.
 """
 
 from __future__ import annotations
@@ -14,13 +17,20 @@ from itertools import groupby
 from speechft_ray.core.errors import UserError
 from speechft_ray.speech.corpora.base import Corpus, Utterance
 from speechft_ray.superb.measures.slots import slot_type_f1, slot_value_cer
-from speechft_ray.superb.tasks._ctc import BATCH_SIZE, CLIP_NORM, RecurrentCtcOptions, sequence_pose
+from speechft_ray.superb.tasks._ctc import BATCH_SIZE, CLIP_NORM, EOS, RecurrentCtcOptions, sequence_pose
 from speechft_ray.superb.tasks._pooled import first_of
-from speechft_ray.superb.tasks.base import TASKS, Problem, Task, label_in, task_splits
+from speechft_ray.superb.tasks.base import TASKS, Problem, Protocol, Task, label_in, task_splits
 
 NO_SLOT = "O"
 SKIPPED = "?!.,;-"
 """A word that is a part of this text is not spelled (s3prl ``ctc/text.py``)."""
+
+
+class SfOptions(RecurrentCtcOptions):
+    """Options of slot filling; the defaults are s3prl's ``ctc/snips.yaml``."""
+
+    protocol: Protocol = "superb"
+    """``superb``: tags and ends that punctuation takes along are missing, as in s3prl. ``clean``: all are written."""
 
 
 def marked_words(utterance: Utterance, columns: Sequence[str]) -> list[tuple[str, str]]:
@@ -35,15 +45,28 @@ def marked_words(utterance: Utterance, columns: Sequence[str]) -> list[tuple[str
 
 
 def spelled(utterance: Utterance, columns: Sequence[str]) -> list[str]:
-    """Returns the characters and slot tags of an utterance, without ``<eos>``."""
+    """Returns the characters and slot tags of an utterance and the end, as s3prl writes them (``ctc/text.py``)."""
+    words = marked_words(utterance, columns)
+    slots = [NO_SLOT, *(slot for _, slot in words), NO_SLOT]
+    tokens: list[str] = []
+    for place, (word, slot) in enumerate(words, start=1):
+        if word not in SKIPPED:
+            opening = [f"B-{slot}"] if slot not in (NO_SLOT, slots[place - 1]) else []
+            closing = [f"E-{slot}"] if slot not in (NO_SLOT, slots[place + 1]) else []
+            tokens += [*opening, *_letters(word), *closing, EOS if place == len(words) else " "]
+    return tokens
+
+
+def spelled_cleanly(utterance: Utterance, columns: Sequence[str]) -> list[str]:
+    """Returns the characters and slot tags of an utterance and the end, every tag with its partner."""
     tokens: list[str] = []
     for slot, pairs in groupby(marked_words(utterance, columns), key=lambda pair: pair[1]):
-        words = ["AND" if word == "&" else word for word, _ in pairs if word not in SKIPPED]
+        words = [_letters(word) for word, _ in pairs if word not in SKIPPED]
         if words:
             stretch = list(" ".join(words))
             marked = stretch if slot == NO_SLOT else [f"B-{slot}", *stretch, f"E-{slot}"]
             tokens += [" ", *marked] if tokens else marked
-    return tokens
+    return [*tokens, EOS]
 
 
 def readable(tokens: Sequence[str]) -> str:
@@ -51,7 +74,7 @@ def readable(tokens: Sequence[str]) -> str:
     return "".join(f"{token} " if token[:2] == "B-" else f" {token}" if token[:2] == "E-" else token for token in tokens)
 
 
-def pose(corpus: Corpus, columns: Sequence[str], options: RecurrentCtcOptions) -> Problem:
+def pose(corpus: Corpus, columns: Sequence[str], options: SfOptions) -> Problem:
     """Poses the task. Raises ``UserError`` when dev or test have slots that train does not have."""
     slots = {
         split: {slot for utterance in utterances for _, slot in marked_words(utterance, columns)}
@@ -63,10 +86,18 @@ def pose(corpus: Corpus, columns: Sequence[str], options: RecurrentCtcOptions) -
                 f"the column `{columns[1]}` has {len(unknown)} slots in {split} that train does not have "
                 f"({first_of(unknown)}): correct them, or add training utterances that have them."
             )
-    return _pose(corpus, columns, options)
+    return _POSES[options.protocol](corpus, columns, options)
 
 
-_pose = sequence_pose(spelled, {"sf.slot_type_f1": slot_type_f1, "sf.slot_value_cer": slot_value_cer}, readable)
+def _letters(word: str) -> str:
+    return "AND" if word == "&" else word
+
+
+_MEASURES = {"sf.slot_type_f1": slot_type_f1, "sf.slot_value_cer": slot_value_cer}
+_POSES = {
+    "superb": sequence_pose(spelled, _MEASURES, readable),
+    "clean": sequence_pose(spelled_cleanly, _MEASURES, readable),
+}
 
 TASKS.register(
     "sf",
@@ -79,7 +110,7 @@ TASKS.register(
         learning_rate=1e-4,
         batch_size=BATCH_SIZE,
         clip_norm=CLIP_NORM,
-        options=RecurrentCtcOptions,
+        options=SfOptions,
         pose=pose,
     ),
 )
