@@ -64,20 +64,23 @@ def fetch(url: str, path: Path, *, progress: Progress | None = None, max_bytes: 
     finds it done. Only https is spoken, also after a redirect; plain http to this very machine alone.
 
     Raises ``NotThere`` when the server does not have it, ``Unreachable`` when it cannot be asked, and ``UserError`` when
-    the file may not be had; each says where to put it by hand. Only the part file is left behind then.
+    the file may not be had; each says how to go on. A part of the file is all that is left behind then.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     part, note = path.with_name(f"{path.name}.part"), path.with_name(f"{path.name}.part.json")
     with _alone(part) as file:
-        if not path.exists():
-            promised = _fill(file, url, path, note, progress, max_bytes)
-            file.flush()
-            os.fsync(file.fileno())
-            _record(path, part, promised, url)
-            part.replace(path)
-            sync_folder(path.parent)
-        part.unlink(missing_ok=True)
-        note.unlink(missing_ok=True)
+        try:
+            if not path.exists():
+                promised = _fill(file, url, path, note, progress, max_bytes)
+                file.flush()
+                os.fsync(file.fileno())
+                _record(path, part, promised, url)
+                part.replace(path)
+                sync_folder(path.parent)
+        finally:
+            if path.exists() or not file.seek(0, os.SEEK_END):
+                part.unlink(missing_ok=True)
+                note.unlink(missing_ok=True)
     return path
 
 
@@ -112,7 +115,7 @@ def _record_of(path: Path) -> Path:
 def _record(path: Path, part: Path, promised: str | None, url: str) -> None:
     found = file_sha256(part)
     if promised and promised != found:
-        part.unlink()
+        os.truncate(part, 0)
         raise UserError(f"what {url} sent has the sha256 {found}, but the server promised {promised}: download it again.")
     _record_of(path).write_text(f"{found}  {path.name}\n", encoding="ascii")
 
