@@ -28,7 +28,8 @@ def bring(name: str) -> None:
     if not is_name(name) or is_here(name):
         return
     console = Console(stderr=True)
-    console.print(f"Downloading {name} into {cache_folder()}", soft_wrap=True, highlight=False)
+    text = f"Downloading {name} into {cache_folder()}: what a sweep is depends on the bytes of its encoder."
+    console.print(text, soft_wrap=True, highlight=False)
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as bars:
         task = bars.add_task(name, total=None)
@@ -95,7 +96,7 @@ def export_encoder(run: str, to: str, out: Path, storage: Path) -> tuple[str, ..
             f"{', '.join(name for name, other in FORMATS.items() if found.weights.family in other.families)}."
         )
     notes = form.write(out, found.weights, {**found.made, **_origin(store, result)})
-    return (_told(result, out), *notes)
+    return (f"{out}: a {found.weights.family}, {_told(result)}.", *notes)
 
 
 def check_free(out: Path) -> None:
@@ -116,13 +117,13 @@ def _origin(store: Store, result: Result) -> dict[str, Any]:
     return origin
 
 
-def _told(result: Result, out: Path) -> str:
+def _told(result: Result) -> str:
     if result.sweep is None or result.sweep.winner is None:
-        return f"{out}: merged encoder {result.merge}."
+        return f"merged encoder {result.merge}"
     chosen = result.sweep.winner
     of = f", the best on dev of {len(chosen.seeds)} seeds" if len(chosen.seeds) > 1 else ""
     so_far = "" if result.sweep.status == "finished" else f" (so far: the sweep is {result.sweep.status})"
-    return f"{out}: winner of `{result.sweep.sweep}`{so_far}, {chosen.title} ({chosen.merge}){of}."
+    return f"winner of `{result.sweep.sweep}`{so_far}: {chosen.title}{of} ({chosen.merge})"
 
 
 class Result(NamedTuple):
