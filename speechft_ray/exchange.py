@@ -76,6 +76,7 @@ def export_encoder(run: str, to: str, out: Path, storage: Path) -> tuple[str, ..
     ``run`` is as in ``find_result``. Everything that can be refused is refused before anything is written.
     """
     from speechft_ray.speech.checkpoints.base import FORMATS
+    from speechft_ray.speech.checkpoints.convert import check_family
     from speechft_ray.speech.checkpoints.load import load_checkpoint
 
     form = FORMATS.get(to)
@@ -90,11 +91,7 @@ def export_encoder(run: str, to: str, out: Path, storage: Path) -> tuple[str, ..
             f"the weights of {result.merge} are no longer in {storage}: run the sweep again, which makes them anew."
         )
     found = load_checkpoint(file)
-    if found.weights.family not in form.families:
-        raise UserError(
-            f"--to {to} cannot hold a {found.weights.family}: {form.title} knows {', '.join(form.families)}. Allowed for it: "
-            f"{', '.join(name for name, other in FORMATS.items() if found.weights.family in other.families)}."
-        )
+    check_family(form, found.weights.family)
     notes = form.write(out, found.weights, {**found.made, **_origin(store, result)})
     return (f"{out}: a {found.weights.family}, {_told(result)}.", *notes)
 
