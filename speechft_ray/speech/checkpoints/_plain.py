@@ -76,7 +76,7 @@ def _opened(value: Any) -> Any:
 
 
 def _key(key: Any, where: str) -> str:
-    if type(key) is not str or len(key) > 200:
+    if type(key) is not str or len(key) > 200 or not key.isprintable():
         raise UserError(f"{where} has a key that is no short text ({str(key)[:40]!r}), so it is no configuration.")
     return key
 

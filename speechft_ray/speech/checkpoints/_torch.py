@@ -21,6 +21,7 @@ MAX_MEMBERS, MAX_PICKLE_BYTES = 100_000, 64 * 2**20
 
 _ZIP, _PICKLE = b"PK\x03\x04", b"\x80"
 _KINDS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+_NAME = re.compile(r"[A-Za-z0-9_.\-]{1,300}")  # what state_dict() makes of attributes
 _ONE_AT_A_TIME = threading.Lock()  # torch's list of allowed names belongs to the process
 
 
@@ -48,7 +49,7 @@ def open_torch_file(path: Path) -> Any:
         wanted = _unsafe_globals(path) or re.findall(r"GLOBAL ([\w.]+)", str(error))
         if wanted:
             raise UserError(
-                f"{path} was refused: to load it, Python would have to run {', '.join(wanted[:5])}. Only tensors and plain "
+                f"{path} was refused: to load it, Python would have to run {', '.join(map(_printable, wanted[:5]))}. Only tensors and plain "
                 "data are read; convert the checkpoint to safetensors where you trust it."
             ) from error
         raise UserError(f"{path} is damaged, or was not written by torch.save. Copy it again from where it came.") from error
@@ -79,9 +80,9 @@ def state_table(path: Path, table: Any, where: str) -> dict[str, torch.Tensor]:
         raise UserError(f"{path} has a `{where}` that is not a table of tensors, so it is not a checkpoint of an encoder.")
     state: dict[str, torch.Tensor] = {}
     for name, tensor in table.items():
-        if type(name) is not str or len(name) > 500 or type(tensor) not in (torch.Tensor, torch.nn.Parameter):
+        if type(name) is not str or not _NAME.fullmatch(name) or type(tensor) not in (torch.Tensor, torch.nn.Parameter):
             raise UserError(
-                f"{path} has a `{where}` that is not a table of tensors: `{str(name)[:80]}` is a {type(tensor).__name__}."
+                f"{path} has a `{where}` that is not a table of tensors: {str(name)[:80]!r} is a {type(tensor).__name__}."
             )
         if tensor.layout is not torch.strided or tensor.device.type != "cpu" or tensor.dtype not in _KINDS:
             raise UserError(
@@ -108,7 +109,7 @@ def _check_archive(path: Path) -> None:
     for member in members:
         if member.compress_type != zipfile.ZIP_STORED or member.file_size != member.compress_size:
             raise UserError(
-                f"{path} was refused: `{member.filename[:80]}` in it is compressed and would unpack to {member.file_size} "
+                f"{path} was refused: {member.filename[:80]!r} in it is compressed and would unpack to {member.file_size} "
                 "bytes; torch.save never compresses. Get the checkpoint from where it was published."
             )
         if member.header_offset < end or member.header_offset + member.file_size > size:
@@ -125,6 +126,10 @@ def _unsafe_globals(path: Path) -> list[str]:
         return sorted(set(torch.serialization.get_unsafe_globals_in_checkpoint(path)) - ALLOWED.keys())
     except Exception:  # the file is broken as well, or older than the zip format: no names then
         return []
+
+
+def _printable(name: str) -> str:
+    return "".join(letter if letter.isprintable() else "?" for letter in name[:120])
 
 
 def _damaged(path: Path, error: BaseException) -> UserError:
