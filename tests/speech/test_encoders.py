@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
 import gc
 import subprocess
 import sys
 import weakref
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from speechft_ray.core.errors import UserError
-from speechft_ray.speech.checkpoints.s3prl import read_s3prl
+from speechft_ray.speech.checkpoints.load import load_encoder
 from speechft_ray.speech.encoders import _torchaudio
 from speechft_ray.speech.encoders._conv_layers import parse_conv_layers
 from speechft_ray.speech.encoders.base import FAMILIES, EncoderWeights
@@ -39,7 +37,7 @@ def test_hidden_states_are_those_of_s3prl(lengths: tuple[int, ...]) -> None:
     path = shared(PROTOTYPE)
     waves = [speechlike(length, seed) for seed, length in enumerate(lengths)]
     with torch.inference_mode():
-        ours = build(read_s3prl(path)).hidden_states(waves)
+        ours = build(load_encoder(path)).hidden_states(waves)
         theirs = expert(path)(waves)["hidden_states"]
     assert len(ours.states) == len(theirs) == 7
     for mine, other in zip(ours.states, theirs, strict=True):
@@ -49,10 +47,11 @@ def test_hidden_states_are_those_of_s3prl(lengths: tuple[int, ...]) -> None:
 @pytest.mark.shared
 @pytest.mark.parametrize("family", ["hubert", "wav2vec2"])
 def test_hidden_states_are_those_of_fairseq(family: str) -> None:
-    """fairseq 0.12.2 computed the figures, for two utterances of which the second is padded."""
+    """fairseq 0.12.2 wrote the files and computed the figures, for two utterances of which the second is padded; it is not
+    installed here."""
     reference = load_file(shared("fixtures/checkpoints/fairseq_features.safetensors"))
     expected = {name.split(".")[1]: tensor for name, tensor in reference.items() if name.startswith(f"{family}_base_like.")}
-    encoder = FAMILIES.get(family).build(READ[family](shared(f"fixtures/checkpoints/{family}_base_like.fairseq.pt")))
+    encoder = FAMILIES.get(family).build(load_encoder(shared(f"fixtures/checkpoints/{family}_base_like.fairseq.pt")))
     lengths = reference["lengths"].tolist()
     assert len(set(lengths)) == 2
     waves = [wave[:length] for wave, length in zip(reference["wav"], lengths, strict=True)]
@@ -67,30 +66,6 @@ def test_hidden_states_are_those_of_fairseq(family: str) -> None:
     for index, frames in enumerate(found.frames.tolist()):
         for name, state in expected.items():
             torch.testing.assert_close(mine[name][index, :frames], state[index, :frames], atol=1e-5, rtol=0.0)
-
-
-def read_hubert(file: Path) -> EncoderWeights:
-    with torch.serialization.safe_globals([(Dictionary, "fairseq.data.dictionary.Dictionary")]):
-        content = torch.load(file, weights_only=True)
-    symbols = [content["task_state"]["dictionaries"][0].symbols]
-    config = {"model_cfg": content["cfg"]["model"], "task_cfg": content["cfg"]["task"], "dictionaries_symbols": symbols}
-    return EncoderWeights(family="hubert", config=config, state=content["model"])
-
-
-def read_wav2vec2(file: Path) -> EncoderWeights:
-    with torch.serialization.safe_globals([argparse.Namespace]):
-        content = torch.load(file, weights_only=True)
-    options = vars(content["args"])
-    return EncoderWeights(family="wav2vec2", config={"model_cfg": options, "task_cfg": options}, state=content["model"])
-
-
-READ = {"hubert": read_hubert, "wav2vec2": read_wav2vec2}
-
-
-class Dictionary:
-    """Stands in for fairseq's class of that name, whose attributes are plain data."""
-
-    symbols: list[str]
 
 
 def test_states_are_kept_by_nobody() -> None:
