@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 
 from speechft_ray.core.errors import UserError
 from speechft_ray.core.fingerprint import canonical
+from speechft_ray.speech.checkpoints._parameters import finite
 from speechft_ray.speech.checkpoints._plain import plain
 from speechft_ray.speech.checkpoints._safetensors import (
     looks_like_safetensors,
@@ -47,7 +48,7 @@ def write_encoder(
     halves the file and rounds; raises ``UserError`` when a value does not fit into it, or is not finite.
     """
     state = {name: tensor.detach().to("cpu", _DTYPES[dtype]).contiguous() for name, tensor in weights.state.items()}
-    broken = [name for name, tensor in state.items() if not bool(torch.isfinite(tensor).all())]
+    broken = [name for name, tensor in state.items() if not finite(tensor)]
     if broken:
         raise UserError(f"{len(broken)} tensors are not finite in {dtype}, first {broken[0]}: {path} was not written.")
     manifest = {
