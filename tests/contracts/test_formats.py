@@ -23,7 +23,9 @@ SIZES = [False, True]
 
 
 def out(folder: Path, name: str) -> Path:
-    return folder / ("written" if FORMATS.get(name).is_folder else "written.pt" if name != "safetensors" else "written.safetensors")
+    return folder / (
+        "written" if FORMATS.get(name).is_folder else "written.pt" if name != "safetensors" else "written.safetensors"
+    )
 
 
 def same(found: EncoderWeights, weights: EncoderWeights) -> bool:
@@ -31,7 +33,9 @@ def same(found: EncoderWeights, weights: EncoderWeights) -> bool:
     return (
         (found.family, dict(found.config)) == (weights.family, dict(weights.config))
         and set(found.state) == set(weights.state)
-        and all(torch.equal(found.state[name].view(torch.int32), tensor.view(torch.int32)) for name, tensor in weights.state.items())
+        and all(
+            torch.equal(found.state[name].view(torch.int32), tensor.view(torch.int32)) for name, tensor in weights.state.items()
+        )
     )
 
 
@@ -65,7 +69,9 @@ def test_every_format_becomes_every_other(family: str, first: str, second: str, 
     found = load_checkpoint(tmp_path / "second")
     assert same(found.weights, weights)
     assert {key: found.made[key] for key in MADE} == MADE
-    assert found.made["converted"] == [{"from": first, "file": "first", "notes": list(load_checkpoint(tmp_path / "first").notes)}]
+    assert found.made["converted"] == [
+        {"from": first, "file": "first", "notes": list(load_checkpoint(tmp_path / "first").notes)}
+    ]
     json.dumps(dict(found.made), allow_nan=False)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from speechft_ray.core.errors import UserError
 from speechft_ray.speech.checkpoints._standins import Container, Leaf, Namespace, StandIn
 
-MAX_VALUES, MAX_DEPTH, MAX_TEXT = 1_000_000, 32, 100_000
+MAX_VALUES, MAX_DEPTH, MAX_TEXT = 200_000, 32, 100_000
 """Far above any published configuration (the largest, HuBERT's, has about 600 values beside 500 words of its dictionary). They
 keep a list that contains itself, or a thousand times its neighbour, from being followed forever."""
 

@@ -27,21 +27,31 @@ class StandIn:
 class Namespace(StandIn):
     """``argparse.Namespace``: the whole configuration of fairseq checkpoints until 2020, and ``Args`` of s3prl's."""
 
+    __slots__ = ()
+
 
 class Container(StandIn):
     """omegaconf's ``DictConfig`` and ``ListConfig``; the values lie in the state under ``_content``."""
+
+    __slots__ = ()
 
 
 class Leaf(StandIn):
     """omegaconf's value nodes; the value lies in the state under ``_val``."""
 
+    __slots__ = ()
+
 
 class Dictionary(StandIn):
     """``fairseq.data.dictionary.Dictionary``; its words lie in the state under ``symbols``."""
 
+    __slots__ = ()
+
 
 class Mark(StandIn):
     """A type that omegaconf keeps beside a value (``typing.Any``, ``builtins.dict``), or its bookkeeping. Never read."""
+
+    __slots__ = ()
 
 
 ALLOWED: dict[str, type[StandIn]] = {

@@ -63,14 +63,20 @@ def _shape_lines(family: EncoderFamily, shape: Shape) -> list[tuple[str, str]]:
     lines = [
         ("layers", f"{shape.layers} of {shape.dim} dimensions, {shape.heads} heads, feed-forward {shape.feed_forward_dim}"),
         ("hidden states", f"{shape.state_count}, one frame per {milliseconds:g} ms"),
-        ("layer norm", {True: "before each block (as Large)", False: "after each block (as Base)", None: "none"}[shape.layer_norm_first]),
+        (
+            "layer norm",
+            {True: "before each block (as Large)", False: "after each block (as Base)", None: "none"}[shape.layer_norm_first],
+        ),
         ("waveform", "brought to zero mean and unit variance" if shape.normalizes_waveform else "taken as it is"),
     ]
     if not family.front_end_prefixes:
         return [*lines, ("front end", "without parameters: freezing the front end matches nothing")]
     norm = "layer norm in each" if shape.extractor_mode == "layer_norm" else "one group norm"
     where = ", ".join(f"`{prefix}*`" for prefix in family.front_end_prefixes)
-    return [*lines, ("front end", f"{len(shape.conv_layers)} convolutions of {shape.conv_layers[-1][0]} channels, {norm} ({where})")]
+    return [
+        *lines,
+        ("front end", f"{len(shape.conv_layers)} convolutions of {shape.conv_layers[-1][0]} channels, {norm} ({where})"),
+    ]
 
 
 def _pretraining(found: Checkpoint, family: EncoderFamily) -> str:
@@ -79,7 +85,9 @@ def _pretraining(found: Checkpoint, family: EncoderFamily) -> str:
     sizes = expected_sizes(family.name, found.weights.config) or {}
     gone = [name for name in sizes if prefixes and name.startswith(prefixes) and name not in found.weights.state]
     lacks = f"; lacks {', '.join(gone[:5])}" if gone else ""
-    return f"{len(there)} tensors that only pre-training uses{lacks}" if there or gone else "nothing that only pre-training uses"
+    return (
+        f"{len(there)} tensors that only pre-training uses{lacks}" if there or gone else "nothing that only pre-training uses"
+    )
 
 
 def _origin(found: Checkpoint) -> list[tuple[str, str]]:
