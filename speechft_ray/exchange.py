@@ -29,7 +29,7 @@ def bring(name: str) -> None:
         return
     console = Console(stderr=True)
     text = f"Downloading {name} into {cache_folder()}: what a sweep is depends on the bytes of its encoder."
-    console.print(text, soft_wrap=True, highlight=False)
+    console.print(text, soft_wrap=True, highlight=False, markup=False)
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as bars:
         task = bars.add_task(name, total=None)
@@ -47,7 +47,8 @@ def describe_encoders(console: Console) -> None:
         table.add_row(item.name, item.family, f"{item.bytes / 1e9:.1f} GB", here, f"{item.title}\n{item.url}")
     table.add_row("hf:OWNER/NAME", "", "", "", "any HubertModel, Wav2Vec2Model or WavLMModel of the Hugging Face hub")
     console.print(table)
-    console.print(f"\n`{BASELINE}` is the parameter-free baseline. Cache: {cache_folder()} ($SPEECHFT_CACHE).", soft_wrap=True)
+    text = f"\n`{BASELINE}` is the parameter-free baseline. Cache: {cache_folder()} ($SPEECHFT_CACHE)."
+    console.print(text, soft_wrap=True, highlight=False, markup=False)
 
 
 def new_encoder(family: str, out: Path, *, layers: int, dim: int, large: bool, seed: int) -> None:
