@@ -28,8 +28,7 @@ def bring(name: str) -> None:
     if not is_name(name) or is_here(name):
         return
     console = Console(stderr=True)
-    text = f"Downloading {name} into {cache_folder()}: what a sweep is depends on the bytes of its encoder."
-    console.print(text, soft_wrap=True, highlight=False, markup=False)
+    console.print(f"Downloading {name} into {cache_folder()}", soft_wrap=True, highlight=False, markup=False)
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as bars:
         task = bars.add_task(name, total=None)
