@@ -273,8 +273,7 @@ def hf_of_another_family(folder: Path) -> Path:
 
 
 def hf_config_of_wrong_types(folder: Path) -> Path:
-    model = edited_config(folder, conv_dim="512", hidden_size={"a": 1})
-    return model
+    return edited_config(folder, conv_dim="512", hidden_size={"a": 1})
 
 
 def hf_text_width(folder: Path) -> Path:

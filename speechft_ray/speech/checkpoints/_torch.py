@@ -40,16 +40,17 @@ def open_torch_file(path: Path) -> Any:
         )
     if head.startswith(_ZIP):
         _check_archive(path)
-    names = [(stand_in, name) for name, stand_in in ALLOWED.items()]
+    allowed = [(stand_in, name) for name, stand_in in ALLOWED.items()]
     try:
-        with warnings.catch_warnings(), _ONE_AT_A_TIME, torch.serialization.safe_globals(names):  # type: ignore[arg-type]
+        with warnings.catch_warnings(), _ONE_AT_A_TIME, torch.serialization.safe_globals(allowed):  # type: ignore[arg-type]
             warnings.simplefilter("ignore", UserWarning)  # an unusual pickle protocol: it is read, or refused below
             return torch.load(path, map_location="cpu", weights_only=True, mmap=head.startswith(_ZIP))
     except pickle.UnpicklingError as error:
         wanted = _unsafe_globals(path) or re.findall(r"GLOBAL ([\w.]+)", str(error))
         if wanted:
+            names = ", ".join(map(_printable, wanted[:5]))
             raise UserError(
-                f"{path} was refused: to load it, Python would have to run {', '.join(map(_printable, wanted[:5]))}. Only tensors and plain "
+                f"{path} was refused: to load it, Python would have to run {names}. Only tensors and plain "
                 "data are read; convert the checkpoint to safetensors where you trust it."
             ) from error
         raise UserError(f"{path} is damaged, or was not written by torch.save. Copy it again from where it came.") from error

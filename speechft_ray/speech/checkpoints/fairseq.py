@@ -21,11 +21,13 @@ from speechft_ray.speech.checkpoints._plain import plain
 from speechft_ray.speech.checkpoints._standins import Container, Namespace
 from speechft_ray.speech.checkpoints._torch import state_table
 from speechft_ray.speech.checkpoints.base import FORMATS, Checkpoint, CheckpointFormat, Source, whole
-from speechft_ray.speech.checkpoints.s3prl import filled_notes
+from speechft_ray.speech.checkpoints.s3prl import emptied_notes, filled_notes
 from speechft_ray.speech.encoders.base import EncoderWeights
 
 _FAMILIES = ("hubert", "wav2vec2")
 _TUNED_PREFIXES = ("w2v_encoder.", "encoder.w2v_model.")
+_HISTORY = {"criterion_name": "", "optimizer_name": "", "lr_scheduler_state": {"best": None}, "num_updates": 0}
+"""fairseq looks at the last entry before it looks at the model."""
 
 
 def recognises(source: Source) -> bool:
@@ -60,7 +62,8 @@ def read(source: Source) -> Checkpoint:
     for name in own.filled if own else ():
         state.pop(name, None)
     weights = EncoderWeights(family=family, config=own.config if own else config, state=state)
-    return Checkpoint(weights=weights, format="fairseq", made=own.made if own else {}, notes=_notes(content))
+    notes = (*_notes(content), *emptied_notes(own.filled if own else ()))
+    return Checkpoint(weights=weights, format="fairseq", made=own.made if own else {}, notes=notes)
 
 
 def write(path: Path, weights: EncoderWeights, made: Mapping[str, Any]) -> tuple[str, ...]:
@@ -77,7 +80,7 @@ def write(path: Path, weights: EncoderWeights, made: Mapping[str, Any]) -> tuple
         "cfg": {"common": {"seed": 1}, "model": model, "task": task, "criterion": {"_name": names.CRITERION[weights.family]}},
         "model": {name: tensor.contiguous() for name, tensor in {**weights.state, **filled}.items()},
         "criterion": None,
-        "optimizer_history": [],
+        "optimizer_history": [_HISTORY],
         "task_state": {"dictionaries": dictionaries} if weights.family == "hubert" else {},
         "extra_state": {},
         "last_optimizer_state": None,

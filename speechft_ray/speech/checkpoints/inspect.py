@@ -60,12 +60,13 @@ def mega(count: int) -> str:
 
 def _shape_lines(family: EncoderFamily, shape: Shape) -> list[tuple[str, str]]:
     milliseconds = 1000 * shape.frame_stride_samples / SAMPLE_RATE_HZ
+    norms = {True: "before each block (as Large)", False: "after each block (as Base)", None: "none"}
     lines = [
         ("layers", f"{shape.layers} of {shape.dim} dimensions, {shape.heads} heads, feed-forward {shape.feed_forward_dim}"),
         ("hidden states", f"{shape.state_count}, one frame per {milliseconds:g} ms"),
         (
             "layer norm",
-            {True: "before each block (as Large)", False: "after each block (as Base)", None: "none"}[shape.layer_norm_first],
+            norms[shape.layer_norm_first],
         ),
         ("waveform", "brought to zero mean and unit variance" if shape.normalizes_waveform else "taken as it is"),
     ]

@@ -7,7 +7,7 @@ HuBERT also ``dictionaries_symbols``. WavLM (as Microsoft published it): ``cfg``
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +60,7 @@ def read(source: Source) -> Checkpoint:
     for name in known.filled if known else ():
         state.pop(name, None)
     weights = EncoderWeights(family=family, config=config, state=state)
+    notes += emptied_notes(known.filled if known else ())
     return Checkpoint(weights=weights, format="s3prl", made=known.made if known else {}, notes=notes)
 
 
@@ -86,6 +87,11 @@ def filled_notes(filled: Mapping[str, Any]) -> tuple[str, ...]:
         "pre-training from this file."
     )
     return (note,)
+
+
+def emptied_notes(filled: Sequence[str]) -> tuple[str, ...]:
+    """Returns what to tell people of zeros that we had filled in and left out again."""
+    return (f"{len(filled)} parameters are zeros that were filled in for strict loaders: left out again.",) if filled else ()
 
 
 def _converted(path: Path, content: Mapping[str, Any]) -> tuple[str, dict[str, Any], dict[str, torch.Tensor]]:
