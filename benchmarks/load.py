@@ -3,8 +3,8 @@
     python benchmarks/load.py [--repeats 5] [--folder DIR]
 
 Every figure is the median over processes of their own, each of which does one thing: wall time of that thing, imports apart,
-and the peak resident memory of the whole process, imports and mapped pages of the file included (``ru_maxrss``). Reading includes
-one pass over every value, since a mapped file is otherwise not read at all. Files are in the page cache.
+and the peak resident memory of the whole process, imports and mapped pages of the file included (``ru_maxrss``). Reading
+includes one pass over every value, since a mapped file is otherwise not read at all. Files are in the page cache.
 """
 
 from __future__ import annotations
@@ -112,9 +112,7 @@ def table(folder: str, repeats: int) -> None:
     """Prints the table."""
     size = place(folder, "s3prl").stat().st_size
     _, idle = measured(repeats, "nothing")
-    print(
-        f"HuBERT Base, {size / 1e6:.1f} MB in s3prl's format; imports alone peak at {idle / 1e6:.0f} MB; medians of {repeats}.\n"
-    )
+    print(f"HuBERT Base, {size / 1e6:.1f} MB as s3prl's; imports alone peak at {idle / 1e6:.0f} MB; medians of {repeats}.\n")
     print("| what | seconds | peak MB | peak / file |\n|---|---|---|---|")
     worst = 0.0
 
@@ -127,13 +125,9 @@ def table(folder: str, repeats: int) -> None:
     row("torch.load, mmap=True", "plain", str(place(folder, "s3prl")), "mmap")
     for name in FORMATS:
         row(f"read {name}", "read", str(place(folder, name)))
-    pairs = (
-        [("fairseq", "hf")]
-        + [(name, "safetensors") for name in FORMATS if name != "safetensors"]
-        + [("safetensors", name) for name in FORMATS]
-    )
+    pairs = [("fairseq", "hf"), *((name, "safetensors") for name in FORMATS), *(("safetensors", name) for name in FORMATS[:-1])]
     for name, to in pairs:
-        out = place(folder, to).with_name(f"out.{to}" + (".safetensors" if to == "safetensors" else ""))
+        out = Path(folder) / (f"out.{to}.safetensors" if to == "safetensors" else f"out.{to}")
         worst = max(worst, row(f"convert {name} to {to}", "change", str(place(folder, name)), to, str(out), out=out))
     print(f"\nThe largest conversion peaks at {worst:.2f} times the file; the limit is {LIMIT}.")
     if worst > LIMIT:
