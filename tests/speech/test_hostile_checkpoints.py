@@ -79,6 +79,10 @@ def text_as_pt(folder: Path) -> Path:
     return path
 
 
+def pickle_as_safetensors(folder: Path) -> Path:
+    return s3prl(folder / "hubert.pt").rename(folder / "hubert.safetensors")
+
+
 def zip_bomb(folder: Path) -> Path:
     def edit(archive: zipfile.ZipFile, members: list[tuple[str, bytes]]) -> None:
         for name, data in members:
@@ -340,6 +344,7 @@ def downstream_without_upstream(folder: Path) -> Path:
 HOSTILE = {
     truncated: "damaged or cut short",
     text_as_pt: "not a file of torch.save",
+    pickle_as_safetensors: "Rename it",
     zip_bomb: "compressed",
     doubled_member: "twice",
     overlapping_members: "overlap",

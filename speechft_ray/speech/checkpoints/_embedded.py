@@ -7,6 +7,7 @@ The formats of others have no place for how an encoder was made, and fairseq's h
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,7 +41,7 @@ def embed(weights: EncoderWeights, made: Mapping[str, Any], filled: Sequence[str
         "filled": list(filled),
     }
     canonical(found)
-    return found
+    return deepcopy(found)  # a part shared with the rest of the file would change with it
 
 
 def embedded(data: Any, where: str) -> Embedded | None:

@@ -51,6 +51,9 @@ _OURS_ABSENT = {
 }
 """What our families take for a key that is absent, where it is not transformers' default."""
 
+_ACTIVATIONS = ("gelu", "relu", "tanh", "linear")
+"""Those with one name and one meaning in transformers, fairseq and s3prl."""
+
 _EXTRACTORS = {"group": "default", "layer": "layer_norm"}
 _MUST_BE = {
     "feat_extract_activation": "gelu",
@@ -112,6 +115,8 @@ def to_hf_config(family: str, config: Mapping[str, Any], masks: bool) -> dict[st
         raise UserError(
             "`model_cfg.pos_conv_depth` is not 1, and transformers has no such encoder. Convert to s3prl or fairseq."
         )
+    if model.get("activation_fn", "gelu") not in _ACTIVATIONS:
+        raise UserError(f"`activation_fn` is {model['activation_fn']}, and transformers has no such layer. Convert to s3prl.")
     if family == "wavlm" and not (model.get("relative_position_embedding") is True and model.get("gru_rel_pos") is True):
         raise UserError("this WavLM has no gated relative positions, and transformers has only those. Convert to s3prl.")
     extractors = {ours: theirs for theirs, ours in _EXTRACTORS.items()}

@@ -21,13 +21,18 @@ _REFERENCE = re.compile(r"\$\{([a-z_]+(?:\.[a-z_]+){0,4})\}")
 def plain(value: Any, where: str) -> Any:
     """Returns JSON data: mappings with text keys, lists, texts, finite numbers, truth values, None.
 
-    Namespaces and omegaconf's containers become dictionaries and lists, tuples become lists. A value that was never set is left
-    out; omegaconf's ``${task.normalize}`` is replaced by the value it points to within ``value``, and by nothing else. Raises
-    ``UserError`` naming the place for every other kind of object.
+    Namespaces and omegaconf's containers become dictionaries and lists, tuples become lists. Raises ``UserError`` naming the
+    place for every other kind of object.
     """
-    walk = _Walk()
-    found = walk.convert(value, where, 0)
-    return _resolved(found, found) if walk.refers else found
+    return _Walk().convert(value, where, 0)
+
+
+def settled_values(value: Any) -> Any:
+    """Returns a configuration of omegaconf's, already plain, without the values that were never set (``???``).
+
+    ``${task.normalize}`` is replaced by the single value it points to within ``value``, and by nothing else.
+    """
+    return _settled(value, value)
 
 
 class _Walk:
@@ -35,7 +40,6 @@ class _Walk:
 
     def __init__(self) -> None:
         self.left = MAX_VALUES
-        self.refers = False
 
     def convert(self, value: Any, where: str, depth: int) -> Any:
         self.left -= 1
@@ -45,8 +49,8 @@ class _Walk:
             )
         value = _opened(value)
         if isinstance(value, Mapping):
-            kept = ((_key(key, where), item) for key, item in value.items() if _opened(item) != _MISSING)
-            return {key: self.convert(item, f"{where}.{key}", depth + 1) for key, item in kept}
+            keys = {_key(key, where): item for key, item in value.items()}
+            return {key: self.convert(item, f"{where}.{key}", depth + 1) for key, item in keys.items()}
         if isinstance(value, list | tuple):
             return [self.convert(item, f"{where}[{index}]", depth + 1) for index, item in enumerate(value)]
         return self._single(value, where)
@@ -59,7 +63,6 @@ class _Walk:
         if type(value) is float and math.isfinite(value):
             return value
         if type(value) is str and len(value) <= MAX_TEXT:
-            self.refers = self.refers or value.startswith("${")
             return value
         kind = "a text too long to be a setting" if type(value) is str else f"{_kind(value)}"
         raise UserError(f"{where} is not plain data but {kind}. Allowed: texts, finite numbers, truth values, lists, mappings.")
@@ -87,11 +90,11 @@ def _kind(value: Any) -> str:
     return f"a {type(value).__name__}" + (" object" if isinstance(value, StandIn) else "")
 
 
-def _resolved(value: Any, root: Any) -> Any:
+def _settled(value: Any, root: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _resolved(item, root) for key, item in value.items()}
+        return {key: _settled(item, root) for key, item in value.items() if item != _MISSING}
     if isinstance(value, list):
-        return [_resolved(item, root) for item in value]
+        return [_settled(item, root) for item in value]
     match = _REFERENCE.fullmatch(value) if isinstance(value, str) else None
     if match is None:
         return value

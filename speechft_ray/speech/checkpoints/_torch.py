@@ -38,6 +38,8 @@ def open_torch_file(path: Path) -> Any:
         raise UserError(
             f"{path} is not a file of torch.save: it begins with {head!r}. Check that the download is the checkpoint itself."
         )
+    if path.suffix == ".safetensors":  # torch.load would go by the name
+        raise UserError(f"{path} is a file of torch.save under the name of a safetensors file. Rename it to end in .pt.")
     if head.startswith(_ZIP):
         _check_archive(path)
     allowed = [(stand_in, name) for name, stand_in in ALLOWED.items()]

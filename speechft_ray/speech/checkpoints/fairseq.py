@@ -17,7 +17,7 @@ from speechft_ray.speech.checkpoints import _fairseq_names as names
 from speechft_ray.speech.checkpoints._dictionary import symbols_of, written_dictionaries
 from speechft_ray.speech.checkpoints._embedded import KEY, embed, embedded, settled
 from speechft_ray.speech.checkpoints._parameters import filled_with_zeros
-from speechft_ray.speech.checkpoints._plain import plain
+from speechft_ray.speech.checkpoints._plain import plain, settled_values
 from speechft_ray.speech.checkpoints._standins import Container, Namespace
 from speechft_ray.speech.checkpoints._torch import state_table
 from speechft_ray.speech.checkpoints.base import FORMATS, Checkpoint, CheckpointFormat, Source, whole
@@ -96,7 +96,7 @@ def _config(path: Path, content: Mapping[str, Any]) -> tuple[dict[str, Any], dic
         model = {key: options[key] for key in names.MODEL_KEYS if key in options}
         task = {key: options[key] for key in names.TASK_KEYS if key in options}
         return {"_name": options.get("arch"), **model}, {"_name": options.get("task"), **task}
-    config = plain(content["cfg"], f"`cfg` in {path}")
+    config = settled_values(plain(content["cfg"], f"`cfg` in {path}"))
     parts = [config.get(key) if isinstance(config, dict) else None for key in ("model", "task")]
     if not all(isinstance(part, dict) for part in parts):
         raise UserError(f"{path} has a `cfg` without `model` and `task`, so it is no checkpoint of an encoder of fairseq's.")

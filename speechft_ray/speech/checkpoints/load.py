@@ -31,6 +31,10 @@ def load_encoder(name_or_path: str | Path, progress: Progress | None = None) -> 
 
 def locate(name_or_path: str, progress: Progress | None = None) -> Path:
     """Returns the file or folder of a name (downloading it where it must) or path. Raises ``UserError`` where nothing is."""
+    if name_or_path == BASELINE:
+        raise UserError(
+            f"`{BASELINE}` is the baseline without parameters: there is no file of it. Give an encoder that has some."
+        )
     path = find(name_or_path, progress) if is_name(name_or_path) else Path(name_or_path).expanduser()
     if not path.exists():
         raise UserError(_nowhere(name_or_path))

@@ -19,7 +19,8 @@ from speechft_ray.core.errors import UserError
 from speechft_ray.speech.checkpoints._embedded import KEY, embed, embedded
 from speechft_ray.speech.checkpoints._parameters import expected_sizes
 from speechft_ray.speech.checkpoints._plain import plain
-from speechft_ray.speech.checkpoints._torch import state_table
+from speechft_ray.speech.checkpoints._safetensors import looks_like_safetensors
+from speechft_ray.speech.checkpoints._torch import open_torch_file, state_table
 from speechft_ray.speech.checkpoints.base import FORMATS, Checkpoint, CheckpointFormat, Source, whole
 from speechft_ray.speech.encoders.base import FAMILIES, EncoderWeights
 
@@ -70,14 +71,12 @@ def write(path: Path, weights: EncoderWeights, made: Mapping[str, Any]) -> tuple
 
 
 def _configuration(source: Source, state: Mapping[str, torch.Tensor]) -> tuple[str, Mapping[str, Any], str]:
-    from speechft_ray.speech.checkpoints.load import load_checkpoint  # the loader knows every format, so also this one
-
     if source.config_from is not None:
-        base = load_checkpoint(source.config_from).weights
+        base = _base(source.config_from)
         return base.family, base.config, f"that of {source.config_from}, as you said"
     named = _named_checkpoint(source)
     if named is not None:
-        base = load_checkpoint(named).weights
+        base = _base(named)
         return base.family, base.config, f"that of {named}, which the training began from (`Args.upstream_ckpt`)"
     found = published_with(state)
     if len(found) != 1:
@@ -89,6 +88,17 @@ def _configuration(source: Source, state: Mapping[str, torch.Tensor]) -> tuple[s
     shape = FAMILIES.get(family).describe(config)
     title = f"{FAMILIES.get(family).title} of {shape.layers} x {shape.dim}"
     return family, config, f"that of the published {title}, the only one with weights of these sizes"
+
+
+def _base(path: Path) -> EncoderWeights:
+    """The encoder that a training began from. Another downstream checkpoint is refused: two could name each other forever."""
+    from speechft_ray.speech.checkpoints.load import load_checkpoint  # the loader knows every format, so also this one
+
+    if not path.exists():
+        raise UserError(f"there is no checkpoint at {path}, which --config-from names.")
+    if path.is_file() and not looks_like_safetensors(path) and recognises(Source(path=path, content=open_torch_file(path))):
+        raise UserError(f"{path} is a downstream checkpoint as well. {_HOW_TO_GO_ON}")
+    return load_checkpoint(path).weights
 
 
 def _named_checkpoint(source: Source) -> Path | None:
