@@ -4,16 +4,17 @@ VENV := .venv
 BIN := $(VENV)/bin
 STORAGE ?= runs
 REPORT ?= report
+FAIRSEQ := .peers/fairseq
 # The first interpreter that runs and is 3.10, 3.11 or 3.12; override with PYTHON=/path/to/python.
 PYTHON ?= $(shell for name in python3.11 python3.12 python3.10 python3; do \
 	if $$name -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] < (3, 13))' 2>/dev/null; then echo $$name; break; fi; done)
 
-.PHONY: sweep test lint install clean peers-s3prl
+.PHONY: sweep test lint install fairseq peers-s3prl clean
 
 sweep: $(VENV)/installed
 	$(BIN)/python launch/sweep_alpha.py --address local --storage $(STORAGE) --report $(REPORT)
 
-test: $(VENV)/tests-installed lint
+test: $(VENV)/tests-installed fairseq lint
 	$(BIN)/python -m pytest
 
 lint: $(VENV)/tests-installed
@@ -38,5 +39,15 @@ $(VENV)/tests-installed: $(VENV)/installed
 peers-s3prl: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --upgrade --no-deps --target .peers/s3prl editdistance==0.8.1 h5py==3.16.0 lxml==6.1.3 dtw-python==1.9.0
 
+# fairseq judges what we export for it, from a folder of its own: 30 seconds, a compiler, and no part of the package.
+fairseq: $(VENV)/tests-installed
+	@$(MAKE) --no-print-directory $(FAIRSEQ)/ready || echo "fairseq could not be built here: its test is skipped"
+
+$(FAIRSEQ)/ready: tests/peers/fairseq.txt
+	rm -rf $(FAIRSEQ)
+	$(BIN)/python -m pip install --quiet --no-deps --target $(FAIRSEQ) --requirement tests/peers/fairseq.txt
+	PYTHONPATH=$(FAIRSEQ) $(BIN)/python -W ignore tests/peers/fairseq_judge.py
+	@touch $@
+
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .peers build *.egg-info .pytest_cache .mypy_cache .ruff_cache

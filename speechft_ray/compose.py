@@ -22,11 +22,14 @@ from speechft_ray.core.resources import ResourceRequest
 from speechft_ray.core.specs import CorpusSpec, EvalSpec, SweepSpec
 from speechft_ray.core.store import Store
 from speechft_ray.core.validation import validated
+from speechft_ray.exchange import bring
 from speechft_ray.merging.base import check
+from speechft_ray.speech.checkpoints.catalogue import is_name
 from speechft_ray.speech.corpora.base import CORPORA, Corpus
 from speechft_ray.speech.heads.base import head_options
-from speechft_ray.stages import open_corpus, perform, start_encoder
+from speechft_ray.stages import open_corpus, perform, publish_start, start_encoder
 from speechft_ray.superb.tasks.base import TASKS, task_options
+from speechft_ray.sweep.chosen import record_choice
 from speechft_ray.sweep.display import Display
 from speechft_ray.sweep.local import LocalExecutor
 from speechft_ray.sweep.lock import driver_lock
@@ -83,8 +86,12 @@ def check_names(spec: SweepSpec) -> None:
 
 
 def plan_sweep(spec: SweepSpec, place: Place) -> Plan:
-    """Checks a spec against everything it names and returns its plan. Reads the encoder and the user's own corpora."""
+    """Checks a spec against everything it names and returns its plan. Reads the encoder and the user's own corpora.
+
+    An encoder that is known by name alone is downloaded, even for a plan that nobody runs: identity is content.
+    """
     check_names(spec)
+    bring(place.encoder)
     _, encoder = start_encoder(place.encoder)
     return make_plan(spec, Inputs(encoder=encoder, corpus=lambda item: corpus_identity(item, place), resources=RESOURCES))
 
@@ -124,11 +131,14 @@ def place_for(
     manifest: Path | None = None,
     cpu: bool = False,
 ) -> Place:
-    """Returns where this run finds and leaves things; every path is made absolute, since workers start elsewhere."""
+    """Returns where this run finds and leaves things; every path is made absolute, since workers start elsewhere.
+
+    A name of the catalogue means that encoder even where a file is called the same; ``./NAME`` is the file.
+    """
     name = encoder or spec.encoder
     return Place(
         storage=str(storage.expanduser().absolute()),
-        encoder=str(Path(name).expanduser().absolute()) if Path(name).expanduser().exists() else name,
+        encoder=name if is_name(name) or not Path(name).expanduser().exists() else str(Path(name).expanduser().absolute()),
         corpora=str(corpora.expanduser().absolute()) if corpora else None,
         manifest=str(manifest.expanduser().absolute()) if manifest else None,
         device="cpu" if cpu else "auto",
@@ -145,6 +155,8 @@ def run_sweep(
     store = Store(Path(place.storage))
     plan = plan_sweep(spec, place)
     missing = needed_jobs(plan, store)
+    if any(job.stage in ("finetune", "merge") for job in missing.values()):
+        publish_start(place)
     executor = _executor(address, place) if missing else None
     failures: list[Outcome] = []
     status = "stopped"
@@ -243,10 +255,12 @@ def _display(plan: Plan, missing: Mapping[str, Job]) -> Display:
 def _publish(
     plan: Plan, store: Store, publisher: Publisher, report: Path, failures: Sequence[Outcome], status: str
 ) -> list[str]:
-    """Writes the report, tells the trackers, and returns the sentences that say how to open them."""
+    """Keeps the choice, writes the report, tells the trackers, and returns the sentences that say how to open them."""
+    found = rows(plan, store)
+    record_choice(plan, store, found, status)
     findings = Findings(
         sweep=sweep_info(plan),
-        rows=rows(plan, store),
+        rows=found,
         curves=curves(plan, store),
         failures=failures,
         references=references(plan, store),

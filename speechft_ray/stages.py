@@ -30,6 +30,8 @@ from speechft_ray.sweep.plan import FBANK
 from speechft_ray.sweep.protocols import Report
 
 ENCODER_FILE = "encoder.safetensors"
+START = "encoder"
+"""Folder of the store with the pre-trained encoders that sweeps began with."""
 
 
 def perform(job: Job, place: Place, report: Report) -> Mapping[str, Any]:
@@ -63,6 +65,19 @@ def start_encoder(name: str) -> tuple[EncoderWeights, str]:
     return weights, weights_fingerprint(weights)
 
 
+def publish_start(place: Place) -> None:
+    """Puts the pre-trained encoder into the store, where every node can read it; one that is damaged there is put anew."""
+    weights, key = start_encoder(place.encoder)
+    store = Store(Path(place.storage))
+    if store.complete(START, key):
+        if not store.damaged(START, key):
+            return
+        store.discard(START, key)
+    facts = {"family": weights.family, "from": place.encoder}
+    with store.publish(START, key, facts) as folder:
+        write_encoder(folder / ENCODER_FILE, weights, {"by": "speechft_ray run", "fingerprint": key, **facts})
+
+
 _OPEN: dict[tuple[str, str, str], Corpus] = {}
 
 
@@ -77,12 +92,15 @@ def _root(spec: CorpusSpec, place: Place) -> Path:
 
 
 def _start(place: Place, planned: object) -> EncoderWeights:
-    weights, found = start_encoder(place.encoder)
-    if found != planned:
-        raise UserError(
-            f"the encoder `{place.encoder}` has the fingerprint {found} here, but the sweep was planned with {planned}: "
-            "give every node the same file."
-        )
+    return _published_start(Path(place.storage) / START / str(planned))
+
+
+@lru_cache(maxsize=2)
+def _published_start(folder: Path) -> EncoderWeights:
+    """Workers read the pre-trained encoder from the store: its file, or a network, is the driver's alone."""
+    weights = read_encoder(folder / ENCODER_FILE)
+    if weights_fingerprint(weights) != folder.name:
+        raise UserError(f"{folder} holds another encoder than its name says: remove it and run the sweep again.")
     return weights
 
 

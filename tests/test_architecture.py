@@ -25,6 +25,7 @@ FLOORS = {
     "stages": 4,
     "compose": 4,
     "describe": 4,
+    "exchange": 4,
     "cli": 4,
     "__main__": 4,
 }

@@ -13,7 +13,9 @@ from speechft_ray.cli.app import EXIT_FAILED, app
 DEFAULT_SPACE = "search_spaces/alpha.yaml"
 
 Space = Annotated[Path, typer.Option(help="Search space (YAML).")]
-Encoder = Annotated[str | None, typer.Option(help="Pre-trained encoder: a catalogue name or a file; default: the space's.")]
+Encoder = Annotated[
+    str | None, typer.Option(help="Encoder to start from: a name of `speechft encoders`, hf:OWNER/NAME, or a file.")
+]
 Corpora = Annotated[Path | None, typer.Option(help="Folder with the real corpora, one sub-folder each.")]
 Manifest = Annotated[Path | None, typer.Option(help="Your own recordings: a tsv with path, split and label columns.")]
 Storage = Annotated[Path, typer.Option(help="Where everything is kept; every node must see it under this path.")]

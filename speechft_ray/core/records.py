@@ -26,7 +26,7 @@ class Place(Record):
     storage: str
     """Root of the store, reachable under this path from every node."""
     encoder: str
-    """Catalogue name or file of the pre-trained encoder."""
+    """Name or file of the pre-trained encoder. The driver reads it; workers find it in the store."""
     corpora: str | None = None
     """Folder that holds the real corpora, one sub-folder each."""
     manifest: str | None = None

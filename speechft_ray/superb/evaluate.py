@@ -204,12 +204,12 @@ def pose(task: Task, spec: EvalSpec, corpus: Corpus) -> Problem | Search:
 def schedule_of(task: Task, spec: EvalSpec) -> Schedule:
     """Returns how the probe is trained: what the spec says, else the task's own.
 
-    A batch size of the spec is one batch; the task's own may come in several parts.
+    A batch size of the spec is one batch; the task's own may come in several parts. Of several learning rates, it has the first.
     """
     return Schedule(
         updates=spec.updates,
         validate_every_updates=spec.validate_every_updates or max(1, spec.updates // 10),
-        learning_rate=task.learning_rate,
+        learning_rate=rates_of(task, spec)[0],
         batch_size=spec.batch_size or task.batch_size // task.accumulate,
         clip_norm=task.clip_norm,
         draws=task.draws,

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import json
-import threading
 from collections.abc import Iterator
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -14,11 +11,12 @@ import requests
 import torch
 
 from speechft_ray.core.errors import UserError
-from speechft_ray.speech.checkpoints import catalogue, download
+from speechft_ray.speech.checkpoints import download
 from speechft_ray.speech.checkpoints.cache import find, is_here
 from speechft_ray.speech.checkpoints.catalogue import PACKAGED, PUBLISHED, cache_folder, hub_name, is_name, names
 from speechft_ray.speech.checkpoints.load import load_encoder, weights_fingerprint
 from speechft_ray.speech.encoders.base import FAMILIES
+from tests.speech.network import serving
 from tests.speech.toys import toy_hubert
 
 
@@ -34,28 +32,12 @@ def no_network(url: str, **options: object) -> requests.Response:
     raise requests.ConnectionError(url)
 
 
-class Quiet(SimpleHTTPRequestHandler):
-    def log_message(self, format: str, *args: object) -> None:
-        pass
-
-
 @pytest.fixture
 def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A folder that stands for the whole network."""
-    folder = tmp_path / "served"
-    folder.mkdir()
-    listening = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(folder)))
-    thread = threading.Thread(target=listening.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    here = f"http://127.0.0.1:{listening.server_port}"
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setenv("HF_ENDPOINT", here)
-    monkeypatch.setattr(catalogue, "_CONVERTED", here)
-    monkeypatch.setattr(download.requests, "get", requests.api.get)
-    yield folder
-    listening.shutdown()
-    thread.join()
-    listening.server_close()
+    with serving(tmp_path / "served", monkeypatch) as folder:
+        monkeypatch.setattr(download.requests, "get", requests.api.get)
+        yield folder
 
 
 def hub_folder(served: Path, *files: str, revision: str = "main") -> Path:

@@ -180,9 +180,10 @@ def test_another_zip_is_told(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
-        ({"state_dict": {}}, "not an s3prl-converted checkpoint"),
-        ([1, 2], "not an s3prl-converted checkpoint"),
-        (s3prl_content(model_cfg={"d_model": 512}), "another architecture"),
+        ({"state_dict": {}}, "no encoder in a format that is known"),
+        ([1, 2], "no encoder in a format that is known"),
+        ({"model_weight": {}}, "lacks `task_cfg`, `model_cfg`"),
+        (s3prl_content(model_weight={}), "not a table of tensors"),
         (s3prl_content(model_weight=[torch.zeros(2)]), "not a table of tensors"),
         (s3prl_content(model_weight={"mask_emb": "text"}), "not a table of tensors"),
         (s3prl_content(task_cfg={"normalize": float("nan")}), "not plain data"),
@@ -229,7 +230,7 @@ def test_unknown_places_and_names_are_told(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"encoder\.safetensors"):
         load_encoder(tmp_path)
     (tmp_path / "notes.txt").write_text("hello")
-    with pytest.raises(UserError, match="unknown ending"):
+    with pytest.raises(UserError, match="not a file of torch"):
         load_encoder(tmp_path / "notes.txt")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -228,3 +229,16 @@ def test_two_at_once_take_turns(server: Server, tmp_path: Path) -> None:
     assert results == [CONTENT] * 4
     assert server.asked == [None]
     assert names(tmp_path) == ["model.pt", "model.pt.sha256"]
+
+
+def test_a_cache_that_cannot_be_written(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(UserError, match=r"cannot be kept in .*file/cache \(Not a directory\).*SPEECHFT_CACHE"):
+        fetch(server.url, tmp_path / "file" / "cache" / "model.pt")
+
+
+def test_a_full_disk_is_told_before_it_is_full(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(download.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(0, 0, 1000))
+    with pytest.raises(UserError, match=f"has {len(CONTENT)} bytes, but the disk of {tmp_path} has 1000 left"):
+        fetch(server.url, tmp_path / "model.pt")
+    assert names(tmp_path) == []

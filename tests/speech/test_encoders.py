@@ -1,8 +1,7 @@
-"""HuBERT against s3prl's own expert and fairseq's figures, FBank against Kaldi's definition."""
+"""HuBERT and wav2vec 2.0 against fairseq's figures, what s3prl must not do, FBank against Kaldi's definition."""
 
 from __future__ import annotations
 
-import copy
 import gc
 import subprocess
 import sys
@@ -14,20 +13,15 @@ import torch
 from safetensors.torch import load_file
 
 from speechft_ray.core.errors import UserError
-from speechft_ray.speech.checkpoints.s3prl import read_s3prl
+from speechft_ray.speech.checkpoints.load import load_encoder
 from speechft_ray.speech.encoders import _torchaudio
-from speechft_ray.speech.encoders._s3prl import parse_conv_layers
-from speechft_ray.speech.encoders.base import EncoderWeights
+from speechft_ray.speech.encoders._conv_layers import parse_conv_layers
+from speechft_ray.speech.encoders.base import FAMILIES, EncoderWeights
 from speechft_ray.speech.encoders.fbank import FBankEncoder, log_mel
-from speechft_ray.speech.encoders.hubert import HUBERT, build
-from tests.speech.toys import shared, toy_config, toy_hubert
+from speechft_ray.speech.encoders.hubert import build
+from tests.speech.toys import shared, speechlike, toy_config, toy_hubert
 
 PROTOTYPE = "fixtures/encoders/tiny_hubert_prototype.s3prl.pt"
-
-
-def speechlike(samples: int, seed: int = 0) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return 0.1 * torch.randn(samples, generator=generator).cumsum(0).sin()
 
 
 def expert(path: object) -> Any:
@@ -43,56 +37,35 @@ def test_hidden_states_are_those_of_s3prl(lengths: tuple[int, ...]) -> None:
     path = shared(PROTOTYPE)
     waves = [speechlike(length, seed) for seed, length in enumerate(lengths)]
     with torch.inference_mode():
-        ours = build(read_s3prl(path)).hidden_states(waves)
+        ours = build(load_encoder(path)).hidden_states(waves)
         theirs = expert(path)(waves)["hidden_states"]
     assert len(ours.states) == len(theirs) == 7
-    assert all(torch.equal(mine, other) for mine, other in zip(ours.states, theirs, strict=True))
+    for mine, other in zip(ours.states, theirs, strict=True):
+        torch.testing.assert_close(mine, other, atol=3e-6, rtol=0.0)  # the last bits depend on where in memory weights lie
 
 
 @pytest.mark.shared
-@pytest.mark.filterwarnings("ignore::FutureWarning")
-def test_normalised_input_is_that_of_s3prl(tmp_path: Any) -> None:
-    content = torch.load(shared(PROTOTYPE), weights_only=True)
-    content["task_cfg"]["normalize"] = True
-    torch.save(content, tmp_path / "normalised.pt")
-    waves = [3 * speechlike(8_000) + 0.2]
-    with torch.inference_mode():
-        ours = build(read_s3prl(tmp_path / "normalised.pt")).hidden_states(waves)
-        theirs = expert(tmp_path / "normalised.pt")(waves)["hidden_states"]
-        plain = build(read_s3prl(shared(PROTOTYPE))).hidden_states(waves)
-    assert torch.equal(ours.states[-1], theirs[-1])
-    assert not torch.allclose(ours.states[-1], plain.states[-1])
-
-
-@pytest.mark.shared
-def test_hidden_states_are_those_of_fairseq() -> None:
-    """fairseq 0.12.2 computed the figures, for two utterances of which the second is padded."""
+@pytest.mark.parametrize("family", ["hubert", "wav2vec2"])
+def test_hidden_states_are_those_of_fairseq(family: str) -> None:
+    """fairseq 0.12.2 wrote the files and computed the figures, for two utterances of which the second is padded; it is not
+    installed here."""
     reference = load_file(shared("fixtures/checkpoints/fairseq_features.safetensors"))
-    file = shared("fixtures/checkpoints/hubert_base_like.fairseq.pt")
-    with torch.serialization.safe_globals([(Dictionary, "fairseq.data.dictionary.Dictionary")]):
-        content = torch.load(file, weights_only=True)
-    symbols = [content["task_state"]["dictionaries"][0].symbols]
-    config = {"model_cfg": content["cfg"]["model"], "task_cfg": content["cfg"]["task"], "dictionaries_symbols": symbols}
-    encoder = build(EncoderWeights(family="hubert", config=config, state=content["model"]))
+    expected = {name.split(".")[1]: tensor for name, tensor in reference.items() if name.startswith(f"{family}_base_like.")}
+    encoder = FAMILIES.get(family).build(load_encoder(shared(f"fixtures/checkpoints/{family}_base_like.fairseq.pt")))
     lengths = reference["lengths"].tolist()
+    assert len(set(lengths)) == 2
     waves = [wave[:length] for wave, length in zip(reference["wav"], lengths, strict=True)]
     with torch.inference_mode():
         found = encoder.hidden_states(waves)
+        padded = torch.nn.utils.rnn.pad_sequence(waves, batch_first=True)
+        convolved = encoder.module().feature_extractor(padded)  # type: ignore[operator]
+    mine = {f"layer{layer}": found.states[layer] for layer in range(1, 5)}
+    mine |= {"conv": convolved.transpose(1, 2), "final": found.states[-1]}
+    expected["conv"] = expected["conv"].transpose(1, 2)  # (batch, channels, frames) -> (batch, frames, channels)
+    assert set(mine) == set(expected)
     for index, frames in enumerate(found.frames.tolist()):
-        for layer in (1, 2, 3, 4):
-            expected = reference[f"hubert_base_like.layer{layer}"][index, :frames]
-            torch.testing.assert_close(found.states[layer][index, :frames], expected, atol=1e-5, rtol=1e-4)
-
-
-class Dictionary:
-    """Stands in for fairseq's class of that name, whose attributes are plain data."""
-
-    symbols: list[str]
-
-
-def test_the_geometry_of_the_front_end_is_fixed() -> None:
-    with pytest.raises(UserError, match="20 ms hop"):
-        build(toy_hubert(conv_feature_layers="[(8, 10, 5)] + [(8, 3, 2)] * 4 + [(8, 2, 2)]"))
+        for name, state in expected.items():
+            torch.testing.assert_close(mine[name][index, :frames], state[index, :frames], atol=1e-5, rtol=0.0)
 
 
 def test_states_are_kept_by_nobody() -> None:
@@ -102,28 +75,10 @@ def test_states_are_kept_by_nobody() -> None:
     kept = [weakref.ref(state) for state in found.states]
     assert all(not part._forward_hooks for part in encoder.module().modules())
     encoder.module().encoder(torch.zeros(1, 5, 16))
-    assert encoder._expert._hook_hiddens == []
+    assert encoder._network._expert._hook_hiddens == []
     del found
     gc.collect()
     assert [state() for state in kept] == [None] * 3
-
-
-@pytest.mark.parametrize("trainable", [True, False])
-def test_gradient_reaches_the_front_end_when_it_asks_for_it(trainable: bool) -> None:
-    encoder = build(toy_hubert())
-    for name, parameter in encoder.module().named_parameters():
-        if name.startswith(HUBERT.front_end_prefixes):
-            parameter.requires_grad_(trainable)
-    encoder.hidden_states([speechlike(8_000)]).states[-1].square().sum().backward()
-    gradients = {name: parameter.grad for name, parameter in encoder.module().named_parameters()}
-    front_end = [gradient for name, gradient in gradients.items() if name.startswith(HUBERT.front_end_prefixes)]
-    assert front_end
-    for gradient in front_end:
-        assert (gradient is not None and gradient.abs().sum() > 0) if trainable else gradient is None
-    assert gradients["encoder.layers.0.fc1.weight"].abs().sum() > 0
-    unused = [name for name in gradients if name.startswith(HUBERT.pretraining_only_prefixes)]
-    assert unused
-    assert all(gradients[name] is None for name in unused), "supervised tuning must leave these at the base value"
 
 
 def test_training_mode_turns_dropout_on() -> None:
@@ -139,13 +94,6 @@ def test_layer_drop_is_off_even_when_the_checkpoint_asks_for_it() -> None:
     encoder = build(toy_hubert(encoder_layerdrop=0.99))
     encoder.module().train()
     assert len(encoder.hidden_states([speechlike(4_000)]).states) == 3
-
-
-def test_depth_of_the_configuration_must_be_that_of_the_weights() -> None:
-    weights = toy_hubert()
-    lying = {**weights.config, "model_cfg": {**weights.config["model_cfg"], "encoder_layers": 10**9}}
-    with pytest.raises(UserError, match="must be 2"):
-        build(EncoderWeights(family="hubert", config=lying, state=weights.state))
 
 
 def test_the_first_five_misfits_are_named() -> None:
@@ -217,37 +165,18 @@ def test_a_configuration_with_code_is_refused_and_not_run(tmp_path: Any) -> None
     assert not trap.exists()
 
 
-@pytest.mark.parametrize(
-    ("change", "sentence"),
-    [
-        ({"encoder_embed_dim": "16"}, "encoder_embed_dim"),
-        ({"layer_norm_first": 1}, "layer_norm_first"),
-        ({"activation_fn": 3}, "activation_fn"),
-        ({"encoder_attention_heads": 3}, "no model"),
-        ({"extractor_mode": "magic"}, "no model"),
-    ],
-)
-def test_bad_configuration_values_are_told(change: dict[str, Any], sentence: str) -> None:
-    with pytest.raises(UserError, match=sentence):
-        build(EncoderWeights(family="hubert", config=toy_config(**change), state=toy_hubert().state))
-
-
-@pytest.mark.parametrize("key", ["model_cfg", "task_cfg", "dictionaries_symbols"])
-def test_missing_sections_are_told(key: str) -> None:
-    config = copy.deepcopy(toy_config())
-    del config[key]
-    with pytest.raises(UserError, match=key):
-        build(EncoderWeights(family="hubert", config=config, state=toy_hubert().state))
-
-
-def test_importing_hubert_needs_no_compiled_torchaudio() -> None:
+def test_nothing_needs_a_compiled_torchaudio_and_a_description_needs_no_s3prl() -> None:
     """In a fresh interpreter in which the extension refuses to load, as with a CUDA wheel on a machine without CUDA."""
     program = (
-        "import torch\n"
+        "import sys, torch\n"
         "def refuse(path): raise OSError('libc10_cuda.so: cannot open shared object file')\n"
         "torch.ops.load_library = refuse\n"
         "from speechft_ray.speech.encoders.base import FAMILIES\n"
-        "assert 'hubert' in FAMILIES.names()\n"
+        "for name, family in FAMILIES.items():\n"
+        "    if name != 'fbank': family.describe(family.example_config(2, 16, False))\n"
+        "assert 's3prl' not in sys.modules and 'torchaudio' not in sys.modules\n"
+        "for name, family in FAMILIES.items():\n"
+        "    if name != 'fbank': family.build(family.initial(family.example_config(2, 16, False), 0))\n"
         "import torchaudio\n"
         "assert torchaudio.functional.filtering._IS_TORCHAUDIO_EXT_AVAILABLE is False\n"
     )

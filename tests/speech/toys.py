@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from speechft_ray.speech.corpora.base import Corpus, Utterance
 from speechft_ray.speech.encoders.base import FAMILIES, EncoderWeights
@@ -58,6 +59,19 @@ def toy(family: str, seed: int = 0, large: bool = False) -> EncoderWeights:
     if part.initial is None or part.example_config is None:
         return EncoderWeights(family=family, config={}, state={})
     return part.initial(part.example_config(2, 16, large), seed)
+
+
+def lively(weights: EncoderWeights, seed: int = 0) -> EncoderWeights:
+    """The same encoder with noise on every parameter, so that biases are not zero and norms not one."""
+    draw = torch.Generator().manual_seed(seed)
+    state = {name: tensor + 0.1 * torch.randn(tensor.shape, generator=draw) for name, tensor in weights.state.items()}
+    return EncoderWeights(family=weights.family, config=weights.config, state=state)
+
+
+def speechlike(samples: int, seed: int = 0) -> torch.Tensor:
+    """A wave ``(samples,)`` with most of its energy at low frequencies."""
+    generator = torch.Generator().manual_seed(seed)
+    return 0.1 * torch.randn(samples, generator=generator).cumsum(0).sin()
 
 
 def tone_corpus(seconds: Sequence[float] = (1.0, 1.5, 2.0, 0.4), count: int = 24) -> Corpus:

@@ -10,10 +10,11 @@ import fcntl
 import json
 import os
 import re
+import secrets
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO
@@ -64,32 +65,47 @@ def fetch(url: str, path: Path, *, progress: Progress | None = None, max_bytes: 
     finds it done. Only https is spoken, also after a redirect; plain http to this very machine alone.
 
     Raises ``NotThere`` when the server does not have it, ``Unreachable`` when it cannot be asked, and ``UserError`` when
-    the file may not be had; each says where to put it by hand. Only the part file is left behind then.
+    the file may not be had; each says how to go on. A part of the file is all that is left behind then.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _fetch(url, path, progress, max_bytes)
+    except OSError as error:
+        raise UserError(
+            f"{path.name} cannot be kept in {path.parent} ({error.strerror}): name another folder with SPEECHFT_CACHE."
+        ) from error
+    return path
+
+
+def _fetch(url: str, path: Path, progress: Progress | None, max_bytes: int) -> None:
     part, note = path.with_name(f"{path.name}.part"), path.with_name(f"{path.name}.part.json")
     with _alone(part) as file:
-        if not path.exists():
-            promised = _fill(file, url, path, note, progress, max_bytes)
-            file.flush()
-            os.fsync(file.fileno())
-            _record(path, part, promised, url)
-            part.replace(path)
-            sync_folder(path.parent)
-        part.unlink(missing_ok=True)
-        note.unlink(missing_ok=True)
-    return path
+        try:
+            if not path.exists():
+                promised = _fill(file, url, path, note, progress, max_bytes)
+                file.flush()
+                os.fsync(file.fileno())
+                _record(path, part, promised, url)
+                part.replace(path)
+                sync_folder(path.parent)
+        finally:
+            if path.exists() or not file.seek(0, os.SEEK_END):
+                part.unlink(missing_ok=True)
+                note.unlink(missing_ok=True)
 
 
 def checked(path: Path) -> Path:
     """Returns ``path`` after comparing its bytes with the sha256 that was recorded when it came; records it if none is there.
 
-    A file that a person put there by hand is recorded on its first use. Raises ``UserError`` when the bytes have changed.
+    A file that a person put there by hand is recorded on its first use, unless the folder cannot be written. Raises
+    ``UserError`` when the bytes have changed.
     """
     facts = path.stat()
     found, record = _sha256(path, facts.st_size, facts.st_mtime_ns), _record_of(path)
     if not record.exists():
-        record.write_text(f"{found}  {path.name}\n", encoding="ascii")
+        with suppress(OSError):  # a cache that a site keeps for all its people
+            _write_record(path, found)
+        return path
     known = record.read_text(encoding="utf-8", errors="replace").split()[:1]
     if known != [found]:
         raise UserError(
@@ -109,12 +125,23 @@ def _record_of(path: Path) -> Path:
     return path.with_name(f"{path.name}.sha256")
 
 
+def _write_record(path: Path, sha256: str) -> None:
+    """Whole or not at all, since others may read it just now."""
+    record = _record_of(path)
+    fresh = record.with_name(f".{record.name}-{secrets.token_hex(4)}")
+    try:
+        fresh.write_text(f"{sha256}  {path.name}\n", encoding="ascii")
+        fresh.replace(record)
+    finally:
+        fresh.unlink(missing_ok=True)
+
+
 def _record(path: Path, part: Path, promised: str | None, url: str) -> None:
     found = file_sha256(part)
     if promised and promised != found:
-        part.unlink()
+        os.truncate(part, 0)
         raise UserError(f"what {url} sent has the sha256 {found}, but the server promised {promised}: download it again.")
-    _record_of(path).write_text(f"{found}  {path.name}\n", encoding="ascii")
+    _write_record(path, found)
 
 
 @contextmanager

@@ -6,34 +6,58 @@ from pathlib import Path
 
 from speechft_ray.core.errors import UserError, unknown_name
 from speechft_ray.core.fingerprint import fingerprint
-from speechft_ray.speech.checkpoints.cache import find
+from speechft_ray.speech.checkpoints._safetensors import looks_like_safetensors, tensor_sha256
+from speechft_ray.speech.checkpoints._torch import open_torch_file
+from speechft_ray.speech.checkpoints.base import FORMATS, Checkpoint, Source
+from speechft_ray.speech.checkpoints.cache import CONFIG, find
 from speechft_ray.speech.checkpoints.catalogue import BASELINE, is_name, names
 from speechft_ray.speech.checkpoints.download import Progress
-from speechft_ray.speech.checkpoints.s3prl import read_s3prl
-from speechft_ray.speech.checkpoints.safetensors_dir import read_encoder, tensor_sha256
+from speechft_ray.speech.checkpoints.safetensors_dir import FILE
 from speechft_ray.speech.encoders.base import EncoderWeights
 
 
 def load_encoder(name_or_path: str | Path, progress: Progress | None = None) -> EncoderWeights:
-    """Returns an encoder by name (the catalogue's, or ``hf:OWNER/NAME``), or from a file or folder.
+    """Returns an encoder by name (the catalogue's, or ``hf:OWNER/NAME``), or from a file or folder of any registered format.
 
-    A name that is not in the cache is downloaded; ``progress`` is then told the bytes of each file.
-
-    Formats: our folder or ``.safetensors`` file, and the s3prl-converted ``.pt``. A file is never executed; sha256 sums are
-    checked where the format has them. Raises ``UserError`` for a name or path that leads nowhere, another format, and damaged
-    files.
+    A name that is not in the cache is downloaded; ``progress`` is then told the bytes of each file. A file is never executed;
+    sha256 sums are checked where the format has them. Raises ``UserError`` for a name or path that leads nowhere, another
+    format, and damaged files.
     """
     name = str(name_or_path)
     if name == BASELINE:
         return EncoderWeights(family=BASELINE, config={}, state={})
-    path = find(name, progress) if is_name(name) else Path(name_or_path).expanduser()
-    if path.is_dir() or path.suffix == ".safetensors":
-        return read_encoder(path)
+    return load_checkpoint(locate(name, progress)).weights
+
+
+def locate(name_or_path: str, progress: Progress | None = None) -> Path:
+    """Returns the file or folder of a name (downloading it where it must) or path. Raises ``UserError`` where nothing is."""
+    if name_or_path == BASELINE:
+        raise UserError(
+            f"`{BASELINE}` is the baseline without parameters: there is no file of it. Give an encoder that has some."
+        )
+    path = find(name_or_path, progress) if is_name(name_or_path) else Path(name_or_path).expanduser()
     if not path.exists():
-        raise UserError(_nowhere(name))
-    if path.suffix in (".pt", ".pth", ".ckpt"):
-        return read_s3prl(path)
-    raise UserError(f"{path} has an unknown ending. Allowed: a folder of ours, `.safetensors`, or an s3prl-converted `.pt`.")
+        raise UserError(_nowhere(name_or_path))
+    return path
+
+
+def load_checkpoint(path: Path, config_from: Path | None = None) -> Checkpoint:
+    """Returns the encoder of a file or folder with its format, what its writer left about it, and notes.
+
+    ``config_from`` lends its configuration to a format that has none. The file is opened once; which format it is, its content
+    says. Tensors that are float32 in the file are views of it, mapped into memory. Raises ``UserError`` for what is none of the
+    registered formats, for damaged files, and for what a format refuses.
+    """
+    if not path.exists():
+        raise UserError(_nowhere(str(path)))
+    content = open_torch_file(path) if path.is_file() and not looks_like_safetensors(path) else None
+    source = Source(path=path, content=content, config_from=config_from)
+    for name, form in FORMATS.items():
+        if form.recognises(source):
+            if config_from is not None and name != "s3prl-downstream":
+                raise UserError(f"{path} ({form.title}) holds its own configuration: leave --config-from out.")
+            return form.read(source)
+    raise UserError(_of_no_format(path))
 
 
 def weights_fingerprint(weights: EncoderWeights) -> str:
@@ -44,6 +68,15 @@ def weights_fingerprint(weights: EncoderWeights) -> str:
     """
     tensors = {name: [list(tensor.shape), tensor_sha256(tensor.detach().float())] for name, tensor in weights.state.items()}
     return fingerprint({"family": weights.family, "config": dict(weights.config), "tensors": tensors})
+
+
+def _of_no_format(path: Path) -> str:
+    if path.is_dir():
+        return (
+            f"{path} is a folder with neither {CONFIG} (transformers) nor {FILE} (ours). Give the folder or file of an encoder."
+        )
+    titles = ", ".join(form.title for _, form in FORMATS.items())
+    return f"{path} holds no encoder in a format that is known. Allowed: {titles}."
 
 
 def _nowhere(name: str) -> str:

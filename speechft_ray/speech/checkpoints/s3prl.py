@@ -1,58 +1,146 @@
-"""The s3prl-converted layout: ``task_cfg``, ``model_cfg``, ``model_weight`` and ``dictionaries_symbols`` in one ``torch.save``
-(s3prl ``upstream/hubert/convert.py``)."""
+"""The files that s3prl's upstream experts load, one ``torch.save`` each.
+
+HuBERT and wav2vec 2.0 (s3prl ``upstream/{hubert,wav2vec2}/convert.py``): ``task_cfg``, ``model_cfg``, ``model_weight``, for
+HuBERT also ``dictionaries_symbols``. WavLM (as Microsoft published it): ``cfg``, ``model``. DeCoAR 2.0 (as published):
+``model`` alone, since s3prl knows one size only.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from speechft_ray.core.errors import UserError
-from speechft_ray.core.fingerprint import canonical
-from speechft_ray.speech.checkpoints._pickle import read_tensors
-from speechft_ray.speech.encoders.base import EncoderWeights
+from speechft_ray.speech.checkpoints._embedded import KEY, Embedded, embed, embedded, settled
+from speechft_ray.speech.checkpoints._parameters import expected_sizes, filled_with_zeros
+from speechft_ray.speech.checkpoints._plain import plain
+from speechft_ray.speech.checkpoints._torch import state_table
+from speechft_ray.speech.checkpoints.base import FORMATS, Checkpoint, CheckpointFormat, Source, whole
+from speechft_ray.speech.encoders.base import FAMILIES, EncoderWeights
 
-CONFIG_KEYS = ("task_cfg", "model_cfg", "dictionaries_symbols")
+_CONVERTED = ("task_cfg", "model_cfg", "model_weight")
+_DICTIONARIES = "dictionaries_symbols"
+_DECOAR2_SIZE = (12, 768)
+"""Layers and width of the only DeCoAR 2.0 that s3prl builds, whatever the file holds (``upstream/decoar2/decoar2.py``)."""
 
 
-def read_s3prl(path: Path) -> EncoderWeights:
-    """Reads a HuBERT in the s3prl-converted layout; weights come back in float32.
+def recognises(source: Source) -> bool:
+    """Whether a ``.pt`` has one of the three layouts."""
+    content = source.content
+    if not isinstance(content, Mapping):
+        return False
+    if "model_weight" in content or "model_cfg" in content:
+        return True
+    if not isinstance(content.get("model"), Mapping) or content.get("args") is not None:
+        return False
+    config = content.get("cfg")
+    return config is None or (isinstance(config, Mapping) and "model" not in config)
 
-    Raises ``UserError`` for a damaged file, one that would run code, another layout, or another architecture.
+
+def read(source: Source) -> Checkpoint:
+    """Reads any of the three layouts; weights come back in float32.
+
+    Raises ``UserError`` for a missing part, weights that are no table of tensors, and a configuration that is not plain data.
     """
-    content = read_tensors(path)
-    missing = [key for key in (*CONFIG_KEYS, "model_weight") if not isinstance(content, Mapping) or key not in content]
+    content, path = source.content, source.path
+    own = embedded(content.get(KEY), f"`{KEY}` in {path}")
+    notes: tuple[str, ...] = ()
+    if "model_weight" in content or "model_cfg" in content:
+        family, config, state = _converted(path, content)
+    elif content.get("cfg") is not None:
+        family, config = "wavlm", {"cfg": plain(content["cfg"], f"`cfg` in {path}")}
+        state = state_table(path, content["model"], "model")
+    else:
+        state = state_table(path, content["model"], "model")
+        family, config, notes = _decoar2(path, state, own)
+    known = settled(own, family, config, dict)
+    for name in known.filled if known else ():
+        state.pop(name, None)
+    weights = EncoderWeights(family=family, config=config, state=state)
+    notes += emptied_notes(known.filled if known else ())
+    return Checkpoint(weights=weights, format="s3prl", made=known.made if known else {}, notes=notes)
+
+
+def write(path: Path, weights: EncoderWeights, made: Mapping[str, Any]) -> tuple[str, ...]:
+    """Writes what s3prl's expert of the family loads. Parameters of pre-training that are missing become zeros, and a note."""
+    filled = filled_with_zeros(weights)
+    state = {name: tensor.contiguous() for name, tensor in {**weights.state, **filled}.items()}
+    own = {KEY: embed(weights, made, sorted(filled))}
+    if weights.family == "decoar2":
+        torch.save({"model": state, **own}, path)
+        return _other_size(weights)
+    where = "model_weight" if "model_cfg" in weights.config else "model"
+    torch.save({**weights.config, where: state, **own}, path)
+    return filled_notes(filled)
+
+
+def filled_notes(filled: Mapping[str, Any]) -> tuple[str, ...]:
+    """Returns what to tell people of parameters that became zeros."""
+    if not filled:
+        return ()
+    note = (
+        f"{len(filled)} parameters that only pre-training uses are not in the source and are zeros here "
+        f"({', '.join(sorted(filled)[:5])}): loaders of this format want them, features do not depend on them. Do not go on "
+        "pre-training from this file."
+    )
+    return (note,)
+
+
+def emptied_notes(filled: Sequence[str]) -> tuple[str, ...]:
+    """Returns what to tell people of zeros that we had filled in and left out again."""
+    return (f"{len(filled)} parameters are zeros that were filled in for strict loaders: left out again.",) if filled else ()
+
+
+def _converted(path: Path, content: Mapping[str, Any]) -> tuple[str, dict[str, Any], dict[str, torch.Tensor]]:
+    missing = [key for key in _CONVERTED if key not in content]
     if missing:
         raise UserError(
-            f"{path} is not an s3prl-converted checkpoint: it lacks {', '.join(missing)}. "
-            "Convert it with `s3prl/upstream/hubert/convert.py` first."
+            f"{path} is not a whole s3prl-converted checkpoint: it lacks {', '.join(f'`{key}`' for key in missing)}. "
+            "Convert the original once more, with `speechft convert` or s3prl's `convert.py`."
         )
-    if not (isinstance(content["model_cfg"], Mapping) and "label_rate" in content["model_cfg"]):
-        raise UserError(f"{path} holds another architecture than HuBERT: its `model_cfg` has no `label_rate`.")
-    return EncoderWeights(family="hubert", config=_config(path, content), state=_state(path, content["model_weight"]))
+    keys = [key for key in (*_CONVERTED[:2], _DICTIONARIES) if key in content]
+    config = {key: plain(content[key], f"`{key}` in {path}") for key in keys}
+    family = "hubert" if FAMILIES.get("hubert").recognises(config) else "wav2vec2"
+    return family, config, state_table(path, content["model_weight"], "model_weight")
 
 
-def _state(path: Path, state: Any) -> dict[str, torch.Tensor]:
-    if not isinstance(state, Mapping) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
+def _decoar2(path: Path, state: dict[str, torch.Tensor], own: Embedded | None) -> tuple[str, dict[str, Any], tuple[str, ...]]:
+    """The file says nothing about itself, unless we wrote it."""
+    if own is not None and own.family == "decoar2":
+        return "decoar2", dict(own.config), ()
+    if "post_extract_proj.weight" not in state or any(name.startswith("feature_extractor.") for name in state):
         raise UserError(
-            f"{path} has a `model_weight` that is not a table of tensors, so it is not an s3prl-converted checkpoint."
+            f"{path} holds weights and no configuration, and they are not those of a DeCoAR 2.0, the only encoder that is "
+            "published so. Give the checkpoint as it was published."
         )
-    return {str(name): tensor.detach().to(torch.float32) for name, tensor in state.items()}
+    config: dict[str, Any] = {"cfg": {}}
+    known = expected_sizes("decoar2", config) or {}
+    extra = [name for name in state if name not in known and not name.startswith("encoder.layers.")]
+    for name in extra:
+        del state[name]
+    notes = (f"{len(extra)} parameters of pre-training were left out, as s3prl does: {', '.join(extra[:5])}.",) if extra else ()
+    return "decoar2", config, notes
 
 
-def _config(path: Path, content: Mapping[str, Any]) -> dict[str, Any]:
-    config = {key: _plain(content[key]) for key in CONFIG_KEYS}
-    try:
-        canonical(config)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"the configuration in {path} is not plain data: {error}.") from error
-    return config
+def _other_size(weights: EncoderWeights) -> tuple[str, ...]:
+    shape = FAMILIES.get(weights.family).describe(weights.config)
+    if (shape.layers, shape.dim) == _DECOAR2_SIZE:
+        return ()
+    return (f"s3prl itself builds a DeCoAR 2.0 of {_DECOAR2_SIZE[0]} x {_DECOAR2_SIZE[1]} only, and will not load this size.",)
 
 
-def _plain(value: Any) -> Any:
-    """Tuples become lists, as they would on the way through JSON, so that one encoder has one fingerprint in every format."""
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+S3PRL = FORMATS.register(
+    "s3prl",
+    CheckpointFormat(
+        name="s3prl",
+        title="s3prl upstream checkpoint (.pt)",
+        families=("hubert", "wav2vec2", "wavlm", "decoar2"),
+        is_folder=False,
+        recognises=recognises,
+        read=read,
+        write=whole(write),
+    ),
+)

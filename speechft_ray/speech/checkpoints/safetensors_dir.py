@@ -1,26 +1,34 @@
 """Our own format: one safetensors file that carries its manifest, alone or in a folder.
 
-The manifest (family, configuration, sha256 of every tensor, how the encoder was made) lies in the file's own metadata, so one
-rename publishes everything. A folder holds ``encoder.safetensors`` and, for people, the same manifest as ``manifest.json``.
+The manifest (family, configuration, sha256 of every tensor, how the encoder was made and from which parents) lies in the file's
+own metadata, so one rename publishes everything. A folder holds ``encoder.safetensors`` and, for people, the same manifest as
+``manifest.json``.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from speechft_ray.core.errors import UserError
 from speechft_ray.core.fingerprint import canonical
-from speechft_ray.speech.encoders.base import EncoderWeights
+from speechft_ray.speech.checkpoints._parameters import finite
+from speechft_ray.speech.checkpoints._plain import plain
+from speechft_ray.speech.checkpoints._safetensors import (
+    looks_like_safetensors,
+    metadata_of,
+    open_safetensors,
+    publish,
+    tensor_sha256,
+)
+from speechft_ray.speech.checkpoints._torch import state_table
+from speechft_ray.speech.checkpoints.base import FORMATS, Checkpoint, CheckpointFormat, Source, whole
+from speechft_ray.speech.encoders.base import FAMILIES, EncoderWeights
 
 FILE, MANIFEST = "encoder.safetensors", "manifest.json"
 FORMAT = 1
@@ -28,12 +36,7 @@ FORMAT = 1
 
 _KEY = "speechft_ray"
 _DTYPES = {"float32": torch.float32, "float16": torch.float16}
-
-
-def tensor_sha256(tensor: torch.Tensor) -> str:
-    """Returns the sha256 of a tensor's bytes in its own dtype, row-major and little-endian."""
-    flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-    return hashlib.sha256(flat.numpy().tobytes()).hexdigest()
+_PARTS = {"family": str, "config": dict, "sha256": dict}
 
 
 def write_encoder(
@@ -41,11 +44,11 @@ def write_encoder(
 ) -> None:
     """Writes an encoder, whole or not at all: a file when ``path`` ends in ``.safetensors``, else a folder.
 
-    ``made`` is plain JSON data on how the encoder came to be. float16 halves the file and rounds; raises ``UserError`` when a
-    value does not fit into it, or is not finite.
+    ``made`` is plain JSON data on how the encoder came to be; ``parents`` in it lists the encoders it was made from. float16
+    halves the file and rounds; raises ``UserError`` when a value does not fit into it, or is not finite.
     """
     state = {name: tensor.detach().to("cpu", _DTYPES[dtype]).contiguous() for name, tensor in weights.state.items()}
-    broken = [name for name, tensor in state.items() if not bool(torch.isfinite(tensor).all())]
+    broken = [name for name, tensor in state.items() if not finite(tensor)]
     if broken:
         raise UserError(f"{len(broken)} tensors are not finite in {dtype}, first {broken[0]}: {path} was not written.")
     manifest = {
@@ -59,42 +62,39 @@ def write_encoder(
     text = canonical(manifest)  # refuses what JSON cannot say
     file = path if path.suffix == ".safetensors" else path / FILE
     file.parent.mkdir(parents=True, exist_ok=True)
-    _publish(file, lambda part: save_file(state, part, metadata={_KEY: text}))
+    publish(file, lambda part: save_file(state, part, metadata={_KEY: text}))
     if file != path:
         readable = json.dumps(manifest, indent=1, sort_keys=True) + "\n"
-        _publish(path / MANIFEST, lambda part: part.write_text(readable, encoding="utf-8"))
+        publish(path / MANIFEST, lambda part: part.write_text(readable, encoding="utf-8"))
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
     """Returns the manifest of an encoder file or folder. Raises ``UserError`` when it is not of our format."""
     file = _file(path)
-    try:
-        with safe_open(file, framework="pt") as opened:
-            text = (opened.metadata() or {}).get(_KEY)
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{file} is not a whole safetensors file ({error}). Copy it again from where it came.") from error
-    if text is None:
-        raise UserError(f"{file} is a safetensors file without a speechft_ray manifest, so its architecture is unknown.")
-    try:
-        manifest = json.loads(text)
-        complete = {"format", "family", "config", "sha256"} <= manifest.keys()
-    except (ValueError, AttributeError, RecursionError) as error:
-        raise UserError(f"the manifest inside {file} is not JSON of this format. Copy the file again.") from error
-    if not complete or manifest["format"] != FORMAT:
-        raise UserError(f"{file} has a manifest of format {manifest.get('format')}, but this version reads format {FORMAT}.")
-    return dict(manifest)
+    return _manifest(file, metadata_of(file))
 
 
 def read_encoder(path: Path) -> EncoderWeights:
-    """Reads an encoder written by ``write_encoder``; every tensor must have its recorded sha256. Weights come back in float32.
+    """Reads an encoder written by ``write_encoder``; every tensor must have its recorded sha256. Weights come back in float32:
+    those stored so stay views of the file, mapped into memory, and are read from disk when they are used.
 
     Raises ``UserError`` for a file that is missing, cut short, of another format, or has a byte changed.
     """
-    manifest, file = read_manifest(path), _file(path)
-    with safe_open(file, framework="pt") as opened:
-        names = list(opened.keys())
-        state = {name: opened.get_tensor(name) for name in names}
-    if set(names) != set(manifest["sha256"]):
+    return _read(path).weights
+
+
+def recognises(source: Source) -> bool:
+    """Whether it is a safetensors file, or a folder with ours."""
+    if source.path.is_dir():
+        return (source.path / FILE).is_file()
+    return source.content is None and looks_like_safetensors(source.path)
+
+
+def _read(path: Path) -> Checkpoint:
+    file = _file(path)
+    state, metadata = open_safetensors(file)
+    manifest = _manifest(file, metadata)
+    if set(state) != set(manifest["sha256"]):
         raise UserError(f"{file} and its manifest name different tensors. Copy the file again from where it came.")
     damaged = [name for name, tensor in state.items() if tensor_sha256(tensor) != manifest["sha256"][name]]
     if damaged:
@@ -102,8 +102,31 @@ def read_encoder(path: Path) -> EncoderWeights:
             f"{file} is damaged: {len(damaged)} of {len(state)} tensors do not have the sha256 of its manifest, "
             f"first {damaged[0]}. Copy the file again from where it came."
         )
-    loaded = {name: tensor.to(torch.float32) for name, tensor in state.items()}
-    return EncoderWeights(family=manifest["family"], config=manifest["config"], state=loaded)
+    loaded = state_table(file, state, "safetensors") if state else {}
+    weights = EncoderWeights(family=manifest["family"], config=manifest["config"], state=loaded)
+    return Checkpoint(weights=weights, format="safetensors", made=manifest["made"])
+
+
+def _manifest(file: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
+    text = metadata.get(_KEY)
+    if text is None:
+        raise UserError(
+            f"{file} is a safetensors file without a speechft_ray manifest, so its architecture is unknown. Give the folder of "
+            "transformers that it belongs to, with its config.json."
+        )
+    try:
+        manifest = json.loads(text)
+        complete = {"format", *_PARTS} <= manifest.keys()
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise UserError(f"the manifest inside {file} is not JSON of this format. Copy the file again.") from error
+    if not complete or manifest["format"] != FORMAT:
+        raise UserError(
+            f"{file} has a manifest of format {str(manifest.get('format'))[:20]}, but this version reads format {FORMAT}."
+        )
+    manifest = {"made": {}, **plain(manifest, f"the manifest in {file}")}
+    if not all(isinstance(manifest[key], kind) for key, kind in {**_PARTS, "made": dict}.items()):
+        raise UserError(f"the manifest inside {file} is not JSON of this format. Copy the file again.")
+    return manifest
 
 
 def _file(path: Path) -> Path:
@@ -113,13 +136,20 @@ def _file(path: Path) -> Path:
     return file
 
 
-def _publish(path: Path, write: Any) -> None:
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-    os.close(descriptor)
-    part = Path(name)
-    try:
-        write(part)
-        part.chmod(0o644)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+def _write(path: Path, weights: EncoderWeights, made: Mapping[str, Any]) -> tuple[str, ...]:
+    write_encoder(path, weights, made)
+    return ()
+
+
+SAFETENSORS = FORMATS.register(
+    "safetensors",
+    CheckpointFormat(
+        name="safetensors",
+        title="speechft_ray (.safetensors with manifest)",
+        families=tuple(FAMILIES.names()),
+        is_folder=False,
+        recognises=recognises,
+        read=lambda source: _read(source.path),
+        write=whole(_write),
+    ),
+)

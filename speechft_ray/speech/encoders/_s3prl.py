@@ -34,8 +34,10 @@ with warnings.catch_warnings():
     from s3prl.upstream.decoar2.audio import FeatureExtractor
     from s3prl.upstream.decoar2.decoar2 import Decoar2
 
-_FIXED = {"encoder_layerdrop": 0.0, "feature_grad_mult": 0.0}
-"""As s3prl's experts set them. A dropped layer would change the number of hidden states; the encoder lets gradients through."""
+_FIXED = {"encoder_layerdrop": 0.0, "feature_grad_mult": 1.0}
+"""A dropped layer would change the number of hidden states (s3prl's experts force 0 as well). Gradient reaches the learned
+front end exactly when one of its parameters asks for it; s3prl's experts never let it through (``feature_grad_mult`` 0), which
+is the same for a front end that is frozen: there no graph is built."""
 
 _WINDOW_HOP_SAMPLES = 160
 

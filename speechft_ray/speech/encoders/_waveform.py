@@ -23,12 +23,7 @@ class Network(Protocol):
 
 
 class WaveformEncoder:
-    """A built encoder. Hidden states: the input of each transformer layer, then the output of the encoder.
-
-    Gradient reaches the convolutional front end exactly when one of its parameters asks for it. Stock s3prl never lets it
-    through (``feature_grad_mult = 0``); with a front end that is frozen the two are the same, and the frozen one builds no
-    graph.
-    """
+    """A built encoder. Hidden states: the input of each transformer layer, then the output of the encoder."""
 
     def __init__(self, network: Network, title: str, shape: Shape) -> None:
         self._network, self._title = network, title
@@ -47,7 +42,6 @@ class WaveformEncoder:
                 f"a waveform has {min(lengths, default=0)} samples, but {self._title} needs at least "
                 f"{FRAME_FIELD_SAMPLES} (25 ms at 16 kHz). Leave such recordings out."
             )
-        self._let_gradient_through()
         states = self._network(waves)
         frames = torch.tensor([frame_count(length) for length in lengths])
         assert all(state.shape[1] >= int(frames.max()) for state in states), f"{self._title} yields too few frames"
@@ -56,10 +50,3 @@ class WaveformEncoder:
     def module(self) -> torch.nn.Module:
         """s3prl's model; its parameter names are those of the checkpoints."""
         return self._network.model
-
-    def _let_gradient_through(self) -> None:
-        model = self.module()
-        front_end = getattr(model, "feature_extractor", None)
-        if isinstance(front_end, torch.nn.Module):
-            learns = torch.is_grad_enabled() and any(parameter.requires_grad for parameter in front_end.parameters())
-            model.feature_grad_mult = 1.0 if learns else 0.0  # type: ignore[assignment]

@@ -1,0 +1,75 @@
+"""The weights of a transformers folder, whichever way they are stored, and never from outside the folder."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from speechft_ray.core.errors import UserError
+from speechft_ray.speech.checkpoints._plain import plain
+from speechft_ray.speech.checkpoints._safetensors import open_safetensors, read_json
+from speechft_ray.speech.checkpoints._torch import open_torch_file, state_table
+from speechft_ray.speech.checkpoints.cache import WEIGHTS
+
+MAX_PIECES = 256
+_PIECE = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,120}\.(safetensors|bin)")
+
+
+def read_weights(folder: Path) -> dict[str, torch.Tensor]:
+    """Returns all parameters of a folder in float32, under transformers' names.
+
+    Raises ``UserError`` for a folder without weights, an index that leads out of it or names a parameter's wrong file, and
+    damaged files.
+    """
+    names = [name for name in WEIGHTS if (folder / name).is_file()]
+    if not names:
+        raise UserError(f"{folder} has a config.json and no weights: expected one of {', '.join(WEIGHTS)}.")
+    if not names[0].endswith(".json"):
+        return _piece(_inside(folder, names[0]))
+    index = _index(folder / names[0])
+    state: dict[str, torch.Tensor] = {}
+    for piece in sorted(set(index.values())):
+        found = _piece(_inside(folder, piece))
+        strays = [name for name in found if index.get(name) != piece]
+        if strays:
+            raise UserError(f"{folder / piece} holds `{strays[0][:80]}`, which {names[0]} does not place there.")
+        state |= found
+    missing = [name for name in index if name not in state]
+    if missing:
+        raise UserError(
+            f"{folder}: {names[0]} promises `{missing[0][:80]}`, which is in none of its files. Copy the folder again."
+        )
+    return state
+
+
+def _piece(file: Path) -> dict[str, torch.Tensor]:
+    tensors: Any = open_safetensors(file)[0] if file.suffix == ".safetensors" else open_torch_file(file)
+    return state_table(file, tensors, file.name)
+
+
+def _index(file: Path) -> dict[str, str]:
+    found = plain(read_json(file), str(file))
+    places = found.get("weight_map") if isinstance(found, dict) else None
+    if not isinstance(places, dict) or not places:
+        raise UserError(f"{file} has no `weight_map`, so it is no index of weights.")
+    wrong = [str(name) for name in places.values() if not isinstance(name, str) or not _PIECE.fullmatch(name)]
+    if wrong or len(set(places.values())) > MAX_PIECES:
+        raise UserError(
+            f"{file} names `{(wrong or ['too many files'])[0][:80]}`: allowed are up to {MAX_PIECES} files beside it."
+        )
+    return places
+
+
+def _inside(folder: Path, name: str) -> Path:
+    """The file, with links followed, when it stays in the folder or in the ``blobs`` of the hub cache that the folder is in."""
+    file = folder / name
+    if not file.is_file():
+        raise UserError(f"{file} is missing, though the index of the folder names it. Copy the folder again.")
+    target, home = file.resolve(), folder.resolve()
+    homes = [home, home.parent.parent / "blobs"] if home.parent.name == "snapshots" else [home]
+    if not any(target.is_relative_to(each) for each in homes):
+        raise UserError(f"{file} is a link that leaves the folder. Copy the file itself into the folder.")
+    return file

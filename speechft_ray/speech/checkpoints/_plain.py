@@ -1,0 +1,104 @@
+"""From what a stranger's file holds to plain JSON data, strictly."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from speechft_ray.core.errors import UserError
+from speechft_ray.speech.checkpoints._standins import Container, Leaf, Namespace, StandIn
+
+MAX_VALUES, MAX_DEPTH, MAX_TEXT = 200_000, 32, 100_000
+"""Far above any published configuration (the largest, HuBERT's, has about 600 values beside 500 words of its dictionary). They
+keep a list that contains itself, or a thousand times its neighbour, from being followed forever."""
+
+_MISSING = "???"  # omegaconf's word for a value that nobody has set
+_REFERENCE = re.compile(r"\$\{([a-z_]+(?:\.[a-z_]+){0,4})\}")
+
+
+def plain(value: Any, where: str) -> Any:
+    """Returns JSON data: mappings with text keys, lists, texts, finite numbers, truth values, None.
+
+    Namespaces and omegaconf's containers become dictionaries and lists, tuples become lists. Raises ``UserError`` naming the
+    place for every other kind of object.
+    """
+    return _Walk().convert(value, where, 0)
+
+
+def settled_values(value: Any) -> Any:
+    """Returns a configuration of omegaconf's, already plain, without the values that were never set (``???``).
+
+    ``${task.normalize}`` is replaced by the single value it points to within ``value``, and by nothing else.
+    """
+    return _settled(value, value)
+
+
+class _Walk:
+    """One conversion, counting what it has seen."""
+
+    def __init__(self) -> None:
+        self.left = MAX_VALUES
+
+    def convert(self, value: Any, where: str, depth: int) -> Any:
+        self.left -= 1
+        if self.left < 0 or depth > MAX_DEPTH:
+            raise UserError(
+                f"{where} is nested or long beyond every configuration (over {MAX_DEPTH} deep or a million values)."
+            )
+        value = _opened(value)
+        if isinstance(value, Mapping):
+            keys = {_key(key, where): item for key, item in value.items()}
+            return {key: self.convert(item, f"{where}.{key}", depth + 1) for key, item in keys.items()}
+        if isinstance(value, list | tuple):
+            return [self.convert(item, f"{where}[{index}]", depth + 1) for index, item in enumerate(value)]
+        return self._single(value, where)
+
+    def _single(self, value: Any, where: str) -> Any:
+        if value is None or type(value) is bool:
+            return value
+        if type(value) is int and abs(value) < 2**63:
+            return value
+        if type(value) is float and math.isfinite(value):
+            return value
+        if type(value) is str and len(value) <= MAX_TEXT:
+            return value
+        kind = "a text too long to be a setting" if type(value) is str else f"{_kind(value)}"
+        raise UserError(f"{where} is not plain data but {kind}. Allowed: texts, finite numbers, truth values, lists, mappings.")
+
+
+def _opened(value: Any) -> Any:
+    if isinstance(value, Namespace):
+        return value.state
+    if isinstance(value, Container):
+        return value.state.get("_content")
+    if isinstance(value, Leaf):
+        return value.state.get("_val")
+    return value
+
+
+def _key(key: Any, where: str) -> str:
+    if type(key) is not str or len(key) > 200 or not key.isprintable():
+        raise UserError(f"{where} has a key that is no short text ({str(key)[:40]!r}), so it is no configuration.")
+    return key
+
+
+def _kind(value: Any) -> str:
+    if type(value) in (int, float):
+        return f"the number {str(value)[:20]}"
+    return f"a {type(value).__name__}" + (" object" if isinstance(value, StandIn) else "")
+
+
+def _settled(value: Any, root: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _settled(item, root) for key, item in value.items() if item != _MISSING}
+    if isinstance(value, list):
+        return [_settled(item, root) for item in value]
+    match = _REFERENCE.fullmatch(value) if isinstance(value, str) else None
+    if match is None:
+        return value
+    found = root
+    for name in match[1].split("."):
+        found = found.get(name) if isinstance(found, dict) else None
+    return value if isinstance(found, dict | list) or found is None else found

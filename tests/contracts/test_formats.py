@@ -1,0 +1,153 @@
+"""What every registered checkpoint format promises, over every family that it holds."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from speechft_ray.core.errors import UserError
+from speechft_ray.speech.checkpoints._parameters import expected_sizes
+from speechft_ray.speech.checkpoints.base import FORMATS, holding
+from speechft_ray.speech.checkpoints.convert import convert
+from speechft_ray.speech.checkpoints.load import load_checkpoint, weights_fingerprint
+from speechft_ray.speech.encoders.base import FAMILIES, EncoderWeights
+from tests.speech.toys import lively, toy
+
+MADE = {"by": "a test", "parents": ["base", "donor"], "seed": 3}
+HELD = [(family, name) for family in FAMILIES.names() for name in holding(family)]
+LEARNED = [name for name, family in FAMILIES.items() if family.initial is not None]
+SIZES = [False, True]
+
+
+def out(folder: Path, name: str) -> Path:
+    return folder / (
+        "written" if FORMATS.get(name).is_folder else "written.pt" if name != "safetensors" else "written.safetensors"
+    )
+
+
+def same(found: EncoderWeights, weights: EncoderWeights) -> bool:
+    """Bit for bit; NaN would be unequal to itself and -0.0 equal to 0.0, so bits are compared."""
+    return (
+        (found.family, dict(found.config)) == (weights.family, dict(weights.config))
+        and set(found.state) == set(weights.state)
+        and all(
+            torch.equal(found.state[name].view(torch.int32), tensor.view(torch.int32)) for name, tensor in weights.state.items()
+        )
+    )
+
+
+def test_every_family_has_a_format_and_every_format_a_family() -> None:
+    assert all(holding(family) for family in FAMILIES.names())
+    assert all(form.families for _, form in FORMATS.items())
+    assert {name for _, form in FORMATS.items() for name in form.families} == set(FAMILIES.names())
+
+
+@pytest.mark.parametrize("large", SIZES)
+@pytest.mark.parametrize(("family", "name"), HELD)
+def test_what_is_written_comes_back(family: str, name: str, large: bool, tmp_path: Path) -> None:
+    weights = lively(toy(family, large=large))
+    path = out(tmp_path, name)
+    FORMATS.get(name).write(path, weights, MADE)
+    found = load_checkpoint(path)
+    assert found.format == name
+    assert found.made == MADE
+    assert same(found.weights, weights)
+    assert weights_fingerprint(found.weights) == weights_fingerprint(weights)
+    assert {tensor.dtype for tensor in found.weights.state.values()} <= {torch.float32}
+    assert [file.name for file in tmp_path.iterdir()] == [path.name], "nothing is left beside it"
+    assert path.is_dir() == FORMATS.get(name).is_folder
+
+
+@pytest.mark.parametrize(("family", "first", "second"), [(f, a, b) for f, a in HELD for b in holding(f) if a != b])
+def test_every_format_becomes_every_other(family: str, first: str, second: str, tmp_path: Path) -> None:
+    weights = lively(toy(family, large=family == "wavlm"))
+    FORMATS.get(first).write(tmp_path / "first", weights, MADE)
+    convert(tmp_path / "first", second, tmp_path / "second")
+    found = load_checkpoint(tmp_path / "second")
+    assert same(found.weights, weights)
+    assert {key: found.made[key] for key in MADE} == MADE
+    assert found.made["converted"] == [
+        {"from": first, "file": "first", "notes": list(load_checkpoint(tmp_path / "first").notes)}
+    ]
+    json.dumps(dict(found.made), allow_nan=False)
+
+
+@pytest.mark.parametrize("name", FORMATS.names())
+def test_a_place_that_is_taken_stays_as_it_is(name: str, tmp_path: Path) -> None:
+    weights = toy(FORMATS.get(name).families[-1] if name != "safetensors" else "hubert")
+    path = out(tmp_path, name)
+    path.write_text("precious")
+    with pytest.raises(UserError, match="exists already"):
+        FORMATS.get(name).write(path, weights, {})
+    assert path.read_text() == "precious"
+
+
+@pytest.mark.parametrize(("family", "name"), [(family, name) for family, name in HELD if family in LEARNED])
+@pytest.mark.parametrize("fault", ["missing", "unexpected", "misshapen", "not finite"])
+def test_broken_encoders_are_not_written(family: str, name: str, fault: str, tmp_path: Path) -> None:
+    whole = toy(family)
+    state = dict(whole.state)
+    victim = "encoder.layers.1.fc1.weight"
+    if fault == "missing":
+        del state[victim]
+    elif fault == "unexpected":
+        state["stray.weight"] = torch.zeros(2)
+    elif fault == "misshapen":
+        state[victim] = state[victim].T.contiguous()
+    else:
+        state[victim] = state[victim].clone().fill_(float("nan"))
+    with pytest.raises(UserError, match=r"stray\.weight" if fault == "unexpected" else r"layers\.1\.fc1\.weight"):
+        FORMATS.get(name).write(out(tmp_path, name), EncoderWeights(family=family, config=whole.config, state=state), {})
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("family", "name"), HELD)
+def test_a_full_disk_leaves_nothing(family: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever function of a format writes last fails; the half-written rest goes away."""
+
+    def full(*arguments: object, **options: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("torch.save", full)
+    for module in ("hf", "safetensors_dir"):
+        monkeypatch.setattr(f"speechft_ray.speech.checkpoints.{module}.save_file", full)
+    with pytest.raises(UserError, match="No space left"):
+        FORMATS.get(name).write(out(tmp_path, name), toy(family), {})
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("size", [(2, 32, False), (3, 64, True)])
+@pytest.mark.parametrize("family", LEARNED)
+def test_the_sizes_of_a_configuration_are_those_of_the_model(family: str, size: tuple[int, int, bool]) -> None:
+    """Written down once more in ``_parameters``, so that a file is judged without building; here against the built model."""
+    part = FAMILIES.get(family)
+    assert part.example_config is not None
+    assert part.initial is not None
+    config = part.example_config(*size)
+    built = part.initial(config, 0).state
+    assert expected_sizes(family, config) == {name: tuple(tensor.shape) for name, tensor in built.items()}
+
+
+def test_a_full_size_hubert_goes_through_every_format(tmp_path: Path) -> None:
+    """HuBERT Base, 94.7 million parameters: what fits a toy (zip offsets, alignment, memory maps) also fits the real size."""
+    family = FAMILIES.get("hubert")
+    assert family.example_config is not None
+    config = family.example_config(12, 768, False)
+    draw = torch.Generator().manual_seed(0)
+    sizes = expected_sizes("hubert", config)
+    assert sizes is not None
+    state = {name: torch.randn(size, generator=draw) for name, size in sizes.items()}
+    weights = EncoderWeights(family="hubert", config=config, state=state)
+    assert sum(tensor.numel() for tensor in state.values()) > 94_000_000
+    for name in holding("hubert"):
+        path = out(tmp_path, name)
+        FORMATS.get(name).write(path, weights, {})
+        assert same(load_checkpoint(path).weights, weights)
+        if path.is_dir():
+            for file in path.iterdir():
+                file.unlink()
+        else:
+            path.unlink()

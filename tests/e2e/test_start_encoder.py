@@ -1,0 +1,82 @@
+"""The encoder that a sweep starts from: brought by name, put into the store once, read there by whoever works."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from speechft_ray.cli import main
+from speechft_ray.compose import place_for
+from speechft_ray.core.records import Job, Place
+from speechft_ray.core.space import parse_space
+from speechft_ray.core.store import Store
+from speechft_ray.speech.checkpoints.load import load_encoder, weights_fingerprint
+from speechft_ray.speech.checkpoints.safetensors_dir import write_encoder
+from speechft_ray.stages import perform, publish_start
+from tests.e2e.small_world import SMALL, write_space
+from tests.speech.network import serving
+from tests.speech.toys import toy_hubert
+
+
+def pretrained_job(base: str) -> Job:
+    """The control alpha 0: a copy of the encoder that the sweep starts from."""
+    payload = {"method": "pretrained", "params": {}, "alpha": 0.0, "donors": [], "base": base}
+    return Job(stage="merge", fingerprint="0" * 16, label="merge alpha=0", payload=payload)
+
+
+def test_a_worker_needs_neither_the_file_nor_a_network(tmp_path: Path) -> None:
+    weights, storage = toy_hubert(), tmp_path / "runs"
+    key = weights_fingerprint(weights)
+    write_encoder(tmp_path / "mine", weights, {})
+    publish_start(Place(storage=str(storage), encoder=str(tmp_path / "mine")))
+    assert [path.name for path in (storage / "encoder").iterdir()] == [key]
+
+    perform(pretrained_job(key), Place(storage=str(storage), encoder="/a/path/of/another/machine"), lambda values: None)
+    merged = load_encoder(storage / "merge" / ("0" * 16) / "encoder.safetensors")
+    assert all(torch.equal(merged.state[name], tensor) for name, tensor in weights.state.items())
+
+
+def test_it_is_put_there_once_and_mended_when_damaged(tmp_path: Path) -> None:
+    write_encoder(tmp_path / "mine", toy_hubert(), {})
+    place = Place(storage=str(tmp_path / "runs"), encoder=str(tmp_path / "mine"))
+    publish_start(place)
+    file = next((tmp_path / "runs").glob("encoder/*/encoder.safetensors"))
+    written, content = file.stat().st_mtime_ns, file.read_bytes()
+    publish_start(place)
+    assert file.stat().st_mtime_ns == written
+    file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    publish_start(place)
+    assert file.read_bytes() == content
+    assert Store(tmp_path / "runs").fingerprints("encoder") == [file.parent.name]
+
+
+def test_names_go_before_files_of_the_same_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = parse_space(SMALL, where="test")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tiny_hubert").mkdir()
+
+    def resolved(name: str) -> str:
+        return place_for(spec, storage=tmp_path, encoder=name).encoder
+
+    assert resolved("tiny_hubert") == "tiny_hubert"
+    assert resolved("./tiny_hubert") == str(tmp_path / "tiny_hubert")
+    assert resolved("hf:some/model@v1") == "hf:some/model@v1"
+
+
+def test_a_plan_of_a_published_encoder_downloads_it_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights = toy_hubert()
+    monkeypatch.setenv("SPEECHFT_CACHE", str(tmp_path / "cache"))
+    command = ["run", "--plan", "--encoder", "hubert_base", "--storage", str(tmp_path / "runs")]
+    command += ["--space", str(write_space(tmp_path))]
+    with serving(tmp_path / "served", monkeypatch) as folder:
+        torch.save({**weights.config, "model_weight": dict(weights.state)}, folder / "hubert_base_ls960.pt")
+        assert main(command) == 0
+    said = capsys.readouterr()
+    assert "Downloading hubert_base into" in said.err
+    assert "Nothing was run." in said.out
+    assert main(command) == 0  # nobody serves it any more
+    assert "Downloading" not in capsys.readouterr().err

@@ -1,0 +1,221 @@
+"""The tools that people already have load what we write and hear the same; and we load what they write."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from speechft_ray.speech.checkpoints.base import FORMATS
+from speechft_ray.speech.checkpoints.convert import convert
+from speechft_ray.speech.checkpoints.hf import SIDE
+from speechft_ray.speech.checkpoints.load import load_checkpoint
+from speechft_ray.speech.encoders.base import FAMILIES, EncoderWeights
+from tests.speech.toys import lively, speechlike, toy
+
+ROOT = Path(__file__).parents[2]
+FAIRSEQ, JUDGE = ROOT / ".peers/fairseq", ROOT / "tests/peers/fairseq_judge.py"
+WAVE = 3 * speechlike(12_345) + 0.2
+SAME = {"atol": 1e-5, "rtol": 0.0}
+CASES = [(family, large) for family in ("hubert", "wav2vec2", "wavlm") for large in (False, True)]
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::FutureWarning"),  # torch.nn.utils.weight_norm, in s3prl and transformers
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # torch.jit in s3prl
+    pytest.mark.filterwarnings("ignore:Support for mismatched:UserWarning"),  # s3prl's WavLM
+]
+
+
+def ours(weights: EncoderWeights) -> list[torch.Tensor]:
+    """Every hidden state of one utterance, each (frames, dim)."""
+    with torch.inference_mode():
+        return [state[0] for state in FAMILIES.get(weights.family).build(weights).hidden_states([WAVE]).states]
+
+
+def assert_same(found: list[torch.Tensor], expected: list[torch.Tensor]) -> None:
+    assert len(found) == len(expected)
+    for mine, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(mine, other, **SAME)
+
+
+def transformers() -> Any:
+    return pytest.importorskip("transformers")
+
+
+def theirs(model: Any, normalize: bool) -> list[torch.Tensor]:
+    """transformers' hidden states. Its preprocessor has another epsilon than s3prl, so the waveform is normalised here."""
+    wave = torch.nn.functional.layer_norm(WAVE, WAVE.shape) if normalize else WAVE
+    with torch.inference_mode():
+        heard = model.eval()(wave[None], output_hidden_states=True)
+    # The last of its hidden_states is that of the last layer; s3prl's is that of the encoder, after the final norm of Large.
+    return [state[0] for state in (*heard.hidden_states[:-1], heard.last_hidden_state)]
+
+
+@pytest.mark.parametrize(("family", "large"), CASES)
+def test_transformers_loads_our_folders(family: str, large: bool, tmp_path: Path) -> None:
+    weights = lively(toy(family, large=large))
+    FORMATS.get("hf").write(tmp_path / "model", weights, {})
+    kind = getattr(transformers(), {"hubert": "HubertModel", "wav2vec2": "Wav2Vec2Model", "wavlm": "WavLMModel"}[family])
+    model, info = kind.from_pretrained(tmp_path / "model", output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
+    assert_same(theirs(model, large), ours(weights))
+    extractor = transformers().AutoFeatureExtractor.from_pretrained(tmp_path / "model")
+    assert extractor.do_normalize is large
+
+
+def parent(family: str, large: bool, head: str) -> Any:
+    """A model of transformers' own, with a head, that has never been ours."""
+    library = transformers()
+    prefix = {"hubert": "Hubert", "wav2vec2": "Wav2Vec2", "wavlm": "WavLM"}[family]
+    config = getattr(library, f"{prefix}Config")(
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=48,
+        conv_dim=[16] * 7,
+        num_conv_pos_embeddings=16,
+        num_conv_pos_embedding_groups=4,
+        do_stable_layer_norm=large,
+        feat_extract_norm="layer" if large else "group",
+        conv_bias=large,
+        num_codevectors_per_group=6,
+        codevector_dim=12,
+        proj_codevector_dim=10,
+        vocab_size=7,
+    )
+    torch.manual_seed(1)
+    model = getattr(library, prefix + head)(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return model
+
+
+@pytest.mark.parametrize(("family", "large"), CASES)
+@pytest.mark.parametrize("head", ["Model", "ForCTC", "ForSequenceClassification"])
+def test_we_load_what_transformers_saves(family: str, large: bool, head: str, tmp_path: Path) -> None:
+    model = parent(family, large, head)
+    model.save_pretrained(tmp_path / "theirs")
+    found = load_checkpoint(tmp_path / "theirs")
+    base = model if head == "Model" else getattr(model, family)
+    assert_same(ours(found.weights), theirs(base, large))
+    assert any("head was left out" in note for note in found.notes) == (head != "Model")
+    assert any("normalised" in note for note in found.notes)
+
+
+def test_weights_in_pieces_pickles_and_old_names_are_read_alike(tmp_path: Path) -> None:
+    model = parent("hubert", False, "ForCTC")
+    model.save_pretrained(tmp_path / "whole")
+    expected = load_checkpoint(tmp_path / "whole").weights
+    model.save_pretrained(tmp_path / "pieces", max_shard_size="20KB")
+    assert len(list((tmp_path / "pieces").glob("model-*.safetensors"))) > 1
+    state = load_file(tmp_path / "whole/model.safetensors")
+    renamed = {
+        name.replace("parametrizations.weight.original0", "weight_g").replace(
+            "parametrizations.weight.original1", "weight_v"
+        ): tensor
+        for name, tensor in state.items()
+    }
+    assert renamed.keys() != state.keys()
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old/config.json").write_text((tmp_path / "whole/config.json").read_text())
+    torch.save(renamed, tmp_path / "old/pytorch_model.bin", _use_new_zipfile_serialization=False)
+    for name in ("pieces", "old"):
+        found = load_checkpoint(tmp_path / name).weights
+        assert found.config == expected.config
+        assert found.state.keys() == expected.state.keys()
+        assert all(torch.equal(found.state[key], tensor) for key, tensor in expected.state.items())
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_the_pretraining_parameters_of_transformers_come_with_it(large: bool, tmp_path: Path) -> None:
+    model = parent("wav2vec2", large, "ForPreTraining")
+    model.save_pretrained(tmp_path / "theirs")
+    found = load_checkpoint(tmp_path / "theirs").weights
+    assert torch.equal(found.state["quantizer.vars"], model.quantizer.codevectors)
+    assert torch.equal(found.state["quantizer.weight_proj.weight"], model.quantizer.weight_proj.weight)
+    assert torch.equal(found.state["project_q.weight"], model.project_q.weight)
+    assert torch.equal(found.state["final_proj.bias"], model.project_hid.bias)
+    convert(tmp_path / "theirs", "s3prl", tmp_path / "all.pt")
+    assert load_checkpoint(tmp_path / "all.pt").weights.state.keys() == found.state.keys(), "nothing had to be filled in"
+
+
+def s3prl_states(family: str, path: Path) -> list[torch.Tensor]:
+    FAMILIES.get(family).build(toy(family))  # s3prl can be imported from here on
+    expert = import_module(f"s3prl.upstream.{family}.expert").UpstreamExpert(os.fspath(path)).eval()
+    with torch.inference_mode():
+        return [state[0] for state in expert([WAVE])["hidden_states"]]
+
+
+@pytest.mark.parametrize(("family", "large"), [*CASES, ("decoar2", False)])
+def test_s3prl_loads_our_files(family: str, large: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = lively(toy(family, large=large))
+    FORMATS.get("s3prl").write(tmp_path / "ours.pt", weights, {"by": "a test"})
+    if family == "decoar2":  # s3prl knows one size only
+        FAMILIES.get(family).build(weights)
+        for option, value in weights.config["cfg"].items():
+            monkeypatch.setitem(import_module("s3prl.upstream.decoar2.decoar2").args, option, value)
+    assert_same(s3prl_states(family, tmp_path / "ours.pt"), ours(weights))
+
+
+@pytest.mark.parametrize(("family", "large"), CASES)
+def test_from_transformers_to_s3prl_with_zeros_for_what_is_not_there(family: str, large: bool, tmp_path: Path) -> None:
+    model = parent(family, large, "Model")
+    model.save_pretrained(tmp_path / "theirs")
+    done = convert(tmp_path / "theirs", "s3prl", tmp_path / "ours.pt")
+    assert any("zeros" in note for note in done.notes) == (family != "wavlm")  # WavLM's files have no heads of pre-training
+    assert_same(s3prl_states(family, tmp_path / "ours.pt"), theirs(model, large))
+    found = load_checkpoint(tmp_path / "ours.pt")
+    assert found.weights.state.keys() == done.found.weights.state.keys(), "what was filled in is left out again"
+    assert found.weights.config == done.found.weights.config
+
+
+def test_a_folder_tuned_in_transformers_is_not_taken_for_ours(tmp_path: Path) -> None:
+    weights = toy("hubert")
+    FORMATS.get("hf").write(tmp_path / "model", weights, {})
+    model = transformers().HubertModel.from_pretrained(tmp_path / "model")
+    with torch.no_grad():
+        model.encoder.layer_norm.bias.add_(1.0)
+    model.save_pretrained(tmp_path / "model")
+    with pytest.raises(Exception, match=f"take {SIDE} out"):
+        load_checkpoint(tmp_path / "model")
+    (tmp_path / "model" / SIDE).unlink()
+    found = load_checkpoint(tmp_path / "model").weights
+    assert torch.equal(found.state["encoder.layer_norm.bias"], weights.state["encoder.layer_norm.bias"] + 1.0)
+
+
+@pytest.mark.skipif(not (FAIRSEQ / "ready").exists(), reason="needs fairseq: `make fairseq` (a compiler and a network)")
+def test_fairseq_loads_our_files(tmp_path: Path) -> None:
+    """One process for all: importing fairseq takes seconds. The last file lacks what transformers does not keep."""
+    all_weights = [lively(toy(family, large=large)) for family in ("hubert", "wav2vec2") for large in (False, True)]
+    paths = [tmp_path / f"{index}.pt" for index in range(len(all_weights))]
+    for weights, path in zip(all_weights, paths, strict=True):
+        FORMATS.get("fairseq").write(path, weights, {"by": "a test"})
+    parent("hubert", False, "Model").save_pretrained(tmp_path / "theirs")
+    all_weights.append(convert(tmp_path / "theirs", "fairseq", tmp_path / "filled.pt").found.weights)
+    save_file({"wave": WAVE}, tmp_path / "waves.safetensors")
+    out = tmp_path / "out.safetensors"
+    program = [sys.executable, "-W", "ignore", JUDGE, tmp_path / "waves.safetensors", out, *paths, tmp_path / "filled.pt"]
+    environment = {**os.environ, "PYTHONPATH": str(FAIRSEQ), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(program, env=environment, capture_output=True, text=True, check=False, timeout=240)
+    assert done.returncode == 0, done.stderr[-3000:]
+    heard = load_file(out)
+    for index, weights in enumerate(all_weights):
+        expected = ours(weights)
+        assert_same([heard[f"{index}.{place}"] for place in range(len(expected))], expected)
+    assert len(heard) == sum(FAMILIES.get(weights.family).describe(weights.config).state_count for weights in all_weights)
+
+
+def test_the_preprocessor_says_what_the_encoder_wants(tmp_path: Path) -> None:
+    for large in (False, True):
+        FORMATS.get("hf").write(tmp_path / str(large), toy("hubert", large=large), {})
+        found = json.loads((tmp_path / str(large) / "preprocessor_config.json").read_text())
+        assert (found["do_normalize"], found["sampling_rate"]) == (large, 16_000)
