@@ -204,7 +204,7 @@ def pose(task: Task, spec: EvalSpec, corpus: Corpus) -> Problem | Search:
 def schedule_of(task: Task, spec: EvalSpec) -> Schedule:
     """Returns how the probe is trained: what the spec says, else the task's own.
 
-    A batch size of the spec is one batch; the task's own may come in several parts. Of several learning rates, it has the first.
+    A batch size of the spec is one batch; the task's own may come in several parts. Of several rates, it has the first.
     """
     return Schedule(
         updates=spec.updates,

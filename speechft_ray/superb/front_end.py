@@ -16,9 +16,9 @@ from torch import nn
 
 from speechft_ray.core.fingerprint import fingerprint
 from speechft_ray.core.units import frame_count
-from speechft_ray.speech.checkpoints.safetensors_dir import tensor_sha256
+from speechft_ray.speech.checkpoints.load import weights_fingerprint
 from speechft_ray.speech.corpora.base import Corpus, Utterance
-from speechft_ray.speech.encoders.base import Shape
+from speechft_ray.speech.encoders.base import EncoderWeights, Shape
 from speechft_ray.superb.cache import Entry, FeatureCache
 
 Around = Callable[[Sequence[int]], Any]
@@ -35,7 +35,7 @@ class FrontEnds:
         own = {name: value for name, value in module.state_dict().items() if name.startswith(prefix)}
         self._identity = {
             "what": "front end",
-            "weights": {name: [list(value.shape), tensor_sha256(value)] for name, value in own.items()},
+            "weights": weights_fingerprint(EncoderWeights(family="", config={}, state=own)),
             "geometry": [list(layer) for layer in shape.conv_layers],
             "mode": shape.extractor_mode,
             "normalised": shape.normalizes_waveform,
