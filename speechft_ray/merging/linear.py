@@ -12,7 +12,8 @@ from typing import Annotated
 import torch
 from pydantic import Field, model_validator
 
-from speechft_ray.merging.base import METHODS, DonorRange, MergeMethod, MergeParams, TaskVector
+from speechft_ray.merging.base import METHODS, DonorRange, MergeMethod, MergeParams
+from speechft_ray.merging.source import One
 
 
 class LinearParams(MergeParams):
@@ -35,21 +36,22 @@ def donors(params: LinearParams) -> DonorRange:
     return (1, None) if params.weights is None else (len(params.weights), len(params.weights))
 
 
-def combine(params: LinearParams, vectors: Sequence[TaskVector]) -> dict[str, torch.Tensor]:
+def combine(params: LinearParams, surveyed: None, one: One) -> torch.Tensor:
     """Returns sum(w_i * vector_i), divided by sum(w_i) if ``normalize``.
 
     The factors w_i / sum(w_i) are formed first, so a lone donor gets exactly 1 and keeps its task vector bit for bit.
     """
-    weights = params.weights or (1.0,) * len(vectors)
+    weights = params.weights or (1.0,) * len(one.vectors)
     divisor = math.fsum(weights) if params.normalize else 1.0
-    factors = [weight / divisor for weight in weights]
-    combined: dict[str, torch.Tensor] = {}
-    for key, first in vectors[0].items():
-        total = first * factors[0]
-        for factor, vector in zip(factors[1:], vectors[1:], strict=True):
-            total.add_(vector[key], alpha=factor)
-        combined[key] = total
-    return combined
+    return weighted_sum([weight / divisor for weight in weights], one.vectors)
 
 
-METHODS.register("linear", MergeMethod(params=LinearParams, combine=combine, donors=donors))
+def weighted_sum(factors: Sequence[float], vectors: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Returns sum(factor_i * vector_i), added in the order given."""
+    total = vectors[0] * factors[0]
+    for factor, vector in zip(factors[1:], vectors[1:], strict=True):
+        total.add_(vector, alpha=factor)
+    return total
+
+
+METHODS.register("linear", MergeMethod(params=LinearParams, combine=combine, donors=donors, neutral={}))

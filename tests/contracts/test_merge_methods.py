@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from speechft_ray.core.errors import UserError
-from speechft_ray.merging.algebra import merge
+from speechft_ray.merging.algebra import combine_all, merge
 from speechft_ray.merging.base import METHODS, check
+from speechft_ray.merging.source import One, Part, Source
 
 State = dict[str, torch.Tensor]
 
@@ -103,12 +104,17 @@ def test_inputs_are_not_changed_and_not_shared(method: str) -> None:
 
 
 def test_combine_changes_no_task_vector(method: str) -> None:
-    vectors = [{key: donor[key] - BASE[key] for key in ("conv.weight", "layer.bias")} for donor in DONORS]
-    kept = [copied(vector) for vector in vectors]
-    result = METHODS.get(method).combine(check(method, {}), vectors)
-    assert {key: tensor.shape for key, tensor in result.items()} == {key: tensor.shape for key, tensor in kept[0].items()}
-    for vector, before in zip(vectors, kept, strict=True):
-        assert_same(vector, before)
+    keys = ("conv.weight", "layer.bias", "layer.weight")
+    vectors = {key: tuple(donor[key] - BASE[key] for donor in DONORS) for key in keys}
+    kept = {key: tuple(vector.clone() for vector in each) for key, each in vectors.items()}
+    parts = tuple(Part(name=key, keys=(key,)) for key in keys)
+    source = Source(
+        parts=parts, donors=3, read=lambda part: One(name=part.name, base=BASE[part.name], vectors=vectors[part.name])
+    )
+    for part, combined, _ in combine_all(method, check(method, {}), source):
+        assert combined.shape == BASE[part.name].shape
+        for vector, before in zip(vectors[part.name], kept[part.name], strict=True):
+            assert torch.equal(vector, before)
 
 
 def test_integer_buffers_are_the_bases(method: str) -> None:
