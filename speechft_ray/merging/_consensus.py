@@ -10,15 +10,23 @@ import torch
 Elect = Literal["mass", "count"]
 
 
-def elect(values: Sequence[torch.Tensor], how: Elect) -> torch.Tensor:
-    """Returns the elected signs -1, 0, 1 as int8: of the summed values (``mass``) or of the summed signs (``count``).
+def require_votes(weights: Sequence[float] | None) -> None:
+    """Raises ``ValueError`` for a negative weight, since a vote cannot be taken back, and when all are 0."""
+    if weights is not None and (min(weights) < 0 or max(weights) == 0):
+        raise ValueError(f"`weights` must not be negative with these parameters, and not all 0, but are {list(weights)}")
 
-    Sums run in donor order, as a stack of the donors would be summed.
+
+def elect(values: Sequence[torch.Tensor], how: Elect, weights: Sequence[float] | None = None) -> torch.Tensor:
+    """Returns the elected signs -1, 0, 1: of the summed values (``mass``) or of the summed signs (``count``).
+
+    ``weights`` multiply the values first. Sums run in donor order, as a stack of the donors would be summed. Signs stay in the
+    values' number type: comparisons and masks of bytes take torch on a CPU ten times as long as arithmetic.
     """
     total = torch.zeros_like(values[0])
-    for value in values:
-        total.add_(value.sign() if how == "count" else value)
-    return total.sign_().to(torch.int8)
+    for index, value in enumerate(values):
+        weighed = value if weights is None else value * weights[index]
+        total.add_(weighed.sign() if how == "count" else weighed)
+    return total.sign_()
 
 
 def majority_is_positive(signs: Iterable[torch.Tensor]) -> bool:
@@ -27,21 +35,23 @@ def majority_is_positive(signs: Iterable[torch.Tensor]) -> bool:
     Positions whose sum is 0 take the sign of this sum, and - when that is 0 as well (the TIES authors' code; mergekit
     elects +).
     """
-    return sum(int(sign.sum(dtype=torch.int64)) for sign in signs) > 0
+    return sum(int(sign.sum(dtype=torch.float64)) for sign in signs) > 0
 
 
 def agreeing_mean(
-    values: Sequence[torch.Tensor], weights: Sequence[float], signs: torch.Tensor, zero_is_positive: bool, divide: bool
+    values: Sequence[torch.Tensor], weights: Sequence[float], signs: torch.Tensor, *, zero_is_positive: bool, divide: bool
 ) -> torch.Tensor:
     """Returns the weighted mean over the donors that are not 0 and have the elected sign; 0 where none has it.
 
-    With ``divide`` false it is the weighted sum. ``weights`` count by their amount: a negative one turns its donor around, and
-    then ``signs`` must have been elected from values turned around as well.
+    With ``divide`` false it is the weighted sum. No weight is negative.
     """
-    positive = signs >= 0 if zero_is_positive else signs > 0
+    decided = signs.add(0.5 if zero_is_positive else -0.5).sign_()
     total, count = torch.zeros_like(values[0]), torch.zeros_like(values[0])
     for value, weight in zip(values, weights, strict=True):
-        agrees = torch.where(positive, value > 0, value < 0)
-        total.add_(value.where(agrees, 0.0), alpha=weight)
-        count.add_(agrees, alpha=weight)
-    return total.div_(count.masked_fill_(count == 0, 1.0)) if divide else total
+        agreeing = (value * decided).clamp_min_(0)
+        total.add_(agreeing, alpha=weight)
+        if divide:
+            count.add_(agreeing.sign_(), alpha=weight)
+    if divide:
+        total.div_(count.clamp_min_(torch.finfo(count.dtype).tiny))
+    return total.mul_(decided)

@@ -6,7 +6,7 @@ A merge is theta0 + alpha * scale * combined, where ``combined`` is what a metho
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -24,7 +24,7 @@ from speechft_ray.merging.alignment import (
     require_finite,
 )
 from speechft_ray.merging.base import METHODS, MergeParams, check
-from speechft_ray.merging.source import One, Part, Reader, Source, factors, reading
+from speechft_ray.merging.source import One, Part, Reader, Source, factors, source_of, whole
 
 
 def merge(
@@ -67,12 +67,11 @@ def merge(
     merged: dict[str, torch.Tensor] = {}
     if alpha > 0.0:
         readers = [donor.__getitem__ for donor in donors]
-        read = reading(base.__getitem__, readers, checked.number_type, gathered)
-        source = Source(parts=parts, donors=len(donors), read=read)
+        source = source_of(parts, base.__getitem__, readers, checked.number_type, gathered)
         with torch.no_grad():
             require_finite(source, base.__getitem__, readers)
-            for part, combined, one in combine_all(method, checked, source):
-                merged |= moved(part, one, combined, base.__getitem__, readers, alpha)
+            for part, combined, untouched in combine_all(method, checked, source):
+                merged |= moved(part, combined, checked.scale, untouched, base.__getitem__, readers, alpha)
             refuse_overflow(merged)
     return _like_base(base, merged, twins)
 
@@ -83,33 +82,59 @@ def check_alpha(alpha: float) -> None:
         raise UserError(f"`alpha` must be within [0, 1], but is {alpha:g} instead: 0 is the pre-trained, 1 the tuned model.")
 
 
-def combine_all(method: str, params: MergeParams, source: Source) -> Any:
-    """Yields ``(part, combined, one)`` for every part of a source: the method's task vector, times ``scale``."""
+def combine_all(method: str, params: MergeParams, source: Source) -> Iterator[tuple[Part, torch.Tensor, bool]]:
+    """Yields ``(part, combined, untouched)`` for every part of a source.
+
+    ``combined`` is what the method makes of the task vectors, without ``scale``; ``untouched`` says whether it is the task vector
+    of a lone donor, bit for bit.
+    """
     found = METHODS.get(method)
     surveyed = found.survey(params, source) if found.survey else None
     for part in source.parts:
-        one = source.read(part)
-        combined = found.combine(params, surveyed, one)
-        yield part, combined if params.scale == 1.0 else combined * params.scale, one
+        if found.blockwise(params):
+            yield part, *_in_blocks(source.blocks_of(part), lambda block: found.combine(params, surveyed, block))
+        else:
+            one = source.read(part)
+            combined = found.combine(params, surveyed, one)
+            yield part, combined, _is_lone_vector(combined, one)
+
+
+def _in_blocks(blocks: Iterator[One], combine: Callable[[One], torch.Tensor]) -> tuple[torch.Tensor, bool]:
+    """Returns what ``combine`` makes of all blocks of one part, and whether each is the lone donor's own."""
+    whole_part, untouched = torch.empty(0), True
+    for block in blocks:
+        if block.start == 0:
+            whole_part = torch.empty(block.shape or block.base.shape, dtype=block.base.dtype, device=block.base.device)
+        combined = combine(block)
+        whole_part.view(-1)[block.start : block.start + combined.numel()] = combined
+        untouched = untouched and _is_lone_vector(combined, block)
+    return whole_part, untouched
+
+
+def _is_lone_vector(combined: torch.Tensor, one: One) -> bool:
+    return len(one.vectors) == 1 and torch.equal(combined, one.vectors[0])
 
 
 def moved(
-    part: Part, one: One, combined: torch.Tensor, base: Reader, donors: Sequence[Reader], alpha: float
+    part: Part, combined: torch.Tensor, scale: float, untouched: bool, base: Reader, donors: Sequence[Reader], alpha: float
 ) -> dict[str, torch.Tensor]:
-    """Returns base + alpha * combined by key, in the base's types; exactly on the way to a donor that comes back untouched."""
-    untouched = len(donors) == 1 and torch.equal(combined, one.vectors[0])
-    if untouched and alpha == 1.0:
+    """Returns base + alpha * scale * combined by key, in the base's types.
+
+    Where the combined task vector is ``untouched``, it is a step on the straight way to the donor itself.
+    """
+    if untouched and scale == 1.0 and alpha == 1.0:
         return {key: donors[0](key).detach().to(base(key), copy=True) for key in part.keys}
+    start = whole(part, base, combined.dtype)
+    if untouched and scale == 1.0 and len(part.keys) == 1:
+        value = torch.lerp(start, donors[0](part.name).detach().to(start), alpha)
+    else:
+        value = torch.add(start, combined if scale == 1.0 else combined * scale, alpha=alpha)
     if len(part.keys) == 1:
-        end = base(part.name) if not untouched else donors[0](part.name)
-        start = one.base
-        value = torch.lerp(start, end.detach().to(start), alpha) if untouched else torch.add(start, combined, alpha=alpha)
         return {part.name: value.to(base(part.name).dtype)}
     g, v = (base(key).detach() for key in part.keys)
     if not bool(combined.any()):
         return {part.keys[0]: g.clone(), part.keys[1]: v.clone()}
-    values = factors(torch.add(one.base, combined, alpha=alpha), g, v)
-    return {key: value.to(base(key).dtype) for key, value in zip(part.keys, values, strict=True)}
+    return {key: tensor.to(base(key).dtype) for key, tensor in zip(part.keys, factors(value, g, v), strict=True)}
 
 
 def refuse_overflow(merged: State) -> None:
@@ -130,7 +155,12 @@ def find_statistics(method: str, statistics: Sequence[State] | None, donors: int
             f"merge method `{method}` needs {kind} statistics of every donor's tuning set, which {first_five(lacking)} lacks: "
             f"fine-tune with `gather: [{kind}]`."
         )
-    return lambda name: tuple(item[f"{kind}:{name}"] for item in given) if f"{kind}:{name}" in given[0] else ()
+
+    def look_up(name: str) -> tuple[torch.Tensor, ...]:
+        key = f"{kind}:{name}"
+        return tuple(item[key] for item in given) if all(key in item for item in given) else ()
+
+    return look_up
 
 
 def _like_base(base: State, merged: Mapping[str, torch.Tensor], twins: Mapping[str, str]) -> dict[str, torch.Tensor]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from speechft_ray.core.errors import UserError
 from speechft_ray.core.registry import Registry
@@ -22,6 +23,16 @@ DonorRange = tuple[int, int | None]
 def any_number(params: Any) -> DonorRange:
     """The donor range of a method that takes one donor or more."""
     return 1, None
+
+
+def never(params: Any) -> bool:
+    """For methods that need a parameter whole."""
+    return False
+
+
+def always(params: Any) -> bool:
+    """For methods that look at each position by itself."""
+    return True
 
 
 class MergeParams(BaseModel):
@@ -43,6 +54,35 @@ class MergeParams(BaseModel):
         return torch.float64 if self.precision == "float64" else torch.float32
 
 
+class WeightedParams(MergeParams):
+    """Parameters of a method that weighs its donors."""
+
+    weights: Annotated[tuple[float, ...], Field(min_length=1)] | None = None
+    """One weight per donor, in the order of the donors; ``None``: 1 each."""
+
+    def weights_of(self, donors: int) -> tuple[float, ...]:
+        """The weight of each donor."""
+        return self.weights or (1.0,) * donors
+
+
+class AveragedParams(WeightedParams):
+    """Parameters of a method that makes a weighted sum or mean of its donors."""
+
+    normalize: bool = True
+    """Whether the weighted sum is divided by the sum of the weights in it."""
+
+    @model_validator(mode="after")
+    def _sum_divides(self) -> AveragedParams:
+        if self.normalize and self.weights is not None and math.fsum(self.weights) == 0:
+            raise ValueError("`weights` sum to 0, so their sum cannot divide; change them or set `normalize: false`")
+        return self
+
+
+def one_per_weight(params: WeightedParams) -> DonorRange:
+    """As many donors as there are weights; any number without weights."""
+    return (1, None) if params.weights is None else (len(params.weights), len(params.weights))
+
+
 @dataclass(frozen=True, kw_only=True)
 class MergeMethod:
     """A registered way to combine task vectors into one, tensor by tensor.
@@ -51,7 +91,8 @@ class MergeMethod:
     vector of one part, in the shape and type of ``one.base``, and changes nothing that it was given; it may return one of
     ``one.vectors`` itself. A lone task vector that it returns bit for bit makes the end point alpha = 1 exact
     (``algebra.merge``). It does not apply ``scale``. ``survey(params, source)``: what must be known of the whole model before,
-    handed to every ``combine``. ``donors(params)``: how many donors these parameters can take. ``needs``: the statistics of the
+    handed to every ``combine``. ``blockwise(params)``: whether each position of the result depends on that position of the task
+    vectors and on the survey alone; ``combine`` is then called with blocks of a part, ten times as fast. ``donors(params)``: how many donors these parameters can take. ``needs``: the statistics of the
     donors' tuning sets that it reads. ``neutral``: parameters at which a lone donor comes back bit for bit; ``None`` where no
     parameters do. ``symmetric``: whether the order of equally treated donors does not matter.
     """
@@ -59,6 +100,7 @@ class MergeMethod:
     params: type[MergeParams]
     combine: Callable[[Any, Any, One], torch.Tensor]
     survey: Callable[[Any, Source], Any] | None = None
+    blockwise: Callable[[Any], bool] = never
     donors: Callable[[Any], DonorRange] = any_number
     needs: Literal["fisher", "gram"] | None = None
     neutral: Mapping[str, Any] | None = None

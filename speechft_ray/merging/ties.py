@@ -12,16 +12,16 @@ from typing import Annotated, Any, Literal, NamedTuple
 import torch
 from pydantic import Field, model_validator
 
-from speechft_ray.merging._consensus import Elect, agreeing_mean, elect, majority_is_positive
+from speechft_ray.merging._consensus import Elect, agreeing_mean, elect, majority_is_positive, require_votes
 from speechft_ray.merging._selection import kth_smallest
-from speechft_ray.merging.base import METHODS, DonorRange, MergeMethod, MergeParams
+from speechft_ray.merging.base import METHODS, AveragedParams, MergeMethod, one_per_weight
 from speechft_ray.merging.source import One, Source
 
 _MERGEKIT = {"scope": "tensor", "kept": "exact", "weigh_election": True, "zero_sign": "positive"}
 
 
-class TiesParams(MergeParams):
-    """Parameters of TIES; the defaults are those of the authors' code."""
+class TiesParams(AveragedParams):
+    """Parameters of TIES; the defaults are those of the authors' code, which knows no weights."""
 
     density: Annotated[float, Field(gt=0, le=1)] = 0.2
     """Share of the positions of a task vector that the trim keeps; 1 keeps all. Positions of frozen parameters count."""
@@ -34,8 +34,6 @@ class TiesParams(MergeParams):
     """The sign of a position is that of the summed values (``mass``) or of the summed signs (``count``)."""
     zero_sign: Literal["majority", "positive"] = "majority"
     """Sign of a position whose sum is 0: that of all elected signs together (the authors' code), or + (mergekit)."""
-    weights: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)] | None = None
-    """One weight per donor, in the order of the donors; ``None``: 1 each. The mean divides by the weights that agree."""
     weigh_election: bool = False
     """Whether the weights multiply the values that elect a sign (mergekit), or only those that are averaged."""
     like: Literal["original", "mergekit"] = "original"
@@ -48,7 +46,8 @@ class TiesParams(MergeParams):
         return {**_MERGEKIT, **given} if isinstance(given, dict) and given.get("like") == "mergekit" else given
 
     @model_validator(mode="after")
-    def _counts_in_a_tensor(self) -> TiesParams:
+    def _fits(self) -> TiesParams:
+        require_votes(self.weights)
         if self.kept == "exact" and self.scope == "global":
             raise ValueError("`kept: exact` breaks ties by place within a tensor, so it needs `scope: tensor`")
         return self
@@ -63,26 +62,31 @@ class TiesSurvey(NamedTuple):
     """Whether a position whose sum is 0 counts as +."""
 
 
-def donors(params: TiesParams) -> DonorRange:
-    """As many donors as there are weights; any number without weights."""
-    return (1, None) if params.weights is None else (len(params.weights), len(params.weights))
-
-
 def survey(params: TiesParams, source: Source) -> TiesSurvey:
     """Finds the thresholds, then the majority of the elected signs; reads the model up to three times (float32)."""
     cuts = find_cuts(params, source)
     if params.zero_sign == "positive":
         return TiesSurvey(cuts, True)
-    signs = (elect(_voting(params, trimmed(params, cuts, one)), params.elect) for one in source)
+    blocks = source.blocks() if blockwise(params) else source
+    signs = (elect(trimmed(params, cuts, one), params.elect, _votes(params)) for one in blocks)
     return TiesSurvey(cuts, majority_is_positive(signs))
 
 
 def combine(params: TiesParams, surveyed: TiesSurvey, one: One) -> torch.Tensor:
-    """Returns the mean of the trimmed values that have the elected sign; 0 where none has it."""
+    """Returns the mean (``normalize``) or sum of the trimmed values that have the elected sign; 0 where none has it."""
     values = trimmed(params, surveyed.cuts, one)
-    signs = elect(_voting(params, values), params.elect)
-    weights = params.weights or (1.0,) * len(values)
-    return agreeing_mean(values, weights, signs, surveyed.zero_is_positive, divide=True)
+    return agreeing_mean(
+        values,
+        params.weights_of(len(values)),
+        elect(values, params.elect, _votes(params)),
+        zero_is_positive=surveyed.zero_is_positive,
+        divide=params.normalize,
+    )
+
+
+def blockwise(params: TiesParams) -> bool:
+    """With one threshold for the whole model, each position can be looked at by itself."""
+    return params.scope == "global"
 
 
 def find_cuts(params: TiesParams, source: Source) -> tuple[float, ...] | None:
@@ -95,19 +99,26 @@ def find_cuts(params: TiesParams, source: Source) -> tuple[float, ...] | None:
         return None
     if params.density == 1.0:
         return (0.0,) * source.donors
-    total = sum(one.base.numel() for one in source)
 
     def passes() -> Iterator[Sequence[torch.Tensor]]:
-        return (one.vectors for one in source)
+        return (block.vectors for block in source.blocks())
 
-    return tuple(kth_smallest(passes, [_rank(total, params.density)] * source.donors))
+    return tuple(kth_smallest(passes, source.donors, lambda total: _rank(total, params.density)))
 
 
 def trimmed(params: TiesParams, cuts: tuple[float, ...] | None, one: One) -> list[torch.Tensor]:
     """Returns the task vectors of a part with 0 where the trim drops."""
     if cuts is not None:
-        return [vector.where(vector.abs() >= cut, 0.0) for vector, cut in zip(one.vectors, cuts, strict=True)]
+        return [_from(vector, cut) for vector, cut in zip(one.vectors, cuts, strict=True)]
     return [(_largest if params.kept == "exact" else _above)(vector, params.density) for vector in one.vectors]
+
+
+def _from(values: torch.Tensor, cut: float) -> torch.Tensor:
+    """Returns the values of at least that magnitude, else 0."""
+    if cut == 0.0:
+        return values
+    exact = torch.tensor(cut, dtype=values.dtype)
+    return torch.nn.functional.hardshrink(values, float(exact.nextafter(torch.zeros_like(exact))))  # drops what is equal as well
 
 
 def _above(values: torch.Tensor, density: float) -> torch.Tensor:
@@ -130,12 +141,10 @@ def _rank(total: int, density: float) -> int:
     return total - int(total * density)
 
 
-def _voting(params: TiesParams, values: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
-    if not params.weigh_election or params.weights is None:
-        return values
-    return [value * weight for value, weight in zip(values, params.weights, strict=True)]
+def _votes(params: TiesParams) -> tuple[float, ...] | None:
+    return params.weights if params.weigh_election else None
 
 
 METHODS.register(
-    "ties", MergeMethod(params=TiesParams, combine=combine, survey=survey, donors=donors, neutral={"density": 1.0})
+    "ties", MergeMethod(params=TiesParams, combine=combine, survey=survey, blockwise=blockwise, donors=one_per_weight, neutral={"density": 1.0})
 )
