@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +21,17 @@ Passes = Callable[[], Iterable[Sequence[torch.Tensor]]]
 """Starts to read again from the beginning: the tensors of all donors, one parameter at a time."""
 
 
-def kth_smallest(passes: Passes, donors: int, rank: Callable[[int], int]) -> list[float]:
+class Found(NamedTuple):
+    """A magnitude of a given rank."""
+
+    value: float
+    place: int
+    """Which of the magnitudes equal to it is meant, from 1."""
+    equal: int
+    """How many are equal to it."""
+
+
+def kth_smallest(passes: Passes, donors: int, rank: Callable[[int], int]) -> list[Found]:
     """Returns for each donor the magnitude that is ``rank(total)``-th among all its ``total`` values, from 1; 0.0 for rank 0.
 
     Values are float32 or float64 and finite. They are read once per 16 bits of the widest type: the first time the magnitudes
@@ -31,11 +42,11 @@ def kth_smallest(passes: Passes, donors: int, rank: Callable[[int], int]) -> lis
     return found if found is not None else _narrowed(passes, donors, rank, torch.float64) or []
 
 
-def _narrowed(passes: Passes, donors: int, rank: Callable[[int], int], number_type: torch.dtype) -> list[float] | None:
+def _narrowed(passes: Passes, donors: int, rank: Callable[[int], int], number_type: torch.dtype) -> list[Found] | None:
     """Narrows each donor's answer digit by digit; ``None`` when a tensor is of a wider type."""
     integer, digits = _INTEGERS[number_type]
     found: list[list[int]] = [[] for _ in range(donors)]
-    left = [1] * donors
+    left, equal = [1] * donors, [0] * donors
     for place in range(digits):
         counts = [np.zeros(_DIGITS, dtype=np.int64) for _ in found]
         for tensors in passes():
@@ -50,7 +61,9 @@ def _narrowed(passes: Passes, donors: int, rank: Callable[[int], int], number_ty
             digit = int(np.searchsorted(below, left[donor])) if left[donor] else 0
             left[donor] -= int(below[digit - 1]) if digit else 0
             found[donor].append(digit)
-    return [_number(words, integer, number_type) for words in found]
+            equal[donor] = int(count[digit])
+    values = (_number(words, integer, number_type) for words in found)
+    return [Found(*item) for item in zip(values, left, equal, strict=True)]
 
 
 def _words(values: torch.Tensor, digits: int) -> Words:
@@ -64,10 +77,10 @@ def _digit_counts(words: Words, upper: Sequence[int]) -> npt.NDArray[np.int64]:
     if not upper:
         both = np.bincount(words[:, 0], minlength=_DIGITS).reshape(2, -1)  # by sign
         return np.concatenate([both.sum(axis=0), np.zeros(_DIGITS // 2, dtype=np.int64)])
-    chosen = words[(words[:, 0] & (_DIGITS // 2 - 1)) == upper[0]]
+    chosen = np.flatnonzero((words[:, 0] & (_DIGITS // 2 - 1)) == upper[0])
     for place, digit in enumerate(upper[1:], start=1):
-        chosen = chosen[chosen[:, place] == digit]
-    return np.bincount(chosen[:, len(upper)], minlength=_DIGITS)
+        chosen = chosen[words[chosen, place] == digit]
+    return np.bincount(words[chosen, len(upper)], minlength=_DIGITS)
 
 
 def _number(words: Sequence[int], integer: torch.dtype, number_type: torch.dtype) -> float:

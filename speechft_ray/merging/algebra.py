@@ -85,8 +85,8 @@ def check_alpha(alpha: float) -> None:
 def combine_all(method: str, params: MergeParams, source: Source) -> Iterator[tuple[Part, torch.Tensor, bool]]:
     """Yields ``(part, combined, untouched)`` for every part of a source.
 
-    ``combined`` is what the method makes of the task vectors, without ``scale``; ``untouched`` says whether it is the task vector
-    of a lone donor, bit for bit.
+    ``combined`` is what the method makes of the task vectors, without ``scale``; ``untouched`` says whether it is the task
+    vector of a lone donor, bit for bit.
     """
     found = METHODS.get(method)
     surveyed = found.survey(params, source) if found.survey else None

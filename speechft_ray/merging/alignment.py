@@ -6,6 +6,7 @@ device do.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -102,7 +103,7 @@ def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
 def require_finite(source: Source, base: Reader, donors: Sequence[Reader]) -> None:
     """Reads every task vector once and refuses values that are NaN or infinite, naming the model that has them."""
     beyond: dict[int, torch.dtype] = {}
-    for one in source:
+    for one in source.blocks():
         beyond |= {index: vector.dtype for index, vector in enumerate(one.vectors) if not is_finite(vector)}
     if not beyond:
         return
@@ -117,8 +118,10 @@ def require_finite(source: Source, base: Reader, donors: Sequence[Reader]) -> No
 
 
 def is_finite(tensor: torch.Tensor) -> bool:
-    """Whether no value is NaN or infinite."""
-    return bool(torch.isfinite(tensor).all())
+    """Whether no value is NaN or infinite. Both ends of the values tell: they are NaN when one value is."""
+    if tensor.numel() == 0 or tensor.dtype is torch.bool or tensor.is_complex():
+        return bool(torch.isfinite(tensor).all())
+    return all(math.isfinite(float(end)) for end in torch.aminmax(tensor.detach()))
 
 
 def refuse_broken(keys: Iterable[str], name: str, advice: str) -> None:

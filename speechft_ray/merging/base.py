@@ -92,9 +92,10 @@ class MergeMethod:
     ``one.vectors`` itself. A lone task vector that it returns bit for bit makes the end point alpha = 1 exact
     (``algebra.merge``). It does not apply ``scale``. ``survey(params, source)``: what must be known of the whole model before,
     handed to every ``combine``. ``blockwise(params)``: whether each position of the result depends on that position of the task
-    vectors and on the survey alone; ``combine`` is then called with blocks of a part, ten times as fast. ``donors(params)``: how many donors these parameters can take. ``needs``: the statistics of the
-    donors' tuning sets that it reads. ``neutral``: parameters at which a lone donor comes back bit for bit; ``None`` where no
-    parameters do. ``symmetric``: whether the order of equally treated donors does not matter.
+    vectors and on the survey alone; ``combine`` is then called with blocks of a part, which is up to ten times as fast.
+    ``donors(params)``: how many donors these parameters can take. ``needs``: the statistics of the donors' tuning sets that it
+    reads. ``neutral``: parameters at which a lone donor comes back bit for bit; ``None`` where no parameters do. ``symmetric``:
+    whether the order of equally treated donors does not matter.
     """
 
     params: type[MergeParams]

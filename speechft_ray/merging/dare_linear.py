@@ -10,10 +10,10 @@ from typing import Annotated, Any, Literal
 import torch
 from pydantic import Field, model_validator
 
-from speechft_ray.merging._drop import Rescale, dropped, kept_mask
-from speechft_ray.merging.base import METHODS, AveragedParams, MergeMethod, one_per_weight
+from speechft_ray.merging._drop import Gains, Rescale, drop, find_gains
+from speechft_ray.merging.base import METHODS, AveragedParams, MergeMethod, always, one_per_weight
 from speechft_ray.merging.linear import weighted_sum
-from speechft_ray.merging.source import One
+from speechft_ray.merging.source import One, Source
 
 _MERGEKIT = {"rescale": "l1", "normalize": False}
 
@@ -37,21 +37,26 @@ class DareParams(AveragedParams):
         return {**_MERGEKIT, **given} if isinstance(given, dict) and given.get("like") == "mergekit" else given
 
 
-def combine(params: DareParams, surveyed: None, one: One) -> torch.Tensor:
+def survey(params: DareParams, source: Source) -> Gains:
+    """Measures what restores the norms, where ``rescale`` asks for it."""
+    return find_gains(source, params.density, params.rescale, params.seed)
+
+
+def combine(params: DareParams, surveyed: Gains, one: One) -> torch.Tensor:
     """Returns the weighted mean or sum of the task vectors after the drop."""
-    values = drop(params.density, params.rescale, params.seed, one)
+    values = drop(one, params.density, params.rescale, params.seed, surveyed)
     return weighted_sum(params.weights_of(len(values)), values, params.normalize)
-
-
-def drop(density: float, rescale: Rescale, seed: int, one: One) -> tuple[torch.Tensor, ...]:
-    """Returns the task vectors of a part with random positions set to 0 and the others scaled up."""
-    if density == 1.0:
-        return one.vectors
-    masks = [kept_mask(density, seed, donor, one.name, vector) for donor, vector in enumerate(one.vectors)]
-    return tuple(dropped(vector, mask, density, rescale) for vector, mask in zip(one.vectors, masks, strict=True))
 
 
 METHODS.register(
     "dare_linear",
-    MergeMethod(params=DareParams, combine=combine, donors=one_per_weight, neutral={"density": 1.0}, symmetric=False),
+    MergeMethod(
+        params=DareParams,
+        combine=combine,
+        survey=survey,
+        blockwise=always,
+        donors=one_per_weight,
+        neutral={"density": 1.0},
+        symmetric=False,
+    ),
 )

@@ -6,16 +6,15 @@ As the authors' code does (github.com/yule-BUAA/MergeLM): drop rate 0.1, then TI
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 from pydantic import Field, model_validator
 
 from speechft_ray.merging import ties
 from speechft_ray.merging._consensus import Elect, require_votes
-from speechft_ray.merging._drop import Rescale
-from speechft_ray.merging.base import METHODS, AveragedParams, MergeMethod, one_per_weight
-from speechft_ray.merging.dare_linear import drop
+from speechft_ray.merging._drop import Gains, Rescale, drop, find_gains
+from speechft_ray.merging.base import METHODS, AveragedParams, MergeMethod, always, one_per_weight
 from speechft_ray.merging.source import One, Source
 
 _MERGEKIT = {"rescale": "l1", "trim": 1.0, "weigh_election": True, "zero_sign": "positive", "normalize": False}
@@ -67,18 +66,26 @@ class DareTiesParams(AveragedParams):
         )
 
 
-def survey(params: DareTiesParams, source: Source) -> ties.TiesSurvey:
-    """Surveys the dropped task vectors as TIES does."""
-    return ties.survey(params.ties(), replace(source, read=lambda part: _after_drop(params, source.read(part))))
+class DareTiesSurvey(NamedTuple):
+    """What DARE and the TIES merge after it must know of the whole model."""
+
+    gains: Gains
+    ties: ties.TiesSurvey
 
 
-def combine(params: DareTiesParams, surveyed: ties.TiesSurvey, one: One) -> torch.Tensor:
+def survey(params: DareTiesParams, source: Source) -> DareTiesSurvey:
+    """Surveys the task vectors as DARE does, then the dropped ones as TIES does."""
+    gains = find_gains(source, params.density, params.rescale, params.seed)
+    return DareTiesSurvey(gains, ties.survey(params.ties(), source.changed(lambda one: _after_drop(params, gains, one))))
+
+
+def combine(params: DareTiesParams, surveyed: DareTiesSurvey, one: One) -> torch.Tensor:
     """Returns what TIES makes of the dropped task vectors."""
-    return ties.combine(params.ties(), surveyed, _after_drop(params, one))
+    return ties.combine(params.ties(), surveyed.ties, _after_drop(params, surveyed.gains, one))
 
 
-def _after_drop(params: DareTiesParams, one: One) -> One:
-    return replace(one, vectors=drop(params.density, params.rescale, params.seed, one))
+def _after_drop(params: DareTiesParams, gains: Gains, one: One) -> One:
+    return replace(one, vectors=drop(one, params.density, params.rescale, params.seed, gains))
 
 
 METHODS.register(
@@ -87,6 +94,7 @@ METHODS.register(
         params=DareTiesParams,
         combine=combine,
         survey=survey,
+        blockwise=always,
         donors=one_per_weight,
         neutral={"density": 1.0, "trim": 1.0},
         symmetric=False,

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import torch
 
-from speechft_ray.merging.base import METHODS, always, AveragedParams, MergeMethod, one_per_weight
+from speechft_ray.merging.base import METHODS, AveragedParams, MergeMethod, always, one_per_weight
 from speechft_ray.merging.source import One
 
 
@@ -36,4 +36,6 @@ def weighted_sum(weights: Sequence[float], vectors: Sequence[torch.Tensor], norm
     return total
 
 
-METHODS.register("linear", MergeMethod(params=LinearParams, combine=combine, blockwise=always, donors=one_per_weight, neutral={}))
+METHODS.register(
+    "linear", MergeMethod(params=LinearParams, combine=combine, blockwise=always, donors=one_per_weight, neutral={})
+)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -60,6 +61,8 @@ class Source:
     read: Callable[[Part], One]
     read_blocks: Callable[[Part], Iterator[One]] | None = None
     """Reads a part block by block, where that takes less memory than reading it whole."""
+    known: dict[Any, Any] = field(default_factory=dict)
+    """What surveys found out about the task vectors alone, for other merges of the same donors."""
 
     def __iter__(self) -> Iterator[One]:
         return (self.read(part) for part in self.parts)

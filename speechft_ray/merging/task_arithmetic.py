@@ -6,7 +6,7 @@ data; here that is ``scale``, or alpha. Its default is 1.
 
 from __future__ import annotations
 
-from speechft_ray.merging.base import METHODS, always, AveragedParams, MergeMethod, one_per_weight
+from speechft_ray.merging.base import METHODS, AveragedParams, MergeMethod, always, one_per_weight
 from speechft_ray.merging.linear import combine
 
 
@@ -18,5 +18,6 @@ class TaskArithmeticParams(AveragedParams):
 
 
 METHODS.register(
-    "task_arithmetic", MergeMethod(params=TaskArithmeticParams, combine=combine, blockwise=always, donors=one_per_weight, neutral={})
+    "task_arithmetic",
+    MergeMethod(params=TaskArithmeticParams, combine=combine, blockwise=always, donors=one_per_weight, neutral={}),
 )

@@ -6,15 +6,14 @@ code (github.com/prateeky2806/ties-merging, ``src/utils/merge_utils.py``; README
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 from pydantic import Field, model_validator
 
 from speechft_ray.merging._consensus import Elect, agreeing_mean, elect, majority_is_positive, require_votes
-from speechft_ray.merging._selection import kth_smallest
-from speechft_ray.merging.base import METHODS, AveragedParams, MergeMethod, one_per_weight
+from speechft_ray.merging._trim import Cuts, find_cuts, trimmed
+from speechft_ray.merging.base import METHODS, AveragedParams, MergeMethod, always, one_per_weight
 from speechft_ray.merging.source import One, Source
 
 _MERGEKIT = {"scope": "tensor", "kept": "exact", "weigh_election": True, "zero_sign": "positive"}
@@ -56,25 +55,23 @@ class TiesParams(AveragedParams):
 class TiesSurvey(NamedTuple):
     """What TIES must know of the whole model."""
 
-    cuts: tuple[float, ...] | None
-    """Magnitude per donor below which the trim drops; ``None`` where each tensor has its own."""
+    cuts: Cuts
     zero_is_positive: bool
     """Whether a position whose sum is 0 counts as +."""
 
 
 def survey(params: TiesParams, source: Source) -> TiesSurvey:
     """Finds the thresholds, then the majority of the elected signs; reads the model up to three times (float32)."""
-    cuts = find_cuts(params, source)
+    cuts = find_cuts(source, params.density, params.scope, params.kept)
     if params.zero_sign == "positive":
         return TiesSurvey(cuts, True)
-    blocks = source.blocks() if blockwise(params) else source
-    signs = (elect(trimmed(params, cuts, one), params.elect, _votes(params)) for one in blocks)
+    signs = (elect(trimmed(block, cuts), params.elect, _votes(params)) for block in source.blocks())
     return TiesSurvey(cuts, majority_is_positive(signs))
 
 
 def combine(params: TiesParams, surveyed: TiesSurvey, one: One) -> torch.Tensor:
     """Returns the mean (``normalize``) or sum of the trimmed values that have the elected sign; 0 where none has it."""
-    values = trimmed(params, surveyed.cuts, one)
+    values = trimmed(one, surveyed.cuts)
     return agreeing_mean(
         values,
         params.weights_of(len(values)),
@@ -84,67 +81,18 @@ def combine(params: TiesParams, surveyed: TiesSurvey, one: One) -> torch.Tensor:
     )
 
 
-def blockwise(params: TiesParams) -> bool:
-    """With one threshold for the whole model, each position can be looked at by itself."""
-    return params.scope == "global"
-
-
-def find_cuts(params: TiesParams, source: Source) -> tuple[float, ...] | None:
-    """Returns each donor's threshold over the whole model; ``None`` with ``scope: tensor``.
-
-    It is the k-th smallest magnitude with k = n - int(n * density), 0 when that keeps all. Since the k-th itself is kept,
-    int(n * density) + 1 positions stay, and any that tie with it.
-    """
-    if params.scope == "tensor":
-        return None
-    if params.density == 1.0:
-        return (0.0,) * source.donors
-
-    def passes() -> Iterator[Sequence[torch.Tensor]]:
-        return (block.vectors for block in source.blocks())
-
-    return tuple(kth_smallest(passes, source.donors, lambda total: _rank(total, params.density)))
-
-
-def trimmed(params: TiesParams, cuts: tuple[float, ...] | None, one: One) -> list[torch.Tensor]:
-    """Returns the task vectors of a part with 0 where the trim drops."""
-    if cuts is not None:
-        return [_from(vector, cut) for vector, cut in zip(one.vectors, cuts, strict=True)]
-    return [(_largest if params.kept == "exact" else _above)(vector, params.density) for vector in one.vectors]
-
-
-def _from(values: torch.Tensor, cut: float) -> torch.Tensor:
-    """Returns the values of at least that magnitude, else 0."""
-    if cut == 0.0:
-        return values
-    exact = torch.tensor(cut, dtype=values.dtype)
-    return torch.nn.functional.hardshrink(values, float(exact.nextafter(torch.zeros_like(exact))))  # drops what is equal as well
-
-
-def _above(values: torch.Tensor, density: float) -> torch.Tensor:
-    magnitudes = values.abs()
-    rank = _rank(values.numel(), density)
-    return values.where(magnitudes >= magnitudes.flatten().kthvalue(rank).values, 0.0) if rank else values
-
-
-def _largest(values: torch.Tensor, density: float) -> torch.Tensor:
-    if density == 1.0:
-        return values
-    count = max(1, int(density * values.numel()))
-    kept = values.abs().flatten().sort(descending=True, stable=True).indices[:count]
-    flat = torch.zeros_like(values).flatten()
-    flat[kept] = values.flatten()[kept]
-    return flat.reshape(values.shape)
-
-
-def _rank(total: int, density: float) -> int:
-    return total - int(total * density)
-
-
 def _votes(params: TiesParams) -> tuple[float, ...] | None:
     return params.weights if params.weigh_election else None
 
 
 METHODS.register(
-    "ties", MergeMethod(params=TiesParams, combine=combine, survey=survey, blockwise=blockwise, donors=one_per_weight, neutral={"density": 1.0})
+    "ties",
+    MergeMethod(
+        params=TiesParams,
+        combine=combine,
+        survey=survey,
+        blockwise=always,
+        donors=one_per_weight,
+        neutral={"density": 1.0},
+    ),
 )

@@ -11,9 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from speechft_ray.merging._trim import find_cuts, trimmed
 from speechft_ray.merging.algebra import merge
 from speechft_ray.merging.source import One, Part, Source
-from speechft_ray.merging.ties import TiesParams, find_cuts, trimmed
 
 FOLDER = Path(__file__).parents[2] / "../shared/fixtures/merging"
 CASES: dict[str, tuple[str, dict[str, Any], float]] = {
@@ -71,8 +71,8 @@ def test_trim_masks_are_the_originals() -> None:
     source = Source(
         parts=parts, donors=3, read=lambda part: One(name=part.name, base=base[part.name], vectors=vectors[part.name])
     )
-    cuts = find_cuts(TiesParams(), source)
+    cuts = find_cuts(source, density=0.2, scope="global", kept="threshold")
     for index, (donor, kept) in enumerate(zip("abc", case["kept"], strict=True)):
-        mask = torch.cat([trimmed(TiesParams(), cuts, one)[index].flatten() != 0 for one in source])
+        mask = torch.cat([trimmed(one, cuts)[index].flatten() != 0 for one in source])
         assert torch.equal(mask, masks[donor].bool())
         assert int(mask.sum()) == kept == int(0.2 * case["total"]) + 1
