@@ -261,6 +261,10 @@ def test_the_kernel_of_a_weight_normalised_convolution_is_merged_on_request(meth
     result = merged(method, BASE, DONORS, 0.5, params=kernel)
     torch.testing.assert_close(result[g], torch.linalg.vector_norm(result[v], dim=(0, 1), keepdim=True), rtol=1e-6, atol=0)
     assert not torch.equal(result[v], merged(method, BASE, DONORS, 0.5)[v])
+    neutral = METHODS.get(method).neutral
+    if neutral is not None:
+        whole = merged(method, BASE, [DONORS[0]], 1.0, params={**neutral, **kernel})
+        assert torch.equal(whole[g], DONORS[0][g]) and torch.equal(whole[v], DONORS[0][v])
     part = merged(method, BASE, DONORS, 0.5, (v,), params=kernel)  # a lone factor has no kernel
     assert torch.equal(part[v], BASE[v]) and torch.equal(part[g], merged(method, BASE, DONORS, 0.5, (v,))[g])
 
