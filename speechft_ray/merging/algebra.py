@@ -152,8 +152,8 @@ def find_statistics(method: str, statistics: Sequence[State] | None, donors: int
     lacking = [f"donor {i + 1}" for i, item in enumerate(given) if not any(key.startswith(f"{kind}:") for key in item)]
     if lacking:
         raise UserError(
-            f"merge method `{method}` needs {kind} statistics of every donor's tuning set, which {first_five(lacking)} lacks: "
-            f"fine-tune with `gather: [{kind}]`."
+            f"merge method `{method}` needs {kind} statistics of every donor's tuning set, but there are none of "
+            f"{first_five(lacking)}: fine-tune with `gather: [{kind}]`."
         )
 
     def look_up(name: str) -> tuple[torch.Tensor, ...]:
