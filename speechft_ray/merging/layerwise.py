@@ -14,7 +14,7 @@ from pydantic import Field, field_validator
 
 from speechft_ray.core.errors import UserError
 from speechft_ray.merging._layers import ENCODER_LAYER, check_pattern, count_layers, layer_of
-from speechft_ray.merging.base import METHODS, AveragedParams, MergeMethod, one_per_weight
+from speechft_ray.merging.base import METHODS, AveragedParams, MergeMethod, always, one_per_weight
 from speechft_ray.merging.linear import weighted_sum
 from speechft_ray.merging.source import One, Source
 
@@ -77,5 +77,5 @@ def factor(params: LayerwiseParams, name: str) -> float:
 
 METHODS.register(
     "layerwise",
-    MergeMethod(params=LayerwiseParams, combine=combine, survey=survey, donors=one_per_weight, neutral={}),
+    MergeMethod(params=LayerwiseParams, combine=combine, survey=survey, blockwise=always, donors=one_per_weight, neutral={}),
 )

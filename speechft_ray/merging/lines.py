@@ -13,7 +13,7 @@ from pydantic import Field, field_validator
 
 from speechft_ray.merging import ties
 from speechft_ray.merging._layers import ENCODER_LAYER, check_pattern, count_layers, layer_of
-from speechft_ray.merging.base import METHODS, MergeMethod, MergeParams
+from speechft_ray.merging.base import METHODS, MergeMethod, MergeParams, always
 from speechft_ray.merging.linear import weighted_sum
 from speechft_ray.merging.source import One, Source
 
@@ -56,7 +56,7 @@ def survey(params: LinesParams, source: Source) -> LinesSurvey:
     if source.donors == 1:
         return LinesSurvey(layers, max(0.0, 1.0 - params.slope), elected)
     summed = merged = 0.0
-    for one in source:
+    for one in source.blocks():
         summed += float(_sum(one).abs().sum(dtype=torch.float64))
         merged += float(_merged(params, elected, one).abs().sum(dtype=torch.float64))
     return LinesSurvey(layers, summed / merged / source.donors if merged else 0.0, elected)
@@ -81,4 +81,6 @@ def _ties(params: LinesParams) -> ties.TiesParams:
     return ties.TiesParams(density=params.density)
 
 
-METHODS.register("lines", MergeMethod(params=LinesParams, combine=combine, survey=survey, neutral={"slope": 0.0}))
+METHODS.register(
+    "lines", MergeMethod(params=LinesParams, combine=combine, survey=survey, blockwise=always, neutral={"slope": 0.0})
+)
