@@ -25,6 +25,7 @@ FLOORS = {
     "stages": 4,
     "compose": 4,
     "describe": 4,
+    "merge_files": 4,
     "cli": 4,
     "__main__": 4,
 }

@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from speechft_ray.cli import sweeps  # noqa: F401  # hangs its verbs on the command
+from speechft_ray.cli import merging, sweeps  # noqa: F401  # they hang their verbs on the command
 from speechft_ray.cli.app import EXIT_RESUMABLE, EXIT_USER, app
 from speechft_ray.core.errors import Interrupted, UserError
 

@@ -24,7 +24,7 @@ from speechft_ray.merging.alignment import (
     require_finite,
 )
 from speechft_ray.merging.base import METHODS, MergeParams, check
-from speechft_ray.merging.source import One, Part, Reader, Source, factors, source_of, whole
+from speechft_ray.merging.source import BLOCK, One, Part, Reader, Source, factors, source_of, whole
 
 
 def merge(
@@ -82,33 +82,41 @@ def check_alpha(alpha: float) -> None:
         raise UserError(f"`alpha` must be within [0, 1], but is {alpha:g} instead: 0 is the pre-trained, 1 the tuned model.")
 
 
-def combine_all(method: str, params: MergeParams, source: Source) -> Iterator[tuple[Part, torch.Tensor, bool]]:
+def combine_all(
+    method: str, params: MergeParams, source: Source, spare: Mapping[str, torch.Tensor] | None = None
+) -> Iterator[tuple[Part, torch.Tensor, bool]]:
     """Yields ``(part, combined, untouched)`` for every part of a source.
 
     ``combined`` is what the method makes of the task vectors, without ``scale``; ``untouched`` says whether it is the task
-    vector of a lone donor, bit for bit.
+    vector of a lone donor, bit for bit. ``spare``: tensors by name of the part that may be overwritten, which saves the
+    time that fresh memory costs; used where method and number type allow it.
     """
     found = METHODS.get(method)
     surveyed = found.survey(params, source) if found.survey else None
     for part in source.parts:
         if found.blockwise(params):
-            yield part, *_in_blocks(source.blocks_of(part), lambda block: found.combine(params, surveyed, block))
+            room = (spare or {}).get(part.name)
+            yield part, *_in_blocks(source.blocks_of(part), lambda block: found.combine(params, surveyed, block), room)
         else:
             one = source.read(part)
             combined = found.combine(params, surveyed, one)
             yield part, combined, _is_lone_vector(combined, one)
 
 
-def _in_blocks(blocks: Iterator[One], combine: Callable[[One], torch.Tensor]) -> tuple[torch.Tensor, bool]:
+def _in_blocks(
+    blocks: Iterator[One], combine: Callable[[One], torch.Tensor], room: torch.Tensor | None
+) -> tuple[torch.Tensor, bool]:
     """Returns what ``combine`` makes of all blocks of one part, and whether each is the lone donor's own."""
-    whole_part, untouched = torch.empty(0), True
+    made, untouched = torch.empty(0), True
     for block in blocks:
         if block.start == 0:
-            whole_part = torch.empty(block.shape or block.base.shape, dtype=block.base.dtype, device=block.base.device)
+            fits = room is not None and room.shape == block.shape and room.dtype == block.base.dtype
+            shape = block.base.shape if block.shape is None else block.shape
+            made = room if room is not None and fits else block.base.new_empty(shape)
         combined = combine(block)
-        whole_part.view(-1)[block.start : block.start + combined.numel()] = combined
+        made.view(-1)[block.start : block.start + combined.numel()] = combined
         untouched = untouched and _is_lone_vector(combined, block)
-    return whole_part, untouched
+    return made, untouched
 
 
 def _is_lone_vector(combined: torch.Tensor, one: One) -> bool:
@@ -135,6 +143,28 @@ def moved(
     if not bool(combined.any()):
         return {part.keys[0]: g.clone(), part.keys[1]: v.clone()}
     return {key: tensor.to(base(key).dtype) for key, tensor in zip(part.keys, factors(value, g, v), strict=True)}
+
+
+def move_into(
+    room: Mapping[str, torch.Tensor],
+    part: Part,
+    combined: torch.Tensor,
+    scale: float,
+    untouched: bool,
+    base: Reader,
+    donors: Sequence[Reader],
+    alpha: float,
+) -> None:
+    """Writes what ``moved`` returns into the tensors of ``room``, one of which may be ``combined`` itself."""
+    start = base(part.name).detach()
+    exact_end = untouched and scale == 1.0
+    if len(part.keys) > 1 or exact_end or not start.dtype == combined.dtype == room[part.name].dtype:
+        for key, value in moved(part, combined, scale, untouched, base, donors, alpha).items():
+            room[key].copy_(value)
+        return
+    ends = [torch.split(tensor, BLOCK) for tensor in (start.reshape(-1), combined.reshape(-1), room[part.name].view(-1))]
+    for first, step, target in zip(*ends, strict=True):
+        torch.add(first, step if scale == 1.0 else step * scale, alpha=alpha, out=target)
 
 
 def refuse_overflow(merged: State) -> None:
