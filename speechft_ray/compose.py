@@ -19,11 +19,11 @@ from speechft_ray.core.fingerprint import fingerprint
 from speechft_ray.core.metrics import metrics_of
 from speechft_ray.core.records import STAGES, Job, Outcome, Place, Stage
 from speechft_ray.core.resources import ResourceRequest
-from speechft_ray.core.specs import CorpusSpec, EvalSpec, SweepSpec
+from speechft_ray.core.specs import CorpusSpec, EvalSpec, MergeSpec, SweepSpec
 from speechft_ray.core.store import Store
 from speechft_ray.core.validation import validated
 from speechft_ray.exchange import bring
-from speechft_ray.merging.base import check
+from speechft_ray.merging.base import METHODS, check
 from speechft_ray.speech.checkpoints.catalogue import is_name
 from speechft_ray.speech.corpora.base import CORPORA, Corpus
 from speechft_ray.speech.heads.base import head_options
@@ -77,6 +77,7 @@ def check_names(spec: SweepSpec) -> None:
             attempt(f"{path}.corpus", _corpus_options, objective.corpus)
     for index, item in enumerate(spec.merge):
         attempt(f"merge[{index}]", check, item.method, item.params, 1 if item.donors == "each" else len(item.donors))
+        attempt(f"merge[{index}].method", _gathered, item, spec)
     for index, entry in enumerate(spec.evaluate):
         attempt(f"evaluate[{index}].task", _task, entry, spec)
         for corpus in entry.corpora():
@@ -283,6 +284,19 @@ def _say_result(plan: Plan, store: Store, report: Path, views: Sequence[str]) ->
 
 def _corpus_options(spec: CorpusSpec) -> BaseModel:
     return validated(CORPORA.get(spec.name).options, dict(spec.options), where=f"corpus `{spec.name}`")
+
+
+def _gathered(merge: MergeSpec, spec: SweepSpec) -> None:
+    """Refuses a merge that needs statistics which the fine-tuning of its donors does not gather. An unknown method passes."""
+    needs = METHODS.get(merge.method).needs if merge.method in METHODS.names() else None
+    lacking = [
+        run.name for run in spec.finetune if merge.donors == "each" or run.name in merge.donors if needs not in run.gather
+    ]
+    if needs and lacking:
+        raise UserError(
+            f"`{merge.method}` needs {needs} statistics of the donors' tuning sets: set `gather: [{needs}]` for the "
+            f"fine-tuning of {', '.join(dict.fromkeys(lacking))}."
+        )
 
 
 def _task(entry: EvalSpec, spec: SweepSpec) -> None:

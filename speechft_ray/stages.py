@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 
 from speechft_ray.core.errors import UserError
 from speechft_ray.core.fingerprint import canonical
@@ -19,6 +20,7 @@ from speechft_ray.core.specs import CorpusSpec, EvalSpec, FinetuneSpec
 from speechft_ray.core.store import Store
 from speechft_ray.finetuning.run import finetune
 from speechft_ray.merging.algebra import merge
+from speechft_ray.merging.base import METHODS
 from speechft_ray.speech.checkpoints.load import load_encoder, weights_fingerprint
 from speechft_ray.speech.checkpoints.safetensors_dir import read_encoder, write_encoder
 from speechft_ray.speech.corpora.base import CORPORA, SPLITS, Corpus, Progress
@@ -32,6 +34,9 @@ from speechft_ray.sweep.protocols import Report
 ENCODER_FILE = "encoder.safetensors"
 START = "encoder"
 """Folder of the store with the pre-trained encoders that sweeps began with."""
+
+STATISTICS_FILE = "statistics.safetensors"
+"""Beside the encoder of a fine-tuning that gathered something: tensors by ``<kind>:<parameter>``."""
 
 
 def perform(job: Job, place: Place, report: Report) -> Mapping[str, Any]:
@@ -125,6 +130,8 @@ def _finetune(job: Job, place: Place, store: Store, report: Report) -> None:
     made = {"by": "speechft_ray finetune", "fingerprint": job.fingerprint, "spec": spec.model_dump(mode="json")}
     with store.publish("finetune", job.fingerprint, facts) as folder:
         write_encoder(folder / ENCODER_FILE, tuned.weights, made)
+        if tuned.statistics:
+            save_file(dict(tuned.statistics), folder / STATISTICS_FILE)
 
 
 def _merge(job: Job, place: Place, store: Store, report: Report) -> None:
@@ -132,9 +139,12 @@ def _merge(job: Job, place: Place, store: Store, report: Report) -> None:
     base = _start(place, recipe["base"])
     state = dict(base.state)
     if recipe["donors"]:
-        donors = [read_encoder(store.folder("finetune", key) / ENCODER_FILE).state for key in recipe["donors"]]
+        folders = [store.folder("finetune", key) for key in recipe["donors"]]
+        donors = [read_encoder(folder / ENCODER_FILE).state for folder in folders]
         protected = FAMILIES.get(base.family).pretraining_only_prefixes
-        state = merge(recipe["method"], recipe["params"], base.state, donors, recipe["alpha"], protected)
+        files = [folder / STATISTICS_FILE for folder in folders] if METHODS.get(recipe["method"]).needs else []
+        gathered = [load_file(file) if file.is_file() else {} for file in files]
+        state = merge(recipe["method"], recipe["params"], base.state, donors, recipe["alpha"], protected, gathered)
     made = {"by": "speechft_ray merge", "fingerprint": job.fingerprint, **recipe}
     with store.publish("merge", job.fingerprint, recipe) as folder:
         write_encoder(folder / ENCODER_FILE, EncoderWeights(family=base.family, config=base.config, state=state), made)

@@ -71,6 +71,8 @@ class FinetuneSpec(Spec):
     crop_seconds: Annotated[float, Field(gt=0)] | None = None
     """Random crop of longer training utterances for pooled objectives (s3prl ``voxceleb1``: 8 s); ``None`` uses all."""
     seed: Annotated[int, Field(ge=0)] = 0
+    gather: Annotated[tuple[Literal["fisher", "gram"], ...], Field(max_length=2)] = ()
+    """Statistics of the tuning set, gathered with the tuned weights for the merge methods ``fisher`` and ``regmean``."""
 
     @model_validator(mode="after")
     def _schedule_is_whole(self) -> FinetuneSpec:
@@ -79,8 +81,8 @@ class FinetuneSpec(Spec):
         return self
 
     def identity(self) -> dict[str, Any]:
-        """The part that decides the result."""
-        return self.model_dump(mode="json", exclude={"name"})
+        """The part that decides the result; without ``gather`` where nothing is gathered, as before there was such a field."""
+        return self.model_dump(mode="json", exclude={"name"} if self.gather else {"name", "gather"})
 
 
 class MergeSpec(Spec):

@@ -20,6 +20,7 @@ class Draw(IntEnum):
     WINDOW = 2
     CROP = 3
     UPDATE = 4
+    STATISTICS = 5
 
 
 def generator(seed: int, draw: Draw, *place: int) -> np.random.Generator:

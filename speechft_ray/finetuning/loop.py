@@ -49,6 +49,8 @@ class Progress:
     """``[update, {name: value}]`` points."""
     best: dict[str, torch.Tensor] = field(default_factory=dict)
     """Encoder tensors of the best validation, on the CPU; empty before the first one."""
+    best_heads: dict[str, torch.Tensor] = field(default_factory=dict)
+    """Heads of the best validation, on the CPU; empty where no statistics are gathered, which alone need them."""
     best_update: int = 0
     best_dev: float = 0.0
     best_values: list[float] = field(default_factory=list)
@@ -145,6 +147,9 @@ def _validate(run: Run, progress: Progress) -> dict[str, float]:
     name, dev = overall([lesson.kind.metric for lesson in run.lessons], found)
     if not progress.best or better(name, dev, progress.best_dev):
         progress.best = _tensors(run.learner)
+        if run.spec.gather:
+            heads = run.learner.heads.state_dict()
+            progress.best_heads = {name: value.detach().to("cpu", copy=True) for name, value in heads.items()}
         progress.best_update, progress.best_dev, progress.best_values = progress.update, dev, found
     each = {f"dev_{index}": value for index, value in enumerate(found)} if len(found) > 1 else {}
     return {"dev": dev, **each}

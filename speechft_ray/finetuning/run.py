@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from speechft_ray.finetuning.batches import CACHE_BYTES, Recordings
 from speechft_ray.finetuning.learner import build_learner
 from speechft_ray.finetuning.lessons import Lesson, prepare
 from speechft_ray.finetuning.loop import Progress, Report, Run, train
+from speechft_ray.finetuning.statistics import gather
 from speechft_ray.finetuning.validation import overall
 from speechft_ray.speech.checkpoints.load import weights_fingerprint
 from speechft_ray.speech.corpora.base import Corpus
@@ -26,10 +27,14 @@ LOOP_VERSION = 1
 
 @dataclass(frozen=True, kw_only=True)
 class Tuned:
-    """What a run yields: the encoder of its best validation, and JSON facts about how it went."""
+    """What a run yields: the encoder of its best validation, and JSON facts about how it went.
+
+    ``statistics``: what the spec asked to ``gather``, by ``<kind>:<parameter>``, on the CPU (``statistics.gather``).
+    """
 
     weights: EncoderWeights
     facts: dict[str, Any]
+    statistics: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
 
 def finetune(
@@ -59,10 +64,11 @@ def finetune(
             identity=_identity(spec, start, corpora),
         )
         progress = train(run, report)
+        statistics = gather(run, progress, report) if spec.gather else {}
     # Whatever did not learn is taken from the start weights, so it is equal to the bit.
     state = {name: progress.best.get(name, value) for name, value in start.state.items()}
     weights = EncoderWeights(family=start.family, config=start.config, state=state)
-    return Tuned(weights=weights, facts=_facts(lessons, progress))
+    return Tuned(weights=weights, facts=_facts(lessons, progress), statistics=statistics)
 
 
 def _facts(lessons: Sequence[Lesson], progress: Progress) -> dict[str, Any]:

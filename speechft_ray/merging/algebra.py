@@ -1,20 +1,30 @@
 """The rules that every merge method inherits: alignment, number types, shared tensors, protected parameters, end points.
 
-A merge is theta0 + alpha * combined, where ``combined`` is what a method makes of the task vectors theta_i - theta0
+A merge is theta0 + alpha * scale * combined, where ``combined`` is what a method makes of the task vectors theta_i - theta0
 (Speech-FT, arXiv 2502.12672, Eq. 1, 3 and 4).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 
 from speechft_ray.core.errors import UserError
-from speechft_ray.merging.base import METHODS, check
-
-State = Mapping[str, torch.Tensor]
+from speechft_ray.merging.alignment import (
+    State,
+    align,
+    check_twins,
+    find_parts,
+    find_twins,
+    first_five,
+    is_finite,
+    refuse_broken,
+    require_finite,
+)
+from speechft_ray.merging.base import METHODS, MergeParams, check
+from speechft_ray.merging.source import BLOCK, One, Part, Reader, Source, factors, source_of, whole
 
 
 def merge(
@@ -24,128 +34,163 @@ def merge(
     donors: Sequence[State],
     alpha: float,
     protected_prefixes: Sequence[str] = (),
+    statistics: Sequence[State] | None = None,
 ) -> dict[str, torch.Tensor]:
-    """Merges donors into a base: theta0 + alpha * combined(theta_i - theta0).
+    """Merges donors into a base: theta0 + alpha * scale * combined(theta_i - theta0).
 
     Keys and order of the result are the base's, and so are each tensor's type and device. Parameters whose name starts with one
     of ``protected_prefixes`` keep the base's value, and donors may lack them; so do tensors that are not floating point. A
     tensor that the base holds under several names is merged once and shared again in the result. Arithmetic is in float32 (in
-    float64 for a float64 base). No input is changed and the result shares no memory with one.
+    float64 for a float64 base, or where ``precision`` asks for it). No input is changed and the result shares no memory with
+    one. ``statistics``: what the donors' fine-tuning gathered, one mapping per donor, with keys ``<kind>:<parameter>``.
 
     Exact end points: alpha = 0 is the base bit for bit. Where the method hands back the task vector of a lone donor untouched,
     the path goes from the base to the donor itself, not to base + (donor - base), which rounds: alpha = 1 is then the donor
     bit for bit.
 
-    The weight-normalised positional convolution is merged in its g and v parts, as the published code does.
+    The weight-normalised positional convolution is merged in its g and v parts, as the published code does, unless ``pos_conv``
+    asks for its kernel.
 
     Raises ``UserError`` for parameters that do not fit, alpha outside [0, 1], names or shapes that differ between base and a
-    donor, values that are NaN or infinite, or a result that the base's number type cannot hold.
+    donor, statistics that are needed and missing, values that are NaN or infinite, or a result that the base's number type
+    cannot hold.
     """
     checked = check(method, params, donors=len(donors))
-    if not 0.0 <= alpha <= 1.0:
-        raise UserError(f"`alpha` must be within [0, 1], but is {alpha:g} instead: 0 is the pre-trained, 1 the tuned model.")
+    check_alpha(alpha)
     prefixes = tuple(protected_prefixes)
-    twins = _twins(base)
-    keys = _merged_keys(base, twins, prefixes)
+    twins = find_twins(base)
+    parts = find_parts(base, twins, prefixes, checked.pos_conv)
     for index, donor in enumerate(donors):
-        _align(base, donor, f"donor {index + 1}", prefixes)
-        _align_twins(twins, keys, donor, f"donor {index + 1}")
+        align(base, donor, f"donor {index + 1}", prefixes)
+        check_twins(twins, parts, donor.__getitem__, f"donor {index + 1}")
+    gathered = find_statistics(method, statistics, len(donors))
     merged: dict[str, torch.Tensor] = {}
     if alpha > 0.0:
+        readers = [donor.__getitem__ for donor in donors]
+        source = source_of(parts, base.__getitem__, readers, checked.number_type, gathered)
         with torch.no_grad():
-            vectors = [_task_vector(base, donor, f"donor {index + 1}", keys) for index, donor in enumerate(donors)]
-            combined = METHODS.get(method).combine(checked, vectors)
-            for key in keys:
-                untouched = len(donors) == 1 and torch.equal(combined[key], vectors[0][key])
-                end = donors[0][key] if untouched else None
-                merged[key] = _step(base[key], end, combined.pop(key), alpha)
-        _require_finite(merged, "the merged model", "lower the method's scale or use a base of a wider number type")
+            require_finite(source, base.__getitem__, readers)
+            for part, combined, untouched in combine_all(method, checked, source):
+                merged |= moved(part, combined, checked.scale, untouched, base.__getitem__, readers, alpha)
+            refuse_overflow(merged)
     return _like_base(base, merged, twins)
 
 
-def _twins(base: State) -> dict[str, str]:
-    """Maps every key to the first key that names the very same tensor (same memory, shape, strides and type)."""
-    first: dict[tuple[Any, ...], str] = {}
-    twins: dict[str, str] = {}
-    for key, tensor in base.items():
-        place = (tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
-        twins[key] = first.setdefault(place, key) if tensor.numel() else key  # empty tensors have no memory to share
-    return twins
+def check_alpha(alpha: float) -> None:
+    """Refuses an alpha that is no share."""
+    if not 0.0 <= alpha <= 1.0:
+        raise UserError(f"`alpha` must be within [0, 1], but is {alpha:g} instead: 0 is the pre-trained, 1 the tuned model.")
 
 
-def _merged_keys(base: State, twins: Mapping[str, str], prefixes: tuple[str, ...]) -> list[str]:
-    """Keys that a merge moves, sorted; a tensor is protected when any of its names is."""
-    protected = {twins[key] for key in base if key.startswith(prefixes)}
-    keys = sorted({first for first in twins.values() if first not in protected and base[first].is_floating_point()})
-    if not keys:
-        raise UserError("the base has nothing to merge: all its parameters are protected, or none is a floating-point tensor.")
-    return keys
+def combine_all(
+    method: str, params: MergeParams, source: Source, spare: Mapping[str, torch.Tensor] | None = None
+) -> Iterator[tuple[Part, torch.Tensor, bool]]:
+    """Yields ``(part, combined, untouched)`` for every part of a source.
+
+    ``combined`` is what the method makes of the task vectors, without ``scale``; ``untouched`` says whether it is the task
+    vector of a lone donor, bit for bit. ``spare``: tensors by name of the part that may be overwritten, which saves the
+    time that fresh memory costs; used where method and number type allow it.
+    """
+    found = METHODS.get(method)
+    surveyed = found.survey(params, source) if found.survey else None
+    for part in source.parts:
+        if found.blockwise(params):
+            room = (spare or {}).get(part.name)
+            yield part, *_in_blocks(source.blocks_of(part), lambda block: found.combine(params, surveyed, block), room)
+        else:
+            one = source.read(part)
+            combined = found.combine(params, surveyed, one)
+            yield part, combined, _is_lone_vector(combined, one)
 
 
-def _align(base: State, donor: State, name: str, prefixes: tuple[str, ...]) -> None:
-    ours, theirs = ({key for key in state if not key.startswith(prefixes)} for state in (base, donor))
-    differ = [
-        f"{key} {_form(donor[key])} instead of {_form(base[key])}"
-        for key in ours & theirs
-        if base[key].shape != donor[key].shape or base[key].is_floating_point() != donor[key].is_floating_point()
-    ]
-    complaints = [
-        f"{what}: {_first_five(names)}"
-        for what, names in (
-            (f"it lacks {len(ours - theirs)} of {len(ours)} parameters", ours - theirs),
-            (f"it has {len(theirs - ours)} that the base lacks", theirs - ours),
-            (f"{len(differ)} differ in shape or kind", differ),
-        )
-        if names
-    ]
-    if complaints:
-        raise UserError(f"{name} does not fit the base: {'; '.join(complaints)}. Merge only models tuned from this base.")
+def _in_blocks(
+    blocks: Iterator[One], combine: Callable[[One], torch.Tensor], room: torch.Tensor | None
+) -> tuple[torch.Tensor, bool]:
+    """Returns what ``combine`` makes of all blocks of one part, and whether each is the lone donor's own."""
+    made, untouched = torch.empty(0), True
+    for block in blocks:
+        if block.start == 0:
+            fits = room is not None and room.shape == block.shape and room.dtype == block.base.dtype
+            shape = block.base.shape if block.shape is None else block.shape
+            made = room if room is not None and fits else block.base.new_empty(shape)
+        combined = combine(block)
+        made.view(-1)[block.start : block.start + combined.numel()] = combined
+        untouched = untouched and _is_lone_vector(combined, block)
+    return made, untouched
 
 
-def _form(tensor: torch.Tensor) -> str:
-    return f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"
+def _is_lone_vector(combined: torch.Tensor, one: One) -> bool:
+    return len(one.vectors) == 1 and torch.equal(combined, one.vectors[0])
 
 
-def _align_twins(twins: Mapping[str, str], keys: Iterable[str], donor: State, name: str) -> None:
-    moved = set(keys)
-    shared = [(first, key) for key, first in twins.items() if key != first and first in moved]
-    split = [f"{first} and {key}" for first, key in shared if not _same(donor[first], donor[key])]
-    if split:
+def moved(
+    part: Part, combined: torch.Tensor, scale: float, untouched: bool, base: Reader, donors: Sequence[Reader], alpha: float
+) -> dict[str, torch.Tensor]:
+    """Returns base + alpha * scale * combined by key, in the base's types.
+
+    Where the combined task vector is ``untouched``, it is a step on the straight way to the donor itself.
+    """
+    if untouched and scale == 1.0 and alpha == 1.0:
+        return {key: donors[0](key).detach().to(base(key), copy=True) for key in part.keys}
+    start = whole(part, base, combined.dtype)
+    if untouched and scale == 1.0 and len(part.keys) == 1:
+        value = torch.lerp(start, donors[0](part.name).detach().to(start), alpha)
+    else:
+        value = torch.add(start, combined if scale == 1.0 else combined * scale, alpha=alpha)
+    if len(part.keys) == 1:
+        return {part.name: value.to(base(part.name).dtype)}
+    g, v = (base(key).detach() for key in part.keys)
+    if not bool(combined.any()):
+        return {part.keys[0]: g.clone(), part.keys[1]: v.clone()}
+    return {key: tensor.to(base(key).dtype) for key, tensor in zip(part.keys, factors(value, g, v), strict=True)}
+
+
+def move_into(
+    room: Mapping[str, torch.Tensor],
+    part: Part,
+    combined: torch.Tensor,
+    scale: float,
+    untouched: bool,
+    base: Reader,
+    donors: Sequence[Reader],
+    alpha: float,
+) -> None:
+    """Writes what ``moved`` returns into the tensors of ``room``, one of which may be ``combined`` itself."""
+    start = base(part.name).detach()
+    exact_end = untouched and scale == 1.0
+    if len(part.keys) > 1 or exact_end or not start.dtype == combined.dtype == room[part.name].dtype:
+        for key, value in moved(part, combined, scale, untouched, base, donors, alpha).items():
+            room[key].copy_(value)
+        return
+    ends = [torch.split(tensor, BLOCK) for tensor in (start.reshape(-1), combined.reshape(-1), room[part.name].view(-1))]
+    for first, step, target in zip(*ends, strict=True):
+        torch.add(first, step if scale == 1.0 else step * scale, alpha=alpha, out=target)
+
+
+def refuse_overflow(merged: State) -> None:
+    """Refuses a result that its number type cannot hold."""
+    advice = "lower the method's scale or use a base of a wider number type"
+    refuse_broken((key for key, tensor in merged.items() if not is_finite(tensor)), "the merged model", advice)
+
+
+def find_statistics(method: str, statistics: Sequence[State] | None, donors: int) -> Any:
+    """Returns the function that looks up what was gathered for a part. Raises ``UserError`` when a donor has nothing."""
+    kind = METHODS.get(method).needs
+    if kind is None:
+        return lambda name: ()
+    given = list(statistics or [{}] * donors)
+    lacking = [f"donor {i + 1}" for i, item in enumerate(given) if not any(key.startswith(f"{kind}:") for key in item)]
+    if lacking:
         raise UserError(
-            f"{name} does not fit the base: it holds two values for each of {len(split)} tensors that the base shares between "
-            f"two names: {_first_five(split)}. Merge only models tuned from this base."
+            f"merge method `{method}` needs {kind} statistics of every donor's tuning set, but there are none of "
+            f"{first_five(lacking)}: fine-tune with `gather: [{kind}]`."
         )
 
+    def look_up(name: str) -> tuple[torch.Tensor, ...]:
+        key = f"{kind}:{name}"
+        return tuple(item[key] for item in given) if all(key in item for item in given) else ()
 
-def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
-    return one.data_ptr() == other.data_ptr() or torch.equal(one, other)
-
-
-def _task_vector(base: State, donor: State, name: str, keys: Sequence[str]) -> dict[str, torch.Tensor]:
-    vector: dict[str, torch.Tensor] = {}
-    for key in keys:
-        start = _wide(base[key])
-        vector[key] = donor[key].to(start) - start
-    if not all(bool(torch.isfinite(difference).all()) for difference in vector.values()):
-        advice = "take a checkpoint from before the training diverged"
-        _require_finite({key: base[key] for key in keys}, "the base", advice)
-        _require_finite({key: donor[key] for key in keys}, name, advice)
-        raise UserError(f"{name} differs from the base by more than {start.dtype} can hold: it was not tuned from this base.")
-    return vector
-
-
-def _step(start: torch.Tensor, end: torch.Tensor | None, combined: torch.Tensor, alpha: float) -> torch.Tensor:
-    """Returns start + alpha * combined in the type of ``start``; on the way to ``end`` where that is given."""
-    wide = _wide(start)
-    if end is None:
-        return torch.add(wide, combined, alpha=alpha).to(start.dtype)
-    if alpha == 1.0:
-        return end.to(start, copy=True)
-    return torch.lerp(wide, end.to(wide), alpha).to(start.dtype)
-
-
-def _wide(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.detach().to(torch.promote_types(tensor.dtype, torch.float32))
+    return look_up
 
 
 def _like_base(base: State, merged: Mapping[str, torch.Tensor], twins: Mapping[str, str]) -> dict[str, torch.Tensor]:
@@ -156,14 +201,3 @@ def _like_base(base: State, merged: Mapping[str, torch.Tensor], twins: Mapping[s
         else:
             result[key] = merged[key] if key in merged else tensor.detach().clone()
     return result
-
-
-def _require_finite(state: State, name: str, advice: str) -> None:
-    broken = [key for key, tensor in state.items() if not bool(torch.isfinite(tensor).all())]
-    if broken:
-        raise UserError(f"{name} has NaN or infinite values in {len(broken)} parameters: {_first_five(broken)}; {advice}.")
-
-
-def _first_five(names: Iterable[str]) -> str:
-    listed = sorted(names)
-    return ", ".join(listed[:5]) + (f" and {len(listed) - 5} more" if len(listed) > 5 else "")

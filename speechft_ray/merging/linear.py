@@ -1,55 +1,41 @@
 """Linear merging: a weighted sum of task vectors; by default their mean (Speech-FT, arXiv 2502.12672, Eq. 3).
 
-With ``normalize: false`` it is task arithmetic (arXiv 2212.04089), whose scaling coefficient is alpha.
+For one donor it is the interpolation of weights of WiSE-FT (arXiv 2109.01903), for several the uniform model soup (arXiv
+2203.05482).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Annotated
 
 import torch
-from pydantic import Field, model_validator
 
-from speechft_ray.merging.base import METHODS, DonorRange, MergeMethod, MergeParams, TaskVector
-
-
-class LinearParams(MergeParams):
-    """Parameters of the linear merge; the defaults give the paper's mean."""
-
-    weights: Annotated[tuple[float, ...], Field(min_length=1)] | None = None
-    """One weight per donor, in the order of the donors; ``None``: 1 each. A negative weight takes a task away."""
-    normalize: bool = True
-    """Whether the sum is divided by the sum of the weights."""
-
-    @model_validator(mode="after")
-    def _sum_divides(self) -> LinearParams:
-        if self.normalize and self.weights is not None and math.fsum(self.weights) == 0:
-            raise ValueError("`weights` sum to 0, so their sum cannot divide; change them or set `normalize: false`")
-        return self
+from speechft_ray.merging.base import METHODS, AveragedParams, MergeMethod, always, one_per_weight
+from speechft_ray.merging.source import One
 
 
-def donors(params: LinearParams) -> DonorRange:
-    """As many donors as there are weights; any number without weights."""
-    return (1, None) if params.weights is None else (len(params.weights), len(params.weights))
+class LinearParams(AveragedParams):
+    """Parameters of the linear merge; the defaults give the paper's mean. A negative weight takes a task away."""
 
 
-def combine(params: LinearParams, vectors: Sequence[TaskVector]) -> dict[str, torch.Tensor]:
-    """Returns sum(w_i * vector_i), divided by sum(w_i) if ``normalize``.
+def combine(params: AveragedParams, surveyed: None, one: One) -> torch.Tensor:
+    """Returns sum(w_i * vector_i), divided by sum(w_i) if ``normalize``."""
+    return weighted_sum(params.weights_of(len(one.vectors)), one.vectors, params.normalize)
+
+
+def weighted_sum(weights: Sequence[float], vectors: Sequence[torch.Tensor], normalize: bool) -> torch.Tensor:
+    """Returns the weighted sum or mean, added in donor order.
 
     The factors w_i / sum(w_i) are formed first, so a lone donor gets exactly 1 and keeps its task vector bit for bit.
     """
-    weights = params.weights or (1.0,) * len(vectors)
-    divisor = math.fsum(weights) if params.normalize else 1.0
-    factors = [weight / divisor for weight in weights]
-    combined: dict[str, torch.Tensor] = {}
-    for key, first in vectors[0].items():
-        total = first * factors[0]
-        for factor, vector in zip(factors[1:], vectors[1:], strict=True):
-            total.add_(vector[key], alpha=factor)
-        combined[key] = total
-    return combined
+    divisor = math.fsum(weights) if normalize else 1.0
+    total = vectors[0] * (weights[0] / divisor)
+    for weight, vector in zip(weights[1:], vectors[1:], strict=True):
+        total.add_(vector, alpha=weight / divisor)
+    return total
 
 
-METHODS.register("linear", MergeMethod(params=LinearParams, combine=combine, donors=donors))
+METHODS.register(
+    "linear", MergeMethod(params=LinearParams, combine=combine, blockwise=always, donors=one_per_weight, neutral={})
+)

@@ -1,93 +1,98 @@
 """TIES: trim each task vector, elect one sign per position, average what agrees (arXiv 2306.01708).
 
 Speech-FT (arXiv 2502.12672, Eq. 4) merges with TIES and states none of its settings. The defaults are those of the authors'
-code (github.com/prateeky2806/ties-merging, ``src/utils/merge_utils.py``; README example: K = 20, mass, dis-mean, lambda 1),
-and so are the two details in which other programs differ, which are noted at ``_cut`` and ``_positive``.
+code (github.com/prateeky2806/ties-merging, ``src/utils/merge_utils.py``; README example: K = 20, mass, dis-mean, lambda 1).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from speechft_ray.merging.base import METHODS, MergeMethod, MergeParams, TaskVector
+from speechft_ray.merging._consensus import Elect, agreeing_mean, elect, majority_is_positive, require_votes
+from speechft_ray.merging._trim import Cuts, find_cuts, trimmed
+from speechft_ray.merging.base import METHODS, AveragedParams, MergeMethod, always, one_per_weight
+from speechft_ray.merging.source import One, Source
+
+_MERGEKIT = {"scope": "tensor", "kept": "exact", "weigh_election": True, "zero_sign": "positive"}
 
 
-class TiesParams(MergeParams):
-    """Parameters of TIES; the defaults are those of the authors' code."""
+class TiesParams(AveragedParams):
+    """Parameters of TIES; the defaults are those of the authors' code, which knows no weights."""
 
     density: Annotated[float, Field(gt=0, le=1)] = 0.2
     """Share of the positions of a task vector that the trim keeps; 1 keeps all. Positions of frozen parameters count."""
     scope: Literal["global", "tensor"] = "global"
     """``global``: one threshold for the whole task vector (the authors' code). ``tensor``: one per tensor (mergekit, PEFT)."""
-    elect: Literal["mass", "count"] = "mass"
+    kept: Literal["threshold", "exact"] = "threshold"
+    """``threshold``: int(n * density) + 1 positions and all that tie with the last (the authors' code). ``exact``: int(n *
+    density), at least 1; among ties those that come first (mergekit); only with ``scope: tensor``."""
+    elect: Elect = "mass"
     """The sign of a position is that of the summed values (``mass``) or of the summed signs (``count``)."""
-    scale: float = 1.0
-    """Factor of the merged task vector: lambda of the TIES paper."""
+    zero_sign: Literal["majority", "positive"] = "majority"
+    """Sign of a position whose sum is 0: that of all elected signs together (the authors' code), or + (mergekit)."""
+    weigh_election: bool = False
+    """Whether the weights multiply the values that elect a sign (mergekit), or only those that are averaged."""
+    like: Literal["original", "mergekit"] = "original"
+    """``mergekit``: its conventions, for ``scope``, ``kept``, ``zero_sign`` and ``weigh_election``, where not set here. Its
+    own default for ``density`` is 1."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _conventions(cls, given: Any) -> Any:
+        return {**_MERGEKIT, **given} if isinstance(given, dict) and given.get("like") == "mergekit" else given
+
+    @model_validator(mode="after")
+    def _fits(self) -> TiesParams:
+        require_votes(self.weights)
+        if self.kept == "exact" and self.scope == "global":
+            raise ValueError("`kept: exact` breaks ties by place within a tensor, so it needs `scope: tensor`")
+        return self
 
 
-def combine(params: TiesParams, vectors: Sequence[TaskVector]) -> dict[str, torch.Tensor]:
-    """Returns ``scale`` times the mean of the trimmed values that have the elected sign; 0 where none has it."""
-    cuts = [_cuts(params, vector) for vector in vectors]
+class TiesSurvey(NamedTuple):
+    """What TIES must know of the whole model."""
 
-    def trimmed(key: str) -> list[torch.Tensor]:
-        # Made again for each pass: kept, they would double the memory of the merge.
-        return [_trim(vector[key], cut[key]) for vector, cut in zip(vectors, cuts, strict=True)]
-
-    positive = _positive({key: _elect(params, trimmed(key)) for key in vectors[0]})
-    return {key: _agreeing_mean(trimmed(key), positive[key]).mul_(params.scale) for key in vectors[0]}
+    cuts: Cuts
+    zero_is_positive: bool
+    """Whether a position whose sum is 0 counts as +."""
 
 
-def _cuts(params: TiesParams, vector: TaskVector) -> dict[str, float]:
-    """Returns for each tensor the magnitude below which the trim drops."""
-    if params.scope == "tensor":
-        return {key: _cut(tensor.abs().flatten(), params.density) for key, tensor in vector.items()}
-    cut = _cut(torch.cat([tensor.flatten() for tensor in vector.values()]).abs_(), params.density)
-    return dict.fromkeys(vector, cut)
+def survey(params: TiesParams, source: Source) -> TiesSurvey:
+    """Finds the thresholds, then the majority of the elected signs; reads the model up to three times (float32)."""
+    cuts = find_cuts(source, params.density, params.scope, params.kept)
+    if params.zero_sign == "positive":
+        return TiesSurvey(cuts, True)
+    signs = (elect(trimmed(block, cuts), params.elect, _votes(params)) for block in source.blocks())
+    return TiesSurvey(cuts, majority_is_positive(signs))
 
 
-def _cut(magnitudes: torch.Tensor, density: float) -> float:
-    """Returns the k-th smallest magnitude with k = n - int(n * density), 0 when that keeps all; ``magnitudes`` is ``(n,)``.
-
-    Since the k-th itself is kept, int(n * density) + 1 positions stay, and any that tie with it, as in the authors' code.
-    """
-    rank = magnitudes.numel() - int(magnitudes.numel() * density)
-    return float(magnitudes.kthvalue(rank).values) if rank >= 1 else 0.0
-
-
-def _trim(values: torch.Tensor, cut: float) -> torch.Tensor:
-    return values.where(values.abs() >= cut, 0.0)
-
-
-def _elect(params: TiesParams, trimmed: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Returns the elected signs -1, 0, 1 as int8. Sums run in donor order, as a stack of the donors would be summed."""
-    total = torch.zeros_like(trimmed[0])
-    for values in trimmed:
-        total.add_(values.sign() if params.elect == "count" else values)
-    return total.sign_().to(torch.int8)
+def combine(params: TiesParams, surveyed: TiesSurvey, one: One) -> torch.Tensor:
+    """Returns the mean (``normalize``) or sum of the trimmed values that have the elected sign; 0 where none has it."""
+    values = trimmed(one, surveyed.cuts)
+    return agreeing_mean(
+        values,
+        params.weights_of(len(values)),
+        elect(values, params.elect, _votes(params)),
+        zero_is_positive=surveyed.zero_is_positive,
+        divide=params.normalize,
+    )
 
 
-def _positive(signs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Returns where the elected sign is +.
-
-    Positions whose sum is 0 take the sign of all elected signs summed over the whole model, and - when that is 0 as well (the
-    authors' code; mergekit elects + there).
-    """
-    majority = sum(int(sign.sum(dtype=torch.int64)) for sign in signs.values())
-    return {key: sign >= 0 if majority > 0 else sign > 0 for key, sign in signs.items()}
+def _votes(params: TiesParams) -> tuple[float, ...] | None:
+    return params.weights if params.weigh_election else None
 
 
-def _agreeing_mean(trimmed: Sequence[torch.Tensor], positive: torch.Tensor) -> torch.Tensor:
-    """Returns the mean over the donors that are not 0 and have the elected sign (the paper's disjoint mean)."""
-    total, count = torch.zeros_like(trimmed[0]), torch.zeros_like(trimmed[0])
-    for values in trimmed:
-        agrees = torch.where(positive, values > 0, values < 0)
-        total.add_(values.where(agrees, 0.0))
-        count.add_(agrees)
-    return total.div_(count.clamp_(min=1))
-
-
-METHODS.register("ties", MergeMethod(params=TiesParams, combine=combine))
+METHODS.register(
+    "ties",
+    MergeMethod(
+        params=TiesParams,
+        combine=combine,
+        survey=survey,
+        blockwise=always,
+        donors=one_per_weight,
+        neutral={"density": 1.0},
+    ),
+)

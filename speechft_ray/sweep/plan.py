@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from pydantic import JsonValue
+
 from speechft_ray.core.errors import UserError
 from speechft_ray.core.fingerprint import canonical, fingerprint
 from speechft_ray.core.records import Job, Stage
@@ -177,13 +179,22 @@ def _donor_sets(merge: MergeSpec, tuned: Sequence[tuple[FinetuneSpec, str]]) -> 
 
 def _row_params(merge: MergeSpec, donors: Sequence[FinetuneSpec], varying: Mapping[str, set[str]]) -> Params:
     params: dict[str, str | float | int] = {"method": merge.method, "alpha": merge.alpha}
-    params |= {name: value for name, value in merge.params.items() if isinstance(value, str | int | float)}
+    params |= {
+        name: shown for name, shown in ((name, _shown(value)) for name, value in merge.params.items()) if shown is not None
+    }
     params["finetune"] = "+".join(dict.fromkeys(run.name for run in donors))
     for run in donors:
         flat = _flat(run.identity())
         params |= {name.rsplit(".", 1)[-1]: flat[name] for name in sorted(varying[run.name]) if name in flat}
     params["seed"] = donors[0].seed
     return params
+
+
+def _shown(value: JsonValue) -> str | float | int | None:
+    """A parameter of a merge as a row shows it: a list, of weights or of factors per layer, as one text; no mapping."""
+    if isinstance(value, list):
+        return ",".join(_number(item) if isinstance(item, str | float | int) else str(item) for item in value)
+    return value if isinstance(value, str | float | int) else None
 
 
 def _varying_fields(runs: Sequence[FinetuneSpec]) -> dict[str, set[str]]:

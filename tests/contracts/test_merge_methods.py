@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 
-from speechft_ray.core.errors import UserError
-from speechft_ray.merging.algebra import merge
-from speechft_ray.merging.base import METHODS, check
+from speechft_ray.core.errors import SpecError, UserError
+from speechft_ray.merging.algebra import combine_all, find_statistics, merge
+from speechft_ray.merging.base import METHODS, MergeParams, check
+from speechft_ray.merging.source import One, Part, Source
 
 State = dict[str, torch.Tensor]
 
+EXAMPLES: Mapping[str, Mapping[str, Any]] = {"wudi": {"steps": 20}}
+"""Parameters under which a method is run here instead of its defaults, for the sake of time."""
+
 
 def model(seed: int, dtype: torch.dtype = torch.float32, near: State | None = None) -> State:
-    """A small encoder's state: matrices, a one-element tensor, an integer buffer and two names of one tensor."""
+    """A small encoder's state: layers, a weight-normalised convolution, a lone number, an integer buffer, a tied tensor."""
     source = torch.Generator().manual_seed(seed)
 
     def draw(key: str, *shape: int) -> torch.Tensor:
@@ -22,9 +30,12 @@ def model(seed: int, dtype: torch.dtype = torch.float32, near: State | None = No
 
     tied = draw("tied.one", 4, 3)
     return {
-        "conv.weight": draw("conv.weight", 6, 1, 5),
-        "layer.weight": draw("layer.weight", 8, 6),
-        "layer.bias": draw("layer.bias", 8),
+        "feature_extractor.conv_layers.0.weight": draw("feature_extractor.conv_layers.0.weight", 6, 1, 5),
+        "encoder.layers.0.weight": draw("encoder.layers.0.weight", 8, 6),
+        "encoder.layers.0.bias": draw("encoder.layers.0.bias", 8),
+        "encoder.layers.1.weight": draw("encoder.layers.1.weight", 6, 8),
+        "encoder.pos_conv.0.weight_g": draw("encoder.pos_conv.0.weight_g", 1, 1, 3),
+        "encoder.pos_conv.0.weight_v": draw("encoder.pos_conv.0.weight_v", 6, 2, 3),
         "gain": draw("gain", 1),
         "steps": torch.tensor([seed, 2 * seed]),
         "tied.one": tied,
@@ -37,8 +48,32 @@ BASE = model(0)
 DONORS = [model(seed, near=BASE) for seed in (1, 2, 3)]
 
 
-def merged(method: str, base: State, donors: list[State], alpha: float = 0.5, protected: tuple[str, ...] = ()) -> State:
-    return merge(method, {}, base, donors, alpha, protected)
+def merged(
+    method: str,
+    base: State,
+    donors: list[State],
+    alpha: float = 0.5,
+    protected: tuple[str, ...] = (),
+    params: Mapping[str, Any] | None = None,
+) -> State:
+    """Merges as many of the donors as the method takes."""
+    params = {**EXAMPLES.get(method, {}), **(params or {})}
+    fewest, most = METHODS.get(method).donors(check(method, params))
+    taken = [donors[index % len(donors)] for index in range(max(fewest, min(len(donors), most or len(donors))))]
+    statistics = [gathered(method, base, seed) for seed in range(len(taken))]
+    return merge(method, params, base, taken, alpha, protected, statistics)
+
+
+def gathered(method: str, base: State, seed: int) -> State:
+    """Statistics of the kind that a method needs, for the parameters of layers."""
+    kind, source = METHODS.get(method).needs, torch.Generator().manual_seed(seed)
+    layers = {key: tensor for key, tensor in base.items() if "layers.0" in key and kind}
+    if kind == "gram":
+        inputs = {
+            key: torch.randn(20, tensor.shape[1], generator=source) for key, tensor in layers.items() if tensor.dim() == 2
+        }
+        return {f"gram:{key}": rows.T @ rows / 20 for key, rows in inputs.items()}
+    return {f"{kind}:{key}": torch.rand(tensor.shape, generator=source) for key, tensor in layers.items()}
 
 
 def copied(state: State) -> State:
@@ -80,16 +115,26 @@ def test_alpha_scales_the_step(method: str) -> None:
     """Every method ends with theta0 + alpha * (merged - theta0)."""
     whole, part = merged(method, BASE, DONORS, 1.0), merged(method, BASE, DONORS, 0.25)
     moved = [key for key in BASE if not torch.equal(whole[key], BASE[key])]
-    assert "layer.weight" in moved
+    assert "encoder.layers.0.weight" in moved
     for key in moved:
         torch.testing.assert_close(part[key], BASE[key] + 0.25 * (whole[key] - BASE[key]), rtol=0, atol=1e-6)
 
 
 def test_donor_order_does_not_matter(method: str) -> None:
-    """With equal weights, up to rounding."""
-    forward, backward = merged(method, BASE, DONORS), merged(method, BASE, DONORS[::-1])
+    """With equal weights, up to rounding; where donors are drawn apart by their place, at the setting that draws nothing."""
+    kind = METHODS.get(method)
+    if kind.needs:
+        return  # their statistics tell donors apart; tests/merging/test_gathered.py reverses both
+    params = {} if kind.symmetric else kind.neutral
+    donors = DONORS[: kind.donors(check(method, {}))[1]]
+    forward, backward = (merged(method, BASE, given, params=params) for given in (donors, donors[::-1]))
     for key, tensor in forward.items():
-        torch.testing.assert_close(tensor, backward[key], rtol=0, atol=1e-6)
+        torch.testing.assert_close(tensor, backward[key], rtol=0, atol=2e-6)
+    if not kind.symmetric:
+        assert not torch.equal(
+            merged(method, BASE, donors)["encoder.layers.0.weight"],
+            merged(method, BASE, donors[::-1])["encoder.layers.0.weight"],
+        )
 
 
 def test_inputs_are_not_changed_and_not_shared(method: str) -> None:
@@ -103,12 +148,19 @@ def test_inputs_are_not_changed_and_not_shared(method: str) -> None:
 
 
 def test_combine_changes_no_task_vector(method: str) -> None:
-    vectors = [{key: donor[key] - BASE[key] for key in ("conv.weight", "layer.bias")} for donor in DONORS]
-    kept = [copied(vector) for vector in vectors]
-    result = METHODS.get(method).combine(check(method, {}), vectors)
-    assert {key: tensor.shape for key, tensor in result.items()} == {key: tensor.shape for key, tensor in kept[0].items()}
-    for vector, before in zip(vectors, kept, strict=True):
-        assert_same(vector, before)
+    keys = ("encoder.layers.0.bias", "encoder.layers.0.weight", "feature_extractor.conv_layers.0.weight")
+    vectors = {key: tuple(donor[key] - BASE[key] for donor in DONORS) for key in keys}
+    kept = {key: tuple(vector.clone() for vector in each) for key, each in vectors.items()}
+    count = METHODS.get(method).donors(check(method, {}))[1] or 3
+    parts = tuple(Part(name=key, keys=(key,)) for key in keys)
+    given = [gathered(method, BASE, seed) for seed in range(count)]
+    look_up = find_statistics(method, given, count)
+    ones = {key: One(name=key, base=BASE[key], vectors=vectors[key][:count], statistics=look_up(key)) for key in keys}
+    source = Source(parts=parts, donors=count, read=lambda part: ones[part.name])
+    for part, combined, _ in combine_all(method, check(method, {}), source):
+        assert combined.shape == BASE[part.name].shape
+        for vector, before in zip(vectors[part.name], kept[part.name], strict=True):
+            assert torch.equal(vector, before)
 
 
 def test_integer_buffers_are_the_bases(method: str) -> None:
@@ -127,7 +179,7 @@ def test_protected_parameters_keep_the_base(method: str) -> None:
     result = merged(method, BASE, DONORS, 1.0, ("head.", "tied.two"))
     assert torch.equal(result["head.weight"], BASE["head.weight"])
     assert torch.equal(result["tied.one"], BASE["tied.one"])  # one of its names is protected
-    assert not torch.equal(result["layer.weight"], BASE["layer.weight"])
+    assert not torch.equal(result["encoder.layers.0.weight"], BASE["encoder.layers.0.weight"])
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -155,7 +207,7 @@ def test_parameters_that_learn_give_plain_tensors(method: str) -> None:
 
 def test_mismatched_donors_are_refused(method: str) -> None:
     lacking = {key: tensor for key, tensor in DONORS[0].items() if key != "gain"}
-    with pytest.raises(UserError, match="lacks 1 of 8 parameters: gain"):
+    with pytest.raises(UserError, match="lacks 1 of 11 parameters: gain"):
         merged(method, BASE, [lacking, DONORS[1]])
     with pytest.raises(UserError, match="1 differ in shape or kind: gain"):
         merged(method, BASE, [{**DONORS[0], "gain": torch.zeros(2)}, DONORS[1]])
@@ -170,10 +222,61 @@ def test_a_repeated_merge_has_the_same_bits(method: str) -> None:
     assert_same(merged(method, BASE, DONORS), merged(method, BASE, DONORS))
 
 
-@pytest.mark.parametrize(("name", "params"), [("linear", {}), ("linear", {"weights": [0.3]}), ("ties", {"density": 1.0})])
-def test_a_lone_untouched_donor_is_reached_bit_for_bit(name: str, params: dict[str, object]) -> None:
+def test_a_lone_donor_is_reached_bit_for_bit_at_the_neutral_setting(method: str) -> None:
+    neutral = METHODS.get(method).neutral
+    if neutral is None:  # it cannot hand a lone donor back
+        fewest, _ = METHODS.get(method).donors(check(method, {}))
+        assert fewest > 1 or method == "iso_c"
+        return
     base, donor = model(0), model(9)  # far apart: base + (donor - base) would round
     base["zero"], donor["zero"] = torch.tensor([1.0]), torch.tensor([-0.0])  # an interpolation would lose the sign
-    result = merge(name, params, base, [donor], 1.0)
+    result = merged(method, base, [donor], 1.0, params=neutral)
     assert_same(result, {**donor, "steps": base["steps"]})
     assert any(not torch.equal(base[key] + (donor[key] - base[key]), donor[key]) for key in base)
+
+
+def test_scale_multiplies_the_step(method: str) -> None:
+    plain, half = (merged(method, BASE, DONORS, 1.0, params={"scale": scale}) for scale in (1.0, 0.5))
+    for key, tensor in BASE.items():
+        torch.testing.assert_close(half[key], (tensor + 0.5 * (plain[key] - tensor)).to(tensor.dtype), rtol=0, atol=1e-6)
+
+
+def test_float64_on_request_is_the_same_merge_rounded_less(method: str) -> None:
+    wide = {key: tensor.double() if tensor.is_floating_point() else tensor for key, tensor in BASE.items()}
+    wide["tied.two"] = wide["tied.one"]
+    donors = [{key: tensor.to(wide[key].dtype) for key, tensor in donor.items()} for donor in DONORS]
+    exact = merged(method, wide, donors)
+    asked, plain = (merged(method, BASE, DONORS, params={"precision": precision}) for precision in ("float64", "float32"))
+    for key, tensor in exact.items():
+        assert asked[key].dtype == BASE[key].dtype
+        assert torch.equal(asked[key], tensor.to(asked[key].dtype)), key
+        torch.testing.assert_close(plain[key], asked[key], rtol=0, atol=5e-6)
+
+
+def test_the_kernel_of_a_weight_normalised_convolution_is_merged_on_request(method: str) -> None:
+    kernel = {"pos_conv": "kernel"}
+    g, v = "encoder.pos_conv.0.weight_g", "encoder.pos_conv.0.weight_v"
+    assert_same(merged(method, BASE, [copied(BASE)] * 2, 1.0, params=kernel), BASE)
+    assert_same(merged(method, BASE, DONORS, 0.0, params=kernel), BASE)
+    result = merged(method, BASE, DONORS, 0.5, params=kernel)
+    torch.testing.assert_close(result[g], torch.linalg.vector_norm(result[v], dim=(0, 1), keepdim=True), rtol=1e-6, atol=0)
+    assert not torch.equal(result[v], merged(method, BASE, DONORS, 0.5)[v])
+    neutral = METHODS.get(method).neutral
+    if neutral is not None:
+        whole = merged(method, BASE, [DONORS[0]], 1.0, params={**neutral, **kernel})
+        assert torch.equal(whole[g], DONORS[0][g]) and torch.equal(whole[v], DONORS[0][v])
+    part = merged(method, BASE, DONORS, 0.5, (v,), params=kernel)  # a lone factor has no kernel
+    assert torch.equal(part[v], BASE[v]) and torch.equal(part[g], merged(method, BASE, DONORS, 0.5, (v,))[g])
+
+
+def test_unknown_parameters_are_told_with_the_nearest_name(method: str) -> None:
+    with pytest.raises(SpecError, match=r"unknown field `precisoin`. Did you mean `precision`\?"):
+        check(method, {"precisoin": "float64"})
+
+
+def test_every_parameter_is_documented_with_its_default(method: str) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "merging.md").read_text(encoding="utf-8")
+    section = page.split(f"### {method}\n", 1)[1].split("\n### ", 1)[0]
+    own = set(METHODS.get(method).params.model_fields) - set(MergeParams.model_fields)
+    assert {name for name in own if f"`{name}`" not in section} == set()
+    assert "arXiv" in section or "doi" in section

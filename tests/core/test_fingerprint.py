@@ -79,11 +79,17 @@ def test_every_field_of_a_spec_counts() -> None:
             "validate_every_updates": 5,
             "crop_seconds": 8.0,
             "seed": 2,
+            "gather": ("fisher",),
             "name": "other",
         }.items()
     ]
     assert len(changed) == len(FinetuneSpec.model_fields)
     assert len({fingerprint(spec) for spec in [FINETUNE, *changed]}) == len(changed) + 1
+
+
+def test_what_is_gathered_counts_only_where_something_is() -> None:
+    assert "gather" not in FINETUNE.identity()
+    assert FINETUNE.model_copy(update={"gather": ("fisher",)}).identity() == {**FINETUNE.identity(), "gather": ["fisher"]}
 
 
 def test_a_run_is_not_known_by_its_name() -> None:

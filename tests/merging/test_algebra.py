@@ -116,3 +116,59 @@ def test_unknown_method_and_parameters() -> None:
     with pytest.raises(SpecError) as caught:
         check("ties", {"density": 2, "elect": "vote"})
     assert [path for path, _ in caught.value.mistakes] == ["density", "elect"]
+
+
+@pytest.mark.parametrize(
+    ("method", "count", "wanted"), [("slerp", 1, "2"), ("slerp", 3, "2"), ("model_stock", 1, "at least 2")]
+)
+def test_methods_that_need_more_or_fewer_donors(method: str, count: int, wanted: str) -> None:
+    with pytest.raises(UserError, match=f"the number of donors must be {wanted} for merge method `{method}`.*but is {count}"):
+        check(method, {}, donors=count)
+
+
+@pytest.mark.parametrize(("method", "kind"), [("fisher", "fisher"), ("regmean", "gram")])
+def test_donors_without_the_statistics_that_a_method_needs(method: str, kind: str) -> None:
+    base, donor = state(a=[1.0]), state(a=[2.0])
+    known = {f"{kind}:a": torch.ones(1, 1)}
+    for statistics, lacking in ((None, "donor 1, donor 2"), ([known, {}], "donor 2"), ([known, {"other:a": known}], "donor 2")):
+        with pytest.raises(UserError, match=rf"there are none of {lacking}: fine-tune with `gather: \[{kind}\]`\."):
+            merge(method, {}, base, [donor, donor], 0.5, statistics=statistics)
+
+
+@pytest.mark.parametrize(
+    ("params", "sentence"),
+    [
+        ({}, "no parameter of the base belongs to a layer"),
+        ({"layer_pattern": r"l(?P<layer>\d)", "layers": [1]}, "must have 2 factors"),
+    ],
+)
+def test_layers_that_are_not_there(params: dict[str, object], sentence: str) -> None:
+    base = state(l0=[1.0], l1=[1.0])
+    with pytest.raises(UserError, match=sentence):
+        merge("layerwise", params, base, [base], 0.5)
+
+
+def test_the_kernel_is_merged_as_a_whole() -> None:
+    """g v / |v| goes straight from 2 (1, 0) to 2 (0, 1); its factors would turn it into 2 (1, 1) / sqrt(2)."""
+    base = {"conv.weight_g": torch.full((1, 1), 2.0), "conv.weight_v": torch.tensor([[3.0, 0.0]])}
+    donor = {"conv.weight_g": torch.full((1, 1), 2.0), "conv.weight_v": torch.tensor([[0.0, 3.0]])}
+    plain = merge("linear", {}, base, [donor], 0.5)
+    assert plain["conv.weight_v"].tolist() == [[1.5, 1.5]] and plain["conv.weight_g"].item() == 2.0
+    whole = merge("linear", {"pos_conv": "kernel"}, base, [donor], 0.5)
+    assert whole["conv.weight_v"].tolist() == [[1.0, 1.0]]
+    assert whole["conv.weight_g"].item() == pytest.approx(2**0.5)
+
+
+def test_a_kernel_that_cancels_keeps_the_direction_of_the_base() -> None:
+    base = {"conv.weight_g": torch.full((1, 1), 2.0), "conv.weight_v": torch.tensor([[3.0, 0.0]])}
+    donor = {"conv.weight_g": torch.full((1, 1), 2.0), "conv.weight_v": torch.tensor([[-3.0, 0.0]])}
+    whole = merge("linear", {"pos_conv": "kernel"}, base, [donor], 0.5)
+    assert whole["conv.weight_g"].item() == 0.0 and whole["conv.weight_v"].tolist() == [[3.0, 0.0]]
+
+
+def test_both_ways_of_naming_the_factors_are_known() -> None:
+    for g, v in (("weight_g", "weight_v"), ("parametrizations.weight.original0", "parametrizations.weight.original1")):
+        base = {f"c.{g}": torch.ones(2, 1), f"c.{v}": torch.eye(2)}
+        donor = {f"c.{g}": torch.ones(2, 1), f"c.{v}": torch.eye(2).flip(0)}
+        whole = merge("linear", {"pos_conv": "kernel"}, base, [donor], 0.5)
+        torch.testing.assert_close(whole[f"c.{g}"], torch.full((2, 1), 0.5**0.5))

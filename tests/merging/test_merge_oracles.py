@@ -11,8 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from speechft_ray.merging._trim import find_cuts, trimmed
 from speechft_ray.merging.algebra import merge
-from speechft_ray.merging.ties import TiesParams, _cuts, _trim
+from speechft_ray.merging.source import One, Part, Source
 
 FOLDER = Path(__file__).parents[2] / "../shared/fixtures/merging"
 CASES: dict[str, tuple[str, dict[str, Any], float]] = {
@@ -65,10 +66,13 @@ def test_merge_is_the_originals(name: str) -> None:
 def test_trim_masks_are_the_originals() -> None:
     case = manifest()["ties_orig_topk20_mask"]
     masks, base = load(case["name"]), load("inputs_base")
-    for donor, kept in zip("abc", case["kept"], strict=True):
-        state = load(f"inputs_{donor}")
-        vector = {key: state[key] - base[key] for key in sorted(base)}
-        cuts = _cuts(TiesParams(), vector)
-        mask = torch.cat([_trim(tensor, cuts[key]).flatten() != 0 for key, tensor in vector.items()])
+    vectors = {key: tuple(load(f"inputs_{donor}")[key] - base[key] for donor in "abc") for key in sorted(base)}
+    parts = tuple(Part(name=key, keys=(key,)) for key in vectors)
+    source = Source(
+        parts=parts, donors=3, read=lambda part: One(name=part.name, base=base[part.name], vectors=vectors[part.name])
+    )
+    cuts = find_cuts(source, density=0.2, scope="global", kept="threshold")
+    for index, (donor, kept) in enumerate(zip("abc", case["kept"], strict=True)):
+        mask = torch.cat([trimmed(one, cuts)[index].flatten() != 0 for one in source])
         assert torch.equal(mask, masks[donor].bool())
         assert int(mask.sum()) == kept == int(0.2 * case["total"]) + 1

@@ -100,6 +100,14 @@ def test_donors_without_a_common_seed_are_an_error() -> None:
         make_plan(sweep(**raw), inputs())
 
 
+def test_lists_of_a_merge_tell_its_rows_apart() -> None:
+    weights = [[1, 0.5], [0.25, 1]]
+    raw = space(merge=[{"donors": ["narrow", "wide"], "params": {"weights": item}, "alpha": 0.25} for item in weights])
+    raw["finetune"].append({**raw["finetune"][0], "name": "wide"})
+    plan = make_plan(sweep(**raw), inputs())
+    assert {row.params["weights"] for row in plan.rows if row.params["alpha"] == 0.25} == {"1,0.5", "0.25,1"}
+
+
 def test_rows_say_what_varies() -> None:
     raw = space()
     raw["finetune"][0]["anchor_penalty"] = {"grid": [0.0, 0.01]}

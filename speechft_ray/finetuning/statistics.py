@@ -1,0 +1,127 @@
+"""What a tuned encoder's task depends on, gathered on the tuning set for merges that ask for it.
+
+``fisher``: the diagonal of the empirical Fisher information (arXiv 2111.09832), the mean over utterances of the squared
+gradient of an utterance's loss. ``gram``: for the weight of each linear layer X^T X over the number of rows, with a row of X
+for each frame that the layer reads (arXiv 2212.09849). Both with the best weights of encoder and heads, dropout off.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from speechft_ray.core.errors import UserError
+from speechft_ray.finetuning.batches import cropped, on_device
+from speechft_ray.finetuning.draws import Draw, generator
+from speechft_ray.finetuning.learner import Learner
+from speechft_ray.finetuning.lessons import crop_samples
+from speechft_ray.finetuning.loop import REPORT_EVERY_SECONDS, Progress, Report, Run
+
+EXAMPLES = 256
+"""Most training utterances of an objective that are read, drawn without replacement (fusion_bench 0.2.33: 256 for both)."""
+
+Loss = Callable[[], torch.Tensor]
+"""Runs one utterance through the encoder and its head, and returns its weighted loss."""
+
+
+def gather(run: Run, progress: Progress, report: Report) -> dict[str, torch.Tensor]:
+    """Returns the statistics that the spec asks for, float32 on the CPU, by ``<kind>:<parameter>``.
+
+    Only parameters that learn have an entry. Leaves the learner with its best weights. Each utterance goes through alone, so
+    that no padding counts; with several objectives each counts by its weight, in the loss and in nothing else. Raises
+    ``UserError`` when no utterance has a finite loss.
+    """
+    learner, wants_fisher = run.learner, "fisher" in run.spec.gather
+    learner.encoder.module().load_state_dict(progress.best, strict=False)
+    learner.heads.load_state_dict(progress.best_heads)
+    learner.train(False)
+    for parameter in learner.parameters.values():
+        parameter.requires_grad_(wants_fisher)
+    fisher = {name: torch.zeros_like(value) for name, value in learner.parameters.items()}
+    gram = GramRecorder({name: value for name, value in learner.parameters.items() if value.dim() == 2})
+    read, reported_at = 0, time.monotonic()
+    for loss in _losses(run):
+        learner.optimizer.zero_grad(set_to_none=True)
+        with torch.set_grad_enabled(wants_fisher), gram:
+            value = loss()
+        read += _add_squares(fisher, learner, value) if wants_fisher else 1
+        if time.monotonic() - reported_at >= REPORT_EVERY_SECONDS:
+            report({"done": run.spec.updates, "total": run.spec.updates})
+            reported_at = time.monotonic()
+    learner.optimizer.zero_grad(set_to_none=True)
+    if not read:
+        raise UserError("no utterance of the tuning set has a finite loss, so that nothing can be gathered of it.")
+    found = {f"fisher:{name}": value.detach() / read for name, value in fisher.items()} if wants_fisher else {}
+    found |= {f"gram:{name}": value for name, value in gram.means().items()} if "gram" in run.spec.gather else {}
+    return {name: value.cpu() for name, value in found.items()}
+
+
+class GramRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """While it is entered, adds up X^T X of whatever is multiplied with the transpose of one of the weights.
+
+    It watches products instead of modules, since attention multiplies with the weights of its projections without calling them.
+    """
+
+    def __init__(self, weights: Mapping[str, torch.Tensor]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._names = {_place(weight.detach().t()): name for name, weight in weights.items()}
+        self._sums: dict[str, torch.Tensor] = {}
+        self._rows: dict[str, int] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Lets every operation through, and looks at its operands."""
+        operands = {"aten::mm": args, "aten::addmm": args[1:]}.get(func._schema.name, ())
+        if len(operands) >= 2:
+            name = self._names.get(_place(operands[1]))
+            if name is not None:
+                rows = operands[0].detach().float()
+                self._sums[name] = self._sums.get(name, 0.0) + rows.T @ rows
+                self._rows[name] = self._rows.get(name, 0) + len(rows)
+        return func(*args, **(kwargs or {}))
+
+    def means(self) -> dict[str, torch.Tensor]:
+        """Returns X^T X over the number of rows for the weights that were used."""
+        return {name: total / self._rows[name] for name, total in self._sums.items()}
+
+
+def _place(tensor: torch.Tensor) -> tuple[Any, ...]:
+    return tensor.data_ptr(), tensor.shape, tensor.stride()
+
+
+def _add_squares(fisher: Mapping[str, torch.Tensor], learner: Learner, loss: torch.Tensor) -> bool:
+    """Adds the squared gradients of a loss, unless one is not finite; returns whether it did."""
+    loss.backward()  # type: ignore[no-untyped-call]
+    gradients = {name: value.grad for name, value in learner.parameters.items() if value.grad is not None}
+    if not all(bool(torch.isfinite(gradient).all()) for gradient in gradients.values()):
+        return False
+    for name, gradient in gradients.items():
+        fisher[name].addcmul_(gradient, gradient)
+    return True
+
+
+def _losses(run: Run) -> Iterator[Loss]:
+    """Yields one loss per utterance that is drawn, objective by objective."""
+    for index, lesson in enumerate(run.lessons):
+        draw = generator(run.spec.seed, Draw.STATISTICS, index)
+        longest = crop_samples(lesson, run.spec.crop_seconds)
+        for place in sorted(draw.permutation(len(lesson.train))[:EXAMPLES].tolist()):
+            example = lesson.train[place]
+            audio = cropped(run.recordings[index].read(example.utterance), longest, draw)
+            if not np.isfinite(audio).all():
+                continue  # a damaged recording costs its update in training, and nothing else
+            yield _loss(run, index, audio, example.target)
+
+
+def _loss(run: Run, index: int, audio: np.ndarray, target: torch.Tensor) -> Loss:
+    def loss() -> torch.Tensor:
+        lesson = run.lessons[index]
+        states, frames = run.learner.encoder.hidden_states(on_device([audio], run.learner.device))
+        value = lesson.kind.loss(run.learner.heads[index](states[-1], frames), frames, [target])
+        return lesson.objective.weight * value
+
+    return loss

@@ -1,0 +1,80 @@
+"""Random masks that are the same wherever and in whatever order tensors are merged, and what makes up for the drop."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from typing import Literal
+
+import numpy as np
+import torch
+
+from speechft_ray.merging.source import One, Source
+
+Rescale = Literal["inverse", "l1", "none"]
+
+
+def kept_mask(
+    probability: float | torch.Tensor, seed: int, donor: int, name: str, like: torch.Tensor, start: int = 0
+) -> torch.Tensor:
+    """Returns which positions are kept, each with its own chance, drawn for this seed, donor and tensor name alone.
+
+    ``probability`` is one number or of ``like.shape``; ``like`` begins at position ``start`` of the tensor, an even number. The
+    draw is made on the CPU from the raw bits of numpy's PCG64, whose stream numpy guarantees and can enter anywhere, so the
+    mask is the same on every machine and device, whole or in blocks.
+    """
+    key = hashlib.sha256(f"{seed}/{donor}/{name}".encode()).digest()
+    raw = np.random.PCG64(int.from_bytes(key, "little")).advance(start // 2).random_raw((like.numel() + 1) // 2)
+    drawn = np.asarray(raw, dtype="<u8").view("<u4")[: like.numel()]
+    if isinstance(probability, float):
+        kept = drawn < np.uint32(min(probability * 2**32, 2**32 - 1))
+    else:
+        kept = drawn < probability.detach().cpu().double().flatten().numpy() * 2**32
+    return torch.from_numpy(kept).reshape(like.shape).to(like.device)
+
+
+def dropped(values: torch.Tensor, mask: torch.Tensor, probability: float | torch.Tensor, rescale: Rescale) -> torch.Tensor:
+    """Returns ``values`` where ``mask`` keeps them, else 0, scaled up again.
+
+    ``inverse`` divides by the chance to be kept, which keeps the expectation (DARE, arXiv 2311.03099); ``l1`` restores the
+    tensor's L1 norm (mergekit).
+    """
+    kept = values * mask  # twice as fast as `where`
+    if rescale == "inverse":
+        return kept / probability
+    after = kept.abs().sum()
+    return kept * (values.abs().sum() / after) if rescale == "l1" and after > 0 else kept
+
+
+Gains = Mapping[str, tuple[float, ...]]
+"""What restores the L1 norm, by name of the part, then by donor."""
+
+
+def find_gains(source: Source, density: float, rescale: Rescale, seed: int) -> Gains:
+    """Returns what restores the L1 norm of each tensor after ``drop``; empty where nothing has to. Reads the model once."""
+    if rescale != "l1" or density == 1.0:
+        return {}
+    key = ("gains", density, seed)
+    if key not in source.known:
+        norms = {part.name: torch.zeros(2, source.donors, dtype=torch.float64) for part in source.parts}
+        for block in source.blocks():
+            for donor, (vector, mask) in enumerate(zip(block.vectors, _masks(block, density, seed), strict=True)):
+                norms[block.name][0, donor] += float(vector.abs().sum())
+                norms[block.name][1, donor] += float((vector * mask).abs_().sum())
+        source.known[key] = {name: tuple(torch.where(b > 0, a / b, 1.0).tolist()) for name, (a, b) in norms.items()}
+    found: Gains = source.known[key]
+    return found
+
+
+def drop(one: One, density: float, rescale: Rescale, seed: int, gains: Gains) -> tuple[torch.Tensor, ...]:
+    """Returns the task vectors of a part or block with random positions set to 0 and the others scaled up."""
+    if density == 1.0:
+        return one.vectors
+    kept = tuple(vector * mask for vector, mask in zip(one.vectors, _masks(one, density, seed), strict=True))
+    if rescale == "inverse":
+        return tuple(vector.div_(density) for vector in kept)
+    return tuple(vector.mul_(gain) for vector, gain in zip(kept, gains[one.name], strict=True)) if gains else kept
+
+
+def _masks(one: One, density: float, seed: int) -> list[torch.Tensor]:
+    return [kept_mask(density, seed, donor, one.name, vector, one.start) for donor, vector in enumerate(one.vectors)]

@@ -1,0 +1,67 @@
+"""Karcher mean: the point of the sphere that is nearest to all directions, times the mean length, tensor by tensor.
+
+Karcher 1977 (doi 10.1002/cpa.3160300502); for merging arXiv 2603.04972 and mergekit's ``karcher``, whose defaults these are.
+Like ``slerp``, which it extends to any number of donors, it turns task vectors unless ``on: weights`` is set.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated
+
+import torch
+from pydantic import Field
+
+from speechft_ray.merging._sphere import On, as_vector, mean, points
+from speechft_ray.merging.base import METHODS, MergeMethod, MergeParams
+from speechft_ray.merging.source import One
+
+
+class KarcherParams(MergeParams):
+    """Parameters of the Karcher mean."""
+
+    on: On = "vectors"
+    """What is averaged: the ``vectors`` theta_i - theta0, or the ``weights`` theta_i (mergekit)."""
+    steps: Annotated[int, Field(ge=1)] = 10
+    """Most steps of the descent."""
+    tolerance: Annotated[float, Field(gt=0)] = 1e-5
+    """Length of a step, in radians, below which the descent ends."""
+
+
+def combine(params: KarcherParams, surveyed: None, one: One) -> torch.Tensor:
+    """Returns the Karcher mean of the directions times the mean length. Tensors of length 0 have no direction to count."""
+    if len(one.vectors) == 1:
+        return one.vectors[0]
+    tensors = points(params.on, one)
+    lengths = [float(torch.linalg.vector_norm(tensor)) for tensor in tensors]
+    directions = [tensor / length for tensor, length in zip(tensors, lengths, strict=True) if length]
+    if not directions:
+        return torch.zeros_like(one.base)
+    direction = _nearest_to_all(directions, params.steps, params.tolerance)
+    return as_vector(params.on, direction * (math.fsum(lengths) / len(lengths)), one)
+
+
+def _nearest_to_all(directions: list[torch.Tensor], steps: int, tolerance: float) -> torch.Tensor:
+    """Descends on the sphere from the mean direction; from the first one where they cancel."""
+    start = mean(directions)
+    length = float(torch.linalg.vector_norm(start))
+    here = start / length if length >= tolerance else directions[0]
+    for _ in range(steps):
+        tangent = mean([_towards(here, direction) for direction in directions])
+        length = float(torch.linalg.vector_norm(tangent))
+        if length < tolerance:
+            break
+        here = here * math.cos(length) + tangent * (math.sin(length) / length)
+        here = here / torch.linalg.vector_norm(here)
+    return here
+
+
+def _towards(here: torch.Tensor, there: torch.Tensor) -> torch.Tensor:
+    """Returns the tangent at ``here`` that leads to ``there``, as long as the angle between them."""
+    along = max(-1.0, min(1.0, float((here * there).sum())))
+    across = there - here * along
+    length = float(torch.linalg.vector_norm(across))
+    return across * (math.atan2(length, along) / length) if length else torch.zeros_like(here)
+
+
+METHODS.register("karcher", MergeMethod(params=KarcherParams, combine=combine, neutral={}))

@@ -1,0 +1,81 @@
+"""Layer-wise merging: the mean task vector with one factor per encoder layer, and one each for front end, position and rest.
+
+The coefficients per layer of AdaMerging (arXiv 2310.02575), here chosen by a search instead of by entropy. The factors multiply
+alpha: with alpha 1 they are the layers' own alphas.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated
+
+import torch
+from pydantic import Field, field_validator
+
+from speechft_ray.core.errors import UserError
+from speechft_ray.merging._layers import ENCODER_LAYER, check_pattern, count_layers, layer_of
+from speechft_ray.merging.base import METHODS, AveragedParams, MergeMethod, always, one_per_weight
+from speechft_ray.merging.linear import weighted_sum
+from speechft_ray.merging.source import One, Source
+
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class LayerwiseParams(AveragedParams):
+    """Parameters of the layer-wise merge; the defaults give ``linear``."""
+
+    layers: Annotated[tuple[Share, ...], Field(min_length=1)] | Share = 1.0
+    """Factor of each encoder layer, from the first to the last; or one for all."""
+    front_end: Share = 1.0
+    """Factor of the convolutions that read the waveform."""
+    position: Share = 1.0
+    """Factor of the positional convolution."""
+    rest: Share = 1.0
+    """Factor of everything else: projections and norms outside of layers."""
+    layer_pattern: str = ENCODER_LAYER
+    """Regular expression that finds the group ``layer``, the number of the layer, in the name of a parameter."""
+    front_end_pattern: str = r"(^|\.)feature_extractor\."
+    """Regular expression that finds the parameters of the front end; layers are looked for first."""
+    position_pattern: str = r"(^|\.)pos_conv"
+    """Regular expression that finds the parameters of the positional convolution; layers and front end are looked for first."""
+
+    @field_validator("layer_pattern")
+    @classmethod
+    def _has_a_layer(cls, given: str) -> str:
+        return check_pattern(given, needs_layer=True)
+
+    @field_validator("front_end_pattern", "position_pattern")
+    @classmethod
+    def _is_a_pattern(cls, given: str) -> str:
+        return check_pattern(given)
+
+
+def survey(params: LayerwiseParams, source: Source) -> None:
+    """Raises ``UserError`` when the number of factors is not that of the layers, or when there is no layer at all."""
+    layers = count_layers((part.name for part in source.parts), params.layer_pattern)
+    if isinstance(params.layers, tuple) and len(params.layers) != layers:
+        raise UserError(
+            f"`layers` of merge method `layerwise` must have {layers} factors, one for each layer of the base, but has "
+            f"{len(params.layers)} instead."
+        )
+
+
+def combine(params: LayerwiseParams, surveyed: None, one: One) -> torch.Tensor:
+    """Returns the weighted mean task vector times the factor of the part."""
+    return weighted_sum(params.weights_of(len(one.vectors)), one.vectors, params.normalize) * factor(params, one.name)
+
+
+def factor(params: LayerwiseParams, name: str) -> float:
+    """Returns the factor of a parameter."""
+    layer = layer_of(name, params.layer_pattern)
+    if layer is not None:
+        return params.layers[layer] if isinstance(params.layers, tuple) else params.layers
+    if re.search(params.front_end_pattern, name):
+        return params.front_end
+    return params.position if re.search(params.position_pattern, name) else params.rest
+
+
+METHODS.register(
+    "layerwise",
+    MergeMethod(params=LayerwiseParams, combine=combine, survey=survey, blockwise=always, donors=one_per_weight, neutral={}),
+)

@@ -1,0 +1,48 @@
+"""Spherical interpolation between two donors (Shoemake 1985, doi 10.1145/325165.325242), tensor by tensor.
+
+mergekit turns from one *weight* to the other, between which the angle is almost 0 after fine-tuning: on a HuBERT most tensors
+then take its straight line. The default here turns between the *task vectors*, whose angles are wide.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated
+
+import torch
+from pydantic import Field
+
+from speechft_ray.merging._sphere import On, as_vector, cosine, points
+from speechft_ray.merging.base import METHODS, DonorRange, MergeMethod, MergeParams
+from speechft_ray.merging.source import One
+
+
+class SlerpParams(MergeParams):
+    """Parameters of spherical interpolation."""
+
+    t: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """Share of the second donor: 0 is the first, 1 the second."""
+    on: On = "vectors"
+    """What is turned: the ``vectors`` theta_i - theta0 (mergekit's ``nuslerp`` with a base), or the ``weights`` theta_i (its
+    ``slerp``)."""
+    lerp_above: Annotated[float, Field(gt=0, le=1)] = 0.9995
+    """Size of the cosine above which the mix is a straight line instead (mergekit's ``slerp``; its ``nuslerp``: almost 1)."""
+
+
+def donors(params: SlerpParams) -> DonorRange:
+    """Exactly two."""
+    return 2, 2
+
+
+def combine(params: SlerpParams, surveyed: None, one: One) -> torch.Tensor:
+    """Returns sin((1 - t) a) / sin(a) * first + sin(t a) / sin(a) * second, with a the angle between the two."""
+    first, second = points(params.on, one)
+    shared = cosine(first, second)
+    if abs(shared) > params.lerp_above or abs(shared) == 1.0:
+        return as_vector(params.on, torch.lerp(first, second, params.t), one)
+    angle = math.acos(shared)
+    shares = [math.sin(share * angle) / math.sin(angle) for share in (1 - params.t, params.t)]
+    return as_vector(params.on, first * shares[0] + second * shares[1], one)
+
+
+METHODS.register("slerp", MergeMethod(params=SlerpParams, combine=combine, donors=donors))

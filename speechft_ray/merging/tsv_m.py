@@ -1,0 +1,49 @@
+"""TSV-M: keep the strongest singular directions of each task and make those of all tasks orthogonal (arXiv 2412.00081).
+
+Only matrices have singular vectors. All other tensors, convolutions among them, are averaged, as in the authors' code
+(github.com/AntoAndGar/task_singular_vectors).
+"""
+
+from __future__ import annotations
+
+import torch
+
+from speechft_ray.merging._sphere import mean
+from speechft_ray.merging.base import METHODS, MergeMethod, MergeParams
+from speechft_ray.merging.source import One
+
+
+class TsvMParams(MergeParams):
+    """TSV-M has no parameter of its own; the paper's alpha is ``scale``, 1."""
+
+
+def combine(params: TsvMParams, surveyed: None, one: One) -> torch.Tensor:
+    """Returns U S V of the kept directions of all donors, each donor with its share 1/n of the rank, at least 1.
+
+    U and V are replaced by the nearest matrices with orthogonal columns. A donor that left the matrix as it was has no
+    direction to add. A lone donor keeps its whole rank, which is the task vector itself.
+    """
+    if len(one.vectors) == 1:
+        return one.vectors[0]
+    if one.base.dim() != 2:
+        return mean(one.vectors)
+    rank = max(1, min(one.base.shape) // len(one.vectors))
+    kept = [_strongest(vector, rank) for vector in one.vectors if bool(vector.any())]
+    if not kept:
+        return torch.zeros_like(one.base)
+    left, values, right = (torch.cat(each, dim=-1) for each in zip(*kept, strict=True))
+    return (_orthogonal(left) * values) @ _orthogonal(right).T
+
+
+def _strongest(matrix: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    left, values, right = torch.linalg.svd(matrix, full_matrices=False)
+    return left[:, :rank], values[:rank], right[:rank].T
+
+
+def _orthogonal(matrix: torch.Tensor) -> torch.Tensor:
+    """Returns the orthogonal factor of the polar decomposition."""
+    left, _, right = torch.linalg.svd(matrix, full_matrices=False)
+    return torch.mm(left, right)
+
+
+METHODS.register("tsv_m", MergeMethod(params=TsvMParams, combine=combine, neutral={}))

@@ -1,0 +1,111 @@
+"""A resident merger gives the bits of ``algebra.merge``, whatever was merged before."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from speechft_ray.core.errors import UserError
+from speechft_ray.merging.algebra import merge
+from speechft_ray.merging.base import METHODS
+from speechft_ray.merging.resident import KEPT, ResidentMerger
+from tests.contracts.test_merge_methods import BASE, DONORS, State, assert_same, copied, gathered
+
+MORE: dict[str, list[dict[str, Any]]] = {
+    "linear": [{"weights": [0.2, 0.5]}, {"precision": "float64"}],
+    "ties": [{"like": "mergekit"}, {"density": 0.5, "scope": "tensor"}, {"pos_conv": "kernel"}],
+    "dare_ties": [{"like": "mergekit", "density": 0.5}],
+}
+
+
+def donors_of(method: str) -> list[State]:
+    return DONORS[: METHODS.get(method).donors(METHODS.get(method).params())[1] or 2]
+
+
+@pytest.mark.parametrize("method", METHODS.names())
+def test_every_method_gives_the_bits_of_a_merge_from_scratch(method: str) -> None:
+    donors = donors_of(method)
+    statistics = [gathered(method, BASE, seed) for seed in range(len(donors))]
+    resident = ResidentMerger(BASE, donors, ("head.",), statistics)
+    for params in ({}, *MORE.get(method, []), {"scale": 0.4}):
+        for alpha in (0.3, 1.0, 0.0, 0.7):
+            result = resident.merge(method, params, alpha)
+            assert_same(result, merge(method, params, BASE, donors, alpha, ("head.",), statistics))
+
+
+@pytest.mark.parametrize("method", ["linear", "ties"])
+def test_the_way_to_a_lone_donor_ends_at_it(method: str) -> None:
+    resident = ResidentMerger(BASE, DONORS[:1])
+    for alpha in (1.0, 0.4, 1.0):
+        params = {"density": 1.0} if method == "ties" else {}
+        assert_same(resident.merge(method, params, alpha), merge(method, params, BASE, DONORS[:1], alpha))
+
+
+def test_parameters_that_come_again_after_many_others() -> None:
+    resident = ResidentMerger(BASE, DONORS)
+    for weight in [*range(1, KEPT + 3), 1]:
+        params = {"weights": [1.0, 2.0, float(weight)]}
+        assert_same(resident.merge("linear", params, 0.5), merge("linear", params, BASE, DONORS, 0.5))
+
+
+def test_one_output_buffer_and_untouched_inputs() -> None:
+    base, donors = copied(BASE), [copied(donor) for donor in DONORS]
+    resident = ResidentMerger(base, donors)
+    first = {key: tensor.data_ptr() for key, tensor in resident.merge("ties", {}, 0.5).items()}
+    again = resident.merge("linear", {}, 1.0)
+    assert {key: tensor.data_ptr() for key, tensor in again.items()} == first
+    for key, tensor in again.items():
+        if not torch.equal(tensor, BASE[key]):
+            tensor.fill_(7)
+    assert_same(resident.merge("linear", {}, 0.5), merge("linear", {}, BASE, DONORS, 0.5))
+    assert_same(base, BASE)
+    for donor, before in zip(donors, DONORS, strict=True):
+        assert_same(donor, before)
+
+
+def test_a_scan_combines_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    from dataclasses import replace
+
+    calls: list[str] = []
+    found = METHODS.get("ties")
+
+    def counted(params: Any, surveyed: Any, one: Any) -> torch.Tensor:
+        calls.append(one.name)
+        return found.combine(params, surveyed, one)
+
+    monkeypatch.setitem(METHODS._parts, "ties", replace(found, combine=counted))
+    resident = ResidentMerger(BASE, DONORS)
+    for alpha in (0.1, 0.5, 0.9):
+        for scale in (1.0, 0.5):
+            resident.merge("ties", {"scale": scale}, alpha)
+    assert sorted(calls) == sorted(set(calls)) and calls
+
+
+def test_trims_are_found_once_per_density(monkeypatch: pytest.MonkeyPatch) -> None:
+    from speechft_ray.merging import _trim
+
+    asked: list[int] = []
+    original = _trim.kth_smallest
+    monkeypatch.setattr(_trim, "kth_smallest", lambda *given: asked.append(1) or original(*given))
+    resident = ResidentMerger(BASE, DONORS)
+    for weights in ([1.0, 1.0, 1.0], [3.0, 2.0, 1.0]):
+        for elect in ("mass", "count"):
+            resident.merge("ties", {"weights": weights, "elect": elect}, 0.5)
+    assert len(asked) == 1
+    resident.merge("ties", {"density": 0.3}, 0.5)
+    assert len(asked) == 2
+
+
+def test_bad_donors_and_overflow_are_refused() -> None:
+    with pytest.raises(UserError, match="donor 2 does not fit the base"):
+        ResidentMerger(BASE, [DONORS[0], {key: tensor for key, tensor in DONORS[1].items() if key != "gain"}])
+    broken = ResidentMerger(BASE, [DONORS[0], {**DONORS[1], "gain": torch.tensor([float("nan")])}])
+    with pytest.raises(UserError, match="donor 2 has NaN or infinite values"):
+        broken.merge("linear", {}, 0.5)
+    base = {"weight": torch.tensor([60000.0], dtype=torch.float16)}
+    resident = ResidentMerger(base, [{"weight": torch.tensor([65000.0], dtype=torch.float16)}])
+    assert float(resident.merge("linear", {}, 1.0)["weight"]) == 64992.0
+    with pytest.raises(UserError, match="the merged model has NaN or infinite values"):
+        resident.merge("linear", {"scale": 50.0}, 1.0)
