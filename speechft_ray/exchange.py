@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
@@ -16,9 +18,15 @@ from speechft_ray.core.fingerprint import LENGTH
 from speechft_ray.core.store import Store
 from speechft_ray.speech.checkpoints.cache import find, is_here
 from speechft_ray.speech.checkpoints.catalogue import BASELINE, PACKAGED, PUBLISHED, cache_folder, is_name
+from speechft_ray.speech.checkpoints.download import checked, fetch
 from speechft_ray.sweep.chosen import SweepRecord, recorded, recorded_sweeps
 
+if TYPE_CHECKING:  # it brings numpy
+    from speechft_ray.speech.corpora.base import Extra
+
 OURS = "safetensors"
+MAX_EXTRA_BYTES = 64 * 2**20
+"""The longest list that a corpus needs, VoxCeleb1's identification split, has about 5 MB."""
 _WIDTH = 16
 """Positional convolutions come in 16 groups, in every published model."""
 
@@ -27,12 +35,30 @@ def bring(name: str) -> None:
     """Downloads an encoder that is known by name and not in the cache yet, with a bar for people; a path needs nothing."""
     if not is_name(name) or is_here(name):
         return
-    console = Console(stderr=True)
-    console.print(f"Downloading {name} into {cache_folder()}", soft_wrap=True, highlight=False, markup=False)
+    Console(stderr=True).print(f"Downloading {name} into {cache_folder()}", soft_wrap=True, highlight=False, markup=False)
+    with _bar(name) as progress:
+        find(name, progress)
+
+
+def fetch_extras(extras: Sequence[Extra], folder: Path) -> Iterator[str]:
+    """Downloads what a corpus needs and does not ship into its folder, and yields a sentence for each file.
+
+    The sha256 of each is kept beside it and compared when it is asked for again. Raises ``UserError`` as ``fetch`` does.
+    """
+    for extra in extras:
+        path = folder / extra.path
+        there = path.exists()
+        with _bar(path.name) as progress:
+            checked(fetch(extra.url, path, progress=progress, max_bytes=MAX_EXTRA_BYTES))
+        yield f"{extra.path}: {'was there already' if there else f'from {extra.url}'} ({extra.what})"
+
+
+@contextmanager
+def _bar(name: str) -> Iterator[Callable[[int, int | None], None]]:
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as bars:
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
         task = bars.add_task(name, total=None)
-        find(name, lambda done, total: bars.update(task, completed=done, total=total))
+        yield lambda done, total: bars.update(task, completed=done, total=total)
 
 
 def describe_encoders(console: Console) -> None:

@@ -1,4 +1,4 @@
-"""Verbs about corpora: list, check."""
+"""Verbs about corpora: list, check, prepare."""
 
 from __future__ import annotations
 
@@ -62,6 +62,25 @@ def check(
     for sentence in different:
         console.print(f"note: {sentence}", markup=False)
     console.print(f"{'Usable, but not' if different else 'Complete:'} what {expected.source} counts.", markup=False)
+
+
+@corpora.command()
+def prepare(
+    name: Annotated[str, typer.Argument(help="Name of the corpus; `speechft corpora list` prints them.")],
+    folder: Annotated[Path, typer.Argument(help="The folder with its files.")],
+) -> None:
+    """Fetch the lists and lexicons that do not come with the recordings; those that are there stay as they are."""
+    from speechft_ray.exchange import fetch_extras
+    from speechft_ray.speech.corpora.base import CORPORA
+
+    kind, console = CORPORA.get(name), _console()
+    if not kind.extras:
+        console.print(f"The corpus `{name}` needs nothing but its recordings.")
+        return
+    if not folder.expanduser().is_dir():
+        raise UserError(f"there is no folder {folder}: give the one that holds the recordings of `{name}`.")
+    for sentence in fetch_extras(kind.extras, folder.expanduser()):
+        console.print(sentence, markup=False)
 
 
 def _given(pairs: list[str]) -> dict[str, Any]:

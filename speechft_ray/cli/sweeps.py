@@ -19,6 +19,10 @@ Encoder = Annotated[
 Corpora = Annotated[Path | None, typer.Option(help="Folder with the real corpora, one sub-folder each.")]
 Manifest = Annotated[Path | None, typer.Option(help="Your own recordings: a tsv with path, split and label columns.")]
 Storage = Annotated[Path, typer.Option(help="Where everything is kept; every node must see it under this path.")]
+Cache = Annotated[
+    Path | None, typer.Option(help="Features that evaluations share, best on each node's own disk; default: STORAGE/cache.")
+]
+CacheGb = Annotated[float, typer.Option(min=0, help="Most that the cache may take, in GB; the oldest features make room.")]
 Address = Annotated[str, typer.Option(help="Ray cluster: `local` (start one here), `auto` (the running one) or HOST:PORT.")]
 
 
@@ -35,6 +39,8 @@ def run(
     plan: Annotated[bool, typer.Option("--plan", help="Print every trial, merge and evaluation; run nothing.")] = False,
     in_process: Annotated[bool, typer.Option("--in-process", help="No Ray: one job after another in this process.")] = False,
     cpu: Annotated[bool, typer.Option("--cpu", help="Leave GPUs alone.")] = False,
+    cache: Cache = None,
+    cache_gb: CacheGb = 50.0,
 ) -> None:
     """Run a sweep. Finished work is never repeated: after a stop, run the same command again."""
     from speechft_ray.compose import place_for, run_sweep, stop_on_signals
@@ -43,6 +49,7 @@ def run(
 
     spec = read_space(space)
     place = place_for(spec, storage=storage, encoder=encoder, corpora=corpora, manifest=manifest, cpu=cpu)
+    place = place.model_copy(update={"cache": str(cache.expanduser().absolute()) if cache else None, "cache_gb": cache_gb})
     if plan:
         describe_plan(spec, place, Console())
         return

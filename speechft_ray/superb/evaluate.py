@@ -62,9 +62,10 @@ def evaluate(
 
     ``scores``: a ``Score`` per metric and split, one value per seed, in the metric's unit, at the learning rate with the best
     mean on dev. ``details``: what else was measured, such as the layer or the threshold that dev chose. ``seeds``,
-    ``learning_rate`` (the chosen one), ``updates``, ``utterances`` by split, ``seconds`` by phase; per seed ``best_update`` and
-    ``layer_weights`` (softmax). With several rates, ``grid`` has every rate and seed with its metrics. Test is encoded and
-    scored once, by each probe at its best validation on dev. The encoder is left in eval mode on ``device``.
+    ``learning_rate`` (the chosen one), ``updates``, ``utterances`` and ``skipped`` recordings by split, ``seconds`` by phase;
+    per seed ``best_update`` and ``layer_weights`` (softmax). With several rates, ``grid`` has every rate and seed with its
+    metrics. Test is encoded and scored once, by each probe at its best validation on dev. The encoder is left in eval mode on
+    ``device``.
 
     On a CPU one torch thread is used, since the order of sums, and with it the last digits, depends on their number.
     Raises ``UserError`` for a column, split, label or option that does not fit the task.
@@ -94,6 +95,7 @@ def evaluate(
         "best_update": [each.best_update for each in found.trained[mine]],
         "layer_weights": [_layer_weights(each) for each in found.trained[mine]],
         "utterances": {split: len(items) for split, items in problem.examples.items()},
+        "skipped": dict(corpus.skipped),
         "seconds": {phase: round(value, 3) for phase, value in seconds.items()},
     }
     return facts if len(rates) == 1 or not found.trained else {**facts, "grid": _grid(rates, spec.seeds, found)}
