@@ -149,6 +149,7 @@ class _Learner:
 
 
 def optimizer_of(probe: Probe, schedule: Schedule) -> torch.optim.Optimizer:
+    """Returns Adam, or AdamW where weights decay, with layer weights and head in one group."""
     if schedule.weight_decay:
         return torch.optim.AdamW(probe.parameters(), lr=schedule.learning_rate, weight_decay=schedule.weight_decay, fused=True)
     return torch.optim.Adam(probe.parameters(), lr=schedule.learning_rate, fused=True)

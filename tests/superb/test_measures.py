@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+import jiwer
 import pytest
 
 from speechft_ray.core.errors import UserError
@@ -67,6 +68,15 @@ def test_edits_are_those_of_the_textbook() -> None:
 def test_error_rate_divides_the_edits_of_the_corpus_by_its_tokens() -> None:
     # 1 substitution of 2 tokens, then 1 insertion and no error in 6: 2 edits / 8 tokens. A mean of rates would be 33.3.
     assert word_error_rate(["a x", "a b c d e f g"], ["a b", "a b c d e f"]) == 25.0
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_error_rates_are_those_of_jiwer(seed: int) -> None:
+    source = random.Random(seed)
+    texts = [[" ".join(source.choices(["AB", "BA", "C", "ABC"], k=source.randint(1, 7))) for _ in range(20)] for _ in range(2)]
+    hypotheses, references = texts
+    assert word_error_rate(hypotheses, references) == pytest.approx(100 * jiwer.wer(references, hypotheses))
+    assert character_error_rate(hypotheses, references) == pytest.approx(100 * jiwer.cer(references, hypotheses))
 
 
 def test_an_empty_hypothesis_loses_every_token() -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import random
 import sys
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 
+from speechft_ray.superb.measures.der import Turn
+from speechft_ray.superb.tasks.sd import frame_labels
 from tests.superb.test_measures import textbook_edits
 
 pytest.importorskip("s3prl")
@@ -37,6 +40,24 @@ def test_losses_and_metrics_are_those_of_s3prl(task: str, tmp_path: Path) -> Non
     lines = parity.task_lines(task, tmp_path, updates=3, counts=COUNTS)
     assert [line for line in lines if not line.passed] == []
     assert len(lines) == 1 + len(CASES[task].metrics)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_frames_of_speakers_are_labelled_as_s3prl_labels_them(seed: int) -> None:
+    """Its ``_get_labeled_speech``, handed turns instead of a Kaldi folder; chunks of 60 frames, so that turns span them."""
+    draw, frames, size = random.Random(seed), 250, 60
+    starts = [draw.randrange(frames * 320) for _ in range(12)]
+    turns = [Turn("ab"[index % 2], start, start + draw.randrange(1, 90 * 320)) for index, start in enumerate(starts)]
+    segments = [{"utt": turn.speaker, "st": turn.start / 16_000, "et": turn.end / 16_000} for turn in turns]
+    kaldi = SimpleNamespace(segments={"r": segments}, utt2spk={"a": "a", "b": "b"}, load_wav=lambda *_: (None, 16_000))
+    module = expert_module("diarization.dataset")
+    for start in range(0, frames, size):
+        end = min(frames, start + size)
+        shifted = SimpleNamespace(data=kaldi, frame_shift=320)
+        _, theirs = module.DiarizationDataset._get_labeled_speech(shifted, "r", start, end, 2)
+        assert (frame_labels(turns, start, end, clean=False) == theirs).all()
+    chunks = list(module._gen_frame_indices(frames, size, size, use_last_samples=True))
+    assert chunks == [(start, min(frames, start + size)) for start in range(0, frames, size)]
 
 
 def test_means_train_what_frames_train(tmp_path: Path) -> None:
