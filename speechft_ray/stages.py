@@ -19,6 +19,7 @@ from speechft_ray.core.specs import CorpusSpec, EvalSpec, FinetuneSpec
 from speechft_ray.core.store import Store
 from speechft_ray.finetuning.run import finetune
 from speechft_ray.merging.algebra import merge
+from speechft_ray.merging.distance import relative_distance
 from speechft_ray.speech.checkpoints.load import load_encoder, weights_fingerprint
 from speechft_ray.speech.checkpoints.safetensors_dir import read_encoder, write_encoder
 from speechft_ray.speech.corpora.base import CORPORA, SPLITS, Corpus, Progress
@@ -109,20 +110,35 @@ def _finetune(job: Job, place: Place, store: Store, report: Report) -> None:
 
 def _merge(job: Job, place: Place, store: Store, report: Report) -> None:
     recipe: dict[str, Any] = dict(job.payload)
-    base = _start(place, recipe["base"])
-    state = dict(base.state)
-    if recipe["donors"]:
-        donors = [read_encoder(store.folder("finetune", key) / ENCODER_FILE).state for key in recipe["donors"]]
-        protected = FAMILIES.get(base.family).pretraining_only_prefixes
-        state = merge(recipe["method"], recipe["params"], base.state, donors, recipe["alpha"], protected)
+    weights = _merged(recipe, place, store)
     made = {"by": "speechft_ray merge", "fingerprint": job.fingerprint, **recipe}
     with store.publish("merge", job.fingerprint, recipe) as folder:
-        write_encoder(folder / ENCODER_FILE, EncoderWeights(family=base.family, config=base.config, state=state), made)
+        write_encoder(folder / ENCODER_FILE, weights, made)
+
+
+def _merged(recipe: Mapping[str, Any], place: Place, store: Store) -> EncoderWeights:
+    """Merges what a recipe (``sweep.plan.Builder.recipe``) says."""
+    base = _start(place, recipe["base"])
+    if not recipe["donors"]:
+        return base
+    donors = [read_encoder(store.folder("finetune", key) / ENCODER_FILE).state for key in recipe["donors"]]
+    protected = FAMILIES.get(base.family).pretraining_only_prefixes
+    state = merge(recipe["method"], recipe["params"], base.state, donors, recipe["alpha"], protected)
+    return EncoderWeights(family=base.family, config=base.config, state=state)
 
 
 def _evaluate(job: Job, place: Place, store: Store, report: Report) -> None:
     spec = EvalSpec.model_validate(job.payload["spec"])
-    facts = evaluate(spec, _encoder(job, store), open_corpus(spec.corpus, place), _device(place), report)
+    recipe = job.payload.get("recipe")
+    facts: dict[str, Any] = {}
+    if isinstance(recipe, dict):  # a proposal of a search: merged here and kept nowhere
+        weights = _merged(recipe, place, store)
+        facts["distance"] = relative_distance(start_encoder(place.encoder)[0].state, weights.state)
+        encoder = FAMILIES.get(weights.family).build(weights)
+    else:
+        encoder = _encoder(job, store)
+    dev_only = job.payload.get("splits") == ["dev"]
+    facts |= evaluate(spec, encoder, open_corpus(spec.corpus, place), _device(place), report, dev_only=dev_only)
     with store.publish("evaluate", job.fingerprint, {**facts, **job.payload}):
         pass
 

@@ -26,12 +26,15 @@ REPORTS = 200
 """Reports of one evaluation, at most."""
 
 
-def evaluate(spec: EvalSpec, encoder: Encoder, corpus: Corpus, device: torch.device, report: Report) -> dict[str, JsonValue]:
+def evaluate(
+    spec: EvalSpec, encoder: Encoder, corpus: Corpus, device: torch.device, report: Report, *, dev_only: bool = False
+) -> dict[str, JsonValue]:
     """Trains the probes of an evaluation and returns its facts.
 
     ``scores``: a ``Score`` per metric and split, one value per seed, in percent. ``seeds``, ``learning_rate``, ``updates``,
     ``utterances`` by split, ``seconds`` by phase; per seed ``best_update`` and ``layer_weights`` (softmax). Test is encoded and
-    scored once, by each seed's best probe on dev. The encoder is left in eval mode on ``device``.
+    scored once, by each seed's best probe on dev; with ``dev_only`` not at all, and dev is the same to the last digit. The
+    encoder is left in eval mode on ``device``.
 
     On a CPU one torch thread is used, since the order of sums, and with it the last digits, depends on their number.
     Raises ``UserError`` for a column, split, label or option that does not fit the task.
@@ -39,17 +42,20 @@ def evaluate(spec: EvalSpec, encoder: Encoder, corpus: Corpus, device: torch.dev
     task = TASKS.get(spec.task)
     problem = pose(task, spec, corpus)
     schedule = schedule_of(task, spec)
-    progress = Progress(report, sum(map(len, problem.examples.values())) + spec.seeds * spec.updates)
+    seen = {split: items for split, items in problem.examples.items() if split != "test" or not dev_only}
+    progress = Progress(report, sum(map(len, seen.values())) + spec.seeds * spec.updates)
     began = time.perf_counter()
     with one_thread(device):
         extract = Extractor(encoder, corpus, device, task.pooled)
-        utterances = {split: [item.utterance for item in items] for split, items in problem.examples.items()}
+        utterances = {split: [item.utterance for item in items] for split, items in seen.items()}
         kept = sources(extract, {split: utterances[split] for split in ("train", "dev")}, progress.advance)
         trained = [
             train_probe(problem, kept["train"], kept["dev"], schedule, seed, progress.advance) for seed in range(spec.seeds)
         ]
-        unseen, tell = _unseen(extract, utterances["test"], progress.advance)
-        tested = score(problem, [each.probe for each in trained], unseen, "test", tell)
+        tested: list[dict[str, float]] = []
+        if not dev_only:
+            unseen, tell = _unseen(extract, utterances["test"], progress.advance)
+            tested = score(problem, [each.probe for each in trained], unseen, "test", tell)
     seconds = {"features": extract.seconds, "probe": time.perf_counter() - began - extract.seconds}
     return {
         "scores": _scores(task, [each.dev for each in trained], tested),
@@ -58,7 +64,7 @@ def evaluate(spec: EvalSpec, encoder: Encoder, corpus: Corpus, device: torch.dev
         "updates": spec.updates,
         "best_update": [each.best_update for each in trained],
         "layer_weights": [_layer_weights(each) for each in trained],
-        "utterances": {split: len(items) for split, items in problem.examples.items()},
+        "utterances": {split: len(items) for split, items in seen.items()},
         "seconds": {phase: round(value, 3) for phase, value in seconds.items()},
     }
 
@@ -124,6 +130,7 @@ def _scores(task: Task, dev: Sequence[Mapping[str, float]], test: Sequence[Mappi
         Score(metric=metric, split=split, values=tuple(found[metric] for found in values)).model_dump(mode="json")
         for metric in task.metrics
         for split, values in measured
+        if values
     ]
 
 

@@ -59,6 +59,8 @@ class Plan:
     rows: tuple[PlannedRow, ...]
     baseline: tuple[str, ...]
     """FBank's evaluations, in the order of the spec; empty when the score's zero is the paper's."""
+    chosen: str | None = None
+    """The merged encoder that a search chose; ``None``: the best dev score chooses."""
 
     def of_stage(self, stage: Stage) -> list[Job]:
         """The jobs of one stage, in plan order."""
@@ -67,9 +69,9 @@ class Plan:
 
 def make_plan(spec: SweepSpec, inputs: Inputs) -> Plan:
     """Returns the plan of a sweep. Raises ``UserError`` when donors of one merge do not share a seed."""
-    build = _Builder(inputs)
+    build = Builder(inputs)
     tuned = [(run, build.finetune(run)) for run in spec.finetune]
-    varying = _varying_fields(spec.finetune)
+    varying = varying_fields(spec.finetune)
     rows: dict[str, PlannedRow] = {}
     for key, title, params in itertools.chain([build.pretrained()], _merges(spec, tuned, varying, build)):
         if key not in rows:
@@ -81,8 +83,8 @@ def make_plan(spec: SweepSpec, inputs: Inputs) -> Plan:
     return Plan(spec=spec, fingerprint=whole, jobs=build.jobs, rows=tuple(rows.values()), baseline=baseline)
 
 
-class _Builder:
-    """Collects jobs by fingerprint while the plan is walked."""
+class Builder:
+    """Collects jobs by fingerprint while a plan is walked, or a search goes on."""
 
     def __init__(self, inputs: Inputs) -> None:
         self.inputs = inputs
@@ -112,12 +114,16 @@ class _Builder:
         return self._add("finetune", fingerprint(identity), label, payload, needs)
 
     def merge(self, spec: MergeSpec, donors: Sequence[str], title: str) -> str:
-        recipe = {"method": spec.method, "params": spec.params, "alpha": spec.alpha, "donors": list(donors)}
-        if spec.alpha == 0:
-            recipe = {"method": "pretrained", "params": {}, "alpha": 0.0, "donors": []}
-        identity = {"stage": "merge", "version": VERSIONS["merge"], "base": self.inputs.encoder, **recipe}
+        recipe = self.recipe(spec, donors)
         needs = tuple(donors) if spec.alpha else ()
-        return self._add("merge", fingerprint(identity), f"merge {title}", {**recipe, "base": self.inputs.encoder}, needs)
+        return self._add("merge", merged_fingerprint(recipe), f"merge {title}", recipe, needs)
+
+    def recipe(self, spec: MergeSpec, donors: Sequence[str]) -> dict[str, Any]:
+        """Returns all that decides a merged encoder. Alpha 0 is the pre-trained one, whoever the donors are."""
+        chosen: dict[str, Any] = {"method": "pretrained", "params": {}, "alpha": 0.0, "donors": []}
+        if spec.alpha:
+            chosen = {"method": spec.method, "params": spec.params, "alpha": spec.alpha, "donors": list(donors)}
+        return {**chosen, "base": self.inputs.encoder}
 
     def pretrained(self) -> tuple[str, str, Params]:
         """The control alpha 0: the pre-trained encoder itself, whoever the donors are."""
@@ -137,6 +143,22 @@ class _Builder:
         label = " ".join(["evaluate", spec.task, *([spec.column] if spec.column else []), title])
         return self._add("evaluate", fingerprint(identity), label, payload, needs)
 
+    def evaluate_on_dev(self, spec: EvalSpec, recipe: Mapping[str, Any], title: str) -> str:
+        """Adds an evaluation that never touches test, of an encoder that is merged where it is evaluated and kept nowhere."""
+        encoder = merged_fingerprint(recipe)
+        corpus, needs = self.corpus(spec.corpus)
+        identity = {
+            "stage": "evaluate",
+            "version": VERSIONS["evaluate"],
+            "spec": spec.model_dump(mode="json"),
+            "encoder": encoder,
+            "corpus": corpus,
+            "splits": ["dev"],
+        }
+        payload = {"spec": spec.model_dump(mode="json"), "encoder": encoder, "splits": ["dev"], "recipe": dict(recipe)}
+        label = " ".join(["evaluate", spec.task, *([spec.column] if spec.column else []), "on dev", title])
+        return self._add("evaluate", fingerprint(identity), label, payload, (*needs, *recipe["donors"]))
+
     def _add(self, stage: Stage, key: str, label: str, payload: dict[str, Any], needs: tuple[str, ...]) -> str:
         resources = self.inputs.resources.get(stage, ResourceRequest())
         unique = tuple(dict.fromkeys(needs))
@@ -145,8 +167,13 @@ class _Builder:
         return key
 
 
+def merged_fingerprint(recipe: Mapping[str, Any]) -> str:
+    """Returns the identity of a merged encoder (``Builder.recipe``)."""
+    return fingerprint({"stage": "merge", "version": VERSIONS["merge"], **recipe})
+
+
 def _merges(
-    spec: SweepSpec, tuned: Sequence[tuple[FinetuneSpec, str]], varying: Mapping[str, set[str]], build: _Builder
+    spec: SweepSpec, tuned: Sequence[tuple[FinetuneSpec, str]], varying: Mapping[str, set[str]], build: Builder
 ) -> Iterator[tuple[str, str, Params]]:
     """Yields ``(key, title, params)`` of every merge, with alpha 1 as a control beside every set of donors."""
     asked = [item for item in spec.merge if item.alpha > 0]
@@ -154,8 +181,8 @@ def _merges(
     unique = {canonical(item): item for item in [*asked, *controls]}
     for item in unique.values():
         for donors in _donor_sets(item, tuned):
-            params = _row_params(item, [run for run, _ in donors], varying)
-            title = " ".join(_title_part(name, value) for name, value in params.items())
+            params = row_params(item, [run for run, _ in donors], varying)
+            title = row_title(params)
             yield build.merge(item, [key for _, key in donors], title), title, params
 
 
@@ -174,7 +201,8 @@ def _donor_sets(merge: MergeSpec, tuned: Sequence[tuple[FinetuneSpec, str]]) -> 
         raise UserError(f"no seed was tuned by all of the donors {names}: give those fine-tuning runs the same `seed` axis.")
 
 
-def _row_params(merge: MergeSpec, donors: Sequence[FinetuneSpec], varying: Mapping[str, set[str]]) -> Params:
+def row_params(merge: MergeSpec, donors: Sequence[FinetuneSpec], varying: Mapping[str, set[str]]) -> Params:
+    """Returns what a row of the table says of its merge: what can vary, under short names."""
     params: dict[str, str | float | int] = {"method": merge.method, "alpha": merge.alpha}
     params |= {name: value for name, value in merge.params.items() if isinstance(value, str | int | float)}
     params["finetune"] = "+".join(dict.fromkeys(run.name for run in donors))
@@ -185,7 +213,7 @@ def _row_params(merge: MergeSpec, donors: Sequence[FinetuneSpec], varying: Mappi
     return params
 
 
-def _varying_fields(runs: Sequence[FinetuneSpec]) -> dict[str, set[str]]:
+def varying_fields(runs: Sequence[FinetuneSpec]) -> dict[str, set[str]]:
     """By name of the run: the dotted fields, other than the seed, whose values differ between runs of that name."""
     varying: dict[str, set[str]] = {}
     for name in {run.name for run in runs}:
@@ -207,6 +235,11 @@ def _flat(value: Any, path: str = "") -> dict[str, str | float | int]:
 
 def _penalty_label(spec: FinetuneSpec) -> list[str]:
     return [f"lambda={_number(spec.anchor_penalty)}"] if spec.anchor_penalty else []
+
+
+def row_title(params: Params) -> str:
+    """Returns the parameters of a row as its title."""
+    return " ".join(_title_part(name, value) for name, value in params.items())
 
 
 def _title_part(name: str, value: str | float | int) -> str:
