@@ -24,6 +24,7 @@ FLOORS = {
     "search": 3,
     "stages": 4,
     "compose": 4,
+    "searching": 4,
     "describe": 4,
     "cli": 4,
     "__main__": 4,

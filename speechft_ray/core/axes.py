@@ -107,7 +107,9 @@ class _Reader:
                 self.check_field(name)
             elif name not in methods:
                 allowed = ["alpha", "method", "donors", *methods, *self.fields()]
-                hint = f" A field of the fine-tuning runs is searched with `{name}: {PICK_RUN}`." if name in self.fields() else ""
+                hint = (
+                    f" A field of the fine-tuning runs is searched with `{name}: {PICK_RUN}`." if name in self.fields() else ""
+                )
                 self.wrong(name, unknown_name("axis or method", name, allowed) + hint)
             elif not isinstance(value, dict):
                 self.wrong(name, f"must be a mapping of the method's parameters, but is {value!r} instead.")
@@ -145,7 +147,9 @@ class _Reader:
             self.wrong("alpha", f"must stay within [0, 1], but reaches {', '.join(map(repr, ends))}.")
 
     def range(self, kind: str, value: Any, path: str) -> tuple[float, float] | None:
-        numbers = [n for n in value if isinstance(n, int | float) and not isinstance(n, bool)] if isinstance(value, list) else []
+        numbers = (
+            [n for n in value if isinstance(n, int | float) and not isinstance(n, bool)] if isinstance(value, list) else []
+        )
         if len(numbers) != 2 or len(value) != 2 or not -math.inf < numbers[0] < numbers[1] < math.inf:
             self.wrong(path, f"`{kind}` must be finite [low, high] with low < high, but is {value!r} instead.")
         elif kind == "loguniform" and numbers[0] <= 0:

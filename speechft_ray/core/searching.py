@@ -24,7 +24,7 @@ def higher_is_better(name: str) -> bool:
 
 
 def tasks_of(spec: SweepSpec, search: SearchSpec) -> tuple[EvalSpec, ...]:
-    """Returns the evaluations that a search needs of each merge: those of its objectives and constraints, in the given order."""
+    """Returns the evaluations that a search needs of each merge, for its objectives and constraints, in the given order."""
     names = {measure(name) for name in (*search.objectives, *(item.metric for item in search.constraints))}
     if SCORE in names:
         return spec.evaluate
@@ -52,10 +52,8 @@ def _unknown(name: str, spec: SweepSpec, others: Sequence[str]) -> list[str]:
     bare = measure(name)
     allowed = [*others, *(item for item in METRICS if METRICS[item].task in {entry.task for entry in spec.evaluate})]
     if bare.startswith("test."):
-        return [
-            f"`{name}` is measured on test, which a search never sees: it selects on dev and test is for what it has chosen. "
-            f"Write `{bare.removeprefix('test.')}`."
-        ]
+        text = f"`{name}` is measured on test, which a search never sees: it selects on dev, test is for what it has chosen."
+        return [f"{text} Write `{bare.removeprefix('test.')}`."]
     if bare in allowed:
         return []
     if bare in METRICS:
@@ -67,7 +65,7 @@ def _sampler_mistakes(search: SearchSpec, axes: Axes) -> Mistakes:
     kinds = {name: axis.kind for name, axis in axes.all().items() if axis.kind != "fixed"}
     wrong: Mistakes = []
     if search.sampler == "greedy_soup":
-        free = [name for name in kinds] + (["donors"] if axes.donors.kind != "always" else []) + list(axes.picks)
+        free = list(kinds) + (["donors"] if axes.donors.kind != "always" else []) + list(axes.picks)
         if free:
             text = f"`greedy_soup` chooses the donors itself and nothing else: give {', '.join(free)} a fixed value."
             wrong.append(("search.sampler", text))

@@ -155,8 +155,8 @@ class SearchSpec(Spec):
     """``tpe`` models good and bad merges (arXiv 2304.11127) and suits most searches of up to a thousand trials."""
     seed: Annotated[int, Field(ge=0)] = 0
     window: Annotated[int, Field(ge=1)] | None = None
-    """Proposals that may be in work at once. Proposal k knows exactly the results of 0 to k - window, whatever ended when, so the
-    search can be repeated. Use about four times the workers; ``None``: an eighth of ``trials``, at least 4."""
+    """Proposals that may be in work at once. Proposal k knows exactly the results of 0 to k - window, whatever ended when, so
+    the search can be repeated. Use about four times the workers; ``None``: an eighth of ``trials``, at least 4."""
     stop_early: Literal["bound", "median", "none"] | None = None
     """``bound``: a merge that cannot reach the best, even if its remaining tasks equal the best seen there, ends at once.
     ``median``: one whose tasks so far are below the median of others (Google Vizier, KDD 2017). ``None``:

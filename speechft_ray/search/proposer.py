@@ -6,13 +6,13 @@ proposes the same again. Nothing that Optuna writes is ever read to go on.
 
 from __future__ import annotations
 
-import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import optuna
+from optuna.study import StudyDirection
 from optuna.trial import Trial, TrialState
 
 from speechft_ray.core.searching import higher_is_better, measure
@@ -27,7 +27,7 @@ class OptunaProposer:
 
     def __init__(self, search: SearchSpec, draw: Callable[[Suggest], Proposal]) -> None:
         """Raises ``UserError`` when the sampler needs a package that is not installed."""
-        logging.getLogger("optuna").setLevel(logging.WARNING)
+        optuna.logging.set_verbosity(optuna.logging.ERROR)  # a line per trial, and advice that the docs give
         self._search, self._draw = search, draw
         with quiet():
             self.study = optuna.create_study(directions=directions(search), sampler=open_sampler(search))
@@ -72,9 +72,10 @@ class _Drawn:
         return self._trial.suggest_categorical(name, list(options))
 
 
-def directions(search: SearchSpec) -> list[str]:
+def directions(search: SearchSpec) -> list[StudyDirection]:
     """Returns Optuna's direction of every objective."""
-    return ["maximize" if higher_is_better(measure(name)) else "minimize" for name in search.objectives]
+    ways = (StudyDirection.MINIMIZE, StudyDirection.MAXIMIZE)
+    return [ways[higher_is_better(measure(name))] for name in search.objectives]
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""The greedy soup as a search (Model soups, arXiv 2203.05482, recipe 1): single models first, then whoever makes the mean better.
+"""The greedy soup as a search (Model soups, arXiv 2203.05482, recipe 1): single models, then whoever makes the mean better.
 
 Models are sorted by their own value on dev; each in turn is added and kept if the mean of the kept ones is then strictly
 better, as in the published code.
@@ -7,6 +7,8 @@ better, as in the published code.
 from __future__ import annotations
 
 from collections.abc import Sequence
+
+from pydantic import JsonValue
 
 from speechft_ray.core.searching import higher_is_better, measure
 from speechft_ray.core.specs import FinetuneSpec, MergeSpec, SearchSpec
@@ -63,6 +65,6 @@ class GreedySoup:
         return Proposal(values=values, merge=self._merge, donors=donors)
 
 
-def _params(space: SearchSpace) -> dict[str, object]:
+def _params(space: SearchSpace) -> dict[str, JsonValue]:
     method = space.axes.methods()[0]
     return {name: axis.options[0] for name, axis in space.axes.params.get(method, {}).items()}

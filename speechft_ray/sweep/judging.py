@@ -176,4 +176,3 @@ def best_seen(trials: Sequence[Trial], judge: Judge) -> Trial | None:
 
 def _broken(trial: Trial) -> float:
     return sum(max(0.0, violation) for violation in trial.verdict.violations) if trial.verdict else math.inf
-

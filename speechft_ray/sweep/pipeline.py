@@ -75,9 +75,7 @@ class Flow:
     More jobs may be wanted at any time; a job is done once, however often it is wanted.
     """
 
-    def __init__(
-        self, executor: Executor, watch: Watch, on_finished: Callable[[Outcome], None], stop: threading.Event
-    ) -> None:
+    def __init__(self, executor: Executor, watch: Watch, on_finished: Callable[[Outcome], None], stop: threading.Event) -> None:
         self.failed: dict[str, Outcome] = {}
         self._executor, self._watch, self._on_finished, self._stop = executor, watch, on_finished, stop
         self._waiting: dict[str, Job] = {}

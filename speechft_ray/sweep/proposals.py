@@ -46,8 +46,7 @@ class SearchSpace:
         names = self._names(noted)
         donors = tuple(self._run(name, noted) for name in names)
         params = {
-            name: self._value(axis, f"{method}.{name}", noted, names)
-            for name, axis in self.axes.params.get(method, {}).items()
+            name: self._value(axis, f"{method}.{name}", noted, names) for name, axis in self.axes.params.get(method, {}).items()
         }
         merge = MergeSpec(method=method, params=params, alpha=alpha)
         return Proposal(values=noted.values, merge=merge, donors=donors)

@@ -143,6 +143,10 @@ class Tracker(Protocol):
         """Adds or completes one merged encoder."""
         ...
 
+    def champion(self, row: EncoderRow, folder: Path) -> None:
+        """Registers the encoder that the sweep chose, whose files lie in ``folder``; a later one takes its place."""
+        ...
+
     def finish(self, report: Path | None, score_by_alpha: Sequence[tuple[float, float]], status: str) -> None:
         """Attaches the report folder and the alpha curve; ``status`` is ``finished``, ``failed`` or ``stopped``."""
         ...

@@ -44,6 +44,17 @@ def run_search(plan: SearchPlan, store: Store, flow: Flow, proposer: Proposer, l
     return search.trials
 
 
+def replay_search(plan: SearchPlan, store: Store, flow: Flow, proposer: Proposer, listener: Listener) -> bool:
+    """Walks a search as far as the store knows its evaluations; returns whether that is to its end. Runs nothing."""
+    search = _Search(plan, store, flow, proposer, listener)
+    search.begin()
+    while search.propose():
+        pass
+    search.end()
+    asked = search.exhausted or len(search.trials) == plan.search.trials
+    return asked and all(trial.verdict is not None for trial in search.trials)
+
+
 def open_judge(plan: SearchPlan, store: Store) -> Judge | None:
     """Returns the judge of a search, or ``None`` while the controls are not all in the store."""
     (row,) = rows(plan.controls, store)
@@ -70,7 +81,9 @@ class _Search:
 
     def begin(self) -> None:
         """Wants the controls, which no proposal waits for."""
-        self.flow.want(lacking([job.fingerprint for job in self.plan.controls.of_stage("evaluate")], self.plan.jobs, self.store))
+        self.flow.want(
+            lacking([job.fingerprint for job in self.plan.controls.of_stage("evaluate")], self.plan.jobs, self.store)
+        )
         self._open_judge()
 
     def propose(self) -> bool:

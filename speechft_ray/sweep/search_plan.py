@@ -57,9 +57,7 @@ class SearchPlan:
 
     def params(self, proposal: Proposal) -> Params:
         """What tables say of the merge of a proposal."""
-        params = dict(row_params(proposal.merge, [run for run, _ in proposal.donors], self.varying))
-        nested = {name: value for name, value in proposal.values.items() if name.rsplit(".", 1)[-1] not in params}
-        return params | {name: value for name, value in nested.items() if name not in ("donors", "method", "alpha")}
+        return row_params(proposal.merge, [run for run, _ in proposal.donors], self.varying)
 
 
 def make_search_plan(spec: SweepSpec, inputs: Inputs, depth: int) -> SearchPlan:
