@@ -91,7 +91,7 @@ def run_search_sweep(
         publisher = Publisher(plan.controls, store, open_trackers(spec, store, mlflow_uri), display.note)
         publisher.start()
         executor = OnDemand(address, place, display)
-        flow = Flow(executor, display, publisher.outcome, stop)
+        flow = Flow(executor, display, publisher.outcome, stop, in_turn=True)
         listener = _Listener(plan, store, display, publisher, proposer)
         final: Plan = plan.controls
         status = "stopped"
@@ -207,6 +207,10 @@ class OnDemand:
     def outcomes(self, timeout_seconds: float) -> list[Outcome]:
         """What ended; nothing before the first job."""
         return self._executor.outcomes(timeout_seconds) if self._executor else []
+
+    def slots(self, job: Job) -> int:
+        """One before the first job, which opens the executor."""
+        return self._executor.slots(job) if self._executor else 1
 
     def progress(self) -> Mapping[str, Progress]:
         """What runs; nothing before the first job."""

@@ -16,6 +16,10 @@ POLL_SECONDS = 0.5
 """Longest wait for an outcome before progress is shown again."""
 
 
+QUEUED_PART = 8
+"""Of the executor's slots, at least one: evaluations that queue in it while others wait for their turn here."""
+
+
 class Watch(Protocol):
     """Whoever shows the run to a person."""
 
@@ -72,23 +76,34 @@ def run_plan(
 class Flow:
     """Jobs on their way through an executor: each is submitted as soon as nothing that it needs is still to be done.
 
-    More jobs may be wanted at any time; a job is done once, however often it is wanted.
+    More jobs may be wanted at any time; a job is done once, however often it is wanted. With ``in_turn`` evaluations are held
+    back until the executor has room, and then those of the lowest turn go first.
     """
 
-    def __init__(self, executor: Executor, watch: Watch, on_finished: Callable[[Outcome], None], stop: threading.Event) -> None:
+    def __init__(
+        self,
+        executor: Executor,
+        watch: Watch,
+        on_finished: Callable[[Outcome], None],
+        stop: threading.Event,
+        in_turn: bool = False,
+    ) -> None:
         self.failed: dict[str, Outcome] = {}
         self._executor, self._watch, self._on_finished, self._stop = executor, watch, on_finished, stop
         self._waiting: dict[str, Job] = {}
-        self._running: set[str] = set()
+        self._running: dict[str, Job] = {}
+        self._in_turn = in_turn
+        self._turns: dict[str, int] = {}
 
     @property
     def busy(self) -> bool:
         """Whether a job waits or runs."""
         return bool(self._waiting or self._running)
 
-    def want(self, jobs: Mapping[str, Job]) -> None:
+    def want(self, jobs: Mapping[str, Job], turn: int = 0) -> None:
         """Adds jobs, needs before those that need them. A need that is neither here nor wanted is complete in the store."""
         self._waiting |= {key: job for key, job in jobs.items() if key not in self._running and key not in self.failed}
+        self._turns |= {key: turn for key in jobs if key not in self._turns}
 
     def turn(self) -> list[Outcome]:
         """Submits what can start, waits for what ends, and returns it with all that can never start because of it."""
@@ -97,8 +112,10 @@ class Flow:
             raise Interrupted
         ended = self._blocked()  # of jobs that were wanted after what they need had failed
         for job in self._ready():
+            if self._in_turn and job.stage == "evaluate" and not self._has_room(job):
+                break
             del self._waiting[job.fingerprint]
-            self._running.add(job.fingerprint)
+            self._running[job.fingerprint] = job
             self._executor.submit(job)
             self._watch.started(job)
         if self._running:
@@ -111,15 +128,22 @@ class Flow:
         return ended
 
     def _ready(self) -> list[Job]:
-        return [
+        """Jobs that can start; evaluations last, those of the lowest turn first."""
+        found = [
             job
             for job in self._waiting.values()
             if not any(need in self._waiting or need in self._running for need in job.needs)
         ]
+        return sorted(found, key=lambda job: (job.stage == "evaluate", self._turns[job.fingerprint]))
+
+    def _has_room(self, job: Job) -> bool:
+        """Whether an evaluation would start soon: a few may queue, so that no worker waits for this process."""
+        slots = self._executor.slots(job)
+        return sum(other.stage == "evaluate" for other in self._running.values()) < slots + max(1, slots // QUEUED_PART)
 
     def _settle(self, outcome: Outcome) -> list[Outcome]:
         """Books an outcome; returns it and the outcomes of jobs that can never start because of it."""
-        self._running.discard(outcome.fingerprint)
+        self._running.pop(outcome.fingerprint, None)
         if outcome.ok:
             return [outcome]
         self.failed[outcome.fingerprint] = outcome

@@ -43,6 +43,10 @@ class Executor(Protocol):
         """Waits until at least one job ended, or the time is over, and returns what ended since the last call."""
         ...
 
+    def slots(self, job: Job) -> int:
+        """How many jobs like this one can run at once, as far as is known now; at least 1."""
+        ...
+
     def progress(self) -> Mapping[str, Progress]:
         """The jobs that run now, by fingerprint, with their latest progress."""
         ...

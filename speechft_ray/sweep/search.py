@@ -138,7 +138,7 @@ class _Search:
                 break
             if not self.store.complete("evaluate", key):
                 self._waiting.setdefault(key, []).append(trial)
-                self.flow.want(lacking([key], self.plan.jobs, self.store))
+                self.flow.want(lacking([key], self.plan.jobs, self.store), turn=trial.number + 1)
                 return
             facts = self.store.manifest("evaluate", key)
             trial.metrics |= {score.metric: score.mean for score in scores_of(facts) if score.split == "dev"}
