@@ -40,7 +40,7 @@ from speechft_ray.sweep.protocols import Executor, Progress
 from speechft_ray.sweep.publishing import Publisher
 from speechft_ray.sweep.search import open_judge, progress_line, replay_search, run_search
 from speechft_ray.sweep.search_plan import SearchPlan, chosen_plan, make_search_plan
-from speechft_ray.sweep.search_summary import SearchFindings, search_sentences, spared_seconds, trial_row
+from speechft_ray.sweep.search_summary import SearchFindings, search_sentences, spared, trial_row
 
 if TYPE_CHECKING:  # optuna takes half a second to load
     from speechft_ray.search.proposer import OptunaProposer
@@ -273,7 +273,7 @@ class _Listener:
             judge=self.judge,
             trials=self.trials,
             chosen=self.chosen(),
-            spared_seconds=spared_seconds(self.plan, self.trials, self.store),
+            spared=spared(self.plan, self.trials, self.store),
             importances=_importances(self.proposer),
         )
 

@@ -77,7 +77,8 @@ class Flow:
     """Jobs on their way through an executor: each is submitted as soon as nothing that it needs is still to be done.
 
     More jobs may be wanted at any time; a job is done once, however often it is wanted. With ``in_turn`` evaluations are held
-    back until the executor has room, and then those of the lowest turn go first.
+    back until the executor has room, and then those of the lowest turn go first; what is wanted ``ahead`` of its time is done
+    only where a worker would be idle otherwise.
     """
 
     def __init__(
@@ -93,17 +94,22 @@ class Flow:
         self._waiting: dict[str, Job] = {}
         self._running: dict[str, Job] = {}
         self._in_turn = in_turn
-        self._turns: dict[str, int] = {}
+        self._turns: dict[str, tuple[bool, int]] = {}
 
     @property
     def busy(self) -> bool:
         """Whether a job waits or runs."""
         return bool(self._waiting or self._running)
 
-    def want(self, jobs: Mapping[str, Job], turn: int = 0) -> None:
+    def want(self, jobs: Mapping[str, Job], turn: int = 0, ahead: bool = False) -> None:
         """Adds jobs, needs before those that need them. A need that is neither here nor wanted is complete in the store."""
         self._waiting |= {key: job for key, job in jobs.items() if key not in self._running and key not in self.failed}
-        self._turns |= {key: turn for key in jobs if key not in self._turns}
+        self._turns |= {key: min((ahead, turn), self._turns.get(key, (True, turn))) for key in jobs}
+
+    def drop(self, key: str) -> None:
+        """Forgets a job that was wanted ahead and has not started."""
+        if self._turns.get(key, (False, 0))[0]:
+            self._waiting.pop(key, None)
 
     def turn(self) -> list[Outcome]:
         """Submits what can start, waits for what ends, and returns it with all that can never start because of it."""
@@ -139,7 +145,8 @@ class Flow:
     def _has_room(self, job: Job) -> bool:
         """Whether an evaluation would start soon: a few may queue, so that no worker waits for this process."""
         slots = self._executor.slots(job)
-        return sum(other.stage == "evaluate" for other in self._running.values()) < slots + max(1, slots // QUEUED_PART)
+        queued = 0 if self._turns[job.fingerprint][0] else max(1, slots // QUEUED_PART)
+        return sum(other.stage == "evaluate" for other in self._running.values()) < slots + queued
 
     def _settle(self, outcome: Outcome) -> list[Outcome]:
         """Books an outcome; returns it and the outcomes of jobs that can never start because of it."""

@@ -128,6 +128,15 @@ class _Search:
         self.trials.append(trial)
         self.listener.started(trial)
         self._advance(trial)
+        if trial.state == "running":
+            for key in self._later(trial):
+                self.flow.want(lacking([key], self.plan.jobs, self.store), turn=number + 1, ahead=True)
+
+    def _later(self, trial: Trial) -> list[str]:
+        """Evaluations that a trial would come to if it is not stopped before."""
+        tasks = self.plan.tasks[trial.tasks + (trial.state == "running") :]
+        keys = [self.plan.evaluation(trial.proposal, trial.number, task) for task in tasks]
+        return [key for key in keys if key not in self.flow.failed and not self.store.complete("evaluate", key)]
 
     def _advance(self, trial: Trial) -> None:
         """Reads the evaluations of a trial that are in, one task after the other, and asks for the next."""
@@ -147,6 +156,8 @@ class _Search:
             trial.tasks += 1
             if trial.tasks < len(self.plan.tasks) and self.judge and self.judge.hopeless(trial):
                 trial.state = "stopped"
+                for later in self._later(trial):
+                    self.flow.drop(later)
                 break
         else:
             trial.state = "complete"

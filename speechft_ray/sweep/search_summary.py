@@ -28,8 +28,8 @@ class SearchFindings:
     trials: Sequence[Trial]
     chosen: Sequence[Trial]
     """Best first; the first is the winner."""
-    spared_seconds: float = 0.0
-    """Time that early stops saved, by the mean time of each task in this search."""
+    spared: tuple[int, float] = (0, 0.0)
+    """Evaluations and seconds of one worker that early stops saved."""
     importances: Mapping[str, float] = field(default_factory=dict)
     """By axis; empty for too few trials."""
 
@@ -44,21 +44,21 @@ def trial_row(plan: SearchPlan, trial: Trial, judge: Judge) -> EncoderRow:
     return EncoderRow(f"{trial.key}.{trial.number}", f"trial {trial.number}", params, metrics, True)
 
 
-def spared(plan: SearchPlan, trials: Sequence[Trial]) -> int:
-    """Returns how many evaluations early stops saved."""
-    return sum(len(plan.tasks) - trial.tasks for trial in trials if trial.state == "stopped")
+def spared(plan: SearchPlan, trials: Sequence[Trial], store: Store) -> tuple[int, float]:
+    """Returns how many evaluations early stops saved, and their time at the mean of those of the same task that were made.
 
-
-def spared_seconds(plan: SearchPlan, trials: Sequence[Trial], store: Store) -> float:
-    """Returns the time that early stops saved: the evaluations that were not made, at the mean time of those that were."""
-    total = 0.0
+    What an idle worker had evaluated ahead when its trial was stopped is not saved.
+    """
+    count, seconds = 0, 0.0
     for place, task in enumerate(plan.tasks):
-        missing = sum(trial.state == "stopped" and trial.tasks <= place for trial in trials)
+        keys = {plan.evaluation(trial.proposal, trial.number, task): trial for trial in trials}
+        made = [key for key in keys if store.complete("evaluate", key)]
+        missing = sum(trial.state == "stopped" and trial.tasks <= place for key, trial in keys.items() if key not in set(made))
         if missing:
-            keys = {plan.evaluation(trial.proposal, trial.number, task) for trial in trials if trial.tasks > place}
-            facts = [store.manifest("evaluate", key).get("seconds", {}) for key in keys if store.complete("evaluate", key)]
-            total += missing * statistics.fmean([sum(item.values()) for item in facts] or [0.0])
-    return total
+            facts = [store.manifest("evaluate", key).get("seconds", {}) for key in made]
+            seconds += missing * statistics.fmean([sum(item.values()) for item in facts] or [0.0])
+            count += missing
+    return count, seconds
 
 
 def search_sentences(findings: SearchFindings) -> list[str]:
@@ -71,10 +71,10 @@ def search_sentences(findings: SearchFindings) -> list[str]:
              ("running", "not finished")) if counts[state]]  # fmt: skip
     told += [f"{repeated} repeated an earlier one and cost nothing"] if repeated else []
     sentences = [f"{len(trials)} of {plan.search.trials} proposals ({plan.search.sampler}): {', '.join(told)}."]
-    if saved := spared(plan, trials):
+    saved, seconds = findings.spared
+    if saved:
         whole = len(trials) * len(plan.tasks)
-        minutes = findings.spared_seconds / 60
-        sentences.append(f"Early stops saved {saved} of {whole} evaluations, about {minutes:.1f} minutes of one worker.")
+        sentences.append(f"Early stops saved {saved} of {whole} evaluations, about {seconds / 60:.1f} minutes of one worker.")
     if findings.chosen and findings.judge:
         sentences.append(_answer(findings, findings.judge))
     elif not counts["running"]:
