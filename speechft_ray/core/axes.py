@@ -105,6 +105,8 @@ class _Reader:
         for name, value in raw.items():
             if name in picks:
                 self.check_field(name)
+            elif name not in methods and methods == ["None"]:
+                continue  # the method itself could not be read, and is told
             elif name not in methods:
                 allowed = ["alpha", "method", "donors", *methods, *self.fields()]
                 hint = (

@@ -132,8 +132,14 @@ class ConstraintSpec(Spec):
 
     metric: str
     """A metric that one of the tasks yields, or ``score``."""
-    no_worse_than: Literal["pretrained"] | float
+    no_worse_than: float | str
     """``pretrained``: the dev value of the pre-trained encoder. A number: that value, in the metric's unit."""
+
+    @model_validator(mode="after")
+    def _a_number_or_the_control(self) -> ConstraintSpec:
+        if isinstance(self.no_worse_than, str) and self.no_worse_than != "pretrained":
+            raise ValueError(f"`no_worse_than` must be a number or `pretrained`, but is {self.no_worse_than!r} instead")
+        return self
 
 
 Sampler = Literal["tpe", "cmaes", "nsga2", "nsga3", "gp", "random", "qmc", "greedy_soup"]
@@ -156,7 +162,8 @@ class SearchSpec(Spec):
     seed: Annotated[int, Field(ge=0)] = 0
     window: Annotated[int, Field(ge=1)] | None = None
     """Proposals that may be in work at once. Proposal k knows exactly the results of 0 to k - window, whatever ended when, so
-    the search can be repeated. Use about four times the workers; ``None``: an eighth of ``trials``, at least 4."""
+    the search can be repeated. Use about eight times the workers (benchmarks/search_idle.py); ``None``: an eighth of
+    ``trials``, at least 4."""
     stop_early: Literal["bound", "median", "none"] | None = None
     """``bound``: a merge that cannot reach the best, even if its remaining tasks equal the best seen there, ends at once.
     ``median``: one whose tasks so far are below the median of others (Google Vizier, KDD 2017). ``None``:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from benchmarks.search_idle import MemoryStore, Silent, SimulatedCluster
@@ -29,9 +29,10 @@ DEPTH = 6
 Facts = Callable[[Job], Mapping[str, Any] | None]
 
 
-def search_space(**changes: Any) -> dict[str, Any]:
-    """Plain data of a small search; ``changes`` are of its ``search`` section."""
+def search_space(seeds: Sequence[int] = (0, 1), **changes: Any) -> dict[str, Any]:
+    """Plain data of a small search; ``seeds`` of its fine-tuning run, ``changes`` of its ``search`` section."""
     raw = space(search={"trials": 16, "window": 5, "axes": AXES, **changes})
+    raw["finetune"] = [{**raw["finetune"][0], "seed": {"grid": list(seeds)}}]
     return {name: value for name, value in raw.items() if name != "merge"}
 
 
