@@ -39,6 +39,7 @@ from speechft_ray.sweep.protocols import Executor, Tracker
 from speechft_ray.sweep.publishing import Publisher, sweep_info
 from speechft_ray.sweep.report import Findings, write_report
 from speechft_ray.sweep.rows import curves, references, rows
+from speechft_ray.sweep.search_summary import SearchFindings
 from speechft_ray.sweep.summary import groups
 from speechft_ray.sweep.table import failure_lines, terminal_table
 
@@ -153,16 +154,20 @@ def run_sweep(
 
     Raises ``UserError`` before anything is computed when the input is wrong, and ``Interrupted`` when ``stop`` was set.
     """
+    if spec.search is not None:
+        from speechft_ray.searching import run_search_sweep  # built on this module
+
+        return run_search_sweep(spec, place, address, report, mlflow_uri, stop)
     store = Store(Path(place.storage))
     plan = plan_sweep(spec, place)
     missing = needed_jobs(plan, store)
     if any(job.stage in ("finetune", "merge") for job in missing.values()):
         publish_start(place)
-    executor = _executor(address, place) if missing else None
+    executor = open_executor(address, place) if missing else None
     failures: list[Outcome] = []
     status = "stopped"
     with driver_lock(store.root, plan.fingerprint), _display(plan, missing) as display:
-        publisher = Publisher(plan, store, _trackers(spec, store, mlflow_uri), display.note)
+        publisher = Publisher(plan, store, open_trackers(spec, store, mlflow_uri), display.note)
         publisher.start()
         try:
             if executor:
@@ -171,21 +176,25 @@ def run_sweep(
         finally:
             if executor:
                 executor.stop()
-            views = _publish(plan, store, publisher, report, failures, status)
-    _say_result(plan, store, report, views)
-    for line in failure_lines(failures):
-        Console(stderr=True).print(f"failed: {line}", soft_wrap=True, highlight=False, markup=False)
+            views = publish(plan, store, publisher, report, failures, status)
+    say_result(plan, store, report, views)
+    failed_lines_to_stderr(failures)
     return failures
 
 
 def publish_again(spec: SweepSpec, place: Place, report: Path, mlflow_uri: str | None) -> None:
     """Writes the report from the store, and sends trackers what they lack."""
+    if spec.search is not None:
+        from speechft_ray.searching import publish_search_again
+
+        publish_search_again(spec, place, report, mlflow_uri)
+        return
     store, console = Store(Path(place.storage)), Console()
     plan = plan_sweep(spec, place)
-    publisher = Publisher(plan, store, _trackers(spec, store, mlflow_uri), console.print)
+    publisher = Publisher(plan, store, open_trackers(spec, store, mlflow_uri), console.print)
     publisher.start()
     status = "stopped" if needed_jobs(plan, store) else "finished"
-    _say_result(plan, store, report, _publish(plan, store, publisher, report, [], status))
+    say_result(plan, store, report, publish(plan, store, publisher, report, [], status))
 
 
 def pretrain_tiny(out: Path, work: Path) -> None:
@@ -224,22 +233,23 @@ def stop_on_signals() -> Iterator[threading.Event]:
             signal.signal(number, before[number])
 
 
-def _executor(address: str | None, place: Place) -> Executor:
+def open_executor(address: str | None, place: Place, say: Callable[[str], None] = print) -> Executor:
+    """Opens the executor at an address; ``None`` is this process. ``say`` is told what cluster it is."""
     if address is None:
         return LocalExecutor(perform, place)
     from speechft_ray.cluster.connect import connect  # ray takes seconds to load: not before there is work
     from speechft_ray.cluster.executor import RayExecutor
 
     cluster = connect(address)
-    Console().print(
+    say(
         f"Ray: {cluster.nodes} node{'s' if cluster.nodes != 1 else ''}, {cluster.cpus:g} CPUs, {cluster.gpus:g} GPUs"
-        + (f"; dashboard at {cluster.dashboard}" if cluster.dashboard else ""),
-        highlight=False,
+        + (f"; dashboard at {cluster.dashboard}" if cluster.dashboard else "")
     )
     return RayExecutor(perform, place, cluster=cluster)
 
 
-def _trackers(spec: SweepSpec, store: Store, mlflow_uri: str | None) -> list[Tracker]:
+def open_trackers(spec: SweepSpec, store: Store, mlflow_uri: str | None) -> list[Tracker]:
+    """Opens every view of a sweep."""
     from speechft_ray.tracking.background import InBackground
     from speechft_ray.tracking.jsonl import JsonlTracker
     from speechft_ray.tracking.mlflow import MlflowTracker
@@ -253,8 +263,14 @@ def _display(plan: Plan, missing: Mapping[str, Job]) -> Display:
     return Display(totals, reused)
 
 
-def _publish(
-    plan: Plan, store: Store, publisher: Publisher, report: Path, failures: Sequence[Outcome], status: str
+def publish(
+    plan: Plan,
+    store: Store,
+    publisher: Publisher,
+    report: Path,
+    failures: Sequence[Outcome],
+    status: str,
+    search: SearchFindings | None = None,
 ) -> list[str]:
     """Keeps the choice, writes the report, tells the trackers, and returns the sentences that say how to open them."""
     found = rows(plan, store)
@@ -267,19 +283,28 @@ def _publish(
         references=references(plan, store),
         where=" ".join(publisher.where()),
         versions={name: version(name) for name in ("speechft_ray", "torch", "ray", "mlflow", "s3prl")},
+        chosen=plan.chosen,
+        search=search,
     )
     write_report(report, findings)
     return publisher.finish(report, status)
 
 
-def _say_result(plan: Plan, store: Store, report: Path, views: Sequence[str]) -> None:
+def say_result(plan: Plan, store: Store, report: Path, views: Sequence[str]) -> None:
+    """Prints the table of a sweep and where its views are."""
     console = Console()
     if not console.is_terminal:
         console = Console(width=REPORT_COLUMNS)
-    console.print(terminal_table(groups(rows(plan, store), expected=references(plan, store))))
+    console.print(terminal_table(groups(rows(plan, store), references(plan, store), plan.chosen)))
     console.print(f"Report: {report / 'index.html'} (table.csv, table.md and the figures beside it)", soft_wrap=True)
     for sentence in views:
         console.print(sentence, soft_wrap=True, highlight=False)
+
+
+def failed_lines_to_stderr(failures: Sequence[Outcome]) -> None:
+    """Names every failed job."""
+    for line in failure_lines(failures):
+        Console(stderr=True).print(f"failed: {line}", soft_wrap=True, highlight=False, markup=False)
 
 
 def _corpus_options(spec: CorpusSpec) -> BaseModel:

@@ -11,12 +11,17 @@ from speechft_ray.compose import plan_sweep
 from speechft_ray.core.records import STAGES, Place
 from speechft_ray.core.specs import SweepSpec
 from speechft_ray.core.store import Store
+from speechft_ray.searching import plan_search, replayed
 from speechft_ray.sweep.lock import holder
 from speechft_ray.sweep.pipeline import needed_jobs
+from speechft_ray.sweep.search import progress_line
 
 
 def describe_plan(spec: SweepSpec, place: Place, console: Console) -> None:
     """Prints every corpus, trial, merge and evaluation, with its fingerprint and whether it is done."""
+    if spec.search is not None:
+        _describe_search_plan(spec, place, console)
+        return
     store, plan = Store(Path(place.storage)), plan_sweep(spec, place)
     needed = needed_jobs(plan, store)
     for stage in STAGES:
@@ -33,6 +38,9 @@ def describe_plan(spec: SweepSpec, place: Place, console: Console) -> None:
 
 def describe_status(spec: SweepSpec, place: Place, console: Console) -> None:
     """Prints how many jobs of each stage are done, and which driver runs the sweep now."""
+    if spec.search is not None:
+        _describe_search_status(spec, place, console)
+        return
     store, plan = Store(Path(place.storage)), plan_sweep(spec, place)
     needed = needed_jobs(plan, store)
     for stage in STAGES:
@@ -44,3 +52,38 @@ def describe_status(spec: SweepSpec, place: Place, console: Console) -> None:
         console.print(f"running: {driver}")
     else:
         console.print("finished" if not needed else "not running; the same `run` command goes on where it stopped")
+
+
+def _describe_search_plan(spec: SweepSpec, place: Place, console: Console) -> None:
+    """Prints what a search knows before its first proposal: donors, axes, tasks, budget."""
+    store, plan = Store(Path(place.storage)), plan_search(spec, place)
+    search = plan.search
+    table = Table.grid(padding=(0, 2, 0, 2))
+    for run, key in plan.space.runs:
+        done = "done" if store.complete("finetune", key) else "if proposed"
+        table.add_row(done, key, plan.jobs[key].label)
+    console.print(f"\nfine-tuning runs that may be merged: {len(plan.space.runs)}", style="bold")
+    console.print(table)
+    console.print("\naxes", style="bold")
+    for name, axis in plan.space.axes.all().items():
+        between = f"{axis.kind} from {axis.low:g} to {axis.high:g}"
+        what = ", ".join(map(str, axis.options)) if axis.options else between
+        console.print(f"  {name}: {what}", highlight=False, markup=False)
+    tasks = ", ".join(item.task for item in plan.tasks)
+    console.print(
+        f"\nsearch {spec.name} ({plan.fingerprint}): {search.trials} proposals by {search.sampler}, at most {search.lag()} at "
+        f"once, each evaluated on dev on {tasks} (at most {search.trials * len(plan.tasks)} evaluations, fewer with early stops: "
+        f"{search.stopping()}); then what it chose and both controls on dev and test. Nothing was run.",
+        highlight=False,
+    )
+
+
+def _describe_search_status(spec: SweepSpec, place: Place, console: Console) -> None:
+    """Prints how far a search is, as the store knows it, and which driver runs it now."""
+    store, plan = Store(Path(place.storage)), plan_search(spec, place)
+    listener, final = replayed(plan, store, place, None)
+    console.print(progress_line(listener.trials, plan.search.trials, listener.judge), highlight=False)
+    driver = holder(store.root, plan.fingerprint)
+    finished = final.chosen is not None and not needed_jobs(final, store)
+    idle = "finished" if finished else "not running; the same `run` command goes on where it stopped"
+    console.print(f"running: {driver}" if driver else idle)

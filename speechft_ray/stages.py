@@ -21,6 +21,7 @@ from speechft_ray.core.store import Store
 from speechft_ray.finetuning.run import finetune
 from speechft_ray.merging.algebra import merge
 from speechft_ray.merging.base import METHODS
+from speechft_ray.merging.distance import relative_distance
 from speechft_ray.speech.checkpoints.load import load_encoder, weights_fingerprint
 from speechft_ray.speech.checkpoints.safetensors_dir import read_encoder, write_encoder
 from speechft_ray.speech.corpora.base import CORPORA, SPLITS, Corpus, Progress
@@ -136,23 +137,35 @@ def _finetune(job: Job, place: Place, store: Store, report: Report) -> None:
 
 def _merge(job: Job, place: Place, store: Store, report: Report) -> None:
     recipe: dict[str, Any] = dict(job.payload)
-    base = _start(place, recipe["base"])
-    state = dict(base.state)
-    if recipe["donors"]:
-        folders = [store.folder("finetune", key) for key in recipe["donors"]]
-        donors = [read_encoder(folder / ENCODER_FILE).state for folder in folders]
-        protected = FAMILIES.get(base.family).pretraining_only_prefixes
-        files = [folder / STATISTICS_FILE for folder in folders] if METHODS.get(recipe["method"]).needs else []
-        gathered = [load_file(file) if file.is_file() else {} for file in files]
-        state = merge(recipe["method"], recipe["params"], base.state, donors, recipe["alpha"], protected, gathered)
+    weights = _merged(recipe, place, store)
     made = {"by": "speechft_ray merge", "fingerprint": job.fingerprint, **recipe}
     with store.publish("merge", job.fingerprint, recipe) as folder:
-        write_encoder(folder / ENCODER_FILE, EncoderWeights(family=base.family, config=base.config, state=state), made)
+        write_encoder(folder / ENCODER_FILE, weights, made)
+
+
+def _merged(recipe: Mapping[str, Any], place: Place, store: Store) -> EncoderWeights:
+    """Merges what a recipe (``sweep.plan.Builder.recipe``) says."""
+    base = _start(place, recipe["base"])
+    if not recipe["donors"]:
+        return base
+    folders = [store.folder("finetune", key) for key in recipe["donors"]]
+    donors = [read_encoder(folder / ENCODER_FILE).state for folder in folders]
+    protected = FAMILIES.get(base.family).pretraining_only_prefixes
+    files = [folder / STATISTICS_FILE for folder in folders] if METHODS.get(recipe["method"]).needs else []
+    gathered = [load_file(file) if file.is_file() else {} for file in files]
+    state = merge(recipe["method"], recipe["params"], base.state, donors, recipe["alpha"], protected, gathered)
+    return EncoderWeights(family=base.family, config=base.config, state=state)
 
 
 def _evaluate(job: Job, place: Place, store: Store, report: Report) -> None:
     spec = EvalSpec.model_validate(job.payload["spec"])
-    weights = _evaluated(job, store)
+    recipe = job.payload.get("recipe")
+    facts: dict[str, Any] = {}
+    if isinstance(recipe, dict):  # a proposal of a search: merged here and kept nowhere
+        weights = _merged(recipe, place, store)
+        facts["distance"] = relative_distance(_start(place, recipe["base"]).state, weights.state)
+    else:
+        weights = _evaluated(job, store)
     family = FAMILIES.get(weights.family)
     sharing = Sharing(
         cache=FeatureCache(Path(place.cache or store.root / "cache"), int(place.cache_gb * 1e9)),
@@ -160,7 +173,8 @@ def _evaluate(job: Job, place: Place, store: Store, report: Report) -> None:
         front_end=(family.front_end_prefixes[0], family.describe(weights.config)) if family.front_end_prefixes else None,
     )
     corpora = [open_corpus(corpus, place) for corpus in spec.corpora()]
-    facts = evaluate_folds(spec, family.build(weights), corpora, _device(place), report, sharing=sharing)
+    dev_only = job.payload.get("splits") == ["dev"]
+    facts |= evaluate_folds(spec, family.build(weights), corpora, _device(place), report, sharing=sharing, dev_only=dev_only)
     with store.publish("evaluate", job.fingerprint, {**facts, **job.payload}):
         pass
 

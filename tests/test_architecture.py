@@ -24,6 +24,7 @@ FLOORS = {
     "search": 3,
     "stages": 4,
     "compose": 4,
+    "searching": 4,
     "describe": 4,
     "exchange": 4,
     "merge_files": 4,

@@ -109,6 +109,10 @@ class RayExecutor:
                 found.append(self._ended.get_nowait())
         return found
 
+    def slots(self, job: Job) -> int:
+        """How many jobs with these resources the nodes of the cluster hold."""
+        return self._shares.slots(job.resources)
+
     def progress(self) -> Mapping[str, Progress]:
         """The jobs that run now; the last known progress when the answer takes longer than half a second."""
         if self._stopped:

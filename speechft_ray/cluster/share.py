@@ -30,6 +30,13 @@ def fitting(request: ResourceRequest, nodes: Sequence[Mapping[str, float]], devi
     return ResourceRequest(cpus=cpus, gpus=gpus, memory_bytes=memory)
 
 
+def slots(share: ResourceRequest, nodes: Sequence[Mapping[str, float]]) -> int:
+    """Returns how many jobs with this share run at once on these nodes; at least 1, since one would be waited for."""
+    wanted = {name: amount for name, amount in bundle(share).items() if name in ("CPU", "GPU")}
+    held = [min(int(node.get(name, 0.0) / amount + 1e-9) for name, amount in wanted.items()) for node in nodes if wanted]
+    return max(1, sum(held))
+
+
 def task_options(share: ResourceRequest) -> dict[str, Any]:
     """Returns the share as options of a Ray task."""
     memory = {"memory": share.memory_bytes} if share.memory_bytes else {}
@@ -52,7 +59,14 @@ class Shares:
 
     def of(self, request: ResourceRequest) -> ResourceRequest:
         """Returns what this request gets."""
+        self._look()
+        return fitting(request, self._nodes, self._device)
+
+    def slots(self, request: ResourceRequest) -> int:
+        """Returns how many such requests the nodes hold together; 1 while there is no node."""
+        return slots(self.of(request), self._nodes)
+
+    def _look(self) -> None:
         if time.monotonic() - self._looked_at > LOOK_EVERY_SECONDS:
             self._nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
             self._looked_at = time.monotonic()
-        return fitting(request, self._nodes, self._device)

@@ -16,6 +16,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from speechft_ray.core.errors import SpecError, unknown_name
 from speechft_ray.core.metrics import METRICS
+from speechft_ray.core.searching import search_mistakes
 from speechft_ray.core.specs import EvalSpec, FinetuneSpec, MergeSpec, SweepSpec
 from speechft_ray.core.validation import Mistakes, Steps, explain, path_text
 
@@ -33,6 +34,7 @@ def parse_space(raw: Any, where: str) -> SweepSpec:
     for section, model in (("finetune", FinetuneSpec), ("merge", MergeSpec), ("evaluate", EvalSpec)):
         if section in raw:
             sections[section] = _section(raw[section], section, model, mistakes)
+    mistakes += _merge_or_search(raw)
     broken = {path.split("[")[0] for path, _ in mistakes}
     try:
         spec = SweepSpec.model_validate(raw | {name: [item for _, item in found] for name, found in sections.items()})
@@ -40,8 +42,10 @@ def parse_space(raw: Any, where: str) -> SweepSpec:
         mistakes += [item for item in explain(error, (), SweepSpec) if item[0] not in broken]
         raise SpecError(where, mistakes) from None
     if "finetune" not in broken:  # else a donor may be one of the runs that could not be read
-        mistakes += _unknown_donors(sections["merge"], {entry.name for entry in spec.finetune})
+        mistakes += _unknown_donors(sections.get("merge", []), {entry.name for entry in spec.finetune})
     mistakes += _score_mistakes(spec)
+    if spec.search is not None and "finetune" not in broken:
+        mistakes += search_mistakes(spec, spec.search)
     if mistakes:
         raise SpecError(where, mistakes)
     return spec
@@ -101,6 +105,15 @@ def _section(value: Any, section: str, model: type[BaseModel], mistakes: Mistake
                 seen.update(fresh)
                 mistakes.extend(fresh)
     return found
+
+
+def _merge_or_search(raw: dict[str, Any]) -> Mistakes:
+    """A sweep lists its merges, a search proposes them; a file does one of both."""
+    if raw.get("search") is None:
+        if "merge" not in raw:
+            return [("merge", "is needed but missing, unless `search` proposes the merges.")]
+        return [("merge", "must have at least 1, but is [] instead.")] if raw["merge"] == [] else []
+    return [("merge", "must be left out, since `search` proposes the merges.")] if raw.get("merge") else []
 
 
 def _unknown_donors(merges: list[tuple[int, MergeSpec]], names: set[str]) -> Mistakes:

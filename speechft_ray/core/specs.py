@@ -146,6 +146,59 @@ class ScoreSpec(Spec):
     """Metric name to the value that counts as 1 (in the unit of the metric table); needed with ``measured``."""
 
 
+class ConstraintSpec(Spec):
+    """What a proposed merge must hold on dev to be chosen."""
+
+    metric: str
+    """A metric that one of the tasks yields, or ``score``."""
+    no_worse_than: float | str
+    """``pretrained``: the dev value of the pre-trained encoder. A number: that value, in the metric's unit."""
+
+    @model_validator(mode="after")
+    def _a_number_or_the_control(self) -> ConstraintSpec:
+        if isinstance(self.no_worse_than, str) and self.no_worse_than != "pretrained":
+            raise ValueError(f"`no_worse_than` must be a number or `pretrained`, but is {self.no_worse_than!r} instead")
+        return self
+
+
+Sampler = Literal["tpe", "cmaes", "nsga2", "nsga3", "gp", "random", "qmc", "greedy_soup"]
+
+
+class SearchSpec(Spec):
+    """Merges that are proposed instead of listed. A search sees dev metrics only; test is for what it has chosen."""
+
+    trials: Annotated[int, Field(ge=1)]
+    """The budget: proposals in all."""
+    axes: dict[str, JsonValue]
+    """What is searched: ``alpha``, ``method``, ``donors``, a method's own parameters under its name, and which of several
+    fine-tuning runs of one name (``core/axes.py``)."""
+    objectives: Annotated[tuple[str, ...], Field(min_length=1)] = ("score",)
+    """``score`` (SUPERB score on dev), a metric of a task on dev, or ``distance`` (relative L2 distance to the pre-trained
+    encoder, smaller is better). Several give a Pareto front."""
+    constraints: tuple[ConstraintSpec, ...] = ()
+    sampler: Sampler = "tpe"
+    """``tpe`` models good and bad merges (arXiv 2304.11127) and suits most searches of up to a thousand trials."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    window: Annotated[int, Field(ge=1)] | None = None
+    """Proposals that may be in work at once. Proposal k knows exactly the results of 0 to k - window, whatever ended when, so
+    the search can be repeated. Use about eight times the workers (benchmarks/search_idle.py); ``None``: an eighth of
+    ``trials``, at least 4."""
+    stop_early: Literal["bound", "median", "none"] | None = None
+    """``bound``: a merge that cannot reach the best, even if its remaining tasks equal the best seen there, ends at once.
+    ``median``: one whose tasks so far are below the median of others (Google Vizier, KDD 2017). ``None``:
+    ``bound`` in a search for the score alone, else ``none``."""
+    margin: Annotated[float, Field(ge=0)] = 0.0
+    """Points of the score that are added to what ``bound`` and ``median`` think a merge can reach."""
+
+    def lag(self) -> int:
+        """``window``, or its default."""
+        return self.window or max(4, self.trials // 8)
+
+    def stopping(self) -> Literal["bound", "median", "none"]:
+        """``stop_early``, or its default."""
+        return self.stop_early or ("bound" if self.objectives == ("score",) else "none")
+
+
 class SweepSpec(Spec):
     """A whole sweep. Axes of the YAML file are already expanded: every entry is concrete."""
 
@@ -153,6 +206,9 @@ class SweepSpec(Spec):
     encoder: str = "tiny_hubert"
     """Catalogue name or file of the pre-trained encoder."""
     finetune: Annotated[tuple[FinetuneSpec, ...], Field(min_length=1)]
-    merge: Annotated[tuple[MergeSpec, ...], Field(min_length=1)]
+    merge: tuple[MergeSpec, ...] = ()
+    """The merges of a sweep; empty where ``search`` proposes them."""
+    search: SearchSpec | None = None
     evaluate: Annotated[tuple[EvalSpec, ...], Field(min_length=1)]
+    """The tasks. A search evaluates each merge in this order and may stop in between: cheap and telling ones first."""
     score: ScoreSpec = ScoreSpec()

@@ -22,7 +22,7 @@ from speechft_ray.superb.features import IN_MEMORY, Advance, Extractor, Keeping,
 from speechft_ray.superb.front_end import FrontEnds
 from speechft_ray.superb.probe import Schedule, Trained, answers, references, train_probes
 from speechft_ray.superb.stacked import train_stacked
-from speechft_ray.superb.tasks.base import TASKS, Problem, Search, Task, task_columns, task_options
+from speechft_ray.superb.tasks.base import TASKS, Example, Problem, Search, Task, task_columns, task_options
 
 Report = Callable[[Mapping[str, float]], None]
 """Called with ``{"done": .., "total": ..}``: utterances encoded and updates made, of all seeds."""
@@ -57,6 +57,7 @@ def evaluate(
     report: Report,
     *,
     sharing: Sharing | None = None,
+    dev_only: bool = False,
 ) -> dict[str, JsonValue]:
     """Trains the probes of an evaluation and returns its facts.
 
@@ -64,8 +65,8 @@ def evaluate(
     mean on dev. ``details``: what else was measured, such as the layer or the threshold that dev chose. ``seeds``,
     ``learning_rate`` (the chosen one), ``updates``, ``utterances`` and ``skipped`` recordings by split, ``seconds`` by phase;
     per seed ``best_update`` and ``layer_weights`` (softmax). With several rates, ``grid`` has every rate and seed with its
-    metrics. Test is encoded and scored once, by each probe at its best validation on dev. The encoder is left in eval mode on
-    ``device``.
+    metrics. Test is encoded and scored once, by each probe at its best validation on dev; with ``dev_only`` not at all, and dev
+    is the same to the last digit. The encoder is left in eval mode on ``device``.
 
     On a CPU one torch thread is used, since the order of sums, and with it the last digits, depends on their number.
     Raises ``UserError`` for a column, split, label or option that does not fit the task.
@@ -74,15 +75,16 @@ def evaluate(
     problem = pose(task, spec, corpus)
     schedule, rates = schedule_of(task, spec), rates_of(task, spec)
     heads = spec.seeds * len(rates) if isinstance(problem, Problem) else 0
-    progress = Progress(report, sum(map(len, problem.examples.values())) + heads * spec.updates)
+    seen = {split: items for split, items in problem.examples.items() if split != "test" or not dev_only}
+    progress = Progress(report, sum(map(len, seen.values())) + heads * spec.updates)
     began = time.perf_counter()
     with one_thread(device):
         extract = Extractor(encoder, problem.corpus, device, task.pooled, _front_ends(sharing, encoder, problem.corpus))
         keeping = Keeping(cache=sharing.cache, encoder=sharing.encoder) if sharing else IN_MEMORY
         if isinstance(problem, Search):
-            found = _searched(problem, extract, spec.seeds, progress.advance, keeping)
+            found = _searched(problem, extract, seen, spec.seeds, progress.advance, keeping)
         else:
-            found = _learned(problem, extract, schedule, rates, spec.seeds, progress.advance, keeping)
+            found = _learned(problem, extract, seen, schedule, rates, spec.seeds, progress.advance, keeping)
     seconds = {"features": extract.seconds, "probe": time.perf_counter() - began - extract.seconds}
     chosen = _best_rate(schedule.metric, found.dev, spec.seeds)
     mine = slice(chosen * spec.seeds, (chosen + 1) * spec.seeds)
@@ -94,7 +96,7 @@ def evaluate(
         "updates": spec.updates,
         "best_update": [each.best_update for each in found.trained[mine]],
         "layer_weights": [_layer_weights(each) for each in found.trained[mine]],
-        "utterances": {split: len(items) for split, items in problem.examples.items()},
+        "utterances": {split: len(items) for split, items in seen.items()},
         "skipped": dict(corpus.skipped),
         "seconds": {phase: round(value, 3) for phase, value in seconds.items()},
     }
@@ -112,13 +114,14 @@ class _Found(NamedTuple):
 def _learned(
     problem: Problem,
     extract: Extractor,
+    seen: Mapping[str, Sequence[Example]],
     schedule: Schedule,
     rates: Sequence[float],
     seeds: int,
     advance: Advance,
     keeping: Keeping,
 ) -> _Found:
-    utterances = _utterances(problem)
+    utterances = _utterances(seen)
     kept = sources(extract, {split: utterances[split] for split in ("train", "dev")}, advance, keeping)
     if problem.stack is not None:
         by_rate = train_stacked(problem, kept["train"], kept["dev"], schedule, rates, seeds, advance)
@@ -126,6 +129,8 @@ def _learned(
     else:
         kinds = [(rate, seed) for rate in rates for seed in range(seeds)]
         trained = train_probes(problem, kept["train"], kept["dev"], schedule, kinds, 0, advance)
+    if "test" not in seen:
+        return _Found(trained, [each.dev for each in trained], [])
     unseen, tell = _unseen(extract, utterances["test"], advance, keeping)
     tested = answers(problem, [each.probe for each in trained], unseen, tell)
     wanted = {split: references(problem, split) for split in ("dev", "test")}
@@ -161,9 +166,9 @@ def _grid(rates: Sequence[float], seeds: int, found: _Found) -> list[JsonValue]:
             "seed": place % seeds,
             "best_update": one.best_update,
             "dev": dict(dev),
-            "test": dict(test),
+            "test": dict(found.test[place]) if found.test else None,
         }
-        for place, (one, dev, test) in enumerate(zip(*found, strict=True))
+        for place, (one, dev) in enumerate(zip(found.trained, found.dev, strict=True))
     ]
 
 
@@ -174,17 +179,26 @@ def _front_ends(sharing: Sharing | None, encoder: Encoder, corpus: Corpus) -> Fr
     return FrontEnds(sharing.cache, encoder.module(), prefix, shape, corpus)
 
 
-def _searched(problem: Search, extract: Extractor, seeds: int, advance: Advance, keeping: Keeping) -> _Found:
+def _searched(
+    problem: Search,
+    extract: Extractor,
+    seen: Mapping[str, Sequence[Example]],
+    seeds: int,
+    advance: Advance,
+    keeping: Keeping,
+) -> _Found:
     """Searches once; every seed gets the same numbers, since nothing is drawn."""
-    found = problem.answers(sources(extract, _utterances(problem), advance, keeping))
-    wanted = {split: [example.reference for example in problem.examples[split]] for split in ("dev", "test")}
+    found = problem.answers(sources(extract, _utterances(seen), advance, keeping))
+    wanted = {split: [example.reference for example in examples] for split, examples in seen.items()}
     dev = problem.measure(found["dev"], wanted["dev"])
+    if "test" not in seen:
+        return _Found((), [dev] * seeds, [])
     test = problem.measure_test(found["dev"], wanted["dev"], found["test"], wanted["test"])
     return _Found((), [dev] * seeds, [test] * seeds)
 
 
-def _utterances(problem: Problem | Search) -> dict[str, list[Utterance]]:
-    return {split: [example.utterance for example in examples] for split, examples in problem.examples.items()}
+def _utterances(seen: Mapping[str, Sequence[Example]]) -> dict[str, list[Utterance]]:
+    return {split: [example.utterance for example in examples] for split, examples in seen.items()}
 
 
 def pose(task: Task, spec: EvalSpec, corpus: Corpus) -> Problem | Search:
@@ -253,6 +267,7 @@ def _scores(task: Task, dev: Sequence[Mapping[str, float]], test: Sequence[Mappi
         Score(metric=metric, split=split, values=tuple(found[metric] for found in values)).model_dump(mode="json")
         for metric in task.metrics
         for split, values in measured
+        if values
     ]
 
 
@@ -261,6 +276,7 @@ def _details(task: Task, dev: Sequence[Mapping[str, float]], test: Sequence[Mapp
     return {
         split: {name: [found[name] for found in values] for name in values[0] if name not in task.metrics}
         for split, values in (("dev", dev), ("test", test))
+        if values
     }
 
 

@@ -23,17 +23,18 @@ def evaluate_folds(
     report: Report,
     *,
     sharing: Sharing | None = None,
+    dev_only: bool = False,
 ) -> dict[str, JsonValue]:
     """Returns the facts of one evaluation; with several corpora, one per fold, those of all.
 
     ``scores`` are then means over folds, seed by seed, and ``folds`` holds the facts of each (see ``evaluate``).
     """
     if len(corpora) == 1:
-        return evaluate(spec, encoder, corpora[0], device, report, sharing=sharing)
+        return evaluate(spec, encoder, corpora[0], device, report, sharing=sharing, dev_only=dev_only)
     folds: list[dict[str, JsonValue]] = []
     for corpus in corpora:
         told = _part(report, len(folds), len(corpora))
-        folds.append(evaluate(spec, encoder, corpus, device, told, sharing=sharing))
+        folds.append(evaluate(spec, encoder, corpus, device, told, sharing=sharing, dev_only=dev_only))
     return {
         "scores": [score.model_dump(mode="json") for score in mean_scores([scores_of(facts) for facts in folds])],
         **{name: folds[0][name] for name in ("seeds", "learning_rate", "updates")},

@@ -59,7 +59,7 @@ def record_choice(plan: Plan, store: Store, found: Sequence[EncoderRow], status:
         sweep=plan.spec.name,
         plan=plan.fingerprint,
         status=status,
-        winner=choice(found),
+        winner=choice(found, plan.chosen),
         rows=tuple(row.key for row in plan.rows),
     )
     path = _path(store, plan.spec.name)
@@ -67,9 +67,9 @@ def record_choice(plan: Plan, store: Store, found: Sequence[EncoderRow], status:
     write_json(path, kept.model_dump(mode="json"))
 
 
-def choice(found: Sequence[EncoderRow]) -> Chosen | None:
-    """Returns the encoder behind the star of the table, ``None`` while there is no star."""
-    line = winner(groups(found))
+def choice(found: Sequence[EncoderRow], searched: str | None = None) -> Chosen | None:
+    """Returns the encoder behind the star of the table, ``None`` while there is no star; ``searched``: what a search chose."""
+    line = winner(groups(found, chosen=searched))
     if line is None:
         return None
     best = max((row for row in line.rows if "dev.score" in row.metrics), key=lambda row: row.metrics["dev.score"])

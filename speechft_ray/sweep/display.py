@@ -55,6 +55,7 @@ class Display:
         self._stages = {name: _Stage(total=total_by_stage[name], reused=reused.get(name, 0)) for name in names}
         self._running: dict[str, _Running] = {}
         self._jobs: dict[str, Job] = {}
+        self._remark = ""
         self._live: Live | None = None
 
     def __enter__(self) -> Display:
@@ -105,6 +106,15 @@ class Display:
             self._last_status = now
         self._redraw()
 
+    def remark(self, text: str) -> None:
+        """Sets the sentence that stands beside the counts from now on."""
+        self._remark = text
+
+    def left(self, stage: str, count: int) -> None:
+        """Says how much of a stage is still to be done, where that changes on the way."""
+        known = self._stages.setdefault(stage, _Stage(total=0, reused=0))
+        known.total = known.reused + known.done + known.failed + count
+
     def note(self, text: str) -> None:
         """Tells the person something; it stays above the live part."""
         for line in text.splitlines():
@@ -151,7 +161,8 @@ class Display:
 
     def _status(self) -> str:
         elapsed = duration(self._clock() - self._begin)
-        return f"{self._counts()}; {len(self._running)} running; {elapsed} so far, {self.time_left()}"
+        remark = f"{self._remark}; " if self._remark else ""
+        return f"{remark}{self._counts()}; {len(self._running)} running; {elapsed} so far, {self.time_left()}"
 
     def _counts(self) -> str:
         texts = [(f"{name} {stage.ended}/{stage.total}", stage.remarks) for name, stage in self._stages.items()]
@@ -182,7 +193,8 @@ class Display:
         more = len(self._running) - RUNNING_SHOWN
         last = [f"and {more} more running"] if more > 0 else []
         last.append(f"{duration(self._clock() - self._begin)} so far, {self.time_left()}")
-        return Group(table, running, *(Text(line, "dim") for line in last))
+        remark = [Text(one_line(self._remark), "bold")] if self._remark else []
+        return Group(table, *remark, running, *(Text(line, "dim") for line in last))
 
 
 @dataclass(kw_only=True)

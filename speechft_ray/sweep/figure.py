@@ -30,7 +30,7 @@ DOTS_PER_INCH = 160
 WIDTH_INCHES = 9.0
 PANEL_COLUMNS = 3
 
-_STYLE: Any = {
+STYLE: Any = {
     "font.size": 11,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -48,7 +48,7 @@ def alpha_curve(lines: Sequence[Group]) -> bytes | None:
     drawn = series(lines, "score")
     if not drawn:
         return None
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH_INCHES, 4.8), dpi=DOTS_PER_INCH, layout="constrained")
         axes = figure.add_subplot()
         _draw_series(axes, drawn, "score")
@@ -59,7 +59,7 @@ def alpha_curve(lines: Sequence[Group]) -> bytes | None:
             axes.plot([], [], "*", color="#E69F00", markersize=13, markeredgecolor="black", label="chosen on dev")
         axes.set(xlabel="alpha (share of the fine-tuned model)", ylabel="SUPERB score, test", xlim=(-0.04, 1.04))
         _legend(figure, axes, beyond=len(drawn) - len(COLOURS))
-        return _png(figure)
+        return png(figure)
 
 
 def tasks_by_alpha(lines: Sequence[Group]) -> bytes | None:
@@ -67,8 +67,8 @@ def tasks_by_alpha(lines: Sequence[Group]) -> bytes | None:
     names = [name for name in metric_names(lines) if series(lines, name)]
     if not names:
         return None
-    with mpl.rc_context(_STYLE):
-        figure, panels = _panels(len(names))
+    with mpl.rc_context(STYLE):
+        figure, panels = panels_of(len(names))
         for axes, name in zip(panels, names, strict=True):
             drawn = series(lines, name)
             _draw_series(axes, drawn, name)
@@ -77,7 +77,7 @@ def tasks_by_alpha(lines: Sequence[Group]) -> bytes | None:
             unit = METRICS[name].unit if name in METRICS else ""
             axes.set(title=column_title(name) + (", %" if unit == "percent" else ""), xlabel="alpha", xlim=(-0.04, 1.04))
         _legend(figure, panels[0], beyond=len(series(lines, names[0])) - len(COLOURS))
-        return _png(figure)
+        return png(figure)
 
 
 def learning_curves(curves: Sequence[Curve]) -> bytes | None:
@@ -87,21 +87,21 @@ def learning_curves(curves: Sequence[Curve]) -> bytes | None:
     if not ordered:
         return None
     setups = list(dict.fromkeys(_setup(curve, curves) for curve in curves))
-    with mpl.rc_context(_STYLE):
-        figure, panels = _panels(len(ordered))
+    with mpl.rc_context(STYLE):
+        figure, panels = panels_of(len(ordered))
         for axes, name in zip(panels, ordered, strict=True):
             labelled: set[str] = set()
             for curve in curves:
                 points = [(update, values[name]) for update, values in curve.points if name in values]
                 setup = _setup(curve, curves)
                 place = setups.index(setup)
-                label = "_nolegend_" if setup in labelled or place >= len(COLOURS) else _text(setup)
+                label = "_nolegend_" if setup in labelled or place >= len(COLOURS) else label_text(setup)
                 labelled.add(setup)
                 style = "o-" if len(points) < 3 else "-"
                 axes.plot(*_columns(points), style, color=_colour(place), linewidth=1.4, markersize=3, alpha=0.8, label=label)
-            axes.set(title=_text(column_title(name)), xlabel="updates")
+            axes.set(title=label_text(column_title(name)), xlabel="updates")
         _legend(figure, panels[0], beyond=len(setups) - len(COLOURS))
-        return _png(figure)
+        return png(figure)
 
 
 def published_comparison(lines: Sequence[Group]) -> bytes | None:
@@ -109,7 +109,7 @@ def published_comparison(lines: Sequence[Group]) -> bytes | None:
     drawn = [item for item in series(lines, "score") if item.control is not None]
     if not drawn:
         return None
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH_INCHES, 3.8), dpi=DOTS_PER_INCH, layout="constrained")
         ours, paper = figure.subplots(1, 2)
         for place, item in enumerate(drawn):
@@ -117,7 +117,7 @@ def published_comparison(lines: Sequence[Group]) -> bytes | None:
             points = [(alpha, line.mean["score"] - zero) for alpha, line in item.points]
             known = place < len(COLOURS)
             look = {"marker": MARKERS[place], "linewidth": 2.0, "zorder": 3} if known else {"linewidth": 0.8, "zorder": 1.5}
-            ours.plot(*_columns(points), color=_colour(place), label=_text(item.title) if known else "_nolegend_", **look)
+            ours.plot(*_columns(points), color=_colour(place), label=label_text(item.title) if known else "_nolegend_", **look)
         zero = ALPHA_ABLATION[0].score
         points = [(point.alpha, point.score - zero) for point in ALPHA_ABLATION]
         paper.plot(*_columns(points), marker="o", color="#555555", linewidth=2)
@@ -126,7 +126,7 @@ def published_comparison(lines: Sequence[Group]) -> bytes | None:
             axes.set(title=title, xlabel="alpha", xlim=(-0.04, 1.04))
         ours.set_ylabel("score minus pre-trained")
         _legend(figure, ours, beyond=len(drawn) - len(COLOURS))
-        return _png(figure)
+        return png(figure)
 
 
 def _draw_series(axes: Axes, drawn: Sequence[Series], metric: str) -> None:
@@ -143,7 +143,14 @@ def _draw_series(axes: Axes, drawn: Sequence[Series], metric: str) -> None:
         for seed in _by_seed(item, metric):
             axes.plot(*_columns(seed), color=colour, linewidth=0.7, alpha=0.45, marker=".", markersize=4)
         axes.plot(
-            alphas, centre, marker=MARKERS[place], color=colour, linewidth=2.2, markersize=6, label=_text(item.title), zorder=3
+            alphas,
+            centre,
+            marker=MARKERS[place],
+            color=colour,
+            linewidth=2.2,
+            markersize=6,
+            label=label_text(item.title),
+            zorder=3,
         )
 
 
@@ -178,7 +185,7 @@ def _draw_controls(axes: Axes, drawn: Sequence[Series]) -> None:
             )
 
 
-def _panels(count: int) -> tuple[Figure, list[Axes]]:
+def panels_of(count: int) -> tuple[Figure, list[Axes]]:
     columns = min(count, PANEL_COLUMNS)
     rows = math.ceil(count / columns)
     figure = Figure(figsize=(WIDTH_INCHES, 0.5 + 2.7 * rows), dpi=DOTS_PER_INCH, layout="constrained")
@@ -215,12 +222,12 @@ def _colour(place: int) -> str:
     return COLOURS[place] if place < len(COLOURS) else REST
 
 
-def _text(text: str) -> str:
+def label_text(text: str) -> str:
     """A name as a label: a dollar sign would start a formula, a leading underscore would hide it from the legend."""
     return one_line(text).replace("$", r"\$").lstrip("_")
 
 
-def _png(figure: Figure) -> bytes:
+def png(figure: Figure) -> bytes:
     target = io.BytesIO()
     figure.savefig(target, format="png", metadata={"Software": None})
     return target.getvalue()

@@ -73,6 +73,10 @@ class LocalExecutor:
         finally:
             self._running = {}
 
+    def slots(self, job: Job) -> int:
+        """One at a time."""
+        return 1
+
     def progress(self) -> Mapping[str, Progress]:
         """The job that runs now, if any: read it from another thread, or from inside the job."""
         return self._running

@@ -53,6 +53,8 @@ class PageContent:
     tasks_by_alpha: bytes | None
     learning_curves: bytes | None
     published_comparison: bytes | None
+    search: str = ""
+    """The section about a search, as HTML; empty for a sweep without one."""
 
 
 def page(content: PageContent) -> str:
@@ -60,6 +62,7 @@ def page(content: PageContent) -> str:
     template = Template(Path(__file__).with_name("page.html").read_text(encoding="utf-8"))
     parts = [
         _results(content),
+        content.search,
         _figure("Score by alpha", content.alpha_curve, "The band is the spread (±), faint lines are single fine-tuning seeds."),
         _figure("Tasks by alpha", content.tasks_by_alpha, "Test metrics in their own unit; dashed: the pre-trained encoder."),
         _figure("Learning curves", content.learning_curves, "One line per fine-tuning run."),

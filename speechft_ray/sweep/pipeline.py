@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
 from typing import Protocol
 
 from speechft_ray.core.errors import Interrupted
@@ -17,6 +16,10 @@ POLL_SECONDS = 0.5
 """Longest wait for an outcome before progress is shown again."""
 
 
+QUEUED_PART = 8
+"""Of the executor's slots, at least one: evaluations that queue in it while others wait for their turn here."""
+
+
 class Watch(Protocol):
     """Whoever shows the run to a person."""
 
@@ -25,31 +28,29 @@ class Watch(Protocol):
     def tick(self, progress: Mapping[str, Progress]) -> None: ...
 
 
-@dataclass
-class Ledger:
-    """What is known of every job of one run."""
-
-    complete: set[str] = field(default_factory=set)
-    failed: dict[str, Outcome] = field(default_factory=dict)
-    running: set[str] = field(default_factory=set)
-
-
 def needed_jobs(plan: Plan, store: Store) -> dict[str, Job]:
-    """Returns the jobs that must still be done: evaluations that are not in the store, and what they need and lack."""
+    """Returns the jobs that must still be done: evaluations that are not in the store, what they need and lack, and the
+    merged encoder that a search chose."""
+    goals = [job.fingerprint for job in plan.of_stage("evaluate")] + ([plan.chosen] if plan.chosen else [])
+    return lacking(goals, plan.jobs, store)
+
+
+def lacking(goals: Iterable[str], jobs: Mapping[str, Job], store: Store) -> dict[str, Job]:
+    """Returns the goals that are not in the store and what they need and lack, needs before those that need them."""
     needed: dict[str, Job] = {}
 
     def visit(key: str) -> None:
-        job = plan.jobs[key]
+        job = jobs[key]
         if key in needed or store.complete(job.stage, key):
             return
         needed[key] = job
         for need in job.needs:
             visit(need)
 
-    for job in plan.of_stage("evaluate"):
-        visit(job.fingerprint)
-    order = {key: index for index, key in enumerate(plan.jobs)}
-    return dict(sorted(needed.items(), key=lambda item: (STAGES.index(item[1].stage), order[item[0]])))
+    for goal in goals:
+        visit(goal)
+    order = {key: index for index, key in enumerate(jobs)} if len(needed) > 1 else {}
+    return dict(sorted(needed.items(), key=lambda item: (STAGES.index(item[1].stage), order.get(item[0], 0))))
 
 
 def run_plan(
@@ -65,51 +66,105 @@ def run_plan(
     ``on_finished`` is called on this thread for each outcome, after it is in the store. Raises ``Interrupted`` when ``stop``
     was set; whatever was complete by then stays in the store.
     """
-    needed = needed_jobs(plan, store)
-    ledger = Ledger()
-    while len(ledger.complete) + len(ledger.failed) < len(needed):
-        if stop.is_set():
-            executor.stop()
+    flow = Flow(executor, watch, on_finished, stop)
+    flow.want(needed_jobs(plan, store))
+    while flow.busy:
+        flow.turn()
+    return list(flow.failed.values())
+
+
+class Flow:
+    """Jobs on their way through an executor: each is submitted as soon as nothing that it needs is still to be done.
+
+    More jobs may be wanted at any time; a job is done once, however often it is wanted. With ``in_turn`` evaluations are held
+    back until the executor has room, and then those of the lowest turn go first; what is wanted ``ahead`` of its time is done
+    only where a worker would be idle otherwise.
+    """
+
+    def __init__(
+        self,
+        executor: Executor,
+        watch: Watch,
+        on_finished: Callable[[Outcome], None],
+        stop: threading.Event,
+        in_turn: bool = False,
+    ) -> None:
+        self.failed: dict[str, Outcome] = {}
+        self._executor, self._watch, self._on_finished, self._stop = executor, watch, on_finished, stop
+        self._waiting: dict[str, Job] = {}
+        self._running: dict[str, Job] = {}
+        self._in_turn = in_turn
+        self._turns: dict[str, tuple[bool, int]] = {}
+
+    @property
+    def busy(self) -> bool:
+        """Whether a job waits or runs."""
+        return bool(self._waiting or self._running)
+
+    def want(self, jobs: Mapping[str, Job], turn: int = 0, ahead: bool = False) -> None:
+        """Adds jobs, needs before those that need them. A need that is neither here nor wanted is complete in the store."""
+        self._waiting |= {key: job for key, job in jobs.items() if key not in self._running and key not in self.failed}
+        self._turns |= {key: min((ahead, turn), self._turns.get(key, (True, turn))) for key in jobs}
+
+    def drop(self, key: str) -> None:
+        """Forgets a job that was wanted ahead and has not started."""
+        if self._turns.get(key, (False, 0))[0]:
+            self._waiting.pop(key, None)
+
+    def turn(self) -> list[Outcome]:
+        """Submits what can start, waits for what ends, and returns it with all that can never start because of it."""
+        if self._stop.is_set():
+            self._executor.stop()
             raise Interrupted
-        for job in _ready(needed, ledger):
-            ledger.running.add(job.fingerprint)
-            executor.submit(job)
-            watch.started(job)
-        for outcome in executor.outcomes(POLL_SECONDS):
-            settled = [outcome, *_settle(outcome, needed, ledger)]
-            for item in settled:
-                watch.finished(item)
-                on_finished(item)
-        watch.tick(executor.progress())
-    return list(ledger.failed.values())
+        ended = self._blocked()  # of jobs that were wanted after what they need had failed
+        for job in self._ready():
+            if self._in_turn and job.stage == "evaluate" and not self._has_room(job):
+                break
+            del self._waiting[job.fingerprint]
+            self._running[job.fingerprint] = job
+            self._executor.submit(job)
+            self._watch.started(job)
+        if self._running:
+            for outcome in self._executor.outcomes(POLL_SECONDS):
+                ended += self._settle(outcome)
+        for item in ended:
+            self._watch.finished(item)
+            self._on_finished(item)
+        self._watch.tick(self._executor.progress())
+        return ended
 
+    def _ready(self) -> list[Job]:
+        """Jobs that can start; evaluations last, those of the lowest turn first."""
+        found = [
+            job
+            for job in self._waiting.values()
+            if not any(need in self._waiting or need in self._running for need in job.needs)
+        ]
+        return sorted(found, key=lambda job: (job.stage == "evaluate", self._turns[job.fingerprint]))
 
-def _ready(needed: Mapping[str, Job], ledger: Ledger) -> Sequence[Job]:
-    """Jobs that can start: nothing they need is still to be done. A need outside ``needed`` is complete in the store."""
-    return [
-        job
-        for key, job in needed.items()
-        if key not in ledger.complete
-        and key not in ledger.failed
-        and key not in ledger.running
-        and all(need in ledger.complete or need not in needed for need in job.needs)
-    ]
+    def _has_room(self, job: Job) -> bool:
+        """Whether an evaluation would start soon: a few may queue, so that no worker waits for this process."""
+        slots = self._executor.slots(job)
+        queued = 0 if self._turns[job.fingerprint][0] else max(1, slots // QUEUED_PART)
+        return sum(other.stage == "evaluate" for other in self._running.values()) < slots + queued
 
+    def _settle(self, outcome: Outcome) -> list[Outcome]:
+        """Books an outcome; returns it and the outcomes of jobs that can never start because of it."""
+        self._running.pop(outcome.fingerprint, None)
+        if outcome.ok:
+            return [outcome]
+        self.failed[outcome.fingerprint] = outcome
+        return [outcome, *self._blocked()]
 
-def _settle(outcome: Outcome, needed: Mapping[str, Job], ledger: Ledger) -> list[Outcome]:
-    """Books an outcome; returns the outcomes of jobs that can never start because of it."""
-    ledger.running.discard(outcome.fingerprint)
-    if outcome.ok:
-        ledger.complete.add(outcome.fingerprint)
-        return []
-    ledger.failed[outcome.fingerprint] = outcome
-    blocked: list[Outcome] = []
-    for key, job in needed.items():  # stage order, so one pass reaches everything downstream
-        if key not in ledger.failed and any(need in ledger.failed for need in job.needs):
-            first = next(ledger.failed[need] for need in job.needs if need in ledger.failed)
-            culprit = first.blocked_by or first.label
-            error = f"not started, because `{culprit}` failed"
-            fate = Outcome(stage=job.stage, fingerprint=key, label=job.label, error=error, blocked_by=culprit)
-            ledger.failed[key] = fate
-            blocked.append(fate)
-    return blocked
+    def _blocked(self) -> list[Outcome]:
+        blocked: list[Outcome] = []
+        for key, job in list(self._waiting.items()):  # needs come first, so one pass reaches everything downstream
+            first = next((self.failed[need] for need in job.needs if need in self.failed), None)
+            if first is not None:
+                culprit = first.blocked_by or first.label
+                error = f"not started, because `{culprit}` failed"
+                fate = Outcome(stage=job.stage, fingerprint=key, label=job.label, error=error, blocked_by=culprit)
+                self.failed[key] = fate
+                del self._waiting[key]
+                blocked.append(fate)
+        return blocked

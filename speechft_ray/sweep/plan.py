@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 from pydantic import JsonValue
@@ -61,6 +62,8 @@ class Plan:
     rows: tuple[PlannedRow, ...]
     baseline: tuple[str, ...]
     """FBank's evaluations, in the order of the spec; empty when the score's zero is the paper's."""
+    chosen: str | None = None
+    """The merged encoder that a search chose; ``None``: the best dev score chooses."""
 
     def of_stage(self, stage: Stage) -> list[Job]:
         """The jobs of one stage, in plan order."""
@@ -69,9 +72,9 @@ class Plan:
 
 def make_plan(spec: SweepSpec, inputs: Inputs) -> Plan:
     """Returns the plan of a sweep. Raises ``UserError`` when donors of one merge do not share a seed."""
-    build = _Builder(inputs)
+    build = Builder(inputs)
     tuned = [(run, build.finetune(run)) for run in spec.finetune]
-    varying = _varying_fields(spec.finetune)
+    varying = varying_fields(spec.finetune)
     rows: dict[str, PlannedRow] = {}
     for key, title, params in itertools.chain([build.pretrained()], _merges(spec, tuned, varying, build)):
         if key not in rows:
@@ -83,8 +86,8 @@ def make_plan(spec: SweepSpec, inputs: Inputs) -> Plan:
     return Plan(spec=spec, fingerprint=whole, jobs=build.jobs, rows=tuple(rows.values()), baseline=baseline)
 
 
-class _Builder:
-    """Collects jobs by fingerprint while the plan is walked."""
+class Builder:
+    """Collects jobs by fingerprint while a plan is walked, or a search goes on."""
 
     def __init__(self, inputs: Inputs) -> None:
         self.inputs = inputs
@@ -114,31 +117,53 @@ class _Builder:
         return self._add("finetune", fingerprint(identity), label, payload, needs)
 
     def merge(self, spec: MergeSpec, donors: Sequence[str], title: str) -> str:
-        recipe = {"method": spec.method, "params": spec.params, "alpha": spec.alpha, "donors": list(donors)}
-        if spec.alpha == 0:
-            recipe = {"method": "pretrained", "params": {}, "alpha": 0.0, "donors": []}
-        identity = {"stage": "merge", "version": VERSIONS["merge"], "base": self.inputs.encoder, **recipe}
+        recipe = self.recipe(spec, donors)
         needs = tuple(donors) if spec.alpha else ()
-        return self._add("merge", fingerprint(identity), f"merge {title}", {**recipe, "base": self.inputs.encoder}, needs)
+        return self._add("merge", merged_fingerprint(recipe), f"merge {title}", recipe, needs)
+
+    def recipe(self, spec: MergeSpec, donors: Sequence[str]) -> dict[str, Any]:
+        """Returns all that decides a merged encoder. Alpha 0 is the pre-trained one, whoever the donors are."""
+        chosen: dict[str, Any] = {"method": "pretrained", "params": {}, "alpha": 0.0, "donors": []}
+        if spec.alpha:
+            chosen = {"method": spec.method, "params": spec.params, "alpha": spec.alpha, "donors": list(donors)}
+        return {**chosen, "base": self.inputs.encoder}
 
     def pretrained(self) -> tuple[str, str, Params]:
         """The control alpha 0: the pre-trained encoder itself, whoever the donors are."""
         return self.merge(MergeSpec(alpha=0.0), (), "alpha=0"), "alpha=0", {"alpha": 0.0, "method": "none", "finetune": "none"}
 
     def evaluate(self, spec: EvalSpec, encoder: str | None, title: str) -> str:
+        payload = {"spec": spec.model_dump(mode="json"), "encoder": encoder}
+        return self._evaluation(spec, encoder or FBANK, title, payload, [encoder] if encoder else [])
+
+    def evaluate_on_dev(self, spec: EvalSpec, recipe: Mapping[str, Any], title: str) -> str:
+        """Adds an evaluation that never touches test, of an encoder that is merged where it is evaluated and kept nowhere."""
+        encoder = merged_fingerprint(recipe)
+        payload = {"spec": spec.model_dump(mode="json"), "encoder": encoder, "splits": ["dev"], "recipe": dict(recipe)}
+        return self._evaluation(spec, encoder, f"on dev {title}", payload, recipe["donors"], {"splits": ["dev"]})
+
+    def _evaluation(
+        self,
+        spec: EvalSpec,
+        encoder: str,
+        title: str,
+        payload: dict[str, Any],
+        needs: Sequence[str],
+        only: Mapping[str, Any] = MappingProxyType({}),
+    ) -> str:
         corpora = [self.corpus(corpus) for corpus in spec.corpora()]
         identities = [identity for identity, _ in corpora]
         identity = {
             "stage": "evaluate",
             "version": VERSIONS["evaluate"],
             "spec": spec.model_dump(mode="json"),
-            "encoder": encoder or FBANK,
+            "encoder": encoder,
             "corpus": identities if spec.folds else identities[0],
+            **only,
         }
-        payload = {"spec": spec.model_dump(mode="json"), "encoder": encoder}
-        needs = (*itertools.chain.from_iterable(needs for _, needs in corpora), *([encoder] if encoder else []))
         label = " ".join(["evaluate", spec.task, *([spec.column] if spec.column else []), title])
-        return self._add("evaluate", fingerprint(identity), label, payload, needs)
+        of_corpora = itertools.chain.from_iterable(needs for _, needs in corpora)
+        return self._add("evaluate", fingerprint(identity), label, payload, (*of_corpora, *needs))
 
     def _add(self, stage: Stage, key: str, label: str, payload: dict[str, Any], needs: tuple[str, ...]) -> str:
         resources = self.inputs.resources.get(stage, ResourceRequest())
@@ -148,8 +173,13 @@ class _Builder:
         return key
 
 
+def merged_fingerprint(recipe: Mapping[str, Any]) -> str:
+    """Returns the identity of a merged encoder (``Builder.recipe``)."""
+    return fingerprint({"stage": "merge", "version": VERSIONS["merge"], **recipe})
+
+
 def _merges(
-    spec: SweepSpec, tuned: Sequence[tuple[FinetuneSpec, str]], varying: Mapping[str, set[str]], build: _Builder
+    spec: SweepSpec, tuned: Sequence[tuple[FinetuneSpec, str]], varying: Mapping[str, set[str]], build: Builder
 ) -> Iterator[tuple[str, str, Params]]:
     """Yields ``(key, title, params)`` of every merge, with alpha 1 as a control beside every set of donors."""
     asked = [item for item in spec.merge if item.alpha > 0]
@@ -157,8 +187,8 @@ def _merges(
     unique = {canonical(item): item for item in [*asked, *controls]}
     for item in unique.values():
         for donors in _donor_sets(item, tuned):
-            params = _row_params(item, [run for run, _ in donors], varying)
-            title = " ".join(_title_part(name, value) for name, value in params.items())
+            params = row_params(item, [run for run, _ in donors], varying)
+            title = row_title(params)
             yield build.merge(item, [key for _, key in donors], title), title, params
 
 
@@ -177,7 +207,8 @@ def _donor_sets(merge: MergeSpec, tuned: Sequence[tuple[FinetuneSpec, str]]) -> 
         raise UserError(f"no seed was tuned by all of the donors {names}: give those fine-tuning runs the same `seed` axis.")
 
 
-def _row_params(merge: MergeSpec, donors: Sequence[FinetuneSpec], varying: Mapping[str, set[str]]) -> Params:
+def row_params(merge: MergeSpec, donors: Sequence[FinetuneSpec], varying: Mapping[str, set[str]]) -> Params:
+    """Returns what a row of the table says of its merge: what can vary, under short names."""
     params: dict[str, str | float | int] = {"method": merge.method, "alpha": merge.alpha}
     params |= {
         name: shown for name, shown in ((name, _shown(value)) for name, value in merge.params.items()) if shown is not None
@@ -197,7 +228,7 @@ def _shown(value: JsonValue) -> str | float | int | None:
     return value if isinstance(value, str | float | int) else None
 
 
-def _varying_fields(runs: Sequence[FinetuneSpec]) -> dict[str, set[str]]:
+def varying_fields(runs: Sequence[FinetuneSpec]) -> dict[str, set[str]]:
     """By name of the run: the dotted fields, other than the seed, whose values differ between runs of that name."""
     varying: dict[str, set[str]] = {}
     for name in {run.name for run in runs}:
@@ -219,6 +250,11 @@ def _flat(value: Any, path: str = "") -> dict[str, str | float | int]:
 
 def _penalty_label(spec: FinetuneSpec) -> list[str]:
     return [f"lambda={_number(spec.anchor_penalty)}"] if spec.anchor_penalty else []
+
+
+def row_title(params: Params) -> str:
+    """Returns the parameters of a row as its title."""
+    return " ".join(_title_part(name, value) for name, value in params.items())
 
 
 def _title_part(name: str, value: str | float | int) -> str:

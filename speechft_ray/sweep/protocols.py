@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 from speechft_ray.core.records import Job, Outcome, Place
+
+if TYPE_CHECKING:  # a proposal is drawn from a Suggest
+    from speechft_ray.sweep.proposals import Proposal
 
 Report = Callable[[Mapping[str, float]], None]
 """Called from inside a running job with ``{"done": .., "total": ..}`` and, while tuning, any curve values at ``done``."""
@@ -40,12 +43,56 @@ class Executor(Protocol):
         """Waits until at least one job ended, or the time is over, and returns what ended since the last call."""
         ...
 
+    def slots(self, job: Job) -> int:
+        """How many jobs like this one can run at once, as far as is known now; at least 1."""
+        ...
+
     def progress(self) -> Mapping[str, Progress]:
         """The jobs that run now, by fingerprint, with their latest progress."""
         ...
 
     def stop(self) -> None:
         """Ends running jobs and gives resources back. Unfinished tuning keeps its last checkpoint. May be called twice."""
+        ...
+
+
+class Suggest(Protocol):
+    """Draws the values of one proposal, each by name; the same name always comes with the same range or options."""
+
+    def number(self, name: str, low: float, high: float, log: bool) -> float:
+        """Draws a number from ``low`` to ``high``, evenly or on a log scale."""
+        ...
+
+    def choice(self, name: str, options: Sequence[Any]) -> Any:
+        """Draws one of the options: texts, numbers or booleans."""
+        ...
+
+
+class Verdict(NamedTuple):
+    """What came of one proposal, told to whoever proposed it. All of it is measured on dev."""
+
+    state: Literal["complete", "stopped", "failed"]
+    values: Sequence[float] = ()
+    """One value per objective, in its own unit; of a complete proposal alone."""
+    violations: Sequence[float] = ()
+    """One number per constraint, above 0 where it is broken; of a complete proposal alone."""
+    steps: Sequence[float] = ()
+    """Mean share of the score over the first 1, 2, ... tasks, where an early stop compares them."""
+
+
+class Proposer(Protocol):
+    """Decides what a search tries next. The same verdicts in the same order give the same proposals."""
+
+    def needs(self, number: int) -> int:
+        """How many of the first proposals must have been told, exactly, when proposal ``number`` is asked for."""
+        ...
+
+    def ask(self) -> Proposal | None:
+        """Returns the next ``Proposal``, or ``None`` when there is nothing more to try."""
+        ...
+
+    def tell(self, number: int, verdict: Verdict) -> None:
+        """Learns what came of a proposal; called in the order of their numbers."""
         ...
 
 
@@ -98,6 +145,10 @@ class Tracker(Protocol):
 
     def encoder(self, row: EncoderRow) -> None:
         """Adds or completes one merged encoder."""
+        ...
+
+    def champion(self, row: EncoderRow, folder: Path) -> None:
+        """Registers the encoder that the sweep chose, whose files lie in ``folder``; a later one takes its place."""
         ...
 
     def finish(self, report: Path | None, score_by_alpha: Sequence[tuple[float, float]], status: str) -> None:

@@ -18,6 +18,9 @@ Note = Callable[[str], None]
 def sweep_info(plan: Plan) -> SweepInfo:
     """What trackers and reports say of the sweep as a whole."""
     spec = plan.spec
+    if spec.search is not None:
+        facts = {"trials": spec.search.trials, "sampler": spec.search.sampler, "search_seed": spec.search.seed}
+        return SweepInfo(plan.fingerprint, spec.name, {"encoder": spec.encoder, **facts})
     counts = {"merged_encoders": len(plan.rows), "evaluations": len(plan.of_stage("evaluate"))}
     return SweepInfo(plan.fingerprint, spec.name, {"encoder": spec.encoder, **counts})
 
@@ -32,6 +35,7 @@ class Publisher:
         self._trackers = list(trackers)
         self._down: set[int] = set()
         self._told: set[str] = set()
+        self._trials: dict[str, EncoderRow] = {}
 
     def start(self) -> None:
         """Opens every view and tells it what earlier runs left in the store."""
@@ -46,14 +50,28 @@ class Publisher:
         elif outcome.ok and outcome.stage == "evaluate":
             self._tell_news()
 
+    def trial(self, row: EncoderRow) -> None:
+        """Tells the trackers what came of one proposal of a search."""
+        self._trials[row.key] = row
+        self._each(partial(_encoder, row=row))
+
+    def chosen(self, plan: Plan) -> None:
+        """Goes on with the plan of what a search chose, whose sweep is the same."""
+        self._plan = plan
+        self._tell_news()
+
     def finish(self, report: Path | None, status: str) -> list[str]:
         """Sends what a silent tracker missed, then the report. Returns the sentences that say how to open each view."""
         found = rows(self._plan, self._store)
-        points = sorted((float(row.params["alpha"]), row.metrics["score"]) for row in found if "score" in row.metrics)
+        scored = [row for row in found if "score" in row.metrics and "trial" not in row.params]
+        points = sorted((float(row.params["alpha"]), row.metrics["score"]) for row in scored)
+        champion = self._champion(found)
         for tracker in self._trackers:
             if id(tracker) in self._down:
                 self._down.discard(id(tracker))
                 self._attempt(tracker, partial(self._tell_all, found=found))
+            if champion is not None:
+                self._attempt(tracker, partial(_champion, row=champion, folder=self._store.folder("merge", champion.key)))
             self._attempt(tracker, partial(_finish, report=report, points=points, status=status))
         return self.where()
 
@@ -61,11 +79,16 @@ class Publisher:
         """The sentences that say how to open each view that answers."""
         return [tracker.where() for tracker in self._trackers if id(tracker) not in self._down]
 
+    def _champion(self, found: Sequence[EncoderRow]) -> EncoderRow | None:
+        """What a search chose, once it is measured and its weights are in the store."""
+        row = next((row for row in found if row.key == self._plan.chosen and row.complete), None)
+        return row if row is not None and self._store.complete("merge", row.key) else None
+
     def _tell_all(self, tracker: Tracker, found: Sequence[EncoderRow]) -> None:
         tracker.start(sweep_info(self._plan))
         for curve in curves(self._plan, self._store):
             tracker.curve(curve)
-        for row in found:
+        for row in (*self._trials.values(), *found):
             if row.metrics:
                 tracker.encoder(row)
 
@@ -107,6 +130,10 @@ def _curve(tracker: Tracker, curve: Curve) -> None:
 
 def _encoder(tracker: Tracker, row: EncoderRow) -> None:
     tracker.encoder(row)
+
+
+def _champion(tracker: Tracker, row: EncoderRow, folder: Path) -> None:
+    tracker.champion(row, folder)
 
 
 def _finish(tracker: Tracker, report: Path | None, points: Sequence[tuple[float, float]], status: str) -> None:

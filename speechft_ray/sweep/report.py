@@ -15,6 +15,8 @@ from speechft_ray.core.records import Outcome
 from speechft_ray.sweep.figure import alpha_curve, learning_curves, published_comparison, tasks_by_alpha
 from speechft_ray.sweep.page import PageContent, page
 from speechft_ray.sweep.protocols import Curve, EncoderRow, SweepInfo
+from speechft_ray.sweep.search_report import search_files
+from speechft_ray.sweep.search_summary import SearchFindings
 from speechft_ray.sweep.summary import groups
 from speechft_ray.sweep.table import csv_table, markdown_table
 
@@ -28,7 +30,8 @@ def write_report(folder: Path, findings: Findings) -> Path:
     there is no data yet is not written, and one left from an earlier report is removed. Raises ``UserError`` when the folder
     cannot be written.
     """
-    lines = groups(findings.rows, expected=findings.references)
+    lines = groups(findings.rows, expected=findings.references, chosen=findings.chosen)
+    search, section = search_files(findings.search)
     figures = {
         "alpha_curve": alpha_curve(lines),
         "tasks_by_alpha": tasks_by_alpha(lines),
@@ -42,9 +45,11 @@ def write_report(folder: Path, findings: Findings) -> Path:
         references=findings.references,
         where=findings.where,
         versions=findings.versions,
+        search=section,
         **figures,
     )
     files: dict[str, bytes | None] = {f"{name}.png": image for name, image in figures.items()}
+    files |= search
     files["table.csv"] = csv_table(lines).encode("utf-8", "replace")
     files["table.md"] = markdown_table(findings.sweep.name, lines, findings.failures, findings.references).encode(
         "utf-8", "replace"
@@ -74,6 +79,10 @@ class Findings:
     """The sentence that tells how to open the tracker (``Tracker.where``)."""
     versions: Mapping[str, str] = field(default_factory=dict)
     """Name to version of what computed the results."""
+    chosen: str | None = None
+    """The merged encoder that a search chose (``Plan.chosen``)."""
+    search: SearchFindings | None = None
+    """Of a sweep that searched its merges."""
 
 
 def _replace(path: Path, content: bytes | None) -> None:

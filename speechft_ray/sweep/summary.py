@@ -20,17 +20,19 @@ Role = Literal["pre-trained", "stable fine-tuning", "merge"]
 SpreadOver = Literal["fine-tuning seeds", "probe seeds", "nothing"]
 
 
-def groups(rows: Iterable[EncoderRow], expected: Iterable[str] = ()) -> list[Group]:
+def groups(rows: Iterable[EncoderRow], expected: Iterable[str] = (), chosen: str | None = None) -> list[Group]:
     """Returns the lines of the table: best test score first, lines without a score last.
 
     ``expected`` names test metrics that every row should have, beside those that any row has; it tells what an incomplete
-    row still lacks.
+    row still lacks. ``chosen`` is the encoder that a search chose, by its own objectives; else the best dev score chooses.
     """
     members = _members(rows)
     wanted = {name for group in members for row in group for name in row.metrics} | set(expected)
     wanted = {name for name in wanted if not name.startswith("spread.")}
     found = [_group(group, wanted) for group in members]
     best = max((group for group in found if group.role == "merge" and "dev.score" in group.mean), key=_dev_score, default=None)
+    if chosen is not None:
+        best = next((group for group in found if any(row.key == chosen for row in group.rows)), None)
     vary = varying(found)
     titled = [replace(group, title=_title(group, vary), chosen=group is best) for group in found]
     return sorted(
@@ -220,6 +222,8 @@ def _line_params(row: EncoderRow) -> dict[str, Value]:
 
 
 def _role(row: EncoderRow) -> Role:
+    if "trial" in row.params:  # what a search proposed is no control, whatever its outer alpha
+        return "merge"
     alpha = _alpha(row.params)
     return "pre-trained" if alpha == 0 else "stable fine-tuning" if alpha == 1 else "merge"
 

@@ -39,6 +39,10 @@ class InBackground:
         """Sends one merged encoder, later."""
         self._enqueue(lambda: self._tracker.encoder(row))
 
+    def champion(self, row: EncoderRow, folder: Path) -> None:
+        """Registers the chosen encoder, later."""
+        self._enqueue(lambda: self._tracker.champion(row, folder))
+
     def finish(self, report: Path | None, score_by_alpha: Sequence[tuple[float, float]], status: str) -> None:
         """Waits until everything is sent. Raises ``TrackerDown`` when something was not, or not in time."""
         done = threading.Event()

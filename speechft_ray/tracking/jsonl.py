@@ -17,8 +17,9 @@ from speechft_ray.tracking.base import TRACKERS
 class JsonlTracker:
     """Writes ``<folder>/<sweep name>-<start of its fingerprint>.jsonl``.
 
-    Each line has ``at`` (UTC), ``kind`` (``sweep``, ``curve``, ``encoder`` or ``finish``), ``key`` and the content. A line is
-    added only when it says something new of its key, so the last line of a key is the state and a repeated call adds nothing.
+    Each line has ``at`` (UTC), ``kind`` (``sweep``, ``curve``, ``encoder``, ``champion`` or ``finish``), ``key`` and the
+    content. A line is added only when it says something new of its key, so the last line of a key is the state and a repeated
+    call adds nothing.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -46,6 +47,10 @@ class JsonlTracker:
         """Adds the row as it is now, unless the last line of this encoder says the same."""
         content = {"params": dict(row.params), "metrics": dict(row.metrics), "complete": row.complete}
         self._write("encoder", row.key, {"title": row.title, **content})
+
+    def champion(self, row: EncoderRow, folder: Path) -> None:
+        """Adds which encoder was chosen and where its files lie."""
+        self._write("champion", self._key, {"encoder": row.key, "title": row.title, "folder": str(folder)})
 
     def finish(self, report: Path | None, score_by_alpha: Sequence[tuple[float, float]], status: str) -> None:
         """Adds how the sweep ended, and where its report lies."""

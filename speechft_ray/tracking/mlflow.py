@@ -27,6 +27,9 @@ KEY, KIND, PARENT = "speechft.key", "speechft.kind", "mlflow.parentRunId"
 EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
 """Opens the experiment's page as one of training runs, not of chat traces."""
 
+ALIAS = "champion"
+"""Names the version of the registered model that the last run of a sweep chose: ``models:/NAME@champion``."""
+
 STATUS = {"finished": "FINISHED", "failed": "FAILED", "stopped": "KILLED"}
 BATCH_POINTS = 1000
 """Most metrics that MLflow takes in one request (mlflow ``utils/validation.py``)."""
@@ -76,6 +79,7 @@ class MlflowTracker:
             )
         self._client: Any = None
         self._experiment = ""
+        self._model_name = ""
         self._parent: _Run | None = None
         self._children: dict[str, _Run] = {}
 
@@ -84,6 +88,7 @@ class MlflowTracker:
         with self._answering():
             self._client = _open_client(self._uri)
             self._experiment = self._find_experiment(sweep.name)
+            self._model_name = f"speechft-{sweep.name}"
             found = self._search(f"tags.`{KEY}` = '{sweep.key}' and tags.`{KIND}` = 'sweep'")
             parent = next(iter(found.values()), None)
             tags = {KEY: sweep.key, KIND: "sweep", "mlflow.note.content": NOTE}
@@ -120,6 +125,23 @@ class MlflowTracker:
                 values["alpha"] = float(alpha)  # the charts draw params on a scale of their own, metrics on a real one
             self._log_latest(run, values)
             self._children[row.key] = self._status(run, "FINISHED" if row.complete else "RUNNING")
+
+    def champion(self, row: EncoderRow, folder: Path) -> None:
+        """Registers the chosen encoder under the name of its experiment; the alias ``champion`` is its version."""
+        parent = self._started()
+        with self._answering():
+            run = self._child(row.key, row.title, "encoder", row.params)
+            name = self._model_name
+            if not self._client.search_registered_models(f"name = '{name}'"):
+                self._client.create_registered_model(name, tags={KIND: "sweep"})
+            known = self._client.search_model_versions(f"name = '{name}'")
+            version = next((item for item in known if item.tags.get(KEY) == row.key), None)
+            if version is None:
+                self._client.log_artifacts(run.id, str(folder), "encoder")
+                tags = {KEY: row.key, PARENT: parent.id}
+                place = f"runs:/{run.id}/encoder"
+                version = self._client.create_model_version(name, place, run_id=run.id, tags=tags, description=row.title)
+            self._client.set_registered_model_alias(name, ALIAS, version.version)
 
     def finish(self, report: Path | None, score_by_alpha: Sequence[tuple[float, float]], status: str) -> None:
         """Adds the mean score of each alpha (step: alpha in percent) and the report, and closes every run."""
@@ -292,7 +314,7 @@ def _shown(uri: str) -> str:
 
 
 def _metric_name(name: str) -> str:
-    return name if name == "score" or name.startswith(("dev.", "test.")) else f"test.{name}"
+    return name if name in ("score", "distance") or name.startswith(("dev.", "test.")) else f"test.{name}"
 
 
 def _clean(name: str) -> str:

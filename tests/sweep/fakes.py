@@ -68,6 +68,9 @@ class FakeExecutor:
         self.done.append(job.label)
         return [Outcome(stage=job.stage, fingerprint=job.fingerprint, label=job.label, facts=facts)]
 
+    def slots(self, job: Job) -> int:
+        return 2
+
     def progress(self) -> Mapping[str, Progress]:
         return {job.fingerprint: Progress(1, 2, {}) for job in self.queue[:1]}
 

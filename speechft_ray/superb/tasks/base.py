@@ -95,8 +95,8 @@ class Problem:
 class Search:
     """A task posed on a corpus that nothing is trained for.
 
-    ``answers(sources)`` returns the answers on dev and on test, given the features of each split; the other fields are those
-    of ``Problem``.
+    ``answers(sources)`` returns the answers on dev and, where it is among the sources, on test, given the features of each
+    split; the other fields are those of ``Problem``.
     """
 
     corpus: Corpus

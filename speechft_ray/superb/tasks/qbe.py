@@ -51,7 +51,7 @@ def pose(corpus: Corpus, columns: Sequence[str], options: QbeOptions) -> Search:
         examples[split] = [Example(query, none, _matches(query, columns[0], places)) for query in splits[split]]
 
     def answers(sources: Mapping[str, Source]) -> dict[str, list[np.ndarray]]:
-        return {split: found_in(sources[split], sources["train"], options.distance) for split in ("dev", "test")}
+        return {split: found_in(sources[split], sources["train"], options.distance) for split in sources if split != "train"}
 
     return Search(corpus=corpus, examples=examples, answers=answers, measure=best_layer, measure_test=layer_of_dev)
 

@@ -1,0 +1,226 @@
+"""How idle is a cluster under a search? 32 simulated workers, heavy-tailed evaluation times, the real search loop and sampler.
+
+    python benchmarks/search_idle.py [--workers 32] [--trials 1600] [--window 128 192 256]
+
+The executor below is the only part that is not real: it has a clock of its own and makes up the facts of each evaluation. The
+same evaluation times are then put through a generation-wise strategy, which proposes one generation at a time and waits for the
+slowest of it (within a generation its workers never wait).
+"""
+
+from __future__ import annotations
+
+import argparse
+import heapq
+import math
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from speechft_ray.core.records import Job, Outcome
+from speechft_ray.core.space import parse_space
+from speechft_ray.core.specs import CorpusSpec, SweepSpec
+from speechft_ray.search.proposer import OptunaProposer
+from speechft_ray.sweep.judging import Judge, Trial
+from speechft_ray.sweep.pipeline import Flow
+from speechft_ray.sweep.plan import Inputs
+from speechft_ray.sweep.protocols import Progress
+from speechft_ray.sweep.search import run_search
+from speechft_ray.sweep.search_plan import SearchPlan, make_search_plan
+
+TASKS = {"ks": 40.0, "sid": 90.0, "pr": 180.0}
+"""Median seconds of one evaluation."""
+SIGMAS = (0.8, 1.0)
+"""Of the log-normal times: the 99th percentile is 6.4 or 10 times the median, one in a thousand takes 12 or 22 times as long."""
+
+
+class SimulatedCluster:
+    """An executor with so many workers and its own clock: each job takes ``seconds(job)`` and then has ``facts(job)``.
+
+    Jobs start in the order of submission, as Ray's do. ``busy_seconds`` is the work done, ``now`` the time by then.
+    """
+
+    def __init__(
+        self, store: Any, workers: int, seconds: Callable[[Job], float], facts: Callable[[Job], Mapping[str, Any] | None]
+    ) -> None:
+        self.store, self.workers, self.seconds, self.facts = store, workers, seconds, facts
+        self.now = self.busy_seconds = 0.0
+        self.done: list[Job] = []
+        self._queue: list[Job] = []
+        self._running: list[tuple[float, int, Job]] = []
+        self._count = 0
+
+    def submit(self, job: Job) -> None:
+        """Queues a job."""
+        self._queue.append(job)
+        self._start()
+
+    def outcomes(self, timeout_seconds: float) -> list[Outcome]:
+        """Lets the clock run to the next end. ``None`` as facts is a failure."""
+        self.now, _, job = heapq.heappop(self._running)
+        facts = self.facts(job)
+        self.done.append(job)
+        known = {"stage": job.stage, "fingerprint": job.fingerprint, "label": job.label}
+        self._start()
+        if facts is None:
+            return [Outcome.model_validate({**known, "error": "made to fail"})]
+        with self.store.publish(job.stage, job.fingerprint, facts):
+            pass
+        return [Outcome.model_validate({**known, "facts": dict(facts)})]
+
+    def slots(self, job: Job) -> int:
+        """The workers."""
+        return self.workers
+
+    def progress(self) -> Mapping[str, Progress]:
+        """Nothing to see."""
+        return {}
+
+    def stop(self) -> None:
+        """Nothing to stop."""
+
+    def _start(self) -> None:
+        while self._queue and len(self._running) < self.workers:
+            job, self._count = self._queue.pop(0), self._count + 1
+            seconds = self.seconds(job)
+            self.busy_seconds += seconds
+            heapq.heappush(self._running, (self.now + seconds, self._count, job))
+
+
+class MemoryStore:
+    """As much of a store as the loop needs."""
+
+    def __init__(self) -> None:
+        self.units: dict[tuple[str, str], dict[str, Any]] = {}
+
+    def complete(self, stage: str, fingerprint: str) -> bool:
+        """Whether the unit is there."""
+        return (stage, fingerprint) in self.units
+
+    def manifest(self, stage: str, fingerprint: str) -> dict[str, Any]:
+        """Its facts."""
+        return self.units[stage, fingerprint]
+
+    @contextmanager
+    def publish(self, stage: str, fingerprint: str, facts: Mapping[str, Any]) -> Iterator[None]:
+        """Adds it."""
+        yield
+        self.units[stage, fingerprint] = dict(facts)
+
+
+class Silent:
+    """A listener and a watch that do nothing."""
+
+    def started(self, item: Trial | Job) -> None: ...
+    def finished(self, outcome: Outcome) -> None: ...
+    def tick(self, progress: Mapping[str, Progress]) -> None: ...
+    def judged(self, trial: Trial, judge: Judge) -> None: ...
+    def told(self, trial: Trial) -> None: ...
+
+
+def spec_of(trials: int, window: int, seed: int = 0) -> SweepSpec:
+    """A search over alpha, method and density on three tasks."""
+    corpus = {"name": "synthetic", "options": {"part": "phones"}}
+    search = {
+        "trials": trials,
+        "window": window,
+        "seed": seed,
+        "stop_early": "none",
+        "axes": {
+            "alpha": {"uniform": [0, 1]},
+            "method": {"choice": ["linear", "ties"]},
+            "ties": {"density": {"uniform": [0.05, 1]}},
+        },
+    }
+    raw = {
+        "name": "idle",
+        "finetune": [{"name": "narrow", "objectives": [{"head": "frame", "corpus": corpus, "column": "x"}], "updates": 10}],
+        "search": search,
+        "evaluate": [{"task": task, "corpus": {"options": {"part": task}}, "updates": 5} for task in TASKS],
+    }
+    return parse_space(raw, "search_idle")
+
+
+def plan_of(spec: SweepSpec) -> SearchPlan:
+    """Plans it on corpora that need not be made."""
+
+    def corpus(item: CorpusSpec) -> tuple[str, bool]:
+        return f"corpus-{item.options['part']}", False
+
+    return make_search_plan(spec, Inputs(encoder="encoder", corpus=corpus), depth=6)
+
+
+def evaluation_seconds(job: Job, sigma: float) -> float:
+    """A heavy-tailed time that depends on the evaluation alone; nothing else takes time."""
+    if job.stage != "evaluate":
+        return 0.0
+    source = random.Random(job.fingerprint)
+    median = TASKS[str(job.payload["spec"]["task"])]  # type: ignore[call-overload, index]
+    return median * math.exp(sigma * source.gauss(0.0, 1.0))
+
+
+def made_up_facts(job: Job) -> dict[str, Any]:
+    """Scores that are best at alpha 0.3, with noise of their own."""
+    if job.stage != "evaluate":
+        return {}
+    task = str(job.payload["spec"]["task"])  # type: ignore[call-overload, index]
+    recipe = job.payload.get("recipe") or {"alpha": 0.0}
+    alpha = float(recipe["alpha"])  # type: ignore[call-overload, index, arg-type]
+    value = 80 - 60 * (alpha - 0.3) ** 2 + random.Random(job.fingerprint).gauss(0, 1)
+    metric, value = ("pr.per", 100 - value) if task == "pr" else (f"{task}.accuracy", value)
+    return {"scores": [{"metric": metric, "split": split, "values": [value]} for split in ("dev", "test")]}
+
+
+def search(workers: int, trials: int, window: int, sigma: float) -> tuple[float, float, list[list[float]], float]:
+    """Runs a search; returns the idle share, the makespan, the times of each trial's evaluations and real driver seconds."""
+    plan = plan_of(spec_of(trials, window))
+    store: Any = MemoryStore()
+    cluster = SimulatedCluster(store, workers, lambda job: evaluation_seconds(job, sigma), made_up_facts)
+    flow = Flow(cluster, Silent(), lambda outcome: None, threading.Event(), in_turn=True)
+    began = time.perf_counter()
+    found = run_search(plan, store, flow, OptunaProposer(plan.search, plan.space.draw), Silent())
+    real = time.perf_counter() - began
+    times = []
+    for trial in found:
+        keys = [plan.evaluation(trial.proposal, trial.number, task) for task in plan.tasks]
+        times.append([evaluation_seconds(plan.jobs[key], sigma) for key in keys])
+    return 1 - cluster.busy_seconds / (workers * cluster.now), cluster.now, times, real
+
+
+def generation_wise(times: list[list[float]], workers: int, size: int) -> tuple[float, float]:
+    """Returns idle share and makespan when generations of ``size`` trials wait for their slowest."""
+    total = 0.0
+    for start in range(0, len(times), size):
+        free = [0.0] * workers
+        for trial in times[start : start + size]:
+            heapq.heappush(free, heapq.heappop(free) + sum(trial))
+        total += max(free)
+    return 1 - sum(map(sum, times)) / (workers * total), total
+
+
+def main() -> None:
+    """Prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workers", type=int, default=32)
+    parser.add_argument("--trials", type=int, default=1600)
+    parser.add_argument("--window", type=int, nargs="*", default=[128, 192, 256])
+    arguments = parser.parse_args()
+    print(f"{arguments.workers} workers, {arguments.trials} trials of {len(TASKS)} evaluations; idle until the last one ends")
+    for sigma in SIGMAS:
+        print(f"log-normal times, sigma {sigma}:")
+        for window in arguments.window:
+            idle, makespan, times, real = search(arguments.workers, arguments.trials, window, sigma)
+            per_trial = 1000 * real / arguments.trials
+            print(
+                f"  search, window {window:4}:  idle {idle:6.2%}, {makespan / 3600:6.2f} simulated hours "
+                f"(driver: {per_trial:.0f} ms per trial, asking and bookkeeping)"
+            )
+        for size in (1, 2, 4):
+            idle, makespan = generation_wise(times, arguments.workers, size * arguments.workers)
+            print(f"  generations of {size * arguments.workers:4}: idle {idle:6.2%}, {makespan / 3600:6.2f} simulated hours")
+
+
+if __name__ == "__main__":
+    main()

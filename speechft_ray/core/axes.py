@@ -1,0 +1,211 @@
+"""The axes of a search: what a proposal may choose, read from plain data with every mistake told at once.
+
+A value is fixed (``alpha: 1``) or an axis in its place (``alpha: {uniform: [0, 1]}``). Parameters of a method stand under its
+name and count only when it is proposed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from speechft_ray.core.errors import unknown_name
+from speechft_ray.core.specs import FinetuneSpec, SearchSpec
+from speechft_ray.core.validation import Mistakes, path_text
+
+Kind = Literal["fixed", "uniform", "loguniform", "choice", "per_layer", "per_donor", "curve"]
+RANGES: tuple[Kind, ...] = ("uniform", "loguniform", "per_layer", "per_donor", "curve")
+KNOTS = 3
+"""Knots of a curve over depth: bottom, middle and top can differ."""
+PICK_RUN = "donors"
+"""The value of an axis that picks between the fine-tuning runs of one name: ``anchor_penalty: donors``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Axis:
+    """One value of a proposal.
+
+    ``fixed``: always ``options[0]``. ``choice``: one of ``options``. ``uniform``, ``loguniform``: a number from ``low`` to
+    ``high``. Lists of such numbers: ``per_layer`` (one per encoder layer), ``per_donor`` (one per donor that takes part) and
+    ``curve`` (one per layer, linear between ``knots`` evenly spaced over depth).
+    """
+
+    kind: Kind
+    options: tuple[Any, ...] = ()
+    low: float = 0.0
+    high: float = 1.0
+    knots: int = KNOTS
+
+
+@dataclass(frozen=True, kw_only=True)
+class DonorAxis:
+    """Which fine-tuned models take part, by name: always, or one set out of several, or each or not."""
+
+    kind: Literal["always", "choice", "subset"]
+    sets: tuple[tuple[str, ...], ...]
+    """``always`` and ``subset``: one set; of a subset never none."""
+
+    def names(self) -> tuple[str, ...]:
+        """Every name that may take part."""
+        return tuple(dict.fromkeys(name for names in self.sets for name in names))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Axes:
+    """All axes of one search."""
+
+    alpha: Axis
+    method: Axis
+    donors: DonorAxis
+    params: Mapping[str, Mapping[str, Axis]] = field(default_factory=dict)
+    """By method, by parameter."""
+    picks: tuple[str, ...] = ()
+    """Fields whose value picks one of several fine-tuning runs of a name."""
+
+    def methods(self) -> tuple[str, ...]:
+        """Every method that may be proposed."""
+        return tuple(str(option) for option in self.method.options)
+
+    def all(self) -> dict[str, Axis]:
+        """Every axis of numbers or choices by its dotted name, fixed ones included."""
+        nested = {f"{method}.{name}": axis for method, params in self.params.items() for name, axis in params.items()}
+        return {"alpha": self.alpha, "method": self.method, **nested}
+
+
+def read_axes(search: SearchSpec, runs: Sequence[FinetuneSpec]) -> tuple[Axes, Mistakes]:
+    """Returns the axes and every mistake in them, by path below ``search.axes``. With a mistake the axes are not to be used."""
+    reader = _Reader(runs, one_run_each=search.sampler != "greedy_soup")
+    axes = reader.read(dict(search.axes))
+    return axes, [(f"search.axes.{path}" if path else "search.axes", text) for path, text in reader.mistakes]
+
+
+def picks_of(run: FinetuneSpec, names: Sequence[str]) -> tuple[Any, ...]:
+    """Returns the values of the named fields of a run."""
+    flat = {**run.identity(), "seed": run.seed}
+    return tuple(flat.get(name) for name in names)
+
+
+class _Reader:
+    """Reads the axes of one search and collects what is wrong with them."""
+
+    def __init__(self, runs: Sequence[FinetuneSpec], one_run_each: bool) -> None:
+        self.runs, self.one_run_each = runs, one_run_each
+        self.mistakes: Mistakes = []
+
+    def read(self, raw: dict[str, Any]) -> Axes:
+        alpha = self.axis(raw.pop("alpha", 1.0), "alpha", ("fixed", "uniform", "loguniform", "choice"))
+        self.check_alpha(alpha)
+        method = self.axis(raw.pop("method", "linear"), "method", ("fixed", "choice"))
+        donors = self.donors(raw.pop("donors", None))
+        picks = tuple(name for name, value in raw.items() if value == PICK_RUN)
+        methods = [str(option) for option in method.options]
+        params: dict[str, dict[str, Axis]] = {}
+        for name, value in raw.items():
+            if name in picks:
+                self.check_field(name)
+            elif name not in methods and methods == ["None"]:
+                continue  # the method itself could not be read, and is told
+            elif name not in methods:
+                allowed = ["alpha", "method", "donors", *methods, *self.fields()]
+                hint = (
+                    f" A field of the fine-tuning runs is searched with `{name}: {PICK_RUN}`." if name in self.fields() else ""
+                )
+                self.wrong(name, unknown_name("axis or method", name, allowed) + hint)
+            elif not isinstance(value, dict):
+                self.wrong(name, f"must be a mapping of the method's parameters, but is {value!r} instead.")
+            else:
+                every: tuple[Kind, ...] = ("fixed", "choice", *RANGES)
+                params[name] = {key: self.axis(item, f"{name}.{key}", every) for key, item in value.items()}
+        axes = Axes(alpha=alpha, method=method, donors=donors, params=params, picks=picks)
+        if not self.mistakes and self.one_run_each:
+            self.check_runs(axes)
+        return axes
+
+    def axis(self, value: Any, path: str, kinds: Sequence[Kind]) -> Axis:
+        if not isinstance(value, dict):
+            return Axis(kind="fixed", options=(value,))
+        content = dict(value)
+        knots = content.pop("knots", KNOTS)
+        kind = next(iter(content), "")
+        if len(content) != 1 or kind not in kinds or kind == "fixed":
+            names = ", ".join(f"`{name}`" for name in kinds if name != "fixed")
+            self.wrong(path, f"must be a value or one of {names} with its range, but is {value!r} instead.")
+        elif "knots" in value and (kind != "curve" or type(knots) is not int or knots < 2):
+            self.wrong(path, f"`knots` must be a whole number of at least 2 beside `curve`, but is {knots!r} instead.")
+        elif kind == "choice":
+            options = content[kind]
+            if isinstance(options, list) and len(options) > 1 and all(isinstance(o, str | int | float | bool) for o in options):
+                return Axis(kind="choice", options=tuple(options))
+            self.wrong(path, f"`choice` must be a list of at least two texts, numbers or booleans, but is {options!r} instead.")
+        elif (found := self.range(kind, content[kind], path)) is not None:
+            return Axis(kind=_kind(kind), low=found[0], high=found[1], knots=knots)
+        return Axis(kind="fixed", options=(None,))
+
+    def check_alpha(self, axis: Axis) -> None:
+        ends = axis.options if axis.kind in ("fixed", "choice") else (axis.low, axis.high)
+        if ends != (None,) and not all(type(end) in (int, float) and 0 <= end <= 1 for end in ends):
+            self.wrong("alpha", f"must stay within [0, 1], but reaches {', '.join(map(repr, ends))}.")
+
+    def range(self, kind: str, value: Any, path: str) -> tuple[float, float] | None:
+        numbers = (
+            [n for n in value if isinstance(n, int | float) and not isinstance(n, bool)] if isinstance(value, list) else []
+        )
+        if len(numbers) != 2 or len(value) != 2 or not -math.inf < numbers[0] < numbers[1] < math.inf:
+            self.wrong(path, f"`{kind}` must be finite [low, high] with low < high, but is {value!r} instead.")
+        elif kind == "loguniform" and numbers[0] <= 0:
+            self.wrong(path, f"`loguniform` needs a low end above 0, but it is {numbers[0]} instead.")
+        else:
+            return float(numbers[0]), float(numbers[1])
+        return None
+
+    def donors(self, value: Any) -> DonorAxis:
+        known = list(dict.fromkeys(run.name for run in self.runs))
+        kind: Literal["always", "choice", "subset"] = "always"
+        sets: Any = [known if value is None else value]
+        if isinstance(value, dict):
+            found = next(iter(value), "")
+            if len(value) != 1 or found not in ("choice", "subset") or not isinstance(value[found], list) or not value[found]:
+                self.wrong("donors", "must be a list of names, `choice` with a list of such, or `subset` with a list of names.")
+                return DonorAxis(kind="always", sets=((),))
+            kind, sets = ("choice", value[found]) if found == "choice" else ("subset", [value[found]])
+        named = tuple((item,) if isinstance(item, str) else tuple(item) if isinstance(item, list) else () for item in sets)
+        for names in named:
+            if not names or len(set(names)) < len(names):
+                self.wrong("donors", f"must name each donor once and at least one, but has {list(names)} instead.")
+            for name in dict.fromkeys(names):
+                if name not in known:
+                    self.wrong("donors", unknown_name("fine-tuning run", str(name), known))
+        return DonorAxis(kind=kind, sets=named)
+
+    def fields(self) -> list[str]:
+        """Fields of the fine-tuning runs that differ between runs of one name."""
+        found: dict[str, None] = {}
+        for name in dict.fromkeys(run.name for run in self.runs):
+            same = [run.identity() for run in self.runs if run.name == name]
+            differing = {key for one in same for key in one if one[key] != same[0][key]}
+            found |= {key: None for key in same[0] if key in differing}
+        return list(found)
+
+    def check_field(self, name: str) -> None:
+        if name not in self.fields():
+            varying = unknown_name("field that varies between fine-tuning runs of one name", name, self.fields())
+            self.wrong(name, f"{varying} Give it an axis under `finetune`.")
+
+    def check_runs(self, axes: Axes) -> None:
+        """Every donor name must come down to one run, whatever the axes choose."""
+        for name in axes.donors.names():
+            runs = [run for run in self.runs if run.name == name]
+            if len({picks_of(run, axes.picks) for run in runs}) < len(runs):
+                missing = [field for field in self.fields() if field not in axes.picks]
+                advice = ", ".join(f"`{field}: {PICK_RUN}`" for field in missing)
+                text = f"leaves {len(runs)} fine-tuning runs of `{name}` to merge; let the search pick one with {advice}."
+                self.wrong("", text)
+
+    def wrong(self, path: str, text: str) -> None:
+        self.mistakes.append((path_text((path,)) if path else "", text))
+
+
+def _kind(name: str) -> Kind:
+    return next(kind for kind in RANGES if kind == name)
