@@ -88,6 +88,8 @@ _OPEN: dict[tuple[str, str, str], Corpus] = {}
 
 
 def _root(spec: CorpusSpec, place: Place) -> Path:
+    if spec.name in place.roots:
+        return Path(place.roots[spec.name])
     if spec.name == "manifest":
         if not place.manifest:
             raise UserError("this search space works on your own recordings: say where they are with --manifest FILE.tsv.")

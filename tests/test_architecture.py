@@ -27,6 +27,7 @@ FLOORS = {
     "searching": 4,
     "describe": 4,
     "exchange": 4,
+    "evaluating": 4,
     "merge_files": 4,
     "cli": 4,
     "__main__": 4,

@@ -8,7 +8,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from speechft_ray.cli import checkpoints, corpora, encoders, merging, sweeps  # noqa: F401  # hang their verbs on the command
+from speechft_ray.cli import (  # noqa: F401  # they hang their verbs on the command
+    checkpoints,
+    corpora,
+    encoders,
+    evaluation,
+    merging,
+    sweeps,
+)
 from speechft_ray.cli.app import EXIT_RESUMABLE, EXIT_USER, app
 from speechft_ray.core.errors import Interrupted, UserError
 

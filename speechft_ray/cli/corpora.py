@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from speechft_ray.cli.app import app
+from speechft_ray.cli.pairs import given_pairs
 from speechft_ray.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ def check(
     kind, console = CORPORA.get(name), _console()
     if not kind.needs_root:
         raise UserError(f"the corpus `{name}` makes itself: there is no folder to check.")
-    options = validated(kind.options, _given(option or []), where=f"corpus `{name}`")
+    options = validated(kind.options, given_pairs(option or [], "--option"), where=f"corpus `{name}`")
     corpus = _opened(kind, options, folder.expanduser().absolute(), storage.expanduser().absolute() / "corpora")
     counts, expected = count(corpus), kind.expected(options)
     console.print(_table(corpus, counts))
@@ -81,22 +82,6 @@ def prepare(
         raise UserError(f"there is no folder {folder}: give the one that holds the recordings of `{name}`.")
     for sentence in fetch_extras(kind.extras, folder.expanduser()):
         console.print(sentence, markup=False)
-
-
-def _given(pairs: list[str]) -> dict[str, Any]:
-    """Returns options given as ``NAME=VALUE``, values read as YAML, as a search space has them."""
-    import yaml
-
-    found: dict[str, Any] = {}
-    for pair in pairs:
-        name, equals, value = pair.partition("=")
-        if not equals:
-            raise UserError(f"--option must be NAME=VALUE, but is `{pair}` instead.")
-        try:
-            found[name.strip()] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise UserError(f"--option {name} has a value that is not YAML: `{value}`.") from error
-    return found
 
 
 def _opened(kind: CorpusKind, options: Any, root: Path, cache: Path) -> Corpus:

@@ -29,6 +29,8 @@ class Place(Record):
     """Name or file of the pre-trained encoder. The driver reads it; workers find it in the store."""
     corpora: str | None = None
     """Folder that holds the real corpora, one sub-folder each."""
+    roots: dict[str, str] = Field(default_factory=dict)
+    """Folders of single corpora, by name; they go before ``corpora``."""
     manifest: str | None = None
     """The user's own recordings: a tsv file."""
     cache: str | None = None

@@ -18,7 +18,18 @@ from speechft_ray.speech.corpora.base import Corpus, Utterance
 from speechft_ray.speech.heads.pooled import PROJECTION, PooledHead
 from speechft_ray.speech.text import Vocabulary
 from speechft_ray.superb.measures.accuracy import accuracy
-from speechft_ray.superb.tasks.base import Draws, Example, Problem, Splits, Stack, Task, TaskOptions, label_in, task_splits
+from speechft_ray.superb.tasks.base import (
+    Draws,
+    Example,
+    Problem,
+    Published,
+    Splits,
+    Stack,
+    Task,
+    TaskOptions,
+    label_in,
+    task_splits,
+)
 
 BATCH_SIZE = 32
 """Effective batch of s3prl's SID (8 x 4 accumulated), ER (4 x 8), KS and IC (32 x 1) configs. A mean over four batches of 8 is
@@ -35,7 +46,14 @@ class PooledTaskOptions(TaskOptions):
     """Width between the two linear maps (s3prl ``projector_dim``)."""
 
 
-def labels_task(name: str, columns: tuple[str, ...], *, learning_rate: float, draws: Draws = "shuffled") -> Task:
+def labels_task(
+    name: str,
+    columns: tuple[str, ...],
+    *,
+    learning_rate: float,
+    draws: Draws = "shuffled",
+    published: Published | None = None,
+) -> Task:
     """Returns the row of a task that classifies utterances; its metric is ``<name>.accuracy``."""
     return Task(
         name=name,
@@ -48,6 +66,7 @@ def labels_task(name: str, columns: tuple[str, ...], *, learning_rate: float, dr
         clip_norm=CLIP_NORM,
         options=PooledTaskOptions,
         pose=labels_problem(f"{name}.accuracy"),
+        published=published,
     )
 
 

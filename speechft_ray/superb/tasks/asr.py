@@ -19,7 +19,7 @@ from speechft_ray.speech.corpora.base import Utterance
 from speechft_ray.speech.text import Vocabulary
 from speechft_ray.superb.measures.error_rate import token_error_rate
 from speechft_ray.superb.tasks._ctc import CLIP_NORM, UNKNOWN, RecurrentCtcOptions, sequence_pose
-from speechft_ray.superb.tasks.base import TASKS, Task, label_in
+from speechft_ray.superb.tasks.base import TASKS, Published, Task, label_in
 
 SPACE, END = "|", "</s>"
 DICTIONARY = Vocabulary(symbols=("<pad>", END, UNKNOWN, *"|ETAONIHSRDLUMCWFGYPBVK'XJQZ"))
@@ -53,5 +53,6 @@ TASKS.register(
         clip_norm=CLIP_NORM,
         options=RecurrentCtcOptions,
         pose=sequence_pose(spelled, {"asr.wer": token_error_rate}, words, lambda _: DICTIONARY, END),
+        published=Published("librispeech", 200_000, 2_000),
     ),
 )

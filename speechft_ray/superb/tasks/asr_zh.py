@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from speechft_ray.superb.measures.error_rate import token_error_rate
 from speechft_ray.superb.tasks._ctc import CLIP_NORM, RecurrentCtcOptions, sequence_pose
-from speechft_ray.superb.tasks.base import TASKS, Task
+from speechft_ray.superb.tasks.base import TASKS, Published, Task
 from speechft_ray.superb.tasks.chars import characters
 
 BATCH_SIZE = 16
@@ -39,5 +39,6 @@ TASKS.register(
         clip_norm=CLIP_NORM,
         options=AsrZhOptions,
         pose=sequence_pose(characters, {"asr_zh.cer": token_error_rate}),
+        published=Published("common_voice", 500_000, 5_000),
     ),
 )

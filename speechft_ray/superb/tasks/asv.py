@@ -29,7 +29,17 @@ from speechft_ray.speech.heads.xvector import LOST_FRAMES, XVectorHead, am_softm
 from speechft_ray.speech.text import Vocabulary
 from speechft_ray.superb.measures.eer import equal_error_rate
 from speechft_ray.superb.tasks._pieces import Piece, in_pieces
-from speechft_ray.superb.tasks.base import TASKS, Example, Problem, Protocol, Task, TaskOptions, label_in, task_splits
+from speechft_ray.superb.tasks.base import (
+    TASKS,
+    Example,
+    Problem,
+    Protocol,
+    Published,
+    Task,
+    TaskOptions,
+    label_in,
+    task_splits,
+)
 
 CROP_SAMPLES = 8 * SAMPLE_RATE_HZ
 """``max_timestep``: 128000."""
@@ -175,5 +185,6 @@ TASKS.register(
         pose=pose,
         accumulate=5,
         weight_decay=0.01,
+        published=Published("voxceleb1", 200_000, 20_000, {"task": "verification"}),
     ),
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -129,6 +130,19 @@ class Task:
     pose: Callable[[Corpus, Sequence[str], Any], Problem | Search]
     accumulate: int = 1
     weight_decay: float = 0.0
+    published: Published | None = None
+    """How SUPERB runs it; ``None`` for a task that is not SUPERB's."""
+
+
+class Published(NamedTuple):
+    """The corpus and steps of a published evaluation (s3prl's configs; ``docs/superb.md``)."""
+
+    corpus: str
+    updates: int
+    validate_every_updates: int | None = None
+    corpus_options: Mapping[str, Any] = MappingProxyType({})
+    folds: Mapping[str, tuple[Any, ...]] = MappingProxyType({})
+    """An option of the corpus with a value for each fold, as in ``EvalSpec.folds``."""
 
 
 TASKS: Registry[Task] = Registry("task", "speechft_ray.superb.tasks")

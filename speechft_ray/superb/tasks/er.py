@@ -8,6 +8,8 @@ the corpus' choice, and its option.
 from __future__ import annotations
 
 from speechft_ray.superb.tasks._pooled import labels_task
-from speechft_ray.superb.tasks.base import TASKS
+from speechft_ray.superb.tasks.base import TASKS, Published
 
-TASKS.register("er", labels_task("er", ("emotion",), learning_rate=1e-4))
+PUBLISHED = Published("iemocap", 30_000, 1_000, folds={"fold": (1, 2, 3, 4, 5)})
+
+TASKS.register("er", labels_task("er", ("emotion",), learning_rate=1e-4, published=PUBLISHED))

@@ -8,6 +8,8 @@ three labels are.
 from __future__ import annotations
 
 from speechft_ray.superb.tasks._pooled import labels_task
-from speechft_ray.superb.tasks.base import TASKS
+from speechft_ray.superb.tasks.base import TASKS, Published
 
-TASKS.register("ic", labels_task("ic", ("action", "object", "location"), learning_rate=1e-4))
+PUBLISHED = Published("fluent_speech_commands", 200_000, 5_000)
+
+TASKS.register("ic", labels_task("ic", ("action", "object", "location"), learning_rate=1e-4, published=PUBLISHED))

@@ -17,7 +17,7 @@ import torch
 
 from speechft_ray.speech.corpora.base import Corpus
 from speechft_ray.superb.tasks._pooled import PooledTaskOptions, labels_problem, labels_task
-from speechft_ray.superb.tasks.base import TASKS, Problem, Protocol
+from speechft_ray.superb.tasks.base import TASKS, Problem, Protocol, Published
 
 DEV_SEED = 1337
 """s3prl seeds its random numbers with this before every evaluation (``run_downstream.py``)."""
@@ -49,7 +49,8 @@ def balanced_places(labels: Sequence[tuple[int, ...]]) -> list[int]:
 
 _pose = labels_problem("ks.accuracy")
 
-TASKS.register(
-    "ks",
-    replace(labels_task("ks", ("keyword",), learning_rate=1e-4, draws="balanced"), options=KsOptions, pose=pose),
-)
+PUBLISHED = Published("speech_commands", 200_000, 5_000)
+
+_LABELS = labels_task("ks", ("keyword",), learning_rate=1e-4, draws="balanced", published=PUBLISHED)
+
+TASKS.register("ks", replace(_LABELS, options=KsOptions, pose=pose))

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from speechft_ray.speech.corpora.base import Utterance
 from speechft_ray.superb.measures.error_rate import token_error_rate
 from speechft_ray.superb.tasks._ctc import BATCH_SIZE, CLIP_NORM, EOS, LinearCtcOptions, sequence_pose
-from speechft_ray.superb.tasks.base import TASKS, Task, label_in
+from speechft_ray.superb.tasks.base import TASKS, Published, Task, label_in
 
 
 def phones(utterance: Utterance, columns: Sequence[str]) -> list[str]:
@@ -36,5 +36,6 @@ TASKS.register(
         options=LinearCtcOptions,
         pose=sequence_pose(phones, {"pr.per": token_error_rate}),
         accumulate=2,
+        published=Published("librispeech", 100_000, 1_000),
     ),
 )

@@ -25,7 +25,7 @@ from speechft_ray.speech.corpora.base import Corpus, Utterance
 from speechft_ray.superb.features import Batch, Source
 from speechft_ray.superb.measures.mtwv import maximum_term_weighted_value
 from speechft_ray.superb.tasks._dtw import LEAST, Distance, frame_distances, subsequence_costs
-from speechft_ray.superb.tasks.base import TASKS, Example, Search, Task, TaskOptions, task_splits
+from speechft_ray.superb.tasks.base import TASKS, Example, Published, Search, Task, TaskOptions, task_splits
 
 LEAST_QUERY_FRAMES = 5
 AT_ONCE = 32
@@ -162,5 +162,6 @@ TASKS.register(
         clip_norm=1.0,
         options=QbeOptions,
         pose=pose,
+        published=Published("quesst14", 1),
     ),
 )

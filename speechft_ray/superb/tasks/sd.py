@@ -30,7 +30,17 @@ from speechft_ray.speech.corpora.base import Corpus, Utterance
 from speechft_ray.speech.heads.diarization import DiarizationHead, permutation_free_loss, permutation_losses
 from speechft_ray.superb.measures.der import Turn, diarization_error_rate
 from speechft_ray.superb.tasks._pieces import Piece, in_pieces
-from speechft_ray.superb.tasks.base import TASKS, Example, Problem, Protocol, Task, TaskOptions, label_in, task_splits
+from speechft_ray.superb.tasks.base import (
+    TASKS,
+    Example,
+    Problem,
+    Protocol,
+    Published,
+    Task,
+    TaskOptions,
+    label_in,
+    task_splits,
+)
 
 SPEAKERS = 2
 CHUNK_FRAMES = 2000
@@ -216,5 +226,6 @@ TASKS.register(
         options=SdOptions,
         pose=pose,
         accumulate=4,
+        published=Published("libri2mix", 30_000, 500),
     ),
 )

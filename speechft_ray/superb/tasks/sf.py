@@ -19,7 +19,7 @@ from speechft_ray.speech.corpora.base import Corpus, Utterance
 from speechft_ray.superb.measures.slots import slot_type_f1, slot_value_cer
 from speechft_ray.superb.tasks._ctc import BATCH_SIZE, CLIP_NORM, EOS, RecurrentCtcOptions, sequence_pose
 from speechft_ray.superb.tasks._pooled import first_of
-from speechft_ray.superb.tasks.base import TASKS, Problem, Protocol, Task, label_in, task_splits
+from speechft_ray.superb.tasks.base import TASKS, Problem, Protocol, Published, Task, label_in, task_splits
 
 NO_SLOT = "O"
 SKIPPED = "?!.,;-"
@@ -112,5 +112,6 @@ TASKS.register(
         clip_norm=CLIP_NORM,
         options=SfOptions,
         pose=pose,
+        published=Published("snips", 200_000, 2_000),
     ),
 )

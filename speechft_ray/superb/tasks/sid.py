@@ -9,6 +9,8 @@ in its dev and test, because the mean of a crop does not follow from the mean of
 from __future__ import annotations
 
 from speechft_ray.superb.tasks._pooled import labels_task
-from speechft_ray.superb.tasks.base import TASKS
+from speechft_ray.superb.tasks.base import TASKS, Published
 
-TASKS.register("sid", labels_task("sid", ("speaker",), learning_rate=1e-4))
+PUBLISHED = Published("voxceleb1", 200_000, 5_000)
+
+TASKS.register("sid", labels_task("sid", ("speaker",), learning_rate=1e-4, published=PUBLISHED))

@@ -1,0 +1,71 @@
+"""The verb evaluate: one encoder on one task."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from speechft_ray.cli.app import EXIT_FAILED, app
+from speechft_ray.cli.pairs import given_pairs
+from speechft_ray.core.errors import UserError
+
+
+@app.command()
+def evaluate(
+    encoder: Annotated[str, typer.Option(help="A name of `speechft encoders`, hf:OWNER/NAME, a file or folder, or fbank.")],
+    task: Annotated[str, typer.Option(help="A task of SUPERB, or chars or label for own recordings.")],
+    corpus: Annotated[Path | None, typer.Option(help="Folder of the task's corpus, or a manifest; default: synthetic.")] = None,
+    corpus_option: Annotated[list[str] | None, typer.Option(help="An option of the corpus, NAME=VALUE; repeatable.")] = None,
+    option: Annotated[list[str] | None, typer.Option(help="An option of the task, NAME=VALUE; repeatable.")] = None,
+    column: Annotated[str | None, typer.Option(help="Label column; default: the task's own.")] = None,
+    updates: Annotated[int | None, typer.Option(help="Updates of a probe; default: as published.")] = None,
+    learning_rate: Annotated[
+        str | None, typer.Option(help="A number, several with commas, or `grid`; default: s3prl's.")
+    ] = None,
+    seeds: Annotated[int, typer.Option(help="How many probes.")] = 1,
+    storage: Annotated[Path, typer.Option(help="Where everything is kept; sweeps find it there.")] = Path("runs"),
+    address: Annotated[str, typer.Option(help="Ray cluster: `local`, `auto` or HOST:PORT.")] = "local",
+    in_process: Annotated[bool, typer.Option("--in-process", help="No Ray: everything in this process.")] = False,
+    cpu: Annotated[bool, typer.Option("--cpu", help="Leave GPUs alone.")] = False,
+) -> None:
+    """Evaluate one encoder on one task of SUPERB, with its published protocol where nothing else is said."""
+    from speechft_ray.compose import stop_on_signals
+    from speechft_ray.core.records import Place
+    from speechft_ray.evaluating import describe_evaluation, evaluation, run_evaluation
+    from speechft_ray.speech.checkpoints.catalogue import is_name
+
+    given = {
+        "column": column,
+        "updates": updates,
+        "learning_rate": _rates(learning_rate),
+        "seeds": seeds,
+        "options": given_pairs(option or [], "--option"),
+        "corpus_options": given_pairs(corpus_option or [], "--corpus-option"),
+    }
+    spec, roots = evaluation(task, corpus, given)
+    path = Path(encoder).expanduser()
+    place = Place(
+        storage=str(storage.expanduser().absolute()),
+        encoder=encoder if is_name(encoder) or not path.exists() else str(path.absolute()),
+        roots=roots,
+        manifest=roots.get("manifest"),
+        device="cpu" if cpu else "auto",
+    )
+    with stop_on_signals() as stop:
+        facts = run_evaluation(spec, place, None if in_process else address, stop)
+    if facts is None:
+        raise SystemExit(EXIT_FAILED)
+    describe_evaluation(facts, Console())
+
+
+def _rates(text: str | None) -> float | str | list[float] | None:
+    if text is None or text == "grid":
+        return text
+    try:
+        rates = [float(part) for part in text.split(",")]
+    except ValueError:
+        raise UserError(f"--learning-rate must be a number, several with commas, or `grid`, but is `{text}` instead.") from None
+    return rates if len(rates) > 1 else rates[0]
