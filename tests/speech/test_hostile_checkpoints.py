@@ -79,6 +79,12 @@ def text_as_pt(folder: Path) -> Path:
     return path
 
 
+def named_pipe(folder: Path) -> Path:
+    """Whoever opens it to read waits forever."""
+    os.mkfifo(folder / "pipe.pt")
+    return folder / "pipe.pt"
+
+
 def pickle_as_safetensors(folder: Path) -> Path:
     return s3prl(folder / "hubert.pt").rename(folder / "hubert.safetensors")
 
@@ -344,6 +350,7 @@ def downstream_without_upstream(folder: Path) -> Path:
 HOSTILE = {
     truncated: "damaged or cut short",
     text_as_pt: "not a file of torch.save",
+    named_pipe: "neither a file nor a folder",
     pickle_as_safetensors: "Rename it",
     zip_bomb: "compressed",
     doubled_member: "twice",
