@@ -132,6 +132,16 @@ def os_system_legacy(folder: Path) -> Path:
     return path
 
 
+def claims_terabytes_legacy(folder: Path) -> Path:
+    """The format from before 1.6 says how much memory to reserve; 77 values become 2**40 of them."""
+    path = folder / "vast.pt"
+    torch.save({"model_weight": {"w": torch.zeros(77)}}, path, _use_new_zipfile_serialization=False)
+    raw = path.read_bytes()
+    assert raw.count(b"KMN") == 1
+    path.write_bytes(raw.replace(b"KMN", b"\x8a\x09" + (2**40).to_bytes(9, "little") + b"N"))
+    return path
+
+
 def builtin_eval(folder: Path) -> Path:
     return s3prl(folder / "eval.pt", extra=Payload(eval, f"__import__('pathlib').Path('{TRAP}').touch()"))
 
@@ -357,6 +367,7 @@ HOSTILE = {
     overlapping_members: "overlap",
     os_system: ".system",
     os_system_legacy: ".system",
+    claims_terabytes_legacy: "damaged or cut short",
     builtin_eval: "eval",
     bare_pickle: ".system",
     conv_is_code: "conv_feature_layers",
