@@ -79,6 +79,12 @@ def text_as_pt(folder: Path) -> Path:
     return path
 
 
+def named_pipe(folder: Path) -> Path:
+    """Whoever opens it to read waits forever."""
+    os.mkfifo(folder / "pipe.pt")
+    return folder / "pipe.pt"
+
+
 def pickle_as_safetensors(folder: Path) -> Path:
     return s3prl(folder / "hubert.pt").rename(folder / "hubert.safetensors")
 
@@ -123,6 +129,16 @@ def os_system(folder: Path) -> Path:
 def os_system_legacy(folder: Path) -> Path:
     path = folder / "evil-legacy.pt"
     torch.save({**toy_config(), "extra": touch()}, path, _use_new_zipfile_serialization=False)
+    return path
+
+
+def claims_terabytes_legacy(folder: Path) -> Path:
+    """The format from before 1.6 says how much memory to reserve; 77 values become 2**40 of them."""
+    path = folder / "vast.pt"
+    torch.save({"model_weight": {"w": torch.zeros(77)}}, path, _use_new_zipfile_serialization=False)
+    raw = path.read_bytes()
+    assert raw.count(b"KMN") == 1
+    path.write_bytes(raw.replace(b"KMN", b"\x8a\x09" + (2**40).to_bytes(9, "little") + b"N"))
     return path
 
 
@@ -344,12 +360,14 @@ def downstream_without_upstream(folder: Path) -> Path:
 HOSTILE = {
     truncated: "damaged or cut short",
     text_as_pt: "not a file of torch.save",
+    named_pipe: "neither a file nor a folder",
     pickle_as_safetensors: "Rename it",
     zip_bomb: "compressed",
     doubled_member: "twice",
     overlapping_members: "overlap",
     os_system: ".system",
     os_system_legacy: ".system",
+    claims_terabytes_legacy: "damaged or cut short",
     builtin_eval: "eval",
     bare_pickle: ".system",
     conv_is_code: "conv_feature_layers",

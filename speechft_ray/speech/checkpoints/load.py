@@ -50,7 +50,12 @@ def load_checkpoint(path: Path, config_from: Path | None = None) -> Checkpoint:
     """
     if not path.exists():
         raise UserError(_nowhere(str(path)))
-    content = open_torch_file(path) if path.is_file() and not looks_like_safetensors(path) else None
+    if not path.is_file() and not path.is_dir():
+        raise UserError(f"{path} is neither a file nor a folder. Give the folder or file of an encoder.")
+    try:
+        content = open_torch_file(path) if path.is_file() and not looks_like_safetensors(path) else None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}.") from error
     source = Source(path=path, content=content, config_from=config_from)
     for name, form in FORMATS.items():
         if form.recognises(source):
