@@ -1,14 +1,16 @@
-# Two commands: `make sweep` (the embedded default, from an empty clone) and `make test`.
+# Two commands: `make sweep` (the embedded default, from an empty clone) and `make test`. `make peers` is for `make
+# peer-references` and benchmarks/merging.py.
 SHELL := /bin/bash
 VENV := .venv
 BIN := $(VENV)/bin
+PEERS := .peers/mergekit
 STORAGE ?= runs
 REPORT ?= report
 # The first interpreter that runs and is 3.10, 3.11 or 3.12; override with PYTHON=/path/to/python.
 PYTHON ?= $(shell for name in python3.11 python3.12 python3.10 python3; do \
 	if $$name -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] < (3, 13))' 2>/dev/null; then echo $$name; break; fi; done)
 
-.PHONY: sweep test lint install clean
+.PHONY: sweep test lint install peers peer-references clean
 
 sweep: $(VENV)/installed
 	$(BIN)/python launch/sweep_alpha.py --address local --storage $(STORAGE) --report $(REPORT)
@@ -34,5 +36,18 @@ $(VENV)/tests-installed: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
 	@touch $@
 
+peers: $(PEERS)/installed
+
+# What the peer computes on small inputs, kept in tests/data/merging_peers so that the tests need no peer.
+peer-references: peers
+	$(PEERS)/bin/python tests/peers/make_merge_references.py
+
+# torch comes first, at our own version: the build that is at hand is kept then.
+$(PEERS)/installed: constraints.txt
+	$(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install --quiet "$$(grep '^torch==' constraints.txt)"
+	$(PEERS)/bin/python -m pip install --quiet mergekit==0.1.5
+	@touch $@
+
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .peers build *.egg-info .pytest_cache .mypy_cache .ruff_cache
