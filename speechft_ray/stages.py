@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,8 @@ from speechft_ray.core.records import Job, Place
 from speechft_ray.core.specs import CorpusSpec, EvalSpec, FinetuneSpec
 from speechft_ray.core.store import Store
 from speechft_ray.finetuning.run import finetune
-from speechft_ray.merging.algebra import merge
 from speechft_ray.merging.base import METHODS
+from speechft_ray.resident_merges import Inputs, resident_merge
 from speechft_ray.speech.checkpoints.load import load_encoder, weights_fingerprint
 from speechft_ray.speech.checkpoints.safetensors_dir import read_encoder, write_encoder
 from speechft_ray.speech.corpora.base import CORPORA, SPLITS, Corpus, Progress
@@ -117,17 +118,26 @@ def _finetune(job: Job, place: Place, store: Store, report: Report) -> None:
 def _merge(job: Job, place: Place, store: Store, report: Report) -> None:
     recipe: dict[str, Any] = dict(job.payload)
     base = _start(place, recipe["base"])
-    state = dict(base.state)
-    if recipe["donors"]:
-        folders = [store.folder("finetune", key) for key in recipe["donors"]]
-        donors = [read_encoder(folder / ENCODER_FILE).state for folder in folders]
-        protected = FAMILIES.get(base.family).pretraining_only_prefixes
-        files = [folder / STATISTICS_FILE for folder in folders] if METHODS.get(recipe["method"]).needs else []
-        gathered = [load_file(file) if file.is_file() else {} for file in files]
-        state = merge(recipe["method"], recipe["params"], base.state, donors, recipe["alpha"], protected, gathered)
     made = {"by": "speechft_ray merge", "fingerprint": job.fingerprint, **recipe}
-    with store.publish("merge", job.fingerprint, recipe) as folder:
-        write_encoder(folder / ENCODER_FILE, EncoderWeights(family=base.family, config=base.config, state=state), made)
+    with ExitStack() as stack:
+        state: Mapping[str, torch.Tensor] = base.state
+        if recipe["donors"]:
+            needs = METHODS.get(recipe["method"]).needs
+
+            def read() -> Inputs:
+                folders = [store.folder("finetune", key) for key in recipe["donors"]]
+                files = [folder / STATISTICS_FILE for folder in folders] if needs else []
+                return Inputs(
+                    base=base.state,
+                    donors=[read_encoder(folder / ENCODER_FILE).state for folder in folders],
+                    protected_prefixes=FAMILIES.get(base.family).pretraining_only_prefixes,
+                    statistics=[load_file(file) if file.is_file() else {} for file in files],
+                )
+
+            names = (place.storage, recipe["base"], str(needs), *recipe["donors"])
+            state = stack.enter_context(resident_merge(names, read, recipe["method"], recipe["params"], recipe["alpha"]))
+        with store.publish("merge", job.fingerprint, recipe) as folder:
+            write_encoder(folder / ENCODER_FILE, EncoderWeights(family=base.family, config=base.config, state=state), made)
 
 
 def _evaluate(job: Job, place: Place, store: Store, report: Report) -> None:

@@ -26,6 +26,7 @@ FLOORS = {
     "compose": 4,
     "describe": 4,
     "merge_files": 4,
+    "resident_merges": 4,
     "cli": 4,
     "__main__": 4,
 }
