@@ -1,7 +1,9 @@
-# Two commands: `make sweep` (the embedded default, from an empty clone) and `make test`.
+# Two commands: `make sweep` (the embedded default, from an empty clone) and `make test`. `make peers` is for `make
+# peer-references` and benchmarks/merging.py.
 SHELL := /bin/bash
 VENV := .venv
 BIN := $(VENV)/bin
+PEERS := .peers/mergekit
 STORAGE ?= runs
 REPORT ?= report
 FAIRSEQ := .peers/fairseq
@@ -9,7 +11,7 @@ FAIRSEQ := .peers/fairseq
 PYTHON ?= $(shell for name in python3.11 python3.12 python3.10 python3; do \
 	if $$name -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] < (3, 13))' 2>/dev/null; then echo $$name; break; fi; done)
 
-.PHONY: sweep test lint install fairseq peers-s3prl clean
+.PHONY: sweep test lint install fairseq peers peer-references peers-s3prl clean
 
 sweep: $(VENV)/installed
 	$(BIN)/python launch/sweep_alpha.py --address local --storage $(STORAGE) --report $(REPORT)
@@ -47,6 +49,19 @@ $(FAIRSEQ)/ready: tests/peers/fairseq.txt
 	rm -rf $(FAIRSEQ)
 	$(BIN)/python -m pip install --quiet --no-deps --target $(FAIRSEQ) --requirement tests/peers/fairseq.txt
 	PYTHONPATH=$(FAIRSEQ) $(BIN)/python -W ignore tests/peers/fairseq_judge.py
+	@touch $@
+
+peers: $(PEERS)/installed
+
+# What the peer computes on small inputs, kept in tests/data/merging_peers so that the tests need no peer.
+peer-references: peers
+	$(PEERS)/bin/python tests/peers/make_merge_references.py
+
+# torch comes first, at our own version: the build that is at hand is kept then.
+$(PEERS)/installed: constraints.txt
+	$(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install --quiet "$$(grep '^torch==' constraints.txt)"
+	$(PEERS)/bin/python -m pip install --quiet mergekit==0.1.5
 	@touch $@
 
 clean:

@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,9 @@ from speechft_ray.core.records import Job, Place
 from speechft_ray.core.specs import CorpusSpec, EvalSpec, FinetuneSpec
 from speechft_ray.core.store import Store
 from speechft_ray.finetuning.run import finetune
-from speechft_ray.merging.algebra import merge
 from speechft_ray.merging.base import METHODS
 from speechft_ray.merging.distance import relative_distance
+from speechft_ray.resident_merges import Inputs, resident_merge
 from speechft_ray.speech.checkpoints.load import load_encoder, weights_fingerprint
 from speechft_ray.speech.checkpoints.safetensors_dir import read_encoder, write_encoder
 from speechft_ray.speech.corpora.base import CORPORA, SPLITS, Corpus, Progress
@@ -139,24 +140,33 @@ def _finetune(job: Job, place: Place, store: Store, report: Report) -> None:
 
 def _merge(job: Job, place: Place, store: Store, report: Report) -> None:
     recipe: dict[str, Any] = dict(job.payload)
-    weights = _merged(recipe, place, store)
-    made = {"by": "speechft_ray merge", "fingerprint": job.fingerprint, **recipe}
-    with store.publish("merge", job.fingerprint, recipe) as folder:
+    with _merged(recipe, place, store) as weights, store.publish("merge", job.fingerprint, recipe) as folder:
+        made = {"by": "speechft_ray merge", "fingerprint": job.fingerprint, **recipe}
         write_encoder(folder / ENCODER_FILE, weights, made)
 
 
-def _merged(recipe: Mapping[str, Any], place: Place, store: Store) -> EncoderWeights:
-    """Merges what a recipe (``sweep.plan.Builder.recipe``) says."""
+@contextmanager
+def _merged(recipe: Mapping[str, Any], place: Place, store: Store) -> Iterator[EncoderWeights]:
+    """Merges what a recipe (``sweep.plan.Builder.recipe``) says; the weights are good until the context ends."""
     base = _start(place, recipe["base"])
     if not recipe["donors"]:
-        return base
-    folders = [store.folder("finetune", key) for key in recipe["donors"]]
-    donors = [read_encoder(folder / ENCODER_FILE).state for folder in folders]
-    protected = FAMILIES.get(base.family).pretraining_only_prefixes
-    files = [folder / STATISTICS_FILE for folder in folders] if METHODS.get(recipe["method"]).needs else []
-    gathered = [load_file(file) if file.is_file() else {} for file in files]
-    state = merge(recipe["method"], recipe["params"], base.state, donors, recipe["alpha"], protected, gathered)
-    return EncoderWeights(family=base.family, config=base.config, state=state)
+        yield base
+        return
+    needs = METHODS.get(recipe["method"]).needs
+
+    def read() -> Inputs:
+        folders = [store.folder("finetune", key) for key in recipe["donors"]]
+        files = [folder / STATISTICS_FILE for folder in folders] if needs else []
+        return Inputs(
+            base=base.state,
+            donors=[read_encoder(folder / ENCODER_FILE).state for folder in folders],
+            protected_prefixes=FAMILIES.get(base.family).pretraining_only_prefixes,
+            statistics=[load_file(file) if file.is_file() else {} for file in files],
+        )
+
+    names = (place.storage, recipe["base"], str(needs), *recipe["donors"])
+    with resident_merge(names, read, recipe["method"], recipe["params"], recipe["alpha"]) as state:
+        yield EncoderWeights(family=base.family, config=base.config, state=state)
 
 
 def _evaluate(job: Job, place: Place, store: Store, report: Report) -> None:
@@ -164,19 +174,22 @@ def _evaluate(job: Job, place: Place, store: Store, report: Report) -> None:
     recipe = job.payload.get("recipe")
     facts: dict[str, Any] = {}
     if isinstance(recipe, dict):  # a proposal of a search: merged here and kept nowhere
-        weights = _merged(recipe, place, store)
-        facts["distance"] = relative_distance(_start(place, recipe["base"]).state, weights.state)
+        with _merged(recipe, place, store) as weights:
+            facts["distance"] = relative_distance(_start(place, recipe["base"]).state, weights.state)
+            family, config = FAMILIES.get(weights.family), weights.config
+            encoder = family.build(weights)
     else:
         weights = _evaluated(job, store)
-    family = FAMILIES.get(weights.family)
+        family, config = FAMILIES.get(weights.family), weights.config
+        encoder = family.build(weights)
     sharing = Sharing(
         cache=FeatureCache(Path(place.cache or store.root / "cache"), int(place.cache_gb * 1e9)),
         encoder=str(job.payload["encoder"] or FBANK),
-        front_end=(family.front_end_prefixes[0], family.describe(weights.config)) if family.front_end_prefixes else None,
+        front_end=(family.front_end_prefixes[0], family.describe(config)) if family.front_end_prefixes else None,
     )
     corpora = [open_corpus(corpus, place) for corpus in spec.corpora()]
     dev_only = job.payload.get("splits") == ["dev"]
-    facts |= evaluate_folds(spec, family.build(weights), corpora, _device(place), report, sharing=sharing, dev_only=dev_only)
+    facts |= evaluate_folds(spec, encoder, corpora, _device(place), report, sharing=sharing, dev_only=dev_only)
     with store.publish("evaluate", job.fingerprint, {**facts, **job.payload}):
         pass
 

@@ -29,6 +29,7 @@ FLOORS = {
     "exchange": 4,
     "evaluating": 4,
     "merge_files": 4,
+    "resident_merges": 4,
     "cli": 4,
     "__main__": 4,
 }

@@ -132,7 +132,8 @@ def test_memory_does_not_grow_with_the_model(tmp_path: Path) -> None:
         "from speechft_ray.merging.base import METHODS; from speechft_ray.merging.streaming import merge_files\n"
         "METHODS.names(); base, *donors = map(Path, sys.argv[1:5])\n"
         "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024\n"
-        "before = peak(); merge_files('ties', {}, base, donors, 0.5, Path(sys.argv[5]), memory_bytes=0); print(peak() - before)\n"
+        "before = peak(); merge_files('ties', {}, base, donors, 0.5, Path(sys.argv[5]), memory_bytes=0)\n"
+        "print(peak() - before)\n"
     )
     arguments = [sys.executable, "-c", code, *paths, tmp_path / "out.safetensors"]
     done = subprocess.run(arguments, capture_output=True, text=True, check=True)
