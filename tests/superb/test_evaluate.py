@@ -105,3 +105,27 @@ def test_what_the_spec_says_goes_before_what_the_task_says() -> None:
     facts = facts_of(task="sid", updates=7, validate_every_updates=7, learning_rate=0.5, batch_size=3)
     assert (facts["learning_rate"], facts["best_update"]) == (0.5, [7])
     assert facts_of(task="sid", updates=3)["learning_rate"] == 1e-4
+
+
+@pytest.mark.parametrize("task", ["sid", "pr"])
+def test_dev_alone_is_the_same_dev_and_never_touches_test(task: str) -> None:
+    """What a search sees: no test utterance is read, and the dev metrics are those of the full evaluation."""
+
+    class Watched:
+        def __init__(self) -> None:
+            self.corpus, self.read_keys = toy_corpus(), set()
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.corpus, name)
+
+        def read(self, utterance: Any) -> Any:
+            self.read_keys.add(utterance.key)
+            return self.corpus.read(utterance)
+
+    corpus, spec = Watched(), EvalSpec(task=task, corpus=CorpusSpec(), updates=20, batch_size=8, seeds=2)
+    facts = evaluate(spec, ToyEncoder(), corpus, CPU, lambda counts: None, dev_only=True)  # type: ignore[arg-type]
+    assert not corpus.read_keys & {utterance.key for utterance in corpus.corpus.split("test")}
+    assert {score.split for score in scores_of(facts)} == {"dev"}
+    assert set(facts["utterances"]) == {"train", "dev"}  # type: ignore[arg-type]
+    full = facts_of(task=task, updates=20, batch_size=8, seeds=2)
+    assert scores_of(facts) == [score for score in scores_of(full) if score.split == "dev"]

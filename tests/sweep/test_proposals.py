@@ -15,7 +15,11 @@ from tests.sweep.fakes import inputs, space
 
 OBJECTIVE = {"head": "frame", "corpus": {"name": "synthetic", "options": {"part": "phones"}}, "column": "phones"}
 RUN: dict[str, Any] = {"objectives": [OBJECTIVE], "updates": 10}
-RUNS = [{**RUN, "name": "a", "anchor_penalty": {"grid": [0, 0.1]}}, {**RUN, "name": "b", "updates": 11}, {**RUN, "name": "c", "updates": 12}]
+RUNS = [
+    {**RUN, "name": "a", "anchor_penalty": {"grid": [0, 0.1]}},
+    {**RUN, "name": "b", "updates": 11},
+    {**RUN, "name": "c", "updates": 12},
+]
 
 
 class Scripted:
