@@ -33,7 +33,7 @@ from speechft_ray.sweep.search_plan import SearchPlan, make_search_plan
 TASKS = {"ks": 40.0, "sid": 90.0, "pr": 180.0}
 """Median seconds of one evaluation."""
 SIGMAS = (0.8, 1.0)
-"""Of the log-normal times: the 99th percentile is 6.4 or 10 times the median, one in a thousand takes 12 or 22 times as long."""
+"""Of the log-normal times: the 99th percentile is 6.4 or 10 times the median, one in a thousand takes 12 or 22 times it."""
 
 
 class SimulatedCluster:

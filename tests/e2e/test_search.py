@@ -1,4 +1,4 @@
-"""A search as a person runs it: in one process, on Ray, stopped and gone on with; always the same trials and the same answer."""
+"""A search as a person runs it, in one process and on Ray: the same trials and the same answer, selected on dev."""
 
 from __future__ import annotations
 

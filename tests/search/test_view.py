@@ -54,7 +54,7 @@ def test_every_verdict_is_in_the_file(tmp_path: Path, proposer: OptunaProposer) 
     view_of(tmp_path, proposer)
     found = stored(tmp_path)
     assert [state for _, state, *_ in found] == ["COMPLETE"] * 2 + ["FAIL"] + ["COMPLETE"] * 5 + ["PRUNED"]
-    for number, state, params, values, steps, constraints in found:
+    for number, state, params, values, _, constraints in found:
         assert params == proposer.study.trials[number].params  # type: ignore[index]
         if state == "COMPLETE":
             assert values == [params["alpha"]]  # type: ignore[index]

@@ -69,7 +69,7 @@ def test_donors_are_all_one_set_or_a_subset() -> None:
 
 def test_the_run_of_a_name_is_picked_by_its_field() -> None:
     several = space_of({"donors": {"subset": ["a", "b"]}})
-    drawn = several.draw(script := Scripted(**{"a__anchor_penalty": 0.1}))
+    drawn = several.draw(script := Scripted(a__anchor_penalty=0.1))
     assert [run.anchor_penalty for run, _ in drawn.donors] == [0.1, 0.0]
     assert script.drawn == ["with.a", "with.b", "a.anchor_penalty"]  # `b` has one run, so there is nothing to pick
     assert len({key for _, key in several.runs}) == 4
