@@ -1,4 +1,4 @@
-"""What every proposer of a search promises: the same proposals whatever ends when, within the axes, to the end of the budget."""
+"""What every proposer of a search promises: the same proposals whatever ends when, within the axes, to the budget's end."""
 
 from __future__ import annotations
 

@@ -93,7 +93,7 @@ def test_merges_and_a_search_exclude_each_other() -> None:
         (axes(donors=["nobody"]), "axes.donors", "unknown fine-tuning run `nobody`."),
         (axes(donors={"some": ["phones"]}), "axes.donors", "must be a list of names, `choice`"),
         (axes(donors=["phones", "phones"]), "axes.donors", "must name each donor once"),
-        (axes(anchor_penalty=...), "axes", "leaves 2 fine-tuning runs of `phones` to merge; let the search pick one with `anchor"),
+        (axes(anchor_penalty=...), "axes", "leaves 2 fine-tuning runs of `phones` to merge; let the search pick one"),
         (axes(anchor_penalty=0.1), "axes.anchor_penalty", "is searched with `anchor_penalty: donors`."),
         (axes(updates="donors"), "axes.updates", "unknown field that varies between fine-tuning runs of one name `updates`"),
         ({"axes": {"alpha": 0.5, "donors": ["speakers"]}}, "axes", "there is nothing to search"),
