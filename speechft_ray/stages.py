@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -110,21 +111,21 @@ def _finetune(job: Job, place: Place, store: Store, report: Report) -> None:
 
 def _merge(job: Job, place: Place, store: Store, report: Report) -> None:
     recipe: dict[str, Any] = dict(job.payload)
-    weights = _merged(recipe, place, store)
     made = {"by": "speechft_ray merge", "fingerprint": job.fingerprint, **recipe}
-    with store.publish("merge", job.fingerprint, recipe) as folder:
+    with _merged(recipe, place, store) as weights, store.publish("merge", job.fingerprint, recipe) as folder:
         write_encoder(folder / ENCODER_FILE, weights, made)
 
 
-def _merged(recipe: Mapping[str, Any], place: Place, store: Store) -> EncoderWeights:
-    """Merges what a recipe (``sweep.plan.Builder.recipe``) says."""
+@contextmanager
+def _merged(recipe: Mapping[str, Any], place: Place, store: Store) -> Iterator[EncoderWeights]:
+    """Merges what a recipe (``sweep.plan.Builder.recipe``) says; the weights are good while the body runs."""
     base = _start(place, recipe["base"])
-    if not recipe["donors"]:
-        return base
-    donors = [read_encoder(store.folder("finetune", key) / ENCODER_FILE).state for key in recipe["donors"]]
-    protected = FAMILIES.get(base.family).pretraining_only_prefixes
-    state = merge(recipe["method"], recipe["params"], base.state, donors, recipe["alpha"], protected)
-    return EncoderWeights(family=base.family, config=base.config, state=state)
+    state = base.state
+    if recipe["donors"]:
+        donors = [read_encoder(store.folder("finetune", key) / ENCODER_FILE).state for key in recipe["donors"]]
+        protected = FAMILIES.get(base.family).pretraining_only_prefixes
+        state = merge(recipe["method"], recipe["params"], base.state, donors, recipe["alpha"], protected)
+    yield EncoderWeights(family=base.family, config=base.config, state=state)
 
 
 def _evaluate(job: Job, place: Place, store: Store, report: Report) -> None:
@@ -132,9 +133,9 @@ def _evaluate(job: Job, place: Place, store: Store, report: Report) -> None:
     recipe = job.payload.get("recipe")
     facts: dict[str, Any] = {}
     if isinstance(recipe, dict):  # a proposal of a search: merged here and kept nowhere
-        weights = _merged(recipe, place, store)
-        facts["distance"] = relative_distance(start_encoder(place.encoder)[0].state, weights.state)
-        encoder = FAMILIES.get(weights.family).build(weights)
+        with _merged(recipe, place, store) as weights:
+            facts["distance"] = relative_distance(_start(place, recipe["base"]).state, weights.state)
+            encoder = FAMILIES.get(weights.family).build(weights)
     else:
         encoder = _encoder(job, store)
     dev_only = job.payload.get("splits") == ["dev"]
