@@ -59,12 +59,16 @@ def _describe_search_plan(spec: SweepSpec, place: Place, console: Console) -> No
     store, plan = Store(Path(place.storage)), plan_search(spec, place)
     search = plan.search
     table = Table.grid(padding=(0, 2, 0, 2))
-    for run, key in plan.space.runs:
+    for _, key in plan.space.runs:
         done = "done" if store.complete("finetune", key) else "if proposed"
         table.add_row(done, key, plan.jobs[key].label)
     console.print(f"\nfine-tuning runs that may be merged: {len(plan.space.runs)}", style="bold")
     console.print(table)
     console.print("\naxes", style="bold")
+    donors = plan.space.axes.donors
+    console.print(f"  donors: {donors.kind} of {', '.join('+'.join(names) for names in donors.sets)}", highlight=False)
+    for name in plan.space.axes.picks:
+        console.print(f"  {name}: of one of the fine-tuning runs of a name", highlight=False)
     for name, axis in plan.space.axes.all().items():
         between = f"{axis.kind} from {axis.low:g} to {axis.high:g}"
         what = ", ".join(map(str, axis.options)) if axis.options else between
@@ -72,7 +76,7 @@ def _describe_search_plan(spec: SweepSpec, place: Place, console: Console) -> No
     tasks = ", ".join(item.task for item in plan.tasks)
     console.print(
         f"\nsearch {spec.name} ({plan.fingerprint}): {search.trials} proposals by {search.sampler}, at most {search.lag()} at "
-        f"once, each evaluated on dev on {tasks} (at most {search.trials * len(plan.tasks)} evaluations, fewer with early stops: "
+        f"once, each evaluated on dev on {tasks} (at most {search.trials * len(plan.tasks)} evaluations; early stops: "
         f"{search.stopping()}); then what it chose and both controls on dev and test. Nothing was run.",
         highlight=False,
     )

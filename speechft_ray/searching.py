@@ -150,7 +150,7 @@ def _finish(plan: SearchPlan, store: Store, flow: Flow, publisher: Publisher, li
 
 
 def _display(plan: SearchPlan, store: Store) -> Display:
-    """Counts corpora, all fine-tuning runs that may be proposed, and the merges that stay; evaluations are counted on the way."""
+    """Counts corpora, fine-tuning runs that may be proposed and merges that stay; evaluations are counted on the way."""
     keys = {stage: [job.fingerprint for job in plan.jobs.values() if job.stage == stage] for stage in ("corpus", "finetune")}
     totals = {stage: len(found) for stage, found in keys.items()}
     reused = {stage: sum(store.complete(stage, key) for key in found) for stage, found in keys.items()}

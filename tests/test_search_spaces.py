@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from speechft_ray.compose import check_names
+from speechft_ray.compose import check_names, place_for
+from speechft_ray.merging.base import METHODS
+from speechft_ray.searching import plan_search
 from speechft_ray.sweep.space_file import read_space
 
 REPOSITORY = Path(__file__).parents[1]
@@ -17,6 +19,16 @@ SPACES = sorted((REPOSITORY / "search_spaces").glob("*.yaml"))
 @pytest.mark.parametrize("path", SPACES, ids=lambda path: path.stem)
 def test_every_space_is_valid(path: Path) -> None:
     check_names(read_space(path))
+
+
+@pytest.mark.parametrize("path", [path for path in SPACES if path.stem.startswith("search_")], ids=lambda path: path.stem)
+def test_every_search_can_be_planned(path: Path, tmp_path: Path) -> None:
+    spec = read_space(path)
+    if spec.search and spec.search.axes.get("method") == "layerwise" and "layerwise" not in METHODS.names():
+        pytest.skip("this version has no layer-wise merge")
+    plan = plan_search(spec, place_for(spec, storage=tmp_path))
+    assert plan.search.trials * len(plan.tasks) > 0
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("path", sorted((REPOSITORY / "launch").glob("*.py")), ids=lambda path: path.stem)

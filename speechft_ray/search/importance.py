@@ -16,7 +16,12 @@ def importances(study: optuna.Study) -> dict[str, float]:
     complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     if len(complete) < FEWEST_TRIALS or len({trial.values[0] for trial in complete}) < 2:
         return {}
+    shared = sorted(set.intersection(*(set(trial.params) for trial in complete)))
+    if len(shared) < 2:
+        return {}
     several = len(study.directions) > 1
     with quiet():
-        found = optuna.importance.get_param_importances(study, target=(lambda trial: trial.values[0]) if several else None)
+        found = optuna.importance.get_param_importances(
+            study, params=shared, target=(lambda trial: trial.values[0]) if several else None
+        )
     return {name: float(value) for name, value in found.items()}

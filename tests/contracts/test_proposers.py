@@ -1,4 +1,4 @@
-"""What every proposer of a search promises: the same proposals whatever ends when, within the axes, and to the end of the budget."""
+"""What every proposer of a search promises: the same proposals whatever ends when, within the axes, to the budget's end."""
 
 from __future__ import annotations
 
@@ -12,9 +12,8 @@ from speechft_ray.core.specs import Sampler
 from speechft_ray.sweep.judging import Judge, Trial
 from speechft_ray.sweep.protocols import Verdict
 from speechft_ray.sweep.search_plan import SearchPlan
-from tests.sweep.searches import DEPTH, cluster, judge_of, perform, proposer_of, search_plan, smooth, story
+from tests.sweep.searches import CURVE, DEPTH, cluster, judge_of, perform, proposer_of, search_plan, smooth, story
 
-CURVE: dict[str, Any] = {"layers": {"curve": [0, 1], "knots": 2}}
 CHANGES: dict[str, dict[str, Any]] = {
     "greedy_soup": {"axes": {"alpha": 0.4}},
     "cmaes": {"axes": {"alpha": {"uniform": [0, 1]}, "method": "ties", "ties": CURVE}, "seeds": [0]},  # numbers only

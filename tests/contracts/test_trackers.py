@@ -15,7 +15,7 @@ from speechft_ray.sweep.protocols import Curve, EncoderRow, SweepInfo, Tracker
 from speechft_ray.tracking.background import InBackground
 from speechft_ray.tracking.base import TRACKERS
 from tests.tracking.storages import mlflow_storage, mlflow_template
-from tests.tracking.views import View, view_of
+from tests.tracking.views import View, champion_of, view_of
 
 __all__ = ["mlflow_storage", "mlflow_template"]  # fixtures
 Open = Callable[[Path], Tracker]
@@ -66,10 +66,12 @@ def report(tmp_path: Path) -> Path:
     return folder
 
 
-def tell_everything(tracker: Tracker, report: Path | None = None) -> None:
+def tell_everything(tracker: Tracker, report: Path | None = None, weights: Path | None = None) -> None:
     tracker.start(SWEEP)
     tracker.curve(CURVE)
     tracker.encoder(ROW)
+    if weights is not None:
+        tracker.champion(ROW, weights)
     tracker.finish(report, [(0.25, 812.5), (0.25, 800.0), (1.0, 500.0)], "finished")
 
 
@@ -96,6 +98,21 @@ def test_told_again_by_the_same_and_by_another_run(opened: Open, root: Path, rep
     tell_everything(tracker, report)
     tell_everything(opened(root), report)
     assert view_of(root) == first
+
+
+def test_the_champion_is_registered_once_and_can_change(opened: Open, root: Path, tmp_path: Path) -> None:
+    weights = tmp_path / "merged"
+    weights.mkdir()
+    (weights / "encoder.safetensors").write_bytes(b"weights")
+    for _ in range(2):
+        tell_everything(opened(root), weights=weights)
+    assert champion_of(root) == ("merged-key", 1)
+    expected(view_of(root))
+    other = opened(root)
+    other.start(SWEEP)
+    other.champion(ROW._replace(key="better-key"), weights)
+    other.finish(None, [], "finished")
+    assert champion_of(root) == ("better-key", 2)
 
 
 def test_things_become_complete_later(opened: Open, root: Path) -> None:

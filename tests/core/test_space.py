@@ -147,7 +147,8 @@ def test_all_mistakes_are_told_at_once() -> None:
         "evaluate": "must be a list of entries, each starting with `- `.",
         "score.zero": "must be 'paper' or 'measured', but is 'fbank' instead.",
         "score.topline.pr.per": "must be a number, but is 'low' instead.",
-        "encodr": "unknown field `encodr`. Did you mean `encoder`? Allowed: encoder, evaluate, finetune, merge, name, score, search.",
+        "encodr": "unknown field `encodr`. Did you mean `encoder`? "
+        "Allowed: encoder, evaluate, finetune, merge, name, score, search.",
     }
 
 

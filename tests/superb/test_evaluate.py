@@ -142,3 +142,27 @@ def test_a_cache_changes_no_number_and_spares_the_encoder(tmp_path: Path) -> Non
         facts = evaluate(spec, encoder, toy_corpus(), CPU, lambda counts: None, sharing=sharing)
         assert {**facts, "seconds": None} == {**plain, "seconds": None}
         assert sum(encoder.calls) == calls
+
+
+@pytest.mark.parametrize("task", ["sid", "pr"])
+def test_dev_alone_is_the_same_dev_and_never_touches_test(task: str) -> None:
+    """What a search sees: no test utterance is read, and the dev metrics are those of the full evaluation."""
+
+    class Watched:
+        def __init__(self) -> None:
+            self.corpus, self.read_keys = toy_corpus(), set()
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.corpus, name)
+
+        def read(self, utterance: Any) -> Any:
+            self.read_keys.add(utterance.key)
+            return self.corpus.read(utterance)
+
+    corpus, spec = Watched(), EvalSpec(task=task, corpus=CorpusSpec(), updates=20, batch_size=8, seeds=2)
+    facts = evaluate(spec, ToyEncoder(), corpus, CPU, lambda counts: None, dev_only=True)  # type: ignore[arg-type]
+    assert not corpus.read_keys & {utterance.key for utterance in corpus.corpus.split("test")}
+    assert {score.split for score in scores_of(facts)} == {"dev"}
+    assert set(facts["utterances"]) == {"train", "dev"}  # type: ignore[arg-type]
+    full = facts_of(task=task, updates=20, batch_size=8, seeds=2)
+    assert scores_of(facts) == [score for score in scores_of(full) if score.split == "dev"]

@@ -25,6 +25,7 @@ AXES: dict[str, Any] = {
     "method": {"choice": ["linear", "ties"]},
     "ties": {"density": {"uniform": [0.05, 1]}},
 }
+CURVE: dict[str, Any] = {"layers": {"curve": [0, 1], "knots": 2}}
 DEPTH = 6
 Facts = Callable[[Job], Mapping[str, Any] | None]
 

@@ -25,6 +25,20 @@ def view_of(root: Path, sweep: str = "sweep-key") -> View:
     return _view_of_mlflow(root / "mlflow.db", sweep) if (root / "mlflow.db").exists() else _view_of_log(root / "log", sweep)
 
 
+def champion_of(root: Path, sweep: str = "sweep-key") -> tuple[str, int]:
+    """The encoder that was chosen last, and how many different ones were."""
+    if (root / "mlflow.db").exists():
+        named = query(root / "mlflow.db", "select name, version from registered_model_aliases where alias = 'champion'")
+        ((name, version),) = named
+        tags = "select version, value from model_version_tags where name = ? and key = 'speechft.key'"
+        keys = dict(query(root / "mlflow.db", tags, name))
+        assert list(root.rglob("artifacts/encoder/encoder.safetensors"))
+        return keys[int(version)], len(keys)
+    (path,) = (root / "log").glob(f"*-{sweep[:12]}.jsonl")
+    told = [line for line in map(json.loads, path.read_text().splitlines()) if line["kind"] == "champion"]
+    return told[-1]["encoder"], len(told)
+
+
 def query(database: Path, statement: str, *values: Any) -> list[Any]:
     """Returns the rows of a query."""
     with closing(sqlite3.connect(database)) as connection:

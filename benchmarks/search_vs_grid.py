@@ -1,0 +1,183 @@
+"""Does a search find a better merge than a grid of the same cost? On the embedded world, through the real pipeline, dev alone.
+
+    python benchmarks/search_vs_grid.py --storage runs/search_vs_grid [--seeds 3] [--in-process]
+
+For each seed the donors are fine-tuned anew (that seed) and searched with a sampler of that seed. Beside the search of
+``search_spaces/search_alpha_lambda.yaml`` stand two grids, evaluated on dev by the same units: the six alphas of the usual
+scan (linear, lambda 0), and the same six for every lambda and both strategies. The search gets as many trials as the large
+grid has points; early stops make it cheaper, never dearer. Its best is also read off at the cost of the small grid.
+Everything finished is found again in the storage folder: run the same command after a stop.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import math
+import statistics
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from speechft_ray.compose import RESOURCES, check_names, corpus_identity, open_executor, place_for
+from speechft_ray.core.records import Outcome, Place
+from speechft_ray.core.specs import SweepSpec
+from speechft_ray.core.store import Store
+from speechft_ray.searching import encoder_depth, open_proposer
+from speechft_ray.stages import start_encoder
+from speechft_ray.sweep.judging import Judge, Trial
+from speechft_ray.sweep.pipeline import Flow
+from speechft_ray.sweep.plan import Inputs
+from speechft_ray.sweep.proposals import Proposal, SearchSpace
+from speechft_ray.sweep.protocols import Executor, Proposer, Verdict
+from speechft_ray.sweep.search import open_judge, run_search
+from speechft_ray.sweep.search_plan import SearchPlan, make_search_plan
+from speechft_ray.sweep.space_file import read_space
+
+SPACE = Path(__file__).resolve().parent.parent / "search_spaces" / "search_alpha_lambda.yaml"
+ALPHAS = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)
+DENSITY = 0.2
+"""Of TIES in the grid (the paper's)."""
+
+
+class Fixed:
+    """A ``Suggest`` that knows its answers."""
+
+    def __init__(self, values: Mapping[str, Any]) -> None:
+        self.values = values
+
+    def number(self, name: str, low: float, high: float, log: bool) -> float:
+        """The given number."""
+        return float(self.values[name])
+
+    def choice(self, name: str, options: Sequence[Any]) -> Any:
+        """The given option."""
+        return self.values[name]
+
+
+class Listed:
+    """A proposer of given points."""
+
+    def __init__(self, space: SearchSpace, points: Sequence[Mapping[str, Any]]) -> None:
+        self.proposals = iter([space.draw(Fixed(point)) for point in points])
+
+    def needs(self, number: int) -> int:
+        """Nothing: all points are known."""
+        return 0
+
+    def ask(self) -> Proposal | None:
+        """The next point."""
+        return next(self.proposals, None)
+
+    def tell(self, number: int, verdict: Verdict) -> None:
+        """Nothing to learn."""
+
+
+class Told:
+    """A listener and a watch that print a line per verdict."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def started(self, item: object) -> None: ...
+    def told(self, trial: Trial) -> None: ...
+    def tick(self, progress: object) -> None: ...
+
+    def finished(self, outcome: Outcome) -> None:
+        if not outcome.ok:
+            print(f"  failed: {outcome.label}: {outcome.error}", flush=True)
+
+    def judged(self, trial: Trial, judge: Judge) -> None:
+        values = trial.verdict.values if trial.verdict else ()
+        text = f"{values[0]:.2f}" if values else trial.state
+        print(f"  {self.name} {trial.number}: {text}", flush=True)
+
+
+def spec_of(seed: int, stop_early: str, trials: int) -> SweepSpec:
+    """The space of the search with donors and sampler of one seed."""
+    spec = read_space(SPACE)
+    if spec.search is None:
+        raise SystemExit(f"{SPACE} is no search")
+    search = spec.search.model_copy(update={"seed": seed, "stop_early": stop_early, "trials": trials})
+    finetune = tuple(run.model_copy(update={"seed": seed}) for run in spec.finetune)
+    return spec.model_copy(update={"finetune": finetune, "search": search})
+
+
+def plan_of(spec: SweepSpec, place: Place) -> SearchPlan:
+    """Plans one search."""
+    check_names(spec)
+    weights, encoder = start_encoder(place.encoder)
+    inputs = Inputs(encoder=encoder, corpus=lambda item: corpus_identity(item, place), resources=RESOURCES)
+    return make_search_plan(spec, inputs, encoder_depth(weights.state))
+
+
+def points_of(spec: SweepSpec) -> list[dict[str, Any]]:
+    """The points of the large grid; the first six are the small one."""
+    penalties = [run.anchor_penalty for run in spec.finetune]
+    return [
+        {"method": method, "anchor_penalty": penalty, "alpha": alpha, "ties.density": DENSITY}
+        for method, penalty, alpha in itertools.product(("linear", "ties"), penalties, ALPHAS)
+    ]
+
+
+def best_at(trials: Sequence[Trial], evaluations: float) -> float:
+    """The best score among the first trials that together took no more than so many evaluations."""
+    best, cost = -math.inf, 0
+    for trial in trials:
+        cost += 0 if trial.repeats is not None else trial.tasks
+        if cost > evaluations:
+            break
+        if trial.feasible and trial.verdict:
+            best = max(best, trial.verdict.values[0])
+    return best
+
+
+def one_seed(seed: int, place: Place, executor: Executor) -> dict[str, float]:
+    """Runs both grids and the search of one seed and returns what the table needs."""
+    count = len(points_of(spec_of(seed, "none", 1)))
+    found: dict[str, list[Trial]] = {}
+    for name, stop_early in (("grid", "none"), ("search", "bound")):
+        plan = plan_of(spec_of(seed, stop_early, count), place)
+        store = Store(Path(place.storage))
+        proposer: Proposer = Listed(plan.space, points_of(plan.spec)) if name == "grid" else open_proposer(plan)
+        told = Told(f"seed {seed} {name}")
+        flow = Flow(executor, told, lambda outcome: None, threading.Event(), in_turn=True)
+        found[name] = run_search(plan, store, flow, proposer, told)
+        if open_judge(plan, store) is None:
+            raise SystemExit("the controls are incomplete")
+    tasks = len(plan.tasks)
+    small = len(ALPHAS)
+    return {
+        f"grid of {small}": best_at(found["grid"][:small], math.inf),
+        f"search at the cost of {small}": best_at(found["search"], small * tasks),
+        f"grid of {count}": best_at(found["grid"], math.inf),
+        f"search of {count}": best_at(found["search"], math.inf),
+        "evaluations of the search": sum(trial.tasks for trial in found["search"] if trial.repeats is None),
+        f"evaluations of the grid of {count}": len({trial.key for trial in found["grid"]}) * tasks,
+    }
+
+
+def main() -> None:
+    """Prints a column per seed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--storage", type=Path, default=Path("runs/search_vs_grid"))
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--in-process", action="store_true")
+    arguments = parser.parse_args()
+    place = place_for(spec_of(0, "none", 1), storage=arguments.storage, cpu=True)
+    executor = open_executor(None if arguments.in_process else "local", place)
+    try:
+        columns = [one_seed(seed, place, executor) for seed in range(arguments.seeds)]
+    finally:
+        executor.stop()
+    print(
+        "dev score, best of all proposals" + "".join(f"{f'seed {seed}':>10}" for seed in range(arguments.seeds)) + "      mean"
+    )
+    for name in columns[0]:
+        values = [column[name] for column in columns]
+        print(f"{name:32}" + "".join(f"{value:10.2f}" for value in values) + f"{statistics.fmean(values):10.2f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,110 @@
+"""A search as a person runs it, in one process and on Ray: the same trials and the same answer, selected on dev."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.e2e.small_world import SMALL, manifests, places, run
+from tests.tracking.views import champion_of, view_of
+
+SEARCH: dict[str, Any] = {
+    "trials": 5,
+    "window": 2,
+    "axes": {
+        "alpha": {"uniform": [0, 1]},
+        "method": {"choice": ["linear", "ties"]},
+        "ties": {"density": {"uniform": [0.2, 1]}},
+    },
+}
+
+
+def search_space(folder: Path, **changes: Any) -> Path:
+    """Writes the small world as a search on one cheap task and returns its path."""
+    finetune = {**SMALL["finetune"][0], "updates": 6, "validate_every_updates": 6, "seed": 0}
+    raw = {
+        "name": "small-search",
+        "finetune": [finetune],
+        "search": {**SEARCH, **changes},
+        "evaluate": [SMALL["evaluate"][1]],
+        "score": {"zero": "measured", "topline": {"sid.accuracy": 100}},
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "search.yaml"
+    path.write_text(yaml.safe_dump(raw, sort_keys=False))
+    return path
+
+
+def trials(report: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader((report / "trials.csv").read_text(encoding="utf-8").splitlines()))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    home = tmp_path_factory.mktemp("search")
+    done = run("search_merge.py", *places(home, search_space(home)), "--in-process")
+    assert done.returncode == 0, done.stderr + done.stdout
+    assert "5 of 5 proposals (tpe)" in done.stdout and "Chosen on dev: trial" in done.stdout
+    return home
+
+
+def test_test_is_for_what_was_chosen(undisturbed: Path) -> None:
+    found = manifests(undisturbed / "runs")
+    evaluations = [facts for key, facts in found.items() if key.startswith("evaluate/")]
+    dev_only = [facts for facts in evaluations if facts.get("splits") == ["dev"]]
+    assert len(dev_only) == len({row["encoder"] for row in trials(undisturbed / "report")})
+    assert all({score["split"] for score in facts["scores"]} == {"dev"} for facts in dev_only)
+    full = [facts for facts in evaluations if "splits" not in facts]
+    assert len(full) == 4  # FBank, both controls, the winner
+    (winner,) = [row for row in trials(undisturbed / "report") if row["chosen"] == "1"]
+    merges = {key.removeprefix("merge/") for key in found if key.startswith("merge/")}
+    assert winner["encoder"] in merges and len(merges) == 3  # nothing else was kept
+    dev = {facts["encoder"]: facts["scores"][0]["values"] for facts in dev_only}
+    (again,) = [facts for facts in full if facts["encoder"] == winner["encoder"]]
+    assert again["scores"][0]["values"] == dev[winner["encoder"]]  # the same dev, to the last digit
+
+
+def test_the_report_shows_the_search(undisturbed: Path) -> None:
+    page = (undisturbed / "report" / "index.html").read_text(encoding="utf-8")
+    assert "The search" in page and "Chosen on dev: trial" in page
+    for name in ("search_history.png", "search_slice.png"):
+        assert (undisturbed / "report" / name).read_bytes().startswith(b"\x89PNG")
+    assert not (undisturbed / "report" / "search_pareto.png").exists()
+
+
+def test_trackers_have_every_trial_and_the_champion(undisturbed: Path) -> None:
+    rows = trials(undisturbed / "report")
+    (winner,) = [row for row in rows if row["chosen"] == "1"]
+    (log,) = (undisturbed / "runs" / "log" / "small-search").glob("*.jsonl")
+    sweep = json.loads(log.read_text().splitlines()[0])["key"]
+    view = view_of(undisturbed / "runs", sweep)
+    assert view.ended == "finished"
+    for row in rows:
+        told = view.encoders[f"{row['encoder']}.{row['trial']}"]
+        assert told["dev.sid.accuracy"] == pytest.approx(float(row["dev.sid.accuracy"]))
+        assert not any(name.startswith("sid.") for name in told)
+    assert champion_of(undisturbed / "runs") == (winner["encoder"], 1)
+    assert (undisturbed / "runs" / "search" / sweep / "study.db").is_file()
+
+
+def test_the_same_search_on_ray_is_the_same(undisturbed: Path, tmp_path: Path) -> None:
+    """Another executor and another order of ends; only what a search itself evaluates is taken away beforehand."""
+    shutil.copytree(undisturbed / "runs", tmp_path / "runs", ignore=shutil.ignore_patterns("report", "search", "mlartifacts"))
+    for key, facts in manifests(tmp_path / "runs").items():
+        if facts.get("splits") == ["dev"] or key.startswith("merge/"):
+            shutil.rmtree(tmp_path / "runs" / key)
+    done = run("search_merge.py", *places(tmp_path, search_space(tmp_path)), "--cpu")
+    assert done.returncode == 0, done.stderr + done.stdout
+    assert trials(tmp_path / "report") == trials(undisturbed / "report")
+    found, reference = manifests(tmp_path / "runs"), manifests(undisturbed / "runs")
+    assert {key: found[key] for key in reference if not key.startswith("merge/")} == {
+        key: facts for key, facts in reference.items() if not key.startswith("merge/")
+    }
+    (merged,) = [key for key in found if key.startswith("merge/")]  # the winner is always there, and nothing else was needed
+    assert found[merged] == reference[merged]

@@ -1,0 +1,70 @@
+"""A driver of its own to be killed: the real loop, store, sampler and view; only the evaluations are made up.
+
+python -m tests.search.driver STORAGE TRIALS.json
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks.search_idle import Silent
+from speechft_ray.core.records import Job, Place
+from speechft_ray.core.store import Store
+from speechft_ray.search.proposer import OptunaProposer
+from speechft_ray.search.view import StudyView
+from speechft_ray.sweep.judging import Trial
+from speechft_ray.sweep.local import LocalExecutor
+from speechft_ray.sweep.pipeline import Flow
+from speechft_ray.sweep.protocols import Report
+from speechft_ray.sweep.search import run_search
+from tests.sweep.searches import judge_of, search_plan, smooth, story
+
+
+def perform(job: Job, place: Place, report: Report) -> dict[str, Any]:
+    """Takes a moment, publishes made-up scores, and notes that it did."""
+    store = Store(Path(place.storage))
+    time.sleep(0.01)
+    facts = smooth(job)
+    with store.publish(job.stage, job.fingerprint, facts):
+        pass
+    with (store.root / "done.txt").open("a") as file:
+        file.write(f"{job.fingerprint}\n")
+    return facts
+
+
+class Copies(Silent):
+    """Has the view written as a real run does."""
+
+    def __init__(self, view: StudyView) -> None:
+        self.view = view
+
+    def told(self, trial: Trial) -> None:
+        self.view.copy(trial.number)
+
+
+def main(storage: Path, out: Path) -> None:
+    """Runs the search and writes what came of it."""
+    store, plan = Store(storage), search_plan(trials=30)
+    proposer = OptunaProposer(plan.search, plan.space.draw)
+    view = StudyView(storage / "search", "killed", proposer, plan.search)
+    executor = LocalExecutor(perform, Place(storage=str(storage), encoder="none"))
+    flow = Flow(executor, Silent(), lambda outcome: None, threading.Event(), in_turn=True)
+    trials = run_search(plan, store, flow, proposer, Copies(view))
+    view.check()
+    winner = judge_of(plan, store).chosen(trials)[0].number
+    out.write_text(json.dumps({"trials": story(trials), "winner": winner, "study": [t.state.name for t in _stored(view)]}))
+
+
+def _stored(view: StudyView) -> list[Any]:
+    import optuna
+
+    return optuna.load_study(study_name="killed", storage=f"sqlite:///{view.path}").trials
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))
