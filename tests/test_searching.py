@@ -60,7 +60,7 @@ def test_too_little_disk_for_the_winner_is_said_first(tmp_path: Path, monkeypatc
     check_disk(plan, store, place)
     size = 9.5e6  # of the tiny encoder: two runs, their checkpoints, the winner twice and its control
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(10**12, 0, int(8 * size)))
-    with pytest.raises(UserError, match="GB free, but this search needs about 0.09 GB for 2 fine-tuned models"):
+    with pytest.raises(UserError, match=r"GB free, but this search needs about 0\.09 GB for 2 fine-tuned models"):
         check_disk(plan, store, place)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(10**12, 0, int(9.2 * size)))
     check_disk(plan, store, place)
