@@ -178,6 +178,7 @@ def _merge_mistakes(plan: SearchPlan) -> list[tuple[str, str]]:
     if plan.search.sampler == "greedy_soup":
         return []
     found: dict[tuple[str, str], None] = {}
+    refused: dict[str, str] = {}
     per_layer = [name for name, axis in plan.space.axes.all().items() if axis.kind in ("per_layer", "curve")]
     if per_layer and not plan.space.depth:
         return [(f"search.axes.{name}", "is per encoder layer, but this encoder has no layers.") for name in per_layer]
@@ -187,9 +188,9 @@ def _merge_mistakes(plan: SearchPlan) -> list[tuple[str, str]]:
             check(merge.method, merge.params, len(proposal.donors))
         except SpecError as error:
             found |= {(f"search.axes.{merge.method}.{path}", text): None for path, text in error.mistakes}
-        except UserError as error:
-            found[f"search.axes.{merge.method}", str(error)] = None
-    return list(found)
+        except UserError as error:  # the low and the high end say the same: told once
+            refused.setdefault(f"search.axes.{merge.method}", str(error))
+    return [*found, *refused.items()]
 
 
 class OnDemand:

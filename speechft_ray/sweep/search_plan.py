@@ -116,7 +116,8 @@ def chosen_plan(plan: SearchPlan, chosen: Sequence[tuple[int, Proposal]]) -> Pla
         params = row_params(tuned, [run for run, _ in proposal.donors], plan.varying)
         add(tuned, proposal, params, row_title(params))
     for number, proposal in chosen:
-        params = {**plan.params(proposal), "trial": number}
+        short = {name: value for name, value in plan.params(proposal).items() if not isinstance(value, str) or "," not in value}
+        params = {**short, "trial": number}  # lists, of factors per layer for example, are in the table of all trials
         keys.append(add(proposal.merge, proposal, params, f"trial {number} {proposal.merge.method}"))
     goals = [key for row in rows.values() for key in (row.key, *row.evaluations)]
     return Plan(

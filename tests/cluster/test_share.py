@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from speechft_ray.cluster.share import bundle, fitting, task_options
+from speechft_ray.cluster.share import bundle, fitting, slots, task_options
 from speechft_ray.core.resources import ResourceRequest
 
 SMALL, BIG = {"CPU": 4.0, "memory": 100.0}, {"CPU": 16.0, "GPU": 2.0, "memory": 1000.0}
@@ -41,3 +41,17 @@ def test_a_share_in_rays_words() -> None:
     assert task_options(ask(1, 0, 9)) == {"num_cpus": 1, "num_gpus": 0, "memory": 9}
     assert bundle(ask(2, 0.5, 9)) == {"CPU": 2, "GPU": 0.5, "memory": 9}
     assert bundle(ask(0, 0)) == {"CPU": 0.01}
+
+
+@pytest.mark.parametrize(
+    ("cpus", "gpus", "nodes", "expected"),
+    [
+        (1, 0.5, [{"CPU": 16, "GPU": 2}, {"CPU": 3, "GPU": 4}], 4 + 3),
+        (1, 0, [{"CPU": 4}, {"CPU": 2.5}], 6),
+        (0.1, 0, [{"CPU": 0.3}], 3),
+        (1, 1, [], 1),
+        (8, 0, [{"CPU": 2}], 1),
+    ],
+)
+def test_slots_are_what_all_nodes_hold(cpus: float, gpus: float, nodes: list[dict[str, float]], expected: int) -> None:
+    assert slots(ResourceRequest(cpus=cpus, gpus=gpus), nodes) == expected

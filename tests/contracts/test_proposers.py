@@ -17,7 +17,7 @@ from tests.sweep.searches import CURVE, DEPTH, cluster, judge_of, perform, propo
 CHANGES: dict[str, dict[str, Any]] = {
     "greedy_soup": {"axes": {"alpha": 0.4}},
     "cmaes": {"axes": {"alpha": {"uniform": [0, 1]}, "method": "ties", "ties": CURVE}, "seeds": [0]},  # numbers only
-    "gp": {"trials": 7, "window": 3},  # seconds per proposal on a busy machine
+    "gp": {"trials": 5, "window": 2},  # seconds per proposal on a busy machine
 }
 
 
@@ -97,7 +97,7 @@ def test_a_proposer_learns(sampler: str) -> None:
     """Other verdicts, other proposals; only random and quasi-random do not listen."""
     told = []
     for sign in (1.0, -1.0):
-        count = 9 if sampler == "gp" else 40
+        count = 6 if sampler == "gp" else 40
         proposer, alphas = proposer_of(plan_of(sampler, trials=count, seeds=[0, 1, 2][: 1 if sampler == "cmaes" else 3])), []
         for number in range(count):
             proposal = proposer.ask() if proposer.needs(number) <= number else None

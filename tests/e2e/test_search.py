@@ -12,8 +12,10 @@ import pytest
 import yaml
 
 from tests.e2e.small_world import SMALL, manifests, places, run
+from tests.tracking.storages import mlflow_template
 from tests.tracking.views import champion_of, view_of
 
+__all__ = ["mlflow_template"]  # a fixture
 SEARCH: dict[str, Any] = {
     "trials": 5,
     "window": 2,
@@ -46,8 +48,10 @@ def trials(report: Path) -> list[dict[str, str]]:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, mlflow_template: Path) -> Path:
     home = tmp_path_factory.mktemp("search")
+    (home / "runs").mkdir()
+    shutil.copy(mlflow_template / "mlflow.db", home / "runs" / "mlflow.db")
     done = run("search_merge.py", *places(home, search_space(home)), "--in-process")
     assert done.returncode == 0, done.stderr + done.stdout
     assert "5 of 5 proposals (tpe)" in done.stdout and "Chosen on dev: trial" in done.stdout

@@ -175,3 +175,19 @@ def test_leaving_by_an_error_stops_the_live_part_and_keeps_the_error(clock: Cloc
         raise KeyboardInterrupt
     assert lines(console)[-1].endswith("evaluate 0/1; ended after 0 s")
     assert "\x1b[?25h" in "\n".join(lines(console))  # the cursor is back
+
+
+def test_a_search_changes_what_is_left_and_says_how_it_goes() -> None:
+    text, clock = io.StringIO(), Clock()
+    display = Display({"evaluate": 4}, {}, console=Console(file=text, width=100), clock=clock)
+    with display:
+        display.started(job("a"))
+        display.finished(end("a", 10.0))
+        display.left("evaluate", 2)  # one was stopped early
+        display.left("merge", 1)
+        display.remark("trials 1/4, 2 running")
+        clock.now += 20
+        display.tick({})
+    lines = text.getvalue().splitlines()
+    assert lines[0].startswith("evaluate 0/4; 0 running")
+    assert lines[-2].startswith("trials 1/4, 2 running; evaluate 1/3; merge 0/1; 0 running; 20 s so far")
