@@ -78,7 +78,7 @@ def check_names(spec: SweepSpec) -> None:
             attempt(f"{path}.corpus", _corpus_options, objective.corpus)
     for index, item in enumerate(spec.merge):
         attempt(f"merge[{index}]", check, item.method, item.params, 1 if item.donors == "each" else len(item.donors))
-        attempt(f"merge[{index}].method", _gathered, item, spec)
+        attempt(f"merge[{index}].method", gathered, item, spec)
     for index, entry in enumerate(spec.evaluate):
         attempt(f"evaluate[{index}].task", _task, entry, spec)
         for corpus in entry.corpora():
@@ -311,7 +311,7 @@ def _corpus_options(spec: CorpusSpec) -> BaseModel:
     return validated(CORPORA.get(spec.name).options, dict(spec.options), where=f"corpus `{spec.name}`")
 
 
-def _gathered(merge: MergeSpec, spec: SweepSpec) -> None:
+def gathered(merge: MergeSpec, spec: SweepSpec) -> None:
     """Refuses a merge that needs statistics which the fine-tuning of its donors does not gather. An unknown method passes."""
     needs = METHODS.get(merge.method).needs if merge.method in METHODS.names() else None
     lacking = [

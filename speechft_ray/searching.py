@@ -17,6 +17,7 @@ from speechft_ray.compose import (
     check_names,
     corpus_identity,
     failed_lines_to_stderr,
+    gathered,
     open_executor,
     open_trackers,
     publish,
@@ -26,6 +27,7 @@ from speechft_ray.core.errors import SpecError, UserError
 from speechft_ray.core.records import Job, Outcome, Place
 from speechft_ray.core.specs import SweepSpec
 from speechft_ray.core.store import Store
+from speechft_ray.exchange import bring
 from speechft_ray.merging.base import check
 from speechft_ray.stages import perform, publish_start, start_encoder
 from speechft_ray.sweep.display import Display
@@ -53,6 +55,7 @@ FIRST_COPIES = 4
 def plan_search(spec: SweepSpec, place: Place) -> SearchPlan:
     """Checks a search against everything it names and returns its plan. Reads the encoder and the user's own corpora."""
     check_names(spec)
+    bring(place.encoder)
     weights, encoder = start_encoder(place.encoder)
     inputs = Inputs(encoder=encoder, corpus=lambda item: corpus_identity(item, place), resources=RESOURCES)
     plan = make_search_plan(spec, inputs, encoder_depth(weights.state))
@@ -186,6 +189,7 @@ def _merge_mistakes(plan: SearchPlan) -> list[tuple[str, str]]:
         merge = proposal.merge
         try:
             check(merge.method, merge.params, len(proposal.donors))
+            gathered(merge.model_copy(update={"donors": tuple(run.name for run, _ in proposal.donors)}), plan.spec)
         except SpecError as error:
             found |= {(f"search.axes.{merge.method}.{path}", text): None for path, text in error.mistakes}
         except UserError as error:  # the low and the high end say the same: told once
