@@ -1,8 +1,9 @@
 """How fast merges are, at the size of HuBERT Base: 211 tensors, 94.4M float32 numbers, three donors.
 
-Run ``python benchmarks/merging.py`` (about ten minutes with the peer, two without; 2.5 GB of disk, 4 GB of memory). The peer is
-mergekit 0.1.5 in the environment that ``make peers`` builds; without it its lines are left out. All figures of a table come from
-one run on one thread. CPU seconds are user and system time, which a busy machine disturbs least; medians of ``--repeats``.
+Run ``python benchmarks/merging.py`` (about ten minutes with the peer, two without; 4 GB of disk, 5 GB of memory). The peer is
+mergekit 0.1.5 in the environment that ``make peers`` builds; without it its lines are left out. All figures come from one run;
+everything runs on one thread. CPU seconds are user and system time, which a busy machine disturbs least; medians of
+``--repeats``.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ import argparse
 import json
 import math
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -20,8 +20,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-
-os.environ["OMP_NUM_THREADS"] = "1"
 
 import numpy as np
 import torch
@@ -33,6 +31,7 @@ from speechft_ray.merging.resident import ResidentMerger
 ROOT = Path(__file__).parents[1]
 PEER = ROOT / ".peers" / "mergekit" / "bin"
 DIM, INNER, LAYERS, CHANNELS = 768, 3072, 12, 512
+FLOOR = "torch.lerp into a ready buffer"
 STEP = 0.002
 """Size of the donors' steps; the weights themselves are 0.05."""
 
@@ -102,16 +101,19 @@ def command(arguments: list[Any], repeats: int) -> tuple[float, float, float]:
     return statistics.median(cpu), statistics.median(wall), peak
 
 
-def in_memory(paths: list[Path], repeats: int) -> dict[str, float]:
-    """Measures the floor of the machine, and resident merges on it."""
+def floor_of_the_machine(repeats: int) -> dict[str, float]:
+    """Measures what one pass over as many numbers takes at least."""
     total = sum(math.prod(shape) for shape in shapes().values())
     one, other, out = (torch.randn(total) for _ in range(3))
     source, target = one.numpy(), out.numpy()
-    found = {
-        "torch.lerp into a ready buffer": cpu_seconds(lambda _: torch.lerp(one, other, 0.3, out=out), repeats),
+    return {
+        FLOOR: cpu_seconds(lambda _: torch.lerp(one, other, 0.3, out=out), repeats),
         "numpy copy into a ready buffer": cpu_seconds(lambda _: np.copyto(target, source), repeats),
     }
-    del one, other, out, source, target
+
+
+def in_memory(paths: list[Path], repeats: int) -> dict[str, float]:
+    """Measures resident merges."""
     base, *donors = (mapped(path) for path in paths)
     merger = ResidentMerger(base, donors)
     mergekit = {"like": "mergekit", "density": 0.2}
@@ -120,7 +122,7 @@ def in_memory(paths: list[Path], repeats: int) -> dict[str, float]:
         for point in range(300):
             merger.merge("ties", {}, (point + 1) / 300)
 
-    found |= {
+    found = {
         "resident linear, another alpha": cpu_seconds(lambda turn: merger.merge("linear", {}, 0.1 + 0.01 * turn), repeats),
         "resident linear, another scale": cpu_seconds(
             lambda turn: merger.merge("linear", {"scale": 1 + 0.1 * turn}, 0.5), repeats
@@ -244,15 +246,11 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3, help="Measurements whose median is told.")
     repeats = parser.parse_args().repeats
     torch.set_num_threads(1)
-    os.environ["PYTHONPATH"] = str(ROOT)
+    os.environ |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     has_peer = (PEER / "mergekit-pytorch").exists()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         paths = make_files(folder)
-        measured = in_memory(paths, repeats)
-        floor = measured["torch.lerp into a ready buffer"]
-        rows = [(what, f"{1000 * taken:,.0f} ms", f"{taken / floor:,.1f}") for what, taken in measured.items()]
-        report("In memory, CPU time", [("what", "median", "times torch.lerp"), *rows])
         ours = our_commands(paths, folder, repeats)
         theirs = peer_commands(paths, folder, max(1, repeats // 2)) if has_peer else {}
         in_process = peer_in_process(folder, 1) if has_peer else {}
@@ -273,7 +271,10 @@ def main() -> None:
             for method in ("linear", "ties")
         ]
         report("Streaming: growth of memory", [("method", "measured", "largest tensor x (donors + 2)"), *rows])
-        print(f"\nPeak of this process: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:,.0f} MB")
+        # At last, since a command started from a large process counts that one's memory as its own.
+        measured = floor_of_the_machine(repeats) | in_memory(paths, repeats)
+        rows = [(what, f"{1000 * taken:,.0f} ms", f"{taken / measured[FLOOR]:,.1f}") for what, taken in measured.items()]
+        report("In memory, CPU time", [("what", "median", "times torch.lerp"), *rows])
 
 
 if __name__ == "__main__":

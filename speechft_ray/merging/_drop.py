@@ -11,6 +11,8 @@ import torch
 
 from speechft_ray.merging.source import One, Source
 
+_STEPS = 1 << 16
+
 Rescale = Literal["inverse", "l1", "none"]
 
 
@@ -19,17 +21,18 @@ def kept_mask(
 ) -> torch.Tensor:
     """Returns which positions are kept, each with its own chance, drawn for this seed, donor and tensor name alone.
 
-    ``probability`` is one number or of ``like.shape``; ``like`` begins at position ``start`` of the tensor, an even number. The
-    draw is made on the CPU from the raw bits of numpy's PCG64, whose stream numpy guarantees and can enter anywhere, so the
-    mask is the same on every machine and device, whole or in blocks.
+    ``probability`` is one number or of ``like.shape``; ``like`` begins at position ``start`` of the tensor, a multiple of 4.
+    Each position takes 16 bits, so chances are rounded to the next of 65536 steps. The draw is made on the CPU from the raw
+    bits of numpy's PCG64, whose stream numpy guarantees and can enter anywhere, so the mask is the same on every machine and
+    device, whole or in blocks.
     """
     key = hashlib.sha256(f"{seed}/{donor}/{name}".encode()).digest()
-    raw = np.random.PCG64(int.from_bytes(key, "little")).advance(start // 2).random_raw((like.numel() + 1) // 2)
-    drawn = np.asarray(raw, dtype="<u8").view("<u4")[: like.numel()]
+    raw = np.random.PCG64(int.from_bytes(key, "little")).advance(start // 4).random_raw((like.numel() + 3) // 4)
+    drawn = np.asarray(raw, dtype="<u8").view("<u2")[: like.numel()]
     if isinstance(probability, float):
-        kept = drawn < np.uint32(min(probability * 2**32, 2**32 - 1))
+        kept = drawn < np.uint16(min(max(round(probability * _STEPS), 1), _STEPS - 1))
     else:
-        kept = drawn < probability.detach().cpu().double().flatten().numpy() * 2**32
+        kept = drawn < probability.detach().cpu().double().flatten().numpy() * _STEPS
     return torch.from_numpy(kept).reshape(like.shape).to(like.device)
 
 
@@ -39,11 +42,18 @@ def dropped(values: torch.Tensor, mask: torch.Tensor, probability: float | torch
     ``inverse`` divides by the chance to be kept, which keeps the expectation (DARE, arXiv 2311.03099); ``l1`` restores the
     tensor's L1 norm (mergekit).
     """
-    kept = values * mask  # twice as fast as `where`
+    kept = masked(values, mask)
     if rescale == "inverse":
         return kept / probability
     after = kept.abs().sum()
     return kept * (values.abs().sum() / after) if rescale == "l1" and after > 0 else kept
+
+
+def masked(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Returns the values that the mask keeps, else 0. numpy multiplies by bytes three times as fast as torch on a CPU."""
+    if values.device.type != "cpu":
+        return values * mask
+    return torch.from_numpy(np.multiply(values.numpy(), mask.numpy()))
 
 
 Gains = Mapping[str, tuple[float, ...]]
@@ -59,8 +69,9 @@ def find_gains(source: Source, density: float, rescale: Rescale, seed: int) -> G
         norms = {part.name: torch.zeros(2, source.donors, dtype=torch.float64) for part in source.parts}
         for block in source.blocks():
             for donor, (vector, mask) in enumerate(zip(block.vectors, _masks(block, density, seed), strict=True)):
-                norms[block.name][0, donor] += float(vector.abs().sum())
-                norms[block.name][1, donor] += float((vector * mask).abs_().sum())
+                sizes = vector.abs()
+                norms[block.name][0, donor] += float(sizes.sum())
+                norms[block.name][1, donor] += float(masked(sizes, mask).sum())
         source.known[key] = {name: tuple(torch.where(b > 0, a / b, 1.0).tolist()) for name, (a, b) in norms.items()}
     found: Gains = source.known[key]
     return found
@@ -70,7 +81,7 @@ def drop(one: One, density: float, rescale: Rescale, seed: int, gains: Gains) ->
     """Returns the task vectors of a part or block with random positions set to 0 and the others scaled up."""
     if density == 1.0:
         return one.vectors
-    kept = tuple(vector * mask for vector, mask in zip(one.vectors, _masks(one, density, seed), strict=True))
+    kept = tuple(masked(vector, mask) for vector, mask in zip(one.vectors, _masks(one, density, seed), strict=True))
     if rescale == "inverse":
         return tuple(vector.div_(density) for vector in kept)
     return tuple(vector.mul_(gain) for vector, gain in zip(kept, gains[one.name], strict=True)) if gains else kept
