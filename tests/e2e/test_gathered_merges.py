@@ -16,7 +16,7 @@ from speechft_ray.core.specs import SweepSpec
 from speechft_ray.core.store import Store
 from speechft_ray.merging.algebra import merge
 from speechft_ray.speech.checkpoints.safetensors_dir import read_encoder
-from speechft_ray.stages import ENCODER_FILE, STATISTICS_FILE, perform, start_encoder
+from speechft_ray.stages import ENCODER_FILE, STATISTICS_FILE, perform, publish_start, start_encoder
 from tests.e2e.small_world import PHONES, SMALL
 
 
@@ -35,6 +35,7 @@ def test_fisher_and_regmean_read_what_the_fine_tuning_gathered(tmp_path: Path) -
     spec = space(["fisher", "gram"])
     place = place_for(spec, storage=tmp_path, cpu=True)
     plan, store = plan_sweep(spec, place), Store(tmp_path)
+    publish_start(place)
     corpora = {key for job in plan.of_stage("finetune") for key in job.needs}
     for job in plan.jobs.values():
         if job.fingerprint in corpora or job.stage == "finetune" or (job.stage == "merge" and job.payload["alpha"] == 0.5):

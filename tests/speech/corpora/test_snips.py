@@ -37,7 +37,7 @@ def test_words_have_labels_and_the_last_label_is_the_intent(tree: Path) -> None:
         "speaker": "Ivy",
     }
     tokens = spelled(first, ("text", "slots"))  # what the task makes of it
-    assert "".join(tokens) == "PLAY B-trackBLUE MOONE-track BY B-artistQUEENE-artist"
+    assert "".join(tokens) == "PLAY B-trackBLUE MOONE-track BY B-artistQUEENE-artist<eos>"
 
 
 def test_speakers_of_a_split_can_be_chosen(tree: Path) -> None:
