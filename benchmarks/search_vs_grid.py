@@ -25,7 +25,7 @@ from speechft_ray.core.records import Outcome, Place
 from speechft_ray.core.specs import SweepSpec
 from speechft_ray.core.store import Store
 from speechft_ray.searching import encoder_depth, open_proposer
-from speechft_ray.stages import start_encoder
+from speechft_ray.stages import publish_start, start_encoder
 from speechft_ray.sweep.judging import Judge, Trial
 from speechft_ray.sweep.pipeline import Flow
 from speechft_ray.sweep.plan import Inputs
@@ -166,6 +166,7 @@ def main() -> None:
     parser.add_argument("--in-process", action="store_true")
     arguments = parser.parse_args()
     place = place_for(spec_of(0, "none", 1), storage=arguments.storage, cpu=True)
+    publish_start(place)
     executor = open_executor(None if arguments.in_process else "local", place)
     try:
         columns = [one_seed(seed, place, executor) for seed in range(arguments.seeds)]
