@@ -31,6 +31,7 @@ from speechft_ray.stages import open_corpus, perform, publish_start, start_encod
 from speechft_ray.superb.tasks.base import TASKS, task_options
 from speechft_ray.sweep.chosen import record_choice
 from speechft_ray.sweep.display import Display
+from speechft_ray.sweep.intervals import counts_of
 from speechft_ray.sweep.local import LocalExecutor
 from speechft_ray.sweep.lock import driver_lock
 from speechft_ray.sweep.pipeline import needed_jobs, run_plan
@@ -283,6 +284,7 @@ def publish(
         references=references(plan, store),
         where=" ".join(publisher.where()),
         versions={name: version(name) for name in ("speechft_ray", "torch", "ray", "mlflow", "s3prl")},
+        tests=counts_of(plan, store),
         chosen=plan.chosen,
         search=search,
     )

@@ -29,11 +29,13 @@ LEGEND = (
 
 
 def csv_table(lines: Sequence[Group]) -> str:
-    """Returns every mean, spread and parameter as CSV, one line per group, unrounded."""
+    """Returns every mean, spread, interval and parameter as CSV, one line per group, unrounded."""
     params = list(dict.fromkeys(name for group in lines for name in group.params))
     measured = list(dict.fromkeys(["score", "dev.score", *metric_names(lines), *sorted({n for g in lines for n in g.mean})]))
     header = ["title", "role", "chosen", "seeds", "spread_over", "missing", *params]
-    header += [column for name in measured for column in (name, f"{name}.spread")]
+    drawn = {name for group in lines for name in group.resampled}
+    for name in measured:
+        header += [name, f"{name}.spread", *([f"{name}.low", f"{name}.high"] if name in drawn else [])]
     text = io.StringIO()
     out = csv.DictWriter(text, header, lineterminator="\n")
     out.writeheader()
@@ -48,9 +50,14 @@ def csv_table(lines: Sequence[Group]) -> str:
             **group.params,
             **group.mean,
             **{f"{name}.spread": value for name, value in group.spread.items()},
+            **{f"{name}.{end}": value for name in group.resampled for end, value in _ends(group, name)},
         }
         out.writerow(facts)
     return text.getvalue()
+
+
+def _ends(group: Group, name: str) -> list[tuple[str, float]]:
+    return list(zip(("low", "high"), group.interval(name) or (), strict=False))
 
 
 def markdown_table(

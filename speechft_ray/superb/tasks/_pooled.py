@@ -17,7 +17,7 @@ from speechft_ray.core.errors import UserError
 from speechft_ray.speech.corpora.base import Corpus, Utterance
 from speechft_ray.speech.heads.pooled import PROJECTION, PooledHead
 from speechft_ray.speech.text import Vocabulary
-from speechft_ray.superb.measures.accuracy import accuracy
+from speechft_ray.superb.measures.accuracy import accuracy, hits
 from speechft_ray.superb.tasks.base import (
     Draws,
     Example,
@@ -112,6 +112,7 @@ def labels_problem(metric: str) -> Callable[[Corpus, Sequence[str], PooledTaskOp
             loss=loss,
             answers=answers,
             measure=measure,
+            counts=lambda answers, references, _: {metric: list(hits(answers, references))},
             stack=Stack(classes=tuple(sizes)),
         )
 
