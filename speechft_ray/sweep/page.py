@@ -17,11 +17,13 @@ from speechft_ray.sweep.published import ALPHA_ABLATION, LINK, SOURCE
 from speechft_ray.sweep.series import series
 from speechft_ray.sweep.summary import Group, Role, compare, headline, metric_names, metric_title, show_value, winner
 from speechft_ray.sweep.table import (
+    LEAK,
     LEGEND,
     column_title,
     common_params,
     failure_lines,
     incomplete_lines,
+    leak_lines,
     one_line,
     table_cells,
     value_text,
@@ -110,6 +112,7 @@ def _results(content: PageContent) -> str:
         "does, and the 95 % interval of the difference leaves out 0. Below a value: its 95 % interval. Intervals are "
         f"{DRAWS} draws of the test utterances with replacement, the same for every line."
     )
+    notes += [f"{LEAK} {line}" for line in leak_lines(content.lines)]
     incomplete = "".join(f"<li>{_text(line)}</li>" for line in incomplete_lines(content.lines))
     return "\n".join(
         [

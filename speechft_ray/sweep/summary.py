@@ -16,7 +16,7 @@ import numpy as np
 
 from speechft_ray.core.metrics import METRICS
 from speechft_ray.sweep.intervals import Interval, TestSets, drawn, interval
-from speechft_ray.sweep.protocols import EncoderRow
+from speechft_ray.sweep.protocols import EncoderRow, Leak
 
 Value = str | float | int
 Role = Literal["pre-trained", "stable fine-tuning", "merge"]
@@ -53,6 +53,12 @@ def with_intervals(
     keys = [[row.key for row in group.rows if row.complete] for group in lines]
     found = drawn([[tests[key] for key in line] if all(key in tests for key in line) else [] for line in keys], references)
     return [replace(group, resampled=values) for group, values in zip(lines, found, strict=True)]
+
+
+def with_leaks(lines: Sequence[Group], leaks: Mapping[str, Sequence[Leak]]) -> list[Group]:
+    """Returns the lines with the leaks of their encoders."""
+    mine = [dict.fromkeys(leak for row in group.rows for leak in leaks.get(row.key, ())) for group in lines]
+    return [replace(group, leaks=tuple(found)) for group, found in zip(lines, mine, strict=True)]
 
 
 def varying(lines: Iterable[Group]) -> list[str]:
@@ -151,8 +157,15 @@ class Group:
     title: str = ""
     chosen: bool = False
     """Whether this is the merge with the best dev score."""
+    leaks: tuple[Leak, ...] = ()
+    """What its fine-tuning runs have seen of the test sets."""
     resampled: Mapping[str, np.ndarray] = field(default_factory=dict, compare=False, repr=False)
     """Test metrics and the score in each draw of the bootstrap (``sweep.intervals``), the same draws for all lines."""
+
+    def leaked(self, name: str) -> bool:
+        """Whether a test metric, or the score, was measured on something that fine-tuning has seen."""
+        tasks = {leak.task for leak in self.leaks}
+        return bool(tasks) if name == "score" else name in METRICS and METRICS[name].task in tasks
 
     def interval(self, name: str) -> Interval | None:
         """Returns the 95 % interval over test utterances, or ``None`` where nothing was counted."""

@@ -18,7 +18,7 @@ from speechft_ray.core.specs import CorpusSpec
 from speechft_ray.core.store import Store
 from speechft_ray.sweep.intervals import DRAWS, counts_of, drawn, interval
 from speechft_ray.sweep.plan import Inputs, make_plan
-from speechft_ray.sweep.protocols import EncoderRow
+from speechft_ray.sweep.protocols import EncoderRow, Leak
 from speechft_ray.sweep.report import Findings, write_report
 from speechft_ray.sweep.summary import compare, groups, headline, with_intervals
 from speechft_ray.sweep.table import csv_table
@@ -172,11 +172,14 @@ def test_different_means_more_than_the_spread_and_an_interval_without_zero(gaine
     assert found.verdict in headline(lines)
 
 
-def test_the_report_shows_intervals(tmp_path: Path) -> None:
+def test_the_report_shows_intervals_and_leaks(tmp_path: Path) -> None:
     random = np.random.default_rng(5)
     rows = [encoder(alpha, 0, random.binomial(1, 0.5 + alpha, 200).tolist()) for alpha in (0.0, 0.25)]
     tests = {row.key: counts for row, counts in rows}
-    known: Findings = findings(rows=[row for row, _ in rows], tests=tests, references={ACCURACY: REFERENCES[ACCURACY]})
+    leaks = {rows[1][0].key: [Leak("<b>", "er", 3, 200, 0, 0)]}
+    known: Findings = findings(
+        rows=[row for row, _ in rows], tests=tests, leaks=leaks, references={ACCURACY: REFERENCES[ACCURACY]}
+    )
     page = write_report(tmp_path, known)
     lines = with_intervals(groups(known.rows), tests, known.references)
     table = {item["title"]: item for item in csv.DictReader(io.StringIO((tmp_path / "table.csv").read_text()))}
@@ -187,5 +190,6 @@ def test_the_report_shows_intervals(tmp_path: Path) -> None:
             assert ends is not None and ends[0] < group.mean[name] < ends[1]
             assert (float(table[group.title][f"{name}.low"]), float(table[group.title][f"{name}.high"])) == ends
             assert f"<br><small>{ends[0]:.2f} to {ends[1]:.2f}</small>" in text
+    assert "† &lt;b&gt; was tuned on 3 of the 200 test utterances of er." in text and text.count(" †</small><br>") == 1
     assert "dev.score.low" not in table["pre-trained"]
     assert ".low" not in csv_table(groups(known.rows))  # nothing counted, nothing shown
