@@ -99,7 +99,7 @@ def evaluate(
         "updates": spec.updates,
         "best_update": [each.best_update for each in found.trained[mine]],
         "layer_weights": [_layer_weights(each) for each in found.trained[mine]],
-        "utterances": {split: len(items) for split, items in seen.items()},
+        "utterances": {split: _utterance_count(problem, split) for split in seen},
         "skipped": dict(corpus.skipped),
         "seconds": {phase: round(value, 3) for phase, value in seconds.items()},
     }
@@ -274,6 +274,11 @@ def _scores(task: Task, dev: Sequence[Mapping[str, float]], test: Sequence[Mappi
         for split, values in measured
         if values
     ]
+
+
+def _utterance_count(problem: Problem | Search, split: str) -> int:
+    groups = problem.alternatives if split == "train" and isinstance(problem, Problem) else None
+    return len(problem.examples[split] if groups is None else groups)
 
 
 def _details(task: Task, dev: Sequence[Mapping[str, float]], test: Sequence[Mapping[str, float]]) -> dict[str, JsonValue]:

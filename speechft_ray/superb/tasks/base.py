@@ -72,6 +72,8 @@ class Problem:
     ``select(answers, references)`` returns a number that is highest at the best validation; ``None``: the task's first metric.
     ``measure_test`` is there when something of test is decided on dev; ``None``: ``measure``.
     ``dev_places`` are the examples of dev that count, where that is not each of them once.
+    ``alternatives`` are the places of the training examples that stand for one utterance, utterance by utterance: whenever it
+    is drawn, one of them is taken, each as likely as the others. ``None``: every example is an utterance.
     ``stack`` is there when the head is the pooled one.
     ``counts`` tells what makes the metrics, utterance by utterance; ``None`` for metrics that are more than a sum over these.
     """
@@ -88,6 +90,7 @@ class Problem:
     dev_places: Sequence[int] | None = None
     stack: Stack | None = None
     counts: Count | None = None
+    alternatives: Sequence[Sequence[int]] | None = None
 
     def measured_test(
         self, dev: Sequence[Any], dev_references: Sequence[Any], test: Sequence[Any], references: Sequence[Any]
