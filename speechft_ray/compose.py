@@ -23,6 +23,7 @@ from speechft_ray.core.specs import CorpusSpec, EvalSpec, MergeSpec, SweepSpec
 from speechft_ray.core.store import Store
 from speechft_ray.core.validation import validated
 from speechft_ray.exchange import bring
+from speechft_ray.leaks import leaks
 from speechft_ray.merging.base import METHODS, check
 from speechft_ray.speech.checkpoints.catalogue import is_name
 from speechft_ray.speech.corpora.base import CORPORA, Corpus
@@ -31,6 +32,7 @@ from speechft_ray.stages import open_corpus, perform, publish_start, start_encod
 from speechft_ray.superb.tasks.base import TASKS, task_options
 from speechft_ray.sweep.chosen import record_choice
 from speechft_ray.sweep.display import Display
+from speechft_ray.sweep.intervals import counts_of
 from speechft_ray.sweep.local import LocalExecutor
 from speechft_ray.sweep.lock import driver_lock
 from speechft_ray.sweep.pipeline import needed_jobs, run_plan
@@ -176,7 +178,7 @@ def run_sweep(
         finally:
             if executor:
                 executor.stop()
-            views = publish(plan, store, publisher, report, failures, status)
+            views = publish(plan, store, publisher, report, failures, status, place)
     say_result(plan, store, report, views)
     failed_lines_to_stderr(failures)
     return failures
@@ -194,7 +196,7 @@ def publish_again(spec: SweepSpec, place: Place, report: Path, mlflow_uri: str |
     publisher = Publisher(plan, store, open_trackers(spec, store, mlflow_uri), console.print)
     publisher.start()
     status = "stopped" if needed_jobs(plan, store) else "finished"
-    say_result(plan, store, report, publish(plan, store, publisher, report, [], status))
+    say_result(plan, store, report, publish(plan, store, publisher, report, [], status, place))
 
 
 def pretrain_tiny(out: Path, work: Path) -> None:
@@ -270,6 +272,7 @@ def publish(
     report: Path,
     failures: Sequence[Outcome],
     status: str,
+    place: Place,
     search: SearchFindings | None = None,
 ) -> list[str]:
     """Keeps the choice, writes the report, tells the trackers, and returns the sentences that say how to open them."""
@@ -283,6 +286,8 @@ def publish(
         references=references(plan, store),
         where=" ".join(publisher.where()),
         versions={name: version(name) for name in ("speechft_ray", "torch", "ray", "mlflow", "s3prl")},
+        tests=counts_of(plan, store),
+        leaks=leaks(plan, store, place, lambda item: corpus_identity(item, place)),
         chosen=plan.chosen,
         search=search,
     )

@@ -107,7 +107,7 @@ def run_search_sweep(
             executor.stop()
             findings = listener.findings()
             failures = list(flow.failed.values())
-            views = publish(final, store, publisher, report, failures, status, findings)
+            views = publish(final, store, publisher, report, failures, status, place, findings)
     say_result(final, store, report, views)
     for sentence in search_sentences(findings):
         Console().print(sentence, soft_wrap=True, highlight=False)
@@ -124,7 +124,7 @@ def publish_search_again(spec: SweepSpec, place: Place, report: Path, mlflow_uri
     publisher.chosen(final)
     status = "finished" if final.chosen and not needed_jobs(final, store) else "stopped"
     findings = listener.findings()
-    say_result(final, store, report, publish(final, store, publisher, report, [], status, findings))
+    say_result(final, store, report, publish(final, store, publisher, report, [], status, place, findings))
     for sentence in search_sentences(findings):
         console.print(sentence, soft_wrap=True, highlight=False)
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
@@ -14,6 +15,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
+from speechft_ray.core.counts import COUNTS_FILE
 from speechft_ray.core.errors import UserError
 from speechft_ray.core.fingerprint import canonical
 from speechft_ray.core.records import Job, Place
@@ -190,8 +192,10 @@ def _evaluate(job: Job, place: Place, store: Store, report: Report) -> None:
     corpora = [open_corpus(corpus, place) for corpus in spec.corpora()]
     dev_only = job.payload.get("splits") == ["dev"]
     facts |= evaluate_folds(spec, encoder, corpora, _device(place), report, sharing=sharing, dev_only=dev_only)
-    with store.publish("evaluate", job.fingerprint, {**facts, **job.payload}):
-        pass
+    counts = facts.pop("counts")
+    with store.publish("evaluate", job.fingerprint, {**facts, **job.payload}) as folder:
+        if counts:
+            (folder / COUNTS_FILE).write_text(json.dumps(counts, allow_nan=False, separators=(",", ":")), encoding="utf-8")
 
 
 def _evaluated(job: Job, store: Store) -> EncoderWeights:

@@ -28,6 +28,7 @@ FLOORS = {
     "describe": 4,
     "exchange": 4,
     "evaluating": 4,
+    "leaks": 4,
     "merge_files": 4,
     "resident_merges": 4,
     "cli": 4,

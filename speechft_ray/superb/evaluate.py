@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from statistics import fmean
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from pydantic import JsonValue
@@ -18,6 +18,7 @@ from speechft_ray.core.specs import EvalSpec
 from speechft_ray.speech.corpora.base import Corpus, Utterance
 from speechft_ray.speech.encoders.base import Encoder, Shape
 from speechft_ray.superb.cache import FeatureCache
+from speechft_ray.superb.counts import counted
 from speechft_ray.superb.features import IN_MEMORY, Advance, Extractor, Keeping, Reencoded, Source, sources
 from speechft_ray.superb.front_end import FrontEnds
 from speechft_ray.superb.probe import Schedule, Trained, answers, references, train_probes
@@ -62,8 +63,9 @@ def evaluate(
     """Trains the probes of an evaluation and returns its facts.
 
     ``scores``: a ``Score`` per metric and split, one value per seed, in the metric's unit, at the learning rate with the best
-    mean on dev. ``details``: what else was measured, such as the layer or the threshold that dev chose. ``seeds``,
-    ``learning_rate`` (the chosen one), ``updates``, ``utterances`` and ``skipped`` recordings by split, ``seconds`` by phase;
+    mean on dev. ``counts``: what makes those of test (``superb.counts``), to be kept beside the facts. ``details``: what else
+    was measured, such as the layer or the threshold that dev chose. ``seeds``, ``learning_rate`` (the chosen one), ``updates``,
+    ``utterances`` and ``skipped`` recordings by split, ``seconds`` by phase;
     per seed ``best_update`` and ``layer_weights`` (softmax). With several rates, ``grid`` has every rate and seed with its
     metrics. Test is encoded and scored once, by each probe at its best validation on dev; with ``dev_only`` not at all, and dev
     is the same to the last digit. The encoder is left in eval mode on ``device``.
@@ -90,13 +92,14 @@ def evaluate(
     mine = slice(chosen * spec.seeds, (chosen + 1) * spec.seeds)
     facts: dict[str, JsonValue] = {
         "scores": _scores(task, found.dev[mine], found.test[mine]),
+        "counts": counted(problem, found.answers[mine], found.test[mine]),
         "details": _details(task, found.dev[mine], found.test[mine]),
         "seeds": spec.seeds,
         "learning_rate": rates[chosen],
         "updates": spec.updates,
         "best_update": [each.best_update for each in found.trained[mine]],
         "layer_weights": [_layer_weights(each) for each in found.trained[mine]],
-        "utterances": {split: len(items) for split, items in seen.items()},
+        "utterances": {split: _utterance_count(problem, split) for split in seen},
         "skipped": dict(corpus.skipped),
         "seconds": {phase: round(value, 3) for phase, value in seconds.items()},
     }
@@ -104,11 +107,13 @@ def evaluate(
 
 
 class _Found(NamedTuple):
-    """What an evaluation measured, rate by rate and seed by seed; ``trained`` is empty for a task without training."""
+    """What an evaluation measured, rate by rate and seed by seed; ``trained`` and ``answers``, those on test, are empty for a
+    task without training."""
 
     trained: Sequence[Trained]
     dev: Sequence[Mapping[str, float]]
     test: Sequence[Mapping[str, float]]
+    answers: Sequence[Sequence[Any]] = ()
 
 
 def _learned(
@@ -138,7 +143,7 @@ def _learned(
         problem.measured_test(each.answers, wanted["dev"], found, wanted["test"])
         for each, found in zip(trained, tested, strict=True)
     ]
-    return _Found(trained, [each.dev for each in trained], test)
+    return _Found(trained, [each.dev for each in trained], test, tested)
 
 
 def rates_of(task: Task, spec: EvalSpec) -> list[float]:
@@ -269,6 +274,11 @@ def _scores(task: Task, dev: Sequence[Mapping[str, float]], test: Sequence[Mappi
         for split, values in measured
         if values
     ]
+
+
+def _utterance_count(problem: Problem | Search, split: str) -> int:
+    groups = problem.alternatives if split == "train" and isinstance(problem, Problem) else None
+    return len(problem.examples[split] if groups is None else groups)
 
 
 def _details(task: Task, dev: Sequence[Mapping[str, float]], test: Sequence[Mapping[str, float]]) -> dict[str, JsonValue]:

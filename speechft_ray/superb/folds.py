@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
+from typing import cast
 
 import torch
 from pydantic import JsonValue
@@ -27,16 +28,21 @@ def evaluate_folds(
 ) -> dict[str, JsonValue]:
     """Returns the facts of one evaluation; with several corpora, one per fold, those of all.
 
-    ``scores`` are then means over folds, seed by seed, and ``folds`` holds the facts of each (see ``evaluate``).
+    ``scores`` are then means over folds, seed by seed, ``counts`` has one item per fold, and ``folds`` holds the facts
+    of each (see ``evaluate``).
     """
     if len(corpora) == 1:
         return evaluate(spec, encoder, corpora[0], device, report, sharing=sharing, dev_only=dev_only)
     folds: list[dict[str, JsonValue]] = []
+    counts: list[JsonValue] = []
     for corpus in corpora:
         told = _part(report, len(folds), len(corpora))
-        folds.append(evaluate(spec, encoder, corpus, device, told, sharing=sharing, dev_only=dev_only))
+        facts = evaluate(spec, encoder, corpus, device, told, sharing=sharing, dev_only=dev_only)
+        counts += cast("list[JsonValue]", facts.pop("counts"))
+        folds.append(facts)
     return {
         "scores": [score.model_dump(mode="json") for score in mean_scores([scores_of(facts) for facts in folds])],
+        "counts": counts,
         **{name: folds[0][name] for name in ("seeds", "learning_rate", "updates")},
         "folds": [dict(facts) for facts in folds],
     }

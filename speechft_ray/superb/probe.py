@@ -107,7 +107,7 @@ def train_probes(
     """
     states = train.take(slice(0, 1)).states
     targets = [example.target for example in problem.examples["train"]]
-    batches = draws(schedule, problem.examples["train"], torch.Generator().manual_seed(order_seed))
+    batches = draws(schedule, problem.examples["train"], torch.Generator().manual_seed(order_seed), problem.alternatives)
     learners = [_Learner(problem, states, replace(schedule, learning_rate=rate), seed) for rate, seed in kinds]
     for update in range(1, schedule.updates + 1):
         parts = taken(train, targets, list(islice(batches, schedule.accumulate)))
@@ -256,8 +256,28 @@ def dev_measured(problem: Problem, answers: Sequence[Any]) -> dict[str, float]:
     return problem.measure(answers, wanted)
 
 
-def draws(schedule: Schedule, examples: Sequence[Example], generator: torch.Generator) -> Iterator[Chosen]:
-    """Yields training batches without end, in the way that the schedule names."""
+def draws(
+    schedule: Schedule,
+    examples: Sequence[Example],
+    generator: torch.Generator,
+    alternatives: Sequence[Sequence[int]] | None = None,
+) -> Iterator[Chosen]:
+    """Yields training batches without end, in the way that the schedule names.
+
+    With ``alternatives`` (see ``Problem``), utterances are drawn as if each were one example, and then one of its examples.
+    """
+    if alternatives is None:
+        yield from _drawn(schedule, examples, generator)
+        return
+    counts = torch.tensor([len(places) for places in alternatives])
+    table = nn.utils.rnn.pad_sequence([torch.tensor(list(places)) for places in alternatives], batch_first=True)
+    for chosen in _drawn(schedule, [examples[places[0]] for places in alternatives], generator):
+        utterances = torch.arange(len(counts))[chosen]
+        which = (torch.rand(len(utterances), generator=generator, dtype=torch.float64) * counts[utterances]).long()
+        yield table[utterances, which]
+
+
+def _drawn(schedule: Schedule, examples: Sequence[Example], generator: torch.Generator) -> Iterator[Chosen]:
     size = min(schedule.batch_size, len(examples))
     if schedule.draws == "windows":
         return windows([example.utterance.samples for example in examples], size, generator)

@@ -39,7 +39,10 @@ def train_stacked(
     first = train.take(slice(0, 1)).states
     heads = _Heads(problem, first, rates, seeds)
     targets = torch.stack([example.target for example in problem.examples["train"]]).to(first.device)  # (utterances, columns)
-    orders = [draws(schedule, problem.examples["train"], torch.Generator().manual_seed(seed)) for seed in range(seeds)]
+    orders = [
+        draws(schedule, problem.examples["train"], torch.Generator().manual_seed(seed), problem.alternatives)
+        for seed in range(seeds)
+    ]
     best: list[Best | None] = [None] * heads.count
     for update in range(1, schedule.updates + 1):
         chosen = torch.stack([_places(order) for order in orders])  # (seeds, batch)

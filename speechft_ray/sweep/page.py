@@ -11,16 +11,19 @@ from string import Template
 
 from speechft_ray.core.metrics import METRICS
 from speechft_ray.core.records import Outcome
+from speechft_ray.sweep.intervals import DRAWS
 from speechft_ray.sweep.protocols import SweepInfo
 from speechft_ray.sweep.published import ALPHA_ABLATION, LINK, SOURCE
 from speechft_ray.sweep.series import series
 from speechft_ray.sweep.summary import Group, Role, compare, headline, metric_names, metric_title, show_value, winner
 from speechft_ray.sweep.table import (
+    LEAK,
     LEGEND,
     column_title,
     common_params,
     failure_lines,
     incomplete_lines,
+    leak_lines,
     one_line,
     table_cells,
     value_text,
@@ -102,12 +105,14 @@ def _tile(parts: tuple[str, str, str]) -> str:
 def _results(content: PageContent) -> str:
     names = metric_names(content.lines)
     header = ["", "encoder", "n", "score", "dev score", *(column_title(name) for name in names)]
-    rows = [_row(table_cells(group, names), _line_class(group)) for group in content.lines]
+    rows = [_row(_cells(group, names), _line_class(group)) for group in content.lines]
     notes = [LEGEND + f" All lines: {common}." if (common := common_params(content.lines)) else LEGEND]
     notes.append(
-        "More than the spread: the difference exceeds the root of the sum of both squared spreads. "
-        "It is a yardstick, not a significance test."
+        "More than the spread: the difference exceeds the root of the sum of both squared spreads over seeds. Different: it "
+        "does, and the 95 % interval of the difference leaves out 0. Below a value: its 95 % interval. Intervals are "
+        f"{DRAWS} draws of the test utterances with replacement, the same for every line."
     )
+    notes += [f"{LEAK} {line}" for line in leak_lines(content.lines)]
     incomplete = "".join(f"<li>{_text(line)}</li>" for line in incomplete_lines(content.lines))
     return "\n".join(
         [
@@ -118,6 +123,15 @@ def _results(content: PageContent) -> str:
             _scale(content.references),
         ]
     )
+
+
+def _cells(group: Group, names: Sequence[str]) -> list[str]:
+    """The cells of one line, each test number with its interval after a line break."""
+    cells = table_cells(group, names)
+    for place, name in [(3, "score"), *enumerate(names, start=5)]:
+        if (ends := group.interval(name)) is not None:
+            cells[place] += f" | {value_text(name, ends[0])} to {value_text(name, ends[1])}"
+    return cells
 
 
 def _line_class(group: Group) -> str:
@@ -200,11 +214,13 @@ def _table(name: str, header: Sequence[str], rows: Sequence[str]) -> str:
 
 
 def _row(cells: Sequence[str], kind: str = "", tag: str = "td") -> str:
-    """One table row; the first cell is the star, the second the name, a spread is set smaller."""
+    """One table row; the first cell is the star, the second the name, a spread and an interval are set smaller."""
     texts = []
     for place, cell in enumerate(cells):
-        number, _, spread = _text(cell).partition(" ± ")
+        number, _, ends = _text(cell).partition(" | ") if place > 1 else (_text(cell), "", "")
+        number, _, spread = number.partition(" ± ")
         inner = f"{number} <small>± {spread}</small>" if spread else number
+        inner += f"<br><small>{ends}</small>" if ends else ""
         texts.append(_tag(tag, inner, {0: "star", 1: "name"}.get(place, "")))
     return _tag("tr", "".join(texts), kind)
 

@@ -111,6 +111,25 @@ class EncoderRow(NamedTuple):
     """Whether every evaluation of this encoder is in."""
 
 
+class Leak(NamedTuple):
+    """What a fine-tuning has seen of the test set of a task."""
+
+    finetune: str
+    task: str
+    utterances: int
+    of_utterances: int
+    speakers: int
+    of_speakers: int
+    """0 where the speakers of both cannot be compared."""
+
+    def sentence(self) -> str:
+        """Returns the leak in words."""
+        voices = f" and {self.speakers} of its {self.of_speakers} speakers" if self.of_speakers else ""
+        return (
+            f"{self.finetune} was tuned on {self.utterances} of the {self.of_utterances} test utterances of {self.task}{voices}"
+        )
+
+
 class Curve(NamedTuple):
     """The learning curve of one fine-tuning run: ``(update, values)`` in order."""
 

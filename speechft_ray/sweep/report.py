@@ -13,11 +13,12 @@ from pathlib import Path
 from speechft_ray.core.errors import UserError
 from speechft_ray.core.records import Outcome
 from speechft_ray.sweep.figure import alpha_curve, learning_curves, published_comparison, tasks_by_alpha
+from speechft_ray.sweep.intervals import TestSets
 from speechft_ray.sweep.page import PageContent, page
-from speechft_ray.sweep.protocols import Curve, EncoderRow, SweepInfo
+from speechft_ray.sweep.protocols import Curve, EncoderRow, Leak, SweepInfo
 from speechft_ray.sweep.search_report import search_files
 from speechft_ray.sweep.search_summary import SearchFindings
-from speechft_ray.sweep.summary import groups
+from speechft_ray.sweep.summary import groups, with_intervals, with_leaks
 from speechft_ray.sweep.table import csv_table, markdown_table
 
 PAGE = "index.html"
@@ -31,6 +32,7 @@ def write_report(folder: Path, findings: Findings) -> Path:
     cannot be written.
     """
     lines = groups(findings.rows, expected=findings.references, chosen=findings.chosen)
+    lines = with_leaks(with_intervals(lines, findings.tests, findings.references), findings.leaks)
     search, section = search_files(findings.search)
     figures = {
         "alpha_curve": alpha_curve(lines),
@@ -79,6 +81,10 @@ class Findings:
     """The sentence that tells how to open the tracker (``Tracker.where``)."""
     versions: Mapping[str, str] = field(default_factory=dict)
     """Name to version of what computed the results."""
+    tests: Mapping[str, TestSets] = field(default_factory=dict)
+    """What was counted on test of each merged encoder, by its key (``sweep.intervals.counts_of``)."""
+    leaks: Mapping[str, Sequence[Leak]] = field(default_factory=dict)
+    """What fine-tuning has seen of the test sets, by merged encoder."""
     chosen: str | None = None
     """The merged encoder that a search chose (``Plan.chosen``)."""
     search: SearchFindings | None = None

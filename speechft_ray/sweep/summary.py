@@ -9,11 +9,14 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
+import numpy as np
+
 from speechft_ray.core.metrics import METRICS
-from speechft_ray.sweep.protocols import EncoderRow
+from speechft_ray.sweep.intervals import Interval, TestSets, drawn, interval
+from speechft_ray.sweep.protocols import EncoderRow, Leak
 
 Value = str | float | int
 Role = Literal["pre-trained", "stable fine-tuning", "merge"]
@@ -38,6 +41,24 @@ def groups(rows: Iterable[EncoderRow], expected: Iterable[str] = (), chosen: str
     return sorted(
         _told_apart(titled), key=lambda group: (not group.count, group.score is None, -(group.score or 0.0), group.title)
     )
+
+
+def with_intervals(
+    lines: Sequence[Group], tests: Mapping[str, TestSets], references: Mapping[str, tuple[float, float]]
+) -> list[Group]:
+    """Returns the lines with what a bootstrap over test utterances makes of them, drawn for all lines together.
+
+    ``tests`` has what was counted of each encoder; a line with a complete encoder that is not in it gets no interval.
+    """
+    keys = [[row.key for row in group.rows if row.complete] for group in lines]
+    found = drawn([[tests[key] for key in line] if all(key in tests for key in line) else [] for line in keys], references)
+    return [replace(group, resampled=values) for group, values in zip(lines, found, strict=True)]
+
+
+def with_leaks(lines: Sequence[Group], leaks: Mapping[str, Sequence[Leak]]) -> list[Group]:
+    """Returns the lines with the leaks of their encoders."""
+    mine = [dict.fromkeys(leak for row in group.rows for leak in leaks.get(row.key, ())) for group in lines]
+    return [replace(group, leaks=tuple(found)) for group, found in zip(lines, mine, strict=True)]
 
 
 def varying(lines: Iterable[Group]) -> list[str]:
@@ -95,6 +116,9 @@ def compare(lines: Sequence[Group], role: Role) -> Comparison | None:
         control=control,
         difference=best.score - control.score,
         spread=math.hypot(*spreads) if len(spreads) == 2 else None,
+        interval=interval(best.resampled["score"] - control.resampled["score"])
+        if "score" in best.resampled and "score" in control.resampled
+        else None,
     )
 
 
@@ -133,6 +157,19 @@ class Group:
     title: str = ""
     chosen: bool = False
     """Whether this is the merge with the best dev score."""
+    leaks: tuple[Leak, ...] = ()
+    """What its fine-tuning runs have seen of the test sets."""
+    resampled: Mapping[str, np.ndarray] = field(default_factory=dict, compare=False, repr=False)
+    """Test metrics and the score in each draw of the bootstrap (``sweep.intervals``), the same draws for all lines."""
+
+    def leaked(self, name: str) -> bool:
+        """Whether a test metric, or the score, was measured on something that fine-tuning has seen."""
+        tasks = {leak.task for leak in self.leaks}
+        return bool(tasks) if name == "score" else name in METRICS and METRICS[name].task in tasks
+
+    def interval(self, name: str) -> Interval | None:
+        """Returns the 95 % interval over test utterances, or ``None`` where nothing was counted."""
+        return interval(self.resampled[name]) if name in self.resampled else None
 
     @property
     def alpha(self) -> float | None:
@@ -146,18 +183,30 @@ class Group:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """The winner against a control, in points of the score on test."""
+    """The winner against a control, in points of the score on test.
+
+    They are called different when the difference is more than the spread over seeds, and its interval over test utterances
+    leaves out 0 as well: the first tells whether other seeds would say so, the second whether other utterances would.
+    """
 
     control: Group
     difference: float
     spread: float | None
     """Standard deviation of the difference: the root of the sum of both squared spreads; ``None`` if either is unknown."""
+    interval: Interval | None = None
+    """Of the difference, over test utterances, paired: each draw is the same for both; ``None`` where nothing was counted."""
 
     @property
     def verdict(self) -> str:
         if self.spread is None:
             return "spread not known: one seed only"
-        return "more than the spread" if abs(self.difference) > self.spread else "within the spread"
+        if abs(self.difference) <= self.spread:
+            return "within the spread"
+        if self.interval is None:
+            return "more than the spread, interval not known"
+        low, high = self.interval
+        told = f"more than the spread, 95 % interval {low:+.2f} to {high:+.2f}"
+        return f"different: {told}" if low > 0 or high < 0 else f"not different: {told}"
 
     def sentence(self) -> str:
         way = "above" if self.difference >= 0 else "below"

@@ -21,7 +21,7 @@ _FIRST_COLUMN = 30
 _METRIC_COLUMN = 6
 _FACTS = ("n", "score", "dev")
 
-STAR = "★"
+STAR, LEAK = "★", "†"
 LEGEND = (
     f"{STAR} the merge with the best dev score; other columns are test. n: encoders averaged (fine-tuning seeds). "
     "±: sample standard deviation over them, or over probe seeds where n is marked (p)."
@@ -29,11 +29,13 @@ LEGEND = (
 
 
 def csv_table(lines: Sequence[Group]) -> str:
-    """Returns every mean, spread and parameter as CSV, one line per group, unrounded."""
+    """Returns every mean, spread, interval and parameter as CSV, one line per group, unrounded."""
     params = list(dict.fromkeys(name for group in lines for name in group.params))
     measured = list(dict.fromkeys(["score", "dev.score", *metric_names(lines), *sorted({n for g in lines for n in g.mean})]))
-    header = ["title", "role", "chosen", "seeds", "spread_over", "missing", *params]
-    header += [column for name in measured for column in (name, f"{name}.spread")]
+    header = ["title", "role", "chosen", "seeds", "spread_over", "missing", "leaks", *params]
+    drawn = {name for group in lines for name in group.resampled}
+    for name in measured:
+        header += [name, f"{name}.spread", *([f"{name}.low", f"{name}.high"] if name in drawn else [])]
     text = io.StringIO()
     out = csv.DictWriter(text, header, lineterminator="\n")
     out.writeheader()
@@ -45,12 +47,18 @@ def csv_table(lines: Sequence[Group]) -> str:
             "seeds": group.count,
             "spread_over": group.spread_over,
             "missing": "; ".join(group.missing),
+            "leaks": "; ".join(leak.sentence() for leak in group.leaks),
             **group.params,
             **group.mean,
             **{f"{name}.spread": value for name, value in group.spread.items()},
+            **{f"{name}.{end}": value for name in group.resampled for end, value in _ends(group, name)},
         }
         out.writerow(facts)
     return text.getvalue()
+
+
+def _ends(group: Group, name: str) -> list[tuple[str, float]]:
+    return list(zip(("low", "high"), group.interval(name) or (), strict=False))
 
 
 def markdown_table(
@@ -70,6 +78,8 @@ def markdown_table(
     ]
     if common := common_params(lines):
         parts.append(_md(f"All lines: {common}."))
+    if told := leak_lines(lines):
+        parts.append(f"{LEAK} Leaks:\n\n" + "\n".join(f"- {_md(line)}" for line in told))
     if notes := incomplete_lines(lines):
         parts.append("Incomplete:\n\n" + "\n".join(f"- {_md(note)}" for note in notes))
     if failures:
@@ -121,13 +131,16 @@ def table_cells(group: Group, names: Sequence[str]) -> list[str]:
 
 
 def mean_and_spread(group: Group, name: str) -> str:
-    """Returns ``877.66 ± 1.20``, without ``±`` where one number is all there is; empty where nothing was measured."""
+    """Returns ``877.66 ± 1.20``, without ``±`` where one number is all there is; empty where nothing was measured.
+
+    A sign follows where fine-tuning has seen something of the test set.
+    """
     if name not in group.mean:
         return ""
     text = value_text(name, group.mean[name])
-    if name not in group.spread:
-        return text
-    return f"{text} ± {value_text(name, group.spread[name])}"
+    if name in group.spread:
+        text += f" ± {value_text(name, group.spread[name])}"
+    return f"{text} {LEAK}" if group.leaked(name) else text
 
 
 def value_text(name: str, value: float) -> str:
@@ -145,6 +158,11 @@ def column_title(name: str) -> str:
 def incomplete_lines(lines: Sequence[Group]) -> list[str]:
     """Returns one sentence per encoder that still lacks evaluations."""
     return [f"{group.title}: {note} missing" for group in lines for note in group.missing]
+
+
+def leak_lines(lines: Sequence[Group]) -> list[str]:
+    """Returns one sentence per fine-tuning run and task whose test set it has seen something of."""
+    return list(dict.fromkeys(f"{leak.sentence()}." for group in lines for leak in group.leaks))
 
 
 def failure_lines(failures: Sequence[Outcome]) -> list[str]:

@@ -95,6 +95,24 @@ def test_right_answers_are_perfect_and_its_metrics_know_their_direction(name: st
 
 
 @each_task
+def test_its_counts_make_its_metrics(name: str) -> None:
+    corpus = toy_corpus(COUNTS)
+    problem = pose(TASKS.get(name), spec_of(name), corpus)
+    if name in ("asv", "qbe"):  # the best threshold over all trials or queries is no sum over utterances
+        assert getattr(problem, "counts", None) is None
+        return
+    assert isinstance(problem, Problem) and problem.counts is not None
+    wanted = {split: [example.reference for example in problem.examples[split]] for split in ("dev", "test")}
+    heard = {split: right_answers(name, [*items[1:], items[0]], corpus) for split, items in wanted.items()}
+    measured = problem.measured_test(heard["dev"], wanted["dev"], heard["test"], wanted["test"])
+    counts = problem.counts(heard["test"], wanted["test"], measured)
+    assert set(counts) == set(TASKS.get(name).metrics)
+    for metric, pairs in counts.items():
+        assert len(pairs) == COUNTS["test"]
+        assert 100.0 * sum(amount for amount, _ in pairs) / sum(of for _, of in pairs) == pytest.approx(measured[metric])
+
+
+@each_task
 def test_its_examples_are_the_corpus(name: str) -> None:
     corpus = toy_corpus(COUNTS)
     problem = pose(TASKS.get(name), spec_of(name), corpus)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from speechft_ray.core.counts import Counted
 from speechft_ray.core.records import scores_of
 from speechft_ray.core.specs import CorpusSpec, EvalSpec
 from speechft_ray.superb.cache import FeatureCache
@@ -69,6 +70,22 @@ def test_facts_are_complete_plain_data() -> None:
     assert counts[-1] == {"done": total, "total": total}
     assert [found["done"] for found in counts] == sorted({found["done"] for found in counts})
     assert len(counts) <= REPORTS
+
+
+@pytest.mark.parametrize("task", ["sid", "sf"])
+def test_counts_make_the_scores_of_test_seed_by_seed(task: str) -> None:
+    options = SMALL if task == "sf" else {}
+    facts = facts_of(task=task, updates=3, learning_rate=(1e-4, 1e-2), batch_size=8, seeds=2, options=options)
+    (counts,) = [Counted.model_validate(item) for item in facts["counts"]]
+    for metric, values in on_test(facts).items():
+        made = [100.0 * sum(amounts) / sum(counts.of[metric]) for amounts in counts.amounts[metric]]
+        assert made == pytest.approx(list(values))
+
+
+def test_other_test_utterances_are_other_counts() -> None:
+    spec = {"task": "sid", "updates": 2, "batch_size": 8}
+    known = [facts_of(toy_corpus({"train": 8, "dev": 4, "test": n}), **spec)["counts"][0]["utterances"] for n in (4, 4, 5)]
+    assert known[0] == known[1] != known[2]
 
 
 def test_an_evaluation_is_repeatable_whatever_happened_before() -> None:
@@ -163,6 +180,7 @@ def test_dev_alone_is_the_same_dev_and_never_touches_test(task: str) -> None:
     facts = evaluate(spec, ToyEncoder(), corpus, CPU, lambda counts: None, dev_only=True)  # type: ignore[arg-type]
     assert not corpus.read_keys & {utterance.key for utterance in corpus.corpus.split("test")}
     assert {score.split for score in scores_of(facts)} == {"dev"}
+    assert facts["counts"] == []
     assert set(facts["utterances"]) == {"train", "dev"}  # type: ignore[arg-type]
     full = facts_of(task=task, updates=20, batch_size=8, seeds=2)
     assert scores_of(facts) == [score for score in scores_of(full) if score.split == "dev"]

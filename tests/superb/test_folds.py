@@ -33,6 +33,7 @@ def test_each_fold_is_evaluated_and_the_mean_is_the_result() -> None:
     for found, *folds in zip(scores_of(facts), *alone, strict=True):
         assert found.values == tuple(pytest.approx(sum(fold.values[seed] for fold in folds) / 3) for seed in range(2))
     assert len(facts["folds"]) == 3 and facts["seeds"] == 2
+    assert len(facts["counts"]) == 3 and not any("counts" in fold for fold in facts["folds"])
     assert counts[-1]["done"] == counts[-1]["total"] == 3 * (24 + 8 + 12 + 2 * 5)
     assert [found["done"] for found in counts] == sorted(found["done"] for found in counts)
 

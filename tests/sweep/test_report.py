@@ -139,10 +139,11 @@ def test_the_answer_names_difference_and_spread() -> None:
     assert best is not None and control is not None
     assert control.difference == pytest.approx(np.mean([876.0, 879.0, 877.0]) - 870.0)
     assert control.spread == pytest.approx(np.sqrt(np.var([876.0, 879.0, 877.0], ddof=1) + 2.5**2))
-    assert control.verdict == "more than the spread"
+    assert control.verdict == "more than the spread, interval not known"
     assert headline(lines) == (
         "Best merge, chosen on dev: alpha 0.25. It scores 877.33 ± 1.53 on test: "
-        "7.33 above pre-trained (more than the spread), and 152.33 above stable fine-tuning (more than the spread)."
+        "7.33 above pre-trained (more than the spread, interval not known), "
+        "and 152.33 above stable fine-tuning (more than the spread, interval not known)."
     )
 
 
@@ -150,7 +151,7 @@ def test_the_answer_names_difference_and_spread() -> None:
     ("score", "spreads", "verdict"),
     [
         (870.0, True, "within the spread"),
-        (900.0, True, "more than the spread"),
+        (900.0, True, "more than the spread, interval not known"),
         (900.0, False, "spread not known: one seed only"),
     ],
 )

@@ -79,12 +79,13 @@ def assemble(
     absent: Mapping[str, str] | None = None,
     notes: Sequence[str] = (),
     shortest_samples: int = 1,
+    people: str = "",
 ) -> Corpus:
     """Returns the corpus ``name`` of these recordings, in the order of their keys. All have the same label columns.
 
     A cut that reaches beyond its file ends with it. Training utterances below ``shortest_samples`` are left out, and trials
-    whose recordings were skipped. Raises ``UserError`` for a key that stands there twice and, unless ``options`` say skip,
-    ``SpecError`` with the recordings that cannot be used.
+    whose recordings were skipped. ``people``: see ``Corpus``. Raises ``UserError`` for a key that stands there twice and,
+    unless ``options`` say skip, ``SpecError`` with the recordings that cannot be used.
     """
     paths = sorted({recording.path for recording in recordings})
     label = "-".join(re.findall(r"[a-z0-9_]+", f"{name} {treatment.name}"))
@@ -126,6 +127,8 @@ def assemble(
         absent=absent or {},
         notes=(*notes, *changes(facts.values()), *left_out(faults)),
         skipped=dict(Counter(item.split for item in recordings if item.path in faults)),
+        contents={item.key: _content(facts[item.path].sha256, item.cut) for item in good},
+        people=people,
     )
 
 
@@ -212,6 +215,10 @@ def _after(treatment: Treatment) -> Callable[[Path], Sound]:
         return Sound(**{**vars(examine(path)), "samples": len(treatment.apply(read_audio(path)))})
 
     return examined
+
+
+def _content(sha256: str, cut: tuple[int, int] | None) -> str:
+    return sha256 if cut is None else f"{sha256}[{cut[0]}:{cut[1]}]"
 
 
 def _samples(item: Recording, facts: Mapping[str, Fact]) -> int:

@@ -14,6 +14,9 @@ from speechft_ray.core.registry import Registry
 SPLITS = ("train", "dev", "test")
 """The only split names."""
 
+NOBODY = "none"
+"""The ``speaker`` of a recording in which nobody, or nobody known, speaks."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Utterance:
@@ -45,6 +48,9 @@ class Corpus:
     ``absent`` holds label columns that this corpus could have, each with the sentence that says what it needs.
     ``notes`` are sentences to tell once: what reading changes and what was left out. ``skipped`` counts, by split, the
     recordings that were left out because they cannot be read (only with ``on_bad_audio: skip``).
+    ``contents`` has, by key, the identity of each utterance's audio, the same in any corpus that has this recording; it may be
+    empty. ``people`` says whom the column ``speaker`` names: equal names are one person in corpora of the same ``people``;
+    empty: in corpora of the same name.
     """
 
     name: str
@@ -56,6 +62,8 @@ class Corpus:
     absent: Mapping[str, str] = field(default_factory=dict)
     notes: Sequence[str] = ()
     skipped: Mapping[str, int] = field(default_factory=dict)
+    contents: Mapping[str, str] = field(default_factory=dict)
+    people: str = ""
 
     def split(self, name: str) -> list[Utterance]:
         """Returns the utterances of one split in corpus order."""

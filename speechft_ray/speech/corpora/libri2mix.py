@@ -50,7 +50,7 @@ def open_libri2mix(options: Libri2MixOptions, root: Path | None, cache: Path, pr
             Recording(key=f"{split}/{name}", path=paths[name], split=split, labels=_labels(folder, name, turns[name]))
             for name in waves
         ]
-    return assemble(NAME, place, recordings, options, cache, progress)
+    return assemble(NAME, place, recordings, options, cache, progress, people="librispeech")
 
 
 def _labels(folder: Path, name: str, turns: list[tuple[int, int, str]]) -> dict[str, str]:

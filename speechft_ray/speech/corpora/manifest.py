@@ -75,6 +75,7 @@ def open_manifest(options: ManifestOptions, root: Path | None, cache: Path, prog
         columns=frozenset(rows[0].labels),
         notes=(*changes(facts.values()), *left_out(faults)),
         skipped=dict(Counter(row.split for row in rows if row.path in faults)),
+        contents={row.path: facts[row.path].sha256 for row in ordered},
     )
 
 

@@ -32,13 +32,12 @@ from speechft_ray.speech.corpora._layout import (
     found_root,
     listed,
 )
-from speechft_ray.speech.corpora.base import CORPORA, Corpus, CorpusKind, Expected, Progress
+from speechft_ray.speech.corpora.base import CORPORA, NOBODY, Corpus, CorpusKind, Expected, Progress
 
 NAME = "speech_commands"
 ARCHIVE, TEST_ARCHIVE = "speech_commands_v0.01", "speech_commands_test_set_v0.01"
 NOISE = "_background_noise_"
 SILENCE, UNKNOWN = "_silence_", "_unknown_"
-NOBODY = "none"
 KEYWORDS = ("yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go")
 
 _SPEAKER = re.compile(r"([0-9a-f]{8})_nohash_")

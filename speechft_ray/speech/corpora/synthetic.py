@@ -169,7 +169,15 @@ def _corpus(options: SyntheticOptions, folder: Path, manifest: dict[str, Any]) -
         utterances=utterances,
         read=read,
         columns=frozenset(utterances[0].labels),
+        contents={utterance.key: _content(options, utterance) for utterance in utterances},
+        people="synthetic",
     )
+
+
+def _content(options: SyntheticOptions, utterance: Utterance) -> str:
+    """What decides an utterance's audio: its own draws, by seed and key, who speaks and what."""
+    labels = utterance.labels
+    return fingerprint([GENERATOR_VERSION, options.part, options.seed, utterance.key, labels["speaker"], labels["text"]])
 
 
 CORPORA.register(

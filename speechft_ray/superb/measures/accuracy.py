@@ -17,4 +17,9 @@ def accuracy(predicted: Sequence[Hashable], expected: Sequence[Hashable]) -> flo
     """
     if not expected:
         raise UserError("an accuracy needs at least one labelled utterance: check the label column of the test split.")
-    return 100.0 * sum(one == other for one, other in zip(predicted, expected, strict=True)) / len(expected)
+    return 100.0 * sum(right for right, _ in hits(predicted, expected)) / len(expected)
+
+
+def hits(predicted: Sequence[Hashable], expected: Sequence[Hashable]) -> list[tuple[int, int]]:
+    """Returns, for each utterance, 1 if it is right, else 0, and 1."""
+    return [(int(one == other), 1) for one, other in zip(predicted, expected, strict=True)]

@@ -27,11 +27,17 @@ def token_error_rate(hypotheses: Sequence[Tokens], references: Sequence[Tokens])
 
     Raises ``ValueError`` for lists of different length and ``UserError`` when the references hold no token at all.
     """
-    wrong = sum(edits(hypothesis, reference) for hypothesis, reference in zip(hypotheses, references, strict=True))
-    total = sum(len(reference) for reference in references)
+    pairs = token_errors(hypotheses, references)
+    wrong, total = sum(wrong for wrong, _ in pairs), sum(total for _, total in pairs)
     if not total:
         raise UserError("an error rate needs references with at least one token: check the label column of the test split.")
     return 100.0 * wrong / total
+
+
+def token_errors(hypotheses: Sequence[Tokens], references: Sequence[Tokens]) -> list[tuple[int, int]]:
+    """Returns the edits and the reference tokens of each utterance."""
+    pairs = zip(hypotheses, references, strict=True)
+    return [(edits(hypothesis, reference), len(reference)) for hypothesis, reference in pairs]
 
 
 def word_error_rate(hypotheses: Sequence[str], references: Sequence[str]) -> float:

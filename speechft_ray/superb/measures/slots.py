@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 
 from speechft_ray.core.errors import UserError
-from speechft_ray.superb.measures.error_rate import character_error_rate, edits
+from speechft_ray.superb.measures.error_rate import edits, token_errors
 
 _SLOT = re.compile(r"B-(\S+) (.+?) E-\1")
 _OPENING, _CLOSING = re.compile(r"B-\S+ "), re.compile(r" E-\S+")
@@ -41,8 +41,13 @@ def slot_type_f1(hypotheses: Sequence[str], references: Sequence[str]) -> float:
     """
     if not references:
         raise UserError("a slot type F1 needs at least one utterance: check the label column of the test split.")
+    return 100.0 * sum(value for value, _ in slot_type_agreement(hypotheses, references)) / len(references)
+
+
+def slot_type_agreement(hypotheses: Sequence[str], references: Sequence[str]) -> list[tuple[float, int]]:
+    """Returns the F1, from 0 to 1, of each utterance, and 1."""
     pairs = zip(hypotheses, references, strict=True)
-    return 100.0 * sum(_type_f1(set(parse_slots(one)), set(parse_slots(other))) for one, other in pairs) / len(references)
+    return [(_type_f1(set(parse_slots(one)), set(parse_slots(other))), 1) for one, other in pairs]
 
 
 def slot_value_cer(hypotheses: Sequence[str], references: Sequence[str]) -> float:
@@ -53,16 +58,22 @@ def slot_value_cer(hypotheses: Sequence[str], references: Sequence[str]) -> floa
 
     Raises ``ValueError`` for lists of different length and ``UserError`` when no reference has a slot.
     """
-    heard: list[str] = []
-    said: list[str] = []
+    pairs = slot_value_errors(hypotheses, references)
+    wrong, total = sum(wrong for wrong, _ in pairs), sum(total for _, total in pairs)
+    if not total:
+        raise UserError("a slot value CER needs at least one slot in the references: check the label column of the test split.")
+    return 100.0 * wrong / total
+
+
+def slot_value_errors(hypotheses: Sequence[str], references: Sequence[str]) -> list[tuple[int, int]]:
+    """Returns the edits and the characters of all reference slots of each utterance."""
+    found = []
     for hypothesis, reference in zip(hypotheses, references, strict=True):
         candidates = parse_slots(hypothesis)
-        for kind, values in parse_slots(reference).items():
-            heard += [_nearest(value, candidates.get(kind, [])) for value in values]
-            said += values
-    if not said:
-        raise UserError("a slot value CER needs at least one slot in the references: check the label column of the test split.")
-    return character_error_rate(heard, said)
+        said = [(value, candidates.get(kind, [])) for kind, values in parse_slots(reference).items() for value in values]
+        errors = token_errors([_nearest(value, near) for value, near in said], [value for value, _ in said])
+        found.append((sum(wrong for wrong, _ in errors), sum(total for _, total in errors)))
+    return found
 
 
 def _type_f1(heard: set[str], said: set[str]) -> float:

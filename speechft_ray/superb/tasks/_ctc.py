@@ -32,6 +32,13 @@ CLIP_NORM = 1.0
 """``runner.gradient_clipping`` of the same configs."""
 
 
+Counts = tuple[
+    Callable[[Sequence[Any], Sequence[Any]], float], Callable[[Sequence[Any], Sequence[Any]], Sequence[tuple[float, float]]]
+]
+"""A rate over a split, in percent, and the pairs of each utterance that it is made of: the sum of the first over that of the
+second."""
+
+
 class LinearCtcOptions(TaskOptions):
     """Options of two linear maps per frame."""
 
@@ -60,7 +67,7 @@ def vocabulary_of(spelled: Sequence[Sequence[str]]) -> Vocabulary:
 
 def sequence_pose(
     tokens: Callable[[Utterance, Sequence[str]], list[str]],
-    measures: Mapping[str, Callable[[Sequence[Any], Sequence[Any]], float]],
+    measures: Mapping[str, Counts],
     render: Callable[[Sequence[str]], Any] = tuple,
     vocabulary_of: Callable[[Sequence[Sequence[str]]], Vocabulary] = vocabulary_of,
     end: str = EOS,
@@ -68,8 +75,8 @@ def sequence_pose(
     """Returns the ``pose`` of a CTC task.
 
     ``tokens(utterance, columns)`` spells a label, ``end`` included; ``render`` turns tokens without ``end`` into what the
-    ``measures``, by metric, compare. ``vocabulary_of`` is given the spelled labels of train; it must have ``end`` and
-    ``<unk>``.
+    ``measures``, by metric, compare: the rate of a split, and what it counts in each utterance. ``vocabulary_of`` is given the
+    spelled labels of train; it must have ``end`` and ``<unk>``.
     """
 
     def pose(corpus: Corpus, columns: Sequence[str], options: LinearCtcOptions | RecurrentCtcOptions) -> Problem:
@@ -95,14 +102,17 @@ def sequence_pose(
             loss=ctc_loss,
             answers=answers,
             measure=_all_of(measures),
+            counts=lambda answers, references, _: {
+                name: list(each(answers, references)) for name, (_, each) in measures.items()
+            },
             augment=spec_augment if getattr(options, "specaug", False) else None,
         )
 
     return pose
 
 
-def _all_of(measures: Mapping[str, Callable[[Sequence[Any], Sequence[Any]], float]]) -> Measure:
+def _all_of(measures: Mapping[str, Counts]) -> Measure:
     def measure(answers: Sequence[Any], references: Sequence[Any]) -> dict[str, float]:
-        return {name: function(answers, references) for name, function in measures.items()}
+        return {name: rate(answers, references) for name, (rate, _) in measures.items()}
 
     return measure

@@ -14,10 +14,12 @@ from torch import nn
 from torch.nn import functional
 
 from speechft_ray.core.errors import UserError
+from speechft_ray.core.units import FRAME_FIELD_SAMPLES, SAMPLE_RATE_HZ
 from speechft_ray.speech.corpora.base import Corpus, Utterance
 from speechft_ray.speech.heads.pooled import PROJECTION, PooledHead
 from speechft_ray.speech.text import Vocabulary
-from speechft_ray.superb.measures.accuracy import accuracy
+from speechft_ray.superb.measures.accuracy import accuracy, hits
+from speechft_ray.superb.tasks._pieces import with_crops
 from speechft_ray.superb.tasks.base import (
     Draws,
     Example,
@@ -44,6 +46,11 @@ class PooledTaskOptions(TaskOptions):
 
     projection: int = Field(default=PROJECTION, ge=1)
     """Width between the two linear maps (s3prl ``projector_dim``)."""
+    crops: int = Field(default=0, ge=0)
+    """Random crops that are kept of each training utterance of more than ``crop_seconds``; every time the utterance is drawn,
+    one of them is taken. s3prl crops VoxCeleb1 anew at every draw; 0 keeps utterances whole."""
+    crop_seconds: float = Field(default=8.0, ge=FRAME_FIELD_SAMPLES / SAMPLE_RATE_HZ)
+    """Length of a crop (s3prl ``voxceleb1/config.yaml``: ``max_timestep: 128000``). Without ``crops`` it is not used."""
 
 
 def labels_task(
@@ -85,6 +92,10 @@ def labels_problem(metric: str) -> Callable[[Corpus, Sequence[str], PooledTaskOp
         if max(sizes) == 1:
             only = vocabularies[0].symbols[0]
             raise UserError(f"the whole train split has one label, `{only}`, in the column `{columns[0]}`: nothing to learn.")
+        alternatives = None
+        if options.crops:
+            corpus, alternatives = with_crops(corpus, splits, options.crops, round(options.crop_seconds * SAMPLE_RATE_HZ))
+            splits = task_splits(corpus)
         examples = {
             split: [_example(utterance, columns, vocabularies) for utterance in utterances]
             for split, utterances in splits.items()
@@ -112,7 +123,9 @@ def labels_problem(metric: str) -> Callable[[Corpus, Sequence[str], PooledTaskOp
             loss=loss,
             answers=answers,
             measure=measure,
+            counts=lambda answers, references, _: {metric: list(hits(answers, references))},
             stack=Stack(classes=tuple(sizes)),
+            alternatives=alternatives,
         )
 
     return pose

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 
 from speechft_ray.speech.corpora.base import Utterance
 from speechft_ray.speech.text import Vocabulary
-from speechft_ray.superb.measures.error_rate import token_error_rate
+from speechft_ray.superb.measures.error_rate import token_error_rate, token_errors
 from speechft_ray.superb.tasks._ctc import CLIP_NORM, UNKNOWN, RecurrentCtcOptions, sequence_pose
 from speechft_ray.superb.tasks.base import TASKS, Published, Task, label_in
 
@@ -52,7 +52,7 @@ TASKS.register(
         batch_size=BATCH_SIZE,
         clip_norm=CLIP_NORM,
         options=RecurrentCtcOptions,
-        pose=sequence_pose(spelled, {"asr.wer": token_error_rate}, words, lambda _: DICTIONARY, END),
+        pose=sequence_pose(spelled, {"asr.wer": (token_error_rate, token_errors)}, words, lambda _: DICTIONARY, END),
         published=Published("librispeech", 200_000, 2_000),
     ),
 )

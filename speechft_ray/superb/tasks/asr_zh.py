@@ -10,7 +10,7 @@ length; the character error rate of dev chooses. The paper names no FBank or bes
 
 from __future__ import annotations
 
-from speechft_ray.superb.measures.error_rate import token_error_rate
+from speechft_ray.superb.measures.error_rate import token_error_rate, token_errors
 from speechft_ray.superb.tasks._ctc import CLIP_NORM, RecurrentCtcOptions, sequence_pose
 from speechft_ray.superb.tasks.base import TASKS, Published, Task
 from speechft_ray.superb.tasks.chars import characters
@@ -38,7 +38,7 @@ TASKS.register(
         batch_size=BATCH_SIZE,
         clip_norm=CLIP_NORM,
         options=AsrZhOptions,
-        pose=sequence_pose(characters, {"asr_zh.cer": token_error_rate}),
+        pose=sequence_pose(characters, {"asr_zh.cer": (token_error_rate, token_errors)}),
         published=Published("common_voice", 500_000, 5_000),
     ),
 )

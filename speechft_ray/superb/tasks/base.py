@@ -46,6 +46,10 @@ Measure = Callable[[Sequence[Any], Sequence[Any]], dict[str, float]]
 """``(answers, references)`` of a whole split to each metric of the task, in the unit of the metric table. Other names than the
 task's metrics are details of the result, for people to read."""
 
+Count = Callable[[Sequence[Any], Sequence[Any], Mapping[str, float]], dict[str, list[tuple[float, float]]]]
+"""``(answers, references)`` of test and what was measured of them, to pairs by metric and utterance: the metric is 100 times
+the sum of the first numbers over that of the second (``core.counts.Counted``)."""
+
 MeasureTest = Callable[[Sequence[Any], Sequence[Any], Sequence[Any], Sequence[Any]], dict[str, float]]
 """``(answers on dev, references of dev, answers on test, references of test)`` to the metrics of test."""
 
@@ -68,7 +72,10 @@ class Problem:
     ``select(answers, references)`` returns a number that is highest at the best validation; ``None``: the task's first metric.
     ``measure_test`` is there when something of test is decided on dev; ``None``: ``measure``.
     ``dev_places`` are the examples of dev that count, where that is not each of them once.
+    ``alternatives`` are the places of the training examples that stand for one utterance, utterance by utterance: whenever it
+    is drawn, one of them is taken, each as likely as the others. ``None``: every example is an utterance.
     ``stack`` is there when the head is the pooled one.
+    ``counts`` tells what makes the metrics, utterance by utterance; ``None`` for metrics that are more than a sum over these.
     """
 
     corpus: Corpus
@@ -82,6 +89,8 @@ class Problem:
     measure_test: MeasureTest | None = None
     dev_places: Sequence[int] | None = None
     stack: Stack | None = None
+    counts: Count | None = None
+    alternatives: Sequence[Sequence[int]] | None = None
 
     def measured_test(
         self, dev: Sequence[Any], dev_references: Sequence[Any], test: Sequence[Any], references: Sequence[Any]

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from speechft_ray.speech.corpora.base import Utterance
 from speechft_ray.speech.text import tokens_of
-from speechft_ray.superb.measures.error_rate import token_error_rate
+from speechft_ray.superb.measures.error_rate import token_error_rate, token_errors
 from speechft_ray.superb.tasks._ctc import BATCH_SIZE, CLIP_NORM, EOS, RecurrentCtcOptions, sequence_pose
 from speechft_ray.superb.tasks.base import TASKS, Task, label_in
 
@@ -33,6 +33,6 @@ TASKS.register(
         batch_size=BATCH_SIZE,
         clip_norm=CLIP_NORM,
         options=RecurrentCtcOptions,
-        pose=sequence_pose(characters, {"chars.cer": token_error_rate}),
+        pose=sequence_pose(characters, {"chars.cer": (token_error_rate, token_errors)}),
     ),
 )

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from speechft_ray.speech.corpora.base import Utterance
-from speechft_ray.superb.measures.error_rate import token_error_rate
+from speechft_ray.superb.measures.error_rate import token_error_rate, token_errors
 from speechft_ray.superb.tasks._ctc import BATCH_SIZE, CLIP_NORM, EOS, LinearCtcOptions, sequence_pose
 from speechft_ray.superb.tasks.base import TASKS, Published, Task, label_in
 
@@ -34,7 +34,7 @@ TASKS.register(
         batch_size=BATCH_SIZE,
         clip_norm=CLIP_NORM,
         options=LinearCtcOptions,
-        pose=sequence_pose(phones, {"pr.per": token_error_rate}),
+        pose=sequence_pose(phones, {"pr.per": (token_error_rate, token_errors)}),
         accumulate=2,
         published=Published("librispeech", 100_000, 1_000),
     ),

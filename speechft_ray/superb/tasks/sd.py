@@ -15,7 +15,7 @@ it tiles features of slower encoders, which do not exist here.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -28,7 +28,7 @@ from speechft_ray.core.errors import UserError
 from speechft_ray.core.units import FRAME_STRIDE_SAMPLES
 from speechft_ray.speech.corpora.base import Corpus, Utterance
 from speechft_ray.speech.heads.diarization import DiarizationHead, permutation_free_loss, permutation_losses
-from speechft_ray.superb.measures.der import Turn, diarization_error_rate
+from speechft_ray.superb.measures.der import Turn, diarization_error_rate, errors_and_speech
 from speechft_ray.superb.tasks._pieces import Piece, in_pieces
 from speechft_ray.superb.tasks.base import (
     TASKS,
@@ -96,6 +96,7 @@ def pose(corpus: Corpus, columns: Sequence[str], options: SdOptions) -> Problem:
         measure=lowest,
         select=frame_accuracy,
         measure_test=chosen_on_dev if clean else None,
+        counts=errors,
     )
 
 
@@ -137,15 +138,32 @@ def chosen_on_dev(
 
 def error_rate(answers: Sequence[np.ndarray], references: Sequence[Chunk], decoding: Decoding) -> float:
     """Returns the diarisation error rate, in percent, of recordings put together from their chunks."""
+    return diarization_error_rate(*_recordings(answers, references, decoding))
+
+
+def errors(
+    answers: Sequence[np.ndarray], references: Sequence[Chunk], measured: Mapping[str, float]
+) -> dict[str, list[tuple[float, float]]]:
+    """Returns the time in error and the time of speech of each recording, at the decoding that was ``measured``."""
+    decoding = (measured["threshold"], int(measured["median_frames"]))
+    pairs = zip(*_recordings(answers, references, decoding), strict=True)
+    return {"sd.der": [errors_and_speech(heard, said) for heard, said in pairs]}
+
+
+def _recordings(
+    answers: Sequence[np.ndarray], references: Sequence[Chunk], decoding: Decoding
+) -> tuple[list[list[Turn]], list[tuple[Turn, ...]]]:
+    """Returns the turns heard and said in each recording, put together from its chunks."""
     recordings: dict[str, list[tuple[Chunk, np.ndarray]]] = {}
     for logits, chunk in zip(answers, references, strict=True):
         recordings.setdefault(chunk.recording, []).append((chunk, logits))
-    heard, said = [], []
+    heard: list[list[Turn]] = []
+    said: list[tuple[Turn, ...]] = []
     for chunks in recordings.values():
         ordered = sorted(chunks, key=lambda pair: pair[0].start)
         heard.append(decoded(np.concatenate([logits for _, logits in ordered]), decoding))
         said.append(ordered[0][0].turns)
-    return diarization_error_rate(heard, said)
+    return heard, said
 
 
 def decoded(logits: np.ndarray, decoding: Decoding) -> list[Turn]:

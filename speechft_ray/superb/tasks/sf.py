@@ -16,8 +16,8 @@ from itertools import groupby
 
 from speechft_ray.core.errors import UserError
 from speechft_ray.speech.corpora.base import Corpus, Utterance
-from speechft_ray.superb.measures.slots import slot_type_f1, slot_value_cer
-from speechft_ray.superb.tasks._ctc import BATCH_SIZE, CLIP_NORM, EOS, RecurrentCtcOptions, sequence_pose
+from speechft_ray.superb.measures.slots import slot_type_agreement, slot_type_f1, slot_value_cer, slot_value_errors
+from speechft_ray.superb.tasks._ctc import BATCH_SIZE, CLIP_NORM, EOS, Counts, RecurrentCtcOptions, sequence_pose
 from speechft_ray.superb.tasks._pooled import first_of
 from speechft_ray.superb.tasks.base import TASKS, Problem, Protocol, Published, Task, label_in, task_splits
 
@@ -93,7 +93,10 @@ def _letters(word: str) -> str:
     return "AND" if word == "&" else word
 
 
-_MEASURES = {"sf.slot_type_f1": slot_type_f1, "sf.slot_value_cer": slot_value_cer}
+_MEASURES: dict[str, Counts] = {
+    "sf.slot_type_f1": (slot_type_f1, slot_type_agreement),
+    "sf.slot_value_cer": (slot_value_cer, slot_value_errors),
+}
 _POSES = {
     "superb": sequence_pose(spelled, _MEASURES, readable),
     "clean": sequence_pose(spelled_cleanly, _MEASURES, readable),

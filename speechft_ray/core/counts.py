@@ -1,0 +1,32 @@
+"""What makes a metric, utterance by utterance: kept beside the scores of an evaluation, for intervals."""
+
+from __future__ import annotations
+
+from pydantic import model_validator
+
+from speechft_ray.core.records import Record
+
+COUNTS_FILE = "utterances.json"
+"""Of an evaluation in the store: a list of ``Counted``, one per test set (one, or one per fold)."""
+
+
+class Counted(Record):
+    """One test set of one evaluation. Every metric in it is ``100 * sum(amounts) / sum(of)``.
+
+    For accuracies an amount is 1 where the utterance is right, of 1; for error rates its edits, of the reference tokens; for an
+    F1 its own F1, of 1; for diarisation the time in error, of the time of speech.
+    """
+
+    utterances: str
+    """Identity of the utterances and their order: two encoders with the same are compared utterance by utterance."""
+    amounts: dict[str, tuple[tuple[int | float, ...], ...]]
+    """By metric: one list of utterances for each probe seed."""
+    of: dict[str, tuple[int | float, ...]]
+    """By metric: the same for every seed and encoder."""
+
+    @model_validator(mode="after")
+    def _is_parallel(self) -> Counted:
+        for name, seeds in self.amounts.items():
+            if any(len(amounts) != len(self.of.get(name, ())) for amounts in seeds):
+                raise ValueError(f"`{name}` has not one amount per utterance")
+        return self

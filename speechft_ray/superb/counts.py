@@ -1,0 +1,32 @@
+"""The counts behind the metrics of a test set, for the chosen probes of an evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pydantic import JsonValue
+
+from speechft_ray.core.counts import Counted
+from speechft_ray.core.fingerprint import fingerprint
+from speechft_ray.superb.tasks.base import Problem, Search
+
+
+def counted(
+    problem: Problem | Search, answers: Sequence[Sequence[Any]], measured: Sequence[Mapping[str, float]]
+) -> list[JsonValue]:
+    """Returns one ``Counted`` as plain data; none for a task without counts, or where test was not scored.
+
+    ``answers`` on test and what was ``measured`` there, both seed by seed.
+    """
+    if not isinstance(problem, Problem) or problem.counts is None or not answers:
+        return []
+    examples = problem.examples["test"]
+    wanted = [example.reference for example in examples]
+    seeds = [problem.counts(found, wanted, metrics) for found, metrics in zip(answers, measured, strict=True)]
+    record = Counted(
+        utterances=fingerprint([example.utterance.key for example in examples]),
+        amounts={name: tuple(tuple(amount for amount, _ in seed[name]) for seed in seeds) for name in seeds[0]},
+        of={name: tuple(of for _, of in pairs) for name, pairs in seeds[0].items()},
+    )
+    return [record.model_dump(mode="json")]
