@@ -11,13 +11,17 @@ FAIRSEQ := .peers/fairseq
 PYTHON ?= $(shell for name in python3.11 python3.12 python3.10 python3; do \
 	if $$name -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] < (3, 13))' 2>/dev/null; then echo $$name; break; fi; done)
 
-.PHONY: sweep test lint install fairseq peers peer-references peers-s3prl clean
+.PHONY: sweep test all-tasks lint install fairseq peers peer-references peers-s3prl clean
 
 sweep: $(VENV)/installed
 	$(BIN)/python launch/sweep_alpha.py --address local --storage $(STORAGE) --report $(REPORT)
 
 test: $(VENV)/tests-installed fairseq lint
 	$(BIN)/python -m pytest
+
+# Every task of SUPERB from a folder in its real layout to its metrics, on one and on four workers: minutes, so not among the tests.
+all-tasks: $(VENV)/tests-installed
+	$(BIN)/python -W ignore -m tests.e2e.all_tasks
 
 lint: $(VENV)/tests-installed
 	$(BIN)/ruff check .

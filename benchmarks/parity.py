@@ -27,7 +27,7 @@ from torch import nn
 from torch.nn import functional
 
 from benchmarks.s3prl_cases import CASES, Case
-from benchmarks.s3prl_peer import PEERS, Peer, cuda_stays_here, expert_module
+from benchmarks.s3prl_peer import PEERS, Frames, Peer, cuda_stays_here, expert_module
 from speechft_ray.core.specs import CorpusSpec, EvalSpec
 from speechft_ray.speech.corpora.base import Corpus, Utterance
 from speechft_ray.speech.heads.ctc import CtcHead
@@ -93,7 +93,7 @@ class Pair:
             self.probe.head.output.bias.data[0] -= BLANK_HANDICAP
         expert = case.expert(posed, self.probe.head, DIM, folder)
         case.copy(self.probe.head, expert, posed)
-        self.peer = Peer(expert, case.forward, LAYERS, DIM)
+        self.peer = Peer(expert, case.forward, Frames(LAYERS, DIM))
         self.peer.dev_name = case.dev_name
         share_dropout(self.probe)
         share_dropout(expert)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from io import StringIO
@@ -67,6 +68,29 @@ def stand_ins() -> Iterator[None]:
             del sys.modules[name]
 
 
+class Encoding(nn.Module):
+    """s3prl's own HuBERT expert (``upstream/hubert/expert.py``), frozen as its runner freezes it; a batch is waves."""
+
+    def __init__(self, checkpoint: Path) -> None:
+        super().__init__()
+        with stand_ins(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # s3prl's weight norm
+            from s3prl.upstream.hubert.expert import UpstreamExpert
+
+            self.expert = UpstreamExpert(str(checkpoint))
+
+    def take(self, batch: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
+        return batch
+
+    @torch.no_grad()
+    def forward(self, waves: Sequence[torch.Tensor]) -> dict[str, Any]:
+        found: dict[str, Any] = self.expert(waves)
+        return found
+
+    def get_downsample_rates(self, key: str) -> int:
+        return FRAME_STRIDE_SAMPLES
+
+
 class Frames(nn.Module):
     """An upstream that gives the states of the batch it was handed."""
 
@@ -95,26 +119,26 @@ Forward = Callable[[nn.Module, str, list[torch.Tensor], Sequence[Any], dict[str,
 class Peer:
     """s3prl's featurizer and one of its experts, trained as its runner does (``downstream/runner.py``)."""
 
-    def __init__(self, expert: nn.Module, forward: Forward, layers: int, dim: int) -> None:
+    def __init__(self, expert: nn.Module, forward: Forward, upstream: nn.Module, normalize: bool = False) -> None:
+        """``upstream`` takes a batch and returns waves, and maps these to states; ``normalize`` is s3prl's option."""
         from s3prl.upstream.interfaces import Featurizer
 
-        self.expert, self.run = expert, forward
-        self.upstream = Frames(layers, dim)
+        self.expert, self.run, self.upstream = expert, forward, upstream
         with redirect_stderr(StringIO()):
-            self.featurizer = Featurizer(self.upstream, upstream_device="cpu")
+            self.featurizer = Featurizer(upstream, upstream_device="cpu", normalize=normalize)
 
     def parameters(self) -> list[nn.Parameter]:
         """One group: layer weights, then the expert's."""
         return [*self.featurizer.parameters(), *self.expert.parameters()]
 
-    def loss(self, mode: str, batch: Batch, examples: Sequence[Any], records: dict[str, list[Any]]) -> torch.Tensor:
+    def loss(self, mode: str, batch: Any, examples: Sequence[Any], records: dict[str, list[Any]]) -> torch.Tensor:
         """One call of featurizer and expert."""
         waves = self.upstream.take(batch)
         features = self.featurizer(waves, self.upstream(waves))
         return self.run(self.expert, mode, features, examples, records)
 
-    def metrics(self, records: dict[str, list[Any]]) -> dict[str, float]:
-        """What ``log_records`` writes for dev, by the last part of its names."""
+    def metrics(self, records: dict[str, list[Any]], split: str | None = None) -> dict[str, float]:
+        """What ``log_records`` writes for a split (dev unless given), by the last part of its names."""
         told: dict[str, float] = {}
 
         def add(name: str, value: float, global_step: int) -> None:
@@ -122,7 +146,7 @@ class Peer:
 
         with redirect_stdout(StringIO()):
             self.expert.log_records(
-                self.dev_name,
+                split or self.dev_name,
                 records=records,
                 logger=SimpleNamespace(add_scalar=add),
                 global_step=0,

@@ -136,8 +136,8 @@ def _learned(
         trained = train_probes(problem, kept["train"], kept["dev"], schedule, kinds, 0, advance)
     if "test" not in seen:
         return _Found(trained, [each.dev for each in trained], [])
-    unseen, tell = _unseen(extract, utterances["test"], advance, keeping)
-    tested = answers(problem, [each.probe for each in trained], unseen, tell)
+    with _unseen(extract, utterances["test"], advance, keeping) as (unseen, tell):
+        tested = answers(problem, [each.probe for each in trained], unseen, tell)
     wanted = {split: references(problem, split) for split in ("dev", "test")}
     test = [
         problem.measured_test(each.answers, wanted["dev"], found, wanted["test"])
@@ -290,11 +290,16 @@ def _details(task: Task, dev: Sequence[Mapping[str, float]], test: Sequence[Mapp
     }
 
 
-def _unseen(extract: Extractor, utterances: Sequence[Utterance], advance: Advance, keeping: Keeping) -> tuple[Source, Advance]:
+@contextmanager
+def _unseen(
+    extract: Extractor, utterances: Sequence[Utterance], advance: Advance, keeping: Keeping
+) -> Iterator[tuple[Source, Advance]]:
     """The test split, encoded once: means all at once, frame states while they are scored, so that memory stays small."""
     if extract.pooled:
-        return sources(extract, {"test": utterances}, advance, keeping)["test"], lambda _: None
-    return Reencoded(extract, utterances), advance
+        yield sources(extract, {"test": utterances}, advance, keeping)["test"], lambda _: None
+    else:
+        with extract.sharing(utterances) as around:
+            yield Reencoded(extract, utterances, around), advance
 
 
 def _layer_weights(trained: Trained) -> list[JsonValue]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
@@ -26,7 +26,7 @@ from speechft_ray.speech.corpora.base import Corpus, Utterance
 from speechft_ray.speech.encoders.base import Encoder
 from speechft_ray.speech.heads.featurizer import normalized
 from speechft_ray.superb.cache import Entry, FeatureCache
-from speechft_ray.superb.front_end import FrontEnds
+from speechft_ray.superb.front_end import Around, FrontEnds
 
 MEMORY_BYTES = 1 << 30
 """Features kept in memory by one evaluation: 1 GiB of frames is two hours of a 7 x 192 encoder (50 frames of 2.7 kB a second)
@@ -43,6 +43,11 @@ Where = Literal["memory", "disk", "nowhere"]
 
 Advance = Callable[[int], None]
 """Told how many more units of work, utterances or updates, are done."""
+
+
+def _alone(places: Sequence[int]) -> AbstractContextManager[None]:
+    """Encodes within nothing: nobody else has a use for the front end's output."""
+    return nullcontext()
 
 
 class Batch(NamedTuple):
@@ -86,32 +91,34 @@ class Extractor:
         """Number type of the states."""
         return torch.float32 if self.pooled else torch.float16
 
-    def __call__(self, utterances: Sequence[Utterance], advance: Advance | None = None) -> list[torch.Tensor]:
+    def __call__(self, utterances: Sequence[Utterance], around: Around = _alone) -> list[torch.Tensor]:
         """Returns ``(layers, rows, dim)`` of each utterance, in their order; one row when pooled.
 
         Raises ``UserError`` for an utterance shorter than one frame.
         """
         found: dict[int, torch.Tensor] = {}
-        for group, states in self.groups(utterances):
+        for group, states in self.groups(utterances, around):
             found.update(zip(group, states, strict=True))
-            if advance is not None:
-                advance(len(group))
         return [found[index] for index in range(len(utterances))]
 
-    def groups(self, utterances: Sequence[Utterance], share: bool = False) -> Iterator[tuple[list[int], list[torch.Tensor]]]:
+    def groups(
+        self, utterances: Sequence[Utterance], around: Around = _alone
+    ) -> Iterator[tuple[list[int], list[torch.Tensor]]]:
         """Yields places of utterances with their states, group by group of equal length, the longest first.
 
-        ``share``: whether the front end of these utterances is worth keeping for other encoders.
+        ``around``: what to encode each group within, from ``sharing``.
         """
-        sharing = self.front_ends.sharing(utterances) if share and self.front_ends else nullcontext(lambda _: nullcontext())
-        with sharing as around:
-            for group in groups_of_equal_length([utterance.samples for utterance in utterances], GROUP_SECONDS):
-                began = time.perf_counter()
-                with around(group):
-                    states = self._encode([utterances[index] for index in group])
-                self.encoded += len(group)
-                self.seconds += time.perf_counter() - began
-                yield group, states
+        for group in groups_of_equal_length([utterance.samples for utterance in utterances], GROUP_SECONDS):
+            began = time.perf_counter()
+            with around(group):
+                states = self._encode([utterances[index] for index in group])
+            self.encoded += len(group)
+            self.seconds += time.perf_counter() - began
+            yield group, states
+
+    def sharing(self, utterances: Sequence[Utterance]) -> AbstractContextManager[Around]:
+        """Yields what to encode these utterances within, each exactly once, so that encoders share their front end."""
+        return self.front_ends.sharing(utterances) if self.front_ends else nullcontext(_alone)
 
     @torch.no_grad()
     def _encode(self, group: Sequence[Utterance]) -> list[torch.Tensor]:
@@ -150,10 +157,11 @@ class Kept:
         stretches = [slice(end - count, end) for end, count in zip(frames.cumsum(0).tolist(), frames.tolist(), strict=True)]
         layers, dim = extract.encoder.state_count, extract.encoder.dim
         packed = torch.empty(layers, int(frames.sum()), dim, dtype=extract.dtype, device=extract.device)
-        for group, found in extract.groups(utterances, share=True):
-            for place, states in zip(group, found, strict=True):
-                packed[:, stretches[place]] = states
-            advance(len(group))
+        with extract.sharing(utterances) as around:
+            for group, found in extract.groups(utterances, around):
+                for place, states in zip(group, found, strict=True):
+                    packed[:, stretches[place]] = states
+                advance(len(group))
         return cls(packed, frames)
 
     def take(self, chosen: Chosen) -> Batch:
@@ -196,18 +204,19 @@ class Filed:
 
 
 class Reencoded:
-    """Features that are encoded whenever they are taken."""
+    """Features that are encoded whenever they are taken, within ``around`` (see ``Extractor.sharing``)."""
 
     where: Where = "nowhere"
 
-    def __init__(self, extract: Extractor, utterances: Sequence[Utterance]) -> None:
-        self.extract, self.utterances = extract, utterances
+    def __init__(self, extract: Extractor, utterances: Sequence[Utterance], around: Around = _alone) -> None:
+        self.extract, self.utterances, self.around = extract, utterances, around
         self.count = len(utterances)
 
     def take(self, chosen: Chosen) -> Batch:
         """Encodes the chosen utterances."""
         places = torch.arange(self.count)[chosen].tolist()
-        found = self.extract([self.utterances[place] for place in places])
+        utterances = [self.utterances[place] for place in places]
+        found = self.extract(utterances, lambda group: self.around([places[index] for index in group]))
         return Batch(_wide(torch.cat(found, dim=1)), torch.tensor([states.shape[1] for states in found]))
 
 
@@ -274,8 +283,8 @@ def _filed(
     if entry is not None:
         advance(len(utterances))
     elif cache.room_for(size_bytes):
-        with cache.writing(key, len(utterances)) as append:
-            for group, found in extract.groups(utterances, share=True):
+        with cache.writing(key, len(utterances)) as append, extract.sharing(utterances) as around:
+            for group, found in extract.groups(utterances, around):
                 for place, states in zip(group, found, strict=True):
                     append(place, states.transpose(0, 1).flatten(1))  # -> (rows, layers * dim)
                 advance(len(group))

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
+from speechft_ray.core.specs import CorpusSpec, EvalSpec
+from speechft_ray.speech.checkpoints.load import weights_fingerprint
 from speechft_ray.speech.encoders.base import FAMILIES, EncoderWeights
 from speechft_ray.superb.cache import FeatureCache
+from speechft_ray.superb.evaluate import Sharing, evaluate
 from speechft_ray.superb.features import Extractor, Keeping, sources
 from speechft_ray.superb.front_end import FrontEnds
 from tests.speech.toys import toy
@@ -84,3 +88,26 @@ def test_the_encoder_is_left_as_it_was(tmp_path: Path) -> None:
         sources(Extractor(encoder, CORPUS, torch.device("cpu"), True, front), SPLITS, lambda count: None, Keeping())
         assert encoder.module().feature_extractor is own
         assert not own._forward_hooks
+
+
+@pytest.mark.parametrize("task", ["pr", "sid"])
+def test_an_evaluation_encodes_each_utterance_once_and_a_sweep_its_front_end(task: str, tmp_path: Path) -> None:
+    """Train, dev and test alike; what the second encoder scores is what it scores alone."""
+    corpus = toy_corpus({"train": 8, "dev": 3, "test": 5})
+    cache, family, start = FeatureCache(tmp_path, budget_bytes=1 << 24), FAMILIES.get("hubert"), toy("hubert")
+    spec = EvalSpec(task=task, corpus=CorpusSpec(), updates=2, batch_size=4)
+    seen: dict[str, list[int]] = {"feature_extractor": [], "encoder": []}
+    for weights in (start, tuned(start, 1)):
+        encoder = family.build(weights)
+        alone = evaluate(spec, encoder, corpus, torch.device("cpu"), lambda _: None)
+        for name, counts in seen.items():
+            counts.append(0)
+            getattr(encoder.module(), name).register_forward_hook(partial(_count, counts))
+        own = Sharing(cache=cache, encoder=weights_fingerprint(weights), front_end=(PREFIX, family.describe(weights.config)))
+        shared = evaluate(spec, encoder, corpus, torch.device("cpu"), lambda _: None, sharing=own)
+        assert shared["scores"] == alone["scores"]
+    assert seen == {"feature_extractor": [16, 0], "encoder": [16, 16]}
+
+
+def _count(counts: list[int], module: torch.nn.Module, inputs: tuple[torch.Tensor, ...], output: object) -> None:
+    counts[-1] += len(inputs[0])

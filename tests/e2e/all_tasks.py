@@ -1,0 +1,148 @@
+"""All eleven tasks from folders in the real layouts to metrics, on real Ray: ``make all-tasks`` (some minutes; not a pytest).
+
+Through ``launch/sweep_alpha.py``: a stable fine-tuning of two updates, a merge, and every task for FBank, both controls and the
+merge; once on two nodes of two CPUs and once on one CPU, into two storages, where every number must be the same. Through
+``speechft evaluate``: the same tasks, one command each, with the published protocol but for sizes.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from speechft_ray.core.records import scores_of
+from speechft_ray.speech.checkpoints.safetensors_dir import write_encoder
+from speechft_ray.superb.tasks.base import TASKS
+from tests.e2e.small_world import REPOSITORY, environment, manifests, run
+from tests.speech.toys import toy_hubert
+from tests.superb.test_real_layouts import LAYOUTS, ROWS
+
+BEST, RATES = 200.0, (".per", ".wer", ".cer", "_cer", ".der", ".eer")
+"""Better than perfect, which FBank is by chance on trees this small: no scale may have length zero."""
+STORE_BYTES = 80 << 20
+METRICS = [metric for task, *_ in ROWS for metric in TASKS.get(task).metrics]
+
+
+def space() -> dict[str, Any]:
+    """Every task with two updates, after a fine-tuning of two updates on LibriSpeech's letters."""
+    letters = {"head": "ctc", "corpus": {"name": "librispeech"}, "column": "text", "batch_size": 2}
+    options = {"unit": "characters", "projection": 8, "lstm_layers": 1, "lstm_hidden": 8}
+    return {
+        "name": "all-tasks",
+        "finetune": [{"name": "letters", "objectives": [{**letters, "options": options}], "updates": 2}],
+        "merge": [{"alpha": 0.25}],
+        "evaluate": [
+            {
+                "task": task,
+                "corpus": {"name": corpus, "options": given},
+                "updates": 2,
+                "batch_size": 4,
+                "options": options,
+            }
+            for task, corpus, given, options in ROWS
+        ],
+        "score": {"zero": "measured", "topline": {metric: -BEST if metric.endswith(RATES) else BEST for metric in METRICS}},
+    }
+
+
+@contextmanager
+def cluster(cpus: tuple[int, ...]) -> Iterator[str]:
+    """A Ray cluster of this script's own with so many CPUs on each node; yields its address and ends it."""
+    from ray.cluster_utils import Cluster
+
+    size: dict[str, Any] = {"num_gpus": 0, "object_store_memory": STORE_BYTES}
+    made = Cluster(initialize_head=True, head_node_args={**size, "num_cpus": cpus[0], "include_dashboard": False})
+    for count in cpus[1:]:
+        made.add_node(**size, num_cpus=count)
+    made.wait_for_nodes()
+    try:
+        yield made.address
+    finally:
+        made.shutdown()
+
+
+def sweep(home: Path, name: str, address: str, own: Mapping[str, str]) -> dict[str, Any]:
+    """Runs the launch script; returns every unit's facts without clock times."""
+    given = ["--space", home / "all.yaml", "--encoder", home / "encoder.safetensors", "--corpora", home / "corpora"]
+    places = ["--storage", home / name, "--report", home / f"report-{name}", "--address", address, "--cpu"]
+    began = time.monotonic()
+    done = run("sweep_alpha.py", *given, *places, timeout=1500, **own)
+    assert done.returncode == 0, done.stderr + done.stdout
+    found = manifests(home / name)
+    count = sum(key.startswith("evaluate/") for key in found)
+    print(f"PASS  {name}: sweep_alpha.py, {count} evaluations in {time.monotonic() - began:.0f} s", flush=True)
+    return found
+
+
+def check_table(path: Path) -> None:
+    """Every row of the result table has a finite number for every metric."""
+    lines = list(csv.DictReader(path.read_text(encoding="utf-8").splitlines()))
+    assert {line["role"] for line in lines} == {"pre-trained", "merge", "stable fine-tuning"}
+    for line in lines:
+        for metric in METRICS:
+            assert math.isfinite(float(line[metric])), (metric, line)
+    print(f"PASS  the table has a finite number for {len(METRICS)} metrics in {len(lines)} rows")
+
+
+def evaluate(home: Path, row: tuple[str, str, dict[str, Any], dict[str, Any]], address: str, own: Mapping[str, str]) -> None:
+    """Runs ``speechft evaluate`` on one task and checks its metrics."""
+    task, corpus, given, options = row
+    storage = home / "evaluate"
+    before = set(storage.glob("evaluate/*"))
+    command = [sys.executable, "-m", "speechft_ray", "evaluate", "--task", task, "--updates", "2", "--cpu"]
+    command += ["--encoder", str(home / "encoder.safetensors"), "--corpus", str(home / "corpora" / corpus)]
+    command += ["--storage", str(storage), "--address", address]
+    for option in (f"{name}={value}" for name, value in options.items()):
+        command += ["--option", option]
+    for option in (f"{name}={value}" for name, value in given.items() if name == "silence_crops"):
+        command += ["--corpus-option", option]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment(**own), cwd=REPOSITORY)
+    assert done.returncode == 0, done.stderr + done.stdout
+    (unit,) = set(storage.glob("evaluate/*")) - before
+    scores = scores_of(json.loads((unit / "manifest.json").read_text()))
+    assert {score.metric for score in scores} == set(TASKS.get(task).metrics)
+    assert all(math.isfinite(value) for score in scores for value in score.values)
+    told = ", ".join(f"{score.metric} {score.split} {score.mean:.2f}" for score in scores)
+    print(f"PASS  speechft evaluate --task {task} --corpus {corpus}: {told}", flush=True)
+
+
+def main() -> None:
+    """Runs everything below a new folder; leaves with 1 and what was printed when something fails."""
+    home = Path(tempfile.mkdtemp(prefix="sft", dir="/tmp"))  # Ray's sockets lie in it, with 108 characters at most
+    own = {"HOME": str(home), "RAY_TMPDIR": str(home), "RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": str(REPOSITORY)}
+    for name in [name for name in os.environ if name.startswith("RAY_")]:
+        del os.environ[name]
+    os.environ.update(own, OMP_NUM_THREADS="1")
+    try:
+        write_encoder(home / "encoder.safetensors", toy_hubert(), {})
+        for name, layout in LAYOUTS.items():
+            layout.lay_out(home / "corpora" / name)
+        (home / "all.yaml").write_text(yaml.safe_dump(space(), sort_keys=False))
+        with cluster((2, 2)) as address:
+            four = sweep(home, "four-workers", address, own)
+            check_table(home / "report-four-workers" / "table.csv")
+            for row in ROWS:
+                evaluate(home, row, address, own)
+        with cluster((1,)) as address:
+            one = sweep(home, "one-worker", address, own)
+        assert one == four
+        print(f"PASS  one worker and four workers on two nodes: {len(one)} units are equal in every digit")
+    finally:
+        shutil.rmtree(home, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    main()
