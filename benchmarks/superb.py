@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import os
 import random
-import resource
+import re
 import subprocess
 import sys
 import tempfile
@@ -234,8 +234,9 @@ def peak_of(task: str, count: int) -> None:
         trained = train_probes(problem, kept["train"], kept["dev"], schedule_of(row, spec), kinds, 0, lambda _: None)
         unseen = Reencoded(extract, ordered["test"])
         answers(problem, [each.probe for each in trained], unseen)
-    peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    print(peak_bytes / 1e6, sum(size_of(extract, items) for items in ordered.values()) / 1e6)
+    # Not ru_maxrss, which begins with what the parent had when it started this process.
+    (peak_kib,) = re.findall(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    print(int(peak_kib) * 1024 / 1e6, sum(size_of(extract, items) for items in ordered.values()) / 1e6)
 
 
 def _made(split: str, index: int) -> Utterance:
