@@ -19,7 +19,7 @@ from speechft_ray.speech.corpora.base import Corpus, Utterance
 from speechft_ray.speech.encoders.base import Encoder, Shape
 from speechft_ray.superb.cache import FeatureCache
 from speechft_ray.superb.counts import counted
-from speechft_ray.superb.features import IN_MEMORY, Advance, Extractor, Keeping, Reencoded, Source, sources
+from speechft_ray.superb.features import IN_MEMORY, Advance, Extractor, Heard, Keeping, Reencoded, Source, sources
 from speechft_ray.superb.front_end import FrontEnds
 from speechft_ray.superb.probe import Schedule, Trained, answers, references, train_probes
 from speechft_ray.superb.stacked import train_stacked
@@ -59,6 +59,7 @@ def evaluate(
     *,
     sharing: Sharing | None = None,
     dev_only: bool = False,
+    heard: Heard | None = None,
 ) -> dict[str, JsonValue]:
     """Trains the probes of an evaluation and returns its facts.
 
@@ -68,7 +69,8 @@ def evaluate(
     ``utterances`` and ``skipped`` recordings by split, ``seconds`` by phase;
     per seed ``best_update`` and ``layer_weights`` (softmax). With several rates, ``grid`` has every rate and seed with its
     metrics. Test is encoded and scored once, by each probe at its best validation on dev; with ``dev_only`` not at all, and dev
-    is the same to the last digit. The encoder is left in eval mode on ``device``.
+    is the same to the last digit. ``heard`` holds means that need not be computed. The encoder is left in eval mode on
+    ``device``.
 
     On a CPU one torch thread is used, since the order of sums, and with it the last digits, depends on their number.
     Raises ``UserError`` for a column, split, label or option that does not fit the task.
@@ -81,8 +83,9 @@ def evaluate(
     progress = Progress(report, sum(map(len, seen.values())) + heads * spec.updates)
     began = time.perf_counter()
     with one_thread(device):
-        extract = Extractor(encoder, problem.corpus, device, task.pooled, _front_ends(sharing, encoder, problem.corpus))
-        keeping = Keeping(cache=sharing.cache, encoder=sharing.encoder) if sharing else IN_MEMORY
+        front_ends = front_ends_of(sharing, encoder, problem.corpus)
+        extract = Extractor(encoder, problem.corpus, device, task.pooled, front_ends, heard)
+        keeping = keeping_of(sharing)
         if isinstance(problem, Search):
             found = _searched(problem, extract, seen, spec.seeds, progress.advance, keeping)
         else:
@@ -177,7 +180,13 @@ def _grid(rates: Sequence[float], seeds: int, found: _Found) -> list[JsonValue]:
     ]
 
 
-def _front_ends(sharing: Sharing | None, encoder: Encoder, corpus: Corpus) -> FrontEnds | None:
+def keeping_of(sharing: Sharing | None) -> Keeping:
+    """Where features may lie."""
+    return Keeping(cache=sharing.cache, encoder=sharing.encoder) if sharing else IN_MEMORY
+
+
+def front_ends_of(sharing: Sharing | None, encoder: Encoder, corpus: Corpus) -> FrontEnds | None:
+    """The front end that an encoder shares with others on a corpus, where it has one."""
     if sharing is None or sharing.front_end is None:
         return None
     prefix, shape = sharing.front_end

@@ -6,14 +6,18 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import cast
 
+import numpy as np
 import torch
 from pydantic import JsonValue
 
+from speechft_ray.core.fingerprint import fingerprint
 from speechft_ray.core.records import Score, scores_of
 from speechft_ray.core.specs import EvalSpec
-from speechft_ray.speech.corpora.base import Corpus
+from speechft_ray.speech.corpora.base import SPLITS, Corpus, Utterance
 from speechft_ray.speech.encoders.base import Encoder
-from speechft_ray.superb.evaluate import Report, Sharing, evaluate
+from speechft_ray.superb.evaluate import Report, Sharing, evaluate, front_ends_of, keeping_of, one_thread
+from speechft_ray.superb.features import Extractor, Heard, sources
+from speechft_ray.superb.tasks.base import TASKS
 
 
 def evaluate_folds(
@@ -35,9 +39,10 @@ def evaluate_folds(
         return evaluate(spec, encoder, corpora[0], device, report, sharing=sharing, dev_only=dev_only)
     folds: list[dict[str, JsonValue]] = []
     counts: list[JsonValue] = []
+    heard = _heard(spec, encoder, corpora, device, sharing, ("train", "dev") if dev_only else SPLITS)
     for corpus in corpora:
         told = _part(report, len(folds), len(corpora))
-        facts = evaluate(spec, encoder, corpus, device, told, sharing=sharing, dev_only=dev_only)
+        facts = evaluate(spec, encoder, corpus, device, told, sharing=sharing, dev_only=dev_only, heard=heard)
         counts += cast("list[JsonValue]", facts.pop("counts"))
         folds.append(facts)
     return {
@@ -46,6 +51,41 @@ def evaluate_folds(
         **{name: folds[0][name] for name in ("seeds", "learning_rate", "updates")},
         "folds": [dict(facts) for facts in folds],
     }
+
+
+def _heard(
+    spec: EvalSpec,
+    encoder: Encoder,
+    corpora: Sequence[Corpus],
+    device: torch.device,
+    sharing: Sharing | None,
+    splits: Sequence[str],
+) -> Heard | None:
+    """Encodes every recording of all folds once, for a task that needs means alone; ``None`` where contents are not known."""
+    if not TASKS.get(spec.task).pooled or not all(corpus.contents for corpus in corpora):
+        return None
+    owners = {
+        corpus.contents[utterance.key]: (corpus, utterance)
+        for corpus in corpora
+        for utterance in corpus.utterances
+        if utterance.split in splits
+    }
+    places = {content: place for place, content in enumerate(sorted(owners))}
+
+    def read(utterance: Utterance) -> np.ndarray:
+        corpus, own = owners[utterance.key]
+        return corpus.read(own)
+
+    union = Corpus(
+        name=corpora[0].name,
+        fingerprint=fingerprint({"recordings": list(places)}),
+        utterances=[Utterance(key=name, split="train", samples=owners[name][1].samples, labels={}) for name in places],
+        read=read,
+    )
+    with one_thread(device):
+        extract = Extractor(encoder, union, device, True, front_ends_of(sharing, encoder, union))
+        found = sources(extract, {"train": union.utterances}, lambda count: None, keeping_of(sharing))
+    return Heard(found["train"], places)
 
 
 def mean_scores(folds: Sequence[Sequence[Score]]) -> list[Score]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +13,9 @@ from pydantic import ValidationError
 from speechft_ray.core.fingerprint import fingerprint
 from speechft_ray.core.records import Score, scores_of
 from speechft_ray.core.specs import CorpusSpec, EvalSpec
-from speechft_ray.superb.evaluate import evaluate
+from speechft_ray.speech.corpora.base import Corpus
+from speechft_ray.superb.cache import FeatureCache
+from speechft_ray.superb.evaluate import Sharing, evaluate
 from speechft_ray.superb.folds import evaluate_folds, mean_scores
 from speechft_ray.sweep.plan import Inputs, make_plan
 from tests.superb.toy import ToyEncoder, toy_corpus
@@ -77,3 +81,36 @@ def test_a_plan_asks_for_every_fold() -> None:
     jobs = plan.of_stage("evaluate")
     assert {1, 2, 3} <= set(asked) and len(jobs) == len(plan.rows) + 1  # and the baseline
     assert all(len([need for need in job.needs if plan.jobs[need].stage == "corpus"]) == 3 for job in jobs)
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_a_recording_of_several_folds_is_encoded_once(cached: bool, tmp_path: Path) -> None:
+    """Three ways to split the same recordings; the numbers are those of folds that know nothing of each other."""
+    whole = toy_corpus({"train": 36}, seed=1)
+    contents = {utterance.key: f"sha of {utterance.key}" for utterance in whole.utterances}
+    turns = ("train", "dev", "test")
+
+    def fold(number: int, known: bool) -> Corpus:
+        split = [replace(item, split=turns[(place + number) % 3]) for place, item in enumerate(whole.utterances)]
+        return replace(whole, fingerprint=f"fold {number}", utterances=split, contents=contents if known else {})
+
+    def found(known: bool, encoder: ToyEncoder) -> dict[str, Any]:
+        cache = FeatureCache(tmp_path / str(known), 1 << 24)
+        sharing = Sharing(cache=cache, encoder="toy", front_end=None) if cached else None
+        corpora = [fold(number, known) for number in range(3)]
+        return evaluate_folds(spec(folds=FOLDS), encoder, corpora, CPU, lambda _: None, sharing=sharing)
+
+    apart, together, again = ToyEncoder(), ToyEncoder(), ToyEncoder()
+    expected, facts = found(False, apart), found(True, together)
+    assert (sum(apart.calls), sum(together.calls)) == (3 * 36, 36)
+    assert scores_of(facts) == scores_of(expected)
+    found(True, again)
+    assert sum(again.calls) == (0 if cached else 36)
+
+
+def test_dev_alone_hears_no_recording_that_is_only_in_test() -> None:
+    corpus = toy_corpus({"train": 12, "dev": 4, "test": 4})
+    corpora = [replace(corpus, contents={item.key: item.key for item in corpus.utterances})] * 2
+    encoder = ToyEncoder()
+    evaluate_folds(spec(folds={"fold": [1, 2]}), encoder, corpora, CPU, lambda _: None, dev_only=True)
+    assert sum(encoder.calls) == 16
