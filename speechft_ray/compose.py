@@ -156,10 +156,6 @@ def run_sweep(
 
     Raises ``UserError`` before anything is computed when the input is wrong, and ``Interrupted`` when ``stop`` was set.
     """
-    if spec.search is not None:
-        from speechft_ray.searching import run_search_sweep  # built on this module
-
-        return run_search_sweep(spec, place, address, report, mlflow_uri, stop)
     store = Store(Path(place.storage))
     plan = plan_sweep(spec, place)
     missing = needed_jobs(plan, store)
@@ -186,11 +182,6 @@ def run_sweep(
 
 def publish_again(spec: SweepSpec, place: Place, report: Path, mlflow_uri: str | None) -> None:
     """Writes the report from the store, and sends trackers what they lack."""
-    if spec.search is not None:
-        from speechft_ray.searching import publish_search_again
-
-        publish_search_again(spec, place, report, mlflow_uri)
-        return
     store, console = Store(Path(place.storage)), Console()
     plan = plan_sweep(spec, place)
     publisher = Publisher(plan, store, open_trackers(spec, store, mlflow_uri), console.print)

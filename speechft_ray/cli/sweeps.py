@@ -45,6 +45,7 @@ def run(
     """Run a sweep. Finished work is never repeated: after a stop, run the same command again."""
     from speechft_ray.compose import place_for, run_sweep, stop_on_signals
     from speechft_ray.describe import describe_plan
+    from speechft_ray.searching import run_search_sweep
     from speechft_ray.sweep.space_file import read_space
 
     spec = read_space(space)
@@ -55,7 +56,8 @@ def run(
         return
     folder = report or Path(place.storage) / "report" / spec.name
     with stop_on_signals() as stop:
-        failures = run_sweep(spec, place, None if in_process else address, folder, mlflow, stop)
+        runs = run_search_sweep if spec.search else run_sweep
+        failures = runs(spec, place, None if in_process else address, folder, mlflow, stop)
     if failures:
         raise SystemExit(EXIT_FAILED)
 
@@ -106,11 +108,13 @@ def write_report(
 ) -> None:
     """Write the report again from the store, and send to MLflow what it lacks."""
     from speechft_ray.compose import place_for, publish_again
+    from speechft_ray.searching import publish_search_again
     from speechft_ray.sweep.space_file import read_space
 
     spec = read_space(space)
     place = place_for(spec, storage=storage, encoder=encoder, corpora=corpora, manifest=manifest)
-    publish_again(spec, place, report or Path(place.storage) / "report" / spec.name, mlflow)
+    publish = publish_search_again if spec.search else publish_again
+    publish(spec, place, report or Path(place.storage) / "report" / spec.name, mlflow)
 
 
 @app.command()
