@@ -126,7 +126,7 @@ def _results(content: PageContent) -> str:
 
 
 def _cells(group: Group, names: Sequence[str]) -> list[str]:
-    """The cells of one line, each test number with its interval after a line break."""
+    """The cells of one line, each test number with its interval below."""
     cells = table_cells(group, names)
     for place, name in [(3, "score"), *enumerate(names, start=5)]:
         if (ends := group.interval(name)) is not None:
@@ -220,7 +220,7 @@ def _row(cells: Sequence[str], kind: str = "", tag: str = "td") -> str:
         number, _, ends = _text(cell).partition(" | ") if place > 1 else (_text(cell), "", "")
         number, _, spread = number.partition(" ± ")
         inner = f"{number} <small>± {spread}</small>" if spread else number
-        inner += f"<br><small>{ends}</small>" if ends else ""
+        inner += f"<small>{ends}</small>" if ends else ""
         texts.append(_tag(tag, inner, {0: "star", 1: "name"}.get(place, "")))
     return _tag("tr", "".join(texts), kind)
 
