@@ -189,7 +189,7 @@ def test_the_report_shows_intervals_and_leaks(tmp_path: Path) -> None:
             ends = group.interval(name)
             assert ends is not None and ends[0] < group.mean[name] < ends[1]
             assert (float(table[group.title][f"{name}.low"]), float(table[group.title][f"{name}.high"])) == ends
-            assert f"<br><small>{ends[0]:.2f} to {ends[1]:.2f}</small>" in text
-    assert "† &lt;b&gt; was tuned on 3 of the 200 test utterances of er." in text and text.count(" †</small><br>") == 1
+            assert f"<small>{ends[0]:.2f} to {ends[1]:.2f}</small>" in text
+    assert "† &lt;b&gt; was tuned on 3 of the 200 test utterances of er." in text and text.count(" †</small>") == 1
     assert "dev.score.low" not in table["pre-trained"]
     assert ".low" not in csv_table(groups(known.rows))  # nothing counted, nothing shown
