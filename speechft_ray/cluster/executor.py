@@ -12,7 +12,9 @@ from typing import Any
 
 import ray
 from ray.exceptions import RayError, RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from speechft_ray.cluster.affinity import preferred_node
 from speechft_ray.cluster.connect import Cluster
 from speechft_ray.cluster.gauges import Gauges
 from speechft_ray.cluster.progress import open_board, perform_on_worker, read_board
@@ -93,7 +95,8 @@ class RayExecutor:
             self._start(job)
 
     def _start(self, job: Job) -> None:
-        options = task_options(self._shares.of(job.resources))
+        share = self._shares.of(job.resources)
+        options = task_options(share) | _preference(preferred_node(job, self._place, self._shares.able(share)))
         task = _TASK.options(name=job.label, _labels={"stage": job.stage}, **options)
         reference = task.remote(self._perform, job, self._place, self._board)
         self._tasks[job.fingerprint] = reference
@@ -157,6 +160,13 @@ class RayExecutor:
             self._gauges.ended(job, outcome)
         self._board.drop.remote(outcome.fingerprint)
         self._ended.put(outcome)
+
+
+def _preference(node: str | None) -> dict[str, Any]:
+    if node is None:
+        return {}
+    # `soft` alone would wait for a busy node while others are idle; it goes elsewhere only from one that is gone.
+    return {"scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=True, _spill_on_unavailable=True)}
 
 
 def _perform_task(perform: Perform, job: Job, place: Place, board: Any) -> dict[str, Any]:

@@ -37,6 +37,12 @@ def slots(share: ResourceRequest, nodes: Sequence[Mapping[str, float]]) -> int:
     return max(1, sum(held))
 
 
+def able(share: ResourceRequest, nodes: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """Returns the ids of the nodes that could run a job with this share, were they idle; sorted."""
+    wanted = bundle(share)
+    return sorted(name for name, node in nodes.items() if all(node.get(key, 0.0) >= wanted[key] for key in wanted))
+
+
 def task_options(share: ResourceRequest) -> dict[str, Any]:
     """Returns the share as options of a Ray task."""
     memory = {"memory": share.memory_bytes} if share.memory_bytes else {}
@@ -54,19 +60,24 @@ class Shares:
 
     def __init__(self, place: Place) -> None:
         self._device = place.device
-        self._nodes: list[Mapping[str, float]] = []
+        self._nodes: dict[str, Mapping[str, float]] = {}
         self._looked_at = float("-inf")
 
     def of(self, request: ResourceRequest) -> ResourceRequest:
         """Returns what this request gets."""
         self._look()
-        return fitting(request, self._nodes, self._device)
+        return fitting(request, list(self._nodes.values()), self._device)
 
     def slots(self, request: ResourceRequest) -> int:
         """Returns how many such requests the nodes hold together; 1 while there is no node."""
-        return slots(self.of(request), self._nodes)
+        return slots(self.of(request), list(self._nodes.values()))
+
+    def able(self, share: ResourceRequest) -> list[str]:
+        """Returns the ids of the nodes that could run a job with this share, were they idle; sorted."""
+        self._look()
+        return able(share, self._nodes)
 
     def _look(self) -> None:
         if time.monotonic() - self._looked_at > LOOK_EVERY_SECONDS:
-            self._nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+            self._nodes = {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
             self._looked_at = time.monotonic()

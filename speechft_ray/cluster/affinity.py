@@ -1,0 +1,24 @@
+"""Which node an evaluation prefers: the one whose cache knows its corpus."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from speechft_ray.core.fingerprint import fingerprint
+from speechft_ray.core.records import Job, Place
+
+
+def preferred_node(job: Job, place: Place, nodes: Iterable[str]) -> str | None:
+    """Returns the id of the node that an evaluation should run on while there is room, or ``None`` if any is as good.
+
+    All evaluations of one corpus prefer one node, whatever they evaluate; different corpora spread. Each node draws a number
+    for the corpus and the highest wins (rendezvous hashing: Thaler and Ravishankar, IEEE/ACM Transactions on Networking 6(1),
+    1998), so a node that comes or goes moves only the corpora that it wins or had won. A cache in the storage is the same
+    from every node, and other stages have none.
+    """
+    spec = job.payload.get("spec")
+    corpus = spec.get("corpus") if isinstance(spec, dict) else None
+    able = sorted(nodes)
+    if job.stage != "evaluate" or place.cache is None or corpus is None or len(able) < 2:
+        return None
+    return max(able, key=lambda node: fingerprint([node, corpus]))
