@@ -135,18 +135,23 @@ def place_for(
     manifest: Path | None = None,
     cpu: bool = False,
 ) -> Place:
-    """Returns where this run finds and leaves things; every path is made absolute, since workers start elsewhere.
-
-    A name of the catalogue means that encoder even where a file is called the same; ``./NAME`` is the file.
-    """
-    name = encoder or spec.encoder
+    """Returns where this run finds and leaves things; every path is made absolute, since workers start elsewhere."""
     return Place(
         storage=str(storage.expanduser().absolute()),
-        encoder=name if is_name(name) or not Path(name).expanduser().exists() else str(Path(name).expanduser().absolute()),
+        encoder=encoder_at(encoder or spec.encoder),
         corpora=str(corpora.expanduser().absolute()) if corpora else None,
         manifest=str(manifest.expanduser().absolute()) if manifest else None,
         device="cpu" if cpu else "auto",
     )
+
+
+def encoder_at(name: str) -> str:
+    """Returns a name as it is and a path made absolute.
+
+    A name of the catalogue means that encoder even where a file is called the same; ``./NAME`` is the file.
+    """
+    path = Path(name).expanduser()
+    return name if is_name(name) or not path.exists() else str(path.absolute())
 
 
 def run_sweep(

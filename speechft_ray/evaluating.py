@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -30,7 +31,7 @@ from speechft_ray.sweep.plan import FBANK, Builder, Inputs
 def evaluation(task: str, corpus: Path | None, given: Mapping[str, Any]) -> tuple[EvalSpec, dict[str, str]]:
     """Returns the spec of an evaluation and where its corpus lies.
 
-    What ``given`` leaves out (fields of ``EvalSpec``, dotted ones among them not) is as published for the task. ``corpus`` is
+    What ``given`` (fields of ``EvalSpec``, and ``corpus_options``) leaves out is as published for the task. ``corpus`` is
     the folder of the task's own corpus, a manifest, or ``None`` for the synthetic one. Raises ``UserError`` where a task has no
     published protocol and the updates are not given, and ``SpecError`` with every mistake.
     """
@@ -113,8 +114,5 @@ def _display(missing: Mapping[str, Any]) -> Display:
 def _with_spread(name: str, values: tuple[float, ...]) -> str:
     if not values:
         return ""
-    mean = sum(values) / len(values)
-    if len(values) == 1:
-        return metric(name).format(mean)
-    spread = (sum((value - mean) ** 2 for value in values) / (len(values) - 1)) ** 0.5
-    return f"{metric(name).format(mean)} ± {metric(name).format(spread)}"
+    mean = metric(name).format(statistics.fmean(values))
+    return mean if len(values) == 1 else f"{mean} ± {metric(name).format(statistics.stdev(values))}"

@@ -32,10 +32,9 @@ def evaluate(
     cpu: Annotated[bool, typer.Option("--cpu", help="Leave GPUs alone.")] = False,
 ) -> None:
     """Evaluate one encoder on one task of SUPERB, with its published protocol where nothing else is said."""
-    from speechft_ray.compose import stop_on_signals
+    from speechft_ray.compose import encoder_at, stop_on_signals
     from speechft_ray.core.records import Place
     from speechft_ray.evaluating import describe_evaluation, evaluation, run_evaluation
-    from speechft_ray.speech.checkpoints.catalogue import is_name
 
     given = {
         "column": column,
@@ -46,10 +45,9 @@ def evaluate(
         "corpus_options": given_pairs(corpus_option or [], "--corpus-option"),
     }
     spec, roots = evaluation(task, corpus, given)
-    path = Path(encoder).expanduser()
     place = Place(
         storage=str(storage.expanduser().absolute()),
-        encoder=encoder if is_name(encoder) or not path.exists() else str(path.absolute()),
+        encoder=encoder_at(encoder),
         roots=roots,
         manifest=roots.get("manifest"),
         device="cpu" if cpu else "auto",
