@@ -35,16 +35,48 @@ class Objective(Spec):
     """One fine-tuning loss: a head on the last hidden state, and the labels that teach it."""
 
     head: str
-    """Registered head: ``frame`` (cross-entropy per frame), ``ctc``, ``pooled`` (mean over frames, cross-entropy)."""
+    """Registered head: ``frame`` (cross-entropy per frame), ``ctc``, ``pooled`` (mean over frames, cross-entropy), ``masked``
+    (prediction of the start encoder's own clusters at masked frames: continued pre-training, paper section 4.2)."""
     corpus: CorpusSpec
-    column: str
-    """Label column of the corpus."""
+    column: str | None = None
+    """Label column of the corpus; ``None`` for a head that learns from audio alone."""
     weight: Annotated[float, Field(gt=0)] = 1.0
     """Factor of this loss in the sum (paper: none given for multitask; 1:1)."""
     batch_size: Annotated[int, Field(ge=1)] = 32
     """Utterances of this objective in one update (paper section 4.2: effective batch 32 for most tasks)."""
     options: dict[str, JsonValue] = Field(default_factory=dict)
     """The head's own options (checked by its options model)."""
+
+
+class AdapterSpec(Spec):
+    """A low-rank change of linear layers instead of a change of all weights; merged into the weights at the end."""
+
+    kind: Literal["lora", "dora"] = "lora"
+    """``lora``: W0 + (scale / rank) B A (arXiv 2106.09685). ``dora``: that, brought to a learned length per output
+    (arXiv 2402.09353)."""
+    rank: Annotated[int, Field(ge=1)] = 8
+    """Rank of B A (peft's default). The journal version reports LoRA and DoRA but no rank that could be read."""
+    scale: Annotated[float, Field(gt=0)] = 16.0
+    """``lora_alpha`` of peft: B A counts scale / rank."""
+    layers: Annotated[tuple[str, ...], Field(min_length=1)] = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
+    """Last parts of the names of the linear layers that get one (all of a transformer layer)."""
+
+
+class AfterSpec(Spec):
+    """The merge that a later stage of a sequential chain starts from: phi = (1 - alpha) start + alpha tuned."""
+
+    finetune: Name
+    """Name of the earlier run; the one with the same seed is taken."""
+    method: str = "linear"
+    """Registered merge method."""
+    params: dict[str, JsonValue] = Field(default_factory=dict)
+    """The method's own parameters (checked by its model)."""
+    alpha: Fraction = 0.25
+    """Share of the earlier run's model (paper: 0.25 at every stage; 1 is tuning twice without interpolation)."""
+
+
+LATER_FIELDS = ("gather", "after", "adapter", "keep_at", "head_phase_dropout", "non_finite_limit")
+"""Fields of a fine-tuning that came after the first sweeps: no part of identity while they have their default."""
 
 
 class FinetuneSpec(Spec):
@@ -74,6 +106,19 @@ class FinetuneSpec(Spec):
     gather: Annotated[tuple[Literal["fisher", "gram"], ...], Field(max_length=2)] = ()
     """Statistics of the tuning set, gathered with the tuned weights for the merge methods ``fisher`` and ``regmean``."""
 
+    after: AfterSpec | None = None
+    """Start from a merge of an earlier run instead of the pre-trained encoder: one stage of a sequential chain, with a new
+    head, a head-only phase and a schedule of its own (paper section 4.4)."""
+    adapter: AdapterSpec | None = None
+    """Train a low-rank change instead of the weights themselves (journal version, Table VIII: LoRA and DoRA)."""
+    keep_at: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = ()
+    """Fractions of the updates after which the weights are kept as well (journal version: an early checkpoint at 0.2)."""
+    head_phase_dropout: bool = True
+    """Whether the frozen encoder drops out in the head-only phase, as in the official code. Without, what it says of every
+    utterance is computed once."""
+    non_finite_limit: Annotated[int, Field(ge=0)] = 10
+    """Updates without a finite loss and gradient, one after the other, that a run survives; each is skipped."""
+
     @model_validator(mode="after")
     def _schedule_is_whole(self) -> FinetuneSpec:
         if abs(sum(self.schedule) - 1.0) > 1e-6:
@@ -81,8 +126,10 @@ class FinetuneSpec(Spec):
         return self
 
     def identity(self) -> dict[str, Any]:
-        """The part that decides the result; without ``gather`` where nothing is gathered, as before there was such a field."""
-        return self.model_dump(mode="json", exclude={"name"} if self.gather else {"name", "gather"})
+        """The part that decides the result, besides the start encoder, to which ``after`` leads; see ``LATER_FIELDS``."""
+        defaults = {name: type(self).model_fields[name].default for name in LATER_FIELDS}
+        unset = {name for name, default in defaults.items() if getattr(self, name) == default}
+        return self.model_dump(mode="json", exclude={"name", "after", *unset})
 
 
 class MergeSpec(Spec):
@@ -96,6 +143,13 @@ class MergeSpec(Spec):
     """Share of the tuned model (paper: 0.25 everywhere; 0 is the pre-trained, 1 the stably fine-tuned model)."""
     donors: Literal["each"] | Annotated[tuple[Name, ...], Field(min_length=1)] = "each"
     """``each``: every fine-tuned model by itself. Names of fine-tuning runs: merged together, seed by seed."""
+    checkpoint: Literal["best"] | Annotated[float, Field(gt=0, lt=1)] = "best"
+    """Which weights of the donors: those of the best validation, or those kept at that fraction (``keep_at``)."""
+
+    @model_serializer(mode="wrap")
+    def _without_best(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        found: dict[str, Any] = serialize(self)
+        return {name: value for name, value in found.items() if name != "checkpoint" or value != "best"}
 
 
 Rate = Annotated[float, Field(gt=0)]
@@ -199,6 +253,17 @@ class SearchSpec(Spec):
         return self.stop_early or ("bound" if self.objectives == ("score",) else "none")
 
 
+class StopSpec(Spec):
+    """Which fine-tuning runs end early, by their validation metric beside those of other seeds and settings."""
+
+    rule: Literal["asha", "median"]
+    """``asha``: successive halving (arXiv 1810.05934). ``median``: below the median of the others (Google Vizier, KDD 2017)."""
+    grace: Fraction = 0.25
+    """Share of its updates that every run gets."""
+    keep_one_of: Annotated[int, Field(ge=2)] = 4
+    """``asha``: of so many runs one goes on at every rung (Ray Tune's ``reduction_factor``, 4 by default)."""
+
+
 class SweepSpec(Spec):
     """A whole sweep. Axes of the YAML file are already expanded: every entry is concrete."""
 
@@ -212,3 +277,5 @@ class SweepSpec(Spec):
     evaluate: Annotated[tuple[EvalSpec, ...], Field(min_length=1)]
     """The tasks. A search evaluates each merge in this order and may stop in between: cheap and telling ones first."""
     score: ScoreSpec = ScoreSpec()
+    stop_tuning: StopSpec | None = None
+    """End hopeless fine-tuning runs early; ``None``: every run takes all its updates."""

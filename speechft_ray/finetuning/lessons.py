@@ -39,6 +39,9 @@ class Lesson:
 def prepare(objective: Objective, corpus: Corpus) -> Lesson:
     """Reads the labels of an objective. Raises ``UserError`` for everything that would spoil the training."""
     kind, options, column = HEADS.get(objective.head), head_options(objective.head, objective.options), objective.column
+    if column is None:
+        allowed = ", ".join(sorted(corpus.columns))
+        raise UserError(f"the head `{objective.head}` learns from labels: name a `column` of the corpus, one of {allowed}.")
     if column not in corpus.columns:
         raise UserError(f"corpus `{corpus.name}`: {unknown_name('label column', column, corpus.columns)}")
     train, dev = (_utterances(corpus, split) for split in ("train", "dev"))

@@ -11,7 +11,16 @@ import pytest
 from pydantic import BaseModel
 
 from speechft_ray.core.fingerprint import canonical, file_sha256, fingerprint
-from speechft_ray.core.specs import CorpusSpec, EvalSpec, FinetuneSpec, MergeSpec, Objective
+from speechft_ray.core.specs import (
+    LATER_FIELDS,
+    AdapterSpec,
+    AfterSpec,
+    CorpusSpec,
+    EvalSpec,
+    FinetuneSpec,
+    MergeSpec,
+    Objective,
+)
 
 FINETUNE = FinetuneSpec(
     name="phones", objectives=(Objective(head="ctc", corpus=CorpusSpec(), column="phones"),), updates=100, seed=1
@@ -80,6 +89,11 @@ def test_every_field_of_a_spec_counts() -> None:
             "crop_seconds": 8.0,
             "seed": 2,
             "gather": ("fisher",),
+            "after": AfterSpec(finetune="first"),
+            "adapter": AdapterSpec(),
+            "keep_at": (0.2,),
+            "head_phase_dropout": False,
+            "non_finite_limit": 3,
             "name": "other",
         }.items()
     ]
@@ -87,8 +101,10 @@ def test_every_field_of_a_spec_counts() -> None:
     assert len({fingerprint(spec) for spec in [FINETUNE, *changed]}) == len(changed) + 1
 
 
-def test_what_is_gathered_counts_only_where_something_is() -> None:
-    assert "gather" not in FINETUNE.identity()
+def test_later_fields_count_only_where_they_are_set() -> None:
+    assert not set(LATER_FIELDS) & set(FINETUNE.identity())
+    assert FINETUNE.model_copy(update={"keep_at": (0.2,)}).identity() == {**FINETUNE.identity(), "keep_at": [0.2]}
+    assert FINETUNE.model_copy(update={"after": AfterSpec(finetune="first")}).identity() == FINETUNE.identity()
     assert FINETUNE.model_copy(update={"gather": ("fisher",)}).identity() == {**FINETUNE.identity(), "gather": ["fisher"]}
 
 
