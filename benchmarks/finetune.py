@@ -1,0 +1,148 @@
+"""What an update of fine-tuning costs: ours against s3prl's own loop. One run, the same threads, model, batch and utterances.
+
+    .venv/bin/python -m benchmarks.finetune [equal real] [--layers 12] [--threads 2] [--also compiled checkpointed]
+
+The encoder has HuBERT Base's size and random weights, the audio is noise. Each variant lives in a fresh process of its own, with
+the allocator settings that workers have. They take turns, update by update, after one update for warming up; a process that
+waits does nothing. ``equal``: medians over updates. ``real``: each side draws batches in its own way, so that single updates are
+not comparable, and the sum over one epoch is divided by its updates. Peak memory is the largest resident size of the process,
+imports (about 0.5 GB) included.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from pathlib import Path
+from statistics import median
+
+import torch
+
+from benchmarks.finetune_loops import SETTINGS, VARIANTS, start
+
+UPDATES = 4
+HEAD_SHARE = 0.1
+"""Of the updates of a run (beta of the paper)."""
+TARGET = 1.5
+FULL, FROZEN = "s3prl", "s3prl, encoder frozen"
+UNCACHED, CACHED = "ours, front end not cached", "ours, front end cached"
+HEAD, QUIET = "ours, head phase", "ours, head phase without dropout"
+
+
+class Child:
+    """A variant in a process of its own, that takes an update when it is told to."""
+
+    def __init__(self, setting: str, variant: str, options: argparse.Namespace) -> None:
+        command = [sys.executable, "-m", "benchmarks.finetune", setting, "--child", variant]
+        command += ["--layers", str(options.layers), "--threads", str(options.threads)]
+        self.seconds: list[float] = []
+        self.processor: list[float] = []
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        self._process = subprocess.Popen(command, text=True, env={**os.environ, **options.environment}, **pipes)
+        self._answer()
+
+    def update(self, number: int) -> None:
+        wall, processor = self._ask(str(number))
+        self.seconds.append(wall)
+        self.processor.append(processor)
+
+    def end(self) -> float:
+        """Ends the process and returns its peak memory in GB."""
+        (peak,) = self._ask("end")
+        self._process.wait()
+        return peak
+
+    def _ask(self, line: str) -> list[float]:
+        assert self._process.stdin is not None
+        print(line, file=self._process.stdin, flush=True)
+        return self._answer()
+
+    def _answer(self) -> list[float]:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            sys.exit("a variant ended with an error, see above")
+        return [float(word) for word in line.split()]
+
+
+def child(setting: str, variant: str, layers: int) -> None:
+    """Answers every line on standard input that is a number with the seconds of that update, wall and processor."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # s3prl prints
+    with tempfile.TemporaryDirectory() as folder:
+        update = VARIANTS[variant](SETTINGS[setting], start(layers), Path(folder))
+        print(0, file=answers, flush=True)
+        while (line := sys.stdin.readline()) not in ("end\n", ""):
+            wall, processor = time.perf_counter(), time.process_time()
+            update(int(line))
+            print(time.perf_counter() - wall, time.process_time() - processor, file=answers, flush=True)
+        (peak_kib,) = re.findall(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+        print(int(peak_kib) * 1024 / 1e9, file=answers, flush=True)
+    os._exit(0)  # the reading thread waits for updates that never come
+
+
+def compare(name: str, options: argparse.Namespace) -> bool:
+    """Prints the table of one setting and the verdicts."""
+    setting = SETTINGS[name]
+    variants = [FULL, FROZEN, UNCACHED, CACHED, HEAD, QUIET, *(f"{CACHED}, {change}" for change in options.also)]
+    count = setting.updates_per_epoch if name == "real" else UPDATES
+    print(f"\n{name}: {setting.why}; {sum(setting.seconds):.0f} s of audio, {count} updates of each after one for warming up")
+    children = {variant: Child(name, variant, options) for variant in variants}
+    for number in range(1 + count):
+        for each in children.values():
+            each.update(number)
+    middle = (lambda times: sum(times) / len(times)) if name == "real" else median
+    wall = {variant: middle(each.seconds[1:]) for variant, each in children.items()}
+    print(f"  {'':38} s per update   per second   processor s   peak GB")
+    for variant, each in children.items():
+        shown = f"{wall[variant]:12.2f} {1 / wall[variant]:12.3f} {middle(each.processor[1:]):13.2f} {each.end():9.2f}"
+        print(f"  {variant:38} {shown}", flush=True)
+    return _verdicts(name, wall)
+
+
+def _verdicts(name: str, wall: dict[str, float]) -> bool:
+    def over(head: str, rest: str) -> float:
+        return HEAD_SHARE * wall[head] + (1 - HEAD_SHARE) * wall[rest]
+
+    base, cached, uncached = over(FROZEN, FULL), wall[FULL] / wall[CACHED], wall[FULL] / wall[UNCACHED]
+    print(f"  over a run with {HEAD_SHARE:.0%} head phase: s3prl {base:.2f} s per update (its encoder frozen in that phase)")
+    for what, head, rest in (("front end cached", HEAD, CACHED), ("and head phase without dropout", QUIET, CACHED)):
+        print(f"    ours, {what:32} {over(head, rest):.2f} s: {base / over(head, rest):.2f} times")
+    fast = told(cached >= TARGET, f"{name}: an update with the front end cached: {cached:.2f} times s3prl's speed >= {TARGET:g}")
+    return fast & told(uncached >= 1, f"{name}: an update with the front end not cached: {uncached:.2f} times >= 1")
+
+
+def told(passed: bool, line: str) -> bool:
+    """Prints a line with its verdict."""
+    print(f"{'PASS' if passed else 'FAIL'}  {line}", flush=True)
+    return passed
+
+
+def main() -> None:
+    """Prints the tables asked for, or both; leaves with 1 when a line fails."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("settings", nargs="*", help=f"of {', '.join(SETTINGS)}; both unless given")
+    parser.add_argument("--layers", type=int, default=12, help="transformer layers (12)")
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of torch (all processors)")
+    parser.add_argument("--also", nargs="*", default=[], choices=("compiled", "checkpointed"), help="more variants of ours")
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    warnings.filterwarnings("ignore")  # s3prl's weight norm
+    if options.child:
+        return child(options.settings[0], options.child, options.layers)
+    from speechft_ray.cluster.connect import WORKER_ENVIRONMENT  # with Ray, which the children are spared
+
+    options.environment = {key: value for key, value in WORKER_ENVIRONMENT.items() if key.startswith("MALLOC")}
+    print(f"HuBERT, front end of 512 channels, {options.layers} layers x 768, random weights, {options.threads} threads, CPU")
+    sys.exit(0 if all([compare(name, options) for name in options.settings or SETTINGS]) else 1)
+
+
+if __name__ == "__main__":
+    main()
