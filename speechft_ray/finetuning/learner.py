@@ -116,7 +116,7 @@ class Teacher:
         self._halved = part_seconds < PART_SECONDS
 
     def update(self, learner: Learner, update: int) -> Step:
-        """Performs update number ``update`` (from 0). Raises ``UserError`` when half of a part does not fit into memory either."""
+        """Performs update number ``update`` (from 0). Raises ``UserError`` when half a part is too much for a GPU."""
         spec = self._spec
         head_only = is_head_only(update, spec.head_only_fraction, spec.updates)
         for value in learner.parameters.values():
