@@ -49,7 +49,7 @@ def _changed(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) ->
 
 HEAD = {"head.0.projector", "head.0.output"}
 LAYERS = {"encoder.layers.0", "encoder.layers.1"}
-FRONT = {"encoder.front"}
+FRONT = {"encoder.down"}
 
 
 @pytest.mark.parametrize(
@@ -96,7 +96,7 @@ def test_ten_updates_are_those_of_a_plain_loop() -> None:
         means = []
         for utterance in tones.split("train"):
             wave = torch.tensor(tones.read(utterance), dtype=torch.float64)
-            hidden = functional.conv1d(wave[None], values["encoder.front.weight"], values["encoder.front.bias"], stride=320).T
+            hidden = functional.conv1d(wave[None], values["encoder.down.weight"], values["encoder.down.bias"], stride=320).T
             for layer in "01":
                 hidden = torch.tanh(
                     hidden @ values[f"encoder.layers.{layer}.weight"].T + values[f"encoder.layers.{layer}.bias"]
