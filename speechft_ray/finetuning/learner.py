@@ -126,11 +126,7 @@ class Teacher:
         if not quiet:
             self._known.clear()
         batches = self._read(update)
-        try:
-            losses = self._gradients(learner, update, batches, quiet)
-        except torch.OutOfMemoryError as error:
-            self._halve(learner, error)
-            losses = self._gradients(learner, update, batches, quiet)
+        losses = self._gradients(learner, update, batches, quiet)
         parts = {f"loss_{index}": loss for index, loss in enumerate(losses)} if len(losses) > 1 else {}
         loss = sum(losses)
         if spec.anchor_penalty and not head_only:
@@ -172,9 +168,14 @@ class Teacher:
         return found
 
     def _gradients(self, learner: Learner, update: int, batches: Sequence[Batch], quiet: bool) -> list[float]:
-        learner.optimizer.zero_grad(set_to_none=True)
-        seed_torch(self._spec.seed, Draw.UPDATE, update)
-        return [self._backward(learner, index, batch, quiet) for index, batch in enumerate(batches)]
+        """Leaves the gradient of all objectives and returns their weighted losses."""
+        while True:
+            learner.optimizer.zero_grad(set_to_none=True)
+            seed_torch(self._spec.seed, Draw.UPDATE, update)
+            try:
+                return [self._backward(learner, index, batch, quiet) for index, batch in enumerate(batches)]
+            except torch.OutOfMemoryError as error:
+                self._halve(learner, error)
 
     def _backward(self, learner: Learner, index: int, batch: Batch, quiet: bool) -> float:
         """Adds the gradient of one objective and returns its weighted loss."""

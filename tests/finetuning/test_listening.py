@@ -138,7 +138,7 @@ def test_a_gpu_without_memory_gets_half_as_much_once(failures: int, tmp_path: Pa
     own, left = learner_room._last, [failures]
 
     def full(listener, sounds):
-        if left[0] and len(sounds) == 4 and monkeypatch:
+        if left[0] and len(sounds) == 4:
             left[0] -= 1
             raise torch.OutOfMemoryError("CUDA out of memory")
         return own(listener, sounds)
