@@ -114,7 +114,9 @@ def _verdicts(name: str, wall: dict[str, float]) -> bool:
     print(f"  over a run with {HEAD_SHARE:.0%} head phase: s3prl {base:.2f} s per update (its encoder frozen in that phase)")
     for what, head, rest in (("front end cached", HEAD, CACHED), ("and head phase without dropout", QUIET, CACHED)):
         print(f"    ours, {what:32} {over(head, rest):.2f} s: {base / over(head, rest):.2f} times")
-    fast = told(cached >= TARGET, f"{name}: an update with the front end cached: {cached:.2f} times s3prl's speed >= {TARGET:g}")
+    fast = told(
+        cached >= TARGET, f"{name}: an update with the front end cached: {cached:.2f} times s3prl's speed >= {TARGET:g}"
+    )
     return fast & told(uncached >= 1, f"{name}: an update with the front end not cached: {uncached:.2f} times >= 1")
 
 

@@ -129,9 +129,7 @@ def start(layers: int) -> EncoderWeights:
     return HUBERT.initial(HUBERT.example_config(layers, 768, False), 0)  # type: ignore[misc]
 
 
-def ours(
-    setting: Setting, weights: EncoderWeights, folder: Path, *, cached: bool, change: str = "", **phase: Any
-) -> Update:
+def ours(setting: Setting, weights: EncoderWeights, folder: Path, *, cached: bool, change: str = "", **phase: Any) -> Update:
     """Builds a run and, if ``cached``, hears the front end of every utterance. ``change``: what is tried on top."""
     spec = FinetuneSpec(**{
         "name": "ours", "objectives": (setting.objective,), "updates": 1000, "head_only_fraction": 0.0, **phase,
@@ -201,9 +199,7 @@ VARIANTS: Mapping[str, Callable[..., Update]] = {
     "ours, front end not cached": functools.partial(ours, cached=False),
     "ours, front end cached": functools.partial(ours, cached=True),
     "ours, head phase": functools.partial(ours, cached=True, head_only_fraction=1.0),
-    "ours, head phase without dropout": functools.partial(
-        ours, cached=True, head_only_fraction=1.0, head_phase_dropout=False
-    ),
+    "ours, head phase without dropout": functools.partial(ours, cached=True, head_only_fraction=1.0, head_phase_dropout=False),
     "ours, front end cached, compiled": functools.partial(ours, cached=True, change="compiled"),
     "ours, front end cached, checkpointed": functools.partial(ours, cached=True, change="checkpointed"),
 }
