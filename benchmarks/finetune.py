@@ -1,12 +1,12 @@
-"""What an update of fine-tuning costs: ours against s3prl's own loop. One run, the same threads, model, batch and utterances.
+"""What an update of fine-tuning costs: ours against s3prl's own loop, with one model, batch size, audio and number of threads.
 
     .venv/bin/python -m benchmarks.finetune [equal real] [--layers 12] [--threads 2] [--also compiled checkpointed]
 
-The encoder has HuBERT Base's size and random weights, the audio is noise. Each variant lives in a fresh process of its own, with
-the allocator settings that workers have. They take turns, update by update, after one update for warming up; a process that
-waits does nothing. ``equal``: medians over updates. ``real``: each side draws batches in its own way, so that single updates are
-not comparable, and the sum over one epoch is divided by its updates. Peak memory is the largest resident size of the process,
-imports (about 0.5 GB) included.
+The encoder has HuBERT Base's size and random weights, the audio is noise. Each variant lives in a fresh process of its own,
+with the allocator settings that workers have. They take turns, update by update, after one update for warming up; a process
+that waits does nothing. ``equal``: medians over updates. ``real``: each side draws batches in its own way, so single updates are
+not comparable, and all of one epoch is divided by its updates. Peak memory is the largest resident size of the process,
+building the model and imports (about 0.5 GB) included.
 """
 
 from __future__ import annotations
@@ -143,7 +143,8 @@ def main() -> None:
 
     options.environment = {key: value for key, value in WORKER_ENVIRONMENT.items() if key.startswith("MALLOC")}
     print(f"HuBERT, front end of 512 channels, {options.layers} layers x 768, random weights, {options.threads} threads, CPU")
-    sys.exit(0 if all([compare(name, options) for name in options.settings or SETTINGS]) else 1)
+    passed = [compare(name, options) for name in options.settings or SETTINGS]
+    sys.exit(0 if all(passed) else 1)
 
 
 if __name__ == "__main__":

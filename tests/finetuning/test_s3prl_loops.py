@@ -1,9 +1,10 @@
 """20 updates of our training beside a plain PyTorch loop over s3prl's own HuBERT, from the same weights: the losses agree.
 
 The loop takes from the fine-tuning room only which utterances an update hears. Model and heads are s3prl's own classes, s3prl
-reads the checkpoint itself; phases, schedule, clipping and losses are written anew below, the optimiser is torch's. Our training
-lets padding reach no frame, s3prl's would: the loop therefore hears one utterance after the other and adds up what the loss
-defines. No dropout, so that no draw differs. Both sides compute in float32.
+reads the checkpoint itself; phases, schedule, clipping and losses are written anew below, the optimiser is torch's. Ours lets
+padding reach no frame, in s3prl it would: the loop therefore hears one utterance after the other and adds up what the loss
+defines. No dropout, so that no draw differs. Both sides compute in float32, whose noise does not grow here: the largest
+difference seen is 2e-7.
 """
 
 from __future__ import annotations
@@ -120,12 +121,8 @@ class PlainLoop:
         self, start: EncoderWeights, head: Any, folder: Path, head_only: int = HEAD_ONLY, penalty: float = 0.0
     ) -> None:
         s3prl.write(folder / "start.pt", start, {})
-        self.expert, self.head, self.head_only, self.penalty = (
-            Encoding(folder / "start.pt").expert.train(),
-            head,
-            head_only,
-            penalty,
-        )
+        self.expert = Encoding(folder / "start.pt").expert.train()
+        self.head, self.head_only, self.penalty = head, head_only, penalty
         named = self.expert.model.named_parameters()
         self.encoder = {name: value for name, value in named if not name.startswith("feature_extractor")}
         self.start = {name: value.detach().clone() for name, value in self.encoder.items()}
