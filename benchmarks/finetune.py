@@ -4,9 +4,9 @@
 
 The encoder has HuBERT Base's size and random weights, the audio is noise. Each variant lives in a fresh process of its own,
 with the allocator settings that workers have. They take turns, update by update, after one update for warming up; a process
-that waits does nothing. ``equal``: medians over updates. ``real``: each side draws batches in its own way, so single updates are
-not comparable, and all of one epoch is divided by its updates. Peak memory is the largest resident size of the process,
-building the model and imports (about 0.5 GB) included.
+that waits does nothing. ``equal``: medians over updates. ``real``: each side draws its own batches, so that single updates are
+not comparable; all of one epoch is divided by its updates. Peak memory is the largest resident size of the process, building
+the model and imports (about 0.5 GB) included.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from statistics import median
 
 import torch
 
-from benchmarks.finetune_loops import SETTINGS, VARIANTS, start
+from benchmarks.finetune_loops import SETTINGS, VARIANTS, write_start
 
 UPDATES = 4
 HEAD_SHARE = 0.1
@@ -40,7 +40,7 @@ class Child:
 
     def __init__(self, setting: str, variant: str, options: argparse.Namespace) -> None:
         command = [sys.executable, "-m", "benchmarks.finetune", setting, "--child", variant]
-        command += ["--layers", str(options.layers), "--threads", str(options.threads)]
+        command += ["--start", str(options.start), "--threads", str(options.threads)]
         self.seconds: list[float] = []
         self.processor: list[float] = []
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
@@ -71,12 +71,12 @@ class Child:
         return [float(word) for word in line.split()]
 
 
-def child(setting: str, variant: str, layers: int) -> None:
+def child(setting: str, variant: str, start: Path) -> None:
     """Answers every line on standard input that is a number with the seconds of that update, wall and processor."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # s3prl prints
     with tempfile.TemporaryDirectory() as folder:
-        update = VARIANTS[variant](SETTINGS[setting], start(layers), Path(folder))
+        update = VARIANTS[variant](SETTINGS[setting], start, Path(folder))
         print(0, file=answers, flush=True)
         while (line := sys.stdin.readline()) not in ("end\n", ""):
             wall, processor = time.perf_counter(), time.process_time()
@@ -134,16 +134,20 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of torch (all processors)")
     parser.add_argument("--also", nargs="*", default=[], choices=("compiled", "checkpointed"), help="more variants of ours")
     parser.add_argument("--child", help=argparse.SUPPRESS)
+    parser.add_argument("--start", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     warnings.filterwarnings("ignore")  # s3prl's weight norm
     if options.child:
-        return child(options.settings[0], options.child, options.layers)
+        return child(options.settings[0], options.child, options.start)
     from speechft_ray.cluster.connect import WORKER_ENVIRONMENT  # with Ray, which the children are spared
 
     options.environment = {key: value for key, value in WORKER_ENVIRONMENT.items() if key.startswith("MALLOC")}
     print(f"HuBERT, front end of 512 channels, {options.layers} layers x 768, random weights, {options.threads} threads, CPU")
-    passed = [compare(name, options) for name in options.settings or SETTINGS]
+    with tempfile.TemporaryDirectory() as folder:
+        options.start = Path(folder) / "start.pt"
+        write_start(options.layers, options.start)
+        passed = [compare(name, options) for name in options.settings or SETTINGS]
     sys.exit(0 if all(passed) else 1)
 
 

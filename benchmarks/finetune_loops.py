@@ -35,8 +35,9 @@ from speechft_ray.finetuning.learner import Teacher, build_learner
 from speechft_ray.finetuning.lessons import Lesson, prepare
 from speechft_ray.finetuning.listening import Listener, keep_fronts
 from speechft_ray.speech.checkpoints import s3prl
+from speechft_ray.speech.checkpoints.load import load_encoder
 from speechft_ray.speech.corpora.base import Corpus, Utterance
-from speechft_ray.speech.encoders.base import FAMILIES, EncoderWeights
+from speechft_ray.speech.encoders.base import FAMILIES
 from speechft_ray.speech.features.cache import FeatureCache
 
 HUBERT = FAMILIES.get("hubert")
@@ -124,18 +125,18 @@ SETTINGS = {
 }
 
 
-@functools.cache
-def start(layers: int) -> EncoderWeights:
-    """HuBERT of Base's width with random weights."""
-    return HUBERT.initial(HUBERT.example_config(layers, 768, False), 0)  # type: ignore[misc]
+def write_start(layers: int, path: Path) -> None:
+    """Writes a HuBERT of Base's width with random weights, as s3prl loads it."""
+    weights = HUBERT.initial(HUBERT.example_config(layers, 768, False), 0)  # type: ignore[misc]
+    s3prl.write(path, weights, {})
 
 
-def ours(setting: Setting, weights: EncoderWeights, folder: Path, *, cached: bool, change: str = "", **phase: Any) -> Update:
+def ours(setting: Setting, start: Path, folder: Path, *, cached: bool, change: str = "", **phase: Any) -> Update:
     """Builds a run and, if ``cached``, hears the front end of every utterance. ``change``: what is tried on top."""
     spec = FinetuneSpec(**{
         "name": "ours", "objectives": (setting.objective,), "updates": 1000, "head_only_fraction": 0.0, **phase,
     })  # fmt: skip
-    corpus = setting.corpus()
+    corpus, weights = setting.corpus(), load_encoder(str(start))
     lessons, recordings = [prepare(setting.objective, corpus)], [Recordings(corpus, 1 << 30)]
     learner = build_learner(spec, weights, lessons, CPU)
     layers = learner.encoder.module().encoder.layers
@@ -153,14 +154,13 @@ def ours(setting: Setting, weights: EncoderWeights, folder: Path, *, cached: boo
     return lambda update: teacher.update(learner, update)
 
 
-def theirs(setting: Setting, weights: EncoderWeights, folder: Path, *, frozen: bool) -> Update:
+def theirs(setting: Setting, start: Path, folder: Path, *, frozen: bool) -> Update:
     """Builds what s3prl's runner trains."""
     from s3prl.upstream.interfaces import Featurizer
 
     corpus = setting.corpus()
     lesson = prepare(setting.objective, corpus)
-    s3prl.write(folder / "start.pt", weights, {})
-    upstream = Encoding(folder / "start.pt").expert
+    upstream = Encoding(start).expert
     with redirect_stderr(StringIO()):
         featurizer = Featurizer(upstream, "last_hidden_state", upstream_device="cpu")
     dim = featurizer.output_dim
@@ -204,4 +204,4 @@ VARIANTS: Mapping[str, Callable[..., Update]] = {
     "ours, front end cached, compiled": functools.partial(ours, cached=True, change="compiled"),
     "ours, front end cached, checkpointed": functools.partial(ours, cached=True, change="checkpointed"),
 }
-"""Each ``(setting, weights, folder) -> update``."""
+"""Each ``(setting, start, folder) -> update``."""
