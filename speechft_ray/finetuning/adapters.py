@@ -74,13 +74,8 @@ def adapted_weights(module: nn.Module) -> dict[str, torch.Tensor]:
     return {f"{name}.weight": layer.weight for name, layer in _adapted(module)}
 
 
-def merged_state(module: nn.Module) -> dict[str, torch.Tensor]:
-    """Returns the same weights as float32 copies on the CPU."""
-    return {name: value.detach().to("cpu", copy=True) for name, value in adapted_weights(module).items()}
-
-
 def merge(module: nn.Module) -> None:
-    """Ends all adapters: their weights become plain parameters under the family's names, of the values of ``merged_state``."""
+    """Ends all adapters: their weights become plain parameters under the family's names, with the values they had."""
     for _, layer in list(_adapted(module)):
         parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)
 

@@ -8,20 +8,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 
 from speechft_ray.core.units import FRAME_FIELD_SAMPLES
 from speechft_ray.finetuning.lessons import Lesson
+from speechft_ray.finetuning.listening import Listener, Sound
 from speechft_ray.finetuning.penalties import part_of
-from speechft_ray.speech.encoders.base import FAMILIES, Encoder, EncoderWeights
+from speechft_ray.speech.encoders.base import FAMILIES, EncoderWeights
 
 PROBE_UTTERANCES = 64
 """Most dev utterances that features are compared on."""
 
 PROBE_SECONDS = 60.0
 """Most audio of them: 3000 frames, four times the dimensions of a Base encoder."""
+
+_ROUNDING = 1e-12
+"""Share of a sum of squares that float64 cannot be trusted with."""
 
 
 class LinearCka:
@@ -32,67 +38,71 @@ class LinearCka:
 
     def __init__(self) -> None:
         self._frames = 0
-        self._sums: tuple[torch.Tensor | float, torch.Tensor | float] = (0.0, 0.0)
-        self._products: list[torch.Tensor | float] = [0.0, 0.0, 0.0]
+        self._sums = [torch.zeros(())] * 2
+        self._products = [torch.zeros(())] * 3
 
     def add(self, left: torch.Tensor, right: torch.Tensor) -> None:
         """Takes features of the same frames, ``(frames, dim)`` and ``(frames, other dim)``."""
         x, y = left.double(), right.double()
         self._frames += len(x)
-        self._sums = (self._sums[0] + x.sum(dim=0), self._sums[1] + y.sum(dim=0))
+        self._sums = [known.to(x) + part.sum(dim=0) for known, part in zip(self._sums, (x, y), strict=True)]
         pairs = ((x, x), (y, y), (x, y))
-        self._products = [known + one.T @ other for known, (one, other) in zip(self._products, pairs, strict=True)]
+        self._products = [known.to(x) + one.T @ other for known, (one, other) in zip(self._products, pairs, strict=True)]
 
     def value(self) -> float | None:
         """Returns a number from 0 to 1; ``None`` where features do not vary or are not finite."""
         if not self._frames:
             return None
-        x, y = (torch.as_tensor(total) for total in self._sums)
-        pairs = ((x, x), (y, y), (x, y))
-        norms = [
-            float(torch.linalg.matrix_norm(product - torch.outer(one, other) / self._frames))
-            for product, (one, other) in zip(self._products, pairs, strict=True)
+        x, y = self._sums
+        centred = [
+            torch.linalg.matrix_norm(product - torch.outer(one, other) / self._frames)
+            for product, (one, other) in zip(self._products, ((x, x), (y, y), (x, y)), strict=True)
         ]
-        scale = norms[0] * norms[1]
-        return norms[2] ** 2 / scale if scale > 0 and math.isfinite(norms[2] ** 2 / scale) else None
+        sizes = [torch.linalg.matrix_norm(product) for product in self._products[:2]]
+        # What rounding leaves of features that are constant is no variation.
+        if not all(norm > _ROUNDING * size for norm, size in zip(centred, sizes, strict=False)):
+            return None
+        found = float(centred[2] ** 2 / (centred[0] * centred[1]))
+        return min(found, 1.0) if math.isfinite(found) else None
 
 
 def diagnose(
-    start: EncoderWeights, checkpoints: Mapping[str, EncoderWeights], waves: Sequence[torch.Tensor], device: torch.device
+    start: EncoderWeights, checkpoints: Mapping[str, EncoderWeights], lessons: Sequence[Lesson], listener: Listener
 ) -> dict[str, Any]:
     """Returns the distances of each checkpoint from ``start``, as JSON data by the names of ``checkpoints``.
 
     ``weight_distance``: by part of the encoder, |theta - theta0| / |theta0|. ``cka``: by hidden state, see ``LinearCka``, over
-    the frames of ``waves``, each ``(samples,)`` and encoded alone, dropout off.
+    the frames of some dev utterances, dropout off, in float32. ``listener`` reads and hears; its own encoder is not asked.
     """
-    family = FAMILIES.get(start.family)
-    first = _built(start, device)
-    found = {}
-    for name, weights in checkpoints.items():
-        found[name] = {
+    family, first = FAMILIES.get(start.family), _hearing(listener, start)
+    sounds = [first.heard(sound) if listener.frozen else sound for sound in probe_set(lessons, listener)]
+    return {
+        name: {
             "weight_distance": relative_distances(start, weights, family.front_end_prefixes, family.pretraining_only_prefixes),
-            "cka": similarities(first, _built(weights, device), waves, device),
+            "cka": similarities(first, _hearing(listener, weights), sounds),
         }
-    return found
+        for name, weights in checkpoints.items()
+    }
 
 
-def probe_set(lessons: Sequence[Lesson]) -> list[torch.Tensor]:
-    """Returns waveforms ``(samples,)`` of dev utterances in the order of their keys, an equal share of each objective.
+def probe_set(lessons: Sequence[Lesson], listener: Listener) -> list[Sound]:
+    """Reads the first dev utterances in the order of their keys, an equal share of each objective.
 
     The last one may be cut. Damaged recordings are left out.
     """
-    waves = []
-    for lesson in lessons:
+    sounds = []
+    for index, lesson in enumerate(lessons):
         left_samples = int(PROBE_SECONDS * 16_000) // len(lessons)
         chosen = sorted(lesson.dev, key=lambda item: item.utterance.key)[: max(1, PROBE_UTTERANCES // len(lessons))]
         for example in chosen:
             if left_samples < FRAME_FIELD_SAMPLES:
                 break
-            wave = torch.tensor(lesson.corpus.read(example.utterance)[:left_samples], dtype=torch.float32)
-            if bool(torch.isfinite(wave).all()):
-                left_samples -= len(wave)
-                waves.append(wave)
-    return waves
+            # A piece is the same in every run, so that runs can be compared.
+            sound = listener.read(index, example.utterance, left_samples, np.random.default_rng(0))
+            if _is_finite(sound):
+                left_samples -= sound.samples
+                sounds.append(sound)
+    return sounds
 
 
 def relative_distances(
@@ -114,20 +124,25 @@ def relative_distances(
 
 
 @torch.no_grad()
-def similarities(
-    first: Encoder, second: Encoder, waves: Sequence[torch.Tensor], device: torch.device
-) -> list[float | None]:
+def similarities(first: Listener, second: Listener, sounds: Sequence[Sound]) -> list[float | None]:
     """Returns the linear CKA of each hidden state of two encoders of one family, from the input of layer 1 on."""
-    totals = [LinearCka() for _ in range(first.state_count)]
-    for wave in waves:
-        left, right = (encoder.hidden_states([wave.to(device)]) for encoder in (first, second))
+    totals = [LinearCka() for _ in range(first.encoder.state_count)]
+    for sound in sounds:
+        left, right = first.states([sound]), second.states([sound])
         frames = int(left.frames[0])
         for total, one, other in zip(totals, left.states, right.states, strict=True):
             total.add(one[0, :frames], other[0, :frames])
     return [total.value() for total in totals]
 
 
-def _built(weights: EncoderWeights, device: torch.device) -> Encoder:
+def _hearing(listener: Listener, weights: EncoderWeights) -> Listener:
+    """Returns a listener like this one with an encoder of its own, dropout off."""
     encoder = FAMILIES.get(weights.family).build(weights)
-    encoder.module().to(device)
-    return encoder
+    encoder.module().to(listener.device)
+    return replace(listener, encoder=encoder)
+
+
+def _is_finite(sound: Sound) -> bool:
+    if sound.wave is not None:
+        return bool(np.isfinite(sound.wave).all())
+    return sound.front is not None and bool(torch.isfinite(sound.front).all())

@@ -135,13 +135,13 @@ def _point(run: Run, progress: Progress) -> dict[str, float]:
     spec, update = run.spec, progress.update
     for fraction in spec.keep_at:
         if update == kept_update(fraction, spec.updates):
-            progress.kept[str(fraction)] = _tensors(run.learner)
+            progress.kept[str(fraction)] = _copies(run.learner, run.learner.weights())
     validate = update % spec.validate_every_updates == 0 or update == spec.updates
     if not validate and update % max(1, spec.updates // CURVE_POINTS):
         return {}
     values = _means(progress.steps)
     values["learning_rate"] = learning_rate(update - 1, spec.updates, spec.peak_learning_rate, spec.schedule)
-    values.update(distances(run.learner.parameters, run.learner.anchors))
+    values.update(distances(run.learner.weights(), run.learner.anchors))
     if validate:
         values.update(_validate(run, progress))
     progress.steps = []
@@ -165,7 +165,7 @@ def _validate(run: Run, progress: Progress) -> dict[str, float]:
     found = dev_values(run.learner, run.lessons, run.listener)
     name, dev = overall([lesson.kind.metric for lesson in run.lessons], found)
     if not progress.best or better(name, dev, progress.best_dev):
-        progress.best = _tensors(run.learner)
+        progress.best = _copies(run.learner, run.learner.weights())
         if run.spec.gather:
             heads = run.learner.heads.state_dict()
             progress.best_heads = {name: value.detach().to("cpu", copy=True) for name, value in heads.items()}
@@ -174,12 +174,12 @@ def _validate(run: Run, progress: Progress) -> dict[str, float]:
     return {"dev": dev, **each, "goodness": goodness(name, dev)}
 
 
-def _tensors(learner: Learner) -> dict[str, torch.Tensor]:
-    """Copies every tensor of the encoder that a run can change: learning parameters, and buffers."""
+def _copies(learner: Learner, changing: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Copies what a run changes of the encoder: the learner's ``weights`` or ``parameters``, and buffers."""
     module = learner.encoder.module()
-    fixed = {name for name, _ in module.named_parameters()} - set(learner.parameters)
-    state = module.state_dict()
-    return {name: value.detach().to("cpu", copy=True) for name, value in state.items() if name not in fixed}
+    parameters = {name for name, _ in module.named_parameters()}
+    buffers = {name: value for name, value in module.state_dict().items() if name not in parameters}
+    return {name: value.detach().to("cpu", copy=True) for name, value in {**buffers, **changing}.items()}
 
 
 def _save(run: Run, progress: Progress) -> None:
@@ -187,7 +187,7 @@ def _save(run: Run, progress: Progress) -> None:
     state = {
         "identity": run.identity,
         "progress": {item.name: getattr(progress, item.name) for item in fields(progress)},
-        "encoder": _tensors(learner),
+        "encoder": _copies(learner, learner.parameters),
         "heads": learner.heads.state_dict(),
         "optimizer": learner.optimizer.state_dict(),
     }

@@ -10,7 +10,7 @@ from torch import nn
 
 from speechft_ray.core.errors import UserError
 from speechft_ray.core.specs import AdapterSpec
-from speechft_ray.finetuning.adapters import adapt, adapted_weights, merge, merged_state
+from speechft_ray.finetuning.adapters import adapt, adapted_weights, merge
 from speechft_ray.speech.encoders import _torchaudio  # noqa: F401  # peft's imports end at a torchaudio that must load
 from speechft_ray.speech.encoders.base import FAMILIES, Encoder
 from tests.finetuning.toys import ToyEncoder
@@ -55,6 +55,11 @@ def _encoder(name: str) -> Encoder:
     encoder = FAMILIES.get(name).build(lively(toy(name)))
     encoder.module().requires_grad_(False)
     return encoder
+
+
+@torch.no_grad()
+def _merged(module: nn.Module) -> dict[str, torch.Tensor]:
+    return adapted_weights(module)
 
 
 @torch.no_grad()
@@ -130,13 +135,13 @@ def test_every_family_begins_at_its_start_and_ends_with_plain_weights(name: str,
     spec = AdapterSpec(kind=kind, rank=4)
     added = adapt(module, spec, set(start))
     assert len(added) == 2 * 6 * (3 if kind == "dora" else 2)  # 2 layers of 6
-    assert all(torch.equal(value, start[key]) for key, value in merged_state(module).items())
+    assert all(torch.equal(value, start[key]) for key, value in _merged(module).items())
     assert _same(before, _states(encoder))
-    assert set(start) - set(module.state_dict()) == set(merged_state(module)), "only adapted weights have another name"
+    assert set(start) - set(module.state_dict()) == set(_merged(module)), "only adapted weights have another name"
     assert all(torch.equal(value, start[key]) for key, value in module.state_dict().items() if key in start)
 
     _stir(added)
-    after, merged = _states(encoder), merged_state(module)
+    after, merged = _states(encoder), _merged(module)
     assert not _same(before, after)
     merge(module)
     assert set(module.state_dict()) == set(start)
@@ -184,7 +189,7 @@ def test_an_adapted_module_is_saved_and_loaded(kind: str) -> None:
     _begin(first, kind=kind, rank=2, layers=("layers.0", "layers.1"))
     adapt(second, AdapterSpec(kind=kind, rank=2, layers=("layers.0", "layers.1")), {"layers.0.weight", "layers.1.weight"})
     second.load_state_dict(first.state_dict())
-    assert _same([*merged_state(first).values()], [*merged_state(second).values()])
+    assert _same([*_merged(first).values()], [*_merged(second).values()])
     assert _same(_states(first), _states(second))
 
 
@@ -199,10 +204,10 @@ def test_weights_reach_the_adapters_with_their_gradient() -> None:
 def test_weights_are_the_same_where_layers_compute_in_bf16() -> None:
     encoder = ToyEncoder(0.0)
     _begin(encoder, kind="dora", rank=2, layers=("layers.0",))
-    expected = merged_state(encoder)
+    expected = _merged(encoder)
     with torch.autocast("cpu", torch.bfloat16):
         assert encoder.layers[0](torch.ones(1, 8)).dtype == torch.bfloat16
-        assert torch.equal(merged_state(encoder)["layers.0.weight"], expected["layers.0.weight"])
+        assert torch.equal(_merged(encoder)["layers.0.weight"], expected["layers.0.weight"])
 
 
 def test_a_row_of_zeros_does_not_spoil_the_rest() -> None:
