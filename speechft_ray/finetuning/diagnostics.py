@@ -7,7 +7,7 @@ is linear CKA (Kornblith et al. 2019, arXiv 1905.00414), which does not see rota
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -67,19 +67,24 @@ class LinearCka:
 
 
 def diagnose(
-    start: EncoderWeights, checkpoints: Mapping[str, EncoderWeights], lessons: Sequence[Lesson], listener: Listener
+    start: EncoderWeights,
+    checkpoints: Mapping[str, EncoderWeights],
+    lessons: Sequence[Lesson],
+    listener: Listener,
+    beat: Callable[[], None],
 ) -> dict[str, Any]:
     """Returns the distances of each checkpoint from ``start``, as JSON data by the names of ``checkpoints``.
 
     ``weight_distance``: by part of the encoder, |theta - theta0| / |theta0|. ``cka``: by hidden state, see ``LinearCka``, over
     the frames of some dev utterances, dropout off, in float32. ``listener`` reads and hears; its own encoder is not asked.
+    ``beat`` is called after every utterance.
     """
     family, first = FAMILIES.get(start.family), _hearing(listener, start)
     sounds = [first.heard(sound) if listener.frozen else sound for sound in probe_set(lessons, listener)]
     return {
         name: {
             "weight_distance": relative_distances(start, weights, family.front_end_prefixes, family.pretraining_only_prefixes),
-            "cka": similarities(first, _hearing(listener, weights), sounds),
+            "cka": similarities(first, _hearing(listener, weights), sounds, beat),
         }
         for name, weights in checkpoints.items()
     }
@@ -124,7 +129,7 @@ def relative_distances(
 
 
 @torch.no_grad()
-def similarities(first: Listener, second: Listener, sounds: Sequence[Sound]) -> list[float | None]:
+def similarities(first: Listener, second: Listener, sounds: Sequence[Sound], beat: Callable[[], None]) -> list[float | None]:
     """Returns the linear CKA of each hidden state of two encoders of one family, from the input of layer 1 on."""
     totals = [LinearCka() for _ in range(first.encoder.state_count)]
     for sound in sounds:
@@ -132,6 +137,7 @@ def similarities(first: Listener, second: Listener, sounds: Sequence[Sound]) -> 
         frames = int(left.frames[0])
         for total, one, other in zip(totals, left.states, right.states, strict=True):
             total.add(one[0, :frames], other[0, :frames])
+        beat()
     return [total.value() for total in totals]
 
 

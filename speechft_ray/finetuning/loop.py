@@ -94,6 +94,19 @@ def train(run: Run, report: Report) -> Progress:
     return progress
 
 
+def pulse(spec: FinetuneSpec, report: Report) -> Callable[[], None]:
+    """Returns what to call again and again after the last update: as often as is needed it reports that the run is alive."""
+    reported_at = time.monotonic()
+
+    def beat() -> None:
+        nonlocal reported_at
+        if time.monotonic() - reported_at >= REPORT_EVERY_SECONDS:
+            report({"done": spec.updates, "total": spec.updates})
+            reported_at = time.monotonic()
+
+    return beat
+
+
 def _take_updates(run: Run, progress: Progress, teacher: Teacher, report: Report) -> None:
     begun = saved_at = reported_at = time.monotonic()
     earlier_seconds, save_seconds = progress.seconds, 0.0

@@ -16,7 +16,7 @@ from speechft_ray.finetuning.diagnostics import diagnose
 from speechft_ray.finetuning.learner import build_learner
 from speechft_ray.finetuning.lessons import Lesson, prepare
 from speechft_ray.finetuning.listening import Listener, keep_fronts
-from speechft_ray.finetuning.loop import Progress, Report, Run, train
+from speechft_ray.finetuning.loop import Progress, Report, Run, pulse, train
 from speechft_ray.finetuning.statistics import gather
 from speechft_ray.finetuning.validation import overall
 from speechft_ray.speech.checkpoints.load import weights_fingerprint
@@ -76,10 +76,10 @@ def finetune(
         statistics = gather(run, progress, report) if spec.gather else {}
         kept = {fraction: _weights(start, tensors) for fraction, tensors in progress.kept.items()}
         checkpoints = {"best": _weights(start, progress.best), **kept}
-        facts = {**_facts(lessons, progress), "diagnostics": diagnose(start, checkpoints, lessons, listener)}
+        found = diagnose(start, checkpoints, lessons, listener, pulse(spec, report))
     return Tuned(
         weights=checkpoints["best"],
-        facts=facts,
+        facts={**_facts(lessons, progress), "diagnostics": found},
         statistics=statistics,
         kept={float(fraction): weights for fraction, weights in kept.items()},
     )

@@ -7,7 +7,6 @@ for each frame that the layer reads (arXiv 2212.09849). Both with the best weigh
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
@@ -22,7 +21,7 @@ from speechft_ray.finetuning.batches import cropped, on_device
 from speechft_ray.finetuning.draws import Draw, generator
 from speechft_ray.finetuning.learner import Learner
 from speechft_ray.finetuning.lessons import crop_samples
-from speechft_ray.finetuning.loop import REPORT_EVERY_SECONDS, Progress, Report, Run
+from speechft_ray.finetuning.loop import Progress, Report, Run, pulse
 
 EXAMPLES = 256
 """Most training utterances of an objective that are read, drawn without replacement (fusion_bench 0.2.33: 256 for both)."""
@@ -43,15 +42,13 @@ def gather(run: Run, progress: Progress, report: Report) -> dict[str, torch.Tens
         parameter.requires_grad_(wants_fisher)
     fisher = {name: torch.zeros_like(value) for name, value in learner.parameters.items()}
     gram = GramRecorder({name: value for name, value in learner.parameters.items() if value.dim() == 2})
-    read, reported_at = 0, time.monotonic()
+    read, beat = 0, pulse(run.spec, report)
     for loss in _losses(run):
         _without_gradients(learner)
         with torch.set_grad_enabled(wants_fisher), gram:
             value = loss()
         read += _add_squares(fisher, learner, value) if wants_fisher else 1
-        if time.monotonic() - reported_at >= REPORT_EVERY_SECONDS:
-            report({"done": run.spec.updates, "total": run.spec.updates})
-            reported_at = time.monotonic()
+        beat()
     _without_gradients(learner)
     if not read:
         raise UserError("no utterance of the tuning set has a finite loss, so that nothing can be gathered of it.")

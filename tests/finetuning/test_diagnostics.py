@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from speechft_ray.finetuning import diagnostics
+from speechft_ray.finetuning import diagnostics, loop
 from speechft_ray.finetuning.batches import Recordings
 from speechft_ray.finetuning.diagnostics import LinearCka, diagnose, probe_set, relative_distances
 from speechft_ray.finetuning.lessons import Lesson, prepare
@@ -114,13 +115,27 @@ def test_checkpoints_are_compared_with_dropout_off_state_by_state() -> None:
     changed = {**start.state, "layers.1.weight": other.state["layers.1.weight"]}
     lessons, listener = _lessons(tones)
     tuned = EncoderWeights(family="toy", config=start.config, state=changed)
-    found = diagnose(start, {"same": start, "tuned": tuned}, lessons, listener)
+    found = diagnose(start, {"same": start, "tuned": tuned}, lessons, listener, lambda: None)
     assert found["same"]["cka"] == pytest.approx([1.0] * 3)
     assert set(found["same"]["weight_distance"].values()) == {0.0}
     assert found["tuned"]["cka"][:2] == pytest.approx([1.0] * 2)
     last = [_last_states(weights, tones) for weights in (start, tuned)]
     assert found["tuned"]["cka"][2] == pytest.approx(_by_examples(*last), rel=1e-4)
     assert found["tuned"]["cka"][2] < 0.999
+
+
+@pytest.mark.usefixtures("toy_family")
+def test_a_run_can_be_stopped_while_it_looks_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "REPORT_EVERY_SECONDS", 0.0)
+    ended: list[float] = []
+
+    def stop(values: Mapping[str, float]) -> None:
+        ended.extend([values["done"]] * (values["done"] == values["total"]))
+        if len(ended) == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        finetune(spec(), start_weights(), [corpus({"train": 8, "dev": 4})], tmp_path, CPU, stop)
 
 
 def _last_states(weights: EncoderWeights, content: Corpus) -> np.ndarray:
