@@ -21,6 +21,7 @@ class Draw(IntEnum):
     CROP = 3
     UPDATE = 4
     STATISTICS = 5
+    ADAPTER = 6
 
 
 def generator(seed: int, draw: Draw, *place: int) -> np.random.Generator:

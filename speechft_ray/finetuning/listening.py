@@ -65,6 +65,10 @@ class Listener:
         """Encodes utterances, padded together behind the front end, where padding reaches no valid frame."""
         return self.encoder.hidden_states_of([self._front(sound) for sound in sounds])
 
+    def heard(self, sound: Sound) -> Sound:
+        """Returns the same with what the front end says of it, for encoders that have the same front end."""
+        return sound._replace(front=self._front(sound))
+
     def _front(self, sound: Sound) -> torch.Tensor:
         if sound.front is not None:
             return sound.front.to(self.device, non_blocking=True)
