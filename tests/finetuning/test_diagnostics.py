@@ -89,7 +89,7 @@ def test_distances_are_relative_and_by_part() -> None:
 
 
 def _lessons(*corpora: Corpus) -> tuple[list[Lesson], Listener]:
-    lessons = [prepare(objective(), content) for content in corpora]
+    lessons = [prepare(objective(), content, start_weights()) for content in corpora]
     encoder = build(start_weights())
     recordings = [Recordings(content, 2**20) for content in corpora]
     return lessons, Listener(encoder=encoder, device=CPU, frozen=True, recordings=recordings)
