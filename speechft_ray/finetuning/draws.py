@@ -21,6 +21,7 @@ class Draw(IntEnum):
     CROP = 3
     UPDATE = 4
     STATISTICS = 5
+    ADAPTER = 6
     MASK = 7
     DEV_MASK = 8
 

@@ -14,6 +14,7 @@ from torch import nn
 
 from speechft_ray.core.errors import UserError
 from speechft_ray.core.specs import FinetuneSpec
+from speechft_ray.finetuning.adapters import adapt, adapted_weights
 from speechft_ray.finetuning.batches import PART_SECONDS, BatchOrder
 from speechft_ray.finetuning.draws import Draw, generator, seed_torch
 from speechft_ray.finetuning.lessons import Lesson, crop_samples
@@ -33,7 +34,8 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Learner:
-    """What changes during a run. ``parameters`` are those of the encoder that may learn, ``anchors`` their start values."""
+    """What changes during a run. ``parameters`` are those of the encoder that may learn, by their names in its module: its own,
+    or those of its adapters. ``anchors`` are the start values of ``weights``."""
 
     encoder: Encoder
     heads: nn.ModuleList
@@ -46,6 +48,10 @@ class Learner:
         """Switches dropout on or off, in encoder and heads."""
         self.encoder.module().train(mode)
         self.heads.train(mode)
+
+    def weights(self) -> Mapping[str, torch.Tensor]:
+        """Returns the encoder's own weights that change, by their names in its family: as they compute now, adapters merged."""
+        return adapted_weights(self.encoder.module()) or self.parameters
 
 
 class Step(NamedTuple):
@@ -82,6 +88,10 @@ def build_learner(spec: FinetuneSpec, start: EncoderWeights, lessons: Sequence[L
             f"an encoder of the family `{start.family}` has no weights that could be fine-tuned: choose another encoder."
         )
     module.requires_grad_(False)
+    if spec.adapter is not None:
+        seed_torch(spec.seed, Draw.ADAPTER)
+        parameters = adapt(module, spec.adapter, learning)
+    weights = adapted_weights(module) or parameters
     return Learner(
         encoder=encoder,
         heads=heads.to(device),
@@ -89,7 +99,7 @@ def build_learner(spec: FinetuneSpec, start: EncoderWeights, lessons: Sequence[L
         # a third of the time of a loop over tensors on a CPU as well.
         optimizer=torch.optim.Adam([*parameters.values(), *heads.parameters()], lr=spec.peak_learning_rate, fused=True),
         parameters=parameters,
-        anchors={name: value.detach().clone() for name, value in parameters.items()},
+        anchors={name: value.detach().clone() for name, value in weights.items()},
         device=device,
     )
 
@@ -131,7 +141,7 @@ class Teacher:
         parts = {f"loss_{index}": loss for index, loss in enumerate(losses)} if len(losses) > 1 else {}
         loss = sum(losses)
         if spec.anchor_penalty and not head_only:
-            penalty = l2_sp(learner.parameters, learner.anchors, spec.anchor_penalty)
+            penalty = l2_sp(learner.weights(), learner.anchors, spec.anchor_penalty)
             penalty.backward()  # type: ignore[no-untyped-call]
             parts["penalty"] = float(penalty.detach())
             loss += parts["penalty"]

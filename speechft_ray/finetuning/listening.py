@@ -80,6 +80,10 @@ class Listener:
         """
         return self.encoder.hidden_states_of([self._front(sound) for sound in sounds], masked)
 
+    def heard(self, sound: Sound) -> Sound:
+        """Returns the same with what the front end says of it, for encoders that have the same front end."""
+        return sound._replace(front=self._front(sound))
+
     def _front(self, sound: Sound) -> torch.Tensor:
         if sound.front is not None:
             return sound.front.to(self.device, non_blocking=True)

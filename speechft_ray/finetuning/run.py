@@ -12,10 +12,11 @@ import torch
 from speechft_ray.core.fingerprint import fingerprint
 from speechft_ray.core.specs import FinetuneSpec
 from speechft_ray.finetuning.batches import CACHE_BYTES, Recordings
+from speechft_ray.finetuning.diagnostics import diagnose
 from speechft_ray.finetuning.learner import build_learner
 from speechft_ray.finetuning.lessons import Lesson, prepare
 from speechft_ray.finetuning.listening import Listener, keep_fronts
-from speechft_ray.finetuning.loop import Progress, Report, Run, train
+from speechft_ray.finetuning.loop import Progress, Report, Run, pulse, train
 from speechft_ray.finetuning.pseudo_labels import with_names
 from speechft_ray.finetuning.statistics import gather
 from speechft_ray.finetuning.validation import overall
@@ -77,8 +78,15 @@ def finetune(
         run = Run(spec=spec, lessons=lessons, listener=listener, learner=learner, work=work, identity=identity)
         progress = train(run, report)
         statistics = gather(run, progress, report) if spec.gather else {}
-    kept = {float(fraction): _weights(start, tensors) for fraction, tensors in progress.kept.items()}
-    return Tuned(weights=_weights(start, progress.best), facts=_facts(lessons, progress), statistics=statistics, kept=kept)
+        kept = {fraction: _weights(start, tensors) for fraction, tensors in progress.kept.items()}
+        checkpoints = {"best": _weights(start, progress.best), **kept}
+        found = diagnose(start, checkpoints, lessons, listener, pulse(spec, report))
+    return Tuned(
+        weights=checkpoints["best"],
+        facts={**_facts(lessons, progress), "diagnostics": found},
+        statistics=statistics,
+        kept={float(fraction): weights for fraction, weights in kept.items()},
+    )
 
 
 def _weights(start: EncoderWeights, learnt: Mapping[str, torch.Tensor]) -> EncoderWeights:
