@@ -37,7 +37,7 @@ from speechft_ray.finetuning.listening import Listener, keep_fronts
 from speechft_ray.speech.checkpoints import s3prl
 from speechft_ray.speech.checkpoints.load import load_encoder
 from speechft_ray.speech.corpora.base import Corpus, Utterance
-from speechft_ray.speech.encoders.base import FAMILIES
+from speechft_ray.speech.encoders.base import FAMILIES, EncoderWeights
 from speechft_ray.speech.features.cache import FeatureCache
 
 HUBERT = FAMILIES.get("hubert")
@@ -137,7 +137,7 @@ def ours(setting: Setting, start: Path, folder: Path, *, cached: bool, change: s
         "name": "ours", "objectives": (setting.objective,), "updates": 1000, "head_only_fraction": 0.0, **phase,
     })  # fmt: skip
     corpus, weights = setting.corpus(), load_encoder(str(start))
-    lessons, recordings = [prepare(setting.objective, corpus)], [Recordings(corpus, 1 << 30)]
+    lessons, recordings = [prepare(setting.objective, corpus, weights)], [Recordings(corpus, 1 << 30)]
     learner = build_learner(spec, weights, lessons, CPU)
     layers = learner.encoder.module().encoder.layers
     for layer in layers if change else ():  # type: ignore[union-attr]
@@ -159,7 +159,7 @@ def theirs(setting: Setting, start: Path, folder: Path, *, frozen: bool) -> Upda
     from s3prl.upstream.interfaces import Featurizer
 
     corpus = setting.corpus()
-    lesson = prepare(setting.objective, corpus)
+    lesson = prepare(setting.objective, corpus, EncoderWeights(family="hubert", config={}, state={}))
     upstream = Encoding(start).expert
     with redirect_stderr(StringIO()):
         featurizer = Featurizer(upstream, "last_hidden_state", upstream_device="cpu")
