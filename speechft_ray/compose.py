@@ -78,9 +78,14 @@ def check_names(spec: SweepSpec) -> None:
             path = f"finetune[{index}].objectives[{number}]"
             attempt(f"{path}.head", head_options, objective.head, objective.options)
             attempt(f"{path}.corpus", _corpus_options, objective.corpus)
+        if run.after:
+            merge = MergeSpec(method=run.after.method, params=run.after.params, donors=(run.after.finetune,))
+            attempt(f"finetune[{index}].after", check, merge.method, merge.params, 1)
+            attempt(f"finetune[{index}].after.method", gathered, merge, spec)
     for index, item in enumerate(spec.merge):
         attempt(f"merge[{index}]", check, item.method, item.params, 1 if item.donors == "each" else len(item.donors))
         attempt(f"merge[{index}].method", gathered, item, spec)
+        attempt(f"merge[{index}].checkpoint", kept, item, spec)
     for index, entry in enumerate(spec.evaluate):
         attempt(f"evaluate[{index}].task", _task, entry, spec)
         for corpus in entry.corpora():
@@ -323,6 +328,25 @@ def gathered(merge: MergeSpec, spec: SweepSpec) -> None:
             f"`{merge.method}` needs {needs} statistics of the donors' tuning sets: set `gather: [{needs}]` for the "
             f"fine-tuning of {', '.join(dict.fromkeys(lacking))}."
         )
+
+
+def kept(merge: MergeSpec, spec: SweepSpec) -> None:
+    """Refuses a merge of early checkpoints that a donor does not keep, or whose statistics are those of the best one."""
+    if merge.checkpoint == "best":
+        return
+    lacking = [
+        run.name
+        for run in spec.finetune
+        if merge.donors == "each" or run.name in merge.donors
+        if merge.checkpoint not in run.keep_at
+    ]
+    if lacking:
+        raise UserError(
+            f"the fine-tuning of {', '.join(dict.fromkeys(lacking))} keeps no weights at {merge.checkpoint:g} of its updates: "
+            f"add it to `keep_at`, or name other `donors`."
+        )
+    if merge.method in METHODS.names() and METHODS.get(merge.method).needs:
+        raise UserError(f"`{merge.method}` needs statistics, which are gathered with the `best` checkpoint alone: merge that.")
 
 
 def _task(entry: EvalSpec, spec: SweepSpec) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from speechft_ray.core.axes import Axes, read_axes
+from speechft_ray.core.chains import chained
 from speechft_ray.core.errors import unknown_name
 from speechft_ray.core.metrics import METRICS, metric
 from speechft_ray.core.specs import EvalSpec, SearchSpec, SweepSpec
@@ -35,7 +36,7 @@ def tasks_of(spec: SweepSpec, search: SearchSpec) -> tuple[EvalSpec, ...]:
 
 def search_mistakes(spec: SweepSpec, search: SearchSpec) -> Mistakes:
     """Returns every mistake of a search, by path."""
-    axes, mistakes = read_axes(search, spec.finetune)
+    axes, mistakes = read_axes(search, chained(spec.finetune))
     for index, name in enumerate(search.objectives):
         mistakes += [(f"search.objectives[{index}]", text) for text in _unknown(name, spec, (SCORE, DISTANCE))]
     for index, item in enumerate(search.constraints):

@@ -35,6 +35,7 @@ class Tuned:
     weights: EncoderWeights
     facts: dict[str, Any]
     statistics: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    kept: Mapping[float, EncoderWeights] = field(default_factory=dict)
 
 
 def finetune(

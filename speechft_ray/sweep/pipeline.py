@@ -50,7 +50,19 @@ def lacking(goals: Iterable[str], jobs: Mapping[str, Job], store: Store) -> dict
     for goal in goals:
         visit(goal)
     order = {key: index for index, key in enumerate(jobs)} if len(needed) > 1 else {}
-    return dict(sorted(needed.items(), key=lambda item: (STAGES.index(item[1].stage), order.get(item[0], 0))))
+    by_stage = sorted(needed.values(), key=lambda job: (STAGES.index(job.stage), order.get(job.fingerprint, 0)))
+    found: dict[str, Job] = {}
+
+    def add(job: Job) -> None:
+        for need in job.needs:  # a later stage of a chain is tuned after an earlier merge
+            if need in needed and need not in found:
+                add(needed[need])
+        found[job.fingerprint] = job
+
+    for job in by_stage:
+        if job.fingerprint not in found:
+            add(job)
+    return found
 
 
 def run_plan(

@@ -44,7 +44,7 @@ def curves(plan: Plan, store: Store) -> list[Curve]:
         if store.complete("finetune", job.fingerprint):
             points = store.manifest("finetune", job.fingerprint).get("curve", [])
             spec = FinetuneSpec.model_validate(job.payload["spec"])
-            params: dict[str, str | float | int] = {"finetune": spec.name, "seed": spec.seed}
+            params: dict[str, str | float | int] = {"finetune": str(job.payload["title"]), "seed": spec.seed}
             found.append(Curve(job.fingerprint, job.label, params, [(step, values) for step, values in points]))
     return found
 
