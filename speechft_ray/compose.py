@@ -42,6 +42,7 @@ from speechft_ray.sweep.publishing import Publisher, sweep_info
 from speechft_ray.sweep.report import Findings, write_report
 from speechft_ray.sweep.rows import curves, references, rows
 from speechft_ray.sweep.search_summary import SearchFindings
+from speechft_ray.sweep.stops import stopped_jobs
 from speechft_ray.sweep.summary import groups
 from speechft_ray.sweep.table import failure_lines, terminal_table
 
@@ -174,7 +175,7 @@ def run_sweep(
     executor = open_executor(address, place) if missing else None
     failures: list[Outcome] = []
     status = "stopped"
-    with driver_lock(store.root, plan.fingerprint), _display(plan, missing) as display:
+    with driver_lock(store.root, plan.fingerprint), _display(plan, missing, stopped_jobs(plan, store)) as display:
         publisher = Publisher(plan, store, open_trackers(spec, store, mlflow_uri), display.note)
         publisher.start()
         try:
@@ -260,8 +261,9 @@ def open_trackers(spec: SweepSpec, store: Store, mlflow_uri: str | None) -> list
     return [InBackground(MlflowTracker(mlflow_uri, store.root)), JsonlTracker(store.root / "log" / spec.name)]
 
 
-def _display(plan: Plan, missing: Mapping[str, Job]) -> Display:
-    totals: dict[str, int] = {stage: len(plan.of_stage(stage)) for stage in STAGES}
+def _display(plan: Plan, missing: Mapping[str, Job], stopped: Mapping[str, str]) -> Display:
+    """Counts the jobs of the plan; what an earlier run stopped early is none of them."""
+    totals: dict[str, int] = {stage: sum(job.fingerprint not in stopped for job in plan.of_stage(stage)) for stage in STAGES}
     reused: dict[str, int] = {stage: totals[stage] - sum(job.stage == stage for job in missing.values()) for stage in STAGES}
     return Display(totals, reused)
 
@@ -301,7 +303,10 @@ def say_result(plan: Plan, store: Store, report: Path, views: Sequence[str]) -> 
     console = Console()
     if not console.is_terminal:
         console = Console(width=REPORT_COLUMNS)
-    console.print(terminal_table(groups(rows(plan, store), references(plan, store), plan.chosen)))
+    found = rows(plan, store)
+    console.print(terminal_table(groups(found, references(plan, store), plan.chosen)))
+    for sentence in dict.fromkeys(row.stopped for row in found if row.stopped):
+        console.print(sentence, soft_wrap=True, highlight=False, markup=False)
     console.print(f"Report: {report / 'index.html'} (table.csv, table.md and the figures beside it)", soft_wrap=True)
     for sentence in views:
         console.print(sentence, soft_wrap=True, highlight=False)

@@ -46,6 +46,9 @@ def search_mistakes(spec: SweepSpec, search: SearchSpec) -> Mistakes:
     if search.stopping() != "none" and tuple(map(measure, search.objectives)) != (SCORE,):
         text = f"`{search.stopping()}` compares scores, so it needs `objectives: [score]`; leave it out or write `none`."
         mistakes.append(("search.stop_early", text))
+    if spec.stop_tuning is not None:
+        text = "ends runs by how others do meanwhile, but a search must propose the same each time: leave one of the two out."
+        mistakes.append(("stop_tuning", text))
     return mistakes if mistakes else _sampler_mistakes(search, axes)
 
 
