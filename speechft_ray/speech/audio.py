@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from math import gcd
 from pathlib import Path
@@ -20,6 +21,9 @@ MAX_CHANNELS = 32
 
 _UNKNOWN_BYTES = 0x7FFF_F000
 """A data chunk of at least so many bytes is what programs write that cannot go back to correct it (sox, ffmpeg in a pipe)."""
+
+_SPHERE_HEADER_BYTES = 1024
+"""Length of a NIST SPHERE header: text lines, padded."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,7 +136,9 @@ def _read_last_sample(file: soundfile.SoundFile, path: Path) -> None:
 
 
 def _cut_short(file: soundfile.SoundFile, path: Path) -> str | None:
-    """libsndfile takes a WAV that was cut short for a shorter one; the size of its data chunk tells."""
+    """libsndfile takes a WAV or SPHERE file that was cut short for a shorter one; their headers tell."""
+    if file.format == "NIST":
+        return _sphere_cut_short(file, path)
     if file.format not in ("WAV", "WAVEX"):
         return None
     with path.open("rb") as raw:
@@ -147,6 +153,14 @@ def _cut_short(file: soundfile.SoundFile, path: Path) -> str | None:
                 return f"holds {there} of the {promised} bytes of audio that its header names. Copy it again" if cut else None
             place += 8 + promised + promised % 2
     return None
+
+
+def _sphere_cut_short(file: soundfile.SoundFile, path: Path) -> str | None:
+    with path.open("rb") as raw:
+        named = re.search(rb"\nsample_count -i (\d+)\s", raw.read(_SPHERE_HEADER_BYTES))
+    if named is None or file.frames >= int(named.group(1)):
+        return None
+    return f"holds {file.frames} of the {int(named.group(1))} samples that its header names. Copy it again"
 
 
 def _ratio(rate_hz: int) -> tuple[int, int]:

@@ -18,6 +18,7 @@ from speechft_ray.core.fingerprint import fingerprint
 from speechft_ray.speech.corpora.base import CORPORA, SPLITS, Corpus
 from tests.speech.layouts import (
     common_voice,
+    crema_d,
     fluent_speech_commands,
     iemocap,
     libri2mix,
@@ -25,6 +26,7 @@ from tests.speech.layouts import (
     quesst14,
     snips,
     speech_commands,
+    timit,
     voxceleb1,
 )
 
@@ -43,6 +45,7 @@ def recordings(folder: Path) -> Path:
 
 EXAMPLES: dict[str, tuple[dict[str, Any], Callable[[Path], Path] | None]] = {
     "common_voice": ({}, common_voice.lay_out),
+    "crema_d": ({}, crema_d.lay_out),
     "fluent_speech_commands": ({}, fluent_speech_commands.lay_out),
     "iemocap": ({}, iemocap.lay_out),
     "libri2mix": ({}, libri2mix.lay_out),
@@ -51,6 +54,7 @@ EXAMPLES: dict[str, tuple[dict[str, Any], Callable[[Path], Path] | None]] = {
     "quesst14": ({}, quesst14.lay_out),
     "snips": ({}, snips.lay_out),
     "speech_commands": ({"silence_crops": 2}, speech_commands.lay_out),
+    "timit": ({}, timit.lay_out),
     "voxceleb1": ({"task": "verification", "protocol": "clean"}, voxceleb1.lay_out),
     "synthetic": ({"part": "sf", "train": 3, "dev": 2, "test": 2}, None),
 }
@@ -84,9 +88,9 @@ def opened_at(name: str, root: Path, cache: Path, **options: Any) -> Corpus:
 
 def audio_of(root: Path, corpus: Corpus | None = None) -> list[Path]:
     """All recordings of a tree, sorted; with a corpus, those of them that it reads."""
-    found = sorted(path for path in root.rglob("*") if path.suffix in (".wav", ".flac", ".mp3"))
-    keys = {utterance.key for utterance in corpus.utterances} if corpus else set()
-    return [path for path in found if path.relative_to(root).as_posix() in keys] or found
+    found = sorted(path for path in root.rglob("*") if path.suffix.lower() in (".wav", ".flac", ".mp3"))
+    keys = {utterance.key.lower() for utterance in corpus.utterances} if corpus else set()
+    return [path for path in found if path.relative_to(root).as_posix().lower() in keys] or found
 
 
 def test_every_corpus_has_an_example() -> None:
