@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from math import gcd
 from pathlib import Path
@@ -20,6 +21,9 @@ MAX_CHANNELS = 32
 
 _UNKNOWN_BYTES = 0x7FFF_F000
 """A data chunk of at least so many bytes is what programs write that cannot go back to correct it (sox, ffmpeg in a pipe)."""
+
+_SPHERE_HEADER_BYTES = 1024
+"""Length of a NIST SPHERE header: text lines, padded."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,8 +66,11 @@ def examine(path: Path) -> Sound:
     return sound
 
 
-def read_audio(path: str | Path, root: Path | None = None) -> np.ndarray:
+def read_audio(path: str | Path, root: Path | None = None, part: tuple[int, int] | None = None) -> np.ndarray:
     """Returns a recording as mono float32 in [-1, 1] at 16 kHz, shape ``(samples,)``.
+
+    ``part`` is the stretch ``[start, stop)`` to return, in samples at 16 kHz; it ends with the file. In a file of that rate
+    nothing else is decoded, so that an utterance of a long talk costs what an utterance costs.
 
     Channels are averaged. Other rates go through ``scipy.signal.resample_poly``: a polyphase filter with a fixed Kaiser window,
     well kept, in float64, and the same on every machine, which a corpus with an identity needs.
@@ -73,9 +80,13 @@ def read_audio(path: str | Path, root: Path | None = None) -> np.ndarray:
     """
     place = Path(path) if root is None else resolve_inside(root, path)
     with _opened(place) as file:
-        expected, rate_hz = file.frames, file.samplerate
+        rate_hz = file.samplerate
+        start, stop = part if part is not None and rate_hz == SAMPLE_RATE_HZ else (0, file.frames)
+        expected = max(0, min(stop, file.frames) - start)
         try:
-            sound = file.read(dtype="float64", always_2d=True)  # (frames, channels)
+            if start:
+                file.seek(min(start, file.frames))
+            sound = file.read(expected, dtype="float64", always_2d=True)  # (frames, channels)
         except soundfile.SoundFileError as error:
             raise UserError(f"{place} cannot be decoded: {error}. Convert it to wav or flac again.") from error
     if len(sound) != expected:
@@ -88,6 +99,7 @@ def read_audio(path: str | Path, root: Path | None = None) -> np.ndarray:
     up, down = _ratio(rate_hz)
     if up != down:
         mono = resample_poly(mono, up, down)
+        mono = mono if part is None else mono[slice(*part)]
     # A float file or the resampler's ripple may pass full scale; an integer format would have clipped there, too.
     return np.asarray(np.clip(mono, -1.0, 1.0), dtype=np.float32)
 
@@ -132,7 +144,9 @@ def _read_last_sample(file: soundfile.SoundFile, path: Path) -> None:
 
 
 def _cut_short(file: soundfile.SoundFile, path: Path) -> str | None:
-    """libsndfile takes a WAV that was cut short for a shorter one; the size of its data chunk tells."""
+    """libsndfile takes a WAV or SPHERE file that was cut short for a shorter one; their headers tell."""
+    if file.format == "NIST":
+        return _sphere_cut_short(file, path)
     if file.format not in ("WAV", "WAVEX"):
         return None
     with path.open("rb") as raw:
@@ -147,6 +161,14 @@ def _cut_short(file: soundfile.SoundFile, path: Path) -> str | None:
                 return f"holds {there} of the {promised} bytes of audio that its header names. Copy it again" if cut else None
             place += 8 + promised + promised % 2
     return None
+
+
+def _sphere_cut_short(file: soundfile.SoundFile, path: Path) -> str | None:
+    with path.open("rb") as raw:
+        named = re.search(rb"\nsample_count -i (\d+)\s", raw.read(_SPHERE_HEADER_BYTES))
+    if named is None or file.frames >= int(named.group(1)):
+        return None
+    return f"holds {file.frames} of the {int(named.group(1))} samples that its header names. Copy it again"
 
 
 def _ratio(rate_hz: int) -> tuple[int, int]:
