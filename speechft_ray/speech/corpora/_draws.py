@@ -33,8 +33,8 @@ def speaker_splits(utterances: Sequence[Utterance], hours: Mapping[str, float], 
     """Draws splits that all have every speaker: a split by key, of the utterances that are drawn. ``hours`` by split.
 
     Every split gets an utterance of every speaker; then each in turn goes on round the speakers until it has its hours. So
-    speakers have equal numbers, but for one. Raises ``UserError`` when a speaker has fewer utterances than there are splits, or
-    when all of them together are not enough.
+    speakers have equal numbers, but for one. Where there is less speech than ``hours`` in all, their proportions hold. Raises
+    ``UserError`` when a speaker has fewer utterances than there are splits.
     """
     samples = {utterance.key: utterance.samples for utterance in utterances}
     keys: dict[str, list[str]] = {}
@@ -47,13 +47,10 @@ def speaker_splits(utterances: Sequence[Utterance], hours: Mapping[str, float], 
             f"{', '.join(hours)}: leave such speakers out."
         )
     splits = {own.pop(): split for split in hours for own in left.values()}
-    for split, wanted_hours in hours.items():
-        wanted = wanted_hours * 3600 * SAMPLE_RATE_HZ - sum(samples[key] for key, name in splits.items() if name == split)
-        while wanted > 0:
-            if not any(left.values()):
-                total = sum(samples.values()) / 3600 / SAMPLE_RATE_HZ
-                needed = f"{sum(hours.values()):.4g} hours of speech for {', '.join(hours)}"
-                raise UserError(f"{needed} cannot be drawn from {total:.4g} hours: ask for less, or add recordings.")
+    hour = min(3600 * SAMPLE_RATE_HZ, sum(samples.values()) / sum(hours.values()))
+    for split in hours:
+        wanted = hours[split] * hour - sum(samples[key] for key, name in splits.items() if name == split)
+        while wanted > 0 and any(left.values()):
             for own in left.values():
                 if wanted > 0 and own:
                     splits[own[-1]] = split
@@ -61,11 +58,12 @@ def speaker_splits(utterances: Sequence[Utterance], hours: Mapping[str, float], 
     return splits
 
 
-def drawn(corpus: Corpus, splits: Mapping[str, str]) -> Corpus:
-    """Returns the part of a corpus that ``splits`` names, with these splits; of an identity of its own."""
+def drawn(corpus: Corpus, splits: Mapping[str, str], notes: Sequence[str] = ()) -> Corpus:
+    """Returns the part of a corpus that ``splits`` names, with these splits and more ``notes``; of an identity of its own."""
     return replace(
         corpus,
         fingerprint=fingerprint({"drawn from": corpus.fingerprint, "splits": splits}),
         utterances=[replace(one, split=splits[one.key]) for one in corpus.utterances if one.key in splits],
         contents={key: content for key, content in corpus.contents.items() if key in splits},
+        notes=(*corpus.notes, *notes),
     )

@@ -92,7 +92,13 @@ def open_librispeech(options: LibriSpeechOptions, root: Path | None, cache: Path
     ]
     absent = {"phones": lacks} if lacks else {}
     corpus = assemble(NAME, place, recordings, options, cache, progress, absent=absent, notes=notes)
-    return drawn(corpus, speaker_splits(corpus.utterances, hours, options.seed)) if hours else corpus
+    return _of_speakers(corpus, hours, options.seed) if hours else corpus
+
+
+def _of_speakers(corpus: Corpus, hours: Mapping[str, float], seed: int) -> Corpus:
+    there, wanted = sum(one.seconds for one in corpus.utterances) / 3600, sum(hours.values())
+    notes = [f"there are {there:.2f} hours to draw from, and `speaker_hours` needs {wanted:.2f}."] if there < wanted else []
+    return drawn(corpus, speaker_splits(corpus.utterances, hours, seed), notes)
 
 
 def _speaker_hours(options: LibriSpeechOptions) -> dict[str, float]:
