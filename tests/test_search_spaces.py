@@ -13,7 +13,7 @@ from speechft_ray.searching import plan_search
 from speechft_ray.sweep.space_file import read_space
 
 REPOSITORY = Path(__file__).parents[1]
-SPACES = sorted((REPOSITORY / "search_spaces").glob("*.yaml"))
+SPACES = sorted((REPOSITORY / "search_spaces").rglob("*.yaml"))
 
 
 @pytest.mark.parametrize("path", SPACES, ids=lambda path: path.stem)

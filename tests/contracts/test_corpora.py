@@ -19,6 +19,7 @@ from speechft_ray.speech.corpora.base import CORPORA, SPLITS, Corpus
 from tests.speech.layouts import (
     aishell3,
     common_voice,
+    crema_d,
     fluent_speech_commands,
     iemocap,
     libri2mix,
@@ -27,6 +28,7 @@ from tests.speech.layouts import (
     snips,
     speech_commands,
     tedlium3,
+    timit,
     voxceleb1,
 )
 
@@ -46,6 +48,7 @@ def recordings(folder: Path) -> Path:
 EXAMPLES: dict[str, tuple[dict[str, Any], Callable[[Path], Path] | None]] = {
     "aishell3": ({"dev_fraction": 0.2}, aishell3.lay_out),
     "common_voice": ({}, common_voice.lay_out),
+    "crema_d": ({}, crema_d.lay_out),
     "fluent_speech_commands": ({}, fluent_speech_commands.lay_out),
     "iemocap": ({}, iemocap.lay_out),
     "libri2mix": ({}, libri2mix.lay_out),
@@ -55,6 +58,7 @@ EXAMPLES: dict[str, tuple[dict[str, Any], Callable[[Path], Path] | None]] = {
     "snips": ({}, snips.lay_out),
     "speech_commands": ({"silence_crops": 2}, speech_commands.lay_out),
     "tedlium3": ({}, tedlium3.lay_out),
+    "timit": ({}, timit.lay_out),
     "voxceleb1": ({"task": "verification", "protocol": "clean"}, voxceleb1.lay_out),
     "synthetic": ({"part": "sf", "train": 3, "dev": 2, "test": 2}, None),
 }
@@ -90,9 +94,9 @@ def opened_at(name: str, root: Path, cache: Path, **options: Any) -> Corpus:
 
 def audio_of(root: Path, corpus: Corpus | None = None) -> list[Path]:
     """All recordings of a tree, sorted; with a corpus, those of them that it reads."""
-    found = sorted(path for path in root.rglob("*") if path.suffix in AUDIO)
-    keys = {utterance.key for utterance in corpus.utterances} if corpus else set()
-    return [path for path in found if path.relative_to(root).as_posix() in keys] or found
+    found = sorted(path for path in root.rglob("*") if path.suffix.lower() in AUDIO)
+    keys = {utterance.key.lower() for utterance in corpus.utterances} if corpus else set()
+    return [path for path in found if path.relative_to(root).as_posix().lower() in keys] or found
 
 
 def test_every_corpus_has_an_example() -> None:

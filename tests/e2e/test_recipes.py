@@ -1,4 +1,4 @@
-"""Every recipe in search_spaces/recipes, on folders in the real layouts of its corpora: planned in full, and run for a while."""
+"""Every recipe in search_spaces/recipes on folders in the real layouts of its corpora: planned in full, and run for a while."""
 
 from __future__ import annotations
 

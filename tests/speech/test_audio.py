@@ -11,6 +11,7 @@ import soundfile
 from speechft_ray.core.errors import UserError
 from speechft_ray.speech import audio
 from speechft_ray.speech.audio import Sound, examine, read_audio, resolve_inside
+from tests.speech.layouts import timit
 
 
 def sine(hertz: float, rate_hz: int, samples: int) -> np.ndarray:
@@ -112,6 +113,18 @@ def test_a_wav_cut_short_is_not_a_shorter_wav(tmp_path: Path) -> None:
     piped = content.replace((2_000).to_bytes(4, "little"), b"\xff\xff\xff\xff")  # as ffmpeg writes into a pipe
     (tmp_path / "a.wav").write_bytes(piped)
     assert len(read_audio(tmp_path / "a.wav")) == 1_000
+
+
+def test_a_sphere_file_cut_short_is_not_a_shorter_one(tmp_path: Path) -> None:
+    wave = np.linspace(-0.5, 0.5, 1_000)
+    path = timit.sphere(tmp_path / "SX1.WAV", wave)
+    assert examine(path) == Sound(samples=1_000, rate_hz=16_000, channels=1)
+    np.testing.assert_allclose(read_audio(path), wave, atol=1e-4)
+    content = path.read_bytes()
+    path.write_bytes(content[:-500])
+    refuse(path, "holds 750 of the 1000 samples that its header names")
+    path.write_bytes(content.replace(b"sample_count -i 1000", b"sample_space -i 1000"))  # nothing to compare with
+    assert len(read_audio(path)) == 1_000
 
 
 def test_length_is_refused_from_the_header(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 
 import jiwer
 import numpy as np
@@ -174,12 +175,16 @@ def test_frame_labels_are_those_at_frame_centres() -> None:
     assert frame_labels([(0, "a"), (520, "b"), (841, "c")], 1360) == ["a", "b", "b", "c"]
     assert frame_labels([(300, "a")], 1360) == [None, "a", "a", "a"]
     assert frame_labels([(0, "a")], 399) == []
+    assert frame_labels([(0, "a"), (520, ""), (841, "c")], 1360) == ["a", None, None, "c"]
 
 
 def test_frame_targets_without_a_label_are_ignored() -> None:
     utterance = Utterance(key="u", split="train", samples=1360, labels={"phones": "a b"}, alignment=((300, "a"), (900, "b")))
     vocabulary = Vocabulary.of(["a", "b"], reserved=0)
     assert frame.targets(frame.FrameOptions(), utterance, "phones", vocabulary).tolist() == [-100, 0, 0, 1]
+    unlabelled = replace(utterance, alignment=((0, "a"), (500, ""), (900, "b")))
+    assert frame.tokens(frame.FrameOptions(), unlabelled, "phones") == ["a", "b"]
+    assert frame.targets(frame.FrameOptions(), unlabelled, "phones", vocabulary).tolist() == [0, -100, -100, 1]
 
 
 def test_frame_loss_is_the_mean_over_labelled_frames() -> None:

@@ -39,13 +39,15 @@ class DiskOptions(BaseModel):
 @dataclass(frozen=True, kw_only=True)
 class Recording:
     """One utterance of a corpus on disk. ``path`` is relative to the root; ``cut`` is the part ``[start, stop)`` of it that
-    the utterance is, in samples at 16 kHz (``None``: all), where no treatment changes the length."""
+    the utterance is, in samples at 16 kHz (``None``: all), where no treatment changes the length. ``alignment`` counts from its
+    start (see ``Utterance``)."""
 
     key: str
     path: str
     split: str
     labels: Mapping[str, str]
     cut: tuple[int, int] | None = None
+    alignment: tuple[tuple[int, str], ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,9 +85,9 @@ def assemble(
 ) -> Corpus:
     """Returns the corpus ``name`` of these recordings, in the order of their keys. All have the same label columns.
 
-    A cut that reaches beyond its file ends with it. Training utterances below ``shortest_samples`` are left out, and trials
-    whose recordings were skipped. ``people``: see ``Corpus``. Raises ``UserError`` for a key that stands there twice and,
-    unless ``options`` say skip, ``SpecError`` with the recordings that cannot be used.
+    A cut that reaches beyond its file ends with it, and so does an alignment. Training utterances below ``shortest_samples``
+    are left out, and trials whose recordings were skipped. ``people``: see ``Corpus``. Raises ``UserError`` for a key that
+    stands there twice and, unless ``options`` say skip, ``SpecError`` with the recordings that cannot be used.
     """
     paths = sorted({recording.path for recording in recordings})
     label = "-".join(re.findall(r"[a-z0-9_]+", f"{name} {treatment.name}"))
@@ -110,7 +112,7 @@ def assemble(
     _check_keys(name, root, good)
     keys = {item.key for item in good}
     kept = tuple(trial for trial in trials if trial[1] in keys and trial[2] in keys)
-    content = [[item.key, item.split, dict(item.labels), facts[item.path].sha256, item.cut] for item in good]
+    content = [_identity(item, facts) for item in good]
     cuts = {item.key: item for item in good}
 
     def read(utterance: Utterance) -> np.ndarray:
@@ -123,9 +125,7 @@ def assemble(
     return Corpus(
         name=name,
         fingerprint=fingerprint({"treatment": treatment.name, "content": content, "trials": kept}),
-        utterances=[
-            Utterance(key=item.key, split=item.split, samples=_samples(item, facts), labels=item.labels) for item in good
-        ],
+        utterances=[_utterance(item, _samples(item, facts)) for item in good],
         read=read,
         columns=frozenset(good[0].labels) if good else frozenset(),
         trials=kept,
@@ -220,6 +220,16 @@ def _after(treatment: Treatment) -> Callable[[Path], Sound]:
         return Sound(**{**vars(examine(path)), "samples": len(treatment.apply(read_audio(path)))})
 
     return examined
+
+
+def _identity(item: Recording, facts: Mapping[str, Fact]) -> list[object]:
+    aligned = [item.alignment] if item.alignment else []
+    return [item.key, item.split, dict(item.labels), facts[item.path].sha256, item.cut, *aligned]
+
+
+def _utterance(item: Recording, samples: int) -> Utterance:
+    alignment = tuple((start, label) for start, label in item.alignment if start < samples)
+    return Utterance(key=item.key, split=item.split, samples=samples, labels=item.labels, alignment=alignment)
 
 
 def _content(sha256: str, cut: tuple[int, int] | None) -> str:

@@ -24,7 +24,8 @@ class Utterance:
 
     ``labels`` maps a column (``speaker``, ``text``, ``phones``, ``emotion``, ``slots``, ...) to its text; sequences are
     separated by blanks. ``alignment`` holds ``(start_sample, label)`` pairs at 16 kHz in ascending order, each label valid to
-    the next start; the source of frame targets. Empty where the corpus has no alignment.
+    the next start, and an empty one says that nothing there has a label; the source of frame targets. Empty where the corpus
+    has no alignment.
     """
 
     key: str

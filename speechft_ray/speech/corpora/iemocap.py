@@ -5,9 +5,9 @@ d]``; the turn's recording is ``<root>/Session1/sentences/wav/Ses01F_impro01/<tu
 counts as happiness; 5,531 turns.
 
 Quirk of s3prl, kept by default: dev is a random fifth of the four training sessions, so it shares their speakers. ``protocol:
-clean`` takes the next session instead. The fifth depends on the order of a list that s3prl's preprocessing leaves in
-``<root>/meta_data/Session<k>/train_meta_data.json``, in which dialogues come as the file system had them. With that file dev is
-s3prl's; without it, turns are sorted and only the sizes are.
+clean`` takes the next session instead, ``tuning`` a whole session and no test. The fifth depends on the order of a list that
+s3prl's preprocessing leaves in ``<root>/meta_data/Session<k>/train_meta_data.json``, in which dialogues come as the file system
+had them. With that file dev is s3prl's; without it, turns are sorted and only the sizes are.
 """
 
 from __future__ import annotations
@@ -33,15 +33,21 @@ TRAIN_FRACTION = 0.8
 
 _TURN = re.compile(r"\[[^]]*\]\t(Ses0\d[FM]_\w+_[FM]\w+)\t(\w+)\t")
 _TEST_SIZES = (1085, 1023, 1151, 1031, 1241)
+_SPEAKERS = {
+    "superb": {"train": 8, "dev": 8, "test": 2},
+    "clean": {"train": 6, "dev": 2, "test": 2},
+    "tuning": {"train": 8, "dev": 2, "test": 0},
+}
 
 
 class IemocapOptions(DiskOptions):
     """Which session is the test, and where dev comes from."""
 
     fold: int = Field(default=1, ge=1, le=SESSIONS)
-    """Session of the test split; SUPERB's number is the mean of the five folds."""
-    protocol: Literal["superb", "clean"] = "superb"
-    """``clean``: dev is the session after the test one (1 after 5), whose two speakers are then nowhere else."""
+    """Session of the test split (``tuning``: of dev); SUPERB's number is the mean of the five folds."""
+    protocol: Literal["superb", "clean", "tuning"] = "superb"
+    """``clean``: dev is the session after the test one (1 after 5), whose two speakers are then nowhere else. ``tuning``: the
+    session ``fold`` is dev, the other four are train, and there is no test (the paper's fine-tuning, with session 1)."""
 
 
 def open_iemocap(options: IemocapOptions, root: Path | None, cache: Path, progress: Progress | None = None) -> Corpus:
@@ -51,13 +57,13 @@ def open_iemocap(options: IemocapOptions, root: Path | None, cache: Path, progre
     """
     place = found_root(NAME, root, [f"Session{number}" for number in range(1, SESSIONS + 1)])
     turns = {number: _session(place, number) for number in range(1, SESSIONS + 1)}
-    test = turns.pop(options.fold)
-    if options.protocol == "clean":
-        held_out = options.fold % SESSIONS + 1
-        dev, train = turns.pop(held_out), [turn for session in turns.values() for turn in session]
-        notes: list[str] = []
-    else:
+    test = turns.pop(options.fold) if options.protocol != "tuning" else []
+    notes: list[str] = []
+    if options.protocol == "superb":
         train, dev, notes = _random_fifth(place, options.fold, [turn for session in turns.values() for turn in session])
+    else:
+        dev = turns.pop(_dev_session(options))
+        train = [turn for session in turns.values() for turn in session]
     splits = {"train": train, "dev": dev, "test": test}
     recordings = [
         Recording(key=path, path=path, split=split, labels=_labels(path, emotion))
@@ -65,6 +71,10 @@ def open_iemocap(options: IemocapOptions, root: Path | None, cache: Path, progre
         for path, emotion in chosen
     ]
     return assemble(NAME, place, recordings, options, cache, progress, notes=notes)
+
+
+def _dev_session(options: IemocapOptions) -> int:
+    return options.fold if options.protocol == "tuning" else options.fold % SESSIONS + 1
 
 
 def _labels(path: str, emotion: str) -> dict[str, str]:
@@ -118,14 +128,13 @@ def _listed_order(file: Path) -> list[str]:
 
 
 def _expected(options: IemocapOptions) -> Expected:
-    test = _TEST_SIZES[options.fold - 1]
+    test = _TEST_SIZES[options.fold - 1] if options.protocol != "tuning" else 0
     others = sum(_TEST_SIZES) - test
-    dev = _TEST_SIZES[options.fold % SESSIONS] if options.protocol == "clean" else others - int(TRAIN_FRACTION * others)
-    shared = {"train": 8, "dev": 8, "test": 2} if options.protocol == "superb" else {"train": 6, "dev": 2, "test": 2}
+    dev = others - int(TRAIN_FRACTION * others) if options.protocol == "superb" else _TEST_SIZES[_dev_session(options) - 1]
     return Expected(
         source="s3prl's emotion/meta_data (5,531 turns)",
         utterances={"train": others - dev, "dev": dev, "test": test},
-        speakers=shared,
+        speakers=_SPEAKERS[options.protocol],
         classes={"emotion": 4},
     )
 

@@ -17,12 +17,12 @@ from speechft_ray.speech.text import Vocabulary
 
 
 def frame_labels(alignment: Sequence[tuple[int, str]], samples: int) -> list[str | None]:
-    """Returns the label at the centre of every frame, sample 320 i + 200; ``None`` before the first start."""
+    """Returns the label at the centre of every frame, sample 320 i + 200; ``None`` before the first start and where none is."""
     starts = [start for start, _ in alignment]
     found: list[str | None] = []
     for frame in range(frame_count(samples)):
         place = bisect_right(starts, frame * FRAME_STRIDE_SAMPLES + FRAME_FIELD_SAMPLES // 2)
-        found.append(alignment[place - 1][1] if place else None)
+        found.append((alignment[place - 1][1] or None) if place else None)
     return found
 
 
@@ -67,7 +67,7 @@ def build(options: FrameOptions, dim: int, classes: int) -> FrameHead:
 
 
 def tokens(options: FrameOptions, utterance: Utterance, column: str) -> list[str]:
-    """Returns the labels of the alignment.
+    """Returns the labels of the alignment, without empty ones.
 
     Raises ``UserError`` when there is none, or when it aligns another column: the tokens of the column must occur in it
     (it may have more, such as silence).
@@ -77,7 +77,7 @@ def tokens(options: FrameOptions, utterance: Utterance, column: str) -> list[str
             f"the utterance `{utterance.key}` has no alignment, which the head `frame` learns from: "
             "use the head `ctc`, which needs none, or a corpus with an alignment."
         )
-    aligned = [label for _, label in utterance.alignment]
+    aligned = [label for _, label in utterance.alignment if label]
     foreign = sorted(set(label_of(utterance, column).split()) - set(aligned))
     if foreign:
         raise UserError(

@@ -71,6 +71,16 @@ def test_clean_takes_the_next_session_as_dev(tree: Path) -> None:
         assert not speakers["dev"] & (speakers["train"] | speakers["test"]) and len(speakers["train"]) == 6
 
 
+@pytest.mark.parametrize("fold", [1, 3])
+def test_tuning_takes_a_whole_session_as_dev_and_has_no_test(tree: Path, fold: int) -> None:
+    corpus = opened("iemocap", tree, fold=fold, protocol="tuning")
+    sessions = {split: {u.labels["session"] for u in corpus.split(split)} for split in ("train", "dev", "test")}
+    assert sessions == {"train": {"1", "2", "3", "4", "5"} - {str(fold)}, "dev": {str(fold)}, "test": set()}
+    kind = CORPORA.get("iemocap")
+    expected = kind.expected(kind.options.model_validate({"protocol": "tuning"}))
+    assert expected is not None and expected.utterances == {"train": 4446, "dev": 1085, "test": 0}
+
+
 def test_expected_sizes_are_those_of_s3prl_s_lists() -> None:
     kind = CORPORA.get("iemocap")
     published = [(3556, 890, 1085), (3606, 902, 1023), (3504, 876, 1151), (3600, 900, 1031), (3432, 858, 1241)]

@@ -1,0 +1,83 @@
+"""A small TIMIT as LDC93S1 unpacks: SPHERE recordings, phones and words, upper case; 2 speakers of each split, one of none."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from tests.speech.layouts.voices import lines_of, spoken, text
+
+SPEAKERS = {
+    "TRAIN/DR1": ("FCJF0", "MCPM0"),
+    "TRAIN/DR2": ("MARC0",),
+    "TEST/DR1": ("FAKS0", "MDAB0"),
+    "TEST/DR2": ("MWEW0", "MMDB1"),
+    "TEST/DR3": ("FPKT0",),
+    "TEST/DR4": ("FADG0", "FCRH0"),
+}
+"""Real names: of TEST, FAKS0, MMDB1 and FADG0 are dev, MDAB0, MWEW0 and FPKT0 core test, and FCRH0 is in no list."""
+SENTENCES = {
+    "SA1": "She had your dark suit in greasy wash water all year.",
+    "SX37": "Critical equipment needs proper maintenance.",
+    "SI648": "A sailboat may have a bone in her teeth one minute.",
+}
+_PHONES = "h# sh ix hv eh dcl jh ih q aa r kcl k s uw ux epi en pau zh axr h#"
+PHONES = _PHONES.split()
+"""61 phones, a glottal stop among them, spread evenly over each recording."""
+
+
+def sphere(path: Path, wave: np.ndarray) -> Path:
+    """Writes ``(samples,)`` at 16 kHz as 16-bit SPHERE with the fields of TIMIT's own headers."""
+    samples = (32_767 * wave).astype("<i2")
+    fields = {
+        "database_id": "-s5 TIMIT",
+        "database_version": "-s3 1.0",
+        "utterance_id": "-s8 cjf0_sa1",
+        "channel_count": "-i 1",
+        "sample_count": f"-i {len(samples)}",
+        "sample_rate": "-i 16000",
+        "sample_min": f"-i {samples.min()}",
+        "sample_max": f"-i {samples.max()}",
+        "sample_n_bytes": "-i 2",
+        "sample_byte_format": "-s2 01",
+        "sample_sig_bits": "-i 16",
+    }
+    lines = ["NIST_1A", "   1024", *(f"{name} {value}" for name, value in fields.items()), "end_head", ""]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes("\n".join(lines).encode().ljust(1024) + samples.tobytes())
+    return path
+
+
+def starts(samples: int) -> list[int]:
+    """Where each of ``PHONES`` starts in a recording."""
+    return [samples * index // len(PHONES) for index in range(len(PHONES))]
+
+
+def lay_out(root: Path, lower: bool = False) -> Path:
+    """Writes the tree below ``root`` and returns it; ``lower``: with all names in lower case."""
+    waves = spoken(lines_of(tuple(SENTENCES.values()), 6))
+    folders = [(part, speaker) for part, speakers in SPEAKERS.items() for speaker in speakers]
+    for number, (part, speaker) in enumerate(folders):
+        for index, (name, words) in enumerate(SENTENCES.items()):
+            wave = waves[(3 * number + index) % len(waves)][: 24_000 + 500 * number]
+            place = f"{part}/{speaker}/{name}"
+            _sentence(root, place.lower() if lower else place, wave, words, lower)
+    text(root / "README.DOC", ["The DARPA TIMIT corpus"])
+    return root
+
+
+def _sentence(root: Path, place: str, wave: np.ndarray, words: str, lower: bool) -> None:
+    def path(ending: str) -> Path:
+        return root / f"{place}.{ending.lower() if lower else ending}"
+
+    sphere(path("WAV"), wave)
+    _lines(path("PHN"), [*starts(len(wave)), len(wave)], PHONES)
+    said = words.rstrip(".").lower().split()
+    _lines(path("WRD"), [len(wave) * index // len(said) for index in range(len(said) + 1)], said)
+    text(path("TXT"), [f"0 {len(wave)} {words} "])
+
+
+def _lines(path: Path, edges: Sequence[int], labels: Sequence[str]) -> None:
+    text(path, [f"{start} {end} {label}" for start, end, label in zip(edges, edges[1:], labels, strict=False)])
