@@ -33,10 +33,10 @@ from benchmarks.s3prl_peer import PEERS
 from benchmarks.superb_loops import FRONT_END, HUBERT, SETTINGS, Cost, Passes, Setting, merged, ours, theirs
 from speechft_ray.core.specs import CorpusSpec, EvalSpec
 from speechft_ray.speech.corpora.base import Corpus, Utterance
-from speechft_ray.superb.cache import FeatureCache
+from speechft_ray.speech.features.cache import FeatureCache
+from speechft_ray.speech.features.front_end import FrontEnds
 from speechft_ray.superb.evaluate import GRID, pose, rates_of, schedule_of
 from speechft_ray.superb.features import Extractor, Keeping, Kept, Reencoded, size_of, sources
-from speechft_ray.superb.front_end import FrontEnds
 from speechft_ray.superb.probe import answers, train_probes
 from speechft_ray.superb.stacked import train_stacked
 from speechft_ray.superb.tasks.base import TASKS, Problem

@@ -26,7 +26,7 @@ from speechft_ray.speech.checkpoints import s3prl
 from speechft_ray.speech.checkpoints.load import weights_fingerprint
 from speechft_ray.speech.corpora.base import CORPORA, Corpus
 from speechft_ray.speech.encoders.base import FAMILIES, EncoderWeights
-from speechft_ray.superb.cache import FeatureCache
+from speechft_ray.speech.features.cache import FeatureCache
 from speechft_ray.superb.evaluate import Sharing, evaluate, pose, schedule_of
 from speechft_ray.superb.probe import draws
 from speechft_ray.superb.tasks.base import TASKS, Problem

@@ -29,7 +29,7 @@ from speechft_ray.speech.checkpoints.load import load_encoder, weights_fingerpri
 from speechft_ray.speech.checkpoints.safetensors_dir import read_encoder, write_encoder
 from speechft_ray.speech.corpora.base import CORPORA, SPLITS, Corpus, Progress
 from speechft_ray.speech.encoders.base import FAMILIES, EncoderWeights
-from speechft_ray.superb.cache import FeatureCache
+from speechft_ray.speech.features.cache import FeatureCache
 from speechft_ray.superb.evaluate import Sharing
 from speechft_ray.superb.folds import evaluate_folds
 from speechft_ray.sweep.plan import FBANK
@@ -131,7 +131,7 @@ def _finetune(job: Job, place: Place, store: Store, report: Report) -> None:
     start = _start(place, job.payload["start"])
     corpora = [open_corpus(objective.corpus, place) for objective in spec.objectives]
     work = store.work("finetune", job.fingerprint)
-    tuned = finetune(spec, start, corpora, work, _device(place), report)
+    tuned = finetune(spec, start, corpora, work, _device(place), report, _cache(place, store))
     facts = {**tuned.facts, "spec": spec.model_dump(mode="json"), "start": job.payload["start"]}
     made = {"by": "speechft_ray finetune", "fingerprint": job.fingerprint, "spec": spec.model_dump(mode="json")}
     with store.publish("finetune", job.fingerprint, facts) as folder:
@@ -185,7 +185,7 @@ def _evaluate(job: Job, place: Place, store: Store, report: Report) -> None:
         family, config = FAMILIES.get(weights.family), weights.config
         encoder = family.build(weights)
     sharing = Sharing(
-        cache=FeatureCache(Path(place.cache or store.root / "cache"), int(place.cache_gb * 1e9)),
+        cache=_cache(place, store),
         encoder=str(job.payload["encoder"] or FBANK),
         front_end=(family.front_end_prefixes[0], family.describe(config)) if family.front_end_prefixes else None,
     )
@@ -203,6 +203,10 @@ def _evaluated(job: Job, store: Store) -> EncoderWeights:
     if key is None:
         return EncoderWeights(family=FBANK, config={}, state={})
     return read_encoder(store.folder("merge", str(key)) / ENCODER_FILE)
+
+
+def _cache(place: Place, store: Store) -> FeatureCache:
+    return FeatureCache(Path(place.cache or store.root / "cache"), int(place.cache_gb * 1e9))
 
 
 def _device(place: Place) -> torch.device:

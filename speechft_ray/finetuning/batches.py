@@ -20,8 +20,8 @@ PART_SECONDS = 160.0
 """Padded audio that goes through the encoder at once; a longer batch is learned in parts whose gradients add up.
 
 HuBERT Base keeps 57 to 75 MiB of activations per second of audio (measured at 5 and 10 s per utterance, front end frozen),
-so 160 s are about 12 GB; s3prl divides batches by ``gradient_accumulate_steps`` to the same end. A constant rather than a
-setting of the place, because GroupNorm over padded batches lets the parts into the result.
+so 160 s are about 12 GB; s3prl divides batches by ``gradient_accumulate_steps`` to the same end. The parts of a batch are in
+its result to the last bits only.
 """
 
 CACHE_BYTES = 512 * 2**20

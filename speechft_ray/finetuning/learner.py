@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import nn
 
 from speechft_ray.core.errors import UserError
 from speechft_ray.core.specs import FinetuneSpec
-from speechft_ray.finetuning.batches import PART_SECONDS, BatchOrder, Recordings, cropped, on_device
+from speechft_ray.finetuning.batches import PART_SECONDS, BatchOrder
 from speechft_ray.finetuning.draws import Draw, generator, seed_torch
-from speechft_ray.finetuning.lessons import Example, Lesson, crop_samples
+from speechft_ray.finetuning.lessons import Lesson, crop_samples
+from speechft_ray.finetuning.listening import Listener, Sound, precision
 from speechft_ray.finetuning.penalties import l2_sp
 from speechft_ray.finetuning.phases import is_head_only, learnable
 from speechft_ray.finetuning.schedule import learning_rate
 from speechft_ray.speech.batching import batches_by_seconds
 from speechft_ray.speech.encoders.base import FAMILIES, Encoder, EncoderWeights
+
+HEAD_PHASE_BYTES = 1 << 30
+"""Most that the encoder's output may take in memory in a head-only phase without dropout: 1.9 hours of a Base encoder."""
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,8 +52,11 @@ class Step(NamedTuple):
 
     taken: bool
     loss: float
+    """What was minimised: the weighted losses of all objectives, and the penalty."""
     gradient_norm: float
     """Before clipping."""
+    parts: Mapping[str, float]
+    """What the loss is made of: ``loss_0``, ... by objective where there are several, and ``penalty``."""
 
 
 def build_learner(spec: FinetuneSpec, start: EncoderWeights, lessons: Sequence[Lesson], device: torch.device) -> Learner:
@@ -74,8 +84,9 @@ def build_learner(spec: FinetuneSpec, start: EncoderWeights, lessons: Sequence[L
     return Learner(
         encoder=encoder,
         heads=heads.to(device),
-        # Adam's defaults and no weight decay (official configs); parameters without a gradient are left alone.
-        optimizer=torch.optim.Adam([*parameters.values(), *heads.parameters()], lr=spec.peak_learning_rate),
+        # Adam's defaults and no weight decay (official configs); parameters without a gradient are left alone. Fused, it takes
+        # a third of the time of a loop over tensors on a CPU as well.
+        optimizer=torch.optim.Adam([*parameters.values(), *heads.parameters()], lr=spec.peak_learning_rate, fused=True),
         parameters=parameters,
         anchors={name: value.detach().clone() for name, value in parameters.items()},
         device=device,
@@ -83,31 +94,46 @@ def build_learner(spec: FinetuneSpec, start: EncoderWeights, lessons: Sequence[L
 
 
 class Teacher:
-    """Takes the updates of a run, one by one. Update ``k`` depends on the learner and on ``k`` alone."""
+    """Takes the updates of a run, one by one. Update ``k`` depends on the learner and on ``k`` alone.
 
-    def __init__(self, spec: FinetuneSpec, lessons: Sequence[Lesson], recordings: Sequence[Recordings]) -> None:
+    While one update is computed, a thread reads what the next one needs. ``part_seconds``: padded audio that goes through the
+    encoder at once; a longer batch is learned in parts whose gradients add up. It is halved once when a GPU has no memory.
+    """
+
+    def __init__(self, spec: FinetuneSpec, lessons: Sequence[Lesson], listener: Listener, part_seconds: float) -> None:
+        self.part_seconds = part_seconds
         self._spec = spec
         self._lessons = lessons
-        self._recordings = recordings
+        self._listener = listener
         self._crops = [crop_samples(lesson, spec.crop_seconds) for lesson in lessons]
         self._orders = [
             BatchOrder([item.utterance.samples for item in lesson.train], lesson.objective.batch_size, spec.seed, index)
             for index, lesson in enumerate(lessons)
         ]
+        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="speechft-reader")
+        self._ahead: tuple[int, Future[list[Batch]]] | None = None
+        self._known = _Known()
+        self._halved = part_seconds < PART_SECONDS
 
     def update(self, learner: Learner, update: int) -> Step:
-        """Performs update number ``update`` (from 0)."""
+        """Performs update number ``update`` (from 0). Raises ``UserError`` when half a part is too much for a GPU."""
         spec = self._spec
         head_only = is_head_only(update, spec.head_only_fraction, spec.updates)
         for value in learner.parameters.values():
             value.requires_grad_(not head_only)
-        learner.optimizer.zero_grad(set_to_none=True)
-        seed_torch(spec.seed, Draw.UPDATE, update)
-        loss = sum(self._backward(learner, index, update) for index in range(len(self._lessons)))
+        quiet = head_only and not spec.head_phase_dropout
+        learner.encoder.module().train(not quiet)
+        if not quiet:
+            self._known.clear()
+        batches = self._read(update)
+        losses = self._gradients(learner, update, batches, quiet)
+        parts = {f"loss_{index}": loss for index, loss in enumerate(losses)} if len(losses) > 1 else {}
+        loss = sum(losses)
         if spec.anchor_penalty and not head_only:
             penalty = l2_sp(learner.parameters, learner.anchors, spec.anchor_penalty)
             penalty.backward()  # type: ignore[no-untyped-call]
-            loss += float(penalty.detach())
+            parts["penalty"] = float(penalty.detach())
+            loss += parts["penalty"]
         trained = [value for group in learner.optimizer.param_groups for value in group["params"] if value.grad is not None]
         norm = float(nn.utils.clip_grad_norm_(trained, spec.clip_norm))
         taken = math.isfinite(loss) and math.isfinite(norm)
@@ -116,28 +142,112 @@ class Teacher:
             for group in learner.optimizer.param_groups:
                 group["lr"] = rate
             learner.optimizer.step()
-        return Step(taken, loss, norm)
+        return Step(taken, loss, norm, parts)
 
-    def _backward(self, learner: Learner, index: int, update: int) -> float:
+    def close(self) -> None:
+        """Ends the reading thread."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def _read(self, update: int) -> list[Batch]:
+        """Returns what an update learns from, and begins to read for the one after."""
+        if self._ahead is not None and self._ahead[0] == update:
+            found = self._ahead[1].result()
+        else:
+            found = self._pool.submit(self._batches, update).result()
+        self._ahead = (update + 1, self._pool.submit(self._batches, update + 1)) if update + 1 < self._spec.updates else None
+        return found
+
+    def _batches(self, update: int) -> list[Batch]:
+        """Reads the batches of all objectives. Runs in the reading thread."""
+        found = []
+        for index, lesson in enumerate(self._lessons):
+            draw = generator(self._spec.seed, Draw.CROP, index, update)
+            examples = [lesson.train[place] for place in self._orders[index].batch(update)]
+            sounds = [self._listener.read(index, item.utterance, self._crops[index], draw) for item in examples]
+            found.append(Batch([item.target for item in examples], sounds))
+        return found
+
+    def _gradients(self, learner: Learner, update: int, batches: Sequence[Batch], quiet: bool) -> list[float]:
+        """Leaves the gradient of all objectives and returns their weighted losses."""
+        while True:
+            learner.optimizer.zero_grad(set_to_none=True)
+            seed_torch(self._spec.seed, Draw.UPDATE, update)
+            try:
+                return [self._backward(learner, index, batch, quiet) for index, batch in enumerate(batches)]
+            except torch.OutOfMemoryError as error:
+                self._halve(learner, error)
+
+    def _backward(self, learner: Learner, index: int, batch: Batch, quiet: bool) -> float:
         """Adds the gradient of one objective and returns its weighted loss."""
         lesson = self._lessons[index]
-        batch = [lesson.train[place] for place in self._orders[index].batch(update)]
-        audio = self._audio(index, update, batch)
-        units = max(1, sum(lesson.kind.units(item.target) for item in batch))
+        units = max(1, sum(lesson.kind.units(target) for target in batch.targets))
         total = 0.0
-        for part in batches_by_seconds([len(item) for item in audio], PART_SECONDS):
-            targets = [batch[place].target for place in part]
-            states, frames = learner.encoder.hidden_states(on_device([audio[place] for place in part], learner.device))
-            loss = lesson.kind.loss(learner.heads[index](states[-1], frames), frames, targets)
+        for part in batches_by_seconds([sound.samples for sound in batch.sounds], self.part_seconds):
+            targets = [batch.targets[place] for place in part]
+            sounds = [batch.sounds[place] for place in part]
+            with precision(learner.device):
+                last, frames = self._known.last(self._listener, index, sounds) if quiet else _last(self._listener, sounds)
+                logits = learner.heads[index](last, frames)
             share = sum(lesson.kind.units(target) for target in targets) / units
-            weighted = lesson.objective.weight * share * loss
+            weighted = lesson.objective.weight * share * lesson.kind.loss(logits.float(), frames, targets)
             weighted.backward()  # type: ignore[no-untyped-call]
             total += float(weighted.detach())
         return total
 
-    def _audio(self, index: int, update: int, batch: Sequence[Example]) -> list[np.ndarray]:
-        draw = generator(self._spec.seed, Draw.CROP, index, update)
-        return [cropped(self._recordings[index].read(item.utterance), self._crops[index], draw) for item in batch]
+    def _halve(self, learner: Learner, error: torch.OutOfMemoryError) -> None:
+        if self._halved:
+            raise UserError(
+                f"the GPU's memory is too small for a batch even in parts of {self.part_seconds:g} s of audio: lower "
+                "`batch_size` or `crop_seconds`, or take a larger GPU; the run goes on from its last saved state."
+            ) from error
+        self._halved = True
+        learner.optimizer.zero_grad(set_to_none=True)
+        torch.cuda.empty_cache()
+        self.part_seconds /= 2
+        _log.warning(
+            "the GPU's memory is too small: batches are learned in parts of %g s of audio from now on", self.part_seconds
+        )
+
+
+class Batch(NamedTuple):
+    """What one objective learns from in one update."""
+
+    targets: list[torch.Tensor]
+    sounds: list[Sound]
+
+
+class _Known:
+    """What the frozen encoder says of whole utterances while it does not drop out, each computed once and alone."""
+
+    def __init__(self) -> None:
+        self._states: dict[tuple[int, str], torch.Tensor] = {}
+        self._left_bytes = HEAD_PHASE_BYTES
+
+    def last(self, listener: Listener, index: int, sounds: Sequence[Sound]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns the last hidden states ``(batch, frames, dim)`` and the frames ``(batch,)``."""
+        found = [self._of(listener, index, sound) for sound in sounds]
+        return nn.utils.rnn.pad_sequence(found, batch_first=True), torch.tensor([len(states) for states in found])
+
+    def clear(self) -> None:
+        """Forgets everything."""
+        self._states.clear()
+
+    @torch.no_grad()
+    def _of(self, listener: Listener, index: int, sound: Sound) -> torch.Tensor:
+        key = (index, sound.key)
+        if sound.whole and key in self._states:
+            return self._states[key]
+        states = listener.states([sound])
+        last = states.states[-1][0, : int(states.frames[0])].clone()
+        if sound.whole and last.nbytes <= self._left_bytes:
+            self._states[key] = last
+            self._left_bytes -= last.nbytes
+        return last
+
+
+def _last(listener: Listener, sounds: Sequence[Sound]) -> tuple[torch.Tensor, torch.Tensor]:
+    states = listener.states(sounds)
+    return states.states[-1], states.frames
 
 
 def _without_layerdrop(module: nn.Module) -> None:

@@ -51,6 +51,11 @@ def prepare(objective: Objective, corpus: Corpus) -> Lesson:
             f"corpus `{corpus.name}`: all training utterances have the same label `{vocabulary.symbols[0]}` in the column "
             f"`{column}`, so there is nothing to learn: name another column."
         )
+    if len(train) < objective.batch_size:
+        raise UserError(
+            f"corpus `{corpus.name}` has {len(train)} training utterances, fewer than one batch of {objective.batch_size}: "
+            "lower `batch_size`, or add recordings."
+        )
     taught, checked = (_examples(kind, options, corpus, split, column, vocabulary) for split in (train, dev))
     return Lesson(
         objective=objective, corpus=corpus, kind=kind, options=options, vocabulary=vocabulary, train=taught, dev=checked

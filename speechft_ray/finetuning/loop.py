@@ -14,12 +14,13 @@ from speechft_ray.core.errors import UserError
 from speechft_ray.core.metrics import better
 from speechft_ray.core.specs import FinetuneSpec
 from speechft_ray.finetuning import saved
-from speechft_ray.finetuning.batches import Recordings
+from speechft_ray.finetuning.batches import PART_SECONDS
 from speechft_ray.finetuning.learner import Learner, Step, Teacher
 from speechft_ray.finetuning.lessons import Lesson
-from speechft_ray.finetuning.penalties import distance
+from speechft_ray.finetuning.listening import Listener
+from speechft_ray.finetuning.penalties import distances
 from speechft_ray.finetuning.schedule import learning_rate
-from speechft_ray.finetuning.validation import dev_values, overall
+from speechft_ray.finetuning.validation import dev_values, goodness, overall
 
 SAVE_EVERY_SECONDS = 10.0
 """At most so much work is lost when a run is killed, as long as saving is fast."""
@@ -32,9 +33,6 @@ REPORT_EVERY_SECONDS = 2.0
 
 CURVE_POINTS = 100
 """Evenly spaced points of the curve, besides those of the validations."""
-
-MOST_SKIPPED_IN_ROW = 10
-"""Updates without a finite loss and gradient, one after the other, that a run survives."""
 
 Report = Callable[[Mapping[str, float]], None]
 
@@ -55,9 +53,12 @@ class Progress:
     best_dev: float = 0.0
     best_values: list[float] = field(default_factory=list)
     """Dev metric of each objective at the best validation."""
-    losses: list[float] = field(default_factory=list)
-    gradient_norms: list[float] = field(default_factory=list)
-    """Of the updates since the last point of the curve."""
+    kept: dict[str, Any] = field(default_factory=dict)
+    """Encoder tensors, on the CPU, by fraction of the updates at which they were to be kept (``keep_at``)."""
+    steps: list[dict[str, float]] = field(default_factory=list)
+    """Loss, its parts and the gradient's norm of each update since the last point of the curve."""
+    part_seconds: float = PART_SECONDS
+    """Halved where a GPU had no memory."""
     skipped: int = 0
     skipped_in_row: int = 0
     seconds: float = 0.0
@@ -70,11 +71,11 @@ class Run:
 
     spec: FinetuneSpec
     lessons: Sequence[Lesson]
-    recordings: Sequence[Recordings]
+    listener: Listener
     learner: Learner
     work: Path
     identity: str
-    """A saved state of another identity is not taken up."""
+    """A saved state of another identity is refused."""
 
 
 def train(run: Run, report: Report) -> Progress:
@@ -84,16 +85,25 @@ def train(run: Run, report: Report) -> Progress:
     learner and its own number alone, and when states are saved does not matter.
     """
     progress = _resume(run)
-    teacher = Teacher(run.spec, run.lessons, run.recordings)
+    teacher = Teacher(run.spec, run.lessons, run.listener, progress.part_seconds)
     run.learner.train(True)
+    try:
+        _take_updates(run, progress, teacher, report)
+    finally:
+        teacher.close()
+    return progress
+
+
+def _take_updates(run: Run, progress: Progress, teacher: Teacher, report: Report) -> None:
     begun = saved_at = reported_at = time.monotonic()
     earlier_seconds, save_seconds = progress.seconds, 0.0
     while progress.update < run.spec.updates:
-        _count(progress, teacher.update(run.learner, progress.update))
+        _count(run.spec, progress, teacher.update(run.learner, progress.update))
+        progress.part_seconds = teacher.part_seconds
         now = time.monotonic()
         values = _point(run, progress)
         if values or now - reported_at >= REPORT_EVERY_SECONDS:
-            report({"done": progress.update, "total": run.spec.updates, **(values or _mean_loss(progress))})
+            report({"done": progress.update, "total": run.spec.updates, **(values or _means(progress.steps))})
             reported_at = now
         progress.seconds = earlier_seconds + time.monotonic() - begun
         if now - saved_at >= max(SAVE_EVERY_SECONDS, save_seconds / SAVE_SHARE):
@@ -101,49 +111,58 @@ def train(run: Run, report: Report) -> Progress:
             _save(run, progress)
             saved_at = time.monotonic()
             save_seconds = saved_at - saving
-    return progress
 
 
-def _count(progress: Progress, step: Step) -> None:
+def _count(spec: FinetuneSpec, progress: Progress, step: Step) -> None:
     progress.update += 1
     if step.taken:
-        progress.losses.append(step.loss)
-        progress.gradient_norms.append(step.gradient_norm)
+        progress.steps.append({"loss": step.loss, **step.parts, "gradient_norm": step.gradient_norm})
         progress.skipped_in_row = 0
         return
     progress.skipped += 1
     progress.skipped_in_row += 1
-    if progress.skipped_in_row > MOST_SKIPPED_IN_ROW:
+    if progress.skipped_in_row > spec.non_finite_limit:
         raise UserError(
             f"the loss or its gradient was not finite in {progress.skipped_in_row} updates one after the other, up to update "
-            f"{progress.update}: lower `peak_learning_rate`, or look for silent or damaged recordings."
+            f"{progress.update}: lower `peak_learning_rate`, or look for silent or damaged recordings "
+            "(`non_finite_limit` says how many a run survives)."
         )
 
 
 def _point(run: Run, progress: Progress) -> dict[str, float]:
-    """Adds a point to the curve where one is due, validating where that is due; returns its values, else nothing."""
+    """Keeps what is to be kept at this update, and adds a point to the curve where one is due, validating where that is due;
+    returns its values, else nothing."""
     spec, update = run.spec, progress.update
+    for fraction in spec.keep_at:
+        if update == kept_update(fraction, spec.updates):
+            progress.kept[str(fraction)] = _tensors(run.learner)
     validate = update % spec.validate_every_updates == 0 or update == spec.updates
     if not validate and update % max(1, spec.updates // CURVE_POINTS):
         return {}
-    values = _mean_loss(progress)
-    if progress.gradient_norms:
-        values["gradient_norm"] = sum(progress.gradient_norms) / len(progress.gradient_norms)
+    values = _means(progress.steps)
     values["learning_rate"] = learning_rate(update - 1, spec.updates, spec.peak_learning_rate, spec.schedule)
-    values["distance"] = distance(run.learner.parameters, run.learner.anchors)
+    values.update(distances(run.learner.parameters, run.learner.anchors))
     if validate:
         values.update(_validate(run, progress))
-    progress.losses, progress.gradient_norms = [], []
+    progress.steps = []
     progress.curve.append([update, values])
     return values
 
 
-def _mean_loss(progress: Progress) -> dict[str, float]:
-    return {"loss": sum(progress.losses) / len(progress.losses)} if progress.losses else {}
+def kept_update(fraction: float, updates: int) -> int:
+    """Returns the number of updates after which the weights of a fraction of a run are kept; at least one."""
+    return max(1, round(fraction * updates))
+
+
+def _means(steps: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The mean of each value over the updates that have it."""
+    names = dict.fromkeys(name for step in steps for name in step)
+    found = {name: [step[name] for step in steps if name in step] for name in names}
+    return {name: sum(values) / len(values) for name, values in found.items()}
 
 
 def _validate(run: Run, progress: Progress) -> dict[str, float]:
-    found = dev_values(run.learner, run.lessons, run.recordings)
+    found = dev_values(run.learner, run.lessons, run.listener)
     name, dev = overall([lesson.kind.metric for lesson in run.lessons], found)
     if not progress.best or better(name, dev, progress.best_dev):
         progress.best = _tensors(run.learner)
@@ -152,7 +171,7 @@ def _validate(run: Run, progress: Progress) -> dict[str, float]:
             progress.best_heads = {name: value.detach().to("cpu", copy=True) for name, value in heads.items()}
         progress.best_update, progress.best_dev, progress.best_values = progress.update, dev, found
     each = {f"dev_{index}": value for index, value in enumerate(found)} if len(found) > 1 else {}
-    return {"dev": dev, **each}
+    return {"dev": dev, **each, "goodness": goodness(name, dev)}
 
 
 def _tensors(learner: Learner) -> dict[str, torch.Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 
 import torch
@@ -24,6 +25,18 @@ def l2_sp(parameters: Mapping[str, torch.Tensor], anchors: Mapping[str, torch.Te
 
 
 @torch.no_grad()
-def distance(parameters: Mapping[str, torch.Tensor], anchors: Mapping[str, torch.Tensor]) -> float:
-    """Returns the Euclidean distance of the parameters from their start."""
-    return math.sqrt(float(squared_distance(parameters, anchors)))
+def distances(parameters: Mapping[str, torch.Tensor], anchors: Mapping[str, torch.Tensor]) -> dict[str, float]:
+    """Returns the Euclidean distance of the parameters from their start: all together (``distance``), and part by part
+    (``distance_input``, ``distance_layer_00``, ...)."""
+    squares: dict[str, float] = {}
+    for name, value in parameters.items():
+        part = part_of(name)
+        squares[part] = squares.get(part, 0.0) + float((value - anchors[name]).square().sum())
+    found = {f"distance_{part}": math.sqrt(square) for part, square in sorted(squares.items())}
+    return {"distance": math.sqrt(math.fsum(squares.values())), **found}
+
+
+def part_of(name: str) -> str:
+    """Returns the part of an encoder that a parameter belongs to: ``layer_03``, or ``input`` for all before the layers."""
+    found = re.search(r"(?:^|\.)layers\.(\d+)\.", name)
+    return f"layer_{int(found[1]):02d}" if found else "input"

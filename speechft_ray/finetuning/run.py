@@ -14,14 +14,16 @@ from speechft_ray.core.specs import FinetuneSpec
 from speechft_ray.finetuning.batches import CACHE_BYTES, Recordings
 from speechft_ray.finetuning.learner import build_learner
 from speechft_ray.finetuning.lessons import Lesson, prepare
+from speechft_ray.finetuning.listening import Listener, keep_fronts
 from speechft_ray.finetuning.loop import Progress, Report, Run, train
 from speechft_ray.finetuning.statistics import gather
 from speechft_ray.finetuning.validation import overall
 from speechft_ray.speech.checkpoints.load import weights_fingerprint
 from speechft_ray.speech.corpora.base import Corpus
 from speechft_ray.speech.encoders.base import EncoderWeights
+from speechft_ray.speech.features.cache import FeatureCache
 
-LOOP_VERSION = 1
+LOOP_VERSION = 2
 """Raised whenever a state saved by older code must not be taken up."""
 
 
@@ -35,6 +37,8 @@ class Tuned:
     weights: EncoderWeights
     facts: dict[str, Any]
     statistics: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    kept: Mapping[float, EncoderWeights] = field(default_factory=dict)
+    """The encoder after each of the spec's ``keep_at``."""
 
 
 def finetune(
@@ -44,31 +48,39 @@ def finetune(
     work: Path,
     device: torch.device,
     report: Report,
+    cache: FeatureCache | None = None,
 ) -> Tuned:
     """Fine-tunes an encoder stably and returns it with the weights of its best dev metric; heads are thrown away.
 
     ``corpora[i]`` belongs to ``spec.objectives[i]``. ``work`` is an existing folder in which an unfinished run leaves its
     states and finds them again: on the CPU the result is the same to the bit, however often the run was interrupted.
-    ``report`` gets ``done`` and ``total`` (updates), ``loss`` and, at points of the curve, their values; whatever it raises
-    ends the run. torch's global generators are left as they were. Raises ``UserError`` for labels, columns and recordings that
-    cannot be learned from, and when the loss is not finite for long.
+    ``cache`` keeps what a frozen front end says of the recordings. ``report`` gets ``done`` and ``total`` (updates), while the
+    front end is kept ``heard`` and ``to_hear`` (utterances), then ``loss`` and, at points of the curve, their values; whatever
+    it raises ends the run. torch's global generators are left as they were. Raises ``UserError`` for labels, columns and
+    recordings that cannot be learned from, for a ``work`` of another run, and when the loss is not finite for long.
     """
     lessons = [prepare(objective, corpus) for objective, corpus in zip(spec.objectives, corpora, strict=True)]
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        run = Run(
-            spec=spec,
-            lessons=lessons,
+        learner = build_learner(spec, start, lessons, device)
+        listener = Listener(
+            encoder=learner.encoder,
+            device=device,
+            frozen=spec.freeze_front_end,
             recordings=[Recordings(corpus, CACHE_BYTES // len(corpora)) for corpus in corpora],
-            learner=build_learner(spec, start, lessons, device),
-            work=work,
-            identity=_identity(spec, start, corpora),
         )
+        keep_fronts(listener, start, lessons, cache, spec, report)
+        identity = _identity(spec, start, corpora)
+        run = Run(spec=spec, lessons=lessons, listener=listener, learner=learner, work=work, identity=identity)
         progress = train(run, report)
         statistics = gather(run, progress, report) if spec.gather else {}
-    # Whatever did not learn is taken from the start weights, so it is equal to the bit.
-    state = {name: progress.best.get(name, value) for name, value in start.state.items()}
-    weights = EncoderWeights(family=start.family, config=start.config, state=state)
-    return Tuned(weights=weights, facts=_facts(lessons, progress), statistics=statistics)
+    kept = {float(fraction): _weights(start, tensors) for fraction, tensors in progress.kept.items()}
+    return Tuned(weights=_weights(start, progress.best), facts=_facts(lessons, progress), statistics=statistics, kept=kept)
+
+
+def _weights(start: EncoderWeights, learnt: Mapping[str, torch.Tensor]) -> EncoderWeights:
+    """Whatever did not learn is taken from the start weights, so it is equal to the bit."""
+    state = {name: learnt.get(name, value) for name, value in start.state.items()}
+    return EncoderWeights(family=start.family, config=start.config, state=state)
 
 
 def _facts(lessons: Sequence[Lesson], progress: Progress) -> dict[str, Any]:
@@ -84,6 +96,7 @@ def _facts(lessons: Sequence[Lesson], progress: Progress) -> dict[str, Any]:
         ],
         "curve": progress.curve,
         "skipped_updates": progress.skipped,
+        "part_seconds": progress.part_seconds,
         "seconds": progress.seconds,
         "updates_per_second": progress.update / progress.seconds,
     }

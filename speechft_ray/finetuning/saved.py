@@ -52,15 +52,21 @@ def save(folder: Path, update: int, state: Mapping[str, Any]) -> None:
 
 
 def load(folder: Path, identity: str) -> dict[str, Any] | None:
-    """Returns the newest usable state of this ``identity``, tensors on the CPU; ``None`` when there is none.
+    """Returns the newest usable state, tensors on the CPU; ``None`` when there is none.
 
-    Damaged files, and files with anything but tensors and plain data in them, are logged and passed over.
+    Damaged files, and files with anything but tensors and plain data in them, are logged and passed over. Raises ``UserError``
+    when a state is not of this ``identity``: it belongs to another run, whose work must not be overwritten.
     """
     for path in _newest_first(folder):
         state = _read(path)
         if state is None:
             _log.warning("the saved state %s is damaged and was passed over", path)
-        elif state["identity"] == identity:
+        elif state["identity"] != identity:
+            raise UserError(
+                f"`{path}` is the saved state of another run (other settings, start weights or recordings): choose another "
+                "folder to work in, or remove it if that run is not to go on."
+            )
+        else:
             return state
     return None
 

@@ -111,7 +111,7 @@ def _losses(run: Run) -> Iterator[Loss]:
         longest = crop_samples(lesson, run.spec.crop_seconds)
         for place in sorted(draw.permutation(len(lesson.train))[:EXAMPLES].tolist()):
             example = lesson.train[place]
-            audio = cropped(run.recordings[index].read(example.utterance), longest, draw)
+            audio = cropped(run.listener.recordings[index].read(example.utterance), longest, draw)
             if not np.isfinite(audio).all():
                 continue  # a damaged recording costs its update in training, and nothing else
             yield _loss(run, index, audio, example.target)

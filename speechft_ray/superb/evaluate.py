@@ -17,10 +17,10 @@ from speechft_ray.core.records import Score
 from speechft_ray.core.specs import EvalSpec
 from speechft_ray.speech.corpora.base import Corpus, Utterance
 from speechft_ray.speech.encoders.base import Encoder, Shape
-from speechft_ray.superb.cache import FeatureCache
+from speechft_ray.speech.features.cache import FeatureCache
+from speechft_ray.speech.features.front_end import FrontEnds
 from speechft_ray.superb.counts import counted
 from speechft_ray.superb.features import IN_MEMORY, Advance, Extractor, Heard, Keeping, Reencoded, Source, sources
-from speechft_ray.superb.front_end import FrontEnds
 from speechft_ray.superb.probe import Schedule, Trained, answers, references, train_probes
 from speechft_ray.superb.stacked import train_stacked
 from speechft_ray.superb.tasks.base import TASKS, Example, Problem, Search, Task, task_columns, task_options

@@ -24,17 +24,14 @@ from speechft_ray.core.units import FRAME_FIELD_SAMPLES, SAMPLE_RATE_HZ, frame_c
 from speechft_ray.speech.batching import groups_of_equal_length
 from speechft_ray.speech.corpora.base import Corpus, Utterance
 from speechft_ray.speech.encoders.base import Encoder
+from speechft_ray.speech.features.cache import Entry, FeatureCache
+from speechft_ray.speech.features.front_end import GROUP_SECONDS, Around, FrontEnds
 from speechft_ray.speech.heads.featurizer import normalized
-from speechft_ray.superb.cache import Entry, FeatureCache
-from speechft_ray.superb.front_end import Around, FrontEnds
 
 MEMORY_BYTES = 1 << 30
 """Features kept in memory by one evaluation: 1 GiB of frames is two hours of a 7 x 192 encoder (50 frames of 2.7 kB a second)
 or 18 minutes of a Base encoder (13 x 768, 20 kB a frame); of means 27 000 utterances of a Base encoder. What is beyond it lies
 on disk, and what is beyond the disk's budget is encoded again whenever it is drawn."""
-
-GROUP_SECONDS = 20.0
-"""Audio encoded at once. On one CPU core 16 utterances of 1.2 s take two thirds of the time that they take one by one."""
 
 HEARD_AT_ONCE = 256
 """Recordings taken at once from those heard before: 10 MB of a Base encoder's means."""

@@ -20,7 +20,7 @@ from speechft_ray.core.records import Job, Stage
 from speechft_ray.core.resources import ResourceRequest
 from speechft_ray.core.specs import CorpusSpec, EvalSpec, FinetuneSpec, MergeSpec, SweepSpec
 
-VERSIONS: Mapping[Stage, int] = {"corpus": 1, "finetune": 1, "merge": 1, "evaluate": 2}
+VERSIONS: Mapping[Stage, int] = {"corpus": 1, "finetune": 2, "merge": 1, "evaluate": 2}
 """Raised when the code of a stage changes its results; part of identity, so that old and new results never mix."""
 
 FBANK = "fbank"

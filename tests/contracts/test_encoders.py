@@ -85,6 +85,100 @@ def test_eval_mode_is_deterministic_and_is_the_start(encoder: Encoder) -> None:
 def test_too_short_is_told(encoder: Encoder, lengths: tuple[int, ...]) -> None:
     with pytest.raises(UserError, match="400"):
         encoder.hidden_states(waves(*lengths))
+    with pytest.raises(UserError, match="400"):
+        encoder.front(waves(*lengths))
+
+
+def fronts_of(encoder: Encoder, lengths: tuple[int, ...]) -> list[torch.Tensor]:
+    return [encoder.front([wave])[0] for wave in waves(*lengths)]
+
+
+def test_front_then_rest_is_the_whole(encoder: Encoder) -> None:
+    batch = waves(6_100, 6_100, 6_100)
+    fronts, whole = encoder.front(batch), encoder.hidden_states(batch)
+    assert all(front.dtype == torch.float32 and front.is_contiguous() and len(front) == 18 for front in fronts)
+    found = encoder.hidden_states_of(fronts)
+    assert torch.equal(found.frames, whole.frames) and found.frames.dtype == torch.int64
+    for mine, theirs in zip(found.states, whole.states, strict=True):
+        torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-5)
+
+
+def test_padding_reaches_no_valid_frame(encoder: Encoder) -> None:
+    """Beside 8 000 samples, s3prl's own count of frames is one too high for most of these."""
+    lengths = (6_250, 400, 8_000, 719, 5_999, 7_900)
+    fronts = fronts_of(encoder, lengths)
+    kept = [front.clone() for front in fronts]
+    together = encoder.hidden_states_of(fronts)
+    assert together.frames.tolist() == [frame_count(length) for length in lengths]
+    for index, wave in enumerate(waves(*lengths)):
+        alone = encoder.hidden_states([wave])
+        for state, own in zip(together.states, alone.states, strict=True):
+            assert state.shape == (len(lengths), 24, encoder.dim)
+            torch.testing.assert_close(state[index, : own.shape[1]], own[0], atol=1e-5, rtol=1e-5)
+    assert all(torch.equal(front, before) for front, before in zip(fronts, kept, strict=True))
+
+
+@pytest.mark.parametrize("trainable", [True, False])
+def test_front_then_rest_has_the_gradient_of_the_whole(trainable: bool, family: EncoderFamily, weights: EncoderWeights) -> None:
+    if not weights.state:
+        return
+    lengths, found = (4_000, 2_300), []
+    for parts in (True, False):
+        encoder = family.build(weights)
+        for name, parameter in encoder.module().named_parameters():
+            parameter.requires_grad_(trainable or not name.startswith(family.front_end_prefixes))
+        with torch.inference_mode(parts and not trainable):
+            fronts = fronts_of(encoder, lengths) if parts else []
+        states = (
+            [
+                state[: frame_count(length)]
+                for state, length in zip(encoder.hidden_states_of(fronts).states[-1], lengths, strict=True)
+            ]
+            if parts
+            else [encoder.hidden_states([wave]).states[-1][0] for wave in waves(*lengths)]
+        )
+        torch.stack([(state * torch.linspace(-1, 2, encoder.dim)).mean() for state in states]).sum().backward()
+        found.append({name: parameter.grad for name, parameter in encoder.module().named_parameters()})
+    for name, gradient in found[0].items():
+        assert (gradient is None) == (found[1][name] is None), name
+        if gradient is not None:
+            torch.testing.assert_close(gradient, found[1][name], atol=1e-5, rtol=1e-4)
+
+
+def test_masked_frames_say_nothing_of_their_sound(encoder: Encoder) -> None:
+    fronts = fronts_of(encoder, (4_000, 2_300))
+    masked = [torch.arange(len(front)) % 3 == 1 for front in fronts]
+    if not hasattr(encoder.module(), "mask_emb"):
+        with pytest.raises(UserError, match=r"no mask embedding.*another family"):
+            encoder.hidden_states_of(fronts, masked)
+        return
+    changed = [front + 3 * torch.sin(front) * mask[:, None] for front, mask in zip(fronts, masked, strict=True)]
+    plain, once, again = (encoder.hidden_states_of(*given).states for given in ((fronts,), (fronts, masked), (changed, masked)))
+    for index, front in enumerate(fronts):
+        assert all(
+            torch.equal(one[index, : len(front)], two[index, : len(front)]) for one, two in zip(once, again, strict=True)
+        )
+        assert not torch.allclose(plain[0][index], once[0][index], atol=1e-2)
+    once[-1].square().sum().backward()
+    assert encoder.module().mask_emb.grad.abs().sum() > 0
+
+
+def left_on(module: torch.nn.Module) -> list[Any]:
+    """Everything that a call could leave behind, besides values."""
+    hooks = [(dict(part._forward_hooks), dict(part._forward_pre_hooks)) for part in module.modules()]
+    return [hooks, list(module.named_modules()), {name for part in module.modules() for name in vars(part)}]
+
+
+def test_nothing_is_left_on_the_module_whatever_happens(encoder: Encoder) -> None:
+    module, fronts = encoder.module(), fronts_of(encoder, (4_000, 2_300))
+    before = left_on(module)
+    encoder.hidden_states_of(fronts)
+    assert left_on(module) == before
+    if hasattr(module, "mask_emb"):
+        encoder.hidden_states_of(fronts, [torch.ones(len(front), dtype=torch.bool) for front in fronts])
+        with pytest.raises(RuntimeError, match="must match"):
+            encoder.hidden_states_of(fronts, [torch.ones(3, dtype=torch.bool)] * 2)
+        assert left_on(module) == before
 
 
 def test_parameter_names_are_the_checkpoints_own(encoder: Encoder, weights: EncoderWeights) -> None:

@@ -10,10 +10,10 @@ import torch
 from torch.nn import functional
 
 from speechft_ray.core.specs import FinetuneSpec
-from speechft_ray.finetuning import learner as room
-from speechft_ray.finetuning.batches import Recordings
+from speechft_ray.finetuning.batches import PART_SECONDS, Recordings
 from speechft_ray.finetuning.learner import Learner, Teacher, build_learner
 from speechft_ray.finetuning.lessons import prepare
+from speechft_ray.finetuning.listening import Listener
 from speechft_ray.speech.corpora.base import Corpus
 from speechft_ray.speech.encoders.base import EncoderWeights
 from tests.finetuning.toys import corpus, objective, spec, start_weights
@@ -23,12 +23,18 @@ CPU = torch.device("cpu")
 
 
 def _begin(
-    plan: FinetuneSpec, corpora: Sequence[Corpus], weights: EncoderWeights | None = None, budget: int = 2**20
+    plan: FinetuneSpec,
+    corpora: Sequence[Corpus],
+    weights: EncoderWeights | None = None,
+    budget: int = 2**20,
+    part_seconds: float = PART_SECONDS,
 ) -> tuple[Learner, Teacher]:
     lessons = [prepare(item, content) for item, content in zip(plan.objectives, corpora, strict=True)]
     learner = build_learner(plan, weights or start_weights(), lessons, CPU)
     learner.train(True)
-    return learner, Teacher(plan, lessons, [Recordings(content, budget) for content in corpora])
+    recordings = [Recordings(content, budget) for content in corpora]
+    listener = Listener(encoder=learner.encoder, device=CPU, frozen=plan.freeze_front_end, recordings=recordings)
+    return learner, Teacher(plan, lessons, listener, part_seconds)
 
 
 def _state(learner: Learner) -> dict[str, torch.Tensor]:
@@ -43,7 +49,7 @@ def _changed(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) ->
 
 HEAD = {"head.0.projector", "head.0.output"}
 LAYERS = {"encoder.layers.0", "encoder.layers.1"}
-FRONT = {"encoder.front"}
+FRONT = {"encoder.down"}
 
 
 @pytest.mark.parametrize(
@@ -90,7 +96,7 @@ def test_ten_updates_are_those_of_a_plain_loop() -> None:
         means = []
         for utterance in tones.split("train"):
             wave = torch.tensor(tones.read(utterance), dtype=torch.float64)
-            hidden = functional.conv1d(wave[None], values["encoder.front.weight"], values["encoder.front.bias"], stride=320).T
+            hidden = functional.conv1d(wave[None], values["encoder.down.weight"], values["encoder.down.bias"], stride=320).T
             for layer in "01":
                 hidden = torch.tanh(
                     hidden @ values[f"encoder.layers.{layer}.weight"].T + values[f"encoder.layers.{layer}.bias"]
@@ -118,12 +124,11 @@ def test_ten_updates_are_those_of_a_plain_loop() -> None:
 
 
 @pytest.mark.parametrize("head", ["frame", "pooled", "ctc"])
-def test_a_batch_learned_in_parts_has_the_gradient_of_the_whole(head: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_batch_learned_in_parts_has_the_gradient_of_the_whole(head: str) -> None:
     plan, content = spec(objective(head, batch_size=6), head_only_fraction=0.0), [corpus({"train": 12, "dev": 2})]
     found = []
     for seconds in (160.0, 0.3):
-        monkeypatch.setattr(room, "PART_SECONDS", seconds)
-        learner, teacher = _begin(plan, content)
+        learner, teacher = _begin(plan, content, part_seconds=seconds)
         step = teacher.update(learner, 0)
         gradients = {name: value.grad.clone() for name, value in learner.parameters.items()}
         found.append((step, gradients))
@@ -144,7 +149,9 @@ def test_several_objectives_add_up_by_their_weights() -> None:
         single.heads[0].load_state_dict(learner.heads[index].state_dict())
         losses.append(alone_teacher.update(single, 0).loss)
     expected = losses[0] + 0.25 * losses[1] + 3 * losses[2]
-    assert teacher.update(learner, 0).loss == pytest.approx(expected, rel=1e-5)
+    step = teacher.update(learner, 0)
+    assert step.loss == pytest.approx(expected, rel=1e-5)
+    assert step.parts == pytest.approx({"loss_0": losses[0], "loss_1": 0.25 * losses[1], "loss_2": 3 * losses[2]}, rel=1e-5)
 
 
 def test_the_penalty_holds_weights_near_their_start_and_counts_in_the_loss() -> None:
@@ -180,15 +187,15 @@ def test_an_update_without_a_finite_loss_changes_nothing() -> None:
 def test_crops_are_of_the_asked_length_and_differ_between_updates() -> None:
     plan = spec(crop_seconds=0.1)
     learner, teacher = _begin(plan, [corpus({"train": 4, "dev": 2})])
-    heard: list[list[torch.Tensor]] = []
-    encode = learner.encoder.hidden_states
+    heard: list[torch.Tensor] = []
+    encode = learner.encoder.front
 
     def listen(waves):
-        heard.append(list(waves))
+        heard.extend(waves)
         return encode(waves)
 
-    learner.encoder.hidden_states = listen  # type: ignore[method-assign]
+    learner.encoder.front = listen  # type: ignore[method-assign]
     for update in range(2):
         teacher.update(learner, update)
-    assert all(len(wave) == 1600 for batch in heard for wave in batch)
-    assert not any(torch.equal(left, right) for left in heard[0] for right in heard[1])
+    assert [len(wave) for wave in heard] == [1600] * 8
+    assert not any(torch.equal(left, right) for left in heard[:4] for right in heard[4:])

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import pytest
 import torch
 
 from speechft_ray.finetuning.draws import Draw, generator, seed_torch
-from speechft_ray.finetuning.penalties import distance, l2_sp
+from speechft_ray.finetuning.penalties import distances, l2_sp
 from speechft_ray.finetuning.phases import head_only_updates, is_head_only, learnable
 from speechft_ray.finetuning.schedule import learning_rate
 
@@ -81,9 +79,16 @@ def test_the_penalty_and_its_gradient_are_those_of_the_formula() -> None:
     assert torch.autograd.gradcheck(lambda a, b: l2_sp({"a": a, "b": b}, anchors, 0.01), tuple(values.values()))
 
 
-def test_distance_is_euclidean_over_all_parameters() -> None:
-    assert distance({"a": torch.tensor([3.0]), "b": torch.tensor([4.0])}, {"a": torch.zeros(1), "b": torch.zeros(1)}) == 5
-    assert math.isclose(distance({}, {}), 0)
+def test_distances_are_euclidean_over_all_parameters_and_over_each_part() -> None:
+    values = {
+        "post_extract_proj.weight": torch.tensor([2.0]),
+        "encoder.layers.0.fc1.weight": torch.tensor([3.0, 0.0]),
+        "encoder.layers.0.fc1.bias": torch.tensor([4.0]),
+        "encoder.layers.11.fc1.weight": torch.tensor([-14.0]),
+    }
+    found = distances(values, {name: torch.zeros_like(value) for name, value in values.items()})
+    assert found == {"distance": 15, "distance_input": 2, "distance_layer_00": 5, "distance_layer_11": 14}
+    assert distances({}, {}) == {"distance": 0}
 
 
 def test_a_draw_depends_on_every_part_of_its_place() -> None:

@@ -91,7 +91,7 @@ def test_the_checkpoint_is_the_first_with_the_best_dev_value(tmp_path: Path, mon
     found: list[dict[str, torch.Tensor]] = []
     values = iter([10.0, 50.0, 50.0, 20.0])
 
-    def dev(learner, lessons, recordings):
+    def dev(learner, lessons, listener):
         found.append({name: value.clone() for name, value in learner.encoder.module().state_dict().items()})
         return [next(values)]
 
@@ -178,22 +178,22 @@ def test_a_damaged_state_is_passed_over_for_the_one_before(
     [{"seed": 1}, {"peak_learning_rate": 0.02}, {"anchor_penalty": 0.5}, {"updates": 21}],
     ids=lambda change: next(iter(change)),
 )
-def test_a_state_of_another_run_is_not_taken_up(other: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_state_of_another_run_is_refused(other: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loop, "SAVE_EVERY_SECONDS", 0.0)
     _until_killed(tmp_path, spec(), at=9)
-    assert list(tmp_path.iterdir())
-    seen: list[float] = []
-    _run(tmp_path, spec(**other), report=lambda values: seen.append(values["done"]))
-    assert seen[0] == 1
+    before = sorted(tmp_path.iterdir())
+    assert before
+    with pytest.raises(UserError, match=r"is the saved state of another run .*: choose another folder to work in"):
+        _run(tmp_path, spec(**other))
+    assert sorted(tmp_path.iterdir()) == before
 
 
-def test_a_state_of_other_weights_or_recordings_is_not_taken_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_state_of_other_weights_or_recordings_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loop, "SAVE_EVERY_SECONDS", 0.0)
+    _until_killed(tmp_path, spec(), at=9)
     for changed in ({"start": start_weights(0.2, seed=5)}, {"content": corpus({"train": 14, "dev": 6}, fingerprint="other")}):
-        _until_killed(tmp_path, spec(), at=9)
-        seen: list[float] = []
-        _run(tmp_path, spec(), report=lambda values: seen.append(values["done"]), **changed)  # noqa: B023
-        assert seen[0] == 1
+        with pytest.raises(UserError, match="is the saved state of another run"):
+            _run(tmp_path, spec(), **changed)
 
 
 def test_a_state_with_code_in_it_is_not_executed(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -278,6 +278,13 @@ def test_losses_that_stay_infinite_end_the_run(tmp_path: Path) -> None:
         ("pooled", {"column": "tones"}, {}, r"unknown label column `tones`. Did you mean `tone`\? Allowed: phones, tone"),
         ("pooled", {}, {"counts": {"train": 0, "dev": 2}}, "no utterance in the split `train`"),
         ("pooled", {}, {"counts": {"train": 3, "dev": 0}}, "no utterance in the split `dev`"),
+        ("pooled", {}, {"counts": {"train": 3, "dev": 3}}, "has 3 training utterances, fewer than one batch of 4: low"),
+        (
+            "pooled",
+            {"column": None},
+            {},
+            "the head `pooled` learns from labels: name a `column`",
+        ),
         (
             "pooled",
             {},
@@ -287,7 +294,7 @@ def test_losses_that_stay_infinite_end_the_run(tmp_path: Path) -> None:
         (
             "pooled",
             {},
-            {"counts": {"train": 2, "dev": 3}},
+            {"counts": {"train": 2, "dev": 3}, "batch": 2},
             "column `tone`, utterance `dev-2`: the label `t2` does not occur in",
         ),
         ("frame", {"column": "tone"}, {}, "does not belong to the column `tone`: `t0` is not in it"),
@@ -300,7 +307,7 @@ def test_what_cannot_be_learned_from_is_told_before_the_first_update(
 ) -> None:
     tones = corpus(content.get("counts", {"train": 6, "dev": 3}))
     with pytest.raises(UserError, match=message):
-        _run(tmp_path, spec(objective(head, **changes)), content=tones)
+        _run(tmp_path, spec(objective(head, batch_size=content.get("batch", 4), **changes)), content=tones)
 
 
 def test_labels_longer_than_their_recording_are_counted(tmp_path: Path) -> None:

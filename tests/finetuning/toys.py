@@ -11,9 +11,8 @@ import torch
 from torch import nn
 
 from speechft_ray.core.specs import CorpusSpec, FinetuneSpec, Objective
-from speechft_ray.core.units import frame_count
 from speechft_ray.speech.corpora.base import Corpus, Utterance
-from speechft_ray.speech.encoders.base import FAMILIES, EncoderFamily, EncoderWeights, HiddenStates, Shape
+from speechft_ray.speech.encoders.base import FAMILIES, EncoderFamily, EncoderWeights, HiddenStates, Shape, no_mask_embedding
 
 DIM = 8
 
@@ -26,7 +25,7 @@ class ToyEncoder(nn.Module):
 
     def __init__(self, dropout: float) -> None:
         super().__init__()
-        self.front = nn.Conv1d(1, DIM, kernel_size=400, stride=320)
+        self.down = nn.Conv1d(1, DIM, kernel_size=400, stride=320)
         self.layers = nn.ModuleList([nn.Linear(DIM, DIM), nn.Linear(DIM, DIM)])
         self.dropout = nn.Dropout(dropout)
         self.pretraining_head = nn.Linear(DIM, 5)
@@ -35,11 +34,22 @@ class ToyEncoder(nn.Module):
         return self
 
     def hidden_states(self, waves: Sequence[torch.Tensor]) -> HiddenStates:
-        first = nn.utils.rnn.pad_sequence([self.front(wave[None]).T for wave in waves], batch_first=True)  # -> (frames, dim)
-        states = [first]
+        return self.hidden_states_of([self._front(wave) for wave in waves])
+
+    def front(self, waves: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        assert len({len(wave) for wave in waves}) == 1, "nothing may be padded"
+        return [self._front(wave) for wave in waves]
+
+    def hidden_states_of(self, fronts: Sequence[torch.Tensor], masked: Sequence[torch.Tensor] | None = None) -> HiddenStates:
+        if masked is not None:
+            raise no_mask_embedding("Toy")
+        states = [nn.utils.rnn.pad_sequence(list(fronts), batch_first=True)]
         for layer in self.layers:
             states.append(self.dropout(torch.tanh(layer(states[-1]))))
-        return HiddenStates(states=tuple(states), frames=torch.tensor([frame_count(len(wave)) for wave in waves]))
+        return HiddenStates(states=tuple(states), frames=torch.tensor([len(front) for front in fronts]))
+
+    def _front(self, wave: torch.Tensor) -> torch.Tensor:
+        return self.down(wave[None]).T  # -> (frames, dim)
 
 
 def build(weights: EncoderWeights) -> ToyEncoder:
@@ -51,7 +61,7 @@ def build(weights: EncoderWeights) -> ToyEncoder:
 TOY = EncoderFamily(
     name="toy",
     title="Toy",
-    front_end_prefixes=("front.",),
+    front_end_prefixes=("down.",),
     pretraining_only_prefixes=("pretraining_head.",),
     recognises=lambda config: False,
     describe=lambda config: Shape(layers=1, dim=DIM, state_count=1),

@@ -5,7 +5,10 @@ from __future__ import annotations
 import gc
 import subprocess
 import sys
+import warnings
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -19,7 +22,7 @@ from speechft_ray.speech.encoders._conv_layers import parse_conv_layers
 from speechft_ray.speech.encoders.base import FAMILIES, EncoderWeights
 from speechft_ray.speech.encoders.fbank import FBankEncoder, log_mel
 from speechft_ray.speech.encoders.hubert import build
-from tests.speech.toys import shared, speechlike, toy_config, toy_hubert
+from tests.speech.toys import lively, shared, speechlike, toy, toy_config, toy_hubert
 
 PROTOTYPE = "fixtures/encoders/tiny_hubert_prototype.s3prl.pt"
 
@@ -115,6 +118,45 @@ def test_a_built_encoder_can_be_used_after_its_weights_changed() -> None:
 
 
 @pytest.mark.parametrize(
+    ("family", "changes"), [("wav2vec2", {"pos_conv_depth": 3}), ("hubert", {"required_seq_len_multiple": 7})]
+)
+def test_padding_is_silent_between_positional_convolutions_too(family: str, changes: dict[str, int]) -> None:
+    part = FAMILIES.get(family)
+    assert part.example_config is not None and part.initial is not None
+    config = part.example_config(2, 16, False)
+    config["model_cfg"].update(changes)
+    encoder = part.build(lively(part.initial(config, 0)))
+    waves = [speechlike(samples, samples) for samples in (16_000, 9_000, 5_000)]
+    together = encoder.hidden_states_of([encoder.front([wave])[0] for wave in waves])
+    for index, wave in enumerate(waves):
+        for state, own in zip(together.states, encoder.hidden_states([wave]).states, strict=True):
+            torch.testing.assert_close(state[index, : own.shape[1]], own[0], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["hubert", "wavlm", "wav2vec2"])
+@pytest.mark.parametrize("training", [False, True])
+def test_masking_is_that_of_s3prl(family: str, training: bool) -> None:
+    """Against the masked path of pre-training, which draws its own mask: here it gets one."""
+    encoder = FAMILIES.get(family).build(lively(toy(family)))
+    model: Any = encoder.module().train(training)
+    wave, other = speechlike(8_000), speechlike(8_000, 1)
+    masked = [torch.randperm(24, generator=torch.Generator().manual_seed(seed)) < 11 for seed in range(2)]
+
+    def apply_mask(x: torch.Tensor, padding_mask: Any, *rest: Any, **more: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        x[torch.stack(masked)] = model.mask_emb
+        return x, torch.stack(masked)
+
+    model.apply_mask = apply_mask
+    no_padding = torch.zeros(2, 8_000, dtype=torch.bool)
+    torch.manual_seed(0)
+    with silent_position_bias():
+        theirs = model.extract_features(torch.stack([wave, other]), no_padding, mask=True)
+    torch.manual_seed(0)
+    ours = encoder.hidden_states_of(encoder.front([wave, other]), masked).states[-1]
+    torch.testing.assert_close(ours, theirs["x"] if family == "wav2vec2" else theirs[0], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
     ("text", "layers"),
     [
         ("[(512,10,5)] + [(512,3,2)] * 4 + [(512,2,2)] * 2", ((512, 10, 5), *[(512, 3, 2)] * 4, *[(512, 2, 2)] * 2)),
@@ -190,6 +232,13 @@ def test_forced_alignment_refuses_without_the_extension() -> None:
 
 
 def forced_align() -> None: ...
+
+
+@contextmanager
+def silent_position_bias() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Support for mismatched key_padding_mask and attn_mask", UserWarning)
+        yield
 
 
 @pytest.mark.parametrize(("bands", "samples"), [(80, 16_000), (23, 4_321)])

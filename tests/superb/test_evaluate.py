@@ -12,7 +12,7 @@ import torch
 from speechft_ray.core.counts import Counted
 from speechft_ray.core.records import scores_of
 from speechft_ray.core.specs import CorpusSpec, EvalSpec
-from speechft_ray.superb.cache import FeatureCache
+from speechft_ray.speech.features.cache import FeatureCache
 from speechft_ray.superb.evaluate import REPORTS, Sharing, evaluate
 from speechft_ray.superb.tasks.base import TASKS
 from tests.superb.toy import COUNTS, STATE_COUNT, ToyEncoder, toy_corpus

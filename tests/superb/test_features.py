@@ -12,7 +12,7 @@ import torch
 from speechft_ray.core.errors import UserError
 from speechft_ray.speech.corpora.base import Corpus, Utterance
 from speechft_ray.speech.encoders.base import HiddenStates
-from speechft_ray.superb.cache import FeatureCache
+from speechft_ray.speech.features.cache import FeatureCache
 from speechft_ray.superb.features import Extractor, Keeping, Kept, Reencoded, size_of, sources
 from tests.superb.toy import DIM, STATE_COUNT, ToyEncoder, toy_corpus
 

@@ -14,7 +14,7 @@ from speechft_ray.core.fingerprint import fingerprint
 from speechft_ray.core.records import Score, scores_of
 from speechft_ray.core.specs import CorpusSpec, EvalSpec
 from speechft_ray.speech.corpora.base import Corpus
-from speechft_ray.superb.cache import FeatureCache
+from speechft_ray.speech.features.cache import FeatureCache
 from speechft_ray.superb.evaluate import Sharing, evaluate
 from speechft_ray.superb.folds import evaluate_folds, mean_scores
 from speechft_ray.sweep.plan import Inputs, make_plan

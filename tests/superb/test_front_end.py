@@ -12,10 +12,10 @@ import torch
 from speechft_ray.core.specs import CorpusSpec, EvalSpec
 from speechft_ray.speech.checkpoints.load import weights_fingerprint
 from speechft_ray.speech.encoders.base import FAMILIES, EncoderWeights
-from speechft_ray.superb.cache import FeatureCache
+from speechft_ray.speech.features.cache import FeatureCache
+from speechft_ray.speech.features.front_end import FrontEnds
 from speechft_ray.superb.evaluate import Sharing, evaluate
 from speechft_ray.superb.features import Extractor, Keeping, sources
-from speechft_ray.superb.front_end import FrontEnds
 from tests.speech.toys import toy
 from tests.superb.toy import toy_corpus
 

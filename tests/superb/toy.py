@@ -101,5 +101,11 @@ class ToyEncoder(nn.Module):
             states.append(states[-1] + torch.tanh(states[-1] @ weights))
         return HiddenStates(tuple(states), torch.tensor([(len(wave) - 400) // 320 + 1 for wave in waves]))
 
+    def front(self, waves: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        raise NotImplementedError("evaluation encodes waveforms")
+
+    def hidden_states_of(self, fronts: Sequence[torch.Tensor], masked: Sequence[torch.Tensor] | None = None) -> HiddenStates:
+        raise NotImplementedError("evaluation encodes waveforms")
+
     def module(self) -> nn.Module:
         return self

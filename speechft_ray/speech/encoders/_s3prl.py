@@ -17,8 +17,8 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from speechft_ray.core.errors import UserError
-from speechft_ray.core.units import FRAME_FIELD_SAMPLES
 from speechft_ray.speech.encoders import _torchaudio  # noqa: F401  # makes torchaudio importable before s3prl asks for it
+from speechft_ray.speech.encoders._fronts import Convolutions, FilterBank, FrontEnd, mask_embedding_at
 
 from s3prl.upstream.hubert import expert as hubert_expert  # isort: skip
 from s3prl.upstream.hubert.hubert_model import HubertConfig, HubertModel, HubertPretrainingConfig  # isort: skip
@@ -39,14 +39,12 @@ _FIXED = {"encoder_layerdrop": 0.0, "feature_grad_mult": 1.0}
 front end exactly when one of its parameters asks for it; s3prl's experts never let it through (``feature_grad_mult`` 0), which
 is the same for a front end that is frozen: there no graph is built."""
 
-_WINDOW_HOP_SAMPLES = 160
-
 
 class Expert:
     """One of s3prl's experts, its forward pass as it is, around a network that was built elsewhere."""
 
-    def __init__(self, kind: type[Any], model: nn.Module, **attributes: Any) -> None:
-        self.model = model
+    def __init__(self, kind: type[Any], model: nn.Module, front: FrontEnd, **attributes: Any) -> None:
+        self.model, self._front = model, front
         self._expert: Any = object.__new__(kind)
         UpstreamBase.__init__(self._expert)  # not the kind's own: that one reads a file with an unrestricted unpickler
         for name, value in {"model": model, "hook_postprocess": _trim, **attributes}.items():
@@ -54,7 +52,20 @@ class Expert:
         self._expert.eval()
 
     def __call__(self, waves: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
-        """Returns the input of each layer and the output of the encoder, each ``(batch, frames, dim)``.
+        """Returns the input of each layer and the output of the encoder, each ``(batch, frames, dim)``."""
+        return self._states(waves)
+
+    def front(self, waves: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Returns what the front end says of waveforms of equal length, ``(batch, frames, channels)``."""
+        return self._front(torch.stack(list(waves))).float().contiguous()
+
+    def states_of(self, fronts: Sequence[torch.Tensor], masked: Sequence[torch.Tensor] | None) -> tuple[torch.Tensor, ...]:
+        """Returns the same as a call, from outputs of ``front``, with the mask embedding at ``masked`` frames."""
+        with self._front.given(fronts) as waves, mask_embedding_at(self.model, masked):
+            return self._states(waves)
+
+    def _states(self, waves: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        """Runs s3prl's forward pass.
 
         The hooks that s3prl's constructor would leave on the network for good live for this call only: left there, they would
         keep every state of every other use of the network in memory.
@@ -77,35 +88,31 @@ def hubert(options: Mapping[str, Any], normalize: bool, symbols: Sequence[Sequen
     """Returns a HuBERT with s3prl's initial weights, drawn from torch's global random state; on ``meta`` mostly shapes."""
     task = HubertPretrainingConfig(normalize=normalize)
     config = HubertConfig(**{**options, **_FIXED}, label_rate=50.0)  # the rate only shifts targets in a loss that is not used
-    return Expert(hubert_expert.UpstreamExpert, _built(lambda: HubertModel(config, task, symbols), device), task_cfg=task)
+    model = _built(lambda: HubertModel(config, task, symbols), device)
+    return Expert(hubert_expert.UpstreamExpert, model, Convolutions(model, normalize), task_cfg=task)
 
 
 def wav2vec2(options: Mapping[str, Any], normalize: bool, device: str) -> Expert:
     """Returns a wav2vec 2.0 with s3prl's initial weights, like ``hubert``."""
     config = Wav2Vec2Config(**{**options, **_FIXED})
     switches = {"wav_normalize": normalize, "apply_padding_mask": True, "numpy_wav_normalize": False, "feature_selection": None}
-    return Expert(wav2vec2_expert.UpstreamExpert, _built(lambda: Wav2Vec2Model(config), device), **switches)
+    model = _built(lambda: Wav2Vec2Model(config), device)
+    return Expert(wav2vec2_expert.UpstreamExpert, model, Convolutions(model, normalize), **switches)
 
 
 def wavlm(options: Mapping[str, Any], normalize: bool, device: str) -> Expert:
     """Returns a WavLM with s3prl's initial weights, like ``hubert``."""
     config = WavLMConfig({**options, **_FIXED, "normalize": normalize})
-    return Expert(wavlm_expert.UpstreamExpert, _built(lambda: WavLM(config), device), cfg=config)
+    model = _built(lambda: WavLM(config), device)
+    return Expert(wavlm_expert.UpstreamExpert, model, Convolutions(model, normalize), cfg=config)
 
 
 def decoar2(options: Mapping[str, Any], device: str) -> Expert:
     """Returns a DeCoAR 2.0 with s3prl's initial weights, like ``hubert``."""
-    windows = FeatureExtractor(num_mel_bins=options["input_feat"])
-
-    def features(wave: torch.Tensor) -> torch.Tensor:
-        if wave.shape[1] < FRAME_FIELD_SAMPLES + _WINDOW_HOP_SAMPLES:
-            # One window has no variance over time: s3prl divides by it and gets NaN. Less its mean, it is zero.
-            return wave.new_zeros(1, options["input_feat"])
-        found: torch.Tensor = windows(wave)
-        return found
-
+    bands = options["input_feat"]
+    front = FilterBank(FeatureExtractor(num_mel_bins=bands), bands)
     model = _built(lambda: _SizedDecoar2(options), device)
-    return Expert(decoar2_expert.UpstreamExpert, model, preprocessor=features)
+    return Expert(decoar2_expert.UpstreamExpert, model, front, preprocessor=front.preprocessor)
 
 
 class _SizedDecoar2(Decoar2):  # type: ignore[misc]  # s3prl has no type information

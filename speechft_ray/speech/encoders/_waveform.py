@@ -7,9 +7,8 @@ from typing import Protocol
 
 import torch
 
-from speechft_ray.core.errors import UserError
 from speechft_ray.core.units import FRAME_FIELD_SAMPLES, frame_count
-from speechft_ray.speech.encoders.base import HiddenStates, Shape
+from speechft_ray.speech.encoders.base import HiddenStates, Shape, no_mask_embedding, too_short
 
 
 class Network(Protocol):
@@ -19,6 +18,14 @@ class Network(Protocol):
 
     def __call__(self, waves: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
         """Returns the hidden states of waveforms ``(samples,)``, each ``(batch, frames, dim)``."""
+        ...
+
+    def front(self, waves: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Returns what the front end says of waveforms of equal length: ``(batch, frames, channels)``, float32."""
+        ...
+
+    def states_of(self, fronts: Sequence[torch.Tensor], masked: Sequence[torch.Tensor] | None) -> tuple[torch.Tensor, ...]:
+        """Returns hidden states as a call does, from outputs of ``front``, each ``(frames, channels)``."""
         ...
 
 
@@ -36,17 +43,29 @@ class WaveformEncoder:
         utterances; batches of equal length are exact. The transformer does not attend to padded frames.
         Raises ``UserError`` for an empty batch and for a waveform shorter than 400 samples.
         """
-        lengths = [wave.shape[0] for wave in waves]
-        if not lengths or min(lengths) < FRAME_FIELD_SAMPLES:
-            raise UserError(
-                f"a waveform has {min(lengths, default=0)} samples, but {self._title} needs at least "
-                f"{FRAME_FIELD_SAMPLES} (25 ms at 16 kHz). Leave such recordings out."
-            )
-        states = self._network(waves)
-        frames = torch.tensor([frame_count(length) for length in lengths])
-        assert all(state.shape[1] >= int(frames.max()) for state in states), f"{self._title} yields too few frames"
-        return HiddenStates(states=states, frames=frames)
+        self._check(waves)
+        return self._found(self._network(waves), [frame_count(wave.shape[0]) for wave in waves])
+
+    def front(self, waves: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Runs the front end alone; see ``Encoder.front``. Where it learns, gradient reaches it through what is returned."""
+        self._check(waves)
+        return list(self._network.front(waves))
+
+    def hidden_states_of(self, fronts: Sequence[torch.Tensor], masked: Sequence[torch.Tensor] | None = None) -> HiddenStates:
+        """Runs everything behind the front end; see ``Encoder.hidden_states_of``."""
+        if masked is not None and not hasattr(self._network.model, "mask_emb"):
+            raise no_mask_embedding(self._title)
+        return self._found(self._network.states_of(fronts, masked), [len(front) for front in fronts])
 
     def module(self) -> torch.nn.Module:
         """s3prl's model; its parameter names are those of the checkpoints."""
         return self._network.model
+
+    def _check(self, waves: Sequence[torch.Tensor]) -> None:
+        shortest = min((wave.shape[0] for wave in waves), default=0)
+        if shortest < FRAME_FIELD_SAMPLES:
+            raise too_short(self._title, shortest)
+
+    def _found(self, states: tuple[torch.Tensor, ...], frames: list[int]) -> HiddenStates:
+        assert all(state.shape[1] >= max(frames) for state in states), f"{self._title} yields too few frames"
+        return HiddenStates(states=states, frames=torch.tensor(frames))

@@ -8,8 +8,9 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 
+from speechft_ray.core.errors import UserError
 from speechft_ray.core.registry import Registry
-from speechft_ray.core.units import FRAME_STRIDE_SAMPLES
+from speechft_ray.core.units import FRAME_FIELD_SAMPLES, FRAME_STRIDE_SAMPLES
 
 
 class HiddenStates(NamedTuple):
@@ -39,9 +40,43 @@ class Encoder(Protocol):
         """
         ...
 
+    def front(self, waves: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """What the down-sampling says of waveforms of equal length, each ``(samples,)``: one ``(frames, channels)`` each,
+        float32, computed without any padding.
+
+        Families without a learned front end return their filter-bank features, before the first layer that learns. Raises
+        ``UserError`` as ``hidden_states`` does.
+        """
+        ...
+
+    def hidden_states_of(self, fronts: Sequence[torch.Tensor], masked: Sequence[torch.Tensor] | None = None) -> HiddenStates:
+        """Hidden states from outputs of ``front``, padded together so that padding reaches no valid frame.
+
+        Within an utterance's frames they are what ``hidden_states`` gives for it alone. ``masked``: one bool ``(frames,)`` per
+        utterance, true where the mask embedding of pre-training stands instead of the features. Raises ``UserError`` for
+        ``masked`` where there is no mask embedding.
+        """
+        ...
+
     def module(self) -> torch.nn.Module:
         """The underlying module, for parameters and devices."""
         ...
+
+
+def too_short(title: str, samples: int) -> UserError:
+    """What every family says of a waveform shorter than one frame."""
+    return UserError(
+        f"a waveform has {samples} samples, but {title} needs at least {FRAME_FIELD_SAMPLES} (25 ms at 16 kHz). "
+        "Leave such recordings out."
+    )
+
+
+def no_mask_embedding(title: str) -> UserError:
+    """What every family says when frames are to be masked that it cannot mask."""
+    return UserError(
+        f"this {title} has no mask embedding (`mask_emb`), so masked prediction cannot go on from it: "
+        "choose an encoder of another family, or a checkpoint that still has it."
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

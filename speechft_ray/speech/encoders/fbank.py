@@ -17,7 +17,15 @@ import torch
 
 from speechft_ray.core.errors import UserError
 from speechft_ray.core.units import FRAME_FIELD_SAMPLES, SAMPLE_RATE_HZ
-from speechft_ray.speech.encoders.base import FAMILIES, EncoderFamily, EncoderWeights, HiddenStates, Shape
+from speechft_ray.speech.encoders.base import (
+    FAMILIES,
+    EncoderFamily,
+    EncoderWeights,
+    HiddenStates,
+    Shape,
+    no_mask_embedding,
+    too_short,
+)
 
 BANDS = 80
 """As in ESPnet's and s3prl's filter-bank baselines (s3prl ``upstream/baseline/fbank.yaml`` has 80 bins, 25/10 ms)."""
@@ -92,15 +100,21 @@ class FBankEncoder:
         Each utterance is computed alone, so its frames do not depend on the batch. Raises ``UserError`` for an empty batch and
         for a waveform shorter than 400 samples.
         """
+        return self.hidden_states_of(self.front(waves))
+
+    def front(self, waves: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Returns the normalised energies of each waveform, ``(frames, 80)``: the whole encoder."""
         shortest = min((wave.shape[0] for wave in waves), default=0)
         if shortest < FRAME_FIELD_SAMPLES:
-            raise UserError(
-                f"a waveform has {shortest} samples, but FBank needs at least {FRAME_FIELD_SAMPLES} (25 ms at 16 kHz). "
-                "Leave such recordings out."
-            )
-        features = [_normalised(log_mel(wave)[::2]) for wave in waves]
-        frames = torch.tensor([len(feature) for feature in features])
-        return HiddenStates(states=(torch.nn.utils.rnn.pad_sequence(features, batch_first=True),), frames=frames)
+            raise too_short("FBank", shortest)
+        return [_normalised(log_mel(wave)[::2]) for wave in waves]
+
+    def hidden_states_of(self, fronts: Sequence[torch.Tensor], masked: Sequence[torch.Tensor] | None = None) -> HiddenStates:
+        """Pads energies together. Raises ``UserError`` when frames are to be masked."""
+        if masked is not None:
+            raise no_mask_embedding("FBank")
+        frames = torch.tensor([len(front) for front in fronts])
+        return HiddenStates(states=(torch.nn.utils.rnn.pad_sequence(list(fronts), batch_first=True),), frames=frames)
 
     def module(self) -> torch.nn.Module:
         """An empty module: nothing to train."""

@@ -1,8 +1,8 @@
 """The convolutional front end, computed once for all encoders that have the same.
 
-Stable fine-tuning never changes the front end, so every merge of a sweep begins with the same half of the work. Its output is
-kept on disk under the sha256 of its weights, and an encoder with those weights gets it handed in. An encoder whose front end
-differs has another sha256 and simply does not share.
+Stable fine-tuning never changes the front end, so every epoch of it, and every merge of a sweep, begins with the same work. Its
+output is kept on disk under the sha256 of its weights, and an encoder with those weights gets it handed in. An encoder whose
+front end differs has another sha256 and simply does not share.
 """
 
 from __future__ import annotations
@@ -16,10 +16,16 @@ from torch import nn
 
 from speechft_ray.core.fingerprint import fingerprint
 from speechft_ray.core.units import frame_count
+from speechft_ray.speech.batching import groups_of_equal_length
 from speechft_ray.speech.checkpoints.load import weights_fingerprint
 from speechft_ray.speech.corpora.base import Corpus, Utterance
-from speechft_ray.speech.encoders.base import EncoderWeights, Shape
-from speechft_ray.superb.cache import Entry, FeatureCache
+from speechft_ray.speech.encoders.base import Encoder, EncoderWeights, Shape
+from speechft_ray.speech.features.cache import Entry, FeatureCache
+
+Read = Callable[[Utterance], torch.Tensor]
+
+GROUP_SECONDS = 20.0
+"""Audio encoded at once. On one CPU core 16 utterances of 1.2 s take two thirds of the time that they take one by one."""
 
 Around = Callable[[Sequence[int]], Any]
 """A context for encoding the utterances at these places together; without padding, since they are of equal length."""
@@ -46,15 +52,45 @@ class FrontEnds:
     @contextmanager
     def sharing(self, utterances: Sequence[Utterance]) -> Iterator[Around]:
         """Yields what to encode these utterances within: their front end comes from the cache, or goes there."""
-        key = self._cache.key({**self._identity, "utterances": fingerprint([item.key for item in utterances])})
+        key = self._key(utterances)
         entry = self._cache.find(key)
         if entry is not None:
             yield self._playing(entry)
-        elif self._cache.room_for(self._frame_bytes * sum(frame_count(item.samples) for item in utterances)):
+        elif self._has_room(utterances):
             with self._cache.writing(key, len(utterances)) as append:
                 yield self._recording(append)
         else:
             yield self._recording(lambda place, rows: None)
+
+    def stored(
+        self, encoder: Encoder, utterances: Sequence[Utterance], read: Read, advance: Callable[[int], None]
+    ) -> Entry | None:
+        """Returns the front end's output of these utterances, float32 ``(frames, channels)`` each, from the cache.
+
+        What is not there is computed and put there; ``None`` when there is no room for it. ``read`` returns an utterance's
+        waveform ``(samples,)`` where the encoder is; ``advance`` is told how many more utterances are done. The numbers are
+        those that ``sharing`` records: utterances of equal length go together, none is padded.
+        """
+        key = self._key(utterances)
+        entry = self._cache.find(key)
+        if entry is None and self._has_room(utterances):
+            with self._cache.writing(key, len(utterances)) as append, torch.no_grad():
+                for group in groups_of_equal_length([item.samples for item in utterances], GROUP_SECONDS):
+                    fronts = encoder.front([read(utterances[place]) for place in group])
+                    for place, rows in zip(group, fronts, strict=True):
+                        append(place, rows)
+                    self.computed += len(group)
+                    advance(len(group))
+            entry = self._cache.find(key)
+        elif entry is not None:
+            advance(len(utterances))
+        return entry
+
+    def _key(self, utterances: Sequence[Utterance]) -> str:
+        return self._cache.key({**self._identity, "utterances": fingerprint([item.key for item in utterances])})
+
+    def _has_room(self, utterances: Sequence[Utterance]) -> bool:
+        return self._cache.room_for(self._frame_bytes * sum(frame_count(item.samples) for item in utterances))
 
     def _playing(self, entry: Entry) -> Around:
         @contextmanager

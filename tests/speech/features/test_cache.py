@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from speechft_ray.superb.cache import FeatureCache
+from speechft_ray.speech.features.cache import FeatureCache
 
 PIECES = [(2, torch.arange(8.0).view(4, 2)), (0, torch.full((1, 2), -1.0)), (1, torch.zeros(3, 2))]
 SIZE_BYTES = 8 * 2 * 4

@@ -19,7 +19,7 @@ import torch
 from speechft_ray.core.errors import UserError
 from speechft_ray.core.fingerprint import fingerprint
 from speechft_ray.core.store import MANIFEST, Store
-from speechft_ray.superb.rows import RowReader, RowWriter
+from speechft_ray.speech.features.rows import RowReader, RowWriter
 
 FEATURES_VERSION = 1
 """Raised when code changes what features are, so that old entries are not found again."""
