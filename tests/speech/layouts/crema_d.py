@@ -11,7 +11,7 @@ EMOTIONS = ("ANG", "DIS", "FEA", "HAP", "NEU", "SAD")
 SENTENCES = {"DFA": "don't forget a jacket", "IEO": "it's eleven o'clock", "TSI": "the surface is slick"}
 COLUMNS = ("angry", "sad", "disgust", "fear", "neutral", "happy")
 TIED = "1018_DFA_SAD_XX"
-"""As many heard sadness, as acted, as heard nothing: 0.437273 each. All other clips have most votes for neutral."""
+"""As many heard sadness, as acted, as heard nothing: 0.437273 each. Disgust is heard as nothing, the others as acted."""
 
 
 def clips() -> list[str]:
@@ -36,7 +36,9 @@ def lay_out(root: Path, votes: bool = True) -> Path:
 
 
 def _shares(name: str) -> str:
-    shares = dict.fromkeys(COLUMNS, 0.01) | {"neutral": 0.762, "happy": 0.198}
+    acted = name.split("_")[2].lower()
+    heard = next(column for column in COLUMNS if column[:3] == ("neu" if acted == "dis" else acted))
+    shares = dict.fromkeys(COLUMNS, 0.01) | {heard: 0.95}
     if name == TIED:
         shares |= {"neutral": 0.437273, "sad": 0.437273, "happy": 0.095455}
     return ",".join(str(shares[column]) for column in COLUMNS)
