@@ -21,6 +21,8 @@ class Draw(IntEnum):
     CROP = 3
     UPDATE = 4
     STATISTICS = 5
+    MASK = 7
+    DEV_MASK = 8
 
 
 def generator(seed: int, draw: Draw, *place: int) -> np.random.Generator:

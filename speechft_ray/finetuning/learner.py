@@ -18,11 +18,12 @@ from speechft_ray.finetuning.batches import PART_SECONDS, BatchOrder
 from speechft_ray.finetuning.draws import Draw, generator, seed_torch
 from speechft_ray.finetuning.lessons import Lesson, crop_samples
 from speechft_ray.finetuning.listening import Listener, Sound, precision
+from speechft_ray.finetuning.masks import taught
 from speechft_ray.finetuning.penalties import l2_sp
 from speechft_ray.finetuning.phases import is_head_only, learnable
 from speechft_ray.finetuning.schedule import learning_rate
 from speechft_ray.speech.batching import batches_by_seconds
-from speechft_ray.speech.encoders.base import FAMILIES, Encoder, EncoderWeights
+from speechft_ray.speech.encoders.base import FAMILIES, MASK_EMBEDDING, Encoder, EncoderFamily, EncoderWeights
 
 HEAD_PHASE_BYTES = 1 << 30
 """Most that the encoder's output may take in memory in a head-only phase without dropout: 1.9 hours of a Base encoder."""
@@ -69,7 +70,7 @@ def build_learner(spec: FinetuneSpec, start: EncoderWeights, lessons: Sequence[L
         (name for name, _ in module.named_parameters()),
         freeze_front_end=spec.freeze_front_end,
         front_end_prefixes=family.front_end_prefixes,
-        pretraining_only_prefixes=family.pretraining_only_prefixes,
+        pretraining_only_prefixes=_fixed(family, lessons),
     )
     heads = nn.ModuleList()
     for index, lesson in enumerate(lessons):
@@ -161,10 +162,11 @@ class Teacher:
         """Reads the batches of all objectives. Runs in the reading thread."""
         found = []
         for index, lesson in enumerate(self._lessons):
-            draw = generator(self._spec.seed, Draw.CROP, index, update)
+            crop, mask = (generator(self._spec.seed, draw, index, update) for draw in (Draw.CROP, Draw.MASK))
             examples = [lesson.train[place] for place in self._orders[index].batch(update)]
-            sounds = [self._listener.read(index, item.utterance, self._crops[index], draw) for item in examples]
-            found.append(Batch([item.target for item in examples], sounds))
+            longest, step = self._crops[index], lesson.crop_step_samples
+            sounds = [self._listener.read(index, item.utterance, longest, crop, step) for item in examples]
+            found.append(Batch(*taught(lesson, examples, sounds, mask), sounds))
         return found
 
     def _gradients(self, learner: Learner, update: int, batches: Sequence[Batch], quiet: bool) -> list[float]:
@@ -186,7 +188,10 @@ class Teacher:
             targets = [batch.targets[place] for place in part]
             sounds = [batch.sounds[place] for place in part]
             with precision(learner.device):
-                last, frames = self._known.last(self._listener, index, sounds) if quiet else _last(self._listener, sounds)
+                if quiet and batch.masked is None:
+                    last, frames = self._known.last(self._listener, index, sounds)
+                else:
+                    last, frames = _last(self._listener, sounds, batch.masked and [batch.masked[place] for place in part])
                 logits = learner.heads[index](last, frames)
             share = sum(lesson.kind.units(target) for target in targets) / units
             weighted = lesson.objective.weight * share * lesson.kind.loss(logits.float(), frames, targets)
@@ -213,6 +218,8 @@ class Batch(NamedTuple):
     """What one objective learns from in one update."""
 
     targets: list[torch.Tensor]
+    masked: list[torch.Tensor] | None
+    """Frames that the encoder does not hear, bool ``(frames,)`` each; None where it hears all."""
     sounds: list[Sound]
 
 
@@ -245,9 +252,18 @@ class _Known:
         return last
 
 
-def _last(listener: Listener, sounds: Sequence[Sound]) -> tuple[torch.Tensor, torch.Tensor]:
-    states = listener.states(sounds)
+def _last(
+    listener: Listener, sounds: Sequence[Sound], masked: Sequence[torch.Tensor] | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    states = listener.states(sounds, masked)
     return states.states[-1], states.frames
+
+
+def _fixed(family: EncoderFamily, lessons: Sequence[Lesson]) -> list[str]:
+    """Returns the prefixes of pre-training's parameters that keep their value: where frames are masked, the mask embedding
+    learns, as in pre-training."""
+    masks = any(lesson.kind.masking is not None for lesson in lessons)
+    return [prefix for prefix in family.pretraining_only_prefixes if not (masks and prefix == MASK_EMBEDDING)]
 
 
 def _without_layerdrop(module: nn.Module) -> None:

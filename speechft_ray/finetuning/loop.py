@@ -142,11 +142,13 @@ def _point(run: Run, progress: Progress) -> dict[str, float]:
     values = _means(progress.steps)
     values["learning_rate"] = learning_rate(update - 1, spec.updates, spec.peak_learning_rate, spec.schedule)
     values.update(distances(run.learner.parameters, run.learner.anchors))
+    reported: dict[str, float] = {}
     if validate:
-        values.update(_validate(run, progress))
+        found, reported["goodness"] = _validate(run, progress)  # for whoever compares runs while they go on: not kept
+        values.update(found)
     progress.steps = []
     progress.curve.append([update, values])
-    return values
+    return values | reported
 
 
 def kept_update(fraction: float, updates: int) -> int:
@@ -161,7 +163,8 @@ def _means(steps: Sequence[Mapping[str, float]]) -> dict[str, float]:
     return {name: sum(values) / len(values) for name, values in found.items()}
 
 
-def _validate(run: Run, progress: Progress) -> dict[str, float]:
+def _validate(run: Run, progress: Progress) -> tuple[dict[str, float], float]:
+    """Keeps the weights when they are the best so far; returns values for the curve, and the metric made to be maximised."""
     found = dev_values(run.learner, run.lessons, run.listener)
     name, dev = overall([lesson.kind.metric for lesson in run.lessons], found)
     if not progress.best or better(name, dev, progress.best_dev):
@@ -171,7 +174,7 @@ def _validate(run: Run, progress: Progress) -> dict[str, float]:
             progress.best_heads = {name: value.detach().to("cpu", copy=True) for name, value in heads.items()}
         progress.best_update, progress.best_dev, progress.best_values = progress.update, dev, found
     each = {f"dev_{index}": value for index, value in enumerate(found)} if len(found) > 1 else {}
-    return {"dev": dev, **each, "goodness": goodness(name, dev)}
+    return {"dev": dev, **each}, goodness(name, dev)
 
 
 def _tensors(learner: Learner) -> dict[str, torch.Tensor]:

@@ -16,11 +16,13 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from speechft_ray.core.errors import UserError
-from speechft_ray.finetuning.batches import cropped, on_device
+from speechft_ray.finetuning.batches import cropped
 from speechft_ray.finetuning.draws import Draw, generator
 from speechft_ray.finetuning.learner import Learner
 from speechft_ray.finetuning.lessons import crop_samples
+from speechft_ray.finetuning.listening import Sound
 from speechft_ray.finetuning.loop import REPORT_EVERY_SECONDS, Progress, Report, Run
+from speechft_ray.finetuning.masks import Taught, taught
 
 EXAMPLES = 256
 """Most training utterances of an objective that are read, drawn without replacement (fusion_bench 0.2.33: 256 for both)."""
@@ -111,17 +113,19 @@ def _losses(run: Run) -> Iterator[Loss]:
         longest = crop_samples(lesson, run.spec.crop_seconds)
         for place in sorted(draw.permutation(len(lesson.train))[:EXAMPLES].tolist()):
             example = lesson.train[place]
-            audio = cropped(run.listener.recordings[index].read(example.utterance), longest, draw)
+            audio = run.listener.recordings[index].read(example.utterance)
+            audio, start = cropped(audio, longest, draw, lesson.crop_step_samples)
             if not np.isfinite(audio).all():
                 continue  # a damaged recording costs its update in training, and nothing else
-            yield _loss(run, index, audio, example.target)
+            sound = Sound(example.utterance.key, len(audio), False, wave=audio, start=start)
+            yield _loss(run, index, sound, taught(lesson, [example], [sound], draw))
 
 
-def _loss(run: Run, index: int, audio: np.ndarray, target: torch.Tensor) -> Loss:
+def _loss(run: Run, index: int, sound: Sound, wanted: Taught) -> Loss:
     def loss() -> torch.Tensor:
         lesson = run.lessons[index]
-        states, frames = run.learner.encoder.hidden_states(on_device([audio], run.learner.device))
-        value = lesson.kind.loss(run.learner.heads[index](states[-1], frames), frames, [target])
+        states, frames = run.listener.states([sound], wanted.masked)
+        value = lesson.kind.loss(run.learner.heads[index](states[-1], frames), frames, wanted.targets)
         return lesson.objective.weight * value
 
     return loss

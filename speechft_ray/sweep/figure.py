@@ -81,8 +81,11 @@ def tasks_by_alpha(lines: Sequence[Group]) -> bytes | None:
 
 
 def learning_curves(curves: Sequence[Curve]) -> bytes | None:
-    """Draws one panel per quantity against updates: a line per run, a colour per tuning setup; ``None`` if empty."""
-    names = {name for curve in curves for _, values in curve.points for name in values}
+    """Draws one panel per quantity against updates: a line per run, a colour per tuning setup; ``None`` if empty.
+
+    The distance of single layers is in the record and in MLflow: a panel for each would drown the others.
+    """
+    names = {name for curve in curves for _, values in curve.points for name in values if not name.startswith("distance_")}
     ordered = [name for name in METRICS if name in names] + sorted(names - set(METRICS))
     if not ordered:
         return None

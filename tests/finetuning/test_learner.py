@@ -29,7 +29,9 @@ def _begin(
     budget: int = 2**20,
     part_seconds: float = PART_SECONDS,
 ) -> tuple[Learner, Teacher]:
-    lessons = [prepare(item, content) for item, content in zip(plan.objectives, corpora, strict=True)]
+    lessons = [
+        prepare(item, content, weights or start_weights()) for item, content in zip(plan.objectives, corpora, strict=True)
+    ]
     learner = build_learner(plan, weights or start_weights(), lessons, CPU)
     learner.train(True)
     recordings = [Recordings(content, budget) for content in corpora]

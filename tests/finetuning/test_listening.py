@@ -137,11 +137,11 @@ def test_a_gpu_without_memory_gets_half_as_much_once(failures: int, tmp_path: Pa
     whole = _tuned(tmp_path / "whole", plan, corpus(COUNTS))
     own, left = learner_room._last, [failures]
 
-    def full(listener, sounds):
+    def full(listener, sounds, masked):
         if left[0] and len(sounds) == 4:
             left[0] -= 1
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return own(listener, sounds)
+        return own(listener, sounds, masked)
 
     monkeypatch.setattr(learner_room, "_last", full)
     monkeypatch.setattr(loop, "SAVE_EVERY_SECONDS", 0.0)

@@ -10,9 +10,9 @@ from speechft_ray.core.errors import UserError
 from speechft_ray.sweep.plan import Inputs, make_plan
 from tests.sweep.fakes import inputs, space, sweep
 
-PINNED_FINETUNE = ["53013c93ce3a547e", "0f508a3bab900eb2"]
+PINNED_FINETUNE = ["0b1b4d15f10d7c32", "0d46616a596a3e05"]
 PINNED_MERGE = "9a4d04f6a3b0e05a"
-PINNED_SWEEP = "bc4aba587b87c233"
+PINNED_SWEEP = "93d2c9ac9b193c2d"
 
 
 def test_counts_controls_and_baseline() -> None:
