@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import torch
 from ray import tune
 
 from speechft_ray.cli import main
-from speechft_ray.cluster.connect import Cluster
+from speechft_ray.cluster.connect import connect
 from speechft_ray.cluster.executor import RayExecutor
 from speechft_ray.compose import place_for, plan_sweep
 from speechft_ray.core.records import Outcome, Place
@@ -23,11 +23,11 @@ from speechft_ray.core.store import Store
 from speechft_ray.speech.checkpoints.safetensors_dir import read_encoder, write_encoder
 from speechft_ray.stages import ENCODER_FILE, perform, publish_start
 from speechft_ray.sweep.space_file import read_space
-from tests.cluster.rays import collect, local_cluster, ray_world
+from tests.cluster.rays import STORE_BYTES, collect, ray_world
 from tests.e2e.small_world import REPOSITORY
 from tests.speech.toys import toy_hubert
 
-__all__ = ["local_cluster", "ray_world"]  # fixtures
+__all__ = ["ray_world"]  # a fixture
 
 RECIPES = {path.stem: path for path in sorted((REPOSITORY / "search_spaces/recipes").glob("*.yaml"))}
 UPDATES = 10
@@ -87,7 +87,7 @@ def test_every_number_of_a_recipe_names_its_source(name: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def ran(home: Path, local_cluster: Cluster) -> Iterator[tuple[Mapping[str, Outcome], Place]]:
+def ran(home: Path, ray_world: Path) -> tuple[Mapping[str, Outcome], Place]:
     """All recipes as one sweep on Ray Tune, cut short."""
     recipes = [read_space(path) for path in RECIPES.values()]
     runs = tuple(shortened(run) for spec in recipes for run in spec.finetune)
@@ -96,15 +96,16 @@ def ran(home: Path, local_cluster: Cluster) -> Iterator[tuple[Mapping[str, Outco
     place = place_for(spec, storage=home / "runs", cpu=True, **given)
     plan = plan_sweep(spec, place)
     publish_start(place)
+    cluster = connect("local", cpus=1, store_bytes=STORE_BYTES)
     with pytest.MonkeyPatch.context() as patch:
-        # One trial after the other in one process: ten of them would import torch for longer than they learn.
+        # One trial after the other in one process: ten processes would import torch for longer than they learn.
         patch.setattr(tune, "TuneConfig", partial(tune.TuneConfig, reuse_actors=True))
-        executor = RayExecutor(perform, place)
+        executor = RayExecutor(perform, place, cluster=cluster)
         for job in plan.of_stage("finetune"):
             executor.submit(job)
         outcomes = collect(executor, len(runs), seconds=240)
         executor.stop()
-    yield {outcome.label.split()[1]: outcome for outcome in outcomes.values()}, place
+    return {outcome.label.split()[1]: outcome for outcome in outcomes.values()}, place
 
 
 @pytest.mark.parametrize("name", [name.replace("_", "-") for name in RECIPES])
