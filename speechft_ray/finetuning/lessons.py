@@ -19,7 +19,7 @@ from speechft_ray.speech.text import Vocabulary
 
 @dataclass(frozen=True, kw_only=True)
 class Example:
-    """One utterance and the class ids to learn from it, int64 ``(length,)``.
+    """One utterance and the class ids to learn from it, ``(length,)``: int64, or int32 where they are names of frames.
 
     ``masked``: which frames the encoder does not hear in a validation, bool ``(frames,)``; None where it hears all.
     """
@@ -107,7 +107,7 @@ def _unlabelled(objective: Objective, corpus: Corpus, masking: Masking, start: E
     if objective.column is not None:
         raise UserError(f"the head `{objective.head}` learns from audio alone: leave `column` out.")
     vocabulary = Vocabulary(symbols=tuple(map(str, range(masking.classes(start)))), reserved=0)
-    nameless = torch.empty(0, dtype=torch.int16)
+    nameless = torch.empty(0, dtype=torch.int32)
     train, dev = (
         tuple(Example(utterance=item, target=nameless) for item in _utterances(corpus, split)) for split in ("train", "dev")
     )

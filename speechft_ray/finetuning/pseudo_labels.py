@@ -24,7 +24,7 @@ from speechft_ray.finetuning.masks import taught
 
 
 def with_names(lessons: Sequence[Lesson], listener: Listener, work: Path, identity: str, report: Report) -> list[Lesson]:
-    """Returns the lessons, those that learn from audio alone with the names of their frames as targets, int16 ``(frames,)``.
+    """Returns the lessons, those that learn from audio alone with the names of their frames as targets, int32 ``(frames,)``.
 
     Dev utterances come masked, at the same frames in every run. ``listener`` hears with the start encoder, which is left in
     eval mode. ``work`` keeps the names for the run of that ``identity``. ``report`` gets ``named`` and ``to_name``
@@ -44,7 +44,8 @@ def _named(lesson: Lesson, index: int, names: torch.Tensor) -> Lesson:
     parts = torch.split(names, [frame_count(item.utterance.samples) for item in examples])
     named = [dataclasses.replace(item, target=part) for item, part in zip(examples, parts, strict=True)]
     train, dev = named[: len(lesson.train)], named[len(lesson.train) :]
-    if len(set(torch.cat([item.target for item in train]).tolist())) < 2:
+    taught_names = torch.cat([item.target for item in train])
+    if taught_names.min() == taught_names.max():
         raise UserError(
             f"corpus `{lesson.corpus.name}`: the start encoder names all training frames alike, so there is nothing to learn: "
             "start from an encoder whose pre-training got further."
@@ -61,7 +62,7 @@ def _masked(lesson: Lesson, example: Example, index: int, place: int) -> Example
 
 
 def _names(lesson: Lesson, index: int, listener: Listener, work: Path, identity: str, report: Report) -> torch.Tensor:
-    """Returns the names of all frames in a row, int16, from ``work`` if they are there."""
+    """Returns the names of all frames in a row, int32, from ``work`` if they are there."""
     kind = f"names{index}"
     kept = saved.load(work, identity, kind)
     if kept is not None:
@@ -79,7 +80,7 @@ def _asked(lesson: Lesson, index: int, listener: Listener, report: Report) -> li
     examples, reported_at, found = [*lesson.train, *lesson.dev], time.monotonic(), []
     for example in examples:
         states = listener.states([listener.read(index, example.utterance, None)]).states[-1][0]
-        found.append(masking.names(lesson.options, module, states).to("cpu", torch.int16))
+        found.append(masking.names(lesson.options, module, states).to("cpu", torch.int32))
         if time.monotonic() - reported_at >= REPORT_EVERY_SECONDS:
             report({"named": len(found), "to_name": len(examples)})
             reported_at = time.monotonic()
