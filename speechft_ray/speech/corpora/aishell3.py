@@ -17,7 +17,7 @@ from speechft_ray.speech.corpora._layout import DiskOptions, Recording, assemble
 from speechft_ray.speech.corpora.base import CORPORA, Corpus, CorpusKind, Expected, Progress
 
 NAME = "aishell3"
-TRAIN_UTTERANCES, TEST_UTTERANCES, TRAIN_HOURS, TRAIN_SPEAKERS = 63_262, 24_773, 63.17, 174
+TRAIN_UTTERANCES, TEST_UTTERANCES, TRAIN_HOURS = 63_262, 24_773, 63.17
 
 _NAME = re.compile(r"(SSB\d{4})\d{4}\.wav")
 _PINYIN = re.compile(r"[a-z]+\d")
@@ -75,10 +75,9 @@ def _listed(root: Path, folder: str) -> dict[str, dict[str, str]]:
 def _expected(options: Aishell3Options) -> Expected:
     dev = _dev_count(TRAIN_UTTERANCES, options)
     return Expected(
-        source="its own lists (OpenSLR 93), Shi et al. 2021 (speakers), Speech-FT (hours), and `dev_fraction`",
+        source="its own lists (OpenSLR 93), Speech-FT (hours), and `dev_fraction`",
         utterances={"train": TRAIN_UTTERANCES - dev, "dev": dev, "test": TEST_UTTERANCES},
-        hours={"train": TRAIN_HOURS * (1 - options.dev_fraction)},
-        speakers={"train": TRAIN_SPEAKERS},
+        hours={"train": round(TRAIN_HOURS * (1 - options.dev_fraction), 2)},
     )
 
 

@@ -160,8 +160,9 @@ def _expected(options: LibriSpeechOptions) -> Expected | None:
     if any(getattr(options, split) != getattr(default, split) for split in (["train"] if hours else SPLITS)):
         return None
     if hours:
+        rounded = {split: round(value, 2) for split, value in hours.items()}
         source = "Panayotov et al. 2015, table 1 (speakers), and `speaker_hours`"
-        return Expected(source=source, utterances={}, hours=hours, speakers=dict.fromkeys(SPLITS, 251))
+        return Expected(source=source, utterances={}, hours=rounded, speakers=dict.fromkeys(SPLITS, 251))
     return Expected(
         source="Panayotov et al. 2015, table 1 (hours, speakers); OpenSLR 12 (utterances)",
         utterances={"train": 28_539, "dev": 2_703, "test": 2_620},
