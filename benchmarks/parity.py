@@ -31,11 +31,11 @@ from benchmarks.s3prl_peer import PEERS, Frames, Peer, cuda_stays_here, expert_m
 from speechft_ray.core.specs import CorpusSpec, EvalSpec
 from speechft_ray.speech.corpora.base import Corpus, Utterance
 from speechft_ray.speech.heads.ctc import CtcHead
+from speechft_ray.speech.heads.specaug import draw_warps, warped
 from speechft_ray.superb.evaluate import pose, schedule_of
 from speechft_ray.superb.features import Kept
 from speechft_ray.superb.probe import Probe, answers, dev_measured, draws, learn, optimizer_of, taken
 from speechft_ray.superb.tasks._dtw import frame_distances, subsequence_costs
-from speechft_ray.superb.tasks._specaug import draw_warps, warped
 from speechft_ray.superb.tasks.base import TASKS, Problem
 
 LAYERS, DIM = 3, 16

@@ -7,7 +7,13 @@ from __future__ import annotations
 
 import pytest
 
-RAY = ("tests/cluster/", "tests/contracts/test_executors.py", "tests/e2e/test_sweep.py", "tests/e2e/test_search.py")
+RAY = (
+    "tests/cluster/",
+    "tests/contracts/test_executors.py",
+    "tests/e2e/test_recipes.py",
+    "tests/e2e/test_search.py",
+    "tests/e2e/test_sweep.py",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

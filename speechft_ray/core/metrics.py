@@ -46,6 +46,7 @@ METRICS: dict[str, Metric] = _table(
     Metric(name="chars.cer", title="CER", task="chars", higher_is_better=False),
     Metric(name="label.accuracy", title="Label ACC", task="label", higher_is_better=True),
     Metric(name="finetune.accuracy", title="Dev ACC", task="finetune", higher_is_better=True),
+    Metric(name="finetune.masked_accuracy", title="Dev masked ACC", task="finetune", higher_is_better=True),
     Metric(name="finetune.token_error_rate", title="Dev TER", task="finetune", higher_is_better=False),
 )
 """Every metric. ``fbank`` and ``sota`` are Table 15 of the paper; metrics without them need stated references."""

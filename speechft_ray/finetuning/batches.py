@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 
 from speechft_ray.finetuning.draws import Draw, generator
 from speechft_ray.speech.corpora.base import Corpus, Utterance
@@ -87,14 +86,10 @@ class Recordings:
         return audio
 
 
-def cropped(audio: np.ndarray, samples: int | None, draw: np.random.Generator) -> np.ndarray:
-    """Returns a random piece of longer audio; shorter audio comes whole."""
+def cropped(audio: np.ndarray, samples: int | None, draw: np.random.Generator, step_samples: int = 1) -> tuple[np.ndarray, int]:
+    """Returns a random piece of longer audio and the sample that it starts at, a multiple of a step; shorter audio comes
+    whole."""
     if samples is None or len(audio) <= samples:
-        return audio
-    start = int(draw.integers(len(audio) - samples + 1))
-    return audio[start : start + samples]
-
-
-def on_device(audio: Sequence[np.ndarray], device: torch.device) -> list[torch.Tensor]:
-    """Returns waveforms as tensors, each ``(samples,)``."""
-    return [torch.tensor(item, device=device) for item in audio]
+        return audio, 0
+    start = step_samples * int(draw.integers((len(audio) - samples) // step_samples + 1))
+    return audio[start : start + samples], start

@@ -21,6 +21,9 @@ class Draw(IntEnum):
     CROP = 3
     UPDATE = 4
     STATISTICS = 5
+    ADAPTER = 6
+    MASK = 7
+    DEV_MASK = 8
 
 
 def generator(seed: int, draw: Draw, *place: int) -> np.random.Generator:

@@ -14,15 +14,17 @@ from torch import nn
 
 from speechft_ray.core.errors import UserError
 from speechft_ray.core.specs import FinetuneSpec
+from speechft_ray.finetuning.adapters import adapt, adapted_weights
 from speechft_ray.finetuning.batches import PART_SECONDS, BatchOrder
 from speechft_ray.finetuning.draws import Draw, generator, seed_torch
 from speechft_ray.finetuning.lessons import Lesson, crop_samples
 from speechft_ray.finetuning.listening import Listener, Sound, precision
+from speechft_ray.finetuning.masks import taught
 from speechft_ray.finetuning.penalties import l2_sp
 from speechft_ray.finetuning.phases import is_head_only, learnable
 from speechft_ray.finetuning.schedule import learning_rate
 from speechft_ray.speech.batching import batches_by_seconds
-from speechft_ray.speech.encoders.base import FAMILIES, Encoder, EncoderWeights
+from speechft_ray.speech.encoders.base import FAMILIES, MASK_EMBEDDING, Encoder, EncoderFamily, EncoderWeights
 
 HEAD_PHASE_BYTES = 1 << 30
 """Most that the encoder's output may take in memory in a head-only phase without dropout: 1.9 hours of a Base encoder."""
@@ -32,7 +34,8 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Learner:
-    """What changes during a run. ``parameters`` are those of the encoder that may learn, ``anchors`` their start values."""
+    """What changes during a run. ``parameters`` are those of the encoder that may learn, by their names in its module: its own,
+    or those of its adapters. ``anchors`` are the start values of ``weights``."""
 
     encoder: Encoder
     heads: nn.ModuleList
@@ -45,6 +48,10 @@ class Learner:
         """Switches dropout on or off, in encoder and heads."""
         self.encoder.module().train(mode)
         self.heads.train(mode)
+
+    def weights(self) -> Mapping[str, torch.Tensor]:
+        """Returns the encoder's own weights that change, by their names in its family: as they compute now, adapters merged."""
+        return adapted_weights(self.encoder.module()) or self.parameters
 
 
 class Step(NamedTuple):
@@ -69,7 +76,7 @@ def build_learner(spec: FinetuneSpec, start: EncoderWeights, lessons: Sequence[L
         (name for name, _ in module.named_parameters()),
         freeze_front_end=spec.freeze_front_end,
         front_end_prefixes=family.front_end_prefixes,
-        pretraining_only_prefixes=family.pretraining_only_prefixes,
+        pretraining_only_prefixes=_fixed(family, lessons),
     )
     heads = nn.ModuleList()
     for index, lesson in enumerate(lessons):
@@ -81,6 +88,10 @@ def build_learner(spec: FinetuneSpec, start: EncoderWeights, lessons: Sequence[L
             f"an encoder of the family `{start.family}` has no weights that could be fine-tuned: choose another encoder."
         )
     module.requires_grad_(False)
+    if spec.adapter is not None:
+        seed_torch(spec.seed, Draw.ADAPTER)
+        parameters = adapt(module, spec.adapter, learning)
+    weights = adapted_weights(module) or parameters
     return Learner(
         encoder=encoder,
         heads=heads.to(device),
@@ -88,7 +99,7 @@ def build_learner(spec: FinetuneSpec, start: EncoderWeights, lessons: Sequence[L
         # a third of the time of a loop over tensors on a CPU as well.
         optimizer=torch.optim.Adam([*parameters.values(), *heads.parameters()], lr=spec.peak_learning_rate, fused=True),
         parameters=parameters,
-        anchors={name: value.detach().clone() for name, value in parameters.items()},
+        anchors={name: value.detach().clone() for name, value in weights.items()},
         device=device,
     )
 
@@ -130,7 +141,7 @@ class Teacher:
         parts = {f"loss_{index}": loss for index, loss in enumerate(losses)} if len(losses) > 1 else {}
         loss = sum(losses)
         if spec.anchor_penalty and not head_only:
-            penalty = l2_sp(learner.parameters, learner.anchors, spec.anchor_penalty)
+            penalty = l2_sp(learner.weights(), learner.anchors, spec.anchor_penalty)
             penalty.backward()  # type: ignore[no-untyped-call]
             parts["penalty"] = float(penalty.detach())
             loss += parts["penalty"]
@@ -161,10 +172,11 @@ class Teacher:
         """Reads the batches of all objectives. Runs in the reading thread."""
         found = []
         for index, lesson in enumerate(self._lessons):
-            draw = generator(self._spec.seed, Draw.CROP, index, update)
+            crop, mask = (generator(self._spec.seed, draw, index, update) for draw in (Draw.CROP, Draw.MASK))
             examples = [lesson.train[place] for place in self._orders[index].batch(update)]
-            sounds = [self._listener.read(index, item.utterance, self._crops[index], draw) for item in examples]
-            found.append(Batch([item.target for item in examples], sounds))
+            longest, step = self._crops[index], lesson.crop_step_samples
+            sounds = [self._listener.read(index, item.utterance, longest, crop, step) for item in examples]
+            found.append(Batch(*taught(lesson, examples, sounds, mask), sounds))
         return found
 
     def _gradients(self, learner: Learner, update: int, batches: Sequence[Batch], quiet: bool) -> list[float]:
@@ -186,7 +198,10 @@ class Teacher:
             targets = [batch.targets[place] for place in part]
             sounds = [batch.sounds[place] for place in part]
             with precision(learner.device):
-                last, frames = self._known.last(self._listener, index, sounds) if quiet else _last(self._listener, sounds)
+                if quiet and batch.masked is None:
+                    last, frames = self._known.last(self._listener, index, sounds)
+                else:
+                    last, frames = _last(self._listener, sounds, batch.masked and [batch.masked[place] for place in part])
                 logits = learner.heads[index](last, frames)
             share = sum(lesson.kind.units(target) for target in targets) / units
             weighted = lesson.objective.weight * share * lesson.kind.loss(logits.float(), frames, targets)
@@ -213,6 +228,8 @@ class Batch(NamedTuple):
     """What one objective learns from in one update."""
 
     targets: list[torch.Tensor]
+    masked: list[torch.Tensor] | None
+    """Frames that the encoder does not hear, bool ``(frames,)`` each; None where it hears all."""
     sounds: list[Sound]
 
 
@@ -245,9 +262,18 @@ class _Known:
         return last
 
 
-def _last(listener: Listener, sounds: Sequence[Sound]) -> tuple[torch.Tensor, torch.Tensor]:
-    states = listener.states(sounds)
+def _last(
+    listener: Listener, sounds: Sequence[Sound], masked: Sequence[torch.Tensor] | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    states = listener.states(sounds, masked)
     return states.states[-1], states.frames
+
+
+def _fixed(family: EncoderFamily, lessons: Sequence[Lesson]) -> list[str]:
+    """Returns the prefixes of pre-training's parameters that keep their value: where frames are masked, the mask embedding
+    learns, as in pre-training."""
+    masks = any(lesson.kind.masking is not None for lesson in lessons)
+    return [prefix for prefix in family.pretraining_only_prefixes if not (masks and prefix == MASK_EMBEDDING)]
 
 
 def _without_layerdrop(module: nn.Module) -> None:

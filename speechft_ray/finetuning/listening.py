@@ -35,6 +35,8 @@ class Sound(NamedTuple):
     """``(frames, channels)``"""
     wave: np.ndarray | None = None
     """``(samples,)``"""
+    start: int = 0
+    """Sample of the utterance that it starts at."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,21 +51,38 @@ class Listener:
     fronts: dict[tuple[int, str], tuple[Entry, int]] = field(default_factory=dict)
     """Where the front end's output lies on disk, by objective and utterance."""
 
-    def read(self, index: int, utterance: Utterance, longest: int | None, draw: np.random.Generator | None = None) -> Sound:
-        """Reads an utterance of an objective, or a random piece of it. Touches files only, so it may run in another thread."""
+    def read(
+        self,
+        index: int,
+        utterance: Utterance,
+        longest: int | None,
+        draw: np.random.Generator | None = None,
+        step_samples: int = 1,
+    ) -> Sound:
+        """Reads an utterance of an objective, or a random piece of it that starts at a multiple of a step.
+
+        Touches files only, so it may run in another thread.
+        """
         whole = longest is None or utterance.samples <= longest
         kept = self.fronts.get((index, utterance.key))
         if whole and kept is not None:
             entry, place = kept
             return Sound(utterance.key, utterance.samples, True, front=entry.rows([place]))
-        wave = self.recordings[index].read(utterance)
+        wave, start = self.recordings[index].read(utterance), 0
         if not whole and draw is not None:
-            wave = cropped(wave, longest, draw)
-        return Sound(utterance.key, len(wave), whole, wave=wave)
+            wave, start = cropped(wave, longest, draw, step_samples)
+        return Sound(utterance.key, len(wave), whole, wave=wave, start=start)
 
-    def states(self, sounds: Sequence[Sound]) -> HiddenStates:
-        """Encodes utterances, padded together behind the front end, where padding reaches no valid frame."""
-        return self.encoder.hidden_states_of([self._front(sound) for sound in sounds])
+    def states(self, sounds: Sequence[Sound], masked: Sequence[torch.Tensor] | None = None) -> HiddenStates:
+        """Encodes utterances, padded together behind the front end, where padding reaches no valid frame.
+
+        ``masked``: one bool ``(frames,)`` each, true where the mask embedding stands instead of what the front end said.
+        """
+        return self.encoder.hidden_states_of([self._front(sound) for sound in sounds], masked)
+
+    def heard(self, sound: Sound) -> Sound:
+        """Returns the same with what the front end says of it, for encoders that have the same front end."""
+        return sound._replace(front=self._front(sound))
 
     def _front(self, sound: Sound) -> torch.Tensor:
         if sound.front is not None:

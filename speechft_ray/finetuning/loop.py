@@ -94,6 +94,19 @@ def train(run: Run, report: Report) -> Progress:
     return progress
 
 
+def pulse(spec: FinetuneSpec, report: Report) -> Callable[[], None]:
+    """Returns what to call again and again after the last update: as often as is needed it reports that the run is alive."""
+    reported_at = time.monotonic()
+
+    def beat() -> None:
+        nonlocal reported_at
+        if time.monotonic() - reported_at >= REPORT_EVERY_SECONDS:
+            report({"done": spec.updates, "total": spec.updates})
+            reported_at = time.monotonic()
+
+    return beat
+
+
 def _take_updates(run: Run, progress: Progress, teacher: Teacher, report: Report) -> None:
     begun = saved_at = reported_at = time.monotonic()
     earlier_seconds, save_seconds = progress.seconds, 0.0
@@ -135,13 +148,13 @@ def _point(run: Run, progress: Progress) -> dict[str, float]:
     spec, update = run.spec, progress.update
     for fraction in spec.keep_at:
         if update == kept_update(fraction, spec.updates):
-            progress.kept[str(fraction)] = _tensors(run.learner)
+            progress.kept[str(fraction)] = _copies(run.learner, run.learner.weights())
     validate = update % spec.validate_every_updates == 0 or update == spec.updates
     if not validate and update % max(1, spec.updates // CURVE_POINTS):
         return {}
     values = _means(progress.steps)
     values["learning_rate"] = learning_rate(update - 1, spec.updates, spec.peak_learning_rate, spec.schedule)
-    values.update(distances(run.learner.parameters, run.learner.anchors))
+    values.update(distances(run.learner.weights(), run.learner.anchors))
     reported: dict[str, float] = {}
     if validate:
         found, reported["goodness"] = _validate(run, progress)  # for whoever compares runs while they go on: not kept
@@ -168,7 +181,7 @@ def _validate(run: Run, progress: Progress) -> tuple[dict[str, float], float]:
     found = dev_values(run.learner, run.lessons, run.listener)
     name, dev = overall([lesson.kind.metric for lesson in run.lessons], found)
     if not progress.best or better(name, dev, progress.best_dev):
-        progress.best = _tensors(run.learner)
+        progress.best = _copies(run.learner, run.learner.weights())
         if run.spec.gather:
             heads = run.learner.heads.state_dict()
             progress.best_heads = {name: value.detach().to("cpu", copy=True) for name, value in heads.items()}
@@ -177,12 +190,12 @@ def _validate(run: Run, progress: Progress) -> tuple[dict[str, float], float]:
     return {"dev": dev, **each}, goodness(name, dev)
 
 
-def _tensors(learner: Learner) -> dict[str, torch.Tensor]:
-    """Copies every tensor of the encoder that a run can change: learning parameters, and buffers."""
+def _copies(learner: Learner, changing: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Copies what a run changes of the encoder: the learner's ``weights`` or ``parameters``, and buffers."""
     module = learner.encoder.module()
-    fixed = {name for name, _ in module.named_parameters()} - set(learner.parameters)
-    state = module.state_dict()
-    return {name: value.detach().to("cpu", copy=True) for name, value in state.items() if name not in fixed}
+    parameters = {name for name, _ in module.named_parameters()}
+    buffers = {name: value for name, value in module.state_dict().items() if name not in parameters}
+    return {name: value.detach().to("cpu", copy=True) for name, value in {**buffers, **changing}.items()}
 
 
 def _save(run: Run, progress: Progress) -> None:
@@ -190,7 +203,7 @@ def _save(run: Run, progress: Progress) -> None:
     state = {
         "identity": run.identity,
         "progress": {item.name: getattr(progress, item.name) for item in fields(progress)},
-        "encoder": _tensors(learner),
+        "encoder": _copies(learner, learner.parameters),
         "heads": learner.heads.state_dict(),
         "optimizer": learner.optimizer.state_dict(),
     }

@@ -12,10 +12,12 @@ import torch
 from speechft_ray.core.fingerprint import fingerprint
 from speechft_ray.core.specs import FinetuneSpec
 from speechft_ray.finetuning.batches import CACHE_BYTES, Recordings
+from speechft_ray.finetuning.diagnostics import diagnose
 from speechft_ray.finetuning.learner import build_learner
 from speechft_ray.finetuning.lessons import Lesson, prepare
 from speechft_ray.finetuning.listening import Listener, keep_fronts
-from speechft_ray.finetuning.loop import Progress, Report, Run, train
+from speechft_ray.finetuning.loop import Progress, Report, Run, pulse, train
+from speechft_ray.finetuning.pseudo_labels import with_names
 from speechft_ray.finetuning.statistics import gather
 from speechft_ray.finetuning.validation import overall
 from speechft_ray.speech.checkpoints.load import weights_fingerprint
@@ -54,12 +56,13 @@ def finetune(
 
     ``corpora[i]`` belongs to ``spec.objectives[i]``. ``work`` is an existing folder in which an unfinished run leaves its
     states and finds them again: on the CPU the result is the same to the bit, however often the run was interrupted.
-    ``cache`` keeps what a frozen front end says of the recordings. ``report`` gets ``done`` and ``total`` (updates), while the
-    front end is kept ``heard`` and ``to_hear`` (utterances), then ``loss`` and, at points of the curve, their values; whatever
-    it raises ends the run. torch's global generators are left as they were. Raises ``UserError`` for labels, columns and
-    recordings that cannot be learned from, for a ``work`` of another run, and when the loss is not finite for long.
+    ``cache`` keeps what a frozen front end says of the recordings. ``report`` gets ``done`` and ``total`` (updates): while the
+    front end is kept with ``heard`` and ``to_hear`` (utterances), while the start encoder names frames with ``named`` and
+    ``to_name``, then with ``loss`` and, at points of the curve, their values; whatever it raises ends the run. torch's global
+    generators are left as they were. Raises ``UserError`` for labels, columns and recordings that cannot be learned from, for a
+    start that cannot teach what is to be learned, for a ``work`` of another run, and when the loss is not finite for long.
     """
-    lessons = [prepare(objective, corpus) for objective, corpus in zip(spec.objectives, corpora, strict=True)]
+    lessons = [prepare(objective, corpus, start) for objective, corpus in zip(spec.objectives, corpora, strict=True)]
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         learner = build_learner(spec, start, lessons, device)
         listener = Listener(
@@ -70,11 +73,20 @@ def finetune(
         )
         keep_fronts(listener, start, lessons, cache, spec, report)
         identity = _identity(spec, start, corpora)
+        waiting = {"done": 0, "total": spec.updates}
+        lessons = with_names(lessons, listener, work, identity, lambda counts: report({**waiting, **counts}))
         run = Run(spec=spec, lessons=lessons, listener=listener, learner=learner, work=work, identity=identity)
         progress = train(run, report)
         statistics = gather(run, progress, report) if spec.gather else {}
-    kept = {float(fraction): _weights(start, tensors) for fraction, tensors in progress.kept.items()}
-    return Tuned(weights=_weights(start, progress.best), facts=_facts(lessons, progress), statistics=statistics, kept=kept)
+        kept = {fraction: _weights(start, tensors) for fraction, tensors in progress.kept.items()}
+        checkpoints = {"best": _weights(start, progress.best), **kept}
+        found = diagnose(start, checkpoints, lessons, listener, pulse(spec, report))
+    return Tuned(
+        weights=checkpoints["best"],
+        facts={**_facts(lessons, progress), "diagnostics": found},
+        statistics=statistics,
+        kept={float(fraction): weights for fraction, weights in kept.items()},
+    )
 
 
 def _weights(start: EncoderWeights, learnt: Mapping[str, torch.Tensor]) -> EncoderWeights:

@@ -1,4 +1,4 @@
-"""The saved state of an unfinished run: one file per save, whose name carries the sha256 of its bytes."""
+"""What is saved of an unfinished run: one file per save, whose name carries the sha256 of its bytes."""
 
 from __future__ import annotations
 
@@ -21,11 +21,12 @@ KEPT = 2
 """States kept: the newest, and one to fall back on when its bytes are damaged."""
 
 _log = logging.getLogger(__name__)
-_PATTERN = "state-*-*.pt"
 
 
-def save(folder: Path, update: int, state: Mapping[str, Any]) -> None:
-    """Publishes a state by one rename and drops older ones. Raises ``UserError`` when the folder cannot be written.
+def save(folder: Path, number: int, state: Mapping[str, Any], kind: str = "state") -> None:
+    """Publishes a state by one rename and drops those of its kind with lower numbers.
+
+    Raises ``UserError`` when the folder cannot be written.
 
     ``state`` holds tensors and plain data only. A reader sees a state whole or not at all; a name that does not match its
     bytes gives a torn or flipped file away.
@@ -36,9 +37,9 @@ def save(folder: Path, update: int, state: Mapping[str, Any]) -> None:
             torch.save(dict(state), file)
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(folder / f"state-{update:09d}-{file_sha256(temporary)}.pt")
+        temporary.replace(folder / f"{kind}-{number:09d}-{file_sha256(temporary)}.pt")
         sync_folder(folder)
-        for old in _newest_first(folder)[KEPT:]:
+        for old in _newest_first(folder, kind)[KEPT:]:
             old.unlink(missing_ok=True)
     except (OSError, RuntimeError) as error:  # torch.save turns a full disk into a RuntimeError
         reason = error.strerror if isinstance(error, OSError) else "it was not written as a whole; the disk may be full"
@@ -51,13 +52,13 @@ def save(folder: Path, update: int, state: Mapping[str, Any]) -> None:
             temporary.unlink()
 
 
-def load(folder: Path, identity: str) -> dict[str, Any] | None:
+def load(folder: Path, identity: str, kind: str = "state") -> dict[str, Any] | None:
     """Returns the newest usable state, tensors on the CPU; ``None`` when there is none.
 
     Damaged files, and files with anything but tensors and plain data in them, are logged and passed over. Raises ``UserError``
     when a state is not of this ``identity``: it belongs to another run, whose work must not be overwritten.
     """
-    for path in _newest_first(folder):
+    for path in _newest_first(folder, kind):
         state = _read(path)
         if state is None:
             _log.warning("the saved state %s is damaged and was passed over", path)
@@ -81,5 +82,5 @@ def _read(path: Path) -> dict[str, Any] | None:
     return state
 
 
-def _newest_first(folder: Path) -> list[Path]:
-    return sorted(folder.glob(_PATTERN), reverse=True)
+def _newest_first(folder: Path, kind: str) -> list[Path]:
+    return sorted(folder.glob(f"{kind}-*-*.pt"), reverse=True)

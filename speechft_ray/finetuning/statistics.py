@@ -7,8 +7,8 @@ for each frame that the layer reads (arXiv 2212.09849). Both with the best weigh
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,11 +16,14 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from speechft_ray.core.errors import UserError
-from speechft_ray.finetuning.batches import cropped, on_device
+from speechft_ray.finetuning.adapters import merge
+from speechft_ray.finetuning.batches import cropped
 from speechft_ray.finetuning.draws import Draw, generator
 from speechft_ray.finetuning.learner import Learner
 from speechft_ray.finetuning.lessons import crop_samples
-from speechft_ray.finetuning.loop import REPORT_EVERY_SECONDS, Progress, Report, Run
+from speechft_ray.finetuning.listening import Sound
+from speechft_ray.finetuning.loop import Progress, Report, Run, pulse
+from speechft_ray.finetuning.masks import Taught, taught
 
 EXAMPLES = 256
 """Most training utterances of an objective that are read, drawn without replacement (fusion_bench 0.2.33: 256 for both)."""
@@ -32,33 +35,43 @@ Loss = Callable[[], torch.Tensor]
 def gather(run: Run, progress: Progress, report: Report) -> dict[str, torch.Tensor]:
     """Returns the statistics that the spec asks for, float32 on the CPU, by ``<kind>:<parameter>``.
 
-    Only parameters that learn have an entry. Leaves the learner with its best weights. Each utterance goes through alone, so
-    that no padding counts; with several objectives each counts by its weight, in the loss and in nothing else. Raises
-    ``UserError`` when no utterance has a finite loss.
+    Only weights that learn, or have an adapter, have an entry. Leaves the learner with its best weights, adapters merged. Each
+    utterance goes through alone, so that no padding counts; with several objectives each counts by its weight, in the loss and
+    in nothing else. Raises ``UserError`` when no utterance has a finite loss.
     """
-    learner, wants_fisher = run.learner, "fisher" in run.spec.gather
-    learner.encoder.module().load_state_dict(progress.best, strict=False)
-    learner.heads.load_state_dict(progress.best_heads)
-    learner.train(False)
+    learner, wants_fisher = _with_best_weights(run.learner, progress), "fisher" in run.spec.gather
     for parameter in learner.parameters.values():
         parameter.requires_grad_(wants_fisher)
     fisher = {name: torch.zeros_like(value) for name, value in learner.parameters.items()}
     gram = GramRecorder({name: value for name, value in learner.parameters.items() if value.dim() == 2})
-    read, reported_at = 0, time.monotonic()
+    read, beat = 0, pulse(run.spec, report)
     for loss in _losses(run):
-        learner.optimizer.zero_grad(set_to_none=True)
+        _without_gradients(learner)
         with torch.set_grad_enabled(wants_fisher), gram:
             value = loss()
         read += _add_squares(fisher, learner, value) if wants_fisher else 1
-        if time.monotonic() - reported_at >= REPORT_EVERY_SECONDS:
-            report({"done": run.spec.updates, "total": run.spec.updates})
-            reported_at = time.monotonic()
-    learner.optimizer.zero_grad(set_to_none=True)
+        beat()
+    _without_gradients(learner)
     if not read:
         raise UserError("no utterance of the tuning set has a finite loss, so that nothing can be gathered of it.")
     found = {f"fisher:{name}": value.detach() / read for name, value in fisher.items()} if wants_fisher else {}
     found |= {f"gram:{name}": value for name, value in gram.means().items()} if "gram" in run.spec.gather else {}
     return {name: value.cpu() for name, value in found.items()}
+
+
+def _with_best_weights(learner: Learner, progress: Progress) -> Learner:
+    """Returns the learner with plain parameters that hold the best weights, dropout off."""
+    module = learner.encoder.module()
+    merge(module)
+    module.load_state_dict(progress.best, strict=False)
+    learner.heads.load_state_dict(progress.best_heads)
+    learner.train(False)
+    return replace(learner, parameters={name: module.get_parameter(name) for name in learner.anchors})
+
+
+def _without_gradients(learner: Learner) -> None:
+    for module in (learner.encoder.module(), learner.heads):
+        module.zero_grad(set_to_none=True)
 
 
 class GramRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -111,17 +124,19 @@ def _losses(run: Run) -> Iterator[Loss]:
         longest = crop_samples(lesson, run.spec.crop_seconds)
         for place in sorted(draw.permutation(len(lesson.train))[:EXAMPLES].tolist()):
             example = lesson.train[place]
-            audio = cropped(run.listener.recordings[index].read(example.utterance), longest, draw)
+            audio = run.listener.recordings[index].read(example.utterance)
+            audio, start = cropped(audio, longest, draw, lesson.crop_step_samples)
             if not np.isfinite(audio).all():
                 continue  # a damaged recording costs its update in training, and nothing else
-            yield _loss(run, index, audio, example.target)
+            sound = Sound(example.utterance.key, len(audio), False, wave=audio, start=start)
+            yield _loss(run, index, sound, taught(lesson, [example], [sound], draw))
 
 
-def _loss(run: Run, index: int, audio: np.ndarray, target: torch.Tensor) -> Loss:
+def _loss(run: Run, index: int, sound: Sound, wanted: Taught) -> Loss:
     def loss() -> torch.Tensor:
         lesson = run.lessons[index]
-        states, frames = run.learner.encoder.hidden_states(on_device([audio], run.learner.device))
-        value = lesson.kind.loss(run.learner.heads[index](states[-1], frames), frames, [target])
+        states, frames = run.listener.states([sound], wanted.masked)
+        value = lesson.kind.loss(run.learner.heads[index](states[-1], frames), frames, wanted.targets)
         return lesson.objective.weight * value
 
     return loss

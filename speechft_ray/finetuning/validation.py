@@ -48,7 +48,9 @@ def _value(learner: Learner, index: int, lesson: Lesson, listener: Listener) -> 
     for batch in batches_by_seconds([item.utterance.samples for item in lesson.dev], PART_SECONDS):
         examples = [lesson.dev[place] for place in batch]
         with precision(learner.device):
-            states, frames = listener.states([listener.read(index, item.utterance, None) for item in examples])
+            sounds = [listener.read(index, item.utterance, None) for item in examples]
+            masked = [item.masked for item in examples if item.masked is not None] or None
+            states, frames = listener.states(sounds, masked)
             logits = learner.heads[index](states[-1], frames)
         tally = lesson.kind.tally(logits.float(), frames, [item.target for item in examples])
         counted, total = counted + tally.counted, total + tally.total

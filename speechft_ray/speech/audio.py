@@ -66,8 +66,11 @@ def examine(path: Path) -> Sound:
     return sound
 
 
-def read_audio(path: str | Path, root: Path | None = None) -> np.ndarray:
+def read_audio(path: str | Path, root: Path | None = None, part: tuple[int, int] | None = None) -> np.ndarray:
     """Returns a recording as mono float32 in [-1, 1] at 16 kHz, shape ``(samples,)``.
+
+    ``part`` is the stretch ``[start, stop)`` to return, in samples at 16 kHz; it ends with the file. In a file of that rate
+    nothing else is decoded, so that an utterance of a long talk costs what an utterance costs.
 
     Channels are averaged. Other rates go through ``scipy.signal.resample_poly``: a polyphase filter with a fixed Kaiser window,
     well kept, in float64, and the same on every machine, which a corpus with an identity needs.
@@ -77,9 +80,13 @@ def read_audio(path: str | Path, root: Path | None = None) -> np.ndarray:
     """
     place = Path(path) if root is None else resolve_inside(root, path)
     with _opened(place) as file:
-        expected, rate_hz = file.frames, file.samplerate
+        rate_hz = file.samplerate
+        start, stop = part if part is not None and rate_hz == SAMPLE_RATE_HZ else (0, file.frames)
+        expected = max(0, min(stop, file.frames) - start)
         try:
-            sound = file.read(dtype="float64", always_2d=True)  # (frames, channels)
+            if start:
+                file.seek(min(start, file.frames))
+            sound = file.read(expected, dtype="float64", always_2d=True)  # (frames, channels)
         except soundfile.SoundFileError as error:
             raise UserError(f"{place} cannot be decoded: {error}. Convert it to wav or flac again.") from error
     if len(sound) != expected:
@@ -92,6 +99,7 @@ def read_audio(path: str | Path, root: Path | None = None) -> np.ndarray:
     up, down = _ratio(rate_hz)
     if up != down:
         mono = resample_poly(mono, up, down)
+        mono = mono if part is None else mono[slice(*part)]
     # A float file or the resampler's ripple may pass full scale; an integer format would have clipped there, too.
     return np.asarray(np.clip(mono, -1.0, 1.0), dtype=np.float32)
 

@@ -17,6 +17,7 @@ from speechft_ray.core.errors import SpecError, UserError
 from speechft_ray.core.fingerprint import fingerprint
 from speechft_ray.speech.corpora.base import CORPORA, SPLITS, Corpus
 from tests.speech.layouts import (
+    aishell3,
     common_voice,
     crema_d,
     fluent_speech_commands,
@@ -26,6 +27,7 @@ from tests.speech.layouts import (
     quesst14,
     snips,
     speech_commands,
+    tedlium3,
     timit,
     voxceleb1,
 )
@@ -44,6 +46,7 @@ def recordings(folder: Path) -> Path:
 
 
 EXAMPLES: dict[str, tuple[dict[str, Any], Callable[[Path], Path] | None]] = {
+    "aishell3": ({"dev_fraction": 0.2}, aishell3.lay_out),
     "common_voice": ({}, common_voice.lay_out),
     "crema_d": ({}, crema_d.lay_out),
     "fluent_speech_commands": ({}, fluent_speech_commands.lay_out),
@@ -54,6 +57,7 @@ EXAMPLES: dict[str, tuple[dict[str, Any], Callable[[Path], Path] | None]] = {
     "quesst14": ({}, quesst14.lay_out),
     "snips": ({}, snips.lay_out),
     "speech_commands": ({"silence_crops": 2}, speech_commands.lay_out),
+    "tedlium3": ({}, tedlium3.lay_out),
     "timit": ({}, timit.lay_out),
     "voxceleb1": ({"task": "verification", "protocol": "clean"}, voxceleb1.lay_out),
     "synthetic": ({"part": "sf", "train": 3, "dev": 2, "test": 2}, None),
@@ -63,6 +67,8 @@ EXAMPLES: dict[str, tuple[dict[str, Any], Callable[[Path], Path] | None]] = {
 ON_DISK = sorted(name for name, (_, lay_out) in EXAMPLES.items() if lay_out is not None)
 ARCHIVES = [name for name in ON_DISK if name != "manifest"]
 """Corpora with a layout of their own, whose root is always a folder."""
+
+AUDIO = (".wav", ".flac", ".mp3", ".sph")
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +94,7 @@ def opened_at(name: str, root: Path, cache: Path, **options: Any) -> Corpus:
 
 def audio_of(root: Path, corpus: Corpus | None = None) -> list[Path]:
     """All recordings of a tree, sorted; with a corpus, those of them that it reads."""
-    found = sorted(path for path in root.rglob("*") if path.suffix.lower() in (".wav", ".flac", ".mp3"))
+    found = sorted(path for path in root.rglob("*") if path.suffix.lower() in AUDIO)
     keys = {utterance.key.lower() for utterance in corpus.utterances} if corpus else set()
     return [path for path in found if path.relative_to(root).as_posix().lower() in keys] or found
 
@@ -181,7 +187,7 @@ def test_a_corpus_says_how_it_is_laid_out_and_what_is_complete(name: str) -> Non
 def test_identity_is_content_and_not_place_or_time(name: str, laid_out: Callable[[str], Path], tmp_path: Path) -> None:
     first = opened_at(name, laid_out(name), tmp_path / "cache")
     moved = tmp_path / "moved"
-    shutil.copytree(laid_out(name), moved)
+    shutil.copytree(laid_out(name), moved, symlinks=True)
     for path in audio_of(moved):
         os.utime(path, (1, 1))
     second = opened_at(name, moved, tmp_path / "cache")
@@ -190,7 +196,8 @@ def test_identity_is_content_and_not_place_or_time(name: str, laid_out: Callable
     (tmp_path / "link").symlink_to(moved)
     assert opened_at(name, tmp_path / "link", tmp_path / "cache").fingerprint == first.fingerprint
     heard = audio_of(moved, first)[0]
-    soundfile.write(heard, 0.5 * soundfile.read(heard)[0], soundfile.info(heard).samplerate)
+    known = soundfile.info(heard)
+    soundfile.write(heard, 0.5 * soundfile.read(heard)[0], known.samplerate, format=known.format)
     assert opened_at(name, moved, tmp_path / "cache").fingerprint != first.fingerprint
 
 
@@ -200,7 +207,7 @@ def test_bad_audio_is_told_with_its_path_or_skipped_and_counted(
 ) -> None:
     whole = opened_at(name, laid_out(name), tmp_path / "cache")
     root = tmp_path / "root"
-    shutil.copytree(laid_out(name), root)
+    shutil.copytree(laid_out(name), root, symlinks=True)
     files = audio_of(root, whole)
     cut, empty = files[0], files[-1]
     cut.write_bytes(cut.read_bytes()[: cut.stat().st_size // 2])
@@ -209,10 +216,11 @@ def test_bad_audio_is_told_with_its_path_or_skipped_and_counted(
         cut.write_bytes(b"half")
     with pytest.raises(SpecError) as told:
         opened_at(name, root, tmp_path / "cache")
-    assert len(told.value.mistakes) == 2 and all(str(path) in str(told.value) for path in (cut, empty))
+    assert len(told.value.mistakes) == 2 and all(path.name in str(told.value) for path in (cut, empty))
     rest = opened_at(name, root, tmp_path / "cache", on_bad_audio="skip")
-    assert sum(rest.skipped.values()) == len(whole.utterances) - len(rest.utterances) == 2
-    assert any("2 bad files are left out" in note and str(cut) in note for note in rest.notes)
+    # A file may hold several utterances.
+    assert sum(rest.skipped.values()) == len(whole.utterances) - len(rest.utterances) >= 2
+    assert any("2 bad files are left out" in note and cut.name in note for note in rest.notes)
     assert set(rest.skipped) <= set(SPLITS) and rest.fingerprint != whole.fingerprint
 
 
@@ -235,7 +243,7 @@ def test_a_folder_one_level_off_names_the_right_one(name: str, laid_out: Callabl
 def test_every_list_and_folder_is_asked_for_by_name(name: str, laid_out: Callable[[str], Path], tmp_path: Path) -> None:
     """Whatever part of a corpus is taken away, one sentence tells; or it is no part of these options."""
     root = tmp_path / "root"
-    shutil.copytree(laid_out(name), root)
+    shutil.copytree(laid_out(name), root, symlinks=True)
     refused = 0
     for part in sorted(path for path in root.iterdir()):
         aside = tmp_path / "aside"

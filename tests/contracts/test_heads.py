@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
@@ -10,7 +11,7 @@ from speechft_ray.core.errors import SpecError, UserError
 from speechft_ray.core.metrics import METRICS
 from speechft_ray.core.units import frame_count
 from speechft_ray.speech.corpora.base import Utterance
-from speechft_ray.speech.heads.base import HEADS, HeadKind, head_options
+from speechft_ray.speech.heads.base import HEADS, IGNORED, HeadKind, head_options
 from speechft_ray.speech.text import Vocabulary
 
 KINDS = [pytest.param(kind, id=name) for name, kind in HEADS.items()]
@@ -29,8 +30,19 @@ def _utterances() -> list[Utterance]:
 
 def _targets(kind: HeadKind) -> tuple[Vocabulary, list[torch.Tensor]]:
     options, items = kind.options(), _utterances()
+    if kind.tokens is None or kind.targets is None:
+        return Vocabulary.of("abc", kind.reserved), [_named(kind, item) for item in items]
     vocabulary = Vocabulary.of((token for item in items for token in kind.tokens(options, item, "phones")), kind.reserved)
     return vocabulary, [kind.targets(options, item, "phones", vocabulary) for item in items]
+
+
+def _named(kind: HeadKind, utterance: Utterance) -> torch.Tensor:
+    """What a head that learns from audio alone is to predict: names of the frames that are masked."""
+    assert kind.masking is not None
+    frames = frame_count(utterance.samples)
+    masked = kind.masking.mask(kind.options(), frames, np.random.default_rng(0))
+    assert masked.shape == (frames,) and masked.dtype == bool and masked.any()
+    return torch.where(torch.from_numpy(masked), torch.arange(frames) % 3, IGNORED)
 
 
 def _features() -> tuple[torch.Tensor, torch.Tensor]:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from speechft_ray.core.specs import FinetuneSpec
+from speechft_ray.core.specs import AdapterSpec, FinetuneSpec
 from speechft_ray.finetuning.batches import PART_SECONDS, Recordings
 from speechft_ray.finetuning.learner import Learner, Teacher, build_learner
 from speechft_ray.finetuning.lessons import prepare
@@ -29,7 +29,9 @@ def _begin(
     budget: int = 2**20,
     part_seconds: float = PART_SECONDS,
 ) -> tuple[Learner, Teacher]:
-    lessons = [prepare(item, content) for item, content in zip(plan.objectives, corpora, strict=True)]
+    lessons = [
+        prepare(item, content, weights or start_weights()) for item, content in zip(plan.objectives, corpora, strict=True)
+    ]
     learner = build_learner(plan, weights or start_weights(), lessons, CPU)
     learner.train(True)
     recordings = [Recordings(content, budget) for content in corpora]
@@ -50,6 +52,9 @@ def _changed(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) ->
 HEAD = {"head.0.projector", "head.0.output"}
 LAYERS = {"encoder.layers.0", "encoder.layers.1"}
 FRONT = {"encoder.down"}
+LORA = AdapterSpec(rank=2, layers=("layers.0", "layers.1"))
+DORA = AdapterSpec(kind="dora", rank=2, layers=("layers.1",))
+ADAPTERS = [f"encoder.layers.{layer}.parametrizations.weight.0" for layer in "01"]  # the weight itself is `...weight.original`
 
 
 @pytest.mark.parametrize(
@@ -61,6 +66,9 @@ FRONT = {"encoder.down"}
         ({"head_only_fraction": 0.0, "freeze_front_end": False}, HEAD | LAYERS | FRONT, HEAD | LAYERS | FRONT),
         ({"anchor_penalty": 0.1}, HEAD, HEAD | LAYERS),
         ({"head_only_fraction": 1.0}, HEAD, HEAD),
+        ({"adapter": LORA}, HEAD, HEAD | {*ADAPTERS}),
+        ({"adapter": LORA, "head_only_fraction": 0.0, "anchor_penalty": 0.1}, HEAD | {*ADAPTERS}, HEAD | {*ADAPTERS}),
+        ({"adapter": DORA, "freeze_front_end": False}, HEAD, HEAD | {ADAPTERS[1]}),
     ],
 )
 def test_who_learns_at_every_update(changes: dict, first: set[str], then: set[str]) -> None:
@@ -163,6 +171,21 @@ def test_the_penalty_holds_weights_near_their_start_and_counts_in_the_loss() -> 
         moved = [(value.detach() - learner.anchors[name]).flatten() for name, value in learner.parameters.items()]
         distances.append(float(torch.cat(moved).norm()))
     assert distances[0] > distances[1] > distances[2] > 0
+
+
+@pytest.mark.parametrize("adapter", [LORA, DORA])
+def test_with_adapters_the_penalty_is_that_of_the_merged_weights(adapter: AdapterSpec) -> None:
+    start = start_weights().state
+    learner, teacher = _begin(
+        spec(adapter=adapter, anchor_penalty=0.5, head_only_fraction=0.0, peak_learning_rate=0.1),
+        [corpus({"train": 8, "dev": 2})],
+    )
+    for update in range(6):
+        weights = {name: value.detach().double() for name, value in learner.weights().items()}
+        assert set(weights) == {f"{layer}.weight" for layer in adapter.layers}
+        expected = 0.5 * sum(float((value - start[name]).square().sum()) for name, value in weights.items())
+        assert teacher.update(learner, update).parts["penalty"] == pytest.approx(expected, rel=1e-4, abs=1e-12)
+    assert expected > 1e-3
 
 
 def test_dropout_is_on_in_the_head_phase_and_drawn_per_update() -> None:

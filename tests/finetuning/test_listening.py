@@ -21,6 +21,8 @@ from tests.speech.toys import lively, toy
 
 CPU = torch.device("cpu")
 COUNTS = {"train": 8, "dev": 4}
+PROBES = COUNTS["dev"]
+"""What the diagnostics at the end of a run hear once more: all of this small dev set."""
 
 
 def _tuned(work: Path, plan, content: Corpus, cache: FeatureCache | None = None, family: str = "hubert", report=None) -> Tuned:
@@ -66,7 +68,7 @@ def test_the_front_end_hears_each_utterance_once(family: str, tmp_path: Path, mo
         with _fronts_counted(family, monkeypatch) as seen:
             found[name] = _tuned(tmp_path / name, plan, content, kept, family), len(seen), len(read)
     (without, heard, _), (first, once, _), (second, never, files) = found.values()
-    assert (heard, once, never, files) == (8 * 4 + 2 * 4, 12, 0, 0)
+    assert (heard, once, never, files) == (8 * 4 + 2 * 4 + PROBES, 12, 0, 0)
     for name, value in first.weights.state.items():
         assert torch.equal(value, second.weights.state[name])
         torch.testing.assert_close(value, without.weights.state[name], atol=2e-4, rtol=1e-3)
@@ -84,7 +86,8 @@ def test_the_front_end_is_not_kept_where_that_is_wrong_or_does_not_pay(
     cache = FeatureCache(tmp_path / "cache", budget_bytes=100 if case == "full" else 1 << 24)
     with _fronts_counted(family, monkeypatch) as seen:
         _tuned(tmp_path / "work", plan, corpus(COUNTS), cache, family)
-    assert len(seen) == 4 * plan.updates + 4
+    probes = PROBES * (2 if case == "learns" else 1)  # a front end that learns is another one at the end
+    assert len(seen) == 4 * plan.updates + 4 + probes
     assert not list((tmp_path / "cache").rglob("rows.bin"))
 
 
@@ -105,11 +108,11 @@ def test_a_frozen_encoder_without_dropout_hears_each_utterance_once(tmp_path: Pa
     plan = spec(objective("pooled"), updates=10, head_only_fraction=0.8, validate_every_updates=10, head_phase_dropout=False)
     with _fronts_counted("hubert", monkeypatch) as seen:
         cached = _tuned(tmp_path / "cached", plan, corpus(COUNTS))
-    assert len(seen) == 8 + 2 * 4 + 4  # the head-only phase, two updates, one validation
+    assert len(seen) == 8 + 2 * 4 + 4 + PROBES  # the head-only phase, two updates, one validation
     monkeypatch.setattr(learner_room, "HEAD_PHASE_BYTES", 0)
     with _fronts_counted("hubert", monkeypatch) as seen:
         anew = _tuned(tmp_path / "anew", plan, corpus(COUNTS))
-    assert len(seen) == 8 * 4 + 2 * 4 + 4
+    assert len(seen) == 8 * 4 + 2 * 4 + 4 + PROBES
     assert all(torch.equal(value, anew.weights.state[name]) for name, value in cached.weights.state.items())
 
 
@@ -137,11 +140,11 @@ def test_a_gpu_without_memory_gets_half_as_much_once(failures: int, tmp_path: Pa
     whole = _tuned(tmp_path / "whole", plan, corpus(COUNTS))
     own, left = learner_room._last, [failures]
 
-    def full(listener, sounds):
+    def full(listener, sounds, masked):
         if left[0] and len(sounds) == 4:
             left[0] -= 1
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return own(listener, sounds)
+        return own(listener, sounds, masked)
 
     monkeypatch.setattr(learner_room, "_last", full)
     monkeypatch.setattr(loop, "SAVE_EVERY_SECONDS", 0.0)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from speechft_ray.core.specs import FinetuneSpec
+from speechft_ray.core.specs import AdapterSpec, FinetuneSpec
 from speechft_ray.finetuning import loop
 from speechft_ray.finetuning.run import Tuned, finetune
 from speechft_ray.finetuning.statistics import GramRecorder
@@ -27,8 +27,13 @@ def tuned(work: Path, content: Corpus = TONES, report: Any = lambda values: None
     return finetune(plan, start_weights(0.2), [content] * len(plan.objectives), work, torch.device("cpu"), report)
 
 
+@pytest.mark.parametrize("kind", [None, "lora", "dora"])
 @pytest.mark.usefixtures("toy_family")
-def test_statistics_are_those_of_the_best_weights_on_the_tuning_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_statistics_are_those_of_the_best_weights_on_the_tuning_set(
+    kind: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With adapters too, of the weights that they are merged into."""
+    adapter = None if kind is None else AdapterSpec(kind=kind, rank=2, layers=("layers.0", "layers.1"))
     values, heads = iter([10.0, 50.0, 20.0, 30.0]), []
 
     def dev(learner: Any, *_: Any) -> list[float]:
@@ -38,7 +43,7 @@ def test_statistics_are_those_of_the_best_weights_on_the_tuning_set(tmp_path: Pa
 
     learner_heads: list[Any] = []
     monkeypatch.setattr(loop, "dev_values", dev)
-    result = tuned(tmp_path / "a", gather=("fisher", "gram"))
+    result = tuned(tmp_path / "a", gather=("fisher", "gram"), adapter=adapter)
     encoder, head = FAMILIES.get("toy").build(result.weights), learner_heads[0]
     assert isinstance(encoder, ToyEncoder)
     head.load_state_dict(heads[1])  # the second validation was the best
@@ -58,6 +63,7 @@ def test_statistics_are_those_of_the_best_weights_on_the_tuning_set(tmp_path: Pa
         torch.nn.functional.cross_entropy(logits, target).backward()
         for name, value in encoder.layers.named_parameters():
             squares[name] += value.grad**2 / len(train)
+    squares = {name: value for name, value in squares.items() if adapter is None or name.endswith("weight")}
     assert set(result.statistics) == {
         *(f"fisher:layers.{name}" for name in squares), "gram:layers.0.weight", "gram:layers.1.weight",
     }  # fmt: skip

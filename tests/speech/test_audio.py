@@ -41,6 +41,14 @@ def test_the_header_tells_the_length_that_reading_yields(tmp_path: Path, rate_hz
     assert examine(tmp_path / "a.flac").samples == len(read_audio(tmp_path / "a.flac"))
 
 
+@pytest.mark.parametrize("rate_hz", [8_000, 16_000, 44_100])
+def test_a_part_is_that_stretch_of_the_whole(tmp_path: Path, rate_hz: int) -> None:
+    soundfile.write(tmp_path / "a.flac", sine(440, rate_hz, rate_hz), rate_hz)
+    whole = read_audio(tmp_path / "a.flac")
+    for start, stop in ((0, 100), (5_000, 9_000), (15_990, 20_000), (16_000, 20_000), (17_000, 20_000)):
+        np.testing.assert_array_equal(read_audio(tmp_path / "a.flac", part=(start, stop)), whole[start:stop])
+
+
 def test_channels_are_averaged(tmp_path: Path) -> None:
     soundfile.write(tmp_path / "a.wav", np.array([[0.5, 0.0], [-0.25, -0.75]]), 16_000, subtype="FLOAT")
     np.testing.assert_array_equal(read_audio(tmp_path / "a.wav"), np.array([0.25, -0.5], dtype=np.float32))

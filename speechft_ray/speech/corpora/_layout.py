@@ -39,7 +39,8 @@ class DiskOptions(BaseModel):
 @dataclass(frozen=True, kw_only=True)
 class Recording:
     """One utterance of a corpus on disk. ``path`` is relative to the root; ``cut`` is the part ``[start, stop)`` of it that
-    the utterance is, in samples at 16 kHz (``None``: all); ``alignment`` counts from its start (see ``Utterance``)."""
+    the utterance is, in samples at 16 kHz (``None``: all), where no treatment changes the length. ``alignment`` counts from its
+    start (see ``Utterance``)."""
 
     key: str
     path: str
@@ -92,10 +93,15 @@ def assemble(
     label = "-".join(re.findall(r"[a-z0-9_]+", f"{name} {treatment.name}"))
     examined = examine if treatment.keeps_length else _after(treatment)
     facts, faults = measure(root, paths, cache, progress, name=label, examined=examined)
-    for item in recordings:  # only a treatment empties a wave; in training that is one of the short ones below
-        if item.split != "train" and item.path in facts and not facts[item.path].samples:
+    for item in recordings:
+        whole = facts[item.path].samples if item.path in facts else None
+        # Only a treatment empties a wave; in training that is one of the short ones below.
+        if whole == 0 and item.split != "train":
             del facts[item.path]
             faults[item.path] = f"{root / item.path} holds nothing but pauses"
+        elif whole and item.cut is not None and item.cut[0] >= whole:
+            del facts[item.path]
+            faults[item.path] = f"{root / item.path} ends before `{item.key}`, a part of it, begins"
     if faults and options.on_bad_audio == "fail":
         raise SpecError(f"the corpus `{name}` in {root}", _told(faults))
     sound = sorted((item for item in recordings if item.path in facts), key=lambda item: item.key)
@@ -111,10 +117,10 @@ def assemble(
 
     def read(utterance: Utterance) -> np.ndarray:
         item = cuts[utterance.key]
-        wave = treatment.apply(read_audio(item.path, root))
-        if len(wave) != facts[item.path].samples:
+        wave = treatment.apply(read_audio(item.path, root, item.cut))
+        if len(wave) != _samples(item, facts):
             raise UserError(f"{root / item.path} has changed since the corpus was opened. Start again.")
-        return wave if item.cut is None else wave[slice(*item.cut)].copy()
+        return wave
 
     return Corpus(
         name=name,

@@ -3,6 +3,9 @@
 ``<root>/train-clean-100/<speaker>/<chapter>/<speaker>-<chapter>-<number>.flac`` with one ``<speaker>-<chapter>.trans.txt`` per
 chapter. Phones come from two lexicons in ``<root>/lexicon``, read in the order of ``LEXICONS``; the first pronunciation of a
 word wins, stress is kept, no silence is put between words (s3prl ``downstream/ctc/corpus/libriphone.py``).
+
+``speaker_hours`` makes it a corpus of speakers (Speech-FT's SID on LibriSpeech): all splits are drawn from the training folders
+and have every speaker.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from speechft_ray.core.errors import UserError
+from speechft_ray.speech.corpora._draws import drawn, speaker_splits
 from speechft_ray.speech.corpora._g2p import pronunciations
 from speechft_ray.speech.corpora._layout import (
     DiskOptions,
@@ -30,6 +34,9 @@ from speechft_ray.speech.corpora.base import CORPORA, SPLITS, Corpus, CorpusKind
 
 NAME = "librispeech"
 LEXICONS = ("lexicon/librispeech-lexicon-200k-g2p.txt", "lexicon/librispeech-lexicon-allothers-g2p.txt")
+SPEAKER_SHARES = {"train": 72, "dev": 8, "test": 20}
+"""How s3prl's speaker task (``speaker_linear_utter_libri``) parts the 100 hours: 80 : 20 by the lists of contrastive predictive
+coding, and a tenth of the 80 is dev. Speech-FT draws its 10 hours from the 72."""
 _LEXICON_PAGE = "https://huggingface.co/datasets/s3prl/g2p/resolve/main"
 
 Folder = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
@@ -45,6 +52,11 @@ class LibriSpeechOptions(DiskOptions):
     g2p: Literal["none", "espeak"] = "none"
     """Who pronounces words that the lexicons lack. ``espeak``: espeak-ng, whose phones are mapped to ARPAbet; approximate, so
     numbers are not comparable with published ones where many words need it."""
+    speaker_hours: float | None = Field(default=None, gt=0)
+    """Hours of training speech, drawn from the folders of ``train`` so that every speaker is kept (Speech-FT: 10 h with all
+    251). ``dev`` and ``test`` are then drawn from the same folders, in the proportions of ``SPEAKER_SHARES``."""
+    seed: int = Field(default=0, ge=0)
+    """Of that draw."""
 
     @model_validator(mode="after")
     def _check(self) -> LibriSpeechOptions:
@@ -60,8 +72,9 @@ def open_librispeech(options: LibriSpeechOptions, root: Path | None, cache: Path
     Without pronunciations the corpus opens all the same; ``absent`` says what ``phones`` needs. Raises ``UserError`` for a
     missing folder and for recordings without a transcript.
     """
-    folders = {split: getattr(options, split) for split in SPLITS}
-    place = found_root(NAME, root, [folder for split in SPLITS for folder in folders[split]])
+    hours = _speaker_hours(options)
+    folders = {split: getattr(options, split) for split in (["train"] if hours else SPLITS)}
+    place = found_root(NAME, root, [folder for names in folders.values() for folder in names])
     found: list[tuple[Path, str, str]] = []
     for split, names in folders.items():
         for name in names:
@@ -78,7 +91,21 @@ def open_librispeech(options: LibriSpeechOptions, root: Path | None, cache: Path
         for path, split, text in found
     ]
     absent = {"phones": lacks} if lacks else {}
-    return assemble(NAME, place, recordings, options, cache, progress, absent=absent, notes=notes)
+    corpus = assemble(NAME, place, recordings, options, cache, progress, absent=absent, notes=notes)
+    return _of_speakers(corpus, hours, options.seed) if hours else corpus
+
+
+def _of_speakers(corpus: Corpus, hours: Mapping[str, float], seed: int) -> Corpus:
+    there, wanted = sum(one.seconds for one in corpus.utterances) / 3600, sum(hours.values())
+    notes = [f"there are {there:.2f} hours to draw from, and `speaker_hours` needs {wanted:.2f}."] if there < wanted else []
+    return drawn(corpus, speaker_splits(corpus.utterances, hours, seed), notes)
+
+
+def _speaker_hours(options: LibriSpeechOptions) -> dict[str, float]:
+    """Returns the hours of each split that are drawn; nothing without ``speaker_hours``."""
+    if options.speaker_hours is None:
+        return {}
+    return {split: options.speaker_hours * share / SPEAKER_SHARES["train"] for split, share in SPEAKER_SHARES.items()}
 
 
 def _transcribed(folder: Path) -> list[tuple[Path, str]]:
@@ -129,8 +156,13 @@ def _phones(root: Path, texts: Sequence[str], options: LibriSpeechOptions) -> tu
 
 def _expected(options: LibriSpeechOptions) -> Expected | None:
     default = LibriSpeechOptions()
-    if any(getattr(options, split) != getattr(default, split) for split in SPLITS):
+    hours = _speaker_hours(options)
+    if any(getattr(options, split) != getattr(default, split) for split in (["train"] if hours else SPLITS)):
         return None
+    if hours:
+        rounded = {split: round(value, 2) for split, value in hours.items()}
+        source = "Panayotov et al. 2015, table 1 (speakers), and `speaker_hours`"
+        return Expected(source=source, utterances={}, hours=rounded, speakers=dict.fromkeys(SPLITS, 251))
     return Expected(
         source="Panayotov et al. 2015, table 1 (hours, speakers); OpenSLR 12 (utterances)",
         utterances={"train": 28_539, "dev": 2_703, "test": 2_620},

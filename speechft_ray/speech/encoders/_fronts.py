@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 
 from speechft_ray.core.units import FRAME_FIELD_SAMPLES, FRAME_STRIDE_SAMPLES
+from speechft_ray.speech.encoders.base import MASK_EMBEDDING
 
 
 class FrontEnd(Protocol):
@@ -100,7 +101,7 @@ def mask_embedding_at(model: Any, masked: Sequence[torch.Tensor] | None) -> Iter
     if masked is None:
         yield
         return
-    embedding = model.mask_emb
+    embedding = getattr(model, MASK_EMBEDDING)
     places = pad_sequence(list(masked), batch_first=True)[:, :, None].to(embedding.device)
 
     def replace(module: nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor:

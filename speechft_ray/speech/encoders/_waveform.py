@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 
 from speechft_ray.core.units import FRAME_FIELD_SAMPLES, frame_count
-from speechft_ray.speech.encoders.base import HiddenStates, Shape, no_mask_embedding, too_short
+from speechft_ray.speech.encoders.base import MASK_EMBEDDING, HiddenStates, Shape, no_mask_embedding, too_short
 
 
 class Network(Protocol):
@@ -53,7 +53,7 @@ class WaveformEncoder:
 
     def hidden_states_of(self, fronts: Sequence[torch.Tensor], masked: Sequence[torch.Tensor] | None = None) -> HiddenStates:
         """Runs everything behind the front end; see ``Encoder.hidden_states_of``."""
-        if masked is not None and not hasattr(self._network.model, "mask_emb"):
+        if masked is not None and not hasattr(self._network.model, MASK_EMBEDDING):
             raise no_mask_embedding(self._title)
         return self._found(self._network.states_of(fronts, masked), [len(front) for front in fronts])
 

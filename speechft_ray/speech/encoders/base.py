@@ -12,6 +12,9 @@ from speechft_ray.core.errors import UserError
 from speechft_ray.core.registry import Registry
 from speechft_ray.core.units import FRAME_FIELD_SAMPLES, FRAME_STRIDE_SAMPLES
 
+MASK_EMBEDDING = "mask_emb"
+"""Name of the parameter, in every family that has one, that stands for a masked frame in pre-training."""
+
 
 class HiddenStates(NamedTuple):
     """All hidden states of one batch.
@@ -74,7 +77,7 @@ def too_short(title: str, samples: int) -> UserError:
 def no_mask_embedding(title: str) -> UserError:
     """What every family says when frames are to be masked that it cannot mask."""
     return UserError(
-        f"this {title} has no mask embedding (`mask_emb`), so masked prediction cannot go on from it: "
+        f"this {title} has no mask embedding (`{MASK_EMBEDDING}`), so masked prediction cannot go on from it: "
         "choose an encoder of another family, or a checkpoint that still has it."
     )
 

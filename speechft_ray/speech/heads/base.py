@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import nn
@@ -13,6 +14,7 @@ from torch import nn
 from speechft_ray.core.errors import SpecError
 from speechft_ray.core.registry import Registry
 from speechft_ray.speech.corpora.base import Utterance
+from speechft_ray.speech.encoders.base import EncoderWeights
 
 IGNORED = -100
 """Target of frames without a label: torch's default ``ignore_index``."""
@@ -33,11 +35,26 @@ class Tally(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Masking:
+    """How a head learns from audio alone: some frames are masked, and what the start encoder names them is predicted there.
+
+    ``mask(options, frames, draw)`` draws from a numpy generator which frames of an utterance are masked, bool ``(frames,)``.
+    ``classes(start)`` says how many names an encoder at rest has. Raises ``UserError`` when it has none.
+    ``names(options, module, states)`` returns its name of each last hidden state: ``(frames, dim)`` to int64 ``(frames,)``.
+    """
+
+    mask: Callable[..., np.ndarray]
+    classes: Callable[[EncoderWeights], int]
+    names: Callable[..., torch.Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
 class HeadKind:
     """A registered head, declared as data plus plain functions. ``options`` below is always an instance of ``options``.
 
     ``tokens(options, utterance, column)`` returns the label text of an utterance in tokens; the vocabulary is made of those
-    of the train split. ``targets(options, utterance, column, vocabulary)`` returns their ids, int64 ``(length,)``.
+    of the train split. ``targets(options, utterance, column, vocabulary)`` returns their ids, int64 ``(length,)``. Both are
+    None where ``masking`` is not: such a head has one target per frame, ``IGNORED`` where nothing is masked.
     ``build(options, dim, classes)`` returns a module ``(features (batch, frames, dim), frames (batch,)) -> logits``.
     ``loss(logits, frames, targets)`` returns a scalar, the mean over the batch; ``tally`` takes the same and counts.
     """
@@ -48,9 +65,11 @@ class HeadKind:
     reserved: int
     """Ids in front of the vocabulary that belong to no symbol."""
     croppable: bool
-    """Whether a piece of an utterance has the target of the whole."""
-    tokens: Callable[..., list[str]]
-    targets: Callable[..., torch.Tensor]
+    """Whether a piece of an utterance can be learned from: it has the target of the whole, or, masked, its own frames'."""
+    tokens: Callable[..., list[str]] | None
+    targets: Callable[..., torch.Tensor] | None
+    masking: Masking | None = None
+    """None for a head that learns from labels."""
     build: Callable[..., nn.Module]
     loss: Callable[[torch.Tensor, torch.Tensor, Sequence[torch.Tensor]], torch.Tensor]
     tally: Callable[[torch.Tensor, torch.Tensor, Sequence[torch.Tensor]], Tally]

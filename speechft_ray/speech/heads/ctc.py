@@ -14,6 +14,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from speechft_ray.core.errors import UserError
 from speechft_ray.speech.corpora.base import Utterance
 from speechft_ray.speech.heads.base import HEADS, HeadKind, HeadOptions, Tally, label_of, one
+from speechft_ray.speech.heads.specaug import spec_augment
 from speechft_ray.speech.text import BLANK, Unit, Vocabulary, tokens_of
 
 
@@ -97,7 +98,8 @@ class CtcHead(nn.Module):
 
     No LSTM layer is the head of s3prl's ``ctc/libriphone.yaml`` (projection 256); two of 1024 after a projection to 1024
     that of ``asr`` and ``ctc/snips.yaml``; ``tanh`` adds the square map and tanh after each layer of ``ctc/cv_config``. As in
-    s3prl's ``asr/model.py``, dropout follows every LSTM layer, the last one too.
+    s3prl's ``asr/model.py``, dropout follows every LSTM layer, the last one too. ``specaug`` warps and masks what comes in
+    while training, with draws from torch's global generator.
     """
 
     def __init__(
@@ -109,8 +111,10 @@ class CtcHead(nn.Module):
         lstm_hidden: int = 1024,
         dropout: float = 0.2,
         tanh: bool = False,
+        specaug: bool = False,
     ) -> None:
         super().__init__()
+        self.specaug = specaug
         self.projector = nn.Identity() if projection is None else nn.Linear(dim, projection)
         width = dim if projection is None else projection
         widths = [width, *[2 * lstm_hidden] * lstm_layers]
@@ -123,6 +127,8 @@ class CtcHead(nn.Module):
 
     def forward(self, features: torch.Tensor, frames: torch.Tensor) -> torch.Tensor:
         """Maps ``(batch, frames, dim)`` to logits ``(batch, frames, classes)``; padding does not reach valid frames."""
+        if self.specaug and self.training:
+            features = spec_augment(features, frames)
         features = self.projector(features)
         for index, layer in enumerate(self.layers):
             features = self.dropout(both_ways(cast(nn.LSTM, layer), features, frames))
@@ -144,6 +150,8 @@ class CtcOptions(HeadOptions):
     """Width of one direction (s3prl ``asr/config.yaml``)."""
     dropout: float = Field(default=0.2, ge=0, lt=1)
     """After each LSTM layer (s3prl ``asr/config.yaml``)."""
+    specaug: bool = False
+    """Whether training features are warped and masked (official configuration of ASR on TED-LIUM; numbers: ``specaug.py``)."""
 
 
 def build(options: CtcOptions, dim: int, classes: int) -> CtcHead:

@@ -19,8 +19,8 @@ from pydantic import Field
 
 from speechft_ray.speech.corpora.base import Corpus, Utterance
 from speechft_ray.speech.heads.ctc import CtcHead, ctc_loss, greedy_ctc
+from speechft_ray.speech.heads.specaug import spec_augment
 from speechft_ray.speech.text import Vocabulary
-from speechft_ray.superb.tasks._specaug import spec_augment
 from speechft_ray.superb.tasks.base import Example, Measure, Problem, TaskOptions, task_splits
 
 EOS, UNKNOWN = "<eos>", "<unk>"

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
 
 from speechft_ray.core.errors import UserError
+from speechft_ray.speech.corpora._draws import speaker_splits
 from speechft_ray.speech.corpora._g2p import arpabet, pronunciations
+from speechft_ray.speech.corpora.base import Utterance
 from speechft_ray.speech.corpora.librispeech import LEXICONS, LibriSpeechOptions
 from tests.speech.corpora.opened import opened, sizes
 from tests.speech.layouts import librispeech
@@ -105,3 +108,50 @@ def test_recordings_without_words_and_words_without_sense_are_told(root: Path) -
     (root / "test-clean").mkdir()
     with pytest.raises(UserError, match=r"no \.flac file below"):
         opened("librispeech", root)
+
+
+SECOND = 1 / 3600
+
+
+def test_hours_of_speakers_keep_every_speaker_in_every_split(root: Path) -> None:
+    for folder in ("dev-clean", "test-clean"):  # they have other speakers, and are not needed
+        shutil.rmtree(root / folder)
+    corpus = opened("librispeech", root, speaker_hours=0.1 * SECOND)
+    assert sizes(corpus) == {"train": 2, "dev": 2, "test": 2} and corpus.columns == {"text", "speaker", "phones"}
+    for split in ("train", "dev", "test"):
+        assert {one.labels["speaker"] for one in corpus.split(split)} == {"103", "1034"}
+        assert all(one.key.startswith("train-clean-100/") for one in corpus.split(split))
+    assert len(corpus.read(corpus.split("dev")[0])) == corpus.split("dev")[0].samples
+    assert set(corpus.contents) == {one.key for one in corpus.utterances}
+    again = opened("librispeech", root, speaker_hours=0.1 * SECOND)
+    assert again.fingerprint == corpus.fingerprint and again.utterances == corpus.utterances
+    others = [opened("librispeech", root, speaker_hours=0.1 * SECOND, seed=seed) for seed in range(1, 5)]
+    assert len({other.fingerprint for other in [corpus, *others]}) > 2
+    everything = opened("librispeech", root, speaker_hours=10)
+    assert sizes(everything) == {"train": 4, "dev": 2, "test": 2} and not corpus.notes
+    assert everything.notes == ("there are 0.00 hours to draw from, and `speaker_hours` needs 13.89.",)
+    (root / "train-clean-100/103/1000/103-1000-0000.flac").unlink()
+    (root / "train-clean-100/103/1000/103-1000-0001.flac").unlink()
+    with pytest.raises(UserError, match="the speaker `103` has 2 recordings, and 3 are needed"):
+        opened("librispeech", root, speaker_hours=0.1 * SECOND)
+
+
+def test_speakers_have_equal_numbers_and_splits_their_hours() -> None:
+    everyone = [
+        Utterance(key=f"{speaker}-{index}", split="train", samples=16_000 * (3 + index % 5), labels={"speaker": str(speaker)})
+        for speaker in range(20)
+        for index in range(30 + speaker)
+    ]
+    hours = {"train": 720 * SECOND, "dev": 80 * SECOND, "test": 200 * SECOND}
+    splits = speaker_splits(everyone, hours, seed=3)
+    for split, wanted in hours.items():
+        chosen = [one for one in everyone if splits.get(one.key) == split]
+        assert wanted <= sum(one.seconds for one in chosen) / 3600 < wanted + 7 * SECOND or split == "dev"
+        counts = Counter(one.labels["speaker"] for one in chosen)
+        assert len(counts) == 20 and max(counts.values()) - min(counts.values()) <= 1
+    assert speaker_splits(everyone[::-1], hours, seed=3) == splits
+    assert speaker_splits(everyone, hours, seed=4) != splits
+
+
+def test_without_hours_of_speakers_nothing_is_drawn(tree: Path) -> None:
+    assert opened("librispeech", tree, seed=5).fingerprint == opened("librispeech", tree).fingerprint

@@ -1,0 +1,238 @@
+"""LoRA and DoRA: what peft computes, on every encoder, and nothing else moves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+from torch import nn
+
+from speechft_ray.core.errors import UserError
+from speechft_ray.core.specs import AdapterSpec
+from speechft_ray.finetuning.adapters import adapt, adapted_weights, merge
+from speechft_ray.speech.encoders import _torchaudio  # noqa: F401  # peft's imports end at a torchaudio that must load
+from speechft_ray.speech.encoders.base import FAMILIES, Encoder
+from tests.finetuning.toys import ToyEncoder
+from tests.speech.toys import lively, speechlike, toy
+
+import peft  # isort: skip
+
+KINDS = ("lora", "dora")
+LEARNED = [name for name, family in FAMILIES.items() if family.initial is not None]
+WAVES = [speechlike(4000), speechlike(2500, seed=1)]
+
+
+class Network(nn.Module):
+    """Small, with the names of a transformer layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc1, self.fc2, self.out = nn.Linear(12, 20), nn.Linear(20, 7), nn.Linear(7, 3)
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        hidden: torch.Tensor = self.out(torch.tanh(self.fc2(torch.relu(self.fc1(values)))))
+        return hidden
+
+
+def _begin(module: nn.Module, **options: object) -> dict[str, nn.Parameter]:
+    """Adapts everything that may be, with another B than zero and another magnitude than at the start."""
+    module.requires_grad_(False)
+    found = adapt(module, AdapterSpec.model_validate(options), {name for name, _ in module.named_parameters()})
+    _stir(found)
+    return found
+
+
+def _stir(parameters: dict[str, nn.Parameter]) -> None:
+    draw = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for value in parameters.values():
+            value += 0.3 * torch.randn(value.shape, generator=draw)
+
+
+def _encoder(name: str) -> Encoder:
+    """A frozen one: torch's products take another way, with another rounding, for weights that want a gradient."""
+    encoder = FAMILIES.get(name).build(lively(toy(name)))
+    encoder.module().requires_grad_(False)
+    return encoder
+
+
+@torch.no_grad()
+def _merged(module: nn.Module) -> dict[str, torch.Tensor]:
+    return adapted_weights(module)
+
+
+@torch.no_grad()
+def _states(encoder: Encoder) -> Sequence[torch.Tensor]:
+    return encoder.hidden_states(WAVES).states
+
+
+def _same(left: Sequence[torch.Tensor], right: Sequence[torch.Tensor]) -> bool:
+    return all(torch.equal(one, other) for one, other in zip(left, right, strict=True))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_outputs_gradients_and_merged_weights_are_those_of_peft(kind: str) -> None:
+    torch.manual_seed(0)
+    ours, values = Network(), torch.randn(5, 12)
+    theirs = Network()
+    theirs.load_state_dict(ours.state_dict())
+    added = _begin(ours, kind=kind, rank=4, scale=6.0, layers=("fc1", "fc2"))
+    config = peft.LoraConfig(r=4, lora_alpha=6, target_modules=["fc1", "fc2"], use_dora=kind == "dora")
+    judge = peft.get_peft_model(theirs, config)
+    names = {"a": "lora_A.default.weight", "b": "lora_B.default.weight", "magnitude": "lora_magnitude_vector.default.weight"}
+    twins = {
+        name: judge.get_parameter(f"base_model.model.{name.split('.')[0]}.{names[name.rsplit('.', 1)[1]]}") for name in added
+    }
+    assert set(map(id, twins.values())) == {id(value) for value in judge.parameters() if value.requires_grad}
+    with torch.no_grad():
+        for name, value in added.items():
+            twins[name].copy_(value)
+    left, right = ours(values), judge(values)
+    torch.testing.assert_close(left, right, rtol=1e-6, atol=1e-6)
+    left.square().sum().backward()
+    right.square().sum().backward()
+    for name, value in added.items():
+        assert value.grad is not None and float(value.grad.norm()) > 1e-3
+        torch.testing.assert_close(value.grad, twins[name].grad, rtol=1e-5, atol=1e-6)
+    merge(ours)
+    merged = judge.merge_and_unload().state_dict()
+    assert set(merged) == set(ours.state_dict())
+    for name, value in ours.state_dict().items():
+        torch.testing.assert_close(value, merged[name], rtol=1e-6, atol=1e-6)
+
+
+def test_adapters_begin_as_those_of_peft() -> None:
+    """A within the same bounds of a uniform distribution, B zero, and the magnitudes the norms of the rows."""
+    layer = nn.Sequential(nn.Linear(400, 300))
+    start = layer[0].weight.detach().clone()
+    added = adapt(layer, AdapterSpec(kind="dora", rank=64, layers=("0",)), {"0.weight"})
+    a, b, magnitude = added.values()
+    judge = peft.get_peft_model(
+        nn.Sequential(nn.Linear(400, 300)), peft.LoraConfig(r=64, target_modules=["0"], use_dora=True)
+    ).get_parameter("base_model.model.0.lora_A.default.weight")
+    assert float(a.detach().abs().max()) == pytest.approx(float(judge.detach().abs().max()), rel=1e-3)
+    assert float(a.detach().std()) == pytest.approx(float(judge.detach().std()), rel=0.02)
+    assert not b.any()
+    torch.testing.assert_close(magnitude.detach(), start.square().sum(dim=1).sqrt())
+
+
+def test_a_layer_around_a_projection_does_nothing_in_attention() -> None:
+    """Why peft itself is no choice. Should this fail, s3prl's attention has begun to call its projections."""
+    encoder = _encoder("hubert")
+    before = _states(encoder)
+    peft.inject_adapter_in_model(peft.LoraConfig(r=4, target_modules=["q_proj"], init_lora_weights=False), encoder.module())
+    assert any("lora_B" in name and value.any() for name, value in encoder.module().named_parameters())
+    assert _same(before, _states(encoder))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", LEARNED)
+def test_every_family_begins_at_its_start_and_ends_with_plain_weights(name: str, kind: str) -> None:
+    encoder = _encoder(name)
+    module, before = encoder.module(), _states(encoder)
+    start = {key: value.clone() for key, value in module.state_dict().items()}
+    spec = AdapterSpec(kind=kind, rank=4)
+    added = adapt(module, spec, set(start))
+    assert len(added) == 2 * 6 * (3 if kind == "dora" else 2)  # 2 layers of 6
+    assert all(torch.equal(value, start[key]) for key, value in _merged(module).items())
+    assert _same(before, _states(encoder))
+    assert set(start) - set(module.state_dict()) == set(_merged(module)), "only adapted weights have another name"
+    assert all(torch.equal(value, start[key]) for key, value in module.state_dict().items() if key in start)
+
+    _stir(added)
+    after, merged = _states(encoder), _merged(module)
+    assert not _same(before, after)
+    merge(module)
+    assert set(module.state_dict()) == set(start)
+    changed = {key for key, value in module.state_dict().items() if not torch.equal(value, start[key])}
+    assert changed == set(merged) == {key for key in start if key.endswith(tuple(f".{layer}.weight" for layer in spec.layers))}
+    assert all(torch.equal(value, merged[key]) for key, value in module.state_dict().items() if key in merged)
+    assert _same(after, _states(encoder))
+
+
+@pytest.mark.parametrize("name", LEARNED)
+@pytest.mark.parametrize("layer", AdapterSpec().layers)
+def test_an_adapter_of_any_layer_has_an_effect(name: str, layer: str) -> None:
+    """In attention too, where no projection is called."""
+    encoder = _encoder(name)
+    before = _states(encoder)
+    _begin(encoder.module(), rank=2, layers=(layer,))
+    moved = [float((one - other).abs().max()) for one, other in zip(before, _states(encoder), strict=True)]
+    assert moved[0] == 0 and all(value > 1e-4 for value in moved[1:])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_updates_move_adapters_and_nothing_else(kind: str) -> None:
+    encoder = _encoder("wavlm")
+    module = encoder.module()
+    start = {key: value.clone() for key, value in module.state_dict().items()}
+    added = adapt(module, AdapterSpec(kind=kind, rank=4, layers=("q_proj", "fc2")), set(start))
+    assert {key for key, value in module.named_parameters() if value.requires_grad} == set(added)
+    optimizer = torch.optim.Adam(module.parameters(), lr=1e-2)
+    for update in range(3):
+        before = {key: value.clone() for key, value in module.state_dict().items()}
+        optimizer.zero_grad()
+        encoder.hidden_states(WAVES).states[-1].square().mean().backward()
+        optimizer.step()
+        moved = {key for key, value in module.state_dict().items() if not torch.equal(value, before[key])}
+        # As long as B is zero, A has no gradient.
+        assert moved == {key for key in added if update or not key.endswith(".a")}
+    merge(module)
+    moved = {key for key, value in module.state_dict().items() if not torch.equal(value, start[key])}
+    assert moved == {key for key in start if key.endswith(("q_proj.weight", "fc2.weight"))}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_adapted_module_is_saved_and_loaded(kind: str) -> None:
+    first, second = ToyEncoder(0.0), ToyEncoder(0.0)
+    _begin(first, kind=kind, rank=2, layers=("layers.0", "layers.1"))
+    adapt(second, AdapterSpec(kind=kind, rank=2, layers=("layers.0", "layers.1")), {"layers.0.weight", "layers.1.weight"})
+    second.load_state_dict(first.state_dict())
+    assert _same([*_merged(first).values()], [*_merged(second).values()])
+    assert _same(_states(first), _states(second))
+
+
+def test_weights_reach_the_adapters_with_their_gradient() -> None:
+    encoder = ToyEncoder(0.0)
+    added = _begin(encoder, kind="dora", rank=2, layers=("layers.1",))
+    weights = adapted_weights(encoder)
+    weights["layers.1.weight"].square().sum().backward()
+    assert set(weights) == {"layers.1.weight"} and all(value.grad is not None for value in added.values())
+
+
+def test_weights_are_the_same_where_layers_compute_in_bf16() -> None:
+    encoder = ToyEncoder(0.0)
+    _begin(encoder, kind="dora", rank=2, layers=("layers.0",))
+    expected = _merged(encoder)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert encoder.layers[0](torch.ones(1, 8)).dtype == torch.bfloat16
+        assert torch.equal(_merged(encoder)["layers.0.weight"], expected["layers.0.weight"])
+
+
+def test_a_row_of_zeros_does_not_spoil_the_rest() -> None:
+    layer = nn.Sequential(nn.Linear(4, 3))
+    with torch.no_grad():
+        layer[0].weight[1] = 0
+    added = adapt(layer, AdapterSpec(kind="dora", rank=2, layers=("0",)), {"0.weight"})
+    assert not layer[0].weight[1].any()
+    layer(torch.ones(1, 4)).sum().backward()
+    assert all(bool(torch.isfinite(value.grad).all()) for value in added.values() if value.grad is not None)
+
+
+@pytest.mark.parametrize(
+    ("layers", "rank", "message"),
+    [
+        (("fc1", "fc3"), 2, r"no linear layer that may learn is called `fc3`; there are `fc1`, `fc2`.*`q_proj`, `v_proj`"),
+        (("final_proj",), 2, "is called `final_proj`"),
+        (("c1",), 2, "is called `c1`"),
+        (("q_proj",), 17, r"is 17, but the layer `encoder.layers.0.self_attn.q_proj` has only 16 inputs and 16 outputs"),
+    ],
+)
+def test_what_cannot_be_adapted_is_told(layers: tuple[str, ...], rank: int, message: str) -> None:
+    module = _encoder("hubert").module()
+    learning = {name for name, _ in module.named_parameters() if not name.startswith("final_proj")}
+    before = list(module.state_dict())
+    with pytest.raises(UserError, match=message):
+        adapt(module, AdapterSpec(rank=rank, layers=layers), learning)
+    assert list(module.state_dict()) == before
