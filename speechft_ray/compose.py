@@ -42,6 +42,7 @@ from speechft_ray.sweep.publishing import Publisher, sweep_info
 from speechft_ray.sweep.report import Findings, write_report
 from speechft_ray.sweep.rows import curves, references, rows
 from speechft_ray.sweep.search_summary import SearchFindings
+from speechft_ray.sweep.stops import stopped_jobs
 from speechft_ray.sweep.summary import groups
 from speechft_ray.sweep.table import failure_lines, terminal_table
 
@@ -78,9 +79,14 @@ def check_names(spec: SweepSpec) -> None:
             path = f"finetune[{index}].objectives[{number}]"
             attempt(f"{path}.head", head_options, objective.head, objective.options)
             attempt(f"{path}.corpus", _corpus_options, objective.corpus)
+        if run.after:
+            merge = MergeSpec(method=run.after.method, params=run.after.params, donors=(run.after.finetune,))
+            attempt(f"finetune[{index}].after", check, merge.method, merge.params, 1)
+            attempt(f"finetune[{index}].after.method", gathered, merge, spec)
     for index, item in enumerate(spec.merge):
         attempt(f"merge[{index}]", check, item.method, item.params, 1 if item.donors == "each" else len(item.donors))
         attempt(f"merge[{index}].method", gathered, item, spec)
+        attempt(f"merge[{index}].checkpoint", kept, item, spec)
     for index, entry in enumerate(spec.evaluate):
         attempt(f"evaluate[{index}].task", _task, entry, spec)
         for corpus in entry.corpora():
@@ -169,7 +175,7 @@ def run_sweep(
     executor = open_executor(address, place) if missing else None
     failures: list[Outcome] = []
     status = "stopped"
-    with driver_lock(store.root, plan.fingerprint), _display(plan, missing) as display:
+    with driver_lock(store.root, plan.fingerprint), _display(plan, missing, stopped_jobs(plan, store)) as display:
         publisher = Publisher(plan, store, open_trackers(spec, store, mlflow_uri), display.note)
         publisher.start()
         try:
@@ -255,8 +261,9 @@ def open_trackers(spec: SweepSpec, store: Store, mlflow_uri: str | None) -> list
     return [InBackground(MlflowTracker(mlflow_uri, store.root)), JsonlTracker(store.root / "log" / spec.name)]
 
 
-def _display(plan: Plan, missing: Mapping[str, Job]) -> Display:
-    totals: dict[str, int] = {stage: len(plan.of_stage(stage)) for stage in STAGES}
+def _display(plan: Plan, missing: Mapping[str, Job], stopped: Mapping[str, str]) -> Display:
+    """Counts the jobs of the plan; what an earlier run stopped early is none of them."""
+    totals: dict[str, int] = {stage: sum(job.fingerprint not in stopped for job in plan.of_stage(stage)) for stage in STAGES}
     reused: dict[str, int] = {stage: totals[stage] - sum(job.stage == stage for job in missing.values()) for stage in STAGES}
     return Display(totals, reused)
 
@@ -296,7 +303,10 @@ def say_result(plan: Plan, store: Store, report: Path, views: Sequence[str]) -> 
     console = Console()
     if not console.is_terminal:
         console = Console(width=REPORT_COLUMNS)
-    console.print(terminal_table(groups(rows(plan, store), references(plan, store), plan.chosen)))
+    found = rows(plan, store)
+    console.print(terminal_table(groups(found, references(plan, store), plan.chosen)))
+    for sentence in dict.fromkeys(row.stopped for row in found if row.stopped):
+        console.print(sentence, soft_wrap=True, highlight=False, markup=False)
     console.print(f"Report: {report / 'index.html'} (table.csv, table.md and the figures beside it)", soft_wrap=True)
     for sentence in views:
         console.print(sentence, soft_wrap=True, highlight=False)
@@ -323,6 +333,25 @@ def gathered(merge: MergeSpec, spec: SweepSpec) -> None:
             f"`{merge.method}` needs {needs} statistics of the donors' tuning sets: set `gather: [{needs}]` for the "
             f"fine-tuning of {', '.join(dict.fromkeys(lacking))}."
         )
+
+
+def kept(merge: MergeSpec, spec: SweepSpec) -> None:
+    """Refuses a merge of early checkpoints that a donor does not keep, or whose statistics are those of the best one."""
+    if merge.checkpoint == "best":
+        return
+    lacking = [
+        run.name
+        for run in spec.finetune
+        if merge.donors == "each" or run.name in merge.donors
+        if merge.checkpoint not in run.keep_at
+    ]
+    if lacking:
+        raise UserError(
+            f"the fine-tuning of {', '.join(dict.fromkeys(lacking))} keeps no weights at {merge.checkpoint:g} of its updates: "
+            f"add it to `keep_at`, or name other `donors`."
+        )
+    if merge.method in METHODS.names() and METHODS.get(merge.method).needs:
+        raise UserError(f"`{merge.method}` needs statistics, which are gathered with the `best` checkpoint alone: merge that.")
 
 
 def _task(entry: EvalSpec, spec: SweepSpec) -> None:

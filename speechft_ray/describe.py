@@ -15,6 +15,7 @@ from speechft_ray.searching import plan_search, replayed
 from speechft_ray.sweep.lock import holder
 from speechft_ray.sweep.pipeline import needed_jobs
 from speechft_ray.sweep.search import progress_line
+from speechft_ray.sweep.stops import stopped_jobs
 
 
 def describe_plan(spec: SweepSpec, place: Place, console: Console) -> None:
@@ -23,14 +24,15 @@ def describe_plan(spec: SweepSpec, place: Place, console: Console) -> None:
         _describe_search_plan(spec, place, console)
         return
     store, plan = Store(Path(place.storage)), plan_sweep(spec, place)
-    needed = needed_jobs(plan, store)
+    needed, stopped = needed_jobs(plan, store), stopped_jobs(plan, store)
     for stage in STAGES:
         jobs = plan.of_stage(stage)
         left = sum(job.fingerprint in needed for job in jobs)
         console.print(f"\n{stage}: {len(jobs)}, of which {len(jobs) - left} need no work", style="bold")
         table = Table.grid(padding=(0, 2, 0, 2))
         for job in jobs:
-            done = "done" if store.complete(stage, job.fingerprint) else "to do" if job.fingerprint in needed else "not needed"
+            rest = "stopped early" if job.fingerprint in stopped else "not needed"
+            done = "done" if store.complete(stage, job.fingerprint) else "to do" if job.fingerprint in needed else rest
             table.add_row(done, job.fingerprint, job.label)
         console.print(table)
     console.print(f"\nsweep {spec.name} ({plan.fingerprint}): {len(needed)} of {len(plan.jobs)} jobs to do. Nothing was run.")
@@ -42,11 +44,14 @@ def describe_status(spec: SweepSpec, place: Place, console: Console) -> None:
         _describe_search_status(spec, place, console)
         return
     store, plan = Store(Path(place.storage)), plan_sweep(spec, place)
-    needed = needed_jobs(plan, store)
+    needed, stopped = needed_jobs(plan, store), stopped_jobs(plan, store)
     for stage in STAGES:
-        jobs = plan.of_stage(stage)
+        jobs = [job for job in plan.of_stage(stage) if job.fingerprint not in stopped]
         left = sum(job.fingerprint in needed for job in jobs)
-        console.print(f"{stage:9} {len(jobs) - left}/{len(jobs)}", highlight=False)
+        early = len(plan.of_stage(stage)) - len(jobs)
+        console.print(
+            f"{stage:9} {len(jobs) - left}/{len(jobs)}" + (f" ({early} stopped early)" if early else ""), highlight=False
+        )
     driver = holder(store.root, plan.fingerprint)
     if driver:
         console.print(f"running: {driver}")

@@ -20,6 +20,7 @@ from speechft_ray.speech.checkpoints.cache import find, is_here
 from speechft_ray.speech.checkpoints.catalogue import BASELINE, PACKAGED, PUBLISHED, cache_folder, is_name
 from speechft_ray.speech.checkpoints.download import checked, fetch
 from speechft_ray.sweep.chosen import SweepRecord, recorded, recorded_sweeps
+from speechft_ray.sweep.lineage import lineage
 
 if TYPE_CHECKING:  # it brings numpy
     from speechft_ray.speech.corpora.base import Extra
@@ -130,8 +131,10 @@ def check_free(out: Path) -> None:
 
 def _origin(store: Store, result: Result) -> dict[str, Any]:
     """What the exported file says of its making, beside what the merged encoder's own file says."""
-    recipe = store.manifest("merge", result.merge)
+    *earlier, recipe = lineage(store, result.merge)
     origin: dict[str, Any] = {"merge": result.merge, "parents": [recipe["base"], *recipe["donors"]]}
+    if earlier:
+        origin["chain"] = earlier
     kept = result.sweep
     if kept and kept.winner:
         facts = {"name": kept.sweep, "plan": kept.plan, "status": kept.status}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from speechft_ray.core.fingerprint import fingerprint
 from speechft_ray.core.records import Place
@@ -42,8 +43,13 @@ def leaks(plan: Plan, store: Store, place: Place, identity: Identity) -> dict[st
 
 
 def _donors(plan: Plan, merged: str) -> list[str]:
-    donors = plan.jobs[merged].payload["donors"]
-    return [str(key) for key in donors] if isinstance(donors, list) else []
+    """The fine-tuning runs behind a merged encoder: its donors, and those of the earlier merges of its chain."""
+    found: list[str] = []
+    while merged in plan.jobs:  # the pre-trained encoder is no job
+        recipe: Any = plan.jobs[merged].payload
+        found = [*recipe["donors"], *found]
+        merged = str(recipe["base"])
+    return found
 
 
 def _between(plan: Plan, store: Store, place: Place, identity: Identity, donor: str, evaluation: str) -> Leak | None:

@@ -166,7 +166,9 @@ def check_disk(plan: SearchPlan, store: Store, place: Place) -> None:
     weights, _ = start_encoder(place.encoder)
     size = sum(tensor.numel() * tensor.element_size() for tensor in weights.state.values())
     runs = [key for _, key in plan.space.runs if not store.complete("finetune", key)]
-    copies = len(runs) + (FIRST_COPIES if runs else 0) + 2 * len(plan.search.objectives) + 1  # winners, in MLflow too
+    starts = [job.fingerprint for job in plan.jobs.values() if job.stage == "merge" and job.payload["donors"]]  # of chains
+    merged = sum(not store.complete("merge", key) for key in starts) + 1
+    copies = len(runs) + (FIRST_COPIES if runs else 0) + merged + 2 * len(plan.search.objectives)  # winners, in MLflow too
     free = shutil.disk_usage(store.root).free
     if free < copies * size:
         raise UserError(
@@ -189,7 +191,7 @@ def _merge_mistakes(plan: SearchPlan) -> list[tuple[str, str]]:
         merge = proposal.merge
         try:
             check(merge.method, merge.params, len(proposal.donors))
-            gathered(merge.model_copy(update={"donors": tuple(run.name for run, _ in proposal.donors)}), plan.spec)
+            gathered(merge.model_copy(update={"donors": tuple(run.spec.name for run, _ in proposal.donors)}), plan.spec)
         except SpecError as error:
             found |= {(f"search.axes.{merge.method}.{path}", text): None for path, text in error.mistakes}
         except UserError as error:  # the low and the high end say the same: told once

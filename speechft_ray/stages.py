@@ -32,12 +32,16 @@ from speechft_ray.speech.encoders.base import FAMILIES, EncoderWeights
 from speechft_ray.speech.features.cache import FeatureCache
 from speechft_ray.superb.evaluate import Sharing
 from speechft_ray.superb.folds import evaluate_folds
+from speechft_ray.sweep.lineage import pretrained
 from speechft_ray.sweep.plan import FBANK
 from speechft_ray.sweep.protocols import Report
 
 ENCODER_FILE = "encoder.safetensors"
 START = "encoder"
 """Folder of the store with the pre-trained encoders that sweeps began with."""
+
+BEST = "best"
+"""``MergeSpec.checkpoint`` of the weights with the best validation."""
 
 STATISTICS_FILE = "statistics.safetensors"
 """Beside the encoder of a fine-tuning that gathered something: tensors by ``<kind>:<parameter>``."""
@@ -102,15 +106,22 @@ def _root(spec: CorpusSpec, place: Place) -> Path:
     return Path(place.corpora) / spec.name
 
 
-def _start(place: Place, planned: object) -> EncoderWeights:
-    return _published_start(Path(place.storage) / START / str(planned))
+def encoder_file(checkpoint: str | float) -> str:
+    """Returns the file of a fine-tuned encoder: that of the best validation, or the one kept at a fraction of the updates."""
+    return ENCODER_FILE if checkpoint == BEST else f"encoder-at-{checkpoint}.safetensors"
+
+
+def _start(store: Store, planned: object) -> EncoderWeights:
+    """Reads what a run starts from: a merge where it is a later stage of a chain, else the pre-trained encoder."""
+    stage = "merge" if store.complete("merge", str(planned)) else START
+    return _published_start(store.folder(stage, str(planned)))
 
 
 @lru_cache(maxsize=2)
 def _published_start(folder: Path) -> EncoderWeights:
-    """Workers read the pre-trained encoder from the store: its file, or a network, is the driver's alone."""
+    """Workers read every start from the store: the file of the pre-trained encoder, or a network, is the driver's alone."""
     weights = read_encoder(folder / ENCODER_FILE)
-    if weights_fingerprint(weights) != folder.name:
+    if folder.parent.name == START and weights_fingerprint(weights) != folder.name:
         raise UserError(f"{folder} holds another encoder than its name says: remove it and run the sweep again.")
     return weights
 
@@ -128,7 +139,7 @@ def _make_corpus(job: Job, place: Place, store: Store, report: Report) -> None:
 
 def _finetune(job: Job, place: Place, store: Store, report: Report) -> None:
     spec = FinetuneSpec.model_validate(job.payload["spec"])
-    start = _start(place, job.payload["start"])
+    start = _start(store, job.payload["start"])
     corpora = [open_corpus(objective.corpus, place) for objective in spec.objectives]
     work = store.work("finetune", job.fingerprint)
     tuned = finetune(spec, start, corpora, work, _device(place), report, _cache(place, store))
@@ -136,37 +147,40 @@ def _finetune(job: Job, place: Place, store: Store, report: Report) -> None:
     made = {"by": "speechft_ray finetune", "fingerprint": job.fingerprint, "spec": spec.model_dump(mode="json")}
     with store.publish("finetune", job.fingerprint, facts) as folder:
         write_encoder(folder / ENCODER_FILE, tuned.weights, made)
+        for fraction, weights in tuned.kept.items():
+            write_encoder(folder / encoder_file(fraction), weights, {**made, "checkpoint": fraction})
         if tuned.statistics:
             save_file(dict(tuned.statistics), folder / STATISTICS_FILE)
 
 
 def _merge(job: Job, place: Place, store: Store, report: Report) -> None:
     recipe: dict[str, Any] = dict(job.payload)
-    with _merged(recipe, place, store) as weights, store.publish("merge", job.fingerprint, recipe) as folder:
+    with _merged(recipe, store) as weights, store.publish("merge", job.fingerprint, recipe) as folder:
         made = {"by": "speechft_ray merge", "fingerprint": job.fingerprint, **recipe}
         write_encoder(folder / ENCODER_FILE, weights, made)
 
 
 @contextmanager
-def _merged(recipe: Mapping[str, Any], place: Place, store: Store) -> Iterator[EncoderWeights]:
+def _merged(recipe: Mapping[str, Any], store: Store) -> Iterator[EncoderWeights]:
     """Merges what a recipe (``sweep.plan.Builder.recipe``) says; the weights are good until the context ends."""
-    base = _start(place, recipe["base"])
+    base = _start(store, recipe["base"])
     if not recipe["donors"]:
         yield base
         return
     needs = METHODS.get(recipe["method"]).needs
+    file = encoder_file(recipe.get("checkpoint", BEST))
 
     def read() -> Inputs:
         folders = [store.folder("finetune", key) for key in recipe["donors"]]
         files = [folder / STATISTICS_FILE for folder in folders] if needs else []
         return Inputs(
             base=base.state,
-            donors=[read_encoder(folder / ENCODER_FILE).state for folder in folders],
+            donors=[read_encoder(folder / file).state for folder in folders],
             protected_prefixes=FAMILIES.get(base.family).pretraining_only_prefixes,
             statistics=[load_file(file) if file.is_file() else {} for file in files],
         )
 
-    names = (place.storage, recipe["base"], str(needs), *recipe["donors"])
+    names = (str(store.root), recipe["base"], str(needs), file, *recipe["donors"])
     with resident_merge(names, read, recipe["method"], recipe["params"], recipe["alpha"]) as state:
         yield EncoderWeights(family=base.family, config=base.config, state=state)
 
@@ -176,8 +190,9 @@ def _evaluate(job: Job, place: Place, store: Store, report: Report) -> None:
     recipe = job.payload.get("recipe")
     facts: dict[str, Any] = {}
     if isinstance(recipe, dict):  # a proposal of a search: merged here and kept nowhere
-        with _merged(recipe, place, store) as weights:
-            facts["distance"] = relative_distance(_start(place, recipe["base"]).state, weights.state)
+        with _merged(recipe, store) as weights:
+            begin = _start(store, pretrained(store, str(recipe["base"])))  # the distance is to the pre-trained encoder
+            facts["distance"] = relative_distance(begin.state, weights.state)
             family, config = FAMILIES.get(weights.family), weights.config
             encoder = family.build(weights)
     else:

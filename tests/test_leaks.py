@@ -19,7 +19,7 @@ from speechft_ray.sweep.protocols import EncoderRow, Leak
 from speechft_ray.sweep.summary import groups, with_leaks
 from speechft_ray.sweep.table import csv_table, leak_lines, markdown_table, table_cells
 from tests.speech.corpora.test_overlap import corpus
-from tests.sweep.fakes import inputs, sweep
+from tests.sweep.fakes import inputs, space, sweep
 from tests.sweep.test_report import FAILURE, REFERENCES, ROWS
 
 PARTS = {
@@ -49,6 +49,20 @@ def test_every_merge_of_a_run_has_its_leaks_and_they_are_computed_once(tmp_path:
     assert found == dict.fromkeys(tuned, (LEAK,)) and 0 < len(tuned) < len(plan.rows)
     assert sorted(opened) == ["phones", "phones", "pr", "sid"]
     assert leaks(plan, store, place, known.corpus) == found and len(opened) == 4
+
+
+def test_a_chain_has_seen_what_its_earlier_stages_have_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(speechft_ray.leaks, "open_corpus", lambda spec, place: PARTS[str(spec.options["part"])])
+    first = {**space()["finetune"][0], "seed": 0}
+    other = {**first["objectives"][0], "corpus": {"name": "synthetic", "options": {"part": "pr"}}}
+    runs = [first, {**first, "name": "wide", "objectives": [other], "after": {"finetune": "narrow"}}]
+    plan, store, known = make_plan(sweep(finetune=runs), inputs()), Store(tmp_path), inputs()
+    for job in plan.of_stage("corpus"):
+        with store.publish("corpus", job.fingerprint, {}):
+            pass
+    found = leaks(plan, store, Place(storage=str(tmp_path), encoder="e"), known.corpus)
+    chained = {row.key for row in plan.rows if row.params["finetune"] == "narrow>wide"}
+    assert chained and all(LEAK in found[key] for key in chained)
 
 
 def test_leaks_are_marked_and_told() -> None:

@@ -42,7 +42,10 @@ def run(
     cache: Cache = None,
     cache_gb: CacheGb = 50.0,
 ) -> None:
-    """Run a sweep. Finished work is never repeated: after a stop, run the same command again."""
+    """Run a sweep. Finished work is never repeated: after a stop, run the same command again.
+
+    Ends with 1 where a job failed. Runs that `stop_tuning` ended early are no failures: their rows say so.
+    """
     from speechft_ray.compose import place_for, run_sweep, stop_on_signals
     from speechft_ray.describe import describe_plan
     from speechft_ray.searching import run_search_sweep

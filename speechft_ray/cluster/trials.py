@@ -15,7 +15,7 @@ import queue
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +26,11 @@ from ray.tune.stopper import Stopper
 
 from speechft_ray.cluster.progress import perform_on_worker, throttled
 from speechft_ray.cluster.share import Shares, bundle
+from speechft_ray.cluster.stopping import GOODNESS, SHARE, EarlyStops
+from speechft_ray.cluster.unsaved import NeverSaved
 from speechft_ray.core.records import Job, Outcome, Place
 from speechft_ray.core.resources import ResourceRequest
-from speechft_ray.sweep.protocols import Perform
+from speechft_ray.sweep.protocols import Perform, Report
 
 MAX_FAILURES = 3
 """How often a trial starts again after its worker or node was lost."""
@@ -62,6 +64,7 @@ class Trials:
         self._shares = shares
         self._end = end
         self._feed = _Feed()
+        self._stops = EarlyStops()
         self._jobs: dict[str, Job] = {}
         self._started: set[str] = set()
         self._thread: threading.Thread | None = None
@@ -109,14 +112,18 @@ class Trials:
         return tune.Tuner(
             trainable,
             tune_config=tune.TuneConfig(
-                search_alg=self._feed, num_samples=-1, trial_name_creator=_name, trial_dirname_creator=_name
+                search_alg=self._feed,
+                scheduler=self._stops,
+                num_samples=-1,
+                trial_name_creator=_name,
+                trial_dirname_creator=_name,
             ),
             run_config=tune.RunConfig(
                 name=f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}-{self._opened}",
                 storage_path=str(Path(self._place.storage).absolute() / "tune"),
                 failure_config=tune.FailureConfig(max_failures=MAX_FAILURES),
                 stop=_StopWhenClosed(self._feed.closed),
-                callbacks=[_Ends(self._started.add, self._finish, self._fail)],
+                callbacks=[_Ends(self._started.add, self._finish, self._fail, self._stops.stopped)],
                 verbose=0,
             ),
         )
@@ -131,14 +138,7 @@ class Trials:
             self._end(Outcome(stage=job.stage, fingerprint=fingerprint, label=job.label, error=error, traceback=text))
 
 
-class _NeverSaved:
-    """A part of Tune that is of use in this process only: what Tune pickles of it into its own state is an empty shell."""
-
-    def __reduce__(self) -> tuple[type, tuple[()]]:
-        return object, ()
-
-
-class _Feed(_NeverSaved, Searcher):  # type: ignore[misc]  # Ray comes without types
+class _Feed(NeverSaved, Searcher):  # type: ignore[misc]  # Ray comes without types
     """Suggests the jobs that are submitted, in their order, and that the experiment is over when none waits and none runs."""
 
     def __init__(self) -> None:
@@ -187,7 +187,7 @@ class _Feed(_NeverSaved, Searcher):  # type: ignore[misc]  # Ray comes without t
         """Restores nothing."""
 
 
-class _StopWhenClosed(_NeverSaved, Stopper):  # type: ignore[misc]
+class _StopWhenClosed(NeverSaved, Stopper):  # type: ignore[misc]
     def __init__(self, closed: threading.Event) -> None:
         self._closed = closed
 
@@ -198,7 +198,7 @@ class _StopWhenClosed(_NeverSaved, Stopper):  # type: ignore[misc]
         return self._closed.is_set()
 
 
-class _Ends(_NeverSaved, tune.Callback):  # type: ignore[misc]
+class _Ends(NeverSaved, tune.Callback):  # type: ignore[misc]
     """Hands an outcome on as soon as Tune has it, so that its merges start at once. Runs in Tune's thread of the driver."""
 
     def __init__(
@@ -206,10 +206,12 @@ class _Ends(_NeverSaved, tune.Callback):  # type: ignore[misc]
         started: Callable[[str], None],
         finish: Callable[[Outcome], None],
         fail: Callable[[str, str, str], None],
+        stopped: Mapping[str, str],
     ) -> None:
         self._started = started
         self._finish = finish
         self._fail = fail
+        self._stopped = stopped
 
     def on_trial_start(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         self._started(_job(trial).fingerprint)
@@ -219,7 +221,11 @@ class _Ends(_NeverSaved, tune.Callback):  # type: ignore[misc]
             self._finish(Outcome.model_validate_json(result["outcome"]))
 
     def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-        self._fail(_job(trial).fingerprint, "the trial ended without a result", "")  # no effect after a result
+        job, sentence = _job(trial), self._stopped.get(trial.trial_id)
+        if sentence is not None:
+            ended = Outcome(stage=job.stage, fingerprint=job.fingerprint, label=job.label, error=sentence, stopped=True)
+            self._finish(ended)
+        self._fail(job.fingerprint, "the trial ended without a result", "")  # no effect after a result
 
     def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         text = _error_of(trial)
@@ -234,10 +240,25 @@ class _Ends(_NeverSaved, tune.Callback):  # type: ignore[misc]
 def _trainable(perform: Perform, place: Place, board: Any) -> Callable[[dict[str, Any]], None]:
     def finetune(config: dict[str, Any]) -> None:
         job = Job.model_validate_json(config["job"])
-        outcome = perform_on_worker(perform, job, place, board, curve=throttled(_report_known, CURVE_EVERY_SECONDS))
+        outcome = perform_on_worker(perform, job, place, board, curve=_curve(job))
         tune.report({"outcome": outcome.model_dump_json()})
 
     return finetune
+
+
+def _curve(job: Job) -> Report:
+    """Returns what sends curve values to Tune. Of a run that may be stopped, every validation is sent and answered."""
+    send = throttled(_report_known, CURVE_EVERY_SECONDS)
+    if "stop" not in job.payload:
+        return send
+
+    def report(values: Mapping[str, float]) -> None:
+        if GOODNESS in values:
+            tune.report({SHARE: values["done"] / values["total"], GOODNESS: values[GOODNESS]})
+        else:
+            send(values)
+
+    return report
 
 
 def _report_known(latest: dict[str, float]) -> None:

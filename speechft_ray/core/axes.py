@@ -11,8 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from speechft_ray.core.chains import Tuning
 from speechft_ray.core.errors import unknown_name
-from speechft_ray.core.specs import FinetuneSpec, SearchSpec
+from speechft_ray.core.specs import SearchSpec
 from speechft_ray.core.validation import Mistakes, path_text
 
 Kind = Literal["fixed", "uniform", "loguniform", "choice", "per_layer", "per_donor", "curve"]
@@ -74,23 +75,23 @@ class Axes:
         return {"alpha": self.alpha, "method": self.method, **nested}
 
 
-def read_axes(search: SearchSpec, runs: Sequence[FinetuneSpec]) -> tuple[Axes, Mistakes]:
+def read_axes(search: SearchSpec, runs: Sequence[Tuning]) -> tuple[Axes, Mistakes]:
     """Returns the axes and every mistake in them, by path below ``search.axes``. With a mistake the axes are not to be used."""
     reader = _Reader(runs, one_run_each=search.sampler != "greedy_soup")
     axes = reader.read(dict(search.axes))
     return axes, [(f"search.axes.{path}" if path else "search.axes", text) for path, text in reader.mistakes]
 
 
-def picks_of(run: FinetuneSpec, names: Sequence[str]) -> tuple[Any, ...]:
-    """Returns the values of the named fields of a run."""
-    flat = {**run.identity(), "seed": run.seed}
-    return tuple(flat.get(name) for name in names)
+def picks_of(run: Tuning, names: Sequence[str]) -> tuple[Any, ...]:
+    """Returns the values of the named fields of a run, those of earlier stages of its chain as ``after_alpha``."""
+    values = run.values()
+    return tuple(values.get(name) for name in names)
 
 
 class _Reader:
     """Reads the axes of one search and collects what is wrong with them."""
 
-    def __init__(self, runs: Sequence[FinetuneSpec], one_run_each: bool) -> None:
+    def __init__(self, runs: Sequence[Tuning], one_run_each: bool) -> None:
         self.runs, self.one_run_each = runs, one_run_each
         self.mistakes: Mistakes = []
 
@@ -161,7 +162,7 @@ class _Reader:
         return None
 
     def donors(self, value: Any) -> DonorAxis:
-        known = list(dict.fromkeys(run.name for run in self.runs))
+        known = list(dict.fromkeys(run.spec.name for run in self.runs))
         kind: Literal["always", "choice", "subset"] = "always"
         sets: Any = [known if value is None else value]
         if isinstance(value, dict):
@@ -182,10 +183,10 @@ class _Reader:
     def fields(self) -> list[str]:
         """Fields of the fine-tuning runs that differ between runs of one name."""
         found: dict[str, None] = {}
-        for name in dict.fromkeys(run.name for run in self.runs):
-            same = [run.identity() for run in self.runs if run.name == name]
-            differing = {key for one in same for key in one if one[key] != same[0][key]}
-            found |= {key: None for key in same[0] if key in differing}
+        for name in dict.fromkeys(run.spec.name for run in self.runs):
+            same = [run.values() for run in self.runs if run.spec.name == name]
+            fields = dict.fromkeys(key for one in same for key in one)
+            found |= {key: None for key in fields if any(one.get(key) != same[0].get(key) for one in same)}
         return list(found)
 
     def check_field(self, name: str) -> None:
@@ -196,7 +197,7 @@ class _Reader:
     def check_runs(self, axes: Axes) -> None:
         """Every donor name must come down to one run, whatever the axes choose."""
         for name in axes.donors.names():
-            runs = [run for run in self.runs if run.name == name]
+            runs = [run for run in self.runs if run.spec.name == name]
             if len({picks_of(run, axes.picks) for run in runs}) < len(runs):
                 missing = [field for field in self.fields() if field not in axes.picks]
                 advice = ", ".join(f"`{field}: {PICK_RUN}`" for field in missing)

@@ -79,6 +79,8 @@ class Outcome(Record):
     traceback: str | None = None
     blocked_by: str | None = None
     """Label of the failed job without which this one could not start; such an outcome is no failure of its own."""
+    stopped: bool = False
+    """Whether it was ended early on purpose, or needs a run that was: no result, and no failure either."""
     seconds: float = 0.0
 
     @property

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from speechft_ray.core.axes import Axes, read_axes
+from speechft_ray.core.chains import chained
 from speechft_ray.core.errors import unknown_name
 from speechft_ray.core.metrics import METRICS, metric
 from speechft_ray.core.specs import EvalSpec, SearchSpec, SweepSpec
@@ -35,7 +36,7 @@ def tasks_of(spec: SweepSpec, search: SearchSpec) -> tuple[EvalSpec, ...]:
 
 def search_mistakes(spec: SweepSpec, search: SearchSpec) -> Mistakes:
     """Returns every mistake of a search, by path."""
-    axes, mistakes = read_axes(search, spec.finetune)
+    axes, mistakes = read_axes(search, chained(spec.finetune))
     for index, name in enumerate(search.objectives):
         mistakes += [(f"search.objectives[{index}]", text) for text in _unknown(name, spec, (SCORE, DISTANCE))]
     for index, item in enumerate(search.constraints):
@@ -45,6 +46,9 @@ def search_mistakes(spec: SweepSpec, search: SearchSpec) -> Mistakes:
     if search.stopping() != "none" and tuple(map(measure, search.objectives)) != (SCORE,):
         text = f"`{search.stopping()}` compares scores, so it needs `objectives: [score]`; leave it out or write `none`."
         mistakes.append(("search.stop_early", text))
+    if spec.stop_tuning is not None:
+        text = "ends runs by how others do meanwhile, but a search must propose the same each time: leave one of the two out."
+        mistakes.append(("stop_tuning", text))
     return mistakes if mistakes else _sampler_mistakes(search, axes)
 
 

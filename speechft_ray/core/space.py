@@ -14,6 +14,7 @@ from typing import Any
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
+from speechft_ray.core.chains import chain_mistakes
 from speechft_ray.core.errors import SpecError, unknown_name
 from speechft_ray.core.metrics import METRICS
 from speechft_ray.core.searching import search_mistakes
@@ -42,10 +43,11 @@ def parse_space(raw: Any, where: str) -> SweepSpec:
         mistakes += [item for item in explain(error, (), SweepSpec) if item[0] not in broken]
         raise SpecError(where, mistakes) from None
     if "finetune" not in broken:  # else a donor may be one of the runs that could not be read
-        mistakes += _unknown_donors(sections.get("merge", []), {entry.name for entry in spec.finetune})
+        chains = chain_mistakes(sections.get("finetune", []))
+        mistakes += [*chains, *_unknown_donors(sections.get("merge", []), {entry.name for entry in spec.finetune})]
+        if spec.search is not None and not chains:
+            mistakes += search_mistakes(spec, spec.search)
     mistakes += _score_mistakes(spec)
-    if spec.search is not None and "finetune" not in broken:
-        mistakes += search_mistakes(spec, spec.search)
     if mistakes:
         raise SpecError(where, mistakes)
     return spec

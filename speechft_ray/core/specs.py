@@ -254,7 +254,11 @@ class SearchSpec(Spec):
 
 
 class StopSpec(Spec):
-    """Which fine-tuning runs end early, by their validation metric beside those of other seeds and settings."""
+    """Which fine-tuning runs end early, by their validation metric beside those of other seeds and settings.
+
+    Only runs of one name are compared, and only on Ray: in one process every run goes to its end. The rows of a stopped run
+    say so; it is no failure and not tried again under the same rule.
+    """
 
     rule: Literal["asha", "median"]
     """``asha``: successive halving (arXiv 1810.05934). ``median``: below the median of the others (Google Vizier, KDD 2017)."""

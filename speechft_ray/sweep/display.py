@@ -84,10 +84,12 @@ class Display:
         if outcome.ok:
             stage.done += 1
             stage.seconds.append(outcome.seconds)
+        elif outcome.stopped:
+            stage.stopped += 1
         else:
             stage.failed += 1
         if not outcome.ok and outcome.blocked_by is None:
-            self._line(f"failed: {outcome.label}: {outcome.error}")
+            self._line(f"{'stopped' if outcome.stopped else 'failed'}: {outcome.label}: {outcome.error}")
         elif outcome.ok and self._live is None:
             place = f"{outcome.stage} {stage.ended}/{stage.total}"
             self._line(f"done: {outcome.label} in {duration(outcome.seconds)} ({place})")
@@ -113,7 +115,7 @@ class Display:
     def left(self, stage: str, count: int) -> None:
         """Says how much of a stage is still to be done, where that changes on the way."""
         known = self._stages.setdefault(stage, _Stage(total=0, reused=0))
-        known.total = known.reused + known.done + known.failed + count
+        known.total = known.reused + known.done + known.failed + known.stopped + count
 
     def note(self, text: str) -> None:
         """Tells the person something; it stays above the live part."""
@@ -199,12 +201,16 @@ class Display:
 
 @dataclass(kw_only=True)
 class _Stage:
-    """Counts of one stage; ``seconds`` are the durations of the jobs that this run finished."""
+    """Counts of one stage; ``seconds`` are the durations of the jobs that this run finished.
+
+    ``stopped`` counts jobs that were ended early on purpose, and those that need them.
+    """
 
     total: int
     reused: int
     done: int = 0
     failed: int = 0
+    stopped: int = 0
     seconds: list[float] = field(default_factory=list)
 
     @property
@@ -214,12 +220,12 @@ class _Stage:
 
     @property
     def remarks(self) -> str:
-        parts = ((self.reused, "reused"), (self.failed, "failed"))
+        parts = ((self.reused, "reused"), (self.failed, "failed"), (self.stopped, "stopped early"))
         return ", ".join(f"{count} {word}" for count, word in parts if count)
 
     @property
     def left(self) -> int:
-        return max(0, self.total - self.reused - self.done - self.failed)
+        return max(0, self.total - self.reused - self.done - self.failed - self.stopped)
 
 
 @dataclass(frozen=True, kw_only=True)

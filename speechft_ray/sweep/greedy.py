@@ -10,8 +10,9 @@ from collections.abc import Sequence
 
 from pydantic import JsonValue
 
+from speechft_ray.core.chains import Tuning
 from speechft_ray.core.searching import higher_is_better, measure
-from speechft_ray.core.specs import FinetuneSpec, MergeSpec, SearchSpec
+from speechft_ray.core.specs import MergeSpec, SearchSpec
 from speechft_ray.sweep.proposals import Proposal, SearchSpace
 from speechft_ray.sweep.protocols import Verdict
 
@@ -21,7 +22,7 @@ class GreedySoup:
 
     def __init__(self, search: SearchSpec, space: SearchSpace) -> None:
         names = space.axes.donors.names()
-        self._ingredients = [pair for name in names for pair in space.runs if pair[0].name == name]
+        self._ingredients = [pair for name in names for pair in space.runs if pair[0].spec.name == name]
         self._merge = MergeSpec(method=space.axes.methods()[0], params=_params(space), alpha=space.axes.alpha.options[0])
         self._sign = 1.0 if higher_is_better(measure(search.objectives[0])) else -1.0
         self._singles: list[tuple[float, int]] = []
@@ -60,7 +61,7 @@ class GreedySoup:
                 self._best = gain
 
     def _soup(self, places: Sequence[int]) -> Proposal:
-        donors: tuple[tuple[FinetuneSpec, str], ...] = tuple(self._ingredients[place] for place in sorted(places))
+        donors: tuple[tuple[Tuning, str], ...] = tuple(self._ingredients[place] for place in sorted(places))
         values = {"models": "+".join(str(place) for place in sorted(places))}
         return Proposal(values=values, merge=self._merge, donors=donors)
 

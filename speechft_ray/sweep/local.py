@@ -41,7 +41,7 @@ def read_progress(latest: Mapping[str, float]) -> Progress:
 
 
 class LocalExecutor:
-    """Runs each job inside ``outcomes()``, in the order of submission, in the calling thread."""
+    """Runs each job inside ``outcomes()``, in the order of submission, in the calling thread; none is stopped early."""
 
     def __init__(self, perform: Perform, place: Place) -> None:
         self._perform = perform

@@ -11,6 +11,7 @@ from speechft_ray.core.records import STAGES, Job, Outcome
 from speechft_ray.core.store import Store
 from speechft_ray.sweep.plan import Plan
 from speechft_ray.sweep.protocols import Executor, Progress
+from speechft_ray.sweep.stops import remember, stopped_jobs
 
 POLL_SECONDS = 0.5
 """Longest wait for an outcome before progress is shown again."""
@@ -30,9 +31,10 @@ class Watch(Protocol):
 
 def needed_jobs(plan: Plan, store: Store) -> dict[str, Job]:
     """Returns the jobs that must still be done: evaluations that are not in the store, what they need and lack, and the
-    merged encoder that a search chose."""
+    merged encoder that a search chose. What needs a run that was stopped early is not among them."""
     goals = [job.fingerprint for job in plan.of_stage("evaluate")] + ([plan.chosen] if plan.chosen else [])
-    return lacking(goals, plan.jobs, store)
+    stopped = stopped_jobs(plan, store)
+    return lacking([goal for goal in goals if goal not in stopped], plan.jobs, store)
 
 
 def lacking(goals: Iterable[str], jobs: Mapping[str, Job], store: Store) -> dict[str, Job]:
@@ -50,7 +52,19 @@ def lacking(goals: Iterable[str], jobs: Mapping[str, Job], store: Store) -> dict
     for goal in goals:
         visit(goal)
     order = {key: index for index, key in enumerate(jobs)} if len(needed) > 1 else {}
-    return dict(sorted(needed.items(), key=lambda item: (STAGES.index(item[1].stage), order.get(item[0], 0))))
+    by_stage = sorted(needed.values(), key=lambda job: (STAGES.index(job.stage), order.get(job.fingerprint, 0)))
+    found: dict[str, Job] = {}
+
+    def add(job: Job) -> None:
+        for need in job.needs:  # a later stage of a chain is tuned after an earlier merge
+            if need in needed and need not in found:
+                add(needed[need])
+        found[job.fingerprint] = job
+
+    for job in by_stage:
+        if job.fingerprint not in found:
+            add(job)
+    return found
 
 
 def run_plan(
@@ -63,14 +77,18 @@ def run_plan(
 ) -> list[Outcome]:
     """Performs what is missing and returns the failures (including jobs that were blocked by a failed one).
 
+    Runs that the executor stopped early are no failures; they are remembered in the store.
+
     ``on_finished`` is called on this thread for each outcome, after it is in the store. Raises ``Interrupted`` when ``stop``
     was set; whatever was complete by then stays in the store.
     """
     flow = Flow(executor, watch, on_finished, stop)
     flow.want(needed_jobs(plan, store))
     while flow.busy:
-        flow.turn()
-    return list(flow.failed.values())
+        for outcome in flow.turn():
+            if outcome.stopped and outcome.blocked_by is None:
+                remember(store, plan.jobs[outcome.fingerprint], outcome)
+    return [outcome for outcome in flow.failed.values() if not outcome.stopped]
 
 
 class Flow:
@@ -159,11 +177,13 @@ class Flow:
     def _blocked(self) -> list[Outcome]:
         blocked: list[Outcome] = []
         for key, job in list(self._waiting.items()):  # needs come first, so one pass reaches everything downstream
-            first = next((self.failed[need] for need in job.needs if need in self.failed), None)
-            if first is not None:
+            lost = [self.failed[need] for need in job.needs if need in self.failed]
+            if lost:
+                first = min(lost, key=lambda outcome: outcome.stopped)  # what failed is told before what was stopped
                 culprit = first.blocked_by or first.label
-                error = f"not started, because `{culprit}` failed"
-                fate = Outcome(stage=job.stage, fingerprint=key, label=job.label, error=error, blocked_by=culprit)
+                error = f"not started, because `{culprit}` {'was stopped early' if first.stopped else 'failed'}"
+                known = {"stage": job.stage, "fingerprint": key, "label": job.label, "stopped": first.stopped}
+                fate = Outcome.model_validate({**known, "error": error, "blocked_by": culprit})
                 self.failed[key] = fate
                 del self._waiting[key]
                 blocked.append(fate)

@@ -12,21 +12,19 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
-from pydantic import JsonValue
-
+from speechft_ray.core.chains import Tuning, chained
 from speechft_ray.core.errors import UserError
 from speechft_ray.core.fingerprint import canonical, fingerprint
 from speechft_ray.core.records import Job, Stage
 from speechft_ray.core.resources import ResourceRequest
-from speechft_ray.core.specs import CorpusSpec, EvalSpec, FinetuneSpec, MergeSpec, SweepSpec
+from speechft_ray.core.specs import CorpusSpec, EvalSpec, MergeSpec, StopSpec, SweepSpec
+from speechft_ray.sweep.titles import Params, row_params, row_title, run_label, varying_fields
 
 VERSIONS: Mapping[Stage, int] = {"corpus": 1, "finetune": 2, "merge": 1, "evaluate": 2}
 """Raised when the code of a stage changes its results; part of identity, so that old and new results never mix."""
 
 FBANK = "fbank"
 """Name of the parameter-free baseline encoder behind the zero of a measured score."""
-
-Params = Mapping[str, str | float | int]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,10 +69,14 @@ class Plan:
 
 
 def make_plan(spec: SweepSpec, inputs: Inputs) -> Plan:
-    """Returns the plan of a sweep. Raises ``UserError`` when donors of one merge do not share a seed."""
-    build = Builder(inputs)
-    tuned = [(run, build.finetune(run)) for run in spec.finetune]
-    varying = varying_fields(spec.finetune)
+    """Returns the plan of a sweep.
+
+    Raises ``UserError`` when donors of one merge do not share a seed and a start, and ``SpecError`` for faulty chains.
+    """
+    build = Builder(inputs, spec.stop_tuning)
+    runs = chained(spec.finetune)
+    tuned = [(run, build.finetune(run)) for run in runs]
+    varying = varying_fields(runs)
     rows: dict[str, PlannedRow] = {}
     for key, title, params in itertools.chain([build.pretrained()], _merges(spec, tuned, varying, build)):
         if key not in rows:
@@ -89,8 +91,8 @@ def make_plan(spec: SweepSpec, inputs: Inputs) -> Plan:
 class Builder:
     """Collects jobs by fingerprint while a plan is walked, or a search goes on."""
 
-    def __init__(self, inputs: Inputs) -> None:
-        self.inputs = inputs
+    def __init__(self, inputs: Inputs, stop: StopSpec | None = None) -> None:
+        self.inputs, self.stop = inputs, stop
         self.jobs: dict[str, Job] = {}
 
     def corpus(self, spec: CorpusSpec) -> tuple[str, tuple[str, ...]]:
@@ -102,31 +104,62 @@ class Builder:
         label = f"corpus {spec.name} {part}".strip()
         return identity, (self._add("corpus", identity, label, {"corpus": spec.model_dump(mode="json")}, ()),)
 
-    def finetune(self, spec: FinetuneSpec) -> str:
-        corpora = [self.corpus(objective.corpus) for objective in spec.objectives]
+    def finetune(self, run: Tuning) -> str:
+        """Adds a fine-tuning run, and before it what the earlier stages of its chain need."""
+        start = self._start_of(run)
+        corpora = [self.corpus(objective.corpus) for objective in run.spec.objectives]
         identity = {
             "stage": "finetune",
             "version": VERSIONS["finetune"],
-            "spec": spec.identity(),
-            "start": self.inputs.encoder,
+            "spec": run.spec.identity(),
+            "start": start,
             "corpora": [name for name, _ in corpora],
         }
-        needs = tuple(itertools.chain.from_iterable(needs for _, needs in corpora))
-        payload = {"spec": spec.model_dump(mode="json"), "start": self.inputs.encoder}
-        label = " ".join(["finetune", spec.name, *_penalty_label(spec), f"seed={spec.seed}"])
-        return self._add("finetune", fingerprint(identity), label, payload, needs)
+        needs = (*itertools.chain.from_iterable(needs for _, needs in corpora), *self._made(start))
+        payload: dict[str, Any] = {"spec": run.spec.model_dump(mode="json"), "start": start, "title": run.title}
+        if self.stop:
+            payload["stop"] = self.stop.model_dump(mode="json")
+        return self._add("finetune", fingerprint(identity), run_label(run), payload, needs)
+
+    def _start_of(self, run: Tuning) -> str:
+        """Returns the encoder that a run starts from: the pre-trained one, or the merge of its chain that is added here."""
+        after = run.spec.after
+        if run.earlier is None or after is None:
+            return self.inputs.encoder
+        if not after.alpha:
+            return self._start_of(run.earlier)
+        donor = self.finetune(run.earlier)
+        merge = MergeSpec(method=after.method, params=after.params, alpha=after.alpha)
+        title = f"{after.method} alpha={after.alpha:g} {run_label(run.earlier).removeprefix('finetune ')}"
+        return self.merge(merge, [donor], title)
+
+    def _made(self, encoder: str) -> tuple[str, ...]:
+        """The job that makes an encoder; none makes the pre-trained one."""
+        return (encoder,) if encoder in self.jobs else ()
 
     def merge(self, spec: MergeSpec, donors: Sequence[str], title: str) -> str:
         recipe = self.recipe(spec, donors)
-        needs = tuple(donors) if spec.alpha else ()
-        return self._add("merge", merged_fingerprint(recipe), f"merge {title}", recipe, needs)
+        return self._add("merge", merged_fingerprint(recipe), f"merge {title}", recipe, self._inputs_of(recipe))
 
     def recipe(self, spec: MergeSpec, donors: Sequence[str]) -> dict[str, Any]:
-        """Returns all that decides a merged encoder. Alpha 0 is the pre-trained one, whoever the donors are."""
-        chosen: dict[str, Any] = {"method": "pretrained", "params": {}, "alpha": 0.0, "donors": []}
-        if spec.alpha:
-            chosen = {"method": spec.method, "params": spec.params, "alpha": spec.alpha, "donors": list(donors)}
-        return {**chosen, "base": self.inputs.encoder}
+        """Returns all that decides a merged encoder. The donors have one start, which is its base.
+
+        Alpha 0 is that start: the pre-trained encoder, whoever the donors are, or the earlier merge of their chain.
+        """
+        (start,) = {self.start(key) for key in donors} or {self.inputs.encoder}
+        if not spec.alpha:
+            pretrained = {"method": "pretrained", "params": {}, "alpha": 0.0, "donors": [], "base": start}
+            return dict(self.jobs[start].payload) if start in self.jobs else pretrained
+        kept = {"checkpoint": spec.checkpoint} if spec.checkpoint != "best" else {}
+        chosen = {"method": spec.method, "params": spec.params, "alpha": spec.alpha, "donors": list(donors)}
+        return {**chosen, **kept, "base": start}
+
+    def start(self, tuned: str) -> str:
+        """Returns the encoder that a fine-tuning run starts from."""
+        return str(self.jobs[tuned].payload["start"])
+
+    def _inputs_of(self, recipe: Mapping[str, Any]) -> tuple[str, ...]:
+        return (*self._made(recipe["base"]), *recipe["donors"])
 
     def pretrained(self) -> tuple[str, str, Params]:
         """The control alpha 0: the pre-trained encoder itself, whoever the donors are."""
@@ -140,7 +173,7 @@ class Builder:
         """Adds an evaluation that never touches test, of an encoder that is merged where it is evaluated and kept nowhere."""
         encoder = merged_fingerprint(recipe)
         payload = {"spec": spec.model_dump(mode="json"), "encoder": encoder, "splits": ["dev"], "recipe": dict(recipe)}
-        return self._evaluation(spec, encoder, f"on dev {title}", payload, recipe["donors"], {"splits": ["dev"]})
+        return self._evaluation(spec, encoder, f"on dev {title}", payload, self._inputs_of(recipe), {"splits": ["dev"]})
 
     def _evaluation(
         self,
@@ -179,87 +212,36 @@ def merged_fingerprint(recipe: Mapping[str, Any]) -> str:
 
 
 def _merges(
-    spec: SweepSpec, tuned: Sequence[tuple[FinetuneSpec, str]], varying: Mapping[str, set[str]], build: Builder
+    spec: SweepSpec, tuned: Sequence[tuple[Tuning, str]], varying: Mapping[str, set[str]], build: Builder
 ) -> Iterator[tuple[str, str, Params]]:
     """Yields ``(key, title, params)`` of every merge, with alpha 1 as a control beside every set of donors."""
     asked = [item for item in spec.merge if item.alpha > 0]
     controls = [item.model_copy(update={"alpha": 1.0}) for item in spec.merge]
     unique = {canonical(item): item for item in [*asked, *controls]}
     for item in unique.values():
-        for donors in _donor_sets(item, tuned):
+        for donors in _donor_sets(item, tuned, build):
             params = row_params(item, [run for run, _ in donors], varying)
             title = row_title(params)
             yield build.merge(item, [key for _, key in donors], title), title, params
 
 
-def _donor_sets(merge: MergeSpec, tuned: Sequence[tuple[FinetuneSpec, str]]) -> Iterator[tuple[tuple[FinetuneSpec, str], ...]]:
+def _donor_sets(
+    merge: MergeSpec, tuned: Sequence[tuple[Tuning, str]], build: Builder
+) -> Iterator[tuple[tuple[Tuning, str], ...]]:
+    """Yields every set of donors of one seed and one start."""
     if merge.donors == "each":
         yield from ((donor,) for donor in tuned)
         return
-    found = False
-    for seed in sorted({run.seed for run, _ in tuned}):
-        choices = [[pair for pair in tuned if pair[0].name == name and pair[0].seed == seed] for name in merge.donors]
+    met = found = False
+    for seed in sorted({run.spec.seed for run, _ in tuned}):
+        choices = [[pair for pair in tuned if pair[0].spec.name == name and pair[0].spec.seed == seed] for name in merge.donors]
         for donors in itertools.product(*choices):
-            found = True
-            yield donors
-    if not found:
-        names = ", ".join(merge.donors)
+            met = True
+            if len({build.start(key) for _, key in donors}) == 1:
+                found = True
+                yield donors
+    names = ", ".join(merge.donors)
+    if not met:
         raise UserError(f"no seed was tuned by all of the donors {names}: give those fine-tuning runs the same `seed` axis.")
-
-
-def row_params(merge: MergeSpec, donors: Sequence[FinetuneSpec], varying: Mapping[str, set[str]]) -> Params:
-    """Returns what a row of the table says of its merge: what can vary, under short names."""
-    params: dict[str, str | float | int] = {"method": merge.method, "alpha": merge.alpha}
-    params |= {
-        name: shown for name, shown in ((name, _shown(value)) for name, value in merge.params.items()) if shown is not None
-    }
-    params["finetune"] = "+".join(dict.fromkeys(run.name for run in donors))
-    for run in donors:
-        flat = _flat(run.identity())
-        params |= {name.rsplit(".", 1)[-1]: flat[name] for name in sorted(varying[run.name]) if name in flat}
-    params["seed"] = donors[0].seed
-    return params
-
-
-def _shown(value: JsonValue) -> str | float | int | None:
-    """A parameter of a merge as a row shows it: a list, of weights or of factors per layer, as one text; no mapping."""
-    if isinstance(value, list):
-        return ",".join(_number(item) if isinstance(item, str | float | int) else str(item) for item in value)
-    return value if isinstance(value, str | float | int) else None
-
-
-def varying_fields(runs: Sequence[FinetuneSpec]) -> dict[str, set[str]]:
-    """By name of the run: the dotted fields, other than the seed, whose values differ between runs of that name."""
-    varying: dict[str, set[str]] = {}
-    for name in {run.name for run in runs}:
-        flats = [_flat(run.identity()) for run in runs if run.name == name]
-        keys = set().union(*flats) - {"seed"}
-        varying[name] = {key for key in keys if len({flat.get(key) for flat in flats}) > 1}
-    return varying
-
-
-def _flat(value: Any, path: str = "") -> dict[str, str | float | int]:
-    if isinstance(value, dict):
-        items = [_flat(item, f"{path}.{key}" if path else key) for key, item in value.items()]
-    elif isinstance(value, list):
-        items = [_flat(item, f"{path}.{index}") for index, item in enumerate(value)]
-    else:
-        return {} if value is None else {path: value}
-    return {key: leaf for item in items for key, leaf in item.items()}
-
-
-def _penalty_label(spec: FinetuneSpec) -> list[str]:
-    return [f"lambda={_number(spec.anchor_penalty)}"] if spec.anchor_penalty else []
-
-
-def row_title(params: Params) -> str:
-    """Returns the parameters of a row as its title."""
-    return " ".join(_title_part(name, value) for name, value in params.items())
-
-
-def _title_part(name: str, value: str | float | int) -> str:
-    return str(value) if name in ("method", "finetune") else f"{name}={_number(value)}"
-
-
-def _number(value: str | float | int) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    if not found:
+        raise UserError(f"the donors {names} start from different encoders: merge runs that have the same `after`, or none.")

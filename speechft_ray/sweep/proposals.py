@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from speechft_ray.core.axes import Axes, Axis, picks_of
-from speechft_ray.core.specs import FinetuneSpec, MergeSpec
+from speechft_ray.core.chains import Tuning
+from speechft_ray.core.specs import MergeSpec
 from speechft_ray.sweep.protocols import Suggest
 
 Value = str | float | int
-Runs = Sequence[tuple[FinetuneSpec, str]]
+Runs = Sequence[tuple[Tuning, str]]
 """Fine-tuning runs with their fingerprints."""
 
 
@@ -26,7 +27,7 @@ class Proposal:
     """What was drawn, by the dotted name of its axis: what pictures and tables of the search speak of."""
     merge: MergeSpec
     """Method, parameters and alpha."""
-    donors: tuple[tuple[FinetuneSpec, str], ...]
+    donors: tuple[tuple[Tuning, str], ...]
     """The fine-tuning runs that take part, in the order of the spec."""
 
 
@@ -62,8 +63,8 @@ class SearchSpace:
         taken = tuple(name for name in names if noted.choice(f"with.{name}", (True, False)))
         return taken or names[:1]
 
-    def _run(self, name: str, noted: _Noted) -> tuple[FinetuneSpec, str]:
-        runs = [pair for pair in self.runs if pair[0].name == name]
+    def _run(self, name: str, noted: _Noted) -> tuple[Tuning, str]:
+        runs = [pair for pair in self.runs if pair[0].spec.name == name]
         for field in self.axes.picks:
             options = list(dict.fromkeys(picks_of(run, (field,))[0] for run, _ in runs))
             if len(options) > 1:

@@ -109,6 +109,8 @@ class EncoderRow(NamedTuple):
     """Test metrics by metric name, and ``score``; dev metrics as ``dev.<name>`` and ``dev.score``."""
     complete: bool
     """Whether every evaluation of this encoder is in."""
+    stopped: str | None = None
+    """Why it will not be complete: a run that it needs was stopped early."""
 
 
 class Leak(NamedTuple):

@@ -12,6 +12,7 @@ from speechft_ray.core.specs import FinetuneSpec
 from speechft_ray.core.store import Store
 from speechft_ray.sweep.plan import Plan, PlannedRow
 from speechft_ray.sweep.protocols import Curve, EncoderRow
+from speechft_ray.sweep.stops import stopped_jobs
 
 References = Mapping[str, tuple[float, float]]
 """Metric name to the values that count as 0 and as 1."""
@@ -34,7 +35,9 @@ def references(plan: Plan, store: Store, split: str = "test") -> References:
 def rows(plan: Plan, store: Store) -> list[EncoderRow]:
     """Returns every row of the plan, in plan order, with what is in the store by now."""
     by_split = {split: references(plan, store, split) for split in ("test", "dev")}
-    return [_row(planned, store, by_split) for planned in plan.rows]
+    stopped = stopped_jobs(plan, store)
+    found = [_row(planned, store, by_split) for planned in plan.rows]
+    return [row if row.complete else row._replace(stopped=stopped.get(row.key)) for row in found]
 
 
 def curves(plan: Plan, store: Store) -> list[Curve]:
@@ -44,7 +47,7 @@ def curves(plan: Plan, store: Store) -> list[Curve]:
         if store.complete("finetune", job.fingerprint):
             points = store.manifest("finetune", job.fingerprint).get("curve", [])
             spec = FinetuneSpec.model_validate(job.payload["spec"])
-            params: dict[str, str | float | int] = {"finetune": spec.name, "seed": spec.seed}
+            params: dict[str, str | float | int] = {"finetune": str(job.payload["title"]), "seed": spec.seed}
             found.append(Curve(job.fingerprint, job.label, params, [(step, values) for step, values in points]))
     return found
 

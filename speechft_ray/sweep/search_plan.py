@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from speechft_ray.core.axes import read_axes
+from speechft_ray.core.axes import DonorAxis, read_axes
+from speechft_ray.core.chains import chained
 from speechft_ray.core.errors import SpecError
 from speechft_ray.core.fingerprint import fingerprint
 from speechft_ray.core.records import Job
@@ -15,15 +16,12 @@ from speechft_ray.sweep.plan import (
     FBANK,
     Builder,
     Inputs,
-    Params,
     Plan,
     PlannedRow,
     merged_fingerprint,
-    row_params,
-    row_title,
-    varying_fields,
 )
-from speechft_ray.sweep.proposals import Proposal, SearchSpace
+from speechft_ray.sweep.proposals import Proposal, Runs, SearchSpace
+from speechft_ray.sweep.titles import Params, row_params, row_title, varying_fields
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,11 +63,13 @@ def make_search_plan(spec: SweepSpec, inputs: Inputs, depth: int) -> SearchPlan:
     search = spec.search
     if search is None:
         raise ValueError(f"the sweep `{spec.name}` is no search")
-    axes, mistakes = read_axes(search, spec.finetune)
+    tunings = chained(spec.finetune)
+    axes, mistakes = read_axes(search, tunings)
+    build = Builder(inputs)
+    runs = tuple((run, build.finetune(run)) for run in tunings)
+    mistakes = mistakes or _start_mistakes(axes.donors, runs, build, search.sampler == "greedy_soup")
     if mistakes:
         raise SpecError(f"the search `{spec.name}`", mistakes)
-    build = Builder(inputs)
-    runs = tuple((run, build.finetune(run)) for run in spec.finetune)
     key, title, params = build.pretrained()
     row = PlannedRow(key=key, title=title, params=params, evaluations=_evaluations(spec, build, key, title))
     measured = spec.score.zero == "measured"
@@ -92,8 +92,23 @@ def make_search_plan(spec: SweepSpec, inputs: Inputs, depth: int) -> SearchPlan:
         tasks=tasks_of(spec, search),
         controls=controls,
         build=build,
-        varying=varying_fields(spec.finetune),
+        varying=varying_fields(tunings),
     )
+
+
+def _start_mistakes(donors: DonorAxis, runs: Runs, build: Builder, all_together: bool) -> list[tuple[str, str]]:
+    """Whether donors may be proposed together that start from different encoders, stages of chains, which no merge can have.
+
+    Which run of a name is drawn is not looked at: whatever is drawn must have the same start.
+    """
+    for names in donors.sets:
+        starts = {build.start(key) for run, key in runs if run.spec.name in names}
+        if len(starts) > 1 and (len(names) > 1 or all_together):
+            text = (
+                f"{', '.join(names)} start from different encoders, so no merge can have them together: name runs of one stage."
+            )
+            return [("search.axes.donors", text)]
+    return []
 
 
 def chosen_plan(plan: SearchPlan, chosen: Sequence[tuple[int, Proposal]]) -> Plan:

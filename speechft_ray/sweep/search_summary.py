@@ -12,10 +12,10 @@ from speechft_ray.core.metrics import METRICS
 from speechft_ray.core.searching import SCORE, measure
 from speechft_ray.core.store import Store
 from speechft_ray.sweep.judging import Judge, Trial
-from speechft_ray.sweep.plan import Params
 from speechft_ray.sweep.protocols import EncoderRow
 from speechft_ray.sweep.search_plan import SearchPlan
 from speechft_ray.sweep.summary import show_value
+from speechft_ray.sweep.titles import Params
 
 
 @dataclass(frozen=True, kw_only=True)

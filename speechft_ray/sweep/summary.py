@@ -154,6 +154,8 @@ class Group:
     """What ``spread`` was taken over: fine-tuning seeds when there are two or more, else probe seeds."""
     missing: tuple[str, ...]
     """What incomplete encoders lack, for example ``seed 1: PR PER, SID ACC``."""
+    stopped: tuple[str, ...] = ()
+    """Why other encoders will not be complete: runs that they need were stopped early."""
     title: str = ""
     chosen: bool = False
     """Whether this is the merge with the best dev score."""
@@ -252,7 +254,8 @@ def _group(rows: Sequence[EncoderRow], wanted: Iterable[str]) -> Group:
         mean={name: math.fsum(numbers) / len(numbers) for name, numbers in values.items()},
         spread=spread,
         spread_over=("fine-tuning seeds" if over_runs else "probe seeds") if spread else "nothing",
-        missing=tuple(_missing(row, wanted) for row in rows if not row.complete),
+        missing=tuple(_missing(row, wanted) for row in rows if not row.complete and not row.stopped),
+        stopped=tuple(f"{_place(row)}{row.stopped}" for row in rows if row.stopped),
     )
 
 
@@ -260,8 +263,11 @@ def _missing(row: EncoderRow, wanted: Iterable[str]) -> str:
     lacking = {name for name in wanted if name not in row.metrics} - _SCORES
     known = [name for base in METRICS for name in (base, f"dev.{base}") if name in lacking]
     titles = [metric_title(name) for name in [*known, *sorted(lacking - set(known))]]
-    place = f"seed {row.params['seed']}: " if "seed" in row.params else ""
-    return place + (", ".join(titles) or "an evaluation")
+    return _place(row) + (", ".join(titles) or "an evaluation")
+
+
+def _place(row: EncoderRow) -> str:
+    return f"seed {row.params['seed']}: " if "seed" in row.params else ""
 
 
 def _line_params(row: EncoderRow) -> dict[str, Value]:

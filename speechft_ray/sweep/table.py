@@ -46,7 +46,7 @@ def csv_table(lines: Sequence[Group]) -> str:
             "chosen": int(group.chosen),
             "seeds": group.count,
             "spread_over": group.spread_over,
-            "missing": "; ".join(group.missing),
+            "missing": "; ".join([*group.missing, *group.stopped]),
             "leaks": "; ".join(leak.sentence() for leak in group.leaks),
             **group.params,
             **group.mean,
@@ -118,7 +118,8 @@ def terminal_table(lines: Sequence[Group], most: int = 20) -> Table:
 
 def table_cells(group: Group, names: Sequence[str]) -> list[str]:
     """Returns mark, title, n, score, dev score and the metrics of one line, as text that is not escaped for anything."""
-    title = group.title + (" (control)" if group.role != "merge" else "") + ("" if group.count else " (incomplete)")
+    state = "" if group.count else " (stopped)" if group.stopped and not group.missing else " (incomplete)"
+    title = group.title + (" (control)" if group.role != "merge" else "") + state
     dev = group.mean.get("dev.score")
     return [
         STAR if group.chosen else "",
@@ -156,8 +157,9 @@ def column_title(name: str) -> str:
 
 
 def incomplete_lines(lines: Sequence[Group]) -> list[str]:
-    """Returns one sentence per encoder that still lacks evaluations."""
-    return [f"{group.title}: {note} missing" for group in lines for note in group.missing]
+    """Returns one sentence per encoder that still lacks evaluations, or will never have them."""
+    missing = [f"{group.title}: {note} missing" for group in lines for note in group.missing]
+    return missing + [f"{group.title}: {note}" for group in lines for note in group.stopped]
 
 
 def leak_lines(lines: Sequence[Group]) -> list[str]:

@@ -104,7 +104,7 @@ def test_a_proposer_learns(sampler: str) -> None:
             if proposal is None:
                 break
             alphas.append(str(proposal))
-            gain = sign * (proposal.merge.alpha + len(proposal.donors) + 0.1 * proposal.donors[0][0].seed)
+            gain = sign * (proposal.merge.alpha + len(proposal.donors) + 0.1 * proposal.donors[0][0].spec.seed)
             proposer.tell(number, Verdict("complete", [gain], [], [gain]))
         told.append(alphas)
     assert (told[0] == told[1]) == (sampler in ("random", "qmc"))

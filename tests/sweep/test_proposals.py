@@ -45,7 +45,7 @@ def space_of(axes: dict[str, Any], depth: int = 6) -> SearchSpace:
 
 
 def names(proposal: Proposal) -> list[str]:
-    return [run.name for run, _ in proposal.donors]
+    return [run.spec.name for run, _ in proposal.donors]
 
 
 def test_parameters_count_only_under_their_method() -> None:
@@ -70,11 +70,11 @@ def test_donors_are_all_one_set_or_a_subset() -> None:
 def test_the_run_of_a_name_is_picked_by_its_field() -> None:
     several = space_of({"donors": {"subset": ["a", "b"]}})
     drawn = several.draw(script := Scripted(a__anchor_penalty=0.1))
-    assert [run.anchor_penalty for run, _ in drawn.donors] == [0.1, 0.0]
+    assert [run.spec.anchor_penalty for run, _ in drawn.donors] == [0.1, 0.0]
     assert script.drawn == ["with.a", "with.b", "a.anchor_penalty"]  # `b` has one run, so there is nothing to pick
     assert len({key for _, key in several.runs}) == 4
     alone = space_of({"alpha": {"uniform": [0, 1]}, "donors": ["a"]})
-    assert alone.draw(Scripted(anchor_penalty=0.1)).donors[0][0].anchor_penalty == 0.1
+    assert alone.draw(Scripted(anchor_penalty=0.1)).donors[0][0].spec.anchor_penalty == 0.1
 
 
 def test_weights_per_donor() -> None:

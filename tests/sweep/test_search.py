@@ -141,7 +141,7 @@ def test_a_donor_that_fails_fails_its_trials_alone() -> None:
 
     trials = perform(search_plan(stop_early="none"), cluster(MemoryStore(), facts=facts))
     for trial in trials:
-        seed = trial.proposal.donors[0][0].seed
+        seed = trial.proposal.donors[0][0].spec.seed
         assert trial.state == ("failed" if seed == 1 else "complete")
         assert (trial.error == "not started, because `finetune narrow seed=1` failed") == (seed == 1)
 
