@@ -44,11 +44,14 @@ def describe_status(spec: SweepSpec, place: Place, console: Console) -> None:
         _describe_search_status(spec, place, console)
         return
     store, plan = Store(Path(place.storage)), plan_sweep(spec, place)
-    needed = needed_jobs(plan, store)
+    needed, stopped = needed_jobs(plan, store), stopped_jobs(plan, store)
     for stage in STAGES:
-        jobs = plan.of_stage(stage)
+        jobs = [job for job in plan.of_stage(stage) if job.fingerprint not in stopped]
         left = sum(job.fingerprint in needed for job in jobs)
-        console.print(f"{stage:9} {len(jobs) - left}/{len(jobs)}", highlight=False)
+        early = len(plan.of_stage(stage)) - len(jobs)
+        console.print(
+            f"{stage:9} {len(jobs) - left}/{len(jobs)}" + (f" ({early} stopped early)" if early else ""), highlight=False
+        )
     driver = holder(store.root, plan.fingerprint)
     if driver:
         console.print(f"running: {driver}")

@@ -12,7 +12,8 @@ from speechft_ray.sweep.summary import Group, describe, varying
 def series(lines: Sequence[Group], metric: str) -> list[Series]:
     """Returns one series per set of parameters other than alpha that has the metric, that of the best merge on dev first.
 
-    Each starts at the pre-trained encoder, which is alpha 0 of all of them.
+    Each starts at the pre-trained encoder, which is alpha 0 of all of them; those of later stages of a chain, which
+    interpolate with an earlier merge, start at their smallest alpha.
     """
     have = [group for group in lines if group.count and group.alpha is not None and metric in group.mean]
     control = next((group for group in have if group.role == "pre-trained"), None)
@@ -29,11 +30,20 @@ def series(lines: Sequence[Group], metric: str) -> list[Series]:
     return [
         Series(
             title=describe(line[0].params, vary or ("method", "finetune")) or "merge",
-            points=tuple(sorted([*start, *((group.alpha or 0.0, group) for group in line)], key=lambda point: point[0])),
+            points=tuple(
+                sorted(
+                    [*([] if _is_later_stage(line[0]) else start), *((group.alpha or 0.0, group) for group in line)],
+                    key=lambda point: point[0],
+                )
+            ),
             control=control,
         )
         for line in ranked
     ]
+
+
+def _is_later_stage(group: Group) -> bool:
+    return ">" in str(group.params.get("finetune", ""))  # no name has it, only the title of a chain
 
 
 def _best_dev_score(line: Sequence[Group]) -> float:

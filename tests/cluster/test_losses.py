@@ -16,8 +16,9 @@ from speechft_ray.core.records import Place, Stage
 from speechft_ray.core.resources import ResourceRequest
 from tests.cluster.performs import job, perform
 from tests.cluster.rays import SECRETS, collect, eventually, local_cluster, ray_world
+from tests.cluster.stories import DRIVER_DIES_AT, WORKERS_DIE_AT, Story, story
 
-__all__ = ["local_cluster", "ray_world"]  # fixtures
+__all__ = ["local_cluster", "ray_world", "story"]  # fixtures
 STAGES: list[Stage] = ["evaluate", "finetune"]
 
 
@@ -35,9 +36,9 @@ def alive(pid: int) -> bool:
         return False
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_a_killed_worker_is_replaced(executor: RayExecutor, stage: Stage) -> None:
-    executor.submit(job("die", stage=stage, times=1))
+def test_a_killed_worker_is_replaced(executor: RayExecutor) -> None:
+    """That of a trial: the story below."""
+    executor.submit(job("die", times=1))
     (outcome,) = collect(executor, 1).values()
     assert outcome.ok and outcome.facts == {"lives": 2}
 
@@ -113,3 +114,23 @@ def test_stopping_ends_what_runs(executor: RayExecutor, tmp_path: Path) -> None:
     executor.stop()
     assert eventually(lambda: not any(alive(pid) for pid in pids), seconds=10)
     assert executor.outcomes(0.1) == []
+
+
+def test_after_killed_drivers_and_workers_the_weights_are_the_same_to_the_bit(story: Story) -> None:
+    assert story.killed.ok, story.killed.error
+    assert story.killed.facts == story.undisturbed
+
+
+def test_every_life_goes_on_where_the_one_before_was_killed(story: Story) -> None:
+    assert len(story.begun) == 5 and story.begun[0] == 1 and story.begun[1] > DRIVER_DIES_AT
+    # The state after the last update may not have been saved yet when its process died.
+    assert all(begun in (died, died + 1) for begun, died in zip(story.begun[2:], WORKERS_DIE_AT, strict=True))
+
+
+def test_a_hopeless_learning_rate_is_stopped_and_a_good_one_is_not(story: Story) -> None:
+    assert float(str(story.killed.facts["best_dev"])) > 60  # chance is 33 %
+    stopped = story.hopeless
+    assert not stopped.ok and stopped.stopped and stopped.blocked_by is None and stopped.traceback is None
+    assert stopped.error is not None and "\n" not in stopped.error
+    assert stopped.error.startswith("stopped early after 25 % of its updates, since its validation (goodness 33.33) was not")
+    assert story.hopeless_saved in (19, 20)  # it may go on one day

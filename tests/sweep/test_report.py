@@ -226,6 +226,13 @@ def test_every_series_starts_at_the_pretrained_encoder() -> None:
     assert line.control is not None and line.control.score == 870.0
 
 
+def test_a_later_stage_of_a_chain_does_not_start_at_the_pretrained_encoder() -> None:
+    """Its alpha 0 is the merge that it was tuned from."""
+    chain = [row(alpha, 0, 800.0, dev=800.0, finetune="phones>speakers") for alpha in (0.25, 1.0)]
+    starts = {item.points[0][0] for item in series(groups([ROWS[0], *chain]), "score")}
+    assert starts == {0.25}
+
+
 def test_the_series_of_the_winner_comes_first_whatever_its_controls_do() -> None:
     other = [row(1.0, 0, 700.0, dev=9999.0, anchor_penalty=0.5), row(0.25, 0, 890.0, dev=2.0, anchor_penalty=0.5)]
     first = series(groups([*other, *ROWS]), "score")[0]
