@@ -1,0 +1,207 @@
+"""The two ways to fine-tune a HuBERT that ``finetune.py`` compares, on the same utterances: ours, and s3prl's own loop.
+
+s3prl's loop is that of its ``downstream/runner.py`` with ``--upstream_trainable -s last_hidden_state``, the command of the
+paper's published code. That file does not import beside today's torchaudio: its order of calls is repeated here around its own
+upstream expert (front end without gradient, ``feature_grad_mult`` 0), featurizer and downstream experts. It has no head-only
+phase; ``frozen`` switches the encoder's gradients off, as the published code would in one. Utterances lie in memory on both
+sides.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import random
+import zlib
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import redirect_stderr
+from dataclasses import dataclass, replace
+from io import StringIO
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from benchmarks.s3prl_cases import ctc_expert, ctc_forward, pooled_expert, pooled_forward
+from benchmarks.s3prl_peer import Encoding, Forward
+from speechft_ray.core.specs import CorpusSpec, FinetuneSpec, Objective
+from speechft_ray.finetuning.batches import PART_SECONDS, Recordings
+from speechft_ray.finetuning.learner import Teacher, build_learner
+from speechft_ray.finetuning.lessons import Lesson, prepare
+from speechft_ray.finetuning.listening import Listener, keep_fronts
+from speechft_ray.speech.checkpoints import s3prl
+from speechft_ray.speech.checkpoints.load import load_encoder
+from speechft_ray.speech.corpora.base import Corpus, Utterance
+from speechft_ray.speech.encoders.base import FAMILIES, EncoderWeights
+from speechft_ray.speech.features.cache import FeatureCache
+
+HUBERT = FAMILIES.get("hubert")
+CPU = torch.device("cpu")
+PHONES = tuple("abcdefghijklmnopqrstuvwxyz")
+RATE_HZ, DISK_BYTES = 16_000, 4 << 30
+
+Update = Callable[[int], object]
+"""Takes update number k."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """What both sides learn. ``parts``: s3prl's ``gradient_accumulate_steps``; ours splits by seconds of audio instead."""
+
+    objective: Objective
+    seconds: Sequence[float]
+    """Length of each training utterance."""
+    parts: int
+    why: str
+    expert: Callable[[Lesson], Any]
+    forward: Forward
+
+    @property
+    def updates_per_epoch(self) -> int:
+        return len(self.seconds) // self.objective.batch_size
+
+    def corpus(self) -> Corpus:
+        """Noise with labels: what is said costs nothing. The dev split is never validated."""
+        spoken = [_utterance(f"train-{place}", "train", seconds) for place, seconds in enumerate(self.seconds)]
+        unheard = replace(spoken[0], key="dev-0", split="dev")
+        audio = {item.key: _noise(item) for item in [*spoken, unheard]}
+        return Corpus(
+            name="noise",
+            fingerprint=f"noise {self.seconds}",
+            utterances=[*spoken, unheard],
+            read=lambda utterance: audio[utterance.key],
+            columns=frozenset(unheard.labels),
+        )
+
+
+def _utterance(key: str, split: str, seconds: float) -> Utterance:
+    draw = random.Random(key)
+    phones = " ".join(draw.choices(PHONES, k=max(1, int(12 * seconds))))
+    labels = {"emotion": str(zlib.crc32(key.encode()) % 4), "phones": phones}
+    return Utterance(key=key, split=split, samples=int(RATE_HZ * seconds), labels=labels)
+
+
+def _noise(utterance: Utterance) -> np.ndarray:
+    draw = np.random.default_rng(zlib.crc32(utterance.key.encode()))
+    return draw.standard_normal(utterance.samples, dtype=np.float32) * 0.1
+
+
+def like_iemocap(count: int, mean: float = 4.5, least: float = 1.0, most: float = 15.0) -> tuple[float, ...]:
+    """Returns log-normal lengths of that mean (IEMOCAP: 5.56 h in 4,446 utterances; longer and shorter ones are drawn anew)."""
+    draw, spread = random.Random(0), 0.6
+    lengths: list[float] = []
+    while len(lengths) < count:
+        seconds = draw.lognormvariate(math.log(mean) - spread**2 / 2, spread)
+        lengths += [round(seconds, 2)] if least <= seconds <= most else []
+    return tuple(lengths)
+
+
+def _phone_expert(lesson: Lesson) -> Any:
+    return ctc_expert("word", lesson.vocabulary.symbols, ["per"], linear=True)
+
+
+SETTINGS = {
+    "equal": Setting(
+        objective=Objective(head="ctc", corpus=CorpusSpec(), column="phones", batch_size=8),
+        seconds=(4.0,) * 8,
+        parts=1,
+        why="PR, 8 utterances of 4 s, one update = 8 of them; s3prl's ctc expert, linear head",
+        expert=_phone_expert,
+        forward=ctc_forward(lambda expert, labels: expert.tokenizer.encode(labels["phones"])),
+    ),
+    "real": Setting(
+        objective=Objective(head="pooled", corpus=CorpusSpec(), column="emotion", batch_size=4),
+        seconds=like_iemocap(32),
+        parts=1,
+        why="ER, 32 utterances with lengths like IEMOCAP's, one update = 4 of them, the batch of s3prl's emotion config",
+        expert=lambda lesson: pooled_expert("emotion.expert", fold="fold1", test_dataset=SimpleNamespace(idx2emotion=range(9))),
+        forward=pooled_forward,
+    ),
+}
+
+
+def write_start(layers: int, path: Path) -> None:
+    """Writes a HuBERT of Base's width with random weights, as s3prl loads it."""
+    weights = HUBERT.initial(HUBERT.example_config(layers, 768, False), 0)  # type: ignore[misc]
+    s3prl.write(path, weights, {})
+
+
+def ours(setting: Setting, start: Path, folder: Path, *, cached: bool, change: str = "", **phase: Any) -> Update:
+    """Builds a run and, if ``cached``, hears the front end of every utterance. ``change``: what is tried on top."""
+    spec = FinetuneSpec(**{
+        "name": "ours", "objectives": (setting.objective,), "updates": 1000, "head_only_fraction": 0.0, **phase,
+    })  # fmt: skip
+    corpus, weights = setting.corpus(), load_encoder(str(start))
+    lessons, recordings = [prepare(setting.objective, corpus, weights)], [Recordings(corpus, 1 << 30)]
+    learner = build_learner(spec, weights, lessons, CPU)
+    layers = learner.encoder.module().encoder.layers
+    for layer in layers if change else ():  # type: ignore[union-attr]
+        layer.forward = {  # type: ignore[union-attr]
+            "compiled": lambda whole: torch.compile(whole, dynamic=True),
+            "checkpointed": lambda whole: functools.partial(checkpoint, whole, use_reentrant=False),
+        }[change](layer.forward)
+    listener = Listener(encoder=learner.encoder, device=CPU, frozen=True, recordings=recordings)
+    if cached:
+        keep_fronts(listener, weights, lessons, FeatureCache(folder, DISK_BYTES), spec, lambda _: None)
+        assert len(listener.fronts) == len(setting.seconds) + 1
+    learner.train(True)
+    teacher = Teacher(spec, lessons, listener, PART_SECONDS)
+    return lambda update: teacher.update(learner, update)
+
+
+def theirs(setting: Setting, start: Path, folder: Path, *, frozen: bool) -> Update:
+    """Builds what s3prl's runner trains."""
+    from s3prl.upstream.interfaces import Featurizer
+
+    corpus = setting.corpus()
+    lesson = prepare(setting.objective, corpus, EncoderWeights(family="hubert", config={}, state={}))
+    upstream = Encoding(start).expert
+    with redirect_stderr(StringIO()):
+        featurizer = Featurizer(upstream, "last_hidden_state", upstream_device="cpu")
+    dim = featurizer.output_dim
+    head = lesson.kind.build(lesson.options, dim, lesson.vocabulary.size)  # its widths are those of s3prl's configs
+    expert = setting.expert(lesson)(None, head, dim, folder)
+    parameters = [value for model in (upstream, featurizer, expert) for value in model.train().parameters()]
+    upstream.requires_grad_(not frozen)
+    optimizer = torch.optim.Adam(parameters, lr=1e-4)
+    batches, records = _epochs(lesson, setting), defaultdict(list)
+
+    def update(number: int) -> None:
+        for _ in range(setting.parts):
+            examples = next(batches)
+            waves = [torch.FloatTensor(corpus.read(example.utterance)) for example in examples]
+            features = featurizer(waves, upstream(waves))
+            loss = setting.forward(expert, "train", features, examples, records) / setting.parts
+            loss.backward()  # type: ignore[no-untyped-call]
+        norm = nn.utils.clip_grad_norm_(parameters, 1.0)
+        if not math.isnan(norm):
+            optimizer.step()
+        optimizer.zero_grad()
+
+    return update
+
+
+def _epochs(lesson: Lesson, setting: Setting) -> Iterator[Sequence[Any]]:
+    """Shuffled epochs in batches, as torch's loader draws them."""
+    draw, size = random.Random(0), setting.objective.batch_size // setting.parts
+    while True:
+        order = draw.sample(lesson.train, len(lesson.train))
+        yield from (order[place : place + size] for place in range(0, len(order), size))
+
+
+VARIANTS: Mapping[str, Callable[..., Update]] = {
+    "s3prl": functools.partial(theirs, frozen=False),
+    "s3prl, encoder frozen": functools.partial(theirs, frozen=True),
+    "ours, front end not cached": functools.partial(ours, cached=False),
+    "ours, front end cached": functools.partial(ours, cached=True),
+    "ours, head phase": functools.partial(ours, cached=True, head_only_fraction=1.0),
+    "ours, head phase without dropout": functools.partial(ours, cached=True, head_only_fraction=1.0, head_phase_dropout=False),
+    "ours, front end cached, compiled": functools.partial(ours, cached=True, change="compiled"),
+    "ours, front end cached, checkpointed": functools.partial(ours, cached=True, change="checkpointed"),
+}
+"""Each ``(setting, start, folder) -> update``."""

@@ -1,0 +1,44 @@
+"""docs/finetuning.md: every example is what the real parser reads, and every recipe is in the table with its own numbers."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from speechft_ray.compose import check_names
+from speechft_ray.core.space import parse_space
+from speechft_ray.sweep.space_file import read_space
+
+REPOSITORY = Path(__file__).parents[1]
+PAGE = (REPOSITORY / "docs" / "finetuning.md").read_text(encoding="utf-8")
+EXAMPLES = re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)
+RECIPES = sorted((REPOSITORY / "search_spaces" / "recipes").glob("*.yaml"))
+AROUND = """
+name: example
+finetune: [{name: any, objectives: [{head: frame, corpus: {name: timit}, column: phones}], updates: 10}]
+merge: [{alpha: 0.25}]
+evaluate: [{task: pr, corpus: {name: librispeech}, updates: 10}]
+"""
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=range(len(EXAMPLES)))
+def test_every_example_is_part_of_a_search_space(example: str) -> None:
+    check_names(parse_space({**yaml.safe_load(AROUND), **yaml.safe_load(example)}, "the example"))
+
+
+def test_there_are_examples_and_recipes() -> None:
+    assert len(EXAMPLES) >= 5 and len(RECIPES) == 10
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_the_table_has_the_numbers_of_every_recipe(path: Path) -> None:
+    (line,) = re.findall(rf"^\| `{path.stem}` \|(.*)\|$", PAGE, re.MULTILINE)
+    _, heads, updates, batch, rate, *_ = (cell.strip() for cell in line.split("|"))
+    (run,) = read_space(path).finetune
+    assert re.findall(r"`(\w+)`", heads) == [item.head for item in run.objectives]
+    assert int(updates.replace(",", "")) == run.updates
+    assert [int(size) for size in batch.split("+")] == [item.batch_size for item in run.objectives]
+    assert float(rate) == run.peak_learning_rate
