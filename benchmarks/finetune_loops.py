@@ -31,9 +31,10 @@ from benchmarks.s3prl_cases import ctc_expert, ctc_forward, pooled_expert, poole
 from benchmarks.s3prl_peer import Encoding, Forward
 from speechft_ray.core.specs import CorpusSpec, FinetuneSpec, Objective
 from speechft_ray.finetuning.batches import PART_SECONDS, Recordings
-from speechft_ray.finetuning.learner import Teacher, build_learner
+from speechft_ray.finetuning.learner import build_learner
 from speechft_ray.finetuning.lessons import Lesson, prepare
 from speechft_ray.finetuning.listening import Listener, keep_fronts
+from speechft_ray.finetuning.teacher import Teacher
 from speechft_ray.speech.checkpoints import s3prl
 from speechft_ray.speech.checkpoints.load import load_encoder
 from speechft_ray.speech.corpora.base import Corpus, Utterance

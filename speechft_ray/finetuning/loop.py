@@ -15,11 +15,12 @@ from speechft_ray.core.metrics import better
 from speechft_ray.core.specs import FinetuneSpec
 from speechft_ray.finetuning import saved
 from speechft_ray.finetuning.batches import PART_SECONDS
-from speechft_ray.finetuning.learner import Learner, Step, Teacher
+from speechft_ray.finetuning.learner import Learner
 from speechft_ray.finetuning.lessons import Lesson
 from speechft_ray.finetuning.listening import Listener
 from speechft_ray.finetuning.penalties import distances
 from speechft_ray.finetuning.schedule import learning_rate
+from speechft_ray.finetuning.teacher import Step, Teacher
 from speechft_ray.finetuning.validation import dev_values, goodness, overall
 
 SAVE_EVERY_SECONDS = 10.0

@@ -11,9 +11,10 @@ from torch.nn import functional
 
 from speechft_ray.core.specs import AdapterSpec, FinetuneSpec
 from speechft_ray.finetuning.batches import PART_SECONDS, Recordings
-from speechft_ray.finetuning.learner import Learner, Teacher, build_learner
+from speechft_ray.finetuning.learner import Learner, build_learner
 from speechft_ray.finetuning.lessons import prepare
 from speechft_ray.finetuning.listening import Listener
+from speechft_ray.finetuning.teacher import Teacher
 from speechft_ray.speech.corpora.base import Corpus
 from speechft_ray.speech.encoders.base import EncoderWeights
 from tests.finetuning.toys import corpus, objective, spec, start_weights

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from speechft_ray.core.errors import UserError
-from speechft_ray.finetuning import learner as learner_room
 from speechft_ray.finetuning import loop
+from speechft_ray.finetuning import teacher as teacher_room
 from speechft_ray.finetuning.run import Tuned, finetune
 from speechft_ray.speech.corpora.base import Corpus, Utterance
 from speechft_ray.speech.encoders.base import FAMILIES
@@ -109,7 +109,7 @@ def test_a_frozen_encoder_without_dropout_hears_each_utterance_once(tmp_path: Pa
     with _fronts_counted("hubert", monkeypatch) as seen:
         cached = _tuned(tmp_path / "cached", plan, corpus(COUNTS))
     assert len(seen) == 8 + 2 * 4 + 4 + PROBES  # the head-only phase, two updates, one validation
-    monkeypatch.setattr(learner_room, "HEAD_PHASE_BYTES", 0)
+    monkeypatch.setattr(teacher_room, "HEAD_PHASE_BYTES", 0)
     with _fronts_counted("hubert", monkeypatch) as seen:
         anew = _tuned(tmp_path / "anew", plan, corpus(COUNTS))
     assert len(seen) == 8 * 4 + 2 * 4 + 4 + PROBES
@@ -122,14 +122,14 @@ def test_the_head_only_phase_without_dropout_is_quiet_and_what_follows_is_not(tm
     assert any(isinstance(part, torch.nn.Dropout) and part.p > 0 for part in module.modules()), "this encoder drops nothing"
     modes: list[tuple[float, bool]] = []
     plan = spec(objective("pooled"), updates=6, head_only_fraction=0.5, validate_every_updates=2, head_phase_dropout=False)
-    own = learner_room.Teacher._gradients
+    own = teacher_room.Teacher._gradients
 
     def looking(self, learner, update, batches, quiet):
         modes.append((update, learner.encoder.module().training, learner.heads.training))
         return own(self, learner, update, batches, quiet)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(learner_room.Teacher, "_gradients", looking)
+        patch.setattr(teacher_room.Teacher, "_gradients", looking)
         _tuned(tmp_path, plan, corpus(COUNTS))
     assert modes == [(update, update >= 3, True) for update in range(6)]
 
@@ -138,7 +138,7 @@ def test_the_head_only_phase_without_dropout_is_quiet_and_what_follows_is_not(tm
 def test_a_gpu_without_memory_gets_half_as_much_once(failures: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = spec(objective("ctc"), updates=6, validate_every_updates=6)
     whole = _tuned(tmp_path / "whole", plan, corpus(COUNTS))
-    own, left = learner_room._last, [failures]
+    own, left = teacher_room._last, [failures]
 
     def full(listener, sounds, masked):
         if left[0] and len(sounds) == 4:
@@ -146,7 +146,7 @@ def test_a_gpu_without_memory_gets_half_as_much_once(failures: int, tmp_path: Pa
             raise torch.OutOfMemoryError("CUDA out of memory")
         return own(listener, sounds, masked)
 
-    monkeypatch.setattr(learner_room, "_last", full)
+    monkeypatch.setattr(teacher_room, "_last", full)
     monkeypatch.setattr(loop, "SAVE_EVERY_SECONDS", 0.0)
     if failures == 2:
         with pytest.raises(UserError, match="too small for a batch even in parts of 80 s of audio: lower `batch_size`"):
@@ -161,7 +161,7 @@ def test_bfloat16_products_leave_the_weights_in_float32(tmp_path: Path, monkeypa
     """What a GPU does, on the CPU."""
     plan = spec(objective("ctc"), updates=6, validate_every_updates=3)
     exact = _tuned(tmp_path / "exact", plan, corpus(COUNTS))
-    for room in ("learner", "validation"):
+    for room in ("teacher", "validation"):
         monkeypatch.setattr(
             f"speechft_ray.finetuning.{room}.precision", lambda device: torch.autocast("cpu", dtype=torch.bfloat16)
         )

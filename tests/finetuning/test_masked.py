@@ -16,11 +16,12 @@ from speechft_ray.core.units import frame_count
 from speechft_ray.finetuning import loop, pseudo_labels
 from speechft_ray.finetuning.batches import PART_SECONDS, Recordings
 from speechft_ray.finetuning.draws import Draw, generator
-from speechft_ray.finetuning.learner import Learner, Teacher, build_learner
+from speechft_ray.finetuning.learner import Learner, build_learner
 from speechft_ray.finetuning.lessons import Lesson, prepare
 from speechft_ray.finetuning.listening import Listener
 from speechft_ray.finetuning.pseudo_labels import with_names
 from speechft_ray.finetuning.run import Tuned, finetune
+from speechft_ray.finetuning.teacher import Teacher
 from speechft_ray.speech.corpora.base import Corpus
 from speechft_ray.speech.encoders.base import FAMILIES, EncoderWeights
 from speechft_ray.speech.heads.base import IGNORED

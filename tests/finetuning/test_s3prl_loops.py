@@ -25,10 +25,11 @@ from speechft_ray.core.specs import FinetuneSpec
 from speechft_ray.core.units import frame_count
 from speechft_ray.finetuning.batches import PART_SECONDS, BatchOrder, Recordings
 from speechft_ray.finetuning.draws import Draw, generator
-from speechft_ray.finetuning.learner import Learner, Teacher, build_learner
+from speechft_ray.finetuning.learner import Learner, build_learner
 from speechft_ray.finetuning.lessons import prepare
 from speechft_ray.finetuning.listening import Listener, keep_fronts
 from speechft_ray.finetuning.pseudo_labels import with_names
+from speechft_ray.finetuning.teacher import Teacher
 from speechft_ray.speech.checkpoints import s3prl
 from speechft_ray.speech.corpora.base import Corpus, Utterance
 from speechft_ray.speech.encoders.base import EncoderWeights
