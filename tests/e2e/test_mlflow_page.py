@@ -84,10 +84,10 @@ def look(address: str, folder: Path, *flags: str) -> str:
 def shown(address: str, folder: Path, awaited: str) -> str:
     """Returns the text of a page, also as a picture that must not be blank.
 
-    The page loads in pieces, and on a busy machine the browser may look too early: it looks three times for ``awaited``.
+    The page loads in pieces, and on a busy machine the browser may look too early: it looks five times for ``awaited``.
     """
     dom = look(address, folder, "--dump-dom")
-    for _ in range(2):
+    for _ in range(4):
         dom = dom if awaited in dom else look(address, folder, "--dump-dom")
     picture = folder / "page.png"
     look(address, folder, f"--screenshot={picture}")
