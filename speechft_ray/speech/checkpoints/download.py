@@ -151,9 +151,17 @@ def _alone(part: Path) -> Iterator[BinaryIO]:
         with part.open("ab") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             # Whoever held the lock before may have renamed the file that we opened: then it is not the part any more.
-            if part.exists() and part.stat().st_ino == os.fstat(file.fileno()).st_ino:
+            if _inode(part) == os.fstat(file.fileno()).st_ino:
                 yield file
                 return
+
+
+def _inode(path: Path) -> int | None:
+    """Asked once: between two questions another process may take the file away."""
+    try:
+        return path.stat().st_ino
+    except FileNotFoundError:
+        return None
 
 
 def _fill(file: BinaryIO, url: str, path: Path, note: Path, progress: Progress | None, max_bytes: int) -> str | None:
