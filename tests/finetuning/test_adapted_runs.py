@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -13,31 +13,10 @@ import torch
 from speechft_ray.core.errors import UserError
 from speechft_ray.core.specs import AdapterSpec, FinetuneSpec
 from speechft_ray.finetuning import loop, saved
-from speechft_ray.finetuning.run import Tuned, finetune
-from speechft_ray.speech.encoders.base import EncoderWeights
-from tests.finetuning.toys import corpus, objective, spec, start_weights
+from tests.finetuning.toys import Killed, objective, run, spec, start_weights
 from tests.speech.toys import lively, toy
 
-TONES = corpus({"train": 14, "dev": 6})
 KINDS = ("lora", "dora")
-
-
-class Killed(Exception):
-    """Stands for a process that dies."""
-
-
-def _nothing(values: Mapping[str, float]) -> None:
-    pass
-
-
-def _run(
-    work: Path,
-    plan: FinetuneSpec,
-    start: EncoderWeights | None = None,
-    report: Callable[[Mapping[str, float]], None] = _nothing,
-) -> Tuned:
-    work.mkdir(exist_ok=True)
-    return finetune(plan, start or start_weights(0.2), [TONES] * len(plan.objectives), work, torch.device("cpu"), report)
 
 
 def _plan(kind: str, **changes: object) -> FinetuneSpec:
@@ -49,7 +28,7 @@ def _plan(kind: str, **changes: object) -> FinetuneSpec:
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_comes_out_is_plain_weights(kind: str, tmp_path: Path) -> None:
     start = start_weights(0.2)
-    tuned = _run(tmp_path, _plan(kind, updates=120, validate_every_updates=20, peak_learning_rate=0.05), start)
+    tuned = run(tmp_path, _plan(kind, updates=120, validate_every_updates=20, peak_learning_rate=0.05), start)
     assert tuned.facts["best_dev"] > 60  # chance is 33 %
     for weights in (tuned.weights, tuned.kept[0.5]):
         assert list(weights.state) == list(start.state)
@@ -74,7 +53,7 @@ def test_a_run_killed_again_and_again_ends_with_the_same_bits(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan = _plan(kind, updates=30, gather=("fisher", "gram"))
-    whole = _run(tmp_path / "whole", plan)
+    whole = run(tmp_path / "whole", plan)
     chance = random.Random(1)
     monkeypatch.setattr(loop, "SAVE_EVERY_SECONDS", 0.0)
     monkeypatch.setattr(loop, "SAVE_SHARE", float("inf"))
@@ -91,7 +70,7 @@ def test_a_run_killed_again_and_again_ends_with_the_same_bits(
     for _ in range(100):
         reports: list[float] = []
         try:
-            broken = _run(tmp_path / "broken", plan, report=die)
+            broken = run(tmp_path / "broken", plan, report=die)
             break
         except Killed:
             begun.append(reports[0])
@@ -106,7 +85,7 @@ def test_a_run_killed_again_and_again_ends_with_the_same_bits(
 def test_real_encoders_end_with_plain_weights(name: str, tmp_path: Path) -> None:
     start = lively(toy(name))
     adapter = AdapterSpec(kind="dora", rank=2)
-    tuned = _run(tmp_path, spec(objective("ctc"), updates=4, validate_every_updates=4, adapter=adapter), start)
+    tuned = run(tmp_path, spec(objective("ctc"), updates=4, validate_every_updates=4, adapter=adapter), start)
     assert list(tuned.weights.state) == list(start.state)
     changed = {key for key, value in tuned.weights.state.items() if not torch.equal(value, start.state[key])}
     assert changed == {key for key in start.state if key.endswith(tuple(f".{layer}.weight" for layer in adapter.layers))}
@@ -121,12 +100,12 @@ def test_a_state_of_another_adapter_is_refused(tmp_path: Path, monkeypatch: pyte
             raise Killed
 
     with pytest.raises(Killed):
-        _run(tmp_path, _plan("lora"), report=die)
+        run(tmp_path, _plan("lora"), report=die)
     with pytest.raises(UserError):
-        _run(tmp_path, _plan("dora"))
+        run(tmp_path, _plan("dora"))
 
 
 @pytest.mark.usefixtures("toy_family")
 def test_layers_that_an_encoder_does_not_have_are_told(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"is called `q_proj`; there are `layers.0`, `layers.1`"):
-        _run(tmp_path, _plan("lora", adapter=AdapterSpec()))
+        run(tmp_path, _plan("lora", adapter=AdapterSpec()))

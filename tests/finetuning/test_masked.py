@@ -26,16 +26,12 @@ from speechft_ray.speech.corpora.base import Corpus
 from speechft_ray.speech.encoders.base import FAMILIES, EncoderWeights
 from speechft_ray.speech.heads.base import IGNORED
 from speechft_ray.speech.heads.masked import MaskedOptions, mask, names
-from tests.finetuning.toys import corpus, objective, spec
+from tests.finetuning.toys import Killed, corpus, objective, spec
 from tests.speech.toys import lively, speechlike, tone_corpus, toy, toy_hubert
 
 CPU = torch.device("cpu")
 CODES = 5
 """Rows of the toy's code book."""
-
-
-class Killed(Exception):
-    """Stands for a process that dies."""
 
 
 def hubert(seed: int = 0) -> EncoderWeights:

@@ -17,33 +17,11 @@ from speechft_ray.core.errors import SpecError, UserError
 from speechft_ray.core.fingerprint import file_sha256
 from speechft_ray.core.specs import FinetuneSpec
 from speechft_ray.finetuning import loop, saved
-from speechft_ray.finetuning.run import Tuned, finetune
+from speechft_ray.finetuning.run import Tuned
 from speechft_ray.finetuning.validation import overall
-from speechft_ray.speech.corpora.base import Corpus
-from speechft_ray.speech.encoders.base import EncoderWeights
-from tests.finetuning.toys import corpus, objective, spec, start_weights
+from tests.finetuning.toys import Killed, corpus, objective, run, spec, start_weights
 
 pytestmark = pytest.mark.usefixtures("toy_family")
-TONES = corpus({"train": 14, "dev": 6})
-
-
-class Killed(Exception):
-    """Stands for a process that dies."""
-
-
-def _nothing(values: Mapping[str, float]) -> None:
-    pass
-
-
-def _run(
-    work: Path,
-    plan: FinetuneSpec,
-    start: EncoderWeights | None = None,
-    report: Callable[[Mapping[str, float]], None] = _nothing,
-    content: Corpus = TONES,
-) -> Tuned:
-    work.mkdir(exist_ok=True)
-    return finetune(plan, start or start_weights(0.2), [content] * len(plan.objectives), work, torch.device("cpu"), report)
 
 
 def _same(left: Tuned, right: Tuned) -> None:
@@ -61,7 +39,7 @@ def test_a_run_learns_and_says_what_it_did(heads: tuple[str, ...], tmp_path: Pat
     start = start_weights(0.1)
     before = {name: value.clone() for name, value in start.state.items()}
     reports: list[Mapping[str, float]] = []
-    tuned = _run(tmp_path, plan, start, reports.append)
+    tuned = run(tmp_path, plan, start, reports.append)
     facts = json.loads(json.dumps(tuned.facts, allow_nan=False))
     names = ["finetune.token_error_rate" if head == "ctc" else "finetune.accuracy" for head in heads]
     assert [item["metric"] for item in facts["objectives"]] == names
@@ -96,7 +74,7 @@ def test_the_checkpoint_is_the_first_with_the_best_dev_value(tmp_path: Path, mon
         return [next(values)]
 
     monkeypatch.setattr(loop, "dev_values", dev)
-    tuned = _run(tmp_path, spec())
+    tuned = run(tmp_path, spec())
     assert (tuned.facts["best_update"], tuned.facts["best_dev"]) == (10, 50.0)
     for name, value in tuned.weights.state.items():
         assert torch.equal(value, found[1][name])
@@ -106,7 +84,7 @@ def test_the_checkpoint_is_the_first_with_the_best_dev_value(tmp_path: Path, mon
 def test_an_error_rate_is_best_when_lowest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     values = iter([90.0, 30.0, 40.0, 80.0])
     monkeypatch.setattr(loop, "dev_values", lambda *_: [next(values)])
-    assert _run(tmp_path, spec(objective("ctc"))).facts["best_update"] == 10
+    assert run(tmp_path, spec(objective("ctc"))).facts["best_update"] == 10
 
 
 def test_the_mean_of_mixed_metrics_counts_errors_from_100() -> None:
@@ -121,7 +99,7 @@ def test_a_run_killed_again_and_again_ends_with_the_same_bits(
     seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan = spec(objective("ctc", options={"lstm_layers": 1, "lstm_hidden": 4}), objective(), updates=30, seed=seed)
-    whole = _run(tmp_path / "whole", plan)
+    whole = run(tmp_path / "whole", plan)
     assert not list((tmp_path / "whole").iterdir()), "a run shorter than the save interval saves nothing"
     chance = random.Random(seed)
     monkeypatch.setattr(loop, "SAVE_EVERY_SECONDS", 0.0)
@@ -133,7 +111,7 @@ def test_a_run_killed_again_and_again_ends_with_the_same_bits(
     for _ in range(100):
         reports: list[float] = []
         try:
-            broken = _run(tmp_path / "broken", plan, report=lambda values: _die(values, chance, reports))  # noqa: B023
+            broken = run(tmp_path / "broken", plan, report=lambda values: _die(values, chance, reports))  # noqa: B023
             break
         except Killed:
             begun.append(reports[0])
@@ -149,7 +127,7 @@ def test_a_state_is_taken_up_where_it_was_left(tmp_path: Path, monkeypatch: pyte
     assert done == list(range(1, 10))
     assert sorted(int(path.name.split("-")[1]) for path in tmp_path.iterdir()) == [7, 8]
     seen: list[float] = []
-    _run(tmp_path, plan, report=lambda values: seen.append(values["done"]))
+    run(tmp_path, plan, report=lambda values: seen.append(values["done"]))
     assert seen == list(range(9, 21))
 
 
@@ -158,7 +136,7 @@ def test_a_damaged_state_is_passed_over_for_the_one_before(
     damage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan = spec()
-    whole = _run(tmp_path / "whole", plan)
+    whole = run(tmp_path / "whole", plan)
     monkeypatch.setattr(loop, "SAVE_EVERY_SECONDS", 0.0)
     monkeypatch.setattr(loop, "SAVE_SHARE", float("inf"))
     work = tmp_path / "broken"
@@ -169,7 +147,7 @@ def test_a_damaged_state_is_passed_over_for_the_one_before(
         content[len(content) // 2] ^= 1
     newest.write_bytes({"cut": content[: len(content) // 2], "flip": content, "empty": b""}[damage])
     seen: list[float] = []
-    _same(whole, _run(work, plan, report=lambda values: seen.append(values["done"])))
+    _same(whole, run(work, plan, report=lambda values: seen.append(values["done"])))
     assert seen[0] == 8
 
 
@@ -184,7 +162,7 @@ def test_a_state_of_another_run_is_refused(other: dict[str, Any], tmp_path: Path
     before = sorted(tmp_path.iterdir())
     assert before
     with pytest.raises(UserError, match=r"is the saved state of another run .*: choose another folder to work in"):
-        _run(tmp_path, spec(**other))
+        run(tmp_path, spec(**other))
     assert sorted(tmp_path.iterdir()) == before
 
 
@@ -193,7 +171,7 @@ def test_a_state_of_other_weights_or_recordings_is_refused(tmp_path: Path, monke
     _until_killed(tmp_path, spec(), at=9)
     for changed in ({"start": start_weights(0.2, seed=5)}, {"content": corpus({"train": 14, "dev": 6}, fingerprint="other")}):
         with pytest.raises(UserError, match="is the saved state of another run"):
-            _run(tmp_path, spec(), **changed)
+            run(tmp_path, spec(), **changed)
 
 
 def test_a_state_with_code_in_it_is_not_executed(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -231,12 +209,12 @@ def test_the_callers_generator_is_left_alone(tmp_path: Path) -> None:
     torch.manual_seed(3)
     expected = torch.rand(3)
     torch.manual_seed(3)
-    _run(tmp_path, spec(updates=3))
+    run(tmp_path, spec(updates=3))
     assert torch.equal(torch.rand(3), expected)
 
 
 def test_seeds_make_different_runs_and_equal_seeds_equal_ones(tmp_path: Path) -> None:
-    first, same, other = (_run(tmp_path, spec(seed=seed)) for seed in (0, 0, 1))
+    first, same, other = (run(tmp_path, spec(seed=seed)) for seed in (0, 0, 1))
     _same(first, same)
     assert not torch.equal(first.weights.state["layers.0.weight"], other.weights.state["layers.0.weight"])
 
@@ -253,14 +231,14 @@ def test_reports_come_at_least_every_two_seconds(tmp_path: Path, monkeypatch: py
             raise Killed
 
     with pytest.raises(Killed):
-        _run(tmp_path, spec(updates=1000, validate_every_updates=1000), report=stop)
+        run(tmp_path, spec(updates=1000, validate_every_updates=1000), report=stop)
     assert max(later - earlier for earlier, later in pairwise(done)) <= 4
     assert 10 in done
 
 
 def test_a_spoiled_recording_costs_its_updates_only(tmp_path: Path) -> None:
     content = corpus({"train": 14, "dev": 6}, spoiled=["train-3"])
-    tuned = _run(tmp_path, spec(objective(batch_size=1), updates=28), content=content)
+    tuned = run(tmp_path, spec(objective(batch_size=1), updates=28), content=content)
     assert tuned.facts["skipped_updates"] == 2
     assert all(bool(torch.isfinite(value).all()) for value in tuned.weights.state.values())
     json.dumps(tuned.facts, allow_nan=False)
@@ -269,7 +247,7 @@ def test_a_spoiled_recording_costs_its_updates_only(tmp_path: Path) -> None:
 def test_losses_that_stay_infinite_end_the_run(tmp_path: Path) -> None:
     content = corpus({"train": 14, "dev": 6}, spoiled=[f"train-{index}" for index in range(14)])
     with pytest.raises(UserError, match="11 updates one after the other, up to update 11: lower `peak_learning_rate`"):
-        _run(tmp_path, spec(), content=content)
+        run(tmp_path, spec(), content=content)
 
 
 @pytest.mark.parametrize(
@@ -307,7 +285,7 @@ def test_what_cannot_be_learned_from_is_told_before_the_first_update(
 ) -> None:
     tones = corpus(content.get("counts", {"train": 6, "dev": 3}))
     with pytest.raises(UserError, match=message):
-        _run(tmp_path, spec(objective(head, batch_size=content.get("batch", 4), **changes)), content=tones)
+        run(tmp_path, spec(objective(head, batch_size=content.get("batch", 4), **changes)), content=tones)
 
 
 def test_labels_longer_than_their_recording_are_counted(tmp_path: Path) -> None:
@@ -322,17 +300,17 @@ def test_labels_longer_than_their_recording_are_counted(tmp_path: Path) -> None:
     with pytest.raises(
         UserError, match=r"2 utterance\(s\) of the split `train` are too short .* `train-2` with .* 79 are needed"
     ):
-        _run(tmp_path, spec(objective("ctc")), content=content)
+        run(tmp_path, spec(objective("ctc")), content=content)
 
 
 def test_a_crop_below_one_frame_is_told(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"at least 0.025, one frame of the encoder, but is 0.01"):
-        _run(tmp_path, spec(crop_seconds=0.01))
+        run(tmp_path, spec(crop_seconds=0.01))
 
 
 def test_wrong_options_name_every_mistake(tmp_path: Path) -> None:
     with pytest.raises(SpecError) as caught:
-        _run(tmp_path, spec(objective("ctc", options={"dropout": 2, "lstm": 1})))
+        run(tmp_path, spec(objective("ctc", options={"dropout": 2, "lstm": 1})))
     assert {path for path, _ in caught.value.mistakes} == {"dropout", "lstm"}
 
 
@@ -351,5 +329,5 @@ def _until_killed(work: Path, plan: FinetuneSpec, at: int) -> list[float]:
             raise Killed
 
     with pytest.raises(Killed):
-        _run(work, plan, report=die)
+        run(work, plan, report=die)
     return done

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from torch import nn
 
 from speechft_ray.core.specs import CorpusSpec, FinetuneSpec, Objective
+from speechft_ray.finetuning.run import Tuned, finetune
 from speechft_ray.speech.corpora.base import Corpus, Utterance
 from speechft_ray.speech.encoders.base import FAMILIES, EncoderFamily, EncoderWeights, HiddenStates, Shape, no_mask_embedding
 
@@ -119,3 +121,26 @@ def objective(head: str = "pooled", **changes: Any) -> Objective:
 def spec(*objectives: Objective, **changes: Any) -> FinetuneSpec:
     parts = {"name": "toy", "updates": 20, "peak_learning_rate": 1e-2, "validate_every_updates": 5}
     return FinetuneSpec(**{**parts, "objectives": objectives or (objective(),), **changes})
+
+
+class Killed(Exception):
+    """Stands for a process that dies."""
+
+
+def silent(values: Mapping[str, float]) -> None:
+    """A report that nobody listens to."""
+
+
+TONES = corpus({"train": 14, "dev": 6})
+
+
+def run(
+    work: Path,
+    plan: FinetuneSpec,
+    start: EncoderWeights | None = None,
+    report: Callable[[Mapping[str, float]], None] = silent,
+    content: Corpus = TONES,
+) -> Tuned:
+    """Runs a whole fine-tuning of the toy in a folder, on the CPU."""
+    work.mkdir(exist_ok=True)
+    return finetune(plan, start or start_weights(0.2), [content] * len(plan.objectives), work, torch.device("cpu"), report)

@@ -56,7 +56,7 @@ class Convolutions:
             [front.new_zeros(len(front), dtype=torch.bool) for front in fronts], batch_first=True, padding_value=True
         )
         hooks = [block.register_forward_pre_hook(_silencing(padding)) for block in _position_blocks(model)]
-        model.feature_extractor = _Given(pad_sequence(list(fronts), batch_first=True).transpose(1, 2))
+        model.feature_extractor = Given(pad_sequence(list(fronts), batch_first=True).transpose(1, 2))
         if hasattr(model, "forward_padding_mask"):
             model.forward_padding_mask = lambda features, mask: padding
         try:
@@ -114,7 +114,7 @@ def mask_embedding_at(model: Any, masked: Sequence[torch.Tensor] | None) -> Iter
         hook.remove()
 
 
-class _Given(nn.Module):
+class Given(nn.Module):
     """Stands in for a front end whose output is known."""
 
     def __init__(self, output: torch.Tensor) -> None:

@@ -19,6 +19,7 @@ from speechft_ray.core.units import frame_count
 from speechft_ray.speech.batching import groups_of_equal_length
 from speechft_ray.speech.checkpoints.load import weights_fingerprint
 from speechft_ray.speech.corpora.base import Corpus, Utterance
+from speechft_ray.speech.encoders._fronts import Given
 from speechft_ray.speech.encoders.base import Encoder, EncoderWeights, Shape
 from speechft_ray.speech.features.cache import Entry, FeatureCache
 
@@ -98,7 +99,7 @@ class FrontEnds:
             own = getattr(self._module, self._name)
             device = next(self._module.parameters()).device
             rows = torch.unflatten(entry.rows(places), 0, (len(places), -1))  # (batch, frames, channels)
-            setattr(self._module, self._name, _Given(rows.transpose(1, 2).contiguous().to(device)))
+            setattr(self._module, self._name, Given(rows.transpose(1, 2).contiguous().to(device)))
             try:
                 yield
             finally:
@@ -121,14 +122,3 @@ class FrontEnds:
                 append(place, rows)
 
         return around
-
-
-class _Given(nn.Module):
-    """Stands in for a front end whose output is known."""
-
-    def __init__(self, output: torch.Tensor) -> None:
-        super().__init__()
-        self._output = output
-
-    def forward(self, wave: torch.Tensor) -> torch.Tensor:
-        return self._output
