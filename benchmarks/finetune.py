@@ -1,13 +1,17 @@
-"""What an update of fine-tuning costs: ours against s3prl's own loop, with one model, batch size, audio and number of threads.
+"""What an update of fine-tuning costs: ours against s3prl's own loop, with one model, batch size,
+audio and number of threads.
 
-    .venv/bin/python -m benchmarks.finetune [equal real] [--layers 12] [--threads 2] [--also compiled checkpointed]
+    .venv/bin/python -m benchmarks.finetune [equal real] [--layers 12] [--threads 2] [--also
+    compiled checkpointed]
 
-The encoder has HuBERT Base's size and random weights, the audio is noise. Each variant lives in a fresh process of its own,
-with the allocator settings that workers have. They take turns, update by update, after one for warming up: first those that
-update the encoder, then those of the head-only phase. A process that waits does nothing. ``equal``: medians over updates.
-``real``: each side draws its own batches, so that single updates are not comparable; all of one epoch is divided by its
-updates. Verdicts go by wall time; with one thread by processor seconds, which other work on the machine disturbs less. Peak
-memory is the largest resident size of the process, building the model and imports (about 0.5 GB) included.
+The encoder has HuBERT Base's size and random weights, the audio is noise. Each variant lives in a
+fresh process of its own, with the allocator settings that workers have. They take turns, update by
+update, after one for warming up: first those that update the encoder, then those of the head-only
+phase. A process that waits does nothing. ``equal``: medians over updates. ``real``: each side draws
+its own batches, so that single updates are not comparable; all of one epoch is divided by its
+updates. Verdicts go by wall time; with one thread by processor seconds, which other work on the
+machine disturbs less. Peak memory is the largest resident size of the process, building the model
+and imports (about 0.5 GB) included.
 """
 
 from __future__ import annotations
@@ -45,7 +49,9 @@ class Child:
         self.seconds: list[float] = []
         self.processor: list[float] = []
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-        self._process = subprocess.Popen(command, text=True, env={**os.environ, **options.environment}, **pipes)
+        self._process = subprocess.Popen(
+            command, text=True, env={**os.environ, **options.environment}, **pipes
+        )
         self._answer()
 
     def update(self, number: int) -> None:
@@ -73,7 +79,8 @@ class Child:
 
 
 def child(setting: str, variant: str, start: Path) -> None:
-    """Answers every line on standard input that is a number with the seconds of that update, wall and processor."""
+    """Answers every line on standard input that is a number with the seconds of that update, wall
+    and processor."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # s3prl prints
     with tempfile.TemporaryDirectory() as folder:
@@ -82,7 +89,12 @@ def child(setting: str, variant: str, start: Path) -> None:
         while (line := sys.stdin.readline()) not in ("end\n", ""):
             wall, processor = time.perf_counter(), time.process_time()
             update(int(line))
-            print(time.perf_counter() - wall, time.process_time() - processor, file=answers, flush=True)
+            print(
+                time.perf_counter() - wall,
+                time.process_time() - processor,
+                file=answers,
+                flush=True,
+            )
         (peak_kib,) = re.findall(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
         print(int(peak_kib) * 1024 / 1e9, file=answers, flush=True)
     os._exit(0)  # the reading thread waits for updates that never come
@@ -92,12 +104,17 @@ def compare(name: str, options: argparse.Namespace) -> bool:
     """Prints the table of one setting and the verdicts."""
     setting = SETTINGS[name]
     count = setting.updates_per_epoch if name == "real" else UPDATES
-    print(f"\n{name}: {setting.why}; {sum(setting.seconds):.0f} s of audio, {count} updates of each after one for warming up")
+    print(
+        f"\n{name}: {setting.why}; {sum(setting.seconds):.0f} s of audio, {count} updates of each after one for warming up"
+    )
     print(f"  {'':38} s per update   per second   processor s   peak GB")
     wall: dict[str, float] = {}
     processor: dict[str, float] = {}
     tried = [f"{CACHED}, {change}" for change in options.also]
-    for variants in ([FULL, UNCACHED, CACHED, *tried], [FROZEN, HEAD, QUIET]):  # 4 GB each: not all at once
+    for variants in (
+        [FULL, UNCACHED, CACHED, *tried],
+        [FROZEN, HEAD, QUIET],
+    ):  # 4 GB each: not all at once
         children = {variant: Child(name, variant, options) for variant in variants}
         for number in range(1 + count):
             for each in children.values():
@@ -114,14 +131,26 @@ def _verdicts(name: str, spent: dict[str, float]) -> bool:
     def over(head: str, rest: str) -> float:
         return HEAD_SHARE * spent[head] + (1 - HEAD_SHARE) * spent[rest]
 
-    base, cached, uncached = over(FROZEN, FULL), spent[FULL] / spent[CACHED], spent[FULL] / spent[UNCACHED]
-    print(f"  over a run with {HEAD_SHARE:.0%} head phase: s3prl {base:.2f} s per update (its encoder frozen in that phase)")
-    for what, head, rest in (("front end cached", HEAD, CACHED), ("and head phase without dropout", QUIET, CACHED)):
+    base, cached, uncached = (
+        over(FROZEN, FULL),
+        spent[FULL] / spent[CACHED],
+        spent[FULL] / spent[UNCACHED],
+    )
+    print(
+        f"  over a run with {HEAD_SHARE:.0%} head phase: s3prl {base:.2f} s per update (its encoder frozen in that phase)"
+    )
+    for what, head, rest in (
+        ("front end cached", HEAD, CACHED),
+        ("and head phase without dropout", QUIET, CACHED),
+    ):
         print(f"    ours, {what:32} {over(head, rest):.2f} s: {base / over(head, rest):.2f} times")
     fast = told(
-        cached >= TARGET, f"{name}: an update with the front end cached: {cached:.2f} times s3prl's speed >= {TARGET:g}"
+        cached >= TARGET,
+        f"{name}: an update with the front end cached: {cached:.2f} times s3prl's speed >= {TARGET:g}",
     )
-    return fast & told(uncached >= 1, f"{name}: an update with the front end not cached: {uncached:.2f} times >= 1")
+    return fast & told(
+        uncached >= 1, f"{name}: an update with the front end not cached: {uncached:.2f} times >= 1"
+    )
 
 
 def told(passed: bool, line: str) -> bool:
@@ -132,11 +161,21 @@ def told(passed: bool, line: str) -> bool:
 
 def main() -> None:
     """Prints the tables asked for, or both; leaves with 1 when a line fails."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("settings", nargs="*", help=f"of {', '.join(SETTINGS)}; both unless given")
     parser.add_argument("--layers", type=int, default=12, help="transformer layers (12)")
-    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of torch (all processors)")
-    parser.add_argument("--also", nargs="*", default=[], choices=("compiled", "checkpointed"), help="more variants of ours")
+    parser.add_argument(
+        "--threads", type=int, default=os.cpu_count(), help="of torch (all processors)"
+    )
+    parser.add_argument(
+        "--also",
+        nargs="*",
+        default=[],
+        choices=("compiled", "checkpointed"),
+        help="more variants of ours",
+    )
     parser.add_argument("--child", help=argparse.SUPPRESS)
     parser.add_argument("--start", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -144,10 +183,16 @@ def main() -> None:
     warnings.filterwarnings("ignore")  # s3prl's weight norm
     if options.child:
         return child(options.settings[0], options.child, options.start)
-    from speechft_ray.cluster.connect import WORKER_ENVIRONMENT  # with Ray, which the children are spared
+    from speechft_ray.cluster.connect import (
+        WORKER_ENVIRONMENT,
+    )  # with Ray, which the children are spared
 
-    options.environment = {key: value for key, value in WORKER_ENVIRONMENT.items() if key.startswith("MALLOC")}
-    print(f"HuBERT, front end of 512 channels, {options.layers} layers x 768, random weights, {options.threads} threads, CPU")
+    options.environment = {
+        key: value for key, value in WORKER_ENVIRONMENT.items() if key.startswith("MALLOC")
+    }
+    print(
+        f"HuBERT, front end of 512 channels, {options.layers} layers x 768, random weights, {options.threads} threads, CPU"
+    )
     with tempfile.TemporaryDirectory() as folder:
         options.start = Path(folder) / "start.pt"
         write_start(options.layers, options.start)

@@ -1,10 +1,12 @@
-"""The two ways to fine-tune a HuBERT that ``finetune.py`` compares, on the same utterances: ours, and s3prl's own loop.
+"""The two ways to fine-tune a HuBERT that ``finetune.py`` compares, on the same utterances: ours,
+and s3prl's own loop.
 
-s3prl's loop is that of its ``downstream/runner.py`` with ``--upstream_trainable -s last_hidden_state``, the command of the
-paper's published code. That file does not import beside today's torchaudio: its order of calls is repeated here around its own
-upstream expert (front end without gradient, ``feature_grad_mult`` 0), featurizer and downstream experts. It has no head-only
-phase; ``frozen`` switches the encoder's gradients off, as the published code would in one. Utterances lie in memory on both
-sides.
+s3prl's loop is that of its ``downstream/runner.py`` with ``--upstream_trainable -s
+last_hidden_state``, the command of the paper's published code. That file does not import beside
+today's torchaudio: its order of calls is repeated here around its own upstream expert (front end
+without gradient, ``feature_grad_mult`` 0), featurizer and downstream experts. It has no head-only
+phase; ``frozen`` switches the encoder's gradients off, as the published code would in one.
+Utterances lie in memory on both sides.
 """
 
 from __future__ import annotations
@@ -31,10 +33,10 @@ from benchmarks.s3prl_cases import ctc_expert, ctc_forward, pooled_expert, poole
 from benchmarks.s3prl_peer import Encoding, Forward
 from speechft_ray.core.specs import CorpusSpec, FinetuneSpec, Objective
 from speechft_ray.finetuning.batches import PART_SECONDS, Recordings
-from speechft_ray.finetuning.learner import build_learner
-from speechft_ray.finetuning.lessons import Lesson, prepare
-from speechft_ray.finetuning.listening import Listener, keep_fronts
-from speechft_ray.finetuning.teacher import Teacher
+from speechft_ray.finetuning.data import Lesson, prepare
+from speechft_ray.finetuning.features import Listener, keep_fronts
+from speechft_ray.finetuning.train_state import build_learner
+from speechft_ray.finetuning.trainer import Teacher
 from speechft_ray.speech.checkpoints import s3prl
 from speechft_ray.speech.checkpoints.load import load_encoder
 from speechft_ray.speech.corpora.base import Corpus, Utterance
@@ -52,7 +54,8 @@ Update = Callable[[int], object]
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """What both sides learn. ``parts``: s3prl's ``gradient_accumulate_steps``; ours splits by seconds of audio instead."""
+    """What both sides learn. ``parts``: s3prl's ``gradient_accumulate_steps``; ours splits by
+    seconds of audio instead."""
 
     objective: Objective
     seconds: Sequence[float]
@@ -68,7 +71,10 @@ class Setting:
 
     def corpus(self) -> Corpus:
         """Noise with labels: what is said costs nothing. The dev split is never validated."""
-        spoken = [_utterance(f"train-{place}", "train", seconds) for place, seconds in enumerate(self.seconds)]
+        spoken = [
+            _utterance(f"train-{place}", "train", seconds)
+            for place, seconds in enumerate(self.seconds)
+        ]
         unheard = replace(spoken[0], key="dev-0", split="dev")
         audio = {item.key: _noise(item) for item in [*spoken, unheard]}
         return Corpus(
@@ -92,8 +98,11 @@ def _noise(utterance: Utterance) -> np.ndarray:
     return draw.standard_normal(utterance.samples, dtype=np.float32) * 0.1
 
 
-def like_iemocap(count: int, mean: float = 4.5, least: float = 1.0, most: float = 15.0) -> tuple[float, ...]:
-    """Returns log-normal lengths of that mean (IEMOCAP: 5.56 h in 4,446 utterances; longer and shorter ones are drawn anew)."""
+def like_iemocap(
+    count: int, mean: float = 4.5, least: float = 1.0, most: float = 15.0
+) -> tuple[float, ...]:
+    """Returns log-normal lengths of that mean (IEMOCAP: 5.56 h in 4,446 utterances; longer and
+    shorter ones are drawn anew)."""
     draw, spread = random.Random(0), 0.6
     lengths: list[float] = []
     while len(lengths) < count:
@@ -120,7 +129,9 @@ SETTINGS = {
         seconds=like_iemocap(32),
         parts=1,
         why="ER, 32 utterances with lengths like IEMOCAP's, one update = 4 of them, the batch of s3prl's emotion config",
-        expert=lambda lesson: pooled_expert("emotion.expert", fold="fold1", test_dataset=SimpleNamespace(idx2emotion=range(9))),
+        expert=lambda lesson: pooled_expert(
+            "emotion.expert", fold="fold1", test_dataset=SimpleNamespace(idx2emotion=range(9))
+        ),
         forward=pooled_forward,
     ),
 }
@@ -132,13 +143,19 @@ def write_start(layers: int, path: Path) -> None:
     s3prl.write(path, weights, {})
 
 
-def ours(setting: Setting, start: Path, folder: Path, *, cached: bool, change: str = "", **phase: Any) -> Update:
-    """Builds a run and, if ``cached``, hears the front end of every utterance. ``change``: what is tried on top."""
+def ours(
+    setting: Setting, start: Path, folder: Path, *, cached: bool, change: str = "", **phase: Any
+) -> Update:
+    """Builds a run and, if ``cached``, hears the front end of every utterance. ``change``: what is
+    tried on top."""
     spec = FinetuneSpec(**{
         "name": "ours", "objectives": (setting.objective,), "updates": 1000, "head_only_fraction": 0.0, **phase,
     })  # fmt: skip
     corpus, weights = setting.corpus(), load_encoder(str(start))
-    lessons, recordings = [prepare(setting.objective, corpus, weights)], [Recordings(corpus, 1 << 30)]
+    lessons, recordings = (
+        [prepare(setting.objective, corpus, weights)],
+        [Recordings(corpus, 1 << 30)],
+    )
     learner = build_learner(spec, weights, lessons, CPU)
     layers = learner.encoder.module().encoder.layers
     for layer in layers if change else ():  # type: ignore[union-attr]
@@ -148,7 +165,9 @@ def ours(setting: Setting, start: Path, folder: Path, *, cached: bool, change: s
         }[change](layer.forward)
     listener = Listener(encoder=learner.encoder, device=CPU, frozen=True, recordings=recordings)
     if cached:
-        keep_fronts(listener, weights, lessons, FeatureCache(folder, DISK_BYTES), spec, lambda _: None)
+        keep_fronts(
+            listener, weights, lessons, FeatureCache(folder, DISK_BYTES), spec, lambda _: None
+        )
         assert len(listener.fronts) == len(setting.seconds) + 1
     learner.train(True)
     teacher = Teacher(spec, lessons, listener, PART_SECONDS)
@@ -160,14 +179,20 @@ def theirs(setting: Setting, start: Path, folder: Path, *, frozen: bool) -> Upda
     from s3prl.upstream.interfaces import Featurizer
 
     corpus = setting.corpus()
-    lesson = prepare(setting.objective, corpus, EncoderWeights(family="hubert", config={}, state={}))
+    lesson = prepare(
+        setting.objective, corpus, EncoderWeights(family="hubert", config={}, state={})
+    )
     upstream = Encoding(start).expert
     with redirect_stderr(StringIO()):
         featurizer = Featurizer(upstream, "last_hidden_state", upstream_device="cpu")
     dim = featurizer.output_dim
-    head = lesson.kind.build(lesson.options, dim, lesson.vocabulary.size)  # its widths are those of s3prl's configs
+    head = lesson.kind.build(
+        lesson.options, dim, lesson.vocabulary.size
+    )  # its widths are those of s3prl's configs
     expert = setting.expert(lesson)(None, head, dim, folder)
-    parameters = [value for model in (upstream, featurizer, expert) for value in model.train().parameters()]
+    parameters = [
+        value for model in (upstream, featurizer, expert) for value in model.train().parameters()
+    ]
     upstream.requires_grad_(not frozen)
     optimizer = torch.optim.Adam(parameters, lr=1e-4)
     batches, records = _epochs(lesson, setting), defaultdict(list)
@@ -201,8 +226,12 @@ VARIANTS: Mapping[str, Callable[..., Update]] = {
     "ours, front end not cached": functools.partial(ours, cached=False),
     "ours, front end cached": functools.partial(ours, cached=True),
     "ours, head phase": functools.partial(ours, cached=True, head_only_fraction=1.0),
-    "ours, head phase without dropout": functools.partial(ours, cached=True, head_only_fraction=1.0, head_phase_dropout=False),
+    "ours, head phase without dropout": functools.partial(
+        ours, cached=True, head_only_fraction=1.0, head_phase_dropout=False
+    ),
     "ours, front end cached, compiled": functools.partial(ours, cached=True, change="compiled"),
-    "ours, front end cached, checkpointed": functools.partial(ours, cached=True, change="checkpointed"),
+    "ours, front end cached, checkpointed": functools.partial(
+        ours, cached=True, change="checkpointed"
+    ),
 }
 """Each ``(setting, start, folder) -> update``."""

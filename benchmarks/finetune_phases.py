@@ -1,4 +1,5 @@
-"""Draws who learns when, and how fast, from the functions that fine-tuning asks: docs/images/finetune_phases.png.
+"""Draws who learns when, and how fast, from the functions that fine-tuning asks:
+docs/images/finetune_phases.png.
 
 .venv/bin/python -m benchmarks.finetune_phases
 """
@@ -45,21 +46,33 @@ def learns(part: str, update: int, head_only_fraction: float, freeze_front_end: 
 def draw() -> None:
     """Writes the picture."""
     fields = FinetuneSpec.model_fields
-    figure, (rates, bars) = pyplot.subplots(2, 1, sharex=True, figsize=(8.5, 4.6), height_ratios=(1, 1.9))
-    shares = [learning_rate(update, UPDATES, 1.0, fields["schedule"].default) for update in range(UPDATES)]
+    figure, (rates, bars) = pyplot.subplots(
+        2, 1, sharex=True, figsize=(8.5, 4.6), height_ratios=(1, 1.9)
+    )
+    shares = [
+        learning_rate(update, UPDATES, 1.0, fields["schedule"].default) for update in range(UPDATES)
+    ]
     rates.plot([update / UPDATES * 100 for update in range(UPDATES)], shares, color="black")
     rates.set_ylabel("learning rate\n(share of the peak)")
     rates.set_ylim(0, 1.1)
     place, ticks = 0.0, {}
     for title, changed in VARIANTS.items():
-        switches = {name: changed.get(name, fields[name].default) for name in ("head_only_fraction", "freeze_front_end")}
+        switches = {
+            name: changed.get(name, fields[name].default)
+            for name in ("head_only_fraction", "freeze_front_end")
+        }
         bars.text(0, place - 0.62, title, fontsize=9, fontweight="bold")
         for part in reversed(PARTS):
-            runs = groupby(range(UPDATES), key=lambda update, part=part, now=switches: learns(part, update, **now))
+            runs = groupby(
+                range(UPDATES),
+                key=lambda update, part=part, now=switches: learns(part, update, **now),
+            )
             for learning, updates in runs:
                 first, *_, last = updates
                 span = (first / UPDATES * 100, (last + 1 - first) / UPDATES * 100)
-                bars.broken_barh([span], (place - 0.4, 0.8), color=COLOURS[part] if learning else FROZEN)
+                bars.broken_barh(
+                    [span], (place - 0.4, 0.8), color=COLOURS[part] if learning else FROZEN
+                )
             ticks[place] = part
             place += 1
         place += 1

@@ -2,9 +2,10 @@
 
     python benchmarks/load.py [--repeats 5] [--folder DIR]
 
-Every figure is the median over processes of their own, each of which does one thing: wall time of that thing, imports apart,
-and the peak resident memory of the whole process, imports and mapped pages of the file included (``ru_maxrss``). Reading
-includes one pass over every value, since a mapped file is otherwise not read at all. Files are in the page cache.
+Every figure is the median over processes of their own, each of which does one thing: wall time of
+that thing, imports apart, and the peak resident memory of the whole process, imports and mapped
+pages of the file included (``ru_maxrss``). Reading includes one pass over every value, since a
+mapped file is otherwise not read at all. Files are in the page cache.
 """
 
 from __future__ import annotations
@@ -44,7 +45,9 @@ def make(folder: str) -> Callable[[], None]:
     assert family.example_config is not None
     assert family.initial is not None
     weights = family.initial(family.example_config(12, 768, False), 0)
-    return lambda: [REGISTERED.get(name).write(place(folder, name), weights, {}) for name in FORMATS] and None
+    return lambda: (
+        [REGISTERED.get(name).write(place(folder, name), weights, {}) for name in FORMATS] and None
+    )
 
 
 def nothing() -> Callable[[], None]:
@@ -99,20 +102,29 @@ def measured(repeats: int, *arguments: str, out: Path | None = None) -> tuple[fl
     """Median seconds and peak bytes of one thing, done in ``repeats`` processes."""
     found = []
     for _ in range(repeats):
-        done = subprocess.run([sys.executable, __file__, "--child", *arguments], capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            [sys.executable, __file__, "--child", *arguments],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
         if done.returncode:
             raise SystemExit(done.stderr)
         found.append(json.loads(done.stdout.splitlines()[-1]))
         if out is not None:
             subprocess.run(["rm", "-r", out], check=True)
-    return statistics.median(each["seconds"] for each in found), statistics.median(each["peak_bytes"] for each in found)
+    return statistics.median(each["seconds"] for each in found), statistics.median(
+        each["peak_bytes"] for each in found
+    )
 
 
 def table(folder: str, repeats: int) -> None:
     """Prints the table."""
     size = place(folder, "s3prl").stat().st_size
     _, idle = measured(repeats, "nothing")
-    print(f"HuBERT Base, {size / 1e6:.1f} MB as s3prl's; imports alone peak at {idle / 1e6:.0f} MB; medians of {repeats}.\n")
+    print(
+        f"HuBERT Base, {size / 1e6:.1f} MB as s3prl's; imports alone peak at {idle / 1e6:.0f} MB; medians of {repeats}.\n"
+    )
     print("| what | seconds | peak MB | peak / file |\n|---|---|---|---|")
     worst = 0.0
 
@@ -125,23 +137,40 @@ def table(folder: str, repeats: int) -> None:
     row("torch.load, mmap=True", "plain", str(place(folder, "s3prl")), "mmap")
     for name in FORMATS:
         row(f"read {name}", "read", str(place(folder, name)))
-    pairs = [("fairseq", "hf"), *((name, "safetensors") for name in FORMATS), *(("safetensors", name) for name in FORMATS[:-1])]
+    pairs = [
+        ("fairseq", "hf"),
+        *((name, "safetensors") for name in FORMATS),
+        *(("safetensors", name) for name in FORMATS[:-1]),
+    ]
     for name, to in pairs:
         out = Path(folder) / (f"out.{to}.safetensors" if to == "safetensors" else f"out.{to}")
-        worst = max(worst, row(f"convert {name} to {to}", "change", str(place(folder, name)), to, str(out), out=out))
+        worst = max(
+            worst,
+            row(
+                f"convert {name} to {to}", "change", str(place(folder, name)), to, str(out), out=out
+            ),
+        )
     print(f"\nThe largest conversion peaks at {worst:.2f} times the file; the limit is {LIMIT}.")
     if worst > LIMIT:
         raise SystemExit(1)
 
 
 def main() -> None:
-    """Parses and measures. This process imports nothing heavy: Linux counts a parent's memory at the fork as its child's."""
+    """Parses and measures. This process imports nothing heavy: Linux counts a parent's memory at
+    the fork as its child's."""
     if sys.argv[1:2] == ["--child"]:
         child(*sys.argv[2:])
         return
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--folder", type=Path, default=None, help="where 2.3 GB of files go; default: a temporary folder")
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        default=None,
+        help="where 2.3 GB of files go; default: a temporary folder",
+    )
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         measured(1, "make", folder)

@@ -1,9 +1,10 @@
-"""How fast merges are, at the size of HuBERT Base: 211 tensors, 94.4M float32 numbers, three donors.
+"""How fast merges are, at the size of HuBERT Base: 211 tensors, 94.4M float32 numbers, three
+donors.
 
-Run ``python benchmarks/merging.py`` (about ten minutes with the peer, two without; 4 GB of disk, 5 GB of memory). The peer is
-mergekit 0.1.5 in the environment that ``make peers`` builds; without it its lines are left out. All figures come from one run;
-everything runs on one thread. CPU seconds are user and system time, which a busy machine disturbs least; medians of
-``--repeats``.
+Run ``python benchmarks/merging.py`` (about ten minutes with the peer, two without; 4 GB of disk, 5
+GB of memory). The peer is mergekit 0.1.5 in the environment that ``make peers`` builds; without it
+its lines are left out. All figures come from one run; everything runs on one thread. CPU seconds
+are user and system time, which a busy machine disturbs least; medians of ``--repeats``.
 """
 
 from __future__ import annotations
@@ -39,19 +40,39 @@ STEP = 0.002
 
 def shapes() -> dict[str, tuple[int, ...]]:
     """The tensors of HuBERT Base by fairseq's names."""
-    found: dict[str, tuple[int, ...]] = {"mask_emb": (DIM,), "post_extract_proj.weight": (DIM, CHANNELS)}
+    found: dict[str, tuple[int, ...]] = {
+        "mask_emb": (DIM,),
+        "post_extract_proj.weight": (DIM, CHANNELS),
+    }
     for index, width in enumerate((10, 3, 3, 3, 3, 2, 2)):
-        found[f"feature_extractor.conv_layers.{index}.0.weight"] = (CHANNELS, CHANNELS if index else 1, width)
-    for name in ("feature_extractor.conv_layers.0.2.weight", "feature_extractor.conv_layers.0.2.bias"):
+        found[f"feature_extractor.conv_layers.{index}.0.weight"] = (
+            CHANNELS,
+            CHANNELS if index else 1,
+            width,
+        )
+    for name in (
+        "feature_extractor.conv_layers.0.2.weight",
+        "feature_extractor.conv_layers.0.2.bias",
+    ):
         found[name] = (CHANNELS,)
-    found |= {"layer_norm.weight": (CHANNELS,), "layer_norm.bias": (CHANNELS,), "post_extract_proj.bias": (DIM,)}
-    found |= {"encoder.pos_conv.0.weight_v": (DIM, DIM // 16, 128), "encoder.pos_conv.0.weight_g": (1, 1, 128)}
+    found |= {
+        "layer_norm.weight": (CHANNELS,),
+        "layer_norm.bias": (CHANNELS,),
+        "post_extract_proj.bias": (DIM,),
+    }
+    found |= {
+        "encoder.pos_conv.0.weight_v": (DIM, DIM // 16, 128),
+        "encoder.pos_conv.0.weight_g": (1, 1, 128),
+    }
     for name in ("encoder.pos_conv.0.bias", "encoder.layer_norm.weight", "encoder.layer_norm.bias"):
         found[name] = (DIM,)
     for layer in range(LAYERS):
         place = f"encoder.layers.{layer}."
         for part in ("k_proj", "v_proj", "q_proj", "out_proj"):
-            found |= {f"{place}self_attn.{part}.weight": (DIM, DIM), f"{place}self_attn.{part}.bias": (DIM,)}
+            found |= {
+                f"{place}self_attn.{part}.weight": (DIM, DIM),
+                f"{place}self_attn.{part}.bias": (DIM,),
+            }
         for part in ("self_attn_layer_norm", "final_layer_norm"):
             found |= {f"{place}{part}.weight": (DIM,), f"{place}{part}.bias": (DIM,)}
         found |= {f"{place}fc1.weight": (INNER, DIM), f"{place}fc1.bias": (INNER,)}
@@ -66,7 +87,13 @@ def make_files(folder: Path) -> list[Path]:
     paths = [folder / f"{name}.safetensors" for name in ("base", "a", "b", "c")]
     save_file(base, paths[0])
     for path in paths[1:]:
-        save_file({key: tensor + STEP * torch.randn(tensor.shape, generator=source) for key, tensor in base.items()}, path)
+        save_file(
+            {
+                key: tensor + STEP * torch.randn(tensor.shape, generator=source)
+                for key, tensor in base.items()
+            },
+            path,
+        )
     return paths
 
 
@@ -77,7 +104,8 @@ def mapped(path: Path) -> dict[str, torch.Tensor]:
 
 
 def cpu_seconds(do: Callable[[int], object], repeats: int) -> float:
-    """Returns the median CPU time of one call, in seconds; the first call warms up and does not count."""
+    """Returns the median CPU time of one call, in seconds; the first call warms up and does not
+    count."""
     taken = []
     for turn in range(repeats + 1):
         start = time.process_time()
@@ -87,11 +115,14 @@ def cpu_seconds(do: Callable[[int], object], repeats: int) -> float:
 
 
 def command(arguments: list[Any], repeats: int) -> tuple[float, float, float]:
-    """Returns median CPU seconds, median wall seconds and the highest peak memory in MB of a command."""
+    """Returns median CPU seconds, median wall seconds and the highest peak memory in MB of a
+    command."""
     cpu, wall, peak = [], [], 0.0
     for _ in range(repeats):
         start = time.perf_counter()
-        process = subprocess.Popen([str(item) for item in arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        process = subprocess.Popen(
+            [str(item) for item in arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
         _, status, used = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
         if process.returncode:
@@ -124,7 +155,9 @@ def in_memory(paths: list[Path], repeats: int) -> dict[str, float]:
             merger.merge("ties", {}, (point + 1) / 300)
 
     found = {
-        "resident linear, another alpha": cpu_seconds(lambda turn: merger.merge("linear", {}, 0.1 + 0.01 * turn), repeats),
+        "resident linear, another alpha": cpu_seconds(
+            lambda turn: merger.merge("linear", {}, 0.1 + 0.01 * turn), repeats
+        ),
         "resident linear, another scale": cpu_seconds(
             lambda turn: merger.merge("linear", {"scale": 1 + 0.1 * turn}, 0.5), repeats
         ),
@@ -147,11 +180,20 @@ def in_memory(paths: list[Path], repeats: int) -> dict[str, float]:
     return found
 
 
-def our_commands(paths: list[Path], folder: Path, repeats: int) -> dict[str, tuple[float, float, float]]:
+def our_commands(
+    paths: list[Path], folder: Path, repeats: int
+) -> dict[str, tuple[float, float, float]]:
     """Measures ``speechft merge`` on plain files, and its start-up alone."""
     base, *donors = paths
     out = folder / "ours.safetensors"
-    files = ["--base", base, *(item for donor in donors for item in ("--donor", donor)), "--out", out, "--force"]
+    files = [
+        "--base",
+        base,
+        *(item for donor in donors for item in ("--donor", donor)),
+        "--out",
+        out,
+        "--force",
+    ]
     mergekit = ["--param", "density=0.2", "--param", "like=mergekit"]
     speechft = [sys.executable, "-m", "speechft_ray", "merge"]
     cases: dict[str, list[Any]] = {
@@ -163,12 +205,23 @@ def our_commands(paths: list[Path], folder: Path, repeats: int) -> dict[str, tup
     small = folder / "small.safetensors"
     save_file({"w": torch.zeros(2)}, small)
     save_file({"w": torch.ones(2)}, folder / "small_a.safetensors")
-    tiny = ["linear", "--base", small, "--donor", folder / "small_a.safetensors", "--out", out, "--force"]
+    tiny = [
+        "linear",
+        "--base",
+        small,
+        "--donor",
+        folder / "small_a.safetensors",
+        "--out",
+        out,
+        "--force",
+    ]
     found = {"start-up (a merge of two numbers)": command([*speechft, *tiny], max(5, repeats))}
     return found | {name: command([*speechft, *case], repeats) for name, case in cases.items()}
 
 
-def peer_commands(paths: list[Path], folder: Path, repeats: int) -> dict[str, tuple[float, float, float]]:
+def peer_commands(
+    paths: list[Path], folder: Path, repeats: int
+) -> dict[str, tuple[float, float, float]]:
     """Measures mergekit's own command on the same files."""
     base, *donors = (str(path) for path in paths)
     found = {}
@@ -183,7 +236,9 @@ def peer_commands(paths: list[Path], folder: Path, repeats: int) -> dict[str, tu
             config["base_model"] = base
         asked = folder / f"{method}.yaml"
         asked.write_text(json.dumps(config), encoding="utf-8")  # JSON is YAML
-        found[name] = command([PEER / "mergekit-pytorch", asked, folder / f"peer_{method}", "--quiet"], repeats)
+        found[name] = command(
+            [PEER / "mergekit-pytorch", asked, folder / f"peer_{method}", "--quiet"], repeats
+        )
     return found
 
 
@@ -202,11 +257,21 @@ print(time.process_time() - start)
 
 
 def peer_in_process(folder: Path, repeats: int) -> dict[str, float]:
-    """Measures mergekit's merges without its start-up: plan, read, merge and write, in CPU seconds."""
+    """Measures mergekit's merges without its start-up: plan, read, merge and write, in CPU
+    seconds."""
     found = {}
     for name, method in (("linear", "linear"), ("TIES", "ties"), ("DARE-TIES", "dare_ties")):
-        call = [PEER / "python", "-c", IN_PROCESS, folder / f"{method}.yaml", folder / f"peer_{method}"]
-        runs = [subprocess.run([str(i) for i in call], capture_output=True, text=True, check=True) for _ in range(repeats)]
+        call = [
+            PEER / "python",
+            "-c",
+            IN_PROCESS,
+            folder / f"{method}.yaml",
+            folder / f"peer_{method}",
+        ]
+        runs = [
+            subprocess.run([str(i) for i in call], capture_output=True, text=True, check=True)
+            for _ in range(repeats)
+        ]
         found[name] = statistics.median(float(run.stdout.split()[-1]) for run in runs)
     return found
 
@@ -228,7 +293,8 @@ print(peak() - before)
 
 
 def streaming_peak(paths: list[Path], folder: Path, method: str) -> float:
-    """Returns by how many MB memory grows over what Python with torch takes, while files are merged tensor by tensor."""
+    """Returns by how many MB memory grows over what Python with torch takes, while files are merged
+    tensor by tensor."""
     call = [sys.executable, "-c", STREAMED, method, *paths, folder / "streamed.safetensors"]
     done = subprocess.run([str(item) for item in call], capture_output=True, text=True, check=True)
     return float(done.stdout)
@@ -252,20 +318,32 @@ def main() -> None:
     has_peer = (PEER / "mergekit-pytorch").exists()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        # In a process of its own: what a command is told to have taken begins with the size of the one that starts it.
+        # In a process of its own: what a command is told to have taken begins with the size of the
+        # one that starts it.
         with multiprocessing.get_context("spawn").Pool(1) as pool:
             paths = pool.apply(make_files, (folder,))
         ours = our_commands(paths, folder, repeats)
         theirs = peer_commands(paths, folder, max(1, repeats // 2)) if has_peer else {}
         in_process = peer_in_process(folder, 1) if has_peer else {}
-        rows = [(f"speechft merge: {what}", *(f"{x:.1f}" for x in row[:2]), f"{row[2]:,.0f}") for what, row in ours.items()]
-        rows += [
-            (f"mergekit-pytorch: {what}", *(f"{x:.1f}" for x in row[:2]), f"{row[2]:,.0f}") for what, row in theirs.items()
+        rows = [
+            (f"speechft merge: {what}", *(f"{x:.1f}" for x in row[:2]), f"{row[2]:,.0f}")
+            for what, row in ours.items()
         ]
-        rows += [(f"mergekit in process: {what}", f"{taken:.1f}", "", "") for what, taken in in_process.items()]
+        rows += [
+            (f"mergekit-pytorch: {what}", *(f"{x:.1f}" for x in row[:2]), f"{row[2]:,.0f}")
+            for what, row in theirs.items()
+        ]
+        rows += [
+            (f"mergekit in process: {what}", f"{taken:.1f}", "", "")
+            for what, taken in in_process.items()
+        ]
         report("Commands, files to file", [("command", "CPU s", "wall s", "peak MB"), *rows])
         if has_peer:
-            pairs = (("linear", "linear"), ("TIES", "TIES"), ("TIES", "TIES, the peer's conventions"))
+            pairs = (
+                ("linear", "linear"),
+                ("TIES", "TIES"),
+                ("TIES", "TIES, the peer's conventions"),
+            )
             pairs += (("DARE-TIES", "DARE-TIES, the peer's conventions"),)
             rows = [(mine, f"{theirs[peer][0] / ours[mine][0]:.1f}") for peer, mine in pairs]
             report("mergekit's command over ours, CPU seconds", [("merge", "times"), *rows])
@@ -274,10 +352,16 @@ def main() -> None:
             (method, f"{streaming_peak(paths, folder, method):.0f} MB", f"{5 * largest:.0f} MB")
             for method in ("linear", "ties")
         ]
-        report("Streaming: growth of memory", [("method", "measured", "largest tensor x (donors + 2)"), *rows])
+        report(
+            "Streaming: growth of memory",
+            [("method", "measured", "largest tensor x (donors + 2)"), *rows],
+        )
         # At last, for the same reason.
         measured = floor_of_the_machine(repeats) | in_memory(paths, repeats)
-        rows = [(what, f"{1000 * taken:,.0f} ms", f"{taken / measured[FLOOR]:,.1f}") for what, taken in measured.items()]
+        rows = [
+            (what, f"{1000 * taken:,.0f} ms", f"{taken / measured[FLOOR]:,.1f}")
+            for what, taken in measured.items()
+        ]
         report("In memory, CPU time", [("what", "median", "times torch.lerp"), *rows])
 
 

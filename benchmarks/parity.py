@@ -1,14 +1,17 @@
-"""Parity with s3prl: its own downstream code and ours on the same features, batches and initial weights.
+"""Parity with s3prl: its own downstream code and ours on the same features, batches and initial
+weights.
 
     make peers-s3prl && .venv/bin/python -m benchmarks.parity
 
-For each task both are trained for 50 updates: the largest relative difference of their losses, and whether all metrics of dev
-agree. Features are random with a hint of the labels, in 3 layers; widths are options of both sides and smaller than SUPERB's,
-which leaves the code path as it is; the rates are such that something is learned in 50 updates. Dropout draws the same masks
-on both sides (``SharedDropout``: the two lay out their tensors differently, so that one seed would not do). SpecAug is off in
-training, since the two draw in another order; given the same draws it is compared by itself. Chunks of diarisation have one
-length, since s3prl's last frame of a shorter one depends on its batch. QbE compares s3prl's ``match``, which is dtw-python,
-with ours; ``pooled`` trains s3prl on frames and us on their means for 300 updates.
+For each task both are trained for 50 updates: the largest relative difference of their losses, and
+whether all metrics of dev agree. Features are random with a hint of the labels, in 3 layers; widths
+are options of both sides and smaller than SUPERB's, which leaves the code path as it is; the rates
+are such that something is learned in 50 updates. Dropout draws the same masks on both sides
+(``SharedDropout``: the two lay out their tensors differently, so that one seed would not do).
+SpecAug is off in training, since the two draw in another order; given the same draws it is compared
+by itself. Chunks of diarisation have one length, since s3prl's last frame of a shorter one depends
+on its batch. QbE compares s3prl's ``match``, which is dtw-python, with ours; ``pooled`` trains
+s3prl on frames and us on their means for 300 updates.
 """
 
 from __future__ import annotations
@@ -34,7 +37,15 @@ from speechft_ray.speech.heads.ctc import CtcHead
 from speechft_ray.speech.heads.specaug import draw_warps, warped
 from speechft_ray.superb.evaluate import pose, schedule_of
 from speechft_ray.superb.features import Kept
-from speechft_ray.superb.probe import Probe, answers, dev_measured, draws, learn, optimizer_of, taken
+from speechft_ray.superb.probe import (
+    Probe,
+    answers,
+    dev_measured,
+    draws,
+    learn,
+    optimizer_of,
+    taken,
+)
 from speechft_ray.superb.tasks._dtw import frame_distances, subsequence_costs
 from speechft_ray.superb.tasks.base import TASKS, Problem
 
@@ -42,9 +53,11 @@ LAYERS, DIM = 3, 16
 UPDATES, POOLED_UPDATES = 50, 300
 COUNTS = {"train": 96, "dev": 36, "test": 36}
 BLANK_HANDICAP = 3.0
-"""Taken off the blank's bias at the start: else LSTM probes decode nothing yet after 50 updates, and any metric would agree."""
+"""Taken off the blank's bias at the start: else LSTM probes decode nothing yet after 50 updates,
+and any metric would agree."""
 LOSS_TOLERANCE, METRIC_TOLERANCE, DTW_TOLERANCE, POOLED_TOLERANCE = 1e-4, 2e-5, 1e-6, 1e-5
-"""Relative; percentage points, for s3prl averages in float32 (1.2e-5 at 100); absolute; relative."""
+"""Relative; percentage points, for s3prl averages in float32 (1.2e-5 at 100); absolute;
+relative."""
 
 
 class Line(NamedTuple):
@@ -61,7 +74,8 @@ class Line(NamedTuple):
 
 
 class SharedDropout(nn.Module):
-    """Dropout whose mask follows from torch's seed and the shape alone, whatever the layout in memory."""
+    """Dropout whose mask follows from torch's seed and the shape alone, whatever the layout in
+    memory."""
 
     def __init__(self, share: float) -> None:
         super().__init__()
@@ -76,11 +90,17 @@ class SharedDropout(nn.Module):
 class Pair:
     """Our probe and s3prl's expert with equal weights, for one task on made-up features."""
 
-    def __init__(self, task: str, folder: Path, counts: dict[str, int], pooled: bool = False) -> None:
+    def __init__(
+        self, task: str, folder: Path, counts: dict[str, int], pooled: bool = False
+    ) -> None:
         case = CASES[task]
         self.case, self.task = case, TASKS.get(task)
         spec = EvalSpec(
-            task=task, corpus=CorpusSpec(), updates=UPDATES, learning_rate=case.learning_rate, options=dict(case.options)
+            task=task,
+            corpus=CorpusSpec(),
+            updates=UPDATES,
+            learning_rate=case.learning_rate,
+            options=dict(case.options),
         )
         posed = pose(self.task, spec, made_corpus(case, counts))
         assert isinstance(posed, Problem)
@@ -110,7 +130,14 @@ class Pair:
             parts = list(islice(batches, self.schedule.accumulate))
             torch.manual_seed(update)
             mine = float(
-                learn(self.probe, ours, self.problem, taken(self.ours["train"], targets, parts), self.schedule, generator)
+                learn(
+                    self.probe,
+                    ours,
+                    self.problem,
+                    taken(self.ours["train"], targets, parts),
+                    self.schedule,
+                    generator,
+                )
             )
             torch.manual_seed(update)
             yield float(mine), self.their_step(theirs, parts)
@@ -123,7 +150,9 @@ class Pair:
             chosen = torch.arange(len(examples))[part].tolist()
             batch = self.frames["train"].take(torch.tensor(chosen))
             records: dict[str, list[Any]] = defaultdict(list)
-            loss = self.peer.loss("train", batch, [examples[place] for place in chosen], records) / len(parts)
+            loss = self.peer.loss(
+                "train", batch, [examples[place] for place in chosen], records
+            ) / len(parts)
             loss.backward()
             total += loss.item()
         norm = torch.nn.utils.clip_grad_norm_(self.peer.parameters(), self.schedule.clip_norm)
@@ -142,9 +171,17 @@ class Pair:
             for start in range(0, len(places), self.case.eval_batch):
                 chosen = places[start : start + self.case.eval_batch]
                 wanted = [self.problem.examples["dev"][place] for place in chosen]
-                self.peer.loss(self.case.dev_name, self.frames["dev"].take(torch.tensor(chosen)), wanted, records)
+                self.peer.loss(
+                    self.case.dev_name,
+                    self.frames["dev"].take(torch.tensor(chosen)),
+                    wanted,
+                    records,
+                )
         theirs = self.peer.metrics(records)
-        return {name: (mine[name], factor * theirs[other]) for name, (other, factor) in self.case.metrics.items()}
+        return {
+            name: (mine[name], factor * theirs[other])
+            for name, (other, factor) in self.case.metrics.items()
+        }
 
 
 def made_corpus(case: Case, counts: dict[str, int]) -> Corpus:
@@ -154,7 +191,9 @@ def made_corpus(case: Case, counts: dict[str, int]) -> Corpus:
         for index in range(count):
             labels, frames = case.labels(draw, index)
             samples = (frames + 1) * 320  # one frame less than this has strides
-            utterances.append(Utterance(key=f"{split}-{index:03}", split=split, samples=samples, labels=labels))
+            utterances.append(
+                Utterance(key=f"{split}-{index:03}", split=split, samples=samples, labels=labels)
+            )
     columns = frozenset(utterances[0].labels)
     keys = [utterance for utterance in utterances if utterance.split == "test"]
     trials = [
@@ -187,14 +226,18 @@ def features_of(problem: Problem, split: str) -> Kept:
             states[1] += 0.07 * vectors[int(example.utterance.labels["speaker"].lstrip("s"))]
         else:
             spread = torch.arange(frames) * len(example.target) // frames
-            states[1] += vectors[example.target[spread]] * (1.0 if len(example.target) > 3 else 0.06)
+            states[1] += vectors[example.target[spread]] * (
+                1.0 if len(example.target) > 3 else 0.06
+            )
         pieces.append(states)
     return Kept(torch.cat(pieces, dim=1), torch.tensor([piece.shape[1] for piece in pieces]))
 
 
 def means(kept: Kept) -> Kept:
     rows = torch.split(kept.states, kept.frames.tolist(), dim=1)
-    return Kept(torch.stack([piece.mean(dim=1) for piece in rows], dim=1), torch.ones_like(kept.frames))
+    return Kept(
+        torch.stack([piece.mean(dim=1) for piece in rows], dim=1), torch.ones_like(kept.frames)
+    )
 
 
 def share_dropout(module: nn.Module) -> None:
@@ -204,7 +247,9 @@ def share_dropout(module: nn.Module) -> None:
                 setattr(child, name, SharedDropout(part.p))
 
 
-def task_lines(task: str, folder: Path, updates: int = UPDATES, counts: dict[str, int] = COUNTS) -> list[Line]:
+def task_lines(
+    task: str, folder: Path, updates: int = UPDATES, counts: dict[str, int] = COUNTS
+) -> list[Line]:
     """Trains a pair and compares losses and metrics."""
     pair = Pair(task, folder, counts)
     with cuda_stays_here():
@@ -214,7 +259,14 @@ def task_lines(task: str, folder: Path, updates: int = UPDATES, counts: dict[str
     told = f"loss {losses[0][1]:.4g} -> {losses[-1][1]:.4g}"
     lines = [Line(f"{task} losses of {updates} updates", largest, LOSS_TOLERANCE, told)]
     for name, (mine, theirs) in measured.items():
-        lines.append(Line(f"{task} dev {name}", abs(mine - theirs), METRIC_TOLERANCE, f"ours {mine:.4f}, s3prl {theirs:.4f}"))
+        lines.append(
+            Line(
+                f"{task} dev {name}",
+                abs(mine - theirs),
+                METRIC_TOLERANCE,
+                f"ours {mine:.4f}, s3prl {theirs:.4f}",
+            )
+        )
     return lines
 
 
@@ -227,9 +279,16 @@ def pooled_line(folder: Path, updates: int = POOLED_UPDATES) -> Line:
     ours = [pair.probe.featurizer.weights, *head.projector.parameters(), *head.output.parameters()]
     linear = expert.model.post_net.linear
     theirs = [pair.peer.featurizer.weights, *expert.projector.parameters(), *linear.parameters()]
-    one, other = (torch.cat([weights.detach().flatten() for weights in side]) for side in (ours, theirs))
+    one, other = (
+        torch.cat([weights.detach().flatten() for weights in side]) for side in (ours, theirs)
+    )
     difference = float((one - other).norm() / other.norm())
-    return Line(f"pooled against frames, {updates} updates", difference, POOLED_TOLERANCE, "relative distance of all weights")
+    return Line(
+        f"pooled against frames, {updates} updates",
+        difference,
+        POOLED_TOLERANCE,
+        "relative distance of all weights",
+    )
 
 
 def specaug_line(rounds: int = 20) -> Line:
@@ -239,7 +298,9 @@ def specaug_line(rounds: int = 20) -> Line:
     for _ in range(rounds):
         features = torch.randn(4, 60, 8, generator=generator)
         lengths, centres, moved = draw_warps(frames, generator)
-        drawn = iter([value for pair in zip(centres, moved - 1, strict=True) if pair[0] for value in pair])
+        drawn = iter(
+            [value for pair in zip(centres, moved - 1, strict=True) if pair[0] for value in pair]
+        )
         real = torch.randint
         torch.randint = lambda *_, drawn=drawn, **__: next(drawn).reshape(1)  # type: ignore[assignment]
         try:
@@ -247,7 +308,13 @@ def specaug_line(rounds: int = 20) -> Line:
         finally:
             torch.randint = real  # type: ignore[assignment]
         mine = warped(features, lengths, centres, moved)
-        largest = max(largest, *(float((mine[i, :n] - theirs[i, :n]).abs().max()) for i, n in enumerate(frames.tolist())))
+        largest = max(
+            largest,
+            *(
+                float((mine[i, :n] - theirs[i, :n]).abs().max())
+                for i, n in enumerate(frames.tolist())
+            ),
+        )
     return Line("SpecAug time warp, same draws", largest, 1e-5, f"{rounds} batches of 4")
 
 
@@ -256,7 +323,9 @@ def dtw_lines(queries: int = 6, documents: int = 8) -> list[Line]:
     module = expert_module("quesst14_dtw.expert")
     generator = torch.Generator().manual_seed(0)
     asked = [torch.randn(5 + 7 * index, DIM, generator=generator) for index in range(queries)]
-    searched = [torch.randn(20 + 31 * index, DIM, generator=generator) for index in range(documents)]
+    searched = [
+        torch.randn(20 + 31 * index, DIM, generator=generator) for index in range(documents)
+    ]
     settings = {
         "step_pattern": "asymmetric",
         "keep_internals": False,
@@ -265,7 +334,9 @@ def dtw_lines(queries: int = 6, documents: int = 8) -> list[Line]:
         "open_end": True,
     }
     frames = torch.tensor([len(document) for document in searched])
-    units = functional.normalize(nn.utils.rnn.pad_sequence([each.double() for each in searched], batch_first=True), dim=2)
+    units = functional.normalize(
+        nn.utils.rnn.pad_sequence([each.double() for each in searched], batch_first=True), dim=2
+    )
     lines = []
     for name, distance in (
         ("cosine_exp", module.cosine_exp),
@@ -273,11 +344,25 @@ def dtw_lines(queries: int = 6, documents: int = 8) -> list[Line]:
     ):
         largest = 0.0
         for query in asked:
-            costs = subsequence_costs(frame_distances(functional.normalize(query.double(), dim=1), units, frames, name))
+            costs = subsequence_costs(
+                frame_distances(functional.normalize(query.double(), dim=1), units, frames, name)
+            )
             for document, cost in zip(searched, costs.tolist(), strict=True):
-                *_, score = module.match(query.double().numpy(), document.double().numpy(), "", "", distance, True, settings)
+                *_, score = module.match(
+                    query.double().numpy(),
+                    document.double().numpy(),
+                    "",
+                    "",
+                    distance,
+                    True,
+                    settings,
+                )
                 largest = max(largest, abs(-score - cost))
-        lines.append(Line(f"qbe {name}", largest, DTW_TOLERANCE, f"{queries} queries x {documents} documents"))
+        lines.append(
+            Line(
+                f"qbe {name}", largest, DTW_TOLERANCE, f"{queries} queries x {documents} documents"
+            )
+        )
     return lines
 
 
@@ -285,7 +370,9 @@ def main() -> None:
     """Prints the table; leaves with 1 when a line fails."""
     torch.set_num_threads(1)
     if not PEERS.is_dir():
-        sys.exit("s3prl's downstream code needs editdistance, h5py, lxml and dtw-python: run `make peers-s3prl` first.")
+        sys.exit(
+            "s3prl's downstream code needs editdistance, h5py, lxml and dtw-python: run `make peers-s3prl` first."
+        )
     lines = []
     for task in CASES:
         with tempfile.TemporaryDirectory() as folder:

@@ -1,4 +1,5 @@
-"""What each task needs for ``parity.py``: labels, s3prl's expert for them, how it is called, and where its weights lie."""
+"""What each task needs for ``parity.py``: labels, s3prl's expert for them, how it is called, and
+where its weights lie."""
 
 from __future__ import annotations
 
@@ -25,7 +26,8 @@ PHONES, LETTERS, SLOTS = "abcdefgh", "ABC", ("x", "y")
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """One task. ``metrics``: our name of each number of dev to s3prl's, with the factor that makes theirs ours."""
+    """One task. ``metrics``: our name of each number of dev to s3prl's, with the factor that makes
+    theirs ours."""
 
     labels: Labels
     expert: Callable[[Problem, nn.Module, int, Path], nn.Module]
@@ -38,7 +40,7 @@ class Case:
     eval_batch: int = 1
 
 
-# Token sequences -------------------------------------------------------------------------------------------------------------
+# --- Token sequences ----------------------------------------------------------------------
 
 
 def phone_labels(draw: random.Random, index: int) -> tuple[dict[str, str], int]:
@@ -47,9 +49,13 @@ def phone_labels(draw: random.Random, index: int) -> tuple[dict[str, str], int]:
 
 
 def text_labels(draw: random.Random, index: int) -> tuple[dict[str, str], int]:
-    words = ["".join(draw.choices(LETTERS, k=draw.randint(1, 2))) for _ in range(draw.randint(1, 3))]
+    words = [
+        "".join(draw.choices(LETTERS, k=draw.randint(1, 2))) for _ in range(draw.randint(1, 3))
+    ]
     slots = [draw.choice(["O", *SLOTS]) for _ in words]
-    return {"text": " ".join(words), "slots": " ".join(slots)}, 5 * len(" ".join(words)) + draw.randint(12, 20)
+    return {"text": " ".join(words), "slots": " ".join(slots)}, 5 * len(
+        " ".join(words)
+    ) + draw.randint(12, 20)
 
 
 def zh_labels(draw: random.Random, index: int) -> tuple[dict[str, str], int]:
@@ -64,20 +70,36 @@ def recurrent(width: int, proj: bool) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def ctc_expert(text: str, words: Sequence[str], metrics: Sequence[str], *, proj: bool = False, linear: bool = False) -> Any:
+def ctc_expert(
+    text: str,
+    words: Sequence[str],
+    metrics: Sequence[str],
+    *,
+    proj: bool = False,
+    linear: bool = False,
+) -> Any:
     def build(problem: Problem, head: nn.Module, dim: int, folder: Path) -> nn.Module:
         (folder / "vocabulary").write_text("\n".join(words), encoding="utf-8")
         (folder / "slots").write_text("\n".join(["O", *SLOTS]), encoding="utf-8")
-        model = {"FrameLevel": {}} if linear else {"RNNs": recurrent(RECURRENT["lstm_hidden"], proj)}
+        model = (
+            {"FrameLevel": {}} if linear else {"RNNs": recurrent(RECURRENT["lstm_hidden"], proj)}
+        )
         files = {"vocab_file": str(folder / "vocabulary"), "slots_file": str(folder / "slots")}
         config = {
             "corpus": {"name": "parity"},
             "text": {"mode": text, **files},
-            "model": {"project_dim": head.projector.out_features, "zero_infinity": True, "select": next(iter(model)), **model},
+            "model": {
+                "project_dim": head.projector.out_features,
+                "zero_infinity": True,
+                "select": next(iter(model)),
+                **model,
+            },
             "metric": list(metrics),
             "metric_higher_better": False,
         }
-        built: nn.Module = expert_module("ctc.expert").DownstreamExpert(dim, 320, config, str(folder))
+        built: nn.Module = expert_module("ctc.expert").DownstreamExpert(
+            dim, 320, config, str(folder)
+        )
         return built
 
     return build
@@ -85,17 +107,31 @@ def ctc_expert(text: str, words: Sequence[str], metrics: Sequence[str], *, proj:
 
 def asr_expert(problem: Problem, head: nn.Module, dim: int, folder: Path) -> nn.Module:
     (folder / "char.dict").write_text("".join(f"{symbol} 1\n" for symbol in DICTIONARY.symbols[3:]))
-    model = {"project_dim": head.projector.out_features, "select": "RNNs", "RNNs": recurrent(RECURRENT["lstm_hidden"], False)}
-    data = {"dict_path": str(folder / "char.dict"), "zero_infinity": True, "decoder_args": {"decoder_type": "None"}}
+    model = {
+        "project_dim": head.projector.out_features,
+        "select": "RNNs",
+        "RNNs": recurrent(RECURRENT["lstm_hidden"], False),
+    }
+    data = {
+        "dict_path": str(folder / "char.dict"),
+        "zero_infinity": True,
+        "decoder_args": {"decoder_type": "None"},
+    }
     module = expert_module("asr.expert")
-    built: nn.Module = module.DownstreamExpert(dim, 320, {"datarc": data, "modelrc": model}, str(folder))
+    built: nn.Module = module.DownstreamExpert(
+        dim, 320, {"datarc": data, "modelrc": model}, str(folder)
+    )
     return built
 
 
 def ctc_forward(label: Callable[[nn.Module, Mapping[str, str]], Any]) -> Forward:
-    def forward(expert: nn.Module, mode: str, features: Any, examples: Any, records: Any) -> torch.Tensor:
+    def forward(
+        expert: nn.Module, mode: str, features: Any, examples: Any, records: Any
+    ) -> torch.Tensor:
         labels = [label(expert, example.utterance.labels) for example in examples]
-        found: torch.Tensor = expert(mode, features, labels, [example.utterance.key for example in examples], records)
+        found: torch.Tensor = expert(
+            mode, features, labels, [example.utterance.key for example in examples], records
+        )
         return found
 
     return forward
@@ -103,7 +139,9 @@ def ctc_forward(label: Callable[[nn.Module, Mapping[str, str]], Any]) -> Forward
 
 def asr_tokens(expert: Any, labels: Mapping[str, str]) -> list[int]:
     spelled = " ".join(labels["text"].replace(" ", "|")) + " |"
-    tokens: list[int] = expert.dictionary.encode_line(spelled, line_tokenizer=lambda line: line.split()).tolist()
+    tokens: list[int] = expert.dictionary.encode_line(
+        spelled, line_tokenizer=lambda line: line.split()
+    ).tolist()
     return tokens
 
 
@@ -126,7 +164,9 @@ def copy_ctc(ours: Sequence[str]) -> Any:
         else:
             theirs = [*expert.tokenizer._vocab_list, *getattr(expert.tokenizer, "slots", [])]
         places = [theirs.index(token) for token in ours]
-        assert sorted(places) == list(range(len(theirs))) and head.output.out_features == len(theirs)
+        assert sorted(places) == list(range(len(theirs))) and head.output.out_features == len(
+            theirs
+        )
         expert.model.linear.weight[places] = head.output.weight
         expert.model.linear.bias[places] = head.output.bias
 
@@ -140,13 +180,15 @@ def ctc_tokens(words: Sequence[str]) -> list[str]:
 SLOT_TOKENS = [" ", *LETTERS, *(f"{side}-{slot}" for slot in SLOTS for side in "BE")]
 
 
-# One label per utterance -----------------------------------------------------------------------------------------------------
+# --- One label per utterance --------------------------------------------------------------
 
 
 def class_labels(*columns: str, classes: int = 4) -> Labels:
     def labels(draw: random.Random, index: int) -> tuple[dict[str, str], int]:
         kinds = [draw.randrange(classes) if index >= classes else index for _ in columns]
-        return {column: str(kind) for column, kind in zip(columns, kinds, strict=True)}, draw.randint(5, 30)
+        return {
+            column: str(kind) for column, kind in zip(columns, kinds, strict=True)
+        }, draw.randint(5, 30)
 
     return labels
 
@@ -158,7 +200,9 @@ def pooled_expert(name: str, **more: Any) -> Any:
         width, classes = head.projector.out_features, head.output.out_features
         parts = {
             "projector": nn.Linear(dim, width),
-            "model": UtteranceLevel(width, classes, "MeanPooling", "ReLU", None, {"select": "FrameLevel"}),
+            "model": UtteranceLevel(
+                width, classes, "MeanPooling", "ReLU", None, {"select": "FrameLevel"}
+            ),
             "objective": nn.CrossEntropyLoss(),
             "expdir": str(folder),
             "best_score": torch.zeros(1),
@@ -169,10 +213,14 @@ def pooled_expert(name: str, **more: Any) -> Any:
     return build
 
 
-def pooled_forward(expert: nn.Module, mode: str, features: Any, examples: Any, records: Any) -> torch.Tensor:
+def pooled_forward(
+    expert: nn.Module, mode: str, features: Any, examples: Any, records: Any
+) -> torch.Tensor:
     labels = [example.target.tolist() for example in examples]
     labels = labels if len(labels[0]) > 1 else [label for (label,) in labels]
-    found: torch.Tensor = expert(mode, features, labels, [example.utterance.key for example in examples], records)
+    found: torch.Tensor = expert(
+        mode, features, labels, [example.utterance.key for example in examples], records
+    )
     return found
 
 
@@ -188,13 +236,15 @@ INTENT = {
 }
 
 
-# Speakers --------------------------------------------------------------------------------------------------------------------
+# --- Speakers -----------------------------------------------------------------------------
 
 
 def turn_labels(draw: random.Random, index: int) -> tuple[dict[str, str], int]:
     edges = sorted(draw.sample(range(1, 40), 4))
     spoken = [("a", 0, edges[1]), ("b", edges[0], edges[2]), ("a", edges[3], 40)]
-    return {"segments": " ".join(f"{name}:{320 * start}:{320 * end}" for name, start, end in spoken)}, 39
+    return {
+        "segments": " ".join(f"{name}:{320 * start}:{320 * end}" for name, start, end in spoken)
+    }, 39
 
 
 def sd_expert(problem: Problem, head: Any, dim: int, folder: Path) -> nn.Module:
@@ -204,13 +254,19 @@ def sd_expert(problem: Problem, head: Any, dim: int, folder: Path) -> nn.Module:
         "modelrc": {"rnn_layers": 1, "hidden_size": head.rnn.hidden_size},
         "scorerc": {"save_predictions": False},
     }
-    built: nn.Module = expert_module("diarization.expert").DownstreamExpert(dim, 320, config, str(folder))
+    built: nn.Module = expert_module("diarization.expert").DownstreamExpert(
+        dim, 320, config, str(folder)
+    )
     return built
 
 
-def sd_forward(expert: nn.Module, mode: str, features: Any, examples: Any, records: Any) -> torch.Tensor:
+def sd_forward(
+    expert: nn.Module, mode: str, features: Any, examples: Any, records: Any
+) -> torch.Tensor:
     labels = [example.reference.labels for example in examples]
-    found: torch.Tensor = expert(mode, features, labels, [len(label) for label in labels], None, records)
+    found: torch.Tensor = expert(
+        mode, features, labels, [len(label) for label in labels], None, records
+    )
     return found
 
 
@@ -228,8 +284,13 @@ def asv_expert(problem: Problem, head: Any, dim: int, folder: Path) -> nn.Module
     width, pooled = head.width, head.embedding.in_features // 2
     config = {"agg_dim": pooled, "dropout_p": 0.0, "batch_norm": False}
     keys = [example.reference for example in problem.examples["dev"]]
-    same = {example.reference: example.utterance.labels["speaker"] for example in problem.examples["dev"]}
-    pairs = [(int(same[one] == same[other]), one, other) for one in keys for other in keys if one < other]
+    same = {
+        example.reference: example.utterance.labels["speaker"]
+        for example in problem.examples["dev"]
+    }
+    pairs = [
+        (int(same[one] == same[other]), one, other) for one in keys for other in keys if one < other
+    ]
     parts = {
         "modelrc": {"module": "XVector"},
         "connector": nn.Linear(dim, width),
@@ -244,19 +305,29 @@ def asv_expert(problem: Problem, head: Any, dim: int, folder: Path) -> nn.Module
     return bare(module, parts)
 
 
-def asv_forward(expert: nn.Module, mode: str, features: Any, examples: Any, records: Any) -> torch.Tensor:
+def asv_forward(
+    expert: nn.Module, mode: str, features: Any, examples: Any, records: Any
+) -> torch.Tensor:
     labels = [example.target.item() for example in examples] if mode == "train" else None
-    found: torch.Tensor = expert(mode, features, [example.reference for example in examples], labels, records)
+    found: torch.Tensor = expert(
+        mode, features, [example.reference for example in examples], labels, records
+    )
     return found
 
 
 @torch.no_grad()
 def copy_asv(head: Any, expert: Any, problem: Problem) -> None:
     expert.connector.load_state_dict(head.connector.state_dict())
-    for ours, theirs in zip(head.layers, expert.model.framelevel_feature_extractor.module, strict=True):
-        theirs.kernel.weight.copy_(ours.weight.transpose(1, 2).flatten(1))  # (out, in, context) -> (out, context * in)
+    for ours, theirs in zip(
+        head.layers, expert.model.framelevel_feature_extractor.module, strict=True
+    ):
+        theirs.kernel.weight.copy_(
+            ours.weight.transpose(1, 2).flatten(1)
+        )  # (out, in, context) -> (out, context * in)
         theirs.kernel.bias.copy_(ours.bias)
-    expert.model.utterancelevel_feature_extractor.linear1.load_state_dict(head.embedding.state_dict())
+    expert.model.utterancelevel_feature_extractor.linear1.load_state_dict(
+        head.embedding.state_dict()
+    )
     expert.model.utterancelevel_feature_extractor.linear2.load_state_dict(head.second.state_dict())
     expert.objective.W.copy_(head.speakers)
 
@@ -281,7 +352,9 @@ CASES = {
     ),
     "er": Case(
         labels=class_labels("emotion"),
-        expert=pooled_expert("emotion.expert", fold="fold1", test_dataset=SimpleNamespace(idx2emotion=NAMES)),
+        expert=pooled_expert(
+            "emotion.expert", fold="fold1", test_dataset=SimpleNamespace(idx2emotion=NAMES)
+        ),
         forward=pooled_forward,
         copy=copy_pooled,
         metrics={"er.accuracy": ("acc", 100.0)},
@@ -311,7 +384,10 @@ CASES = {
         expert=ctc_expert("character-slot", [" ", *LETTERS], ["slot_type_f1", "slot_value_cer"]),
         forward=ctc_forward(lambda expert, labels: expert.tokenizer.encode(slot_line(labels))),
         copy=copy_ctc(ctc_tokens(SLOT_TOKENS)),
-        metrics={"sf.slot_type_f1": ("slot_type_f1", 100.0), "sf.slot_value_cer": ("slot_value_cer", 100.0)},
+        metrics={
+            "sf.slot_type_f1": ("slot_type_f1", 100.0),
+            "sf.slot_value_cer": ("slot_value_cer", 100.0),
+        },
         learning_rate=3e-3,
         options=RECURRENT,
     ),

@@ -1,9 +1,11 @@
-"""s3prl's own downstream code as a peer: its experts, featurizer and losses, imported beside today's torchaudio.
+"""s3prl's own downstream code as a peer: its experts, featurizer and losses, imported beside
+today's torchaudio.
 
-Nothing of s3prl is changed. Modules that it imports and never calls here (sound effects, listing of files, a sampler) are
-given empty stand-ins for the time of the import; what it calls (``editdistance``, ``h5py``, ``lxml``, ``dtw``) is looked for
-in ``.peers/``, which ``make peers-s3prl`` fills. Experts whose constructor opens a corpus are put together by hand from the
-same parts; their ``forward`` and ``log_records``, which are compared, are untouched.
+Nothing of s3prl is changed. Modules that it imports and never calls here (sound effects, listing of
+files, a sampler) are given empty stand-ins for the time of the import; what it calls
+(``editdistance``, ``h5py``, ``lxml``, ``dtw``) is looked for in ``.peers/``, which ``make
+peers-s3prl`` fills. Experts whose constructor opens a corpus are put together by hand from the same
+parts; their ``forward`` and ``log_records``, which are compared, are untouched.
 """
 
 from __future__ import annotations
@@ -69,7 +71,8 @@ def stand_ins() -> Iterator[None]:
 
 
 class Encoding(nn.Module):
-    """s3prl's own HuBERT expert (``upstream/hubert/expert.py``), frozen as its runner freezes it; a batch is waves."""
+    """s3prl's own HuBERT expert (``upstream/hubert/expert.py``), frozen as its runner freezes it; a
+    batch is waves."""
 
     def __init__(self, checkpoint: Path) -> None:
         super().__init__()
@@ -100,7 +103,9 @@ class Frames(nn.Module):
 
     def take(self, batch: Batch) -> list[torch.Tensor]:
         """Holds a batch, padded as s3prl's upstreams pad, and returns waves of the right length."""
-        pieces = torch.split(batch.states.transpose(0, 1), batch.frames.tolist())  # each (frames, layers, dim)
+        pieces = torch.split(
+            batch.states.transpose(0, 1), batch.frames.tolist()
+        )  # each (frames, layers, dim)
         padded = nn.utils.rnn.pad_sequence(list(pieces), batch_first=True)
         self.states = list(padded.unbind(2))
         return [torch.zeros(count * FRAME_STRIDE_SAMPLES) for count in batch.frames.tolist()]
@@ -112,15 +117,22 @@ class Frames(nn.Module):
         return FRAME_STRIDE_SAMPLES
 
 
-Forward = Callable[[nn.Module, str, list[torch.Tensor], Sequence[Any], dict[str, list[Any]]], torch.Tensor]
-"""``(expert, mode, features, examples, records) -> loss``: calls the expert's ``forward`` with what its loader would give."""
+Forward = Callable[
+    [nn.Module, str, list[torch.Tensor], Sequence[Any], dict[str, list[Any]]], torch.Tensor
+]
+"""``(expert, mode, features, examples, records) -> loss``: calls the expert's ``forward`` with what
+its loader would give."""
 
 
 class Peer:
-    """s3prl's featurizer and one of its experts, trained as its runner does (``downstream/runner.py``)."""
+    """s3prl's featurizer and one of its experts, trained as its runner does
+    (``downstream/runner.py``)."""
 
-    def __init__(self, expert: nn.Module, forward: Forward, upstream: nn.Module, normalize: bool = False) -> None:
-        """``upstream`` takes a batch and returns waves, and maps these to states; ``normalize`` is s3prl's option."""
+    def __init__(
+        self, expert: nn.Module, forward: Forward, upstream: nn.Module, normalize: bool = False
+    ) -> None:
+        """``upstream`` takes a batch and returns waves, and maps these to states; ``normalize`` is
+        s3prl's option."""
         from s3prl.upstream.interfaces import Featurizer
 
         self.expert, self.run, self.upstream = expert, forward, upstream
@@ -131,14 +143,17 @@ class Peer:
         """One group: layer weights, then the expert's."""
         return [*self.featurizer.parameters(), *self.expert.parameters()]
 
-    def loss(self, mode: str, batch: Any, examples: Sequence[Any], records: dict[str, list[Any]]) -> torch.Tensor:
+    def loss(
+        self, mode: str, batch: Any, examples: Sequence[Any], records: dict[str, list[Any]]
+    ) -> torch.Tensor:
         """One call of featurizer and expert."""
         waves = self.upstream.take(batch)
         features = self.featurizer(waves, self.upstream(waves))
         return self.run(self.expert, mode, features, examples, records)
 
     def metrics(self, records: dict[str, list[Any]], split: str | None = None) -> dict[str, float]:
-        """What ``log_records`` writes for a split (dev unless given), by the last part of its names."""
+        """What ``log_records`` writes for a split (dev unless given), by the last part of its
+        names."""
         told: dict[str, float] = {}
 
         def add(name: str, value: float, global_step: int) -> None:
@@ -169,7 +184,8 @@ def bare(module: ModuleType, parts: Mapping[str, Any]) -> nn.Module:
 
 @contextmanager
 def cuda_stays_here() -> Iterator[None]:
-    """``.cuda()`` returns the tensor itself: the speaker verification expert moves its mask without asking for the device."""
+    """``.cuda()`` returns the tensor itself: the speaker verification expert moves its mask without
+    asking for the device."""
     before = torch.Tensor.cuda
     torch.Tensor.cuda = lambda tensor, *_, **__: tensor  # type: ignore[method-assign,assignment]
     try:

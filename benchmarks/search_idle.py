@@ -1,10 +1,12 @@
-"""How idle is a cluster under a search? 32 simulated workers, heavy-tailed evaluation times, the real search loop and sampler.
+"""How idle is a cluster under a search? 32 simulated workers, heavy-tailed evaluation times, the
+real search loop and sampler.
 
     python benchmarks/search_idle.py [--workers 32] [--trials 2400] [--window 128 192 256]
 
-The executor below is the only part that is not real: it has a clock of its own and makes up the facts of each evaluation. The
-same evaluation times are then put through a generation-wise strategy, which proposes one generation at a time and waits for the
-slowest of it (within a generation its workers never wait).
+The executor below is the only part that is not real: it has a clock of its own and makes up the
+facts of each evaluation. The same evaluation times are then put through a generation-wise strategy,
+which proposes one generation at a time and waits for the slowest of it (within a generation its
+workers never wait).
 """
 
 from __future__ import annotations
@@ -22,28 +24,35 @@ from typing import Any
 from speechft_ray.core.records import Job, Outcome
 from speechft_ray.core.space import parse_space
 from speechft_ray.core.specs import CorpusSpec, SweepSpec
-from speechft_ray.search.proposer import OptunaProposer
-from speechft_ray.sweep.judging import Judge, Trial
-from speechft_ray.sweep.pipeline import Flow
+from speechft_ray.search.loop import run_search
+from speechft_ray.search.optuna_proposer import OptunaProposer
+from speechft_ray.search.plan import SearchPlan, make_search_plan
+from speechft_ray.search.trials import Judge, Trial
 from speechft_ray.sweep.plan import Inputs
 from speechft_ray.sweep.protocols import Progress
-from speechft_ray.sweep.search import run_search
-from speechft_ray.sweep.search_plan import SearchPlan, make_search_plan
+from speechft_ray.sweep.scheduler import Flow
 
 TASKS = {"ks": 40.0, "sid": 90.0, "pr": 180.0}
 """Median seconds of one evaluation."""
 SIGMAS = (0.8, 1.0)
-"""Of the log-normal times: the 99th percentile is 6.4 or 10 times the median, one in a thousand takes 12 or 22 times it."""
+"""Of the log-normal times: the 99th percentile is 6.4 or 10 times the median, one in a thousand
+takes 12 or 22 times it."""
 
 
 class SimulatedCluster:
-    """An executor with so many workers and its own clock: each job takes ``seconds(job)`` and then has ``facts(job)``.
+    """An executor with so many workers and its own clock: each job takes ``seconds(job)`` and then
+    has ``facts(job)``.
 
-    Jobs start in the order of submission, as Ray's do. ``busy_seconds`` is the work done, ``now`` the time by then.
+    Jobs start in the order of submission, as Ray's do. ``busy_seconds`` is the work done, ``now``
+    the time by then.
     """
 
     def __init__(
-        self, store: Any, workers: int, seconds: Callable[[Job], float], facts: Callable[[Job], Mapping[str, Any] | None]
+        self,
+        store: Any,
+        workers: int,
+        seconds: Callable[[Job], float],
+        facts: Callable[[Job], Mapping[str, Any] | None],
     ) -> None:
         self.store, self.workers, self.seconds, self.facts = store, workers, seconds, facts
         self.now = self.busy_seconds = 0.0
@@ -55,7 +64,8 @@ class SimulatedCluster:
         self._full_until = 0.0
 
     def idle(self, whole: bool) -> float:
-        """The idle share of all workers: of the whole time, or of the time until work ran out (after it some end early)."""
+        """The idle share of all workers: of the whole time, or of the time until work ran out
+        (after it some end early)."""
         end = self.now if whole else self._full_until
         busy = sum(min(stop, end) - start for start, stop in self._spans if start < end)
         return 1 - busy / (self.workers * end)
@@ -147,9 +157,17 @@ def spec_of(trials: int, window: int, seed: int = 0) -> SweepSpec:
     }
     raw = {
         "name": "idle",
-        "finetune": [{"name": "narrow", "objectives": [{"head": "frame", "corpus": corpus, "column": "x"}], "updates": 10}],
+        "finetune": [
+            {
+                "name": "narrow",
+                "objectives": [{"head": "frame", "corpus": corpus, "column": "x"}],
+                "updates": 10,
+            }
+        ],
         "search": search,
-        "evaluate": [{"task": task, "corpus": {"options": {"part": task}}, "updates": 5} for task in TASKS],
+        "evaluate": [
+            {"task": task, "corpus": {"options": {"part": task}}, "updates": 5} for task in TASKS
+        ],
     }
     return parse_space(raw, "search_idle")
 
@@ -181,14 +199,23 @@ def made_up_facts(job: Job) -> dict[str, Any]:
     alpha = float(recipe["alpha"])  # type: ignore[call-overload, index, arg-type]
     value = 80 - 60 * (alpha - 0.3) ** 2 + random.Random(job.fingerprint).gauss(0, 1)
     metric, value = ("pr.per", 100 - value) if task == "pr" else (f"{task}.accuracy", value)
-    return {"scores": [{"metric": metric, "split": split, "values": [value]} for split in ("dev", "test")]}
+    return {
+        "scores": [
+            {"metric": metric, "split": split, "values": [value]} for split in ("dev", "test")
+        ]
+    }
 
 
-def search(workers: int, trials: int, window: int, sigma: float) -> tuple[SimulatedCluster, list[list[float]], float]:
-    """Runs a search; returns the cluster, the times of each trial's evaluations and real driver seconds."""
+def search(
+    workers: int, trials: int, window: int, sigma: float
+) -> tuple[SimulatedCluster, list[list[float]], float]:
+    """Runs a search; returns the cluster, the times of each trial's evaluations and real driver
+    seconds."""
     plan = plan_of(spec_of(trials, window))
     store: Any = MemoryStore()
-    cluster = SimulatedCluster(store, workers, lambda job: evaluation_seconds(job, sigma), made_up_facts)
+    cluster = SimulatedCluster(
+        store, workers, lambda job: evaluation_seconds(job, sigma), made_up_facts
+    )
     flow = Flow(cluster, Silent(), lambda outcome: None, threading.Event(), in_turn=True)
     began = time.perf_counter()
     found = run_search(plan, store, flow, OptunaProposer(plan.search, plan.space.draw), Silent())
@@ -201,7 +228,8 @@ def search(workers: int, trials: int, window: int, sigma: float) -> tuple[Simula
 
 
 def generation_wise(times: list[list[float]], workers: int, size: int) -> tuple[float, float]:
-    """Returns idle share and makespan when generations of ``size`` trials wait for their slowest."""
+    """Returns idle share and makespan when generations of ``size`` trials wait for their
+    slowest."""
     total = 0.0
     for start in range(0, len(times), size):
         free = [0.0] * workers
@@ -213,12 +241,16 @@ def generation_wise(times: list[list[float]], workers: int, size: int) -> tuple[
 
 def main() -> None:
     """Prints the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--workers", type=int, default=32)
     parser.add_argument("--trials", type=int, default=2400)
     parser.add_argument("--window", type=int, nargs="*", default=[128, 192, 256])
     arguments = parser.parse_args()
-    print(f"{arguments.workers} workers, {arguments.trials} trials of {len(TASKS)} evaluations; idle until the last one ends")
+    print(
+        f"{arguments.workers} workers, {arguments.trials} trials of {len(TASKS)} evaluations; idle until the last one ends"
+    )
     for sigma in SIGMAS:
         print(f"log-normal times, sigma {sigma}:")
         for window in arguments.window:
@@ -230,7 +262,9 @@ def main() -> None:
             )
         for size in (1, 2, 4):
             idle, makespan = generation_wise(times, arguments.workers, size * arguments.workers)
-            print(f"  generations of {size * arguments.workers:4}: idle {idle:6.2%}, {makespan / 3600:6.2f} simulated hours")
+            print(
+                f"  generations of {size * arguments.workers:4}: idle {idle:6.2%}, {makespan / 3600:6.2f} simulated hours"
+            )
 
 
 if __name__ == "__main__":

@@ -1,12 +1,14 @@
-"""Does a search find a better merge than a grid of the same cost? On the embedded world, through the real pipeline, dev alone.
+"""Does a search find a better merge than a grid of the same cost? On the embedded world, through
+the real pipeline, dev alone.
 
     python benchmarks/search_vs_grid.py --storage runs/search_vs_grid [--seeds 3] [--in-process]
 
-For each seed the donors are fine-tuned anew (that seed) and searched with a sampler of that seed. Beside the search of
-``search_spaces/search_alpha_lambda.yaml`` stand two grids, evaluated on dev by the same units: the six alphas of the usual
-scan (linear, lambda 0), and the same six for every lambda and both strategies. The search gets as many trials as the large
-grid has points; early stops make it cheaper, never dearer. Its best is also read off at the cost of the small grid.
-Everything finished is found again in the storage folder: run the same command after a stop.
+For each seed the donors are fine-tuned anew (that seed) and searched with a sampler of that seed.
+Beside the search of ``search_spaces/search_alpha_lambda.yaml`` stand two grids, evaluated on dev by
+the same units: the six alphas of the usual scan (linear, lambda 0), and the same six for every
+lambda and both strategies. The search gets as many trials as the large grid has points; early stops
+make it cheaper, never dearer. Its best is also read off at the cost of the small grid. Everything
+finished is found again in the storage folder: run the same command after a stop.
 """
 
 from __future__ import annotations
@@ -20,19 +22,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from speechft_ray.compose import RESOURCES, check_names, corpus_identity, open_executor, place_for
+from speechft_ray.commands.checks import check_names
+from speechft_ray.commands.parts import RESOURCES, corpus_identity, open_executor, place_for
+from speechft_ray.commands.search import encoder_depth, open_proposer
 from speechft_ray.core.records import Outcome, Place
 from speechft_ray.core.specs import SweepSpec
 from speechft_ray.core.store import Store
-from speechft_ray.searching import encoder_depth, open_proposer
-from speechft_ray.stages import publish_start, start_encoder
-from speechft_ray.sweep.judging import Judge, Trial
-from speechft_ray.sweep.pipeline import Flow
+from speechft_ray.search.loop import open_judge, run_search
+from speechft_ray.search.plan import SearchPlan, make_search_plan
+from speechft_ray.search.proposals import Proposal, Proposer, SearchSpace, Verdict
+from speechft_ray.search.trials import Judge, Trial
+from speechft_ray.stages.perform import publish_start, start_encoder
 from speechft_ray.sweep.plan import Inputs
-from speechft_ray.sweep.proposals import Proposal, SearchSpace
-from speechft_ray.sweep.protocols import Executor, Proposer, Verdict
-from speechft_ray.sweep.search import open_judge, run_search
-from speechft_ray.sweep.search_plan import SearchPlan, make_search_plan
+from speechft_ray.sweep.protocols import Executor
+from speechft_ray.sweep.scheduler import Flow
 from speechft_ray.sweep.space_file import read_space
 
 SPACE = Path(__file__).resolve().parent.parent / "search_spaces" / "search_alpha_lambda.yaml"
@@ -99,7 +102,9 @@ def spec_of(seed: int, stop_early: str, trials: int) -> SweepSpec:
     spec = read_space(SPACE)
     if spec.search is None:
         raise SystemExit(f"{SPACE} is no search")
-    search = spec.search.model_copy(update={"seed": seed, "stop_early": stop_early, "trials": trials})
+    search = spec.search.model_copy(
+        update={"seed": seed, "stop_early": stop_early, "trials": trials}
+    )
     finetune = tuple(run.model_copy(update={"seed": seed}) for run in spec.finetune)
     return spec.model_copy(update={"finetune": finetune, "search": search})
 
@@ -108,7 +113,9 @@ def plan_of(spec: SweepSpec, place: Place) -> SearchPlan:
     """Plans one search."""
     check_names(spec)
     weights, encoder = start_encoder(place.encoder)
-    inputs = Inputs(encoder=encoder, corpus=lambda item: corpus_identity(item, place), resources=RESOURCES)
+    inputs = Inputs(
+        encoder=encoder, corpus=lambda item: corpus_identity(item, place), resources=RESOURCES
+    )
     return make_search_plan(spec, inputs, encoder_depth(weights.state))
 
 
@@ -140,7 +147,9 @@ def one_seed(seed: int, place: Place, executor: Executor) -> dict[str, float]:
     for name, stop_early in (("grid", "none"), ("search", "bound")):
         plan = plan_of(spec_of(seed, stop_early, count), place)
         store = Store(Path(place.storage))
-        proposer: Proposer = Listed(plan.space, points_of(plan.spec)) if name == "grid" else open_proposer(plan)
+        proposer: Proposer = (
+            Listed(plan.space, points_of(plan.spec)) if name == "grid" else open_proposer(plan)
+        )
         told = Told(f"seed {seed} {name}")
         flow = Flow(executor, told, lambda outcome: None, threading.Event(), in_turn=True)
         found[name] = run_search(plan, store, flow, proposer, told)
@@ -153,14 +162,18 @@ def one_seed(seed: int, place: Place, executor: Executor) -> dict[str, float]:
         f"search at the cost of {small}": best_at(found["search"], small * tasks),
         f"grid of {count}": best_at(found["grid"], math.inf),
         f"search of {count}": best_at(found["search"], math.inf),
-        "evaluations of the search": sum(trial.tasks for trial in found["search"] if trial.repeats is None),
+        "evaluations of the search": sum(
+            trial.tasks for trial in found["search"] if trial.repeats is None
+        ),
         f"evaluations of the grid of {count}": len({trial.key for trial in found["grid"]}) * tasks,
     }
 
 
 def main() -> None:
     """Prints a column per seed."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--storage", type=Path, default=Path("runs/search_vs_grid"))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--in-process", action="store_true")
@@ -173,11 +186,17 @@ def main() -> None:
     finally:
         executor.stop()
     print(
-        "dev score, best of all proposals" + "".join(f"{f'seed {seed}':>10}" for seed in range(arguments.seeds)) + "      mean"
+        "dev score, best of all proposals"
+        + "".join(f"{f'seed {seed}':>10}" for seed in range(arguments.seeds))
+        + "      mean"
     )
     for name in columns[0]:
         values = [column[name] for column in columns]
-        print(f"{name:32}" + "".join(f"{value:10.2f}" for value in values) + f"{statistics.fmean(values):10.2f}")
+        print(
+            f"{name:32}"
+            + "".join(f"{value:10.2f}" for value in values)
+            + f"{statistics.fmean(values):10.2f}"
+        )
 
 
 if __name__ == "__main__":

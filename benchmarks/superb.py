@@ -1,12 +1,15 @@
-"""What an evaluation costs: against s3prl's own loop, with a grid, with more merges, with more utterances. One run, one thread.
+"""What an evaluation costs: against s3prl's own loop, with a grid, with more merges, with more
+utterances. One run, one thread.
 
     make peers-s3prl && .venv/bin/python -m benchmarks.superb [speed front-end grid merges memory]
 
-Encoders are HuBERT Base cut to ``--layers`` transformer layers (front end of 512 channels and width 768 as published), with
-random weights, between two of which the "merges" lie; the corpus is synthetic speech of 1 to 2 seconds. Fewer layers make the
-front end a larger share of an encoder than in Base (it is printed). All times are processor seconds of one process, so that
-other work on the machine counts little; loading an encoder is left out on both sides. The speed-up follows from how often
-s3prl encodes each utterance: both that number and the one of its own config on the real corpus are printed.
+Encoders are HuBERT Base cut to ``--layers`` transformer layers (front end of 512 channels and width
+768 as published), with random weights, between two of which the "merges" lie; the corpus is
+synthetic speech of 1 to 2 seconds. Fewer layers make the front end a larger share of an encoder
+than in Base (it is printed). All times are processor seconds of one process, so that other work on
+the machine counts little; loading an encoder is left out on both sides. The speed-up follows from
+how often s3prl encodes each utterance: both that number and the one of its own config on the real
+corpus are printed.
 """
 
 from __future__ import annotations
@@ -30,7 +33,17 @@ import numpy as np
 import torch
 
 from benchmarks.s3prl_peer import PEERS
-from benchmarks.superb_loops import FRONT_END, HUBERT, SETTINGS, Cost, Passes, Setting, merged, ours, theirs
+from benchmarks.superb_loops import (
+    FRONT_END,
+    HUBERT,
+    SETTINGS,
+    Cost,
+    Passes,
+    Setting,
+    merged,
+    ours,
+    theirs,
+)
 from speechft_ray.core.specs import CorpusSpec, EvalSpec
 from speechft_ray.speech.corpora.base import Corpus, Utterance
 from speechft_ray.speech.features.cache import FeatureCache
@@ -47,10 +60,12 @@ ROUNDS = 3
 TARGETS = {"sid": 25.0, "pr": 4.0}
 GRID_SEEDS, GRID_TARGET = 4, 2.0
 MEMORY_UTTERANCES, MEMORY_TIMES, MEMORY_BUDGET_BYTES = 75, (1, 10, 100), 1 << 20
-"""75 utterances of two lengths fill the 20 s of audio that are encoded at once, so that more of them fill no larger batch."""
+"""75 utterances of two lengths fill the 20 s of audio that are encoded at once, so that more of
+them fill no larger batch."""
 MEMORY_GROWTH = 1.1
 GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536"}
-"""glibc gives freed memory back at once (mallopt(3)); else the peak counts what lies freed, tens of MB by chance."""
+"""glibc gives freed memory back at once (mallopt(3)); else the peak counts what lies freed, tens of
+MB by chance."""
 CPU = torch.device("cpu")
 
 
@@ -61,9 +76,12 @@ def told(passed: bool, line: str) -> bool:
 
 
 def speed(options: argparse.Namespace, home: Path) -> bool:
-    """Six encoders on a pooled and on a frame task: ours and s3prl's loop, and how often each encodes an utterance."""
+    """Six encoders on a pooled and on a frame task: ours and s3prl's loop, and how often each
+    encodes an utterance."""
     encoders = merged(ENCODERS, options.layers)
-    return min([_speed(setting, encoders, options.s3prl_encoders, home) for setting in SETTINGS.values()])
+    return min(
+        [_speed(setting, encoders, options.s3prl_encoders, home) for setting in SETTINGS.values()]
+    )
 
 
 def _speed(setting: Setting, encoders: list[Any], measured: int, home: Path) -> bool:
@@ -77,7 +95,9 @@ def _speed(setting: Setting, encoders: list[Any], measured: int, home: Path) -> 
     )
     mine, my_passes = [], Passes()
     for weights in encoders:
-        mine.append(ours(setting.spec(), weights, corpus, home / f"cache-{setting.task}", my_passes))
+        mine.append(
+            ours(setting.spec(), weights, corpus, home / f"cache-{setting.task}", my_passes)
+        )
         print(f"  ours, encoder {len(mine)}: {mine[-1]:.2f} s", flush=True)
     costs, their_passes = [], Passes()
     for weights in encoders[:measured]:
@@ -87,28 +107,44 @@ def _speed(setting: Setting, encoders: list[Any], measured: int, home: Path) -> 
     their_sum = sum(cost.seconds for cost in costs)
     total = their_sum / measured * len(encoders)
     how = (
-        "measured" if measured == len(encoders) else f"{measured} measured: {their_sum:.1f} s, times {len(encoders)}/{measured}"
+        "measured"
+        if measured == len(encoders)
+        else f"{measured} measured: {their_sum:.1f} s, times {len(encoders)}/{measured}"
     )
     print("  forwards per utterance and encoder   front end   transformer")
-    for name, passes, count in (("ours", my_passes, len(encoders)), ("s3prl's loop", their_passes, measured)):
-        front, rest = (passes.counts[part] / utterances / count for part in ("feature_extractor", "encoder"))
+    for name, passes, count in (
+        ("ours", my_passes, len(encoders)),
+        ("s3prl's loop", their_passes, measured),
+    ):
+        front, rest = (
+            passes.counts[part] / utterances / count for part in ("feature_extractor", "encoder")
+        )
         print(f"  {name:34} {front:11.3f} {rest:13.3f}")
-    once = my_passes.counts == {"feature_extractor": utterances, "encoder": utterances * len(encoders)}
+    once = my_passes.counts == {
+        "feature_extractor": utterances,
+        "encoder": utterances * len(encoders),
+    }
     ratio, target = total / sum(mine), TARGETS[setting.task]
-    line = (
-        f"{len(encoders)} encoders: ours {sum(mine):.1f} s, s3prl's loop {total:.1f} s ({how}): {ratio:.1f} times >= {target:g}"
+    line = f"{len(encoders)} encoders: ours {sum(mine):.1f} s, s3prl's loop {total:.1f} s ({how}): {ratio:.1f} times >= {target:g}"
+    return told(once, "each utterance once per encoder, its front end once for all") & told(
+        ratio >= target, line
     )
-    return told(once, "each utterance once per encoder, its front end once for all") & told(ratio >= target, line)
 
 
 def _parts(cost: Cost) -> str:
-    parts = ", ".join(f"{count} {phase}s {spent / count:.4f} s each" for phase, (spent, count) in cost.parts.items())
+    parts = ", ".join(
+        f"{count} {phase}s {spent / count:.4f} s each"
+        for phase, (spent, count) in cost.parts.items()
+    )
     return f"{cost.seconds:.1f} s ({parts})"
 
 
 def front_end(options: argparse.Namespace, home: Path) -> bool:
     """The share of the front end in one pass of an encoder over the pooled corpus."""
-    extract, utterances = _extractor(merged(1, options.layers)[0], home), SETTINGS["sid"].corpus(home / "corpora").utterances
+    extract, utterances = (
+        _extractor(merged(1, options.layers)[0], home),
+        SETTINGS["sid"].corpus(home / "corpora").utterances,
+    )
     module, spent, begun = extract.encoder.module().feature_extractor, [0.0], [0.0]
     module.register_forward_pre_hook(lambda *_: begun.__setitem__(0, time.process_time()))
     module.register_forward_hook(lambda *_: spent.append(time.process_time() - begun[0]))
@@ -118,7 +154,9 @@ def front_end(options: argparse.Namespace, home: Path) -> bool:
         whole.append(_seconds(lambda: Kept.of(extract, utterances, lambda _: None)))
         front.append(sum(spent))
     shares = [one / all_ for one, all_ in zip(front, whole, strict=True)]
-    print(f"\nfront end: {median(front):.2f} s of {median(whole):.2f} s of a pass over the pooled corpus: {median(shares):.0%}")
+    print(
+        f"\nfront end: {median(front):.2f} s of {median(whole):.2f} s of a pass over the pooled corpus: {median(shares):.0%}"
+    )
     return True
 
 
@@ -126,7 +164,10 @@ def grid(options: argparse.Namespace, home: Path) -> bool:
     """Five rates with four seeds against one head: whole evaluations, and training alone."""
     setting, weights = SETTINGS["sid"], merged(1, options.layers)[0]
     corpus = setting.corpus(home / "corpora")
-    specs = {"one head": setting.spec(), "grid": setting.spec(learning_rate="grid", seeds=GRID_SEEDS)}
+    specs = {
+        "one head": setting.spec(),
+        "grid": setting.spec(learning_rate="grid", seeds=GRID_SEEDS),
+    }
     whole: dict[str, list[float]] = {name: [] for name in specs}
     training: dict[str, list[float]] = {name: [] for name in specs}
     extract = _extractor(weights, home)
@@ -135,32 +176,48 @@ def grid(options: argparse.Namespace, home: Path) -> bool:
             with tempfile.TemporaryDirectory(dir=home) as cache:
                 whole[name].append(ours(spec, weights, corpus, Path(cache)))
             training[name].append(_training(spec, extract, corpus))
-    print(f"\ngrid: {len(GRID)} rates x {GRID_SEEDS} seeds against one head, {setting.updates} updates, medians of {ROUNDS}")
+    print(
+        f"\ngrid: {len(GRID)} rates x {GRID_SEEDS} seeds against one head, {setting.updates} updates, medians of {ROUNDS}"
+    )
     ratios = {}
     for what, found in (("whole evaluation", whole), ("training and validating alone", training)):
         one, many = (median(found[name]) for name in specs)
         ratios[what] = many / one
         print(f"  {what:30} one head {one:7.3f} s, grid {many:7.3f} s: {many / one:.2f} times")
     ratio = ratios["whole evaluation"]
-    return told(ratio < GRID_TARGET, f"the grid costs {ratio:.2f} times a single head < {GRID_TARGET:g}")
+    return told(
+        ratio < GRID_TARGET, f"the grid costs {ratio:.2f} times a single head < {GRID_TARGET:g}"
+    )
 
 
 def _training(spec: EvalSpec, extract: Extractor, corpus: Corpus) -> float:
     problem, task = pose(TASKS.get(spec.task), spec, corpus), TASKS.get(spec.task)
     assert isinstance(problem, Problem)
-    kept = {split: Kept.of(extract, corpus.split(split), lambda _: None) for split in ("train", "dev")}
+    kept = {
+        split: Kept.of(extract, corpus.split(split), lambda _: None) for split in ("train", "dev")
+    }
     schedule, rates = schedule_of(task, spec), rates_of(task, spec)
-    return _seconds(lambda: train_stacked(problem, kept["train"], kept["dev"], schedule, rates, spec.seeds, lambda _: None))
+    return _seconds(
+        lambda: train_stacked(
+            problem, kept["train"], kept["dev"], schedule, rates, spec.seeds, lambda _: None
+        )
+    )
 
 
 def merges(options: argparse.Namespace, home: Path) -> bool:
-    """The cost of a sweep of 1 to 16 merges, each sweep with a cache of its own, and the line through it."""
+    """The cost of a sweep of 1 to 16 merges, each sweep with a cache of its own, and the line
+    through it."""
     setting, encoders = SETTINGS["sid"], merged(max(MERGES), options.layers)
     corpus, costs = setting.corpus(home / "corpora"), []
     print("\nmerges: processor seconds of whole sweeps on the pooled task")
     for count in MERGES:
         with tempfile.TemporaryDirectory(dir=home) as cache:
-            costs.append(sum(ours(setting.spec(), weights, corpus, Path(cache)) for weights in encoders[:count]))
+            costs.append(
+                sum(
+                    ours(setting.spec(), weights, corpus, Path(cache))
+                    for weights in encoders[:count]
+                )
+            )
         print(f"  {count:2} merges: {costs[-1]:7.2f} s", flush=True)
     slope, intercept = np.polyfit(MERGES, costs, 1)
     residuals = np.asarray(costs) - (slope * np.asarray(MERGES) + intercept)
@@ -168,7 +225,9 @@ def merges(options: argparse.Namespace, home: Path) -> bool:
     extract = _extractor(encoders[0], home, shared=True)
     splits = {split: corpus.split(split) for split in ("train", "dev", "test")}
     first = _seconds(lambda: sources(extract, splits, lambda _: None))
-    one_pass = median(_seconds(lambda: sources(extract, splits, lambda _: None)) for _ in range(ROUNDS))
+    one_pass = median(
+        _seconds(lambda: sources(extract, splits, lambda _: None)) for _ in range(ROUNDS)
+    )
     training = median(_training(setting.spec(), extract, corpus) for _ in range(ROUNDS))
     print(
         f"  line: {slope:.3f} s per merge + {intercept:.3f} s, R2 {fit:.5f}\n"
@@ -176,13 +235,20 @@ def merges(options: argparse.Namespace, home: Path) -> bool:
         f"{first - one_pass:.3f} s is the intercept's part), training and validating {training:.3f} s"
     )
     ratio = float(slope) / one_pass
-    return told(fit > 0.99, f"cost is linear in the merges, slope {ratio:.2f} times a pass without front end")
+    return told(
+        fit > 0.99,
+        f"cost is linear in the merges, slope {ratio:.2f} times a pass without front end",
+    )
 
 
 def _extractor(weights: Any, home: Path, shared: bool = False) -> Extractor:
     encoder, corpus = HUBERT.build(weights), SETTINGS["sid"].corpus(home / "corpora")
     cache = FeatureCache(home / "extractor", 1 << 30)
-    fronts = FrontEnds(cache, encoder.module(), FRONT_END, HUBERT.describe(weights.config), corpus) if shared else None
+    fronts = (
+        FrontEnds(cache, encoder.module(), FRONT_END, HUBERT.describe(weights.config), corpus)
+        if shared
+        else None
+    )
     return Extractor(encoder, corpus, CPU, True, fronts)
 
 
@@ -193,14 +259,25 @@ def _seconds(work: Callable[[], object]) -> float:
 
 
 def memory(options: argparse.Namespace, home: Path) -> bool:
-    """The peak memory of fresh processes that evaluate 1, 10 and 100 times the utterances within one budget."""
-    print(f"\nmemory: a 2 x 64 HuBERT, at most {MEMORY_BUDGET_BYTES >> 20} MiB of features in memory, the rest on disk")
+    """The peak memory of fresh processes that evaluate 1, 10 and 100 times the utterances within
+    one budget."""
+    print(
+        f"\nmemory: a 2 x 64 HuBERT, at most {MEMORY_BUDGET_BYTES >> 20} MiB of features in memory, the rest on disk"
+    )
     passed = True
     for task in ("sid", "pr"):
         peaks = []
         for times in MEMORY_TIMES:
-            command = [sys.executable, "-m", "benchmarks.superb", "--peak-of", f"{task}:{times * MEMORY_UTTERANCES}"]
-            done = subprocess.run(command, capture_output=True, text=True, check=True, env={**os.environ, **GIVE_BACK})
+            command = [
+                sys.executable,
+                "-m",
+                "benchmarks.superb",
+                "--peak-of",
+                f"{task}:{times * MEMORY_UTTERANCES}",
+            ]
+            done = subprocess.run(
+                command, capture_output=True, text=True, check=True, env={**os.environ, **GIVE_BACK}
+            )
             peak, features = map(float, done.stdout.split())
             peaks.append(peak)
             print(
@@ -209,40 +286,65 @@ def memory(options: argparse.Namespace, home: Path) -> bool:
             )
         growth = peaks[-1] / peaks[0]
         passed &= told(
-            growth < MEMORY_GROWTH, f"{task}: {MEMORY_TIMES[-1]} times the utterances, {growth:.3f} times the memory"
+            growth < MEMORY_GROWTH,
+            f"{task}: {MEMORY_TIMES[-1]} times the utterances, {growth:.3f} times the memory",
         )
     return passed
 
 
 def peak_of(task: str, count: int) -> None:
-    """Evaluates in this process and prints its peak resident memory and the size of all features, in MB."""
-    utterances = [_made(split, index) for split, n in (("train", count), ("dev", count // 5)) for index in range(n)]
+    """Evaluates in this process and prints its peak resident memory and the size of all features,
+    in MB."""
+    utterances = [
+        _made(split, index)
+        for split, n in (("train", count), ("dev", count // 5))
+        for index in range(n)
+    ]
     utterances += [_made("test", index) for index in range(count // 5)]
     corpus = Corpus(
-        name="noise", fingerprint=str(count), utterances=utterances, read=_noise, columns=frozenset(utterances[0].labels)
+        name="noise",
+        fingerprint=str(count),
+        utterances=utterances,
+        read=_noise,
+        columns=frozenset(utterances[0].labels),
     )
     spec = EvalSpec(task=task, corpus=CorpusSpec(), updates=100, validate_every_updates=50)
     row = TASKS.get(task)
     problem = pose(row, spec, corpus)
     assert isinstance(problem, Problem)
     extract = Extractor(HUBERT.build(merged(1, 2, 64)[0]), corpus, CPU, row.pooled)
-    ordered = {split: [example.utterance for example in examples] for split, examples in problem.examples.items()}
+    ordered = {
+        split: [example.utterance for example in examples]
+        for split, examples in problem.examples.items()
+    }
     with tempfile.TemporaryDirectory() as folder:
-        keeping = Keeping(MEMORY_BUDGET_BYTES // (64 if row.pooled else 1), FeatureCache(Path(folder), 1 << 30), "0")
-        kept = sources(extract, {split: ordered[split] for split in ("train", "dev")}, lambda _: None, keeping)
+        keeping = Keeping(
+            MEMORY_BUDGET_BYTES // (64 if row.pooled else 1),
+            FeatureCache(Path(folder), 1 << 30),
+            "0",
+        )
+        kept = sources(
+            extract, {split: ordered[split] for split in ("train", "dev")}, lambda _: None, keeping
+        )
         kinds = [(row.learning_rate, 0)]
-        trained = train_probes(problem, kept["train"], kept["dev"], schedule_of(row, spec), kinds, 0, lambda _: None)
+        trained = train_probes(
+            problem, kept["train"], kept["dev"], schedule_of(row, spec), kinds, 0, lambda _: None
+        )
         unseen = Reencoded(extract, ordered["test"])
         answers(problem, [each.probe for each in trained], unseen)
     # Not ru_maxrss, which begins with what the parent had when it started this process.
     (peak_kib,) = re.findall(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    print(int(peak_kib) * 1024 / 1e6, sum(size_of(extract, items) for items in ordered.values()) / 1e6)
+    print(
+        int(peak_kib) * 1024 / 1e6, sum(size_of(extract, items) for items in ordered.values()) / 1e6
+    )
 
 
 def _made(split: str, index: int) -> Utterance:
     draw = random.Random(f"{split}{index}")
     labels = {"speaker": f"s{index % 4}", "phones": " ".join(draw.choices("abcd", k=5))}
-    return Utterance(key=f"{split}-{index:05}", split=split, samples=6400 * draw.randint(2, 3), labels=labels)
+    return Utterance(
+        key=f"{split}-{index:05}", split=split, samples=6400 * draw.randint(2, 3), labels=labels
+    )
 
 
 def _noise(utterance: Utterance) -> np.ndarray:
@@ -250,15 +352,28 @@ def _noise(utterance: Utterance) -> np.ndarray:
     return rng.standard_normal(utterance.samples, dtype=np.float32) * 0.1
 
 
-SECTIONS = {"front-end": front_end, "speed": speed, "grid": grid, "merges": merges, "memory": memory}
+SECTIONS = {
+    "front-end": front_end,
+    "speed": speed,
+    "grid": grid,
+    "merges": merges,
+    "memory": memory,
+}
 
 
 def main() -> None:
     """Prints the sections asked for, or all; leaves with 1 when a line fails."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("sections", nargs="*", help=f"of {', '.join(SECTIONS)}; all unless given")
     parser.add_argument("--layers", type=int, default=4, help="transformer layers (4)")
-    parser.add_argument("--s3prl-encoders", type=int, default=2, help=f"how many of {ENCODERS} s3prl's loop evaluates (2)")
+    parser.add_argument(
+        "--s3prl-encoders",
+        type=int,
+        default=2,
+        help=f"how many of {ENCODERS} s3prl's loop evaluates (2)",
+    )
     parser.add_argument("--peak-of", help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -267,8 +382,12 @@ def main() -> None:
         task, count = options.peak_of.split(":")
         return peak_of(task, int(count))
     if not PEERS.is_dir():
-        sys.exit("s3prl's downstream code needs editdistance, h5py and lxml: run `make peers-s3prl` first.")
-    print(f"HuBERT, front end of 512 channels, {options.layers} layers x 768, random weights; processor seconds, one thread")
+        sys.exit(
+            "s3prl's downstream code needs editdistance, h5py and lxml: run `make peers-s3prl` first."
+        )
+    print(
+        f"HuBERT, front end of 512 channels, {options.layers} layers x 768, random weights; processor seconds, one thread"
+    )
     with tempfile.TemporaryDirectory() as home:
         passed = [SECTIONS[name](options, Path(home)) for name in options.sections or SECTIONS]
     sys.exit(not all(passed))

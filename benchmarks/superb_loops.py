@@ -1,8 +1,10 @@
-"""The two ways to evaluate encoders that ``superb.py`` compares, on the same corpus: ours, and s3prl's loop with its own parts.
+"""The two ways to evaluate encoders that ``superb.py`` compares, on the same corpus: ours, and
+s3prl's loop with its own parts.
 
-s3prl's loop is that of its ``downstream/runner.py``. That file does not import beside today's torchaudio: its order of calls
-is repeated here around its own upstream expert, featurizer, downstream expert and losses. The encoder runs in every micro-step,
-and over dev and test at every validation. Utterances are read from memory on both sides.
+s3prl's loop is that of its ``downstream/runner.py``. That file does not import beside today's
+torchaudio: its order of calls is repeated here around its own upstream expert, featurizer,
+downstream expert and losses. The encoder runs in every micro-step, and over dev and test at every
+validation. Utterances are read from memory on both sides.
 """
 
 from __future__ import annotations
@@ -35,12 +37,14 @@ HUBERT = FAMILIES.get("hubert")
 FRONT_END = HUBERT.front_end_prefixes[0]
 DISK_BYTES = 4 << 30
 MICRO_BATCH = 8
-"""Utterances that s3prl encodes at once: its SID config has 8, accumulated; its PR config 16, halved for a small corpus."""
+"""Utterances that s3prl encodes at once: its SID config has 8, accumulated; its PR config 16,
+halved for a small corpus."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """One task at the size that is compared. ``draws_per_utterance``: how often training draws an utterance."""
+    """One task at the size that is compared. ``draws_per_utterance``: how often training draws an
+    utterance."""
 
     task: str
     counts: Mapping[str, int]
@@ -58,7 +62,12 @@ class Setting:
 
     def spec(self, **changed: Any) -> EvalSpec:
         every = self.updates // self.validations
-        given = {"updates": self.updates, "validate_every_updates": every, "batch_size": self.batch_size, **changed}
+        given = {
+            "updates": self.updates,
+            "validate_every_updates": every,
+            "batch_size": self.batch_size,
+            **changed,
+        }
         return EvalSpec(task=self.task, corpus=CorpusSpec(), **given)
 
     def corpus(self, cache: Path) -> Corpus:
@@ -68,7 +77,11 @@ class Setting:
 
 
 def _phone_expert(problem: Problem, folder: Path) -> Callable[..., nn.Module]:
-    phones = {phone for example in problem.examples["train"] for phone in example.utterance.labels["phones"].split()}
+    phones = {
+        phone
+        for example in problem.examples["train"]
+        for phone in example.utterance.labels["phones"].split()
+    }
     build: Callable[..., nn.Module] = ctc_expert("word", sorted(phones), ["per"], linear=True)
     return build
 
@@ -98,13 +111,16 @@ SETTINGS = {
 
 
 def merged(count: int, layers: int, dim: int = 768) -> list[EncoderWeights]:
-    """Returns encoders between two random ones: like merges of stable fine-tuning, they share the front end of the first."""
+    """Returns encoders between two random ones: like merges of stable fine-tuning, they share the
+    front end of the first."""
     config = HUBERT.example_config(layers, dim, False)  # type: ignore[misc]
     start, donor = (HUBERT.initial(config, seed) for seed in (0, 1))  # type: ignore[misc]
     found = []
     for index in range(count):
         state = {
-            name: value if name.startswith(FRONT_END) else torch.lerp(value, donor.state[name], index / count)
+            name: value
+            if name.startswith(FRONT_END)
+            else torch.lerp(value, donor.state[name], index / count)
             for name, value in start.state.items()
         }
         found.append(EncoderWeights(family="hubert", config=config, state=state))
@@ -112,7 +128,8 @@ def merged(count: int, layers: int, dim: int = 768) -> list[EncoderWeights]:
 
 
 class Passes:
-    """Counts, by hooks, the utterances that go through the front end and the transformer of a HuBERT."""
+    """Counts, by hooks, the utterances that go through the front end and the transformer of a
+    HuBERT."""
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
@@ -121,7 +138,9 @@ class Passes:
         for name in ("feature_extractor", "encoder"):
             getattr(model, name).register_forward_hook(partial(self._seen, name))
 
-    def _seen(self, name: str, module: nn.Module, inputs: tuple[torch.Tensor, ...], output: Any) -> None:
+    def _seen(
+        self, name: str, module: nn.Module, inputs: tuple[torch.Tensor, ...], output: Any
+    ) -> None:
         self.counts[name] += len(inputs[0])
 
 
@@ -138,8 +157,15 @@ class Cost:
         self.seconds += seconds
 
 
-def ours(spec: EvalSpec, weights: EncoderWeights, corpus: Corpus, cache: Path, passes: Passes | None = None) -> float:
-    """Evaluates one encoder as a worker does and returns the processor seconds; the encoder is built before."""
+def ours(
+    spec: EvalSpec,
+    weights: EncoderWeights,
+    corpus: Corpus,
+    cache: Path,
+    passes: Passes | None = None,
+) -> float:
+    """Evaluates one encoder as a worker does and returns the processor seconds; the encoder is
+    built before."""
     encoder = HUBERT.build(weights)
     if passes is not None:
         passes.watch(encoder.module())
@@ -153,7 +179,9 @@ def ours(spec: EvalSpec, weights: EncoderWeights, corpus: Corpus, cache: Path, p
     return time.process_time() - began
 
 
-def theirs(setting: Setting, weights: EncoderWeights, corpus: Corpus, folder: Path, passes: Passes) -> Cost:
+def theirs(
+    setting: Setting, weights: EncoderWeights, corpus: Corpus, folder: Path, passes: Passes
+) -> Cost:
     """Evaluates one encoder in the order of s3prl's runner; the encoder is loaded before."""
     posed = pose(TASKS.get(setting.task), setting.spec(), corpus)
     assert isinstance(posed, Problem)
@@ -168,7 +196,11 @@ def theirs(setting: Setting, weights: EncoderWeights, corpus: Corpus, folder: Pa
     optimizer = torch.optim.Adam(peer.parameters(), lr=schedule.learning_rate)
     micro = min(MICRO_BATCH, setting.batch_size)
     generator = torch.Generator().manual_seed(0)
-    batches = draws(schedule_of(TASKS.get(setting.task), setting.spec(batch_size=micro)), posed.examples["train"], generator)
+    batches = draws(
+        schedule_of(TASKS.get(setting.task), setting.spec(batch_size=micro)),
+        posed.examples["train"],
+        generator,
+    )
     cost = Cost()
     for update in range(1, setting.updates + 1):
         for part in islice(batches, setting.batch_size // micro):

@@ -1,12 +1,14 @@
-"""Linear probes of the tiny HuBERT on the synthetic world, beside other encoders and normalised FBank: same data, one run.
+"""Linear probes of the tiny HuBERT on the synthetic world, beside other encoders and normalised
+FBank: same data, one run.
 
     python benchmarks/tiny_hubert.py tiny_hubert another.s3prl.pt fbank --cache runs/corpora
 
-A probe is what SUPERB uses in its simplest form: the encoder is frozen, its hidden states are layer-normalised and summed with
-learnt softmax weights, and one linear map names the phone of every frame, or, after the mean over time, the class of the
-utterance. The column ``masked`` asks for hidden frames: half of the frames are replaced by the mask embedding, and one linear
-map on the encoder's output names their MFCC cluster; clusters, masks, rooms and noise are the same for every encoder, so that
-encoders with other pre-training labels can be compared.
+A probe is what SUPERB uses in its simplest form: the encoder is frozen, its hidden states are
+layer-normalised and summed with learnt softmax weights, and one linear map names the phone of every
+frame, or, after the mean over time, the class of the utterance. The column ``masked`` asks for
+hidden frames: half of the frames are replaced by the mask embedding, and one linear map on the
+encoder's output names their MFCC cluster; clusters, masks, rooms and noise are the same for every
+encoder, so that encoders with other pre-training labels can be compared.
 """
 
 from __future__ import annotations
@@ -20,12 +22,12 @@ import torch
 import torch.nn.functional as F
 
 from speechft_ray.core.units import FRAME_FIELD_SAMPLES, FRAME_STRIDE_SAMPLES
+from speechft_ray.pretraining.masking import spans
+from speechft_ray.pretraining.reverberation import in_rooms
+from speechft_ray.pretraining.targets import fit_centroids, mfcc, nearest
 from speechft_ray.speech.checkpoints.load import load_encoder, weights_fingerprint
 from speechft_ray.speech.corpora.base import CORPORA, Corpus, Utterance
 from speechft_ray.speech.encoders.base import FAMILIES, Encoder
-from speechft_ray.speech.pretraining.masking import spans
-from speechft_ray.speech.pretraining.rooms import in_rooms
-from speechft_ray.speech.pretraining.targets import fit_centroids, mfcc, nearest
 
 TASKS = {"phones": None, "sid": "speaker", "er": "emotion", "ks": "keyword"}
 """Part of the synthetic corpus and the label of an utterance; ``None``: the phone of each frame."""
@@ -41,14 +43,18 @@ def frame_phones(utterance: Utterance, frames: int) -> list[str]:
     return [utterance.alignment[max(0, index)][1] for index in indices]
 
 
-def examples(encoder: Encoder, corpus: Corpus, split: str, column: str | None) -> tuple[torch.Tensor, list[str]]:
+def examples(
+    encoder: Encoder, corpus: Corpus, split: str, column: str | None
+) -> tuple[torch.Tensor, list[str]]:
     """Returns layer-normalised states ``(examples, states, dim)`` float16 and the label of each."""
     rows, labels = [], []
     step = TRAIN_FRAME_STEP if split == "train" else 1
     for utterance in corpus.split(split):
         with torch.inference_mode():
             found = encoder.hidden_states([torch.from_numpy(corpus.read(utterance))]).states
-        stacked = torch.stack([F.layer_norm(state[0], state.shape[-1:]) for state in found], dim=1)  # (frames, states, dim)
+        stacked = torch.stack(
+            [F.layer_norm(state[0], state.shape[-1:]) for state in found], dim=1
+        )  # (frames, states, dim)
         if column is None:
             rows.append(stacked[::step].half())
             labels += frame_phones(utterance, len(stacked))[::step]
@@ -58,8 +64,11 @@ def examples(encoder: Encoder, corpus: Corpus, split: str, column: str | None) -
     return torch.cat(rows), labels
 
 
-def accuracy(train: tuple[torch.Tensor, list[str]], test: tuple[torch.Tensor, list[str]], seed: int) -> float:
-    """Trains weights and one linear map by Adam on ``train`` and returns the fraction of ``test`` that it names rightly."""
+def accuracy(
+    train: tuple[torch.Tensor, list[str]], test: tuple[torch.Tensor, list[str]], seed: int
+) -> float:
+    """Trains weights and one linear map by Adam on ``train`` and returns the fraction of ``test``
+    that it names rightly."""
     names = {name: index for index, name in enumerate(sorted(set(train[1])))}
     states, targets = train[0], torch.tensor([names[label] for label in train[1]])
     torch.manual_seed(seed)
@@ -80,12 +89,17 @@ def accuracy(train: tuple[torch.Tensor, list[str]], test: tuple[torch.Tensor, li
         optimiser.step()
     with torch.inference_mode():
         found = torch.cat([logits(block).argmax(dim=1) for block in test[0].split(4096)])
-    right = [names.get(label, -1) == index for label, index in zip(test[1], found.tolist(), strict=True)]
+    right = [
+        names.get(label, -1) == index for label, index in zip(test[1], found.tolist(), strict=True)
+    ]
     return float(np.mean(right))
 
 
-def hidden_frames(encoder: Encoder, corpus: Corpus, split: str, centroids: np.ndarray) -> tuple[torch.Tensor, list[str]]:
-    """Returns the encoder's output at hidden frames, ``(examples, 1, dim)``, and the cluster of the clean speech there."""
+def hidden_frames(
+    encoder: Encoder, corpus: Corpus, split: str, centroids: np.ndarray
+) -> tuple[torch.Tensor, list[str]]:
+    """Returns the encoder's output at hidden frames, ``(examples, 1, dim)``, and the cluster of the
+    clean speech there."""
     model, rng = encoder.module(), np.random.default_rng(len(split))
     rows, labels = [], []
     for utterance in corpus.split(split):
@@ -93,8 +107,12 @@ def hidden_frames(encoder: Encoder, corpus: Corpus, split: str, centroids: np.nd
         clusters = nearest(mfcc(wave).numpy(), centroids)
         hidden = torch.from_numpy(spans(1, len(clusters), fraction=0.5, length=5, rng=rng))
         with torch.inference_mode():
-            features = model.layer_norm(model.feature_extractor(in_rooms(wave[None], rng)).transpose(1, 2))
-            features = torch.where(hidden[:, :, None], model.mask_emb, model.post_extract_proj(features))
+            features = model.layer_norm(
+                model.feature_extractor(in_rooms(wave[None], rng)).transpose(1, 2)
+            )
+            features = torch.where(
+                hidden[:, :, None], model.mask_emb, model.post_extract_proj(features)
+            )
             output, _ = model.encoder(features)
         rows.append(output[hidden][:, None])
         labels += [str(cluster) for cluster in clusters[hidden[0].numpy()]]
@@ -103,7 +121,9 @@ def hidden_frames(encoder: Encoder, corpus: Corpus, split: str, centroids: np.nd
 
 def masked_cell(encoder: Encoder, corpus: Corpus, seeds: int) -> str:
     """Returns mean and spread over probe seeds of the accuracy at hidden frames."""
-    sample = np.concatenate([mfcc(torch.from_numpy(corpus.read(item))).numpy() for item in corpus.split("train")])
+    sample = np.concatenate(
+        [mfcc(torch.from_numpy(corpus.read(item))).numpy() for item in corpus.split("train")]
+    )
     centroids = fit_centroids(sample, 100, 0)
     train, test = (hidden_frames(encoder, corpus, split, centroids) for split in ("train", "test"))
     scores = [100 * accuracy(train, test, seed) for seed in range(seeds)]
@@ -112,20 +132,35 @@ def masked_cell(encoder: Encoder, corpus: Corpus, seeds: int) -> str:
 
 def main() -> None:
     """Prints one row per encoder."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("encoders", nargs="*", default=["tiny_hubert", "fbank"])
     parser.add_argument("--cache", type=Path, default=Path("runs/corpora"))
     parser.add_argument("--train", type=int, default=800, help="training utterances per task")
-    parser.add_argument("--test", type=int, default=1000, help="test utterances per task (a fifth of it for phones)")
+    parser.add_argument(
+        "--test", type=int, default=1000, help="test utterances per task (a fifth of it for phones)"
+    )
     parser.add_argument("--seeds", type=int, default=3, help="probe seeds averaged")
     options = parser.parse_args()
     torch.set_num_threads(1)
     kind = CORPORA.get("synthetic")
     corpora = {}
     for part in TASKS:
-        sizes = {"train": options.train, "test": options.test // 5 if part == "phones" else options.test}
-        corpora[part] = kind.open(kind.options.model_validate({"part": part, **sizes}), None, options.cache, None)
-    sizes = {"part": "pretrain", "seed": 1, "train": options.train // 2, "dev": 0, "test": options.test // 5}
+        sizes = {
+            "train": options.train,
+            "test": options.test // 5 if part == "phones" else options.test,
+        }
+        corpora[part] = kind.open(
+            kind.options.model_validate({"part": part, **sizes}), None, options.cache, None
+        )
+    sizes = {
+        "part": "pretrain",
+        "seed": 1,
+        "train": options.train // 2,
+        "dev": 0,
+        "test": options.test // 5,
+    }
     speech = kind.open(kind.options.model_validate(sizes), None, options.cache, None)
     print("| encoder | fingerprint | masked |", " | ".join(TASKS), "| seconds |")
     print("|---|---|---|" + "---|" * (len(TASKS) + 1))
@@ -135,11 +170,18 @@ def main() -> None:
         started = time.process_time()
         cells = [masked_cell(encoder, speech, options.seeds) if weights.family == "hubert" else "-"]
         for part, column in TASKS.items():
-            train, test = (examples(encoder, corpora[part], split, column) for split in ("train", "test"))
+            train, test = (
+                examples(encoder, corpora[part], split, column) for split in ("train", "test")
+            )
             scores = [100 * accuracy(train, test, seed) for seed in range(options.seeds)]
             cells.append(f"{np.mean(scores):.1f} ± {np.std(scores):.1f}")
         spent = f"{time.process_time() - started:.0f}"
-        print(f"| {Path(name).name} | {weights_fingerprint(weights)} |", " | ".join(cells), f"| {spent} |", flush=True)
+        print(
+            f"| {Path(name).name} | {weights_fingerprint(weights)} |",
+            " | ".join(cells),
+            f"| {spent} |",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""Which merge? A search over alpha, lambda and strategy that proposes the next merge as soon as an evaluation ends.
+"""Which merge? A search over alpha, lambda and strategy that proposes the next merge as soon as an
+evaluation ends.
 
-A saved command line: ``speechft run --space search_spaces/search_alpha_lambda.yaml`` with whatever you add, for example
-``python launch/search_merge.py --address auto --storage /shared/runs``.
+A saved command line: ``speechft run --space search_spaces/search_alpha_lambda.yaml`` with whatever
+you add, for example ``python launch/search_merge.py --address auto --storage /shared/runs``.
 """
 
 import sys

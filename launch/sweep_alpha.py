@@ -1,7 +1,8 @@
-"""Which alpha? Stable fine-tuning, then merges across alpha, each evaluated on the tasks of the space.
+"""Which alpha? Stable fine-tuning, then merges across alpha, each evaluated on the tasks of the
+space.
 
-A saved command line: ``speechft run --space search_spaces/alpha.yaml`` with whatever you add, for example
-``python launch/sweep_alpha.py --address auto --storage /shared/runs``.
+A saved command line: ``speechft run --space search_spaces/alpha.yaml`` with whatever you add, for
+example ``python launch/sweep_alpha.py --address auto --storage /shared/runs``.
 """
 
 import sys

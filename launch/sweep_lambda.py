@@ -1,7 +1,7 @@
 """Merge or regularize? The L2-SP baseline across lambda beside the merges.
 
-A saved command line: ``speechft run --space search_spaces/lambda.yaml`` with whatever you add, for example
-``python launch/sweep_lambda.py --address auto --storage /shared/runs``.
+A saved command line: ``speechft run --space search_spaces/lambda.yaml`` with whatever you add, for
+example ``python launch/sweep_lambda.py --address auto --storage /shared/runs``.
 """
 
 import sys

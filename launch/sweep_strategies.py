@@ -1,7 +1,7 @@
 """Which strategy? Linear and TIES merges of several fine-tuned models across alpha.
 
-A saved command line: ``speechft run --space search_spaces/strategies.yaml`` with whatever you add, for example
-``python launch/sweep_strategies.py --address auto --storage /shared/runs``.
+A saved command line: ``speechft run --space search_spaces/strategies.yaml`` with whatever you add,
+for example ``python launch/sweep_strategies.py --address auto --storage /shared/runs``.
 """
 
 import sys

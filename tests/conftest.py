@@ -1,4 +1,5 @@
-"""Two processes share the tests (``-n 2 --dist loadgroup``, pyproject.toml): a file stays together, and so does all of Ray.
+"""Two processes share the tests (``-n 2 --dist loadgroup``, pyproject.toml): a file stays together,
+and so does all of Ray.
 
 Module fixtures are then made once, and no two clusters compete for two cores.
 """

@@ -1,4 +1,5 @@
-"""docs/finetuning.md: every example is what the real parser reads, and every recipe is in the table with its own numbers."""
+"""docs/finetuning.md: every example is what the real parser reads, and every recipe is in the table
+with its own numbers."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from speechft_ray.compose import check_names
+from speechft_ray.commands.checks import check_names
 from speechft_ray.core.space import parse_space
 from speechft_ray.sweep.space_file import read_space
 

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from speechft_ray.compose import check_names, place_for
+from speechft_ray.commands.checks import check_names
+from speechft_ray.commands.parts import place_for
+from speechft_ray.commands.search import plan_search
 from speechft_ray.merging.base import METHODS
-from speechft_ray.searching import plan_search
 from speechft_ray.sweep.space_file import read_space
 
 REPOSITORY = Path(__file__).parents[1]
@@ -21,21 +22,35 @@ def test_every_space_is_valid(path: Path) -> None:
     check_names(read_space(path))
 
 
-@pytest.mark.parametrize("path", [path for path in SPACES if path.stem.startswith("search_")], ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", [path for path in SPACES if path.stem.startswith("search_")], ids=lambda path: path.stem
+)
 def test_every_search_can_be_planned(path: Path, tmp_path: Path) -> None:
     spec = read_space(path)
-    if spec.search and spec.search.axes.get("method") == "layerwise" and "layerwise" not in METHODS.names():
+    if (
+        spec.search
+        and spec.search.axes.get("method") == "layerwise"
+        and "layerwise" not in METHODS.names()
+    ):
         pytest.skip("this version has no layer-wise merge")
     plan = plan_search(spec, place_for(spec, storage=tmp_path))
     assert plan.search.trials * len(plan.tasks) > 0
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("path", sorted((REPOSITORY / "launch").glob("*.py")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", sorted((REPOSITORY / "launch").glob("*.py")), ids=lambda path: path.stem
+)
 def test_launch_scripts_are_saved_command_lines(path: Path) -> None:
     """No logic: no function, no condition but the main guard, and a space that exists."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    assert not any(isinstance(node, ast.FunctionDef | ast.For | ast.While) for node in ast.walk(tree))
+    assert not any(
+        isinstance(node, ast.FunctionDef | ast.For | ast.While) for node in ast.walk(tree)
+    )
     assert sum(isinstance(node, ast.If) for node in ast.walk(tree)) == 1
-    named = [node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and str(node.value).endswith(".yaml")]
+    named = [
+        node.value
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Constant) and str(node.value).endswith(".yaml")
+    ]
     assert len([name for name in named if name in {space.name for space in SPACES}]) == 1

@@ -1,6 +1,8 @@
-"""The ``speechft`` command. Verbs only parse, call and print; what they do lives in ``compose`` and below.
+"""The ``speechft`` command. Verbs only parse, call and print; what they do lives in ``compose`` and
+below.
 
-Exit codes: 0 done, 1 some jobs failed, 2 bad input, 75 stopped and resumable (EX_TEMPFAIL: run the same command again).
+Exit codes: 0 done, 1 some jobs failed, 2 bad input, 75 stopped and resumable (EX_TEMPFAIL: run the
+same command again).
 """
 
 from __future__ import annotations
@@ -28,7 +30,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"speechft: {error}", file=sys.stderr)
         return EXIT_USER
     except Interrupted:
-        print("speechft: stopped. Everything finished is kept; run the same command again to go on.", file=sys.stderr)
+        print(
+            "speechft: stopped. Everything finished is kept; run the same command again to go on.",
+            file=sys.stderr,
+        )
         return EXIT_RESUMABLE
     except SystemExit as error:
         return int(error.code or 0)

@@ -14,7 +14,10 @@ from speechft_ray.cli.app import app
 from speechft_ray.core.errors import UserError
 
 ConfigFrom = Annotated[
-    Path | None, typer.Option(help="For s3prl downstream checkpoints: the checkpoint that the training began from.")
+    Path | None,
+    typer.Option(
+        help="For s3prl downstream checkpoints: the checkpoint that the training began from."
+    ),
 ]
 
 
@@ -23,15 +26,18 @@ def inspect(
     encoder: Annotated[str, typer.Argument(help="A file or folder of any format, or a name.")],
     config_from: ConfigFrom = None,
 ) -> None:
-    """Say what a checkpoint is, where it comes from and what it can become; nothing in it is run, no model is built."""
-    from speechft_ray.exchange import bring
+    """Say what a checkpoint is, where it comes from and what it can become; nothing in it is run,
+    no model is built."""
+    from speechft_ray.commands.parts import bring
     from speechft_ray.speech.checkpoints.inspect import inspect
     from speechft_ray.speech.checkpoints.load import locate
 
     bring(encoder)
     path = locate(encoder)
     findings = inspect(path, config_from)
-    table = Table(title=escape(str(path)), title_justify="left", show_header=False, box=None, pad_edge=False)
+    table = Table(
+        title=escape(str(path)), title_justify="left", show_header=False, box=None, pad_edge=False
+    )
     for heading, text in findings.lines:
         table.add_row(heading, escape(text))
     Console().print(table)
@@ -43,12 +49,16 @@ def inspect(
 def convert(
     encoder: Annotated[str, typer.Argument(help="A file or folder of any format, or a name.")],
     out: Annotated[Path, typer.Argument(help="File or folder to write.")],
-    to: Annotated[str, typer.Option(help="Format: fairseq, s3prl, s3prl-downstream, hf or safetensors.")],
+    to: Annotated[
+        str, typer.Option(help="Format: fairseq, s3prl, s3prl-downstream, hf or safetensors.")
+    ],
     config_from: ConfigFrom = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace an encoder that lies at OUT.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace an encoder that lies at OUT.")
+    ] = False,
 ) -> None:
     """Write an encoder in another format, whole or not at all."""
-    from speechft_ray.exchange import bring
+    from speechft_ray.commands.parts import bring
     from speechft_ray.speech.checkpoints.convert import convert
     from speechft_ray.speech.checkpoints.inspect import disk_bytes, mega, size_of
     from speechft_ray.speech.checkpoints.load import locate

@@ -15,9 +15,12 @@ from speechft_ray.core.errors import UserError
 
 if TYPE_CHECKING:
     from speechft_ray.speech.corpora.base import Corpus, CorpusKind
-    from speechft_ray.speech.corpora.census import Count
+    from speechft_ray.speech.corpora.corpus_stats import Count
 
-corpora = typer.Typer(help="Corpora: which there are, how they are laid out, whether a copy is complete.", no_args_is_help=True)
+corpora = typer.Typer(
+    help="Corpora: which there are, how they are laid out, whether a copy is complete.",
+    no_args_is_help=True,
+)
 app.add_typer(corpora, name="corpora")
 
 
@@ -34,21 +37,33 @@ def show_list() -> None:
 
 @corpora.command()
 def check(
-    name: Annotated[str, typer.Argument(help="Name of the corpus; `speechft corpora list` prints them.")],
+    name: Annotated[
+        str, typer.Argument(help="Name of the corpus; `speechft corpora list` prints them.")
+    ],
     folder: Annotated[Path, typer.Argument(help="The folder with its files, or a manifest.")],
-    option: Annotated[list[str] | None, typer.Option(help="An option of the corpus as NAME=VALUE; may be repeated.")] = None,
-    storage: Annotated[Path, typer.Option(help="Where what is measured is kept, for sweeps as well.")] = Path("runs"),
+    option: Annotated[
+        list[str] | None,
+        typer.Option(help="An option of the corpus as NAME=VALUE; may be repeated."),
+    ] = None,
+    storage: Annotated[
+        Path, typer.Option(help="Where what is measured is kept, for sweeps as well.")
+    ] = Path("runs"),
 ) -> None:
-    """Open a corpus, count it by split, and say what is missing. Exit code 2 when it cannot be used."""
+    """Open a corpus, count it by split, and say what is missing. Exit code 2 when it cannot be
+    used."""
     from speechft_ray.core.validation import validated
     from speechft_ray.speech.corpora.base import CORPORA
-    from speechft_ray.speech.corpora.census import count, differences
+    from speechft_ray.speech.corpora.corpus_stats import count, differences
 
     kind, console = CORPORA.get(name), _console()
     if not kind.needs_root:
         raise UserError(f"the corpus `{name}` makes itself: there is no folder to check.")
-    options = validated(kind.options, given_pairs(option or [], "--option"), where=f"corpus `{name}`")
-    corpus = _opened(kind, options, folder.expanduser().absolute(), storage.expanduser().absolute() / "corpora")
+    options = validated(
+        kind.options, given_pairs(option or [], "--option"), where=f"corpus `{name}`"
+    )
+    corpus = _opened(
+        kind, options, folder.expanduser().absolute(), storage.expanduser().absolute() / "corpora"
+    )
     counts, expected = count(corpus), kind.expected(options)
     console.print(_table(corpus, counts))
     for sentence in (*corpus.notes, *corpus.absent.values()):
@@ -62,16 +77,22 @@ def check(
     different = differences(corpus, counts, expected)
     for sentence in different:
         console.print(f"note: {sentence}", markup=False)
-    console.print(f"{'Usable, but not' if different else 'Complete:'} what {expected.source} counts.", markup=False)
+    console.print(
+        f"{'Usable, but not' if different else 'Complete:'} what {expected.source} counts.",
+        markup=False,
+    )
 
 
 @corpora.command()
 def prepare(
-    name: Annotated[str, typer.Argument(help="Name of the corpus; `speechft corpora list` prints them.")],
+    name: Annotated[
+        str, typer.Argument(help="Name of the corpus; `speechft corpora list` prints them.")
+    ],
     folder: Annotated[Path, typer.Argument(help="The folder with its files.")],
 ) -> None:
-    """Fetch the lists and lexicons that do not come with the recordings; those that are there stay as they are."""
-    from speechft_ray.exchange import fetch_extras
+    """Fetch the lists and lexicons that do not come with the recordings; those that are there stay
+    as they are."""
+    from speechft_ray.commands.corpora import fetch_extras
     from speechft_ray.speech.corpora.base import CORPORA
 
     kind, console = CORPORA.get(name), _console()
@@ -79,7 +100,9 @@ def prepare(
         console.print(f"The corpus `{name}` needs nothing but its recordings.")
         return
     if not folder.expanduser().is_dir():
-        raise UserError(f"there is no folder {folder}: give the one that holds the recordings of `{name}`.")
+        raise UserError(
+            f"there is no folder {folder}: give the one that holds the recordings of `{name}`."
+        )
     for sentence in fetch_extras(kind.extras, folder.expanduser()):
         console.print(sentence, markup=False)
 
@@ -88,17 +111,33 @@ def _opened(kind: CorpusKind, options: Any, root: Path, cache: Path) -> Corpus:
     from rich.progress import MofNCompleteColumn, Progress
 
     console, columns = _console(), (*Progress.get_default_columns(), MofNCompleteColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
+    with Progress(
+        *columns, console=console, transient=True, disable=not console.is_terminal
+    ) as bars:
         files = bars.add_task("measuring audio", total=None)
-        return kind.open(options, root, cache, lambda done, total: bars.update(files, completed=done, total=total))
+        return kind.open(
+            options,
+            root,
+            cache,
+            lambda done, total: bars.update(files, completed=done, total=total),
+        )
 
 
 def _table(corpus: Corpus, counts: list[Count]) -> Table:
     columns = sorted(counts[0].classes)
-    table = Table("split", "utterances", "hours", "speakers", *columns, title=f"{corpus.name} ({corpus.fingerprint})")
+    table = Table(
+        "split",
+        "utterances",
+        "hours",
+        "speakers",
+        *columns,
+        title=f"{corpus.name} ({corpus.fingerprint})",
+    )
     for each in counts:
         classes = [f"{each.classes[column]:,}" for column in columns]
-        table.add_row(each.split, f"{each.utterances:,}", f"{each.hours:.2f}", f"{each.speakers:,}", *classes)
+        table.add_row(
+            each.split, f"{each.utterances:,}", f"{each.hours:.2f}", f"{each.speakers:,}", *classes
+        )
     return table
 
 

@@ -14,36 +14,49 @@ from speechft_ray.cli.app import app
 @app.command()
 def encoders() -> None:
     """List the encoders that have names, and which of them are on this machine."""
-    from speechft_ray.exchange import describe_encoders
+    from speechft_ray.commands.encoders import describe_encoders
 
     describe_encoders(Console())
 
 
 @app.command()
 def new(
-    family: Annotated[str, typer.Argument(help="Encoder family: hubert, wav2vec2, wavlm, decoar2.")],
-    out: Annotated[Path, typer.Argument(help="Folder to write, or a file that ends in .safetensors.")],
+    family: Annotated[
+        str, typer.Argument(help="Encoder family: hubert, wav2vec2, wavlm, decoar2.")
+    ],
+    out: Annotated[
+        Path, typer.Argument(help="Folder to write, or a file that ends in .safetensors.")
+    ],
     layers: Annotated[int, typer.Option(min=1, max=48, help="Transformer layers.")] = 4,
-    dim: Annotated[int, typer.Option(min=16, max=2048, help="Width of the transformer, a multiple of 16.")] = 64,
-    large: Annotated[bool, typer.Option("--large", help="Normalisation as in the Large models.")] = False,
+    dim: Annotated[
+        int, typer.Option(min=16, max=2048, help="Width of the transformer, a multiple of 16.")
+    ] = 64,
+    large: Annotated[
+        bool, typer.Option("--large", help="Normalisation as in the Large models.")
+    ] = False,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the random weights.")] = 0,
 ) -> None:
     """Write an encoder with random weights, to try things out with."""
-    from speechft_ray.exchange import new_encoder
+    from speechft_ray.commands.encoders import new_encoder
 
     new_encoder(family, out, layers=layers, dim=dim, large=large, seed=seed)
-    typer.echo(f"{out}: {family}, {layers} layers of {dim}, random weights. Use it with --encoder {out}")
+    typer.echo(
+        f"{out}: {family}, {layers} layers of {dim}, random weights. Use it with --encoder {out}"
+    )
 
 
 @app.command()
 def export(
-    run: Annotated[str, typer.Argument(help="A sweep's name (its winner), or the fingerprint of a merged encoder.")],
+    run: Annotated[
+        str,
+        typer.Argument(help="A sweep's name (its winner), or the fingerprint of a merged encoder."),
+    ],
     out: Annotated[Path, typer.Argument(help="File or folder to write; must not exist.")],
     to: Annotated[str, typer.Option(help="Format: hf, fairseq, s3prl or safetensors.")],
     storage: Annotated[Path, typer.Option(help="Where the sweep was kept.")] = Path("runs"),
 ) -> None:
     """Write the merged encoder that a sweep chose in the format of another tool."""
-    from speechft_ray.exchange import export_encoder
+    from speechft_ray.commands.encoders import export_encoder
 
     for sentence in export_encoder(run, to, out, storage):
         typer.echo(sentence)

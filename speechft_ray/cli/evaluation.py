@@ -15,26 +15,52 @@ from speechft_ray.core.errors import UserError
 
 @app.command()
 def evaluate(
-    encoder: Annotated[str, typer.Option(help="A name of `speechft encoders`, hf:OWNER/NAME, a file or folder, or fbank.")],
-    task: Annotated[str, typer.Option(help="A task of SUPERB, or chars or label for own recordings.")],
-    corpus: Annotated[Path | None, typer.Option(help="Folder of the task's corpus, or a manifest; default: synthetic.")] = None,
-    corpus_option: Annotated[list[str] | None, typer.Option(help="An option of the corpus, NAME=VALUE; repeatable.")] = None,
-    option: Annotated[list[str] | None, typer.Option(help="An option of the task, NAME=VALUE; repeatable.")] = None,
-    column: Annotated[str | None, typer.Option(help="Label column; default: the task's own.")] = None,
-    updates: Annotated[int | None, typer.Option(help="Updates of a probe; default: as published.")] = None,
+    encoder: Annotated[
+        str,
+        typer.Option(
+            help="A name of `speechft encoders`, hf:OWNER/NAME, a file or folder, or fbank."
+        ),
+    ],
+    task: Annotated[
+        str, typer.Option(help="A task of SUPERB, or chars or label for own recordings.")
+    ],
+    corpus: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the task's corpus, or a manifest; default: synthetic."),
+    ] = None,
+    corpus_option: Annotated[
+        list[str] | None, typer.Option(help="An option of the corpus, NAME=VALUE; repeatable.")
+    ] = None,
+    option: Annotated[
+        list[str] | None, typer.Option(help="An option of the task, NAME=VALUE; repeatable.")
+    ] = None,
+    column: Annotated[
+        str | None, typer.Option(help="Label column; default: the task's own.")
+    ] = None,
+    updates: Annotated[
+        int | None, typer.Option(help="Updates of a probe; default: as published.")
+    ] = None,
     learning_rate: Annotated[
         str | None, typer.Option(help="A number, several with commas, or `grid`; default: s3prl's.")
     ] = None,
     seeds: Annotated[int, typer.Option(help="How many probes.")] = 1,
-    storage: Annotated[Path, typer.Option(help="Where everything is kept; sweeps find it there.")] = Path("runs"),
-    address: Annotated[str, typer.Option(help="Ray cluster: `local`, `auto` or HOST:PORT.")] = "local",
-    in_process: Annotated[bool, typer.Option("--in-process", help="No Ray: everything in this process.")] = False,
+    storage: Annotated[
+        Path, typer.Option(help="Where everything is kept; sweeps find it there.")
+    ] = Path("runs"),
+    address: Annotated[
+        str, typer.Option(help="Ray cluster: `local`, `auto` or HOST:PORT.")
+    ] = "local",
+    in_process: Annotated[
+        bool, typer.Option("--in-process", help="No Ray: everything in this process.")
+    ] = False,
     cpu: Annotated[bool, typer.Option("--cpu", help="Leave GPUs alone.")] = False,
 ) -> None:
-    """Evaluate one encoder on one task of SUPERB, with its published protocol where nothing else is said."""
-    from speechft_ray.compose import encoder_at, stop_on_signals
+    """Evaluate one encoder on one task of SUPERB, with its published protocol where nothing else is
+    said."""
+    from speechft_ray.cli.app import stop_on_signals
+    from speechft_ray.commands.evaluate import describe_evaluation, evaluation, run_evaluation
+    from speechft_ray.commands.parts import encoder_at
     from speechft_ray.core.records import Place
-    from speechft_ray.evaluating import describe_evaluation, evaluation, run_evaluation
 
     given = {
         "column": column,
@@ -65,5 +91,7 @@ def _rates(text: str | None) -> float | str | list[float] | None:
     try:
         rates = [float(part) for part in text.split(",")]
     except ValueError:
-        raise UserError(f"--learning-rate must be a number, several with commas, or `grid`, but is `{text}` instead.") from None
+        raise UserError(
+            f"--learning-rate must be a number, several with commas, or `grid`, but is `{text}` instead."
+        ) from None
     return rates if len(rates) > 1 else rates[0]

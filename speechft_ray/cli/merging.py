@@ -21,15 +21,29 @@ if TYPE_CHECKING:
 @app.command()
 def merge(
     method: Annotated[str | None, typer.Argument(help="Merge method; see --list.")] = None,
-    base: Annotated[str | None, typer.Option(help="Pre-trained encoder, or any safetensors file.")] = None,
-    donor: Annotated[list[str] | None, typer.Option(help="Tuned from the base; repeat for several.")] = None,
-    param: Annotated[list[str] | None, typer.Option(help="Parameter of the method as NAME=VALUE (JSON, else text).")] = None,
-    alpha: Annotated[float, typer.Option(help="How far to go: 0 is the base, 1 the whole merge.")] = 1.0,
-    out: Annotated[Path | None, typer.Option(help="File to write (.safetensors), or a folder for an encoder.")] = None,
+    base: Annotated[
+        str | None, typer.Option(help="Pre-trained encoder, or any safetensors file.")
+    ] = None,
+    donor: Annotated[
+        list[str] | None, typer.Option(help="Tuned from the base; repeat for several.")
+    ] = None,
+    param: Annotated[
+        list[str] | None,
+        typer.Option(help="Parameter of the method as NAME=VALUE (JSON, else text)."),
+    ] = None,
+    alpha: Annotated[
+        float, typer.Option(help="How far to go: 0 is the base, 1 the whole merge.")
+    ] = 1.0,
+    out: Annotated[
+        Path | None, typer.Option(help="File to write (.safetensors), or a folder for an encoder.")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace --out when it exists.")] = False,
-    show: Annotated[bool, typer.Option("--list", help="Show all methods with their parameters and defaults.")] = False,
+    show: Annotated[
+        bool, typer.Option("--list", help="Show all methods with their parameters and defaults.")
+    ] = False,
 ) -> None:
-    """Merge models that were tuned from one base: encoders of any format, or safetensors files of any model."""
+    """Merge models that were tuned from one base: encoders of any format, or safetensors files of
+    any model."""
     if show:
         Console().print(_methods())
         return
@@ -37,7 +51,7 @@ def merge(
         raise UserError(
             "a merge needs METHOD, --base, at least one --donor and --out; `speechft merge --list` shows the methods."
         )
-    from speechft_ray.merge_files import merge_models
+    from speechft_ray.commands.merge import merge_models
 
     merge_models(method, _params(param or []), base, donor, alpha, out, replace=force)
     print(out)
@@ -47,27 +61,34 @@ def merge(
 def diff(
     first: Annotated[str, typer.Argument(help="Encoder, or any safetensors file.")],
     second: Annotated[str, typer.Argument(help="The same of another.")],
-    picture: Annotated[Path | None, typer.Option(help="Draw the differences into this PNG file as well.")] = None,
+    picture: Annotated[
+        Path | None, typer.Option(help="Draw the differences into this PNG file as well.")
+    ] = None,
 ) -> None:
     """Print how far two models lie apart, layer by layer."""
-    from speechft_ray.merge_files import read_state
+    from speechft_ray.commands.merge import read_state
     from speechft_ray.merging.difference import differences, draw
 
     found = differences(read_state(first), read_state(second))
     Console().print(_difference_table(found))
     if picture is not None:
         if not picture.parent.is_dir():
-            raise UserError(f"the folder of {picture} does not exist: make it, or give another --picture.")
+            raise UserError(
+                f"the folder of {picture} does not exist: make it, or give another --picture."
+            )
         draw(found, f"{Path(first).name} → {Path(second).name}", picture)
 
 
 def _params(given: list[str]) -> dict[str, Any]:
-    """Returns ``NAME=VALUE`` texts as a mapping: values are JSON where they can be read as such, else text."""
+    """Returns ``NAME=VALUE`` texts as a mapping: values are JSON where they can be read as such,
+    else text."""
     params: dict[str, Any] = {}
     for item in given:
         name, sign, text = item.partition("=")
         if not (name and sign):
-            raise UserError(f"`--param {item}` has no value: write NAME=VALUE, for example density=0.2 or weights=[1,2].")
+            raise UserError(
+                f"`--param {item}` has no value: write NAME=VALUE, for example density=0.2 or weights=[1,2]."
+            )
         if name in params:
             raise UserError(f"the parameter `{name}` is given twice: say once what it is.")
         try:
@@ -81,14 +102,24 @@ def _methods() -> Table:
     from speechft_ray.merging.base import METHODS, MergeParams
 
     table = Table("method", "donors", "parameters and their defaults", box=SIMPLE_HEAD)
-    common = ", ".join(f"{name}={field.default}" for name, field in MergeParams.model_fields.items())
+    common = ", ".join(
+        f"{name}={field.default}" for name, field in MergeParams.model_fields.items()
+    )
     table.caption = f"All methods: {common}; and --alpha."
     for name, method in METHODS.items():
-        fields = {key: field for key, field in method.params.model_fields.items() if key not in MergeParams.model_fields}
+        fields = {
+            key: field
+            for key, field in method.params.model_fields.items()
+            if key not in MergeParams.model_fields
+        }
         defaults = method.params()
         params = ", ".join(f"{key}={_json(getattr(defaults, key))}" for key in fields)
         fewest, most = method.donors(defaults)
-        table.add_row(name, f"{fewest}+" if most is None else str(most) if most == fewest else f"{fewest}-{most}", params)
+        table.add_row(
+            name,
+            f"{fewest}+" if most is None else str(most) if most == fewest else f"{fewest}-{most}",
+            params,
+        )
     return table
 
 
@@ -102,7 +133,14 @@ def _difference_table(found: list[Difference]) -> Table:
     for title in ("parameters", "distance", "relative", "cosine", "changed"):
         table.add_column(title, justify="right")
     for item in found:
-        values = (f"{item.numbers:,}", f"{item.distance:.4g}", f"{item.relative:.3%}", f"{item.cosine:.6f}")
+        values = (
+            f"{item.numbers:,}",
+            f"{item.distance:.4g}",
+            f"{item.relative:.3%}",
+            f"{item.cosine:.6f}",
+        )
         share = item.changed / item.numbers if item.numbers else 0.0
-        table.add_row(item.name, *values, f"{share:.1%}", style="bold" if item.name == "all" else "")
+        table.add_row(
+            item.name, *values, f"{share:.1%}", style="bold" if item.name == "all" else ""
+        )
     return table

@@ -9,7 +9,8 @@ from speechft_ray.core.errors import UserError
 
 
 def given_pairs(pairs: Sequence[str], flag: str) -> dict[str, Any]:
-    """Returns the values by name, read as YAML, as a search space has them. Raises ``UserError`` naming the flag."""
+    """Returns the values by name, read as YAML, as a search space has them. Raises ``UserError``
+    naming the flag."""
     import yaml
 
     found: dict[str, Any] = {}

@@ -9,12 +9,14 @@ from speechft_ray.core.records import Job, Place
 
 
 def preferred_node(job: Job, place: Place, nodes: Iterable[str]) -> str | None:
-    """Returns the id of the node that an evaluation should run on while there is room, or ``None`` if any is as good.
+    """Returns the id of the node that an evaluation should run on while there is room, or ``None``
+    if any is as good.
 
-    All evaluations of one corpus prefer one node, whatever they evaluate; different corpora spread. Each node draws a number
-    for the corpus and the highest wins (rendezvous hashing: Thaler and Ravishankar, IEEE/ACM Transactions on Networking 6(1),
-    1998), so a node that comes or goes moves only the corpora that it wins or had won. A cache in the storage is the same
-    from every node, and other stages have none.
+    All evaluations of one corpus prefer one node, whatever they evaluate; different corpora spread.
+    Each node draws a number for the corpus and the highest wins (rendezvous hashing: Thaler and
+    Ravishankar, IEEE/ACM Transactions on Networking 6(1), 1998), so a node that comes or goes moves
+    only the corpora that it wins or had won. A cache in the storage is the same from every node,
+    and other stages have none.
     """
     spec = job.payload.get("spec")
     corpus = spec.get("corpus") if isinstance(spec, dict) else None

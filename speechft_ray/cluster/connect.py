@@ -1,4 +1,5 @@
-"""Reaching a Ray cluster: a fresh one on this machine, the one that runs here, or one by its address."""
+"""Reaching a Ray cluster: a fresh one on this machine, the one that runs here, or one by its
+address."""
 
 from __future__ import annotations
 
@@ -21,12 +22,13 @@ from ray.exceptions import RayError
 from speechft_ray.core.errors import UserError
 
 WORKER_ENVIRONMENT = {
-    # One thread per worker: several processes with one thread each beat threads for small models, and results do not depend
-    # on the number of cores.
+    # One thread per worker: several processes with one thread each beat threads for small models,
+    # and results do not depend on the number of cores.
     "OMP_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
-    # glibc keeps freed memory instead of giving it back and asking again for every batch (mallopt(3)).
+    # glibc keeps freed memory instead of giving it back and asking again for every batch
+    # (mallopt(3)).
     "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
     "MALLOC_TRIM_THRESHOLD_": str(1 << 30),
     "MALLOC_TOP_PAD_": str(64 << 20),
@@ -40,9 +42,17 @@ ALLOWED_ENVIRONMENT = re.compile(
     r"|CUDA_.*|NVIDIA_.*|NCCL_.*|ROCR_.*|HIP_.*|OMP_.*|MKL_.*|OPENBLAS_.*|RAY_.*|TUNE_.*|TORCH_HOME|HF_HOME|HF_HUB_OFFLINE"
     r"|XDG_CACHE_HOME|SSL_CERT_FILE|REQUESTS_CA_BUNDLE|PYTORCH_.*|SPEECHFT_.*|GRPC_.*|no_proxy|NO_PROXY)"
 )
-"""What the processes of a local cluster inherit. Anything else stays in the driver: cloud keys, tracking passwords."""
+"""What the processes of a local cluster inherit. Anything else stays in the driver: cloud keys,
+tracking passwords."""
 
-DASHBOARD_PACKAGES = ("aiohttp", "aiohttp_cors", "grpc", "opencensus", "opentelemetry.exporter.prometheus", "prometheus_client")
+DASHBOARD_PACKAGES = (
+    "aiohttp",
+    "aiohttp_cors",
+    "grpc",
+    "opencensus",
+    "opentelemetry.exporter.prometheus",
+    "prometheus_client",
+)
 """What Ray's dashboard needs beyond ``ray[tune]`` (ray ``dashboard/optional_deps.py``, 2.60)."""
 
 ANSWER_SECONDS = 5.0
@@ -71,18 +81,27 @@ class Cluster:
         ray.shutdown()
 
 
-def connect(address: str, *, cpus: int | None = None, gpus: int | None = None, store_bytes: int | None = None) -> Cluster:
-    """Connects to ``local`` (starts a cluster here), ``auto`` (the one that runs here or in ``RAY_ADDRESS``) or ``HOST:PORT``.
+def connect(
+    address: str,
+    *,
+    cpus: int | None = None,
+    gpus: int | None = None,
+    store_bytes: int | None = None,
+) -> Cluster:
+    """Connects to ``local`` (starts a cluster here), ``auto`` (the one that runs here or in
+    ``RAY_ADDRESS``) or ``HOST:PORT``.
 
-    ``cpus``, ``gpus`` and ``store_bytes`` (shared memory for objects) bound a local cluster; Ray takes all it finds by itself.
-    Raises ``UserError`` when there is no such cluster, or it refuses this process.
+    ``cpus``, ``gpus`` and ``store_bytes`` (shared memory for objects) bound a local cluster; Ray
+    takes all it finds by itself. Raises ``UserError`` when there is no such cluster, or it refuses
+    this process.
     """
     _check(address)
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     common = {
         "address": address,
         "runtime_env": {"env_vars": dict(WORKER_ENVIRONMENT)},
-        "log_to_driver": False,  # the driver shows its own progress; outcomes carry errors; logs stay on the nodes
+        # the driver shows its own progress; outcomes carry errors; logs stay on the nodes
+        "log_to_driver": False,
         "logging_level": "ERROR",
     }
     try:
@@ -90,7 +109,9 @@ def connect(address: str, *, cpus: int | None = None, gpus: int | None = None, s
             if address == "local":
                 limits = {"num_cpus": cpus, "num_gpus": gpus, "object_store_memory": store_bytes}
                 with _only_allowed_environment():
-                    context = ray.init(**common, **limits, include_dashboard=missing_for_dashboard() == [])
+                    context = ray.init(
+                        **common, **limits, include_dashboard=missing_for_dashboard() == []
+                    )
                 _keep_token_private()
             else:
                 context = ray.init(**common)
@@ -101,7 +122,8 @@ def connect(address: str, *, cpus: int | None = None, gpus: int | None = None, s
 
 
 def missing_for_dashboard() -> list[str]:
-    """Returns the packages that the dashboard of a local cluster lacks here; ``pip install "ray[default]"`` brings them."""
+    """Returns the packages that the dashboard of a local cluster lacks here; ``pip install
+    "ray[default]"`` brings them."""
     return [name for name in DASHBOARD_PACKAGES if not _installed(name)]
 
 
@@ -121,7 +143,9 @@ def _check(address: str) -> None:
         allowed = "`local`, `auto` or HOST:PORT of a Ray head, for example 10.0.0.1:6379"
         raise UserError(f"the address `{address}` must be {allowed}.")
     try:  # Ray itself would try a dead address for minutes
-        socket.create_connection((found[1].strip("[]"), int(found[2])), timeout=ANSWER_SECONDS).close()
+        socket.create_connection(
+            (found[1].strip("[]"), int(found[2])), timeout=ANSWER_SECONDS
+        ).close()
     except OSError as error:
         raise UserError(
             f"no Ray head answers at `{address}` ({error}): start one with `ray start --head`, or use `--address local`."
@@ -129,7 +153,8 @@ def _check(address: str) -> None:
 
 
 def _last_cluster() -> str | None:
-    """Returns where Ray's ``auto`` will go: ``RAY_ADDRESS``, else what the last head on this machine wrote down, if any.
+    """Returns where Ray's ``auto`` will go: ``RAY_ADDRESS``, else what the last head on this
+    machine wrote down, if any.
 
     A head that crashed leaves its file behind (ray ``_common/utils.py``, ``get_ray_address_file``).
     """
@@ -137,7 +162,9 @@ def _last_cluster() -> str | None:
         return os.environ["RAY_ADDRESS"]
     folder = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
     try:
-        return (Path(folder) / "ray" / "ray_current_cluster").read_text(encoding="utf-8").strip() or None
+        return (Path(folder) / "ray" / "ray_current_cluster").read_text(
+            encoding="utf-8"
+        ).strip() or None
     except OSError:
         return None
 
@@ -160,8 +187,8 @@ def _why_not(address: str, error: Exception) -> str:
 
 
 def _check_actors(address: str) -> None:
-    # A head without token authentication lets a process with a token in and runs its tasks, but cannot call it back, and so
-    # ends each of its actors at once, with an error that tells nothing.
+    # A head without token authentication lets a process with a token in and runs its tasks, but
+    # cannot call it back, and so ends each of its actors at once, with an error that tells nothing.
     probe = ray.remote(_Probe).options(num_cpus=0).remote()
     try:
         ray.get(probe.answer.remote(), timeout=PROBE_SECONDS)
@@ -202,9 +229,12 @@ def _installed(name: str) -> bool:
 
 @contextmanager
 def _only_allowed_environment() -> Iterator[None]:
-    # Ray's processes inherit the environment of the moment they start, and every worker inherits theirs.
-    # They also import from where the driver does, so that a checkout works like an installed package.
-    hidden = {name: value for name, value in os.environ.items() if not ALLOWED_ENVIRONMENT.fullmatch(name)}
+    # Ray's processes inherit the environment of the moment they start, and every worker inherits
+    # theirs. They also import from where the driver does, so that a checkout works like an
+    # installed package.
+    hidden = {
+        name: value for name, value in os.environ.items() if not ALLOWED_ENVIRONMENT.fullmatch(name)
+    }
     hidden["PYTHONPATH"] = os.environ.get("PYTHONPATH", "")
     for name in hidden:
         os.environ.pop(name, None)
@@ -217,7 +247,8 @@ def _only_allowed_environment() -> Iterator[None]:
 
 @contextmanager
 def _signals_kept() -> Iterator[None]:
-    # `ray.init` puts its own handler in place of the driver's, which would end a sweep without a word on SIGTERM.
+    # `ray.init` puts its own handler in place of the driver's, which would end a sweep without a
+    # word on SIGTERM.
     if threading.current_thread() is not threading.main_thread():
         yield
         return

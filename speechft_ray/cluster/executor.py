@@ -24,11 +24,13 @@ from speechft_ray.core.records import Job, Outcome, Place
 from speechft_ray.sweep.protocols import Perform, Progress
 
 MAX_RETRIES = 3
-"""How often a job runs again after its worker or node was lost (Ray's own default for tasks). Python errors are not retried."""
+"""How often a job runs again after its worker or node was lost (Ray's own default for tasks).
+Python errors are not retried."""
 
 HEAD_START_SECONDS = 20.0
-"""How long evaluations wait for trials that were submitted and have not started. Tune needs some seconds to ask for a trial's
-place; evaluations would take every CPU meanwhile, and tuning, which most of a sweep waits for, would start last."""
+"""How long evaluations wait for trials that were submitted and have not started. Tune needs some
+seconds to ask for a trial's place; evaluations would take every CPU meanwhile, and tuning, which
+most of a sweep waits for, would start last."""
 
 BOARD_TIMEOUT_SECONDS = 0.5
 """How long a look at the progress may hold the driver up."""
@@ -37,7 +39,9 @@ BOARD_TIMEOUT_SECONDS = 0.5
 def lost(job: Job, error: BaseException) -> Outcome:
     """Returns the outcome of a job of which Ray has an error instead of a result."""
     cause = " ".join(str(error).split())[:300]
-    if isinstance(error, RayTaskError):  # not the job itself failed, but what brings it to the worker: mostly an import
+    if isinstance(
+        error, RayTaskError
+    ):  # not the job itself failed, but what brings it to the worker: mostly an import
         last = next(line.strip() for line in reversed(str(error).splitlines()) if line.strip())
         sentence = f"the worker could not run this job: {last} (is speechft_ray installed on every node, in the same version?)"
     else:
@@ -45,14 +49,20 @@ def lost(job: Job, error: BaseException) -> Outcome:
             f"the worker or node of this job was lost {MAX_RETRIES + 1} times ({type(error).__name__}): {cause} "
             "If memory ran out, give fewer jobs to a node or more memory to a job; running the same command again retries it."
         )
-    return Outcome(stage=job.stage, fingerprint=job.fingerprint, label=job.label, error=sentence, traceback=str(error))
+    return Outcome(
+        stage=job.stage,
+        fingerprint=job.fingerprint,
+        label=job.label,
+        error=sentence,
+        traceback=str(error),
+    )
 
 
 class RayExecutor:
     """Runs jobs on the cluster that this process is connected to.
 
-    Jobs travel with the name of ``perform``, so it must be importable on every node; results lie in the store, and only facts
-    travel back. ``stop`` also closes ``cluster`` when one is given.
+    Jobs travel with the name of ``perform``, so it must be importable on every node; results lie in
+    the store, and only facts travel back. ``stop`` also closes ``cluster`` when one is given.
     """
 
     def __init__(self, perform: Perform, place: Place, *, cluster: Cluster | None = None) -> None:
@@ -96,7 +106,9 @@ class RayExecutor:
 
     def _start(self, job: Job) -> None:
         share = self._shares.of(job.resources)
-        options = task_options(share) | _preference(preferred_node(job, self._place, self._shares.able(share)))
+        options = task_options(share) | _preference(
+            preferred_node(job, self._place, self._shares.able(share))
+        )
         task = _TASK.options(name=job.label, _labels={"stage": job.stage}, **options)
         reference = task.remote(self._perform, job, self._place, self._board)
         self._tasks[job.fingerprint] = reference
@@ -117,13 +129,18 @@ class RayExecutor:
         return self._shares.slots(job.resources)
 
     def progress(self) -> Mapping[str, Progress]:
-        """The jobs that run now; the last known progress when the answer takes longer than half a second."""
+        """The jobs that run now; the last known progress when the answer takes longer than half a
+        second."""
         if self._stopped:
             return {}
         found = read_board(self._board, BOARD_TIMEOUT_SECONDS)
         if found is not None:
             self._progress = found
-        running = {fingerprint: item for fingerprint, item in self._progress.items() if fingerprint in self._jobs}
+        running = {
+            fingerprint: item
+            for fingerprint, item in self._progress.items()
+            if fingerprint in self._jobs
+        }
         for fingerprint, item in running.items():
             job = self._jobs.get(fingerprint)  # it may have ended in another thread meanwhile
             if job is not None:
@@ -144,14 +161,16 @@ class RayExecutor:
             with contextlib.suppress(RayError, ValueError):
                 ray.cancel(reference, force=True)
         self._trials.stop()
-        with contextlib.suppress(RayError, ValueError, RuntimeError):  # the head may be what ended the run
+        with contextlib.suppress(
+            RayError, ValueError, RuntimeError
+        ):  # the head may be what ended the run
             ray.kill(self._board)
         if self._cluster is not None:
             self._cluster.close()
 
     def _end(self, outcome: Outcome) -> None:
-        # Called by Ray's and Tune's threads. The first outcome of a job counts: a trial that was lost after its result came
-        # in would end twice.
+        # Called by Ray's and Tune's threads. The first outcome of a job counts: a trial that was
+        # lost after its result came in would end twice.
         with self._lock:
             job = self._jobs.pop(outcome.fingerprint, None)
             self._tasks.pop(outcome.fingerprint, None)
@@ -165,8 +184,13 @@ class RayExecutor:
 def _preference(node: str | None) -> dict[str, Any]:
     if node is None:
         return {}
-    # `soft` alone would wait for a busy node while others are idle; it goes elsewhere only from one that is gone.
-    return {"scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=True, _spill_on_unavailable=True)}
+    # `soft` alone would wait for a busy node while others are idle; it goes elsewhere only from one
+    # that is gone.
+    return {
+        "scheduling_strategy": NodeAffinitySchedulingStrategy(
+            node, soft=True, _spill_on_unavailable=True
+        )
+    }
 
 
 def _perform_task(perform: Perform, job: Job, place: Place, board: Any) -> dict[str, Any]:

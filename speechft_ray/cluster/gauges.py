@@ -1,7 +1,8 @@
-"""The sweep in Ray's own metrics: Prometheus finds them on each node's metrics port as ``ray_speechft_...``.
+"""The sweep in Ray's own metrics: Prometheus finds them on each node's metrics port as
+``ray_speechft_...``.
 
-Tags are few and short (stage, task, metric, result), never alpha or a path: the metrics port is open without a token, and every
-new tag value is a new time series.
+Tags are few and short (stage, task, metric, result), never alpha or a path: the metrics port is
+open without a token, and every new tag value is a new time series.
 """
 
 from __future__ import annotations
@@ -16,21 +17,31 @@ from speechft_ray.sweep.protocols import Progress
 
 
 def task_of(payload: Mapping[str, Any]) -> str:
-    """Returns the SUPERB task that a job's payload names, at its top or one level down; empty when it names none."""
+    """Returns the SUPERB task that a job's payload names, at its top or one level down; empty when
+    it names none."""
     levels = [payload, *(value for value in payload.values() if isinstance(value, Mapping))]
     return next((str(level["task"]) for level in levels if isinstance(level.get("task"), str)), "")
 
 
 class Gauges:
-    """Written by the driver alone, from what it learns anyway; workers need no metrics of their own."""
+    """Written by the driver alone, from what it learns anyway; workers need no metrics of their
+    own."""
 
     def __init__(self) -> None:
         where = ("stage", "task")
         self._in_flight = Gauge("speechft_jobs_in_flight", "Jobs submitted and not ended.", where)
-        self._ended = Counter("speechft_jobs_ended", "Jobs ended, by result ok or failed.", (*where, "result"))
+        self._ended = Counter(
+            "speechft_jobs_ended", "Jobs ended, by result ok or failed.", (*where, "result")
+        )
         self._seconds = Counter("speechft_job_seconds", "Seconds spent in ended jobs.", where)
-        self._work = Counter("speechft_work_done", "Updates or utterances done, as jobs report them.", where)
-        self._score = Gauge("speechft_last_score", "Mean of the last evaluation, in the metric's unit.", ("metric", "split"))
+        self._work = Counter(
+            "speechft_work_done", "Updates or utterances done, as jobs report them.", where
+        )
+        self._score = Gauge(
+            "speechft_last_score",
+            "Mean of the last evaluation, in the metric's unit.",
+            ("metric", "split"),
+        )
         self._counts: dict[tuple[str, str], int] = {}
         self._done: dict[str, float] = {}
 
@@ -50,7 +61,8 @@ class Gauges:
             self._score.set(score.mean, {"metric": score.metric, "split": score.split})
 
     def progressed(self, job: Job, progress: Progress) -> None:
-        """Adds the work that a running job did since the last call; a job that began anew counts from its new start."""
+        """Adds the work that a running job did since the last call; a job that began anew counts
+        from its new start."""
         before = self._done.get(job.fingerprint, 0.0)
         self._done[job.fingerprint] = progress.done
         if progress.done > before:

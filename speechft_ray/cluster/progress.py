@@ -15,20 +15,32 @@ from speechft_ray.sweep.local import perform_safely, read_progress
 from speechft_ray.sweep.protocols import Perform, Progress, Report
 
 REPORT_EVERY_SECONDS = 0.5
-"""A worker sends at most this often: a thousand workers then cost the actor two thousand small calls a second."""
+"""A worker sends at most this often: a thousand workers then cost the actor two thousand small
+calls a second."""
 
 
 def open_board() -> Any:
-    """Starts the actor that holds the progress of all jobs, on the driver's own node, so that it outlives every worker node."""
-    here = NodeAffinitySchedulingStrategy(node_id=ray.get_runtime_context().get_node_id(), soft=True)
+    """Starts the actor that holds the progress of all jobs, on the driver's own node, so that it
+    outlives every worker node."""
+    here = NodeAffinitySchedulingStrategy(
+        node_id=ray.get_runtime_context().get_node_id(), soft=True
+    )
     name = f"speechft-progress-{uuid.uuid4().hex[:8]}"
-    return ray.remote(_Board).options(name=name, num_cpus=0, max_restarts=-1, scheduling_strategy=here).remote()
+    return (
+        ray.remote(_Board)
+        .options(name=name, num_cpus=0, max_restarts=-1, scheduling_strategy=here)
+        .remote()
+    )
 
 
-def perform_on_worker(perform: Perform, job: Job, place: Place, board: Any, curve: Report | None = None) -> Outcome:
-    """Runs one job where Ray put it: reports go to the board (and ``curve``), the device is the one that the job was given.
+def perform_on_worker(
+    perform: Perform, job: Job, place: Place, board: Any, curve: Report | None = None
+) -> Outcome:
+    """Runs one job where Ray put it: reports go to the board (and ``curve``), the device is the one
+    that the job was given.
 
-    A job that asked for no GPU stays on the CPU even where it can see one: that one belongs to another job.
+    A job that asked for no GPU stays on the CPU even where it can see one: that one belongs to
+    another job.
     """
     if not ray.get_gpu_ids():
         place = place.model_copy(update={"device": "cpu"})
@@ -44,7 +56,8 @@ def perform_on_worker(perform: Perform, job: Job, place: Place, board: Any, curv
 
 
 def throttled(send: Callable[[dict[str, float]], object], every_seconds: float) -> Report:
-    """Returns a report that sends at most every so many seconds, the latest value of each name; nothing waits for an answer."""
+    """Returns a report that sends at most every so many seconds, the latest value of each name;
+    nothing waits for an answer."""
     latest: dict[str, float] = {}
     sent_at = float("-inf")
 
@@ -59,7 +72,8 @@ def throttled(send: Callable[[dict[str, float]], object], every_seconds: float) 
 
 
 def read_board(board: Any, timeout_seconds: float) -> dict[str, Progress] | None:
-    """Returns the progress by fingerprint, or ``None`` when the actor does not answer in time (it may be restarting)."""
+    """Returns the progress by fingerprint, or ``None`` when the actor does not answer in time (it
+    may be restarting)."""
     try:
         found: dict[str, dict[str, float]] = ray.get(board.read.remote(), timeout=timeout_seconds)
     except (ray.exceptions.GetTimeoutError, ray.exceptions.RayActorError):

@@ -1,4 +1,5 @@
-"""What share of the cluster a job gets: its request, cut to what the best node really has, so that no job waits for ever."""
+"""What share of the cluster a job gets: its request, cut to what the best node really has, so that
+no job waits for ever."""
 
 from __future__ import annotations
 
@@ -12,16 +13,25 @@ from speechft_ray.core.records import Place
 from speechft_ray.core.resources import ResourceRequest
 
 LOOK_EVERY_SECONDS = 5.0
-"""How long a look at the nodes stays good: thousands of jobs are submitted at once, nodes come and go in minutes."""
+"""How long a look at the nodes stays good: thousands of jobs are submitted at once, nodes come and
+go in minutes."""
 
 
-def fitting(request: ResourceRequest, nodes: Sequence[Mapping[str, float]], device: str) -> ResourceRequest:
-    """Returns what a job really asks for, given the resources of each node (Ray's names: ``CPU``, ``GPU``, ``memory``).
+def fitting(
+    request: ResourceRequest, nodes: Sequence[Mapping[str, float]], device: str
+) -> ResourceRequest:
+    """Returns what a job really asks for, given the resources of each node (Ray's names: ``CPU``,
+    ``GPU``, ``memory``).
 
-    Without any GPU in the cluster, or with ``device`` ``cpu``, the job runs on the CPU. CPUs and memory are at most those of
-    the best node that has the GPUs. A cluster without any CPU yet is still starting, and is waited for with the whole request.
+    Without any GPU in the cluster, or with ``device`` ``cpu``, the job runs on the CPU. CPUs and
+    memory are at most those of the best node that has the GPUs. A cluster without any CPU yet is
+    still starting, and is waited for with the whole request.
     """
-    gpus = 0.0 if device == "cpu" else min(request.gpus, max((node.get("GPU", 0.0) for node in nodes), default=0.0))
+    gpus = (
+        0.0
+        if device == "cpu"
+        else min(request.gpus, max((node.get("GPU", 0.0) for node in nodes), default=0.0))
+    )
     if not any(node.get("CPU", 0.0) for node in nodes):
         return request.model_copy(update={"gpus": 0.0 if device == "cpu" else request.gpus})
     able = [node for node in nodes if node.get("GPU", 0.0) >= gpus]
@@ -31,16 +41,25 @@ def fitting(request: ResourceRequest, nodes: Sequence[Mapping[str, float]], devi
 
 
 def slots(share: ResourceRequest, nodes: Sequence[Mapping[str, float]]) -> int:
-    """Returns how many jobs with this share run at once on these nodes; at least 1, since one would be waited for."""
+    """Returns how many jobs with this share run at once on these nodes; at least 1, since one would
+    be waited for."""
     wanted = {name: amount for name, amount in bundle(share).items() if name in ("CPU", "GPU")}
-    held = [min(int(node.get(name, 0.0) / amount + 1e-9) for name, amount in wanted.items()) for node in nodes if wanted]
+    held = [
+        min(int(node.get(name, 0.0) / amount + 1e-9) for name, amount in wanted.items())
+        for node in nodes
+        if wanted
+    ]
     return max(1, sum(held))
 
 
 def able(share: ResourceRequest, nodes: Mapping[str, Mapping[str, float]]) -> list[str]:
     """Returns the ids of the nodes that could run a job with this share, were they idle; sorted."""
     wanted = bundle(share)
-    return sorted(name for name, node in nodes.items() if all(node.get(key, 0.0) >= wanted[key] for key in wanted))
+    return sorted(
+        name
+        for name, node in nodes.items()
+        if all(node.get(key, 0.0) >= wanted[key] for key in wanted)
+    )
 
 
 def task_options(share: ResourceRequest) -> dict[str, Any]:
@@ -73,11 +92,14 @@ class Shares:
         return slots(self.of(request), list(self._nodes.values()))
 
     def able(self, share: ResourceRequest) -> list[str]:
-        """Returns the ids of the nodes that could run a job with this share, were they idle; sorted."""
+        """Returns the ids of the nodes that could run a job with this share, were they idle;
+        sorted."""
         self._look()
         return able(share, self._nodes)
 
     def _look(self) -> None:
         if time.monotonic() - self._looked_at > LOOK_EVERY_SECONDS:
-            self._nodes = {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
+            self._nodes = {
+                node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]
+            }
             self._looked_at = time.monotonic()

@@ -1,24 +1,33 @@
-"""Fine-tuning runs that end early, by Ray Tune's own schedulers: each is compared with the runs of its own title alone.
+"""Fine-tuning runs that end early, by Ray Tune's own schedulers: each is compared with the runs of
+its own title alone.
 
-They are compared by their validations, in share of their updates, so that runs of different length can be compared as well.
-What is stopped depends on who runs beside whom and how fast: another run of the same sweep may stop others.
+They are compared by their validations, in share of their updates, so that runs of different length
+can be compared as well. What is stopped depends on who runs beside whom and how fast: another run
+of the same sweep may stop others.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
+from ray.tune.schedulers import (
+    AsyncHyperBandScheduler,
+    FIFOScheduler,
+    MedianStoppingRule,
+    TrialScheduler,
+)
 
-from speechft_ray.cluster.unsaved import NeverSaved
+from speechft_ray.cluster.not_picklable import NeverSaved
 from speechft_ray.core.records import Job
 from speechft_ray.core.specs import StopSpec
 
 SHARE, GOODNESS = "share", "goodness"
-"""Names in the results of a trial: share of its updates at a validation, and what it found, higher is better."""
+"""Names in the results of a trial: share of its updates at a validation, and what it found, higher
+is better."""
 
 FIRST_RUNG = 0.01
-"""Rungs are ``grace`` times powers of ``keep_one_of``, so ``asha`` cannot begin at 0: it begins here at the earliest."""
+"""Rungs are ``grace`` times powers of ``keep_one_of``, so ``asha`` cannot begin at 0: it begins
+here at the earliest."""
 
 
 def rule_of(spec: StopSpec) -> TrialScheduler:
@@ -33,13 +42,17 @@ def rule_of(spec: StopSpec) -> TrialScheduler:
             reduction_factor=spec.keep_one_of,
             stop_last_trials=False,
         )
-    # Without a limit this rule pauses trials that it cannot judge yet, and a paused trial loses what it has not saved.
+    # Without a limit this rule pauses trials that it cannot judge yet, and a paused trial loses
+    # what it has not saved.
     never = float("inf")
-    return MedianStoppingRule(time_attr=SHARE, metric=GOODNESS, mode="max", grace_period=spec.grace, min_time_slice=never)
+    return MedianStoppingRule(
+        time_attr=SHARE, metric=GOODNESS, mode="max", grace_period=spec.grace, min_time_slice=never
+    )
 
 
 class EarlyStops(NeverSaved, FIFOScheduler):  # type: ignore[misc]  # Ray comes without types
-    """Runs trials in their order and asks the rule of their title whether they go on; a job without ``stop`` always does."""
+    """Runs trials in their order and asks the rule of their title whether they go on; a job without
+    ``stop`` always does."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -58,7 +71,10 @@ class EarlyStops(NeverSaved, FIFOScheduler):  # type: ignore[misc]  # Ray comes 
         rule = self._rule(trial)
         if rule is None or SHARE not in result or GOODNESS not in result:
             return str(TrialScheduler.CONTINUE)
-        self._latest[trial.trial_id] = latest = {SHARE: float(result[SHARE]), GOODNESS: float(result[GOODNESS])}
+        self._latest[trial.trial_id] = latest = {
+            SHARE: float(result[SHARE]),
+            GOODNESS: float(result[GOODNESS]),
+        }
         if latest[SHARE] >= 1:
             return str(TrialScheduler.CONTINUE)
         decision = str(rule.on_trial_result(tune_controller, trial, latest))
@@ -88,7 +104,9 @@ class EarlyStops(NeverSaved, FIFOScheduler):  # type: ignore[misc]  # Ray comes 
 
 def _sentence(job: Job, latest: dict[str, float]) -> str:
     stop = StopSpec.model_validate(job.payload["stop"])
-    place = f"not among the best 1 of {stop.keep_one_of}" if stop.rule == "asha" else "below the median"
+    place = (
+        f"not among the best 1 of {stop.keep_one_of}" if stop.rule == "asha" else "below the median"
+    )
     return (
         f"stopped early after {100 * latest[SHARE]:.0f} % of its updates, since its validation "
         f"(goodness {latest[GOODNESS]:.2f}) was {place} of the runs `{job.payload['title']}`; without `stop_tuning` the same "

@@ -1,10 +1,11 @@
-"""Fine-tuning runs as trials of a Ray Tune experiment, fed while it runs, that lasts as long as there is something to tune.
+"""Fine-tuning runs as trials of a Ray Tune experiment, fed while it runs, that lasts as long as
+there is something to tune.
 
-An experiment that waits for its next trial would block inside Tune for ten minutes and keep the GPU of its last one; so it
-ends when it runs dry, and the next job opens another.
-Tune schedules and retries here, and decides nothing: what is done and what is not stands in the store alone. Tune's own
-snapshot is written at most every 10 s and, when damaged, silently starts over, so it is never read back; a lost trial goes on
-from the checkpoints in its own work folder.
+An experiment that waits for its next trial would block inside Tune for ten minutes and keep the GPU
+of its last one; so it ends when it runs dry, and the next job opens another. Tune schedules and
+retries here, and decides nothing: what is done and what is not stands in the store alone. Tune's
+own snapshot is written at most every 10 s and, when damaged, silently starts over, so it is never
+read back; a lost trial goes on from the checkpoints in its own work folder.
 """
 
 from __future__ import annotations
@@ -24,10 +25,10 @@ from ray.tune.execution import class_cache
 from ray.tune.search import Searcher
 from ray.tune.stopper import Stopper
 
+from speechft_ray.cluster.not_picklable import NeverSaved
 from speechft_ray.cluster.progress import perform_on_worker, throttled
 from speechft_ray.cluster.share import Shares, bundle
 from speechft_ray.cluster.stopping import GOODNESS, SHARE, EarlyStops
-from speechft_ray.cluster.unsaved import NeverSaved
 from speechft_ray.core.records import Job, Outcome, Place
 from speechft_ray.core.resources import ResourceRequest
 from speechft_ray.sweep.protocols import Perform, Report
@@ -36,28 +37,40 @@ MAX_FAILURES = 3
 """How often a trial starts again after its worker or node was lost."""
 
 CURVE_EVERY_SECONDS = 3.0
-"""How often a trial reports to Tune: it waits for the driver's answer each time, but can be stopped only then. The board has
-finer progress."""
+"""How often a trial reports to Tune: it waits for the driver's answer each time, but can be stopped
+only then. The board has finer progress."""
 
 STOP_SECONDS = 30.0
 """How long stopping waits for Tune, which kills trials that do not report for 10 s."""
 
 SETTINGS = {
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths of the command line stay good inside trials
-    "RAY_AIR_NEW_OUTPUT": "0",  # the old output engine is silent with `verbose=0`; the new one still prints tables and errors
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # no csv, json and TensorBoard copies of what the store has
+    # the old output engine is silent with `verbose=0`; the new one still prints tables and errors
+    "RAY_AIR_NEW_OUTPUT": "0",
+    # no csv, json and TensorBoard copies of what the store has
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # the Outcome carries the error
-    "TUNE_MAX_PENDING_TRIALS_PG": "16",  # Tune's own value for custom searchers is 1: a large cluster would fill up slowly
-    "TUNE_WARN_INSUFFICENT_RESOURCE_THRESHOLD_S": "1000000000",  # waiting for evaluations to end is normal here
+    # Tune's own value for custom searchers is 1: a large cluster would fill up slowly
+    "TUNE_MAX_PENDING_TRIALS_PG": "16",
+    # waiting for evaluations to end is normal here
+    "TUNE_WARN_INSUFFICENT_RESOURCE_THRESHOLD_S": "1000000000",
     "TUNE_WARN_INSUFFICENT_RESOURCE_THRESHOLD_S_AUTOSCALER": "1000000000",
 }
-"""Environment variables that Tune reads when an experiment starts (ray ``tune/constants.py``, 2.60)."""
+"""Environment variables that Tune reads when an experiment starts (ray ``tune/constants.py``,
+2.60)."""
 
 
 class Trials:
     """Tune experiments in a thread of their own, one after the other."""
 
-    def __init__(self, perform: Perform, place: Place, board: Any, shares: Shares, end: Callable[[Outcome], None]) -> None:
+    def __init__(
+        self,
+        perform: Perform,
+        place: Place,
+        board: Any,
+        shares: Shares,
+        end: Callable[[Outcome], None],
+    ) -> None:
         self._perform = perform
         self._place = place
         self._board = board
@@ -77,7 +90,9 @@ class Trials:
         if self._broken is not None:
             self._fail(job.fingerprint, "Ray Tune has stopped", self._broken)
             return
-        self._feed.put({"job": job.model_dump_json(), **self._shares.of(job.resources).model_dump()})
+        self._feed.put(
+            {"job": job.model_dump_json(), **self._shares.of(job.resources).model_dump()}
+        )
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="speechft-tune", daemon=True)
             self._thread.start()
@@ -101,7 +116,9 @@ class Trials:
         except Exception as error:  # Tune itself broke, not a trial: no later job can run either
             self._broken = traceback.format_exc()
             for fingerprint in list(self._jobs):
-                self._fail(fingerprint, f"Ray Tune broke: {type(error).__name__}: {error}", self._broken)
+                self._fail(
+                    fingerprint, f"Ray Tune broke: {type(error).__name__}: {error}", self._broken
+                )
 
     def _tuner(self) -> tune.Tuner:
         self._opened += 1
@@ -135,11 +152,20 @@ class Trials:
     def _fail(self, fingerprint: str, error: str, text: str) -> None:
         job = self._jobs.pop(fingerprint, None)
         if job is not None:
-            self._end(Outcome(stage=job.stage, fingerprint=fingerprint, label=job.label, error=error, traceback=text))
+            self._end(
+                Outcome(
+                    stage=job.stage,
+                    fingerprint=fingerprint,
+                    label=job.label,
+                    error=error,
+                    traceback=text,
+                )
+            )
 
 
 class _Feed(NeverSaved, Searcher):  # type: ignore[misc]  # Ray comes without types
-    """Suggests the jobs that are submitted, in their order, and that the experiment is over when none waits and none runs."""
+    """Suggests the jobs that are submitted, in their order, and that the experiment is over when
+    none waits and none runs."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -166,7 +192,8 @@ class _Feed(NeverSaved, Searcher):  # type: ignore[misc]  # Ray comes without ty
         return not self.closed.is_set()
 
     def suggest(self, trial_id: str) -> Any:
-        """Returns the next job, ``None`` while others run (Tune then asks again), or that this experiment is over."""
+        """Returns the next job, ``None`` while others run (Tune then asks again), or that this
+        experiment is over."""
         if self.closed.is_set():
             return Searcher.FINISHED
         try:
@@ -176,7 +203,9 @@ class _Feed(NeverSaved, Searcher):  # type: ignore[misc]  # Ray comes without ty
         self._running.add(trial_id)
         return config
 
-    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
         """Counts a trial out, whether it ended well or not."""
         self._running.discard(trial_id)
 
@@ -199,7 +228,8 @@ class _StopWhenClosed(NeverSaved, Stopper):  # type: ignore[misc]
 
 
 class _Ends(NeverSaved, tune.Callback):  # type: ignore[misc]
-    """Hands an outcome on as soon as Tune has it, so that its merges start at once. Runs in Tune's thread of the driver."""
+    """Hands an outcome on as soon as Tune has it, so that its merges start at once. Runs in Tune's
+    thread of the driver."""
 
     def __init__(
         self,
@@ -216,16 +246,26 @@ class _Ends(NeverSaved, tune.Callback):  # type: ignore[misc]
     def on_trial_start(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         self._started(_job(trial).fingerprint)
 
-    def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **info: Any) -> None:
+    def on_trial_result(
+        self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
         if "outcome" in result:
             self._finish(Outcome.model_validate_json(result["outcome"]))
 
     def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         job, sentence = _job(trial), self._stopped.get(trial.trial_id)
         if sentence is not None:
-            ended = Outcome(stage=job.stage, fingerprint=job.fingerprint, label=job.label, error=sentence, stopped=True)
+            ended = Outcome(
+                stage=job.stage,
+                fingerprint=job.fingerprint,
+                label=job.label,
+                error=sentence,
+                stopped=True,
+            )
             self._finish(ended)
-        self._fail(job.fingerprint, "the trial ended without a result", "")  # no effect after a result
+        self._fail(
+            job.fingerprint, "the trial ended without a result", ""
+        )  # no effect after a result
 
     def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         text = _error_of(trial)
@@ -247,7 +287,8 @@ def _trainable(perform: Perform, place: Place, board: Any) -> Callable[[dict[str
 
 
 def _curve(job: Job) -> Report:
-    """Returns what sends curve values to Tune. Of a run that may be stopped, every validation is sent and answered."""
+    """Returns what sends curve values to Tune. Of a run that may be stopped, every validation is
+    sent and answered."""
     send = throttled(_report_known, CURVE_EVERY_SECONDS)
     if "stop" not in job.payload:
         return send
@@ -268,7 +309,9 @@ def _report_known(latest: dict[str, float]) -> None:
 
 
 def _share(config: dict[str, Any]) -> ResourceRequest:
-    return ResourceRequest.model_validate({name: config[name] for name in ResourceRequest.model_fields})
+    return ResourceRequest.model_validate(
+        {name: config[name] for name in ResourceRequest.model_fields}
+    )
 
 
 def _job(trial: Any) -> Job:
@@ -291,5 +334,8 @@ def _error_of(trial: Any) -> str:
 def _prepare() -> None:
     os.environ.update(SETTINGS)
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
-    # Tune copies AWS keys from the driver into the runtime environment of every trial, where the dashboard shows them.
-    class_cache.ENV_VARS_TO_PROPAGATE = {name for name in class_cache.ENV_VARS_TO_PROPAGATE if not name.startswith("AWS_")}
+    # Tune copies AWS keys from the driver into the runtime environment of every trial, where the
+    # dashboard shows them.
+    class_cache.ENV_VARS_TO_PROPAGATE = {
+        name for name in class_cache.ENV_VARS_TO_PROPAGATE if not name.startswith("AWS_")
+    }

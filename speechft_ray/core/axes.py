@@ -1,7 +1,8 @@
-"""The axes of a search: what a proposal may choose, read from plain data with every mistake told at once.
+"""The axes of a search: what a proposal may choose, read from plain data with every mistake told at
+once.
 
-A value is fixed (``alpha: 1``) or an axis in its place (``alpha: {uniform: [0, 1]}``). Parameters of a method stand under its
-name and count only when it is proposed.
+A value is fixed (``alpha: 1``) or an axis in its place (``alpha: {uniform: [0, 1]}``). Parameters
+of a method stand under its name and count only when it is proposed.
 """
 
 from __future__ import annotations
@@ -21,16 +22,18 @@ RANGES: tuple[Kind, ...] = ("uniform", "loguniform", "per_layer", "per_donor", "
 KNOTS = 3
 """Knots of a curve over depth: bottom, middle and top can differ."""
 PICK_RUN = "donors"
-"""The value of an axis that picks between the fine-tuning runs of one name: ``anchor_penalty: donors``."""
+"""The value of an axis that picks between the fine-tuning runs of one name: ``anchor_penalty:
+donors``."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Axis:
     """One value of a proposal.
 
-    ``fixed``: always ``options[0]``. ``choice``: one of ``options``. ``uniform``, ``loguniform``: a number from ``low`` to
-    ``high``. Lists of such numbers: ``per_layer`` (one per encoder layer), ``per_donor`` (one per donor that takes part) and
-    ``curve`` (one per layer, linear between ``knots`` evenly spaced over depth).
+    ``fixed``: always ``options[0]``. ``choice``: one of ``options``. ``uniform``, ``loguniform``: a
+    number from ``low`` to ``high``. Lists of such numbers: ``per_layer`` (one per encoder layer),
+    ``per_donor`` (one per donor that takes part) and ``curve`` (one per layer, linear between
+    ``knots`` evenly spaced over depth).
     """
 
     kind: Kind
@@ -42,7 +45,8 @@ class Axis:
 
 @dataclass(frozen=True, kw_only=True)
 class DonorAxis:
-    """Which fine-tuned models take part, by name: always, or one set out of several, or each or not."""
+    """Which fine-tuned models take part, by name: always, or one set out of several, or each or
+    not."""
 
     kind: Literal["always", "choice", "subset"]
     sets: tuple[tuple[str, ...], ...]
@@ -71,19 +75,27 @@ class Axes:
 
     def all(self) -> dict[str, Axis]:
         """Every axis of numbers or choices by its dotted name, fixed ones included."""
-        nested = {f"{method}.{name}": axis for method, params in self.params.items() for name, axis in params.items()}
+        nested = {
+            f"{method}.{name}": axis
+            for method, params in self.params.items()
+            for name, axis in params.items()
+        }
         return {"alpha": self.alpha, "method": self.method, **nested}
 
 
 def read_axes(search: SearchSpec, runs: Sequence[Tuning]) -> tuple[Axes, Mistakes]:
-    """Returns the axes and every mistake in them, by path below ``search.axes``. With a mistake the axes are not to be used."""
+    """Returns the axes and every mistake in them, by path below ``search.axes``. With a mistake the
+    axes are not to be used."""
     reader = _Reader(runs, one_run_each=search.sampler != "greedy_soup")
     axes = reader.read(dict(search.axes))
-    return axes, [(f"search.axes.{path}" if path else "search.axes", text) for path, text in reader.mistakes]
+    return axes, [
+        (f"search.axes.{path}" if path else "search.axes", text) for path, text in reader.mistakes
+    ]
 
 
 def picks_of(run: Tuning, names: Sequence[str]) -> tuple[Any, ...]:
-    """Returns the values of the named fields of a run, those of earlier stages of its chain as ``after_alpha``."""
+    """Returns the values of the named fields of a run, those of earlier stages of its chain as
+    ``after_alpha``."""
     values = run.values()
     return tuple(values.get(name) for name in names)
 
@@ -96,7 +108,9 @@ class _Reader:
         self.mistakes: Mistakes = []
 
     def read(self, raw: dict[str, Any]) -> Axes:
-        alpha = self.axis(raw.pop("alpha", 1.0), "alpha", ("fixed", "uniform", "loguniform", "choice"))
+        alpha = self.axis(
+            raw.pop("alpha", 1.0), "alpha", ("fixed", "uniform", "loguniform", "choice")
+        )
         self.check_alpha(alpha)
         method = self.axis(raw.pop("method", "linear"), "method", ("fixed", "choice"))
         donors = self.donors(raw.pop("donors", None))
@@ -111,14 +125,20 @@ class _Reader:
             elif name not in methods:
                 allowed = ["alpha", "method", "donors", *methods, *self.fields()]
                 hint = (
-                    f" A field of the fine-tuning runs is searched with `{name}: {PICK_RUN}`." if name in self.fields() else ""
+                    f" A field of the fine-tuning runs is searched with `{name}: {PICK_RUN}`."
+                    if name in self.fields()
+                    else ""
                 )
                 self.wrong(name, unknown_name("axis or method", name, allowed) + hint)
             elif not isinstance(value, dict):
-                self.wrong(name, f"must be a mapping of the method's parameters, but is {value!r} instead.")
+                self.wrong(
+                    name, f"must be a mapping of the method's parameters, but is {value!r} instead."
+                )
             else:
                 every: tuple[Kind, ...] = ("fixed", "choice", *RANGES)
-                params[name] = {key: self.axis(item, f"{name}.{key}", every) for key, item in value.items()}
+                params[name] = {
+                    key: self.axis(item, f"{name}.{key}", every) for key, item in value.items()
+                }
         axes = Axes(alpha=alpha, method=method, donors=donors, params=params, picks=picks)
         if not self.mistakes and self.one_run_each:
             self.check_runs(axes)
@@ -132,14 +152,26 @@ class _Reader:
         kind = next(iter(content), "")
         if len(content) != 1 or kind not in kinds or kind == "fixed":
             names = ", ".join(f"`{name}`" for name in kinds if name != "fixed")
-            self.wrong(path, f"must be a value or one of {names} with its range, but is {value!r} instead.")
+            self.wrong(
+                path, f"must be a value or one of {names} with its range, but is {value!r} instead."
+            )
         elif "knots" in value and (kind != "curve" or type(knots) is not int or knots < 2):
-            self.wrong(path, f"`knots` must be a whole number of at least 2 beside `curve`, but is {knots!r} instead.")
+            self.wrong(
+                path,
+                f"`knots` must be a whole number of at least 2 beside `curve`, but is {knots!r} instead.",
+            )
         elif kind == "choice":
             options = content[kind]
-            if isinstance(options, list) and len(options) > 1 and all(isinstance(o, str | int | float | bool) for o in options):
+            if (
+                isinstance(options, list)
+                and len(options) > 1
+                and all(isinstance(o, str | int | float | bool) for o in options)
+            ):
                 return Axis(kind="choice", options=tuple(options))
-            self.wrong(path, f"`choice` must be a list of at least two texts, numbers or booleans, but is {options!r} instead.")
+            self.wrong(
+                path,
+                f"`choice` must be a list of at least two texts, numbers or booleans, but is {options!r} instead.",
+            )
         elif (found := self.range(kind, content[kind], path)) is not None:
             return Axis(kind=_kind(kind), low=found[0], high=found[1], knots=knots)
         return Axis(kind="fixed", options=(None,))
@@ -147,16 +179,29 @@ class _Reader:
     def check_alpha(self, axis: Axis) -> None:
         ends = axis.options if axis.kind in ("fixed", "choice") else (axis.low, axis.high)
         if ends != (None,) and not all(type(end) in (int, float) and 0 <= end <= 1 for end in ends):
-            self.wrong("alpha", f"must stay within [0, 1], but reaches {', '.join(map(repr, ends))}.")
+            self.wrong(
+                "alpha", f"must stay within [0, 1], but reaches {', '.join(map(repr, ends))}."
+            )
 
     def range(self, kind: str, value: Any, path: str) -> tuple[float, float] | None:
         numbers = (
-            [n for n in value if isinstance(n, int | float) and not isinstance(n, bool)] if isinstance(value, list) else []
+            [n for n in value if isinstance(n, int | float) and not isinstance(n, bool)]
+            if isinstance(value, list)
+            else []
         )
-        if len(numbers) != 2 or len(value) != 2 or not -math.inf < numbers[0] < numbers[1] < math.inf:
-            self.wrong(path, f"`{kind}` must be finite [low, high] with low < high, but is {value!r} instead.")
+        if (
+            len(numbers) != 2
+            or len(value) != 2
+            or not -math.inf < numbers[0] < numbers[1] < math.inf
+        ):
+            self.wrong(
+                path,
+                f"`{kind}` must be finite [low, high] with low < high, but is {value!r} instead.",
+            )
         elif kind == "loguniform" and numbers[0] <= 0:
-            self.wrong(path, f"`loguniform` needs a low end above 0, but it is {numbers[0]} instead.")
+            self.wrong(
+                path, f"`loguniform` needs a low end above 0, but it is {numbers[0]} instead."
+            )
         else:
             return float(numbers[0]), float(numbers[1])
         return None
@@ -167,14 +212,30 @@ class _Reader:
         sets: Any = [known if value is None else value]
         if isinstance(value, dict):
             found = next(iter(value), "")
-            if len(value) != 1 or found not in ("choice", "subset") or not isinstance(value[found], list) or not value[found]:
-                self.wrong("donors", "must be a list of names, `choice` with a list of such, or `subset` with a list of names.")
+            if (
+                len(value) != 1
+                or found not in ("choice", "subset")
+                or not isinstance(value[found], list)
+                or not value[found]
+            ):
+                self.wrong(
+                    "donors",
+                    "must be a list of names, `choice` with a list of such, or `subset` with a list of names.",
+                )
                 return DonorAxis(kind="always", sets=((),))
-            kind, sets = ("choice", value[found]) if found == "choice" else ("subset", [value[found]])
-        named = tuple((item,) if isinstance(item, str) else tuple(item) if isinstance(item, list) else () for item in sets)
+            kind, sets = (
+                ("choice", value[found]) if found == "choice" else ("subset", [value[found]])
+            )
+        named = tuple(
+            (item,) if isinstance(item, str) else tuple(item) if isinstance(item, list) else ()
+            for item in sets
+        )
         for names in named:
             if not names or len(set(names)) < len(names):
-                self.wrong("donors", f"must name each donor once and at least one, but has {list(names)} instead.")
+                self.wrong(
+                    "donors",
+                    f"must name each donor once and at least one, but has {list(names)} instead.",
+                )
             for name in dict.fromkeys(names):
                 if name not in known:
                     self.wrong("donors", unknown_name("fine-tuning run", str(name), known))
@@ -186,12 +247,16 @@ class _Reader:
         for name in dict.fromkeys(run.spec.name for run in self.runs):
             same = [run.values() for run in self.runs if run.spec.name == name]
             fields = dict.fromkeys(key for one in same for key in one)
-            found |= {key: None for key in fields if any(one.get(key) != same[0].get(key) for one in same)}
+            found |= {
+                key: None for key in fields if any(one.get(key) != same[0].get(key) for one in same)
+            }
         return list(found)
 
     def check_field(self, name: str) -> None:
         if name not in self.fields():
-            varying = unknown_name("field that varies between fine-tuning runs of one name", name, self.fields())
+            varying = unknown_name(
+                "field that varies between fine-tuning runs of one name", name, self.fields()
+            )
             self.wrong(name, f"{varying} Give it an axis under `finetune`.")
 
     def check_runs(self, axes: Axes) -> None:

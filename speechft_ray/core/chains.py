@@ -1,7 +1,9 @@
-"""Sequential chains: a fine-tuning run may start from a merge of an earlier one (``FinetuneSpec.after``).
+"""Sequential chains: a fine-tuning run may start from a merge of an earlier one
+(``FinetuneSpec.after``).
 
-phi_t = (1 - alpha) phi_(t-1) + alpha theta'_t, where theta'_t is tuned from phi_(t-1) and phi_0 is pre-trained. Where several
-runs bear the name and seed of the earlier one (another axis varies), each is followed by a stage of its own.
+phi_t = (1 - alpha) phi_(t-1) + alpha theta'_t, where theta'_t is tuned from phi_(t-1) and phi_0 is
+pre-trained. Where several runs bear the name and seed of the earlier one (another axis varies),
+each is followed by a stage of its own.
 """
 
 from __future__ import annotations
@@ -24,19 +26,27 @@ class Tuning:
 
     spec: FinetuneSpec
     earlier: Tuning | None = None
-    """The run whose merge (``spec.after``) this one starts from; ``None``: it starts from the pre-trained encoder."""
+    """The run whose merge (``spec.after``) this one starts from; ``None``: it starts from the
+    pre-trained encoder."""
 
     @property
     def title(self) -> str:
-        """The names of the chain, ``pr>sid``; of a run that starts from the pre-trained encoder its name alone."""
+        """The names of the chain, ``pr>sid``; of a run that starts from the pre-trained encoder its
+        name alone."""
         return f"{self.earlier.title}>{self.spec.name}" if self.earlier else self.spec.name
 
     def content(self) -> dict[str, Any]:
-        """Returns all that decides the result but the pre-trained encoder; ``after`` has the earlier merge and its run."""
+        """Returns all that decides the result but the pre-trained encoder; ``after`` has the
+        earlier merge and its run."""
         found = self.spec.identity()
         if self.earlier is not None and self.spec.after is not None:
-            before = {name: value for name, value in self.earlier.content().items() if name != "seed"}  # it is the same
-            found["after"] = {**before, **self.spec.after.model_dump(mode="json", exclude={"finetune"})}
+            before = {
+                name: value for name, value in self.earlier.content().items() if name != "seed"
+            }  # it is the same
+            found["after"] = {
+                **before,
+                **self.spec.after.model_dump(mode="json", exclude={"finetune"}),
+            }
         return found
 
     def leaves(self) -> dict[str, Leaf]:
@@ -44,20 +54,27 @@ class Tuning:
         return _flat(self.content())
 
     def values(self) -> dict[str, Any]:
-        """Returns the fields of the run by name, and those of earlier stages by short names: ``after_alpha``."""
-        after = {short_name(path): value for path, value in self.leaves().items() if path.startswith("after.")}
+        """Returns the fields of the run by name, and those of earlier stages by short names:
+        ``after_alpha``."""
+        after = {
+            short_name(path): value
+            for path, value in self.leaves().items()
+            if path.startswith("after.")
+        }
         return {**self.spec.identity(), **after}
 
 
 def short_name(path: str) -> str:
-    """Returns what a table calls a dotted path: its last part, behind one ``after_`` for each stage back."""
+    """Returns what a table calls a dotted path: its last part, behind one ``after_`` for each stage
+    back."""
     parts = path.split(".")
     stages = list(itertools.takewhile(lambda part: part == "after", parts[:-1]))
     return "_".join([*stages, parts[-1]])
 
 
 def chained(runs: Sequence[FinetuneSpec]) -> list[Tuning]:
-    """Returns every run with its chain, in the given order. Raises ``SpecError`` with every faulty ``after``."""
+    """Returns every run with its chain, in the given order. Raises ``SpecError`` with every faulty
+    ``after``."""
     mistakes = chain_mistakes(list(enumerate(runs)))
     if mistakes:
         raise SpecError("the fine-tuning runs", mistakes)
@@ -76,14 +93,17 @@ def chained(runs: Sequence[FinetuneSpec]) -> list[Tuning]:
 
 
 def chain_mistakes(runs: Sequence[tuple[int, FinetuneSpec]]) -> Mistakes:
-    """Returns what is wrong with every ``after``. Each run comes with the index of its entry in the file."""
+    """Returns what is wrong with every ``after``. Each run comes with the index of its entry in the
+    file."""
     names = {run.name for _, run in runs}
     before: dict[str, set[str]] = {name: set() for name in names}
     for _, run in runs:
         if run.after is not None:
             before[run.name].add(run.after.finetune)
     seeds = {(run.name, run.seed) for _, run in runs}
-    found: dict[str, str] = {}  # an entry with axes has such a mistake in many versions: the first is told
+    found: dict[
+        str, str
+    ] = {}  # an entry with axes has such a mistake in many versions: the first is told
     for index, run in runs:
         if run.after is None:
             continue
@@ -92,9 +112,7 @@ def chain_mistakes(runs: Sequence[tuple[int, FinetuneSpec]]) -> Mistakes:
         if earlier not in names:
             text = unknown_name("fine-tuning run", earlier, names)
         elif circle := _circle(run.name, before):
-            text = (
-                f"leads back to `{run.name}` ({circle}): a chain begins with a run without `after`, and every stage has a name."
-            )
+            text = f"leads back to `{run.name}` ({circle}): a chain begins with a run without `after`, and every stage has a name."
         elif (earlier, run.seed) not in seeds:
             text = f"no run `{earlier}` has the seed {run.seed} of this one: give both the same `seed` axis."
         if text:

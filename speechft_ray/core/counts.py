@@ -1,4 +1,5 @@
-"""What makes a metric, utterance by utterance: kept beside the scores of an evaluation, for intervals."""
+"""What makes a metric, utterance by utterance: kept beside the scores of an evaluation, for
+intervals."""
 
 from __future__ import annotations
 
@@ -13,12 +14,14 @@ COUNTS_FILE = "utterances.json"
 class Counted(Record):
     """One test set of one evaluation. Every metric in it is ``100 * sum(amounts) / sum(of)``.
 
-    For accuracies an amount is 1 where the utterance is right, of 1; for error rates its edits, of the reference tokens; for an
-    F1 its own F1, of 1; for diarisation the time in error, of the time of speech.
+    For accuracies an amount is 1 where the utterance is right, of 1; for error rates its edits, of
+    the reference tokens; for an F1 its own F1, of 1; for diarisation the time in error, of the time
+    of speech.
     """
 
     utterances: str
-    """Identity of the utterances and their order: two encoders with the same are compared utterance by utterance."""
+    """Identity of the utterances and their order: two encoders with the same are compared utterance
+    by utterance."""
     amounts: dict[str, tuple[tuple[int | float, ...], ...]]
     """By metric: one list of utterances for each probe seed."""
     of: dict[str, tuple[int | float, ...]]

@@ -17,10 +17,16 @@ LENGTH = 16
 def canonical(value: Any) -> str:
     """Returns one JSON text for one value: sorted keys, no blanks, finite numbers only.
 
-    Raises ``TypeError`` for what JSON cannot say (paths, sets, tensors) and ``ValueError`` for NaN and infinities, because an
-    identity that drops information is no identity.
+    Raises ``TypeError`` for what JSON cannot say (paths, sets, tensors) and ``ValueError`` for NaN
+    and infinities, because an identity that drops information is no identity.
     """
-    return json.dumps(_plain(value, "value"), sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+    return json.dumps(
+        _plain(value, "value"),
+        sort_keys=True,
+        separators=(",", ":"),
+        ensure_ascii=True,
+        allow_nan=False,
+    )
 
 
 def fingerprint(value: Any) -> str:
@@ -31,7 +37,11 @@ def fingerprint(value: Any) -> str:
 def file_sha256(path: Path) -> str:
     """Returns the full sha256 of a file's bytes."""
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file)
+        return (
+            hashlib.file_digest(file, "sha256").hexdigest()
+            if hasattr(hashlib, "file_digest")
+            else _digest(file)
+        )
 
 
 def _digest(file: Any) -> str:  # Python 3.10 has no hashlib.file_digest
@@ -49,7 +59,9 @@ def _plain(value: Any, path: str) -> Any:
     if isinstance(value, float):
         if not math.isfinite(value):
             raise ValueError(f"{path} is {value}: only finite numbers have a fingerprint")
-        return int(value) if value.is_integer() and abs(value) < 2**53 else value  # 1 and 1.0 are one value
+        return (
+            int(value) if value.is_integer() and abs(value) < 2**53 else value
+        )  # 1 and 1.0 are one value
     if isinstance(value, list | tuple):
         return [_plain(item, f"{path}[{index}]") for index, item in enumerate(value)]
     if isinstance(value, dict):

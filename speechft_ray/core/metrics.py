@@ -1,4 +1,5 @@
-"""The metric table: every number's name, unit, direction and way to be printed. Nobody asks ``if "wer" in name``."""
+"""The metric table: every number's name, unit, direction and way to be printed. Nobody asks ``if
+"wer" in name``."""
 
 from __future__ import annotations
 
@@ -9,7 +10,8 @@ from speechft_ray.core.errors import UserError, unknown_name
 
 @dataclass(frozen=True, kw_only=True)
 class Metric:
-    """One metric. ``name`` is ``<task>.<measure>``; values are percent unless ``unit`` says otherwise."""
+    """One metric. ``name`` is ``<task>.<measure>``; values are percent unless ``unit`` says
+    otherwise."""
 
     name: str
     title: str
@@ -31,25 +33,86 @@ def _table(*metrics: Metric) -> dict[str, Metric]:
 
 
 METRICS: dict[str, Metric] = _table(
-    Metric(name="pr.per", title="PR PER", task="pr", higher_is_better=False, fbank=82.01, sota=2.55),
-    Metric(name="asr.wer", title="ASR WER", task="asr", higher_is_better=False, fbank=23.18, sota=3.36),
-    Metric(name="ks.accuracy", title="KS ACC", task="ks", higher_is_better=True, fbank=8.63, sota=97.89),
-    Metric(name="qbe.mtwv", title="QbE MTWV", task="qbe", higher_is_better=True, unit="value", fbank=0.0058, sota=0.1125),
-    Metric(name="sid.accuracy", title="SID ACC", task="sid", higher_is_better=True, fbank=0.09, sota=95.25),
-    Metric(name="asv.eer", title="ASV EER", task="asv", higher_is_better=False, fbank=9.56, sota=3.84),
-    Metric(name="sd.der", title="SD DER", task="sd", higher_is_better=False, fbank=10.05, sota=3.47),
-    Metric(name="er.accuracy", title="ER ACC", task="er", higher_is_better=True, fbank=35.39, sota=70.68),
-    Metric(name="ic.accuracy", title="IC ACC", task="ic", higher_is_better=True, fbank=10.44, sota=99.34),
-    Metric(name="sf.slot_type_f1", title="SF F1", task="sf", higher_is_better=True, fbank=69.64, sota=92.35),
-    Metric(name="sf.slot_value_cer", title="SF CER", task="sf", higher_is_better=False, fbank=52.92, sota=17.61),
+    Metric(
+        name="pr.per", title="PR PER", task="pr", higher_is_better=False, fbank=82.01, sota=2.55
+    ),
+    Metric(
+        name="asr.wer", title="ASR WER", task="asr", higher_is_better=False, fbank=23.18, sota=3.36
+    ),
+    Metric(
+        name="ks.accuracy", title="KS ACC", task="ks", higher_is_better=True, fbank=8.63, sota=97.89
+    ),
+    Metric(
+        name="qbe.mtwv",
+        title="QbE MTWV",
+        task="qbe",
+        higher_is_better=True,
+        unit="value",
+        fbank=0.0058,
+        sota=0.1125,
+    ),
+    Metric(
+        name="sid.accuracy",
+        title="SID ACC",
+        task="sid",
+        higher_is_better=True,
+        fbank=0.09,
+        sota=95.25,
+    ),
+    Metric(
+        name="asv.eer", title="ASV EER", task="asv", higher_is_better=False, fbank=9.56, sota=3.84
+    ),
+    Metric(
+        name="sd.der", title="SD DER", task="sd", higher_is_better=False, fbank=10.05, sota=3.47
+    ),
+    Metric(
+        name="er.accuracy",
+        title="ER ACC",
+        task="er",
+        higher_is_better=True,
+        fbank=35.39,
+        sota=70.68,
+    ),
+    Metric(
+        name="ic.accuracy",
+        title="IC ACC",
+        task="ic",
+        higher_is_better=True,
+        fbank=10.44,
+        sota=99.34,
+    ),
+    Metric(
+        name="sf.slot_type_f1",
+        title="SF F1",
+        task="sf",
+        higher_is_better=True,
+        fbank=69.64,
+        sota=92.35,
+    ),
+    Metric(
+        name="sf.slot_value_cer",
+        title="SF CER",
+        task="sf",
+        higher_is_better=False,
+        fbank=52.92,
+        sota=17.61,
+    ),
     Metric(name="asr_zh.cer", title="zh ASR CER", task="asr_zh", higher_is_better=False),
     Metric(name="chars.cer", title="CER", task="chars", higher_is_better=False),
     Metric(name="label.accuracy", title="Label ACC", task="label", higher_is_better=True),
     Metric(name="finetune.accuracy", title="Dev ACC", task="finetune", higher_is_better=True),
-    Metric(name="finetune.masked_accuracy", title="Dev masked ACC", task="finetune", higher_is_better=True),
-    Metric(name="finetune.token_error_rate", title="Dev TER", task="finetune", higher_is_better=False),
+    Metric(
+        name="finetune.masked_accuracy",
+        title="Dev masked ACC",
+        task="finetune",
+        higher_is_better=True,
+    ),
+    Metric(
+        name="finetune.token_error_rate", title="Dev TER", task="finetune", higher_is_better=False
+    ),
 )
-"""Every metric. ``fbank`` and ``sota`` are Table 15 of the paper; metrics without them need stated references."""
+"""Every metric. ``fbank`` and ``sota`` are Table 15 of the paper; metrics without them need stated
+references."""
 
 
 def metric(name: str) -> Metric:

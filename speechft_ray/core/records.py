@@ -1,4 +1,5 @@
-"""Facts: what a job is, where it runs, and what came of it. Frozen, plain data, safe to send over a wire."""
+"""Facts: what a job is, where it runs, and what came of it. Frozen, plain data, safe to send over a
+wire."""
 
 from __future__ import annotations
 
@@ -26,7 +27,8 @@ class Place(Record):
     storage: str
     """Root of the store, reachable under this path from every node."""
     encoder: str
-    """Name or file of the pre-trained encoder. The driver reads it; workers find it in the store."""
+    """Name or file of the pre-trained encoder. The driver reads it; workers find it in the
+    store."""
     corpora: str | None = None
     """Folder that holds the real corpora, one sub-folder each."""
     roots: dict[str, str] = Field(default_factory=dict)
@@ -34,7 +36,8 @@ class Place(Record):
     manifest: str | None = None
     """The user's own recordings: a tsv file."""
     cache: str | None = None
-    """Folder for features that may be lost, best on a disk of the node itself; ``None``: ``cache`` in the storage."""
+    """Folder for features that may be lost, best on a disk of the node itself; ``None``: ``cache``
+    in the storage."""
     cache_gb: float = Field(default=50.0, ge=0)
     """Most that the cache may take, in 10^9 bytes; what was used longest ago makes room."""
     device: Literal["auto", "cpu"] = "auto"
@@ -56,7 +59,8 @@ class Job(Record):
 
 
 class Score(Record):
-    """One metric of one evaluation; ``values`` holds one number per probe seed, in the metric's unit."""
+    """One metric of one evaluation; ``values`` holds one number per probe seed, in the metric's
+    unit."""
 
     metric: str
     split: Literal["dev", "test"]
@@ -68,7 +72,8 @@ class Score(Record):
 
 
 class Outcome(Record):
-    """What came of a job: facts, or the error with its traceback. Never an exception across the wire."""
+    """What came of a job: facts, or the error with its traceback. Never an exception across the
+    wire."""
 
     stage: Stage
     fingerprint: str
@@ -78,9 +83,11 @@ class Outcome(Record):
     """One line: what went wrong."""
     traceback: str | None = None
     blocked_by: str | None = None
-    """Label of the failed job without which this one could not start; such an outcome is no failure of its own."""
+    """Label of the failed job without which this one could not start; such an outcome is no failure
+    of its own."""
     stopped: bool = False
-    """Whether it was ended early on purpose, or needs a run that was: no result, and no failure either."""
+    """Whether it was ended early on purpose, or needs a run that was: no result, and no failure
+    either."""
     seconds: float = 0.0
 
     @property

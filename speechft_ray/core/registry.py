@@ -1,4 +1,5 @@
-"""One Registry: a folder whose every module registers itself, found by name, with a did-you-mean."""
+"""One Registry: a folder whose every module registers itself, found by name, with a
+did-you-mean."""
 
 from __future__ import annotations
 
@@ -15,8 +16,8 @@ T = TypeVar("T")
 class Registry(Generic[T]):
     """Named parts of one kind, discovered in one package.
 
-    A new part is one new module in that package which calls ``register(name, part)`` at import; no other file changes.
-    Modules whose name starts with an underscore are not imported by discovery.
+    A new part is one new module in that package which calls ``register(name, part)`` at import; no
+    other file changes. Modules whose name starts with an underscore are not imported by discovery.
     """
 
     def __init__(self, kind: str, package: str) -> None:
@@ -34,7 +35,8 @@ class Registry(Generic[T]):
         return part
 
     def get(self, name: str) -> T:
-        """Returns the part of that name. Raises ``UserError`` with the nearest name and the list."""
+        """Returns the part of that name. Raises ``UserError`` with the nearest name and the
+        list."""
         self._discover()
         if name not in self._parts:
             raise UserError(unknown_name(self.kind, name, self._parts))

@@ -1,4 +1,5 @@
-"""What a job asks of the cluster. Never part of identity: the same unit on other hardware is the same unit."""
+"""What a job asks of the cluster. Never part of identity: the same unit on other hardware is the
+same unit."""
 
 from __future__ import annotations
 

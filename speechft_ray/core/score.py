@@ -15,11 +15,13 @@ Reference = tuple[float, float]
 def superb_score(values: Mapping[str, float], references: Mapping[str, Reference]) -> float:
     """Returns the SUPERB score of metric values, by metric name, each in its unit.
 
-    A metric counts (value - zero) / (one - zero), which needs no case for its direction; a task counts the mean of its metrics,
-    the score is 1000 times the mean of the tasks (SUPERB challenge, arXiv 2210.08634; references of Speech-FT, arXiv
-    2502.12672, Table 15). Not clamped: a model can be below 0 or above 1000.
+    A metric counts (value - zero) / (one - zero), which needs no case for its direction; a task
+    counts the mean of its metrics, the score is 1000 times the mean of the tasks (SUPERB challenge,
+    arXiv 2210.08634; references of Speech-FT, arXiv 2502.12672, Table 15). Not clamped: a model can
+    be below 0 or above 1000.
 
-    Raises ``UserError`` when there is no value, for a metric without references, and for two references that are equal.
+    Raises ``UserError`` when there is no value, for a metric without references, and for two
+    references that are equal.
     """
     if not values:
         raise UserError("there is no metric to make a SUPERB score of: evaluate at least one task.")
@@ -39,7 +41,8 @@ def superb_score(values: Mapping[str, float], references: Mapping[str, Reference
 
 
 def paper_references(names: Iterable[str]) -> dict[str, Reference]:
-    """Returns the paper's references (Speech-FT, arXiv 2502.12672, Table 15: FBank, SOTA) of the named metrics.
+    """Returns the paper's references (Speech-FT, arXiv 2502.12672, Table 15: FBank, SOTA) of the
+    named metrics.
 
     Raises ``UserError`` naming the metrics for which the paper has none.
     """

@@ -1,4 +1,5 @@
-"""What a search is after: its objectives and constraints on dev, checked against what the tasks yield."""
+"""What a search is after: its objectives and constraints on dev, checked against what the tasks
+yield."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ SCORE, DISTANCE = "score", "distance"
 
 
 def measure(name: str) -> str:
-    """Returns the name of an objective or constraint without the ``dev.`` that it may carry: a search knows dev alone."""
+    """Returns the name of an objective or constraint without the ``dev.`` that it may carry: a
+    search knows dev alone."""
     return name.removeprefix("dev.")
 
 
@@ -25,22 +27,34 @@ def higher_is_better(name: str) -> bool:
 
 
 def tasks_of(spec: SweepSpec, search: SearchSpec) -> tuple[EvalSpec, ...]:
-    """Returns the evaluations that a search needs of each merge, for its objectives and constraints, in the given order."""
-    names = {measure(name) for name in (*search.objectives, *(item.metric for item in search.constraints))}
+    """Returns the evaluations that a search needs of each merge, for its objectives and
+    constraints, in the given order."""
+    names = {
+        measure(name)
+        for name in (*search.objectives, *(item.metric for item in search.constraints))
+    }
     if SCORE in names:
         return spec.evaluate
     tasks = {METRICS[name].task for name in names if name in METRICS}
     found = tuple(item for item in spec.evaluate if item.task in tasks)
-    return found or spec.evaluate[:1]  # the distance alone is measured wherever the merge is first used
+    return (
+        found or spec.evaluate[:1]
+    )  # the distance alone is measured wherever the merge is first used
 
 
 def search_mistakes(spec: SweepSpec, search: SearchSpec) -> Mistakes:
     """Returns every mistake of a search, by path."""
     axes, mistakes = read_axes(search, chained(spec.finetune))
     for index, name in enumerate(search.objectives):
-        mistakes += [(f"search.objectives[{index}]", text) for text in _unknown(name, spec, (SCORE, DISTANCE))]
+        mistakes += [
+            (f"search.objectives[{index}]", text)
+            for text in _unknown(name, spec, (SCORE, DISTANCE))
+        ]
     for index, item in enumerate(search.constraints):
-        mistakes += [(f"search.constraints[{index}].metric", text) for text in _unknown(item.metric, spec, (SCORE,))]
+        mistakes += [
+            (f"search.constraints[{index}].metric", text)
+            for text in _unknown(item.metric, spec, (SCORE,))
+        ]
     if len({measure(name) for name in search.objectives}) < len(search.objectives):
         mistakes.append(("search.objectives", "must name each objective once."))
     if search.stopping() != "none" and tuple(map(measure, search.objectives)) != (SCORE,):
@@ -54,14 +68,23 @@ def search_mistakes(spec: SweepSpec, search: SearchSpec) -> Mistakes:
 
 def _unknown(name: str, spec: SweepSpec, others: Sequence[str]) -> list[str]:
     bare = measure(name)
-    allowed = [*others, *(item for item in METRICS if METRICS[item].task in {entry.task for entry in spec.evaluate})]
+    allowed = [
+        *others,
+        *(
+            item
+            for item in METRICS
+            if METRICS[item].task in {entry.task for entry in spec.evaluate}
+        ),
+    ]
     if bare.startswith("test."):
         text = f"`{name}` is measured on test, which a search never sees: it selects on dev, test is for what it has chosen."
         return [f"{text} Write `{bare.removeprefix('test.')}`."]
     if bare in allowed:
         return []
     if bare in METRICS:
-        return [f"no task of this search yields `{name}`: add `{METRICS[bare].task}` under `evaluate`."]
+        return [
+            f"no task of this search yields `{name}`: add `{METRICS[bare].task}` under `evaluate`."
+        ]
     return [unknown_name("metric", name, allowed)]
 
 
@@ -77,16 +100,33 @@ def _sampler_mistakes(search: SearchSpec, axes: Axes) -> Mistakes:
             wrong.append(("search.sampler", "`greedy_soup` follows one objective: name one."))
         return wrong
     if not kinds and axes.donors.kind == "always" and not axes.picks:
-        wrong.append(("search.axes", "fix every value, so there is nothing to search: give one of them a range."))
+        wrong.append(
+            (
+                "search.axes",
+                "fix every value, so there is nothing to search: give one of them a range.",
+            )
+        )
     if search.sampler == "cmaes":
-        several = sum(2 if kind in ("per_layer", "per_donor", "curve") else 1 for kind in kinds.values())
+        several = sum(
+            2 if kind in ("per_layer", "per_donor", "curve") else 1 for kind in kinds.values()
+        )
         choices = [name for name, kind in kinds.items() if kind == "choice"]
         choices += (["donors"] if axes.donors.kind != "always" else []) + list(axes.picks)
         if choices:
             text = f"`cmaes` moves numbers only: fix {', '.join(choices)}, or take `tpe`."
             wrong.append(("search.sampler", text))
         elif several < 2:
-            wrong.append(("search.sampler", "`cmaes` needs at least two numbers to move: add an axis, or take `tpe`."))
+            wrong.append(
+                (
+                    "search.sampler",
+                    "`cmaes` needs at least two numbers to move: add an axis, or take `tpe`.",
+                )
+            )
         if len(search.objectives) > 1:
-            wrong.append(("search.sampler", "`cmaes` follows one objective: take `tpe`, `nsga2` or `nsga3` for several."))
+            wrong.append(
+                (
+                    "search.sampler",
+                    "`cmaes` follows one objective: take `tpe`, `nsga2` or `nsga3` for several.",
+                )
+            )
     return wrong

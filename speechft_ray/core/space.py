@@ -1,7 +1,8 @@
 """Search axes over any field, and a sweep from plain data with all its mistakes told at once.
 
-An axis stands in the place of a value: ``alpha: {grid: [0, 0.25, 1]}``. Grids are crossed; ``uniform``, ``loguniform`` and
-``choice`` are drawn ``samples`` times per grid point from the entry's ``sample_seed``.
+An axis stands in the place of a value: ``alpha: {grid: [0, 0.25, 1]}``. Grids are crossed;
+``uniform``, ``loguniform`` and ``choice`` are drawn ``samples`` times per grid point from the
+entry's ``sample_seed``.
 """
 
 from __future__ import annotations
@@ -27,24 +28,37 @@ LARGEST_EXPANSION = 100_000
 
 
 def parse_space(raw: Any, where: str) -> SweepSpec:
-    """Expands the axes of plain data and validates the result. Raises ``SpecError`` with all mistakes."""
+    """Expands the axes of plain data and validates the result. Raises ``SpecError`` with all
+    mistakes."""
     if not isinstance(raw, dict):
-        raise SpecError(where, [("(file)", "must be a mapping with name, encoder, finetune, merge, evaluate, score.")])
+        raise SpecError(
+            where,
+            [("(file)", "must be a mapping with name, encoder, finetune, merge, evaluate, score.")],
+        )
     mistakes: Mistakes = []
     sections: dict[str, list[tuple[int, Any]]] = {}
-    for section, model in (("finetune", FinetuneSpec), ("merge", MergeSpec), ("evaluate", EvalSpec)):
+    for section, model in (
+        ("finetune", FinetuneSpec),
+        ("merge", MergeSpec),
+        ("evaluate", EvalSpec),
+    ):
         if section in raw:
             sections[section] = _section(raw[section], section, model, mistakes)
     mistakes += _merge_or_search(raw)
     broken = {path.split("[")[0] for path, _ in mistakes}
     try:
-        spec = SweepSpec.model_validate(raw | {name: [item for _, item in found] for name, found in sections.items()})
+        spec = SweepSpec.model_validate(
+            raw | {name: [item for _, item in found] for name, found in sections.items()}
+        )
     except ValidationError as error:
         mistakes += [item for item in explain(error, (), SweepSpec) if item[0] not in broken]
         raise SpecError(where, mistakes) from None
     if "finetune" not in broken:  # else a donor may be one of the runs that could not be read
         chains = chain_mistakes(sections.get("finetune", []))
-        mistakes += [*chains, *_unknown_donors(sections.get("merge", []), {entry.name for entry in spec.finetune})]
+        mistakes += [
+            *chains,
+            *_unknown_donors(sections.get("merge", []), {entry.name for entry in spec.finetune}),
+        ]
         if spec.search is not None and not chains:
             mistakes += search_mistakes(spec, spec.search)
     mistakes += _score_mistakes(spec)
@@ -54,13 +68,16 @@ def parse_space(raw: Any, where: str) -> SweepSpec:
 
 
 def expand(entry: Any) -> Iterator[Any]:
-    """Yields the concrete versions of one entry, in the order of its axes. Raises ``ValueError`` for a malformed axis."""
+    """Yields the concrete versions of one entry, in the order of its axes. Raises ``ValueError``
+    for a malformed axis."""
     samples, seed = 1, 0
     if isinstance(entry, dict):
         entry = dict(entry)
         samples, seed = entry.pop("samples", 1), entry.pop("sample_seed", 0)
         if type(samples) is not int or samples < 1:
-            raise ValueError(f"`samples` must be a whole number of at least 1, but is {samples!r} instead.")
+            raise ValueError(
+                f"`samples` must be a whole number of at least 1, but is {samples!r} instead."
+            )
         if type(seed) is not int:
             raise ValueError(f"`sample_seed` must be a whole number, but is {seed!r} instead.")
     grids: list[tuple[Steps, list[Any]]] = []
@@ -73,7 +90,9 @@ def expand(entry: Any) -> Iterator[Any]:
     if samples > 1 and not draws:
         raise ValueError("`samples` needs an axis that is drawn: uniform, loguniform or choice.")
     if math.prod(len(values) for _, values in grids) * samples > LARGEST_EXPANSION:
-        raise ValueError(f"the axes give more than {LARGEST_EXPANSION} points; make the grids smaller.")
+        raise ValueError(
+            f"the axes give more than {LARGEST_EXPANSION} points; make the grids smaller."
+        )
     source = random.Random(seed)
     for point in itertools.product(*(values for _, values in grids)):
         for _ in range(samples):
@@ -85,7 +104,9 @@ def expand(entry: Any) -> Iterator[Any]:
             yield concrete
 
 
-def _section(value: Any, section: str, model: type[BaseModel], mistakes: Mistakes) -> list[tuple[int, Any]]:
+def _section(
+    value: Any, section: str, model: type[BaseModel], mistakes: Mistakes
+) -> list[tuple[int, Any]]:
     """Returns the valid versions of all entries, each with the index of its entry in the file."""
     if not isinstance(value, list):
         mistakes.append((section, "must be a list of entries, each starting with `- `."))
@@ -115,7 +136,11 @@ def _merge_or_search(raw: dict[str, Any]) -> Mistakes:
         if "merge" not in raw:
             return [("merge", "is needed but missing, unless `search` proposes the merges.")]
         return [("merge", "must have at least 1, but is [] instead.")] if raw["merge"] == [] else []
-    return [("merge", "must be left out, since `search` proposes the merges.")] if raw.get("merge") else []
+    return (
+        [("merge", "must be left out, since `search` proposes the merges.")]
+        if raw.get("merge")
+        else []
+    )
 
 
 def _unknown_donors(merges: list[tuple[int, MergeSpec]], names: set[str]) -> Mistakes:
@@ -131,10 +156,17 @@ def _unknown_donors(merges: list[tuple[int, MergeSpec]], names: set[str]) -> Mis
 
 def _score_mistakes(spec: SweepSpec) -> Mistakes:
     mistakes = [
-        (f"score.topline.{name}", unknown_name("metric", name, METRICS)) for name in spec.score.topline if name not in METRICS
+        (f"score.topline.{name}", unknown_name("metric", name, METRICS))
+        for name in spec.score.topline
+        if name not in METRICS
     ]
     if spec.score.zero == "measured" and not spec.score.topline:
-        mistakes.append(("score.topline", "is needed with `zero: measured`: the value of each metric that counts as 1000."))
+        mistakes.append(
+            (
+                "score.topline",
+                "is needed with `zero: measured`: the value of each metric that counts as 1000.",
+            )
+        )
     return mistakes
 
 
@@ -154,13 +186,27 @@ def _axes(value: Any, path: Steps) -> Iterator[tuple[Steps, str, list[Any]]]:
 def _axis_values(kind: str, values: Any, path: Steps) -> list[Any]:
     name = path_text(path) or "(entry)"
     if not isinstance(values, list) or not values:
-        raise ValueError(f"`{name}`: `{kind}` must be a list that is not empty, but is {values!r} instead.")
+        raise ValueError(
+            f"`{name}`: `{kind}` must be a list that is not empty, but is {values!r} instead."
+        )
     if kind in ("uniform", "loguniform"):
-        numbers = [value for value in values if isinstance(value, int | float) and not isinstance(value, bool)]
-        if len(values) != 2 or len(numbers) != 2 or not -math.inf < numbers[0] < numbers[1] < math.inf:
-            raise ValueError(f"`{name}`: `{kind}` must be finite [low, high] with low < high, but is {values!r} instead.")
+        numbers = [
+            value
+            for value in values
+            if isinstance(value, int | float) and not isinstance(value, bool)
+        ]
+        if (
+            len(values) != 2
+            or len(numbers) != 2
+            or not -math.inf < numbers[0] < numbers[1] < math.inf
+        ):
+            raise ValueError(
+                f"`{name}`: `{kind}` must be finite [low, high] with low < high, but is {values!r} instead."
+            )
         if kind == "loguniform" and numbers[0] <= 0:
-            raise ValueError(f"`{name}`: `loguniform` needs a low end above 0, but it is {numbers[0]} instead.")
+            raise ValueError(
+                f"`{name}`: `loguniform` needs a low end above 0, but it is {numbers[0]} instead."
+            )
     return values
 
 
@@ -178,5 +224,11 @@ def _replaced(value: Any, path: Steps, leaf: Any) -> Any:
         return leaf
     head, *rest = path
     if isinstance(value, dict):
-        return {key: _replaced(item, tuple(rest), leaf) if key == head else item for key, item in value.items()}
-    return [_replaced(item, tuple(rest), leaf) if index == head else item for index, item in enumerate(value)]
+        return {
+            key: _replaced(item, tuple(rest), leaf) if key == head else item
+            for key, item in value.items()
+        }
+    return [
+        _replaced(item, tuple(rest), leaf) if index == head else item
+        for index, item in enumerate(value)
+    ]

@@ -1,15 +1,23 @@
 """What a sweep is: frozen models whose canonical JSON is identity.
 
-Paths, devices and resources live elsewhere (``records.Place``, ``resources.ResourceRequest``), so that they cannot leak
-into a fingerprint. Defaults are the paper's (Speech-FT, arXiv 2502.12672); "official
-configs" are the YAML files of its published code.
+Paths, devices and resources live elsewhere (``records.Place``, ``resources.ResourceRequest``), so
+that they cannot leak into a fingerprint. Defaults are the paper's (Speech-FT, arXiv 2502.12672);
+"official configs" are the YAML files of its published code.
 """
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=80)]
 """Names become parts of paths and of run names: letters, digits, ``_ . -``."""
@@ -18,7 +26,8 @@ Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
 class Spec(BaseModel):
-    """Base of all specs: frozen, keyword-only, no unknown field, no NaN or infinity (they have no fingerprint)."""
+    """Base of all specs: frozen, keyword-only, no unknown field, no NaN or infinity (they have no
+    fingerprint)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -35,35 +44,47 @@ class Objective(Spec):
     """One fine-tuning loss: a head on the last hidden state, and the labels that teach it."""
 
     head: str
-    """Registered head: ``frame`` (cross-entropy per frame), ``ctc``, ``pooled`` (mean over frames, cross-entropy), ``masked``
-    (prediction of the start encoder's own clusters at masked frames: continued pre-training, paper section 4.2)."""
+    """Registered head: ``frame`` (cross-entropy per frame), ``ctc``, ``pooled`` (mean over frames,
+    cross-entropy), ``masked`` (prediction of the start encoder's own clusters at masked frames:
+    continued pre-training, paper section 4.2)."""
     corpus: CorpusSpec
     column: str | None = None
     """Label column of the corpus; ``None`` for a head that learns from audio alone."""
     weight: Annotated[float, Field(gt=0)] = 1.0
     """Factor of this loss in the sum (paper: none given for multitask; 1:1)."""
     batch_size: Annotated[int, Field(ge=1)] = 32
-    """Utterances of this objective in one update (paper section 4.2: effective batch 32 for most tasks)."""
+    """Utterances of this objective in one update (paper section 4.2: effective batch 32 for most
+    tasks)."""
     options: dict[str, JsonValue] = Field(default_factory=dict)
     """The head's own options (checked by its options model)."""
 
 
 class AdapterSpec(Spec):
-    """A low-rank change of linear layers instead of a change of all weights; merged into the weights at the end."""
+    """A low-rank change of linear layers instead of a change of all weights; merged into the
+    weights at the end."""
 
     kind: Literal["lora", "dora"] = "lora"
-    """``lora``: W0 + (scale / rank) B A (arXiv 2106.09685). ``dora``: that, brought to a learned length per output
-    (arXiv 2402.09353)."""
+    """``lora``: W0 + (scale / rank) B A (arXiv 2106.09685). ``dora``: that, brought to a learned
+    length per output (arXiv 2402.09353)."""
     rank: Annotated[int, Field(ge=1)] = 8
-    """Rank of B A (peft's default). The journal version reports LoRA and DoRA but no rank that could be read."""
+    """Rank of B A (peft's default). The journal version reports LoRA and DoRA but no rank that
+    could be read."""
     scale: Annotated[float, Field(gt=0)] = 16.0
     """``lora_alpha`` of peft: B A counts scale / rank."""
-    layers: Annotated[tuple[str, ...], Field(min_length=1)] = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
+    layers: Annotated[tuple[str, ...], Field(min_length=1)] = (
+        "q_proj",
+        "k_proj",
+        "v_proj",
+        "out_proj",
+        "fc1",
+        "fc2",
+    )
     """Last parts of the names of the linear layers that get one (all of a transformer layer)."""
 
 
 class AfterSpec(Spec):
-    """The merge that a later stage of a sequential chain starts from: phi = (1 - alpha) start + alpha tuned."""
+    """The merge that a later stage of a sequential chain starts from: phi = (1 - alpha) start +
+    alpha tuned."""
 
     finetune: Name
     """Name of the earlier run; the one with the same seed is taken."""
@@ -72,11 +93,13 @@ class AfterSpec(Spec):
     params: dict[str, JsonValue] = Field(default_factory=dict)
     """The method's own parameters (checked by its model)."""
     alpha: Fraction = 0.25
-    """Share of the earlier run's model (paper: 0.25 at every stage; 1 is tuning twice without interpolation)."""
+    """Share of the earlier run's model (paper: 0.25 at every stage; 1 is tuning twice without
+    interpolation)."""
 
 
 LATER_FIELDS = ("gather", "after", "adapter", "keep_at", "head_phase_dropout", "non_finite_limit")
-"""Fields of a fine-tuning that came after the first sweeps: no part of identity while they have their default."""
+"""Fields of a fine-tuning that came after the first sweeps: no part of identity while they have
+their default."""
 
 
 class FinetuneSpec(Spec):
@@ -91,33 +114,41 @@ class FinetuneSpec(Spec):
     schedule: tuple[Fraction, Fraction, Fraction] = (0.1, 0.4, 0.5)
     """Fractions of the updates spent rising, holding and falling (official scheduler)."""
     head_only_fraction: Fraction = 0.1
-    """Share of the updates in which only the head learns (beta of the paper; official configs ``finetune_steps: 0.1``)."""
+    """Share of the updates in which only the head learns (beta of the paper; official configs
+    ``finetune_steps: 0.1``)."""
     freeze_front_end: bool = True
     """Whether the convolutional down-sampling module stays fixed throughout (paper section 3.1)."""
     anchor_penalty: Annotated[float, Field(ge=0)] = 0.0
-    """Lambda of the L2-SP regularization baseline: lambda * sum (theta - theta0)^2 added to the loss."""
+    """Lambda of the L2-SP regularization baseline: lambda * sum (theta - theta0)^2 added to the
+    loss."""
     clip_norm: Annotated[float, Field(gt=0)] = 1.0
     """Global gradient norm (official configs)."""
     validate_every_updates: Annotated[int, Field(ge=1)] = 1000
     """Updates between validations; the checkpoint with the best one is kept."""
     crop_seconds: Annotated[float, Field(gt=0)] | None = None
-    """Random crop of longer training utterances for pooled objectives (s3prl ``voxceleb1``: 8 s); ``None`` uses all."""
+    """Random crop of longer training utterances for pooled objectives (s3prl ``voxceleb1``: 8 s);
+    ``None`` uses all."""
     seed: Annotated[int, Field(ge=0)] = 0
     gather: Annotated[tuple[Literal["fisher", "gram"], ...], Field(max_length=2)] = ()
-    """Statistics of the tuning set, gathered with the tuned weights for the merge methods ``fisher`` and ``regmean``."""
+    """Statistics of the tuning set, gathered with the tuned weights for the merge methods
+    ``fisher`` and ``regmean``."""
 
     after: AfterSpec | None = None
-    """Start from a merge of an earlier run instead of the pre-trained encoder: one stage of a sequential chain, with a new
-    head, a head-only phase and a schedule of its own (paper section 4.4)."""
+    """Start from a merge of an earlier run instead of the pre-trained encoder: one stage of a
+    sequential chain, with a new head, a head-only phase and a schedule of its own (paper section
+    4.4)."""
     adapter: AdapterSpec | None = None
-    """Train a low-rank change instead of the weights themselves (journal version, Table VIII: LoRA and DoRA)."""
+    """Train a low-rank change instead of the weights themselves (journal version, Table VIII: LoRA
+    and DoRA)."""
     keep_at: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = ()
-    """Fractions of the updates after which the weights are kept as well (journal version: an early checkpoint at 0.2)."""
+    """Fractions of the updates after which the weights are kept as well (journal version: an early
+    checkpoint at 0.2)."""
     head_phase_dropout: bool = True
-    """Whether the frozen encoder drops out in the head-only phase, as in the official code. Without, what it says of every
-    utterance is computed once."""
+    """Whether the frozen encoder drops out in the head-only phase, as in the official code.
+    Without, what it says of every utterance is computed once."""
     non_finite_limit: Annotated[int, Field(ge=0)] = 10
-    """Updates without a finite loss and gradient, one after the other, that a run survives; each is skipped."""
+    """Updates without a finite loss and gradient, one after the other, that a run survives; each is
+    skipped."""
 
     @model_validator(mode="after")
     def _schedule_is_whole(self) -> FinetuneSpec:
@@ -126,7 +157,8 @@ class FinetuneSpec(Spec):
         return self
 
     def identity(self) -> dict[str, Any]:
-        """The part that decides the result, besides the start encoder, to which ``after`` leads; see ``LATER_FIELDS``."""
+        """The part that decides the result, besides the start encoder, to which ``after`` leads;
+        see ``LATER_FIELDS``."""
         defaults = {name: type(self).model_fields[name].default for name in LATER_FIELDS}
         unset = {name for name, default in defaults.items() if getattr(self, name) == default}
         return self.model_dump(mode="json", exclude={"name", "after", *unset})
@@ -140,16 +172,21 @@ class MergeSpec(Spec):
     params: dict[str, JsonValue] = Field(default_factory=dict)
     """The method's own parameters (checked by its model)."""
     alpha: Fraction = 0.25
-    """Share of the tuned model (paper: 0.25 everywhere; 0 is the pre-trained, 1 the stably fine-tuned model)."""
+    """Share of the tuned model (paper: 0.25 everywhere; 0 is the pre-trained, 1 the stably
+    fine-tuned model)."""
     donors: Literal["each"] | Annotated[tuple[Name, ...], Field(min_length=1)] = "each"
-    """``each``: every fine-tuned model by itself. Names of fine-tuning runs: merged together, seed by seed."""
+    """``each``: every fine-tuned model by itself. Names of fine-tuning runs: merged together, seed
+    by seed."""
     checkpoint: Literal["best"] | Annotated[float, Field(gt=0, lt=1)] = "best"
-    """Which weights of the donors: those of the best validation, or those kept at that fraction (``keep_at``)."""
+    """Which weights of the donors: those of the best validation, or those kept at that fraction
+    (``keep_at``)."""
 
     @model_serializer(mode="wrap")
     def _without_best(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
         found: dict[str, Any] = serialize(self)
-        return {name: value for name, value in found.items() if name != "checkpoint" or value != "best"}
+        return {
+            name: value for name, value in found.items() if name != "checkpoint" or value != "best"
+        }
 
 
 Rate = Annotated[float, Field(gt=0)]
@@ -165,9 +202,12 @@ class EvalSpec(Spec):
     """Label column; ``None`` takes the task's own."""
     updates: Annotated[int, Field(ge=1)]
     """Optimiser updates of the probe."""
-    learning_rate: Rate | Literal["grid"] | Annotated[tuple[Rate, ...], Field(min_length=1)] | None = None
-    """Constant rate of Adam; ``None`` takes the task's own (s3prl's config). Several are trained together and the best on dev
-    is taken, as published numbers were; ``grid``: 1e-1, 1e-2, 1e-3, 1e-4, 1e-5 (five rates per task: s3prl issues 120, 498)."""
+    learning_rate: (
+        Rate | Literal["grid"] | Annotated[tuple[Rate, ...], Field(min_length=1)] | None
+    ) = None
+    """Constant rate of Adam; ``None`` takes the task's own (s3prl's config). Several are trained
+    together and the best on dev is taken, as published numbers were; ``grid``: 1e-1, 1e-2, 1e-3,
+    1e-4, 1e-5 (five rates per task: s3prl issues 120, 498)."""
     batch_size: Annotated[int, Field(ge=1)] | None = None
     """Utterances in one update; ``None`` takes the task's own (s3prl's config)."""
     validate_every_updates: Annotated[int, Field(ge=1)] | None = None
@@ -176,28 +216,39 @@ class EvalSpec(Spec):
     """How many probes, with seeds 0, 1, ...; each is a value of its own in the result."""
     options: dict[str, JsonValue] = Field(default_factory=dict)
     """The task's own options (checked by its options model)."""
-    folds: dict[str, Annotated[tuple[JsonValue, ...], Field(min_length=2)]] = Field(default_factory=dict, max_length=1)
-    """An option of the corpus and its values, one per fold (IEMOCAP: ``fold: [1, 2, 3, 4, 5]``). Every fold is evaluated by
-    itself; the result is the mean over folds, seed by seed."""
+    folds: dict[str, Annotated[tuple[JsonValue, ...], Field(min_length=2)]] = Field(
+        default_factory=dict, max_length=1
+    )
+    """An option of the corpus and its values, one per fold (IEMOCAP: ``fold: [1, 2, 3, 4, 5]``).
+    Every fold is evaluated by itself; the result is the mean over folds, seed by seed."""
 
     def corpora(self) -> tuple[CorpusSpec, ...]:
         """The corpus of each fold; one corpus without folds."""
         options = [{name: value} for name, values in self.folds.items() for value in values] or [{}]
-        return tuple(self.corpus.model_copy(update={"options": {**self.corpus.options, **fold}}) for fold in options)
+        return tuple(
+            self.corpus.model_copy(update={"options": {**self.corpus.options, **fold}})
+            for fold in options
+        )
 
     @model_serializer(mode="wrap")
     def _without_empty_folds(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
         found: dict[str, Any] = serialize(self)
-        return found if self.folds else {name: value for name, value in found.items() if name != "folds"}
+        return (
+            found
+            if self.folds
+            else {name: value for name, value in found.items() if name != "folds"}
+        )
 
 
 class ScoreSpec(Spec):
     """What counts as 0 and as 1000 in the SUPERB score."""
 
     zero: Literal["paper", "measured"] = "paper"
-    """``paper``: the FBank row of the paper's Table 15. ``measured``: FBank is evaluated in this sweep, on its corpora."""
+    """``paper``: the FBank row of the paper's Table 15. ``measured``: FBank is evaluated in this
+    sweep, on its corpora."""
     topline: dict[str, float] = Field(default_factory=dict)
-    """Metric name to the value that counts as 1 (in the unit of the metric table); needed with ``measured``."""
+    """Metric name to the value that counts as 1 (in the unit of the metric table); needed with
+    ``measured``."""
 
 
 class ConstraintSpec(Spec):
@@ -206,12 +257,15 @@ class ConstraintSpec(Spec):
     metric: str
     """A metric that one of the tasks yields, or ``score``."""
     no_worse_than: float | str
-    """``pretrained``: the dev value of the pre-trained encoder. A number: that value, in the metric's unit."""
+    """``pretrained``: the dev value of the pre-trained encoder. A number: that value, in the
+    metric's unit."""
 
     @model_validator(mode="after")
     def _a_number_or_the_control(self) -> ConstraintSpec:
         if isinstance(self.no_worse_than, str) and self.no_worse_than != "pretrained":
-            raise ValueError(f"`no_worse_than` must be a number or `pretrained`, but is {self.no_worse_than!r} instead")
+            raise ValueError(
+                f"`no_worse_than` must be a number or `pretrained`, but is {self.no_worse_than!r} instead"
+            )
         return self
 
 
@@ -219,30 +273,34 @@ Sampler = Literal["tpe", "cmaes", "nsga2", "nsga3", "gp", "random", "qmc", "gree
 
 
 class SearchSpec(Spec):
-    """Merges that are proposed instead of listed. A search sees dev metrics only; test is for what it has chosen."""
+    """Merges that are proposed instead of listed. A search sees dev metrics only; test is for what
+    it has chosen."""
 
     trials: Annotated[int, Field(ge=1)]
     """The budget: proposals in all."""
     axes: dict[str, JsonValue]
-    """What is searched: ``alpha``, ``method``, ``donors``, a method's own parameters under its name, and which of several
-    fine-tuning runs of one name (``core/axes.py``)."""
+    """What is searched: ``alpha``, ``method``, ``donors``, a method's own parameters under its
+    name, and which of several fine-tuning runs of one name (``core/axes.py``)."""
     objectives: Annotated[tuple[str, ...], Field(min_length=1)] = ("score",)
-    """``score`` (SUPERB score on dev), a metric of a task on dev, or ``distance`` (relative L2 distance to the pre-trained
-    encoder, smaller is better). Several give a Pareto front."""
+    """``score`` (SUPERB score on dev), a metric of a task on dev, or ``distance`` (relative L2
+    distance to the pre-trained encoder, smaller is better). Several give a Pareto front."""
     constraints: tuple[ConstraintSpec, ...] = ()
     sampler: Sampler = "tpe"
-    """``tpe`` models good and bad merges (arXiv 2304.11127) and suits most searches of up to a thousand trials."""
+    """``tpe`` models good and bad merges (arXiv 2304.11127) and suits most searches of up to a
+    thousand trials."""
     seed: Annotated[int, Field(ge=0)] = 0
     window: Annotated[int, Field(ge=1)] | None = None
-    """Proposals that may be in work at once. Proposal k knows exactly the results of 0 to k - window, whatever ended when, so
-    the search can be repeated. Use about eight times the workers (benchmarks/search_idle.py); ``None``: an eighth of
-    ``trials``, at least 4."""
+    """Proposals that may be in work at once. Proposal k knows exactly the results of 0 to k -
+    window, whatever ended when, so the search can be repeated. Use about eight times the workers
+    (benchmarks/search_idle.py); ``None``: an eighth of ``trials``, at least 4."""
     stop_early: Literal["bound", "median", "none"] | None = None
-    """``bound``: a merge that cannot reach the best, even if its remaining tasks equal the best seen there, ends at once.
-    ``median``: one whose tasks so far are below the median of others (Google Vizier, KDD 2017). ``None``:
-    ``bound`` in a search for the score alone, else ``none``."""
+    """``bound``: a merge that cannot reach the best, even if its remaining tasks equal the best
+    seen there, ends at once. ``median``: one whose tasks so far are below the median of others
+    (Google Vizier, KDD 2017). ``None``: ``bound`` in a search for the score alone, else
+    ``none``."""
     margin: Annotated[float, Field(ge=0)] = 0.0
-    """Points of the score that are added to what ``bound`` and ``median`` think a merge can reach."""
+    """Points of the score that are added to what ``bound`` and ``median`` think a merge can
+    reach."""
 
     def lag(self) -> int:
         """``window``, or its default."""
@@ -254,18 +312,21 @@ class SearchSpec(Spec):
 
 
 class StopSpec(Spec):
-    """Which fine-tuning runs end early, by their validation metric beside those of other seeds and settings.
+    """Which fine-tuning runs end early, by their validation metric beside those of other seeds and
+    settings.
 
-    Only runs of one name are compared, and only on Ray: in one process every run goes to its end. The rows of a stopped run
-    say so; it is no failure and not tried again under the same rule.
+    Only runs of one name are compared, and only on Ray: in one process every run goes to its end.
+    The rows of a stopped run say so; it is no failure and not tried again under the same rule.
     """
 
     rule: Literal["asha", "median"]
-    """``asha``: successive halving (arXiv 1810.05934). ``median``: below the median of the others (Google Vizier, KDD 2017)."""
+    """``asha``: successive halving (arXiv 1810.05934). ``median``: below the median of the others
+    (Google Vizier, KDD 2017)."""
     grace: Fraction = 0.25
     """Share of its updates that every run gets."""
     keep_one_of: Annotated[int, Field(ge=2)] = 4
-    """``asha``: of so many runs one goes on at every rung (Ray Tune's ``reduction_factor``, 4 by default)."""
+    """``asha``: of so many runs one goes on at every rung (Ray Tune's ``reduction_factor``, 4 by
+    default)."""
 
 
 class SweepSpec(Spec):
@@ -279,7 +340,8 @@ class SweepSpec(Spec):
     """The merges of a sweep; empty where ``search`` proposes them."""
     search: SearchSpec | None = None
     evaluate: Annotated[tuple[EvalSpec, ...], Field(min_length=1)]
-    """The tasks. A search evaluates each merge in this order and may stop in between: cheap and telling ones first."""
+    """The tasks. A search evaluates each merge in this order and may stop in between: cheap and
+    telling ones first."""
     score: ScoreSpec = ScoreSpec()
     stop_tuning: StopSpec | None = None
     """End hopeless fine-tuning runs early; ``None``: every run takes all its updates."""

@@ -1,6 +1,8 @@
-"""The store: ``<root>/<stage>/<fingerprint>/``, published by one rename, complete when its manifest is there.
+"""The store: ``<root>/<stage>/<fingerprint>/``, published by one rename, complete when its manifest
+is there.
 
-Disk is truth. Every other view (the table, MLflow, the dashboard) is made from it and can be made again.
+Disk is truth. Every other view (the table, MLflow, the dashboard) is made from it and can be made
+again.
 """
 
 from __future__ import annotations
@@ -60,7 +62,9 @@ class Store:
             if not isinstance(found, dict):
                 raise ValueError("it is not a JSON object")
         except (OSError, ValueError) as error:
-            raise UserError(f"`{path}` cannot be read ({error}): remove the folder {path.parent} and run again.") from None
+            raise UserError(
+                f"`{path}` cannot be read ({error}): remove the folder {path.parent} and run again."
+            ) from None
         return found
 
     def fingerprints(self, stage: str) -> list[str]:
@@ -69,23 +73,35 @@ class Store:
         if not folder.is_dir():
             return []
         # A leading dot marks what is being published or discarded right now; `glob` would list it.
-        return sorted(path.parent.name for path in folder.glob(f"*/{MANIFEST}") if not path.parent.name.startswith("."))
+        return sorted(
+            path.parent.name
+            for path in folder.glob(f"*/{MANIFEST}")
+            if not path.parent.name.startswith(".")
+        )
 
     @contextmanager
     def publish(self, stage: str, fingerprint: str, facts: Mapping[str, Any]) -> Iterator[Path]:
-        """Yields an empty folder to fill; at the end adds the manifest (``facts`` and the sha256 of each file) and renames.
+        """Yields an empty folder to fill; at the end adds the manifest (``facts`` and the sha256 of
+        each file) and renames.
 
-        ``facts`` is read at the end, so the body may still add to it. When two workers finish the same unit, the first rename
-        wins and the other result is dropped: they are equal by construction. Nothing is left behind when the body raises.
+        ``facts`` is read at the end, so the body may still add to it. When two workers finish the
+        same unit, the first rename wins and the other result is dropped: they are equal by
+        construction. Nothing is left behind when the body raises.
         """
         final = self.folder(stage, fingerprint)
         final.parent.mkdir(parents=True, exist_ok=True)
-        temporary = final.parent / f".{fingerprint}-{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+        temporary = (
+            final.parent
+            / f".{fingerprint}-{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+        )
         temporary.mkdir()
         try:
             yield temporary
             files = {
-                str(path.relative_to(temporary)): {"sha256": file_sha256(path), "bytes": path.stat().st_size}
+                str(path.relative_to(temporary)): {
+                    "sha256": file_sha256(path),
+                    "bytes": path.stat().st_size,
+                }
                 for path in sorted(temporary.rglob("*"))
                 if path.is_file()
             }
@@ -118,7 +134,9 @@ class Store:
 
     def _rename(self, temporary: Path, final: Path) -> None:
         if final.exists() and not (final / MANIFEST).is_file():
-            shutil.rmtree(final, ignore_errors=True)  # a folder without a manifest was never complete
+            shutil.rmtree(
+                final, ignore_errors=True
+            )  # a folder without a manifest was never complete
         try:
             temporary.rename(final)
         except OSError:
@@ -146,7 +164,9 @@ def sync_folder(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
-    except OSError:  # some network file systems cannot sync a folder; the rename itself is still atomic
+    except (
+        OSError
+    ):  # some network file systems cannot sync a folder; the rename itself is still atomic
         pass
     finally:
         os.close(handle)

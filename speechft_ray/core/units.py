@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 SAMPLE_RATE_HZ = 16_000
-"""All audio inside the package is mono float32 at this rate, as every encoder of the paper expects."""
+"""All audio inside the package is mono float32 at this rate, as every encoder of the paper
+expects."""
 
 FRAME_STRIDE_SAMPLES = 320
-"""Hop of one encoder frame: 20 ms (product of the HuBERT / wav2vec 2.0 convolution strides 5*2*2*2*2*2*2)."""
+"""Hop of one encoder frame: 20 ms (product of the HuBERT / wav2vec 2.0 convolution strides
+5*2*2*2*2*2*2)."""
 
 FRAME_FIELD_SAMPLES = 400
 """Receptive field of one frame: 25 ms. Frame i is centred on sample 320 i + 200."""
 
 
 def frame_count(samples: int) -> int:
-    """Frames that the convolutional front end yields for so many samples (0 when shorter than one receptive field)."""
+    """Frames that the convolutional front end yields for so many samples (0 when shorter than one
+    receptive field)."""
     return max(0, (samples - FRAME_FIELD_SAMPLES) // FRAME_STRIDE_SAMPLES + 1)
 
 

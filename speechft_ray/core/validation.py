@@ -39,7 +39,8 @@ _JSON_KINDS = frozenset({"str", "int", "float", "bool", "list", "dict", "NoneTyp
 
 
 def validated(model: type[M], raw: Any, where: str) -> M:
-    """Returns ``raw`` as a ``model``. Raises ``SpecError`` with every mistake and its path below ``where``."""
+    """Returns ``raw`` as a ``model``. Raises ``SpecError`` with every mistake and its path below
+    ``where``."""
     try:
         return model.model_validate(raw)
     except ValidationError as error:
@@ -47,21 +48,30 @@ def validated(model: type[M], raw: Any, where: str) -> M:
 
 
 def explain(error: ValidationError, place: Steps, model: type[BaseModel]) -> Mistakes:
-    """Turns pydantic's errors into ``(path, sentence)``, with the nearest name for an unknown field."""
+    """Turns pydantic's errors into ``(path, sentence)``, with the nearest name for an unknown
+    field."""
     mistakes: Mistakes = []
     for item in error.errors():
         if _is_echo(item["type"], item["loc"], item["input"]):
             continue
-        path = path_text((*place, *(part for part in item["loc"] if not _is_branch(part)))) or "(all)"
+        path = (
+            path_text((*place, *(part for part in item["loc"] if not _is_branch(part)))) or "(all)"
+        )
         kind, context = item["type"], item.get("ctx", {})
         if kind == "extra_forbidden":
-            sentence = unknown_name("field", str(item["loc"][-1]), _fields_at(model, item["loc"][:-1]))
+            sentence = unknown_name(
+                "field", str(item["loc"][-1]), _fields_at(model, item["loc"][:-1])
+            )
         elif kind == "missing":
             sentence = _PHRASES[kind]
         elif kind == "literal_error" and any(_is_branch(part) for part in item["loc"]):
-            sentence = f"must be {context['expected']} or a list, but is {_short(item['input'])} instead."
+            sentence = (
+                f"must be {context['expected']} or a list, but is {_short(item['input'])} instead."
+            )
         elif kind in _PHRASES:
-            sentence = f"{_PHRASES[kind].format(**context)}, but is {_short(item['input'])} instead."
+            sentence = (
+                f"{_PHRASES[kind].format(**context)}, but is {_short(item['input'])} instead."
+            )
         elif kind == "value_error":  # a validator of ours, whose sentence is whole
             sentence = f"{_wish(item['msg'])}."
         else:
@@ -81,21 +91,29 @@ def path_text(path: tuple[Any, ...]) -> str:
 def _is_echo(kind: str, loc: Steps, value: Any) -> bool:
     """Whether pydantic says this only because of another mistake that it tells as well.
 
-    A text in the place of ``"each" | list`` fails as both; a list whose entries are all wrong counts as too short.
+    A text in the place of ``"each" | list`` fails as both; a list whose entries are all wrong
+    counts as too short.
     """
-    in_literal, in_list = (any(str(part).startswith(name) for part in loc) for name in ("literal[", "tuple["))
+    in_literal, in_list = (
+        any(str(part).startswith(name) for part in loc) for name in ("literal[", "tuple[")
+    )
     if kind == "too_short":
         return len(value) > 0
     return (in_literal and isinstance(value, list | tuple)) or (in_list and kind == "tuple_type")
 
 
 def _is_branch(part: str | int) -> bool:
-    """Whether a step is pydantic's name for one side of a union or for a kind of JSON value, which the user never wrote."""
-    return str(part).startswith(("function-", "literal[", "tuple[", "constrained-")) or part in _JSON_KINDS
+    """Whether a step is pydantic's name for one side of a union or for a kind of JSON value, which
+    the user never wrote."""
+    return (
+        str(part).startswith(("function-", "literal[", "tuple[", "constrained-"))
+        or part in _JSON_KINDS
+    )
 
 
 def _wish(message: str) -> str:
-    """Turns ``Input should be x``, ``String should match y`` and the like into ``must be x``, ``must match y``."""
+    """Turns ``Input should be x``, ``String should match y`` and the like into ``must be x``,
+    ``must match y``."""
     _, found, rest = message.removeprefix("Value error, ").partition(" should ")
     return f"must {rest}" if found else message.removeprefix("Value error, ")
 
@@ -107,7 +125,10 @@ def _fields_at(model: type[BaseModel], loc: Steps) -> list[str]:
         if field is None:
             continue
         candidates = [field.annotation, *getattr(field.annotation, "__args__", ())]
-        current = next((item for item in candidates if isinstance(item, type) and issubclass(item, BaseModel)), current)
+        current = next(
+            (item for item in candidates if isinstance(item, type) and issubclass(item, BaseModel)),
+            current,
+        )
     return list(getattr(current, "model_fields", {}))
 
 

@@ -1,6 +1,7 @@
 """Which utterances an update learns from, and their audio.
 
-A batch is a function of the run's seed and the update's number alone, so a resumed run needs no position in a data stream.
+A batch is a function of the run's seed and the update's number alone, so a resumed run needs no
+position in a data stream.
 """
 
 from __future__ import annotations
@@ -9,18 +10,21 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from speechft_ray.finetuning.draws import Draw, generator
+from speechft_ray.finetuning.seeding import Draw, generator
 from speechft_ray.speech.corpora.base import Corpus, Utterance
 
 WINDOW_BATCHES = 8
-"""Batches that are sorted by length together: enough to save most padding, few enough to leave batches mixed."""
+"""Batches that are sorted by length together: enough to save most padding, few enough to leave
+batches mixed."""
 
 PART_SECONDS = 160.0
-"""Padded audio that goes through the encoder at once; a longer batch is learned in parts whose gradients add up.
+"""Padded audio that goes through the encoder at once; a longer batch is learned in parts whose
+gradients add up.
 
-HuBERT Base keeps 57 to 75 MiB of activations per second of audio (measured at 5 and 10 s per utterance, front end frozen),
-so 160 s are about 12 GB; s3prl divides batches by ``gradient_accumulate_steps`` to the same end. The parts of a batch are in
-its result to the last bits only.
+HuBERT Base keeps 57 to 75 MiB of activations per second of audio (measured at 5 and 10 s per
+utterance, front end frozen), so 160 s are about 12 GB; s3prl divides batches by
+``gradient_accumulate_steps`` to the same end. The parts of a batch are in its result to the last
+bits only.
 """
 
 CACHE_BYTES = 512 * 2**20
@@ -30,9 +34,9 @@ CACHE_BYTES = 512 * 2**20
 class BatchOrder:
     """The batches of one objective: shuffled epochs, end to end, cut into batches.
 
-    Batches that lie within one epoch are sorted by length in windows and the windows' batches shuffled. One that straddles two
-    epochs stays as drawn: sorting across epochs would put copies of an utterance side by side. A corpus smaller than a batch
-    comes round again within it.
+    Batches that lie within one epoch are sorted by length in windows and the windows' batches
+    shuffled. One that straddles two epochs stays as drawn: sorting across epochs would put copies
+    of an utterance side by side. A corpus smaller than a batch comes round again within it.
     """
 
     def __init__(self, lengths: Sequence[int], batch_size: int, seed: int, objective: int) -> None:
@@ -51,20 +55,32 @@ class BatchOrder:
         first_of_epoch = -(-epoch * count // self._size)
         first = update - (update - first_of_epoch) % WINDOW_BATCHES
         if self._window[0] != first:
-            self._window = (first, self._batches(first, min(first + WINDOW_BATCHES, (epoch + 1) * count // self._size)))
+            self._window = (
+                first,
+                self._batches(
+                    first, min(first + WINDOW_BATCHES, (epoch + 1) * count // self._size)
+                ),
+            )
         return self._window[1][update - first].tolist()  # type: ignore[no-any-return]
 
     def _batches(self, first: int, end: int) -> list[np.ndarray]:
         """Returns the batches of the updates from ``first`` to before ``end``."""
         stream = self._stream(first, end)
-        batches = stream[np.argsort(self._lengths[stream], kind="stable")].reshape(end - first, self._size)
+        batches = stream[np.argsort(self._lengths[stream], kind="stable")].reshape(
+            end - first, self._size
+        )
         return list(generator(self._seed, Draw.WINDOW, self._objective, first).permutation(batches))
 
     def _stream(self, first: int, end: int) -> np.ndarray:
         count, begin = len(self._lengths), first * self._size
         epochs = range(begin // count, (end * self._size - 1) // count + 1)
-        drawn = [generator(self._seed, Draw.EPOCH, self._objective, epoch).permutation(count) for epoch in epochs]
-        return np.concatenate(drawn)[begin - epochs[0] * count : end * self._size - epochs[0] * count]
+        drawn = [
+            generator(self._seed, Draw.EPOCH, self._objective, epoch).permutation(count)
+            for epoch in epochs
+        ]
+        return np.concatenate(drawn)[
+            begin - epochs[0] * count : end * self._size - epochs[0] * count
+        ]
 
 
 class Recordings:
@@ -86,9 +102,11 @@ class Recordings:
         return audio
 
 
-def cropped(audio: np.ndarray, samples: int | None, draw: np.random.Generator, step_samples: int = 1) -> tuple[np.ndarray, int]:
-    """Returns a random piece of longer audio and the sample that it starts at, a multiple of a step; shorter audio comes
-    whole."""
+def cropped(
+    audio: np.ndarray, samples: int | None, draw: np.random.Generator, step_samples: int = 1
+) -> tuple[np.ndarray, int]:
+    """Returns a random piece of longer audio and the sample that it starts at, a multiple of a
+    step; shorter audio comes whole."""
     if samples is None or len(audio) <= samples:
         return audio, 0
     start = step_samples * int(draw.integers((len(audio) - samples) // step_samples + 1))

@@ -1,7 +1,9 @@
-"""How far a checkpoint is from where it began, in weights and in features: the numbers that explain alpha.
+"""How far a checkpoint is from where it began, in weights and in features: the numbers that explain
+alpha.
 
-The paper's journal version holds that features may stay similar where weights move far. Its measure could not be read; here it
-is linear CKA (Kornblith et al. 2019, arXiv 1905.00414), which does not see rotations and scales of a whole feature space.
+The paper's journal version holds that features may stay similar where weights move far. Its measure
+could not be read; here it is linear CKA (Kornblith et al. 2019, arXiv 1905.00414), which does not
+see rotations and scales of a whole feature space.
 """
 
 from __future__ import annotations
@@ -15,8 +17,8 @@ import numpy as np
 import torch
 
 from speechft_ray.core.units import FRAME_FIELD_SAMPLES
-from speechft_ray.finetuning.lessons import Lesson
-from speechft_ray.finetuning.listening import Listener, Sound
+from speechft_ray.finetuning.data import Lesson
+from speechft_ray.finetuning.features import Listener, Sound
 from speechft_ray.finetuning.penalties import part_of
 from speechft_ray.speech.encoders.base import FAMILIES, EncoderWeights
 
@@ -31,9 +33,11 @@ _ROUNDING = 1e-12
 
 
 class LinearCka:
-    """Linear CKA of two feature spaces over the same frames, added up part by part so that no frame is kept.
+    """Linear CKA of two feature spaces over the same frames, added up part by part so that no frame
+    is kept.
 
-    ``|Y^T X|^2 / (|X^T X| |Y^T Y|)`` with Frobenius norms and centred X and Y (section 4 of the paper, its form over features).
+    ``|Y^T X|^2 / (|X^T X| |Y^T Y|)`` with Frobenius norms and centred X and Y (section 4 of the
+    paper, its form over features).
     """
 
     def __init__(self) -> None:
@@ -45,9 +49,14 @@ class LinearCka:
         """Takes features of the same frames, ``(frames, dim)`` and ``(frames, other dim)``."""
         x, y = left.double(), right.double()
         self._frames += len(x)
-        self._sums = [known.to(x) + part.sum(dim=0) for known, part in zip(self._sums, (x, y), strict=True)]
+        self._sums = [
+            known.to(x) + part.sum(dim=0) for known, part in zip(self._sums, (x, y), strict=True)
+        ]
         pairs = ((x, x), (y, y), (x, y))
-        self._products = [known.to(x) + one.T @ other for known, (one, other) in zip(self._products, pairs, strict=True)]
+        self._products = [
+            known.to(x) + one.T @ other
+            for known, (one, other) in zip(self._products, pairs, strict=True)
+        ]
 
     def value(self) -> float | None:
         """Returns a number from 0 to 1; ``None`` where features do not vary or are not finite."""
@@ -73,17 +82,23 @@ def diagnose(
     listener: Listener,
     beat: Callable[[], None],
 ) -> dict[str, Any]:
-    """Returns the distances of each checkpoint from ``start``, as JSON data by the names of ``checkpoints``.
+    """Returns the distances of each checkpoint from ``start``, as JSON data by the names of
+    ``checkpoints``.
 
-    ``weight_distance``: by part of the encoder, |theta - theta0| / |theta0|. ``cka``: by hidden state, see ``LinearCka``, over
-    the frames of some dev utterances, dropout off, in float32. ``listener`` reads and hears; its own encoder is not asked.
-    ``beat`` is called after every utterance.
+    ``weight_distance``: by part of the encoder, |theta - theta0| / |theta0|. ``cka``: by hidden
+    state, see ``LinearCka``, over the frames of some dev utterances, dropout off, in float32.
+    ``listener`` reads and hears; its own encoder is not asked. ``beat`` is called after every
+    utterance.
     """
     family, first = FAMILIES.get(start.family), _hearing(listener, start)
-    sounds = [first.heard(sound) if listener.frozen else sound for sound in probe_set(lessons, listener)]
+    sounds = [
+        first.heard(sound) if listener.frozen else sound for sound in probe_set(lessons, listener)
+    ]
     return {
         name: {
-            "weight_distance": relative_distances(start, weights, family.front_end_prefixes, family.pretraining_only_prefixes),
+            "weight_distance": relative_distances(
+                start, weights, family.front_end_prefixes, family.pretraining_only_prefixes
+            ),
             "cka": similarities(first, _hearing(listener, weights), sounds, beat),
         }
         for name, weights in checkpoints.items()
@@ -98,7 +113,9 @@ def probe_set(lessons: Sequence[Lesson], listener: Listener) -> list[Sound]:
     sounds = []
     for index, lesson in enumerate(lessons):
         left_samples = int(PROBE_SECONDS * 16_000) // len(lessons)
-        chosen = sorted(lesson.dev, key=lambda item: item.utterance.key)[: max(1, PROBE_UTTERANCES // len(lessons))]
+        chosen = sorted(lesson.dev, key=lambda item: item.utterance.key)[
+            : max(1, PROBE_UTTERANCES // len(lessons))
+        ]
         for example in chosen:
             if left_samples < FRAME_FIELD_SAMPLES:
                 break
@@ -111,9 +128,13 @@ def probe_set(lessons: Sequence[Lesson], listener: Listener) -> list[Sound]:
 
 
 def relative_distances(
-    start: EncoderWeights, tuned: EncoderWeights, front_end_prefixes: Sequence[str], left_out_prefixes: Sequence[str]
+    start: EncoderWeights,
+    tuned: EncoderWeights,
+    front_end_prefixes: Sequence[str],
+    left_out_prefixes: Sequence[str],
 ) -> dict[str, float]:
-    """Returns |theta - theta0| / |theta0| of the front end (``front_end``) and of the parts that ``part_of`` tells apart.
+    """Returns |theta - theta0| / |theta0| of the front end (``front_end``) and of the parts that
+    ``part_of`` tells apart.
 
     Parts whose weights are all zero at the start have no such number and are left out.
     """
@@ -124,13 +145,21 @@ def relative_distances(
         part = "front_end" if name.startswith(tuple(front_end_prefixes)) else part_of(name)
         moved, size = squares.setdefault(part, [0.0, 0.0])
         before, after = value.double(), tuned.state[name].double()
-        squares[part] = [moved + float((after - before).square().sum()), size + float(before.square().sum())]
-    return {part: math.sqrt(moved / size) for part, (moved, size) in sorted(squares.items()) if size > 0}
+        squares[part] = [
+            moved + float((after - before).square().sum()),
+            size + float(before.square().sum()),
+        ]
+    return {
+        part: math.sqrt(moved / size) for part, (moved, size) in sorted(squares.items()) if size > 0
+    }
 
 
 @torch.no_grad()
-def similarities(first: Listener, second: Listener, sounds: Sequence[Sound], beat: Callable[[], None]) -> list[float | None]:
-    """Returns the linear CKA of each hidden state of two encoders of one family, from the input of layer 1 on."""
+def similarities(
+    first: Listener, second: Listener, sounds: Sequence[Sound], beat: Callable[[], None]
+) -> list[float | None]:
+    """Returns the linear CKA of each hidden state of two encoders of one family, from the input of
+    layer 1 on."""
     totals = [LinearCka() for _ in range(first.encoder.state_count)]
     for sound in sounds:
         left, right = first.states([sound]), second.states([sound])

@@ -1,4 +1,5 @@
-"""The training loop: updates, validations, the best checkpoint, the curve, and states to go on from."""
+"""The training loop: updates, validations, the best checkpoint, the curve, and states to go on
+from."""
 
 from __future__ import annotations
 
@@ -13,14 +14,14 @@ import torch
 from speechft_ray.core.errors import UserError
 from speechft_ray.core.metrics import better
 from speechft_ray.core.specs import FinetuneSpec
-from speechft_ray.finetuning import saved
+from speechft_ray.finetuning import checkpointing as saved
 from speechft_ray.finetuning.batches import PART_SECONDS
-from speechft_ray.finetuning.learner import Learner
-from speechft_ray.finetuning.lessons import Lesson
-from speechft_ray.finetuning.listening import Listener
+from speechft_ray.finetuning.data import Lesson
+from speechft_ray.finetuning.features import Listener
 from speechft_ray.finetuning.penalties import distances
 from speechft_ray.finetuning.schedule import learning_rate
-from speechft_ray.finetuning.teacher import Step, Teacher
+from speechft_ray.finetuning.train_state import Learner
+from speechft_ray.finetuning.trainer import Step, Teacher
 from speechft_ray.finetuning.validation import dev_values, goodness, overall
 
 SAVE_EVERY_SECONDS = 10.0
@@ -49,13 +50,15 @@ class Progress:
     best: dict[str, torch.Tensor] = field(default_factory=dict)
     """Encoder tensors of the best validation, on the CPU; empty before the first one."""
     best_heads: dict[str, torch.Tensor] = field(default_factory=dict)
-    """Heads of the best validation, on the CPU; empty where no statistics are gathered, which alone need them."""
+    """Heads of the best validation, on the CPU; empty where no statistics are gathered, which alone
+    need them."""
     best_update: int = 0
     best_dev: float = 0.0
     best_values: list[float] = field(default_factory=list)
     """Dev metric of each objective at the best validation."""
     kept: dict[str, Any] = field(default_factory=dict)
-    """Encoder tensors, on the CPU, by fraction of the updates at which they were to be kept (``keep_at``)."""
+    """Encoder tensors, on the CPU, by fraction of the updates at which they were to be kept
+    (``keep_at``)."""
     steps: list[dict[str, float]] = field(default_factory=list)
     """Loss, its parts and the gradient's norm of each update since the last point of the curve."""
     part_seconds: float = PART_SECONDS
@@ -80,10 +83,12 @@ class Run:
 
 
 def train(run: Run, report: Report) -> Progress:
-    """Takes all updates that are left, from the last saved state if there is one, and returns the finished progress.
+    """Takes all updates that are left, from the last saved state if there is one, and returns the
+    finished progress.
 
-    When the process dies and the run is started again, the result is the same to the bit on the CPU: an update depends on the
-    learner and its own number alone, and when states are saved does not matter.
+    When the process dies and the run is started again, the result is the same to the bit on the
+    CPU: an update depends on the learner and its own number alone, and when states are saved does
+    not matter.
     """
     progress = _resume(run)
     teacher = Teacher(run.spec, run.lessons, run.listener, progress.part_seconds)
@@ -96,7 +101,8 @@ def train(run: Run, report: Report) -> Progress:
 
 
 def pulse(spec: FinetuneSpec, report: Report) -> Callable[[], None]:
-    """Returns what to call again and again after the last update: as often as is needed it reports that the run is alive."""
+    """Returns what to call again and again after the last update: as often as is needed it reports
+    that the run is alive."""
     reported_at = time.monotonic()
 
     def beat() -> None:
@@ -117,7 +123,13 @@ def _take_updates(run: Run, progress: Progress, teacher: Teacher, report: Report
         now = time.monotonic()
         values = _point(run, progress)
         if values or now - reported_at >= REPORT_EVERY_SECONDS:
-            report({"done": progress.update, "total": run.spec.updates, **(values or _means(progress.steps))})
+            report(
+                {
+                    "done": progress.update,
+                    "total": run.spec.updates,
+                    **(values or _means(progress.steps)),
+                }
+            )
             reported_at = now
         progress.seconds = earlier_seconds + time.monotonic() - begun
         if now - saved_at >= max(SAVE_EVERY_SECONDS, save_seconds / SAVE_SHARE):
@@ -130,7 +142,9 @@ def _take_updates(run: Run, progress: Progress, teacher: Teacher, report: Report
 def _count(spec: FinetuneSpec, progress: Progress, step: Step) -> None:
     progress.update += 1
     if step.taken:
-        progress.steps.append({"loss": step.loss, **step.parts, "gradient_norm": step.gradient_norm})
+        progress.steps.append(
+            {"loss": step.loss, **step.parts, "gradient_norm": step.gradient_norm}
+        )
         progress.skipped_in_row = 0
         return
     progress.skipped += 1
@@ -144,8 +158,8 @@ def _count(spec: FinetuneSpec, progress: Progress, step: Step) -> None:
 
 
 def _point(run: Run, progress: Progress) -> dict[str, float]:
-    """Keeps what is to be kept at this update, and adds a point to the curve where one is due, validating where that is due;
-    returns its values, else nothing."""
+    """Keeps what is to be kept at this update, and adds a point to the curve where one is due,
+    validating where that is due; returns its values, else nothing."""
     spec, update = run.spec, progress.update
     for fraction in spec.keep_at:
         if update == kept_update(fraction, spec.updates):
@@ -154,11 +168,15 @@ def _point(run: Run, progress: Progress) -> dict[str, float]:
     if not validate and update % max(1, spec.updates // CURVE_POINTS):
         return {}
     values = _means(progress.steps)
-    values["learning_rate"] = learning_rate(update - 1, spec.updates, spec.peak_learning_rate, spec.schedule)
+    values["learning_rate"] = learning_rate(
+        update - 1, spec.updates, spec.peak_learning_rate, spec.schedule
+    )
     values.update(distances(run.learner.weights(), run.learner.anchors))
     reported: dict[str, float] = {}
     if validate:
-        found, reported["goodness"] = _validate(run, progress)  # for whoever compares runs while they go on: not kept
+        found, reported["goodness"] = _validate(
+            run, progress
+        )  # for whoever compares runs while they go on: not kept
         values.update(found)
     progress.steps = []
     progress.curve.append([update, values])
@@ -166,7 +184,8 @@ def _point(run: Run, progress: Progress) -> dict[str, float]:
 
 
 def kept_update(fraction: float, updates: int) -> int:
-    """Returns the number of updates after which the weights of a fraction of a run are kept; at least one."""
+    """Returns the number of updates after which the weights of a fraction of a run are kept; at
+    least one."""
     return max(1, round(fraction * updates))
 
 
@@ -178,25 +197,31 @@ def _means(steps: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 
 def _validate(run: Run, progress: Progress) -> tuple[dict[str, float], float]:
-    """Keeps the weights when they are the best so far; returns values for the curve, and the metric made to be maximised."""
+    """Keeps the weights when they are the best so far; returns values for the curve, and the metric
+    made to be maximised."""
     found = dev_values(run.learner, run.lessons, run.listener)
     name, dev = overall([lesson.kind.metric for lesson in run.lessons], found)
     if not progress.best or better(name, dev, progress.best_dev):
         progress.best = _copies(run.learner, run.learner.weights())
         if run.spec.gather:
             heads = run.learner.heads.state_dict()
-            progress.best_heads = {name: value.detach().to("cpu", copy=True) for name, value in heads.items()}
+            progress.best_heads = {
+                name: value.detach().to("cpu", copy=True) for name, value in heads.items()
+            }
         progress.best_update, progress.best_dev, progress.best_values = progress.update, dev, found
     each = {f"dev_{index}": value for index, value in enumerate(found)} if len(found) > 1 else {}
     return {"dev": dev, **each}, goodness(name, dev)
 
 
 def _copies(learner: Learner, changing: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Copies what a run changes of the encoder: the learner's ``weights`` or ``parameters``, and buffers."""
+    """Copies what a run changes of the encoder: the learner's ``weights`` or ``parameters``, and
+    buffers."""
     module = learner.encoder.module()
     parameters = {name for name, _ in module.named_parameters()}
     buffers = {name: value for name, value in module.state_dict().items() if name not in parameters}
-    return {name: value.detach().to("cpu", copy=True) for name, value in {**buffers, **changing}.items()}
+    return {
+        name: value.detach().to("cpu", copy=True) for name, value in {**buffers, **changing}.items()
+    }
 
 
 def _save(run: Run, progress: Progress) -> None:

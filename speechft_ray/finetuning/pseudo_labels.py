@@ -1,7 +1,9 @@
-"""Targets without labels: the start encoder's own name of every frame, worked out before the first update.
+"""Targets without labels: the start encoder's own name of every frame, worked out before the first
+update.
 
-Each utterance is named whole, alone, unmasked and without dropout, as the paper's first author does in a sibling repository.
-The names are kept with the unfinished run, so that one that goes on need not ask the start again.
+Each utterance is named whole, alone, unmasked and without dropout, as the paper's first author does
+in a sibling repository. The names are kept with the unfinished run, so that one that goes on need
+not ask the start again.
 """
 
 from __future__ import annotations
@@ -15,20 +17,24 @@ import torch
 
 from speechft_ray.core.errors import UserError
 from speechft_ray.core.units import frame_count
-from speechft_ray.finetuning import saved
-from speechft_ray.finetuning.draws import Draw, generator
-from speechft_ray.finetuning.lessons import Example, Lesson
-from speechft_ray.finetuning.listening import Listener, Sound
+from speechft_ray.finetuning import checkpointing as saved
+from speechft_ray.finetuning.data import Example, Lesson
+from speechft_ray.finetuning.features import Listener, Sound
 from speechft_ray.finetuning.loop import REPORT_EVERY_SECONDS, Report
 from speechft_ray.finetuning.masks import taught
+from speechft_ray.finetuning.seeding import Draw, generator
 
 
-def with_names(lessons: Sequence[Lesson], listener: Listener, work: Path, identity: str, report: Report) -> list[Lesson]:
-    """Returns the lessons, those that learn from audio alone with the names of their frames as targets, int32 ``(frames,)``.
+def with_names(
+    lessons: Sequence[Lesson], listener: Listener, work: Path, identity: str, report: Report
+) -> list[Lesson]:
+    """Returns the lessons, those that learn from audio alone with the names of their frames as
+    targets, int32 ``(frames,)``.
 
-    Dev utterances come masked, at the same frames in every run. ``listener`` hears with the start encoder, which is left in
-    eval mode. ``work`` keeps the names for the run of that ``identity``. ``report`` gets ``named`` and ``to_name``
-    (utterances). Raises ``UserError`` when the start names all training frames alike.
+    Dev utterances come masked, at the same frames in every run. ``listener`` hears with the start
+    encoder, which is left in eval mode. ``work`` keeps the names for the run of that ``identity``.
+    ``report`` gets ``named`` and ``to_name`` (utterances). Raises ``UserError`` when the start
+    names all training frames alike.
     """
     return [
         lesson
@@ -39,10 +45,13 @@ def with_names(lessons: Sequence[Lesson], listener: Listener, work: Path, identi
 
 
 def _named(lesson: Lesson, index: int, names: torch.Tensor) -> Lesson:
-    """Gives each utterance its part of all names in a row, first those of the training utterances."""
+    """Gives each utterance its part of all names in a row, first those of the training
+    utterances."""
     examples = [*lesson.train, *lesson.dev]
     parts = torch.split(names, [frame_count(item.utterance.samples) for item in examples])
-    named = [dataclasses.replace(item, target=part) for item, part in zip(examples, parts, strict=True)]
+    named = [
+        dataclasses.replace(item, target=part) for item, part in zip(examples, parts, strict=True)
+    ]
     train, dev = named[: len(lesson.train)], named[len(lesson.train) :]
     taught_names = torch.cat([item.target for item in train])
     if taught_names.min() == taught_names.max():
@@ -61,7 +70,9 @@ def _masked(lesson: Lesson, example: Example, index: int, place: int) -> Example
     return dataclasses.replace(example, target=found.targets[0], masked=found.masked[0])
 
 
-def _names(lesson: Lesson, index: int, listener: Listener, work: Path, identity: str, report: Report) -> torch.Tensor:
+def _names(
+    lesson: Lesson, index: int, listener: Listener, work: Path, identity: str, report: Report
+) -> torch.Tensor:
     """Returns the names of all frames in a row, int32, from ``work`` if they are there."""
     kind = f"names{index}"
     kept = saved.load(work, identity, kind)

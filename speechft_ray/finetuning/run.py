@@ -12,13 +12,13 @@ import torch
 from speechft_ray.core.fingerprint import fingerprint
 from speechft_ray.core.specs import FinetuneSpec
 from speechft_ray.finetuning.batches import CACHE_BYTES, Recordings
+from speechft_ray.finetuning.data import Lesson, prepare
 from speechft_ray.finetuning.diagnostics import diagnose
-from speechft_ray.finetuning.learner import build_learner
-from speechft_ray.finetuning.lessons import Lesson, prepare
-from speechft_ray.finetuning.listening import Listener, keep_fronts
+from speechft_ray.finetuning.features import Listener, keep_fronts
 from speechft_ray.finetuning.loop import Progress, Report, Run, pulse, train
+from speechft_ray.finetuning.merge_statistics import gather
 from speechft_ray.finetuning.pseudo_labels import with_names
-from speechft_ray.finetuning.statistics import gather
+from speechft_ray.finetuning.train_state import build_learner
 from speechft_ray.finetuning.validation import overall
 from speechft_ray.speech.checkpoints.load import weights_fingerprint
 from speechft_ray.speech.corpora.base import Corpus
@@ -33,7 +33,8 @@ LOOP_VERSION = 2
 class Tuned:
     """What a run yields: the encoder of its best validation, and JSON facts about how it went.
 
-    ``statistics``: what the spec asked to ``gather``, by ``<kind>:<parameter>``, on the CPU (``statistics.gather``).
+    ``statistics``: what the spec asked to ``gather``, by ``<kind>:<parameter>``, on the CPU
+    (``statistics.gather``).
     """
 
     weights: EncoderWeights
@@ -52,17 +53,23 @@ def finetune(
     report: Report,
     cache: FeatureCache | None = None,
 ) -> Tuned:
-    """Fine-tunes an encoder stably and returns it with the weights of its best dev metric; heads are thrown away.
+    """Fine-tunes an encoder stably and returns it with the weights of its best dev metric; heads
+    are thrown away.
 
-    ``corpora[i]`` belongs to ``spec.objectives[i]``. ``work`` is an existing folder in which an unfinished run leaves its
-    states and finds them again: on the CPU the result is the same to the bit, however often the run was interrupted.
-    ``cache`` keeps what a frozen front end says of the recordings. ``report`` gets ``done`` and ``total`` (updates): while the
-    front end is kept with ``heard`` and ``to_hear`` (utterances), while the start encoder names frames with ``named`` and
-    ``to_name``, then with ``loss`` and, at points of the curve, their values; whatever it raises ends the run. torch's global
-    generators are left as they were. Raises ``UserError`` for labels, columns and recordings that cannot be learned from, for a
-    start that cannot teach what is to be learned, for a ``work`` of another run, and when the loss is not finite for long.
+    ``corpora[i]`` belongs to ``spec.objectives[i]``. ``work`` is an existing folder in which an
+    unfinished run leaves its states and finds them again: on the CPU the result is the same to the
+    bit, however often the run was interrupted. ``cache`` keeps what a frozen front end says of the
+    recordings. ``report`` gets ``done`` and ``total`` (updates): while the front end is kept with
+    ``heard`` and ``to_hear`` (utterances), while the start encoder names frames with ``named`` and
+    ``to_name``, then with ``loss`` and, at points of the curve, their values; whatever it raises
+    ends the run. torch's global generators are left as they were. Raises ``UserError`` for labels,
+    columns and recordings that cannot be learned from, for a start that cannot teach what is to be
+    learned, for a ``work`` of another run, and when the loss is not finite for long.
     """
-    lessons = [prepare(objective, corpus, start) for objective, corpus in zip(spec.objectives, corpora, strict=True)]
+    lessons = [
+        prepare(objective, corpus, start)
+        for objective, corpus in zip(spec.objectives, corpora, strict=True)
+    ]
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         learner = build_learner(spec, start, lessons, device)
         listener = Listener(
@@ -74,8 +81,17 @@ def finetune(
         keep_fronts(listener, start, lessons, cache, spec, report)
         identity = _identity(spec, start, corpora)
         waiting = {"done": 0, "total": spec.updates}
-        lessons = with_names(lessons, listener, work, identity, lambda counts: report({**waiting, **counts}))
-        run = Run(spec=spec, lessons=lessons, listener=listener, learner=learner, work=work, identity=identity)
+        lessons = with_names(
+            lessons, listener, work, identity, lambda counts: report({**waiting, **counts})
+        )
+        run = Run(
+            spec=spec,
+            lessons=lessons,
+            listener=listener,
+            learner=learner,
+            work=work,
+            identity=identity,
+        )
         progress = train(run, report)
         statistics = gather(run, progress, report) if spec.gather else {}
         kept = {fraction: _weights(start, tensors) for fraction, tensors in progress.kept.items()}

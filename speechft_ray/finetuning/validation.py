@@ -8,9 +8,9 @@ import torch
 
 from speechft_ray.core.metrics import metric
 from speechft_ray.finetuning.batches import PART_SECONDS
-from speechft_ray.finetuning.learner import Learner
-from speechft_ray.finetuning.lessons import Lesson
-from speechft_ray.finetuning.listening import Listener, precision
+from speechft_ray.finetuning.data import Lesson
+from speechft_ray.finetuning.features import Listener, precision
+from speechft_ray.finetuning.train_state import Learner
 from speechft_ray.speech.batching import batches_by_seconds
 
 MIXED = "finetune.accuracy"
@@ -19,7 +19,8 @@ MIXED = "finetune.accuracy"
 
 @torch.no_grad()
 def dev_values(learner: Learner, lessons: Sequence[Lesson], listener: Listener) -> list[float]:
-    """Returns each objective's dev metric in percent. Leaves the learner in training mode; draws nothing."""
+    """Returns each objective's dev metric in percent. Leaves the learner in training mode; draws
+    nothing."""
     learner.train(False)
     try:
         return [_value(learner, index, lesson, listener) for index, lesson in enumerate(lessons)]
@@ -30,7 +31,8 @@ def dev_values(learner: Learner, lessons: Sequence[Lesson], listener: Listener) 
 def overall(names: Sequence[str], values: Sequence[float]) -> tuple[str, float]:
     """Returns name and value of what is compared between validations: the mean over the objectives.
 
-    Where accuracies and error rates meet, an error rate counts as 100 minus itself, so that higher is better for all.
+    Where accuracies and error rates meet, an error rate counts as 100 minus itself, so that higher
+    is better for all.
     """
     if len(set(names)) == 1:
         return names[0], sum(values) / len(values)

@@ -1,4 +1,5 @@
-"""Random masks that are the same wherever and in whatever order tensors are merged, and what makes up for the drop."""
+"""Random masks that are the same wherever and in whatever order tensors are merged, and what makes
+up for the drop."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-from speechft_ray.merging.source import One, Source
+from speechft_ray.merging.param_reader import One, Source
 
 _STEPS = 1 << 16
 
@@ -17,17 +18,28 @@ Rescale = Literal["inverse", "l1", "none"]
 
 
 def kept_mask(
-    probability: float | torch.Tensor, seed: int, donor: int, name: str, like: torch.Tensor, start: int = 0
+    probability: float | torch.Tensor,
+    seed: int,
+    donor: int,
+    name: str,
+    like: torch.Tensor,
+    start: int = 0,
 ) -> torch.Tensor:
-    """Returns which positions are kept, each with its own chance, drawn for this seed, donor and tensor name alone.
+    """Returns which positions are kept, each with its own chance, drawn for this seed, donor and
+    tensor name alone.
 
-    ``probability`` is one number or of ``like.shape``; ``like`` begins at position ``start`` of the tensor, a multiple of 4.
-    Each position takes 16 bits, so chances are rounded to the next of 65536 steps. The draw is made on the CPU from the raw
-    bits of numpy's PCG64, whose stream numpy guarantees and can enter anywhere, so the mask is the same on every machine and
-    device, whole or in blocks.
+    ``probability`` is one number or of ``like.shape``; ``like`` begins at position ``start`` of the
+    tensor, a multiple of 4. Each position takes 16 bits, so chances are rounded to the next of
+    65536 steps. The draw is made on the CPU from the raw bits of numpy's PCG64, whose stream numpy
+    guarantees and can enter anywhere, so the mask is the same on every machine and device, whole or
+    in blocks.
     """
     key = hashlib.sha256(f"{seed}/{donor}/{name}".encode()).digest()
-    raw = np.random.PCG64(int.from_bytes(key, "little")).advance(start // 4).random_raw((like.numel() + 3) // 4)
+    raw = (
+        np.random.PCG64(int.from_bytes(key, "little"))
+        .advance(start // 4)
+        .random_raw((like.numel() + 3) // 4)
+    )
     drawn = np.asarray(raw, dtype="<u8").view("<u2")[: like.numel()]
     if isinstance(probability, float):
         kept = drawn < np.uint16(min(max(round(probability * _STEPS), 1), _STEPS - 1))
@@ -36,11 +48,13 @@ def kept_mask(
     return torch.from_numpy(kept).reshape(like.shape).to(like.device)
 
 
-def dropped(values: torch.Tensor, mask: torch.Tensor, probability: float | torch.Tensor, rescale: Rescale) -> torch.Tensor:
+def dropped(
+    values: torch.Tensor, mask: torch.Tensor, probability: float | torch.Tensor, rescale: Rescale
+) -> torch.Tensor:
     """Returns ``values`` where ``mask`` keeps them, else 0, scaled up again.
 
-    ``inverse`` divides by the chance to be kept, which keeps the expectation (DARE, arXiv 2311.03099); ``l1`` restores the
-    tensor's L1 norm (mergekit).
+    ``inverse`` divides by the chance to be kept, which keeps the expectation (DARE, arXiv
+    2311.03099); ``l1`` restores the tensor's L1 norm (mergekit).
     """
     kept = masked(values, mask)
     if rescale == "inverse":
@@ -50,7 +64,8 @@ def dropped(values: torch.Tensor, mask: torch.Tensor, probability: float | torch
 
 
 def masked(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Returns the values that the mask keeps, else 0. numpy multiplies by bytes three times as fast as torch on a CPU."""
+    """Returns the values that the mask keeps, else 0. numpy multiplies by bytes three times as fast
+    as torch on a CPU."""
     if values.device.type != "cpu":
         return values * mask
     return torch.from_numpy(np.multiply(values.numpy(), mask.numpy()))
@@ -61,31 +76,51 @@ Gains = Mapping[str, tuple[float, ...]]
 
 
 def find_gains(source: Source, density: float, rescale: Rescale, seed: int) -> Gains:
-    """Returns what restores the L1 norm of each tensor after ``drop``; empty where nothing has to. Reads the model once."""
+    """Returns what restores the L1 norm of each tensor after ``drop``; empty where nothing has to.
+    Reads the model once."""
     if rescale != "l1" or density == 1.0:
         return {}
     key = ("gains", density, seed)
     if key not in source.known:
-        norms = {part.name: torch.zeros(2, source.donors, dtype=torch.float64) for part in source.parts}
+        norms = {
+            part.name: torch.zeros(2, source.donors, dtype=torch.float64) for part in source.parts
+        }
         for block in source.blocks():
-            for donor, (vector, mask) in enumerate(zip(block.vectors, _masks(block, density, seed), strict=True)):
+            for donor, (vector, mask) in enumerate(
+                zip(block.vectors, _masks(block, density, seed), strict=True)
+            ):
                 sizes = vector.abs()
                 norms[block.name][0, donor] += float(sizes.sum())
                 norms[block.name][1, donor] += float(masked(sizes, mask).sum())
-        source.known[key] = {name: tuple(torch.where(b > 0, a / b, 1.0).tolist()) for name, (a, b) in norms.items()}
+        source.known[key] = {
+            name: tuple(torch.where(b > 0, a / b, 1.0).tolist()) for name, (a, b) in norms.items()
+        }
     found: Gains = source.known[key]
     return found
 
 
-def drop(one: One, density: float, rescale: Rescale, seed: int, gains: Gains) -> tuple[torch.Tensor, ...]:
-    """Returns the task vectors of a part or block with random positions set to 0 and the others scaled up."""
+def drop(
+    one: One, density: float, rescale: Rescale, seed: int, gains: Gains
+) -> tuple[torch.Tensor, ...]:
+    """Returns the task vectors of a part or block with random positions set to 0 and the others
+    scaled up."""
     if density == 1.0:
         return one.vectors
-    kept = tuple(masked(vector, mask) for vector, mask in zip(one.vectors, _masks(one, density, seed), strict=True))
+    kept = tuple(
+        masked(vector, mask)
+        for vector, mask in zip(one.vectors, _masks(one, density, seed), strict=True)
+    )
     if rescale == "inverse":
         return tuple(vector.div_(density) for vector in kept)
-    return tuple(vector.mul_(gain) for vector, gain in zip(kept, gains[one.name], strict=True)) if gains else kept
+    return (
+        tuple(vector.mul_(gain) for vector, gain in zip(kept, gains[one.name], strict=True))
+        if gains
+        else kept
+    )
 
 
 def _masks(one: One, density: float, seed: int) -> list[torch.Tensor]:
-    return [kept_mask(density, seed, donor, one.name, vector, one.start) for donor, vector in enumerate(one.vectors)]
+    return [
+        kept_mask(density, seed, donor, one.name, vector, one.start)
+        for donor, vector in enumerate(one.vectors)
+    ]

@@ -13,7 +13,8 @@ _DIGIT_BITS = 16
 _DIGITS = 1 << _DIGIT_BITS
 
 _INTEGERS = {torch.float32: (torch.int32, 2), torch.float64: (torch.int64, 4)}
-"""Integer type of the same size, and how many digits it has. Magnitudes have no sign bit, so both order alike."""
+"""Integer type of the same size, and how many digits it has. Magnitudes have no sign bit, so both
+order alike."""
 
 Words = npt.NDArray[np.uint16]
 
@@ -32,17 +33,20 @@ class Found(NamedTuple):
 
 
 def kth_smallest(passes: Passes, donors: int, rank: Callable[[int], int]) -> list[Found]:
-    """Returns for each donor the magnitude that is ``rank(total)``-th among all its ``total`` values, from 1; 0.0 for rank 0.
+    """Returns for each donor the magnitude that is ``rank(total)``-th among all its ``total``
+    values, from 1; 0.0 for rank 0.
 
-    Values are float32 or float64 and finite. They are read once per 16 bits of the widest type: the first time the magnitudes
-    are counted by their upper 16 bits, then those that share the upper bits of the answer by the next ones. The result is the
-    very number that sorting would find.
+    Values are float32 or float64 and finite. They are read once per 16 bits of the widest type: the
+    first time the magnitudes are counted by their upper 16 bits, then those that share the upper
+    bits of the answer by the next ones. The result is the very number that sorting would find.
     """
     found = _narrowed(passes, donors, rank, torch.float32)
     return found if found is not None else _narrowed(passes, donors, rank, torch.float64) or []
 
 
-def _narrowed(passes: Passes, donors: int, rank: Callable[[int], int], number_type: torch.dtype) -> list[Found] | None:
+def _narrowed(
+    passes: Passes, donors: int, rank: Callable[[int], int], number_type: torch.dtype
+) -> list[Found] | None:
     """Narrows each donor's answer digit by digit; ``None`` when a tensor is of a wider type."""
     integer, digits = _INTEGERS[number_type]
     found: list[list[int]] = [[] for _ in range(donors)]
@@ -67,13 +71,19 @@ def _narrowed(passes: Passes, donors: int, rank: Callable[[int], int], number_ty
 
 
 def _words(values: torch.Tensor, digits: int) -> Words:
-    """Returns the 16-bit words of each value, ``(n, digits)``, the upper first, with the sign bit."""
+    """Returns the 16-bit words of each value, ``(n, digits)``, the upper first, with the sign
+    bit."""
     flat = values.detach().cpu().contiguous().reshape(-1).numpy()
-    return flat.astype(flat.dtype.newbyteorder("<"), copy=False).view("<u2").reshape(-1, digits)[:, ::-1]
+    return (
+        flat.astype(flat.dtype.newbyteorder("<"), copy=False)
+        .view("<u2")
+        .reshape(-1, digits)[:, ::-1]
+    )
 
 
 def _digit_counts(words: Words, upper: Sequence[int]) -> npt.NDArray[np.int64]:
-    """Returns how often each next digit occurs among the magnitudes whose upper digits are ``upper``."""
+    """Returns how often each next digit occurs among the magnitudes whose upper digits are
+    ``upper``."""
     if not upper:
         both = np.bincount(words[:, 0], minlength=_DIGITS).reshape(2, -1)  # by sign
         return np.concatenate([both.sum(axis=0), np.zeros(_DIGITS // 2, dtype=np.int64)])

@@ -7,14 +7,17 @@ from typing import Literal
 
 import torch
 
-from speechft_ray.merging.source import One
+from speechft_ray.merging.param_reader import One
 
 On = Literal["vectors", "weights"]
 
 
 def points(on: On, one: One) -> list[torch.Tensor]:
     """Returns what is turned, in float64: the task vectors, or the weights of the donors."""
-    return [vector.double() if on == "vectors" else one.base.double() + vector.double() for vector in one.vectors]
+    return [
+        vector.double() if on == "vectors" else one.base.double() + vector.double()
+        for vector in one.vectors
+    ]
 
 
 def as_vector(on: On, point: torch.Tensor, one: One) -> torch.Tensor:

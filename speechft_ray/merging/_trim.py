@@ -1,4 +1,5 @@
-"""The trim of TIES: which magnitude a position needs to be kept, over the whole model or in each tensor."""
+"""The trim of TIES: which magnitude a position needs to be kept, over the whole model or in each
+tensor."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ from typing import Literal, NamedTuple
 import torch
 
 from speechft_ray.merging._selection import Found, kth_smallest
-from speechft_ray.merging.source import One, Part, Source
+from speechft_ray.merging.param_reader import One, Part, Source
 
 Scope = Literal["global", "tensor"]
 Kept = Literal["threshold", "exact"]
@@ -28,11 +29,13 @@ Cuts = Mapping[str, tuple[Cut, ...]]
 
 
 def find_cuts(source: Source, density: float, scope: Scope, kept: Kept) -> Cuts:
-    """Returns the cuts that keep the ``density`` share of each task vector, and remembers them in the source.
+    """Returns the cuts that keep the ``density`` share of each task vector, and remembers them in
+    the source.
 
-    ``threshold``: the cut is the k-th smallest magnitude with k = n - int(n * density), or 0 when that keeps all. Since the
-    k-th itself is kept, int(n * density) + 1 positions stay, and any that tie with it. ``exact``: int(n * density) positions
-    stay, at least 1; among ties those that come first.
+    ``threshold``: the cut is the k-th smallest magnitude with k = n - int(n * density), or 0 when
+    that keeps all. Since the k-th itself is kept, int(n * density) + 1 positions stay, and any that
+    tie with it. ``exact``: int(n * density) positions stay, at least 1; among ties those that come
+    first.
     """
     key = ("cuts", density, scope, kept)
     if key not in source.known:
@@ -42,7 +45,8 @@ def find_cuts(source: Source, density: float, scope: Scope, kept: Kept) -> Cuts:
 
 
 def trim(values: torch.Tensor, cut: Cut, start: int) -> torch.Tensor:
-    """Returns the values with 0 where the cut drops; ``start`` is the position in the part at which they begin."""
+    """Returns the values with 0 where the cut drops; ``start`` is the position in the part at which
+    they begin."""
     if cut.least == 0.0:
         return values
     exact = torch.tensor(cut.least, dtype=values.dtype)
@@ -56,7 +60,10 @@ def trim(values: torch.Tensor, cut: Cut, start: int) -> torch.Tensor:
 
 def trimmed(one: One, cuts: Cuts) -> list[torch.Tensor]:
     """Returns the task vectors of a part or block with 0 where the trim drops."""
-    return [trim(vector, cut, one.start) for vector, cut in zip(one.vectors, cuts[one.name], strict=True)]
+    return [
+        trim(vector, cut, one.start)
+        for vector, cut in zip(one.vectors, cuts[one.name], strict=True)
+    ]
 
 
 def _find(source: Source, density: float, scope: Scope, kept: Kept) -> Cuts:
@@ -65,10 +72,16 @@ def _find(source: Source, density: float, scope: Scope, kept: Kept) -> Cuts:
         return {part.name: nothing for part in source.parts}
 
     def rank(total: int) -> int:
-        return total - max(1, int(total * density)) + 1 if kept == "exact" and total else total - int(total * density)
+        return (
+            total - max(1, int(total * density)) + 1
+            if kept == "exact" and total
+            else total - int(total * density)
+        )
 
     if scope == "global":
-        places = kth_smallest(lambda: (block.vectors for block in source.blocks()), source.donors, rank)
+        places = kth_smallest(
+            lambda: (block.vectors for block in source.blocks()), source.donors, rank
+        )
         cuts = tuple(Cut(place.value) for place in places)
         return {part.name: cuts for part in source.parts}
     return {part.name: _cuts_in(part, source, rank, kept) for part in source.parts}
@@ -81,7 +94,10 @@ def _cuts_in(part: Part, source: Source, rank: Callable[[int], int], kept: Kept)
     places = kth_smallest(blocks, source.donors, rank)
     if kept == "threshold":
         return tuple(Cut(place.value) for place in places)
-    return tuple(Cut(place.value, _end_of_ties(place, donor, source, part)) for donor, place in enumerate(places))
+    return tuple(
+        Cut(place.value, _end_of_ties(place, donor, source, part))
+        for donor, place in enumerate(places)
+    )
 
 
 def _end_of_ties(place: Found, donor: int, source: Source, part: Part) -> int | None:

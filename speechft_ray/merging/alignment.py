@@ -1,7 +1,7 @@
 """Which tensors of base and donors belong together, and what a merge refuses about them.
 
-Everything but ``check_twins`` and ``require_finite`` looks at names, shapes and types alone, so that tensors on the ``meta``
-device do.
+Everything but ``check_twins`` and ``require_finite`` looks at names, shapes and types alone, so
+that tensors on the ``meta`` device do.
 """
 
 from __future__ import annotations
@@ -13,20 +13,24 @@ from typing import Any, Literal
 import torch
 
 from speechft_ray.core.errors import UserError
-from speechft_ray.merging.source import Part, Reader, Source
+from speechft_ray.merging.param_reader import Part, Reader, Source
 
 State = Mapping[str, torch.Tensor]
 
 PosConv = Literal["factors", "kernel"]
 
-_FACTORS = ((".weight_g", ".weight_v"), (".parametrizations.weight.original0", ".parametrizations.weight.original1"))
+_FACTORS = (
+    (".weight_g", ".weight_v"),
+    (".parametrizations.weight.original0", ".parametrizations.weight.original1"),
+)
 """How torch names g and v: ``torch.nn.utils.weight_norm``, and its parametrization of 2023."""
 
 _DIVERGED = "take a checkpoint from before the training diverged"
 
 
 def find_twins(base: State) -> dict[str, str]:
-    """Maps every key to the first key that names the very same tensor (same memory, shape, strides and type)."""
+    """Maps every key to the first key that names the very same tensor (same memory, shape, strides
+    and type)."""
     first: dict[tuple[Any, ...], str] = {}
     twins: dict[str, str] = {}
     for key, tensor in base.items():
@@ -36,18 +40,29 @@ def find_twins(base: State) -> dict[str, str]:
     return twins
 
 
-def find_parts(base: State, twins: Mapping[str, str], prefixes: tuple[str, ...], pos_conv: PosConv) -> tuple[Part, ...]:
+def find_parts(
+    base: State, twins: Mapping[str, str], prefixes: tuple[str, ...], pos_conv: PosConv
+) -> tuple[Part, ...]:
     """Returns what a merge moves, sorted; a tensor is protected when any of its names is.
 
     Raises ``UserError`` when nothing is left.
     """
     protected = {twins[key] for key in base if key.startswith(prefixes)}
-    keys = {first for first in twins.values() if first not in protected and base[first].is_floating_point()}
+    keys = {
+        first
+        for first in twins.values()
+        if first not in protected and base[first].is_floating_point()
+    }
     if not keys:
-        raise UserError("the base has nothing to merge: all its parameters are protected, or none is a floating-point tensor.")
+        raise UserError(
+            "the base has nothing to merge: all its parameters are protected, or none is a floating-point tensor."
+        )
     pairs = dict(_factor_pairs(keys)) if pos_conv == "kernel" else {}
     lone = keys - pairs.keys() - set(pairs.values())
-    parts = [*(Part(name=key, keys=(key,)) for key in lone), *(Part(name=v, keys=(g, v)) for v, g in pairs.items())]
+    parts = [
+        *(Part(name=key, keys=(key,)) for key in lone),
+        *(Part(name=v, keys=(g, v)) for v, g in pairs.items()),
+    ]
     return tuple(sorted(parts, key=lambda part: part.name))
 
 
@@ -60,12 +75,16 @@ def _factor_pairs(keys: set[str]) -> Iterable[tuple[str, str]]:
 
 
 def align(base: State, donor: State, name: str, prefixes: tuple[str, ...]) -> None:
-    """Refuses a donor whose names, shapes or kinds of number are not the base's, but for protected parameters."""
-    ours, theirs = ({key for key in state if not key.startswith(prefixes)} for state in (base, donor))
+    """Refuses a donor whose names, shapes or kinds of number are not the base's, but for protected
+    parameters."""
+    ours, theirs = (
+        {key for key in state if not key.startswith(prefixes)} for state in (base, donor)
+    )
     differ = [
         f"{key} {_form(donor[key])} instead of {_form(base[key])}"
         for key in ours & theirs
-        if base[key].shape != donor[key].shape or base[key].is_floating_point() != donor[key].is_floating_point()
+        if base[key].shape != donor[key].shape
+        or base[key].is_floating_point() != donor[key].is_floating_point()
     ]
     complaints = [
         f"{what}: {first_five(names)}"
@@ -77,7 +96,9 @@ def align(base: State, donor: State, name: str, prefixes: tuple[str, ...]) -> No
         if names
     ]
     if complaints:
-        raise UserError(f"{name} does not fit the base: {'; '.join(complaints)}. Merge only models tuned from this base.")
+        raise UserError(
+            f"{name} does not fit the base: {'; '.join(complaints)}. Merge only models tuned from this base."
+        )
 
 
 def _form(tensor: torch.Tensor) -> str:
@@ -101,18 +122,23 @@ def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
 
 
 def require_finite(source: Source, base: Reader, donors: Sequence[Reader]) -> None:
-    """Reads every task vector once and refuses values that are NaN or infinite, naming the model that has them."""
+    """Reads every task vector once and refuses values that are NaN or infinite, naming the model
+    that has them."""
     if all(_surely_finite(part, base, donors) for part in source.parts):
         return
     beyond: dict[int, torch.dtype] = {}
     for one in source.blocks():
-        beyond |= {index: vector.dtype for index, vector in enumerate(one.vectors) if not is_finite(vector)}
+        beyond |= {
+            index: vector.dtype for index, vector in enumerate(one.vectors) if not is_finite(vector)
+        }
     if not beyond:
         return
     keys = [key for part in source.parts for key in part.keys]
     refuse_broken((key for key in keys if not is_finite(base(key))), "the base", _DIVERGED)
     for index, donor in enumerate(donors):
-        refuse_broken((key for key in keys if not is_finite(donor(key))), f"donor {index + 1}", _DIVERGED)
+        refuse_broken(
+            (key for key in keys if not is_finite(donor(key))), f"donor {index + 1}", _DIVERGED
+        )
     index, number_type = min(beyond.items())
     raise UserError(
         f"donor {index + 1} differs from the base by more than {number_type} can hold: it was not tuned from this base."
@@ -120,16 +146,22 @@ def require_finite(source: Source, base: Reader, donors: Sequence[Reader]) -> No
 
 
 def _surely_finite(part: Part, base: Reader, donors: Sequence[Reader]) -> bool:
-    """Whether the ends of the values alone show that no difference is NaN or infinite; a kernel is no such case."""
+    """Whether the ends of the values alone show that no difference is NaN or infinite; a kernel is
+    no such case."""
     if len(part.keys) > 1:
         return False
     tensors = [state(part.name).detach() for state in (base, *donors)]
-    ends = [torch.stack(torch.aminmax(tensor)).double().abs().max() for tensor in tensors if tensor.numel()]
+    ends = [
+        torch.stack(torch.aminmax(tensor)).double().abs().max()
+        for tensor in tensors
+        if tensor.numel()
+    ]
     return all(float(end) < torch.finfo(torch.float32).max / 4 for end in ends)
 
 
 def is_finite(tensor: torch.Tensor) -> bool:
-    """Whether no value is NaN or infinite. Both ends of the values tell: they are NaN when one value is."""
+    """Whether no value is NaN or infinite. Both ends of the values tell: they are NaN when one
+    value is."""
     if tensor.numel() == 0 or tensor.dtype is torch.bool or tensor.is_complex():
         return bool(torch.isfinite(tensor).all())
     return all(math.isfinite(float(end)) for end in torch.aminmax(tensor.detach()))
@@ -139,7 +171,9 @@ def refuse_broken(keys: Iterable[str], name: str, advice: str) -> None:
     """Raises ``UserError`` when there is a key of a tensor with NaN or infinite values."""
     broken = list(keys)
     if broken:
-        raise UserError(f"{name} has NaN or infinite values in {len(broken)} parameters: {first_five(broken)}; {advice}.")
+        raise UserError(
+            f"{name} has NaN or infinite values in {len(broken)} parameters: {first_five(broken)}; {advice}."
+        )
 
 
 def first_five(names: Iterable[str]) -> str:

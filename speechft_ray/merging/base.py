@@ -14,7 +14,7 @@ from speechft_ray.core.errors import UserError
 from speechft_ray.core.registry import Registry
 from speechft_ray.core.validation import validated
 from speechft_ray.merging.alignment import PosConv
-from speechft_ray.merging.source import One, Source
+from speechft_ray.merging.param_reader import One, Source
 
 DonorRange = tuple[int, int | None]
 """Fewest and most donors; ``None``: any number."""
@@ -36,17 +36,19 @@ def always(params: Any) -> bool:
 
 
 class MergeParams(BaseModel):
-    """Base of all parameter models: frozen, no unknown field, finite numbers. Its own fields hold for every method."""
+    """Base of all parameter models: frozen, no unknown field, finite numbers. Its own fields hold
+    for every method."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     scale: float = 1.0
-    """Factor of the combined task vector: lambda of task arithmetic and TIES. Applied last, so that scans of it are cheap."""
+    """Factor of the combined task vector: lambda of task arithmetic and TIES. Applied last, so that
+    scans of it are cheap."""
     precision: Literal["float32", "float64"] = "float32"
     """Number type of the arithmetic; a float64 base is always merged in float64."""
     pos_conv: PosConv = "factors"
-    """How a weight-normalised convolution is merged: its ``factors`` g and v each by itself, as published code does, or its
-    effective ``kernel`` g * v / |v|."""
+    """How a weight-normalised convolution is merged: its ``factors`` g and v each by itself, as
+    published code does, or its effective ``kernel`` g * v / |v|."""
 
     @property
     def number_type(self) -> torch.dtype:
@@ -74,7 +76,9 @@ class AveragedParams(WeightedParams):
     @model_validator(mode="after")
     def _sum_divides(self) -> AveragedParams:
         if self.normalize and self.weights is not None and math.fsum(self.weights) == 0:
-            raise ValueError("`weights` sum to 0, so their sum cannot divide; change them or set `normalize: false`")
+            raise ValueError(
+                "`weights` sum to 0, so their sum cannot divide; change them or set `normalize: false`"
+            )
         return self
 
 
@@ -87,15 +91,17 @@ def one_per_weight(params: WeightedParams) -> DonorRange:
 class MergeMethod:
     """A registered way to combine task vectors into one, tensor by tensor.
 
-    ``params``: the model of its parameters, each with a default. ``combine(params, surveyed, one)`` returns the combined task
-    vector of one part, in the shape and type of ``one.base``, and changes nothing that it was given; it may return one of
-    ``one.vectors`` itself. A lone task vector that it returns bit for bit makes the end point alpha = 1 exact
-    (``algebra.merge``). It does not apply ``scale``. ``survey(params, source)``: what must be known of the whole model before,
-    handed to every ``combine``. ``blockwise(params)``: whether each position of the result depends on that position of the task
-    vectors and on the survey alone; ``combine`` is then called with blocks of a part, which is up to ten times as fast.
-    ``donors(params)``: how many donors these parameters can take. ``needs``: the statistics of the donors' tuning sets that it
-    reads. ``neutral``: parameters at which a lone donor comes back bit for bit; ``None`` where no parameters do. ``symmetric``:
-    whether the order of equally treated donors does not matter.
+    ``params``: the model of its parameters, each with a default. ``combine(params, surveyed, one)``
+    returns the combined task vector of one part, in the shape and type of ``one.base``, and changes
+    nothing that it was given; it may return one of ``one.vectors`` itself. A lone task vector that
+    it returns bit for bit makes the end point alpha = 1 exact (``algebra.merge``). It does not
+    apply ``scale``. ``survey(params, source)``: what must be known of the whole model before,
+    handed to every ``combine``. ``blockwise(params)``: whether each position of the result depends
+    on that position of the task vectors and on the survey alone; ``combine`` is then called with
+    blocks of a part, which is up to ten times as fast. ``donors(params)``: how many donors these
+    parameters can take. ``needs``: the statistics of the donors' tuning sets that it reads.
+    ``neutral``: parameters at which a lone donor comes back bit for bit; ``None`` where no
+    parameters do. ``symmetric``: whether the order of equally treated donors does not matter.
     """
 
     params: type[MergeParams]
@@ -114,15 +120,22 @@ METHODS: Registry[MergeMethod] = Registry("merge method", "speechft_ray.merging"
 def check(method: str, params: Mapping[str, Any], donors: int | None = None) -> MergeParams:
     """Returns the validated parameters, before anything is computed.
 
-    Raises ``UserError`` for an unknown method, ``SpecError`` with every mistake in the parameters, and ``UserError`` when the
-    method with these parameters cannot take so many donors (not checked when ``donors`` is ``None``).
+    Raises ``UserError`` for an unknown method, ``SpecError`` with every mistake in the parameters,
+    and ``UserError`` when the method with these parameters cannot take so many donors (not checked
+    when ``donors`` is ``None``).
     """
     found = METHODS.get(method)
     checked = validated(found.params, dict(params), f"merge method `{method}`")
     fewest, most = found.donors(checked)
     if donors is None or (fewest <= donors and (most is None or donors <= most)):
         return checked
-    wanted = f"at least {fewest}" if most is None else f"{fewest}" if most == fewest else f"{fewest} to {most}"
+    wanted = (
+        f"at least {fewest}"
+        if most is None
+        else f"{fewest}"
+        if most == fewest
+        else f"{fewest} to {most}"
+    )
     raise UserError(
         f"the number of donors must be {wanted} for merge method `{method}` with parameters {dict(params)}, but is {donors} "
         "instead: change the donors or the parameters."

@@ -1,7 +1,9 @@
-"""Model breadcrumbs: leave out the largest and the smallest changes of each tensor, add up the rest (arXiv 2312.06795).
+"""Model breadcrumbs: leave out the largest and the smallest changes of each tensor, add up the rest
+(arXiv 2312.06795).
 
-``consensus`` is mergekit's ``breadcrumbs_ties``: signs are elected before the sum. The paper searches the shares that it masks;
-the defaults are the starting point that mergekit's documentation names.
+``consensus`` is mergekit's ``breadcrumbs_ties``: signs are elected before the sum. The paper
+searches the shares that it masks; the defaults are the starting point that mergekit's documentation
+names.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from pydantic import Field, model_validator
 from speechft_ray.merging._consensus import agreeing_mean, elect, require_votes
 from speechft_ray.merging.base import METHODS, AveragedParams, MergeMethod, one_per_weight
 from speechft_ray.merging.linear import weighted_sum
-from speechft_ray.merging.source import One
+from speechft_ray.merging.param_reader import One
 
 
 class BreadcrumbsParams(AveragedParams):
@@ -23,8 +25,8 @@ class BreadcrumbsParams(AveragedParams):
     density: Annotated[float, Field(gt=0, le=1)] = 0.9
     """Share of each tensor's positions that is kept, int(n * density) of n; 1 keeps all."""
     gamma: Annotated[float, Field(ge=0, lt=1)] = 0.01
-    """Share of the largest magnitudes that is left out first, int(n * gamma) of n: the paper's 1 - gamma. Less where fewer than
-    that are to be left out."""
+    """Share of the largest magnitudes that is left out first, int(n * gamma) of n: the paper's 1 -
+    gamma. Less where fewer than that are to be left out."""
     normalize: bool = False
     """Whether the weighted sum is divided by the sum of the weights in it."""
     consensus: bool = False
@@ -38,7 +40,8 @@ class BreadcrumbsParams(AveragedParams):
 
 
 def combine(params: BreadcrumbsParams, surveyed: None, one: One) -> torch.Tensor:
-    """Returns the sum or mean of the masked task vectors, of those that have the elected sign with ``consensus``."""
+    """Returns the sum or mean of the masked task vectors, of those that have the elected sign with
+    ``consensus``."""
     values = [_middle(vector, params.density, params.gamma) for vector in one.vectors]
     weights = params.weights_of(len(values))
     if not params.consensus:
@@ -48,7 +51,8 @@ def combine(params: BreadcrumbsParams, surveyed: None, one: One) -> torch.Tensor
 
 
 def _middle(values: torch.Tensor, density: float, gamma: float) -> torch.Tensor:
-    """Returns ``values`` with 0 outside the kept band of magnitudes; equal magnitudes rank by place."""
+    """Returns ``values`` with 0 outside the kept band of magnitudes; equal magnitudes rank by
+    place."""
     if density == 1.0:
         return values
     count = values.numel()
@@ -61,5 +65,8 @@ def _middle(values: torch.Tensor, density: float, gamma: float) -> torch.Tensor:
 
 
 METHODS.register(
-    "breadcrumbs", MergeMethod(params=BreadcrumbsParams, combine=combine, donors=one_per_weight, neutral={"density": 1.0})
+    "breadcrumbs",
+    MergeMethod(
+        params=BreadcrumbsParams, combine=combine, donors=one_per_weight, neutral={"density": 1.0}
+    ),
 )

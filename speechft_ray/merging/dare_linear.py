@@ -1,6 +1,8 @@
-"""DARE with a weighted sum: drop positions of each task vector at random, scale up what is left, average (arXiv 2311.03099).
+"""DARE with a weighted sum: drop positions of each task vector at random, scale up what is left,
+average (arXiv 2311.03099).
 
-The defaults are those of the authors' code (github.com/yule-BUAA/MergeLM): a drop rate of 0.1, with the rescale of the paper.
+The defaults are those of the authors' code (github.com/yule-BUAA/MergeLM): a drop rate of 0.1, with
+the rescale of the paper.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from pydantic import Field, model_validator
 from speechft_ray.merging._drop import Gains, Rescale, drop, find_gains
 from speechft_ray.merging.base import METHODS, AveragedParams, MergeMethod, always, one_per_weight
 from speechft_ray.merging.linear import weighted_sum
-from speechft_ray.merging.source import One, Source
+from speechft_ray.merging.param_reader import One, Source
 
 _MERGEKIT = {"rescale": "l1", "normalize": False}
 
@@ -24,17 +26,23 @@ class DareParams(AveragedParams):
     density: Annotated[float, Field(gt=0, le=1)] = 0.9
     """Chance of a position to be kept: 1 minus the paper's drop rate p. 1 keeps all."""
     rescale: Rescale = "inverse"
-    """What makes up for the drop: division by ``density`` (the paper), the tensor's L1 norm restored (mergekit), or nothing."""
+    """What makes up for the drop: division by ``density`` (the paper), the tensor's L1 norm
+    restored (mergekit), or nothing."""
     seed: Annotated[int, Field(ge=0)] = 0
-    """Masks are drawn from the seed, the donor's place and the tensor's name; nothing else has an influence."""
+    """Masks are drawn from the seed, the donor's place and the tensor's name; nothing else has an
+    influence."""
     like: Literal["original", "mergekit"] = "original"
-    """``mergekit``: its conventions, ``rescale: l1`` and ``normalize: false``, where not set here. Its own default for
-    ``density`` is 1."""
+    """``mergekit``: its conventions, ``rescale: l1`` and ``normalize: false``, where not set here.
+    Its own default for ``density`` is 1."""
 
     @model_validator(mode="before")
     @classmethod
     def _conventions(cls, given: Any) -> Any:
-        return {**_MERGEKIT, **given} if isinstance(given, dict) and given.get("like") == "mergekit" else given
+        return (
+            {**_MERGEKIT, **given}
+            if isinstance(given, dict) and given.get("like") == "mergekit"
+            else given
+        )
 
 
 def survey(params: DareParams, source: Source) -> Gains:

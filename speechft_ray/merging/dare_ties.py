@@ -1,6 +1,8 @@
-"""DARE before TIES: drop at random and scale up, then trim, elect and average (arXiv 2311.03099 on 2306.01708).
+"""DARE before TIES: drop at random and scale up, then trim, elect and average (arXiv 2311.03099 on
+2306.01708).
 
-As the authors' code does (github.com/yule-BUAA/MergeLM): drop rate 0.1, then TIES with its own trim of the whole model to 20 %.
+As the authors' code does (github.com/yule-BUAA/MergeLM): drop rate 0.1, then TIES with its own trim
+of the whole model to 20 %.
 """
 
 from __future__ import annotations
@@ -15,9 +17,15 @@ from speechft_ray.merging import ties
 from speechft_ray.merging._consensus import Elect, require_votes
 from speechft_ray.merging._drop import Gains, Rescale, drop, find_gains
 from speechft_ray.merging.base import METHODS, AveragedParams, MergeMethod, always, one_per_weight
-from speechft_ray.merging.source import One, Source
+from speechft_ray.merging.param_reader import One, Source
 
-_MERGEKIT = {"rescale": "l1", "trim": 1.0, "weigh_election": True, "zero_sign": "positive", "normalize": False}
+_MERGEKIT = {
+    "rescale": "l1",
+    "trim": 1.0,
+    "weigh_election": True,
+    "zero_sign": "positive",
+    "normalize": False,
+}
 
 
 class DareTiesParams(AveragedParams):
@@ -26,27 +34,35 @@ class DareTiesParams(AveragedParams):
     density: Annotated[float, Field(gt=0, le=1)] = 0.9
     """Chance of a position to be kept: 1 minus the paper's drop rate p. 1 keeps all."""
     rescale: Rescale = "inverse"
-    """What makes up for the drop: division by ``density`` (the paper), the tensor's L1 norm restored (mergekit), or nothing."""
+    """What makes up for the drop: division by ``density`` (the paper), the tensor's L1 norm
+    restored (mergekit), or nothing."""
     seed: Annotated[int, Field(ge=0)] = 0
-    """Masks are drawn from the seed, the donor's place and the tensor's name; nothing else has an influence."""
+    """Masks are drawn from the seed, the donor's place and the tensor's name; nothing else has an
+    influence."""
     trim: Annotated[float, Field(gt=0, le=1)] = 0.2
     """Share of the positions that the trim of TIES keeps after the drop; 1 keeps all (mergekit)."""
     scope: Literal["global", "tensor"] = "global"
     """Whether the trim has one threshold for the whole task vector or one per tensor."""
     elect: Elect = "mass"
-    """The sign of a position is that of the summed values (``mass``) or of the summed signs (``count``)."""
+    """The sign of a position is that of the summed values (``mass``) or of the summed signs
+    (``count``)."""
     zero_sign: Literal["majority", "positive"] = "majority"
     """Sign of a position whose sum is 0: that of all elected signs together, or + (mergekit)."""
     weigh_election: bool = False
-    """Whether the weights multiply the values that elect a sign (mergekit), or only those that are averaged."""
+    """Whether the weights multiply the values that elect a sign (mergekit), or only those that are
+    averaged."""
     like: Literal["original", "mergekit"] = "original"
-    """``mergekit``: its conventions, where not set here: ``rescale: l1``, no trim, a weighted election, + for zero sums and
-    ``normalize: false``. Its own default for ``density`` is 1."""
+    """``mergekit``: its conventions, where not set here: ``rescale: l1``, no trim, a weighted
+    election, + for zero sums and ``normalize: false``. Its own default for ``density`` is 1."""
 
     @model_validator(mode="before")
     @classmethod
     def _conventions(cls, given: Any) -> Any:
-        return {**_MERGEKIT, **given} if isinstance(given, dict) and given.get("like") == "mergekit" else given
+        return (
+            {**_MERGEKIT, **given}
+            if isinstance(given, dict) and given.get("like") == "mergekit"
+            else given
+        )
 
     @model_validator(mode="after")
     def _fits(self) -> DareTiesParams:
@@ -76,7 +92,10 @@ class DareTiesSurvey(NamedTuple):
 def survey(params: DareTiesParams, source: Source) -> DareTiesSurvey:
     """Surveys the task vectors as DARE does, then the dropped ones as TIES does."""
     gains = find_gains(source, params.density, params.rescale, params.seed)
-    return DareTiesSurvey(gains, ties.survey(params.ties(), source.changed(lambda one: _after_drop(params, gains, one))))
+    return DareTiesSurvey(
+        gains,
+        ties.survey(params.ties(), source.changed(lambda one: _after_drop(params, gains, one))),
+    )
 
 
 def combine(params: DareTiesParams, surveyed: DareTiesSurvey, one: One) -> torch.Tensor:

@@ -25,24 +25,33 @@ class Difference:
     distance: float
     """Euclidean length of the difference."""
     relative: float
-    """``distance`` over the length of the first model's parameters; infinite where those are all 0."""
+    """``distance`` over the length of the first model's parameters; infinite where those are all
+    0."""
     cosine: float
     """Cosine of the angle between the parameters themselves; 1 where one of them is all 0."""
 
 
 def differences(first: State, second: State) -> list[Difference]:
-    """Returns the differences by group in the order of the first model, and over all parameters at last.
+    """Returns the differences by group in the order of the first model, and over all parameters at
+    last.
 
-    A group is an encoder layer, or the first part of the name of what is in no layer. Values are compared in float64; tensors
-    that are not floating point are left out. Raises ``UserError`` when names or shapes differ.
+    A group is an encoder layer, or the first part of the name of what is in no layer. Values are
+    compared in float64; tensors that are not floating point are left out. Raises ``UserError`` when
+    names or shapes differ.
     """
     align(first, second, "the second model", ())
     groups: dict[str, list[str]] = {}
     for key, tensor in first.items():
         if tensor.is_floating_point():
             groups.setdefault(_group(key), []).append(key)
-    sums = {name: sum((_sums(first[key], second[key]) for key in keys), torch.zeros(5)) for name, keys in groups.items()}
-    found = [_difference(name, values) for name, values in sorted(sums.items(), key=lambda item: _order(item[0]))]
+    sums = {
+        name: sum((_sums(first[key], second[key]) for key in keys), torch.zeros(5))
+        for name, keys in groups.items()
+    }
+    found = [
+        _difference(name, values)
+        for name, values in sorted(sums.items(), key=lambda item: _order(item[0]))
+    ]
     return [*found, _difference("all", sum(sums.values(), torch.zeros(5)))]
 
 
@@ -54,7 +63,11 @@ def draw(found: Sequence[Difference], title: str, path: Path) -> None:
     figure = Figure(figsize=(7.0, 1.2 + 0.25 * len(groups)), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
     names = [item.name for item in groups]
-    left.barh(names, [item.relative if math.isfinite(item.relative) else 0.0 for item in groups], color="#3b6fb6")
+    left.barh(
+        names,
+        [item.relative if math.isfinite(item.relative) else 0.0 for item in groups],
+        color="#3b6fb6",
+    )
     left.set_xlabel("distance / length of the first")
     right.barh(names, [100 * item.changed / item.numbers for item in groups], color="#c9772b")
     right.set_xlabel("changed weights, %")
@@ -66,7 +79,11 @@ def draw(found: Sequence[Difference], title: str, path: Path) -> None:
 
 def _group(key: str) -> str:
     layer = layer_of(key, ENCODER_LAYER)
-    return f"layer {layer}" if layer is not None else ".".join(key.split(".")[: 2 if key.startswith("encoder.") else 1])
+    return (
+        f"layer {layer}"
+        if layer is not None
+        else ".".join(key.split(".")[: 2 if key.startswith("encoder.") else 1])
+    )
 
 
 def _order(name: str) -> tuple[int, int]:
@@ -77,7 +94,9 @@ def _order(name: str) -> tuple[int, int]:
 def _sums(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
     a, b = (tensor.detach().cpu().double().flatten() for tensor in (first, second))
     gap = b - a
-    return torch.tensor([gap.numel(), int((gap != 0).sum()), gap.dot(gap), a.dot(a), b.dot(b)], dtype=torch.float64)
+    return torch.tensor(
+        [gap.numel(), int((gap != 0).sum()), gap.dot(gap), a.dot(a), b.dot(b)], dtype=torch.float64
+    )
 
 
 def _difference(name: str, sums: Iterable[torch.Tensor]) -> Difference:

@@ -8,10 +8,14 @@ from collections.abc import Mapping
 import torch
 
 
-def relative_distance(base: Mapping[str, torch.Tensor], merged: Mapping[str, torch.Tensor]) -> float:
-    """Returns ||merged - base|| / ||base||, Euclidean, over all floating-point tensors of the base; 0 for the base itself.
+def relative_distance(
+    base: Mapping[str, torch.Tensor], merged: Mapping[str, torch.Tensor]
+) -> float:
+    """Returns ||merged - base|| / ||base||, Euclidean, over all floating-point tensors of the base;
+    0 for the base itself.
 
-    Ten digits, of sums in float64: what threads change in their order is below that, and a search must be repeatable.
+    Ten digits, of sums in float64: what threads change in their order is below that, and a search
+    must be repeatable.
     """
     moved, size = 0.0, 0.0
     for key, start in base.items():

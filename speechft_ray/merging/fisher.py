@@ -1,7 +1,7 @@
 """Fisher merging: each weight counts as much as its donor's task depends on it (arXiv 2111.09832).
 
-The diagonal of the Fisher information is the mean squared gradient of the donor's loss on its tuning set, gathered by its
-fine-tuning with ``gather: [fisher]``.
+The diagonal of the Fisher information is the mean squared gradient of the donor's loss on its
+tuning set, gathered by its fine-tuning with ``gather: [fisher]``.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from pydantic import Field, model_validator
 from speechft_ray.merging._consensus import require_votes
 from speechft_ray.merging.base import METHODS, MergeMethod, WeightedParams, one_per_weight
 from speechft_ray.merging.linear import weighted_sum
-from speechft_ray.merging.source import One, Source
+from speechft_ray.merging.param_reader import One, Source
 
 
 class FisherParams(WeightedParams):
     """Parameters of Fisher merging. ``weights`` are the paper's lambda."""
 
     balance: bool = True
-    """Whether each donor's information is divided by its mean over the model, so that a loss of larger gradients does not
-    outvote the others (the paper normalises as well)."""
+    """Whether each donor's information is divided by its mean over the model, so that a loss of
+    larger gradients does not outvote the others (the paper normalises as well)."""
     floor: Annotated[float, Field(gt=0)] = 1e-6
-    """Least information of a weight, as a share of the donor's mean: what nobody depends on is averaged (MergeLM: 1e-6, of the
-    bare value)."""
+    """Least information of a weight, as a share of the donor's mean: what nobody depends on is
+    averaged (MergeLM: 1e-6, of the bare value)."""
 
     @model_validator(mode="after")
     def _fits(self) -> FisherParams:
@@ -39,20 +39,27 @@ def survey(params: FisherParams, source: Source) -> tuple[float, ...]:
     for one in source:
         if one.statistics:
             count += one.base.numel()
-            sums = [total + float(item.sum(dtype=torch.float64)) for total, item in zip(sums, one.statistics, strict=True)]
+            sums = [
+                total + float(item.sum(dtype=torch.float64))
+                for total, item in zip(sums, one.statistics, strict=True)
+            ]
     return tuple(total / count if total else 1.0 for total in sums)
 
 
 def combine(params: FisherParams, surveyed: tuple[float, ...], one: One) -> torch.Tensor:
-    """Returns sum_i(c_i * vector_i) / sum_i(c_i), with c_i the weight of the donor times its information.
+    """Returns sum_i(c_i * vector_i) / sum_i(c_i), with c_i the weight of the donor times its
+    information.
 
-    Parameters for which nothing was gathered, those that did not learn, are averaged with the weights alone.
+    Parameters for which nothing was gathered, those that did not learn, are averaged with the
+    weights alone.
     """
     weights = params.weights_of(len(one.vectors))
     if not one.statistics or len(one.vectors) == 1:
         return weighted_sum(weights, one.vectors, normalize=True)
     total, divisor = torch.zeros_like(one.base), torch.zeros_like(one.base)
-    for weight, mean, information, vector in zip(weights, surveyed, one.statistics, one.vectors, strict=True):
+    for weight, mean, information, vector in zip(
+        weights, surveyed, one.statistics, one.vectors, strict=True
+    ):
         share = (information / mean + params.floor) * (weight * (1.0 if params.balance else mean))
         total.addcmul_(share, vector)
         divisor.add_(share)
@@ -61,5 +68,12 @@ def combine(params: FisherParams, surveyed: tuple[float, ...], one: One) -> torc
 
 METHODS.register(
     "fisher",
-    MergeMethod(params=FisherParams, combine=combine, survey=survey, donors=one_per_weight, needs="fisher", neutral={}),
+    MergeMethod(
+        params=FisherParams,
+        combine=combine,
+        survey=survey,
+        donors=one_per_weight,
+        needs="fisher",
+        neutral={},
+    ),
 )

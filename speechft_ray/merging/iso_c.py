@@ -1,7 +1,7 @@
 """Iso-C: the sum of the task vectors with all singular values made equal (arXiv 2502.04959).
 
-Only matrices have singular values. All other tensors, convolutions among them, are averaged, as in the authors' code
-(github.com/danielm1405/iso-merging).
+Only matrices have singular values. All other tensors, convolutions among them, are averaged, as in
+the authors' code (github.com/danielm1405/iso-merging).
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import torch
 
 from speechft_ray.merging._sphere import mean
 from speechft_ray.merging.base import METHODS, MergeMethod, MergeParams
-from speechft_ray.merging.source import One
+from speechft_ray.merging.param_reader import One
 
 
 class IsoCParams(MergeParams):
@@ -18,10 +18,11 @@ class IsoCParams(MergeParams):
 
 
 def combine(params: IsoCParams, surveyed: None, one: One) -> torch.Tensor:
-    """Returns s U V with U, V the singular vectors of the summed task vectors and s the mean of the singular values.
+    """Returns s U V with U, V the singular vectors of the summed task vectors and s the mean of the
+    singular values.
 
-    It changes even a lone donor. Where the sum lacks rank, the directions that it does not have are raised to s as well, and
-    which they are is for the SVD to choose.
+    It changes even a lone donor. Where the sum lacks rank, the directions that it does not have are
+    raised to s as well, and which they are is for the SVD to choose.
     """
     if one.base.dim() != 2:
         return mean(one.vectors)

@@ -1,7 +1,9 @@
-"""Karcher mean: the point of the sphere that is nearest to all directions, times the mean length, tensor by tensor.
+"""Karcher mean: the point of the sphere that is nearest to all directions, times the mean length,
+tensor by tensor.
 
-Karcher 1977 (doi 10.1002/cpa.3160300502); for merging arXiv 2603.04972 and mergekit's ``karcher``, whose defaults these are.
-Like ``slerp``, which it extends to any number of donors, it turns task vectors unless ``on: weights`` is set.
+Karcher 1977 (doi 10.1002/cpa.3160300502); for merging arXiv 2603.04972 and mergekit's ``karcher``,
+whose defaults these are. Like ``slerp``, which it extends to any number of donors, it turns task
+vectors unless ``on: weights`` is set.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from pydantic import Field
 
 from speechft_ray.merging._sphere import On, as_vector, mean, points
 from speechft_ray.merging.base import METHODS, MergeMethod, MergeParams
-from speechft_ray.merging.source import One
+from speechft_ray.merging.param_reader import One
 
 
 class KarcherParams(MergeParams):
@@ -29,12 +31,15 @@ class KarcherParams(MergeParams):
 
 
 def combine(params: KarcherParams, surveyed: None, one: One) -> torch.Tensor:
-    """Returns the Karcher mean of the directions times the mean length. Tensors of length 0 have no direction to count."""
+    """Returns the Karcher mean of the directions times the mean length. Tensors of length 0 have no
+    direction to count."""
     if len(one.vectors) == 1:
         return one.vectors[0]
     tensors = points(params.on, one)
     lengths = [float(torch.linalg.vector_norm(tensor)) for tensor in tensors]
-    directions = [tensor / length for tensor, length in zip(tensors, lengths, strict=True) if length]
+    directions = [
+        tensor / length for tensor, length in zip(tensors, lengths, strict=True) if length
+    ]
     if not directions:
         return torch.zeros_like(one.base)
     direction = _nearest_to_all(directions, params.steps, params.tolerance)
@@ -57,7 +62,8 @@ def _nearest_to_all(directions: list[torch.Tensor], steps: int, tolerance: float
 
 
 def _towards(here: torch.Tensor, there: torch.Tensor) -> torch.Tensor:
-    """Returns the tangent at ``here`` that leads to ``there``, as long as the angle between them."""
+    """Returns the tangent at ``here`` that leads to ``there``, as long as the angle between
+    them."""
     along = max(-1.0, min(1.0, float((here * there).sum())))
     across = there - here * along
     length = float(torch.linalg.vector_norm(across))

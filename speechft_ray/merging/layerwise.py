@@ -1,7 +1,8 @@
-"""Layer-wise merging: the mean task vector with one factor per encoder layer, and one each for front end, position and rest.
+"""Layer-wise merging: the mean task vector with one factor per encoder layer, and one each for
+front end, position and rest.
 
-The coefficients per layer of AdaMerging (arXiv 2310.02575), here chosen by a search instead of by entropy. The factors multiply
-alpha: with alpha 1 they are the layers' own alphas.
+The coefficients per layer of AdaMerging (arXiv 2310.02575), here chosen by a search instead of by
+entropy. The factors multiply alpha: with alpha 1 they are the layers' own alphas.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from speechft_ray.core.errors import UserError
 from speechft_ray.merging._layers import ENCODER_LAYER, check_pattern, count_layers, layer_of
 from speechft_ray.merging.base import METHODS, AveragedParams, MergeMethod, always, one_per_weight
 from speechft_ray.merging.linear import weighted_sum
-from speechft_ray.merging.source import One, Source
+from speechft_ray.merging.param_reader import One, Source
 
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -33,11 +34,14 @@ class LayerwiseParams(AveragedParams):
     rest: Share = 1.0
     """Factor of everything else: projections and norms outside of layers."""
     layer_pattern: str = ENCODER_LAYER
-    """Regular expression that finds the group ``layer``, the number of the layer, in the name of a parameter."""
+    """Regular expression that finds the group ``layer``, the number of the layer, in the name of a
+    parameter."""
     front_end_pattern: str = r"(^|\.)feature_extractor\."
-    """Regular expression that finds the parameters of the front end; layers are looked for first."""
+    """Regular expression that finds the parameters of the front end; layers are looked for
+    first."""
     position_pattern: str = r"(^|\.)pos_conv"
-    """Regular expression that finds the parameters of the positional convolution; layers and front end are looked for first."""
+    """Regular expression that finds the parameters of the positional convolution; layers and front
+    end are looked for first."""
 
     @field_validator("layer_pattern")
     @classmethod
@@ -51,7 +55,8 @@ class LayerwiseParams(AveragedParams):
 
 
 def survey(params: LayerwiseParams, source: Source) -> None:
-    """Raises ``UserError`` when the number of factors is not that of the layers, or when there is no layer at all."""
+    """Raises ``UserError`` when the number of factors is not that of the layers, or when there is
+    no layer at all."""
     layers = count_layers((part.name for part in source.parts), params.layer_pattern)
     if isinstance(params.layers, tuple) and len(params.layers) != layers:
         raise UserError(
@@ -62,7 +67,9 @@ def survey(params: LayerwiseParams, source: Source) -> None:
 
 def combine(params: LayerwiseParams, surveyed: None, one: One) -> torch.Tensor:
     """Returns the weighted mean task vector times the factor of the part."""
-    return weighted_sum(params.weights_of(len(one.vectors)), one.vectors, params.normalize) * factor(params, one.name)
+    return weighted_sum(
+        params.weights_of(len(one.vectors)), one.vectors, params.normalize
+    ) * factor(params, one.name)
 
 
 def factor(params: LayerwiseParams, name: str) -> float:
@@ -77,5 +84,12 @@ def factor(params: LayerwiseParams, name: str) -> float:
 
 METHODS.register(
     "layerwise",
-    MergeMethod(params=LayerwiseParams, combine=combine, survey=survey, blockwise=always, donors=one_per_weight, neutral={}),
+    MergeMethod(
+        params=LayerwiseParams,
+        combine=combine,
+        survey=survey,
+        blockwise=always,
+        donors=one_per_weight,
+        neutral={},
+    ),
 )

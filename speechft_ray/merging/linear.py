@@ -1,7 +1,8 @@
-"""Linear merging: a weighted sum of task vectors; by default their mean (Speech-FT, arXiv 2502.12672, Eq. 3).
+"""Linear merging: a weighted sum of task vectors; by default their mean (Speech-FT, arXiv
+2502.12672, Eq. 3).
 
-For one donor it is the interpolation of weights of WiSE-FT (arXiv 2109.01903), for several the uniform model soup (arXiv
-2203.05482).
+For one donor it is the interpolation of weights of WiSE-FT (arXiv 2109.01903), for several the
+uniform model soup (arXiv 2203.05482).
 """
 
 from __future__ import annotations
@@ -12,11 +13,12 @@ from collections.abc import Sequence
 import torch
 
 from speechft_ray.merging.base import METHODS, AveragedParams, MergeMethod, always, one_per_weight
-from speechft_ray.merging.source import One
+from speechft_ray.merging.param_reader import One
 
 
 class LinearParams(AveragedParams):
-    """Parameters of the linear merge; the defaults give the paper's mean. A negative weight takes a task away."""
+    """Parameters of the linear merge; the defaults give the paper's mean. A negative weight takes a
+    task away."""
 
 
 def combine(params: AveragedParams, surveyed: None, one: One) -> torch.Tensor:
@@ -24,10 +26,13 @@ def combine(params: AveragedParams, surveyed: None, one: One) -> torch.Tensor:
     return weighted_sum(params.weights_of(len(one.vectors)), one.vectors, params.normalize)
 
 
-def weighted_sum(weights: Sequence[float], vectors: Sequence[torch.Tensor], normalize: bool) -> torch.Tensor:
+def weighted_sum(
+    weights: Sequence[float], vectors: Sequence[torch.Tensor], normalize: bool
+) -> torch.Tensor:
     """Returns the weighted sum or mean, added in donor order.
 
-    The factors w_i / sum(w_i) are formed first, so a lone donor gets exactly 1 and keeps its task vector bit for bit.
+    The factors w_i / sum(w_i) are formed first, so a lone donor gets exactly 1 and keeps its task
+    vector bit for bit.
     """
     divisor = math.fsum(weights) if normalize else 1.0
     total = vectors[0] * (weights[0] / divisor)
@@ -37,5 +42,8 @@ def weighted_sum(weights: Sequence[float], vectors: Sequence[torch.Tensor], norm
 
 
 METHODS.register(
-    "linear", MergeMethod(params=LinearParams, combine=combine, blockwise=always, donors=one_per_weight, neutral={})
+    "linear",
+    MergeMethod(
+        params=LinearParams, combine=combine, blockwise=always, donors=one_per_weight, neutral={}
+    ),
 )

@@ -1,7 +1,9 @@
-"""LiNeS: shallow layers keep less of the task vector than deep ones, on a straight line over depth (arXiv 2410.17146).
+"""LiNeS: shallow layers keep less of the task vector than deep ones, on a straight line over depth
+(arXiv 2410.17146).
 
-The authors' code (github.com/wang-kee/LiNeS) takes the first number in a name for the block, which on a HuBERT makes blocks of
-the front end's convolutions; here ``layer_pattern`` says what a layer is.
+The authors' code (github.com/wang-kee/LiNeS) takes the first number in a name for the block, which
+on a HuBERT makes blocks of the front end's convolutions; here ``layer_pattern`` says what a layer
+is.
 """
 
 from __future__ import annotations
@@ -15,23 +17,27 @@ from speechft_ray.merging import ties
 from speechft_ray.merging._layers import ENCODER_LAYER, check_pattern, count_layers, layer_of
 from speechft_ray.merging.base import METHODS, MergeMethod, MergeParams, always
 from speechft_ray.merging.linear import weighted_sum
-from speechft_ray.merging.source import One, Source
+from speechft_ray.merging.param_reader import One, Source
 
 
 class LinesParams(MergeParams):
     """Parameters of LiNeS."""
 
     slope: Annotated[float, Field(ge=0)] = 0.5
-    """How much larger the factor of the last layer is than that of the first: the paper's beta, which it searches."""
+    """How much larger the factor of the last layer is than that of the first: the paper's beta,
+    which it searches."""
     shallow: Annotated[float, Field(ge=0)] | None = None
-    """Factor of the first layer and of all that is in no layer: the paper's alpha. ``None``: the paper's own choice, 1 -
-    ``slope`` for one donor; for several the L1 norm of the summed task vectors over that of the merged one and their number."""
+    """Factor of the first layer and of all that is in no layer: the paper's alpha. ``None``: the
+    paper's own choice, 1 - ``slope`` for one donor; for several the L1 norm of the summed task
+    vectors over that of the merged one and their number."""
     merged: Literal["sum", "ties"] = "sum"
-    """What is scaled: the sum of the task vectors, or the TIES merge with the defaults of ``ties`` and ``density``."""
+    """What is scaled: the sum of the task vectors, or the TIES merge with the defaults of ``ties``
+    and ``density``."""
     density: Annotated[float, Field(gt=0, le=1)] = 0.2
     """Density of the trim, for ``merged: ties``."""
     layer_pattern: str = ENCODER_LAYER
-    """Regular expression that finds the group ``layer``, the number of the layer, in the name of a parameter."""
+    """Regular expression that finds the group ``layer``, the number of the layer, in the name of a
+    parameter."""
 
     @field_validator("layer_pattern")
     @classmethod
@@ -63,7 +69,8 @@ def survey(params: LinesParams, source: Source) -> LinesSurvey:
 
 
 def combine(params: LinesParams, surveyed: LinesSurvey, one: One) -> torch.Tensor:
-    """Returns the merged task vector times shallow + slope * l / (L - 1), with l the layer from 0 and L their number."""
+    """Returns the merged task vector times shallow + slope * l / (L - 1), with l the layer from 0
+    and L their number."""
     layer = layer_of(one.name, params.layer_pattern)
     depth = layer / (surveyed.layers - 1) if layer else 0.0
     return _merged(params, surveyed.ties, one) * (surveyed.shallow + params.slope * depth)
@@ -82,5 +89,8 @@ def _ties(params: LinesParams) -> ties.TiesParams:
 
 
 METHODS.register(
-    "lines", MergeMethod(params=LinesParams, combine=combine, survey=survey, blockwise=always, neutral={"slope": 0.0})
+    "lines",
+    MergeMethod(
+        params=LinesParams, combine=combine, survey=survey, blockwise=always, neutral={"slope": 0.0}
+    ),
 )

@@ -1,4 +1,5 @@
-"""Model stock: the mean of the donors drawn towards the base by how much they disagree, tensor by tensor (arXiv 2403.19522)."""
+"""Model stock: the mean of the donors drawn towards the base by how much they disagree, tensor by
+tensor (arXiv 2403.19522)."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ import torch
 
 from speechft_ray.merging._sphere import cosine, mean
 from speechft_ray.merging.base import METHODS, DonorRange, MergeMethod, MergeParams
-from speechft_ray.merging.source import One
+from speechft_ray.merging.param_reader import One
 
 
 class ModelStockParams(MergeParams):
@@ -21,16 +22,22 @@ def donors(params: ModelStockParams) -> DonorRange:
 
 
 def combine(params: ModelStockParams, surveyed: None, one: One) -> torch.Tensor:
-    """Returns t times the mean task vector, with t = n c / (1 + (n - 1) c) and c the mean cosine of all pairs.
+    """Returns t times the mean task vector, with t = n c / (1 + (n - 1) c) and c the mean cosine of
+    all pairs.
 
-    As in the paper t is not held to [0, 1]: donors that pull apart (c < 0) give a step back. Where they cancel, so that the
-    denominator is 0, t is 0.
+    As in the paper t is not held to [0, 1]: donors that pull apart (c < 0) give a step back. Where
+    they cancel, so that the denominator is 0, t is 0.
     """
     count = len(one.vectors)
-    pairs = [cosine(first, second) for first, second in combinations([vector.double() for vector in one.vectors], 2)]
+    pairs = [
+        cosine(first, second)
+        for first, second in combinations([vector.double() for vector in one.vectors], 2)
+    ]
     shared = sum(pairs) / len(pairs)
     below = 1 + (count - 1) * shared
     return mean(one.vectors) * (count * shared / below if below > 1e-9 else 0.0)
 
 
-METHODS.register("model_stock", MergeMethod(params=ModelStockParams, combine=combine, donors=donors))
+METHODS.register(
+    "model_stock", MergeMethod(params=ModelStockParams, combine=combine, donors=donors)
+)

@@ -1,7 +1,9 @@
-"""RegMean: the linear layers whose outputs are nearest to those of all donors on their own data (arXiv 2212.09849).
+"""RegMean: the linear layers whose outputs are nearest to those of all donors on their own data
+(arXiv 2212.09849).
 
-The inner products of a layer's inputs, X^T X over the number of rows, are gathered by the donors' fine-tuning with ``gather:
-[gram]``. Parameters without them, all but the weights of linear layers, are averaged.
+The inner products of a layer's inputs, X^T X over the number of rows, are gathered by the donors'
+fine-tuning with ``gather: [gram]``. Parameters without them, all but the weights of linear layers,
+are averaged.
 """
 
 from __future__ import annotations
@@ -13,22 +15,25 @@ from pydantic import Field
 
 from speechft_ray.merging._sphere import mean
 from speechft_ray.merging.base import METHODS, MergeMethod, MergeParams
-from speechft_ray.merging.source import One
+from speechft_ray.merging.param_reader import One
 
 RIDGE = 1e-6
-"""Pull towards the plain mean, as a share of the mean squared input. It decides about inputs that are 0 for all donors, for
-which the paper's equation has no answer, and about little else that float32 could tell."""
+"""Pull towards the plain mean, as a share of the mean squared input. It decides about inputs that
+are 0 for all donors, for which the paper's equation has no answer, and about little else that
+float32 could tell."""
 
 
 class RegmeanParams(MergeParams):
     """Parameters of RegMean."""
 
     off_diagonal: Annotated[float, Field(ge=0, le=1)] = 0.9
-    """Factor of the inner products of different inputs (the paper's alpha, 0.9 for most of its models; MergeLM: 1)."""
+    """Factor of the inner products of different inputs (the paper's alpha, 0.9 for most of its
+    models; MergeLM: 1)."""
 
 
 def combine(params: RegmeanParams, surveyed: None, one: One) -> torch.Tensor:
-    """Returns (sum_i vector_i G_i) (sum_i G_i)^-1, which is the paper's closed form with theta0 taken off both sides."""
+    """Returns (sum_i vector_i G_i) (sum_i G_i)^-1, which is the paper's closed form with theta0
+    taken off both sides."""
     if len(one.vectors) == 1:
         return one.vectors[0]
     if not one.statistics:
@@ -36,7 +41,9 @@ def combine(params: RegmeanParams, surveyed: None, one: One) -> torch.Tensor:
     grams = [_damped(gram.double(), params.off_diagonal) for gram in one.statistics]
     vectors = [vector.double() for vector in one.vectors]
     left = torch.stack(grams).sum(dim=0)
-    right = torch.stack([vector @ gram for vector, gram in zip(vectors, grams, strict=True)]).sum(dim=0)
+    right = torch.stack([vector @ gram for vector, gram in zip(vectors, grams, strict=True)]).sum(
+        dim=0
+    )
     ridge = RIDGE * left.diagonal().mean()
     if ridge == 0:
         return mean(one.vectors)
@@ -50,4 +57,6 @@ def _damped(gram: torch.Tensor, off_diagonal: float) -> torch.Tensor:
     return gram * off_diagonal + torch.diag(gram.diagonal() * (1.0 - off_diagonal))
 
 
-METHODS.register("regmean", MergeMethod(params=RegmeanParams, combine=combine, needs="gram", neutral={}))
+METHODS.register(
+    "regmean", MergeMethod(params=RegmeanParams, combine=combine, needs="gram", neutral={})
+)

@@ -1,4 +1,5 @@
-"""Merges that stay in memory: base and task vectors are read once, so that a scan over alpha or scale costs one pass each."""
+"""Merges that stay in memory: base and task vectors are read once, so that a scan over alpha or
+scale costs one pass each."""
 
 from __future__ import annotations
 
@@ -15,12 +16,21 @@ from speechft_ray.merging.algebra import (
     move_into,
     refuse_overflow,
 )
-from speechft_ray.merging.alignment import PosConv, State, align, check_twins, find_parts, find_twins, require_finite
+from speechft_ray.merging.alignment import (
+    PosConv,
+    State,
+    align,
+    check_twins,
+    find_parts,
+    find_twins,
+    require_finite,
+)
 from speechft_ray.merging.base import METHODS, MergeParams, check
-from speechft_ray.merging.source import One, Part, Source, reading
+from speechft_ray.merging.param_reader import One, Part, Source, reading
 
 KEPT = 2
-"""Combined task vectors that are kept, each as large as the base: one that is scanned and the one before it."""
+"""Combined task vectors that are kept, each as large as the base: one that is scanned and the one
+before it."""
 
 
 class _Step(NamedTuple):
@@ -38,9 +48,10 @@ def _largest(tensor: torch.Tensor) -> float:
 class ResidentMerger:
     """A base, its donors' task vectors and one output buffer, kept for any number of merges.
 
-    Tensors of base and donors are used where they lie and must not change meanwhile; they may be views of a mapped file or of
-    memory that processes share. Needs memory for the task vectors, the output and up to ``KEPT`` combined task vectors. What
-    surveys found about the task vectors alone, such as the trims of TIES by density, is kept as well.
+    Tensors of base and donors are used where they lie and must not change meanwhile; they may be
+    views of a mapped file or of memory that processes share. Needs memory for the task vectors, the
+    output and up to ``KEPT`` combined task vectors. What surveys found about the task vectors
+    alone, such as the trims of TIES by density, is kept as well.
     """
 
     def __init__(
@@ -50,7 +61,8 @@ class ResidentMerger:
         protected_prefixes: Sequence[str] = (),
         statistics: Sequence[State] | None = None,
     ) -> None:
-        """Raises ``UserError`` where ``algebra.merge`` would, but for values, which are read by the first merge."""
+        """Raises ``UserError`` where ``algebra.merge`` would, but for values, which are read by the
+        first merge."""
         self._base, self._donors, self._statistics = base, tuple(donors), statistics
         self._prefixes = tuple(protected_prefixes)
         self._twins = find_twins(base)
@@ -62,8 +74,11 @@ class ResidentMerger:
         self._out: dict[str, torch.Tensor] = {}
         self._largest: dict[str, float] = {}
 
-    def merge(self, method: str, params: Mapping[str, Any], alpha: float) -> dict[str, torch.Tensor]:
-        """Returns what ``algebra.merge`` would, bit for bit, in tensors to be read only, which the next merge overwrites.
+    def merge(
+        self, method: str, params: Mapping[str, Any], alpha: float
+    ) -> dict[str, torch.Tensor]:
+        """Returns what ``algebra.merge`` would, bit for bit, in tensors to be read only, which the
+        next merge overwrites.
 
         Only ``alpha`` and ``scale`` may change for a merge to cost one pass over the output.
         """
@@ -92,7 +107,8 @@ class ResidentMerger:
         return self._out
 
     def _combined(self, method: str, params: MergeParams) -> list[_Step]:
-        """Returns the combined task vector of these parameters, without ``scale``, made anew or kept from before."""
+        """Returns the combined task vector of these parameters, without ``scale``, made anew or
+        kept from before."""
         key = f"{method} {params.model_dump_json(exclude={'scale'})}"
         if key in self._steps:
             self._steps.move_to_end(key)
@@ -102,11 +118,14 @@ class ResidentMerger:
         if len(self._steps) >= KEPT:
             _, old = self._steps.popitem(last=False)
             spare = {step.part.name: step.combined for step in old if not step.untouched}
-        self._steps[key] = [_Step(*made, _largest(made[1])) for made in combine_all(method, params, source, spare)]
+        self._steps[key] = [
+            _Step(*made, _largest(made[1])) for made in combine_all(method, params, source, spare)
+        ]
         return self._steps[key]
 
     def _may_overflow(self, step: _Step, factor: float) -> bool:
-        """Whether the number type of the base may be too narrow for a result; saves a look at every value of each merge."""
+        """Whether the number type of the base may be too narrow for a result; saves a look at every
+        value of each merge."""
         base = self._base[step.part.name].detach()
         if step.part.name not in self._largest:
             self._largest[step.part.name] = _largest(base)
@@ -127,7 +146,9 @@ class ResidentMerger:
             gathered = find_statistics(method, self._statistics, len(self._donors))
             read = reading(self._base.__getitem__, self._readers, params.number_type, gathered)
             kept: dict[str, One] = {part.name: read(part) for part in parts}
-            source = Source(parts=parts, donors=len(self._donors), read=lambda part: kept[part.name])
+            source = Source(
+                parts=parts, donors=len(self._donors), read=lambda part: kept[part.name]
+            )
             require_finite(source, self._base.__getitem__, self._readers)
             self._sources[key] = source
         return self._sources[key]

@@ -1,4 +1,5 @@
-"""SCE: select where donors differ most, calculate a weight per donor and tensor, erase minority signs (arXiv 2408.07990)."""
+"""SCE: select where donors differ most, calculate a weight per donor and tensor, erase minority
+signs (arXiv 2408.07990)."""
 
 from __future__ import annotations
 
@@ -10,23 +11,26 @@ from pydantic import Field
 
 from speechft_ray.merging._consensus import agreeing_mean, elect
 from speechft_ray.merging.base import METHODS, MergeMethod, MergeParams
-from speechft_ray.merging.source import One
+from speechft_ray.merging.param_reader import One
 
 
 class SceParams(MergeParams):
     """Parameters of SCE."""
 
     density: Annotated[float, Field(gt=0, le=1)] = 0.1
-    """Share that is selected, by the variance across donors, of the positions at which they differ at all (the paper's tau,
-    10 %; mergekit's ``select_topk``, 1). 1 selects all; so does a lone donor."""
+    """Share that is selected, by the variance across donors, of the positions at which they differ
+    at all (the paper's tau, 10 %; mergekit's ``select_topk``, 1). 1 selects all; so does a lone
+    donor."""
 
 
 def combine(params: SceParams, surveyed: None, one: One) -> torch.Tensor:
-    """Returns the mean of the selected values that have the elected sign, weighed by each donor's mean square."""
+    """Returns the mean of the selected values that have the elected sign, weighed by each donor's
+    mean square."""
     values = one.vectors if len(one.vectors) == 1 else _selected(one.vectors, params.density)
     squares = [float(value.double().square().mean()) if value.numel() else 0.0 for value in values]
     total = math.fsum(squares)
-    # mergekit takes equal weights below 1e-6 in all; a gentle fine-tuning moves whole tensors by less.
+    # mergekit takes equal weights below 1e-6 in all; a gentle fine-tuning moves whole tensors by
+    # less.
     weights = [square / total for square in squares] if total else [1.0] * len(values)
     return agreeing_mean(values, weights, elect(values, "mass"), zero_is_positive=True, divide=True)
 

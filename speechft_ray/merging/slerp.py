@@ -1,7 +1,9 @@
-"""Spherical interpolation between two donors (Shoemake 1985, doi 10.1145/325165.325242), tensor by tensor.
+"""Spherical interpolation between two donors (Shoemake 1985, doi 10.1145/325165.325242), tensor by
+tensor.
 
-mergekit turns from one *weight* to the other, between which the angle is almost 0 after fine-tuning: on a HuBERT most tensors
-then take its straight line. The default here turns between the *task vectors*, whose angles are wide.
+mergekit turns from one *weight* to the other, between which the angle is almost 0 after
+fine-tuning: on a HuBERT most tensors then take its straight line. The default here turns between
+the *task vectors*, whose angles are wide.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from pydantic import Field
 
 from speechft_ray.merging._sphere import On, as_vector, cosine, points
 from speechft_ray.merging.base import METHODS, DonorRange, MergeMethod, MergeParams
-from speechft_ray.merging.source import One
+from speechft_ray.merging.param_reader import One
 
 
 class SlerpParams(MergeParams):
@@ -23,10 +25,11 @@ class SlerpParams(MergeParams):
     t: Annotated[float, Field(ge=0, le=1)] = 0.5
     """Share of the second donor: 0 is the first, 1 the second."""
     on: On = "vectors"
-    """What is turned: the ``vectors`` theta_i - theta0 (mergekit's ``nuslerp`` with a base), or the ``weights`` theta_i (its
-    ``slerp``)."""
+    """What is turned: the ``vectors`` theta_i - theta0 (mergekit's ``nuslerp`` with a base), or the
+    ``weights`` theta_i (its ``slerp``)."""
     lerp_above: Annotated[float, Field(gt=0, le=1)] = 0.9995
-    """Size of the cosine above which the mix is a straight line instead (mergekit's ``slerp``; its ``nuslerp``: almost 1)."""
+    """Size of the cosine above which the mix is a straight line instead (mergekit's ``slerp``; its
+    ``nuslerp``: almost 1)."""
 
 
 def donors(params: SlerpParams) -> DonorRange:
@@ -35,7 +38,8 @@ def donors(params: SlerpParams) -> DonorRange:
 
 
 def combine(params: SlerpParams, surveyed: None, one: One) -> torch.Tensor:
-    """Returns sin((1 - t) a) / sin(a) * first + sin(t a) / sin(a) * second, with a the angle between the two."""
+    """Returns sin((1 - t) a) / sin(a) * first + sin(t a) / sin(a) * second, with a the angle
+    between the two."""
     first, second = points(params.on, one)
     shared = cosine(first, second)
     if abs(shared) > params.lerp_above or abs(shared) == 1.0:

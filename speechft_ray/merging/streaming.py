@@ -1,8 +1,8 @@
 """Merging safetensors files tensor by tensor, for models that are larger than memory.
 
-The result is written as it is made. A safetensors file is 8 bytes with the length of the header (little-endian), the header,
-which is JSON with the type, shape and place of each tensor, and the tensors' bytes without gaps; so with the header first,
-tensors can follow in any order.
+The result is written as it is made. A safetensors file is 8 bytes with the length of the header
+(little-endian), the header, which is JSON with the type, shape and place of each tensor, and the
+tensors' bytes without gaps; so with the header first, tensors can follow in any order.
 """
 
 from __future__ import annotations
@@ -20,10 +20,16 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from speechft_ray.core.errors import UserError
-from speechft_ray.merging.algebra import check_alpha, combine_all, find_statistics, move_into, refuse_overflow
+from speechft_ray.merging.algebra import (
+    check_alpha,
+    combine_all,
+    find_statistics,
+    move_into,
+    refuse_overflow,
+)
 from speechft_ray.merging.alignment import State, align, find_parts, find_twins, require_finite
 from speechft_ray.merging.base import MergeParams, check
-from speechft_ray.merging.source import Part, Reader, source_of
+from speechft_ray.merging.param_reader import Part, Reader, source_of
 
 DTYPES = {
     "F64": torch.float64,
@@ -51,15 +57,18 @@ def merge_files(
     device: str = "cpu",
     memory_bytes: int | None = None,
 ) -> None:
-    """Merges safetensors files into the file ``out``, which appears whole or not at all; values are those of ``algebra.merge``.
+    """Merges safetensors files into the file ``out``, which appears whole or not at all; values are
+    those of ``algebra.merge``.
 
-    Inputs that fit into ``memory_bytes`` (``None``: half of what is free) stay mapped into memory. Of larger ones no more is
-    there at any time than one tensor of the base, of each donor and of the result, and one more, in the number type of the
-    arithmetic: at most the largest tensor times (donors + 2). Methods that need a tensor whole (``MergeMethod.blockwise``) add
-    what they work with. Each pass of a method then reads the files again, five times for TIES. ``device``: where tensors are
-    read to and merged.
+    Inputs that fit into ``memory_bytes`` (``None``: half of what is free) stay mapped into memory.
+    Of larger ones no more is there at any time than one tensor of the base, of each donor and of
+    the result, and one more, in the number type of the arithmetic: at most the largest tensor times
+    (donors + 2). Methods that need a tensor whole (``MergeMethod.blockwise``) add what they work
+    with. Each pass of a method then reads the files again, five times for TIES. ``device``: where
+    tensors are read to and merged.
 
-    Raises ``UserError`` where ``algebra.merge`` does, for files that cannot be read, and for a disk too small for the result.
+    Raises ``UserError`` where ``algebra.merge`` does, for files that cannot be read, and for a disk
+    too small for the result.
     """
     checked = check(method, params, donors=len(donors))
     check_alpha(alpha)
@@ -71,7 +80,9 @@ def merge_files(
     find_statistics(method, None, len(donors))
     require_room(out, sum(tensor.numel() * tensor.element_size() for tensor in form.values()))
     paths = (base, *donors)
-    fits = sum(path.stat().st_size for path in paths) <= (_free_bytes() // 2 if memory_bytes is None else memory_bytes)
+    fits = sum(path.stat().st_size for path in paths) <= (
+        _free_bytes() // 2 if memory_bytes is None else memory_bytes
+    )
     readers = [_mapped(path, device) if fits else _reader(path, device) for path in paths]
     with _writing(out, form) as write, torch.no_grad():
         moved = {key for part in parts for key in part.keys} if alpha > 0.0 else set()
@@ -82,7 +93,8 @@ def merge_files(
 
 
 def require_room(out: Path, size_bytes: int) -> None:
-    """Raises ``UserError`` when the disk of ``out`` has fewer free bytes, before anything is computed."""
+    """Raises ``UserError`` when the disk of ``out`` has fewer free bytes, before anything is
+    computed."""
     free = shutil.disk_usage(out.absolute().parent).free
     if free < size_bytes:
         raise UserError(
@@ -92,7 +104,12 @@ def require_room(out: Path, size_bytes: int) -> None:
 
 
 def _merge(
-    method: str, params: MergeParams, parts: tuple[Part, ...], readers: Sequence[Reader], alpha: float, write: Any
+    method: str,
+    params: MergeParams,
+    parts: tuple[Part, ...],
+    readers: Sequence[Reader],
+    alpha: float,
+    write: Any,
 ) -> None:
     base, *donors = readers
     source = source_of(parts, base, donors, params.number_type, lambda name: ())
@@ -123,7 +140,8 @@ def _mapped(path: Path, device: str) -> Reader:
 
 def _reader(path: Path, device: str) -> Reader:
     def read(key: str) -> torch.Tensor:
-        # Opened again for each tensor: pages of a mapped file count as this process's memory until it is closed.
+        # Opened again for each tensor: pages of a mapped file count as this process's memory until
+        # it is closed.
         with safe_open(path, framework="pt", device=device) as opened:
             tensor: torch.Tensor = opened.get_tensor(key)
             return tensor
@@ -139,16 +157,23 @@ def _form(path: Path) -> dict[str, torch.Tensor]:
             for key in opened.keys():  # noqa: SIM118  # not a mapping
                 part = opened.get_slice(key)
                 if part.get_dtype() not in DTYPES:
-                    raise UserError(f"{path} holds {key} as {part.get_dtype()}. Number types that merge: {', '.join(DTYPES)}.")
-                form[key] = torch.empty(part.get_shape(), dtype=DTYPES[part.get_dtype()], device="meta")
+                    raise UserError(
+                        f"{path} holds {key} as {part.get_dtype()}. Number types that merge: {', '.join(DTYPES)}."
+                    )
+                form[key] = torch.empty(
+                    part.get_shape(), dtype=DTYPES[part.get_dtype()], device="meta"
+                )
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} is not a whole safetensors file ({error}). Copy it again from where it came.") from error
+        raise UserError(
+            f"{path} is not a whole safetensors file ({error}). Copy it again from where it came."
+        ) from error
     return form
 
 
 @contextmanager
 def _writing(out: Path, form: State) -> Iterator[Any]:
-    """Yields ``write(key, tensor)`` for a new safetensors file of that form, which replaces ``out`` when all went well."""
+    """Yields ``write(key, tensor)`` for a new safetensors file of that form, which replaces ``out``
+    when all went well."""
     descriptor, name = tempfile.mkstemp(prefix=f".{out.name}-", dir=out.parent)
     part = Path(name)
     try:
@@ -168,14 +193,17 @@ def _writing(out: Path, form: State) -> Iterator[Any]:
         os.fsync(descriptor)
         part.replace(out)
     except OSError as error:
-        raise UserError(f"{out} cannot be written ({error.strerror}): nothing was kept of it.") from error
+        raise UserError(
+            f"{out} cannot be written ({error.strerror}): nothing was kept of it."
+        ) from error
     finally:
         os.close(descriptor)
         part.unlink(missing_ok=True)
 
 
 def _layout(form: State) -> tuple[bytes, dict[str, int]]:
-    """Returns the header of a safetensors file, and where behind it each tensor begins, in bytes; wide types come first."""
+    """Returns the header of a safetensors file, and where behind it each tensor begins, in bytes;
+    wide types come first."""
     names = {dtype: name for name, dtype in DTYPES.items()}
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     places: dict[str, int] = {}
@@ -184,7 +212,11 @@ def _layout(form: State) -> tuple[bytes, dict[str, int]]:
         tensor = form[key]
         places[key] = end
         end += tensor.numel() * tensor.element_size()
-        header[key] = {"dtype": names[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [places[key], end]}
+        header[key] = {
+            "dtype": names[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [places[key], end],
+        }
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text, places

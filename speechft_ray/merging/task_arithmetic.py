@@ -1,7 +1,7 @@
 """Task arithmetic: the sum of the task vectors (arXiv 2212.04089).
 
-The authors' code (github.com/mlfoundations/task_vectors) multiplies the sum by a coefficient that it chooses on validation
-data; here that is ``scale``, or alpha. Its default is 1.
+The authors' code (github.com/mlfoundations/task_vectors) multiplies the sum by a coefficient that
+it chooses on validation data; here that is ``scale``, or alpha. Its default is 1.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from speechft_ray.merging.linear import combine
 
 
 class TaskArithmeticParams(AveragedParams):
-    """Parameters of task arithmetic; the defaults give the plain sum. A negative weight takes a task away."""
+    """Parameters of task arithmetic; the defaults give the plain sum. A negative weight takes a
+    task away."""
 
     normalize: bool = False
     """Whether the weighted sum is divided by the sum of the weights in it."""
@@ -19,5 +20,11 @@ class TaskArithmeticParams(AveragedParams):
 
 METHODS.register(
     "task_arithmetic",
-    MergeMethod(params=TaskArithmeticParams, combine=combine, blockwise=always, donors=one_per_weight, neutral={}),
+    MergeMethod(
+        params=TaskArithmeticParams,
+        combine=combine,
+        blockwise=always,
+        donors=one_per_weight,
+        neutral={},
+    ),
 )

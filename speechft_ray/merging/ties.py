@@ -1,7 +1,8 @@
 """TIES: trim each task vector, elect one sign per position, average what agrees (arXiv 2306.01708).
 
-Speech-FT (arXiv 2502.12672, Eq. 4) merges with TIES and states none of its settings. The defaults are those of the authors'
-code (github.com/prateeky2806/ties-merging, ``src/utils/merge_utils.py``; README example: K = 20, mass, dis-mean, lambda 1).
+Speech-FT (arXiv 2502.12672, Eq. 4) merges with TIES and states none of its settings. The defaults
+are those of the authors' code (github.com/prateeky2806/ties-merging, ``src/utils/merge_utils.py``;
+README example: K = 20, mass, dis-mean, lambda 1).
 """
 
 from __future__ import annotations
@@ -11,10 +12,16 @@ from typing import Annotated, Any, Literal, NamedTuple
 import torch
 from pydantic import Field, model_validator
 
-from speechft_ray.merging._consensus import Elect, agreeing_mean, elect, majority_is_positive, require_votes
+from speechft_ray.merging._consensus import (
+    Elect,
+    agreeing_mean,
+    elect,
+    majority_is_positive,
+    require_votes,
+)
 from speechft_ray.merging._trim import Cuts, find_cuts, trimmed
 from speechft_ray.merging.base import METHODS, AveragedParams, MergeMethod, always, one_per_weight
-from speechft_ray.merging.source import One, Source
+from speechft_ray.merging.param_reader import One, Source
 
 _MERGEKIT = {"scope": "tensor", "kept": "exact", "weigh_election": True, "zero_sign": "positive"}
 
@@ -23,32 +30,44 @@ class TiesParams(AveragedParams):
     """Parameters of TIES; the defaults are those of the authors' code, which knows no weights."""
 
     density: Annotated[float, Field(gt=0, le=1)] = 0.2
-    """Share of the positions of a task vector that the trim keeps; 1 keeps all. Positions of frozen parameters count."""
+    """Share of the positions of a task vector that the trim keeps; 1 keeps all. Positions of frozen
+    parameters count."""
     scope: Literal["global", "tensor"] = "global"
-    """``global``: one threshold for the whole task vector (the authors' code). ``tensor``: one per tensor (mergekit, PEFT)."""
+    """``global``: one threshold for the whole task vector (the authors' code). ``tensor``: one per
+    tensor (mergekit, PEFT)."""
     kept: Literal["threshold", "exact"] = "threshold"
-    """``threshold``: int(n * density) + 1 positions and all that tie with the last (the authors' code). ``exact``: int(n *
-    density), at least 1; among ties those that come first (mergekit); only with ``scope: tensor``."""
+    """``threshold``: int(n * density) + 1 positions and all that tie with the last (the authors'
+    code). ``exact``: int(n * density), at least 1; among ties those that come first (mergekit);
+    only with ``scope: tensor``."""
     elect: Elect = "mass"
-    """The sign of a position is that of the summed values (``mass``) or of the summed signs (``count``)."""
+    """The sign of a position is that of the summed values (``mass``) or of the summed signs
+    (``count``)."""
     zero_sign: Literal["majority", "positive"] = "majority"
-    """Sign of a position whose sum is 0: that of all elected signs together (the authors' code), or + (mergekit)."""
+    """Sign of a position whose sum is 0: that of all elected signs together (the authors' code), or
+    + (mergekit)."""
     weigh_election: bool = False
-    """Whether the weights multiply the values that elect a sign (mergekit), or only those that are averaged."""
+    """Whether the weights multiply the values that elect a sign (mergekit), or only those that are
+    averaged."""
     like: Literal["original", "mergekit"] = "original"
-    """``mergekit``: its conventions, for ``scope``, ``kept``, ``zero_sign`` and ``weigh_election``, where not set here. Its
-    own default for ``density`` is 1."""
+    """``mergekit``: its conventions, for ``scope``, ``kept``, ``zero_sign`` and ``weigh_election``,
+    where not set here. Its own default for ``density`` is 1."""
 
     @model_validator(mode="before")
     @classmethod
     def _conventions(cls, given: Any) -> Any:
-        return {**_MERGEKIT, **given} if isinstance(given, dict) and given.get("like") == "mergekit" else given
+        return (
+            {**_MERGEKIT, **given}
+            if isinstance(given, dict) and given.get("like") == "mergekit"
+            else given
+        )
 
     @model_validator(mode="after")
     def _fits(self) -> TiesParams:
         require_votes(self.weights)
         if self.kept == "exact" and self.scope == "global":
-            raise ValueError("`kept: exact` breaks ties by place within a tensor, so it needs `scope: tensor`")
+            raise ValueError(
+                "`kept: exact` breaks ties by place within a tensor, so it needs `scope: tensor`"
+            )
         return self
 
 
@@ -61,7 +80,8 @@ class TiesSurvey(NamedTuple):
 
 
 def survey(params: TiesParams, source: Source) -> TiesSurvey:
-    """Finds the thresholds, then the majority of the elected signs; reads the model up to three times (float32)."""
+    """Finds the thresholds, then the majority of the elected signs; reads the model up to three
+    times (float32)."""
     cuts = find_cuts(source, params.density, params.scope, params.kept)
     if params.zero_sign == "positive":
         return TiesSurvey(cuts, True)
@@ -70,7 +90,8 @@ def survey(params: TiesParams, source: Source) -> TiesSurvey:
 
 
 def combine(params: TiesParams, surveyed: TiesSurvey, one: One) -> torch.Tensor:
-    """Returns the mean (``normalize``) or sum of the trimmed values that have the elected sign; 0 where none has it."""
+    """Returns the mean (``normalize``) or sum of the trimmed values that have the elected sign; 0
+    where none has it."""
     values = trimmed(one, surveyed.cuts)
     return agreeing_mean(
         values,

@@ -1,7 +1,8 @@
-"""TSV-M: keep the strongest singular directions of each task and make those of all tasks orthogonal (arXiv 2412.00081).
+"""TSV-M: keep the strongest singular directions of each task and make those of all tasks orthogonal
+(arXiv 2412.00081).
 
-Only matrices have singular vectors. All other tensors, convolutions among them, are averaged, as in the authors' code
-(github.com/AntoAndGar/task_singular_vectors).
+Only matrices have singular vectors. All other tensors, convolutions among them, are averaged, as in
+the authors' code (github.com/AntoAndGar/task_singular_vectors).
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import torch
 
 from speechft_ray.merging._sphere import mean
 from speechft_ray.merging.base import METHODS, MergeMethod, MergeParams
-from speechft_ray.merging.source import One
+from speechft_ray.merging.param_reader import One
 
 
 class TsvMParams(MergeParams):
@@ -18,10 +19,12 @@ class TsvMParams(MergeParams):
 
 
 def combine(params: TsvMParams, surveyed: None, one: One) -> torch.Tensor:
-    """Returns U S V of the kept directions of all donors, each donor with its share 1/n of the rank, at least 1.
+    """Returns U S V of the kept directions of all donors, each donor with its share 1/n of the
+    rank, at least 1.
 
-    U and V are replaced by the nearest matrices with orthogonal columns. A donor that left the matrix as it was has no
-    direction to add. A lone donor keeps its whole rank, which is the task vector itself.
+    U and V are replaced by the nearest matrices with orthogonal columns. A donor that left the
+    matrix as it was has no direction to add. A lone donor keeps its whole rank, which is the task
+    vector itself.
     """
     if len(one.vectors) == 1:
         return one.vectors[0]

@@ -1,7 +1,8 @@
 """WUDI: descend to the task vector that disturbs each donor least, without data (arXiv 2503.08099).
 
-The rows of a matrix' task vector stand for the inputs of its layer. Only matrices are optimised; all else is averaged.
-Defaults are those of the authors' code (github.com/nathanielyvo/WUDI-Merging).
+The rows of a matrix' task vector stand for the inputs of its layer. Only matrices are optimised;
+all else is averaged. Defaults are those of the authors' code
+(github.com/nathanielyvo/WUDI-Merging).
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from pydantic import Field
 
 from speechft_ray.merging._sphere import mean
 from speechft_ray.merging.base import METHODS, MergeMethod, MergeParams
-from speechft_ray.merging.source import One
+from speechft_ray.merging.param_reader import One
 
 
 class WudiParams(MergeParams):
@@ -22,14 +23,17 @@ class WudiParams(MergeParams):
     steps: Annotated[int, Field(ge=1)] = 300
     """Steps of Adam."""
     learning_rate: Annotated[float, Field(gt=0)] = 1e-5
-    """Adam's rate. A weight moves at most about ``steps`` times this from the sum of the task vectors."""
+    """Adam's rate. A weight moves at most about ``steps`` times this from the sum of the task
+    vectors."""
 
 
 def combine(params: WudiParams, surveyed: None, one: One) -> torch.Tensor:
-    """Returns the minimiser m of sum_i |(m - vector_i) vector_i^T|^2 / |vector_i|^2, as far as the steps lead from the sum.
+    """Returns the minimiser m of sum_i |(m - vector_i) vector_i^T|^2 / |vector_i|^2, as far as the
+    steps lead from the sum.
 
-    The gradient 2 (m A - B), with A = sum_i G_i, B = sum_i vector_i G_i and G_i = vector_i^T vector_i / |vector_i|^2, costs one
-    product a step for any number of donors. A lone donor is its own minimiser.
+    The gradient 2 (m A - B), with A = sum_i G_i, B = sum_i vector_i G_i and G_i = vector_i^T
+    vector_i / |vector_i|^2, costs one product a step for any number of donors. A lone donor is its
+    own minimiser.
     """
     if len(one.vectors) == 1:
         return one.vectors[0]
@@ -40,7 +44,9 @@ def combine(params: WudiParams, surveyed: None, one: One) -> torch.Tensor:
         return torch.zeros_like(one.base)
     grams = [vector.T @ vector / vector.square().sum() for vector in moved]
     left = torch.stack(grams).sum(dim=0)
-    right = torch.stack([vector @ gram for vector, gram in zip(moved, grams, strict=True)]).sum(dim=0)
+    right = torch.stack([vector @ gram for vector, gram in zip(moved, grams, strict=True)]).sum(
+        dim=0
+    )
     merged = torch.stack(moved).sum(dim=0)
     optimizer = torch.optim.Adam([merged], lr=params.learning_rate)
     for _ in range(params.steps):

@@ -1,1 +1,2 @@
-"""Floor 1: audio, encoders, checkpoints, corpora and heads. Everything here may use torch; nothing here knows of a sweep."""
+"""Floor 1: audio, encoders, checkpoints, corpora and heads. Everything here may use torch; nothing
+here knows of a sweep."""

@@ -12,10 +12,12 @@ T = TypeVar("T")
 
 
 def batches_by_seconds(samples: Sequence[int], max_seconds: float) -> list[list[int]]:
-    """Returns batches of indices of similar length, longest first, each at most ``max_seconds`` of audio padded to its longest.
+    """Returns batches of indices of similar length, longest first, each at most ``max_seconds`` of
+    audio padded to its longest.
 
-    The longest batch comes first, so that a machine without enough memory says so at once. An utterance longer than the limit
-    stands alone. Equal lengths keep their order. Raises ``ValueError`` for a limit that is not positive.
+    The longest batch comes first, so that a machine without enough memory says so at once. An
+    utterance longer than the limit stands alone. Equal lengths keep their order. Raises
+    ``ValueError`` for a limit that is not positive.
     """
     limit_samples = _limit_samples(max_seconds)
     batches: list[list[int]] = []
@@ -28,16 +30,21 @@ def batches_by_seconds(samples: Sequence[int], max_seconds: float) -> list[list[
 
 
 def groups_of_equal_length(samples: Sequence[int], max_seconds: float) -> list[list[int]]:
-    """Returns batches like ``batches_by_seconds``, but of exactly equal sample counts, so that nothing is ever padded.
+    """Returns batches like ``batches_by_seconds``, but of exactly equal sample counts, so that
+    nothing is ever padded.
 
-    Encoders with a group norm over time (HuBERT, wav2vec 2.0 and WavLM Base) mix padding into every feature: only without it
-    are features independent of the company an utterance keeps.
+    Encoders with a group norm over time (HuBERT, wav2vec 2.0 and WavLM Base) mix padding into every
+    feature: only without it are features independent of the company an utterance keeps.
     """
     limit_samples = _limit_samples(max_seconds)
     groups: list[list[int]] = []
     for index in _longest_first(samples):
         last = groups[-1] if groups else []
-        if last and samples[last[0]] == samples[index] and samples[index] * (len(last) + 1) <= limit_samples:
+        if (
+            last
+            and samples[last[0]] == samples[index]
+            and samples[index] * (len(last) + 1) <= limit_samples
+        ):
             last.append(index)
         else:
             groups.append([index])
@@ -45,7 +52,8 @@ def groups_of_equal_length(samples: Sequence[int], max_seconds: float) -> list[l
 
 
 def shuffled(items: Sequence[T], seed: int, epoch: int) -> list[T]:
-    """Returns the items in an order that seed and epoch alone decide, whatever else has drawn random numbers."""
+    """Returns the items in an order that seed and epoch alone decide, whatever else has drawn
+    random numbers."""
     order = list(items)
     random.Random(f"{seed} {epoch}").shuffle(order)
     return order

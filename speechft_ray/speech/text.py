@@ -10,13 +10,15 @@ from typing import Literal
 from speechft_ray.core.errors import UserError
 
 BLANK = 0
-"""CTC's blank; also the padding id (s3prl ``downstream/ctc/text.py``: ``<pad>`` is 0 and serves as blank)."""
+"""CTC's blank; also the padding id (s3prl ``downstream/ctc/text.py``: ``<pad>`` is 0 and serves as
+blank)."""
 
 Unit = Literal["words", "characters"]
 
 
 def tokens_of(label: str, unit: Unit) -> list[str]:
-    """Splits a label into its tokens: blank-separated words, or characters with each run of blanks as one ``" "``."""
+    """Splits a label into its tokens: blank-separated words, or characters with each run of blanks
+    as one ``" "``."""
     words = label.split()
     return words if unit == "words" else list(" ".join(words))
 
@@ -28,14 +30,16 @@ def text_of(tokens: Iterable[str], unit: Unit) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Vocabulary:
-    """Symbols and their ids. The first ``reserved`` ids belong to no symbol: 1 for CTC (``BLANK``), 0 for plain classes."""
+    """Symbols and their ids. The first ``reserved`` ids belong to no symbol: 1 for CTC (``BLANK``),
+    0 for plain classes."""
 
     symbols: tuple[str, ...]
     reserved: int = 1
 
     @classmethod
     def of(cls, tokens: Iterable[str], reserved: int = 1) -> Vocabulary:
-        """Returns the vocabulary of all tokens met, sorted, so that it does not depend on the order of a corpus."""
+        """Returns the vocabulary of all tokens met, sorted, so that it does not depend on the order
+        of a corpus."""
         return cls(symbols=tuple(sorted(set(tokens))), reserved=reserved)
 
     @property

@@ -13,9 +13,12 @@ from speechft_ray.superb.tasks.base import Problem, Search
 
 
 def counted(
-    problem: Problem | Search, answers: Sequence[Sequence[Any]], measured: Sequence[Mapping[str, float]]
+    problem: Problem | Search,
+    answers: Sequence[Sequence[Any]],
+    measured: Sequence[Mapping[str, float]],
 ) -> list[JsonValue]:
-    """Returns one ``Counted`` as plain data; none for a task without counts, or where test was not scored.
+    """Returns one ``Counted`` as plain data; none for a task without counts, or where test was not
+    scored.
 
     ``answers`` on test and what was ``measured`` there, both seed by seed.
     """
@@ -23,10 +26,16 @@ def counted(
         return []
     examples = problem.examples["test"]
     wanted = [example.reference for example in examples]
-    seeds = [problem.counts(found, wanted, metrics) for found, metrics in zip(answers, measured, strict=True)]
+    seeds = [
+        problem.counts(found, wanted, metrics)
+        for found, metrics in zip(answers, measured, strict=True)
+    ]
     record = Counted(
         utterances=fingerprint([example.utterance.key for example in examples]),
-        amounts={name: tuple(tuple(amount for amount, _ in seed[name]) for seed in seeds) for name in seeds[0]},
+        amounts={
+            name: tuple(tuple(amount for amount, _ in seed[name]) for seed in seeds)
+            for name in seeds[0]
+        },
         of={name: tuple(of for _, of in pairs) for name, pairs in seeds[0].items()},
     )
     return [record.model_dump(mode="json")]

@@ -1,4 +1,5 @@
-"""One evaluation: a frozen encoder, one task, one corpus; a probe per seed; every metric of dev and test."""
+"""One evaluation: a frozen encoder, one task, one corpus; a probe per seed; every metric of dev and
+test."""
 
 from __future__ import annotations
 
@@ -20,10 +21,27 @@ from speechft_ray.speech.encoders.base import Encoder, Shape
 from speechft_ray.speech.features.cache import FeatureCache
 from speechft_ray.speech.features.front_end import FrontEnds
 from speechft_ray.superb.counts import counted
-from speechft_ray.superb.features import IN_MEMORY, Advance, Extractor, Heard, Keeping, Reencoded, Source, sources
+from speechft_ray.superb.features import (
+    IN_MEMORY,
+    Advance,
+    Extractor,
+    Heard,
+    Keeping,
+    Reencoded,
+    Source,
+    sources,
+)
 from speechft_ray.superb.probe import Schedule, Trained, answers, references, train_probes
 from speechft_ray.superb.stacked import train_stacked
-from speechft_ray.superb.tasks.base import TASKS, Example, Problem, Search, Task, task_columns, task_options
+from speechft_ray.superb.tasks.base import (
+    TASKS,
+    Example,
+    Problem,
+    Search,
+    Task,
+    task_columns,
+    task_options,
+)
 
 Report = Callable[[Mapping[str, float]], None]
 """Called with ``{"done": .., "total": ..}``: utterances encoded and updates made, of all seeds."""
@@ -33,16 +51,16 @@ REPORTS = 200
 
 
 GRID = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
-"""Learning rates of ``learning_rate: grid``: SUPERB's authors explored five per encoder and task, on a log scale from 1e-1 down
-(s3prl issues 120 and 498)."""
+"""Learning rates of ``learning_rate: grid``: SUPERB's authors explored five per encoder and task,
+on a log scale from 1e-1 down (s3prl issues 120 and 498)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sharing:
     """What an evaluation may take from others and leave for them.
 
-    ``cache``: features on disk. ``encoder``: the encoder's fingerprint. ``front_end``: prefix of its front end's parameters and
-    its shape; ``None`` for an encoder without one.
+    ``cache``: features on disk. ``encoder``: the encoder's fingerprint. ``front_end``: prefix of
+    its front end's parameters and its shape; ``None`` for an encoder without one.
     """
 
     cache: FeatureCache
@@ -63,23 +81,27 @@ def evaluate(
 ) -> dict[str, JsonValue]:
     """Trains the probes of an evaluation and returns its facts.
 
-    ``scores``: a ``Score`` per metric and split, one value per seed, in the metric's unit, at the learning rate with the best
-    mean on dev. ``counts``: what makes those of test (``superb.counts``), to be kept beside the facts. ``details``: what else
-    was measured, such as the layer or the threshold that dev chose. ``seeds``, ``learning_rate`` (the chosen one), ``updates``,
-    ``utterances`` and ``skipped`` recordings by split, ``seconds`` by phase;
-    per seed ``best_update`` and ``layer_weights`` (softmax). With several rates, ``grid`` has every rate and seed with its
-    metrics. Test is encoded and scored once, by each probe at its best validation on dev; with ``dev_only`` not at all, and dev
-    is the same to the last digit. ``heard`` holds means that need not be computed. The encoder is left in eval mode on
-    ``device``.
+    ``scores``: a ``Score`` per metric and split, one value per seed, in the metric's unit, at the
+    learning rate with the best mean on dev. ``counts``: what makes those of test
+    (``superb.counts``), to be kept beside the facts. ``details``: what else was measured, such as
+    the layer or the threshold that dev chose. ``seeds``, ``learning_rate`` (the chosen one),
+    ``updates``, ``utterances`` and ``skipped`` recordings by split, ``seconds`` by phase; per seed
+    ``best_update`` and ``layer_weights`` (softmax). With several rates, ``grid`` has every rate and
+    seed with its metrics. Test is encoded and scored once, by each probe at its best validation on
+    dev; with ``dev_only`` not at all, and dev is the same to the last digit. ``heard`` holds means
+    that need not be computed. The encoder is left in eval mode on ``device``.
 
-    On a CPU one torch thread is used, since the order of sums, and with it the last digits, depends on their number.
-    Raises ``UserError`` for a column, split, label or option that does not fit the task.
+    On a CPU one torch thread is used, since the order of sums, and with it the last digits, depends
+    on their number. Raises ``UserError`` for a column, split, label or option that does not fit the
+    task.
     """
     task = TASKS.get(spec.task)
     problem = pose(task, spec, corpus)
     schedule, rates = schedule_of(task, spec), rates_of(task, spec)
     heads = spec.seeds * len(rates) if isinstance(problem, Problem) else 0
-    seen = {split: items for split, items in problem.examples.items() if split != "test" or not dev_only}
+    seen = {
+        split: items for split, items in problem.examples.items() if split != "test" or not dev_only
+    }
     progress = Progress(report, sum(map(len, seen.values())) + heads * spec.updates)
     began = time.perf_counter()
     with one_thread(device):
@@ -89,7 +111,9 @@ def evaluate(
         if isinstance(problem, Search):
             found = _searched(problem, extract, seen, spec.seeds, progress.advance, keeping)
         else:
-            found = _learned(problem, extract, seen, schedule, rates, spec.seeds, progress.advance, keeping)
+            found = _learned(
+                problem, extract, seen, schedule, rates, spec.seeds, progress.advance, keeping
+            )
     seconds = {"features": extract.seconds, "probe": time.perf_counter() - began - extract.seconds}
     chosen = _best_rate(schedule.metric, found.dev, spec.seeds)
     mine = slice(chosen * spec.seeds, (chosen + 1) * spec.seeds)
@@ -106,12 +130,16 @@ def evaluate(
         "skipped": dict(corpus.skipped),
         "seconds": {phase: round(value, 3) for phase, value in seconds.items()},
     }
-    return facts if len(rates) == 1 or not found.trained else {**facts, "grid": _grid(rates, spec.seeds, found)}
+    return (
+        facts
+        if len(rates) == 1 or not found.trained
+        else {**facts, "grid": _grid(rates, spec.seeds, found)}
+    )
 
 
 class _Found(NamedTuple):
-    """What an evaluation measured, rate by rate and seed by seed; ``trained`` and ``answers``, those on test, are empty for a
-    task without training."""
+    """What an evaluation measured, rate by rate and seed by seed; ``trained`` and ``answers``,
+    those on test, are empty for a task without training."""
 
     trained: Sequence[Trained]
     dev: Sequence[Mapping[str, float]]
@@ -130,9 +158,13 @@ def _learned(
     keeping: Keeping,
 ) -> _Found:
     utterances = _utterances(seen)
-    kept = sources(extract, {split: utterances[split] for split in ("train", "dev")}, advance, keeping)
+    kept = sources(
+        extract, {split: utterances[split] for split in ("train", "dev")}, advance, keeping
+    )
     if problem.stack is not None:
-        by_rate = train_stacked(problem, kept["train"], kept["dev"], schedule, rates, seeds, advance)
+        by_rate = train_stacked(
+            problem, kept["train"], kept["dev"], schedule, rates, seeds, advance
+        )
         trained = [one for of_rate in by_rate for one in of_rate]
     else:
         kinds = [(rate, seed) for rate in rates for seed in range(seeds)]
@@ -154,12 +186,19 @@ def rates_of(task: Task, spec: EvalSpec) -> list[float]:
     given = spec.learning_rate
     if given is None:
         return [task.learning_rate]
-    return list(dict.fromkeys(GRID if given == "grid" else given if isinstance(given, tuple) else [float(given)]))
+    return list(
+        dict.fromkeys(
+            GRID if given == "grid" else given if isinstance(given, tuple) else [float(given)]
+        )
+    )
 
 
 def _best_rate(metric: str, dev: Sequence[Mapping[str, float]], seeds: int) -> int:
     """Returns the place of the rate with the best mean over seeds on dev, the first of equals."""
-    means = [fmean(found[metric] for found in dev[start : start + seeds]) for start in range(0, len(dev), seeds)]
+    means = [
+        fmean(found[metric] for found in dev[start : start + seeds])
+        for start in range(0, len(dev), seeds)
+    ]
     best = 0
     for place, value in enumerate(means):
         if better(metric, value, means[best]):
@@ -203,7 +242,9 @@ def _searched(
 ) -> _Found:
     """Searches once; every seed gets the same numbers, since nothing is drawn."""
     found = problem.answers(sources(extract, _utterances(seen), advance, keeping))
-    wanted = {split: [example.reference for example in examples] for split, examples in seen.items()}
+    wanted = {
+        split: [example.reference for example in examples] for split, examples in seen.items()
+    }
     dev = problem.measure(found["dev"], wanted["dev"])
     if "test" not in seen:
         return _Found((), [dev] * seeds, [])
@@ -216,7 +257,8 @@ def _utterances(seen: Mapping[str, Sequence[Example]]) -> dict[str, list[Utteran
 
 
 def pose(task: Task, spec: EvalSpec, corpus: Corpus) -> Problem | Search:
-    """Poses the task of an evaluation on its corpus. Raises ``UserError`` for whatever does not fit.
+    """Poses the task of an evaluation on its corpus. Raises ``UserError`` for whatever does not
+    fit.
 
     Tasks that draw windows get the examples of each split with the longest targets first.
     """
@@ -226,7 +268,8 @@ def pose(task: Task, spec: EvalSpec, corpus: Corpus) -> Problem | Search:
     if task.draws != "windows":
         return problem
     longest_first = {
-        split: sorted(examples, key=lambda example: -len(example.target)) for split, examples in problem.examples.items()
+        split: sorted(examples, key=lambda example: -len(example.target))
+        for split, examples in problem.examples.items()
     }
     return replace(problem, examples=longest_first)
 
@@ -234,7 +277,8 @@ def pose(task: Task, spec: EvalSpec, corpus: Corpus) -> Problem | Search:
 def schedule_of(task: Task, spec: EvalSpec) -> Schedule:
     """Returns how the probe is trained: what the spec says, else the task's own.
 
-    A batch size of the spec is one batch; the task's own may come in several parts. Of several rates, it has the first.
+    A batch size of the spec is one batch; the task's own may come in several parts. Of several
+    rates, it has the first.
     """
     return Schedule(
         updates=spec.updates,
@@ -250,7 +294,8 @@ def schedule_of(task: Task, spec: EvalSpec) -> Schedule:
 
 
 class Progress:
-    """Counts work done and reports it, at most ``REPORTS`` times: a report may travel to another machine."""
+    """Counts work done and reports it, at most ``REPORTS`` times: a report may travel to another
+    machine."""
 
     def __init__(self, report: Report, total: int) -> None:
         self.report, self.total, self.done, self.told = report, total, 0, 0
@@ -275,10 +320,17 @@ def one_thread(device: torch.device) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _scores(task: Task, dev: Sequence[Mapping[str, float]], test: Sequence[Mapping[str, float]]) -> list[JsonValue]:
-    measured: tuple[tuple[Literal["dev", "test"], Sequence[Mapping[str, float]]], ...] = (("dev", dev), ("test", test))
+def _scores(
+    task: Task, dev: Sequence[Mapping[str, float]], test: Sequence[Mapping[str, float]]
+) -> list[JsonValue]:
+    measured: tuple[tuple[Literal["dev", "test"], Sequence[Mapping[str, float]]], ...] = (
+        ("dev", dev),
+        ("test", test),
+    )
     return [
-        Score(metric=metric, split=split, values=tuple(found[metric] for found in values)).model_dump(mode="json")
+        Score(
+            metric=metric, split=split, values=tuple(found[metric] for found in values)
+        ).model_dump(mode="json")
         for metric in task.metrics
         for split, values in measured
         if values
@@ -290,10 +342,16 @@ def _utterance_count(problem: Problem | Search, split: str) -> int:
     return len(problem.examples[split] if groups is None else groups)
 
 
-def _details(task: Task, dev: Sequence[Mapping[str, float]], test: Sequence[Mapping[str, float]]) -> dict[str, JsonValue]:
+def _details(
+    task: Task, dev: Sequence[Mapping[str, float]], test: Sequence[Mapping[str, float]]
+) -> dict[str, JsonValue]:
     """What was measured beside the task's metrics, by split and name, one value per seed."""
     return {
-        split: {name: [found[name] for found in values] for name in values[0] if name not in task.metrics}
+        split: {
+            name: [found[name] for found in values]
+            for name in values[0]
+            if name not in task.metrics
+        }
         for split, values in (("dev", dev), ("test", test))
         if values
     }
@@ -303,7 +361,8 @@ def _details(task: Task, dev: Sequence[Mapping[str, float]], test: Sequence[Mapp
 def _unseen(
     extract: Extractor, utterances: Sequence[Utterance], advance: Advance, keeping: Keeping
 ) -> Iterator[tuple[Source, Advance]]:
-    """The test split, encoded once: means all at once, frame states while they are scored, so that memory stays small."""
+    """The test split, encoded once: means all at once, frame states while they are scored, so that
+    memory stays small."""
     if extract.pooled:
         yield sources(extract, {"test": utterances}, advance, keeping)["test"], lambda _: None
     else:

@@ -1,12 +1,15 @@
-"""What a probe sees of a frozen encoder: layer-normalised hidden states, encoded without any padding.
+"""What a probe sees of a frozen encoder: layer-normalised hidden states, encoded without any
+padding.
 
-An utterance is never padded and shares a batch only with others of exactly its length, so its features depend on nothing but
-its samples and the weights (to the last bits of a matrix product). In s3prl they depend on the batch: the group norm of Base
-encoders takes padding into its statistics, and shorter utterances of a batch get a frame of padding
-(``upstream/interfaces.py``). Batch size 1 is also how s3prl evaluates most tasks.
+An utterance is never padded and shares a batch only with others of exactly its length, so its
+features depend on nothing but its samples and the weights (to the last bits of a matrix product).
+In s3prl they depend on the batch: the group norm of Base encoders takes padding into its
+statistics, and shorter utterances of a batch get a frame of padding (``upstream/interfaces.py``).
+Batch size 1 is also how s3prl evaluates most tasks.
 
-Means over frames are float32. Frame states are rounded to float16 wherever they lie, in memory, on disk or nowhere, so that no
-number depends on which; normalised states are of the order of one, which float16 tells apart to 1/1000.
+Means over frames are float32. Frame states are rounded to float16 wherever they lie, in memory, on
+disk or nowhere, so that no number depends on which; normalised states are of the order of one,
+which float16 tells apart to 1/1000.
 """
 
 from __future__ import annotations
@@ -29,9 +32,10 @@ from speechft_ray.speech.features.front_end import GROUP_SECONDS, Around, FrontE
 from speechft_ray.speech.heads.featurizer import normalized
 
 MEMORY_BYTES = 1 << 30
-"""Features kept in memory by one evaluation: 1 GiB of frames is two hours of a 7 x 192 encoder (50 frames of 2.7 kB a second)
-or 18 minutes of a Base encoder (13 x 768, 20 kB a frame); of means 27 000 utterances of a Base encoder. What is beyond it lies
-on disk, and what is beyond the disk's budget is encoded again whenever it is drawn."""
+"""Features kept in memory by one evaluation: 1 GiB of frames is two hours of a 7 x 192 encoder (50
+frames of 2.7 kB a second) or 18 minutes of a Base encoder (13 x 768, 20 kB a frame); of means 27
+000 utterances of a Base encoder. What is beyond it lies on disk, and what is beyond the disk's
+budget is encoded again whenever it is drawn."""
 
 HEARD_AT_ONCE = 256
 """Recordings taken at once from those heard before: 10 MB of a Base encoder's means."""
@@ -53,7 +57,8 @@ def _alone(places: Sequence[int]) -> AbstractContextManager[None]:
 class Batch(NamedTuple):
     """States of some utterances, one after the other without padding.
 
-    ``states``: ``(layers, rows, dim)`` float32. ``frames``: rows of each utterance ``(batch,)``, int64, on the CPU.
+    ``states``: ``(layers, rows, dim)`` float32. ``frames``: rows of each utterance ``(batch,)``,
+    int64, on the CPU.
     """
 
     states: torch.Tensor
@@ -81,9 +86,10 @@ class Heard(NamedTuple):
 class Extractor:
     """A frozen encoder as a function from utterances to their states.
 
-    ``pooled`` keeps only the mean over frames of each normalised state. Puts the encoder into eval mode. ``seconds`` is the
-    time spent so far, ``encoded`` the utterances that went through the encoder. ``front_ends`` spares it the work that another
-    encoder with the same front end has done, ``heard`` that of recordings which were encoded for several corpora at once.
+    ``pooled`` keeps only the mean over frames of each normalised state. Puts the encoder into eval
+    mode. ``seconds`` is the time spent so far, ``encoded`` the utterances that went through the
+    encoder. ``front_ends`` spares it the work that another encoder with the same front end has
+    done, ``heard`` that of recordings which were encoded for several corpora at once.
     """
 
     def __init__(
@@ -95,7 +101,13 @@ class Extractor:
         front_ends: FrontEnds | None = None,
         heard: Heard | None = None,
     ) -> None:
-        self.encoder, self.corpus, self.device, self.pooled, self.front_ends = encoder, corpus, device, pooled, front_ends
+        self.encoder, self.corpus, self.device, self.pooled, self.front_ends = (
+            encoder,
+            corpus,
+            device,
+            pooled,
+            front_ends,
+        )
         self.heard = heard
         self.seconds, self.encoded = 0.0, 0
         encoder.module().to(device).eval()
@@ -105,7 +117,9 @@ class Extractor:
         """Number type of the states."""
         return torch.float32 if self.pooled else torch.float16
 
-    def __call__(self, utterances: Sequence[Utterance], around: Around = _alone) -> list[torch.Tensor]:
+    def __call__(
+        self, utterances: Sequence[Utterance], around: Around = _alone
+    ) -> list[torch.Tensor]:
         """Returns ``(layers, rows, dim)`` of each utterance, in their order; one row when pooled.
 
         Raises ``UserError`` for an utterance shorter than one frame.
@@ -118,7 +132,8 @@ class Extractor:
     def groups(
         self, utterances: Sequence[Utterance], around: Around = _alone
     ) -> Iterator[tuple[list[int], list[torch.Tensor]]]:
-        """Yields places of utterances with their states, group by group of equal length, the longest first.
+        """Yields places of utterances with their states, group by group of equal length, the
+        longest first.
 
         ``around``: what to encode each group within, from ``sharing``.
         """
@@ -127,7 +142,9 @@ class Extractor:
             some = known[start : start + HEARD_AT_ONCE]
             yield [index for index, _ in some], self._heard_states([place for _, place in some])
         rest = sorted(set(range(len(utterances))) - {index for index, _ in known})
-        for members in groups_of_equal_length([utterances[index].samples for index in rest], GROUP_SECONDS):
+        for members in groups_of_equal_length(
+            [utterances[index].samples for index in rest], GROUP_SECONDS
+        ):
             group = [rest[member] for member in members]
             began = time.perf_counter()
             with around(group):
@@ -140,7 +157,10 @@ class Extractor:
         """Utterances by index whose recordings were heard before, with their places there."""
         if self.heard is None:
             return []
-        places = [self.heard.places.get(self.corpus.contents.get(utterance.key, "")) for utterance in utterances]
+        places = [
+            self.heard.places.get(self.corpus.contents.get(utterance.key, ""))
+            for utterance in utterances
+        ]
         return [(index, place) for index, place in enumerate(places) if place is not None]
 
     def _heard_states(self, places: Sequence[int]) -> list[torch.Tensor]:
@@ -149,13 +169,16 @@ class Extractor:
         return list(torch.split(batch.states.to(self.dtype), batch.frames.tolist(), dim=1))
 
     def sharing(self, utterances: Sequence[Utterance]) -> AbstractContextManager[Around]:
-        """Yields what to encode these utterances within, each exactly once, so that encoders share their front end."""
+        """Yields what to encode these utterances within, each exactly once, so that encoders share
+        their front end."""
         return self.front_ends.sharing(utterances) if self.front_ends else nullcontext(_alone)
 
     @torch.no_grad()
     def _encode(self, group: Sequence[Utterance]) -> list[torch.Tensor]:
         encoded = self.encoder.hidden_states([self._wave(utterance) for utterance in group])
-        states = normalized(torch.stack(encoded.states)[:, :, : int(encoded.frames[0])].float())  # (layers, batch, frames, dim)
+        states = normalized(
+            torch.stack(encoded.states)[:, :, : int(encoded.frames[0])].float()
+        )  # (layers, batch, frames, dim)
         if self.pooled:
             states = states.mean(dim=2, keepdim=True)  # -> (layers, batch, 1, dim)
         return list(states.to(self.dtype).unbind(dim=1))
@@ -176,7 +199,8 @@ class Kept:
     where: Where = "memory"
 
     def __init__(self, states: torch.Tensor, frames: torch.Tensor) -> None:
-        """``states`` is ``(layers, rows, dim)``, ``frames`` the rows of each utterance ``(utterances,)``."""
+        """``states`` is ``(layers, rows, dim)``, ``frames`` the rows of each utterance
+        ``(utterances,)``."""
         self.states, self.frames = states, frames
         self.count = len(frames)
         self._ends = frames.cumsum(0)
@@ -185,10 +209,17 @@ class Kept:
     @classmethod
     def of(cls, extract: Extractor, utterances: Sequence[Utterance], advance: Advance) -> Kept:
         """Encodes all utterances."""
-        frames = torch.tensor([1 if extract.pooled else frame_count(utterance.samples) for utterance in utterances])
-        stretches = [slice(end - count, end) for end, count in zip(frames.cumsum(0).tolist(), frames.tolist(), strict=True)]
+        frames = torch.tensor(
+            [1 if extract.pooled else frame_count(utterance.samples) for utterance in utterances]
+        )
+        stretches = [
+            slice(end - count, end)
+            for end, count in zip(frames.cumsum(0).tolist(), frames.tolist(), strict=True)
+        ]
         layers, dim = extract.encoder.state_count, extract.encoder.dim
-        packed = torch.empty(layers, int(frames.sum()), dim, dtype=extract.dtype, device=extract.device)
+        packed = torch.empty(
+            layers, int(frames.sum()), dim, dtype=extract.dtype, device=extract.device
+        )
         with extract.sharing(utterances) as around:
             for group, found in extract.groups(utterances, around):
                 for place, states in zip(group, found, strict=True):
@@ -202,8 +233,11 @@ class Kept:
         if isinstance(chosen, slice):
             first, last = int(self._starts[chosen.start]), int(self._ends[chosen.stop - 1])
             return Batch(_wide(self.states[:, first:last]), frames)
-        # Row r of utterance u lies at start(u) + r; rows that precede u in the batch are taken off the running count.
-        offsets = torch.repeat_interleave(self._starts[chosen] - (frames.cumsum(0) - frames), frames)
+        # Row r of utterance u lies at start(u) + r; rows that precede u in the batch are taken off
+        # the running count.
+        offsets = torch.repeat_interleave(
+            self._starts[chosen] - (frames.cumsum(0) - frames), frames
+        )
         rows = offsets + torch.arange(len(offsets))
         return Batch(_wide(self.states.index_select(1, rows.to(self.states.device))), frames)
 
@@ -225,8 +259,12 @@ class Filed:
     def take(self, chosen: Chosen) -> Batch:
         """Reads the chosen features."""
         places = torch.arange(self.count)[chosen]
-        rows = torch.unflatten(self._entry.rows(places.tolist()), 1, (self._layers, -1))  # (rows, layers, dim)
-        return Batch(_wide(rows.to(self._device).transpose(0, 1)).contiguous(), self._frames[places])
+        rows = torch.unflatten(
+            self._entry.rows(places.tolist()), 1, (self._layers, -1)
+        )  # (rows, layers, dim)
+        return Batch(
+            _wide(rows.to(self._device).transpose(0, 1)).contiguous(), self._frames[places]
+        )
 
     def kept(self) -> Kept:
         """Reads everything into memory."""
@@ -236,11 +274,14 @@ class Filed:
 
 
 class Reencoded:
-    """Features that are encoded whenever they are taken, within ``around`` (see ``Extractor.sharing``)."""
+    """Features that are encoded whenever they are taken, within ``around`` (see
+    ``Extractor.sharing``)."""
 
     where: Where = "nowhere"
 
-    def __init__(self, extract: Extractor, utterances: Sequence[Utterance], around: Around = _alone) -> None:
+    def __init__(
+        self, extract: Extractor, utterances: Sequence[Utterance], around: Around = _alone
+    ) -> None:
         self.extract, self.utterances, self.around = extract, utterances, around
         self.count = len(utterances)
 
@@ -248,12 +289,17 @@ class Reencoded:
         """Encodes the chosen utterances."""
         places = torch.arange(self.count)[chosen].tolist()
         utterances = [self.utterances[place] for place in places]
-        found = self.extract(utterances, lambda group: self.around([places[index] for index in group]))
-        return Batch(_wide(torch.cat(found, dim=1)), torch.tensor([states.shape[1] for states in found]))
+        found = self.extract(
+            utterances, lambda group: self.around([places[index] for index in group])
+        )
+        return Batch(
+            _wide(torch.cat(found, dim=1)), torch.tensor([states.shape[1] for states in found])
+        )
 
 
 class Keeping(NamedTuple):
-    """Where features may lie. ``encoder`` is the fingerprint of the encoder; without a cache there is no disk."""
+    """Where features may lie. ``encoder`` is the fingerprint of the encoder; without a cache there
+    is no disk."""
 
     memory_bytes: int = MEMORY_BYTES
     cache: FeatureCache | None = None
@@ -265,19 +311,25 @@ IN_MEMORY = Keeping()
 
 
 def sources(
-    extract: Extractor, splits: Mapping[str, Sequence[Utterance]], advance: Advance, keeping: Keeping = IN_MEMORY
+    extract: Extractor,
+    splits: Mapping[str, Sequence[Utterance]],
+    advance: Advance,
+    keeping: Keeping = IN_MEMORY,
 ) -> dict[str, Source]:
-    """Returns the features of each split, in the order of ``splits``: in memory while they fit, else on disk, else encoded.
+    """Returns the features of each split, in the order of ``splits``: in memory while they fit,
+    else on disk, else encoded.
 
-    Means go to disk as well, where another evaluation of the same encoder finds them. Their sizes follow from the numbers of
-    frames; nothing is tried out.
+    Means go to disk as well, where another evaluation of the same encoder finds them. Their sizes
+    follow from the numbers of frames; nothing is tried out.
     """
     left = keeping.memory_bytes
     found: dict[str, Source] = {}
     for split, utterances in splits.items():
         size_bytes = size_of(extract, utterances)
         in_memory = size_bytes <= left
-        to_disk = extract.heard is None and (extract.pooled or not in_memory)  # what was heard lies there already
+        to_disk = extract.heard is None and (
+            extract.pooled or not in_memory
+        )  # what was heard lies there already
         filed = _filed(extract, utterances, size_bytes, advance, keeping) if to_disk else None
         if in_memory:
             left -= size_bytes
@@ -298,9 +350,14 @@ def size_of(extract: Extractor, utterances: Sequence[Utterance]) -> int:
 
 
 def _filed(
-    extract: Extractor, utterances: Sequence[Utterance], size_bytes: int, advance: Advance, keeping: Keeping
+    extract: Extractor,
+    utterances: Sequence[Utterance],
+    size_bytes: int,
+    advance: Advance,
+    keeping: Keeping,
 ) -> Filed | None:
-    """Returns the features from disk, after putting them there if need be; ``None`` when there is no disk or no room."""
+    """Returns the features from disk, after putting them there if need be; ``None`` when there is
+    no disk or no room."""
     cache, layers = keeping.cache, extract.encoder.state_count
     if cache is None:
         return None

@@ -1,4 +1,5 @@
-"""One evaluation on several folds of a corpus: each by itself, then the mean (SUPERB's ER on five sessions)."""
+"""One evaluation on several folds of a corpus: each by itself, then the mean (SUPERB's ER on five
+sessions)."""
 
 from __future__ import annotations
 
@@ -15,7 +16,14 @@ from speechft_ray.core.records import Score, scores_of
 from speechft_ray.core.specs import EvalSpec
 from speechft_ray.speech.corpora.base import SPLITS, Corpus, Utterance
 from speechft_ray.speech.encoders.base import Encoder
-from speechft_ray.superb.evaluate import Report, Sharing, evaluate, front_ends_of, keeping_of, one_thread
+from speechft_ray.superb.evaluate import (
+    Report,
+    Sharing,
+    evaluate,
+    front_ends_of,
+    keeping_of,
+    one_thread,
+)
 from speechft_ray.superb.features import Extractor, Heard, sources
 from speechft_ray.superb.tasks.base import TASKS
 
@@ -32,21 +40,30 @@ def evaluate_folds(
 ) -> dict[str, JsonValue]:
     """Returns the facts of one evaluation; with several corpora, one per fold, those of all.
 
-    ``scores`` are then means over folds, seed by seed, ``counts`` has one item per fold, and ``folds`` holds the facts
-    of each (see ``evaluate``).
+    ``scores`` are then means over folds, seed by seed, ``counts`` has one item per fold, and
+    ``folds`` holds the facts of each (see ``evaluate``).
     """
     if len(corpora) == 1:
-        return evaluate(spec, encoder, corpora[0], device, report, sharing=sharing, dev_only=dev_only)
+        return evaluate(
+            spec, encoder, corpora[0], device, report, sharing=sharing, dev_only=dev_only
+        )
     folds: list[dict[str, JsonValue]] = []
     counts: list[JsonValue] = []
-    heard = _heard(spec, encoder, corpora, device, sharing, ("train", "dev") if dev_only else SPLITS)
+    heard = _heard(
+        spec, encoder, corpora, device, sharing, ("train", "dev") if dev_only else SPLITS
+    )
     for corpus in corpora:
         told = _part(report, len(folds), len(corpora))
-        facts = evaluate(spec, encoder, corpus, device, told, sharing=sharing, dev_only=dev_only, heard=heard)
+        facts = evaluate(
+            spec, encoder, corpus, device, told, sharing=sharing, dev_only=dev_only, heard=heard
+        )
         counts += cast("list[JsonValue]", facts.pop("counts"))
         folds.append(facts)
     return {
-        "scores": [score.model_dump(mode="json") for score in mean_scores([scores_of(facts) for facts in folds])],
+        "scores": [
+            score.model_dump(mode="json")
+            for score in mean_scores([scores_of(facts) for facts in folds])
+        ],
         "counts": counts,
         **{name: folds[0][name] for name in ("seeds", "learning_rate", "updates")},
         "folds": [dict(facts) for facts in folds],
@@ -61,7 +78,8 @@ def _heard(
     sharing: Sharing | None,
     splits: Sequence[str],
 ) -> Heard | None:
-    """Encodes every recording of all folds once, for a task that needs means alone; ``None`` where contents are not known."""
+    """Encodes every recording of all folds once, for a task that needs means alone; ``None`` where
+    contents are not known."""
     if not TASKS.get(spec.task).pooled or not all(corpus.contents for corpus in corpora):
         return None
     owners = {
@@ -79,12 +97,17 @@ def _heard(
     union = Corpus(
         name=corpora[0].name,
         fingerprint=fingerprint({"recordings": list(places)}),
-        utterances=[Utterance(key=name, split="train", samples=owners[name][1].samples, labels={}) for name in places],
+        utterances=[
+            Utterance(key=name, split="train", samples=owners[name][1].samples, labels={})
+            for name in places
+        ],
         read=read,
     )
     with one_thread(device):
         extract = Extractor(encoder, union, device, True, front_ends_of(sharing, encoder, union))
-        found = sources(extract, {"train": union.utterances}, lambda count: None, keeping_of(sharing))
+        found = sources(
+            extract, {"train": union.utterances}, lambda count: None, keeping_of(sharing)
+        )
     return Heard(found["train"], places)
 
 
@@ -92,14 +115,19 @@ def mean_scores(folds: Sequence[Sequence[Score]]) -> list[Score]:
     """Returns each metric and split with its values averaged over folds, seed by seed."""
     return [
         alike[0].model_copy(
-            update={"values": tuple(map(statistics.fmean, zip(*(score.values for score in alike), strict=True)))}
+            update={
+                "values": tuple(
+                    map(statistics.fmean, zip(*(score.values for score in alike), strict=True))
+                )
+            }
         )
         for alike in zip(*folds, strict=True)
     ]
 
 
 def _part(report: Report, index: int, count: int) -> Report:
-    """Reports the work of one fold as a part of all; folds are taken to be of one size until they begin."""
+    """Reports the work of one fold as a part of all; folds are taken to be of one size until they
+    begin."""
 
     def told(values: Mapping[str, float]) -> None:
         report({"done": index * values["total"] + values["done"], "total": count * values["total"]})

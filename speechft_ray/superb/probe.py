@@ -1,10 +1,11 @@
 """The probe: a weighted sum over hidden states and a head, trained on features that stand still.
 
-Everything that SUPERB's runner does and nothing else (s3prl ``downstream/runner.py``): one Adam group at a constant rate for
-layer weights and head, gradients of several batches accumulated where a task says so, their norm clipped over all, updates
-with a norm that is not finite skipped, the best validation kept. Two differences: the first validation always counts as the
-best so far, where s3prl starts from a fixed value that may never be passed; and validation leaves the random numbers of
-training alone, where s3prl seeds them anew.
+Everything that SUPERB's runner does and nothing else (s3prl ``downstream/runner.py``): one Adam
+group at a constant rate for layer weights and head, gradients of several batches accumulated where
+a task says so, their norm clipped over all, updates with a norm that is not finite skipped, the
+best validation kept. Two differences: the first validation always counts as the best so far, where
+s3prl starts from a fixed value that may never be passed; and validation leaves the random numbers
+of training alone, where s3prl seeds them anew.
 """
 
 from __future__ import annotations
@@ -24,10 +25,12 @@ from speechft_ray.superb.features import Advance, Batch, Chosen, Source
 from speechft_ray.superb.tasks.base import Draws, Example, Problem
 
 SCORED_AT_ONCE = 16
-"""Utterances in one forward pass of scoring. Heads do not let padding reach valid frames, so the number changes no answer."""
+"""Utterances in one forward pass of scoring. Heads do not let padding reach valid frames, so the
+number changes no answer."""
 
 WINDOW_SAMPLES = 300_000
-"""Audio (18.75 s) from which on a window of utterances is cut to its first half (s3prl ``ctc/corpus/libriphone.py``)."""
+"""Audio (18.75 s) from which on a window of utterances is cut to its first half (s3prl
+``ctc/corpus/libriphone.py``)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,13 +71,16 @@ class Probe(nn.Module):
         self.head = head
 
     def features(self, batch: Batch) -> torch.Tensor:
-        """Sums the states of a batch over layers and pads the result to ``(batch, frames, dim)``."""
+        """Sums the states of a batch over layers and pads the result to ``(batch, frames,
+        dim)``."""
         rows: torch.Tensor = self.featurizer(batch.states.unsqueeze(1)).squeeze(0)  # (rows, dim)
         count, longest = len(batch.frames), int(batch.frames.max())
         if longest == 1:
             return rows.unsqueeze(1)  # means: nothing to pad
         places = (torch.arange(longest) < batch.frames[:, None]).flatten().nonzero()[:, 0]
-        padded = rows.new_zeros(count * longest, rows.shape[1]).index_copy(0, places.to(rows.device), rows)
+        padded = rows.new_zeros(count * longest, rows.shape[1]).index_copy(
+            0, places.to(rows.device), rows
+        )
         return torch.unflatten(padded, 0, (count, longest))
 
     def forward(self, batch: Batch) -> torch.Tensor:
@@ -83,12 +89,18 @@ class Probe(nn.Module):
         return logits
 
 
-def train_probe(problem: Problem, train: Source, dev: Source, schedule: Schedule, seed: int, advance: Advance) -> Trained:
-    """Trains one probe. Initial weights, batches, dropout and augmentation follow from ``seed`` alone.
+def train_probe(
+    problem: Problem, train: Source, dev: Source, schedule: Schedule, seed: int, advance: Advance
+) -> Trained:
+    """Trains one probe. Initial weights, batches, dropout and augmentation follow from ``seed``
+    alone.
 
-    ``train`` and ``dev`` are the features of ``problem.examples`` in their order. ``advance`` is told of each update.
+    ``train`` and ``dev`` are the features of ``problem.examples`` in their order. ``advance`` is
+    told of each update.
     """
-    return train_probes(problem, train, dev, schedule, [(schedule.learning_rate, seed)], seed, advance)[0]
+    return train_probes(
+        problem, train, dev, schedule, [(schedule.learning_rate, seed)], seed, advance
+    )[0]
 
 
 def train_probes(
@@ -100,15 +112,25 @@ def train_probes(
     order_seed: int,
     advance: Advance,
 ) -> list[Trained]:
-    """Trains a probe for each ``(learning rate, seed)`` of ``kinds``, all on the same batches, which are taken once for all.
+    """Trains a probe for each ``(learning rate, seed)`` of ``kinds``, all on the same batches,
+    which are taken once for all.
 
-    ``schedule.learning_rate`` is not used. The order of batches follows from ``order_seed``; initial weights, dropout and
-    augmentation from each probe's own seed, so a probe is the same in any company.
+    ``schedule.learning_rate`` is not used. The order of batches follows from ``order_seed``;
+    initial weights, dropout and augmentation from each probe's own seed, so a probe is the same in
+    any company.
     """
     states = train.take(slice(0, 1)).states
     targets = [example.target for example in problem.examples["train"]]
-    batches = draws(schedule, problem.examples["train"], torch.Generator().manual_seed(order_seed), problem.alternatives)
-    learners = [_Learner(problem, states, replace(schedule, learning_rate=rate), seed) for rate, seed in kinds]
+    batches = draws(
+        schedule,
+        problem.examples["train"],
+        torch.Generator().manual_seed(order_seed),
+        problem.alternatives,
+    )
+    learners = [
+        _Learner(problem, states, replace(schedule, learning_rate=rate), seed)
+        for rate, seed in kinds
+    ]
     for update in range(1, schedule.updates + 1):
         parts = taken(train, targets, list(islice(batches, schedule.accumulate)))
         for learner in learners:
@@ -122,9 +144,12 @@ def train_probes(
 
 
 class _Learner:
-    """One probe that is being trained, with its own random numbers and its best validation so far."""
+    """One probe that is being trained, with its own random numbers and its best validation so
+    far."""
 
-    def __init__(self, problem: Problem, states: torch.Tensor, schedule: Schedule, seed: int) -> None:
+    def __init__(
+        self, problem: Problem, states: torch.Tensor, schedule: Schedule, seed: int
+    ) -> None:
         self._schedule, self._device = schedule, states.device
         with seeded(seed, self._device):
             self.probe = Probe(states.shape[0], problem.head(states.shape[2])).to(self._device)
@@ -140,7 +165,9 @@ class _Learner:
             self._random = _random_state(self._device)
 
     def validated(self, update: int, problem: Problem, found: list[Any]) -> None:
-        self._best = better_of(self._best, update, problem, found, self._schedule.metric, self.probe.state_dict)
+        self._best = better_of(
+            self._best, update, problem, found, self._schedule.metric, self.probe.state_dict
+        )
 
     def trained(self, problem: Problem) -> Trained:
         assert self._best is not None  # the last update validates
@@ -151,12 +178,18 @@ class _Learner:
 def optimizer_of(probe: Probe, schedule: Schedule) -> torch.optim.Optimizer:
     """Returns Adam, or AdamW where weights decay, with layer weights and head in one group."""
     if schedule.weight_decay:
-        return torch.optim.AdamW(probe.parameters(), lr=schedule.learning_rate, weight_decay=schedule.weight_decay, fused=True)
+        return torch.optim.AdamW(
+            probe.parameters(),
+            lr=schedule.learning_rate,
+            weight_decay=schedule.weight_decay,
+            fused=True,
+        )
     return torch.optim.Adam(probe.parameters(), lr=schedule.learning_rate, fused=True)
 
 
 class Best(NamedTuple):
-    """The best validation so far; ``measured`` is ``None`` where something else than a metric chose it."""
+    """The best validation so far; ``measured`` is ``None`` where something else than a metric chose
+    it."""
 
     update: int
     quality: float
@@ -173,7 +206,8 @@ def better_of(
     metric: str,
     state: Callable[[], Mapping[str, torch.Tensor]],
 ) -> Best:
-    """Returns the better of the best so far and a validation with the answers ``found``, the earlier of two equals."""
+    """Returns the better of the best so far and a validation with the answers ``found``, the
+    earlier of two equals."""
     if problem.select is not None:
         measured, quality = None, problem.select(found, references(problem, "dev"))
         improved = best is None or quality > best.quality
@@ -183,7 +217,13 @@ def better_of(
         improved = best is None or better(metric, quality, best.quality)
     if best is not None and not improved:
         return best
-    return Best(update, quality, measured, found, {name: value.detach().clone() for name, value in state().items()})
+    return Best(
+        update,
+        quality,
+        measured,
+        found,
+        {name: value.detach().clone() for name, value in state().items()},
+    )
 
 
 def trained_at(best: Best, problem: Problem, probe: Probe) -> Trained:
@@ -199,7 +239,12 @@ Part = tuple[Batch, Sequence[torch.Tensor]]
 def taken(train: Source, targets: Sequence[torch.Tensor], parts: Sequence[Chosen]) -> list[Part]:
     """Takes the features and targets of the batches of one update."""
     return [
-        (train.take(chosen), targets[chosen] if isinstance(chosen, slice) else [targets[place] for place in chosen.tolist()])
+        (
+            train.take(chosen),
+            targets[chosen]
+            if isinstance(chosen, slice)
+            else [targets[place] for place in chosen.tolist()],
+        )
         for chosen in parts
     ]
 
@@ -212,7 +257,8 @@ def learn(
     schedule: Schedule,
     generator: torch.Generator,
 ) -> torch.Tensor:
-    """Makes one update from the mean loss of ``parts`` and returns that loss, a scalar that is not waited for on a GPU."""
+    """Makes one update from the mean loss of ``parts`` and returns that loss, a scalar that is not
+    waited for on a GPU."""
     probe.train()
     optimizer.zero_grad()
     losses = []
@@ -233,7 +279,8 @@ def learn(
 def answers(
     problem: Problem, probes: Sequence[Probe], source: Source, advance: Advance = lambda count: None
 ) -> list[list[Any]]:
-    """Returns the answers of each probe on one split, whose features are taken once for all of them."""
+    """Returns the answers of each probe on one split, whose features are taken once for all of
+    them."""
     found: list[list[Any]] = [[] for _ in probes]
     for start in range(0, source.count, SCORED_AT_ONCE):
         batch = source.take(slice(start, min(start + SCORED_AT_ONCE, source.count)))
@@ -252,7 +299,9 @@ def dev_measured(problem: Problem, answers: Sequence[Any]) -> dict[str, float]:
     """Returns the metrics of dev, over the examples that count."""
     wanted = references(problem, "dev")
     if problem.dev_places is not None:
-        answers, wanted = ([items[place] for place in problem.dev_places] for items in (answers, wanted))
+        answers, wanted = (
+            [items[place] for place in problem.dev_places] for items in (answers, wanted)
+        )
     return problem.measure(answers, wanted)
 
 
@@ -264,20 +313,28 @@ def draws(
 ) -> Iterator[Chosen]:
     """Yields training batches without end, in the way that the schedule names.
 
-    With ``alternatives`` (see ``Problem``), utterances are drawn as if each were one example, and then one of its examples.
+    With ``alternatives`` (see ``Problem``), utterances are drawn as if each were one example, and
+    then one of its examples.
     """
     if alternatives is None:
         yield from _drawn(schedule, examples, generator)
         return
     counts = torch.tensor([len(places) for places in alternatives])
-    table = nn.utils.rnn.pad_sequence([torch.tensor(list(places)) for places in alternatives], batch_first=True)
+    table = nn.utils.rnn.pad_sequence(
+        [torch.tensor(list(places)) for places in alternatives], batch_first=True
+    )
     for chosen in _drawn(schedule, [examples[places[0]] for places in alternatives], generator):
         utterances = torch.arange(len(counts))[chosen]
-        which = (torch.rand(len(utterances), generator=generator, dtype=torch.float64) * counts[utterances]).long()
+        which = (
+            torch.rand(len(utterances), generator=generator, dtype=torch.float64)
+            * counts[utterances]
+        ).long()
         yield table[utterances, which]
 
 
-def _drawn(schedule: Schedule, examples: Sequence[Example], generator: torch.Generator) -> Iterator[Chosen]:
+def _drawn(
+    schedule: Schedule, examples: Sequence[Example], generator: torch.Generator
+) -> Iterator[Chosen]:
     size = min(schedule.batch_size, len(examples))
     if schedule.draws == "windows":
         return windows([example.utterance.samples for example in examples], size, generator)
@@ -295,29 +352,37 @@ def shuffled(count: int, size: int, generator: torch.Generator) -> Iterator[Chos
 
 
 def balanced(classes: torch.Tensor, size: int, generator: torch.Generator) -> Iterator[Chosen]:
-    """Yields draws with replacement in which every class is equally likely (s3prl ``speech_commands/expert.py``)."""
+    """Yields draws with replacement in which every class is equally likely (s3prl
+    ``speech_commands/expert.py``)."""
     weights = 1.0 / classes.bincount().double()[classes]
     while True:
-        yield from torch.split(torch.multinomial(weights, len(classes), replacement=True, generator=generator), size)
+        yield from torch.split(
+            torch.multinomial(weights, len(classes), replacement=True, generator=generator), size
+        )
 
 
 def windows(samples: Sequence[int], size: int, generator: torch.Generator) -> Iterator[Chosen]:
-    """Yields neighbours: an epoch has one window from every utterance on, in random order (s3prl ``ctc/corpus/libriphone.py``).
+    """Yields neighbours: an epoch has one window from every utterance on, in random order (s3prl
+    ``ctc/corpus/libriphone.py``).
 
-    Utterances are sorted by the length of their targets, so neighbours need little padding, and a window of kept features is
-    a view of them. A window whose first utterance has more than ``WINDOW_SAMPLES`` is halved.
+    Utterances are sorted by the length of their targets, so neighbours need little padding, and a
+    window of kept features is a view of them. A window whose first utterance has more than
+    ``WINDOW_SAMPLES`` is halved.
     """
     while True:
         for place in torch.randperm(len(samples), generator=generator).tolist():
             start = min(place, len(samples) - size)
-            yield slice(start, start + (max(1, size // 2) if samples[start] > WINDOW_SAMPLES else size))
+            yield slice(
+                start, start + (max(1, size // 2) if samples[start] > WINDOW_SAMPLES else size)
+            )
 
 
 def buckets(samples: Sequence[int], size: int, generator: torch.Generator) -> Iterator[Chosen]:
-    """Yields fixed batches of neighbours by audio length, in random order (s3prl ``asr/dataset.py``).
+    """Yields fixed batches of neighbours by audio length, in random order (s3prl
+    ``asr/dataset.py``).
 
-    Buckets of twice ``size``, longest first, are cut in two; what is left below a bucket is one batch, or none if it is one
-    utterance alone.
+    Buckets of twice ``size``, longest first, are cut in two; what is left below a bucket is one
+    batch, or none if it is one utterance alone.
     """
     order = torch.tensor(sorted(range(len(samples)), key=lambda place: -samples[place]))
     whole = len(order) // (2 * size) * 2 * size
@@ -325,12 +390,15 @@ def buckets(samples: Sequence[int], size: int, generator: torch.Generator) -> It
     if len(order) - whole > 1 or not fixed:
         fixed.append(order[whole:])
     while True:
-        yield from (fixed[place] for place in torch.randperm(len(fixed), generator=generator).tolist())
+        yield from (
+            fixed[place] for place in torch.randperm(len(fixed), generator=generator).tolist()
+        )
 
 
 @contextmanager
 def seeded(seed: int | None, device: torch.device) -> Iterator[None]:
-    """Seeds torch's own random numbers inside (``None``: leaves them), and puts their former state back.
+    """Seeds torch's own random numbers inside (``None``: leaves them), and puts their former state
+    back.
 
     The state belongs to the whole process: two probes must not train in two threads of one process.
     """

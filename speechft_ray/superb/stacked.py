@@ -1,8 +1,10 @@
-"""Many pooled probes as one problem: every learning rate with every seed, stacked, trained by one backward pass.
+"""Many pooled probes as one problem: every learning rate with every seed, stacked, trained by one
+backward pass.
 
-A pooled probe is small (layer weights, two linear maps), so one alone leaves a processor waiting for Python. Here ``heads`` of
-them are one tensor: the sum of their losses has the gradient of each in its own slice. Clipping and Adam go slice by slice,
-each small enough for a processor's cache. Each head is the probe that ``probe.train_probe`` trains alone, up to rounding.
+A pooled probe is small (layer weights, two linear maps), so one alone leaves a processor waiting
+for Python. Here ``heads`` of them are one tensor: the sum of their losses has the gradient of each
+in its own slice. Clipping and Adam go slice by slice, each small enough for a processor's cache.
+Each head is the probe that ``probe.train_probe`` trains alone, up to rounding.
 """
 
 from __future__ import annotations
@@ -16,60 +18,110 @@ from torch import nn
 from torch.nn import functional
 
 from speechft_ray.superb.features import Advance, Source
-from speechft_ray.superb.probe import Best, Probe, Schedule, Trained, better_of, draws, seeded, trained_at
+from speechft_ray.superb.probe import (
+    Best,
+    Probe,
+    Schedule,
+    Trained,
+    better_of,
+    draws,
+    seeded,
+    trained_at,
+)
 from speechft_ray.superb.tasks.base import Problem
 
 SCORED_AT_ONCE = 128
 """Utterances of one forward pass of scoring: 128 of a Base encoder are 5 MB of means."""
 
-_NAMES = ("featurizer.weights", "head.projector.weight", "head.projector.bias", "head.output.weight", "head.output.bias")
+_NAMES = (
+    "featurizer.weights",
+    "head.projector.weight",
+    "head.projector.bias",
+    "head.output.weight",
+    "head.output.bias",
+)
 """Parameters of a pooled probe, in the order in which they are stacked."""
 
 
 def train_stacked(
-    problem: Problem, train: Source, dev: Source, schedule: Schedule, rates: Sequence[float], seeds: int, advance: Advance
+    problem: Problem,
+    train: Source,
+    dev: Source,
+    schedule: Schedule,
+    rates: Sequence[float],
+    seeds: int,
+    advance: Advance,
 ) -> list[list[Trained]]:
-    """Trains a pooled probe for every rate and seed; returns them by ``[rate][seed]``, each at its own best validation.
+    """Trains a pooled probe for every rate and seed; returns them by ``[rate][seed]``, each at its
+    own best validation.
 
-    ``schedule.learning_rate`` is not used. ``advance`` is told of each update of each head. Raises ``ValueError`` for a problem
-    that has no ``stack``.
+    ``schedule.learning_rate`` is not used. ``advance`` is told of each update of each head. Raises
+    ``ValueError`` for a problem that has no ``stack``.
     """
     if problem.stack is None:
         raise ValueError("only problems with a pooled head can be trained as a stack")
     first = train.take(slice(0, 1)).states
     heads = _Heads(problem, first, rates, seeds)
-    targets = torch.stack([example.target for example in problem.examples["train"]]).to(first.device)  # (utterances, columns)
+    targets = torch.stack([example.target for example in problem.examples["train"]]).to(
+        first.device
+    )  # (utterances, columns)
     orders = [
-        draws(schedule, problem.examples["train"], torch.Generator().manual_seed(seed), problem.alternatives)
+        draws(
+            schedule,
+            problem.examples["train"],
+            torch.Generator().manual_seed(seed),
+            problem.alternatives,
+        )
         for seed in range(seeds)
     ]
     best: list[Best | None] = [None] * heads.count
     for update in range(1, schedule.updates + 1):
         chosen = torch.stack([_places(order) for order in orders])  # (seeds, batch)
-        states = torch.unflatten(train.take(chosen.flatten()).states, 1, chosen.shape)  # (layers, seeds, batch, dim)
+        states = torch.unflatten(
+            train.take(chosen.flatten()).states, 1, chosen.shape
+        )  # (layers, seeds, batch, dim)
         heads.step(states, targets[chosen.to(targets.device)], schedule.clip_norm)
         if update % schedule.validate_every_updates == 0 or update == schedule.updates:
             for head, found in enumerate(_answers(problem, heads, dev)):
-                best[head] = better_of(best[head], update, problem, found, schedule.metric, partial(heads.state_of, head))
+                best[head] = better_of(
+                    best[head],
+                    update,
+                    problem,
+                    found,
+                    schedule.metric,
+                    partial(heads.state_of, head),
+                )
         advance(heads.count)
-    trained = [trained_at(item, problem, _as_probe(problem, first, item)) for item in best if item is not None]
+    trained = [
+        trained_at(item, problem, _as_probe(problem, first, item))
+        for item in best
+        if item is not None
+    ]
     return [trained[start : start + seeds] for start in range(0, heads.count, seeds)]
 
 
 class _Heads:
-    """Stacked parameters, each head with an optimiser of its own. Head ``rate * seeds + seed`` starts as that seed's probe.
+    """Stacked parameters, each head with an optimiser of its own. Head ``rate * seeds + seed``
+    starts as that seed's probe.
 
     ``parameters`` and the tensors that the optimisers hold are the same memory.
     """
 
-    def __init__(self, problem: Problem, first: torch.Tensor, rates: Sequence[float], seeds: int) -> None:
+    def __init__(
+        self, problem: Problem, first: torch.Tensor, rates: Sequence[float], seeds: int
+    ) -> None:
         assert problem.stack is not None
         self.sizes = list(problem.stack.classes)
         self.rates, self.seeds, self.count = len(rates), seeds, len(rates) * seeds
         starts = [_initial(problem, first, seed) for seed in range(seeds)]
-        stacked = [torch.stack([start[part] for start in starts]).repeat(self._wide(part, starts)) for part in range(5)]
+        stacked = [
+            torch.stack([start[part] for start in starts]).repeat(self._wide(part, starts))
+            for part in range(5)
+        ]
         self.parameters = [value.requires_grad_() for value in stacked]
-        self.heads = [[nn.Parameter(value.detach()[head]) for value in stacked] for head in range(self.count)]
+        self.heads = [
+            [nn.Parameter(value.detach()[head]) for value in stacked] for head in range(self.count)
+        ]
         self.optimizers = [
             torch.optim.Adam(self.heads[head], lr=rate, fused=True)
             for head, rate in enumerate(rate for rate in rates for _ in range(seeds))
@@ -79,25 +131,37 @@ class _Heads:
         return (self.rates, *[1] * starts[0][part].dim())
 
     def logits(self, states: torch.Tensor) -> torch.Tensor:
-        """Maps ``(layers, seeds, batch, dim)`` to ``(heads, batch, classes)``; head r * seeds + s sees the batch of seed s."""
+        """Maps ``(layers, seeds, batch, dim)`` to ``(heads, batch, classes)``; head r * seeds + s
+        sees the batch of seed s."""
         weights, projection, projection_bias, output, output_bias = self.parameters
-        shares = torch.unflatten(weights.softmax(1), 0, (self.rates, self.seeds))  # (rates, seeds, layers)
-        features = torch.einsum("rsl,lsbd->rsbd", shares, states).flatten(0, 1)  # -> (heads, batch, dim)
+        shares = torch.unflatten(
+            weights.softmax(1), 0, (self.rates, self.seeds)
+        )  # (rates, seeds, layers)
+        features = torch.einsum("rsl,lsbd->rsbd", shares, states).flatten(
+            0, 1
+        )  # -> (heads, batch, dim)
         hidden = torch.baddbmm(projection_bias.unsqueeze(1), features, projection.transpose(1, 2))
         return torch.baddbmm(output_bias.unsqueeze(1), hidden, output.transpose(1, 2))
 
     def step(self, states: torch.Tensor, wanted: torch.Tensor, clip_norm: float) -> None:
-        """One update of every head on ``wanted`` ``(seeds, batch, columns)``; a head whose norm is not finite stands still."""
+        """One update of every head on ``wanted`` ``(seeds, batch, columns)``; a head whose norm is
+        not finite stands still."""
         logits = self.logits(states)
         by_head = wanted.repeat(self.rates, 1, 1)  # (heads, batch, columns)
         loss = torch.zeros((), device=logits.device)
-        for part, ids in zip(torch.split(logits, self.sizes, dim=2), by_head.unbind(2), strict=True):
+        for part, ids in zip(
+            torch.split(logits, self.sizes, dim=2), by_head.unbind(2), strict=True
+        ):
             each = functional.cross_entropy(part.flatten(0, 1), ids.flatten(), reduction="none")
             loss = loss + torch.unflatten(each, 0, ids.shape).mean(1).sum()
         gradients = torch.autograd.grad(loss, self.parameters)
-        for head, (parameters, optimizer) in enumerate(zip(self.heads, self.optimizers, strict=True)):
+        for head, (parameters, optimizer) in enumerate(
+            zip(self.heads, self.optimizers, strict=True)
+        ):
             for parameter, gradient in zip(parameters, gradients, strict=True):
-                parameter.grad = gradient[head].contiguous()  # the fused Adam of a CPU takes strides for granted
+                parameter.grad = gradient[
+                    head
+                ].contiguous()  # the fused Adam of a CPU takes strides for granted
             norm = nn.utils.clip_grad_norm_(parameters, clip_norm)
             if bool(norm.isfinite()):
                 optimizer.step()
@@ -108,7 +172,8 @@ class _Heads:
 
 
 def _initial(problem: Problem, first: torch.Tensor, seed: int) -> list[torch.Tensor]:
-    """The parameters that a probe of this seed starts with, in the order of ``_Heads.parameters``."""
+    """The parameters that a probe of this seed starts with, in the order of
+    ``_Heads.parameters``."""
     with seeded(seed, first.device):
         probe = Probe(first.shape[0], problem.head(first.shape[2])).to(first.device)
     state = probe.state_dict()

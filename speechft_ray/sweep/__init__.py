@@ -1,1 +1,2 @@
-"""Floor 2: plan, run and report a sweep. Imports core only; tuning, merging and scoring are handed in as functions."""
+"""Layer 2: plans and runs a sweep. Imports core only; fine-tuning, merging and evaluation are
+passed in as functions."""

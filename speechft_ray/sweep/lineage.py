@@ -1,4 +1,5 @@
-"""Where a merged encoder comes from: the merges of a chain, back to the pre-trained encoder, as the store remembers them."""
+"""Where a merged encoder comes from: the merges of a chain, back to the pre-trained encoder, as the
+store remembers them."""
 
 from __future__ import annotations
 
@@ -8,16 +9,21 @@ from speechft_ray.core.store import Store
 
 
 def lineage(store: Store, encoder: str) -> list[dict[str, Any]]:
-    """Returns the recipes of an encoder and of all that it starts from, the earliest first; none for a pre-trained one."""
+    """Returns the recipes of an encoder and of all that it starts from, the earliest first; none
+    for a pre-trained one."""
     recipes: list[dict[str, Any]] = []
     while store.complete("merge", encoder):
         facts = store.manifest("merge", encoder)
-        recipes.insert(0, {"merge": encoder, **{name: value for name, value in facts.items() if name != "files"}})
+        recipes.insert(
+            0,
+            {"merge": encoder, **{name: value for name, value in facts.items() if name != "files"}},
+        )
         encoder = str(facts["base"])
     return recipes
 
 
 def pretrained(store: Store, base: str) -> str:
-    """Returns the fingerprint of the pre-trained encoder that a chain began with, given the base of its last merge."""
+    """Returns the fingerprint of the pre-trained encoder that a chain began with, given the base of
+    its last merge."""
     recipes = lineage(store, base)
     return str(recipes[0]["base"]) if recipes else base

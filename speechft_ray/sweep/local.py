@@ -1,4 +1,5 @@
-"""Jobs in this very process, one at a time: for debugging, small runs and tests. Also how a job is run without raising."""
+"""Jobs in this very process, one at a time: for debugging, small runs and tests. Also how a job is
+run without raising."""
 
 from __future__ import annotations
 
@@ -15,8 +16,9 @@ from speechft_ray.sweep.protocols import Perform, Progress, Report
 def perform_safely(perform: Perform, job: Job, place: Place, report: Report) -> Outcome:
     """Runs one job and returns what came of it, so that one dead job does not end a sweep.
 
-    A ``UserError`` gives its sentence; any other exception one line and its traceback. ``Interrupted``, ``KeyboardInterrupt``
-    and ``SystemExit`` pass through: then it is the run that ends, not the job that failed.
+    A ``UserError`` gives its sentence; any other exception one line and its traceback.
+    ``Interrupted``, ``KeyboardInterrupt`` and ``SystemExit`` pass through: then it is the run that
+    ends, not the job that failed.
     """
     started = time.monotonic()
 
@@ -25,23 +27,31 @@ def perform_safely(perform: Perform, job: Job, place: Place, report: Report) -> 
         return Outcome.model_validate({**known, **result, "seconds": time.monotonic() - started})
 
     try:
-        return ended(facts=dict(perform(job, place, report)))  # facts that are not JSON fail here, inside the job
+        return ended(
+            facts=dict(perform(job, place, report))
+        )  # facts that are not JSON fail here, inside the job
     except Interrupted:
         raise
     except UserError as error:
         return ended(error=_one_line(str(error)))
     except Exception as error:
-        return ended(error=_one_line(f"{type(error).__name__}: {error}"), traceback=traceback.format_exc())
+        return ended(
+            error=_one_line(f"{type(error).__name__}: {error}"), traceback=traceback.format_exc()
+        )
 
 
 def read_progress(latest: Mapping[str, float]) -> Progress:
-    """Returns what a job reported as ``Progress``: ``done``, ``total``, and everything else as curve values."""
+    """Returns what a job reported as ``Progress``: ``done``, ``total``, and everything else as
+    curve values."""
     values = {name: float(value) for name, value in latest.items() if name not in ("done", "total")}
-    return Progress(done=float(latest.get("done", 0.0)), total=float(latest.get("total", 0.0)), values=values)
+    return Progress(
+        done=float(latest.get("done", 0.0)), total=float(latest.get("total", 0.0)), values=values
+    )
 
 
 class LocalExecutor:
-    """Runs each job inside ``outcomes()``, in the order of submission, in the calling thread; none is stopped early."""
+    """Runs each job inside ``outcomes()``, in the order of submission, in the calling thread; none
+    is stopped early."""
 
     def __init__(self, perform: Perform, place: Place) -> None:
         self._perform = perform
@@ -57,7 +67,8 @@ class LocalExecutor:
         self._waiting.append(job)
 
     def outcomes(self, timeout_seconds: float) -> list[Outcome]:
-        """Runs the next job to its end, however long that takes; with none queued returns an empty list at once."""
+        """Runs the next job to its end, however long that takes; with none queued returns an empty
+        list at once."""
         if not self._waiting:
             return []
         job = self._waiting.popleft()

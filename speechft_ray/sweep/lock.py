@@ -18,9 +18,11 @@ STALE_SECONDS = 300.0
 
 @contextmanager
 def driver_lock(root: Path, sweep: str) -> Iterator[Path]:
-    """Holds the lock of one sweep while the body runs; yields its file, whose mtime the driver renews with ``touch``.
+    """Holds the lock of one sweep while the body runs; yields its file, whose mtime the driver
+    renews with ``touch``.
 
-    Raises ``UserError`` naming host and process when another driver holds it. The lock of a dead process is taken over.
+    Raises ``UserError`` naming host and process when another driver holds it. The lock of a dead
+    process is taken over.
     """
     path = root / "locks" / f"{sweep}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -51,7 +53,9 @@ def _take(path: Path) -> None:
                     f"(Lock file {path}.)"
                 ) from None
             path.unlink(missing_ok=True)
-    raise UserError(f"the lock file {path} is being fought over by two drivers: run one of them again.")
+    raise UserError(
+        f"the lock file {path} is being fought over by two drivers: run one of them again."
+    )
 
 
 def _alive(path: Path) -> str | None:

@@ -1,7 +1,9 @@
-"""From a sweep spec to jobs: every unit of work with its fingerprint, its needs and its label. Pure; runs nothing.
+"""From a sweep spec to jobs: every unit of work with its fingerprint, its needs and its label.
+Pure; runs nothing.
 
-Identity of a unit is the hash of its typed spec and of its inputs' identities, so equal work appears once, whoever asks for it:
-alpha 0 is the same encoder for every donor, and a second sweep finds what a first one left in the store.
+Identity of a unit is the hash of its typed spec and of its inputs' identities, so equal work
+appears once, whoever asks for it: alpha 0 is the same encoder for every donor, and a second sweep
+finds what a first one left in the store.
 """
 
 from __future__ import annotations
@@ -21,7 +23,8 @@ from speechft_ray.core.specs import CorpusSpec, EvalSpec, MergeSpec, StopSpec, S
 from speechft_ray.sweep.titles import Params, row_params, row_title, run_label, varying_fields
 
 VERSIONS: Mapping[Stage, int] = {"corpus": 1, "finetune": 2, "merge": 1, "evaluate": 2}
-"""Raised when the code of a stage changes its results; part of identity, so that old and new results never mix."""
+"""Raised when the code of a stage changes its results; part of identity, so that old and new
+results never mix."""
 
 FBANK = "fbank"
 """Name of the parameter-free baseline encoder behind the zero of a measured score."""
@@ -31,8 +34,8 @@ FBANK = "fbank"
 class Inputs:
     """What the spec alone cannot know.
 
-    ``encoder``: fingerprint of the pre-trained weights. ``corpus(spec)``: identity of a corpus' content, and whether a job
-    must make it first. ``resources``: request per stage.
+    ``encoder``: fingerprint of the pre-trained weights. ``corpus(spec)``: identity of a corpus'
+    content, and whether a job must make it first. ``resources``: request per stage.
     """
 
     encoder: str
@@ -42,7 +45,8 @@ class Inputs:
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedRow:
-    """One merged encoder of the table: its merge unit and its evaluations, in the order of the spec."""
+    """One merged encoder of the table: its merge unit and its evaluations, in the order of the
+    spec."""
 
     key: str
     title: str
@@ -52,7 +56,8 @@ class PlannedRow:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """All jobs in an order in which needs come first, the rows that they fill, and the baseline's evaluations."""
+    """All jobs in an order in which needs come first, the rows that they fill, and the baseline's
+    evaluations."""
 
     spec: SweepSpec
     fingerprint: str
@@ -71,21 +76,34 @@ class Plan:
 def make_plan(spec: SweepSpec, inputs: Inputs) -> Plan:
     """Returns the plan of a sweep.
 
-    Raises ``UserError`` when donors of one merge do not share a seed and a start, and ``SpecError`` for faulty chains.
+    Raises ``UserError`` when donors of one merge do not share a seed and a start, and ``SpecError``
+    for faulty chains.
     """
     build = Builder(inputs, spec.stop_tuning)
     runs = chained(spec.finetune)
     tuned = [(run, build.finetune(run)) for run in runs]
     varying = varying_fields(runs)
     rows: dict[str, PlannedRow] = {}
-    for key, title, params in itertools.chain([build.pretrained()], _merges(spec, tuned, varying, build)):
+    for key, title, params in itertools.chain(
+        [build.pretrained()], _merges(spec, tuned, varying, build)
+    ):
         if key not in rows:
             evaluations = tuple(build.evaluate(item, key, title) for item in spec.evaluate)
             rows[key] = PlannedRow(key=key, title=title, params=params, evaluations=evaluations)
     measured = spec.score.zero == "measured"
-    baseline = tuple(build.evaluate(item, None, FBANK) for item in spec.evaluate) if measured else ()
-    whole = fingerprint({"sweep": sorted(rows), "units": sorted(build.jobs), "score": spec.score.model_dump(mode="json")})
-    return Plan(spec=spec, fingerprint=whole, jobs=build.jobs, rows=tuple(rows.values()), baseline=baseline)
+    baseline = (
+        tuple(build.evaluate(item, None, FBANK) for item in spec.evaluate) if measured else ()
+    )
+    whole = fingerprint(
+        {
+            "sweep": sorted(rows),
+            "units": sorted(build.jobs),
+            "score": spec.score.model_dump(mode="json"),
+        }
+    )
+    return Plan(
+        spec=spec, fingerprint=whole, jobs=build.jobs, rows=tuple(rows.values()), baseline=baseline
+    )
 
 
 class Builder:
@@ -102,7 +120,9 @@ class Builder:
             return identity, ()
         part = spec.options.get("part", "")
         label = f"corpus {spec.name} {part}".strip()
-        return identity, (self._add("corpus", identity, label, {"corpus": spec.model_dump(mode="json")}, ()),)
+        return identity, (
+            self._add("corpus", identity, label, {"corpus": spec.model_dump(mode="json")}, ()),
+        )
 
     def finetune(self, run: Tuning) -> str:
         """Adds a fine-tuning run, and before it what the earlier stages of its chain need."""
@@ -116,13 +136,18 @@ class Builder:
             "corpora": [name for name, _ in corpora],
         }
         needs = (*itertools.chain.from_iterable(needs for _, needs in corpora), *self._made(start))
-        payload: dict[str, Any] = {"spec": run.spec.model_dump(mode="json"), "start": start, "title": run.title}
+        payload: dict[str, Any] = {
+            "spec": run.spec.model_dump(mode="json"),
+            "start": start,
+            "title": run.title,
+        }
         if self.stop:
             payload["stop"] = self.stop.model_dump(mode="json")
         return self._add("finetune", fingerprint(identity), run_label(run), payload, needs)
 
     def _start_of(self, run: Tuning) -> str:
-        """Returns the encoder that a run starts from: the pre-trained one, or the merge of its chain that is added here."""
+        """Returns the encoder that a run starts from: the pre-trained one, or the merge of its
+        chain that is added here."""
         after = run.spec.after
         if run.earlier is None or after is None:
             return self.inputs.encoder
@@ -139,19 +164,33 @@ class Builder:
 
     def merge(self, spec: MergeSpec, donors: Sequence[str], title: str) -> str:
         recipe = self.recipe(spec, donors)
-        return self._add("merge", merged_fingerprint(recipe), f"merge {title}", recipe, self._inputs_of(recipe))
+        return self._add(
+            "merge", merged_fingerprint(recipe), f"merge {title}", recipe, self._inputs_of(recipe)
+        )
 
     def recipe(self, spec: MergeSpec, donors: Sequence[str]) -> dict[str, Any]:
         """Returns all that decides a merged encoder. The donors have one start, which is its base.
 
-        Alpha 0 is that start: the pre-trained encoder, whoever the donors are, or the earlier merge of their chain.
+        Alpha 0 is that start: the pre-trained encoder, whoever the donors are, or the earlier merge
+        of their chain.
         """
         (start,) = {self.start(key) for key in donors} or {self.inputs.encoder}
         if not spec.alpha:
-            pretrained = {"method": "pretrained", "params": {}, "alpha": 0.0, "donors": [], "base": start}
+            pretrained = {
+                "method": "pretrained",
+                "params": {},
+                "alpha": 0.0,
+                "donors": [],
+                "base": start,
+            }
             return dict(self.jobs[start].payload) if start in self.jobs else pretrained
         kept = {"checkpoint": spec.checkpoint} if spec.checkpoint != "best" else {}
-        chosen = {"method": spec.method, "params": spec.params, "alpha": spec.alpha, "donors": list(donors)}
+        chosen = {
+            "method": spec.method,
+            "params": spec.params,
+            "alpha": spec.alpha,
+            "donors": list(donors),
+        }
         return {**chosen, **kept, "base": start}
 
     def start(self, tuned: str) -> str:
@@ -163,17 +202,31 @@ class Builder:
 
     def pretrained(self) -> tuple[str, str, Params]:
         """The control alpha 0: the pre-trained encoder itself, whoever the donors are."""
-        return self.merge(MergeSpec(alpha=0.0), (), "alpha=0"), "alpha=0", {"alpha": 0.0, "method": "none", "finetune": "none"}
+        return (
+            self.merge(MergeSpec(alpha=0.0), (), "alpha=0"),
+            "alpha=0",
+            {"alpha": 0.0, "method": "none", "finetune": "none"},
+        )
 
     def evaluate(self, spec: EvalSpec, encoder: str | None, title: str) -> str:
         payload = {"spec": spec.model_dump(mode="json"), "encoder": encoder}
-        return self._evaluation(spec, encoder or FBANK, title, payload, [encoder] if encoder else [])
+        return self._evaluation(
+            spec, encoder or FBANK, title, payload, [encoder] if encoder else []
+        )
 
     def evaluate_on_dev(self, spec: EvalSpec, recipe: Mapping[str, Any], title: str) -> str:
-        """Adds an evaluation that never touches test, of an encoder that is merged where it is evaluated and kept nowhere."""
+        """Adds an evaluation that never touches test, of an encoder that is merged where it is
+        evaluated and kept nowhere."""
         encoder = merged_fingerprint(recipe)
-        payload = {"spec": spec.model_dump(mode="json"), "encoder": encoder, "splits": ["dev"], "recipe": dict(recipe)}
-        return self._evaluation(spec, encoder, f"on dev {title}", payload, self._inputs_of(recipe), {"splits": ["dev"]})
+        payload = {
+            "spec": spec.model_dump(mode="json"),
+            "encoder": encoder,
+            "splits": ["dev"],
+            "recipe": dict(recipe),
+        }
+        return self._evaluation(
+            spec, encoder, f"on dev {title}", payload, self._inputs_of(recipe), {"splits": ["dev"]}
+        )
 
     def _evaluation(
         self,
@@ -198,11 +251,20 @@ class Builder:
         of_corpora = itertools.chain.from_iterable(needs for _, needs in corpora)
         return self._add("evaluate", fingerprint(identity), label, payload, (*of_corpora, *needs))
 
-    def _add(self, stage: Stage, key: str, label: str, payload: dict[str, Any], needs: tuple[str, ...]) -> str:
+    def _add(
+        self, stage: Stage, key: str, label: str, payload: dict[str, Any], needs: tuple[str, ...]
+    ) -> str:
         resources = self.inputs.resources.get(stage, ResourceRequest())
         unique = tuple(dict.fromkeys(needs))
         if key not in self.jobs:
-            self.jobs[key] = Job(stage=stage, fingerprint=key, label=label, payload=payload, needs=unique, resources=resources)
+            self.jobs[key] = Job(
+                stage=stage,
+                fingerprint=key,
+                label=label,
+                payload=payload,
+                needs=unique,
+                resources=resources,
+            )
         return key
 
 
@@ -212,9 +274,13 @@ def merged_fingerprint(recipe: Mapping[str, Any]) -> str:
 
 
 def _merges(
-    spec: SweepSpec, tuned: Sequence[tuple[Tuning, str]], varying: Mapping[str, set[str]], build: Builder
+    spec: SweepSpec,
+    tuned: Sequence[tuple[Tuning, str]],
+    varying: Mapping[str, set[str]],
+    build: Builder,
 ) -> Iterator[tuple[str, str, Params]]:
-    """Yields ``(key, title, params)`` of every merge, with alpha 1 as a control beside every set of donors."""
+    """Yields ``(key, title, params)`` of every merge, with alpha 1 as a control beside every set of
+    donors."""
     asked = [item for item in spec.merge if item.alpha > 0]
     controls = [item.model_copy(update={"alpha": 1.0}) for item in spec.merge]
     unique = {canonical(item): item for item in [*asked, *controls]}
@@ -234,7 +300,10 @@ def _donor_sets(
         return
     met = found = False
     for seed in sorted({run.spec.seed for run, _ in tuned}):
-        choices = [[pair for pair in tuned if pair[0].spec.name == name and pair[0].spec.seed == seed] for name in merge.donors]
+        choices = [
+            [pair for pair in tuned if pair[0].spec.name == name and pair[0].spec.seed == seed]
+            for name in merge.donors
+        ]
         for donors in itertools.product(*choices):
             met = True
             if len({build.start(key) for _, key in donors}) == 1:
@@ -242,6 +311,10 @@ def _donor_sets(
                 yield donors
     names = ", ".join(merge.donors)
     if not met:
-        raise UserError(f"no seed was tuned by all of the donors {names}: give those fine-tuning runs the same `seed` axis.")
+        raise UserError(
+            f"no seed was tuned by all of the donors {names}: give those fine-tuning runs the same `seed` axis."
+        )
     if not found:
-        raise UserError(f"the donors {names} start from different encoders: merge runs that have the same `after`, or none.")
+        raise UserError(
+            f"the donors {names} start from different encoders: merge runs that have the same `after`, or none."
+        )

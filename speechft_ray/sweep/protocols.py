@@ -4,28 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from speechft_ray.core.records import Job, Outcome, Place
 
-if TYPE_CHECKING:  # a proposal is drawn from a Suggest
-    from speechft_ray.sweep.proposals import Proposal
-
 Report = Callable[[Mapping[str, float]], None]
-"""Called from inside a running job with ``{"done": .., "total": ..}`` and, while tuning, any curve values at ``done``."""
+"""Called from inside a running job with ``{"done": .., "total": ..}`` and, while tuning, any curve
+values at ``done``."""
 
 
 class Perform(Protocol):
     """Does one job and publishes its result in the store; returns its facts. Raises on failure.
 
-    Must be a module-level function, so that it can be sent to a worker by name. Performing a complete job returns its facts.
+    Must be a module-level function, so that it can be sent to a worker by name. Performing a
+    complete job returns its facts.
     """
 
     def __call__(self, job: Job, place: Place, report: Report) -> Mapping[str, Any]: ...
 
 
 class Progress(NamedTuple):
-    """How far a running job is; ``total`` is 0 while unknown. ``values`` are the last curve values."""
+    """How far a running job is; ``total`` is 0 while unknown. ``values`` are the last curve
+    values."""
 
     done: float
     total: float
@@ -40,7 +40,8 @@ class Executor(Protocol):
         ...
 
     def outcomes(self, timeout_seconds: float) -> list[Outcome]:
-        """Waits until at least one job ended, or the time is over, and returns what ended since the last call."""
+        """Waits until at least one job ended, or the time is over, and returns what ended since the
+        last call."""
         ...
 
     def slots(self, job: Job) -> int:
@@ -52,47 +53,8 @@ class Executor(Protocol):
         ...
 
     def stop(self) -> None:
-        """Ends running jobs and gives resources back. Unfinished tuning keeps its last checkpoint. May be called twice."""
-        ...
-
-
-class Suggest(Protocol):
-    """Draws the values of one proposal, each by name; the same name always comes with the same range or options."""
-
-    def number(self, name: str, low: float, high: float, log: bool) -> float:
-        """Draws a number from ``low`` to ``high``, evenly or on a log scale."""
-        ...
-
-    def choice(self, name: str, options: Sequence[Any]) -> Any:
-        """Draws one of the options: texts, numbers or booleans."""
-        ...
-
-
-class Verdict(NamedTuple):
-    """What came of one proposal, told to whoever proposed it. All of it is measured on dev."""
-
-    state: Literal["complete", "stopped", "failed"]
-    values: Sequence[float] = ()
-    """One value per objective, in its own unit; of a complete proposal alone."""
-    violations: Sequence[float] = ()
-    """One number per constraint, above 0 where it is broken; of a complete proposal alone."""
-    steps: Sequence[float] = ()
-    """Mean share of the score over the first 1, 2, ... tasks, where an early stop compares them."""
-
-
-class Proposer(Protocol):
-    """Decides what a search tries next. The same verdicts in the same order give the same proposals."""
-
-    def needs(self, number: int) -> int:
-        """How many of the first proposals must have been told, exactly, when proposal ``number`` is asked for."""
-        ...
-
-    def ask(self) -> Proposal | None:
-        """Returns the next ``Proposal``, or ``None`` when there is nothing more to try."""
-        ...
-
-    def tell(self, number: int, verdict: Verdict) -> None:
-        """Learns what came of a proposal; called in the order of their numbers."""
+        """Ends running jobs and gives resources back. Unfinished tuning keeps its last checkpoint.
+        May be called twice."""
         ...
 
 
@@ -104,9 +66,11 @@ class EncoderRow(NamedTuple):
     title: str
     """For example ``linear alpha=0.25 narrow-phones seed=0``."""
     params: Mapping[str, str | float | int]
-    """What varies: ``alpha``, ``method``, ``finetune``, ``seed``, ``anchor_penalty`` and the method's parameters."""
+    """What varies: ``alpha``, ``method``, ``finetune``, ``seed``, ``anchor_penalty`` and the
+    method's parameters."""
     metrics: Mapping[str, float]
-    """Test metrics by metric name, and ``score``; dev metrics as ``dev.<name>`` and ``dev.score``."""
+    """Test metrics by metric name, and ``score``; dev metrics as ``dev.<name>`` and
+    ``dev.score``."""
     complete: bool
     """Whether every evaluation of this encoder is in."""
     stopped: str | None = None
@@ -126,10 +90,10 @@ class Leak(NamedTuple):
 
     def sentence(self) -> str:
         """Returns the leak in words."""
-        voices = f" and {self.speakers} of its {self.of_speakers} speakers" if self.of_speakers else ""
-        return (
-            f"{self.finetune} was tuned on {self.utterances} of the {self.of_utterances} test utterances of {self.task}{voices}"
+        voices = (
+            f" and {self.speakers} of its {self.of_speakers} speakers" if self.of_speakers else ""
         )
+        return f"{self.finetune} was tuned on {self.utterances} of the {self.of_utterances} test utterances of {self.task}{voices}"
 
 
 class Curve(NamedTuple):
@@ -151,9 +115,11 @@ class SweepInfo(NamedTuple):
 
 
 class Tracker(Protocol):
-    """A view of the results elsewhere. Every call may be repeated: the same key is the same row, never a second one.
+    """A view of the results elsewhere. Every call may be repeated: the same key is the same row,
+    never a second one.
 
-    Calls raise ``TrackerDown`` when the other side does not answer; nothing is lost, since the store has it all.
+    Calls raise ``TrackerDown`` when the other side does not answer; nothing is lost, since the
+    store has it all.
     """
 
     def start(self, sweep: SweepInfo) -> None:
@@ -169,11 +135,15 @@ class Tracker(Protocol):
         ...
 
     def champion(self, row: EncoderRow, folder: Path) -> None:
-        """Registers the encoder that the sweep chose, whose files lie in ``folder``; a later one takes its place."""
+        """Registers the encoder that the sweep chose, whose files lie in ``folder``; a later one
+        takes its place."""
         ...
 
-    def finish(self, report: Path | None, score_by_alpha: Sequence[tuple[float, float]], status: str) -> None:
-        """Attaches the report folder and the alpha curve; ``status`` is ``finished``, ``failed`` or ``stopped``."""
+    def finish(
+        self, report: Path | None, score_by_alpha: Sequence[tuple[float, float]], status: str
+    ) -> None:
+        """Attaches the report folder and the alpha curve; ``status`` is ``finished``, ``failed`` or
+        ``stopped``."""
         ...
 
     def where(self) -> str:
@@ -182,4 +152,5 @@ class Tracker(Protocol):
 
 
 class TrackerDown(Exception):
-    """The other side of a tracker does not answer; the message says which and how to send the results later."""
+    """The other side of a tracker does not answer; the message says which and how to send the
+    results later."""

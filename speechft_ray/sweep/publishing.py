@@ -1,4 +1,5 @@
-"""Keeps trackers in step with the store. A tracker that does not answer is told everything at the end, or by the next run."""
+"""Keeps trackers in step with the store. A tracker that does not answer is told everything at the
+end, or by the next run."""
 
 from __future__ import annotations
 
@@ -19,7 +20,11 @@ def sweep_info(plan: Plan) -> SweepInfo:
     """What trackers and reports say of the sweep as a whole."""
     spec = plan.spec
     if spec.search is not None:
-        facts = {"trials": spec.search.trials, "sampler": spec.search.sampler, "search_seed": spec.search.seed}
+        facts = {
+            "trials": spec.search.trials,
+            "sampler": spec.search.sampler,
+            "search_seed": spec.search.seed,
+        }
         return SweepInfo(plan.fingerprint, spec.name, {"encoder": spec.encoder, **facts})
     counts = {"merged_encoders": len(plan.rows), "evaluations": len(plan.of_stage("evaluate"))}
     return SweepInfo(plan.fingerprint, spec.name, {"encoder": spec.encoder, **counts})
@@ -61,7 +66,8 @@ class Publisher:
         self._tell_news()
 
     def finish(self, report: Path | None, status: str) -> list[str]:
-        """Sends what a silent tracker missed, then the report. Returns the sentences that say how to open each view."""
+        """Sends what a silent tracker missed, then the report. Returns the sentences that say how
+        to open each view."""
         found = rows(self._plan, self._store)
         scored = [row for row in found if "score" in row.metrics and "trial" not in row.params]
         points = sorted((float(row.params["alpha"]), row.metrics["score"]) for row in scored)
@@ -71,7 +77,12 @@ class Publisher:
                 self._down.discard(id(tracker))
                 self._attempt(tracker, partial(self._tell_all, found=found))
             if champion is not None:
-                self._attempt(tracker, partial(_champion, row=champion, folder=self._store.folder("merge", champion.key)))
+                self._attempt(
+                    tracker,
+                    partial(
+                        _champion, row=champion, folder=self._store.folder("merge", champion.key)
+                    ),
+                )
             self._attempt(tracker, partial(_finish, report=report, points=points, status=status))
         return self.where()
 
@@ -136,5 +147,7 @@ def _champion(tracker: Tracker, row: EncoderRow, folder: Path) -> None:
     tracker.champion(row, folder)
 
 
-def _finish(tracker: Tracker, report: Path | None, points: Sequence[tuple[float, float]], status: str) -> None:
+def _finish(
+    tracker: Tracker, report: Path | None, points: Sequence[tuple[float, float]], status: str
+) -> None:
     tracker.finish(report, points, status)

@@ -1,4 +1,5 @@
-"""The table's content, read from the store alone: one row per merged encoder, with scores, and the learning curves."""
+"""The table's content, read from the store alone: one row per merged encoder, with scores, and the
+learning curves."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ References = Mapping[str, tuple[float, float]]
 
 
 def references(plan: Plan, store: Store, split: str = "test") -> References:
-    """Returns the references of the score on one split; empty while a measured zero is not in the store yet.
+    """Returns the references of the score on one split; empty while a measured zero is not in the
+    store yet.
 
     Raises ``UserError`` for a metric that the paper has no reference for.
     """
@@ -28,8 +30,14 @@ def references(plan: Plan, store: Store, split: str = "test") -> References:
     found = [_scores(store, key) for key in plan.baseline]
     if any(not scores for scores in found):
         return {}
-    zero = {score.metric: score.mean for scores in found for score in scores if score.split == split}
-    return {name: (value, plan.spec.score.topline[name]) for name, value in zero.items() if name in plan.spec.score.topline}
+    zero = {
+        score.metric: score.mean for scores in found for score in scores if score.split == split
+    }
+    return {
+        name: (value, plan.spec.score.topline[name])
+        for name, value in zero.items()
+        if name in plan.spec.score.topline
+    }
 
 
 def rows(plan: Plan, store: Store) -> list[EncoderRow]:
@@ -47,8 +55,15 @@ def curves(plan: Plan, store: Store) -> list[Curve]:
         if store.complete("finetune", job.fingerprint):
             points = store.manifest("finetune", job.fingerprint).get("curve", [])
             spec = FinetuneSpec.model_validate(job.payload["spec"])
-            params: dict[str, str | float | int] = {"finetune": str(job.payload["title"]), "seed": spec.seed}
-            found.append(Curve(job.fingerprint, job.label, params, [(step, values) for step, values in points]))
+            params: dict[str, str | float | int] = {
+                "finetune": str(job.payload["title"]),
+                "seed": spec.seed,
+            }
+            found.append(
+                Curve(
+                    job.fingerprint, job.label, params, [(step, values) for step, values in points]
+                )
+            )
     return found
 
 
@@ -60,7 +75,9 @@ def _row(planned: PlannedRow, store: Store, by_split: Mapping[str, References]) 
         scores = [score for scores in found for score in scores if score.split == split]
         metrics |= {prefix + score.metric: score.mean for score in scores}
         if complete and by_split[split]:
-            metrics[f"{prefix}score"] = superb_score({score.metric: score.mean for score in scores}, by_split[split])
+            metrics[f"{prefix}score"] = superb_score(
+                {score.metric: score.mean for score in scores}, by_split[split]
+            )
         if split == "test":
             metrics |= _spreads(scores, by_split[split] if complete else {})
     return EncoderRow(planned.key, planned.title, planned.params, metrics, complete)
@@ -68,10 +85,17 @@ def _row(planned: PlannedRow, store: Store, by_split: Mapping[str, References]) 
 
 def _spreads(scores: Sequence[Score], known: References) -> dict[str, float]:
     """Sample standard deviations over the probe seeds, per metric and of the score itself."""
-    found = {f"spread.{score.metric}": statistics.stdev(score.values) for score in scores if len(score.values) > 1}
+    found = {
+        f"spread.{score.metric}": statistics.stdev(score.values)
+        for score in scores
+        if len(score.values) > 1
+    }
     counts = {len(score.values) for score in scores}
     if known and len(counts) == 1 and min(counts) > 1:
-        per_seed = [superb_score({score.metric: score.values[i] for score in scores}, known) for i in range(min(counts))]
+        per_seed = [
+            superb_score({score.metric: score.values[i] for score in scores}, known)
+            for i in range(min(counts))
+        ]
         found["spread.score"] = statistics.stdev(per_seed)
     return found
 

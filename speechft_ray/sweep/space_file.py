@@ -17,18 +17,27 @@ class _NumberLoader(yaml.SafeLoader):
 
 
 _NumberLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)$"), list("-+0123456789.")
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)$"),
+    list("-+0123456789."),
 )
 
 
 def read_space(path: Path) -> SweepSpec:
-    """Reads a search space file. Raises ``UserError`` (unreadable) or ``SpecError`` (every mistake with its path)."""
+    """Reads a search space file. Raises ``UserError`` (unreadable) or ``SpecError`` (every mistake
+    with its path)."""
     try:
         raw = yaml.load(path.read_text(encoding="utf-8"), Loader=_NumberLoader)
     except FileNotFoundError:
-        raise UserError(f"there is no search space `{path}`: give a YAML file, for example search_spaces/alpha.yaml.") from None
+        raise UserError(
+            f"there is no search space `{path}`: give a YAML file, for example search_spaces/alpha.yaml."
+        ) from None
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"the search space `{path}` cannot be read ({error}): give a UTF-8 YAML file.") from None
+        raise UserError(
+            f"the search space `{path}` cannot be read ({error}): give a UTF-8 YAML file."
+        ) from None
     except yaml.YAMLError as error:
-        raise UserError(f"the search space `{path}` is not YAML: {' '.join(str(error).split())}") from None
+        raise UserError(
+            f"the search space `{path}` is not YAML: {' '.join(str(error).split())}"
+        ) from None
     return parse_space(raw, where=str(path))

@@ -1,7 +1,8 @@
-"""Fine-tuning runs that were stopped early on purpose, as the store remembers them: they are no failures and are not repeated.
+"""Fine-tuning runs that were stopped early on purpose, as the store remembers them: they are no
+failures and are not repeated.
 
-A stop counts for a run and a rule. A sweep without ``stop_tuning``, or with another rule, goes on with the run from its last
-saved state.
+A stop counts for a run and a rule. A sweep without ``stop_tuning``, or with another rule, goes on
+with the run from its last saved state.
 """
 
 from __future__ import annotations
@@ -17,12 +18,15 @@ STAGE = "stopped"
 
 def remember(store: Store, job: Job, outcome: Outcome) -> None:
     """Keeps that a run was stopped, and why."""
-    with store.publish(STAGE, _key(job), {"finetune": job.fingerprint, "label": job.label, "why": outcome.error}):
+    with store.publish(
+        STAGE, _key(job), {"finetune": job.fingerprint, "label": job.label, "why": outcome.error}
+    ):
         pass
 
 
 def stopped_jobs(plan: Plan, store: Store) -> dict[str, str]:
-    """Returns why a job is not done, for each that is a stopped run or needs one, by fingerprint."""
+    """Returns why a job is not done, for each that is a stopped run or needs one, by
+    fingerprint."""
     found: dict[str, str] = {}
     if plan.spec.stop_tuning is None:
         return found

@@ -1,4 +1,5 @@
-"""What tables and progress lines call a merge and a fine-tuning run: what can vary, under short names."""
+"""What tables and progress lines call a merge and a fine-tuning run: what can vary, under short
+names."""
 
 from __future__ import annotations
 
@@ -12,24 +13,31 @@ from speechft_ray.core.specs import MergeSpec
 Params = Mapping[str, str | float | int]
 
 
-def row_params(merge: MergeSpec, donors: Sequence[Tuning], varying: Mapping[str, set[str]]) -> Params:
+def row_params(
+    merge: MergeSpec, donors: Sequence[Tuning], varying: Mapping[str, set[str]]
+) -> Params:
     """Returns what a row of the table says of its merge: what can vary, under short names."""
     params: dict[str, str | float | int] = {"method": merge.method, "alpha": merge.alpha}
     params |= {
-        name: shown for name, shown in ((name, _shown(value)) for name, value in merge.params.items()) if shown is not None
+        name: shown
+        for name, shown in ((name, _shown(value)) for name, value in merge.params.items())
+        if shown is not None
     }
     params["finetune"] = "+".join(dict.fromkeys(run.title for run in donors))
     if merge.checkpoint != "best":
         params["at"] = merge.checkpoint
     for run in donors:
         leaves = run.leaves()
-        params |= {short_name(path): leaves[path] for path in sorted(varying[run.title]) if path in leaves}
+        params |= {
+            short_name(path): leaves[path] for path in sorted(varying[run.title]) if path in leaves
+        }
     params["seed"] = donors[0].spec.seed
     return params
 
 
 def varying_fields(runs: Sequence[Tuning]) -> dict[str, set[str]]:
-    """By title of the run: the dotted fields, other than the seed, whose values differ between runs of that title."""
+    """By title of the run: the dotted fields, other than the seed, whose values differ between runs
+    of that title."""
     varying: dict[str, set[str]] = {}
     for title in {run.title for run in runs}:
         same = [run.leaves() for run in runs if run.title == title]
@@ -56,9 +64,13 @@ def number_text(value: str | float | int) -> str:
 
 
 def _shown(value: JsonValue) -> str | float | int | None:
-    """A parameter of a merge as a row shows it: a list, of weights or of factors per layer, as one text; no mapping."""
+    """A parameter of a merge as a row shows it: a list, of weights or of factors per layer, as one
+    text; no mapping."""
     if isinstance(value, list):
-        return ",".join(number_text(item) if isinstance(item, str | float | int) else str(item) for item in value)
+        return ",".join(
+            number_text(item) if isinstance(item, str | float | int) else str(item)
+            for item in value
+        )
     return value if isinstance(value, str | float | int) else None
 
 

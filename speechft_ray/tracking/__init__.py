@@ -1,1 +1,2 @@
-"""Views of a sweep outside the store: a log file, and MLflow. Each implements ``sweep.protocols.Tracker`` and no more."""
+"""Views of a sweep outside the store: a log file, and MLflow. Each implements
+``sweep.protocols.Tracker`` and no more."""

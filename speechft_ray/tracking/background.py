@@ -10,14 +10,16 @@ from pathlib import Path
 from speechft_ray.sweep.protocols import Curve, EncoderRow, SweepInfo, Tracker, TrackerDown
 
 FINISH_SECONDS = 120.0
-"""How long ``finish`` waits for the calls before it. A thousand rows take MLflow on sqlite about a minute."""
+"""How long ``finish`` waits for the calls before it. A thousand rows take MLflow on sqlite about a
+minute."""
 
 
 class InBackground:
     """Queues calls to a tracker and returns at once; only ``finish`` waits.
 
-    When the tracker is down, the calls that wait are dropped and the next call raises its ``TrackerDown``, once: who calls then
-    tells everything again later, as every call may be repeated.
+    When the tracker is down, the calls that wait are dropped and the next call raises its
+    ``TrackerDown``, once: who calls then tells everything again later, as every call may be
+    repeated.
     """
 
     def __init__(self, tracker: Tracker, finish_seconds: float = FINISH_SECONDS) -> None:
@@ -43,14 +45,19 @@ class InBackground:
         """Registers the chosen encoder, later."""
         self._enqueue(lambda: self._tracker.champion(row, folder))
 
-    def finish(self, report: Path | None, score_by_alpha: Sequence[tuple[float, float]], status: str) -> None:
-        """Waits until everything is sent. Raises ``TrackerDown`` when something was not, or not in time."""
+    def finish(
+        self, report: Path | None, score_by_alpha: Sequence[tuple[float, float]], status: str
+    ) -> None:
+        """Waits until everything is sent. Raises ``TrackerDown`` when something was not, or not in
+        time."""
         done = threading.Event()
         points = list(score_by_alpha)
         self._enqueue(lambda: self._tracker.finish(report, points, status))
         self._calls.put(done.set)
         if not done.wait(self._finish_seconds):
-            raise TrackerDown(f"{self._tracker.where()} It is still being written after {self._finish_seconds:g} s.")
+            raise TrackerDown(
+                f"{self._tracker.where()} It is still being written after {self._finish_seconds:g} s."
+            )
         self._raise_error()
 
     def where(self) -> str:

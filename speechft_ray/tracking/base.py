@@ -9,4 +9,5 @@ from speechft_ray.core.registry import Registry
 from speechft_ray.sweep.protocols import Tracker
 
 TRACKERS: Registry[Callable[[Path], Tracker]] = Registry("tracker", "speechft_ray.tracking")
-"""A new tracker is one new module here that registers itself; the contract tests then run over it."""
+"""A new tracker is one new module here that registers itself; the contract tests then run over
+it."""

@@ -1,4 +1,5 @@
-"""A tracker that is a file: one JSON object per line, only ever added to, readable with any tool and without any server."""
+"""A tracker that is a file: one JSON object per line, only ever added to, readable with any tool
+and without any server."""
 
 from __future__ import annotations
 
@@ -17,9 +18,9 @@ from speechft_ray.tracking.base import TRACKERS
 class JsonlTracker:
     """Writes ``<folder>/<sweep name>-<start of its fingerprint>.jsonl``.
 
-    Each line has ``at`` (UTC), ``kind`` (``sweep``, ``curve``, ``encoder``, ``champion`` or ``finish``), ``key`` and the
-    content. A line is added only when it says something new of its key, so the last line of a key is the state and a repeated
-    call adds nothing.
+    Each line has ``at`` (UTC), ``kind`` (``sweep``, ``curve``, ``encoder``, ``champion`` or
+    ``finish``), ``key`` and the content. A line is added only when it says something new of its
+    key, so the last line of a key is the state and a repeated call adds nothing.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -35,28 +36,44 @@ class JsonlTracker:
         self._key = sweep.key
         with self._answering():
             self._folder.mkdir(parents=True, exist_ok=True)
-            self._known = {(line["kind"], line["key"]): _text(line) for line in read_log(self._path)}
+            self._known = {
+                (line["kind"], line["key"]): _text(line) for line in read_log(self._path)
+            }
         self._write("sweep", sweep.key, {"name": sweep.name, "params": dict(sweep.params)})
 
     def curve(self, curve: Curve) -> None:
         """Adds the curve as it is now, unless the last line of this curve says the same."""
         points = [[update, dict(values)] for update, values in curve.points]
-        self._write("curve", curve.key, {"title": curve.title, "params": dict(curve.params), "points": points})
+        self._write(
+            "curve",
+            curve.key,
+            {"title": curve.title, "params": dict(curve.params), "points": points},
+        )
 
     def encoder(self, row: EncoderRow) -> None:
         """Adds the row as it is now, unless the last line of this encoder says the same."""
-        content = {"params": dict(row.params), "metrics": dict(row.metrics), "complete": row.complete}
+        content = {
+            "params": dict(row.params),
+            "metrics": dict(row.metrics),
+            "complete": row.complete,
+        }
         self._write("encoder", row.key, {"title": row.title, **content})
 
     def champion(self, row: EncoderRow, folder: Path) -> None:
         """Adds which encoder was chosen and where its files lie."""
-        self._write("champion", self._key, {"encoder": row.key, "title": row.title, "folder": str(folder)})
+        self._write(
+            "champion", self._key, {"encoder": row.key, "title": row.title, "folder": str(folder)}
+        )
 
-    def finish(self, report: Path | None, score_by_alpha: Sequence[tuple[float, float]], status: str) -> None:
+    def finish(
+        self, report: Path | None, score_by_alpha: Sequence[tuple[float, float]], status: str
+    ) -> None:
         """Adds how the sweep ended, and where its report lies."""
         points = [list(point) for point in score_by_alpha]
         where = str(report) if report else None
-        self._write("finish", self._key, {"status": status, "report": where, "score_by_alpha": points})
+        self._write(
+            "finish", self._key, {"status": status, "report": where, "score_by_alpha": points}
+        )
 
     def where(self) -> str:
         """Names the file."""
@@ -79,7 +96,9 @@ class JsonlTracker:
         try:
             yield
         except OSError as error:
-            raise TrackerDown(f"The log `{self._path}` cannot be written ({error.strerror}): free or mend its disk.") from error
+            raise TrackerDown(
+                f"The log `{self._path}` cannot be written ({error.strerror}): free or mend its disk."
+            ) from error
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
@@ -99,7 +118,10 @@ def read_log(path: Path) -> list[dict[str, Any]]:
 
 def _text(content: Mapping[str, Any]) -> str:
     """What a line says, as text that is the same before it is written and after it is read."""
-    return json.dumps({name: value for name, value in content.items() if name not in ("at", "kind", "key")}, sort_keys=True)
+    return json.dumps(
+        {name: value for name, value in content.items() if name not in ("at", "kind", "key")},
+        sort_keys=True,
+    )
 
 
 def _ends_with_newline(path: Path) -> bool:

@@ -1,8 +1,9 @@
-"""A tracker that is MLflow: one experiment per sweep name, one parent run per sweep, one child run per curve and encoder.
+"""A tracker that is MLflow: one experiment per sweep name, one parent run per sweep, one child run
+per curve and encoder.
 
-A run is found again by its tag ``speechft.key``, never by an id that a crash could lose; times of metrics are fixed, so that a
-point that is sent twice is stored once. Only the driver writes; the database is thus made by one process (several that open a
-fresh one at a time damage it).
+A run is found again by its tag ``speechft.key``, never by an id that a crash could lose; times of
+metrics are fixed, so that a point that is sent twice is stored once. Only the driver writes; the
+database is thus made by one process (several that open a fresh one at a time damage it).
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
 """Opens the experiment's page as one of training runs, not of chat traces."""
 
 ALIAS = "champion"
-"""Names the version of the registered model that the last run of a sweep chose: ``models:/NAME@champion``."""
+"""Names the version of the registered model that the last run of a sweep chose:
+``models:/NAME@champion``."""
 
 STATUS = {"finished": "FINISHED", "failed": "FAILED", "stopped": "KILLED"}
 BATCH_POINTS = 1000
@@ -63,15 +65,18 @@ class _Run(NamedTuple):
 class MlflowTracker:
     """Writes to a database (sqlite and others) or to a server.
 
-    The default, with ``uri`` ``None``, is ``MLFLOW_TRACKING_URI`` or else ``mlflow.db`` in the storage folder, with artifacts
-    in ``mlartifacts`` beside it. Calls wait for MLflow, the first one up to ten seconds while it makes its database: wrap this
-    in ``InBackground`` where waiting hurts.
+    The default, with ``uri`` ``None``, is ``MLFLOW_TRACKING_URI`` or else ``mlflow.db`` in the
+    storage folder, with artifacts in ``mlartifacts`` beside it. Calls wait for MLflow, the first
+    one up to ten seconds while it makes its database: wrap this in ``InBackground`` where waiting
+    hurts.
     """
 
     def __init__(self, uri: str | None, root: Path) -> None:
         """Raises ``UserError`` for a URI that is neither a database nor a server."""
         self._root = root.expanduser().absolute()
-        self._uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{self._root / 'mlflow.db'}"
+        self._uri = (
+            uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{self._root / 'mlflow.db'}"
+        )
         if not re.match(r"(sqlite|postgresql|mysql|mssql)(\+\w+)?://|https?://", self._uri):
             raise UserError(
                 f"the MLflow URI `{_shown(self._uri)}` must start with http://, https://, sqlite:///, postgresql://, "
@@ -93,13 +98,16 @@ class MlflowTracker:
             parent = next(iter(found.values()), None)
             tags = {KEY: sweep.key, KIND: "sweep", "mlflow.note.content": NOTE}
             self._parent = parent or self._create(sweep.name, tags)
-            self._children = self._search(f"tags.`{PARENT}` = '{self._parent.id}' and tags.`{KEY}` != ''")
+            self._children = self._search(
+                f"tags.`{PARENT}` = '{self._parent.id}' and tags.`{KEY}` != ''"
+            )
             self._close_open_children()
             self._parent = self._status(self._parent, "RUNNING")
             self._params(self._parent, sweep.params)
 
     def curve(self, curve: Curve) -> None:
-        """Adds the points of a learning curve that are not there yet, with the update as their step."""
+        """Adds the points of a learning curve that are not there yet, with the update as their
+        step."""
         with self._answering():
             run = self._child(curve.key, curve.title, "finetune", curve.params)
             names = {name for _, values in curve.points for name in values}
@@ -122,12 +130,15 @@ class MlflowTracker:
             values = {_metric_name(name): value for name, value in row.metrics.items()}
             alpha = row.params.get("alpha")
             if isinstance(alpha, (int, float)):
-                values["alpha"] = float(alpha)  # the charts draw params on a scale of their own, metrics on a real one
+                values["alpha"] = float(
+                    alpha
+                )  # the charts draw params on a scale of their own, metrics on a real one
             self._log_latest(run, values)
             self._children[row.key] = self._status(run, "FINISHED" if row.complete else "RUNNING")
 
     def champion(self, row: EncoderRow, folder: Path) -> None:
-        """Registers the chosen encoder under the name of its experiment; the alias ``champion`` is its version."""
+        """Registers the chosen encoder under the name of its experiment; the alias ``champion`` is
+        its version."""
         parent = self._started()
         with self._answering():
             run = self._child(row.key, row.title, "encoder", row.params)
@@ -140,14 +151,21 @@ class MlflowTracker:
                 self._client.log_artifacts(run.id, str(folder), "encoder")
                 tags = {KEY: row.key, PARENT: parent.id}
                 place = f"runs:/{run.id}/encoder"
-                version = self._client.create_model_version(name, place, run_id=run.id, tags=tags, description=row.title)
+                version = self._client.create_model_version(
+                    name, place, run_id=run.id, tags=tags, description=row.title
+                )
             self._client.set_registered_model_alias(name, ALIAS, version.version)
 
-    def finish(self, report: Path | None, score_by_alpha: Sequence[tuple[float, float]], status: str) -> None:
-        """Adds the mean score of each alpha (step: alpha in percent) and the report, and closes every run."""
+    def finish(
+        self, report: Path | None, score_by_alpha: Sequence[tuple[float, float]], status: str
+    ) -> None:
+        """Adds the mean score of each alpha (step: alpha in percent) and the report, and closes
+        every run."""
         parent = self._started()
         with self._answering():
-            if status != "stopped":  # the means of a part would stay in the chart beside those of the whole
+            if (
+                status != "stopped"
+            ):  # the means of a part would stay in the chart beside those of the whole
                 self._log(parent, self._new_scores(parent, score_by_alpha))
             if report is not None and report.is_dir():
                 self._client.log_artifacts(parent.id, str(report), "report")
@@ -175,9 +193,17 @@ class MlflowTracker:
 
         found = known()
         if found is None:
-            place = None if self._uri.startswith("http") else (self._root / "mlartifacts" / name).as_uri()
+            place = (
+                None
+                if self._uri.startswith("http")
+                else (self._root / "mlartifacts" / name).as_uri()
+            )
             try:
-                return str(self._client.create_experiment(name, artifact_location=place, tags=EXPERIMENT_TAGS))
+                return str(
+                    self._client.create_experiment(
+                        name, artifact_location=place, tags=EXPERIMENT_TAGS
+                    )
+                )
             except MlflowException:  # another driver was faster
                 found = known()
                 if found is None:
@@ -197,11 +223,15 @@ class MlflowTracker:
                 if key in found:
                     extra.append(info.run_id)
                 else:
-                    found[key] = _Run(info.run_id, info.status, set(run.data.params), dict(run.data.metrics))
+                    found[key] = _Run(
+                        info.run_id, info.status, set(run.data.params), dict(run.data.metrics)
+                    )
             token = page.token
             if not token:
                 break
-        for run_id in extra:  # the server made it, but its answer was lost, and the client asked again
+        for (
+            run_id
+        ) in extra:  # the server made it, but its answer was lost, and the client asked again
             self._client.delete_run(run_id)
         return found
 
@@ -220,25 +250,42 @@ class MlflowTracker:
     def _params(self, run: _Run, params: Mapping[str, object]) -> None:
         from mlflow.entities import Param
 
-        fresh = {_clean(name): value for name, value in params.items() if _clean(name) not in run.params}
-        if fresh:  # MLflow refuses a second, different value of a param; the key says that it is the same
-            self._client.log_batch(run.id, params=[Param(name, str(value)) for name, value in fresh.items()])
+        fresh = {
+            _clean(name): value for name, value in params.items() if _clean(name) not in run.params
+        }
+        if (
+            fresh
+        ):  # MLflow refuses a second, different value of a param; the key says that it is the same
+            self._client.log_batch(
+                run.id, params=[Param(name, str(value)) for name, value in fresh.items()]
+            )
             run.params.update(fresh)
 
     def _log_latest(self, run: _Run, values: Mapping[str, float]) -> None:
-        """Sends the values that differ from the stored ones; a changed one gets the next step, so that it is the latest."""
+        """Sends the values that differ from the stored ones; a changed one gets the next step, so
+        that it is the latest."""
         changed = {name: value for name, value in values.items() if run.latest.get(name) != value}
-        steps = {name: max(self._steps(run, name), default=-1) + 1 for name in changed if name in run.latest}
+        steps = {
+            name: max(self._steps(run, name), default=-1) + 1
+            for name in changed
+            if name in run.latest
+        }
         self._log(run, [(name, value, steps.get(name, 0)) for name, value in changed.items()])
 
-    def _new_scores(self, parent: _Run, score_by_alpha: Sequence[tuple[float, float]]) -> list[tuple[str, float, int]]:
+    def _new_scores(
+        self, parent: _Run, score_by_alpha: Sequence[tuple[float, float]]
+    ) -> list[tuple[str, float, int]]:
         name = "score_by_alpha"
         stored = self._history(parent, name)
         scores: dict[int, list[float]] = defaultdict(list)
         for alpha, score in score_by_alpha:
             scores[round(100 * alpha)].append(score)
         means = {percent: math.fsum(values) / len(values) for percent, values in scores.items()}
-        return [(name, mean, percent) for percent, mean in sorted(means.items()) if stored.get(percent) != mean]
+        return [
+            (name, mean, percent)
+            for percent, mean in sorted(means.items())
+            if stored.get(percent) != mean
+        ]
 
     def _steps(self, run: _Run, name: str) -> set[int]:
         return set(self._history(run, name))
@@ -246,15 +293,26 @@ class MlflowTracker:
     def _history(self, run: _Run, name: str) -> dict[int, float]:
         if _clean(name) not in run.latest:
             return {}
-        return {int(point.step): float(point.value) for point in self._client.get_metric_history(run.id, _clean(name))}
+        return {
+            int(point.step): float(point.value)
+            for point in self._client.get_metric_history(run.id, _clean(name))
+        }
 
     def _log(self, run: _Run, points: Sequence[tuple[str, float, int]]) -> None:
         from mlflow.entities import Metric
 
-        finite = [(_clean(name), float(value), step) for name, value, step in points if math.isfinite(value)]
+        finite = [
+            (_clean(name), float(value), step)
+            for name, value, step in points
+            if math.isfinite(value)
+        ]
         for start in range(0, len(finite), BATCH_POINTS):
-            # The time is made from the step alone: the same point sent again is then the same row of the database.
-            batch = [Metric(name, value, 1000 * step, step) for name, value, step in finite[start : start + BATCH_POINTS]]
+            # The time is made from the step alone: the same point sent again is then the same row
+            # of the database.
+            batch = [
+                Metric(name, value, 1000 * step, step)
+                for name, value, step in finite[start : start + BATCH_POINTS]
+            ]
             self._client.log_batch(run.id, metrics=batch)
         run.latest.update({name: value for name, value, _ in finite})
 
@@ -279,7 +337,9 @@ class MlflowTracker:
         except _failures() as error:
             where = _shown(self._uri)
             first = " ".join(str(error).replace(self._uri.rstrip("/"), where).split())[:200]
-            raise TrackerDown(f"MLflow at `{where}` does not take results ({type(error).__name__}: {first}).") from error
+            raise TrackerDown(
+                f"MLflow at `{where}` does not take results ({type(error).__name__}: {first})."
+            ) from error
 
 
 def _open_client(uri: str) -> Any:
@@ -288,10 +348,13 @@ def _open_client(uri: str) -> Any:
     from mlflow.tracking import MlflowClient
 
     for name in ("mlflow", "alembic", "urllib3.connectionpool"):
-        logging.getLogger(name).setLevel(logging.ERROR)  # every migration of a fresh database, every retry
+        logging.getLogger(name).setLevel(
+            logging.ERROR
+        )  # every migration of a fresh database, every retry
     path = Path(uri.removeprefix("sqlite:///"))
     if uri.startswith("sqlite:///") and not path.exists():
-        # Made under another name: a run that is killed in these ten seconds would leave half a database, which MLflow refuses.
+        # Made under another name: a run that is killed in these ten seconds would leave half a
+        # database, which MLflow refuses.
         path.parent.mkdir(parents=True, exist_ok=True)
         fresh = path.with_name(f".{path.name}-{uuid.uuid4().hex[:8]}")
         MlflowClient(tracking_uri=f"sqlite:///{fresh}")
@@ -314,11 +377,16 @@ def _shown(uri: str) -> str:
 
 
 def _metric_name(name: str) -> str:
-    return name if name in ("score", "distance") or name.startswith(("dev.", "test.")) else f"test.{name}"
+    return (
+        name
+        if name in ("score", "distance") or name.startswith(("dev.", "test."))
+        else f"test.{name}"
+    )
 
 
 def _clean(name: str) -> str:
-    """Returns a name that MLflow takes: letters, digits, ``_ - . space : /`` (mlflow ``utils/validation.py``)."""
+    """Returns a name that MLflow takes: letters, digits, ``_ - . space : /`` (mlflow
+    ``utils/validation.py``)."""
     return re.sub(r"[^A-Za-z0-9_\-. :/]", "_", name)
 
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from speechft_ray.cli import main
-from speechft_ray.compose import corpus_identity, place_for
+from speechft_ray.commands.parts import corpus_identity, place_for
 from speechft_ray.core.specs import CorpusSpec
 from speechft_ray.speech.corpora.base import CORPORA, Corpus, Expected, Utterance
-from speechft_ray.speech.corpora.census import count, differences
+from speechft_ray.speech.corpora.corpus_stats import count, differences
 from speechft_ray.sweep.space_file import read_space
 from tests.speech.layouts import librispeech, quesst14, voxceleb1
 
@@ -40,12 +40,22 @@ def test_check_counts_tells_what_differs_and_names_what_to_fetch(
 ) -> None:
     assert check("librispeech", tree, "--storage", tmp_path) == 0
     printed = capsys.readouterr().out
-    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in printed.splitlines() if line.startswith("│")]
-    assert [row[:2] + row[3:4] for row in rows] == [["train", "8", "2"], ["dev", "4", "2"], ["test", "4", "2"]]
+    rows = [
+        [cell.strip() for cell in line.split("│")[1:-1]]
+        for line in printed.splitlines()
+        if line.startswith("│")
+    ]
+    assert [row[:2] + row[3:4] for row in rows] == [
+        ["train", "8", "2"],
+        ["dev", "4", "2"],
+        ["test", "4", "2"],
+    ]
     assert "note: utterances in train: 8, expected 28,539" in printed
     assert "Usable, but not what Panayotov et al. 2015" in printed
     assert "lexicon/librispeech-lexicon-200k-g2p.txt" in printed and "https://" in printed
-    assert list((tmp_path / "corpora").glob("librispeech-*.json")), "measured once, for sweeps as well"
+    assert list((tmp_path / "corpora").glob("librispeech-*.json")), (
+        "measured once, for sweeps as well"
+    )
 
 
 def test_check_takes_options_and_knows_no_number_for_some(
@@ -58,7 +68,19 @@ def test_check_takes_options_and_knows_no_number_for_some(
 
 def test_check_counts_trials(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = voxceleb1.lay_out(tmp_path / "root")
-    assert check("voxceleb1", root, "--storage", tmp_path, "--option", "task=verification", "--option", "protocol=clean") == 0
+    assert (
+        check(
+            "voxceleb1",
+            root,
+            "--storage",
+            tmp_path,
+            "--option",
+            "task=verification",
+            "--option",
+            "protocol=clean",
+        )
+        == 0
+    )
     assert "trials of test: 3, expected 37,720" in capsys.readouterr().out
 
 
@@ -78,20 +100,29 @@ def test_check_counts_trials(tmp_path: Path, capsys: pytest.CaptureFixture[str])
 def test_bad_input_is_one_sentence_and_code_2(
     tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], words: str
 ) -> None:
-    assert check(*(argument.format(root=tree) for argument in arguments), "--storage", tmp_path / "runs") == 2
+    assert (
+        check(
+            *(argument.format(root=tree) for argument in arguments), "--storage", tmp_path / "runs"
+        )
+        == 2
+    )
     told = capsys.readouterr()
     assert words in told.err and "Traceback" not in told.err and not told.out.strip()
     assert not (tmp_path / "runs").exists(), "nothing half written"
 
 
-def test_a_corpus_that_cannot_be_used_ends_with_2(tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_corpus_that_cannot_be_used_ends_with_2(
+    tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     root = Path(shutil.copytree(tree, tmp_path / "root"))
     shutil.rmtree(root / "dev-clean")
     assert check("librispeech", root, "--storage", tmp_path) == 2
     assert "its split dev" in capsys.readouterr().err
 
 
-def test_a_sweep_says_once_what_reading_a_corpus_changes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_sweep_says_once_what_reading_a_corpus_changes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     root = quesst14.lay_out(tmp_path / "corpora/quesst14")
     (root / "Audio/quesst14_00002.wav").write_bytes(b"x")
     spec = CorpusSpec(name="quesst14", options={"on_bad_audio": "skip"})
@@ -108,7 +139,8 @@ def small() -> Corpus:
         return Utterance(key=f"u{index}", split=split, samples=16_000 * 1800, labels=labels)
 
     utterances = [
-        utterance(index, ("train", "train", "test")[index % 3], f"s{index} s9", "ab"[index % 2]) for index in range(6)
+        utterance(index, ("train", "train", "test")[index % 3], f"s{index} s9", "ab"[index % 2])
+        for index in range(6)
     ]
     return Corpus(
         name="small",
@@ -122,7 +154,12 @@ def small() -> Corpus:
 
 def test_counting() -> None:
     train, dev, test = count(small())
-    assert (train.utterances, train.hours, train.speakers, train.classes) == (4, 2.0, 5, {"emotion": 2})
+    assert (train.utterances, train.hours, train.speakers, train.classes) == (
+        4,
+        2.0,
+        5,
+        {"emotion": 2},
+    )
     assert (dev.utterances, dev.hours, dev.speakers, dev.classes) == (0, 0.0, 0, {"emotion": 0})
     assert (test.utterances, test.speakers) == (2, 3)
 
@@ -138,7 +175,13 @@ def test_differences_are_told_one_by_one() -> None:
         trials=1,
     )
     assert differences(corpus, count(corpus), right) == []
-    wrong = replace(right, utterances={"train": 5}, hours={"test": 3.0}, classes={"emotion": 4, "x": 1}, trials=2)
+    wrong = replace(
+        right,
+        utterances={"train": 5},
+        hours={"test": 3.0},
+        classes={"emotion": 4, "x": 1},
+        trials=2,
+    )
     assert differences(corpus, count(corpus), wrong) == [
         "utterances in train: 4, expected 5",
         "hours in test: 1.0, expected 3",

@@ -1,4 +1,5 @@
-"""``speechft corpora prepare``: lists that do not come with the recordings, from a server on this machine."""
+"""``speechft corpora prepare``: lists that do not come with the recordings, from a server on this
+machine."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ LIST = b"1 id10001/a/00001.wav\n" * 50
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """Lets VoxCeleb1 ask a server of this test for its one list; yields the paths that were asked for."""
+    """Lets VoxCeleb1 ask a server of this test for its one list; yields the paths that were asked
+    for."""
     seen: list[str] = []
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -35,16 +37,24 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
-    extra = Extra(path="lists/iden_split.txt", url=f"http://127.0.0.1:{server.server_port}/iden_split.txt", what="the split")
+    extra = Extra(
+        path="lists/iden_split.txt",
+        url=f"http://127.0.0.1:{server.server_port}/iden_split.txt",
+        what="the split",
+    )
     CORPORA.get("voxceleb1")
-    monkeypatch.setitem(CORPORA._parts, "voxceleb1", replace(CORPORA.get("voxceleb1"), extras=(extra,)))
+    monkeypatch.setitem(
+        CORPORA._parts, "voxceleb1", replace(CORPORA.get("voxceleb1"), extras=(extra,))
+    )
     yield seen
     server.shutdown()
     thread.join()
     server.server_close()
 
 
-def test_a_list_is_fetched_once(asked: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_list_is_fetched_once(
+    asked: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for sentence in ("from http", "was there already"):
         assert main(["corpora", "prepare", "voxceleb1", str(tmp_path)]) == 0
         assert sentence in capsys.readouterr().out
@@ -52,7 +62,9 @@ def test_a_list_is_fetched_once(asked: list[str], tmp_path: Path, capsys: pytest
     assert asked == ["/iden_split.txt"]
 
 
-def test_a_list_that_has_changed_is_told(asked: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_list_that_has_changed_is_told(
+    asked: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     main(["corpora", "prepare", "voxceleb1", str(tmp_path)])
     (tmp_path / "lists/iden_split.txt").write_bytes(LIST[:-1])
     assert main(["corpora", "prepare", "voxceleb1", str(tmp_path)]) == 2

@@ -16,7 +16,7 @@ import pytest
 from speechft_ray.cluster import connect as connecting
 from speechft_ray.cluster.connect import ALLOWED_ENVIRONMENT, Cluster, connect
 from speechft_ray.core.errors import UserError
-from tests.cluster.rays import ROOT, eventually, local_cluster, ray_world
+from tests.cluster.ray_clusters import ROOT, eventually, local_cluster, ray_world
 
 __all__ = ["local_cluster", "ray_world"]  # fixtures
 
@@ -26,7 +26,7 @@ from pathlib import Path
 from speechft_ray.cluster import connect as connecting
 from speechft_ray.cluster.executor import RayExecutor
 from speechft_ray.core.records import Place
-from tests.cluster.performs import job, perform
+from tests.cluster.worker_jobs import job, perform
 connecting.DASHBOARD_PACKAGES = ("left_out_in_tests",)
 cluster = connecting.connect("local", cpus=2, store_bytes=80 << 20)
 executor = RayExecutor(perform, Place(storage=sys.argv[1], encoder="none"), cluster=cluster)
@@ -74,19 +74,25 @@ def test_a_head_that_is_not_there_is_said_at_once() -> None:
     with socket.socket() as taken:  # bound, but nobody listens
         taken.bind(("127.0.0.1", 0))
         started = time.monotonic()
-        with pytest.raises(UserError, match=r"no Ray head answers at `127.0.0.1:\d+`.*`--address local`"):
+        with pytest.raises(
+            UserError, match=r"no Ray head answers at `127.0.0.1:\d+`.*`--address local`"
+        ):
             connect(f"127.0.0.1:{taken.getsockname()[1]}")
     assert time.monotonic() - started < 10
 
 
-def test_no_running_cluster_has_two_ways_out(ray_world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_running_cluster_has_two_ways_out(
+    ray_world: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     # Ray also looks through the processes of this machine, where somebody else's cluster may run.
     monkeypatch.setattr("ray._private.services.find_gcs_addresses", cache(lambda: set()))
     with pytest.raises(UserError, match=r"`ray start --head`.*`--address local`"):
         connect("auto")
 
 
-def test_a_cluster_that_crashed_is_said_at_once(ray_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cluster_that_crashed_is_said_at_once(
+    ray_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
     (tmp_path / "ray").mkdir()
     (tmp_path / "ray" / "ray_current_cluster").write_text("127.0.0.1:1")
@@ -97,11 +103,18 @@ def test_a_cluster_that_crashed_is_said_at_once(ray_world: Path, tmp_path: Path,
 
 
 def test_a_local_cluster_says_what_it_has(local_cluster: Cluster) -> None:
-    assert (local_cluster.cpus, local_cluster.gpus, local_cluster.nodes, local_cluster.local) == (2, 0, 1, True)
+    assert (local_cluster.cpus, local_cluster.gpus, local_cluster.nodes, local_cluster.local) == (
+        2,
+        0,
+        1,
+        True,
+    )
     assert local_cluster.dashboard is None
 
 
-def test_the_token_of_a_local_cluster_is_for_its_owner_only(local_cluster: Cluster, ray_world: Path) -> None:
+def test_the_token_of_a_local_cluster_is_for_its_owner_only(
+    local_cluster: Cluster, ray_world: Path
+) -> None:
     assert (ray_world / ".ray" / "auth_token").stat().st_mode & 0o777 == 0o600
 
 
@@ -111,7 +124,8 @@ def test_connecting_twice_is_a_plain_error(local_cluster: Cluster) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["AWS_SECRET_ACCESS_KEY", "MLFLOW_TRACKING_TOKEN", "WANDB_API_KEY", "HF_TOKEN", "GITHUB_TOKEN"]
+    "name",
+    ["AWS_SECRET_ACCESS_KEY", "MLFLOW_TRACKING_TOKEN", "WANDB_API_KEY", "HF_TOKEN", "GITHUB_TOKEN"],
 )
 def test_credentials_are_not_passed_on(name: str) -> None:
     assert ALLOWED_ENVIRONMENT.fullmatch(name) is None
@@ -126,7 +140,9 @@ def test_what_a_dashboard_lacks_is_found(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_nothing_goes_on_after_the_driver_was_killed(ray_world: Path, tmp_path: Path) -> None:
     beats = [tmp_path / "beat-evaluate-a", tmp_path / "beat-finetune-a"]
     driver = subprocess.Popen(
-        [sys.executable, "-c", DRIVER, str(tmp_path)], cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}
+        [sys.executable, "-c", DRIVER, str(tmp_path)],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
     )
     try:
         assert eventually(lambda: all(path.exists() for path in beats), seconds=60)
@@ -147,11 +163,20 @@ def test_a_cluster_that_would_end_every_actor_is_seen_through(ray_world: Path) -
     python = [sys.executable, "-c"]
     without = os.environ | {"RAY_AUTH_MODE": "disabled"}
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-    with subprocess.Popen([*python, HEAD_WITHOUT_TOKEN], cwd=ROOT, env=without, text=True, **pipes) as head:
+    with subprocess.Popen(
+        [*python, HEAD_WITHOUT_TOKEN], cwd=ROOT, env=without, text=True, **pipes
+    ) as head:
         assert head.stdin and head.stdout
         address = head.stdout.readline().strip()
         said = [
-            subprocess.run([*python, VISITOR, address], cwd=ROOT, env=env, capture_output=True, text=True, timeout=60).stdout
+            subprocess.run(
+                [*python, VISITOR, address],
+                cwd=ROOT,
+                env=env,
+                capture_output=True,
+                text=True,
+                timeout=60,
+            ).stdout
             for env in (without, os.environ | {"RAY_AUTH_MODE": "token"})
         ]
         head.stdin.close()

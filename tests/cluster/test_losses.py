@@ -1,4 +1,5 @@
-"""Workers that die, trials that must end, and what workers may know: Ray for real, in one small local cluster."""
+"""Workers that die, trials that must end, and what workers may know: Ray for real, in one small
+local cluster."""
 
 from __future__ import annotations
 
@@ -14,9 +15,9 @@ from speechft_ray.cluster.connect import Cluster
 from speechft_ray.cluster.executor import MAX_RETRIES, RayExecutor
 from speechft_ray.core.records import Place, Stage
 from speechft_ray.core.resources import ResourceRequest
-from tests.cluster.performs import job, perform
-from tests.cluster.rays import SECRETS, collect, eventually, local_cluster, ray_world
-from tests.cluster.stories import DRIVER_DIES_AT, WORKERS_DIE_AT, Story, story
+from tests.cluster.kill_and_resume import DRIVER_DIES_AT, WORKERS_DIE_AT, Story, story
+from tests.cluster.ray_clusters import SECRETS, collect, eventually, local_cluster, ray_world
+from tests.cluster.worker_jobs import job, perform
 
 __all__ = ["local_cluster", "ray_world", "story"]  # fixtures
 STAGES: list[Stage] = ["evaluate", "finetune"]
@@ -49,19 +50,30 @@ def test_a_job_that_kills_every_worker_fails_alone(executor: RayExecutor, tmp_pa
     ended = collect(executor, 2)
     lost = ended["evaluate-always"]
     assert ended["evaluate-a"].ok
-    assert lost.error is not None and f"was lost {MAX_RETRIES + 1} times (WorkerCrashedError)" in lost.error
+    assert (
+        lost.error is not None
+        and f"was lost {MAX_RETRIES + 1} times (WorkerCrashedError)" in lost.error
+    )
     assert "\n" not in lost.error and lost.traceback
     assert (tmp_path / "lives-evaluate-always").read_text() == "x" * (MAX_RETRIES + 1)
 
 
-def test_a_trial_that_kills_every_worker_fails_with_what_ray_knows(executor: RayExecutor, tmp_path: Path) -> None:
+def test_a_trial_that_kills_every_worker_fails_with_what_ray_knows(
+    executor: RayExecutor, tmp_path: Path
+) -> None:
     executor.submit(job("die", name="always", stage="finetune", times=1000))
     (lost,) = collect(executor, 1).values()
-    assert lost.error is not None and "this fine-tuning was lost 4 times" in lost.error and "\n" not in lost.error
+    assert (
+        lost.error is not None
+        and "this fine-tuning was lost 4 times" in lost.error
+        and "\n" not in lost.error
+    )
     assert (tmp_path / "lives-finetune-always").read_text() == "xxxx"
 
 
-def test_code_that_a_node_lacks_is_named(local_cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_code_that_a_node_lacks_is_named(
+    local_cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     only_here = types.ModuleType("only_here")
     exec("def perform(job, place, report):\n    return {}", only_here.__dict__)
     monkeypatch.setitem(sys.modules, "only_here", only_here)
@@ -75,10 +87,14 @@ def test_code_that_a_node_lacks_is_named(local_cluster: Cluster, tmp_path: Path,
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_workers_get_their_settings_and_no_secrets(executor: RayExecutor, stage: Stage) -> None:
-    assert all(os.environ[name] == value for name, value in SECRETS.items())  # the driver keeps them
+    assert all(
+        os.environ[name] == value for name, value in SECRETS.items()
+    )  # the driver keeps them
     executor.submit(job("environment", stage=stage))
     (outcome,) = collect(executor, 1).values()
-    assert outcome.facts["OMP_NUM_THREADS"] == "1" and outcome.facts["MALLOC_TRIM_THRESHOLD_"] == str(1 << 30)
+    assert outcome.facts["OMP_NUM_THREADS"] == "1" and outcome.facts[
+        "MALLOC_TRIM_THRESHOLD_"
+    ] == str(1 << 30)
     assert not set(SECRETS) & set(outcome.facts)
 
 
@@ -88,7 +104,9 @@ def test_a_job_without_a_gpu_stays_on_the_cpu(executor: RayExecutor) -> None:
     assert outcome.facts["device"] == "cpu"
 
 
-def test_trials_can_follow_trials_in_silence(executor: RayExecutor, capfd: pytest.CaptureFixture[str]) -> None:
+def test_trials_can_follow_trials_in_silence(
+    executor: RayExecutor, capfd: pytest.CaptureFixture[str]
+) -> None:
     """As a chain of fine-tunings does: the second is submitted when the first is done."""
     for name in ("first", "second"):
         executor.submit(job("succeed", name=name, stage="finetune"))
@@ -97,7 +115,8 @@ def test_trials_can_follow_trials_in_silence(executor: RayExecutor, capfd: pytes
 
 
 def test_a_trial_gives_its_share_back_when_it_ends(executor: RayExecutor) -> None:
-    """Tune by itself keeps the last trial's for up to ten minutes, while evaluations wait for the GPU."""
+    """Tune by itself keeps the last trial's for up to ten minutes, while evaluations wait for the
+    GPU."""
     whole = ResourceRequest(cpus=2)
     executor.submit(job("succeed", stage="finetune", resources=whole))
     assert collect(executor, 1)["finetune-a"].ok
@@ -124,13 +143,23 @@ def test_after_killed_drivers_and_workers_the_weights_are_the_same_to_the_bit(st
 def test_every_life_goes_on_where_the_one_before_was_killed(story: Story) -> None:
     assert len(story.begun) == 5 and story.begun[0] == 1 and story.begun[1] > DRIVER_DIES_AT
     # The state after the last update may not have been saved yet when its process died.
-    assert all(begun in (died, died + 1) for begun, died in zip(story.begun[2:], WORKERS_DIE_AT, strict=True))
+    assert all(
+        begun in (died, died + 1)
+        for begun, died in zip(story.begun[2:], WORKERS_DIE_AT, strict=True)
+    )
 
 
 def test_a_hopeless_learning_rate_is_stopped_and_a_good_one_is_not(story: Story) -> None:
     assert float(str(story.killed.facts["best_dev"])) > 60  # chance is 33 %
     stopped = story.hopeless
-    assert not stopped.ok and stopped.stopped and stopped.blocked_by is None and stopped.traceback is None
+    assert (
+        not stopped.ok
+        and stopped.stopped
+        and stopped.blocked_by is None
+        and stopped.traceback is None
+    )
     assert stopped.error is not None and "\n" not in stopped.error
-    assert stopped.error.startswith("stopped early after 25 % of its updates, since its validation (goodness 33.33) was not")
+    assert stopped.error.startswith(
+        "stopped early after 25 % of its updates, since its validation (goodness 33.33) was not"
+    )
     assert story.hopeless_saved in (19, 20)  # it may go on one day

@@ -1,5 +1,5 @@
-"""Two nodes, with one GPU each as far as Ray knows: jobs spread or prefer one, another process finds them, a lost node is
-replaced."""
+"""Two nodes, with one GPU each as far as Ray knows: jobs spread or prefer one, another process
+finds them, a lost node is replaced."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from speechft_ray.cluster.connect import connect
 from speechft_ray.cluster.executor import RayExecutor
 from speechft_ray.core.records import Place
 from speechft_ray.core.resources import ResourceRequest
-from tests.cluster.performs import job, perform
-from tests.cluster.rays import ROOT, STORE_BYTES, collect, eventually, ray_world
+from tests.cluster.ray_clusters import ROOT, STORE_BYTES, collect, eventually, ray_world
+from tests.cluster.worker_jobs import job, perform
 
 __all__ = ["ray_world"]  # fixture
 ONE_GPU = ResourceRequest(cpus=1, gpus=1)
@@ -31,8 +31,8 @@ import sys
 from speechft_ray.cluster.connect import connect
 from speechft_ray.cluster.executor import RayExecutor
 from speechft_ray.core.records import Place
-from tests.cluster.performs import job, perform
-from tests.cluster.rays import collect
+from tests.cluster.worker_jobs import job, perform
+from tests.cluster.ray_clusters import collect
 cluster = connect("auto")
 executor = RayExecutor(perform, Place(storage=sys.argv[1], encoder="none"), cluster=cluster)
 executor.submit(job("succeed"))
@@ -49,13 +49,23 @@ def place(storage: Path) -> Place:
 def spec_that_prefers(wanted: str, storage: Path) -> dict[str, Any]:
     """A spec with a corpus whose evaluations prefer this node."""
     ids = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
-    specs: Iterator[dict[str, Any]] = ({"corpus": {"name": f"corpus{number}"}} for number in range(100))
-    return next(spec for spec in specs if preferred_node(job("meet", spec=spec), place(storage), ids) == wanted)
+    specs: Iterator[dict[str, Any]] = (
+        {"corpus": {"name": f"corpus{number}"}} for number in range(100)
+    )
+    return next(
+        spec
+        for spec in specs
+        if preferred_node(job("meet", spec=spec), place(storage), ids) == wanted
+    )
 
 
 @pytest.fixture(scope="module")
 def nodes(ray_world: Path) -> Iterator[Any]:
-    quick = {"health_check_period_ms": 1000, "health_check_failure_threshold": 3, "health_check_initial_delay_ms": 0}
+    quick = {
+        "health_check_period_ms": 1000,
+        "health_check_failure_threshold": 3,
+        "health_check_initial_delay_ms": 0,
+    }
     size = {"num_cpus": 2, "num_gpus": 1, "object_store_memory": STORE_BYTES}
     head = {**size, "include_dashboard": False, "_system_config": quick}
     made = Nodes(initialize_head=True, head_node_args=head)
@@ -78,19 +88,29 @@ def executor(nodes: Any, tmp_path: Path) -> Iterator[RayExecutor]:
 def test_trials_and_evaluations_spread_over_the_nodes(executor: RayExecutor) -> None:
     for stage in ("finetune", "evaluate"):
         for name in "ab":
-            executor.submit(job("meet", name=name, stage=stage, at=stage, count=2, resources=ONE_GPU))
+            executor.submit(
+                job("meet", name=name, stage=stage, at=stage, count=2, resources=ONE_GPU)
+            )
     ended = collect(executor, 4)
     for stage in ("finetune", "evaluate"):
         first, second = ended[f"{stage}-a"], ended[f"{stage}-b"]
         assert first.ok and second.ok, (first.traceback, second.traceback)
         assert first.facts["node"] != second.facts["node"]
-        assert first.facts["gpus"] == second.facts["gpus"] == [0] and first.facts["device"] == "auto"
+        assert (
+            first.facts["gpus"] == second.facts["gpus"] == [0] and first.facts["device"] == "auto"
+        )
 
 
-def test_evaluations_of_one_corpus_run_on_one_node_until_it_is_full(executor: RayExecutor, nodes: Any, tmp_path: Path) -> None:
-    assert eventually(lambda: ray.available_resources().get("CPU") == 4)  # the trials of other tests are gone
+def test_evaluations_of_one_corpus_run_on_one_node_until_it_is_full(
+    executor: RayExecutor, nodes: Any, tmp_path: Path
+) -> None:
+    assert eventually(
+        lambda: ray.available_resources().get("CPU") == 4
+    )  # the trials of other tests are gone
     ids = [node.node_id for node in nodes.list_all_nodes()]
-    specs = {node: spec_that_prefers(node, tmp_path) for node in reversed(ids)}  # Ray by itself would fill the head first
+    specs = {
+        node: spec_that_prefers(node, tmp_path) for node in reversed(ids)
+    }  # Ray by itself would fill the head first
     for node, spec in specs.items():
         for turn in range(2):
             executor.submit(job("meet", name=f"{node}-{turn}", at="room", count=4, spec=spec))
@@ -100,21 +120,29 @@ def test_evaluations_of_one_corpus_run_on_one_node_until_it_is_full(executor: Ra
     }
     for name in "abcd":  # four at once, of one corpus: only two find room on its node
         executor.submit(job("meet", name=name, at="full", count=4, spec=specs[ids[1]]))
-    assert Counter(outcome.facts.get("node") for outcome in collect(executor, 4).values()) == dict.fromkeys(ids, 2)
+    assert Counter(
+        outcome.facts.get("node") for outcome in collect(executor, 4).values()
+    ) == dict.fromkeys(ids, 2)
 
 
 def test_another_process_finds_the_running_cluster(nodes: Any, tmp_path: Path) -> None:
     environment = os.environ | {"RAY_ADDRESS": nodes.address}
     command = [sys.executable, "-W", "error", "-c", OTHER_DRIVER, str(tmp_path)]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60
+    )
     assert done.stdout.strip() == "2 2.0 True", done.stderr
 
 
-def test_jobs_of_a_lost_node_run_again_elsewhere(executor: RayExecutor, nodes: Any, tmp_path: Path) -> None:
+def test_jobs_of_a_lost_node_run_again_elsewhere(
+    executor: RayExecutor, nodes: Any, tmp_path: Path
+) -> None:
     """Last in this file: the node stays lost."""
     (worker,) = [node for node in nodes.list_all_nodes() if node != nodes.head_node]
     for name in "ab":
-        executor.submit(job("meet", name=name, stage="finetune", at="tune", count=2, resources=ONE_GPU))
+        executor.submit(
+            job("meet", name=name, stage="finetune", at="tune", count=2, resources=ONE_GPU)
+        )
     assert len(collect(executor, 2)) == 2  # both nodes have run a trial
     spec = spec_that_prefers(worker.node_id, tmp_path)
     for name in "ab":

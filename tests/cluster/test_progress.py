@@ -11,7 +11,7 @@ from speechft_ray.cluster import gauges, progress
 from speechft_ray.cluster.gauges import Gauges, task_of
 from speechft_ray.core.records import Outcome
 from speechft_ray.sweep.protocols import Progress
-from tests.cluster.performs import job
+from tests.cluster.worker_jobs import job
 
 
 def test_reports_are_thinned_and_no_value_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -58,7 +58,10 @@ def test_metrics_follow_the_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
     told.progressed(first, Progress(8, 10, {}))
     told.progressed(first, Progress(2, 10, {}))  # its worker died: it began anew
     told.progressed(first, Progress(4, 10, {}))
-    told.ended(first, Outcome(stage="evaluate", fingerprint="evaluate-a", label="", facts=facts, seconds=3.0))
+    told.ended(
+        first,
+        Outcome(stage="evaluate", fingerprint="evaluate-a", label="", facts=facts, seconds=3.0),
+    )
     told.ended(second, Outcome(stage="evaluate", fingerprint="evaluate-b", label="", error="no"))
     values = {name: metric.values for name, metric in FakeMetric.made.items()}
     assert values == {
@@ -72,7 +75,12 @@ def test_metrics_follow_the_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(
     ("payload", "task"),
-    [({"task": "ks"}, "ks"), ({"spec": {"task": "pr"}, "encoder": "x"}, "pr"), ({"spec": {"name": "n"}}, ""), ({}, "")],
+    [
+        ({"task": "ks"}, "ks"),
+        ({"spec": {"task": "pr"}, "encoder": "x"}, "pr"),
+        ({"spec": {"name": "n"}}, ""),
+        ({}, ""),
+    ],
 )
 def test_the_task_of_a_job_is_found(payload: dict[str, Any], task: str) -> None:
     assert task_of(payload) == task

@@ -60,5 +60,7 @@ def test_a_share_in_rays_words() -> None:
         (8, 0, [{"CPU": 2}], 1),
     ],
 )
-def test_slots_are_what_all_nodes_hold(cpus: float, gpus: float, nodes: list[dict[str, float]], expected: int) -> None:
+def test_slots_are_what_all_nodes_hold(
+    cpus: float, gpus: float, nodes: list[dict[str, float]], expected: int
+) -> None:
     assert slots(ResourceRequest(cpus=cpus, gpus=gpus), nodes) == expected

@@ -1,4 +1,5 @@
-"""Which trials are stopped: Tune's own rules, each among the runs of one title. No Ray runs here."""
+"""Which trials are stopped: Tune's own rules, each among the runs of one title. No Ray runs
+here."""
 
 from __future__ import annotations
 
@@ -7,7 +8,7 @@ from ray.tune.schedulers import TrialScheduler
 
 from speechft_ray.cluster.stopping import EarlyStops
 from speechft_ray.core.specs import StopSpec
-from tests.cluster.performs import job
+from tests.cluster.worker_jobs import job
 
 ASHA = StopSpec(rule="asha", grace=0.25, keep_one_of=2)
 MEDIAN = StopSpec(rule="median", grace=0.25)
@@ -49,7 +50,9 @@ def test_asha_keeps_the_best_at_every_rung() -> None:
     sweep = Sweep()
     for name in ("good", "fair", "bad"):
         sweep.start(name, ASHA)
-    assert sweep.goes_on("bad", 0.2, 1) and sweep.goes_on("good", 0.2, 90)  # grace: nothing is compared yet
+    assert sweep.goes_on("bad", 0.2, 1) and sweep.goes_on(
+        "good", 0.2, 90
+    )  # grace: nothing is compared yet
     assert sweep.goes_on("good", 0.3, 90)
     assert not sweep.goes_on("bad", 0.3, 10)
     assert sweep.goes_on("fair", 0.3, 80)  # the median of 90 and 10 is 50
@@ -57,7 +60,9 @@ def test_asha_keeps_the_best_at_every_rung() -> None:
     assert sweep.goes_on("good", 0.75, 0) and sweep.goes_on("good", 1.0, 0)
     assert set(sweep.stops.stopped) == {"bad", "fair"}
     sentence = sweep.stops.stopped["bad"]
-    assert sentence.startswith("stopped early after 30 % of its updates, since its validation (goodness 10.00) was not among")
+    assert sentence.startswith(
+        "stopped early after 30 % of its updates, since its validation (goodness 10.00) was not among"
+    )
 
 
 def test_the_median_of_the_others_counts_once_there_are_three() -> None:
@@ -65,7 +70,9 @@ def test_the_median_of_the_others_counts_once_there_are_three() -> None:
     for name in ("a", "b", "c", "bad", "last"):
         sweep.start(name, MEDIAN)
     assert sweep.goes_on("a", 0.5, 80) and sweep.goes_on("b", 0.5, 70)
-    assert sweep.goes_on("bad", 0.5, 10)  # two others are no crowd, and nobody is paused for the sake of one
+    assert sweep.goes_on(
+        "bad", 0.5, 10
+    )  # two others are no crowd, and nobody is paused for the sake of one
     assert sweep.goes_on("c", 0.5, 75)
     assert sweep.goes_on("a", 1.0, 80)
     sweep.end("a")

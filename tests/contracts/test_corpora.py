@@ -1,4 +1,5 @@
-"""What every registered corpus promises. A new corpus adds one line to EXAMPLES and is held to all of it."""
+"""What every registered corpus promises. A new corpus adds one line to EXAMPLES and is held to all
+of it."""
 
 from __future__ import annotations
 
@@ -39,7 +40,11 @@ def recordings(folder: Path) -> Path:
     lines = ["path\tsplit\tspeaker"]
     for index in range(6):
         time_seconds = np.arange(1_600) / 16_000
-        soundfile.write(folder / f"{index}.wav", 0.3 * np.sin(900 * (index + 1) * time_seconds), (8_000, 16_000)[index % 2])
+        soundfile.write(
+            folder / f"{index}.wav",
+            0.3 * np.sin(900 * (index + 1) * time_seconds),
+            (8_000, 16_000)[index % 2],
+        )
         lines.append(f"{index}.wav\t{SPLITS[index % 3]}\ts{index % 2}")
     (folder / "manifest.tsv").write_text("\n".join(lines), encoding="utf-8")
     return folder
@@ -88,7 +93,9 @@ def laid_out(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
 def opened_at(name: str, root: Path, cache: Path, **options: Any) -> Corpus:
     kind = CORPORA.get(name)
-    corpus: Corpus = kind.open(kind.options.model_validate({**EXAMPLES[name][0], **options}), root, cache)
+    corpus: Corpus = kind.open(
+        kind.options.model_validate({**EXAMPLES[name][0], **options}), root, cache
+    )
     return corpus
 
 
@@ -100,12 +107,16 @@ def audio_of(root: Path, corpus: Corpus | None = None) -> list[Path]:
 
 
 def test_every_corpus_has_an_example() -> None:
-    assert set(CORPORA.names()) == set(EXAMPLES), "add the corpus to EXAMPLES, so that the contracts run on it"
+    assert set(CORPORA.names()) == set(EXAMPLES), (
+        "add the corpus to EXAMPLES, so that the contracts run on it"
+    )
 
 
 @pytest.fixture(scope="module", params=sorted(EXAMPLES))
 def opening(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, laid_out: Callable[[str], Path]
+    request: pytest.FixtureRequest,
+    tmp_path_factory: pytest.TempPathFactory,
+    laid_out: Callable[[str], Path],
 ) -> Callable[..., Corpus]:
     given, lay_out = EXAMPLES[request.param]
     place = tmp_path_factory.mktemp(request.param)
@@ -138,7 +149,9 @@ def test_utterances_keep_their_promises(opening: Callable[..., Corpus]) -> None:
     for utterance in corpus.utterances:
         assert set(utterance.labels) == corpus.columns
         starts = [start for start, _ in utterance.alignment]
-        assert starts == sorted(set(starts)) and all(0 <= start < utterance.samples for start in starts)
+        assert starts == sorted(set(starts)) and all(
+            0 <= start < utterance.samples for start in starts
+        )
 
 
 def test_reading_gives_what_the_utterance_says(opening: Callable[..., Corpus]) -> None:
@@ -155,7 +168,9 @@ def test_opening_again_is_the_same_corpus(opening: Callable[..., Corpus]) -> Non
     first, second = opening(), opening()
     assert first.fingerprint == second.fingerprint
     assert list(first.utterances) == list(second.utterances)
-    np.testing.assert_array_equal(first.read(first.utterances[-1]), second.read(second.utterances[-1]))
+    np.testing.assert_array_equal(
+        first.read(first.utterances[-1]), second.read(second.utterances[-1])
+    )
 
 
 def test_progress_never_runs_backwards_nor_past_the_end(opening: Callable[..., Corpus]) -> None:
@@ -180,11 +195,16 @@ def test_a_corpus_says_how_it_is_laid_out_and_what_is_complete(name: str) -> Non
         assert expected.source and set(expected.utterances) <= set(SPLITS)
         for counted in (expected.hours, expected.speakers):
             assert set(counted) <= set(SPLITS)
-    assert all(extra.url.startswith("https://") and not Path(extra.path).is_absolute() for extra in kind.extras)
+    assert all(
+        extra.url.startswith("https://") and not Path(extra.path).is_absolute()
+        for extra in kind.extras
+    )
 
 
 @pytest.mark.parametrize("name", ON_DISK)
-def test_identity_is_content_and_not_place_or_time(name: str, laid_out: Callable[[str], Path], tmp_path: Path) -> None:
+def test_identity_is_content_and_not_place_or_time(
+    name: str, laid_out: Callable[[str], Path], tmp_path: Path
+) -> None:
     first = opened_at(name, laid_out(name), tmp_path / "cache")
     moved = tmp_path / "moved"
     shutil.copytree(laid_out(name), moved, symlinks=True)
@@ -192,7 +212,9 @@ def test_identity_is_content_and_not_place_or_time(name: str, laid_out: Callable
         os.utime(path, (1, 1))
     second = opened_at(name, moved, tmp_path / "cache")
     assert second.fingerprint == first.fingerprint
-    assert list(second.utterances) == list(first.utterances) and list(second.trials) == list(first.trials)
+    assert list(second.utterances) == list(first.utterances) and list(second.trials) == list(
+        first.trials
+    )
     (tmp_path / "link").symlink_to(moved)
     assert opened_at(name, tmp_path / "link", tmp_path / "cache").fingerprint == first.fingerprint
     heard = audio_of(moved, first)[0]
@@ -216,7 +238,9 @@ def test_bad_audio_is_told_with_its_path_or_skipped_and_counted(
         cut.write_bytes(b"half")
     with pytest.raises(SpecError) as told:
         opened_at(name, root, tmp_path / "cache")
-    assert len(told.value.mistakes) == 2 and all(path.name in str(told.value) for path in (cut, empty))
+    assert len(told.value.mistakes) == 2 and all(
+        path.name in str(told.value) for path in (cut, empty)
+    )
     rest = opened_at(name, root, tmp_path / "cache", on_bad_audio="skip")
     # A file may hold several utterances.
     assert sum(rest.skipped.values()) == len(whole.utterances) - len(rest.utterances) >= 2
@@ -225,7 +249,9 @@ def test_bad_audio_is_told_with_its_path_or_skipped_and_counted(
 
 
 @pytest.mark.parametrize("name", ARCHIVES)
-def test_a_folder_one_level_off_names_the_right_one(name: str, laid_out: Callable[[str], Path], tmp_path: Path) -> None:
+def test_a_folder_one_level_off_names_the_right_one(
+    name: str, laid_out: Callable[[str], Path], tmp_path: Path
+) -> None:
     root = laid_out(name)
     below = next(path for path in sorted(root.iterdir()) if path.is_dir())
     for wrong, how in ((root.parent, "high"), (below, "low")):
@@ -240,8 +266,11 @@ def test_a_folder_one_level_off_names_the_right_one(name: str, laid_out: Callabl
 
 
 @pytest.mark.parametrize("name", ARCHIVES)
-def test_every_list_and_folder_is_asked_for_by_name(name: str, laid_out: Callable[[str], Path], tmp_path: Path) -> None:
-    """Whatever part of a corpus is taken away, one sentence tells; or it is no part of these options."""
+def test_every_list_and_folder_is_asked_for_by_name(
+    name: str, laid_out: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """Whatever part of a corpus is taken away, one sentence tells; or it is no part of these
+    options."""
     root = tmp_path / "root"
     shutil.copytree(laid_out(name), root, symlinks=True)
     refused = 0

@@ -1,4 +1,5 @@
-"""What every registered encoder family promises. A new family is held to all of it; nothing here names one."""
+"""What every registered encoder family promises. A new family is held to all of it; nothing here
+names one."""
 
 from __future__ import annotations
 
@@ -15,14 +16,22 @@ from speechft_ray.speech.checkpoints.load import weights_fingerprint
 from speechft_ray.speech.checkpoints.safetensors_dir import read_encoder, write_encoder
 from speechft_ray.speech.encoders.base import FAMILIES, Encoder, EncoderFamily, EncoderWeights
 from speechft_ray.superb.evaluate import evaluate
-from tests.speech.toys import lively, toy
-from tests.superb.toy import toy_corpus
+from tests.speech.toy_models import lively, toy
+from tests.superb.toy_models import toy_corpus
 
 SIZED = [name for name, family in FAMILIES.items() if family.example_config is not None]
-CASES = [(name, large) for name in FAMILIES.names() for large in ((False, True) if name in SIZED else (False,))]
+CASES = [
+    (name, large)
+    for name in FAMILIES.names()
+    for large in ((False, True) if name in SIZED else (False,))
+]
 
 
-@pytest.fixture(scope="module", params=CASES, ids=[f"{name}-{'large' if large else 'base'}" for name, large in CASES])
+@pytest.fixture(
+    scope="module",
+    params=CASES,
+    ids=[f"{name}-{'large' if large else 'base'}" for name, large in CASES],
+)
 def weights(request: pytest.FixtureRequest) -> EncoderWeights:
     name, large = request.param
     return lively(toy(name, large=large))
@@ -62,7 +71,9 @@ def test_states_follow_the_sound_and_its_place(encoder: Encoder) -> None:
     before, after = (encoder.hidden_states([wave]).states[0][0] for wave in (quiet, loud))
     moved = (before - after).norm(dim=1)
     assert moved[30:].mean() > 0
-    assert not torch.allclose(encoder.hidden_states([quiet]).states[-1], encoder.hidden_states([loud]).states[-1])
+    assert not torch.allclose(
+        encoder.hidden_states([quiet]).states[-1], encoder.hidden_states([loud]).states[-1]
+    )
 
 
 def test_same_length_batches_are_exact(encoder: Encoder) -> None:
@@ -96,7 +107,10 @@ def fronts_of(encoder: Encoder, lengths: tuple[int, ...]) -> list[torch.Tensor]:
 def test_front_then_rest_is_the_whole(encoder: Encoder) -> None:
     batch = waves(6_100, 6_100, 6_100)
     fronts, whole = encoder.front(batch), encoder.hidden_states(batch)
-    assert all(front.dtype == torch.float32 and front.is_contiguous() and len(front) == 18 for front in fronts)
+    assert all(
+        front.dtype == torch.float32 and front.is_contiguous() and len(front) == 18
+        for front in fronts
+    )
     found = encoder.hidden_states_of(fronts)
     assert torch.equal(found.frames, whole.frames) and found.frames.dtype == torch.int64
     for mine, theirs in zip(found.states, whole.states, strict=True):
@@ -119,7 +133,9 @@ def test_padding_reaches_no_valid_frame(encoder: Encoder) -> None:
 
 
 @pytest.mark.parametrize("trainable", [True, False])
-def test_front_then_rest_has_the_gradient_of_the_whole(trainable: bool, family: EncoderFamily, weights: EncoderWeights) -> None:
+def test_front_then_rest_has_the_gradient_of_the_whole(
+    trainable: bool, family: EncoderFamily, weights: EncoderWeights
+) -> None:
     if not weights.state:
         return
     lengths, found = (4_000, 2_300), []
@@ -132,13 +148,19 @@ def test_front_then_rest_has_the_gradient_of_the_whole(trainable: bool, family: 
         states = (
             [
                 state[: frame_count(length)]
-                for state, length in zip(encoder.hidden_states_of(fronts).states[-1], lengths, strict=True)
+                for state, length in zip(
+                    encoder.hidden_states_of(fronts).states[-1], lengths, strict=True
+                )
             ]
             if parts
             else [encoder.hidden_states([wave]).states[-1][0] for wave in waves(*lengths)]
         )
-        torch.stack([(state * torch.linspace(-1, 2, encoder.dim)).mean() for state in states]).sum().backward()
-        found.append({name: parameter.grad for name, parameter in encoder.module().named_parameters()})
+        torch.stack(
+            [(state * torch.linspace(-1, 2, encoder.dim)).mean() for state in states]
+        ).sum().backward()
+        found.append(
+            {name: parameter.grad for name, parameter in encoder.module().named_parameters()}
+        )
     for name, gradient in found[0].items():
         assert (gradient is None) == (found[1][name] is None), name
         if gradient is not None:
@@ -152,11 +174,18 @@ def test_masked_frames_say_nothing_of_their_sound(encoder: Encoder) -> None:
         with pytest.raises(UserError, match=r"no mask embedding.*another family"):
             encoder.hidden_states_of(fronts, masked)
         return
-    changed = [front + 3 * torch.sin(front) * mask[:, None] for front, mask in zip(fronts, masked, strict=True)]
-    plain, once, again = (encoder.hidden_states_of(*given).states for given in ((fronts,), (fronts, masked), (changed, masked)))
+    changed = [
+        front + 3 * torch.sin(front) * mask[:, None]
+        for front, mask in zip(fronts, masked, strict=True)
+    ]
+    plain, once, again = (
+        encoder.hidden_states_of(*given).states
+        for given in ((fronts,), (fronts, masked), (changed, masked))
+    )
     for index, front in enumerate(fronts):
         assert all(
-            torch.equal(one[index, : len(front)], two[index, : len(front)]) for one, two in zip(once, again, strict=True)
+            torch.equal(one[index, : len(front)], two[index, : len(front)])
+            for one, two in zip(once, again, strict=True)
         )
         assert not torch.allclose(plain[0][index], once[0][index], atol=1e-2)
     once[-1].square().sum().backward()
@@ -165,8 +194,14 @@ def test_masked_frames_say_nothing_of_their_sound(encoder: Encoder) -> None:
 
 def left_on(module: torch.nn.Module) -> list[Any]:
     """Everything that a call could leave behind, besides values."""
-    hooks = [(dict(part._forward_hooks), dict(part._forward_pre_hooks)) for part in module.modules()]
-    return [hooks, list(module.named_modules()), {name for part in module.modules() for name in vars(part)}]
+    hooks = [
+        (dict(part._forward_hooks), dict(part._forward_pre_hooks)) for part in module.modules()
+    ]
+    return [
+        hooks,
+        list(module.named_modules()),
+        {name for part in module.modules() for name in vars(part)},
+    ]
 
 
 def test_nothing_is_left_on_the_module_whatever_happens(encoder: Encoder) -> None:
@@ -175,7 +210,9 @@ def test_nothing_is_left_on_the_module_whatever_happens(encoder: Encoder) -> Non
     encoder.hidden_states_of(fronts)
     assert left_on(module) == before
     if hasattr(module, "mask_emb"):
-        encoder.hidden_states_of(fronts, [torch.ones(len(front), dtype=torch.bool) for front in fronts])
+        encoder.hidden_states_of(
+            fronts, [torch.ones(len(front), dtype=torch.bool) for front in fronts]
+        )
         with pytest.raises(RuntimeError, match="must match"):
             encoder.hidden_states_of(fronts, [torch.ones(3, dtype=torch.bool)] * 2)
         assert left_on(module) == before
@@ -195,15 +232,21 @@ def test_built_encoders_share_no_memory(family: EncoderFamily, weights: EncoderW
     assert weights_fingerprint(weights) == before
 
 
-def test_building_draws_nothing_from_the_global_generator(family: EncoderFamily, weights: EncoderWeights) -> None:
+def test_building_draws_nothing_from_the_global_generator(
+    family: EncoderFamily, weights: EncoderWeights
+) -> None:
     before = torch.random.get_rng_state()
     family.build(weights)
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
-def test_prefixes_name_parameters_that_exist_and_do_not_overlap(family: EncoderFamily, weights: EncoderWeights) -> None:
+def test_prefixes_name_parameters_that_exist_and_do_not_overlap(
+    family: EncoderFamily, weights: EncoderWeights
+) -> None:
     front_end = {name for name in weights.state if name.startswith(family.front_end_prefixes)}
-    pretraining = {name for name in weights.state if name.startswith(family.pretraining_only_prefixes)}
+    pretraining = {
+        name for name in weights.state if name.startswith(family.pretraining_only_prefixes)
+    }
     assert not front_end & pretraining
     assert bool(front_end) == bool(family.front_end_prefixes)
     assert bool(pretraining) == bool(family.pretraining_only_prefixes)
@@ -211,14 +254,20 @@ def test_prefixes_name_parameters_that_exist_and_do_not_overlap(family: EncoderF
         assert set(weights.state) - front_end - pretraining
 
 
-def test_pretraining_only_parameters_take_no_part_in_features(family: EncoderFamily, weights: EncoderWeights) -> None:
+def test_pretraining_only_parameters_take_no_part_in_features(
+    family: EncoderFamily, weights: EncoderWeights
+) -> None:
     noisy = {
         name: tensor + 1.0 if name.startswith(family.pretraining_only_prefixes) else tensor
         for name, tensor in weights.state.items()
     }
     other = family.build(EncoderWeights(family=weights.family, config=weights.config, state=noisy))
     batch = waves(4_000)
-    pairs = zip(family.build(weights).hidden_states(batch).states, other.hidden_states(batch).states, strict=True)
+    pairs = zip(
+        family.build(weights).hidden_states(batch).states,
+        other.hidden_states(batch).states,
+        strict=True,
+    )
     assert all(torch.equal(mine, theirs) for mine, theirs in pairs)
 
 
@@ -228,54 +277,81 @@ def test_unexpected_parameters_are_named(family: EncoderFamily, weights: Encoder
         family.build(EncoderWeights(family=weights.family, config=weights.config, state=faulty))
 
 
-def test_missing_and_misshapen_parameters_are_named(family: EncoderFamily, weights: EncoderWeights) -> None:
+def test_missing_and_misshapen_parameters_are_named(
+    family: EncoderFamily, weights: EncoderWeights
+) -> None:
     for name, tensor in weights.state.items():
         without = {other: value for other, value in weights.state.items() if other != name}
         misshapen = {**weights.state, name: torch.zeros(*tensor.shape, 2)}
         with pytest.raises(UserError, match=name.replace(".", r"\.")):
-            family.build(EncoderWeights(family=weights.family, config=weights.config, state=misshapen))
+            family.build(
+                EncoderWeights(family=weights.family, config=weights.config, state=misshapen)
+            )
         if not name.startswith(family.pretraining_only_prefixes):
             with pytest.raises(UserError, match=name.replace(".", r"\.")):
-                family.build(EncoderWeights(family=weights.family, config=weights.config, state=without))
+                family.build(
+                    EncoderWeights(family=weights.family, config=weights.config, state=without)
+                )
         if "layers.1." in name:
             break  # a second layer has nothing that the first has not
 
 
-def test_weights_without_pretraining_parameters_make_the_same_features(family: EncoderFamily, weights: EncoderWeights) -> None:
-    pretraining = [name for name in weights.state if name.startswith(family.pretraining_only_prefixes)]
+def test_weights_without_pretraining_parameters_make_the_same_features(
+    family: EncoderFamily, weights: EncoderWeights
+) -> None:
+    pretraining = [
+        name for name in weights.state if name.startswith(family.pretraining_only_prefixes)
+    ]
     for gone in ([], pretraining[:1], pretraining):
         state = {name: tensor for name, tensor in weights.state.items() if name not in gone}
-        encoder = family.build(EncoderWeights(family=weights.family, config=weights.config, state=state))
+        encoder = family.build(
+            EncoderWeights(family=weights.family, config=weights.config, state=state)
+        )
         assert set(encoder.module().state_dict()) == set(state)
-        mine, whole = (each.hidden_states(waves(4_000)).states for each in (encoder, family.build(weights)))
+        mine, whole = (
+            each.hidden_states(waves(4_000)).states for each in (encoder, family.build(weights))
+        )
         pairs = zip(mine, whole, strict=True)
         assert all(torch.equal(state, same) for state, same in pairs)
 
 
-def test_the_description_is_that_of_the_built_encoder(family: EncoderFamily, weights: EncoderWeights) -> None:
+def test_the_description_is_that_of_the_built_encoder(
+    family: EncoderFamily, weights: EncoderWeights
+) -> None:
     shape, encoder = family.describe(weights.config), family.build(weights)
     assert (shape.dim, shape.state_count) == (encoder.dim, encoder.state_count)
     stored = {name.split(".")[2] for name in weights.state if name.startswith("encoder.layers.")}
     assert shape.layers == len(stored)
     convolutions = [
-        name for name in weights.state if name.startswith(family.front_end_prefixes) and weights.state[name].ndim == 3
+        name
+        for name in weights.state
+        if name.startswith(family.front_end_prefixes) and weights.state[name].ndim == 3
     ]
     assert len(shape.conv_layers) == len(convolutions)
     assert (shape.extractor_mode is None) == (not family.front_end_prefixes)
     loud = [10 * wave for wave in waves(4_000)]
-    pairs = zip(encoder.hidden_states(loud).states, encoder.hidden_states(waves(4_000)).states, strict=True)
+    pairs = zip(
+        encoder.hidden_states(loud).states, encoder.hidden_states(waves(4_000)).states, strict=True
+    )
     if shape.normalizes_waveform:
         assert all(torch.allclose(louder, plain, atol=1e-3) for louder, plain in pairs)
 
 
 @pytest.mark.parametrize("name", SIZED)
-@pytest.mark.parametrize(("layers", "dim", "large"), [(4, 64, False), (12, 768, False), (24, 1024, True), (1, 16, True)])
+@pytest.mark.parametrize(
+    ("layers", "dim", "large"), [(4, 64, False), (12, 768, False), (24, 1024, True), (1, 16, True)]
+)
 def test_any_size_can_be_described(name: str, layers: int, dim: int, large: bool) -> None:
     family = FAMILIES.get(name)
     assert family.example_config is not None
     config = family.example_config(layers, dim, large)
     shape = family.describe(config)
-    assert (shape.layers, shape.dim, shape.state_count, shape.layer_norm_first) == (layers, dim, layers + 1, large)
+    assert (shape.layers, shape.dim, shape.state_count, shape.layer_norm_first) == (
+        layers,
+        dim,
+        layers + 1,
+        large,
+    )
     assert [other for other, part in FAMILIES.items() if part.recognises(config)] == [name]
 
 
@@ -297,11 +373,16 @@ def test_an_encoder_of_another_family_is_told(wanted: str, given: str) -> None:
     with pytest.raises(UserError) as told:
         family.build(EncoderWeights(family=wanted, config=weights.config, state=weights.state))
     if wanted in SIZED and given in SIZED:
-        assert f"of a {FAMILIES.get(given).title}, not of a {family.title}: load it as `{given}`" in str(told.value)
+        assert (
+            f"of a {FAMILIES.get(given).title}, not of a {family.title}: load it as `{given}`"
+            in str(told.value)
+        )
 
 
 @pytest.mark.parametrize("trainable", [True, False])
-def test_gradient_reaches_what_asks_for_it(trainable: bool, family: EncoderFamily, weights: EncoderWeights) -> None:
+def test_gradient_reaches_what_asks_for_it(
+    trainable: bool, family: EncoderFamily, weights: EncoderWeights
+) -> None:
     encoder = family.build(weights)
     for name, parameter in encoder.module().named_parameters():
         parameter.requires_grad_(trainable or not name.startswith(family.front_end_prefixes))
@@ -328,17 +409,25 @@ def test_training_mode_keeps_every_state(encoder: Encoder, weights: EncoderWeigh
 def test_an_evaluation_runs(encoder: Encoder) -> None:
     spec = EvalSpec(task="sid", corpus=CorpusSpec(), updates=4)
     facts: dict[str, Any] = evaluate(
-        spec, encoder, toy_corpus({"train": 8, "dev": 4, "test": 4}), torch.device("cpu"), lambda counts: None
+        spec,
+        encoder,
+        toy_corpus({"train": 8, "dev": 4, "test": 4}),
+        torch.device("cpu"),
+        lambda counts: None,
     )
     assert len(facts["layer_weights"][0]) == encoder.state_count
     assert all(0 <= value <= 100 for score in facts["scores"] for value in score["values"])
 
 
-def test_a_file_keeps_the_encoder(family: EncoderFamily, weights: EncoderWeights, tmp_path: Path) -> None:
+def test_a_file_keeps_the_encoder(
+    family: EncoderFamily, weights: EncoderWeights, tmp_path: Path
+) -> None:
     path = tmp_path / "encoder.safetensors"
     write_encoder(path, weights, {})
     loaded = read_encoder(path)
     assert weights_fingerprint(loaded) == weights_fingerprint(weights)
     batch = waves(4_000)
-    again, first = (family.build(some).hidden_states(batch).states[-1] for some in (loaded, weights))
+    again, first = (
+        family.build(some).hidden_states(batch).states[-1] for some in (loaded, weights)
+    )
     assert torch.equal(again, first)

@@ -12,8 +12,8 @@ from speechft_ray.cluster.executor import RayExecutor
 from speechft_ray.core.records import Place, Stage
 from speechft_ray.sweep.local import LocalExecutor
 from speechft_ray.sweep.protocols import Executor
-from tests.cluster.performs import job, perform
-from tests.cluster.rays import collect, eventually, local_cluster, ray_world
+from tests.cluster.ray_clusters import collect, eventually, local_cluster, ray_world
+from tests.cluster.worker_jobs import job, perform
 
 __all__ = ["local_cluster", "ray_world"]  # fixtures
 STAGES: list[Stage] = ["evaluate", "finetune"]  # with Ray: a task, and a trial of Ray Tune
@@ -34,7 +34,9 @@ def executor(kind: Callable[..., Executor], tmp_path: Path) -> Iterator[Executor
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_facts_come_back_and_failures_stay_where_they_happen(executor: Executor, stage: Stage) -> None:
+def test_facts_come_back_and_failures_stay_where_they_happen(
+    executor: Executor, stage: Stage
+) -> None:
     kinds = ["succeed", "divide", "blame-user", "return-object"]
     for kind in kinds:
         executor.submit(job(kind, name=kind, stage=stage, alpha=0.25))
@@ -46,12 +48,17 @@ def test_facts_come_back_and_failures_stay_where_they_happen(executor: Executor,
     assert done.facts["cwd"] == str(Path.cwd())  # relative paths mean the same everywhere
     assert broken.error == "ZeroDivisionError: nothing to divide by"
     assert broken.traceback is not None and "in _divide" in broken.traceback
-    assert refused.error == "`alpha` must be within [0, 1], but is 3 instead: change it." and refused.traceback is None
+    assert (
+        refused.error == "`alpha` must be within [0, 1], but is 3 instead: change it."
+        and refused.traceback is None
+    )
     assert odd.error is not None and "ValidationError" in odd.error and not odd.facts
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_progress_is_seen_while_a_job_runs_and_then_gone(executor: Executor, stage: Stage, tmp_path: Path) -> None:
+def test_progress_is_seen_while_a_job_runs_and_then_gone(
+    executor: Executor, stage: Stage, tmp_path: Path
+) -> None:
     key = job("wait", stage=stage).fingerprint
     executor.submit(job("wait", stage=stage))
     ended = []

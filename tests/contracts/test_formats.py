@@ -14,7 +14,7 @@ from speechft_ray.speech.checkpoints.base import FORMATS, holding
 from speechft_ray.speech.checkpoints.convert import convert
 from speechft_ray.speech.checkpoints.load import load_checkpoint, weights_fingerprint
 from speechft_ray.speech.encoders.base import FAMILIES, EncoderWeights
-from tests.speech.toys import lively, toy
+from tests.speech.toy_models import lively, toy
 
 MADE = {"by": "a test", "parents": ["base", "donor"], "seed": 3}
 HELD = [(family, name) for family in FAMILIES.names() for name in holding(family)]
@@ -24,7 +24,11 @@ SIZES = [False, True]
 
 def out(folder: Path, name: str) -> Path:
     return folder / (
-        "written" if FORMATS.get(name).is_folder else "written.pt" if name != "safetensors" else "written.safetensors"
+        "written"
+        if FORMATS.get(name).is_folder
+        else "written.pt"
+        if name != "safetensors"
+        else "written.safetensors"
     )
 
 
@@ -34,7 +38,8 @@ def same(found: EncoderWeights, weights: EncoderWeights) -> bool:
         (found.family, dict(found.config)) == (weights.family, dict(weights.config))
         and set(found.state) == set(weights.state)
         and all(
-            torch.equal(found.state[name].view(torch.int32), tensor.view(torch.int32)) for name, tensor in weights.state.items()
+            torch.equal(found.state[name].view(torch.int32), tensor.view(torch.int32))
+            for name, tensor in weights.state.items()
         )
     )
 
@@ -61,8 +66,12 @@ def test_what_is_written_comes_back(family: str, name: str, large: bool, tmp_pat
     assert path.is_dir() == FORMATS.get(name).is_folder
 
 
-@pytest.mark.parametrize(("family", "first", "second"), [(f, a, b) for f, a in HELD for b in holding(f) if a != b])
-def test_every_format_becomes_every_other(family: str, first: str, second: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("family", "first", "second"), [(f, a, b) for f, a in HELD for b in holding(f) if a != b]
+)
+def test_every_format_becomes_every_other(
+    family: str, first: str, second: str, tmp_path: Path
+) -> None:
     weights = lively(toy(family, large=family == "wavlm"))
     FORMATS.get(first).write(tmp_path / "first", weights, MADE)
     convert(tmp_path / "first", second, tmp_path / "second")
@@ -85,9 +94,13 @@ def test_a_place_that_is_taken_stays_as_it_is(name: str, tmp_path: Path) -> None
     assert path.read_text() == "precious"
 
 
-@pytest.mark.parametrize(("family", "name"), [(family, name) for family, name in HELD if family in LEARNED])
+@pytest.mark.parametrize(
+    ("family", "name"), [(family, name) for family, name in HELD if family in LEARNED]
+)
 @pytest.mark.parametrize("fault", ["missing", "unexpected", "misshapen", "not finite"])
-def test_broken_encoders_are_not_written(family: str, name: str, fault: str, tmp_path: Path) -> None:
+def test_broken_encoders_are_not_written(
+    family: str, name: str, fault: str, tmp_path: Path
+) -> None:
     whole = toy(family)
     state = dict(whole.state)
     victim = "encoder.layers.1.fc1.weight"
@@ -99,13 +112,19 @@ def test_broken_encoders_are_not_written(family: str, name: str, fault: str, tmp
         state[victim] = state[victim].T.contiguous()
     else:
         state[victim] = state[victim].clone().fill_(float("nan"))
-    with pytest.raises(UserError, match=r"stray\.weight" if fault == "unexpected" else r"layers\.1\.fc1\.weight"):
-        FORMATS.get(name).write(out(tmp_path, name), EncoderWeights(family=family, config=whole.config, state=state), {})
+    with pytest.raises(
+        UserError, match=r"stray\.weight" if fault == "unexpected" else r"layers\.1\.fc1\.weight"
+    ):
+        FORMATS.get(name).write(
+            out(tmp_path, name), EncoderWeights(family=family, config=whole.config, state=state), {}
+        )
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(("family", "name"), HELD)
-def test_a_full_disk_leaves_nothing(family: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_leaves_nothing(
+    family: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Whatever function of a format writes last fails; the half-written rest goes away."""
 
     def full(*arguments: object, **options: object) -> None:
@@ -121,18 +140,24 @@ def test_a_full_disk_leaves_nothing(family: str, name: str, tmp_path: Path, monk
 
 @pytest.mark.parametrize("size", [(2, 32, False), (3, 64, True)])
 @pytest.mark.parametrize("family", LEARNED)
-def test_the_sizes_of_a_configuration_are_those_of_the_model(family: str, size: tuple[int, int, bool]) -> None:
-    """Written down once more in ``_parameters``, so that a file is judged without building; here against the built model."""
+def test_the_sizes_of_a_configuration_are_those_of_the_model(
+    family: str, size: tuple[int, int, bool]
+) -> None:
+    """Written down once more in ``_parameters``, so that a file is judged without building; here
+    against the built model."""
     part = FAMILIES.get(family)
     assert part.example_config is not None
     assert part.initial is not None
     config = part.example_config(*size)
     built = part.initial(config, 0).state
-    assert expected_sizes(family, config) == {name: tuple(tensor.shape) for name, tensor in built.items()}
+    assert expected_sizes(family, config) == {
+        name: tuple(tensor.shape) for name, tensor in built.items()
+    }
 
 
 def test_a_full_size_hubert_goes_through_every_format(tmp_path: Path) -> None:
-    """HuBERT Base, 94.7 million parameters: what fits a toy (zip offsets, alignment, memory maps) also fits the real size."""
+    """HuBERT Base, 94.7 million parameters: what fits a toy (zip offsets, alignment, memory maps)
+    also fits the real size."""
     family = FAMILIES.get("hubert")
     assert family.example_config is not None
     config = family.example_config(12, 768, False)

@@ -20,7 +20,13 @@ DIM = 32
 
 def _utterances() -> list[Utterance]:
     return [
-        Utterance(key=key, split="train", samples=samples, labels={"phones": f"{first} {second}"}, alignment=aligned)
+        Utterance(
+            key=key,
+            split="train",
+            samples=samples,
+            labels={"phones": f"{first} {second}"},
+            alignment=aligned,
+        )
         for key, samples, first, second, aligned in [
             ("long", 4000, "a", "b", ((0, "a"), (2000, "b"))),
             ("short", 2700, "b", "a", ((0, "b"), (1000, "a"))),
@@ -32,12 +38,15 @@ def _targets(kind: HeadKind) -> tuple[Vocabulary, list[torch.Tensor]]:
     options, items = kind.options(), _utterances()
     if kind.tokens is None or kind.targets is None:
         return Vocabulary.of("abc", kind.reserved), [_named(kind, item) for item in items]
-    vocabulary = Vocabulary.of((token for item in items for token in kind.tokens(options, item, "phones")), kind.reserved)
+    vocabulary = Vocabulary.of(
+        (token for item in items for token in kind.tokens(options, item, "phones")), kind.reserved
+    )
     return vocabulary, [kind.targets(options, item, "phones", vocabulary) for item in items]
 
 
 def _named(kind: HeadKind, utterance: Utterance) -> torch.Tensor:
-    """What a head that learns from audio alone is to predict: names of the frames that are masked."""
+    """What a head that learns from audio alone is to predict: names of the frames that are
+    masked."""
     assert kind.masking is not None
     frames = frame_count(utterance.samples)
     masked = kind.masking.mask(kind.options(), frames, np.random.default_rng(0))
@@ -82,7 +91,11 @@ def test_targets_are_ids_of_its_vocabulary(kind: HeadKind) -> None:
     for target in targets:
         assert target.dtype == torch.int64 and target.dim() == 1
         labelled = target[target >= 0]
-        assert len(labelled) and int(labelled.min()) >= kind.reserved and int(labelled.max()) < vocabulary.size
+        assert (
+            len(labelled)
+            and int(labelled.min()) >= kind.reserved
+            and int(labelled.max()) < vocabulary.size
+        )
         assert kind.units(target) >= 1 and kind.frames_needed(target) >= 1
 
 
@@ -107,7 +120,8 @@ def test_padding_does_not_reach_valid_frames(kind: HeadKind) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_it_learns_its_targets(kind: HeadKind) -> None:
-    """From noise that can be told apart, 150 updates get the loss down and the metric to its best value."""
+    """From noise that can be told apart, 150 updates get the loss down and the metric to its best
+    value."""
     vocabulary, targets = _targets(kind)
     head, (features, frames) = _head(kind, vocabulary), _features()
     optimizer = torch.optim.Adam(head.parameters(), lr=0.05)

@@ -1,4 +1,5 @@
-"""What every registered merge method promises. A new method is run through all of it without an edit here."""
+"""What every registered merge method promises. A new method is run through all of it without an
+edit here."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ import torch
 from speechft_ray.core.errors import SpecError, UserError
 from speechft_ray.merging.algebra import combine_all, find_statistics, merge
 from speechft_ray.merging.base import METHODS, MergeParams, check
-from speechft_ray.merging.source import One, Part, Source
+from speechft_ray.merging.param_reader import One, Part, Source
 
 State = dict[str, torch.Tensor]
 
@@ -21,7 +22,8 @@ EXAMPLES: Mapping[str, Mapping[str, Any]] = {"wudi": {"steps": 20}}
 
 
 def model(seed: int, dtype: torch.dtype = torch.float32, near: State | None = None) -> State:
-    """A small encoder's state: layers, a weight-normalised convolution, a lone number, an integer buffer, a tied tensor."""
+    """A small encoder's state: layers, a weight-normalised convolution, a lone number, an integer
+    buffer, a tied tensor."""
     source = torch.Generator().manual_seed(seed)
 
     def draw(key: str, *shape: int) -> torch.Tensor:
@@ -30,7 +32,9 @@ def model(seed: int, dtype: torch.dtype = torch.float32, near: State | None = No
 
     tied = draw("tied.one", 4, 3)
     return {
-        "feature_extractor.conv_layers.0.weight": draw("feature_extractor.conv_layers.0.weight", 6, 1, 5),
+        "feature_extractor.conv_layers.0.weight": draw(
+            "feature_extractor.conv_layers.0.weight", 6, 1, 5
+        ),
         "encoder.layers.0.weight": draw("encoder.layers.0.weight", 8, 6),
         "encoder.layers.0.bias": draw("encoder.layers.0.bias", 8),
         "encoder.layers.1.weight": draw("encoder.layers.1.weight", 6, 8),
@@ -59,7 +63,10 @@ def merged(
     """Merges as many of the donors as the method takes."""
     params = {**EXAMPLES.get(method, {}), **(params or {})}
     fewest, most = METHODS.get(method).donors(check(method, params))
-    taken = [donors[index % len(donors)] for index in range(max(fewest, min(len(donors), most or len(donors))))]
+    taken = [
+        donors[index % len(donors)]
+        for index in range(max(fewest, min(len(donors), most or len(donors))))
+    ]
     statistics = [gathered(method, base, seed) for seed in range(len(taken))]
     return merge(method, params, base, taken, alpha, protected, statistics)
 
@@ -70,10 +77,15 @@ def gathered(method: str, base: State, seed: int) -> State:
     layers = {key: tensor for key, tensor in base.items() if "layers.0" in key and kind}
     if kind == "gram":
         inputs = {
-            key: torch.randn(20, tensor.shape[1], generator=source) for key, tensor in layers.items() if tensor.dim() == 2
+            key: torch.randn(20, tensor.shape[1], generator=source)
+            for key, tensor in layers.items()
+            if tensor.dim() == 2
         }
         return {f"gram:{key}": rows.T @ rows / 20 for key, rows in inputs.items()}
-    return {f"{kind}:{key}": torch.rand(tensor.shape, generator=source) for key, tensor in layers.items()}
+    return {
+        f"{kind}:{key}": torch.rand(tensor.shape, generator=source)
+        for key, tensor in layers.items()
+    }
 
 
 def copied(state: State) -> State:
@@ -81,7 +93,10 @@ def copied(state: State) -> State:
 
 
 def in_float32(state: State) -> State:
-    wide = {key: tensor.float() if tensor.is_floating_point() else tensor for key, tensor in state.items()}
+    wide = {
+        key: tensor.float() if tensor.is_floating_point() else tensor
+        for key, tensor in state.items()
+    }
     return {**wide, "tied.two": wide["tied.one"]}
 
 
@@ -117,17 +132,22 @@ def test_alpha_scales_the_step(method: str) -> None:
     moved = [key for key in BASE if not torch.equal(whole[key], BASE[key])]
     assert "encoder.layers.0.weight" in moved
     for key in moved:
-        torch.testing.assert_close(part[key], BASE[key] + 0.25 * (whole[key] - BASE[key]), rtol=0, atol=1e-6)
+        torch.testing.assert_close(
+            part[key], BASE[key] + 0.25 * (whole[key] - BASE[key]), rtol=0, atol=1e-6
+        )
 
 
 def test_donor_order_does_not_matter(method: str) -> None:
-    """With equal weights, up to rounding; where donors are drawn apart by their place, at the setting that draws nothing."""
+    """With equal weights, up to rounding; where donors are drawn apart by their place, at the
+    setting that draws nothing."""
     kind = METHODS.get(method)
     if kind.needs:
         return  # their statistics tell donors apart; tests/merging/test_gathered.py reverses both
     params = {} if kind.symmetric else kind.neutral
     donors = DONORS[: kind.donors(check(method, {}))[1]]
-    forward, backward = (merged(method, BASE, given, params=params) for given in (donors, donors[::-1]))
+    forward, backward = (
+        merged(method, BASE, given, params=params) for given in (donors, donors[::-1])
+    )
     for key, tensor in forward.items():
         torch.testing.assert_close(tensor, backward[key], rtol=0, atol=2e-6)
     if not kind.symmetric:
@@ -148,14 +168,21 @@ def test_inputs_are_not_changed_and_not_shared(method: str) -> None:
 
 
 def test_combine_changes_no_task_vector(method: str) -> None:
-    keys = ("encoder.layers.0.bias", "encoder.layers.0.weight", "feature_extractor.conv_layers.0.weight")
+    keys = (
+        "encoder.layers.0.bias",
+        "encoder.layers.0.weight",
+        "feature_extractor.conv_layers.0.weight",
+    )
     vectors = {key: tuple(donor[key] - BASE[key] for donor in DONORS) for key in keys}
     kept = {key: tuple(vector.clone() for vector in each) for key, each in vectors.items()}
     count = METHODS.get(method).donors(check(method, {}))[1] or 3
     parts = tuple(Part(name=key, keys=(key,)) for key in keys)
     given = [gathered(method, BASE, seed) for seed in range(count)]
     look_up = find_statistics(method, given, count)
-    ones = {key: One(name=key, base=BASE[key], vectors=vectors[key][:count], statistics=look_up(key)) for key in keys}
+    ones = {
+        key: One(name=key, base=BASE[key], vectors=vectors[key][:count], statistics=look_up(key))
+        for key in keys
+    }
     source = Source(parts=parts, donors=count, read=lambda part: ones[part.name])
     for part, combined, _ in combine_all(method, check(method, {}), source):
         assert combined.shape == BASE[part.name].shape
@@ -170,7 +197,9 @@ def test_integer_buffers_are_the_bases(method: str) -> None:
 
 def test_shared_tensors_stay_shared(method: str) -> None:
     for alpha in (0.0, 0.5):
-        result = merged(method, BASE, [copied(donor) for donor in DONORS], alpha)  # the donors' copies are no longer tied
+        result = merged(
+            method, BASE, [copied(donor) for donor in DONORS], alpha
+        )  # the donors' copies are no longer tied
         assert result["tied.one"].data_ptr() == result["tied.two"].data_ptr()
         assert torch.equal(result["tied.one"], BASE["tied.one"]) == (alpha == 0)
 
@@ -200,7 +229,10 @@ def test_other_number_types_of_donors_are_taken(method: str) -> None:
 
 
 def test_parameters_that_learn_give_plain_tensors(method: str) -> None:
-    donors = [{key: torch.nn.Parameter(t) if t.is_floating_point() else t for key, t in donor.items()} for donor in DONORS[:1]]
+    donors = [
+        {key: torch.nn.Parameter(t) if t.is_floating_point() else t for key, t in donor.items()}
+        for donor in DONORS[:1]
+    ]
     for tensor in merged(method, BASE, donors, 1.0).values():
         assert type(tensor) is torch.Tensor and not tensor.requires_grad
 
@@ -229,24 +261,39 @@ def test_a_lone_donor_is_reached_bit_for_bit_at_the_neutral_setting(method: str)
         assert fewest > 1 or method == "iso_c"
         return
     base, donor = model(0), model(9)  # far apart: base + (donor - base) would round
-    base["zero"], donor["zero"] = torch.tensor([1.0]), torch.tensor([-0.0])  # an interpolation would lose the sign
+    base["zero"], donor["zero"] = (
+        torch.tensor([1.0]),
+        torch.tensor([-0.0]),
+    )  # an interpolation would lose the sign
     result = merged(method, base, [donor], 1.0, params=neutral)
     assert_same(result, {**donor, "steps": base["steps"]})
     assert any(not torch.equal(base[key] + (donor[key] - base[key]), donor[key]) for key in base)
 
 
 def test_scale_multiplies_the_step(method: str) -> None:
-    plain, half = (merged(method, BASE, DONORS, 1.0, params={"scale": scale}) for scale in (1.0, 0.5))
+    plain, half = (
+        merged(method, BASE, DONORS, 1.0, params={"scale": scale}) for scale in (1.0, 0.5)
+    )
     for key, tensor in BASE.items():
-        torch.testing.assert_close(half[key], (tensor + 0.5 * (plain[key] - tensor)).to(tensor.dtype), rtol=0, atol=1e-6)
+        torch.testing.assert_close(
+            half[key], (tensor + 0.5 * (plain[key] - tensor)).to(tensor.dtype), rtol=0, atol=1e-6
+        )
 
 
 def test_float64_on_request_is_the_same_merge_rounded_less(method: str) -> None:
-    wide = {key: tensor.double() if tensor.is_floating_point() else tensor for key, tensor in BASE.items()}
+    wide = {
+        key: tensor.double() if tensor.is_floating_point() else tensor
+        for key, tensor in BASE.items()
+    }
     wide["tied.two"] = wide["tied.one"]
-    donors = [{key: tensor.to(wide[key].dtype) for key, tensor in donor.items()} for donor in DONORS]
+    donors = [
+        {key: tensor.to(wide[key].dtype) for key, tensor in donor.items()} for donor in DONORS
+    ]
     exact = merged(method, wide, donors)
-    asked, plain = (merged(method, BASE, DONORS, params={"precision": precision}) for precision in ("float64", "float32"))
+    asked, plain = (
+        merged(method, BASE, DONORS, params={"precision": precision})
+        for precision in ("float64", "float32")
+    )
     for key, tensor in exact.items():
         assert asked[key].dtype == BASE[key].dtype
         assert torch.equal(asked[key], tensor.to(asked[key].dtype)), key
@@ -259,14 +306,18 @@ def test_the_kernel_of_a_weight_normalised_convolution_is_merged_on_request(meth
     assert_same(merged(method, BASE, [copied(BASE)] * 2, 1.0, params=kernel), BASE)
     assert_same(merged(method, BASE, DONORS, 0.0, params=kernel), BASE)
     result = merged(method, BASE, DONORS, 0.5, params=kernel)
-    torch.testing.assert_close(result[g], torch.linalg.vector_norm(result[v], dim=(0, 1), keepdim=True), rtol=1e-6, atol=0)
+    torch.testing.assert_close(
+        result[g], torch.linalg.vector_norm(result[v], dim=(0, 1), keepdim=True), rtol=1e-6, atol=0
+    )
     assert not torch.equal(result[v], merged(method, BASE, DONORS, 0.5)[v])
     neutral = METHODS.get(method).neutral
     if neutral is not None:
         whole = merged(method, BASE, [DONORS[0]], 1.0, params={**neutral, **kernel})
         assert torch.equal(whole[g], DONORS[0][g]) and torch.equal(whole[v], DONORS[0][v])
     part = merged(method, BASE, DONORS, 0.5, (v,), params=kernel)  # a lone factor has no kernel
-    assert torch.equal(part[v], BASE[v]) and torch.equal(part[g], merged(method, BASE, DONORS, 0.5, (v,))[g])
+    assert torch.equal(part[v], BASE[v]) and torch.equal(
+        part[g], merged(method, BASE, DONORS, 0.5, (v,))[g]
+    )
 
 
 def test_unknown_parameters_are_told_with_the_nearest_name(method: str) -> None:

@@ -1,4 +1,5 @@
-"""What every proposer of a search promises: the same proposals whatever ends when, within the axes, to the budget's end."""
+"""What every proposer of a search promises: the same proposals whatever ends when, within the axes,
+to the budget's end."""
 
 from __future__ import annotations
 
@@ -9,21 +10,36 @@ import pytest
 from benchmarks.search_idle import MemoryStore, Silent
 from speechft_ray.core.records import Job
 from speechft_ray.core.specs import Sampler
-from speechft_ray.sweep.judging import Judge, Trial
-from speechft_ray.sweep.protocols import Verdict
-from speechft_ray.sweep.search_plan import SearchPlan
-from tests.sweep.searches import CURVE, DEPTH, cluster, judge_of, perform, proposer_of, search_plan, smooth, story
+from speechft_ray.search.plan import SearchPlan
+from speechft_ray.search.proposals import Verdict
+from speechft_ray.search.trials import Judge, Trial
+from tests.search.search_fakes import (
+    CURVE,
+    DEPTH,
+    cluster,
+    judge_of,
+    perform,
+    proposer_of,
+    search_plan,
+    smooth,
+    story,
+)
 
 CHANGES: dict[str, dict[str, Any]] = {
     "greedy_soup": {"axes": {"alpha": 0.4}},
-    "cmaes": {"axes": {"alpha": {"uniform": [0, 1]}, "method": "ties", "ties": CURVE}, "seeds": [0]},  # numbers only
+    "cmaes": {
+        "axes": {"alpha": {"uniform": [0, 1]}, "method": "ties", "ties": CURVE},
+        "seeds": [0],
+    },  # numbers only
     "gp": {"trials": 5, "window": 2},  # seconds per proposal on a busy machine
 }
 
 
 def plan_of(sampler: str, **more: Any) -> SearchPlan:
     """A search that the sampler can do."""
-    return search_plan(**{"sampler": sampler, "trials": 14, "window": 4, **CHANGES.get(sampler, {}), **more})
+    return search_plan(
+        **{"sampler": sampler, "trials": 14, "window": 4, **CHANGES.get(sampler, {}), **more}
+    )
 
 
 @pytest.fixture(params=get_args(Sampler))
@@ -36,7 +52,9 @@ def test_order_of_ends_and_workers_do_not_matter(sampler: str) -> None:
     one = story(perform(plan, cluster(MemoryStore(), workers=1, seed=1)))
     other = story(perform(plan, cluster(MemoryStore(), workers=7, seed=2)))
     assert one == other
-    assert len(one) == (3 if sampler == "greedy_soup" else plan.search.trials)  # two models and one mean
+    assert len(one) == (
+        3 if sampler == "greedy_soup" else plan.search.trials
+    )  # two models and one mean
 
 
 def test_a_restart_goes_on_where_it_was(sampler: str) -> None:
@@ -77,7 +95,11 @@ def test_another_seed_is_another_search(sampler: str) -> None:
 
 def test_failures_are_survived(sampler: str) -> None:
     def facts(job: Job) -> dict[str, Any] | None:
-        return None if job.label.startswith("evaluate sid on dev") and job.fingerprint < "8" else smooth(job)
+        return (
+            None
+            if job.label.startswith("evaluate sid on dev") and job.fingerprint < "8"
+            else smooth(job)
+        )
 
     trials = perform(plan_of(sampler, stop_early="none"), cluster(MemoryStore(), facts=facts))
     states = {trial.state for trial in trials}
@@ -86,7 +108,10 @@ def test_failures_are_survived(sampler: str) -> None:
 
 @pytest.mark.parametrize("several", ["tpe", "nsga2", "nsga3", "gp", "random", "qmc"])
 def test_several_objectives_and_a_constraint(several: str) -> None:
-    more = {"objectives": ["score", "distance"], "constraints": [{"metric": "pr.per", "no_worse_than": 40}]}
+    more = {
+        "objectives": ["score", "distance"],
+        "constraints": [{"metric": "pr.per", "no_worse_than": 40}],
+    }
     executor = cluster(MemoryStore())
     plan = plan_of(several, **more)
     trials = perform(plan, executor)
@@ -98,13 +123,20 @@ def test_a_proposer_learns(sampler: str) -> None:
     told = []
     for sign in (1.0, -1.0):
         count = 6 if sampler == "gp" else 40
-        proposer, alphas = proposer_of(plan_of(sampler, trials=count, seeds=[0, 1, 2][: 1 if sampler == "cmaes" else 3])), []
+        proposer, alphas = (
+            proposer_of(
+                plan_of(sampler, trials=count, seeds=[0, 1, 2][: 1 if sampler == "cmaes" else 3])
+            ),
+            [],
+        )
         for number in range(count):
             proposal = proposer.ask() if proposer.needs(number) <= number else None
             if proposal is None:
                 break
             alphas.append(str(proposal))
-            gain = sign * (proposal.merge.alpha + len(proposal.donors) + 0.1 * proposal.donors[0][0].spec.seed)
+            gain = sign * (
+                proposal.merge.alpha + len(proposal.donors) + 0.1 * proposal.donors[0][0].spec.seed
+            )
             proposer.tell(number, Verdict("complete", [gain], [], [gain]))
         told.append(alphas)
     assert (told[0] == told[1]) == (sampler in ("random", "qmc"))

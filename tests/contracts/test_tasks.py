@@ -17,7 +17,7 @@ from speechft_ray.core.specs import CorpusSpec, EvalSpec
 from speechft_ray.speech.corpora.base import Corpus
 from speechft_ray.superb.evaluate import evaluate, pose
 from speechft_ray.superb.tasks.base import TASKS, Problem, tasks_for
-from tests.superb.toy import ToyEncoder, toy_corpus
+from tests.superb.toy_models import ToyEncoder, toy_corpus
 
 COUNTS = {"train": 12, "dev": 6, "test": 6}
 SMALL = {"projection": 8, "lstm_hidden": 4, "width": 8, "pooled_width": 12, "hidden": 4}
@@ -28,15 +28,23 @@ each_task = pytest.mark.parametrize("name", TASKS.names())
 
 def spec_of(name: str, **changed: Any) -> EvalSpec:
     task = TASKS.get(name)
-    options = {option: value for option, value in SMALL.items() if option in task.options.model_fields}
+    options = {
+        option: value for option, value in SMALL.items() if option in task.options.model_fields
+    }
     column = None if task.columns else "speaker"
     return EvalSpec(
-        task=name, corpus=CorpusSpec(), column=column, options=options, **{"updates": 4, "batch_size": 4, **changed}
+        task=name,
+        corpus=CorpusSpec(),
+        column=column,
+        options=options,
+        **{"updates": 4, "batch_size": 4, **changed},
     )
 
 
 def facts_of(name: str, corpus: Corpus) -> dict[str, Any]:
-    facts = evaluate(spec_of(name, seeds=2), ToyEncoder(), corpus, torch.device("cpu"), lambda counts: None)
+    facts = evaluate(
+        spec_of(name, seeds=2), ToyEncoder(), corpus, torch.device("cpu"), lambda counts: None
+    )
     return {**facts, "seconds": None}
 
 
@@ -56,9 +64,16 @@ def test_it_scores_every_metric_on_both_splits_for_every_seed(name: str) -> None
     facts = facts_of(name, toy_corpus(COUNTS))
     assert json.loads(json.dumps(facts, allow_nan=False)) == facts
     found = {(score.metric, score.split): score.values for score in scores_of(facts)}
-    assert set(found) == {(metric, split) for metric in TASKS.get(name).metrics for split in ("dev", "test")}
+    assert set(found) == {
+        (metric, split) for metric in TASKS.get(name).metrics for split in ("dev", "test")
+    }
     assert all(len(values) == 2 and min(values) >= 0.0 for values in found.values())
-    assert all(value <= 100.0 for (metric, _), values in found.items() if METRICS[metric].higher_is_better for value in values)
+    assert all(
+        value <= 100.0
+        for (metric, _), values in found.items()
+        if METRICS[metric].higher_is_better
+        for value in values
+    )
 
 
 @each_task
@@ -69,7 +84,9 @@ def test_it_is_repeatable(name: str) -> None:
 def right_answers(name: str, references: Sequence[Any], corpus: Corpus) -> list[Any]:
     """What a perfect probe would answer; for most tasks the references themselves."""
     if name == "asv":
-        speakers = {utterance.key: int(utterance.labels["speaker"][1:]) for utterance in corpus.utterances}
+        speakers = {
+            utterance.key: int(utterance.labels["speaker"][1:]) for utterance in corpus.utterances
+        }
         return list(torch.eye(4)[[speakers[key] for key in references]])
     if name == "sd":
         return [20.0 * chunk.labels - 10.0 for chunk in references]
@@ -98,18 +115,29 @@ def test_right_answers_are_perfect_and_its_metrics_know_their_direction(name: st
 def test_its_counts_make_its_metrics(name: str) -> None:
     corpus = toy_corpus(COUNTS)
     problem = pose(TASKS.get(name), spec_of(name), corpus)
-    if name in ("asv", "qbe"):  # the best threshold over all trials or queries is no sum over utterances
+    if name in (
+        "asv",
+        "qbe",
+    ):  # the best threshold over all trials or queries is no sum over utterances
         assert getattr(problem, "counts", None) is None
         return
     assert isinstance(problem, Problem) and problem.counts is not None
-    wanted = {split: [example.reference for example in problem.examples[split]] for split in ("dev", "test")}
-    heard = {split: right_answers(name, [*items[1:], items[0]], corpus) for split, items in wanted.items()}
+    wanted = {
+        split: [example.reference for example in problem.examples[split]]
+        for split in ("dev", "test")
+    }
+    heard = {
+        split: right_answers(name, [*items[1:], items[0]], corpus)
+        for split, items in wanted.items()
+    }
     measured = problem.measured_test(heard["dev"], wanted["dev"], heard["test"], wanted["test"])
     counts = problem.counts(heard["test"], wanted["test"], measured)
     assert set(counts) == set(TASKS.get(name).metrics)
     for metric, pairs in counts.items():
         assert len(pairs) == COUNTS["test"]
-        assert 100.0 * sum(amount for amount, _ in pairs) / sum(of for _, of in pairs) == pytest.approx(measured[metric])
+        assert 100.0 * sum(amount for amount, _ in pairs) / sum(
+            of for _, of in pairs
+        ) == pytest.approx(measured[metric])
 
 
 @each_task
@@ -133,10 +161,15 @@ def test_its_loss_reaches_the_whole_head(name: str) -> None:
     head = problem.head(5)
     frames = torch.tensor([40, 33, 37])
     logits = head(torch.randn(3, 40, 5), frames)
-    loss = problem.loss(logits, frames, [example.target for example in problem.examples["train"][:3]])
+    loss = problem.loss(
+        logits, frames, [example.target for example in problem.examples["train"][:3]]
+    )
     loss.backward()
     assert loss.ndim == 0 and loss.isfinite()
-    assert all(parameter.grad is not None and parameter.grad.abs().sum() > 0 for parameter in head.parameters())
+    assert all(
+        parameter.grad is not None and parameter.grad.abs().sum() > 0
+        for parameter in head.parameters()
+    )
     assert len(problem.answers(logits, frames)) == 3
 
 
@@ -157,4 +190,8 @@ def test_it_refuses_a_corpus_without_its_columns_or_a_split(name: str) -> None:
 @each_task
 def test_it_refuses_unknown_options(name: str) -> None:
     with pytest.raises(SpecError, match="no_such_option"):
-        pose(TASKS.get(name), spec_of(name).model_copy(update={"options": {"no_such_option": 1}}), toy_corpus(COUNTS))
+        pose(
+            TASKS.get(name),
+            spec_of(name).model_copy(update={"options": {"no_such_option": 1}}),
+            toy_corpus(COUNTS),
+        )

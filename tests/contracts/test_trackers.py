@@ -1,4 +1,5 @@
-"""What every tracker promises: whatever is told twice is there once, and a killed writer is no harm."""
+"""What every tracker promises: whatever is told twice is there once, and a killed writer is no
+harm."""
 
 from __future__ import annotations
 
@@ -24,7 +25,9 @@ SWEEP = SweepInfo("sweep-key", "alpha", {"encoder": "tiny_hubert"})
 POINTS = [(10, {"loss": 2.0, "dev": 40.0}), (20, {"loss": 1.0, "dev": 30.5})]
 CURVE = Curve("tuned-key", "narrow seed=0", {"finetune": "narrow", "seed": 0}, POINTS)
 METRICS = {"pr.per": 7.25, "dev.pr.per": 7.0, "score": 812.5}
-ROW = EncoderRow("merged-key", "linear alpha=0.25", {"alpha": 0.25, "method": "linear"}, METRICS, True)
+ROW = EncoderRow(
+    "merged-key", "linear alpha=0.25", {"alpha": 0.25, "method": "linear"}, METRICS, True
+)
 
 KILLED_WRITER = """
 import os, signal, sys
@@ -49,7 +52,9 @@ def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
 def opened(kind: str) -> Open:
     """Opens the tracker as a driver does that starts."""
     name, _, background = kind.partition(" ")
-    return lambda root: InBackground(TRACKERS.get(name)(root)) if background else TRACKERS.get(name)(root)
+    return lambda root: (
+        InBackground(TRACKERS.get(name)(root)) if background else TRACKERS.get(name)(root)
+    )
 
 
 @pytest.fixture
@@ -66,7 +71,9 @@ def report(tmp_path: Path) -> Path:
     return folder
 
 
-def tell_everything(tracker: Tracker, report: Path | None = None, weights: Path | None = None) -> None:
+def tell_everything(
+    tracker: Tracker, report: Path | None = None, weights: Path | None = None
+) -> None:
     tracker.start(SWEEP)
     tracker.curve(CURVE)
     tracker.encoder(ROW)
@@ -78,7 +85,9 @@ def tell_everything(tracker: Tracker, report: Path | None = None, weights: Path 
 def expected(view: View) -> Mapping[str, Any]:
     """What must be there in the end, each thing once."""
     assert view.curves == {"tuned-key": {"loss": {10: 2.0, 20: 1.0}, "dev": {10: 40.0, 20: 30.5}}}
-    assert {name: value for name, value in view.encoders["merged-key"].items() if name != "alpha"} == METRICS
+    assert {
+        name: value for name, value in view.encoders["merged-key"].items() if name != "alpha"
+    } == METRICS
     assert list(view.encoders) == ["merged-key"]
     assert view.ended == "finished"
     return view._asdict()
@@ -100,7 +109,9 @@ def test_told_again_by_the_same_and_by_another_run(opened: Open, root: Path, rep
     assert view_of(root) == first
 
 
-def test_the_champion_is_registered_once_and_can_change(opened: Open, root: Path, tmp_path: Path) -> None:
+def test_the_champion_is_registered_once_and_can_change(
+    opened: Open, root: Path, tmp_path: Path
+) -> None:
     weights = tmp_path / "merged"
     weights.mkdir()
     (weights / "encoder.safetensors").write_bytes(b"weights")
@@ -121,7 +132,9 @@ def test_things_become_complete_later(opened: Open, root: Path) -> None:
     tracker.curve(CURVE._replace(points=POINTS[:1]))
     tracker.encoder(ROW._replace(metrics={"pr.per": 9.0, "dev.pr.per": 7.0}, complete=False))
     tracker.finish(None, [(0.25, 1.0)], "stopped")
-    assert view_of(root).ended == "stopped" and view_of(root).encoders["merged-key"]["pr.per"] == 9.0
+    assert (
+        view_of(root).ended == "stopped" and view_of(root).encoders["merged-key"]["pr.per"] == 9.0
+    )
     tell_everything(opened(root))
     expected(view_of(root))
 
@@ -130,7 +143,9 @@ def test_a_killed_writer_leaves_nothing_double_or_open(kind: str, opened: Open, 
     if "background" in kind:
         pytest.skip("the same writer as without")
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    killed = subprocess.run([sys.executable, "-c", KILLED_WRITER, kind, str(root)], env=environment, timeout=120)
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED_WRITER, kind, str(root)], env=environment, timeout=120
+    )
     assert killed.returncode == -9
     assert view_of(root).ended == "running"
     tell_everything(opened(root))

@@ -11,7 +11,11 @@ from speechft_ray.core.searching import tasks_of
 from speechft_ray.core.space import parse_space
 from speechft_ray.core.specs import SearchSpec
 
-RUN = {"name": "phones", "objectives": [{"head": "ctc", "corpus": {}, "column": "phones"}], "updates": 10}
+RUN = {
+    "name": "phones",
+    "objectives": [{"head": "ctc", "corpus": {}, "column": "phones"}],
+    "updates": 10,
+}
 GOOD: dict[str, Any] = {
     "name": "search",
     "finetune": [{**RUN, "anchor_penalty": {"grid": [0, 0.1]}}, {**RUN, "name": "speakers"}],
@@ -24,12 +28,20 @@ GOOD: dict[str, Any] = {
             "ties": {"density": {"loguniform": [0.05, 1]}},
         },
     },
-    "evaluate": [{"task": "pr", "corpus": {}, "updates": 5}, {"task": "sid", "corpus": {}, "updates": 5}],
+    "evaluate": [
+        {"task": "pr", "corpus": {}, "updates": 5},
+        {"task": "sid", "corpus": {}, "updates": 5},
+    ],
 }
 
 
 def mistakes(**changes: Any) -> dict[str, str]:
-    raw = {**GOOD, "search": {key: value for key, value in {**GOOD["search"], **changes}.items() if value is not ...}}
+    raw = {
+        **GOOD,
+        "search": {
+            key: value for key, value in {**GOOD["search"], **changes}.items() if value is not ...
+        },
+    }
     with pytest.raises(SpecError) as caught:
         parse_space(raw, "file.yaml")
     found = dict(caught.value.mistakes)
@@ -45,7 +57,11 @@ def axes(**changes: Any) -> dict[str, Any]:
 def test_a_search_needs_no_merges_and_has_its_defaults() -> None:
     spec = parse_space(GOOD, "file.yaml")
     assert spec.merge == () and spec.search is not None
-    assert (spec.search.sampler, spec.search.objectives, spec.search.stopping()) == ("tpe", ("score",), "bound")
+    assert (spec.search.sampler, spec.search.objectives, spec.search.stopping()) == (
+        "tpe",
+        ("score",),
+        "bound",
+    )
 
 
 @pytest.mark.parametrize(("trials", "window"), [(1, 4), (24, 4), (60, 7), (1600, 200)])
@@ -55,9 +71,13 @@ def test_the_window_grows_with_the_budget(trials: int, window: int) -> None:
 
 
 def test_merges_and_a_search_exclude_each_other() -> None:
-    with pytest.raises(SpecError, match="merge: must be left out, since `search` proposes the merges"):
+    with pytest.raises(
+        SpecError, match="merge: must be left out, since `search` proposes the merges"
+    ):
         parse_space({**GOOD, "merge": [{"alpha": 0.5}]}, "file.yaml")
-    with pytest.raises(SpecError, match="merge: is needed but missing, unless `search` proposes the merges"):
+    with pytest.raises(
+        SpecError, match="merge: is needed but missing, unless `search` proposes the merges"
+    ):
         parse_space({key: value for key, value in GOOD.items() if key != "search"}, "file.yaml")
 
 
@@ -116,7 +136,10 @@ def test_only_the_tasks_that_are_asked_for() -> None:
 
     assert tasks() == ["pr", "sid"]
     assert tasks(objectives=["dev.sid.accuracy"]) == ["sid"]
-    assert tasks(objectives=["sid.accuracy"], constraints=[{"metric": "pr.per", "no_worse_than": "pretrained"}]) == [
+    assert tasks(
+        objectives=["sid.accuracy"],
+        constraints=[{"metric": "pr.per", "no_worse_than": "pretrained"}],
+    ) == [
         "pr",
         "sid",
     ]

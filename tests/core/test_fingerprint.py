@@ -23,7 +23,10 @@ from speechft_ray.core.specs import (
 )
 
 FINETUNE = FinetuneSpec(
-    name="phones", objectives=(Objective(head="ctc", corpus=CorpusSpec(), column="phones"),), updates=100, seed=1
+    name="phones",
+    objectives=(Objective(head="ctc", corpus=CorpusSpec(), column="phones"),),
+    updates=100,
+    seed=1,
 )
 
 
@@ -56,15 +59,22 @@ def test_canonical_text(value: object, text: str) -> None:
     ],
 )
 def test_pinned_fingerprints(value: object, pinned: str) -> None:
-    """A change here means that finished work is no longer found in anyone's store: change it only on purpose."""
+    """A change here means that finished work is no longer found in anyone's store: change it only
+    on purpose."""
     assert fingerprint(value) == pinned
 
 
 def test_the_order_of_keys_and_the_process_do_not_matter() -> None:
-    assert fingerprint({"a": 1, "b": {"c": 2, "d": 3}}) == fingerprint({"b": {"d": 3, "c": 2}, "a": 1})
+    assert fingerprint({"a": 1, "b": {"c": 2, "d": 3}}) == fingerprint(
+        {"b": {"d": 3, "c": 2}, "a": 1}
+    )
     code = "from speechft_ray.core.fingerprint import fingerprint; print(fingerprint({'a': 1, 'b': ['x', 0.1]}))"
     other = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2]
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=Path(__file__).parents[2],
     )
     assert other.stdout.strip() == fingerprint({"b": ["x", 0.1], "a": 1})
 
@@ -103,9 +113,18 @@ def test_every_field_of_a_spec_counts() -> None:
 
 def test_later_fields_count_only_where_they_are_set() -> None:
     assert not set(LATER_FIELDS) & set(FINETUNE.identity())
-    assert FINETUNE.model_copy(update={"keep_at": (0.2,)}).identity() == {**FINETUNE.identity(), "keep_at": [0.2]}
-    assert FINETUNE.model_copy(update={"after": AfterSpec(finetune="first")}).identity() == FINETUNE.identity()
-    assert FINETUNE.model_copy(update={"gather": ("fisher",)}).identity() == {**FINETUNE.identity(), "gather": ["fisher"]}
+    assert FINETUNE.model_copy(update={"keep_at": (0.2,)}).identity() == {
+        **FINETUNE.identity(),
+        "keep_at": [0.2],
+    }
+    assert (
+        FINETUNE.model_copy(update={"after": AfterSpec(finetune="first")}).identity()
+        == FINETUNE.identity()
+    )
+    assert FINETUNE.model_copy(update={"gather": ("fisher",)}).identity() == {
+        **FINETUNE.identity(),
+        "gather": ["fisher"],
+    }
 
 
 def test_a_run_is_not_known_by_its_name() -> None:
@@ -116,13 +135,17 @@ class _Holder(BaseModel):
     value: float
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), [1.0, float("-inf")], _Holder(value=float("nan"))])
+@pytest.mark.parametrize(
+    "value", [float("nan"), float("inf"), [1.0, float("-inf")], _Holder(value=float("nan"))]
+)
 def test_numbers_that_are_not_finite_have_no_identity(value: object) -> None:
     with pytest.raises(ValueError, match="only finite numbers"):
         canonical(value)
 
 
-@pytest.mark.parametrize("value", [Path("a"), {1, 2}, b"x", object(), {"a": [{"b": Path("c")}]}, {1: "a"}])
+@pytest.mark.parametrize(
+    "value", [Path("a"), {1, 2}, b"x", object(), {"a": [{"b": Path("c")}]}, {1: "a"}]
+)
 def test_what_json_cannot_say_has_no_identity(value: object) -> None:
     with pytest.raises(TypeError, match="value"):
         canonical(value)

@@ -14,7 +14,13 @@ from speechft_ray.core.space import LARGEST_EXPANSION, expand, parse_space
 
 GOOD: dict[str, Any] = {
     "name": "sweep",
-    "finetune": [{"name": "phones", "objectives": [{"head": "ctc", "corpus": {}, "column": "phones"}], "updates": 10}],
+    "finetune": [
+        {
+            "name": "phones",
+            "objectives": [{"head": "ctc", "corpus": {}, "column": "phones"}],
+            "updates": 10,
+        }
+    ],
     "merge": [{"alpha": 0.25}],
     "evaluate": [{"task": "pr", "corpus": {}, "updates": 5}],
 }
@@ -22,7 +28,9 @@ GOOD: dict[str, Any] = {
 
 def mistakes(**changes: Any) -> dict[str, str]:
     """The mistakes of the good space with some sections changed (``...`` removes one)."""
-    raw = {key: value for key, value in {**copy.deepcopy(GOOD), **changes}.items() if value is not ...}
+    raw = {
+        key: value for key, value in {**copy.deepcopy(GOOD), **changes}.items() if value is not ...
+    }
     with pytest.raises(SpecError) as caught:
         parse_space(raw, "file.yaml")
     assert caught.value.where == "file.yaml"
@@ -43,14 +51,22 @@ def test_a_space_without_axes_is_taken_as_it_is() -> None:
 
 
 def test_grids_are_crossed_in_order() -> None:
-    found = merges({"alpha": {"grid": [0, 0.5]}, "params": {"density": {"grid": [0.1, 0.2, 0.3]}}, "method": "ties"})
+    found = merges(
+        {
+            "alpha": {"grid": [0, 0.5]},
+            "params": {"density": {"grid": [0.1, 0.2, 0.3]}},
+            "method": "ties",
+        }
+    )
     assert [(entry.alpha, entry.params["density"]) for entry in found] == [
         (0.0, 0.1), (0.0, 0.2), (0.0, 0.3), (0.5, 0.1), (0.5, 0.2), (0.5, 0.3),
     ]  # fmt: skip
 
 
 def test_an_axis_may_stand_inside_a_list_and_for_a_whole_entry() -> None:
-    found = merges({"params": {"weights": [1, {"grid": [2, 3]}]}}, {"grid": [{"alpha": 0}, {"alpha": 1}]})
+    found = merges(
+        {"params": {"weights": [1, {"grid": [2, 3]}]}}, {"grid": [{"alpha": 0}, {"alpha": 1}]}
+    )
     assert [entry.params.get("weights") for entry in found] == [[1, 2], [1, 3], None, None]
     assert [entry.alpha for entry in found] == [0.25, 0.25, 0.0, 1.0]
 
@@ -58,17 +74,28 @@ def test_an_axis_may_stand_inside_a_list_and_for_a_whole_entry() -> None:
 def test_uniform_and_loguniform_cover_their_range() -> None:
     draws = [
         (entry["a"], entry["b"])
-        for entry in expand({"a": {"uniform": [2, 4]}, "b": {"loguniform": [1e-6, 1e-2]}, "samples": 2000, "sample_seed": 7})
+        for entry in expand(
+            {
+                "a": {"uniform": [2, 4]},
+                "b": {"loguniform": [1e-6, 1e-2]},
+                "samples": 2000,
+                "sample_seed": 7,
+            }
+        )
     ]
     flat, log = [a for a, _ in draws], [math.log10(b) for _, b in draws]
     assert 2 <= min(flat) < 2.02 and 3.98 < max(flat) <= 4
-    assert sum(flat) / 2000 == pytest.approx(3.0, abs=5 * 2 / math.sqrt(12 * 2000))  # five standard errors
+    assert sum(flat) / 2000 == pytest.approx(
+        3.0, abs=5 * 2 / math.sqrt(12 * 2000)
+    )  # five standard errors
     assert -6 <= min(log) < -5.96 and -2.04 < max(log) <= -2
     assert sum(log) / 2000 == pytest.approx(-4.0, abs=5 * 4 / math.sqrt(12 * 2000))
 
 
 def test_choice_draws_every_value() -> None:
-    drawn = [entry["a"] for entry in expand({"a": {"choice": ["x", "y", {"z": 1}]}, "samples": 300})]
+    drawn = [
+        entry["a"] for entry in expand({"a": {"choice": ["x", "y", {"z": 1}]}, "samples": 300})
+    ]
     assert {str(value) for value in drawn} == {"x", "y", "{'z': 1}"}
 
 
@@ -80,10 +107,14 @@ def test_draws_are_made_anew_for_each_grid_point() -> None:
 
 def test_draws_depend_on_the_seed_alone() -> None:
     def draws(seed: int) -> list[float]:
-        return [entry["a"] for entry in expand({"a": {"uniform": [0, 1]}, "samples": 5, "sample_seed": seed})]
+        return [
+            entry["a"]
+            for entry in expand({"a": {"uniform": [0, 1]}, "samples": 5, "sample_seed": seed})
+        ]
 
     assert draws(1) == draws(1) != draws(2)
-    # Python's Mersenne Twister with seed 0: the same on every machine and in every version since 3.2.
+    # Python's Mersenne Twister with seed 0: the same on every machine and in every version since
+    # 3.2.
     assert draws(0)[0] == pytest.approx(0.8444218515250481)
 
 
@@ -97,24 +128,51 @@ def test_expansion_leaves_the_file_untouched() -> None:
 @pytest.mark.parametrize(
     ("entry", "sentence"),
     [
-        ({"alpha": {"grid": []}}, "`alpha`: `grid` must be a list that is not empty, but is [] instead."),
-        ({"alpha": {"grid": 3}}, "`alpha`: `grid` must be a list that is not empty, but is 3 instead."),
+        (
+            {"alpha": {"grid": []}},
+            "`alpha`: `grid` must be a list that is not empty, but is [] instead.",
+        ),
+        (
+            {"alpha": {"grid": 3}},
+            "`alpha`: `grid` must be a list that is not empty, but is 3 instead.",
+        ),
         (
             {"alpha": {"uniform": [1, 0]}},
             "`alpha`: `uniform` must be finite [low, high] with low < high, but is [1, 0] instead.",
         ),
-        ({"alpha": {"uniform": [0, True]}}, "`alpha`: `uniform` must be finite [low, high] with low < high"),
+        (
+            {"alpha": {"uniform": [0, True]}},
+            "`alpha`: `uniform` must be finite [low, high] with low < high",
+        ),
         ({"alpha": {"uniform": [0, math.inf]}}, "`alpha`: `uniform` must be finite [low, high]"),
-        ({"params": {"a": [{"uniform": [1, 2, 3]}]}}, "`params.a[0]`: `uniform` must be finite [low, high]"),
-        ({"alpha": {"loguniform": [0, 1]}}, "`alpha`: `loguniform` needs a low end above 0, but it is 0 instead."),
-        ({"alpha": {"uniform": [0, 1]}, "samples": 0}, "`samples` must be a whole number of at least 1, but is 0 instead."),
+        (
+            {"params": {"a": [{"uniform": [1, 2, 3]}]}},
+            "`params.a[0]`: `uniform` must be finite [low, high]",
+        ),
+        (
+            {"alpha": {"loguniform": [0, 1]}},
+            "`alpha`: `loguniform` needs a low end above 0, but it is 0 instead.",
+        ),
+        (
+            {"alpha": {"uniform": [0, 1]}, "samples": 0},
+            "`samples` must be a whole number of at least 1, but is 0 instead.",
+        ),
         (
             {"alpha": {"uniform": [0, 1]}, "samples": True},
             "`samples` must be a whole number of at least 1, but is True instead.",
         ),
-        ({"alpha": {"uniform": [0, 1]}, "sample_seed": [1]}, "`sample_seed` must be a whole number, but is [1] instead."),
-        ({"alpha": {"grid": [0, 1]}, "samples": 2}, "`samples` needs an axis that is drawn: uniform, loguniform or choice."),
-        ({"alpha": {"uniform": [0, 1]}, "samples": LARGEST_EXPANSION + 1}, "the axes give more than 100000 points"),
+        (
+            {"alpha": {"uniform": [0, 1]}, "sample_seed": [1]},
+            "`sample_seed` must be a whole number, but is [1] instead.",
+        ),
+        (
+            {"alpha": {"grid": [0, 1]}, "samples": 2},
+            "`samples` needs an axis that is drawn: uniform, loguniform or choice.",
+        ),
+        (
+            {"alpha": {"uniform": [0, 1]}, "samples": LARGEST_EXPANSION + 1},
+            "the axes give more than 100000 points",
+        ),
     ],
 )
 def test_malformed_axes_are_told_at_their_entry(entry: dict[str, Any], sentence: str) -> None:
@@ -127,7 +185,11 @@ def test_all_mistakes_are_told_at_once() -> None:
     found = mistakes(
         finetune=[
             {"name": "a b", "updates": 0},
-            {"name": "r", "objectives": [{"head": "ctc", "corpus": {"nam": "x"}, "column": "c", "weight": 0}], "updates": 2.5},
+            {
+                "name": "r",
+                "objectives": [{"head": "ctc", "corpus": {"nam": "x"}, "column": "c", "weight": 0}],
+                "updates": 2.5,
+            },
         ],
         merge=[{"alpha": 3}, {"alpha": "much"}, "linear"],
         evaluate={"task": "pr"},
@@ -162,21 +224,25 @@ def test_missing_and_empty_sections() -> None:
 
 
 def test_a_mistake_in_an_axis_is_told_once() -> None:
-    assert mistakes(merge=[{"alpha": {"grid": [0, 1, 2]}, "method": {"grid": ["linear", "ties"]}}]) == {
-        "merge[0].alpha": "must be at most 1, but is 2 instead."
-    }
+    assert mistakes(
+        merge=[{"alpha": {"grid": [0, 1, 2]}, "method": {"grid": ["linear", "ties"]}}]
+    ) == {"merge[0].alpha": "must be at most 1, but is 2 instead."}
 
 
 def test_paths_count_entries_of_the_file_not_of_its_expansion() -> None:
-    found = mistakes(merge=[{"alpha": {"grid": [0, 0.5, 1]}}, {"alpha": {"grid": [0, 1]}, "donors": ["phonse"]}])
-    assert found == {"merge[1].donors": "unknown fine-tuning run `phonse`. Did you mean `phones`? Allowed: phones."}
+    found = mistakes(
+        merge=[{"alpha": {"grid": [0, 0.5, 1]}}, {"alpha": {"grid": [0, 1]}, "donors": ["phonse"]}]
+    )
+    assert found == {
+        "merge[1].donors": "unknown fine-tuning run `phonse`. Did you mean `phones`? Allowed: phones."
+    }
 
 
 def test_a_broken_run_is_not_called_unknown_too() -> None:
     other = {**GOOD["finetune"][0], "name": "speakers", "updates": 0}
-    assert mistakes(finetune=[GOOD["finetune"][0], other], merge=[{"donors": ["phones", "speakers"]}]) == {
-        "finetune[1].updates": "must be at least 1, but is 0 instead."
-    }
+    assert mistakes(
+        finetune=[GOOD["finetune"][0], other], merge=[{"donors": ["phones", "speakers"]}]
+    ) == {"finetune[1].updates": "must be at least 1, but is 0 instead."}
 
 
 @pytest.mark.parametrize(
@@ -194,7 +260,9 @@ def test_donors_are_each_or_a_list(donors: Any, found: dict[str, str]) -> None:
 
 def test_the_schedule_must_be_whole() -> None:
     entry = {**GOOD["finetune"][0], "schedule": [0.5, 0.4, 0.5]}
-    assert mistakes(finetune=[entry]) == {"finetune[0]": "`schedule` must sum to 1, but sums to 1.4."}
+    assert mistakes(finetune=[entry]) == {
+        "finetune[0]": "`schedule` must sum to 1, but sums to 1.4."
+    }
 
 
 def test_numbers_that_are_not_finite_are_refused_everywhere() -> None:
@@ -207,7 +275,9 @@ def test_numbers_that_are_not_finite_are_refused_everywhere() -> None:
 
 def test_values_that_json_cannot_say_are_refused() -> None:
     found = mistakes(merge=[{"params": {"day": datetime.date(2025, 2, 1)}}, {1: 2}])
-    assert found["merge[0].params.day"].startswith("must be text, a number, true, false, null, a list or a mapping")
+    assert found["merge[0].params.day"].startswith(
+        "must be text, a number, true, false, null, a list or a mapping"
+    )
     assert found["merge[1][1]"] == "must be text, since it is a key, but is 1 instead."
 
 
@@ -216,7 +286,9 @@ def test_the_score_names_known_metrics() -> None:
         "score.topline": "is needed with `zero: measured`: the value of each metric that counts as 1000."
     }
     found = mistakes(score={"topline": {"pr.pre": 2.5}})
-    assert found["score.topline.pr.pre"].startswith("unknown metric `pr.pre`. Did you mean `pr.per`?")
+    assert found["score.topline.pr.pre"].startswith(
+        "unknown metric `pr.pre`. Did you mean `pr.per`?"
+    )
 
 
 @pytest.mark.parametrize("raw", [None, [], "text", 3])

@@ -29,7 +29,9 @@ def publish(store: Store, text: str = "one", fingerprint: str = "f1", **facts: o
 
 
 def everything(store: Store) -> list[str]:
-    return sorted(str(path.relative_to(store.root)) for path in store.root.rglob("*") if path.is_file())
+    return sorted(
+        str(path.relative_to(store.root)) for path in store.root.rglob("*") if path.is_file()
+    )
 
 
 def test_a_published_unit_is_complete_with_facts_and_hashes(store: Store) -> None:
@@ -64,17 +66,26 @@ def test_facts_that_are_no_json_leave_nothing(store: Store) -> None:
     assert list((store.root / "merge").iterdir()) == []
 
 
-def test_a_unit_is_not_seen_before_its_manifest_and_its_rename(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_unit_is_not_seen_before_its_manifest_and_its_rename(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen: list[tuple[bool, list[str], set[str]]] = []
     real = Path.rename
 
     def watching(self: Path, target: Path) -> Path:
-        seen.append((store.complete("merge", "f1"), store.fingerprints("merge"), {path.name for path in self.iterdir()}))
+        seen.append(
+            (
+                store.complete("merge", "f1"),
+                store.fingerprints("merge"),
+                {path.name for path in self.iterdir()},
+            )
+        )
         return real(self, target)
 
     monkeypatch.setattr(Path, "rename", watching)
     publish(store)
-    # At the moment of the one rename the folder is whole, manifest included, and still no reader has it.
+    # At the moment of the one rename the folder is whole, manifest included, and still no reader
+    # has it.
     assert seen == [(False, [], {MANIFEST, "sub"})]
     assert store.fingerprints("merge") == ["f1"]
 
@@ -123,13 +134,16 @@ def test_many_threads_publish_one_unit(store: Store) -> None:
 
 
 def test_a_killed_publisher_leaves_no_unit(store: Store) -> None:
-    """Killed by the system between its files and its manifest: the next try finds nothing in its way."""
+    """Killed by the system between its files and its manifest: the next try finds nothing in its
+    way."""
     code = (
         "import os, sys; from pathlib import Path; from speechft_ray.core.store import Store\n"
         "with Store(Path(sys.argv[1])).publish('merge', 'f1', {}) as folder:\n"
         "    (folder / 'data.txt').write_text('half'); os._exit(9)"
     )
-    done = subprocess.run([sys.executable, "-c", code, str(store.root)], check=False, cwd=Path(__file__).parents[2])
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(store.root)], check=False, cwd=Path(__file__).parents[2]
+    )
     assert done.returncode == 9
     assert not store.complete("merge", "f1") and store.fingerprints("merge") == []
     publish(store)
@@ -172,7 +186,9 @@ def test_a_discarded_unit_is_gone_and_can_be_made_again(store: Store) -> None:
     store.discard("merge", "never there")
 
 
-def test_what_an_interrupted_discard_leaves_is_not_listed(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_an_interrupted_discard_leaves_is_not_listed(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
     publish(store)
     monkeypatch.setattr(store_module.shutil, "rmtree", lambda *_, **__: None)
     store.discard("merge", "f1")

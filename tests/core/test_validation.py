@@ -31,7 +31,11 @@ def test_valid_options() -> None:
 
 def test_every_mistake_has_its_path() -> None:
     with pytest.raises(SpecError) as caught:
-        validated(Options, {"inner": {"sise": 3}, "parts": [{}, {"size": 0}, {"size": 10}], "mode": "c"}, "task `x`")
+        validated(
+            Options,
+            {"inner": {"sise": 3}, "parts": [{}, {"size": 0}, {"size": 10}], "mode": "c"},
+            "task `x`",
+        )
     assert caught.value.where == "task `x`"
     assert caught.value.mistakes == (
         ("inner.sise", "unknown field `sise`. Did you mean `size`? Allowed: size."),
@@ -46,7 +50,11 @@ def test_the_whole_value_and_long_values() -> None:
         validated(Options, ["x" * 100], "here")
     ((path, sentence),) = caught.value.mistakes
     assert path == "(all)"
-    assert sentence.startswith("must be a mapping, but is ['xxx") and sentence.endswith("... instead.") and len(sentence) < 110
+    assert (
+        sentence.startswith("must be a mapping, but is ['xxx")
+        and sentence.endswith("... instead.")
+        and len(sentence) < 110
+    )
 
 
 def test_paths_read_as_they_are_written() -> None:

@@ -1,8 +1,10 @@
-"""All eleven tasks from folders in the real layouts to metrics, on real Ray: ``make all-tasks`` (some minutes; not a pytest).
+"""All eleven tasks from folders in the real layouts to metrics, on real Ray: ``make all-tasks``
+(some minutes; not a pytest).
 
-Through ``launch/sweep_alpha.py``: a stable fine-tuning of two updates, a merge, and every task for FBank, both controls and the
-merge; once on two nodes of two CPUs and once on one CPU, into two storages, where every number must be the same. Through
-``speechft evaluate``: the same tasks, one command each, with the published protocol but for sizes.
+Through ``launch/sweep_alpha.py``: a stable fine-tuning of two updates, a merge, and every task for
+FBank, both controls and the merge; once on two nodes of two CPUs and once on one CPU, into two
+storages, where every number must be the same. Through ``speechft evaluate``: the same tasks, one
+command each, with the published protocol but for sizes.
 """
 
 from __future__ import annotations
@@ -27,11 +29,12 @@ from speechft_ray.core.records import scores_of
 from speechft_ray.speech.checkpoints.safetensors_dir import write_encoder
 from speechft_ray.superb.tasks.base import TASKS
 from tests.e2e.small_world import REPOSITORY, environment, manifests, run
-from tests.speech.toys import toy_hubert
+from tests.speech.toy_models import toy_hubert
 from tests.superb.test_real_layouts import LAYOUTS, ROWS
 
 BEST, RATES = 200.0, (".per", ".wer", ".cer", "_cer", ".der", ".eer")
-"""Better than perfect, which FBank is by chance on trees this small: no scale may have length zero."""
+"""Better than perfect, which FBank is by chance on trees this small: no scale may have length
+zero."""
 STORE_BYTES = 80 << 20
 METRICS = [metric for task, *_ in ROWS for metric in TASKS.get(task).metrics]
 
@@ -42,7 +45,9 @@ def space() -> dict[str, Any]:
     options = {"unit": "characters", "projection": 8, "lstm_layers": 1, "lstm_hidden": 8}
     return {
         "name": "all-tasks",
-        "finetune": [{"name": "letters", "objectives": [{**letters, "options": options}], "updates": 2}],
+        "finetune": [
+            {"name": "letters", "objectives": [{**letters, "options": options}], "updates": 2}
+        ],
         "merge": [{"alpha": 0.25}],
         "evaluate": [
             {
@@ -54,17 +59,24 @@ def space() -> dict[str, Any]:
             }
             for task, corpus, given, options in ROWS
         ],
-        "score": {"zero": "measured", "topline": {metric: -BEST if metric.endswith(RATES) else BEST for metric in METRICS}},
+        "score": {
+            "zero": "measured",
+            "topline": {metric: -BEST if metric.endswith(RATES) else BEST for metric in METRICS},
+        },
     }
 
 
 @contextmanager
 def cluster(cpus: tuple[int, ...]) -> Iterator[str]:
-    """A Ray cluster of this script's own with so many CPUs on each node; yields its address and ends it."""
+    """A Ray cluster of this script's own with so many CPUs on each node; yields its address and
+    ends it."""
     from ray.cluster_utils import Cluster
 
     size: dict[str, Any] = {"num_gpus": 0, "object_store_memory": STORE_BYTES}
-    made = Cluster(initialize_head=True, head_node_args={**size, "num_cpus": cpus[0], "include_dashboard": False})
+    made = Cluster(
+        initialize_head=True,
+        head_node_args={**size, "num_cpus": cpus[0], "include_dashboard": False},
+    )
     for count in cpus[1:]:
         made.add_node(**size, num_cpus=count)
     made.wait_for_nodes()
@@ -76,14 +88,32 @@ def cluster(cpus: tuple[int, ...]) -> Iterator[str]:
 
 def sweep(home: Path, name: str, address: str, own: Mapping[str, str]) -> dict[str, Any]:
     """Runs the launch script; returns every unit's facts without clock times."""
-    given = ["--space", home / "all.yaml", "--encoder", home / "encoder.safetensors", "--corpora", home / "corpora"]
-    places = ["--storage", home / name, "--report", home / f"report-{name}", "--address", address, "--cpu"]
+    given = [
+        "--space",
+        home / "all.yaml",
+        "--encoder",
+        home / "encoder.safetensors",
+        "--corpora",
+        home / "corpora",
+    ]
+    places = [
+        "--storage",
+        home / name,
+        "--report",
+        home / f"report-{name}",
+        "--address",
+        address,
+        "--cpu",
+    ]
     began = time.monotonic()
     done = run("sweep_alpha.py", *given, *places, timeout=1500, **own)
     assert done.returncode == 0, done.stderr + done.stdout
     found = manifests(home / name)
     count = sum(key.startswith("evaluate/") for key in found)
-    print(f"PASS  {name}: sweep_alpha.py, {count} evaluations in {time.monotonic() - began:.0f} s", flush=True)
+    print(
+        f"PASS  {name}: sweep_alpha.py, {count} evaluations in {time.monotonic() - began:.0f} s",
+        flush=True,
+    )
     return found
 
 
@@ -97,19 +127,41 @@ def check_table(path: Path) -> None:
     print(f"PASS  the table has a finite number for {len(METRICS)} metrics in {len(lines)} rows")
 
 
-def evaluate(home: Path, row: tuple[str, str, dict[str, Any], dict[str, Any]], address: str, own: Mapping[str, str]) -> None:
+def evaluate(
+    home: Path,
+    row: tuple[str, str, dict[str, Any], dict[str, Any]],
+    address: str,
+    own: Mapping[str, str],
+) -> None:
     """Runs ``speechft evaluate`` on one task and checks its metrics."""
     task, corpus, given, options = row
     storage = home / "evaluate"
     before = set(storage.glob("evaluate/*"))
-    command = [sys.executable, "-m", "speechft_ray", "evaluate", "--task", task, "--updates", "2", "--cpu"]
-    command += ["--encoder", str(home / "encoder.safetensors"), "--corpus", str(home / "corpora" / corpus)]
+    command = [
+        sys.executable,
+        "-m",
+        "speechft_ray",
+        "evaluate",
+        "--task",
+        task,
+        "--updates",
+        "2",
+        "--cpu",
+    ]
+    command += [
+        "--encoder",
+        str(home / "encoder.safetensors"),
+        "--corpus",
+        str(home / "corpora" / corpus),
+    ]
     command += ["--storage", str(storage), "--address", address]
     for option in (f"{name}={value}" for name, value in options.items()):
         command += ["--option", option]
     for option in (f"{name}={value}" for name, value in given.items() if name == "silence_crops"):
         command += ["--corpus-option", option]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment(**own), cwd=REPOSITORY)
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, env=environment(**own), cwd=REPOSITORY
+    )
     assert done.returncode == 0, done.stderr + done.stdout
     (unit,) = set(storage.glob("evaluate/*")) - before
     scores = scores_of(json.loads((unit / "manifest.json").read_text()))
@@ -120,9 +172,17 @@ def evaluate(home: Path, row: tuple[str, str, dict[str, Any], dict[str, Any]], a
 
 
 def main() -> None:
-    """Runs everything below a new folder; leaves with 1 and what was printed when something fails."""
-    home = Path(tempfile.mkdtemp(prefix="sft", dir="/tmp"))  # Ray's sockets lie in it, with 108 characters at most
-    own = {"HOME": str(home), "RAY_TMPDIR": str(home), "RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": str(REPOSITORY)}
+    """Runs everything below a new folder; leaves with 1 and what was printed when something
+    fails."""
+    home = Path(
+        tempfile.mkdtemp(prefix="sft", dir="/tmp")
+    )  # Ray's sockets lie in it, with 108 characters at most
+    own = {
+        "HOME": str(home),
+        "RAY_TMPDIR": str(home),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "PYTHONPATH": str(REPOSITORY),
+    }
     for name in [name for name in os.environ if name.startswith("RAY_")]:
         del os.environ[name]
     os.environ.update(own, OMP_NUM_THREADS="1")
@@ -139,7 +199,9 @@ def main() -> None:
         with cluster((1,)) as address:
             one = sweep(home, "one-worker", address, own)
         assert one == four
-        print(f"PASS  one worker and four workers on two nodes: {len(one)} units are equal in every digit")
+        print(
+            f"PASS  one worker and four workers on two nodes: {len(one)} units are equal in every digit"
+        )
     finally:
         shutil.rmtree(home, ignore_errors=True)
 

@@ -1,4 +1,5 @@
-"""The whole road in under a minute: a search space small enough for a test, and ways to run and compare it."""
+"""The whole road in under a minute: a search space small enough for a test, and ways to run and
+compare it."""
 
 from __future__ import annotations
 
@@ -21,7 +22,12 @@ SMALL: dict[str, Any] = {
         {
             "name": "phones",
             "objectives": [
-                {"head": "frame", "corpus": {"options": PHONES}, "column": "phones", "batch_size": 4},
+                {
+                    "head": "frame",
+                    "corpus": {"options": PHONES},
+                    "column": "phones",
+                    "batch_size": 4,
+                },
             ],
             "updates": 12,
             "peak_learning_rate": 1e-3,
@@ -41,7 +47,9 @@ SMALL: dict[str, Any] = {
         },
         {
             "task": "sid",
-            "corpus": {"options": {"part": "sid", "speakers": 4, "train": 24, "dev": 8, "test": 12}},
+            "corpus": {
+                "options": {"part": "sid", "speakers": 4, "train": 24, "dev": 8, "test": 12}
+            },
             "updates": 20,
             "learning_rate": 1e-2,
             "batch_size": 8,
@@ -67,14 +75,24 @@ def command(script: str, *arguments: str | Path) -> list[str]:
 
 def environment(**extra: str) -> dict[str, str]:
     """An environment of this test's own: no running cluster is found by accident."""
-    clean = {key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "MLFLOW_"))}
+    clean = {
+        key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "MLFLOW_"))
+    }
     return {**clean, "OMP_NUM_THREADS": "1", "COLUMNS": "120", **extra}
 
 
-def run(script: str, *arguments: str | Path, timeout: float = 280, **extra: str) -> subprocess.CompletedProcess[str]:
-    """Runs a launch script to its end and returns what it printed; never raises for an exit code."""
+def run(
+    script: str, *arguments: str | Path, timeout: float = 280, **extra: str
+) -> subprocess.CompletedProcess[str]:
+    """Runs a launch script to its end and returns what it printed; never raises for an exit
+    code."""
     return subprocess.run(
-        command(script, *arguments), capture_output=True, text=True, timeout=timeout, env=environment(**extra), check=False
+        command(script, *arguments),
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        env=environment(**extra),
+        check=False,
     )
 
 
@@ -87,12 +105,21 @@ def places(home: Path, space: Path | None = None) -> list[str | Path]:
 def start(script: str, *arguments: str | Path) -> subprocess.Popen[str]:
     """Starts a launch script in the background."""
     pipe = subprocess.PIPE
-    return subprocess.Popen(command(script, *arguments), env=environment(), stdout=subprocess.DEVNULL, stderr=pipe, text=True)
+    return subprocess.Popen(
+        command(script, *arguments),
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=pipe,
+        text=True,
+    )
 
 
 def complete(storage: Path) -> dict[str, float]:
     """When each complete unit was published, by ``stage/fingerprint``."""
-    return {str(path.parent.relative_to(storage)): path.stat().st_mtime for path in storage.glob("*/*/manifest.json")}
+    return {
+        str(path.parent.relative_to(storage)): path.stat().st_mtime
+        for path in storage.glob("*/*/manifest.json")
+    }
 
 
 def table(report: Path) -> list[str]:
@@ -113,5 +140,9 @@ def manifests(storage: Path) -> dict[str, Any]:
 
 def _timeless(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _timeless(item) for key, item in value.items() if "seconds" not in key and "per_second" not in key}
+        return {
+            key: _timeless(item)
+            for key, item in value.items()
+            if "seconds" not in key and "per_second" not in key
+        }
     return [_timeless(item) for item in value] if isinstance(value, list) else value

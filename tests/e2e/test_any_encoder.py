@@ -1,4 +1,5 @@
-"""Every family through the whole road: made by a command, swept by the launch script, handed out, loaded by transformers."""
+"""Every family through the whole road: made by a command, swept by the launch script, handed out,
+loaded by transformers."""
 
 from __future__ import annotations
 
@@ -29,7 +30,15 @@ SPACE: dict[str, Any] = {
             "objectives": [
                 {
                     "head": "frame",
-                    "corpus": {"options": {"part": "phones", "speakers": 2, "train": 8, "dev": 2, "test": 0}},
+                    "corpus": {
+                        "options": {
+                            "part": "phones",
+                            "speakers": 2,
+                            "train": 8,
+                            "dev": 2,
+                            "test": 0,
+                        }
+                    },
                     "column": "phones",
                     "batch_size": 4,
                 },
@@ -76,11 +85,23 @@ def test_new_sweep_export_load(
 ) -> None:
     start, storage, out = home / family, home / "runs", home / f"{family}-out"
     assert main(["new", family, str(start), "--layers", "2", "--dim", "32"]) == 0
-    options = ("--space", home / "any.yaml", "--storage", storage, "--report", home / "report", "--in-process", "--cpu")
+    options = (
+        "--space",
+        home / "any.yaml",
+        "--storage",
+        storage,
+        "--report",
+        home / "report",
+        "--in-process",
+        "--cpu",
+    )
     assert launch(monkeypatch, *options, "--encoder", start) == 0
     merge = json.loads((storage / "sweeps" / "any.json").read_text())["winner"]["merge"]
     merged = load_encoder(storage / "merge" / merge / "encoder.safetensors")
-    assert any(not torch.equal(merged.state[name], tensor) for name, tensor in load_encoder(start).state.items())
+    assert any(
+        not torch.equal(merged.state[name], tensor)
+        for name, tensor in load_encoder(start).state.items()
+    )
 
     capsys.readouterr()
     exported = main(["export", "any", "--to", "hf", str(out), "--storage", str(storage)])
@@ -90,7 +111,10 @@ def test_new_sweep_export_load(
         assert not out.exists()
         out = home / f"{family}.pt"
         assert main(["export", "any", "--to", "s3prl", str(out), "--storage", str(storage)]) == 0
-        assert all(torch.equal(merged.state[name], tensor) for name, tensor in load_encoder(out).state.items())
+        assert all(
+            torch.equal(merged.state[name], tensor)
+            for name, tensor in load_encoder(out).state.items()
+        )
         return
     assert exported == 0
     model = getattr(transformers, MODELS[family]).from_pretrained(out)

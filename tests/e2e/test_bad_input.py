@@ -29,7 +29,10 @@ def changed(section: str, **fields: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        (changed("finetune", uptates=3), "finetune[0].uptates: unknown field `uptates`. Did you mean `updates`?"),
+        (
+            changed("finetune", uptates=3),
+            "finetune[0].uptates: unknown field `uptates`. Did you mean `updates`?",
+        ),
         (changed("merge", alpha=3), "merge[0].alpha: must be at most 1, but is 3 instead."),
         (changed("evaluate", task="prr"), "unknown task `prr`. Did you mean `pr`?"),
         (changed("merge", method="tise"), "unknown merge method `tise`. Did you mean `ties`?"),
@@ -57,19 +60,30 @@ def test_no_such_encoder(tmp_path: Path) -> None:
 
 def test_storage_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    done = run("sweep_alpha.py", "--space", write_space(tmp_path), "--storage", tmp_path / "file" / "runs", "--in-process")
+    done = run(
+        "sweep_alpha.py",
+        "--space",
+        write_space(tmp_path),
+        "--storage",
+        tmp_path / "file" / "runs",
+        "--in-process",
+    )
     assert done.returncode == 2
     assert "cannot be written" in " ".join(done.stderr.split())
 
 
-@pytest.mark.skipif(bool(find_gcs_addresses()), reason="another Ray runs on this machine, and `auto` finds it")
+@pytest.mark.skipif(
+    bool(find_gcs_addresses()), reason="another Ray runs on this machine, and `auto` finds it"
+)
 def test_no_running_cluster(tmp_path: Path) -> None:
     text = refused(tmp_path, write_space(tmp_path), "--address", "auto")
     assert "ray start --head" in text
     assert "--address local" in text
 
 
-def own_recordings(tmp_path: Path, rows: list[str], header: str = "path\tsplit\tspeaker\ttext") -> tuple[Path, Path]:
+def own_recordings(
+    tmp_path: Path, rows: list[str], header: str = "path\tsplit\tspeaker\ttext"
+) -> tuple[Path, Path]:
     """Writes a manifest with one real wav and the space of the product's own example."""
     manifest = tmp_path / "corpus" / "manifest.tsv"
     manifest.parent.mkdir(exist_ok=True)
@@ -105,16 +119,26 @@ def test_manifest_not_given(tmp_path: Path) -> None:
 
 
 def test_one_failing_task_does_not_stop_the_others(tmp_path: Path) -> None:
-    """A corpus without the column that a task needs: that task fails alone, exit code 1, and the report names it."""
+    """A corpus without the column that a task needs: that task fails alone, exit code 1, and the
+    report names it."""
     wrong = {"task": "er", "corpus": {"options": PHONES}, "updates": 2}
     score = {"zero": "measured", "topline": {**SMALL["score"]["topline"], "er.accuracy": 100}}
     space = write_space(tmp_path, evaluate=[SMALL["evaluate"][1], wrong], score=score)
     done = run(
-        "sweep_alpha.py", "--space", space, "--storage", tmp_path / "runs", "--report", tmp_path / "report", "--in-process"
+        "sweep_alpha.py",
+        "--space",
+        space,
+        "--storage",
+        tmp_path / "runs",
+        "--report",
+        tmp_path / "report",
+        "--in-process",
     )
     assert done.returncode == 1, done.stderr
     assert "emotion" in (tmp_path / "report" / "table.md").read_text()
-    assert len(list((tmp_path / "runs" / "evaluate").glob("*/manifest.json"))) == 6  # sid on five encoders and FBank
+    assert (
+        len(list((tmp_path / "runs" / "evaluate").glob("*/manifest.json"))) == 6
+    )  # sid on five encoders and FBank
 
 
 def test_a_silent_mlflow_does_not_stop_the_sweep(tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
-"""``speechft evaluate``: one encoder on one task, from a folder in a real layout to a metric, and again from the store."""
+"""``speechft evaluate``: one encoder on one task, from a folder in a real layout to a metric, and
+again from the store."""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ from speechft_ray.cli import main
 from speechft_ray.core.records import scores_of
 from speechft_ray.speech.checkpoints.safetensors_dir import write_encoder
 from tests.speech.layouts import iemocap, voxceleb1
-from tests.speech.toys import toy_hubert
+from tests.speech.toy_models import toy_hubert
 
 
 @pytest.fixture(scope="module")
@@ -26,16 +27,26 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def evaluate(home: Path, task: str, *more: str, corpus: str | None = None) -> int:
     given = ["--corpus", str(home / corpus)] if corpus else []
-    place = ["--encoder", str(home / "encoder.safetensors"), "--storage", str(home / "runs"), "--in-process"]
+    place = [
+        "--encoder",
+        str(home / "encoder.safetensors"),
+        "--storage",
+        str(home / "runs"),
+        "--in-process",
+    ]
     return main(["evaluate", "--task", task, *given, *place, *more])
 
 
 def facts_of(home: Path, task: str) -> list[dict[str, object]]:
-    found = [json.loads(path.read_text()) for path in (home / "runs").glob("evaluate/*/manifest.json")]
+    found = [
+        json.loads(path.read_text()) for path in (home / "runs").glob("evaluate/*/manifest.json")
+    ]
     return [facts for facts in found if facts["spec"]["task"] == task]
 
 
-def test_emotions_are_five_folds_by_themselves(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_emotions_are_five_folds_by_themselves(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert evaluate(home, "er", "--updates", "2", corpus="iemocap") == 0
     (facts,) = facts_of(home, "er")
     assert facts["spec"]["folds"] == {"fold": [1, 2, 3, 4, 5]}  # type: ignore[index]
@@ -70,7 +81,9 @@ def test_a_grid_of_rates_is_searched_and_the_second_call_computes_nothing(
         (("sid", "--option", "projektion=3"), "projektion"),
     ],
 )
-def test_bad_input_is_told(home: Path, arguments: tuple[str, ...], sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_input_is_told(
+    home: Path, arguments: tuple[str, ...], sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert evaluate(home, *arguments, corpus="vox") == 2
     assert sentence in capsys.readouterr().err
 

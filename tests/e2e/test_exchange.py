@@ -1,4 +1,5 @@
-"""The verbs encoders, new and export: what they write, what they say, and what they refuse without writing anything."""
+"""The verbs encoders, new and export: what they write, what they say, and what they refuse without
+writing anything."""
 
 from __future__ import annotations
 
@@ -9,30 +10,50 @@ import pytest
 import torch
 
 from speechft_ray.cli import main
+from speechft_ray.commands.encoders import find_result
 from speechft_ray.core.store import Store
-from speechft_ray.exchange import find_result
+from speechft_ray.report.winner import choice
 from speechft_ray.speech.checkpoints.load import load_checkpoint, load_encoder
 from speechft_ray.speech.checkpoints.safetensors_dir import write_encoder
-from speechft_ray.sweep.chosen import choice
-from tests.speech.toys import toy_hubert
-from tests.sweep.test_report import ROWS
+from tests.report.test_write import ROWS
+from tests.speech.toy_models import toy_hubert
 
 KEYS = ("aa11111111111111", "aa22222222222222", "bb33333333333333")
 
 
 @pytest.fixture(scope="module")
 def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store with three merged encoders, one of which has lost its weights, and two sweeps, one without a winner."""
+    """A store with three merged encoders, one of which has lost its weights, and two sweeps, one
+    without a winner."""
     store = Store(tmp_path_factory.mktemp("exchange") / "runs")
     for number, key in enumerate(KEYS):
-        recipe = {"method": "linear", "params": {}, "alpha": 0.25, "donors": ["d" * 16], "base": "b" * 16}
+        recipe = {
+            "method": "linear",
+            "params": {},
+            "alpha": 0.25,
+            "donors": ["d" * 16],
+            "base": "b" * 16,
+        }
         with store.publish("merge", key, recipe) as folder:
-            write_encoder(folder / "encoder.safetensors", toy_hubert(number), {"by": "speechft_ray merge", **recipe})
+            write_encoder(
+                folder / "encoder.safetensors",
+                toy_hubert(number),
+                {"by": "speechft_ray merge", **recipe},
+            )
     (store.folder("merge", KEYS[2]) / "encoder.safetensors").unlink()
     chosen = choice(ROWS)
     assert chosen is not None
-    for name, winner in (("alpha", {**chosen.model_dump(mode="json"), "merge": KEYS[1]}), ("young", None)):
-        kept = {"sweep": name, "plan": "c" * 16, "status": "stopped", "winner": winner, "rows": list(KEYS)}
+    for name, winner in (
+        ("alpha", {**chosen.model_dump(mode="json"), "merge": KEYS[1]}),
+        ("young", None),
+    ):
+        kept = {
+            "sweep": name,
+            "plan": "c" * 16,
+            "status": "stopped",
+            "winner": winner,
+            "rows": list(KEYS),
+        }
         (store.root / "sweeps").mkdir(exist_ok=True)
         (store.root / "sweeps" / f"{name}.json").write_text(json.dumps(kept))
     return store.root
@@ -47,28 +68,61 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
     return " ".join(said.err.split())
 
 
-def test_the_winner_of_a_sweep(storage: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["export", "alpha", "--to", "safetensors", str(tmp_path / "out"), "--storage", str(storage)]) == 0
+def test_the_winner_of_a_sweep(
+    storage: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert (
+        main(
+            [
+                "export",
+                "alpha",
+                "--to",
+                "safetensors",
+                str(tmp_path / "out"),
+                "--storage",
+                str(storage),
+            ]
+        )
+        == 0
+    )
     said = capsys.readouterr().out
-    assert f"winner of `alpha` (so far: the sweep is stopped): row, the best on dev of 3 seeds ({KEYS[1]})" in said
+    assert (
+        f"winner of `alpha` (so far: the sweep is stopped): row, the best on dev of 3 seeds ({KEYS[1]})"
+        in said
+    )
     found = load_checkpoint(tmp_path / "out")
-    assert all(torch.equal(tensor, toy_hubert(1).state[name]) for name, tensor in found.weights.state.items())
+    assert all(
+        torch.equal(tensor, toy_hubert(1).state[name])
+        for name, tensor in found.weights.state.items()
+    )
     assert found.made["parents"] == ["b" * 16, "d" * 16]
-    assert (found.made["merge"], found.made["alpha"], found.made["by"]) == (KEYS[1], 0.25, "speechft_ray merge")
+    assert (found.made["merge"], found.made["alpha"], found.made["by"]) == (
+        KEYS[1],
+        0.25,
+        "speechft_ray merge",
+    )
     assert found.made["sweep"]["dev_score"] == 879.0
 
 
 @pytest.mark.parametrize("run", [KEYS[0], "aa1"])
 def test_a_merged_encoder_by_its_fingerprint(storage: Path, tmp_path: Path, run: str) -> None:
-    assert main(["export", run, "--to", "s3prl", str(tmp_path / "out.pt"), "--storage", str(storage)]) == 0
+    assert (
+        main(["export", run, "--to", "s3prl", str(tmp_path / "out.pt"), "--storage", str(storage)])
+        == 0
+    )
     loaded = load_encoder(tmp_path / "out.pt")
-    assert all(torch.equal(tensor, toy_hubert(0).state[name]) for name, tensor in loaded.state.items())
+    assert all(
+        torch.equal(tensor, toy_hubert(0).state[name]) for name, tensor in loaded.state.items()
+    )
 
 
 @pytest.mark.parametrize(
     ("run", "sentence"),
     [
-        ("alpa", "unknown sweep `alpa`. Did you mean `alpha`? Allowed: alpha, young. Or give the fingerprint"),
+        (
+            "alpa",
+            "unknown sweep `alpa`. Did you mean `alpha`? Allowed: alpha, young. Or give the fingerprint",
+        ),
         ("aa", f"2 merged encoders begin with `aa`: {KEYS[0]}, {KEYS[1]}. Give more digits."),
         ("bb3", "are no longer in"),
         ("young", "has no merge with a dev score yet"),
@@ -80,41 +134,62 @@ def test_a_merged_encoder_by_its_fingerprint(storage: Path, tmp_path: Path, run:
 def test_what_leads_to_no_encoder(
     storage: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], run: str, sentence: str
 ) -> None:
-    assert sentence in refused(capsys, "export", run, "--to", "safetensors", tmp_path / "out", "--storage", storage)
+    assert sentence in refused(
+        capsys, "export", run, "--to", "safetensors", tmp_path / "out", "--storage", storage
+    )
     assert list(tmp_path.iterdir()) == []
 
 
 def test_other_refusals(storage: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     taken = tmp_path / "taken"
     taken.write_text("mine")
-    assert "exists already" in refused(capsys, "export", "alpha", "--to", "safetensors", taken, "--storage", storage)
+    assert "exists already" in refused(
+        capsys, "export", "alpha", "--to", "safetensors", taken, "--storage", storage
+    )
     assert "exists already" in refused(capsys, "new", "hubert", taken)
     assert taken.read_text() == "mine"
     out, nowhere = tmp_path / "out", tmp_path / "nowhere"
-    assert "Did you mean `hf`?" in refused(capsys, "export", "alpha", "--to", "hff", out, "--storage", storage)
-    assert "there is no storage folder" in refused(capsys, "export", "alpha", "--to", "hf", out, "--storage", nowhere)
+    assert "Did you mean `hf`?" in refused(
+        capsys, "export", "alpha", "--to", "hff", out, "--storage", storage
+    )
+    assert "there is no storage folder" in refused(
+        capsys, "export", "alpha", "--to", "hf", out, "--storage", nowhere
+    )
     assert "Did you mean `hubert`?" in refused(capsys, "new", "huber", out)
     assert "has no parameters" in refused(capsys, "new", "fbank", out)
-    assert "must be a multiple of 16, but is 50" in refused(capsys, "new", "hubert", out, "--dim", "50")
+    assert "must be a multiple of 16, but is 50" in refused(
+        capsys, "new", "hubert", out, "--dim", "50"
+    )
     assert [path.name for path in tmp_path.iterdir()] == ["taken"]
 
 
 def test_new_is_the_same_for_the_same_seed(tmp_path: Path) -> None:
     size = ["--layers", "1", "--dim", "16"]
     for name, seed in (("one", "0"), ("same", "0"), ("other", "1")):
-        assert main(["new", "wavlm", str(tmp_path / f"{name}.safetensors"), "--seed", seed, *size]) == 0
-    one, same, other = (load_encoder(tmp_path / f"{name}.safetensors").state for name in ("one", "same", "other"))
+        assert (
+            main(["new", "wavlm", str(tmp_path / f"{name}.safetensors"), "--seed", seed, *size])
+            == 0
+        )
+    one, same, other = (
+        load_encoder(tmp_path / f"{name}.safetensors").state for name in ("one", "same", "other")
+    )
     assert all(torch.equal(one[name], same[name]) for name in one)
     assert any(not torch.equal(one[name], other[name]) for name in one)
 
 
-def test_the_catalogue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_catalogue(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv("SPEECHFT_CACHE", str(tmp_path))
     monkeypatch.setenv("COLUMNS", "160")
     (tmp_path / "encoders").mkdir()
     (tmp_path / "encoders" / "wavlm_base.pt").write_text("")
     assert main(["encoders"]) == 0
-    lines = {line.split()[0]: line.split() for line in capsys.readouterr().out.splitlines() if line.strip()}
+    lines = {
+        line.split()[0]: line.split()
+        for line in capsys.readouterr().out.splitlines()
+        if line.strip()
+    }
     assert lines["tiny_hubert"][1:3] == ["hubert", "yes"]
     assert lines["wavlm_base"][1:5] == ["wavlm", "0.4", "GB", "yes"]
     assert lines["wav2vec2_base"][1:5] == ["wav2vec2", "0.4", "GB", "no"]

@@ -1,4 +1,5 @@
-"""Merges that need data of the donors' tuning sets: from the fine-tuning that gathers it to the merged encoder."""
+"""Merges that need data of the donors' tuning sets: from the fine-tuning that gathers it to the
+merged encoder."""
 
 from __future__ import annotations
 
@@ -9,25 +10,46 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from speechft_ray.compose import check_names, place_for, plan_sweep
+from speechft_ray.commands.checks import check_names
+from speechft_ray.commands.parts import place_for
+from speechft_ray.commands.sweep import plan_sweep
 from speechft_ray.core.errors import SpecError
 from speechft_ray.core.space import parse_space
 from speechft_ray.core.specs import SweepSpec
 from speechft_ray.core.store import Store
 from speechft_ray.merging.algebra import merge
 from speechft_ray.speech.checkpoints.safetensors_dir import read_encoder
-from speechft_ray.stages import ENCODER_FILE, STATISTICS_FILE, perform, publish_start, start_encoder
+from speechft_ray.stages.perform import (
+    ENCODER_FILE,
+    STATISTICS_FILE,
+    perform,
+    publish_start,
+    start_encoder,
+)
 from tests.e2e.small_world import PHONES, SMALL
 
 
 def space(gather: list[str]) -> SweepSpec:
     corpus = {"options": {**PHONES, "train": 6, "dev": 2}}
-    run = {**SMALL["finetune"][0], "updates": 4, "validate_every_updates": 4, "seed": 0, "gather": gather}
+    run = {
+        **SMALL["finetune"][0],
+        "updates": 4,
+        "validate_every_updates": 4,
+        "seed": 0,
+        "gather": gather,
+    }
     runs = [
-        {**run, "name": name, "objectives": [{**run["objectives"][0], "corpus": corpus, "weight": weight}]}
+        {
+            **run,
+            "name": name,
+            "objectives": [{**run["objectives"][0], "corpus": corpus, "weight": weight}],
+        }
         for name, weight in (("one", 1.0), ("two", 2.0))
     ]
-    merges = [{"method": method, "donors": ["one", "two"], "alpha": 0.5} for method in ("fisher", "regmean")]
+    merges = [
+        {"method": method, "donors": ["one", "two"], "alpha": 0.5}
+        for method in ("fisher", "regmean")
+    ]
     return parse_space({**SMALL, "finetune": runs, "merge": merges}, "the space")
 
 
@@ -38,33 +60,58 @@ def test_fisher_and_regmean_read_what_the_fine_tuning_gathered(tmp_path: Path) -
     publish_start(place)
     corpora = {key for job in plan.of_stage("finetune") for key in job.needs}
     for job in plan.jobs.values():
-        if job.fingerprint in corpora or job.stage == "finetune" or (job.stage == "merge" and job.payload["alpha"] == 0.5):
+        if (
+            job.fingerprint in corpora
+            or job.stage == "finetune"
+            or (job.stage == "merge" and job.payload["alpha"] == 0.5)
+        ):
             perform(job, place, lambda values: None)
     folders = [store.folder("finetune", job.fingerprint) for job in plan.of_stage("finetune")]
     gathered = [load_file(folder / STATISTICS_FILE) for folder in folders]
     assert set(gathered[0]) == set(gathered[1])
-    assert {f"{kind}:encoder.layers.0.self_attn.q_proj.weight" for kind in ("fisher", "gram")} <= set(gathered[0])
-    assert not any("feature_extractor" in key for key in gathered[0])  # frozen: nothing to ask of it
+    assert {
+        f"{kind}:encoder.layers.0.self_attn.q_proj.weight" for kind in ("fisher", "gram")
+    } <= set(gathered[0])
+    assert not any(
+        "feature_extractor" in key for key in gathered[0]
+    )  # frozen: nothing to ask of it
     assert not store.damaged("finetune", folders[0].name)
-    base, donors = start_encoder(place.encoder)[0], [read_encoder(folder / ENCODER_FILE).state for folder in folders]
+    base, donors = (
+        start_encoder(place.encoder)[0],
+        [read_encoder(folder / ENCODER_FILE).state for folder in folders],
+    )
     plain = merge("linear", {}, base.state, donors, 0.5, ("final_proj", "label_embs"))
     moved = 0
     for job in plan.of_stage("merge"):
         if job.payload["alpha"] == 0.5:
             made = read_encoder(store.folder("merge", job.fingerprint) / ENCODER_FILE).state
             wanted = merge(
-                str(job.payload["method"]), {}, base.state, donors, 0.5, ("final_proj", "label_embs"), statistics=gathered
+                str(job.payload["method"]),
+                {},
+                base.state,
+                donors,
+                0.5,
+                ("final_proj", "label_embs"),
+                statistics=gathered,
             )
             assert all(torch.equal(made[name], value) for name, value in wanted.items())
-            moved += not torch.equal(made["encoder.layers.0.fc1.weight"], plain["encoder.layers.0.fc1.weight"])
+            moved += not torch.equal(
+                made["encoder.layers.0.fc1.weight"], plain["encoder.layers.0.fc1.weight"]
+            )
     assert moved == 2
 
 
 @pytest.mark.parametrize(
     ("gather", "paths"),
-    [([], ["merge[0].method", "merge[1].method"]), (["fisher"], ["merge[1].method"]), (["gram", "fisher"], [])],
+    [
+        ([], ["merge[0].method", "merge[1].method"]),
+        (["fisher"], ["merge[1].method"]),
+        (["gram", "fisher"], []),
+    ],
 )
-def test_a_merge_without_its_statistics_is_refused_before_anything_runs(gather: list[str], paths: list[str]) -> None:
+def test_a_merge_without_its_statistics_is_refused_before_anything_runs(
+    gather: list[str], paths: list[str]
+) -> None:
     spec: Any = space(gather)
     if not paths:
         check_names(spec)

@@ -1,4 +1,5 @@
-"""The MLflow page in a real browser: the parent with its children, and their scores by alpha, as a person sees them."""
+"""The MLflow page in a real browser: the parent with its children, and their scores by alpha, as a
+person sees them."""
 
 from __future__ import annotations
 
@@ -24,7 +25,9 @@ from speechft_ray.tracking.mlflow import MlflowTracker
 from tests.e2e.small_world import environment
 from tests.e2e.test_pages import BROWSER, FLAGS
 
-pytestmark = pytest.mark.skipif(BROWSER is None, reason="needs chromium (Debian: apt-get install chromium)")
+pytestmark = pytest.mark.skipif(
+    BROWSER is None, reason="needs chromium (Debian: apt-get install chromium)"
+)
 
 START_SECONDS = 90.0
 
@@ -43,16 +46,42 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     tracker = MlflowTracker(None, root)
     tracker.start(SweepInfo("0123456789abcdef", "alpha", {"encoder": "tiny_hubert"}))
     for alpha, score in ((0.0, 610.0), (0.25, 655.0), (1.0, 590.0)):
-        params: dict[str, str | float | int] = {"alpha": alpha, "method": "linear", "finetune": "phones", "seed": 0}
-        tracker.encoder(EncoderRow(f"key-{alpha}", f"linear alpha={alpha:g}", params, {"score": score, "pr.per": 30.0}, True))
+        params: dict[str, str | float | int] = {
+            "alpha": alpha,
+            "method": "linear",
+            "finetune": "phones",
+            "seed": 0,
+        }
+        tracker.encoder(
+            EncoderRow(
+                f"key-{alpha}",
+                f"linear alpha={alpha:g}",
+                params,
+                {"score": score, "pr.per": 30.0},
+                True,
+            )
+        )
     tracker.finish(None, [(0.0, 610.0), (0.25, 655.0), (1.0, 590.0)], "finished")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     uri = f"sqlite:///{root}/mlflow.db"
-    command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri, "--host", "127.0.0.1", "--port", str(port)]
+    command = [
+        sys.executable,
+        "-m",
+        "mlflow",
+        "ui",
+        "--backend-store-uri",
+        uri,
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+    ]
     with (root / "server.log").open("w") as log:
-        process = subprocess.Popen([*command, "--workers", "1"], stdout=log, stderr=log, env=environment())
+        process = subprocess.Popen(
+            [*command, "--workers", "1"], stdout=log, stderr=log, env=environment()
+        )
     address = f"http://127.0.0.1:{port}"
     try:
         _wait_for(address, process, root / "server.log")
@@ -75,16 +104,24 @@ def _wait_for(address: str, process: subprocess.Popen[bytes], log: Path) -> None
 
 
 def look(address: str, folder: Path, *flags: str) -> str:
-    """Opens a page, lets it load what it asks the server for, and returns what the browser prints."""
+    """Opens a page, lets it load what it asks the server for, and returns what the browser
+    prints."""
     command = [str(BROWSER), *FLAGS, "--window-size=1500,1200", "--virtual-time-budget=60000"]
     profile = f"--user-data-dir={folder / 'profile'}"
-    return subprocess.run([*command, profile, *flags, address], check=True, capture_output=True, text=True, timeout=150).stdout
+    return subprocess.run(
+        [*command, profile, *flags, address],
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=150,
+    ).stdout
 
 
 def shown(address: str, folder: Path, awaited: str) -> str:
     """Returns the text of a page, also as a picture that must not be blank.
 
-    The page loads in pieces, and on a busy machine the browser may look too early: it looks five times for ``awaited``.
+    The page loads in pieces, and on a busy machine the browser may look too early: it looks five
+    times for ``awaited``.
     """
     dom = look(address, folder, "--dump-dom")
     for _ in range(4):
@@ -113,7 +150,11 @@ def test_one_parent_holds_its_children(server: Server, tmp_path: Path) -> None:
 
 def test_runs_are_compared_by_alpha(server: Server, tmp_path: Path) -> None:
     children = urllib.parse.quote(json.dumps(runs(server)[1]))
-    text = shown(f"{server.address}/#/compare-runs?runs={children}&experiments=%5B%221%22%5D", tmp_path, "Comparing 3 Runs")
+    text = shown(
+        f"{server.address}/#/compare-runs?runs={children}&experiments=%5B%221%22%5D",
+        tmp_path,
+        "Comparing 3 Runs",
+    )
     assert "Comparing 3 Runs" in text
     for title in ("linear alpha=0 ", "linear alpha=0.25", "linear alpha=1"):
         assert title.strip() in text
@@ -121,5 +162,9 @@ def test_runs_are_compared_by_alpha(server: Server, tmp_path: Path) -> None:
 
 
 def test_the_parent_shows_the_curve(server: Server, tmp_path: Path) -> None:
-    text = shown(f"{server.address}/#/experiments/1/runs/{runs(server)[0]}/model-metrics", tmp_path, "score_by_alpha")
+    text = shown(
+        f"{server.address}/#/experiments/1/runs/{runs(server)[0]}/model-metrics",
+        tmp_path,
+        "score_by_alpha",
+    )
     assert "score_by_alpha" in text

@@ -1,4 +1,5 @@
-"""The report page in a real browser: what it shows, how it looks, and that it asks nobody for anything."""
+"""The report page in a real browser: what it shows, how it looks, and that it asks nobody for
+anything."""
 
 from __future__ import annotations
 
@@ -12,11 +13,13 @@ import numpy as np
 import pytest
 
 from speechft_ray.core.records import Outcome
+from speechft_ray.report.write import Findings, write_report
 from speechft_ray.sweep.protocols import Curve, EncoderRow, SweepInfo
-from speechft_ray.sweep.report import Findings, write_report
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser")
-pytestmark = pytest.mark.skipif(BROWSER is None, reason="needs chromium (Debian: apt-get install chromium)")
+pytestmark = pytest.mark.skipif(
+    BROWSER is None, reason="needs chromium (Debian: apt-get install chromium)"
+)
 
 FLAGS = (
     "--headless",
@@ -36,16 +39,43 @@ FLAGS = (
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small report with seeds, controls, an incomplete line, a failure and a hostile name."""
     rows = [_row(0.0, 0, 870.0)]
-    rows += [_row(alpha, seed, 880.0 - 150 * alpha**2 + seed) for alpha in (0.1, 0.25, 0.5, 1.0) for seed in (0, 1)]
-    rows.append(EncoderRow("late", "late", {"alpha": 0.75, "method": "linear", "finetune": "phones", "seed": 0}, {}, False))
+    rows += [
+        _row(alpha, seed, 880.0 - 150 * alpha**2 + seed)
+        for alpha in (0.1, 0.25, 0.5, 1.0)
+        for seed in (0, 1)
+    ]
+    rows.append(
+        EncoderRow(
+            "late",
+            "late",
+            {"alpha": 0.75, "method": "linear", "finetune": "phones", "seed": 0},
+            {},
+            False,
+        )
+    )
     curves = [
-        Curve(f"run{s}", "run", {"finetune": "phones", "seed": s}, [(u, {"loss": 9 / u}) for u in range(1, 9)]) for s in (0, 1)
+        Curve(
+            f"run{s}",
+            "run",
+            {"finetune": "phones", "seed": s},
+            [(u, {"loss": 9 / u}) for u in range(1, 9)],
+        )
+        for s in (0, 1)
     ]
     findings = Findings(
-        sweep=SweepInfo("3f9a1c77b2de", "<script>document.title='broken'</script>", {"encoder": "tiny"}),
+        sweep=SweepInfo(
+            "3f9a1c77b2de", "<script>document.title='broken'</script>", {"encoder": "tiny"}
+        ),
         rows=rows,
         curves=curves,
-        failures=[Outcome(stage="evaluate", fingerprint="late", label="evaluate er alpha=0.75", error="out of memory")],
+        failures=[
+            Outcome(
+                stage="evaluate",
+                fingerprint="late",
+                label="evaluate er alpha=0.75",
+                error="out of memory",
+            )
+        ],
         references={"pr.per": (82.01, 2.55), "er.accuracy": (35.39, 70.68)},
         where="Open MLflow with `mlflow ui`.",
         versions={"torch": "2.10.0"},
@@ -54,15 +84,34 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _row(alpha: float, seed: int, score: float) -> EncoderRow:
-    params: dict[str, str | float | int] = {"alpha": alpha, "method": "linear", "finetune": "phones", "seed": seed}
-    metrics = {"pr.per": 5 + alpha, "er.accuracy": 65 - alpha, "score": score, "dev.score": score, "spread.score": 1.0}
+    params: dict[str, str | float | int] = {
+        "alpha": alpha,
+        "method": "linear",
+        "finetune": "phones",
+        "seed": seed,
+    }
+    metrics = {
+        "pr.per": 5 + alpha,
+        "er.accuracy": 65 - alpha,
+        "score": score,
+        "dev.score": score,
+        "spread.score": 1.0,
+    }
     return EncoderRow(f"{alpha}-{seed}", "row", params, metrics, True)
 
 
 def browse(page: Path, folder: Path, *flags: str) -> str:
-    """Opens the page in a fresh browser profile without network and returns what the browser prints."""
+    """Opens the page in a fresh browser profile without network and returns what the browser
+    prints."""
     offline = "--host-resolver-rules=MAP * ~NOTFOUND"
-    command = [str(BROWSER), *FLAGS, offline, f"--user-data-dir={folder / 'profile'}", *flags, page.as_uri()]
+    command = [
+        str(BROWSER),
+        *FLAGS,
+        offline,
+        f"--user-data-dir={folder / 'profile'}",
+        *flags,
+        page.as_uri(),
+    ]
     return subprocess.run(command, check=True, capture_output=True, text=True, timeout=120).stdout
 
 
@@ -77,7 +126,10 @@ def test_the_browser_sees_every_line_of_the_table(page: Path, tmp_path: Path) ->
     dom = browse(page, tmp_path, "--dump-dom")
     body = re.search(r'<table id="results">.*?<tbody>(.*?)</tbody>', dom, re.DOTALL)
     assert body is not None
-    rows = [re.sub(r"<[^>]+>", " ", row).split() for row in re.findall(r"<tr.*?</tr>", body[1], re.DOTALL)]
+    rows = [
+        re.sub(r"<[^>]+>", " ", row).split()
+        for row in re.findall(r"<tr.*?</tr>", body[1], re.DOTALL)
+    ]
     assert [" ".join(row[:2]) for row in rows[:2]] == ["★ alpha", "alpha 0.25"]
     assert "870.00" in rows[2] and "pre-trained" in rows[2]
     assert len(rows) == 6

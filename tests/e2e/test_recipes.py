@@ -1,4 +1,5 @@
-"""Every recipe in search_spaces/recipes on folders in the real layouts of its corpora: planned in full, and run for a while."""
+"""Every recipe in search_spaces/recipes on folders in the real layouts of its corpora: planned in
+full, and run for a while."""
 
 from __future__ import annotations
 
@@ -16,20 +17,23 @@ from ray import tune
 from speechft_ray.cli import main
 from speechft_ray.cluster.connect import connect
 from speechft_ray.cluster.executor import RayExecutor
-from speechft_ray.compose import place_for, plan_sweep
+from speechft_ray.commands.parts import place_for
+from speechft_ray.commands.sweep import plan_sweep
 from speechft_ray.core.records import Outcome, Place
 from speechft_ray.core.specs import FinetuneSpec, SweepSpec
 from speechft_ray.core.store import Store
 from speechft_ray.speech.checkpoints.safetensors_dir import read_encoder, write_encoder
-from speechft_ray.stages import ENCODER_FILE, perform, publish_start
+from speechft_ray.stages.perform import ENCODER_FILE, perform, publish_start
 from speechft_ray.sweep.space_file import read_space
-from tests.cluster.rays import STORE_BYTES, collect, ray_world
+from tests.cluster.ray_clusters import STORE_BYTES, collect, ray_world
 from tests.e2e.small_world import REPOSITORY
-from tests.speech.toys import toy_hubert
+from tests.speech.toy_models import toy_hubert
 
 __all__ = ["ray_world"]  # a fixture
 
-RECIPES = {path.stem: path for path in sorted((REPOSITORY / "search_spaces/recipes").glob("*.yaml"))}
+RECIPES = {
+    path.stem: path for path in sorted((REPOSITORY / "search_spaces/recipes").glob("*.yaml"))
+}
 UPDATES = 10
 """The first of which is the head's alone."""
 WIDTH = 64
@@ -39,12 +43,21 @@ TASKS = {"pr": (1, 100_000), "sid": (1, 200_000), "er": (5, 30_000), "sf": (1, 2
 
 
 def shortened(run: FinetuneSpec) -> FinetuneSpec:
-    """The recipe as it is, but for a few updates on a few utterances; and LSTM layers of 1024 take long."""
+    """The recipe as it is, but for a few updates on a few utterances; and LSTM layers of 1024 take
+    long."""
     objectives = []
     for item in run.objectives:
-        options = {**item.options, "lstm_hidden": 16} if "lstm_hidden" in item.options else item.options
+        options = (
+            {**item.options, "lstm_hidden": 16} if "lstm_hidden" in item.options else item.options
+        )
         objectives.append(item.model_copy(update={"batch_size": 2, "options": options}))
-    return run.model_copy(update={"objectives": tuple(objectives), "updates": UPDATES, "validate_every_updates": UPDATES})
+    return run.model_copy(
+        update={
+            "objectives": tuple(objectives),
+            "updates": UPDATES,
+            "validate_every_updates": UPDATES,
+        }
+    )
 
 
 @pytest.fixture(scope="module")
@@ -54,23 +67,50 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_encoder(made / "toy.safetensors", toy_hubert(encoder_embed_dim=WIDTH), {})
     specs = [read_space(path) for path in RECIPES.values()]
     objectives = [item for spec in specs for run in spec.finetune for item in run.objectives]
-    for name in sorted({item.corpus.name for item in [*objectives, *(entry for spec in specs for entry in spec.evaluate)]}):
+    for name in sorted(
+        {
+            item.corpus.name
+            for item in [*objectives, *(entry for spec in specs for entry in spec.evaluate)]
+        }
+    ):
         importlib.import_module(f"tests.speech.layouts.{name}").lay_out(made / "corpora" / name)
     return made
 
 
 def test_every_fine_tuning_task_of_the_paper_has_a_recipe() -> None:
-    tasks = {"pc_timit", "asr_tedlium3", "er_crema_d", "sid_librispeech", "asr_librispeech", "pr_librispeech"}
+    tasks = {
+        "pc_timit",
+        "asr_tedlium3",
+        "er_crema_d",
+        "sid_librispeech",
+        "asr_librispeech",
+        "pr_librispeech",
+    }
     assert tasks | {"sid_voxceleb1", "er_iemocap", "cpt_aishell3", "mtf_pr_sid"} == set(RECIPES)
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_plan_prints_a_recipe_in_full(name: str, home: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    given = ["--space", RECIPES[name], "--encoder", home / "toy.safetensors", "--corpora", home / "corpora"]
+def test_plan_prints_a_recipe_in_full(
+    name: str, home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = [
+        "--space",
+        RECIPES[name],
+        "--encoder",
+        home / "toy.safetensors",
+        "--corpora",
+        home / "corpora",
+    ]
     assert main(["run", *map(str, given), "--storage", str(home / "plans"), "--plan"]) == 0
     printed = capsys.readouterr().out
-    # One fine-tuning; the paper's alpha between its two controls; the paper's four tasks for each of the three.
-    for line in ("finetune: 1, of which 0", "merge: 3, of which 0", "evaluate: 12, of which 0", "16 of 16 jobs to do"):
+    # One fine-tuning; the paper's alpha between its two controls; the paper's four tasks for each
+    # of the three.
+    for line in (
+        "finetune: 1, of which 0",
+        "merge: 3, of which 0",
+        "evaluate: 12, of which 0",
+        "16 of 16 jobs to do",
+    ):
         assert line in printed, printed
     assert "alpha=0.25" in printed and f"sweep {name.replace('_', '-')} (" in printed
     spec = read_space(RECIPES[name])
@@ -82,7 +122,10 @@ def test_plan_prints_a_recipe_in_full(name: str, home: Path, capsys: pytest.Capt
 def test_every_number_of_a_recipe_names_its_source(name: str) -> None:
     for line in RECIPES[name].read_text(encoding="utf-8").splitlines():
         value, _, source = line.partition("#")
-        if any(sign.isdigit() for sign in value.split(":", 1)[-1].replace("voxceleb1", "").replace("tedlium3", "")):
+        if any(
+            sign.isdigit()
+            for sign in value.split(":", 1)[-1].replace("voxceleb1", "").replace("tedlium3", "")
+        ):
             assert source.strip() or "name:" in value, f"{name}: {line}"
 
 
@@ -91,14 +134,17 @@ def ran(home: Path, ray_world: Path) -> tuple[Mapping[str, Outcome], Place]:
     """All recipes as one sweep on Ray Tune, cut short."""
     recipes = [read_space(path) for path in RECIPES.values()]
     runs = tuple(shortened(run) for spec in recipes for run in spec.finetune)
-    spec = SweepSpec(name="recipes", finetune=runs, merge=recipes[0].merge, evaluate=recipes[0].evaluate)
+    spec = SweepSpec(
+        name="recipes", finetune=runs, merge=recipes[0].merge, evaluate=recipes[0].evaluate
+    )
     given: dict[str, Any] = {"encoder": str(home / "toy.safetensors"), "corpora": home / "corpora"}
     place = place_for(spec, storage=home / "runs", cpu=True, **given)
     plan = plan_sweep(spec, place)
     publish_start(place)
     cluster = connect("local", cpus=1, store_bytes=STORE_BYTES)
     with pytest.MonkeyPatch.context() as patch:
-        # One trial after the other in one process: ten processes would import torch for longer than they learn.
+        # One trial after the other in one process: ten processes would import torch for longer than
+        # they learn.
         patch.setattr(tune, "TuneConfig", partial(tune.TuneConfig, reuse_actors=True))
         executor = RayExecutor(perform, place, cluster=cluster)
         for job in plan.of_stage("finetune"):
@@ -114,7 +160,9 @@ def test_a_recipe_runs_on_ray_tune(name: str, ran: tuple[Mapping[str, Outcome], 
     outcome = outcomes[name]
     assert outcome.ok, (outcome.error, outcome.traceback)
     assert math.isfinite(outcome.facts["best_dev"]) and outcome.facts["best_update"] == UPDATES
-    tuned = read_encoder(Store(Path(place.storage)).folder("finetune", outcome.fingerprint) / ENCODER_FILE).state
+    tuned = read_encoder(
+        Store(Path(place.storage)).folder("finetune", outcome.fingerprint) / ENCODER_FILE
+    ).state
     start = read_encoder(Path(place.encoder)).state
     changed = {key for key, value in start.items() if not torch.equal(value, tuned[key])}
     assert not any(key.startswith("feature_extractor") for key in changed)

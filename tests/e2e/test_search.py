@@ -1,4 +1,5 @@
-"""A search as a person runs it, in one process and on Ray: the same trials and the same answer, selected on dev."""
+"""A search as a person runs it, in one process and on Ray: the same trials and the same answer,
+selected on dev."""
 
 from __future__ import annotations
 
@@ -98,8 +99,13 @@ def test_trackers_have_every_trial_and_the_champion(undisturbed: Path) -> None:
 
 
 def test_the_same_search_on_ray_is_the_same(undisturbed: Path, tmp_path: Path) -> None:
-    """Another executor and another order of ends; only what a search itself evaluates is taken away beforehand."""
-    shutil.copytree(undisturbed / "runs", tmp_path / "runs", ignore=shutil.ignore_patterns("report", "search", "mlartifacts"))
+    """Another executor and another order of ends; only what a search itself evaluates is taken away
+    beforehand."""
+    shutil.copytree(
+        undisturbed / "runs",
+        tmp_path / "runs",
+        ignore=shutil.ignore_patterns("report", "search", "mlartifacts"),
+    )
     for key, facts in manifests(tmp_path / "runs").items():
         if facts.get("splits") == ["dev"] or key.startswith("merge/"):
             shutil.rmtree(tmp_path / "runs" / key)
@@ -110,5 +116,7 @@ def test_the_same_search_on_ray_is_the_same(undisturbed: Path, tmp_path: Path) -
     assert {key: found[key] for key in reference if not key.startswith("merge/")} == {
         key: facts for key, facts in reference.items() if not key.startswith("merge/")
     }
-    (merged,) = [key for key in found if key.startswith("merge/")]  # the winner is always there, and nothing else was needed
+    (merged,) = [
+        key for key in found if key.startswith("merge/")
+    ]  # the winner is always there, and nothing else was needed
     assert found[merged] == reference[merged]

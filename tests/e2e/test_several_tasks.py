@@ -1,4 +1,5 @@
-"""Every way of using two tasks in one small sweep and one table: alone, multitask, merged pairs, chains, early checkpoints."""
+"""Every way of using two tasks in one small sweep and one table: alone, multitask, merged pairs,
+chains, early checkpoints."""
 
 from __future__ import annotations
 
@@ -10,19 +11,27 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
-from speechft_ray.compose import check_names, place_for, plan_sweep, publish
+from speechft_ray.commands.checks import check_names
+from speechft_ray.commands.encoders import export_encoder
+from speechft_ray.commands.parts import place_for
+from speechft_ray.commands.sweep import plan_sweep, publish
 from speechft_ray.core.errors import SpecError
 from speechft_ray.core.space import parse_space
 from speechft_ray.core.specs import SweepSpec
 from speechft_ray.core.store import Store
-from speechft_ray.exchange import export_encoder
 from speechft_ray.merging.distance import relative_distance
 from speechft_ray.speech.checkpoints.safetensors_dir import read_encoder, read_manifest
-from speechft_ray.stages import ENCODER_FILE, _evaluate, perform, publish_start, start_encoder
+from speechft_ray.stages.perform import (
+    ENCODER_FILE,
+    _evaluate,
+    perform,
+    publish_start,
+    start_encoder,
+)
 from speechft_ray.sweep.local import LocalExecutor
-from speechft_ray.sweep.pipeline import needed_jobs, run_plan
 from speechft_ray.sweep.plan import Plan
 from speechft_ray.sweep.publishing import Publisher
+from speechft_ray.sweep.scheduler import needed_jobs, run_plan
 from speechft_ray.sweep.space_file import read_space
 from tests.e2e.small_world import PHONES, REPOSITORY, SMALL
 from tests.sweep.fakes import FakeWatch
@@ -34,7 +43,9 @@ TITLES = ["phones", "speakers", "both", "phones>speakers"]
 
 def small(**changes: Any) -> SweepSpec:
     """The shipped space with everything made small."""
-    shipped = read_space(REPOSITORY / "search_spaces" / "several_tasks.yaml").model_dump(mode="json", exclude_none=True)
+    shipped = read_space(REPOSITORY / "search_spaces" / "several_tasks.yaml").model_dump(
+        mode="json", exclude_none=True
+    )
     small_corpora = {"phones": {**PHONES, "train": 24, "dev": 1}, "sid": SID}
     for run in shipped["finetune"]:
         run |= {"updates": 4, "validate_every_updates": 2, "peak_learning_rate": 1e-3}
@@ -66,32 +77,49 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Done:
     place = place_for(spec, storage=home / "runs", cpu=True)
     plan, store = plan_sweep(spec, place), Store(home / "runs")
     publish_start(place)
-    failures = run_plan(plan, store, LocalExecutor(perform, place), FakeWatch(), lambda outcome: None, threading.Event())
+    failures = run_plan(
+        plan,
+        store,
+        LocalExecutor(perform, place),
+        FakeWatch(),
+        lambda outcome: None,
+        threading.Event(),
+    )
     assert failures == [] and needed_jobs(plan, store) == {}
-    publish(plan, store, Publisher(plan, store, [], print), home / "report", failures, "finished", place)
+    publish(
+        plan, store, Publisher(plan, store, [], print), home / "report", failures, "finished", place
+    )
     with (home / "report" / "table.csv").open(encoding="utf-8") as file:
         return Done(plan, store, list(csv.DictReader(file)))
 
 
 def test_one_table_has_every_way_beside_its_controls(done: Done) -> None:
-    seen = {(row["finetune"], row["method"], row["after_alpha"], row["at"], row["alpha"]) for row in done.table}
+    seen = {
+        (row["finetune"], row["method"], row["after_alpha"], row["at"], row["alpha"])
+        for row in done.table
+    }
     ways = [(title, "linear", "", "") for title in TITLES[:3]]
     ways += [("phones>speakers", "linear", alpha, "") for alpha in ("0.25", "1.0")]
     ways += [("phones+speakers", method, "", "") for method in ("linear", "ties")]
     ways.append(("phones", "linear", "", "0.5"))
     tuned = {(*way, alpha) for way in ways for alpha in ("0.25", "1.0")}
     assert seen == tuned | {("", "", "", "", "0.0")} and len(done.table) == len(seen)
-    assert all(row["score"] and row["pr.per"] and row["sid.accuracy"] and not row["missing"] for row in done.table)
+    assert all(
+        row["score"] and row["pr.per"] and row["sid.accuracy"] and not row["missing"]
+        for row in done.table
+    )
     roles = {row["alpha"]: row["role"] for row in done.table}
     assert roles == {"0.0": "pre-trained", "0.25": "merge", "1.0": "stable fine-tuning"}
 
 
 def test_a_chain_is_tuned_from_the_merge_before_it_and_interpolates_with_it(done: Done) -> None:
-    """phi_2 = 0.75 phi_1 + 0.25 theta'_2, and phi_1 = 0.75 theta_0 + 0.25 theta'_1, recomputed here."""
+    """phi_2 = 0.75 phi_1 + 0.25 theta'_2, and phi_1 = 0.75 theta_0 + 0.25 theta'_1, recomputed
+    here."""
     (last,) = [
         row.key
         for row in done.plan.rows
-        if (row.params["finetune"], row.params.get("after_alpha"), row.params["alpha"]) == ("phones>speakers", 0.25, 0.25)
+        if (row.params["finetune"], row.params.get("after_alpha"), row.params["alpha"])
+        == ("phones>speakers", 0.25, 0.25)
     ]
     recipe: Any = done.plan.jobs[last].payload
     before: Any = done.plan.jobs[recipe["base"]].payload
@@ -101,8 +129,12 @@ def test_a_chain_is_tuned_from_the_merge_before_it_and_interpolates_with_it(done
     moved = 0
     for name in theta:
         if not name.startswith(("final_proj", "label_embs")):
-            torch.testing.assert_close(phi[1][name], 0.75 * theta[name] + 0.25 * first[name], rtol=1e-5, atol=1e-7)
-            torch.testing.assert_close(phi[2][name], 0.75 * phi[1][name] + 0.25 * second[name], rtol=1e-5, atol=1e-7)
+            torch.testing.assert_close(
+                phi[1][name], 0.75 * theta[name] + 0.25 * first[name], rtol=1e-5, atol=1e-7
+            )
+            torch.testing.assert_close(
+                phi[2][name], 0.75 * phi[1][name] + 0.25 * second[name], rtol=1e-5, atol=1e-7
+            )
         moved += not torch.equal(second[name], phi[1][name])
         frozen = name.startswith("feature_extractor")
         assert not frozen or torch.equal(second[name], phi[1][name])
@@ -112,20 +144,28 @@ def test_a_chain_is_tuned_from_the_merge_before_it_and_interpolates_with_it(done
 
 
 def test_an_early_checkpoint_is_a_donor_like_the_best_one(done: Done) -> None:
-    (row,) = [row for row in done.plan.rows if (row.params.get("at"), row.params["alpha"]) == (0.5, 1.0)]
+    (row,) = [
+        row for row in done.plan.rows if (row.params.get("at"), row.params["alpha"]) == (0.5, 1.0)
+    ]
     recipe: Any = done.plan.jobs[row.key].payload
     early = done.encoder("finetune", recipe["donors"][0], "encoder-at-0.5.safetensors")
     best, merged = done.encoder("finetune", recipe["donors"][0]), done.encoder("merge", row.key)
     name = "encoder.layers.0.fc1.weight"
     assert torch.equal(merged[name], early[name]) and not torch.equal(early[name], best[name])
     assert (
-        read_manifest(done.store.folder("finetune", recipe["donors"][0]) / "encoder-at-0.5.safetensors")["made"]["checkpoint"]
+        read_manifest(
+            done.store.folder("finetune", recipe["donors"][0]) / "encoder-at-0.5.safetensors"
+        )["made"]["checkpoint"]
         == 0.5
     )
 
 
 def test_what_is_handed_out_tells_its_chain(done: Done, tmp_path: Path) -> None:
-    (row,) = [row for row in done.plan.rows if row.title == "linear alpha=1 phones>speakers after_alpha=1 seed=0"]
+    (row,) = [
+        row
+        for row in done.plan.rows
+        if row.title == "linear alpha=1 phones>speakers after_alpha=1 seed=0"
+    ]
     export_encoder(row.key, "safetensors", tmp_path / "out.safetensors", done.store.root)
     made = read_manifest(tmp_path / "out.safetensors")["made"]
     recipe: Any = done.plan.jobs[row.key].payload
@@ -148,7 +188,9 @@ def test_checkpoints_and_methods_that_cannot_be_are_refused_before_anything_runs
     )
     runs = small().model_dump(mode="json", exclude_none=True)["finetune"]
     runs[0] |= {"gather": ["fisher"]}
-    told = refused(finetune=runs, merge=[{"checkpoint": 0.5, "donors": ["phones"], "method": "fisher"}])
+    told = refused(
+        finetune=runs, merge=[{"checkpoint": 0.5, "donors": ["phones"], "method": "fisher"}]
+    )
     assert "gathered with the `best` checkpoint alone" in told["merge[0].checkpoint"]
     runs[3]["after"] |= {"method": "fisherr"}
     runs[4]["after"] |= {"method": "regmean"}
@@ -158,11 +200,24 @@ def test_checkpoints_and_methods_that_cannot_be_are_refused_before_anything_runs
 
 
 def test_a_search_measures_the_distance_of_a_chain_to_the_pre_trained_encoder(done: Done) -> None:
-    (row,) = [row for row in done.plan.rows if row.title == "linear alpha=0.25 phones>speakers after_alpha=1 seed=0"]
+    (row,) = [
+        row
+        for row in done.plan.rows
+        if row.title == "linear alpha=0.25 phones>speakers after_alpha=1 seed=0"
+    ]
     evaluation = next(done.plan.jobs[key] for key in row.evaluations)
-    payload = {**evaluation.payload, "splits": ["dev"], "recipe": dict(done.plan.jobs[row.key].payload)}
+    payload = {
+        **evaluation.payload,
+        "splits": ["dev"],
+        "recipe": dict(done.plan.jobs[row.key].payload),
+    }
     job = evaluation.model_copy(update={"fingerprint": "on-dev", "payload": payload})
     place = place_for(small(), storage=done.store.root, cpu=True)
     _evaluate(job, place, done.store, lambda values: None)
-    wanted = relative_distance(start_encoder("tiny_hubert")[0].state, done.encoder("merge", row.key))
-    assert done.store.manifest("evaluate", "on-dev")["distance"] == pytest.approx(wanted, rel=1e-5) and wanted > 0
+    wanted = relative_distance(
+        start_encoder("tiny_hubert")[0].state, done.encoder("merge", row.key)
+    )
+    assert (
+        done.store.manifest("evaluate", "on-dev")["distance"] == pytest.approx(wanted, rel=1e-5)
+        and wanted > 0
+    )

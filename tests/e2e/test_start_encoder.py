@@ -1,4 +1,5 @@
-"""The encoder that a sweep starts from: brought by name, put into the store once, read there by whoever works."""
+"""The encoder that a sweep starts from: brought by name, put into the store once, read there by
+whoever works."""
 
 from __future__ import annotations
 
@@ -8,16 +9,16 @@ import pytest
 import torch
 
 from speechft_ray.cli import main
-from speechft_ray.compose import place_for
+from speechft_ray.commands.parts import place_for
 from speechft_ray.core.records import Job, Place
 from speechft_ray.core.space import parse_space
 from speechft_ray.core.store import Store
 from speechft_ray.speech.checkpoints.load import load_encoder, weights_fingerprint
 from speechft_ray.speech.checkpoints.safetensors_dir import write_encoder
-from speechft_ray.stages import perform, publish_start
+from speechft_ray.stages.perform import perform, publish_start
 from tests.e2e.small_world import SMALL, write_space
 from tests.speech.network import serving
-from tests.speech.toys import toy_hubert
+from tests.speech.toy_models import toy_hubert
 
 
 def pretrained_job(base: str) -> Job:
@@ -33,7 +34,11 @@ def test_a_worker_needs_neither_the_file_nor_a_network(tmp_path: Path) -> None:
     publish_start(Place(storage=str(storage), encoder=str(tmp_path / "mine")))
     assert [path.name for path in (storage / "encoder").iterdir()] == [key]
 
-    perform(pretrained_job(key), Place(storage=str(storage), encoder="/a/path/of/another/machine"), lambda values: None)
+    perform(
+        pretrained_job(key),
+        Place(storage=str(storage), encoder="/a/path/of/another/machine"),
+        lambda values: None,
+    )
     merged = load_encoder(storage / "merge" / ("0" * 16) / "encoder.safetensors")
     assert all(torch.equal(merged.state[name], tensor) for name, tensor in weights.state.items())
 
@@ -52,7 +57,9 @@ def test_it_is_put_there_once_and_mended_when_damaged(tmp_path: Path) -> None:
     assert Store(tmp_path / "runs").fingerprints("encoder") == [file.parent.name]
 
 
-def test_names_go_before_files_of_the_same_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_names_go_before_files_of_the_same_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     spec = parse_space(SMALL, where="test")
     monkeypatch.chdir(tmp_path)
     (tmp_path / "tiny_hubert").mkdir()
@@ -73,7 +80,9 @@ def test_a_plan_of_a_published_encoder_downloads_it_once(
     command = ["run", "--plan", "--encoder", "hubert_base", "--storage", str(tmp_path / "runs")]
     command += ["--space", str(write_space(tmp_path))]
     with serving(tmp_path / "served", monkeypatch) as folder:
-        torch.save({**weights.config, "model_weight": dict(weights.state)}, folder / "hubert_base_ls960.pt")
+        torch.save(
+            {**weights.config, "model_weight": dict(weights.state)}, folder / "hubert_base_ls960.pt"
+        )
         assert main(command) == 0
     said = capsys.readouterr()
     assert "Downloading hubert_base into" in said.err

@@ -24,7 +24,8 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def mlflow_content(storage: Path) -> dict[str, Any]:
-    """Every run by key: status, parameters and metric histories, without run ids and clock times."""
+    """Every run by key: status, parameters and metric histories, without run ids and clock
+    times."""
     import mlflow
 
     client = mlflow.MlflowClient(f"sqlite:///{storage}/mlflow.db")
@@ -34,7 +35,10 @@ def mlflow_content(storage: Path) -> dict[str, Any]:
             key = f"{experiment.name}/{item.data.tags['speechft.key']}"
             assert key not in found, f"two runs of {key}"
             history = {
-                name: [(point.step, point.value) for point in client.get_metric_history(item.info.run_id, name)]
+                name: [
+                    (point.step, point.value)
+                    for point in client.get_metric_history(item.info.run_id, name)
+                ]
                 for name in item.data.metrics
                 if "second" not in name
             }
@@ -54,7 +58,11 @@ def test_mlflow_has_a_parent_with_children(undisturbed: Path) -> None:
     # one sweep, five merged encoders (alpha 0; 0.25 and 1 for two seeds), two learning curves
     assert len(content) == 1 + 5 + 2
     assert {status for status, _, _ in content.values()} == {"FINISHED"}
-    scores = [history["score"] for _, params, history in content.values() if "score" in history and "alpha" in params]
+    scores = [
+        history["score"]
+        for _, params, history in content.values()
+        if "score" in history and "alpha" in params
+    ]
     assert len(scores) == 5
 
 
@@ -62,7 +70,9 @@ def test_a_second_run_computes_nothing(undisturbed: Path) -> None:
     before, content = manifests(undisturbed / "runs"), mlflow_content(undisturbed / "runs")
     started = time.monotonic()
     space, storage = undisturbed / "small.yaml", undisturbed / "runs"
-    again = run("sweep_alpha.py", "--space", space, "--storage", storage, "--report", undisturbed / "again")
+    again = run(
+        "sweep_alpha.py", "--space", space, "--storage", storage, "--report", undisturbed / "again"
+    )
     assert again.returncode == 0, again.stderr
     assert time.monotonic() - started < 60  # not a benchmark: a whole sweep takes longer than this
     assert manifests(undisturbed / "runs") == before
@@ -71,7 +81,9 @@ def test_a_second_run_computes_nothing(undisturbed: Path) -> None:
 
 
 def test_plan_counts_and_runs_nothing(tmp_path: Path) -> None:
-    done = run("sweep_alpha.py", "--space", write_space(tmp_path), "--storage", tmp_path / "runs", "--plan")
+    done = run(
+        "sweep_alpha.py", "--space", write_space(tmp_path), "--storage", tmp_path / "runs", "--plan"
+    )
     assert done.returncode == 0, done.stderr
     # 2 trials; alpha 0 once, 0.25 and 1 per seed; 5 encoders x 2 tasks + FBank on 2
     for line in ("corpus: 3,", "finetune: 2,", "merge: 5,", "evaluate: 12,", "Nothing was run."):
@@ -87,10 +99,15 @@ def test_without_ray_the_numbers_are_the_same(undisturbed: Path, tmp_path: Path)
 
 
 def test_killed_three_times_the_result_is_the_same(undisturbed: Path, tmp_path: Path) -> None:
-    """Kill -9 of the driver in the middle: nothing finished is computed again, table and MLflow end equal."""
+    """Kill -9 of the driver in the middle: nothing finished is computed again, table and MLflow end
+    equal."""
     arguments = places(tmp_path)
     finished: dict[str, float] = {}
-    for wanted in (4, 9, 13):  # complete units at which the driver dies: among corpora, tuning and evaluations
+    for wanted in (
+        4,
+        9,
+        13,
+    ):  # complete units at which the driver dies: among corpora, tuning and evaluations
         driver = start("sweep_alpha.py", *arguments)
         while driver.poll() is None and len(complete(tmp_path / "runs")) < wanted:
             time.sleep(0.05)
@@ -100,7 +117,9 @@ def test_killed_three_times_the_result_is_the_same(undisturbed: Path, tmp_path: 
         assert driver.stderr
         driver.stderr.close()
         now = complete(tmp_path / "runs")
-        assert all(now[unit] == written for unit, written in finished.items()), "a finished unit was written again"
+        assert all(now[unit] == written for unit, written in finished.items()), (
+            "a finished unit was written again"
+        )
         finished = now
     done = run("sweep_alpha.py", *arguments)
     assert done.returncode == 0, done.stderr

@@ -12,15 +12,18 @@ import torch
 
 from speechft_ray.core.errors import UserError
 from speechft_ray.core.specs import AdapterSpec, FinetuneSpec
-from speechft_ray.finetuning import loop, saved
-from tests.finetuning.toys import Killed, objective, run, spec, start_weights
-from tests.speech.toys import lively, toy
+from speechft_ray.finetuning import checkpointing as saved
+from speechft_ray.finetuning import loop
+from tests.finetuning.toy_models import Killed, objective, run, spec, start_weights
+from tests.speech.toy_models import lively, toy
 
 KINDS = ("lora", "dora")
 
 
 def _plan(kind: str, **changes: object) -> FinetuneSpec:
-    adapter = AdapterSpec.model_validate({"kind": kind, "rank": 2, "layers": ("layers.0", "layers.1")})
+    adapter = AdapterSpec.model_validate(
+        {"kind": kind, "rank": 2, "layers": ("layers.0", "layers.1")}
+    )
     return spec(**{"adapter": adapter, "keep_at": (0.5,), **changes})
 
 
@@ -28,16 +31,29 @@ def _plan(kind: str, **changes: object) -> FinetuneSpec:
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_comes_out_is_plain_weights(kind: str, tmp_path: Path) -> None:
     start = start_weights(0.2)
-    tuned = run(tmp_path, _plan(kind, updates=120, validate_every_updates=20, peak_learning_rate=0.05), start)
+    tuned = run(
+        tmp_path,
+        _plan(kind, updates=120, validate_every_updates=20, peak_learning_rate=0.05),
+        start,
+    )
     assert tuned.facts["best_dev"] > 60  # chance is 33 %
     for weights in (tuned.weights, tuned.kept[0.5]):
         assert list(weights.state) == list(start.state)
         changed = {name: value - start.state[name] for name, value in weights.state.items()}
-        assert {name for name, value in changed.items() if value.any()} == {"layers.0.weight", "layers.1.weight"}
-        ranks = [int(torch.linalg.matrix_rank(changed[f"layers.{layer}.weight"], rtol=1e-4)) for layer in "01"]
+        assert {name for name, value in changed.items() if value.any()} == {
+            "layers.0.weight",
+            "layers.1.weight",
+        }
+        ranks = [
+            int(torch.linalg.matrix_rank(changed[f"layers.{layer}.weight"], rtol=1e-4))
+            for layer in "01"
+        ]
         assert ranks == [2, 2] if kind == "lora" else min(ranks) > 2
     points = dict(tuned.facts["curve"])
-    moved = [tuned.weights.state[f"layers.{layer}.weight"] - start.state[f"layers.{layer}.weight"] for layer in "01"]
+    moved = [
+        tuned.weights.state[f"layers.{layer}.weight"] - start.state[f"layers.{layer}.weight"]
+        for layer in "01"
+    ]
     for layer, change in enumerate(moved):
         assert points[tuned.facts["best_update"]][f"distance_layer_{layer:02d}"] == pytest.approx(
             float(change.norm()), rel=1e-4
@@ -58,7 +74,9 @@ def test_a_run_killed_again_and_again_ends_with_the_same_bits(
     monkeypatch.setattr(loop, "SAVE_EVERY_SECONDS", 0.0)
     monkeypatch.setattr(loop, "SAVE_SHARE", float("inf"))
     publish = saved.save
-    monkeypatch.setattr(saved, "save", lambda *given: publish(*given) if chance.random() < 0.5 else None)
+    monkeypatch.setattr(
+        saved, "save", lambda *given: publish(*given) if chance.random() < 0.5 else None
+    )
 
     begun: list[float] = []
 
@@ -77,7 +95,9 @@ def test_a_run_killed_again_and_again_ends_with_the_same_bits(
     assert len(begun) >= 2 and max(begun) > 3, "nothing was resumed after the head-only phase"
     for left, right in ((whole.weights, broken.weights), (whole.kept[0.5], broken.kept[0.5])):
         assert all(torch.equal(value, right.state[name]) for name, value in left.state.items())
-    assert all(torch.equal(value, broken.statistics[name]) for name, value in whole.statistics.items())
+    assert all(
+        torch.equal(value, broken.statistics[name]) for name, value in whole.statistics.items()
+    )
     assert whole.facts["diagnostics"] == broken.facts["diagnostics"]
 
 
@@ -85,14 +105,28 @@ def test_a_run_killed_again_and_again_ends_with_the_same_bits(
 def test_real_encoders_end_with_plain_weights(name: str, tmp_path: Path) -> None:
     start = lively(toy(name))
     adapter = AdapterSpec(kind="dora", rank=2)
-    tuned = run(tmp_path, spec(objective("ctc"), updates=4, validate_every_updates=4, adapter=adapter), start)
+    tuned = run(
+        tmp_path,
+        spec(objective("ctc"), updates=4, validate_every_updates=4, adapter=adapter),
+        start,
+    )
     assert list(tuned.weights.state) == list(start.state)
-    changed = {key for key, value in tuned.weights.state.items() if not torch.equal(value, start.state[key])}
-    assert changed == {key for key in start.state if key.endswith(tuple(f".{layer}.weight" for layer in adapter.layers))}
+    changed = {
+        key
+        for key, value in tuned.weights.state.items()
+        if not torch.equal(value, start.state[key])
+    }
+    assert changed == {
+        key
+        for key in start.state
+        if key.endswith(tuple(f".{layer}.weight" for layer in adapter.layers))
+    }
 
 
 @pytest.mark.usefixtures("toy_family")
-def test_a_state_of_another_adapter_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_state_of_another_adapter_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(loop, "SAVE_EVERY_SECONDS", 0.0)
 
     def die(values: Mapping[str, float]) -> None:

@@ -13,8 +13,8 @@ from speechft_ray.core.specs import AdapterSpec
 from speechft_ray.finetuning.adapters import adapt, adapted_weights, merge
 from speechft_ray.speech.encoders import _torchaudio  # noqa: F401  # peft's imports end at a torchaudio that must load
 from speechft_ray.speech.encoders.base import FAMILIES, Encoder
-from tests.finetuning.toys import ToyEncoder
-from tests.speech.toys import lively, speechlike, toy
+from tests.finetuning.toy_models import ToyEncoder
+from tests.speech.toy_models import lively, speechlike, toy
 
 import peft  # isort: skip
 
@@ -36,9 +36,12 @@ class Network(nn.Module):
 
 
 def _begin(module: nn.Module, **options: object) -> dict[str, nn.Parameter]:
-    """Adapts everything that may be, with another B than zero and another magnitude than at the start."""
+    """Adapts everything that may be, with another B than zero and another magnitude than at the
+    start."""
     module.requires_grad_(False)
-    found = adapt(module, AdapterSpec.model_validate(options), {name for name, _ in module.named_parameters()})
+    found = adapt(
+        module, AdapterSpec.model_validate(options), {name for name, _ in module.named_parameters()}
+    )
     _stir(found)
     return found
 
@@ -51,7 +54,8 @@ def _stir(parameters: dict[str, nn.Parameter]) -> None:
 
 
 def _encoder(name: str) -> Encoder:
-    """A frozen one: torch's products take another way, with another rounding, for weights that want a gradient."""
+    """A frozen one: torch's products take another way, with another rounding, for weights that want
+    a gradient."""
     encoder = FAMILIES.get(name).build(lively(toy(name)))
     encoder.module().requires_grad_(False)
     return encoder
@@ -78,13 +82,24 @@ def test_outputs_gradients_and_merged_weights_are_those_of_peft(kind: str) -> No
     theirs = Network()
     theirs.load_state_dict(ours.state_dict())
     added = _begin(ours, kind=kind, rank=4, scale=6.0, layers=("fc1", "fc2"))
-    config = peft.LoraConfig(r=4, lora_alpha=6, target_modules=["fc1", "fc2"], use_dora=kind == "dora")
+    config = peft.LoraConfig(
+        r=4, lora_alpha=6, target_modules=["fc1", "fc2"], use_dora=kind == "dora"
+    )
     judge = peft.get_peft_model(theirs, config)
-    names = {"a": "lora_A.default.weight", "b": "lora_B.default.weight", "magnitude": "lora_magnitude_vector.default.weight"}
-    twins = {
-        name: judge.get_parameter(f"base_model.model.{name.split('.')[0]}.{names[name.rsplit('.', 1)[1]]}") for name in added
+    names = {
+        "a": "lora_A.default.weight",
+        "b": "lora_B.default.weight",
+        "magnitude": "lora_magnitude_vector.default.weight",
     }
-    assert set(map(id, twins.values())) == {id(value) for value in judge.parameters() if value.requires_grad}
+    twins = {
+        name: judge.get_parameter(
+            f"base_model.model.{name.split('.')[0]}.{names[name.rsplit('.', 1)[1]]}"
+        )
+        for name in added
+    }
+    assert set(map(id, twins.values())) == {
+        id(value) for value in judge.parameters() if value.requires_grad
+    }
     with torch.no_grad():
         for name, value in added.items():
             twins[name].copy_(value)
@@ -103,26 +118,35 @@ def test_outputs_gradients_and_merged_weights_are_those_of_peft(kind: str) -> No
 
 
 def test_adapters_begin_as_those_of_peft() -> None:
-    """A within the same bounds of a uniform distribution, B zero, and the magnitudes the norms of the rows."""
+    """A within the same bounds of a uniform distribution, B zero, and the magnitudes the norms of
+    the rows."""
     layer = nn.Sequential(nn.Linear(400, 300))
     start = layer[0].weight.detach().clone()
     added = adapt(layer, AdapterSpec(kind="dora", rank=64, layers=("0",)), {"0.weight"})
     a, b, magnitude = added.values()
     judge = peft.get_peft_model(
-        nn.Sequential(nn.Linear(400, 300)), peft.LoraConfig(r=64, target_modules=["0"], use_dora=True)
+        nn.Sequential(nn.Linear(400, 300)),
+        peft.LoraConfig(r=64, target_modules=["0"], use_dora=True),
     ).get_parameter("base_model.model.0.lora_A.default.weight")
-    assert float(a.detach().abs().max()) == pytest.approx(float(judge.detach().abs().max()), rel=1e-3)
+    assert float(a.detach().abs().max()) == pytest.approx(
+        float(judge.detach().abs().max()), rel=1e-3
+    )
     assert float(a.detach().std()) == pytest.approx(float(judge.detach().std()), rel=0.02)
     assert not b.any()
     torch.testing.assert_close(magnitude.detach(), start.square().sum(dim=1).sqrt())
 
 
 def test_a_layer_around_a_projection_does_nothing_in_attention() -> None:
-    """Why peft itself is no choice. Should this fail, s3prl's attention has begun to call its projections."""
+    """Why peft itself is no choice. Should this fail, s3prl's attention has begun to call its
+    projections."""
     encoder = _encoder("hubert")
     before = _states(encoder)
-    peft.inject_adapter_in_model(peft.LoraConfig(r=4, target_modules=["q_proj"], init_lora_weights=False), encoder.module())
-    assert any("lora_B" in name and value.any() for name, value in encoder.module().named_parameters())
+    peft.inject_adapter_in_model(
+        peft.LoraConfig(r=4, target_modules=["q_proj"], init_lora_weights=False), encoder.module()
+    )
+    assert any(
+        "lora_B" in name and value.any() for name, value in encoder.module().named_parameters()
+    )
     assert _same(before, _states(encoder))
 
 
@@ -137,17 +161,33 @@ def test_every_family_begins_at_its_start_and_ends_with_plain_weights(name: str,
     assert len(added) == 2 * 6 * (3 if kind == "dora" else 2)  # 2 layers of 6
     assert all(torch.equal(value, start[key]) for key, value in _merged(module).items())
     assert _same(before, _states(encoder))
-    assert set(start) - set(module.state_dict()) == set(_merged(module)), "only adapted weights have another name"
-    assert all(torch.equal(value, start[key]) for key, value in module.state_dict().items() if key in start)
+    assert set(start) - set(module.state_dict()) == set(_merged(module)), (
+        "only adapted weights have another name"
+    )
+    assert all(
+        torch.equal(value, start[key]) for key, value in module.state_dict().items() if key in start
+    )
 
     _stir(added)
     after, merged = _states(encoder), _merged(module)
     assert not _same(before, after)
     merge(module)
     assert set(module.state_dict()) == set(start)
-    changed = {key for key, value in module.state_dict().items() if not torch.equal(value, start[key])}
-    assert changed == set(merged) == {key for key in start if key.endswith(tuple(f".{layer}.weight" for layer in spec.layers))}
-    assert all(torch.equal(value, merged[key]) for key, value in module.state_dict().items() if key in merged)
+    changed = {
+        key for key, value in module.state_dict().items() if not torch.equal(value, start[key])
+    }
+    assert (
+        changed
+        == set(merged)
+        == {
+            key for key in start if key.endswith(tuple(f".{layer}.weight" for layer in spec.layers))
+        }
+    )
+    assert all(
+        torch.equal(value, merged[key])
+        for key, value in module.state_dict().items()
+        if key in merged
+    )
     assert _same(after, _states(encoder))
 
 
@@ -158,7 +198,10 @@ def test_an_adapter_of_any_layer_has_an_effect(name: str, layer: str) -> None:
     encoder = _encoder(name)
     before = _states(encoder)
     _begin(encoder.module(), rank=2, layers=(layer,))
-    moved = [float((one - other).abs().max()) for one, other in zip(before, _states(encoder), strict=True)]
+    moved = [
+        float((one - other).abs().max())
+        for one, other in zip(before, _states(encoder), strict=True)
+    ]
     assert moved[0] == 0 and all(value > 1e-4 for value in moved[1:])
 
 
@@ -175,11 +218,15 @@ def test_updates_move_adapters_and_nothing_else(kind: str) -> None:
         optimizer.zero_grad()
         encoder.hidden_states(WAVES).states[-1].square().mean().backward()
         optimizer.step()
-        moved = {key for key, value in module.state_dict().items() if not torch.equal(value, before[key])}
+        moved = {
+            key for key, value in module.state_dict().items() if not torch.equal(value, before[key])
+        }
         # As long as B is zero, A has no gradient.
         assert moved == {key for key in added if update or not key.endswith(".a")}
     merge(module)
-    moved = {key for key, value in module.state_dict().items() if not torch.equal(value, start[key])}
+    moved = {
+        key for key, value in module.state_dict().items() if not torch.equal(value, start[key])
+    }
     assert moved == {key for key in start if key.endswith(("q_proj.weight", "fc2.weight"))}
 
 
@@ -187,7 +234,11 @@ def test_updates_move_adapters_and_nothing_else(kind: str) -> None:
 def test_an_adapted_module_is_saved_and_loaded(kind: str) -> None:
     first, second = ToyEncoder(0.0), ToyEncoder(0.0)
     _begin(first, kind=kind, rank=2, layers=("layers.0", "layers.1"))
-    adapt(second, AdapterSpec(kind=kind, rank=2, layers=("layers.0", "layers.1")), {"layers.0.weight", "layers.1.weight"})
+    adapt(
+        second,
+        AdapterSpec(kind=kind, rank=2, layers=("layers.0", "layers.1")),
+        {"layers.0.weight", "layers.1.weight"},
+    )
     second.load_state_dict(first.state_dict())
     assert _same([*_merged(first).values()], [*_merged(second).values()])
     assert _same(_states(first), _states(second))
@@ -198,7 +249,9 @@ def test_weights_reach_the_adapters_with_their_gradient() -> None:
     added = _begin(encoder, kind="dora", rank=2, layers=("layers.1",))
     weights = adapted_weights(encoder)
     weights["layers.1.weight"].square().sum().backward()
-    assert set(weights) == {"layers.1.weight"} and all(value.grad is not None for value in added.values())
+    assert set(weights) == {"layers.1.weight"} and all(
+        value.grad is not None for value in added.values()
+    )
 
 
 def test_weights_are_the_same_where_layers_compute_in_bf16() -> None:
@@ -217,16 +270,26 @@ def test_a_row_of_zeros_does_not_spoil_the_rest() -> None:
     added = adapt(layer, AdapterSpec(kind="dora", rank=2, layers=("0",)), {"0.weight"})
     assert not layer[0].weight[1].any()
     layer(torch.ones(1, 4)).sum().backward()
-    assert all(bool(torch.isfinite(value.grad).all()) for value in added.values() if value.grad is not None)
+    assert all(
+        bool(torch.isfinite(value.grad).all()) for value in added.values() if value.grad is not None
+    )
 
 
 @pytest.mark.parametrize(
     ("layers", "rank", "message"),
     [
-        (("fc1", "fc3"), 2, r"no linear layer that may learn is called `fc3`; there are `fc1`, `fc2`.*`q_proj`, `v_proj`"),
+        (
+            ("fc1", "fc3"),
+            2,
+            r"no linear layer that may learn is called `fc3`; there are `fc1`, `fc2`.*`q_proj`, `v_proj`",
+        ),
         (("final_proj",), 2, "is called `final_proj`"),
         (("c1",), 2, "is called `c1`"),
-        (("q_proj",), 17, r"is 17, but the layer `encoder.layers.0.self_attn.q_proj` has only 16 inputs and 16 outputs"),
+        (
+            ("q_proj",),
+            17,
+            r"is 17, but the layer `encoder.layers.0.self_attn.q_proj` has only 16 inputs and 16 outputs",
+        ),
     ],
 )
 def test_what_cannot_be_adapted_is_told(layers: tuple[str, ...], rank: int, message: str) -> None:

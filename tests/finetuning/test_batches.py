@@ -8,19 +8,23 @@ import numpy as np
 import pytest
 
 from speechft_ray.finetuning.batches import WINDOW_BATCHES, BatchOrder, Recordings, cropped
-from tests.finetuning.toys import corpus
+from tests.finetuning.toy_models import corpus
 
 LENGTHS = list(np.random.default_rng(0).integers(16_000, 160_000, 64))
 
 
-def _order(seed: int = 0, objective: int = 0, size: int = 4, lengths: list[int] = LENGTHS) -> BatchOrder:
+def _order(
+    seed: int = 0, objective: int = 0, size: int = 4, lengths: list[int] = LENGTHS
+) -> BatchOrder:
     return BatchOrder(lengths, size, seed, objective)
 
 
 def test_every_epoch_takes_every_utterance_once() -> None:
     order = _order()
     for epoch in range(3):
-        seen = [index for update in range(16 * epoch, 16 * epoch + 16) for index in order.batch(update)]
+        seen = [
+            index for update in range(16 * epoch, 16 * epoch + 16) for index in order.batch(update)
+        ]
         assert sorted(seen) == list(range(64))
 
 
@@ -33,7 +37,9 @@ def test_an_update_has_its_batch_whatever_was_asked_before() -> None:
 
 def test_seeds_and_objectives_have_orders_of_their_own() -> None:
     orders = [_order(), _order(seed=1), _order(objective=1)]
-    found = [tuple(index for update in range(8) for index in order.batch(update)) for order in orders]
+    found = [
+        tuple(index for update in range(8) for index in order.batch(update)) for order in orders
+    ]
     assert len(set(found)) == 3
 
 
@@ -41,7 +47,9 @@ def test_batches_hold_utterances_of_like_length_in_mixed_order() -> None:
     order = _order()
     chosen = [order.batch(update) for update in range(64)]
     spread = np.mean([np.ptp([LENGTHS[index] for index in batch]) for batch in chosen])
-    assert spread < 0.5 * np.mean([np.ptp(np.random.default_rng(k).choice(LENGTHS, 4)) for k in range(64)])
+    assert spread < 0.5 * np.mean(
+        [np.ptp(np.random.default_rng(k).choice(LENGTHS, 4)) for k in range(64)]
+    )
     longest = [max(LENGTHS[index] for index in batch) for batch in chosen[:WINDOW_BATCHES]]
     assert longest != sorted(longest)
 
@@ -49,7 +57,10 @@ def test_batches_hold_utterances_of_like_length_in_mixed_order() -> None:
 def test_a_corpus_smaller_than_a_batch_comes_round_again() -> None:
     order = _order(size=7, lengths=[1000, 2000, 3000])
     batches_of_three = [Counter(order.batch(update)) for update in range(24)]
-    assert all(sum(batch.values()) == 7 and set(batch.values()) <= {1, 2, 3} and len(batch) == 3 for batch in batches_of_three)
+    assert all(
+        sum(batch.values()) == 7 and set(batch.values()) <= {1, 2, 3} and len(batch) == 3
+        for batch in batches_of_three
+    )
     assert sum(batches_of_three, Counter()) == {0: 56, 1: 56, 2: 56}
 
 
@@ -70,7 +81,12 @@ def test_crops_are_pieces_of_the_audio() -> None:
     assert {start for _, start in pieces} == {int(piece[0]) for piece, _ in pieces}
     assert {0, 60} <= {start for _, start in pieces} <= set(range(61))
     assert all(len(piece) == 40 and (np.diff(piece) == 1).all() for piece, _ in pieces)
-    assert {cropped(audio, 40, np.random.default_rng(seed), 16)[1] for seed in range(100)} == {0, 16, 32, 48}
+    assert {cropped(audio, 40, np.random.default_rng(seed), 16)[1] for seed in range(100)} == {
+        0,
+        16,
+        32,
+        48,
+    }
     for longest in (100, None):
         assert cropped(audio, longest, np.random.default_rng(0)) == (audio, 0)
 
@@ -83,7 +99,9 @@ def test_audio_is_read_once_while_the_budget_lasts() -> None:
         reads.append(utterance.key)
         return tones.read(utterance)
 
-    recordings = Recordings(corpus({"train": 2}, read=read), budget_bytes=4 * tones.utterances[0].samples)
+    recordings = Recordings(
+        corpus({"train": 2}, read=read), budget_bytes=4 * tones.utterances[0].samples
+    )
     for _ in range(3):
         for utterance in tones.utterances:
             np.testing.assert_array_equal(recordings.read(utterance), tones.read(utterance))

@@ -14,14 +14,14 @@ import torch
 
 from speechft_ray.finetuning import diagnostics, loop
 from speechft_ray.finetuning.batches import Recordings
+from speechft_ray.finetuning.data import Lesson, prepare
 from speechft_ray.finetuning.diagnostics import LinearCka, diagnose, probe_set, relative_distances
-from speechft_ray.finetuning.lessons import Lesson, prepare
-from speechft_ray.finetuning.listening import Listener
+from speechft_ray.finetuning.features import Listener
 from speechft_ray.finetuning.run import finetune
 from speechft_ray.speech.corpora.base import Corpus
 from speechft_ray.speech.encoders.base import EncoderWeights
-from tests.finetuning.toys import ToyEncoder, build, corpus, objective, spec, start_weights
-from tests.speech.toys import lively, toy
+from tests.finetuning.toy_models import ToyEncoder, build, corpus, objective, spec, start_weights
+from tests.speech.toy_models import lively, toy
 
 CPU = torch.device("cpu")
 DRAW = np.random.default_rng(0)
@@ -44,7 +44,11 @@ def _by_examples(left: np.ndarray, right: np.ndarray) -> float:
 
 def test_similarity_is_that_of_centred_gram_matrices() -> None:
     for noise in (0.3, 1.0, 5.0):
-        other = np.tanh(FRAMES - 5) @ DRAW.standard_normal((6, 9)) + noise * DRAW.standard_normal((200, 9)) - 40.0
+        other = (
+            np.tanh(FRAMES - 5) @ DRAW.standard_normal((6, 9))
+            + noise * DRAW.standard_normal((200, 9))
+            - 40.0
+        )
         found = _cka(FRAMES, other)
         assert found == pytest.approx(_by_examples(FRAMES, other), rel=1e-5)
         assert found is not None and 0 < found < 0.99
@@ -64,7 +68,13 @@ def test_similarity_to_noise_is_low() -> None:
 
 
 @pytest.mark.parametrize(
-    "other", [np.ones((200, 6)), np.tile(FRAMES[0], (200, 1)), np.full((200, 6), np.nan), np.full((200, 6), np.inf)]
+    "other",
+    [
+        np.ones((200, 6)),
+        np.tile(FRAMES[0], (200, 1)),
+        np.full((200, 6), np.nan),
+        np.full((200, 6), np.inf),
+    ],
 )
 def test_features_that_say_nothing_have_no_similarity(other: np.ndarray) -> None:
     assert _cka(FRAMES, other) is None
@@ -73,7 +83,11 @@ def test_features_that_say_nothing_have_no_similarity(other: np.ndarray) -> None
 
 def test_distances_are_relative_and_by_part() -> None:
     def weights(state: dict[str, list[float]]) -> EncoderWeights:
-        return EncoderWeights(family="toy", config={}, state={name: torch.tensor(value) for name, value in state.items()})
+        return EncoderWeights(
+            family="toy",
+            config={},
+            state={name: torch.tensor(value) for name, value in state.items()},
+        )
 
     start = {
         "down.w": [3.0, 4.0],
@@ -83,7 +97,13 @@ def test_distances_are_relative_and_by_part() -> None:
         "layers.11.w": [0.0],
         "head.w": [1.0],
     }
-    tuned = {**start, "proj.w": [1.0, 0.5], "layers.0.w": [2.6], "layers.0.b": [0.8], "head.w": [9.0]}
+    tuned = {
+        **start,
+        "proj.w": [1.0, 0.5],
+        "layers.0.w": [2.6],
+        "layers.0.b": [0.8],
+        "head.w": [9.0],
+    }
     found = relative_distances(weights(start), weights(tuned), ("down.",), ("head.",))
     assert found == pytest.approx({"front_end": 0.0, "input": 0.5, "layer_00": 0.5})
 
@@ -95,17 +115,30 @@ def _lessons(*corpora: Corpus) -> tuple[list[Lesson], Listener]:
     return lessons, Listener(encoder=encoder, device=CPU, frozen=True, recordings=recordings)
 
 
-def test_probes_are_the_first_dev_utterances_of_every_objective(monkeypatch: pytest.MonkeyPatch) -> None:
-    few, many = corpus({"train": 4, "dev": 5}, spoiled=["dev-1"]), corpus({"train": 4, "dev": 30}, seed=1)
+def test_probes_are_the_first_dev_utterances_of_every_objective(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    few, many = (
+        corpus({"train": 4, "dev": 5}, spoiled=["dev-1"]),
+        corpus({"train": 4, "dev": 30}, seed=1),
+    )
     lessons, listener = _lessons(few, many)
     monkeypatch.setattr(diagnostics, "PROBE_UTTERANCES", 20)
     chosen = [sound.key for sound in probe_set(lessons, listener)]
-    assert chosen == ["dev-0", "dev-2", "dev-3", "dev-4", *sorted(f"dev-{index}" for index in range(30))[:10]]
+    assert chosen == [
+        "dev-0",
+        "dev-2",
+        "dev-3",
+        "dev-4",
+        *sorted(f"dev-{index}" for index in range(30))[:10],
+    ]
     monkeypatch.setattr(diagnostics, "PROBE_SECONDS", 0.6)
     sounds = probe_set(lessons, listener)
     assert sum(sound.samples for sound in sounds) == 9600
     cut = [sound for sound in sounds if not sound.whole]
-    assert len(cut) == 2 and all(len(sound.wave) == sound.samples for sound in cut if sound.wave is not None)
+    assert len(cut) == 2 and all(
+        len(sound.wave) == sound.samples for sound in cut if sound.wave is not None
+    )
 
 
 @pytest.mark.usefixtures("toy_family")
@@ -125,7 +158,9 @@ def test_checkpoints_are_compared_with_dropout_off_state_by_state() -> None:
 
 
 @pytest.mark.usefixtures("toy_family")
-def test_a_run_can_be_stopped_while_it_looks_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_can_be_stopped_while_it_looks_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(loop, "REPORT_EVERY_SECONDS", 0.0)
     ended: list[float] = []
 
@@ -142,7 +177,10 @@ def _last_states(weights: EncoderWeights, content: Corpus) -> np.ndarray:
     encoder = build(weights)
     assert isinstance(encoder, ToyEncoder) and not encoder.training
     with torch.no_grad():
-        states = [encoder.hidden_states([torch.tensor(content.read(item))]).states[-1][0] for item in content.split("dev")]
+        states = [
+            encoder.hidden_states([torch.tensor(content.read(item))]).states[-1][0]
+            for item in content.split("dev")
+        ]
     return torch.cat(states).double().numpy()
 
 
@@ -150,17 +188,30 @@ def _last_states(weights: EncoderWeights, content: Corpus) -> np.ndarray:
 def test_a_run_says_how_far_its_checkpoints_went(freeze: bool, tmp_path: Path) -> None:
     start = lively(toy("hubert"))
     plan = spec(
-        objective("ctc"), updates=12, validate_every_updates=6, keep_at=(0.5,), freeze_front_end=freeze, head_only_fraction=0.1
+        objective("ctc"),
+        updates=12,
+        validate_every_updates=6,
+        keep_at=(0.5,),
+        freeze_front_end=freeze,
+        head_only_fraction=0.1,
     )
-    tuned = finetune(plan, start, [corpus({"train": 8, "dev": 4})], tmp_path, CPU, lambda values: None)
+    tuned = finetune(
+        plan, start, [corpus({"train": 8, "dev": 4})], tmp_path, CPU, lambda values: None
+    )
     found: dict[str, Any] = json.loads(json.dumps(tuned.facts["diagnostics"], allow_nan=False))
     assert set(found) == {"best", "0.5"}
     for name, weights in (("best", tuned.weights), ("0.5", tuned.kept[0.5])):
         parts, cka = found[name]["weight_distance"], found[name]["cka"]
         assert set(parts) == {"front_end", "input", "layer_00", "layer_01"}
-        assert (parts["front_end"] == 0) == freeze and all(parts[part] > 0 for part in parts if part != "front_end")
-        ours = {key: value for key, value in start.state.items() if key.startswith("encoder.layers.1.")}
-        moved = math.sqrt(sum(float((weights.state[key] - value).square().sum()) for key, value in ours.items()))
+        assert (parts["front_end"] == 0) == freeze and all(
+            parts[part] > 0 for part in parts if part != "front_end"
+        )
+        ours = {
+            key: value for key, value in start.state.items() if key.startswith("encoder.layers.1.")
+        }
+        moved = math.sqrt(
+            sum(float((weights.state[key] - value).square().sum()) for key, value in ours.items())
+        )
         size = math.sqrt(sum(float(value.square().sum()) for value in ours.values()))
         assert parts["layer_01"] == pytest.approx(moved / size, rel=1e-4)
         assert len(cka) == 3 and all(0 < value < 1 for value in cka)

@@ -1,4 +1,5 @@
-"""Runs on the real encoders at a tiny size: who learns, and that a resumed run ends with the same bits."""
+"""Runs on the real encoders at a tiny size: who learns, and that a resumed run ends with the same
+bits."""
 
 from __future__ import annotations
 
@@ -11,8 +12,8 @@ import torch
 from speechft_ray.finetuning import loop
 from speechft_ray.finetuning.run import finetune
 from speechft_ray.speech.encoders.base import FAMILIES, EncoderWeights
-from tests.finetuning.toys import corpus, objective, spec
-from tests.speech.toys import lively, toy
+from tests.finetuning.toy_models import corpus, objective, spec
+from tests.speech.toy_models import lively, toy
 
 CPU = torch.device("cpu")
 FAMILIES_THAT_LEARN = [name for name, family in FAMILIES.items() if family.initial is not None]
@@ -20,13 +21,23 @@ FAMILIES_THAT_LEARN = [name for name, family in FAMILIES.items() if family.initi
 
 @pytest.mark.parametrize("freeze", [True, False])
 @pytest.mark.parametrize("name", FAMILIES_THAT_LEARN)
-def test_everything_that_makes_features_learns_and_nothing_else(name: str, freeze: bool, tmp_path: Path) -> None:
+def test_everything_that_makes_features_learns_and_nothing_else(
+    name: str, freeze: bool, tmp_path: Path
+) -> None:
     """In DeCoAR 2.0, whose front end has no parameters, all of them."""
     start, family = lively(toy(name)), FAMILIES.get(name)
     content = corpus({"train": 8, "dev": 4})
-    plan = spec(objective("ctc"), updates=6, validate_every_updates=6, freeze_front_end=freeze, head_only_fraction=0.2)
+    plan = spec(
+        objective("ctc"),
+        updates=6,
+        validate_every_updates=6,
+        freeze_front_end=freeze,
+        head_only_fraction=0.2,
+    )
     tuned = finetune(plan, start, [content], tmp_path, CPU, lambda values: None)
-    same = {name for name, value in tuned.weights.state.items() if torch.equal(value, start.state[name])}
+    same = {
+        name for name, value in tuned.weights.state.items() if torch.equal(value, start.state[name])
+    }
     fixed = family.pretraining_only_prefixes + (family.front_end_prefixes if freeze else ())
     assert same == {name for name in start.state if name.startswith(fixed)}
     assert list(tuned.weights.state) == list(start.state)
@@ -38,13 +49,17 @@ def test_weights_without_pretraining_parameters_are_tuned_as_they_are(tmp_path: 
     state = {name: tensor for name, tensor in whole.state.items() if not name.startswith(unused)}
     start = EncoderWeights(family="wav2vec2", config=whole.config, state=state)
     plan = spec(objective("pooled"), updates=3, validate_every_updates=3)
-    tuned = finetune(plan, start, [corpus({"train": 8, "dev": 4})], tmp_path, CPU, lambda values: None)
+    tuned = finetune(
+        plan, start, [corpus({"train": 8, "dev": 4})], tmp_path, CPU, lambda values: None
+    )
     assert list(tuned.weights.state) == list(state)
     FAMILIES.get("wav2vec2").build(tuned.weights)
 
 
 @pytest.mark.parametrize("name", ["hubert", "wavlm"])
-def test_a_killed_run_goes_on_to_the_same_bits(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_run_goes_on_to_the_same_bits(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     start = lively(toy(name))
     content = corpus({"train": 8, "dev": 4})
     plan = spec(objective("frame"), updates=8, validate_every_updates=3)
@@ -61,6 +76,11 @@ def test_a_killed_run_goes_on_to_the_same_bits(name: str, tmp_path: Path, monkey
     with pytest.raises(KeyboardInterrupt):
         finetune(plan, start, [content], broken, CPU, die)
     resumed: list[float] = []
-    found = finetune(plan, start, [content], broken, CPU, lambda values: resumed.append(values["done"]))
+    found = finetune(
+        plan, start, [content], broken, CPU, lambda values: resumed.append(values["done"])
+    )
     assert resumed[0] == 6
-    assert all(torch.equal(value, found.weights.state[name]) for name, value in expected.weights.state.items())
+    assert all(
+        torch.equal(value, found.weights.state[name])
+        for name, value in expected.weights.state.items()
+    )

@@ -1,4 +1,5 @@
-"""Masked prediction: targets and masks against plain arithmetic and s3prl's, who learns, and whole runs that are killed."""
+"""Masked prediction: targets and masks against plain arithmetic and s3prl's, who learns, and whole
+runs that are killed."""
 
 from __future__ import annotations
 
@@ -15,19 +16,19 @@ from speechft_ray.core.specs import FinetuneSpec
 from speechft_ray.core.units import frame_count
 from speechft_ray.finetuning import loop, pseudo_labels
 from speechft_ray.finetuning.batches import PART_SECONDS, Recordings
-from speechft_ray.finetuning.draws import Draw, generator
-from speechft_ray.finetuning.learner import Learner, build_learner
-from speechft_ray.finetuning.lessons import Lesson, prepare
-from speechft_ray.finetuning.listening import Listener
+from speechft_ray.finetuning.data import Lesson, prepare
+from speechft_ray.finetuning.features import Listener
 from speechft_ray.finetuning.pseudo_labels import with_names
 from speechft_ray.finetuning.run import Tuned, finetune
-from speechft_ray.finetuning.teacher import Teacher
+from speechft_ray.finetuning.seeding import Draw, generator
+from speechft_ray.finetuning.train_state import Learner, build_learner
+from speechft_ray.finetuning.trainer import Teacher
 from speechft_ray.speech.corpora.base import Corpus
 from speechft_ray.speech.encoders.base import FAMILIES, EncoderWeights
 from speechft_ray.speech.heads.base import IGNORED
 from speechft_ray.speech.heads.masked import MaskedOptions, mask, names
-from tests.finetuning.toys import Killed, corpus, objective, spec
-from tests.speech.toys import lively, speechlike, tone_corpus, toy, toy_hubert
+from tests.finetuning.toy_models import Killed, corpus, objective, spec
+from tests.speech.toy_models import lively, speechlike, tone_corpus, toy, toy_hubert
 
 CPU = torch.device("cpu")
 CODES = 5
@@ -42,14 +43,20 @@ def hubert(seed: int = 0) -> EncoderWeights:
 
 
 def naming(content: Corpus) -> EncoderWeights:
-    """An encoder that names frames by what it hears: its codes are its own projected states of some frames of a corpus."""
+    """An encoder that names frames by what it hears: its codes are its own projected states of some
+    frames of a corpus."""
     plain = hubert()
     encoder = FAMILIES.get("hubert").build(plain)
     with torch.no_grad():
-        heard = [encoder.hidden_states([torch.tensor(content.read(item))]).states[-1][0] for item in content.utterances]
+        heard = [
+            encoder.hidden_states([torch.tensor(content.read(item))]).states[-1][0]
+            for item in content.utterances
+        ]
         projected = torch.cat(heard) @ plain.state["final_proj.weight"].T
     middle = projected.mean(dim=0)
-    codes = (projected - middle)[:: len(projected) // CODES][:CODES] * torch.linspace(0.5, 2.0, CODES)[:, None]
+    codes = (projected - middle)[:: len(projected) // CODES][:CODES] * torch.linspace(
+        0.5, 2.0, CODES
+    )[:, None]
     state = {**plain.state, "final_proj.bias": -middle, "label_embs_concat": codes}
     return EncoderWeights(family="hubert", config=plain.config, state=state)
 
@@ -65,7 +72,9 @@ def tones(train: int = 8, dev: int = 4) -> Corpus:
 
 def masked(**changes: Any) -> Any:
     """Utterances of the toys are short, and so are the spans."""
-    return objective("masked", **{"column": None, "options": {"mask_length": 2, "mask_prob": 0.5}, **changes})
+    return objective(
+        "masked", **{"column": None, "options": {"mask_length": 2, "mask_prob": 0.5}, **changes}
+    )
 
 
 def nothing(values: Mapping[str, float]) -> None:
@@ -97,7 +106,9 @@ def run(
 
 
 @pytest.mark.parametrize("similarity", ["cosine", "dot"])
-def test_targets_are_the_most_similar_rows_of_the_code_book(similarity: str, start: EncoderWeights, tmp_path: Path) -> None:
+def test_targets_are_the_most_similar_rows_of_the_code_book(
+    similarity: str, start: EncoderWeights, tmp_path: Path
+) -> None:
     """Against numpy, from states of s3prl's forward pass of each whole utterance."""
     content = tones()
     lesson = begin(start, tmp_path, spec(masked(options={"similarity": similarity})), content)[1][0]
@@ -107,12 +118,25 @@ def test_targets_are_the_most_similar_rows_of_the_code_book(similarity: str, sta
     different = 0
     for example in lesson.train:
         with torch.no_grad():
-            last = encoder.hidden_states([torch.tensor(content.read(example.utterance))]).states[-1][0].double().numpy()
-        projected, codes = last @ state["final_proj.weight"].T + state["final_proj.bias"], state["label_embs_concat"]
+            last = (
+                encoder.hidden_states([torch.tensor(content.read(example.utterance))])
+                .states[-1][0]
+                .double()
+                .numpy()
+            )
+        projected, codes = (
+            last @ state["final_proj.weight"].T + state["final_proj.bias"],
+            state["label_embs_concat"],
+        )
         dots = np.array([[frame @ code for code in codes] for frame in projected])
-        cosines = dots / np.linalg.norm(projected, axis=1)[:, None] / np.linalg.norm(codes, axis=1)[None]
+        cosines = (
+            dots / np.linalg.norm(projected, axis=1)[:, None] / np.linalg.norm(codes, axis=1)[None]
+        )
         assert example.target.dtype == torch.int32
-        assert example.target.tolist() == (cosines if similarity == "cosine" else dots).argmax(axis=1).tolist()
+        assert (
+            example.target.tolist()
+            == (cosines if similarity == "cosine" else dots).argmax(axis=1).tolist()
+        )
         different += int((cosines.argmax(axis=1) != dots.argmax(axis=1)).sum())
     assert different, "the code book cannot tell the two similarities apart"
 
@@ -130,13 +154,16 @@ def test_codes_go_through_the_gate_that_pretraining_put_them_through() -> None:
 
 @pytest.mark.parametrize("frames", [780, 100, 30, 12, 5])
 def test_as_many_frames_are_masked_as_in_fairseq(frames: int) -> None:
-    """Against the function of fairseq's that s3prl carries, one utterance at a time. 780 frames are a crop of 15.6 s."""
+    """Against the function of fairseq's that s3prl carries, one utterance at a time. 780 frames are
+    a crop of 15.6 s."""
     from s3prl.upstream.wav2vec2.wav2vec2_model import compute_mask_indices
 
     before = np.random.get_state()
     try:
         np.random.seed(0)
-        theirs = np.concatenate([compute_mask_indices((1, frames), None, 0.8, 10, min_masks=2) for _ in range(1_500)])
+        theirs = np.concatenate(
+            [compute_mask_indices((1, frames), None, 0.8, 10, min_masks=2) for _ in range(1_500)]
+        )
     finally:
         np.random.set_state(before)
     draw = np.random.default_rng(0)
@@ -158,17 +185,24 @@ def test_masks_have_the_spans_that_were_asked_for() -> None:
         assert (lengths >= 4).all() and found.sum() <= 4 * 4 and len(lengths) <= 4
 
 
-@pytest.mark.parametrize("changes", [{"head_only_fraction": 0.0}, {"head_phase_dropout": False}], ids=["all", "head alone"])
+@pytest.mark.parametrize(
+    "changes",
+    [{"head_only_fraction": 0.0}, {"head_phase_dropout": False}],
+    ids=["all", "head alone"],
+)
 def test_the_loss_asks_about_masked_frames_alone(
     changes: dict[str, Any], start: EncoderWeights, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The first update by hand: its masks drawn again, its loss from s3prl's own states, gradient at masked frames alone."""
+    """The first update by hand: its masks drawn again, its loss from s3prl's own states, gradient
+    at masked frames alone."""
     plan, content = spec(masked(weight=0.5), updates=20, seed=3, **changes), tones()
     learner, (lesson,), teacher = begin(start, tmp_path, plan, content)
     learner.train(False)
     monkeypatch.setattr(learner.encoder.module(), "train", lambda mode: None)
     logits: list[torch.Tensor] = []
-    learner.heads[0].register_forward_hook(lambda module, given, output: output.retain_grad() or logits.append(output))
+    learner.heads[0].register_forward_hook(
+        lambda module, given, output: output.retain_grad() or logits.append(output)
+    )
     order = teacher._orders[0].batch(0)
     weight = learner.heads[0].output.weight.detach().clone()
     step = teacher.update(learner, 0)
@@ -185,14 +219,18 @@ def test_the_loss_asks_about_masked_frames_alone(
             hidden,
         )
         with torch.no_grad():
-            states = model(torch.tensor(content.read(example.utterance))[None], mask=True, features_only=True)["x"][0]
+            states = model(
+                torch.tensor(content.read(example.utterance))[None], mask=True, features_only=True
+            )["x"][0]
             cost = torch.log_softmax(states @ weight.T + learner.heads[0].output.bias, dim=1)
         costs += [-float(cost[frame, example.target[frame]]) for frame in np.flatnonzero(hidden)]
     assert step.loss == pytest.approx(0.5 * np.mean(costs), rel=1e-5)
     (seen,) = logits
     told = seen.grad.abs().sum(dim=2) > 0
     assert 0 < told.sum() < told.numel() / 2
-    assert sorted(map(str, told.tolist())) == sorted(str([*hidden, *[False] * (seen.shape[1] - len(hidden))]) for hidden in at)
+    assert sorted(map(str, told.tolist())) == sorted(
+        str([*hidden, *[False] * (seen.shape[1] - len(hidden))]) for hidden in at
+    )
     teacher.close()
 
 
@@ -200,25 +238,32 @@ def test_who_learns_at_every_update(start: EncoderWeights, tmp_path: Path) -> No
     learner, _, teacher = begin(start, tmp_path, spec(masked(), updates=10, head_only_fraction=0.3))
     fixed = ("feature_extractor.", "final_proj.", "label_embs_concat")
     for update in range(10):
-        before = {name: value.clone() for name, value in learner.encoder.module().state_dict().items()}
+        before = {
+            name: value.clone() for name, value in learner.encoder.module().state_dict().items()
+        }
         head = learner.heads[0].output.weight.clone()
         teacher.update(learner, update)
         after = learner.encoder.module().state_dict()
         changed = {name for name, value in after.items() if not torch.equal(value, before[name])}
         learns = set() if update < 3 else {name for name in before if not name.startswith(fixed)}
         assert changed == learns and ("mask_emb" in changed) == (update >= 3), update
-        assert torch.equal(head, learner.heads[0].output.weight) == (update == 0)  # which has learning rate 0
+        assert torch.equal(head, learner.heads[0].output.weight) == (
+            update == 0
+        )  # which has learning rate 0
     teacher.close()
 
 
-def test_the_mask_embedding_keeps_still_where_nothing_is_masked(start: EncoderWeights, tmp_path: Path) -> None:
+def test_the_mask_embedding_keeps_still_where_nothing_is_masked(
+    start: EncoderWeights, tmp_path: Path
+) -> None:
     learner, _, teacher = begin(start, tmp_path, spec(objective("ctc")))
     teacher.close()
     assert "mask_emb" not in learner.parameters
 
 
 def test_crops_keep_the_names_of_their_own_frames(start: EncoderWeights, tmp_path: Path) -> None:
-    """A piece starts at a frame, so its targets are a piece of the targets, and its sound begins where they begin."""
+    """A piece starts at a frame, so its targets are a piece of the targets, and its sound begins
+    where they begin."""
     content = tones()
     _, (lesson,), teacher = begin(start, tmp_path, spec(masked(), crop_seconds=0.1), content)
     moved = 0
@@ -229,11 +274,20 @@ def test_crops_keep_the_names_of_their_own_frames(start: EncoderWeights, tmp_pat
         for sound, target, hidden in zip(batch.sounds, batch.targets, batch.masked, strict=True):
             (example,) = (item for item in lesson.train if item.utterance.key == sound.key)
             audio, first = content.read(example.utterance), sound.start // 320
-            assert sound.start % 320 == 0 and sound.samples == len(sound.wave) == min(1_600, len(audio))
-            np.testing.assert_array_equal(sound.wave, audio[sound.start : sound.start + sound.samples])
-            assert hidden.tolist() == mask(lesson.options, frame_count(sound.samples), draw).tolist()
+            assert sound.start % 320 == 0 and sound.samples == len(sound.wave) == min(
+                1_600, len(audio)
+            )
+            np.testing.assert_array_equal(
+                sound.wave, audio[sound.start : sound.start + sound.samples]
+            )
+            assert (
+                hidden.tolist() == mask(lesson.options, frame_count(sound.samples), draw).tolist()
+            )
             own = example.target[first : first + len(hidden)].long()
-            assert torch.equal(target, torch.where(hidden, own, IGNORED)) and len(own) == len(hidden) == 4
+            assert (
+                torch.equal(target, torch.where(hidden, own, IGNORED))
+                and len(own) == len(hidden) == 4
+            )
             moved += first > 0
     assert moved > 5
     teacher.close()
@@ -256,19 +310,29 @@ def test_a_run_learns_to_name_what_it_does_not_hear(tmp_path: Path) -> None:
     """Better than whoever says the commonest name everywhere."""
     content = tone_corpus((0.6,), 36)
     start = naming(content)
-    plan = spec(masked(batch_size=8), updates=100, validate_every_updates=20, peak_learning_rate=5e-3)
+    plan = spec(
+        masked(batch_size=8), updates=100, validate_every_updates=20, peak_learning_rate=5e-3
+    )
     tuned = run(start, tmp_path, plan, content=content)
     dev = [values["dev"] for _, values in tuned.facts["curve"] if "dev" in values]
     losses = [values["loss"] for _, values in tuned.facts["curve"]]
     assert tuned.facts["metric"] == "finetune.masked_accuracy"
-    assert tuned.facts["objectives"] == [{"metric": "finetune.masked_accuracy", "best_dev": max(dev), "vocabulary": CODES}]
+    assert tuned.facts["objectives"] == [
+        {"metric": "finetune.masked_accuracy", "best_dev": max(dev), "vocabulary": CODES}
+    ]
     (tmp_path / "dev").mkdir()
     _, (lesson,), teacher = begin(start, tmp_path / "dev", plan, content)
     teacher.close()
     counts = np.bincount(torch.cat([item.target[item.masked] for item in lesson.dev]).numpy())
     assert max(dev) > 100 * counts.max() / counts.sum() + 5 and losses[-1] < 0.8 * losses[0]
-    changed = {name for name, value in tuned.weights.state.items() if not torch.equal(value, start.state[name])}
-    assert "mask_emb" in changed and not any(name.startswith(("final_proj", "label_embs")) for name in changed)
+    changed = {
+        name
+        for name, value in tuned.weights.state.items()
+        if not torch.equal(value, start.state[name])
+    }
+    assert "mask_emb" in changed and not any(
+        name.startswith(("final_proj", "label_embs")) for name in changed
+    )
     assert list(tuned.weights.state) == list(start.state)
 
 
@@ -277,7 +341,14 @@ def test_a_killed_run_goes_on_to_the_same_bits(
     quiet: bool, start: EncoderWeights, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With a labelled objective beside it."""
-    plan = spec(masked(), objective("pooled"), updates=12, validate_every_updates=5, crop_seconds=0.15, seed=2)
+    plan = spec(
+        masked(),
+        objective("pooled"),
+        updates=12,
+        validate_every_updates=5,
+        crop_seconds=0.15,
+        seed=2,
+    )
     plan = plan.model_copy(update={"head_only_fraction": 0.5, "head_phase_dropout": not quiet})
     expected = run(start, tmp_path / "whole", plan)
     monkeypatch.setattr(loop, "SAVE_EVERY_SECONDS", 0.0)
@@ -295,8 +366,13 @@ def test_a_killed_run_goes_on_to_the_same_bits(
             run(start, tmp_path / "broken", plan, die)
     broken = run(start, tmp_path / "broken", plan)
     assert asked == [1], "the start encoder names the frames once"
-    assert all(torch.equal(value, broken.weights.state[name]) for name, value in expected.weights.state.items())
-    assert [values for _, values in expected.facts["curve"]] == [values for _, values in broken.facts["curve"]]
+    assert all(
+        torch.equal(value, broken.weights.state[name])
+        for name, value in expected.weights.state.items()
+    )
+    assert [values for _, values in expected.facts["curve"]] == [
+        values for _, values in broken.facts["curve"]
+    ]
 
 
 def test_names_of_another_run_are_not_taken_up(start: EncoderWeights, tmp_path: Path) -> None:
@@ -310,7 +386,10 @@ def test_damaged_names_are_asked_for_again(start: EncoderWeights, tmp_path: Path
     (kept,) = tmp_path.glob("names0-*")
     kept.write_bytes(kept.read_bytes()[:-9])
     again = run(start, tmp_path, spec(masked(), updates=2))
-    assert all(torch.equal(value, again.weights.state[name]) for name, value in expected.weights.state.items())
+    assert all(
+        torch.equal(value, again.weights.state[name])
+        for name, value in expected.weights.state.items()
+    )
 
 
 def test_progress_is_told_while_frames_are_named(
@@ -330,17 +409,29 @@ def test_statistics_are_gathered_at_masked_frames(start: EncoderWeights, tmp_pat
 
 
 def without(weights: EncoderWeights, prefixes: Sequence[str]) -> EncoderWeights:
-    kept = {name: value for name, value in weights.state.items() if not name.startswith(tuple(prefixes))}
+    kept = {
+        name: value for name, value in weights.state.items() if not name.startswith(tuple(prefixes))
+    }
     return EncoderWeights(family=weights.family, config=weights.config, state=kept)
 
 
 @pytest.mark.parametrize(
     ("family", "missing"),
-    [("wav2vec2", []), ("wavlm", []), ("decoar2", []), ("hubert", ["final_proj."]), ("hubert", ["label_embs_concat"])],
+    [
+        ("wav2vec2", []),
+        ("wavlm", []),
+        ("decoar2", []),
+        ("hubert", ["final_proj."]),
+        ("hubert", ["label_embs_concat"]),
+    ],
 )
-def test_an_encoder_without_code_book_is_told(family: str, missing: list[str], tmp_path: Path) -> None:
+def test_an_encoder_without_code_book_is_told(
+    family: str, missing: list[str], tmp_path: Path
+) -> None:
     bare = without(toy(family), missing)
-    with pytest.raises(UserError, match=r"code book .*which this .* lacks: start from a HuBERT checkpoint"):
+    with pytest.raises(
+        UserError, match=r"code book .*which this .* lacks: start from a HuBERT checkpoint"
+    ):
         run(bare, tmp_path, spec(masked()))
     assert not list(tmp_path.iterdir())
 
@@ -354,8 +445,15 @@ def test_an_encoder_without_mask_embedding_is_told(start: EncoderWeights, tmp_pa
 def test_several_code_books_are_told(tmp_path: Path) -> None:
     weights = toy_hubert()
     state = {**weights.state, "final_proj.weight": torch.zeros(16, 16)}
-    with pytest.raises(UserError, match=r"needs one code book, but this HuBERT projects to 16 values and its codes have 8"):
-        run(EncoderWeights(family="hubert", config=weights.config, state=state), tmp_path, spec(masked()))
+    with pytest.raises(
+        UserError,
+        match=r"needs one code book, but this HuBERT projects to 16 values and its codes have 8",
+    ):
+        run(
+            EncoderWeights(family="hubert", config=weights.config, state=state),
+            tmp_path,
+            spec(masked()),
+        )
 
 
 def test_a_column_is_told(start: EncoderWeights, tmp_path: Path) -> None:
@@ -366,11 +464,16 @@ def test_a_column_is_told(start: EncoderWeights, tmp_path: Path) -> None:
 def test_a_start_that_names_all_frames_alike_is_told(start: EncoderWeights, tmp_path: Path) -> None:
     same = {**start.state, "label_embs_concat": torch.ones_like(start.state["label_embs_concat"])}
     with pytest.raises(UserError, match="names all training frames alike"):
-        run(EncoderWeights(family="hubert", config=start.config, state=same), tmp_path, spec(masked()))
+        run(
+            EncoderWeights(family="hubert", config=start.config, state=same),
+            tmp_path,
+            spec(masked()),
+        )
 
 
 def test_masked_speech_is_not_heard(start: EncoderWeights) -> None:
-    """Where everything is masked, no sound is left: speech and silence of one length have the same states."""
+    """Where everything is masked, no sound is left: speech and silence of one length have the same
+    states."""
     encoder = FAMILIES.get("hubert").build(start)
     fronts = encoder.front([speechlike(8_000), torch.zeros(8_000)])
     states = encoder.hidden_states_of(fronts, [torch.ones(24, dtype=torch.bool)] * 2).states

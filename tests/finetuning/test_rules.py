@@ -6,20 +6,32 @@ import numpy as np
 import pytest
 import torch
 
-from speechft_ray.finetuning.draws import Draw, generator, seed_torch
 from speechft_ray.finetuning.penalties import distances, l2_sp
 from speechft_ray.finetuning.phases import head_only_updates, is_head_only, learnable
 from speechft_ray.finetuning.schedule import learning_rate
+from speechft_ray.finetuning.seeding import Draw, generator, seed_torch
 
 OFFICIAL = (0.1, 0.4, 0.5)
 
 
 @pytest.mark.parametrize(
     ("update", "share"),
-    [(0, 0.0), (1, 0.1), (9, 0.9), (10, 1.0), (49, 1.0), (50, 1.0), (51, 0.98), (75, 0.5), (99, 0.02)],
+    [
+        (0, 0.0),
+        (1, 0.1),
+        (9, 0.9),
+        (10, 1.0),
+        (49, 1.0),
+        (50, 1.0),
+        (51, 0.98),
+        (75, 0.5),
+        (99, 0.02),
+    ],
 )
 def test_the_schedule_of_100_updates(update: int, share: float) -> None:
-    assert learning_rate(update, 100, 1e-4, OFFICIAL) == pytest.approx(1e-4 * share, rel=1e-12, abs=0)
+    assert learning_rate(update, 100, 1e-4, OFFICIAL) == pytest.approx(
+        1e-4 * share, rel=1e-12, abs=0
+    )
 
 
 @pytest.mark.parametrize(
@@ -31,7 +43,9 @@ def test_the_schedule_of_100_updates(update: int, share: float) -> None:
         ((0.5, 0.5, 0.0), [0, 0.5, 1, 1]),
     ],
 )
-def test_the_schedule_with_parts_left_out(fractions: tuple[float, float, float], rates: list[float]) -> None:
+def test_the_schedule_with_parts_left_out(
+    fractions: tuple[float, float, float], rates: list[float]
+) -> None:
     assert [learning_rate(update, 4, 1.0, fractions) for update in range(4)] == pytest.approx(rates)
 
 
@@ -43,14 +57,29 @@ def test_rates_of_short_runs_stay_within_zero_and_peak(updates: int) -> None:
 
 @pytest.mark.parametrize(
     ("fraction", "updates", "expected"),
-    [(0.1, 300_000, 30_000), (0.1, 15_510, 1551), (0.1, 19, 1), (0.1, 9, 0), (0.29, 100, 29), (0.0, 50, 0), (1.0, 50, 50)],
+    [
+        (0.1, 300_000, 30_000),
+        (0.1, 15_510, 1551),
+        (0.1, 19, 1),
+        (0.1, 9, 0),
+        (0.29, 100, 29),
+        (0.0, 50, 0),
+        (1.0, 50, 50),
+    ],
 )
-def test_the_head_only_phase_is_the_floor_of_its_share(fraction: float, updates: int, expected: int) -> None:
+def test_the_head_only_phase_is_the_floor_of_its_share(
+    fraction: float, updates: int, expected: int
+) -> None:
     assert head_only_updates(fraction, updates) == expected
-    assert [is_head_only(update, fraction, updates) for update in (expected - 1, expected)] == [True, False]
+    assert [is_head_only(update, fraction, updates) for update in (expected - 1, expected)] == [
+        True,
+        False,
+    ]
 
 
-@pytest.mark.parametrize(("freeze", "expected"), [(True, {"post.w"}), (False, {"post.w", "front.w"})])
+@pytest.mark.parametrize(
+    ("freeze", "expected"), [(True, {"post.w"}), (False, {"post.w", "front.w"})]
+)
 def test_the_front_end_learns_only_when_it_is_not_frozen(freeze: bool, expected: set[str]) -> None:
     found = learnable(
         ["front.w", "post.w", "final_proj.w"],
@@ -63,7 +92,9 @@ def test_the_front_end_learns_only_when_it_is_not_frozen(freeze: bool, expected:
 
 def test_without_a_front_end_everything_learns() -> None:
     names = ["a", "b"]
-    assert learnable(names, freeze_front_end=True, front_end_prefixes=(), pretraining_only_prefixes=()) == set(names)
+    assert learnable(
+        names, freeze_front_end=True, front_end_prefixes=(), pretraining_only_prefixes=()
+    ) == set(names)
 
 
 def test_the_penalty_and_its_gradient_are_those_of_the_formula() -> None:
@@ -71,12 +102,18 @@ def test_the_penalty_and_its_gradient_are_those_of_the_formula() -> None:
     values = {name: torch.randn(3, 2, dtype=torch.float64, requires_grad=True) for name in "ab"}
     anchors = {name: torch.randn(3, 2, dtype=torch.float64) for name in "ab"}
     penalty = l2_sp(values, anchors, 0.01)
-    by_hand = 0.01 * sum(float(((values[name].detach() - anchors[name]) ** 2).sum()) for name in "ab")
+    by_hand = 0.01 * sum(
+        float(((values[name].detach() - anchors[name]) ** 2).sum()) for name in "ab"
+    )
     assert penalty.item() == pytest.approx(by_hand, rel=1e-12)
     penalty.backward()
     for name in "ab":
-        torch.testing.assert_close(values[name].grad, 2 * 0.01 * (values[name].detach() - anchors[name]))
-    assert torch.autograd.gradcheck(lambda a, b: l2_sp({"a": a, "b": b}, anchors, 0.01), tuple(values.values()))
+        torch.testing.assert_close(
+            values[name].grad, 2 * 0.01 * (values[name].detach() - anchors[name])
+        )
+    assert torch.autograd.gradcheck(
+        lambda a, b: l2_sp({"a": a, "b": b}, anchors, 0.01), tuple(values.values())
+    )
 
 
 def test_distances_are_euclidean_over_all_parameters_and_over_each_part() -> None:
@@ -87,16 +124,29 @@ def test_distances_are_euclidean_over_all_parameters_and_over_each_part() -> Non
         "encoder.layers.11.fc1.weight": torch.tensor([-14.0]),
     }
     found = distances(values, {name: torch.zeros_like(value) for name, value in values.items()})
-    assert found == {"distance": 15, "distance_input": 2, "distance_layer_00": 5, "distance_layer_11": 14}
+    assert found == {
+        "distance": 15,
+        "distance_input": 2,
+        "distance_layer_00": 5,
+        "distance_layer_11": 14,
+    }
     assert distances({}, {}) == {"distance": 0}
 
 
 def test_a_draw_depends_on_every_part_of_its_place() -> None:
-    places = [(0, Draw.EPOCH, 0, 0), (1, Draw.EPOCH, 0, 0), (0, Draw.CROP, 0, 0), (0, Draw.EPOCH, 1, 0), (0, Draw.EPOCH, 0, 1)]
+    places = [
+        (0, Draw.EPOCH, 0, 0),
+        (1, Draw.EPOCH, 0, 0),
+        (0, Draw.CROP, 0, 0),
+        (0, Draw.EPOCH, 1, 0),
+        (0, Draw.EPOCH, 0, 1),
+    ]
     first = [int(generator(seed, draw, *place).integers(2**62)) for seed, draw, *place in places]
     again = [int(generator(seed, draw, *place).integers(2**62)) for seed, draw, *place in places]
     assert first == again and len(set(first)) == len(first)
-    assert generator(0, Draw.EPOCH, 0).integers(2**62) != generator(0, Draw.EPOCH, 0, 0).integers(2**62)
+    assert generator(0, Draw.EPOCH, 0).integers(2**62) != generator(0, Draw.EPOCH, 0, 0).integers(
+        2**62
+    )
 
 
 def test_torch_is_seeded_by_place() -> None:

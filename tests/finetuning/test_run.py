@@ -16,10 +16,11 @@ import torch
 from speechft_ray.core.errors import SpecError, UserError
 from speechft_ray.core.fingerprint import file_sha256
 from speechft_ray.core.specs import FinetuneSpec
-from speechft_ray.finetuning import loop, saved
+from speechft_ray.finetuning import checkpointing as saved
+from speechft_ray.finetuning import loop
 from speechft_ray.finetuning.run import Tuned
 from speechft_ray.finetuning.validation import overall
-from tests.finetuning.toys import Killed, corpus, objective, run, spec, start_weights
+from tests.finetuning.toy_models import Killed, corpus, objective, run, spec, start_weights
 
 pytestmark = pytest.mark.usefixtures("toy_family")
 
@@ -35,42 +36,71 @@ def _same(left: Tuned, right: Tuned) -> None:
 
 @pytest.mark.parametrize("heads", [("pooled",), ("frame",), ("ctc",), ("ctc", "pooled")])
 def test_a_run_learns_and_says_what_it_did(heads: tuple[str, ...], tmp_path: Path) -> None:
-    plan = spec(*[objective(head) for head in heads], updates=120, validate_every_updates=20, peak_learning_rate=0.03)
+    plan = spec(
+        *[objective(head) for head in heads],
+        updates=120,
+        validate_every_updates=20,
+        peak_learning_rate=0.03,
+    )
     start = start_weights(0.1)
     before = {name: value.clone() for name, value in start.state.items()}
     reports: list[Mapping[str, float]] = []
     tuned = run(tmp_path, plan, start, reports.append)
     facts = json.loads(json.dumps(tuned.facts, allow_nan=False))
-    names = ["finetune.token_error_rate" if head == "ctc" else "finetune.accuracy" for head in heads]
+    names = [
+        "finetune.token_error_rate" if head == "ctc" else "finetune.accuracy" for head in heads
+    ]
     assert [item["metric"] for item in facts["objectives"]] == names
-    assert [item["vocabulary"] for item in facts["objectives"]] == [4 if head == "ctc" else 3 for head in heads]
+    assert [item["vocabulary"] for item in facts["objectives"]] == [
+        4 if head == "ctc" else 3 for head in heads
+    ]
     # Chance is 33 % accuracy; the empty answer has a token error rate of 100 %.
-    assert all(item["best_dev"] < 60 if "error" in item["metric"] else item["best_dev"] > 60 for item in facts["objectives"])
+    assert all(
+        item["best_dev"] < 60 if "error" in item["metric"] else item["best_dev"] > 60
+        for item in facts["objectives"]
+    )
     validated = {update: values["dev"] for update, values in facts["curve"] if "dev" in values}
     assert list(validated) == [20, 40, 60, 80, 100, 120]
     best = (min if facts["metric"].endswith("rate") else max)(validated.values())
     assert facts["best_dev"] == best == validated[facts["best_update"]]
-    assert facts["best_update"] == min(update for update, value in validated.items() if value == best)
-    assert all({"loss", "learning_rate", "gradient_norm", "distance"} <= set(values) for _, values in facts["curve"])
-    assert [values["distance"] > 0 for update, values in facts["curve"]] == [update > 12 for update, _ in facts["curve"]]
+    assert facts["best_update"] == min(
+        update for update, value in validated.items() if value == best
+    )
+    assert all(
+        {"loss", "learning_rate", "gradient_norm", "distance"} <= set(values)
+        for _, values in facts["curve"]
+    )
+    assert [values["distance"] > 0 for update, values in facts["curve"]] == [
+        update > 12 for update, _ in facts["curve"]
+    ]
     assert facts["skipped_updates"] == 0 and facts["updates_per_second"] > 0
     done = [values["done"] for values in reports]
-    assert done == sorted(done) and done[-1] == 120 and {values["total"] for values in reports} == {120}
+    assert (
+        done == sorted(done)
+        and done[-1] == 120
+        and {values["total"] for values in reports} == {120}
+    )
     assert [[values["done"], values["dev"]] for values in reports if "dev" in values] == [
         list(item) for item in validated.items()
     ]
-    changed = {name for name, value in tuned.weights.state.items() if not torch.equal(value, before[name])}
+    changed = {
+        name for name, value in tuned.weights.state.items() if not torch.equal(value, before[name])
+    }
     assert changed == {f"layers.{layer}.{part}" for layer in "01" for part in ("weight", "bias")}
     assert all(torch.equal(start.state[name], before[name]) for name in before)
     assert (tuned.weights.family, tuned.weights.config) == (start.family, start.config)
 
 
-def test_the_checkpoint_is_the_first_with_the_best_dev_value(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_checkpoint_is_the_first_with_the_best_dev_value(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     found: list[dict[str, torch.Tensor]] = []
     values = iter([10.0, 50.0, 50.0, 20.0])
 
     def dev(learner, lessons, listener):
-        found.append({name: value.clone() for name, value in learner.encoder.module().state_dict().items()})
+        found.append(
+            {name: value.clone() for name, value in learner.encoder.module().state_dict().items()}
+        )
         return [next(values)]
 
     monkeypatch.setattr(loop, "dev_values", dev)
@@ -98,20 +128,31 @@ def test_the_mean_of_mixed_metrics_counts_errors_from_100() -> None:
 def test_a_run_killed_again_and_again_ends_with_the_same_bits(
     seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plan = spec(objective("ctc", options={"lstm_layers": 1, "lstm_hidden": 4}), objective(), updates=30, seed=seed)
+    plan = spec(
+        objective("ctc", options={"lstm_layers": 1, "lstm_hidden": 4}),
+        objective(),
+        updates=30,
+        seed=seed,
+    )
     whole = run(tmp_path / "whole", plan)
-    assert not list((tmp_path / "whole").iterdir()), "a run shorter than the save interval saves nothing"
+    assert not list((tmp_path / "whole").iterdir()), (
+        "a run shorter than the save interval saves nothing"
+    )
     chance = random.Random(seed)
     monkeypatch.setattr(loop, "SAVE_EVERY_SECONDS", 0.0)
     monkeypatch.setattr(loop, "SAVE_SHARE", float("inf"))
     publish = saved.save
-    monkeypatch.setattr(saved, "save", lambda *given: publish(*given) if chance.random() < 0.5 else None)
+    monkeypatch.setattr(
+        saved, "save", lambda *given: publish(*given) if chance.random() < 0.5 else None
+    )
 
     begun: list[float] = []
     for _ in range(100):
         reports: list[float] = []
         try:
-            broken = run(tmp_path / "broken", plan, report=lambda values: _die(values, chance, reports))  # noqa: B023
+            broken = run(
+                tmp_path / "broken", plan, report=lambda values: _die(values, chance, reports)
+            )
             break
         except Killed:
             begun.append(reports[0])
@@ -119,7 +160,9 @@ def test_a_run_killed_again_and_again_ends_with_the_same_bits(
     _same(whole, broken)
 
 
-def test_a_state_is_taken_up_where_it_was_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_state_is_taken_up_where_it_was_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(loop, "SAVE_EVERY_SECONDS", 0.0)
     monkeypatch.setattr(loop, "SAVE_SHARE", float("inf"))
     plan = spec()
@@ -156,25 +199,36 @@ def test_a_damaged_state_is_passed_over_for_the_one_before(
     [{"seed": 1}, {"peak_learning_rate": 0.02}, {"anchor_penalty": 0.5}, {"updates": 21}],
     ids=lambda change: next(iter(change)),
 )
-def test_a_state_of_another_run_is_refused(other: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_state_of_another_run_is_refused(
+    other: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(loop, "SAVE_EVERY_SECONDS", 0.0)
     _until_killed(tmp_path, spec(), at=9)
     before = sorted(tmp_path.iterdir())
     assert before
-    with pytest.raises(UserError, match=r"is the saved state of another run .*: choose another folder to work in"):
+    with pytest.raises(
+        UserError, match=r"is the saved state of another run .*: choose another folder to work in"
+    ):
         run(tmp_path, spec(**other))
     assert sorted(tmp_path.iterdir()) == before
 
 
-def test_a_state_of_other_weights_or_recordings_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_state_of_other_weights_or_recordings_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(loop, "SAVE_EVERY_SECONDS", 0.0)
     _until_killed(tmp_path, spec(), at=9)
-    for changed in ({"start": start_weights(0.2, seed=5)}, {"content": corpus({"train": 14, "dev": 6}, fingerprint="other")}):
+    for changed in (
+        {"start": start_weights(0.2, seed=5)},
+        {"content": corpus({"train": 14, "dev": 6}, fingerprint="other")},
+    ):
         with pytest.raises(UserError, match="is the saved state of another run"):
             run(tmp_path, spec(), **changed)
 
 
-def test_a_state_with_code_in_it_is_not_executed(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_state_with_code_in_it_is_not_executed(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     class Code:
         def __reduce__(self):
             return print, ("executed",)
@@ -216,11 +270,16 @@ def test_the_callers_generator_is_left_alone(tmp_path: Path) -> None:
 def test_seeds_make_different_runs_and_equal_seeds_equal_ones(tmp_path: Path) -> None:
     first, same, other = (run(tmp_path, spec(seed=seed)) for seed in (0, 0, 1))
     _same(first, same)
-    assert not torch.equal(first.weights.state["layers.0.weight"], other.weights.state["layers.0.weight"])
+    assert not torch.equal(
+        first.weights.state["layers.0.weight"], other.weights.state["layers.0.weight"]
+    )
 
 
-def test_reports_come_at_least_every_two_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """1000 updates have a point of the curve every 10; with 0.5 s per update, something has to be said between them."""
+def test_reports_come_at_least_every_two_seconds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """1000 updates have a point of the curve every 10; with 0.5 s per update, something has to be
+    said between them."""
     clock = iter(range(10**6))
     monkeypatch.setattr(loop.time, "monotonic", lambda: next(clock) * 0.25)
     done: list[float] = []
@@ -246,17 +305,30 @@ def test_a_spoiled_recording_costs_its_updates_only(tmp_path: Path) -> None:
 
 def test_losses_that_stay_infinite_end_the_run(tmp_path: Path) -> None:
     content = corpus({"train": 14, "dev": 6}, spoiled=[f"train-{index}" for index in range(14)])
-    with pytest.raises(UserError, match="11 updates one after the other, up to update 11: lower `peak_learning_rate`"):
+    with pytest.raises(
+        UserError,
+        match="11 updates one after the other, up to update 11: lower `peak_learning_rate`",
+    ):
         run(tmp_path, spec(), content=content)
 
 
 @pytest.mark.parametrize(
     ("head", "changes", "content", "message"),
     [
-        ("pooled", {"column": "tones"}, {}, r"unknown label column `tones`. Did you mean `tone`\? Allowed: phones, tone"),
+        (
+            "pooled",
+            {"column": "tones"},
+            {},
+            r"unknown label column `tones`. Did you mean `tone`\? Allowed: phones, tone",
+        ),
         ("pooled", {}, {"counts": {"train": 0, "dev": 2}}, "no utterance in the split `train`"),
         ("pooled", {}, {"counts": {"train": 3, "dev": 0}}, "no utterance in the split `dev`"),
-        ("pooled", {}, {"counts": {"train": 3, "dev": 3}}, "has 3 training utterances, fewer than one batch of 4: low"),
+        (
+            "pooled",
+            {},
+            {"counts": {"train": 3, "dev": 3}},
+            "has 3 training utterances, fewer than one batch of 4: low",
+        ),
         (
             "pooled",
             {"column": None},
@@ -275,8 +347,18 @@ def test_losses_that_stay_infinite_end_the_run(tmp_path: Path) -> None:
             {"counts": {"train": 2, "dev": 3}, "batch": 2},
             "column `tone`, utterance `dev-2`: the label `t2` does not occur in",
         ),
-        ("frame", {"column": "tone"}, {}, "does not belong to the column `tone`: `t0` is not in it"),
-        ("ctc", {"options": {"unit": "letters"}}, {}, "the options of the head `ctc` has 1 mistake"),
+        (
+            "frame",
+            {"column": "tone"},
+            {},
+            "does not belong to the column `tone`: `t0` is not in it",
+        ),
+        (
+            "ctc",
+            {"options": {"unit": "letters"}},
+            {},
+            "the options of the head `ctc` has 1 mistake",
+        ),
         ("ctcc", {}, {}, "unknown head `ctcc`. Did you mean `ctc`"),
     ],
 )
@@ -285,7 +367,11 @@ def test_what_cannot_be_learned_from_is_told_before_the_first_update(
 ) -> None:
     tones = corpus(content.get("counts", {"train": 6, "dev": 3}))
     with pytest.raises(UserError, match=message):
-        run(tmp_path, spec(objective(head, batch_size=content.get("batch", 4), **changes)), content=tones)
+        run(
+            tmp_path,
+            spec(objective(head, batch_size=content.get("batch", 4), **changes)),
+            content=tones,
+        )
 
 
 def test_labels_longer_than_their_recording_are_counted(tmp_path: Path) -> None:
@@ -298,7 +384,8 @@ def test_labels_longer_than_their_recording_are_counted(tmp_path: Path) -> None:
     ]
     content = corpus({"train": 6, "dev": 3}, utterances=long)
     with pytest.raises(
-        UserError, match=r"2 utterance\(s\) of the split `train` are too short .* `train-2` with .* 79 are needed"
+        UserError,
+        match=r"2 utterance\(s\) of the split `train` are too short .* `train-2` with .* 79 are needed",
     ):
         run(tmp_path, spec(objective("ctc")), content=content)
 

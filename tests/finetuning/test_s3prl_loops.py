@@ -1,10 +1,12 @@
-"""20 updates of our training beside a plain PyTorch loop over s3prl's own HuBERT, from the same weights: the losses agree.
+"""20 updates of our training beside a plain PyTorch loop over s3prl's own HuBERT, from the same
+weights: the losses agree.
 
-The loop takes from the fine-tuning room only which utterances an update hears and which of their frames are masked. Model and
-heads are s3prl's own classes, s3prl reads the checkpoint itself; phases, schedule, clipping and losses are written anew below,
-the optimiser is torch's. Ours lets padding reach no frame, in s3prl it would: the loop therefore hears one utterance after the
-other and adds up what the loss defines. No dropout, so that no draw differs. Both sides compute in float32, whose noise hardly
-grows here: the largest difference seen is 3e-7.
+The loop takes from the fine-tuning room only which utterances an update hears and which of their
+frames are masked. Model and heads are s3prl's own classes, s3prl reads the checkpoint itself;
+phases, schedule, clipping and losses are written anew below, the optimiser is torch's. Ours lets
+padding reach no frame, in s3prl it would: the loop therefore hears one utterance after the other
+and adds up what the loss defines. No dropout, so that no draw differs. Both sides compute in
+float32, whose noise hardly grows here: the largest difference seen is 3e-7.
 """
 
 from __future__ import annotations
@@ -24,20 +26,20 @@ from torch.nn import functional
 from speechft_ray.core.specs import FinetuneSpec
 from speechft_ray.core.units import frame_count
 from speechft_ray.finetuning.batches import PART_SECONDS, BatchOrder, Recordings
-from speechft_ray.finetuning.draws import Draw, generator
-from speechft_ray.finetuning.learner import Learner, build_learner
-from speechft_ray.finetuning.lessons import prepare
-from speechft_ray.finetuning.listening import Listener, keep_fronts
+from speechft_ray.finetuning.data import prepare
+from speechft_ray.finetuning.features import Listener, keep_fronts
 from speechft_ray.finetuning.pseudo_labels import with_names
-from speechft_ray.finetuning.teacher import Teacher
+from speechft_ray.finetuning.seeding import Draw, generator
+from speechft_ray.finetuning.train_state import Learner, build_learner
+from speechft_ray.finetuning.trainer import Teacher
 from speechft_ray.speech.checkpoints import s3prl
 from speechft_ray.speech.corpora.base import Corpus, Utterance
 from speechft_ray.speech.encoders.base import EncoderWeights
 from speechft_ray.speech.encoders.hubert import initial
 from speechft_ray.speech.features.cache import FeatureCache
 from speechft_ray.speech.heads.masked import MaskedOptions, mask
-from tests.finetuning.toys import corpus, objective, spec
-from tests.speech.toys import lively, toy_config
+from tests.finetuning.toy_models import corpus, objective, spec
+from tests.speech.toy_models import lively, toy_config
 
 pytest.importorskip("s3prl")
 
@@ -57,7 +59,8 @@ Loss = tuple[torch.Tensor, int]
 
 
 def start_weights() -> EncoderWeights:
-    """A post-norm HuBERT with a GroupNorm over time, like Base, without dropout, every parameter moved off its start."""
+    """A post-norm HuBERT with a GroupNorm over time, like Base, without dropout, every parameter
+    moved off its start."""
     model = toy_config(layer_norm_first=False, dropout=0.0, attention_dropout=0.0)
     return lively(initial({**model, "dictionaries_symbols": [[*"abcdefgh"]]}, 0))
 
@@ -78,7 +81,9 @@ def ours(
     lessons = [prepare(chosen.objectives[0], content, start)]
     learner = build_learner(chosen, start, lessons, torch.device("cpu"))
     recordings = [Recordings(content, 2**20)]
-    listener = Listener(encoder=learner.encoder, device=learner.device, frozen=True, recordings=recordings)
+    listener = Listener(
+        encoder=learner.encoder, device=learner.device, frozen=True, recordings=recordings
+    )
     if cached:
         keep_fronts(listener, start, lessons, FeatureCache(folder, 2**24), chosen, lambda _: None)
         assert len(listener.fronts) == len(content.utterances)
@@ -99,7 +104,7 @@ def masks(chosen: FinetuneSpec, update: int, utterances: Sequence[Utterance]) ->
     return [mask(MaskedOptions(**MASKS), frame_count(item.samples), draw) for item in utterances]
 
 
-# The plain loop --------------------------------------------------------------------------------------------------------------
+# --- The plain loop -----------------------------------------------------------------------
 
 
 class Pooled(nn.Module):
@@ -108,16 +113,21 @@ class Pooled(nn.Module):
     def __init__(self, dim: int, classes: int) -> None:
         super().__init__()
         self.projector = nn.Linear(dim, 256)
-        self.model = expert_module("model").UtteranceLevel(256, classes, post_net={"select": "FrameLevel"})
+        self.model = expert_module("model").UtteranceLevel(
+            256, classes, post_net={"select": "FrameLevel"}
+        )
         self.output = self.model.post_net.linear
 
     def loss(self, state: torch.Tensor, utterance: Utterance, hidden: np.ndarray) -> Loss:
         logits, _ = self.model(self.projector(state), torch.tensor([state.shape[1]]))
-        return functional.cross_entropy(logits, torch.tensor([int(utterance.labels["tone"][1:])])), 1
+        return functional.cross_entropy(
+            logits, torch.tensor([int(utterance.labels["tone"][1:])])
+        ), 1
 
 
 class Phones(nn.Module):
-    """Projector and linear map as ``downstream/ctc/expert.py`` puts them together for LibriSpeech's phones."""
+    """Projector and linear map as ``downstream/ctc/expert.py`` puts them together for LibriSpeech's
+    phones."""
 
     def __init__(self, dim: int, classes: int) -> None:
         super().__init__()
@@ -129,11 +139,14 @@ class Phones(nn.Module):
         logits, _ = self.model(self.projector(state))
         phones = torch.tensor([1 + int(phone[1:]) for phone in utterance.labels["phones"].split()])
         log_probs, frames = logits.log_softmax(-1)[0], [logits.shape[1]]
-        return functional.ctc_loss(log_probs, phones, frames, [len(phones)], reduction="sum") / len(phones), 1
+        return functional.ctc_loss(log_probs, phones, frames, [len(phones)], reduction="sum") / len(
+            phones
+        ), 1
 
 
 class Names(nn.Module):
-    """A new linear map that learns, at masked frames, the most similar rows of the start's own code book."""
+    """A new linear map that learns, at masked frames, the most similar rows of the start's own code
+    book."""
 
     def __init__(self, dim: int, classes: int) -> None:
         super().__init__()
@@ -145,8 +158,12 @@ class Names(nn.Module):
         """Learns what the start encoder names every frame, whole utterances, nothing masked."""
         model = expert.eval().model
         for utterance in content.split("train"):
-            projected = model.final_proj(expert([torch.from_numpy(content.read(utterance))])["last_hidden_state"][0])
-            alike = torch.cosine_similarity(projected[:, None], model.label_embs_concat[None], dim=-1)
+            projected = model.final_proj(
+                expert([torch.from_numpy(content.read(utterance))])["last_hidden_state"][0]
+            )
+            alike = torch.cosine_similarity(
+                projected[:, None], model.label_embs_concat[None], dim=-1
+            )
             self.names = {**self.names, utterance.key: alike.argmax(dim=-1)}
 
     def loss(self, state: torch.Tensor, utterance: Utterance, hidden: np.ndarray) -> Loss:
@@ -156,14 +173,21 @@ class Names(nn.Module):
 
 HEADS = {"pooled": Pooled, "ctc": Phones, "masked": Names}
 NOT_LEARNING = ("feature_extractor.", "final_proj.", "label_embs_concat")
-"""Front end, projection and code book. The mask embedding gets a gradient in masked prediction alone."""
+"""Front end, projection and code book. The mask embedding gets a gradient in masked prediction
+alone."""
 
 
 class PlainLoop:
-    """s3prl's expert and heads, trained update by update; ``penalty``: lambda of the sum of squares."""
+    """s3prl's expert and heads, trained update by update; ``penalty``: lambda of the sum of
+    squares."""
 
     def __init__(
-        self, start: EncoderWeights, head: Any, folder: Path, head_only: int = HEAD_ONLY, penalty: float = 0.0
+        self,
+        start: EncoderWeights,
+        head: Any,
+        folder: Path,
+        head_only: int = HEAD_ONLY,
+        penalty: float = 0.0,
     ) -> None:
         s3prl.write(folder / "start.pt", start, {})
         self.expert = Encoding(folder / "start.pt").expert.train()
@@ -175,31 +199,49 @@ class PlainLoop:
         self.optimizer = torch.optim.Adam([*self.encoder.values(), *head.parameters()], lr=PEAK)
 
     def last_state(self, wave: torch.Tensor, hidden: np.ndarray) -> torch.Tensor:
-        """s3prl's forward pass; for masked prediction that of its model, which draws masks itself: here it is given one."""
+        """s3prl's forward pass; for masked prediction that of its model, which draws masks itself:
+        here it is given one."""
         if not isinstance(self.head, Names):
             return self.expert([wave])["last_hidden_state"]
         padding = torch.zeros(1, len(wave), dtype=torch.bool)
         with patch.object(hubert_model, "compute_mask_indices", lambda *_, **__: hidden[None]):
-            return self.expert.model.extract_features(wave[None], padding_mask=padding, mask=True)[0]
+            return self.expert.model.extract_features(wave[None], padding_mask=padding, mask=True)[
+                0
+            ]
 
     def gradients(
-        self, update: int, waves: Sequence[torch.Tensor], utterances: Sequence[Utterance], hidden: Sequence[np.ndarray]
+        self,
+        update: int,
+        waves: Sequence[torch.Tensor],
+        utterances: Sequence[Utterance],
+        hidden: Sequence[np.ndarray],
     ) -> float:
-        """Leaves the gradients of the batch where the optimiser looks for them, unclipped; returns the loss."""
+        """Leaves the gradients of the batch where the optimiser looks for them, unclipped; returns
+        the loss."""
         self.optimizer.zero_grad()
         for value in self.encoder.values():
             value.requires_grad_(update >= self.head_only)
         states = [self.last_state(*given) for given in zip(waves, hidden, strict=True)]
-        sums, counts = zip(*(self.head.loss(*given) for given in zip(states, utterances, hidden, strict=True)), strict=True)
+        sums, counts = zip(
+            *(self.head.loss(*given) for given in zip(states, utterances, hidden, strict=True)),
+            strict=True,
+        )
         loss = torch.stack(sums).sum() / sum(counts)
         if update >= self.head_only and self.penalty:
-            loss = loss + self.penalty * sum(((value - self.start[name]) ** 2).sum() for name, value in self.encoder.items())
+            loss = loss + self.penalty * sum(
+                ((value - self.start[name]) ** 2).sum() for name, value in self.encoder.items()
+            )
         loss.backward()
         return float(loss.detach())
 
     def step(self, update: int) -> None:
         """Clips and follows the gradients."""
-        gradients = [value.grad for group in self.optimizer.param_groups for value in group["params"] if value.grad is not None]
+        gradients = [
+            value.grad
+            for group in self.optimizer.param_groups
+            for value in group["params"]
+            if value.grad is not None
+        ]
         norm = math.sqrt(sum(float(gradient.double().square().sum()) for gradient in gradients))
         for gradient in gradients:
             gradient.mul_(min(1.0, CLIP / norm))
@@ -218,7 +260,9 @@ def same_head(kind: str, learner: Learner) -> nn.Module:
     return theirs
 
 
-def losses(kind: str, folder: Path, cached: bool = True, **changes: Any) -> list[tuple[float, float]]:
+def losses(
+    kind: str, folder: Path, cached: bool = True, **changes: Any
+) -> list[tuple[float, float]]:
     """Returns the losses of all updates, ours and those of the plain loop."""
     chosen, content, start = plan(kind), voices(), start_weights()
     learner, teacher = ours(chosen, content, start, folder, cached)
@@ -252,7 +296,9 @@ def difference(pair: tuple[float, float]) -> float:
 
 
 @pytest.mark.parametrize(("kind", "cached"), [("pooled", True), ("ctc", False), ("masked", True)])
-def test_20_updates_have_the_losses_of_a_plain_loop_over_s3prl(kind: str, cached: bool, tmp_path: Path) -> None:
+def test_20_updates_have_the_losses_of_a_plain_loop_over_s3prl(
+    kind: str, cached: bool, tmp_path: Path
+) -> None:
     found = losses(kind, tmp_path, cached)
     assert max(map(difference, found)) < TOLERANCE
     assert abs(found[-1][0] - found[0][0]) > 0.1 * found[0][0]  # it learnt something
@@ -260,23 +306,37 @@ def test_20_updates_have_the_losses_of_a_plain_loop_over_s3prl(kind: str, cached
 
 def test_another_head_phase_would_be_seen(tmp_path: Path) -> None:
     found = losses("pooled", tmp_path, head_only=HEAD_ONLY - 1)
-    assert max(map(difference, found[:HEAD_ONLY])) < TOLERANCE < max(map(difference, found[HEAD_ONLY:]))
+    assert (
+        max(map(difference, found[:HEAD_ONLY]))
+        < TOLERANCE
+        < max(map(difference, found[HEAD_ONLY:]))
+    )
 
 
 def test_an_update_follows_the_gradient_of_loss_and_penalty(tmp_path: Path) -> None:
-    """Where ours stands before each update, autograd of the plain loss plus lambda * sum (theta - theta0)^2 says the same."""
+    """Where ours stands before each update, autograd of the plain loss plus lambda * sum (theta -
+    theta0)^2 says the same."""
     strength = 3.0
-    chosen, content, start = plan("pooled", anchor_penalty=strength, clip_norm=1e9), voices(), start_weights()
+    chosen, content, start = (
+        plan("pooled", anchor_penalty=strength, clip_norm=1e9),
+        voices(),
+        start_weights(),
+    )
     learner, teacher = ours(chosen, content, start, tmp_path)
     loop = PlainLoop(start, same_head("pooled", learner), tmp_path, penalty=strength)
     for update in range(HEAD_ONLY + 3):
         set_to(loop, learner)
-        pull = max(float((2 * strength * (value - loop.start[name])).abs().max()) for name, value in loop.encoder.items())
+        pull = max(
+            float((2 * strength * (value - loop.start[name])).abs().max())
+            for name, value in loop.encoder.items()
+        )
         utterances = order(chosen, content, update)
         waves = [torch.from_numpy(content.read(item)) for item in utterances]
         loop.gradients(update, waves, utterances, masks(chosen, update, utterances))
         teacher.update(learner, update)
-        learning = {name: value for name, value in learner.parameters.items() if value.grad is not None}
+        learning = {
+            name: value for name, value in learner.parameters.items() if value.grad is not None
+        }
         assert bool(learning) == (update >= HEAD_ONLY) and (pull > 1e-3) == (update > HEAD_ONLY)
         for name, value in learning.items():
             torch.testing.assert_close(value.grad, loop.encoder[name].grad, rtol=1e-4, atol=1e-6)

@@ -1,7 +1,9 @@
-"""Merge methods written a second time, in float64, from the formulas of their papers and with other means than the package.
+"""Merge methods written a second time, in float64, from the formulas of their papers and with other
+means than the package.
 
-A model is a mapping from names to numpy arrays; ``vectors`` is one such mapping per donor. Everything returns the combined task
-vector, before ``scale`` and alpha. Plain loops over positions wherever a formula speaks of positions.
+A model is a mapping from names to numpy arrays; ``vectors`` is one such mapping per donor.
+Everything returns the combined task vector, before ``scale`` and alpha. Plain loops over positions
+wherever a formula speaks of positions.
 """
 
 from __future__ import annotations
@@ -15,9 +17,14 @@ from scipy.optimize import minimize
 Model = dict[str, np.ndarray]
 
 
-def each(vectors: Sequence[Mapping[str, np.ndarray]], merge: Callable[[list[np.ndarray]], np.ndarray]) -> Model:
+def each(
+    vectors: Sequence[Mapping[str, np.ndarray]], merge: Callable[[list[np.ndarray]], np.ndarray]
+) -> Model:
     """Merges tensor by tensor."""
-    return {name: merge([np.asarray(model[name], dtype=np.float64) for model in vectors]) for name in vectors[0]}
+    return {
+        name: merge([np.asarray(model[name], dtype=np.float64) for model in vectors])
+        for name in vectors[0]
+    }
 
 
 def positions(tensors: list[np.ndarray], merge: Callable[[list[float]], float]) -> np.ndarray:
@@ -26,13 +33,20 @@ def positions(tensors: list[np.ndarray], merge: Callable[[list[float]], float]) 
     return np.array([merge(list(column)) for column in columns]).reshape(tensors[0].shape)
 
 
-def agreeing(weights: Sequence[float], votes: Sequence[float], divide: bool, when_zero: int) -> Callable[[list[float]], float]:
-    """TIES' elect and merge at one position. ``votes`` are the weights of the election, ``when_zero`` the sign of a tie."""
+def agreeing(
+    weights: Sequence[float], votes: Sequence[float], divide: bool, when_zero: int
+) -> Callable[[list[float]], float]:
+    """TIES' elect and merge at one position. ``votes`` are the weights of the election,
+    ``when_zero`` the sign of a tie."""
 
     def merge(values: list[float]) -> float:
         vote = sum(value * weight for value, weight in zip(values, votes, strict=True))
         sign = 1 if vote > 0 else -1 if vote < 0 else when_zero
-        kept = [(value, weight) for value, weight in zip(values, weights, strict=True) if value * sign > 0]
+        kept = [
+            (value, weight)
+            for value, weight in zip(values, weights, strict=True)
+            if value * sign > 0
+        ]
         total = sum(value * weight for value, weight in kept)
         divisor = sum(weight for _, weight in kept) if divide else 1.0
         return total / divisor if kept and divisor else 0.0
@@ -41,14 +55,20 @@ def agreeing(weights: Sequence[float], votes: Sequence[float], divide: bool, whe
 
 
 def ties(vectors: Sequence[Model], density: float, weights: Sequence[float] | None = None) -> Model:
-    """arXiv 2306.01708 as its authors run it: one threshold per model, ties of the vote go with the majority of all signs."""
+    """arXiv 2306.01708 as its authors run it: one threshold per model, ties of the vote go with the
+    majority of all signs."""
     weights = weights or [1.0] * len(vectors)
     trimmed = []
     for model in vectors:
         flat = sorted(abs(value) for tensor in model.values() for value in tensor.ravel().tolist())
         rank = len(flat) - int(len(flat) * density)
         threshold = flat[rank - 1] if rank else 0.0
-        trimmed.append({name: np.where(np.abs(tensor) >= threshold, tensor, 0.0) for name, tensor in model.items()})
+        trimmed.append(
+            {
+                name: np.where(np.abs(tensor) >= threshold, tensor, 0.0)
+                for name, tensor in model.items()
+            }
+        )
     total = sum(int(np.sign(sum(model[name] for model in trimmed)).sum()) for name in vectors[0])
     merge = agreeing(weights, [1.0] * len(vectors), True, 1 if total > 0 else -1)
     return each(trimmed, lambda tensors: positions(tensors, merge))
@@ -60,21 +80,26 @@ def ties_like_mergekit(vectors: Sequence[Model], density: float, weights: Sequen
     def trim(tensor: np.ndarray) -> np.ndarray:
         order = sorted(range(tensor.size), key=lambda place: (-abs(tensor.ravel()[place]), place))
         kept = set(order[: max(1, int(density * tensor.size))])
-        return np.array([value if place in kept else 0.0 for place, value in enumerate(tensor.ravel())]).reshape(tensor.shape)
+        return np.array(
+            [value if place in kept else 0.0 for place, value in enumerate(tensor.ravel())]
+        ).reshape(tensor.shape)
 
     merge = agreeing(weights, weights, True, 1)
     return each(vectors, lambda tensors: positions([trim(tensor) for tensor in tensors], merge))
 
 
 def breadcrumbs(vectors: Sequence[Model], density: float, gamma: float, consensus: bool) -> Model:
-    """arXiv 2312.06795 with counts as mergekit's: int(gamma n) outliers go, then the smallest until int(density n) are left."""
+    """arXiv 2312.06795 with counts as mergekit's: int(gamma n) outliers go, then the smallest until
+    int(density n) are left."""
 
     def mask(tensor: np.ndarray) -> np.ndarray:
         order = sorted(range(tensor.size), key=lambda place: (abs(tensor.ravel()[place]), place))
         keep, outliers = int(density * tensor.size), int(gamma * tensor.size)
         smallest = max(0, tensor.size - keep - outliers)
         kept = set(order[smallest : smallest + keep])
-        return np.array([value if place in kept else 0.0 for place, value in enumerate(tensor.ravel())]).reshape(tensor.shape)
+        return np.array(
+            [value if place in kept else 0.0 for place, value in enumerate(tensor.ravel())]
+        ).reshape(tensor.shape)
 
     ones = [1.0] * len(vectors)
     merge = agreeing(ones, ones, False, 1) if consensus else sum
@@ -82,18 +107,24 @@ def breadcrumbs(vectors: Sequence[Model], density: float, gamma: float, consensu
 
 
 def della_chances(tensor: np.ndarray, density: float, epsilon: float) -> np.ndarray:
-    """arXiv 2406.11617: the chance to be kept rises evenly with the rank of the magnitude in its row."""
+    """arXiv 2406.11617: the chance to be kept rises evenly with the rank of the magnitude in its
+    row."""
     rows = tensor.reshape(1, -1) if tensor.ndim < 2 else tensor.reshape(tensor.shape[0], -1)
     chances = np.empty(rows.shape)
     for row, chance in zip(rows, chances, strict=True):
         for place, value in enumerate(row):
             rank = sum(abs(other) < abs(value) for other in row)
-            chance[place] = density if len(row) == 1 else density - epsilon + 2 * epsilon * rank / (len(row) - 1)
+            chance[place] = (
+                density
+                if len(row) == 1
+                else density - epsilon + 2 * epsilon * rank / (len(row) - 1)
+            )
     return chances.reshape(tensor.shape)
 
 
 def slerp(vectors: Sequence[Model], t: float) -> Model:
-    """Shoemake 1985, by a rotation in the plane of the two tensors; only for tensors of one length."""
+    """Shoemake 1985, by a rotation in the plane of the two tensors; only for tensors of one
+    length."""
 
     def turn(tensors: list[np.ndarray]) -> np.ndarray:
         first, second = (tensor.ravel() for tensor in tensors)
@@ -101,20 +132,27 @@ def slerp(vectors: Sequence[Model], t: float) -> Model:
         across = second - along * (along @ second)
         across /= np.linalg.norm(across)
         angle = t * math.atan2(across @ second, along @ second)
-        return (np.linalg.norm(first) * (math.cos(angle) * along + math.sin(angle) * across)).reshape(tensors[0].shape)
+        return (
+            np.linalg.norm(first) * (math.cos(angle) * along + math.sin(angle) * across)
+        ).reshape(tensors[0].shape)
 
     return each(vectors, turn)
 
 
 def karcher(tensors: list[np.ndarray]) -> np.ndarray:
-    """The direction of least summed squared angle, found by a general minimiser, times the mean length."""
+    """The direction of least summed squared angle, found by a general minimiser, times the mean
+    length."""
     directions = [tensor.ravel() / np.linalg.norm(tensor) for tensor in tensors]
 
     def cost(point: np.ndarray) -> float:
-        cosines = np.clip([direction @ point / np.linalg.norm(point) for direction in directions], -1.0, 1.0)
+        cosines = np.clip(
+            [direction @ point / np.linalg.norm(point) for direction in directions], -1.0, 1.0
+        )
         return float(sum(np.arccos(cosines) ** 2))
 
-    found = minimize(cost, directions[0] + 0.3 * directions[1], method="BFGS", options={"gtol": 1e-10}).x
+    found = minimize(
+        cost, directions[0] + 0.3 * directions[1], method="BFGS", options={"gtol": 1e-10}
+    ).x
     length = sum(float(np.linalg.norm(tensor)) for tensor in tensors) / len(tensors)
     return (length * found / np.linalg.norm(found)).reshape(tensors[0].shape)
 
@@ -148,7 +186,9 @@ def sce(vectors: Sequence[Model], density: float) -> Model:
         selected = np.zeros_like(columns)
         selected[:, chosen] = columns[:, chosen]
         squares = [float(np.mean(row**2)) for row in selected]
-        merge = agreeing([square / sum(squares) for square in squares], [1.0] * len(squares), True, 1)
+        merge = agreeing(
+            [square / sum(squares) for square in squares], [1.0] * len(squares), True, 1
+        )
         return positions([row.reshape(tensors[0].shape) for row in selected], merge)
 
     return each(vectors, merge)
@@ -161,7 +201,8 @@ def inverse_root(matrix: np.ndarray) -> np.ndarray:
 
 
 def tsv_m(vectors: Sequence[Model]) -> Model:
-    """arXiv 2412.00081: each task's first r/n singular triples, made orthogonal as A (A^T A)^(-1/2); other tensors averaged."""
+    """arXiv 2412.00081: each task's first r/n singular triples, made orthogonal as A (A^T
+    A)^(-1/2); other tensors averaged."""
 
     def merge(tensors: list[np.ndarray]) -> np.ndarray:
         if tensors[0].ndim != 2:
@@ -181,7 +222,8 @@ def tsv_m(vectors: Sequence[Model]) -> Model:
 
 
 def iso_c(vectors: Sequence[Model]) -> Model:
-    """arXiv 2502.04959: the polar factor of the sum times its mean singular value; other tensors averaged."""
+    """arXiv 2502.04959: the polar factor of the sum times its mean singular value; other tensors
+    averaged."""
 
     def merge(tensors: list[np.ndarray]) -> np.ndarray:
         if tensors[0].ndim != 2:
@@ -197,7 +239,8 @@ def iso_c(vectors: Sequence[Model]) -> Model:
 
 
 def wudi(vectors: Sequence[Model], steps: int, rate: float) -> Model:
-    """arXiv 2503.08099 with Adam (arXiv 1412.6980, beta 0.9 and 0.999, epsilon 1e-8) written out; other tensors averaged."""
+    """arXiv 2503.08099 with Adam (arXiv 1412.6980, beta 0.9 and 0.999, epsilon 1e-8) written out;
+    other tensors averaged."""
 
     def merge(tensors: list[np.ndarray]) -> np.ndarray:
         if tensors[0].ndim != 2:
@@ -205,7 +248,9 @@ def wudi(vectors: Sequence[Model], steps: int, rate: float) -> Model:
         m = sum(tensors)
         first, second = np.zeros_like(m), np.zeros_like(m)
         for step in range(1, steps + 1):
-            gradient = sum(2 * ((m - tensor) @ tensor.T) @ tensor / np.sum(tensor**2) for tensor in tensors)
+            gradient = sum(
+                2 * ((m - tensor) @ tensor.T) @ tensor / np.sum(tensor**2) for tensor in tensors
+            )
             first = 0.9 * first + 0.1 * gradient
             second = 0.999 * second + 0.001 * gradient**2
             m = m - rate * (first / (1 - 0.9**step)) / (np.sqrt(second / (1 - 0.999**step)) + 1e-8)
@@ -215,7 +260,13 @@ def wudi(vectors: Sequence[Model], steps: int, rate: float) -> Model:
 
 
 def regmean(tensors: list[np.ndarray], inputs: list[np.ndarray]) -> np.ndarray:
-    """arXiv 2212.09849 by what it minimises: the layer whose outputs on all inputs together are nearest to each donor's own."""
+    """arXiv 2212.09849 by what it minimises: the layer whose outputs on all inputs together are
+    nearest to each donor's own."""
     rows = np.concatenate([rows / math.sqrt(len(rows)) for rows in inputs])
-    wanted = np.concatenate([given / math.sqrt(len(given)) @ tensor.T for given, tensor in zip(inputs, tensors, strict=True)])
+    wanted = np.concatenate(
+        [
+            given / math.sqrt(len(given)) @ tensor.T
+            for given, tensor in zip(inputs, tensors, strict=True)
+        ]
+    )
     return np.linalg.lstsq(rows, wanted, rcond=None)[0].T

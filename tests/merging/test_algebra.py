@@ -14,7 +14,9 @@ def state(**values: list[float]) -> dict[str, torch.Tensor]:
     return {key: torch.tensor(numbers) for key, numbers in values.items()}
 
 
-def refusal(base: dict[str, torch.Tensor], *donors: dict[str, torch.Tensor], alpha: float = 0.5) -> str:
+def refusal(
+    base: dict[str, torch.Tensor], *donors: dict[str, torch.Tensor], alpha: float = 0.5
+) -> str:
     with pytest.raises(UserError) as caught:
         merge("linear", {}, base, donors, alpha)
     return str(caught.value)
@@ -24,55 +26,89 @@ def refusal(base: dict[str, torch.Tensor], *donors: dict[str, torch.Tensor], alp
 def test_missing_parameters_are_counted_and_five_are_named(alpha: float) -> None:
     base = state(**{f"p{index}": [1.0] for index in range(9)})
     sentence = refusal(base, base, state(p0=[1.0], p8=[1.0], extra=[0.0]), alpha=alpha)
-    assert sentence.startswith("donor 2 does not fit the base: it lacks 7 of 9 parameters: p1, p2, p3, p4, p5 and 2 more;")
+    assert sentence.startswith(
+        "donor 2 does not fit the base: it lacks 7 of 9 parameters: p1, p2, p3, p4, p5 and 2 more;"
+    )
     assert "it has 1 that the base lacks: extra" in sentence
 
 
 def test_shapes_and_kinds_must_agree() -> None:
-    sentence = refusal(state(a=[1.0, 2.0], b=[1.0]), {"a": torch.zeros(3), "b": torch.zeros(1, dtype=torch.int64)})
-    assert "2 differ in shape or kind: a float32 (3,) instead of float32 (2,), b int64 (1,) instead of float32 (1,)" in sentence
+    sentence = refusal(
+        state(a=[1.0, 2.0], b=[1.0]), {"a": torch.zeros(3), "b": torch.zeros(1, dtype=torch.int64)}
+    )
+    assert (
+        "2 differ in shape or kind: a float32 (3,) instead of float32 (2,), b int64 (1,) instead of float32 (1,)"
+        in sentence
+    )
 
 
 def test_protected_parameters_need_not_agree() -> None:
     base = state(keep=[1.0, 2.0], move=[0.0])
-    merged = merge("linear", {}, base, [{**state(move=[4.0]), "keep.extra": torch.ones(7)}], 0.5, ["keep"])
-    assert {key: tensor.tolist() for key, tensor in merged.items()} == {"keep": [1.0, 2.0], "move": [2.0]}
+    merged = merge(
+        "linear", {}, base, [{**state(move=[4.0]), "keep.extra": torch.ones(7)}], 0.5, ["keep"]
+    )
+    assert {key: tensor.tolist() for key, tensor in merged.items()} == {
+        "keep": [1.0, 2.0],
+        "move": [2.0],
+    }
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_values_that_are_not_finite_are_named(value: float) -> None:
     good, bad = state(a=[1.0], b=[1.0]), state(a=[1.0], b=[value])
-    assert refusal(good, good, bad).startswith("donor 2 has NaN or infinite values in 1 parameters: b;")
+    assert refusal(good, good, bad).startswith(
+        "donor 2 has NaN or infinite values in 1 parameters: b;"
+    )
     assert refusal(bad, good).startswith("the base has NaN or infinite values in 1 parameters: b;")
     assert refusal(bad, bad).startswith("the base has")  # inf - inf
 
 
 def test_a_difference_beyond_the_number_type_is_refused() -> None:
-    assert "differs from the base by more than torch.float32 can hold" in refusal(state(a=[-3e38]), state(a=[3e38]))
+    assert "differs from the base by more than torch.float32 can hold" in refusal(
+        state(a=[-3e38]), state(a=[3e38])
+    )
 
 
 def test_a_result_beyond_the_number_type_is_refused() -> None:
     base, donor = {"a": torch.tensor([6e4]).half()}, {"a": torch.tensor([6.2e4]).half()}
-    with pytest.raises(UserError, match="the merged model has NaN or infinite values in 1 parameters: a;"):
+    with pytest.raises(
+        UserError, match="the merged model has NaN or infinite values in 1 parameters: a;"
+    ):
         merge("linear", {"weights": [9], "normalize": False}, base, [donor], 1.0)
 
 
 @pytest.mark.parametrize("alpha", [-0.1, 3.0, float("nan")])
 def test_alpha_must_be_a_share(alpha: float) -> None:
-    assert f"`alpha` must be within [0, 1], but is {alpha:g} instead" in refusal(state(a=[1.0]), state(a=[2.0]), alpha=alpha)
+    assert f"`alpha` must be within [0, 1], but is {alpha:g} instead" in refusal(
+        state(a=[1.0]), state(a=[2.0]), alpha=alpha
+    )
 
 
 def test_tied_parameters_must_be_tied_in_donors() -> None:
     shared = torch.tensor([1.0])
     sentence = refusal({"a": shared, "b": shared}, state(a=[2.0], b=[3.0]))
-    assert "it holds two values for each of 1 tensors that the base shares between two names: a and b" in sentence
+    assert (
+        "it holds two values for each of 1 tensors that the base shares between two names: a and b"
+        in sentence
+    )
 
 
 def test_only_the_very_same_tensor_is_a_tie() -> None:
-    """Views of one buffer, as flattened parameters are, equal copies and empty tensors stay tensors of their own."""
+    """Views of one buffer, as flattened parameters are, equal copies and empty tensors stay tensors
+    of their own."""
     buffer, empty = torch.zeros(4), torch.zeros(0)
-    base = {"whole": buffer, "a": buffer[:2], "b": buffer[2:], "copy": torch.zeros(2), "none": empty, "void": empty}
-    donor = {key: torch.full_like(tensor, 2.0 * index) for index, (key, tensor) in enumerate(base.items())}
+    base = {
+        "whole": buffer,
+        "a": buffer[:2],
+        "b": buffer[2:],
+        "copy": torch.zeros(2),
+        "none": empty,
+        "void": empty,
+    }
+    donor = {
+        key: torch.full_like(tensor, 2.0 * index)
+        for index, (key, tensor) in enumerate(base.items())
+    }
     merged = merge("linear", {}, base, [donor], 0.5)
     assert {key: tensor.tolist() for key, tensor in merged.items()} == {
         "whole": [0.0] * 4, "a": [1.0] * 2, "b": [2.0] * 2, "copy": [3.0] * 2, "none": [], "void": [],
@@ -87,7 +123,8 @@ def test_a_tied_tensor_counts_once_in_a_global_trim() -> None:
     values = torch.tensor([5.0, 6.0, 7.0, 8.0])
     donor = {"a": values, "b": values.clone(), "c": torch.tensor([1.0, 2.0, 3.0, 4.0])}
     merged = merge("ties", {"density": 0.5}, base, [donor], 1.0)
-    # 8 positions, int(8 * 0.5) + 1 = 5 kept. Counted twice, a and b would fill int(12 * 0.5) + 1 = 7 and drop a 5.
+    # 8 positions, int(8 * 0.5) + 1 = 5 kept. Counted twice, a and b would fill int(12 * 0.5) + 1 =
+    # 7 and drop a 5.
     assert merged["a"].tolist() == [5.0, 6.0, 7.0, 8.0]
     assert merged["c"].tolist() == [0.0, 0.0, 0.0, 4.0]
 
@@ -103,7 +140,9 @@ def test_a_small_base_value_does_not_round_the_donor_away() -> None:
 
 
 def test_float64_keeps_its_precision() -> None:
-    base, donor = ({"a": torch.tensor([value], dtype=torch.float64)} for value in (1.0, 1.0 + 1e-12))
+    base, donor = (
+        {"a": torch.tensor([value], dtype=torch.float64)} for value in (1.0, 1.0 + 1e-12)
+    )
     merged = merge("linear", {}, base, [donor], 0.5)["a"]
     assert merged.dtype == torch.float64
     assert merged.item() - 1.0 == pytest.approx(5e-13, rel=1e-3)
@@ -119,10 +158,14 @@ def test_unknown_method_and_parameters() -> None:
 
 
 @pytest.mark.parametrize(
-    ("method", "count", "wanted"), [("slerp", 1, "2"), ("slerp", 3, "2"), ("model_stock", 1, "at least 2")]
+    ("method", "count", "wanted"),
+    [("slerp", 1, "2"), ("slerp", 3, "2"), ("model_stock", 1, "at least 2")],
 )
 def test_methods_that_need_more_or_fewer_donors(method: str, count: int, wanted: str) -> None:
-    with pytest.raises(UserError, match=f"the number of donors must be {wanted} for merge method `{method}`.*but is {count}"):
+    with pytest.raises(
+        UserError,
+        match=f"the number of donors must be {wanted} for merge method `{method}`.*but is {count}",
+    ):
         check(method, {}, donors=count)
 
 
@@ -130,8 +173,14 @@ def test_methods_that_need_more_or_fewer_donors(method: str, count: int, wanted:
 def test_donors_without_the_statistics_that_a_method_needs(method: str, kind: str) -> None:
     base, donor = state(a=[1.0]), state(a=[2.0])
     known = {f"{kind}:a": torch.ones(1, 1)}
-    for statistics, lacking in ((None, "donor 1, donor 2"), ([known, {}], "donor 2"), ([known, {"other:a": known}], "donor 2")):
-        with pytest.raises(UserError, match=rf"there are none of {lacking}: fine-tune with `gather: \[{kind}\]`\."):
+    for statistics, lacking in (
+        (None, "donor 1, donor 2"),
+        ([known, {}], "donor 2"),
+        ([known, {"other:a": known}], "donor 2"),
+    ):
+        with pytest.raises(
+            UserError, match=rf"there are none of {lacking}: fine-tune with `gather: \[{kind}\]`\."
+        ):
             merge(method, {}, base, [donor, donor], 0.5, statistics=statistics)
 
 
@@ -149,7 +198,8 @@ def test_layers_that_are_not_there(params: dict[str, object], sentence: str) -> 
 
 
 def test_the_kernel_is_merged_as_a_whole() -> None:
-    """g v / |v| goes straight from 2 (1, 0) to 2 (0, 1); its factors would turn it into 2 (1, 1) / sqrt(2)."""
+    """g v / |v| goes straight from 2 (1, 0) to 2 (0, 1); its factors would turn it into 2 (1, 1) /
+    sqrt(2)."""
     base = {"conv.weight_g": torch.full((1, 1), 2.0), "conv.weight_v": torch.tensor([[3.0, 0.0]])}
     donor = {"conv.weight_g": torch.full((1, 1), 2.0), "conv.weight_v": torch.tensor([[0.0, 3.0]])}
     plain = merge("linear", {}, base, [donor], 0.5)
@@ -167,7 +217,10 @@ def test_a_kernel_that_cancels_keeps_the_direction_of_the_base() -> None:
 
 
 def test_both_ways_of_naming_the_factors_are_known() -> None:
-    for g, v in (("weight_g", "weight_v"), ("parametrizations.weight.original0", "parametrizations.weight.original1")):
+    for g, v in (
+        ("weight_g", "weight_v"),
+        ("parametrizations.weight.original0", "parametrizations.weight.original1"),
+    ):
         base = {f"c.{g}": torch.ones(2, 1), f"c.{v}": torch.eye(2)}
         donor = {f"c.{g}": torch.ones(2, 1), f"c.{v}": torch.eye(2).flip(0)}
         whole = merge("linear", {"pos_conv": "kernel"}, base, [donor], 0.5)

@@ -35,7 +35,9 @@ def test_dare_keeps_its_share_and_the_expectation() -> None:
     assert abs(kept.mean() - 0.3) < 5 * np.sqrt(0.3 * 0.7 / kept.size)
     np.testing.assert_allclose(found[kept], vector["w"][kept] / 0.3, rtol=1e-12)
     rows, columns = kept.mean(axis=1), kept.mean(axis=0)  # no streaks along either axis
-    assert rows.std() < 1.2 * np.sqrt(0.3 * 0.7 / 500) and columns.std() < 1.2 * np.sqrt(0.3 * 0.7 / 400)
+    assert rows.std() < 1.2 * np.sqrt(0.3 * 0.7 / 500) and columns.std() < 1.2 * np.sqrt(
+        0.3 * 0.7 / 400
+    )
     assert abs(np.corrcoef(kept.ravel()[1:], kept.ravel()[:-1])[0, 1]) < 5 / np.sqrt(kept.size)
 
 
@@ -48,7 +50,11 @@ def test_dare_restores_the_norm_or_nothing_on_request() -> None:
         np.testing.assert_allclose(plain[name][kept], value[kept], rtol=1e-12)
         if kept.any():
             assert np.abs(norm[name]).sum() == pytest.approx(np.abs(value).sum())
-            np.testing.assert_allclose(norm[name], plain[name] * np.abs(value).sum() / np.abs(value[kept]).sum(), rtol=1e-12)
+            np.testing.assert_allclose(
+                norm[name],
+                plain[name] * np.abs(value).sum() / np.abs(value[kept]).sum(),
+                rtol=1e-12,
+            )
 
 
 def test_a_mask_depends_on_seed_donor_and_name_alone() -> None:
@@ -58,8 +64,12 @@ def test_a_mask_depends_on_seed_donor_and_name_alone() -> None:
     name = "encoder.layers.0.fc1.weight"
     (alone,) = masks("dare_linear", params, [{name: first[name]}])
     assert np.array_equal(alone[name], mask[name]), "other tensors have an influence"
-    assert np.array_equal(masks("dare_linear", params, [first, second, third])[0][name], mask[name]), "other donors have one"
-    assert np.array_equal(masks("dare_linear", params, [second])[0][name], mask[name]), "the values have one"
+    assert np.array_equal(
+        masks("dare_linear", params, [first, second, third])[0][name], mask[name]
+    ), "other donors have one"
+    assert np.array_equal(masks("dare_linear", params, [second])[0][name], mask[name]), (
+        "the values have one"
+    )
     others = [
         masks("dare_linear", params, [third, first])[1][name],
         masks("dare_linear", {**params, "seed": 1}, [first])[0][name],
@@ -84,7 +94,9 @@ def test_a_mask_drawn_in_halves_is_the_whole_mask() -> None:
 def test_dare_linear_is_the_weighted_sum_of_what_is_kept(normalize: bool) -> None:
     vectors = draw(3)
     kept = masks("dare_linear", {"density": 0.7}, vectors)
-    found = combined("dare_linear", {"density": 0.7, "weights": UNEQUAL, "normalize": normalize}, vectors)
+    found = combined(
+        "dare_linear", {"density": 0.7, "weights": UNEQUAL, "normalize": normalize}, vectors
+    )
     for name, value in found.items():
         parts = zip(UNEQUAL, kept, vectors, strict=True)
         wanted = sum(weight * mask[name] * model[name] / 0.7 for weight, mask, model in parts)
@@ -94,7 +106,10 @@ def test_dare_linear_is_the_weighted_sum_of_what_is_kept(normalize: bool) -> Non
 def test_dare_ties_is_ties_of_what_is_kept() -> None:
     vectors = draw(3)
     kept = masks("dare_linear", {"density": 0.7}, vectors)
-    dropped = [{name: model[name] * mask[name] / 0.7 for name in model} for model, mask in zip(vectors, kept, strict=True)]
+    dropped = [
+        {name: model[name] * mask[name] / 0.7 for name in model}
+        for model, mask in zip(vectors, kept, strict=True)
+    ]
     found = combined("dare_ties", {"density": 0.7, "trim": 0.4}, vectors)
     for name, value in references.ties(dropped, 0.4).items():
         np.testing.assert_allclose(found[name], value, rtol=1e-9, atol=1e-12)
@@ -109,12 +124,17 @@ def test_dare_ties_like_mergekit_neither_trims_nor_divides() -> None:
         dropped = []
         for model, mask in zip(vectors, kept, strict=True):
             after = np.abs(model[name] * mask[name]).sum()
-            dropped.append(model[name] * mask[name] * (np.abs(model[name]).sum() / after if after else 1.0))
-        np.testing.assert_allclose(value, references.positions(dropped, merge), rtol=1e-9, atol=1e-12)
+            dropped.append(
+                model[name] * mask[name] * (np.abs(model[name]).sum() / after if after else 1.0)
+            )
+        np.testing.assert_allclose(
+            value, references.positions(dropped, merge), rtol=1e-9, atol=1e-12
+        )
 
 
 def test_della_keeps_large_changes_more_often() -> None:
-    """Over 300 seeds each position is kept as often as its rank says, also where a row has one position only."""
+    """Over 300 seeds each position is kept as often as its rank says, also where a row has one
+    position only."""
     source = np.random.default_rng(5)
     shapes = {"m": (3, 5), "c": (2, 1, 4), "g": (1, 1, 6), "v": (4,), "one": (3, 1)}
     vector = {name: source.standard_normal(shape) for name, shape in shapes.items()}
@@ -125,7 +145,9 @@ def test_della_keeps_large_changes_more_often() -> None:
             counts[name] += value != 0
     for name, count in counts.items():
         chances = references.della_chances(vector[name], 0.6, 0.3)
-        assert np.all(np.abs(count / 300 - chances) < 4.5 * np.sqrt(chances * (1 - chances) / 300)), name
+        assert np.all(
+            np.abs(count / 300 - chances) < 4.5 * np.sqrt(chances * (1 - chances) / 300)
+        ), name
 
 
 @pytest.mark.parametrize("consensus", [True, False])
@@ -137,7 +159,10 @@ def test_della_divides_by_each_chance(consensus: bool) -> None:
     merge = references.agreeing(UNEQUAL, UNEQUAL, True, 1)
     for name, value in found.items():
         chances = [references.della_chances(model[name], 0.6, 0.2) for model in vectors]
-        dropped = [model[name] * mask[name] / p for model, mask, p in zip(vectors, kept, chances, strict=True)]
+        dropped = [
+            model[name] * mask[name] / p
+            for model, mask, p in zip(vectors, kept, chances, strict=True)
+        ]
         wanted = references.positions(dropped, merge)
         if not consensus:
             wanted = sum(weight * part for weight, part in zip(UNEQUAL, dropped, strict=True))
@@ -150,7 +175,11 @@ def test_della_divides_by_each_chance(consensus: bool) -> None:
         ("dare_linear", {"density": 0}, "density: must be greater than 0"),
         ("dare_ties", {"density": 2}, "density: must be at most 1, but is 2 instead"),
         ("dare_ties", {"weights": [2, -1]}, "`weights` must not be negative"),
-        ("della", {"density": 0.9}, r"`density` 0.9 plus or minus `epsilon` 0.15 must lie between 0 and 1"),
+        (
+            "della",
+            {"density": 0.9},
+            r"`density` 0.9 plus or minus `epsilon` 0.15 must lie between 0 and 1",
+        ),
         ("della", {"rescale": "l2"}, "rescale: must be 'inverse', 'l1' or 'none'"),
         ("breadcrumbs", {"gamma": 1}, "gamma: must be less than 1"),
         ("lines", {"layer_pattern": "layers.("}, "`layers.\\(` is no regular expression"),

@@ -35,7 +35,9 @@ def test_weighted_sums(params: dict[str, Any], alpha: float, wanted: list[float]
 def test_the_mean_shares_alpha_among_the_donors() -> None:
     """Paper Eq. 3: with two donors and alpha 0.25 each contributes an eighth of its task vector."""
     merged = merge("linear", {}, BASE, [ONE, TWO], 0.25)["w"]
-    assert torch.equal(merged, BASE["w"] + 0.125 * (ONE["w"] - BASE["w"]) + 0.125 * (TWO["w"] - BASE["w"]))
+    assert torch.equal(
+        merged, BASE["w"] + 0.125 * (ONE["w"] - BASE["w"]) + 0.125 * (TWO["w"] - BASE["w"])
+    )
 
 
 def test_one_weight_per_donor() -> None:

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from speechft_ray.merging._trim import find_cuts, trimmed
 from speechft_ray.merging.algebra import merge
-from speechft_ray.merging.source import One, Part, Source
+from speechft_ray.merging.param_reader import One, Part, Source
 
 FOLDER = Path(__file__).parents[2] / "../shared/fixtures/merging"
 CASES: dict[str, tuple[str, dict[str, Any], float]] = {
@@ -66,10 +66,15 @@ def test_merge_is_the_originals(name: str) -> None:
 def test_trim_masks_are_the_originals() -> None:
     case = manifest()["ties_orig_topk20_mask"]
     masks, base = load(case["name"]), load("inputs_base")
-    vectors = {key: tuple(load(f"inputs_{donor}")[key] - base[key] for donor in "abc") for key in sorted(base)}
+    vectors = {
+        key: tuple(load(f"inputs_{donor}")[key] - base[key] for donor in "abc")
+        for key in sorted(base)
+    }
     parts = tuple(Part(name=key, keys=(key,)) for key in vectors)
     source = Source(
-        parts=parts, donors=3, read=lambda part: One(name=part.name, base=base[part.name], vectors=vectors[part.name])
+        parts=parts,
+        donors=3,
+        read=lambda part: One(name=part.name, base=base[part.name], vectors=vectors[part.name]),
     )
     cuts = find_cuts(source, density=0.2, scope="global", kept="threshold")
     for index, (donor, kept) in enumerate(zip("abc", case["kept"], strict=True)):

@@ -1,4 +1,5 @@
-"""Our methods against what mergekit's own command computed (tests/peers/make_merge_references.py made the data)."""
+"""Our methods against what mergekit's own command computed (tests/peers/make_merge_references.py
+made the data)."""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ from safetensors.torch import load_file
 
 from speechft_ray.merging._drop import find_gains
 from speechft_ray.merging.algebra import merge
-from speechft_ray.merging.source import One, Part, Source
+from speechft_ray.merging.param_reader import One, Part, Source
 
 FOLDER = Path(__file__).parents[1] / "data" / "merging_peers"
 MANIFEST: dict[str, Any] = json.loads((FOLDER / "manifest.json").read_text(encoding="utf-8"))
@@ -26,7 +27,10 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "linear_equal": ("linear", {}),
     "linear_unequal": ("linear", {"weights": [0.5, 0.3, 0.2]}),
     "task_arithmetic": ("task_arithmetic", {"weights": [0.4, 0.3, -0.2]}),
-    "task_arithmetic_lambda": ("task_arithmetic", {"weights": [0.5, 0.3, 0.2], "normalize": True, "scale": 0.7}),
+    "task_arithmetic_lambda": (
+        "task_arithmetic",
+        {"weights": [0.5, 0.3, 0.2], "normalize": True, "scale": 0.7},
+    ),
     "ties_d02": ("ties", {**MERGEKIT, "density": 0.2}),
     "ties_d05": ("ties", {**MERGEKIT, "density": 0.5}),
     "ties_d05_lambda": ("ties", {**MERGEKIT, "density": 0.5, "scale": 0.4}),
@@ -36,10 +40,16 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "dare_linear_d1": ("dare_linear", {**MERGEKIT, "density": 1.0, "weights": [0.5, 0.3, 0.2]}),
     "dare_ties_d1": ("dare_ties", {**MERGEKIT, "density": 1.0}),
     "dare_ties_d1_unequal": ("dare_ties", {**MERGEKIT, "density": 1.0, "weights": [0.5, 0.3, 0.2]}),
-    "della_linear_d1": ("della", {**MERGEKIT, "density": 1.0, "consensus": False, "weights": [0.5, 0.3, 0.2]}),
+    "della_linear_d1": (
+        "della",
+        {**MERGEKIT, "density": 1.0, "consensus": False, "weights": [0.5, 0.3, 0.2]},
+    ),
     "della_d1": ("della", {**MERGEKIT, "density": 1.0}),
     "breadcrumbs": ("breadcrumbs", {"density": 0.5, "gamma": 0.1}),
-    "breadcrumbs_unequal": ("breadcrumbs", {"density": 0.7, "gamma": 0.05, "weights": [0.5, 0.3, 0.2]}),
+    "breadcrumbs_unequal": (
+        "breadcrumbs",
+        {"density": 0.7, "gamma": 0.05, "weights": [0.5, 0.3, 0.2]},
+    ),
     "breadcrumbs_ties": ("breadcrumbs", {"density": 0.5, "gamma": 0.1, "consensus": True}),
     "slerp_t03": ("slerp", {**SPHERE, "t": 0.3}),
     "slerp_t05_far": ("slerp", {**SPHERE, "t": 0.5}),
@@ -52,7 +62,8 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "sce_topk03": ("sce", {"density": 0.3}),
 }
 RANDOM = {"dare_linear_lone_d05", "dare_linear_lone_d05_no_rescale", "della_linear_lone_d05"}
-"""Cases whose masks come from the peer's generator: nobody else can draw them, so only what follows from a mask is compared."""
+"""Cases whose masks come from the peer's generator: nobody else can draw them, so only what follows
+from a mask is compared."""
 MASKED = ("ties", "breadcrumbs", "sce_topk")
 TOLERANCE = 2e-6
 """Rounding of float32 values of size 1 to 4; both sides add and divide in another order."""
@@ -63,8 +74,14 @@ def load(name: str) -> State:
 
 
 def test_the_data_is_what_the_manifest_says() -> None:
-    named = {**MANIFEST["inputs"], **{f"{name}.safetensors": case["sha256"] for name, case in MANIFEST["cases"].items()}}
-    found = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in FOLDER.glob("*.safetensors")}
+    named = {
+        **MANIFEST["inputs"],
+        **{f"{name}.safetensors": case["sha256"] for name, case in MANIFEST["cases"].items()},
+    }
+    found = {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in FOLDER.glob("*.safetensors")
+    }
     assert found == named
     assert set(MANIFEST["cases"]) == {*CASES, *RANDOM}
 
@@ -79,29 +96,48 @@ def test_merge_is_the_peers(name: str) -> None:
     merged, wanted = merge(method, params, base, donors, 1.0), load(f"{name}.safetensors")
     assert set(merged) == set(wanted)
     for key, tensor in wanted.items():
-        torch.testing.assert_close(merged[key], tensor, rtol=0, atol=TOLERANCE, msg=lambda text, key=key: f"{key}: {text}")
+        torch.testing.assert_close(
+            merged[key], tensor, rtol=0, atol=TOLERANCE, msg=lambda text, key=key: f"{key}: {text}"
+        )
         if name.startswith(MASKED):
-            assert torch.equal(merged[key] != base[key], tensor != base[key]), f"{key} moves at other positions"
+            assert torch.equal(merged[key] != base[key], tensor != base[key]), (
+                f"{key} moves at other positions"
+            )
 
 
 def test_other_conventions_give_another_merge() -> None:
     """The comparison would see it: with the original's conventions TIES is not the peer's."""
     wanted, base = load("ties_d05.safetensors"), load("base.safetensors")
-    merged = merge("ties", {"density": 0.5}, base, [load(f"{name}.safetensors") for name in "abc"], 1.0)
-    assert any(not torch.allclose(merged[key], wanted[key], rtol=0, atol=TOLERANCE) for key in wanted)
+    merged = merge(
+        "ties", {"density": 0.5}, base, [load(f"{name}.safetensors") for name in "abc"], 1.0
+    )
+    assert any(
+        not torch.allclose(merged[key], wanted[key], rtol=0, atol=TOLERANCE) for key in wanted
+    )
 
 
 @pytest.mark.parametrize("name", ["dare_linear_lone_d05", "dare_linear_lone_d05_no_rescale"])
-def test_drops_keep_about_the_density_and_the_rest_follows_from_the_mask(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The peer's mask is read off its result; given that mask, our rescale gives the peer's values."""
-    base, donor, wanted = load("base.safetensors"), load("a.safetensors"), load(f"{name}.safetensors")
+def test_drops_keep_about_the_density_and_the_rest_follows_from_the_mask(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The peer's mask is read off its result; given that mask, our rescale gives the peer's
+    values."""
+    base, donor, wanted = (
+        load("base.safetensors"),
+        load("a.safetensors"),
+        load(f"{name}.safetensors"),
+    )
     masks = {key: wanted[key] != base[key] for key in base}
     total = sum(mask.numel() for mask in masks.values())
     kept = sum(int(mask.sum()) for mask in masks.values())
-    assert abs(kept / total - 0.5) < 4 * (0.25 / total) ** 0.5  # four standard deviations of a fair coin
+    assert (
+        abs(kept / total - 0.5) < 4 * (0.25 / total) ** 0.5
+    )  # four standard deviations of a fair coin
     from speechft_ray.merging import _drop
 
-    monkeypatch.setattr(_drop, "_masks", lambda one, density, seed: [masks[one.name].reshape(one.vectors[0].shape)])
+    monkeypatch.setattr(
+        _drop, "_masks", lambda one, density, seed: [masks[one.name].reshape(one.vectors[0].shape)]
+    )
     params = {**MERGEKIT, "density": 0.5, **({"rescale": "none"} if "no_rescale" in name else {})}
     merged = merge("dare_linear", params, base, [donor], 1.0)
     for key, tensor in wanted.items():
@@ -109,22 +145,39 @@ def test_drops_keep_about_the_density_and_the_rest_follows_from_the_mask(name: s
 
 
 def test_gains_are_one_over_the_density_on_average() -> None:
-    """Our own masks: the L1 rescale of the peer and the paper's 1 / density agree where a tensor is large."""
+    """Our own masks: the L1 rescale of the peer and the paper's 1 / density agree where a tensor is
+    large."""
     vector = torch.randn(200_000, generator=torch.Generator().manual_seed(5))
     one = One(name="w", base=vector, vectors=(vector,))
-    gains = find_gains(Source(parts=(Part(name="w", keys=("w",)),), donors=1, read=lambda part: one), 0.3, "l1", seed=0)
+    gains = find_gains(
+        Source(parts=(Part(name="w", keys=("w",)),), donors=1, read=lambda part: one),
+        0.3,
+        "l1",
+        seed=0,
+    )
     assert gains["w"][0] == pytest.approx(1 / 0.3, rel=0.02)
 
 
 def test_della_keeps_large_changes_more_often_and_restores_the_norm() -> None:
-    base, donor, wanted = load("wide_base.safetensors"), load("wide_a.safetensors"), load("della_linear_lone_d05.safetensors")
-    ours = merge("della", {**MERGEKIT, "consensus": False, "density": 0.5, "epsilon": 0.2}, base, [donor], 1.0)
+    base, donor, wanted = (
+        load("wide_base.safetensors"),
+        load("wide_a.safetensors"),
+        load("della_linear_lone_d05.safetensors"),
+    )
+    ours = merge(
+        "della",
+        {**MERGEKIT, "consensus": False, "density": 0.5, "epsilon": 0.2},
+        base,
+        [donor],
+        1.0,
+    )
     for result in (wanted, ours):
         large = small = 0
         for key, start in base.items():
             step = (donor[key] - start).double()
             moved = (result[key] - start).double()
-            # A step is a difference of values near 1, so its rounding shows in sums of a few small steps.
+            # A step is a difference of values near 1, so its rounding shows in sums of a few small
+            # steps.
             assert float(moved.abs().sum()) == pytest.approx(float(step.abs().sum()), rel=2e-4), key
             if step.dim() > 1:
                 rows = step.abs().reshape(len(step), -1)
@@ -136,5 +189,8 @@ def test_della_keeps_large_changes_more_often_and_restores_the_norm() -> None:
 
 def test_the_manifest_says_where_the_data_comes_from() -> None:
     assert MANIFEST["versions"]["mergekit"] == "0.1.5"
-    assert all(case["command"].startswith("PYTHONHASHSEED=0 mergekit-pytorch ") for case in MANIFEST["cases"].values())
+    assert all(
+        case["command"].startswith("PYTHONHASHSEED=0 mergekit-pytorch ")
+        for case in MANIFEST["cases"].values()
+    )
     assert "mergekit" not in sys.modules

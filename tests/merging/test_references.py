@@ -1,6 +1,8 @@
-"""Every method without an original program at hand, against ``references.py``: float64, straight from the paper.
+"""Every method without an original program at hand, against ``references.py``: float64, straight
+from the paper.
 
-Inputs are small and shaped like a HuBERT's: a convolution of one channel, weight-normalised factors, vectors, matrices.
+Inputs are small and shaped like a HuBERT's: a convolution of one channel, weight-normalised
+factors, vectors, matrices.
 """
 
 from __future__ import annotations
@@ -43,11 +45,20 @@ def draw(count: int, seed: int = 0) -> list[Model]:
     ]
 
 
-def combined(method: str, params: Mapping[str, Any], vectors: Sequence[Model], **more: Any) -> Model:
-    """Merges onto a base of zeros, in float64, with alpha 1: the result is the combined task vector itself."""
-    donors = [{name: torch.tensor(value, dtype=torch.float64) for name, value in model.items()} for model in vectors]
+def combined(
+    method: str, params: Mapping[str, Any], vectors: Sequence[Model], **more: Any
+) -> Model:
+    """Merges onto a base of zeros, in float64, with alpha 1: the result is the combined task vector
+    itself."""
+    donors = [
+        {name: torch.tensor(value, dtype=torch.float64) for name, value in model.items()}
+        for model in vectors
+    ]
     base = {name: torch.zeros_like(value) for name, value in donors[0].items()}
-    return {name: value.numpy() for name, value in merge(method, params, base, donors, 1.0, **more).items()}
+    return {
+        name: value.numpy()
+        for name, value in merge(method, params, base, donors, 1.0, **more).items()
+    }
 
 
 def assert_close(found: Model, wanted: Model, tolerance: float = 1e-10) -> None:
@@ -71,7 +82,9 @@ def test_ties(density: float) -> None:
 def test_ties_like_mergekit(density: float) -> None:
     vectors = draw(3)
     params = {"density": density, "like": "mergekit", "weights": UNEQUAL}
-    assert_close(combined("ties", params, vectors), references.ties_like_mergekit(vectors, density, UNEQUAL))
+    assert_close(
+        combined("ties", params, vectors), references.ties_like_mergekit(vectors, density, UNEQUAL)
+    )
 
 
 @pytest.mark.parametrize("consensus", [False, True])
@@ -79,27 +92,39 @@ def test_ties_like_mergekit(density: float) -> None:
 def test_breadcrumbs(consensus: bool, density: float, gamma: float) -> None:
     vectors = draw(3)
     params = {"density": density, "gamma": gamma, "consensus": consensus}
-    assert_close(combined("breadcrumbs", params, vectors), references.breadcrumbs(vectors, density, gamma, consensus))
+    assert_close(
+        combined("breadcrumbs", params, vectors),
+        references.breadcrumbs(vectors, density, gamma, consensus),
+    )
 
 
 @pytest.mark.parametrize("t", [0.0, 0.3, 0.5, 1.0])
 def test_slerp_is_a_rotation_between_tensors_of_one_length(t: float) -> None:
-    vectors = [{name: value / np.linalg.norm(value) for name, value in model.items()} for model in draw(2)]
+    vectors = [
+        {name: value / np.linalg.norm(value) for name, value in model.items()} for model in draw(2)
+    ]
     assert_close(combined("slerp", {"t": t}, vectors), references.slerp(vectors, t), 1e-9)
 
 
 def test_slerp_of_weights_turns_about_zero() -> None:
     source = np.random.default_rng(1)
     base, one, two = ({"w": source.standard_normal((4, 5))} for _ in range(3))
-    states = [{"w": torch.tensor(model["w"] / np.linalg.norm(model["w"]))} for model in (base, one, two)]
+    states = [
+        {"w": torch.tensor(model["w"] / np.linalg.norm(model["w"]))} for model in (base, one, two)
+    ]
     found = merge("slerp", {"t": 0.3, "on": "weights"}, states[0], states[1:], 1.0)
     wanted = references.slerp([{"w": state["w"].numpy()} for state in states[1:]], 0.3)
     assert_close({"w": found["w"].numpy()}, wanted)
 
 
 def test_slerp_falls_back_to_the_straight_line_between_parallel_tensors() -> None:
-    vectors = [{"w": np.array([1.0, 2.0, 2.0]), "v": np.array([1.0])}, {"w": np.array([2.0, 4.0, 4.0]), "v": np.array([-3.0])}]
-    assert_close(combined("slerp", {}, vectors), {"w": np.array([1.5, 3.0, 3.0]), "v": np.array([-1.0])})
+    vectors = [
+        {"w": np.array([1.0, 2.0, 2.0]), "v": np.array([1.0])},
+        {"w": np.array([2.0, 4.0, 4.0]), "v": np.array([-3.0])},
+    ]
+    assert_close(
+        combined("slerp", {}, vectors), {"w": np.array([1.5, 3.0, 3.0]), "v": np.array([-1.0])}
+    )
 
 
 @pytest.mark.parametrize("donors", [2, 3])
@@ -111,7 +136,9 @@ def test_karcher(donors: int) -> None:
 
 
 def test_karcher_of_two_is_the_middle_of_their_slerp() -> None:
-    vectors = [{name: value / np.linalg.norm(value) for name, value in model.items()} for model in draw(2)]
+    vectors = [
+        {name: value / np.linalg.norm(value) for name, value in model.items()} for model in draw(2)
+    ]
     assert_close(combined("karcher", {"steps": 100}, vectors), references.slerp(vectors, 0.5), 1e-6)
 
 
@@ -148,48 +175,75 @@ def test_wudi() -> None:
     found = combined("wudi", {"steps": 60, "learning_rate": 1e-3}, vectors)
     assert_close(found, references.wudi(vectors, 60, 1e-3), 1e-8)
     name = "encoder.layers.0.fc1.weight"
-    assert np.abs(found[name] - sum(model[name] for model in vectors)).max() > 1e-3, "it did not descend"
+    assert np.abs(found[name] - sum(model[name] for model in vectors)).max() > 1e-3, (
+        "it did not descend"
+    )
 
 
 def test_regmean_is_the_best_layer_for_the_inputs_of_all_donors() -> None:
     vectors, source, name = draw(3), np.random.default_rng(2), "encoder.layers.0.fc1.weight"
-    inputs = [source.standard_normal((rows, 9)) * source.uniform(0.2, 2.0, 9) for rows in (40, 60, 30)]
+    inputs = [
+        source.standard_normal((rows, 9)) * source.uniform(0.2, 2.0, 9) for rows in (40, 60, 30)
+    ]
     statistics = [{f"gram:{name}": torch.tensor(rows.T @ rows / len(rows))} for rows in inputs]
     found = combined("regmean", {"off_diagonal": 1.0}, vectors, statistics=statistics)
     tensors = [model[name] for model in vectors]
     assert_close({name: found[name]}, {name: references.regmean(tensors, inputs)}, 1e-5)
     for other in set(SHAPES) - {name}:
-        np.testing.assert_allclose(found[other], np.mean([model[other] for model in vectors], axis=0), rtol=1e-12)
+        np.testing.assert_allclose(
+            found[other], np.mean([model[other] for model in vectors], axis=0), rtol=1e-12
+        )
     grams = [rows.T @ rows / len(rows) for rows in inputs]
     damped = [0.9 * gram + 0.1 * np.diag(np.diag(gram)) for gram in grams]
-    wanted = sum(tensor @ gram for tensor, gram in zip(tensors, damped, strict=True)) @ np.linalg.inv(sum(damped))
-    assert_close({name: combined("regmean", {}, vectors, statistics=statistics)[name]}, {name: wanted}, 1e-5)
+    wanted = sum(
+        tensor @ gram for tensor, gram in zip(tensors, damped, strict=True)
+    ) @ np.linalg.inv(sum(damped))
+    assert_close(
+        {name: combined("regmean", {}, vectors, statistics=statistics)[name]}, {name: wanted}, 1e-5
+    )
 
 
 def test_regmean_gives_dead_inputs_the_mean() -> None:
     vectors = [{"w": np.array([[1.0, 5.0]])}, {"w": np.array([[3.0, 7.0]])}]
     gram = torch.tensor([[2.0, 0.0], [0.0, 0.0]], dtype=torch.float64)
-    found = combined("regmean", {}, vectors, statistics=[{"gram:w": gram}, {"gram:w": 3 * gram}])["w"]
+    found = combined("regmean", {}, vectors, statistics=[{"gram:w": gram}, {"gram:w": 3 * gram}])[
+        "w"
+    ]
     np.testing.assert_allclose(found, [[(1 + 3 * 3) / 4, 6.0]], rtol=1e-5)
 
 
 def test_fisher_is_a_mean_weighed_by_information() -> None:
     vectors, source = draw(3), np.random.default_rng(3)
     known = ["encoder.layers.0.fc1.weight", "layer_norm.weight"]
-    information = [{name: source.gamma(0.5, 1.0, SHAPES[name]) * size for name in known} for size in (1.0, 30.0, 0.1)]
-    statistics = [{f"fisher:{name}": torch.tensor(value) for name, value in item.items()} for item in information]
+    information = [
+        {name: source.gamma(0.5, 1.0, SHAPES[name]) * size for name in known}
+        for size in (1.0, 30.0, 0.1)
+    ]
+    statistics = [
+        {f"fisher:{name}": torch.tensor(value) for name, value in item.items()}
+        for item in information
+    ]
     for balance in (True, False):
-        found = combined("fisher", {"balance": balance, "weights": UNEQUAL}, vectors, statistics=statistics)
-        means = [np.mean(np.concatenate([value.ravel() for value in item.values()])) for item in information]
+        found = combined(
+            "fisher", {"balance": balance, "weights": UNEQUAL}, vectors, statistics=statistics
+        )
+        means = [
+            np.mean(np.concatenate([value.ravel() for value in item.values()]))
+            for item in information
+        ]
         for name in known:
             shares = [
                 weight * (item[name] / mean + 1e-6) * (1 if balance else mean)
                 for weight, item, mean in zip(UNEQUAL, information, means, strict=True)
             ]
-            wanted = sum(share * model[name] for share, model in zip(shares, vectors, strict=True)) / sum(shares)
+            wanted = sum(
+                share * model[name] for share, model in zip(shares, vectors, strict=True)
+            ) / sum(shares)
             np.testing.assert_allclose(found[name], wanted, rtol=1e-9)
         for name in set(SHAPES) - set(known):  # nothing gathered: the weights alone
-            wanted = sum(weight * model[name] for weight, model in zip(UNEQUAL, vectors, strict=True))
+            wanted = sum(
+                weight * model[name] for weight, model in zip(UNEQUAL, vectors, strict=True)
+            )
             np.testing.assert_allclose(found[name], wanted, rtol=1e-9)
 
 
@@ -198,20 +252,31 @@ def test_statistics_follow_their_donor(method: str) -> None:
     vectors, source, name = draw(3), np.random.default_rng(4), "encoder.layers.2.fc1.weight"
     roots = [source.standard_normal((7, 7)) for _ in vectors]
     kind = {"fisher": "fisher", "regmean": "gram"}[method]
-    statistics = [{f"{kind}:{name}": torch.tensor(root @ root.T if kind == "gram" else root**2)} for root in roots]
+    statistics = [
+        {f"{kind}:{name}": torch.tensor(root @ root.T if kind == "gram" else root**2)}
+        for root in roots
+    ]
     forward = combined(method, {}, vectors, statistics=statistics)
     assert_close(combined(method, {}, vectors[::-1], statistics=statistics[::-1]), forward, 1e-7)
-    assert np.abs(combined(method, {}, vectors[::-1], statistics=statistics)[name] - forward[name]).max() > 1e-3
+    assert (
+        np.abs(
+            combined(method, {}, vectors[::-1], statistics=statistics)[name] - forward[name]
+        ).max()
+        > 1e-3
+    )
 
 
 DEPTH = {"encoder.layers.1.fc1.weight": 0.5, "encoder.layers.2.fc1.weight": 1.0}
-"""Place of a tensor between first and last layer; 0 for all others, the numbered convolutions of the front end among them."""
+"""Place of a tensor between first and last layer; 0 for all others, the numbered convolutions of
+the front end among them."""
 
 
 def test_lines_rises_with_depth_for_one_donor() -> None:
     (vector,) = draw(1)
     found = combined("lines", {"slope": 0.6}, [vector])
-    assert_close(found, {name: value * (0.4 + 0.6 * DEPTH.get(name, 0.0)) for name, value in vector.items()})
+    assert_close(
+        found, {name: value * (0.4 + 0.6 * DEPTH.get(name, 0.0)) for name, value in vector.items()}
+    )
 
 
 @pytest.mark.parametrize("merged", ["sum", "ties"])
@@ -219,18 +284,31 @@ def test_lines_starts_from_the_ratio_of_norms_for_several(merged: str) -> None:
     vectors = draw(3)
     total = {name: sum(model[name] for model in vectors) for name in SHAPES}
     start = total if merged == "sum" else references.ties(vectors, 0.2)
-    norms = [sum(float(np.abs(value).sum()) for value in model.values()) for model in (total, start)]
+    norms = [
+        sum(float(np.abs(value).sum()) for value in model.values()) for model in (total, start)
+    ]
     shallow = norms[0] / norms[1] / 3
     assert merged == "ties" or shallow == pytest.approx(1 / 3)
     found = combined("lines", {"slope": 0.2, "merged": merged}, vectors)
-    assert_close(found, {name: value * (shallow + 0.2 * DEPTH.get(name, 0.0)) for name, value in start.items()})
+    assert_close(
+        found,
+        {name: value * (shallow + 0.2 * DEPTH.get(name, 0.0)) for name, value in start.items()},
+    )
 
 
 def test_layerwise_has_a_factor_for_every_part_of_an_encoder() -> None:
     vectors = draw(2)
     params = {"layers": [0.1, 0.2, 0.3], "front_end": 0.4, "position": 0.5, "rest": 0.6}
-    factors = {"encoder.layers.0": 0.1, "encoder.layers.1": 0.2, "encoder.layers.2": 0.3, "feature": 0.4, "encoder.pos": 0.5}
+    factors = {
+        "encoder.layers.0": 0.1,
+        "encoder.layers.1": 0.2,
+        "encoder.layers.2": 0.3,
+        "feature": 0.4,
+        "encoder.pos": 0.5,
+    }
     found = combined("layerwise", params, vectors)
     for name, value in found.items():
         factor = next((number for start, number in factors.items() if name.startswith(start)), 0.6)
-        np.testing.assert_allclose(value, factor * (vectors[0][name] + vectors[1][name]) / 2, rtol=1e-12)
+        np.testing.assert_allclose(
+            value, factor * (vectors[0][name] + vectors[1][name]) / 2, rtol=1e-12
+        )

@@ -40,14 +40,18 @@ def test_the_way_to_a_lone_donor_ends_at_it(method: str) -> None:
     resident = ResidentMerger(BASE, DONORS[:1])
     for alpha in (1.0, 0.4, 1.0):
         params = {"density": 1.0} if method == "ties" else {}
-        assert_same(resident.merge(method, params, alpha), merge(method, params, BASE, DONORS[:1], alpha))
+        assert_same(
+            resident.merge(method, params, alpha), merge(method, params, BASE, DONORS[:1], alpha)
+        )
 
 
 def test_parameters_that_come_again_after_many_others() -> None:
     resident = ResidentMerger(BASE, DONORS)
     for weight in [*range(1, KEPT + 3), 1]:
         params = {"weights": [1.0, 2.0, float(weight)]}
-        assert_same(resident.merge("linear", params, 0.5), merge("linear", params, BASE, DONORS, 0.5))
+        assert_same(
+            resident.merge("linear", params, 0.5), merge("linear", params, BASE, DONORS, 0.5)
+        )
 
 
 def test_one_output_buffer_and_untouched_inputs() -> None:
@@ -100,7 +104,9 @@ def test_trims_are_found_once_per_density(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_bad_donors_and_overflow_are_refused() -> None:
     with pytest.raises(UserError, match="donor 2 does not fit the base"):
-        ResidentMerger(BASE, [DONORS[0], {key: tensor for key, tensor in DONORS[1].items() if key != "gain"}])
+        ResidentMerger(
+            BASE, [DONORS[0], {key: tensor for key, tensor in DONORS[1].items() if key != "gain"}]
+        )
     broken = ResidentMerger(BASE, [DONORS[0], {**DONORS[1], "gain": torch.tensor([float("nan")])}])
     with pytest.raises(UserError, match="donor 2 has NaN or infinite values"):
         broken.merge("linear", {}, 0.5)

@@ -1,4 +1,5 @@
-"""Merging file to file: the bits of ``algebra.merge``, whole files or none, and memory that does not grow with the model."""
+"""Merging file to file: the bits of ``algebra.merge``, whole files or none, and memory that does
+not grow with the model."""
 
 from __future__ import annotations
 
@@ -16,7 +17,7 @@ from speechft_ray.core.errors import UserError
 from speechft_ray.merging import streaming
 from speechft_ray.merging.algebra import merge
 from speechft_ray.merging.base import METHODS
-from speechft_ray.merging.source import BLOCK
+from speechft_ray.merging.param_reader import BLOCK
 from speechft_ray.merging.streaming import merge_files
 from tests.contracts.test_merge_methods import BASE, DONORS, State, copied
 
@@ -42,13 +43,19 @@ def assert_equal(path: Path, wanted: State) -> None:
 
 
 @pytest.mark.parametrize("method", [name for name, found in METHODS.items() if not found.needs])
-def test_every_method_gives_the_bits_of_a_merge_in_memory(method: str, files: Files, tmp_path: Path) -> None:
+def test_every_method_gives_the_bits_of_a_merge_in_memory(
+    method: str, files: Files, tmp_path: Path
+) -> None:
     donors = DONORS[: METHODS.get(method).donors(METHODS.get(method).params())[1] or 2]
     base, *paths = files(BASE, *donors)
     for alpha in (0.0, 0.6, 1.0):
-        wanted = merge(method, {}, copied(BASE), [copied(donor) for donor in donors], alpha)  # a file shares no tensors
+        wanted = merge(
+            method, {}, copied(BASE), [copied(donor) for donor in donors], alpha
+        )  # a file shares no tensors
         for memory in (None, 0):
-            merge_files(method, {}, base, paths, alpha, tmp_path / "out.safetensors", memory_bytes=memory)
+            merge_files(
+                method, {}, base, paths, alpha, tmp_path / "out.safetensors", memory_bytes=memory
+            )
             assert_equal(tmp_path / "out.safetensors", wanted)
 
 
@@ -68,12 +75,20 @@ def test_tensors_of_several_blocks_and_of_none(files: Files, tmp_path: Path) -> 
     ]
     for method, params in cases:
         merge_files(method, params, base, donors, 0.5, tmp_path / "out.safetensors")
-        assert_equal(tmp_path / "out.safetensors", merge(method, params, states[0], states[1:], 0.5))
+        assert_equal(
+            tmp_path / "out.safetensors", merge(method, params, states[0], states[1:], 0.5)
+        )
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-def test_number_types_of_the_base_are_kept(dtype: torch.dtype, files: Files, tmp_path: Path) -> None:
-    base = {"a": torch.arange(12.0).reshape(3, 4).to(dtype), "flags": torch.tensor([True, False]), "n": torch.tensor([3])}
+def test_number_types_of_the_base_are_kept(
+    dtype: torch.dtype, files: Files, tmp_path: Path
+) -> None:
+    base = {
+        "a": torch.arange(12.0).reshape(3, 4).to(dtype),
+        "flags": torch.tensor([True, False]),
+        "n": torch.tensor([3]),
+    }
     donor = {**base, "a": base["a"] * 1.5}
     paths = files(base, donor)
     merge_files("linear", {}, paths[0], paths[1:], 0.5, tmp_path / "out.safetensors")
@@ -83,32 +98,54 @@ def test_number_types_of_the_base_are_kept(dtype: torch.dtype, files: Files, tmp
 def test_a_kernel_is_merged_from_its_factors(files: Files, tmp_path: Path) -> None:
     source = torch.Generator().manual_seed(2)
     states = [
-        {"p.weight_g": torch.rand(1, 1, 8, generator=source) + 1, "p.weight_v": torch.randn(4, 2, 8, generator=source)}
+        {
+            "p.weight_g": torch.rand(1, 1, 8, generator=source) + 1,
+            "p.weight_v": torch.randn(4, 2, 8, generator=source),
+        }
         for _ in range(3)
     ]
     base, *donors = files(*states)
     merge_files("linear", {"pos_conv": "kernel"}, base, donors, 0.5, tmp_path / "out.safetensors")
-    assert_equal(tmp_path / "out.safetensors", merge("linear", {"pos_conv": "kernel"}, states[0], states[1:], 0.5))
+    assert_equal(
+        tmp_path / "out.safetensors",
+        merge("linear", {"pos_conv": "kernel"}, states[0], states[1:], 0.5),
+    )
 
 
-def test_nothing_half_written(files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_half_written(
+    files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     base, donor, broken, other = files(
-        BASE, DONORS[0], {**DONORS[1], "gain": torch.tensor([float("inf")])}, {**DONORS[1], "gain": torch.zeros(3)}
+        BASE,
+        DONORS[0],
+        {**DONORS[1], "gain": torch.tensor([float("inf")])},
+        {**DONORS[1], "gain": torch.zeros(3)},
     )
     out = tmp_path / "out.safetensors"
     before = sorted(tmp_path.iterdir())
-    for donors, words in (([donor, broken], "donor 2 has NaN or infinite"), ([other], "1 differ in shape or kind: gain")):
+    for donors, words in (
+        ([donor, broken], "donor 2 has NaN or infinite"),
+        ([other], "1 differ in shape or kind: gain"),
+    ):
         with pytest.raises(UserError, match=words):
             merge_files("linear", {}, base, donors, 0.5, out)
-    monkeypatch.setattr(streaming, "move_into", lambda *given: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    monkeypatch.setattr(
+        streaming,
+        "move_into",
+        lambda *given: (_ for _ in ()).throw(OSError(28, "No space left on device")),
+    )
     with pytest.raises(UserError, match="cannot be written"):
         merge_files("linear", {}, base, [donor], 0.5, out)
     assert sorted(tmp_path.iterdir()) == before
 
 
-def test_a_full_disk_is_told_before_anything_is_read(files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_told_before_anything_is_read(
+    files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     base, donor = files(BASE, DONORS[0])
-    monkeypatch.setattr(streaming.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 10})())
+    monkeypatch.setattr(
+        streaming.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 10})()
+    )
     monkeypatch.setattr(streaming, "_merge", lambda *given: pytest.fail("computed"))
     with pytest.raises(UserError, match="free some space or give another --out"):
         merge_files("linear", {}, base, [donor], 0.5, tmp_path / "out.safetensors")
@@ -122,8 +159,12 @@ def test_a_file_that_is_cut_short_is_refused(files: Files, tmp_path: Path) -> No
 
 
 def test_memory_does_not_grow_with_the_model(tmp_path: Path) -> None:
-    """Three donors of 24 tensors of 2 MB: 192 MB of files are merged in 5 times one tensor, and 30 MB for all else."""
-    states = [{f"t{i:02}": torch.full((512, 1024), float(seed + i)) for i in range(24)} for seed in range(4)]
+    """Three donors of 24 tensors of 2 MB: 192 MB of files are merged in 5 times one tensor, and 30
+    MB for all else."""
+    states = [
+        {f"t{i:02}": torch.full((512, 1024), float(seed + i)) for i in range(24)}
+        for seed in range(4)
+    ]
     paths = [tmp_path / f"{seed}.safetensors" for seed in range(4)]
     for state, path in zip(states, paths, strict=True):
         save_file(state, path)

@@ -16,18 +16,24 @@ def combined(params: dict[str, Any], *vectors: dict[str, list[float]]) -> dict[s
     """Merges onto a base of zeros with alpha 1: the result is the combined task vector itself."""
     donors = [{key: torch.tensor(values) for key, values in vector.items()} for vector in vectors]
     base = {key: torch.zeros_like(tensor) for key, tensor in donors[0].items()}
-    return {key: tensor.tolist() for key, tensor in merge("ties", params, base, donors, 1.0).items()}
+    return {
+        key: tensor.tolist() for key, tensor in merge("ties", params, base, donors, 1.0).items()
+    }
 
 
 def test_trim_keeps_one_more_than_the_share() -> None:
     vector = {"w": [float(value) for value in range(1, 11)]}
-    assert combined({"density": 0.2}, vector) == {"w": [0.0] * 7 + [8.0, 9.0, 10.0]}  # int(10 * 0.2) + 1 = 3
+    assert combined({"density": 0.2}, vector) == {
+        "w": [0.0] * 7 + [8.0, 9.0, 10.0]
+    }  # int(10 * 0.2) + 1 = 3
     assert combined({"density": 0.05}, vector) == {"w": [0.0] * 9 + [10.0]}  # int(0.5) + 1 = 1
     assert combined({"density": 1.0}, vector) == vector
 
 
 def test_trim_keeps_all_that_tie_with_the_threshold() -> None:
-    assert combined({"density": 0.2}, {"w": [1.0, -2.0, 2.0, 2.0, 9.0]}) == {"w": [0.0, -2.0, 2.0, 2.0, 9.0]}
+    assert combined({"density": 0.2}, {"w": [1.0, -2.0, 2.0, 2.0, 9.0]}) == {
+        "w": [0.0, -2.0, 2.0, 2.0, 9.0]
+    }
 
 
 def test_trim_scope_is_the_whole_model_or_each_tensor() -> None:
@@ -40,7 +46,8 @@ def test_trim_scope_is_the_whole_model_or_each_tensor() -> None:
 
 def test_the_elected_sign_alone_is_averaged() -> None:
     one, two, three = {"w": [1.0, 1.0, 4.0]}, {"w": [3.0, -5.0, 0.0]}, {"w": [-2.0, 2.0, 2.0]}
-    # sums 2, -2, 6: + takes (1 + 3) / 2, - takes -5 / 1, + takes (4 + 2) / 2 since zeros do not count
+    # sums 2, -2, 6: + takes (1 + 3) / 2, - takes -5 / 1, + takes (4 + 2) / 2 since zeros do not
+    # count
     assert combined({"density": 1.0}, one, two, three) == {"w": [2.0, -5.0, 3.0]}
 
 
@@ -53,12 +60,17 @@ def test_count_elects_the_majority_of_signs() -> None:
 @pytest.mark.parametrize(
     ("others", "wanted"),
     [
-        ([3.0, 3.0], 1.0),  # the signs of the model sum to +2: a cancelled position takes its positive value
+        (
+            [3.0, 3.0],
+            1.0,
+        ),  # the signs of the model sum to +2: a cancelled position takes its positive value
         ([-3.0, -3.0], -1.0),
         ([3.0, -3.0], -1.0),  # they cancel as well: it acts as -
     ],
 )
-def test_a_cancelled_position_takes_the_sign_of_the_model(others: list[float], wanted: float) -> None:
+def test_a_cancelled_position_takes_the_sign_of_the_model(
+    others: list[float], wanted: float
+) -> None:
     one, two = {"a": [1.0], "b": others}, {"a": [-1.0], "b": others}
     assert combined({"density": 1.0}, one, two)["a"] == [wanted]
 
@@ -69,7 +81,9 @@ def test_scale_multiplies_the_merged_vector() -> None:
 
 
 def test_a_lone_donor_is_only_trimmed() -> None:
-    assert combined({"density": 0.5}, {"w": [1.0, -2.0, 3.0, -4.0]}) == {"w": [0.0, -2.0, 3.0, -4.0]}
+    assert combined({"density": 0.5}, {"w": [1.0, -2.0, 3.0, -4.0]}) == {
+        "w": [0.0, -2.0, 3.0, -4.0]
+    }
 
 
 @pytest.mark.parametrize(

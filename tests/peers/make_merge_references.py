@@ -1,6 +1,7 @@
 """Makes tests/data/merging_peers: what mergekit's own command computes on small seeded inputs.
 
-Run it with `make peer-references`, which builds the peer's environment first. The tests read the results, so they need no peer.
+Run it with `make peer-references`, which builds the peer's environment first. The tests read the
+results, so they need no peer.
 """
 
 from __future__ import annotations
@@ -34,16 +35,19 @@ SHAPES = {
     "encoder.layers.0.fc1.bias": (32,),
     "encoder.layers.0.final_layer_norm.weight": (16,),
 }
-"""The shapes of a HuBERT, small: a convolution of one channel, weight-normalised factors, vectors, a square, a rectangle."""
+"""The shapes of a HuBERT, small: a convolution of one channel, weight-normalised factors, vectors,
+a square, a rectangle."""
 STEPS = (0.002, 0.01, 0.05)
-"""Scales of the task vectors, by tensor in turn: the donors move some tensors far more than others, as fine-tuning does."""
+"""Scales of the task vectors, by tensor in turn: the donors move some tensors far more than others,
+as fine-tuning does."""
 
 EQUAL, UNEQUAL = (1.0, 1.0, 1.0), (0.5, 0.3, 0.2)
 Case = dict[str, Any]
 
 
 def task(method: str, weights: tuple[float, ...] = EQUAL, **more: Any) -> Case:
-    """A case of a method that works on task vectors: the first parameters are by donor, ``all_`` holds for the whole merge."""
+    """A case of a method that works on task vectors: the first parameters are by donor, ``all_``
+    holds for the whole merge."""
     shared = more.pop("all_", {})
     by_donor = [{"weight": weight, **more} for weight in weights]
     return {"method": method, "base": True, "donors": by_donor, "all": shared}
@@ -86,9 +90,11 @@ CASES: dict[str, Case] = {
 
 
 def make_inputs(folder: Path) -> None:
-    """Writes the base, three donors that lie near it and share part of their step, and three that lie far.
+    """Writes the base, three donors that lie near it and share part of their step, and three that
+    lie far.
 
-    ``wide_``: without the tensors whose second axis has size 1, on which the peer's DELLA fails (Bernoulli of NaN).
+    ``wide_``: without the tensors whose second axis has size 1, on which the peer's DELLA fails
+    (Bernoulli of NaN).
     """
     source = torch.Generator().manual_seed(SEED)
 
@@ -108,7 +114,11 @@ def make_inputs(folder: Path) -> None:
         save_file(far, folder / f"far_{name}.safetensors")
         if name == "a":
             for kind, state in (("base", base), (name, near)):
-                wide = {key: tensor for key, tensor in state.items() if tensor.dim() < 2 or tensor.shape[1] > 1}
+                wide = {
+                    key: tensor
+                    for key, tensor in state.items()
+                    if tensor.dim() < 2 or tensor.shape[1] > 1
+                }
                 save_file(wide, folder / f"wide_{kind}.safetensors")
 
 
@@ -134,12 +144,20 @@ def run(name: str, case: Case) -> dict[str, Any]:
         asked, merged = Path(folder) / "config.yaml", Path(folder) / "out"
         asked.write_text(yaml.safe_dump(config(case, OUT)), encoding="utf-8")
         arguments = ["--quiet", "--random-seed", str(SEED)]
-        # Its masks depend on the order of a set of names, so on the hash seed; with one fixed they come again.
+        # Its masks depend on the order of a set of names, so on the hash seed; with one fixed they
+        # come again.
         environment = {**os.environ, "PYTHONHASHSEED": "0"}
-        done = subprocess.run([command, asked, merged, *arguments], capture_output=True, text=True, env=environment)
+        done = subprocess.run(
+            [command, asked, merged, *arguments], capture_output=True, text=True, env=environment
+        )
         if done.returncode:
-            raise SystemExit(f"{name}: mergekit-pytorch ended with {done.returncode}:\n{done.stderr[-2000:]}")
-        state = {key: tensor.contiguous() for key, tensor in load_file(merged / "model.safetensors").items()}
+            raise SystemExit(
+                f"{name}: mergekit-pytorch ended with {done.returncode}:\n{done.stderr[-2000:]}"
+            )
+        state = {
+            key: tensor.contiguous()
+            for key, tensor in load_file(merged / "model.safetensors").items()
+        }
     file = OUT / f"{name}.safetensors"
     save_file({key: state[key] for key in sorted(state)}, file)
     file.chmod(0o644)
@@ -161,14 +179,20 @@ def main() -> None:
     for old in OUT.iterdir():
         old.unlink()
     make_inputs(OUT)
-    inputs = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(OUT.glob("*.safetensors"))}
+    inputs = {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(OUT.glob("*.safetensors"))
+    }
     for path in OUT.glob("*.safetensors"):
         path.chmod(0o644)
     manifest = {
         "made_by": "tests/peers/make_merge_references.py",
         "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
         "python": platform.python_version(),
-        "versions": {name: importlib.metadata.version(name) for name in ("mergekit", "torch", "safetensors", "numpy")},
+        "versions": {
+            name: importlib.metadata.version(name)
+            for name in ("mergekit", "torch", "safetensors", "numpy")
+        },
         "seed": SEED,
         "inputs": inputs,
         "cases": {name: run(name, case) for name, case in CASES.items()},

@@ -1,4 +1,5 @@
-"""A driver of its own to be killed: the real loop, store, sampler and view; only the evaluations are made up.
+"""A driver of its own to be killed: the real loop, store, sampler and view; only the evaluations
+are made up.
 
 python -m tests.search.driver STORAGE TRIALS.json
 """
@@ -15,14 +16,14 @@ from typing import Any
 from benchmarks.search_idle import Silent
 from speechft_ray.core.records import Job, Place
 from speechft_ray.core.store import Store
-from speechft_ray.search.proposer import OptunaProposer
-from speechft_ray.search.view import StudyView
-from speechft_ray.sweep.judging import Trial
+from speechft_ray.search.loop import run_search
+from speechft_ray.search.optuna_proposer import OptunaProposer
+from speechft_ray.search.optuna_view import StudyView
+from speechft_ray.search.trials import Trial
 from speechft_ray.sweep.local import LocalExecutor
-from speechft_ray.sweep.pipeline import Flow
 from speechft_ray.sweep.protocols import Report
-from speechft_ray.sweep.search import run_search
-from tests.sweep.searches import judge_of, search_plan, smooth, story
+from speechft_ray.sweep.scheduler import Flow
+from tests.search.search_fakes import judge_of, search_plan, smooth, story
 
 
 def perform(job: Job, place: Place, report: Report) -> dict[str, Any]:
@@ -57,7 +58,15 @@ def main(storage: Path, out: Path) -> None:
     trials = run_search(plan, store, flow, proposer, Copies(view))
     view.check()
     winner = judge_of(plan, store).chosen(trials)[0].number
-    out.write_text(json.dumps({"trials": story(trials), "winner": winner, "study": [t.state.name for t in _stored(view)]}))
+    out.write_text(
+        json.dumps(
+            {
+                "trials": story(trials),
+                "winner": winner,
+                "study": [t.state.name for t in _stored(view)],
+            }
+        )
+    )
 
 
 def _stored(view: StudyView) -> list[Any]:

@@ -1,4 +1,5 @@
-"""SIGKILL at random moments, three times: the same trials, values and winner as undisturbed, and nothing evaluated twice."""
+"""SIGKILL at random moments, three times: the same trials, values and winner as undisturbed, and
+nothing evaluated twice."""
 
 from __future__ import annotations
 
@@ -40,10 +41,13 @@ def test_killed_at_random_three_times(tmp_path: Path) -> None:
         assert driver.wait() == -signal.SIGKILL
     assert start(tmp_path / "killed", tmp_path / "killed.json").wait(timeout=120) == 0
     assert whole.wait(timeout=120) == 0
-    undisturbed, killed = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("whole", "killed"))
+    undisturbed, killed = (
+        json.loads((tmp_path / f"{name}.json").read_text()) for name in ("whole", "killed")
+    )
     assert killed == undisturbed
     assert len(killed["trials"]) == 30 and {"COMPLETE", "PRUNED"} <= set(killed["study"])
     jobs = done(tmp_path / "killed")
-    # A job that was published and not yet noted when the driver died is not done again; none is there twice.
+    # A job that was published and not yet noted when the driver died is not done again; none is
+    # there twice.
     assert len(set(jobs)) == len(jobs)
     assert sorted(set(jobs) | set(done(tmp_path / "whole"))) == sorted(done(tmp_path / "whole"))

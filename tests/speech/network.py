@@ -23,7 +23,9 @@ class Quiet(SimpleHTTPRequestHandler):
 def serving(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Serves a new folder where published encoders and the hub are looked for; yields it."""
     folder.mkdir()
-    listening = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(folder)))
+    listening = ThreadingHTTPServer(
+        ("127.0.0.1", 0), functools.partial(Quiet, directory=str(folder))
+    )
     thread = threading.Thread(target=listening.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     here = f"http://127.0.0.1:{listening.server_port}"

@@ -36,7 +36,9 @@ def test_resampling_keeps_a_sine_where_it_was(tmp_path: Path, rate_hz: int) -> N
 
 @pytest.mark.parametrize("rate_hz", [8_000, 16_000, 22_050, 44_100])
 @pytest.mark.parametrize("samples", [1, 399, 1000, 1001])
-def test_the_header_tells_the_length_that_reading_yields(tmp_path: Path, rate_hz: int, samples: int) -> None:
+def test_the_header_tells_the_length_that_reading_yields(
+    tmp_path: Path, rate_hz: int, samples: int
+) -> None:
     soundfile.write(tmp_path / "a.flac", sine(100, rate_hz, samples), rate_hz)
     assert examine(tmp_path / "a.flac").samples == len(read_audio(tmp_path / "a.flac"))
 
@@ -45,18 +47,32 @@ def test_the_header_tells_the_length_that_reading_yields(tmp_path: Path, rate_hz
 def test_a_part_is_that_stretch_of_the_whole(tmp_path: Path, rate_hz: int) -> None:
     soundfile.write(tmp_path / "a.flac", sine(440, rate_hz, rate_hz), rate_hz)
     whole = read_audio(tmp_path / "a.flac")
-    for start, stop in ((0, 100), (5_000, 9_000), (15_990, 20_000), (16_000, 20_000), (17_000, 20_000)):
-        np.testing.assert_array_equal(read_audio(tmp_path / "a.flac", part=(start, stop)), whole[start:stop])
+    for start, stop in (
+        (0, 100),
+        (5_000, 9_000),
+        (15_990, 20_000),
+        (16_000, 20_000),
+        (17_000, 20_000),
+    ):
+        np.testing.assert_array_equal(
+            read_audio(tmp_path / "a.flac", part=(start, stop)), whole[start:stop]
+        )
 
 
 def test_channels_are_averaged(tmp_path: Path) -> None:
-    soundfile.write(tmp_path / "a.wav", np.array([[0.5, 0.0], [-0.25, -0.75]]), 16_000, subtype="FLOAT")
-    np.testing.assert_array_equal(read_audio(tmp_path / "a.wav"), np.array([0.25, -0.5], dtype=np.float32))
+    soundfile.write(
+        tmp_path / "a.wav", np.array([[0.5, 0.0], [-0.25, -0.75]]), 16_000, subtype="FLOAT"
+    )
+    np.testing.assert_array_equal(
+        read_audio(tmp_path / "a.wav"), np.array([0.25, -0.5], dtype=np.float32)
+    )
 
 
 def test_a_float_file_beyond_full_scale_is_clipped(tmp_path: Path) -> None:
     soundfile.write(tmp_path / "a.wav", np.array([1.5, -3.0, 0.5]), 16_000, subtype="FLOAT")
-    np.testing.assert_array_equal(read_audio(tmp_path / "a.wav"), np.array([1, -1, 0.5], dtype=np.float32))
+    np.testing.assert_array_equal(
+        read_audio(tmp_path / "a.wav"), np.array([1, -1, 0.5], dtype=np.float32)
+    )
 
 
 def refuse(path: Path, words: str) -> None:
@@ -110,7 +126,9 @@ def test_a_wav_cut_short_is_not_a_shorter_wav(tmp_path: Path) -> None:
     content = (tmp_path / "a.wav").read_bytes()
     (tmp_path / "a.wav").write_bytes(content[:-500])
     refuse(tmp_path / "a.wav", "holds 1500 of the 2000 bytes of audio")
-    piped = content.replace((2_000).to_bytes(4, "little"), b"\xff\xff\xff\xff")  # as ffmpeg writes into a pipe
+    piped = content.replace(
+        (2_000).to_bytes(4, "little"), b"\xff\xff\xff\xff"
+    )  # as ffmpeg writes into a pipe
     (tmp_path / "a.wav").write_bytes(piped)
     assert len(read_audio(tmp_path / "a.wav")) == 1_000
 
@@ -123,7 +141,9 @@ def test_a_sphere_file_cut_short_is_not_a_shorter_one(tmp_path: Path) -> None:
     content = path.read_bytes()
     path.write_bytes(content[:-500])
     refuse(path, "holds 750 of the 1000 samples that its header names")
-    path.write_bytes(content.replace(b"sample_count -i 1000", b"sample_space -i 1000"))  # nothing to compare with
+    path.write_bytes(
+        content.replace(b"sample_count -i 1000", b"sample_space -i 1000")
+    )  # nothing to compare with
     assert len(read_audio(path)) == 1_000
 
 
@@ -144,7 +164,13 @@ def test_paths_stay_inside_their_root(tmp_path: Path) -> None:
     assert resolve_inside(root, "sub/a.wav") == root / "sub" / "a.wav"
     assert resolve_inside(root, "sub/../a.wav") == root / "a.wav"
     assert resolve_inside(root, "inner/a.wav") == root / "sub" / "a.wav"
-    for bad in ("../outside/a.wav", "link/a.wav", str(outside / "a.wav"), str(root / "a.wav"), "sub/../../a.wav"):
+    for bad in (
+        "../outside/a.wav",
+        "link/a.wav",
+        str(outside / "a.wav"),
+        str(root / "a.wav"),
+        "sub/../../a.wav",
+    ):
         with pytest.raises(UserError, match="stay inside"):
             resolve_inside(root, bad)
     with pytest.raises(UserError, match="not a usable path"):

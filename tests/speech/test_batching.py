@@ -21,9 +21,23 @@ def test_every_utterance_once_and_no_batch_over_the_limit(arrange) -> None:  # t
 
 
 def test_a_worked_example() -> None:
-    assert batches_by_seconds([16_000, 48_000, 15_000, 32_000, 16_000], 2.0) == [[1], [3], [0, 4], [2]]
-    assert batches_by_seconds([16_000, 48_000, 15_000, 32_000, 16_000], 4.0) == [[1], [3, 0], [4, 2]]
-    assert groups_of_equal_length([16_000, 48_000, 15_000, 32_000, 16_000], 4.0) == [[1], [3], [0, 4], [2]]
+    assert batches_by_seconds([16_000, 48_000, 15_000, 32_000, 16_000], 2.0) == [
+        [1],
+        [3],
+        [0, 4],
+        [2],
+    ]
+    assert batches_by_seconds([16_000, 48_000, 15_000, 32_000, 16_000], 4.0) == [
+        [1],
+        [3, 0],
+        [4, 2],
+    ]
+    assert groups_of_equal_length([16_000, 48_000, 15_000, 32_000, 16_000], 4.0) == [
+        [1],
+        [3],
+        [0, 4],
+        [2],
+    ]
 
 
 def test_equal_groups_are_equal_and_full() -> None:
@@ -46,4 +60,6 @@ def test_shuffling_follows_seed_and_epoch_alone() -> None:
     random.seed(99)
     assert shuffled(items, 1, 0) == first != items
     assert sorted(first) == items == list(range(50))
-    assert len({tuple(shuffled(items, seed, epoch)) for seed in (1, 2) for epoch in (0, 1, 12)}) == 6
+    assert (
+        len({tuple(shuffled(items, seed, epoch)) for seed in (1, 2) for epoch in (0, 1, 12)}) == 6
+    )

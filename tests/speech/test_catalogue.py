@@ -1,4 +1,5 @@
-"""Names of encoders: what they mean, where they lie, and what comes from a network that is a folder served on this machine."""
+"""Names of encoders: what they mean, where they lie, and what comes from a network that is a folder
+served on this machine."""
 
 from __future__ import annotations
 
@@ -13,11 +14,18 @@ import torch
 from speechft_ray.core.errors import UserError
 from speechft_ray.speech.checkpoints import download
 from speechft_ray.speech.checkpoints.cache import find, is_here
-from speechft_ray.speech.checkpoints.catalogue import PACKAGED, PUBLISHED, cache_folder, hub_name, is_name, names
+from speechft_ray.speech.checkpoints.catalogue import (
+    PACKAGED,
+    PUBLISHED,
+    cache_folder,
+    hub_name,
+    is_name,
+    names,
+)
 from speechft_ray.speech.checkpoints.load import load_encoder, weights_fingerprint
 from speechft_ray.speech.encoders.base import FAMILIES
 from tests.speech.network import serving
-from tests.speech.toys import toy_hubert
+from tests.speech.toy_models import toy_hubert
 
 
 @pytest.fixture(autouse=True)
@@ -54,7 +62,8 @@ def test_every_name_is_of_a_family_that_exists() -> None:
     assert len({item.file for item in PUBLISHED.values()}) == len(PUBLISHED)
     assert set(names()) == {"fbank", *PACKAGED, *PUBLISHED}
     assert all(
-        item.url == f"https://huggingface.co/s3prl/converted_ckpts/resolve/main/{item.file}" for item in PUBLISHED.values()
+        item.url == f"https://huggingface.co/s3prl/converted_ckpts/resolve/main/{item.file}"
+        for item in PUBLISHED.values()
     )
 
 
@@ -68,9 +77,13 @@ def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     assert cache_folder() == tmp_path / ".cache" / "speechft_ray" / "encoders"
 
 
-def test_a_name_is_downloaded_once_and_loads(served: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_name_is_downloaded_once_and_loads(
+    served: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     weights = toy_hubert()
-    torch.save({**weights.config, "model_weight": dict(weights.state)}, served / "hubert_base_ls960.pt")
+    torch.save(
+        {**weights.config, "model_weight": dict(weights.state)}, served / "hubert_base_ls960.pt"
+    )
     assert not is_here("hubert_base")
     told: list[int] = []
     loaded = load_encoder("hubert_base", lambda done, total: told.append(done))
@@ -92,7 +105,9 @@ def test_a_file_that_changed_in_the_cache_does_not_load(served: Path, cache: Pat
 def test_offline_says_which_file_to_put_where(cache: Path) -> None:
     with pytest.raises(UserError, match="no connection") as error:
         load_encoder("wav2vec2_base")
-    assert f"put that file at {cache / 'wav2vec_small.pt'}, or run again with a network." in str(error.value)
+    assert f"put that file at {cache / 'wav2vec_small.pt'}, or run again with a network." in str(
+        error.value
+    )
     (cache / "wav2vec_small.pt").write_bytes(b"put there by hand")
     assert find("wav2vec2_base") == cache / "wav2vec_small.pt"
     with pytest.raises(UserError, match="no connection") as error:
@@ -109,7 +124,9 @@ def test_offline_says_which_file_to_put_where(cache: Path) -> None:
         ("config.json", "preprocessor_config.json", "pytorch_model.bin"),
     ],
 )
-def test_a_folder_of_the_hub(served: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, files: tuple[str, ...]) -> None:
+def test_a_folder_of_the_hub(
+    served: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, files: tuple[str, ...]
+) -> None:
     hub_folder(served, *files)
     folder = find("hf:some/model")
     assert folder == cache / "hf" / "some" / "model@main"
@@ -142,7 +159,9 @@ def test_a_model_in_pieces(served: Path, cache: Path) -> None:
     assert (find("hf:some/model") / files[1]).exists()
 
 
-@pytest.mark.parametrize("file", ["../../../escaped.bin", "/tmp/escaped.bin", "a/b.bin", "b.bin\n", "code.py", ".bin"])
+@pytest.mark.parametrize(
+    "file", ["../../../escaped.bin", "/tmp/escaped.bin", "a/b.bin", "b.bin\n", "code.py", ".bin"]
+)
 def test_a_piece_cannot_leave_its_folder(served: Path, cache: Path, file: str) -> None:
     pieces(hub_folder(served, "config.json"), [file])
     with pytest.raises(UserError, match="names files that no model in pieces has"):

@@ -21,9 +21,14 @@ from speechft_ray.core.errors import UserError
 from speechft_ray.speech.checkpoints import safetensors_dir
 from speechft_ray.speech.checkpoints.catalogue import BASELINE, PACKAGED
 from speechft_ray.speech.checkpoints.load import load_encoder, weights_fingerprint
-from speechft_ray.speech.checkpoints.safetensors_dir import read_encoder, read_manifest, tensor_sha256, write_encoder
+from speechft_ray.speech.checkpoints.safetensors_dir import (
+    read_encoder,
+    read_manifest,
+    tensor_sha256,
+    write_encoder,
+)
 from speechft_ray.speech.encoders.base import FAMILIES, EncoderWeights
-from tests.speech.toys import shared, toy_config, toy_hubert
+from tests.speech.toy_models import shared, toy_config, toy_hubert
 
 MADE = {"by": "a test", "seed": 3}
 
@@ -51,10 +56,14 @@ def test_a_folder_and_a_file_give_back_what_was_written(tmp_path: Path, ours: Pa
     for path in (ours, tmp_path / "folder"):
         found = read_encoder(path)
         assert (found.family, found.config) == ("hubert", toy_config())
-        assert all(torch.equal(found.state[name], tensor) for name, tensor in toy_hubert().state.items())
+        assert all(
+            torch.equal(found.state[name], tensor) for name, tensor in toy_hubert().state.items()
+        )
         assert read_manifest(path)["made"] == MADE
     assert json.loads((tmp_path / "folder" / "manifest.json").read_text()) == read_manifest(ours)
-    assert [path.name for path in (tmp_path / "folder").iterdir() if path.name.startswith(".")] == []
+    assert [
+        path.name for path in (tmp_path / "folder").iterdir() if path.name.startswith(".")
+    ] == []
 
 
 def test_float16_halves_the_file_and_rounds_once(tmp_path: Path, ours: Path) -> None:
@@ -63,7 +72,10 @@ def test_float16_halves_the_file_and_rounds_once(tmp_path: Path, ours: Path) -> 
     assert {tensor.dtype for tensor in stored.values()} == {torch.float16}
     loaded = read_encoder(tmp_path / "half")
     assert {tensor.dtype for tensor in loaded.state.values()} == {torch.float32}
-    assert all(torch.equal(loaded.state[name], tensor.half().float()) for name, tensor in toy_hubert().state.items())
+    assert all(
+        torch.equal(loaded.state[name], tensor.half().float())
+        for name, tensor in toy_hubert().state.items()
+    )
     write_encoder(tmp_path / "again", loaded, MADE, dtype="float16")
     assert weights_fingerprint(read_encoder(tmp_path / "again")) == weights_fingerprint(loaded)
 
@@ -75,7 +87,10 @@ def test_the_manifest_has_the_sha256_of_every_tensor(ours: Path) -> None:
     header = json.loads(raw[8 : 8 + size])
     manifest = json.loads(header.pop("__metadata__")["speechft_ray"])
     data = raw[8 + size :]
-    expected = {name: hashlib.sha256(data[slice(*entry["data_offsets"])]).hexdigest() for name, entry in header.items()}
+    expected = {
+        name: hashlib.sha256(data[slice(*entry["data_offsets"])]).hexdigest()
+        for name, entry in header.items()
+    }
     assert manifest["sha256"] == expected
     assert len(expected) == len(toy_hubert().state)
 
@@ -89,7 +104,9 @@ def test_values_that_the_file_cannot_hold_are_refused(tmp_path: Path, value: flo
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_interrupted_write_leaves_the_old_file(ours: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_write_leaves_the_old_file(
+    ours: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     before = ours.read_bytes()
 
     def full_disk(state: object, part: Path, metadata: object) -> None:
@@ -104,7 +121,8 @@ def test_an_interrupted_write_leaves_the_old_file(ours: Path, monkeypatch: pytes
 
 
 def test_every_flipped_bit_is_noticed(ours: Path) -> None:
-    """One bit in each of many places, from the first byte to the last: refused, or not read at all, never another encoder."""
+    """One bit in each of many places, from the first byte to the last: refused, or not read at all,
+    never another encoder."""
     raw = ours.read_bytes()
     good = weights_fingerprint(read_encoder(ours))
     header = int.from_bytes(raw[:8], "little")
@@ -152,15 +170,24 @@ class Payload:
 
 
 @pytest.mark.parametrize("legacy", [False, True])
-def test_a_pickle_that_wants_code_is_refused_by_name_and_not_run(tmp_path: Path, legacy: bool) -> None:
+def test_a_pickle_that_wants_code_is_refused_by_name_and_not_run(
+    tmp_path: Path, legacy: bool
+) -> None:
     path, trap = tmp_path / "evil.pt", tmp_path / "ran"
-    torch.save({**s3prl_content(), "extra": Payload(f"touch {trap}")}, path, _use_new_zipfile_serialization=not legacy)
+    torch.save(
+        {**s3prl_content(), "extra": Payload(f"touch {trap}")},
+        path,
+        _use_new_zipfile_serialization=not legacy,
+    )
     with pytest.raises(UserError, match=r"would have to run .*\.system"):
         load_encoder(path)
     assert not trap.exists()
 
 
-@pytest.mark.parametrize(("protocol", "sentence"), [(2, r"would have to run .*\.system"), (4, "not written by torch.save")])
+@pytest.mark.parametrize(
+    ("protocol", "sentence"),
+    [(2, r"would have to run .*\.system"), (4, "not written by torch.save")],
+)
 def test_a_bare_pickle_is_refused_and_not_run(tmp_path: Path, protocol: int, sentence: str) -> None:
     path, trap = tmp_path / "bare.pt", tmp_path / "ran"
     path.write_bytes(pickle.dumps(Payload(f"touch {trap}"), protocol))
@@ -204,7 +231,8 @@ def test_a_safetensors_file_of_others_is_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "sentence"), [("[1", "not JSON"), ("[]", "not JSON"), ("{}", "format None"), ('{"format": 9}', "9")]
+    ("text", "sentence"),
+    [("[1", "not JSON"), ("[]", "not JSON"), ("{}", "format None"), ('{"format": 9}', "9")],
 )
 def test_manifests_of_other_formats_are_told(tmp_path: Path, text: str, sentence: str) -> None:
     path = tmp_path / "model.safetensors"
@@ -240,26 +268,41 @@ def test_a_checkpoint_is_the_same_encoder_in_both_formats(ours: Path, converted:
 
 def test_half_precision_checkpoints_come_back_in_float32(tmp_path: Path) -> None:
     path = tmp_path / "half.pt"
-    torch.save(s3prl_content(model_weight={name: tensor.half() for name, tensor in toy_hubert().state.items()}), path)
+    torch.save(
+        s3prl_content(
+            model_weight={name: tensor.half() for name, tensor in toy_hubert().state.items()}
+        ),
+        path,
+    )
     assert {tensor.dtype for tensor in load_encoder(path).state.values()} == {torch.float32}
 
 
 def test_the_fingerprint_sees_every_difference_and_nothing_else() -> None:
     weights = toy_hubert()
     known = weights_fingerprint(weights)
-    backwards = EncoderWeights(family="hubert", config=weights.config, state=dict(reversed(list(weights.state.items()))))
+    backwards = EncoderWeights(
+        family="hubert", config=weights.config, state=dict(reversed(list(weights.state.items())))
+    )
     assert weights_fingerprint(backwards) == known
     others = [
         EncoderWeights(family="other", config=weights.config, state=weights.state),
         EncoderWeights(family="hubert", config={**weights.config, "x": 1}, state=weights.state),
-        EncoderWeights(family="hubert", config=weights.config, state={**weights.state, "extra": torch.zeros(0)}),
         EncoderWeights(
-            family="hubert", config=weights.config, state={**weights.state, "mask_emb": weights.state["mask_emb"][None]}
+            family="hubert", config=weights.config, state={**weights.state, "extra": torch.zeros(0)}
+        ),
+        EncoderWeights(
+            family="hubert",
+            config=weights.config,
+            state={**weights.state, "mask_emb": weights.state["mask_emb"][None]},
         ),
     ]
     nudged = weights.state["mask_emb"].clone()
     nudged[3] = torch.nextafter(nudged[3], torch.tensor(9.0))
-    others.append(EncoderWeights(family="hubert", config=weights.config, state={**weights.state, "mask_emb": nudged}))
+    others.append(
+        EncoderWeights(
+            family="hubert", config=weights.config, state={**weights.state, "mask_emb": nudged}
+        )
+    )
     found = {known, *map(weights_fingerprint, others)}
     assert len(found) == len(others) + 1
     assert all(len(digits) == 16 for digits in found)
@@ -267,8 +310,13 @@ def test_the_fingerprint_sees_every_difference_and_nothing_else() -> None:
 
 def test_the_fingerprint_is_pinned() -> None:
     """A change here makes every stored result of every user an orphan."""
-    weights = EncoderWeights(family="hubert", config={"a": [1, 2.5]}, state={"w": torch.tensor([[1.0, -2.0]])})
-    assert tensor_sha256(weights.state["w"]) == hashlib.sha256(struct.pack("<2f", 1.0, -2.0)).hexdigest()
+    weights = EncoderWeights(
+        family="hubert", config={"a": [1, 2.5]}, state={"w": torch.tensor([[1.0, -2.0]])}
+    )
+    assert (
+        tensor_sha256(weights.state["w"])
+        == hashlib.sha256(struct.pack("<2f", 1.0, -2.0)).hexdigest()
+    )
     assert weights_fingerprint(weights) == "4127f8c1cfff4532"
 
 
@@ -292,7 +340,8 @@ def test_the_prototype_loads(tmp_path: Path) -> None:
 
 
 def test_reading_a_file_of_ours_imports_no_model_code() -> None:
-    """Planning a sweep fingerprints encoders on a head node; s3prl's two seconds of import belong to the workers."""
+    """Planning a sweep fingerprints encoders on a head node; s3prl's two seconds of import belong
+    to the workers."""
     program = (
         "import sys\n"
         "from speechft_ray.speech.checkpoints.load import load_encoder\n"

@@ -23,7 +23,7 @@ from speechft_ray.speech.checkpoints.hf import SIDE
 from speechft_ray.speech.checkpoints.load import load_checkpoint, weights_fingerprint
 from speechft_ray.speech.checkpoints.s3prl_downstream import published_with
 from speechft_ray.speech.encoders.base import FAMILIES, EncoderWeights
-from tests.speech.toys import toy
+from tests.speech.toy_models import toy
 
 MADE = {"by": "a test", "parents": ["feed", "beef"]}
 
@@ -38,12 +38,20 @@ def downstream(path: Path, weights: EncoderWeights, **args: Any) -> Path:
     """What s3prl's runner saves of a training with a trainable upstream."""
     upstream = OrderedDict((f"model.{name}", tensor) for name, tensor in weights.state.items())
     head = {"projector.weight": torch.zeros(3, 4)}
-    content = {"Optimizer": {"state": {}}, "Step": 7, "Epoch": 1, "Args": argparse.Namespace(**args), "Config": {"runner": {}}}
+    content = {
+        "Optimizer": {"state": {}},
+        "Step": 7,
+        "Epoch": 1,
+        "Args": argparse.Namespace(**args),
+        "Config": {"runner": {}},
+    }
     torch.save({**content, "Upstream": upstream, "Downstream": head, "Featurizer": head}, path)
     return path
 
 
-def test_the_command_line_converts_and_tells(fairseq: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_line_converts_and_tells(
+    fairseq: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "new" / "folder"
     assert main(["convert", str(fairseq), "--to", "hf", str(out)]) == 0
     told = capsys.readouterr().out
@@ -59,9 +67,16 @@ def test_the_command_line_converts_and_tells(fairseq: Path, tmp_path: Path, caps
     assert "without parameters" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("family", "front_end"), [("hubert", "feature_extractor."), ("decoar2", "freezing the front end")])
+@pytest.mark.parametrize(
+    ("family", "front_end"),
+    [("hubert", "feature_extractor."), ("decoar2", "freezing the front end")],
+)
 def test_inspect_says_what_it_is(
-    family: str, front_end: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    family: str,
+    front_end: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("COLUMNS", "300")
     weights = toy(family, large=family == "hubert")
@@ -85,9 +100,13 @@ def test_inspect_says_what_it_is(
         assert words in told, words
 
 
-def test_inspect_tells_what_it_can_of_an_encoder_that_it_refuses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_inspect_tells_what_it_can_of_an_encoder_that_it_refuses(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     weights = toy("wavlm")
-    state = {name: tensor for name, tensor in weights.state.items() if name != "encoder.layer_norm.bias"}
+    state = {
+        name: tensor for name, tensor in weights.state.items() if name != "encoder.layer_norm.bias"
+    }
     torch.save({**weights.config, "model": state}, tmp_path / "x.pt")
     assert main(["inspect", str(tmp_path / "x.pt")]) == 2
     told = capsys.readouterr()
@@ -100,7 +119,9 @@ def test_force_replaces_what_we_wrote_and_nothing_else(fairseq: Path, tmp_path: 
         convert(fairseq, to, out)
         FORMATS.get("s3prl").write(tmp_path / f"other-{to}.pt", toy("hubert", seed=5), {})
         convert(tmp_path / f"other-{to}.pt", to, out, force=True)
-        assert weights_fingerprint(load_checkpoint(out).weights) == weights_fingerprint(toy("hubert", seed=5))
+        assert weights_fingerprint(load_checkpoint(out).weights) == weights_fingerprint(
+            toy("hubert", seed=5)
+        )
     convert(fairseq, "s3prl", tmp_path / "folder", force=True)  # a file where a folder was
     assert (tmp_path / "folder").is_file()
     precious = tmp_path / "home"
@@ -125,7 +146,9 @@ def test_an_encoder_that_cannot_be_read_leaves_the_old_one(fairseq: Path, tmp_pa
     assert out.read_bytes() == before
 
 
-def test_a_rename_that_fails_puts_the_old_folder_back(fairseq: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_rename_that_fails_puts_the_old_folder_back(
+    fairseq: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     convert(fairseq, "hf", tmp_path / "folder")
     rename = Path.rename
 
@@ -137,7 +160,9 @@ def test_a_rename_that_fails_puts_the_old_folder_back(fairseq: Path, tmp_path: P
     monkeypatch.setattr(converting.Path, "rename", failing)
     with pytest.raises(OSError, match="Input/output"):
         convert(fairseq, "hf", tmp_path / "folder", force=True)
-    assert weights_fingerprint(load_checkpoint(tmp_path / "folder").weights) == weights_fingerprint(toy("hubert"))
+    assert weights_fingerprint(load_checkpoint(tmp_path / "folder").weights) == weights_fingerprint(
+        toy("hubert")
+    )
     assert {file.name for file in tmp_path.iterdir()} == {"hubert.pt", "folder"}
 
 
@@ -145,24 +170,32 @@ def test_a_rename_that_fails_puts_the_old_folder_back(fairseq: Path, tmp_path: P
 def test_a_format_that_cannot_hold_a_family_says_which_can(family: str, tmp_path: Path) -> None:
     FORMATS.get("safetensors").write(tmp_path / "x", toy(family), {})
     with pytest.raises(
-        UserError, match=r"--to fairseq cannot hold a .* Allowed for this encoder: (hf, )?s3prl, s3prl-downstream"
+        UserError,
+        match=r"--to fairseq cannot hold a .* Allowed for this encoder: (hf, )?s3prl, s3prl-downstream",
     ):
         convert(tmp_path / "x", "fairseq", tmp_path / "y")
     assert not (tmp_path / "y").exists()
 
 
-def test_a_downstream_checkpoint_takes_its_configuration_from_where_it_is_told(tmp_path: Path) -> None:
+def test_a_downstream_checkpoint_takes_its_configuration_from_where_it_is_told(
+    tmp_path: Path,
+) -> None:
     base, tuned = toy("wav2vec2"), toy("wav2vec2", seed=3)
     FORMATS.get("fairseq").write(tmp_path / "base.pt", base, {})
     alone = downstream(tmp_path / "alone.ckpt", tuned, upstream_ckpt=str(tmp_path / "gone.pt"))
     named = downstream(tmp_path / "named.ckpt", tuned, upstream_ckpt=str(tmp_path / "base.pt"))
     with pytest.raises(UserError, match="--config-from FILE"):
         load_checkpoint(alone)
-    for path, words, lender in ((alone, "as you said", tmp_path / "base.pt"), (named, "Args.upstream_ckpt", None)):
+    for path, words, lender in (
+        (alone, "as you said", tmp_path / "base.pt"),
+        (named, "Args.upstream_ckpt", None),
+    ):
         found = load_checkpoint(path, lender)
         assert weights_fingerprint(found.weights) == weights_fingerprint(tuned)
         assert any(words in note for note in found.notes)
-        assert any("left out: `Downstream`, `Featurizer`, `Optimizer`" in note for note in found.notes)
+        assert any(
+            "left out: `Downstream`, `Featurizer`, `Optimizer`" in note for note in found.notes
+        )
     with pytest.raises(UserError, match="holds its own configuration"):
         load_checkpoint(tmp_path / "base.pt", tmp_path / "base.pt")
     with pytest.raises(UserError, match="there is no checkpoint"):
@@ -195,28 +228,43 @@ def test_published_sizes_are_told_apart(family: str, large: bool) -> None:
 
 
 def test_omegaconf_containers_of_fairseq_are_read(tmp_path: Path) -> None:
-    """As fairseq saved them before it turned them into plain ones, with references and values that were never set."""
+    """As fairseq saved them before it turned them into plain ones, with references and values that
+    were never set."""
     weights = toy("hubert", large=True)
     model = {**weights.config["model_cfg"], "label_rate": "${task.label_rate}"}
     task = {**weights.config["task_cfg"], "label_rate": 50.0, "labels": ["km"], "data": "???"}
     config = OmegaConf.create({"model": model, "task": task, "common": {"seed": "${env:HOME}"}})
     words = weights.config["dictionaries_symbols"]
-    content = {"args": None, "cfg": config, "model": dict(weights.state), "task_state": {"dictionaries": words}}
+    content = {
+        "args": None,
+        "cfg": config,
+        "model": dict(weights.state),
+        "task_state": {"dictionaries": words},
+    }
     torch.save(content, tmp_path / "omega.pt")
     found = load_checkpoint(tmp_path / "omega.pt").weights
     assert found.config["model_cfg"] == {**model, "label_rate": 50.0}
     assert found.config["task_cfg"] == {key: value for key, value in task.items() if key != "data"}
-    assert FAMILIES.get("hubert").describe(found.config) == FAMILIES.get("hubert").describe(weights.config)
+    assert FAMILIES.get("hubert").describe(found.config) == FAMILIES.get("hubert").describe(
+        weights.config
+    )
 
 
 def test_references_lead_nowhere_else() -> None:
-    config = {"a": "${b.c}", "b": {"c": 3, "d": "${b}"}, "e": "${env:HOME}", "f": "${a.b.c.d.e.f.g}", "g": ["${b.c}", "???"]}
+    config = {
+        "a": "${b.c}",
+        "b": {"c": 3, "d": "${b}"},
+        "e": "${env:HOME}",
+        "f": "${a.b.c.d.e.f.g}",
+        "g": ["${b.c}", "???"],
+    }
     assert settled_values(config) == {**config, "a": 3, "g": [3, "???"]}
     assert plain(config, "x") == config
 
 
 def test_what_another_tool_changed_in_a_file_of_ours_is_believed(tmp_path: Path) -> None:
-    """The copy of the configuration that we leave in a file counts only while the file says the same."""
+    """The copy of the configuration that we leave in a file counts only while the file says the
+    same."""
     weights = toy("wav2vec2")
     FORMATS.get("s3prl").write(tmp_path / "x.pt", weights, MADE)
     content = torch.load(tmp_path / "x.pt", weights_only=True)
@@ -234,7 +282,11 @@ def test_files_are_mapped_not_copied(name: str, tmp_path: Path) -> None:
     regions = Path("/proc/self/maps")
     if not regions.exists():
         pytest.skip("needs /proc/self/maps")
-    spans = [line.split()[0].split("-") for line in regions.read_text().splitlines() if str(tmp_path / "x") in line]
+    spans = [
+        line.split()[0].split("-")
+        for line in regions.read_text().splitlines()
+        if str(tmp_path / "x") in line
+    ]
     tensor = found.weights.state["encoder.layers.1.fc1.weight"]
     assert any(int(start, 16) <= tensor.data_ptr() < int(end, 16) for start, end in spans)
 
@@ -248,7 +300,9 @@ def test_a_hub_cache_may_be_given_as_it_is(tmp_path: Path) -> None:
     for index, file in enumerate((tmp_path / "model").iterdir()):
         file.rename(blobs / str(index))
         (snapshot / file.name).symlink_to(Path("../../blobs") / str(index))
-    assert weights_fingerprint(load_checkpoint(snapshot).weights) == weights_fingerprint(toy("wavlm"))
+    assert weights_fingerprint(load_checkpoint(snapshot).weights) == weights_fingerprint(
+        toy("wavlm")
+    )
 
 
 def test_without_a_projection_transformers_gets_the_identity(tmp_path: Path) -> None:
@@ -259,16 +313,23 @@ def test_without_a_projection_transformers_gets_the_identity(tmp_path: Path) -> 
     weights = part.initial(config, 0)
     assert "post_extract_proj.weight" not in weights.state
     FORMATS.get("hf").write(tmp_path / "model", weights, {})
-    assert weights_fingerprint(load_checkpoint(tmp_path / "model").weights) == weights_fingerprint(weights)
+    assert weights_fingerprint(load_checkpoint(tmp_path / "model").weights) == weights_fingerprint(
+        weights
+    )
     (tmp_path / "model" / SIDE).unlink()
     assert "post_extract_proj.weight" not in load_checkpoint(tmp_path / "model").weights.state
 
 
 @pytest.mark.parametrize(
     ("changes", "words"),
-    [({"pos_conv_depth": 2}, "pos_conv_depth"), ({"activation_fn": "gelu_accurate"}, "activation_fn")],
+    [
+        ({"pos_conv_depth": 2}, "pos_conv_depth"),
+        ({"activation_fn": "gelu_accurate"}, "activation_fn"),
+    ],
 )
-def test_what_transformers_does_not_have_is_told(changes: dict[str, Any], words: str, tmp_path: Path) -> None:
+def test_what_transformers_does_not_have_is_told(
+    changes: dict[str, Any], words: str, tmp_path: Path
+) -> None:
     part = FAMILIES.get("wav2vec2")
     config = json.loads(json.dumps(toy("wav2vec2").config))
     config["model_cfg"] |= changes

@@ -1,4 +1,5 @@
-"""Downloads against a real server on this machine: cuts, resumption, limits, redirects, two at once, a file that changed."""
+"""Downloads against a real server on this machine: cuts, resumption, limits, redirects, two at
+once, a file that changed."""
 
 from __future__ import annotations
 
@@ -52,8 +53,14 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
             body = plan.content[start:] if status in (200, 206) else b""
             self.send_response(status)
             if status == 206:
-                self.send_header("Content-Range", f"bytes {start}-{len(plan.content) - 1}/{len(plan.content)}")
-            for name, value in {"ETag": plan.etag, "Content-Length": str(len(body)), **plan.headers}.items():
+                self.send_header(
+                    "Content-Range", f"bytes {start}-{len(plan.content) - 1}/{len(plan.content)}"
+                )
+            for name, value in {
+                "ETag": plan.etag,
+                "Content-Length": str(len(body)),
+                **plan.headers,
+            }.items():
                 if value:
                     self.send_header(name, value)
             self.end_headers()
@@ -78,10 +85,16 @@ def names(folder: Path) -> list[str]:
 
 def test_a_whole_file_with_progress(server: Server, tmp_path: Path) -> None:
     told: list[tuple[int, int | None]] = []
-    path = fetch(server.url, tmp_path / "new" / "model.pt", progress=lambda done, total: told.append((done, total)))
+    path = fetch(
+        server.url,
+        tmp_path / "new" / "model.pt",
+        progress=lambda done, total: told.append((done, total)),
+    )
     assert path.read_bytes() == CONTENT
     assert told[-1] == (len(CONTENT), len(CONTENT))
-    assert (tmp_path / "new" / "model.pt.sha256").read_text() == f"{hashlib.sha256(CONTENT).hexdigest()}  model.pt\n"
+    assert (
+        tmp_path / "new" / "model.pt.sha256"
+    ).read_text() == f"{hashlib.sha256(CONTENT).hexdigest()}  model.pt\n"
     assert names(tmp_path / "new") == ["model.pt", "model.pt.sha256"]
     fetch(server.url, path)
     assert len(server.asked) == 1, "a file that is there was asked for again"
@@ -114,7 +127,9 @@ def test_an_interrupted_download_leaves_its_part_and_goes_on(
     [{"ranges": False}, {"etag": '"two"'}, {"etag": 'W/"one"'}, {"etag": None}],
     ids=["no ranges", "new", "weak", "none"],
 )
-def test_a_part_that_cannot_be_continued_is_begun_again(server: Server, tmp_path: Path, change: dict[str, object]) -> None:
+def test_a_part_that_cannot_be_continued_is_begun_again(
+    server: Server, tmp_path: Path, change: dict[str, object]
+) -> None:
     (tmp_path / "model.pt.part").write_bytes(b"something else")
     (tmp_path / "model.pt.part.json").write_text(f'{{"etag": "\\"one\\"", "url": "{server.url}"}}')
     for name, value in change.items():
@@ -131,14 +146,18 @@ def test_a_part_longer_than_the_file_is_begun_again(server: Server, tmp_path: Pa
 
 def test_a_part_of_another_address_is_begun_again(server: Server, tmp_path: Path) -> None:
     (tmp_path / "model.pt.part").write_bytes(b"something else")
-    (tmp_path / "model.pt.part.json").write_text('{"etag": "\\"one\\"", "url": "https://elsewhere/model.pt"}')
+    (tmp_path / "model.pt.part.json").write_text(
+        '{"etag": "\\"one\\"", "url": "https://elsewhere/model.pt"}'
+    )
     assert fetch(server.url, tmp_path / "model.pt").read_bytes() == CONTENT
     assert server.asked == [None]
 
 
 def test_a_server_that_always_breaks_off_is_given_up(server: Server, tmp_path: Path) -> None:
     server.cuts = [20_000, 0, 0, 0]
-    with pytest.raises(UserError, match=r"model.pt is not in the cache.*put that file at .*model.pt, or run again"):
+    with pytest.raises(
+        UserError, match=r"model.pt is not in the cache.*put that file at .*model.pt, or run again"
+    ):
         fetch(server.url, tmp_path / "model.pt")
     assert server.asked == [None, "bytes=20000-"]
     assert "model.pt" not in names(tmp_path)
@@ -154,15 +173,21 @@ def test_more_than_allowed_is_refused(server: Server, tmp_path: Path, length: st
 
 
 @pytest.mark.parametrize(("status", "kind"), [(404, NotThere), (401, NotThere), (500, UserError)])
-def test_refusals_of_the_server(server: Server, tmp_path: Path, status: int, kind: type[UserError]) -> None:
+def test_refusals_of_the_server(
+    server: Server, tmp_path: Path, status: int, kind: type[UserError]
+) -> None:
     server.status = status
     with pytest.raises(kind, match=f"the server answers {status}.*{tmp_path}/model.pt"):
         fetch(server.url, tmp_path / "model.pt")
     assert "model.pt" not in names(tmp_path)
 
 
-@pytest.mark.parametrize("there", ["http://example.org/model.pt", "file:///etc/passwd", "ftp://127.0.0.1/model.pt"])
-def test_redirects_to_anything_but_https_are_refused(server: Server, tmp_path: Path, there: str) -> None:
+@pytest.mark.parametrize(
+    "there", ["http://example.org/model.pt", "file:///etc/passwd", "ftp://127.0.0.1/model.pt"]
+)
+def test_redirects_to_anything_but_https_are_refused(
+    server: Server, tmp_path: Path, there: str
+) -> None:
     server.status, server.headers = 302, {"Location": there}
     with pytest.raises(UserError, match="which is not https"):
         fetch(server.url, tmp_path / "model.pt")
@@ -176,17 +201,23 @@ def test_endless_redirects_end(server: Server, tmp_path: Path) -> None:
         fetch(server.url, tmp_path / "model.pt")
 
 
-def test_a_public_address_cannot_lead_to_this_machine(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_public_address_cannot_lead_to_this_machine(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Else a stranger's redirect could reach services that trust whoever is on this machine."""
     asked = download.requests.get
     server.status, server.headers = 302, {"Location": server.url}
-    monkeypatch.setattr(download.requests, "get", lambda url, **options: asked(server.url, **options))
+    monkeypatch.setattr(
+        download.requests, "get", lambda url, **options: asked(server.url, **options)
+    )
     with pytest.raises(UserError, match="which is not https"):
         fetch("https://example.org/model.pt", tmp_path / "model.pt")
 
 
 def test_nobody_listens(tmp_path: Path, server: Server) -> None:
-    with pytest.raises(UserError, match=rf"cannot be had \(no connection\): put that file at {tmp_path}/model.pt"):
+    with pytest.raises(
+        UserError, match=rf"cannot be had \(no connection\): put that file at {tmp_path}/model.pt"
+    ):
         fetch("http://127.0.0.1:9/model.pt", tmp_path / "model.pt")
 
 
@@ -209,7 +240,10 @@ def test_a_file_that_changed_is_found_out(server: Server, tmp_path: Path) -> Non
 def test_a_file_put_there_by_hand_is_recorded(tmp_path: Path) -> None:
     path = tmp_path / "model.pt"
     path.write_bytes(CONTENT)
-    assert hashlib.sha256(CONTENT).hexdigest() in checked(path).with_name("model.pt.sha256").read_text()
+    assert (
+        hashlib.sha256(CONTENT).hexdigest()
+        in checked(path).with_name("model.pt.sha256").read_text()
+    )
     path.write_bytes(b"other")
     with pytest.raises(UserError, match="is not the file"):
         checked(path)
@@ -233,12 +267,20 @@ def test_two_at_once_take_turns(server: Server, tmp_path: Path) -> None:
 
 def test_a_cache_that_cannot_be_written(server: Server, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no folder")
-    with pytest.raises(UserError, match=r"cannot be kept in .*file/cache \(Not a directory\).*SPEECHFT_CACHE"):
+    with pytest.raises(
+        UserError, match=r"cannot be kept in .*file/cache \(Not a directory\).*SPEECHFT_CACHE"
+    ):
         fetch(server.url, tmp_path / "file" / "cache" / "model.pt")
 
 
-def test_a_full_disk_is_told_before_it_is_full(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(download.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(0, 0, 1000))
-    with pytest.raises(UserError, match=f"has {len(CONTENT)} bytes, but the disk of {tmp_path} has 1000 left"):
+def test_a_full_disk_is_told_before_it_is_full(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        download.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(0, 0, 1000)
+    )
+    with pytest.raises(
+        UserError, match=f"has {len(CONTENT)} bytes, but the disk of {tmp_path} has 1000 left"
+    ):
         fetch(server.url, tmp_path / "model.pt")
     assert names(tmp_path) == []

@@ -1,4 +1,5 @@
-"""HuBERT and wav2vec 2.0 against fairseq's figures, what s3prl must not do, FBank against Kaldi's definition."""
+"""HuBERT and wav2vec 2.0 against fairseq's figures, what s3prl must not do, FBank against Kaldi's
+definition."""
 
 from __future__ import annotations
 
@@ -22,7 +23,7 @@ from speechft_ray.speech.encoders._conv_layers import parse_conv_layers
 from speechft_ray.speech.encoders.base import FAMILIES, EncoderWeights
 from speechft_ray.speech.encoders.fbank import FBankEncoder, log_mel
 from speechft_ray.speech.encoders.hubert import build
-from tests.speech.toys import lively, shared, speechlike, toy, toy_config, toy_hubert
+from tests.speech.toy_models import lively, shared, speechlike, toy, toy_config, toy_hubert
 
 PROTOTYPE = "fixtures/encoders/tiny_hubert_prototype.s3prl.pt"
 
@@ -34,7 +35,9 @@ def expert(path: object) -> Any:
 
 
 @pytest.mark.shared
-@pytest.mark.filterwarnings("ignore::FutureWarning")  # s3prl: torch.nn.utils.weight_norm, torch.load
+@pytest.mark.filterwarnings(
+    "ignore::FutureWarning"
+)  # s3prl: torch.nn.utils.weight_norm, torch.load
 @pytest.mark.parametrize("lengths", [(16_000,), (12_000, 12_000), (16_000, 9_000, 12_345, 400)])
 def test_hidden_states_are_those_of_s3prl(lengths: tuple[int, ...]) -> None:
     path = shared(PROTOTYPE)
@@ -44,17 +47,25 @@ def test_hidden_states_are_those_of_s3prl(lengths: tuple[int, ...]) -> None:
         theirs = expert(path)(waves)["hidden_states"]
     assert len(ours.states) == len(theirs) == 7
     for mine, other in zip(ours.states, theirs, strict=True):
-        torch.testing.assert_close(mine, other, atol=3e-6, rtol=0.0)  # the last bits depend on where in memory weights lie
+        torch.testing.assert_close(
+            mine, other, atol=3e-6, rtol=0.0
+        )  # the last bits depend on where in memory weights lie
 
 
 @pytest.mark.shared
 @pytest.mark.parametrize("family", ["hubert", "wav2vec2"])
 def test_hidden_states_are_those_of_fairseq(family: str) -> None:
-    """fairseq 0.12.2 wrote the files and computed the figures, for two utterances of which the second is padded; it is not
-    installed here."""
+    """fairseq 0.12.2 wrote the files and computed the figures, for two utterances of which the
+    second is padded; it is not installed here."""
     reference = load_file(shared("fixtures/checkpoints/fairseq_features.safetensors"))
-    expected = {name.split(".")[1]: tensor for name, tensor in reference.items() if name.startswith(f"{family}_base_like.")}
-    encoder = FAMILIES.get(family).build(load_encoder(shared(f"fixtures/checkpoints/{family}_base_like.fairseq.pt")))
+    expected = {
+        name.split(".")[1]: tensor
+        for name, tensor in reference.items()
+        if name.startswith(f"{family}_base_like.")
+    }
+    encoder = FAMILIES.get(family).build(
+        load_encoder(shared(f"fixtures/checkpoints/{family}_base_like.fairseq.pt"))
+    )
     lengths = reference["lengths"].tolist()
     assert len(set(lengths)) == 2
     waves = [wave[:length] for wave, length in zip(reference["wav"], lengths, strict=True)]
@@ -64,15 +75,20 @@ def test_hidden_states_are_those_of_fairseq(family: str) -> None:
         convolved = encoder.module().feature_extractor(padded)  # type: ignore[operator]
     mine = {f"layer{layer}": found.states[layer] for layer in range(1, 5)}
     mine |= {"conv": convolved.transpose(1, 2), "final": found.states[-1]}
-    expected["conv"] = expected["conv"].transpose(1, 2)  # (batch, channels, frames) -> (batch, frames, channels)
+    expected["conv"] = expected["conv"].transpose(
+        1, 2
+    )  # (batch, channels, frames) -> (batch, frames, channels)
     assert set(mine) == set(expected)
     for index, frames in enumerate(found.frames.tolist()):
         for name, state in expected.items():
-            torch.testing.assert_close(mine[name][index, :frames], state[index, :frames], atol=1e-5, rtol=0.0)
+            torch.testing.assert_close(
+                mine[name][index, :frames], state[index, :frames], atol=1e-5, rtol=0.0
+            )
 
 
 def test_states_are_kept_by_nobody() -> None:
-    """s3prl's hooks would otherwise collect every state of every use of the model, memory without end in a training loop."""
+    """s3prl's hooks would otherwise collect every state of every use of the model, memory without
+    end in a training loop."""
     encoder = build(toy_hubert())
     found = encoder.hidden_states([speechlike(8_000)])
     kept = [weakref.ref(state) for state in found.states]
@@ -101,7 +117,11 @@ def test_layer_drop_is_off_even_when_the_checkpoint_asks_for_it() -> None:
 
 def test_the_first_five_misfits_are_named() -> None:
     weights = toy_hubert()
-    state = {name: tensor for name, tensor in weights.state.items() if ".layers.1." not in name or "fc" in name}
+    state = {
+        name: tensor
+        for name, tensor in weights.state.items()
+        if ".layers.1." not in name or "fc" in name
+    }
     state["mask_emb"] = torch.zeros(3)
     with pytest.raises(UserError, match=r"is missing.*and \d+ more") as told:
         build(EncoderWeights(family="hubert", config=weights.config, state=state))
@@ -109,7 +129,8 @@ def test_the_first_five_misfits_are_named() -> None:
 
 
 def test_a_built_encoder_can_be_used_after_its_weights_changed() -> None:
-    """Weight normalisation must be computed at every forward pass, not once when the model was built."""
+    """Weight normalisation must be computed at every forward pass, not once when the model was
+    built."""
     encoder, wave = build(toy_hubert()), speechlike(4_000)
     before = encoder.hidden_states([wave]).states[0]
     with torch.no_grad():
@@ -118,9 +139,12 @@ def test_a_built_encoder_can_be_used_after_its_weights_changed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("family", "changes"), [("wav2vec2", {"pos_conv_depth": 3}), ("hubert", {"required_seq_len_multiple": 7})]
+    ("family", "changes"),
+    [("wav2vec2", {"pos_conv_depth": 3}), ("hubert", {"required_seq_len_multiple": 7})],
 )
-def test_padding_is_silent_between_positional_convolutions_too(family: str, changes: dict[str, int]) -> None:
+def test_padding_is_silent_between_positional_convolutions_too(
+    family: str, changes: dict[str, int]
+) -> None:
     part = FAMILIES.get(family)
     assert part.example_config is not None and part.initial is not None
     config = part.example_config(2, 16, False)
@@ -140,9 +164,13 @@ def test_masking_is_that_of_s3prl(family: str, training: bool) -> None:
     encoder = FAMILIES.get(family).build(lively(toy(family)))
     model: Any = encoder.module().train(training)
     wave, other = speechlike(8_000), speechlike(8_000, 1)
-    masked = [torch.randperm(24, generator=torch.Generator().manual_seed(seed)) < 11 for seed in range(2)]
+    masked = [
+        torch.randperm(24, generator=torch.Generator().manual_seed(seed)) < 11 for seed in range(2)
+    ]
 
-    def apply_mask(x: torch.Tensor, padding_mask: Any, *rest: Any, **more: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    def apply_mask(
+        x: torch.Tensor, padding_mask: Any, *rest: Any, **more: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         x[torch.stack(masked)] = model.mask_emb
         return x, torch.stack(masked)
 
@@ -153,13 +181,18 @@ def test_masking_is_that_of_s3prl(family: str, training: bool) -> None:
         theirs = model.extract_features(torch.stack([wave, other]), no_padding, mask=True)
     torch.manual_seed(0)
     ours = encoder.hidden_states_of(encoder.front([wave, other]), masked).states[-1]
-    torch.testing.assert_close(ours, theirs["x"] if family == "wav2vec2" else theirs[0], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        ours, theirs["x"] if family == "wav2vec2" else theirs[0], atol=1e-5, rtol=1e-5
+    )
 
 
 @pytest.mark.parametrize(
     ("text", "layers"),
     [
-        ("[(512,10,5)] + [(512,3,2)] * 4 + [(512,2,2)] * 2", ((512, 10, 5), *[(512, 3, 2)] * 4, *[(512, 2, 2)] * 2)),
+        (
+            "[(512,10,5)] + [(512,3,2)] * 4 + [(512,2,2)] * 2",
+            ((512, 10, 5), *[(512, 3, 2)] * 4, *[(512, 2, 2)] * 2),
+        ),
         (
             "[(512, 10, 5)] + [(512, 3, 2)] * 4 + [(512,2,2)] + [(512,2,2)]",
             ((512, 10, 5), *[(512, 3, 2)] * 4, *[(512, 2, 2)] * 2),
@@ -168,7 +201,9 @@ def test_masking_is_that_of_s3prl(family: str, training: bool) -> None:
         (" [ ( 1 , 2 , 3 ) ] ", ((1, 2, 3),)),
     ],
 )
-def test_conv_layers_are_read_as_python_would(text: str, layers: tuple[tuple[int, int, int], ...]) -> None:
+def test_conv_layers_are_read_as_python_would(
+    text: str, layers: tuple[tuple[int, int, int], ...]
+) -> None:
     assert parse_conv_layers(text) == layers
     assert layers == tuple(eval(text, {"__builtins__": {}}))
 
@@ -201,14 +236,17 @@ def test_nothing_else_is_accepted_as_conv_layers(text: Any) -> None:
 
 def test_a_configuration_with_code_is_refused_and_not_run(tmp_path: Any) -> None:
     trap = tmp_path / "ran"
-    config = toy_config(conv_feature_layers=f"[(8, 10, 5)] + [open({str(trap)!r}, 'w') and (8, 3, 2)]")
+    config = toy_config(
+        conv_feature_layers=f"[(8, 10, 5)] + [open({str(trap)!r}, 'w') and (8, 3, 2)]"
+    )
     with pytest.raises(UserError, match="Nothing in it was evaluated"):
         build(EncoderWeights(family="hubert", config=config, state=toy_hubert().state))
     assert not trap.exists()
 
 
 def test_nothing_needs_a_compiled_torchaudio_and_a_description_needs_no_s3prl() -> None:
-    """In a fresh interpreter in which the extension refuses to load, as with a CUDA wheel on a machine without CUDA."""
+    """In a fresh interpreter in which the extension refuses to load, as with a CUDA wheel on a
+    machine without CUDA."""
     program = (
         "import sys, torch\n"
         "def refuse(path): raise OSError('libc10_cuda.so: cannot open shared object file')\n"
@@ -222,7 +260,9 @@ def test_nothing_needs_a_compiled_torchaudio_and_a_description_needs_no_s3prl() 
         "import torchaudio\n"
         "assert torchaudio.functional.filtering._IS_TORCHAUDIO_EXT_AVAILABLE is False\n"
     )
-    done = subprocess.run([sys.executable, "-W", "error", "-c", program], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", program], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
 
 
@@ -237,7 +277,9 @@ def forced_align() -> None: ...
 @contextmanager
 def silent_position_bias() -> Iterator[None]:
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Support for mismatched key_padding_mask and attn_mask", UserWarning)
+        warnings.filterwarnings(
+            "ignore", "Support for mismatched key_padding_mask and attn_mask", UserWarning
+        )
         yield
 
 
@@ -246,7 +288,9 @@ def test_log_mel_is_kaldis(bands: int, samples: int) -> None:
     from torchaudio.compliance.kaldi import fbank
 
     wave = speechlike(samples)
-    theirs = fbank(wave[None], num_mel_bins=bands, window_type="hamming", dither=0.0, snip_edges=True)
+    theirs = fbank(
+        wave[None], num_mel_bins=bands, window_type="hamming", dither=0.0, snip_edges=True
+    )
     torch.testing.assert_close(log_mel(wave, bands), theirs, atol=2e-3, rtol=0)
 
 
@@ -259,7 +303,9 @@ def test_fbank_is_normalised_and_independent_of_the_batch() -> None:
         assert torch.equal(together.states[0][index, :frames], alone)
         assert (together.states[0][index, frames:] == 0).all()
         torch.testing.assert_close(alone.mean(dim=0), torch.zeros(80), atol=1e-4, rtol=0)
-        torch.testing.assert_close(alone.std(dim=0, correction=0), torch.ones(80), atol=1e-3, rtol=0)
+        torch.testing.assert_close(
+            alone.std(dim=0, correction=0), torch.ones(80), atol=1e-3, rtol=0
+        )
 
 
 def test_fbank_of_one_frame_is_finite() -> None:

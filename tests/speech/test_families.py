@@ -1,4 +1,5 @@
-"""Every family against s3prl's own expert, loaded by s3prl's own code from a file in the layout that it wants."""
+"""Every family against s3prl's own expert, loaded by s3prl's own code from a file in the layout
+that it wants."""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ import torch
 from speechft_ray.core.errors import UserError
 from speechft_ray.core.units import frame_count
 from speechft_ray.speech.encoders.base import FAMILIES, EncoderWeights
-from tests.speech.toys import lively, speechlike, toy
+from tests.speech.toy_models import lively, speechlike, toy
 
 FILES: dict[str, Callable[[EncoderWeights], dict[str, Any]]] = {
     "hubert": lambda weights: {**weights.config, "model_weight": weights.state},
@@ -25,7 +26,8 @@ FILES: dict[str, Callable[[EncoderWeights], dict[str, Any]]] = {
 """The content of the file that s3prl's expert of each family reads."""
 
 FLOAT_NOISE = {"atol": 3e-6, "rtol": 0.0}
-"""Most states are equal to the bit; the last ones of a matrix product depend on where in memory the weights lie."""
+"""Most states are equal to the bit; the last ones of a matrix product depend on where in memory the
+weights lie."""
 
 LENGTHS = [(16_000,), (12_000, 12_000), (16_000, 9_000, 12_345, 720)]
 
@@ -54,7 +56,9 @@ def assert_same_states(weights: EncoderWeights, theirs: Any, lengths: tuple[int,
 @pytest.mark.filterwarnings("ignore:Support for mismatched:UserWarning")  # s3prl's WavLM
 @pytest.mark.parametrize("large", [False, True], ids=["base", "large"])
 @pytest.mark.parametrize("name", sorted(FILES))
-def test_hidden_states_are_those_of_s3prl(name: str, large: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hidden_states_are_those_of_s3prl(
+    name: str, large: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     weights = lively(toy(name, large=large))
     FAMILIES.get(name).build(weights)  # s3prl can be imported from here on
     if name == "decoar2":  # s3prl knows one size only
@@ -81,19 +85,27 @@ def test_decoar2_takes_one_window_as_silence() -> None:
     with torch.inference_mode():
         one, other = (encoder.hidden_states([speechlike(400, seed)]).states for seed in (0, 1))
         longer = encoder.hidden_states([speechlike(560)]).states
-    assert all(torch.isfinite(state).all() and torch.equal(state, same) for state, same in zip(one, other, strict=True))
+    assert all(
+        torch.isfinite(state).all() and torch.equal(state, same)
+        for state, same in zip(one, other, strict=True)
+    )
     assert all(torch.isfinite(state).all() and state.shape[1] == 1 for state in longer)
     assert not torch.allclose(one[0], longer[0])
 
 
 @pytest.mark.parametrize("name", sorted(FILES))
 def test_every_family_counts_frames_alike(name: str) -> None:
-    """On all lengths around the steps of the formula: the network alone yields exactly so many frames."""
+    """On all lengths around the steps of the formula: the network alone yields exactly so many
+    frames."""
     encoder = FAMILIES.get(name).build(toy(name))
     with torch.inference_mode():
         for samples in (400, 401, 559, 560, 719, 720, 721, 1_039, 1_040, 16_000, 16_079, 16_080):
             found = encoder.hidden_states([speechlike(samples)])
-            assert {state.shape[1] for state in found.states} == {frame_count(samples)} == set(found.frames.tolist())
+            assert (
+                {state.shape[1] for state in found.states}
+                == {frame_count(samples)}
+                == set(found.frames.tolist())
+            )
 
 
 def test_relative_positions_of_wavlm_reach_every_layer() -> None:
@@ -103,7 +115,9 @@ def test_relative_positions_of_wavlm_reach_every_layer() -> None:
     build = FAMILIES.get("wavlm").build
     with torch.inference_mode():
         states, without = (
-            build(EncoderWeights(family="wavlm", config=weights.config, state=state)).hidden_states([speechlike(8_000)]).states
+            build(EncoderWeights(family="wavlm", config=weights.config, state=state))
+            .hidden_states([speechlike(8_000)])
+            .states
             for state in (weights.state, flat)
         )
     assert torch.equal(states[0], without[0])
@@ -156,17 +170,24 @@ OWN: list[tuple[str, str, Any, str]] = [
     + [(name, *case) for name in ("hubert", "wav2vec2", "wavlm") for case in CONVOLUTIONAL]
     + OWN,
 )
-def test_bad_options_are_told_before_anything_is_built(name: str, option: str, value: Any, told: str) -> None:
+def test_bad_options_are_told_before_anything_is_built(
+    name: str, option: str, value: Any, told: str
+) -> None:
     family = FAMILIES.get(name)
     assert family.example_config is not None
     config = family.example_config(2, 16, False)
     config[MODEL[name]][option] = value
-    for act in (family.describe, lambda config: family.build(EncoderWeights(family=name, config=config, state={}))):
+    for act in (
+        family.describe,
+        lambda config: family.build(EncoderWeights(family=name, config=config, state={})),
+    ):
         with pytest.raises(UserError, match=told):
             act(config)
 
 
-@pytest.mark.parametrize(("name", "section"), [(name, section) for name in sorted(FILES) for section in toy(name).config])
+@pytest.mark.parametrize(
+    ("name", "section"), [(name, section) for name in sorted(FILES) for section in toy(name).config]
+)
 def test_missing_sections_are_told(name: str, section: str) -> None:
     config = {key: value for key, value in toy(name).config.items() if key != section}
     with pytest.raises(UserError, match=section):
@@ -174,7 +195,12 @@ def test_missing_sections_are_told(name: str, section: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("symbols", "told"), [("abc", "dictionaries_symbols"), ([[1]], "label names"), ([["a"] * 5_000_000], "label embeddings")]
+    ("symbols", "told"),
+    [
+        ("abc", "dictionaries_symbols"),
+        ([[1]], "label names"),
+        ([["a"] * 5_000_000], "label embeddings"),
+    ],
 )
 def test_dictionaries_of_hubert_are_checked(symbols: Any, told: str) -> None:
     with pytest.raises(UserError, match=told):
@@ -191,6 +217,8 @@ def test_another_sample_rate_is_told(name: str) -> None:
 @pytest.mark.parametrize("name", sorted(FILES))
 def test_depth_of_the_configuration_must_be_that_of_the_weights(name: str) -> None:
     weights = toy(name)
-    shallow = {other: tensor for other, tensor in weights.state.items() if ".layers.1." not in other}
+    shallow = {
+        other: tensor for other, tensor in weights.state.items() if ".layers.1." not in other
+    }
     with pytest.raises(UserError, match="encoder_layers` must be 1"):
         FAMILIES.get(name).build(EncoderWeights(family=name, config=weights.config, state=shallow))

@@ -1,4 +1,5 @@
-"""Heads, their losses and measures, the weighted sum and vocabularies, against references that share no code with them."""
+"""Heads, their losses and measures, the weighted sum and vocabularies, against references that
+share no code with them."""
 
 from __future__ import annotations
 
@@ -15,7 +16,15 @@ from torch import nn
 from speechft_ray.core.errors import UserError
 from speechft_ray.speech.corpora.base import Utterance
 from speechft_ray.speech.heads import ctc, frame, pooled
-from speechft_ray.speech.heads.ctc import CtcHead, CtcOptions, both_ways, ctc_loss, edit_distance, frames_needed, greedy_ctc
+from speechft_ray.speech.heads.ctc import (
+    CtcHead,
+    CtcOptions,
+    both_ways,
+    ctc_loss,
+    edit_distance,
+    frames_needed,
+    greedy_ctc,
+)
 from speechft_ray.speech.heads.featurizer import Featurizer, normalized
 from speechft_ray.speech.heads.frame import FrameHead, frame_labels
 from speechft_ray.speech.heads.pooled import PooledHead, mean_over_frames
@@ -36,13 +45,17 @@ def test_the_featurizer_is_a_softmax_weighted_sum_of_normalised_states() -> None
     layers = centred / np.sqrt((centred**2).mean(axis=-1, keepdims=True) + 1e-5)
     shares = np.exp([0.0, 1.0, -2.0]) / np.exp([0.0, 1.0, -2.0]).sum()
     expected = sum(share * layer for share, layer in zip(shares, layers, strict=True))
-    np.testing.assert_allclose(featurizer(states).detach().numpy(), expected, rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(
+        featurizer(states).detach().numpy(), expected, rtol=1e-12, atol=1e-12
+    )
 
 
 def test_the_featurizer_starts_as_the_plain_average_and_learns_its_weights() -> None:
     featurizer = Featurizer(4, normalize=False).double()
     states = _double(4, 2, 3, 5)
-    np.testing.assert_allclose(featurizer(states).detach().numpy(), states.numpy().mean(axis=0), rtol=1e-12)
+    np.testing.assert_allclose(
+        featurizer(states).detach().numpy(), states.numpy().mean(axis=0), rtol=1e-12
+    )
     featurizer(states).square().sum().backward()
     assert [name for name, _ in featurizer.named_parameters()] == ["weights"]
     assert bool((featurizer.weights.grad != 0).all())
@@ -54,7 +67,9 @@ def test_means_of_normalised_states_give_the_means_of_the_frames(normalize: bool
     torch.nn.init.normal_(featurizer.weights)
     states, frames = _double(3, 2, 6, 4), torch.tensor([6, 4])
     ready = normalized(states) if normalize else states
-    means = torch.stack([mean_over_frames(layer, frames) for layer in ready], dim=1)  # -> (batch, layers, dim)
+    means = torch.stack(
+        [mean_over_frames(layer, frames) for layer in ready], dim=1
+    )  # -> (batch, layers, dim)
     torch.testing.assert_close(featurizer(means), mean_over_frames(featurizer(states), frames))
 
 
@@ -64,8 +79,13 @@ def test_pooled_is_linear_mean_linear_over_valid_frames() -> None:
     logits = head(features, frames)
     first, second = head.projector, head.output
     for row, length in enumerate([6, 2]):
-        projected = features[row, :length].numpy() @ first.weight.detach().numpy().T + first.bias.detach().numpy()
-        expected = projected.mean(axis=0) @ second.weight.detach().numpy().T + second.bias.detach().numpy()
+        projected = (
+            features[row, :length].numpy() @ first.weight.detach().numpy().T
+            + first.bias.detach().numpy()
+        )
+        expected = (
+            projected.mean(axis=0) @ second.weight.detach().numpy().T + second.bias.detach().numpy()
+        )
         np.testing.assert_allclose(logits[row].detach().numpy(), expected, rtol=1e-10)
     torch.testing.assert_close(head(mean_over_frames(features, frames)), logits)
 
@@ -77,18 +97,30 @@ def test_pooled_ignores_padding_even_when_it_is_not_a_number() -> None:
 
 
 def test_sizes_are_those_of_s3prl() -> None:
-    """libriphone: 768 -> 256 -> 74. asr: 768 -> 1024, two bidirectional LSTM of 1024, 2048 -> 32. emotion: 768 -> 256 -> 4."""
+    """libriphone: 768 -> 256 -> 74. asr: 768 -> 1024, two bidirectional LSTM of 1024, 2048 -> 32.
+    emotion: 768 -> 256 -> 4."""
 
     def shapes(head: nn.Module) -> dict[str, tuple[int, ...]]:
-        return {name: tuple(value.shape) for name, value in head.named_parameters() if "weight" in name}
+        return {
+            name: tuple(value.shape) for name, value in head.named_parameters() if "weight" in name
+        }
 
     with torch.device("meta"):
-        assert shapes(CtcHead(768, 74)) == {"projector.weight": (256, 768), "output.weight": (74, 256)}
-        assert shapes(PooledHead(768, 4)) == {"projector.weight": (256, 768), "output.weight": (4, 256)}
+        assert shapes(CtcHead(768, 74)) == {
+            "projector.weight": (256, 768),
+            "output.weight": (74, 256),
+        }
+        assert shapes(PooledHead(768, 4)) == {
+            "projector.weight": (256, 768),
+            "output.weight": (4, 256),
+        }
         assert shapes(FrameHead(768, 39)) == {"output.weight": (39, 768)}
         asr = shapes(CtcHead(768, 32, projection=1024, lstm_layers=2))
     assert asr["projector.weight"] == (1024, 768) and asr["output.weight"] == (32, 2048)
-    assert [asr[f"layers.{layer}.weight_ih_l0_reverse"] for layer in (0, 1)] == [(4096, 1024), (4096, 2048)]
+    assert [asr[f"layers.{layer}.weight_ih_l0_reverse"] for layer in (0, 1)] == [
+        (4096, 1024),
+        (4096, 2048),
+    ]
     assert shapes(CtcHead(8, 3, projection=None)) == {"output.weight": (3, 8)}
 
 
@@ -106,7 +138,9 @@ def test_a_bidirectional_layer_is_torchs_own_on_each_utterance_alone() -> None:
     features, frames = _double(3, 7, 4), torch.tensor([5, 7, 1])
     found = both_ways(layer, features, frames)
     for row, length in enumerate(frames.tolist()):
-        torch.testing.assert_close(found[row, :length], layer(features[row : row + 1, :length])[0][0])
+        torch.testing.assert_close(
+            found[row, :length], layer(features[row : row + 1, :length])[0][0]
+        )
     found[0, :5].square().sum().backward()
     gradients = [value.grad.clone() for value in layer.parameters()]
     layer.zero_grad()
@@ -125,7 +159,11 @@ def _ctc_by_enumeration(probabilities: np.ndarray, target: list[int]) -> float:
 
 
 def test_ctc_loss_divides_each_utterance_by_its_target_then_averages() -> None:
-    logits, frames, targets = _double(2, 5, 3), torch.tensor([5, 4]), [torch.tensor([1, 2, 2]), torch.tensor([2])]
+    logits, frames, targets = (
+        _double(2, 5, 3),
+        torch.tensor([5, 4]),
+        [torch.tensor([1, 2, 2]), torch.tensor([2])],
+    )
     losses = []
     for row, length, target in zip(logits, [5, 4], targets, strict=True):
         probabilities = torch.softmax(row[:length], dim=-1).numpy()
@@ -140,11 +178,21 @@ def test_ctc_loss_of_an_impossible_target_is_zero() -> None:
     assert loss.item() == 0 and bool((logits.grad == 0).all())
 
 
-@pytest.mark.parametrize(("target", "needed"), [([], 0), ([1], 1), ([1, 2, 1], 3), ([1, 1], 3), ([2, 2, 2, 1], 6)])
+@pytest.mark.parametrize(
+    ("target", "needed"), [([], 0), ([1], 1), ([1, 2, 1], 3), ([1, 1], 3), ([2, 2, 2, 1], 6)]
+)
 def test_frames_needed_is_the_shortest_path(target: list[int], needed: int) -> None:
     assert frames_needed(torch.tensor(target, dtype=torch.long)) == needed
-    paths = (list(path) for length in range(needed + 1) for path in itertools.product(range(3), repeat=length))
-    shortest = next(path for path in paths if [symbol for symbol, _ in itertools.groupby(path) if symbol] == target)
+    paths = (
+        list(path)
+        for length in range(needed + 1)
+        for path in itertools.product(range(3), repeat=length)
+    )
+    shortest = next(
+        path
+        for path in paths
+        if [symbol for symbol, _ in itertools.groupby(path) if symbol] == target
+    )
     assert len(shortest) == needed
 
 
@@ -160,18 +208,24 @@ def test_edit_distance_agrees_with_jiwer() -> None:
     for _ in range(50):
         left, right = (draw.integers(0, 4, draw.integers(1, 9)).tolist() for _ in range(2))
         counts = jiwer.process_words(" ".join(map(str, left)), " ".join(map(str, right)))
-        assert edit_distance(left, right) == counts.substitutions + counts.insertions + counts.deletions
+        assert (
+            edit_distance(left, right)
+            == counts.substitutions + counts.insertions + counts.deletions
+        )
     assert edit_distance([], [1, 2]) == edit_distance([1, 2], []) == 2
 
 
 def test_token_errors_count_against_all_target_tokens() -> None:
     logits = nn.functional.one_hot(torch.tensor([[1, 2, 0, 0], [1, 0, 1, 2]]), 3).float()
-    tally = ctc.token_errors(logits, torch.tensor([4, 3]), [torch.tensor([1, 2, 2]), torch.tensor([2])])
+    tally = ctc.token_errors(
+        logits, torch.tensor([4, 3]), [torch.tensor([1, 2, 2]), torch.tensor([2])]
+    )
     assert tally == (1 + 2, 4)
 
 
 def test_frame_labels_are_those_at_frame_centres() -> None:
-    """Frame i is centred on sample 320 i + 200: the centres of 1360 samples are 200, 520, 840 and 1160."""
+    """Frame i is centred on sample 320 i + 200: the centres of 1360 samples are 200, 520, 840 and
+    1160."""
     assert frame_labels([(0, "a"), (520, "b"), (841, "c")], 1360) == ["a", "b", "b", "c"]
     assert frame_labels([(300, "a")], 1360) == [None, "a", "a", "a"]
     assert frame_labels([(0, "a")], 399) == []
@@ -179,21 +233,42 @@ def test_frame_labels_are_those_at_frame_centres() -> None:
 
 
 def test_frame_targets_without_a_label_are_ignored() -> None:
-    utterance = Utterance(key="u", split="train", samples=1360, labels={"phones": "a b"}, alignment=((300, "a"), (900, "b")))
+    utterance = Utterance(
+        key="u",
+        split="train",
+        samples=1360,
+        labels={"phones": "a b"},
+        alignment=((300, "a"), (900, "b")),
+    )
     vocabulary = Vocabulary.of(["a", "b"], reserved=0)
-    assert frame.targets(frame.FrameOptions(), utterance, "phones", vocabulary).tolist() == [-100, 0, 0, 1]
+    assert frame.targets(frame.FrameOptions(), utterance, "phones", vocabulary).tolist() == [
+        -100,
+        0,
+        0,
+        1,
+    ]
     unlabelled = replace(utterance, alignment=((0, "a"), (500, ""), (900, "b")))
     assert frame.tokens(frame.FrameOptions(), unlabelled, "phones") == ["a", "b"]
-    assert frame.targets(frame.FrameOptions(), unlabelled, "phones", vocabulary).tolist() == [0, -100, -100, 1]
+    assert frame.targets(frame.FrameOptions(), unlabelled, "phones", vocabulary).tolist() == [
+        0,
+        -100,
+        -100,
+        1,
+    ]
 
 
 def test_frame_loss_is_the_mean_over_labelled_frames() -> None:
     logits, frames = _double(2, 4, 3), torch.tensor([4, 2])
-    targets = [torch.tensor([0, -100, 2, 1, 1]), torch.tensor([1])]  # one longer than the frames, one shorter
+    targets = [
+        torch.tensor([0, -100, 2, 1, 1]),
+        torch.tensor([1]),
+    ]  # one longer than the frames, one shorter
     by_hand = []
     for row, time, label in [(0, 0, 0), (0, 2, 2), (0, 3, 1), (1, 0, 1)]:
         by_hand.append(-math.log(torch.softmax(logits[row, time], dim=0)[label]))
-    assert frame.cross_entropy(logits, frames, targets).item() == pytest.approx(sum(by_hand) / 4, rel=1e-12)
+    assert frame.cross_entropy(logits, frames, targets).item() == pytest.approx(
+        sum(by_hand) / 4, rel=1e-12
+    )
     assert frame.right_answers(logits, frames, targets).total == 4
 
 
@@ -206,7 +281,9 @@ def test_frame_loss_without_any_label_is_zero_with_a_gradient() -> None:
 
 def test_pooled_answers_are_counted_by_utterance() -> None:
     logits = torch.tensor([[1.0, 2.0], [3.0, 0.0], [0.0, 1.0]])
-    assert pooled.right_answers(logits, torch.ones(3), [torch.tensor([label]) for label in (1, 1, 1)]) == (2, 3)
+    assert pooled.right_answers(
+        logits, torch.ones(3), [torch.tensor([label]) for label in (1, 1, 1)]
+    ) == (2, 3)
 
 
 def test_vocabularies_are_sorted_and_go_both_ways() -> None:
@@ -235,7 +312,9 @@ def test_labels_are_split_into_tokens_and_joined_again(label: str, unit, tokens:
     assert tokens_of(text_of(tokens, unit), unit) == tokens
 
 
-@pytest.mark.parametrize(("part", "options"), [(ctc, CtcOptions()), (pooled, pooled.PooledOptions())])
+@pytest.mark.parametrize(
+    ("part", "options"), [(ctc, CtcOptions()), (pooled, pooled.PooledOptions())]
+)
 def test_an_empty_label_names_its_utterance(part, options) -> None:
     utterance = Utterance(key="u-7", split="train", samples=1360, labels={"text": " "})
     with pytest.raises(UserError, match=r"`u-7` has no label in the column `text`"):

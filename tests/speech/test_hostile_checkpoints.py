@@ -1,4 +1,5 @@
-"""Files that mean harm, or are not what they say: each ends in one sentence, exit code 2, no code run and nothing written."""
+"""Files that mean harm, or are not what they say: each ends in one sentence, exit code 2, no code
+run and nothing written."""
 
 from __future__ import annotations
 
@@ -22,7 +23,7 @@ from speechft_ray.speech.checkpoints.base import FORMATS
 from speechft_ray.speech.checkpoints.fairseq import FAIRSEQ
 from speechft_ray.speech.checkpoints.hf import HF
 from speechft_ray.speech.checkpoints.load import load_checkpoint
-from tests.speech.toys import toy, toy_config, toy_hubert
+from tests.speech.toy_models import toy, toy_config, toy_hubert
 
 TRAP = "trap-was-sprung"
 
@@ -93,7 +94,9 @@ def zip_bomb(folder: Path) -> Path:
     def edit(archive: zipfile.ZipFile, members: list[tuple[str, bytes]]) -> None:
         for name, data in members:
             archive.writestr(name, data)
-        archive.writestr(members[0][0].split("/")[0] + "/data/999", bytes(64 * 2**20), zipfile.ZIP_DEFLATED)
+        archive.writestr(
+            members[0][0].split("/")[0] + "/data/999", bytes(64 * 2**20), zipfile.ZIP_DEFLATED
+        )
 
     return rezipped(folder / "bomb.pt", edit)
 
@@ -109,14 +112,20 @@ def doubled_member(folder: Path) -> Path:
 
 
 def overlapping_members(folder: Path) -> Path:
-    """A directory in which every entry points to the same bytes: small on disk, large when added up."""
+    """A directory in which every entry points to the same bytes: small on disk, large when added
+    up."""
     path = folder / "overlap.pt"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("a/data.pkl", bytes(2000))
         first = archive.infolist()[0]
         for index in range(50):
             again = zipfile.ZipInfo(f"a/data/{index}")
-            again.header_offset, again.file_size, again.compress_size, again.CRC = 0, 2000, 2000, first.CRC
+            again.header_offset, again.file_size, again.compress_size, again.CRC = (
+                0,
+                2000,
+                2000,
+                first.CRC,
+            )
             archive.filelist.append(again)
             archive.NameToInfo[again.filename] = again
     return path
@@ -133,7 +142,8 @@ def os_system_legacy(folder: Path) -> Path:
 
 
 def claims_terabytes_legacy(folder: Path) -> Path:
-    """The format from before 1.6 says how much memory to reserve; 77 values become 2**40 of them."""
+    """The format from before 1.6 says how much memory to reserve; 77 values become 2**40 of
+    them."""
     path = folder / "vast.pt"
     torch.save({"model_weight": {"w": torch.zeros(77)}}, path, _use_new_zipfile_serialization=False)
     raw = path.read_bytes()
@@ -143,7 +153,9 @@ def claims_terabytes_legacy(folder: Path) -> Path:
 
 
 def builtin_eval(folder: Path) -> Path:
-    return s3prl(folder / "eval.pt", extra=Payload(eval, f"__import__('pathlib').Path('{TRAP}').touch()"))
+    return s3prl(
+        folder / "eval.pt", extra=Payload(eval, f"__import__('pathlib').Path('{TRAP}').touch()")
+    )
 
 
 def bare_pickle(folder: Path) -> Path:
@@ -153,11 +165,16 @@ def bare_pickle(folder: Path) -> Path:
 
 
 def conv_is_code(folder: Path) -> Path:
-    return changed(folder / "conv.pt", conv_feature_layers=f"[(8,10,5)] + [open('{TRAP}', 'w') and (8,3,2)] * 6")
+    return changed(
+        folder / "conv.pt",
+        conv_feature_layers=f"[(8,10,5)] + [open('{TRAP}', 'w') and (8,3,2)] * 6",
+    )
 
 
 def activation_is_code(folder: Path) -> Path:
-    return changed(folder / "activation.pt", activation_fn=f"__import__('os').system('touch {TRAP}')")
+    return changed(
+        folder / "activation.pt", activation_fn=f"__import__('os').system('touch {TRAP}')"
+    )
 
 
 def hubert_as_wav2vec2(folder: Path) -> Path:
@@ -183,16 +200,29 @@ def no_config(folder: Path) -> Path:
 def fine_tuned_ctc(folder: Path) -> Path:
     path = folder / "ctc.pt"
     FAIRSEQ.write(path, toy("hubert"), {})
-    content = {"args": None, "cfg": {"model": {"_name": "hubert_ctc"}, "task": {}}, "task_state": {}}
-    state = {f"w2v_encoder.w2v_model.{name}": tensor for name, tensor in toy("hubert").state.items()}
-    state |= {"w2v_encoder.proj.weight": torch.zeros(32, 16), "w2v_encoder.proj.bias": torch.zeros(32)}
+    content = {
+        "args": None,
+        "cfg": {"model": {"_name": "hubert_ctc"}, "task": {}},
+        "task_state": {},
+    }
+    state = {
+        f"w2v_encoder.w2v_model.{name}": tensor for name, tensor in toy("hubert").state.items()
+    }
+    state |= {
+        "w2v_encoder.proj.weight": torch.zeros(32, 16),
+        "w2v_encoder.proj.bias": torch.zeros(32),
+    }
     path.unlink()
     torch.save({**content, "model": state}, path)
     return path
 
 
 def other_fairseq_model(folder: Path) -> Path:
-    content = {"args": None, "cfg": {"model": {"_name": "data2vec_audio"}, "task": {}}, "model": dict(toy_hubert().state)}
+    content = {
+        "args": None,
+        "cfg": {"model": {"_name": "data2vec_audio"}, "task": {}},
+        "model": dict(toy_hubert().state),
+    }
     torch.save(content, folder / "data2vec.pt")
     return folder / "data2vec.pt"
 
@@ -239,8 +269,12 @@ def name_with_newline(folder: Path) -> Path:
 
 def namespace_with_tricks(folder: Path) -> Path:
     args = argparse.Namespace(arch="wav2vec2", task="audio_pretraining")
-    vars(args).update({"__class__": "os", "__reduce__": "x", "__dict__": {}, "state": {}, "encoder_layers": [1]})
-    torch.save({"args": args, "cfg": None, "model": dict(toy("wav2vec2").state)}, folder / "namespace.pt")
+    vars(args).update(
+        {"__class__": "os", "__reduce__": "x", "__dict__": {}, "state": {}, "encoder_layers": [1]}
+    )
+    torch.save(
+        {"args": args, "cfg": None, "model": dict(toy("wav2vec2").state)}, folder / "namespace.pt"
+    )
     return folder / "namespace.pt"
 
 
@@ -318,7 +352,9 @@ def sharded(folder: Path, place: str) -> Path:
     model = hf(folder)
     state = load_file(model / "model.safetensors")
     (model / "model.safetensors").rename(folder / "outside.safetensors")
-    (model / "model.safetensors.index.json").write_text(json.dumps({"weight_map": dict.fromkeys(state, place)}))
+    (model / "model.safetensors.index.json").write_text(
+        json.dumps({"weight_map": dict.fromkeys(state, place)})
+    )
     return model
 
 
@@ -346,14 +382,22 @@ def hf_bin_runs_code(folder: Path) -> Path:
 
 
 def downstream_of_nobody(folder: Path) -> Path:
-    """s3prl's own kind of file does not say what encoder it holds, and these sizes were never published."""
-    upstream = OrderedDict((f"model.{name}", tensor) for name, tensor in toy("hubert").state.items())
-    torch.save({"Upstream": upstream, "Args": argparse.Namespace(upstream="hubert"), "Config": {}}, folder / "down.ckpt")
+    """s3prl's own kind of file does not say what encoder it holds, and these sizes were never
+    published."""
+    upstream = OrderedDict(
+        (f"model.{name}", tensor) for name, tensor in toy("hubert").state.items()
+    )
+    torch.save(
+        {"Upstream": upstream, "Args": argparse.Namespace(upstream="hubert"), "Config": {}},
+        folder / "down.ckpt",
+    )
     return folder / "down.ckpt"
 
 
 def downstream_without_upstream(folder: Path) -> Path:
-    torch.save({"Downstream": {}, "Featurizer": {}, "Args": argparse.Namespace()}, folder / "head.ckpt")
+    torch.save(
+        {"Downstream": {}, "Featurizer": {}, "Args": argparse.Namespace()}, folder / "head.ckpt"
+    )
     return folder / "head.ckpt"
 
 
@@ -411,7 +455,10 @@ def listing(folder: Path) -> set[Path]:
 
 @pytest.mark.parametrize("make", HOSTILE, ids=lambda make: make.__name__)
 def test_one_sentence_and_nothing_written(
-    make: Callable[[Path], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    make: Callable[[Path], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
     path = make(tmp_path)
@@ -428,9 +475,14 @@ def test_one_sentence_and_nothing_written(
     assert TRAP not in {file.name for file in before}
 
 
-@pytest.mark.parametrize("make", [truncated, os_system, missing_layer, conv_is_code], ids=lambda make: make.__name__)
+@pytest.mark.parametrize(
+    "make", [truncated, os_system, missing_layer, conv_is_code], ids=lambda make: make.__name__
+)
 def test_inspect_says_the_same(
-    make: Callable[[Path], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    make: Callable[[Path], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
     path = make(tmp_path)
@@ -468,12 +520,24 @@ def test_what_the_allow_list_admits_does_nothing(tmp_path: Path) -> None:
 def test_an_honest_namespace_still_loads(tmp_path: Path) -> None:
     """The old kind of fairseq file: every option of the model and the task side by side."""
     weights = toy("wav2vec2")
-    options = {**weights.config["model_cfg"], **weights.config["task_cfg"], "arch": "wav2vec2", "task": "audio_pretraining"}
+    options = {
+        **weights.config["model_cfg"],
+        **weights.config["task_cfg"],
+        "arch": "wav2vec2",
+        "task": "audio_pretraining",
+    }
     del options["_name"]
     torch.save(
-        {"args": argparse.Namespace(**options, lr=[0.1]), "cfg": None, "model": dict(weights.state)}, tmp_path / "old.pt"
+        {
+            "args": argparse.Namespace(**options, lr=[0.1]),
+            "cfg": None,
+            "model": dict(weights.state),
+        },
+        tmp_path / "old.pt",
     )
     found = load_checkpoint(tmp_path / "old.pt").weights
     assert found.config["task_cfg"] == {**weights.config["task_cfg"]}
-    assert {key: found.config["model_cfg"][key] for key in weights.config["model_cfg"]} == weights.config["model_cfg"]
+    assert {
+        key: found.config["model_cfg"][key] for key in weights.config["model_cfg"]
+    } == weights.config["model_cfg"]
     assert "lr" not in found.config["model_cfg"]

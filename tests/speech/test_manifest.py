@@ -1,4 +1,5 @@
-"""The manifest corpus: what it reads, what it remembers, and that it tells every mistake at once."""
+"""The manifest corpus: what it reads, what it remembers, and that it tells every mistake at
+once."""
 
 from __future__ import annotations
 
@@ -17,7 +18,9 @@ from speechft_ray.speech.corpora.manifest import ManifestOptions, open_manifest
 FSDD = Path(__file__).parents[2] / "../shared/data/fsdd"
 
 
-def record(folder: Path, name: str, seconds: float = 0.1, rate_hz: int = 16_000, level: float = 0.1) -> None:
+def record(
+    folder: Path, name: str, seconds: float = 0.1, rate_hz: int = 16_000, level: float = 0.1
+) -> None:
     (folder / name).parent.mkdir(parents=True, exist_ok=True)
     soundfile.write(folder / name, np.full(round(seconds * rate_hz), level), rate_hz)
 
@@ -25,8 +28,15 @@ def record(folder: Path, name: str, seconds: float = 0.1, rate_hz: int = 16_000,
 def collection(folder: Path, lines: list[str] | None = None) -> Path:
     for name in ("a.wav", "sub/b.wav", "c.wav"):
         record(folder, name, rate_hz=8_000 if name == "c.wav" else 16_000)
-    rows = ["a.wav\ttrain\tann\tGOOD DAY\t0.1", "sub/b.wav\tdev\tbob\t\t0.1", 'c.wav\ttest\tann\t"YES"\t0.1']
-    text = "\n".join(["path\tsplit\tspeaker\ttext\tseconds", *(lines if lines is not None else rows)]) + "\n"
+    rows = [
+        "a.wav\ttrain\tann\tGOOD DAY\t0.1",
+        "sub/b.wav\tdev\tbob\t\t0.1",
+        'c.wav\ttest\tann\t"YES"\t0.1',
+    ]
+    text = (
+        "\n".join(["path\tsplit\tspeaker\ttext\tseconds", *(lines if lines is not None else rows)])
+        + "\n"
+    )
     (folder / "manifest.tsv").write_text(text, encoding="utf-8")
     return folder
 
@@ -54,7 +64,9 @@ def test_rows_become_utterances(tmp_path: Path) -> None:
     assert corpus.name == "manifest/home"
 
 
-def test_a_file_or_its_folder_windows_line_ends_and_a_byte_order_mark_are_the_same(tmp_path: Path) -> None:
+def test_a_file_or_its_folder_windows_line_ends_and_a_byte_order_mark_are_the_same(
+    tmp_path: Path,
+) -> None:
     home = collection(tmp_path / "home")
     first = opened(home, tmp_path / "cache").fingerprint
     text = (home / "manifest.tsv").read_text(encoding="utf-8").replace("\n", "\r\n")
@@ -67,7 +79,9 @@ def test_identity_is_content_and_not_place_time_or_order(tmp_path: Path) -> None
     there = collection(tmp_path / "two")
     os.utime(there / "a.wav", (1, 1))
     lines = (there / "manifest.tsv").read_text(encoding="utf-8").splitlines()
-    (there / "manifest.tsv").write_text("\n".join([lines[0], *reversed(lines[1:])]), encoding="utf-8")
+    (there / "manifest.tsv").write_text(
+        "\n".join([lines[0], *reversed(lines[1:])]), encoding="utf-8"
+    )
     second = opened(there, tmp_path / "cache")
     assert second.fingerprint == first.fingerprint
     assert second.utterances == first.utterances
@@ -115,7 +129,12 @@ def test_a_cache_that_cannot_be_written_is_told(tmp_path: Path) -> None:
 
 
 def test_all_mistakes_of_the_rows_at_once(tmp_path: Path) -> None:
-    lines = ["a.wav\ttraining\tx\tx\t1", "a.wav\ttest\tx\tx\t1", "\ttest\tx\tx\t1", "c.wav\ttest\tx"]
+    lines = [
+        "a.wav\ttraining\tx\tx\t1",
+        "a.wav\ttest\tx\tx\t1",
+        "\ttest\tx\tx\t1",
+        "c.wav\ttest\tx",
+    ]
     assert sorted(told(collection(tmp_path, lines), tmp_path / "cache")) == [
         ("line 2", "`split` must be one of train, dev, test, but is `training` instead"),
         ("line 3", "`a.wav` is already on line 2"),
@@ -127,7 +146,9 @@ def test_all_mistakes_of_the_rows_at_once(tmp_path: Path) -> None:
 def test_all_mistakes_of_the_audio_at_once(tmp_path: Path) -> None:
     home = tmp_path / "home"
     record(tmp_path, "outside.wav")
-    lines = [f"{path}\ttest\tx\tx\t1" for path in ("gone.wav", "../outside.wav", "notes.txt", "a.wav")]
+    lines = [
+        f"{path}\ttest\tx\tx\t1" for path in ("gone.wav", "../outside.wav", "notes.txt", "a.wav")
+    ]
     collection(home, lines)
     (home / "notes.txt").write_text("not audio")
     mistakes = told(home, tmp_path / "cache")
@@ -138,7 +159,10 @@ def test_all_mistakes_of_the_audio_at_once(tmp_path: Path) -> None:
 
 
 def test_only_five_of_a_kind_are_told_and_the_rest_counted(tmp_path: Path) -> None:
-    mistakes = told(collection(tmp_path, [f"gone{index}.wav\ttest\tx\tx\t1" for index in range(12)]), tmp_path / "cache")
+    mistakes = told(
+        collection(tmp_path, [f"gone{index}.wav\ttest\tx\tx\t1" for index in range(12)]),
+        tmp_path / "cache",
+    )
     assert len(mistakes) == 6
     assert mistakes[5] == ("and 7 more lines", "like line 2")
 
@@ -177,8 +201,19 @@ def test_audio_that_changes_after_opening_is_noticed(tmp_path: Path) -> None:
 def test_real_recordings_open(tmp_path: Path) -> None:
     corpus = opened(FSDD, tmp_path)
     assert len(corpus.utterances) == 3000
-    assert {u.labels["speaker"] for u in corpus.utterances} == {"george", "jackson", "lucas", "nicolas", "theo", "yweweler"}
-    assert {split: len(corpus.split(split)) for split in ("train", "dev", "test")} == {"train": 2400, "dev": 300, "test": 300}
+    assert {u.labels["speaker"] for u in corpus.utterances} == {
+        "george",
+        "jackson",
+        "lucas",
+        "nicolas",
+        "theo",
+        "yweweler",
+    }
+    assert {split: len(corpus.split(split)) for split in ("train", "dev", "test")} == {
+        "train": 2400,
+        "dev": 300,
+        "test": 300,
+    }
     listed = {}
     for line in (FSDD / "manifest.tsv").read_text(encoding="utf-8").splitlines()[1:]:
         cells = line.split("\t")

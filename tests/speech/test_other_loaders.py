@@ -1,4 +1,5 @@
-"""The tools that people already have load what we write and hear the same; and we load what they write."""
+"""The tools that people already have load what we write and hear the same; and we load what they
+write."""
 
 from __future__ import annotations
 
@@ -19,7 +20,7 @@ from speechft_ray.speech.checkpoints.convert import convert
 from speechft_ray.speech.checkpoints.hf import SIDE
 from speechft_ray.speech.checkpoints.load import load_checkpoint
 from speechft_ray.speech.encoders.base import FAMILIES, EncoderWeights
-from tests.speech.toys import lively, speechlike, toy
+from tests.speech.toy_models import lively, speechlike, toy
 
 ROOT = Path(__file__).parents[2]
 FAIRSEQ, JUDGE = ROOT / ".peers/fairseq", ROOT / "tests/peers/fairseq_judge.py"
@@ -28,7 +29,9 @@ SAME = {"atol": 1e-5, "rtol": 0.0}
 CASES = [(family, large) for family in ("hubert", "wav2vec2", "wavlm") for large in (False, True)]
 
 pytestmark = [
-    pytest.mark.filterwarnings("ignore::FutureWarning"),  # torch.nn.utils.weight_norm, in s3prl and transformers
+    pytest.mark.filterwarnings(
+        "ignore::FutureWarning"
+    ),  # torch.nn.utils.weight_norm, in s3prl and transformers
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # torch.jit in s3prl
     pytest.mark.filterwarnings("ignore:Support for mismatched:UserWarning"),  # s3prl's WavLM
 ]
@@ -37,7 +40,10 @@ pytestmark = [
 def ours(weights: EncoderWeights) -> list[torch.Tensor]:
     """Every hidden state of one utterance, each (frames, dim)."""
     with torch.inference_mode():
-        return [state[0] for state in FAMILIES.get(weights.family).build(weights).hidden_states([WAVE]).states]
+        return [
+            state[0]
+            for state in FAMILIES.get(weights.family).build(weights).hidden_states([WAVE]).states
+        ]
 
 
 def assert_same(found: list[torch.Tensor], expected: list[torch.Tensor]) -> None:
@@ -51,11 +57,13 @@ def transformers() -> Any:
 
 
 def theirs(model: Any, normalize: bool) -> list[torch.Tensor]:
-    """transformers' hidden states. Its preprocessor has another epsilon than s3prl, so the waveform is normalised here."""
+    """transformers' hidden states. Its preprocessor has another epsilon than s3prl, so the waveform
+    is normalised here."""
     wave = torch.nn.functional.layer_norm(WAVE, WAVE.shape) if normalize else WAVE
     with torch.inference_mode():
         heard = model.eval()(wave[None], output_hidden_states=True)
-    # The last of its hidden_states is that of the last layer; s3prl's is that of the encoder, after the final norm of Large.
+    # The last of its hidden_states is that of the last layer; s3prl's is that of the encoder, after
+    # the final norm of Large.
     return [state[0] for state in (*heard.hidden_states[:-1], heard.last_hidden_state)]
 
 
@@ -63,7 +71,10 @@ def theirs(model: Any, normalize: bool) -> list[torch.Tensor]:
 def test_transformers_loads_our_folders(family: str, large: bool, tmp_path: Path) -> None:
     weights = lively(toy(family, large=large))
     FORMATS.get("hf").write(tmp_path / "model", weights, {})
-    kind = getattr(transformers(), {"hubert": "HubertModel", "wav2vec2": "Wav2Vec2Model", "wavlm": "WavLMModel"}[family])
+    kind = getattr(
+        transformers(),
+        {"hubert": "HubertModel", "wav2vec2": "Wav2Vec2Model", "wavlm": "WavLMModel"}[family],
+    )
     model, info = kind.from_pretrained(tmp_path / "model", output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
     assert_same(theirs(model, large), ours(weights))
@@ -101,7 +112,9 @@ def parent(family: str, large: bool, head: str) -> Any:
 
 @pytest.mark.parametrize(("family", "large"), CASES)
 @pytest.mark.parametrize("head", ["Model", "ForCTC", "ForSequenceClassification"])
-def test_we_load_what_transformers_saves(family: str, large: bool, head: str, tmp_path: Path) -> None:
+def test_we_load_what_transformers_saves(
+    family: str, large: bool, head: str, tmp_path: Path
+) -> None:
     model = parent(family, large, head)
     model.save_pretrained(tmp_path / "theirs")
     found = load_checkpoint(tmp_path / "theirs")
@@ -136,16 +149,22 @@ def test_weights_in_pieces_pickles_and_old_names_are_read_alike(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("large", [False, True])
-def test_the_pretraining_parameters_of_transformers_come_with_it(large: bool, tmp_path: Path) -> None:
+def test_the_pretraining_parameters_of_transformers_come_with_it(
+    large: bool, tmp_path: Path
+) -> None:
     model = parent("wav2vec2", large, "ForPreTraining")
     model.save_pretrained(tmp_path / "theirs")
     found = load_checkpoint(tmp_path / "theirs").weights
     assert torch.equal(found.state["quantizer.vars"], model.quantizer.codevectors)
-    assert torch.equal(found.state["quantizer.weight_proj.weight"], model.quantizer.weight_proj.weight)
+    assert torch.equal(
+        found.state["quantizer.weight_proj.weight"], model.quantizer.weight_proj.weight
+    )
     assert torch.equal(found.state["project_q.weight"], model.project_q.weight)
     assert torch.equal(found.state["final_proj.bias"], model.project_hid.bias)
     convert(tmp_path / "theirs", "s3prl", tmp_path / "all.pt")
-    assert load_checkpoint(tmp_path / "all.pt").weights.state.keys() == found.state.keys(), "nothing had to be filled in"
+    assert load_checkpoint(tmp_path / "all.pt").weights.state.keys() == found.state.keys(), (
+        "nothing had to be filled in"
+    )
 
 
 def s3prl_states(family: str, path: Path) -> list[torch.Tensor]:
@@ -156,7 +175,9 @@ def s3prl_states(family: str, path: Path) -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize(("family", "large"), [*CASES, ("decoar2", False)])
-def test_s3prl_loads_our_files(family: str, large: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_s3prl_loads_our_files(
+    family: str, large: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     weights = lively(toy(family, large=large))
     FORMATS.get("s3prl").write(tmp_path / "ours.pt", weights, {"by": "a test"})
     if family == "decoar2":  # s3prl knows one size only
@@ -167,14 +188,20 @@ def test_s3prl_loads_our_files(family: str, large: bool, tmp_path: Path, monkeyp
 
 
 @pytest.mark.parametrize(("family", "large"), CASES)
-def test_from_transformers_to_s3prl_with_zeros_for_what_is_not_there(family: str, large: bool, tmp_path: Path) -> None:
+def test_from_transformers_to_s3prl_with_zeros_for_what_is_not_there(
+    family: str, large: bool, tmp_path: Path
+) -> None:
     model = parent(family, large, "Model")
     model.save_pretrained(tmp_path / "theirs")
     done = convert(tmp_path / "theirs", "s3prl", tmp_path / "ours.pt")
-    assert any("zeros" in note for note in done.notes) == (family != "wavlm")  # WavLM's files have no heads of pre-training
+    assert any("zeros" in note for note in done.notes) == (
+        family != "wavlm"
+    )  # WavLM's files have no heads of pre-training
     assert_same(s3prl_states(family, tmp_path / "ours.pt"), theirs(model, large))
     found = load_checkpoint(tmp_path / "ours.pt")
-    assert found.weights.state.keys() == done.found.weights.state.keys(), "what was filled in is left out again"
+    assert found.weights.state.keys() == done.found.weights.state.keys(), (
+        "what was filled in is left out again"
+    )
     assert found.weights.config == done.found.weights.config
 
 
@@ -189,29 +216,54 @@ def test_a_folder_tuned_in_transformers_is_not_taken_for_ours(tmp_path: Path) ->
         load_checkpoint(tmp_path / "model")
     (tmp_path / "model" / SIDE).unlink()
     found = load_checkpoint(tmp_path / "model").weights
-    assert torch.equal(found.state["encoder.layer_norm.bias"], weights.state["encoder.layer_norm.bias"] + 1.0)
+    assert torch.equal(
+        found.state["encoder.layer_norm.bias"], weights.state["encoder.layer_norm.bias"] + 1.0
+    )
 
 
-@pytest.mark.skipif(not (FAIRSEQ / "ready").exists(), reason="needs fairseq: `make fairseq` (a compiler and a network)")
+@pytest.mark.skipif(
+    not (FAIRSEQ / "ready").exists(),
+    reason="needs fairseq: `make fairseq` (a compiler and a network)",
+)
 def test_fairseq_loads_our_files(tmp_path: Path) -> None:
-    """One process for all: importing fairseq takes seconds. The last file lacks what transformers does not keep."""
-    all_weights = [lively(toy(family, large=large)) for family in ("hubert", "wav2vec2") for large in (False, True)]
+    """One process for all: importing fairseq takes seconds. The last file lacks what transformers
+    does not keep."""
+    all_weights = [
+        lively(toy(family, large=large))
+        for family in ("hubert", "wav2vec2")
+        for large in (False, True)
+    ]
     paths = [tmp_path / f"{index}.pt" for index in range(len(all_weights))]
     for weights, path in zip(all_weights, paths, strict=True):
         FORMATS.get("fairseq").write(path, weights, {"by": "a test"})
     parent("hubert", False, "Model").save_pretrained(tmp_path / "theirs")
-    all_weights.append(convert(tmp_path / "theirs", "fairseq", tmp_path / "filled.pt").found.weights)
+    all_weights.append(
+        convert(tmp_path / "theirs", "fairseq", tmp_path / "filled.pt").found.weights
+    )
     save_file({"wave": WAVE}, tmp_path / "waves.safetensors")
     out = tmp_path / "out.safetensors"
-    program = [sys.executable, "-W", "ignore", JUDGE, tmp_path / "waves.safetensors", out, *paths, tmp_path / "filled.pt"]
+    program = [
+        sys.executable,
+        "-W",
+        "ignore",
+        JUDGE,
+        tmp_path / "waves.safetensors",
+        out,
+        *paths,
+        tmp_path / "filled.pt",
+    ]
     environment = {**os.environ, "PYTHONPATH": str(FAIRSEQ), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(program, env=environment, capture_output=True, text=True, check=False, timeout=240)
+    done = subprocess.run(
+        program, env=environment, capture_output=True, text=True, check=False, timeout=240
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     heard = load_file(out)
     for index, weights in enumerate(all_weights):
         expected = ours(weights)
         assert_same([heard[f"{index}.{place}"] for place in range(len(expected))], expected)
-    assert len(heard) == sum(FAMILIES.get(weights.family).describe(weights.config).state_count for weights in all_weights)
+    assert len(heard) == sum(
+        FAMILIES.get(weights.family).describe(weights.config).state_count for weights in all_weights
+    )
 
 
 def test_the_preprocessor_says_what_the_encoder_wants(tmp_path: Path) -> None:

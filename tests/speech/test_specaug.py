@@ -16,15 +16,20 @@ def test_a_warp_is_two_bicubic_resizings() -> None:
     for _ in range(20):
         lengths, centres, moved = draw_warps(frames, generator)
         found = warped(features, lengths, centres, moved)
-        for row, length, centre, place, got in zip(features, lengths, centres, moved, found, strict=True):
+        for row, length, centre, place, got in zip(
+            features, lengths, centres, moved, found, strict=True
+        ):
             expected = row.clone()
             if length > 10:
                 assert 5 <= centre <= length - 6 and centre - 4 <= place <= centre + 5
-                for old, new in ((slice(0, centre), slice(0, place)), (slice(centre, length), slice(place, length))):
+                for old, new in (
+                    (slice(0, centre), slice(0, place)),
+                    (slice(centre, length), slice(place, length)),
+                ):
                     size = (int(new.stop - new.start), 3)
-                    expected[new] = functional.interpolate(row[None, None, old], size, mode="bicubic", align_corners=False)[
-                        0, 0
-                    ]
+                    expected[new] = functional.interpolate(
+                        row[None, None, old], size, mode="bicubic", align_corners=False
+                    )[0, 0]
             torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
 
 
@@ -42,7 +47,9 @@ def test_masks_are_stretches_within_the_widths_of_the_config() -> None:
     edges = (single[:, 1:] != single[:, :-1]).sum(dim=1) + single[:, 0].int() + single[:, -1].int()
     assert set(edges.tolist()) <= {0, 2}  # one stretch, or none
     assert abs(widths.float().mean() - 19.5) < 4 * 11.5 / 4000**0.5
-    assert draw_masks(500, 100, 4, 50, generator).sum(dim=1).max() > 100 - 50 + 1  # four of them cover more than one could
+    assert (
+        draw_masks(500, 100, 4, 50, generator).sum(dim=1).max() > 100 - 50 + 1
+    )  # four of them cover more than one could
 
 
 def test_augmented_features_keep_their_shape_and_gradient() -> None:
@@ -55,12 +62,16 @@ def test_augmented_features_keep_their_shape_and_gradient() -> None:
     found.sum().backward()
     assert features.grad is not None and features.grad.abs().sum() > 0
     hidden = found == 0
-    assert bool(hidden.all(dim=1).any()) and not bool(hidden.all())  # some channel is masked in every frame
+    assert bool(hidden.all(dim=1).any()) and not bool(
+        hidden.all()
+    )  # some channel is masked in every frame
 
 
 def test_the_ctc_head_augments_while_it_trains_with_draws_that_a_seed_repeats() -> None:
     kind = HEADS.get("ctc")
-    options = head_options("ctc", {"specaug": True, "lstm_layers": 1, "lstm_hidden": 4, "dropout": 0.0})
+    options = head_options(
+        "ctc", {"specaug": True, "lstm_layers": 1, "lstm_hidden": 4, "dropout": 0.0}
+    )
     torch.manual_seed(0)
     head = kind.build(options, 200, 5)
     features, frames = torch.randn(3, 60, 200), torch.tensor([60, 30, 8])
@@ -72,7 +83,9 @@ def test_the_ctc_head_augments_while_it_trains_with_draws_that_a_seed_repeats() 
     assert torch.equal(said(1), said(1)) and not torch.equal(said(1), said(2))
     torch.manual_seed(1)
     augmented = spec_augment(features, frames)
-    plain = kind.build(kind.options.model_validate({**options.model_dump(), "specaug": False}), 200, 5)
+    plain = kind.build(
+        kind.options.model_validate({**options.model_dump(), "specaug": False}), 200, 5
+    )
     plain.load_state_dict(head.state_dict())
     torch.testing.assert_close(said(1), plain(augmented, frames))
     assert torch.equal(head.eval()(features, frames), plain.eval()(features, frames))

@@ -15,17 +15,62 @@ import pytest
 from pydantic import ValidationError
 
 from speechft_ray.core.fingerprint import file_sha256, fingerprint
-from speechft_ray.speech.corpora import _chunks, synthetic
-from speechft_ray.speech.corpora._acoustics import render
-from speechft_ray.speech.corpora._espeak import SOURCE_RATE_HZ, Speech
-from speechft_ray.speech.corpora._parts import PARTS, items
-from speechft_ray.speech.corpora._phones import alignment, phone
-from speechft_ray.speech.corpora._world import Manner, Take, pools, population, take
+from speechft_ray.speech.corpora import synthetic
 from speechft_ray.speech.corpora.base import Corpus
 from speechft_ray.speech.corpora.synthetic import SyntheticOptions, make, open_synthetic
+from speechft_ray.speech.synthesis import workers as _chunks
+from speechft_ray.speech.synthesis.acoustics import render
+from speechft_ray.speech.synthesis.espeak import SOURCE_RATE_HZ, Speech
+from speechft_ray.speech.synthesis.parts import PARTS, items
+from speechft_ray.speech.synthesis.phones import alignment, phone
+from speechft_ray.speech.synthesis.speakers import Manner, Take, pools, population, take
 
 SMALL = {"train": 5, "dev": 2, "test": 3}
-ENGLISH = set("sil @ 3 A E I O OI U V a aI aU b d dZ D eI f g h i j k l m n N oU p r s S t tS T u v w z Z".split())  # noqa: SIM905
+ENGLISH = set(
+    [
+        "sil",
+        "@",
+        "3",
+        "A",
+        "E",
+        "I",
+        "O",
+        "OI",
+        "U",
+        "V",
+        "a",
+        "aI",
+        "aU",
+        "b",
+        "d",
+        "dZ",
+        "D",
+        "eI",
+        "f",
+        "g",
+        "h",
+        "i",
+        "j",
+        "k",
+        "l",
+        "m",
+        "n",
+        "N",
+        "oU",
+        "p",
+        "r",
+        "s",
+        "S",
+        "t",
+        "tS",
+        "T",
+        "u",
+        "v",
+        "w",
+        "z",
+        "Z",
+    ]
+)
 
 
 def options(part: str, **sizes: int) -> SyntheticOptions:
@@ -45,14 +90,22 @@ def corpus(cache: Path) -> Corpus:
 def plain_take(**changes: object) -> Take:
     """A take in a nearly silent, nearly dry room, said by the first speaker."""
     neutral = take("word", "en-us", population()[0], Manner(), random.Random(0))
-    quiet = {"snr_db": 90.0, "reverberation_seconds": 0.05, "tilt_db_per_octave": 0.0, "down": 441, "level_db": -30.0}
+    quiet = {
+        "snr_db": 90.0,
+        "reverberation_seconds": 0.05,
+        "tilt_db_per_octave": 0.0,
+        "down": 441,
+        "level_db": -30.0,
+    }
     return replace(neutral, **{**quiet, **changes})
 
 
-# --- Repeatable ---------------------------------------------------------------------------------------------------------------
+# --- Repeatable ---------------------------------------------------------------------------
 
 
-def test_two_generations_agree_whatever_the_number_of_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_generations_agree_whatever_the_number_of_workers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(_chunks, "CHUNK_UTTERANCES", 3)
     make(options("er"), tmp_path / "one", workers=1)
     make(options("er"), tmp_path / "many", workers=3)
@@ -63,7 +116,9 @@ def test_two_generations_agree_whatever_the_number_of_workers(tmp_path: Path, mo
 def test_another_seed_is_another_corpus(corpus: Corpus, tmp_path: Path) -> None:
     other = open_synthetic(options("pr", seed=1), None, tmp_path)
     assert other.fingerprint != corpus.fingerprint
-    assert [u.labels["text"] for u in other.utterances] != [u.labels["text"] for u in corpus.utterances]
+    assert [u.labels["text"] for u in other.utterances] != [
+        u.labels["text"] for u in corpus.utterances
+    ]
 
 
 def test_a_larger_corpus_begins_with_the_smaller_one(corpus: Corpus, tmp_path: Path) -> None:
@@ -79,13 +134,19 @@ def plan_fingerprint(part: str) -> str:
         return round(value, 9) if isinstance(value, float) else value
 
     planned = items(part, 0, {"train": 30, "test": 30}, 24)
-    scenes = [{name: rounded(value) for name, value in asdict(item.scene).items()} for item in planned]
+    scenes = [
+        {name: rounded(value) for name, value in asdict(item.scene).items()} for item in planned
+    ]
     return fingerprint([scenes, [dict(item.labels) for item in planned]])
 
 
 def test_plans_are_pinned() -> None:
-    """Sound and labels follow from the plan: when this changes, raise GENERATOR_VERSION and pin anew."""
-    assert (synthetic.GENERATOR_VERSION, {part: plan_fingerprint(part) for part in PARTS}) == (1, PINNED)
+    """Sound and labels follow from the plan: when this changes, raise GENERATOR_VERSION and pin
+    anew."""
+    assert (synthetic.GENERATOR_VERSION, {part: plan_fingerprint(part) for part in PARTS}) == (
+        1,
+        PINNED,
+    )
 
 
 PINNED = {
@@ -101,10 +162,12 @@ PINNED = {
 }
 
 
-# --- Published once -----------------------------------------------------------------------------------------------------------
+# --- Published once -----------------------------------------------------------------------
 
 
-def test_a_second_open_makes_nothing(corpus: Corpus, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_open_makes_nothing(
+    corpus: Corpus, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(_chunks, "synthesise", lambda *_: pytest.fail("made again"))
     again = open_synthetic(options("pr"), None, cache)
     assert again.fingerprint == corpus.fingerprint
@@ -137,17 +200,24 @@ def test_a_faster_process_wins_quietly(tmp_path: Path) -> None:
     assert (tmp_path / "slow").is_dir()
 
 
-def test_a_failing_worker_is_told_with_its_words_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    broken = [replace(item, scene=replace(item.scene, voice="xx-none")) for item in items("ks", 0, {"train": 1}, 2)]
+def test_a_failing_worker_is_told_with_its_words_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = [
+        replace(item, scene=replace(item.scene, voice="xx-none"))
+        for item in items("ks", 0, {"train": 1}, 2)
+    ]
     monkeypatch.setattr(synthetic, "items", lambda *_: broken)
-    with pytest.raises(RuntimeError, match=r"(?s)ks-train-00000 ended with code 1.*refused voice xx-none"):
+    with pytest.raises(
+        RuntimeError, match=r"(?s)ks-train-00000 ended with code 1.*refused voice xx-none"
+    ):
         open_synthetic(options("ks"), None, tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_workers_start_light_and_espeak_only_once() -> None:
     code = (
-        "import sys; from speechft_ray.speech.corpora import _synthesis, _espeak; "
+        "import sys; from speechft_ray.speech.synthesis import chunk as _synthesis, espeak as _espeak; "
         "print(sorted({'torch', 'scipy', 'ray', 'pydantic'} & set(sys.modules))); _espeak.start(1); _espeak.start(1)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
@@ -155,15 +225,18 @@ def test_workers_start_light_and_espeak_only_once() -> None:
     assert "start it once per process" in done.stderr
 
 
-# --- Exact in time ------------------------------------------------------------------------------------------------------------
+# --- Exact in time ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("down", [400, 441, 495])
 def test_an_onset_stays_with_its_sound(down: int) -> None:
-    """A click at a known sample of the source must come out where its onset says, through every filter of the speech path."""
+    """A click at a known sample of the source must come out where its onset says, through every
+    filter of the speech path."""
     wave = np.zeros(22_050, dtype=np.int16)
     wave[12_345] = 30_000
-    audio, onsets = render(Speech(wave=wave, onsets=((12_345, "t"),)), plain_take(down=down, tilt_db_per_octave=-2.0))
+    audio, onsets = render(
+        Speech(wave=wave, onsets=((12_345, "t"),)), plain_take(down=down, tilt_db_per_octave=-2.0)
+    )
     assert onsets[0][1] == "t"
     assert abs(int(np.abs(audio.astype(int)).argmax()) - onsets[0][0]) <= 1
 
@@ -183,7 +256,9 @@ def test_noise_is_as_loud_as_asked(snr_db: float) -> None:
     clean, _ = render(Speech(wave=wave, onsets=()), plain_take(snr_db=200.0))
     noisy, _ = render(Speech(wave=wave, onsets=()), plain_take(snr_db=snr_db))
     noise = noisy.astype(float) - clean
-    assert 10 * np.log10((clean.astype(float) ** 2).mean() / (noise**2).mean()) == pytest.approx(snr_db, abs=0.05)
+    assert 10 * np.log10((clean.astype(float) ** 2).mean() / (noise**2).mean()) == pytest.approx(
+        snr_db, abs=0.05
+    )
     assert 10 * np.log10(((clean / 32767.0) ** 2).mean()) == pytest.approx(-30, abs=0.05)
 
 
@@ -191,7 +266,8 @@ def test_reverberation_falls_by_sixty_decibels_in_its_time() -> None:
     wave = np.zeros(22_050, dtype=np.int16)
     wave[2_000] = 30_000
     audio, ((start, _),) = render(
-        Speech(wave=wave, onsets=((2_000, "t"),)), plain_take(reverberation_seconds=0.4, snr_db=120.0, level_db=-35.0)
+        Speech(wave=wave, onsets=((2_000, "t"),)),
+        plain_take(reverberation_seconds=0.4, snr_db=120.0, level_db=-35.0),
     )
     blocks = [audio[start + round(at * 16_000) :][:800].astype(float) for at in (0.05, 0.25)]
     fall_db = 10 * np.log10((blocks[0] ** 2).mean() / (blocks[1] ** 2).mean())
@@ -199,7 +275,8 @@ def test_reverberation_falls_by_sixty_decibels_in_its_time() -> None:
 
 
 def test_alignment_follows_the_sound(corpus: Corpus) -> None:
-    """Marked silence is clearly quieter than marked vowels, in the noise and reverberation of the corpus itself."""
+    """Marked silence is clearly quieter than marked vowels, in the noise and reverberation of the
+    corpus itself."""
     quiet, loud = [], []
     for utterance in corpus.utterances:
         wave = corpus.read(utterance)
@@ -226,39 +303,80 @@ def test_alignments_ascend_and_spell_the_phones(corpus: Corpus) -> None:
 
 
 def test_marks_of_no_length() -> None:
-    onsets = [(100, "h"), (200, "'I"), (300, "l"), (300, "_:"), (400, "_"), (500, "_|"), (500, "t#"), (600, "_:")]
-    assert alignment(onsets) == [(0, "sil"), (100, "h"), (200, "I"), (260, "l"), (300, "sil"), (500, "t"), (600, "sil")]
+    onsets = [
+        (100, "h"),
+        (200, "'I"),
+        (300, "l"),
+        (300, "_:"),
+        (400, "_"),
+        (500, "_|"),
+        (500, "t#"),
+        (600, "_:"),
+    ]
+    assert alignment(onsets) == [
+        (0, "sil"),
+        (100, "h"),
+        (200, "I"),
+        (260, "l"),
+        (300, "sil"),
+        (500, "t"),
+        (600, "sil"),
+    ]
 
 
 def test_phone_names_lose_stress_and_length() -> None:
-    named = {"'i:": "i", ",oU": "oU", "I2": "I", "'A@": "A", "t#": "t", "_:": "sil", "_|": "sil", "tS;h": "tS;h", "@L": "l"}
+    named = {
+        "'i:": "i",
+        ",oU": "oU",
+        "I2": "I",
+        "'A@": "A",
+        "t#": "t",
+        "_:": "sil",
+        "_|": "sil",
+        "tS;h": "tS;h",
+        "@L": "l",
+    }
     assert {name: phone(name) for name in named} == named
 
 
-# --- Labelled as promised -----------------------------------------------------------------------------------------------------
+# --- Labelled as promised -----------------------------------------------------------------
 
 
 def test_test_speakers_and_voices_are_unheard_in_training() -> None:
     known = pools()
     for column in ("name", "variant"):
-        sets = [{getattr(speaker, column) for speaker in known[pool]} for pool in ("train", "dev", "test")]
+        sets = [
+            {getattr(speaker, column) for speaker in known[pool]}
+            for pool in ("train", "dev", "test")
+        ]
         assert sum(map(len, sets)) == len(set.union(*sets))
     planned = items("pr", 0, {"train": 200, "dev": 50, "test": 100}, 60)
-    heard = {split: {i.labels["speaker"] for i in planned if i.split == split} for split in ("train", "dev", "test")}
+    heard = {
+        split: {i.labels["speaker"] for i in planned if i.split == split}
+        for split in ("train", "dev", "test")
+    }
     assert not heard["train"] & heard["test"] and not heard["train"] & heard["dev"]
     assert len(heard["train"]) == 60
 
 
 def test_speaker_identification_knows_its_speakers() -> None:
     planned = items("sid", 0, {"train": 800, "dev": 200, "test": 1000}, 48)
-    heard = {split: {i.labels["speaker"] for i in planned if i.split == split} for split in ("train", "dev", "test")}
+    heard = {
+        split: {i.labels["speaker"] for i in planned if i.split == split}
+        for split in ("train", "dev", "test")
+    }
     assert heard["train"] == heard["dev"] == heard["test"]
     assert len(heard["train"]) == 48
     assert len({(s.variant, s.pitch, s.down) for s in population()}) == len(population())
 
 
-@pytest.mark.parametrize(("part", "column", "classes"), [("er", "emotion", 4), ("ks", "keyword", 20), ("ic", "action", 6)])
-def test_classes_are_balanced_and_not_tied_to_speakers(part: str, column: str, classes: int) -> None:
+@pytest.mark.parametrize(
+    ("part", "column", "classes"),
+    [("er", "emotion", 4), ("ks", "keyword", 20), ("ic", "action", 6)],
+)
+def test_classes_are_balanced_and_not_tied_to_speakers(
+    part: str, column: str, classes: int
+) -> None:
     planned = items(part, 0, {"train": 1200}, 6)
     counts = Counter(item.labels[column] for item in planned)
     assert len(counts) == classes
@@ -278,7 +396,8 @@ def test_every_word_of_a_request_has_its_slot() -> None:
 
 
 def test_emotions_are_heard(tmp_path: Path) -> None:
-    """The contrasts that the plan asks for are in the sound: anger is fast and bright, sadness slow and dark."""
+    """The contrasts that the plan asks for are in the sound: anger is fast and bright, sadness slow
+    and dark."""
     corpus = open_synthetic(options("er", train=40, dev=0, test=0), None, tmp_path)
     pace: dict[str, list[float]] = {}
     bright: dict[str, list[float]] = {}
@@ -286,26 +405,34 @@ def test_emotions_are_heard(tmp_path: Path) -> None:
         emotion, wave = utterance.labels["emotion"], corpus.read(utterance)
         power = np.abs(np.fft.rfft(wave)) ** 2
         hertz = np.fft.rfftfreq(len(wave), 1 / 16_000)
-        pace.setdefault(emotion, []).append(len(utterance.labels["phones"].split()) / utterance.seconds)
+        pace.setdefault(emotion, []).append(
+            len(utterance.labels["phones"].split()) / utterance.seconds
+        )
         high = power[(hertz > 1500) & (hertz < 3400)].sum()
-        bright.setdefault(emotion, []).append(float(np.log(high / power[(hertz > 200) & (hertz < 800)].sum())))
+        bright.setdefault(emotion, []).append(
+            float(np.log(high / power[(hertz > 200) & (hertz < 800)].sum()))
+        )
     assert np.mean(pace["angry"]) > 1.3 * np.mean(pace["sad"])
     assert np.mean(bright["angry"]) > np.mean(bright["neutral"]) > np.mean(bright["sad"])
 
 
 def test_mandarin_speaks_other_phones(tmp_path: Path) -> None:
     corpus = open_synthetic(options("zh", dev=0, test=0), None, tmp_path)
-    found = {phone for utterance in corpus.utterances for phone in utterance.labels["phones"].split()}
+    found = {
+        phone for utterance in corpus.utterances for phone in utterance.labels["phones"].split()
+    }
     assert len(found - ENGLISH) > 8
 
 
-# --- Options ------------------------------------------------------------------------------------------------------------------
+# --- Options ------------------------------------------------------------------------------
 
 
 def test_sizes_left_out_are_filled_in_and_are_identity() -> None:
     short = SyntheticOptions.model_validate({"part": "sid"})
     assert (short.train, short.dev, short.test, short.speakers) == (800, 200, 1000, 48)
-    assert short == SyntheticOptions.model_validate({"part": "sid", "train": 800, "dev": None, "speakers": 48})
+    assert short == SyntheticOptions.model_validate(
+        {"part": "sid", "train": 800, "dev": None, "speakers": 48}
+    )
     assert short != SyntheticOptions.model_validate({"part": "sid", "train": 801})
 
 
@@ -333,6 +460,11 @@ def test_every_part_can_be_asked_for() -> None:
 def test_progress_reaches_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_chunks, "CHUNK_UTTERANCES", 4)
     steps: list[tuple[int, int]] = []
-    make(options("ks"), tmp_path / "made", workers=2, progress=lambda done, total: steps.append((done, total)))
+    make(
+        options("ks"),
+        tmp_path / "made",
+        workers=2,
+        progress=lambda done, total: steps.append((done, total)),
+    )
     assert steps[-1] == (10, 10)
     assert steps == sorted(steps) and len(steps) == 4

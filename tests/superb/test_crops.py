@@ -1,4 +1,5 @@
-"""K crops of long training utterances: which there are, how often each is drawn, and that nothing else changes."""
+"""K crops of long training utterances: which there are, how often each is drawn, and that nothing
+else changes."""
 
 from __future__ import annotations
 
@@ -17,10 +18,10 @@ from speechft_ray.superb.evaluate import evaluate, pose
 from speechft_ray.superb.features import Batch
 from speechft_ray.superb.probe import draws, train_probe
 from speechft_ray.superb.stacked import train_stacked
-from speechft_ray.superb.tasks._pieces import crops_of
+from speechft_ray.superb.tasks._segments import crops_of
 from speechft_ray.superb.tasks.base import TASKS, Problem
 from tests.superb.test_probe import ignore, means, noise, schedule
-from tests.superb.toy import ToyEncoder, toy_corpus
+from tests.superb.toy_models import ToyEncoder, toy_corpus
 
 COUNTS = {"train": 12, "dev": 4, "test": 6}
 LONG = 7_000
@@ -54,23 +55,37 @@ def test_long_training_utterances_have_crops_and_nothing_else_is_cut(task: str) 
         for piece in mine:
             assert piece.utterance.samples == min(LONG, whole.utterance.samples)
             heard = problem.corpus.read(piece.utterance)
-            start = int(piece.utterance.key.split("[")[1].split(":")[0]) if "[" in piece.utterance.key else 0
-            assert (heard == audio[start : start + len(heard)]).all() and len(heard) == piece.utterance.samples
+            start = (
+                int(piece.utterance.key.split("[")[1].split(":")[0])
+                if "[" in piece.utterance.key
+                else 0
+            )
+            assert (heard == audio[start : start + len(heard)]).all() and len(
+                heard
+            ) == piece.utterance.samples
             assert torch.equal(piece.target, whole.target) and piece.reference == whole.reference
     assert min(lengths) <= LONG < max(lengths)
     for split in ("dev", "test"):
         known = [(item.utterance.key, item.utterance.samples) for item in plain.examples[split]]
-        assert [(item.utterance.key, item.utterance.samples) for item in problem.examples[split]] == known
+        assert [
+            (item.utterance.key, item.utterance.samples) for item in problem.examples[split]
+        ] == known
 
 
 def test_crops_begin_anywhere_and_follow_from_the_key() -> None:
     def utterance(key: str, samples: int = 1100) -> Utterance:
         return Utterance(key=key, split="train", samples=samples, labels={})
 
-    starts = [piece.start for number in range(2000) for piece in crops_of(utterance(f"u{number}"), 3, 1000)]
+    starts = [
+        piece.start
+        for number in range(2000)
+        for piece in crops_of(utterance(f"u{number}"), 3, 1000)
+    ]
     counts = Counter(start // 10 for start in starts if start < 100)
     assert min(starts) == 0 and max(starts) == 100
-    assert all(abs(counts[tenth] - 600) < 5 * 600**0.5 for tenth in range(10))  # of 6000, a tenth each; five deviations
+    assert all(
+        abs(counts[tenth] - 600) < 5 * 600**0.5 for tenth in range(10)
+    )  # of 6000, a tenth each; five deviations
     assert crops_of(utterance("u0"), 3, 1000) == crops_of(utterance("u0"), 3, 1000)
     assert len(crops_of(utterance("hardly longer", 1001), 3, 1000)) == 2  # there are no more
     (whole,) = crops_of(utterance("just as long", 1000), 3, 1000)
@@ -81,12 +96,21 @@ def test_crops_begin_anywhere_and_follow_from_the_key() -> None:
 def test_an_epoch_has_every_utterance_once_and_every_crop_is_as_likely(size: int) -> None:
     problem = cropped()
     assert problem.alternatives is not None
-    owner = {place: number for number, places in enumerate(problem.alternatives) for place in places}
-    order = draws(schedule(batch_size=size), problem.examples["train"], torch.Generator().manual_seed(0), problem.alternatives)
+    owner = {
+        place: number for number, places in enumerate(problem.alternatives) for place in places
+    }
+    order = draws(
+        schedule(batch_size=size),
+        problem.examples["train"],
+        torch.Generator().manual_seed(0),
+        problem.alternatives,
+    )
     epochs, batches = 2000, -(-12 // size)
     drawn: Counter[int] = Counter()
     for _ in range(epochs):
-        places = torch.cat([chosen for chosen in islice(order, batches) if isinstance(chosen, torch.Tensor)]).tolist()
+        places = torch.cat(
+            [chosen for chosen in islice(order, batches) if isinstance(chosen, torch.Tensor)]
+        ).tolist()
         assert sorted(owner[place] for place in places) == list(range(12))
         drawn.update(places)
     for alternatives in problem.alternatives:
@@ -99,17 +123,30 @@ def test_balanced_draws_count_utterances_not_crops() -> None:
     """Classes are equally likely though those of long utterances have more examples."""
     problem = cropped("ks", crops=6, train=24)
     plan = schedule(batch_size=24, draws="balanced", metric="ks.accuracy")
-    order = draws(plan, problem.examples["train"], torch.Generator().manual_seed(0), problem.alternatives)
-    labels = Counter(problem.examples["train"][int(place)].reference for chosen in islice(order, 400) for place in chosen)
-    assert all(abs(count - 2400) < 5 * (9600 * 0.25 * 0.75) ** 0.5 for count in labels.values()) and len(labels) == 4
+    order = draws(
+        plan, problem.examples["train"], torch.Generator().manual_seed(0), problem.alternatives
+    )
+    labels = Counter(
+        problem.examples["train"][int(place)].reference
+        for chosen in islice(order, 400)
+        for place in chosen
+    )
+    assert (
+        all(abs(count - 2400) < 5 * (9600 * 0.25 * 0.75) ** 0.5 for count in labels.values())
+        and len(labels) == 4
+    )
 
 
 def test_utterances_no_longer_than_a_crop_stay_as_they_are() -> None:
     whole = pose(TASKS.get("sid"), spec(crops=3), toy_corpus(COUNTS))
-    assert isinstance(whole, Problem) and whole.alternatives == [range(place, place + 1) for place in range(12)]
+    assert isinstance(whole, Problem) and whole.alternatives == [
+        range(place, place + 1) for place in range(12)
+    ]
     plain = pose(TASKS.get("sid"), spec(), toy_corpus(COUNTS))
     assert isinstance(plain, Problem) and plain.alternatives is None
-    assert [item.utterance.key for item in whole.examples["train"]] == [item.utterance.key for item in plain.examples["train"]]
+    assert [item.utterance.key for item in whole.examples["train"]] == [
+        item.utterance.key for item in plain.examples["train"]
+    ]
 
 
 def test_a_stack_draws_the_crops_that_each_probe_draws_alone() -> None:
@@ -120,15 +157,23 @@ def test_a_stack_draws_the_crops_that_each_probe_draws_alone() -> None:
     alone = [train_probe(problem, train, dev, plan, seed, ignore) for seed in range(2)]
     batch = Batch(dev.states, dev.frames)
     for one, other in zip(stacked, alone, strict=True):
-        torch.testing.assert_close(one.probe.eval()(batch), other.probe.eval()(batch), rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(
+            one.probe.eval()(batch), other.probe.eval()(batch), rtol=1e-3, atol=1e-4
+        )
     without = train_probe(replace(problem, alternatives=None), train, dev, plan, 0, ignore)
-    assert not torch.allclose(without.probe.eval()(batch), alone[0].probe.eval()(batch), rtol=1e-3, atol=1e-4)
+    assert not torch.allclose(
+        without.probe.eval()(batch), alone[0].probe.eval()(batch), rtol=1e-3, atol=1e-4
+    )
 
 
 def test_an_evaluation_encodes_each_crop_once_and_counts_utterances() -> None:
     encoder = ToyEncoder()
     facts = evaluate(
-        spec(crops=4, crop_seconds=LONG / 16_000), encoder, toy_corpus(COUNTS), torch.device("cpu"), lambda _: None
+        spec(crops=4, crop_seconds=LONG / 16_000),
+        encoder,
+        toy_corpus(COUNTS),
+        torch.device("cpu"),
+        lambda _: None,
     )
     assert sum(encoder.calls) == len(cropped().examples["train"]) + 4 + 6
     assert facts["utterances"] == COUNTS

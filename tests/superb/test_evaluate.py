@@ -15,15 +15,19 @@ from speechft_ray.core.specs import CorpusSpec, EvalSpec
 from speechft_ray.speech.features.cache import FeatureCache
 from speechft_ray.superb.evaluate import REPORTS, Sharing, evaluate
 from speechft_ray.superb.tasks.base import TASKS
-from tests.superb.toy import COUNTS, STATE_COUNT, ToyEncoder, toy_corpus
+from tests.superb.toy_models import COUNTS, STATE_COUNT, ToyEncoder, toy_corpus
 
 CPU = torch.device("cpu")
 SMALL: dict[str, Any] = {"projection": 32, "lstm_layers": 1, "lstm_hidden": 32, "specaug": False}
 
 
-def facts_of(corpus: Any = None, encoder: Any = None, report: Any = None, **spec: Any) -> dict[str, Any]:
+def facts_of(
+    corpus: Any = None, encoder: Any = None, report: Any = None, **spec: Any
+) -> dict[str, Any]:
     spec = EvalSpec(corpus=CorpusSpec(), **spec)
-    return evaluate(spec, encoder or ToyEncoder(), corpus or toy_corpus(), CPU, report or (lambda counts: None))
+    return evaluate(
+        spec, encoder or ToyEncoder(), corpus or toy_corpus(), CPU, report or (lambda counts: None)
+    )
 
 
 def on_test(facts: dict[str, Any]) -> dict[str, tuple[float, ...]]:
@@ -41,26 +45,45 @@ def test_tone_sequences_are_transcribed() -> None:
 
 
 def test_slots_are_found_and_their_values_heard() -> None:
-    found = on_test(facts_of(task="sf", updates=300, learning_rate=1e-2, batch_size=8, options=SMALL))
+    found = on_test(
+        facts_of(task="sf", updates=300, learning_rate=1e-2, batch_size=8, options=SMALL)
+    )
     assert found["sf.slot_type_f1"][0] > 90.0
     assert found["sf.slot_value_cer"][0] < 60.0
 
 
 def test_labels_without_cause_stay_at_chance() -> None:
-    corpus = toy_corpus({"train": 60, "dev": 40, "test": 200}, speaker=lambda labels, draw: f"s{draw.randrange(4)}")
-    values = on_test(facts_of(corpus, task="sid", updates=60, learning_rate=1e-2, seeds=2))["sid.accuracy"]
-    assert all(abs(value - 25.0) < 4 * 100 * (0.25 * 0.75 / 200) ** 0.5 for value in values)  # four standard deviations
+    corpus = toy_corpus(
+        {"train": 60, "dev": 40, "test": 200}, speaker=lambda labels, draw: f"s{draw.randrange(4)}"
+    )
+    values = on_test(facts_of(corpus, task="sid", updates=60, learning_rate=1e-2, seeds=2))[
+        "sid.accuracy"
+    ]
+    assert all(
+        abs(value - 25.0) < 4 * 100 * (0.25 * 0.75 / 200) ** 0.5 for value in values
+    )  # four standard deviations
 
 
 def test_facts_are_complete_plain_data() -> None:
     counts: list[dict[str, float]] = []
-    facts = facts_of(task="pr", updates=30, seeds=3, batch_size=8, report=lambda found: counts.append(dict(found)))
+    facts = facts_of(
+        task="pr",
+        updates=30,
+        seeds=3,
+        batch_size=8,
+        report=lambda found: counts.append(dict(found)),
+    )
     assert json.loads(json.dumps(facts, allow_nan=False)) == facts
     assert [(score.metric, score.split, len(score.values)) for score in scores_of(facts)] == [
         ("pr.per", "dev", 3),
         ("pr.per", "test", 3),
     ]
-    assert (facts["seeds"], facts["learning_rate"], facts["updates"], facts["utterances"]) == (3, 1e-2, 30, COUNTS)
+    assert (facts["seeds"], facts["learning_rate"], facts["updates"], facts["utterances"]) == (
+        3,
+        1e-2,
+        30,
+        COUNTS,
+    )
     assert all(update in range(3, 31, 3) for update in facts["best_update"])
     assert [len(weights) for weights in facts["layer_weights"]] == [STATE_COUNT] * 3
     assert all(sum(weights) == pytest.approx(1.0) for weights in facts["layer_weights"])
@@ -75,7 +98,9 @@ def test_facts_are_complete_plain_data() -> None:
 @pytest.mark.parametrize("task", ["sid", "sf"])
 def test_counts_make_the_scores_of_test_seed_by_seed(task: str) -> None:
     options = SMALL if task == "sf" else {}
-    facts = facts_of(task=task, updates=3, learning_rate=(1e-4, 1e-2), batch_size=8, seeds=2, options=options)
+    facts = facts_of(
+        task=task, updates=3, learning_rate=(1e-4, 1e-2), batch_size=8, seeds=2, options=options
+    )
     (counts,) = [Counted.model_validate(item) for item in facts["counts"]]
     for metric, values in on_test(facts).items():
         made = [100.0 * sum(amounts) / sum(counts.of[metric]) for amounts in counts.amounts[metric]]
@@ -84,12 +109,21 @@ def test_counts_make_the_scores_of_test_seed_by_seed(task: str) -> None:
 
 def test_other_test_utterances_are_other_counts() -> None:
     spec = {"task": "sid", "updates": 2, "batch_size": 8}
-    known = [facts_of(toy_corpus({"train": 8, "dev": 4, "test": n}), **spec)["counts"][0]["utterances"] for n in (4, 4, 5)]
+    known = [
+        facts_of(toy_corpus({"train": 8, "dev": 4, "test": n}), **spec)["counts"][0]["utterances"]
+        for n in (4, 4, 5)
+    ]
     assert known[0] == known[1] != known[2]
 
 
 def test_an_evaluation_is_repeatable_whatever_happened_before() -> None:
-    spec = {"task": "sf", "updates": 6, "batch_size": 8, "seeds": 2, "options": {**SMALL, "lstm_hidden": 4, "specaug": True}}
+    spec = {
+        "task": "sf",
+        "updates": 6,
+        "batch_size": 8,
+        "seeds": 2,
+        "options": {**SMALL, "lstm_hidden": 4, "specaug": True},
+    }
     threads = torch.get_num_threads()
     first = facts_of(**spec)
     torch.manual_seed(99)
@@ -122,7 +156,9 @@ def test_the_encoder_is_not_trained() -> None:
 
 
 def test_what_the_spec_says_goes_before_what_the_task_says() -> None:
-    facts = facts_of(task="sid", updates=7, validate_every_updates=7, learning_rate=0.5, batch_size=3)
+    facts = facts_of(
+        task="sid", updates=7, validate_every_updates=7, learning_rate=0.5, batch_size=3
+    )
     assert (facts["learning_rate"], facts["best_update"]) == (0.5, [7])
     assert facts_of(task="sid", updates=3)["learning_rate"] == 1e-4
 
@@ -133,15 +169,22 @@ def test_several_rates_are_trained_and_dev_chooses(task: str) -> None:
     spec = {"task": task, "updates": 30, "batch_size": 8, "seeds": 2}
     rates = (1e-6, 1e-2, 1e-1)
     facts = facts_of(learning_rate=rates, **spec)
-    assert [(item["learning_rate"], item["seed"]) for item in facts["grid"]] == [(r, s) for r in rates for s in (0, 1)]
+    assert [(item["learning_rate"], item["seed"]) for item in facts["grid"]] == [
+        (r, s) for r in rates for s in (0, 1)
+    ]
     metric = TASKS.get(task).metrics[0]
-    by_rate = {rate: [item["dev"][metric] for item in facts["grid"] if item["learning_rate"] == rate] for rate in rates}
+    by_rate = {
+        rate: [item["dev"][metric] for item in facts["grid"] if item["learning_rate"] == rate]
+        for rate in rates
+    }
     best = (max if task == "sid" else min)(rates, key=lambda rate: sum(by_rate[rate]))
     assert facts["learning_rate"] == best != 1e-6
     alone = facts_of(learning_rate=best, **spec)
     assert "grid" not in alone
     assert facts["best_update"] == alone["best_update"]
-    assert [score.values for score in scores_of(facts)] == [score.values for score in scores_of(alone)]
+    assert [score.values for score in scores_of(facts)] == [
+        score.values for score in scores_of(alone)
+    ]
     assert json.loads(json.dumps(facts, allow_nan=False)) == facts
 
 
@@ -163,7 +206,8 @@ def test_a_cache_changes_no_number_and_spares_the_encoder(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("task", ["sid", "pr"])
 def test_dev_alone_is_the_same_dev_and_never_touches_test(task: str) -> None:
-    """What a search sees: no test utterance is read, and the dev metrics are those of the full evaluation."""
+    """What a search sees: no test utterance is read, and the dev metrics are those of the full
+    evaluation."""
 
     class Watched:
         def __init__(self) -> None:
@@ -176,7 +220,10 @@ def test_dev_alone_is_the_same_dev_and_never_touches_test(task: str) -> None:
             self.read_keys.add(utterance.key)
             return self.corpus.read(utterance)
 
-    corpus, spec = Watched(), EvalSpec(task=task, corpus=CorpusSpec(), updates=20, batch_size=8, seeds=2)
+    corpus, spec = (
+        Watched(),
+        EvalSpec(task=task, corpus=CorpusSpec(), updates=20, batch_size=8, seeds=2),
+    )
     facts = evaluate(spec, ToyEncoder(), corpus, CPU, lambda counts: None, dev_only=True)  # type: ignore[arg-type]
     assert not corpus.read_keys & {utterance.key for utterance in corpus.corpus.split("test")}
     assert {score.split for score in scores_of(facts)} == {"dev"}

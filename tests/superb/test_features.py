@@ -14,7 +14,7 @@ from speechft_ray.speech.corpora.base import Corpus, Utterance
 from speechft_ray.speech.encoders.base import HiddenStates
 from speechft_ray.speech.features.cache import FeatureCache
 from speechft_ray.superb.features import Extractor, Keeping, Kept, Reencoded, size_of, sources
-from tests.superb.toy import DIM, STATE_COUNT, ToyEncoder, toy_corpus
+from tests.superb.toy_models import DIM, STATE_COUNT, ToyEncoder, toy_corpus
 
 CPU = torch.device("cpu")
 
@@ -35,8 +35,12 @@ def test_states_are_layer_normalised_and_pooling_averages_the_normalised_frames(
     frames, means = extractor(pooled=False), extractor(pooled=True)
     utterance = frames.corpus.utterances[3]
     expected = normalised_by_numpy(utterance)
-    np.testing.assert_allclose(frames([utterance])[0].numpy(), expected, rtol=2**-11, atol=1e-5)  # float16 has 11 bits
-    np.testing.assert_allclose(means([utterance])[0].numpy(), expected.mean(axis=1, keepdims=True), atol=1e-6)
+    np.testing.assert_allclose(
+        frames([utterance])[0].numpy(), expected, rtol=2**-11, atol=1e-5
+    )  # float16 has 11 bits
+    np.testing.assert_allclose(
+        means([utterance])[0].numpy(), expected.mean(axis=1, keepdims=True), atol=1e-6
+    )
 
 
 def test_padding_frames_of_an_encoder_are_cut_off() -> None:
@@ -71,7 +75,11 @@ def test_order_and_company_change_no_bit(pooled: bool) -> None:
     anew = Reencoded(extract, utterances)
     for place, utterance in enumerate(utterances):
         alone = extract([utterance])[0]
-        for source, position in ((kept, place), (backwards, len(utterances) - 1 - place), (anew, place)):
+        for source, position in (
+            (kept, place),
+            (backwards, len(utterances) - 1 - place),
+            (anew, place),
+        ):
             batch = source.take(slice(position, position + 1))
             assert torch.equal(batch.states, alone.float())
             assert batch.frames.tolist() == [alone.shape[1]]
@@ -79,10 +87,15 @@ def test_order_and_company_change_no_bit(pooled: bool) -> None:
 
 @pytest.mark.parametrize("pooled", [True, False])
 @pytest.mark.parametrize("chosen", [slice(2, 6), torch.tensor([4, 0, 0, 8])])
-def test_kept_and_reencoded_features_are_the_same(pooled: bool, chosen: slice | torch.Tensor) -> None:
+def test_kept_and_reencoded_features_are_the_same(
+    pooled: bool, chosen: slice | torch.Tensor
+) -> None:
     extract = extractor(pooled)
     utterances = extract.corpus.split("train")
-    kept, anew = Kept.of(extract, utterances, lambda count: None).take(chosen), Reencoded(extract, utterances).take(chosen)
+    kept, anew = (
+        Kept.of(extract, utterances, lambda count: None).take(chosen),
+        Reencoded(extract, utterances).take(chosen),
+    )
     assert torch.equal(kept.states, anew.states)
     assert torch.equal(kept.frames, anew.frames)
     assert kept.states.shape == (STATE_COUNT, int(kept.frames.sum()), DIM)
@@ -102,19 +115,28 @@ def both_splits(extract: Extractor) -> dict[str, list[Utterance]]:
 def test_the_budget_keeps_the_first_splits_and_counts_all_work() -> None:
     extract, done = extractor(), []
     splits = both_splits(extract)
-    sizes = {split: sum(extract([utterance])[0].nbytes for utterance in items) for split, items in splits.items()}
+    sizes = {
+        split: sum(extract([utterance])[0].nbytes for utterance in items)
+        for split, items in splits.items()
+    }
     assert sizes == {split: size_of(extract, items) for split, items in splits.items()}
     found = sources(extract, splits, done.append, Keeping(sizes["train"] + sizes["dev"] // 2))
-    assert {split: source.where for split, source in found.items()} == {"train": "memory", "dev": "nowhere"}
+    assert {split: source.where for split, source in found.items()} == {
+        "train": "memory",
+        "dev": "nowhere",
+    }
     assert sum(done) == 14
-    assert all(source.where == "memory" for source in sources(extract, splits, done.append).values())
+    assert all(
+        source.where == "memory" for source in sources(extract, splits, done.append).values()
+    )
     means = sources(extractor(pooled=True), splits, done.append, Keeping(memory_bytes=0))
     assert all(source.where == "memory" for source in means.values())
 
 
 @pytest.mark.parametrize("pooled", [True, False])
 def test_features_are_the_same_wherever_they_lie(pooled: bool, tmp_path: Path) -> None:
-    """In memory, on disk, read from disk into memory, encoded anew: not a bit differs, and disk is asked before the encoder."""
+    """In memory, on disk, read from disk into memory, encoded anew: not a bit differs, and disk is
+    asked before the encoder."""
     splits = both_splits(extractor())
     cache = FeatureCache(tmp_path, budget_bytes=1 << 20)
     places = {
@@ -127,13 +149,18 @@ def test_features_are_the_same_wherever_they_lie(pooled: bool, tmp_path: Path) -
     for where, keeping in places.items():
         extract = extractor(pooled)
         found = sources(extract, splits, lambda count: None, keeping)
-        assert {source.where for source in found.values()} == {"memory" if pooled and where == "nowhere" else where}
+        assert {source.where for source in found.values()} == {
+            "memory" if pooled and where == "nowhere" else where
+        }
         for split, source in found.items():
             for part in (chosen, slice(1, 4)):
                 assert torch.equal(source.take(part).states, expected[split].take(part).states)
                 assert torch.equal(source.take(part).frames, expected[split].take(part).frames)
     again = extractor(pooled)
-    assert {source.where for source in sources(again, splits, lambda count: None, places["disk"]).values()} == {"disk"}
+    assert {
+        source.where
+        for source in sources(again, splits, lambda count: None, places["disk"]).values()
+    } == {"disk"}
     assert again.encoded == 0
     other = extractor(pooled)
     sources(other, splits, lambda count: None, Keeping(0, cache, "another encoder"))
@@ -143,7 +170,12 @@ def test_features_are_the_same_wherever_they_lie(pooled: bool, tmp_path: Path) -
 def test_too_short_an_utterance_is_named() -> None:
     corpus = toy_corpus({"train": 1})
     short = Corpus(
-        name="short", fingerprint="0", utterances=corpus.utterances, read=lambda utterance: np.zeros(399, dtype=np.float32)
+        name="short",
+        fingerprint="0",
+        utterances=corpus.utterances,
+        read=lambda utterance: np.zeros(399, dtype=np.float32),
     )
-    with pytest.raises(UserError, match=r"`train-0` of the corpus `short` has 399 samples, less than one frame"):
+    with pytest.raises(
+        UserError, match=r"`train-0` of the corpus `short` has 399 samples, less than one frame"
+    ):
         Extractor(ToyEncoder(), short, CPU, True)([corpus.utterances[0]])

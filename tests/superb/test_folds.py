@@ -18,7 +18,7 @@ from speechft_ray.speech.features.cache import FeatureCache
 from speechft_ray.superb.evaluate import Sharing, evaluate
 from speechft_ray.superb.folds import evaluate_folds, mean_scores
 from speechft_ray.sweep.plan import Inputs, make_plan
-from tests.superb.toy import ToyEncoder, toy_corpus
+from tests.superb.toy_models import ToyEncoder, toy_corpus
 from tests.sweep.fakes import sweep
 
 FOLDS: dict[str, Any] = {"fold": [1, 2, 3]}
@@ -26,16 +26,31 @@ CPU = torch.device("cpu")
 
 
 def spec(**changed: Any) -> EvalSpec:
-    return EvalSpec(**{"task": "er", "corpus": CorpusSpec(), "updates": 5, "batch_size": 8, "seeds": 2, **changed})
+    return EvalSpec(
+        **{
+            "task": "er",
+            "corpus": CorpusSpec(),
+            "updates": 5,
+            "batch_size": 8,
+            "seeds": 2,
+            **changed,
+        }
+    )
 
 
 def test_each_fold_is_evaluated_and_the_mean_is_the_result() -> None:
     corpora = [toy_corpus({"train": 24, "dev": 8, "test": 12}, seed=seed) for seed in range(3)]
     counts: list[dict[str, float]] = []
-    facts = evaluate_folds(spec(folds=FOLDS), ToyEncoder(), corpora, CPU, lambda found: counts.append(dict(found)))
-    alone = [scores_of(evaluate(spec(), ToyEncoder(), corpus, CPU, lambda _: None)) for corpus in corpora]
+    facts = evaluate_folds(
+        spec(folds=FOLDS), ToyEncoder(), corpora, CPU, lambda found: counts.append(dict(found))
+    )
+    alone = [
+        scores_of(evaluate(spec(), ToyEncoder(), corpus, CPU, lambda _: None)) for corpus in corpora
+    ]
     for found, *folds in zip(scores_of(facts), *alone, strict=True):
-        assert found.values == tuple(pytest.approx(sum(fold.values[seed] for fold in folds) / 3) for seed in range(2))
+        assert found.values == tuple(
+            pytest.approx(sum(fold.values[seed] for fold in folds) / 3) for seed in range(2)
+        )
     assert len(facts["folds"]) == 3 and facts["seeds"] == 2
     assert len(facts["counts"]) == 3 and not any("counts" in fold for fold in facts["folds"])
     assert counts[-1]["done"] == counts[-1]["total"] == 3 * (24 + 8 + 12 + 2 * 5)
@@ -50,13 +65,18 @@ def test_one_corpus_is_a_plain_evaluation() -> None:
 
 
 def test_values_are_averaged_seed_by_seed() -> None:
-    folds = [[Score(metric="er.accuracy", split="test", values=values)] for values in ((10.0, 20.0), (30.0, 60.0))]
+    folds = [
+        [Score(metric="er.accuracy", split="test", values=values)]
+        for values in ((10.0, 20.0), (30.0, 60.0))
+    ]
     assert mean_scores(folds)[0].values == (20.0, 40.0)
 
 
 def test_folds_are_options_of_the_corpus() -> None:
     given = spec(corpus=CorpusSpec(name="iemocap", options={"other": 1}), folds=FOLDS)
-    assert [corpus.options for corpus in given.corpora()] == [{"other": 1, "fold": fold} for fold in (1, 2, 3)]
+    assert [corpus.options for corpus in given.corpora()] == [
+        {"other": 1, "fold": fold} for fold in (1, 2, 3)
+    ]
     assert spec().corpora() == (CorpusSpec(),)
     assert EvalSpec.model_validate(given.model_dump(mode="json")) == given
     for wrong in ({"fold": [1]}, {"fold": [1, 2], "other": [1, 2]}):
@@ -77,28 +97,44 @@ def test_a_plan_asks_for_every_fold() -> None:
         asked.append(item.options.get("fold"))
         return f"content of fold {item.options.get('fold')}", True
 
-    plan = make_plan(sweep(evaluate=[spec(folds=FOLDS).model_dump(mode="json")]), Inputs(encoder="e", corpus=corpus))
+    plan = make_plan(
+        sweep(evaluate=[spec(folds=FOLDS).model_dump(mode="json")]),
+        Inputs(encoder="e", corpus=corpus),
+    )
     jobs = plan.of_stage("evaluate")
     assert {1, 2, 3} <= set(asked) and len(jobs) == len(plan.rows) + 1  # and the baseline
-    assert all(len([need for need in job.needs if plan.jobs[need].stage == "corpus"]) == 3 for job in jobs)
+    assert all(
+        len([need for need in job.needs if plan.jobs[need].stage == "corpus"]) == 3 for job in jobs
+    )
 
 
 @pytest.mark.parametrize("cached", [False, True])
 def test_a_recording_of_several_folds_is_encoded_once(cached: bool, tmp_path: Path) -> None:
-    """Three ways to split the same recordings; the numbers are those of folds that know nothing of each other."""
+    """Three ways to split the same recordings; the numbers are those of folds that know nothing of
+    each other."""
     whole = toy_corpus({"train": 36}, seed=1)
     contents = {utterance.key: f"sha of {utterance.key}" for utterance in whole.utterances}
     turns = ("train", "dev", "test")
 
     def fold(number: int, known: bool) -> Corpus:
-        split = [replace(item, split=turns[(place + number) % 3]) for place, item in enumerate(whole.utterances)]
-        return replace(whole, fingerprint=f"fold {number}", utterances=split, contents=contents if known else {})
+        split = [
+            replace(item, split=turns[(place + number) % 3])
+            for place, item in enumerate(whole.utterances)
+        ]
+        return replace(
+            whole,
+            fingerprint=f"fold {number}",
+            utterances=split,
+            contents=contents if known else {},
+        )
 
     def found(known: bool, encoder: ToyEncoder) -> dict[str, Any]:
         cache = FeatureCache(tmp_path / str(known), 1 << 24)
         sharing = Sharing(cache=cache, encoder="toy", front_end=None) if cached else None
         corpora = [fold(number, known) for number in range(3)]
-        return evaluate_folds(spec(folds=FOLDS), encoder, corpora, CPU, lambda _: None, sharing=sharing)
+        return evaluate_folds(
+            spec(folds=FOLDS), encoder, corpora, CPU, lambda _: None, sharing=sharing
+        )
 
     apart, together, again = ToyEncoder(), ToyEncoder(), ToyEncoder()
     expected, facts = found(False, apart), found(True, together)
@@ -112,5 +148,7 @@ def test_dev_alone_hears_no_recording_that_is_only_in_test() -> None:
     corpus = toy_corpus({"train": 12, "dev": 4, "test": 4})
     corpora = [replace(corpus, contents={item.key: item.key for item in corpus.utterances})] * 2
     encoder = ToyEncoder()
-    evaluate_folds(spec(folds={"fold": [1, 2]}), encoder, corpora, CPU, lambda _: None, dev_only=True)
+    evaluate_folds(
+        spec(folds={"fold": [1, 2]}), encoder, corpora, CPU, lambda _: None, dev_only=True
+    )
     assert sum(encoder.calls) == 16

@@ -1,4 +1,5 @@
-"""The front end is computed once for all encoders that have the same, and changes no bit of what they yield."""
+"""The front end is computed once for all encoders that have the same, and changes no bit of what
+they yield."""
 
 from __future__ import annotations
 
@@ -16,8 +17,8 @@ from speechft_ray.speech.features.cache import FeatureCache
 from speechft_ray.speech.features.front_end import FrontEnds
 from speechft_ray.superb.evaluate import Sharing, evaluate
 from speechft_ray.superb.features import Extractor, Keeping, sources
-from tests.speech.toys import toy
-from tests.superb.toy import toy_corpus
+from tests.speech.toy_models import toy
+from tests.superb.toy_models import toy_corpus
 
 CORPUS = toy_corpus({"train": 5, "dev": 3})
 SPLITS = {split: CORPUS.split(split) for split in ("train", "dev")}
@@ -36,7 +37,9 @@ def tuned(weights: EncoderWeights, seed: int, front_end: bool = False) -> Encode
     return replace(weights, state=state)
 
 
-def extracted(weights: EncoderWeights, cache: FeatureCache | None, pooled: bool = True) -> tuple[list[torch.Tensor], int]:
+def extracted(
+    weights: EncoderWeights, cache: FeatureCache | None, pooled: bool = True
+) -> tuple[list[torch.Tensor], int]:
     """The features of both splits, and how many utterances the front end really saw."""
     family = FAMILIES.get(weights.family)
     encoder = family.build(weights)
@@ -44,12 +47,16 @@ def extracted(weights: EncoderWeights, cache: FeatureCache | None, pooled: bool 
     front = FrontEnds(cache, encoder.module(), PREFIX, shape, CORPUS) if cache else None
     extract = Extractor(encoder, CORPUS, torch.device("cpu"), pooled, front)
     found = sources(extract, SPLITS, lambda count: None)
-    return [source.take(slice(0, source.count)).states for source in found.values()], front.computed if front else 8
+    return [
+        source.take(slice(0, source.count)).states for source in found.values()
+    ], front.computed if front else 8
 
 
 @pytest.mark.parametrize("family", ["hubert", "wav2vec2", "wavlm"])
 @pytest.mark.parametrize("pooled", [True, False])
-def test_encoders_that_differ_behind_it_share_one(family: str, pooled: bool, tmp_path: Path) -> None:
+def test_encoders_that_differ_behind_it_share_one(
+    family: str, pooled: bool, tmp_path: Path
+) -> None:
     cache = FeatureCache(tmp_path, budget_bytes=1 << 24)
     start = toy(family)
     seen = []
@@ -83,18 +90,31 @@ def test_the_encoder_is_left_as_it_was(tmp_path: Path) -> None:
     encoder = FAMILIES.get("hubert").build(weights)
     own = encoder.module().feature_extractor
     cache = FeatureCache(tmp_path, budget_bytes=1 << 24)
-    front = FrontEnds(cache, encoder.module(), PREFIX, FAMILIES.get("hubert").describe(weights.config), CORPUS)
+    front = FrontEnds(
+        cache, encoder.module(), PREFIX, FAMILIES.get("hubert").describe(weights.config), CORPUS
+    )
     for _ in range(2):
-        sources(Extractor(encoder, CORPUS, torch.device("cpu"), True, front), SPLITS, lambda count: None, Keeping())
+        sources(
+            Extractor(encoder, CORPUS, torch.device("cpu"), True, front),
+            SPLITS,
+            lambda count: None,
+            Keeping(),
+        )
         assert encoder.module().feature_extractor is own
         assert not own._forward_hooks
 
 
 @pytest.mark.parametrize("task", ["pr", "sid"])
-def test_an_evaluation_encodes_each_utterance_once_and_a_sweep_its_front_end(task: str, tmp_path: Path) -> None:
+def test_an_evaluation_encodes_each_utterance_once_and_a_sweep_its_front_end(
+    task: str, tmp_path: Path
+) -> None:
     """Train, dev and test alike; what the second encoder scores is what it scores alone."""
     corpus = toy_corpus({"train": 8, "dev": 3, "test": 5})
-    cache, family, start = FeatureCache(tmp_path, budget_bytes=1 << 24), FAMILIES.get("hubert"), toy("hubert")
+    cache, family, start = (
+        FeatureCache(tmp_path, budget_bytes=1 << 24),
+        FAMILIES.get("hubert"),
+        toy("hubert"),
+    )
     spec = EvalSpec(task=task, corpus=CorpusSpec(), updates=2, batch_size=4)
     seen: dict[str, list[int]] = {"feature_extractor": [], "encoder": []}
     for weights in (start, tuned(start, 1)):
@@ -103,11 +123,17 @@ def test_an_evaluation_encodes_each_utterance_once_and_a_sweep_its_front_end(tas
         for name, counts in seen.items():
             counts.append(0)
             getattr(encoder.module(), name).register_forward_hook(partial(_count, counts))
-        own = Sharing(cache=cache, encoder=weights_fingerprint(weights), front_end=(PREFIX, family.describe(weights.config)))
+        own = Sharing(
+            cache=cache,
+            encoder=weights_fingerprint(weights),
+            front_end=(PREFIX, family.describe(weights.config)),
+        )
         shared = evaluate(spec, encoder, corpus, torch.device("cpu"), lambda _: None, sharing=own)
         assert shared["scores"] == alone["scores"]
     assert seen == {"feature_extractor": [16, 0], "encoder": [16, 16]}
 
 
-def _count(counts: list[int], module: torch.nn.Module, inputs: tuple[torch.Tensor, ...], output: object) -> None:
+def _count(
+    counts: list[int], module: torch.nn.Module, inputs: tuple[torch.Tensor, ...], output: object
+) -> None:
     counts[-1] += len(inputs[0])

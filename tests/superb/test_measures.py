@@ -13,7 +13,12 @@ import pytest
 
 from speechft_ray.core.errors import UserError
 from speechft_ray.superb.measures.accuracy import accuracy
-from speechft_ray.superb.measures.error_rate import character_error_rate, edits, token_error_rate, word_error_rate
+from speechft_ray.superb.measures.error_rate import (
+    character_error_rate,
+    edits,
+    token_error_rate,
+    word_error_rate,
+)
 from speechft_ray.superb.measures.slots import parse_slots, slot_type_f1, slot_value_cer
 
 
@@ -29,7 +34,8 @@ def textbook_edits(one: list[str] | str, other: list[str] | str) -> int:
 
 @pytest.fixture
 def s3prl_metric(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """s3prl's ``ctc/metric.py``, loaded by path; only its edit distance is replaced, by the textbook's."""
+    """s3prl's ``ctc/metric.py``, loaded by path; only its edit distance is replaced, by the
+    textbook's."""
     package = importlib.util.find_spec("s3prl")
     if package is None or not package.submodule_search_locations:
         pytest.skip("s3prl is not installed")
@@ -45,7 +51,8 @@ def s3prl_metric(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 def decoded_texts(seed: int, count: int) -> list[str]:
-    """Random decoder output over few letters and slots: unpaired, nested, repeated and empty slots all occur."""
+    """Random decoder output over few letters and slots: unpaired, nested, repeated and empty slots
+    all occur."""
     source = random.Random(seed)
     pieces = ["A", "B", "AB", " ", " ", "B-x ", " E-x", "B-y ", " E-y", "B-xy ", " E-xy"]
     return ["".join(source.choices(pieces, k=source.randint(0, 16))) for _ in range(count)]
@@ -55,7 +62,9 @@ def slot_references(seed: int, count: int) -> list[str]:
     """Random well-formed references, at least one of them with a slot."""
     source = random.Random(seed)
     words = ["A", "BA", "B-x AB E-x", "B-y B A E-y", "B-xy BB E-xy", "B-x A E-x"]
-    return ["B-x A E-x"] + [" ".join(source.choices(words, k=source.randint(1, 4))) for _ in range(count - 1)]
+    return ["B-x A E-x"] + [
+        " ".join(source.choices(words, k=source.randint(1, 4))) for _ in range(count - 1)
+    ]
 
 
 def test_edits_are_those_of_the_textbook() -> None:
@@ -66,17 +75,28 @@ def test_edits_are_those_of_the_textbook() -> None:
 
 
 def test_error_rate_divides_the_edits_of_the_corpus_by_its_tokens() -> None:
-    # 1 substitution of 2 tokens, then 1 insertion and no error in 6: 2 edits / 8 tokens. A mean of rates would be 33.3.
+    # 1 substitution of 2 tokens, then 1 insertion and no error in 6: 2 edits / 8 tokens. A mean of
+    # rates would be 33.3.
     assert word_error_rate(["a x", "a b c d e f g"], ["a b", "a b c d e f"]) == 25.0
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_error_rates_are_those_of_jiwer(seed: int) -> None:
     source = random.Random(seed)
-    texts = [[" ".join(source.choices(["AB", "BA", "C", "ABC"], k=source.randint(1, 7))) for _ in range(20)] for _ in range(2)]
+    texts = [
+        [
+            " ".join(source.choices(["AB", "BA", "C", "ABC"], k=source.randint(1, 7)))
+            for _ in range(20)
+        ]
+        for _ in range(2)
+    ]
     hypotheses, references = texts
-    assert word_error_rate(hypotheses, references) == pytest.approx(100 * jiwer.wer(references, hypotheses))
-    assert character_error_rate(hypotheses, references) == pytest.approx(100 * jiwer.cer(references, hypotheses))
+    assert word_error_rate(hypotheses, references) == pytest.approx(
+        100 * jiwer.wer(references, hypotheses)
+    )
+    assert character_error_rate(hypotheses, references) == pytest.approx(
+        100 * jiwer.cer(references, hypotheses)
+    )
 
 
 def test_an_empty_hypothesis_loses_every_token() -> None:
@@ -106,7 +126,11 @@ def test_lists_must_have_the_same_length(measure) -> None:  # type: ignore[no-un
 def test_accuracy_counts_whole_labels() -> None:
     assert accuracy(["up", "down", "up"], ["up", "up", "down"]) == pytest.approx(100 / 3)
     assert (
-        accuracy([("on", "light", "hall"), ("on", "light", "hall")], [("on", "light", "hall"), ("on", "light", "none")]) == 50.0
+        accuracy(
+            [("on", "light", "hall"), ("on", "light", "hall")],
+            [("on", "light", "hall"), ("on", "light", "none")],
+        )
+        == 50.0
     )
 
 
@@ -117,7 +141,9 @@ def test_means_refuse_no_utterance(measure) -> None:  # type: ignore[no-untyped-
 
 
 def test_slots_are_read_from_their_tags() -> None:
-    assert parse_slots("PLAY B-artist ELTON JOHN E-artist IN B-city ROME E-city AND B-artist  ABBA E-artist") == {
+    assert parse_slots(
+        "PLAY B-artist ELTON JOHN E-artist IN B-city ROME E-city AND B-artist  ABBA E-artist"
+    ) == {
         "artist": ["ELTON JOHN", "ABBA"],
         "city": ["ROME"],
     }
@@ -146,7 +172,9 @@ def test_tags_inside_a_value_are_dropped() -> None:
 )
 def test_slot_type_f1_of_one_utterance(hypothesis: str, reference: str, f1: float) -> None:
     assert slot_type_f1([hypothesis], [reference]) == pytest.approx(f1)
-    assert slot_type_f1([hypothesis, ""], [reference, ""]) == pytest.approx((f1 + 100) / 2)  # a mean over utterances
+    assert slot_type_f1([hypothesis, ""], [reference, ""]) == pytest.approx(
+        (f1 + 100) / 2
+    )  # a mean over utterances
 
 
 @pytest.mark.parametrize(
@@ -157,9 +185,17 @@ def test_slot_type_f1_of_one_utterance(hypothesis: str, reference: str, f1: floa
         ("B-y ROME E-y", "B-x ROME E-x", 100.0),  # the type is absent: an empty value
         ("B-x ZZZZ E-x B-x ROMA E-x", "B-x ROME E-x", 25.0),  # the nearest of two
         ("B-x ROME E-x B-y PARIS E-y", "B-x ROME E-x", 0.0),  # too much costs nothing
-        ("B-x ROME E-x", "B-x ROME E-x B-x PARMA E-x", 100 * 4 / 9),  # one value may serve twice: ROME to PARMA is 4 edits
+        (
+            "B-x ROME E-x",
+            "B-x ROME E-x B-x PARMA E-x",
+            100 * 4 / 9,
+        ),  # one value may serve twice: ROME to PARMA is 4 edits
         ("B-x ROME E-x", "B-x ROME E-x B-y PARIS E-y", 100 * 5 / 9),
-        ("B-x " + "Z" * 100 + " E-x", "B-x A E-x", 100.0),  # 100 times beyond a missing one counts as missing
+        (
+            "B-x " + "Z" * 100 + " E-x",
+            "B-x A E-x",
+            100.0,
+        ),  # 100 times beyond a missing one counts as missing
         ("B-x " + "Z" * 99 + " E-x", "B-x A E-x", 9900.0),
     ],
 )
@@ -168,7 +204,9 @@ def test_slot_value_cer_of_one_utterance(hypothesis: str, reference: str, cer: f
 
 
 def test_slot_value_cer_sums_edits_and_characters_over_the_corpus() -> None:
-    assert slot_value_cer(["B-x A E-x", "B-x HOME E-x"], ["B-x B E-x", "B-x ROME E-x"]) == pytest.approx(100 * 2 / 5)
+    assert slot_value_cer(
+        ["B-x A E-x", "B-x HOME E-x"], ["B-x B E-x", "B-x ROME E-x"]
+    ) == pytest.approx(100 * 2 / 5)
 
 
 def test_slot_value_cer_refuses_references_without_slots() -> None:
@@ -180,8 +218,18 @@ def test_slot_value_cer_refuses_references_without_slots() -> None:
 def test_measures_are_those_of_s3prl(s3prl_metric: ModuleType, seed: int) -> None:
     hypotheses, references = decoded_texts(seed, 30), slot_references(seed, 30)
     hypotheses[:5] = references[1:6]
-    assert slot_type_f1(hypotheses, references) == pytest.approx(100 * s3prl_metric.slot_type_f1(hypotheses, references))
-    assert slot_value_cer(hypotheses, references) == pytest.approx(100 * s3prl_metric.slot_value_cer(hypotheses, references))
-    assert character_error_rate(hypotheses, references) == pytest.approx(100 * s3prl_metric.cer(hypotheses, references))
-    single_blanks = [" ".join(text.split()) for text in hypotheses]  # as decoded phones and words have them
-    assert word_error_rate(single_blanks, references) == pytest.approx(100 * s3prl_metric.wer(single_blanks, references))
+    assert slot_type_f1(hypotheses, references) == pytest.approx(
+        100 * s3prl_metric.slot_type_f1(hypotheses, references)
+    )
+    assert slot_value_cer(hypotheses, references) == pytest.approx(
+        100 * s3prl_metric.slot_value_cer(hypotheses, references)
+    )
+    assert character_error_rate(hypotheses, references) == pytest.approx(
+        100 * s3prl_metric.cer(hypotheses, references)
+    )
+    single_blanks = [
+        " ".join(text.split()) for text in hypotheses
+    ]  # as decoded phones and words have them
+    assert word_error_rate(single_blanks, references) == pytest.approx(
+        100 * s3prl_metric.wer(single_blanks, references)
+    )

@@ -1,4 +1,5 @@
-"""s3prl's own experts and ours on the same features, batches and weights: small versions of ``benchmarks/parity.py``."""
+"""s3prl's own experts and ours on the same features, batches and weights: small versions of
+``benchmarks/parity.py``."""
 
 from __future__ import annotations
 
@@ -19,7 +20,9 @@ from benchmarks import parity
 from benchmarks.s3prl_cases import CASES
 from benchmarks.s3prl_peer import expert_module
 
-pytestmark = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # s3prl leaves its slot file open
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:unclosed file:ResourceWarning"
+)  # s3prl leaves its slot file open
 
 COUNTS = {"train": 40, "dev": 8, "test": 10}
 
@@ -44,12 +47,20 @@ def test_losses_and_metrics_are_those_of_s3prl(task: str, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("seed", range(4))
 def test_frames_of_speakers_are_labelled_as_s3prl_labels_them(seed: int) -> None:
-    """Its ``_get_labeled_speech``, handed turns instead of a Kaldi folder; chunks of 60 frames, so that turns span them."""
+    """Its ``_get_labeled_speech``, handed turns instead of a Kaldi folder; chunks of 60 frames, so
+    that turns span them."""
     draw, frames, size = random.Random(seed), 250, 60
     starts = [draw.randrange(frames * 320) for _ in range(12)]
-    turns = [Turn("ab"[index % 2], start, start + draw.randrange(1, 90 * 320)) for index, start in enumerate(starts)]
-    segments = [{"utt": turn.speaker, "st": turn.start / 16_000, "et": turn.end / 16_000} for turn in turns]
-    kaldi = SimpleNamespace(segments={"r": segments}, utt2spk={"a": "a", "b": "b"}, load_wav=lambda *_: (None, 16_000))
+    turns = [
+        Turn("ab"[index % 2], start, start + draw.randrange(1, 90 * 320))
+        for index, start in enumerate(starts)
+    ]
+    segments = [
+        {"utt": turn.speaker, "st": turn.start / 16_000, "et": turn.end / 16_000} for turn in turns
+    ]
+    kaldi = SimpleNamespace(
+        segments={"r": segments}, utt2spk={"a": "a", "b": "b"}, load_wav=lambda *_: (None, 16_000)
+    )
     module = expert_module("diarization.dataset")
     for start in range(0, frames, size):
         end = min(frames, start + size)

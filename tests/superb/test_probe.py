@@ -1,4 +1,5 @@
-"""The probe against independent training loops, and the way it draws, selects and stays reproducible."""
+"""The probe against independent training loops, and the way it draws, selects and stays
+reproducible."""
 
 from __future__ import annotations
 
@@ -29,7 +30,7 @@ from speechft_ray.superb.probe import (
     windows,
 )
 from speechft_ray.superb.tasks.base import TASKS, Problem
-from tests.superb.toy import toy_corpus
+from tests.superb.toy_models import toy_corpus
 
 LAYERS, DIM = 3, 6
 
@@ -49,23 +50,30 @@ def schedule(**changed: object) -> Schedule:
 
 def posed(task: str = "sid", train: int = 24, dev: int = 12) -> Problem:
     counts = {"train": train, "dev": dev, "test": 8}
-    return pose(TASKS.get(task), EvalSpec(task=task, corpus=CorpusSpec(), updates=1), toy_corpus(counts))
+    return pose(
+        TASKS.get(task), EvalSpec(task=task, corpus=CorpusSpec(), updates=1), toy_corpus(counts)
+    )
 
 
 def noise(problem: Problem, split: str, hint: float = 0.0) -> Kept:
-    """Random frames, with a weak hint of the label in one layer, so that learning is neither instant nor impossible."""
+    """Random frames, with a weak hint of the label in one layer, so that learning is neither
+    instant nor impossible."""
     generator = torch.Generator().manual_seed(len(split))
     examples = problem.examples[split]
     frames = torch.randint(2, 9, (len(examples),), generator=generator)
     states = torch.randn(LAYERS, int(frames.sum()), DIM, generator=generator)
-    labels = torch.repeat_interleave(torch.stack([example.target[0] for example in examples]), frames)
+    labels = torch.repeat_interleave(
+        torch.stack([example.target[0] for example in examples]), frames
+    )
     states[1, torch.arange(len(labels)), labels] += hint
     return Kept(states, frames)
 
 
 def means(kept: Kept) -> Kept:
     rows = torch.split(kept.states, kept.frames.tolist(), dim=1)
-    return Kept(torch.stack([piece.mean(dim=1) for piece in rows], dim=1), torch.ones_like(kept.frames))
+    return Kept(
+        torch.stack([piece.mean(dim=1) for piece in rows], dim=1), torch.ones_like(kept.frames)
+    )
 
 
 def ignore(count: int) -> None:
@@ -73,7 +81,8 @@ def ignore(count: int) -> None:
 
 
 def test_a_head_on_kept_means_learns_what_a_plain_loop_over_frames_learns() -> None:
-    """SUPERB's order of operations, written out: sum over layers, projection by frame, output, mean over frames, clipping."""
+    """SUPERB's order of operations, written out: sum over layers, projection by frame, output, mean
+    over frames, clipping."""
     problem, updates = posed(), 300
     problem = replace(problem, head=lambda dim: PooledHead(dim, 4, projection=5))
     frames = noise(problem, "train", hint=0.5)
@@ -89,7 +98,10 @@ def test_a_head_on_kept_means_learns_what_a_plain_loop_over_frames_learns() -> N
     pieces = torch.split(frames.states, frames.frames.tolist(), dim=1)
     for chosen in itertools.islice(batches, updates):
         shares = logits_of_layers.exp() / logits_of_layers.exp().sum()
-        rows = [output(projector((shares[:, None, None] * pieces[place]).sum(0)).mean(0)) for place in chosen.tolist()]
+        rows = [
+            output(projector((shares[:, None, None] * pieces[place]).sum(0)).mean(0))
+            for place in chosen.tolist()
+        ]
         wanted = torch.cat([problem.examples["train"][place].target for place in chosen.tolist()])
         losses = [-row.log_softmax(0)[label] for row, label in zip(rows, wanted, strict=True)]
         optimizer.zero_grad()
@@ -99,7 +111,11 @@ def test_a_head_on_kept_means_learns_what_a_plain_loop_over_frames_learns() -> N
             parameter.grad *= min(1.0, 0.5 / (float(norm) + 1e-6))
         optimizer.step()
 
-    learned = [found.featurizer.weights, *found.head.projector.parameters(), *found.head.output.parameters()]
+    learned = [
+        found.featurizer.weights,
+        *found.head.projector.parameters(),
+        *found.head.output.parameters(),
+    ]
     assert logits_of_layers.detach().abs().max() > 0.05
     for mine, theirs in zip(learned, parameters, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-5)
@@ -133,7 +149,8 @@ def test_features_are_summed_over_layers_and_padded_by_utterance() -> None:
 
 
 def test_the_best_validation_is_kept() -> None:
-    """Shorter runs are the beginnings of a longer one, so each validation can be seen from outside."""
+    """Shorter runs are the beginnings of a longer one, so each validation can be seen from
+    outside."""
     problem = posed(train=40, dev=40)
     train, dev = noise(problem, "train", hint=0.3), noise(problem, "dev", hint=0.3)
     seen: dict[int, float] = {}
@@ -153,7 +170,9 @@ def test_a_lower_error_rate_is_the_better_one() -> None:
     rates = iter([50.0, 40.0, 70.0])
     problem = replace(problem, measure=lambda answers, references: {"pr.per": next(rates)})
     train, dev = noise(problem, "train"), noise(problem, "dev")
-    kept = train_probe(problem, train, dev, schedule(updates=15, draws="windows", metric="pr.per"), 0, ignore)
+    kept = train_probe(
+        problem, train, dev, schedule(updates=15, draws="windows", metric="pr.per"), 0, ignore
+    )
     assert (kept.best_update, kept.dev) == (10, {"pr.per": 40.0})
 
 
@@ -165,12 +184,18 @@ def test_an_update_that_is_not_finite_is_skipped() -> None:
         measure=lambda *_: {"sid.accuracy": 0.0},
     )
     train, dev = noise(problem, "train"), noise(problem, "dev")
-    found = train_probe(broken, train, dev, schedule(updates=20, validate_every_updates=20), 0, ignore)
+    found = train_probe(
+        broken, train, dev, schedule(updates=20, validate_every_updates=20), 0, ignore
+    )
     assert all(parameter.isfinite().all() for parameter in found.probe.parameters())
 
 
-@pytest.mark.parametrize(("task", "draws"), [("sid", "shuffled"), ("ks", "balanced"), ("sf", "windows")])
-def test_the_same_seed_gives_the_same_bits_and_another_seed_another_probe(task: str, draws: str) -> None:
+@pytest.mark.parametrize(
+    ("task", "draws"), [("sid", "shuffled"), ("ks", "balanced"), ("sf", "windows")]
+)
+def test_the_same_seed_gives_the_same_bits_and_another_seed_another_probe(
+    task: str, draws: str
+) -> None:
     options = {"lstm_hidden": 3, "projection": 4} if task == "sf" else {}
     spec = EvalSpec(task=task, corpus=CorpusSpec(), updates=1, options=options)
     problem = pose(TASKS.get(task), spec, toy_corpus({"train": 12, "dev": 4, "test": 4}))
@@ -182,7 +207,9 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_another_probe(task: 
     def trained(seed: int, chatter: int) -> torch.Tensor:
         torch.manual_seed(chatter)  # what others drew before must not matter
         before = torch.get_rng_state()
-        found = train_probe(problem, kept, dev, replace(plan, validate_every_updates=8), seed, ignore)
+        found = train_probe(
+            problem, kept, dev, replace(plan, validate_every_updates=8), seed, ignore
+        )
         assert torch.equal(torch.get_rng_state(), before)
         return torch.cat([parameter.detach().flatten() for parameter in found.probe.parameters()])
 
@@ -216,13 +243,20 @@ def test_balanced_batches_draw_every_class_equally_often() -> None:
     batches = itertools.islice(balanced(classes, 25, torch.Generator().manual_seed(0)), 400)
     counts = Counter(classes[place].item() for batch in batches for place in batch.tolist())
     assert sum(counts.values()) == 10_000
-    assert all(abs(count - 10_000 / 3) < 4 * (10_000 * 2 / 9) ** 0.5 for count in counts.values())  # four standard deviations
+    assert all(
+        abs(count - 10_000 / 3) < 4 * (10_000 * 2 / 9) ** 0.5 for count in counts.values()
+    )  # four standard deviations
 
 
 def test_windows_are_neighbours_and_long_audio_halves_them() -> None:
     samples = [400_000, 300_001, 300_000, 5, 5, 5, 5]
     epoch = list(itertools.islice(windows(samples, 4, torch.Generator().manual_seed(0)), 7))
-    assert Counter((window.start, window.stop) for window in epoch) == {(0, 2): 1, (1, 3): 1, (2, 6): 1, (3, 7): 4}
+    assert Counter((window.start, window.stop) for window in epoch) == {
+        (0, 2): 1,
+        (1, 3): 1,
+        (2, 6): 1,
+        (3, 7): 4,
+    }
 
 
 def test_buckets_are_fixed_halves_and_a_single_rest_is_left_out() -> None:
@@ -230,10 +264,16 @@ def test_buckets_are_fixed_halves_and_a_single_rest_is_left_out() -> None:
     order = sorted(range(9), key=lambda place: -samples[place])
     batches = buckets(samples, 2, torch.Generator().manual_seed(0))
     first, second = ([next(batches).tolist() for _ in range(4)] for _ in range(2))
-    assert sorted(first) == sorted(second) == sorted([order[:2], order[2:4], order[4:6], order[6:8]])  # the shortest is left
+    assert (
+        sorted(first) == sorted(second) == sorted([order[:2], order[2:4], order[4:6], order[6:8]])
+    )  # the shortest is left
     assert first != second
     rest = buckets(samples[:7], 2, torch.Generator().manual_seed(0))
-    assert sorted(len(next(rest)) for _ in range(3)) == [2, 2, 3]  # the rest below a bucket is one batch
+    assert sorted(len(next(rest)) for _ in range(3)) == [
+        2,
+        2,
+        3,
+    ]  # the rest below a bucket is one batch
     assert next(buckets([7], 2, torch.Generator())).tolist() == [0]
 
 
@@ -247,7 +287,18 @@ def test_accumulated_batches_are_one_update_of_their_mean_loss() -> None:
         torch.manual_seed(0)
         probe = Probe(LAYERS, problem.head(DIM))
         optimizer = torch.optim.SGD(probe.parameters(), lr=0.1)
-        losses.append(float(learn(probe, optimizer, problem, taken(train, targets, parts), schedule(), torch.Generator())))
+        losses.append(
+            float(
+                learn(
+                    probe,
+                    optimizer,
+                    problem,
+                    taken(train, targets, parts),
+                    schedule(),
+                    torch.Generator(),
+                )
+            )
+        )
         learned.append(torch.cat([weights.detach().flatten() for weights in probe.parameters()]))
     torch.testing.assert_close(*learned)
     assert losses[0] == pytest.approx(losses[1])
@@ -268,7 +319,13 @@ def test_weight_decay_shrinks_what_has_no_gradient() -> None:
     norms = []
     for decay in (0.0, 0.5):
         plan = schedule(updates=4, validate_every_updates=4, weight_decay=decay)
-        norms.append(float(train_probe(silent, train, dev, plan, 0, ignore).probe.head.output.weight.detach().norm()))
+        norms.append(
+            float(
+                train_probe(silent, train, dev, plan, 0, ignore)
+                .probe.head.output.weight.detach()
+                .norm()
+            )
+        )
     assert norms[1] == pytest.approx(norms[0] * (1 - 1e-2 * 0.5) ** 4, rel=1e-5)
 
 
@@ -282,7 +339,11 @@ def test_a_problem_may_choose_by_its_own_number() -> None:
     )
     train, dev = noise(problem, "train"), noise(problem, "dev")
     found = train_probe(chosen, train, dev, schedule(), 0, ignore)
-    assert (found.best_update, found.dev, len(seen)) == (10, {"sid.accuracy": 12.0}, 1)  # measured once, at the end
+    assert (found.best_update, found.dev, len(seen)) == (
+        10,
+        {"sid.accuracy": 12.0},
+        1,
+    )  # measured once, at the end
 
 
 def test_places_of_dev_may_count_more_than_once() -> None:

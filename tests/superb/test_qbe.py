@@ -22,7 +22,7 @@ from speechft_ray.superb.tasks import qbe
 from speechft_ray.superb.tasks._dtw import Distance, frame_distances, subsequence_costs
 from speechft_ray.superb.tasks.base import TASKS, Search
 from tests.superb.references import DOCUMENTS, QUERIES
-from tests.superb.toy import ToyEncoder, toy_corpus
+from tests.superb.toy_models import ToyEncoder, toy_corpus
 
 DATA = Path(__file__).parent / "data"
 
@@ -30,7 +30,9 @@ DATA = Path(__file__).parent / "data"
 @pytest.mark.parametrize("distance", ["cosine", "cosine_exp"])
 def test_costs_are_those_of_dtw_python(distance: Distance) -> None:
     kept = json.loads((DATA / "dtw_python.json").read_text())[distance]
-    units = [functional.normalize(torch.from_numpy(frames), dim=1) for frames in (*QUERIES, *DOCUMENTS)]
+    units = [
+        functional.normalize(torch.from_numpy(frames), dim=1) for frames in (*QUERIES, *DOCUMENTS)
+    ]
     documents = pad_sequence(units[len(QUERIES) :], batch_first=True)
     frames = torch.tensor([len(document) for document in DOCUMENTS])
     for query, expected in zip(units, kept, strict=False):
@@ -47,7 +49,9 @@ def test_a_path_may_begin_and_end_anywhere_and_move_up_to_two_frames() -> None:
     standing[:, 0, 5] = 0.0  # one frame for the whole query
     assert subsequence_costs(standing).item() == 0.0
     leap = far.clone()
-    leap[torch.arange(3), 0, torch.tensor([1, 4, 6])] = 0.0  # a step of three is none: one frame is paid
+    leap[torch.arange(3), 0, torch.tensor([1, 4, 6])] = (
+        0.0  # a step of three is none: one frame is paid
+    )
     assert subsequence_costs(leap).item() == pytest.approx(1 / 3)
     backwards = far.clone()
     backwards[torch.arange(3), 0, torch.tensor([6, 5, 4])] = 0.0
@@ -70,11 +74,15 @@ def test_scores_are_standardised_over_frames_and_then_over_documents() -> None:
         costs = []
         for document in DOCUMENTS:
             one, other = ((frames - mean) / deviation for frames in (query, document))
-            distances = 1 - (one @ other.T) / np.outer(np.linalg.norm(one, axis=1), np.linalg.norm(other, axis=1))
+            distances = 1 - (one @ other.T) / np.outer(
+                np.linalg.norm(one, axis=1), np.linalg.norm(other, axis=1)
+            )
             low, high = distances.min(1, keepdims=True), distances.max(1, keepdims=True)
             costs.append(textbook((distances - low) / (high - low)))
         centred = -np.array(costs) + np.mean(costs)
-        assert scores[0] == pytest.approx(centred / np.std(costs), abs=2e-4)  # rounded to 4 decimals
+        assert scores[0] == pytest.approx(
+            centred / np.std(costs), abs=2e-4
+        )  # rounded to 4 decimals
         assert scores.shape == (2, len(DOCUMENTS))
 
 
@@ -119,7 +127,9 @@ def test_queries_find_documents_that_contain_their_tones() -> None:
     encoder = ToyEncoder()
     facts = evaluate(spec, encoder, corpus, torch.device("cpu"), lambda counts: None)
     found = {score.split: score.values for score in scores_of(facts)}
-    assert found["dev"][0] == found["dev"][1] > 0 and found["test"][0] > 0.05  # of 40 documents, a false alarm costs a third
+    assert (
+        found["dev"][0] == found["dev"][1] > 0 and found["test"][0] > 0.05
+    )  # of 40 documents, a false alarm costs a third
     assert facts["details"]["test"]["layer"] == facts["details"]["dev"]["layer"]
     assert facts["best_update"] == []
     assert len(encoder.calls) == len(corpus.utterances)
@@ -130,21 +140,36 @@ def test_documents_with_the_query_score_more_than_a_deviation_above_the_others()
     problem = pose(TASKS.get("qbe"), EvalSpec(task="qbe", corpus=CorpusSpec(), updates=1), corpus)
     assert isinstance(problem, Search)
     extract = Extractor(ToyEncoder(), corpus, torch.device("cpu"), pooled=False)
-    items = {split: [example.utterance for example in examples] for split, examples in problem.examples.items()}
-    found = problem.answers({split: Kept.of(extract, utterances, lambda _: None) for split, utterances in items.items()})
+    items = {
+        split: [example.utterance for example in examples]
+        for split, examples in problem.examples.items()
+    }
+    found = problem.answers(
+        {split: Kept.of(extract, utterances, lambda _: None) for split, utterances in items.items()}
+    )
     scores = np.stack(found["test"])  # (queries, layers, documents)
     matches = np.stack([example.reference for example in problem.examples["test"]])
-    assert max(scores[:, layer][matches].mean() - scores[:, layer][~matches].mean() for layer in range(3)) > 1.0
+    assert (
+        max(
+            scores[:, layer][matches].mean() - scores[:, layer][~matches].mean()
+            for layer in range(3)
+        )
+        > 1.0
+    )
 
 
 def test_features_may_be_encoded_anew() -> None:
     corpus = toy_corpus({"train": 5, "dev": 3, "test": 2})
     extract = Extractor(ToyEncoder(), corpus, torch.device("cpu"), pooled=False)
     items = {split: corpus.split(split) for split in ("train", "dev")}
-    stored = {split: Kept.of(extract, utterances, lambda _: None) for split, utterances in items.items()}
+    stored = {
+        split: Kept.of(extract, utterances, lambda _: None) for split, utterances in items.items()
+    }
     anew = {split: Reencoded(extract, utterances) for split, utterances in items.items()}
     for one, other in zip(
-        qbe.found_in(stored["dev"], stored["train"], "cosine"), qbe.found_in(anew["dev"], anew["train"], "cosine"), strict=True
+        qbe.found_in(stored["dev"], stored["train"], "cosine"),
+        qbe.found_in(anew["dev"], anew["train"], "cosine"),
+        strict=True,
     ):
         assert (one == other).all()
 
@@ -156,7 +181,13 @@ def test_documents_are_ordered_by_length_and_unknown_ones_are_told() -> None:
     documents = [example.utterance for example in problem.examples["train"]]
     assert [item.samples for item in documents] == sorted(item.samples for item in documents)
     for example in problem.examples["dev"]:
-        named = [item.key for item, match in zip(documents, example.reference, strict=True) if match]
+        named = [
+            item.key for item, match in zip(documents, example.reference, strict=True) if match
+        ]
         assert sorted(named) == sorted(example.utterance.labels["matches"].split())
     with pytest.raises(UserError, match="matches `nowhere`, which is no utterance of train"):
-        pose(TASKS.get("qbe"), spec, toy_corpus({"train": 9, "dev": 3, "test": 3}, matches=lambda labels, draw: "nowhere"))
+        pose(
+            TASKS.get("qbe"),
+            spec,
+            toy_corpus({"train": 9, "dev": 3, "test": 3}, matches=lambda labels, draw: "nowhere"),
+        )

@@ -1,4 +1,5 @@
-"""From a folder in a real layout to the metrics: every task on the corpus that SUPERB gives it, with a toy encoder."""
+"""From a folder in a real layout to the metrics: every task on the corpus that SUPERB gives it,
+with a toy encoder."""
 
 from __future__ import annotations
 
@@ -26,7 +27,7 @@ from tests.speech.layouts import (
     speech_commands,
     voxceleb1,
 )
-from tests.superb.toy import ToyEncoder
+from tests.superb.toy_models import ToyEncoder
 
 LAYOUTS: dict[str, Any] = {
     "common_voice": common_voice,
@@ -56,12 +57,26 @@ ROWS: tuple[tuple[str, str, dict[str, Any], dict[str, Any]], ...] = (
 """Task, corpus, options of the corpus, options of the task."""
 
 
-@pytest.mark.parametrize("row", [row for row in ROWS if row[0] in TASKS.names()], ids=lambda row: row[0])
-def test_a_task_runs_from_folder_to_metric(row: tuple[str, str, dict[str, Any], dict[str, Any]], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "row", [row for row in ROWS if row[0] in TASKS.names()], ids=lambda row: row[0]
+)
+def test_a_task_runs_from_folder_to_metric(
+    row: tuple[str, str, dict[str, Any], dict[str, Any]], tmp_path: Path
+) -> None:
     task, name, given, options = row
     kind = CORPORA.get(name)
-    corpus = kind.open(kind.options.model_validate(given), LAYOUTS[name].lay_out(tmp_path / "root"), tmp_path / "cache")
-    spec = EvalSpec(task=task, corpus=CorpusSpec(name=name, options=given), updates=2, batch_size=4, options=options)
+    corpus = kind.open(
+        kind.options.model_validate(given),
+        LAYOUTS[name].lay_out(tmp_path / "root"),
+        tmp_path / "cache",
+    )
+    spec = EvalSpec(
+        task=task,
+        corpus=CorpusSpec(name=name, options=given),
+        updates=2,
+        batch_size=4,
+        options=options,
+    )
     facts = evaluate(spec, ToyEncoder(), corpus, torch.device("cpu"), lambda _: None)
     scores = scores_of(facts)
     assert {score.metric for score in scores} == set(TASKS.get(task).metrics)
@@ -75,5 +90,7 @@ def test_a_word_without_a_pronunciation_is_told_by_the_task_that_needs_it(tmp_pa
     kind = CORPORA.get("librispeech")
     corpus = kind.open(kind.options.model_validate({}), root, tmp_path / "cache")
     spec = EvalSpec(task="pr", corpus=CorpusSpec(name="librispeech"), updates=2)
-    with pytest.raises(UserError, match=r"The column `phones`: 1 words have no pronunciation in .* \(SONG\)"):
+    with pytest.raises(
+        UserError, match=r"The column `phones`: 1 words have no pronunciation in .* \(SONG\)"
+    ):
         evaluate(spec, ToyEncoder(), corpus, torch.device("cpu"), lambda _: None)

@@ -25,7 +25,11 @@ DATA = Path(__file__).parent / "data"
         ([True, True, False, False], [0.9, 0.8, 0.2, 0.1], 0.0),
         ([True, True, False, False], [0.1, 0.2, 0.8, 0.9], 100.0),
         ([True, False], [0.5, 0.5], 50.0),  # one threshold: the line from (0, 0) to (1, 1)
-        ([True, True, False, False], [0.9, 0.4, 0.6, 0.1], 50.0),  # at 0.6 half of each kind is wrong
+        (
+            [True, True, False, False],
+            [0.9, 0.4, 0.6, 0.1],
+            50.0,
+        ),  # at 0.6 half of each kind is wrong
         # Accepted from the top: T, T, F, T, F, F: (0, 2/3) -> (1/3, 2/3) meets 1 - x at 1/3.
         ([True, True, False, True, False, False], [6, 5, 4, 3, 2, 1], 100 / 3),
         # (0, 1/2), then both of a tie at once to (1/3, 1): 1/2 + 3x/2 = 1 - x, so x = 1/5.
@@ -48,7 +52,9 @@ def test_equal_error_rates_are_those_of_s3prl(seed: int) -> None:
     spec.loader.exec_module(module)
     draw = random.Random(seed)
     same = [draw.random() < 0.4 for _ in range(300)]
-    scores = [round(draw.gauss(float(label), 0.8), seed % 3) for label in same]  # rounded: many are equal
+    scores = [
+        round(draw.gauss(float(label), 0.8), seed % 3) for label in same
+    ]  # rounded: many are equal
     eer, _ = module.EER(np.array(same, dtype=int), np.array(scores))
     assert equal_error_rate(same, scores) == pytest.approx(100 * eer, abs=1e-9)
 
@@ -67,12 +73,18 @@ REFERENCE = [Turn("a", 0, 10), Turn("b", 6, 12)]  # 16 units of speech, 4 of the
     ("hypothesis", "error"),
     [
         ([Turn("x", 0, 10), Turn("y", 6, 12)], 0.0),  # names do not matter
-        ([Turn("x", 0, 12)], 6.0),  # x is a: b's overlap (4) is missed, and 2 are a's instead of b's
+        (
+            [Turn("x", 0, 12)],
+            6.0,
+        ),  # x is a: b's overlap (4) is missed, and 2 are a's instead of b's
         ([Turn("x", 0, 6), Turn("y", 6, 12)], 4.0),  # the overlap counts for one speaker only
         ([], 16.0),
         ([Turn("x", 0, 10), Turn("y", 6, 12), Turn("z", 0, 4)], 4.0),  # a false alarm over speech
         ([Turn("x", 0, 10), Turn("y", 6, 15)], 3.0),  # a false alarm over silence
-        ([Turn("x", 0, 5), Turn("x", 3, 10), Turn("y", 6, 12)], 0.0),  # turns of one speaker are united
+        (
+            [Turn("x", 0, 5), Turn("x", 3, 10), Turn("y", 6, 12)],
+            0.0,
+        ),  # turns of one speaker are united
         ([Turn("x", 0, 5), Turn("z", 5, 10), Turn("y", 6, 12)], 5.0),  # z has nobody left to be
     ],
 )
@@ -83,7 +95,9 @@ def test_diarisation_errors_by_hand(hypothesis: list[Turn], error: float) -> Non
 
 def test_diarisation_adds_up_times_before_it_divides() -> None:
     long = [Turn("a", 0, 84)]
-    assert diarization_error_rate([[], long], [REFERENCE, long]) == pytest.approx(16.0)  # a mean of rates would be 50
+    assert diarization_error_rate([[], long], [REFERENCE, long]) == pytest.approx(
+        16.0
+    )  # a mean of rates would be 50
     with pytest.raises(UserError, match="somebody speaks"):
         diarization_error_rate([long], [[]])
     with pytest.raises(ValueError, match="zip"):
@@ -115,7 +129,8 @@ def test_one_threshold_serves_all_queries() -> None:
     match = np.array([True] + [False] * 99)
     high, low = np.linspace(2.0, 1.0, 100), np.linspace(1.0, 0.0, 100)
     low[0] = 1.0
-    # The first query's hit is at 2, the second's at 1, where all of the first query's documents have passed.
+    # The first query's hit is at 2, the second's at 1, where all of the first query's documents
+    # have passed.
     assert maximum_term_weighted_value([high, low], [match, match]) == pytest.approx(0.5)
     assert maximum_term_weighted_value([high - 1, low], [match, match]) == pytest.approx(1.0)
 

@@ -19,7 +19,7 @@ from speechft_ray.superb.evaluate import evaluate, pose
 from speechft_ray.superb.measures.der import Turn
 from speechft_ray.superb.tasks import asv, sd
 from speechft_ray.superb.tasks.base import TASKS, Problem
-from tests.superb.toy import ToyEncoder, toy_corpus
+from tests.superb.toy_models import ToyEncoder, toy_corpus
 
 SMALL = {"asv": {"width": 16, "pooled_width": 24}, "sd": {"hidden": 24}}
 
@@ -39,13 +39,22 @@ def facts_of(task: str, corpus: Corpus, options: dict[str, Any], **spec: Any) ->
 def recordings(samples: int, labels: dict[str, str], count: int = 3) -> Corpus:
     """Recordings whose samples count upwards, so that a piece tells where it came from."""
     utterances = [
-        Utterance(key=f"{split}-{index}", split=split, samples=samples, labels={**labels, "speaker": f"s{index}"})
+        Utterance(
+            key=f"{split}-{index}",
+            split=split,
+            samples=samples,
+            labels={**labels, "speaker": f"s{index}"},
+        )
         for split in ("train", "dev", "test")
         for index in range(count)
     ]
     wave = np.arange(samples, dtype=np.float32)
     return Corpus(
-        name="made", fingerprint="1", utterances=utterances, read=lambda _: wave, columns=frozenset(["speaker", *labels])
+        name="made",
+        fingerprint="1",
+        utterances=utterances,
+        read=lambda _: wave,
+        columns=frozenset(["speaker", *labels]),
     )
 
 
@@ -65,14 +74,23 @@ def test_long_training_utterances_are_cropped_and_test_ones_are_whole() -> None:
     assert len({"1", problem.corpus.fingerprint, other.corpus.fingerprint}) == 3
 
 
-def test_the_published_protocol_chooses_on_test_and_the_clean_one_on_speakers_that_are_not_trained_on() -> None:
+def test_the_published_protocol_chooses_on_test_and_the_clean_one_on_speakers_that_are_not_trained_on() -> (
+    None
+):
     corpus = toy_corpus({"train": 40, "dev": 8, "test": 8})
-    keys = {split: [example.utterance.key for example in items] for split, items in posed("asv", corpus).examples.items()}
+    keys = {
+        split: [example.utterance.key for example in items]
+        for split, items in posed("asv", corpus).examples.items()
+    }
     assert keys["dev"] == keys["test"]
     clean = posed("asv", corpus, protocol="clean").examples
-    assert [example.utterance.key for example in clean["dev"]] == [utterance.key for utterance in corpus.split("dev")]
+    assert [example.utterance.key for example in clean["dev"]] == [
+        utterance.key for utterance in corpus.split("dev")
+    ]
     held = posed("asv", toy_corpus({"train": 40, "test": 8}), protocol="clean").examples
-    speakers = {split: {item.utterance.labels["speaker"] for item in items} for split, items in held.items()}
+    speakers = {
+        split: {item.utterance.labels["speaker"] for item in items} for split, items in held.items()
+    }
     assert speakers["dev"] == {"s0", "s2"} and speakers["train"] == {"s1", "s3"}
 
 
@@ -87,7 +105,12 @@ def test_made_trials_are_balanced_repeatable_and_right() -> None:
 
 def test_listed_trials_are_scored_by_cosine() -> None:
     corpus = replace(
-        recordings(8000, {}), trials=((True, "test-0", "test-1"), (False, "test-0", "test-2"), (False, "test-1", "test-2"))
+        recordings(8000, {}),
+        trials=(
+            (True, "test-0", "test-1"),
+            (False, "test-0", "test-2"),
+            (False, "test-1", "test-2"),
+        ),
     )
     problem = posed("asv", corpus)
     keys = [example.reference for example in problem.examples["test"]]
@@ -95,7 +118,9 @@ def test_listed_trials_are_scored_by_cosine() -> None:
     trials = list(corpus.trials)
     assert asv.trial_scores(embeddings, keys, trials) == pytest.approx([0.8, 0.0, 0.6])
     assert problem.measure(embeddings, keys) == {"asv.eer": 0.0}
-    assert problem.measure([embeddings[0], embeddings[2], embeddings[1]], keys) == {"asv.eer": 100.0}
+    assert problem.measure([embeddings[0], embeddings[2], embeddings[1]], keys) == {
+        "asv.eer": 100.0
+    }
 
 
 def test_what_cannot_be_verified_is_told() -> None:
@@ -108,7 +133,9 @@ def test_what_cannot_be_verified_is_told() -> None:
 @pytest.mark.parametrize("protocol", ["superb", "clean"])
 def test_voices_are_told_apart(protocol: str) -> None:
     corpus = toy_corpus({"train": 48, "dev": 16, "test": 16})
-    facts = facts_of("asv", corpus, {"protocol": protocol}, updates=40, learning_rate=5e-3, batch_size=16)
+    facts = facts_of(
+        "asv", corpus, {"protocol": protocol}, updates=40, learning_rate=5e-3, batch_size=16
+    )
     assert all(score.mean < 15.0 for score in scores_of(facts))
 
 
@@ -138,13 +165,19 @@ def test_the_margin_is_taken_off_the_right_cosine() -> None:
     assert float(found) == pytest.approx(expected)
 
 
-TURNS = (Turn("a", 0, 200 * 320), Turn("b", 1990 * 320 + 161, 2500 * 320), Turn("a", 1900 * 320, 4100 * 320))
+TURNS = (
+    Turn("a", 0, 200 * 320),
+    Turn("b", 1990 * 320 + 161, 2500 * 320),
+    Turn("a", 1900 * 320, 4100 * 320),
+)
 
 
 def test_frames_are_labelled_by_the_nearest_and_long_turns_are_lost_between_chunks() -> None:
     first = sd.frame_labels(TURNS, 0, 2000, clean=False)
     assert first[:, 0].nonzero()[0].tolist() == [*range(200), *range(1900, 2000)]
-    assert first[:, 1].nonzero()[0].tolist() == list(range(1991, 2000))  # 161 samples after the frame: the next is nearer
+    assert first[:, 1].nonzero()[0].tolist() == list(
+        range(1991, 2000)
+    )  # 161 samples after the frame: the next is nearer
     second = sd.frame_labels(TURNS, 2000, 4000, clean=False)
     assert not second[:, 0].any() and second[:500, 1].all()
     whole = sd.frame_labels(TURNS, 2000, 4000, clean=True)
@@ -182,7 +215,9 @@ def test_decoding_takes_stretches_above_the_threshold_and_a_median_fills_gaps() 
     assert sd.decoded(logits, (0.7, 1)) == []
 
 
-def test_the_published_protocol_takes_the_best_decoding_of_test_and_the_clean_one_that_of_dev() -> None:
+def test_the_published_protocol_takes_the_best_decoding_of_test_and_the_clean_one_that_of_dev() -> (
+    None
+):
     corpus = recordings(100 * 320, {"segments": "a:0:16000 b:9600:32000"}, 1)
     dev, test = (np.full((100, 2), 0.05) for _ in range(2))
     dev[:50, 0], dev[30:, 1] = 0.65, 0.65  # right at 0.6
@@ -217,9 +252,14 @@ def test_the_diarisation_loss_is_that_of_the_better_order_over_valid_frames() ->
     for row, target in zip(logits, targets, strict=True):
         share = torch.sigmoid(row[: len(target)])
         orders = [target.double(), target.double().flip(1)]
-        losses = [-(wanted * share.log() + (1 - wanted) * (1 - share).log()).mean(1).sum() for wanted in orders]
+        losses = [
+            -(wanted * share.log() + (1 - wanted) * (1 - share).log()).mean(1).sum()
+            for wanted in orders
+        ]
         expected += float(min(losses)) / 10
-    assert float(permutation_free_loss(logits, torch.tensor([5, 3]), targets)) == pytest.approx(expected)
+    assert float(permutation_free_loss(logits, torch.tensor([5, 3]), targets)) == pytest.approx(
+        expected
+    )
 
 
 def test_the_last_frame_of_each_recording_is_given_twice() -> None:
@@ -228,7 +268,9 @@ def test_the_last_frame_of_each_recording_is_given_twice() -> None:
     found = head(features, torch.tensor([5, 3]))
     for row, count in enumerate((5, 3)):
         repeated = torch.cat([features[row, :count], features[row, count - 1 : count]])
-        torch.testing.assert_close(found[row, : count + 1], head.linear(head.rnn(repeated[None])[0])[0])
+        torch.testing.assert_close(
+            found[row, : count + 1], head.linear(head.rnn(repeated[None])[0])[0]
+        )
 
 
 def test_speakers_are_found_in_time() -> None:

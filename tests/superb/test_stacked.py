@@ -18,25 +18,34 @@ RATES = (1e-1, 1e-2, 1e-3)
 
 @pytest.fixture
 def float64() -> Iterator[None]:
-    """Adam turns rounding errors of tiny gradients into whole steps; in float64 two orders of the same sums stay together."""
+    """Adam turns rounding errors of tiny gradients into whole steps; in float64 two orders of the
+    same sums stay together."""
     torch.set_default_dtype(torch.float64)
     yield
     torch.set_default_dtype(torch.float32)
 
 
-@pytest.mark.parametrize(("task", "draws"), [("sid", "shuffled"), ("ks", "balanced"), ("ic", "shuffled")])
+@pytest.mark.parametrize(
+    ("task", "draws"), [("sid", "shuffled"), ("ks", "balanced"), ("ic", "shuffled")]
+)
 @pytest.mark.usefixtures("float64")
 def test_every_head_is_the_probe_that_is_trained_alone(task: str, draws: str) -> None:
     problem = posed(task, train=26)  # the last batch of an epoch is smaller
     train, dev = (means(noise(problem, split, hint=0.5)) for split in ("train", "dev"))
-    plan = schedule(updates=60, validate_every_updates=20, draws=draws, metric=f"{task}.accuracy", clip_norm=0.5)
+    plan = schedule(
+        updates=60, validate_every_updates=20, draws=draws, metric=f"{task}.accuracy", clip_norm=0.5
+    )
     found = train_stacked(problem, train, dev, plan, RATES, 2, ignore)
     assert [len(seeds) for seeds in found] == [2, 2, 2]
     for rate, seeds in zip(RATES, found, strict=True):
         for seed, mine in enumerate(seeds):
-            alone = train_probe(problem, train, dev, replace(plan, learning_rate=rate), seed, ignore)
+            alone = train_probe(
+                problem, train, dev, replace(plan, learning_rate=rate), seed, ignore
+            )
             assert (mine.best_update, mine.dev) == (alone.best_update, alone.dev)
-            pairs = zip(mine.probe.state_dict().items(), alone.probe.state_dict().items(), strict=True)
+            pairs = zip(
+                mine.probe.state_dict().items(), alone.probe.state_dict().items(), strict=True
+            )
             for (name, value), (other, expected) in pairs:
                 assert name == other
                 torch.testing.assert_close(value, expected, rtol=1e-7, atol=1e-9)
@@ -47,8 +56,13 @@ def test_heads_do_not_see_each_other() -> None:
     problem = posed()
     train, dev = (means(noise(problem, split, hint=0.5)) for split in ("train", "dev"))
     plan = schedule(updates=30, validate_every_updates=30)
-    alone, beside = (train_stacked(problem, train, dev, plan, rates, 1, ignore) for rates in ([1e-2], [1e-2, 1e38]))
-    torch.testing.assert_close(beside[0][0].probe.head.output.weight, alone[0][0].probe.head.output.weight)
+    alone, beside = (
+        train_stacked(problem, train, dev, plan, rates, 1, ignore)
+        for rates in ([1e-2], [1e-2, 1e38])
+    )
+    torch.testing.assert_close(
+        beside[0][0].probe.head.output.weight, alone[0][0].probe.head.output.weight
+    )
 
 
 def test_a_gradient_that_is_not_finite_moves_nothing() -> None:
@@ -60,7 +74,9 @@ def test_a_gradient_that_is_not_finite_moves_nothing() -> None:
     constant: Problem = replace(problem, measure=lambda *_: {"sid.accuracy": 0.0})
     plan = schedule(updates=20, validate_every_updates=20)
     found = train_stacked(constant, train, dev, plan, [1e-2], 2, ignore)
-    assert all(value.isfinite().all() for probe in found[0] for value in probe.probe.state_dict().values())
+    assert all(
+        value.isfinite().all() for probe in found[0] for value in probe.probe.state_dict().values()
+    )
 
 
 def test_every_update_of_every_head_is_told() -> None:

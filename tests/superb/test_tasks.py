@@ -17,11 +17,18 @@ from speechft_ray.speech.heads.specaug import spec_augment
 from speechft_ray.superb.evaluate import pose
 from speechft_ray.superb.tasks import sf
 from speechft_ray.superb.tasks.base import TASKS, Problem, tasks_for
-from tests.superb.toy import toy_corpus
+from tests.superb.toy_models import toy_corpus
 
 
-def posed(task: str, corpus: Corpus, column: str | None = None, options: Mapping[str, object] | None = None) -> Problem:
-    spec = EvalSpec(task=task, corpus=CorpusSpec(), updates=1, column=column, options=dict(options or {}))
+def posed(
+    task: str,
+    corpus: Corpus,
+    column: str | None = None,
+    options: Mapping[str, object] | None = None,
+) -> Problem:
+    spec = EvalSpec(
+        task=task, corpus=CorpusSpec(), updates=1, column=column, options=dict(options or {})
+    )
     return pose(TASKS.get(task), spec, corpus)
 
 
@@ -31,9 +38,17 @@ def corpus_of(column_labels: Mapping[str, Mapping[str, list[str]]]) -> Corpus:
     for split, columns in column_labels.items():
         for index, values in enumerate(zip(*columns.values(), strict=True)):
             labels = dict(zip(columns, values, strict=True))
-            utterances.append(Utterance(key=f"{split}-{index}", split=split, samples=16_000, labels=labels))
+            utterances.append(
+                Utterance(key=f"{split}-{index}", split=split, samples=16_000, labels=labels)
+            )
     columns = frozenset(next(iter(column_labels.values())))
-    return Corpus(name="written", fingerprint="0", utterances=utterances, read=lambda utterance: None, columns=columns)
+    return Corpus(
+        name="written",
+        fingerprint="0",
+        utterances=utterances,
+        read=lambda utterance: None,
+        columns=columns,
+    )
 
 
 def everywhere(**columns: list[str]) -> Corpus:
@@ -43,7 +58,11 @@ def everywhere(**columns: list[str]) -> Corpus:
 SLOT_LINES = [
     ("PLAY BLUE MOON", "O track track", "PLAY B-track BLUE MOON E-track"),
     # Adjacent words of one slot merge, whatever they mean; another slot starts a new stretch.
-    ("PLAY QUEEN LET IT BE NOW", "O artist track track track O", "PLAY B-artist QUEEN E-artist B-track LET IT BE E-track NOW"),
+    (
+        "PLAY QUEEN LET IT BE NOW",
+        "O artist track track track O",
+        "PLAY B-artist QUEEN E-artist B-track LET IT BE E-track NOW",
+    ),
     ("SIMON & GARFUNKEL", "artist artist artist", "B-artist SIMON AND GARFUNKEL E-artist"),
     # Words made of punctuation are skipped inside a slot, at its end, and alone.
     ("IN NEW - YORK , PLEASE ?!", "O city city city city O O", "IN B-city NEW YORK E-city PLEASE"),
@@ -81,7 +100,10 @@ def test_slots_are_spelled_as_s3prl_spells_them(text: str, slots: str) -> None:
 
     names = [f"{side}-{slot}" for slot in "xy" for side in "BE"]
     encoder = CharacterTextSlotEncoder([" ", *"ABCDEFGHIJKLMNOPQRSTUVWXYZ'"], names)
-    theirs = [[*encoder._vocab_list, *names][index] for index in encoder.encode(f"BOS {text} EOS\tO {slots} intent")]
+    theirs = [
+        [*encoder._vocab_list, *names][index]
+        for index in encoder.encode(f"BOS {text} EOS\tO {slots} intent")
+    ]
     utterance = Utterance(key="u", split="train", samples=1, labels={"text": text, "slots": slots})
     assert sf.spelled(utterance, ("text", "slots")) == theirs
     if not set(text) & set("?!.,;-"):
@@ -91,7 +113,10 @@ def test_slots_are_spelled_as_s3prl_spells_them(text: str, slots: str) -> None:
 def test_slot_targets_are_characters_tags_and_an_end() -> None:
     problem = posed("sf", everywhere(text=["AB CA", "B"], slots=["x x", "y"]))
     tokens = ["<blank>", "<eos>", "<unk>", " ", "A", "B", "B-x", "B-y", "C", "E-x", "E-y"]
-    by_text = {example.reference: [tokens[index] for index in example.target] for example in problem.examples["train"]}
+    by_text = {
+        example.reference: [tokens[index] for index in example.target]
+        for example in problem.examples["train"]
+    }
     assert by_text == {
         "B-x AB CA E-x": ["B-x", "A", "B", " ", "C", "A", "E-x", "<eos>"],
         "B-y B E-y": ["B-y", "B", "E-y", "<eos>"],
@@ -105,7 +130,9 @@ def test_perfect_logits_answer_the_reference_without_its_end() -> None:
         classes = 1 + max(int(example.target.max()) for example in problem.examples["train"])
         answers = []
         for example in problem.examples["dev"]:
-            path = [index for token in example.target.tolist() for index in (token, token, 0)]  # repeats and blanks
+            path = [
+                index for token in example.target.tolist() for index in (token, token, 0)
+            ]  # repeats and blanks
             logits = functional.one_hot(torch.tensor([path]), classes).float()
             answers += problem.answers(logits, torch.tensor([len(path)]))
         references = [example.reference for example in problem.examples["dev"]]
@@ -136,11 +163,17 @@ def test_the_words_of_asr_are_spelled_in_s3prls_dictionary() -> None:
 
 
 def test_mandarin_has_its_own_characters_and_a_square_map_after_each_layer() -> None:
-    problem = posed("asr_zh", everywhere(text=["你好", "好"]), options={"lstm_hidden": 3, "projection": 5})
+    problem = posed(
+        "asr_zh", everywhere(text=["你好", "好"]), options={"lstm_hidden": 3, "projection": 5}
+    )
     assert [example.target.tolist() for example in problem.examples["train"]] == [[3, 4, 1], [4, 1]]
     head = problem.head(4)
     assert [square.weight.shape for square in head.squares] == [(6, 6), (6, 6)]
-    assert not posed("asr", everywhere(text=["A"]), options={"lstm_hidden": 3, "projection": 5}).head(4).squares
+    assert (
+        not posed("asr", everywhere(text=["A"]), options={"lstm_hidden": 3, "projection": 5})
+        .head(4)
+        .squares
+    )
 
 
 def test_the_published_protocol_resamples_the_dev_of_keywords() -> None:
@@ -154,7 +187,9 @@ def test_the_published_protocol_resamples_the_dev_of_keywords() -> None:
 
 
 def test_an_unseen_token_is_unknown_but_stays_in_the_reference() -> None:
-    corpus = corpus_of({"train": {"phones": ["a b"]}, "dev": {"phones": ["a z"]}, "test": {"phones": ["b"]}})
+    corpus = corpus_of(
+        {"train": {"phones": ["a b"]}, "dev": {"phones": ["a z"]}, "test": {"phones": ["b"]}}
+    )
     example = posed("pr", corpus).examples["dev"][0]
     assert example.target.tolist() == [3, 2, 1]  # a, <unk>, <eos>
     assert example.reference == ("a", "z")
@@ -162,11 +197,20 @@ def test_an_unseen_token_is_unknown_but_stays_in_the_reference() -> None:
 
 def test_window_tasks_put_the_longest_targets_first() -> None:
     corpus = everywhere(phones=["a", "a b c", "a b", "c b a"])
-    assert [example.utterance.key for example in posed("pr", corpus).examples["dev"]] == ["dev-1", "dev-3", "dev-2", "dev-0"]
+    assert [example.utterance.key for example in posed("pr", corpus).examples["dev"]] == [
+        "dev-1",
+        "dev-3",
+        "dev-2",
+        "dev-0",
+    ]
 
 
 def test_the_intent_loss_is_the_sum_over_three_slices_and_all_three_must_be_right() -> None:
-    corpus = everywhere(action=["on", "off", "up"], object=["lamp", "heat", "heat"], location=["hall", "hall", "attic"])
+    corpus = everywhere(
+        action=["on", "off", "up"],
+        object=["lamp", "heat", "heat"],
+        location=["hall", "hall", "attic"],
+    )
     problem = posed("ic", corpus)
     head = problem.head(4)
     assert head(torch.zeros(1, 2, 4), torch.tensor([2])).shape == (1, 3 + 2 + 2)
@@ -175,13 +219,17 @@ def test_the_intent_loss_is_the_sum_over_three_slices_and_all_three_must_be_righ
     expected = 0.0
     for row, target in zip(logits.double(), targets, strict=True):
         for start, size, label in zip((0, 3, 5), (3, 2, 2), target.tolist(), strict=True):
-            expected -= math.log(row[start + label].exp() / row[start : start + size].exp().sum()) / 3
+            expected -= (
+                math.log(row[start + label].exp() / row[start : start + size].exp().sum()) / 3
+            )
     assert problem.loss(logits, torch.ones(3), targets).item() == pytest.approx(expected, rel=1e-6)
     right = torch.zeros(3, 7)
     for row, target in zip(right, targets, strict=True):
         row[target + torch.tensor([0, 3, 5])] = 1.0
     references = [example.reference for example in problem.examples["train"]]
-    assert problem.measure(problem.answers(right, torch.ones(3)), references) == {"ic.accuracy": 100.0}
+    assert problem.measure(problem.answers(right, torch.ones(3)), references) == {
+        "ic.accuracy": 100.0
+    }
     right[0, 5:] = right[0, 5:].flip(0)  # one location wrong
     measured = problem.measure(problem.answers(right, torch.ones(3)), references)
     assert measured["ic.accuracy"] == pytest.approx(200 / 3)
@@ -208,11 +256,16 @@ def test_tasks_follow_from_columns() -> None:
 
 def test_any_column_can_be_a_label() -> None:
     corpus = everywhere(room=["hall", "attic"])
-    assert [example.reference for example in posed("label", corpus, column="room").examples["dev"]] == [(1,), (0,)]
+    assert [
+        example.reference for example in posed("label", corpus, column="room").examples["dev"]
+    ] == [(1,), (0,)]
     assert len(posed("sid", corpus, column="room").examples["dev"]) == 2
     with pytest.raises(UserError, match="needs `column`, one of `room`"):
         posed("label", corpus)
-    with pytest.raises(UserError, match="the task `ic` reads the columns action, object, location: leave `column` out"):
+    with pytest.raises(
+        UserError,
+        match="the task `ic` reads the columns action, object, location: leave `column` out",
+    ):
         posed("ic", corpus, column="room")
 
 
@@ -224,17 +277,31 @@ def test_an_empty_split_is_an_error() -> None:
 
 def test_labels_that_train_does_not_have_are_listed() -> None:
     strangers = [f"s{index}" for index in range(7)]
-    corpus = corpus_of({"train": {"speaker": ["a", "b"]}, "dev": {"speaker": ["a"]}, "test": {"speaker": [*strangers, "b"]}})
-    with pytest.raises(UserError, match=r"has 7 labels in test .* \(`s0`, `s1`, `s2`, `s3`, `s4`, \.\.\.\)"):
+    corpus = corpus_of(
+        {
+            "train": {"speaker": ["a", "b"]},
+            "dev": {"speaker": ["a"]},
+            "test": {"speaker": [*strangers, "b"]},
+        }
+    )
+    with pytest.raises(
+        UserError, match=r"has 7 labels in test .* \(`s0`, `s1`, `s2`, `s3`, `s4`, \.\.\.\)"
+    ):
         posed("sid", corpus)
     one = {"text": ["GO NOW"], "slots": ["O when"]}
-    corpus = corpus_of({"train": one, "dev": one, "test": {"text": ["GO HOME"], "slots": ["O place"]}})
-    with pytest.raises(UserError, match="has 1 slots in test that train does not have \\(`place`\\)"):
+    corpus = corpus_of(
+        {"train": one, "dev": one, "test": {"text": ["GO HOME"], "slots": ["O place"]}}
+    )
+    with pytest.raises(
+        UserError, match="has 1 slots in test that train does not have \\(`place`\\)"
+    ):
         posed("sf", corpus)
 
 
 def test_labels_that_cannot_be_learned_are_errors() -> None:
-    with pytest.raises(UserError, match="the whole train split has one label, `a`, in the column `speaker`"):
+    with pytest.raises(
+        UserError, match="the whole train split has one label, `a`, in the column `speaker`"
+    ):
         posed("sid", everywhere(speaker=["a", "a"]))
     with pytest.raises(UserError, match="`train-1` has no label in the column `phones`"):
         posed("pr", everywhere(phones=["a", " "]))
@@ -246,12 +313,18 @@ def test_unknown_and_wrong_options_are_all_told() -> None:
     with pytest.raises(SpecError) as told:
         posed("sf", toy_corpus(), options={"lstm_hidden": 0, "hidden": 3})
     assert {path for path, _ in told.value.mistakes} == {"lstm_hidden", "hidden"}
-    assert "allowed: projection, lstm_layers, lstm_hidden, dropout, specaug, protocol" in str(told.value)
+    assert "allowed: projection, lstm_layers, lstm_hidden, dropout, specaug, protocol" in str(
+        told.value
+    )
 
 
 def test_options_shape_the_head_and_switch_specaug() -> None:
     corpus = toy_corpus()
-    problem = posed("sf", corpus, options={"projection": 5, "lstm_layers": 1, "lstm_hidden": 3, "specaug": False})
+    problem = posed(
+        "sf",
+        corpus,
+        options={"projection": 5, "lstm_layers": 1, "lstm_hidden": 3, "specaug": False},
+    )
     shapes = {name: tuple(value.shape) for name, value in problem.head(4).state_dict().items()}
     assert shapes["projector.weight"] == (5, 4)
     assert shapes["output.weight"][1] == 6

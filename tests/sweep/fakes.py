@@ -20,7 +20,9 @@ def space(**changes: Any) -> dict[str, Any]:
     objective = {"head": "frame", "corpus": corpus, "column": "phones"}
     raw: dict[str, Any] = {
         "name": "small",
-        "finetune": [{"name": "narrow", "objectives": [objective], "updates": 10, "seed": {"grid": [0, 1]}}],
+        "finetune": [
+            {"name": "narrow", "objectives": [objective], "updates": 10, "seed": {"grid": [0, 1]}}
+        ],
         "merge": [{"alpha": {"grid": [0, 0.25, 0.5]}}],
         "evaluate": [
             {"task": "pr", "corpus": {"options": {"part": "pr"}}, "updates": 5, "seeds": 2},
@@ -53,15 +55,22 @@ class FakeExecutor:
 
     def submit(self, job: Job) -> None:
         for need in job.needs:
-            assert any(self.store.complete(stage, need) for stage in ("corpus", "finetune", "merge")), (
-                f"{job.label} came too early"
-            )
+            assert any(
+                self.store.complete(stage, need) for stage in ("corpus", "finetune", "merge")
+            ), f"{job.label} came too early"
         self.queue.append(job)
 
     def outcomes(self, timeout_seconds: float) -> list[Outcome]:
         job = self.queue.pop(-1 if self.last_first else 0)
         if self.fail and self.fail in job.label:
-            return [Outcome(stage=job.stage, fingerprint=job.fingerprint, label=job.label, error="made to fail")]
+            return [
+                Outcome(
+                    stage=job.stage,
+                    fingerprint=job.fingerprint,
+                    label=job.label,
+                    error="made to fail",
+                )
+            ]
         facts = fake_facts(job)
         with self.store.publish(job.stage, job.fingerprint, facts) as folder:
             (folder / "content.txt").write_text(job.label)
@@ -95,7 +104,9 @@ class FakeWatch:
 def fake_facts(job: Job) -> dict[str, Any]:
     """Scores that depend on the job's own identity only, as real ones do."""
     if job.stage != "evaluate":
-        return {"curve": [[1, {"loss": 2.0}], [2, {"loss": 1.0}]]} if job.stage == "finetune" else {}
+        return (
+            {"curve": [[1, {"loss": 2.0}], [2, {"loss": 1.0}]]} if job.stage == "finetune" else {}
+        )
     task = str(job.payload["spec"]["task"])  # type: ignore[call-overload, index]
     metric = {"pr": "pr.per", "sid": "sid.accuracy"}[task]
     value = int(job.fingerprint[:4], 16) / 65536 * 50 + 25

@@ -1,4 +1,5 @@
-"""Sequential chains and early checkpoints in a plan: what starts from what, what a merge interpolates with, what rows say."""
+"""Sequential chains and early checkpoints in a plan: what starts from what, what a merge
+interpolates with, what rows say."""
 
 from __future__ import annotations
 
@@ -12,14 +13,18 @@ from speechft_ray.core.errors import SpecError, UserError
 from speechft_ray.core.records import Job
 from speechft_ray.core.space import parse_space
 from speechft_ray.core.store import Store
+from speechft_ray.search.plan import make_search_plan
 from speechft_ray.sweep.lineage import lineage, pretrained
-from speechft_ray.sweep.pipeline import lacking
 from speechft_ray.sweep.plan import Plan, PlannedRow, make_plan
-from speechft_ray.sweep.search_plan import make_search_plan
+from speechft_ray.sweep.scheduler import lacking
+from tests.search.test_proposals import Scripted
 from tests.sweep.fakes import inputs, space, sweep
-from tests.sweep.test_proposals import Scripted
 
-OBJECTIVE = {"head": "frame", "corpus": {"name": "synthetic", "options": {"part": "phones"}}, "column": "phones"}
+OBJECTIVE = {
+    "head": "frame",
+    "corpus": {"name": "synthetic", "options": {"part": "phones"}},
+    "column": "phones",
+}
 
 
 def run(name: str, updates: int, after: Any = None, **more: Any) -> dict[str, Any]:
@@ -60,7 +65,10 @@ def test_each_stage_starts_from_the_merge_before_it_and_is_merged_with_its_start
             for job in found.of_stage("merge")
             if job.payload["donors"] == [tuned.fingerprint] and job.payload["alpha"] == alpha
         ]
-        assert recipe(found, key)["base"] == base and set(found.jobs[key].needs) == {tuned.fingerprint, base} - {"encoder-0"}
+        assert recipe(found, key)["base"] == base and set(found.jobs[key].needs) == {
+            tuned.fingerprint,
+            base,
+        } - {"encoder-0"}
         base = key
     last = row(found, "linear alpha=0.25 pr>sid>er seed=0")
     assert last.params == {"method": "linear", "alpha": 0.25, "finetune": "pr>sid>er", "seed": 0}
@@ -68,11 +76,15 @@ def test_each_stage_starts_from_the_merge_before_it_and_is_merged_with_its_start
 
 def test_after_is_identity_by_the_start_alone() -> None:
     plain = tunings(plan(run("pr", 1), run("sid", 2)))
-    chains = {alpha: tunings(plan(run("pr", 1), run("sid", 2, {"finetune": "pr", "alpha": alpha}))) for alpha in (0, 0.25, 1)}
+    chains = {
+        alpha: tunings(plan(run("pr", 1), run("sid", 2, {"finetune": "pr", "alpha": alpha})))
+        for alpha in (0, 0.25, 1)
+    }
     assert all(found["pr"].fingerprint == plain["pr"].fingerprint for found in chains.values())
     keys = [chains[alpha]["pr>sid"].fingerprint for alpha in (0.25, 1)]
     assert len({*keys, plain["sid"].fingerprint}) == 3
-    # Nothing of the earlier run in the start is the pre-trained encoder: the same work as without it.
+    # Nothing of the earlier run in the start is the pre-trained encoder: the same work as without
+    # it.
     assert chains[0]["pr>sid"].fingerprint == plain["sid"].fingerprint
 
 
@@ -96,28 +108,47 @@ def test_the_alpha_of_an_earlier_stage_is_shown_where_it_varies() -> None:
 
 def test_several_runs_of_the_earlier_name_are_each_followed_by_a_stage() -> None:
     grid = {"seed": {"grid": [0, 1]}}
-    found = plan(run("pr", 1, anchor_penalty={"grid": [0.0, 0.1]}, **grid), run("sid", 2, "pr", **grid))
+    found = plan(
+        run("pr", 1, anchor_penalty={"grid": [0.0, 0.1]}, **grid), run("sid", 2, "pr", **grid)
+    )
     later = [job for job in found.of_stage("finetune") if job.payload["title"] == "pr>sid"]
     assert len({job.fingerprint for job in later}) == 4
     for job in later:
         (donor,) = recipe(found, str(job.payload["start"]))["donors"]
         assert found.jobs[donor].payload["spec"]["seed"] == job.payload["spec"]["seed"]  # type: ignore[call-overload, index]
-    shown = {row.params.get("after_anchor_penalty") for row in found.rows if row.params["finetune"] == "pr>sid"}
+    shown = {
+        row.params.get("after_anchor_penalty")
+        for row in found.rows
+        if row.params["finetune"] == "pr>sid"
+    }
     assert shown == {0.0, 0.1}
 
 
 def test_a_stage_may_bear_the_name_of_a_run_of_its_own() -> None:
     """`sid` alone and `sid` after `pr`: donors are then those that have the same start."""
-    found = plan(run("pr", 1), run("sid", 2), run("sid", 2, "pr"), merge=[{"donors": ["pr", "sid"], "alpha": 0.25}])
+    found = plan(
+        run("pr", 1),
+        run("sid", 2),
+        run("sid", 2, "pr"),
+        merge=[{"donors": ["pr", "sid"], "alpha": 0.25}],
+    )
     assert {row.params["finetune"] for row in found.rows} == {"none", "pr+sid"}
 
 
 @pytest.mark.parametrize(
     ("runs", "path", "text"),
     [
-        ([run("sid", 2, "prr"), run("pr", 1)], "finetune[0]", "unknown fine-tuning run `prr`. Did you mean `pr`?"),
+        (
+            [run("sid", 2, "prr"), run("pr", 1)],
+            "finetune[0]",
+            "unknown fine-tuning run `prr`. Did you mean `pr`?",
+        ),
         ([run("sid", 2, "sid")], "finetune[0]", "leads back to `sid` (sid > sid)"),
-        ([run("a", 1, "b"), run("b", 1, "c"), run("c", 1, "a")], "finetune[2]", "leads back to `c` (c > b > a > c)"),
+        (
+            [run("a", 1, "b"), run("b", 1, "c"), run("c", 1, "a")],
+            "finetune[2]",
+            "leads back to `c` (c > b > a > c)",
+        ),
         (
             [run("pr", 1), run("sid", 2, "pr", seed={"grid": [0, 3, 4]})],
             "finetune[1]",
@@ -128,21 +159,30 @@ def test_a_stage_may_bear_the_name_of_a_run_of_its_own() -> None:
 def test_a_faulty_chain_gets_one_sentence(runs: list[Any], path: str, text: str) -> None:
     with pytest.raises(SpecError) as caught:
         parse_space(space(finetune=runs), "file.yaml")
-    told = [sentence for place, sentence in caught.value.mistakes if place == f"{path}.after.finetune"]
+    told = [
+        sentence for place, sentence in caught.value.mistakes if place == f"{path}.after.finetune"
+    ]
     assert len(told) == 1 and told[0].startswith(text)
     assert len(caught.value.mistakes) == (3 if len(runs) == 3 else 1)
 
 
 def test_donors_of_different_starts_are_refused() -> None:
-    with pytest.raises(UserError, match="donors pr, sid start from different encoders: merge runs that have the same `after`"):
+    with pytest.raises(
+        UserError,
+        match="donors pr, sid start from different encoders: merge runs that have the same `after`",
+    ):
         plan(run("pr", 1), run("sid", 2, "pr"), merge=[{"donors": ["pr", "sid"]}])
-    found = plan(run("pr", 1), run("sid", 2, "pr"), run("er", 3, "pr"), merge=[{"donors": ["sid", "er"]}])
+    found = plan(
+        run("pr", 1), run("sid", 2, "pr"), run("er", 3, "pr"), merge=[{"donors": ["sid", "er"]}]
+    )
     (key,) = [row.key for row in found.rows if row.params["alpha"] == 0.25]
     assert recipe(found, key)["base"] == tunings(found)["pr>er"].payload["start"]
 
 
 def search(runs: list[Any], **axes: Any) -> Any:
-    raw = {**space(finetune=runs, search={"trials": 4, "axes": {"alpha": {"uniform": [0, 1]}, **axes}})}
+    raw = {
+        **space(finetune=runs, search={"trials": 4, "axes": {"alpha": {"uniform": [0, 1]}, **axes}})
+    }
     del raw["merge"]
     return make_search_plan(parse_space(raw, "file.yaml"), inputs(), 6)
 
@@ -163,7 +203,9 @@ def test_a_search_proposes_stages_of_chains() -> None:
 
 def test_a_search_refuses_donors_of_different_starts() -> None:
     runs = [run("pr", 1), run("sid", 2, "pr")]
-    with pytest.raises(SpecError, match="pr, sid start from different encoders, so no merge can have them together"):
+    with pytest.raises(
+        SpecError, match="pr, sid start from different encoders, so no merge can have them together"
+    ):
         search(runs, donors={"subset": ["pr", "sid"]})
     assert search(runs, donors={"choice": ["pr", "sid"]})
 
@@ -180,7 +222,9 @@ def test_what_is_lacking_comes_in_the_order_of_its_needs(tmp_path: Path) -> None
     with store.publish("merge", str(chain.payload["encoder"]), {}):
         pass
     assert list(lacking([chain.fingerprint], found.jobs, store))[-1] == chain.fingerprint
-    assert not any(job.stage == "finetune" for job in lacking([chain.fingerprint], found.jobs, store).values())
+    assert not any(
+        job.stage == "finetune" for job in lacking([chain.fingerprint], found.jobs, store).values()
+    )
 
 
 def test_the_store_remembers_the_chain_of_an_encoder(tmp_path: Path) -> None:
@@ -196,10 +240,18 @@ def test_the_store_remembers_the_chain_of_an_encoder(tmp_path: Path) -> None:
 
 def test_a_checkpoint_is_identity_only_where_it_is_not_the_best_and_has_its_own_controls() -> None:
     before = plan(run("pr", 1, keep_at=[0.2]))
-    found = plan(run("pr", 1, keep_at=[0.2]), merge=[{"alpha": 0.25, "checkpoint": {"grid": ["best", 0.2]}}])
+    found = plan(
+        run("pr", 1, keep_at=[0.2]), merge=[{"alpha": 0.25, "checkpoint": {"grid": ["best", 0.2]}}]
+    )
     assert set(before.jobs) < set(found.jobs)
     rows = [(row.params["alpha"], row.params.get("at")) for row in found.rows]
-    assert sorted(rows, key=str) == [(0.0, None), (0.25, 0.2), (0.25, None), (1.0, 0.2), (1.0, None)]
+    assert sorted(rows, key=str) == [
+        (0.0, None),
+        (0.25, 0.2),
+        (0.25, None),
+        (1.0, 0.2),
+        (1.0, None),
+    ]
     early = row(found, "linear alpha=0.25 pr at=0.2 seed=0")
     assert recipe(found, early.key)["checkpoint"] == 0.2
     assert "checkpoint" not in recipe(found, row(found, "linear alpha=0.25 pr seed=0").key)

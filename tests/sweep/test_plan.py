@@ -17,8 +17,14 @@ PINNED_SWEEP = "93d2c9ac9b193c2d"
 
 def test_counts_controls_and_baseline() -> None:
     plan = make_plan(sweep(), inputs())
-    # 2 seeds x alphas (0.25, 0.5, and the control 1) + one alpha 0 = 7 encoders, x 2 tasks, + FBank on 2 tasks
-    assert Counter(job.stage for job in plan.jobs.values()) == {"corpus": 3, "finetune": 2, "merge": 7, "evaluate": 16}
+    # 2 seeds x alphas (0.25, 0.5, and the control 1) + one alpha 0 = 7 encoders, x 2 tasks, + FBank
+    # on 2 tasks
+    assert Counter(job.stage for job in plan.jobs.values()) == {
+        "corpus": 3,
+        "finetune": 2,
+        "merge": 7,
+        "evaluate": 16,
+    }
     assert [row.params["alpha"] for row in plan.rows].count(0.0) == 1
     assert [row.params["alpha"] for row in plan.rows].count(1.0) == 2
     assert len(plan.baseline) == 2
@@ -57,7 +63,9 @@ def test_names_and_order_are_not_identity() -> None:
         ("evaluate", "updates", 6, {"evaluate"}),
     ],
 )
-def test_a_change_reaches_exactly_what_follows(section: str, field: str, value: object, changed: set[str]) -> None:
+def test_a_change_reaches_exactly_what_follows(
+    section: str, field: str, value: object, changed: set[str]
+) -> None:
     before, raw = make_plan(sweep(), inputs()), space()
     raw[section][0][field] = value
     after = make_plan(sweep(**raw), inputs())
@@ -69,12 +77,20 @@ def test_another_encoder_is_another_sweep() -> None:
     before = make_plan(sweep(), inputs())
     after = make_plan(sweep(), Inputs(encoder="encoder-1", corpus=inputs().corpus))
     shared = set(before.jobs) & set(after.jobs)
-    assert {before.jobs[key].stage for key in shared} == {"corpus", "evaluate"}  # the FBank baseline does not depend on it
-    assert all(before.jobs[key].payload["encoder"] is None for key in shared if before.jobs[key].stage == "evaluate")
+    assert {before.jobs[key].stage for key in shared} == {
+        "corpus",
+        "evaluate",
+    }  # the FBank baseline does not depend on it
+    assert all(
+        before.jobs[key].payload["encoder"] is None
+        for key in shared
+        if before.jobs[key].stage == "evaluate"
+    )
 
 
 def test_fingerprints_are_pinned() -> None:
-    """Literal identities: if these change, every store in the world forgets its results. Raise a version instead."""
+    """Literal identities: if these change, every store in the world forgets its results. Raise a
+    version instead."""
     plan = make_plan(sweep(), inputs())
     assert [job.fingerprint for job in plan.of_stage("finetune")] == PINNED_FINETUNE
     assert plan.of_stage("merge")[0].fingerprint == PINNED_MERGE
@@ -102,16 +118,28 @@ def test_donors_without_a_common_seed_are_an_error() -> None:
 
 def test_lists_of_a_merge_tell_its_rows_apart() -> None:
     weights = [[1, 0.5], [0.25, 1]]
-    raw = space(merge=[{"donors": ["narrow", "wide"], "params": {"weights": item}, "alpha": 0.25} for item in weights])
+    raw = space(
+        merge=[
+            {"donors": ["narrow", "wide"], "params": {"weights": item}, "alpha": 0.25}
+            for item in weights
+        ]
+    )
     raw["finetune"].append({**raw["finetune"][0], "name": "wide"})
     plan = make_plan(sweep(**raw), inputs())
-    assert {row.params["weights"] for row in plan.rows if row.params["alpha"] == 0.25} == {"1,0.5", "0.25,1"}
+    assert {row.params["weights"] for row in plan.rows if row.params["alpha"] == 0.25} == {
+        "1,0.5",
+        "0.25,1",
+    }
 
 
 def test_rows_say_what_varies() -> None:
     raw = space()
     raw["finetune"][0]["anchor_penalty"] = {"grid": [0.0, 0.01]}
     plan = make_plan(sweep(**raw), inputs())
-    row = next(row for row in plan.rows if row.params["alpha"] == 0.25 and row.params["anchor_penalty"] == 0.01)
+    row = next(
+        row
+        for row in plan.rows
+        if row.params["alpha"] == 0.25 and row.params["anchor_penalty"] == 0.01
+    )
     assert row.params["finetune"] == "narrow"
     assert "anchor_penalty=0.01" in row.title

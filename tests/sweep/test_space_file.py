@@ -49,11 +49,15 @@ def test_mistakes_name_the_file(path: Path) -> None:
     with pytest.raises(SpecError) as caught:
         read_space(path)
     assert caught.value.where == str(path)
-    assert caught.value.mistakes == (("finetune[0].updates", "must be at least 1, but is -1 instead."),)
+    assert caught.value.mistakes == (
+        ("finetune[0].updates", "must be at least 1, but is -1 instead."),
+    )
 
 
 def test_a_missing_file(path: Path) -> None:
-    with pytest.raises(UserError, match=r"there is no search space `.*space.yaml`: give a YAML file"):
+    with pytest.raises(
+        UserError, match=r"there is no search space `.*space.yaml`: give a YAML file"
+    ):
         read_space(path)
 
 
@@ -78,9 +82,16 @@ def test_an_empty_file(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "value", ["!!python/object/apply:os.system ['touch ran']", "!!python/name:os.system", "!include other.yaml"]
+    "value",
+    [
+        "!!python/object/apply:os.system ['touch ran']",
+        "!!python/name:os.system",
+        "!include other.yaml",
+    ],
 )
-def test_nothing_in_a_file_is_evaluated(path: Path, monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+def test_nothing_in_a_file_is_evaluated(
+    path: Path, monkeypatch: pytest.MonkeyPatch, value: str
+) -> None:
     monkeypatch.chdir(path.parent)
     path.write_text(f"name: {value}\n")
     with pytest.raises(UserError, match="is not YAML"):

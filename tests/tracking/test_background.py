@@ -32,7 +32,9 @@ class Slow:
     def encoder(self, row: EncoderRow) -> None:
         self._call(row.key)
 
-    def finish(self, report: Path | None, score_by_alpha: Sequence[tuple[float, float]], status: str) -> None:
+    def finish(
+        self, report: Path | None, score_by_alpha: Sequence[tuple[float, float]], status: str
+    ) -> None:
         self._call(status)
 
     def where(self) -> str:

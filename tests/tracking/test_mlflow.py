@@ -30,7 +30,13 @@ def started(root: Path) -> MlflowTracker:
 
 
 def row(alpha: float = 0.25, **metrics: float) -> EncoderRow:
-    return EncoderRow(f"merged-{alpha}", f"linear alpha={alpha}", {"alpha": alpha, "method": "linear"}, metrics, True)
+    return EncoderRow(
+        f"merged-{alpha}",
+        f"linear alpha={alpha}",
+        {"alpha": alpha, "method": "linear"},
+        metrics,
+        True,
+    )
 
 
 def test_the_layout(mlflow_storage: Path, tmp_path: Path) -> None:
@@ -46,7 +52,9 @@ def test_the_layout(mlflow_storage: Path, tmp_path: Path) -> None:
     ((place,),) = query(database, "select artifact_location from experiments where name = 'alpha'")
     assert place == (mlflow_storage / "mlartifacts" / "alpha").as_uri()
     names = "select r.name, r.status from runs r join experiments e using (experiment_id) where e.name = 'alpha'"
-    assert sorted(query(database, names)) == [(name, "FINISHED") for name in ("alpha", "linear alpha=0.25", "narrow")]
+    assert sorted(query(database, names)) == [
+        (name, "FINISHED") for name in ("alpha", "linear alpha=0.25", "narrow")
+    ]
     metrics = "select key, value, step, timestamp from metrics join runs using (run_uuid) where name = ? order by key, step"
     assert query(database, metrics, "linear alpha=0.25") == [
         ("alpha", 0.25, 0, 0),
@@ -55,8 +63,13 @@ def test_the_layout(mlflow_storage: Path, tmp_path: Path) -> None:
         ("test.pr.per", 7.25, 0, 0),
     ]
     assert query(database, metrics, "narrow") == [("loss", 2.0, 10, 10_000)]
-    assert query(database, metrics, "alpha") == [("score_by_alpha", 806.0, 25, 25_000), ("score_by_alpha", 500.0, 100, 100_000)]
-    params = "select key, p.value from params p join runs using (run_uuid) where name = ? order by key"
+    assert query(database, metrics, "alpha") == [
+        ("score_by_alpha", 806.0, 25, 25_000),
+        ("score_by_alpha", 500.0, 100, 100_000),
+    ]
+    params = (
+        "select key, p.value from params p join runs using (run_uuid) where name = ? order by key"
+    )
     assert query(database, params, "linear alpha=0.25") == [("alpha", "0.25"), ("method", "linear")]
     assert query(database, params, "alpha") == [("encoder", "tiny_hubert")]
     (copied,) = (mlflow_storage / "mlartifacts").rglob("table.csv")
@@ -64,14 +77,19 @@ def test_the_layout(mlflow_storage: Path, tmp_path: Path) -> None:
 
 
 def test_a_changed_value_becomes_the_latest(mlflow_storage: Path) -> None:
-    """MLflow takes the largest of several values at one step and time for the latest, so a smaller one needs a later step."""
+    """MLflow takes the largest of several values at one step and time for the latest, so a smaller
+    one needs a later step."""
     tracker = started(mlflow_storage)
     tracker.encoder(row(score=900.0))
     tracker.encoder(row(score=100.0))
     started(mlflow_storage).encoder(row(score=50.0))
     database = mlflow_storage / "mlflow.db"
     assert query(database, "select value from latest_metrics where key = 'score'") == [(50.0,)]
-    assert query(database, "select value from metrics where key = 'score' order by step") == [(900.0,), (100.0,), (50.0,)]
+    assert query(database, "select value from metrics where key = 'score' order by step") == [
+        (900.0,),
+        (100.0,),
+        (50.0,),
+    ]
 
 
 def test_values_that_are_no_numbers_and_odd_names_are_taken(mlflow_storage: Path) -> None:
@@ -84,7 +102,9 @@ def test_values_that_are_no_numbers_and_odd_names_are_taken(mlflow_storage: Path
 def test_long_curves_are_sent_in_parts(mlflow_storage: Path) -> None:
     points = [(step, {"loss": 1.0 / (step + 1), "dev": float(step)}) for step in range(1200)]
     started(mlflow_storage).curve(Curve("tuned", "narrow", {}, points))
-    assert query(mlflow_storage / "mlflow.db", "select key, count(*) from metrics group by key") == [
+    assert query(
+        mlflow_storage / "mlflow.db", "select key, count(*) from metrics group by key"
+    ) == [
         ("dev", 1200),
         ("loss", 1200),
     ]
@@ -109,7 +129,9 @@ def test_a_run_that_was_made_twice_by_a_lost_answer_is_there_once(mlflow_storage
     ((first,),) = query(database, "select run_uuid from runs where name = 'linear alpha=0.25'")
     client = MlflowClient(f"sqlite:///{database}")
     original = client.get_run(first)
-    client.create_run(original.info.experiment_id, tags=original.data.tags, run_name="linear alpha=0.25")
+    client.create_run(
+        original.info.experiment_id, tags=original.data.tags, run_name="linear alpha=0.25"
+    )
     parent = {"mlflow.parentRunId": original.data.tags["mlflow.parentRunId"]}
     foreign = client.create_run(original.info.experiment_id, tags=parent, run_name="somebody's own")
     started(mlflow_storage).encoder(row(score=2.0))
@@ -121,7 +143,9 @@ def test_a_run_that_was_made_twice_by_a_lost_answer_is_there_once(mlflow_storage
 def test_a_server_that_does_not_answer_is_said_soon(tmp_path: Path) -> None:
     tracker = MlflowTracker("http://user:password@127.0.0.1:9", tmp_path)
     before = time.monotonic()
-    with pytest.raises(TrackerDown, match=r"MLflow at `http://user:\*\*\*@127.0.0.1:9` does not take results") as caught:
+    with pytest.raises(
+        TrackerDown, match=r"MLflow at `http://user:\*\*\*@127.0.0.1:9` does not take results"
+    ) as caught:
         tracker.start(SWEEP)
     assert time.monotonic() - before < 15
     assert "\n" not in str(caught.value) and "password" not in str(caught.value)
@@ -135,20 +159,27 @@ def test_a_damaged_database_is_a_tracker_that_is_down(tmp_path: Path) -> None:
 
 def test_where_to_look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "my runs"
-    command = f"mlflow ui --backend-store-uri 'sqlite:///{path}/mlflow.db' --host 127.0.0.1 --port 5000"
+    command = (
+        f"mlflow ui --backend-store-uri 'sqlite:///{path}/mlflow.db' --host 127.0.0.1 --port 5000"
+    )
     assert MlflowTracker(None, path).where() == f"MLflow: {command}"
-    assert "http://tracking:5000/#/experiments" in MlflowTracker("http://tracking:5000/", path).where()
+    assert (
+        "http://tracking:5000/#/experiments" in MlflowTracker("http://tracking:5000/", path).where()
+    )
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://user:password@tracking")
     assert "https://user:***@tracking" in MlflowTracker(None, path).where()
 
 
-@pytest.mark.parametrize("uri", ["./mlruns", "file:///tmp/mlruns", "databricks", "sqlite:mlflow.db"])
+@pytest.mark.parametrize(
+    "uri", ["./mlruns", "file:///tmp/mlruns", "databricks", "sqlite:mlflow.db"]
+)
 def test_other_places_are_refused(uri: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="must start with http://"):
         MlflowTracker(uri, tmp_path)
 
 
 def test_a_half_made_database_is_never_seen(mlflow_template: Path) -> None:
-    """The database is made under another name: killed meanwhile, a run leaves none rather than half of one."""
+    """The database is made under another name: killed meanwhile, a run leaves none rather than half
+    of one."""
     assert [path.name for path in mlflow_template.iterdir() if path.is_file()] == ["mlflow.db"]
     assert (mlflow_template / "mlflow.db").stat().st_nlink == 1

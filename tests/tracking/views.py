@@ -22,20 +22,33 @@ class View(NamedTuple):
 
 def view_of(root: Path, sweep: str = "sweep-key") -> View:
     """Reads the view in a storage folder."""
-    return _view_of_mlflow(root / "mlflow.db", sweep) if (root / "mlflow.db").exists() else _view_of_log(root / "log", sweep)
+    return (
+        _view_of_mlflow(root / "mlflow.db", sweep)
+        if (root / "mlflow.db").exists()
+        else _view_of_log(root / "log", sweep)
+    )
 
 
 def champion_of(root: Path, sweep: str = "sweep-key") -> tuple[str, int]:
     """The encoder that was chosen last, and how many different ones were."""
     if (root / "mlflow.db").exists():
-        named = query(root / "mlflow.db", "select name, version from registered_model_aliases where alias = 'champion'")
+        named = query(
+            root / "mlflow.db",
+            "select name, version from registered_model_aliases where alias = 'champion'",
+        )
         ((name, version),) = named
-        tags = "select version, value from model_version_tags where name = ? and key = 'speechft.key'"
+        tags = (
+            "select version, value from model_version_tags where name = ? and key = 'speechft.key'"
+        )
         keys = dict(query(root / "mlflow.db", tags, name))
         assert list(root.rglob("artifacts/encoder/encoder.safetensors"))
         return keys[int(version)], len(keys)
     (path,) = (root / "log").glob(f"*-{sweep[:12]}.jsonl")
-    told = [line for line in map(json.loads, path.read_text().splitlines()) if line["kind"] == "champion"]
+    told = [
+        line
+        for line in map(json.loads, path.read_text().splitlines())
+        if line["kind"] == "champion"
+    ]
     return told[-1]["encoder"], len(told)
 
 
@@ -79,7 +92,9 @@ def _view_of_mlflow(database: Path, sweep: str) -> View:
         parent,
     )
     assert len({key for _, _, key, _ in children}) == len(children), "a key has two runs"
-    ended = {"FINISHED": "finished", "FAILED": "failed", "KILLED": "stopped", "RUNNING": "running"}[status]
+    ended = {"FINISHED": "finished", "FAILED": "failed", "KILLED": "stopped", "RUNNING": "running"}[
+        status
+    ]
     if ended != "running":
         assert all(state != "RUNNING" for _, state, _, _ in children), "a run was left open"
     curves = {key: _points(database, run) for run, _, key, kind in children if kind == "finetune"}

@@ -1,4 +1,5 @@
-"""fairseq's ``Dictionary``, read and written without fairseq: a list of words that the pre-training labels were."""
+"""fairseq's ``Dictionary``, read and written without fairseq: a list of words that the pre-training
+labels were."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ _SPECIAL = {"bos": "<s>", "pad": "<pad>", "eos": "</s>", "unk": "<unk>"}
 
 
 class FairseqDictionary:
-    """What is pickled under the name ``fairseq.data.dictionary.Dictionary``: attributes, no behaviour."""
+    """What is pickled under the name ``fairseq.data.dictionary.Dictionary``: attributes, no
+    behaviour."""
 
     def __init__(self, words: list[str]) -> None:
         indices = {word: index for index, word in enumerate(words)}
@@ -34,7 +36,8 @@ def written_dictionaries(symbols: list[list[str] | None]) -> list[FairseqDiction
 
 
 def symbols_of(path: Path, task_state: Any) -> list[list[str] | None]:
-    """Returns the words of each dictionary of a HuBERT's ``task_state``. Raises ``UserError`` when they are not there."""
+    """Returns the words of each dictionary of a HuBERT's ``task_state``. Raises ``UserError`` when
+    they are not there."""
     found = task_state.get("dictionaries") if isinstance(task_state, Mapping) else None
     if not isinstance(found, list | tuple):
         raise UserError(
@@ -45,7 +48,8 @@ def symbols_of(path: Path, task_state: Any) -> list[list[str] | None]:
 
 def _words(path: Path, dictionary: Any) -> list[str]:
     words = plain(
-        dictionary.state.get("symbols") if isinstance(dictionary, Dictionary) else dictionary, f"dictionary in {path}"
+        dictionary.state.get("symbols") if isinstance(dictionary, Dictionary) else dictionary,
+        f"dictionary in {path}",
     )
     if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
         raise UserError(f"{path} has a dictionary in its `task_state` that is no list of words.")

@@ -1,7 +1,8 @@
 """What we leave in the files of others, under a key of our own that their loaders do not look at.
 
-The formats of others have no place for how an encoder was made, and fairseq's has none for every key of a configuration. So
-``.pt`` files that we write carry both. A file that somebody has edited since is believed, and what we left in it is not.
+The formats of others have no place for how an encoder was made, and fairseq's has none for every
+key of a configuration. So ``.pt`` files that we write carry both. A file that somebody has edited
+since is believed, and what we left in it is not.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ FORMAT = 1
 
 @dataclass(frozen=True, kw_only=True)
 class Embedded:
-    """What we know of a file that we wrote. ``filled``: parameters that are zeros for the sake of a strict loader."""
+    """What we know of a file that we wrote. ``filled``: parameters that are zeros for the sake of a
+    strict loader."""
 
     family: str
     config: Mapping[str, Any]
@@ -31,8 +33,11 @@ class Embedded:
     filled: tuple[str, ...] = ()
 
 
-def embed(weights: EncoderWeights, made: Mapping[str, Any], filled: Sequence[str] = ()) -> dict[str, Any]:
-    """Returns the plain data to store under ``KEY``. Raises ``TypeError`` or ``ValueError`` for what JSON cannot say."""
+def embed(
+    weights: EncoderWeights, made: Mapping[str, Any], filled: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Returns the plain data to store under ``KEY``. Raises ``TypeError`` or ``ValueError`` for
+    what JSON cannot say."""
     found = {
         "format": FORMAT,
         "family": weights.family,
@@ -45,7 +50,8 @@ def embed(weights: EncoderWeights, made: Mapping[str, Any], filled: Sequence[str
 
 
 def embedded(data: Any, where: str) -> Embedded | None:
-    """Returns what ``embed`` stored, or None where there is nothing, or nothing that this version reads."""
+    """Returns what ``embed`` stored, or None where there is nothing, or nothing that this version
+    reads."""
     if data is None:
         return None
     try:
@@ -58,13 +64,19 @@ def embedded(data: Any, where: str) -> Embedded | None:
     if not all(isinstance(found.get(key), kind) for key, kind in kinds.items()):
         return None
     filled = tuple(name for name in found["filled"] if isinstance(name, str))
-    return Embedded(family=found["family"], config=found["config"], made=found["made"], filled=filled)
+    return Embedded(
+        family=found["family"], config=found["config"], made=found["made"], filled=filled
+    )
 
 
 def settled(
-    own: Embedded | None, family: str, native: Mapping[str, Any], render: Callable[[Mapping[str, Any]], Mapping[str, Any]]
+    own: Embedded | None,
+    family: str,
+    native: Mapping[str, Any],
+    render: Callable[[Mapping[str, Any]], Mapping[str, Any]],
 ) -> Embedded | None:
-    """Returns ``own`` where the file still says what we made of it: ``native`` is ``render(own.config)``."""
+    """Returns ``own`` where the file still says what we made of it: ``native`` is
+    ``render(own.config)``."""
     if own is None or own.family != family:
         return None
     try:

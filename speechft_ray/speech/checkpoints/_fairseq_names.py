@@ -1,4 +1,5 @@
-"""Names that fairseq 0.12.2 knows: keys of its configurations, and the one class that its files pickle."""
+"""Names that fairseq 0.12.2 knows: keys of its configurations, and the one class that its files
+pickle."""
 
 from __future__ import annotations
 
@@ -74,16 +75,40 @@ _MODEL_OWN = {
         "crop_seq_to_multiple",
     ],
 }
-_TASK_COMMON = ["data", "labels", "sample_rate", "normalize", "enable_padding", "max_sample_size", "min_sample_size"]
+_TASK_COMMON = [
+    "data",
+    "labels",
+    "sample_rate",
+    "normalize",
+    "enable_padding",
+    "max_sample_size",
+    "min_sample_size",
+]
 _TASK_OWN = {
-    "hubert": ["fine_tuning", "label_dir", "label_rate", "max_keep_size", "single_target", "random_crop", "pad_audio"],
-    "wav2vec2": ["binarized_dataset", "num_batch_buckets", "precompute_mask_indices", "tpu", "text_compression_level"],
+    "hubert": [
+        "fine_tuning",
+        "label_dir",
+        "label_rate",
+        "max_keep_size",
+        "single_target",
+        "random_crop",
+        "pad_audio",
+    ],
+    "wav2vec2": [
+        "binarized_dataset",
+        "num_batch_buckets",
+        "precompute_mask_indices",
+        "tpu",
+        "text_compression_level",
+    ],
 }
-# The fields of HubertConfig, Wav2Vec2Config, HubertPretrainingConfig and AudioPretrainingConfig. fairseq refuses others.
+# The fields of HubertConfig, Wav2Vec2Config, HubertPretrainingConfig and AudioPretrainingConfig.
+# fairseq refuses others.
 
 MODEL_KEYS = (*_MODEL_COMMON, *_MODEL_OWN["wav2vec2"], *_MODEL_OWN["hubert"])
 TASK_KEYS = tuple(_TASK_COMMON)
-"""What an ``args`` Namespace, in which everything lies side by side, says about the model and about the task."""
+"""What an ``args`` Namespace, in which everything lies side by side, says about the model and about
+the task."""
 
 TASK = {"hubert": "hubert_pretraining", "wav2vec2": "audio_pretraining"}
 CRITERION = {"hubert": "hubert", "wav2vec2": "wav2vec"}
@@ -106,7 +131,8 @@ def known_task_keys(family: str) -> list[str]:
 
 
 class _Pickler(pickle._Pickler):
-    """Writes our stand-in under the name by which fairseq knows the class. The accelerated pickler would import that name."""
+    """Writes our stand-in under the name by which fairseq knows the class. The accelerated pickler
+    would import that name."""
 
     def save_global(self, obj: Any, name: str | None = None) -> None:
         if obj is FairseqDictionary:

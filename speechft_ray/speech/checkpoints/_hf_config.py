@@ -1,4 +1,5 @@
-"""``config.json`` of transformers' HuBERT, wav2vec 2.0 and WavLM, and the configurations of ours that they stand for."""
+"""``config.json`` of transformers' HuBERT, wav2vec 2.0 and WavLM, and the configurations of ours
+that they stand for."""
 
 from __future__ import annotations
 
@@ -63,7 +64,8 @@ _MUST_BE = {
     "add_adapter": False,
     "adapter_attn_dim": None,
 }
-"""Variants of transformers' own, which neither fairseq nor s3prl can build. No published model of the families has one."""
+"""Variants of transformers' own, which neither fairseq nor s3prl can build. No published model of
+the families has one."""
 
 _GEOMETRY = {
     "conv_dim": [512] * 7,
@@ -76,38 +78,59 @@ def family_of(where: str, config: Any) -> str:
     """Returns the family of a ``config.json``. Raises ``UserError`` for another model."""
     found = config.get("model_type") if isinstance(config, Mapping) else None
     if not isinstance(found, str) or found not in ARCHITECTURES:
-        raise UserError(f"{where} describes a `{str(found)[:60]}`. Allowed as `model_type`: {', '.join(ARCHITECTURES)}.")
+        raise UserError(
+            f"{where} describes a `{str(found)[:60]}`. Allowed as `model_type`: {', '.join(ARCHITECTURES)}."
+        )
     return found
 
 
 def from_hf_config(where: str, config: Mapping[str, Any], normalize: bool) -> dict[str, Any]:
-    """Returns our configuration for theirs. Raises ``UserError`` naming the key that has no counterpart or a wrong type."""
+    """Returns our configuration for theirs. Raises ``UserError`` naming the key that has no
+    counterpart or a wrong type."""
     family = family_of(where, config)
     for key, needed in _MUST_BE.items():
         if config.get(key, needed) != needed:
             raise UserError(
                 f"{where}: `{key}` must be {needed!r}, but is {str(config[key])[:60]!r}: s3prl has no such encoder."
             )
-    model = {ours: config.get(theirs, default) for theirs, (ours, default) in (_SHARED | _OWN[family]).items()}
+    model = {
+        ours: config.get(theirs, default)
+        for theirs, (ours, default) in (_SHARED | _OWN[family]).items()
+    }
     extractor = config.get("feat_extract_norm", "group")
     if not isinstance(extractor, str) or extractor not in _EXTRACTORS:
         raise UserError(
             f"{where}: `feat_extract_norm` must be one of {', '.join(_EXTRACTORS)}, but is {str(extractor)[:60]!r}."
         )
-    model |= {"extractor_mode": _EXTRACTORS[extractor], "conv_feature_layers": _convolutions(where, config)}
+    model |= {
+        "extractor_mode": _EXTRACTORS[extractor],
+        "conv_feature_layers": _convolutions(where, config),
+    }
     if family == "wavlm":
-        return {"cfg": {**model, "relative_position_embedding": True, "gru_rel_pos": True, "normalize": normalize}}
+        return {
+            "cfg": {
+                **model,
+                "relative_position_embedding": True,
+                "gru_rel_pos": True,
+                "normalize": normalize,
+            }
+        }
     task = {"sample_rate": SAMPLE_RATE_HZ, "normalize": normalize}
     if family == "wav2vec2":
         return {"model_cfg": {"_name": family, **model, "quantize_targets": True}, "task_cfg": task}
-    return {"model_cfg": {"_name": family, "label_rate": 50.0, **model}, "task_cfg": task, "dictionaries_symbols": []}
+    return {
+        "model_cfg": {"_name": family, "label_rate": 50.0, **model},
+        "task_cfg": task,
+        "dictionaries_symbols": [],
+    }
 
 
 def to_hf_config(family: str, config: Mapping[str, Any], masks: bool) -> dict[str, Any]:
-    """Returns their configuration for ours; ``masks``: whether there is an embedding for masked frames.
+    """Returns their configuration for ours; ``masks``: whether there is an embedding for masked
+    frames.
 
-    Masking probabilities are transformers' own, 0.05: they are for fine-tuning there. Raises ``UserError`` for an encoder that
-    transformers does not have.
+    Masking probabilities are transformers' own, 0.05: they are for fine-tuning there. Raises
+    ``UserError`` for an encoder that transformers does not have.
     """
     shape = FAMILIES.get(family).describe(config)
     model = config["cfg" if family == "wavlm" else "model_cfg"]
@@ -116,17 +139,26 @@ def to_hf_config(family: str, config: Mapping[str, Any], masks: bool) -> dict[st
             "`model_cfg.pos_conv_depth` is not 1, and transformers has no such encoder. Convert to s3prl or fairseq."
         )
     if model.get("activation_fn", "gelu") not in _ACTIVATIONS:
-        raise UserError(f"`activation_fn` is {model['activation_fn']}, and transformers has no such layer. Convert to s3prl.")
-    if family == "wavlm" and not (model.get("relative_position_embedding") is True and model.get("gru_rel_pos") is True):
-        raise UserError("this WavLM has no gated relative positions, and transformers has only those. Convert to s3prl.")
+        raise UserError(
+            f"`activation_fn` is {model['activation_fn']}, and transformers has no such layer. Convert to s3prl."
+        )
+    if family == "wavlm" and not (
+        model.get("relative_position_embedding") is True and model.get("gru_rel_pos") is True
+    ):
+        raise UserError(
+            "this WavLM has no gated relative positions, and transformers has only those. Convert to s3prl."
+        )
     extractors = {ours: theirs for theirs, ours in _EXTRACTORS.items()}
     written = {
-        theirs: model.get(ours, _OURS_ABSENT.get(ours, default)) for theirs, (ours, default) in (_SHARED | _OWN[family]).items()
+        theirs: model.get(ours, _OURS_ABSENT.get(ours, default))
+        for theirs, (ours, default) in (_SHARED | _OWN[family]).items()
     }
     if family == "wav2vec2":
         final = written["proj_codevector_dim"] if written["proj_codevector_dim"] > 0 else shape.dim
         written |= {"proj_codevector_dim": final}
-        written |= {"codevector_dim": written["codevector_dim"] if written["codevector_dim"] > 0 else final}
+        written |= {
+            "codevector_dim": written["codevector_dim"] if written["codevector_dim"] > 0 else final
+        }
     return {
         "architectures": [ARCHITECTURES[family]],
         "model_type": family,
@@ -135,7 +167,10 @@ def to_hf_config(family: str, config: Mapping[str, Any], masks: bool) -> dict[st
         "feat_extract_norm": extractors[shape.extractor_mode or "default"],
         "feat_extract_activation": "gelu",
         "layer_norm_eps": 1e-5,
-        **{key: [layer[index] for layer in shape.conv_layers] for index, key in enumerate(_GEOMETRY)},
+        **{
+            key: [layer[index] for layer in shape.conv_layers]
+            for index, key in enumerate(_GEOMETRY)
+        },
         "num_feat_extract_layers": len(shape.conv_layers),
         "mask_time_prob": 0.05 if masks else 0.0,
         "mask_feature_prob": 0.0,
@@ -143,15 +178,23 @@ def to_hf_config(family: str, config: Mapping[str, Any], masks: bool) -> dict[st
 
 
 def _convolutions(where: str, config: Mapping[str, Any]) -> str:
-    """The line that fairseq writes for these convolutions, repeats folded as in the published files."""
+    """The line that fairseq writes for these convolutions, repeats folded as in the published
+    files."""
     columns = [config.get(key, default) for key, default in _GEOMETRY.items()]
-    whole = all(isinstance(column, list) and all(type(each) is int for each in column) for column in columns)
+    whole = all(
+        isinstance(column, list) and all(type(each) is int for each in column) for column in columns
+    )
     if not whole or len({len(column) for column in columns}) != 1 or not 1 <= len(columns[0]) <= 32:
-        raise UserError(f"{where}: `conv_dim`, `conv_kernel` and `conv_stride` must be lists of whole numbers, equally long.")
+        raise UserError(
+            f"{where}: `conv_dim`, `conv_kernel` and `conv_stride` must be lists of whole numbers, equally long."
+        )
     terms: list[list[Any]] = []
     for layer in zip(*columns, strict=True):
         if terms and terms[-1][0] == layer:
             terms[-1][1] += 1
         else:
             terms.append([layer, 1])
-    return " + ".join(f"[({','.join(map(str, layer))})]" + (f" * {count}" if count > 1 else "") for layer, count in terms)
+    return " + ".join(
+        f"[({','.join(map(str, layer))})]" + (f" * {count}" if count > 1 else "")
+        for layer, count in terms
+    )

@@ -12,11 +12,23 @@ _RULES = (
     ("layer_norm.{p}", "feature_projection.layer_norm.{p}"),
     ("post_extract_proj.{p}", "feature_projection.projection.{p}"),
     ("feature_extractor.conv_layers.{n}.0.{p}", "feature_extractor.conv_layers.{n}.conv.{p}"),
-    ("feature_extractor.conv_layers.{n}.2.1.{p}", "feature_extractor.conv_layers.{n}.layer_norm.{p}"),  # layer_norm extractor
-    ("feature_extractor.conv_layers.{n}.2.{p}", "feature_extractor.conv_layers.{n}.layer_norm.{p}"),  # default extractor
+    (
+        "feature_extractor.conv_layers.{n}.2.1.{p}",
+        "feature_extractor.conv_layers.{n}.layer_norm.{p}",
+    ),  # layer_norm extractor
+    (
+        "feature_extractor.conv_layers.{n}.2.{p}",
+        "feature_extractor.conv_layers.{n}.layer_norm.{p}",
+    ),  # default extractor
     ("encoder.pos_conv.0.bias", "encoder.pos_conv_embed.conv.bias"),
-    ("encoder.pos_conv.0.weight_g", "encoder.pos_conv_embed.conv.parametrizations.weight.original0"),
-    ("encoder.pos_conv.0.weight_v", "encoder.pos_conv_embed.conv.parametrizations.weight.original1"),
+    (
+        "encoder.pos_conv.0.weight_g",
+        "encoder.pos_conv_embed.conv.parametrizations.weight.original0",
+    ),
+    (
+        "encoder.pos_conv.0.weight_v",
+        "encoder.pos_conv_embed.conv.parametrizations.weight.original1",
+    ),
     ("encoder.layer_norm.{p}", "encoder.layer_norm.{p}"),
     ("encoder.layers.{n}.self_attn.{a}.{p}", "encoder.layers.{n}.attention.{a}.{p}"),
     ("encoder.layers.{n}.self_attn_layer_norm.{p}", "encoder.layers.{n}.layer_norm.{p}"),
@@ -27,16 +39,21 @@ _RULES = (
         "encoder.layers.{n}.self_attn.relative_attention_bias.weight",
         "encoder.layers.{n}.attention.rel_attn_embed.weight",
     ),
-    ("encoder.layers.{n}.self_attn.grep_linear.{p}", "encoder.layers.{n}.attention.gru_rel_pos_linear.{p}"),
+    (
+        "encoder.layers.{n}.self_attn.grep_linear.{p}",
+        "encoder.layers.{n}.attention.gru_rel_pos_linear.{p}",
+    ),
     ("encoder.layers.{n}.self_attn.grep_a", "encoder.layers.{n}.attention.gru_rel_pos_const"),
 )
-"""Base models, ours and theirs (``models/{hubert,wav2vec2,wavlm}/modeling_*.py`` of transformers 5)."""
+"""Base models, ours and theirs (``models/{hubert,wav2vec2,wavlm}/modeling_*.py`` of transformers
+5)."""
 
 _OLDER = (
     ("encoder.pos_conv.0.weight_g", "encoder.pos_conv_embed.conv.weight_g"),
     ("encoder.pos_conv.0.weight_v", "encoder.pos_conv_embed.conv.weight_v"),
 )
-"""As transformers wrote them before torch 2.1 had parametrisations; most published files are of that time."""
+"""As transformers wrote them before torch 2.1 had parametrisations; most published files are of
+that time."""
 
 _PRETRAINING = (
     ("quantizer.vars", "quantizer.codevectors"),
@@ -57,24 +74,38 @@ def to_hf(name: str) -> str | None:
 def from_hf(name: str, extractor_mode: str) -> str | None:
     """Returns our name of a parameter of a base model, or None where we have none."""
     other = ".2." if extractor_mode == "layer_norm" else ".2.1."
-    rules = [(theirs, ours) for ours, theirs in (*_RULES, *_OLDER) if not (other + "{p}" in ours and "conv_layers" in ours)]
+    rules = [
+        (theirs, ours)
+        for ours, theirs in (*_RULES, *_OLDER)
+        if not (other + "{p}" in ours and "conv_layers" in ours)
+    ]
     return _translated(name, rules)
 
 
 def from_hf_pretraining(name: str) -> str | None:
-    """Returns our name of a parameter beside the base model of ``Wav2Vec2ForPreTraining``, or None for parts of other heads."""
+    """Returns our name of a parameter beside the base model of ``Wav2Vec2ForPreTraining``, or None
+    for parts of other heads."""
     return _translated(name, [(theirs, ours) for ours, theirs in _PRETRAINING])
 
 
-def split_prefix(state: Mapping[str, torch.Tensor], prefix: str) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    """Returns the parameters of the base model, and those beside it. A parent model puts its base under ``prefix``."""
+def split_prefix(
+    state: Mapping[str, torch.Tensor], prefix: str
+) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """Returns the parameters of the base model, and those beside it. A parent model puts its base
+    under ``prefix``."""
     if not any(name.startswith(prefix) for name in state):
         return dict(state), {}
-    base = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+    base = {
+        name.removeprefix(prefix): tensor
+        for name, tensor in state.items()
+        if name.startswith(prefix)
+    }
     return base, {name: tensor for name, tensor in state.items() if not name.startswith(prefix)}
 
 
-def _translated(name: str, rules: tuple[tuple[str, str], ...] | list[tuple[str, str]]) -> str | None:
+def _translated(
+    name: str, rules: tuple[tuple[str, str], ...] | list[tuple[str, str]]
+) -> str | None:
     for source, target in rules:
         pattern = re.escape(source)
         for part, text in _PARTS.items():

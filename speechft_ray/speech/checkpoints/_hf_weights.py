@@ -1,4 +1,5 @@
-"""The weights of a transformers folder, whichever way they are stored, and never from outside the folder."""
+"""The weights of a transformers folder, whichever way they are stored, and never from outside the
+folder."""
 
 from __future__ import annotations
 
@@ -21,12 +22,14 @@ _PIECE = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,120}\.(safetensors|bin)")
 def read_weights(folder: Path) -> dict[str, torch.Tensor]:
     """Returns all parameters of a folder in float32, under transformers' names.
 
-    Raises ``UserError`` for a folder without weights, an index that leads out of it or names a parameter's wrong file, and
-    damaged files.
+    Raises ``UserError`` for a folder without weights, an index that leads out of it or names a
+    parameter's wrong file, and damaged files.
     """
     names = [name for name in WEIGHTS if (folder / name).is_file()]
     if not names:
-        raise UserError(f"{folder} has a config.json and no weights: expected one of {', '.join(WEIGHTS)}.")
+        raise UserError(
+            f"{folder} has a config.json and no weights: expected one of {', '.join(WEIGHTS)}."
+        )
     if not names[0].endswith(".json"):
         return _piece(_inside(folder, names[0]))
     index = _index(folder / names[0])
@@ -35,7 +38,9 @@ def read_weights(folder: Path) -> dict[str, torch.Tensor]:
         found = _piece(_inside(folder, piece))
         strays = [name for name in found if index.get(name) != piece]
         if strays:
-            raise UserError(f"{folder / piece} holds `{strays[0][:80]}`, which {names[0]} does not place there.")
+            raise UserError(
+                f"{folder / piece} holds `{strays[0][:80]}`, which {names[0]} does not place there."
+            )
         state |= found
     missing = [name for name in index if name not in state]
     if missing:
@@ -46,7 +51,9 @@ def read_weights(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def _piece(file: Path) -> dict[str, torch.Tensor]:
-    tensors: Any = open_safetensors(file)[0] if file.suffix == ".safetensors" else open_torch_file(file)
+    tensors: Any = (
+        open_safetensors(file)[0] if file.suffix == ".safetensors" else open_torch_file(file)
+    )
     return state_table(file, tensors, file.name)
 
 
@@ -55,7 +62,11 @@ def _index(file: Path) -> dict[str, str]:
     places = found.get("weight_map") if isinstance(found, dict) else None
     if not isinstance(places, dict) or not places:
         raise UserError(f"{file} has no `weight_map`, so it is no index of weights.")
-    wrong = [str(name) for name in places.values() if not isinstance(name, str) or not _PIECE.fullmatch(name)]
+    wrong = [
+        str(name)
+        for name in places.values()
+        if not isinstance(name, str) or not _PIECE.fullmatch(name)
+    ]
     if wrong or len(set(places.values())) > MAX_PIECES:
         raise UserError(
             f"{file} names `{(wrong or ['too many files'])[0][:80]}`: allowed are up to {MAX_PIECES} files beside it."
@@ -64,12 +75,17 @@ def _index(file: Path) -> dict[str, str]:
 
 
 def _inside(folder: Path, name: str) -> Path:
-    """The file, with links followed, when it stays in the folder or in the ``blobs`` of the hub cache that the folder is in."""
+    """The file, with links followed, when it stays in the folder or in the ``blobs`` of the hub
+    cache that the folder is in."""
     file = folder / name
     if not file.is_file():
-        raise UserError(f"{file} is missing, though the index of the folder names it. Copy the folder again.")
+        raise UserError(
+            f"{file} is missing, though the index of the folder names it. Copy the folder again."
+        )
     target, home = file.resolve(), folder.resolve()
     homes = [home, home.parent.parent / "blobs"] if home.parent.name == "snapshots" else [home]
     if not any(target.is_relative_to(each) for each in homes):
-        raise UserError(f"{file} is a link that leaves the folder. Copy the file itself into the folder.")
+        raise UserError(
+            f"{file} is a link that leaves the folder. Copy the file itself into the folder."
+        )
     return file

@@ -1,4 +1,5 @@
-"""Which parameters an encoder has, from its configuration alone: to judge a file, or complete it, without building a model."""
+"""Which parameters an encoder has, from its configuration alone: to judge a file, or complete it,
+without building a model."""
 
 from __future__ import annotations
 
@@ -16,13 +17,18 @@ _STANDARD = ("hubert", "wav2vec2", "wavlm", "decoar2")
 
 
 def expected_sizes(family: str, config: Mapping[str, Any]) -> Sizes | None:
-    """Returns the size of every parameter by name, those of pre-training among them; None where only building can tell.
+    """Returns the size of every parameter by name, those of pre-training among them; None where
+    only building can tell.
 
     Raises ``UserError`` for a configuration that the family refuses.
     """
     shape = FAMILIES.get(family).describe(config)
     model = config.get("model_cfg", config.get("cfg", {}))
-    if family not in _STANDARD or model.get("pos_conv_depth", 1) != 1 or model.get("quantizer_depth", 1) != 1:
+    if (
+        family not in _STANDARD
+        or model.get("pos_conv_depth", 1) != 1
+        or model.get("quantizer_depth", 1) != 1
+    ):
         return None
     sizes = _transformer(shape, model)
     if family == "decoar2":
@@ -31,20 +37,28 @@ def expected_sizes(family: str, config: Mapping[str, Any]) -> Sizes | None:
     sizes["mask_emb"] = (shape.dim,)
     if family == "wavlm":
         return sizes | _relative_positions(shape, model)
-    return sizes | (_hubert_heads(shape, config) if family == "hubert" else _wav2vec2_heads(shape, model))
+    return sizes | (
+        _hubert_heads(shape, config) if family == "hubert" else _wav2vec2_heads(shape, model)
+    )
 
 
 def check_fit(weights: EncoderWeights) -> None:
-    """Raises ``UserError`` naming the first five parameters that are missing, unexpected or misshapen, or one with values that
-    are no numbers. Parameters of pre-training may be missing."""
+    """Raises ``UserError`` naming the first five parameters that are missing, unexpected or
+    misshapen, or one with values that are no numbers. Parameters of pre-training may be missing."""
     family = FAMILIES.get(weights.family)
     sizes = expected_sizes(weights.family, weights.config)
     if sizes is None:
         family.build(weights)
     else:
         optional = family.pretraining_only_prefixes
-        faults = [f"{name} is missing" for name in sizes if name not in weights.state and not name.startswith(optional)]
-        faults += [f"{name} is not part of the model" for name in weights.state if name not in sizes]
+        faults = [
+            f"{name} is missing"
+            for name in sizes
+            if name not in weights.state and not name.startswith(optional)
+        ]
+        faults += [
+            f"{name} is not part of the model" for name in weights.state if name not in sizes
+        ]
         faults += [
             f"{name} is {tuple(weights.state[name].shape)}, not {size}"
             for name, size in sizes.items()
@@ -58,19 +72,29 @@ def check_fit(weights: EncoderWeights) -> None:
             )
     for name, tensor in weights.state.items():
         if not finite(tensor):
-            raise UserError(f"`{name}` holds values that are no finite numbers: the training that made this file has diverged.")
+            raise UserError(
+                f"`{name}` holds values that are no finite numbers: the training that made this file has diverged."
+            )
 
 
 def finite(tensor: torch.Tensor) -> bool:
-    """Whether every value is a finite number: one pass, no copy. The smallest and largest value show NaN as well."""
-    return tensor.numel() == 0 or all(bool(torch.isfinite(end)) for end in torch.aminmax(tensor.detach()))
+    """Whether every value is a finite number: one pass, no copy. The smallest and largest value
+    show NaN as well."""
+    return tensor.numel() == 0 or all(
+        bool(torch.isfinite(end)) for end in torch.aminmax(tensor.detach())
+    )
 
 
 def filled_with_zeros(weights: EncoderWeights) -> dict[str, torch.Tensor]:
-    """Returns the parameters of pre-training that the weights lack, as zeros: strict loaders want them, features do not."""
+    """Returns the parameters of pre-training that the weights lack, as zeros: strict loaders want
+    them, features do not."""
     optional = FAMILIES.get(weights.family).pretraining_only_prefixes
     sizes = expected_sizes(weights.family, weights.config) or {}
-    return {name: torch.zeros(size) for name, size in sizes.items() if name not in weights.state and name.startswith(optional)}
+    return {
+        name: torch.zeros(size)
+        for name, size in sizes.items()
+        if name not in weights.state and name.startswith(optional)
+    }
 
 
 def _linear(name: str, inputs: int, outputs: int) -> Sizes:
@@ -95,7 +119,9 @@ def _transformer(shape: Shape, model: Mapping[str, Any]) -> Sizes:
         for part in ("k_proj", "v_proj", "q_proj", "out_proj"):
             sizes |= _linear(f"{name}.self_attn.{part}", dim, dim)
         sizes |= _norm(f"{name}.self_attn_layer_norm", dim) | _norm(f"{name}.final_layer_norm", dim)
-        sizes |= _linear(f"{name}.fc1", dim, shape.feed_forward_dim) | _linear(f"{name}.fc2", shape.feed_forward_dim, dim)
+        sizes |= _linear(f"{name}.fc1", dim, shape.feed_forward_dim) | _linear(
+            f"{name}.fc2", shape.feed_forward_dim, dim
+        )
     return sizes
 
 
@@ -119,7 +145,10 @@ def _front_end(shape: Shape, model: Mapping[str, Any]) -> Sizes:
 def _relative_positions(shape: Shape, model: Mapping[str, Any]) -> Sizes:
     sizes: Sizes = {}
     if model.get("relative_position_embedding", False):
-        sizes["encoder.layers.0.self_attn.relative_attention_bias.weight"] = (model.get("num_buckets", 320), shape.heads)
+        sizes["encoder.layers.0.self_attn.relative_attention_bias.weight"] = (
+            model.get("num_buckets", 320),
+            shape.heads,
+        )
     if model.get("gru_rel_pos", False):
         for layer in range(shape.layers):
             name = f"encoder.layers.{layer}.self_attn"
@@ -140,7 +169,9 @@ def _hubert_heads(shape: Shape, config: Mapping[str, Any]) -> Sizes:
     sizes = _linear("final_proj", shape.dim, outputs)
     if all(each is not None for each in words):
         sizes["label_embs_concat"] = (sum(map(len, words)), final)
-    return sizes | (_linear("target_glu.0", final, 2 * final) if model.get("target_glu", False) else {})
+    return sizes | (
+        _linear("target_glu.0", final, 2 * final) if model.get("target_glu", False) else {}
+    )
 
 
 def _wav2vec2_heads(shape: Shape, model: Mapping[str, Any]) -> Sizes:
@@ -151,7 +182,11 @@ def _wav2vec2_heads(shape: Shape, model: Mapping[str, Any]) -> Sizes:
         width = width if width > 0 else final
         codes = groups * model.get("latent_vars", 320)
         sizes["quantizer.vars"] = (1, codes, width // groups)
-        sizes |= _linear("quantizer.weight_proj", features, codes) | _linear("project_q", width, final)
+        sizes |= _linear("quantizer.weight_proj", features, codes) | _linear(
+            "project_q", width, final
+        )
     else:
         sizes |= _linear("project_q", features, final)
-    return sizes | (_linear("target_glu.0", final, 2 * final) if model.get("target_glu", False) else {})
+    return sizes | (
+        _linear("target_glu.0", final, 2 * final) if model.get("target_glu", False) else {}
+    )

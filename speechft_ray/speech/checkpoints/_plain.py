@@ -11,8 +11,9 @@ from speechft_ray.core.errors import UserError
 from speechft_ray.speech.checkpoints._standins import Container, Leaf, Namespace, StandIn
 
 MAX_VALUES, MAX_DEPTH, MAX_TEXT = 200_000, 32, 100_000
-"""Far above any published configuration (the largest, HuBERT's, has about 600 values beside 500 words of its dictionary). They
-keep a list that contains itself, or a thousand times its neighbour, from being followed forever."""
+"""Far above any published configuration (the largest, HuBERT's, has about 600 values beside 500
+words of its dictionary). They keep a list that contains itself, or a thousand times its neighbour,
+from being followed forever."""
 
 _MISSING = "???"  # omegaconf's word for a value that nobody has set
 _REFERENCE = re.compile(r"\$\{([a-z_]+(?:\.[a-z_]+){0,4})\}")
@@ -21,16 +22,18 @@ _REFERENCE = re.compile(r"\$\{([a-z_]+(?:\.[a-z_]+){0,4})\}")
 def plain(value: Any, where: str) -> Any:
     """Returns JSON data: mappings with text keys, lists, texts, finite numbers, truth values, None.
 
-    Namespaces and omegaconf's containers become dictionaries and lists, tuples become lists. Raises ``UserError`` naming the
-    place for every other kind of object.
+    Namespaces and omegaconf's containers become dictionaries and lists, tuples become lists. Raises
+    ``UserError`` naming the place for every other kind of object.
     """
     return _Walk().convert(value, where, 0)
 
 
 def settled_values(value: Any) -> Any:
-    """Returns a configuration of omegaconf's, already plain, without the values that were never set (``???``).
+    """Returns a configuration of omegaconf's, already plain, without the values that were never set
+    (``???``).
 
-    ``${task.normalize}`` is replaced by the single value it points to within ``value``, and by nothing else.
+    ``${task.normalize}`` is replaced by the single value it points to within ``value``, and by
+    nothing else.
     """
     return _settled(value, value)
 
@@ -50,9 +53,14 @@ class _Walk:
         value = _opened(value)
         if isinstance(value, Mapping):
             keys = {_key(key, where): item for key, item in value.items()}
-            return {key: self.convert(item, f"{where}.{key}", depth + 1) for key, item in keys.items()}
+            return {
+                key: self.convert(item, f"{where}.{key}", depth + 1) for key, item in keys.items()
+            }
         if isinstance(value, list | tuple):
-            return [self.convert(item, f"{where}[{index}]", depth + 1) for index, item in enumerate(value)]
+            return [
+                self.convert(item, f"{where}[{index}]", depth + 1)
+                for index, item in enumerate(value)
+            ]
         return self._single(value, where)
 
     def _single(self, value: Any, where: str) -> Any:
@@ -65,7 +73,9 @@ class _Walk:
         if type(value) is str and len(value) <= MAX_TEXT:
             return value
         kind = "a text too long to be a setting" if type(value) is str else f"{_kind(value)}"
-        raise UserError(f"{where} is not plain data but {kind}. Allowed: texts, finite numbers, truth values, lists, mappings.")
+        raise UserError(
+            f"{where} is not plain data but {kind}. Allowed: texts, finite numbers, truth values, lists, mappings."
+        )
 
 
 def _opened(value: Any) -> Any:
@@ -80,7 +90,9 @@ def _opened(value: Any) -> Any:
 
 def _key(key: Any, where: str) -> str:
     if type(key) is not str or len(key) > 200 or not key.isprintable():
-        raise UserError(f"{where} has a key that is no short text ({str(key)[:40]!r}), so it is no configuration.")
+        raise UserError(
+            f"{where} has a key that is no short text ({str(key)[:40]!r}), so it is no configuration."
+        )
     return key
 
 

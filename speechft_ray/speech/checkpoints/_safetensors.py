@@ -16,7 +16,8 @@ from safetensors import SafetensorError, safe_open
 from speechft_ray.core.errors import UserError
 
 MAX_JSON_BYTES = 16 * 2**20
-"""A configuration or index of a large model has below 1 MB; a dictionary of 100 000 words has about 1 MB as well."""
+"""A configuration or index of a large model has below 1 MB; a dictionary of 100 000 words has about
+1 MB as well."""
 
 
 def looks_like_safetensors(path: Path) -> bool:
@@ -33,13 +34,16 @@ def open_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str
     """
     try:
         with safe_open(path, framework="pt") as opened:
-            return {name: opened.get_tensor(name) for name in opened.keys()}, dict(opened.metadata() or {})  # noqa: SIM118
+            return {name: opened.get_tensor(name) for name in opened.keys()}, dict(
+                opened.metadata() or {}
+            )
     except (SafetensorError, OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
         raise not_whole(path, error) from error
 
 
 def metadata_of(path: Path) -> dict[str, str]:
-    """Returns the metadata of a file without its tensors. Raises ``UserError`` as ``open_safetensors`` does."""
+    """Returns the metadata of a file without its tensors. Raises ``UserError`` as
+    ``open_safetensors`` does."""
     try:
         with safe_open(path, framework="pt") as opened:
             return dict(opened.metadata() or {})
@@ -49,29 +53,38 @@ def metadata_of(path: Path) -> dict[str, str]:
 
 def not_whole(path: Path, error: Exception) -> UserError:
     """The sentence for a file that safetensors does not read."""
-    return UserError(f"{path} is not a whole safetensors file ({str(error)[:120]}). Copy it again from where it came.")
+    return UserError(
+        f"{path} is not a whole safetensors file ({str(error)[:120]}). Copy it again from where it came."
+    )
 
 
 def tensor_sha256(tensor: torch.Tensor) -> str:
-    """Returns the sha256 of a tensor's bytes in its own dtype, row-major and little-endian, without a copy of them."""
+    """Returns the sha256 of a tensor's bytes in its own dtype, row-major and little-endian, without
+    a copy of them."""
     flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
     return hashlib.sha256(memoryview(flat.numpy().data)).hexdigest()
 
 
 def read_json(path: Path) -> Any:
-    """Returns a JSON file. Raises ``UserError`` for one that is missing, larger than ``MAX_JSON_BYTES`` or not JSON."""
+    """Returns a JSON file. Raises ``UserError`` for one that is missing, larger than
+    ``MAX_JSON_BYTES`` or not JSON."""
     try:
         if path.stat().st_size > MAX_JSON_BYTES:
-            raise UserError(f"{path} has {path.stat().st_size} bytes, more than any description of an encoder.")
+            raise UserError(
+                f"{path} has {path.stat().st_size} bytes, more than any description of an encoder."
+            )
         return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}.") from error
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not JSON ({str(error)[:80]}). Copy it again from where it came.") from error
+        raise UserError(
+            f"{path} is not JSON ({str(error)[:80]}). Copy it again from where it came."
+        ) from error
 
 
 def publish(path: Path, write: Callable[[Path], Any]) -> None:
-    """Lets ``write`` fill a file beside ``path`` and renames it; whatever goes wrong, ``path`` is old or new, never half."""
+    """Lets ``write`` fill a file beside ``path`` and renames it; whatever goes wrong, ``path`` is
+    old or new, never half."""
     descriptor, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
     os.close(descriptor)
     part = Path(name)

@@ -1,4 +1,5 @@
-"""Opening a ``.pt`` or ``.bin`` file of strangers: tensors, containers and inert stand-ins only, no code."""
+"""Opening a ``.pt`` or ``.bin`` file of strangers: tensors, containers and inert stand-ins only, no
+code."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ from speechft_ray.core.errors import UserError
 from speechft_ray.speech.checkpoints._standins import ALLOWED
 
 MAX_MEMBERS, MAX_PICKLE_BYTES = 100_000, 64 * 2**20
-"""A large encoder with its optimizer has about 1 300 tensors, one zip member each, and a pickle below 1 MB."""
+"""A large encoder with its optimizer has about 1 300 tensors, one zip member each, and a pickle
+below 1 MB."""
 
 _ZIP, _PICKLE = b"PK\x03\x04", b"\x80"
 _KINDS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -26,11 +28,13 @@ _ONE_AT_A_TIME = threading.Lock()  # torch's list of allowed names belongs to th
 
 
 def open_torch_file(path: Path) -> Any:
-    """Returns what a file of ``torch.save`` holds, its tensors mapped into memory where the file allows (since torch 1.6).
+    """Returns what a file of ``torch.save`` holds, its tensors mapped into memory where the file
+    allows (since torch 1.6).
 
-    Nothing in the file is executed: ``torch.load(weights_only=True)`` builds tensors, containers, numbers and text, the names
-    in ``_standins.ALLOWED`` become objects that do nothing, and all else is refused. Raises ``UserError`` for a file that is
-    no checkpoint, is cut short, unpacks to more than its own size, or asks for other names, naming them.
+    Nothing in the file is executed: ``torch.load(weights_only=True)`` builds tensors, containers,
+    numbers and text, the names in ``_standins.ALLOWED`` become objects that do nothing, and all
+    else is refused. Raises ``UserError`` for a file that is no checkpoint, is cut short, unpacks to
+    more than its own size, or asks for other names, naming them.
     """
     with path.open("rb") as file:
         head = file.read(4)
@@ -39,14 +43,20 @@ def open_torch_file(path: Path) -> Any:
             f"{path} is not a file of torch.save: it begins with {head!r}. Check that the download is the checkpoint itself."
         )
     if path.suffix == ".safetensors":  # torch.load would go by the name
-        raise UserError(f"{path} is a file of torch.save under the name of a safetensors file. Rename it to end in .pt.")
+        raise UserError(
+            f"{path} is a file of torch.save under the name of a safetensors file. Rename it to end in .pt."
+        )
     if head.startswith(_ZIP):
         _check_archive(path)
     allowed = [(stand_in, name) for name, stand_in in ALLOWED.items()]
     try:
         with warnings.catch_warnings(), _ONE_AT_A_TIME, torch.serialization.safe_globals(allowed):  # type: ignore[arg-type]
-            warnings.simplefilter("ignore", UserWarning)  # an unusual pickle protocol: it is read, or refused below
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=head.startswith(_ZIP))
+            warnings.simplefilter(
+                "ignore", UserWarning
+            )  # an unusual pickle protocol: it is read, or refused below
+            return torch.load(
+                path, map_location="cpu", weights_only=True, mmap=head.startswith(_ZIP)
+            )
     except pickle.UnpicklingError as error:
         wanted = _unsafe_globals(path) or re.findall(r"GLOBAL ([\w.]+)", str(error))
         if wanted:
@@ -55,7 +65,9 @@ def open_torch_file(path: Path) -> Any:
                 f"{path} was refused: to load it, Python would have to run {names}. Only tensors and plain "
                 "data are read; convert the checkpoint to safetensors where you trust it."
             ) from error
-        raise UserError(f"{path} is damaged, or was not written by torch.save. Copy it again from where it came.") from error
+        raise UserError(
+            f"{path} is damaged, or was not written by torch.save. Copy it again from where it came."
+        ) from error
     except (
         RuntimeError,
         EOFError,
@@ -74,31 +86,45 @@ def open_torch_file(path: Path) -> Any:
 
 
 def state_table(path: Path, table: Any, where: str) -> dict[str, torch.Tensor]:
-    """Returns a table of parameters in float32; those that are float32 in the file stay views of it.
+    """Returns a table of parameters in float32; those that are float32 in the file stay views of
+    it.
 
-    Raises ``UserError`` naming the place for anything that is not a table of plain, dense tensors of floating-point numbers,
-    each inside its own memory.
+    Raises ``UserError`` naming the place for anything that is not a table of plain, dense tensors
+    of floating-point numbers, each inside its own memory.
     """
     if not isinstance(table, Mapping) or not table:
-        raise UserError(f"{path} has a `{where}` that is not a table of tensors, so it is not a checkpoint of an encoder.")
+        raise UserError(
+            f"{path} has a `{where}` that is not a table of tensors, so it is not a checkpoint of an encoder."
+        )
     state: dict[str, torch.Tensor] = {}
     for name, tensor in table.items():
-        if type(name) is not str or not _NAME.fullmatch(name) or type(tensor) not in (torch.Tensor, torch.nn.Parameter):
+        if (
+            type(name) is not str
+            or not _NAME.fullmatch(name)
+            or type(tensor) not in (torch.Tensor, torch.nn.Parameter)
+        ):
             raise UserError(
                 f"{path} has a `{where}` that is not a table of tensors: {str(name)[:80]!r} is a {type(tensor).__name__}."
             )
-        if tensor.layout is not torch.strided or tensor.device.type != "cpu" or tensor.dtype not in _KINDS:
+        if (
+            tensor.layout is not torch.strided
+            or tensor.device.type != "cpu"
+            or tensor.dtype not in _KINDS
+        ):
             raise UserError(
                 f"{path}: `{name}` is {tensor.dtype} ({tensor.layout}), not a dense tensor of floating-point numbers."
             )
         if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
-            raise UserError(f"{path}: `{name}` claims {tensor.numel()} values, more than the file holds for it.")
+            raise UserError(
+                f"{path}: `{name}` claims {tensor.numel()} values, more than the file holds for it."
+            )
         state[name] = tensor.detach().to(torch.float32)
     return state
 
 
 def _check_archive(path: Path) -> None:
-    """torch writes its zip files uncompressed, so nothing in an honest one is larger than the file."""
+    """torch writes its zip files uncompressed, so nothing in an honest one is larger than the
+    file."""
     size = path.stat().st_size
     try:
         with zipfile.ZipFile(path) as archive:
@@ -107,7 +133,9 @@ def _check_archive(path: Path) -> None:
         raise _damaged(path, error) from error
     names = {member.filename for member in members}
     if len(members) > MAX_MEMBERS or len(names) != len(members):
-        raise UserError(f"{path} was refused: its zip directory has {len(members)} entries, or names one of them twice.")
+        raise UserError(
+            f"{path} was refused: its zip directory has {len(members)} entries, or names one of them twice."
+        )
     end = 0
     for member in members:
         if member.compress_type != zipfile.ZIP_STORED or member.file_size != member.compress_size:
@@ -116,7 +144,9 @@ def _check_archive(path: Path) -> None:
                 "bytes; torch.save never compresses. Get the checkpoint from where it was published."
             )
         if member.header_offset < end or member.header_offset + member.file_size > size:
-            raise UserError(f"{path} was refused: entries of its zip directory overlap or lie outside the file.")
+            raise UserError(
+                f"{path} was refused: entries of its zip directory overlap or lie outside the file."
+            )
         end = member.header_offset + member.file_size
         if member.filename.endswith(".pkl") and member.file_size > MAX_PICKLE_BYTES:
             raise UserError(
@@ -126,7 +156,9 @@ def _check_archive(path: Path) -> None:
 
 def _unsafe_globals(path: Path) -> list[str]:
     try:
-        return sorted(set(torch.serialization.get_unsafe_globals_in_checkpoint(path)) - ALLOWED.keys())
+        return sorted(
+            set(torch.serialization.get_unsafe_globals_in_checkpoint(path)) - ALLOWED.keys()
+        )
     except Exception:  # the file is broken as well, or older than the zip format: no names then
         return []
 
@@ -137,4 +169,6 @@ def _printable(name: str) -> str:
 
 def _damaged(path: Path, error: BaseException) -> UserError:
     reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
-    return UserError(f"{path} is damaged or cut short ({reason}). Copy it again from where it came.")
+    return UserError(
+        f"{path} is damaged or cut short ({reason}). Copy it again from where it came."
+    )

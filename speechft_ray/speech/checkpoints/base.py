@@ -22,7 +22,8 @@ class Checkpoint:
     weights: EncoderWeights
     format: str
     made: Mapping[str, Any] = field(default_factory=dict)
-    """How it came to be, plain JSON data: what its writer left in the file. ``parents`` lists the encoders it was made from."""
+    """How it came to be, plain JSON data: what its writer left in the file. ``parents`` lists the
+    encoders it was made from."""
     notes: tuple[str, ...] = ()
     """Sentences for people: what was left out, what was taken from where, what was filled in."""
 
@@ -45,12 +46,13 @@ Write = Callable[[Path, EncoderWeights, Mapping[str, Any]], tuple[str, ...]]
 class CheckpointFormat:
     """A registered format.
 
-    ``title``: what people call it. ``families``: the encoder families that it can hold. ``is_folder``: whether it is a folder.
-    ``recognises(source)``: whether this is one, judged by its content and never by its name alone.
-    ``read(source)``: raises ``UserError`` for what it recognises and cannot use.
-    ``write(path, weights, made)``: writes ``path``, whole or not at all, and returns notes; raises ``UserError`` for a place
-    that is taken and for weights that the format cannot say. What it writes, ``read`` gives back with bit-equal tensors, the
-    same configuration and ``made``.
+    ``title``: what people call it. ``families``: the encoder families that it can hold.
+    ``is_folder``: whether it is a folder. ``recognises(source)``: whether this is one, judged by
+    its content and never by its name alone. ``read(source)``: raises ``UserError`` for what it
+    recognises and cannot use. ``write(path, weights, made)``: writes ``path``, whole or not at all,
+    and returns notes; raises ``UserError`` for a place that is taken and for weights that the
+    format cannot say. What it writes, ``read`` gives back with bit-equal tensors, the same
+    configuration and ``made``.
     """
 
     name: str
@@ -62,7 +64,9 @@ class CheckpointFormat:
     write: Write
 
 
-FORMATS: Registry[CheckpointFormat] = Registry("checkpoint format", "speechft_ray.speech.checkpoints")
+FORMATS: Registry[CheckpointFormat] = Registry(
+    "checkpoint format", "speechft_ray.speech.checkpoints"
+)
 
 
 def holding(family: str) -> list[str]:
@@ -71,9 +75,11 @@ def holding(family: str) -> list[str]:
 
 
 def whole(write: Write) -> Write:
-    """Returns a writer that leaves ``path`` either complete or absent, and never writes over anything or a broken encoder.
+    """Returns a writer that leaves ``path`` either complete or absent, and never writes over
+    anything or a broken encoder.
 
-    It raises ``UserError`` for a place that is taken or cannot be written, and as ``check_fit`` does.
+    It raises ``UserError`` for a place that is taken or cannot be written, and as ``check_fit``
+    does.
     """
 
     def written(path: Path, weights: EncoderWeights, made: Mapping[str, Any]) -> tuple[str, ...]:
@@ -84,7 +90,9 @@ def whole(write: Write) -> Write:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             aside = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
-            part = aside / f"checkpoint{path.suffix}"  # torch.save names things after the file, and takes no hidden one
+            part = (
+                aside / f"checkpoint{path.suffix}"
+            )  # torch.save names things after the file, and takes no hidden one
             notes = write(part, weights, made)
             part.rename(path)
         except OSError as error:

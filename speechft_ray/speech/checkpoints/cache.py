@@ -1,4 +1,5 @@
-"""From the name of an encoder to its file: from the package, from the cache, or over https into the cache."""
+"""From the name of an encoder to its file: from the package, from the cache, or over https into the
+cache."""
 
 from __future__ import annotations
 
@@ -10,22 +11,36 @@ from pathlib import Path
 
 from speechft_ray.core.errors import UserError, unknown_name
 from speechft_ray.speech.checkpoints.catalogue import PACKAGED, PUBLISHED, HubName, hub_name, names
-from speechft_ray.speech.checkpoints.download import MAX_BYTES, NotThere, Progress, Unreachable, checked, fetch
+from speechft_ray.speech.checkpoints.download import (
+    MAX_BYTES,
+    NotThere,
+    Progress,
+    Unreachable,
+    checked,
+    fetch,
+)
 
 CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
-WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
-"""Where a folder of transformers keeps its weights, the safe ones first; an index names the files of a model in pieces."""
+WEIGHTS = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+"""Where a folder of transformers keeps its weights, the safe ones first; an index names the files
+of a model in pieces."""
 
 _PIECE = re.compile(r"[A-Za-z0-9_-]{1,80}\.(safetensors|bin)")
 _MOST_PIECES = 64
 
 
 def find(name: str, progress: Progress | None = None) -> Path:
-    """Returns the file or folder of a catalogue name or of ``hf:OWNER/NAME[@REVISION]``, downloading what is not there yet.
+    """Returns the file or folder of a catalogue name or of ``hf:OWNER/NAME[@REVISION]``,
+    downloading what is not there yet.
 
-    Every downloaded file is compared with the sha256 that was recorded when it came. ``progress`` is told bytes per file.
-    Raises ``UserError`` for an unknown name, for a file that has changed, and, where nothing can be downloaded, saying
-    which file to put where.
+    Every downloaded file is compared with the sha256 that was recorded when it came. ``progress``
+    is told bytes per file. Raises ``UserError`` for an unknown name, for a file that has changed,
+    and, where nothing can be downloaded, saying which file to put where.
     """
     if name in PACKAGED:
         return PACKAGED[name]
@@ -33,7 +48,10 @@ def find(name: str, progress: Progress | None = None) -> Path:
         return _have(PUBLISHED[name].url, PUBLISHED[name].path, progress)
     model = hub_name(name)
     if model is None:
-        raise UserError(unknown_name("encoder", name, names()) + " Or give the path of a checkpoint, or hf:OWNER/NAME.")
+        raise UserError(
+            unknown_name("encoder", name, names())
+            + " Or give the path of a checkpoint, or hf:OWNER/NAME."
+        )
     try:
         return _have_folder(model, progress)
     except Unreachable as error:
@@ -52,7 +70,9 @@ def is_here(name: str) -> bool:
 
 
 def _have(url: str, path: Path, progress: Progress | None) -> Path:
-    return checked(path if path.exists() else fetch(url, path, progress=progress, max_bytes=_most_bytes()))
+    return checked(
+        path if path.exists() else fetch(url, path, progress=progress, max_bytes=_most_bytes())
+    )
 
 
 def _have_folder(model: HubName, progress: Progress | None) -> Path:
@@ -85,7 +105,9 @@ def _weight_names(model: HubName, progress: Progress | None) -> list[str]:
 
 def _weights_here(folder: Path) -> bool:
     kind = next((kind for kind in WEIGHTS if (folder / kind).exists()), None)
-    return kind is not None and all((folder / file).exists() for file in (_pieces(folder / kind) if ".index." in kind else []))
+    return kind is not None and all(
+        (folder / file).exists() for file in (_pieces(folder / kind) if ".index." in kind else [])
+    )
 
 
 def _pieces(index: Path) -> list[str]:
@@ -93,8 +115,12 @@ def _pieces(index: Path) -> list[str]:
     try:
         found = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise UserError(f"{index} is no index of a model in pieces: remove it to download it again.") from error
-    if not 1 <= len(found) <= _MOST_PIECES or not all(_PIECE.fullmatch(str(file)) for file in found):
+        raise UserError(
+            f"{index} is no index of a model in pieces: remove it to download it again."
+        ) from error
+    if not 1 <= len(found) <= _MOST_PIECES or not all(
+        _PIECE.fullmatch(str(file)) for file in found
+    ):
         raise UserError(f"{index} names files that no model in pieces has: take another model.")
     return [str(file) for file in found]
 
@@ -102,5 +128,7 @@ def _pieces(index: Path) -> list[str]:
 def _most_bytes() -> int:
     text = os.environ.get("SPEECHFT_MAX_DOWNLOAD_BYTES", str(MAX_BYTES))
     if not text.isdecimal():
-        raise UserError(f"SPEECHFT_MAX_DOWNLOAD_BYTES must be a whole number of bytes, but is `{text}`.")
+        raise UserError(
+            f"SPEECHFT_MAX_DOWNLOAD_BYTES must be a whole number of bytes, but is `{text}`."
+        )
     return int(text)

@@ -1,7 +1,9 @@
-"""The encoders that have names: what each is, where it was published, and where it lies on this machine.
+"""The encoders that have names: what each is, where it was published, and where it lies on this
+machine.
 
-Addresses are those of s3prl 0.4.18 (``upstream/*/hubconf.py``, the converted checkpoints). Sizes are parameters (SUPERB, arXiv
-2105.01051, table 1; WavLM, arXiv 2110.13900, table 1) times four bytes, good enough to know how long to wait.
+Addresses are those of s3prl 0.4.18 (``upstream/*/hubconf.py``, the converted checkpoints). Sizes
+are parameters (SUPERB, arXiv 2105.01051, table 1; WavLM, arXiv 2110.13900, table 1) times four
+bytes, good enough to know how long to wait.
 """
 
 from __future__ import annotations
@@ -45,18 +47,58 @@ def _published(name: str, family: str, file: str, bytes: int, title: str) -> Pub
 PUBLISHED = {
     item.name: item
     for item in (
-        _published("hubert_base", "hubert", "hubert_base_ls960.pt", 378_700_000, "HuBERT Base, LibriSpeech 960 h"),
-        _published("hubert_large_ll60k", "hubert", "hubert_large_ll60k.pt", 1_266_400_000, "HuBERT Large, Libri-Light 60k h"),
-        _published("wav2vec2_base", "wav2vec2", "wav2vec_small.pt", 380_200_000, "wav2vec 2.0 Base, LibriSpeech 960 h"),
-        _published("wav2vec2_large_960", "wav2vec2", "libri960_big.pt", 1_269_500_000, "wav2vec 2.0 Large, LibriSpeech 960 h"),
         _published(
-            "wav2vec2_large_lv60", "wav2vec2", "wav2vec_vox_new.pt", 1_269_500_000, "wav2vec 2.0 Large, Libri-Light 60k h"
+            "hubert_base",
+            "hubert",
+            "hubert_base_ls960.pt",
+            378_700_000,
+            "HuBERT Base, LibriSpeech 960 h",
         ),
-        _published("xlsr_53", "wav2vec2", "xlsr_53_56k.pt", 1_269_500_000, "XLSR-53, 56k h in 53 languages"),
-        _published("wavlm_base", "wavlm", "wavlm_base.pt", 377_500_000, "WavLM Base, LibriSpeech 960 h"),
-        _published("wavlm_base_plus", "wavlm", "wavlm_base_plus.pt", 378_800_000, "WavLM Base+, 94k h"),
+        _published(
+            "hubert_large_ll60k",
+            "hubert",
+            "hubert_large_ll60k.pt",
+            1_266_400_000,
+            "HuBERT Large, Libri-Light 60k h",
+        ),
+        _published(
+            "wav2vec2_base",
+            "wav2vec2",
+            "wav2vec_small.pt",
+            380_200_000,
+            "wav2vec 2.0 Base, LibriSpeech 960 h",
+        ),
+        _published(
+            "wav2vec2_large_960",
+            "wav2vec2",
+            "libri960_big.pt",
+            1_269_500_000,
+            "wav2vec 2.0 Large, LibriSpeech 960 h",
+        ),
+        _published(
+            "wav2vec2_large_lv60",
+            "wav2vec2",
+            "wav2vec_vox_new.pt",
+            1_269_500_000,
+            "wav2vec 2.0 Large, Libri-Light 60k h",
+        ),
+        _published(
+            "xlsr_53", "wav2vec2", "xlsr_53_56k.pt", 1_269_500_000, "XLSR-53, 56k h in 53 languages"
+        ),
+        _published(
+            "wavlm_base", "wavlm", "wavlm_base.pt", 377_500_000, "WavLM Base, LibriSpeech 960 h"
+        ),
+        _published(
+            "wavlm_base_plus", "wavlm", "wavlm_base_plus.pt", 378_800_000, "WavLM Base+, 94k h"
+        ),
         _published("wavlm_large", "wavlm", "wavlm_large.pt", 1_266_500_000, "WavLM Large, 94k h"),
-        _published("decoar2_base", "decoar2", "checkpoint_decoar2.pt", 359_400_000, "DeCoAR 2.0, LibriSpeech 960 h"),
+        _published(
+            "decoar2_base",
+            "decoar2",
+            "checkpoint_decoar2.pt",
+            359_400_000,
+            "DeCoAR 2.0, LibriSpeech 960 h",
+        ),
     )
 }
 """Encoders that are downloaded when they are first asked for, by name."""
@@ -89,13 +131,16 @@ class HubName:
 
 
 _PART = r"(?!.*\.\.)[A-Za-z0-9][A-Za-z0-9_.-]{0,95}"
-_HUB_NAME = re.compile(rf"hf:(?P<owner>{_PART.replace('.*', '[^/@]*')})/(?P<name>{_PART})(?:@(?P<revision>{_PART}))?")
+_HUB_NAME = re.compile(
+    rf"hf:(?P<owner>{_PART.replace('.*', '[^/@]*')})/(?P<name>{_PART})(?:@(?P<revision>{_PART}))?"
+)
 
 
 def hub_name(text: str) -> HubName | None:
     """Returns the hub's model that a name means, ``None`` for any other kind of name.
 
-    Raises ``UserError`` for a name that begins like one and is none: what it may hold becomes a part of a path.
+    Raises ``UserError`` for a name that begins like one and is none: what it may hold becomes a
+    part of a path.
     """
     if not text.startswith("hf:"):
         return None
@@ -109,7 +154,8 @@ def hub_name(text: str) -> HubName | None:
 
 
 def is_name(text: str) -> bool:
-    """Whether a text names an encoder, so that it is not taken for a path; ``./tiny_hubert`` is always a path."""
+    """Whether a text names an encoder, so that it is not taken for a path; ``./tiny_hubert`` is
+    always a path."""
     return text in PUBLISHED or text in PACKAGED or text == BASELINE or text.startswith("hf:")
 
 
@@ -119,8 +165,10 @@ def names() -> list[str]:
 
 
 def cache_folder() -> Path:
-    """Where downloaded encoders lie: below ``$SPEECHFT_CACHE``, else ``$XDG_CACHE_HOME/speechft_ray``, else
-    ``~/.cache/speechft_ray``."""
+    """Where downloaded encoders lie: below ``$SPEECHFT_CACHE``, else
+    ``$XDG_CACHE_HOME/speechft_ray``, else ``~/.cache/speechft_ray``."""
     own, shared = os.environ.get("SPEECHFT_CACHE"), os.environ.get("XDG_CACHE_HOME")
-    root = Path(own) if own else (Path(shared) if shared else Path.home() / ".cache") / "speechft_ray"
+    root = (
+        Path(own) if own else (Path(shared) if shared else Path.home() / ".cache") / "speechft_ray"
+    )
     return root.expanduser().absolute() / "encoders"

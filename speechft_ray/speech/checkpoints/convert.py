@@ -8,7 +8,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from speechft_ray.core.errors import UserError
-from speechft_ray.speech.checkpoints.base import FORMATS, Checkpoint, CheckpointFormat, holding, remove
+from speechft_ray.speech.checkpoints.base import (
+    FORMATS,
+    Checkpoint,
+    CheckpointFormat,
+    holding,
+    remove,
+)
 from speechft_ray.speech.checkpoints.hf import FILES as HF_FILES
 from speechft_ray.speech.checkpoints.load import load_checkpoint
 from speechft_ray.speech.checkpoints.safetensors_dir import FILE, MANIFEST
@@ -24,11 +30,14 @@ class Converted(NamedTuple):
     notes: tuple[str, ...]
 
 
-def convert(path: Path, to: str, out: Path, *, config_from: Path | None = None, force: bool = False) -> Converted:
-    """Writes the encoder of ``path`` in the format ``to`` at ``out``; ``force`` replaces what we could have written there.
+def convert(
+    path: Path, to: str, out: Path, *, config_from: Path | None = None, force: bool = False
+) -> Converted:
+    """Writes the encoder of ``path`` in the format ``to`` at ``out``; ``force`` replaces what we
+    could have written there.
 
-    Raises ``UserError`` for anything that cannot be read, does not fit together, or does not fit the format; nothing is
-    written then, and what lay at ``out`` still does.
+    Raises ``UserError`` for anything that cannot be read, does not fit together, or does not fit
+    the format; nothing is written then, and what lay at ``out`` still does.
     """
     form = FORMATS.get(to)
     if (out.exists() or out.is_symlink()) and not force:
@@ -56,12 +65,19 @@ def check_family(form: CheckpointFormat, family: str) -> None:
 
 
 def check_replaceable(out: Path) -> None:
-    """Raises ``UserError`` for what --force must not remove: links, and folders with anything in them that we do not write."""
+    """Raises ``UserError`` for what --force must not remove: links, and folders with anything in
+    them that we do not write."""
     if out.is_symlink():
         raise UserError(f"{out} is a link. Give the place itself, or another one.")
-    strangers = sorted(file.name for file in out.iterdir() if file.name not in _OURS) if out.is_dir() else []
+    strangers = (
+        sorted(file.name for file in out.iterdir() if file.name not in _OURS)
+        if out.is_dir()
+        else []
+    )
     if strangers:
-        raise UserError(f"{out} is a folder with other things in it, first `{strangers[0]}`. Give another place.")
+        raise UserError(
+            f"{out} is a folder with other things in it, first `{strangers[0]}`. Give another place."
+        )
 
 
 def _swap(fresh: Path, out: Path) -> None:
@@ -80,7 +96,8 @@ def _swap(fresh: Path, out: Path) -> None:
 
 
 def _history(found: Checkpoint, path: Path) -> list[Mapping[str, Any]]:
-    """Every conversion so far, oldest first: from which format, and the name of the file without its folder."""
+    """Every conversion so far, oldest first: from which format, and the name of the file without
+    its folder."""
     before = found.made.get("converted", [])
     step = {"from": found.format, "file": path.name, "notes": list(found.notes)}
     return [*(before if isinstance(before, list) else []), step]

@@ -1,7 +1,9 @@
-"""One file over https into one place: resumed after a cut, never larger than allowed, its sha256 kept beside it.
+"""One file over https into one place: resumed after a cut, never larger than allowed, its sha256
+kept beside it.
 
-``FILE.part`` is what has arrived so far, ``FILE.part.json`` says of which version of which address. ``FILE`` appears by one
-rename, so it is whole whenever it is there. ``FILE.sha256`` is what ``sha256sum --check`` reads as well.
+``FILE.part`` is what has arrived so far, ``FILE.part.json`` says of which version of which address.
+``FILE`` appears by one rename, so it is whole whenever it is there. ``FILE.sha256`` is what
+``sha256sum --check`` reads as well.
 """
 
 from __future__ import annotations
@@ -30,8 +32,8 @@ Progress = Callable[[int, int | None], None]
 """Called with the bytes that are here and all bytes, ``None`` while the server has not told."""
 
 MAX_BYTES = 8 * 2**30
-"""Twice what a large encoder (317 million parameters in float32) has with Adam's two moments, 3.8e9 bytes; the bound keeps an
-endless answer from filling a disk."""
+"""Twice what a large encoder (317 million parameters in float32) has with Adam's two moments, 3.8e9
+bytes; the bound keeps an endless answer from filling a disk."""
 
 _CONNECT_SECONDS, _READ_SECONDS, _PAUSE_SECONDS = 10.0, 60.0, 1.0
 _HOPS = 5
@@ -57,15 +59,19 @@ class _Cut(Exception):
     """The connection ended early; the message says how."""
 
 
-def fetch(url: str, path: Path, *, progress: Progress | None = None, max_bytes: int = MAX_BYTES) -> Path:
+def fetch(
+    url: str, path: Path, *, progress: Progress | None = None, max_bytes: int = MAX_BYTES
+) -> Path:
     """Downloads an address to ``path`` unless the file is there, and returns ``path``.
 
-    What an earlier try left is taken up again where the server allows it and still has the same version. A cut connection is
-    taken up as long as every try brings the file further. Two processes that want the same file take turns, and the second
-    finds it done. Only https is spoken, also after a redirect; plain http to this very machine alone.
+    What an earlier try left is taken up again where the server allows it and still has the same
+    version. A cut connection is taken up as long as every try brings the file further. Two
+    processes that want the same file take turns, and the second finds it done. Only https is
+    spoken, also after a redirect; plain http to this very machine alone.
 
-    Raises ``NotThere`` when the server does not have it, ``Unreachable`` when it cannot be asked, and ``UserError`` when
-    the file may not be had; each says how to go on. A part of the file is all that is left behind then.
+    Raises ``NotThere`` when the server does not have it, ``Unreachable`` when it cannot be asked,
+    and ``UserError`` when the file may not be had; each says how to go on. A part of the file is
+    all that is left behind then.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -95,10 +101,11 @@ def _fetch(url: str, path: Path, progress: Progress | None, max_bytes: int) -> N
 
 
 def checked(path: Path) -> Path:
-    """Returns ``path`` after comparing its bytes with the sha256 that was recorded when it came; records it if none is there.
+    """Returns ``path`` after comparing its bytes with the sha256 that was recorded when it came;
+    records it if none is there.
 
-    A file that a person put there by hand is recorded on its first use, unless the folder cannot be written. Raises
-    ``UserError`` when the bytes have changed.
+    A file that a person put there by hand is recorded on its first use, unless the folder cannot be
+    written. Raises ``UserError`` when the bytes have changed.
     """
     facts = path.stat()
     found, record = _sha256(path, facts.st_size, facts.st_mtime_ns), _record_of(path)
@@ -140,17 +147,21 @@ def _record(path: Path, part: Path, promised: str | None, url: str) -> None:
     found = file_sha256(part)
     if promised and promised != found:
         os.truncate(part, 0)
-        raise UserError(f"what {url} sent has the sha256 {found}, but the server promised {promised}: download it again.")
+        raise UserError(
+            f"what {url} sent has the sha256 {found}, but the server promised {promised}: download it again."
+        )
     _write_record(path, found)
 
 
 @contextmanager
 def _alone(part: Path) -> Iterator[BinaryIO]:
-    """Yields the part file, opened to append, for this process alone; waits while another one fills it."""
+    """Yields the part file, opened to append, for this process alone; waits while another one fills
+    it."""
     while True:
         with part.open("ab") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
-            # Whoever held the lock before may have renamed the file that we opened: then it is not the part any more.
+            # Whoever held the lock before may have renamed the file that we opened: then it is not
+            # the part any more.
             if _inode(part) == os.fstat(file.fileno()).st_ino:
                 yield file
                 return
@@ -164,7 +175,9 @@ def _inode(path: Path) -> int | None:
         return None
 
 
-def _fill(file: BinaryIO, url: str, path: Path, note: Path, progress: Progress | None, max_bytes: int) -> str | None:
+def _fill(
+    file: BinaryIO, url: str, path: Path, note: Path, progress: Progress | None, max_bytes: int
+) -> str | None:
     """Appends until the file is whole; returns the sha256 that the server promised, if it did."""
     furthest = file.seek(0, os.SEEK_END)
     while True:
@@ -179,12 +192,18 @@ def _fill(file: BinaryIO, url: str, path: Path, note: Path, progress: Progress |
             time.sleep(_PAUSE_SECONDS)
 
 
-def _attempt(file: BinaryIO, url: str, path: Path, note: Path, progress: Progress | None, max_bytes: int) -> str | None:
+def _attempt(
+    file: BinaryIO, url: str, path: Path, note: Path, progress: Progress | None, max_bytes: int
+) -> str | None:
     start = file.seek(0, os.SEEK_END)
     version = _version(note, url) if start else None
     wanted = {"Range": f"bytes={start}-", "If-Range": version} if version else {}
     with _answer(url, wanted) as (answer, promised):
-        if not (wanted and answer.status_code == 206 and answer.headers.get("Content-Range", "").startswith(f"bytes {start}-")):
+        if not (
+            wanted
+            and answer.status_code == 206
+            and answer.headers.get("Content-Range", "").startswith(f"bytes {start}-")
+        ):
             start = 0
             file.truncate(0)
         if answer.status_code == 416 and wanted:  # the part is no beginning of what the server has
@@ -227,15 +246,26 @@ def _append(
 
 @contextmanager
 def _answer(url: str, wanted: dict[str, str]) -> Iterator[tuple[requests.Response, str | None]]:
-    """Yields the answer after all redirects, and the sha256 that the Hugging Face hub states as ``X-Linked-ETag``."""
-    headers = {"Accept-Encoding": "identity", "User-Agent": "speechft_ray", **wanted}  # bytes as they are on the disk there
+    """Yields the answer after all redirects, and the sha256 that the Hugging Face hub states as
+    ``X-Linked-ETag``."""
+    headers = {
+        "Accept-Encoding": "identity",
+        "User-Agent": "speechft_ray",
+        **wanted,
+    }  # bytes as they are on the disk there
     local, here, promised = _is_local(url), url, None
     for _ in range(_HOPS):
         if urlsplit(here).scheme != "https" and not (local and _is_local(here)):
-            raise UserError(f"{url} leads to {here}, which is not https: nothing is downloaded from there.")
+            raise UserError(
+                f"{url} leads to {here}, which is not https: nothing is downloaded from there."
+            )
         try:
             answer = requests.get(
-                here, headers=headers, stream=True, timeout=(_CONNECT_SECONDS, _READ_SECONDS), allow_redirects=False
+                here,
+                headers=headers,
+                stream=True,
+                timeout=(_CONNECT_SECONDS, _READ_SECONDS),
+                allow_redirects=False,
             )
         except requests.RequestException as error:
             raise _Cut(_reason(error)) from error
@@ -256,10 +286,18 @@ def _is_local(url: str) -> bool:
 
 def _refuse(answer: requests.Response, url: str, path: Path) -> None:
     status = answer.status_code
-    if status in (401, 403, 404):  # the hub answers 401 for what does not exist, lest private names be guessed
-        raise NotThere(f"{url} is not there (the server answers {status}): check the name, or put the file at {path}.")
+    if status in (
+        401,
+        403,
+        404,
+    ):  # the hub answers 401 for what does not exist, lest private names be guessed
+        raise NotThere(
+            f"{url} is not there (the server answers {status}): check the name, or put the file at {path}."
+        )
     if status not in (200, 206):
-        raise UserError(f"{url} cannot be had now (the server answers {status}): try later, or put the file at {path}.")
+        raise UserError(
+            f"{url} cannot be had now (the server answers {status}): try later, or put the file at {path}."
+        )
 
 
 def _check_room(url: str, path: Path, total: int | None, start: int, max_bytes: int) -> None:
@@ -267,7 +305,9 @@ def _check_room(url: str, path: Path, total: int | None, start: int, max_bytes: 
         raise _too_large(url, str(total), max_bytes)
     free = shutil.disk_usage(path.parent).free
     if total is not None and total - start > free:
-        raise UserError(f"{url} has {total} bytes, but the disk of {path.parent} has {free} left: make room there.")
+        raise UserError(
+            f"{url} has {total} bytes, but the disk of {path.parent} has {free} left: make room there."
+        )
 
 
 def _too_large(url: str, size: str, max_bytes: int) -> UserError:
@@ -285,8 +325,8 @@ def _version(note: Path, url: str) -> str | None:
 
 
 def _remember(note: Path, url: str, etag: str) -> None:
-    """Notes the version of the part. A weak tag does not promise equal bytes (RFC 9110, section 13.1.5), so it is as good as
-    none."""
+    """Notes the version of the part. A weak tag does not promise equal bytes (RFC 9110, section
+    13.1.5), so it is as good as none."""
     if etag.startswith('"'):
         write_json(note, {"url": url, "etag": etag})
     else:
@@ -298,4 +338,8 @@ def _reason(error: requests.RequestException) -> str:
         return f"no answer within {_READ_SECONDS:g} s"
     if isinstance(error, requests.exceptions.SSLError):
         return "its certificate is not trusted here"
-    return "the connection broke" if isinstance(error, requests.exceptions.ChunkedEncodingError) else "no connection"
+    return (
+        "the connection broke"
+        if isinstance(error, requests.exceptions.ChunkedEncodingError)
+        else "no connection"
+    )

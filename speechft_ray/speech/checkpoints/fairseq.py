@@ -1,7 +1,9 @@
-"""fairseq's own files, as published and as fairseq 0.12.2 loads them. No fairseq is needed to read or write them.
+"""fairseq's own files, as published and as fairseq 0.12.2 loads them. No fairseq is needed to read
+or write them.
 
-Since 2020 ``cfg`` holds the configuration (omegaconf's containers or plain ones, with ``model`` and ``task``) and HuBERT's
-``task_state`` its dictionaries, pickled objects of fairseq. Before, ``args`` was one ``argparse.Namespace`` with everything.
+Since 2020 ``cfg`` holds the configuration (omegaconf's containers or plain ones, with ``model`` and
+``task``) and HuBERT's ``task_state`` its dictionaries, pickled objects of fairseq. Before, ``args``
+was one ``argparse.Namespace`` with everything.
 """
 
 from __future__ import annotations
@@ -20,13 +22,24 @@ from speechft_ray.speech.checkpoints._parameters import filled_with_zeros
 from speechft_ray.speech.checkpoints._plain import plain, settled_values
 from speechft_ray.speech.checkpoints._standins import Container, Namespace
 from speechft_ray.speech.checkpoints._torch import state_table
-from speechft_ray.speech.checkpoints.base import FORMATS, Checkpoint, CheckpointFormat, Source, whole
+from speechft_ray.speech.checkpoints.base import (
+    FORMATS,
+    Checkpoint,
+    CheckpointFormat,
+    Source,
+    whole,
+)
 from speechft_ray.speech.checkpoints.s3prl import emptied_notes, filled_notes
 from speechft_ray.speech.encoders.base import EncoderWeights
 
 _FAMILIES = ("hubert", "wav2vec2")
 _TUNED_PREFIXES = ("w2v_encoder.", "encoder.w2v_model.")
-_HISTORY = {"criterion_name": "", "optimizer_name": "", "lr_scheduler_state": {"best": None}, "num_updates": 0}
+_HISTORY = {
+    "criterion_name": "",
+    "optimizer_name": "",
+    "lr_scheduler_state": {"best": None},
+    "num_updates": 0,
+}
 """fairseq looks at the last entry before it looks at the model."""
 
 
@@ -37,13 +50,17 @@ def recognises(source: Source) -> bool:
         return False
     config = content.get("cfg")
     parts = config.state.get("_content") if isinstance(config, Container) else config
-    return isinstance(content.get("args"), Namespace) or (isinstance(parts, Mapping) and "model" in parts)
+    return isinstance(content.get("args"), Namespace) or (
+        isinstance(parts, Mapping) and "model" in parts
+    )
 
 
 def read(source: Source) -> Checkpoint:
-    """Reads a HuBERT or wav2vec 2.0 of either kind; weights come back in float32, training options and optimizer stay behind.
+    """Reads a HuBERT or wav2vec 2.0 of either kind; weights come back in float32, training options
+    and optimizer stay behind.
 
-    Raises ``UserError`` for another model, one with a head for recognition on top, and a configuration that is not plain data.
+    Raises ``UserError`` for another model, one with a head for recognition on top, and a
+    configuration that is not plain data.
     """
     content, path = source.content, source.path
     tuned = [name for name in content["model"] if str(name).startswith(_TUNED_PREFIXES)]
@@ -67,9 +84,11 @@ def read(source: Source) -> Checkpoint:
 
 
 def write(path: Path, weights: EncoderWeights, made: Mapping[str, Any]) -> tuple[str, ...]:
-    """Writes the kind with ``cfg``. Keys of the configuration that fairseq 0.12.2 does not know are kept beside it.
+    """Writes the kind with ``cfg``. Keys of the configuration that fairseq 0.12.2 does not know are
+    kept beside it.
 
-    Parameters of pre-training that are missing become zeros, and a note: fairseq's loader is strict.
+    Parameters of pre-training that are missing become zeros, and a note: fairseq's loader is
+    strict.
     """
     filled = filled_with_zeros(weights)
     rendered = _rendered(weights.config)
@@ -77,8 +96,15 @@ def write(path: Path, weights: EncoderWeights, made: Mapping[str, Any]) -> tuple
     dictionaries = written_dictionaries(weights.config.get("dictionaries_symbols", []))
     content: dict[str, Any] = {
         "args": None,
-        "cfg": {"common": {"seed": 1}, "model": model, "task": task, "criterion": {"_name": names.CRITERION[weights.family]}},
-        "model": {name: tensor.contiguous() for name, tensor in {**weights.state, **filled}.items()},
+        "cfg": {
+            "common": {"seed": 1},
+            "model": model,
+            "task": task,
+            "criterion": {"_name": names.CRITERION[weights.family]},
+        },
+        "model": {
+            name: tensor.contiguous() for name, tensor in {**weights.state, **filled}.items()
+        },
         "criterion": None,
         "optimizer_history": [_HISTORY],
         "task_state": {"dictionaries": dictionaries} if weights.family == "hubert" else {},
@@ -99,7 +125,9 @@ def _config(path: Path, content: Mapping[str, Any]) -> tuple[dict[str, Any], dic
     config = settled_values(plain(content["cfg"], f"`cfg` in {path}"))
     parts = [config.get(key) if isinstance(config, dict) else None for key in ("model", "task")]
     if not all(isinstance(part, dict) for part in parts):
-        raise UserError(f"{path} has a `cfg` without `model` and `task`, so it is no checkpoint of an encoder of fairseq's.")
+        raise UserError(
+            f"{path} has a `cfg` without `model` and `task`, so it is no checkpoint of an encoder of fairseq's."
+        )
     return dict(parts[0] or {}), dict(parts[1] or {})
 
 
@@ -108,15 +136,25 @@ def _family(path: Path, model: Mapping[str, Any], state: Mapping[str, Any]) -> s
     if name is None and "label_embs_concat" in state:
         return "hubert"
     if name not in _FAMILIES:
-        raise UserError(f"{path} holds a fairseq `{name}`. Allowed: {', '.join(_FAMILIES)}, pre-trained.")
+        raise UserError(
+            f"{path} holds a fairseq `{name}`. Allowed: {', '.join(_FAMILIES)}, pre-trained."
+        )
     return str(name)
 
 
 def _rendered(config: Mapping[str, Any]) -> dict[str, Any]:
     """The configuration as fairseq 0.12.2 takes it: its names, and no key that it does not know."""
     family = "hubert" if "dictionaries_symbols" in config else "wav2vec2"
-    model = {key: config["model_cfg"][key] for key in names.known_model_keys(family) if key in config["model_cfg"]}
-    task = {key: config["task_cfg"][key] for key in names.known_task_keys(family) if key in config["task_cfg"]}
+    model = {
+        key: config["model_cfg"][key]
+        for key in names.known_model_keys(family)
+        if key in config["model_cfg"]
+    }
+    task = {
+        key: config["task_cfg"][key]
+        for key in names.known_task_keys(family)
+        if key in config["task_cfg"]
+    }
     rendered = {
         "model_cfg": {**names.MODEL_DEFAULTS[family], **model, "_name": family},
         "task_cfg": {**names.TASK_DEFAULTS[family], **task, "_name": names.TASK[family]},
@@ -126,7 +164,11 @@ def _rendered(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _notes(content: Mapping[str, Any]) -> tuple[str, ...]:
     left = [key for key in ("last_optimizer_state", "ema") if content.get(key)]
-    return (f"left out: {', '.join(f'`{key}`' for key in left)}, which only go on with the training.",) if left else ()
+    return (
+        (f"left out: {', '.join(f'`{key}`' for key in left)}, which only go on with the training.",)
+        if left
+        else ()
+    )
 
 
 FAIRSEQ = FORMATS.register(

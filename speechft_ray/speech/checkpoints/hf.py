@@ -1,8 +1,10 @@
-"""Folders of Hugging Face transformers: ``config.json`` and weights, in one file or in pieces, safetensors or ``.bin``.
+"""Folders of Hugging Face transformers: ``config.json`` and weights, in one file or in pieces,
+safetensors or ``.bin``.
 
-What we write is the base model (``HubertModel``, ``Wav2Vec2Model``, ``WavLMModel``), so that ``from_pretrained`` finds every
-parameter it wants and none it does not. What the base model has no place for lies beside it in ``speechft_ray.safetensors``:
-parameters of pre-training, our configuration, the sha256 of every tensor, and how the encoder was made.
+What we write is the base model (``HubertModel``, ``Wav2Vec2Model``, ``WavLMModel``), so that
+``from_pretrained`` finds every parameter it wants and none it does not. What the base model has no
+place for lies beside it in ``speechft_ray.safetensors``: parameters of pre-training, our
+configuration, the sha256 of every tensor, and how the encoder was made.
 """
 
 from __future__ import annotations
@@ -18,13 +20,29 @@ from safetensors.torch import save_file
 from speechft_ray.core.errors import UserError
 from speechft_ray.core.fingerprint import canonical
 from speechft_ray.speech.checkpoints._embedded import KEY, Embedded, embed, embedded
-from speechft_ray.speech.checkpoints._hf_config import ARCHITECTURES, family_of, from_hf_config, to_hf_config
-from speechft_ray.speech.checkpoints._hf_names import from_hf, from_hf_pretraining, split_prefix, to_hf
+from speechft_ray.speech.checkpoints._hf_config import (
+    ARCHITECTURES,
+    family_of,
+    from_hf_config,
+    to_hf_config,
+)
+from speechft_ray.speech.checkpoints._hf_names import (
+    from_hf,
+    from_hf_pretraining,
+    split_prefix,
+    to_hf,
+)
 from speechft_ray.speech.checkpoints._hf_weights import read_weights
 from speechft_ray.speech.checkpoints._plain import plain
 from speechft_ray.speech.checkpoints._safetensors import open_safetensors, read_json, tensor_sha256
 from speechft_ray.speech.checkpoints._torch import state_table
-from speechft_ray.speech.checkpoints.base import FORMATS, Checkpoint, CheckpointFormat, Source, whole
+from speechft_ray.speech.checkpoints.base import (
+    FORMATS,
+    Checkpoint,
+    CheckpointFormat,
+    Source,
+    whole,
+)
 from speechft_ray.speech.checkpoints.cache import CONFIG, PREPROCESSOR, WEIGHTS
 from speechft_ray.speech.encoders.base import FAMILIES, EncoderWeights
 
@@ -41,10 +59,12 @@ def recognises(source: Source) -> bool:
 
 
 def read(source: Source) -> Checkpoint:
-    """Reads a base model or the base model inside a parent (``ForCTC``, ``ForPreTraining``, ...); weights come back in float32.
+    """Reads a base model or the base model inside a parent (``ForCTC``, ``ForPreTraining``, ...);
+    weights come back in float32.
 
-    Heads are left out, except what ``Wav2Vec2ForPreTraining`` has for pre-training. Raises ``UserError`` for another model,
-    parameters that no encoder of the family has, weights outside the folder, and damaged files.
+    Heads are left out, except what ``Wav2Vec2ForPreTraining`` has for pre-training. Raises
+    ``UserError`` for another model, parameters that no encoder of the family has, weights outside
+    the folder, and damaged files.
     """
     folder = source.path
     theirs = plain(read_json(folder / CONFIG), str(folder / CONFIG))
@@ -54,7 +74,9 @@ def read(source: Source) -> Checkpoint:
     extractor = str(FAMILIES.get(family).describe(config).extractor_mode)
     base, beside = split_prefix(read_weights(folder), f"{family}.")
     state = _named(folder, base, extractor)
-    pretraining = {name: from_hf_pretraining(name) if family == "wav2vec2" else None for name in beside}
+    pretraining = {
+        name: from_hf_pretraining(name) if family == "wav2vec2" else None for name in beside
+    }
     state |= {ours: beside[name] for name, ours in pretraining.items() if ours is not None}
     heads = sorted(name for name, ours in pretraining.items() if ours is None)
     if (folder / SIDE).is_file():
@@ -66,13 +88,19 @@ def read(source: Source) -> Checkpoint:
 
 
 def write(path: Path, weights: EncoderWeights, made: Mapping[str, Any]) -> tuple[str, ...]:
-    """Writes a folder that ``from_pretrained`` loads, with our side file. Raises ``UserError`` for an encoder that transformers
-    does not have."""
+    """Writes a folder that ``from_pretrained`` loads, with our side file. Raises ``UserError`` for
+    an encoder that transformers does not have."""
     shape = FAMILIES.get(weights.family).describe(weights.config)
     config = to_hf_config(weights.family, weights.config, masks="mask_emb" in weights.state)
     state, invented = _with_projection(weights.state, shape.dim)
-    model = {theirs: tensor.contiguous() for name, tensor in state.items() if (theirs := to_hf(name)) is not None}
-    side = {name: tensor.contiguous() for name, tensor in weights.state.items() if to_hf(name) is None}
+    model = {
+        theirs: tensor.contiguous()
+        for name, tensor in state.items()
+        if (theirs := to_hf(name)) is not None
+    }
+    side = {
+        name: tensor.contiguous() for name, tensor in weights.state.items() if to_hf(name) is None
+    }
     manifest = {
         **embed(weights, made, invented),
         "sha256": {name: tensor_sha256(tensor) for name, tensor in weights.state.items()},
@@ -90,15 +118,21 @@ def write(path: Path, weights: EncoderWeights, made: Mapping[str, Any]) -> tuple
         "sampling_rate": 16_000,
     }
     for name, content in ((CONFIG, config), (PREPROCESSOR, preprocessor)):
-        (path / name).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        (path / name).write_text(
+            json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8"
+        )
     for file in path.iterdir():
         file.chmod(0o644)
     if not side:
         return ()
-    return (f"{len(side)} parameters that transformers' base model has no place for are in {SIDE}: keep it with the folder.",)
+    return (
+        f"{len(side)} parameters that transformers' base model has no place for are in {SIDE}: keep it with the folder.",
+    )
 
 
-def _named(folder: Path, base: Mapping[str, torch.Tensor], extractor: str) -> dict[str, torch.Tensor]:
+def _named(
+    folder: Path, base: Mapping[str, torch.Tensor], extractor: str
+) -> dict[str, torch.Tensor]:
     found = {name: from_hf(name, extractor) for name in base}
     unknown = sorted(name for name, ours in found.items() if ours is None)
     if unknown:
@@ -110,14 +144,20 @@ def _named(folder: Path, base: Mapping[str, torch.Tensor], extractor: str) -> di
 
 
 def _normalizes(folder: Path, config: Mapping[str, Any]) -> tuple[bool, str]:
-    """transformers leaves the waveform to the preprocessor; without one, Large models were pre-trained on normalised ones."""
+    """transformers leaves the waveform to the preprocessor; without one, Large models were
+    pre-trained on normalised ones."""
     file = folder / PREPROCESSOR
     if file.is_file():
         found = plain(read_json(file), str(file))
         normalize = found.get("do_normalize", True) if isinstance(found, dict) else None
         if not isinstance(normalize, bool):
-            raise UserError(f"{file}: `do_normalize` must be true or false, but is {str(normalize)[:60]!r}.")
-        return normalize, f"waveforms are {'' if normalize else 'not '}normalised, as {PREPROCESSOR} says."
+            raise UserError(
+                f"{file}: `do_normalize` must be true or false, but is {str(normalize)[:60]!r}."
+            )
+        return (
+            normalize,
+            f"waveforms are {'' if normalize else 'not '}normalised, as {PREPROCESSOR} says.",
+        )
     normalize = config.get("feat_extract_norm") == "layer"
     return normalize, (
         f"waveforms are taken as {'' if normalize else 'not '}normalised: there is no {PREPROCESSOR}, and published models "
@@ -125,11 +165,15 @@ def _normalizes(folder: Path, config: Mapping[str, Any]) -> tuple[bool, str]:
     )
 
 
-def _with_projection(state: Mapping[str, torch.Tensor], dim: int) -> tuple[dict[str, torch.Tensor], list[str]]:
+def _with_projection(
+    state: Mapping[str, torch.Tensor], dim: int
+) -> tuple[dict[str, torch.Tensor], list[str]]:
     """transformers projects always; where fairseq does not, the identity changes no value."""
     if _PROJECTION[0] in state:
         return dict(state), []
-    return {**state, _PROJECTION[0]: torch.eye(dim), _PROJECTION[1]: torch.zeros(dim)}, list(_PROJECTION)
+    return {**state, _PROJECTION[0]: torch.eye(dim), _PROJECTION[1]: torch.zeros(dim)}, list(
+        _PROJECTION
+    )
 
 
 def _without_identity(state: dict[str, torch.Tensor]) -> None:
@@ -142,7 +186,8 @@ def _without_identity(state: dict[str, torch.Tensor]) -> None:
 
 
 def _completed(folder: Path, state: dict[str, torch.Tensor]) -> Checkpoint:
-    """The encoder that we wrote: its own configuration and every parameter, each with its recorded sha256."""
+    """The encoder that we wrote: its own configuration and every parameter, each with its recorded
+    sha256."""
     tensors, metadata = open_safetensors(folder / SIDE)
     own, recorded = _side_manifest(folder, metadata)
     state = {name: tensor for name, tensor in state.items() if name not in own.filled}
@@ -155,7 +200,9 @@ def _completed(folder: Path, state: dict[str, torch.Tensor]) -> Checkpoint:
             f"{folder} is not as it was exported: {len(changed)} parameters differ from what {SIDE} recorded, first "
             f"{changed[0]}. Copy the folder again if it is damaged; if you tuned it in transformers, take {SIDE} out."
         )
-    weights = EncoderWeights(family=own.family, config=own.config, state={name: state[name] for name in recorded})
+    weights = EncoderWeights(
+        family=own.family, config=own.config, state={name: state[name] for name in recorded}
+    )
     return Checkpoint(weights=weights, format="hf", made=own.made)
 
 
@@ -167,7 +214,9 @@ def _side_manifest(folder: Path, metadata: Mapping[str, str]) -> tuple[Embedded,
     own = embedded(data, SIDE)
     recorded = data.get("sha256") if isinstance(data, dict) else None
     if own is None or not isinstance(recorded, dict):
-        raise UserError(f"{folder / SIDE} has no manifest that this version reads. Take it out to read the folder without it.")
+        raise UserError(
+            f"{folder / SIDE} has no manifest that this version reads. Take it out to read the folder without it."
+        )
     return own, recorded
 
 

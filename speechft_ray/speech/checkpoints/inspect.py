@@ -15,20 +15,26 @@ from speechft_ray.speech.encoders.base import FAMILIES, EncoderFamily, Shape
 
 
 class Findings(NamedTuple):
-    """Lines for people, each a heading and a text, and why the encoder would be refused, if it would."""
+    """Lines for people, each a heading and a text, and why the encoder would be refused, if it
+    would."""
 
     lines: list[tuple[str, str]]
     refusal: str | None
 
 
 def inspect(path: Path, config_from: Path | None = None) -> Findings:
-    """Returns what is known of the encoder of a file or folder: format, family, size, shape, parents, where it can go.
+    """Returns what is known of the encoder of a file or folder: format, family, size, shape,
+    parents, where it can go.
 
-    Raises ``UserError`` for what cannot be read at all; weights that can be read and do not fit are told as ``refusal``.
+    Raises ``UserError`` for what cannot be read at all; weights that can be read and do not fit are
+    told as ``refusal``.
     """
     found = load_checkpoint(path, config_from)
     weights, family = found.weights, FAMILIES.get(found.weights.family)
-    lines = [("format", FORMATS.get(found.format).title), ("family", f"{family.title} (`{family.name}`)")]
+    lines = [
+        ("format", FORMATS.get(found.format).title),
+        ("family", f"{family.title} (`{family.name}`)"),
+    ]
     lines.append(("size", f"{size_of(found)}; on disk {mega(disk_bytes(path))}"))
     try:
         lines += _shape_lines(family, family.describe(weights.config))
@@ -37,7 +43,11 @@ def inspect(path: Path, config_from: Path | None = None) -> Findings:
         refusal = None
     except UserError as error:
         refusal = str(error)
-    lines += [("fingerprint", weights_fingerprint(weights)), *_origin(found), *(("note", note) for note in found.notes)]
+    lines += [
+        ("fingerprint", weights_fingerprint(weights)),
+        *_origin(found),
+        *(("note", note) for note in found.notes),
+    ]
     lines += [] if refusal else [("can become", _targets(family))]
     return Findings(lines, refusal)
 
@@ -45,12 +55,18 @@ def inspect(path: Path, config_from: Path | None = None) -> Findings:
 def size_of(found: Checkpoint) -> str:
     """Returns the number of parameters and their bytes in float32, for people."""
     count = sum(tensor.numel() for tensor in found.weights.state.values())
-    return f"{count:,} parameters in {len(found.weights.state)} tensors, {mega(4 * count)} in float32"
+    return (
+        f"{count:,} parameters in {len(found.weights.state)} tensors, {mega(4 * count)} in float32"
+    )
 
 
 def disk_bytes(path: Path) -> int:
     """Returns the size of a file, or of all files of a folder."""
-    return sum(file.stat().st_size for file in path.iterdir() if file.is_file()) if path.is_dir() else path.stat().st_size
+    return (
+        sum(file.stat().st_size for file in path.iterdir() if file.is_file())
+        if path.is_dir()
+        else path.stat().st_size
+    )
 
 
 def mega(count: int) -> str:
@@ -60,15 +76,27 @@ def mega(count: int) -> str:
 
 def _shape_lines(family: EncoderFamily, shape: Shape) -> list[tuple[str, str]]:
     milliseconds = 1000 * shape.frame_stride_samples / SAMPLE_RATE_HZ
-    norms = {True: "before each block (as Large)", False: "after each block (as Base)", None: "none"}
+    norms = {
+        True: "before each block (as Large)",
+        False: "after each block (as Base)",
+        None: "none",
+    }
     lines = [
-        ("layers", f"{shape.layers} of {shape.dim} dimensions, {shape.heads} heads, feed-forward {shape.feed_forward_dim}"),
+        (
+            "layers",
+            f"{shape.layers} of {shape.dim} dimensions, {shape.heads} heads, feed-forward {shape.feed_forward_dim}",
+        ),
         ("hidden states", f"{shape.state_count}, one frame per {milliseconds:g} ms"),
         (
             "layer norm",
             norms[shape.layer_norm_first],
         ),
-        ("waveform", "brought to zero mean and unit variance" if shape.normalizes_waveform else "taken as it is"),
+        (
+            "waveform",
+            "brought to zero mean and unit variance"
+            if shape.normalizes_waveform
+            else "taken as it is",
+        ),
     ]
     if not family.front_end_prefixes:
         return [*lines, ("front end", "without parameters: freezing the front end matches nothing")]
@@ -76,7 +104,10 @@ def _shape_lines(family: EncoderFamily, shape: Shape) -> list[tuple[str, str]]:
     where = ", ".join(f"`{prefix}*`" for prefix in family.front_end_prefixes)
     return [
         *lines,
-        ("front end", f"{len(shape.conv_layers)} convolutions of {shape.conv_layers[-1][0]} channels, {norm} ({where})"),
+        (
+            "front end",
+            f"{len(shape.conv_layers)} convolutions of {shape.conv_layers[-1][0]} channels, {norm} ({where})",
+        ),
     ]
 
 
@@ -84,17 +115,27 @@ def _pretraining(found: Checkpoint, family: EncoderFamily) -> str:
     prefixes = family.pretraining_only_prefixes
     there = [name for name in found.weights.state if prefixes and name.startswith(prefixes)]
     sizes = expected_sizes(family.name, found.weights.config) or {}
-    gone = [name for name in sizes if prefixes and name.startswith(prefixes) and name not in found.weights.state]
+    gone = [
+        name
+        for name in sizes
+        if prefixes and name.startswith(prefixes) and name not in found.weights.state
+    ]
     lacks = f"; lacks {', '.join(gone[:5])}" if gone else ""
     return (
-        f"{len(there)} tensors that only pre-training uses{lacks}" if there or gone else "nothing that only pre-training uses"
+        f"{len(there)} tensors that only pre-training uses{lacks}"
+        if there or gone
+        else "nothing that only pre-training uses"
     )
 
 
 def _origin(found: Checkpoint) -> list[tuple[str, str]]:
     made: dict[str, Any] = dict(found.made)
     parents = made.pop("parents", None)
-    lines = [("parents", ", ".join(map(_short, parents)))] if isinstance(parents, list) and parents else []
+    lines = (
+        [("parents", ", ".join(map(_short, parents)))]
+        if isinstance(parents, list) and parents
+        else []
+    )
     return [*lines, *((key, _short(value)) for key, value in sorted(made.items()))]
 
 
@@ -107,4 +148,6 @@ def _short(value: Any) -> str:
 def _targets(family: EncoderFamily) -> str:
     able = holding(family.name)
     unable = [name for name in FORMATS.names() if name not in able]
-    return ", ".join(able) + (f"; not {', '.join(unable)}: there is no {family.title} in these formats" if unable else "")
+    return ", ".join(able) + (
+        f"; not {', '.join(unable)}: there is no {family.title} in these formats" if unable else ""
+    )

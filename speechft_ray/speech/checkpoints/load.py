@@ -17,11 +17,12 @@ from speechft_ray.speech.encoders.base import EncoderWeights
 
 
 def load_encoder(name_or_path: str | Path, progress: Progress | None = None) -> EncoderWeights:
-    """Returns an encoder by name (the catalogue's, or ``hf:OWNER/NAME``), or from a file or folder of any registered format.
+    """Returns an encoder by name (the catalogue's, or ``hf:OWNER/NAME``), or from a file or folder
+    of any registered format.
 
-    A name that is not in the cache is downloaded; ``progress`` is then told the bytes of each file. A file is never executed;
-    sha256 sums are checked where the format has them. Raises ``UserError`` for a name or path that leads nowhere, another
-    format, and damaged files.
+    A name that is not in the cache is downloaded; ``progress`` is then told the bytes of each file.
+    A file is never executed; sha256 sums are checked where the format has them. Raises
+    ``UserError`` for a name or path that leads nowhere, another format, and damaged files.
     """
     name = str(name_or_path)
     if name == BASELINE:
@@ -30,56 +31,70 @@ def load_encoder(name_or_path: str | Path, progress: Progress | None = None) -> 
 
 
 def locate(name_or_path: str, progress: Progress | None = None) -> Path:
-    """Returns the file or folder of a name (downloading it where it must) or path. Raises ``UserError`` where nothing is."""
+    """Returns the file or folder of a name (downloading it where it must) or path. Raises
+    ``UserError`` where nothing is."""
     if name_or_path == BASELINE:
         raise UserError(
             f"`{BASELINE}` is the baseline without parameters: there is no file of it. Give an encoder that has some."
         )
-    path = find(name_or_path, progress) if is_name(name_or_path) else Path(name_or_path).expanduser()
+    path = (
+        find(name_or_path, progress) if is_name(name_or_path) else Path(name_or_path).expanduser()
+    )
     if not path.exists():
         raise UserError(_nowhere(name_or_path))
     return path
 
 
 def load_checkpoint(path: Path, config_from: Path | None = None) -> Checkpoint:
-    """Returns the encoder of a file or folder with its format, what its writer left about it, and notes.
+    """Returns the encoder of a file or folder with its format, what its writer left about it, and
+    notes.
 
-    ``config_from`` lends its configuration to a format that has none. The file is opened once; which format it is, its content
-    says. Tensors that are float32 in the file are views of it, mapped into memory. Raises ``UserError`` for what is none of the
-    registered formats, for damaged files, and for what a format refuses.
+    ``config_from`` lends its configuration to a format that has none. The file is opened once;
+    which format it is, its content says. Tensors that are float32 in the file are views of it,
+    mapped into memory. Raises ``UserError`` for what is none of the registered formats, for damaged
+    files, and for what a format refuses.
     """
     if not path.exists():
         raise UserError(_nowhere(str(path)))
     if not path.is_file() and not path.is_dir():
-        raise UserError(f"{path} is neither a file nor a folder. Give the folder or file of an encoder.")
+        raise UserError(
+            f"{path} is neither a file nor a folder. Give the folder or file of an encoder."
+        )
     try:
-        content = open_torch_file(path) if path.is_file() and not looks_like_safetensors(path) else None
+        content = (
+            open_torch_file(path) if path.is_file() and not looks_like_safetensors(path) else None
+        )
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}.") from error
     source = Source(path=path, content=content, config_from=config_from)
     for name, form in FORMATS.items():
         if form.recognises(source):
             if config_from is not None and name != "s3prl-downstream":
-                raise UserError(f"{path} ({form.title}) holds its own configuration: leave --config-from out.")
+                raise UserError(
+                    f"{path} ({form.title}) holds its own configuration: leave --config-from out."
+                )
             return form.read(source)
     raise UserError(_of_no_format(path))
 
 
 def weights_fingerprint(weights: EncoderWeights) -> str:
-    """Returns the identity of an encoder, 16 hex digits: family, configuration, and name, shape and float32 bytes of each
-    tensor.
+    """Returns the identity of an encoder, 16 hex digits: family, configuration, and name, shape and
+    float32 bytes of each tensor.
 
     It does not depend on the file, its format or the order of tensors in it.
     """
-    tensors = {name: [list(tensor.shape), tensor_sha256(tensor.detach().float())] for name, tensor in weights.state.items()}
-    return fingerprint({"family": weights.family, "config": dict(weights.config), "tensors": tensors})
+    tensors = {
+        name: [list(tensor.shape), tensor_sha256(tensor.detach().float())]
+        for name, tensor in weights.state.items()
+    }
+    return fingerprint(
+        {"family": weights.family, "config": dict(weights.config), "tensors": tensors}
+    )
 
 
 def _of_no_format(path: Path) -> str:
     if path.is_dir():
-        return (
-            f"{path} is a folder with neither {CONFIG} (transformers) nor {FILE} (ours). Give the folder or file of an encoder."
-        )
+        return f"{path} is a folder with neither {CONFIG} (transformers) nor {FILE} (ours). Give the folder or file of an encoder."
     titles = ", ".join(form.title for _, form in FORMATS.items())
     return f"{path} holds no encoder in a format that is known. Allowed: {titles}."
 

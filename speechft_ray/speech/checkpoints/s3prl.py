@@ -1,8 +1,9 @@
 """The files that s3prl's upstream experts load, one ``torch.save`` each.
 
-HuBERT and wav2vec 2.0 (s3prl ``upstream/{hubert,wav2vec2}/convert.py``): ``task_cfg``, ``model_cfg``, ``model_weight``, for
-HuBERT also ``dictionaries_symbols``. WavLM (as Microsoft published it): ``cfg``, ``model``. DeCoAR 2.0 (as published):
-``model`` alone, since s3prl knows one size only.
+HuBERT and wav2vec 2.0 (s3prl ``upstream/{hubert,wav2vec2}/convert.py``): ``task_cfg``,
+``model_cfg``, ``model_weight``, for HuBERT also ``dictionaries_symbols``. WavLM (as Microsoft
+published it): ``cfg``, ``model``. DeCoAR 2.0 (as published): ``model`` alone, since s3prl knows one
+size only.
 """
 
 from __future__ import annotations
@@ -18,13 +19,20 @@ from speechft_ray.speech.checkpoints._embedded import KEY, Embedded, embed, embe
 from speechft_ray.speech.checkpoints._parameters import expected_sizes, filled_with_zeros
 from speechft_ray.speech.checkpoints._plain import plain
 from speechft_ray.speech.checkpoints._torch import state_table
-from speechft_ray.speech.checkpoints.base import FORMATS, Checkpoint, CheckpointFormat, Source, whole
+from speechft_ray.speech.checkpoints.base import (
+    FORMATS,
+    Checkpoint,
+    CheckpointFormat,
+    Source,
+    whole,
+)
 from speechft_ray.speech.encoders.base import FAMILIES, EncoderWeights
 
 _CONVERTED = ("task_cfg", "model_cfg", "model_weight")
 _DICTIONARIES = "dictionaries_symbols"
 _DECOAR2_SIZE = (12, 768)
-"""Layers and width of the only DeCoAR 2.0 that s3prl builds, whatever the file holds (``upstream/decoar2/decoar2.py``)."""
+"""Layers and width of the only DeCoAR 2.0 that s3prl builds, whatever the file holds
+(``upstream/decoar2/decoar2.py``)."""
 
 
 def recognises(source: Source) -> bool:
@@ -43,7 +51,8 @@ def recognises(source: Source) -> bool:
 def read(source: Source) -> Checkpoint:
     """Reads any of the three layouts; weights come back in float32.
 
-    Raises ``UserError`` for a missing part, weights that are no table of tensors, and a configuration that is not plain data.
+    Raises ``UserError`` for a missing part, weights that are no table of tensors, and a
+    configuration that is not plain data.
     """
     content, path = source.content, source.path
     own = embedded(content.get(KEY), f"`{KEY}` in {path}")
@@ -61,11 +70,14 @@ def read(source: Source) -> Checkpoint:
         state.pop(name, None)
     weights = EncoderWeights(family=family, config=config, state=state)
     notes += emptied_notes(known.filled if known else ())
-    return Checkpoint(weights=weights, format="s3prl", made=known.made if known else {}, notes=notes)
+    return Checkpoint(
+        weights=weights, format="s3prl", made=known.made if known else {}, notes=notes
+    )
 
 
 def write(path: Path, weights: EncoderWeights, made: Mapping[str, Any]) -> tuple[str, ...]:
-    """Writes what s3prl's expert of the family loads. Parameters of pre-training that are missing become zeros, and a note."""
+    """Writes what s3prl's expert of the family loads. Parameters of pre-training that are missing
+    become zeros, and a note."""
     filled = filled_with_zeros(weights)
     state = {name: tensor.contiguous() for name, tensor in {**weights.state, **filled}.items()}
     own = {KEY: embed(weights, made, sorted(filled))}
@@ -91,10 +103,18 @@ def filled_notes(filled: Mapping[str, Any]) -> tuple[str, ...]:
 
 def emptied_notes(filled: Sequence[str]) -> tuple[str, ...]:
     """Returns what to tell people of zeros that we had filled in and left out again."""
-    return (f"{len(filled)} parameters are zeros that were filled in for strict loaders: left out again.",) if filled else ()
+    return (
+        (
+            f"{len(filled)} parameters are zeros that were filled in for strict loaders: left out again.",
+        )
+        if filled
+        else ()
+    )
 
 
-def _converted(path: Path, content: Mapping[str, Any]) -> tuple[str, dict[str, Any], dict[str, torch.Tensor]]:
+def _converted(
+    path: Path, content: Mapping[str, Any]
+) -> tuple[str, dict[str, Any], dict[str, torch.Tensor]]:
     missing = [key for key in _CONVERTED if key not in content]
     if missing:
         raise UserError(
@@ -107,11 +127,15 @@ def _converted(path: Path, content: Mapping[str, Any]) -> tuple[str, dict[str, A
     return family, config, state_table(path, content["model_weight"], "model_weight")
 
 
-def _decoar2(path: Path, state: dict[str, torch.Tensor], own: Embedded | None) -> tuple[str, dict[str, Any], tuple[str, ...]]:
+def _decoar2(
+    path: Path, state: dict[str, torch.Tensor], own: Embedded | None
+) -> tuple[str, dict[str, Any], tuple[str, ...]]:
     """The file says nothing about itself, unless we wrote it."""
     if own is not None and own.family == "decoar2":
         return "decoar2", dict(own.config), ()
-    if "post_extract_proj.weight" not in state or any(name.startswith("feature_extractor.") for name in state):
+    if "post_extract_proj.weight" not in state or any(
+        name.startswith("feature_extractor.") for name in state
+    ):
         raise UserError(
             f"{path} holds weights and no configuration, and they are not those of a DeCoAR 2.0, the only encoder that is "
             "published so. Give the checkpoint as it was published."
@@ -121,7 +145,13 @@ def _decoar2(path: Path, state: dict[str, torch.Tensor], own: Embedded | None) -
     extra = [name for name in state if name not in known and not name.startswith("encoder.layers.")]
     for name in extra:
         del state[name]
-    notes = (f"{len(extra)} parameters of pre-training were left out, as s3prl does: {', '.join(extra[:5])}.",) if extra else ()
+    notes = (
+        (
+            f"{len(extra)} parameters of pre-training were left out, as s3prl does: {', '.join(extra[:5])}.",
+        )
+        if extra
+        else ()
+    )
     return "decoar2", config, notes
 
 
@@ -129,7 +159,9 @@ def _other_size(weights: EncoderWeights) -> tuple[str, ...]:
     shape = FAMILIES.get(weights.family).describe(weights.config)
     if (shape.layers, shape.dim) == _DECOAR2_SIZE:
         return ()
-    return (f"s3prl itself builds a DeCoAR 2.0 of {_DECOAR2_SIZE[0]} x {_DECOAR2_SIZE[1]} only, and will not load this size.",)
+    return (
+        f"s3prl itself builds a DeCoAR 2.0 of {_DECOAR2_SIZE[0]} x {_DECOAR2_SIZE[1]} only, and will not load this size.",
+    )
 
 
 S3PRL = FORMATS.register(

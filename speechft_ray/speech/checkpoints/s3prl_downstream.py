@@ -1,9 +1,11 @@
-"""Checkpoints of s3prl's downstream training with a trainable upstream: ``Upstream``, ``Args``, ``Config``, and a head.
+"""Checkpoints of s3prl's downstream training with a trainable upstream: ``Upstream``, ``Args``,
+``Config``, and a head.
 
-They are written by ``downstream/runner.py``. The parameters of the encoder have the prefix ``model.``; which encoder it is
-stands nowhere in the file. So its configuration comes, in this order, from a checkpoint that the user names, from what we left
-in the file, from ``Args.upstream_ckpt`` where that file still exists, or from the sizes of the weights where only one published
-encoder has them; the notes say which.
+They are written by ``downstream/runner.py``. The parameters of the encoder have the prefix
+``model.``; which encoder it is stands nowhere in the file. So its configuration comes, in this
+order, from a checkpoint that the user names, from what we left in the file, from
+``Args.upstream_ckpt`` where that file still exists, or from the sizes of the weights where only one
+published encoder has them; the notes say which.
 """
 
 from __future__ import annotations
@@ -21,7 +23,13 @@ from speechft_ray.speech.checkpoints._parameters import expected_sizes
 from speechft_ray.speech.checkpoints._plain import plain
 from speechft_ray.speech.checkpoints._safetensors import looks_like_safetensors
 from speechft_ray.speech.checkpoints._torch import open_torch_file, state_table
-from speechft_ray.speech.checkpoints.base import FORMATS, Checkpoint, CheckpointFormat, Source, whole
+from speechft_ray.speech.checkpoints.base import (
+    FORMATS,
+    Checkpoint,
+    CheckpointFormat,
+    Source,
+    whole,
+)
 from speechft_ray.speech.encoders.base import FAMILIES, EncoderWeights
 
 _PREFIX = "model."
@@ -33,18 +41,26 @@ _PUBLISHED = ((12, 768, False), (24, 1024, True))
 def recognises(source: Source) -> bool:
     """Whether a ``.pt`` or ``.ckpt`` has the keys of s3prl's runner."""
     content = source.content
-    return isinstance(content, Mapping) and ("Upstream" in content or {"Downstream", "Featurizer"} <= content.keys())
+    return isinstance(content, Mapping) and (
+        "Upstream" in content or {"Downstream", "Featurizer"} <= content.keys()
+    )
 
 
 def read(source: Source) -> Checkpoint:
     """Reads the encoder of a downstream checkpoint; head, featurizer and optimizer stay behind.
 
-    Raises ``UserError`` for a file whose encoder was frozen and so is not in it, and where nothing says what encoder it is.
+    Raises ``UserError`` for a file whose encoder was frozen and so is not in it, and where nothing
+    says what encoder it is.
     """
     content, path = source.content, source.path
     if "Upstream" not in content:
-        raise UserError(f"{path} holds a head and no encoder: its upstream was frozen. Give the upstream's own checkpoint.")
-    state = {name.removeprefix(_PREFIX): tensor for name, tensor in state_table(path, content["Upstream"], "Upstream").items()}
+        raise UserError(
+            f"{path} holds a head and no encoder: its upstream was frozen. Give the upstream's own checkpoint."
+        )
+    state = {
+        name.removeprefix(_PREFIX): tensor
+        for name, tensor in state_table(path, content["Upstream"], "Upstream").items()
+    }
     left = [key for key in ("Downstream", "Featurizer", "Optimizer") if content.get(key)]
     notes = (f"left out: {', '.join(f'`{key}`' for key in left)}.",) if left else ()
     own = embedded(content.get(KEY), f"`{KEY}` in {path}")
@@ -53,11 +69,16 @@ def read(source: Source) -> Checkpoint:
         return Checkpoint(weights=weights, format="s3prl-downstream", made=own.made, notes=notes)
     family, config, whence = _configuration(source, state)
     weights = EncoderWeights(family=family, config=config, state=state)
-    return Checkpoint(weights=weights, format="s3prl-downstream", notes=(*notes, f"the configuration is {whence}."))
+    return Checkpoint(
+        weights=weights,
+        format="s3prl-downstream",
+        notes=(*notes, f"the configuration is {whence}."),
+    )
 
 
 def write(path: Path, weights: EncoderWeights, made: Mapping[str, Any]) -> tuple[str, ...]:
-    """Writes ``Upstream``, ``Args`` and ``Config`` under the names that s3prl's runner and the tools around it read."""
+    """Writes ``Upstream``, ``Args`` and ``Config`` under the names that s3prl's runner and the
+    tools around it read."""
     content = {
         "Upstream": {_PREFIX + name: tensor.contiguous() for name, tensor in weights.state.items()},
         "Args": Namespace(upstream=weights.family, upstream_ckpt=None, upstream_trainable=True),
@@ -67,17 +88,25 @@ def write(path: Path, weights: EncoderWeights, made: Mapping[str, Any]) -> tuple
         KEY: embed(weights, made),
     }
     torch.save(content, path)
-    return ("the file has no head: it is for tools that read `Upstream`, and s3prl cannot go on training from it.",)
+    return (
+        "the file has no head: it is for tools that read `Upstream`, and s3prl cannot go on training from it.",
+    )
 
 
-def _configuration(source: Source, state: Mapping[str, torch.Tensor]) -> tuple[str, Mapping[str, Any], str]:
+def _configuration(
+    source: Source, state: Mapping[str, torch.Tensor]
+) -> tuple[str, Mapping[str, Any], str]:
     if source.config_from is not None:
         base = _base(source.config_from)
         return base.family, base.config, f"that of {source.config_from}, as you said"
     named = _named_checkpoint(source)
     if named is not None:
         base = _base(named)
-        return base.family, base.config, f"that of {named}, which the training began from (`Args.upstream_ckpt`)"
+        return (
+            base.family,
+            base.config,
+            f"that of {named}, which the training began from (`Args.upstream_ckpt`)",
+        )
     found = published_with(state)
     if len(found) != 1:
         raise UserError(
@@ -87,22 +116,34 @@ def _configuration(source: Source, state: Mapping[str, torch.Tensor]) -> tuple[s
     family, config = found[0]
     shape = FAMILIES.get(family).describe(config)
     title = f"{FAMILIES.get(family).title} of {shape.layers} x {shape.dim}"
-    return family, config, f"that of the published {title}, the only one with weights of these sizes"
+    return (
+        family,
+        config,
+        f"that of the published {title}, the only one with weights of these sizes",
+    )
 
 
 def _base(path: Path) -> EncoderWeights:
-    """The encoder that a training began from. Another downstream checkpoint is refused: two could name each other forever."""
-    from speechft_ray.speech.checkpoints.load import load_checkpoint  # the loader knows every format, so also this one
+    """The encoder that a training began from. Another downstream checkpoint is refused: two could
+    name each other forever."""
+    from speechft_ray.speech.checkpoints.load import (
+        load_checkpoint,
+    )  # the loader knows every format, so also this one
 
     if not path.exists():
         raise UserError(f"there is no checkpoint at {path}, which --config-from names.")
-    if path.is_file() and not looks_like_safetensors(path) and recognises(Source(path=path, content=open_torch_file(path))):
+    if (
+        path.is_file()
+        and not looks_like_safetensors(path)
+        and recognises(Source(path=path, content=open_torch_file(path)))
+    ):
         raise UserError(f"{path} is a downstream checkpoint as well. {_HOW_TO_GO_ON}")
     return load_checkpoint(path).weights
 
 
 def _named_checkpoint(source: Source) -> Path | None:
-    """``Args.upstream_ckpt`` where it is a plain file; a folder or an address is nothing that s3prl would have loaded there."""
+    """``Args.upstream_ckpt`` where it is a plain file; a folder or an address is nothing that s3prl
+    would have loaded there."""
     found = plain(source.content.get("Args"), f"`Args` in {source.path}")
     name = found.get("upstream_ckpt") if isinstance(found, dict) else None
     if not isinstance(name, str) or not name or "\0" in name:
@@ -113,7 +154,8 @@ def _named_checkpoint(source: Source) -> Path | None:
 
 
 def published_with(state: Mapping[str, torch.Tensor]) -> list[tuple[str, dict[str, Any]]]:
-    """Returns the published encoders, family and configuration, whose parameters have exactly these names and sizes.
+    """Returns the published encoders, family and configuration, whose parameters have exactly these
+    names and sizes.
 
     Labels of a HuBERT are counted, not known: its dictionary is numbered.
     """
@@ -122,9 +164,14 @@ def published_with(state: Mapping[str, torch.Tensor]) -> list[tuple[str, dict[st
         for size in _PUBLISHED if family.example_config is not None else ():
             config = family.example_config(*size)  # type: ignore[misc]
             if "dictionaries_symbols" in config and "label_embs_concat" in state:
-                config["dictionaries_symbols"] = [[str(index) for index in range(len(state["label_embs_concat"]))]]
+                config["dictionaries_symbols"] = [
+                    [str(index) for index in range(len(state["label_embs_concat"]))]
+                ]
             sizes = expected_sizes(name, config)
-            if sizes is not None and {key: tuple(tensor.shape) for key, tensor in state.items()} == sizes:
+            if (
+                sizes is not None
+                and {key: tuple(tensor.shape) for key, tensor in state.items()} == sizes
+            ):
                 found.append((name, config))
     return found
 

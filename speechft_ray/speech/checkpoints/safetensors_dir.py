@@ -1,8 +1,8 @@
 """Our own format: one safetensors file that carries its manifest, alone or in a folder.
 
-The manifest (family, configuration, sha256 of every tensor, how the encoder was made and from which parents) lies in the file's
-own metadata, so one rename publishes everything. A folder holds ``encoder.safetensors`` and, for people, the same manifest as
-``manifest.json``.
+The manifest (family, configuration, sha256 of every tensor, how the encoder was made and from which
+parents) lies in the file's own metadata, so one rename publishes everything. A folder holds
+``encoder.safetensors`` and, for people, the same manifest as ``manifest.json``.
 """
 
 from __future__ import annotations
@@ -27,7 +27,13 @@ from speechft_ray.speech.checkpoints._safetensors import (
     tensor_sha256,
 )
 from speechft_ray.speech.checkpoints._torch import state_table
-from speechft_ray.speech.checkpoints.base import FORMATS, Checkpoint, CheckpointFormat, Source, whole
+from speechft_ray.speech.checkpoints.base import (
+    FORMATS,
+    Checkpoint,
+    CheckpointFormat,
+    Source,
+    whole,
+)
 from speechft_ray.speech.encoders.base import FAMILIES, EncoderWeights
 
 FILE, MANIFEST = "encoder.safetensors", "manifest.json"
@@ -40,17 +46,27 @@ _PARTS = {"family": str, "config": dict, "sha256": dict}
 
 
 def write_encoder(
-    path: Path, weights: EncoderWeights, made: Mapping[str, Any], dtype: Literal["float32", "float16"] = "float32"
+    path: Path,
+    weights: EncoderWeights,
+    made: Mapping[str, Any],
+    dtype: Literal["float32", "float16"] = "float32",
 ) -> None:
-    """Writes an encoder, whole or not at all: a file when ``path`` ends in ``.safetensors``, else a folder.
+    """Writes an encoder, whole or not at all: a file when ``path`` ends in ``.safetensors``, else a
+    folder.
 
-    ``made`` is plain JSON data on how the encoder came to be; ``parents`` in it lists the encoders it was made from. float16
-    halves the file and rounds; raises ``UserError`` when a value does not fit into it, or is not finite.
+    ``made`` is plain JSON data on how the encoder came to be; ``parents`` in it lists the encoders
+    it was made from. float16 halves the file and rounds; raises ``UserError`` when a value does not
+    fit into it, or is not finite.
     """
-    state = {name: tensor.detach().to("cpu", _DTYPES[dtype]).contiguous() for name, tensor in weights.state.items()}
+    state = {
+        name: tensor.detach().to("cpu", _DTYPES[dtype]).contiguous()
+        for name, tensor in weights.state.items()
+    }
     broken = [name for name, tensor in state.items() if not finite(tensor)]
     if broken:
-        raise UserError(f"{len(broken)} tensors are not finite in {dtype}, first {broken[0]}: {path} was not written.")
+        raise UserError(
+            f"{len(broken)} tensors are not finite in {dtype}, first {broken[0]}: {path} was not written."
+        )
     manifest = {
         "format": FORMAT,
         "family": weights.family,
@@ -69,16 +85,19 @@ def write_encoder(
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
-    """Returns the manifest of an encoder file or folder. Raises ``UserError`` when it is not of our format."""
+    """Returns the manifest of an encoder file or folder. Raises ``UserError`` when it is not of our
+    format."""
     file = _file(path)
     return _manifest(file, metadata_of(file))
 
 
 def read_encoder(path: Path) -> EncoderWeights:
-    """Reads an encoder written by ``write_encoder``; every tensor must have its recorded sha256. Weights come back in float32:
-    those stored so stay views of the file, mapped into memory, and are read from disk when they are used.
+    """Reads an encoder written by ``write_encoder``; every tensor must have its recorded sha256.
+    Weights come back in float32: those stored so stay views of the file, mapped into memory, and
+    are read from disk when they are used.
 
-    Raises ``UserError`` for a file that is missing, cut short, of another format, or has a byte changed.
+    Raises ``UserError`` for a file that is missing, cut short, of another format, or has a byte
+    changed.
     """
     return _read(path).weights
 
@@ -95,8 +114,12 @@ def _read(path: Path) -> Checkpoint:
     state, metadata = open_safetensors(file)
     manifest = _manifest(file, metadata)
     if set(state) != set(manifest["sha256"]):
-        raise UserError(f"{file} and its manifest name different tensors. Copy the file again from where it came.")
-    damaged = [name for name, tensor in state.items() if tensor_sha256(tensor) != manifest["sha256"][name]]
+        raise UserError(
+            f"{file} and its manifest name different tensors. Copy the file again from where it came."
+        )
+    damaged = [
+        name for name, tensor in state.items() if tensor_sha256(tensor) != manifest["sha256"][name]
+    ]
     if damaged:
         raise UserError(
             f"{file} is damaged: {len(damaged)} of {len(state)} tensors do not have the sha256 of its manifest, "
@@ -118,21 +141,27 @@ def _manifest(file: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
         manifest = json.loads(text)
         complete = {"format", *_PARTS} <= manifest.keys()
     except (ValueError, AttributeError, RecursionError) as error:
-        raise UserError(f"the manifest inside {file} is not JSON of this format. Copy the file again.") from error
+        raise UserError(
+            f"the manifest inside {file} is not JSON of this format. Copy the file again."
+        ) from error
     if not complete or manifest["format"] != FORMAT:
         raise UserError(
             f"{file} has a manifest of format {str(manifest.get('format'))[:20]}, but this version reads format {FORMAT}."
         )
     manifest = {"made": {}, **plain(manifest, f"the manifest in {file}")}
     if not all(isinstance(manifest[key], kind) for key, kind in {**_PARTS, "made": dict}.items()):
-        raise UserError(f"the manifest inside {file} is not JSON of this format. Copy the file again.")
+        raise UserError(
+            f"the manifest inside {file} is not JSON of this format. Copy the file again."
+        )
     return manifest
 
 
 def _file(path: Path) -> Path:
     file = path / FILE if path.is_dir() else path
     if not file.is_file():
-        raise UserError(f"there is no encoder at {path}: expected a `.safetensors` file or a folder with `{FILE}`.")
+        raise UserError(
+            f"there is no encoder at {path}: expected a `.safetensors` file or a folder with `{FILE}`."
+        )
     return file
 
 

@@ -1,7 +1,8 @@
 """From the files of a real corpus to a ``Corpus``: what the corpora on disk share.
 
-A corpus' own file says which recordings there are and how they are labelled. Here they are measured, the bad ones told or left
-out, and the identity taken: of every recording's place below the root, split, labels and bytes.
+A corpus' own file says which recordings there are and how they are labelled. Here they are
+measured, the bad ones told or left out, and the identity taken: of every recording's place below
+the root, split, labels and bytes.
 """
 
 from __future__ import annotations
@@ -33,14 +34,15 @@ class DiskOptions(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     on_bad_audio: Literal["fail", "skip"] = "fail"
-    """What a missing, unreadable, cut or empty recording means: the corpus is refused, or goes without it and says so."""
+    """What a missing, unreadable, cut or empty recording means: the corpus is refused, or goes
+    without it and says so."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recording:
-    """One utterance of a corpus on disk. ``path`` is relative to the root; ``cut`` is the part ``[start, stop)`` of it that
-    the utterance is, in samples at 16 kHz (``None``: all), where no treatment changes the length. ``alignment`` counts from its
-    start (see ``Utterance``)."""
+    """One utterance of a corpus on disk. ``path`` is relative to the root; ``cut`` is the part
+    ``[start, stop)`` of it that the utterance is, in samples at 16 kHz (``None``: all), where no
+    treatment changes the length. ``alignment`` counts from its start (see ``Utterance``)."""
 
     key: str
     path: str
@@ -52,7 +54,8 @@ class Recording:
 
 @dataclass(frozen=True, kw_only=True)
 class Treatment:
-    """What is done to every wave of a corpus. ``name`` is part of the identity; ``keeps_length`` spares decoding all files."""
+    """What is done to every wave of a corpus. ``name`` is part of the identity; ``keeps_length``
+    spares decoding all files."""
 
     name: str
     apply: Callable[[np.ndarray], np.ndarray]
@@ -83,11 +86,13 @@ def assemble(
     shortest_samples: int = 1,
     people: str = "",
 ) -> Corpus:
-    """Returns the corpus ``name`` of these recordings, in the order of their keys. All have the same label columns.
+    """Returns the corpus ``name`` of these recordings, in the order of their keys. All have the
+    same label columns.
 
-    A cut that reaches beyond its file ends with it, and so does an alignment. Training utterances below ``shortest_samples``
-    are left out, and trials whose recordings were skipped. ``people``: see ``Corpus``. Raises ``UserError`` for a key that
-    stands there twice and, unless ``options`` say skip, ``SpecError`` with the recordings that cannot be used.
+    A cut that reaches beyond its file ends with it, and so does an alignment. Training utterances
+    below ``shortest_samples`` are left out, and trials whose recordings were skipped. ``people``:
+    see ``Corpus``. Raises ``UserError`` for a key that stands there twice and, unless ``options``
+    say skip, ``SpecError`` with the recordings that cannot be used.
     """
     paths = sorted({recording.path for recording in recordings})
     label = "-".join(re.findall(r"[a-z0-9_]+", f"{name} {treatment.name}"))
@@ -105,10 +110,15 @@ def assemble(
     if faults and options.on_bad_audio == "fail":
         raise SpecError(f"the corpus `{name}` in {root}", _told(faults))
     sound = sorted((item for item in recordings if item.path in facts), key=lambda item: item.key)
-    good = [item for item in sound if item.split != "train" or _samples(item, facts) >= shortest_samples]
+    good = [
+        item for item in sound if item.split != "train" or _samples(item, facts) >= shortest_samples
+    ]
     if len(good) < len(sound):
         least = shortest_samples / SAMPLE_RATE_HZ
-        notes = (*notes, f"{len(sound) - len(good)} training utterances of less than {least:.2f} s are left out.")
+        notes = (
+            *notes,
+            f"{len(sound) - len(good)} training utterances of less than {least:.2f} s are left out.",
+        )
     _check_keys(name, root, good)
     keys = {item.key for item in good}
     kept = tuple(trial for trial in trials if trial[1] in keys and trial[2] in keys)
@@ -119,7 +129,9 @@ def assemble(
         item = cuts[utterance.key]
         wave = treatment.apply(read_audio(item.path, root, item.cut))
         if len(wave) != _samples(item, facts):
-            raise UserError(f"{root / item.path} has changed since the corpus was opened. Start again.")
+            raise UserError(
+                f"{root / item.path} has changed since the corpus was opened. Start again."
+            )
         return wave
 
     return Corpus(
@@ -138,14 +150,19 @@ def assemble(
 
 
 def changes(facts: Iterable[Fact]) -> list[str]:
-    """Returns a sentence for the recordings that are resampled, and one for those that are mixed down."""
+    """Returns a sentence for the recordings that are resampled, and one for those that are mixed
+    down."""
     known = list(facts)
     found = []
     if rates := sorted({fact.rate_hz for fact in known} - {SAMPLE_RATE_HZ}):
         count = sum(fact.rate_hz != SAMPLE_RATE_HZ for fact in known)
-        found.append(f"{count} of {len(known)} files are not at 16 kHz ({listed(map(str, rates))} Hz) and are resampled.")
+        found.append(
+            f"{count} of {len(known)} files are not at 16 kHz ({listed(map(str, rates))} Hz) and are resampled."
+        )
     if count := sum(fact.channels > 1 for fact in known):
-        found.append(f"{count} of {len(known)} files have more than one channel and are mixed down to mono.")
+        found.append(
+            f"{count} of {len(known)} files have more than one channel and are mixed down to mono."
+        )
     return found
 
 
@@ -153,24 +170,32 @@ def left_out(faults: Mapping[str, str]) -> list[str]:
     """Returns the sentence for files that were skipped."""
     if not faults:
         return []
-    return [f"{len(faults)} bad files are left out: {'; '.join(text for _, text in _told(faults))}."]
+    return [
+        f"{len(faults)} bad files are left out: {'; '.join(text for _, text in _told(faults))}."
+    ]
 
 
 def listed(names: Iterable[str], count: int = TOLD) -> str:
     """Returns the first names and how many more there are."""
     every = list(names)
-    return ", ".join(every[:count]) + (f" and {len(every) - count} more" if len(every) > count else "")
+    return ", ".join(every[:count]) + (
+        f" and {len(every) - count} more" if len(every) > count else ""
+    )
 
 
 def found_root(name: str, root: Path | None, marks: Sequence[str]) -> Path:
-    """Returns the root when it holds one of ``marks``, names below it that a corpus of this layout cannot lack.
+    """Returns the root when it holds one of ``marks``, names below it that a corpus of this layout
+    cannot lack.
 
-    Raises ``UserError`` that tells which folder to give when it is the one above or one of those below.
+    Raises ``UserError`` that tells which folder to give when it is the one above or one of those
+    below.
     """
     if root is None:
         raise UserError(f"the corpus `{name}` needs the folder with its files.")
     if not root.is_dir():
-        raise UserError(f"the corpus `{name}` is expected in the folder {root}, which does not exist.")
+        raise UserError(
+            f"the corpus `{name}` is expected in the folder {root}, which does not exist."
+        )
     if _holds(root, marks):
         return root
     below = sorted(child for child in root.iterdir() if child.is_dir() and _holds(child, marks))
@@ -180,23 +205,30 @@ def found_root(name: str, root: Path | None, marks: Sequence[str]) -> Path:
             f"{root} is one level too {how} for the corpus `{name}`, whose files are in {right}: give that folder, or for a "
             f"sweep make the folder `{name}` of --corpora a link to it."
         )
-    raise UserError(f"{root} is not the folder of the corpus `{name}`: it holds none of {listed(marks)}.")
+    raise UserError(
+        f"{root} is not the folder of the corpus `{name}`: it holds none of {listed(marks)}."
+    )
 
 
 def found_folder(name: str, root: Path, folder: str, why: str) -> Path:
-    """Returns a folder below the root. Raises ``UserError`` when it is missing: a split, most likely."""
+    """Returns a folder below the root. Raises ``UserError`` when it is missing: a split, most
+    likely."""
     if not (root / folder).is_dir():
-        raise UserError(f"the corpus `{name}` lacks the folder {root / folder} ({why}): unpack it there.")
+        raise UserError(
+            f"the corpus `{name}` lacks the folder {root / folder} ({why}): unpack it there."
+        )
     return root / folder
 
 
 def read_lines(path: Path) -> list[str]:
-    """Returns the lines of a text file, without line ends and without empty ones. Raises ``UserError``."""
+    """Returns the lines of a text file, without line ends and without empty ones. Raises
+    ``UserError``."""
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read as UTF-8 text: {error}.") from error
-    # Not splitlines: it also splits at the line separators of Unicode, which occur within sentences.
+    # Not splitlines: it also splits at the line separators of Unicode, which occur within
+    # sentences.
     return [line for line in (line.rstrip("\r") for line in text.split("\n")) if line.strip()]
 
 
@@ -229,7 +261,9 @@ def _identity(item: Recording, facts: Mapping[str, Fact]) -> list[object]:
 
 def _utterance(item: Recording, samples: int) -> Utterance:
     alignment = tuple((start, label) for start, label in item.alignment if start < samples)
-    return Utterance(key=item.key, split=item.split, samples=samples, labels=item.labels, alignment=alignment)
+    return Utterance(
+        key=item.key, split=item.split, samples=samples, labels=item.labels, alignment=alignment
+    )
 
 
 def _content(sha256: str, cut: tuple[int, int] | None) -> str:
@@ -244,8 +278,12 @@ def _samples(item: Recording, facts: Mapping[str, Fact]) -> int:
 def _check_keys(name: str, root: Path, items: Sequence[Recording]) -> None:
     twice = [key for key, count in Counter(item.key for item in items).items() if count > 1]
     if twice:
-        raise UserError(f"the corpus `{name}` in {root} lists {len(twice)} recordings twice: {listed(twice)}.")
-    wrong = [item.key for item in items if item.cut is not None and not 0 <= item.cut[0] < item.cut[1]]
+        raise UserError(
+            f"the corpus `{name}` in {root} lists {len(twice)} recordings twice: {listed(twice)}."
+        )
+    wrong = [
+        item.key for item in items if item.cut is not None and not 0 <= item.cut[0] < item.cut[1]
+    ]
     if wrong:
         raise ValueError(f"recordings of {name} are cut to nothing: {listed(wrong)}")
 
@@ -253,5 +291,7 @@ def _check_keys(name: str, root: Path, items: Sequence[Recording]) -> None:
 def _told(faults: Mapping[str, str]) -> list[tuple[str, str]]:
     told = sorted(faults.items())[:TOLD]
     if len(faults) > TOLD:
-        told.append((f"and {len(faults) - TOLD} more", "set `on_bad_audio: skip` to go without such files"))
+        told.append(
+            (f"and {len(faults) - TOLD} more", "set `on_bad_audio: skip` to go without such files")
+        )
     return told

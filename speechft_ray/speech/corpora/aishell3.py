@@ -1,7 +1,9 @@
-"""Corpus ``aishell3``: read Mandarin at 44.1 kHz (Speech-FT's continued pre-training), as OpenSLR 93 unpacks it.
+"""Corpus ``aishell3``: read Mandarin at 44.1 kHz (Speech-FT's continued pre-training), as OpenSLR
+93 unpacks it.
 
-``<root>/{train,test}/wav/SSB0005/SSB00050001.wav``; a line of ``<root>/{train,test}/content.txt`` is the name of a recording, a
-tab, and characters with their pinyin in turn. The release has no validation set: ``dev_fraction`` of train is held out.
+``<root>/{train,test}/wav/SSB0005/SSB00050001.wav``; a line of ``<root>/{train,test}/content.txt``
+is the name of a recording, a tab, and characters with their pinyin in turn. The release has no
+validation set: ``dev_fraction`` of train is held out.
 """
 
 from __future__ import annotations
@@ -13,7 +15,15 @@ from pydantic import Field
 
 from speechft_ray.core.errors import UserError
 from speechft_ray.speech.corpora._draws import shuffled
-from speechft_ray.speech.corpora._layout import DiskOptions, Recording, assemble, bad_line, found_folder, found_root, read_lines
+from speechft_ray.speech.corpora._layout import (
+    DiskOptions,
+    Recording,
+    assemble,
+    bad_line,
+    found_folder,
+    found_root,
+    read_lines,
+)
 from speechft_ray.speech.corpora.base import CORPORA, Corpus, CorpusKind, Expected, Progress
 
 NAME = "aishell3"
@@ -27,20 +37,26 @@ class Aishell3Options(DiskOptions):
     """What is held out."""
 
     dev_fraction: float = Field(default=0.01, gt=0, lt=1)
-    """Share of the training utterances that are dev (Speech-FT does not say; one to two per cent are usual)."""
+    """Share of the training utterances that are dev (Speech-FT does not say; one to two per cent
+    are usual)."""
     seed: int = Field(default=0, ge=0)
     """Of that draw."""
 
 
-def open_aishell3(options: Aishell3Options, root: Path | None, cache: Path, progress: Progress | None = None) -> Corpus:
-    """Returns AISHELL-3 with the columns ``text`` (characters without blanks), ``pinyin`` and ``speaker``.
+def open_aishell3(
+    options: Aishell3Options, root: Path | None, cache: Path, progress: Progress | None = None
+) -> Corpus:
+    """Returns AISHELL-3 with the columns ``text`` (characters without blanks), ``pinyin`` and
+    ``speaker``.
 
-    Recordings that are listed and not there count as bad audio. Raises ``UserError`` for a missing folder or list, and for a
-    line that is none.
+    Recordings that are listed and not there count as bad audio. Raises ``UserError`` for a missing
+    folder or list, and for a line that is none.
     """
     place = found_root(NAME, root, ["train/content.txt", "test/content.txt"])
     listed = {folder: _listed(place, folder) for folder in ("train", "test")}
-    held_out = set(shuffled(listed["train"], options.seed)[: _dev_count(len(listed["train"]), options)])
+    held_out = set(
+        shuffled(listed["train"], options.seed)[: _dev_count(len(listed["train"]), options)]
+    )
     recordings = [
         Recording(key=path, path=path, split="dev" if path in held_out else folder, labels=labels)
         for folder, items in listed.items()
@@ -58,7 +74,9 @@ def _listed(root: Path, folder: str) -> dict[str, dict[str, str]]:
     found_folder(NAME, root, f"{folder}/wav", "its recordings")
     file = root / folder / "content.txt"
     if not file.is_file():
-        raise UserError(f"the corpus `{NAME}` lacks {file}, which says what is spoken: unpack it there.")
+        raise UserError(
+            f"the corpus `{NAME}` lacks {file}, which says what is spoken: unpack it there."
+        )
     found: dict[str, dict[str, str]] = {}
     for number, line in enumerate(read_lines(file), start=1):
         name, _, content = line.partition("\t")
@@ -66,7 +84,12 @@ def _listed(root: Path, folder: str) -> dict[str, dict[str, str]]:
         pinyin = [token for token in spoken if _PINYIN.fullmatch(token)]
         text = "".join(token for token in spoken if not _PINYIN.fullmatch(token))
         if known is None or not pinyin or not text:
-            raise bad_line(file, number, line, "a name like SSB00050001.wav, a tab, and characters with their pinyin")
+            raise bad_line(
+                file,
+                number,
+                line,
+                "a name like SSB00050001.wav, a tab, and characters with their pinyin",
+            )
         labels = {"text": text, "pinyin": " ".join(pinyin), "speaker": known.group(1)}
         found[f"{folder}/wav/{known.group(1)}/{known.group()}"] = labels
     return found

@@ -22,10 +22,10 @@ NOBODY = "none"
 class Utterance:
     """One recording.
 
-    ``labels`` maps a column (``speaker``, ``text``, ``phones``, ``emotion``, ``slots``, ...) to its text; sequences are
-    separated by blanks. ``alignment`` holds ``(start_sample, label)`` pairs at 16 kHz in ascending order, each label valid to
-    the next start, and an empty one says that nothing there has a label; the source of frame targets. Empty where the corpus
-    has no alignment.
+    ``labels`` maps a column (``speaker``, ``text``, ``phones``, ``emotion``, ``slots``, ...) to its
+    text; sequences are separated by blanks. ``alignment`` holds ``(start_sample, label)`` pairs at
+    16 kHz in ascending order, each label valid to the next start, and an empty one says that
+    nothing there has a label; the source of frame targets. Empty where the corpus has no alignment.
     """
 
     key: str
@@ -44,14 +44,15 @@ class Corpus:
     """Utterances and how to read them.
 
     ``fingerprint`` is the identity of the content (audio and labels), never of its place on disk.
-    ``read(utterance)`` returns mono float32 at 16 kHz in [-1, 1], shape ``(samples,)``.
-    ``trials`` are pairs to verify: whether both were said by one speaker, and the keys of two utterances of one split.
-    ``absent`` holds label columns that this corpus could have, each with the sentence that says what it needs.
-    ``notes`` are sentences to tell once: what reading changes and what was left out. ``skipped`` counts, by split, the
-    recordings that were left out because they cannot be read (only with ``on_bad_audio: skip``).
-    ``contents`` has, by key, the identity of each utterance's audio, the same in any corpus that has this recording; it may be
-    empty. ``people`` says whom the column ``speaker`` names: equal names are one person in corpora of the same ``people``;
-    empty: in corpora of the same name.
+    ``read(utterance)`` returns mono float32 at 16 kHz in [-1, 1], shape ``(samples,)``. ``trials``
+    are pairs to verify: whether both were said by one speaker, and the keys of two utterances of
+    one split. ``absent`` holds label columns that this corpus could have, each with the sentence
+    that says what it needs. ``notes`` are sentences to tell once: what reading changes and what was
+    left out. ``skipped`` counts, by split, the recordings that were left out because they cannot be
+    read (only with ``on_bad_audio: skip``). ``contents`` has, by key, the identity of each
+    utterance's audio, the same in any corpus that has this recording; it may be empty. ``people``
+    says whom the column ``speaker`` names: equal names are one person in corpora of the same
+    ``people``; empty: in corpora of the same name.
     """
 
     name: str
@@ -79,9 +80,11 @@ class Progress(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Expected:
-    """What a complete copy of a corpus has, by split, as its ``source`` says. What the source does not tell is left out.
+    """What a complete copy of a corpus has, by split, as its ``source`` says. What the source does
+    not tell is left out.
 
-    ``classes`` counts the different labels of a column in all splits, ``trials`` those of the test split.
+    ``classes`` counts the different labels of a column in all splits, ``trials`` those of the test
+    split.
     """
 
     source: str
@@ -109,10 +112,11 @@ def _nothing_expected(options: Any) -> Expected | None:
 class CorpusKind:
     """A registered way to get a corpus.
 
-    ``options`` is the frozen pydantic model of its identity options (never paths). ``open(options, root, cache, progress)``
-    returns the corpus: ``root`` is where the user keeps the files (a folder or a manifest file; ``None`` when the corpus makes
-    itself), ``cache`` a folder of the store in which it may publish what it made. ``layout`` says in a line what the root
-    holds. ``expected(options)`` returns what a complete copy has, where that is known.
+    ``options`` is the frozen pydantic model of its identity options (never paths). ``open(options,
+    root, cache, progress)`` returns the corpus: ``root`` is where the user keeps the files (a
+    folder or a manifest file; ``None`` when the corpus makes itself), ``cache`` a folder of the
+    store in which it may publish what it made. ``layout`` says in a line what the root holds.
+    ``expected(options)`` returns what a complete copy has, where that is known.
     """
 
     options: type[BaseModel]
@@ -122,7 +126,8 @@ class CorpusKind:
     expected: Callable[[Any], Expected | None] = _nothing_expected
     extras: Sequence[Extra] = ()
     version: int = 1
-    """Raised when a corpus that makes itself would sound or read differently; part of its identity."""
+    """Raised when a corpus that makes itself would sound or read differently; part of its
+    identity."""
 
 
 CORPORA: Registry[CorpusKind] = Registry("corpus", "speechft_ray.speech.corpora")

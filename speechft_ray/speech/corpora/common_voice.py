@@ -1,11 +1,13 @@
-"""Corpus ``common_voice``: Mandarin read by volunteers, Common Voice 7.0 zh-CN (SUPERB's Chinese ASR), as its archive unpacks.
+"""Corpus ``common_voice``: Mandarin read by volunteers, Common Voice 7.0 zh-CN (SUPERB's Chinese
+ASR), as its archive unpacks.
 
-``<root>/zh-CN/{train,dev,test}.tsv`` with the columns client_id, path and sentence; ``<root>/zh-CN/clips/<path>``. A ``.wav``
-at 16 kHz beside a ``.mp3`` (s3prl's ``downsample_cv.py`` makes it) is read in its place; otherwise libsndfile decodes the mp3.
+``<root>/zh-CN/{train,dev,test}.tsv`` with the columns client_id, path and sentence;
+``<root>/zh-CN/clips/<path>``. A ``.wav`` at 16 kHz beside a ``.mp3`` (s3prl's ``downsample_cv.py``
+makes it) is read in its place; otherwise libsndfile decodes the mp3.
 
-Sentences are normalised as in s3prl's ``common_voice_preprocess.py``: NFKC, upper case, punctuation and blanks away; sentences
-with a Latin letter, an apostrophe or one of a few stray characters are left out. Punctuation is ASCII's and all that Unicode
-calls so, where s3prl has a list of its own.
+Sentences are normalised as in s3prl's ``common_voice_preprocess.py``: NFKC, upper case, punctuation
+and blanks away; sentences with a Latin letter, an apostrophe or one of a few stray characters are
+left out. Punctuation is ASCII's and all that Unicode calls so, where s3prl has a list of its own.
 """
 
 from __future__ import annotations
@@ -16,7 +18,15 @@ import unicodedata
 from pathlib import Path
 
 from speechft_ray.core.errors import UserError
-from speechft_ray.speech.corpora._layout import DiskOptions, Recording, assemble, bad_line, found_root, listed, read_lines
+from speechft_ray.speech.corpora._layout import (
+    DiskOptions,
+    Recording,
+    assemble,
+    bad_line,
+    found_root,
+    listed,
+    read_lines,
+)
 from speechft_ray.speech.corpora.base import CORPORA, SPLITS, Corpus, CorpusKind, Progress
 
 NAME = "common_voice"
@@ -31,8 +41,11 @@ class CommonVoiceOptions(DiskOptions):
     """The splits are the corpus' own."""
 
 
-def open_common_voice(options: CommonVoiceOptions, root: Path | None, cache: Path, progress: Progress | None = None) -> Corpus:
-    """Returns Common Voice zh-CN with the columns ``text`` (characters without blanks) and ``speaker`` (a hash).
+def open_common_voice(
+    options: CommonVoiceOptions, root: Path | None, cache: Path, progress: Progress | None = None
+) -> Corpus:
+    """Returns Common Voice zh-CN with the columns ``text`` (characters without blanks) and
+    ``speaker`` (a hash).
 
     Raises ``UserError`` for a missing table or column.
     """
@@ -45,8 +58,16 @@ def open_common_voice(options: CommonVoiceOptions, root: Path | None, cache: Pat
                 dropped += 1
                 continue
             path = _clip(place, clip)
-            recordings.append(Recording(key=path, path=path, split=split, labels={"text": text, "speaker": speaker}))
-    notes = [f"{dropped} sentences are left out: empty, with Latin letters or stray characters."] if dropped else []
+            recordings.append(
+                Recording(
+                    key=path, path=path, split=split, labels={"text": text, "speaker": speaker}
+                )
+            )
+    notes = (
+        [f"{dropped} sentences are left out: empty, with Latin letters or stray characters."]
+        if dropped
+        else []
+    )
     return assemble(NAME, place, recordings, options, cache, progress, notes=notes)
 
 
@@ -55,7 +76,9 @@ def normalised(sentence: str) -> str | None:
     for one, other in _ALIKE.items():
         sentence = sentence.replace(one, other)
     text = unicodedata.normalize("NFKC", sentence).upper()
-    text = "".join(sign for sign in text if sign == "'" or not (sign.isspace() or _is_punctuation(sign)))
+    text = "".join(
+        sign for sign in text if sign == "'" or not (sign.isspace() or _is_punctuation(sign))
+    )
     unwanted = set(string.ascii_uppercase) | {"'"} | set(STRAY)
     return None if not text or unwanted & set(text) else text
 
@@ -70,7 +93,9 @@ def _rows(file: Path, split: str) -> list[tuple[str, str, str]]:
     lines = read_lines(file)
     table = csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)
     if missing := [name for name in _NEEDED if name not in (table.fieldnames or ())]:
-        raise UserError(f"{file} lacks the columns {listed(missing)}: take the table of the original archive.")
+        raise UserError(
+            f"{file} lacks the columns {listed(missing)}: take the table of the original archive."
+        )
     found = []
     for number, row in enumerate(table, start=2):
         if not row["path"] or row["sentence"] is None:

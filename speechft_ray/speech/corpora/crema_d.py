@@ -1,11 +1,13 @@
-"""Corpus ``crema_d``: twelve sentences acted in six emotions by 91 actors (the paper's ER), as its repository has it.
+"""Corpus ``crema_d``: twelve sentences acted in six emotions by 91 actors (the paper's ER), as its
+repository has it.
 
-``<root>/AudioWAV/1001_DFA_ANG_XX.wav``: actor, sentence, acted emotion, intensity. CREMA-D has no splits. EMO-SUPERB
-(arXiv 2402.13018) cuts the actors, in the order of their numbers, into five sets; fold k tests on set k, validates on the next
-one (the first after the fifth) and trains on the rest.
+``<root>/AudioWAV/1001_DFA_ANG_XX.wav``: actor, sentence, acted emotion, intensity. CREMA-D has no
+splits. EMO-SUPERB (arXiv 2402.13018) cuts the actors, in the order of their numbers, into five
+sets; fold k tests on set k, validates on the next one (the first after the fifth) and trains on the
+rest.
 
-EMO-SUPERB learns what listeners heard, not what was acted. Their votes do not come with the recordings: with ``VOTES`` in the
-root there is the column ``perceived`` as well.
+EMO-SUPERB learns what listeners heard, not what was acted. Their votes do not come with the
+recordings: with ``VOTES`` in the root there is the column ``perceived`` as well.
 """
 
 from __future__ import annotations
@@ -32,10 +34,18 @@ from speechft_ray.speech.corpora.base import CORPORA, Corpus, CorpusKind, Expect
 
 NAME = "crema_d"
 FOLDER = "AudioWAV"
-EMOTIONS = {"ANG": "angry", "DIS": "disgust", "FEA": "fear", "HAP": "happy", "NEU": "neutral", "SAD": "sad"}
+EMOTIONS = {
+    "ANG": "angry",
+    "DIS": "disgust",
+    "FEA": "fear",
+    "HAP": "happy",
+    "NEU": "neutral",
+    "SAD": "sad",
+}
 """Codes in file names, and what the columns of ``VOTES`` call them."""
 ACTOR_SETS = ((1001, 1018), (1019, 1036), (1037, 1054), (1055, 1072), (1073, 1091))
-"""First and last actors of EMO-SUPERB's sets (``Split_Set`` of its ``CREMA-D/Primary/labels_consensus_1`` to ``_5.csv``)."""
+"""First and last actors of EMO-SUPERB's sets (``Split_Set`` of its
+``CREMA-D/Primary/labels_consensus_1`` to ``_5.csv``)."""
 SET_SIZES = (1_463, 1_470, 1_476, 1_476, 1_557)
 """Rows of these sets in the same files: 7,442 in all."""
 WITHOUT_SOUND = "1076_MTI_SAD_XX"
@@ -54,19 +64,30 @@ class CremaDOptions(DiskOptions):
     """Which actors are which split."""
 
     fold: int = Field(default=1, ge=1, le=len(ACTOR_SETS))
-    """EMO-SUPERB's fold: the set of the test split. Its config for CREMA-D, with the 15,510 updates of the paper, names 1."""
+    """EMO-SUPERB's fold: the set of the test split. Its config for CREMA-D, with the 15,510 updates
+    of the paper, names 1."""
 
 
-def open_crema_d(options: CremaDOptions, root: Path | None, cache: Path, progress: Progress | None = None) -> Corpus:
-    """Returns CREMA-D with the columns ``emotion`` (as acted), ``speaker``, ``sentence`` and, with ``VOTES``, ``perceived``.
+def open_crema_d(
+    options: CremaDOptions, root: Path | None, cache: Path, progress: Progress | None = None
+) -> Corpus:
+    """Returns CREMA-D with the columns ``emotion`` (as acted), ``speaker``, ``sentence`` and, with
+    ``VOTES``, ``perceived``.
 
-    Raises ``UserError`` for a missing folder, a file name that is none of CREMA-D's, and votes that do not fit.
+    Raises ``UserError`` for a missing folder, a file name that is none of CREMA-D's, and votes that
+    do not fit.
     """
     place = found_root(NAME, root, [FOLDER])
     folder = found_folder(NAME, place, FOLDER, "the recordings")
-    clips = {path.stem: _parts(path) for path in sorted(folder.glob("*.wav")) if path.stem != WITHOUT_SOUND}
+    clips = {
+        path.stem: _parts(path)
+        for path in sorted(folder.glob("*.wav"))
+        if path.stem != WITHOUT_SOUND
+    }
     if not clips:
-        raise UserError(f"{folder} holds no .wav file: unpack it again, with Git LFS if it comes from its repository.")
+        raise UserError(
+            f"{folder} holds no .wav file: unpack it again, with Git LFS if it comes from its repository."
+        )
     perceived, lacks = _perceived(place, clips)
     recordings = [
         Recording(
@@ -78,21 +99,31 @@ def open_crema_d(options: CremaDOptions, root: Path | None, cache: Path, progres
         )
         for name, (actor, sentence, emotion) in clips.items()
     ]
-    notes = [f"{WITHOUT_SOUND}.wav holds no speech and is left out."] if (folder / f"{WITHOUT_SOUND}.wav").is_file() else []
+    notes = (
+        [f"{WITHOUT_SOUND}.wav holds no speech and is left out."]
+        if (folder / f"{WITHOUT_SOUND}.wav").is_file()
+        else []
+    )
     absent = {"perceived": lacks} if lacks else {}
     return assemble(NAME, place, recordings, options, cache, progress, absent=absent, notes=notes)
 
 
 def split_of(actor: int, fold: int) -> str:
     """Returns the split of an actor, 1001 to 1091, in a fold from 1 to 5."""
-    number = next(index for index, (first, last) in enumerate(ACTOR_SETS, start=1) if first <= actor <= last)
+    number = next(
+        index for index, (first, last) in enumerate(ACTOR_SETS, start=1) if first <= actor <= last
+    )
     return "test" if number == fold else "dev" if number == fold % len(ACTOR_SETS) + 1 else "train"
 
 
 def _parts(path: Path) -> tuple[str, str, str]:
     """Returns actor, sentence and emotion."""
     match = _CLIP.fullmatch(path.stem)
-    if match is None or match.group(3) not in EMOTIONS or not ACTOR_SETS[0][0] <= int(match.group(1)) <= ACTOR_SETS[-1][1]:
+    if (
+        match is None
+        or match.group(3) not in EMOTIONS
+        or not ACTOR_SETS[0][0] <= int(match.group(1)) <= ACTOR_SETS[-1][1]
+    ):
         raise UserError(
             f"{path} is not named like 1001_DFA_ANG_XX.wav: an actor from 1001 to 1091, a sentence, an emotion "
             f"({listed(EMOTIONS, len(EMOTIONS))}) and an intensity. Take it away, or name it as in the release."
@@ -101,8 +132,11 @@ def _parts(path: Path) -> tuple[str, str, str]:
     return actor, sentence, emotion
 
 
-def _perceived(root: Path, clips: Mapping[str, tuple[str, str, str]]) -> tuple[Mapping[str, str], str]:
-    """Returns the emotion with most votes by clip; or none, and why. Of several, the acted one wins, else the first by name."""
+def _perceived(
+    root: Path, clips: Mapping[str, tuple[str, str, str]]
+) -> tuple[Mapping[str, str], str]:
+    """Returns the emotion with most votes by clip; or none, and why. Of several, the acted one
+    wins, else the first by name."""
     file = root / VOTES.path
     if not file.is_file():
         return {}, f"{root} lacks {VOTES.path}: `speechft corpora prepare {NAME}` fetches it."
@@ -114,11 +148,17 @@ def _perceived(root: Path, clips: Mapping[str, tuple[str, str, str]]) -> tuple[M
     votes: dict[str, dict[str, float]] = {}
     for number, row in enumerate(table, start=2):
         try:
-            votes[Path(row["FileName"]).stem] = {code: float(row[column]) for code, column in EMOTIONS.items()}
+            votes[Path(row["FileName"]).stem] = {
+                code: float(row[column]) for code, column in EMOTIONS.items()
+            }
         except (TypeError, ValueError):
-            raise bad_line(file, number, lines[number - 1], "a file name and a share of votes for each emotion") from None
+            raise bad_line(
+                file, number, lines[number - 1], "a file name and a share of votes for each emotion"
+            ) from None
     if missing := sorted(set(clips) - set(votes)):
-        raise UserError(f"{file} has no line for {len(missing)} recordings ({listed(missing)}): take it from {VOTES.url}.")
+        raise UserError(
+            f"{file} has no line for {len(missing)} recordings ({listed(missing)}): take it from {VOTES.url}."
+        )
     return {name: _winner(votes[name], acted).lower() for name, (_, _, acted) in clips.items()}, ""
 
 

@@ -1,7 +1,9 @@
-"""Corpus ``fluent_speech_commands``: commands to a smart home (SUPERB's IC), as its archive unpacks.
+"""Corpus ``fluent_speech_commands``: commands to a smart home (SUPERB's IC), as its archive
+unpacks.
 
-``<root>/data/{train,valid,test}_data.csv`` with the columns path, speakerId, transcription, action, object and location;
-recordings at ``<root>/<path>``. An intent is right when action, object and location are. No quirk; speakers are not shared.
+``<root>/data/{train,valid,test}_data.csv`` with the columns path, speakerId, transcription, action,
+object and location; recordings at ``<root>/<path>``. An intent is right when action, object and
+location are. No quirk; speakers are not shared.
 """
 
 from __future__ import annotations
@@ -10,11 +12,23 @@ import csv
 from pathlib import Path
 
 from speechft_ray.core.errors import UserError
-from speechft_ray.speech.corpora._layout import DiskOptions, Recording, assemble, bad_line, found_root, listed, read_lines
+from speechft_ray.speech.corpora._layout import (
+    DiskOptions,
+    Recording,
+    assemble,
+    bad_line,
+    found_root,
+    listed,
+    read_lines,
+)
 from speechft_ray.speech.corpora.base import CORPORA, Corpus, CorpusKind, Expected, Progress
 
 NAME = "fluent_speech_commands"
-_TABLES = {"train": "data/train_data.csv", "dev": "data/valid_data.csv", "test": "data/test_data.csv"}
+_TABLES = {
+    "train": "data/train_data.csv",
+    "dev": "data/valid_data.csv",
+    "test": "data/test_data.csv",
+}
 _COLUMNS = {
     "action": "action",
     "object": "object",
@@ -29,9 +43,13 @@ class FluentSpeechCommandsOptions(DiskOptions):
 
 
 def open_fluent_speech_commands(
-    options: FluentSpeechCommandsOptions, root: Path | None, cache: Path, progress: Progress | None = None
+    options: FluentSpeechCommandsOptions,
+    root: Path | None,
+    cache: Path,
+    progress: Progress | None = None,
 ) -> Corpus:
-    """Returns Fluent Speech Commands with the columns ``action``, ``object``, ``location``, ``text`` and ``speaker``.
+    """Returns Fluent Speech Commands with the columns ``action``, ``object``, ``location``,
+    ``text`` and ``speaker``.
 
     Raises ``UserError`` for a missing table or column and for a row with empty cells.
     """
@@ -47,7 +65,9 @@ def _rows(file: Path, split: str) -> list[Recording]:
     table = csv.DictReader(lines)
     needed = ("path", *_COLUMNS)
     if missing := [name for name in needed if name not in (table.fieldnames or ())]:
-        raise UserError(f"{file} lacks the columns {listed(missing)}: take the table of the original archive.")
+        raise UserError(
+            f"{file} lacks the columns {listed(missing)}: take the table of the original archive."
+        )
     found = []
     for number, row in enumerate(table, start=2):
         if not all(row[name] for name in needed):

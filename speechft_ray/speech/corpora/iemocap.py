@@ -1,13 +1,16 @@
-"""Corpus ``iemocap``: acted dialogues of ten speakers in five sessions (SUPERB's ER), as the full release unpacks.
+"""Corpus ``iemocap``: acted dialogues of ten speakers in five sessions (SUPERB's ER), as the full
+release unpacks.
 
-``<root>/Session1/dialog/EmoEvaluation/Ses01F_impro01.txt`` holds lines ``[start - end] <tab> turn <tab> emotion <tab> [v, a,
-d]``; the turn's recording is ``<root>/Session1/sentences/wav/Ses01F_impro01/<turn>.wav``. Four emotions are kept, excitement
+``<root>/Session1/dialog/EmoEvaluation/Ses01F_impro01.txt`` holds lines ``[start - end] <tab> turn
+<tab> emotion <tab> [v, a, d]``; the turn's recording is
+``<root>/Session1/sentences/wav/Ses01F_impro01/<turn>.wav``. Four emotions are kept, excitement
 counts as happiness; 5,531 turns.
 
-Quirk of s3prl, kept by default: dev is a random fifth of the four training sessions, so it shares their speakers. ``protocol:
-clean`` takes the next session instead, ``tuning`` a whole session and no test. The fifth depends on the order of a list that
-s3prl's preprocessing leaves in ``<root>/meta_data/Session<k>/train_meta_data.json``, in which dialogues come as the file system
-had them. With that file dev is s3prl's; without it, turns are sorted and only the sizes are.
+Quirk of s3prl, kept by default: dev is a random fifth of the four training sessions, so it shares
+their speakers. ``protocol: clean`` takes the next session instead, ``tuning`` a whole session and
+no test. The fifth depends on the order of a list that s3prl's preprocessing leaves in
+``<root>/meta_data/Session<k>/train_meta_data.json``, in which dialogues come as the file system had
+them. With that file dev is s3prl's; without it, turns are sorted and only the sizes are.
 """
 
 from __future__ import annotations
@@ -21,13 +24,22 @@ from typing import Literal
 from pydantic import Field
 
 from speechft_ray.core.errors import UserError
-from speechft_ray.speech.corpora._layout import DiskOptions, Recording, assemble, found_folder, found_root, listed, read_lines
+from speechft_ray.speech.corpora._layout import (
+    DiskOptions,
+    Recording,
+    assemble,
+    found_folder,
+    found_root,
+    listed,
+    read_lines,
+)
 from speechft_ray.speech.corpora.base import CORPORA, Corpus, CorpusKind, Expected, Progress
 
 NAME = "iemocap"
 SESSIONS = 5
 EMOTIONS = {"neu": "neu", "hap": "hap", "exc": "hap", "ang": "ang", "sad": "sad"}
-"""Labels of the release that are kept, and the class they count as (s3prl ``emotion/IEMOCAP_preprocess.py``)."""
+"""Labels of the release that are kept, and the class they count as (s3prl
+``emotion/IEMOCAP_preprocess.py``)."""
 TRAIN_FRACTION = 0.8
 """s3prl ``emotion/config.yaml``: ``valid_ratio: 0.2``."""
 
@@ -44,14 +56,19 @@ class IemocapOptions(DiskOptions):
     """Which session is the test, and where dev comes from."""
 
     fold: int = Field(default=1, ge=1, le=SESSIONS)
-    """Session of the test split (``tuning``: of dev); SUPERB's number is the mean of the five folds."""
+    """Session of the test split (``tuning``: of dev); SUPERB's number is the mean of the five
+    folds."""
     protocol: Literal["superb", "clean", "tuning"] = "superb"
-    """``clean``: dev is the session after the test one (1 after 5), whose two speakers are then nowhere else. ``tuning``: the
-    session ``fold`` is dev, the other four are train, and there is no test (the paper's fine-tuning, with session 1)."""
+    """``clean``: dev is the session after the test one (1 after 5), whose two speakers are then
+    nowhere else. ``tuning``: the session ``fold`` is dev, the other four are train, and there is no
+    test (the paper's fine-tuning, with session 1)."""
 
 
-def open_iemocap(options: IemocapOptions, root: Path | None, cache: Path, progress: Progress | None = None) -> Corpus:
-    """Returns IEMOCAP with the columns ``emotion`` (neu, hap, ang, sad), ``speaker`` and ``session``.
+def open_iemocap(
+    options: IemocapOptions, root: Path | None, cache: Path, progress: Progress | None = None
+) -> Corpus:
+    """Returns IEMOCAP with the columns ``emotion`` (neu, hap, ang, sad), ``speaker`` and
+    ``session``.
 
     Raises ``UserError`` for a missing session and for an evaluation file without turns.
     """
@@ -60,7 +77,9 @@ def open_iemocap(options: IemocapOptions, root: Path | None, cache: Path, progre
     test = turns.pop(options.fold) if options.protocol != "tuning" else []
     notes: list[str] = []
     if options.protocol == "superb":
-        train, dev, notes = _random_fifth(place, options.fold, [turn for session in turns.values() for turn in session])
+        train, dev, notes = _random_fifth(
+            place, options.fold, [turn for session in turns.values() for turn in session]
+        )
     else:
         dev = turns.pop(_dev_session(options))
         train = [turn for session in turns.values() for turn in session]
@@ -79,34 +98,47 @@ def _dev_session(options: IemocapOptions) -> int:
 
 def _labels(path: str, emotion: str) -> dict[str, str]:
     name = Path(path).stem
-    # The F or M after the session says who wore the markers; who speaks is told by the letter of the turn.
+    # The F or M after the session says who wore the markers; who speaks is told by the letter of
+    # the turn.
     return {"emotion": emotion, "speaker": name[:5] + name.rsplit("_", 1)[1][0], "session": name[4]}
 
 
 def _session(root: Path, number: int) -> list[tuple[str, str]]:
     """Returns ``(path, emotion)`` of the turns with one of the four emotions, sorted by path."""
-    folder = found_folder(NAME, root, f"Session{number}/dialog/EmoEvaluation", f"the labels of session {number}")
+    folder = found_folder(
+        NAME, root, f"Session{number}/dialog/EmoEvaluation", f"the labels of session {number}"
+    )
     found = []
     for file in sorted(folder.glob("Ses*.txt")):
         turns = [match.groups() for line in read_lines(file) if (match := _TURN.match(line))]
         if not turns:
-            raise UserError(f"{file} has no line like `[6.29 - 8.23]<tab>{file.stem}_F000<tab>neu<tab>[2.5, 2.5, 2.5]`.")
+            raise UserError(
+                f"{file} has no line like `[6.29 - 8.23]<tab>{file.stem}_F000<tab>neu<tab>[2.5, 2.5, 2.5]`."
+            )
         wavs = f"Session{number}/sentences/wav/{file.stem}"
-        found += [(f"{wavs}/{turn}.wav", EMOTIONS[label]) for turn, label in turns if label in EMOTIONS]
+        found += [
+            (f"{wavs}/{turn}.wav", EMOTIONS[label]) for turn, label in turns if label in EMOTIONS
+        ]
     if not found:
-        raise UserError(f"{folder} labels no turn as one of {listed(EMOTIONS)}: unpack session {number} again.")
+        raise UserError(
+            f"{folder} labels no turn as one of {listed(EMOTIONS)}: unpack session {number} again."
+        )
     return sorted(found)
 
 
 def _random_fifth(
     root: Path, fold: int, turns: Sequence[tuple[str, str]]
 ) -> tuple[list[tuple[str, str]], list[tuple[str, str]], list[str]]:
-    """Returns train, dev and notes: torch's ``random_split`` after ``manual_seed(0)``, as s3prl draws it."""
+    """Returns train, dev and notes: torch's ``random_split`` after ``manual_seed(0)``, as s3prl
+    draws it."""
     import torch  # takes seconds to load: not when corpora are only listed
 
     emotions = dict(turns)
     file = root / f"meta_data/Session{fold}/train_meta_data.json"
-    order, notes = sorted(emotions), ["dev has s3prl's size but not its turns: there is no meta_data/ of its preprocessing."]
+    order, notes = (
+        sorted(emotions),
+        ["dev has s3prl's size but not its turns: there is no meta_data/ of its preprocessing."],
+    )
     if file.is_file():
         order, notes = _listed_order(file), []
         if set(order) != set(emotions):
@@ -122,15 +154,23 @@ def _random_fifth(
 
 def _listed_order(file: Path) -> list[str]:
     try:
-        return [str(item["path"]) for item in json.loads(file.read_text(encoding="utf-8"))["meta_data"]]
+        return [
+            str(item["path"]) for item in json.loads(file.read_text(encoding="utf-8"))["meta_data"]
+        ]
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{file} is not a list of s3prl's preprocessing: {error!r}. Delete it, or make it again.") from error
+        raise UserError(
+            f"{file} is not a list of s3prl's preprocessing: {error!r}. Delete it, or make it again."
+        ) from error
 
 
 def _expected(options: IemocapOptions) -> Expected:
     test = _TEST_SIZES[options.fold - 1] if options.protocol != "tuning" else 0
     others = sum(_TEST_SIZES) - test
-    dev = others - int(TRAIN_FRACTION * others) if options.protocol == "superb" else _TEST_SIZES[_dev_session(options) - 1]
+    dev = (
+        others - int(TRAIN_FRACTION * others)
+        if options.protocol == "superb"
+        else _TEST_SIZES[_dev_session(options) - 1]
+    )
     return Expected(
         source="s3prl's emotion/meta_data (5,531 turns)",
         utterances={"train": others - dev, "dev": dev, "test": test},

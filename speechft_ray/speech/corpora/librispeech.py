@@ -1,11 +1,12 @@
 """Corpus ``librispeech``: read English books (SUPERB's PR and ASR), as OpenSLR 12 unpacks them.
 
-``<root>/train-clean-100/<speaker>/<chapter>/<speaker>-<chapter>-<number>.flac`` with one ``<speaker>-<chapter>.trans.txt`` per
-chapter. Phones come from two lexicons in ``<root>/lexicon``, read in the order of ``LEXICONS``; the first pronunciation of a
-word wins, stress is kept, no silence is put between words (s3prl ``downstream/ctc/corpus/libriphone.py``).
+``<root>/train-clean-100/<speaker>/<chapter>/<speaker>-<chapter>-<number>.flac`` with one
+``<speaker>-<chapter>.trans.txt`` per chapter. Phones come from two lexicons in ``<root>/lexicon``,
+read in the order of ``LEXICONS``; the first pronunciation of a word wins, stress is kept, no
+silence is put between words (s3prl ``downstream/ctc/corpus/libriphone.py``).
 
-``speaker_hours`` makes it a corpus of speakers (Speech-FT's SID on LibriSpeech): all splits are drawn from the training folders
-and have every speaker.
+``speaker_hours`` makes it a corpus of speakers (Speech-FT's SID on LibriSpeech): all splits are
+drawn from the training folders and have every speaker.
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ from pydantic import Field, model_validator
 
 from speechft_ray.core.errors import UserError
 from speechft_ray.speech.corpora._draws import drawn, speaker_splits
-from speechft_ray.speech.corpora._g2p import pronunciations
 from speechft_ray.speech.corpora._layout import (
     DiskOptions,
     Recording,
@@ -30,13 +30,26 @@ from speechft_ray.speech.corpora._layout import (
     listed,
     read_lines,
 )
-from speechft_ray.speech.corpora.base import CORPORA, SPLITS, Corpus, CorpusKind, Expected, Extra, Progress
+from speechft_ray.speech.corpora.base import (
+    CORPORA,
+    SPLITS,
+    Corpus,
+    CorpusKind,
+    Expected,
+    Extra,
+    Progress,
+)
+from speechft_ray.speech.synthesis.g2p import pronunciations
 
 NAME = "librispeech"
-LEXICONS = ("lexicon/librispeech-lexicon-200k-g2p.txt", "lexicon/librispeech-lexicon-allothers-g2p.txt")
+LEXICONS = (
+    "lexicon/librispeech-lexicon-200k-g2p.txt",
+    "lexicon/librispeech-lexicon-allothers-g2p.txt",
+)
 SPEAKER_SHARES = {"train": 72, "dev": 8, "test": 20}
-"""How s3prl's speaker task (``speaker_linear_utter_libri``) parts the 100 hours: 80 : 20 by the lists of contrastive predictive
-coding, and a tenth of the 80 is dev. Speech-FT draws its 10 hours from the 72."""
+"""How s3prl's speaker task (``speaker_linear_utter_libri``) parts the 100 hours: 80 : 20 by the
+lists of contrastive predictive coding, and a tenth of the 80 is dev. Speech-FT draws its 10 hours
+from the 72."""
 _LEXICON_PAGE = "https://huggingface.co/datasets/s3prl/g2p/resolve/main"
 
 Folder = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
@@ -50,11 +63,13 @@ class LibriSpeechOptions(DiskOptions):
     test: tuple[Folder, ...] = ("test-clean",)
     """Folders of each split (s3prl ``ctc/libriphone.yaml`` and ``asr/config.yaml``)."""
     g2p: Literal["none", "espeak"] = "none"
-    """Who pronounces words that the lexicons lack. ``espeak``: espeak-ng, whose phones are mapped to ARPAbet; approximate, so
-    numbers are not comparable with published ones where many words need it."""
+    """Who pronounces words that the lexicons lack. ``espeak``: espeak-ng, whose phones are mapped
+    to ARPAbet; approximate, so numbers are not comparable with published ones where many words need
+    it."""
     speaker_hours: float | None = Field(default=None, gt=0)
-    """Hours of training speech, drawn from the folders of ``train`` so that every speaker is kept (Speech-FT: 10 h with all
-    251). ``dev`` and ``test`` are then drawn from the same folders, in the proportions of ``SPEAKER_SHARES``."""
+    """Hours of training speech, drawn from the folders of ``train`` so that every speaker is kept
+    (Speech-FT: 10 h with all 251). ``dev`` and ``test`` are then drawn from the same folders, in
+    the proportions of ``SPEAKER_SHARES``."""
     seed: int = Field(default=0, ge=0)
     """Of that draw."""
 
@@ -66,11 +81,14 @@ class LibriSpeechOptions(DiskOptions):
         return self
 
 
-def open_librispeech(options: LibriSpeechOptions, root: Path | None, cache: Path, progress: Progress | None = None) -> Corpus:
-    """Returns LibriSpeech with the columns ``text``, ``speaker`` and, where every word has a pronunciation, ``phones``.
+def open_librispeech(
+    options: LibriSpeechOptions, root: Path | None, cache: Path, progress: Progress | None = None
+) -> Corpus:
+    """Returns LibriSpeech with the columns ``text``, ``speaker`` and, where every word has a
+    pronunciation, ``phones``.
 
-    Without pronunciations the corpus opens all the same; ``absent`` says what ``phones`` needs. Raises ``UserError`` for a
-    missing folder and for recordings without a transcript.
+    Without pronunciations the corpus opens all the same; ``absent`` says what ``phones`` needs.
+    Raises ``UserError`` for a missing folder and for recordings without a transcript.
     """
     hours = _speaker_hours(options)
     folders = {split: getattr(options, split) for split in (["train"] if hours else SPLITS)}
@@ -86,7 +104,11 @@ def open_librispeech(options: LibriSpeechOptions, root: Path | None, cache: Path
             key=below(place, path),
             path=below(place, path),
             split=split,
-            labels={"text": text, "speaker": path.stem.split("-")[0], **({"phones": phones[text]} if phones else {})},
+            labels={
+                "text": text,
+                "speaker": path.stem.split("-")[0],
+                **({"phones": phones[text]} if phones else {}),
+            },
         )
         for path, split, text in found
     ]
@@ -97,7 +119,11 @@ def open_librispeech(options: LibriSpeechOptions, root: Path | None, cache: Path
 
 def _of_speakers(corpus: Corpus, hours: Mapping[str, float], seed: int) -> Corpus:
     there, wanted = sum(one.seconds for one in corpus.utterances) / 3600, sum(hours.values())
-    notes = [f"there are {there:.2f} hours to draw from, and `speaker_hours` needs {wanted:.2f}."] if there < wanted else []
+    notes = (
+        [f"there are {there:.2f} hours to draw from, and `speaker_hours` needs {wanted:.2f}."]
+        if there < wanted
+        else []
+    )
     return drawn(corpus, speaker_splits(corpus.utterances, hours, seed), notes)
 
 
@@ -105,7 +131,10 @@ def _speaker_hours(options: LibriSpeechOptions) -> dict[str, float]:
     """Returns the hours of each split that are drawn; nothing without ``speaker_hours``."""
     if options.speaker_hours is None:
         return {}
-    return {split: options.speaker_hours * share / SPEAKER_SHARES["train"] for split, share in SPEAKER_SHARES.items()}
+    return {
+        split: options.speaker_hours * share / SPEAKER_SHARES["train"]
+        for split, share in SPEAKER_SHARES.items()
+    }
 
 
 def _transcribed(folder: Path) -> list[tuple[Path, str]]:
@@ -120,12 +149,15 @@ def _transcribed(folder: Path) -> list[tuple[Path, str]]:
     if not audio:
         raise UserError(f"the corpus `{NAME}` has no .flac file below {folder}: unpack it again.")
     if silent := [path.stem for path in audio if path.stem not in texts]:
-        raise UserError(f"{len(silent)} recordings below {folder} have no line in any .trans.txt: {listed(silent)}.")
+        raise UserError(
+            f"{len(silent)} recordings below {folder} have no line in any .trans.txt: {listed(silent)}."
+        )
     return [(path, texts[path.stem]) for path in audio]
 
 
 def read_lexicon(files: Iterable[Path]) -> dict[str, str]:
-    """Returns the first pronunciation of each word, phones separated by blanks. Raises ``UserError`` with the line at fault."""
+    """Returns the first pronunciation of each word, phones separated by blanks. Raises
+    ``UserError`` with the line at fault."""
     lexicon: dict[str, str] = {}
     for file in files:
         for number, line in enumerate(read_lines(file), start=1):
@@ -136,33 +168,52 @@ def read_lexicon(files: Iterable[Path]) -> dict[str, str]:
     return lexicon
 
 
-def _phones(root: Path, texts: Sequence[str], options: LibriSpeechOptions) -> tuple[Mapping[str, str], str, list[str]]:
+def _phones(
+    root: Path, texts: Sequence[str], options: LibriSpeechOptions
+) -> tuple[Mapping[str, str], str, list[str]]:
     """Returns the phones of each text, or none and why; and notes."""
     missing_files = [name for name in LEXICONS if not (root / name).is_file()]
     if missing_files and options.g2p == "none":
-        return {}, f"{root} lacks {listed(missing_files)}: put it there, or set `g2p: espeak` (approximate).", []
+        return (
+            {},
+            f"{root} lacks {listed(missing_files)}: put it there, or set `g2p: espeak` (approximate).",
+            [],
+        )
     lexicon = read_lexicon(root / name for name in LEXICONS if name not in missing_files)
     words = {word for text in texts for word in text.split()}
     unknown = sorted(words - set(lexicon))
     if unknown and options.g2p == "none":
-        where = f"{len(unknown)} words have no pronunciation in {root / 'lexicon'} ({listed(unknown)})"
+        where = (
+            f"{len(unknown)} words have no pronunciation in {root / 'lexicon'} ({listed(unknown)})"
+        )
         return {}, f"{where}: add them to a lexicon, or set `g2p: espeak` (approximate).", []
     notes = []
     if unknown:
         lexicon.update(pronunciations(unknown))
-        notes.append(f"{len(unknown)} of {len(words)} words are pronounced by espeak-ng ({listed(unknown)}): approximate.")
-    return {text: " ".join(lexicon[word] for word in text.split()) for text in dict.fromkeys(texts)}, "", notes
+        notes.append(
+            f"{len(unknown)} of {len(words)} words are pronounced by espeak-ng ({listed(unknown)}): approximate."
+        )
+    return (
+        {text: " ".join(lexicon[word] for word in text.split()) for text in dict.fromkeys(texts)},
+        "",
+        notes,
+    )
 
 
 def _expected(options: LibriSpeechOptions) -> Expected | None:
     default = LibriSpeechOptions()
     hours = _speaker_hours(options)
-    if any(getattr(options, split) != getattr(default, split) for split in (["train"] if hours else SPLITS)):
+    if any(
+        getattr(options, split) != getattr(default, split)
+        for split in (["train"] if hours else SPLITS)
+    ):
         return None
     if hours:
         rounded = {split: round(value, 2) for split, value in hours.items()}
         source = "Panayotov et al. 2015, table 1 (speakers), and `speaker_hours`"
-        return Expected(source=source, utterances={}, hours=rounded, speakers=dict.fromkeys(SPLITS, 251))
+        return Expected(
+            source=source, utterances={}, hours=rounded, speakers=dict.fromkeys(SPLITS, 251)
+        )
     return Expected(
         source="Panayotov et al. 2015, table 1 (hours, speakers); OpenSLR 12 (utterances)",
         utterances={"train": 28_539, "dev": 2_703, "test": 2_620},
@@ -180,7 +231,12 @@ CORPORA.register(
         layout="train-clean-100/, dev-clean/, test-clean/ with .flac and .trans.txt; lexicon/ for phones",
         expected=_expected,
         extras=[
-            Extra(path=name, url=f"{_LEXICON_PAGE}/{name}", what="pronunciations for the column phones") for name in LEXICONS
+            Extra(
+                path=name,
+                url=f"{_LEXICON_PAGE}/{name}",
+                what="pronunciations for the column phones",
+            )
+            for name in LEXICONS
         ],
     ),
 )

@@ -1,8 +1,8 @@
 """Corpus ``manifest``: anyone's own recordings, listed in a tab-separated file.
 
-The first line names the columns: ``path`` (relative to the manifest's folder), ``split`` (train, dev or test) and any label
-columns (``speaker``, ``text``, ``emotion``, ...). ``seconds`` and ``sample_rate_hz`` may be there for people to read; the
-audio's own header counts.
+The first line names the columns: ``path`` (relative to the manifest's folder), ``split`` (train,
+dev or test) and any label columns (``speaker``, ``text``, ``emotion``, ...). ``seconds`` and
+``sample_rate_hz`` may be there for people to read; the audio's own header counts.
 """
 
 from __future__ import annotations
@@ -19,7 +19,14 @@ from speechft_ray.core.fingerprint import fingerprint
 from speechft_ray.speech.audio import read_audio
 from speechft_ray.speech.corpora._files import measure
 from speechft_ray.speech.corpora._layout import DiskOptions, changes, left_out
-from speechft_ray.speech.corpora.base import CORPORA, SPLITS, Corpus, CorpusKind, Progress, Utterance
+from speechft_ray.speech.corpora.base import (
+    CORPORA,
+    SPLITS,
+    Corpus,
+    CorpusKind,
+    Progress,
+    Utterance,
+)
 
 DEFAULT_NAME = "manifest.tsv"
 _NEEDED = ("path", "split")
@@ -41,15 +48,21 @@ class Row:
     labels: Mapping[str, str]
 
 
-def open_manifest(options: ManifestOptions, root: Path | None, cache: Path, progress: Progress | None = None) -> Corpus:
-    """Returns the corpus of a manifest: ``root`` is the file or the folder that holds ``manifest.tsv``.
+def open_manifest(
+    options: ManifestOptions, root: Path | None, cache: Path, progress: Progress | None = None
+) -> Corpus:
+    """Returns the corpus of a manifest: ``root`` is the file or the folder that holds
+    ``manifest.tsv``.
 
-    Utterances are in order of their paths, and the fingerprint covers every row and every audio file's bytes; the order of the
-    rows changes neither. What was measured of the audio is kept in ``cache``, so that a second open reads no audio.
-    Raises ``UserError`` with all mistakes at once (the first five of each kind).
+    Utterances are in order of their paths, and the fingerprint covers every row and every audio
+    file's bytes; the order of the rows changes neither. What was measured of the audio is kept in
+    ``cache``, so that a second open reads no audio. Raises ``UserError`` with all mistakes at once
+    (the first five of each kind).
     """
     if root is None:
-        raise UserError("the corpus `manifest` needs a root: the path of a manifest.tsv or of its folder.")
+        raise UserError(
+            "the corpus `manifest` needs a root: the path of a manifest.tsv or of its folder."
+        )
     file = root / DEFAULT_NAME if root.is_dir() else root
     rows = read_rows(file)
     folder = file.parent
@@ -58,18 +71,23 @@ def open_manifest(options: ManifestOptions, root: Path | None, cache: Path, prog
         _refuse(file, rows, faults)
     ordered = sorted((row for row in rows if row.path in facts), key=lambda row: row.path)
     utterances = [
-        Utterance(key=row.path, split=row.split, samples=facts[row.path].samples, labels=row.labels) for row in ordered
+        Utterance(key=row.path, split=row.split, samples=facts[row.path].samples, labels=row.labels)
+        for row in ordered
     ]
 
     def read(utterance: Utterance) -> np.ndarray:
         wave = read_audio(utterance.key, folder)
         if len(wave) != utterance.samples:
-            raise UserError(f"{folder / utterance.key} has changed since the corpus was opened. Start again.")
+            raise UserError(
+                f"{folder / utterance.key} has changed since the corpus was opened. Start again."
+            )
         return wave
 
     return Corpus(
         name=f"manifest/{folder.resolve().name}",
-        fingerprint=fingerprint([[row.path, row.split, dict(row.labels), facts[row.path].sha256] for row in ordered]),
+        fingerprint=fingerprint(
+            [[row.path, row.split, dict(row.labels), facts[row.path].sha256] for row in ordered]
+        ),
         utterances=utterances,
         read=read,
         columns=frozenset(rows[0].labels),
@@ -80,16 +98,21 @@ def open_manifest(options: ManifestOptions, root: Path | None, cache: Path, prog
 
 
 def read_rows(file: Path) -> list[Row]:
-    """Returns the rows of a manifest. Raises ``SpecError`` with all mistakes of its text; audio is not looked at."""
+    """Returns the rows of a manifest. Raises ``SpecError`` with all mistakes of its text; audio is
+    not looked at."""
     try:
         text = file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"the manifest {file} cannot be read as UTF-8 text: {error}.") from error
     lines = [line.rstrip("\r").split("\t") for line in text.split("\n")]
     header = [name.strip() for name in lines[0]]
-    mistakes = [("line 1", f"the column `{name}` is missing") for name in _NEEDED if name not in header]
+    mistakes = [
+        ("line 1", f"the column `{name}` is missing") for name in _NEEDED if name not in header
+    ]
     mistakes += [
-        ("line 1", f"the column `{name}` is named {count} times") for name, count in Counter(header).items() if count > 1
+        ("line 1", f"the column `{name}` is named {count} times")
+        for name, count in Counter(header).items()
+        if count > 1
     ]
     if mistakes:
         raise SpecError(f"the manifest {file}", mistakes)
@@ -98,7 +121,11 @@ def read_rows(file: Path) -> list[Row]:
         if cells == [""]:
             continue
         if len(cells) != len(header):
-            wrong.add("cells", f"line {number}", f"has {len(cells)} cells where the header has {len(header)} columns")
+            wrong.add(
+                "cells",
+                f"line {number}",
+                f"has {len(cells)} cells where the header has {len(header)} columns",
+            )
             continue
         named = dict(zip(header, cells, strict=True))
         labels = {name: cell for name, cell in named.items() if name not in _NOT_LABELS}
@@ -106,7 +133,9 @@ def read_rows(file: Path) -> list[Row]:
     _check_rows(rows, wrong)
     wrong.raise_if_any(file)
     if not rows:
-        raise UserError(f"the manifest {file} has no rows: list at least one recording below the header.")
+        raise UserError(
+            f"the manifest {file} has no rows: list at least one recording below the header."
+        )
     return rows
 
 
@@ -133,11 +162,19 @@ def _check_rows(rows: Sequence[Row], wrong: _Mistakes) -> None:
     first_line: dict[str, int] = {}
     for row in rows:
         if row.split not in SPLITS:
-            wrong.add("split", f"line {row.line}", f"`split` must be one of {', '.join(SPLITS)}, but is `{row.split}` instead")
+            wrong.add(
+                "split",
+                f"line {row.line}",
+                f"`split` must be one of {', '.join(SPLITS)}, but is `{row.split}` instead",
+            )
         if not row.path:
             wrong.add("path", f"line {row.line}", "`path` is empty")
         elif first_line.setdefault(row.path, row.line) != row.line:
-            wrong.add("twice", f"line {row.line}", f"`{row.path}` is already on line {first_line[row.path]}")
+            wrong.add(
+                "twice",
+                f"line {row.line}",
+                f"`{row.path}` is already on line {first_line[row.path]}",
+            )
 
 
 def _refuse(file: Path, rows: Sequence[Row], faults: Mapping[str, str]) -> None:

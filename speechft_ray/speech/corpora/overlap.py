@@ -1,4 +1,5 @@
-"""What two corpora share: recordings that a fine-tuning has seen, and voices that it has heard, in the test set of a task."""
+"""What two corpora share: recordings that a fine-tuning has seen, and voices that it has heard, in
+the test set of a task."""
 
 from __future__ import annotations
 
@@ -22,10 +23,11 @@ class Overlap(NamedTuple):
 
 
 def overlap(tuned: Corpus, tested: Corpus) -> Overlap:
-    """Returns how many test utterances and test speakers of ``tested`` a fine-tuning on ``tuned`` has seen.
+    """Returns how many test utterances and test speakers of ``tested`` a fine-tuning on ``tuned``
+    has seen.
 
-    Utterances are compared by their content where both corpora know it, else by their keys within one corpus; speakers where
-    both corpora name the same people.
+    Utterances are compared by their content where both corpora know it, else by their keys within
+    one corpus; speakers where both corpora name the same people.
     """
     seen = [utterance for split in SEEN for utterance in tuned.split(split)]
     test = tested.split("test")
@@ -34,7 +36,12 @@ def overlap(tuned: Corpus, tested: Corpus) -> Overlap:
     shared = sum(_identity(tested, utterance, by_content) in known for utterance in test)
     heard, wanted = _speakers(tuned, seen), _speakers(tested, test)
     comparable = _people(tuned) == _people(tested) and bool(heard) and bool(wanted)
-    return Overlap(shared, len(test), len(heard & wanted) if comparable else 0, len(wanted) if comparable else 0)
+    return Overlap(
+        shared,
+        len(test),
+        len(heard & wanted) if comparable else 0,
+        len(wanted) if comparable else 0,
+    )
 
 
 def _identity(corpus: Corpus, utterance: Utterance, by_content: bool) -> tuple[str, str]:
@@ -48,5 +55,9 @@ def _people(corpus: Corpus) -> str:
 def _speakers(corpus: Corpus, utterances: Iterable[Utterance]) -> set[str]:
     """Names of speakers; a recording with ``segments`` has several, separated by blanks."""
     labels = [utterance.labels.get("speaker", "").strip() for utterance in utterances]
-    names = [name for label in labels for name in (label.split() if "segments" in corpus.columns else [label])]
+    names = [
+        name
+        for label in labels
+        for name in (label.split() if "segments" in corpus.columns else [label])
+    ]
     return set(names) - {"", NOBODY}

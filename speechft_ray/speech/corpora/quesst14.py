@@ -1,10 +1,12 @@
-"""Corpus ``quesst14``: spoken queries to be found in spoken documents (SUPERB's QbE), as ``quesst14Database`` unpacks.
+"""Corpus ``quesst14``: spoken queries to be found in spoken documents (SUPERB's QbE), as
+``quesst14Database`` unpacks.
 
-``<root>/Audio/*.wav`` are documents, ``<root>/dev_queries/*.wav`` and ``<root>/eval_queries/*.wav`` queries.
-``<root>/scoring/language_key_{utterances,dev,eval}.lst`` hold ``<folder>/<path> <language>``, of which s3prl keeps
-``nnenglish``; ``<root>/scoring/groundtruth_quesst14_{dev,eval}/quesst14_{dev,eval}.rttm`` say in which documents a query occurs
-(lines ``LEXEME <document> ... <query> ...``). Everything is heard 3 dB quieter. Nothing is trained: documents stand in the
-split train.
+``<root>/Audio/*.wav`` are documents, ``<root>/dev_queries/*.wav`` and ``<root>/eval_queries/*.wav``
+queries. ``<root>/scoring/language_key_{utterances,dev,eval}.lst`` hold ``<folder>/<path>
+<language>``, of which s3prl keeps ``nnenglish``;
+``<root>/scoring/groundtruth_quesst14_{dev,eval}/quesst14_{dev,eval}.rttm`` say in which documents a
+query occurs (lines ``LEXEME <document> ... <query> ...``). Everything is heard 3 dB quieter.
+Nothing is trained: documents stand in the split train.
 """
 
 from __future__ import annotations
@@ -13,7 +15,15 @@ from collections.abc import Collection
 from pathlib import Path, PurePosixPath
 
 from speechft_ray.core.errors import UserError
-from speechft_ray.speech.corpora._layout import QUIETER, DiskOptions, Recording, assemble, bad_line, found_root, read_lines
+from speechft_ray.speech.corpora._layout import (
+    QUIETER,
+    DiskOptions,
+    Recording,
+    assemble,
+    bad_line,
+    found_root,
+    read_lines,
+)
 from speechft_ray.speech.corpora.base import CORPORA, Corpus, CorpusKind, Expected, Progress
 
 NAME = "quesst14"
@@ -27,11 +37,14 @@ class Quesst14Options(DiskOptions):
     """As the lists write it (s3prl ``quesst14_dtw/dataset.py`` keeps ``nnenglish``)."""
 
 
-def open_quesst14(options: Quesst14Options, root: Path | None, cache: Path, progress: Progress | None = None) -> Corpus:
-    """Returns QUESST 2014 with the column ``matches``: of a query, the keys of the documents it occurs in, separated by blanks.
+def open_quesst14(
+    options: Quesst14Options, root: Path | None, cache: Path, progress: Progress | None = None
+) -> Corpus:
+    """Returns QUESST 2014 with the column ``matches``: of a query, the keys of the documents it
+    occurs in, separated by blanks.
 
-    Documents are the split train and have no matches. Raises ``UserError`` for a missing list or ground truth, and when a list
-    has nothing in the language.
+    Documents are the split train and have no matches. Raises ``UserError`` for a missing list or
+    ground truth, and when a list has nothing in the language.
     """
     place = found_root(NAME, root, ["Audio", "scoring", "dev_queries", "eval_queries"])
     paths = {split: _listed(place, name, options.language) for split, name in _LISTS.items()}
@@ -40,7 +53,11 @@ def open_quesst14(options: Quesst14Options, root: Path | None, cache: Path, prog
     for split in ("dev", "test"):
         truth = _truth(place, _LISTS[split])
         for path in paths[split]:
-            hits = [documents[name] for name in sorted(truth.get(PurePosixPath(path).stem, ())) if name in documents]
+            hits = [
+                documents[name]
+                for name in sorted(truth.get(PurePosixPath(path).stem, ()))
+                if name in documents
+            ]
             recordings.append(_recording(path, split, hits))
     return assemble(NAME, place, recordings, options, cache, progress, treatment=QUIETER)
 
@@ -63,7 +80,9 @@ def _listed(root: Path, name: str, language: str) -> list[str]:
         if parts[1] == language:
             found.append(path)
     if not found:
-        raise UserError(f"{file} lists nothing in `{language}`; it has {', '.join(sorted(languages)) or 'no lines'}.")
+        raise UserError(
+            f"{file} lists nothing in `{language}`; it has {', '.join(sorted(languages)) or 'no lines'}."
+        )
     return found
 
 
@@ -85,7 +104,9 @@ def _truth(root: Path, part: str) -> dict[str, set[str]]:
 
 def _needed(file: Path) -> None:
     if not file.is_file():
-        raise UserError(f"the corpus `{NAME}` lacks {file}, which its archive holds: unpack it again.")
+        raise UserError(
+            f"the corpus `{NAME}` lacks {file}, which its archive holds: unpack it again."
+        )
 
 
 def _expected(options: Quesst14Options) -> Expected | None:

@@ -1,8 +1,10 @@
-"""Corpus ``snips``: Audio SNIPS, requests to an assistant spoken by synthetic voices (SUPERB's SF), as s3prl prepares it.
+"""Corpus ``snips``: Audio SNIPS, requests to an assistant spoken by synthetic voices (SUPERB's SF),
+as s3prl prepares it.
 
-``<root>/{train,valid,test}/<Speaker>-snips-<split>-<n>.wav``; ``<root>/all.iob.snips.txt`` with lines
-``<name> BOS W1 ... EOS <tab> O l1 ... intent``; ``<root>/slots.txt`` with one slot per line, ``O`` first. Words are upper case;
-a label is the name of a slot or ``O``, without B- and I- marks, one per word. Each voice is in one split only; no other quirk.
+``<root>/{train,valid,test}/<Speaker>-snips-<split>-<n>.wav``; ``<root>/all.iob.snips.txt`` with
+lines ``<name> BOS W1 ... EOS <tab> O l1 ... intent``; ``<root>/slots.txt`` with one slot per line,
+``O`` first. Words are upper case; a label is the name of a slot or ``O``, without B- and I- marks,
+one per word. Each voice is in one split only; no other quirk.
 """
 
 from __future__ import annotations
@@ -34,7 +36,16 @@ _FOLDERS = {"train": "train", "dev": "valid", "test": "test"}
 class SnipsOptions(DiskOptions):
     """Whose voice is in which split (s3prl ``ctc/snips.yaml``)."""
 
-    train_speakers: tuple[str, ...] = ("Ivy", "Joanna", "Joey", "Justin", "Kendra", "Kimberly", "Matthew", "Salli")
+    train_speakers: tuple[str, ...] = (
+        "Ivy",
+        "Joanna",
+        "Joey",
+        "Justin",
+        "Kendra",
+        "Kimberly",
+        "Matthew",
+        "Salli",
+    )
     dev_speakers: tuple[str, ...] = ("Aditi", "Amy", "Geraint", "Nicole")
     test_speakers: tuple[str, ...] = ("Brian", "Emma", "Raveena", "Russell")
 
@@ -42,15 +53,20 @@ class SnipsOptions(DiskOptions):
     def _check(self) -> SnipsOptions:
         speakers = [*self.train_speakers, *self.dev_speakers, *self.test_speakers]
         if len(set(speakers)) < len(speakers):
-            raise ValueError("`train_speakers`, `dev_speakers` and `test_speakers` must name every speaker once")
+            raise ValueError(
+                "`train_speakers`, `dev_speakers` and `test_speakers` must name every speaker once"
+            )
         return self
 
 
-def open_snips(options: SnipsOptions, root: Path | None, cache: Path, progress: Progress | None = None) -> Corpus:
-    """Returns Audio SNIPS with the columns ``text``, ``slots`` (one per word), ``intent`` and ``speaker``.
+def open_snips(
+    options: SnipsOptions, root: Path | None, cache: Path, progress: Progress | None = None
+) -> Corpus:
+    """Returns Audio SNIPS with the columns ``text``, ``slots`` (one per word), ``intent`` and
+    ``speaker``.
 
-    Recordings without a line in the text file are left out and counted. Raises ``UserError`` for a missing file, folder or
-    speaker, and for a line that does not give every word its label.
+    Recordings without a line in the text file are left out and counted. Raises ``UserError`` for a
+    missing file, folder or speaker, and for a line that does not give every word its label.
     """
     place = found_root(NAME, root, [TEXTS, SLOTS])
     labels = _texts(place)
@@ -58,25 +74,40 @@ def open_snips(options: SnipsOptions, root: Path | None, cache: Path, progress: 
     for split, name in _FOLDERS.items():
         folder = found_folder(NAME, place, name, f"its split {split}")
         speakers = set(getattr(options, f"{split}_speakers"))
-        found = [path for path in sorted(folder.rglob("*.wav")) if path.stem.split("-")[0] in speakers]
+        found = [
+            path for path in sorted(folder.rglob("*.wav")) if path.stem.split("-")[0] in speakers
+        ]
         if silent := sorted(speakers - {path.stem.split("-")[0] for path in found}):
-            raise UserError(f"{folder} has no recording of {listed(silent)}: name other speakers in `{split}_speakers`.")
+            raise UserError(
+                f"{folder} has no recording of {listed(silent)}: name other speakers in `{split}_speakers`."
+            )
         untold += sum(path.stem not in labels for path in found)
-        recordings += [_recording(place, path, split, labels) for path in found if path.stem in labels]
+        recordings += [
+            _recording(place, path, split, labels) for path in found if path.stem in labels
+        ]
     notes = [f"{untold} recordings have no line in {TEXTS} and are left out."] if untold else []
     return assemble(NAME, place, recordings, options, cache, progress, notes=notes)
 
 
-def _recording(root: Path, path: Path, split: str, labels: Mapping[str, Mapping[str, str]]) -> Recording:
+def _recording(
+    root: Path, path: Path, split: str, labels: Mapping[str, Mapping[str, str]]
+) -> Recording:
     place = below(root, path)
-    return Recording(key=place, path=place, split=split, labels={**labels[path.stem], "speaker": path.stem.split("-")[0]})
+    return Recording(
+        key=place,
+        path=place,
+        split=split,
+        labels={**labels[path.stem], "speaker": path.stem.split("-")[0]},
+    )
 
 
 def _texts(root: Path) -> dict[str, dict[str, str]]:
     """Returns text, slots and intent of each recording by its name."""
     for name in (TEXTS, SLOTS):
         if not (root / name).is_file():
-            raise UserError(f"the corpus `{NAME}` lacks {root / name}: s3prl's preprocessing of Audio SNIPS makes it.")
+            raise UserError(
+                f"the corpus `{NAME}` lacks {root / name}: s3prl's preprocessing of Audio SNIPS makes it."
+            )
     allowed = {line.strip() for line in read_lines(root / SLOTS)} | {"O"}
     found: dict[str, dict[str, str]] = {}
     for number, line in enumerate(read_lines(root / TEXTS), start=1):
@@ -84,10 +115,21 @@ def _texts(root: Path) -> dict[str, dict[str, str]]:
         name, *words = said.split()
         slots = told.split()
         if len(words) != len(slots) or words[:1] != ["BOS"] or words[-1] != "EOS" or len(words) < 3:
-            raise bad_line(root / TEXTS, number, line, "`NAME BOS words EOS<tab>O labels intent` with one label per word")
+            raise bad_line(
+                root / TEXTS,
+                number,
+                line,
+                "`NAME BOS words EOS<tab>O labels intent` with one label per word",
+            )
         if unknown := sorted(set(slots[1:-1]) - allowed):
-            raise UserError(f"{root / TEXTS} line {number} has the slots {listed(unknown)}, which {SLOTS} does not list.")
-        found[name] = {"text": " ".join(words[1:-1]), "slots": " ".join(slots[1:-1]), "intent": slots[-1]}
+            raise UserError(
+                f"{root / TEXTS} line {number} has the slots {listed(unknown)}, which {SLOTS} does not list."
+            )
+        found[name] = {
+            "text": " ".join(words[1:-1]),
+            "slots": " ".join(slots[1:-1]),
+            "intent": slots[-1],
+        }
     return found
 
 

@@ -1,11 +1,14 @@
-"""Corpus ``speech_commands``: single words, version 0.01 (SUPERB's KS), as its two archives unpack side by side.
+"""Corpus ``speech_commands``: single words, version 0.01 (SUPERB's KS), as its two archives unpack
+side by side.
 
-``<root>/speech_commands_v0.01/<word>/<speaker>_nohash_<n>.wav`` with ``_background_noise_/``, and the official test set
-``<root>/speech_commands_test_set_v0.01/<class>/*.wav`` with twelve folders. Everything is heard 3 dB quieter.
+``<root>/speech_commands_v0.01/<word>/<speaker>_nohash_<n>.wav`` with ``_background_noise_/``, and
+the official test set ``<root>/speech_commands_test_set_v0.01/<class>/*.wav`` with twelve folders.
+Everything is heard 3 dB quieter.
 
-Quirks of s3prl, kept by default. The speaker's hash gives dev 10 % of the training archive and *discards* the 10 % that are its
-own test. Words that are no keyword become ``_unknown_``. The background recordings are ``_silence_`` in both train and dev, one
-random second at each access; here ``silence_crops`` seconds of each, drawn once. With ``protocol: clean`` train hears the first
+Quirks of s3prl, kept by default. The speaker's hash gives dev 10 % of the training archive and
+*discards* the 10 % that are its own test. Words that are no keyword become ``_unknown_``. The
+background recordings are ``_silence_`` in both train and dev, one random second at each access;
+here ``silence_crops`` seconds of each, drawn once. With ``protocol: clean`` train hears the first
 four fifths of each background recording and dev the rest.
 """
 
@@ -51,8 +54,9 @@ class SpeechCommandsOptions(DiskOptions):
     """How silence is heard."""
 
     silence_crops: int = Field(default=40, ge=1, le=1000)
-    """Seconds of each background recording, in train and in dev. Six recordings times 40 are about as many as dev has of a
-    keyword; in training, classes are equally likely however many there are."""
+    """Seconds of each background recording, in train and in dev. Six recordings times 40 are about
+    as many as dev has of a keyword; in training, classes are equally likely however many there
+    are."""
     protocol: Literal["superb", "clean"] = "superb"
     """``clean``: no second of background is in both train and dev."""
 
@@ -60,7 +64,8 @@ class SpeechCommandsOptions(DiskOptions):
 def open_speech_commands(
     options: SpeechCommandsOptions, root: Path | None, cache: Path, progress: Progress | None = None
 ) -> Corpus:
-    """Returns Speech Commands with the columns ``keyword`` (12 classes) and ``speaker`` (a hash; ``none`` for silence).
+    """Returns Speech Commands with the columns ``keyword`` (12 classes) and ``speaker`` (a hash;
+    ``none`` for silence).
 
     Raises ``UserError`` for a missing archive, word, class or background recording.
     """
@@ -72,9 +77,12 @@ def open_speech_commands(
 
 
 def split_of(file_name: str) -> str | None:
-    """Returns the split of a training file by the hash of its speaker; ``None`` for the share that is discarded."""
+    """Returns the split of a training file by the hash of its speaker; ``None`` for the share that
+    is discarded."""
     speaker = re.sub(r"_nohash_.*$", "", file_name)
-    percent = int(hashlib.sha1(speaker.encode()).hexdigest(), 16) % (_BUCKETS + 1) * (100.0 / _BUCKETS)
+    percent = (
+        int(hashlib.sha1(speaker.encode()).hexdigest(), 16) % (_BUCKETS + 1) * (100.0 / _BUCKETS)
+    )
     return "dev" if percent < 10 else None if percent < 20 else "train"
 
 
@@ -85,16 +93,27 @@ def _words(root: Path) -> list[Recording]:
             continue
         keyword = folder.name if folder.name in KEYWORDS else UNKNOWN
         found += [
-            _recording(root, path, split, keyword) for path in sorted(folder.glob("*.wav")) if (split := split_of(path.name))
+            _recording(root, path, split, keyword)
+            for path in sorted(folder.glob("*.wav"))
+            if (split := split_of(path.name))
         ]
     if missing := [word for word in KEYWORDS if not (root / ARCHIVE / word).is_dir()]:
-        raise UserError(f"the corpus `{NAME}` lacks the words {listed(missing)} in {root / ARCHIVE}: unpack it again.")
+        raise UserError(
+            f"the corpus `{NAME}` lacks the words {listed(missing)} in {root / ARCHIVE}: unpack it again."
+        )
     return found
 
 
 def _test(root: Path) -> list[Recording]:
-    folders = [found_folder(NAME, root, f"{TEST_ARCHIVE}/{name}", "a class") for name in (*KEYWORDS, SILENCE, UNKNOWN)]
-    return [_recording(root, path, "test", folder.name) for folder in folders for path in sorted(folder.glob("*.wav"))]
+    folders = [
+        found_folder(NAME, root, f"{TEST_ARCHIVE}/{name}", "a class")
+        for name in (*KEYWORDS, SILENCE, UNKNOWN)
+    ]
+    return [
+        _recording(root, path, "test", folder.name)
+        for folder in folders
+        for path in sorted(folder.glob("*.wav"))
+    ]
 
 
 def _recording(root: Path, path: Path, split: str, keyword: str) -> Recording:
@@ -108,12 +127,15 @@ def _silence(root: Path, options: SpeechCommandsOptions) -> list[Recording]:
     folder = found_folder(NAME, root, f"{ARCHIVE}/{NOISE}", "what silence sounds like")
     paths = sorted(folder.glob("*.wav"))
     if not paths:
-        raise UserError(f"{folder} holds no .wav file: silence is cut from them, so unpack the training archive again.")
+        raise UserError(
+            f"{folder} holds no .wav file: silence is cut from them, so unpack the training archive again."
+        )
     return [item for path in paths for item in _crops(root, path, options)]
 
 
 def _crops(root: Path, path: Path, options: SpeechCommandsOptions) -> list[Recording]:
-    """Returns the seconds of one background recording; of one that cannot be read the whole, to be told with the others."""
+    """Returns the seconds of one background recording; of one that cannot be read the whole, to be
+    told with the others."""
     place, labels = below(root, path), {"keyword": SILENCE, "speaker": NOBODY}
     try:
         samples = examine(path).samples
@@ -123,7 +145,9 @@ def _crops(root: Path, path: Path, options: SpeechCommandsOptions) -> list[Recor
     found = []
     for split, begin, end in (("train", 0, edge), ("dev", edge % samples, samples)):
         if end - begin < SAMPLE_RATE_HZ:
-            raise UserError(f"{path} is too short to cut seconds of silence for {split} from it: unpack the archive again.")
+            raise UserError(
+                f"{path} is too short to cut seconds of silence for {split} from it: unpack the archive again."
+            )
         draw = random.Random(f"{path.name} {split}")
         for index in range(options.silence_crops):
             start = draw.randint(begin, end - SAMPLE_RATE_HZ)

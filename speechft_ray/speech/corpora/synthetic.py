@@ -1,8 +1,9 @@
 """Corpus ``synthetic``: speech that makes itself, offline, with exact labels for every task.
 
-espeak-ng speaks sentences with known phones, words, speakers, emotions and slots; rooms, channels and noise make it hard enough
-that filter banks alone do not solve it. The audio of one set of options is the same on every run and for any number of worker
-processes; it is published once, packed, and later only mapped into memory.
+espeak-ng speaks sentences with known phones, words, speakers, emotions and slots; rooms, channels
+and noise make it hard enough that filter banks alone do not solve it. The audio of one set of
+options is the same on every run and for any number of worker processes; it is published once,
+packed, and later only mapped into memory.
 """
 
 from __future__ import annotations
@@ -17,10 +18,17 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from speechft_ray.core.fingerprint import file_sha256, fingerprint
-from speechft_ray.speech.corpora import _chunks
-from speechft_ray.speech.corpora._parts import PARTS, Item, items, most_speakers
-from speechft_ray.speech.corpora._phones import spoken
-from speechft_ray.speech.corpora.base import CORPORA, SPLITS, Corpus, CorpusKind, Progress, Utterance
+from speechft_ray.speech.corpora.base import (
+    CORPORA,
+    SPLITS,
+    Corpus,
+    CorpusKind,
+    Progress,
+    Utterance,
+)
+from speechft_ray.speech.synthesis import workers as _chunks
+from speechft_ray.speech.synthesis.parts import PARTS, Item, items, most_speakers
+from speechft_ray.speech.synthesis.phones import spoken
 
 GENERATOR_VERSION = 1
 """Raised whenever the same options would sound or read differently."""
@@ -32,7 +40,8 @@ PartName = Literal["pretrain", "phones", "pr", "sid", "er", "sf", "ks", "ic", "z
 
 
 class SyntheticOptions(BaseModel):
-    """Which part of the synthetic world. Sizes left out take the part's own defaults and are then part of the identity."""
+    """Which part of the synthetic world. Sizes left out take the part's own defaults and are then
+    part of the identity."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -45,14 +54,20 @@ class SyntheticOptions(BaseModel):
     test: int = Field(ge=0, le=100_000)
     """Utterances per split."""
     speakers: int = Field(ge=2)
-    """Training speakers. ``sid`` and ``pretrain`` use them in all splits; other parts test on speakers unheard in training."""
+    """Training speakers. ``sid`` and ``pretrain`` use them in all splits; other parts test on
+    speakers unheard in training."""
 
     @model_validator(mode="before")
     @classmethod
     def _fill_in(cls, given: Any) -> Any:
         if isinstance(given, dict) and given.get("part") in PARTS:
             part = PARTS[given["part"]]
-            sizes = {"train": part.train, "dev": part.dev, "test": part.test, "speakers": part.speakers}
+            sizes = {
+                "train": part.train,
+                "dev": part.dev,
+                "test": part.test,
+                "speakers": part.speakers,
+            }
             return {**sizes, **{name: value for name, value in given.items() if value is not None}}
         return given
 
@@ -64,16 +79,24 @@ class SyntheticOptions(BaseModel):
                 f"`speakers` must be within [2, {most}] for the part `{self.part}`, but is {self.speakers} instead"
             )
         if not self.train + self.dev + self.test:
-            raise ValueError("`train`, `dev` and `test` are all 0: at least one split needs utterances")
+            raise ValueError(
+                "`train`, `dev` and `test` are all 0: at least one split needs utterances"
+            )
         return self
 
 
-def open_synthetic(options: SyntheticOptions, root: Path | None, cache: Path, progress: Progress | None = None) -> Corpus:
-    """Returns the corpus of these options, made on the first call and found in ``cache`` afterwards. ``root`` is not used.
+def open_synthetic(
+    options: SyntheticOptions, root: Path | None, cache: Path, progress: Progress | None = None
+) -> Corpus:
+    """Returns the corpus of these options, made on the first call and found in ``cache``
+    afterwards. ``root`` is not used.
 
     A cached corpus whose bytes do not have their recorded sha256 is made again.
     """
-    folder = cache / f"synthetic-{options.part}-{fingerprint({'options': options, 'generator': GENERATOR_VERSION})}"
+    folder = (
+        cache
+        / f"synthetic-{options.part}-{fingerprint({'options': options, 'generator': GENERATOR_VERSION})}"
+    )
     manifest = _intact(folder)
     if manifest is None:
         cache.mkdir(parents=True, exist_ok=True)
@@ -83,12 +106,24 @@ def open_synthetic(options: SyntheticOptions, root: Path | None, cache: Path, pr
     return _corpus(options, folder, manifest)
 
 
-def make(options: SyntheticOptions, folder: Path, workers: int, progress: Progress | None = None) -> None:
-    """Makes a corpus in a new folder: packed audio, one line per utterance, and a manifest with the sha256 of both."""
+def make(
+    options: SyntheticOptions, folder: Path, workers: int, progress: Progress | None = None
+) -> None:
+    """Makes a corpus in a new folder: packed audio, one line per utterance, and a manifest with the
+    sha256 of both."""
     folder.mkdir(parents=True)
-    todo = items(options.part, options.seed, {split: getattr(options, split) for split in SPLITS}, options.speakers)
+    todo = items(
+        options.part,
+        options.seed,
+        {split: getattr(options, split) for split in SPLITS},
+        options.speakers,
+    )
     prefixes = _chunks.synthesise(todo, folder, workers, progress)
-    spoken_lines = [json.loads(line) for prefix in prefixes for line in prefix.with_suffix(".jsonl").read_text().splitlines()]
+    spoken_lines = [
+        json.loads(line)
+        for prefix in prefixes
+        for line in prefix.with_suffix(".jsonl").read_text().splitlines()
+    ]
     _pack_audio(folder / _AUDIO, prefixes, sum(line["samples"] for line in spoken_lines))
     with (folder / _ITEMS).open("w", encoding="utf-8") as file:
         for item, line in zip(todo, spoken_lines, strict=True):
@@ -102,12 +137,20 @@ def make(options: SyntheticOptions, folder: Path, workers: int, progress: Progre
         "audio_sha256": file_sha256(folder / _AUDIO),
         "items_sha256": file_sha256(folder / _ITEMS),
     }
-    (folder / _MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    (folder / _MANIFEST).write_text(
+        json.dumps(manifest, indent=1, sort_keys=True) + "\n", encoding="utf-8"
+    )
 
 
 def _record(item: Item, line: dict[str, Any]) -> dict[str, Any]:
     labels = {**item.labels, "phones": spoken(line["alignment"])}
-    return {"key": item.key, "split": item.split, "samples": line["samples"], "labels": labels, "alignment": line["alignment"]}
+    return {
+        "key": item.key,
+        "split": item.split,
+        "samples": line["samples"],
+        "labels": labels,
+        "alignment": line["alignment"],
+    }
 
 
 def _pack_audio(path: Path, prefixes: list[Path], samples: int) -> None:
@@ -160,7 +203,9 @@ def _corpus(options: SyntheticOptions, folder: Path, manifest: dict[str, Any]) -
 
     def read(utterance: Utterance) -> np.ndarray:
         begin = starts[utterance.key]
-        wave: np.ndarray = packed[begin : begin + utterance.samples].astype(np.float32) * _FULL_SCALE
+        wave: np.ndarray = (
+            packed[begin : begin + utterance.samples].astype(np.float32) * _FULL_SCALE
+        )
         return wave
 
     return Corpus(
@@ -177,7 +222,16 @@ def _corpus(options: SyntheticOptions, folder: Path, manifest: dict[str, Any]) -
 def _content(options: SyntheticOptions, utterance: Utterance) -> str:
     """What decides an utterance's audio: its own draws, by seed and key, who speaks and what."""
     labels = utterance.labels
-    return fingerprint([GENERATOR_VERSION, options.part, options.seed, utterance.key, labels["speaker"], labels["text"]])
+    return fingerprint(
+        [
+            GENERATOR_VERSION,
+            options.part,
+            options.seed,
+            utterance.key,
+            labels["speaker"],
+            labels["text"],
+        ]
+    )
 
 
 CORPORA.register(

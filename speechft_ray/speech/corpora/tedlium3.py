@@ -1,11 +1,14 @@
-"""Corpus ``tedlium3``: TED talks with aligned captions (Speech-FT's ASR on TED-LIUM), release 3 as OpenSLR 51 unpacks it.
+"""Corpus ``tedlium3``: TED talks with aligned captions (Speech-FT's ASR on TED-LIUM), release 3 as
+OpenSLR 51 unpacks it.
 
-``<root>/legacy/{train,dev,test}/{sph,stm}/<talk>.{sph,stm}``, where those of train are links to ``<root>/data``. A line of an
-``.stm`` is an utterance: ``talk 1 speaker start end <label> words``, times in seconds; the talk is read from start to end only.
+``<root>/legacy/{train,dev,test}/{sph,stm}/<talk>.{sph,stm}``, where those of train are links to
+``<root>/data``. A line of an ``.stm`` is an utterance: ``talk 1 speaker start end <label> words``,
+times in seconds; the talk is read from start to end only.
 
-Left out: what is marked ``ignore_time_segment_in_scoring``, lines without words, and those with a sign that is no letter,
-above all ``<unk>``, a word that the aligner did not know (official preparation). Words are in lower case; the release sets
-endings apart (``it 's``), which are joined again.
+Left out: what is marked ``ignore_time_segment_in_scoring``, lines without words, and those with a
+sign that is no letter, above all ``<unk>``, a word that the aligner did not know (official
+preparation). Words are in lower case; the release sets endings apart (``it 's``), which are joined
+again.
 """
 
 from __future__ import annotations
@@ -20,7 +23,15 @@ from pydantic import Field
 from speechft_ray.core.errors import UserError
 from speechft_ray.core.units import SAMPLE_RATE_HZ
 from speechft_ray.speech.corpora._draws import first_hours
-from speechft_ray.speech.corpora._layout import DiskOptions, Recording, assemble, bad_line, found_folder, found_root, read_lines
+from speechft_ray.speech.corpora._layout import (
+    DiskOptions,
+    Recording,
+    assemble,
+    bad_line,
+    found_folder,
+    found_root,
+    read_lines,
+)
 from speechft_ray.speech.corpora.base import CORPORA, SPLITS, Corpus, CorpusKind, Expected, Progress
 
 NAME = "tedlium3"
@@ -39,16 +50,20 @@ class Tedlium3Options(DiskOptions):
     """How much of the training talks."""
 
     train_hours: float | None = Field(default=100, gt=0)
-    """Hours drawn at random from the training utterances (Speech-FT: 100); ``None``: all, about 450."""
+    """Hours drawn at random from the training utterances (Speech-FT: 100); ``None``: all, about
+    450."""
     seed: int = Field(default=0, ge=0)
     """Of that draw."""
 
 
-def open_tedlium3(options: Tedlium3Options, root: Path | None, cache: Path, progress: Progress | None = None) -> Corpus:
-    """Returns TED-LIUM 3 with the columns ``text`` (a to z, apostrophe, blanks) and ``speaker`` (the talk, by its name).
+def open_tedlium3(
+    options: Tedlium3Options, root: Path | None, cache: Path, progress: Progress | None = None
+) -> Corpus:
+    """Returns TED-LIUM 3 with the columns ``text`` (a to z, apostrophe, blanks) and ``speaker``
+    (the talk, by its name).
 
-    dev and test are the official ones. Raises ``UserError`` for a missing folder, a split without utterances, and a line that
-    is none.
+    dev and test are the official ones. Raises ``UserError`` for a missing folder, a split without
+    utterances, and a line that is none.
     """
     place = found_root(NAME, root, ["legacy"])
     left_out: Counter[str] = Counter()
@@ -57,16 +72,24 @@ def open_tedlium3(options: Tedlium3Options, root: Path | None, cache: Path, prog
     fit = {key: count for key, count in samples.items() if _fits(count)}
     left_out["training utterances shorter than 1 s or longer than 60 s"] = len(samples) - len(fit)
     chosen = first_hours(fit, options.train_hours, options.seed)
-    recordings = [item for split, items in found.items() for item in items if split != "train" or item.key in chosen]
+    recordings = [
+        item
+        for split, items in found.items()
+        for item in items
+        if split != "train" or item.key in chosen
+    ]
     notes = [f"{count} {what} are left out." for what, count in left_out.items() if count]
     hours = sum(fit.values()) / SAMPLE_RATE_HZ / 3600
     if options.train_hours is not None and hours < options.train_hours:
-        notes.append(f"train has {hours:.2f} hours, fewer than the {options.train_hours:g} that `train_hours` asks for.")
+        notes.append(
+            f"train has {hours:.2f} hours, fewer than the {options.train_hours:g} that `train_hours` asks for."
+        )
     return assemble(NAME, place, recordings, options, cache, progress, notes=notes)
 
 
 def normalised(words: str) -> str | None:
-    """Returns the words of a line in lower case with their endings joined; ``None`` where a sign cannot be spelled."""
+    """Returns the words of a line in lower case with their endings joined; ``None`` where a sign
+    cannot be spelled."""
     spoken = " ".join(_NOT_SPOKEN.sub(" ", words.lower()).split())
     text = _APART.sub(r"\1", spoken)
     return text if _SPELLED.fullmatch(text) else None
@@ -78,7 +101,10 @@ def _fits(samples: int) -> bool:
 
 def _utterances(root: Path, split: str, left_out: Counter[str]) -> list[Recording]:
     """Returns the utterances of a split, and counts in ``left_out`` what is none."""
-    folders = {kind: found_folder(NAME, root, f"legacy/{split}/{kind}", f"its split {split}") for kind in ("stm", "sph")}
+    folders = {
+        kind: found_folder(NAME, root, f"legacy/{split}/{kind}", f"its split {split}")
+        for kind in ("stm", "sph")
+    }
     found = []
     for file in sorted(folders["stm"].glob("*.stm")):
         for number, line in enumerate(read_lines(file), start=1):
@@ -89,11 +115,21 @@ def _utterances(root: Path, split: str, left_out: Counter[str]) -> list[Recordin
                 continue
             text = normalised(words)
             if text is None:
-                left_out["lines without words, or with a sign that is no letter (above all `<unk>`),"] += 1
+                left_out[
+                    "lines without words, or with a sign that is no letter (above all `<unk>`),"
+                ] += 1
                 continue
             path = f"legacy/{split}/sph/{talk}.sph"
             key = f"legacy/{split}/{talk}/{cut[0]:08d}-{cut[1]:08d}"
-            found.append(Recording(key=key, path=path, split=split, labels={"text": text, "speaker": speaker}, cut=cut))
+            found.append(
+                Recording(
+                    key=key,
+                    path=path,
+                    split=split,
+                    labels={"text": text, "speaker": speaker},
+                    cut=cut,
+                )
+            )
     if not found:
         raise UserError(f"{folders['stm']} has no .stm file with an utterance: unpack it again.")
     return found
@@ -105,7 +141,12 @@ def _fields(file: Path, number: int, line: str) -> tuple[str, str, tuple[int, in
     try:
         talk, _, speaker, *times = fields[:5]
         start, stop = (float(time) for time in times)
-        if not (_TALK.fullmatch(talk) and math.isfinite(stop) and 0 <= start < stop and fields[5].startswith("<")):
+        if not (
+            _TALK.fullmatch(talk)
+            and math.isfinite(stop)
+            and 0 <= start < stop
+            and fields[5].startswith("<")
+        ):
             raise ValueError(line)
     except (ValueError, IndexError):
         wanted = "a talk, a channel, a speaker, a start before its end in seconds, a label like <o,f0,male>, and words"

@@ -1,10 +1,12 @@
 """Corpus ``timit``: read sentences with phones by hand (the paper's PC), as LDC93S1 unpacks.
 
-``<root>/TRAIN/DR1/FCJF0/SX37.WAV`` with ``SX37.PHN`` (lines ``start end phone`` in samples) and ``SX37.TXT`` (``start end
-words``), in upper or lower case. Recordings are NIST SPHERE or, converted, RIFF (``SX37.wav``, ``SX37.WAV.wav``).
+``<root>/TRAIN/DR1/FCJF0/SX37.WAV`` with ``SX37.PHN`` (lines ``start end phone`` in samples) and
+``SX37.TXT`` (``start end words``), in upper or lower case. Recordings are NIST SPHERE or,
+converted, RIFF (``SX37.wav``, ``SX37.WAV.wav``).
 
-As everybody uses it: the two SA sentences, which all speakers read, are left out; 61 phones are folded to 39; train is all of
-TRAIN, dev and test are 50 and 24 speakers of TEST (``_timit_tables``), and the other 94 are in no split.
+As everybody uses it: the two SA sentences, which all speakers read, are left out; 61 phones are
+folded to 39; train is all of TRAIN, dev and test are 50 and 24 speakers of TEST
+(``_timit_tables``), and the other 94 are in no split.
 """
 
 from __future__ import annotations
@@ -24,7 +26,12 @@ from speechft_ray.speech.corpora._layout import (
     listed,
     read_lines,
 )
-from speechft_ray.speech.corpora._timit_tables import CORE_TEST_SPEAKERS, DEV_SPEAKERS, FOLDED, GLOTTAL_STOP
+from speechft_ray.speech.corpora._timit_tables import (
+    CORE_TEST_SPEAKERS,
+    DEV_SPEAKERS,
+    FOLDED,
+    GLOTTAL_STOP,
+)
 from speechft_ray.speech.corpora.base import CORPORA, SPLITS, Corpus, CorpusKind, Expected, Progress
 
 NAME = "timit"
@@ -40,11 +47,15 @@ class TimitOptions(DiskOptions):
     """The splits are the usual ones."""
 
 
-def open_timit(options: TimitOptions, root: Path | None, cache: Path, progress: Progress | None = None) -> Corpus:
-    """Returns TIMIT with the columns ``phones`` (39, silence among them), ``text`` and ``speaker``, aligned by phones.
+def open_timit(
+    options: TimitOptions, root: Path | None, cache: Path, progress: Progress | None = None
+) -> Corpus:
+    """Returns TIMIT with the columns ``phones`` (39, silence among them), ``text`` and ``speaker``,
+    aligned by phones.
 
-    A glottal stop (``q``) is no phone of the 39: it is left out of ``phones``, and its time has no label in the alignment.
-    Raises ``UserError`` for a missing part, for recordings without phones or words, and for a line that is none.
+    A glottal stop (``q``) is no phone of the 39: it is left out of ``phones``, and its time has no
+    label in the alignment. Raises ``UserError`` for a missing part, for recordings without phones
+    or words, and for a line that is none.
     """
     place = found_root(NAME, root, ["TRAIN", "train", "TEST", "test"])
     recordings = [
@@ -54,23 +65,38 @@ def open_timit(options: TimitOptions, root: Path | None, cache: Path, progress: 
         if (split := split_of(part, speaker)) is not None
         for files in sentences.values()
     ]
-    if missing := [split for split in SPLITS if not any(item.split == split for item in recordings)]:
-        raise UserError(f"{place} has no speaker of the split {listed(missing)}: unpack TRAIN and TEST again.")
+    if missing := [
+        split for split in SPLITS if not any(item.split == split for item in recordings)
+    ]:
+        raise UserError(
+            f"{place} has no speaker of the split {listed(missing)}: unpack TRAIN and TEST again."
+        )
     return assemble(NAME, place, recordings, options, cache, progress)
 
 
 def split_of(part: str, speaker: str) -> str | None:
-    """Returns the split of a speaker of ``train`` or ``test``; ``None`` for the 94 of neither list."""
+    """Returns the split of a speaker of ``train`` or ``test``; ``None`` for the 94 of neither
+    list."""
     if part == "train":
         return "train"
     return "dev" if speaker in DEV_SPEAKERS else "test" if speaker in CORE_TEST_SPEAKERS else None
 
 
 def _speakers(root: Path, part: str) -> dict[str, dict[str, dict[str, Path]]]:
-    """Returns the files of each sentence by ending, by speaker and sentence, all in lower case, SA left out."""
-    folder = next((child for child in sorted(root.iterdir()) if child.is_dir() and child.name.lower() == part), None)
+    """Returns the files of each sentence by ending, by speaker and sentence, all in lower case, SA
+    left out."""
+    folder = next(
+        (
+            child
+            for child in sorted(root.iterdir())
+            if child.is_dir() and child.name.lower() == part
+        ),
+        None,
+    )
     if folder is None:
-        raise UserError(f"the corpus `{NAME}` lacks the folder {root / part.upper()} (or {part}): unpack it there.")
+        raise UserError(
+            f"the corpus `{NAME}` lacks the folder {root / part.upper()} (or {part}): unpack it there."
+        )
     found: dict[str, dict[str, dict[str, Path]]] = {}
     for path in sorted(folder.glob("*/*/*.*")):
         sentence, _, ending = path.name.lower().partition(".")
@@ -92,20 +118,28 @@ def _recording(root: Path, files: Mapping[str, Path], split: str) -> Recording:
         "text": _words(files["txt"]),
         "speaker": audio.parent.name.lower(),
     }
-    key = f"{below(root, audio.parent)}/{audio.name.split('.')[0]}.wav".lower()  # the same in every copy
-    return Recording(key=key, path=below(root, audio), split=split, labels=labels, alignment=alignment)
+    key = (
+        f"{below(root, audio.parent)}/{audio.name.split('.')[0]}.wav".lower()
+    )  # the same in every copy
+    return Recording(
+        key=key, path=below(root, audio), split=split, labels=labels, alignment=alignment
+    )
 
 
 def read_phones(file: Path) -> Alignment:
-    """Returns ``(start_sample, phone)`` of a .PHN file, folded to 39; the label of a glottal stop is empty.
+    """Returns ``(start_sample, phone)`` of a .PHN file, folded to 39; the label of a glottal stop
+    is empty.
 
-    Raises ``UserError`` with the line that is no ``start end phone``, has an unknown phone, or does not follow the one before.
+    Raises ``UserError`` with the line that is no ``start end phone``, has an unknown phone, or does
+    not follow the one before.
     """
     found: list[tuple[int, str]] = []
     for number, line in enumerate(read_lines(file), start=1):
         start, end, phone = match.groups() if (match := _PHONE.fullmatch(line)) else ("0", "0", "")
         if int(start) >= int(end) or phone not in (*FOLDED, GLOTTAL_STOP):
-            raise bad_line(file, number, line, "`start end phone` in samples, with one of TIMIT's 61 phones")
+            raise bad_line(
+                file, number, line, "`start end phone` in samples, with one of TIMIT's 61 phones"
+            )
         if found and int(start) <= found[-1][0]:
             raise bad_line(file, number, line, f"a phone that starts after sample {found[-1][0]}")
         found.append((int(start), FOLDED.get(phone, "")))

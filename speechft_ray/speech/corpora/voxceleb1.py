@@ -1,11 +1,14 @@
-"""Corpus ``voxceleb1``: interviews of celebrities (SUPERB's SID and ASV), as its two archives unpack.
+"""Corpus ``voxceleb1``: interviews of celebrities (SUPERB's SID and ASV), as its two archives
+unpack.
 
-``<root>/dev/wav/id10001/<video>/00001.wav`` and ``<root>/test/wav/...``. The lists do not come with the recordings: one of
-``SPLIT_LISTS`` (identification) or ``TRIAL_LISTS`` (verification) is expected in the root.
+``<root>/dev/wav/id10001/<video>/00001.wav`` and ``<root>/test/wav/...``. The lists do not come with
+the recordings: one of ``SPLIT_LISTS`` (identification) or ``TRIAL_LISTS`` (verification) is
+expected in the root.
 
-Quirks of s3prl, kept by default. Verification has no validation set: the checkpoint with the best test score is reported, so
-the dev split is empty; ``protocol: clean`` holds out speakers of the dev folder, with trials of their own. Verification
-hears the speech with pauses taken out and 3 dB quieter, and trains on what is then longer than 2 s.
+Quirks of s3prl, kept by default. Verification has no validation set: the checkpoint with the best
+test score is reported, so the dev split is empty; ``protocol: clean`` holds out speakers of the dev
+folder, with trials of their own. Verification hears the speech with pauses taken out and 3 dB
+quieter, and trains on what is then longer than 2 s.
 """
 
 from __future__ import annotations
@@ -29,29 +32,37 @@ from speechft_ray.speech.corpora._layout import (
     found_root,
     read_lines,
 )
-from speechft_ray.speech.corpora._pauses import WITHOUT_PAUSES
+from speechft_ray.speech.corpora._vad import WITHOUT_PAUSES
 from speechft_ray.speech.corpora.base import CORPORA, Corpus, CorpusKind, Expected, Extra, Progress
 
 NAME = "voxceleb1"
 SPLIT_LISTS = ("iden_split.txt", "veri_test_class.txt")
-"""The official list and its name in s3prl; lines are ``1 id10003/video/00001.wav`` (1 train, 2 dev, 3 test)."""
+"""The official list and its name in s3prl; lines are ``1 id10003/video/00001.wav`` (1 train, 2 dev,
+3 test)."""
 TRIAL_LISTS = ("voxceleb1_test_v2.txt", "veri_test.txt")
-"""s3prl's list (OpenSLR 49) and the official one; lines are ``1 a.wav b.wav``, 1 for one speaker, 0 for two."""
+"""s3prl's list (OpenSLR 49) and the official one; lines are ``1 a.wav b.wav``, 1 for one speaker, 0
+for two."""
 EXTRAS = (
     Extra(
         path=SPLIT_LISTS[0],
         url="https://www.robots.ox.ac.uk/~vgg/data/voxceleb/meta/iden_split.txt",
         what="splits of identification",
     ),
-    Extra(path=TRIAL_LISTS[0], url="https://www.openslr.org/resources/49/voxceleb1_test_v2.txt", what="trials of verification"),
+    Extra(
+        path=TRIAL_LISTS[0],
+        url="https://www.openslr.org/resources/49/voxceleb1_test_v2.txt",
+        what="trials of verification",
+    ),
 )
 _SPLITS = {"1": "train", "2": "dev", "3": "test"}
 _FILE = re.compile(r"(id\d{5})/[^/\s]+/[^/\s]+\.wav")
 
 SHORTEST_TRAINING_SAMPLES = 32_001
-"""Training utterances must be longer than 2 s (s3prl ``sv_voxceleb1/dataset.py``: ``vad_config.min_sec``)."""
+"""Training utterances must be longer than 2 s (s3prl ``sv_voxceleb1/dataset.py``:
+``vad_config.min_sec``)."""
 HELD_OUT_SPEAKERS, TRIALS_PER_SPEAKER = 40, 100
-"""Of ``protocol: clean``: as many speakers as the test has, half of whose trials are with themselves."""
+"""Of ``protocol: clean``: as many speakers as the test has, half of whose trials are with
+themselves."""
 
 
 class VoxCeleb1Options(DiskOptions):
@@ -64,14 +75,19 @@ class VoxCeleb1Options(DiskOptions):
     @model_validator(mode="after")
     def _check(self) -> VoxCeleb1Options:
         if self.protocol == "clean" and self.task != "verification":
-            raise ValueError("`protocol` must be `superb` for identification, whose splits have nothing to clean")
+            raise ValueError(
+                "`protocol` must be `superb` for identification, whose splits have nothing to clean"
+            )
         return self
 
 
-def open_voxceleb1(options: VoxCeleb1Options, root: Path | None, cache: Path, progress: Progress | None = None) -> Corpus:
+def open_voxceleb1(
+    options: VoxCeleb1Options, root: Path | None, cache: Path, progress: Progress | None = None
+) -> Corpus:
     """Returns VoxCeleb1 with the column ``speaker``; for verification with ``trials``.
 
-    Listed recordings that are not there count as bad audio. Raises ``UserError`` for a missing folder or list.
+    Listed recordings that are not there count as bad audio. Raises ``UserError`` for a missing
+    folder or list.
     """
     place = found_root(NAME, root, ["dev/wav", "test/wav", *SPLIT_LISTS])
     for part in ("dev", "test"):
@@ -99,7 +115,9 @@ def _identification(root: Path) -> list[Recording]:
     for number, line in enumerate(read_lines(file), start=1):
         split, _, name = line.strip().partition(" ")
         if split not in _SPLITS or not _FILE.fullmatch(name):
-            raise bad_line(file, number, line, "`1`, `2` or `3` and a path like id10003/na8-QEFmj44/00003.wav")
+            raise bad_line(
+                file, number, line, "`1`, `2` or `3` and a path like id10003/na8-QEFmj44/00003.wav"
+            )
         found.append(_recording(places.get(name, f"dev/wav/{name}"), name, _SPLITS[split]))
     return found
 
@@ -112,13 +130,17 @@ def _verification(root: Path, protocol: str) -> tuple[list[Recording], list[tupl
     for number, line in enumerate(read_lines(file), start=1):
         same, *pair = line.split()
         if same not in ("0", "1") or len(pair) != 2 or not all(map(_FILE.fullmatch, pair)):
-            raise bad_line(file, number, line, "`1` or `0` and two paths like id10270/5r0dWxy17C8/00001.wav")
+            raise bad_line(
+                file, number, line, "`1` or `0` and two paths like id10270/5r0dWxy17C8/00001.wav"
+            )
         trials.append((same == "1", pair[0], pair[1]))
         named.update(dict.fromkeys(pair))
     places.update({name: f"test/wav/{name}" for name in named if name not in places})
     known = [name for name, path in places.items() if path.startswith("dev/") and name not in named]
     held_out = _held_out(known) if protocol == "clean" else set()
-    splits = {name: "dev" if name[:7] in held_out else "train" for name in known} | dict.fromkeys(named, "test")
+    splits = {name: "dev" if name[:7] in held_out else "train" for name in known} | dict.fromkeys(
+        named, "test"
+    )
     trials += _own_trials([name for name, split in splits.items() if split == "dev"])
     pairs = [(same, places[one], places[other]) for same, one, other in trials]
     return [_recording(places[name], name, split) for name, split in splits.items()], pairs
@@ -133,7 +155,9 @@ def _places(root: Path) -> dict[str, str]:
     found: dict[str, str] = {}
     for part in ("dev", "test"):
         folder = root / part / "wav"
-        found.update((below(folder, path), below(root, path)) for path in sorted(folder.glob("*/*/*.wav")))
+        found.update(
+            (below(folder, path), below(root, path)) for path in sorted(folder.glob("*/*/*.wav"))
+        )
     return found
 
 
@@ -154,7 +178,8 @@ def _held_out(names: Sequence[str]) -> set[str]:
 
 
 def _own_trials(names: Sequence[str]) -> list[tuple[bool, str, str]]:
-    """Returns seeded trials of the held-out speakers, as many of one speaker as of two, recordings of two videos each."""
+    """Returns seeded trials of the held-out speakers, as many of one speaker as of two, recordings
+    of two videos each."""
     by_speaker: dict[str, list[str]] = {}
     for name in sorted(names):
         by_speaker.setdefault(name[:7], []).append(name)
@@ -163,12 +188,16 @@ def _own_trials(names: Sequence[str]) -> list[tuple[bool, str, str]]:
     return [trial for speaker in turns for trial in _pair(speaker, by_speaker, draw)]
 
 
-def _pair(speaker: str, by_speaker: Mapping[str, Sequence[str]], draw: random.Random) -> list[tuple[bool, str, str]]:
+def _pair(
+    speaker: str, by_speaker: Mapping[str, Sequence[str]], draw: random.Random
+) -> list[tuple[bool, str, str]]:
     mine = draw.choice(by_speaker[speaker])
     alike = [name for name in by_speaker[speaker] if name.split("/")[1] != mine.split("/")[1]]
     others = [name for name in by_speaker if name != speaker]
     found = [(True, mine, draw.choice(alike))] if alike else []
-    return [*found, (False, mine, draw.choice(by_speaker[draw.choice(others)]))] if others else found
+    return (
+        [*found, (False, mine, draw.choice(by_speaker[draw.choice(others)]))] if others else found
+    )
 
 
 def _expected(options: VoxCeleb1Options) -> Expected:
@@ -181,7 +210,8 @@ def _expected(options: VoxCeleb1Options) -> Expected:
     return Expected(
         source="voxceleb1_test_v2.txt (4,715 files, 37,720 trials); Nagrani et al. 2017, table 5 (speakers)",
         utterances={"test": 4_715},
-        speakers={"test": 40} | ({"train": 1_211} if options.protocol == "superb" else {"train": 1_171, "dev": 40}),
+        speakers={"test": 40}
+        | ({"train": 1_211} if options.protocol == "superb" else {"train": 1_171, "dev": 40}),
         trials=37_720,
     )
 

@@ -1,4 +1,5 @@
-"""The learned down-sampling module as checkpoints write it: a line of Python that is read here and never run."""
+"""The learned down-sampling module as checkpoints write it: a line of Python that is read here and
+never run."""
 
 from __future__ import annotations
 
@@ -14,11 +15,12 @@ PUBLISHED = "[(512,10,5)] + [(512,3,2)] * 4 + [(512,2,2)] * 2"
 """wav2vec 2.0, HuBERT and WavLM of every published size (s3prl's and fairseq's default)."""
 
 GEOMETRY = ((10, 5), (3, 2), (3, 2), (3, 2), (3, 2), (2, 2), (2, 2))
-"""Kernel and stride of the seven convolutions (HuBERT paper, section III-A): 25 ms field, 20 ms hop. Other geometries would
-silently shift every frame label, so they are refused."""
+"""Kernel and stride of the seven convolutions (HuBERT paper, section III-A): 25 ms field, 20 ms
+hop. Other geometries would silently shift every frame label, so they are refused."""
 
 MAX_CONV_LAYERS = 32
-"""No published speech encoder has more than 7 (wav2vec 2.0, HuBERT, WavLM); the bound keeps ``* 10**9`` from being obeyed."""
+"""No published speech encoder has more than 7 (wav2vec 2.0, HuBERT, WavLM); the bound keeps ``*
+10**9`` from being obeyed."""
 
 MAX_CHANNELS = 8192
 """Sixteen times the published 512."""
@@ -29,21 +31,26 @@ _REPEAT = re.compile(rf"\s*\[([^\[\]]*)\]\s*(?:\*({_INT}))?")
 
 
 def front_end(text: Any) -> ConvLayers:
-    """Returns the layers of ``conv_feature_layers``. Raises ``UserError`` when it is not the grammar's or not ``GEOMETRY``."""
+    """Returns the layers of ``conv_feature_layers``. Raises ``UserError`` when it is not the
+    grammar's or not ``GEOMETRY``."""
     layers = parse_conv_layers(text)
     if tuple((kernel, stride) for _, kernel, stride in layers) != GEOMETRY:
         raise UserError(
             f"`conv_feature_layers` must have kernels and strides {GEOMETRY} (25 ms field, 20 ms hop), but is {layers} instead."
         )
     if max(channels for channels, _, _ in layers) > MAX_CHANNELS:
-        raise UserError(f"`conv_feature_layers` must have at most {MAX_CHANNELS} channels, but is {layers} instead.")
+        raise UserError(
+            f"`conv_feature_layers` must have at most {MAX_CHANNELS} channels, but is {layers} instead."
+        )
     return layers
 
 
 def parse_conv_layers(text: Any) -> ConvLayers:
-    """Reads ``[(dim, kernel, stride), ...] * n + ...``, the only form that checkpoints use, without evaluating it.
+    """Reads ``[(dim, kernel, stride), ...] * n + ...``, the only form that checkpoints use, without
+    evaluating it.
 
-    Raises ``UserError`` for anything else, for a zero, and for more than ``MAX_CONV_LAYERS`` layers.
+    Raises ``UserError`` for anything else, for a zero, and for more than ``MAX_CONV_LAYERS``
+    layers.
     """
     if not isinstance(text, str) or len(text) > 2000:
         raise _conv_error(text)

@@ -11,9 +11,11 @@ PUBLISHED_DIM = 768
 
 
 def example_transformer(layers: int, dim: int, large: bool) -> dict[str, Any]:
-    """Returns the options of a transformer of that size. Base has 12 x 768 and Large 24 x 1024, with 64 dimensions per head.
+    """Returns the options of a transformer of that size. Base has 12 x 768 and Large 24 x 1024,
+    with 64 dimensions per head.
 
-    Base layers normalise their output, Large layers their input (wav2vec 2.0, HuBERT and WavLM alike). No dropout in Large.
+    Base layers normalise their output, Large layers their input (wav2vec 2.0, HuBERT and WavLM
+    alike). No dropout in Large.
     """
     dropout = 0.0 if large else 0.1
     return {
@@ -33,7 +35,8 @@ def example_transformer(layers: int, dim: int, large: bool) -> dict[str, Any]:
 
 
 def example_convolutions(dim: int, large: bool) -> dict[str, Any]:
-    """Returns the options of the down-sampling module: 512 channels, or half the encoder's width when that is narrow."""
+    """Returns the options of the down-sampling module: 512 channels, or half the encoder's width
+    when that is narrow."""
     channels = dim // 2
     narrow = f"[({channels},10,5)] + [({channels},3,2)] * 4 + [({channels},2,2)] * 2"
     return {

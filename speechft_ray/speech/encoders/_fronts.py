@@ -1,7 +1,9 @@
-"""Where a network is cut in two: its front end, and how the rest of it runs on what a front end said earlier.
+"""Where a network is cut in two: its front end, and how the rest of it runs on what a front end
+said earlier.
 
-s3prl's forward pass stays as it is. For the length of one call a stand-in takes the place of the front end, and the padding of
-frames is told exactly: from a padding of samples, s3prl gives the shorter utterances of a batch a frame that is none.
+s3prl's forward pass stays as it is. For the length of one call a stand-in takes the place of the
+front end, and the padding of frames is told exactly: from a padding of samples, s3prl gives the
+shorter utterances of a batch a frame that is none.
 """
 
 from __future__ import annotations
@@ -26,7 +28,8 @@ class FrontEnd(Protocol):
         ...
 
     def given(self, fronts: Sequence[torch.Tensor]) -> AbstractContextManager[list[torch.Tensor]]:
-        """A context yielding what the network takes for waveforms and encodes as these outputs, each ``(frames, channels)``."""
+        """A context yielding what the network takes for waveforms and encodes as these outputs,
+        each ``(frames, channels)``."""
         ...
 
 
@@ -47,20 +50,32 @@ class Convolutions:
 
     @contextmanager
     def given(self, fronts: Sequence[torch.Tensor]) -> Iterator[list[torch.Tensor]]:
-        """Yields silence of the least samples that make so many frames: wav2vec 2.0 counts frames from samples, exactly.
+        """Yields silence of the least samples that make so many frames: wav2vec 2.0 counts frames
+        from samples, exactly.
 
-        HuBERT and WavLM, whose own count is one too high for most shorter utterances, get it said to them.
+        HuBERT and WavLM, whose own count is one too high for most shorter utterances, get it said
+        to them.
         """
         model = self._model
         padding = pad_sequence(
-            [front.new_zeros(len(front), dtype=torch.bool) for front in fronts], batch_first=True, padding_value=True
+            [front.new_zeros(len(front), dtype=torch.bool) for front in fronts],
+            batch_first=True,
+            padding_value=True,
         )
-        hooks = [block.register_forward_pre_hook(_silencing(padding)) for block in _position_blocks(model)]
-        model.feature_extractor = Given(pad_sequence(list(fronts), batch_first=True).transpose(1, 2))
+        hooks = [
+            block.register_forward_pre_hook(_silencing(padding))
+            for block in _position_blocks(model)
+        ]
+        model.feature_extractor = Given(
+            pad_sequence(list(fronts), batch_first=True).transpose(1, 2)
+        )
         if hasattr(model, "forward_padding_mask"):
             model.forward_padding_mask = lambda features, mask: padding
         try:
-            yield [front.new_zeros(FRAME_FIELD_SAMPLES + FRAME_STRIDE_SAMPLES * (len(front) - 1)) for front in fronts]
+            yield [
+                front.new_zeros(FRAME_FIELD_SAMPLES + FRAME_STRIDE_SAMPLES * (len(front) - 1))
+                for front in fronts
+            ]
         finally:
             model.feature_extractor = self._extractor
             vars(model).pop("forward_padding_mask", None)  # the method of its class again
@@ -75,11 +90,13 @@ class FilterBank:
         self._windows, self._bands = windows, bands
 
     def preprocessor(self, wave: torch.Tensor) -> torch.Tensor:
-        """From a waveform ``(1, samples)`` to ``(frames, bands)``; energies ``(1, frames, bands)`` come through as they are."""
+        """From a waveform ``(1, samples)`` to ``(frames, bands)``; energies ``(1, frames, bands)``
+        come through as they are."""
         if wave.ndim == 3:
             return wave[0]
         if wave.shape[1] < FRAME_FIELD_SAMPLES + FRAME_STRIDE_SAMPLES // 2:
-            # One window of 10 ms has no variance over time: s3prl divides by it and gets NaN. Less its mean, it is zero.
+            # One window of 10 ms has no variance over time: s3prl divides by it and gets NaN. Less
+            # its mean, it is zero.
             return wave.new_zeros(1, self._bands)
         return self._windows(wave)
 
@@ -94,7 +111,8 @@ class FilterBank:
 
 @contextmanager
 def mask_embedding_at(model: Any, masked: Sequence[torch.Tensor] | None) -> Iterator[None]:
-    """Lets the mask embedding stand at masked frames, given as one bool ``(frames,)`` per utterance.
+    """Lets the mask embedding stand at masked frames, given as one bool ``(frames,)`` per
+    utterance.
 
     All three families with an embedding mask what ``dropout_input`` returns.
     """
@@ -126,11 +144,14 @@ class Given(nn.Module):
 
 
 def _position_blocks(model: Any) -> list[nn.Module]:
-    """The blocks of a positional convolution of several layers (``pos_conv_depth``); none where it is one layer, whose input
-    s3prl silences at padded frames itself."""
+    """The blocks of a positional convolution of several layers (``pos_conv_depth``); none where it
+    is one layer, whose input s3prl silences at padded frames itself."""
     return [block for block in model.encoder.pos_conv if isinstance(block, nn.Sequential)]
 
 
 def _silencing(padding: torch.Tensor) -> Callable[[nn.Module, Any], torch.Tensor]:
-    """Biases make padded frames speak after the first block, and the next one would carry that into valid frames."""
-    return lambda block, inputs: inputs[0].masked_fill(padding[:, None], 0.0)  # (batch, channels, frames)
+    """Biases make padded frames speak after the first block, and the next one would carry that into
+    valid frames."""
+    return lambda block, inputs: inputs[0].masked_fill(
+        padding[:, None], 0.0
+    )  # (batch, channels, frames)

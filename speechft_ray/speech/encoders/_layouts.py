@@ -1,4 +1,5 @@
-"""From how a family writes its configuration to a registered family: what the families of s3prl's networks share."""
+"""From how a family writes its configuration to a registered family: what the families of s3prl's
+networks share."""
 
 from __future__ import annotations
 
@@ -30,9 +31,10 @@ class Settings:
 class Layout:
     """How a family writes its configuration and names its parameters; see ``EncoderFamily``.
 
-    ``model_section``: the key under which ``options`` stand. ``task_section``: the one of ``normalize``, None where waveforms
-    are never normalised. ``network(settings, device)`` builds it with initial weights. ``check(settings)`` raises ``UserError``
-    for what a look at single options does not find. ``settle(model)`` corrects initial weights.
+    ``model_section``: the key under which ``options`` stand. ``task_section``: the one of
+    ``normalize``, None where waveforms are never normalised. ``network(settings, device)`` builds
+    it with initial weights. ``check(settings)`` raises ``UserError`` for what a look at single
+    options does not find. ``settle(model)`` corrects initial weights.
     """
 
     name: str
@@ -66,7 +68,8 @@ def register(layout: Layout) -> EncoderFamily:
 
 
 def read_settings(layout: Layout, config: Mapping[str, Any]) -> Settings:
-    """Checks a configuration. Raises ``UserError`` saying what is wrong in it and what is allowed."""
+    """Checks a configuration. Raises ``UserError`` saying what is wrong in it and what is
+    allowed."""
     _check_family(layout, config)
     model = section(layout.title, config, layout.model_section, dict)
     options = read_options(layout.model_section, model, layout.options)
@@ -98,14 +101,18 @@ def read_settings(layout: Layout, config: Mapping[str, Any]) -> Settings:
 
 
 def build_encoder(layout: Layout, weights: EncoderWeights) -> WaveformEncoder:
-    """Returns an encoder in eval mode holding a copy of the weights; see ``EncoderFamily.build``."""
+    """Returns an encoder in eval mode holding a copy of the weights; see
+    ``EncoderFamily.build``."""
     settings = read_settings(layout, weights.config)
     _check_depth(layout, settings, weights.state)
     with torch.random.fork_rng(devices=[]):
         network = layout.network(settings, "meta")
     check_state(layout, expected=network.model.state_dict(), given=weights.state)
     _leave_out(network.model, set(network.model.state_dict()) - set(weights.state))
-    copy = {name: tensor.detach().to("cpu", torch.float32, copy=True) for name, tensor in weights.state.items()}
+    copy = {
+        name: tensor.detach().to("cpu", torch.float32, copy=True)
+        for name, tensor in weights.state.items()
+    }
     network.model.load_state_dict(copy, assign=True)
     return WaveformEncoder(network, layout.title, settings.shape)
 
@@ -121,13 +128,21 @@ def initial_weights(layout: Layout, config: Mapping[str, Any], seed: int) -> Enc
     return EncoderWeights(family=layout.name, config=dict(config), state=state)
 
 
-def check_state(layout: Layout, *, expected: Mapping[str, torch.Tensor], given: Mapping[str, torch.Tensor]) -> None:
-    """Raises ``UserError`` naming the first five parameters that are missing, unexpected or misshapen.
+def check_state(
+    layout: Layout, *, expected: Mapping[str, torch.Tensor], given: Mapping[str, torch.Tensor]
+) -> None:
+    """Raises ``UserError`` naming the first five parameters that are missing, unexpected or
+    misshapen.
 
-    Parameters of pre-training may be missing: formats that only carry what features need do not have them.
+    Parameters of pre-training may be missing: formats that only carry what features need do not
+    have them.
     """
     optional = layout.pretraining_only_prefixes
-    missing = [f"{name} is missing" for name in expected if name not in given and not name.startswith(optional)]
+    missing = [
+        f"{name} is missing"
+        for name in expected
+        if name not in given and not name.startswith(optional)
+    ]
     unexpected = [f"{name} is not part of the model" for name in given if name not in expected]
     misshapen = [
         f"{name} is {tuple(given[name].shape)}, not {tuple(tensor.shape)}"
@@ -169,15 +184,20 @@ def _normalizes(layout: Layout, config: Mapping[str, Any]) -> bool:
         return False
     task = section(layout.title, config, layout.task_section, dict)
     if task.get("sample_rate", SAMPLE_RATE_HZ) != SAMPLE_RATE_HZ:
-        raise UserError(f"`{layout.task_section}.sample_rate` must be {SAMPLE_RATE_HZ}: other rates are not supported.")
+        raise UserError(
+            f"`{layout.task_section}.sample_rate` must be {SAMPLE_RATE_HZ}: other rates are not supported."
+        )
     normalize = task.get("normalize", False)
     if not isinstance(normalize, bool):
-        raise UserError(f"`{layout.task_section}.normalize` must be true or false, but is {str(normalize)[:80]!r} instead.")
+        raise UserError(
+            f"`{layout.task_section}.normalize` must be true or false, but is {str(normalize)[:80]!r} instead."
+        )
     return normalize
 
 
 def _leave_out(model: torch.nn.Module, names: Iterable[str]) -> None:
-    """Takes parameters that the weights lack off the model, so that nothing saves or tunes values that were never learnt."""
+    """Takes parameters that the weights lack off the model, so that nothing saves or tunes values
+    that were never learnt."""
     for name in names:
         owner, _, leaf = name.rpartition(".")
         delattr(model.get_submodule(owner), leaf)

@@ -1,4 +1,5 @@
-"""Options of a configuration that came with a file: checked for type and bounds before a network is built from them."""
+"""Options of a configuration that came with a file: checked for type and bounds before a network is
+built from them."""
 
 from __future__ import annotations
 
@@ -19,13 +20,18 @@ class Option:
     words: tuple[str, ...] = ()
 
     def allows(self, value: Any) -> bool:
-        """Whether a value is of the type of the default and within bounds. An integer is a number with a fraction of zero."""
+        """Whether a value is of the type of the default and within bounds. An integer is a number
+        with a fraction of zero."""
         if isinstance(self.default, bool):
             return isinstance(value, bool)
         if isinstance(self.default, str):
             return isinstance(value, str) and value in self.words
         numbers = (int, float) if isinstance(self.default, float) else (int,)
-        return isinstance(value, numbers) and not isinstance(value, bool) and self.least <= value <= self.most
+        return (
+            isinstance(value, numbers)
+            and not isinstance(value, bool)
+            and self.least <= value <= self.most
+        )
 
     def __str__(self) -> str:
         if isinstance(self.default, bool):
@@ -57,7 +63,8 @@ def word(default: str, *others: str) -> Option:
 
 
 _WIDEST = 8192
-"""Eight times the widest encoder of the paper (1024); bounds what a stranger's file can make us allocate."""
+"""Eight times the widest encoder of the paper (1024); bounds what a stranger's file can make us
+allocate."""
 
 TRANSFORMER: Mapping[str, Option] = {
     "encoder_layers": whole(12, 1, 256),
@@ -73,7 +80,8 @@ TRANSFORMER: Mapping[str, Option] = {
     "conv_pos": whole(128, 1, 4096),
     "conv_pos_groups": whole(16, 1, _WIDEST),
 }
-"""The transformer of all four families; defaults are those of wav2vec 2.0, HuBERT and WavLM in s3prl and fairseq."""
+"""The transformer of all four families; defaults are those of wav2vec 2.0, HuBERT and WavLM in
+s3prl and fairseq."""
 
 CONVOLUTIONS: Mapping[str, Option] = {
     "extractor_mode": word("default", "layer_norm"),
@@ -94,20 +102,27 @@ TRANSFORMER_LAYERS = word("transformer")
 """Conformers would be another family."""
 
 
-def read_options(where: str, values: Mapping[str, Any], options: Mapping[str, Option]) -> dict[str, Any]:
-    """Returns every option, with its default where ``values`` lack it; other keys belong to somebody's training loop.
+def read_options(
+    where: str, values: Mapping[str, Any], options: Mapping[str, Option]
+) -> dict[str, Any]:
+    """Returns every option, with its default where ``values`` lack it; other keys belong to
+    somebody's training loop.
 
-    ``where`` is the section, for people. Raises ``UserError`` for a value of another type or out of bounds.
+    ``where`` is the section, for people. Raises ``UserError`` for a value of another type or out of
+    bounds.
     """
     found = {key: values.get(key, option.default) for key, option in options.items()}
     for key, value in found.items():
         if not options[key].allows(value):
-            raise UserError(f"`{where}.{key}` must be {options[key]}, but is {str(value)[:80]!r} instead.")
+            raise UserError(
+                f"`{where}.{key}` must be {options[key]}, but is {str(value)[:80]!r} instead."
+            )
     return found
 
 
 def section(title: str, config: Mapping[str, Any], key: str, kind: type) -> Any:
-    """Returns a part of a configuration. Raises ``UserError`` when it is missing or of another type."""
+    """Returns a part of a configuration. Raises ``UserError`` when it is missing or of another
+    type."""
     value = config.get(key)
     if not isinstance(value, kind):
         raise UserError(

@@ -1,9 +1,10 @@
 """Makes ``import torchaudio`` work where its compiled extension cannot be loaded.
 
-The wheels of torchaudio 2.11 on PyPI link against CUDA, so on a machine with a CPU build of torch the import itself fails
-(``OSError``: libc10_cuda.so). Everything that s3prl's HuBERT touches is plain Python, so there the extension is left out:
-torchaudio's own switch for builds without one (``_IS_TORCHAUDIO_EXT_AVAILABLE = False``) is set, and forced alignment, the one
-thing that needs it, refuses to run with a clear sentence.
+The wheels of torchaudio 2.11 on PyPI link against CUDA, so on a machine with a CPU build of torch
+the import itself fails (``OSError``: libc10_cuda.so). Everything that s3prl's HuBERT touches is
+plain Python, so there the extension is left out: torchaudio's own switch for builds without one
+(``_IS_TORCHAUDIO_EXT_AVAILABLE = False``) is set, and forced alignment, the one thing that needs
+it, refuses to run with a clear sentence.
 """
 
 from __future__ import annotations
@@ -31,13 +32,17 @@ def ensure() -> None:
 
 def _without_extension() -> ModuleType:
     module = ModuleType("torchaudio._extension")
-    module.__dict__.update(_IS_TORCHAUDIO_EXT_AVAILABLE=False, _IS_ALIGN_AVAILABLE=False, fail_if_no_align=_refuse)
+    module.__dict__.update(
+        _IS_TORCHAUDIO_EXT_AVAILABLE=False, _IS_ALIGN_AVAILABLE=False, fail_if_no_align=_refuse
+    )
     return module
 
 
 def _refuse(function: Callable[..., Any]) -> Callable[..., NoReturn]:
     def refuse(*_: Any, **__: Any) -> NoReturn:
-        raise RuntimeError(f"{function.__name__} needs torchaudio's compiled extension, which does not load on this machine")
+        raise RuntimeError(
+            f"{function.__name__} needs torchaudio's compiled extension, which does not load on this machine"
+        )
 
     return refuse
 

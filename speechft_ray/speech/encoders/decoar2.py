@@ -1,4 +1,5 @@
-"""DeCoAR 2.0 (Ling and Liu 2020, arXiv 2012.06659) as s3prl's expert runs it: a transformer on filter-bank energies."""
+"""DeCoAR 2.0 (Ling and Liu 2020, arXiv 2012.06659) as s3prl's expert runs it: a transformer on
+filter-bank energies."""
 
 from __future__ import annotations
 
@@ -14,14 +15,15 @@ _PARTS = {"input_feat", *TRANSFORMER, "encoder_layerdrop"}
 
 
 def recognises(config: Mapping[str, Any]) -> bool:
-    """Whether the configuration is a DeCoAR 2.0's: one table ``cfg`` with nothing but its own options, or empty, since the
-    published file has none."""
+    """Whether the configuration is a DeCoAR 2.0's: one table ``cfg`` with nothing but its own
+    options, or empty, since the published file has none."""
     model = config.get("cfg")
     return isinstance(model, Mapping) and _PARTS.issuperset(model)
 
 
 def example_config(layers: int, dim: int, large: bool) -> dict[str, Any]:
-    """Returns a configuration with the names of s3prl's ``upstream/decoar2/decoar2.py``. Only Base was published."""
+    """Returns a configuration with the names of s3prl's ``upstream/decoar2/decoar2.py``. Only Base
+    was published."""
     return {"cfg": {"input_feat": 80, **example_transformer(layers, dim, large)}}
 
 
@@ -38,7 +40,8 @@ DECOAR2 = register(
         model_section="cfg",
         task_section=None,
         options={**TRANSFORMER, "input_feat": whole(80, 4, 128), "dropout_input": share(0.1)},
-        # Filter-bank energies of which every second frame is kept: this down-sampling has no parameters, so nothing is frozen.
+        # Filter-bank energies of which every second frame is kept: this down-sampling has no
+        # parameters, so nothing is frozen.
         front_end_prefixes=(),
         # s3prl's module has none of the vector quantisation of pre-training.
         pretraining_only_prefixes=(),

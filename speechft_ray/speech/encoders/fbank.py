@@ -1,9 +1,9 @@
 """FBank: log-mel energies, the zero of the SUPERB score. No parameters.
 
-80 mel bands, 25 ms windows every 10 ms, of which every second frame is kept, so that frame i covers the same samples
-(320 i to 320 i + 400) as that of a HuBERT front end: ``floor((samples - 400) / 320) + 1`` frames. Each band is normalised to
-zero mean and unit variance over the utterance; without that, loudness and channel alone identify speakers better than a small
-encoder does.
+80 mel bands, 25 ms windows every 10 ms, of which every second frame is kept, so that frame i covers
+the same samples (320 i to 320 i + 400) as that of a HuBERT front end: ``floor((samples - 400) /
+320) + 1`` frames. Each band is normalised to zero mean and unit variance over the utterance;
+without that, loudness and channel alone identify speakers better than a small encoder does.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ from speechft_ray.speech.encoders.base import (
 )
 
 BANDS = 80
-"""As in ESPnet's and s3prl's filter-bank baselines (s3prl ``upstream/baseline/fbank.yaml`` has 80 bins, 25/10 ms)."""
+"""As in ESPnet's and s3prl's filter-bank baselines (s3prl ``upstream/baseline/fbank.yaml`` has 80
+bins, 25/10 ms)."""
 
 HOP_SAMPLES = 160
 _FFT_SAMPLES = 512
@@ -41,8 +42,9 @@ _VARIANCE_FLOOR = 1e-10
 def log_mel(wave: torch.Tensor, bands: int = BANDS) -> torch.Tensor:
     """Returns log-mel energies of one waveform ``(samples,)`` as ``(frames at 10 ms, bands)``.
 
-    Kaldi's definition (compute-fbank-feats without dither): mean removed per window, pre-emphasis 0.97, Hamming window, power
-    spectrum of 512 points, triangular bands from 20 Hz to 8 kHz on the mel scale 1127 ln(1 + f / 700).
+    Kaldi's definition (compute-fbank-feats without dither): mean removed per window, pre-emphasis
+    0.97, Hamming window, power spectrum of 512 points, triangular bands from 20 Hz to 8 kHz on the
+    mel scale 1127 ln(1 + f / 700).
     """
     frames = wave.unfold(0, FRAME_FIELD_SAMPLES, HOP_SAMPLES)
     frames = frames - frames.mean(dim=1, keepdim=True)
@@ -59,7 +61,9 @@ def _mel_bands(bands: int) -> torch.Tensor:
     """Triangular weights ``(257, bands)``, computed in float64."""
     low, high = _mel(_LOW_HZ), _mel(SAMPLE_RATE_HZ / 2)
     edges = torch.linspace(low, high, bands + 2, dtype=torch.float64)
-    bin_hz = torch.arange(_FFT_SAMPLES // 2 + 1, dtype=torch.float64) * SAMPLE_RATE_HZ / _FFT_SAMPLES
+    bin_hz = (
+        torch.arange(_FFT_SAMPLES // 2 + 1, dtype=torch.float64) * SAMPLE_RATE_HZ / _FFT_SAMPLES
+    )
     bin_mel = 1127.0 * torch.log1p(bin_hz / 700.0)
     rising = (bin_mel[:, None] - edges[:-2]) / (edges[1:-1] - edges[:-2])
     falling = (edges[2:] - bin_mel[:, None]) / (edges[2:] - edges[1:-1])
@@ -77,10 +81,13 @@ def describe(config: Mapping[str, Any]) -> Shape:
 
 
 def build(weights: EncoderWeights) -> FBankEncoder:
-    """Returns the encoder. Raises ``UserError`` when weights or options come along, for it has none."""
+    """Returns the encoder. Raises ``UserError`` when weights or options come along, for it has
+    none."""
     if weights.state or weights.config:
         given = ", ".join(sorted([*weights.state, *weights.config])[:5])
-        raise UserError(f"the encoder family `fbank` has neither parameters nor options, but was given {given}.")
+        raise UserError(
+            f"the encoder family `fbank` has neither parameters nor options, but was given {given}."
+        )
     return FBankEncoder()
 
 
@@ -94,11 +101,11 @@ class FBankEncoder:
         self._module = torch.nn.Module().eval()
 
     def hidden_states(self, waves: Sequence[torch.Tensor]) -> HiddenStates:
-        """Turns waveforms, each ``(samples,)`` float32 at 16 kHz, into one state ``(batch, frames, 80)``, zero beyond an
-        utterance.
+        """Turns waveforms, each ``(samples,)`` float32 at 16 kHz, into one state ``(batch, frames,
+        80)``, zero beyond an utterance.
 
-        Each utterance is computed alone, so its frames do not depend on the batch. Raises ``UserError`` for an empty batch and
-        for a waveform shorter than 400 samples.
+        Each utterance is computed alone, so its frames do not depend on the batch. Raises
+        ``UserError`` for an empty batch and for a waveform shorter than 400 samples.
         """
         return self.hidden_states_of(self.front(waves))
 
@@ -109,12 +116,16 @@ class FBankEncoder:
             raise too_short("FBank", shortest)
         return [_normalised(log_mel(wave)[::2]) for wave in waves]
 
-    def hidden_states_of(self, fronts: Sequence[torch.Tensor], masked: Sequence[torch.Tensor] | None = None) -> HiddenStates:
+    def hidden_states_of(
+        self, fronts: Sequence[torch.Tensor], masked: Sequence[torch.Tensor] | None = None
+    ) -> HiddenStates:
         """Pads energies together. Raises ``UserError`` when frames are to be masked."""
         if masked is not None:
             raise no_mask_embedding("FBank")
         frames = torch.tensor([len(front) for front in fronts])
-        return HiddenStates(states=(torch.nn.utils.rnn.pad_sequence(list(fronts), batch_first=True),), frames=frames)
+        return HiddenStates(
+            states=(torch.nn.utils.rnn.pad_sequence(list(fronts), batch_first=True),), frames=frames
+        )
 
     def module(self) -> torch.nn.Module:
         """An empty module: nothing to train."""

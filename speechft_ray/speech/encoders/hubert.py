@@ -16,7 +16,13 @@ from speechft_ray.speech.encoders._examples import (
     example_final_dim,
     example_transformer,
 )
-from speechft_ray.speech.encoders._layouts import Layout, Settings, build_encoder, initial_weights, register
+from speechft_ray.speech.encoders._layouts import (
+    Layout,
+    Settings,
+    build_encoder,
+    initial_weights,
+    register,
+)
 from speechft_ray.speech.encoders._options import (
     CONVOLUTIONS,
     FINAL_DIM,
@@ -37,13 +43,17 @@ _SPECIAL = ["<s>", "<pad>", "</s>", "<unk>"]
 
 
 def recognises(config: Mapping[str, Any]) -> bool:
-    """Whether the configuration is a HuBERT's: pre-training predicts labels, so it has dictionaries and a label rate."""
+    """Whether the configuration is a HuBERT's: pre-training predicts labels, so it has dictionaries
+    and a label rate."""
     model = config.get("model_cfg")
-    return "dictionaries_symbols" in config or (isinstance(model, Mapping) and "label_rate" in model)
+    return "dictionaries_symbols" in config or (
+        isinstance(model, Mapping) and "label_rate" in model
+    )
 
 
 def example_config(layers: int, dim: int, large: bool) -> dict[str, Any]:
-    """Returns a configuration in the s3prl-converted layout (fairseq ``config/pretrain/hubert_{base,large}*.yaml``)."""
+    """Returns a configuration in the s3prl-converted layout (fairseq
+    ``config/pretrain/hubert_{base,large}*.yaml``)."""
     labels = 500 if dim >= PUBLISHED_DIM else 20
     model = {
         "_name": "hubert",
@@ -56,18 +66,31 @@ def example_config(layers: int, dim: int, large: bool) -> dict[str, Any]:
     }
     return {
         "model_cfg": model,
-        "task_cfg": {"_name": "hubert_pretraining", "sample_rate": SAMPLE_RATE_HZ, "normalize": large},
+        "task_cfg": {
+            "_name": "hubert_pretraining",
+            "sample_rate": SAMPLE_RATE_HZ,
+            "normalize": large,
+        },
         "dictionaries_symbols": [[*_SPECIAL, *map(str, range(labels))]],
     }
 
 
 def _check(settings: Settings) -> None:
     symbols = section("HuBERT", settings.config, "dictionaries_symbols", list)
-    if not all(each is None or (isinstance(each, list) and all(isinstance(name, str) for name in each)) for each in symbols):
-        raise UserError("`dictionaries_symbols` must be a list of lists of label names, or null for a dictionary not at hand.")
-    values = sum(len(each or ()) for each in symbols) * max(settings.options["final_dim"], settings.shape.dim)
+    if not all(
+        each is None or (isinstance(each, list) and all(isinstance(name, str) for name in each))
+        for each in symbols
+    ):
+        raise UserError(
+            "`dictionaries_symbols` must be a list of lists of label names, or null for a dictionary not at hand."
+        )
+    values = sum(len(each or ()) for each in symbols) * max(
+        settings.options["final_dim"], settings.shape.dim
+    )
     if values > MAX_LABEL_VALUES:
-        raise UserError(f"`dictionaries_symbols` ask for {values} values of label embeddings, more than {MAX_LABEL_VALUES}.")
+        raise UserError(
+            f"`dictionaries_symbols` ask for {values} values of label embeddings, more than {MAX_LABEL_VALUES}."
+        )
 
 
 def _network(settings: Settings, device: str) -> Network:
@@ -78,8 +101,9 @@ def _network(settings: Settings, device: str) -> Network:
 
 
 def _settle(model: torch.nn.Module) -> None:
-    """Draws label embeddings anew. s3prl draws them from [0, 1), all within some degrees of each other; cosine logits then
-    start almost equal. As small as other weights, they turn as fast under Adam, whose steps do not scale with the weights."""
+    """Draws label embeddings anew. s3prl draws them from [0, 1), all within some degrees of each
+    other; cosine logits then start almost equal. As small as other weights, they turn as fast under
+    Adam, whose steps do not scale with the weights."""
     if hasattr(model, "label_embs_concat"):
         torch.nn.init.normal_(model.label_embs_concat, std=0.1)  # type: ignore[arg-type]
 
@@ -100,9 +124,9 @@ LAYOUT = Layout(
         "layer_type": TRANSFORMER_LAYERS,
     },
     front_end_prefixes=("feature_extractor.",),
-    # The official merge protects exactly final_proj* and label_embs_concat (nervjack2/Speech-FT, 6631ab5). mask_emb and
-    # target_glu serve masked prediction alone as well: supervised tuning gives them no gradient, so they keep the base
-    # value under either rule.
+    # The official merge protects exactly final_proj* and label_embs_concat (nervjack2/Speech-FT,
+    # 6631ab5). mask_emb and target_glu serve masked prediction alone as well: supervised tuning
+    # gives them no gradient, so they keep the base value under either rule.
     pretraining_only_prefixes=("final_proj.", "label_embs_concat", "mask_emb", "target_glu."),
     recognises=recognises,
     network=_network,

@@ -30,11 +30,16 @@ from speechft_ray.speech.encoders._waveform import Network
 def recognises(config: Mapping[str, Any]) -> bool:
     """Whether the configuration is a wav2vec 2.0's: the layout is HuBERT's, without labels."""
     model = config.get("model_cfg")
-    return isinstance(model, Mapping) and "label_rate" not in model and "dictionaries_symbols" not in config
+    return (
+        isinstance(model, Mapping)
+        and "label_rate" not in model
+        and "dictionaries_symbols" not in config
+    )
 
 
 def example_config(layers: int, dim: int, large: bool) -> dict[str, Any]:
-    """Returns a configuration in the s3prl-converted layout (fairseq ``config/pretraining/wav2vec2_{base,large}_*.yaml``)."""
+    """Returns a configuration in the s3prl-converted layout (fairseq
+    ``config/pretraining/wav2vec2_{base,large}_*.yaml``)."""
     model = {
         "_name": "wav2vec2",
         **example_transformer(layers, dim, large),
@@ -48,7 +53,11 @@ def example_config(layers: int, dim: int, large: bool) -> dict[str, Any]:
     }
     return {
         "model_cfg": model,
-        "task_cfg": {"_name": "audio_pretraining", "sample_rate": SAMPLE_RATE_HZ, "normalize": large},
+        "task_cfg": {
+            "_name": "audio_pretraining",
+            "sample_rate": SAMPLE_RATE_HZ,
+            "normalize": large,
+        },
     }
 
 
@@ -62,7 +71,9 @@ def _check(settings: Settings) -> None:
             f"a multiple of `model_cfg.latent_groups`, {options['latent_groups']}."
         )
     if settings.config["model_cfg"].get("quantize_input", False) is not False:
-        raise UserError("`model_cfg.quantize_input` must be false: encoders that see quantised input are not supported.")
+        raise UserError(
+            "`model_cfg.quantize_input` must be false: encoders that see quantised input are not supported."
+        )
 
 
 def _network(settings: Settings, device: str) -> Network:
@@ -95,8 +106,15 @@ WAV2VEC2 = register(
             "layer_type": TRANSFORMER_LAYERS,
         },
         front_end_prefixes=("feature_extractor.",),
-        # The contrastive task of pre-training: codes of the front end's output, and both sides of the comparison.
-        pretraining_only_prefixes=("mask_emb", "quantizer.", "project_q.", "final_proj.", "target_glu."),
+        # The contrastive task of pre-training: codes of the front end's output, and both sides of
+        # the comparison.
+        pretraining_only_prefixes=(
+            "mask_emb",
+            "quantizer.",
+            "project_q.",
+            "final_proj.",
+            "target_glu.",
+        ),
         recognises=recognises,
         network=_network,
         example_config=example_config,

@@ -1,4 +1,5 @@
-"""WavLM (Chen et al. 2021, arXiv 2110.13900) as s3prl's expert runs it: a HuBERT with gated relative positions."""
+"""WavLM (Chen et al. 2021, arXiv 2110.13900) as s3prl's expert runs it: a HuBERT with gated
+relative positions."""
 
 from __future__ import annotations
 
@@ -13,14 +14,16 @@ from speechft_ray.speech.encoders._waveform import Network
 
 
 def recognises(config: Mapping[str, Any]) -> bool:
-    """Whether the configuration is a WavLM's: one table ``cfg``, with relative positions or a convolutional front end."""
+    """Whether the configuration is a WavLM's: one table ``cfg``, with relative positions or a
+    convolutional front end."""
     model = config.get("cfg")
     signs = {"relative_position_embedding", "gru_rel_pos", "extractor_mode", "conv_feature_layers"}
     return isinstance(model, Mapping) and not signs.isdisjoint(model)
 
 
 def example_config(layers: int, dim: int, large: bool) -> dict[str, Any]:
-    """Returns a configuration in Microsoft's own layout, with the relative positions of the published files."""
+    """Returns a configuration in Microsoft's own layout, with the relative positions of the
+    published files."""
     model = {
         **example_transformer(layers, dim, large),
         **example_convolutions(dim, large),
@@ -34,7 +37,9 @@ def example_config(layers: int, dim: int, large: bool) -> dict[str, Any]:
 
 
 def _check(settings: Settings) -> None:
-    exact = settings.options["num_buckets"] // 4  # distances with a bucket each, on either side; log(max_distance / exact) next
+    exact = (
+        settings.options["num_buckets"] // 4
+    )  # distances with a bucket each, on either side; log(max_distance / exact) next
     if settings.options["max_distance"] <= exact:
         raise UserError(
             f"`cfg.max_distance` must be more than {exact}, a quarter of `cfg.num_buckets`, "

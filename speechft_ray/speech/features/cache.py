@@ -1,7 +1,9 @@
-"""What an encoder made of a corpus, kept on disk: found again by identity, checked by sha256, bounded in bytes.
+"""What an encoder made of a corpus, kept on disk: found again by identity, checked by sha256,
+bounded in bytes.
 
-An entry is a unit of a store of its own (stage ``features``), so it is published by one rename and complete when its manifest
-is there. The oldest entries make room for new ones. Nothing here is ever needed: a lost entry is computed again.
+An entry is a unit of a store of its own (stage ``features``), so it is published by one rename and
+complete when its manifest is there. The oldest entries make room for new ones. Nothing here is ever
+needed: a lost entry is computed again.
 """
 
 from __future__ import annotations
@@ -30,7 +32,8 @@ _DTYPES = {"float32": torch.float32, "float16": torch.float16}
 
 @dataclass(frozen=True)
 class Entry:
-    """Rows of utterances on disk. ``starts`` and ``counts``: where each utterance lies, in the order it was asked for."""
+    """Rows of utterances on disk. ``starts`` and ``counts``: where each utterance lies, in the
+    order it was asked for."""
 
     reader: RowReader
     starts: Sequence[int]
@@ -50,11 +53,13 @@ class FeatureCache:
 
     @staticmethod
     def key(identity: Mapping[str, Any]) -> str:
-        """Returns the name of an entry: everything that its numbers depend on, and the version of this code."""
+        """Returns the name of an entry: everything that its numbers depend on, and the version of
+        this code."""
         return fingerprint({"version": FEATURES_VERSION, **identity})
 
     def find(self, key: str) -> Entry | None:
-        """Returns an entry, or ``None`` when there is none. One whose bytes have changed is thrown away."""
+        """Returns an entry, or ``None`` when there is none. One whose bytes have changed is thrown
+        away."""
         if not self._store.complete(_STAGE, key):
             return None
         try:
@@ -63,14 +68,20 @@ class FeatureCache:
             facts, folder = self._store.manifest(_STAGE, key), self._store.folder(_STAGE, key)
             os.utime(folder / MANIFEST)  # used now: the last to go
             reader = RowReader(folder / _FILE, facts["width"], _DTYPES[facts["dtype"]])
-        except (OSError, UserError, KeyError, ValueError):  # damaged, or another process made room with it meanwhile
+        except (
+            OSError,
+            UserError,
+            KeyError,
+            ValueError,
+        ):  # damaged, or another process made room with it meanwhile
             self._store.discard(_STAGE, key)
             return None
         return Entry(reader, facts["starts"], facts["counts"])
 
     @contextmanager
     def writing(self, key: str, utterances: int) -> Iterator[Callable[[int, torch.Tensor], None]]:
-        """Yields ``append(place, rows)``, places in any order, for an entry that is published when the body ends well."""
+        """Yields ``append(place, rows)``, places in any order, for an entry that is published when
+        the body ends well."""
         starts, counts = [0] * utterances, [0] * utterances
         facts: dict[str, Any] = {"starts": starts, "counts": counts}
         with self._store.publish(_STAGE, key, facts) as folder, RowWriter(folder / _FILE) as file:
@@ -84,7 +95,8 @@ class FeatureCache:
             file.close()
 
     def room_for(self, size_bytes: int) -> bool:
-        """Makes room for a new entry by removing those that were used longest ago; false when it is larger than the budget."""
+        """Makes room for a new entry by removing those that were used longest ago; false when it is
+        larger than the budget."""
         if size_bytes > self.budget_bytes:
             return False
         known = sorted(self._entries())
@@ -103,7 +115,9 @@ class FeatureCache:
             path = self._store.folder(_STAGE, key) / MANIFEST
             try:
                 files = json.loads(path.read_text(encoding="utf-8"))["files"]
-                found.append((path.stat().st_mtime, sum(item["bytes"] for item in files.values()), key))
+                found.append(
+                    (path.stat().st_mtime, sum(item["bytes"] for item in files.values()), key)
+                )
             except (OSError, ValueError, KeyError):
                 continue
         return found

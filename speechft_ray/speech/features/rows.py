@@ -1,6 +1,8 @@
-"""A file of rows: features of many utterances one after the other, read piece by piece so that memory does not grow with them.
+"""A file of rows: features of many utterances one after the other, read piece by piece so that
+memory does not grow with them.
 
-The file is plain numbers, row-major and little-endian, without a header; what they mean stands in the manifest beside it.
+The file is plain numbers, row-major and little-endian, without a header; what they mean stands in
+the manifest beside it.
 """
 
 from __future__ import annotations
@@ -14,7 +16,10 @@ from typing import Any
 import numpy as np
 import torch
 
-_DTYPES: dict[torch.dtype, np.dtype[Any]] = {torch.float32: np.dtype("<f4"), torch.float16: np.dtype("<f2")}
+_DTYPES: dict[torch.dtype, np.dtype[Any]] = {
+    torch.float32: np.dtype("<f4"),
+    torch.float16: np.dtype("<f2"),
+}
 
 
 class RowWriter:
@@ -36,12 +41,18 @@ class RowWriter:
     def __enter__(self) -> RowWriter:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self._file.close()
 
 
 class RowReader:
-    """Reads stretches of rows. The file is not mapped: pages that were read once do not stay in this process."""
+    """Reads stretches of rows. The file is not mapped: pages that were read once do not stay in
+    this process."""
 
     def __init__(self, path: Path, width: int, dtype: torch.dtype) -> None:
         self._file = os.open(path, os.O_RDONLY)
@@ -49,7 +60,8 @@ class RowReader:
         self._row_bytes = width * _DTYPES[dtype].itemsize
 
     def read(self, stretches: Sequence[tuple[int, int]]) -> torch.Tensor:
-        """Returns the rows of each ``(start, count)``, one stretch after the other, as ``(rows, width)``.
+        """Returns the rows of each ``(start, count)``, one stretch after the other, as ``(rows,
+        width)``.
 
         Raises ``OSError`` when the file ends before.
         """

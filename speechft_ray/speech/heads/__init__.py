@@ -1,1 +1,2 @@
-"""Heads on top of an encoder, shared by fine-tuning and evaluation: one file per kind, and the weighted sum for probes."""
+"""Heads on top of an encoder, shared by fine-tuning and evaluation: one file per kind, and the
+weighted sum for probes."""

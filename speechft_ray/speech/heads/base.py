@@ -27,7 +27,8 @@ class HeadOptions(BaseModel):
 
 
 class Tally(NamedTuple):
-    """Counts of a part of a split; the metric is ``100 * counted / total`` of their sums over all parts."""
+    """Counts of a part of a split; the metric is ``100 * counted / total`` of their sums over all
+    parts."""
 
     counted: int
     """What the metric counts: right answers of an accuracy, errors of an error rate."""
@@ -36,11 +37,13 @@ class Tally(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Masking:
-    """How a head learns from audio alone: some frames are masked, and what the start encoder names them is predicted there.
+    """How a head learns from audio alone: some frames are masked, and what the start encoder names
+    them is predicted there.
 
-    ``mask(options, frames, draw)`` draws from a numpy generator which frames of an utterance are masked, bool ``(frames,)``.
-    ``classes(start)`` says how many names an encoder at rest has. Raises ``UserError`` when it has none.
-    ``names(options, module, states)`` returns its name of each last hidden state: ``(frames, dim)`` to int64 ``(frames,)``.
+    ``mask(options, frames, draw)`` draws from a numpy generator which frames of an utterance are
+    masked, bool ``(frames,)``. ``classes(start)`` says how many names an encoder at rest has.
+    Raises ``UserError`` when it has none. ``names(options, module, states)`` returns its name of
+    each last hidden state: ``(frames, dim)`` to int64 ``(frames,)``.
     """
 
     mask: Callable[..., np.ndarray]
@@ -50,13 +53,16 @@ class Masking:
 
 @dataclass(frozen=True, kw_only=True)
 class HeadKind:
-    """A registered head, declared as data plus plain functions. ``options`` below is always an instance of ``options``.
+    """A registered head, declared as data plus plain functions. ``options`` below is always an
+    instance of ``options``.
 
-    ``tokens(options, utterance, column)`` returns the label text of an utterance in tokens; the vocabulary is made of those
-    of the train split. ``targets(options, utterance, column, vocabulary)`` returns their ids, int64 ``(length,)``. Both are
-    None where ``masking`` is not: such a head has one target per frame, ``IGNORED`` where nothing is masked.
-    ``build(options, dim, classes)`` returns a module ``(features (batch, frames, dim), frames (batch,)) -> logits``.
-    ``loss(logits, frames, targets)`` returns a scalar, the mean over the batch; ``tally`` takes the same and counts.
+    ``tokens(options, utterance, column)`` returns the label text of an utterance in tokens; the
+    vocabulary is made of those of the train split. ``targets(options, utterance, column,
+    vocabulary)`` returns their ids, int64 ``(length,)``. Both are None where ``masking`` is not:
+    such a head has one target per frame, ``IGNORED`` where nothing is masked. ``build(options, dim,
+    classes)`` returns a module ``(features (batch, frames, dim), frames (batch,)) -> logits``.
+    ``loss(logits, frames, targets)`` returns a scalar, the mean over the batch; ``tally`` takes the
+    same and counts.
     """
 
     options: type[HeadOptions]
@@ -65,7 +71,8 @@ class HeadKind:
     reserved: int
     """Ids in front of the vocabulary that belong to no symbol."""
     croppable: bool
-    """Whether a piece of an utterance can be learned from: it has the target of the whole, or, masked, its own frames'."""
+    """Whether a piece of an utterance can be learned from: it has the target of the whole, or,
+    masked, its own frames'."""
     tokens: Callable[..., list[str]] | None
     targets: Callable[..., torch.Tensor] | None
     masking: Masking | None = None
@@ -83,11 +90,14 @@ HEADS: Registry[HeadKind] = Registry("head", "speechft_ray.speech.heads")
 
 
 def head_options(name: str, given: Mapping[str, Any]) -> HeadOptions:
-    """Checks the options of a head. Raises ``UserError`` for an unknown head and ``SpecError`` with every mistake."""
+    """Checks the options of a head. Raises ``UserError`` for an unknown head and ``SpecError`` with
+    every mistake."""
     try:
         return HEADS.get(name).options.model_validate(dict(given))
     except ValidationError as error:
-        mistakes = [(".".join(map(str, item["loc"])) or "options", item["msg"]) for item in error.errors()]
+        mistakes = [
+            (".".join(map(str, item["loc"])) or "options", item["msg"]) for item in error.errors()
+        ]
         raise SpecError(f"the options of the head `{name}`", mistakes) from None
 
 
@@ -102,5 +112,6 @@ def valid_frames(frames: torch.Tensor, length: int) -> torch.Tensor:
 
 
 def one(target: torch.Tensor) -> int:
-    """Returns 1: the frames that a label needs, or the units of an utterance in a mean over utterances."""
+    """Returns 1: the frames that a label needs, or the units of an utterance in a mean over
+    utterances."""
     return 1

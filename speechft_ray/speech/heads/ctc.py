@@ -1,4 +1,5 @@
-"""Head ``ctc``: a label sequence without alignment, for phone and speech recognition and for slot filling."""
+"""Head ``ctc``: a label sequence without alignment, for phone and speech recognition and for slot
+filling."""
 
 from __future__ import annotations
 
@@ -18,10 +19,14 @@ from speechft_ray.speech.heads.specaug import spec_augment
 from speechft_ray.speech.text import BLANK, Unit, Vocabulary, tokens_of
 
 
-def ctc_loss(logits: torch.Tensor, frames: torch.Tensor, targets: Sequence[torch.Tensor]) -> torch.Tensor:
-    """CTC of ``(batch, frames, classes)``: each utterance divided by its target's length, then the mean over the batch.
+def ctc_loss(
+    logits: torch.Tensor, frames: torch.Tensor, targets: Sequence[torch.Tensor]
+) -> torch.Tensor:
+    """CTC of ``(batch, frames, classes)``: each utterance divided by its target's length, then the
+    mean over the batch.
 
-    Blank is 0 and an impossible alignment counts as 0 (s3prl ``downstream/ctc/model.py``: ``zero_infinity``).
+    Blank is 0 and an impossible alignment counts as 0 (s3prl ``downstream/ctc/model.py``:
+    ``zero_infinity``).
     """
     lengths = torch.tensor([len(target) for target in targets])
     return functional.ctc_loss(
@@ -36,27 +41,39 @@ def ctc_loss(logits: torch.Tensor, frames: torch.Tensor, targets: Sequence[torch
 
 
 def greedy_ctc(logits: torch.Tensor, frames: torch.Tensor, blank: int = BLANK) -> list[list[int]]:
-    """Returns the best path of each utterance of ``(batch, frames, classes)``: repeats merged, then blanks removed."""
+    """Returns the best path of each utterance of ``(batch, frames, classes)``: repeats merged, then
+    blanks removed."""
     decoded = []
     for path, length in zip(logits.argmax(dim=-1).cpu(), frames.tolist(), strict=True):
-        decoded.append([index for index in path[:length].unique_consecutive().tolist() if index != blank])
+        decoded.append(
+            [index for index in path[:length].unique_consecutive().tolist() if index != blank]
+        )
     return decoded
 
 
 def edit_distance(left: Sequence[int], right: Sequence[int]) -> int:
-    """Fewest insertions, deletions and substitutions that turn one sequence into the other (Levenshtein 1966)."""
+    """Fewest insertions, deletions and substitutions that turn one sequence into the other
+    (Levenshtein 1966)."""
     row = list(range(len(right) + 1))
     for done, item in enumerate(left, start=1):
         diagonal, row[0] = row[0], done
         for index, other in enumerate(right, start=1):
-            diagonal, row[index] = row[index], min(row[index] + 1, row[index - 1] + 1, diagonal + (item != other))
+            diagonal, row[index] = (
+                row[index],
+                min(row[index] + 1, row[index - 1] + 1, diagonal + (item != other)),
+            )
     return row[-1]
 
 
-def token_errors(logits: torch.Tensor, frames: torch.Tensor, targets: Sequence[torch.Tensor]) -> Tally:
+def token_errors(
+    logits: torch.Tensor, frames: torch.Tensor, targets: Sequence[torch.Tensor]
+) -> Tally:
     """Counts edit errors of the greedy decoding against all target tokens."""
     decoded = greedy_ctc(logits, frames)
-    errors = sum(edit_distance(target.tolist(), found) for target, found in zip(targets, decoded, strict=True))
+    errors = sum(
+        edit_distance(target.tolist(), found)
+        for target, found in zip(targets, decoded, strict=True)
+    )
     return Tally(errors, sum(len(target) for target in targets))
 
 
@@ -66,26 +83,37 @@ def frames_needed(target: torch.Tensor) -> int:
 
 
 def both_ways(layer: nn.LSTM, features: torch.Tensor, frames: torch.Tensor) -> torch.Tensor:
-    """Runs a bidirectional layer over ``(batch, frames, dim)``; the way back starts at each utterance's last valid frame.
+    """Runs a bidirectional layer over ``(batch, frames, dim)``; the way back starts at each
+    utterance's last valid frame.
 
-    On a GPU the sequences are packed. On a CPU torch's backward pass of packed sequences takes time quadratic in their length
-    (130 frames: ten times as long as here), so each direction runs over the padded batch, the second on reversed utterances.
+    On a GPU the sequences are packed. On a CPU torch's backward pass of packed sequences takes time
+    quadratic in their length (130 frames: ten times as long as here), so each direction runs over
+    the padded batch, the second on reversed utterances.
     """
     length = features.shape[1]
     if features.is_cuda:
-        packed = pack_padded_sequence(features, frames.cpu(), batch_first=True, enforce_sorted=False)
+        packed = pack_padded_sequence(
+            features, frames.cpu(), batch_first=True, enforce_sorted=False
+        )
         return pad_packed_sequence(layer(packed)[0], batch_first=True, total_length=length)[0]
     places = torch.arange(length)
-    mirrored = torch.where(places < frames[:, None], frames[:, None] - 1 - places, places)  # (batch, frames), its own inverse
+    mirrored = torch.where(
+        places < frames[:, None], frames[:, None] - 1 - places, places
+    )  # (batch, frames), its own inverse
     ahead, back = (
-        _one_way(part, weights) for part, weights in zip((features, _taken(features, mirrored)), layer.all_weights, strict=True)
+        _one_way(part, weights)
+        for part, weights in zip(
+            (features, _taken(features, mirrored)), layer.all_weights, strict=True
+        )
     )
     return torch.cat([ahead, _taken(back, mirrored)], dim=-1)
 
 
 def _one_way(features: torch.Tensor, weights: Sequence[torch.Tensor]) -> torch.Tensor:
     still = features.new_zeros(1, len(features), weights[1].shape[1])
-    output: torch.Tensor = torch.lstm(features, (still, still), list(weights), True, 1, 0.0, True, False, True)[0]
+    output: torch.Tensor = torch.lstm(
+        features, (still, still), list(weights), True, 1, 0.0, True, False, True
+    )[0]
     return output
 
 
@@ -96,10 +124,11 @@ def _taken(features: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
 class CtcHead(nn.Module):
     """Optional projection, any number of bidirectional LSTM layers, linear to the classes.
 
-    No LSTM layer is the head of s3prl's ``ctc/libriphone.yaml`` (projection 256); two of 1024 after a projection to 1024
-    that of ``asr`` and ``ctc/snips.yaml``; ``tanh`` adds the square map and tanh after each layer of ``ctc/cv_config``. As in
-    s3prl's ``asr/model.py``, dropout follows every LSTM layer, the last one too. ``specaug`` warps and masks what comes in
-    while training, with draws from torch's global generator.
+    No LSTM layer is the head of s3prl's ``ctc/libriphone.yaml`` (projection 256); two of 1024 after
+    a projection to 1024 that of ``asr`` and ``ctc/snips.yaml``; ``tanh`` adds the square map and
+    tanh after each layer of ``ctc/cv_config``. As in s3prl's ``asr/model.py``, dropout follows
+    every LSTM layer, the last one too. ``specaug`` warps and masks what comes in while training,
+    with draws from torch's global generator.
     """
 
     def __init__(
@@ -119,14 +148,16 @@ class CtcHead(nn.Module):
         width = dim if projection is None else projection
         widths = [width, *[2 * lstm_hidden] * lstm_layers]
         self.layers = nn.ModuleList(
-            nn.LSTM(inputs, lstm_hidden, batch_first=True, bidirectional=True) for inputs in widths[:lstm_layers]
+            nn.LSTM(inputs, lstm_hidden, batch_first=True, bidirectional=True)
+            for inputs in widths[:lstm_layers]
         )
         self.dropout = nn.Dropout(dropout)
         self.squares = nn.ModuleList(nn.Linear(size, size) for size in (widths[1:] if tanh else []))
         self.output = nn.Linear(widths[-1], classes)
 
     def forward(self, features: torch.Tensor, frames: torch.Tensor) -> torch.Tensor:
-        """Maps ``(batch, frames, dim)`` to logits ``(batch, frames, classes)``; padding does not reach valid frames."""
+        """Maps ``(batch, frames, dim)`` to logits ``(batch, frames, classes)``; padding does not
+        reach valid frames."""
         if self.specaug and self.training:
             features = spec_augment(features, frames)
         features = self.projector(features)
@@ -151,7 +182,8 @@ class CtcOptions(HeadOptions):
     dropout: float = Field(default=0.2, ge=0, lt=1)
     """After each LSTM layer (s3prl ``asr/config.yaml``)."""
     specaug: bool = False
-    """Whether training features are warped and masked (official configuration of ASR on TED-LIUM; numbers: ``specaug.py``)."""
+    """Whether training features are warped and masked (official configuration of ASR on TED-LIUM;
+    numbers: ``specaug.py``)."""
 
 
 def build(options: CtcOptions, dim: int, classes: int) -> CtcHead:
@@ -163,11 +195,15 @@ def tokens(options: CtcOptions, utterance: Utterance, column: str) -> list[str]:
     """Returns the label in the unit of the options. Raises ``UserError`` when it is empty."""
     found = tokens_of(label_of(utterance, column), options.unit)
     if not found:
-        raise UserError(f"the utterance `{utterance.key}` has no label in the column `{column}`: add one, or leave it out.")
+        raise UserError(
+            f"the utterance `{utterance.key}` has no label in the column `{column}`: add one, or leave it out."
+        )
     return found
 
 
-def targets(options: CtcOptions, utterance: Utterance, column: str, vocabulary: Vocabulary) -> torch.Tensor:
+def targets(
+    options: CtcOptions, utterance: Utterance, column: str, vocabulary: Vocabulary
+) -> torch.Tensor:
     """Returns the token ids, shape ``(tokens,)``."""
     return torch.tensor(vocabulary.encode(tokens(options, utterance, column)))
 

@@ -1,4 +1,5 @@
-"""The head of diarisation: who speaks in each frame, for a fixed number of speakers (s3prl ``diarization/``)."""
+"""The head of diarisation: who speaks in each frame, for a fixed number of speakers (s3prl
+``diarization/``)."""
 
 from __future__ import annotations
 
@@ -16,8 +17,9 @@ from speechft_ray.speech.heads.base import valid_frames
 class DiarizationHead(nn.Module):
     """One LSTM layer forward in time and a linear map to the speakers; no projection before it.
 
-    Labels have one frame more than features, the one that an encoder's field does not fit into: the last frame of each
-    utterance is given twice (s3prl ``diarization/expert.py``: ``_match_length``, at a batch of one).
+    Labels have one frame more than features, the one that an encoder's field does not fit into: the
+    last frame of each utterance is given twice (s3prl ``diarization/expert.py``: ``_match_length``,
+    at a batch of one).
     """
 
     def __init__(self, dim: int, speakers: int, hidden: int = 512) -> None:
@@ -26,7 +28,8 @@ class DiarizationHead(nn.Module):
         self.linear = nn.Linear(hidden, speakers)
 
     def forward(self, features: torch.Tensor, frames: torch.Tensor) -> torch.Tensor:
-        """Maps ``(batch, frames, dim)`` to logits ``(batch, frames + 1, speakers)``, valid for ``frames + 1`` of each."""
+        """Maps ``(batch, frames, dim)`` to logits ``(batch, frames + 1, speakers)``, valid for
+        ``frames + 1`` of each."""
         places = torch.arange(features.shape[1] + 1, device=features.device)
         places = places.minimum(frames.to(features.device)[:, None] - 1)  # (batch, frames + 1)
         repeated = features.gather(1, places[:, :, None].expand(-1, -1, features.shape[2]))
@@ -34,11 +37,14 @@ class DiarizationHead(nn.Module):
         return logits
 
 
-def permutation_losses(logits: torch.Tensor, targets: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns the loss of each order of the speakers, ``(batch, orders)``, and the frames compared, ``(batch,)``.
+def permutation_losses(
+    logits: torch.Tensor, targets: Sequence[torch.Tensor]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns the loss of each order of the speakers, ``(batch, orders)``, and the frames compared,
+    ``(batch,)``.
 
-    ``logits`` ``(batch, frames, speakers)``, each target ``(frames of it, speakers)`` of 0 and 1. Binary cross-entropy, mean
-    over speakers, sum over the frames that both have.
+    ``logits`` ``(batch, frames, speakers)``, each target ``(frames of it, speakers)`` of 0 and 1.
+    Binary cross-entropy, mean over speakers, sum over the frames that both have.
     """
     length, speakers = logits.shape[1:]
     frames = torch.tensor([min(len(target), length) for target in targets], device=logits.device)
@@ -47,12 +53,17 @@ def permutation_losses(logits: torch.Tensor, targets: Sequence[torch.Tensor]) ->
     inside = valid_frames(frames, wanted.shape[1])
     losses = []
     for order in permutations(range(speakers)):
-        each = functional.binary_cross_entropy_with_logits(logits, wanted[:, :, list(order)], reduction="none").mean(dim=2)
+        each = functional.binary_cross_entropy_with_logits(
+            logits, wanted[:, :, list(order)], reduction="none"
+        ).mean(dim=2)
         losses.append((each * inside).sum(dim=1))
     return torch.stack(losses, dim=1), frames
 
 
-def permutation_free_loss(logits: torch.Tensor, frames: torch.Tensor, targets: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Returns the loss of the best order of the speakers in each utterance, over all frames of the batch."""
+def permutation_free_loss(
+    logits: torch.Tensor, frames: torch.Tensor, targets: Sequence[torch.Tensor]
+) -> torch.Tensor:
+    """Returns the loss of the best order of the speakers in each utterance, over all frames of the
+    batch."""
     losses, counted = permutation_losses(logits, targets)
     return losses.min(dim=1).values.sum() / counted.sum()

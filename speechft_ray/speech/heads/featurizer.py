@@ -7,19 +7,22 @@ from torch import nn
 from torch.nn import functional
 
 LAYER_NORM_EPS = 1e-5
-"""torch's default, which s3prl ``upstream/interfaces.py`` uses for ``--upstream_feature_normalize``."""
+"""torch's default, which s3prl ``upstream/interfaces.py`` uses for
+``--upstream_feature_normalize``."""
 
 
 def normalized(states: torch.Tensor) -> torch.Tensor:
-    """Layer-normalises the last dimension of ``(..., dim)`` without scale and shift; Speech-FT evaluates with it."""
+    """Layer-normalises the last dimension of ``(..., dim)`` without scale and shift; Speech-FT
+    evaluates with it."""
     return functional.layer_norm(states, states.shape[-1:], eps=LAYER_NORM_EPS)
 
 
 class Featurizer(nn.Module):
-    """Softmax-weighted sum over the hidden states of a frozen encoder (s3prl ``upstream/interfaces.py``).
+    """Softmax-weighted sum over the hidden states of a frozen encoder (s3prl
+    ``upstream/interfaces.py``).
 
-    The logits of the weights start at zero, which is the plain average. ``normalize`` switches ``normalized`` on for states
-    by frame.
+    The logits of the weights start at zero, which is the plain average. ``normalize`` switches
+    ``normalized`` on for states by frame.
     """
 
     def __init__(self, state_count: int, normalize: bool = True) -> None:
@@ -28,9 +31,11 @@ class Featurizer(nn.Module):
         self.weights = nn.Parameter(torch.zeros(state_count))
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
-        """Sums states ``(layers, batch, frames, dim)`` or means over frames ``(batch, layers, dim)`` over their layers.
+        """Sums states ``(layers, batch, frames, dim)`` or means over frames ``(batch, layers,
+        dim)`` over their layers.
 
-        Means over frames are taken as they come: normalising is not linear, so it has to precede the mean.
+        Means over frames are taken as they come: normalising is not linear, so it has to precede
+        the mean.
         """
         if states.dim() == 3:
             return torch.einsum("l,bld->bd", self._shares(), states)

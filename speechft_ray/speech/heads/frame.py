@@ -1,4 +1,5 @@
-"""Head ``frame``: one label per frame, from the corpus' alignment (paper section 4.2: phoneme classification on TIMIT)."""
+"""Head ``frame``: one label per frame, from the corpus' alignment (paper section 4.2: phoneme
+classification on TIMIT)."""
 
 from __future__ import annotations
 
@@ -12,12 +13,22 @@ from torch.nn import functional
 from speechft_ray.core.errors import UserError
 from speechft_ray.core.units import FRAME_FIELD_SAMPLES, FRAME_STRIDE_SAMPLES, frame_count
 from speechft_ray.speech.corpora.base import Utterance
-from speechft_ray.speech.heads.base import HEADS, IGNORED, HeadKind, HeadOptions, Tally, label_of, one, valid_frames
+from speechft_ray.speech.heads.base import (
+    HEADS,
+    IGNORED,
+    HeadKind,
+    HeadOptions,
+    Tally,
+    label_of,
+    one,
+    valid_frames,
+)
 from speechft_ray.speech.text import Vocabulary
 
 
 def frame_labels(alignment: Sequence[tuple[int, str]], samples: int) -> list[str | None]:
-    """Returns the label at the centre of every frame, sample 320 i + 200; ``None`` before the first start and where none is."""
+    """Returns the label at the centre of every frame, sample 320 i + 200; ``None`` before the first
+    start and where none is."""
     starts = [start for start, _ in alignment]
     found: list[str | None] = []
     for frame in range(frame_count(samples)):
@@ -26,14 +37,21 @@ def frame_labels(alignment: Sequence[tuple[int, str]], samples: int) -> list[str
     return found
 
 
-def cross_entropy(logits: torch.Tensor, frames: torch.Tensor, targets: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Cross-entropy of ``(batch, frames, classes)``, mean over all labelled frames of the batch; 0 when there are none."""
+def cross_entropy(
+    logits: torch.Tensor, frames: torch.Tensor, targets: Sequence[torch.Tensor]
+) -> torch.Tensor:
+    """Cross-entropy of ``(batch, frames, classes)``, mean over all labelled frames of the batch; 0
+    when there are none."""
     wanted = _padded(logits, frames, targets)
-    total = functional.cross_entropy(logits.transpose(1, 2), wanted, ignore_index=IGNORED, reduction="sum")  # -> (B, C, T)
+    total = functional.cross_entropy(
+        logits.transpose(1, 2), wanted, ignore_index=IGNORED, reduction="sum"
+    )  # -> (B, C, T)
     return total / (wanted != IGNORED).sum().clamp(min=1)
 
 
-def right_answers(logits: torch.Tensor, frames: torch.Tensor, targets: Sequence[torch.Tensor]) -> Tally:
+def right_answers(
+    logits: torch.Tensor, frames: torch.Tensor, targets: Sequence[torch.Tensor]
+) -> Tally:
     """Counts the labelled frames whose most probable class is the label."""
     wanted = _padded(logits, frames, targets)
     return Tally(int((logits.argmax(dim=-1) == wanted).sum()), int((wanted != IGNORED).sum()))
@@ -69,8 +87,8 @@ def build(options: FrameOptions, dim: int, classes: int) -> FrameHead:
 def tokens(options: FrameOptions, utterance: Utterance, column: str) -> list[str]:
     """Returns the labels of the alignment, without empty ones.
 
-    Raises ``UserError`` when there is none, or when it aligns another column: the tokens of the column must occur in it
-    (it may have more, such as silence).
+    Raises ``UserError`` when there is none, or when it aligns another column: the tokens of the
+    column must occur in it (it may have more, such as silence).
     """
     if not utterance.alignment:
         raise UserError(
@@ -87,20 +105,32 @@ def tokens(options: FrameOptions, utterance: Utterance, column: str) -> list[str
     return aligned
 
 
-def targets(options: FrameOptions, utterance: Utterance, column: str, vocabulary: Vocabulary) -> torch.Tensor:
-    """Returns one class id per frame, ``IGNORED`` where nothing is labelled, shape ``(frames,)``."""
-    ids = dict(zip(aligned := tokens(options, utterance, column), vocabulary.encode(aligned), strict=True))
+def targets(
+    options: FrameOptions, utterance: Utterance, column: str, vocabulary: Vocabulary
+) -> torch.Tensor:
+    """Returns one class id per frame, ``IGNORED`` where nothing is labelled, shape
+    ``(frames,)``."""
+    ids = dict(
+        zip(aligned := tokens(options, utterance, column), vocabulary.encode(aligned), strict=True)
+    )
     labels = frame_labels(utterance.alignment, utterance.samples)
-    return torch.tensor([IGNORED if label is None else ids[label] for label in labels], dtype=torch.long)
+    return torch.tensor(
+        [IGNORED if label is None else ids[label] for label in labels], dtype=torch.long
+    )
 
 
-def _padded(logits: torch.Tensor, frames: torch.Tensor, targets: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Brings targets to the frames of the encoder, ``(batch, frames)``; padding, and frames beyond a target, are ignored."""
+def _padded(
+    logits: torch.Tensor, frames: torch.Tensor, targets: Sequence[torch.Tensor]
+) -> torch.Tensor:
+    """Brings targets to the frames of the encoder, ``(batch, frames)``; padding, and frames beyond
+    a target, are ignored."""
     length = logits.shape[1]
     wanted = torch.full(logits.shape[:2], IGNORED, dtype=torch.long)
     for row, target in zip(wanted, targets, strict=True):
         row[: min(length, len(target))] = target[:length]
-    return wanted.to(logits.device).masked_fill(~valid_frames(frames.to(logits.device), length), IGNORED)
+    return wanted.to(logits.device).masked_fill(
+        ~valid_frames(frames.to(logits.device), length), IGNORED
+    )
 
 
 HEADS.register(

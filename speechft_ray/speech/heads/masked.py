@@ -1,7 +1,9 @@
-"""Head ``masked``: at masked frames, what the start encoder names them (continued pre-training, paper section 4.2).
+"""Head ``masked``: at masked frames, what the start encoder names them (continued pre-training,
+paper section 4.2).
 
-The names come from HuBERT's own code book; a new linear map from the last hidden state learns them, and neither HuBERT's
-projection nor its code book takes part. What the start names is worked out once, by whoever fine-tunes.
+The names come from HuBERT's own code book; a new linear map from the last hidden state learns them,
+and neither HuBERT's projection nor its code book takes part. What the start names is worked out
+once, by whoever fine-tunes.
 """
 
 from __future__ import annotations
@@ -14,19 +16,27 @@ from pydantic import Field
 from torch.nn import functional
 
 from speechft_ray.core.errors import UserError
-from speechft_ray.speech.encoders.base import FAMILIES, MASK_EMBEDDING, EncoderWeights, no_mask_embedding
+from speechft_ray.speech.encoders.base import (
+    FAMILIES,
+    MASK_EMBEDDING,
+    EncoderWeights,
+    no_mask_embedding,
+)
 from speechft_ray.speech.heads.base import HEADS, HeadKind, HeadOptions, Masking, one
 from speechft_ray.speech.heads.frame import FrameHead, cross_entropy, labelled_frames, right_answers
 
 
 class MaskedOptions(HeadOptions):
-    """Options of the head ``masked``. Masks are HuBERT's (fairseq ``hubert_base_librispeech.yaml``, ``HubertConfig``)."""
+    """Options of the head ``masked``. Masks are HuBERT's (fairseq ``hubert_base_librispeech.yaml``,
+    ``HubertConfig``)."""
 
     similarity: Literal["cosine", "dot"] = "cosine"
-    """How alike a projected state and a code are: ``cosine``, the rule that HuBERT predicts by (arXiv 2106.07447, equation 3),
-    or their ``dot`` product, which prefers long codes. Equation 8 of the paper is blank."""
+    """How alike a projected state and a code are: ``cosine``, the rule that HuBERT predicts by
+    (arXiv 2106.07447, equation 3), or their ``dot`` product, which prefers long codes. Equation 8
+    of the paper is blank."""
     mask_prob: float = Field(default=0.8, gt=0, le=1)
-    """Share of frames in spans if spans did not overlap: ``mask_prob / mask_length`` spans start per frame (0.08)."""
+    """Share of frames in spans if spans did not overlap: ``mask_prob / mask_length`` spans start
+    per frame (0.08)."""
     mask_length: int = Field(default=10, ge=1)
     """Frames of a span; all have the same length and may overlap."""
     least_spans: int = Field(default=2, ge=1)
@@ -36,10 +46,13 @@ class MaskedOptions(HeadOptions):
 def mask(options: MaskedOptions, frames: int, draw: np.random.Generator) -> np.ndarray:
     """Returns which frames of an utterance are masked, bool ``(frames,)``.
 
-    The rule of fairseq's ``compute_mask_indices`` for one utterance alone. In a batch, fairseq unmasks frames until all
-    utterances have equally many; here a mask does not depend on the company that an utterance keeps.
+    The rule of fairseq's ``compute_mask_indices`` for one utterance alone. In a batch, fairseq
+    unmasks frames until all utterances have equally many; here a mask does not depend on the
+    company that an utterance keeps.
     """
-    spans = max(options.least_spans, int(options.mask_prob * frames / options.mask_length + draw.random()))
+    spans = max(
+        options.least_spans, int(options.mask_prob * frames / options.mask_length + draw.random())
+    )
     starts = draw.choice(max(frames - options.mask_length, spans + 1), spans, replace=False)
     reached = (starts[:, None] + np.arange(options.mask_length)).ravel()
     masked = np.zeros(frames, dtype=bool)
@@ -48,7 +61,8 @@ def mask(options: MaskedOptions, frames: int, draw: np.random.Generator) -> np.n
 
 
 def classes(start: EncoderWeights) -> int:
-    """Returns the rows of the code book: 504 in HuBERT Base, 500 clusters and four specials of fairseq's dictionaries.
+    """Returns the rows of the code book: 504 in HuBERT Base, 500 clusters and four specials of
+    fairseq's dictionaries.
 
     Raises ``UserError`` when the start cannot name frames, or cannot have them masked.
     """
@@ -70,9 +84,11 @@ def classes(start: EncoderWeights) -> int:
 
 
 def names(options: MaskedOptions, model: Any, states: torch.Tensor) -> torch.Tensor:
-    """Returns the code most similar to each projected state: from ``(frames, dim)`` to int64 ``(frames,)``.
+    """Returns the code most similar to each projected state: from ``(frames, dim)`` to int64
+    ``(frames,)``.
 
-    ``model`` is the start encoder's module. A state's own length is the same towards all codes, so it is left out.
+    ``model`` is the start encoder's module. A state's own length is the same towards all codes, so
+    it is left out.
     """
     codes = model.label_embs_concat
     if model.target_glu is not None:

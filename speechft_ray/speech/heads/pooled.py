@@ -11,11 +11,20 @@ from torch.nn import functional
 
 from speechft_ray.core.errors import UserError
 from speechft_ray.speech.corpora.base import Utterance
-from speechft_ray.speech.heads.base import HEADS, HeadKind, HeadOptions, Tally, label_of, one, valid_frames
+from speechft_ray.speech.heads.base import (
+    HEADS,
+    HeadKind,
+    HeadOptions,
+    Tally,
+    label_of,
+    one,
+    valid_frames,
+)
 from speechft_ray.speech.text import Vocabulary
 
 PROJECTION = 256
-"""Width between the two linear maps (s3prl ``emotion/config.yaml``, ``voxceleb1/config.yaml``: ``projector_dim``)."""
+"""Width between the two linear maps (s3prl ``emotion/config.yaml``, ``voxceleb1/config.yaml``:
+``projector_dim``)."""
 
 
 def mean_over_frames(features: torch.Tensor, frames: torch.Tensor) -> torch.Tensor:
@@ -24,19 +33,25 @@ def mean_over_frames(features: torch.Tensor, frames: torch.Tensor) -> torch.Tens
     return features.masked_fill(~mask, 0.0).sum(dim=1) / mask.sum(dim=1)
 
 
-def cross_entropy(logits: torch.Tensor, frames: torch.Tensor, targets: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Cross-entropy of ``(batch, classes)``, mean over the batch. Each target has shape ``(1,)``."""
+def cross_entropy(
+    logits: torch.Tensor, frames: torch.Tensor, targets: Sequence[torch.Tensor]
+) -> torch.Tensor:
+    """Cross-entropy of ``(batch, classes)``, mean over the batch. Each target has shape
+    ``(1,)``."""
     return functional.cross_entropy(logits, torch.cat(list(targets)).to(logits.device))
 
 
-def right_answers(logits: torch.Tensor, frames: torch.Tensor, targets: Sequence[torch.Tensor]) -> Tally:
+def right_answers(
+    logits: torch.Tensor, frames: torch.Tensor, targets: Sequence[torch.Tensor]
+) -> Tally:
     """Counts the utterances whose most probable class is the label."""
     wanted = torch.cat(list(targets)).to(logits.device)
     return Tally(int((logits.argmax(dim=-1) == wanted).sum()), len(wanted))
 
 
 class PooledHead(nn.Module):
-    """Linear to ``projection``, mean over frames, linear to the classes, no non-linearity between (s3prl ``UtteranceLevel``).
+    """Linear to ``projection``, mean over frames, linear to the classes, no non-linearity between
+    (s3prl ``UtteranceLevel``).
 
     The mean is taken first: it commutes with the first map, and costs less there.
     """
@@ -47,7 +62,8 @@ class PooledHead(nn.Module):
         self.output = nn.Linear(projection, classes)
 
     def forward(self, features: torch.Tensor, frames: torch.Tensor | None = None) -> torch.Tensor:
-        """Maps ``(batch, frames, dim)`` and ``frames`` ``(batch,)``, or means ``(batch, dim)`` alone, to logits by class."""
+        """Maps ``(batch, frames, dim)`` and ``frames`` ``(batch,)``, or means ``(batch, dim)``
+        alone, to logits by class."""
         means = features if frames is None else mean_over_frames(features, frames)
         logits: torch.Tensor = self.output(self.projector(means))
         return logits
@@ -68,11 +84,15 @@ def tokens(options: PooledOptions, utterance: Utterance, column: str) -> list[st
     """Returns the whole label as one token. Raises ``UserError`` when it is empty."""
     label = label_of(utterance, column).strip()
     if not label:
-        raise UserError(f"the utterance `{utterance.key}` has no label in the column `{column}`: add one, or leave it out.")
+        raise UserError(
+            f"the utterance `{utterance.key}` has no label in the column `{column}`: add one, or leave it out."
+        )
     return [label]
 
 
-def targets(options: PooledOptions, utterance: Utterance, column: str, vocabulary: Vocabulary) -> torch.Tensor:
+def targets(
+    options: PooledOptions, utterance: Utterance, column: str, vocabulary: Vocabulary
+) -> torch.Tensor:
     """Returns the class id, shape ``(1,)``."""
     return torch.tensor(vocabulary.encode(tokens(options, utterance, column)))
 

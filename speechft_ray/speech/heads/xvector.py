@@ -22,13 +22,21 @@ SCALE, MARGIN = 30.0, 0.4
 
 
 class XVectorHead(nn.Module):
-    """Linear to ``width``, five dilated layers with ReLU, mean and deviation over frames, two linear maps with ReLU.
+    """Linear to ``width``, five dilated layers with ReLU, mean and deviation over frames, two
+    linear maps with ReLU.
 
-    ``pools_padding``: while training, an utterance that is not the longest of its batch is pooled over one frame too many, of
-    padding; s3prl's mask ends that way.
+    ``pools_padding``: while training, an utterance that is not the longest of its batch is pooled
+    over one frame too many, of padding; s3prl's mask ends that way.
     """
 
-    def __init__(self, dim: int, speakers: int, width: int = 512, pooled_width: int = 1500, pools_padding: bool = True) -> None:
+    def __init__(
+        self,
+        dim: int,
+        speakers: int,
+        width: int = 512,
+        pooled_width: int = 1500,
+        pools_padding: bool = True,
+    ) -> None:
         super().__init__()
         self.width, self.pools_padding = width, pools_padding
         self.connector = nn.Linear(dim, width)
@@ -44,8 +52,9 @@ class XVectorHead(nn.Module):
     def forward(self, features: torch.Tensor, frames: torch.Tensor) -> torch.Tensor:
         """Maps ``(batch, frames, dim)`` to ``(batch, width + speakers)``.
 
-        The first ``width`` are the embedding, of length 1, which stands before the second of the last two maps; the others the
-        cosines, within [-1, 1], of what comes after it and each training speaker. At least 16 frames are needed.
+        The first ``width`` are the embedding, of length 1, which stands before the second of the
+        last two maps; the others the cosines, within [-1, 1], of what comes after it and each
+        training speaker. At least 16 frames are needed.
         """
         hidden = self.connector(features).transpose(1, 2)  # -> (batch, width, frames)
         for layer in self.layers:
@@ -57,7 +66,8 @@ class XVectorHead(nn.Module):
         return torch.cat([functional.normalize(embedding, dim=1), cosines], dim=1)
 
     def _pooled(self, hidden: torch.Tensor, frames: torch.Tensor) -> torch.Tensor:
-        """Returns mean and unbiased deviation over frames of ``(batch, width, frames)``, side by side."""
+        """Returns mean and unbiased deviation over frames of ``(batch, width, frames)``, side by
+        side."""
         if self.training and self.pools_padding:
             frames = (frames + 1).clamp(max=hidden.shape[2])
         inside = valid_frames(frames, hidden.shape[2])[:, None]
@@ -67,13 +77,17 @@ class XVectorHead(nn.Module):
 
 
 def _root(values: torch.Tensor) -> torch.Tensor:
-    """Square root whose gradient at 0, where a channel never varies, is 0 (torch's ``std`` has the same)."""
+    """Square root whose gradient at 0, where a channel never varies, is 0 (torch's ``std`` has the
+    same)."""
     still = values == 0
     return values.masked_fill(still, 1.0).sqrt().masked_fill(still, 0.0)
 
 
-def am_softmax(cosines: torch.Tensor, frames: torch.Tensor, targets: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Additive margin softmax of ``(batch, speakers)`` (Wang et al. 2018), mean over the batch. Targets have shape ``(1,)``."""
+def am_softmax(
+    cosines: torch.Tensor, frames: torch.Tensor, targets: Sequence[torch.Tensor]
+) -> torch.Tensor:
+    """Additive margin softmax of ``(batch, speakers)`` (Wang et al. 2018), mean over the batch.
+    Targets have shape ``(1,)``."""
     wanted = torch.cat(list(targets)).to(cosines.device)
     margin = functional.one_hot(wanted, cosines.shape[1]) * MARGIN
     return functional.cross_entropy(SCALE * (cosines - margin), wanted)

@@ -1,1 +1,2 @@
-"""Pure metric functions: decoded hypotheses and references in, one number in the metric table's unit out."""
+"""Pure metric functions: decoded hypotheses and references in, one number in the metric table's
+unit out."""

@@ -10,13 +10,15 @@ from speechft_ray.core.errors import UserError
 def accuracy(predicted: Sequence[Hashable], expected: Sequence[Hashable]) -> float:
     """Returns the percentage of equal pairs.
 
-    A label of several parts is given as a tuple and is right when all its parts are (IC: action, object and location; s3prl
-    ``fluent_commands/expert.py``).
+    A label of several parts is given as a tuple and is right when all its parts are (IC: action,
+    object and location; s3prl ``fluent_commands/expert.py``).
 
     Raises ``ValueError`` for lists of different length and ``UserError`` when there is no label.
     """
     if not expected:
-        raise UserError("an accuracy needs at least one labelled utterance: check the label column of the test split.")
+        raise UserError(
+            "an accuracy needs at least one labelled utterance: check the label column of the test split."
+        )
     return 100.0 * sum(right for right, _ in hits(predicted, expected)) / len(expected)
 
 

@@ -1,7 +1,9 @@
-"""Diarisation error rate: the share of speech given to the wrong speaker, missed or made up, in percent (SD).
+"""Diarisation error rate: the share of speech given to the wrong speaker, missed or made up, in
+percent (SD).
 
-As s3prl scores (dscore at its defaults): no collar, overlapped speech counts, the speakers of a recording are matched one to
-one so that they agree for as long as possible, and the times of all recordings are added up before they are divided.
+As s3prl scores (dscore at its defaults): no collar, overlapped speech counts, the speakers of a
+recording are matched one to one so that they agree for as long as possible, and the times of all
+recordings are added up before they are divided.
 """
 
 from __future__ import annotations
@@ -16,28 +18,37 @@ from speechft_ray.core.errors import UserError
 
 
 class Turn(NamedTuple):
-    """One speaker talking from ``start`` to ``end``, in any unit of time; turns of one speaker may overlap."""
+    """One speaker talking from ``start`` to ``end``, in any unit of time; turns of one speaker may
+    overlap."""
 
     speaker: str
     start: float
     end: float
 
 
-def diarization_error_rate(hypotheses: Sequence[Sequence[Turn]], references: Sequence[Sequence[Turn]]) -> float:
+def diarization_error_rate(
+    hypotheses: Sequence[Sequence[Turn]], references: Sequence[Sequence[Turn]]
+) -> float:
     """Returns the error rate over parallel recordings; it may exceed 100.
 
-    Raises ``ValueError`` for lists of different length and ``UserError`` when nobody speaks in the references.
+    Raises ``ValueError`` for lists of different length and ``UserError`` when nobody speaks in the
+    references.
     """
     found = [errors_and_speech(*pair) for pair in zip(hypotheses, references, strict=True)]
     speech = sum(each[1] for each in found)
     if not speech:
-        raise UserError("a diarisation error rate needs references in which somebody speaks: check the segments of test.")
+        raise UserError(
+            "a diarisation error rate needs references in which somebody speaks: check the segments of test."
+        )
     return 100.0 * sum(each[0] for each in found) / speech
 
 
 def errors_and_speech(hypothesis: Sequence[Turn], reference: Sequence[Turn]) -> tuple[float, float]:
-    """Returns the time in error and the time of speech, both summed over speakers, of one recording."""
-    edges = np.unique([edge for turn in (*hypothesis, *reference) for edge in (turn.start, turn.end)])
+    """Returns the time in error and the time of speech, both summed over speakers, of one
+    recording."""
+    edges = np.unique(
+        [edge for turn in (*hypothesis, *reference) for edge in (turn.start, turn.end)]
+    )
     if len(edges) < 2:
         return 0.0, 0.0
     lengths = np.diff(edges)
@@ -45,7 +56,9 @@ def errors_and_speech(hypothesis: Sequence[Turn], reference: Sequence[Turn]) -> 
     agreed = (said * lengths) @ heard.T
     right = agreed[linear_sum_assignment(agreed, maximize=True)].sum() if agreed.size else 0.0
     wanted, given = said.sum(axis=0), heard.sum(axis=0)
-    return float((np.maximum(wanted, given) * lengths).sum() - right), float((wanted * lengths).sum())
+    return float((np.maximum(wanted, given) * lengths).sum() - right), float(
+        (wanted * lengths).sum()
+    )
 
 
 def _active(turns: Sequence[Turn], edges: np.ndarray) -> np.ndarray:

@@ -1,4 +1,5 @@
-"""Token error rates: edits of the whole corpus over reference tokens of the whole corpus, in percent (PER, WER, CER).
+"""Token error rates: edits of the whole corpus over reference tokens of the whole corpus, in
+percent (PER, WER, CER).
 
 Edits are the least number of substitutions, insertions and deletions. A rate may exceed 100.
 """
@@ -22,29 +23,39 @@ def edits(hypothesis: Tokens, reference: Tokens) -> int:
 def token_error_rate(hypotheses: Sequence[Tokens], references: Sequence[Tokens]) -> float:
     """Returns the error rate in percent over parallel utterances.
 
-    An empty hypothesis costs one deletion per reference token. s3prl (``ctc/metric.py``) splits an empty text into one empty
-    token, which costs the same, except against an empty reference: s3prl counts that as one token, this as none.
+    An empty hypothesis costs one deletion per reference token. s3prl (``ctc/metric.py``) splits an
+    empty text into one empty token, which costs the same, except against an empty reference: s3prl
+    counts that as one token, this as none.
 
-    Raises ``ValueError`` for lists of different length and ``UserError`` when the references hold no token at all.
+    Raises ``ValueError`` for lists of different length and ``UserError`` when the references hold
+    no token at all.
     """
     pairs = token_errors(hypotheses, references)
     wrong, total = sum(wrong for wrong, _ in pairs), sum(total for _, total in pairs)
     if not total:
-        raise UserError("an error rate needs references with at least one token: check the label column of the test split.")
+        raise UserError(
+            "an error rate needs references with at least one token: check the label column of the test split."
+        )
     return 100.0 * wrong / total
 
 
-def token_errors(hypotheses: Sequence[Tokens], references: Sequence[Tokens]) -> list[tuple[int, int]]:
+def token_errors(
+    hypotheses: Sequence[Tokens], references: Sequence[Tokens]
+) -> list[tuple[int, int]]:
     """Returns the edits and the reference tokens of each utterance."""
     pairs = zip(hypotheses, references, strict=True)
     return [(edits(hypothesis, reference), len(reference)) for hypothesis, reference in pairs]
 
 
 def word_error_rate(hypotheses: Sequence[str], references: Sequence[str]) -> float:
-    """Returns the error rate in percent over tokens separated by blanks: words (s3prl ``asr/expert.py``) or phones."""
-    return token_error_rate([text.split() for text in hypotheses], [text.split() for text in references])
+    """Returns the error rate in percent over tokens separated by blanks: words (s3prl
+    ``asr/expert.py``) or phones."""
+    return token_error_rate(
+        [text.split() for text in hypotheses], [text.split() for text in references]
+    )
 
 
 def character_error_rate(hypotheses: Sequence[str], references: Sequence[str]) -> float:
-    """Returns the error rate in percent over characters, blanks included (s3prl ``ctc/metric.py``)."""
+    """Returns the error rate in percent over characters, blanks included (s3prl
+    ``ctc/metric.py``)."""
     return token_error_rate(hypotheses, references)

@@ -1,8 +1,10 @@
-"""Maximum term-weighted value of spoken term detection: the worth of detections at the best threshold (QbE); 1 is perfect.
+"""Maximum term-weighted value of spoken term detection: the worth of detections at the best
+threshold (QbE); 1 is perfect.
 
-TWV(threshold) = 1 - mean over queries of (P_miss + beta * P_fa), where P_miss is the share of the documents with the query
-that score below the threshold, P_fa the share of the others that do not. The data set's own scorer is a Java program; the
-weights are those quoted for QUESST 2014 and could not be checked against it.
+TWV(threshold) = 1 - mean over queries of (P_miss + beta * P_fa), where P_miss is the share of the
+documents with the query that score below the threshold, P_fa the share of the others that do not.
+The data set's own scorer is a Java program; the weights are those quoted for QUESST 2014 and could
+not be checked against it.
 """
 
 from __future__ import annotations
@@ -18,20 +20,27 @@ BETA = FALSE_ALARM_COST / MISS_COST * (1 / TARGET_PRIOR - 1)
 """12.49: what a false alarm costs in misses."""
 
 
-def maximum_term_weighted_value(scores: Sequence[np.ndarray], matches: Sequence[np.ndarray]) -> float:
-    """Returns the highest term-weighted value over all thresholds; never below 0, the value of detecting nothing.
+def maximum_term_weighted_value(
+    scores: Sequence[np.ndarray], matches: Sequence[np.ndarray]
+) -> float:
+    """Returns the highest term-weighted value over all thresholds; never below 0, the value of
+    detecting nothing.
 
-    ``scores`` and ``matches`` hold one array ``(documents,)`` per query: higher is more certain, and whether the document has
-    the query. A query that no document has, or every one, is left out.
+    ``scores`` and ``matches`` hold one array ``(documents,)`` per query: higher is more certain,
+    and whether the document has the query. A query that no document has, or every one, is left out.
 
     Raises ``ValueError`` for lists of different length and ``UserError`` when no query is left.
     """
     pairs = [(score, match.astype(bool)) for score, match in zip(scores, matches, strict=True)]
     pairs = [(score, match) for score, match in pairs if 0 < match.sum() < len(match)]
     if not pairs:
-        raise UserError("a term-weighted value needs queries that some documents match: check the column `matches`.")
+        raise UserError(
+            "a term-weighted value needs queries that some documents match: check the column `matches`."
+        )
     gains = [np.where(match, 1.0 / match.sum(), -BETA / (~match).sum()) for _, match in pairs]
     flat, gain = np.concatenate([score for score, _ in pairs]), np.concatenate(gains)
     order = np.argsort(-flat, kind="stable")
-    last = np.append(np.flatnonzero(np.diff(flat[order])), len(order) - 1)  # equal scores pass a threshold together
+    last = np.append(
+        np.flatnonzero(np.diff(flat[order])), len(order) - 1
+    )  # equal scores pass a threshold together
     return float(max(0.0, (np.cumsum(gain[order])[last] / len(pairs)).max()))

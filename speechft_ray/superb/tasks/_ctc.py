@@ -1,11 +1,13 @@
-"""What the tasks with a token sequence per utterance share: vocabulary, CTC, greedy decoding (s3prl ``downstream/ctc/``).
+"""What the tasks with a token sequence per utterance share: vocabulary, CTC, greedy decoding (s3prl
+``downstream/ctc/``).
 
-Id 0 is padding and CTC's blank, 1 is ``<eos>``, 2 ``<unk>``, then the tokens of the train split. ``<eos>`` ends every target
-and is learned like a token; decoding drops it. s3prl has fixed vocabularies per corpus; a token that train never has becomes
-``<unk>`` and, since nothing decodes to it, counts as an error. ``asr`` brings a vocabulary of its own.
+Id 0 is padding and CTC's blank, 1 is ``<eos>``, 2 ``<unk>``, then the tokens of the train split.
+``<eos>`` ends every target and is learned like a token; decoding drops it. s3prl has fixed
+vocabularies per corpus; a token that train never has becomes ``<unk>`` and, since nothing decodes
+to it, counts as an error. ``asr`` brings a vocabulary of its own.
 
-Decoding stops at an utterance's last valid frame. s3prl's ``ctc/expert.py`` reads the padded row, which is the same at its
-evaluation batch of 1.
+Decoding stops at an utterance's last valid frame. s3prl's ``ctc/expert.py`` reads the padded row,
+which is the same at its evaluation batch of 1.
 """
 
 from __future__ import annotations
@@ -26,17 +28,19 @@ from speechft_ray.superb.tasks.base import Example, Measure, Problem, TaskOption
 EOS, UNKNOWN = "<eos>", "<unk>"
 
 BATCH_SIZE = 32
-"""Effective batch of s3prl's ``ctc/libriphone.yaml`` (16 x 2 accumulated) and ``ctc/snips.yaml`` (32 x 1)."""
+"""Effective batch of s3prl's ``ctc/libriphone.yaml`` (16 x 2 accumulated) and ``ctc/snips.yaml``
+(32 x 1)."""
 
 CLIP_NORM = 1.0
 """``runner.gradient_clipping`` of the same configs."""
 
 
 Counts = tuple[
-    Callable[[Sequence[Any], Sequence[Any]], float], Callable[[Sequence[Any], Sequence[Any]], Sequence[tuple[float, float]]]
+    Callable[[Sequence[Any], Sequence[Any]], float],
+    Callable[[Sequence[Any], Sequence[Any]], Sequence[tuple[float, float]]],
 ]
-"""A rate over a split, in percent, and the pairs of each utterance that it is made of: the sum of the first over that of the
-second."""
+"""A rate over a split, in percent, and the pairs of each utterance that it is made of: the sum of
+the first over that of the second."""
 
 
 class LinearCtcOptions(TaskOptions):
@@ -47,7 +51,8 @@ class LinearCtcOptions(TaskOptions):
 
 
 class RecurrentCtcOptions(TaskOptions):
-    """Options of a projection with bidirectional LSTM layers; the defaults are s3prl's ``ctc/snips.yaml``."""
+    """Options of a projection with bidirectional LSTM layers; the defaults are s3prl's
+    ``ctc/snips.yaml``."""
 
     projection: int = Field(default=1024, ge=1)
     lstm_layers: int = Field(default=2, ge=0)
@@ -74,14 +79,20 @@ def sequence_pose(
 ) -> Callable[[Corpus, Sequence[str], Any], Problem]:
     """Returns the ``pose`` of a CTC task.
 
-    ``tokens(utterance, columns)`` spells a label, ``end`` included; ``render`` turns tokens without ``end`` into what the
-    ``measures``, by metric, compare: the rate of a split, and what it counts in each utterance. ``vocabulary_of`` is given the
-    spelled labels of train; it must have ``end`` and ``<unk>``.
+    ``tokens(utterance, columns)`` spells a label, ``end`` included; ``render`` turns tokens without
+    ``end`` into what the ``measures``, by metric, compare: the rate of a split, and what it counts
+    in each utterance. ``vocabulary_of`` is given the spelled labels of train; it must have ``end``
+    and ``<unk>``.
     """
 
-    def pose(corpus: Corpus, columns: Sequence[str], options: LinearCtcOptions | RecurrentCtcOptions) -> Problem:
+    def pose(
+        corpus: Corpus, columns: Sequence[str], options: LinearCtcOptions | RecurrentCtcOptions
+    ) -> Problem:
         splits = task_splits(corpus)
-        spelled = {split: [tokens(utterance, columns) for utterance in utterances] for split, utterances in splits.items()}
+        spelled = {
+            split: [tokens(utterance, columns) for utterance in utterances]
+            for split, utterances in splits.items()
+        }
         vocabulary = vocabulary_of(spelled["train"])
         known = frozenset(vocabulary.symbols)
 
@@ -97,8 +108,15 @@ def sequence_pose(
 
         return Problem(
             corpus=corpus,
-            examples={split: list(map(example, utterances, spelled[split])) for split, utterances in splits.items()},
-            head=partial(CtcHead, classes=vocabulary.size, **options.model_dump(exclude={"specaug", "protocol"})),
+            examples={
+                split: list(map(example, utterances, spelled[split]))
+                for split, utterances in splits.items()
+            },
+            head=partial(
+                CtcHead,
+                classes=vocabulary.size,
+                **options.model_dump(exclude={"specaug", "protocol"}),
+            ),
             loss=ctc_loss,
             answers=answers,
             measure=_all_of(measures),

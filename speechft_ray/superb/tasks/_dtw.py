@@ -1,7 +1,9 @@
-"""Subsequence dynamic time warping of one query against many documents at once (s3prl ``quesst14_dtw/expert.py``).
+"""Subsequence dynamic time warping of one query against many documents at once (s3prl
+``quesst14_dtw/expert.py``).
 
-The step pattern is dtw-python's ``asymmetric`` with open begin and open end: each query frame is used once, a step moves on by
-0, 1 or 2 document frames, and every path may start and end anywhere in the document.
+The step pattern is dtw-python's ``asymmetric`` with open begin and open end: each query frame is
+used once, a step moves on by 0, 1 or 2 document frames, and every path may start and end anywhere
+in the document.
 """
 
 from __future__ import annotations
@@ -17,24 +19,30 @@ LEAST = 1e-9
 """Least difference of a row's extremes, and least deviation, that something is divided by."""
 
 
-def frame_distances(query: torch.Tensor, documents: torch.Tensor, frames: torch.Tensor, distance: Distance) -> torch.Tensor:
-    """Returns the distance of each frame of ``query`` ``(length, dim)`` to those of ``documents`` ``(batch, longest, dim)``.
+def frame_distances(
+    query: torch.Tensor, documents: torch.Tensor, frames: torch.Tensor, distance: Distance
+) -> torch.Tensor:
+    """Returns the distance of each frame of ``query`` ``(length, dim)`` to those of ``documents``
+    ``(batch, longest, dim)``.
 
-    All frames have length 1.
-    Shape ``(length, batch, longest)``: 1 minus the cosine, or the exponential of that minus 1. Each row is stretched to reach
-    from 0 to 1 over the ``frames`` ``(batch,)`` of its document, and is infinite in padding.
+    All frames have length 1. Shape ``(length, batch, longest)``: 1 minus the cosine, or the
+    exponential of that minus 1. Each row is stretched to reach from 0 to 1 over the ``frames``
+    ``(batch,)`` of its document, and is infinite in padding.
     """
     found = 1.0 - torch.einsum("qd,btd->qbt", query, documents)
     if distance == "cosine_exp":
         found = found.expm1()
-    outside = torch.arange(documents.shape[1], device=frames.device) >= frames[:, None]  # (batch, longest)
+    outside = (
+        torch.arange(documents.shape[1], device=frames.device) >= frames[:, None]
+    )  # (batch, longest)
     low = found.masked_fill(outside, torch.inf).amin(dim=2, keepdim=True)
     high = found.masked_fill(outside, -torch.inf).amax(dim=2, keepdim=True)
     return ((found - low) / (high - low).clamp(min=LEAST)).masked_fill(outside, torch.inf)
 
 
 def subsequence_costs(distances: torch.Tensor) -> torch.Tensor:
-    """Returns the least cost of the query in each document, per query frame, ``(batch,)``; see ``frame_distances``."""
+    """Returns the least cost of the query in each document, per query frame, ``(batch,)``; see
+    ``frame_distances``."""
     best = distances[0]
     for row in distances[1:]:
         shifted = functional.pad(best, (2, 0), value=torch.inf)

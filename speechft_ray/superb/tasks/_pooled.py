@@ -1,7 +1,8 @@
-"""What the tasks with one label per utterance share: the mean-pooled head, cross-entropy and accuracy.
+"""What the tasks with one label per utterance share: the mean-pooled head, cross-entropy and
+accuracy.
 
-The head is linear up to the mean (s3prl ``downstream/model.py``: ``UtteranceLevel`` with mean pooling), so means over frames,
-kept once per utterance, train it exactly as frames would.
+The head is linear up to the mean (s3prl ``downstream/model.py``: ``UtteranceLevel`` with mean
+pooling), so means over frames, kept once per utterance, train it exactly as frames would.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from speechft_ray.speech.corpora.base import Corpus, Utterance
 from speechft_ray.speech.heads.pooled import PROJECTION, PooledHead
 from speechft_ray.speech.text import Vocabulary
 from speechft_ray.superb.measures.accuracy import accuracy, hits
-from speechft_ray.superb.tasks._pieces import with_crops
+from speechft_ray.superb.tasks._segments import with_crops
 from speechft_ray.superb.tasks.base import (
     Draws,
     Example,
@@ -34,8 +35,9 @@ from speechft_ray.superb.tasks.base import (
 )
 
 BATCH_SIZE = 32
-"""Effective batch of s3prl's SID (8 x 4 accumulated), ER (4 x 8), KS and IC (32 x 1) configs. A mean over four batches of 8 is
-a mean over 32, so these are drawn at once; only where an epoch of SID or ER ends with a smaller batch do the two differ."""
+"""Effective batch of s3prl's SID (8 x 4 accumulated), ER (4 x 8), KS and IC (32 x 1) configs. A
+mean over four batches of 8 is a mean over 32, so these are drawn at once; only where an epoch of
+SID or ER ends with a smaller batch do the two differ."""
 
 CLIP_NORM = 1.0
 """``runner.gradient_clipping`` of the same configs."""
@@ -47,10 +49,12 @@ class PooledTaskOptions(TaskOptions):
     projection: int = Field(default=PROJECTION, ge=1)
     """Width between the two linear maps (s3prl ``projector_dim``)."""
     crops: int = Field(default=0, ge=0)
-    """Random crops that are kept of each training utterance of more than ``crop_seconds``; every time the utterance is drawn,
-    one of them is taken. s3prl crops VoxCeleb1 anew at every draw; 0 keeps utterances whole."""
+    """Random crops that are kept of each training utterance of more than ``crop_seconds``; every
+    time the utterance is drawn, one of them is taken. s3prl crops VoxCeleb1 anew at every draw; 0
+    keeps utterances whole."""
     crop_seconds: float = Field(default=8.0, ge=FRAME_FIELD_SAMPLES / SAMPLE_RATE_HZ)
-    """Length of a crop (s3prl ``voxceleb1/config.yaml``: ``max_timestep: 128000``). Without ``crops`` it is not used."""
+    """Length of a crop (s3prl ``voxceleb1/config.yaml``: ``max_timestep: 128000``). Without
+    ``crops`` it is not used."""
 
 
 def labels_task(
@@ -79,11 +83,14 @@ def labels_task(
 
 def first_of(names: Sequence[str], count: int = 5) -> str:
     """Returns the first names as a list for a sentence."""
-    return ", ".join(f"`{name}`" for name in names[:count]) + (", ..." if len(names) > count else "")
+    return ", ".join(f"`{name}`" for name in names[:count]) + (
+        ", ..." if len(names) > count else ""
+    )
 
 
 def labels_problem(metric: str) -> Callable[[Corpus, Sequence[str], PooledTaskOptions], Problem]:
-    """Returns the ``pose`` for one or more label columns; an answer counts when all its labels are right."""
+    """Returns the ``pose`` for one or more label columns; an answer counts when all its labels are
+    right."""
 
     def pose(corpus: Corpus, columns: Sequence[str], options: PooledTaskOptions) -> Problem:
         splits = task_splits(corpus)
@@ -91,10 +98,14 @@ def labels_problem(metric: str) -> Callable[[Corpus, Sequence[str], PooledTaskOp
         sizes = [vocabulary.size for vocabulary in vocabularies]
         if max(sizes) == 1:
             only = vocabularies[0].symbols[0]
-            raise UserError(f"the whole train split has one label, `{only}`, in the column `{columns[0]}`: nothing to learn.")
+            raise UserError(
+                f"the whole train split has one label, `{only}`, in the column `{columns[0]}`: nothing to learn."
+            )
         alternatives = None
         if options.crops:
-            corpus, alternatives = with_crops(corpus, splits, options.crops, round(options.crop_seconds * SAMPLE_RATE_HZ))
+            corpus, alternatives = with_crops(
+                corpus, splits, options.crops, round(options.crop_seconds * SAMPLE_RATE_HZ)
+            )
             splits = task_splits(corpus)
         examples = {
             split: [_example(utterance, columns, vocabularies) for utterance in utterances]
@@ -104,7 +115,9 @@ def labels_problem(metric: str) -> Callable[[Corpus, Sequence[str], PooledTaskOp
         def head(dim: int) -> nn.Module:
             return PooledHead(dim, sum(sizes), options.projection)
 
-        def loss(logits: torch.Tensor, frames: torch.Tensor, targets: Sequence[torch.Tensor]) -> torch.Tensor:
+        def loss(
+            logits: torch.Tensor, frames: torch.Tensor, targets: Sequence[torch.Tensor]
+        ) -> torch.Tensor:
             wanted = torch.stack(list(targets)).to(logits.device)  # (batch, columns)
             parts = zip(torch.split(logits, sizes, dim=1), wanted.unbind(1), strict=True)
             return torch.stack([functional.cross_entropy(part, ids) for part, ids in parts]).sum()
@@ -113,7 +126,9 @@ def labels_problem(metric: str) -> Callable[[Corpus, Sequence[str], PooledTaskOp
             best = [part.argmax(dim=1) for part in torch.split(logits, sizes, dim=1)]
             return [tuple(ids) for ids in torch.stack(best, dim=1).tolist()]
 
-        def measure(answers: Sequence[tuple[int, ...]], references: Sequence[tuple[int, ...]]) -> dict[str, float]:
+        def measure(
+            answers: Sequence[tuple[int, ...]], references: Sequence[tuple[int, ...]]
+        ) -> dict[str, float]:
             return {metric: accuracy(answers, references)}
 
         return Problem(
@@ -131,7 +146,9 @@ def labels_problem(metric: str) -> Callable[[Corpus, Sequence[str], PooledTaskOp
     return pose
 
 
-def _example(utterance: Utterance, columns: Sequence[str], vocabularies: Sequence[Vocabulary]) -> Example:
+def _example(
+    utterance: Utterance, columns: Sequence[str], vocabularies: Sequence[Vocabulary]
+) -> Example:
     pairs = zip(vocabularies, columns, strict=True)
     ids = [vocabulary.encode([label_in(utterance, column)])[0] for vocabulary, column in pairs]
     return Example(utterance, torch.tensor(ids), tuple(ids))
@@ -139,9 +156,13 @@ def _example(utterance: Utterance, columns: Sequence[str], vocabularies: Sequenc
 
 def _classes(splits: Splits, column: str) -> Vocabulary:
     """Returns the labels of train. Raises ``UserError`` when dev or test have others."""
-    known = Vocabulary.of((label_in(utterance, column) for utterance in splits["train"]), reserved=0)
+    known = Vocabulary.of(
+        (label_in(utterance, column) for utterance in splits["train"]), reserved=0
+    )
     for split, utterances in splits.items():
-        unknown = sorted({label_in(utterance, column) for utterance in utterances} - set(known.symbols))
+        unknown = sorted(
+            {label_in(utterance, column) for utterance in utterances} - set(known.symbols)
+        )
         if unknown:
             raise UserError(
                 f"the column `{column}` has {len(unknown)} labels in {split} that train does not have ({first_of(unknown)}); "

@@ -1,14 +1,17 @@
-"""Task ``asr``: the words of an utterance, CTC over characters (SUPERB on LibriSpeech; s3prl ``asr/config.yaml``).
+"""Task ``asr``: the words of an utterance, CTC over characters (SUPERB on LibriSpeech; s3prl
+``asr/config.yaml``).
 
-The dictionary is s3prl's, fixed: ``<s>`` is id 0 and serves as CTC's blank, then ``<pad>``, ``</s>``, ``<unk>`` and the 28
-symbols of ``char.dict`` in their order. ``|`` stands between words and after the last one, then comes ``</s>``, which is
-learned like a token and dropped from what is decoded. Text is put in upper case; a character beyond the dictionary is
-``<unk>`` and counts as an error (s3prl would add it and fail). Greedy decoding without a language model; the word error rate
+The dictionary is s3prl's, fixed: ``<s>`` is id 0 and serves as CTC's blank, then ``<pad>``,
+``</s>``, ``<unk>`` and the 28 symbols of ``char.dict`` in their order. ``|`` stands between words
+and after the last one, then comes ``</s>``, which is learned like a token and dropped from what is
+decoded. Text is put in upper case; a character beyond the dictionary is ``<unk>`` and counts as an
+error (s3prl would add it and fail). Greedy decoding without a language model; the word error rate
 of dev chooses.
 
-Quirk: the config says batches of 32, but s3prl halves a bucket when its longest utterance has more than 2000 *samples*, so
-every full bucket is two batches of 16. The rest below a full bucket stays one batch, and is left out when it is a single
-utterance. s3prl keeps no checkpoint while dev is at 100 % or worse; here the first validation always counts.
+Quirk: the config says batches of 32, but s3prl halves a bucket when its longest utterance has more
+than 2000 *samples*, so every full bucket is two batches of 16. The rest below a full bucket stays
+one batch, and is left out when it is a single utterance. s3prl keeps no checkpoint while dev is at
+100 % or worse; here the first validation always counts.
 """
 
 from __future__ import annotations
@@ -23,7 +26,8 @@ from speechft_ray.superb.tasks.base import TASKS, Published, Task, label_in
 
 SPACE, END = "|", "</s>"
 DICTIONARY = Vocabulary(symbols=("<pad>", END, UNKNOWN, *"|ETAONIHSRDLUMCWFGYPBVK'XJQZ"))
-"""s3prl ``asr/char.dict`` after fairseq's four special symbols; the first of them, ``<s>``, is the blank."""
+"""s3prl ``asr/char.dict`` after fairseq's four special symbols; the first of them, ``<s>``, is the
+blank."""
 
 BATCH_SIZE = 16
 """Half of ``asr/config.yaml``'s ``batch_size``; see the quirk above."""
@@ -52,7 +56,9 @@ TASKS.register(
         batch_size=BATCH_SIZE,
         clip_norm=CLIP_NORM,
         options=RecurrentCtcOptions,
-        pose=sequence_pose(spelled, {"asr.wer": (token_error_rate, token_errors)}, words, lambda _: DICTIONARY, END),
+        pose=sequence_pose(
+            spelled, {"asr.wer": (token_error_rate, token_errors)}, words, lambda _: DICTIONARY, END
+        ),
         published=Published("librispeech", 200_000, 2_000),
     ),
 )

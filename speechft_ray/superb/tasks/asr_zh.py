@@ -1,11 +1,12 @@
-"""Task ``asr_zh``: the characters of Mandarin speech (SUPERB's out-of-domain ASR on Common Voice 7.0 zh-CN; s3prl
-``ctc/cv_config/cv_zh.yaml``).
+"""Task ``asr_zh``: the characters of Mandarin speech (SUPERB's out-of-domain ASR on Common Voice
+7.0 zh-CN; s3prl ``ctc/cv_config/cv_zh.yaml``).
 
-The head of ``asr`` with a square linear map and tanh after each LSTM layer. s3prl lists 4317 characters, which with padding,
-``<eos>`` and ``<unk>`` makes 4320 tokens; here the vocabulary is that of the train split. The text is taken as it is:
-normalisation (NFKC, upper case, no punctuation, no blanks) belongs to the corpus. Batches are one window of 16 neighbours by
-length; the character error rate of dev chooses. The paper names no FBank or best value for it, so its score needs
-``zero: measured``.
+The head of ``asr`` with a square linear map and tanh after each LSTM layer. s3prl lists 4317
+characters, which with padding, ``<eos>`` and ``<unk>`` makes 4320 tokens; here the vocabulary is
+that of the train split. The text is taken as it is: normalisation (NFKC, upper case, no
+punctuation, no blanks) belongs to the corpus. Batches are one window of 16 neighbours by length;
+the character error rate of dev chooses. The paper names no FBank or best value for it, so its score
+needs ``zero: measured``.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ class AsrZhOptions(RecurrentCtcOptions):
     """Options of Mandarin ASR; the defaults are s3prl's ``ctc/cv_config/cv_zh.yaml``."""
 
     tanh: bool = True
-    """Whether each LSTM layer is followed by a square linear map and tanh (s3prl ``asr/model.py``: ``proj``)."""
+    """Whether each LSTM layer is followed by a square linear map and tanh (s3prl ``asr/model.py``:
+    ``proj``)."""
 
 
 TASKS.register(

@@ -1,15 +1,18 @@
-"""Task ``asv``: whether two utterances are of one speaker (SUPERB on VoxCeleb1; s3prl ``sv_voxceleb1/configs/amsoftmax.yaml``).
+"""Task ``asv``: whether two utterances are of one speaker (SUPERB on VoxCeleb1; s3prl
+``sv_voxceleb1/configs/amsoftmax.yaml``).
 
-An x-vector learns to tell the training speakers apart; a trial's score is the cosine of two embeddings, the equal error rate is
-over all trials of a split. AdamW with torch's default decay, gradient norm up to 1000, 10 utterances x 5 accumulated. Training
-utterances of more than 8 s are cropped at random: once here, anew at every draw in s3prl. The gain, the trimming of silence and
-the least length of 2 s belong to the corpus.
+An x-vector learns to tell the training speakers apart; a trial's score is the cosine of two
+embeddings, the equal error rate is over all trials of a split. AdamW with torch's default decay,
+gradient norm up to 1000, 10 utterances x 5 accumulated. Training utterances of more than 8 s are
+cropped at random: once here, anew at every draw in s3prl. The gain, the trimming of silence and the
+least length of 2 s belong to the corpus.
 
-Quirks of ``protocol: superb``: there is no validation set, the checkpoint with the best equal error rate on *test* is reported
-(s3prl tests ten, at every tenth of the updates); and a padded utterance is pooled over one frame of padding while training.
-``protocol: clean`` chooses on dev, the corpus' own or else every tenth training speaker, who is then not trained on, and pools
-each utterance's own frames. Trials that a corpus does not list are made: all pairs of a speaker, up to a limit, and as many of
-two speakers.
+Quirks of ``protocol: superb``: there is no validation set, the checkpoint with the best equal error
+rate on *test* is reported (s3prl tests ten, at every tenth of the updates); and a padded utterance
+is pooled over one frame of padding while training. ``protocol: clean`` chooses on dev, the corpus'
+own or else every tenth training speaker, who is then not trained on, and pools each utterance's own
+frames. Trials that a corpus does not list are made: all pairs of a speaker, up to a limit, and as
+many of two speakers.
 """
 
 from __future__ import annotations
@@ -28,7 +31,7 @@ from speechft_ray.speech.corpora.base import Corpus, Utterance
 from speechft_ray.speech.heads.xvector import LOST_FRAMES, XVectorHead, am_softmax
 from speechft_ray.speech.text import Vocabulary
 from speechft_ray.superb.measures.eer import equal_error_rate
-from speechft_ray.superb.tasks._pieces import Piece, in_pieces
+from speechft_ray.superb.tasks._segments import Piece, in_pieces
 from speechft_ray.superb.tasks.base import (
     TASKS,
     Example,
@@ -57,7 +60,8 @@ class AsvOptions(TaskOptions):
     """Options of speaker verification; the widths are s3prl's."""
 
     protocol: Protocol = "superb"
-    """``superb``: the best checkpoint on test. ``clean``: the best on held-out speakers, and no padding in training means."""
+    """``superb``: the best checkpoint on test. ``clean``: the best on held-out speakers, and no
+    padding in training means."""
     width: int = Field(default=512, ge=1)
     """Of the projection, the x-vector's layers and the embedding (``input_dim``)."""
     pooled_width: int = Field(default=1500, ge=1)
@@ -65,24 +69,37 @@ class AsvOptions(TaskOptions):
 
 
 def pose(corpus: Corpus, columns: Sequence[str], options: AsvOptions) -> Problem:
-    """Poses the task. Raises ``UserError`` for utterances of less than 16 frames and for trials that name no utterance."""
+    """Poses the task. Raises ``UserError`` for utterances of less than 16 frames and for trials
+    that name no utterance."""
     column = columns[0]
     splits = _splits(corpus, column, options.protocol)
-    cropped = in_pieces(corpus, [_piece(split, utterance) for split, items in splits.items() for utterance in items])
-    speakers = Vocabulary.of((label_in(utterance, column) for utterance in splits["train"]), reserved=0)
+    cropped = in_pieces(
+        corpus, [_piece(split, utterance) for split, items in splits.items() for utterance in items]
+    )
+    speakers = Vocabulary.of(
+        (label_in(utterance, column) for utterance in splits["train"]), reserved=0
+    )
     if speakers.size == 1:
-        raise UserError(f"the whole train split has one speaker, `{speakers.symbols[0]}`: nothing to tell apart.")
+        raise UserError(
+            f"the whole train split has one speaker, `{speakers.symbols[0]}`: nothing to tell apart."
+        )
     trials = [_trials(corpus, split, splits[split], column) for split in ("test", "dev")]
 
     def target(utterance: Utterance) -> torch.Tensor:
         known = utterance.split == "train"
-        return torch.tensor(speakers.encode([label_in(utterance, column)]) if known else [], dtype=torch.long)
+        return torch.tensor(
+            speakers.encode([label_in(utterance, column)]) if known else [], dtype=torch.long
+        )
 
     def head(dim: int) -> nn.Module:
         clean = options.protocol == "clean"
-        return XVectorHead(dim, speakers.size, options.width, options.pooled_width, pools_padding=not clean)
+        return XVectorHead(
+            dim, speakers.size, options.width, options.pooled_width, pools_padding=not clean
+        )
 
-    def loss(outputs: torch.Tensor, frames: torch.Tensor, targets: Sequence[torch.Tensor]) -> torch.Tensor:
+    def loss(
+        outputs: torch.Tensor, frames: torch.Tensor, targets: Sequence[torch.Tensor]
+    ) -> torch.Tensor:
         return am_softmax(outputs[:, options.width :], frames, targets)
 
     def answers(outputs: torch.Tensor, frames: torch.Tensor) -> list[torch.Tensor]:
@@ -91,12 +108,19 @@ def pose(corpus: Corpus, columns: Sequence[str], options: AsvOptions) -> Problem
     def measure(answers: Sequence[torch.Tensor], keys: Sequence[str]) -> dict[str, float]:
         known = frozenset(keys)
         asked = next(listed for listed in trials if known.issuperset((listed[0][1], listed[0][2])))
-        return {"asv.eer": equal_error_rate([same for same, _, _ in asked], trial_scores(answers, keys, asked))}
+        return {
+            "asv.eer": equal_error_rate(
+                [same for same, _, _ in asked], trial_scores(answers, keys, asked)
+            )
+        }
 
     return Problem(
         corpus=cropped,
         examples={
-            split: [Example(utterance, target(utterance), utterance.key) for utterance in cropped.split(split)]
+            split: [
+                Example(utterance, target(utterance), utterance.key)
+                for utterance in cropped.split(split)
+            ]
             for split in splits
         },
         head=head,
@@ -106,7 +130,9 @@ def pose(corpus: Corpus, columns: Sequence[str], options: AsvOptions) -> Problem
     )
 
 
-def trial_scores(embeddings: Sequence[torch.Tensor], keys: Sequence[str], trials: Sequence[Trial]) -> list[float]:
+def trial_scores(
+    embeddings: Sequence[torch.Tensor], keys: Sequence[str], trials: Sequence[Trial]
+) -> list[float]:
     """Returns the cosine of each trial; embeddings have length 1 and belong to the keys."""
     places = {key: place for place, key in enumerate(keys)}
     left = torch.tensor([places[one] for _, one, _ in trials])
@@ -117,7 +143,8 @@ def trial_scores(embeddings: Sequence[torch.Tensor], keys: Sequence[str], trials
 
 
 def made_trials(utterances: Sequence[Utterance], column: str) -> list[Trial]:
-    """Returns pairs of one speaker and as many of two, at most ``MADE_TRIALS`` of each, the same for the same utterances."""
+    """Returns pairs of one speaker and as many of two, at most ``MADE_TRIALS`` of each, the same
+    for the same utterances."""
     draw = random.Random("trials")
     by_speaker: dict[str, list[str]] = {}
     for utterance in utterances:
@@ -126,7 +153,9 @@ def made_trials(utterances: Sequence[Utterance], column: str) -> list[Trial]:
     draw.shuffle(same)
     different: dict[tuple[str, str], None] = {}
     apart = sum(len(keys) * (len(utterances) - len(keys)) for keys in by_speaker.values()) // 2
-    count = min(MADE_TRIALS, len(same), (apart + 1) // 2)  # half of all pairs at most: a random one is soon a new one
+    count = min(
+        MADE_TRIALS, len(same), (apart + 1) // 2
+    )  # half of all pairs at most: a random one is soon a new one
     while len(different) < count:
         one, other = draw.sample(sorted(by_speaker), 2)
         pair = sorted((draw.choice(by_speaker[one]), draw.choice(by_speaker[other])))
@@ -142,15 +171,21 @@ def _splits(corpus: Corpus, column: str, protocol: Protocol) -> dict[str, list[U
         dev = splits["test"]
     elif not dev:
         speakers = sorted({label_in(utterance, column) for utterance in train})
-        held = set(speakers[:: min(HELD_OUT, max(2, len(speakers) // 2))])  # at least two, for trials need them
+        held = set(
+            speakers[:: min(HELD_OUT, max(2, len(speakers) // 2))]
+        )  # at least two, for trials need them
         dev = [utterance for utterance in train if label_in(utterance, column) in held]
         train = [utterance for utterance in train if label_in(utterance, column) not in held]
     return {"train": train, "dev": dev, "test": splits["test"]}
 
 
-def _trials(corpus: Corpus, split: str, utterances: Sequence[Utterance], column: str) -> Sequence[Trial]:
+def _trials(
+    corpus: Corpus, split: str, utterances: Sequence[Utterance], column: str
+) -> Sequence[Trial]:
     keys = {utterance.key for utterance in utterances}
-    found = [trial for trial in corpus.trials if keys.issuperset((trial[1], trial[2]))] or made_trials(utterances, column)
+    found = [
+        trial for trial in corpus.trials if keys.issuperset((trial[1], trial[2]))
+    ] or made_trials(utterances, column)
     if len({same for same, _, _ in found}) < 2:
         raise UserError(
             f"the corpus `{corpus.name}` allows no trials in {split}: they need several speakers, one with two utterances."

@@ -1,4 +1,5 @@
-"""What a task is: a row of data and one function that poses it on a corpus. The probe and its training are shared."""
+"""What a task is: a row of data and one function that poses it on a corpus. The probe and its
+training are shared."""
 
 from __future__ import annotations
 
@@ -20,14 +21,15 @@ Draws = Literal["shuffled", "balanced", "windows", "buckets"]
 """How training batches are drawn; ``probe.draws`` has one generator for each."""
 
 Protocol = Literal["superb", "clean"]
-"""``superb``: as published numbers were made, faults included. ``clean``: the sound variant. Tasks that differ have the
-option."""
+"""``superb``: as published numbers were made, faults included. ``clean``: the sound variant. Tasks
+that differ have the option."""
 
 Splits = Mapping[str, Sequence[Utterance]]
 
 
 class TaskOptions(BaseModel):
-    """Base of all tasks' options: frozen, no unknown field. A task without options takes it as it is."""
+    """Base of all tasks' options: frozen, no unknown field. A task without options takes it as it
+    is."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -37,28 +39,37 @@ class Example(NamedTuple):
 
     utterance: Utterance
     target: torch.Tensor
-    """int64 ``(length,)``: token ids for CTC, one class id per label column; ``(frames, speakers)`` for diarisation."""
+    """int64 ``(length,)``: token ids for CTC, one class id per label column; ``(frames, speakers)``
+    for diarisation."""
     reference: Any
     """What ``measure`` compares an answer with; for most tasks plain data of the same kind."""
 
 
 Measure = Callable[[Sequence[Any], Sequence[Any]], dict[str, float]]
-"""``(answers, references)`` of a whole split to each metric of the task, in the unit of the metric table. Other names than the
-task's metrics are details of the result, for people to read."""
+"""``(answers, references)`` of a whole split to each metric of the task, in the unit of the metric
+table. Other names than the task's metrics are details of the result, for people to read."""
 
-Count = Callable[[Sequence[Any], Sequence[Any], Mapping[str, float]], dict[str, list[tuple[float, float]]]]
-"""``(answers, references)`` of test and what was measured of them, to pairs by metric and utterance: the metric is 100 times
-the sum of the first numbers over that of the second (``core.counts.Counted``)."""
+Count = Callable[
+    [Sequence[Any], Sequence[Any], Mapping[str, float]], dict[str, list[tuple[float, float]]]
+]
+"""``(answers, references)`` of test and what was measured of them, to pairs by metric and
+utterance: the metric is 100 times the sum of the first numbers over that of the second
+(``core.counts.Counted``)."""
 
-MeasureTest = Callable[[Sequence[Any], Sequence[Any], Sequence[Any], Sequence[Any]], dict[str, float]]
-"""``(answers on dev, references of dev, answers on test, references of test)`` to the metrics of test."""
+MeasureTest = Callable[
+    [Sequence[Any], Sequence[Any], Sequence[Any], Sequence[Any]], dict[str, float]
+]
+"""``(answers on dev, references of dev, answers on test, references of test)`` to the metrics of
+test."""
 
 
 class Stack(NamedTuple):
-    """Says that the head is ``speech.heads.pooled.PooledHead``: many such probes can be trained as one (``superb.stacked``)."""
+    """Says that the head is ``speech.heads.pooled.PooledHead``: many such probes can be trained as
+    one (``superb.stacked``)."""
 
     classes: tuple[int, ...]
-    """Classes of each label column; logits lie side by side in this order, and the loss is the sum of their cross-entropies."""
+    """Classes of each label column; logits lie side by side in this order, and the loss is the sum
+    of their cross-entropies."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,16 +77,17 @@ class Problem:
     """A task posed on a corpus, for a probe to learn.
 
     ``corpus`` reads the utterances of ``examples``: the given corpus, or one of pieces cut from it.
-    ``head(dim)`` returns a fresh module ``(features (batch, frames, dim), frames (batch,)) -> logits``.
-    ``loss(logits, frames, targets)`` returns a scalar. ``answers(logits, frames)`` returns one answer per utterance.
-    ``augment(features, frames, generator)`` changes training features; ``None`` leaves them alone.
-    ``select(answers, references)`` returns a number that is highest at the best validation; ``None``: the task's first metric.
-    ``measure_test`` is there when something of test is decided on dev; ``None``: ``measure``.
-    ``dev_places`` are the examples of dev that count, where that is not each of them once.
-    ``alternatives`` are the places of the training examples that stand for one utterance, utterance by utterance: whenever it
-    is drawn, one of them is taken, each as likely as the others. ``None``: every example is an utterance.
-    ``stack`` is there when the head is the pooled one.
-    ``counts`` tells what makes the metrics, utterance by utterance; ``None`` for metrics that are more than a sum over these.
+    ``head(dim)`` returns a fresh module ``(features (batch, frames, dim), frames (batch,)) ->
+    logits``. ``loss(logits, frames, targets)`` returns a scalar. ``answers(logits, frames)``
+    returns one answer per utterance. ``augment(features, frames, generator)`` changes training
+    features; ``None`` leaves them alone. ``select(answers, references)`` returns a number that is
+    highest at the best validation; ``None``: the task's first metric. ``measure_test`` is there
+    when something of test is decided on dev; ``None``: ``measure``. ``dev_places`` are the examples
+    of dev that count, where that is not each of them once. ``alternatives`` are the places of the
+    training examples that stand for one utterance, utterance by utterance: whenever it is drawn,
+    one of them is taken, each as likely as the others. ``None``: every example is an utterance.
+    ``stack`` is there when the head is the pooled one. ``counts`` tells what makes the metrics,
+    utterance by utterance; ``None`` for metrics that are more than a sum over these.
     """
 
     corpus: Corpus
@@ -93,7 +105,11 @@ class Problem:
     alternatives: Sequence[Sequence[int]] | None = None
 
     def measured_test(
-        self, dev: Sequence[Any], dev_references: Sequence[Any], test: Sequence[Any], references: Sequence[Any]
+        self,
+        dev: Sequence[Any],
+        dev_references: Sequence[Any],
+        test: Sequence[Any],
+        references: Sequence[Any],
     ) -> dict[str, float]:
         """Returns the metrics of test."""
         if self.measure_test is None:
@@ -105,8 +121,8 @@ class Problem:
 class Search:
     """A task posed on a corpus that nothing is trained for.
 
-    ``answers(sources)`` returns the answers on dev and, where it is among the sources, on test, given the features of each
-    split; the other fields are those of ``Problem``.
+    ``answers(sources)`` returns the answers on dev and, where it is among the sources, on test,
+    given the features of each split; the other fields are those of ``Problem``.
     """
 
     corpus: Corpus
@@ -118,13 +134,16 @@ class Search:
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """A registered SUPERB task. Every default is s3prl's; each task's file names the config and its quirks.
+    """A registered SUPERB task. Every default is s3prl's; each task's file names the config and its
+    quirks.
 
-    ``columns``: label columns; empty when the user must name one. ``metrics``: names in the metric table; the first chooses the
-    best validation, unless the problem has a ``select``. ``pooled``: whether the head needs only the mean over frames, so that
-    the means are kept in place of the frames. ``batch_size`` utterances make an update, drawn and learned in ``accumulate``
-    equal parts. ``weight_decay`` above 0 makes Adam AdamW. ``pose(corpus, columns, options)`` returns the ``Problem``, or the
-    ``Search`` of a task without training; raises ``UserError`` for labels that cannot be learned.
+    ``columns``: label columns; empty when the user must name one. ``metrics``: names in the metric
+    table; the first chooses the best validation, unless the problem has a ``select``. ``pooled``:
+    whether the head needs only the mean over frames, so that the means are kept in place of the
+    frames. ``batch_size`` utterances make an update, drawn and learned in ``accumulate`` equal
+    parts. ``weight_decay`` above 0 makes Adam AdamW. ``pose(corpus, columns, options)`` returns the
+    ``Problem``, or the ``Search`` of a task without training; raises ``UserError`` for labels that
+    cannot be learned.
     """
 
     name: str
@@ -158,7 +177,8 @@ TASKS: Registry[Task] = Registry("task", "speechft_ray.superb.tasks")
 
 
 def tasks_for(columns: Iterable[str]) -> list[str]:
-    """Returns the tasks that a corpus with these label columns allows, sorted. A task without own columns takes any."""
+    """Returns the tasks that a corpus with these label columns allows, sorted. A task without own
+    columns takes any."""
     present = set(columns)
     return [name for name, task in TASKS.items() if present and present.issuperset(task.columns)]
 
@@ -168,21 +188,33 @@ def task_options(task: Task, given: Mapping[str, Any]) -> TaskOptions:
     try:
         return task.options.model_validate(dict(given))
     except ValidationError as error:
-        mistakes = [(".".join(map(str, item["loc"])) or "options", item["msg"]) for item in error.errors()]
+        mistakes = [
+            (".".join(map(str, item["loc"])) or "options", item["msg"]) for item in error.errors()
+        ]
         allowed = ", ".join(task.options.model_fields) or "none"
-        raise SpecError(f"the options of the task `{task.name}` (allowed: {allowed})", mistakes) from None
+        raise SpecError(
+            f"the options of the task `{task.name}` (allowed: {allowed})", mistakes
+        ) from None
 
 
 def task_columns(task: Task, column: str | None, corpus: Corpus) -> tuple[str, ...]:
-    """Returns the label columns to learn. Raises ``UserError`` naming the columns there are and the tasks they allow."""
+    """Returns the label columns to learn. Raises ``UserError`` naming the columns there are and the
+    tasks they allow."""
     if column is not None and len(task.columns) > 1:
-        raise UserError(f"the task `{task.name}` reads the columns {', '.join(task.columns)}: leave `column` out.")
+        raise UserError(
+            f"the task `{task.name}` reads the columns {', '.join(task.columns)}: leave `column` out."
+        )
     chosen = task.columns if column is None else (column,)
     if not chosen:
-        raise UserError(f"the task `{task.name}` needs `column`, one of {_listed(corpus.columns)} (corpus `{corpus.name}`).")
+        raise UserError(
+            f"the task `{task.name}` needs `column`, one of {_listed(corpus.columns)} (corpus `{corpus.name}`)."
+        )
     missing = set(chosen) - corpus.columns
     if missing:
-        lacking = "".join(f" The column `{name}`: {corpus.absent[name]}" for name in sorted(missing & set(corpus.absent)))
+        lacking = "".join(
+            f" The column `{name}`: {corpus.absent[name]}"
+            for name in sorted(missing & set(corpus.absent))
+        )
         raise UserError(
             f"the task `{task.name}` needs the column {_listed(missing)}, which the corpus `{corpus.name}` does not have; its "
             f"columns {_listed(corpus.columns)} allow the tasks {_listed(tasks_for(corpus.columns))}.{lacking}"
@@ -191,7 +223,8 @@ def task_columns(task: Task, column: str | None, corpus: Corpus) -> tuple[str, .
 
 
 def task_splits(corpus: Corpus, needed: Sequence[str] = SPLITS) -> dict[str, list[Utterance]]:
-    """Returns the utterances of each split that is needed. Raises ``UserError`` for an empty one."""
+    """Returns the utterances of each split that is needed. Raises ``UserError`` for an empty
+    one."""
     splits = {split: corpus.split(split) for split in needed}
     empty = [split for split, utterances in splits.items() if not utterances]
     if empty:
@@ -203,10 +236,13 @@ def task_splits(corpus: Corpus, needed: Sequence[str] = SPLITS) -> dict[str, lis
 
 
 def label_in(utterance: Utterance, column: str) -> str:
-    """Returns a label without blanks around it. Raises ``UserError`` when this utterance has none."""
+    """Returns a label without blanks around it. Raises ``UserError`` when this utterance has
+    none."""
     label = utterance.labels.get(column, "").strip()
     if not label:
-        raise UserError(f"the utterance `{utterance.key}` has no label in the column `{column}`: add one, or leave it out.")
+        raise UserError(
+            f"the utterance `{utterance.key}` has no label in the column `{column}`: add one, or leave it out."
+        )
     return label
 
 

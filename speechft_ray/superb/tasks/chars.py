@@ -1,8 +1,9 @@
 """Task ``chars``: the characters of a transcript, for one's own recordings in any language.
 
-Not a SUPERB task: the probe, SpecAugment and optimiser are those of SF (s3prl ``ctc/snips.yaml``); Mandarin in SUPERB's
-out-of-domain ASR (``ctc/cv_config/cv_zh.yaml``) adds a tanh projection after each LSTM layer, which is left out here. The
-transcript is taken as it is: normalise case and punctuation in the corpus.
+Not a SUPERB task: the probe, SpecAugment and optimiser are those of SF (s3prl ``ctc/snips.yaml``);
+Mandarin in SUPERB's out-of-domain ASR (``ctc/cv_config/cv_zh.yaml``) adds a tanh projection after
+each LSTM layer, which is left out here. The transcript is taken as it is: normalise case and
+punctuation in the corpus.
 """
 
 from __future__ import annotations
@@ -12,7 +13,13 @@ from collections.abc import Sequence
 from speechft_ray.speech.corpora.base import Utterance
 from speechft_ray.speech.text import tokens_of
 from speechft_ray.superb.measures.error_rate import token_error_rate, token_errors
-from speechft_ray.superb.tasks._ctc import BATCH_SIZE, CLIP_NORM, EOS, RecurrentCtcOptions, sequence_pose
+from speechft_ray.superb.tasks._ctc import (
+    BATCH_SIZE,
+    CLIP_NORM,
+    EOS,
+    RecurrentCtcOptions,
+    sequence_pose,
+)
 from speechft_ray.superb.tasks.base import TASKS, Task, label_in
 
 

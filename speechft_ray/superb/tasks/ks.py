@@ -1,11 +1,13 @@
-"""Task ``ks``: which spoken keyword (SUPERB on Speech Commands v0.01; s3prl ``speech_commands/config.yaml``).
+"""Task ``ks``: which spoken keyword (SUPERB on Speech Commands v0.01; s3prl
+``speech_commands/config.yaml``).
 
-Training draws utterances with replacement so that every class is equally likely. Quirk: s3prl draws dev in the same way, as
-many times as dev has utterances, so that the best checkpoint is chosen on a resampled dev, the same at every validation of a
-run. ``protocol: clean`` counts each utterance of dev once, which spares the choice that noise.
+Training draws utterances with replacement so that every class is equally likely. Quirk: s3prl draws
+dev in the same way, as many times as dev has utterances, so that the best checkpoint is chosen on a
+resampled dev, the same at every validation of a run. ``protocol: clean`` counts each utterance of
+dev once, which spares the choice that noise.
 
-The gain of -3 dB and the random crops of the silence recordings belong to the corpus. s3prl leaves out the last, smaller batch
-of each epoch of draws; here it is one more random batch.
+The gain of -3 dB and the random crops of the silence recordings belong to the corpus. s3prl leaves
+out the last, smaller batch of each epoch of draws; here it is one more random batch.
 """
 
 from __future__ import annotations
@@ -35,15 +37,21 @@ def pose(corpus: Corpus, columns: Sequence[str], options: KsOptions) -> Problem:
     problem = _pose(corpus, columns, options)
     if options.protocol == "clean":
         return problem
-    return replace(problem, dev_places=balanced_places([example.reference for example in problem.examples["dev"]]))
+    return replace(
+        problem,
+        dev_places=balanced_places([example.reference for example in problem.examples["dev"]]),
+    )
 
 
 def balanced_places(labels: Sequence[tuple[int, ...]]) -> list[int]:
-    """Returns as many places as there are labels, drawn with replacement, every class equally likely."""
+    """Returns as many places as there are labels, drawn with replacement, every class equally
+    likely."""
     classes = torch.tensor(labels)[:, 0]
     weights = 1.0 / classes.bincount().double()[classes]
     generator = torch.Generator().manual_seed(DEV_SEED)
-    found: list[int] = torch.multinomial(weights, len(classes), replacement=True, generator=generator).tolist()
+    found: list[int] = torch.multinomial(
+        weights, len(classes), replacement=True, generator=generator
+    ).tolist()
     return found
 
 

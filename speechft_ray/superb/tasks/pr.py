@@ -1,10 +1,12 @@
-"""Task ``pr``: the phones of an utterance, CTC over two linear maps per frame (s3prl ``ctc/libriphone.yaml``).
+"""Task ``pr``: the phones of an utterance, CTC over two linear maps per frame (s3prl
+``ctc/libriphone.yaml``).
 
-Adam at 1e-2 as shipped; Speech-FT's evaluation config says 1e-4 and others published 5e-4. Phones come from the column, with or
-without stress, as the corpus writes them; SUPERB keeps stress and looks words up in two lexicons. No SpecAugment, no dropout.
+Adam at 1e-2 as shipped; Speech-FT's evaluation config says 1e-4 and others published 5e-4. Phones
+come from the column, with or without stress, as the corpus writes them; SUPERB keeps stress and
+looks words up in two lexicons. No SpecAugment, no dropout.
 
-An update adds up two windows of 16 neighbours by length, drawn apart (16 x 2 accumulated); a ``batch_size`` in the spec makes
-it one window of that many.
+An update adds up two windows of 16 neighbours by length, drawn apart (16 x 2 accumulated); a
+``batch_size`` in the spec makes it one window of that many.
 """
 
 from __future__ import annotations
@@ -13,7 +15,13 @@ from collections.abc import Sequence
 
 from speechft_ray.speech.corpora.base import Utterance
 from speechft_ray.superb.measures.error_rate import token_error_rate, token_errors
-from speechft_ray.superb.tasks._ctc import BATCH_SIZE, CLIP_NORM, EOS, LinearCtcOptions, sequence_pose
+from speechft_ray.superb.tasks._ctc import (
+    BATCH_SIZE,
+    CLIP_NORM,
+    EOS,
+    LinearCtcOptions,
+    sequence_pose,
+)
 from speechft_ray.superb.tasks.base import TASKS, Published, Task, label_in
 
 

@@ -1,14 +1,17 @@
-"""Task ``qbe``: which documents contain a spoken query (SUPERB on QUESST 2014, English; s3prl ``quesst14_dtw/config.yaml``).
+"""Task ``qbe``: which documents contain a spoken query (SUPERB on QUESST 2014, English; s3prl
+``quesst14_dtw/config.yaml``).
 
-Nothing is trained: dynamic time warping finds each query in each document, layer by layer. Documents are the split ``train``,
-queries the splits ``dev`` and ``test``; the column ``matches`` of a query names the documents that have it, separated by
-blanks. The layer with the best maximum term-weighted value on dev is reported on test.
+Nothing is trained: dynamic time warping finds each query in each document, layer by layer.
+Documents are the split ``train``, queries the splits ``dev`` and ``test``; the column ``matches``
+of a query names the documents that have it, separated by blanks. The layer with the best maximum
+term-weighted value on dev is reported on test.
 
-Order of operations: every dimension is brought to mean 0 and deviation 1 over all frames of the split's queries and all
-documents; distances; rows stretched to 0 ... 1; warping; the negative cost per query frame is brought to mean 0 and deviation
-1 over the documents of a query. Quirks kept: queries of less than 5 frames score 0 everywhere, scores are rounded to 4
-decimals as s3prl writes them. Gain and resampling belong to the corpus. ``updates``, rates, batch sizes and seeds of the spec
-change nothing.
+Order of operations: every dimension is brought to mean 0 and deviation 1 over all frames of the
+split's queries and all documents; distances; rows stretched to 0 ... 1; warping; the negative cost
+per query frame is brought to mean 0 and deviation 1 over the documents of a query. Quirks kept:
+queries of less than 5 frames score 0 everywhere, scores are rounded to 4 decimals as s3prl writes
+them. Gain and resampling belong to the corpus. ``updates``, rates, batch sizes and seeds of the
+spec change nothing.
 """
 
 from __future__ import annotations
@@ -25,7 +28,15 @@ from speechft_ray.speech.corpora.base import Corpus, Utterance
 from speechft_ray.superb.features import Batch, Source
 from speechft_ray.superb.measures.mtwv import maximum_term_weighted_value
 from speechft_ray.superb.tasks._dtw import LEAST, Distance, frame_distances, subsequence_costs
-from speechft_ray.superb.tasks.base import TASKS, Example, Published, Search, Task, TaskOptions, task_splits
+from speechft_ray.superb.tasks.base import (
+    TASKS,
+    Example,
+    Published,
+    Search,
+    Task,
+    TaskOptions,
+    task_splits,
+)
 
 LEAST_QUERY_FRAMES = 5
 AT_ONCE = 32
@@ -43,17 +54,31 @@ class QbeOptions(TaskOptions):
 def pose(corpus: Corpus, columns: Sequence[str], options: QbeOptions) -> Search:
     """Poses the task. Raises ``UserError`` for a match that is no document."""
     splits = task_splits(corpus)
-    documents = sorted(splits["train"], key=lambda utterance: utterance.samples)  # neighbours need little padding
+    documents = sorted(
+        splits["train"], key=lambda utterance: utterance.samples
+    )  # neighbours need little padding
     places = {utterance.key: place for place, utterance in enumerate(documents)}
     none = torch.empty(0, dtype=torch.long)
     examples = {"train": [Example(utterance, none, None) for utterance in documents]}
     for split in ("dev", "test"):
-        examples[split] = [Example(query, none, _matches(query, columns[0], places)) for query in splits[split]]
+        examples[split] = [
+            Example(query, none, _matches(query, columns[0], places)) for query in splits[split]
+        ]
 
     def answers(sources: Mapping[str, Source]) -> dict[str, list[np.ndarray]]:
-        return {split: found_in(sources[split], sources["train"], options.distance) for split in sources if split != "train"}
+        return {
+            split: found_in(sources[split], sources["train"], options.distance)
+            for split in sources
+            if split != "train"
+        }
 
-    return Search(corpus=corpus, examples=examples, answers=answers, measure=best_layer, measure_test=layer_of_dev)
+    return Search(
+        corpus=corpus,
+        examples=examples,
+        answers=answers,
+        measure=best_layer,
+        measure_test=layer_of_dev,
+    )
 
 
 def best_layer(answers: Sequence[np.ndarray], references: Sequence[np.ndarray]) -> dict[str, float]:
@@ -75,35 +100,49 @@ def layer_of_dev(
 
 
 def values_by_layer(answers: Sequence[np.ndarray], references: Sequence[np.ndarray]) -> list[float]:
-    """Returns the maximum term-weighted value of each layer; an answer is ``(layers, documents)``."""
+    """Returns the maximum term-weighted value of each layer; an answer is ``(layers,
+    documents)``."""
     layers = range(len(answers[0]))
-    return [maximum_term_weighted_value([answer[layer] for answer in answers], references) for layer in layers]
+    return [
+        maximum_term_weighted_value([answer[layer] for answer in answers], references)
+        for layer in layers
+    ]
 
 
 def found_in(queries: Source, documents: Source, distance: Distance) -> list[np.ndarray]:
     """Returns the scores of each query, ``(layers, documents)``.
 
-    Documents are gone through twice, a few at a time: once for the mean and deviation of each dimension, once to be searched.
+    Documents are gone through twice, a few at a time: once for the mean and deviation of each
+    dimension, once to be searched.
     """
     mean, deviation = _statistics([queries, documents])
-    asked = [functional.normalize(((states - mean) / deviation).double(), dim=2) for states in _each(queries)]
+    asked = [
+        functional.normalize(((states - mean) / deviation).double(), dim=2)
+        for states in _each(queries)
+    ]
     costs: list[list[np.ndarray]] = [[] for _ in asked]
     for batch in _batches(documents):
         pieces = torch.split((batch.states - mean) / deviation, batch.frames.tolist(), dim=1)
         padded = pad_sequence([piece.transpose(0, 1) for piece in pieces], batch_first=True)
-        layers = functional.normalize(padded.double().permute(2, 0, 1, 3), dim=3)  # -> (layers, documents, longest, dim)
+        layers = functional.normalize(
+            padded.double().permute(2, 0, 1, 3), dim=3
+        )  # -> (layers, documents, longest, dim)
         frames = batch.frames.to(layers.device)
         for query, found in zip(asked, costs, strict=True):
             found.append(_costs(query, layers, frames, distance))
     return [_standardised(-np.concatenate(found, axis=1)) for found in costs]
 
 
-def _costs(query: torch.Tensor, documents: torch.Tensor, frames: torch.Tensor, distance: Distance) -> np.ndarray:
-    """Returns the cost in each document by layer, ``(layers, documents)``; 0 for a query that is too short."""
+def _costs(
+    query: torch.Tensor, documents: torch.Tensor, frames: torch.Tensor, distance: Distance
+) -> np.ndarray:
+    """Returns the cost in each document by layer, ``(layers, documents)``; 0 for a query that is
+    too short."""
     if query.shape[1] < LEAST_QUERY_FRAMES:
         return np.zeros((len(documents), len(frames)))
     found = [
-        subsequence_costs(frame_distances(one, other, frames, distance)) for one, other in zip(query, documents, strict=True)
+        subsequence_costs(frame_distances(one, other, frames, distance))
+        for one, other in zip(query, documents, strict=True)
     ]
     return torch.stack(found).cpu().numpy()
 
@@ -116,7 +155,8 @@ def _standardised(scores: np.ndarray) -> np.ndarray:
 
 
 def _statistics(sources: Sequence[Source]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns mean and unbiased deviation of each layer and dimension over all frames, float32 ``(layers, 1, dim)``."""
+    """Returns mean and unbiased deviation of each layer and dimension over all frames, float32
+    ``(layers, 1, dim)``."""
     count, total, squares = 0, torch.zeros(()), torch.zeros(())
     for source in sources:
         for batch in _batches(source):
@@ -143,7 +183,9 @@ def _matches(query: Utterance, column: str, places: Mapping[str, int]) -> np.nda
     """Returns whether each document has the query, ``(documents,)``."""
     named = query.labels.get(column, "").split()
     if unknown := [key for key in named if key not in places]:
-        raise UserError(f"the query `{query.key}` matches `{unknown[0]}`, which is no utterance of train: correct it.")
+        raise UserError(
+            f"the query `{query.key}` matches `{unknown[0]}`, which is no utterance of train: correct it."
+        )
     found = np.zeros(len(places), dtype=bool)
     found[[places[key] for key in named]] = True
     return found

@@ -1,16 +1,20 @@
-"""Task ``sd``: who speaks when, for two speakers who overlap (SUPERB on Libri2Mix; s3prl ``diarization/config.yaml``).
+"""Task ``sd``: who speaks when, for two speakers who overlap (SUPERB on Libri2Mix; s3prl
+``diarization/config.yaml``).
 
-Segments stand in the column ``segments`` as ``speaker:start:end``, in samples at 16 kHz, separated by blanks. Recordings are
-cut into chunks of 2000 frames of 20 ms, the last one shorter. A frame of a speaker counts as speech from the frame nearest to
-a segment's start to the one nearest to its end. The loss is that of the better order of the speakers in each chunk; 8 chunks x
-4 accumulated. The best validation has the highest share of right frames, averaged over chunks; it is not the error rate.
+Segments stand in the column ``segments`` as ``speaker:start:end``, in samples at 16 kHz, separated
+by blanks. Recordings are cut into chunks of 2000 frames of 20 ms, the last one shorter. A frame of
+a speaker counts as speech from the frame nearest to a segment's start to the one nearest to its
+end. The loss is that of the better order of the speakers in each chunk; 8 chunks x 4 accumulated.
+The best validation has the highest share of right frames, averaged over chunks; it is not the error
+rate.
 
-Quirks of ``protocol: superb``: the error rate is the lowest of ten decodings (five thresholds, median filter or none) on the
-split that is scored, test included; and a segment that begins before a chunk and ends after it leaves no label in it, so that
-recordings above 40 s miss speech. ``protocol: clean`` takes for test the decoding that is best on dev, and labels every chunk.
+Quirks of ``protocol: superb``: the error rate is the lowest of ten decodings (five thresholds,
+median filter or none) on the split that is scored, test included; and a segment that begins before
+a chunk and ends after it leaves no label in it, so that recordings above 40 s miss speech.
+``protocol: clean`` takes for test the decoding that is best on dev, and labels every chunk.
 
-Not reproduced: s3prl pads the last chunk of a recording of several with zeros and scores that too (Libri2Mix has none so long);
-it tiles features of slower encoders, which do not exist here.
+Not reproduced: s3prl pads the last chunk of a recording of several with zeros and scores that too
+(Libri2Mix has none so long); it tiles features of slower encoders, which do not exist here.
 """
 
 from __future__ import annotations
@@ -27,9 +31,13 @@ from torch import nn
 from speechft_ray.core.errors import UserError
 from speechft_ray.core.units import FRAME_STRIDE_SAMPLES
 from speechft_ray.speech.corpora.base import Corpus, Utterance
-from speechft_ray.speech.heads.diarization import DiarizationHead, permutation_free_loss, permutation_losses
+from speechft_ray.speech.heads.diarization import (
+    DiarizationHead,
+    permutation_free_loss,
+    permutation_losses,
+)
 from speechft_ray.superb.measures.der import Turn, diarization_error_rate, errors_and_speech
-from speechft_ray.superb.tasks._pieces import Piece, in_pieces
+from speechft_ray.superb.tasks._segments import Piece, in_pieces
 from speechft_ray.superb.tasks.base import (
     TASKS,
     Example,
@@ -53,7 +61,8 @@ class SdOptions(TaskOptions):
     """Options of diarisation."""
 
     protocol: Protocol = "superb"
-    """``superb``: the best decoding on test, and s3prl's labels. ``clean``: the decoding that dev chooses, and whole labels."""
+    """``superb``: the best decoding on test, and s3prl's labels. ``clean``: the decoding that dev
+    chooses, and whole labels."""
     hidden: int = Field(default=512, ge=1)
     """Width of the LSTM layer (``hidden_size``)."""
 
@@ -75,13 +84,21 @@ Decoding = tuple[float, int]
 
 
 def pose(corpus: Corpus, columns: Sequence[str], options: SdOptions) -> Problem:
-    """Poses the task. Raises ``UserError`` for segments that cannot be read or have not two speakers."""
+    """Poses the task. Raises ``UserError`` for segments that cannot be read or have not two
+    speakers."""
     clean = options.protocol == "clean"
     examples: dict[str, list[Example]] = {}
     pieces: list[Piece] = []
     for split, utterances in task_splits(corpus).items():
-        cut = [(piece, chunk) for utterance in utterances for piece, chunk in _chunks(utterance, split, columns[0], clean)]
-        examples[split] = [Example(piece.utterance, torch.from_numpy(chunk.labels).long(), chunk) for piece, chunk in cut]
+        cut = [
+            (piece, chunk)
+            for utterance in utterances
+            for piece, chunk in _chunks(utterance, split, columns[0], clean)
+        ]
+        examples[split] = [
+            Example(piece.utterance, torch.from_numpy(chunk.labels).long(), chunk)
+            for piece, chunk in cut
+        ]
         pieces += [piece for piece, _ in cut]
 
     def head(dim: int) -> nn.Module:
@@ -102,11 +119,15 @@ def pose(corpus: Corpus, columns: Sequence[str], options: SdOptions) -> Problem:
 
 def answers(logits: torch.Tensor, frames: torch.Tensor) -> list[np.ndarray]:
     """Returns the logits of each chunk, ``(frames, SPEAKERS)``."""
-    return [row[:length].detach().cpu().numpy() for row, length in zip(logits, (frames + 1).tolist(), strict=True)]
+    return [
+        row[:length].detach().cpu().numpy()
+        for row, length in zip(logits, (frames + 1).tolist(), strict=True)
+    ]
 
 
 def frame_accuracy(answers: Sequence[np.ndarray], references: Sequence[Chunk]) -> float:
-    """Returns the share of right decisions per frame and speaker, averaged over chunks, in the order with the least loss.
+    """Returns the share of right decisions per frame and speaker, averaged over chunks, in the
+    order with the least loss.
 
     As in s3prl, a chunk in which nobody speaks counts as 0.
     """
@@ -124,27 +145,42 @@ def lowest(answers: Sequence[np.ndarray], references: Sequence[Chunk]) -> dict[s
     """Returns the error rate of the best decoding, and which one it is."""
     rates = {decoding: error_rate(answers, references, decoding) for decoding in _decodings()}
     best = min(rates, key=lambda decoding: rates[decoding])
-    return {"sd.der": rates[best], **_described(best), "frame_accuracy": 100.0 * frame_accuracy(answers, references)}
+    return {
+        "sd.der": rates[best],
+        **_described(best),
+        "frame_accuracy": 100.0 * frame_accuracy(answers, references),
+    }
 
 
 def chosen_on_dev(
-    dev: Sequence[np.ndarray], dev_references: Sequence[Chunk], test: Sequence[np.ndarray], references: Sequence[Chunk]
+    dev: Sequence[np.ndarray],
+    dev_references: Sequence[Chunk],
+    test: Sequence[np.ndarray],
+    references: Sequence[Chunk],
 ) -> dict[str, float]:
     """Returns the error rate on test of the decoding that is best on dev."""
     best = min(_decodings(), key=lambda decoding: error_rate(dev, dev_references, decoding))
     rate = error_rate(test, references, best)
-    return {"sd.der": rate, **_described(best), "frame_accuracy": 100.0 * frame_accuracy(test, references)}
+    return {
+        "sd.der": rate,
+        **_described(best),
+        "frame_accuracy": 100.0 * frame_accuracy(test, references),
+    }
 
 
-def error_rate(answers: Sequence[np.ndarray], references: Sequence[Chunk], decoding: Decoding) -> float:
-    """Returns the diarisation error rate, in percent, of recordings put together from their chunks."""
+def error_rate(
+    answers: Sequence[np.ndarray], references: Sequence[Chunk], decoding: Decoding
+) -> float:
+    """Returns the diarisation error rate, in percent, of recordings put together from their
+    chunks."""
     return diarization_error_rate(*_recordings(answers, references, decoding))
 
 
 def errors(
     answers: Sequence[np.ndarray], references: Sequence[Chunk], measured: Mapping[str, float]
 ) -> dict[str, list[tuple[float, float]]]:
-    """Returns the time in error and the time of speech of each recording, at the decoding that was ``measured``."""
+    """Returns the time in error and the time of speech of each recording, at the decoding that was
+    ``measured``."""
     decoding = (measured["threshold"], int(measured["median_frames"]))
     pairs = zip(*_recordings(answers, references, decoding), strict=True)
     return {"sd.der": [errors_and_speech(heard, said) for heard, said in pairs]}
@@ -167,7 +203,8 @@ def _recordings(
 
 
 def decoded(logits: np.ndarray, decoding: Decoding) -> list[Turn]:
-    """Returns the turns, in samples, of the stretches above the threshold after the median filter over frames."""
+    """Returns the turns, in samples, of the stretches above the threshold after the median filter
+    over frames."""
     threshold, median = decoding
     active = 1.0 / (1.0 + np.exp(-logits.astype(np.float64))) > threshold
     turns = []
@@ -179,11 +216,16 @@ def decoded(logits: np.ndarray, decoding: Decoding) -> list[Turn]:
 
 
 def turns_of(utterance: Utterance, column: str) -> tuple[Turn, ...]:
-    """Returns the segments of a recording. Raises ``UserError`` for one that cannot be read or has not two speakers."""
+    """Returns the segments of a recording. Raises ``UserError`` for one that cannot be read or has
+    not two speakers."""
     found = []
     for segment in label_in(utterance, column).split():
         speaker, *times = segment.rsplit(":", 2)
-        if len(times) != 2 or not all(time.isdigit() for time in times) or int(times[0]) >= int(times[1]):
+        if (
+            len(times) != 2
+            or not all(time.isdigit() for time in times)
+            or int(times[0]) >= int(times[1])
+        ):
             raise UserError(
                 f"the utterance `{utterance.key}` has the segment `{segment}` in `{column}`: write `speaker:start:end`, "
                 "in samples at 16 kHz with the start before the end."
@@ -198,9 +240,11 @@ def turns_of(utterance: Utterance, column: str) -> tuple[Turn, ...]:
 
 
 def frame_labels(turns: Sequence[Turn], start: int, end: int, clean: bool) -> np.ndarray:
-    """Returns who speaks in the frames from ``start`` up to ``end``, float32 ``(frames, SPEAKERS)``, speakers sorted by name.
+    """Returns who speaks in the frames from ``start`` up to ``end``, float32 ``(frames,
+    SPEAKERS)``, speakers sorted by name.
 
-    Without ``clean`` a turn counts only when its first frame or its last is among them (s3prl ``diarization/dataset.py``).
+    Without ``clean`` a turn counts only when its first frame or its last is among them (s3prl
+    ``diarization/dataset.py``).
     """
     speakers = sorted({turn.speaker for turn in turns})
     labels = np.zeros((end - start, SPEAKERS), dtype=np.float32)
@@ -211,14 +255,18 @@ def frame_labels(turns: Sequence[Turn], start: int, end: int, clean: bool) -> np
     return labels
 
 
-def _chunks(utterance: Utterance, split: str, column: str, clean: bool) -> Iterator[tuple[Piece, Chunk]]:
+def _chunks(
+    utterance: Utterance, split: str, column: str, clean: bool
+) -> Iterator[tuple[Piece, Chunk]]:
     frames = utterance.samples // FRAME_STRIDE_SAMPLES
     turns = turns_of(utterance, column)
     for start in range(0, frames, CHUNK_FRAMES):
         end = min(frames, start + CHUNK_FRAMES)
         if end - start < 2 and frames > 1:
             break  # no encoder has a frame for it
-        piece = Piece(utterance, split, start * FRAME_STRIDE_SAMPLES, (end - start) * FRAME_STRIDE_SAMPLES)
+        piece = Piece(
+            utterance, split, start * FRAME_STRIDE_SAMPLES, (end - start) * FRAME_STRIDE_SAMPLES
+        )
         yield piece, Chunk(utterance.key, start, frame_labels(turns, start, end, clean), turns)
 
 

@@ -1,12 +1,15 @@
-"""Task ``sf``: the words of a request with its slots marked (SUPERB on Audio SNIPS; s3prl ``ctc/snips.yaml``, ``ctc/text.py``).
+"""Task ``sf``: the words of a request with its slots marked (SUPERB on Audio SNIPS; s3prl
+``ctc/snips.yaml``, ``ctc/text.py``).
 
-One token sequence tells both: characters, and a tag ``B-<slot>`` before and ``E-<slot>`` after each stretch of words of one
-slot. Slots stand in the column ``slots``, one name or ``O`` per word, without B- and I- marks, so neighbours of one slot
-merge. As in s3prl, words made of punctuation are skipped and ``&`` is spelled AND. slot_type_f1 chooses the best validation.
+One token sequence tells both: characters, and a tag ``B-<slot>`` before and ``E-<slot>`` after each
+stretch of words of one slot. Slots stand in the column ``slots``, one name or ``O`` per word,
+without B- and I- marks, so neighbours of one slot merge. As in s3prl, words made of punctuation are
+skipped and ``&`` is spelled AND. slot_type_f1 chooses the best validation.
 
-Quirk of ``protocol: superb``: a skipped word takes along what s3prl would write at its place, the opening tag of a slot that
-begins with it, the closing tag of one that ends with it, and ``<eos>`` at the end of a sentence, which then ends with a blank.
-``protocol: clean`` always writes them; without punctuation the two are the same.
+Quirk of ``protocol: superb``: a skipped word takes along what s3prl would write at its place, the
+opening tag of a slot that begins with it, the closing tag of one that ends with it, and ``<eos>``
+at the end of a sentence, which then ends with a blank. ``protocol: clean`` always writes them;
+without punctuation the two are the same.
 """
 
 from __future__ import annotations
@@ -16,10 +19,30 @@ from itertools import groupby
 
 from speechft_ray.core.errors import UserError
 from speechft_ray.speech.corpora.base import Corpus, Utterance
-from speechft_ray.superb.measures.slots import slot_type_agreement, slot_type_f1, slot_value_cer, slot_value_errors
-from speechft_ray.superb.tasks._ctc import BATCH_SIZE, CLIP_NORM, EOS, Counts, RecurrentCtcOptions, sequence_pose
+from speechft_ray.superb.measures.slots import (
+    slot_type_agreement,
+    slot_type_f1,
+    slot_value_cer,
+    slot_value_errors,
+)
+from speechft_ray.superb.tasks._ctc import (
+    BATCH_SIZE,
+    CLIP_NORM,
+    EOS,
+    Counts,
+    RecurrentCtcOptions,
+    sequence_pose,
+)
 from speechft_ray.superb.tasks._pooled import first_of
-from speechft_ray.superb.tasks.base import TASKS, Problem, Protocol, Published, Task, label_in, task_splits
+from speechft_ray.superb.tasks.base import (
+    TASKS,
+    Problem,
+    Protocol,
+    Published,
+    Task,
+    label_in,
+    task_splits,
+)
 
 NO_SLOT = "O"
 SKIPPED = "?!.,;-"
@@ -30,7 +53,8 @@ class SfOptions(RecurrentCtcOptions):
     """Options of slot filling; the defaults are s3prl's ``ctc/snips.yaml``."""
 
     protocol: Protocol = "superb"
-    """``superb``: tags and ends that punctuation takes along are missing, as in s3prl. ``clean``: all are written."""
+    """``superb``: tags and ends that punctuation takes along are missing, as in s3prl. ``clean``:
+    all are written."""
 
 
 def marked_words(utterance: Utterance, columns: Sequence[str]) -> list[tuple[str, str]]:
@@ -45,7 +69,8 @@ def marked_words(utterance: Utterance, columns: Sequence[str]) -> list[tuple[str
 
 
 def spelled(utterance: Utterance, columns: Sequence[str]) -> list[str]:
-    """Returns the characters and slot tags of an utterance and the end, as s3prl writes them (``ctc/text.py``)."""
+    """Returns the characters and slot tags of an utterance and the end, as s3prl writes them
+    (``ctc/text.py``)."""
     words = marked_words(utterance, columns)
     slots = [NO_SLOT, *(slot for _, slot in words), NO_SLOT]
     tokens: list[str] = []
@@ -58,7 +83,8 @@ def spelled(utterance: Utterance, columns: Sequence[str]) -> list[str]:
 
 
 def spelled_cleanly(utterance: Utterance, columns: Sequence[str]) -> list[str]:
-    """Returns the characters and slot tags of an utterance and the end, every tag with its partner."""
+    """Returns the characters and slot tags of an utterance and the end, every tag with its
+    partner."""
     tokens: list[str] = []
     for slot, pairs in groupby(marked_words(utterance, columns), key=lambda pair: pair[1]):
         words = [_letters(word) for word, _ in pairs if word not in SKIPPED]
@@ -70,8 +96,12 @@ def spelled_cleanly(utterance: Utterance, columns: Sequence[str]) -> list[str]:
 
 
 def readable(tokens: Sequence[str]) -> str:
-    """Joins tokens to the text that the measures parse: a blank sets tags off from what they mark."""
-    return "".join(f"{token} " if token[:2] == "B-" else f" {token}" if token[:2] == "E-" else token for token in tokens)
+    """Joins tokens to the text that the measures parse: a blank sets tags off from what they
+    mark."""
+    return "".join(
+        f"{token} " if token[:2] == "B-" else f" {token}" if token[:2] == "E-" else token
+        for token in tokens
+    )
 
 
 def pose(corpus: Corpus, columns: Sequence[str], options: SfOptions) -> Problem:

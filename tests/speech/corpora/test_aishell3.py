@@ -22,13 +22,26 @@ def root(tmp_path: Path) -> Path:
 
 def test_lists_become_columns_and_44_khz_becomes_16(root: Path) -> None:
     corpus = opened("aishell3", root)
-    assert sizes(corpus) == {"train": 5, "dev": 1, "test": 6} and corpus.columns == {"text", "pinyin", "speaker"}
+    assert sizes(corpus) == {"train": 5, "dev": 1, "test": 6} and corpus.columns == {
+        "text",
+        "pinyin",
+        "speaker",
+    }
     first = next(one for one in corpus.utterances if one.key == "test/wav/SSB0005/SSB00050402.wav")
-    assert first.labels == {"text": "我们去哪儿", "pinyin": "wo3 men5 qu4 na3 er5", "speaker": "SSB0005"}
+    assert first.labels == {
+        "text": "我们去哪儿",
+        "pinyin": "wo3 men5 qu4 na3 er5",
+        "speaker": "SSB0005",
+    }
     assert soundfile.info(root / first.key).samplerate == 44_100
-    assert first.samples == -(-soundfile.info(root / first.key).frames * 160 // 441) == len(corpus.read(first))
+    assert (
+        first.samples
+        == -(-soundfile.info(root / first.key).frames * 160 // 441)
+        == len(corpus.read(first))
+    )
     assert any("44100 Hz" in note and "resampled" in note for note in corpus.notes)
-    # The same sentence, of another speaker's folder and read back at 44.1 kHz: a resampled copy of it.
+    # The same sentence, of another speaker's folder and read back at 44.1 kHz: a resampled copy of
+    # it.
     other = next(one for one in corpus.utterances if one.key == "test/wav/SSB0737/SSB07370402.wav")
     np.testing.assert_array_equal(corpus.read(first), corpus.read(other))
 
@@ -37,24 +50,40 @@ def test_dev_is_drawn_from_train_by_utterance_and_again_the_same(root: Path) -> 
     def dev(**options: float) -> set[str]:
         corpus = opened("aishell3", root, **options)
         held_out = {one.key for one in corpus.split("dev")}
-        assert all(key.startswith("train/") for key in held_out) and len(corpus.split("train")) == 6 - len(held_out)
+        assert all(key.startswith("train/") for key in held_out) and len(
+            corpus.split("train")
+        ) == 6 - len(held_out)
         return held_out
 
     assert len(dev()) == 1  # a hundredth of six is still somebody
-    assert len(dev(dev_fraction=0.5)) == 3 and dev(dev_fraction=0.5) == dev(dev_fraction=0.5) > dev()
+    assert (
+        len(dev(dev_fraction=0.5)) == 3 and dev(dev_fraction=0.5) == dev(dev_fraction=0.5) > dev()
+    )
     assert len({frozenset(dev(dev_fraction=0.5, seed=seed)) for seed in range(5)}) > 1
     expected = CORPORA.get("aishell3").expected(Aishell3Options())
-    assert expected is not None and dict(expected.utterances) == {"train": 62_629, "dev": 633, "test": 24_773}
+    assert expected is not None and dict(expected.utterances) == {
+        "train": 62_629,
+        "dev": 633,
+        "test": 24_773,
+    }
 
 
 @pytest.mark.parametrize(
     "line",
-    ["SSB00050001.wav", "SSB00050001.wav\t今 天", "SSB00050001.wav\tjin1 tian1", "../SSB00050001.wav\t今 jin1", "x\t今 jin1"],
+    [
+        "SSB00050001.wav",
+        "SSB00050001.wav\t今 天",
+        "SSB00050001.wav\tjin1 tian1",
+        "../SSB00050001.wav\t今 jin1",
+        "x\t今 jin1",
+    ],
 )
 def test_lines_without_sense_are_told(root: Path, line: str) -> None:
     file = root / "test/content.txt"
     file.write_text(file.read_text(encoding="utf-8") + line + "\n", encoding="utf-8")
-    with pytest.raises(UserError, match=r"line 7 must be a name like SSB00050001\.wav, a tab, and characters with"):
+    with pytest.raises(
+        UserError, match=r"line 7 must be a name like SSB00050001\.wav, a tab, and characters with"
+    ):
         opened("aishell3", root)
 
 

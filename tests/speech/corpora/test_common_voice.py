@@ -21,7 +21,11 @@ def root(tmp_path: Path) -> Path:
 def test_rows_become_characters(root: Path) -> None:
     corpus = opened("common_voice", root)
     assert sizes(corpus) == {"train": 3, "dev": 1, "test": 1}
-    assert {u.labels["text"] for u in corpus.split("train")} == {"今天天气很好", "我们去公园好吗", "老师写信"}
+    assert {u.labels["text"] for u in corpus.split("train")} == {
+        "今天天气很好",
+        "我们去公园好吗",
+        "老师写信",
+    }
     assert corpus.split("test")[0].labels["speaker"].endswith("5")
     assert corpus.notes[0].startswith("1 sentences are left out")
 
@@ -64,7 +68,10 @@ def test_sentences_are_normalised(sentence: str, text: str | None) -> None:
 
 def test_line_separators_of_unicode_do_not_end_a_row(root: Path) -> None:
     table = root / "zh-CN/dev.tsv"
-    table.write_text(table.read_text(encoding="utf-8").replace("妈妈喝绿茶", "妈妈\u2028喝绿茶"), encoding="utf-8")
+    table.write_text(
+        table.read_text(encoding="utf-8").replace("妈妈喝绿茶", "妈妈\u2028喝绿茶"),
+        encoding="utf-8",
+    )
     assert opened("common_voice", root).split("dev")[0].labels["text"] == "妈妈喝绿茶"
 
 

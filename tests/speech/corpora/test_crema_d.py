@@ -14,7 +14,19 @@ from tests.speech.corpora.opened import opened, sizes
 from tests.speech.layouts import crema_d
 
 PUBLISHED = (
-    (1, {1037: "train", 1067: "train", 1091: "train", 1010: "test", 1001: "test", 1018: "test", 1019: "dev", 1036: "dev"}),
+    (
+        1,
+        {
+            1037: "train",
+            1067: "train",
+            1091: "train",
+            1010: "test",
+            1001: "test",
+            1018: "test",
+            1019: "dev",
+            1036: "dev",
+        },
+    ),
     (2, {1037: "dev", 1039: "dev", 1052: "dev", 1053: "dev"}),
     (3, {1055: "dev", 1062: "dev", 1070: "dev", 1071: "dev"}),
     (4, {1073: "dev", 1074: "dev", 1082: "dev", 1091: "dev"}),
@@ -36,7 +48,9 @@ def root(tree: Path, tmp_path: Path) -> Path:
 @pytest.mark.parametrize(("fold", "actors"), PUBLISHED)
 def test_folds_are_those_of_emo_superb(fold: int, actors: dict[int, str]) -> None:
     assert {actor: split_of(actor, fold) for actor in actors} == actors
-    every = [split_of(actor, fold) for first, last in ACTOR_SETS for actor in range(first, last + 1)]
+    every = [
+        split_of(actor, fold) for first, last in ACTOR_SETS for actor in range(first, last + 1)
+    ]
     assert len(every) == 91 and every.count("train") == (55 if fold <= 3 else 54)
 
 
@@ -44,18 +58,27 @@ def test_each_actor_is_tested_once_and_in_one_split(tree: Path) -> None:
     tested: list[str] = []
     for fold in range(1, 6):
         corpus = opened("crema_d", tree, fold=fold)
-        speakers = [{u.labels["speaker"] for u in corpus.split(split)} for split in ("train", "dev", "test")]
-        assert sizes(corpus) == {"train": 36, "dev": 12, "test": 12} and len(set.union(*speakers)) == sum(map(len, speakers))
+        speakers = [
+            {u.labels["speaker"] for u in corpus.split(split)} for split in ("train", "dev", "test")
+        ]
+        assert sizes(corpus) == {"train": 36, "dev": 12, "test": 12} and len(
+            set.union(*speakers)
+        ) == sum(map(len, speakers))
         tested += speakers[2]
     assert sorted(tested) == [str(actor) for actor in crema_d.ACTORS]
 
 
 def test_a_complete_copy_has_the_rows_of_emo_superb() -> None:
-    """7,442 clips less the one without speech; fold 1 has the 141 batches of 32 that its config counts an epoch by."""
+    """7,442 clips less the one without speech; fold 1 has the 141 batches of 32 that its config
+    counts an epoch by."""
     kind = CORPORA.get("crema_d")
     counts = [kind.expected(kind.options.model_validate({"fold": fold})) for fold in range(1, 6)]
     assert [sum(found.utterances.values()) for found in counts if found] == [7441] * 5
-    assert counts[0] is not None and counts[0].utterances == {"train": 4508, "dev": 1470, "test": 1463}
+    assert counts[0] is not None and counts[0].utterances == {
+        "train": 4508,
+        "dev": 1470,
+        "test": 1463,
+    }
     assert -(-counts[0].utterances["train"] // 32) == 15_510 / 110
 
 
@@ -65,9 +88,14 @@ def test_labels_are_what_was_acted_and_what_was_heard(tree: Path) -> None:
     assert found["AudioWAV/1036_DFA_ANG_XX.wav"] == {
         "emotion": "ang", "speaker": "1036", "sentence": "dfa", "perceived": "ang",
     }  # fmt: skip
-    heard = {Path(key).stem: (labels["emotion"], labels["perceived"]) for key, labels in found.items()}
+    heard = {
+        Path(key).stem: (labels["emotion"], labels["perceived"]) for key, labels in found.items()
+    }
     assert heard[crema_d.TIED] == ("sad", "sad"), "of equal votes the acted emotion counts"
-    pairs = {("dis", "neu"), *((emotion, emotion) for emotion in ("ang", "fea", "hap", "neu", "sad"))}
+    pairs = {
+        ("dis", "neu"),
+        *((emotion, emotion) for emotion in ("ang", "fea", "hap", "neu", "sad")),
+    }
     assert set(heard.values()) == pairs
 
 
@@ -95,8 +123,14 @@ def test_what_does_not_fit_is_told(root: Path) -> None:
     lines = votes.read_text().splitlines()
     for content, mistake in (
         ([lines[0].replace("fear", "scare"), *lines[1:]], "lacks the columns fear"),
-        ([lines[0], lines[1].replace("0.95", "much"), *lines[2:]], "line 2 must be a file name and a share of votes"),
-        ([*lines[:-1], lines[-1].split(",")[0]], f"line {len(lines)} must be a file name and a share of votes"),
+        (
+            [lines[0], lines[1].replace("0.95", "much"), *lines[2:]],
+            "line 2 must be a file name and a share of votes",
+        ),
+        (
+            [*lines[:-1], lines[-1].split(",")[0]],
+            f"line {len(lines)} must be a file name and a share of votes",
+        ),
         (lines[:-2], "has no line for 2 recordings"),
     ):
         votes.write_text("\n".join(content))

@@ -32,7 +32,9 @@ def keys(corpus: object, split: str) -> list[str]:
 
 def test_labels_are_the_release_s_with_excitement_as_happiness(tree: Path) -> None:
     corpus = opened("iemocap", tree, fold=1)
-    found = {utterance.key.rsplit("/", 1)[1][:-4]: utterance.labels for utterance in corpus.utterances}
+    found = {
+        utterance.key.rsplit("/", 1)[1][:-4]: utterance.labels for utterance in corpus.utterances
+    }
     labels = [iemocap.LABELS[(index + 1) % 7] for index in range(8)]  # of session 1
     assert labels[3] == "exc" and found["Ses01F_impro01_F003"]["emotion"] == "hap"
     assert labels[1] == "ang" and found["Ses01F_impro01_F001"]["emotion"] == "ang"
@@ -40,7 +42,10 @@ def test_labels_are_the_release_s_with_excitement_as_happiness(tree: Path) -> No
     assert labels[5] == "xxx" and "Ses01F_impro01_M001" not in found
     assert {label["emotion"] for label in found.values()} == {"neu", "hap", "ang", "sad"}
     # Who speaks is the letter of the turn, not of the dialogue.
-    assert found["Ses01M_script01_1_F000"]["speaker"] == "Ses01F" and found["Ses01M_script01_1_M002"]["speaker"] == "Ses01M"
+    assert (
+        found["Ses01M_script01_1_F000"]["speaker"] == "Ses01F"
+        and found["Ses01M_script01_1_M002"]["speaker"] == "Ses01M"
+    )
 
 
 @pytest.mark.parametrize("fold", [1, 4])
@@ -51,12 +56,16 @@ def test_a_fold_s_session_is_the_test_and_dev_a_random_fifth(tree: Path, fold: i
     order = [item["path"] for item in json.loads(file.read_text())["meta_data"]]
     assert order != sorted(order)
     torch.manual_seed(0)
-    train, dev = random_split(order, [int(0.8 * len(order)), len(order) - int(0.8 * len(order))])  # as s3prl does
+    train, dev = random_split(
+        order, [int(0.8 * len(order)), len(order) - int(0.8 * len(order))]
+    )  # as s3prl does
     assert sorted(train) == keys(corpus, "train") and sorted(dev) == keys(corpus, "dev")
     assert not corpus.notes
 
 
-def test_without_the_list_of_the_preprocessing_only_the_size_is_s3prl_s(tree: Path, root: Path) -> None:
+def test_without_the_list_of_the_preprocessing_only_the_size_is_s3prl_s(
+    tree: Path, root: Path
+) -> None:
     shutil.rmtree(root / "meta_data")
     corpus, listed = opened("iemocap", root), opened("iemocap", tree)
     assert sizes(corpus) == sizes(listed) and keys(corpus, "dev") != keys(listed, "dev")
@@ -66,16 +75,29 @@ def test_without_the_list_of_the_preprocessing_only_the_size_is_s3prl_s(tree: Pa
 def test_clean_takes_the_next_session_as_dev(tree: Path) -> None:
     for fold, held_out in ((1, "2"), (5, "1")):
         corpus = opened("iemocap", tree, fold=fold, protocol="clean")
-        speakers = {split: {u.labels["speaker"] for u in corpus.split(split)} for split in ("train", "dev", "test")}
+        speakers = {
+            split: {u.labels["speaker"] for u in corpus.split(split)}
+            for split in ("train", "dev", "test")
+        }
         assert {u.labels["session"] for u in corpus.split("dev")} == {held_out}
-        assert not speakers["dev"] & (speakers["train"] | speakers["test"]) and len(speakers["train"]) == 6
+        assert (
+            not speakers["dev"] & (speakers["train"] | speakers["test"])
+            and len(speakers["train"]) == 6
+        )
 
 
 @pytest.mark.parametrize("fold", [1, 3])
 def test_tuning_takes_a_whole_session_as_dev_and_has_no_test(tree: Path, fold: int) -> None:
     corpus = opened("iemocap", tree, fold=fold, protocol="tuning")
-    sessions = {split: {u.labels["session"] for u in corpus.split(split)} for split in ("train", "dev", "test")}
-    assert sessions == {"train": {"1", "2", "3", "4", "5"} - {str(fold)}, "dev": {str(fold)}, "test": set()}
+    sessions = {
+        split: {u.labels["session"] for u in corpus.split(split)}
+        for split in ("train", "dev", "test")
+    }
+    assert sessions == {
+        "train": {"1", "2", "3", "4", "5"} - {str(fold)},
+        "dev": {str(fold)},
+        "test": set(),
+    }
     kind = CORPORA.get("iemocap")
     expected = kind.expected(kind.options.model_validate({"protocol": "tuning"}))
     assert expected is not None and expected.utterances == {"train": 4446, "dev": 1085, "test": 0}
@@ -83,7 +105,13 @@ def test_tuning_takes_a_whole_session_as_dev_and_has_no_test(tree: Path, fold: i
 
 def test_expected_sizes_are_those_of_s3prl_s_lists() -> None:
     kind = CORPORA.get("iemocap")
-    published = [(3556, 890, 1085), (3606, 902, 1023), (3504, 876, 1151), (3600, 900, 1031), (3432, 858, 1241)]
+    published = [
+        (3556, 890, 1085),
+        (3606, 902, 1023),
+        (3504, 876, 1151),
+        (3600, 900, 1031),
+        (3432, 858, 1241),
+    ]
     for fold, counts in enumerate(published, start=1):
         expected = kind.expected(kind.options.model_validate({"fold": fold}))
         assert expected is not None and tuple(expected.utterances.values()) == counts
@@ -94,7 +122,9 @@ def test_what_is_missing_or_does_not_fit_is_told(root: Path) -> None:
     with pytest.raises(UserError, match=r"Ses02F_impro01.txt has no line like"):
         opened("iemocap", root)
     (root / "Session2/dialog/EmoEvaluation/Ses02F_impro01.txt").unlink()
-    with pytest.raises(UserError, match=r"lists \d+ turns, but the labels of the other sessions give \d+"):
+    with pytest.raises(
+        UserError, match=r"lists \d+ turns, but the labels of the other sessions give \d+"
+    ):
         opened("iemocap", root, fold=1)
     (root / "meta_data/Session1/train_meta_data.json").write_text("[]")
     with pytest.raises(UserError, match="is not a list of s3prl's preprocessing"):

@@ -26,7 +26,10 @@ def root(tree: Path, tmp_path: Path) -> Path:
 def test_turns_are_told_in_samples(tree: Path) -> None:
     corpus = opened("libri2mix", tree)
     assert sizes(corpus) == {"train": 4, "dev": 2, "test": 2}
-    told = {line.split()[0]: line.split()[1:] for line in (tree / "data/dev/segments").read_text().splitlines()}
+    told = {
+        line.split()[0]: line.split()[1:]
+        for line in (tree / "data/dev/segments").read_text().splitlines()
+    }
     mixture = corpus.split("dev")[0]
     assert mixture.key == "dev/100-1-0001_20-2-0002" and mixture.labels["speaker"] == "100 20"
     one, other = (part.split(":") for part in mixture.labels["segments"].split())
@@ -64,7 +67,9 @@ def test_paths_may_be_absolute_here_elsewhere_or_relative(root: Path) -> None:
         ("utt2spk", "lonely\n", "line 1 must be a name of its own and a value"),
     ],
 )
-def test_folders_that_do_not_fit_together_are_told(root: Path, name: str, text: str, words: str) -> None:
+def test_folders_that_do_not_fit_together_are_told(
+    root: Path, name: str, text: str, words: str
+) -> None:
     turn, mixture = (root / "data/dev/segments").read_text().split()[:2]
     (root / "data/dev" / name).write_text(text.format(turn=turn, mixture=mixture))
     with pytest.raises(UserError, match=words):

@@ -11,9 +11,9 @@ from pydantic import ValidationError
 
 from speechft_ray.core.errors import UserError
 from speechft_ray.speech.corpora._draws import speaker_splits
-from speechft_ray.speech.corpora._g2p import arpabet, pronunciations
 from speechft_ray.speech.corpora.base import Utterance
 from speechft_ray.speech.corpora.librispeech import LEXICONS, LibriSpeechOptions
+from speechft_ray.speech.synthesis.g2p import arpabet, pronunciations
 from tests.speech.corpora.opened import opened, sizes
 from tests.speech.layouts import librispeech
 
@@ -32,10 +32,16 @@ def root(tree: Path, tmp_path: Path) -> Path:
 def test_folders_are_splits_and_words_become_phones(tree: Path) -> None:
     corpus = opened("librispeech", tree)
     assert sizes(corpus) == {"train": 8, "dev": 4, "test": 4}
-    assert corpus.columns == {"text", "speaker", "phones"} and not corpus.notes and not corpus.absent
+    assert (
+        corpus.columns == {"text", "speaker", "phones"} and not corpus.notes and not corpus.absent
+    )
     first = corpus.split("train")[0]
     assert first.key == "train-clean-100/103/1000/103-1000-0000.flac"
-    assert first.labels == {"text": "THE BIRDS SANG", "speaker": "103", "phones": "DH AH0 B ER1 D Z S AE1 NG"}
+    assert first.labels == {
+        "text": "THE BIRDS SANG",
+        "speaker": "103",
+        "phones": "DH AH0 B ER1 D Z S AE1 NG",
+    }
     said = {utterance.labels["text"]: utterance.labels["phones"] for utterance in corpus.utterances}
     # The first pronunciation of A and, over both files, of OF; no silence between words.
     assert said["A BOOK OF BIRDS"] == "AH0 B UH1 K AH1 V B ER1 D Z"
@@ -63,13 +69,18 @@ def test_missing_words_are_counted_and_the_first_five_told(root: Path) -> None:
     (root / LEXICONS[1]).write_text("OF\tAH1 V\n")
     assert opened("librispeech", root).columns == {"text", "speaker"}
     told = opened("librispeech", root).absent["phones"]
-    assert "9 words have no pronunciation" in told and "(BIRDS, BOOK, GAVE, HE, HER and 4 more)" in told
+    assert (
+        "9 words have no pronunciation" in told
+        and "(BIRDS, BOOK, GAVE, HE, HER and 4 more)" in told
+    )
     assert "`g2p: espeak`" in told
 
 
 def test_espeak_pronounces_what_the_lexicons_lack_and_says_so(root: Path) -> None:
     lines = (root / LEXICONS[0]).read_text().splitlines()
-    (root / LEXICONS[0]).write_text("".join(f"{line}\n" for line in lines if not line.startswith("GAVE")))
+    (root / LEXICONS[0]).write_text(
+        "".join(f"{line}\n" for line in lines if not line.startswith("GAVE"))
+    )
     corpus = opened("librispeech", root, g2p="espeak")
     said = {utterance.labels["text"]: utterance.labels["phones"] for utterance in corpus.utterances}
     assert said["HE GAVE HER A BOOK"] == "HH IY1 G EY1 V HH ER0 AH0 B UH1 K"
@@ -102,7 +113,9 @@ def test_recordings_without_words_and_words_without_sense_are_told(root: Path) -
         opened("librispeech", root)
     file.write_text(text)
     (root / LEXICONS[1]).write_text("THE\n")
-    with pytest.raises(UserError, match="line 1 must be a word and its phones, but is `THE` instead"):
+    with pytest.raises(
+        UserError, match="line 1 must be a word and its phones, but is `THE` instead"
+    ):
         opened("librispeech", root)
     shutil.rmtree(root / "test-clean")
     (root / "test-clean").mkdir()
@@ -117,7 +130,11 @@ def test_hours_of_speakers_keep_every_speaker_in_every_split(root: Path) -> None
     for folder in ("dev-clean", "test-clean"):  # they have other speakers, and are not needed
         shutil.rmtree(root / folder)
     corpus = opened("librispeech", root, speaker_hours=0.1 * SECOND)
-    assert sizes(corpus) == {"train": 2, "dev": 2, "test": 2} and corpus.columns == {"text", "speaker", "phones"}
+    assert sizes(corpus) == {"train": 2, "dev": 2, "test": 2} and corpus.columns == {
+        "text",
+        "speaker",
+        "phones",
+    }
     for split in ("train", "dev", "test"):
         assert {one.labels["speaker"] for one in corpus.split(split)} == {"103", "1034"}
         assert all(one.key.startswith("train-clean-100/") for one in corpus.split(split))
@@ -125,11 +142,15 @@ def test_hours_of_speakers_keep_every_speaker_in_every_split(root: Path) -> None
     assert set(corpus.contents) == {one.key for one in corpus.utterances}
     again = opened("librispeech", root, speaker_hours=0.1 * SECOND)
     assert again.fingerprint == corpus.fingerprint and again.utterances == corpus.utterances
-    others = [opened("librispeech", root, speaker_hours=0.1 * SECOND, seed=seed) for seed in range(1, 5)]
+    others = [
+        opened("librispeech", root, speaker_hours=0.1 * SECOND, seed=seed) for seed in range(1, 5)
+    ]
     assert len({other.fingerprint for other in [corpus, *others]}) > 2
     everything = opened("librispeech", root, speaker_hours=10)
     assert sizes(everything) == {"train": 4, "dev": 2, "test": 2} and not corpus.notes
-    assert everything.notes == ("there are 0.00 hours to draw from, and `speaker_hours` needs 13.89.",)
+    assert everything.notes == (
+        "there are 0.00 hours to draw from, and `speaker_hours` needs 13.89.",
+    )
     (root / "train-clean-100/103/1000/103-1000-0000.flac").unlink()
     (root / "train-clean-100/103/1000/103-1000-0001.flac").unlink()
     with pytest.raises(UserError, match="the speaker `103` has 2 recordings, and 3 are needed"):
@@ -138,7 +159,12 @@ def test_hours_of_speakers_keep_every_speaker_in_every_split(root: Path) -> None
 
 def test_speakers_have_equal_numbers_and_splits_their_hours() -> None:
     everyone = [
-        Utterance(key=f"{speaker}-{index}", split="train", samples=16_000 * (3 + index % 5), labels={"speaker": str(speaker)})
+        Utterance(
+            key=f"{speaker}-{index}",
+            split="train",
+            samples=16_000 * (3 + index % 5),
+            labels={"speaker": str(speaker)},
+        )
         for speaker in range(20)
         for index in range(30 + speaker)
     ]
@@ -146,7 +172,10 @@ def test_speakers_have_equal_numbers_and_splits_their_hours() -> None:
     splits = speaker_splits(everyone, hours, seed=3)
     for split, wanted in hours.items():
         chosen = [one for one in everyone if splits.get(one.key) == split]
-        assert wanted <= sum(one.seconds for one in chosen) / 3600 < wanted + 7 * SECOND or split == "dev"
+        assert (
+            wanted <= sum(one.seconds for one in chosen) / 3600 < wanted + 7 * SECOND
+            or split == "dev"
+        )
         counts = Counter(one.labels["speaker"] for one in chosen)
         assert len(counts) == 20 and max(counts.values()) - min(counts.values()) <= 1
     assert speaker_splits(everyone[::-1], hours, seed=3) == splits
@@ -154,4 +183,6 @@ def test_speakers_have_equal_numbers_and_splits_their_hours() -> None:
 
 
 def test_without_hours_of_speakers_nothing_is_drawn(tree: Path) -> None:
-    assert opened("librispeech", tree, seed=5).fingerprint == opened("librispeech", tree).fingerprint
+    assert (
+        opened("librispeech", tree, seed=5).fingerprint == opened("librispeech", tree).fingerprint
+    )

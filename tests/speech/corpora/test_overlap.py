@@ -16,15 +16,32 @@ from speechft_ray.speech.corpora.overlap import Overlap, overlap
 
 def corpus(rows: Sequence[tuple[str, str, str]], name: str = "one", **changed: object) -> Corpus:
     """Of ``(key, split, speaker)``."""
-    utterances = [Utterance(key=key, split=split, samples=800, labels={"speaker": who}) for key, split, who in rows]
+    utterances = [
+        Utterance(key=key, split=split, samples=800, labels={"speaker": who})
+        for key, split, who in rows
+    ]
     known = Corpus(
-        name=name, fingerprint=name, utterances=utterances, read=lambda _: np.zeros(800), columns=frozenset({"speaker"})
+        name=name,
+        fingerprint=name,
+        utterances=utterances,
+        read=lambda _: np.zeros(800),
+        columns=frozenset({"speaker"}),
     )
     return replace(known, **changed)
 
 
-TUNED = corpus([("a", "train", "ann"), ("b", "train", "bob"), ("c", "dev", "cid"), ("d", "test", "dan")])
-TESTED = corpus([("a", "test", "ann"), ("c", "test", "cid"), ("d", "test", "dan"), ("e", "test", "ann"), ("b", "train", "bob")])
+TUNED = corpus(
+    [("a", "train", "ann"), ("b", "train", "bob"), ("c", "dev", "cid"), ("d", "test", "dan")]
+)
+TESTED = corpus(
+    [
+        ("a", "test", "ann"),
+        ("c", "test", "cid"),
+        ("d", "test", "dan"),
+        ("e", "test", "ann"),
+        ("b", "train", "bob"),
+    ]
+)
 
 
 def test_what_is_tuned_on_or_chosen_by_and_then_tested_on_is_shared() -> None:
@@ -39,26 +56,42 @@ def test_keys_and_speakers_mean_nothing_between_two_corpora() -> None:
 def test_one_recording_is_found_under_another_key_and_name() -> None:
     tuned = replace(TUNED, name="other", contents={"a": "x", "b": "y", "c": "z", "d": "w"})
     tested = replace(TESTED, contents={"a": "new", "c": "y", "d": "w", "e": "x", "b": "x"})
-    assert overlap(tuned, tested)[:2] == (2, 4)  # y under c and x under e; what is called a is another recording
-    assert overlap(replace(tuned, name="one"), TESTED)[:2] == (2, 4)  # only one side knows its contents: by key
+    assert overlap(tuned, tested)[:2] == (
+        2,
+        4,
+    )  # y under c and x under e; what is called a is another recording
+    assert overlap(replace(tuned, name="one"), TESTED)[:2] == (
+        2,
+        4,
+    )  # only one side knows its contents: by key
 
 
 def test_people_may_be_named_alike_across_corpora_and_nobody_is_no_speaker() -> None:
     tuned = corpus([("m", "train", "ann bob"), ("n", "train", NOBODY)], "mixtures", people="them")
     tuned = replace(tuned, columns=frozenset({"speaker", "segments"}))
     tested = corpus(
-        [("p", "test", "bob"), ("q", "test", NOBODY), ("r", "test", "cid"), ("s", "test", "")], "plain", people="them"
+        [("p", "test", "bob"), ("q", "test", NOBODY), ("r", "test", "cid"), ("s", "test", "")],
+        "plain",
+        people="them",
     )
     assert overlap(tuned, tested)[2:] == (1, 2)
-    assert overlap(replace(tuned, columns=frozenset({"speaker"})), tested)[2:] == (0, 2)  # `ann bob` is one name
+    assert overlap(replace(tuned, columns=frozenset({"speaker"})), tested)[2:] == (
+        0,
+        2,
+    )  # `ann bob` is one name
 
 
 def write_manifest(folder: Path, rows: Mapping[str, tuple[str, int]]) -> Corpus:
     """Writes a corpus of one's own: by file, its split and the seed of its noise."""
     folder.mkdir()
     for name, (_, seed) in rows.items():
-        soundfile.write(folder / name, 0.1 * np.random.default_rng(seed).standard_normal(1600), 16_000)
-    lines = ["path\tsplit\tspeaker", *(f"{name}\t{split}\tann" for name, (split, _) in rows.items())]
+        soundfile.write(
+            folder / name, 0.1 * np.random.default_rng(seed).standard_normal(1600), 16_000
+        )
+    lines = [
+        "path\tsplit\tspeaker",
+        *(f"{name}\t{split}\tann" for name, (split, _) in rows.items()),
+    ]
     (folder / "manifest.tsv").write_text("\n".join(lines) + "\n")
     kind = CORPORA.get("manifest")
     found: Corpus = kind.open(kind.options(), folder, folder / "cache")
@@ -66,8 +99,12 @@ def write_manifest(folder: Path, rows: Mapping[str, tuple[str, int]]) -> Corpus:
 
 
 def test_recordings_on_disk_are_known_by_their_bytes(tmp_path: Path) -> None:
-    tuned = write_manifest(tmp_path / "tuned", {"a.wav": ("train", 1), "b.wav": ("dev", 2), "c.wav": ("test", 3)})
-    tested = write_manifest(tmp_path / "tested", {"x.wav": ("test", 2), "y.wav": ("test", 3), "a.wav": ("test", 4)})
+    tuned = write_manifest(
+        tmp_path / "tuned", {"a.wav": ("train", 1), "b.wav": ("dev", 2), "c.wav": ("test", 3)}
+    )
+    tested = write_manifest(
+        tmp_path / "tested", {"x.wav": ("test", 2), "y.wav": ("test", 3), "a.wav": ("test", 4)}
+    )
     assert overlap(tuned, tested) == Overlap(1, 3, 0, 0)
 
 
@@ -80,7 +117,10 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Corpus]:
         "more": {"part": "sid", **sizes, "test": 6},
         "other seed": {"part": "sid", **sizes, "seed": 1},
     }
-    return {name: kind.open(kind.options.model_validate(given), None, folder) for name, given in options.items()}
+    return {
+        name: kind.open(kind.options.model_validate(given), None, folder)
+        for name, given in options.items()
+    }
 
 
 def test_synthetic_speech_is_known_by_what_decides_its_sound(made: dict[str, Corpus]) -> None:
@@ -91,8 +131,12 @@ def test_synthetic_speech_is_known_by_what_decides_its_sound(made: dict[str, Cor
             for second in two.utterances:
                 alike = one.contents[first.key] == two.contents[second.key]
                 assert alike == np.array_equal(one.read(first), two.read(second))
-    assert sum(plain.contents[item.key] == more.contents[item.key] for item in plain.utterances) == len(plain.utterances)
+    assert sum(
+        plain.contents[item.key] == more.contents[item.key] for item in plain.utterances
+    ) == len(plain.utterances)
 
 
 def test_the_synthetic_world_has_one_set_of_people(made: dict[str, Corpus]) -> None:
-    assert overlap(made["plain"], made["more"]) == Overlap(0, 6, 2, 2)  # test is not tuned on; the speakers are
+    assert overlap(made["plain"], made["more"]) == Overlap(
+        0, 6, 2, 2
+    )  # test is not tuned on; the speakers are

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from speechft_ray.speech.corpora._pauses import DURATION_SAMPLES, WITHOUT_PAUSES, without_pauses
+from speechft_ray.speech.corpora._vad import DURATION_SAMPLES, WITHOUT_PAUSES, without_pauses
 
 SOX: tuple[tuple[int, int, float], ...] = (
     (32839, 9877, 457.195),
@@ -21,16 +21,22 @@ SOX: tuple[tuple[int, int, float], ...] = (
     (24056, 5779, 5.552),
     (37267, 16844, 1181.724),
 )
-"""Samples in, samples out and their sum of magnitudes: ``sox in.wav -e float -b 32 out.wav channels 1 rate 16000 gain -3.0
-silence 1 0.1 0.1% -1 0.1 0.1%`` of ``quiet_and_loud(0)``, ``quiet_and_loud(1)``, ... as 16-bit files."""
+"""Samples in, samples out and their sum of magnitudes: ``sox in.wav -e float -b 32 out.wav channels
+1 rate 16000 gain -3.0 silence 1 0.1 0.1% -1 0.1 0.1%`` of ``quiet_and_loud(0)``,
+``quiet_and_loud(1)``, ... as 16-bit files."""
 
 
 def quiet_and_loud(seed: int) -> np.ndarray:
-    """Stretches of noise of many lengths and levels, among them some close to the threshold. 16-bit values, float64."""
+    """Stretches of noise of many lengths and levels, among them some close to the threshold. 16-bit
+    values, float64."""
     draw = np.random.RandomState(seed)  # whose stream never changes
     parts = []
     for _ in range(12):
-        samples = int(draw.choice([draw.randint(1, 400), draw.randint(400, 3000), draw.randint(1500, 1700), 6000]))
+        samples = int(
+            draw.choice(
+                [draw.randint(1, 400), draw.randint(400, 3000), draw.randint(1500, 1700), 6000]
+            )
+        )
         level = draw.choice([0, 1e-4, 5e-4, 1.3e-3, 1.45e-3, 1.6e-3, 3e-3, 0.1, 0.5])
         parts.append(level * draw.uniform(-1.7, 1.7, samples))
     return np.round(np.concatenate(parts) * 32767) / 32768
@@ -46,7 +52,10 @@ def test_the_same_samples_as_sox(seed: int, reference: tuple[int, int, float]) -
 
 def test_a_pause_of_a_tenth_of_a_second_ends_speech() -> None:
     tone = np.full(4_000, 0.5, dtype=np.float32)
-    shorter, longer = np.zeros(DURATION_SAMPLES - 1, np.float32), np.zeros(3 * DURATION_SAMPLES, np.float32)
+    shorter, longer = (
+        np.zeros(DURATION_SAMPLES - 1, np.float32),
+        np.zeros(3 * DURATION_SAMPLES, np.float32),
+    )
     kept = without_pauses(np.concatenate([longer, tone, shorter, tone, longer, tone]))
     tail = 319  # of the 20 ms window, in which the last of a tone still sounds
     assert len(kept) == 4_000 + len(shorter) + 4_000 + tail + 4_000

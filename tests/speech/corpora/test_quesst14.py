@@ -29,7 +29,9 @@ def test_documents_queries_and_their_matches(root: Path) -> None:
 
 
 def test_another_language(root: Path) -> None:
-    with pytest.raises(UserError, match=r"language_key_dev.lst lists nothing in `albanian`; it has nnenglish"):
+    with pytest.raises(
+        UserError, match=r"language_key_dev.lst lists nothing in `albanian`; it has nnenglish"
+    ):
         opened("quesst14", root, language="albanian")
 
 

@@ -43,7 +43,9 @@ def test_words_have_labels_and_the_last_label_is_the_intent(tree: Path) -> None:
 def test_speakers_of_a_split_can_be_chosen(tree: Path) -> None:
     corpus = opened("snips", tree, train_speakers=["Ivy", "Salli"], dev_speakers=["Amy"])
     assert sizes(corpus) == {"train": 6, "dev": 3, "test": 12}
-    with pytest.raises(UserError, match="no recording of Nobody: name other speakers in `dev_speakers`"):
+    with pytest.raises(
+        UserError, match="no recording of Nobody: name other speakers in `dev_speakers`"
+    ):
         opened("snips", tree, dev_speakers=["Amy", "Nobody"])
     with pytest.raises(ValidationError, match="every speaker once"):
         SnipsOptions.model_validate({"train_speakers": ["Amy"]})
@@ -58,7 +60,13 @@ def test_recordings_without_a_line_are_left_out_and_counted(root: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "line", ["X-snips-train-0 PLAY EOS\tO O i", "X BOS PLAY EOS\tO i", "X BOS EOS\tO i", "X BOS A EOS O i j"]
+    "line",
+    [
+        "X-snips-train-0 PLAY EOS\tO O i",
+        "X BOS PLAY EOS\tO i",
+        "X BOS EOS\tO i",
+        "X BOS A EOS O i j",
+    ],
 )
 def test_lines_without_one_label_per_word_are_told(root: Path, line: str) -> None:
     with (root / "all.iob.snips.txt").open("a") as file:
@@ -69,7 +77,10 @@ def test_lines_without_one_label_per_word_are_told(root: Path, line: str) -> Non
 
 def test_slots_must_be_listed(root: Path) -> None:
     (root / "slots.txt").write_text("O\ntrack\nartist\ncity\nplaylist\nplaylist_owner")
-    with pytest.raises(UserError, match=r"line 3 has the slots condition_description, which slots.txt does not list"):
+    with pytest.raises(
+        UserError,
+        match=r"line 3 has the slots condition_description, which slots.txt does not list",
+    ):
         opened("snips", root)
     (root / "slots.txt").unlink()
     with pytest.raises(UserError, match=r"slots.txt: s3prl's preprocessing"):

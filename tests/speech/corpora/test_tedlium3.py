@@ -1,4 +1,5 @@
-"""TED-LIUM 3: which lines of a talk are utterances, how words are written, and what is drawn of train."""
+"""TED-LIUM 3: which lines of a talk are utterances, how words are written, and what is drawn of
+train."""
 
 from __future__ import annotations
 
@@ -30,11 +31,16 @@ def root(tree: Path, tmp_path: Path) -> Path:
 
 def test_lines_of_captions_are_utterances(tree: Path) -> None:
     corpus = opened("tedlium3", tree)
-    assert sizes(corpus) == {"train": 4, "dev": 2, "test": 2} and corpus.columns == {"text", "speaker"}
+    assert sizes(corpus) == {"train": 4, "dev": 2, "test": 2} and corpus.columns == {
+        "text",
+        "speaker",
+    }
     assert {one.labels["text"] for one in corpus.utterances} == {tedlium3.SAID[0], tedlium3.SAID[1]}
     assert {one.labels["speaker"] for one in corpus.split("train")} == set(tedlium3.TALKS["train"])
     unknown, little = corpus.notes
-    assert unknown.startswith("4 lines without words, or with a sign that is no letter (above all `<unk>`)")
+    assert unknown.startswith(
+        "4 lines without words, or with a sign that is no letter (above all `<unk>`)"
+    )
     assert little.startswith("train has 0.00 hours, fewer than the 100 that `train_hours` asks for")
 
 
@@ -45,7 +51,9 @@ def test_an_utterance_is_its_stretch_of_the_talk_and_nothing_else_is_decoded(
     decoded: list[int] = []
     read = soundfile.SoundFile.read
 
-    def counting(self: soundfile.SoundFile, frames: int = -1, *options: Any, **named: Any) -> np.ndarray:
+    def counting(
+        self: soundfile.SoundFile, frames: int = -1, *options: Any, **named: Any
+    ) -> np.ndarray:
         decoded.append(frames)
         return read(self, frames, *options, **named)
 
@@ -54,9 +62,13 @@ def test_an_utterance_is_its_stretch_of_the_talk_and_nothing_else_is_decoded(
         start, stop = map(int, utterance.key.rsplit("/", 1)[1].split("-"))
         wave = corpus.read(utterance)
         assert decoded.pop() == stop - start == utterance.samples == len(wave)
-        talk = soundfile.read(tree / f"legacy/{utterance.split}/sph" / f"{utterance.labels['speaker']}.sph")[0]
+        talk = soundfile.read(
+            tree / f"legacy/{utterance.split}/sph" / f"{utterance.labels['speaker']}.sph"
+        )[0]
         np.testing.assert_array_equal(wave, talk[start:stop].astype(np.float32))
-        assert np.abs(wave).max() > 0.3 and np.abs(talk[start - 6_000 : start - 100]).max() == 0  # a pause lies before it
+        assert (
+            np.abs(wave).max() > 0.3 and np.abs(talk[start - 6_000 : start - 100]).max() == 0
+        )  # a pause lies before it
 
 
 @pytest.mark.parametrize(
@@ -81,8 +93,17 @@ def test_words_are_lower_case_and_endings_joined(words: str, written: str | None
 def captions(root: Path, seconds: list[float]) -> None:
     """Gives a training talk of a minute and a half one line of each length."""
     talk = tedlium3.TALKS["train"][0]
-    soundfile.write(root / f"data/sph/{talk}.sph", np.full(16_000 * 90, 0.1), 16_000, format="NIST", subtype="PCM_16")
-    lines = [f"{talk} 1 {talk} {place / 10} {place / 10 + length} <o,f0,male> word" for place, length in enumerate(seconds)]
+    soundfile.write(
+        root / f"data/sph/{talk}.sph",
+        np.full(16_000 * 90, 0.1),
+        16_000,
+        format="NIST",
+        subtype="PCM_16",
+    )
+    lines = [
+        f"{talk} 1 {talk} {place / 10} {place / 10 + length} <o,f0,male> word"
+        for place, length in enumerate(seconds)
+    ]
     text(root / f"legacy/train/stm/{talk}.stm", lines)
     (root / f"legacy/train/stm/{tedlium3.TALKS['train'][1]}.stm").unlink()
 
@@ -91,7 +112,9 @@ def test_train_has_utterances_of_one_to_sixty_seconds(root: Path) -> None:
     captions(root, [0.98, 1.0, 60.0, 60.1])
     corpus = opened("tedlium3", root)
     assert [one.samples for one in corpus.split("train")] == [16_000, 960_000]
-    assert "2 training utterances shorter than 1 s or longer than 60 s are left out." in corpus.notes
+    assert (
+        "2 training utterances shorter than 1 s or longer than 60 s are left out." in corpus.notes
+    )
 
 
 def test_the_hours_of_train_are_drawn_at_random_and_again_the_same(root: Path) -> None:
@@ -103,7 +126,11 @@ def test_the_hours_of_train_are_drawn_at_random_and_again_the_same(root: Path) -
         return {one.key for one in corpus.split("train")}
 
     some = drawn(train_hours=19 / 3600)
-    assert len(some) == 10 and some == drawn(train_hours=19 / 3600) and some < drawn(train_hours=29 / 3600)
+    assert (
+        len(some) == 10
+        and some == drawn(train_hours=19 / 3600)
+        and some < drawn(train_hours=29 / 3600)
+    )
     assert some != drawn(train_hours=19 / 3600, seed=1) and len(drawn(train_hours=None)) == 40
     places = sorted(int(key.rsplit("/", 1)[1].split("-")[0]) for key in some)
     assert places[-1] > 16 * 1_600  # not the first ones
@@ -122,10 +149,15 @@ def test_captions_without_sense_and_talks_that_end_too_early_are_told(root: Path
         "a",
     ):
         file.write_text(f";; a comment\n{good}{line}\n")
-        with pytest.raises(UserError, match="line 6 must be a talk, a channel, a speaker, a start before its end"):
+        with pytest.raises(
+            UserError, match="line 6 must be a talk, a channel, a speaker, a start before its end"
+        ):
             opened("tedlium3", root)
     file.write_text(f"{good}{tedlium3.TALKS['dev'][0]} 1 b 1000 1001 <o,f0,male> beyond\n")
-    with pytest.raises(SpecError, match="ends before `legacy/dev/CarlSagan_2010/16000000-16016000`, a part of it, begins"):
+    with pytest.raises(
+        SpecError,
+        match="ends before `legacy/dev/CarlSagan_2010/16000000-16016000`, a part of it, begins",
+    ):
         opened("tedlium3", root)
     file.write_text(good.splitlines()[0] + "\n")
     with pytest.raises(UserError, match=r"no \.stm file with an utterance"):

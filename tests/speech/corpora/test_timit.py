@@ -1,4 +1,5 @@
-"""TIMIT: who is in which split, 61 phones and 39, and both ways in which copies spell and store their files."""
+"""TIMIT: who is in which split, 61 phones and 39, and both ways in which copies spell and store
+their files."""
 
 from __future__ import annotations
 
@@ -22,7 +23,11 @@ from tests.speech.layouts import timit
 
 PHONES_39 = """aa ae ah aw ay b ch d dh dx eh er ey f g hh ih iy jh k l m n ng ow oy p r s sh sil t th uh uw v w y z"""
 """Lee & Hon 1989, table II, with its closures and silences as one."""
-SPLITS = {"train": {"fcjf0", "mcpm0", "marc0"}, "dev": {"faks0", "mmdb1", "fadg0"}, "test": {"mdab0", "mwew0", "fpkt0"}}
+SPLITS = {
+    "train": {"fcjf0", "mcpm0", "marc0"},
+    "dev": {"faks0", "mmdb1", "fadg0"},
+    "test": {"mdab0", "mwew0", "fpkt0"},
+}
 
 
 @pytest.fixture(scope="module")
@@ -38,11 +43,19 @@ def root(tree: Path, tmp_path: Path) -> Path:
 def test_the_tables_are_complete() -> None:
     assert sorted(set(FOLDED.values())) == PHONES_39.split() and len(FOLDED) == 60
     assert all(FOLDED[phone] == phone for phone in PHONES_39.split() if phone != "sil")
-    assert (len(DEV_SPEAKERS), len(CORE_TEST_SPEAKERS), len(DEV_SPEAKERS & CORE_TEST_SPEAKERS)) == (50, 24, 0)
+    assert (len(DEV_SPEAKERS), len(CORE_TEST_SPEAKERS), len(DEV_SPEAKERS & CORE_TEST_SPEAKERS)) == (
+        50,
+        24,
+        0,
+    )
     women = {name for name in CORE_TEST_SPEAKERS if name.startswith("f")}
     assert len(women) == 8, "a woman of each dialect region"
     expected = CORPORA.get("timit").expected(CORPORA.get("timit").options())
-    assert expected is not None and expected.utterances == {"train": 462 * 8, "dev": 50 * 8, "test": 24 * 8}
+    assert expected is not None and expected.utterances == {
+        "train": 462 * 8,
+        "dev": 50 * 8,
+        "test": 24 * 8,
+    }
 
 
 def test_splits_are_the_usual_speakers_without_the_sentences_of_all(tree: Path) -> None:
@@ -51,8 +64,12 @@ def test_splits_are_the_usual_speakers_without_the_sentences_of_all(tree: Path) 
     for split, speakers in SPLITS.items():
         assert {utterance.labels["speaker"] for utterance in corpus.split(split)} == speakers
     names = {utterance.key.rsplit("/", 1)[1] for utterance in corpus.utterances}
-    assert names == {"sx37.wav", "si648.wav"} and not any("fcrh0" in utterance.key for utterance in corpus.utterances)
-    assert {utterance.labels["text"] for utterance in corpus.utterances} == set(list(timit.SENTENCES.values())[1:])
+    assert names == {"sx37.wav", "si648.wav"} and not any(
+        "fcrh0" in utterance.key for utterance in corpus.utterances
+    )
+    assert {utterance.labels["text"] for utterance in corpus.utterances} == set(
+        list(timit.SENTENCES.values())[1:]
+    )
 
 
 def test_phones_are_folded_and_keep_their_times(tree: Path) -> None:
@@ -72,13 +89,24 @@ def test_the_frame_head_learns_all_but_glottal_stops(tree: Path) -> None:
     centres = torch.arange(len(found)) * 320 + 200
     begins = timit.starts(utterance.samples)
     silent = (centres >= begins[8]) & (centres < begins[9])
-    assert silent.any() and bool((found[silent] == IGNORED).all()) and bool((found[~silent] != IGNORED).all())
+    assert (
+        silent.any()
+        and bool((found[silent] == IGNORED).all())
+        and bool((found[~silent] != IGNORED).all())
+    )
     assert vocabulary.symbols[found[0]] == "sil"
 
 
-def test_spelling_and_storage_of_a_copy_do_not_matter(tree: Path, root: Path, tmp_path: Path) -> None:
-    upper, lower = opened("timit", tree), opened("timit", timit.lay_out(tmp_path / "lower" / "root", lower=True))
-    assert lower.fingerprint == upper.fingerprint and list(lower.utterances) == list(upper.utterances)
+def test_spelling_and_storage_of_a_copy_do_not_matter(
+    tree: Path, root: Path, tmp_path: Path
+) -> None:
+    upper, lower = (
+        opened("timit", tree),
+        opened("timit", timit.lay_out(tmp_path / "lower" / "root", lower=True)),
+    )
+    assert lower.fingerprint == upper.fingerprint and list(lower.utterances) == list(
+        upper.utterances
+    )
     for path in root.rglob("*.WAV"):  # as converted copies keep them, in place or beside
         samples = soundfile.read(path, dtype="int16")[0]
         soundfile.write(path.with_name(f"{path.name}.wav"), samples, 16_000, format="WAV")
@@ -93,12 +121,15 @@ def test_what_is_missing_is_told(root: Path) -> None:
     folder = root / "TRAIN/DR1/FCJF0"
     (folder / "SX37.PHN").rename(folder / "aside")
     with pytest.raises(
-        UserError, match=r"a sentence in .*FCJF0 lacks its .WAV, .PHN or .TXT: there is only SX37.TXT, SX37.WAV"
+        UserError,
+        match=r"a sentence in .*FCJF0 lacks its .WAV, .PHN or .TXT: there is only SX37.TXT, SX37.WAV",
     ):
         opened("timit", root)
     (folder / "aside").rename(folder / "SX37.PHN")
     (folder / "SX37.TXT").write_text("Critical equipment\n")
-    with pytest.raises(UserError, match=r"SX37.TXT line 1 must be `start end` in samples and the words"):
+    with pytest.raises(
+        UserError, match=r"SX37.TXT line 1 must be `start end` in samples and the words"
+    ):
         opened("timit", root)
     shutil.rmtree(root / "TRAIN")
     with pytest.raises(UserError, match=r"lacks the folder .*TRAIN \(or train\)"):

@@ -1,4 +1,5 @@
-"""VoxCeleb1: both lists, speech without pauses for verification, and speakers held out under ``protocol: clean``."""
+"""VoxCeleb1: both lists, speech without pauses for verification, and speakers held out under
+``protocol: clean``."""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ from pydantic import ValidationError
 
 from speechft_ray.core.errors import SpecError, UserError
 from speechft_ray.speech.audio import read_audio
-from speechft_ray.speech.corpora._pauses import without_pauses
+from speechft_ray.speech.corpora._vad import without_pauses
 from speechft_ray.speech.corpora.voxceleb1 import VoxCeleb1Options
 from tests.speech.corpora.opened import opened, sizes
 from tests.speech.layouts import voxceleb1
@@ -31,7 +32,9 @@ def root(tree: Path, tmp_path: Path) -> Path:
 def test_identification_follows_the_list(tree: Path) -> None:
     corpus = opened("voxceleb1", tree)
     assert sizes(corpus) == {"train": 16, "dev": 16, "test": 16}
-    listed = dict(reversed(line.split()) for line in (tree / "iden_split.txt").read_text().splitlines())
+    listed = dict(
+        reversed(line.split()) for line in (tree / "iden_split.txt").read_text().splitlines()
+    )
     for utterance in corpus.utterances:
         name = utterance.key.split("/wav/")[1]
         assert {"1": "train", "2": "dev", "3": "test"}[listed[name]] == utterance.split
@@ -45,7 +48,9 @@ def test_the_name_that_s3prl_gives_the_list_is_known_too(root: Path) -> None:
     (root / "iden_split.txt").rename(root / "veri_test_class.txt")
     assert opened("voxceleb1", root).fingerprint == first
     (root / "veri_test_class.txt").unlink()
-    with pytest.raises(UserError, match=r"needs iden_split.txt or veri_test_class.txt .* take it from https://"):
+    with pytest.raises(
+        UserError, match=r"needs iden_split.txt or veri_test_class.txt .* take it from https://"
+    ):
         opened("voxceleb1", root)
 
 
@@ -64,7 +69,9 @@ def test_verification_has_trials_no_dev_and_no_pauses(tree: Path) -> None:
     assert corpus.split("dev") == []
     trained = corpus.split("train")
     # Of three recordings of each video the third is shorter than 2 s once its pauses are out.
-    assert len(trained) == 24 and all(u.samples > 32_000 and u.key.startswith("dev/") for u in trained)
+    assert len(trained) == 24 and all(
+        u.samples > 32_000 and u.key.startswith("dev/") for u in trained
+    )
     assert corpus.notes == ("12 training utterances of less than 2.00 s are left out.",)
     quiet = read_audio(trained[0].key, tree) * np.float32(10 ** (-3 / 20))
     np.testing.assert_array_equal(corpus.read(trained[0]), without_pauses(quiet))
@@ -73,14 +80,23 @@ def test_verification_has_trials_no_dev_and_no_pauses(tree: Path) -> None:
 
 def test_clean_verification_holds_out_speakers_with_their_own_trials(tree: Path) -> None:
     corpus = opened("voxceleb1", tree, task="verification", protocol="clean")
-    speakers = {split: {u.labels["speaker"] for u in corpus.split(split)} for split in ("train", "dev", "test")}
-    assert len(speakers["dev"]) == 3 and len(speakers["train"]) == 3 and not speakers["dev"] & speakers["train"]
+    speakers = {
+        split: {u.labels["speaker"] for u in corpus.split(split)}
+        for split in ("train", "dev", "test")
+    }
+    assert (
+        len(speakers["dev"]) == 3
+        and len(speakers["train"]) == 3
+        and not speakers["dev"] & speakers["train"]
+    )
     own = [trial for trial in corpus.trials if trial[1].startswith("dev/")]
     assert len(own) == 3 * 100 and sum(same for same, _, _ in own) == 150
     for same, one, other in own:
         assert (one.split("/")[2] == other.split("/")[2]) == same
         assert not same or one.split("/")[3] != other.split("/")[3], "one speaker, two videos"
-    assert list(opened("voxceleb1", tree, task="verification", protocol="clean").trials) == list(corpus.trials)
+    assert list(opened("voxceleb1", tree, task="verification", protocol="clean").trials) == list(
+        corpus.trials
+    )
 
 
 def test_what_the_lists_name_but_the_folders_lack_is_told_or_skipped(root: Path) -> None:
@@ -100,7 +116,9 @@ def test_a_recording_of_nothing_but_pauses(root: Path) -> None:
     first = opened("voxceleb1", root, task="verification")
     for part in ("dev/wav/id10001", "test/wav/id10271"):
         write(root / part / "0Ab_cdEFgh1/00001.wav", np.zeros(60_000))
-    with pytest.raises(SpecError, match=r"id10271/0Ab_cdEFgh1/00001.wav holds nothing but pauses") as told:
+    with pytest.raises(
+        SpecError, match=r"id10271/0Ab_cdEFgh1/00001.wav holds nothing but pauses"
+    ) as told:
         opened("voxceleb1", root, task="verification")
     assert len(told.value.mistakes) == 1, "in training it is one of the short ones"
     rest = opened("voxceleb1", root, task="verification", on_bad_audio="skip")
@@ -108,13 +126,20 @@ def test_a_recording_of_nothing_but_pauses(root: Path) -> None:
 
 
 def test_lines_that_are_no_entries_are_told_with_their_number(root: Path) -> None:
-    lists = {"iden_split.txt": ["4 id10001/a/00001.wav", "1 ../id10001/a.wav"], "voxceleb1_test_v2.txt": ["2 a b", "1 a.wav"]}
+    lists = {
+        "iden_split.txt": ["4 id10001/a/00001.wav", "1 ../id10001/a.wav"],
+        "voxceleb1_test_v2.txt": ["2 a b", "1 a.wav"],
+    }
     for name, lines in lists.items():
         for line in lines:
             text = (root / name).read_text()
             (root / name).write_text(f"{text}{line}\n")
             with pytest.raises(UserError, match=rf"{name} line \d+ must be"):
-                opened("voxceleb1", root, task="identification" if name.startswith("iden") else "verification")
+                opened(
+                    "voxceleb1",
+                    root,
+                    task="identification" if name.startswith("iden") else "verification",
+                )
             (root / name).write_text(text)
     shutil.rmtree(root / "test")
     with pytest.raises(UserError, match="its test archive"):

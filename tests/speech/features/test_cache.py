@@ -15,7 +15,12 @@ PIECES = [(2, torch.arange(8.0).view(4, 2)), (0, torch.full((1, 2), -1.0)), (1, 
 SIZE_BYTES = 8 * 2 * 4
 
 
-def make(cache: FeatureCache, key: str, pieces: Iterable[tuple[int, torch.Tensor]] = PIECES, count: int = 3) -> None:
+def make(
+    cache: FeatureCache,
+    key: str,
+    pieces: Iterable[tuple[int, torch.Tensor]] = PIECES,
+    count: int = 3,
+) -> None:
     with cache.writing(key, count) as append:
         for place, rows in pieces:
             append(place, rows)
@@ -96,4 +101,13 @@ def test_what_is_larger_than_all_the_room_throws_nothing_out(cache: FeatureCache
 def test_the_key_has_everything_in_it() -> None:
     first = FeatureCache.key({"encoder": "a", "corpus": "b"})
     assert first == FeatureCache.key({"corpus": "b", "encoder": "a"})
-    assert len({first, FeatureCache.key({"encoder": "b", "corpus": "a"}), FeatureCache.key({"encoder": "a"})}) == 3
+    assert (
+        len(
+            {
+                first,
+                FeatureCache.key({"encoder": "b", "corpus": "a"}),
+                FeatureCache.key({"encoder": "a"}),
+            }
+        )
+        == 3
+    )

@@ -1,4 +1,5 @@
-"""Speaks lines of text in this process: JSON pairs of text and voice in, an npz of int16 at 22,050 Hz out. Numpy only: fast."""
+"""Speaks lines of text in this process: JSON pairs of text and voice in, an npz of int16 at 22,050
+Hz out. Numpy only: fast."""
 
 from __future__ import annotations
 
@@ -8,10 +9,13 @@ import sys
 
 import numpy as np
 
-from speechft_ray.speech.corpora._espeak import start
+from speechft_ray.speech.synthesis.espeak import start
 
 speak = start(0)
-waves = {str(index): speak(said, voice, 175, 50, 50).wave for index, (said, voice) in enumerate(json.load(sys.stdin))}
+waves = {
+    str(index): speak(said, voice, 175, 50, 50).wave
+    for index, (said, voice) in enumerate(json.load(sys.stdin))
+}
 buffer = io.BytesIO()
 np.savez(buffer, **waves)  # type: ignore[arg-type]
 sys.stdout.buffer.write(buffer.getvalue())

@@ -25,9 +25,19 @@ def lay_out(root: Path) -> Path:
         for speaker in SPEAKERS:
             for index, (_, content) in enumerate(CONTENT):
                 name = f"{speaker}{first + index:04d}.wav"
-                write(root / folder / "wav" / speaker / name, resample_poly(waves[index], 441, 160), RATE_HZ)
+                write(
+                    root / folder / "wav" / speaker / name,
+                    resample_poly(waves[index], 441, 160),
+                    RATE_HZ,
+                )
                 lines.append(f"{name}\t{content}")
         text(root / folder / "content.txt", lines)
-    text(root / "train/label_train-set.txt", ["#", "SSB00050001|jin1 tian1 % tian1 qi4 hen3 hao3 $|今天%天气很好$"])
-    text(root / "spk-info.txt", ["## speaker\tage group\tgender\taccent", "SSB0005\tB\tfemale\tnorth"])
+    text(
+        root / "train/label_train-set.txt",
+        ["#", "SSB00050001|jin1 tian1 % tian1 qi4 hen3 hao3 $|今天%天气很好$"],
+    )
+    text(
+        root / "spk-info.txt",
+        ["## speaker\tage group\tgender\taccent", "SSB0005\tB\tfemale\tnorth"],
+    )
     return root

@@ -1,4 +1,5 @@
-"""A small Common Voice 7.0 zh-CN: mp3 clips at 48 kHz, one of them with the wav that s3prl's preprocessing makes."""
+"""A small Common Voice 7.0 zh-CN: mp3 clips at 48 kHz, one of them with the wav that s3prl's
+preprocessing makes."""
 
 from __future__ import annotations
 
@@ -19,7 +20,9 @@ HEADER = "client_id\tpath\tsentence\tup_votes\tdown_votes\tage\tgender\taccent\t
 def lay_out(root: Path) -> Path:
     """Writes the tree below ``root`` and returns it."""
     number = 0
-    waves = iter(spoken(tuple((said, MANDARIN) for sentences in SENTENCES.values() for said in sentences)))
+    waves = iter(
+        spoken(tuple((said, MANDARIN) for sentences in SENTENCES.values() for said in sentences))
+    )
     for split, sentences in SENTENCES.items():
         lines = [HEADER]
         for sentence in sentences:

@@ -1,4 +1,5 @@
-"""A small Fluent Speech Commands: three tables with the numbered first column of the archive, and recordings by speaker."""
+"""A small Fluent Speech Commands: three tables with the numbered first column of the archive, and
+recordings by speaker."""
 
 from __future__ import annotations
 
@@ -12,7 +13,11 @@ COMMANDS = (
     ("Bring me my shoes", "bring", "shoes", "none"),
     ("Turn off the bedroom lights", "deactivate", "lights", "bedroom"),
 )
-SPEAKERS = {"train": ("2BqVo8kVB2Skwgyb", "4BrX8aDqK2cLZRYl"), "valid": ("2ojo7YRL7Gck83Z3",), "test": ("4aGjX3AG5xcxeL7a",)}
+SPEAKERS = {
+    "train": ("2BqVo8kVB2Skwgyb", "4BrX8aDqK2cLZRYl"),
+    "valid": ("2ojo7YRL7Gck83Z3",),
+    "test": ("4aGjX3AG5xcxeL7a",),
+}
 
 
 def lay_out(root: Path) -> Path:
@@ -26,7 +31,9 @@ def lay_out(root: Path) -> Path:
                 path = f"wavs/speakers/{speaker}/{number:08d}-4507-11e9-aa2d.wav"
                 quoted = f'"{said}"' if "," in said else said
                 write(root / path, waves[number])
-                lines.append(f"{len(lines) - 1},{path},{speaker},{quoted},{action},{thing},{location}")
+                lines.append(
+                    f"{len(lines) - 1},{path},{speaker},{quoted},{action},{thing},{location}"
+                )
                 number += 1
         text(root / "data" / f"{split}_data.csv", lines)
     return root

@@ -1,4 +1,5 @@
-"""A small IEMOCAP: 5 sessions, an improvised and a scripted dialogue each, labels as the release writes them."""
+"""A small IEMOCAP: 5 sessions, an improvised and a scripted dialogue each, labels as the release
+writes them."""
 
 from __future__ import annotations
 
@@ -12,7 +13,8 @@ LABELS = ("neu", "hap", "ang", "sad", "exc", "fru", "xxx")
 
 
 def lay_out(root: Path, metadata: bool = False) -> Path:
-    """Writes the tree below ``root`` and returns it; ``metadata``: with s3prl's lists, in an order of their own."""
+    """Writes the tree below ``root`` and returns it; ``metadata``: with s3prl's lists, in an order
+    of their own."""
     waves = spoken(lines_of(TEXTS, 12))
     turns: dict[int, list[str]] = {}
     for session in range(1, 6):
@@ -22,16 +24,32 @@ def lay_out(root: Path, metadata: bool = False) -> Path:
             lines = ["% [START_TIME - END_TIME] TURN_NAME EMOTION [V, A, D]", ""]
             for index, name in enumerate(names):
                 label = LABELS[(index + session) % len(LABELS)]
-                write(folder / "sentences/wav" / dialog / f"{name}.wav", waves[(index + session) % len(waves)])
-                lines += [f"[{index}.2901 - {index}.8357]\t{name}\t{label}\t[2.5000, 2.5000, 2.5000]"]
+                write(
+                    folder / "sentences/wav" / dialog / f"{name}.wav",
+                    waves[(index + session) % len(waves)],
+                )
+                lines += [
+                    f"[{index}.2901 - {index}.8357]\t{name}\t{label}\t[2.5000, 2.5000, 2.5000]"
+                ]
                 lines += ["C-E2:\tNeutral;\t()", "A-E3:\tval 3; act 2; dom  2;\t()", ""]
                 if label not in ("fru", "xxx"):
                     path = f"Session{session}/sentences/wav/{dialog}/{name}.wav"
                     turns.setdefault(session, []).append(path)
             text(folder / "dialog/EmoEvaluation" / f"{dialog}.txt", lines)
-            text(folder / "dialog/EmoEvaluation/Categorical" / f"{dialog}_e2_cat.txt", [f"{names[0]} :Neutral state; ()"])
+            text(
+                folder / "dialog/EmoEvaluation/Categorical" / f"{dialog}_e2_cat.txt",
+                [f"{names[0]} :Neutral state; ()"],
+            )
     for fold in turns if metadata else ():
-        paths = [path for session, listed in turns.items() if session != fold for path in reversed(listed)]
-        made = {"labels": {}, "meta_data": [{"path": path, "label": "neu", "speaker": "x"} for path in paths]}
+        paths = [
+            path
+            for session, listed in turns.items()
+            if session != fold
+            for path in reversed(listed)
+        ]
+        made = {
+            "labels": {},
+            "meta_data": [{"path": path, "label": "neu", "speaker": "x"} for path in paths],
+        }
         text(root / f"meta_data/Session{fold}/train_meta_data.json", [json.dumps(made)])
     return root

@@ -1,4 +1,5 @@
-"""A small LibriSpeech as OpenSLR unpacks it: 2 speakers a split, one chapter each, with a lexicon of its words."""
+"""A small LibriSpeech as OpenSLR unpacks it: 2 speakers a split, one chapter each, with a lexicon
+of its words."""
 
 from __future__ import annotations
 
@@ -7,7 +8,11 @@ from pathlib import Path
 from tests.speech.layouts.voices import lines_of, spoken, text, write
 
 TEXTS = ("THE BIRDS SANG", "HE GAVE HER A BOOK", "A BOOK OF BIRDS", "SHE SANG HER SONG")
-SPEAKERS = {"train-clean-100": ("103", "1034"), "dev-clean": ("84", "174"), "test-clean": ("61", "121")}
+SPEAKERS = {
+    "train-clean-100": ("103", "1034"),
+    "dev-clean": ("84", "174"),
+    "test-clean": ("61", "121"),
+}
 LEXICON = {
     "lexicon/librispeech-lexicon-200k-g2p.txt": (
         "A\tAH0", "A\tEY1", "BIRDS\tB ER1 D Z", "BOOK\tB UH1 K", "GAVE\tG EY1 V", "HE\tHH IY1", "HER\tHH ER0", "OF\tAH1 V",
@@ -29,7 +34,10 @@ def lay_out(root: Path, lexicon: bool = True) -> Path:
         count = 4 if folder.startswith("train") else 2
         for number in range(count):
             write(place / f"{chapter}-{number:04d}.flac", waves[4 * index + number])
-        text(place / f"{chapter}.trans.txt", [f"{chapter}-{n:04d} {line}" for n, (line, _) in enumerate(said[index][:count])])
+        text(
+            place / f"{chapter}.trans.txt",
+            [f"{chapter}-{n:04d} {line}" for n, (line, _) in enumerate(said[index][:count])],
+        )
     text(root / "SPEAKERS.TXT", ["; ID | SEX | SUBSET | MINUTES | NAME"])
     for name, entries in LEXICON.items() if lexicon else ():
         text(root / name, entries)

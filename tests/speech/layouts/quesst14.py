@@ -1,4 +1,5 @@
-"""A small QUESST 2014: English and Albanian documents at 8 kHz, queries that occur in some of them, ground truth."""
+"""A small QUESST 2014: English and Albanian documents at 8 kHz, queries that occur in some of them,
+ground truth."""
 
 from __future__ import annotations
 
@@ -8,19 +9,27 @@ from scipy.signal import resample_poly
 
 from tests.speech.layouts.voices import VOICES, spoken, text, write
 
-DOCUMENTS = ("the birds sang in the garden", "he gave her a book", "nothing was said", "she read a book to the birds")
+DOCUMENTS = (
+    "the birds sang in the garden",
+    "he gave her a book",
+    "nothing was said",
+    "she read a book to the birds",
+)
 QUERIES = {"dev": ("the birds", "the garden"), "eval": ("a book", "the weather")}
 MATCHES = {"dev": ((1, 4), (1,)), "eval": ((2, 4), ())}
 
 
 def lay_out(root: Path) -> Path:
-    """Writes ``quesst14Database``'s content below ``root`` and returns it. The last document is in another language."""
+    """Writes ``quesst14Database``'s content below ``root`` and returns it. The last document is in
+    another language."""
     said = (*DOCUMENTS, *QUERIES["dev"], *QUERIES["eval"])
     waves = iter(spoken(tuple((line, VOICES[index % 3]) for index, line in enumerate(said))))
     keys = []
     for number in range(1, len(DOCUMENTS) + 1):
         write(root / f"Audio/quesst14_{number:05d}.wav", resample_poly(next(waves), 1, 2), 8_000)
-        keys.append(f"quesst14Database/Audio/quesst14_{number:05d}.wav {'nnenglish' if number < 4 else 'albanian'}")
+        keys.append(
+            f"quesst14Database/Audio/quesst14_{number:05d}.wav {'nnenglish' if number < 4 else 'albanian'}"
+        )
     text(root / "scoring/language_key_utterances.lst", keys)
     for part, queries in QUERIES.items():
         truth, keys = ["SPKR-INFO x 1 <NA> <NA> <NA> unknown X <NA>"], []

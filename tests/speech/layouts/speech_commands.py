@@ -1,4 +1,5 @@
-"""A small Speech Commands v0.01 with its test set: 10 keywords, 2 other words, background recordings of a few seconds."""
+"""A small Speech Commands v0.01 with its test set: 10 keywords, 2 other words, background
+recordings of a few seconds."""
 
 from __future__ import annotations
 
@@ -26,8 +27,13 @@ def lay_out(root: Path) -> Path:
     waves = spoken(tuple((word, voice) for word in words for voice in VOICES[:3]))
     for place, word in enumerate(words):
         for index, speaker in enumerate(SPEAKERS):
-            write(training / word / f"{speaker}_nohash_{index % 2}.wav", waves[3 * place + index % 3])
-        write(test / (word if word in KEYWORDS else "_unknown_") / f"{SPEAKERS[place]}_nohash_0.wav", waves[3 * place])
+            write(
+                training / word / f"{speaker}_nohash_{index % 2}.wav", waves[3 * place + index % 3]
+            )
+        write(
+            test / (word if word in KEYWORDS else "_unknown_") / f"{SPEAKERS[place]}_nohash_0.wav",
+            waves[3 * place],
+        )
     noise = np.random.default_rng(0)
     for name in NOISES:
         write(training / "_background_noise_" / f"{name}.wav", 0.1 * noise.standard_normal(100_000))

@@ -1,4 +1,5 @@
-"""A small TED-LIUM 3: two training talks, which lie in data/ with links to them, one of dev and one of test."""
+"""A small TED-LIUM 3: two training talks, which lie in data/ with links to them, one of dev and one
+of test."""
 
 from __future__ import annotations
 
@@ -10,24 +11,35 @@ import soundfile
 from tests.speech.layouts.voices import RATE_HZ, lines_of, spoken, text
 
 PAUSE_SECONDS = 0.4
-SAID = ("it was a warm evening in town", "we all know that they don't want to come", "thank you very much to all of you")
+SAID = (
+    "it was a warm evening in town",
+    "we all know that they don't want to come",
+    "thank you very much to all of you",
+)
 WRITTEN = (
     "it was a warm evening in town",
     "we all know that they don 't want to come",
     "thank you very <unk> to all of you",
 )
 """What captions say; the last has a word that nobody knew."""
-TALKS = {"train": ("AdaLovelace_2014", "BoYang_2009P"), "dev": ("CarlSagan_2010",), "test": ("DoraMaar_2011",)}
+TALKS = {
+    "train": ("AdaLovelace_2014", "BoYang_2009P"),
+    "dev": ("CarlSagan_2010",),
+    "test": ("DoraMaar_2011",),
+}
 
 
 def lay_out(root: Path) -> Path:
-    """Writes the tree below ``root`` and returns it. Every talk is the three sentences with pauses between them."""
+    """Writes the tree below ``root`` and returns it. Every talk is the three sentences with pauses
+    between them."""
     names = [(split, talk) for split, talks in TALKS.items() for talk in talks]
     waves = iter(spoken(lines_of(SAID, len(SAID) * len(names))))
     pause = np.zeros(round(PAUSE_SECONDS * RATE_HZ))
     for split, talk in names:
         lines, parts, start = [], [pause], PAUSE_SECONDS
-        lines.append(f"{talk} 1 inter_segment_gap 0 {start:.2f} <o,f0,> ignore_time_segment_in_scoring")
+        lines.append(
+            f"{talk} 1 inter_segment_gap 0 {start:.2f} <o,f0,> ignore_time_segment_in_scoring"
+        )
         for words in WRITTEN:
             parts += [next(waves), pause]
             stop = sum(map(len, parts)) / RATE_HZ - PAUSE_SECONDS

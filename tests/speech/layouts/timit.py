@@ -1,4 +1,5 @@
-"""A small TIMIT as LDC93S1 unpacks: SPHERE recordings, phones and words, upper case; 2 speakers of each split, one of none."""
+"""A small TIMIT as LDC93S1 unpacks: SPHERE recordings, phones and words, upper case; 2 speakers of
+each split, one of none."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ SPEAKERS = {
     "TEST/DR3": ("FPKT0",),
     "TEST/DR4": ("FADG0", "FCRH0"),
 }
-"""Real names: of TEST, FAKS0, MMDB1 and FADG0 are dev, MDAB0, MWEW0 and FPKT0 core test, and FCRH0 is in no list."""
+"""Real names: of TEST, FAKS0, MMDB1 and FADG0 are dev, MDAB0, MWEW0 and FPKT0 core test, and FCRH0
+is in no list."""
 SENTENCES = {
     "SA1": "She had your dark suit in greasy wash water all year.",
     "SX37": "Critical equipment needs proper maintenance.",
@@ -44,7 +46,13 @@ def sphere(path: Path, wave: np.ndarray) -> Path:
         "sample_byte_format": "-s2 01",
         "sample_sig_bits": "-i 16",
     }
-    lines = ["NIST_1A", "   1024", *(f"{name} {value}" for name, value in fields.items()), "end_head", ""]
+    lines = [
+        "NIST_1A",
+        "   1024",
+        *(f"{name} {value}" for name, value in fields.items()),
+        "end_head",
+        "",
+    ]
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes("\n".join(lines).encode().ljust(1024) + samples.tobytes())
     return path
@@ -80,4 +88,10 @@ def _sentence(root: Path, place: str, wave: np.ndarray, words: str, lower: bool)
 
 
 def _lines(path: Path, edges: Sequence[int], labels: Sequence[str]) -> None:
-    text(path, [f"{start} {end} {label}" for start, end, label in zip(edges, edges[1:], labels, strict=False)])
+    text(
+        path,
+        [
+            f"{start} {end} {label}"
+            for start, end, label in zip(edges, edges[1:], labels, strict=False)
+        ],
+    )

@@ -1,4 +1,5 @@
-"""Real synthesised speech for the fixture trees: espeak-ng in a process of its own, each batch of lines spoken once."""
+"""Real synthesised speech for the fixture trees: espeak-ng in a process of its own, each batch of
+lines spoken once."""
 
 from __future__ import annotations
 
@@ -25,7 +26,8 @@ Line = tuple[str, str]
 
 @lru_cache(maxsize=64)
 def spoken(lines: tuple[Line, ...]) -> list[np.ndarray]:
-    """Returns each line as float64 at 16 kHz, peak 0.5, ``(samples,)``. One process speaks them all."""
+    """Returns each line as float64 at 16 kHz, peak 0.5, ``(samples,)``. One process speaks them
+    all."""
     root = str(Path(__file__).parents[3])
     path = os.pathsep.join(part for part in (root, os.environ.get("PYTHONPATH", "")) if part)
     done = subprocess.run(
@@ -36,14 +38,20 @@ def spoken(lines: tuple[Line, ...]) -> list[np.ndarray]:
         env={**os.environ, "PYTHONPATH": path},
     )
     with np.load(io.BytesIO(done.stdout), allow_pickle=False) as waves:
-        heard = [resample_poly(waves[str(index)].astype(np.float64), 320, 441) for index in range(len(lines))]
+        heard = [
+            resample_poly(waves[str(index)].astype(np.float64), 320, 441)
+            for index in range(len(lines))
+        ]
     return [0.5 * wave / np.abs(wave).max() for wave in heard]
 
 
 def lines_of(texts: Sequence[str], count: int | None = None) -> tuple[Line, ...]:
-    """Returns texts with voices in turn; ``count`` lines when the texts shall repeat with other voices."""
+    """Returns texts with voices in turn; ``count`` lines when the texts shall repeat with other
+    voices."""
     total = len(texts) if count is None else count
-    return tuple((texts[i % len(texts)], VOICES[(i + i // len(texts)) % len(VOICES)]) for i in range(total))
+    return tuple(
+        (texts[i % len(texts)], VOICES[(i + i // len(texts)) % len(VOICES)]) for i in range(total)
+    )
 
 
 def write(path: Path, wave: np.ndarray, rate_hz: int = RATE_HZ) -> Path:

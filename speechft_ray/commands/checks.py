@@ -1,0 +1,117 @@
+"""Checks of a sweep spec that need the registries."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from pydantic import BaseModel
+
+from speechft_ray.core.errors import SpecError, UserError
+from speechft_ray.core.metrics import metrics_of
+from speechft_ray.core.specs import CorpusSpec, EvalSpec, MergeSpec, SweepSpec
+from speechft_ray.core.validation import validated
+from speechft_ray.merging.base import METHODS, check
+from speechft_ray.speech.corpora.base import CORPORA
+from speechft_ray.speech.heads.base import head_options
+from speechft_ray.superb.tasks.base import TASKS, task_options
+
+Mistakes = list[tuple[str, str]]
+
+
+def check_names(spec: SweepSpec) -> None:
+    """Checks every name and option that only the registries know. Raises ``SpecError`` with all mistakes and their paths."""
+    mistakes: Mistakes = []
+
+    def attempt(path: str, action: Callable[..., object], *arguments: Any) -> None:
+        try:
+            action(*arguments)
+        except SpecError as error:
+            mistakes.extend((f"{path}.{inner}", text) for inner, text in error.mistakes)
+        except UserError as error:
+            mistakes.append((path, str(error)))
+
+    for index, run in enumerate(spec.finetune):
+        for number, objective in enumerate(run.objectives):
+            path = f"finetune[{index}].objectives[{number}]"
+            attempt(f"{path}.head", head_options, objective.head, objective.options)
+            attempt(f"{path}.corpus", _corpus_options, objective.corpus)
+        if run.after:
+            merge = MergeSpec(
+                method=run.after.method, params=run.after.params, donors=(run.after.finetune,)
+            )
+            attempt(f"finetune[{index}].after", check, merge.method, merge.params, 1)
+            attempt(f"finetune[{index}].after.method", gathered, merge, spec)
+    for index, item in enumerate(spec.merge):
+        attempt(
+            f"merge[{index}]",
+            check,
+            item.method,
+            item.params,
+            1 if item.donors == "each" else len(item.donors),
+        )
+        attempt(f"merge[{index}].method", gathered, item, spec)
+        attempt(f"merge[{index}].checkpoint", kept, item, spec)
+    for index, entry in enumerate(spec.evaluate):
+        attempt(f"evaluate[{index}].task", _task, entry, spec)
+        for corpus in entry.corpora():
+            attempt(f"evaluate[{index}].corpus", _corpus_options, corpus)
+    if mistakes:
+        raise SpecError(f"the sweep `{spec.name}`", list(dict.fromkeys(mistakes)))
+
+
+def _corpus_options(spec: CorpusSpec) -> BaseModel:
+    return validated(
+        CORPORA.get(spec.name).options, dict(spec.options), where=f"corpus `{spec.name}`"
+    )
+
+
+def gathered(merge: MergeSpec, spec: SweepSpec) -> None:
+    """Refuses a merge that needs statistics which the fine-tuning of its donors does not gather. An unknown method passes."""
+    needs = METHODS.get(merge.method).needs if merge.method in METHODS.names() else None
+    lacking = [
+        run.name
+        for run in spec.finetune
+        if merge.donors == "each" or run.name in merge.donors
+        if needs not in run.gather
+    ]
+    if needs and lacking:
+        raise UserError(
+            f"`{merge.method}` needs {needs} statistics of the donors' tuning sets: set `gather: [{needs}]` for the "
+            f"fine-tuning of {', '.join(dict.fromkeys(lacking))}."
+        )
+
+
+def kept(merge: MergeSpec, spec: SweepSpec) -> None:
+    """Refuses a merge of early checkpoints that a donor does not keep, or whose statistics are those of the best one."""
+    if merge.checkpoint == "best":
+        return
+    lacking = [
+        run.name
+        for run in spec.finetune
+        if merge.donors == "each" or run.name in merge.donors
+        if merge.checkpoint not in run.keep_at
+    ]
+    if lacking:
+        raise UserError(
+            f"the fine-tuning of {', '.join(dict.fromkeys(lacking))} keeps no weights at {merge.checkpoint:g} of its updates: "
+            f"add it to `keep_at`, or name other `donors`."
+        )
+    if merge.method in METHODS.names() and METHODS.get(merge.method).needs:
+        raise UserError(
+            f"`{merge.method}` needs statistics, which are gathered with the `best` checkpoint alone: merge that."
+        )
+
+
+def _task(entry: EvalSpec, spec: SweepSpec) -> None:
+    """Checks a task's name and options, and refuses a metric whose score has no zero or no one."""
+    task_options(TASKS.get(entry.task), entry.options)
+    for metric in metrics_of(entry.task):
+        if spec.score.zero == "measured" and metric.name not in spec.score.topline:
+            raise UserError(
+                f"`score.topline` lacks `{metric.name}`: state the value that counts as 1000."
+            )
+        if spec.score.zero == "paper" and metric.fbank is None:
+            raise UserError(
+                f"the paper has no reference for `{metric.name}`: use `score: {{zero: measured, topline: ...}}`."
+            )

@@ -1,0 +1,29 @@
+"""The verbs of ``speechft corpora``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from speechft_ray.commands.parts import _bar
+from speechft_ray.speech.checkpoints.download import checked, fetch
+
+if TYPE_CHECKING:  # it brings numpy
+    from speechft_ray.speech.corpora.base import Extra
+
+MAX_EXTRA_BYTES = 64 * 2**20
+"""The longest list that a corpus needs, VoxCeleb1's identification split, has about 5 MB."""
+
+
+def fetch_extras(extras: Sequence[Extra], folder: Path) -> Iterator[str]:
+    """Downloads what a corpus needs and does not ship into its folder, and yields a sentence for each file.
+
+    The sha256 of each is kept beside it and compared when it is asked for again. Raises ``UserError`` as ``fetch`` does.
+    """
+    for extra in extras:
+        path = folder / extra.path
+        there = path.exists()
+        with _bar(path.name) as progress:
+            checked(fetch(extra.url, path, progress=progress, max_bytes=MAX_EXTRA_BYTES))
+        yield f"{extra.path}: {'was there already' if there else f'from {extra.url}'} ({extra.what})"

@@ -1,0 +1,151 @@
+"""One encoder on one task, outside any sweep: the same jobs in the same store, so that a sweep
+finds them done, and back."""
+
+from __future__ import annotations
+
+import statistics
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from speechft_ray.commands.parts import RESOURCES, bring, corpus_identity, open_executor
+from speechft_ray.commands.sweep import failed_lines_to_stderr
+from speechft_ray.core.errors import UserError
+from speechft_ray.core.metrics import metric
+from speechft_ray.core.records import STAGES, Outcome, Place, scores_of
+from speechft_ray.core.specs import EvalSpec
+from speechft_ray.core.store import Store
+from speechft_ray.core.validation import validated
+from speechft_ray.report.progress import Display
+from speechft_ray.speech.corpora.base import CORPORA
+from speechft_ray.speech.corpora.manifest import DEFAULT_NAME
+from speechft_ray.stages.perform import publish_start, start_encoder
+from speechft_ray.superb.tasks.base import TASKS, task_options
+from speechft_ray.sweep.plan import FBANK, Builder, Inputs
+from speechft_ray.sweep.scheduler import Flow, lacking
+
+
+def evaluation(
+    task: str, corpus: Path | None, given: Mapping[str, Any]
+) -> tuple[EvalSpec, dict[str, str]]:
+    """Returns the spec of an evaluation and where its corpus lies.
+
+    What ``given`` (fields of ``EvalSpec``, and ``corpus_options``) leaves out is as published for
+    the task. ``corpus`` is the folder of the task's own corpus, a manifest, or ``None`` for the
+    synthetic one. Raises ``UserError`` where a task has no published protocol and the updates are
+    not given, and ``SpecError`` with every mistake.
+    """
+    own = TASKS.get(task).published
+    fields: dict[str, Any] = {
+        "task": task,
+        **{name: value for name, value in given.items() if value is not None},
+    }
+    options = dict(fields.pop("corpus_options", None) or {})
+    name = "synthetic"
+    if corpus is not None:
+        is_manifest = corpus.is_file() or (corpus / DEFAULT_NAME).is_file()
+        name = "manifest" if is_manifest or own is None else own.corpus
+        if own is not None and not is_manifest:
+            options = {**own.corpus_options, **options}
+            fields.setdefault(
+                "folds", {key: value for key, value in own.folds.items() if key not in options}
+            )
+    if own is not None:
+        fields.setdefault("updates", own.updates)
+        if "updates" not in given or given["updates"] is None:
+            fields.setdefault("validate_every_updates", own.validate_every_updates)
+    if "updates" not in fields:
+        raise UserError(
+            f"the task `{task}` has no published number of updates: say how many with --updates."
+        )
+    kind = CORPORA.get(name)
+    validated(kind.options, options, where=f"corpus `{name}`")
+    spec = validated(
+        EvalSpec,
+        {**fields, "corpus": {"name": name, "options": options}},
+        where=f"the evaluation `{task}`",
+    )
+    task_options(TASKS.get(task), spec.options)
+    return spec, {name: str(corpus.expanduser().absolute())} if corpus is not None else {}
+
+
+def run_evaluation(
+    spec: EvalSpec, place: Place, address: str | None, stop: threading.Event
+) -> Mapping[str, Any] | None:
+    """Evaluates the encoder of ``place`` and returns the facts, from the store where they are
+    there; ``None`` if it failed.
+
+    Raises ``UserError`` before anything is computed when the input is wrong, and ``Interrupted``
+    when ``stop`` was set.
+    """
+    bring(place.encoder)
+    _, encoder = start_encoder(place.encoder)
+    store = Store(Path(place.storage))
+    build = Builder(
+        Inputs(
+            encoder=encoder, corpus=lambda item: corpus_identity(item, place), resources=RESOURCES
+        )
+    )
+    merged = None if place.encoder == FBANK else build.pretrained()[0]
+    key = build.evaluate(spec, merged, Path(place.encoder).name)
+    missing = lacking([key], build.jobs, store)
+    if missing:
+        if merged:
+            publish_start(place)
+        executor = open_executor(address, place)
+        failed = _run(
+            missing, Flow(executor, _display(missing), lambda outcome: None, stop), executor.stop
+        )
+        if failed:
+            failed_lines_to_stderr(failed)
+            return None
+    return store.manifest("evaluate", key)
+
+
+def describe_evaluation(facts: Mapping[str, Any], console: Console) -> None:
+    """Prints every metric on dev and test with its spread over probe seeds, and what was chosen."""
+    table = Table("metric", "dev", "test", box=None, pad_edge=False)
+    by_split = {(score.metric, score.split): score.values for score in scores_of(facts)}
+    for name in dict.fromkeys(name for name, _ in by_split):
+        table.add_row(
+            metric(name).title,
+            *(_with_spread(name, by_split.get((name, split), ())) for split in ("dev", "test")),
+        )
+    console.print(table)
+    seeds = f"{facts['seeds']} probe seed{'s' if facts['seeds'] != 1 else ''}"
+    console.print(
+        f"learning rate {facts['learning_rate']:g}, {facts['updates']} updates, {seeds}",
+        highlight=False,
+    )
+    skipped = {split: count for split, count in facts.get("skipped", {}).items() if count}
+    if skipped:
+        told = ", ".join(f"{count} of {split}" for split, count in skipped.items())
+        console.print(f"left out, since they cannot be read: {told}", highlight=False)
+
+
+def _run(missing: Mapping[str, Any], flow: Flow, stop: Any) -> list[Outcome]:
+    try:
+        flow.want(missing)
+        while flow.busy:
+            flow.turn()
+    finally:
+        stop()
+    return list(flow.failed.values())
+
+
+def _display(missing: Mapping[str, Any]) -> Display:
+    totals: dict[str, int] = {
+        stage: sum(job.stage == stage for job in missing.values()) for stage in STAGES
+    }
+    return Display(totals, {})
+
+
+def _with_spread(name: str, values: tuple[float, ...]) -> str:
+    if not values:
+        return ""
+    mean = metric(name).format(statistics.fmean(values))
+    return mean if len(values) == 1 else f"{mean} ± {metric(name).format(statistics.stdev(values))}"

@@ -1,0 +1,153 @@
+"""The parts that every verb is wired from: inputs, executors, trackers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+
+from speechft_ray.core.fingerprint import fingerprint
+from speechft_ray.core.records import Place, Stage
+from speechft_ray.core.resources import ResourceRequest
+from speechft_ray.core.specs import CorpusSpec, SweepSpec
+from speechft_ray.core.store import Store
+from speechft_ray.speech.checkpoints.cache import find, is_here
+from speechft_ray.speech.checkpoints.catalogue import cache_folder, is_name
+from speechft_ray.speech.corpora.base import CORPORA, Corpus
+from speechft_ray.stages.perform import open_corpus, perform
+from speechft_ray.sweep.local import LocalExecutor
+from speechft_ray.sweep.protocols import Executor, Tracker
+
+RESOURCES: Mapping[Stage, ResourceRequest] = {
+    "corpus": ResourceRequest(cpus=1),
+    "finetune": ResourceRequest(cpus=1, gpus=1),
+    "merge": ResourceRequest(cpus=1),
+    "evaluate": ResourceRequest(cpus=1, gpus=0.5),
+}
+"""What a job of each stage asks for; a cluster without GPUs gives CPUs instead. Two probes share a GPU: a frozen encoder and
+a small head leave it half idle."""
+
+
+def corpus_identity(spec: CorpusSpec, place: Place) -> tuple[str, bool]:
+    """Returns the identity of a corpus and whether a job must make it before it can be read."""
+    kind = CORPORA.get(spec.name)
+    if kind.needs_root:
+        return _opened_aloud(spec, place).fingerprint, False
+    options = kind.options.model_validate(spec.options)
+    return fingerprint({"corpus": spec.name, "options": options, "version": kind.version}), True
+
+
+def _opened_aloud(spec: CorpusSpec, place: Place) -> Corpus:
+    """Opens a corpus on disk with a progress bar, and says once what reading it changes or leaves out."""
+    console = Console(stderr=True, soft_wrap=True, highlight=False)
+    columns = (*Progress.get_default_columns(), MofNCompleteColumn())
+    with Progress(
+        *columns, console=console, transient=True, disable=not console.is_terminal
+    ) as bars:
+        files = bars.add_task(f"measuring {spec.name}", total=None)
+        corpus = open_corpus(
+            spec, place, lambda done, total: bars.update(files, completed=done, total=total)
+        )
+    for note in corpus.notes:
+        if (corpus.fingerprint, note) not in _TOLD:
+            _TOLD.add((corpus.fingerprint, note))
+            console.print(f"note: {corpus.name}: {note}", markup=False)
+    return corpus
+
+
+_TOLD: set[tuple[str, str]] = set()
+
+
+def place_for(
+    spec: SweepSpec,
+    *,
+    storage: Path,
+    encoder: str | None = None,
+    corpora: Path | None = None,
+    manifest: Path | None = None,
+    cpu: bool = False,
+) -> Place:
+    """Returns where this run finds and leaves things; every path is made absolute, since workers start elsewhere."""
+    return Place(
+        storage=str(storage.expanduser().absolute()),
+        encoder=encoder_at(encoder or spec.encoder),
+        corpora=str(corpora.expanduser().absolute()) if corpora else None,
+        manifest=str(manifest.expanduser().absolute()) if manifest else None,
+        device="cpu" if cpu else "auto",
+    )
+
+
+def encoder_at(name: str) -> str:
+    """Returns a name as it is and a path made absolute.
+
+    A name of the catalogue means that encoder even where a file is called the same; ``./NAME`` is the file.
+    """
+    path = Path(name).expanduser()
+    return name if is_name(name) or not path.exists() else str(path.absolute())
+
+
+def open_executor(
+    address: str | None, place: Place, say: Callable[[str], None] = print
+) -> Executor:
+    """Opens the executor at an address; ``None`` is this process. ``say`` is told what cluster it is."""
+    if address is None:
+        return LocalExecutor(perform, place)
+    from speechft_ray.cluster.connect import (
+        connect,
+    )  # ray takes seconds to load: not before there is work
+    from speechft_ray.cluster.executor import RayExecutor
+
+    cluster = connect(address)
+    say(
+        f"Ray: {cluster.nodes} node{'s' if cluster.nodes != 1 else ''}, {cluster.cpus:g} CPUs, {cluster.gpus:g} GPUs"
+        + (f"; dashboard at {cluster.dashboard}" if cluster.dashboard else "")
+    )
+    return RayExecutor(perform, place, cluster=cluster)
+
+
+def open_trackers(spec: SweepSpec, store: Store, mlflow_uri: str | None) -> list[Tracker]:
+    """Opens every view of a sweep."""
+    from speechft_ray.tracking.background import InBackground
+    from speechft_ray.tracking.jsonl import JsonlTracker
+    from speechft_ray.tracking.mlflow import MlflowTracker
+
+    return [
+        InBackground(MlflowTracker(mlflow_uri, store.root)),
+        JsonlTracker(store.root / "log" / spec.name),
+    ]
+
+
+def bring(name: str) -> None:
+    """Downloads an encoder that is known by name and not in the cache yet, with a bar for people; a path needs nothing."""
+    if not is_name(name) or is_here(name):
+        return
+    Console(stderr=True).print(
+        f"Downloading {name} into {cache_folder()}", soft_wrap=True, highlight=False, markup=False
+    )
+    with _bar(name) as progress:
+        find(name, progress)
+
+
+@contextmanager
+def _bar(name: str) -> Iterator[Callable[[int, int | None], None]]:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+        task = bars.add_task(name, total=None)
+        yield lambda done, total: bars.update(task, completed=done, total=total)

@@ -1,0 +1,92 @@
+"""What is saved of an unfinished run: one file per save, whose name carries the sha256 of its
+bytes."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import pickle
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from speechft_ray.core.errors import UserError
+from speechft_ray.core.fingerprint import file_sha256
+from speechft_ray.core.store import sync_folder
+
+KEPT = 2
+"""States kept: the newest, and one to fall back on when its bytes are damaged."""
+
+_log = logging.getLogger(__name__)
+
+
+def save(folder: Path, number: int, state: Mapping[str, Any], kind: str = "state") -> None:
+    """Publishes a state by one rename and drops those of its kind with lower numbers.
+
+    Raises ``UserError`` when the folder cannot be written.
+
+    ``state`` holds tensors and plain data only. A reader sees a state whole or not at all; a name
+    that does not match its bytes gives a torn or flipped file away.
+    """
+    temporary = folder / f".saving-{uuid.uuid4().hex}"
+    try:
+        with temporary.open("wb") as file:
+            torch.save(dict(state), file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(folder / f"{kind}-{number:09d}-{file_sha256(temporary)}.pt")
+        sync_folder(folder)
+        for old in _newest_first(folder, kind)[KEPT:]:
+            old.unlink(missing_ok=True)
+    except (OSError, RuntimeError) as error:  # torch.save turns a full disk into a RuntimeError
+        reason = (
+            error.strerror
+            if isinstance(error, OSError)
+            else "it was not written as a whole; the disk may be full"
+        )
+        raise UserError(
+            f"the state of the run cannot be saved in `{folder}` ({reason}): free space or choose another storage "
+            "folder, and run again; it goes on from the last saved state."
+        ) from None
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+
+
+def load(folder: Path, identity: str, kind: str = "state") -> dict[str, Any] | None:
+    """Returns the newest usable state, tensors on the CPU; ``None`` when there is none.
+
+    Damaged files, and files with anything but tensors and plain data in them, are logged and passed
+    over. Raises ``UserError`` when a state is not of this ``identity``: it belongs to another run,
+    whose work must not be overwritten.
+    """
+    for path in _newest_first(folder, kind):
+        state = _read(path)
+        if state is None:
+            _log.warning("the saved state %s is damaged and was passed over", path)
+        elif state["identity"] != identity:
+            raise UserError(
+                f"`{path}` is the saved state of another run (other settings, start weights or recordings): choose another "
+                "folder to work in, or remove it if that run is not to go on."
+            )
+        else:
+            return state
+    return None
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    if file_sha256(path) != path.stem.split("-")[2]:
+        return None
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError):
+        return None
+    return state
+
+
+def _newest_first(folder: Path, kind: str) -> list[Path]:
+    return sorted(folder.glob(f"{kind}-*-*.pt"), reverse=True)

@@ -1,0 +1,2 @@
+"""Pre-training of a small HuBERT by masked prediction of cluster labels (Hsu et al. 2021, arXiv
+2106.07447)."""

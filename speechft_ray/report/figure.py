@@ -1,0 +1,316 @@
+"""The figures of a report, as PNG bytes. Drawn without pyplot, so there is no global state and no
+window system.
+
+Colours are seven of Okabe and Ito's eight (yellow is too faint on white), which people with any
+colour vision tell apart (Okabe & Ito 2008, "Color Universal Design").
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from speechft_ray.core.metrics import METRICS
+from speechft_ray.report.published import ALPHA_ABLATION
+from speechft_ray.report.series import Series, series
+from speechft_ray.report.summary import Group, describe, metric_names, winner
+from speechft_ray.report.table import column_title, one_line
+from speechft_ray.sweep.protocols import Curve
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = "osD^vPX"
+REST = "#9A9A9A"
+"""Colour of the series beyond those that can be told apart."""
+DOTS_PER_INCH = 160
+WIDTH_INCHES = 9.0
+PANEL_COLUMNS = 3
+
+STYLE: Any = {
+    "font.size": 11,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#E4E4E4",
+    "axes.axisbelow": True,
+    "axes.titlesize": 11,
+    "legend.frameon": False,
+    "figure.facecolor": "white",
+}
+
+
+def alpha_curve(lines: Sequence[Group]) -> bytes | None:
+    """Draws score against alpha: mean line, band of the spread, one faint line per seed, controls
+    dashed; ``None`` if empty."""
+    drawn = series(lines, "score")
+    if not drawn:
+        return None
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH_INCHES, 4.8), dpi=DOTS_PER_INCH, layout="constrained")
+        axes = figure.add_subplot()
+        _draw_series(axes, drawn, "score")
+        _draw_controls(axes, drawn)
+        best = winner(lines)
+        if best is not None and best.alpha is not None and best.score is not None:
+            axes.plot(
+                [best.alpha],
+                [best.score],
+                "*",
+                color="#E69F00",
+                markersize=20,
+                markeredgecolor="black",
+                zorder=6,
+            )
+            axes.plot(
+                [],
+                [],
+                "*",
+                color="#E69F00",
+                markersize=13,
+                markeredgecolor="black",
+                label="chosen on dev",
+            )
+        axes.set(
+            xlabel="alpha (share of the fine-tuned model)",
+            ylabel="SUPERB score, test",
+            xlim=(-0.04, 1.04),
+        )
+        _legend(figure, axes, beyond=len(drawn) - len(COLOURS))
+        return png(figure)
+
+
+def tasks_by_alpha(lines: Sequence[Group]) -> bytes | None:
+    """Draws one small panel per test metric against alpha, in the metric's own unit and direction;
+    ``None`` if empty."""
+    names = [name for name in metric_names(lines) if series(lines, name)]
+    if not names:
+        return None
+    with mpl.rc_context(STYLE):
+        figure, panels = panels_of(len(names))
+        for axes, name in zip(panels, names, strict=True):
+            drawn = series(lines, name)
+            _draw_series(axes, drawn, name)
+            if (control := drawn[0].control) is not None:
+                axes.axhline(
+                    control.mean[name], color="#555555", linestyle="--", linewidth=1, zorder=1
+                )
+            unit = METRICS[name].unit if name in METRICS else ""
+            axes.set(
+                title=column_title(name) + (", %" if unit == "percent" else ""),
+                xlabel="alpha",
+                xlim=(-0.04, 1.04),
+            )
+        _legend(figure, panels[0], beyond=len(series(lines, names[0])) - len(COLOURS))
+        return png(figure)
+
+
+def learning_curves(curves: Sequence[Curve]) -> bytes | None:
+    """Draws one panel per quantity against updates: a line per run, a colour per tuning setup;
+    ``None`` if empty.
+
+    The distance of single layers is in the record and in MLflow: a panel for each would drown the
+    others.
+    """
+    names = {
+        name
+        for curve in curves
+        for _, values in curve.points
+        for name in values
+        if not name.startswith("distance_")
+    }
+    ordered = [name for name in METRICS if name in names] + sorted(names - set(METRICS))
+    if not ordered:
+        return None
+    setups = list(dict.fromkeys(_setup(curve, curves) for curve in curves))
+    with mpl.rc_context(STYLE):
+        figure, panels = panels_of(len(ordered))
+        for axes, name in zip(panels, ordered, strict=True):
+            labelled: set[str] = set()
+            for curve in curves:
+                points = [
+                    (update, values[name]) for update, values in curve.points if name in values
+                ]
+                setup = _setup(curve, curves)
+                place = setups.index(setup)
+                label = (
+                    "_nolegend_"
+                    if setup in labelled or place >= len(COLOURS)
+                    else label_text(setup)
+                )
+                labelled.add(setup)
+                style = "o-" if len(points) < 3 else "-"
+                axes.plot(
+                    *_columns(points),
+                    style,
+                    color=_colour(place),
+                    linewidth=1.4,
+                    markersize=3,
+                    alpha=0.8,
+                    label=label,
+                )
+            axes.set(title=label_text(column_title(name)), xlabel="updates")
+        _legend(figure, panels[0], beyond=len(setups) - len(COLOURS))
+        return png(figure)
+
+
+def published_comparison(lines: Sequence[Group]) -> bytes | None:
+    """Draws this sweep beside the paper's ablation, each as difference to its own pre-trained
+    encoder; ``None`` if empty."""
+    drawn = [item for item in series(lines, "score") if item.control is not None]
+    if not drawn:
+        return None
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH_INCHES, 3.8), dpi=DOTS_PER_INCH, layout="constrained")
+        ours, paper = figure.subplots(1, 2)
+        for place, item in enumerate(drawn):
+            zero = item.control.mean["score"] if item.control else math.nan
+            points = [(alpha, line.mean["score"] - zero) for alpha, line in item.points]
+            known = place < len(COLOURS)
+            look = (
+                {"marker": MARKERS[place], "linewidth": 2.0, "zorder": 3}
+                if known
+                else {"linewidth": 0.8, "zorder": 1.5}
+            )
+            ours.plot(
+                *_columns(points),
+                color=_colour(place),
+                label=label_text(item.title) if known else "_nolegend_",
+                **look,
+            )
+        zero = ALPHA_ABLATION[0].score
+        points = [(point.alpha, point.score - zero) for point in ALPHA_ABLATION]
+        paper.plot(*_columns(points), marker="o", color="#555555", linewidth=2)
+        for axes, title in (
+            (ours, "this sweep"),
+            (paper, "paper, Table 9 (other corpora, HuBERT Base)"),
+        ):
+            axes.axhline(0, color="#555555", linestyle="--", linewidth=1)
+            axes.set(title=title, xlabel="alpha", xlim=(-0.04, 1.04))
+        ours.set_ylabel("score minus pre-trained")
+        _legend(figure, ours, beyond=len(drawn) - len(COLOURS))
+        return png(figure)
+
+
+def _draw_series(axes: Axes, drawn: Sequence[Series], metric: str) -> None:
+    for place, item in enumerate(drawn):
+        alphas, centre = _columns([(alpha, group.mean[metric]) for alpha, group in item.points])
+        if place >= len(COLOURS):
+            axes.plot(alphas, centre, color=REST, linewidth=0.8, alpha=0.7, zorder=1.5)
+            continue
+        colour = COLOURS[place]
+        spreads = [group.spread.get(metric, 0.0) for _, group in item.points]
+        if any(spreads):
+            low, high = (
+                [mean + sign * spread for mean, spread in zip(centre, spreads, strict=True)]
+                for sign in (-1, 1)
+            )
+            axes.fill_between(alphas, low, high, color=colour, alpha=0.15, linewidth=0)
+        for seed in _by_seed(item, metric):
+            axes.plot(
+                *_columns(seed), color=colour, linewidth=0.7, alpha=0.45, marker=".", markersize=4
+            )
+        axes.plot(
+            alphas,
+            centre,
+            marker=MARKERS[place],
+            color=colour,
+            linewidth=2.2,
+            markersize=6,
+            label=label_text(item.title),
+            zorder=3,
+        )
+
+
+def _by_seed(item: Series, metric: str) -> list[list[tuple[float, float]]]:
+    """One thin line per fine-tuning seed; none where there is only one, since that is the mean line
+    itself."""
+    found: dict[object, list[tuple[float, float]]] = {}
+    for alpha, group in item.points:
+        for row in group.rows:
+            if row.complete and metric in row.metrics and group.role != "pre-trained":
+                found.setdefault(row.params.get("seed"), []).append((alpha, row.metrics[metric]))
+    return list(found.values()) if len(found) > 1 else []
+
+
+def _draw_controls(axes: Axes, drawn: Sequence[Series]) -> None:
+    """Dashed levels: the pre-trained encoder, and stable fine-tuning when one series makes it a
+    single level."""
+    levels = [(drawn[0].control, "#555555")]
+    if len(drawn) == 1:
+        levels += [
+            (group, _colour(0))
+            for _, group in drawn[0].points
+            if group.role == "stable fine-tuning"
+        ]
+    for control, colour in levels:
+        if control is not None:
+            axes.axhline(
+                control.mean["score"], color=colour, linestyle="--", linewidth=1.2, zorder=1
+            )
+            axes.annotate(
+                f"{control.role} {control.mean['score']:.2f}",
+                (0.995 if control.role == "pre-trained" else 0.005, control.mean["score"]),
+                xycoords=("axes fraction", "data"),
+                xytext=(0, 4),
+                textcoords="offset points",
+                ha="right" if control.role == "pre-trained" else "left",
+                va="bottom",
+                fontsize=9,
+                color=colour,
+            )
+
+
+def panels_of(count: int) -> tuple[Figure, list[Axes]]:
+    columns = min(count, PANEL_COLUMNS)
+    rows = math.ceil(count / columns)
+    figure = Figure(
+        figsize=(WIDTH_INCHES, 0.5 + 2.7 * rows), dpi=DOTS_PER_INCH, layout="constrained"
+    )
+    grid = figure.subplots(rows, columns, squeeze=False)
+    panels = list(grid.flat)
+    for axes in panels[count:]:
+        axes.remove()
+    return figure, panels[:count]
+
+
+def _legend(figure: Figure, axes: Axes, beyond: int = 0) -> None:
+    """One legend below the figure; none for a single unnamed line."""
+    if beyond > 0:
+        axes.plot([], [], color=REST, label=f"{beyond} more")
+    marks, labels = axes.get_legend_handles_labels()
+    if len(labels) > 1:
+        columns = max(1, min(4, 100 // (max(map(len, labels)) + 8)))
+        figure.set_figheight(figure.get_figheight() + 0.22 * math.ceil(len(labels) / columns))
+        figure.legend(marks, labels, loc="outside lower center", ncols=columns, fontsize=9.5)
+
+
+def _setup(curve: Curve, curves: Sequence[Curve]) -> str:
+    """What tells a tuning run from others, its seed aside."""
+    names = dict.fromkeys(name for other in curves for name in other.params if name != "seed")
+    differ = [name for name in names if len({other.params.get(name) for other in curves}) > 1]
+    return describe(curve.params, differ) or "fine-tuning"
+
+
+def _columns(points: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:
+    return [first for first, _ in points], [second for _, second in points]
+
+
+def _colour(place: int) -> str:
+    return COLOURS[place] if place < len(COLOURS) else REST
+
+
+def label_text(text: str) -> str:
+    """A name as a label: a dollar sign would start a formula, a leading underscore would hide it
+    from the legend."""
+    return one_line(text).replace("$", r"\$").lstrip("_")
+
+
+def png(figure: Figure) -> bytes:
+    target = io.BytesIO()
+    figure.savefig(target, format="png", metadata={"Software": None})
+    return target.getvalue()

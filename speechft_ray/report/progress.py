@@ -1,0 +1,281 @@
+"""What a person sees while a sweep runs: live bars on a terminal, plain log lines everywhere else.
+
+A job counts as running once the executor reports progress of it; one that only waits for a free
+device does not.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from types import TracebackType
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from speechft_ray.core.records import STAGES, Job, Outcome
+from speechft_ray.core.units import duration
+from speechft_ray.report.table import one_line
+from speechft_ray.sweep.protocols import Progress
+
+STATUS_EVERY_SECONDS = 10.0
+"""Time between two status lines of a log."""
+REDRAW_EVERY_SECONDS = 0.1
+RUNNING_SHOWN = 8
+"""Running jobs with a bar of their own; the rest is counted."""
+TRUSTED_FRACTION = 0.05
+"""Progress of a running job from which its whole duration may be guessed, while no job of its stage
+has finished."""
+LATE_FRACTION = 0.05
+"""Share of the usual duration that a job which outlasts it is assumed to need still."""
+
+
+class Display:
+    """Shows a sweep while it runs. All calls come from one thread; leaving the context shows the
+    last state once more."""
+
+    def __init__(
+        self,
+        total_by_stage: Mapping[str, int],
+        reused: Mapping[str, int],
+        *,
+        console: Console | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """``total_by_stage`` counts all jobs of the plan, ``reused`` those of them that need not be
+        done, thanks to the store.
+
+        ``clock`` gives seconds from any fixed moment.
+        """
+        self._console = console or Console()
+        self._clock = clock
+        self._begin = self._last_status = self._last_draw = clock()
+        names = [
+            name
+            for name in (*STAGES, *sorted(set(total_by_stage) - set(STAGES)))
+            if total_by_stage.get(name)
+        ]
+        self._stages = {
+            name: _Stage(total=total_by_stage[name], reused=reused.get(name, 0)) for name in names
+        }
+        self._running: dict[str, _Running] = {}
+        self._jobs: dict[str, Job] = {}
+        self._remark = ""
+        self._live: Live | None = None
+
+    def __enter__(self) -> Display:
+        if self._console.is_terminal:
+            self._live = Live(
+                self._picture(), console=self._console, auto_refresh=False, transient=True
+            )
+            self._live.start()
+        else:
+            self._line(self._status())
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+        self._line(f"{self._counts()}; ended after {duration(self._clock() - self._begin)}")
+
+    def started(self, job: Job) -> None:
+        """A job was handed to the executor."""
+        self._jobs[job.fingerprint] = job
+
+    def finished(self, outcome: Outcome) -> None:
+        """A job ended, well or not. Failures are told at once, in a log every end is."""
+        self._running.pop(outcome.fingerprint, None)
+        self._jobs.pop(outcome.fingerprint, None)
+        stage = self._stages.setdefault(outcome.stage, _Stage(total=1, reused=0))
+        if outcome.ok:
+            stage.done += 1
+            stage.seconds.append(outcome.seconds)
+        elif outcome.stopped:
+            stage.stopped += 1
+        else:
+            stage.failed += 1
+        if not outcome.ok and outcome.blocked_by is None:
+            self._line(
+                f"{'stopped' if outcome.stopped else 'failed'}: {outcome.label}: {outcome.error}"
+            )
+        elif outcome.ok and self._live is None:
+            place = f"{outcome.stage} {stage.ended}/{stage.total}"
+            self._line(f"done: {outcome.label} in {duration(outcome.seconds)} ({place})")
+        self._redraw()
+
+    def tick(self, progress: Mapping[str, Progress]) -> None:
+        """Takes in the progress of all jobs that run now; to be called often."""
+        now = self._clock()
+        self._running = {
+            key: _Running(
+                began=self._running[key].began if key in self._running else now, progress=known
+            )
+            for key, known in progress.items()
+            if key in self._jobs
+        }
+        if self._live is None and now - self._last_status >= STATUS_EVERY_SECONDS:
+            self._line(self._status())
+            self._last_status = now
+        self._redraw()
+
+    def remark(self, text: str) -> None:
+        """Sets the sentence that stands beside the counts from now on."""
+        self._remark = text
+
+    def left(self, stage: str, count: int) -> None:
+        """Says how much of a stage is still to be done, where that changes on the way."""
+        known = self._stages.setdefault(stage, _Stage(total=0, reused=0))
+        known.total = known.reused + known.done + known.failed + known.stopped + count
+
+    def note(self, text: str) -> None:
+        """Tells the person something; it stays above the live part."""
+        for line in text.splitlines():
+            self._line(line)
+
+    def time_left(self) -> str:
+        """Returns ``about 12 min 00 s left``, ``more than ...`` while part of the work is of
+        unknown length, or says so."""
+        known, parallel = 0.0, self._parallel()
+        longest = 0.0
+        complete = True
+        for name, stage in self._stages.items():
+            running = [item for key, item in self._running.items() if self._jobs[key].stage == name]
+            typical = self._typical_seconds(stage, running)
+            if typical is None:
+                complete = complete and stage.left == 0
+                continue
+            rests = [
+                max(LATE_FRACTION * typical, typical - (self._clock() - item.began))
+                for item in running
+            ]
+            known += sum(rests) + max(0, stage.left - len(running)) * typical
+            longest = max([longest, *rests])
+        if not any(stage.left for stage in self._stages.values()):
+            return "nothing left"
+        if known <= 0:
+            return "time left not known yet"
+        return f"{'about' if complete else 'more than'} {duration(max(longest, known / parallel))} left"
+
+    def _parallel(self) -> float:
+        """Jobs that ran side by side so far, on average, and never more than are left."""
+        elapsed = max(self._clock() - self._begin, 1e-9)
+        ended = sum(sum(stage.seconds) for stage in self._stages.values())
+        going = sum(self._clock() - item.began for item in self._running.values())
+        left = sum(stage.left for stage in self._stages.values())
+        return max(1.0, min((ended + going) / elapsed, left))
+
+    def _typical_seconds(self, stage: _Stage, running: list[_Running]) -> float | None:
+        """Mean duration of the stage's finished jobs; before there is one, guessed from how far
+        running ones are."""
+        if stage.seconds:
+            return statistics.fmean(stage.seconds)
+        guesses = [
+            (self._clock() - item.began) / item.fraction
+            for item in running
+            if item.fraction >= TRUSTED_FRACTION and self._clock() > item.began
+        ]
+        return statistics.fmean(guesses) if guesses else None
+
+    def _status(self) -> str:
+        elapsed = duration(self._clock() - self._begin)
+        remark = f"{self._remark}; " if self._remark else ""
+        return f"{remark}{self._counts()}; {len(self._running)} running; {elapsed} so far, {self.time_left()}"
+
+    def _counts(self) -> str:
+        texts = [
+            (f"{name} {stage.ended}/{stage.total}", stage.remarks)
+            for name, stage in self._stages.items()
+        ]
+        return "; ".join(f"{text} ({remarks})" if remarks else text for text, remarks in texts)
+
+    def _line(self, text: str) -> None:
+        """One line of text as it is: not wrapped, no markup read in it, no control characters let
+        through."""
+        self._console.print(Text(one_line(text)), soft_wrap=True)
+
+    def _redraw(self) -> None:
+        now = self._clock()
+        if self._live is not None and now - self._last_draw >= REDRAW_EVERY_SECONDS:
+            self._live.update(self._picture(), refresh=True)
+            self._last_draw = now
+
+    def _picture(self) -> RenderableType:
+        table = Table.grid(padding=(0, 2, 0, 0))
+        for name, stage in self._stages.items():
+            bar = ProgressBar(total=stage.total, completed=stage.total - stage.left, width=30)
+            table.add_row(
+                Text(name, "bold"), bar, Text(f"{stage.ended}/{stage.total}"), Text(stage.remarks)
+            )
+        running = Table.grid(padding=(0, 2, 0, 0))
+        for key, item in list(self._running.items())[:RUNNING_SHOWN]:
+            bar = ProgressBar(total=1.0, completed=item.fraction, width=14)
+            values = "  ".join(
+                f"{name} {value:.4g}" for name, value in item.progress.values.items()
+            )
+            spent = duration(self._clock() - item.began)
+            label = Text(one_line(self._jobs[key].label), no_wrap=True, overflow="ellipsis")
+            running.add_row(
+                bar,
+                Text(f"{item.fraction:4.0%}"),
+                Text(spent),
+                label,
+                Text(one_line(values), "dim", no_wrap=True),
+            )
+        more = len(self._running) - RUNNING_SHOWN
+        last = [f"and {more} more running"] if more > 0 else []
+        last.append(f"{duration(self._clock() - self._begin)} so far, {self.time_left()}")
+        remark = [Text(one_line(self._remark), "bold")] if self._remark else []
+        return Group(table, *remark, running, *(Text(line, "dim") for line in last))
+
+
+@dataclass(kw_only=True)
+class _Stage:
+    """Counts of one stage; ``seconds`` are the durations of the jobs that this run finished.
+
+    ``stopped`` counts jobs that were ended early on purpose, and those that need them.
+    """
+
+    total: int
+    reused: int
+    done: int = 0
+    failed: int = 0
+    stopped: int = 0
+    seconds: list[float] = field(default_factory=list)
+
+    @property
+    def ended(self) -> int:
+        """Jobs whose result is there."""
+        return self.reused + self.done
+
+    @property
+    def remarks(self) -> str:
+        parts = ((self.reused, "reused"), (self.failed, "failed"), (self.stopped, "stopped early"))
+        return ", ".join(f"{count} {word}" for count, word in parts if count)
+
+    @property
+    def left(self) -> int:
+        return max(0, self.total - self.reused - self.done - self.failed - self.stopped)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Running:
+    """A job that runs: when it was first seen, in seconds of the clock, and how far it is."""
+
+    began: float
+    progress: Progress
+
+    @property
+    def fraction(self) -> float:
+        done, total, _ = self.progress
+        return min(1.0, max(0.0, done / total)) if total > 0 else 0.0

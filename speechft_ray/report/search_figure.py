@@ -1,0 +1,260 @@
+"""The figures of a search, as PNG bytes: history, slices, importance, Pareto front, and alpha over
+depth."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from speechft_ray.core.searching import higher_is_better, measure
+from speechft_ray.report.figure import (
+    COLOURS,
+    DOTS_PER_INCH,
+    STYLE,
+    WIDTH_INCHES,
+    label_text,
+    panels_of,
+    png,
+)
+from speechft_ray.report.search_summary import SearchFindings, objective_title
+from speechft_ray.search.trials import Trial
+
+CHOSEN = "#E69F00"
+STOPPED = "#9A9A9A"
+MOST_SLICES = 12
+"""Axes with a panel of their own."""
+LAYER_LINES = 5
+"""Best trials whose layers are drawn beside the winner's."""
+
+
+def history(findings: SearchFindings) -> bytes | None:
+    """Draws the first objective of each trial by its number, the best so far, and the controls;
+    ``None`` if empty."""
+    name = measure(findings.plan.search.objectives[0])
+    ended = _ended(findings)
+    if not ended:
+        return None
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH_INCHES, 4.2), dpi=DOTS_PER_INCH, layout="constrained")
+        axes = figure.add_subplot()
+        axes.plot(
+            *_points(ended),
+            "o",
+            color=COLOURS[0],
+            markersize=5,
+            alpha=0.8,
+            label="evaluated in full",
+        )
+        stopped = [
+            trial
+            for trial in findings.trials
+            if trial.state == "stopped" and trial.verdict and trial.verdict.steps
+        ]
+        steps = [trial.verdict.steps[-1] for trial in stopped if trial.verdict]
+        if steps:
+            axes.plot(
+                [trial.number for trial in stopped],
+                steps,
+                "x",
+                color=STOPPED,
+                markersize=5,
+                label="stopped early, so far",
+            )
+        axes.step(
+            *_best_so_far(ended, name),
+            where="post",
+            color=COLOURS[1],
+            linewidth=2,
+            label="best so far",
+        )
+        if (
+            findings.judge
+            and (zero := findings.judge.value(name, findings.judge.pretrained)) == zero
+        ):
+            axes.axhline(zero, color="#555555", linestyle="--", linewidth=1, label="pre-trained")
+        for trial in findings.chosen[:1]:
+            place, value = _points([trial])
+            axes.plot(
+                place,
+                value,
+                "*",
+                color=CHOSEN,
+                markersize=18,
+                markeredgecolor="black",
+                label="chosen on dev",
+            )
+        axes.set(xlabel="trial", ylabel=objective_title(name))
+        _legend(figure, axes)
+        return png(figure)
+
+
+def slices(findings: SearchFindings) -> bytes | None:
+    """Draws the first objective against each axis that was searched, one panel each; ``None`` if
+    empty."""
+    ended = _ended(findings)
+    names = list(dict.fromkeys(name for trial in ended for name in trial.proposal.values))[
+        :MOST_SLICES
+    ]
+    if not names:
+        return None
+    with mpl.rc_context(STYLE):
+        figure, panels = panels_of(len(names))
+        for axes, name in zip(panels, names, strict=True):
+            have = [trial for trial in ended if name in trial.proposal.values]
+            drawn = [trial.proposal.values[name] for trial in have]
+            numbers = all(
+                isinstance(value, int | float) and not isinstance(value, bool) for value in drawn
+            )
+            places = drawn if numbers else [label_text(str(value)) for value in drawn]
+            values = [trial.verdict.values[0] for trial in have if trial.verdict]
+            shown = axes.scatter(
+                places, values, c=[trial.number for trial in have], cmap="viridis", s=18
+            )
+            axes.set(title=label_text(name))
+        figure.colorbar(shown, ax=panels, label="trial", shrink=0.6)
+        figure.supylabel(objective_title(measure(findings.plan.search.objectives[0])), fontsize=10)
+        return png(figure)
+
+
+def importance(findings: SearchFindings) -> bytes | None:
+    """Draws how much each axis mattered; ``None`` for too few trials."""
+    ranked = sorted(findings.importances.items(), key=lambda item: item[1])[-MOST_SLICES:]
+    if not ranked:
+        return None
+    with mpl.rc_context(STYLE):
+        figure = Figure(
+            figsize=(WIDTH_INCHES, 0.8 + 0.32 * len(ranked)),
+            dpi=DOTS_PER_INCH,
+            layout="constrained",
+        )
+        axes = figure.add_subplot()
+        axes.barh(
+            [label_text(name) for name, _ in ranked],
+            [value for _, value in ranked],
+            color=COLOURS[0],
+        )
+        axes.set(xlabel="importance (PED-ANOVA, first objective)")
+        return png(figure)
+
+
+def pareto(findings: SearchFindings) -> bytes | None:
+    """Draws the trials by two objectives, the front marked, one panel per objective beyond the
+    first; ``None`` for one."""
+    names = list(map(measure, findings.plan.search.objectives))
+    ended = _ended(findings)
+    if len(names) < 2 or not ended:
+        return None
+    with mpl.rc_context(STYLE):
+        figure, panels = panels_of(len(names) - 1)
+        for place, axes in enumerate(panels, start=1):
+            for trials, style, colour, label in (
+                (ended, "o", COLOURS[0], "evaluated in full"),
+                (list(findings.chosen), "s", CHOSEN, "Pareto front"),
+            ):
+                ordered = sorted(
+                    trials, key=lambda trial: trial.verdict.values[0] if trial.verdict else 0.0
+                )
+                points = [trial.verdict.values for trial in ordered if trial.verdict]
+                axes.plot(
+                    [point[0] for point in points],
+                    [point[place] for point in points],
+                    style,
+                    color=colour,
+                    label=label,
+                )
+            ways = ["→" if higher_is_better(name) else "←" for name in (names[0], names[place])]
+            axes.set(
+                xlabel=f"{objective_title(names[0])} {ways[0]}",
+                ylabel=f"{objective_title(names[place])} {ways[1]}",
+            )
+        _legend(figure, panels[0])
+        return png(figure)
+
+
+def layers(findings: SearchFindings) -> bytes | None:
+    """Draws the per-layer values of the chosen merge, and of the next best beside it; ``None``
+    where nothing is per layer."""
+    depth = findings.plan.space.depth
+    ended = sorted(_ended(findings), key=_gain(findings), reverse=True)
+    first = [trial for trial in findings.chosen[:1] if _layer_params(trial, depth)]
+    if not first:
+        return None
+    others = [
+        trial for trial in ended if trial.number != first[0].number and _layer_params(trial, depth)
+    ][:LAYER_LINES]
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH_INCHES, 4.0), dpi=DOTS_PER_INCH, layout="constrained")
+        axes = figure.add_subplot()
+        for trial in others:
+            for values in _layer_params(trial, depth).values():
+                axes.plot(range(depth), values, color=STOPPED, linewidth=1, label="_nolegend_")
+        axes.plot([], [], color=STOPPED, label=f"next {len(others)} trials")
+        for place, (name, values) in enumerate(_layer_params(first[0], depth).items()):
+            label = f"trial {first[0].number}, {label_text(name)}"
+            axes.plot(
+                range(depth),
+                values,
+                "o-",
+                color=COLOURS[place % len(COLOURS)],
+                linewidth=2.4,
+                label=label,
+            )
+        for name, value in first[0].proposal.merge.params.items():
+            if isinstance(value, float):
+                axes.axhline(value, linestyle=":", linewidth=1, color=STOPPED)
+                axes.annotate(
+                    label_text(name), (depth - 1, value), fontsize=9, ha="right", va="bottom"
+                )
+        axes.set(
+            xlabel="encoder layer (0 is next to the convolutions)",
+            ylabel="alpha of the layer",
+            xticks=range(depth),
+        )
+        _legend(figure, axes)
+        return png(figure)
+
+
+def _layer_params(trial: Trial, depth: int) -> dict[str, list[float]]:
+    """The parameters of a merge that hold one number per layer."""
+    found = {}
+    for name, value in trial.proposal.merge.params.items():
+        if isinstance(value, list) and len(value) == depth and not name.startswith("weights"):
+            numbers = [float(item) for item in value if isinstance(item, int | float)]
+            if len(numbers) == depth:
+                found[name] = numbers
+    return found
+
+
+def _ended(findings: SearchFindings) -> list[Trial]:
+    return [
+        trial
+        for trial in findings.trials
+        if trial.verdict is not None and trial.verdict.state == "complete"
+    ]
+
+
+def _gain(findings: SearchFindings) -> Callable[[Trial], float]:
+    sign = 1.0 if higher_is_better(measure(findings.plan.search.objectives[0])) else -1.0
+    return lambda trial: sign * (trial.verdict.values[0] if trial.verdict else 0.0)
+
+
+def _points(trials: list[Trial]) -> tuple[list[int], list[float]]:
+    return [trial.number for trial in trials], [
+        trial.verdict.values[0] for trial in trials if trial.verdict
+    ]
+
+
+def _best_so_far(trials: list[Trial], name: str) -> tuple[list[int], list[float]]:
+    """The best value by then of trials that keep the constraints."""
+    kept = [trial for trial in trials if trial.feasible]
+    numbers, values = _points(kept)
+    best = max if higher_is_better(name) else min
+    return numbers, [best(values[: count + 1]) for count in range(len(values))]
+
+
+def _legend(figure: Figure, axes: Axes) -> None:
+    marks, labels = axes.get_legend_handles_labels()
+    figure.legend(marks, labels, loc="outside lower center", ncols=4, fontsize=9.5)

@@ -1,0 +1,94 @@
+"""Optuna's ask and tell as a ``sweep.protocols.Proposer``.
+
+The study lives in memory and is made anew by every run: the loop asks and tells in one fixed order,
+so a sampler with one seed proposes the same again. Nothing that Optuna writes is ever read to go
+on.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import optuna
+from optuna.study import StudyDirection
+from optuna.trial import Trial, TrialState
+
+from speechft_ray.core.searching import higher_is_better, measure
+from speechft_ray.core.specs import SearchSpec
+from speechft_ray.search.optuna_samplers import open_sampler
+from speechft_ray.search.proposals import Proposal, Suggest, Verdict
+
+
+class OptunaProposer:
+    """Proposes with one of Optuna's samplers."""
+
+    def __init__(self, search: SearchSpec, draw: Callable[[Suggest], Proposal]) -> None:
+        """Raises ``UserError`` when the sampler needs a package that is not installed."""
+        optuna.logging.set_verbosity(
+            optuna.logging.ERROR
+        )  # a line per trial, and advice that the docs give
+        self._search, self._draw = search, draw
+        with quiet():
+            self.study = optuna.create_study(
+                directions=directions(search), sampler=open_sampler(search)
+            )
+        self._trials: list[Trial] = []
+
+    def needs(self, number: int) -> int:
+        """All but the last ``window`` trials before it."""
+        return max(0, number + 1 - self._search.lag())
+
+    def ask(self) -> Proposal:
+        """Returns the next proposal, given what was told; trials in between count as running."""
+        with quiet():
+            trial = self.study.ask()
+            self._trials.append(trial)
+            return self._draw(_Drawn(trial))
+
+    def tell(self, number: int, verdict: Verdict) -> None:
+        """Books a verdict: a failure as one, an early stop with the values that it had by then."""
+        trial = self._trials[number]
+        with quiet():
+            for index, violation in enumerate(verdict.violations):
+                trial.set_constraint(f"{index} {self._search.constraints[index].metric}", violation)
+            if len(self._search.objectives) == 1:  # several have no steps
+                for step, value in enumerate(verdict.steps):
+                    trial.report(value, step)
+            if verdict.state == "complete":
+                self.study.tell(trial, list(verdict.values))
+            else:
+                self.study.tell(
+                    trial,
+                    state=TrialState.PRUNED if verdict.state == "stopped" else TrialState.FAIL,
+                )
+
+
+class _Drawn:
+    """A trial as ``Suggest``."""
+
+    def __init__(self, trial: Trial) -> None:
+        self._trial = trial
+
+    def number(self, name: str, low: float, high: float, log: bool) -> float:
+        return self._trial.suggest_float(name, low, high, log=log)
+
+    def choice(self, name: str, options: Sequence[Any]) -> Any:
+        return self._trial.suggest_categorical(name, list(options))
+
+
+def directions(search: SearchSpec) -> list[StudyDirection]:
+    """Returns Optuna's direction of every objective."""
+    ways = (StudyDirection.MINIMIZE, StudyDirection.MAXIMIZE)
+    return [ways[higher_is_better(measure(name))] for name in search.objectives]
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Optuna calls half of what is used here experimental, which is no news to who runs a
+    search."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        yield

@@ -1,0 +1,183 @@
+"""The plan of a search: what is known before the first proposal, how a proposal becomes jobs, and
+the plan of what it chose."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from speechft_ray.core.axes import DonorAxis, read_axes
+from speechft_ray.core.chains import chained
+from speechft_ray.core.errors import SpecError
+from speechft_ray.core.fingerprint import fingerprint
+from speechft_ray.core.records import Job
+from speechft_ray.core.searching import tasks_of
+from speechft_ray.core.specs import EvalSpec, MergeSpec, SearchSpec, SweepSpec
+from speechft_ray.search.proposals import Proposal, Runs, SearchSpace
+from speechft_ray.sweep.plan import (
+    FBANK,
+    Builder,
+    Inputs,
+    Plan,
+    PlannedRow,
+    merged_fingerprint,
+)
+from speechft_ray.sweep.titles import Params, row_params, row_title, varying_fields
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchPlan:
+    """A search before it runs."""
+
+    spec: SweepSpec
+    search: SearchSpec
+    space: SearchSpace
+    fingerprint: str
+    tasks: tuple[EvalSpec, ...]
+    """The evaluations that the search needs of each merge, in the order in which they are made."""
+    controls: Plan
+    """The pre-trained encoder, evaluated in full, and FBank where the score's zero is measured."""
+    build: Builder
+    varying: Mapping[str, set[str]]
+
+    @property
+    def jobs(self) -> Mapping[str, Job]:
+        """Every job that was asked for by now."""
+        return self.build.jobs
+
+    def merged(self, proposal: Proposal) -> str:
+        """Returns the fingerprint of the merged encoder that a proposal stands for."""
+        return merged_fingerprint(
+            self.build.recipe(proposal.merge, [key for _, key in proposal.donors])
+        )
+
+    def evaluation(self, proposal: Proposal, number: int, task: EvalSpec) -> str:
+        """Adds one evaluation of a proposal on dev and returns its fingerprint."""
+        recipe = self.build.recipe(proposal.merge, [key for _, key in proposal.donors])
+        return self.build.evaluate_on_dev(task, recipe, f"trial {number}")
+
+    def params(self, proposal: Proposal) -> Params:
+        """What tables say of the merge of a proposal."""
+        return row_params(proposal.merge, [run for run, _ in proposal.donors], self.varying)
+
+
+def make_search_plan(spec: SweepSpec, inputs: Inputs, depth: int) -> SearchPlan:
+    """Returns the plan of a search. ``depth`` is the number of encoder layers. Raises ``SpecError``
+    for faulty axes."""
+    search = spec.search
+    if search is None:
+        raise ValueError(f"the sweep `{spec.name}` is no search")
+    tunings = chained(spec.finetune)
+    axes, mistakes = read_axes(search, tunings)
+    build = Builder(inputs)
+    runs = tuple((run, build.finetune(run)) for run in tunings)
+    mistakes = mistakes or _start_mistakes(
+        axes.donors, runs, build, search.sampler == "greedy_soup"
+    )
+    if mistakes:
+        raise SpecError(f"the search `{spec.name}`", mistakes)
+    key, title, params = build.pretrained()
+    row = PlannedRow(
+        key=key, title=title, params=params, evaluations=_evaluations(spec, build, key, title)
+    )
+    measured = spec.score.zero == "measured"
+    baseline = (
+        tuple(build.evaluate(item, None, FBANK) for item in spec.evaluate) if measured else ()
+    )
+    identity = {
+        "search": search.model_dump(mode="json", exclude={"window"}) | {"window": search.lag()},
+        "runs": [run_key for _, run_key in runs],
+        "units": [*row.evaluations, *baseline],
+        "depth": depth,
+        "score": spec.score.model_dump(mode="json"),
+    }
+    whole = fingerprint(identity)
+    jobs = _closure([*row.evaluations, *baseline], build.jobs)
+    controls = Plan(spec=spec, fingerprint=whole, jobs=jobs, rows=(row,), baseline=baseline)
+    return SearchPlan(
+        spec=spec,
+        search=search,
+        space=SearchSpace(axes=axes, runs=runs, depth=depth),
+        fingerprint=whole,
+        tasks=tasks_of(spec, search),
+        controls=controls,
+        build=build,
+        varying=varying_fields(tunings),
+    )
+
+
+def _start_mistakes(
+    donors: DonorAxis, runs: Runs, build: Builder, all_together: bool
+) -> list[tuple[str, str]]:
+    """Whether donors may be proposed together that start from different encoders, stages of chains,
+    which no merge can have.
+
+    Which run of a name is drawn is not looked at: whatever is drawn must have the same start.
+    """
+    for names in donors.sets:
+        starts = {build.start(key) for run, key in runs if run.spec.name in names}
+        if len(starts) > 1 and (len(names) > 1 or all_together):
+            text = f"{', '.join(names)} start from different encoders, so no merge can have them together: name runs of one stage."
+            return [("search.axes.donors", text)]
+    return []
+
+
+def chosen_plan(plan: SearchPlan, chosen: Sequence[tuple[int, Proposal]]) -> Plan:
+    """Returns the plan of what a search chose, best first: each merge and the two controls, on dev
+    and test.
+
+    Control alpha 1 is the plain mean of the same donors, whatever the method: the stably fine-tuned
+    model where there is one.
+    """
+    rows = {row.key: row for row in plan.controls.rows}
+
+    def add(merge: MergeSpec, donors: Proposal, params: Params, title: str) -> str:
+        key = plan.build.merge(merge, [run_key for _, run_key in donors.donors], title)
+        if key not in rows:
+            evaluations = _evaluations(plan.spec, plan.build, key, title)
+            rows[key] = PlannedRow(key=key, title=title, params=params, evaluations=evaluations)
+        return key
+
+    keys = []
+    for _, proposal in chosen:
+        tuned = MergeSpec(alpha=1.0)
+        params = row_params(tuned, [run for run, _ in proposal.donors], plan.varying)
+        add(tuned, proposal, params, row_title(params))
+    for number, proposal in chosen:
+        short = {
+            name: value
+            for name, value in plan.params(proposal).items()
+            if not isinstance(value, str) or "," not in value
+        }
+        params = {
+            **short,
+            "trial": number,
+        }  # lists, of factors per layer for example, are in the table of all trials
+        keys.append(
+            add(proposal.merge, proposal, params, f"trial {number} {proposal.merge.method}")
+        )
+    goals = [key for row in rows.values() for key in (row.key, *row.evaluations)]
+    return Plan(
+        spec=plan.spec,
+        fingerprint=plan.fingerprint,
+        jobs=_closure([*goals, *plan.controls.baseline], plan.jobs),
+        rows=tuple(rows.values()),
+        baseline=plan.controls.baseline,
+        chosen=keys[0] if keys else None,
+    )
+
+
+def _evaluations(spec: SweepSpec, build: Builder, key: str, title: str) -> tuple[str, ...]:
+    return tuple(build.evaluate(item, key, title) for item in spec.evaluate)
+
+
+def _closure(goals: Iterable[str], jobs: Mapping[str, Job]) -> dict[str, Job]:
+    """Returns the goals and everything that they need, in the order in which the jobs were made."""
+    found: set[str] = set()
+    waiting = list(goals)
+    while waiting:
+        key = waiting.pop()
+        if key not in found:
+            found.add(key)
+            waiting += jobs[key].needs
+    return {key: job for key, job in jobs.items() if key in found}

@@ -1,0 +1,223 @@
+"""What the trials of a search are worth, by dev alone: objectives, constraints, early stops, and
+what is chosen in the end."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from speechft_ray.core.metrics import metric
+from speechft_ray.core.score import Reference, superb_score
+from speechft_ray.core.searching import SCORE, higher_is_better, measure
+from speechft_ray.core.specs import EvalSpec, SearchSpec
+from speechft_ray.search.proposals import Proposal, Verdict
+
+MEDIAN_OF = 5
+"""Trials that the median rule needs for a comparison (Optuna's MedianPruner: 5)."""
+
+State = Literal["running", "complete", "stopped", "failed"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Standard:
+    """What a trial is compared with while it runs: only trials that were told before it was
+    proposed."""
+
+    best: float | None = None
+    """Best score of a trial that keeps the constraints."""
+    best_share: Mapping[str, float] = field(default_factory=dict)
+    """By task: the best share seen, the pre-trained encoder's included."""
+    steps: Sequence[Sequence[float]] = ()
+    """``steps`` of the trials that were told."""
+
+
+@dataclass(kw_only=True)
+class Trial:
+    """One proposal on its way."""
+
+    number: int
+    proposal: Proposal
+    key: str
+    """Fingerprint of the merged encoder."""
+    standard: Standard
+    repeats: int | None = None
+    """Number of the first trial with the same merged encoder, whose evaluations answer this one."""
+    state: State = "running"
+    metrics: dict[str, float] = field(default_factory=dict)
+    """Dev metrics by metric name, and ``distance``."""
+    tasks: int = 0
+    """Evaluations that are in."""
+    error: str | None = None
+    verdict: Verdict | None = None
+    """Set once the trial ended and the references of the score are known."""
+
+    @property
+    def feasible(self) -> bool:
+        """Whether it was evaluated in full and keeps every constraint."""
+        return (
+            self.verdict is not None
+            and self.verdict.state == "complete"
+            and all(v <= 0 for v in self.verdict.violations)
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judge:
+    """Judges trials of one search by ``references`` of dev and the dev metrics of the pre-trained
+    encoder."""
+
+    search: SearchSpec
+    tasks: Sequence[EvalSpec]
+    references: Mapping[str, Reference]
+    pretrained: Mapping[str, float]
+
+    def verdict(self, trial: Trial) -> Verdict:
+        """Returns what the proposer is told of a trial that ended. A value that is no finite number
+        is a failure."""
+        if trial.state == "failed":
+            return Verdict("failed")
+        if trial.state == "stopped":
+            return Verdict("stopped", steps=self.steps(trial))
+        values = [self.value(name, trial.metrics) for name in map(measure, self.search.objectives)]
+        violations = [
+            self._violation(item.metric, item.no_worse_than, trial.metrics)
+            for item in self.search.constraints
+        ]
+        if not all(map(math.isfinite, [*values, *violations])):
+            return Verdict("failed")
+        return Verdict("complete", values, violations, self.steps(trial))
+
+    def value(self, name: str, metrics: Mapping[str, float]) -> float:
+        """Returns the value of an objective or a constrained metric; NaN where it was not
+        measured."""
+        if name == SCORE:
+            known = {key: value for key, value in metrics.items() if key in self.references}
+            return superb_score(known, self.references)
+        return metrics.get(name, math.nan)
+
+    def steps(self, trial: Trial) -> list[float]:
+        """Returns the mean share, in points of the score, over the first 1, 2, ... tasks that are
+        in."""
+        if self.search.stopping() == "none":
+            return []
+        shares = self.shares(trial.metrics)
+        names = list(
+            dict.fromkeys(item.task for item in self.tasks[: trial.tasks] if item.task in shares)
+        )
+        return [
+            1000 * statistics.fmean(shares[name] for name in names[: index + 1])
+            for index in range(len(names))
+        ]
+
+    def shares(self, metrics: Mapping[str, float]) -> dict[str, float]:
+        """Returns the share of the way from 0 to 1 of the score, by task."""
+        found: dict[str, list[float]] = {}
+        for name, value in metrics.items():
+            if name in self.references:
+                zero, one = self.references[name]
+                found.setdefault(metric(name).task, []).append((value - zero) / (one - zero))
+        return {task: statistics.fmean(parts) for task, parts in found.items()}
+
+    def standard(self, told: Sequence[Trial]) -> Standard:
+        """Returns what the next trial is compared with, given the trials that were told."""
+        if self.search.stopping() == "none" or not told:
+            return Standard()
+        best_share = self.shares(self.pretrained)
+        for trial in told:
+            for task, share in self.shares(trial.metrics).items():
+                best_share[task] = max(share, best_share.get(task, -math.inf))
+        scores = [trial.verdict.values[0] for trial in told if trial.feasible and trial.verdict]
+        steps = [trial.verdict.steps for trial in told if trial.verdict]
+        return Standard(best=max(scores, default=None), best_share=best_share, steps=steps)
+
+    def hopeless(self, trial: Trial) -> bool:
+        """Whether a trial with some tasks still to come is stopped: it cannot reach the best, or is
+        below the median."""
+        rule, standard = self.search.stopping(), trial.standard
+        if rule == "none" or trial.tasks == 0 or not self.references:
+            return False
+        if rule == "median":
+            steps = self.steps(trial)
+            others = [
+                theirs[len(steps) - 1] for theirs in standard.steps if len(theirs) >= len(steps)
+            ]
+            return len(others) >= MEDIAN_OF and steps[-1] + self.search.margin < statistics.median(
+                others
+            )
+        reach = self._reach(trial)
+        return (
+            standard.best is not None
+            and reach is not None
+            and reach + self.search.margin < standard.best
+        )
+
+    def _reach(self, trial: Trial) -> float | None:
+        """The score of a trial whose remaining tasks equal the best seen there."""
+        rest = {item.task for item in self.tasks[trial.tasks :]}
+        if not rest <= set(trial.standard.best_share):
+            return None
+        shares = {
+            task: share for task, share in self.shares(trial.metrics).items() if task not in rest
+        }
+        return 1000 * statistics.fmean(
+            [*shares.values(), *(trial.standard.best_share[task] for task in sorted(rest))]
+        )
+
+    def _violation(self, name: str, bound: str | float, metrics: Mapping[str, float]) -> float:
+        name = measure(name)
+        limit = self.value(name, self.pretrained) if isinstance(bound, str) else bound
+        worse = limit - self.value(name, metrics)
+        return worse if higher_is_better(name) else -worse
+
+    def chosen(self, trials: Sequence[Trial]) -> list[Trial]:
+        """Returns the trials that the search chose, best first: one, or with several objectives the
+        Pareto front.
+
+        The first of a front is the best in the first objective. Where nothing keeps the
+        constraints, those count that break them least.
+        """
+        ended = [
+            trial
+            for trial in trials
+            if trial.verdict is not None and trial.verdict.state == "complete"
+        ]
+        least = min((_broken(trial) for trial in ended), default=0.0)
+        kept = [trial for trial in ended if _broken(trial) == least]
+        unique = {trial.key: trial for trial in reversed(kept)}  # of repeats the first
+        front = [
+            trial
+            for trial in unique.values()
+            if not any(self._dominates(other, trial) for other in unique.values())
+        ]
+        ranked = sorted(
+            front, key=lambda trial: ([-value for value in self._gains(trial)], trial.number)
+        )
+        return ranked if len(self.search.objectives) > 1 else ranked[:1]
+
+    def _dominates(self, one: Trial, other: Trial) -> bool:
+        ours, theirs = self._gains(one), self._gains(other)
+        return all(a >= b for a, b in zip(ours, theirs, strict=True)) and ours != theirs
+
+    def _gains(self, trial: Trial) -> list[float]:
+        """Values of the objectives, all turned so that more is better."""
+        values = trial.verdict.values if trial.verdict else ()
+        return [
+            value if higher_is_better(name) else -value
+            for name, value in zip(map(measure, self.search.objectives), values, strict=True)
+        ]
+
+
+def best_seen(trials: Sequence[Trial], judge: Judge) -> Trial | None:
+    """Returns the best trial so far, if one ended well."""
+    return next(iter(judge.chosen(trials)), None)
+
+
+def _broken(trial: Trial) -> float:
+    return (
+        sum(max(0.0, violation) for violation in trial.verdict.violations)
+        if trial.verdict
+        else math.inf
+    )

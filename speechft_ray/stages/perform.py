@@ -1,0 +1,274 @@
+"""How each stage is really done: specs and fingerprints in, a published unit of the store out.
+
+``perform`` is what executors run, here or on another machine. It sees every room below; the rooms
+do not see each other.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from speechft_ray.core.counts import COUNTS_FILE
+from speechft_ray.core.errors import UserError
+from speechft_ray.core.fingerprint import canonical
+from speechft_ray.core.records import Job, Place
+from speechft_ray.core.specs import CorpusSpec, EvalSpec, FinetuneSpec
+from speechft_ray.core.store import Store
+from speechft_ray.finetuning.run import finetune
+from speechft_ray.merging.base import METHODS
+from speechft_ray.merging.distance import relative_distance
+from speechft_ray.speech.checkpoints.load import load_encoder, weights_fingerprint
+from speechft_ray.speech.checkpoints.safetensors_dir import read_encoder, write_encoder
+from speechft_ray.speech.corpora.base import CORPORA, SPLITS, Corpus, Progress
+from speechft_ray.speech.encoders.base import FAMILIES, EncoderWeights
+from speechft_ray.speech.features.cache import FeatureCache
+from speechft_ray.stages.merge_cache import Inputs, resident_merge
+from speechft_ray.superb.evaluate import Sharing
+from speechft_ray.superb.folds import evaluate_folds
+from speechft_ray.sweep.lineage import pretrained
+from speechft_ray.sweep.plan import FBANK
+from speechft_ray.sweep.protocols import Report
+
+ENCODER_FILE = "encoder.safetensors"
+START = "encoder"
+"""Folder of the store with the pre-trained encoders that sweeps began with."""
+
+BEST = "best"
+"""``MergeSpec.checkpoint`` of the weights with the best validation."""
+
+STATISTICS_FILE = "statistics.safetensors"
+"""Beside the encoder of a fine-tuning that gathered something: tensors by
+``<kind>:<parameter>``."""
+
+
+def perform(job: Job, place: Place, report: Report) -> Mapping[str, Any]:
+    """Does one job and publishes it; returns its facts. A complete job is answered from the store.
+
+    Raises ``UserError`` for what a person can mend; the executor turns every exception into an
+    ``Outcome``.
+    """
+    store = Store(Path(place.storage))
+    if not store.complete(job.stage, job.fingerprint):
+        torch.set_num_threads(max(1, int(job.resources.cpus)))
+        _STAGES[job.stage](job, place, store, report)
+        store.clear_work(job.stage, job.fingerprint)
+    return store.manifest(job.stage, job.fingerprint)
+
+
+def open_corpus(spec: CorpusSpec, place: Place, progress: Progress | None = None) -> Corpus:
+    """Opens a corpus where ``place`` says, once per process. Raises ``UserError`` when its files
+    are nowhere to be found."""
+    kind = CORPORA.get(spec.name)
+    root = _root(spec, place) if kind.needs_root else None
+    key = (canonical(spec), str(root), place.storage)
+    if key not in _OPEN:
+        cache = Path(place.storage) / "corpora"
+        _OPEN[key] = kind.open(kind.options.model_validate(spec.options), root, cache, progress)
+    return _OPEN[key]
+
+
+@lru_cache(maxsize=2)
+def start_encoder(name: str) -> tuple[EncoderWeights, str]:
+    """Returns the pre-trained encoder of that name or file, and its fingerprint."""
+    weights = load_encoder(name)
+    return weights, weights_fingerprint(weights)
+
+
+def publish_start(place: Place) -> None:
+    """Puts the pre-trained encoder into the store, where every node can read it; one that is
+    damaged there is put anew."""
+    weights, key = start_encoder(place.encoder)
+    store = Store(Path(place.storage))
+    if store.complete(START, key):
+        if not store.damaged(START, key):
+            return
+        store.discard(START, key)
+    facts = {"family": weights.family, "from": place.encoder}
+    with store.publish(START, key, facts) as folder:
+        write_encoder(
+            folder / ENCODER_FILE, weights, {"by": "speechft_ray run", "fingerprint": key, **facts}
+        )
+
+
+_OPEN: dict[tuple[str, str, str], Corpus] = {}
+
+
+def _root(spec: CorpusSpec, place: Place) -> Path:
+    if spec.name in place.roots:
+        return Path(place.roots[spec.name])
+    if spec.name == "manifest":
+        if not place.manifest:
+            raise UserError(
+                "this search space works on your own recordings: say where they are with --manifest FILE.tsv."
+            )
+        return Path(place.manifest)
+    if not place.corpora:
+        raise UserError(
+            f"the corpus `{spec.name}` must be on disk: say with --corpora DIR which folder holds `{spec.name}/`."
+        )
+    return Path(place.corpora) / spec.name
+
+
+def encoder_file(checkpoint: str | float) -> str:
+    """Returns the file of a fine-tuned encoder: that of the best validation, or the one kept at a
+    fraction of the updates."""
+    return ENCODER_FILE if checkpoint == BEST else f"encoder-at-{checkpoint}.safetensors"
+
+
+def _start(store: Store, planned: object) -> EncoderWeights:
+    """Reads what a run starts from: a merge where it is a later stage of a chain, else the
+    pre-trained encoder."""
+    stage = "merge" if store.complete("merge", str(planned)) else START
+    return _published_start(store.folder(stage, str(planned)))
+
+
+@lru_cache(maxsize=2)
+def _published_start(folder: Path) -> EncoderWeights:
+    """Workers read every start from the store: the file of the pre-trained encoder, or a network,
+    is the driver's alone."""
+    weights = read_encoder(folder / ENCODER_FILE)
+    if folder.parent.name == START and weights_fingerprint(weights) != folder.name:
+        raise UserError(
+            f"{folder} holds another encoder than its name says: remove it and run the sweep again."
+        )
+    return weights
+
+
+def _make_corpus(job: Job, place: Place, store: Store, report: Report) -> None:
+    spec = CorpusSpec.model_validate(job.payload["corpus"])
+    corpus = open_corpus(spec, place, lambda done, total: report({"done": done, "total": total}))
+    facts: dict[str, Any] = {"corpus": spec.model_dump(mode="json"), "content": corpus.fingerprint}
+    for split in SPLITS:
+        utterances = corpus.split(split)
+        facts[split] = {
+            "utterances": len(utterances),
+            "hours": round(sum(u.seconds for u in utterances) / 3600, 4),
+        }
+    with store.publish("corpus", job.fingerprint, facts):
+        pass
+
+
+def _finetune(job: Job, place: Place, store: Store, report: Report) -> None:
+    spec = FinetuneSpec.model_validate(job.payload["spec"])
+    start = _start(store, job.payload["start"])
+    corpora = [open_corpus(objective.corpus, place) for objective in spec.objectives]
+    work = store.work("finetune", job.fingerprint)
+    tuned = finetune(spec, start, corpora, work, _device(place), report, _cache(place, store))
+    facts = {**tuned.facts, "spec": spec.model_dump(mode="json"), "start": job.payload["start"]}
+    made = {
+        "by": "speechft_ray finetune",
+        "fingerprint": job.fingerprint,
+        "spec": spec.model_dump(mode="json"),
+    }
+    with store.publish("finetune", job.fingerprint, facts) as folder:
+        write_encoder(folder / ENCODER_FILE, tuned.weights, made)
+        for fraction, weights in tuned.kept.items():
+            write_encoder(
+                folder / encoder_file(fraction), weights, {**made, "checkpoint": fraction}
+            )
+        if tuned.statistics:
+            save_file(dict(tuned.statistics), folder / STATISTICS_FILE)
+
+
+def _merge(job: Job, place: Place, store: Store, report: Report) -> None:
+    recipe: dict[str, Any] = dict(job.payload)
+    with (
+        _merged(recipe, store) as weights,
+        store.publish("merge", job.fingerprint, recipe) as folder,
+    ):
+        made = {"by": "speechft_ray merge", "fingerprint": job.fingerprint, **recipe}
+        write_encoder(folder / ENCODER_FILE, weights, made)
+
+
+@contextmanager
+def _merged(recipe: Mapping[str, Any], store: Store) -> Iterator[EncoderWeights]:
+    """Merges what a recipe (``sweep.plan.Builder.recipe``) says; the weights are good until the
+    context ends."""
+    base = _start(store, recipe["base"])
+    if not recipe["donors"]:
+        yield base
+        return
+    needs = METHODS.get(recipe["method"]).needs
+    file = encoder_file(recipe.get("checkpoint", BEST))
+
+    def read() -> Inputs:
+        folders = [store.folder("finetune", key) for key in recipe["donors"]]
+        files = [folder / STATISTICS_FILE for folder in folders] if needs else []
+        return Inputs(
+            base=base.state,
+            donors=[read_encoder(folder / file).state for folder in folders],
+            protected_prefixes=FAMILIES.get(base.family).pretraining_only_prefixes,
+            statistics=[load_file(file) if file.is_file() else {} for file in files],
+        )
+
+    names = (str(store.root), recipe["base"], str(needs), file, *recipe["donors"])
+    with resident_merge(names, read, recipe["method"], recipe["params"], recipe["alpha"]) as state:
+        yield EncoderWeights(family=base.family, config=base.config, state=state)
+
+
+def _evaluate(job: Job, place: Place, store: Store, report: Report) -> None:
+    spec = EvalSpec.model_validate(job.payload["spec"])
+    recipe = job.payload.get("recipe")
+    facts: dict[str, Any] = {}
+    if isinstance(recipe, dict):  # a proposal of a search: merged here and kept nowhere
+        with _merged(recipe, store) as weights:
+            begin = _start(
+                store, pretrained(store, str(recipe["base"]))
+            )  # the distance is to the pre-trained encoder
+            facts["distance"] = relative_distance(begin.state, weights.state)
+            family, config = FAMILIES.get(weights.family), weights.config
+            encoder = family.build(weights)
+    else:
+        weights = _evaluated(job, store)
+        family, config = FAMILIES.get(weights.family), weights.config
+        encoder = family.build(weights)
+    sharing = Sharing(
+        cache=_cache(place, store),
+        encoder=str(job.payload["encoder"] or FBANK),
+        front_end=(family.front_end_prefixes[0], family.describe(config))
+        if family.front_end_prefixes
+        else None,
+    )
+    corpora = [open_corpus(corpus, place) for corpus in spec.corpora()]
+    dev_only = job.payload.get("splits") == ["dev"]
+    facts |= evaluate_folds(
+        spec, encoder, corpora, _device(place), report, sharing=sharing, dev_only=dev_only
+    )
+    counts = facts.pop("counts")
+    with store.publish("evaluate", job.fingerprint, {**facts, **job.payload}) as folder:
+        if counts:
+            (folder / COUNTS_FILE).write_text(
+                json.dumps(counts, allow_nan=False, separators=(",", ":")), encoding="utf-8"
+            )
+
+
+def _evaluated(job: Job, store: Store) -> EncoderWeights:
+    key = job.payload["encoder"]
+    if key is None:
+        return EncoderWeights(family=FBANK, config={}, state={})
+    return read_encoder(store.folder("merge", str(key)) / ENCODER_FILE)
+
+
+def _cache(place: Place, store: Store) -> FeatureCache:
+    return FeatureCache(Path(place.cache or store.root / "cache"), int(place.cache_gb * 1e9))
+
+
+def _device(place: Place) -> torch.device:
+    use_gpu = place.device == "auto" and torch.cuda.is_available()
+    return torch.device("cuda" if use_gpu else "cpu")
+
+
+_STAGES: Mapping[str, Callable[[Job, Place, Store, Report], None]] = {
+    "corpus": _make_corpus,
+    "finetune": _finetune,
+    "merge": _merge,
+    "evaluate": _evaluate,
+}

@@ -1,0 +1,226 @@
+"""speechft merge and speechft diff, as people type them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from speechft_ray.cli import main
+from speechft_ray.merging import streaming
+from speechft_ray.merging.algebra import merge
+from speechft_ray.merging.base import METHODS
+from speechft_ray.speech.checkpoints.safetensors_dir import (
+    read_encoder,
+    read_manifest,
+    write_encoder,
+)
+from speechft_ray.speech.encoders.base import EncoderWeights
+from tests.speech.toy_models import toy_hubert
+
+State = dict[str, torch.Tensor]
+
+
+def model(seed: int) -> State:
+    source = torch.Generator().manual_seed(seed)
+    shapes = {
+        "front.weight": (4, 1, 5),
+        "encoder.layers.0.fc.weight": (6, 4),
+        "encoder.layers.1.fc.weight": (6, 4),
+    }
+    return {key: torch.randn(shape, generator=source) for key, shape in shapes.items()}
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    for index, name in enumerate(("base", "a", "b")):
+        save_file(model(index), f"{name}.safetensors")
+    return tmp_path
+
+
+MERGE = [
+    "--base",
+    "base.safetensors",
+    "--donor",
+    "a.safetensors",
+    "--donor",
+    "b.safetensors",
+    "--out",
+    "out.safetensors",
+]
+
+
+def test_plain_files_are_merged(folder: Path) -> None:
+    asked = [
+        "--param",
+        "density=0.5",
+        "--param",
+        "weights=[2, 1]",
+        "--param",
+        "elect=count",
+        "--alpha",
+        "0.5",
+    ]
+    assert main(["merge", "ties", *MERGE, *asked]) == 0
+    params = {"density": 0.5, "weights": [2, 1], "elect": "count"}
+    wanted = merge("ties", params, model(0), [model(1), model(2)], 0.5)
+    found = load_file("out.safetensors")
+    assert all(torch.equal(found[key], tensor) for key, tensor in wanted.items()) and set(
+        found
+    ) == set(wanted)
+
+
+def test_encoders_are_merged_into_an_encoder(tmp_path: Path) -> None:
+    encoders = [toy_hubert(seed) for seed in range(3)]
+    for index, encoder in enumerate(encoders):
+        write_encoder(tmp_path / f"{index}.safetensors", encoder, {"by": "a test"})
+    files = [str(tmp_path / f"{index}.safetensors") for index in range(3)]
+    out = tmp_path / "merged"
+    assert (
+        main(
+            [
+                "merge",
+                "linear",
+                "--base",
+                files[0],
+                "--donor",
+                files[1],
+                "--donor",
+                files[2],
+                "--out",
+                str(out),
+            ]
+        )
+        == 0
+    )
+    found = read_encoder(out)
+    assert (found.family, found.config) == (encoders[0].family, encoders[0].config)
+    assert read_manifest(out)["made"]["method"] == "linear"
+    key = next(key for key in found.state if "fc1.weight" in key)
+    torch.testing.assert_close(
+        found.state[key], (encoders[1].state[key] + encoders[2].state[key]) / 2
+    )
+
+
+def test_families_do_not_mix(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    hubert = toy_hubert()
+    write_encoder(tmp_path / "a.safetensors", hubert, {})
+    other = EncoderWeights(family="wav2vec2", config=hubert.config, state=hubert.state)
+    write_encoder(tmp_path / "b.safetensors", other, {})
+    files = [str(tmp_path / name) for name in ("a.safetensors", "b.safetensors", "out.safetensors")]
+    assert (
+        main(["merge", "linear", "--base", files[0], "--donor", files[1], "--out", files[2]]) == 2
+    )
+    assert "merge models of one family" in capsys.readouterr().err
+    assert not Path(files[2]).exists()
+
+
+def changed(what: dict[str, str]) -> list[str]:
+    return [what.get(word, word) for word in MERGE]
+
+
+BAD = {
+    "unknown method": (["merge", "tie", *MERGE], "Did you mean `ties`?"),
+    "unknown parameter": (["merge", "ties", *MERGE, "--param", "densty=0.5"], "Did you mean `density`?"),
+    "density 0": (["merge", "ties", *MERGE, "--param", "density=0"], "density: must be greater than 0"),
+    "density 2": (["merge", "ties", *MERGE, "--param", "density=2"], "density: must be at most 1"),
+    "no value": (["merge", "ties", *MERGE, "--param", "density"], "write NAME=VALUE"),
+    "given twice": (["merge", "ties", *MERGE, "--param", "density=1", "--param", "density=0.5"], "given twice"),
+    "code as a value": (["merge", "ties", *MERGE, "--param", "density=__import__('os')"], "must be a number"),
+    "alpha": (["merge", "linear", *MERGE, "--alpha", "1.5"], "must be within [0, 1]"),
+    "two donors are needed": (["merge", "model_stock", *MERGE[:4], *MERGE[6:]], "must be at least 2"),
+    "base is its donor": (["merge", "linear", *changed({"a.safetensors": "./base.safetensors"})], "donor 1 is the base itself"),
+    "a donor twice": (["merge", "linear", *changed({"b.safetensors": "a.safetensors"})], "donor 2 is donor 1 once more"),
+    "out is an input": (["merge", "linear", *changed({"out.safetensors": "a.safetensors"}), "--force"], "never changes"),
+    "out exists": (["merge", "linear", *changed({"out.safetensors": "there.safetensors"})], "--force to replace it"),
+    "no folder": (["merge", "linear", *changed({"out.safetensors": "no/out.safetensors"})], "the folder of no/out"),
+    "another ending": (["merge", "linear", *changed({"out.safetensors": "out.bin"})], "must end in .safetensors"),
+    "no such donor": (["merge", "linear", *changed({"b.safetensors": "c.safetensors"})], "is not a safetensors file"),
+    "no such base": (["merge", "linear", *changed({"base.safetensors": "c.safetensors"})], "c.safetensors"),
+    "another size": (["merge", "linear", *changed({"b.safetensors": "small.safetensors"})], "1 differ in shape or kind"),
+    "NaN": (["merge", "linear", *changed({"b.safetensors": "nan.safetensors"})], "donor 2 has NaN or infinite values"),
+    "statistics": (["merge", "fisher", *MERGE], "gather: [fisher]"),
+    "nothing given": (["merge", "linear"], "`speechft merge --list` shows the methods"),
+    "diff of others": (["diff", "base.safetensors", "small.safetensors"], "the second model does not fit"),
+    "no folder for a picture": (["diff", "base.safetensors", "a.safetensors", "--picture", "no/x.png"], "does not exist"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_told_in_one_sentence_and_nothing_is_written(
+    case: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_file({**model(2), "front.weight": torch.zeros(2)}, "small.safetensors")
+    save_file({**model(2), "front.weight": torch.full((4, 1, 5), float("nan"))}, "nan.safetensors")
+    save_file(model(3), "there.safetensors")
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    arguments, words = BAD[case]
+    assert main(arguments) == 2
+    said = capsys.readouterr().err
+    assert words in said and "Traceback" not in said and len(said.strip().splitlines()) <= 2
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_a_small_disk_is_refused(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(
+        streaming.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 10})()
+    )
+    assert main(["merge", "linear", *MERGE]) == 2
+    assert "free some space" in capsys.readouterr().err
+    assert not Path("out.safetensors").exists()
+
+
+def test_force_replaces(folder: Path) -> None:
+    Path("out.safetensors").write_text("old")
+    assert main(["merge", "linear", *MERGE, "--force"]) == 0
+    assert set(load_file("out.safetensors")) == set(model(0))
+
+
+def test_the_list_names_every_method_and_parameter(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "400")
+    assert main(["merge", "--list"]) == 0
+    said = capsys.readouterr().out
+    for name, method in METHODS.items():
+        line = next(line for line in said.splitlines() if f" {name} " in line)
+        own = set(method.params.model_fields) - {"scale", "precision", "pos_conv"}
+        assert all(f"{field}=" in line for field in own), name
+
+
+def test_diff_measures_by_layer(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+    other = model(0)
+    other["encoder.layers.1.fc.weight"][0] *= 2
+    save_file(other, "other.safetensors")
+    assert main(["diff", "base.safetensors", "other.safetensors", "--picture", "x.png"]) == 0
+    lines = {
+        line.strip().split("  ")[0]: line.split()
+        for line in capsys.readouterr().out.splitlines()
+        if line.strip()
+    }
+    start = model(0)["encoder.layers.1.fc.weight"].double()
+    assert lines["layer 0"][2:] == ["24", "0", "0.000%", "1.000000", "0.0%"]
+    distance = float(start[0].norm())
+    cosine = float(
+        torch.nn.functional.cosine_similarity(
+            start.flatten(), other["encoder.layers.1.fc.weight"].double().flatten(), 0
+        )
+    )
+    measured = [
+        "24",
+        f"{distance:.4g}",
+        f"{distance / float(start.norm()):.3%}",
+        f"{cosine:.6f}",
+        f"{4 / 24:.1%}",
+    ]
+    assert lines["layer 1"][2:] == measured
+    assert lines["all"][1] == str(20 + 24 + 24)
+    assert Path("x.png").read_bytes().startswith(b"\x89PNG")

@@ -1,0 +1,112 @@
+"""What test jobs do. In a module of its own, since workers import it by name."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from speechft_ray.core.errors import UserError
+from speechft_ray.core.records import Job, Place, Stage
+from speechft_ray.core.resources import ResourceRequest
+from speechft_ray.sweep.protocols import Report
+
+
+def job(do: str, name: str = "a", stage: Stage = "evaluate", **more: Any) -> Job:
+    """A job of which ``perform`` below does ``do``."""
+    resources = more.pop("resources", ResourceRequest())
+    payload = {"do": do, "spec": {"task": "pr"}, **more}
+    return Job(
+        stage=stage,
+        fingerprint=f"{stage}-{name}",
+        label=f"{stage} {name}",
+        payload=payload,
+        resources=resources,
+    )
+
+
+def perform(job: Job, place: Place, report: Report) -> Mapping[str, Any]:
+    """Does what the payload says."""
+    action = _ACTIONS[str(job.payload["do"])]
+    return action(job, Path(place.storage), report, place)
+
+
+def _succeed(job: Job, storage: Path, report: Report, place: Place) -> Mapping[str, Any]:
+    report({"done": 1, "total": 1})
+    return {
+        "pid": os.getpid(),
+        "given": job.payload,
+        "device": place.device,
+        "cwd": str(Path.cwd()),
+    }
+
+
+def _divide(job: Job, storage: Path, report: Report, place: Place) -> Mapping[str, Any]:
+    raise ZeroDivisionError("nothing to\ndivide by")
+
+
+def _blame_user(job: Job, storage: Path, report: Report, place: Place) -> Mapping[str, Any]:
+    raise UserError("`alpha` must be within [0, 1], but is 3 instead: change it.")
+
+
+def _return_object(job: Job, storage: Path, report: Report, place: Place) -> Mapping[str, Any]:
+    return {"path": storage}
+
+
+def _wait(job: Job, storage: Path, report: Report, place: Place) -> Mapping[str, Any]:
+    """Reports and beats its heart in a file until a file called ``go`` is there."""
+    for beat in range(1, 1000):
+        report({"done": beat, "total": 1000, "loss": 1.0 / beat})
+        (storage / f"beat-{job.fingerprint}").write_text(f"{os.getpid()} {beat}")
+        if (storage / "go").exists():
+            return {"beats": beat}
+        time.sleep(0.1)
+    raise TimeoutError("nobody said go")
+
+
+def _die(job: Job, storage: Path, report: Report, place: Place) -> Mapping[str, Any]:
+    """Kills its own process as often as the payload says, as the kernel does when memory runs
+    out."""
+    log = storage / f"lives-{job.fingerprint}"
+    lives = len(log.read_text()) if log.exists() else 0
+    log.write_text("x" * (lives + 1))
+    if lives < int(str(job.payload["times"])):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return {"lives": lives + 1}
+
+
+def _environment(job: Job, storage: Path, report: Report, place: Place) -> Mapping[str, Any]:
+    return dict(os.environ)
+
+
+def _meet(job: Job, storage: Path, report: Report, place: Place) -> Mapping[str, Any]:
+    """Waits until so many jobs run at the same time, then says on which node and GPU this one
+    does."""
+    import ray
+
+    (storage / f"here-{job.payload['at']}-{job.fingerprint}").touch()
+    until = time.monotonic() + 60
+    while len(list(storage.glob(f"here-{job.payload['at']}-*"))) < int(str(job.payload["count"])):
+        if time.monotonic() > until:
+            raise TimeoutError("the others did not come")
+        time.sleep(0.05)
+    return {
+        "node": ray.get_runtime_context().get_node_id(),
+        "gpus": ray.get_gpu_ids(),
+        "device": place.device,
+    }
+
+
+_ACTIONS = {
+    "succeed": _succeed,
+    "divide": _divide,
+    "blame-user": _blame_user,
+    "return-object": _return_object,
+    "wait": _wait,
+    "die": _die,
+    "environment": _environment,
+    "meet": _meet,
+}

@@ -1,0 +1,234 @@
+"""Bootstrap over test utterances: against formulas, against draws made one by one, and what the
+report says of it."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pydantic import ValidationError
+
+from speechft_ray.core.counts import COUNTS_FILE, Counted
+from speechft_ray.core.score import superb_score
+from speechft_ray.core.specs import CorpusSpec
+from speechft_ray.core.store import Store
+from speechft_ray.report.intervals import DRAWS, counts_of, drawn, interval
+from speechft_ray.report.summary import compare, groups, headline, with_intervals
+from speechft_ray.report.table import csv_table
+from speechft_ray.report.write import Findings, write_report
+from speechft_ray.sweep.plan import Inputs, make_plan
+from speechft_ray.sweep.protocols import EncoderRow, Leak
+from tests.report.test_write import findings
+from tests.sweep.fakes import sweep
+
+ACCURACY, PER = "er.accuracy", "pr.per"
+REFERENCES = {ACCURACY: (35.39, 70.68), PER: (82.01, 2.55)}
+
+
+def rights(*seeds: Sequence[float], utterances: str = "test") -> Counted:
+    return Counted(
+        utterances=utterances,
+        amounts={ACCURACY: tuple(tuple(map(int, seed)) for seed in seeds)},
+        of={ACCURACY: (1,) * len(seeds[0])},
+    )
+
+
+def errors(wrong: Sequence[float], tokens: Sequence[float], utterances: str = "test") -> Counted:
+    return Counted(
+        utterances=utterances,
+        amounts={PER: (tuple(map(int, wrong)),)},
+        of={PER: tuple(map(int, tokens))},
+    )
+
+
+def test_an_accuracy_has_the_interval_of_a_binomial() -> None:
+    ((found),) = drawn([[[[rights([1] * 320 + [0] * 80)]]]], {})
+    low, high = interval(found[ACCURACY])
+    half = 196.0 * (0.8 * 0.2 / 400) ** 0.5
+    assert (low, high) == (pytest.approx(80 - half, abs=0.5), pytest.approx(80 + half, abs=0.5))
+    assert len(found[ACCURACY]) == DRAWS and found[ACCURACY].mean() == pytest.approx(80.0, abs=0.3)
+
+
+def test_an_error_rate_of_utterances_of_different_length_is_covered_as_often_as_it_should() -> None:
+    """The rate of the whole population lies in 95 % of the intervals of samples from it: of 200, in
+    190 give or take 12."""
+    random = np.random.default_rng(0)
+    tokens = random.integers(5, 60, 20_000)
+    wrong = random.binomial(tokens, random.beta(2, 8, 20_000))
+    true = 100 * wrong.sum() / tokens.sum()
+    hits = 0
+    for _ in range(200):
+        chosen = random.integers(20_000, size=120)
+        (found,) = drawn([[[[errors(wrong[chosen], tokens[chosen])]]]], {})
+        low, high = interval(found[PER])
+        hits += low <= true <= high
+    assert 178 <= hits <= 198
+
+
+def test_two_encoders_are_drawn_together() -> None:
+    """What is equal on every utterance differs by nothing at all; a few utterances differ by
+    little, whatever is drawn."""
+    base = np.random.default_rng(1).integers(0, 2, 300)
+    better = base.copy()
+    better[np.flatnonzero(base == 0)[:12]] = 1
+    same, twin, other = drawn([[[[rights(base)]]], [[[rights(base)]]], [[[rights(better)]]]], {})
+    assert np.array_equal(same[ACCURACY], twin[ACCURACY])
+    low, high = interval(other[ACCURACY] - same[ACCURACY])
+    assert 0 < low < 100 * 12 / 300 < high
+    assert high - low < 0.5 * (interval(same[ACCURACY])[1] - interval(same[ACCURACY])[0])
+
+
+def test_seeds_and_encoders_of_a_line_are_averaged_first() -> None:
+    random = np.random.default_rng(2)
+    seeds = random.integers(0, 2, (4, 50))
+    line, plain = drawn(
+        [[[[rights(*seeds[:2])]], [[rights(*seeds[2:])]]], [[[rights(seeds[0])]]]], {}
+    )
+    singles = drawn([[[[rights(seed)]]] for seed in seeds], {})
+    np.testing.assert_allclose(
+        line[ACCURACY], np.mean([single[ACCURACY] for single in singles], axis=0)
+    )
+    np.testing.assert_array_equal(plain[ACCURACY], singles[0][ACCURACY])
+
+
+def test_the_score_is_that_of_every_draw_and_tasks_are_drawn_apart() -> None:
+    random = np.random.default_rng(3)
+    tests = [[rights(random.integers(0, 2, 80))], [errors(random.integers(0, 9, 80), [20] * 80)]]
+    (found,) = drawn([[tests]], REFERENCES)
+    for place in (0, 17, DRAWS - 1):
+        values = {name: float(found[name][place]) for name in (ACCURACY, PER)}
+        assert found["score"][place] == pytest.approx(superb_score(values, REFERENCES))
+    assert abs(np.corrcoef(found[ACCURACY], found[PER])[0, 1]) < 0.1
+
+
+def test_folds_are_drawn_each_and_averaged() -> None:
+    folds = [
+        rights([1] * 30 + [0] * 10, utterances="first"),
+        rights([1, 0] * 20, utterances="second"),
+    ]
+    (found,) = drawn([[[folds]]], {})
+    assert found[ACCURACY].mean() == pytest.approx((75 + 50) / 2, abs=0.5)
+    half = 100 * 1.96 * ((0.75 * 0.25 + 0.5 * 0.5) / 40 / 4) ** 0.5
+    low, high = interval(found[ACCURACY])
+    assert high - low == pytest.approx(2 * half, rel=0.12)
+
+
+def test_what_was_not_counted_or_is_another_test_set_has_no_interval() -> None:
+    other = rights([1, 0, 1], utterances="other")
+    found = drawn([[[[rights([1, 0, 1])]]], [[[other]]], [[[]]], []], REFERENCES)
+    assert [sorted(values) for values in found] == [[ACCURACY], [], [], []]
+    assert drawn([], REFERENCES) == [] and drawn([[]], {}) == [{}]
+
+
+def test_a_draw_without_any_reference_token_is_left_out() -> None:
+    (found,) = drawn([[[[errors([1, 0, 0], [4, 0, 0])]]]], {})
+    values = found[PER]
+    assert 0.1 < np.isnan(values).mean() < 0.5  # (2/3)^3
+    assert interval(values) == (25.0, 25.0)
+
+
+def test_counts_must_be_parallel() -> None:
+    with pytest.raises(ValidationError, match="not one amount per utterance"):
+        Counted(utterances="u", amounts={PER: ((1, 2),)}, of={PER: (1,)})
+
+
+def test_counts_are_read_from_the_store_and_damage_only_costs_the_interval(tmp_path: Path) -> None:
+    plan = make_plan(sweep(), Inputs(encoder="e", corpus=lambda spec: (CorpusSpec.__name__, False)))
+    store = Store(tmp_path)
+    known = [rights([1, 0, 1]).model_dump(mode="json")]
+    contents = [json.dumps(known), "{broken", json.dumps([{"utterances": 3}]), None]
+    for place, row in enumerate(plan.rows):
+        for key in row.evaluations if place < len(contents) else ():
+            with store.publish("evaluate", key, {}) as folder:
+                if contents[place] is not None:
+                    (folder / COUNTS_FILE).write_text(contents[place] or "")
+    found = counts_of(plan, store)
+    for row, content in zip(plan.rows, contents, strict=False):
+        expected = [[rights([1, 0, 1])]] if content == contents[0] else [[]]
+        assert found[row.key] == expected * len(row.evaluations)
+    assert set(found) == {row.key for row in plan.rows[: len(contents)]}
+
+
+def encoder(alpha: float, seed: int, hits: Sequence[int]) -> tuple[EncoderRow, list[list[Counted]]]:
+    """A row whose score is its accuracy on the line of ``REFERENCES``, and its counts."""
+    accuracy = 100 * sum(hits) / len(hits)
+    score = superb_score({ACCURACY: accuracy}, {ACCURACY: REFERENCES[ACCURACY]})
+    metrics = {ACCURACY: accuracy, "score": score, "dev.score": 1.0 - alpha, "spread.score": 0.5}
+    params: dict[str, str | float | int] = {
+        "alpha": alpha,
+        "method": "linear",
+        "finetune": "phones",
+        "seed": seed,
+    }
+    return EncoderRow(f"{alpha}-{seed}", "row", params, metrics, True), [[rights(hits)]]
+
+
+@pytest.mark.parametrize(
+    ("gained", "verdict"),
+    [(40, "different: more than the"), (3, "not different: more than the"), (0, "within the")],
+)
+def test_different_means_more_than_the_spread_and_an_interval_without_zero(
+    gained: int, verdict: str
+) -> None:
+    """Three utterances more of 400 are twenty points of the score, far above the spread of seeds:
+    they may be luck."""
+    random = np.random.default_rng(4)
+    before = random.integers(0, 2, 400)
+    after = before.copy()
+    after[np.flatnonzero(before == 0)[: gained + 9]] = 1
+    after[np.flatnonzero(before == 1)[:9]] = 0  # as many lost as won, beside the gain
+    rows = [encoder(0.0, 0, before.tolist()), encoder(0.25, 0, after.tolist())]
+    lines = with_intervals(
+        groups([row for row, _ in rows]),
+        {row.key: tests for row, tests in rows},
+        {ACCURACY: REFERENCES[ACCURACY]},
+    )
+    found = compare(lines, "pre-trained")
+    assert found is not None and found.interval is not None and found.spread is not None
+    low, high = found.interval
+    assert low <= found.difference <= high
+    assert found.verdict.startswith(verdict)
+    assert (low > 0) == (gained == 40)
+    assert found.verdict in headline(lines)
+
+
+def test_the_report_shows_intervals_and_leaks(tmp_path: Path) -> None:
+    random = np.random.default_rng(5)
+    rows = [
+        encoder(alpha, 0, random.binomial(1, 0.5 + alpha, 200).tolist()) for alpha in (0.0, 0.25)
+    ]
+    tests = {row.key: counts for row, counts in rows}
+    leaks = {rows[1][0].key: [Leak("<b>", "er", 3, 200, 0, 0)]}
+    known: Findings = findings(
+        rows=[row for row, _ in rows],
+        tests=tests,
+        leaks=leaks,
+        references={ACCURACY: REFERENCES[ACCURACY]},
+    )
+    page = write_report(tmp_path, known)
+    lines = with_intervals(groups(known.rows), tests, known.references)
+    table = {
+        item["title"]: item
+        for item in csv.DictReader(io.StringIO((tmp_path / "table.csv").read_text()))
+    }
+    text = page.read_text(encoding="utf-8")
+    for group in lines:
+        for name in ("score", ACCURACY):
+            ends = group.interval(name)
+            assert ends is not None and ends[0] < group.mean[name] < ends[1]
+            assert (
+                float(table[group.title][f"{name}.low"]),
+                float(table[group.title][f"{name}.high"]),
+            ) == ends
+            assert f"<small>{ends[0]:.2f} to {ends[1]:.2f}</small>" in text
+    assert (
+        "† &lt;b&gt; was tuned on 3 of the 200 test utterances of er." in text
+        and text.count(" †</small>") == 1
+    )
+    assert "dev.score.low" not in table["pre-trained"]
+    assert ".low" not in csv_table(groups(known.rows))  # nothing counted, nothing shown

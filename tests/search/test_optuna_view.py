@@ -1,0 +1,108 @@
+"""The study as a file: what optuna-dashboard would read, also after damage, and never a reason to
+stop."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import optuna
+import pytest
+
+from speechft_ray.search.optuna_importance import importances
+from speechft_ray.search.optuna_proposer import OptunaProposer
+from speechft_ray.search.optuna_view import FILE, StudyView
+from speechft_ray.search.proposals import Verdict
+from tests.search.search_fakes import search_plan
+
+
+def told(count: int) -> OptunaProposer:
+    """A proposer that was told so many verdicts of every kind: the last was stopped, the third
+    failed."""
+    plan = search_plan(trials=20, window=1, constraints=[{"metric": "pr.per", "no_worse_than": 5}])
+    proposer = OptunaProposer(plan.search, plan.space.draw)
+    for number in range(count):
+        gain = proposer.ask().merge.alpha
+        verdict = Verdict("complete", [gain], [gain - 0.5], [gain, gain])
+        if number == 2:
+            verdict = Verdict("failed")
+        elif number == count - 1:
+            verdict = Verdict("stopped", steps=[gain])
+        proposer.tell(number, verdict)
+    return proposer
+
+
+def view_of(folder: Path, proposer: OptunaProposer) -> StudyView:
+    plan = search_plan(trials=20, window=1)
+    view = StudyView(folder, "small", proposer, plan.search)
+    for number in range(len(proposer.study.trials)):
+        view.copy(number)
+    view.check()
+    assert view.trouble is None
+    return view
+
+
+def stored(folder: Path) -> list[tuple[object, ...]]:
+    """Read as the dashboard reads it."""
+    study = optuna.load_study(study_name="small", storage=f"sqlite:///{folder / FILE}")
+    return [
+        (t.number, t.state.name, t.params, t.values, t.intermediate_values, t.constraints)
+        for t in study.trials
+    ]
+
+
+@pytest.fixture(scope="module")
+def proposer() -> OptunaProposer:
+    return told(9)
+
+
+def test_every_verdict_is_in_the_file(tmp_path: Path, proposer: OptunaProposer) -> None:
+    view_of(tmp_path, proposer)
+    found = stored(tmp_path)
+    assert [state for _, state, *_ in found] == ["COMPLETE"] * 2 + ["FAIL"] + ["COMPLETE"] * 5 + [
+        "PRUNED"
+    ]
+    for number, state, params, values, _, constraints in found:
+        assert params == proposer.study.trials[number].params  # type: ignore[index]
+        if state == "COMPLETE":
+            assert values == [params["alpha"]]  # type: ignore[index]
+            assert list(constraints.values()) == [pytest.approx(params["alpha"] - 0.5)]  # type: ignore[attr-defined, index]
+    assert len(found[-1][4]) == 1  # type: ignore[arg-type]
+
+
+def test_a_second_run_adds_what_is_new_and_nothing_twice(
+    tmp_path: Path, proposer: OptunaProposer
+) -> None:
+    first = StudyView(tmp_path, "small", proposer, search_plan(trials=20, window=1).search)
+    for number in range(4):
+        first.copy(number)
+    view_of(tmp_path, proposer)
+    assert [number for number, *_ in stored(tmp_path)] == list(range(9))
+
+
+@pytest.mark.parametrize("damage", ["garbage", "others"])
+def test_a_damaged_file_is_made_anew(tmp_path: Path, proposer: OptunaProposer, damage: str) -> None:
+    if damage == "garbage":
+        (tmp_path / FILE).write_bytes(b"not a database" * 100)
+    else:
+        view_of(tmp_path, told(3))  # the last of these was stopped: other trials than ours
+    view_of(tmp_path, proposer)
+    assert [state for _, state, *_ in stored(tmp_path)][:3] == ["COMPLETE", "COMPLETE", "FAIL"]
+    assert len(stored(tmp_path)) == 9
+
+
+def test_a_view_that_cannot_be_written_is_given_up_with_a_sentence(
+    tmp_path: Path, proposer: OptunaProposer
+) -> None:
+    (tmp_path / "file").write_text("")
+    view = StudyView(tmp_path / "file" / "search", "small", proposer, search_plan().search)
+    view.copy(0)
+    view.copy(1)
+    view.check()
+    assert view.trouble is not None and "the search goes on without this view" in view.trouble
+
+
+def test_importance_needs_enough_trials_and_finds_what_matters() -> None:
+    assert importances(told(5).study) == {}
+    found = importances(told(20).study)
+    assert sum(found.values()) == pytest.approx(1)
+    assert max(found, key=lambda name: found[name]) == "alpha"
