@@ -151,7 +151,9 @@ def test_a_run_killed_again_and_again_ends_with_the_same_bits(
         reports: list[float] = []
         try:
             broken = run(
-                tmp_path / "broken", plan, report=lambda values: _die(values, chance, reports)
+                tmp_path / "broken",
+                plan,
+                report=lambda values: _die(values, chance, reports),  # noqa: B023
             )
             break
         except Killed:

@@ -26,51 +26,11 @@ from speechft_ray.speech.synthesis.phones import alignment, phone
 from speechft_ray.speech.synthesis.speakers import Manner, Take, pools, population, take
 
 SMALL = {"train": 5, "dev": 2, "test": 3}
-ENGLISH = set(
-    [
-        "sil",
-        "@",
-        "3",
-        "A",
-        "E",
-        "I",
-        "O",
-        "OI",
-        "U",
-        "V",
-        "a",
-        "aI",
-        "aU",
-        "b",
-        "d",
-        "dZ",
-        "D",
-        "eI",
-        "f",
-        "g",
-        "h",
-        "i",
-        "j",
-        "k",
-        "l",
-        "m",
-        "n",
-        "N",
-        "oU",
-        "p",
-        "r",
-        "s",
-        "S",
-        "t",
-        "tS",
-        "T",
-        "u",
-        "v",
-        "w",
-        "z",
-        "Z",
-    ]
-)
+ENGLISH = {
+    *("sil", "@", "3", "A", "E", "I", "O", "OI", "U", "V", "a", "aI", "aU", "b", "d", "dZ", "D"),
+    *("eI", "f", "g", "h", "i", "j", "k", "l", "m", "n", "N", "oU", "p", "r", "s", "S", "t"),
+    *("tS", "T", "u", "v", "w", "z", "Z"),
+}
 
 
 def options(part: str, **sizes: int) -> SyntheticOptions:

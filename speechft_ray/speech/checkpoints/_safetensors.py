@@ -34,9 +34,8 @@ def open_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str
     """
     try:
         with safe_open(path, framework="pt") as opened:
-            return {name: opened.get_tensor(name) for name in opened.keys()}, dict(
-                opened.metadata() or {}
-            )
+            names = opened.keys()
+            return {name: opened.get_tensor(name) for name in names}, dict(opened.metadata() or {})
     except (SafetensorError, OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
         raise not_whole(path, error) from error
 
