@@ -28,11 +28,11 @@ def inspect(
 ) -> None:
     """Say what a checkpoint is, where it comes from and what it can become; nothing in it is run,
     no model is built."""
-    from speechft_ray.commands.parts import bring
+    from speechft_ray.commands.parts import ensure_downloaded
     from speechft_ray.speech.checkpoints.inspect import inspect
     from speechft_ray.speech.checkpoints.load import locate
 
-    bring(encoder)
+    ensure_downloaded(encoder)
     path = locate(encoder)
     findings = inspect(path, config_from)
     table = Table(
@@ -58,12 +58,12 @@ def convert(
     ] = False,
 ) -> None:
     """Write an encoder in another format, whole or not at all."""
-    from speechft_ray.commands.parts import bring
+    from speechft_ray.commands.parts import ensure_downloaded
     from speechft_ray.speech.checkpoints.convert import convert
     from speechft_ray.speech.checkpoints.inspect import disk_bytes, mega, size_of
     from speechft_ray.speech.checkpoints.load import locate
 
-    bring(encoder)
+    ensure_downloaded(encoder)
     path = locate(encoder)
     with Console(stderr=True).status(escape(f"Converting {path}, {mega(disk_bytes(path))}")):
         done = convert(path, to, out, config_from=config_from, force=force)

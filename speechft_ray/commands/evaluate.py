@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from speechft_ray.commands.parts import RESOURCES, bring, corpus_identity, open_executor
+from speechft_ray.commands.parts import RESOURCES, corpus_identity, ensure_downloaded, open_executor
 from speechft_ray.commands.sweep import failed_lines_to_stderr
 from speechft_ray.core.errors import UserError
 from speechft_ray.core.metrics import metric
@@ -82,7 +82,7 @@ def run_evaluation(
     Raises ``UserError`` before anything is computed when the input is wrong, and ``Interrupted``
     when ``stop`` was set.
     """
-    bring(place.encoder)
+    ensure_downloaded(place.encoder)
     _, encoder = start_encoder(place.encoder)
     store = Store(Path(place.storage))
     build = Builder(

@@ -128,7 +128,7 @@ def open_trackers(spec: SweepSpec, store: Store, mlflow_uri: str | None) -> list
     ]
 
 
-def bring(name: str) -> None:
+def ensure_downloaded(name: str) -> None:
     """Downloads an encoder that is known by name and not in the cache yet, with a bar for people; a path needs nothing."""
     if not is_name(name) or is_here(name):
         return

@@ -16,8 +16,8 @@ from rich.console import Console
 from speechft_ray.commands.checks import check_names, gathered
 from speechft_ray.commands.parts import (
     RESOURCES,
-    bring,
     corpus_identity,
+    ensure_downloaded,
     open_executor,
     open_trackers,
 )
@@ -55,7 +55,7 @@ def plan_search(spec: SweepSpec, place: Place) -> SearchPlan:
     """Checks a search against everything it names and returns its plan. Reads the encoder and the
     user's own corpora."""
     check_names(spec)
-    bring(place.encoder)
+    ensure_downloaded(place.encoder)
     weights, encoder = start_encoder(place.encoder)
     inputs = Inputs(
         encoder=encoder, corpus=lambda item: corpus_identity(item, place), resources=RESOURCES

@@ -13,8 +13,8 @@ from rich.console import Console
 from speechft_ray.commands.checks import check_names
 from speechft_ray.commands.parts import (
     RESOURCES,
-    bring,
     corpus_identity,
+    ensure_downloaded,
     open_executor,
     open_trackers,
 )
@@ -49,7 +49,7 @@ def plan_sweep(spec: SweepSpec, place: Place) -> Plan:
     is content.
     """
     check_names(spec)
-    bring(place.encoder)
+    ensure_downloaded(place.encoder)
     _, encoder = start_encoder(place.encoder)
     return make_plan(
         spec,
