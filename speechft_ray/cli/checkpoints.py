@@ -30,10 +30,10 @@ def inspect(
     no model is built."""
     from speechft_ray.commands.parts import ensure_downloaded
     from speechft_ray.speech.checkpoints.inspect import inspect
-    from speechft_ray.speech.checkpoints.load import locate
+    from speechft_ray.speech.checkpoints.load import locate_encoder
 
     ensure_downloaded(encoder)
-    path = locate(encoder)
+    path = locate_encoder(encoder)
     findings = inspect(path, config_from)
     table = Table(
         title=escape(str(path)), title_justify="left", show_header=False, box=None, pad_edge=False
@@ -60,14 +60,22 @@ def convert(
     """Write an encoder in another format, whole or not at all."""
     from speechft_ray.commands.parts import ensure_downloaded
     from speechft_ray.speech.checkpoints.convert import convert
-    from speechft_ray.speech.checkpoints.inspect import disk_bytes, mega, size_of
-    from speechft_ray.speech.checkpoints.load import locate
+    from speechft_ray.speech.checkpoints.inspect import (
+        describe_size,
+        format_megabytes,
+        measure_disk_bytes,
+    )
+    from speechft_ray.speech.checkpoints.load import locate_encoder
 
     ensure_downloaded(encoder)
-    path = locate(encoder)
-    with Console(stderr=True).status(escape(f"Converting {path}, {mega(disk_bytes(path))}")):
+    path = locate_encoder(encoder)
+    with Console(stderr=True).status(
+        escape(f"Converting {path}, {format_megabytes(measure_disk_bytes(path))}")
+    ):
         done = convert(path, to, out, config_from=config_from, force=force)
-    typer.echo(f"{path}: {done.found.format}, {done.found.weights.family}, {size_of(done.found)}")
+    typer.echo(
+        f"{path}: {done.found.format}, {done.found.weights.family}, {describe_size(done.found)}"
+    )
     for note in (*done.found.notes, *done.notes):
         typer.echo(f"  {note}")
-    typer.echo(f"{out}: {to}, {mega(disk_bytes(out))}")
+    typer.echo(f"{out}: {to}, {format_megabytes(measure_disk_bytes(out))}")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from speechft_ray.commands.parts import _bar
-from speechft_ray.speech.checkpoints.download import checked, fetch
+from speechft_ray.speech.checkpoints.download import fetch, verify_sha256
 
 if TYPE_CHECKING:  # it brings numpy
     from speechft_ray.speech.corpora.base import Extra
@@ -25,5 +25,5 @@ def fetch_extras(extras: Sequence[Extra], folder: Path) -> Iterator[str]:
         path = folder / extra.path
         there = path.exists()
         with _bar(path.name) as progress:
-            checked(fetch(extra.url, path, progress=progress, max_bytes=MAX_EXTRA_BYTES))
+            verify_sha256(fetch(extra.url, path, progress=progress, max_bytes=MAX_EXTRA_BYTES))
         yield f"{extra.path}: {'was there already' if there else f'from {extra.url}'} ({extra.what})"

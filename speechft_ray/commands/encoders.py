@@ -15,11 +15,11 @@ from speechft_ray.core.errors import UserError, unknown_name
 from speechft_ray.core.fingerprint import LENGTH
 from speechft_ray.core.store import Store
 from speechft_ray.report.winner import SweepRecord, recorded, recorded_sweeps
-from speechft_ray.speech.checkpoints.cache import is_here
+from speechft_ray.speech.checkpoints.cache import is_cached
 from speechft_ray.speech.checkpoints.catalogue import BASELINE, PACKAGED, PUBLISHED, cache_folder
 from speechft_ray.sweep.lineage import lineage
 
-OURS = "safetensors"
+_FORMAT = "safetensors"
 _WIDTH = 16
 """Positional convolutions come in 16 groups, in every published model."""
 
@@ -34,7 +34,7 @@ def describe_encoders(console: Console) -> None:
         family = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["family"]
         table.add_row(name, family, "", "yes", "comes with the package")
     for item in PUBLISHED.values():
-        here = "yes" if is_here(item.name) else "no"
+        here = "yes" if is_cached(item.name) else "no"
         table.add_row(
             item.name, item.family, f"{item.bytes / 1e9:.1f} GB", here, f"{item.title}\n{item.url}"
         )
@@ -69,16 +69,16 @@ def new_encoder(family: str, out: Path, *, layers: int, dim: int, large: bool, s
         )
     if dim % _WIDTH:
         raise UserError(f"--dim must be a multiple of {_WIDTH}, but is {dim} instead.")
-    check_free(out)
+    require_absent(out)
     weights = part.initial(part.example_config(layers, dim, large), seed)
-    FORMATS.get(OURS).write(out, weights, {"by": "speechft new", "seed": seed, "parents": []})
+    FORMATS.get(_FORMAT).write(out, weights, {"by": "speechft new", "seed": seed, "parents": []})
 
 
 def export_encoder(run: str, to: str, out: Path, storage: Path) -> tuple[str, ...]:
     """Writes a merged encoder in a format of other tools; returns sentences for people about what
     was written.
 
-    ``run`` is as in ``find_result``. Everything that can be refused is refused before anything is
+    ``run`` is as in ``find_merged_encoder``. Everything that can be refused is refused before anything is
     written.
     """
     from speechft_ray.speech.checkpoints.base import FORMATS
@@ -86,13 +86,13 @@ def export_encoder(run: str, to: str, out: Path, storage: Path) -> tuple[str, ..
     from speechft_ray.speech.checkpoints.load import load_checkpoint
 
     form = FORMATS.get(to)
-    check_free(out)
+    require_absent(out)
     if not storage.is_dir():
         raise UserError(
             f"there is no storage folder {storage}: say with --storage where the sweep was kept."
         )
     store = Store(storage)
-    result = find_result(store, run)
+    result = find_merged_encoder(store, run)
     file = store.folder("merge", result.merge) / "encoder.safetensors"
     if not file.is_file():
         raise UserError(
@@ -101,16 +101,16 @@ def export_encoder(run: str, to: str, out: Path, storage: Path) -> tuple[str, ..
     found = load_checkpoint(file)
     check_family(form, found.weights.family)
     notes = form.write(out, found.weights, {**found.made, **_origin(store, result)})
-    return (f"{out}: a {found.weights.family}, {_told(result)}.", *notes)
+    return (f"{out}: a {found.weights.family}, {_describe(result)}.", *notes)
 
 
-def check_free(out: Path) -> None:
+def require_absent(out: Path) -> None:
     """Raises ``UserError`` when something lies at ``out`` already: nothing is ever written over."""
     if out.exists() or out.is_symlink():
         raise UserError(f"{out} exists already: give another place, or move it away first.")
 
 
-def _origin(store: Store, result: Result) -> dict[str, Any]:
+def _origin(store: Store, result: MergedEncoder) -> dict[str, Any]:
     """What the exported file says of its making, beside what the merged encoder's own file says."""
     *earlier, recipe = lineage(store, result.merge)
     origin: dict[str, Any] = {"merge": result.merge, "parents": [recipe["base"], *recipe["donors"]]}
@@ -124,7 +124,7 @@ def _origin(store: Store, result: Result) -> dict[str, Any]:
     return origin
 
 
-def _told(result: Result) -> str:
+def _describe(result: MergedEncoder) -> str:
     if result.sweep is None or result.sweep.winner is None:
         return f"merged encoder {result.merge}"
     chosen = result.sweep.winner
@@ -137,14 +137,14 @@ def _told(result: Result) -> str:
     return f"winner of `{result.sweep.sweep}`{so_far}: {chosen.title}{of} ({chosen.merge})"
 
 
-class Result(NamedTuple):
+class MergedEncoder(NamedTuple):
     """A merged encoder of the store, and the sweep that chose it, if a sweep was asked for."""
 
     merge: str
     sweep: SweepRecord | None
 
 
-def find_result(store: Store, run: str) -> Result:
+def find_merged_encoder(store: Store, run: str) -> MergedEncoder:
     """Returns what a sweep's name (its winner) or the beginning of a merged encoder's fingerprint
     means.
 
@@ -158,7 +158,7 @@ def find_result(store: Store, run: str) -> Result:
             raise UserError(
                 f"the sweep `{run}` ({kept.status}) has no merge with a dev score yet: run it to its end first."
             )
-        return Result(kept.winner.merge, kept)
+        return MergedEncoder(kept.winner.merge, kept)
     merged = store.fingerprints("merge")
     found = (
         [key for key in merged if key.startswith(run)]
@@ -174,4 +174,4 @@ def find_result(store: Store, run: str) -> Result:
             f" Or give the fingerprint of one of the {len(merged)} merged encoders in {store.root}."
         )
         raise UserError(unknown_name("sweep", run, names) + hint)
-    return Result(found[0], None)
+    return MergedEncoder(found[0], None)

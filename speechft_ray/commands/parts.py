@@ -22,8 +22,8 @@ from speechft_ray.core.records import Place, Stage
 from speechft_ray.core.resources import ResourceRequest
 from speechft_ray.core.specs import CorpusSpec, SweepSpec
 from speechft_ray.core.store import Store
-from speechft_ray.speech.checkpoints.cache import find, is_here
-from speechft_ray.speech.checkpoints.catalogue import cache_folder, is_name
+from speechft_ray.speech.checkpoints.cache import download_encoder, is_cached
+from speechft_ray.speech.checkpoints.catalogue import cache_folder, is_encoder_name
 from speechft_ray.speech.corpora.base import CORPORA, Corpus
 from speechft_ray.stages.perform import open_corpus, perform
 from speechft_ray.sweep.local import LocalExecutor
@@ -94,7 +94,7 @@ def encoder_at(name: str) -> str:
     A name of the catalogue means that encoder even where a file is called the same; ``./NAME`` is the file.
     """
     path = Path(name).expanduser()
-    return name if is_name(name) or not path.exists() else str(path.absolute())
+    return name if is_encoder_name(name) or not path.exists() else str(path.absolute())
 
 
 def open_executor(
@@ -130,13 +130,13 @@ def open_trackers(spec: SweepSpec, store: Store, mlflow_uri: str | None) -> list
 
 def ensure_downloaded(name: str) -> None:
     """Downloads an encoder that is known by name and not in the cache yet, with a bar for people; a path needs nothing."""
-    if not is_name(name) or is_here(name):
+    if not is_encoder_name(name) or is_cached(name):
         return
     Console(stderr=True).print(
         f"Downloading {name} into {cache_folder()}", soft_wrap=True, highlight=False, markup=False
     )
     with _bar(name) as progress:
-        find(name, progress)
+        download_encoder(name, progress)
 
 
 @contextmanager

@@ -9,15 +9,15 @@ import pytest
 import torch
 
 from speechft_ray.core.errors import UserError
-from speechft_ray.speech.checkpoints._parameters import expected_sizes
-from speechft_ray.speech.checkpoints.base import FORMATS, holding
+from speechft_ray.speech.checkpoints._parameters import compute_shapes
+from speechft_ray.speech.checkpoints.base import FORMATS, list_formats
 from speechft_ray.speech.checkpoints.convert import convert
 from speechft_ray.speech.checkpoints.load import load_checkpoint, weights_fingerprint
 from speechft_ray.speech.encoders.base import FAMILIES, EncoderWeights
 from tests.speech.toy_models import lively, toy
 
 MADE = {"by": "a test", "parents": ["base", "donor"], "seed": 3}
-HELD = [(family, name) for family in FAMILIES.names() for name in holding(family)]
+HELD = [(family, name) for family in FAMILIES.names() for name in list_formats(family)]
 LEARNED = [name for name, family in FAMILIES.items() if family.initial is not None]
 SIZES = [False, True]
 
@@ -45,7 +45,7 @@ def same(found: EncoderWeights, weights: EncoderWeights) -> bool:
 
 
 def test_every_family_has_a_format_and_every_format_a_family() -> None:
-    assert all(holding(family) for family in FAMILIES.names())
+    assert all(list_formats(family) for family in FAMILIES.names())
     assert all(form.families for _, form in FORMATS.items())
     assert {name for _, form in FORMATS.items() for name in form.families} == set(FAMILIES.names())
 
@@ -67,7 +67,7 @@ def test_what_is_written_comes_back(family: str, name: str, large: bool, tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("family", "first", "second"), [(f, a, b) for f, a in HELD for b in holding(f) if a != b]
+    ("family", "first", "second"), [(f, a, b) for f, a in HELD for b in list_formats(f) if a != b]
 )
 def test_every_format_becomes_every_other(
     family: str, first: str, second: str, tmp_path: Path
@@ -150,7 +150,7 @@ def test_the_sizes_of_a_configuration_are_those_of_the_model(
     assert part.initial is not None
     config = part.example_config(*size)
     built = part.initial(config, 0).state
-    assert expected_sizes(family, config) == {
+    assert compute_shapes(family, config) == {
         name: tuple(tensor.shape) for name, tensor in built.items()
     }
 
@@ -162,12 +162,12 @@ def test_a_full_size_hubert_goes_through_every_format(tmp_path: Path) -> None:
     assert family.example_config is not None
     config = family.example_config(12, 768, False)
     draw = torch.Generator().manual_seed(0)
-    sizes = expected_sizes("hubert", config)
+    sizes = compute_shapes("hubert", config)
     assert sizes is not None
     state = {name: torch.randn(size, generator=draw) for name, size in sizes.items()}
     weights = EncoderWeights(family="hubert", config=config, state=state)
     assert sum(tensor.numel() for tensor in state.values()) > 94_000_000
-    for name in holding("hubert"):
+    for name in list_formats("hubert"):
         path = out(tmp_path, name)
         FORMATS.get(name).write(path, weights, {})
         assert same(load_checkpoint(path).weights, weights)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from speechft_ray.cli import main
-from speechft_ray.commands.encoders import find_result
+from speechft_ray.commands.encoders import find_merged_encoder
 from speechft_ray.core.store import Store
 from speechft_ray.report.winner import choice
 from speechft_ray.speech.checkpoints.load import load_checkpoint, load_encoder
@@ -200,4 +200,4 @@ def test_a_sweep_whose_name_looks_like_a_fingerprint(tmp_path: Path, storage: Pa
     store = Store(tmp_path)
     (tmp_path / "sweeps").mkdir()
     (tmp_path / "sweeps" / "aa.json").write_text((storage / "sweeps" / "alpha.json").read_text())
-    assert find_result(store, "aa").merge == KEYS[1]
+    assert find_merged_encoder(store, "aa").merge == KEYS[1]

@@ -13,14 +13,14 @@ import torch
 
 from speechft_ray.core.errors import UserError
 from speechft_ray.speech.checkpoints import download
-from speechft_ray.speech.checkpoints.cache import find, is_here
+from speechft_ray.speech.checkpoints.cache import download_encoder, is_cached
 from speechft_ray.speech.checkpoints.catalogue import (
     PACKAGED,
     PUBLISHED,
     cache_folder,
-    hub_name,
-    is_name,
-    names,
+    is_encoder_name,
+    list_names,
+    parse_hub_name,
 )
 from speechft_ray.speech.checkpoints.load import load_encoder, weights_fingerprint
 from speechft_ray.speech.encoders.base import FAMILIES
@@ -60,7 +60,7 @@ def hub_folder(served: Path, *files: str, revision: str = "main") -> Path:
 def test_every_name_is_of_a_family_that_exists() -> None:
     assert {item.family for item in PUBLISHED.values()} <= set(FAMILIES.names())
     assert len({item.file for item in PUBLISHED.values()}) == len(PUBLISHED)
-    assert set(names()) == {"fbank", *PACKAGED, *PUBLISHED}
+    assert set(list_names()) == {"fbank", *PACKAGED, *PUBLISHED}
     assert all(
         item.url == f"https://huggingface.co/s3prl/converted_ckpts/resolve/main/{item.file}"
         for item in PUBLISHED.values()
@@ -84,19 +84,19 @@ def test_a_name_is_downloaded_once_and_loads(
     torch.save(
         {**weights.config, "model_weight": dict(weights.state)}, served / "hubert_base_ls960.pt"
     )
-    assert not is_here("hubert_base")
+    assert not is_cached("hubert_base")
     told: list[int] = []
     loaded = load_encoder("hubert_base", lambda done, total: told.append(done))
     assert weights_fingerprint(loaded) == weights_fingerprint(weights)
     assert told[-1] == (cache / "hubert_base_ls960.pt").stat().st_size
-    assert is_here("hubert_base")
+    assert is_cached("hubert_base")
     monkeypatch.setattr(download.requests, "get", no_network)
     assert weights_fingerprint(load_encoder("hubert_base")) == weights_fingerprint(weights)
 
 
 def test_a_file_that_changed_in_the_cache_does_not_load(served: Path, cache: Path) -> None:
     (served / "wavlm_base.pt").write_bytes(b"as it was")
-    find("wavlm_base")
+    download_encoder("wavlm_base")
     (cache / "wavlm_base.pt").write_bytes(b"as it is now")
     with pytest.raises(UserError, match="is not the file that was downloaded"):
         load_encoder("wavlm_base")
@@ -109,7 +109,7 @@ def test_offline_says_which_file_to_put_where(cache: Path) -> None:
         error.value
     )
     (cache / "wav2vec_small.pt").write_bytes(b"put there by hand")
-    assert find("wav2vec2_base") == cache / "wav2vec_small.pt"
+    assert download_encoder("wav2vec2_base") == cache / "wav2vec_small.pt"
     with pytest.raises(UserError, match="no connection") as error:
         load_encoder("hf:facebook/hubert-base-ls960")
     assert str(cache / "hf" / "facebook" / "hubert-base-ls960@main") in str(error.value)
@@ -128,20 +128,20 @@ def test_a_folder_of_the_hub(
     served: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, files: tuple[str, ...]
 ) -> None:
     hub_folder(served, *files)
-    folder = find("hf:some/model")
+    folder = download_encoder("hf:some/model")
     assert folder == cache / "hf" / "some" / "model@main"
     weights = next(file for file in files if file.startswith(("model", "pytorch")))
     here = {path.name for path in folder.iterdir() if path.suffix != ".sha256"}
     assert here == {file for file in files if not file.startswith(("model", "pytorch"))} | {weights}
     monkeypatch.setattr(download.requests, "get", no_network)
-    assert is_here("hf:some/model")
-    assert find("hf:some/model") == folder
+    assert is_cached("hf:some/model")
+    assert download_encoder("hf:some/model") == folder
 
 
 def test_a_revision_is_a_folder_of_its_own(served: Path, cache: Path) -> None:
     hub_folder(served, "config.json", "model.safetensors", revision="v1.0")
-    assert find("hf:some/model@v1.0") == cache / "hf" / "some" / "model@v1.0"
-    assert not is_here("hf:some/model")
+    assert download_encoder("hf:some/model@v1.0") == cache / "hf" / "some" / "model@v1.0"
+    assert not is_cached("hf:some/model")
 
 
 def pieces(folder: Path, files: list[str]) -> None:
@@ -152,11 +152,11 @@ def pieces(folder: Path, files: list[str]) -> None:
 def test_a_model_in_pieces(served: Path, cache: Path) -> None:
     files = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
     pieces(hub_folder(served, "config.json", *files), files)
-    folder = find("hf:some/model")
+    folder = download_encoder("hf:some/model")
     assert all((folder / file).read_text() == file for file in files)
     (folder / files[1]).unlink()
-    assert not is_here("hf:some/model")
-    assert (find("hf:some/model") / files[1]).exists()
+    assert not is_cached("hf:some/model")
+    assert (download_encoder("hf:some/model") / files[1]).exists()
 
 
 @pytest.mark.parametrize(
@@ -165,16 +165,16 @@ def test_a_model_in_pieces(served: Path, cache: Path) -> None:
 def test_a_piece_cannot_leave_its_folder(served: Path, cache: Path, file: str) -> None:
     pieces(hub_folder(served, "config.json"), [file])
     with pytest.raises(UserError, match="names files that no model in pieces has"):
-        find("hf:some/model")
+        download_encoder("hf:some/model")
     assert not list(cache.rglob("escaped*"))
 
 
 def test_a_model_without_weights_or_without_anything(served: Path) -> None:
     hub_folder(served, "config.json")
     with pytest.raises(UserError, match="has no weights for PyTorch"):
-        find("hf:some/model")
+        download_encoder("hf:some/model")
     with pytest.raises(UserError, match=r"config.json is not there \(the server answers 404\)"):
-        find("hf:some/other")
+        download_encoder("hf:some/other")
 
 
 @pytest.mark.parametrize(
@@ -199,10 +199,10 @@ def test_names_that_are_no_models(name: str) -> None:
 
 
 def test_names_and_paths_are_told_apart() -> None:
-    assert is_name("hubert_base")
-    assert is_name("hf:some/model")
-    assert not is_name("./hubert_base")
-    found = hub_name("hf:facebook/wav2vec2-base@abc123")
+    assert is_encoder_name("hubert_base")
+    assert is_encoder_name("hf:some/model")
+    assert not is_encoder_name("./hubert_base")
+    found = parse_hub_name("hf:facebook/wav2vec2-base@abc123")
     assert found is not None
     assert (found.owner, found.name, found.revision) == ("facebook", "wav2vec2-base", "abc123")
     with pytest.raises(UserError, match="Did you mean `hubert_base`"):
@@ -213,7 +213,7 @@ def test_a_limit_that_is_no_number(served: Path, monkeypatch: pytest.MonkeyPatch
     (served / "wavlm_base.pt").write_bytes(bytes(1000))
     monkeypatch.setenv("SPEECHFT_MAX_DOWNLOAD_BYTES", "8 GB")
     with pytest.raises(UserError, match="must be a whole number of bytes, but is `8 GB`"):
-        find("wavlm_base")
+        download_encoder("wavlm_base")
     monkeypatch.setenv("SPEECHFT_MAX_DOWNLOAD_BYTES", "999")
     with pytest.raises(UserError, match="allow more with SPEECHFT_MAX_DOWNLOAD_BYTES"):
-        find("wavlm_base")
+        download_encoder("wavlm_base")

@@ -15,13 +15,13 @@ from omegaconf import OmegaConf
 from speechft_ray.cli import main
 from speechft_ray.core.errors import UserError
 from speechft_ray.speech.checkpoints import convert as converting
-from speechft_ray.speech.checkpoints._parameters import expected_sizes
-from speechft_ray.speech.checkpoints._plain import plain, settled_values
+from speechft_ray.speech.checkpoints._parameters import compute_shapes
+from speechft_ray.speech.checkpoints._plain import resolve_references, to_plain_data
 from speechft_ray.speech.checkpoints.base import FORMATS
 from speechft_ray.speech.checkpoints.convert import convert
 from speechft_ray.speech.checkpoints.hf import SIDE
 from speechft_ray.speech.checkpoints.load import load_checkpoint, weights_fingerprint
-from speechft_ray.speech.checkpoints.s3prl_downstream import published_with
+from speechft_ray.speech.checkpoints.s3prl_downstream import match_published
 from speechft_ray.speech.encoders.base import FAMILIES, EncoderWeights
 from tests.speech.toy_models import toy
 
@@ -217,14 +217,14 @@ def test_published_sizes_are_told_apart(family: str, large: bool) -> None:
     part = FAMILIES.get(family)
     assert part.example_config is not None
     config = part.example_config(*((24, 1024, True) if large else (12, 768, False)))
-    sizes = expected_sizes(family, config)
+    sizes = compute_shapes(family, config)
     assert sizes is not None
     state = {name: torch.zeros(()).expand(size) for name, size in sizes.items()}
-    ((found, guess),) = published_with(state)
+    ((found, guess),) = match_published(state)
     assert found == family
     assert part.describe(guess) == part.describe(config)
     del state["encoder.layers.3.fc1.bias"]
-    assert published_with(state) == []
+    assert match_published(state) == []
 
 
 def test_omegaconf_containers_of_fairseq_are_read(tmp_path: Path) -> None:
@@ -258,8 +258,8 @@ def test_references_lead_nowhere_else() -> None:
         "f": "${a.b.c.d.e.f.g}",
         "g": ["${b.c}", "???"],
     }
-    assert settled_values(config) == {**config, "a": 3, "g": [3, "???"]}
-    assert plain(config, "x") == config
+    assert resolve_references(config) == {**config, "a": 3, "g": [3, "???"]}
+    assert to_plain_data(config, "x") == config
 
 
 def test_what_another_tool_changed_in_a_file_of_ours_is_believed(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import pytest
 
 from speechft_ray.core.errors import UserError
 from speechft_ray.speech.checkpoints import download
-from speechft_ray.speech.checkpoints.download import NotThere, checked, fetch
+from speechft_ray.speech.checkpoints.download import NotThere, fetch, verify_sha256
 
 CONTENT = bytes(range(256)) * 1000
 
@@ -231,10 +231,10 @@ def test_a_promised_sha256_is_compared(server: Server, tmp_path: Path) -> None:
 
 
 def test_a_file_that_changed_is_found_out(server: Server, tmp_path: Path) -> None:
-    path = checked(fetch(server.url, tmp_path / "model.pt"))
+    path = verify_sha256(fetch(server.url, tmp_path / "model.pt"))
     path.write_bytes(CONTENT[:-1] + b"\x00")
     with pytest.raises(UserError, match=r"is not the file that was downloaded.*Remove both files"):
-        checked(path)
+        verify_sha256(path)
 
 
 def test_a_file_put_there_by_hand_is_recorded(tmp_path: Path) -> None:
@@ -242,11 +242,11 @@ def test_a_file_put_there_by_hand_is_recorded(tmp_path: Path) -> None:
     path.write_bytes(CONTENT)
     assert (
         hashlib.sha256(CONTENT).hexdigest()
-        in checked(path).with_name("model.pt.sha256").read_text()
+        in verify_sha256(path).with_name("model.pt.sha256").read_text()
     )
     path.write_bytes(b"other")
     with pytest.raises(UserError, match="is not the file"):
-        checked(path)
+        verify_sha256(path)
 
 
 def test_two_at_once_take_turns(server: Server, tmp_path: Path) -> None:

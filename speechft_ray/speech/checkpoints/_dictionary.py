@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from speechft_ray.core.errors import UserError
-from speechft_ray.speech.checkpoints._plain import plain
+from speechft_ray.speech.checkpoints._plain import to_plain_data
 from speechft_ray.speech.checkpoints._standins import Dictionary
 
 _SPECIAL = {"bos": "<s>", "pad": "<pad>", "eos": "</s>", "unk": "<unk>"}
@@ -30,12 +30,12 @@ class FairseqDictionary:
         self.nspecial = sum(word in indices for word in _SPECIAL.values())
 
 
-def written_dictionaries(symbols: list[list[str] | None]) -> list[FairseqDictionary | None]:
+def make_dictionaries(symbols: list[list[str] | None]) -> list[FairseqDictionary | None]:
     """Returns what to pickle for the ``dictionaries_symbols`` of a HuBERT."""
     return [None if words is None else FairseqDictionary(list(words)) for words in symbols]
 
 
-def symbols_of(path: Path, task_state: Any) -> list[list[str] | None]:
+def read_symbols(path: Path, task_state: Any) -> list[list[str] | None]:
     """Returns the words of each dictionary of a HuBERT's ``task_state``. Raises ``UserError`` when
     they are not there."""
     found = task_state.get("dictionaries") if isinstance(task_state, Mapping) else None
@@ -47,7 +47,7 @@ def symbols_of(path: Path, task_state: Any) -> list[list[str] | None]:
 
 
 def _words(path: Path, dictionary: Any) -> list[str]:
-    words = plain(
+    words = to_plain_data(
         dictionary.state.get("symbols") if isinstance(dictionary, Dictionary) else dictionary,
         f"dictionary in {path}",
     )

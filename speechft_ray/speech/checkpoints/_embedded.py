@@ -14,7 +14,7 @@ from typing import Any
 
 from speechft_ray.core.errors import UserError
 from speechft_ray.core.fingerprint import canonical
-from speechft_ray.speech.checkpoints._plain import plain
+from speechft_ray.speech.checkpoints._plain import to_plain_data
 from speechft_ray.speech.encoders.base import EncoderWeights
 
 KEY = "speechft_ray"
@@ -49,13 +49,13 @@ def embed(
     return deepcopy(found)  # a part shared with the rest of the file would change with it
 
 
-def embedded(data: Any, where: str) -> Embedded | None:
+def read_embedded(data: Any, where: str) -> Embedded | None:
     """Returns what ``embed`` stored, or None where there is nothing, or nothing that this version
     reads."""
     if data is None:
         return None
     try:
-        found = plain(data, where)
+        found = to_plain_data(data, where)
     except UserError:
         return None
     if not isinstance(found, dict) or found.get("format") != FORMAT:
@@ -69,7 +69,7 @@ def embedded(data: Any, where: str) -> Embedded | None:
     )
 
 
-def settled(
+def keep_if_unchanged(
     own: Embedded | None,
     family: str,
     native: Mapping[str, Any],

@@ -120,12 +120,12 @@ TASK_DEFAULTS: dict[str, dict[str, Any]] = {
 """What fairseq does not start without. ``km``: k-means labels, as HuBERT was trained on."""
 
 
-def known_model_keys(family: str) -> list[str]:
+def list_model_keys(family: str) -> list[str]:
     """Keys of ``cfg.model`` that fairseq knows, beside ``_name``."""
     return [*_MODEL_COMMON, *_MODEL_OWN[family]]
 
 
-def known_task_keys(family: str) -> list[str]:
+def list_task_keys(family: str) -> list[str]:
     """Keys of ``cfg.task`` that fairseq knows, beside ``_name``."""
     return [*_TASK_COMMON, *_TASK_OWN[family]]
 

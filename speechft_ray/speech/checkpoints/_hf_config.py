@@ -104,7 +104,7 @@ def from_hf_config(where: str, config: Mapping[str, Any], normalize: bool) -> di
         )
     model |= {
         "extractor_mode": _EXTRACTORS[extractor],
-        "conv_feature_layers": _convolutions(where, config),
+        "conv_feature_layers": _format_convolutions(where, config),
     }
     if family == "wavlm":
         return {
@@ -177,7 +177,7 @@ def to_hf_config(family: str, config: Mapping[str, Any], masks: bool) -> dict[st
     }
 
 
-def _convolutions(where: str, config: Mapping[str, Any]) -> str:
+def _format_convolutions(where: str, config: Mapping[str, Any]) -> str:
     """The line that fairseq writes for these convolutions, repeats folded as in the published
     files."""
     columns = [config.get(key, default) for key, default in _GEOMETRY.items()]

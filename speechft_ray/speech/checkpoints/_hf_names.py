@@ -68,7 +68,7 @@ _PARTS = {"n": r"(?P<n>\d{1,4})", "p": r"(?P<p>weight|bias)", "a": r"(?P<a>[kvq]
 
 def to_hf(name: str) -> str | None:
     """Returns transformers' name of a parameter, or None where its base model has none."""
-    return _translated(name, _RULES)
+    return _translate(name, _RULES)
 
 
 def from_hf(name: str, extractor_mode: str) -> str | None:
@@ -79,13 +79,13 @@ def from_hf(name: str, extractor_mode: str) -> str | None:
         for ours, theirs in (*_RULES, *_OLDER)
         if not (other + "{p}" in ours and "conv_layers" in ours)
     ]
-    return _translated(name, rules)
+    return _translate(name, rules)
 
 
 def from_hf_pretraining(name: str) -> str | None:
     """Returns our name of a parameter beside the base model of ``Wav2Vec2ForPreTraining``, or None
     for parts of other heads."""
-    return _translated(name, [(theirs, ours) for ours, theirs in _PRETRAINING])
+    return _translate(name, [(theirs, ours) for ours, theirs in _PRETRAINING])
 
 
 def split_prefix(
@@ -103,9 +103,7 @@ def split_prefix(
     return base, {name: tensor for name, tensor in state.items() if not name.startswith(prefix)}
 
 
-def _translated(
-    name: str, rules: tuple[tuple[str, str], ...] | list[tuple[str, str]]
-) -> str | None:
+def _translate(name: str, rules: tuple[tuple[str, str], ...] | list[tuple[str, str]]) -> str | None:
     for source, target in rules:
         pattern = re.escape(source)
         for part, text in _PARTS.items():

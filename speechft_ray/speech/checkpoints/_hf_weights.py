@@ -10,9 +10,9 @@ from typing import Any
 import torch
 
 from speechft_ray.core.errors import UserError
-from speechft_ray.speech.checkpoints._plain import plain
+from speechft_ray.speech.checkpoints._plain import to_plain_data
 from speechft_ray.speech.checkpoints._safetensors import open_safetensors, read_json
-from speechft_ray.speech.checkpoints._torch import open_torch_file, state_table
+from speechft_ray.speech.checkpoints._torch import open_torch_file, validate_state_dict
 from speechft_ray.speech.checkpoints.cache import WEIGHTS
 
 MAX_PIECES = 256
@@ -54,11 +54,11 @@ def _piece(file: Path) -> dict[str, torch.Tensor]:
     tensors: Any = (
         open_safetensors(file)[0] if file.suffix == ".safetensors" else open_torch_file(file)
     )
-    return state_table(file, tensors, file.name)
+    return validate_state_dict(file, tensors, file.name)
 
 
 def _index(file: Path) -> dict[str, str]:
-    found = plain(read_json(file), str(file))
+    found = to_plain_data(read_json(file), str(file))
     places = found.get("weight_map") if isinstance(found, dict) else None
     if not isinstance(places, dict) or not places:
         raise UserError(f"{file} has no `weight_map`, so it is no index of weights.")

@@ -16,7 +16,7 @@ Sizes = dict[str, tuple[int, ...]]
 _STANDARD = ("hubert", "wav2vec2", "wavlm", "decoar2")
 
 
-def expected_sizes(family: str, config: Mapping[str, Any]) -> Sizes | None:
+def compute_shapes(family: str, config: Mapping[str, Any]) -> Sizes | None:
     """Returns the size of every parameter by name, those of pre-training among them; None where
     only building can tell.
 
@@ -46,7 +46,7 @@ def check_fit(weights: EncoderWeights) -> None:
     """Raises ``UserError`` naming the first five parameters that are missing, unexpected or
     misshapen, or one with values that are no numbers. Parameters of pre-training may be missing."""
     family = FAMILIES.get(weights.family)
-    sizes = expected_sizes(weights.family, weights.config)
+    sizes = compute_shapes(weights.family, weights.config)
     if sizes is None:
         family.build(weights)
     else:
@@ -71,13 +71,13 @@ def check_fit(weights: EncoderWeights) -> None:
                 "Give the file with the configuration that it was saved with, or the right family's file."
             )
     for name, tensor in weights.state.items():
-        if not finite(tensor):
+        if not is_finite(tensor):
             raise UserError(
                 f"`{name}` holds values that are no finite numbers: the training that made this file has diverged."
             )
 
 
-def finite(tensor: torch.Tensor) -> bool:
+def is_finite(tensor: torch.Tensor) -> bool:
     """Whether every value is a finite number: one pass, no copy. The smallest and largest value
     show NaN as well."""
     return tensor.numel() == 0 or all(
@@ -85,11 +85,11 @@ def finite(tensor: torch.Tensor) -> bool:
     )
 
 
-def filled_with_zeros(weights: EncoderWeights) -> dict[str, torch.Tensor]:
+def make_zero_parameters(weights: EncoderWeights) -> dict[str, torch.Tensor]:
     """Returns the parameters of pre-training that the weights lack, as zeros: strict loaders want
     them, features do not."""
     optional = FAMILIES.get(weights.family).pretraining_only_prefixes
-    sizes = expected_sizes(weights.family, weights.config) or {}
+    sizes = compute_shapes(weights.family, weights.config) or {}
     return {
         name: torch.zeros(size)
         for name, size in sizes.items()

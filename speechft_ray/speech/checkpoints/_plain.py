@@ -19,7 +19,7 @@ _MISSING = "???"  # omegaconf's word for a value that nobody has set
 _REFERENCE = re.compile(r"\$\{([a-z_]+(?:\.[a-z_]+){0,4})\}")
 
 
-def plain(value: Any, where: str) -> Any:
+def to_plain_data(value: Any, where: str) -> Any:
     """Returns JSON data: mappings with text keys, lists, texts, finite numbers, truth values, None.
 
     Namespaces and omegaconf's containers become dictionaries and lists, tuples become lists. Raises
@@ -28,14 +28,14 @@ def plain(value: Any, where: str) -> Any:
     return _Walk().convert(value, where, 0)
 
 
-def settled_values(value: Any) -> Any:
+def resolve_references(value: Any) -> Any:
     """Returns a configuration of omegaconf's, already plain, without the values that were never set
     (``???``).
 
     ``${task.normalize}`` is replaced by the single value it points to within ``value``, and by
     nothing else.
     """
-    return _settled(value, value)
+    return _resolve(value, value)
 
 
 class _Walk:
@@ -50,7 +50,7 @@ class _Walk:
             raise UserError(
                 f"{where} is nested or long beyond every configuration (over {MAX_DEPTH} deep or a million values)."
             )
-        value = _opened(value)
+        value = _unwrap(value)
         if isinstance(value, Mapping):
             keys = {_key(key, where): item for key, item in value.items()}
             return {
@@ -78,7 +78,7 @@ class _Walk:
         )
 
 
-def _opened(value: Any) -> Any:
+def _unwrap(value: Any) -> Any:
     if isinstance(value, Namespace):
         return value.state
     if isinstance(value, Container):
@@ -102,11 +102,11 @@ def _kind(value: Any) -> str:
     return f"a {type(value).__name__}" + (" object" if isinstance(value, StandIn) else "")
 
 
-def _settled(value: Any, root: Any) -> Any:
+def _resolve(value: Any, root: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _settled(item, root) for key, item in value.items() if item != _MISSING}
+        return {key: _resolve(item, root) for key, item in value.items() if item != _MISSING}
     if isinstance(value, list):
-        return [_settled(item, root) for item in value]
+        return [_resolve(item, root) for item in value]
     match = _REFERENCE.fullmatch(value) if isinstance(value, str) else None
     if match is None:
         return value

@@ -20,7 +20,7 @@ MAX_JSON_BYTES = 16 * 2**20
 1 MB as well."""
 
 
-def looks_like_safetensors(path: Path) -> bool:
+def is_safetensors(path: Path) -> bool:
     """Whether a file begins like one: the length of a header, and the header's brace."""
     with path.open("rb") as file:
         head = file.read(9)
@@ -37,7 +37,7 @@ def open_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str
             names = opened.keys()
             return {name: opened.get_tensor(name) for name in names}, dict(opened.metadata() or {})
     except (SafetensorError, OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
-        raise not_whole(path, error) from error
+        raise make_damaged_error(path, error) from error
 
 
 def metadata_of(path: Path) -> dict[str, str]:
@@ -47,10 +47,10 @@ def metadata_of(path: Path) -> dict[str, str]:
         with safe_open(path, framework="pt") as opened:
             return dict(opened.metadata() or {})
     except (SafetensorError, OSError, ValueError) as error:
-        raise not_whole(path, error) from error
+        raise make_damaged_error(path, error) from error
 
 
-def not_whole(path: Path, error: Exception) -> UserError:
+def make_damaged_error(path: Path, error: Exception) -> UserError:
     """The sentence for a file that safetensors does not read."""
     return UserError(
         f"{path} is not a whole safetensors file ({str(error)[:120]}). Copy it again from where it came."

@@ -82,10 +82,10 @@ def open_torch_file(path: Path) -> Any:
         OverflowError,
         RecursionError,
     ) as error:
-        raise _damaged(path, error) from error
+        raise _make_damaged_error(path, error) from error
 
 
-def state_table(path: Path, table: Any, where: str) -> dict[str, torch.Tensor]:
+def validate_state_dict(path: Path, table: Any, where: str) -> dict[str, torch.Tensor]:
     """Returns a table of parameters in float32; those that are float32 in the file stay views of
     it.
 
@@ -130,7 +130,7 @@ def _check_archive(path: Path) -> None:
         with zipfile.ZipFile(path) as archive:
             members = sorted(archive.infolist(), key=lambda member: member.header_offset)
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
-        raise _damaged(path, error) from error
+        raise _make_damaged_error(path, error) from error
     names = {member.filename for member in members}
     if len(members) > MAX_MEMBERS or len(names) != len(members):
         raise UserError(
@@ -167,7 +167,7 @@ def _printable(name: str) -> str:
     return "".join(letter if letter.isprintable() else "?" for letter in name[:120])
 
 
-def _damaged(path: Path, error: BaseException) -> UserError:
+def _make_damaged_error(path: Path, error: BaseException) -> UserError:
     reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
     return UserError(
         f"{path} is damaged or cut short ({reason}). Copy it again from where it came."

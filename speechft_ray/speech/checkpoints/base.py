@@ -29,7 +29,7 @@ class Checkpoint:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Source:
+class RawCheckpoint:
     """One file or folder, opened once, for every format to look at."""
 
     path: Path
@@ -59,8 +59,8 @@ class CheckpointFormat:
     title: str
     families: tuple[str, ...]
     is_folder: bool
-    recognises: Callable[[Source], bool]
-    read: Callable[[Source], Checkpoint]
+    recognises: Callable[[RawCheckpoint], bool]
+    read: Callable[[RawCheckpoint], Checkpoint]
     write: Write
 
 
@@ -69,12 +69,12 @@ FORMATS: Registry[CheckpointFormat] = Registry(
 )
 
 
-def holding(family: str) -> list[str]:
+def list_formats(family: str) -> list[str]:
     """Returns the names of the formats that can hold a family, sorted."""
     return [name for name, form in FORMATS.items() if family in form.families]
 
 
-def whole(write: Write) -> Write:
+def atomic(write: Write) -> Write:
     """Returns a writer that leaves ``path`` either complete or absent, and never writes over
     anything or a broken encoder.
 
@@ -105,7 +105,7 @@ def whole(write: Write) -> Write:
     return written
 
 
-def remove(path: Path) -> None:
+def remove_checkpoint(path: Path) -> None:
     """Removes a file or folder that we wrote, if it is there."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)

@@ -10,14 +10,20 @@ from contextlib import suppress
 from pathlib import Path
 
 from speechft_ray.core.errors import UserError, unknown_name
-from speechft_ray.speech.checkpoints.catalogue import PACKAGED, PUBLISHED, HubName, hub_name, names
+from speechft_ray.speech.checkpoints.catalogue import (
+    PACKAGED,
+    PUBLISHED,
+    HubName,
+    list_names,
+    parse_hub_name,
+)
 from speechft_ray.speech.checkpoints.download import (
     MAX_BYTES,
     NotThere,
     Progress,
     Unreachable,
-    checked,
     fetch,
+    verify_sha256,
 )
 
 CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
@@ -34,7 +40,7 @@ _PIECE = re.compile(r"[A-Za-z0-9_-]{1,80}\.(safetensors|bin)")
 _MOST_PIECES = 64
 
 
-def find(name: str, progress: Progress | None = None) -> Path:
+def download_encoder(name: str, progress: Progress | None = None) -> Path:
     """Returns the file or folder of a catalogue name or of ``hf:OWNER/NAME[@REVISION]``,
     downloading what is not there yet.
 
@@ -46,10 +52,10 @@ def find(name: str, progress: Progress | None = None) -> Path:
         return PACKAGED[name]
     if name in PUBLISHED:
         return _have(PUBLISHED[name].url, PUBLISHED[name].path, progress)
-    model = hub_name(name)
+    model = parse_hub_name(name)
     if model is None:
         raise UserError(
-            unknown_name("encoder", name, names())
+            unknown_name("encoder", name, list_names())
             + " Or give the path of a checkpoint, or hf:OWNER/NAME."
         )
     try:
@@ -61,16 +67,16 @@ def find(name: str, progress: Progress | None = None) -> Path:
         ) from None
 
 
-def is_here(name: str) -> bool:
-    """Whether ``find`` would need no network for this name."""
+def is_cached(name: str) -> bool:
+    """Whether ``download_encoder`` would need no network for this name."""
     if name in PUBLISHED:
         return PUBLISHED[name].path.exists()
-    model = hub_name(name)
+    model = parse_hub_name(name)
     return model is None or ((model.folder / CONFIG).exists() and _weights_here(model.folder))
 
 
 def _have(url: str, path: Path, progress: Progress | None) -> Path:
-    return checked(
+    return verify_sha256(
         path if path.exists() else fetch(url, path, progress=progress, max_bytes=_most_bytes())
     )
 

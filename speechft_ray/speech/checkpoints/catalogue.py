@@ -20,7 +20,7 @@ _HUB = "https://huggingface.co"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Published:
+class PublishedEncoder:
     """One encoder that others have published as one file."""
 
     name: str
@@ -40,59 +40,57 @@ class Published:
         return cache_folder() / self.file
 
 
-def _published(name: str, family: str, file: str, bytes: int, title: str) -> Published:
-    return Published(name=name, family=family, title=title, file=file, bytes=bytes)
+def _entry(name: str, family: str, file: str, bytes: int, title: str) -> PublishedEncoder:
+    return PublishedEncoder(name=name, family=family, title=title, file=file, bytes=bytes)
 
 
 PUBLISHED = {
     item.name: item
     for item in (
-        _published(
+        _entry(
             "hubert_base",
             "hubert",
             "hubert_base_ls960.pt",
             378_700_000,
             "HuBERT Base, LibriSpeech 960 h",
         ),
-        _published(
+        _entry(
             "hubert_large_ll60k",
             "hubert",
             "hubert_large_ll60k.pt",
             1_266_400_000,
             "HuBERT Large, Libri-Light 60k h",
         ),
-        _published(
+        _entry(
             "wav2vec2_base",
             "wav2vec2",
             "wav2vec_small.pt",
             380_200_000,
             "wav2vec 2.0 Base, LibriSpeech 960 h",
         ),
-        _published(
+        _entry(
             "wav2vec2_large_960",
             "wav2vec2",
             "libri960_big.pt",
             1_269_500_000,
             "wav2vec 2.0 Large, LibriSpeech 960 h",
         ),
-        _published(
+        _entry(
             "wav2vec2_large_lv60",
             "wav2vec2",
             "wav2vec_vox_new.pt",
             1_269_500_000,
             "wav2vec 2.0 Large, Libri-Light 60k h",
         ),
-        _published(
+        _entry(
             "xlsr_53", "wav2vec2", "xlsr_53_56k.pt", 1_269_500_000, "XLSR-53, 56k h in 53 languages"
         ),
-        _published(
+        _entry(
             "wavlm_base", "wavlm", "wavlm_base.pt", 377_500_000, "WavLM Base, LibriSpeech 960 h"
         ),
-        _published(
-            "wavlm_base_plus", "wavlm", "wavlm_base_plus.pt", 378_800_000, "WavLM Base+, 94k h"
-        ),
-        _published("wavlm_large", "wavlm", "wavlm_large.pt", 1_266_500_000, "WavLM Large, 94k h"),
-        _published(
+        _entry("wavlm_base_plus", "wavlm", "wavlm_base_plus.pt", 378_800_000, "WavLM Base+, 94k h"),
+        _entry("wavlm_large", "wavlm", "wavlm_large.pt", 1_266_500_000, "WavLM Large, 94k h"),
+        _entry(
             "decoar2_base",
             "decoar2",
             "checkpoint_decoar2.pt",
@@ -136,7 +134,7 @@ _HUB_NAME = re.compile(
 )
 
 
-def hub_name(text: str) -> HubName | None:
+def parse_hub_name(text: str) -> HubName | None:
     """Returns the hub's model that a name means, ``None`` for any other kind of name.
 
     Raises ``UserError`` for a name that begins like one and is none: what it may hold becomes a
@@ -153,13 +151,13 @@ def hub_name(text: str) -> HubName | None:
     return HubName(owner=found["owner"], name=found["name"], revision=found["revision"] or "main")
 
 
-def is_name(text: str) -> bool:
+def is_encoder_name(text: str) -> bool:
     """Whether a text names an encoder, so that it is not taken for a path; ``./tiny_hubert`` is
     always a path."""
     return text in PUBLISHED or text in PACKAGED or text == BASELINE or text.startswith("hf:")
 
 
-def names() -> list[str]:
+def list_names() -> list[str]:
     """The names of the catalogue, sorted; the hub's names come on top."""
     return sorted([*PUBLISHED, *PACKAGED, BASELINE])
 

@@ -12,8 +12,8 @@ from speechft_ray.speech.checkpoints.base import (
     FORMATS,
     Checkpoint,
     CheckpointFormat,
-    holding,
-    remove,
+    list_formats,
+    remove_checkpoint,
 )
 from speechft_ray.speech.checkpoints.hf import FILES as HF_FILES
 from speechft_ray.speech.checkpoints.load import load_checkpoint
@@ -23,7 +23,7 @@ from speechft_ray.speech.encoders.base import FAMILIES
 _OURS = {*HF_FILES, FILE, MANIFEST}
 
 
-class Converted(NamedTuple):
+class Conversion(NamedTuple):
     """What was read, and what to tell people of the reading and the writing."""
 
     found: Checkpoint
@@ -32,7 +32,7 @@ class Converted(NamedTuple):
 
 def convert(
     path: Path, to: str, out: Path, *, config_from: Path | None = None, force: bool = False
-) -> Converted:
+) -> Conversion:
     """Writes the encoder of ``path`` in the format ``to`` at ``out``; ``force`` replaces what we
     could have written there.
 
@@ -48,11 +48,11 @@ def convert(
     check_family(form, found.weights.family)
     made = {**found.made, "converted": _history(found, path)}
     if not (out.exists() or out.is_symlink()):
-        return Converted(found, form.write(out, found.weights, made))
+        return Conversion(found, form.write(out, found.weights, made))
     fresh = out.with_name(f".{out.stem}-{secrets.token_hex(4)}{out.suffix}")
     notes = form.write(fresh, found.weights, made)
     _swap(fresh, out)
-    return Converted(found, notes)
+    return Conversion(found, notes)
 
 
 def check_family(form: CheckpointFormat, family: str) -> None:
@@ -60,7 +60,7 @@ def check_family(form: CheckpointFormat, family: str) -> None:
     if family not in form.families:
         raise UserError(
             f"--to {form.name} cannot hold a {FAMILIES.get(family).title}: {form.title} is for {', '.join(form.families)}. "
-            f"Allowed for this encoder: {', '.join(holding(family))}."
+            f"Allowed for this encoder: {', '.join(list_formats(family))}."
         )
 
 
@@ -90,9 +90,9 @@ def _swap(fresh: Path, out: Path) -> None:
         fresh.rename(out)
     except OSError:
         aside.rename(out)
-        remove(fresh)
+        remove_checkpoint(fresh)
         raise
-    remove(aside)
+    remove_checkpoint(aside)
 
 
 def _history(found: Checkpoint, path: Path) -> list[Mapping[str, Any]]:

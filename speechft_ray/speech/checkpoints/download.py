@@ -100,7 +100,7 @@ def _fetch(url: str, path: Path, progress: Progress | None, max_bytes: int) -> N
                 note.unlink(missing_ok=True)
 
 
-def checked(path: Path) -> Path:
+def verify_sha256(path: Path) -> Path:
     """Returns ``path`` after comparing its bytes with the sha256 that was recorded when it came;
     records it if none is there.
 

@@ -16,20 +16,20 @@ import torch
 
 from speechft_ray.core.errors import UserError
 from speechft_ray.speech.checkpoints import _fairseq_names as names
-from speechft_ray.speech.checkpoints._dictionary import symbols_of, written_dictionaries
-from speechft_ray.speech.checkpoints._embedded import KEY, embed, embedded, settled
-from speechft_ray.speech.checkpoints._parameters import filled_with_zeros
-from speechft_ray.speech.checkpoints._plain import plain, settled_values
+from speechft_ray.speech.checkpoints._dictionary import make_dictionaries, read_symbols
+from speechft_ray.speech.checkpoints._embedded import KEY, embed, keep_if_unchanged, read_embedded
+from speechft_ray.speech.checkpoints._parameters import make_zero_parameters
+from speechft_ray.speech.checkpoints._plain import resolve_references, to_plain_data
 from speechft_ray.speech.checkpoints._standins import Container, Namespace
-from speechft_ray.speech.checkpoints._torch import state_table
+from speechft_ray.speech.checkpoints._torch import validate_state_dict
 from speechft_ray.speech.checkpoints.base import (
     FORMATS,
     Checkpoint,
     CheckpointFormat,
-    Source,
-    whole,
+    RawCheckpoint,
+    atomic,
 )
-from speechft_ray.speech.checkpoints.s3prl import emptied_notes, filled_notes
+from speechft_ray.speech.checkpoints.s3prl import describe_zeros_added, describe_zeros_removed
 from speechft_ray.speech.encoders.base import EncoderWeights
 
 _FAMILIES = ("hubert", "wav2vec2")
@@ -43,7 +43,7 @@ _HISTORY = {
 """fairseq looks at the last entry before it looks at the model."""
 
 
-def recognises(source: Source) -> bool:
+def recognises(source: RawCheckpoint) -> bool:
     """Whether a ``.pt`` has ``model`` beside ``args`` or a ``cfg`` with parts."""
     content = source.content
     if not isinstance(content, Mapping) or "model" not in content:
@@ -55,7 +55,7 @@ def recognises(source: Source) -> bool:
     )
 
 
-def read(source: Source) -> Checkpoint:
+def read(source: RawCheckpoint) -> Checkpoint:
     """Reads a HuBERT or wav2vec 2.0 of either kind; weights come back in float32, training options
     and optimizer stay behind.
 
@@ -73,13 +73,15 @@ def read(source: Source) -> Checkpoint:
     family = _family(path, model, content["model"])
     config: dict[str, Any] = {"model_cfg": model, "task_cfg": task}
     if family == "hubert":
-        config["dictionaries_symbols"] = symbols_of(path, content.get("task_state"))
-    state = state_table(path, content["model"], "model")
-    own = settled(embedded(content.get(KEY), f"`{KEY}` in {path}"), family, config, _rendered)
+        config["dictionaries_symbols"] = read_symbols(path, content.get("task_state"))
+    state = validate_state_dict(path, content["model"], "model")
+    own = keep_if_unchanged(
+        read_embedded(content.get(KEY), f"`{KEY}` in {path}"), family, config, _render
+    )
     for name in own.filled if own else ():
         state.pop(name, None)
     weights = EncoderWeights(family=family, config=own.config if own else config, state=state)
-    notes = (*_notes(content), *emptied_notes(own.filled if own else ()))
+    notes = (*_notes(content), *describe_zeros_removed(own.filled if own else ()))
     return Checkpoint(weights=weights, format="fairseq", made=own.made if own else {}, notes=notes)
 
 
@@ -90,10 +92,10 @@ def write(path: Path, weights: EncoderWeights, made: Mapping[str, Any]) -> tuple
     Parameters of pre-training that are missing become zeros, and a note: fairseq's loader is
     strict.
     """
-    filled = filled_with_zeros(weights)
-    rendered = _rendered(weights.config)
+    filled = make_zero_parameters(weights)
+    rendered = _render(weights.config)
     model, task = rendered["model_cfg"], rendered["task_cfg"]
-    dictionaries = written_dictionaries(weights.config.get("dictionaries_symbols", []))
+    dictionaries = make_dictionaries(weights.config.get("dictionaries_symbols", []))
     content: dict[str, Any] = {
         "args": None,
         "cfg": {
@@ -113,16 +115,16 @@ def write(path: Path, weights: EncoderWeights, made: Mapping[str, Any]) -> tuple
         KEY: embed(weights, made, sorted(filled)),
     }
     torch.save(content, path, pickle_module=names.PICKLE)
-    return filled_notes(filled)
+    return describe_zeros_added(filled)
 
 
 def _config(path: Path, content: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     if content.get("cfg") is None:
-        options = plain(content["args"], f"`args` in {path}")
+        options = to_plain_data(content["args"], f"`args` in {path}")
         model = {key: options[key] for key in names.MODEL_KEYS if key in options}
         task = {key: options[key] for key in names.TASK_KEYS if key in options}
         return {"_name": options.get("arch"), **model}, {"_name": options.get("task"), **task}
-    config = settled_values(plain(content["cfg"], f"`cfg` in {path}"))
+    config = resolve_references(to_plain_data(content["cfg"], f"`cfg` in {path}"))
     parts = [config.get(key) if isinstance(config, dict) else None for key in ("model", "task")]
     if not all(isinstance(part, dict) for part in parts):
         raise UserError(
@@ -142,17 +144,17 @@ def _family(path: Path, model: Mapping[str, Any], state: Mapping[str, Any]) -> s
     return str(name)
 
 
-def _rendered(config: Mapping[str, Any]) -> dict[str, Any]:
+def _render(config: Mapping[str, Any]) -> dict[str, Any]:
     """The configuration as fairseq 0.12.2 takes it: its names, and no key that it does not know."""
     family = "hubert" if "dictionaries_symbols" in config else "wav2vec2"
     model = {
         key: config["model_cfg"][key]
-        for key in names.known_model_keys(family)
+        for key in names.list_model_keys(family)
         if key in config["model_cfg"]
     }
     task = {
         key: config["task_cfg"][key]
-        for key in names.known_task_keys(family)
+        for key in names.list_task_keys(family)
         if key in config["task_cfg"]
     }
     rendered = {
@@ -180,6 +182,6 @@ FAIRSEQ = FORMATS.register(
         is_folder=False,
         recognises=recognises,
         read=read,
-        write=whole(write),
+        write=atomic(write),
     ),
 )

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 
 from speechft_ray.core.errors import UserError
 from speechft_ray.core.fingerprint import canonical
-from speechft_ray.speech.checkpoints._embedded import KEY, Embedded, embed, embedded
+from speechft_ray.speech.checkpoints._embedded import KEY, Embedded, embed, read_embedded
 from speechft_ray.speech.checkpoints._hf_config import (
     ARCHITECTURES,
     family_of,
@@ -33,15 +33,15 @@ from speechft_ray.speech.checkpoints._hf_names import (
     to_hf,
 )
 from speechft_ray.speech.checkpoints._hf_weights import read_weights
-from speechft_ray.speech.checkpoints._plain import plain
+from speechft_ray.speech.checkpoints._plain import to_plain_data
 from speechft_ray.speech.checkpoints._safetensors import open_safetensors, read_json, tensor_sha256
-from speechft_ray.speech.checkpoints._torch import state_table
+from speechft_ray.speech.checkpoints._torch import validate_state_dict
 from speechft_ray.speech.checkpoints.base import (
     FORMATS,
     Checkpoint,
     CheckpointFormat,
-    Source,
-    whole,
+    RawCheckpoint,
+    atomic,
 )
 from speechft_ray.speech.checkpoints.cache import CONFIG, PREPROCESSOR, WEIGHTS
 from speechft_ray.speech.encoders.base import FAMILIES, EncoderWeights
@@ -53,12 +53,12 @@ FILES = (CONFIG, PREPROCESSOR, WEIGHTS[0], SIDE)
 _PROJECTION = ("post_extract_proj.weight", "post_extract_proj.bias")
 
 
-def recognises(source: Source) -> bool:
+def recognises(source: RawCheckpoint) -> bool:
     """Whether it is a folder with a ``config.json``."""
     return source.path.is_dir() and (source.path / CONFIG).is_file()
 
 
-def read(source: Source) -> Checkpoint:
+def read(source: RawCheckpoint) -> Checkpoint:
     """Reads a base model or the base model inside a parent (``ForCTC``, ``ForPreTraining``, ...);
     weights come back in float32.
 
@@ -67,21 +67,21 @@ def read(source: Source) -> Checkpoint:
     the folder, and damaged files.
     """
     folder = source.path
-    theirs = plain(read_json(folder / CONFIG), str(folder / CONFIG))
+    theirs = to_plain_data(read_json(folder / CONFIG), str(folder / CONFIG))
     family = family_of(str(folder / CONFIG), theirs)
-    normalize, note = _normalizes(folder, theirs)
+    normalize, note = _read_normalization(folder, theirs)
     config = from_hf_config(str(folder / CONFIG), theirs, normalize)
     extractor = str(FAMILIES.get(family).describe(config).extractor_mode)
     base, beside = split_prefix(read_weights(folder), f"{family}.")
-    state = _named(folder, base, extractor)
+    state = _rename_parameters(folder, base, extractor)
     pretraining = {
         name: from_hf_pretraining(name) if family == "wav2vec2" else None for name in beside
     }
     state |= {ours: beside[name] for name, ours in pretraining.items() if ours is not None}
     heads = sorted(name for name, ours in pretraining.items() if ours is None)
     if (folder / SIDE).is_file():
-        return _completed(folder, state)
-    _without_identity(state)
+        return _read_with_side_file(folder, state)
+    _drop_identity_projection(state)
     notes = [note, f"the head was left out: {', '.join(heads[:5])}."] if heads else [note]
     weights = EncoderWeights(family=family, config=config, state=state)
     return Checkpoint(weights=weights, format="hf", notes=tuple(notes))
@@ -92,7 +92,7 @@ def write(path: Path, weights: EncoderWeights, made: Mapping[str, Any]) -> tuple
     an encoder that transformers does not have."""
     shape = FAMILIES.get(weights.family).describe(weights.config)
     config = to_hf_config(weights.family, weights.config, masks="mask_emb" in weights.state)
-    state, invented = _with_projection(weights.state, shape.dim)
+    state, invented = _add_projection(weights.state, shape.dim)
     model = {
         theirs: tensor.contiguous()
         for name, tensor in state.items()
@@ -130,7 +130,7 @@ def write(path: Path, weights: EncoderWeights, made: Mapping[str, Any]) -> tuple
     )
 
 
-def _named(
+def _rename_parameters(
     folder: Path, base: Mapping[str, torch.Tensor], extractor: str
 ) -> dict[str, torch.Tensor]:
     found = {name: from_hf(name, extractor) for name in base}
@@ -143,12 +143,12 @@ def _named(
     return {str(ours): base[name] for name, ours in found.items()}
 
 
-def _normalizes(folder: Path, config: Mapping[str, Any]) -> tuple[bool, str]:
+def _read_normalization(folder: Path, config: Mapping[str, Any]) -> tuple[bool, str]:
     """transformers leaves the waveform to the preprocessor; without one, Large models were
     pre-trained on normalised ones."""
     file = folder / PREPROCESSOR
     if file.is_file():
-        found = plain(read_json(file), str(file))
+        found = to_plain_data(read_json(file), str(file))
         normalize = found.get("do_normalize", True) if isinstance(found, dict) else None
         if not isinstance(normalize, bool):
             raise UserError(
@@ -165,7 +165,7 @@ def _normalizes(folder: Path, config: Mapping[str, Any]) -> tuple[bool, str]:
     )
 
 
-def _with_projection(
+def _add_projection(
     state: Mapping[str, torch.Tensor], dim: int
 ) -> tuple[dict[str, torch.Tensor], list[str]]:
     """transformers projects always; where fairseq does not, the identity changes no value."""
@@ -176,7 +176,7 @@ def _with_projection(
     )
 
 
-def _without_identity(state: dict[str, torch.Tensor]) -> None:
+def _drop_identity_projection(state: dict[str, torch.Tensor]) -> None:
     weight, bias = (state.get(name) for name in _PROJECTION)
     if weight is None or bias is None or weight.dim() != 2 or weight.shape[0] != weight.shape[1]:
         return
@@ -185,13 +185,13 @@ def _without_identity(state: dict[str, torch.Tensor]) -> None:
             del state[name]
 
 
-def _completed(folder: Path, state: dict[str, torch.Tensor]) -> Checkpoint:
+def _read_with_side_file(folder: Path, state: dict[str, torch.Tensor]) -> Checkpoint:
     """The encoder that we wrote: its own configuration and every parameter, each with its recorded
     sha256."""
     tensors, metadata = open_safetensors(folder / SIDE)
     own, recorded = _side_manifest(folder, metadata)
     state = {name: tensor for name, tensor in state.items() if name not in own.filled}
-    state |= state_table(folder / SIDE, tensors, SIDE) if tensors else {}
+    state |= validate_state_dict(folder / SIDE, tensors, SIDE) if tensors else {}
     changed = sorted(set(state) ^ set(recorded)) or [
         name for name, tensor in state.items() if tensor_sha256(tensor) != recorded[name]
     ]
@@ -211,7 +211,7 @@ def _side_manifest(folder: Path, metadata: Mapping[str, str]) -> tuple[Embedded,
         data = json.loads(metadata.get(KEY, "null"))
     except (ValueError, RecursionError):
         data = None
-    own = embedded(data, SIDE)
+    own = read_embedded(data, SIDE)
     recorded = data.get("sha256") if isinstance(data, dict) else None
     if own is None or not isinstance(recorded, dict):
         raise UserError(
@@ -229,6 +229,6 @@ HF = FORMATS.register(
         is_folder=True,
         recognises=recognises,
         read=read,
-        write=whole(write),
+        write=atomic(write),
     ),
 )

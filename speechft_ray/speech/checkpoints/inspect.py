@@ -8,13 +8,13 @@ from typing import Any, NamedTuple
 
 from speechft_ray.core.errors import UserError
 from speechft_ray.core.units import SAMPLE_RATE_HZ
-from speechft_ray.speech.checkpoints._parameters import check_fit, expected_sizes
-from speechft_ray.speech.checkpoints.base import FORMATS, Checkpoint, holding
+from speechft_ray.speech.checkpoints._parameters import check_fit, compute_shapes
+from speechft_ray.speech.checkpoints.base import FORMATS, Checkpoint, list_formats
 from speechft_ray.speech.checkpoints.load import load_checkpoint, weights_fingerprint
 from speechft_ray.speech.encoders.base import FAMILIES, EncoderFamily, Shape
 
 
-class Findings(NamedTuple):
+class Inspection(NamedTuple):
     """Lines for people, each a heading and a text, and why the encoder would be refused, if it
     would."""
 
@@ -22,7 +22,7 @@ class Findings(NamedTuple):
     refusal: str | None
 
 
-def inspect(path: Path, config_from: Path | None = None) -> Findings:
+def inspect(path: Path, config_from: Path | None = None) -> Inspection:
     """Returns what is known of the encoder of a file or folder: format, family, size, shape,
     parents, where it can go.
 
@@ -35,7 +35,9 @@ def inspect(path: Path, config_from: Path | None = None) -> Findings:
         ("format", FORMATS.get(found.format).title),
         ("family", f"{family.title} (`{family.name}`)"),
     ]
-    lines.append(("size", f"{size_of(found)}; on disk {mega(disk_bytes(path))}"))
+    lines.append(
+        ("size", f"{describe_size(found)}; on disk {format_megabytes(measure_disk_bytes(path))}")
+    )
     try:
         lines += _shape_lines(family, family.describe(weights.config))
         lines.append(("pre-training", _pretraining(found, family)))
@@ -49,18 +51,16 @@ def inspect(path: Path, config_from: Path | None = None) -> Findings:
         *(("note", note) for note in found.notes),
     ]
     lines += [] if refusal else [("can become", _targets(family))]
-    return Findings(lines, refusal)
+    return Inspection(lines, refusal)
 
 
-def size_of(found: Checkpoint) -> str:
+def describe_size(found: Checkpoint) -> str:
     """Returns the number of parameters and their bytes in float32, for people."""
     count = sum(tensor.numel() for tensor in found.weights.state.values())
-    return (
-        f"{count:,} parameters in {len(found.weights.state)} tensors, {mega(4 * count)} in float32"
-    )
+    return f"{count:,} parameters in {len(found.weights.state)} tensors, {format_megabytes(4 * count)} in float32"
 
 
-def disk_bytes(path: Path) -> int:
+def measure_disk_bytes(path: Path) -> int:
     """Returns the size of a file, or of all files of a folder."""
     return (
         sum(file.stat().st_size for file in path.iterdir() if file.is_file())
@@ -69,7 +69,7 @@ def disk_bytes(path: Path) -> int:
     )
 
 
-def mega(count: int) -> str:
+def format_megabytes(count: int) -> str:
     """Returns a number of bytes for people."""
     return f"{count / 1e6:,.1f} MB"
 
@@ -114,7 +114,7 @@ def _shape_lines(family: EncoderFamily, shape: Shape) -> list[tuple[str, str]]:
 def _pretraining(found: Checkpoint, family: EncoderFamily) -> str:
     prefixes = family.pretraining_only_prefixes
     there = [name for name in found.weights.state if prefixes and name.startswith(prefixes)]
-    sizes = expected_sizes(family.name, found.weights.config) or {}
+    sizes = compute_shapes(family.name, found.weights.config) or {}
     gone = [
         name
         for name in sizes
@@ -146,7 +146,7 @@ def _short(value: Any) -> str:
 
 
 def _targets(family: EncoderFamily) -> str:
-    able = holding(family.name)
+    able = list_formats(family.name)
     unable = [name for name in FORMATS.names() if name not in able]
     return ", ".join(able) + (
         f"; not {', '.join(unable)}: there is no {family.title} in these formats" if unable else ""

@@ -6,11 +6,11 @@ from pathlib import Path
 
 from speechft_ray.core.errors import UserError, unknown_name
 from speechft_ray.core.fingerprint import fingerprint
-from speechft_ray.speech.checkpoints._safetensors import looks_like_safetensors, tensor_sha256
+from speechft_ray.speech.checkpoints._safetensors import is_safetensors, tensor_sha256
 from speechft_ray.speech.checkpoints._torch import open_torch_file
-from speechft_ray.speech.checkpoints.base import FORMATS, Checkpoint, Source
-from speechft_ray.speech.checkpoints.cache import CONFIG, find
-from speechft_ray.speech.checkpoints.catalogue import BASELINE, is_name, names
+from speechft_ray.speech.checkpoints.base import FORMATS, Checkpoint, RawCheckpoint
+from speechft_ray.speech.checkpoints.cache import CONFIG, download_encoder
+from speechft_ray.speech.checkpoints.catalogue import BASELINE, is_encoder_name, list_names
 from speechft_ray.speech.checkpoints.download import Progress
 from speechft_ray.speech.checkpoints.safetensors_dir import FILE
 from speechft_ray.speech.encoders.base import EncoderWeights
@@ -27,10 +27,10 @@ def load_encoder(name_or_path: str | Path, progress: Progress | None = None) -> 
     name = str(name_or_path)
     if name == BASELINE:
         return EncoderWeights(family=BASELINE, config={}, state={})
-    return load_checkpoint(locate(name, progress)).weights
+    return load_checkpoint(locate_encoder(name, progress)).weights
 
 
-def locate(name_or_path: str, progress: Progress | None = None) -> Path:
+def locate_encoder(name_or_path: str, progress: Progress | None = None) -> Path:
     """Returns the file or folder of a name (downloading it where it must) or path. Raises
     ``UserError`` where nothing is."""
     if name_or_path == BASELINE:
@@ -38,10 +38,12 @@ def locate(name_or_path: str, progress: Progress | None = None) -> Path:
             f"`{BASELINE}` is the baseline without parameters: there is no file of it. Give an encoder that has some."
         )
     path = (
-        find(name_or_path, progress) if is_name(name_or_path) else Path(name_or_path).expanduser()
+        download_encoder(name_or_path, progress)
+        if is_encoder_name(name_or_path)
+        else Path(name_or_path).expanduser()
     )
     if not path.exists():
-        raise UserError(_nowhere(name_or_path))
+        raise UserError(_describe_missing(name_or_path))
     return path
 
 
@@ -55,18 +57,16 @@ def load_checkpoint(path: Path, config_from: Path | None = None) -> Checkpoint:
     files, and for what a format refuses.
     """
     if not path.exists():
-        raise UserError(_nowhere(str(path)))
+        raise UserError(_describe_missing(str(path)))
     if not path.is_file() and not path.is_dir():
         raise UserError(
             f"{path} is neither a file nor a folder. Give the folder or file of an encoder."
         )
     try:
-        content = (
-            open_torch_file(path) if path.is_file() and not looks_like_safetensors(path) else None
-        )
+        content = open_torch_file(path) if path.is_file() and not is_safetensors(path) else None
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}.") from error
-    source = Source(path=path, content=content, config_from=config_from)
+    source = RawCheckpoint(path=path, content=content, config_from=config_from)
     for name, form in FORMATS.items():
         if form.recognises(source):
             if config_from is not None and name != "s3prl-downstream":
@@ -74,7 +74,7 @@ def load_checkpoint(path: Path, config_from: Path | None = None) -> Checkpoint:
                     f"{path} ({form.title}) holds its own configuration: leave --config-from out."
                 )
             return form.read(source)
-    raise UserError(_of_no_format(path))
+    raise UserError(_describe_unknown_format(path))
 
 
 def weights_fingerprint(weights: EncoderWeights) -> str:
@@ -92,14 +92,14 @@ def weights_fingerprint(weights: EncoderWeights) -> str:
     )
 
 
-def _of_no_format(path: Path) -> str:
+def _describe_unknown_format(path: Path) -> str:
     if path.is_dir():
         return f"{path} is a folder with neither {CONFIG} (transformers) nor {FILE} (ours). Give the folder or file of an encoder."
     titles = ", ".join(form.title for _, form in FORMATS.items())
     return f"{path} holds no encoder in a format that is known. Allowed: {titles}."
 
 
-def _nowhere(name: str) -> str:
+def _describe_missing(name: str) -> str:
     if "/" in name or "." in name:
-        return f"there is no encoder at {name}: the file does not exist. Give a path or a name: {', '.join(names())}."
-    return unknown_name("encoder", name, names()) + " Or give the path of a checkpoint."
+        return f"there is no encoder at {name}: the file does not exist. Give a path or a name: {', '.join(list_names())}."
+    return unknown_name("encoder", name, list_names()) + " Or give the path of a checkpoint."

@@ -15,16 +15,22 @@ from typing import Any
 import torch
 
 from speechft_ray.core.errors import UserError
-from speechft_ray.speech.checkpoints._embedded import KEY, Embedded, embed, embedded, settled
-from speechft_ray.speech.checkpoints._parameters import expected_sizes, filled_with_zeros
-from speechft_ray.speech.checkpoints._plain import plain
-from speechft_ray.speech.checkpoints._torch import state_table
+from speechft_ray.speech.checkpoints._embedded import (
+    KEY,
+    Embedded,
+    embed,
+    keep_if_unchanged,
+    read_embedded,
+)
+from speechft_ray.speech.checkpoints._parameters import compute_shapes, make_zero_parameters
+from speechft_ray.speech.checkpoints._plain import to_plain_data
+from speechft_ray.speech.checkpoints._torch import validate_state_dict
 from speechft_ray.speech.checkpoints.base import (
     FORMATS,
     Checkpoint,
     CheckpointFormat,
-    Source,
-    whole,
+    RawCheckpoint,
+    atomic,
 )
 from speechft_ray.speech.encoders.base import FAMILIES, EncoderWeights
 
@@ -35,7 +41,7 @@ _DECOAR2_SIZE = (12, 768)
 (``upstream/decoar2/decoar2.py``)."""
 
 
-def recognises(source: Source) -> bool:
+def recognises(source: RawCheckpoint) -> bool:
     """Whether a ``.pt`` has one of the three layouts."""
     content = source.content
     if not isinstance(content, Mapping):
@@ -48,28 +54,28 @@ def recognises(source: Source) -> bool:
     return config is None or (isinstance(config, Mapping) and "model" not in config)
 
 
-def read(source: Source) -> Checkpoint:
+def read(source: RawCheckpoint) -> Checkpoint:
     """Reads any of the three layouts; weights come back in float32.
 
     Raises ``UserError`` for a missing part, weights that are no table of tensors, and a
     configuration that is not plain data.
     """
     content, path = source.content, source.path
-    own = embedded(content.get(KEY), f"`{KEY}` in {path}")
+    own = read_embedded(content.get(KEY), f"`{KEY}` in {path}")
     notes: tuple[str, ...] = ()
     if "model_weight" in content or "model_cfg" in content:
-        family, config, state = _converted(path, content)
+        family, config, state = _read_converted(path, content)
     elif content.get("cfg") is not None:
-        family, config = "wavlm", {"cfg": plain(content["cfg"], f"`cfg` in {path}")}
-        state = state_table(path, content["model"], "model")
+        family, config = "wavlm", {"cfg": to_plain_data(content["cfg"], f"`cfg` in {path}")}
+        state = validate_state_dict(path, content["model"], "model")
     else:
-        state = state_table(path, content["model"], "model")
+        state = validate_state_dict(path, content["model"], "model")
         family, config, notes = _decoar2(path, state, own)
-    known = settled(own, family, config, dict)
+    known = keep_if_unchanged(own, family, config, dict)
     for name in known.filled if known else ():
         state.pop(name, None)
     weights = EncoderWeights(family=family, config=config, state=state)
-    notes += emptied_notes(known.filled if known else ())
+    notes += describe_zeros_removed(known.filled if known else ())
     return Checkpoint(
         weights=weights, format="s3prl", made=known.made if known else {}, notes=notes
     )
@@ -78,7 +84,7 @@ def read(source: Source) -> Checkpoint:
 def write(path: Path, weights: EncoderWeights, made: Mapping[str, Any]) -> tuple[str, ...]:
     """Writes what s3prl's expert of the family loads. Parameters of pre-training that are missing
     become zeros, and a note."""
-    filled = filled_with_zeros(weights)
+    filled = make_zero_parameters(weights)
     state = {name: tensor.contiguous() for name, tensor in {**weights.state, **filled}.items()}
     own = {KEY: embed(weights, made, sorted(filled))}
     if weights.family == "decoar2":
@@ -86,10 +92,10 @@ def write(path: Path, weights: EncoderWeights, made: Mapping[str, Any]) -> tuple
         return _other_size(weights)
     where = "model_weight" if "model_cfg" in weights.config else "model"
     torch.save({**weights.config, where: state, **own}, path)
-    return filled_notes(filled)
+    return describe_zeros_added(filled)
 
 
-def filled_notes(filled: Mapping[str, Any]) -> tuple[str, ...]:
+def describe_zeros_added(filled: Mapping[str, Any]) -> tuple[str, ...]:
     """Returns what to tell people of parameters that became zeros."""
     if not filled:
         return ()
@@ -101,7 +107,7 @@ def filled_notes(filled: Mapping[str, Any]) -> tuple[str, ...]:
     return (note,)
 
 
-def emptied_notes(filled: Sequence[str]) -> tuple[str, ...]:
+def describe_zeros_removed(filled: Sequence[str]) -> tuple[str, ...]:
     """Returns what to tell people of zeros that we had filled in and left out again."""
     return (
         (
@@ -112,7 +118,7 @@ def emptied_notes(filled: Sequence[str]) -> tuple[str, ...]:
     )
 
 
-def _converted(
+def _read_converted(
     path: Path, content: Mapping[str, Any]
 ) -> tuple[str, dict[str, Any], dict[str, torch.Tensor]]:
     missing = [key for key in _CONVERTED if key not in content]
@@ -122,9 +128,9 @@ def _converted(
             "Convert the original once more, with `speechft convert` or s3prl's `convert.py`."
         )
     keys = [key for key in (*_CONVERTED[:2], _DICTIONARIES) if key in content]
-    config = {key: plain(content[key], f"`{key}` in {path}") for key in keys}
+    config = {key: to_plain_data(content[key], f"`{key}` in {path}") for key in keys}
     family = "hubert" if FAMILIES.get("hubert").recognises(config) else "wav2vec2"
-    return family, config, state_table(path, content["model_weight"], "model_weight")
+    return family, config, validate_state_dict(path, content["model_weight"], "model_weight")
 
 
 def _decoar2(
@@ -141,7 +147,7 @@ def _decoar2(
             "published so. Give the checkpoint as it was published."
         )
     config: dict[str, Any] = {"cfg": {}}
-    known = expected_sizes("decoar2", config) or {}
+    known = compute_shapes("decoar2", config) or {}
     extra = [name for name in state if name not in known and not name.startswith("encoder.layers.")]
     for name in extra:
         del state[name]
@@ -173,6 +179,6 @@ S3PRL = FORMATS.register(
         is_folder=False,
         recognises=recognises,
         read=read,
-        write=whole(write),
+        write=atomic(write),
     ),
 )

@@ -18,17 +18,17 @@ from typing import Any
 import torch
 
 from speechft_ray.core.errors import UserError
-from speechft_ray.speech.checkpoints._embedded import KEY, embed, embedded
-from speechft_ray.speech.checkpoints._parameters import expected_sizes
-from speechft_ray.speech.checkpoints._plain import plain
-from speechft_ray.speech.checkpoints._safetensors import looks_like_safetensors
-from speechft_ray.speech.checkpoints._torch import open_torch_file, state_table
+from speechft_ray.speech.checkpoints._embedded import KEY, embed, read_embedded
+from speechft_ray.speech.checkpoints._parameters import compute_shapes
+from speechft_ray.speech.checkpoints._plain import to_plain_data
+from speechft_ray.speech.checkpoints._safetensors import is_safetensors
+from speechft_ray.speech.checkpoints._torch import open_torch_file, validate_state_dict
 from speechft_ray.speech.checkpoints.base import (
     FORMATS,
     Checkpoint,
     CheckpointFormat,
-    Source,
-    whole,
+    RawCheckpoint,
+    atomic,
 )
 from speechft_ray.speech.encoders.base import FAMILIES, EncoderWeights
 
@@ -38,7 +38,7 @@ _PUBLISHED = ((12, 768, False), (24, 1024, True))
 """Base and Large of wav2vec 2.0, HuBERT and WavLM; DeCoAR 2.0 has the first alone."""
 
 
-def recognises(source: Source) -> bool:
+def recognises(source: RawCheckpoint) -> bool:
     """Whether a ``.pt`` or ``.ckpt`` has the keys of s3prl's runner."""
     content = source.content
     return isinstance(content, Mapping) and (
@@ -46,7 +46,7 @@ def recognises(source: Source) -> bool:
     )
 
 
-def read(source: Source) -> Checkpoint:
+def read(source: RawCheckpoint) -> Checkpoint:
     """Reads the encoder of a downstream checkpoint; head, featurizer and optimizer stay behind.
 
     Raises ``UserError`` for a file whose encoder was frozen and so is not in it, and where nothing
@@ -59,11 +59,11 @@ def read(source: Source) -> Checkpoint:
         )
     state = {
         name.removeprefix(_PREFIX): tensor
-        for name, tensor in state_table(path, content["Upstream"], "Upstream").items()
+        for name, tensor in validate_state_dict(path, content["Upstream"], "Upstream").items()
     }
     left = [key for key in ("Downstream", "Featurizer", "Optimizer") if content.get(key)]
     notes = (f"left out: {', '.join(f'`{key}`' for key in left)}.",) if left else ()
-    own = embedded(content.get(KEY), f"`{KEY}` in {path}")
+    own = read_embedded(content.get(KEY), f"`{KEY}` in {path}")
     if own is not None and source.config_from is None:
         weights = EncoderWeights(family=own.family, config=own.config, state=state)
         return Checkpoint(weights=weights, format="s3prl-downstream", made=own.made, notes=notes)
@@ -94,20 +94,20 @@ def write(path: Path, weights: EncoderWeights, made: Mapping[str, Any]) -> tuple
 
 
 def _configuration(
-    source: Source, state: Mapping[str, torch.Tensor]
+    source: RawCheckpoint, state: Mapping[str, torch.Tensor]
 ) -> tuple[str, Mapping[str, Any], str]:
     if source.config_from is not None:
-        base = _base(source.config_from)
+        base = _load_base_encoder(source.config_from)
         return base.family, base.config, f"that of {source.config_from}, as you said"
-    named = _named_checkpoint(source)
+    named = _find_base_checkpoint(source)
     if named is not None:
-        base = _base(named)
+        base = _load_base_encoder(named)
         return (
             base.family,
             base.config,
             f"that of {named}, which the training began from (`Args.upstream_ckpt`)",
         )
-    found = published_with(state)
+    found = match_published(state)
     if len(found) != 1:
         raise UserError(
             f"{source.path} does not say what encoder it holds, and its weights have the sizes of "
@@ -123,7 +123,7 @@ def _configuration(
     )
 
 
-def _base(path: Path) -> EncoderWeights:
+def _load_base_encoder(path: Path) -> EncoderWeights:
     """The encoder that a training began from. Another downstream checkpoint is refused: two could
     name each other forever."""
     from speechft_ray.speech.checkpoints.load import (
@@ -134,17 +134,17 @@ def _base(path: Path) -> EncoderWeights:
         raise UserError(f"there is no checkpoint at {path}, which --config-from names.")
     if (
         path.is_file()
-        and not looks_like_safetensors(path)
-        and recognises(Source(path=path, content=open_torch_file(path)))
+        and not is_safetensors(path)
+        and recognises(RawCheckpoint(path=path, content=open_torch_file(path)))
     ):
         raise UserError(f"{path} is a downstream checkpoint as well. {_HOW_TO_GO_ON}")
     return load_checkpoint(path).weights
 
 
-def _named_checkpoint(source: Source) -> Path | None:
+def _find_base_checkpoint(source: RawCheckpoint) -> Path | None:
     """``Args.upstream_ckpt`` where it is a plain file; a folder or an address is nothing that s3prl
     would have loaded there."""
-    found = plain(source.content.get("Args"), f"`Args` in {source.path}")
+    found = to_plain_data(source.content.get("Args"), f"`Args` in {source.path}")
     name = found.get("upstream_ckpt") if isinstance(found, dict) else None
     if not isinstance(name, str) or not name or "\0" in name:
         return None
@@ -153,7 +153,7 @@ def _named_checkpoint(source: Source) -> Path | None:
     return path if path.is_file() and not same else None
 
 
-def published_with(state: Mapping[str, torch.Tensor]) -> list[tuple[str, dict[str, Any]]]:
+def match_published(state: Mapping[str, torch.Tensor]) -> list[tuple[str, dict[str, Any]]]:
     """Returns the published encoders, family and configuration, whose parameters have exactly these
     names and sizes.
 
@@ -167,7 +167,7 @@ def published_with(state: Mapping[str, torch.Tensor]) -> list[tuple[str, dict[st
                 config["dictionaries_symbols"] = [
                     [str(index) for index in range(len(state["label_embs_concat"]))]
                 ]
-            sizes = expected_sizes(name, config)
+            sizes = compute_shapes(name, config)
             if (
                 sizes is not None
                 and {key: tuple(tensor.shape) for key, tensor in state.items()} == sizes
@@ -185,6 +185,6 @@ DOWNSTREAM = FORMATS.register(
         is_folder=False,
         recognises=recognises,
         read=read,
-        write=whole(write),
+        write=atomic(write),
     ),
 )

@@ -17,22 +17,22 @@ from safetensors.torch import save_file
 
 from speechft_ray.core.errors import UserError
 from speechft_ray.core.fingerprint import canonical
-from speechft_ray.speech.checkpoints._parameters import finite
-from speechft_ray.speech.checkpoints._plain import plain
+from speechft_ray.speech.checkpoints._parameters import is_finite
+from speechft_ray.speech.checkpoints._plain import to_plain_data
 from speechft_ray.speech.checkpoints._safetensors import (
-    looks_like_safetensors,
+    is_safetensors,
     metadata_of,
     open_safetensors,
     publish,
     tensor_sha256,
 )
-from speechft_ray.speech.checkpoints._torch import state_table
+from speechft_ray.speech.checkpoints._torch import validate_state_dict
 from speechft_ray.speech.checkpoints.base import (
     FORMATS,
     Checkpoint,
     CheckpointFormat,
-    Source,
-    whole,
+    RawCheckpoint,
+    atomic,
 )
 from speechft_ray.speech.encoders.base import FAMILIES, EncoderWeights
 
@@ -62,7 +62,7 @@ def write_encoder(
         name: tensor.detach().to("cpu", _DTYPES[dtype]).contiguous()
         for name, tensor in weights.state.items()
     }
-    broken = [name for name, tensor in state.items() if not finite(tensor)]
+    broken = [name for name, tensor in state.items() if not is_finite(tensor)]
     if broken:
         raise UserError(
             f"{len(broken)} tensors are not finite in {dtype}, first {broken[0]}: {path} was not written."
@@ -102,11 +102,11 @@ def read_encoder(path: Path) -> EncoderWeights:
     return _read(path).weights
 
 
-def recognises(source: Source) -> bool:
+def recognises(source: RawCheckpoint) -> bool:
     """Whether it is a safetensors file, or a folder with ours."""
     if source.path.is_dir():
         return (source.path / FILE).is_file()
-    return source.content is None and looks_like_safetensors(source.path)
+    return source.content is None and is_safetensors(source.path)
 
 
 def _read(path: Path) -> Checkpoint:
@@ -125,7 +125,7 @@ def _read(path: Path) -> Checkpoint:
             f"{file} is damaged: {len(damaged)} of {len(state)} tensors do not have the sha256 of its manifest, "
             f"first {damaged[0]}. Copy the file again from where it came."
         )
-    loaded = state_table(file, state, "safetensors") if state else {}
+    loaded = validate_state_dict(file, state, "safetensors") if state else {}
     weights = EncoderWeights(family=manifest["family"], config=manifest["config"], state=loaded)
     return Checkpoint(weights=weights, format="safetensors", made=manifest["made"])
 
@@ -148,7 +148,7 @@ def _manifest(file: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
         raise UserError(
             f"{file} has a manifest of format {str(manifest.get('format'))[:20]}, but this version reads format {FORMAT}."
         )
-    manifest = {"made": {}, **plain(manifest, f"the manifest in {file}")}
+    manifest = {"made": {}, **to_plain_data(manifest, f"the manifest in {file}")}
     if not all(isinstance(manifest[key], kind) for key, kind in {**_PARTS, "made": dict}.items()):
         raise UserError(
             f"the manifest inside {file} is not JSON of this format. Copy the file again."
@@ -179,6 +179,6 @@ SAFETENSORS = FORMATS.register(
         is_folder=False,
         recognises=recognises,
         read=lambda source: _read(source.path),
-        write=whole(_write),
+        write=atomic(_write),
     ),
 )
