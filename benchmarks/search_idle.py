@@ -30,7 +30,7 @@ from speechft_ray.search.plan import SearchPlan, make_search_plan
 from speechft_ray.search.trials import Judge, Trial
 from speechft_ray.sweep.plan import Inputs
 from speechft_ray.sweep.protocols import Progress
-from speechft_ray.sweep.scheduler import Flow
+from speechft_ray.sweep.scheduler import JobScheduler
 
 TASKS = {"ks": 40.0, "sid": 90.0, "pr": 180.0}
 """Median seconds of one evaluation."""
@@ -116,7 +116,7 @@ class MemoryStore:
     def __init__(self) -> None:
         self.units: dict[tuple[str, str], dict[str, Any]] = {}
 
-    def complete(self, stage: str, fingerprint: str) -> bool:
+    def is_complete(self, stage: str, fingerprint: str) -> bool:
         """Whether the unit is there."""
         return (stage, fingerprint) in self.units
 
@@ -132,11 +132,12 @@ class MemoryStore:
 
 
 class Silent:
-    """A listener and a watch that do nothing."""
+    """A listener and an observer that do nothing."""
 
-    def started(self, item: Trial | Job) -> None: ...
-    def finished(self, outcome: Outcome) -> None: ...
-    def tick(self, progress: Mapping[str, Progress]) -> None: ...
+    def on_job_start(self, job: Job) -> None: ...
+    def on_job_end(self, outcome: Outcome) -> None: ...
+    def on_progress(self, progress: Mapping[str, Progress]) -> None: ...
+    def started(self, trial: Trial) -> None: ...
     def judged(self, trial: Trial, judge: Judge) -> None: ...
     def told(self, trial: Trial) -> None: ...
 
@@ -216,9 +217,13 @@ def search(
     cluster = SimulatedCluster(
         store, workers, lambda job: evaluation_seconds(job, sigma), made_up_facts
     )
-    flow = Flow(cluster, Silent(), lambda outcome: None, threading.Event(), in_turn=True)
+    scheduler = JobScheduler(
+        cluster, Silent(), lambda outcome: None, threading.Event(), by_priority=True
+    )
     began = time.perf_counter()
-    found = run_search(plan, store, flow, OptunaProposer(plan.search, plan.space.draw), Silent())
+    found = run_search(
+        plan, store, scheduler, OptunaProposer(plan.search, plan.space.draw), Silent()
+    )
     real = time.perf_counter() - began
     times = []
     for trial in found:

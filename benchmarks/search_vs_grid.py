@@ -35,7 +35,7 @@ from speechft_ray.search.trials import Judge, Trial
 from speechft_ray.stages.perform import publish_start, start_encoder
 from speechft_ray.sweep.plan import Inputs
 from speechft_ray.sweep.protocols import Executor
-from speechft_ray.sweep.scheduler import Flow
+from speechft_ray.sweep.scheduler import JobScheduler
 from speechft_ray.sweep.space_file import read_space
 
 SPACE = Path(__file__).resolve().parent.parent / "search_spaces" / "search_alpha_lambda.yaml"
@@ -78,16 +78,17 @@ class Listed:
 
 
 class Told:
-    """A listener and a watch that print a line per verdict."""
+    """A listener and an observer that print a line per verdict."""
 
     def __init__(self, name: str) -> None:
         self.name = name
 
-    def started(self, item: object) -> None: ...
+    def started(self, trial: Trial) -> None: ...
+    def on_job_start(self, job: object) -> None: ...
     def told(self, trial: Trial) -> None: ...
-    def tick(self, progress: object) -> None: ...
+    def on_progress(self, progress: object) -> None: ...
 
-    def finished(self, outcome: Outcome) -> None:
+    def on_job_end(self, outcome: Outcome) -> None:
         if not outcome.ok:
             print(f"  failed: {outcome.label}: {outcome.error}", flush=True)
 
@@ -151,8 +152,10 @@ def one_seed(seed: int, place: Place, executor: Executor) -> dict[str, float]:
             Listed(plan.space, points_of(plan.spec)) if name == "grid" else open_proposer(plan)
         )
         told = Told(f"seed {seed} {name}")
-        flow = Flow(executor, told, lambda outcome: None, threading.Event(), in_turn=True)
-        found[name] = run_search(plan, store, flow, proposer, told)
+        scheduler = JobScheduler(
+            executor, told, lambda outcome: None, threading.Event(), by_priority=True
+        )
+        found[name] = run_search(plan, store, scheduler, proposer, told)
         if open_judge(plan, store) is None:
             raise SystemExit("the controls are incomplete")
     tasks = len(plan.tasks)

@@ -51,14 +51,14 @@ def check(
 ) -> None:
     """Open a corpus, count it by split, and say what is missing. Exit code 2 when it cannot be
     used."""
-    from speechft_ray.core.validation import validated
+    from speechft_ray.core.validation import validate
     from speechft_ray.speech.corpora.base import CORPORA
     from speechft_ray.speech.corpora.corpus_stats import count, differences
 
     kind, console = CORPORA.get(name), _console()
     if not kind.needs_root:
         raise UserError(f"the corpus `{name}` makes itself: there is no folder to check.")
-    options = validated(
+    options = validate(
         kind.options, given_pairs(option or [], "--option"), where=f"corpus `{name}`"
     )
     corpus = _opened(

@@ -12,7 +12,7 @@ from typing import Any
 
 from ray.util.metrics import Counter, Gauge
 
-from speechft_ray.core.records import Job, Outcome, scores_of
+from speechft_ray.core.records import Job, Outcome, read_scores
 from speechft_ray.sweep.protocols import Progress
 
 
@@ -57,7 +57,7 @@ class Gauges:
         self._ended.inc(1.0, {**tags, "result": "ok" if outcome.ok else "failed"})
         if outcome.seconds > 0:
             self._seconds.inc(outcome.seconds, tags)
-        for score in scores_of(outcome.facts):
+        for score in read_scores(outcome.facts):
             self._score.set(score.mean, {"metric": score.metric, "split": score.split})
 
     def progressed(self, job: Job, progress: Progress) -> None:

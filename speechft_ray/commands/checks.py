@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from speechft_ray.core.errors import SpecError, UserError
 from speechft_ray.core.metrics import metrics_of
 from speechft_ray.core.specs import CorpusSpec, EvalSpec, MergeSpec, SweepSpec
-from speechft_ray.core.validation import validated
+from speechft_ray.core.validation import validate
 from speechft_ray.merging.base import METHODS, check
 from speechft_ray.speech.corpora.base import CORPORA
 from speechft_ray.speech.heads.base import head_options
@@ -61,7 +61,7 @@ def check_names(spec: SweepSpec) -> None:
 
 
 def _corpus_options(spec: CorpusSpec) -> BaseModel:
-    return validated(
+    return validate(
         CORPORA.get(spec.name).options, dict(spec.options), where=f"corpus `{spec.name}`"
     )
 

@@ -16,17 +16,17 @@ from speechft_ray.commands.parts import RESOURCES, corpus_identity, ensure_downl
 from speechft_ray.commands.sweep import failed_lines_to_stderr
 from speechft_ray.core.errors import UserError
 from speechft_ray.core.metrics import metric
-from speechft_ray.core.records import STAGES, Outcome, Place, scores_of
+from speechft_ray.core.records import STAGES, Outcome, Place, read_scores
 from speechft_ray.core.specs import EvalSpec
 from speechft_ray.core.store import Store
-from speechft_ray.core.validation import validated
+from speechft_ray.core.validation import validate
 from speechft_ray.report.progress import Display
 from speechft_ray.speech.corpora.base import CORPORA
 from speechft_ray.speech.corpora.manifest import DEFAULT_NAME
 from speechft_ray.stages.perform import publish_start, start_encoder
 from speechft_ray.superb.tasks.base import TASKS, task_options
-from speechft_ray.sweep.plan import FBANK, Builder, Inputs
-from speechft_ray.sweep.scheduler import Flow, lacking
+from speechft_ray.sweep.plan import FBANK, Inputs, PlanBuilder
+from speechft_ray.sweep.scheduler import JobScheduler, missing_jobs
 
 
 def evaluation(
@@ -63,8 +63,8 @@ def evaluation(
             f"the task `{task}` has no published number of updates: say how many with --updates."
         )
     kind = CORPORA.get(name)
-    validated(kind.options, options, where=f"corpus `{name}`")
-    spec = validated(
+    validate(kind.options, options, where=f"corpus `{name}`")
+    spec = validate(
         EvalSpec,
         {**fields, "corpus": {"name": name, "options": options}},
         where=f"the evaluation `{task}`",
@@ -85,20 +85,22 @@ def run_evaluation(
     ensure_downloaded(place.encoder)
     _, encoder = start_encoder(place.encoder)
     store = Store(Path(place.storage))
-    build = Builder(
+    builder = PlanBuilder(
         Inputs(
             encoder=encoder, corpus=lambda item: corpus_identity(item, place), resources=RESOURCES
         )
     )
-    merged = None if place.encoder == FBANK else build.pretrained()[0]
-    key = build.evaluate(spec, merged, Path(place.encoder).name)
-    missing = lacking([key], build.jobs, store)
+    merged = None if place.encoder == FBANK else builder.add_pretrained()[0]
+    key = builder.add_evaluation(spec, merged, Path(place.encoder).name)
+    missing = missing_jobs([key], builder.jobs, store)
     if missing:
         if merged:
             publish_start(place)
         executor = open_executor(address, place)
         failed = _run(
-            missing, Flow(executor, _display(missing), lambda outcome: None, stop), executor.stop
+            missing,
+            JobScheduler(executor, _display(missing), lambda outcome: None, stop),
+            executor.stop,
         )
         if failed:
             failed_lines_to_stderr(failed)
@@ -109,7 +111,7 @@ def run_evaluation(
 def describe_evaluation(facts: Mapping[str, Any], console: Console) -> None:
     """Prints every metric on dev and test with its spread over probe seeds, and what was chosen."""
     table = Table("metric", "dev", "test", box=None, pad_edge=False)
-    by_split = {(score.metric, score.split): score.values for score in scores_of(facts)}
+    by_split = {(score.metric, score.split): score.values for score in read_scores(facts)}
     for name in dict.fromkeys(name for name, _ in by_split):
         table.add_row(
             metric(name).title,
@@ -127,14 +129,14 @@ def describe_evaluation(facts: Mapping[str, Any], console: Console) -> None:
         console.print(f"left out, since they cannot be read: {told}", highlight=False)
 
 
-def _run(missing: Mapping[str, Any], flow: Flow, stop: Any) -> list[Outcome]:
+def _run(missing: Mapping[str, Any], scheduler: JobScheduler, stop: Any) -> list[Outcome]:
     try:
-        flow.want(missing)
-        while flow.busy:
-            flow.turn()
+        scheduler.add(missing)
+        while scheduler.active:
+            scheduler.poll()
     finally:
         stop()
-    return list(flow.failed.values())
+    return list(scheduler.failed.values())
 
 
 def _display(missing: Mapping[str, Any]) -> Display:

@@ -40,7 +40,7 @@ from speechft_ray.sweep.lock import driver_lock
 from speechft_ray.sweep.plan import Inputs, Plan
 from speechft_ray.sweep.protocols import Executor, Progress
 from speechft_ray.sweep.publishing import Publisher
-from speechft_ray.sweep.scheduler import Flow, needed_jobs
+from speechft_ray.sweep.scheduler import JobScheduler, jobs_to_run
 
 if TYPE_CHECKING:  # optuna takes half a second to load
     from speechft_ray.search.optuna_proposer import OptunaProposer
@@ -108,18 +108,18 @@ def run_search_sweep(
         )
         publisher.start()
         executor = OnDemand(address, place, display)
-        flow = Flow(executor, display, publisher.outcome, stop, in_turn=True)
+        scheduler = JobScheduler(executor, display, publisher.outcome, stop, by_priority=True)
         listener = _Listener(plan, store, display, publisher, proposer)
         final: Plan = plan.controls
         status = "stopped"
         try:
-            run_search(plan, store, flow, proposer, listener)
-            final = _finish(plan, store, flow, publisher, listener)
-            status = "failed" if flow.failed else "finished"
+            run_search(plan, store, scheduler, proposer, listener)
+            final = _finish(plan, store, scheduler, publisher, listener)
+            status = "failed" if scheduler.failed else "finished"
         finally:
             executor.stop()
             findings = listener.findings()
-            failures = list(flow.failed.values())
+            failures = list(scheduler.failed.values())
             views = publish(final, store, publisher, report, failures, status, place, findings)
     say_result(final, store, report, views)
     for sentence in search_sentences(findings):
@@ -139,7 +139,7 @@ def publish_search_again(
     publisher.start()
     listener, final = replayed(plan, store, place, publisher)
     publisher.chosen(final)
-    status = "finished" if final.chosen and not needed_jobs(final, store) else "stopped"
+    status = "finished" if final.winner and not jobs_to_run(final, store) else "stopped"
     findings = listener.findings()
     say_result(
         final, store, report, publish(final, store, publisher, report, [], status, place, findings)
@@ -155,10 +155,10 @@ def replayed(
     it chose; runs nothing."""
     proposer = open_proposer(plan)
     listener = _Listener(plan, store, Display({}, {}), publisher, proposer)
-    flow = Flow(
+    scheduler = JobScheduler(
         LocalExecutor(perform, place), listener.display, lambda outcome: None, threading.Event()
     )
-    ended = replay_search(plan, store, flow, proposer, listener)
+    ended = replay_search(plan, store, scheduler, proposer, listener)
     chosen = listener.chosen() if ended else []
     return listener, chosen_plan(
         plan, [(trial.number, trial.proposal) for trial in chosen]
@@ -166,18 +166,22 @@ def replayed(
 
 
 def _finish(
-    plan: SearchPlan, store: Store, flow: Flow, publisher: Publisher, listener: _Listener
+    plan: SearchPlan,
+    store: Store,
+    scheduler: JobScheduler,
+    publisher: Publisher,
+    listener: _Listener,
 ) -> Plan:
     """Evaluates what was chosen, and the controls, on dev and test; the merged encoders stay in the
     store."""
     final = chosen_plan(plan, [(trial.number, trial.proposal) for trial in listener.chosen()])
     publisher.chosen(final)
-    needed = needed_jobs(final, store)
+    needed = jobs_to_run(final, store)
     for stage in ("corpus", "finetune", "merge", "evaluate"):
         listener.display.left(stage, sum(job.stage == stage for job in needed.values()))
-    flow.want(needed)
-    while flow.busy:
-        flow.turn()
+    scheduler.add(needed)
+    while scheduler.active:
+        scheduler.poll()
     return final
 
 
@@ -190,7 +194,7 @@ def _display(plan: SearchPlan, store: Store) -> Display:
     }
     totals = {stage: len(found) for stage, found in keys.items()}
     reused = {
-        stage: sum(store.complete(stage, key) for key in found) for stage, found in keys.items()
+        stage: sum(store.is_complete(stage, key) for key in found) for stage, found in keys.items()
     }
     kept = {"merge": len(plan.controls.rows) + 2, "evaluate": plan.search.trials * len(plan.tasks)}
     return Display(totals | kept, reused)
@@ -201,13 +205,13 @@ def check_disk(plan: SearchPlan, store: Store, place: Place) -> None:
     and the winner."""
     weights, _ = start_encoder(place.encoder)
     size = sum(tensor.numel() * tensor.element_size() for tensor in weights.state.values())
-    runs = [key for _, key in plan.space.runs if not store.complete("finetune", key)]
+    runs = [key for _, key in plan.space.runs if not store.is_complete("finetune", key)]
     starts = [
         job.fingerprint
         for job in plan.jobs.values()
         if job.stage == "merge" and job.payload["donors"]
     ]  # of chains
-    merged = sum(not store.complete("merge", key) for key in starts) + 1
+    merged = sum(not store.is_complete("merge", key) for key in starts) + 1
     copies = (
         len(runs) + (FIRST_COPIES if runs else 0) + merged + 2 * len(plan.search.objectives)
     )  # winners, in MLflow too
@@ -354,7 +358,7 @@ class _Listener:
         left += (self.plan.search.trials - len(self.trials)) * len(self.plan.tasks)
         controls = self.plan.controls.of_stage("evaluate")
         left += (
-            sum(not self.store.complete("evaluate", job.fingerprint) for job in controls)
+            sum(not self.store.is_complete("evaluate", job.fingerprint) for job in controls)
             if not self.judge
             else 0
         )

@@ -13,8 +13,8 @@ from speechft_ray.core.records import STAGES, Place
 from speechft_ray.core.specs import SweepSpec
 from speechft_ray.core.store import Store
 from speechft_ray.search.loop import progress_line
-from speechft_ray.sweep.lock import holder
-from speechft_ray.sweep.scheduler import needed_jobs
+from speechft_ray.sweep.lock import lock_holder
+from speechft_ray.sweep.scheduler import jobs_to_run
 from speechft_ray.sweep.stops import stopped_jobs
 
 
@@ -25,7 +25,7 @@ def describe_plan(spec: SweepSpec, place: Place, console: Console) -> None:
         _describe_search_plan(spec, place, console)
         return
     store, plan = Store(Path(place.storage)), plan_sweep(spec, place)
-    needed, stopped = needed_jobs(plan, store), stopped_jobs(plan, store)
+    needed, stopped = jobs_to_run(plan, store), stopped_jobs(plan, store)
     for stage in STAGES:
         jobs = plan.of_stage(stage)
         left = sum(job.fingerprint in needed for job in jobs)
@@ -37,7 +37,7 @@ def describe_plan(spec: SweepSpec, place: Place, console: Console) -> None:
             rest = "stopped early" if job.fingerprint in stopped else "not needed"
             done = (
                 "done"
-                if store.complete(stage, job.fingerprint)
+                if store.is_complete(stage, job.fingerprint)
                 else "to do"
                 if job.fingerprint in needed
                 else rest
@@ -55,7 +55,7 @@ def describe_status(spec: SweepSpec, place: Place, console: Console) -> None:
         _describe_search_status(spec, place, console)
         return
     store, plan = Store(Path(place.storage)), plan_sweep(spec, place)
-    needed, stopped = needed_jobs(plan, store), stopped_jobs(plan, store)
+    needed, stopped = jobs_to_run(plan, store), stopped_jobs(plan, store)
     for stage in STAGES:
         jobs = [job for job in plan.of_stage(stage) if job.fingerprint not in stopped]
         left = sum(job.fingerprint in needed for job in jobs)
@@ -65,7 +65,7 @@ def describe_status(spec: SweepSpec, place: Place, console: Console) -> None:
             + (f" ({early} stopped early)" if early else ""),
             highlight=False,
         )
-    driver = holder(store.root, plan.fingerprint)
+    driver = lock_holder(store.root, plan.fingerprint)
     if driver:
         console.print(f"running: {driver}")
     else:
@@ -82,7 +82,7 @@ def _describe_search_plan(spec: SweepSpec, place: Place, console: Console) -> No
     search = plan.search
     table = Table.grid(padding=(0, 2, 0, 2))
     for _, key in plan.space.runs:
-        done = "done" if store.complete("finetune", key) else "if proposed"
+        done = "done" if store.is_complete("finetune", key) else "if proposed"
         table.add_row(done, key, plan.jobs[key].label)
     console.print(f"\nfine-tuning runs that may be merged: {len(plan.space.runs)}", style="bold")
     console.print(table)
@@ -92,7 +92,7 @@ def _describe_search_plan(spec: SweepSpec, place: Place, console: Console) -> No
         f"  donors: {donors.kind} of {', '.join('+'.join(names) for names in donors.sets)}",
         highlight=False,
     )
-    for name in plan.space.axes.picks:
+    for name in plan.space.axes.run_fields:
         console.print(f"  {name}: of one of the fine-tuning runs of a name", highlight=False)
     for name, axis in plan.space.axes.all().items():
         between = f"{axis.kind} from {axis.low:g} to {axis.high:g}"
@@ -114,8 +114,8 @@ def _describe_search_status(spec: SweepSpec, place: Place, console: Console) -> 
     console.print(
         progress_line(listener.trials, plan.search.trials, listener.judge), highlight=False
     )
-    driver = holder(store.root, plan.fingerprint)
-    finished = final.chosen is not None and not needed_jobs(final, store)
+    driver = lock_holder(store.root, plan.fingerprint)
+    finished = final.winner is not None and not jobs_to_run(final, store)
     idle = (
         "finished" if finished else "not running; the same `run` command goes on where it stopped"
     )

@@ -34,7 +34,7 @@ from speechft_ray.sweep.lock import driver_lock
 from speechft_ray.sweep.plan import Inputs, Plan, make_plan
 from speechft_ray.sweep.publishing import Publisher, sweep_info
 from speechft_ray.sweep.rows import curves, references, rows
-from speechft_ray.sweep.scheduler import needed_jobs, run_plan
+from speechft_ray.sweep.scheduler import jobs_to_run, run_plan
 from speechft_ray.sweep.stops import stopped_jobs
 
 REPORT_COLUMNS = 110
@@ -75,7 +75,7 @@ def run_sweep(
     """
     store = Store(Path(place.storage))
     plan = plan_sweep(spec, place)
-    missing = needed_jobs(plan, store)
+    missing = jobs_to_run(plan, store)
     if any(job.stage in ("finetune", "merge") for job in missing.values()):
         publish_start(place)
     executor = open_executor(address, place) if missing else None
@@ -106,7 +106,7 @@ def publish_again(spec: SweepSpec, place: Place, report: Path, mlflow_uri: str |
     plan = plan_sweep(spec, place)
     publisher = Publisher(plan, store, open_trackers(spec, store, mlflow_uri), console.print)
     publisher.start()
-    status = "stopped" if needed_jobs(plan, store) else "finished"
+    status = "stopped" if jobs_to_run(plan, store) else "finished"
     say_result(plan, store, report, publish(plan, store, publisher, report, [], status, place))
 
 
@@ -149,7 +149,7 @@ def publish(
         },
         tests=counts_of(plan, store),
         leaks=leaks(plan, store, place, lambda item: corpus_identity(item, place)),
-        chosen=plan.chosen,
+        chosen=plan.winner,
         search=search,
     )
     write_report(report, findings)
@@ -162,7 +162,7 @@ def say_result(plan: Plan, store: Store, report: Path, views: Sequence[str]) -> 
     if not console.is_terminal:
         console = Console(width=REPORT_COLUMNS)
     found = rows(plan, store)
-    console.print(terminal_table(groups(found, references(plan, store), plan.chosen)))
+    console.print(terminal_table(groups(found, references(plan, store), plan.winner)))
     for sentence in dict.fromkeys(row.stopped for row in found if row.stopped):
         console.print(sentence, soft_wrap=True, highlight=False, markup=False)
     console.print(

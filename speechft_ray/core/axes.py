@@ -66,7 +66,7 @@ class Axes:
     donors: DonorAxis
     params: Mapping[str, Mapping[str, Axis]] = field(default_factory=dict)
     """By method, by parameter."""
-    picks: tuple[str, ...] = ()
+    run_fields: tuple[str, ...] = ()
     """Fields whose value picks one of several fine-tuning runs of a name."""
 
     def methods(self) -> tuple[str, ...]:
@@ -93,7 +93,7 @@ def read_axes(search: SearchSpec, runs: Sequence[Tuning]) -> tuple[Axes, Mistake
     ]
 
 
-def picks_of(run: Tuning, names: Sequence[str]) -> tuple[Any, ...]:
+def field_values(run: Tuning, names: Sequence[str]) -> tuple[Any, ...]:
     """Returns the values of the named fields of a run, those of earlier stages of its chain as
     ``after_alpha``."""
     values = run.values()
@@ -114,11 +114,11 @@ class _Reader:
         self.check_alpha(alpha)
         method = self.axis(raw.pop("method", "linear"), "method", ("fixed", "choice"))
         donors = self.donors(raw.pop("donors", None))
-        picks = tuple(name for name, value in raw.items() if value == PICK_RUN)
+        run_fields = tuple(name for name, value in raw.items() if value == PICK_RUN)
         methods = [str(option) for option in method.options]
         params: dict[str, dict[str, Axis]] = {}
         for name, value in raw.items():
-            if name in picks:
+            if name in run_fields:
                 self.check_field(name)
             elif name not in methods and methods == ["None"]:
                 continue  # the method itself could not be read, and is told
@@ -139,7 +139,7 @@ class _Reader:
                 params[name] = {
                     key: self.axis(item, f"{name}.{key}", every) for key, item in value.items()
                 }
-        axes = Axes(alpha=alpha, method=method, donors=donors, params=params, picks=picks)
+        axes = Axes(alpha=alpha, method=method, donors=donors, params=params, run_fields=run_fields)
         if not self.mistakes and self.one_run_each:
             self.check_runs(axes)
         return axes
@@ -263,8 +263,8 @@ class _Reader:
         """Every donor name must come down to one run, whatever the axes choose."""
         for name in axes.donors.names():
             runs = [run for run in self.runs if run.spec.name == name]
-            if len({picks_of(run, axes.picks) for run in runs}) < len(runs):
-                missing = [field for field in self.fields() if field not in axes.picks]
+            if len({field_values(run, axes.run_fields) for run in runs}) < len(runs):
+                missing = [field for field in self.fields() if field not in axes.run_fields]
                 advice = ", ".join(f"`{field}: {PICK_RUN}`" for field in missing)
                 text = f"leaves {len(runs)} fine-tuning runs of `{name}` to merge; let the search pick one with {advice}."
                 self.wrong("", text)

@@ -72,7 +72,7 @@ def short_name(path: str) -> str:
     return "_".join([*stages, parts[-1]])
 
 
-def chained(runs: Sequence[FinetuneSpec]) -> list[Tuning]:
+def build_chains(runs: Sequence[FinetuneSpec]) -> list[Tuning]:
     """Returns every run with its chain, in the given order. Raises ``SpecError`` with every faulty
     ``after``."""
     mistakes = chain_mistakes(list(enumerate(runs)))

@@ -8,10 +8,10 @@ from pydantic import model_validator
 from speechft_ray.core.records import Record
 
 COUNTS_FILE = "utterances.json"
-"""Of an evaluation in the store: a list of ``Counted``, one per test set (one, or one per fold)."""
+"""Of an evaluation in the store: a list of ``UtteranceCounts``, one per test set (one, or one per fold)."""
 
 
-class Counted(Record):
+class UtteranceCounts(Record):
     """One test set of one evaluation. Every metric in it is ``100 * sum(amounts) / sum(of)``.
 
     For accuracies an amount is 1 where the utterance is right, of 1; for error rates its edits, of
@@ -28,7 +28,7 @@ class Counted(Record):
     """By metric: the same for every seed and encoder."""
 
     @model_validator(mode="after")
-    def _is_parallel(self) -> Counted:
+    def _is_parallel(self) -> UtteranceCounts:
         for name, seeds in self.amounts.items():
             if any(len(amounts) != len(self.of.get(name, ())) for amounts in seeds):
                 raise ValueError(f"`{name}` has not one amount per utterance")

@@ -14,7 +14,7 @@ LENGTH = 16
 """Hex digits kept: 64 bits, so that a million units collide with a chance below 1e-7."""
 
 
-def canonical(value: Any) -> str:
+def canonical_json(value: Any) -> str:
     """Returns one JSON text for one value: sorted keys, no blanks, finite numbers only.
 
     Raises ``TypeError`` for what JSON cannot say (paths, sets, tensors) and ``ValueError`` for NaN
@@ -31,7 +31,7 @@ def canonical(value: Any) -> str:
 
 def fingerprint(value: Any) -> str:
     """Returns the fingerprint of any value that ``canonical`` accepts."""
-    return hashlib.sha256(canonical(value).encode("ascii")).hexdigest()[:LENGTH]
+    return hashlib.sha256(canonical_json(value).encode("ascii")).hexdigest()[:LENGTH]
 
 
 def file_sha256(path: Path) -> str:

@@ -127,6 +127,6 @@ def metrics_of(task: str) -> list[Metric]:
     return [item for item in METRICS.values() if item.task == task]
 
 
-def better(name: str, value: float, than: float) -> bool:
+def is_better(name: str, value: float, than: float) -> bool:
     """Whether ``value`` is strictly better than ``than`` in this metric."""
     return value > than if metric(name).higher_is_better else value < than

@@ -95,6 +95,6 @@ class Outcome(Record):
         return self.error is None
 
 
-def scores_of(facts: Mapping[str, Any]) -> list[Score]:
+def read_scores(facts: Mapping[str, Any]) -> list[Score]:
     """Returns the scores in the facts of an evaluation."""
     return [Score.model_validate(item) for item in facts.get("scores", [])]

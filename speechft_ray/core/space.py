@@ -18,7 +18,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from speechft_ray.core.chains import chain_mistakes
 from speechft_ray.core.errors import SpecError, unknown_name
 from speechft_ray.core.metrics import METRICS
-from speechft_ray.core.searching import search_mistakes
+from speechft_ray.core.objectives import search_mistakes
 from speechft_ray.core.specs import EvalSpec, FinetuneSpec, MergeSpec, SweepSpec
 from speechft_ray.core.validation import Mistakes, Steps, explain, path_text
 

@@ -44,13 +44,13 @@ class Store:
         """Where a unit lies once it is complete."""
         return self.root / stage / fingerprint
 
-    def work(self, stage: str, fingerprint: str) -> Path:
+    def work_folder(self, stage: str, fingerprint: str) -> Path:
         """A folder for unfinished work that a later try takes up again."""
         path = self.root / "work" / f"{stage}-{fingerprint}"
         path.mkdir(parents=True, exist_ok=True)
         return path
 
-    def complete(self, stage: str, fingerprint: str) -> bool:
+    def is_complete(self, stage: str, fingerprint: str) -> bool:
         """Whether the unit is complete."""
         return (self.folder(stage, fingerprint) / MANIFEST).is_file()
 
@@ -110,7 +110,7 @@ class Store:
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 
-    def damaged(self, stage: str, fingerprint: str) -> list[str]:
+    def find_damaged_files(self, stage: str, fingerprint: str) -> list[str]:
         """Files of a complete unit that are missing or whose sha256 differs from the manifest."""
         folder = self.folder(stage, fingerprint)
         files = self.manifest(stage, fingerprint).get("files", {})

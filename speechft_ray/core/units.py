@@ -20,7 +20,7 @@ def frame_count(samples: int) -> int:
     return max(0, (samples - FRAME_FIELD_SAMPLES) // FRAME_STRIDE_SAMPLES + 1)
 
 
-def duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """Returns seconds as ``42 s``, ``3 min 05 s`` or ``2 h 07 min``."""
     whole = round(seconds)
     if whole < 60:

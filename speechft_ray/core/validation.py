@@ -38,7 +38,7 @@ _PHRASES = {
 _JSON_KINDS = frozenset({"str", "int", "float", "bool", "list", "dict", "NoneType"})
 
 
-def validated(model: type[M], raw: Any, where: str) -> M:
+def validate(model: type[M], raw: Any, where: str) -> M:
     """Returns ``raw`` as a ``model``. Raises ``SpecError`` with every mistake and its path below
     ``where``."""
     try:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from speechft_ray.core.errors import UserError
-from speechft_ray.core.metrics import better
+from speechft_ray.core.metrics import is_better
 from speechft_ray.core.specs import FinetuneSpec
 from speechft_ray.finetuning import checkpointing as saved
 from speechft_ray.finetuning.batches import PART_SECONDS
@@ -201,7 +201,7 @@ def _validate(run: Run, progress: Progress) -> tuple[dict[str, float], float]:
     made to be maximised."""
     found = dev_values(run.learner, run.lessons, run.listener)
     name, dev = overall([lesson.kind.metric for lesson in run.lessons], found)
-    if not progress.best or better(name, dev, progress.best_dev):
+    if not progress.best or is_better(name, dev, progress.best_dev):
         progress.best = _copies(run.learner, run.learner.weights())
         if run.spec.gather:
             heads = run.learner.heads.state_dict()

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from speechft_ray.core.errors import UserError
 from speechft_ray.core.registry import Registry
-from speechft_ray.core.validation import validated
+from speechft_ray.core.validation import validate
 from speechft_ray.merging.alignment import PosConv
 from speechft_ray.merging.param_reader import One, Source
 
@@ -125,7 +125,7 @@ def check(method: str, params: Mapping[str, Any], donors: int | None = None) -> 
     when ``donors`` is ``None``).
     """
     found = METHODS.get(method)
-    checked = validated(found.params, dict(params), f"merge method `{method}`")
+    checked = validate(found.params, dict(params), f"merge method `{method}`")
     fewest, most = found.donors(checked)
     if donors is None or (fewest <= donors and (most is None or donors <= most)):
         return checked

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
-from speechft_ray.core.counts import COUNTS_FILE, Counted
+from speechft_ray.core.counts import COUNTS_FILE, UtteranceCounts
 from speechft_ray.core.score import Reference, superb_score
 from speechft_ray.core.store import Store
 from speechft_ray.sweep.plan import Plan
@@ -26,20 +26,22 @@ PERCENT = 95
 AT_ONCE = 50
 """Draws of one matrix product: 50 of 10 000 utterances are 4 MB."""
 
-TestSets = Sequence[Sequence[Counted]]
+TestSets = Sequence[Sequence[UtteranceCounts]]
 """Of one encoder: by evaluation in the order of the plan, its test sets; none where nothing was
 counted."""
 
 Interval = tuple[float, float]
 
-_LIST = TypeAdapter(list[Counted])
+_LIST = TypeAdapter(list[UtteranceCounts])
 
 
 def counts_of(plan: Plan, store: Store) -> dict[str, TestSets]:
     """Returns what was counted, by merged encoder, for the rows that are complete. What cannot be
     read is left out."""
     complete = [
-        row for row in plan.rows if all(store.complete("evaluate", key) for key in row.evaluations)
+        row
+        for row in plan.rows
+        if all(store.is_complete("evaluate", key) for key in row.evaluations)
     ]
     return {row.key: [_counted(store, key) for key in row.evaluations] for row in complete}
 
@@ -76,7 +78,7 @@ def interval(values: np.ndarray) -> Interval:
     return float(low), float(high)
 
 
-def _counted(store: Store, key: str) -> list[Counted]:
+def _counted(store: Store, key: str) -> list[UtteranceCounts]:
     try:
         return _LIST.validate_json((store.folder("evaluate", key) / COUNTS_FILE).read_bytes())
     except (OSError, ValidationError):  # an evaluation without counts, or one of an older version
@@ -84,7 +86,7 @@ def _counted(store: Store, key: str) -> list[Counted]:
 
 
 def _of_evaluation(
-    lines: Sequence[Sequence[Sequence[Counted]]], seed: int
+    lines: Sequence[Sequence[Sequence[UtteranceCounts]]], seed: int
 ) -> list[dict[str, np.ndarray]]:
     """Draws each test set of one evaluation; several are folds, whose mean is the metric."""
     folds = max((len(sets) for line in lines for sets in line), default=0)
@@ -110,7 +112,7 @@ def _of_evaluation(
 
 
 def _of_test_set(
-    lines: Sequence[Sequence[Counted]], seed: Sequence[int]
+    lines: Sequence[Sequence[UtteranceCounts]], seed: Sequence[int]
 ) -> list[dict[str, np.ndarray]]:
     """Draws one test set for all lines at once; one matrix product has every sum of a draw."""
     known = next((encoder for line in lines for encoder in line), None)

@@ -19,7 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from speechft_ray.core.records import STAGES, Job, Outcome
-from speechft_ray.core.units import duration
+from speechft_ray.core.units import format_duration
 from speechft_ray.report.table import one_line
 from speechft_ray.sweep.protocols import Progress
 
@@ -87,13 +87,13 @@ class Display:
         if self._live is not None:
             self._live.stop()
             self._live = None
-        self._line(f"{self._counts()}; ended after {duration(self._clock() - self._begin)}")
+        self._line(f"{self._counts()}; ended after {format_duration(self._clock() - self._begin)}")
 
-    def started(self, job: Job) -> None:
+    def on_job_start(self, job: Job) -> None:
         """A job was handed to the executor."""
         self._jobs[job.fingerprint] = job
 
-    def finished(self, outcome: Outcome) -> None:
+    def on_job_end(self, outcome: Outcome) -> None:
         """A job ended, well or not. Failures are told at once, in a log every end is."""
         self._running.pop(outcome.fingerprint, None)
         self._jobs.pop(outcome.fingerprint, None)
@@ -111,10 +111,10 @@ class Display:
             )
         elif outcome.ok and self._live is None:
             place = f"{outcome.stage} {stage.ended}/{stage.total}"
-            self._line(f"done: {outcome.label} in {duration(outcome.seconds)} ({place})")
+            self._line(f"done: {outcome.label} in {format_duration(outcome.seconds)} ({place})")
         self._redraw()
 
-    def tick(self, progress: Mapping[str, Progress]) -> None:
+    def on_progress(self, progress: Mapping[str, Progress]) -> None:
         """Takes in the progress of all jobs that run now; to be called often."""
         now = self._clock()
         self._running = {
@@ -165,7 +165,7 @@ class Display:
             return "nothing left"
         if known <= 0:
             return "time left not known yet"
-        return f"{'about' if complete else 'more than'} {duration(max(longest, known / parallel))} left"
+        return f"{'about' if complete else 'more than'} {format_duration(max(longest, known / parallel))} left"
 
     def _parallel(self) -> float:
         """Jobs that ran side by side so far, on average, and never more than are left."""
@@ -188,7 +188,7 @@ class Display:
         return statistics.fmean(guesses) if guesses else None
 
     def _status(self) -> str:
-        elapsed = duration(self._clock() - self._begin)
+        elapsed = format_duration(self._clock() - self._begin)
         remark = f"{self._remark}; " if self._remark else ""
         return f"{remark}{self._counts()}; {len(self._running)} running; {elapsed} so far, {self.time_left()}"
 
@@ -223,7 +223,7 @@ class Display:
             values = "  ".join(
                 f"{name} {value:.4g}" for name, value in item.progress.values.items()
             )
-            spent = duration(self._clock() - item.began)
+            spent = format_duration(self._clock() - item.began)
             label = Text(one_line(self._jobs[key].label), no_wrap=True, overflow="ellipsis")
             running.add_row(
                 bar,
@@ -234,7 +234,7 @@ class Display:
             )
         more = len(self._running) - RUNNING_SHOWN
         last = [f"and {more} more running"] if more > 0 else []
-        last.append(f"{duration(self._clock() - self._begin)} so far, {self.time_left()}")
+        last.append(f"{format_duration(self._clock() - self._begin)} so far, {self.time_left()}")
         remark = [Text(one_line(self._remark), "bold")] if self._remark else []
         return Group(table, *remark, running, *(Text(line, "dim") for line in last))
 

@@ -9,7 +9,7 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from speechft_ray.core.searching import higher_is_better, measure
+from speechft_ray.core.objectives import higher_is_better, metric_name
 from speechft_ray.report.figure import (
     COLOURS,
     DOTS_PER_INCH,
@@ -33,7 +33,7 @@ LAYER_LINES = 5
 def history(findings: SearchFindings) -> bytes | None:
     """Draws the first objective of each trial by its number, the best so far, and the controls;
     ``None`` if empty."""
-    name = measure(findings.plan.search.objectives[0])
+    name = metric_name(findings.plan.search.objectives[0])
     ended = _ended(findings)
     if not ended:
         return None
@@ -115,7 +115,9 @@ def slices(findings: SearchFindings) -> bytes | None:
             )
             axes.set(title=label_text(name))
         figure.colorbar(shown, ax=panels, label="trial", shrink=0.6)
-        figure.supylabel(objective_title(measure(findings.plan.search.objectives[0])), fontsize=10)
+        figure.supylabel(
+            objective_title(metric_name(findings.plan.search.objectives[0])), fontsize=10
+        )
         return png(figure)
 
 
@@ -143,7 +145,7 @@ def importance(findings: SearchFindings) -> bytes | None:
 def pareto(findings: SearchFindings) -> bytes | None:
     """Draws the trials by two objectives, the front marked, one panel per objective beyond the
     first; ``None`` for one."""
-    names = list(map(measure, findings.plan.search.objectives))
+    names = list(map(metric_name, findings.plan.search.objectives))
     ended = _ended(findings)
     if len(names) < 2 or not ended:
         return None
@@ -237,7 +239,7 @@ def _ended(findings: SearchFindings) -> list[Trial]:
 
 
 def _gain(findings: SearchFindings) -> Callable[[Trial], float]:
-    sign = 1.0 if higher_is_better(measure(findings.plan.search.objectives[0])) else -1.0
+    sign = 1.0 if higher_is_better(metric_name(findings.plan.search.objectives[0])) else -1.0
     return lambda trial: sign * (trial.verdict.values[0] if trial.verdict else 0.0)
 
 

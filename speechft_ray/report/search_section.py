@@ -7,7 +7,7 @@ import base64
 from collections.abc import Mapping, Sequence
 from html import escape
 
-from speechft_ray.core.searching import higher_is_better, measure
+from speechft_ray.core.objectives import higher_is_better, metric_name
 from speechft_ray.report.search_figure import history, importance, layers, pareto, slices
 from speechft_ray.report.search_summary import (
     SearchFindings,
@@ -59,7 +59,7 @@ def search_section(findings: SearchFindings, images: Mapping[str, bytes | None])
 
 
 def _table(findings: SearchFindings) -> str:
-    names = list(map(measure, findings.plan.search.objectives))
+    names = list(map(metric_name, findings.plan.search.objectives))
     chosen = [trial.number for trial in findings.chosen]
     place = {number: index for index, number in enumerate(chosen)}
     ended = [

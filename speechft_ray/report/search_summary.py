@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from speechft_ray.core.metrics import METRICS
-from speechft_ray.core.searching import SCORE, measure
+from speechft_ray.core.objectives import SCORE, metric_name
 from speechft_ray.core.store import Store
 from speechft_ray.report.summary import show_value
 from speechft_ray.search.plan import SearchPlan
@@ -65,7 +65,7 @@ def spared(plan: SearchPlan, trials: Sequence[Trial], store: Store) -> tuple[int
     count, seconds = 0, 0.0
     for place, task in enumerate(plan.tasks):
         keys = {plan.evaluation(trial.proposal, trial.number, task): trial for trial in trials}
-        made = [key for key in keys if store.complete("evaluate", key)]
+        made = [key for key in keys if store.is_complete("evaluate", key)]
         missing = sum(
             trial.state == "stopped" and trial.tasks <= place
             for key, trial in keys.items()
@@ -108,7 +108,7 @@ def search_sentences(findings: SearchFindings) -> list[str]:
 
 def _answer(findings: SearchFindings, judge: Judge) -> str:
     best = findings.chosen[0]
-    names = [measure(name) for name in findings.plan.search.objectives]
+    names = [metric_name(name) for name in findings.plan.search.objectives]
     values = best.verdict.values if best.verdict else ()
     text = ", ".join(
         f"{objective_title(name)} {value_text(name, value)}"
@@ -154,7 +154,7 @@ def value_text(name: str, value: float) -> str:
 def trials_csv(findings: SearchFindings) -> str:
     """Returns every trial as CSV, unrounded: number, state, what it repeats, drawn values,
     objectives, dev metrics, error."""
-    trials, names = findings.trials, list(map(measure, findings.plan.search.objectives))
+    trials, names = findings.trials, list(map(metric_name, findings.plan.search.objectives))
     drawn = list(dict.fromkeys(name for trial in trials for name in trial.proposal.values))
     metrics = list(dict.fromkeys(name for trial in trials for name in trial.metrics))
     chosen = {trial.number for trial in findings.chosen}

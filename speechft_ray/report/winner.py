@@ -61,7 +61,7 @@ def record_choice(plan: Plan, store: Store, found: Sequence[EncoderRow], status:
         sweep=plan.spec.name,
         plan=plan.fingerprint,
         status=status,
-        winner=choice(found, plan.chosen),
+        winner=choice(found, plan.winner),
         rows=tuple(row.key for row in plan.rows),
     )
     path = _path(store, plan.spec.name)

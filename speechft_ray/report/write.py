@@ -96,7 +96,7 @@ class Findings:
     leaks: Mapping[str, Sequence[Leak]] = field(default_factory=dict)
     """What fine-tuning has seen of the test sets, by merged encoder."""
     chosen: str | None = None
-    """The merged encoder that a search chose (``Plan.chosen``)."""
+    """The merged encoder that a search chose (``Plan.winner``)."""
     search: SearchFindings | None = None
     """Of a sweep that searched its merges."""
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pydantic import JsonValue
 
 from speechft_ray.core.chains import Tuning
-from speechft_ray.core.searching import higher_is_better, measure
+from speechft_ray.core.objectives import higher_is_better, metric_name
 from speechft_ray.core.specs import MergeSpec, SearchSpec
 from speechft_ray.search.proposals import Proposal, SearchSpace, Verdict
 
@@ -28,7 +28,7 @@ class GreedySoup:
         self._merge = MergeSpec(
             method=space.axes.methods()[0], params=_params(space), alpha=space.axes.alpha.options[0]
         )
-        self._sign = 1.0 if higher_is_better(measure(search.objectives[0])) else -1.0
+        self._sign = 1.0 if higher_is_better(metric_name(search.objectives[0])) else -1.0
         self._singles: list[tuple[float, int]] = []
         self._left: list[int] | None = None
         self._kept: list[int] = []

@@ -12,14 +12,14 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from speechft_ray.core.errors import UserError
-from speechft_ray.core.records import Outcome, scores_of
-from speechft_ray.core.searching import DISTANCE
+from speechft_ray.core.objectives import DISTANCE
+from speechft_ray.core.records import Outcome, read_scores
 from speechft_ray.core.store import Store
 from speechft_ray.search.plan import SearchPlan
 from speechft_ray.search.proposals import Proposal, Proposer
 from speechft_ray.search.trials import Judge, Standard, Trial, best_seen
 from speechft_ray.sweep.rows import references, rows
-from speechft_ray.sweep.scheduler import Flow, lacking
+from speechft_ray.sweep.scheduler import JobScheduler, missing_jobs
 
 
 class Listener(Protocol):
@@ -31,27 +31,27 @@ class Listener(Protocol):
 
 
 def run_search(
-    plan: SearchPlan, store: Store, flow: Flow, proposer: Proposer, listener: Listener
+    plan: SearchPlan, store: Store, scheduler: JobScheduler, proposer: Proposer, listener: Listener
 ) -> list[Trial]:
     """Runs a search to the end of its budget and returns its trials in order.
 
     Raises ``UserError`` when a control that all trials are compared with cannot be evaluated, and
-    ``Interrupted`` when the flow was stopped.
+    ``Interrupted`` when the scheduler was stopped.
     """
-    search = _Search(plan, store, flow, proposer, listener)
+    search = _Search(plan, store, scheduler, proposer, listener)
     search.begin()
-    while search.propose() or flow.busy:
-        search.settle(flow.turn())
+    while search.propose() or scheduler.active:
+        search.settle(scheduler.poll())
     search.end()
     return search.trials
 
 
 def replay_search(
-    plan: SearchPlan, store: Store, flow: Flow, proposer: Proposer, listener: Listener
+    plan: SearchPlan, store: Store, scheduler: JobScheduler, proposer: Proposer, listener: Listener
 ) -> bool:
     """Walks a search as far as the store knows its evaluations; returns whether that is to its end.
     Runs nothing."""
-    search = _Search(plan, store, flow, proposer, listener)
+    search = _Search(plan, store, scheduler, proposer, listener)
     search.begin()
     while search.propose():
         pass
@@ -78,9 +78,14 @@ class _Search:
     """The state of one search."""
 
     def __init__(
-        self, plan: SearchPlan, store: Store, flow: Flow, proposer: Proposer, listener: Listener
+        self,
+        plan: SearchPlan,
+        store: Store,
+        scheduler: JobScheduler,
+        proposer: Proposer,
+        listener: Listener,
     ) -> None:
-        self.plan, self.store, self.flow = plan, store, flow
+        self.plan, self.store, self.scheduler = plan, store, scheduler
         self.proposer, self.listener = proposer, listener
         self.trials: list[Trial] = []
         self.judge: Judge | None = None
@@ -92,8 +97,8 @@ class _Search:
 
     def begin(self) -> None:
         """Wants the controls, which no proposal waits for."""
-        self.flow.want(
-            lacking(
+        self.scheduler.add(
+            missing_jobs(
                 [job.fingerprint for job in self.plan.controls.of_stage("evaluate")],
                 self.plan.jobs,
                 self.store,
@@ -146,8 +151,10 @@ class _Search:
         self._advance(trial)
         if trial.state == "running":
             for key in self._later(trial):
-                self.flow.want(
-                    lacking([key], self.plan.jobs, self.store), turn=number + 1, ahead=True
+                self.scheduler.add(
+                    missing_jobs([key], self.plan.jobs, self.store),
+                    priority=number + 1,
+                    speculative=True,
                 )
 
     def _later(self, trial: Trial) -> list[str]:
@@ -157,7 +164,7 @@ class _Search:
         return [
             key
             for key in keys
-            if key not in self.flow.failed and not self.store.complete("evaluate", key)
+            if key not in self.scheduler.failed and not self.store.is_complete("evaluate", key)
         ]
 
     def _advance(self, trial: Trial) -> None:
@@ -165,16 +172,18 @@ class _Search:
         next."""
         while trial.tasks < len(self.plan.tasks):
             key = self.plan.evaluation(trial.proposal, trial.number, self.plan.tasks[trial.tasks])
-            if key in self.flow.failed:
-                trial.state, trial.error = "failed", self.flow.failed[key].error
+            if key in self.scheduler.failed:
+                trial.state, trial.error = "failed", self.scheduler.failed[key].error
                 break
-            if not self.store.complete("evaluate", key):
+            if not self.store.is_complete("evaluate", key):
                 self._waiting.setdefault(key, []).append(trial)
-                self.flow.want(lacking([key], self.plan.jobs, self.store), turn=trial.number + 1)
+                self.scheduler.add(
+                    missing_jobs([key], self.plan.jobs, self.store), priority=trial.number + 1
+                )
                 return
             facts = self.store.manifest("evaluate", key)
             trial.metrics |= {
-                score.metric: score.mean for score in scores_of(facts) if score.split == "dev"
+                score.metric: score.mean for score in read_scores(facts) if score.split == "dev"
             }
             if DISTANCE in facts:
                 trial.metrics[DISTANCE] = float(facts[DISTANCE])
@@ -182,7 +191,7 @@ class _Search:
             if trial.tasks < len(self.plan.tasks) and self.judge and self.judge.hopeless(trial):
                 trial.state = "stopped"
                 for later in self._later(trial):
-                    self.flow.drop(later)
+                    self.scheduler.cancel(later)
                 break
         else:
             trial.state = "complete"
@@ -203,8 +212,8 @@ class _Search:
         """Opens the judge once the controls are in the store. Raises ``UserError`` when they never
         will be."""
         if self.judge is None:
-            failed = [self.flow.failed[job.fingerprint] for job in self.plan.controls.of_stage("evaluate")
-                      if job.fingerprint in self.flow.failed]  # fmt: skip
+            failed = [self.scheduler.failed[job.fingerprint] for job in self.plan.controls.of_stage("evaluate")
+                      if job.fingerprint in self.scheduler.failed]  # fmt: skip
             if failed:
                 raise UserError(
                     f"`{failed[0].label}` failed, and without it no proposal can be judged: {failed[0].error} "

@@ -16,7 +16,7 @@ import optuna
 from optuna.study import StudyDirection
 from optuna.trial import Trial, TrialState
 
-from speechft_ray.core.searching import higher_is_better, measure
+from speechft_ray.core.objectives import higher_is_better, metric_name
 from speechft_ray.core.specs import SearchSpec
 from speechft_ray.search.optuna_samplers import open_sampler
 from speechft_ray.search.proposals import Proposal, Suggest, Verdict
@@ -82,7 +82,7 @@ class _Drawn:
 def directions(search: SearchSpec) -> list[StudyDirection]:
     """Returns Optuna's direction of every objective."""
     ways = (StudyDirection.MINIMIZE, StudyDirection.MAXIMIZE)
-    return [ways[higher_is_better(measure(name))] for name in search.objectives]
+    return [ways[higher_is_better(metric_name(name))] for name in search.objectives]
 
 
 @contextmanager

@@ -7,20 +7,20 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from speechft_ray.core.axes import DonorAxis, read_axes
-from speechft_ray.core.chains import chained
+from speechft_ray.core.chains import build_chains
 from speechft_ray.core.errors import SpecError
 from speechft_ray.core.fingerprint import fingerprint
+from speechft_ray.core.objectives import select_tasks
 from speechft_ray.core.records import Job
-from speechft_ray.core.searching import tasks_of
 from speechft_ray.core.specs import EvalSpec, MergeSpec, SearchSpec, SweepSpec
 from speechft_ray.search.proposals import Proposal, Runs, SearchSpace
 from speechft_ray.sweep.plan import (
     FBANK,
-    Builder,
     Inputs,
     Plan,
+    PlanBuilder,
     PlannedRow,
-    merged_fingerprint,
+    merge_fingerprint,
 )
 from speechft_ray.sweep.titles import Params, row_params, row_title, varying_fields
 
@@ -37,24 +37,24 @@ class SearchPlan:
     """The evaluations that the search needs of each merge, in the order in which they are made."""
     controls: Plan
     """The pre-trained encoder, evaluated in full, and FBank where the score's zero is measured."""
-    build: Builder
+    builder: PlanBuilder
     varying: Mapping[str, set[str]]
 
     @property
     def jobs(self) -> Mapping[str, Job]:
         """Every job that was asked for by now."""
-        return self.build.jobs
+        return self.builder.jobs
 
     def merged(self, proposal: Proposal) -> str:
         """Returns the fingerprint of the merged encoder that a proposal stands for."""
-        return merged_fingerprint(
-            self.build.recipe(proposal.merge, [key for _, key in proposal.donors])
+        return merge_fingerprint(
+            self.builder.merge_recipe(proposal.merge, [key for _, key in proposal.donors])
         )
 
     def evaluation(self, proposal: Proposal, number: int, task: EvalSpec) -> str:
         """Adds one evaluation of a proposal on dev and returns its fingerprint."""
-        recipe = self.build.recipe(proposal.merge, [key for _, key in proposal.donors])
-        return self.build.evaluate_on_dev(task, recipe, f"trial {number}")
+        recipe = self.builder.merge_recipe(proposal.merge, [key for _, key in proposal.donors])
+        return self.builder.add_dev_evaluation(task, recipe, f"trial {number}")
 
     def params(self, proposal: Proposal) -> Params:
         """What tables say of the merge of a proposal."""
@@ -67,22 +67,24 @@ def make_search_plan(spec: SweepSpec, inputs: Inputs, depth: int) -> SearchPlan:
     search = spec.search
     if search is None:
         raise ValueError(f"the sweep `{spec.name}` is no search")
-    tunings = chained(spec.finetune)
+    tunings = build_chains(spec.finetune)
     axes, mistakes = read_axes(search, tunings)
-    build = Builder(inputs)
-    runs = tuple((run, build.finetune(run)) for run in tunings)
+    builder = PlanBuilder(inputs)
+    runs = tuple((run, builder.add_finetune(run)) for run in tunings)
     mistakes = mistakes or _start_mistakes(
-        axes.donors, runs, build, search.sampler == "greedy_soup"
+        axes.donors, runs, builder, search.sampler == "greedy_soup"
     )
     if mistakes:
         raise SpecError(f"the search `{spec.name}`", mistakes)
-    key, title, params = build.pretrained()
+    key, title, params = builder.add_pretrained()
     row = PlannedRow(
-        key=key, title=title, params=params, evaluations=_evaluations(spec, build, key, title)
+        key=key, title=title, params=params, evaluations=_evaluations(spec, builder, key, title)
     )
     measured = spec.score.zero == "measured"
     baseline = (
-        tuple(build.evaluate(item, None, FBANK) for item in spec.evaluate) if measured else ()
+        tuple(builder.add_evaluation(item, None, FBANK) for item in spec.evaluate)
+        if measured
+        else ()
     )
     identity = {
         "search": search.model_dump(mode="json", exclude={"window"}) | {"window": search.lag()},
@@ -92,22 +94,22 @@ def make_search_plan(spec: SweepSpec, inputs: Inputs, depth: int) -> SearchPlan:
         "score": spec.score.model_dump(mode="json"),
     }
     whole = fingerprint(identity)
-    jobs = _closure([*row.evaluations, *baseline], build.jobs)
+    jobs = _closure([*row.evaluations, *baseline], builder.jobs)
     controls = Plan(spec=spec, fingerprint=whole, jobs=jobs, rows=(row,), baseline=baseline)
     return SearchPlan(
         spec=spec,
         search=search,
         space=SearchSpace(axes=axes, runs=runs, depth=depth),
         fingerprint=whole,
-        tasks=tasks_of(spec, search),
+        tasks=select_tasks(spec, search),
         controls=controls,
-        build=build,
+        builder=builder,
         varying=varying_fields(tunings),
     )
 
 
 def _start_mistakes(
-    donors: DonorAxis, runs: Runs, build: Builder, all_together: bool
+    donors: DonorAxis, runs: Runs, builder: PlanBuilder, all_together: bool
 ) -> list[tuple[str, str]]:
     """Whether donors may be proposed together that start from different encoders, stages of chains,
     which no merge can have.
@@ -115,7 +117,7 @@ def _start_mistakes(
     Which run of a name is drawn is not looked at: whatever is drawn must have the same start.
     """
     for names in donors.sets:
-        starts = {build.start(key) for run, key in runs if run.spec.name in names}
+        starts = {builder.start(key) for run, key in runs if run.spec.name in names}
         if len(starts) > 1 and (len(names) > 1 or all_together):
             text = f"{', '.join(names)} start from different encoders, so no merge can have them together: name runs of one stage."
             return [("search.axes.donors", text)]
@@ -132,9 +134,9 @@ def chosen_plan(plan: SearchPlan, chosen: Sequence[tuple[int, Proposal]]) -> Pla
     rows = {row.key: row for row in plan.controls.rows}
 
     def add(merge: MergeSpec, donors: Proposal, params: Params, title: str) -> str:
-        key = plan.build.merge(merge, [run_key for _, run_key in donors.donors], title)
+        key = plan.builder.add_merge(merge, [run_key for _, run_key in donors.donors], title)
         if key not in rows:
-            evaluations = _evaluations(plan.spec, plan.build, key, title)
+            evaluations = _evaluations(plan.spec, plan.builder, key, title)
             rows[key] = PlannedRow(key=key, title=title, params=params, evaluations=evaluations)
         return key
 
@@ -163,12 +165,12 @@ def chosen_plan(plan: SearchPlan, chosen: Sequence[tuple[int, Proposal]]) -> Pla
         jobs=_closure([*goals, *plan.controls.baseline], plan.jobs),
         rows=tuple(rows.values()),
         baseline=plan.controls.baseline,
-        chosen=keys[0] if keys else None,
+        winner=keys[0] if keys else None,
     )
 
 
-def _evaluations(spec: SweepSpec, build: Builder, key: str, title: str) -> tuple[str, ...]:
-    return tuple(build.evaluate(item, key, title) for item in spec.evaluate)
+def _evaluations(spec: SweepSpec, builder: PlanBuilder, key: str, title: str) -> tuple[str, ...]:
+    return tuple(builder.add_evaluation(item, key, title) for item in spec.evaluate)
 
 
 def _closure(goals: Iterable[str], jobs: Mapping[str, Job]) -> dict[str, Job]:

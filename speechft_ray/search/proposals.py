@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol
 
-from speechft_ray.core.axes import Axes, Axis, picks_of
+from speechft_ray.core.axes import Axes, Axis, field_values
 from speechft_ray.core.chains import Tuning
 from speechft_ray.core.specs import MergeSpec
 
@@ -94,12 +94,12 @@ class SearchSpace:
 
     def _run(self, name: str, noted: _Noted) -> tuple[Tuning, str]:
         runs = [pair for pair in self.runs if pair[0].spec.name == name]
-        for field in self.axes.picks:
-            options = list(dict.fromkeys(picks_of(run, (field,))[0] for run, _ in runs))
+        for field in self.axes.run_fields:
+            options = list(dict.fromkeys(field_values(run, (field,))[0] for run, _ in runs))
             if len(options) > 1:
                 several = len(self.axes.donors.names()) > 1
                 chosen = noted.choice(f"{name}.{field}" if several else field, options)
-                runs = [pair for pair in runs if picks_of(pair[0], (field,))[0] == chosen]
+                runs = [pair for pair in runs if field_values(pair[0], (field,))[0] == chosen]
         return runs[0]
 
     def _value(self, axis: Axis, name: str, noted: _Noted, donors: Sequence[str]) -> Any:

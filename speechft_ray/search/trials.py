@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from speechft_ray.core.metrics import metric
+from speechft_ray.core.objectives import SCORE, higher_is_better, metric_name
 from speechft_ray.core.score import Reference, superb_score
-from speechft_ray.core.searching import SCORE, higher_is_better, measure
 from speechft_ray.core.specs import EvalSpec, SearchSpec
 from speechft_ray.search.proposals import Proposal, Verdict
 
@@ -81,7 +81,9 @@ class Judge:
             return Verdict("failed")
         if trial.state == "stopped":
             return Verdict("stopped", steps=self.steps(trial))
-        values = [self.value(name, trial.metrics) for name in map(measure, self.search.objectives)]
+        values = [
+            self.value(name, trial.metrics) for name in map(metric_name, self.search.objectives)
+        ]
         violations = [
             self._violation(item.metric, item.no_worse_than, trial.metrics)
             for item in self.search.constraints
@@ -167,7 +169,7 @@ class Judge:
         )
 
     def _violation(self, name: str, bound: str | float, metrics: Mapping[str, float]) -> float:
-        name = measure(name)
+        name = metric_name(name)
         limit = self.value(name, self.pretrained) if isinstance(bound, str) else bound
         worse = limit - self.value(name, metrics)
         return worse if higher_is_better(name) else -worse
@@ -206,7 +208,7 @@ class Judge:
         values = trial.verdict.values if trial.verdict else ()
         return [
             value if higher_is_better(name) else -value
-            for name, value in zip(map(measure, self.search.objectives), values, strict=True)
+            for name, value in zip(map(metric_name, self.search.objectives), values, strict=True)
         ]
 
 

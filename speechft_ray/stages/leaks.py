@@ -79,8 +79,8 @@ def _shared(
 ) -> Overlap | None:
     known = [identity(spec) for spec in (tuned, tested)]
     key = fingerprint({"stage": STAGE, "version": VERSION, "corpora": [name for name, _ in known]})
-    if not store.complete(STAGE, key):
-        if not all(store.complete("corpus", name) for name, made in known if made):
+    if not store.is_complete(STAGE, key):
+        if not all(store.is_complete("corpus", name) for name, made in known if made):
             return None
         found = overlap(open_corpus(tuned, place), open_corpus(tested, place))
         with store.publish(STAGE, key, {**found._asdict(), "corpora": [name for name, _ in known]}):

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from speechft_ray.core.counts import COUNTS_FILE
 from speechft_ray.core.errors import UserError
-from speechft_ray.core.fingerprint import canonical
+from speechft_ray.core.fingerprint import canonical_json
 from speechft_ray.core.records import Job, Place
 from speechft_ray.core.specs import CorpusSpec, EvalSpec, FinetuneSpec
 from speechft_ray.core.store import Store
@@ -56,7 +56,7 @@ def perform(job: Job, place: Place, report: Report) -> Mapping[str, Any]:
     ``Outcome``.
     """
     store = Store(Path(place.storage))
-    if not store.complete(job.stage, job.fingerprint):
+    if not store.is_complete(job.stage, job.fingerprint):
         torch.set_num_threads(max(1, int(job.resources.cpus)))
         _STAGES[job.stage](job, place, store, report)
         store.clear_work(job.stage, job.fingerprint)
@@ -68,7 +68,7 @@ def open_corpus(spec: CorpusSpec, place: Place, progress: Progress | None = None
     are nowhere to be found."""
     kind = CORPORA.get(spec.name)
     root = _root(spec, place) if kind.needs_root else None
-    key = (canonical(spec), str(root), place.storage)
+    key = (canonical_json(spec), str(root), place.storage)
     if key not in _OPEN:
         cache = Path(place.storage) / "corpora"
         _OPEN[key] = kind.open(kind.options.model_validate(spec.options), root, cache, progress)
@@ -87,8 +87,8 @@ def publish_start(place: Place) -> None:
     damaged there is put anew."""
     weights, key = start_encoder(place.encoder)
     store = Store(Path(place.storage))
-    if store.complete(START, key):
-        if not store.damaged(START, key):
+    if store.is_complete(START, key):
+        if not store.find_damaged_files(START, key):
             return
         store.discard(START, key)
     facts = {"family": weights.family, "from": place.encoder}
@@ -126,7 +126,7 @@ def encoder_file(checkpoint: str | float) -> str:
 def _start(store: Store, planned: object) -> EncoderWeights:
     """Reads what a run starts from: a merge where it is a later stage of a chain, else the
     pre-trained encoder."""
-    stage = "merge" if store.complete("merge", str(planned)) else START
+    stage = "merge" if store.is_complete("merge", str(planned)) else START
     return _published_start(store.folder(stage, str(planned)))
 
 
@@ -160,7 +160,7 @@ def _finetune(job: Job, place: Place, store: Store, report: Report) -> None:
     spec = FinetuneSpec.model_validate(job.payload["spec"])
     start = _start(store, job.payload["start"])
     corpora = [open_corpus(objective.corpus, place) for objective in spec.objectives]
-    work = store.work("finetune", job.fingerprint)
+    work = store.work_folder("finetune", job.fingerprint)
     tuned = finetune(spec, start, corpora, work, _device(place), report, _cache(place, store))
     facts = {**tuned.facts, "spec": spec.model_dump(mode="json"), "start": job.payload["start"]}
     made = {
@@ -190,7 +190,7 @@ def _merge(job: Job, place: Place, store: Store, report: Report) -> None:
 
 @contextmanager
 def _merged(recipe: Mapping[str, Any], store: Store) -> Iterator[EncoderWeights]:
-    """Merges what a recipe (``sweep.plan.Builder.recipe``) says; the weights are good until the
+    """Merges what a recipe (``sweep.plan.PlanBuilder.merge_recipe``) says; the weights are good until the
     context ends."""
     base = _start(store, recipe["base"])
     if not recipe["donors"]:

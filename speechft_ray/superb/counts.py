@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import JsonValue
 
-from speechft_ray.core.counts import Counted
+from speechft_ray.core.counts import UtteranceCounts
 from speechft_ray.core.fingerprint import fingerprint
 from speechft_ray.superb.tasks.base import Problem, Search
 
@@ -17,7 +17,7 @@ def counted(
     answers: Sequence[Sequence[Any]],
     measured: Sequence[Mapping[str, float]],
 ) -> list[JsonValue]:
-    """Returns one ``Counted`` as plain data; none for a task without counts, or where test was not
+    """Returns one ``UtteranceCounts`` as plain data; none for a task without counts, or where test was not
     scored.
 
     ``answers`` on test and what was ``measured`` there, both seed by seed.
@@ -30,7 +30,7 @@ def counted(
         problem.counts(found, wanted, metrics)
         for found, metrics in zip(answers, measured, strict=True)
     ]
-    record = Counted(
+    record = UtteranceCounts(
         utterances=fingerprint([example.utterance.key for example in examples]),
         amounts={
             name: tuple(tuple(amount for amount, _ in seed[name]) for seed in seeds)

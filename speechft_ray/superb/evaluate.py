@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from pydantic import JsonValue
 
-from speechft_ray.core.metrics import better
+from speechft_ray.core.metrics import is_better
 from speechft_ray.core.records import Score
 from speechft_ray.core.specs import EvalSpec
 from speechft_ray.speech.corpora.base import Corpus, Utterance
@@ -201,7 +201,7 @@ def _best_rate(metric: str, dev: Sequence[Mapping[str, float]], seeds: int) -> i
     ]
     best = 0
     for place, value in enumerate(means):
-        if better(metric, value, means[best]):
+        if is_better(metric, value, means[best]):
             best = place
     return best
 

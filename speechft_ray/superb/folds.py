@@ -12,7 +12,7 @@ import torch
 from pydantic import JsonValue
 
 from speechft_ray.core.fingerprint import fingerprint
-from speechft_ray.core.records import Score, scores_of
+from speechft_ray.core.records import Score, read_scores
 from speechft_ray.core.specs import EvalSpec
 from speechft_ray.speech.corpora.base import SPLITS, Corpus, Utterance
 from speechft_ray.speech.encoders.base import Encoder
@@ -62,7 +62,7 @@ def evaluate_folds(
     return {
         "scores": [
             score.model_dump(mode="json")
-            for score in mean_scores([scores_of(facts) for facts in folds])
+            for score in mean_scores([read_scores(facts) for facts in folds])
         ],
         "counts": counts,
         **{name: folds[0][name] for name in ("seeds", "learning_rate", "updates")},

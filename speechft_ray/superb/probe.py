@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from speechft_ray.core.metrics import better
+from speechft_ray.core.metrics import is_better
 from speechft_ray.speech.heads.featurizer import Featurizer
 from speechft_ray.superb.features import Advance, Batch, Chosen, Source
 from speechft_ray.superb.tasks.base import Draws, Example, Problem
@@ -214,7 +214,7 @@ def better_of(
     else:
         measured = dev_measured(problem, found)
         quality = measured[metric]
-        improved = best is None or better(metric, quality, best.quality)
+        improved = best is None or is_better(metric, quality, best.quality)
     if best is not None and not improved:
         return best
     return Best(

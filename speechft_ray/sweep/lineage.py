@@ -12,7 +12,7 @@ def lineage(store: Store, encoder: str) -> list[dict[str, Any]]:
     """Returns the recipes of an encoder and of all that it starts from, the earliest first; none
     for a pre-trained one."""
     recipes: list[dict[str, Any]] = []
-    while store.complete("merge", encoder):
+    while store.is_complete("merge", encoder):
         facts = store.manifest("merge", encoder)
         recipes.insert(
             0,

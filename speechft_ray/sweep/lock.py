@@ -33,7 +33,7 @@ def driver_lock(root: Path, sweep: str) -> Iterator[Path]:
         path.unlink(missing_ok=True)
 
 
-def holder(root: Path, sweep: str) -> str | None:
+def lock_holder(root: Path, sweep: str) -> str | None:
     """Returns who runs this sweep now, as ``host, process N``, or ``None``."""
     return _alive(root / "locks" / f"{sweep}.json")
 

@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
-from speechft_ray.core.chains import Tuning, chained
+from speechft_ray.core.chains import Tuning, build_chains
 from speechft_ray.core.errors import UserError
-from speechft_ray.core.fingerprint import canonical, fingerprint
+from speechft_ray.core.fingerprint import canonical_json, fingerprint
 from speechft_ray.core.records import Job, Stage
 from speechft_ray.core.resources import ResourceRequest
 from speechft_ray.core.specs import CorpusSpec, EvalSpec, MergeSpec, StopSpec, SweepSpec
@@ -65,7 +65,7 @@ class Plan:
     rows: tuple[PlannedRow, ...]
     baseline: tuple[str, ...]
     """FBank's evaluations, in the order of the spec; empty when the score's zero is the paper's."""
-    chosen: str | None = None
+    winner: str | None = None
     """The merged encoder that a search chose; ``None``: the best dev score chooses."""
 
     def of_stage(self, stage: Stage) -> list[Job]:
@@ -79,41 +79,47 @@ def make_plan(spec: SweepSpec, inputs: Inputs) -> Plan:
     Raises ``UserError`` when donors of one merge do not share a seed and a start, and ``SpecError``
     for faulty chains.
     """
-    build = Builder(inputs, spec.stop_tuning)
-    runs = chained(spec.finetune)
-    tuned = [(run, build.finetune(run)) for run in runs]
+    builder = PlanBuilder(inputs, spec.stop_tuning)
+    runs = build_chains(spec.finetune)
+    tuned = [(run, builder.add_finetune(run)) for run in runs]
     varying = varying_fields(runs)
     rows: dict[str, PlannedRow] = {}
     for key, title, params in itertools.chain(
-        [build.pretrained()], _merges(spec, tuned, varying, build)
+        [builder.add_pretrained()], _merges(spec, tuned, varying, builder)
     ):
         if key not in rows:
-            evaluations = tuple(build.evaluate(item, key, title) for item in spec.evaluate)
+            evaluations = tuple(builder.add_evaluation(item, key, title) for item in spec.evaluate)
             rows[key] = PlannedRow(key=key, title=title, params=params, evaluations=evaluations)
     measured = spec.score.zero == "measured"
     baseline = (
-        tuple(build.evaluate(item, None, FBANK) for item in spec.evaluate) if measured else ()
+        tuple(builder.add_evaluation(item, None, FBANK) for item in spec.evaluate)
+        if measured
+        else ()
     )
     whole = fingerprint(
         {
             "sweep": sorted(rows),
-            "units": sorted(build.jobs),
+            "units": sorted(builder.jobs),
             "score": spec.score.model_dump(mode="json"),
         }
     )
     return Plan(
-        spec=spec, fingerprint=whole, jobs=build.jobs, rows=tuple(rows.values()), baseline=baseline
+        spec=spec,
+        fingerprint=whole,
+        jobs=builder.jobs,
+        rows=tuple(rows.values()),
+        baseline=baseline,
     )
 
 
-class Builder:
+class PlanBuilder:
     """Collects jobs by fingerprint while a plan is walked, or a search goes on."""
 
     def __init__(self, inputs: Inputs, stop: StopSpec | None = None) -> None:
         self.inputs, self.stop = inputs, stop
         self.jobs: dict[str, Job] = {}
 
-    def corpus(self, spec: CorpusSpec) -> tuple[str, tuple[str, ...]]:
+    def add_corpus(self, spec: CorpusSpec) -> tuple[str, tuple[str, ...]]:
         """Returns the identity of a corpus and what must be complete before it can be read."""
         identity, made = self.inputs.corpus(spec)
         if not made:
@@ -124,10 +130,10 @@ class Builder:
             self._add("corpus", identity, label, {"corpus": spec.model_dump(mode="json")}, ()),
         )
 
-    def finetune(self, run: Tuning) -> str:
+    def add_finetune(self, run: Tuning) -> str:
         """Adds a fine-tuning run, and before it what the earlier stages of its chain need."""
         start = self._start_of(run)
-        corpora = [self.corpus(objective.corpus) for objective in run.spec.objectives]
+        corpora = [self.add_corpus(objective.corpus) for objective in run.spec.objectives]
         identity = {
             "stage": "finetune",
             "version": VERSIONS["finetune"],
@@ -153,22 +159,22 @@ class Builder:
             return self.inputs.encoder
         if not after.alpha:
             return self._start_of(run.earlier)
-        donor = self.finetune(run.earlier)
+        donor = self.add_finetune(run.earlier)
         merge = MergeSpec(method=after.method, params=after.params, alpha=after.alpha)
         title = f"{after.method} alpha={after.alpha:g} {run_label(run.earlier).removeprefix('finetune ')}"
-        return self.merge(merge, [donor], title)
+        return self.add_merge(merge, [donor], title)
 
     def _made(self, encoder: str) -> tuple[str, ...]:
         """The job that makes an encoder; none makes the pre-trained one."""
         return (encoder,) if encoder in self.jobs else ()
 
-    def merge(self, spec: MergeSpec, donors: Sequence[str], title: str) -> str:
-        recipe = self.recipe(spec, donors)
+    def add_merge(self, spec: MergeSpec, donors: Sequence[str], title: str) -> str:
+        recipe = self.merge_recipe(spec, donors)
         return self._add(
-            "merge", merged_fingerprint(recipe), f"merge {title}", recipe, self._inputs_of(recipe)
+            "merge", merge_fingerprint(recipe), f"merge {title}", recipe, self._inputs_of(recipe)
         )
 
-    def recipe(self, spec: MergeSpec, donors: Sequence[str]) -> dict[str, Any]:
+    def merge_recipe(self, spec: MergeSpec, donors: Sequence[str]) -> dict[str, Any]:
         """Returns all that decides a merged encoder. The donors have one start, which is its base.
 
         Alpha 0 is that start: the pre-trained encoder, whoever the donors are, or the earlier merge
@@ -200,24 +206,24 @@ class Builder:
     def _inputs_of(self, recipe: Mapping[str, Any]) -> tuple[str, ...]:
         return (*self._made(recipe["base"]), *recipe["donors"])
 
-    def pretrained(self) -> tuple[str, str, Params]:
+    def add_pretrained(self) -> tuple[str, str, Params]:
         """The control alpha 0: the pre-trained encoder itself, whoever the donors are."""
         return (
-            self.merge(MergeSpec(alpha=0.0), (), "alpha=0"),
+            self.add_merge(MergeSpec(alpha=0.0), (), "alpha=0"),
             "alpha=0",
             {"alpha": 0.0, "method": "none", "finetune": "none"},
         )
 
-    def evaluate(self, spec: EvalSpec, encoder: str | None, title: str) -> str:
+    def add_evaluation(self, spec: EvalSpec, encoder: str | None, title: str) -> str:
         payload = {"spec": spec.model_dump(mode="json"), "encoder": encoder}
         return self._evaluation(
             spec, encoder or FBANK, title, payload, [encoder] if encoder else []
         )
 
-    def evaluate_on_dev(self, spec: EvalSpec, recipe: Mapping[str, Any], title: str) -> str:
+    def add_dev_evaluation(self, spec: EvalSpec, recipe: Mapping[str, Any], title: str) -> str:
         """Adds an evaluation that never touches test, of an encoder that is merged where it is
         evaluated and kept nowhere."""
-        encoder = merged_fingerprint(recipe)
+        encoder = merge_fingerprint(recipe)
         payload = {
             "spec": spec.model_dump(mode="json"),
             "encoder": encoder,
@@ -237,7 +243,7 @@ class Builder:
         needs: Sequence[str],
         only: Mapping[str, Any] = MappingProxyType({}),
     ) -> str:
-        corpora = [self.corpus(corpus) for corpus in spec.corpora()]
+        corpora = [self.add_corpus(corpus) for corpus in spec.corpora()]
         identities = [identity for identity, _ in corpora]
         identity = {
             "stage": "evaluate",
@@ -268,8 +274,8 @@ class Builder:
         return key
 
 
-def merged_fingerprint(recipe: Mapping[str, Any]) -> str:
-    """Returns the identity of a merged encoder (``Builder.recipe``)."""
+def merge_fingerprint(recipe: Mapping[str, Any]) -> str:
+    """Returns the identity of a merged encoder (``PlanBuilder.merge_recipe``)."""
     return fingerprint({"stage": "merge", "version": VERSIONS["merge"], **recipe})
 
 
@@ -277,22 +283,22 @@ def _merges(
     spec: SweepSpec,
     tuned: Sequence[tuple[Tuning, str]],
     varying: Mapping[str, set[str]],
-    build: Builder,
+    builder: PlanBuilder,
 ) -> Iterator[tuple[str, str, Params]]:
     """Yields ``(key, title, params)`` of every merge, with alpha 1 as a control beside every set of
     donors."""
     asked = [item for item in spec.merge if item.alpha > 0]
     controls = [item.model_copy(update={"alpha": 1.0}) for item in spec.merge]
-    unique = {canonical(item): item for item in [*asked, *controls]}
+    unique = {canonical_json(item): item for item in [*asked, *controls]}
     for item in unique.values():
-        for donors in _donor_sets(item, tuned, build):
+        for donors in _donor_sets(item, tuned, builder):
             params = row_params(item, [run for run, _ in donors], varying)
             title = row_title(params)
-            yield build.merge(item, [key for _, key in donors], title), title, params
+            yield builder.add_merge(item, [key for _, key in donors], title), title, params
 
 
 def _donor_sets(
-    merge: MergeSpec, tuned: Sequence[tuple[Tuning, str]], build: Builder
+    merge: MergeSpec, tuned: Sequence[tuple[Tuning, str]], builder: PlanBuilder
 ) -> Iterator[tuple[tuple[Tuning, str], ...]]:
     """Yields every set of donors of one seed and one start."""
     if merge.donors == "each":
@@ -306,7 +312,7 @@ def _donor_sets(
         ]
         for donors in itertools.product(*choices):
             met = True
-            if len({build.start(key) for _, key in donors}) == 1:
+            if len({builder.start(key) for _, key in donors}) == 1:
                 found = True
                 yield donors
     names = ", ".join(merge.donors)

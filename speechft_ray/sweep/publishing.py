@@ -92,8 +92,8 @@ class Publisher:
 
     def _champion(self, found: Sequence[EncoderRow]) -> EncoderRow | None:
         """What a search chose, once it is measured and its weights are in the store."""
-        row = next((row for row in found if row.key == self._plan.chosen and row.complete), None)
-        return row if row is not None and self._store.complete("merge", row.key) else None
+        row = next((row for row in found if row.key == self._plan.winner and row.complete), None)
+        return row if row is not None and self._store.is_complete("merge", row.key) else None
 
     def _tell_all(self, tracker: Tracker, found: Sequence[EncoderRow]) -> None:
         tracker.start(sweep_info(self._plan))

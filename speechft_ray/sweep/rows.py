@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 
 from speechft_ray.core.metrics import METRICS
-from speechft_ray.core.records import Score, scores_of
+from speechft_ray.core.records import Score, read_scores
 from speechft_ray.core.score import paper_references, superb_score
 from speechft_ray.core.specs import FinetuneSpec
 from speechft_ray.core.store import Store
@@ -52,7 +52,7 @@ def curves(plan: Plan, store: Store) -> list[Curve]:
     """Returns the learning curves of the fine-tuning runs that are complete."""
     found = []
     for job in plan.of_stage("finetune"):
-        if store.complete("finetune", job.fingerprint):
+        if store.is_complete("finetune", job.fingerprint):
             points = store.manifest("finetune", job.fingerprint).get("curve", [])
             spec = FinetuneSpec.model_validate(job.payload["spec"])
             params: dict[str, str | float | int] = {
@@ -101,7 +101,9 @@ def _spreads(scores: Sequence[Score], known: References) -> dict[str, float]:
 
 
 def _scores(store: Store, key: str) -> list[Score]:
-    return scores_of(store.manifest("evaluate", key)) if store.complete("evaluate", key) else []
+    return (
+        read_scores(store.manifest("evaluate", key)) if store.is_complete("evaluate", key) else []
+    )
 
 
 def _metric_names(plan: Plan) -> list[str]:

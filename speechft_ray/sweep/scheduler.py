@@ -23,33 +23,33 @@ QUEUED_PART = 8
 turn here."""
 
 
-class Watch(Protocol):
+class Observer(Protocol):
     """Whoever shows the run to a person."""
 
-    def started(self, job: Job) -> None: ...
-    def finished(self, outcome: Outcome) -> None: ...
-    def tick(self, progress: Mapping[str, Progress]) -> None: ...
+    def on_job_start(self, job: Job) -> None: ...
+    def on_job_end(self, outcome: Outcome) -> None: ...
+    def on_progress(self, progress: Mapping[str, Progress]) -> None: ...
 
 
-def needed_jobs(plan: Plan, store: Store) -> dict[str, Job]:
+def jobs_to_run(plan: Plan, store: Store) -> dict[str, Job]:
     """Returns the jobs that must still be done: evaluations that are not in the store, what they
     need and lack, and the merged encoder that a search chose. What needs a run that was stopped
     early is not among them."""
     goals = [job.fingerprint for job in plan.of_stage("evaluate")] + (
-        [plan.chosen] if plan.chosen else []
+        [plan.winner] if plan.winner else []
     )
     stopped = stopped_jobs(plan, store)
-    return lacking([goal for goal in goals if goal not in stopped], plan.jobs, store)
+    return missing_jobs([goal for goal in goals if goal not in stopped], plan.jobs, store)
 
 
-def lacking(goals: Iterable[str], jobs: Mapping[str, Job], store: Store) -> dict[str, Job]:
+def missing_jobs(goals: Iterable[str], jobs: Mapping[str, Job], store: Store) -> dict[str, Job]:
     """Returns the goals that are not in the store and what they need and lack, needs before those
     that need them."""
     needed: dict[str, Job] = {}
 
     def visit(key: str) -> None:
         job = jobs[key]
-        if key in needed or store.complete(job.stage, key):
+        if key in needed or store.is_complete(job.stage, key):
             return
         needed[key] = job
         for need in job.needs:
@@ -79,7 +79,7 @@ def run_plan(
     plan: Plan,
     store: Store,
     executor: Executor,
-    watch: Watch,
+    observer: Observer,
     on_finished: Callable[[Outcome], None],
     stop: threading.Event,
 ) -> list[Outcome]:
@@ -91,21 +91,21 @@ def run_plan(
     ``on_finished`` is called on this thread for each outcome, after it is in the store. Raises
     ``Interrupted`` when ``stop`` was set; whatever was complete by then stays in the store.
     """
-    flow = Flow(executor, watch, on_finished, stop)
-    flow.want(needed_jobs(plan, store))
-    while flow.busy:
-        for outcome in flow.turn():
+    scheduler = JobScheduler(executor, observer, on_finished, stop)
+    scheduler.add(jobs_to_run(plan, store))
+    while scheduler.active:
+        for outcome in scheduler.poll():
             if outcome.stopped and outcome.blocked_by is None:
                 remember(store, plan.jobs[outcome.fingerprint], outcome)
-    return [outcome for outcome in flow.failed.values() if not outcome.stopped]
+    return [outcome for outcome in scheduler.failed.values() if not outcome.stopped]
 
 
-class Flow:
+class JobScheduler:
     """Jobs on their way through an executor: each is submitted as soon as nothing that it needs is
     still to be done.
 
     More jobs may be wanted at any time; a job is done once, however often it is wanted. With
-    ``in_turn`` evaluations are held back until the executor has room, and then those of the lowest
+    ``by_priority`` evaluations are held back until the executor has room, and then those of the lowest
     turn go first; what is wanted ``ahead`` of its time is done only where a worker would be idle
     otherwise.
     """
@@ -113,29 +113,29 @@ class Flow:
     def __init__(
         self,
         executor: Executor,
-        watch: Watch,
+        observer: Observer,
         on_finished: Callable[[Outcome], None],
         stop: threading.Event,
-        in_turn: bool = False,
+        by_priority: bool = False,
     ) -> None:
         self.failed: dict[str, Outcome] = {}
-        self._executor, self._watch, self._on_finished, self._stop = (
+        self._executor, self._observer, self._on_finished, self._stop = (
             executor,
-            watch,
+            observer,
             on_finished,
             stop,
         )
         self._waiting: dict[str, Job] = {}
         self._running: dict[str, Job] = {}
-        self._in_turn = in_turn
-        self._turns: dict[str, tuple[bool, int]] = {}
+        self._by_priority = by_priority
+        self._priorities: dict[str, tuple[bool, int]] = {}
 
     @property
-    def busy(self) -> bool:
+    def active(self) -> bool:
         """Whether a job waits or runs."""
         return bool(self._waiting or self._running)
 
-    def want(self, jobs: Mapping[str, Job], turn: int = 0, ahead: bool = False) -> None:
+    def add(self, jobs: Mapping[str, Job], priority: int = 0, speculative: bool = False) -> None:
         """Adds jobs, needs before those that need them. A need that is neither here nor wanted is
         complete in the store."""
         self._waiting |= {
@@ -143,14 +143,17 @@ class Flow:
             for key, job in jobs.items()
             if key not in self._running and key not in self.failed
         }
-        self._turns |= {key: min((ahead, turn), self._turns.get(key, (True, turn))) for key in jobs}
+        self._priorities |= {
+            key: min((speculative, priority), self._priorities.get(key, (True, priority)))
+            for key in jobs
+        }
 
-    def drop(self, key: str) -> None:
+    def cancel(self, key: str) -> None:
         """Forgets a job that was wanted ahead and has not started."""
-        if self._turns.get(key, (False, 0))[0]:
+        if self._priorities.get(key, (False, 0))[0]:
             self._waiting.pop(key, None)
 
-    def turn(self) -> list[Outcome]:
+    def poll(self) -> list[Outcome]:
         """Submits what can start, waits for what ends, and returns it with all that can never start
         because of it."""
         if self._stop.is_set():
@@ -158,19 +161,19 @@ class Flow:
             raise Interrupted
         ended = self._blocked()  # of jobs that were wanted after what they need had failed
         for job in self._ready():
-            if self._in_turn and job.stage == "evaluate" and not self._has_room(job):
+            if self._by_priority and job.stage == "evaluate" and not self._has_room(job):
                 break
             del self._waiting[job.fingerprint]
             self._running[job.fingerprint] = job
             self._executor.submit(job)
-            self._watch.started(job)
+            self._observer.on_job_start(job)
         if self._running:
             for outcome in self._executor.outcomes(POLL_SECONDS):
                 ended += self._settle(outcome)
         for item in ended:
-            self._watch.finished(item)
+            self._observer.on_job_end(item)
             self._on_finished(item)
-        self._watch.tick(self._executor.progress())
+        self._observer.on_progress(self._executor.progress())
         return ended
 
     def _ready(self) -> list[Job]:
@@ -181,14 +184,14 @@ class Flow:
             if not any(need in self._waiting or need in self._running for need in job.needs)
         ]
         return sorted(
-            found, key=lambda job: (job.stage == "evaluate", self._turns[job.fingerprint])
+            found, key=lambda job: (job.stage == "evaluate", self._priorities[job.fingerprint])
         )
 
     def _has_room(self, job: Job) -> bool:
         """Whether an evaluation would start soon: a few may queue, so that no worker waits for this
         process."""
         slots = self._executor.slots(job)
-        queued = 0 if self._turns[job.fingerprint][0] else max(1, slots // QUEUED_PART)
+        queued = 0 if self._priorities[job.fingerprint][0] else max(1, slots // QUEUED_PART)
         return sum(other.stage == "evaluate" for other in self._running.values()) < slots + queued
 
     def _settle(self, outcome: Outcome) -> list[Outcome]:

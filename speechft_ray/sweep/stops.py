@@ -32,10 +32,10 @@ def stopped_jobs(plan: Plan, store: Store) -> dict[str, str]:
         return found
     for key, job in plan.jobs.items():  # needs come first
         reason = next((found[need] for need in job.needs if need in found), None)
-        if reason is None and "stop" in job.payload and store.complete(STAGE, _key(job)):
+        if reason is None and "stop" in job.payload and store.is_complete(STAGE, _key(job)):
             facts = store.manifest(STAGE, _key(job))
             reason = f"{facts['label']} was {facts['why']}"
-        if reason is not None and not store.complete(job.stage, key):
+        if reason is not None and not store.is_complete(job.stage, key):
             found[key] = reason
     return found
 

@@ -12,7 +12,7 @@ import torch
 
 from speechft_ray.core.errors import SpecError, UserError
 from speechft_ray.core.metrics import METRICS
-from speechft_ray.core.records import scores_of
+from speechft_ray.core.records import read_scores
 from speechft_ray.core.specs import CorpusSpec, EvalSpec
 from speechft_ray.speech.corpora.base import Corpus
 from speechft_ray.superb.evaluate import evaluate, pose
@@ -63,7 +63,7 @@ def test_its_row_is_sound(name: str) -> None:
 def test_it_scores_every_metric_on_both_splits_for_every_seed(name: str) -> None:
     facts = facts_of(name, toy_corpus(COUNTS))
     assert json.loads(json.dumps(facts, allow_nan=False)) == facts
-    found = {(score.metric, score.split): score.values for score in scores_of(facts)}
+    found = {(score.metric, score.split): score.values for score in read_scores(facts)}
     assert set(found) == {
         (metric, split) for metric in TASKS.get(name).metrics for split in ("dev", "test")
     }

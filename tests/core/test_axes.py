@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from speechft_ray.core.errors import SpecError
-from speechft_ray.core.searching import tasks_of
+from speechft_ray.core.objectives import select_tasks
 from speechft_ray.core.space import parse_space
 from speechft_ray.core.specs import SearchSpec
 
@@ -132,7 +132,7 @@ def test_only_the_tasks_that_are_asked_for() -> None:
 
     def tasks(**changes: Any) -> list[str]:
         search = SearchSpec.model_validate({**GOOD["search"], **changes})
-        return [item.task for item in tasks_of(spec, search)]
+        return [item.task for item in select_tasks(spec, search)]
 
     assert tasks() == ["pr", "sid"]
     assert tasks(objectives=["dev.sid.accuracy"]) == ["sid"]

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
-from speechft_ray.core.fingerprint import canonical, file_sha256, fingerprint
+from speechft_ray.core.fingerprint import canonical_json, file_sha256, fingerprint
 from speechft_ray.core.specs import (
     LATER_FIELDS,
     AdapterSpec,
@@ -44,7 +44,7 @@ FINETUNE = FinetuneSpec(
     ],
 )
 def test_canonical_text(value: object, text: str) -> None:
-    assert canonical(value) == text
+    assert canonical_json(value) == text
     assert fingerprint(value) == hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -140,7 +140,7 @@ class _Holder(BaseModel):
 )
 def test_numbers_that_are_not_finite_have_no_identity(value: object) -> None:
     with pytest.raises(ValueError, match="only finite numbers"):
-        canonical(value)
+        canonical_json(value)
 
 
 @pytest.mark.parametrize(
@@ -148,12 +148,12 @@ def test_numbers_that_are_not_finite_have_no_identity(value: object) -> None:
 )
 def test_what_json_cannot_say_has_no_identity(value: object) -> None:
     with pytest.raises(TypeError, match="value"):
-        canonical(value)
+        canonical_json(value)
 
 
 def test_the_place_of_a_bad_value_is_named() -> None:
     with pytest.raises(TypeError, match=r"^value\.a\[1\]\.b is a PosixPath"):
-        canonical({"a": [0, {"b": Path("c")}]})
+        canonical_json({"a": [0, {"b": Path("c")}]})
 
 
 def test_file_digest(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from speechft_ray.core.errors import UserError
-from speechft_ray.core.metrics import METRICS, better, metric, metrics_of
+from speechft_ray.core.metrics import METRICS, is_better, metric, metrics_of
 
 
 def test_names_are_task_and_measure() -> None:
@@ -22,13 +22,13 @@ def test_references_agree_with_the_direction() -> None:
     assert len(scored) == 11  # ten tasks, slot filling has two
     for item in scored:
         assert item.fbank is not None and item.sota is not None
-        assert better(item.name, item.sota, than=item.fbank)
+        assert is_better(item.name, item.sota, than=item.fbank)
 
 
 def test_better_knows_the_direction_and_is_strict() -> None:
-    assert better("pr.per", 4.0, than=5.0) and not better("pr.per", 5.0, than=4.0)
-    assert better("sid.accuracy", 5.0, than=4.0) and not better("sid.accuracy", 4.0, than=5.0)
-    assert not better("pr.per", 4.0, than=4.0) and not better("sid.accuracy", 4.0, than=4.0)
+    assert is_better("pr.per", 4.0, than=5.0) and not is_better("pr.per", 5.0, than=4.0)
+    assert is_better("sid.accuracy", 5.0, than=4.0) and not is_better("sid.accuracy", 4.0, than=5.0)
+    assert not is_better("pr.per", 4.0, than=4.0) and not is_better("sid.accuracy", 4.0, than=4.0)
 
 
 def test_values_are_printed_as_the_paper_prints_them() -> None:

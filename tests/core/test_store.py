@@ -35,9 +35,9 @@ def everything(store: Store) -> list[str]:
 
 
 def test_a_published_unit_is_complete_with_facts_and_hashes(store: Store) -> None:
-    assert not store.complete("merge", "f1")
+    assert not store.is_complete("merge", "f1")
     publish(store, alpha=0.5)
-    assert store.complete("merge", "f1")
+    assert store.is_complete("merge", "f1")
     assert store.manifest("merge", "f1") == {
         "alpha": 0.5,
         "files": {"sub/data.txt": {"sha256": hashlib.sha256(b"one").hexdigest(), "bytes": 3}},
@@ -75,7 +75,7 @@ def test_a_unit_is_not_seen_before_its_manifest_and_its_rename(
     def watching(self: Path, target: Path) -> Path:
         seen.append(
             (
-                store.complete("merge", "f1"),
+                store.is_complete("merge", "f1"),
                 store.fingerprints("merge"),
                 {path.name for path in self.iterdir()},
             )
@@ -110,7 +110,7 @@ def test_of_two_publishers_the_first_wins(store: Store) -> None:
             (other / "data.txt").write_text("quick")
     assert store.manifest("merge", "f1")["by"] == "quick"
     assert everything(store) == ["merge/f1/data.txt", "merge/f1/manifest.json"]
-    assert store.damaged("merge", "f1") == []
+    assert store.find_damaged_files("merge", "f1") == []
 
 
 def test_many_threads_publish_one_unit(store: Store) -> None:
@@ -145,7 +145,7 @@ def test_a_killed_publisher_leaves_no_unit(store: Store) -> None:
         [sys.executable, "-c", code, str(store.root)], check=False, cwd=Path(__file__).parents[2]
     )
     assert done.returncode == 9
-    assert not store.complete("merge", "f1") and store.fingerprints("merge") == []
+    assert not store.is_complete("merge", "f1") and store.fingerprints("merge") == []
     publish(store)
     assert store.fingerprints("merge") == ["f1"]
 
@@ -165,8 +165,8 @@ def test_damage_is_named_by_file(store: Store) -> None:
             (folder / name).write_text(name)
     (store.folder("merge", "f2") / "a").write_text("A")
     (store.folder("merge", "f2") / "b").unlink()
-    assert store.damaged("merge", "f2") == ["a", "b"]
-    assert store.damaged("merge", "f1") == []
+    assert store.find_damaged_files("merge", "f2") == ["a", "b"]
+    assert store.find_damaged_files("merge", "f1") == []
 
 
 @pytest.mark.parametrize("content", ["{", "[1, 2]", "\udcff"])
@@ -180,7 +180,7 @@ def test_a_broken_manifest_is_told_with_the_way_out(store: Store, content: str) 
 def test_a_discarded_unit_is_gone_and_can_be_made_again(store: Store) -> None:
     publish(store, text="one")
     store.discard("merge", "f1")
-    assert not store.complete("merge", "f1") and everything(store) == []
+    assert not store.is_complete("merge", "f1") and everything(store) == []
     publish(store, text="two")
     assert (store.folder("merge", "f1") / "sub" / "data.txt").read_text() == "two"
     store.discard("merge", "never there")
@@ -203,8 +203,8 @@ def test_fingerprints_are_sorted_and_by_stage(store: Store) -> None:
 
 
 def test_unfinished_work_is_kept_until_cleared(store: Store) -> None:
-    (store.work("finetune", "f1") / "last.pt").write_text("x")
-    assert [path.name for path in store.work("finetune", "f1").iterdir()] == ["last.pt"]
+    (store.work_folder("finetune", "f1") / "last.pt").write_text("x")
+    assert [path.name for path in store.work_folder("finetune", "f1").iterdir()] == ["last.pt"]
     store.clear_work("finetune", "f1")
     store.clear_work("finetune", "f1")
     assert everything(store) == []

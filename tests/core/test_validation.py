@@ -8,7 +8,7 @@ import pytest
 from pydantic import BaseModel, ConfigDict, Field
 
 from speechft_ray.core.errors import SpecError
-from speechft_ray.core.validation import path_text, validated
+from speechft_ray.core.validation import path_text, validate
 
 
 class Inner(BaseModel):
@@ -26,12 +26,12 @@ class Options(BaseModel):
 
 
 def test_valid_options() -> None:
-    assert validated(Options, {"parts": [{"size": 2}]}, "here").parts == (Inner(size=2),)
+    assert validate(Options, {"parts": [{"size": 2}]}, "here").parts == (Inner(size=2),)
 
 
 def test_every_mistake_has_its_path() -> None:
     with pytest.raises(SpecError) as caught:
-        validated(
+        validate(
             Options,
             {"inner": {"sise": 3}, "parts": [{}, {"size": 0}, {"size": 10}], "mode": "c"},
             "task `x`",
@@ -47,7 +47,7 @@ def test_every_mistake_has_its_path() -> None:
 
 def test_the_whole_value_and_long_values() -> None:
     with pytest.raises(SpecError) as caught:
-        validated(Options, ["x" * 100], "here")
+        validate(Options, ["x" * 100], "here")
     ((path, sentence),) = caught.value.mistakes
     assert path == "(all)"
     assert (

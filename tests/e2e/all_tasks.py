@@ -25,7 +25,7 @@ from typing import Any
 
 import yaml
 
-from speechft_ray.core.records import scores_of
+from speechft_ray.core.records import read_scores
 from speechft_ray.speech.checkpoints.safetensors_dir import write_encoder
 from speechft_ray.superb.tasks.base import TASKS
 from tests.e2e.small_world import REPOSITORY, environment, manifests, run
@@ -164,7 +164,7 @@ def evaluate(
     )
     assert done.returncode == 0, done.stderr + done.stdout
     (unit,) = set(storage.glob("evaluate/*")) - before
-    scores = scores_of(json.loads((unit / "manifest.json").read_text()))
+    scores = read_scores(json.loads((unit / "manifest.json").read_text()))
     assert {score.metric for score in scores} == set(TASKS.get(task).metrics)
     assert all(math.isfinite(value) for score in scores for value in score.values)
     told = ", ".join(f"{score.metric} {score.split} {score.mean:.2f}" for score in scores)

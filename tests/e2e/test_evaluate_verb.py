@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from speechft_ray.cli import main
-from speechft_ray.core.records import scores_of
+from speechft_ray.core.records import read_scores
 from speechft_ray.speech.checkpoints.safetensors_dir import write_encoder
 from tests.speech.layouts import iemocap, voxceleb1
 from tests.speech.toy_models import toy_hubert
@@ -50,7 +50,7 @@ def test_emotions_are_five_folds_by_themselves(
     assert evaluate(home, "er", "--updates", "2", corpus="iemocap") == 0
     (facts,) = facts_of(home, "er")
     assert facts["spec"]["folds"] == {"fold": [1, 2, 3, 4, 5]}  # type: ignore[index]
-    test = next(score for score in scores_of(facts) if score.split == "test")
+    test = next(score for score in read_scores(facts) if score.split == "test")
     assert f"{test.mean:.2f}" in capsys.readouterr().out
 
 

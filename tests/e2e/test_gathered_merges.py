@@ -75,7 +75,7 @@ def test_fisher_and_regmean_read_what_the_fine_tuning_gathered(tmp_path: Path) -
     assert not any(
         "feature_extractor" in key for key in gathered[0]
     )  # frozen: nothing to ask of it
-    assert not store.damaged("finetune", folders[0].name)
+    assert not store.find_damaged_files("finetune", folders[0].name)
     base, donors = (
         start_encoder(place.encoder)[0],
         [read_encoder(folder / ENCODER_FILE).state for folder in folders],

@@ -31,10 +31,10 @@ from speechft_ray.stages.perform import (
 from speechft_ray.sweep.local import LocalExecutor
 from speechft_ray.sweep.plan import Plan
 from speechft_ray.sweep.publishing import Publisher
-from speechft_ray.sweep.scheduler import needed_jobs, run_plan
+from speechft_ray.sweep.scheduler import jobs_to_run, run_plan
 from speechft_ray.sweep.space_file import read_space
 from tests.e2e.small_world import PHONES, REPOSITORY, SMALL
-from tests.sweep.fakes import FakeWatch
+from tests.sweep.fakes import FakeObserver
 
 SID = {"part": "sid", "speakers": 2, "train": 6, "dev": 4, "test": 2}
 PR = {"part": "pr", "speakers": 2, "train": 6, "dev": 2, "test": 2}
@@ -81,11 +81,11 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Done:
         plan,
         store,
         LocalExecutor(perform, place),
-        FakeWatch(),
+        FakeObserver(),
         lambda outcome: None,
         threading.Event(),
     )
-    assert failures == [] and needed_jobs(plan, store) == {}
+    assert failures == [] and jobs_to_run(plan, store) == {}
     publish(
         plan, store, Publisher(plan, store, [], print), home / "report", failures, "finished", place
     )

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from speechft_ray.core.counts import COUNTS_FILE, Counted
+from speechft_ray.core.counts import COUNTS_FILE, UtteranceCounts
 from speechft_ray.core.score import superb_score
 from speechft_ray.core.specs import CorpusSpec
 from speechft_ray.core.store import Store
@@ -30,16 +30,18 @@ ACCURACY, PER = "er.accuracy", "pr.per"
 REFERENCES = {ACCURACY: (35.39, 70.68), PER: (82.01, 2.55)}
 
 
-def rights(*seeds: Sequence[float], utterances: str = "test") -> Counted:
-    return Counted(
+def rights(*seeds: Sequence[float], utterances: str = "test") -> UtteranceCounts:
+    return UtteranceCounts(
         utterances=utterances,
         amounts={ACCURACY: tuple(tuple(map(int, seed)) for seed in seeds)},
         of={ACCURACY: (1,) * len(seeds[0])},
     )
 
 
-def errors(wrong: Sequence[float], tokens: Sequence[float], utterances: str = "test") -> Counted:
-    return Counted(
+def errors(
+    wrong: Sequence[float], tokens: Sequence[float], utterances: str = "test"
+) -> UtteranceCounts:
+    return UtteranceCounts(
         utterances=utterances,
         amounts={PER: (tuple(map(int, wrong)),)},
         of={PER: tuple(map(int, tokens))},
@@ -134,7 +136,7 @@ def test_a_draw_without_any_reference_token_is_left_out() -> None:
 
 def test_counts_must_be_parallel() -> None:
     with pytest.raises(ValidationError, match="not one amount per utterance"):
-        Counted(utterances="u", amounts={PER: ((1, 2),)}, of={PER: (1,)})
+        UtteranceCounts(utterances="u", amounts={PER: ((1, 2),)}, of={PER: (1,)})
 
 
 def test_counts_are_read_from_the_store_and_damage_only_costs_the_interval(tmp_path: Path) -> None:
@@ -154,7 +156,9 @@ def test_counts_are_read_from_the_store_and_damage_only_costs_the_interval(tmp_p
     assert set(found) == {row.key for row in plan.rows[: len(contents)]}
 
 
-def encoder(alpha: float, seed: int, hits: Sequence[int]) -> tuple[EncoderRow, list[list[Counted]]]:
+def encoder(
+    alpha: float, seed: int, hits: Sequence[int]
+) -> tuple[EncoderRow, list[list[UtteranceCounts]]]:
     """A row whose score is its accuracy on the line of ``REFERENCES``, and its counts."""
     accuracy = 100 * sum(hits) / len(hits)
     score = superb_score({ACCURACY: accuracy}, {ACCURACY: REFERENCES[ACCURACY]})

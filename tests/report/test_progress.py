@@ -56,17 +56,17 @@ def test_a_log_tells_every_end_and_the_status_every_ten_seconds(clock: Clock, lo
     with Display(
         {"evaluate": 4, "finetune": 1}, {"finetune": 1, "evaluate": 1}, console=log, clock=clock
     ) as display:
-        display.started(job("a"))
-        display.started(job("b"))
-        display.tick({"a": at(1)})
+        display.on_job_start(job("a"))
+        display.on_job_start(job("b"))
+        display.on_progress({"a": at(1)})
         clock.now += 9
-        display.tick({"a": at(9)})
+        display.on_progress({"a": at(9)})
         clock.now += 1
-        display.finished(end("a", 10.0))
-        display.tick({"b": at(0)})
+        display.on_job_end(end("a", 10.0))
+        display.on_progress({"b": at(0)})
         clock.now += 5
         display.note("tracker is down\nresults are safe")
-        display.finished(end("b", 5.0, error="out of\nmemory [bold]"))
+        display.on_job_end(end("b", 5.0, error="out of\nmemory [bold]"))
         clock.now += 1
     assert lines(log) == [
         "finetune 1/1 (1 reused); evaluate 1/4 (1 reused); 0 running; 0 s so far, time left not known yet",
@@ -82,44 +82,44 @@ def test_a_log_tells_every_end_and_the_status_every_ten_seconds(clock: Clock, lo
 def test_a_log_has_no_control_characters(clock: Clock, log: Console) -> None:
     with Display({"evaluate": 1}, {}, console=log, clock=clock) as display:
         display.note("name \x1b[31mred\x07")
-        display.finished(end("a", 1.0, error="\x1b]0;title\x07"))
+        display.on_job_end(end("a", 1.0, error="\x1b]0;title\x07"))
     assert all(character.isprintable() for line in lines(log) for character in line)
 
 
 def test_time_left_counts_jobs_side_by_side(clock: Clock, log: Console) -> None:
     display = Display({"evaluate": 10}, {}, console=log, clock=clock)
     for key in "abcd":
-        display.started(job(key))
-    display.tick({"a": at(0), "b": at(0)})
+        display.on_job_start(job(key))
+    display.on_progress({"a": at(0), "b": at(0)})
     clock.now += 60
-    display.finished(end("a", 60.0))
-    display.finished(end("b", 60.0))
-    display.tick({"c": at(0), "d": at(0)})
+    display.on_job_end(end("a", 60.0))
+    display.on_job_end(end("b", 60.0))
+    display.on_progress({"c": at(0), "d": at(0)})
     assert display.time_left() == "about 4 min 00 s left"  # 8 jobs of 60 s, two at a time
     clock.now += 30
-    display.tick({"c": at(5), "d": at(5)})
+    display.on_progress({"c": at(5), "d": at(5)})
     assert display.time_left() == "about 3 min 30 s left"
 
 
 def test_time_left_of_one_last_job_is_its_own(clock: Clock, log: Console) -> None:
     display = Display({"evaluate": 5}, {}, console=log, clock=clock)
     for key in "abcde":
-        display.started(job(key))
-    display.tick({key: at(0) for key in "abcde"})
+        display.on_job_start(job(key))
+    display.on_progress({key: at(0) for key in "abcde"})
     clock.now += 40
     for key in "abcd":
-        display.finished(end(key, 40.0))
-    display.tick({"e": at(5)})
+        display.on_job_end(end(key, 40.0))
+    display.on_progress({"e": at(5)})
     clock.now -= 10
     assert display.time_left() == "about 10 s left"
 
 
 def test_a_job_that_outlasts_the_others_is_expected_soon(clock: Clock, log: Console) -> None:
     display = Display({"evaluate": 2}, {}, console=log, clock=clock)
-    display.started(job("b"))
-    display.tick({"b": at(0)})
+    display.on_job_start(job("b"))
+    display.on_progress({"b": at(0)})
     clock.now += 500
-    display.finished(end("a", 100.0))
+    display.on_job_end(end("a", 100.0))
     assert display.time_left() == "about 5 s left"
 
 
@@ -127,14 +127,14 @@ def test_time_left_is_guessed_from_progress_before_anything_finished(
     clock: Clock, log: Console
 ) -> None:
     display = Display({"finetune": 3}, {}, console=log, clock=clock)
-    display.started(job("a", "finetune"))
-    display.tick({"a": at(0, 100)})
+    display.on_job_start(job("a", "finetune"))
+    display.on_progress({"a": at(0, 100)})
     clock.now += 20
-    display.tick({"a": at(1, 100)})
+    display.on_progress({"a": at(1, 100)})
     assert (
         display.time_left() == "time left not known yet"
     )  # one percent is too little to guess from
-    display.tick({"a": at(20, 100)})
+    display.on_progress({"a": at(20, 100)})
     assert (
         display.time_left() == "about 4 min 40 s left"
     )  # 80 s of this one, 100 s each of two more
@@ -143,7 +143,7 @@ def test_time_left_is_guessed_from_progress_before_anything_finished(
 def test_time_left_is_a_lower_bound_while_a_stage_is_unknown(clock: Clock, log: Console) -> None:
     display = Display({"finetune": 2, "evaluate": 5}, {}, console=log, clock=clock)
     clock.now += 50
-    display.finished(end("a", 50.0, "finetune"))
+    display.on_job_end(end("a", 50.0, "finetune"))
     assert display.time_left() == "more than 50 s left"
 
 
@@ -156,11 +156,11 @@ def test_time_left_when_all_is_reused(clock: Clock, log: Console) -> None:
 
 def test_a_job_that_only_waits_is_not_running(clock: Clock, log: Console) -> None:
     with Display({"evaluate": 2}, {}, console=log, clock=clock) as display:
-        display.started(job("a"))
-        display.started(job("b"))
-        display.tick({"b": at(1)})
+        display.on_job_start(job("a"))
+        display.on_job_start(job("b"))
+        display.on_progress({"b": at(1)})
         clock.now += 10
-        display.tick({"b": at(2)})
+        display.on_progress({"b": at(2)})
     assert "; 1 running; 10 s so far" in lines(log)[1]
 
 
@@ -172,12 +172,12 @@ def test_a_terminal_shows_bars_running_jobs_and_failures(clock: Clock) -> None:
         {"finetune": 12, "evaluate": 4}, {"finetune": 1}, console=console, clock=clock
     ) as display:
         for place in range(10):
-            display.started(job(f"run{place}", "finetune", label=f"finetune run{place} [red]"))
+            display.on_job_start(job(f"run{place}", "finetune", label=f"finetune run{place} [red]"))
         clock.now += 10
-        display.tick({f"run{place}": at(5, loss=0.123456) for place in range(10)})
+        display.on_progress({f"run{place}": at(5, loss=0.123456) for place in range(10)})
         clock.now += 10
-        display.finished(end("run0", 20.0, "finetune"))
-        display.finished(end("run1", 20.0, "finetune", error="no \x1b[2Jmemory"))
+        display.on_job_end(end("run0", 20.0, "finetune"))
+        display.on_job_end(end("run1", 20.0, "finetune", error="no \x1b[2Jmemory"))
     text = "\n".join(lines(console))
     assert "finetune run7 [red]" in text
     assert "run8" not in text.split("and 2 more running")[0].rsplit("so far", 1)[-1]
@@ -205,13 +205,13 @@ def test_a_search_changes_what_is_left_and_says_how_it_goes() -> None:
     text, clock = io.StringIO(), Clock()
     display = Display({"evaluate": 4}, {}, console=Console(file=text, width=100), clock=clock)
     with display:
-        display.started(job("a"))
-        display.finished(end("a", 10.0))
+        display.on_job_start(job("a"))
+        display.on_job_end(end("a", 10.0))
         display.left("evaluate", 2)  # one was stopped early
         display.left("merge", 1)
         display.remark("trials 1/4, 2 running")
         clock.now += 20
-        display.tick({})
+        display.on_progress({})
     lines = text.getvalue().splitlines()
     assert lines[0].startswith("evaluate 0/4; 0 running")
     assert lines[-2].startswith(

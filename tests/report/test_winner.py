@@ -16,7 +16,7 @@ from speechft_ray.sweep.plan import make_plan
 from speechft_ray.sweep.rows import rows
 from speechft_ray.sweep.scheduler import run_plan
 from tests.report.test_write import ROWS
-from tests.sweep.fakes import FakeExecutor, FakeWatch, inputs, sweep
+from tests.sweep.fakes import FakeExecutor, FakeObserver, inputs, sweep
 
 
 def test_the_star_of_the_table_and_of_its_seeds_the_best_on_dev() -> None:
@@ -42,7 +42,12 @@ def test_a_choice_is_found_again_by_the_name_of_the_sweep(tmp_path: Path) -> Non
     assert recorded(store, "small").winner is None
     assert (
         run_plan(
-            plan, store, FakeExecutor(store), FakeWatch(), lambda outcome: None, threading.Event()
+            plan,
+            store,
+            FakeExecutor(store),
+            FakeObserver(),
+            lambda outcome: None,
+            threading.Event(),
         )
         == []
     )

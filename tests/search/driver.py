@@ -22,7 +22,7 @@ from speechft_ray.search.optuna_view import StudyView
 from speechft_ray.search.trials import Trial
 from speechft_ray.sweep.local import LocalExecutor
 from speechft_ray.sweep.protocols import Report
-from speechft_ray.sweep.scheduler import Flow
+from speechft_ray.sweep.scheduler import JobScheduler
 from tests.search.search_fakes import judge_of, search_plan, smooth, story
 
 
@@ -54,8 +54,10 @@ def main(storage: Path, out: Path) -> None:
     proposer = OptunaProposer(plan.search, plan.space.draw)
     view = StudyView(storage / "search", "killed", proposer, plan.search)
     executor = LocalExecutor(perform, Place(storage=str(storage), encoder="none"))
-    flow = Flow(executor, Silent(), lambda outcome: None, threading.Event(), in_turn=True)
-    trials = run_search(plan, store, flow, proposer, Copies(view))
+    scheduler = JobScheduler(
+        executor, Silent(), lambda outcome: None, threading.Event(), by_priority=True
+    )
+    trials = run_search(plan, store, scheduler, proposer, Copies(view))
     view.check()
     winner = judge_of(plan, store).chosen(trials)[0].number
     out.write_text(

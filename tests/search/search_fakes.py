@@ -17,7 +17,7 @@ from speechft_ray.search.optuna_proposer import OptunaProposer
 from speechft_ray.search.plan import SearchPlan, make_search_plan
 from speechft_ray.search.proposals import Proposer
 from speechft_ray.search.trials import Judge, Trial
-from speechft_ray.sweep.scheduler import Flow
+from speechft_ray.sweep.scheduler import JobScheduler
 from tests.sweep.fakes import inputs, space
 
 AXES: dict[str, Any] = {
@@ -92,8 +92,10 @@ def perform(
     stop: threading.Event | None = None,
 ) -> list[Trial]:
     """Runs a search on a simulated cluster whose store is the executor's."""
-    flow = Flow(executor, Silent(), lambda outcome: None, stop or threading.Event(), in_turn=True)
-    return run_search(plan, executor.store, flow, proposer_of(plan), listener or Silent())
+    scheduler = JobScheduler(
+        executor, Silent(), lambda outcome: None, stop or threading.Event(), by_priority=True
+    )
+    return run_search(plan, executor.store, scheduler, proposer_of(plan), listener or Silent())
 
 
 def story(trials: list[Trial]) -> list[Any]:

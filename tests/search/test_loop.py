@@ -94,9 +94,8 @@ def test_there_is_no_generation_barrier() -> None:
     started: list[int] = []
 
     class Notes(Silent):
-        def started(self, item: Trial | Job) -> None:
-            if isinstance(item, Trial):
-                started.append(item.number)
+        def started(self, trial: Trial) -> None:
+            started.append(trial.number)
 
         def judged(self, trial: Trial, judge: Judge) -> None:
             if trial.number == 3:
@@ -348,7 +347,7 @@ def test_the_plan_of_what_was_chosen() -> None:
     (best,) = judge_of(plan, executor.store).chosen(trials)
     final = chosen_plan(plan, [(best.number, best.proposal)])
     assert final.fingerprint == plan.fingerprint
-    assert final.chosen == best.key
+    assert final.winner == best.key
     assert [row.params["alpha"] for row in final.rows] == [0.0, 1.0, best.proposal.merge.alpha]
     control = final.jobs[final.rows[1].key]
     assert control.payload["method"] == "linear" and control.payload["params"] == {}

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from speechft_ray.core.counts import Counted
-from speechft_ray.core.records import scores_of
+from speechft_ray.core.counts import UtteranceCounts
+from speechft_ray.core.records import read_scores
 from speechft_ray.core.specs import CorpusSpec, EvalSpec
 from speechft_ray.speech.features.cache import FeatureCache
 from speechft_ray.superb.evaluate import REPORTS, Sharing, evaluate
@@ -31,7 +31,7 @@ def facts_of(
 
 
 def on_test(facts: dict[str, Any]) -> dict[str, tuple[float, ...]]:
-    return {score.metric: score.values for score in scores_of(facts) if score.split == "test"}
+    return {score.metric: score.values for score in read_scores(facts) if score.split == "test"}
 
 
 @pytest.mark.parametrize("task", ["sid", "er", "ks", "ic"])
@@ -74,7 +74,7 @@ def test_facts_are_complete_plain_data() -> None:
         report=lambda found: counts.append(dict(found)),
     )
     assert json.loads(json.dumps(facts, allow_nan=False)) == facts
-    assert [(score.metric, score.split, len(score.values)) for score in scores_of(facts)] == [
+    assert [(score.metric, score.split, len(score.values)) for score in read_scores(facts)] == [
         ("pr.per", "dev", 3),
         ("pr.per", "test", 3),
     ]
@@ -101,7 +101,7 @@ def test_counts_make_the_scores_of_test_seed_by_seed(task: str) -> None:
     facts = facts_of(
         task=task, updates=3, learning_rate=(1e-4, 1e-2), batch_size=8, seeds=2, options=options
     )
-    (counts,) = [Counted.model_validate(item) for item in facts["counts"]]
+    (counts,) = [UtteranceCounts.model_validate(item) for item in facts["counts"]]
     for metric, values in on_test(facts).items():
         made = [100.0 * sum(amounts) / sum(counts.of[metric]) for amounts in counts.amounts[metric]]
         assert made == pytest.approx(list(values))
@@ -182,8 +182,8 @@ def test_several_rates_are_trained_and_dev_chooses(task: str) -> None:
     alone = facts_of(learning_rate=best, **spec)
     assert "grid" not in alone
     assert facts["best_update"] == alone["best_update"]
-    assert [score.values for score in scores_of(facts)] == [
-        score.values for score in scores_of(alone)
+    assert [score.values for score in read_scores(facts)] == [
+        score.values for score in read_scores(alone)
     ]
     assert json.loads(json.dumps(facts, allow_nan=False)) == facts
 
@@ -226,8 +226,8 @@ def test_dev_alone_is_the_same_dev_and_never_touches_test(task: str) -> None:
     )
     facts = evaluate(spec, ToyEncoder(), corpus, CPU, lambda counts: None, dev_only=True)  # type: ignore[arg-type]
     assert not corpus.read_keys & {utterance.key for utterance in corpus.corpus.split("test")}
-    assert {score.split for score in scores_of(facts)} == {"dev"}
+    assert {score.split for score in read_scores(facts)} == {"dev"}
     assert facts["counts"] == []
     assert set(facts["utterances"]) == {"train", "dev"}  # type: ignore[arg-type]
     full = facts_of(task=task, updates=20, batch_size=8, seeds=2)
-    assert scores_of(facts) == [score for score in scores_of(full) if score.split == "dev"]
+    assert read_scores(facts) == [score for score in read_scores(full) if score.split == "dev"]

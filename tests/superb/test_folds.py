@@ -11,7 +11,7 @@ import torch
 from pydantic import ValidationError
 
 from speechft_ray.core.fingerprint import fingerprint
-from speechft_ray.core.records import Score, scores_of
+from speechft_ray.core.records import Score, read_scores
 from speechft_ray.core.specs import CorpusSpec, EvalSpec
 from speechft_ray.speech.corpora.base import Corpus
 from speechft_ray.speech.features.cache import FeatureCache
@@ -45,9 +45,10 @@ def test_each_fold_is_evaluated_and_the_mean_is_the_result() -> None:
         spec(folds=FOLDS), ToyEncoder(), corpora, CPU, lambda found: counts.append(dict(found))
     )
     alone = [
-        scores_of(evaluate(spec(), ToyEncoder(), corpus, CPU, lambda _: None)) for corpus in corpora
+        read_scores(evaluate(spec(), ToyEncoder(), corpus, CPU, lambda _: None))
+        for corpus in corpora
     ]
-    for found, *folds in zip(scores_of(facts), *alone, strict=True):
+    for found, *folds in zip(read_scores(facts), *alone, strict=True):
         assert found.values == tuple(
             pytest.approx(sum(fold.values[seed] for fold in folds) / 3) for seed in range(2)
         )
@@ -139,7 +140,7 @@ def test_a_recording_of_several_folds_is_encoded_once(cached: bool, tmp_path: Pa
     apart, together, again = ToyEncoder(), ToyEncoder(), ToyEncoder()
     expected, facts = found(False, apart), found(True, together)
     assert (sum(apart.calls), sum(together.calls)) == (3 * 36, 36)
-    assert scores_of(facts) == scores_of(expected)
+    assert read_scores(facts) == read_scores(expected)
     found(True, again)
     assert sum(again.calls) == (0 if cached else 36)
 

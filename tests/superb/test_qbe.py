@@ -13,7 +13,7 @@ from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 
 from speechft_ray.core.errors import UserError
-from speechft_ray.core.records import scores_of
+from speechft_ray.core.records import read_scores
 from speechft_ray.core.specs import CorpusSpec, EvalSpec
 from speechft_ray.speech.corpora.base import Corpus
 from speechft_ray.superb.evaluate import evaluate, pose
@@ -126,7 +126,7 @@ def test_queries_find_documents_that_contain_their_tones() -> None:
     spec = EvalSpec(task="qbe", corpus=CorpusSpec(), updates=1, seeds=2)
     encoder = ToyEncoder()
     facts = evaluate(spec, encoder, corpus, torch.device("cpu"), lambda counts: None)
-    found = {score.split: score.values for score in scores_of(facts)}
+    found = {score.split: score.values for score in read_scores(facts)}
     assert (
         found["dev"][0] == found["dev"][1] > 0 and found["test"][0] > 0.05
     )  # of 40 documents, a false alarm costs a third

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from speechft_ray.core.errors import UserError
-from speechft_ray.core.records import scores_of
+from speechft_ray.core.records import read_scores
 from speechft_ray.core.specs import CorpusSpec, EvalSpec
 from speechft_ray.speech.corpora.base import CORPORA
 from speechft_ray.superb.evaluate import evaluate
@@ -78,7 +78,7 @@ def test_a_task_runs_from_folder_to_metric(
         options=options,
     )
     facts = evaluate(spec, ToyEncoder(), corpus, torch.device("cpu"), lambda _: None)
-    scores = scores_of(facts)
+    scores = read_scores(facts)
     assert {score.metric for score in scores} == set(TASKS.get(task).metrics)
     assert all(math.isfinite(value) for score in scores for value in score.values)
 

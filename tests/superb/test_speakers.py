@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from speechft_ray.core.errors import UserError
-from speechft_ray.core.records import scores_of
+from speechft_ray.core.records import read_scores
 from speechft_ray.core.specs import CorpusSpec, EvalSpec
 from speechft_ray.speech.corpora.base import Corpus, Utterance
 from speechft_ray.speech.heads.diarization import DiarizationHead, permutation_free_loss
@@ -136,7 +136,7 @@ def test_voices_are_told_apart(protocol: str) -> None:
     facts = facts_of(
         "asv", corpus, {"protocol": protocol}, updates=40, learning_rate=5e-3, batch_size=16
     )
-    assert all(score.mean < 15.0 for score in scores_of(facts))
+    assert all(score.mean < 15.0 for score in read_scores(facts))
 
 
 def test_an_x_vector_ignores_padding_except_for_one_frame_while_it_learns() -> None:
@@ -276,7 +276,7 @@ def test_the_last_frame_of_each_recording_is_given_twice() -> None:
 def test_speakers_are_found_in_time() -> None:
     corpus = toy_corpus({"train": 40, "dev": 8, "test": 12})
     facts = facts_of("sd", corpus, {}, updates=80, learning_rate=2e-2, batch_size=16)
-    found = {score.split: score.mean for score in scores_of(facts)}
+    found = {score.split: score.mean for score in read_scores(facts)}
     assert found["test"] < 25.0 and found["dev"] < 25.0
     assert facts["details"]["test"].keys() == {"threshold", "median_frames", "frame_accuracy"}
     assert facts["details"]["test"]["frame_accuracy"][0] > 80.0

@@ -56,7 +56,7 @@ class FakeExecutor:
     def submit(self, job: Job) -> None:
         for need in job.needs:
             assert any(
-                self.store.complete(stage, need) for stage in ("corpus", "finetune", "merge")
+                self.store.is_complete(stage, need) for stage in ("corpus", "finetune", "merge")
             ), f"{job.label} came too early"
         self.queue.append(job)
 
@@ -87,17 +87,17 @@ class FakeExecutor:
         self.stopped = True
 
 
-class FakeWatch:
+class FakeObserver:
     def __init__(self) -> None:
         self.events: list[str] = []
 
-    def started(self, job: Job) -> None:
+    def on_job_start(self, job: Job) -> None:
         self.events.append(f"started {job.label}")
 
-    def finished(self, outcome: Outcome) -> None:
+    def on_job_end(self, outcome: Outcome) -> None:
         self.events.append(f"{'finished' if outcome.ok else 'failed'} {outcome.label}")
 
-    def tick(self, progress: Mapping[str, Progress]) -> None:
+    def on_progress(self, progress: Mapping[str, Progress]) -> None:
         assert all(item.done <= item.total for item in progress.values())
 
 

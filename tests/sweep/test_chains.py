@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from speechft_ray.core.chains import chained
+from speechft_ray.core.chains import build_chains
 from speechft_ray.core.errors import SpecError, UserError
 from speechft_ray.core.records import Job
 from speechft_ray.core.space import parse_space
@@ -16,7 +16,7 @@ from speechft_ray.core.store import Store
 from speechft_ray.search.plan import make_search_plan
 from speechft_ray.sweep.lineage import lineage, pretrained
 from speechft_ray.sweep.plan import Plan, PlannedRow, make_plan
-from speechft_ray.sweep.scheduler import lacking
+from speechft_ray.sweep.scheduler import missing_jobs
 from tests.search.test_proposals import Scripted
 from tests.sweep.fakes import inputs, space, sweep
 
@@ -214,16 +214,17 @@ def test_what_is_lacking_comes_in_the_order_of_its_needs(tmp_path: Path) -> None
     found, store = plan(run("pr", 1), run("sid", 2, "pr"), run("er", 3, "sid")), Store(tmp_path)
     goals = [job.fingerprint for job in found.of_stage("evaluate")]
     seen: set[str] = set()
-    for key, job in lacking(goals, found.jobs, store).items():
+    for key, job in missing_jobs(goals, found.jobs, store).items():
         assert set(job.needs) <= seen, f"{job.label} comes before what it needs"
         seen.add(key)
     assert seen == set(found.jobs)
     chain = next(job for job in found.of_stage("evaluate") if "alpha=0.25 pr>sid>er" in job.label)
     with store.publish("merge", str(chain.payload["encoder"]), {}):
         pass
-    assert list(lacking([chain.fingerprint], found.jobs, store))[-1] == chain.fingerprint
+    assert list(missing_jobs([chain.fingerprint], found.jobs, store))[-1] == chain.fingerprint
     assert not any(
-        job.stage == "finetune" for job in lacking([chain.fingerprint], found.jobs, store).values()
+        job.stage == "finetune"
+        for job in missing_jobs([chain.fingerprint], found.jobs, store).values()
     )
 
 
@@ -259,4 +260,4 @@ def test_a_checkpoint_is_identity_only_where_it_is_not_the_best_and_has_its_own_
 
 def test_every_run_with_its_chain_comes_in_the_given_order() -> None:
     spec = sweep(finetune=[run("sid", 2, "pr"), run("pr", 1)])
-    assert [tuning.title for tuning in chained(spec.finetune)] == ["pr>sid", "pr"]
+    assert [tuning.title for tuning in build_chains(spec.finetune)] == ["pr>sid", "pr"]

@@ -10,11 +10,11 @@ import pytest
 
 from speechft_ray.core.errors import Interrupted, UserError
 from speechft_ray.core.records import Outcome
-from speechft_ray.sweep.lock import driver_lock, holder
+from speechft_ray.sweep.lock import driver_lock, lock_holder
 from speechft_ray.sweep.plan import make_plan
 from speechft_ray.sweep.rows import curves, references, rows
-from speechft_ray.sweep.scheduler import needed_jobs, run_plan
-from tests.sweep.fakes import FakeExecutor, FakeWatch, inputs, store_at, sweep
+from speechft_ray.sweep.scheduler import jobs_to_run, run_plan
+from tests.sweep.fakes import FakeExecutor, FakeObserver, inputs, store_at, sweep
 
 
 def run(
@@ -26,7 +26,7 @@ def run(
         plan,
         store,
         executor or FakeExecutor(store),
-        FakeWatch(),
+        FakeObserver(),
         lambda outcome: None,
         stop or threading.Event(),
     )
@@ -84,7 +84,7 @@ def test_a_stop_keeps_what_is_finished(tmp_path: Path) -> None:
             stop.set()
 
     with pytest.raises(Interrupted):
-        run_plan(plan, store, executor, FakeWatch(), stop_after_five, stop)
+        run_plan(plan, store, executor, FakeObserver(), stop_after_five, stop)
     assert executor.stopped
     rest = FakeExecutor(store)
     assert run(tmp_path, rest) == []
@@ -97,10 +97,10 @@ def test_what_nobody_needs_is_not_made_again(tmp_path: Path) -> None:
     run(tmp_path)
     for job in (*plan.of_stage("corpus"), *plan.of_stage("merge")):
         store.discard(job.stage, job.fingerprint)
-    assert needed_jobs(plan, store) == {}
+    assert jobs_to_run(plan, store) == {}
     lost = plan.of_stage("evaluate")[-1]
     store.discard("evaluate", lost.fingerprint)
-    needed = needed_jobs(plan, store)
+    needed = jobs_to_run(plan, store)
     assert lost.fingerprint in needed
     assert {job.stage for job in needed.values()} <= {"corpus", "merge", "evaluate"}
 
@@ -136,15 +136,15 @@ def test_curves_come_from_the_store(tmp_path: Path) -> None:
 
 def test_one_driver_per_sweep(tmp_path: Path) -> None:
     with driver_lock(tmp_path, "abc"):
-        assert holder(tmp_path, "abc")
+        assert lock_holder(tmp_path, "abc")
         with (
             pytest.raises(UserError, match="this sweep already runs on"),
             driver_lock(tmp_path, "abc"),
         ):
             pass
-    assert holder(tmp_path, "abc") is None
+    assert lock_holder(tmp_path, "abc") is None
     (tmp_path / "locks" / "abc.json").write_text(
         '{"host": "' + __import__("socket").gethostname() + '", "process": 4194305}'
     )
     with driver_lock(tmp_path, "abc"):  # that process does not exist: taken over
-        assert holder(tmp_path, "abc")
+        assert lock_holder(tmp_path, "abc")

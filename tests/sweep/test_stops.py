@@ -21,8 +21,8 @@ from speechft_ray.report.summary import groups
 from speechft_ray.report.table import csv_table, incomplete_lines, table_cells
 from speechft_ray.sweep.plan import Plan, make_plan
 from speechft_ray.sweep.rows import rows
-from speechft_ray.sweep.scheduler import needed_jobs, run_plan
-from tests.sweep.fakes import FakeExecutor, FakeWatch, inputs, space, sweep
+from speechft_ray.sweep.scheduler import jobs_to_run, run_plan
+from tests.sweep.fakes import FakeExecutor, FakeObserver, inputs, space, sweep
 
 WHY = "stopped early after 25 % of its updates."
 
@@ -52,9 +52,9 @@ def plan_of(stop: bool = True, **changes: Any) -> Plan:
 
 
 def run(plan: Plan, store: Store, executor: FakeExecutor) -> tuple[list[Outcome], list[str]]:
-    watch = FakeWatch()
-    failures = run_plan(plan, store, executor, watch, lambda outcome: None, threading.Event())
-    return failures, watch.events
+    observer = FakeObserver()
+    failures = run_plan(plan, store, executor, observer, lambda outcome: None, threading.Event())
+    return failures, observer.events
 
 
 def test_a_stopped_run_is_no_failure_and_its_rows_say_so(tmp_path: Path) -> None:
@@ -88,10 +88,10 @@ def test_a_stopped_run_is_no_failure_and_its_rows_say_so(tmp_path: Path) -> None
 def test_a_second_run_does_nothing_and_one_without_the_rule_goes_on(tmp_path: Path) -> None:
     store = Store(tmp_path)
     run(plan_of(), store, Stopping(store))
-    assert needed_jobs(plan_of(), store) == {}
+    assert jobs_to_run(plan_of(), store) == {}
     free = plan_of(stop=False)
     assert free.fingerprint == plan_of().fingerprint
-    assert [job.label for job in needed_jobs(free, store).values() if job.stage == "finetune"] == [
+    assert [job.label for job in jobs_to_run(free, store).values() if job.stage == "finetune"] == [
         "finetune narrow seed=1"
     ]
     assert run(free, store, FakeExecutor(store))[0] == []
@@ -115,8 +115,8 @@ def test_the_display_counts_what_was_stopped() -> None:
     console = Console(width=200, record=True, force_terminal=False)
     job = Job(stage="finetune", fingerprint="a", label="finetune a", payload={})
     with Display({"finetune": 2}, {}, console=console) as display:
-        display.started(job)
-        display.finished(
+        display.on_job_start(job)
+        display.on_job_end(
             Outcome(stage="finetune", fingerprint="a", label="finetune a", error=WHY, stopped=True)
         )
     text = console.export_text()

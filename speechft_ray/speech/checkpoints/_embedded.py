@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from speechft_ray.core.errors import UserError
-from speechft_ray.core.fingerprint import canonical
+from speechft_ray.core.fingerprint import canonical_json
 from speechft_ray.speech.checkpoints._plain import to_plain_data
 from speechft_ray.speech.encoders.base import EncoderWeights
 
@@ -45,7 +45,7 @@ def embed(
         "made": dict(made),
         "filled": list(filled),
     }
-    canonical(found)
+    canonical_json(found)
     return deepcopy(found)  # a part shared with the rest of the file would change with it
 
 
@@ -80,6 +80,10 @@ def keep_if_unchanged(
     if own is None or own.family != family:
         return None
     try:
-        return own if canonical(dict(render(own.config))) == canonical(dict(native)) else None
+        return (
+            own
+            if canonical_json(dict(render(own.config))) == canonical_json(dict(native))
+            else None
+        )
     except (UserError, KeyError, TypeError, ValueError):
         return None

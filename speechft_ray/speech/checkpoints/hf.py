@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import save_file
 
 from speechft_ray.core.errors import UserError
-from speechft_ray.core.fingerprint import canonical
+from speechft_ray.core.fingerprint import canonical_json
 from speechft_ray.speech.checkpoints._embedded import KEY, Embedded, embed, read_embedded
 from speechft_ray.speech.checkpoints._hf_config import (
     ARCHITECTURES,
@@ -107,7 +107,7 @@ def write(path: Path, weights: EncoderWeights, made: Mapping[str, Any]) -> tuple
     }
     path.mkdir()
     save_file(model, path / WEIGHTS[0], metadata={"format": "pt"})
-    save_file(side, path / SIDE, metadata={KEY: canonical(manifest)})
+    save_file(side, path / SIDE, metadata={KEY: canonical_json(manifest)})
     preprocessor = {
         "feature_extractor_type": "Wav2Vec2FeatureExtractor",
         "do_normalize": shape.normalizes_waveform,

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import save_file
 
 from speechft_ray.core.errors import UserError
-from speechft_ray.core.fingerprint import canonical
+from speechft_ray.core.fingerprint import canonical_json
 from speechft_ray.speech.checkpoints._parameters import is_finite
 from speechft_ray.speech.checkpoints._plain import to_plain_data
 from speechft_ray.speech.checkpoints._safetensors import (
@@ -75,7 +75,7 @@ def write_encoder(
         "made": dict(made),
         "sha256": {name: tensor_sha256(tensor) for name, tensor in state.items()},
     }
-    text = canonical(manifest)  # refuses what JSON cannot say
+    text = canonical_json(manifest)  # refuses what JSON cannot say
     file = path if path.suffix == ".safetensors" else path / FILE
     file.parent.mkdir(parents=True, exist_ok=True)
     publish(file, lambda part: save_file(state, part, metadata={_KEY: text}))

@@ -60,10 +60,10 @@ class FeatureCache:
     def find(self, key: str) -> Entry | None:
         """Returns an entry, or ``None`` when there is none. One whose bytes have changed is thrown
         away."""
-        if not self._store.complete(_STAGE, key):
+        if not self._store.is_complete(_STAGE, key):
             return None
         try:
-            if self._store.damaged(_STAGE, key):
+            if self._store.find_damaged_files(_STAGE, key):
                 raise ValueError("its bytes have changed")
             facts, folder = self._store.manifest(_STAGE, key), self._store.folder(_STAGE, key)
             os.utime(folder / MANIFEST)  # used now: the last to go

@@ -54,7 +54,7 @@ Count = Callable[
 ]
 """``(answers, references)`` of test and what was measured of them, to pairs by metric and
 utterance: the metric is 100 times the sum of the first numbers over that of the second
-(``core.counts.Counted``)."""
+(``core.counts.UtteranceCounts``)."""
 
 MeasureTest = Callable[
     [Sequence[Any], Sequence[Any], Sequence[Any], Sequence[Any]], dict[str, float]

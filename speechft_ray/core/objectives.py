@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from speechft_ray.core.axes import Axes, read_axes
-from speechft_ray.core.chains import chained
+from speechft_ray.core.chains import build_chains
 from speechft_ray.core.errors import unknown_name
 from speechft_ray.core.metrics import METRICS, metric
 from speechft_ray.core.specs import EvalSpec, SearchSpec, SweepSpec
@@ -15,7 +15,7 @@ from speechft_ray.core.validation import Mistakes
 SCORE, DISTANCE = "score", "distance"
 
 
-def measure(name: str) -> str:
+def metric_name(name: str) -> str:
     """Returns the name of an objective or constraint without the ``dev.`` that it may carry: a
     search knows dev alone."""
     return name.removeprefix("dev.")
@@ -26,11 +26,11 @@ def higher_is_better(name: str) -> bool:
     return name == SCORE or (name != DISTANCE and metric(name).higher_is_better)
 
 
-def tasks_of(spec: SweepSpec, search: SearchSpec) -> tuple[EvalSpec, ...]:
+def select_tasks(spec: SweepSpec, search: SearchSpec) -> tuple[EvalSpec, ...]:
     """Returns the evaluations that a search needs of each merge, for its objectives and
     constraints, in the given order."""
     names = {
-        measure(name)
+        metric_name(name)
         for name in (*search.objectives, *(item.metric for item in search.constraints))
     }
     if SCORE in names:
@@ -44,7 +44,7 @@ def tasks_of(spec: SweepSpec, search: SearchSpec) -> tuple[EvalSpec, ...]:
 
 def search_mistakes(spec: SweepSpec, search: SearchSpec) -> Mistakes:
     """Returns every mistake of a search, by path."""
-    axes, mistakes = read_axes(search, chained(spec.finetune))
+    axes, mistakes = read_axes(search, build_chains(spec.finetune))
     for index, name in enumerate(search.objectives):
         mistakes += [
             (f"search.objectives[{index}]", text)
@@ -55,9 +55,9 @@ def search_mistakes(spec: SweepSpec, search: SearchSpec) -> Mistakes:
             (f"search.constraints[{index}].metric", text)
             for text in _unknown(item.metric, spec, (SCORE,))
         ]
-    if len({measure(name) for name in search.objectives}) < len(search.objectives):
+    if len({metric_name(name) for name in search.objectives}) < len(search.objectives):
         mistakes.append(("search.objectives", "must name each objective once."))
-    if search.stopping() != "none" and tuple(map(measure, search.objectives)) != (SCORE,):
+    if search.stopping() != "none" and tuple(map(metric_name, search.objectives)) != (SCORE,):
         text = f"`{search.stopping()}` compares scores, so it needs `objectives: [score]`; leave it out or write `none`."
         mistakes.append(("search.stop_early", text))
     if spec.stop_tuning is not None:
@@ -67,7 +67,7 @@ def search_mistakes(spec: SweepSpec, search: SearchSpec) -> Mistakes:
 
 
 def _unknown(name: str, spec: SweepSpec, others: Sequence[str]) -> list[str]:
-    bare = measure(name)
+    bare = metric_name(name)
     allowed = [
         *others,
         *(
@@ -92,14 +92,18 @@ def _sampler_mistakes(search: SearchSpec, axes: Axes) -> Mistakes:
     kinds = {name: axis.kind for name, axis in axes.all().items() if axis.kind != "fixed"}
     wrong: Mistakes = []
     if search.sampler == "greedy_soup":
-        free = list(kinds) + (["donors"] if axes.donors.kind != "always" else []) + list(axes.picks)
+        free = (
+            list(kinds)
+            + (["donors"] if axes.donors.kind != "always" else [])
+            + list(axes.run_fields)
+        )
         if free:
             text = f"`greedy_soup` chooses the donors itself and nothing else: give {', '.join(free)} a fixed value."
             wrong.append(("search.sampler", text))
         if len(search.objectives) > 1:
             wrong.append(("search.sampler", "`greedy_soup` follows one objective: name one."))
         return wrong
-    if not kinds and axes.donors.kind == "always" and not axes.picks:
+    if not kinds and axes.donors.kind == "always" and not axes.run_fields:
         wrong.append(
             (
                 "search.axes",
@@ -111,7 +115,7 @@ def _sampler_mistakes(search: SearchSpec, axes: Axes) -> Mistakes:
             2 if kind in ("per_layer", "per_donor", "curve") else 1 for kind in kinds.values()
         )
         choices = [name for name, kind in kinds.items() if kind == "choice"]
-        choices += (["donors"] if axes.donors.kind != "always" else []) + list(axes.picks)
+        choices += (["donors"] if axes.donors.kind != "always" else []) + list(axes.run_fields)
         if choices:
             text = f"`cmaes` moves numbers only: fix {', '.join(choices)}, or take `tpe`."
             wrong.append(("search.sampler", text))
