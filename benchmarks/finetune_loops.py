@@ -139,7 +139,7 @@ SETTINGS = {
 
 def write_start(layers: int, path: Path) -> None:
     """Writes a HuBERT of Base's width with random weights, as s3prl loads it."""
-    weights = HUBERT.initial(HUBERT.example_config(layers, 768, False), 0)  # type: ignore[misc]
+    weights = HUBERT.init_weights(HUBERT.example_config(layers, 768, False), 0)  # type: ignore[misc]
     s3prl.write(path, weights, {})
 
 

@@ -43,8 +43,8 @@ def make(folder: str) -> Callable[[], None]:
 
     family = FAMILIES.get("hubert")
     assert family.example_config is not None
-    assert family.initial is not None
-    weights = family.initial(family.example_config(12, 768, False), 0)
+    assert family.init_weights is not None
+    weights = family.init_weights(family.example_config(12, 768, False), 0)
     return lambda: (
         [REGISTERED.get(name).write(place(folder, name), weights, {}) for name in FORMATS] and None
     )

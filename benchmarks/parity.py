@@ -34,7 +34,7 @@ from benchmarks.s3prl_peer import PEERS, Frames, Peer, cuda_stays_here, expert_m
 from speechft_ray.core.specs import CorpusSpec, EvalSpec
 from speechft_ray.speech.corpora.base import Corpus, Utterance
 from speechft_ray.speech.heads.ctc import CtcHead
-from speechft_ray.speech.heads.specaug import draw_warps, warped
+from speechft_ray.speech.heads.specaug import draw_warps, warp_time
 from speechft_ray.superb.evaluate import pose, schedule_of
 from speechft_ray.superb.features import Kept
 from speechft_ray.superb.probe import (
@@ -307,7 +307,7 @@ def specaug_line(rounds: int = 20) -> Line:
             theirs, _ = module.TimeWarp(window=5)(features.clone(), frames)
         finally:
             torch.randint = real  # type: ignore[assignment]
-        mine = warped(features, lengths, centres, moved)
+        mine = warp_time(features, lengths, centres, moved)
         largest = max(
             largest,
             *(

@@ -47,7 +47,7 @@ from benchmarks.superb_loops import (
 from speechft_ray.core.specs import CorpusSpec, EvalSpec
 from speechft_ray.speech.corpora.base import Corpus, Utterance
 from speechft_ray.speech.features.cache import FeatureCache
-from speechft_ray.speech.features.front_end import FrontEnds
+from speechft_ray.speech.features.front_end import SharedFrontEnd
 from speechft_ray.superb.evaluate import GRID, pose, rates_of, schedule_of
 from speechft_ray.superb.features import Extractor, Keeping, Kept, Reencoded, size_of, sources
 from speechft_ray.superb.probe import answers, train_probes
@@ -245,7 +245,7 @@ def _extractor(weights: Any, home: Path, shared: bool = False) -> Extractor:
     encoder, corpus = HUBERT.build(weights), SETTINGS["sid"].corpus(home / "corpora")
     cache = FeatureCache(home / "extractor", 1 << 30)
     fronts = (
-        FrontEnds(cache, encoder.module(), FRONT_END, HUBERT.describe(weights.config), corpus)
+        SharedFrontEnd(cache, encoder.module(), FRONT_END, HUBERT.describe(weights.config), corpus)
         if shared
         else None
     )

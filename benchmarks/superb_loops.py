@@ -114,7 +114,7 @@ def merged(count: int, layers: int, dim: int = 768) -> list[EncoderWeights]:
     """Returns encoders between two random ones: like merges of stable fine-tuning, they share the
     front end of the first."""
     config = HUBERT.example_config(layers, dim, False)  # type: ignore[misc]
-    start, donor = (HUBERT.initial(config, seed) for seed in (0, 1))  # type: ignore[misc]
+    start, donor = (HUBERT.init_weights(config, seed) for seed in (0, 1))  # type: ignore[misc]
     found = []
     for index in range(count):
         state = {

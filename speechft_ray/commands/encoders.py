@@ -63,14 +63,14 @@ def new_encoder(family: str, out: Path, *, layers: int, dim: int, large: bool, s
     from speechft_ray.speech.encoders.base import FAMILIES
 
     part = FAMILIES.get(family)
-    if part.initial is None or part.example_config is None:
+    if part.init_weights is None or part.example_config is None:
         raise UserError(
             f"the family `{family}` has no parameters, so there is nothing to write: use the name `{family}` itself."
         )
     if dim % _WIDTH:
         raise UserError(f"--dim must be a multiple of {_WIDTH}, but is {dim} instead.")
     require_absent(out)
-    weights = part.initial(part.example_config(layers, dim, large), seed)
+    weights = part.init_weights(part.example_config(layers, dim, large), seed)
     FORMATS.get(_FORMAT).write(out, weights, {"by": "speechft new", "seed": seed, "parents": []})
 
 

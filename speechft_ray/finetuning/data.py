@@ -102,8 +102,8 @@ def crop_samples(lesson: Lesson, crop_seconds: float | None) -> int | None:
 def _labelled(
     objective: Objective, corpus: Corpus, kind: HeadKind, options: HeadOptions
 ) -> Material:
-    column, tokens = objective.column, kind.tokens
-    assert tokens is not None  # a head without masking has tokens
+    column, read_tokens = objective.column, kind.read_tokens
+    assert read_tokens is not None  # a head without masking has tokens
     if column is None:
         allowed = ", ".join(sorted(corpus.columns))
         raise UserError(
@@ -115,7 +115,7 @@ def _labelled(
         )
     train, dev = (_utterances(corpus, split) for split in ("train", "dev"))
     vocabulary = Vocabulary.of(
-        (token for item in train for token in tokens(options, item, column)), kind.reserved
+        (token for item in train for token in read_tokens(options, item, column)), kind.reserved
     )
     if len(vocabulary.symbols) < 2:
         raise UserError(
@@ -133,7 +133,9 @@ def _unlabelled(
 ) -> Material:
     if objective.column is not None:
         raise UserError(f"the head `{objective.head}` learns from audio alone: leave `column` out.")
-    vocabulary = Vocabulary(symbols=tuple(map(str, range(masking.classes(start)))), reserved=0)
+    vocabulary = Vocabulary(
+        symbols=tuple(map(str, range(masking.count_classes(start)))), reserved=0
+    )
     nameless = torch.empty(0, dtype=torch.int32)
     train, dev = (
         tuple(Example(utterance=item, target=nameless) for item in _utterances(corpus, split))
@@ -159,11 +161,11 @@ def _examples(
     column: str,
     vocabulary: Vocabulary,
 ) -> tuple[Example, ...]:
-    found, targets = [], kind.targets
-    assert targets is not None  # a head without masking has targets
+    found, make_targets = [], kind.make_targets
+    assert make_targets is not None  # a head without masking has targets
     for utterance in utterances:
         try:
-            target = targets(options, utterance, column, vocabulary)
+            target = make_targets(options, utterance, column, vocabulary)
         except UserError as error:
             raise UserError(
                 f"corpus `{corpus.name}`, column `{column}`, utterance `{utterance.key}`: {error}"
@@ -177,12 +179,12 @@ def _check_lengths(kind: HeadKind, corpus: Corpus, examples: Iterable[Example]) 
     short = [
         item
         for item in examples
-        if frame_count(item.utterance.samples) < kind.frames_needed(item.target)
+        if frame_count(item.utterance.samples) < kind.min_frames(item.target)
     ]
     if short:
         first = short[0]
         raise UserError(
             f"corpus `{corpus.name}`: {len(short)} utterance(s) of the split `{first.utterance.split}` are too short for their "
             f"labels, the first is `{first.utterance.key}` with {frame_count(first.utterance.samples)} frames of 20 ms where "
-            f"{kind.frames_needed(first.target)} are needed: leave them out, or correct their labels."
+            f"{kind.min_frames(first.target)} are needed: leave them out, or correct their labels."
         )

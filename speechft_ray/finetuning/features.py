@@ -23,7 +23,7 @@ from speechft_ray.finetuning.data import Lesson, crop_samples
 from speechft_ray.speech.corpora.base import Utterance
 from speechft_ray.speech.encoders.base import FAMILIES, Encoder, EncoderWeights, HiddenStates
 from speechft_ray.speech.features.cache import Entry, FeatureCache
-from speechft_ray.speech.features.front_end import FrontEnds
+from speechft_ray.speech.features.front_end import SharedFrontEnd
 
 
 class Sound(NamedTuple):
@@ -87,7 +87,7 @@ class Listener:
         ``masked``: one bool ``(frames,)`` each, true where the mask embedding stands instead of
         what the front end said.
         """
-        return self.encoder.hidden_states_of([self._front(sound) for sound in sounds], masked)
+        return self.encoder.hidden_states_from([self._front(sound) for sound in sounds], masked)
 
     def heard(self, sound: Sound) -> Sound:
         """Returns the same with what the front end says of it, for encoders that have the same
@@ -99,7 +99,7 @@ class Listener:
             return sound.front.to(self.device, non_blocking=True)
         wave = torch.tensor(sound.wave, device=self.device)
         with torch.no_grad() if self.frozen else nullcontext():
-            return self.encoder.front([wave])[0].float()
+            return self.encoder.conv_features([wave])[0].float()
 
 
 def precision(device: torch.device) -> AbstractContextManager[object]:
@@ -138,14 +138,16 @@ def keep_fronts(
 
     for index, parts in wanted.items():
         (prefix,), shape = family.front_end_prefixes, family.describe(start.config)
-        kept = FrontEnds(cache, listener.encoder.module(), prefix, shape, lessons[index].corpus)
+        kept = SharedFrontEnd(
+            cache, listener.encoder.module(), prefix, shape, lessons[index].corpus
+        )
         recordings = listener.recordings[index]
 
         def read(utterance: Utterance, recordings: Recordings = recordings) -> torch.Tensor:
             return torch.tensor(recordings.read(utterance), device=listener.device)
 
         for utterances in parts:
-            entry = kept.stored(listener.encoder, utterances, read, more)
+            entry = kept.load_or_compute(listener.encoder, utterances, read, more)
             if entry is not None:
                 listener.fronts.update(
                     {(index, item.key): (entry, place) for place, item in enumerate(utterances)}

@@ -34,7 +34,7 @@ def taught(
     targets, masked = [], []
     for example, sound in zip(examples, sounds, strict=True):
         first, frames = sound.start // FRAME_STRIDE_SAMPLES, frame_count(sound.samples)
-        hidden = torch.from_numpy(masking.mask(lesson.options, frames, draw))
+        hidden = torch.from_numpy(masking.draw_mask(lesson.options, frames, draw))
         names = example.target[first : first + frames].long()
         targets.append(names.masked_fill(~hidden, IGNORED))
         masked.append(hidden)

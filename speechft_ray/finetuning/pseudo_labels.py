@@ -91,7 +91,7 @@ def _asked(lesson: Lesson, index: int, listener: Listener, report: Report) -> li
     examples, reported_at, found = [*lesson.train, *lesson.dev], time.monotonic(), []
     for example in examples:
         states = listener.states([listener.read(index, example.utterance, None)]).states[-1][0]
-        found.append(masking.names(lesson.options, module, states).to("cpu", torch.int32))
+        found.append(masking.compute_labels(lesson.options, module, states).to("cpu", torch.int32))
         if time.monotonic() - reported_at >= REPORT_EVERY_SECONDS:
             report({"named": len(found), "to_name": len(examples)})
             reported_at = time.monotonic()

@@ -22,7 +22,7 @@ from speechft_ray.finetuning.phases import is_head_only
 from speechft_ray.finetuning.schedule import learning_rate
 from speechft_ray.finetuning.seeding import Draw, generator, seed_torch
 from speechft_ray.finetuning.train_state import Learner
-from speechft_ray.speech.batching import batches_by_seconds
+from speechft_ray.speech.batching import batch_by_seconds
 
 HEAD_PHASE_BYTES = 1 << 30
 """Most that the encoder's output may take in memory in a head-only phase without dropout: 1.9 hours
@@ -163,11 +163,9 @@ class Teacher:
     def _backward(self, learner: Learner, index: int, batch: Batch, quiet: bool) -> float:
         """Adds the gradient of one objective and returns its weighted loss."""
         lesson = self._lessons[index]
-        units = max(1, sum(lesson.kind.units(target) for target in batch.targets))
+        units = max(1, sum(lesson.kind.loss_weight(target) for target in batch.targets))
         total = 0.0
-        for part in batches_by_seconds(
-            [sound.samples for sound in batch.sounds], self.part_seconds
-        ):
+        for part in batch_by_seconds([sound.samples for sound in batch.sounds], self.part_seconds):
             targets = [batch.targets[place] for place in part]
             sounds = [batch.sounds[place] for place in part]
             with precision(learner.device):
@@ -180,7 +178,7 @@ class Teacher:
                         batch.masked and [batch.masked[place] for place in part],
                     )
                 logits = learner.heads[index](last, frames)
-            share = sum(lesson.kind.units(target) for target in targets) / units
+            share = sum(lesson.kind.loss_weight(target) for target in targets) / units
             weighted = (
                 lesson.objective.weight * share * lesson.kind.loss(logits.float(), frames, targets)
             )

@@ -11,7 +11,7 @@ from speechft_ray.finetuning.batches import PART_SECONDS
 from speechft_ray.finetuning.data import Lesson
 from speechft_ray.finetuning.features import Listener, precision
 from speechft_ray.finetuning.train_state import Learner
-from speechft_ray.speech.batching import batches_by_seconds
+from speechft_ray.speech.batching import batch_by_seconds
 
 MIXED = "finetune.accuracy"
 """Name of the mean when the objectives have different metrics."""
@@ -47,7 +47,7 @@ def goodness(name: str, value: float) -> float:
 
 def _value(learner: Learner, index: int, lesson: Lesson, listener: Listener) -> float:
     counted = total = 0
-    for batch in batches_by_seconds([item.utterance.samples for item in lesson.dev], PART_SECONDS):
+    for batch in batch_by_seconds([item.utterance.samples for item in lesson.dev], PART_SECONDS):
         examples = [lesson.dev[place] for place in batch]
         with precision(learner.device):
             sounds = [listener.read(index, item.utterance, None) for item in examples]

@@ -20,7 +20,7 @@ from speechft_ray.pretraining.targets import fit_centroids, mfcc
 from speechft_ray.speech.checkpoints.safetensors_dir import read_encoder, write_encoder
 from speechft_ray.speech.corpora.base import Corpus, Progress
 from speechft_ray.speech.encoders.base import EncoderWeights
-from speechft_ray.speech.encoders.hubert import build, initial
+from speechft_ray.speech.encoders.hubert import build, init_weights
 
 FIT_FRAMES = 150_000
 """Frames to fit k-means on, 50 minutes: more moves the centroids by less than another seed does."""
@@ -101,7 +101,7 @@ def _start(config: Mapping[str, Any], seed: int, before: EncoderWeights | None) 
     embeddings. HuBERT begins every round anew, which pays with weeks of updates; here it would
     spend a good part of the round on leaving the plateau again.
     """
-    fresh = initial(config, seed)
+    fresh = init_weights(config, seed)
     if before is None:
         return fresh
     new = ("final_proj.", "label_embs_concat")

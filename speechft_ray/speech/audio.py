@@ -29,7 +29,7 @@ _SPHERE_HEADER_BYTES = 1024
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sound:
+class AudioInfo:
     """What a file holds. ``samples``: how many ``read_audio`` yields at 16 kHz. ``rate_hz``,
     ``channels``: its own."""
 
@@ -56,7 +56,7 @@ def resolve_inside(root: Path, relative: str | Path) -> Path:
     return found
 
 
-def examine(path: Path) -> Sound:
+def read_audio_info(path: Path) -> AudioInfo:
     """Returns what a file holds, without decoding all of it. Raises ``UserError`` as ``read_audio``
     does.
 
@@ -65,7 +65,7 @@ def examine(path: Path) -> Sound:
     is read.
     """
     with _opened(path) as file:
-        sound = Sound(
+        sound = AudioInfo(
             samples=_resampled_length(file.frames, file.samplerate),
             rate_hz=file.samplerate,
             channels=file.channels,

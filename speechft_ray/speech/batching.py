@@ -11,7 +11,7 @@ from speechft_ray.core.units import SAMPLE_RATE_HZ
 T = TypeVar("T")
 
 
-def batches_by_seconds(samples: Sequence[int], max_seconds: float) -> list[list[int]]:
+def batch_by_seconds(samples: Sequence[int], max_seconds: float) -> list[list[int]]:
     """Returns batches of indices of similar length, longest first, each at most ``max_seconds`` of
     audio padded to its longest.
 
@@ -29,8 +29,8 @@ def batches_by_seconds(samples: Sequence[int], max_seconds: float) -> list[list[
     return batches
 
 
-def groups_of_equal_length(samples: Sequence[int], max_seconds: float) -> list[list[int]]:
-    """Returns batches like ``batches_by_seconds``, but of exactly equal sample counts, so that
+def group_by_length(samples: Sequence[int], max_seconds: float) -> list[list[int]]:
+    """Returns batches like ``batch_by_seconds``, but of exactly equal sample counts, so that
     nothing is ever padded.
 
     Encoders with a group norm over time (HuBERT, wav2vec 2.0 and WavLM Base) mix padding into every

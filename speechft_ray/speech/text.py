@@ -16,7 +16,7 @@ blank)."""
 Unit = Literal["words", "characters"]
 
 
-def tokens_of(label: str, unit: Unit) -> list[str]:
+def tokenize(label: str, unit: Unit) -> list[str]:
     """Splits a label into its tokens: blank-separated words, or characters with each run of blanks
     as one ``" "``."""
     words = label.split()
@@ -24,7 +24,7 @@ def tokens_of(label: str, unit: Unit) -> list[str]:
 
 
 def text_of(tokens: Iterable[str], unit: Unit) -> str:
-    """Joins tokens into the label that ``tokens_of`` splits."""
+    """Joins tokens into the label that ``tokenize`` splits."""
     return (" " if unit == "words" else "").join(tokens)
 
 

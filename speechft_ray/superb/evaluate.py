@@ -19,7 +19,7 @@ from speechft_ray.core.specs import EvalSpec
 from speechft_ray.speech.corpora.base import Corpus, Utterance
 from speechft_ray.speech.encoders.base import Encoder, Shape
 from speechft_ray.speech.features.cache import FeatureCache
-from speechft_ray.speech.features.front_end import FrontEnds
+from speechft_ray.speech.features.front_end import SharedFrontEnd
 from speechft_ray.superb.counts import counted
 from speechft_ray.superb.features import (
     IN_MEMORY,
@@ -224,12 +224,14 @@ def keeping_of(sharing: Sharing | None) -> Keeping:
     return Keeping(cache=sharing.cache, encoder=sharing.encoder) if sharing else IN_MEMORY
 
 
-def front_ends_of(sharing: Sharing | None, encoder: Encoder, corpus: Corpus) -> FrontEnds | None:
+def front_ends_of(
+    sharing: Sharing | None, encoder: Encoder, corpus: Corpus
+) -> SharedFrontEnd | None:
     """The front end that an encoder shares with others on a corpus, where it has one."""
     if sharing is None or sharing.front_end is None:
         return None
     prefix, shape = sharing.front_end
-    return FrontEnds(sharing.cache, encoder.module(), prefix, shape, corpus)
+    return SharedFrontEnd(sharing.cache, encoder.module(), prefix, shape, corpus)
 
 
 def _searched(

@@ -24,12 +24,12 @@ import torch
 from speechft_ray.core.errors import UserError
 from speechft_ray.core.fingerprint import fingerprint
 from speechft_ray.core.units import FRAME_FIELD_SAMPLES, SAMPLE_RATE_HZ, frame_count
-from speechft_ray.speech.batching import groups_of_equal_length
+from speechft_ray.speech.batching import group_by_length
 from speechft_ray.speech.corpora.base import Corpus, Utterance
 from speechft_ray.speech.encoders.base import Encoder
 from speechft_ray.speech.features.cache import Entry, FeatureCache
-from speechft_ray.speech.features.front_end import GROUP_SECONDS, Around, FrontEnds
-from speechft_ray.speech.heads.featurizer import normalized
+from speechft_ray.speech.features.front_end import GROUP_SECONDS, EncodingContext, SharedFrontEnd
+from speechft_ray.speech.heads.featurizer import layer_normalize
 
 MEMORY_BYTES = 1 << 30
 """Features kept in memory by one evaluation: 1 GiB of frames is two hours of a 7 x 192 encoder (50
@@ -98,7 +98,7 @@ class Extractor:
         corpus: Corpus,
         device: torch.device,
         pooled: bool,
-        front_ends: FrontEnds | None = None,
+        front_ends: SharedFrontEnd | None = None,
         heard: Heard | None = None,
     ) -> None:
         self.encoder, self.corpus, self.device, self.pooled, self.front_ends = (
@@ -118,7 +118,7 @@ class Extractor:
         return torch.float32 if self.pooled else torch.float16
 
     def __call__(
-        self, utterances: Sequence[Utterance], around: Around = _alone
+        self, utterances: Sequence[Utterance], around: EncodingContext = _alone
     ) -> list[torch.Tensor]:
         """Returns ``(layers, rows, dim)`` of each utterance, in their order; one row when pooled.
 
@@ -130,7 +130,7 @@ class Extractor:
         return [found[index] for index in range(len(utterances))]
 
     def groups(
-        self, utterances: Sequence[Utterance], around: Around = _alone
+        self, utterances: Sequence[Utterance], around: EncodingContext = _alone
     ) -> Iterator[tuple[list[int], list[torch.Tensor]]]:
         """Yields places of utterances with their states, group by group of equal length, the
         longest first.
@@ -142,7 +142,7 @@ class Extractor:
             some = known[start : start + HEARD_AT_ONCE]
             yield [index for index, _ in some], self._heard_states([place for _, place in some])
         rest = sorted(set(range(len(utterances))) - {index for index, _ in known})
-        for members in groups_of_equal_length(
+        for members in group_by_length(
             [utterances[index].samples for index in rest], GROUP_SECONDS
         ):
             group = [rest[member] for member in members]
@@ -168,15 +168,15 @@ class Extractor:
         batch = self.heard.source.take(torch.tensor(places))
         return list(torch.split(batch.states.to(self.dtype), batch.frames.tolist(), dim=1))
 
-    def sharing(self, utterances: Sequence[Utterance]) -> AbstractContextManager[Around]:
+    def sharing(self, utterances: Sequence[Utterance]) -> AbstractContextManager[EncodingContext]:
         """Yields what to encode these utterances within, each exactly once, so that encoders share
         their front end."""
-        return self.front_ends.sharing(utterances) if self.front_ends else nullcontext(_alone)
+        return self.front_ends.reuse(utterances) if self.front_ends else nullcontext(_alone)
 
     @torch.no_grad()
     def _encode(self, group: Sequence[Utterance]) -> list[torch.Tensor]:
         encoded = self.encoder.hidden_states([self._wave(utterance) for utterance in group])
-        states = normalized(
+        states = layer_normalize(
             torch.stack(encoded.states)[:, :, : int(encoded.frames[0])].float()
         )  # (layers, batch, frames, dim)
         if self.pooled:
@@ -280,7 +280,7 @@ class Reencoded:
     where: Where = "nowhere"
 
     def __init__(
-        self, extract: Extractor, utterances: Sequence[Utterance], around: Around = _alone
+        self, extract: Extractor, utterances: Sequence[Utterance], around: EncodingContext = _alone
     ) -> None:
         self.extract, self.utterances, self.around = extract, utterances, around
         self.count = len(utterances)
@@ -372,8 +372,8 @@ def _filed(
     entry = cache.find(key)
     if entry is not None:
         advance(len(utterances))
-    elif cache.room_for(size_bytes):
-        with cache.writing(key, len(utterances)) as append, extract.sharing(utterances) as around:
+    elif cache.make_room(size_bytes):
+        with cache.write(key, len(utterances)) as append, extract.sharing(utterances) as around:
             for group, found in extract.groups(utterances, around):
                 for place, states in zip(group, found, strict=True):
                     append(place, states.transpose(0, 1).flatten(1))  # -> (rows, layers * dim)

@@ -16,7 +16,7 @@ from speechft_ray.speech.checkpoints.load import weights_fingerprint
 from speechft_ray.speech.checkpoints.safetensors_dir import read_encoder, write_encoder
 from speechft_ray.speech.encoders.base import FAMILIES, Encoder, EncoderFamily, EncoderWeights
 from speechft_ray.superb.evaluate import evaluate
-from tests.speech.toy_models import lively, toy
+from tests.speech.toy_models import add_noise, toy_encoder
 from tests.superb.toy_models import toy_corpus
 
 SIZED = [name for name, family in FAMILIES.items() if family.example_config is not None]
@@ -34,7 +34,7 @@ CASES = [
 )
 def weights(request: pytest.FixtureRequest) -> EncoderWeights:
     name, large = request.param
-    return lively(toy(name, large=large))
+    return add_noise(toy_encoder(name, large=large))
 
 
 @pytest.fixture
@@ -97,21 +97,21 @@ def test_too_short_is_told(encoder: Encoder, lengths: tuple[int, ...]) -> None:
     with pytest.raises(UserError, match="400"):
         encoder.hidden_states(waves(*lengths))
     with pytest.raises(UserError, match="400"):
-        encoder.front(waves(*lengths))
+        encoder.conv_features(waves(*lengths))
 
 
 def fronts_of(encoder: Encoder, lengths: tuple[int, ...]) -> list[torch.Tensor]:
-    return [encoder.front([wave])[0] for wave in waves(*lengths)]
+    return [encoder.conv_features([wave])[0] for wave in waves(*lengths)]
 
 
 def test_front_then_rest_is_the_whole(encoder: Encoder) -> None:
     batch = waves(6_100, 6_100, 6_100)
-    fronts, whole = encoder.front(batch), encoder.hidden_states(batch)
+    fronts, whole = encoder.conv_features(batch), encoder.hidden_states(batch)
     assert all(
         front.dtype == torch.float32 and front.is_contiguous() and len(front) == 18
         for front in fronts
     )
-    found = encoder.hidden_states_of(fronts)
+    found = encoder.hidden_states_from(fronts)
     assert torch.equal(found.frames, whole.frames) and found.frames.dtype == torch.int64
     for mine, theirs in zip(found.states, whole.states, strict=True):
         torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-5)
@@ -122,7 +122,7 @@ def test_padding_reaches_no_valid_frame(encoder: Encoder) -> None:
     lengths = (6_250, 400, 8_000, 719, 5_999, 7_900)
     fronts = fronts_of(encoder, lengths)
     kept = [front.clone() for front in fronts]
-    together = encoder.hidden_states_of(fronts)
+    together = encoder.hidden_states_from(fronts)
     assert together.frames.tolist() == [frame_count(length) for length in lengths]
     for index, wave in enumerate(waves(*lengths)):
         alone = encoder.hidden_states([wave])
@@ -149,7 +149,7 @@ def test_front_then_rest_has_the_gradient_of_the_whole(
             [
                 state[: frame_count(length)]
                 for state, length in zip(
-                    encoder.hidden_states_of(fronts).states[-1], lengths, strict=True
+                    encoder.hidden_states_from(fronts).states[-1], lengths, strict=True
                 )
             ]
             if parts
@@ -172,14 +172,14 @@ def test_masked_frames_say_nothing_of_their_sound(encoder: Encoder) -> None:
     masked = [torch.arange(len(front)) % 3 == 1 for front in fronts]
     if not hasattr(encoder.module(), "mask_emb"):
         with pytest.raises(UserError, match=r"no mask embedding.*another family"):
-            encoder.hidden_states_of(fronts, masked)
+            encoder.hidden_states_from(fronts, masked)
         return
     changed = [
         front + 3 * torch.sin(front) * mask[:, None]
         for front, mask in zip(fronts, masked, strict=True)
     ]
     plain, once, again = (
-        encoder.hidden_states_of(*given).states
+        encoder.hidden_states_from(*given).states
         for given in ((fronts,), (fronts, masked), (changed, masked))
     )
     for index, front in enumerate(fronts):
@@ -207,14 +207,14 @@ def left_on(module: torch.nn.Module) -> list[Any]:
 def test_nothing_is_left_on_the_module_whatever_happens(encoder: Encoder) -> None:
     module, fronts = encoder.module(), fronts_of(encoder, (4_000, 2_300))
     before = left_on(module)
-    encoder.hidden_states_of(fronts)
+    encoder.hidden_states_from(fronts)
     assert left_on(module) == before
     if hasattr(module, "mask_emb"):
-        encoder.hidden_states_of(
+        encoder.hidden_states_from(
             fronts, [torch.ones(len(front), dtype=torch.bool) for front in fronts]
         )
         with pytest.raises(RuntimeError, match="must match"):
-            encoder.hidden_states_of(fronts, [torch.ones(3, dtype=torch.bool)] * 2)
+            encoder.hidden_states_from(fronts, [torch.ones(3, dtype=torch.bool)] * 2)
         assert left_on(module) == before
 
 
@@ -352,13 +352,17 @@ def test_any_size_can_be_described(name: str, layers: int, dim: int, large: bool
         layers + 1,
         large,
     )
-    assert [other for other, part in FAMILIES.items() if part.recognises(config)] == [name]
+    assert [other for other, part in FAMILIES.items() if part.matches(config)] == [name]
 
 
 @pytest.mark.parametrize("name", SIZED)
 def test_initial_weights_follow_the_seed_alone(name: str) -> None:
     before = torch.random.get_rng_state()
-    first, same, other = toy(name, seed=3), toy(name, seed=3), toy(name, seed=4)
+    first, same, other = (
+        toy_encoder(name, seed=3),
+        toy_encoder(name, seed=3),
+        toy_encoder(name, seed=4),
+    )
     assert torch.equal(torch.random.get_rng_state(), before)
     assert weights_fingerprint(first) == weights_fingerprint(same) != weights_fingerprint(other)
     assert all(torch.isfinite(tensor).all() for tensor in first.state.values())
@@ -369,7 +373,7 @@ def test_initial_weights_follow_the_seed_alone(name: str) -> None:
 def test_an_encoder_of_another_family_is_told(wanted: str, given: str) -> None:
     if wanted == given:
         return
-    weights, family = toy(given), FAMILIES.get(wanted)
+    weights, family = toy_encoder(given), FAMILIES.get(wanted)
     with pytest.raises(UserError) as told:
         family.build(EncoderWeights(family=wanted, config=weights.config, state=weights.state))
     if wanted in SIZED and given in SIZED:

@@ -14,11 +14,11 @@ from speechft_ray.speech.checkpoints.base import FORMATS, list_formats
 from speechft_ray.speech.checkpoints.convert import convert
 from speechft_ray.speech.checkpoints.load import load_checkpoint, weights_fingerprint
 from speechft_ray.speech.encoders.base import FAMILIES, EncoderWeights
-from tests.speech.toy_models import lively, toy
+from tests.speech.toy_models import add_noise, toy_encoder
 
 MADE = {"by": "a test", "parents": ["base", "donor"], "seed": 3}
 HELD = [(family, name) for family in FAMILIES.names() for name in list_formats(family)]
-LEARNED = [name for name, family in FAMILIES.items() if family.initial is not None]
+LEARNED = [name for name, family in FAMILIES.items() if family.init_weights is not None]
 SIZES = [False, True]
 
 
@@ -53,7 +53,7 @@ def test_every_family_has_a_format_and_every_format_a_family() -> None:
 @pytest.mark.parametrize("large", SIZES)
 @pytest.mark.parametrize(("family", "name"), HELD)
 def test_what_is_written_comes_back(family: str, name: str, large: bool, tmp_path: Path) -> None:
-    weights = lively(toy(family, large=large))
+    weights = add_noise(toy_encoder(family, large=large))
     path = out(tmp_path, name)
     FORMATS.get(name).write(path, weights, MADE)
     found = load_checkpoint(path)
@@ -72,7 +72,7 @@ def test_what_is_written_comes_back(family: str, name: str, large: bool, tmp_pat
 def test_every_format_becomes_every_other(
     family: str, first: str, second: str, tmp_path: Path
 ) -> None:
-    weights = lively(toy(family, large=family == "wavlm"))
+    weights = add_noise(toy_encoder(family, large=family == "wavlm"))
     FORMATS.get(first).write(tmp_path / "first", weights, MADE)
     convert(tmp_path / "first", second, tmp_path / "second")
     found = load_checkpoint(tmp_path / "second")
@@ -86,7 +86,7 @@ def test_every_format_becomes_every_other(
 
 @pytest.mark.parametrize("name", FORMATS.names())
 def test_a_place_that_is_taken_stays_as_it_is(name: str, tmp_path: Path) -> None:
-    weights = toy(FORMATS.get(name).families[-1] if name != "safetensors" else "hubert")
+    weights = toy_encoder(FORMATS.get(name).families[-1] if name != "safetensors" else "hubert")
     path = out(tmp_path, name)
     path.write_text("precious")
     with pytest.raises(UserError, match="exists already"):
@@ -101,7 +101,7 @@ def test_a_place_that_is_taken_stays_as_it_is(name: str, tmp_path: Path) -> None
 def test_broken_encoders_are_not_written(
     family: str, name: str, fault: str, tmp_path: Path
 ) -> None:
-    whole = toy(family)
+    whole = toy_encoder(family)
     state = dict(whole.state)
     victim = "encoder.layers.1.fc1.weight"
     if fault == "missing":
@@ -134,7 +134,7 @@ def test_a_full_disk_leaves_nothing(
     for module in ("hf", "safetensors_dir"):
         monkeypatch.setattr(f"speechft_ray.speech.checkpoints.{module}.save_file", full)
     with pytest.raises(UserError, match="No space left"):
-        FORMATS.get(name).write(out(tmp_path, name), toy(family), {})
+        FORMATS.get(name).write(out(tmp_path, name), toy_encoder(family), {})
     assert list(tmp_path.iterdir()) == []
 
 
@@ -147,9 +147,9 @@ def test_the_sizes_of_a_configuration_are_those_of_the_model(
     against the built model."""
     part = FAMILIES.get(family)
     assert part.example_config is not None
-    assert part.initial is not None
+    assert part.init_weights is not None
     config = part.example_config(*size)
-    built = part.initial(config, 0).state
+    built = part.init_weights(config, 0).state
     assert compute_shapes(family, config) == {
         name: tuple(tensor.shape) for name, tensor in built.items()
     }

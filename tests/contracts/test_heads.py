@@ -36,12 +36,13 @@ def _utterances() -> list[Utterance]:
 
 def _targets(kind: HeadKind) -> tuple[Vocabulary, list[torch.Tensor]]:
     options, items = kind.options(), _utterances()
-    if kind.tokens is None or kind.targets is None:
+    if kind.read_tokens is None or kind.make_targets is None:
         return Vocabulary.of("abc", kind.reserved), [_named(kind, item) for item in items]
     vocabulary = Vocabulary.of(
-        (token for item in items for token in kind.tokens(options, item, "phones")), kind.reserved
+        (token for item in items for token in kind.read_tokens(options, item, "phones")),
+        kind.reserved,
     )
-    return vocabulary, [kind.targets(options, item, "phones", vocabulary) for item in items]
+    return vocabulary, [kind.make_targets(options, item, "phones", vocabulary) for item in items]
 
 
 def _named(kind: HeadKind, utterance: Utterance) -> torch.Tensor:
@@ -49,7 +50,7 @@ def _named(kind: HeadKind, utterance: Utterance) -> torch.Tensor:
     masked."""
     assert kind.masking is not None
     frames = frame_count(utterance.samples)
-    masked = kind.masking.mask(kind.options(), frames, np.random.default_rng(0))
+    masked = kind.masking.draw_mask(kind.options(), frames, np.random.default_rng(0))
     assert masked.shape == (frames,) and masked.dtype == bool and masked.any()
     return torch.where(torch.from_numpy(masked), torch.arange(frames) % 3, IGNORED)
 
@@ -96,7 +97,7 @@ def test_targets_are_ids_of_its_vocabulary(kind: HeadKind) -> None:
             and int(labelled.min()) >= kind.reserved
             and int(labelled.max()) < vocabulary.size
         )
-        assert kind.units(target) >= 1 and kind.frames_needed(target) >= 1
+        assert kind.loss_weight(target) >= 1 and kind.min_frames(target) >= 1
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -110,10 +111,10 @@ def test_padding_does_not_reach_valid_frames(kind: HeadKind) -> None:
     for row, target in enumerate(targets):
         length = frames[row : row + 1]
         alone = head(features[row : row + 1, : int(length)], length)
-        losses += kind.units(target) * kind.loss(alone, length, [target]).item()
+        losses += kind.loss_weight(target) * kind.loss(alone, length, [target]).item()
         tally = kind.tally(alone, length, [target])
         counted, total = counted + tally.counted, total + tally.total
-    units = sum(kind.units(target) for target in targets)
+    units = sum(kind.loss_weight(target) for target in targets)
     assert kind.loss(logits, frames, targets).item() == pytest.approx(losses / units, rel=1e-5)
     assert kind.tally(logits, frames, targets) == (counted, total)
 

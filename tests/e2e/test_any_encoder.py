@@ -19,7 +19,7 @@ from speechft_ray.speech.checkpoints.load import load_encoder
 from speechft_ray.speech.encoders.base import FAMILIES
 from tests.e2e.small_world import REPOSITORY
 
-FAMILIES_WITH_WEIGHTS = [name for name, family in FAMILIES.items() if family.initial]
+FAMILIES_WITH_WEIGHTS = [name for name, family in FAMILIES.items() if family.init_weights]
 MODELS = {"hubert": "HubertModel", "wav2vec2": "Wav2Vec2Model", "wavlm": "WavLMModel"}
 
 SPACE: dict[str, Any] = {

@@ -14,13 +14,13 @@ from speechft_ray.finetuning.adapters import adapt, adapted_weights, merge
 from speechft_ray.speech.encoders import _torchaudio  # noqa: F401  # peft's imports end at a torchaudio that must load
 from speechft_ray.speech.encoders.base import FAMILIES, Encoder
 from tests.finetuning.toy_models import ToyEncoder
-from tests.speech.toy_models import lively, speechlike, toy
+from tests.speech.toy_models import add_noise, make_wave, toy_encoder
 
 import peft  # isort: skip
 
 KINDS = ("lora", "dora")
-LEARNED = [name for name, family in FAMILIES.items() if family.initial is not None]
-WAVES = [speechlike(4000), speechlike(2500, seed=1)]
+LEARNED = [name for name, family in FAMILIES.items() if family.init_weights is not None]
+WAVES = [make_wave(4000), make_wave(2500, seed=1)]
 
 
 class Network(nn.Module):
@@ -56,7 +56,7 @@ def _stir(parameters: dict[str, nn.Parameter]) -> None:
 def _encoder(name: str) -> Encoder:
     """A frozen one: torch's products take another way, with another rounding, for weights that want
     a gradient."""
-    encoder = FAMILIES.get(name).build(lively(toy(name)))
+    encoder = FAMILIES.get(name).build(add_noise(toy_encoder(name)))
     encoder.module().requires_grad_(False)
     return encoder
 

@@ -21,7 +21,7 @@ from speechft_ray.finetuning.run import finetune
 from speechft_ray.speech.corpora.base import Corpus
 from speechft_ray.speech.encoders.base import EncoderWeights
 from tests.finetuning.toy_models import ToyEncoder, build, corpus, objective, spec, start_weights
-from tests.speech.toy_models import lively, toy
+from tests.speech.toy_models import add_noise, toy_encoder
 
 CPU = torch.device("cpu")
 DRAW = np.random.default_rng(0)
@@ -186,7 +186,7 @@ def _last_states(weights: EncoderWeights, content: Corpus) -> np.ndarray:
 
 @pytest.mark.parametrize("freeze", [True, False])
 def test_a_run_says_how_far_its_checkpoints_went(freeze: bool, tmp_path: Path) -> None:
-    start = lively(toy("hubert"))
+    start = add_noise(toy_encoder("hubert"))
     plan = spec(
         objective("ctc"),
         updates=12,

@@ -13,10 +13,10 @@ from speechft_ray.finetuning import loop
 from speechft_ray.finetuning.run import finetune
 from speechft_ray.speech.encoders.base import FAMILIES, EncoderWeights
 from tests.finetuning.toy_models import corpus, objective, spec
-from tests.speech.toy_models import lively, toy
+from tests.speech.toy_models import add_noise, toy_encoder
 
 CPU = torch.device("cpu")
-FAMILIES_THAT_LEARN = [name for name, family in FAMILIES.items() if family.initial is not None]
+FAMILIES_THAT_LEARN = [name for name, family in FAMILIES.items() if family.init_weights is not None]
 
 
 @pytest.mark.parametrize("freeze", [True, False])
@@ -25,7 +25,7 @@ def test_everything_that_makes_features_learns_and_nothing_else(
     name: str, freeze: bool, tmp_path: Path
 ) -> None:
     """In DeCoAR 2.0, whose front end has no parameters, all of them."""
-    start, family = lively(toy(name)), FAMILIES.get(name)
+    start, family = add_noise(toy_encoder(name)), FAMILIES.get(name)
     content = corpus({"train": 8, "dev": 4})
     plan = spec(
         objective("ctc"),
@@ -44,7 +44,7 @@ def test_everything_that_makes_features_learns_and_nothing_else(
 
 
 def test_weights_without_pretraining_parameters_are_tuned_as_they_are(tmp_path: Path) -> None:
-    whole = lively(toy("wav2vec2"))
+    whole = add_noise(toy_encoder("wav2vec2"))
     unused = FAMILIES.get("wav2vec2").pretraining_only_prefixes
     state = {name: tensor for name, tensor in whole.state.items() if not name.startswith(unused)}
     start = EncoderWeights(family="wav2vec2", config=whole.config, state=state)
@@ -60,7 +60,7 @@ def test_weights_without_pretraining_parameters_are_tuned_as_they_are(tmp_path: 
 def test_a_killed_run_goes_on_to_the_same_bits(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    start = lively(toy(name))
+    start = add_noise(toy_encoder(name))
     content = corpus({"train": 8, "dev": 4})
     plan = spec(objective("frame"), updates=8, validate_every_updates=3)
     whole, broken = tmp_path / "whole", tmp_path / "broken"

@@ -18,7 +18,7 @@ from speechft_ray.speech.corpora.base import Corpus, Utterance
 from speechft_ray.speech.encoders.base import FAMILIES
 from speechft_ray.speech.features.cache import FeatureCache
 from tests.finetuning.toy_models import corpus, objective, spec
-from tests.speech.toy_models import lively, toy
+from tests.speech.toy_models import add_noise, toy_encoder
 
 CPU = torch.device("cpu")
 COUNTS = {"train": 8, "dev": 4}
@@ -36,7 +36,13 @@ def _tuned(
 ) -> Tuned:
     work.mkdir(exist_ok=True)
     return finetune(
-        plan, lively(toy(family)), [content], work, CPU, report or (lambda values: None), cache
+        plan,
+        add_noise(toy_encoder(family)),
+        [content],
+        work,
+        CPU,
+        report or (lambda values: None),
+        cache,
     )
 
 
@@ -56,15 +62,15 @@ def _fronts_counted(family: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[li
     """Counts the waveforms that go through a front end, in every encoder that is built
     meanwhile."""
     seen: list[int] = []
-    kind = type(FAMILIES.get(family).build(toy(family)))
-    own = kind.front
+    kind = type(FAMILIES.get(family).build(toy_encoder(family)))
+    own = kind.conv_features
 
-    def front(self, waves):
+    def conv_features(self, waves):
         seen.extend(len(wave) for wave in waves)
         return own(self, waves)
 
     with monkeypatch.context() as patch:
-        patch.setattr(kind, "front", front)
+        patch.setattr(kind, "conv_features", conv_features)
         yield seen
 
 
@@ -147,7 +153,7 @@ def test_a_frozen_encoder_without_dropout_hears_each_utterance_once(
 def test_the_head_only_phase_without_dropout_is_quiet_and_what_follows_is_not(
     tmp_path: Path,
 ) -> None:
-    start = lively(toy("hubert"))
+    start = add_noise(toy_encoder("hubert"))
     module = FAMILIES.get("hubert").build(start).module()
     assert any(isinstance(part, torch.nn.Dropout) and part.p > 0 for part in module.modules()), (
         "this encoder drops nothing"
@@ -248,7 +254,7 @@ def test_weights_are_kept_at_the_fractions_that_were_asked_for(
             torch.equal(value, again.kept[fraction].state[name])
             for name, value in weights.state.items()
         )
-        start = lively(toy("hubert")).state
+        start = add_noise(toy_encoder("hubert")).state
         moved.append(
             sum(
                 float((value - start[name]).square().sum()) for name, value in weights.state.items()

@@ -26,9 +26,9 @@ from speechft_ray.finetuning.trainer import Teacher
 from speechft_ray.speech.corpora.base import Corpus
 from speechft_ray.speech.encoders.base import FAMILIES, EncoderWeights
 from speechft_ray.speech.heads.base import IGNORED
-from speechft_ray.speech.heads.masked import MaskedOptions, mask, names
+from speechft_ray.speech.heads.masked import MaskedOptions, compute_labels, draw_mask
 from tests.finetuning.toy_models import Killed, corpus, objective, spec
-from tests.speech.toy_models import lively, speechlike, tone_corpus, toy, toy_hubert
+from tests.speech.toy_models import add_noise, make_wave, tone_corpus, toy_encoder, toy_hubert
 
 CPU = torch.device("cpu")
 CODES = 5
@@ -37,9 +37,9 @@ CODES = 5
 
 def hubert(seed: int = 0) -> EncoderWeights:
     family = FAMILIES.get("hubert")
-    assert family.example_config is not None and family.initial is not None
+    assert family.example_config is not None and family.init_weights is not None
     config = family.example_config(2, 16, False) | {"dictionaries_symbols": [[*"abcde"]]}
-    return lively(family.initial(config, seed), seed)
+    return add_noise(family.init_weights(config, seed), seed)
 
 
 def naming(content: Corpus) -> EncoderWeights:
@@ -145,7 +145,7 @@ def test_codes_go_through_the_gate_that_pretraining_put_them_through() -> None:
     weights = toy_hubert(target_glu=True)
     model: Any = FAMILIES.get("hubert").build(weights).module()
     states = torch.randn(50, 16, generator=torch.Generator().manual_seed(0))
-    found = names(MaskedOptions(), model, states)
+    found = compute_labels(MaskedOptions(), model, states)
     expected = torch.cosine_similarity(
         model.final_proj(states)[:, None], model.target_glu(model.label_embs_concat)[None], dim=-1
     )
@@ -167,7 +167,7 @@ def test_as_many_frames_are_masked_as_in_fairseq(frames: int) -> None:
     finally:
         np.random.set_state(before)
     draw = np.random.default_rng(0)
-    ours = np.stack([mask(MaskedOptions(), frames, draw) for _ in range(1_500)])
+    ours = np.stack([draw_mask(MaskedOptions(), frames, draw) for _ in range(1_500)])
     assert ours.shape == theirs.shape and ours.dtype == bool
     assert ours.mean() == pytest.approx(theirs.mean(), abs=0.005)
     assert ours.sum(axis=1).std() == pytest.approx(theirs.sum(axis=1).std(), rel=0.1, abs=0.1)
@@ -179,7 +179,7 @@ def test_as_many_frames_are_masked_as_in_fairseq(frames: int) -> None:
 def test_masks_have_the_spans_that_were_asked_for() -> None:
     options = MaskedOptions(mask_prob=0.1, mask_length=4, least_spans=1)
     for seed in range(50):
-        found = mask(options, 120, np.random.default_rng(seed))
+        found = draw_mask(options, 120, np.random.default_rng(seed))
         edges = np.flatnonzero(np.diff(np.concatenate([[0], found, [0]])))
         lengths = edges[1::2] - edges[::2]
         assert (lengths >= 4).all() and found.sum() <= 4 * 4 and len(lengths) <= 4
@@ -212,7 +212,7 @@ def test_the_loss_asks_about_masked_frames_alone(
     for place in order:
         example = lesson.train[place]
         count = frame_count(example.utterance.samples)
-        hidden = mask(lesson.options, count, draw)
+        hidden = draw_mask(lesson.options, count, draw)
         at.append(hidden.tolist())
         model.apply_mask = lambda x, padding, targets, hidden=hidden: (
             torch.where(torch.tensor(hidden)[None, :, None], model.mask_emb, x),
@@ -281,7 +281,8 @@ def test_crops_keep_the_names_of_their_own_frames(start: EncoderWeights, tmp_pat
                 sound.wave, audio[sound.start : sound.start + sound.samples]
             )
             assert (
-                hidden.tolist() == mask(lesson.options, frame_count(sound.samples), draw).tolist()
+                hidden.tolist()
+                == draw_mask(lesson.options, frame_count(sound.samples), draw).tolist()
             )
             own = example.target[first : first + len(hidden)].long()
             assert (
@@ -428,7 +429,7 @@ def without(weights: EncoderWeights, prefixes: Sequence[str]) -> EncoderWeights:
 def test_an_encoder_without_code_book_is_told(
     family: str, missing: list[str], tmp_path: Path
 ) -> None:
-    bare = without(toy(family), missing)
+    bare = without(toy_encoder(family), missing)
     with pytest.raises(
         UserError, match=r"code book .*which this .* lacks: start from a HuBERT checkpoint"
     ):
@@ -475,6 +476,6 @@ def test_masked_speech_is_not_heard(start: EncoderWeights) -> None:
     """Where everything is masked, no sound is left: speech and silence of one length have the same
     states."""
     encoder = FAMILIES.get("hubert").build(start)
-    fronts = encoder.front([speechlike(8_000), torch.zeros(8_000)])
-    states = encoder.hidden_states_of(fronts, [torch.ones(24, dtype=torch.bool)] * 2).states
+    fronts = encoder.conv_features([make_wave(8_000), torch.zeros(8_000)])
+    states = encoder.hidden_states_from(fronts, [torch.ones(24, dtype=torch.bool)] * 2).states
     assert all(torch.equal(state[0], state[1]) for state in states)

@@ -35,11 +35,11 @@ from speechft_ray.finetuning.trainer import Teacher
 from speechft_ray.speech.checkpoints import s3prl
 from speechft_ray.speech.corpora.base import Corpus, Utterance
 from speechft_ray.speech.encoders.base import EncoderWeights
-from speechft_ray.speech.encoders.hubert import initial
+from speechft_ray.speech.encoders.hubert import init_weights
 from speechft_ray.speech.features.cache import FeatureCache
-from speechft_ray.speech.heads.masked import MaskedOptions, mask
+from speechft_ray.speech.heads.masked import MaskedOptions, draw_mask
 from tests.finetuning.toy_models import corpus, objective, spec
-from tests.speech.toy_models import lively, toy_config
+from tests.speech.toy_models import add_noise, toy_config
 
 pytest.importorskip("s3prl")
 
@@ -62,7 +62,7 @@ def start_weights() -> EncoderWeights:
     """A post-norm HuBERT with a GroupNorm over time, like Base, without dropout, every parameter
     moved off its start."""
     model = toy_config(layer_norm_first=False, dropout=0.0, attention_dropout=0.0)
-    return lively(initial({**model, "dictionaries_symbols": [[*"abcdefgh"]]}, 0))
+    return add_noise(init_weights({**model, "dictionaries_symbols": [[*"abcdefgh"]]}, 0))
 
 
 def voices() -> Corpus:
@@ -101,7 +101,9 @@ def order(chosen: FinetuneSpec, content: Corpus, update: int) -> list[Utterance]
 def masks(chosen: FinetuneSpec, update: int, utterances: Sequence[Utterance]) -> list[np.ndarray]:
     """Which frames of an update are masked, by what draws them in training."""
     draw = generator(chosen.seed, Draw.MASK, 0, update)
-    return [mask(MaskedOptions(**MASKS), frame_count(item.samples), draw) for item in utterances]
+    return [
+        draw_mask(MaskedOptions(**MASKS), frame_count(item.samples), draw) for item in utterances
+    ]
 
 
 # --- The plain loop -----------------------------------------------------------------------

@@ -287,13 +287,13 @@ def test_crops_are_of_the_asked_length_and_differ_between_updates() -> None:
     plan = spec(crop_seconds=0.1)
     learner, teacher = _begin(plan, [corpus({"train": 4, "dev": 2})])
     heard: list[torch.Tensor] = []
-    encode = learner.encoder.front
+    encode = learner.encoder.conv_features
 
     def listen(waves):
         heard.extend(waves)
         return encode(waves)
 
-    learner.encoder.front = listen  # type: ignore[method-assign]
+    learner.encoder.conv_features = listen  # type: ignore[method-assign]
     for update in range(2):
         teacher.update(learner, update)
     assert [len(wave) for wave in heard] == [1600] * 8

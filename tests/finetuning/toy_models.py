@@ -44,13 +44,13 @@ class ToyEncoder(nn.Module):
         return self
 
     def hidden_states(self, waves: Sequence[torch.Tensor]) -> HiddenStates:
-        return self.hidden_states_of([self._front(wave) for wave in waves])
+        return self.hidden_states_from([self._front(wave) for wave in waves])
 
-    def front(self, waves: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    def conv_features(self, waves: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         assert len({len(wave) for wave in waves}) == 1, "nothing may be padded"
         return [self._front(wave) for wave in waves]
 
-    def hidden_states_of(
+    def hidden_states_from(
         self, fronts: Sequence[torch.Tensor], masked: Sequence[torch.Tensor] | None = None
     ) -> HiddenStates:
         if masked is not None:
@@ -77,10 +77,10 @@ TOY = EncoderFamily(
     title="Toy",
     front_end_prefixes=("down.",),
     pretraining_only_prefixes=("pretraining_head.",),
-    recognises=lambda config: False,
+    matches=lambda config: False,
     describe=lambda config: Shape(layers=1, dim=DIM, state_count=1),
     build=build,
-    initial=None,
+    init_weights=None,
     example_config=None,
 )
 

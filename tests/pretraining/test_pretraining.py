@@ -25,7 +25,7 @@ from speechft_ray.pretraining.run import pretrain
 from speechft_ray.pretraining.targets import differences, fit_centroids, mfcc, nearest
 from speechft_ray.speech.checkpoints.load import weights_fingerprint
 from speechft_ray.speech.checkpoints.safetensors_dir import read_manifest
-from speechft_ray.speech.encoders.hubert import build, initial
+from speechft_ray.speech.encoders.hubert import build, init_weights
 from tests.speech.toy_models import tone_corpus, toy_config, toy_hubert
 
 SMALL: dict[str, Any] = {
@@ -337,5 +337,6 @@ def test_rounds_need_both_sizes() -> None:
 
 def test_the_tiny_model_has_the_size_of_the_design() -> None:
     assert (
-        sum(tensor.numel() for tensor in initial(tiny_config(100), 0).state.values()) == 2_360_736
+        sum(tensor.numel() for tensor in init_weights(tiny_config(100), 0).state.values())
+        == 2_360_736
     )

@@ -10,7 +10,7 @@ import soundfile
 
 from speechft_ray.core.errors import UserError
 from speechft_ray.speech import audio
-from speechft_ray.speech.audio import Sound, examine, read_audio, resolve_inside
+from speechft_ray.speech.audio import AudioInfo, read_audio, read_audio_info, resolve_inside
 from tests.speech.layouts import timit
 
 
@@ -40,7 +40,7 @@ def test_the_header_tells_the_length_that_reading_yields(
     tmp_path: Path, rate_hz: int, samples: int
 ) -> None:
     soundfile.write(tmp_path / "a.flac", sine(100, rate_hz, samples), rate_hz)
-    assert examine(tmp_path / "a.flac").samples == len(read_audio(tmp_path / "a.flac"))
+    assert read_audio_info(tmp_path / "a.flac").samples == len(read_audio(tmp_path / "a.flac"))
 
 
 @pytest.mark.parametrize("rate_hz", [8_000, 16_000, 44_100])
@@ -109,16 +109,18 @@ def test_examining_finds_what_the_header_hides(tmp_path: Path) -> None:
     noise = np.random.default_rng(0).uniform(-0.5, 0.5, (8_000, 2))
     for name in ("a.flac", "a.wav", "a.ogg"):
         soundfile.write(tmp_path / name, noise, 8_000)
-        assert examine(tmp_path / name) == Sound(samples=16_000, rate_hz=8_000, channels=2)
+        assert read_audio_info(tmp_path / name) == AudioInfo(
+            samples=16_000, rate_hz=8_000, channels=2
+        )
     for name in ("a.flac", "a.wav"):
         content = (tmp_path / name).read_bytes()
         for kept in (len(content) - 100, len(content) // 2, 60):
             (tmp_path / name).write_bytes(content[:kept])
             with pytest.raises(UserError, match=r"Copy|Allowed"):
-                examine(tmp_path / name)
+                read_audio_info(tmp_path / name)
     soundfile.write(tmp_path / "nan.wav", np.array([0.0, np.nan, 0.0]), 16_000, subtype="FLOAT")
     with pytest.raises(UserError, match="not finite"):
-        examine(tmp_path / "nan.wav")
+        read_audio_info(tmp_path / "nan.wav")
 
 
 def test_a_wav_cut_short_is_not_a_shorter_wav(tmp_path: Path) -> None:
@@ -136,7 +138,7 @@ def test_a_wav_cut_short_is_not_a_shorter_wav(tmp_path: Path) -> None:
 def test_a_sphere_file_cut_short_is_not_a_shorter_one(tmp_path: Path) -> None:
     wave = np.linspace(-0.5, 0.5, 1_000)
     path = timit.sphere(tmp_path / "SX1.WAV", wave)
-    assert examine(path) == Sound(samples=1_000, rate_hz=16_000, channels=1)
+    assert read_audio_info(path) == AudioInfo(samples=1_000, rate_hz=16_000, channels=1)
     np.testing.assert_allclose(read_audio(path), wave, atol=1e-4)
     content = path.read_bytes()
     path.write_bytes(content[:-500])
@@ -152,7 +154,7 @@ def test_length_is_refused_from_the_header(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(audio, "MAX_SECONDS", 1)
     refuse(tmp_path / "a.wav", "at most 1 s")
     with pytest.raises(UserError, match="at most 1 s"):
-        examine(tmp_path / "a.wav")
+        read_audio_info(tmp_path / "a.wav")
 
 
 def test_paths_stay_inside_their_root(tmp_path: Path) -> None:

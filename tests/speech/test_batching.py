@@ -6,12 +6,12 @@ import random
 
 import pytest
 
-from speechft_ray.speech.batching import batches_by_seconds, groups_of_equal_length, shuffled
+from speechft_ray.speech.batching import batch_by_seconds, group_by_length, shuffled
 
 LENGTHS = [random.Random(3).choice((8_000, 12_000, 16_000, 16_001, 30_000)) for _ in range(200)]
 
 
-@pytest.mark.parametrize("arrange", [batches_by_seconds, groups_of_equal_length])
+@pytest.mark.parametrize("arrange", [batch_by_seconds, group_by_length])
 def test_every_utterance_once_and_no_batch_over_the_limit(arrange) -> None:  # type: ignore[no-untyped-def]
     batches = arrange(LENGTHS, 5.0)
     assert sorted(index for batch in batches for index in batch) == list(range(200))
@@ -21,18 +21,18 @@ def test_every_utterance_once_and_no_batch_over_the_limit(arrange) -> None:  # t
 
 
 def test_a_worked_example() -> None:
-    assert batches_by_seconds([16_000, 48_000, 15_000, 32_000, 16_000], 2.0) == [
+    assert batch_by_seconds([16_000, 48_000, 15_000, 32_000, 16_000], 2.0) == [
         [1],
         [3],
         [0, 4],
         [2],
     ]
-    assert batches_by_seconds([16_000, 48_000, 15_000, 32_000, 16_000], 4.0) == [
+    assert batch_by_seconds([16_000, 48_000, 15_000, 32_000, 16_000], 4.0) == [
         [1],
         [3, 0],
         [4, 2],
     ]
-    assert groups_of_equal_length([16_000, 48_000, 15_000, 32_000, 16_000], 4.0) == [
+    assert group_by_length([16_000, 48_000, 15_000, 32_000, 16_000], 4.0) == [
         [1],
         [3],
         [0, 4],
@@ -41,7 +41,7 @@ def test_a_worked_example() -> None:
 
 
 def test_equal_groups_are_equal_and_full() -> None:
-    groups = groups_of_equal_length(LENGTHS, 5.0)
+    groups = group_by_length(LENGTHS, 5.0)
     assert all(len({LENGTHS[index] for index in group}) == 1 for group in groups)
     for length in set(LENGTHS):
         sizes = [len(group) for group in groups if LENGTHS[group[0]] == length]
@@ -49,9 +49,9 @@ def test_equal_groups_are_equal_and_full() -> None:
 
 
 def test_no_utterances_no_batches_and_no_limit_is_refused() -> None:
-    assert batches_by_seconds([], 1.0) == groups_of_equal_length([], 1.0) == []
+    assert batch_by_seconds([], 1.0) == group_by_length([], 1.0) == []
     with pytest.raises(ValueError, match="positive"):
-        batches_by_seconds([1], 0.0)
+        batch_by_seconds([1], 0.0)
 
 
 def test_shuffling_follows_seed_and_epoch_alone() -> None:

@@ -28,7 +28,7 @@ from speechft_ray.speech.checkpoints.safetensors_dir import (
     write_encoder,
 )
 from speechft_ray.speech.encoders.base import FAMILIES, EncoderWeights
-from tests.speech.toy_models import shared, toy_config, toy_hubert
+from tests.speech.toy_models import shared_file, toy_config, toy_hubert
 
 MADE = {"by": "a test", "seed": 3}
 
@@ -333,7 +333,7 @@ def test_every_name_that_needs_no_network_loads_and_builds() -> None:
 
 @pytest.mark.shared
 def test_the_prototype_loads(tmp_path: Path) -> None:
-    weights = load_encoder(shared("fixtures/encoders/tiny_hubert_prototype.s3prl.pt"))
+    weights = load_encoder(shared_file("fixtures/encoders/tiny_hubert_prototype.s3prl.pt"))
     assert sum(tensor.numel() for tensor in weights.state.values()) == 2_360_736
     write_encoder(tmp_path / "ours", weights, MADE)
     assert weights_fingerprint(load_encoder(tmp_path / "ours")) == weights_fingerprint(weights)

@@ -23,14 +23,14 @@ from speechft_ray.speech.checkpoints.hf import SIDE
 from speechft_ray.speech.checkpoints.load import load_checkpoint, weights_fingerprint
 from speechft_ray.speech.checkpoints.s3prl_downstream import match_published
 from speechft_ray.speech.encoders.base import FAMILIES, EncoderWeights
-from tests.speech.toy_models import toy
+from tests.speech.toy_models import toy_encoder
 
 MADE = {"by": "a test", "parents": ["feed", "beef"]}
 
 
 @pytest.fixture
 def fairseq(tmp_path: Path) -> Path:
-    FORMATS.get("fairseq").write(tmp_path / "hubert.pt", toy("hubert"), MADE)
+    FORMATS.get("fairseq").write(tmp_path / "hubert.pt", toy_encoder("hubert"), MADE)
     return tmp_path / "hubert.pt"
 
 
@@ -58,7 +58,9 @@ def test_the_command_line_converts_and_tells(
     assert "fairseq, hubert, " in told
     assert SIDE in told
     assert f"{out}: hf, " in told
-    assert weights_fingerprint(load_checkpoint(out).weights) == weights_fingerprint(toy("hubert"))
+    assert weights_fingerprint(load_checkpoint(out).weights) == weights_fingerprint(
+        toy_encoder("hubert")
+    )
     assert main(["convert", str(fairseq), "--to", "hf", str(out)]) == 2
     assert "exists already" in capsys.readouterr().err
     assert main(["convert", str(fairseq), "--to", "onnx", str(tmp_path / "x")]) == 2
@@ -79,7 +81,7 @@ def test_inspect_says_what_it_is(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("COLUMNS", "300")
-    weights = toy(family, large=family == "hubert")
+    weights = toy_encoder(family, large=family == "hubert")
     FORMATS.get("s3prl").write(tmp_path / "x.pt", weights, MADE)
     assert main(["inspect", str(tmp_path / "x.pt")]) == 0
     told = capsys.readouterr().out
@@ -103,7 +105,7 @@ def test_inspect_says_what_it_is(
 def test_inspect_tells_what_it_can_of_an_encoder_that_it_refuses(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    weights = toy("wavlm")
+    weights = toy_encoder("wavlm")
     state = {
         name: tensor for name, tensor in weights.state.items() if name != "encoder.layer_norm.bias"
     }
@@ -117,10 +119,10 @@ def test_inspect_tells_what_it_can_of_an_encoder_that_it_refuses(
 def test_force_replaces_what_we_wrote_and_nothing_else(fairseq: Path, tmp_path: Path) -> None:
     for to, out in (("hf", tmp_path / "folder"), ("safetensors", tmp_path / "one.safetensors")):
         convert(fairseq, to, out)
-        FORMATS.get("s3prl").write(tmp_path / f"other-{to}.pt", toy("hubert", seed=5), {})
+        FORMATS.get("s3prl").write(tmp_path / f"other-{to}.pt", toy_encoder("hubert", seed=5), {})
         convert(tmp_path / f"other-{to}.pt", to, out, force=True)
         assert weights_fingerprint(load_checkpoint(out).weights) == weights_fingerprint(
-            toy("hubert", seed=5)
+            toy_encoder("hubert", seed=5)
         )
     convert(fairseq, "s3prl", tmp_path / "folder", force=True)  # a file where a folder was
     assert (tmp_path / "folder").is_file()
@@ -161,14 +163,14 @@ def test_a_rename_that_fails_puts_the_old_folder_back(
     with pytest.raises(OSError, match="Input/output"):
         convert(fairseq, "hf", tmp_path / "folder", force=True)
     assert weights_fingerprint(load_checkpoint(tmp_path / "folder").weights) == weights_fingerprint(
-        toy("hubert")
+        toy_encoder("hubert")
     )
     assert {file.name for file in tmp_path.iterdir()} == {"hubert.pt", "folder"}
 
 
 @pytest.mark.parametrize("family", ["wavlm", "decoar2"])
 def test_a_format_that_cannot_hold_a_family_says_which_can(family: str, tmp_path: Path) -> None:
-    FORMATS.get("safetensors").write(tmp_path / "x", toy(family), {})
+    FORMATS.get("safetensors").write(tmp_path / "x", toy_encoder(family), {})
     with pytest.raises(
         UserError,
         match=r"--to fairseq cannot hold a .* Allowed for this encoder: (hf, )?s3prl, s3prl-downstream",
@@ -180,7 +182,7 @@ def test_a_format_that_cannot_hold_a_family_says_which_can(family: str, tmp_path
 def test_a_downstream_checkpoint_takes_its_configuration_from_where_it_is_told(
     tmp_path: Path,
 ) -> None:
-    base, tuned = toy("wav2vec2"), toy("wav2vec2", seed=3)
+    base, tuned = toy_encoder("wav2vec2"), toy_encoder("wav2vec2", seed=3)
     FORMATS.get("fairseq").write(tmp_path / "base.pt", base, {})
     alone = downstream(tmp_path / "alone.ckpt", tuned, upstream_ckpt=str(tmp_path / "gone.pt"))
     named = downstream(tmp_path / "named.ckpt", tuned, upstream_ckpt=str(tmp_path / "base.pt"))
@@ -204,8 +206,8 @@ def test_a_downstream_checkpoint_takes_its_configuration_from_where_it_is_told(
 
 def test_downstream_checkpoints_that_name_each_other_end(tmp_path: Path) -> None:
     one, two = tmp_path / "one.ckpt", tmp_path / "two.ckpt"
-    downstream(one, toy("hubert"), upstream_ckpt=str(two))
-    downstream(two, toy("hubert"), upstream_ckpt=str(one))
+    downstream(one, toy_encoder("hubert"), upstream_ckpt=str(two))
+    downstream(two, toy_encoder("hubert"), upstream_ckpt=str(one))
     with pytest.raises(UserError, match="downstream checkpoint as well"):
         load_checkpoint(one)
 
@@ -230,7 +232,7 @@ def test_published_sizes_are_told_apart(family: str, large: bool) -> None:
 def test_omegaconf_containers_of_fairseq_are_read(tmp_path: Path) -> None:
     """As fairseq saved them before it turned them into plain ones, with references and values that
     were never set."""
-    weights = toy("hubert", large=True)
+    weights = toy_encoder("hubert", large=True)
     model = {**weights.config["model_cfg"], "label_rate": "${task.label_rate}"}
     task = {**weights.config["task_cfg"], "label_rate": 50.0, "labels": ["km"], "data": "???"}
     config = OmegaConf.create({"model": model, "task": task, "common": {"seed": "${env:HOME}"}})
@@ -265,7 +267,7 @@ def test_references_lead_nowhere_else() -> None:
 def test_what_another_tool_changed_in_a_file_of_ours_is_believed(tmp_path: Path) -> None:
     """The copy of the configuration that we leave in a file counts only while the file says the
     same."""
-    weights = toy("wav2vec2")
+    weights = toy_encoder("wav2vec2")
     FORMATS.get("s3prl").write(tmp_path / "x.pt", weights, MADE)
     content = torch.load(tmp_path / "x.pt", weights_only=True)
     content["task_cfg"]["normalize"] = True
@@ -277,7 +279,7 @@ def test_what_another_tool_changed_in_a_file_of_ours_is_believed(tmp_path: Path)
 
 @pytest.mark.parametrize("name", ["s3prl", "fairseq", "s3prl-downstream", "hf", "safetensors"])
 def test_files_are_mapped_not_copied(name: str, tmp_path: Path) -> None:
-    FORMATS.get(name).write(tmp_path / "x", toy("hubert"), {})
+    FORMATS.get(name).write(tmp_path / "x", toy_encoder("hubert"), {})
     found = load_checkpoint(tmp_path / "x")
     regions = Path("/proc/self/maps")
     if not regions.exists():
@@ -296,21 +298,21 @@ def test_a_hub_cache_may_be_given_as_it_is(tmp_path: Path) -> None:
     blobs, snapshot = tmp_path / "models--x/blobs", tmp_path / "models--x/snapshots/0123"
     blobs.mkdir(parents=True)
     snapshot.mkdir(parents=True)
-    FORMATS.get("hf").write(tmp_path / "model", toy("wavlm"), {})
+    FORMATS.get("hf").write(tmp_path / "model", toy_encoder("wavlm"), {})
     for index, file in enumerate((tmp_path / "model").iterdir()):
         file.rename(blobs / str(index))
         (snapshot / file.name).symlink_to(Path("../../blobs") / str(index))
     assert weights_fingerprint(load_checkpoint(snapshot).weights) == weights_fingerprint(
-        toy("wavlm")
+        toy_encoder("wavlm")
     )
 
 
 def test_without_a_projection_transformers_gets_the_identity(tmp_path: Path) -> None:
     part = FAMILIES.get("hubert")
-    config = json.loads(json.dumps(toy("hubert").config))
+    config = json.loads(json.dumps(toy_encoder("hubert").config))
     config["model_cfg"]["conv_feature_layers"] = "[(16,10,5)] + [(16,3,2)] * 4 + [(16,2,2)] * 2"
-    assert part.initial is not None
-    weights = part.initial(config, 0)
+    assert part.init_weights is not None
+    weights = part.init_weights(config, 0)
     assert "post_extract_proj.weight" not in weights.state
     FORMATS.get("hf").write(tmp_path / "model", weights, {})
     assert weights_fingerprint(load_checkpoint(tmp_path / "model").weights) == weights_fingerprint(
@@ -331,9 +333,9 @@ def test_what_transformers_does_not_have_is_told(
     changes: dict[str, Any], words: str, tmp_path: Path
 ) -> None:
     part = FAMILIES.get("wav2vec2")
-    config = json.loads(json.dumps(toy("wav2vec2").config))
+    config = json.loads(json.dumps(toy_encoder("wav2vec2").config))
     config["model_cfg"] |= changes
-    assert part.initial is not None
+    assert part.init_weights is not None
     with pytest.raises(UserError, match=words):
-        FORMATS.get("hf").write(tmp_path / "x", part.initial(config, 0), {})
+        FORMATS.get("hf").write(tmp_path / "x", part.init_weights(config, 0), {})
     assert list(tmp_path.iterdir()) == []

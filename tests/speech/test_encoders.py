@@ -23,7 +23,14 @@ from speechft_ray.speech.encoders._conv_layers import parse_conv_layers
 from speechft_ray.speech.encoders.base import FAMILIES, EncoderWeights
 from speechft_ray.speech.encoders.fbank import FBankEncoder, log_mel
 from speechft_ray.speech.encoders.hubert import build
-from tests.speech.toy_models import lively, shared, speechlike, toy, toy_config, toy_hubert
+from tests.speech.toy_models import (
+    add_noise,
+    make_wave,
+    shared_file,
+    toy_config,
+    toy_encoder,
+    toy_hubert,
+)
 
 PROTOTYPE = "fixtures/encoders/tiny_hubert_prototype.s3prl.pt"
 
@@ -40,8 +47,8 @@ def expert(path: object) -> Any:
 )  # s3prl: torch.nn.utils.weight_norm, torch.load
 @pytest.mark.parametrize("lengths", [(16_000,), (12_000, 12_000), (16_000, 9_000, 12_345, 400)])
 def test_hidden_states_are_those_of_s3prl(lengths: tuple[int, ...]) -> None:
-    path = shared(PROTOTYPE)
-    waves = [speechlike(length, seed) for seed, length in enumerate(lengths)]
+    path = shared_file(PROTOTYPE)
+    waves = [make_wave(length, seed) for seed, length in enumerate(lengths)]
     with torch.inference_mode():
         ours = build(load_encoder(path)).hidden_states(waves)
         theirs = expert(path)(waves)["hidden_states"]
@@ -57,14 +64,14 @@ def test_hidden_states_are_those_of_s3prl(lengths: tuple[int, ...]) -> None:
 def test_hidden_states_are_those_of_fairseq(family: str) -> None:
     """fairseq 0.12.2 wrote the files and computed the figures, for two utterances of which the
     second is padded; it is not installed here."""
-    reference = load_file(shared("fixtures/checkpoints/fairseq_features.safetensors"))
+    reference = load_file(shared_file("fixtures/checkpoints/fairseq_features.safetensors"))
     expected = {
         name.split(".")[1]: tensor
         for name, tensor in reference.items()
         if name.startswith(f"{family}_base_like.")
     }
     encoder = FAMILIES.get(family).build(
-        load_encoder(shared(f"fixtures/checkpoints/{family}_base_like.fairseq.pt"))
+        load_encoder(shared_file(f"fixtures/checkpoints/{family}_base_like.fairseq.pt"))
     )
     lengths = reference["lengths"].tolist()
     assert len(set(lengths)) == 2
@@ -90,7 +97,7 @@ def test_states_are_kept_by_nobody() -> None:
     """s3prl's hooks would otherwise collect every state of every use of the model, memory without
     end in a training loop."""
     encoder = build(toy_hubert())
-    found = encoder.hidden_states([speechlike(8_000)])
+    found = encoder.hidden_states([make_wave(8_000)])
     kept = [weakref.ref(state) for state in found.states]
     assert all(not part._forward_hooks for part in encoder.module().modules())
     encoder.module().encoder(torch.zeros(1, 5, 16))
@@ -101,7 +108,7 @@ def test_states_are_kept_by_nobody() -> None:
 
 
 def test_training_mode_turns_dropout_on() -> None:
-    encoder, wave = build(toy_hubert()), speechlike(8_000)
+    encoder, wave = build(toy_hubert()), make_wave(8_000)
     encoder.module().train()
     torch.manual_seed(0)
     first, second = (encoder.hidden_states([wave]).states for _ in range(2))
@@ -112,7 +119,7 @@ def test_training_mode_turns_dropout_on() -> None:
 def test_layer_drop_is_off_even_when_the_checkpoint_asks_for_it() -> None:
     encoder = build(toy_hubert(encoder_layerdrop=0.99))
     encoder.module().train()
-    assert len(encoder.hidden_states([speechlike(4_000)]).states) == 3
+    assert len(encoder.hidden_states([make_wave(4_000)]).states) == 3
 
 
 def test_the_first_five_misfits_are_named() -> None:
@@ -131,7 +138,7 @@ def test_the_first_five_misfits_are_named() -> None:
 def test_a_built_encoder_can_be_used_after_its_weights_changed() -> None:
     """Weight normalisation must be computed at every forward pass, not once when the model was
     built."""
-    encoder, wave = build(toy_hubert()), speechlike(4_000)
+    encoder, wave = build(toy_hubert()), make_wave(4_000)
     before = encoder.hidden_states([wave]).states[0]
     with torch.no_grad():
         dict(encoder.module().named_parameters())["encoder.pos_conv.0.weight_g"].mul_(3.0)
@@ -146,12 +153,12 @@ def test_padding_is_silent_between_positional_convolutions_too(
     family: str, changes: dict[str, int]
 ) -> None:
     part = FAMILIES.get(family)
-    assert part.example_config is not None and part.initial is not None
+    assert part.example_config is not None and part.init_weights is not None
     config = part.example_config(2, 16, False)
     config["model_cfg"].update(changes)
-    encoder = part.build(lively(part.initial(config, 0)))
-    waves = [speechlike(samples, samples) for samples in (16_000, 9_000, 5_000)]
-    together = encoder.hidden_states_of([encoder.front([wave])[0] for wave in waves])
+    encoder = part.build(add_noise(part.init_weights(config, 0)))
+    waves = [make_wave(samples, samples) for samples in (16_000, 9_000, 5_000)]
+    together = encoder.hidden_states_from([encoder.conv_features([wave])[0] for wave in waves])
     for index, wave in enumerate(waves):
         for state, own in zip(together.states, encoder.hidden_states([wave]).states, strict=True):
             torch.testing.assert_close(state[index, : own.shape[1]], own[0], atol=1e-5, rtol=1e-5)
@@ -161,9 +168,9 @@ def test_padding_is_silent_between_positional_convolutions_too(
 @pytest.mark.parametrize("training", [False, True])
 def test_masking_is_that_of_s3prl(family: str, training: bool) -> None:
     """Against the masked path of pre-training, which draws its own mask: here it gets one."""
-    encoder = FAMILIES.get(family).build(lively(toy(family)))
+    encoder = FAMILIES.get(family).build(add_noise(toy_encoder(family)))
     model: Any = encoder.module().train(training)
-    wave, other = speechlike(8_000), speechlike(8_000, 1)
+    wave, other = make_wave(8_000), make_wave(8_000, 1)
     masked = [
         torch.randperm(24, generator=torch.Generator().manual_seed(seed)) < 11 for seed in range(2)
     ]
@@ -180,7 +187,7 @@ def test_masking_is_that_of_s3prl(family: str, training: bool) -> None:
     with silent_position_bias():
         theirs = model.extract_features(torch.stack([wave, other]), no_padding, mask=True)
     torch.manual_seed(0)
-    ours = encoder.hidden_states_of(encoder.front([wave, other]), masked).states[-1]
+    ours = encoder.hidden_states_from(encoder.conv_features([wave, other]), masked).states[-1]
     torch.testing.assert_close(
         ours, theirs["x"] if family == "wav2vec2" else theirs[0], atol=1e-5, rtol=1e-5
     )
@@ -256,7 +263,7 @@ def test_nothing_needs_a_compiled_torchaudio_and_a_description_needs_no_s3prl() 
         "    if name != 'fbank': family.describe(family.example_config(2, 16, False))\n"
         "assert 's3prl' not in sys.modules and 'torchaudio' not in sys.modules\n"
         "for name, family in FAMILIES.items():\n"
-        "    if name != 'fbank': family.build(family.initial(family.example_config(2, 16, False), 0))\n"
+        "    if name != 'fbank': family.build(family.init_weights(family.example_config(2, 16, False), 0))\n"
         "import torchaudio\n"
         "assert torchaudio.functional.filtering._IS_TORCHAUDIO_EXT_AVAILABLE is False\n"
     )
@@ -287,7 +294,7 @@ def silent_position_bias() -> Iterator[None]:
 def test_log_mel_is_kaldis(bands: int, samples: int) -> None:
     from torchaudio.compliance.kaldi import fbank
 
-    wave = speechlike(samples)
+    wave = make_wave(samples)
     theirs = fbank(
         wave[None], num_mel_bins=bands, window_type="hamming", dither=0.0, snip_edges=True
     )
@@ -295,7 +302,7 @@ def test_log_mel_is_kaldis(bands: int, samples: int) -> None:
 
 
 def test_fbank_is_normalised_and_independent_of_the_batch() -> None:
-    waves = [speechlike(16_000), speechlike(7_000, 1)]
+    waves = [make_wave(16_000), make_wave(7_000, 1)]
     together = FBankEncoder().hidden_states(waves)
     for index, wave in enumerate(waves):
         alone = FBankEncoder().hidden_states([wave]).states[0][0]
@@ -309,4 +316,4 @@ def test_fbank_is_normalised_and_independent_of_the_batch() -> None:
 
 
 def test_fbank_of_one_frame_is_finite() -> None:
-    assert torch.isfinite(FBankEncoder().hidden_states([speechlike(400)]).states[0]).all()
+    assert torch.isfinite(FBankEncoder().hidden_states([make_wave(400)]).states[0]).all()

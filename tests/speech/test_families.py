@@ -15,7 +15,7 @@ import torch
 from speechft_ray.core.errors import UserError
 from speechft_ray.core.units import frame_count
 from speechft_ray.speech.encoders.base import FAMILIES, EncoderWeights
-from tests.speech.toy_models import lively, speechlike, toy
+from tests.speech.toy_models import add_noise, make_wave, toy_encoder
 
 FILES: dict[str, Callable[[EncoderWeights], dict[str, Any]]] = {
     "hubert": lambda weights: {**weights.config, "model_weight": weights.state},
@@ -42,7 +42,7 @@ def expert(weights: EncoderWeights, folder: Path) -> Any:
 
 
 def assert_same_states(weights: EncoderWeights, theirs: Any, lengths: tuple[int, ...]) -> None:
-    waves = [3 * speechlike(length, seed) + 0.2 for seed, length in enumerate(lengths)]
+    waves = [3 * make_wave(length, seed) + 0.2 for seed, length in enumerate(lengths)]
     with torch.inference_mode():
         found = FAMILIES.get(weights.family).build(weights).hidden_states(waves)
         expected = theirs(waves)["hidden_states"]
@@ -59,7 +59,7 @@ def assert_same_states(weights: EncoderWeights, theirs: Any, lengths: tuple[int,
 def test_hidden_states_are_those_of_s3prl(
     name: str, large: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    weights = lively(toy(name, large=large))
+    weights = add_noise(toy_encoder(name, large=large))
     FAMILIES.get(name).build(weights)  # s3prl can be imported from here on
     if name == "decoar2":  # s3prl knows one size only
         for option, value in weights.config["cfg"].items():
@@ -73,18 +73,18 @@ def test_hidden_states_are_those_of_s3prl(
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_decoar2_of_the_published_size_is_that_of_s3prl(tmp_path: Path) -> None:
     family = FAMILIES.get("decoar2")
-    assert family.initial is not None
-    weights = family.initial({"cfg": {}}, 0)
+    assert family.init_weights is not None
+    weights = family.init_weights({"cfg": {}}, 0)
     assert sum(tensor.numel() for tensor in weights.state.values()) == 89_837_696
     assert_same_states(weights, expert(weights, tmp_path), (8_000, 5_000))
 
 
 def test_decoar2_takes_one_window_as_silence() -> None:
     """One window has no variance over time; s3prl divides by it."""
-    encoder = FAMILIES.get("decoar2").build(lively(toy("decoar2")))
+    encoder = FAMILIES.get("decoar2").build(add_noise(toy_encoder("decoar2")))
     with torch.inference_mode():
-        one, other = (encoder.hidden_states([speechlike(400, seed)]).states for seed in (0, 1))
-        longer = encoder.hidden_states([speechlike(560)]).states
+        one, other = (encoder.hidden_states([make_wave(400, seed)]).states for seed in (0, 1))
+        longer = encoder.hidden_states([make_wave(560)]).states
     assert all(
         torch.isfinite(state).all() and torch.equal(state, same)
         for state, same in zip(one, other, strict=True)
@@ -97,10 +97,10 @@ def test_decoar2_takes_one_window_as_silence() -> None:
 def test_every_family_counts_frames_alike(name: str) -> None:
     """On all lengths around the steps of the formula: the network alone yields exactly so many
     frames."""
-    encoder = FAMILIES.get(name).build(toy(name))
+    encoder = FAMILIES.get(name).build(toy_encoder(name))
     with torch.inference_mode():
         for samples in (400, 401, 559, 560, 719, 720, 721, 1_039, 1_040, 16_000, 16_079, 16_080):
-            found = encoder.hidden_states([speechlike(samples)])
+            found = encoder.hidden_states([make_wave(samples)])
             assert (
                 {state.shape[1] for state in found.states}
                 == {frame_count(samples)}
@@ -109,14 +109,14 @@ def test_every_family_counts_frames_alike(name: str) -> None:
 
 
 def test_relative_positions_of_wavlm_reach_every_layer() -> None:
-    weights = lively(toy("wavlm"))
+    weights = add_noise(toy_encoder("wavlm"))
     bias = "encoder.layers.0.self_attn.relative_attention_bias.weight"
     flat = {**weights.state, bias: torch.zeros_like(weights.state[bias])}
     build = FAMILIES.get("wavlm").build
     with torch.inference_mode():
         states, without = (
             build(EncoderWeights(family="wavlm", config=weights.config, state=state))
-            .hidden_states([speechlike(8_000)])
+            .hidden_states([make_wave(8_000)])
             .states
             for state in (weights.state, flat)
         )
@@ -186,10 +186,11 @@ def test_bad_options_are_told_before_anything_is_built(
 
 
 @pytest.mark.parametrize(
-    ("name", "section"), [(name, section) for name in sorted(FILES) for section in toy(name).config]
+    ("name", "section"),
+    [(name, section) for name in sorted(FILES) for section in toy_encoder(name).config],
 )
 def test_missing_sections_are_told(name: str, section: str) -> None:
-    config = {key: value for key, value in toy(name).config.items() if key != section}
+    config = {key: value for key, value in toy_encoder(name).config.items() if key != section}
     with pytest.raises(UserError, match=section):
         FAMILIES.get(name).describe(config)
 
@@ -204,19 +205,21 @@ def test_missing_sections_are_told(name: str, section: str) -> None:
 )
 def test_dictionaries_of_hubert_are_checked(symbols: Any, told: str) -> None:
     with pytest.raises(UserError, match=told):
-        FAMILIES.get("hubert").describe({**toy("hubert").config, "dictionaries_symbols": symbols})
+        FAMILIES.get("hubert").describe(
+            {**toy_encoder("hubert").config, "dictionaries_symbols": symbols}
+        )
 
 
 @pytest.mark.parametrize("name", ["hubert", "wav2vec2"])
 def test_another_sample_rate_is_told(name: str) -> None:
-    config = {**toy(name).config, "task_cfg": {"sample_rate": 8_000, "normalize": False}}
+    config = {**toy_encoder(name).config, "task_cfg": {"sample_rate": 8_000, "normalize": False}}
     with pytest.raises(UserError, match="16000"):
         FAMILIES.get(name).describe(config)
 
 
 @pytest.mark.parametrize("name", sorted(FILES))
 def test_depth_of_the_configuration_must_be_that_of_the_weights(name: str) -> None:
-    weights = toy(name)
+    weights = toy_encoder(name)
     shallow = {
         other: tensor for other, tensor in weights.state.items() if ".layers.1." not in other
     }

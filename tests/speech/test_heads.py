@@ -19,16 +19,16 @@ from speechft_ray.speech.heads import ctc, frame, pooled
 from speechft_ray.speech.heads.ctc import (
     CtcHead,
     CtcOptions,
-    both_ways,
     ctc_loss,
     edit_distance,
-    frames_needed,
-    greedy_ctc,
+    greedy_decode,
+    min_frames,
+    run_bidirectional,
 )
-from speechft_ray.speech.heads.featurizer import Featurizer, normalized
+from speechft_ray.speech.heads.featurizer import Featurizer, layer_normalize
 from speechft_ray.speech.heads.frame import FrameHead, frame_labels
 from speechft_ray.speech.heads.pooled import PooledHead, mean_over_frames
-from speechft_ray.speech.text import Vocabulary, text_of, tokens_of
+from speechft_ray.speech.text import Vocabulary, text_of, tokenize
 
 
 def _double(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -66,7 +66,7 @@ def test_means_of_normalised_states_give_the_means_of_the_frames(normalize: bool
     featurizer = Featurizer(3, normalize).double()
     torch.nn.init.normal_(featurizer.weights)
     states, frames = _double(3, 2, 6, 4), torch.tensor([6, 4])
-    ready = normalized(states) if normalize else states
+    ready = layer_normalize(states) if normalize else states
     means = torch.stack(
         [mean_over_frames(layer, frames) for layer in ready], dim=1
     )  # -> (batch, layers, dim)
@@ -136,7 +136,7 @@ def test_lstm_dropout_follows_the_last_layer_too() -> None:
 def test_a_bidirectional_layer_is_torchs_own_on_each_utterance_alone() -> None:
     layer = nn.LSTM(4, 6, batch_first=True, bidirectional=True).double()
     features, frames = _double(3, 7, 4), torch.tensor([5, 7, 1])
-    found = both_ways(layer, features, frames)
+    found = run_bidirectional(layer, features, frames)
     for row, length in enumerate(frames.tolist()):
         torch.testing.assert_close(
             found[row, :length], layer(features[row : row + 1, :length])[0][0]
@@ -182,7 +182,7 @@ def test_ctc_loss_of_an_impossible_target_is_zero() -> None:
     ("target", "needed"), [([], 0), ([1], 1), ([1, 2, 1], 3), ([1, 1], 3), ([2, 2, 2, 1], 6)]
 )
 def test_frames_needed_is_the_shortest_path(target: list[int], needed: int) -> None:
-    assert frames_needed(torch.tensor(target, dtype=torch.long)) == needed
+    assert min_frames(torch.tensor(target, dtype=torch.long)) == needed
     paths = (
         list(path)
         for length in range(needed + 1)
@@ -199,8 +199,8 @@ def test_frames_needed_is_the_shortest_path(target: list[int], needed: int) -> N
 def test_greedy_decoding_merges_repeats_and_drops_blanks_and_padding() -> None:
     paths = torch.tensor([[1, 1, 0, 1, 2, 2, 0], [0, 0, 2, 1, 1, 1, 1], [0, 0, 0, 0, 0, 0, 0]])
     logits = nn.functional.one_hot(paths, 3).float()
-    assert greedy_ctc(logits, torch.tensor([7, 4, 7])) == [[1, 1, 2], [2, 1], []]
-    assert greedy_ctc(logits, torch.tensor([7, 4, 7]), blank=1) == [[0, 2, 0], [0, 2], [0]]
+    assert greedy_decode(logits, torch.tensor([7, 4, 7])) == [[1, 1, 2], [2, 1], []]
+    assert greedy_decode(logits, torch.tensor([7, 4, 7]), blank=1) == [[0, 2, 0], [0, 2], [0]]
 
 
 def test_edit_distance_agrees_with_jiwer() -> None:
@@ -217,7 +217,7 @@ def test_edit_distance_agrees_with_jiwer() -> None:
 
 def test_token_errors_count_against_all_target_tokens() -> None:
     logits = nn.functional.one_hot(torch.tensor([[1, 2, 0, 0], [1, 0, 1, 2]]), 3).float()
-    tally = ctc.token_errors(
+    tally = ctc.count_token_errors(
         logits, torch.tensor([4, 3]), [torch.tensor([1, 2, 2]), torch.tensor([2])]
     )
     assert tally == (1 + 2, 4)
@@ -241,15 +241,15 @@ def test_frame_targets_without_a_label_are_ignored() -> None:
         alignment=((300, "a"), (900, "b")),
     )
     vocabulary = Vocabulary.of(["a", "b"], reserved=0)
-    assert frame.targets(frame.FrameOptions(), utterance, "phones", vocabulary).tolist() == [
+    assert frame.make_targets(frame.FrameOptions(), utterance, "phones", vocabulary).tolist() == [
         -100,
         0,
         0,
         1,
     ]
     unlabelled = replace(utterance, alignment=((0, "a"), (500, ""), (900, "b")))
-    assert frame.tokens(frame.FrameOptions(), unlabelled, "phones") == ["a", "b"]
-    assert frame.targets(frame.FrameOptions(), unlabelled, "phones", vocabulary).tolist() == [
+    assert frame.read_tokens(frame.FrameOptions(), unlabelled, "phones") == ["a", "b"]
+    assert frame.make_targets(frame.FrameOptions(), unlabelled, "phones", vocabulary).tolist() == [
         0,
         -100,
         -100,
@@ -269,7 +269,7 @@ def test_frame_loss_is_the_mean_over_labelled_frames() -> None:
     assert frame.cross_entropy(logits, frames, targets).item() == pytest.approx(
         sum(by_hand) / 4, rel=1e-12
     )
-    assert frame.right_answers(logits, frames, targets).total == 4
+    assert frame.count_correct(logits, frames, targets).total == 4
 
 
 def test_frame_loss_without_any_label_is_zero_with_a_gradient() -> None:
@@ -281,7 +281,7 @@ def test_frame_loss_without_any_label_is_zero_with_a_gradient() -> None:
 
 def test_pooled_answers_are_counted_by_utterance() -> None:
     logits = torch.tensor([[1.0, 2.0], [3.0, 0.0], [0.0, 1.0]])
-    assert pooled.right_answers(
+    assert pooled.count_correct(
         logits, torch.ones(3), [torch.tensor([label]) for label in (1, 1, 1)]
     ) == (2, 3)
 
@@ -308,8 +308,8 @@ def test_an_unknown_label_is_named_with_those_that_are_known() -> None:
     ],
 )
 def test_labels_are_split_into_tokens_and_joined_again(label: str, unit, tokens: list[str]) -> None:
-    assert tokens_of(label, unit) == tokens
-    assert tokens_of(text_of(tokens, unit), unit) == tokens
+    assert tokenize(label, unit) == tokens
+    assert tokenize(text_of(tokens, unit), unit) == tokens
 
 
 @pytest.mark.parametrize(
@@ -318,10 +318,10 @@ def test_labels_are_split_into_tokens_and_joined_again(label: str, unit, tokens:
 def test_an_empty_label_names_its_utterance(part, options) -> None:
     utterance = Utterance(key="u-7", split="train", samples=1360, labels={"text": " "})
     with pytest.raises(UserError, match=r"`u-7` has no label in the column `text`"):
-        part.tokens(options, utterance, "text")
+        part.read_tokens(options, utterance, "text")
 
 
 def test_a_frame_head_needs_an_alignment() -> None:
     utterance = Utterance(key="u-7", split="train", samples=1360, labels={"text": "a"})
     with pytest.raises(UserError, match="`u-7` has no alignment"):
-        frame.tokens(frame.FrameOptions(), utterance, "text")
+        frame.read_tokens(frame.FrameOptions(), utterance, "text")

@@ -23,7 +23,7 @@ from speechft_ray.speech.checkpoints.base import FORMATS
 from speechft_ray.speech.checkpoints.fairseq import FAIRSEQ
 from speechft_ray.speech.checkpoints.hf import HF
 from speechft_ray.speech.checkpoints.load import load_checkpoint
-from tests.speech.toy_models import toy, toy_config, toy_hubert
+from tests.speech.toy_models import toy_config, toy_encoder, toy_hubert
 
 TRAP = "trap-was-sprung"
 
@@ -178,8 +178,10 @@ def activation_is_code(folder: Path) -> Path:
 
 
 def hubert_as_wav2vec2(folder: Path) -> Path:
-    wav2vec2 = toy("wav2vec2")
-    torch.save({**wav2vec2.config, "model_weight": dict(toy("hubert").state)}, folder / "wrong.pt")
+    wav2vec2 = toy_encoder("wav2vec2")
+    torch.save(
+        {**wav2vec2.config, "model_weight": dict(toy_encoder("hubert").state)}, folder / "wrong.pt"
+    )
     return folder / "wrong.pt"
 
 
@@ -199,14 +201,15 @@ def no_config(folder: Path) -> Path:
 
 def fine_tuned_ctc(folder: Path) -> Path:
     path = folder / "ctc.pt"
-    FAIRSEQ.write(path, toy("hubert"), {})
+    FAIRSEQ.write(path, toy_encoder("hubert"), {})
     content = {
         "args": None,
         "cfg": {"model": {"_name": "hubert_ctc"}, "task": {}},
         "task_state": {},
     }
     state = {
-        f"w2v_encoder.w2v_model.{name}": tensor for name, tensor in toy("hubert").state.items()
+        f"w2v_encoder.w2v_model.{name}": tensor
+        for name, tensor in toy_encoder("hubert").state.items()
     }
     state |= {
         "w2v_encoder.proj.weight": torch.zeros(32, 16),
@@ -273,7 +276,8 @@ def namespace_with_tricks(folder: Path) -> Path:
         {"__class__": "os", "__reduce__": "x", "__dict__": {}, "state": {}, "encoder_layers": [1]}
     )
     torch.save(
-        {"args": args, "cfg": None, "model": dict(toy("wav2vec2").state)}, folder / "namespace.pt"
+        {"args": args, "cfg": None, "model": dict(toy_encoder("wav2vec2").state)},
+        folder / "namespace.pt",
     )
     return folder / "namespace.pt"
 
@@ -303,7 +307,7 @@ def huge_header(folder: Path) -> Path:
 
 def flipped_bit(folder: Path) -> Path:
     path = folder / "flipped.safetensors"
-    FORMATS.get("safetensors").write(path, toy("hubert"), {})
+    FORMATS.get("safetensors").write(path, toy_encoder("hubert"), {})
     raw = bytearray(path.read_bytes())
     raw[-7] ^= 1
     path.write_bytes(bytes(raw))
@@ -311,7 +315,7 @@ def flipped_bit(folder: Path) -> Path:
 
 
 def hf(folder: Path) -> Path:
-    HF.write(folder / "model", toy("hubert"), {})
+    HF.write(folder / "model", toy_encoder("hubert"), {})
     return folder / "model"
 
 
@@ -385,7 +389,7 @@ def downstream_of_nobody(folder: Path) -> Path:
     """s3prl's own kind of file does not say what encoder it holds, and these sizes were never
     published."""
     upstream = OrderedDict(
-        (f"model.{name}", tensor) for name, tensor in toy("hubert").state.items()
+        (f"model.{name}", tensor) for name, tensor in toy_encoder("hubert").state.items()
     )
     torch.save(
         {"Upstream": upstream, "Args": argparse.Namespace(upstream="hubert"), "Config": {}},
@@ -519,7 +523,7 @@ def test_what_the_allow_list_admits_does_nothing(tmp_path: Path) -> None:
 
 def test_an_honest_namespace_still_loads(tmp_path: Path) -> None:
     """The old kind of fairseq file: every option of the model and the task side by side."""
-    weights = toy("wav2vec2")
+    weights = toy_encoder("wav2vec2")
     options = {
         **weights.config["model_cfg"],
         **weights.config["task_cfg"],

@@ -20,11 +20,11 @@ from speechft_ray.speech.checkpoints.convert import convert
 from speechft_ray.speech.checkpoints.hf import SIDE
 from speechft_ray.speech.checkpoints.load import load_checkpoint
 from speechft_ray.speech.encoders.base import FAMILIES, EncoderWeights
-from tests.speech.toy_models import lively, speechlike, toy
+from tests.speech.toy_models import add_noise, make_wave, toy_encoder
 
 ROOT = Path(__file__).parents[2]
 FAIRSEQ, JUDGE = ROOT / ".peers/fairseq", ROOT / "tests/peers/fairseq_judge.py"
-WAVE = 3 * speechlike(12_345) + 0.2
+WAVE = 3 * make_wave(12_345) + 0.2
 SAME = {"atol": 1e-5, "rtol": 0.0}
 CASES = [(family, large) for family in ("hubert", "wav2vec2", "wavlm") for large in (False, True)]
 
@@ -69,7 +69,7 @@ def theirs(model: Any, normalize: bool) -> list[torch.Tensor]:
 
 @pytest.mark.parametrize(("family", "large"), CASES)
 def test_transformers_loads_our_folders(family: str, large: bool, tmp_path: Path) -> None:
-    weights = lively(toy(family, large=large))
+    weights = add_noise(toy_encoder(family, large=large))
     FORMATS.get("hf").write(tmp_path / "model", weights, {})
     kind = getattr(
         transformers(),
@@ -168,7 +168,7 @@ def test_the_pretraining_parameters_of_transformers_come_with_it(
 
 
 def s3prl_states(family: str, path: Path) -> list[torch.Tensor]:
-    FAMILIES.get(family).build(toy(family))  # s3prl can be imported from here on
+    FAMILIES.get(family).build(toy_encoder(family))  # s3prl can be imported from here on
     expert = import_module(f"s3prl.upstream.{family}.expert").UpstreamExpert(os.fspath(path)).eval()
     with torch.inference_mode():
         return [state[0] for state in expert([WAVE])["hidden_states"]]
@@ -178,7 +178,7 @@ def s3prl_states(family: str, path: Path) -> list[torch.Tensor]:
 def test_s3prl_loads_our_files(
     family: str, large: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    weights = lively(toy(family, large=large))
+    weights = add_noise(toy_encoder(family, large=large))
     FORMATS.get("s3prl").write(tmp_path / "ours.pt", weights, {"by": "a test"})
     if family == "decoar2":  # s3prl knows one size only
         FAMILIES.get(family).build(weights)
@@ -206,7 +206,7 @@ def test_from_transformers_to_s3prl_with_zeros_for_what_is_not_there(
 
 
 def test_a_folder_tuned_in_transformers_is_not_taken_for_ours(tmp_path: Path) -> None:
-    weights = toy("hubert")
+    weights = toy_encoder("hubert")
     FORMATS.get("hf").write(tmp_path / "model", weights, {})
     model = transformers().HubertModel.from_pretrained(tmp_path / "model")
     with torch.no_grad():
@@ -229,7 +229,7 @@ def test_fairseq_loads_our_files(tmp_path: Path) -> None:
     """One process for all: importing fairseq takes seconds. The last file lacks what transformers
     does not keep."""
     all_weights = [
-        lively(toy(family, large=large))
+        add_noise(toy_encoder(family, large=large))
         for family in ("hubert", "wav2vec2")
         for large in (False, True)
     ]
@@ -268,6 +268,6 @@ def test_fairseq_loads_our_files(tmp_path: Path) -> None:
 
 def test_the_preprocessor_says_what_the_encoder_wants(tmp_path: Path) -> None:
     for large in (False, True):
-        FORMATS.get("hf").write(tmp_path / str(large), toy("hubert", large=large), {})
+        FORMATS.get("hf").write(tmp_path / str(large), toy_encoder("hubert", large=large), {})
         found = json.loads((tmp_path / str(large) / "preprocessor_config.json").read_text())
         assert (found["do_normalize"], found["sampling_rate"]) == (large, 16_000)

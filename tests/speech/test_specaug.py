@@ -6,7 +6,7 @@ import torch
 from torch.nn import functional
 
 from speechft_ray.speech.heads.base import HEADS, head_options
-from speechft_ray.speech.heads.specaug import draw_masks, draw_warps, spec_augment, warped
+from speechft_ray.speech.heads.specaug import draw_masks, draw_warps, spec_augment, warp_time
 
 
 def test_a_warp_is_two_bicubic_resizings() -> None:
@@ -15,7 +15,7 @@ def test_a_warp_is_two_bicubic_resizings() -> None:
     features = torch.randn(4, 40, 3, generator=generator)
     for _ in range(20):
         lengths, centres, moved = draw_warps(frames, generator)
-        found = warped(features, lengths, centres, moved)
+        found = warp_time(features, lengths, centres, moved)
         for row, length, centre, place, got in zip(
             features, lengths, centres, moved, found, strict=True
         ):

@@ -12,12 +12,12 @@ import torch
 
 from speechft_ray.speech.corpora.base import Corpus, Utterance
 from speechft_ray.speech.encoders.base import FAMILIES, EncoderWeights
-from speechft_ray.speech.encoders.hubert import initial
+from speechft_ray.speech.encoders.hubert import init_weights
 
 SHARED = Path(__file__).parents[2] / "../shared"
 
 
-def shared(path: str) -> Path:
+def shared_file(path: str) -> Path:
     """Returns a file of the fixtures that independent programs computed, or skips the test."""
     file = SHARED / path
     if not file.exists():
@@ -52,19 +52,19 @@ def toy_config(**changes: Any) -> dict[str, Any]:
 
 def toy_hubert(seed: int = 0, **changes: Any) -> EncoderWeights:
     """A HuBERT that has learnt nothing."""
-    return initial(toy_config(**changes), seed)
+    return init_weights(toy_config(**changes), seed)
 
 
-def toy(family: str, seed: int = 0, large: bool = False) -> EncoderWeights:
+def toy_encoder(family: str, seed: int = 0, large: bool = False) -> EncoderWeights:
     """A small encoder of any family, Base-like or Large-like, that has learnt nothing: two layers
     of 16 dimensions."""
     part = FAMILIES.get(family)
-    if part.initial is None or part.example_config is None:
+    if part.init_weights is None or part.example_config is None:
         return EncoderWeights(family=family, config={}, state={})
-    return part.initial(part.example_config(2, 16, large), seed)
+    return part.init_weights(part.example_config(2, 16, large), seed)
 
 
-def lively(weights: EncoderWeights, seed: int = 0) -> EncoderWeights:
+def add_noise(weights: EncoderWeights, seed: int = 0) -> EncoderWeights:
     """The same encoder with noise on every parameter, so that biases are not zero and norms not
     one."""
     draw = torch.Generator().manual_seed(seed)
@@ -75,7 +75,7 @@ def lively(weights: EncoderWeights, seed: int = 0) -> EncoderWeights:
     return EncoderWeights(family=weights.family, config=weights.config, state=state)
 
 
-def speechlike(samples: int, seed: int = 0) -> torch.Tensor:
+def make_wave(samples: int, seed: int = 0) -> torch.Tensor:
     """A wave ``(samples,)`` with most of its energy at low frequencies."""
     generator = torch.Generator().manual_seed(seed)
     return 0.1 * torch.randn(samples, generator=generator).cumsum(0).sin()

@@ -14,10 +14,10 @@ from speechft_ray.core.specs import CorpusSpec, EvalSpec
 from speechft_ray.speech.checkpoints.load import weights_fingerprint
 from speechft_ray.speech.encoders.base import FAMILIES, EncoderWeights
 from speechft_ray.speech.features.cache import FeatureCache
-from speechft_ray.speech.features.front_end import FrontEnds
+from speechft_ray.speech.features.front_end import SharedFrontEnd
 from speechft_ray.superb.evaluate import Sharing, evaluate
 from speechft_ray.superb.features import Extractor, Keeping, sources
-from tests.speech.toy_models import toy
+from tests.speech.toy_models import toy_encoder
 from tests.superb.toy_models import toy_corpus
 
 CORPUS = toy_corpus({"train": 5, "dev": 3})
@@ -44,7 +44,7 @@ def extracted(
     family = FAMILIES.get(weights.family)
     encoder = family.build(weights)
     shape = family.describe(weights.config)
-    front = FrontEnds(cache, encoder.module(), PREFIX, shape, CORPUS) if cache else None
+    front = SharedFrontEnd(cache, encoder.module(), PREFIX, shape, CORPUS) if cache else None
     extract = Extractor(encoder, CORPUS, torch.device("cpu"), pooled, front)
     found = sources(extract, SPLITS, lambda count: None)
     return [
@@ -58,7 +58,7 @@ def test_encoders_that_differ_behind_it_share_one(
     family: str, pooled: bool, tmp_path: Path
 ) -> None:
     cache = FeatureCache(tmp_path, budget_bytes=1 << 24)
-    start = toy(family)
+    start = toy_encoder(family)
     seen = []
     for weights in (start, tuned(start, 1), tuned(start, 2)):
         alone, _ = extracted(weights, None, pooled)
@@ -72,25 +72,25 @@ def test_encoders_that_differ_behind_it_share_one(
 
 def test_without_room_every_encoder_computes_its_own(tmp_path: Path) -> None:
     cache = FeatureCache(tmp_path, budget_bytes=1)
-    assert [extracted(toy("hubert"), cache)[1] for _ in range(2)] == [8, 8]
+    assert [extracted(toy_encoder("hubert"), cache)[1] for _ in range(2)] == [8, 8]
 
 
 def test_a_changed_byte_is_noticed(tmp_path: Path) -> None:
     cache = FeatureCache(tmp_path, budget_bytes=1 << 24)
-    expected, _ = extracted(toy("hubert"), cache)
+    expected, _ = extracted(toy_encoder("hubert"), cache)
     for path in tmp_path.glob("features/*/rows.bin"):
         path.write_bytes(path.read_bytes()[:-4] + b"\x00\x00\xc0\x7f")
-    found, computed = extracted(toy("hubert"), cache)
+    found, computed = extracted(toy_encoder("hubert"), cache)
     assert computed == 8
     assert all(torch.equal(mine, other) for mine, other in zip(found, expected, strict=True))
 
 
 def test_the_encoder_is_left_as_it_was(tmp_path: Path) -> None:
-    weights = toy("hubert")
+    weights = toy_encoder("hubert")
     encoder = FAMILIES.get("hubert").build(weights)
     own = encoder.module().feature_extractor
     cache = FeatureCache(tmp_path, budget_bytes=1 << 24)
-    front = FrontEnds(
+    front = SharedFrontEnd(
         cache, encoder.module(), PREFIX, FAMILIES.get("hubert").describe(weights.config), CORPUS
     )
     for _ in range(2):
@@ -113,7 +113,7 @@ def test_an_evaluation_encodes_each_utterance_once_and_a_sweep_its_front_end(
     cache, family, start = (
         FeatureCache(tmp_path, budget_bytes=1 << 24),
         FAMILIES.get("hubert"),
-        toy("hubert"),
+        toy_encoder("hubert"),
     )
     spec = EvalSpec(task=task, corpus=CorpusSpec(), updates=2, batch_size=4)
     seen: dict[str, list[int]] = {"feature_extractor": [], "encoder": []}

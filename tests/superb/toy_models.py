@@ -128,10 +128,10 @@ class ToyEncoder(nn.Module):
             tuple(states), torch.tensor([(len(wave) - 400) // 320 + 1 for wave in waves])
         )
 
-    def front(self, waves: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    def conv_features(self, waves: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         raise NotImplementedError("evaluation encodes waveforms")
 
-    def hidden_states_of(
+    def hidden_states_from(
         self, fronts: Sequence[torch.Tensor], masked: Sequence[torch.Tensor] | None = None
     ) -> HiddenStates:
         raise NotImplementedError("evaluation encodes waveforms")

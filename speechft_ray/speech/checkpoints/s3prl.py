@@ -129,7 +129,7 @@ def _read_converted(
         )
     keys = [key for key in (*_CONVERTED[:2], _DICTIONARIES) if key in content]
     config = {key: to_plain_data(content[key], f"`{key}` in {path}") for key in keys}
-    family = "hubert" if FAMILIES.get("hubert").recognises(config) else "wav2vec2"
+    family = "hubert" if FAMILIES.get("hubert").matches(config) else "wav2vec2"
     return family, config, validate_state_dict(path, content["model_weight"], "model_weight")
 
 

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from speechft_ray.core.errors import UserError
 from speechft_ray.core.fingerprint import file_sha256, fingerprint
-from speechft_ray.speech.audio import Sound, examine, resolve_inside
+from speechft_ray.speech.audio import AudioInfo, read_audio_info, resolve_inside
 from speechft_ray.speech.corpora.base import Progress
 
 _THREADS = 8
@@ -26,7 +26,7 @@ _BLOCK_FILES = 256
 """Files given to a thread at once: one by one, the giving takes longer than looking at a known
 file."""
 
-Examine = Callable[[Path], Sound]
+Examine = Callable[[Path], AudioInfo]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +56,7 @@ def measure(
     progress: Progress | None = None,
     *,
     name: str,
-    examined: Examine = examine,
+    examined: Examine = read_audio_info,
 ) -> Measured:
     """Measures audio files below ``root``, or finds them measured in ``cache``. ``paths`` are
     relative and stay inside.

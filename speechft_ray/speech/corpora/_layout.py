@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict
 from speechft_ray.core.errors import SpecError, UserError
 from speechft_ray.core.fingerprint import fingerprint
 from speechft_ray.core.units import SAMPLE_RATE_HZ
-from speechft_ray.speech.audio import Sound, examine, read_audio
+from speechft_ray.speech.audio import AudioInfo, read_audio, read_audio_info
 from speechft_ray.speech.corpora._files import Fact, measure
 from speechft_ray.speech.corpora.base import Corpus, Progress, Utterance
 
@@ -96,7 +96,7 @@ def assemble(
     """
     paths = sorted({recording.path for recording in recordings})
     label = "-".join(re.findall(r"[a-z0-9_]+", f"{name} {treatment.name}"))
-    examined = examine if treatment.keeps_length else _after(treatment)
+    examined = read_audio_info if treatment.keeps_length else _after(treatment)
     facts, faults = measure(root, paths, cache, progress, name=label, examined=examined)
     for item in recordings:
         whole = facts[item.path].samples if item.path in facts else None
@@ -247,9 +247,11 @@ def _holds(folder: Path, marks: Sequence[str]) -> bool:
     return any((folder / mark).exists() for mark in marks)
 
 
-def _after(treatment: Treatment) -> Callable[[Path], Sound]:
-    def examined(path: Path) -> Sound:
-        return Sound(**{**vars(examine(path)), "samples": len(treatment.apply(read_audio(path)))})
+def _after(treatment: Treatment) -> Callable[[Path], AudioInfo]:
+    def examined(path: Path) -> AudioInfo:
+        return AudioInfo(
+            **{**vars(read_audio_info(path)), "samples": len(treatment.apply(read_audio(path)))}
+        )
 
     return examined
 

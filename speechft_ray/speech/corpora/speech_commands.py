@@ -24,7 +24,7 @@ from pydantic import Field
 
 from speechft_ray.core.errors import UserError
 from speechft_ray.core.units import SAMPLE_RATE_HZ
-from speechft_ray.speech.audio import examine
+from speechft_ray.speech.audio import read_audio_info
 from speechft_ray.speech.corpora._layout import (
     QUIETER,
     DiskOptions,
@@ -138,7 +138,7 @@ def _crops(root: Path, path: Path, options: SpeechCommandsOptions) -> list[Recor
     told with the others."""
     place, labels = below(root, path), {"keyword": SILENCE, "speaker": NOBODY}
     try:
-        samples = examine(path).samples
+        samples = read_audio_info(path).samples
     except UserError:
         return [Recording(key=place, path=place, split="train", labels=labels)]
     edge = int(_TRAIN_FRACTION * samples) if options.protocol == "clean" else samples

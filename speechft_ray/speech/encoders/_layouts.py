@@ -44,7 +44,7 @@ class Layout:
     options: Mapping[str, Option]
     front_end_prefixes: tuple[str, ...]
     pretraining_only_prefixes: tuple[str, ...]
-    recognises: Callable[[Mapping[str, Any]], bool]
+    matches: Callable[[Mapping[str, Any]], bool]
     network: Callable[[Settings, str], Network]
     example_config: Callable[[int, int, bool], dict[str, Any]]
     check: Callable[[Settings], None] = lambda settings: None
@@ -58,10 +58,10 @@ def register(layout: Layout) -> EncoderFamily:
         title=layout.title,
         front_end_prefixes=layout.front_end_prefixes,
         pretraining_only_prefixes=layout.pretraining_only_prefixes,
-        recognises=layout.recognises,
+        matches=layout.matches,
         describe=lambda config: read_settings(layout, config).shape,
         build=partial(build_encoder, layout),
-        initial=partial(initial_weights, layout),
+        init_weights=partial(init_weights, layout),
         example_config=layout.example_config,
     )
     return FAMILIES.register(layout.name, family)
@@ -117,8 +117,8 @@ def build_encoder(layout: Layout, weights: EncoderWeights) -> WaveformEncoder:
     return WaveformEncoder(network, layout.title, settings.shape)
 
 
-def initial_weights(layout: Layout, config: Mapping[str, Any], seed: int) -> EncoderWeights:
-    """Returns an encoder that has learnt nothing; see ``EncoderFamily.initial``."""
+def init_weights(layout: Layout, config: Mapping[str, Any], seed: int) -> EncoderWeights:
+    """Returns an encoder that has learnt nothing; see ``EncoderFamily.init_weights``."""
     settings = read_settings(layout, config)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -159,10 +159,10 @@ def check_state(
 
 
 def _check_family(layout: Layout, config: Mapping[str, Any]) -> None:
-    if layout.recognises(config):
+    if layout.matches(config):
         return
     for name, other in FAMILIES.items():
-        if config and other.recognises(config):
+        if config and other.matches(config):
             raise UserError(
                 f"this is the configuration of a {other.title}, not of a {layout.title}: load it as `{name}`, "
                 f"or give a file of the family `{layout.name}`."

@@ -77,7 +77,7 @@ class Expert:
         dim)``."""
         return self._states(waves)
 
-    def front(self, waves: Sequence[torch.Tensor]) -> torch.Tensor:
+    def conv_features(self, waves: Sequence[torch.Tensor]) -> torch.Tensor:
         """Returns what the front end says of waveforms of equal length, ``(batch, frames,
         channels)``."""
         return self._front(torch.stack(list(waves))).float().contiguous()

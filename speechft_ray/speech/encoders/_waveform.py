@@ -26,7 +26,7 @@ class Network(Protocol):
         """Returns the hidden states of waveforms ``(samples,)``, each ``(batch, frames, dim)``."""
         ...
 
-    def front(self, waves: Sequence[torch.Tensor]) -> torch.Tensor:
+    def conv_features(self, waves: Sequence[torch.Tensor]) -> torch.Tensor:
         """Returns what the front end says of waveforms of equal length: ``(batch, frames,
         channels)``, float32."""
         ...
@@ -58,16 +58,16 @@ class WaveformEncoder:
         self._check(waves)
         return self._found(self._network(waves), [frame_count(wave.shape[0]) for wave in waves])
 
-    def front(self, waves: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    def conv_features(self, waves: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Runs the front end alone; see ``Encoder.front``. Where it learns, gradient reaches it
         through what is returned."""
         self._check(waves)
-        return list(self._network.front(waves))
+        return list(self._network.conv_features(waves))
 
-    def hidden_states_of(
+    def hidden_states_from(
         self, fronts: Sequence[torch.Tensor], masked: Sequence[torch.Tensor] | None = None
     ) -> HiddenStates:
-        """Runs everything behind the front end; see ``Encoder.hidden_states_of``."""
+        """Runs everything behind the front end; see ``Encoder.hidden_states_from``."""
         if masked is not None and not hasattr(self._network.model, MASK_EMBEDDING):
             raise no_mask_embedding(self._title)
         return self._found(

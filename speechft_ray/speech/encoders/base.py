@@ -46,7 +46,7 @@ class Encoder(Protocol):
         """
         ...
 
-    def front(self, waves: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    def conv_features(self, waves: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """What the down-sampling says of waveforms of equal length, each ``(samples,)``: one
         ``(frames, channels)`` each, float32, computed without any padding.
 
@@ -55,7 +55,7 @@ class Encoder(Protocol):
         """
         ...
 
-    def hidden_states_of(
+    def hidden_states_from(
         self, fronts: Sequence[torch.Tensor], masked: Sequence[torch.Tensor] | None = None
     ) -> HiddenStates:
         """Hidden states from outputs of ``front``, padded together so that padding reaches no valid
@@ -136,12 +136,12 @@ class EncoderFamily:
     down-sampling module (empty where a family has none). ``pretraining_only_prefixes``: parameters
     that take no part in features; a merge keeps their base value, and weights may lack them.
 
-    ``recognises(config)``: whether the keys of a configuration are those of this family.
+    ``matches(config)``: whether the keys of a configuration are those of this family.
     ``describe(config)``: what it says, without building anything. Raises ``UserError`` for a
     configuration that is another family's, incomplete, of a wrong type, out of bounds, or code.
     ``build(weights)`` returns a fresh ``Encoder`` holding a copy of those weights, in eval mode,
     with exactly their parameters; raises ``UserError`` as ``describe`` does, and naming the first
-    five missing, unexpected or misshapen parameters. ``initial(config, seed)`` returns an encoder
+    five missing, unexpected or misshapen parameters. ``init_weights(config, seed)`` returns an encoder
     that has learnt nothing, the same for the same seed; torch's global random state is left as it
     was. None for a family without parameters. ``example_config(layers, dim, large)``: a valid
     configuration of that size, like the published Base or Large: 12 x 768 and 24 x 1024 (large) are
@@ -152,10 +152,10 @@ class EncoderFamily:
     title: str
     front_end_prefixes: tuple[str, ...]
     pretraining_only_prefixes: tuple[str, ...]
-    recognises: Callable[[Mapping[str, Any]], bool]
+    matches: Callable[[Mapping[str, Any]], bool]
     describe: Callable[[Mapping[str, Any]], Shape]
     build: Callable[[EncoderWeights], Encoder]
-    initial: Callable[[Mapping[str, Any], int], EncoderWeights] | None
+    init_weights: Callable[[Mapping[str, Any], int], EncoderWeights] | None
     example_config: Callable[[int, int, bool], dict[str, Any]] | None
 
 

@@ -14,7 +14,7 @@ from speechft_ray.speech.encoders._waveform import Network
 _PARTS = {"input_feat", *TRANSFORMER, "encoder_layerdrop"}
 
 
-def recognises(config: Mapping[str, Any]) -> bool:
+def is_decoar2_config(config: Mapping[str, Any]) -> bool:
     """Whether the configuration is a DeCoAR 2.0's: one table ``cfg`` with nothing but its own
     options, or empty, since the published file has none."""
     model = config.get("cfg")
@@ -45,7 +45,7 @@ DECOAR2 = register(
         front_end_prefixes=(),
         # s3prl's module has none of the vector quantisation of pre-training.
         pretraining_only_prefixes=(),
-        recognises=recognises,
+        matches=is_decoar2_config,
         network=_network,
         example_config=example_config,
     )

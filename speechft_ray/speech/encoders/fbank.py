@@ -107,16 +107,16 @@ class FBankEncoder:
         Each utterance is computed alone, so its frames do not depend on the batch. Raises
         ``UserError`` for an empty batch and for a waveform shorter than 400 samples.
         """
-        return self.hidden_states_of(self.front(waves))
+        return self.hidden_states_from(self.conv_features(waves))
 
-    def front(self, waves: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    def conv_features(self, waves: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Returns the normalised energies of each waveform, ``(frames, 80)``: the whole encoder."""
         shortest = min((wave.shape[0] for wave in waves), default=0)
         if shortest < FRAME_FIELD_SAMPLES:
             raise too_short("FBank", shortest)
         return [_normalised(log_mel(wave)[::2]) for wave in waves]
 
-    def hidden_states_of(
+    def hidden_states_from(
         self, fronts: Sequence[torch.Tensor], masked: Sequence[torch.Tensor] | None = None
     ) -> HiddenStates:
         """Pads energies together. Raises ``UserError`` when frames are to be masked."""
@@ -145,10 +145,10 @@ FBANK = FAMILIES.register(
         title="FBank",
         front_end_prefixes=(),
         pretraining_only_prefixes=(),
-        recognises=lambda config: not config,
+        matches=lambda config: not config,
         describe=describe,
         build=build,
-        initial=None,
+        init_weights=None,
         example_config=None,
     ),
 )

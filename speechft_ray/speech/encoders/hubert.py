@@ -10,6 +10,7 @@ import torch
 
 from speechft_ray.core.errors import UserError
 from speechft_ray.core.units import SAMPLE_RATE_HZ
+from speechft_ray.speech.encoders import _layouts
 from speechft_ray.speech.encoders._examples import (
     PUBLISHED_DIM,
     example_convolutions,
@@ -20,7 +21,6 @@ from speechft_ray.speech.encoders._layouts import (
     Layout,
     Settings,
     build_encoder,
-    initial_weights,
     register,
 )
 from speechft_ray.speech.encoders._options import (
@@ -42,7 +42,7 @@ _SPECIAL = ["<s>", "<pad>", "</s>", "<unk>"]
 """What a dictionary of fairseq's begins with."""
 
 
-def recognises(config: Mapping[str, Any]) -> bool:
+def is_hubert_config(config: Mapping[str, Any]) -> bool:
     """Whether the configuration is a HuBERT's: pre-training predicts labels, so it has dictionaries
     and a label rate."""
     model = config.get("model_cfg")
@@ -128,11 +128,11 @@ LAYOUT = Layout(
     # 6631ab5). mask_emb and target_glu serve masked prediction alone as well: supervised tuning
     # gives them no gradient, so they keep the base value under either rule.
     pretraining_only_prefixes=("final_proj.", "label_embs_concat", "mask_emb", "target_glu."),
-    recognises=recognises,
+    matches=is_hubert_config,
     network=_network,
     example_config=example_config,
     check=_check,
     settle=_settle,
 )
 HUBERT = register(LAYOUT)
-build, initial = partial(build_encoder, LAYOUT), partial(initial_weights, LAYOUT)
+build, init_weights = partial(build_encoder, LAYOUT), partial(_layouts.init_weights, LAYOUT)

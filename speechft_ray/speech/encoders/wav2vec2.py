@@ -27,7 +27,7 @@ from speechft_ray.speech.encoders._options import (
 from speechft_ray.speech.encoders._waveform import Network
 
 
-def recognises(config: Mapping[str, Any]) -> bool:
+def is_wav2vec2_config(config: Mapping[str, Any]) -> bool:
     """Whether the configuration is a wav2vec 2.0's: the layout is HuBERT's, without labels."""
     model = config.get("model_cfg")
     return (
@@ -115,7 +115,7 @@ WAV2VEC2 = register(
             "final_proj.",
             "target_glu.",
         ),
-        recognises=recognises,
+        matches=is_wav2vec2_config,
         network=_network,
         example_config=example_config,
         check=_check,

@@ -13,7 +13,7 @@ from speechft_ray.speech.encoders._options import CONVOLUTIONS, TRANSFORMER, fla
 from speechft_ray.speech.encoders._waveform import Network
 
 
-def recognises(config: Mapping[str, Any]) -> bool:
+def is_wavlm_config(config: Mapping[str, Any]) -> bool:
     """Whether the configuration is a WavLM's: one table ``cfg``, with relative positions or a
     convolutional front end."""
     model = config.get("cfg")
@@ -71,7 +71,7 @@ WAVLM = register(
         front_end_prefixes=("feature_extractor.",),
         # The heads of pre-training are not in the released files.
         pretraining_only_prefixes=("mask_emb",),
-        recognises=recognises,
+        matches=is_wavlm_config,
         network=_network,
         example_config=example_config,
         check=_check,

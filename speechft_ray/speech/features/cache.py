@@ -79,7 +79,7 @@ class FeatureCache:
         return Entry(reader, facts["starts"], facts["counts"])
 
     @contextmanager
-    def writing(self, key: str, utterances: int) -> Iterator[Callable[[int, torch.Tensor], None]]:
+    def write(self, key: str, utterances: int) -> Iterator[Callable[[int, torch.Tensor], None]]:
         """Yields ``append(place, rows)``, places in any order, for an entry that is published when
         the body ends well."""
         starts, counts = [0] * utterances, [0] * utterances
@@ -94,7 +94,7 @@ class FeatureCache:
             yield append
             file.close()
 
-    def room_for(self, size_bytes: int) -> bool:
+    def make_room(self, size_bytes: int) -> bool:
         """Makes room for a new entry by removing those that were used longest ago; false when it is
         larger than the budget."""
         if size_bytes > self.budget_bytes:

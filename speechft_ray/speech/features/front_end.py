@@ -17,7 +17,7 @@ from torch import nn
 
 from speechft_ray.core.fingerprint import fingerprint
 from speechft_ray.core.units import frame_count
-from speechft_ray.speech.batching import groups_of_equal_length
+from speechft_ray.speech.batching import group_by_length
 from speechft_ray.speech.checkpoints.load import weights_fingerprint
 from speechft_ray.speech.corpora.base import Corpus, Utterance
 from speechft_ray.speech.encoders._fronts import Given
@@ -30,12 +30,12 @@ GROUP_SECONDS = 20.0
 """Audio encoded at once. On one CPU core 16 utterances of 1.2 s take two thirds of the time that
 they take one by one."""
 
-Around = Callable[[Sequence[int]], Any]
+EncodingContext = Callable[[Sequence[int]], Any]
 """A context for encoding the utterances at these places together; without padding, since they are
 of equal length."""
 
 
-class FrontEnds:
+class SharedFrontEnd:
     """The shared front end of one encoder on one corpus. ``computed`` counts the utterances that it
     really went through."""
 
@@ -60,7 +60,7 @@ class FrontEnds:
         self.computed = 0
 
     @contextmanager
-    def sharing(self, utterances: Sequence[Utterance]) -> Iterator[Around]:
+    def reuse(self, utterances: Sequence[Utterance]) -> Iterator[EncodingContext]:
         """Yields what to encode these utterances within: their front end comes from the cache, or
         goes there."""
         key = self._key(utterances)
@@ -68,12 +68,12 @@ class FrontEnds:
         if entry is not None:
             yield self._playing(entry)
         elif self._has_room(utterances):
-            with self._cache.writing(key, len(utterances)) as append:
+            with self._cache.write(key, len(utterances)) as append:
                 yield self._recording(append)
         else:
             yield self._recording(lambda place, rows: None)
 
-    def stored(
+    def load_or_compute(
         self,
         encoder: Encoder,
         utterances: Sequence[Utterance],
@@ -85,17 +85,15 @@ class FrontEnds:
 
         What is not there is computed and put there; ``None`` when there is no room for it. ``read``
         returns an utterance's waveform ``(samples,)`` where the encoder is; ``advance`` is told how
-        many more utterances are done. The numbers are those that ``sharing`` records: utterances of
+        many more utterances are done. The numbers are those that ``reuse`` records: utterances of
         equal length go together, none is padded.
         """
         key = self._key(utterances)
         entry = self._cache.find(key)
         if entry is None and self._has_room(utterances):
-            with self._cache.writing(key, len(utterances)) as append, torch.no_grad():
-                for group in groups_of_equal_length(
-                    [item.samples for item in utterances], GROUP_SECONDS
-                ):
-                    fronts = encoder.front([read(utterances[place]) for place in group])
+            with self._cache.write(key, len(utterances)) as append, torch.no_grad():
+                for group in group_by_length([item.samples for item in utterances], GROUP_SECONDS):
+                    fronts = encoder.conv_features([read(utterances[place]) for place in group])
                     for place, rows in zip(group, fronts, strict=True):
                         append(place, rows)
                     self.computed += len(group)
@@ -111,11 +109,11 @@ class FrontEnds:
         )
 
     def _has_room(self, utterances: Sequence[Utterance]) -> bool:
-        return self._cache.room_for(
+        return self._cache.make_room(
             self._frame_bytes * sum(frame_count(item.samples) for item in utterances)
         )
 
-    def _playing(self, entry: Entry) -> Around:
+    def _playing(self, entry: Entry) -> EncodingContext:
         @contextmanager
         def around(places: Sequence[int]) -> Iterator[None]:
             own = getattr(self._module, self._name)
@@ -131,7 +129,7 @@ class FrontEnds:
 
         return around
 
-    def _recording(self, append: Callable[[int, torch.Tensor], None]) -> Around:
+    def _recording(self, append: Callable[[int, torch.Tensor], None]) -> EncodingContext:
         @contextmanager
         def around(places: Sequence[int]) -> Iterator[None]:
             heard: list[torch.Tensor] = []

@@ -46,9 +46,9 @@ class Masking:
     each last hidden state: ``(frames, dim)`` to int64 ``(frames,)``.
     """
 
-    mask: Callable[..., np.ndarray]
-    classes: Callable[[EncoderWeights], int]
-    names: Callable[..., torch.Tensor]
+    draw_mask: Callable[..., np.ndarray]
+    count_classes: Callable[[EncoderWeights], int]
+    compute_labels: Callable[..., torch.Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,8 +56,8 @@ class HeadKind:
     """A registered head, declared as data plus plain functions. ``options`` below is always an
     instance of ``options``.
 
-    ``tokens(options, utterance, column)`` returns the label text of an utterance in tokens; the
-    vocabulary is made of those of the train split. ``targets(options, utterance, column,
+    ``read_tokens(options, utterance, column)`` returns the label text of an utterance in tokens; the
+    vocabulary is made of those of the train split. ``make_targets(options, utterance, column,
     vocabulary)`` returns their ids, int64 ``(length,)``. Both are None where ``masking`` is not:
     such a head has one target per frame, ``IGNORED`` where nothing is masked. ``build(options, dim,
     classes)`` returns a module ``(features (batch, frames, dim), frames (batch,)) -> logits``.
@@ -73,16 +73,16 @@ class HeadKind:
     croppable: bool
     """Whether a piece of an utterance can be learned from: it has the target of the whole, or,
     masked, its own frames'."""
-    tokens: Callable[..., list[str]] | None
-    targets: Callable[..., torch.Tensor] | None
+    read_tokens: Callable[..., list[str]] | None
+    make_targets: Callable[..., torch.Tensor] | None
     masking: Masking | None = None
     """None for a head that learns from labels."""
     build: Callable[..., nn.Module]
     loss: Callable[[torch.Tensor, torch.Tensor, Sequence[torch.Tensor]], torch.Tensor]
     tally: Callable[[torch.Tensor, torch.Tensor, Sequence[torch.Tensor]], Tally]
-    frames_needed: Callable[[torch.Tensor], int]
+    min_frames: Callable[[torch.Tensor], int]
     """Fewest frames that a target can be learned from."""
-    units: Callable[[torch.Tensor], int]
+    loss_weight: Callable[[torch.Tensor], int]
     """What a target counts in the mean of ``loss``, so that a batch can be learned in parts."""
 
 
@@ -101,17 +101,17 @@ def head_options(name: str, given: Mapping[str, Any]) -> HeadOptions:
         raise SpecError(f"the options of the head `{name}`", mistakes) from None
 
 
-def label_of(utterance: Utterance, column: str) -> str:
+def get_label(utterance: Utterance, column: str) -> str:
     """Returns the text of a column that the corpus has; empty when this utterance lacks it."""
     return utterance.labels.get(column, "")
 
 
-def valid_frames(frames: torch.Tensor, length: int) -> torch.Tensor:
+def valid_frame_mask(frames: torch.Tensor, length: int) -> torch.Tensor:
     """Returns a mask ``(batch, length)``, true where a frame belongs to its utterance."""
     return torch.arange(length, device=frames.device) < frames[:, None]
 
 
-def one(target: torch.Tensor) -> int:
+def count_one(target: torch.Tensor) -> int:
     """Returns 1: the frames that a label needs, or the units of an utterance in a mean over
     utterances."""
     return 1

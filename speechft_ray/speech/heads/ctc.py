@@ -14,9 +14,9 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from speechft_ray.core.errors import UserError
 from speechft_ray.speech.corpora.base import Utterance
-from speechft_ray.speech.heads.base import HEADS, HeadKind, HeadOptions, Tally, label_of, one
+from speechft_ray.speech.heads.base import HEADS, HeadKind, HeadOptions, Tally, count_one, get_label
 from speechft_ray.speech.heads.specaug import spec_augment
-from speechft_ray.speech.text import BLANK, Unit, Vocabulary, tokens_of
+from speechft_ray.speech.text import BLANK, Unit, Vocabulary, tokenize
 
 
 def ctc_loss(
@@ -40,7 +40,9 @@ def ctc_loss(
     )
 
 
-def greedy_ctc(logits: torch.Tensor, frames: torch.Tensor, blank: int = BLANK) -> list[list[int]]:
+def greedy_decode(
+    logits: torch.Tensor, frames: torch.Tensor, blank: int = BLANK
+) -> list[list[int]]:
     """Returns the best path of each utterance of ``(batch, frames, classes)``: repeats merged, then
     blanks removed."""
     decoded = []
@@ -65,11 +67,11 @@ def edit_distance(left: Sequence[int], right: Sequence[int]) -> int:
     return row[-1]
 
 
-def token_errors(
+def count_token_errors(
     logits: torch.Tensor, frames: torch.Tensor, targets: Sequence[torch.Tensor]
 ) -> Tally:
     """Counts edit errors of the greedy decoding against all target tokens."""
-    decoded = greedy_ctc(logits, frames)
+    decoded = greedy_decode(logits, frames)
     errors = sum(
         edit_distance(target.tolist(), found)
         for target, found in zip(targets, decoded, strict=True)
@@ -77,12 +79,12 @@ def token_errors(
     return Tally(errors, sum(len(target) for target in targets))
 
 
-def frames_needed(target: torch.Tensor) -> int:
+def min_frames(target: torch.Tensor) -> int:
     """Fewest frames of a CTC path: one per token, and a blank between equal neighbours."""
     return len(target) + int((target[1:] == target[:-1]).sum())
 
 
-def both_ways(layer: nn.LSTM, features: torch.Tensor, frames: torch.Tensor) -> torch.Tensor:
+def run_bidirectional(layer: nn.LSTM, features: torch.Tensor, frames: torch.Tensor) -> torch.Tensor:
     """Runs a bidirectional layer over ``(batch, frames, dim)``; the way back starts at each
     utterance's last valid frame.
 
@@ -162,7 +164,7 @@ class CtcHead(nn.Module):
             features = spec_augment(features, frames)
         features = self.projector(features)
         for index, layer in enumerate(self.layers):
-            features = self.dropout(both_ways(cast(nn.LSTM, layer), features, frames))
+            features = self.dropout(run_bidirectional(cast(nn.LSTM, layer), features, frames))
             if self.squares:
                 features = torch.tanh(self.squares[index](features))
         logits: torch.Tensor = self.output(features)
@@ -191,21 +193,21 @@ def build(options: CtcOptions, dim: int, classes: int) -> CtcHead:
     return CtcHead(dim, classes, **options.model_dump(exclude={"unit"}))
 
 
-def tokens(options: CtcOptions, utterance: Utterance, column: str) -> list[str]:
+def read_tokens(options: CtcOptions, utterance: Utterance, column: str) -> list[str]:
     """Returns the label in the unit of the options. Raises ``UserError`` when it is empty."""
-    found = tokens_of(label_of(utterance, column), options.unit)
+    found = tokenize(get_label(utterance, column), options.unit)
     if not found:
         raise UserError(
-            f"the utterance `{utterance.key}` has no label in the column `{column}`: add one, or leave it out."
+            f"the utterance `{utterance.key}` has no label in the column `{column}`: add count_one, or leave it out."
         )
     return found
 
 
-def targets(
+def make_targets(
     options: CtcOptions, utterance: Utterance, column: str, vocabulary: Vocabulary
 ) -> torch.Tensor:
     """Returns the token ids, shape ``(tokens,)``."""
-    return torch.tensor(vocabulary.encode(tokens(options, utterance, column)))
+    return torch.tensor(vocabulary.encode(read_tokens(options, utterance, column)))
 
 
 HEADS.register(
@@ -215,12 +217,12 @@ HEADS.register(
         metric="finetune.token_error_rate",
         reserved=1,
         croppable=False,
-        tokens=tokens,
-        targets=targets,
+        read_tokens=read_tokens,
+        make_targets=make_targets,
         build=build,
         loss=ctc_loss,
-        tally=token_errors,
-        frames_needed=frames_needed,
-        units=one,
+        tally=count_token_errors,
+        min_frames=min_frames,
+        loss_weight=count_one,
     ),
 )

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 
-from speechft_ray.speech.heads.base import valid_frames
+from speechft_ray.speech.heads.base import valid_frame_mask
 
 
 class DiarizationHead(nn.Module):
@@ -50,7 +50,7 @@ def permutation_losses(
     frames = torch.tensor([min(len(target), length) for target in targets], device=logits.device)
     wanted = pad_sequence([target[:length] for target in targets], batch_first=True).to(logits)
     logits = logits[:, : wanted.shape[1]]
-    inside = valid_frames(frames, wanted.shape[1])
+    inside = valid_frame_mask(frames, wanted.shape[1])
     losses = []
     for order in permutations(range(speakers)):
         each = functional.binary_cross_entropy_with_logits(

@@ -11,7 +11,7 @@ LAYER_NORM_EPS = 1e-5
 ``--upstream_feature_normalize``."""
 
 
-def normalized(states: torch.Tensor) -> torch.Tensor:
+def layer_normalize(states: torch.Tensor) -> torch.Tensor:
     """Layer-normalises the last dimension of ``(..., dim)`` without scale and shift; Speech-FT
     evaluates with it."""
     return functional.layer_norm(states, states.shape[-1:], eps=LAYER_NORM_EPS)
@@ -22,7 +22,7 @@ class Featurizer(nn.Module):
     ``upstream/interfaces.py``).
 
     The logits of the weights start at zero, which is the plain average. ``normalize`` switches
-    ``normalized`` on for states by frame.
+    ``layer_normalize`` on for states by frame.
     """
 
     def __init__(self, state_count: int, normalize: bool = True) -> None:
@@ -40,7 +40,7 @@ class Featurizer(nn.Module):
         if states.dim() == 3:
             return torch.einsum("l,bld->bd", self._shares(), states)
         if self.normalize:
-            states = normalized(states)
+            states = layer_normalize(states)
         return torch.einsum("l,lbtd->btd", self._shares(), states)
 
     def _shares(self) -> torch.Tensor:

@@ -19,9 +19,9 @@ from speechft_ray.speech.heads.base import (
     HeadKind,
     HeadOptions,
     Tally,
-    label_of,
-    one,
-    valid_frames,
+    count_one,
+    get_label,
+    valid_frame_mask,
 )
 from speechft_ray.speech.text import Vocabulary
 
@@ -49,7 +49,7 @@ def cross_entropy(
     return total / (wanted != IGNORED).sum().clamp(min=1)
 
 
-def right_answers(
+def count_correct(
     logits: torch.Tensor, frames: torch.Tensor, targets: Sequence[torch.Tensor]
 ) -> Tally:
     """Counts the labelled frames whose most probable class is the label."""
@@ -57,7 +57,7 @@ def right_answers(
     return Tally(int((logits.argmax(dim=-1) == wanted).sum()), int((wanted != IGNORED).sum()))
 
 
-def labelled_frames(target: torch.Tensor) -> int:
+def count_labelled_frames(target: torch.Tensor) -> int:
     """Counts the frames of a target that have a label."""
     return int((target != IGNORED).sum())
 
@@ -84,7 +84,7 @@ def build(options: FrameOptions, dim: int, classes: int) -> FrameHead:
     return FrameHead(dim, classes)
 
 
-def tokens(options: FrameOptions, utterance: Utterance, column: str) -> list[str]:
+def read_tokens(options: FrameOptions, utterance: Utterance, column: str) -> list[str]:
     """Returns the labels of the alignment, without empty ones.
 
     Raises ``UserError`` when there is none, or when it aligns another column: the tokens of the
@@ -96,7 +96,7 @@ def tokens(options: FrameOptions, utterance: Utterance, column: str) -> list[str
             "use the head `ctc`, which needs none, or a corpus with an alignment."
         )
     aligned = [label for _, label in utterance.alignment if label]
-    foreign = sorted(set(label_of(utterance, column).split()) - set(aligned))
+    foreign = sorted(set(get_label(utterance, column).split()) - set(aligned))
     if foreign:
         raise UserError(
             f"the alignment of `{utterance.key}` does not belong to the column `{column}`: `{foreign[0]}` is not in it; "
@@ -105,13 +105,17 @@ def tokens(options: FrameOptions, utterance: Utterance, column: str) -> list[str
     return aligned
 
 
-def targets(
+def make_targets(
     options: FrameOptions, utterance: Utterance, column: str, vocabulary: Vocabulary
 ) -> torch.Tensor:
     """Returns one class id per frame, ``IGNORED`` where nothing is labelled, shape
     ``(frames,)``."""
     ids = dict(
-        zip(aligned := tokens(options, utterance, column), vocabulary.encode(aligned), strict=True)
+        zip(
+            aligned := read_tokens(options, utterance, column),
+            vocabulary.encode(aligned),
+            strict=True,
+        )
     )
     labels = frame_labels(utterance.alignment, utterance.samples)
     return torch.tensor(
@@ -129,7 +133,7 @@ def _padded(
     for row, target in zip(wanted, targets, strict=True):
         row[: min(length, len(target))] = target[:length]
     return wanted.to(logits.device).masked_fill(
-        ~valid_frames(frames.to(logits.device), length), IGNORED
+        ~valid_frame_mask(frames.to(logits.device), length), IGNORED
     )
 
 
@@ -140,12 +144,12 @@ HEADS.register(
         metric="finetune.accuracy",
         reserved=0,
         croppable=False,
-        tokens=tokens,
-        targets=targets,
+        read_tokens=read_tokens,
+        make_targets=make_targets,
         build=build,
         loss=cross_entropy,
-        tally=right_answers,
-        frames_needed=one,
-        units=labelled_frames,
+        tally=count_correct,
+        min_frames=count_one,
+        loss_weight=count_labelled_frames,
     ),
 )

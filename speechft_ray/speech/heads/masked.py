@@ -22,8 +22,13 @@ from speechft_ray.speech.encoders.base import (
     EncoderWeights,
     no_mask_embedding,
 )
-from speechft_ray.speech.heads.base import HEADS, HeadKind, HeadOptions, Masking, one
-from speechft_ray.speech.heads.frame import FrameHead, cross_entropy, labelled_frames, right_answers
+from speechft_ray.speech.heads.base import HEADS, HeadKind, HeadOptions, Masking, count_one
+from speechft_ray.speech.heads.frame import (
+    FrameHead,
+    count_correct,
+    count_labelled_frames,
+    cross_entropy,
+)
 
 
 class MaskedOptions(HeadOptions):
@@ -43,7 +48,7 @@ class MaskedOptions(HeadOptions):
     """Spans of an utterance, however short (``min_masks``)."""
 
 
-def mask(options: MaskedOptions, frames: int, draw: np.random.Generator) -> np.ndarray:
+def draw_mask(options: MaskedOptions, frames: int, draw: np.random.Generator) -> np.ndarray:
     """Returns which frames of an utterance are masked, bool ``(frames,)``.
 
     The rule of fairseq's ``compute_mask_indices`` for one utterance alone. In a batch, fairseq
@@ -60,7 +65,7 @@ def mask(options: MaskedOptions, frames: int, draw: np.random.Generator) -> np.n
     return masked
 
 
-def classes(start: EncoderWeights) -> int:
+def count_classes(start: EncoderWeights) -> int:
     """Returns the rows of the code book: 504 in HuBERT Base, 500 clusters and four specials of
     fairseq's dictionaries.
 
@@ -83,7 +88,7 @@ def classes(start: EncoderWeights) -> int:
     return len(codes)
 
 
-def names(options: MaskedOptions, model: Any, states: torch.Tensor) -> torch.Tensor:
+def compute_labels(options: MaskedOptions, model: Any, states: torch.Tensor) -> torch.Tensor:
     """Returns the code most similar to each projected state: from ``(frames, dim)`` to int64
     ``(frames,)``.
 
@@ -111,13 +116,15 @@ HEADS.register(
         metric="finetune.masked_accuracy",
         reserved=0,
         croppable=True,
-        tokens=None,
-        targets=None,
-        masking=Masking(mask=mask, classes=classes, names=names),
+        read_tokens=None,
+        make_targets=None,
+        masking=Masking(
+            draw_mask=draw_mask, count_classes=count_classes, compute_labels=compute_labels
+        ),
         build=build,
         loss=cross_entropy,
-        tally=right_answers,
-        frames_needed=one,
-        units=labelled_frames,
+        tally=count_correct,
+        min_frames=count_one,
+        loss_weight=count_labelled_frames,
     ),
 )

@@ -16,9 +16,9 @@ from speechft_ray.speech.heads.base import (
     HeadKind,
     HeadOptions,
     Tally,
-    label_of,
-    one,
-    valid_frames,
+    count_one,
+    get_label,
+    valid_frame_mask,
 )
 from speechft_ray.speech.text import Vocabulary
 
@@ -29,7 +29,7 @@ PROJECTION = 256
 
 def mean_over_frames(features: torch.Tensor, frames: torch.Tensor) -> torch.Tensor:
     """Averages ``(batch, frames, dim)`` over each utterance's own frames to ``(batch, dim)``."""
-    mask = valid_frames(frames.to(features.device), features.shape[1]).unsqueeze(-1)
+    mask = valid_frame_mask(frames.to(features.device), features.shape[1]).unsqueeze(-1)
     return features.masked_fill(~mask, 0.0).sum(dim=1) / mask.sum(dim=1)
 
 
@@ -41,7 +41,7 @@ def cross_entropy(
     return functional.cross_entropy(logits, torch.cat(list(targets)).to(logits.device))
 
 
-def right_answers(
+def count_correct(
     logits: torch.Tensor, frames: torch.Tensor, targets: Sequence[torch.Tensor]
 ) -> Tally:
     """Counts the utterances whose most probable class is the label."""
@@ -80,21 +80,21 @@ def build(options: PooledOptions, dim: int, classes: int) -> PooledHead:
     return PooledHead(dim, classes, options.projection)
 
 
-def tokens(options: PooledOptions, utterance: Utterance, column: str) -> list[str]:
+def read_tokens(options: PooledOptions, utterance: Utterance, column: str) -> list[str]:
     """Returns the whole label as one token. Raises ``UserError`` when it is empty."""
-    label = label_of(utterance, column).strip()
+    label = get_label(utterance, column).strip()
     if not label:
         raise UserError(
-            f"the utterance `{utterance.key}` has no label in the column `{column}`: add one, or leave it out."
+            f"the utterance `{utterance.key}` has no label in the column `{column}`: add count_one, or leave it out."
         )
     return [label]
 
 
-def targets(
+def make_targets(
     options: PooledOptions, utterance: Utterance, column: str, vocabulary: Vocabulary
 ) -> torch.Tensor:
     """Returns the class id, shape ``(1,)``."""
-    return torch.tensor(vocabulary.encode(tokens(options, utterance, column)))
+    return torch.tensor(vocabulary.encode(read_tokens(options, utterance, column)))
 
 
 HEADS.register(
@@ -104,12 +104,12 @@ HEADS.register(
         metric="finetune.accuracy",
         reserved=0,
         croppable=True,
-        tokens=tokens,
-        targets=targets,
+        read_tokens=read_tokens,
+        make_targets=make_targets,
         build=build,
         loss=cross_entropy,
-        tally=right_answers,
-        frames_needed=one,
-        units=one,
+        tally=count_correct,
+        min_frames=count_one,
+        loss_weight=count_one,
     ),
 )

@@ -28,7 +28,7 @@ def spec_augment(
     """Returns augmented features; ``(batch, frames, dim)`` with ``frames`` valid ones ``(batch,)``,
     in and out."""
     batch, length, dim = features.shape
-    features = warped(features, *draw_warps(frames, generator))
+    features = warp_time(features, *draw_warps(frames, generator))
     channels = draw_masks(batch, dim, CHANNEL_MASKS, CHANNEL_MASK_WIDTH, generator)
     times = draw_masks(batch, length, TIME_MASKS, TIME_MASK_WIDTH, generator)
     hidden = times[:, :, None] | channels[:, None, :]
@@ -73,7 +73,7 @@ def draw_warps(
     return frames, centres.masked_fill(still, 0), moved.masked_fill(still, 0)
 
 
-def warped(
+def warp_time(
     features: torch.Tensor, frames: torch.Tensor, centres: torch.Tensor, moved: torch.Tensor
 ) -> torch.Tensor:
     """Resizes the frames before and after each centre to meet at ``moved``, bicubically along time;

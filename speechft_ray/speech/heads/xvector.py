@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from speechft_ray.speech.heads.base import valid_frames
+from speechft_ray.speech.heads.base import valid_frame_mask
 
 CONTEXTS = ((5, 1), (3, 2), (3, 3), (1, 1), (1, 1))
 """Frames and dilation that each layer looks at (s3prl ``XVector``)."""
@@ -70,7 +70,7 @@ class XVectorHead(nn.Module):
         side."""
         if self.training and self.pools_padding:
             frames = (frames + 1).clamp(max=hidden.shape[2])
-        inside = valid_frames(frames, hidden.shape[2])[:, None]
+        inside = valid_frame_mask(frames, hidden.shape[2])[:, None]
         mean = hidden.masked_fill(~inside, 0.0).sum(2) / frames[:, None]
         squares = (hidden - mean[:, :, None]).masked_fill(~inside, 0.0).square().sum(2)
         return torch.cat([mean, _root(squares / (frames[:, None] - 1))], dim=1)

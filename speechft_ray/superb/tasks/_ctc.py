@@ -20,7 +20,7 @@ import torch
 from pydantic import Field
 
 from speechft_ray.speech.corpora.base import Corpus, Utterance
-from speechft_ray.speech.heads.ctc import CtcHead, ctc_loss, greedy_ctc
+from speechft_ray.speech.heads.ctc import CtcHead, ctc_loss, greedy_decode
 from speechft_ray.speech.heads.specaug import spec_augment
 from speechft_ray.speech.text import Vocabulary
 from speechft_ray.superb.tasks.base import Example, Measure, Problem, TaskOptions, task_splits
@@ -101,7 +101,7 @@ def sequence_pose(
             return Example(utterance, torch.tensor(ids, dtype=torch.long), rendered(found))
 
         def answers(logits: torch.Tensor, frames: torch.Tensor) -> list[Any]:
-            return [rendered(vocabulary.decode(path)) for path in greedy_ctc(logits, frames)]
+            return [rendered(vocabulary.decode(path)) for path in greedy_decode(logits, frames)]
 
         def rendered(found: Sequence[str]) -> Any:
             return render([token for token in found if token != end])

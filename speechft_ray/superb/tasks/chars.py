@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from speechft_ray.speech.corpora.base import Utterance
-from speechft_ray.speech.text import tokens_of
+from speechft_ray.speech.text import tokenize
 from speechft_ray.superb.measures.error_rate import token_error_rate, token_errors
 from speechft_ray.superb.tasks._ctc import (
     BATCH_SIZE,
@@ -25,7 +25,7 @@ from speechft_ray.superb.tasks.base import TASKS, Task, label_in
 
 def characters(utterance: Utterance, columns: Sequence[str]) -> list[str]:
     """Returns the characters of the column, each run of blanks as one, and the end."""
-    return [*tokens_of(label_in(utterance, columns[0]), "characters"), EOS]
+    return [*tokenize(label_in(utterance, columns[0]), "characters"), EOS]
 
 
 TASKS.register(

@@ -16,7 +16,7 @@ from speechft_ray.speech.corpora._timit_tables import CORE_TEST_SPEAKERS, DEV_SP
 from speechft_ray.speech.corpora.base import CORPORA
 from speechft_ray.speech.corpora.timit import read_phones
 from speechft_ray.speech.heads.base import IGNORED
-from speechft_ray.speech.heads.frame import FrameOptions, targets, tokens
+from speechft_ray.speech.heads.frame import FrameOptions, make_targets, read_tokens
 from speechft_ray.speech.text import Vocabulary
 from tests.speech.corpora.opened import opened, sizes
 from tests.speech.layouts import timit
@@ -84,8 +84,8 @@ def test_phones_are_folded_and_keep_their_times(tree: Path) -> None:
 
 def test_the_frame_head_learns_all_but_glottal_stops(tree: Path) -> None:
     utterance = opened("timit", tree).split("train")[0]
-    vocabulary = Vocabulary.of(tokens(FrameOptions(), utterance, "phones"), reserved=0)
-    found = targets(FrameOptions(), utterance, "phones", vocabulary)
+    vocabulary = Vocabulary.of(read_tokens(FrameOptions(), utterance, "phones"), reserved=0)
+    found = make_targets(FrameOptions(), utterance, "phones", vocabulary)
     centres = torch.arange(len(found)) * 320 + 200
     begins = timit.starts(utterance.samples)
     silent = (centres >= begins[8]) & (centres < begins[9])

@@ -21,7 +21,7 @@ def make(
     pieces: Iterable[tuple[int, torch.Tensor]] = PIECES,
     count: int = 3,
 ) -> None:
-    with cache.writing(key, count) as append:
+    with cache.write(key, count) as append:
         for place, rows in pieces:
             append(place, rows)
 
@@ -86,15 +86,15 @@ def test_what_was_used_longest_ago_makes_room(cache: FeatureCache) -> None:
         make(cache, key)
         os.utime(cache._store.folder("features", key) / "manifest.json", (age, age))
     assert cache.find("a") is not None  # used now, so `b` is the oldest
-    assert cache.room_for(SIZE_BYTES)
+    assert cache.make_room(SIZE_BYTES)
     assert [key for key in "abc" if cache.find(key)] == ["a", "c"]
-    assert cache.room_for(3 * SIZE_BYTES)
+    assert cache.make_room(3 * SIZE_BYTES)
     assert [key for key in "abc" if cache.find(key)] == []
 
 
 def test_what_is_larger_than_all_the_room_throws_nothing_out(cache: FeatureCache) -> None:
     make(cache, "a")
-    assert not cache.room_for(3 * SIZE_BYTES + 1)
+    assert not cache.make_room(3 * SIZE_BYTES + 1)
     assert cache.find("a") is not None
 
 
