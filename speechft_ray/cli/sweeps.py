@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
-from speechft_ray.cli.app import EXIT_FAILED, app
+from speechft_ray.cli.app import EXIT_FAILED, app, stop_on_signals
+
+if TYPE_CHECKING:
+    from speechft_ray.commands.sweep import Sweep
 
 DEFAULT_SPACE = "search_spaces/alpha.yaml"
 
@@ -44,6 +48,10 @@ Address = Annotated[
         help="Ray cluster: `local` (start one here), `auto` (the running one) or HOST:PORT."
     ),
 ]
+Report = Annotated[Path | None, typer.Option(help="Report folder; default: STORAGE/report/NAME.")]
+Mlflow = Annotated[
+    str | None, typer.Option(help="MLflow URI; default: sqlite in the storage folder.")
+]
 
 
 @app.command()
@@ -54,19 +62,15 @@ def run(
     corpora: Corpora = None,
     manifest: Manifest = None,
     storage: Storage = Path("runs"),
-    report: Annotated[
-        Path | None, typer.Option(help="Report folder; default: STORAGE/report/NAME.")
-    ] = None,
-    mlflow: Annotated[
-        str | None, typer.Option(help="MLflow URI; default: sqlite in the storage folder.")
-    ] = None,
+    report: Report = None,
+    mlflow: Mlflow = None,
     plan: Annotated[
         bool, typer.Option("--plan", help="Print every trial, merge and evaluation; run nothing.")
     ] = False,
     in_process: Annotated[
         bool, typer.Option("--in-process", help="No Ray: one job after another in this process.")
     ] = False,
-    cpu: Annotated[bool, typer.Option("--cpu", help="Leave GPUs alone.")] = False,
+    cpu: Annotated[bool, typer.Option("--cpu", help="Use no GPU.")] = False,
     cache: Cache = None,
     cache_gb: CacheGb = 50.0,
 ) -> None:
@@ -75,30 +79,17 @@ def run(
     Ends with 1 where a job failed. Runs that `stop_tuning` ended early are no failures: their rows
     say so.
     """
-    from speechft_ray.cli.app import stop_on_signals
-    from speechft_ray.commands.parts import place_for
-    from speechft_ray.commands.search import run_search_sweep
-    from speechft_ray.commands.status import describe_plan
-    from speechft_ray.commands.sweep import run_sweep
-    from speechft_ray.sweep.space_file import read_space
+    from speechft_ray.commands.sweep import run
 
-    spec = read_space(space)
-    place = place_for(
-        spec, storage=storage, encoder=encoder, corpora=corpora, manifest=manifest, cpu=cpu
-    )
-    place = place.model_copy(
-        update={
-            "cache": str(cache.expanduser().absolute()) if cache else None,
-            "cache_gb": cache_gb,
-        }
-    )
+    changes = {"cache": str(cache.expanduser().absolute()) if cache else None, "cache_gb": cache_gb}
+    sweep = _open_sweep(space, encoder, corpora, manifest, storage, cpu=cpu, changes=changes)
     if plan:
-        describe_plan(spec, place, Console())
+        sweep.print_plan(Console())
         return
-    folder = report or Path(place.storage) / "report" / spec.name
     with stop_on_signals() as stop:
-        runs = run_search_sweep if spec.search else run_sweep
-        failures = runs(spec, place, None if in_process else address, folder, mlflow, stop)
+        failures = run(
+            sweep, None if in_process else address, report or _report_of(sweep), mlflow, stop
+        )
     if failures:
         raise SystemExit(EXIT_FAILED)
 
@@ -112,16 +103,7 @@ def show_plan(
     storage: Storage = Path("runs"),
 ) -> None:
     """Print every trial, merge and evaluation of a sweep with what is already done."""
-    from speechft_ray.commands.parts import place_for
-    from speechft_ray.commands.status import describe_plan
-    from speechft_ray.sweep.space_file import read_space
-
-    spec = read_space(space)
-    describe_plan(
-        spec,
-        place_for(spec, storage=storage, encoder=encoder, corpora=corpora, manifest=manifest),
-        Console(),
-    )
+    _open_sweep(space, encoder, corpora, manifest, storage).print_plan(Console())
 
 
 @app.command()
@@ -133,16 +115,7 @@ def status(
     storage: Storage = Path("runs"),
 ) -> None:
     """Print how far a sweep is and who runs it."""
-    from speechft_ray.commands.parts import place_for
-    from speechft_ray.commands.status import describe_status
-    from speechft_ray.sweep.space_file import read_space
-
-    spec = read_space(space)
-    describe_status(
-        spec,
-        place_for(spec, storage=storage, encoder=encoder, corpora=corpora, manifest=manifest),
-        Console(),
-    )
+    _open_sweep(space, encoder, corpora, manifest, storage).print_status(Console())
 
 
 @app.command("report")
@@ -152,23 +125,14 @@ def write_report(
     corpora: Corpora = None,
     manifest: Manifest = None,
     storage: Storage = Path("runs"),
-    report: Annotated[
-        Path | None, typer.Option(help="Report folder; default: STORAGE/report/NAME.")
-    ] = None,
-    mlflow: Annotated[
-        str | None, typer.Option(help="MLflow URI; default: sqlite in the storage folder.")
-    ] = None,
+    report: Report = None,
+    mlflow: Mlflow = None,
 ) -> None:
     """Write the report again from the store, and send to MLflow what it lacks."""
-    from speechft_ray.commands.parts import place_for
-    from speechft_ray.commands.search import publish_search_again
-    from speechft_ray.commands.sweep import publish_again
-    from speechft_ray.sweep.space_file import read_space
+    from speechft_ray.commands.sweep import write_report_again
 
-    spec = read_space(space)
-    place = place_for(spec, storage=storage, encoder=encoder, corpora=corpora, manifest=manifest)
-    publish = publish_search_again if spec.search else publish_again
-    publish(spec, place, report or Path(place.storage) / "report" / spec.name, mlflow)
+    sweep = _open_sweep(space, encoder, corpora, manifest, storage)
+    write_report_again(sweep, report or _report_of(sweep), mlflow)
 
 
 @app.command()
@@ -184,3 +148,29 @@ def pretrain(
     from speechft_ray.commands.pretrain import pretrain_tiny
 
     pretrain_tiny(out, work)
+
+
+def _open_sweep(
+    space: Path,
+    encoder: str | None,
+    corpora: Path | None,
+    manifest: Path | None,
+    storage: Path,
+    *,
+    cpu: bool = False,
+    changes: Mapping[str, object] | None = None,
+) -> Sweep:
+    """Reads, checks and plans a search space; ``changes`` are fields of ``Place``."""
+    from speechft_ray.commands.parts import place_for
+    from speechft_ray.commands.sweep import open_sweep
+    from speechft_ray.sweep.space_file import read_space
+
+    spec = read_space(space)
+    place = place_for(
+        spec, storage=storage, encoder=encoder, corpora=corpora, manifest=manifest, cpu=cpu
+    )
+    return open_sweep(spec, place.model_copy(update=changes))
+
+
+def _report_of(sweep: Sweep) -> Path:
+    return Path(sweep.place.storage) / "report" / sweep.spec.name

@@ -12,8 +12,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from speechft_ray.commands.parts import RESOURCES, corpus_identity, ensure_downloaded, open_executor
-from speechft_ray.commands.sweep import failed_lines_to_stderr
+from speechft_ray.commands.parts import open_executor, plan_inputs
+from speechft_ray.commands.results import print_failures
 from speechft_ray.core.errors import UserError
 from speechft_ray.core.metrics import metric
 from speechft_ray.core.records import STAGES, Outcome, Place, read_scores
@@ -23,9 +23,9 @@ from speechft_ray.core.validation import validate
 from speechft_ray.report.progress import Display
 from speechft_ray.speech.corpora.base import CORPORA
 from speechft_ray.speech.corpora.manifest import DEFAULT_NAME
-from speechft_ray.stages.perform import publish_start, start_encoder
+from speechft_ray.stages.perform import publish_start
 from speechft_ray.superb.tasks.base import TASKS, task_options
-from speechft_ray.sweep.plan import FBANK, Inputs, PlanBuilder
+from speechft_ray.sweep.plan import FBANK, PlanBuilder
 from speechft_ray.sweep.scheduler import JobScheduler, missing_jobs
 
 
@@ -82,14 +82,8 @@ def run_evaluation(
     Raises ``UserError`` before anything is computed when the input is wrong, and ``Interrupted``
     when ``stop`` was set.
     """
-    ensure_downloaded(place.encoder)
-    _, encoder = start_encoder(place.encoder)
     store = Store(Path(place.storage))
-    builder = PlanBuilder(
-        Inputs(
-            encoder=encoder, corpus=lambda item: corpus_identity(item, place), resources=RESOURCES
-        )
-    )
+    builder = PlanBuilder(plan_inputs(place))
     merged = None if place.encoder == FBANK else builder.add_pretrained()[0]
     key = builder.add_evaluation(spec, merged, Path(place.encoder).name)
     missing = missing_jobs([key], builder.jobs, store)
@@ -103,7 +97,7 @@ def run_evaluation(
             executor.stop,
         )
         if failed:
-            failed_lines_to_stderr(failed)
+            print_failures(failed)
             return None
     return store.manifest("evaluate", key)
 

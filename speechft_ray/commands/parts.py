@@ -18,16 +18,18 @@ from rich.progress import (
 )
 
 from speechft_ray.core.fingerprint import fingerprint
-from speechft_ray.core.records import Place, Stage
+from speechft_ray.core.records import Job, Outcome, Place, Stage
 from speechft_ray.core.resources import ResourceRequest
 from speechft_ray.core.specs import CorpusSpec, SweepSpec
 from speechft_ray.core.store import Store
 from speechft_ray.speech.checkpoints.cache import download_encoder, is_cached
 from speechft_ray.speech.checkpoints.catalogue import cache_folder, is_encoder_name
 from speechft_ray.speech.corpora.base import CORPORA, Corpus
-from speechft_ray.stages.perform import open_corpus, perform
+from speechft_ray.stages.perform import open_corpus, perform, start_encoder
 from speechft_ray.sweep.local import LocalExecutor
+from speechft_ray.sweep.plan import Inputs
 from speechft_ray.sweep.protocols import Executor, Tracker
+from speechft_ray.sweep.protocols import Progress as JobProgress
 
 RESOURCES: Mapping[Stage, ResourceRequest] = {
     "corpus": ResourceRequest(cpus=1),
@@ -37,6 +39,18 @@ RESOURCES: Mapping[Stage, ResourceRequest] = {
 }
 """What a job of each stage asks for; a cluster without GPUs gives CPUs instead. Two probes share a GPU: a frozen encoder and
 a small head leave it half idle."""
+
+
+def plan_inputs(place: Place) -> Inputs:
+    """Returns what a plan needs beside the spec; downloads the encoder where only its name is known.
+
+    Raises ``UserError`` for an encoder or a corpus that cannot be read.
+    """
+    ensure_downloaded(place.encoder)
+    _, encoder = start_encoder(place.encoder)
+    return Inputs(
+        encoder=encoder, corpus=lambda spec: corpus_identity(spec, place), resources=RESOURCES
+    )
 
 
 def corpus_identity(spec: CorpusSpec, place: Place) -> tuple[str, bool]:
@@ -114,6 +128,40 @@ def open_executor(
         + (f"; dashboard at {cluster.dashboard}" if cluster.dashboard else "")
     )
     return RayExecutor(perform, place, cluster=cluster)
+
+
+class OnDemandExecutor:
+    """Opens the executor at an address with the first job, so that a finished sweep starts no Ray.
+
+    ``note`` prints a line for people.
+    """
+
+    def __init__(self, address: str | None, place: Place, note: Callable[[str], None]) -> None:
+        self._address, self._place, self._note = address, place, note
+        self._executor: Executor | None = None
+
+    def submit(self, job: Job) -> None:
+        """Opens the executor if need be and submits the job to it."""
+        if self._executor is None:
+            self._executor = open_executor(self._address, self._place, self._note)
+        self._executor.submit(job)
+
+    def outcomes(self, timeout_seconds: float) -> list[Outcome]:
+        """Returns what ended; nothing before the first job."""
+        return self._executor.outcomes(timeout_seconds) if self._executor else []
+
+    def slots(self, job: Job) -> int:
+        """Returns 1 before the first job, which opens the executor."""
+        return self._executor.slots(job) if self._executor else 1
+
+    def progress(self) -> Mapping[str, JobProgress]:
+        """Returns what runs; nothing before the first job."""
+        return self._executor.progress() if self._executor else {}
+
+    def stop(self) -> None:
+        """Stops the executor if it was opened."""
+        if self._executor:
+            self._executor.stop()
 
 
 def open_trackers(spec: SweepSpec, store: Store, mlflow_uri: str | None) -> list[Tracker]:

@@ -1,5 +1,4 @@
-"""Wires a search together: checks it against the registries, runs it on an executor, publishes what
-it chose."""
+"""A search over merges: checked against the registries, performed, selected and evaluated."""
 
 from __future__ import annotations
 
@@ -14,52 +13,128 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from speechft_ray.commands.checks import check_names, gathered
-from speechft_ray.commands.parts import (
-    RESOURCES,
-    corpus_identity,
-    ensure_downloaded,
-    open_executor,
-    open_trackers,
-)
-from speechft_ray.commands.sweep import failed_lines_to_stderr, publish, say_result
+from speechft_ray.commands.parts import plan_inputs
+from speechft_ray.commands.status import print_search_plan, print_search_status
 from speechft_ray.core.errors import SpecError, UserError
-from speechft_ray.core.records import Job, Outcome, Place
+from speechft_ray.core.records import Place
 from speechft_ray.core.specs import SweepSpec
 from speechft_ray.core.store import Store
 from speechft_ray.merging.base import check
 from speechft_ray.report.progress import Display
-from speechft_ray.report.search_summary import SearchFindings, search_sentences, spared, trial_row
+from speechft_ray.report.search_summary import SearchFindings, spared, trial_row
 from speechft_ray.search.greedy_soup import GreedySoup
 from speechft_ray.search.loop import open_judge, progress_line, replay_search, run_search
 from speechft_ray.search.plan import SearchPlan, chosen_plan, make_search_plan
 from speechft_ray.search.proposals import corners
 from speechft_ray.search.trials import Judge, Trial
-from speechft_ray.stages.perform import perform, publish_start, start_encoder
+from speechft_ray.stages.perform import perform, start_encoder
 from speechft_ray.sweep.local import LocalExecutor
-from speechft_ray.sweep.lock import driver_lock
-from speechft_ray.sweep.plan import Inputs, Plan
-from speechft_ray.sweep.protocols import Executor, Progress
+from speechft_ray.sweep.plan import Plan
 from speechft_ray.sweep.publishing import Publisher
-from speechft_ray.sweep.scheduler import JobScheduler, jobs_to_run
+from speechft_ray.sweep.scheduler import JobScheduler, jobs_to_run, run_jobs
 
 if TYPE_CHECKING:  # optuna takes half a second to load
     from speechft_ray.search.optuna_proposer import OptunaProposer
     from speechft_ray.search.optuna_view import StudyView
 
 FIRST_COPIES = 4
-"""Copies of the encoder that one fine-tuning run keeps while it runs: weights, the best weights,
-and Adam's two moments."""
+"""Copies of the encoder that one fine-tuning run keeps while it runs: weights, the best weights, and
+Adam's two moments."""
+
+
+class MergeSearch:
+    """A sweep that proposes its merges one after the other, by what was evaluated before."""
+
+    by_priority = True
+
+    def __init__(self, spec: SweepSpec, place: Place) -> None:
+        self.spec, self.place = spec, place
+        self.store = Store(Path(place.storage))
+        self.search = plan_search(spec, place)
+        self.plan: Plan = self.search.controls
+        self.fingerprint = self.search.fingerprint
+        self._observer: SearchObserver | None = None
+
+    def check_disk(self) -> None:
+        """Raises ``UserError`` when checkpoints, models and the winner would not fit."""
+        check_disk(self.search, self.store, self.place)
+
+    def open_display(self) -> Display:
+        """Counts corpora, fine-tuning runs that may be proposed and merges that are kept.
+
+        Evaluations are counted while the search goes on.
+        """
+        plan, store = self.search, self.store
+        keys = {
+            stage: [job.fingerprint for job in plan.jobs.values() if job.stage == stage]
+            for stage in ("corpus", "finetune")
+        }
+        totals = {stage: len(members) for stage, members in keys.items()}
+        reused = {
+            stage: sum(store.is_complete(stage, key) for key in members)
+            for stage, members in keys.items()
+        }
+        totals["merge"] = len(plan.controls.rows) + 2
+        totals["evaluate"] = plan.search.trials * len(plan.tasks)
+        return Display(totals, reused)
+
+    def execute(self, scheduler: JobScheduler, display: Display, publisher: Publisher) -> None:
+        """Runs the search, then evaluates what it selected, and the controls, on dev and test."""
+        proposer = open_proposer(self.search)
+        observer = SearchObserver(self.search, self.store, display, publisher, proposer)
+        self._observer = observer
+        run_search(self.search, self.store, scheduler, proposer, observer)
+        self._select(observer, publisher)
+        missing = jobs_to_run(self.plan, self.store)
+        for stage in ("corpus", "finetune", "merge", "evaluate"):
+            display.left(stage, sum(job.stage == stage for job in missing.values()))
+        run_jobs(self.plan, self.store, scheduler)
+
+    def replay(self, publisher: Publisher | None) -> None:
+        """Follows the search as far as the store has its evaluations; runs nothing."""
+        proposer = open_proposer(self.search)
+        display = Display({}, {})
+        observer = SearchObserver(self.search, self.store, display, publisher, proposer)
+        self._observer = observer
+        executor = LocalExecutor(perform, self.place)
+        scheduler = JobScheduler(executor, display, lambda outcome: None, threading.Event())
+        if replay_search(self.search, self.store, scheduler, proposer, observer):
+            self._select(observer, publisher)
+
+    def _select(self, observer: SearchObserver, publisher: Publisher | None) -> None:
+        """Plans the evaluation of the selected merges; their weights stay in the store."""
+        selected = observer.selected()
+        if selected:
+            self.plan = chosen_plan(
+                self.search, [(trial.number, trial.proposal) for trial in selected]
+            )
+        if publisher is not None:
+            publisher.chosen(self.plan)
+
+    def findings(self) -> SearchFindings | None:
+        """Returns the trials, their results and what was selected by now."""
+        return self._observer.findings() if self._observer else None
+
+    def print_plan(self, console: Console) -> None:
+        """Prints what is known before the first proposal: donors, axes, tasks and budget."""
+        print_search_plan(self.search, self.store, console)
+
+    def print_status(self, console: Console) -> None:
+        """Prints how far the search is, as far as the store knows, and which driver runs it."""
+        self.replay(None)
+        assert self._observer is not None
+        progress = progress_line(
+            self._observer.trials, self.search.search.trials, self._observer.judge
+        )
+        print_search_status(self.search, self.plan, self.store, progress, console)
 
 
 def plan_search(spec: SweepSpec, place: Place) -> SearchPlan:
     """Checks a search against everything it names and returns its plan. Reads the encoder and the
     user's own corpora."""
     check_names(spec)
-    ensure_downloaded(place.encoder)
-    weights, encoder = start_encoder(place.encoder)
-    inputs = Inputs(
-        encoder=encoder, corpus=lambda item: corpus_identity(item, place), resources=RESOURCES
-    )
+    inputs = plan_inputs(place)
+    weights, _ = start_encoder(place.encoder)
     plan = make_search_plan(spec, inputs, encoder_depth(weights.state))
     mistakes = _merge_mistakes(plan)
     if mistakes:
@@ -83,121 +158,6 @@ def open_proposer(plan: SearchPlan) -> GreedySoup | OptunaProposer:
     from speechft_ray.search.optuna_proposer import OptunaProposer
 
     return OptunaProposer(plan.search, plan.space.draw)
-
-
-def run_search_sweep(
-    spec: SweepSpec,
-    place: Place,
-    address: str | None,
-    report: Path,
-    mlflow_uri: str | None,
-    stop: threading.Event,
-) -> list[Outcome]:
-    """Runs what is missing of a search, writes its report, returns the failures.
-
-    Raises ``UserError`` before anything is computed when the input is wrong, and ``Interrupted``
-    when ``stop`` was set.
-    """
-    store, plan = Store(Path(place.storage)), plan_search(spec, place)
-    check_disk(plan, store, place)
-    publish_start(place)
-    proposer = open_proposer(plan)
-    with driver_lock(store.root, plan.fingerprint), _display(plan, store) as display:
-        publisher = Publisher(
-            plan.controls, store, open_trackers(spec, store, mlflow_uri), display.note
-        )
-        publisher.start()
-        executor = OnDemand(address, place, display)
-        scheduler = JobScheduler(executor, display, publisher.outcome, stop, by_priority=True)
-        listener = _Listener(plan, store, display, publisher, proposer)
-        final: Plan = plan.controls
-        status = "stopped"
-        try:
-            run_search(plan, store, scheduler, proposer, listener)
-            final = _finish(plan, store, scheduler, publisher, listener)
-            status = "failed" if scheduler.failed else "finished"
-        finally:
-            executor.stop()
-            findings = listener.findings()
-            failures = list(scheduler.failed.values())
-            views = publish(final, store, publisher, report, failures, status, place, findings)
-    say_result(final, store, report, views)
-    for sentence in search_sentences(findings):
-        Console().print(sentence, soft_wrap=True, highlight=False)
-    failed_lines_to_stderr(failures)
-    return failures
-
-
-def publish_search_again(
-    spec: SweepSpec, place: Place, report: Path, mlflow_uri: str | None
-) -> None:
-    """Writes the report of a search from the store, and sends trackers what they lack."""
-    store, plan, console = Store(Path(place.storage)), plan_search(spec, place), Console()
-    publisher = Publisher(
-        plan.controls, store, open_trackers(spec, store, mlflow_uri), console.print
-    )
-    publisher.start()
-    listener, final = replayed(plan, store, place, publisher)
-    publisher.chosen(final)
-    status = "finished" if final.winner and not jobs_to_run(final, store) else "stopped"
-    findings = listener.findings()
-    say_result(
-        final, store, report, publish(final, store, publisher, report, [], status, place, findings)
-    )
-    for sentence in search_sentences(findings):
-        console.print(sentence, soft_wrap=True, highlight=False)
-
-
-def replayed(
-    plan: SearchPlan, store: Store, place: Place, publisher: Publisher | None
-) -> tuple[_Listener, Plan]:
-    """Walks a search as far as the store knows it, and returns what was seen and the plan of what
-    it chose; runs nothing."""
-    proposer = open_proposer(plan)
-    listener = _Listener(plan, store, Display({}, {}), publisher, proposer)
-    scheduler = JobScheduler(
-        LocalExecutor(perform, place), listener.display, lambda outcome: None, threading.Event()
-    )
-    ended = replay_search(plan, store, scheduler, proposer, listener)
-    chosen = listener.chosen() if ended else []
-    return listener, chosen_plan(
-        plan, [(trial.number, trial.proposal) for trial in chosen]
-    ) if chosen else plan.controls
-
-
-def _finish(
-    plan: SearchPlan,
-    store: Store,
-    scheduler: JobScheduler,
-    publisher: Publisher,
-    listener: _Listener,
-) -> Plan:
-    """Evaluates what was chosen, and the controls, on dev and test; the merged encoders stay in the
-    store."""
-    final = chosen_plan(plan, [(trial.number, trial.proposal) for trial in listener.chosen()])
-    publisher.chosen(final)
-    needed = jobs_to_run(final, store)
-    for stage in ("corpus", "finetune", "merge", "evaluate"):
-        listener.display.left(stage, sum(job.stage == stage for job in needed.values()))
-    scheduler.add(needed)
-    while scheduler.active:
-        scheduler.poll()
-    return final
-
-
-def _display(plan: SearchPlan, store: Store) -> Display:
-    """Counts corpora, fine-tuning runs that may be proposed and merges that stay; evaluations are
-    counted on the way."""
-    keys = {
-        stage: [job.fingerprint for job in plan.jobs.values() if job.stage == stage]
-        for stage in ("corpus", "finetune")
-    }
-    totals = {stage: len(found) for stage, found in keys.items()}
-    reused = {
-        stage: sum(store.is_complete(stage, key) for key in found) for stage, found in keys.items()
-    }
-    kept = {"merge": len(plan.controls.rows) + 2, "evaluate": plan.search.trials * len(plan.tasks)}
-    return Display(totals | kept, reused)
 
 
 def check_disk(plan: SearchPlan, store: Store, place: Place) -> None:
@@ -257,39 +217,7 @@ def _merge_mistakes(plan: SearchPlan) -> list[tuple[str, str]]:
     return [*found, *refused.items()]
 
 
-class OnDemand:
-    """An executor that is opened by its first job: a search that is all in the store starts no
-    cluster."""
-
-    def __init__(self, address: str | None, place: Place, display: Display) -> None:
-        self._address, self._place, self._display = address, place, display
-        self._executor: Executor | None = None
-
-    def submit(self, job: Job) -> None:
-        """Opens the executor if need be and hands it the job."""
-        if self._executor is None:
-            self._executor = open_executor(self._address, self._place, self._display.note)
-        self._executor.submit(job)
-
-    def outcomes(self, timeout_seconds: float) -> list[Outcome]:
-        """What ended; nothing before the first job."""
-        return self._executor.outcomes(timeout_seconds) if self._executor else []
-
-    def slots(self, job: Job) -> int:
-        """One before the first job, which opens the executor."""
-        return self._executor.slots(job) if self._executor else 1
-
-    def progress(self) -> Mapping[str, Progress]:
-        """What runs; nothing before the first job."""
-        return self._executor.progress() if self._executor else {}
-
-    def stop(self) -> None:
-        """Ends what was opened."""
-        if self._executor:
-            self._executor.stop()
-
-
-class _Listener:
+class SearchObserver:
     """Shows a search, tells the trackers, and has the view for optuna-dashboard written in a thread
     of its own."""
 
@@ -329,8 +257,8 @@ class _Listener:
         if self._view is not None and self._writer is not None:
             self._writer.submit(self._view.copy, trial.number)
 
-    def chosen(self) -> list[Trial]:
-        """What is best by now."""
+    def selected(self) -> list[Trial]:
+        """Returns the best trials by now: one, or the Pareto front of several objectives."""
         return self.judge.chosen(self.trials) if self.judge else []
 
     def findings(self) -> SearchFindings:
@@ -346,7 +274,7 @@ class _Listener:
             plan=self.plan,
             judge=self.judge,
             trials=self.trials,
-            chosen=self.chosen(),
+            chosen=self.selected(),
             spared=spared(self.plan, self.trials, self.store),
             importances=_importances(self.proposer),
         )

@@ -1,179 +1,190 @@
-"""Wires real parts together: checks every name of a spec, makes the plan, runs it, writes the
-report."""
+"""The verbs ``run`` and ``report``: one way for lists of merges and for searches over merges."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
-from importlib.metadata import version
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Protocol
 
 from rich.console import Console
 
 from speechft_ray.commands.checks import check_names
-from speechft_ray.commands.parts import (
-    RESOURCES,
-    corpus_identity,
-    ensure_downloaded,
-    open_executor,
-    open_trackers,
-)
+from speechft_ray.commands.parts import OnDemandExecutor, open_trackers, plan_inputs
+from speechft_ray.commands.results import print_failures, print_results, publish_results
+from speechft_ray.commands.search import MergeSearch
+from speechft_ray.commands.status import print_list_plan, print_list_status
 from speechft_ray.core.records import STAGES, Job, Outcome, Place
 from speechft_ray.core.specs import SweepSpec
 from speechft_ray.core.store import Store
-from speechft_ray.report.intervals import counts_of
 from speechft_ray.report.progress import Display
 from speechft_ray.report.search_summary import SearchFindings
-from speechft_ray.report.summary import groups
-from speechft_ray.report.table import failure_lines, terminal_table
-from speechft_ray.report.winner import record_choice
-from speechft_ray.report.write import Findings, write_report
-from speechft_ray.stages.leaks import leaks
-from speechft_ray.stages.perform import publish_start, start_encoder
+from speechft_ray.stages.perform import publish_start
 from speechft_ray.sweep.lock import driver_lock
-from speechft_ray.sweep.plan import Inputs, Plan, make_plan
-from speechft_ray.sweep.publishing import Publisher, sweep_info
-from speechft_ray.sweep.rows import curves, references, rows
-from speechft_ray.sweep.scheduler import jobs_to_run, run_plan
+from speechft_ray.sweep.plan import Plan, make_plan
+from speechft_ray.sweep.publishing import Publisher
+from speechft_ray.sweep.scheduler import JobScheduler, jobs_to_run, run_jobs
 from speechft_ray.sweep.stops import stopped_jobs
 
-REPORT_COLUMNS = 110
-"""Width of the table in a log file, where nothing tells a width."""
+
+class Sweep(Protocol):
+    """What ``run`` needs of a sweep; ``MergeList`` and ``MergeSearch`` have it."""
+
+    place: Place
+    store: Store
+    plan: Plan
+    """All jobs that are planned by now; a search adds the merges that it selects."""
+    fingerprint: str
+    by_priority: bool
+    """Whether evaluations are held back until the executor has a free slot."""
+
+    @property
+    def spec(self) -> SweepSpec: ...
+
+    def check_disk(self) -> None:
+        """Raises ``UserError`` when the storage folder lacks space for what will be written."""
+        ...
+
+    def open_display(self) -> Display:
+        """Returns a progress display with the numbers of jobs."""
+        ...
+
+    def execute(self, scheduler: JobScheduler, display: Display, publisher: Publisher) -> None:
+        """Performs every missing job. Raises ``Interrupted`` when the scheduler was stopped."""
+        ...
+
+    def replay(self, publisher: Publisher | None) -> None:
+        """Reads what earlier runs left in the store and runs nothing."""
+        ...
+
+    def findings(self) -> SearchFindings | None:
+        """Returns what a search found by now; ``None`` for a list of merges."""
+        ...
+
+    def print_plan(self, console: Console) -> None: ...
+
+    def print_status(self, console: Console) -> None: ...
+
+
+class MergeList:
+    """A sweep over a list of merges that the spec names in full."""
+
+    by_priority = False
+
+    def __init__(self, spec: SweepSpec, place: Place) -> None:
+        self.spec, self.place = spec, place
+        self.store = Store(Path(place.storage))
+        self.plan = plan_sweep(spec, place)
+        self.fingerprint = self.plan.fingerprint
+
+    def check_disk(self) -> None:
+        """A list of merges has no check of its own."""
+
+    def open_display(self) -> Display:
+        """Counts the jobs of the plan. Runs that an earlier driver stopped early are left out."""
+        stopped = stopped_jobs(self.plan, self.store)
+        missing = jobs_to_run(self.plan, self.store)
+        totals: dict[str, int] = {
+            stage: sum(job.fingerprint not in stopped for job in self.plan.of_stage(stage))
+            for stage in STAGES
+        }
+        reused = {stage: total - _count(missing, stage) for stage, total in totals.items()}
+        return Display(totals, reused)
+
+    def execute(self, scheduler: JobScheduler, display: Display, publisher: Publisher) -> None:
+        """Performs what the store lacks."""
+        run_jobs(self.plan, self.store, scheduler)
+
+    def replay(self, publisher: Publisher | None) -> None:
+        """The plan of a list is complete from the start."""
+
+    def findings(self) -> SearchFindings | None:
+        """A list of merges searches nothing."""
+        return None
+
+    def print_plan(self, console: Console) -> None:
+        """Prints every job with its fingerprint and whether it is done."""
+        print_list_plan(self.plan, self.store, console)
+
+    def print_status(self, console: Console) -> None:
+        """Prints how many jobs of each stage are done and which driver runs the sweep."""
+        print_list_status(self.plan, self.store, console)
+
+
+def open_sweep(spec: SweepSpec, place: Place) -> Sweep:
+    """Checks a spec against everything it names and plans it.
+
+    Reads the encoder and the user's own corpora. An encoder that is known by name alone is
+    downloaded, even for a plan that nobody runs: identity is content. Raises ``UserError``.
+    """
+    return MergeSearch(spec, place) if spec.search else MergeList(spec, place)
 
 
 def plan_sweep(spec: SweepSpec, place: Place) -> Plan:
-    """Checks a spec against everything it names and returns its plan. Reads the encoder and the
-    user's own corpora.
-
-    An encoder that is known by name alone is downloaded, even for a plan that nobody runs: identity
-    is content.
-    """
+    """Returns the plan of a list of merges, after every name in the spec was checked."""
     check_names(spec)
-    ensure_downloaded(place.encoder)
-    _, encoder = start_encoder(place.encoder)
-    return make_plan(
-        spec,
-        Inputs(
-            encoder=encoder, corpus=lambda item: corpus_identity(item, place), resources=RESOURCES
-        ),
-    )
+    return make_plan(spec, plan_inputs(place))
 
 
-def run_sweep(
-    spec: SweepSpec,
-    place: Place,
+def run(
+    sweep: Sweep,
     address: str | None,
     report: Path,
     mlflow_uri: str | None,
     stop: threading.Event,
 ) -> list[Outcome]:
-    """Runs what is missing of a sweep on a cluster (``None``: in this process), writes its report,
-    returns the failures.
+    """Performs what is missing of a sweep, writes its report and returns the failed jobs.
 
-    Raises ``UserError`` before anything is computed when the input is wrong, and ``Interrupted``
-    when ``stop`` was set.
+    ``address`` is that of a Ray cluster, ``None`` for this process. Raises ``UserError`` before
+    anything is computed when the input is wrong, and ``Interrupted`` when ``stop`` was set.
     """
-    store = Store(Path(place.storage))
-    plan = plan_sweep(spec, place)
-    missing = jobs_to_run(plan, store)
-    if any(job.stage in ("finetune", "merge") for job in missing.values()):
-        publish_start(place)
-    executor = open_executor(address, place) if missing else None
+    place, store = sweep.place, sweep.store
+    sweep.check_disk()
+    publish_start(place)
     failures: list[Outcome] = []
     status = "stopped"
-    with (
-        driver_lock(store.root, plan.fingerprint),
-        _display(plan, missing, stopped_jobs(plan, store)) as display,
-    ):
-        publisher = Publisher(plan, store, open_trackers(spec, store, mlflow_uri), display.note)
+    with driver_lock(store.root, sweep.fingerprint), sweep.open_display() as display:
+        trackers = open_trackers(sweep.spec, store, mlflow_uri)
+        publisher = Publisher(sweep.plan, store, trackers, display.note)
         publisher.start()
+        executor = OnDemandExecutor(address, place, display.note)
+        scheduler = JobScheduler(
+            executor, display, publisher.outcome, stop, by_priority=sweep.by_priority
+        )
         try:
-            if executor:
-                failures = run_plan(plan, store, executor, display, publisher.outcome, stop)
-            status = "failed" if failures else "finished"
+            sweep.execute(scheduler, display, publisher)
+            status = "finished"
         finally:
-            if executor:
-                executor.stop()
-            views = publish(plan, store, publisher, report, failures, status, place)
-    say_result(plan, store, report, views)
-    failed_lines_to_stderr(failures)
+            executor.stop()
+            failures = [outcome for outcome in scheduler.failed.values() if not outcome.stopped]
+            status = "failed" if failures and status == "finished" else status
+            findings = sweep.findings()
+            views = publish_results(
+                sweep.plan, store, publisher, report, failures, status, place, findings
+            )
+    print_results(sweep.plan, store, report, views, findings)
+    print_failures(failures)
     return failures
 
 
-def publish_again(spec: SweepSpec, place: Place, report: Path, mlflow_uri: str | None) -> None:
-    """Writes the report from the store, and sends trackers what they lack."""
-    store, console = Store(Path(place.storage)), Console()
-    plan = plan_sweep(spec, place)
-    publisher = Publisher(plan, store, open_trackers(spec, store, mlflow_uri), console.print)
+def write_report_again(sweep: Sweep, report: Path, mlflow_uri: str | None) -> None:
+    """Writes the report from the store and sends the trackers what they lack. Runs no job."""
+    place, store = sweep.place, sweep.store
+    trackers = open_trackers(sweep.spec, store, mlflow_uri)
+    publisher = Publisher(sweep.plan, store, trackers, Console().print)
     publisher.start()
-    status = "stopped" if jobs_to_run(plan, store) else "finished"
-    say_result(plan, store, report, publish(plan, store, publisher, report, [], status, place))
+    sweep.replay(publisher)
+    status = "finished" if is_finished(sweep) else "stopped"
+    findings = sweep.findings()
+    views = publish_results(sweep.plan, store, publisher, report, [], status, place, findings)
+    print_results(sweep.plan, store, report, views, findings)
 
 
-def _display(plan: Plan, missing: Mapping[str, Job], stopped: Mapping[str, str]) -> Display:
-    """Counts the jobs of the plan; what an earlier run stopped early is none of them."""
-    totals: dict[str, int] = {
-        stage: sum(job.fingerprint not in stopped for job in plan.of_stage(stage))
-        for stage in STAGES
-    }
-    reused: dict[str, int] = {
-        stage: totals[stage] - sum(job.stage == stage for job in missing.values())
-        for stage in STAGES
-    }
-    return Display(totals, reused)
+def is_finished(sweep: Sweep) -> bool:
+    """Whether the store has everything; a search must also have selected a merge."""
+    selected = sweep.spec.search is None or sweep.plan.winner is not None
+    return selected and not jobs_to_run(sweep.plan, sweep.store)
 
 
-def publish(
-    plan: Plan,
-    store: Store,
-    publisher: Publisher,
-    report: Path,
-    failures: Sequence[Outcome],
-    status: str,
-    place: Place,
-    search: SearchFindings | None = None,
-) -> list[str]:
-    """Keeps the choice, writes the report, tells the trackers, and returns the sentences that say
-    how to open them."""
-    found = rows(plan, store)
-    record_choice(plan, store, found, status)
-    findings = Findings(
-        sweep=sweep_info(plan),
-        rows=found,
-        curves=curves(plan, store),
-        failures=failures,
-        references=references(plan, store),
-        where=" ".join(publisher.where()),
-        versions={
-            name: version(name) for name in ("speechft_ray", "torch", "ray", "mlflow", "s3prl")
-        },
-        tests=counts_of(plan, store),
-        leaks=leaks(plan, store, place, lambda item: corpus_identity(item, place)),
-        chosen=plan.winner,
-        search=search,
-    )
-    write_report(report, findings)
-    return publisher.finish(report, status)
-
-
-def say_result(plan: Plan, store: Store, report: Path, views: Sequence[str]) -> None:
-    """Prints the table of a sweep and where its views are."""
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=REPORT_COLUMNS)
-    found = rows(plan, store)
-    console.print(terminal_table(groups(found, references(plan, store), plan.winner)))
-    for sentence in dict.fromkeys(row.stopped for row in found if row.stopped):
-        console.print(sentence, soft_wrap=True, highlight=False, markup=False)
-    console.print(
-        f"Report: {report / 'index.html'} (table.csv, table.md and the figures beside it)",
-        soft_wrap=True,
-    )
-    for sentence in views:
-        console.print(sentence, soft_wrap=True, highlight=False)
-
-
-def failed_lines_to_stderr(failures: Sequence[Outcome]) -> None:
-    """Names every failed job."""
-    for line in failure_lines(failures):
-        Console(stderr=True).print(f"failed: {line}", soft_wrap=True, highlight=False, markup=False)
+def _count(jobs: Mapping[str, Job], stage: str) -> int:
+    return sum(job.stage == stage for job in jobs.values())

@@ -92,12 +92,20 @@ def run_plan(
     ``Interrupted`` when ``stop`` was set; whatever was complete by then stays in the store.
     """
     scheduler = JobScheduler(executor, observer, on_finished, stop)
+    run_jobs(plan, store, scheduler)
+    return [outcome for outcome in scheduler.failed.values() if not outcome.stopped]
+
+
+def run_jobs(plan: Plan, store: Store, scheduler: JobScheduler) -> None:
+    """Performs what the store lacks of a plan, until nothing waits or runs.
+
+    Runs that the executor stopped early are marked in the store.
+    """
     scheduler.add(jobs_to_run(plan, store))
     while scheduler.active:
         for outcome in scheduler.poll():
             if outcome.stopped and outcome.blocked_by is None:
                 remember(store, plan.jobs[outcome.fingerprint], outcome)
-    return [outcome for outcome in scheduler.failed.values() if not outcome.stopped]
 
 
 class JobScheduler:

@@ -14,7 +14,8 @@ import torch
 from speechft_ray.commands.checks import check_names
 from speechft_ray.commands.encoders import export_encoder
 from speechft_ray.commands.parts import place_for
-from speechft_ray.commands.sweep import plan_sweep, publish
+from speechft_ray.commands.results import publish_results
+from speechft_ray.commands.sweep import plan_sweep
 from speechft_ray.core.errors import SpecError
 from speechft_ray.core.space import parse_space
 from speechft_ray.core.specs import SweepSpec
@@ -86,7 +87,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Done:
         threading.Event(),
     )
     assert failures == [] and jobs_to_run(plan, store) == {}
-    publish(
+    publish_results(
         plan, store, Publisher(plan, store, [], print), home / "report", failures, "finished", place
     )
     with (home / "report" / "table.csv").open(encoding="utf-8") as file:

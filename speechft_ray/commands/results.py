@@ -1,0 +1,93 @@
+"""Writes the results of a sweep: the winner's record, the report, the trackers, the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+from rich.console import Console
+
+from speechft_ray.commands.parts import corpus_identity
+from speechft_ray.core.records import Outcome, Place
+from speechft_ray.core.store import Store
+from speechft_ray.report.intervals import counts_of
+from speechft_ray.report.search_summary import SearchFindings, search_sentences
+from speechft_ray.report.summary import groups
+from speechft_ray.report.table import failure_lines, terminal_table
+from speechft_ray.report.winner import record_choice
+from speechft_ray.report.write import Findings, write_report
+from speechft_ray.stages.leaks import leaks
+from speechft_ray.sweep.plan import Plan
+from speechft_ray.sweep.publishing import Publisher, sweep_info
+from speechft_ray.sweep.rows import curves, references, rows
+
+REPORT_COLUMNS = 110
+"""Width of the table in a log file, where nothing tells a width."""
+
+
+def publish_results(
+    plan: Plan,
+    store: Store,
+    publisher: Publisher,
+    report: Path,
+    failures: Sequence[Outcome],
+    status: str,
+    place: Place,
+    search: SearchFindings | None = None,
+) -> list[str]:
+    """Records the winner, writes the report and completes the trackers.
+
+    ``status`` is ``finished``, ``failed`` or ``stopped``. Returns one sentence per tracker that
+    says how to open it.
+    """
+    lines = rows(plan, store)
+    record_choice(plan, store, lines, status)
+    findings = Findings(
+        sweep=sweep_info(plan),
+        rows=lines,
+        curves=curves(plan, store),
+        failures=failures,
+        references=references(plan, store),
+        where=" ".join(publisher.where()),
+        versions={
+            name: version(name) for name in ("speechft_ray", "torch", "ray", "mlflow", "s3prl")
+        },
+        tests=counts_of(plan, store),
+        leaks=leaks(plan, store, place, lambda item: corpus_identity(item, place)),
+        chosen=plan.winner,
+        search=search,
+    )
+    write_report(report, findings)
+    return publisher.finish(report, status)
+
+
+def print_results(
+    plan: Plan,
+    store: Store,
+    report: Path,
+    views: Sequence[str],
+    search: SearchFindings | None = None,
+) -> None:
+    """Prints the table of a sweep and where its report and its trackers are."""
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=REPORT_COLUMNS)
+    lines = rows(plan, store)
+    console.print(terminal_table(groups(lines, references(plan, store), plan.winner)))
+    for sentence in dict.fromkeys(row.stopped for row in lines if row.stopped):
+        console.print(sentence, soft_wrap=True, highlight=False, markup=False)
+    console.print(
+        f"Report: {report / 'index.html'} (table.csv, table.md and the figures beside it)",
+        soft_wrap=True,
+    )
+    for sentence in views:
+        console.print(sentence, soft_wrap=True, highlight=False)
+    for sentence in search_sentences(search) if search else ():
+        console.print(sentence, soft_wrap=True, highlight=False)
+
+
+def print_failures(failures: Sequence[Outcome]) -> None:
+    """Prints one line per failed job to standard error."""
+    for line in failure_lines(failures):
+        Console(stderr=True).print(f"failed: {line}", soft_wrap=True, highlight=False, markup=False)
