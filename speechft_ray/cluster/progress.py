@@ -12,7 +12,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from speechft_ray.core.records import Job, Outcome, Place
 from speechft_ray.sweep.local import perform_safely, read_progress
-from speechft_ray.sweep.protocols import Perform, Progress, Report
+from speechft_ray.sweep.protocols import Perform, Progress, ReportProgress
 
 REPORT_EVERY_SECONDS = 0.5
 """A worker sends at most this often: a thousand workers then cost the actor two thousand small
@@ -34,7 +34,7 @@ def open_board() -> Any:
 
 
 def perform_on_worker(
-    perform: Perform, job: Job, place: Place, board: Any, curve: Report | None = None
+    perform: Perform, job: Job, place: Place, board: Any, curve: ReportProgress | None = None
 ) -> Outcome:
     """Runs one job where Ray put it: reports go to the board (and ``curve``), the device is the one
     that the job was given.
@@ -55,7 +55,7 @@ def perform_on_worker(
     return perform_safely(perform, job, place, report)
 
 
-def throttled(send: Callable[[dict[str, float]], object], every_seconds: float) -> Report:
+def throttled(send: Callable[[dict[str, float]], object], every_seconds: float) -> ReportProgress:
     """Returns a report that sends at most every so many seconds, the latest value of each name;
     nothing waits for an answer."""
     latest: dict[str, float] = {}

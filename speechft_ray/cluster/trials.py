@@ -31,7 +31,7 @@ from speechft_ray.cluster.share import Shares, bundle
 from speechft_ray.cluster.stopping import GOODNESS, SHARE, EarlyStops
 from speechft_ray.core.records import Job, Outcome, Place
 from speechft_ray.core.resources import ResourceRequest
-from speechft_ray.sweep.protocols import Perform, Report
+from speechft_ray.sweep.protocols import Perform, ReportProgress
 
 MAX_FAILURES = 3
 """How often a trial starts again after its worker or node was lost."""
@@ -286,7 +286,7 @@ def _trainable(perform: Perform, place: Place, board: Any) -> Callable[[dict[str
     return finetune
 
 
-def _curve(job: Job) -> Report:
+def _curve(job: Job) -> ReportProgress:
     """Returns what sends curve values to Tune. Of a run that may be stopped, every validation is
     sent and answered."""
     send = throttled(_report_known, CURVE_EVERY_SECONDS)

@@ -14,10 +14,10 @@ from rich.table import Table
 from speechft_ray.core.errors import UserError, unknown_name
 from speechft_ray.core.fingerprint import LENGTH
 from speechft_ray.core.store import Store
-from speechft_ray.report.winner import SweepRecord, recorded, recorded_sweeps
+from speechft_ray.report.winner import SweepRecord, list_records, read_record
 from speechft_ray.speech.checkpoints.cache import is_cached
 from speechft_ray.speech.checkpoints.catalogue import BASELINE, PACKAGED, PUBLISHED, cache_folder
-from speechft_ray.sweep.lineage import lineage
+from speechft_ray.sweep.lineage import read_lineage
 
 _FORMAT = "safetensors"
 _WIDTH = 16
@@ -112,7 +112,7 @@ def require_absent(out: Path) -> None:
 
 def _origin(store: Store, result: MergedEncoder) -> dict[str, Any]:
     """What the exported file says of its making, beside what the merged encoder's own file says."""
-    *earlier, recipe = lineage(store, result.merge)
+    *earlier, recipe = read_lineage(store, result.merge)
     origin: dict[str, Any] = {"merge": result.merge, "parents": [recipe["base"], *recipe["donors"]]}
     if earlier:
         origin["chain"] = earlier
@@ -151,9 +151,9 @@ def find_merged_encoder(store: Store, run: str) -> MergedEncoder:
     Raises ``UserError`` for what is neither, for an ambiguous beginning, and for a sweep without a
     winner.
     """
-    names = recorded_sweeps(store)
+    names = list_records(store)
     if run in names:
-        kept = recorded(store, run)
+        kept = read_record(store, run)
         if kept.winner is None:
             raise UserError(
                 f"the sweep `{run}` ({kept.status}) has no merge with a dev score yet: run it to its end first."

@@ -20,7 +20,7 @@ from speechft_ray.core.records import STAGES, Outcome, Place, read_scores
 from speechft_ray.core.specs import EvalSpec
 from speechft_ray.core.store import Store
 from speechft_ray.core.validation import validate
-from speechft_ray.report.progress import Display
+from speechft_ray.report.progress import ProgressDisplay
 from speechft_ray.speech.corpora.base import CORPORA
 from speechft_ray.speech.corpora.manifest import DEFAULT_NAME
 from speechft_ray.stages.perform import publish_start
@@ -133,11 +133,11 @@ def _run(missing: Mapping[str, Any], scheduler: JobScheduler, stop: Any) -> list
     return list(scheduler.failed.values())
 
 
-def _display(missing: Mapping[str, Any]) -> Display:
+def _display(missing: Mapping[str, Any]) -> ProgressDisplay:
     totals: dict[str, int] = {
         stage: sum(job.stage == stage for job in missing.values()) for stage in STAGES
     }
-    return Display(totals, {})
+    return ProgressDisplay(totals, {})
 
 
 def _with_spread(name: str, values: tuple[float, ...]) -> str:

@@ -166,12 +166,12 @@ class OnDemandExecutor:
 
 def open_trackers(spec: SweepSpec, store: Store, mlflow_uri: str | None) -> list[Tracker]:
     """Opens every view of a sweep."""
-    from speechft_ray.tracking.background import InBackground
+    from speechft_ray.tracking.background import BackgroundTracker
     from speechft_ray.tracking.jsonl import JsonlTracker
     from speechft_ray.tracking.mlflow import MlflowTracker
 
     return [
-        InBackground(MlflowTracker(mlflow_uri, store.root)),
+        BackgroundTracker(MlflowTracker(mlflow_uri, store.root)),
         JsonlTracker(store.root / "log" / spec.name),
     ]
 

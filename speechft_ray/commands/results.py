@@ -11,16 +11,16 @@ from rich.console import Console
 from speechft_ray.commands.parts import corpus_identity
 from speechft_ray.core.records import Outcome, Place
 from speechft_ray.core.store import Store
-from speechft_ray.report.intervals import counts_of
-from speechft_ray.report.search_summary import SearchFindings, search_sentences
-from speechft_ray.report.summary import groups
+from speechft_ray.report.intervals import read_counts
+from speechft_ray.report.search_summary import SearchResults, search_sentences
+from speechft_ray.report.summary import group_rows
 from speechft_ray.report.table import failure_lines, terminal_table
-from speechft_ray.report.winner import record_choice
-from speechft_ray.report.write import Findings, write_report
+from speechft_ray.report.winner import write_record
+from speechft_ray.report.write import ReportData, write_report
 from speechft_ray.stages.leaks import leaks
 from speechft_ray.sweep.plan import Plan
-from speechft_ray.sweep.publishing import Publisher, sweep_info
-from speechft_ray.sweep.rows import curves, references, rows
+from speechft_ray.sweep.publishing import Publisher, make_sweep_info
+from speechft_ray.sweep.rows import read_curves, read_references, read_rows
 
 REPORT_COLUMNS = 110
 """Width of the table in a log file, where nothing tells a width."""
@@ -34,26 +34,26 @@ def publish_results(
     failures: Sequence[Outcome],
     status: str,
     place: Place,
-    search: SearchFindings | None = None,
+    search: SearchResults | None = None,
 ) -> list[str]:
     """Records the winner, writes the report and completes the trackers.
 
     ``status`` is ``finished``, ``failed`` or ``stopped``. Returns one sentence per tracker that
     says how to open it.
     """
-    lines = rows(plan, store)
-    record_choice(plan, store, lines, status)
-    findings = Findings(
-        sweep=sweep_info(plan),
+    lines = read_rows(plan, store)
+    write_record(plan, store, lines, status)
+    findings = ReportData(
+        sweep=make_sweep_info(plan),
         rows=lines,
-        curves=curves(plan, store),
+        curves=read_curves(plan, store),
         failures=failures,
-        references=references(plan, store),
-        where=" ".join(publisher.where()),
+        references=read_references(plan, store),
+        how_to_open=" ".join(publisher.how_to_open()),
         versions={
             name: version(name) for name in ("speechft_ray", "torch", "ray", "mlflow", "s3prl")
         },
-        tests=counts_of(plan, store),
+        tests=read_counts(plan, store),
         leaks=leaks(plan, store, place, lambda item: corpus_identity(item, place)),
         chosen=plan.winner,
         search=search,
@@ -67,14 +67,14 @@ def print_results(
     store: Store,
     report: Path,
     views: Sequence[str],
-    search: SearchFindings | None = None,
+    search: SearchResults | None = None,
 ) -> None:
     """Prints the table of a sweep and where its report and its trackers are."""
     console = Console()
     if not console.is_terminal:
         console = Console(width=REPORT_COLUMNS)
-    lines = rows(plan, store)
-    console.print(terminal_table(groups(lines, references(plan, store), plan.winner)))
+    lines = read_rows(plan, store)
+    console.print(terminal_table(group_rows(lines, read_references(plan, store), plan.winner)))
     for sentence in dict.fromkeys(row.stopped for row in lines if row.stopped):
         console.print(sentence, soft_wrap=True, highlight=False, markup=False)
     console.print(

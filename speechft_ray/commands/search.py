@@ -20,8 +20,12 @@ from speechft_ray.core.records import Place
 from speechft_ray.core.specs import SweepSpec
 from speechft_ray.core.store import Store
 from speechft_ray.merging.base import check
-from speechft_ray.report.progress import Display
-from speechft_ray.report.search_summary import SearchFindings, spared, trial_row
+from speechft_ray.report.progress import ProgressDisplay
+from speechft_ray.report.search_summary import (
+    SearchResults,
+    count_saved_evaluations,
+    make_trial_row,
+)
 from speechft_ray.search.greedy_soup import GreedySoup
 from speechft_ray.search.loop import open_judge, progress_line, replay_search, run_search
 from speechft_ray.search.plan import SearchPlan, chosen_plan, make_search_plan
@@ -59,7 +63,7 @@ class MergeSearch:
         """Raises ``UserError`` when checkpoints, models and the winner would not fit."""
         check_disk(self.search, self.store, self.place)
 
-    def open_display(self) -> Display:
+    def open_display(self) -> ProgressDisplay:
         """Counts corpora, fine-tuning runs that may be proposed and merges that are kept.
 
         Evaluations are counted while the search goes on.
@@ -76,9 +80,11 @@ class MergeSearch:
         }
         totals["merge"] = len(plan.controls.rows) + 2
         totals["evaluate"] = plan.search.trials * len(plan.tasks)
-        return Display(totals, reused)
+        return ProgressDisplay(totals, reused)
 
-    def execute(self, scheduler: JobScheduler, display: Display, publisher: Publisher) -> None:
+    def execute(
+        self, scheduler: JobScheduler, display: ProgressDisplay, publisher: Publisher
+    ) -> None:
         """Runs the search, then evaluates what it selected, and the controls, on dev and test."""
         proposer = open_proposer(self.search)
         observer = SearchObserver(self.search, self.store, display, publisher, proposer)
@@ -87,13 +93,13 @@ class MergeSearch:
         self._select(observer, publisher)
         missing = jobs_to_run(self.plan, self.store)
         for stage in ("corpus", "finetune", "merge", "evaluate"):
-            display.left(stage, sum(job.stage == stage for job in missing.values()))
+            display.set_remaining(stage, sum(job.stage == stage for job in missing.values()))
         run_jobs(self.plan, self.store, scheduler)
 
     def replay(self, publisher: Publisher | None) -> None:
         """Follows the search as far as the store has its evaluations; runs nothing."""
         proposer = open_proposer(self.search)
-        display = Display({}, {})
+        display = ProgressDisplay({}, {})
         observer = SearchObserver(self.search, self.store, display, publisher, proposer)
         self._observer = observer
         executor = LocalExecutor(perform, self.place)
@@ -109,9 +115,9 @@ class MergeSearch:
                 self.search, [(trial.number, trial.proposal) for trial in selected]
             )
         if publisher is not None:
-            publisher.chosen(self.plan)
+            publisher.set_plan(self.plan)
 
-    def findings(self) -> SearchFindings | None:
+    def findings(self) -> SearchResults | None:
         """Returns the trials, their results and what was selected by now."""
         return self._observer.findings() if self._observer else None
 
@@ -225,7 +231,7 @@ class SearchObserver:
         self,
         plan: SearchPlan,
         store: Store,
-        display: Display,
+        display: ProgressDisplay,
         publisher: Publisher | None,
         proposer: GreedySoup | OptunaProposer,
     ) -> None:
@@ -250,7 +256,7 @@ class SearchObserver:
         if trial.error is not None:
             self.display.note(f"trial {trial.number} failed: {trial.error}")
         if self.publisher is not None:
-            self.publisher.trial(trial_row(self.plan, trial, judge))
+            self.publisher.log_trial(make_trial_row(self.plan, trial, judge))
         self._show()
 
     def told(self, trial: Trial) -> None:
@@ -261,7 +267,7 @@ class SearchObserver:
         """Returns the best trials by now: one, or the Pareto front of several objectives."""
         return self.judge.chosen(self.trials) if self.judge else []
 
-    def findings(self) -> SearchFindings:
+    def findings(self) -> SearchResults:
         """What is known by now; ends the writing of the view."""
         self.judge = self.judge or open_judge(self.plan, self.store)
         if self._view is not None and self._writer is not None:
@@ -270,12 +276,12 @@ class SearchObserver:
             if self._view.trouble:
                 self.display.note(self._view.trouble)
             self._view = self._writer = None
-        return SearchFindings(
+        return SearchResults(
             plan=self.plan,
             judge=self.judge,
             trials=self.trials,
             chosen=self.selected(),
-            spared=spared(self.plan, self.trials, self.store),
+            saved=count_saved_evaluations(self.plan, self.trials, self.store),
             importances=_importances(self.proposer),
         )
 
@@ -290,8 +296,8 @@ class SearchObserver:
             if not self.judge
             else 0
         )
-        self.display.left("evaluate", left + 2 * len(self.plan.spec.evaluate))
-        self.display.remark(progress_line(self.trials, self.plan.search.trials, self.judge))
+        self.display.set_remaining("evaluate", left + 2 * len(self.plan.spec.evaluate))
+        self.display.set_summary(progress_line(self.trials, self.plan.search.trials, self.judge))
 
 
 def _open_view(

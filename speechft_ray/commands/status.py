@@ -11,12 +11,12 @@ from speechft_ray.search.plan import SearchPlan
 from speechft_ray.sweep.lock import lock_holder
 from speechft_ray.sweep.plan import Plan
 from speechft_ray.sweep.scheduler import jobs_to_run
-from speechft_ray.sweep.stops import stopped_jobs
+from speechft_ray.sweep.stops import read_stopped_jobs
 
 
 def print_list_plan(plan: Plan, store: Store, console: Console) -> None:
     """Prints every job of a list of merges, its fingerprint and whether it is done."""
-    missing, stopped = jobs_to_run(plan, store), stopped_jobs(plan, store)
+    missing, stopped = jobs_to_run(plan, store), read_stopped_jobs(plan, store)
     for stage in STAGES:
         jobs = plan.of_stage(stage)
         left = sum(job.fingerprint in missing for job in jobs)
@@ -41,7 +41,7 @@ def print_list_plan(plan: Plan, store: Store, console: Console) -> None:
 
 def print_list_status(plan: Plan, store: Store, console: Console) -> None:
     """Prints how many jobs of each stage are done and which driver runs the sweep now."""
-    missing, stopped = jobs_to_run(plan, store), stopped_jobs(plan, store)
+    missing, stopped = jobs_to_run(plan, store), read_stopped_jobs(plan, store)
     for stage in STAGES:
         jobs = [job for job in plan.of_stage(stage) if job.fingerprint not in stopped]
         left = sum(job.fingerprint in missing for job in jobs)

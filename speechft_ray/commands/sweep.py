@@ -17,14 +17,14 @@ from speechft_ray.commands.status import print_list_plan, print_list_status
 from speechft_ray.core.records import STAGES, Job, Outcome, Place
 from speechft_ray.core.specs import SweepSpec
 from speechft_ray.core.store import Store
-from speechft_ray.report.progress import Display
-from speechft_ray.report.search_summary import SearchFindings
+from speechft_ray.report.progress import ProgressDisplay
+from speechft_ray.report.search_summary import SearchResults
 from speechft_ray.stages.perform import publish_start
 from speechft_ray.sweep.lock import driver_lock
 from speechft_ray.sweep.plan import Plan, make_plan
 from speechft_ray.sweep.publishing import Publisher
 from speechft_ray.sweep.scheduler import JobScheduler, jobs_to_run, run_jobs
-from speechft_ray.sweep.stops import stopped_jobs
+from speechft_ray.sweep.stops import read_stopped_jobs
 
 
 class Sweep(Protocol):
@@ -45,11 +45,13 @@ class Sweep(Protocol):
         """Raises ``UserError`` when the storage folder lacks space for what will be written."""
         ...
 
-    def open_display(self) -> Display:
+    def open_display(self) -> ProgressDisplay:
         """Returns a progress display with the numbers of jobs."""
         ...
 
-    def execute(self, scheduler: JobScheduler, display: Display, publisher: Publisher) -> None:
+    def execute(
+        self, scheduler: JobScheduler, display: ProgressDisplay, publisher: Publisher
+    ) -> None:
         """Performs every missing job. Raises ``Interrupted`` when the scheduler was stopped."""
         ...
 
@@ -57,7 +59,7 @@ class Sweep(Protocol):
         """Reads what earlier runs left in the store and runs nothing."""
         ...
 
-    def findings(self) -> SearchFindings | None:
+    def findings(self) -> SearchResults | None:
         """Returns what a search found by now; ``None`` for a list of merges."""
         ...
 
@@ -80,25 +82,27 @@ class MergeList:
     def check_disk(self) -> None:
         """A list of merges has no check of its own."""
 
-    def open_display(self) -> Display:
+    def open_display(self) -> ProgressDisplay:
         """Counts the jobs of the plan. Runs that an earlier driver stopped early are left out."""
-        stopped = stopped_jobs(self.plan, self.store)
+        stopped = read_stopped_jobs(self.plan, self.store)
         missing = jobs_to_run(self.plan, self.store)
         totals: dict[str, int] = {
             stage: sum(job.fingerprint not in stopped for job in self.plan.of_stage(stage))
             for stage in STAGES
         }
         reused = {stage: total - _count(missing, stage) for stage, total in totals.items()}
-        return Display(totals, reused)
+        return ProgressDisplay(totals, reused)
 
-    def execute(self, scheduler: JobScheduler, display: Display, publisher: Publisher) -> None:
+    def execute(
+        self, scheduler: JobScheduler, display: ProgressDisplay, publisher: Publisher
+    ) -> None:
         """Performs what the store lacks."""
         run_jobs(self.plan, self.store, scheduler)
 
     def replay(self, publisher: Publisher | None) -> None:
         """The plan of a list is complete from the start."""
 
-    def findings(self) -> SearchFindings | None:
+    def findings(self) -> SearchResults | None:
         """A list of merges searches nothing."""
         return None
 
@@ -149,7 +153,7 @@ def run(
         publisher.start()
         executor = OnDemandExecutor(address, place, display.note)
         scheduler = JobScheduler(
-            executor, display, publisher.outcome, stop, by_priority=sweep.by_priority
+            executor, display, publisher.log_outcome, stop, by_priority=sweep.by_priority
         )
         try:
             sweep.execute(scheduler, display, publisher)

@@ -18,8 +18,8 @@ from matplotlib.figure import Figure
 
 from speechft_ray.core.metrics import METRICS
 from speechft_ray.report.published import ALPHA_ABLATION
-from speechft_ray.report.series import Series, series
-from speechft_ray.report.summary import Group, describe, metric_names, winner
+from speechft_ray.report.series import Series, make_series
+from speechft_ray.report.summary import TableLine, describe_params, find_winner, metric_names
 from speechft_ray.report.table import column_title, one_line
 from speechft_ray.sweep.protocols import Curve
 
@@ -44,10 +44,10 @@ STYLE: Any = {
 }
 
 
-def alpha_curve(lines: Sequence[Group]) -> bytes | None:
+def draw_alpha_curve(lines: Sequence[TableLine]) -> bytes | None:
     """Draws score against alpha: mean line, band of the spread, one faint line per seed, controls
     dashed; ``None`` if empty."""
-    drawn = series(lines, "score")
+    drawn = make_series(lines, "score")
     if not drawn:
         return None
     with mpl.rc_context(STYLE):
@@ -55,7 +55,7 @@ def alpha_curve(lines: Sequence[Group]) -> bytes | None:
         axes = figure.add_subplot()
         _draw_series(axes, drawn, "score")
         _draw_controls(axes, drawn)
-        best = winner(lines)
+        best = find_winner(lines)
         if best is not None and best.alpha is not None and best.score is not None:
             axes.plot(
                 [best.alpha],
@@ -81,19 +81,19 @@ def alpha_curve(lines: Sequence[Group]) -> bytes | None:
             xlim=(-0.04, 1.04),
         )
         _legend(figure, axes, beyond=len(drawn) - len(COLOURS))
-        return png(figure)
+        return to_png(figure)
 
 
-def tasks_by_alpha(lines: Sequence[Group]) -> bytes | None:
+def draw_tasks_by_alpha(lines: Sequence[TableLine]) -> bytes | None:
     """Draws one small panel per test metric against alpha, in the metric's own unit and direction;
     ``None`` if empty."""
-    names = [name for name in metric_names(lines) if series(lines, name)]
+    names = [name for name in metric_names(lines) if make_series(lines, name)]
     if not names:
         return None
     with mpl.rc_context(STYLE):
-        figure, panels = panels_of(len(names))
+        figure, panels = make_panels(len(names))
         for axes, name in zip(panels, names, strict=True):
-            drawn = series(lines, name)
+            drawn = make_series(lines, name)
             _draw_series(axes, drawn, name)
             if (control := drawn[0].control) is not None:
                 axes.axhline(
@@ -105,11 +105,11 @@ def tasks_by_alpha(lines: Sequence[Group]) -> bytes | None:
                 xlabel="alpha",
                 xlim=(-0.04, 1.04),
             )
-        _legend(figure, panels[0], beyond=len(series(lines, names[0])) - len(COLOURS))
-        return png(figure)
+        _legend(figure, panels[0], beyond=len(make_series(lines, names[0])) - len(COLOURS))
+        return to_png(figure)
 
 
-def learning_curves(curves: Sequence[Curve]) -> bytes | None:
+def draw_learning_curves(curves: Sequence[Curve]) -> bytes | None:
     """Draws one panel per quantity against updates: a line per run, a colour per tuning setup;
     ``None`` if empty.
 
@@ -128,7 +128,7 @@ def learning_curves(curves: Sequence[Curve]) -> bytes | None:
         return None
     setups = list(dict.fromkeys(_setup(curve, curves) for curve in curves))
     with mpl.rc_context(STYLE):
-        figure, panels = panels_of(len(ordered))
+        figure, panels = make_panels(len(ordered))
         for axes, name in zip(panels, ordered, strict=True):
             labelled: set[str] = set()
             for curve in curves:
@@ -155,13 +155,13 @@ def learning_curves(curves: Sequence[Curve]) -> bytes | None:
                 )
             axes.set(title=label_text(column_title(name)), xlabel="updates")
         _legend(figure, panels[0], beyond=len(setups) - len(COLOURS))
-        return png(figure)
+        return to_png(figure)
 
 
-def published_comparison(lines: Sequence[Group]) -> bytes | None:
+def draw_paper_comparison(lines: Sequence[TableLine]) -> bytes | None:
     """Draws this sweep beside the paper's ablation, each as difference to its own pre-trained
     encoder; ``None`` if empty."""
-    drawn = [item for item in series(lines, "score") if item.control is not None]
+    drawn = [item for item in make_series(lines, "score") if item.control is not None]
     if not drawn:
         return None
     with mpl.rc_context(STYLE):
@@ -193,7 +193,7 @@ def published_comparison(lines: Sequence[Group]) -> bytes | None:
             axes.set(title=title, xlabel="alpha", xlim=(-0.04, 1.04))
         ours.set_ylabel("score minus pre-trained")
         _legend(figure, ours, beyond=len(drawn) - len(COLOURS))
-        return png(figure)
+        return to_png(figure)
 
 
 def _draw_series(axes: Axes, drawn: Sequence[Series], metric: str) -> None:
@@ -210,7 +210,7 @@ def _draw_series(axes: Axes, drawn: Sequence[Series], metric: str) -> None:
                 for sign in (-1, 1)
             )
             axes.fill_between(alphas, low, high, color=colour, alpha=0.15, linewidth=0)
-        for seed in _by_seed(item, metric):
+        for seed in _points_by_seed(item, metric):
             axes.plot(
                 *_columns(seed), color=colour, linewidth=0.7, alpha=0.45, marker=".", markersize=4
             )
@@ -226,7 +226,7 @@ def _draw_series(axes: Axes, drawn: Sequence[Series], metric: str) -> None:
         )
 
 
-def _by_seed(item: Series, metric: str) -> list[list[tuple[float, float]]]:
+def _points_by_seed(item: Series, metric: str) -> list[list[tuple[float, float]]]:
     """One thin line per fine-tuning seed; none where there is only one, since that is the mean line
     itself."""
     found: dict[object, list[tuple[float, float]]] = {}
@@ -265,7 +265,7 @@ def _draw_controls(axes: Axes, drawn: Sequence[Series]) -> None:
             )
 
 
-def panels_of(count: int) -> tuple[Figure, list[Axes]]:
+def make_panels(count: int) -> tuple[Figure, list[Axes]]:
     columns = min(count, PANEL_COLUMNS)
     rows = math.ceil(count / columns)
     figure = Figure(
@@ -293,7 +293,7 @@ def _setup(curve: Curve, curves: Sequence[Curve]) -> str:
     """What tells a tuning run from others, its seed aside."""
     names = dict.fromkeys(name for other in curves for name in other.params if name != "seed")
     differ = [name for name in names if len({other.params.get(name) for other in curves}) > 1]
-    return describe(curve.params, differ) or "fine-tuning"
+    return describe_params(curve.params, differ) or "fine-tuning"
 
 
 def _columns(points: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:
@@ -310,7 +310,7 @@ def label_text(text: str) -> str:
     return one_line(text).replace("$", r"\$").lstrip("_")
 
 
-def png(figure: Figure) -> bytes:
+def to_png(figure: Figure) -> bytes:
     target = io.BytesIO()
     figure.savefig(target, format="png", metadata={"Software": None})
     return target.getvalue()

@@ -35,7 +35,7 @@ Interval = tuple[float, float]
 _LIST = TypeAdapter(list[UtteranceCounts])
 
 
-def counts_of(plan: Plan, store: Store) -> dict[str, TestSets]:
+def read_counts(plan: Plan, store: Store) -> dict[str, TestSets]:
     """Returns what was counted, by merged encoder, for the rows that are complete. What cannot be
     read is left out."""
     complete = [
@@ -46,7 +46,7 @@ def counts_of(plan: Plan, store: Store) -> dict[str, TestSets]:
     return {row.key: [_counted(store, key) for key in row.evaluations] for row in complete}
 
 
-def drawn(
+def bootstrap(
     lines: Sequence[Sequence[TestSets]], references: Mapping[str, Reference]
 ) -> list[dict[str, np.ndarray]]:
     """Returns the drawn values of each line: by metric, and of the ``score``, ``(DRAWS,)`` in their
@@ -71,7 +71,7 @@ def drawn(
     return found
 
 
-def interval(values: np.ndarray) -> Interval:
+def percentile_interval(values: np.ndarray) -> Interval:
     """Returns the middle ``PERCENT`` of drawn values."""
     tail = (100 - PERCENT) / 200
     low, high = np.nanquantile(values, [tail, 1 - tail])

@@ -14,16 +14,16 @@ from speechft_ray.core.metrics import METRICS
 from speechft_ray.core.records import Outcome
 from speechft_ray.report.intervals import DRAWS
 from speechft_ray.report.published import ALPHA_ABLATION, LINK, SOURCE
-from speechft_ray.report.series import series
+from speechft_ray.report.series import make_series
 from speechft_ray.report.summary import (
-    Group,
     Role,
-    compare,
+    TableLine,
+    compare_with_control,
+    find_winner,
+    format_value,
     headline,
     metric_names,
     metric_title,
-    show_value,
-    winner,
 )
 from speechft_ray.report.table import (
     LEAK,
@@ -31,11 +31,11 @@ from speechft_ray.report.table import (
     column_title,
     common_params,
     failure_lines,
+    format_metric,
     incomplete_lines,
     leak_lines,
     one_line,
     table_cells,
-    value_text,
 )
 from speechft_ray.sweep.protocols import SweepInfo
 
@@ -56,11 +56,11 @@ class PageContent:
     draw."""
 
     sweep: SweepInfo
-    lines: Sequence[Group]
+    lines: Sequence[TableLine]
     failures: Sequence[Outcome]
     references: Mapping[str, tuple[float, float]]
     """Metric name to the values that count as 0 and as 1000 in the score."""
-    where: str
+    how_to_open: str
     """The sentence that tells how to open the tracker."""
     versions: Mapping[str, str]
     alpha_curve: bytes | None
@@ -71,7 +71,7 @@ class PageContent:
     """The section about a search, as HTML; empty for a sweep without one."""
 
 
-def page(content: PageContent) -> str:
+def render_page(content: PageContent) -> str:
     """Returns the whole HTML document."""
     template = Template(Path(__file__).with_name("page.html").read_text(encoding="utf-8"))
     parts = [
@@ -100,8 +100,8 @@ def page(content: PageContent) -> str:
     )
 
 
-def _tiles(lines: Sequence[Group]) -> str:
-    best = winner(lines)
+def _tiles(lines: Sequence[TableLine]) -> str:
+    best = find_winner(lines)
     if best is None or best.score is None:
         return ""
     spread = (
@@ -110,12 +110,12 @@ def _tiles(lines: Sequence[Group]) -> str:
         else "one seed, no spread"
     )
     tiles = [
-        ("best alpha, chosen on dev", show_value(best.params.get("alpha", "")), best.title),
+        ("best alpha, chosen on dev", format_value(best.params.get("alpha", "")), best.title),
         ("test score", f"{best.score:.2f}", spread),
     ]
     roles: tuple[Role, Role] = ("pre-trained", "stable fine-tuning")
     for role in roles:
-        if (item := compare(lines, role)) is not None:
+        if (item := compare_with_control(lines, role)) is not None:
             tiles.append((f"against {role}", f"{item.difference:+.2f}", item.verdict))
     return _tag("div", "".join(map(_tile, tiles)), "tiles")
 
@@ -152,16 +152,16 @@ def _results(content: PageContent) -> str:
     )
 
 
-def _cells(group: Group, names: Sequence[str]) -> list[str]:
+def _cells(group: TableLine, names: Sequence[str]) -> list[str]:
     """The cells of one line, each test number with its interval below."""
     cells = table_cells(group, names)
     for place, name in [(3, "score"), *enumerate(names, start=5)]:
         if (ends := group.interval(name)) is not None:
-            cells[place] += f" | {value_text(name, ends[0])} to {value_text(name, ends[1])}"
+            cells[place] += f" | {format_metric(name, ends[0])} to {format_metric(name, ends[1])}"
     return cells
 
 
-def _line_class(group: Group) -> str:
+def _line_class(group: TableLine) -> str:
     return "chosen" if group.chosen else "control" if group.role != "merge" else ""
 
 
@@ -169,7 +169,7 @@ def _scale(references: Mapping[str, tuple[float, float]]) -> str:
     if not references:
         return ""
     rows = [
-        _row(["", metric_title(name), value_text(name, zero), value_text(name, one)])
+        _row(["", metric_title(name), format_metric(name, zero), format_metric(name, one)])
         for name, (zero, one) in references.items()
     ]
     text = "Each metric is put on the line from 0 to 1000; metrics are averaged per task, then tasks are averaged."
@@ -179,7 +179,7 @@ def _scale(references: Mapping[str, tuple[float, float]]) -> str:
 
 def _published(content: PageContent) -> str:
     zero = ALPHA_ABLATION[0].score
-    best = next(iter(series(content.lines, "score")), None)
+    best = next(iter(make_series(content.lines, "score")), None)
     ours = dict(best.points) if best else {}
     start = best.control.score if best and best.control else None
     names = list(ALPHA_ABLATION[0].metrics)
@@ -240,10 +240,10 @@ def _failures(failures: Sequence[Outcome]) -> str:
 def _provenance(content: PageContent) -> str:
     facts = {"sweep fingerprint": content.sweep.key, **content.sweep.params, **content.versions}
     pairs = "".join(
-        f"<dt>{_text(str(name))}</dt><dd>{_text(show_value(value))}</dd>"
+        f"<dt>{_text(str(name))}</dt><dd>{_text(format_value(value))}</dd>"
         for name, value in facts.items()
     )
-    where = f"<p>{_text(content.where)}</p>" if content.where else ""
+    where = f"<p>{_text(content.how_to_open)}</p>" if content.how_to_open else ""
     return f"<h2>Where it comes from</h2>{where}<dl>{pairs}</dl>"
 
 

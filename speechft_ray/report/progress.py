@@ -35,7 +35,7 @@ LATE_FRACTION = 0.05
 """Share of the usual duration that a job which outlasts it is assumed to need still."""
 
 
-class Display:
+class ProgressDisplay:
     """Shows a sweep while it runs. All calls come from one thread; leaving the context shows the
     last state once more."""
 
@@ -65,10 +65,10 @@ class Display:
         }
         self._running: dict[str, _Running] = {}
         self._jobs: dict[str, Job] = {}
-        self._remark = ""
+        self._summary = ""
         self._live: Live | None = None
 
-    def __enter__(self) -> Display:
+    def __enter__(self) -> ProgressDisplay:
         if self._console.is_terminal:
             self._live = Live(
                 self._picture(), console=self._console, auto_refresh=False, transient=True
@@ -129,11 +129,11 @@ class Display:
             self._last_status = now
         self._redraw()
 
-    def remark(self, text: str) -> None:
+    def set_summary(self, text: str) -> None:
         """Sets the sentence that stands beside the counts from now on."""
-        self._remark = text
+        self._summary = text
 
-    def left(self, stage: str, count: int) -> None:
+    def set_remaining(self, stage: str, count: int) -> None:
         """Says how much of a stage is still to be done, where that changes on the way."""
         known = self._stages.setdefault(stage, _Stage(total=0, reused=0))
         known.total = known.reused + known.done + known.failed + known.stopped + count
@@ -189,7 +189,7 @@ class Display:
 
     def _status(self) -> str:
         elapsed = format_duration(self._clock() - self._begin)
-        remark = f"{self._remark}; " if self._remark else ""
+        remark = f"{self._summary}; " if self._summary else ""
         return f"{remark}{self._counts()}; {len(self._running)} running; {elapsed} so far, {self.time_left()}"
 
     def _counts(self) -> str:
@@ -235,7 +235,7 @@ class Display:
         more = len(self._running) - RUNNING_SHOWN
         last = [f"and {more} more running"] if more > 0 else []
         last.append(f"{format_duration(self._clock() - self._begin)} so far, {self.time_left()}")
-        remark = [Text(one_line(self._remark), "bold")] if self._remark else []
+        remark = [Text(one_line(self._summary), "bold")] if self._summary else []
         return Group(table, *remark, running, *(Text(line, "dim") for line in last))
 
 

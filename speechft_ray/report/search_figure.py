@@ -16,10 +16,10 @@ from speechft_ray.report.figure import (
     STYLE,
     WIDTH_INCHES,
     label_text,
-    panels_of,
-    png,
+    make_panels,
+    to_png,
 )
-from speechft_ray.report.search_summary import SearchFindings, objective_title
+from speechft_ray.report.search_summary import SearchResults, objective_title
 from speechft_ray.search.trials import Trial
 
 CHOSEN = "#E69F00"
@@ -30,11 +30,11 @@ LAYER_LINES = 5
 """Best trials whose layers are drawn beside the winner's."""
 
 
-def history(findings: SearchFindings) -> bytes | None:
+def draw_history(findings: SearchResults) -> bytes | None:
     """Draws the first objective of each trial by its number, the best so far, and the controls;
     ``None`` if empty."""
     name = metric_name(findings.plan.search.objectives[0])
-    ended = _ended(findings)
+    ended = _complete_trials(findings)
     if not ended:
         return None
     with mpl.rc_context(STYLE):
@@ -88,20 +88,20 @@ def history(findings: SearchFindings) -> bytes | None:
             )
         axes.set(xlabel="trial", ylabel=objective_title(name))
         _legend(figure, axes)
-        return png(figure)
+        return to_png(figure)
 
 
-def slices(findings: SearchFindings) -> bytes | None:
+def draw_slices(findings: SearchResults) -> bytes | None:
     """Draws the first objective against each axis that was searched, one panel each; ``None`` if
     empty."""
-    ended = _ended(findings)
+    ended = _complete_trials(findings)
     names = list(dict.fromkeys(name for trial in ended for name in trial.proposal.values))[
         :MOST_SLICES
     ]
     if not names:
         return None
     with mpl.rc_context(STYLE):
-        figure, panels = panels_of(len(names))
+        figure, panels = make_panels(len(names))
         for axes, name in zip(panels, names, strict=True):
             have = [trial for trial in ended if name in trial.proposal.values]
             drawn = [trial.proposal.values[name] for trial in have]
@@ -118,10 +118,10 @@ def slices(findings: SearchFindings) -> bytes | None:
         figure.supylabel(
             objective_title(metric_name(findings.plan.search.objectives[0])), fontsize=10
         )
-        return png(figure)
+        return to_png(figure)
 
 
-def importance(findings: SearchFindings) -> bytes | None:
+def draw_importance(findings: SearchResults) -> bytes | None:
     """Draws how much each axis mattered; ``None`` for too few trials."""
     ranked = sorted(findings.importances.items(), key=lambda item: item[1])[-MOST_SLICES:]
     if not ranked:
@@ -139,18 +139,18 @@ def importance(findings: SearchFindings) -> bytes | None:
             color=COLOURS[0],
         )
         axes.set(xlabel="importance (PED-ANOVA, first objective)")
-        return png(figure)
+        return to_png(figure)
 
 
-def pareto(findings: SearchFindings) -> bytes | None:
+def draw_pareto(findings: SearchResults) -> bytes | None:
     """Draws the trials by two objectives, the front marked, one panel per objective beyond the
     first; ``None`` for one."""
     names = list(map(metric_name, findings.plan.search.objectives))
-    ended = _ended(findings)
+    ended = _complete_trials(findings)
     if len(names) < 2 or not ended:
         return None
     with mpl.rc_context(STYLE):
-        figure, panels = panels_of(len(names) - 1)
+        figure, panels = make_panels(len(names) - 1)
         for place, axes in enumerate(panels, start=1):
             for trials, style, colour, label in (
                 (ended, "o", COLOURS[0], "evaluated in full"),
@@ -173,14 +173,14 @@ def pareto(findings: SearchFindings) -> bytes | None:
                 ylabel=f"{objective_title(names[place])} {ways[1]}",
             )
         _legend(figure, panels[0])
-        return png(figure)
+        return to_png(figure)
 
 
-def layers(findings: SearchFindings) -> bytes | None:
+def draw_layers(findings: SearchResults) -> bytes | None:
     """Draws the per-layer values of the chosen merge, and of the next best beside it; ``None``
     where nothing is per layer."""
     depth = findings.plan.space.depth
-    ended = sorted(_ended(findings), key=_gain(findings), reverse=True)
+    ended = sorted(_complete_trials(findings), key=_gain(findings), reverse=True)
     first = [trial for trial in findings.chosen[:1] if _layer_params(trial, depth)]
     if not first:
         return None
@@ -216,7 +216,7 @@ def layers(findings: SearchFindings) -> bytes | None:
             xticks=range(depth),
         )
         _legend(figure, axes)
-        return png(figure)
+        return to_png(figure)
 
 
 def _layer_params(trial: Trial, depth: int) -> dict[str, list[float]]:
@@ -230,7 +230,7 @@ def _layer_params(trial: Trial, depth: int) -> dict[str, list[float]]:
     return found
 
 
-def _ended(findings: SearchFindings) -> list[Trial]:
+def _complete_trials(findings: SearchResults) -> list[Trial]:
     return [
         trial
         for trial in findings.trials
@@ -238,7 +238,7 @@ def _ended(findings: SearchFindings) -> list[Trial]:
     ]
 
 
-def _gain(findings: SearchFindings) -> Callable[[Trial], float]:
+def _gain(findings: SearchResults) -> Callable[[Trial], float]:
     sign = 1.0 if higher_is_better(metric_name(findings.plan.search.objectives[0])) else -1.0
     return lambda trial: sign * (trial.verdict.values[0] if trial.verdict else 0.0)
 

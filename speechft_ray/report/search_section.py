@@ -8,14 +8,20 @@ from collections.abc import Mapping, Sequence
 from html import escape
 
 from speechft_ray.core.objectives import higher_is_better, metric_name
-from speechft_ray.report.search_figure import history, importance, layers, pareto, slices
+from speechft_ray.report.search_figure import (
+    draw_history,
+    draw_importance,
+    draw_layers,
+    draw_pareto,
+    draw_slices,
+)
 from speechft_ray.report.search_summary import (
-    SearchFindings,
+    SearchResults,
     describe_trial,
+    format_objective,
     objective_title,
     search_sentences,
     trials_csv,
-    value_text,
 )
 from speechft_ray.report.table import one_line
 from speechft_ray.search.trials import Trial
@@ -24,24 +30,24 @@ MOST_ROWS = 20
 """Trials that the page shows; the rest is in ``trials.csv``."""
 
 FIGURES = {
-    "search_history": ("How the search went", history),
-    "search_pareto": ("Pareto front", pareto),
-    "search_layers": ("Alpha over depth", layers),
-    "search_slice": ("Each axis", slices),
-    "search_importance": ("Which axes matter", importance),
+    "search_history": ("How the search went", draw_history),
+    "search_pareto": ("Pareto front", draw_pareto),
+    "search_layers": ("Alpha over depth", draw_layers),
+    "search_slice": ("Each axis", draw_slices),
+    "search_importance": ("Which axes matter", draw_importance),
 }
 
 
-def search_files(findings: SearchFindings | None) -> tuple[dict[str, bytes | None], str]:
+def make_search_files(findings: SearchResults | None) -> tuple[dict[str, bytes | None], str]:
     """Returns the files of the search by name, ``None`` for one that is not to be there, and the
     section of the page."""
     images = {name: draw(findings) if findings else None for name, (_, draw) in FIGURES.items()}
     files: dict[str, bytes | None] = {f"{name}.png": image for name, image in images.items()}
     files["trials.csv"] = trials_csv(findings).encode("utf-8", "replace") if findings else None
-    return files, search_section(findings, images) if findings else ""
+    return files, render_search_section(findings, images) if findings else ""
 
 
-def search_section(findings: SearchFindings, images: Mapping[str, bytes | None]) -> str:
+def render_search_section(findings: SearchResults, images: Mapping[str, bytes | None]) -> str:
     """Returns the section as HTML, in which every name is escaped."""
     parts = [
         "<h2>The search</h2>",
@@ -58,7 +64,7 @@ def search_section(findings: SearchFindings, images: Mapping[str, bytes | None])
     return "\n".join(parts)
 
 
-def _table(findings: SearchFindings) -> str:
+def _table(findings: SearchResults) -> str:
     names = list(map(metric_name, findings.plan.search.objectives))
     chosen = [trial.number for trial in findings.chosen]
     place = {number: index for index, number in enumerate(chosen)}
@@ -90,7 +96,7 @@ def _row(trial: Trial, names: Sequence[str], mark: str) -> str:
         str(trial.number),
         describe_trial(trial) + ("" if trial.feasible else " (breaks a constraint)"),
     ]
-    cells += [value_text(name, value) for name, value in zip(names, values, strict=True)]
+    cells += [format_objective(name, value) for name, value in zip(names, values, strict=True)]
     return "<tr>" + "".join(f"<td>{_text(cell)}</td>" for cell in cells) + "</tr>"
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from speechft_ray.core.metrics import METRICS
 from speechft_ray.core.objectives import SCORE, metric_name
 from speechft_ray.core.store import Store
-from speechft_ray.report.summary import show_value
+from speechft_ray.report.summary import format_value
 from speechft_ray.search.plan import SearchPlan
 from speechft_ray.search.trials import Judge, Trial
 from speechft_ray.sweep.protocols import EncoderRow
@@ -19,7 +19,7 @@ from speechft_ray.sweep.titles import Params
 
 
 @dataclass(frozen=True, kw_only=True)
-class SearchFindings:
+class SearchResults:
     """What a report says of a search."""
 
     plan: SearchPlan
@@ -28,13 +28,13 @@ class SearchFindings:
     trials: Sequence[Trial]
     chosen: Sequence[Trial]
     """Best first; the first is the winner."""
-    spared: tuple[int, float] = (0, 0.0)
+    saved: tuple[int, float] = (0, 0.0)
     """Evaluations and seconds of one worker that early stops saved."""
     importances: Mapping[str, float] = field(default_factory=dict)
     """By axis; empty for too few trials."""
 
 
-def trial_row(plan: SearchPlan, trial: Trial, judge: Judge) -> EncoderRow:
+def make_trial_row(plan: SearchPlan, trial: Trial, judge: Judge) -> EncoderRow:
     """Returns one trial as a row: what was drawn, its dev metrics, and how it ended. It has no test
     metric."""
     drawn = {
@@ -56,7 +56,9 @@ def trial_row(plan: SearchPlan, trial: Trial, judge: Judge) -> EncoderRow:
     return EncoderRow(f"{trial.key}.{trial.number}", f"trial {trial.number}", params, metrics, True)
 
 
-def spared(plan: SearchPlan, trials: Sequence[Trial], store: Store) -> tuple[int, float]:
+def count_saved_evaluations(
+    plan: SearchPlan, trials: Sequence[Trial], store: Store
+) -> tuple[int, float]:
     """Returns how many evaluations early stops saved, and their time at the mean of those of the
     same task that were made.
 
@@ -78,7 +80,7 @@ def spared(plan: SearchPlan, trials: Sequence[Trial], store: Store) -> tuple[int
     return count, seconds
 
 
-def search_sentences(findings: SearchFindings) -> list[str]:
+def search_sentences(findings: SearchResults) -> list[str]:
     """Returns the answer of a search and what it cost, in plain sentences."""
     plan, trials = findings.plan, findings.trials
     counts = {
@@ -93,7 +95,7 @@ def search_sentences(findings: SearchFindings) -> list[str]:
     sentences = [
         f"{len(trials)} of {plan.search.trials} proposals ({plan.search.sampler}): {', '.join(told)}."
     ]
-    saved, seconds = findings.spared
+    saved, seconds = findings.saved
     if saved:
         whole = len(trials) * len(plan.tasks)
         sentences.append(
@@ -106,12 +108,12 @@ def search_sentences(findings: SearchFindings) -> list[str]:
     return sentences
 
 
-def _answer(findings: SearchFindings, judge: Judge) -> str:
+def _answer(findings: SearchResults, judge: Judge) -> str:
     best = findings.chosen[0]
     names = [metric_name(name) for name in findings.plan.search.objectives]
     values = best.verdict.values if best.verdict else ()
     text = ", ".join(
-        f"{objective_title(name)} {value_text(name, value)}"
+        f"{objective_title(name)} {format_objective(name, value)}"
         for name, value in zip(names, values, strict=True)
     )
     front = f"; {len(findings.chosen)} merges are on the Pareto front" if len(names) > 1 else ""
@@ -120,7 +122,7 @@ def _answer(findings: SearchFindings, judge: Judge) -> str:
     )
     zero = ""
     if names == [SCORE] and judge.pretrained:
-        zero = f" (pre-trained {value_text(SCORE, judge.value(SCORE, judge.pretrained))})"
+        zero = f" (pre-trained {format_objective(SCORE, judge.value(SCORE, judge.pretrained))})"
     return f"Chosen on dev: trial {best.number}, {describe_trial(best)}, with {text}{zero}{front}.{broken}"
 
 
@@ -128,7 +130,7 @@ def describe_trial(trial: Trial) -> str:
     """Returns what a trial merged, for example ``ties, alpha 0.31, density 0.2``."""
     merge = trial.proposal.merge
     drawn = [
-        f"{name.removeprefix(f'{merge.method}.')} {show_value(round(value, 4) if isinstance(value, float) else value)}"
+        f"{name.removeprefix(f'{merge.method}.')} {format_value(round(value, 4) if isinstance(value, float) else value)}"
         for name, value in trial.proposal.values.items()
         if name != "method"
     ]
@@ -140,7 +142,7 @@ def objective_title(name: str) -> str:
     return {"score": "dev score", "distance": "distance"}.get(name) or f"dev {METRICS[name].title}"
 
 
-def value_text(name: str, value: float) -> str:
+def format_objective(name: str, value: float) -> str:
     """Returns a value as tables print it."""
     return (
         METRICS[name].format(value)
@@ -151,7 +153,7 @@ def value_text(name: str, value: float) -> str:
     )
 
 
-def trials_csv(findings: SearchFindings) -> str:
+def trials_csv(findings: SearchResults) -> str:
     """Returns every trial as CSV, unrounded: number, state, what it repeats, drawn values,
     objectives, dev metrics, error."""
     trials, names = findings.trials, list(map(metric_name, findings.plan.search.objectives))

@@ -7,10 +7,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from speechft_ray.report.summary import Group, describe, varying
+from speechft_ray.report.summary import TableLine, describe_params, varying_params
 
 
-def series(lines: Sequence[Group], metric: str) -> list[Series]:
+def make_series(lines: Sequence[TableLine], metric: str) -> list[Series]:
     """Returns one series per set of parameters other than alpha that has the metric, that of the
     best merge on dev first.
 
@@ -21,8 +21,8 @@ def series(lines: Sequence[Group], metric: str) -> list[Series]:
         group for group in lines if group.count and group.alpha is not None and metric in group.mean
     ]
     control = next((group for group in have if group.role == "pre-trained"), None)
-    vary = varying(lines)
-    found: dict[tuple[tuple[str, str], ...], list[Group]] = {}
+    vary = varying_params(lines)
+    found: dict[tuple[tuple[str, str], ...], list[TableLine]] = {}
     for group in have:
         if group.role != "pre-trained":
             rest = tuple(
@@ -37,7 +37,7 @@ def series(lines: Sequence[Group], metric: str) -> list[Series]:
     start = [(0.0, control)] if control is not None else []
     return [
         Series(
-            title=describe(line[0].params, vary or ("method", "finetune")) or "merge",
+            title=describe_params(line[0].params, vary or ("method", "finetune")) or "merge",
             points=tuple(
                 sorted(
                     [
@@ -53,11 +53,11 @@ def series(lines: Sequence[Group], metric: str) -> list[Series]:
     ]
 
 
-def _is_later_stage(group: Group) -> bool:
+def _is_later_stage(group: TableLine) -> bool:
     return ">" in str(group.params.get("finetune", ""))  # no name has it, only the title of a chain
 
 
-def _best_dev_score(line: Sequence[Group]) -> float:
+def _best_dev_score(line: Sequence[TableLine]) -> float:
     """Of the merges only: a control can be first on dev, but is never what dev chose."""
     return max(
         (group.mean.get("dev.score", -math.inf) for group in line if group.role == "merge"),
@@ -70,7 +70,7 @@ class Series:
     """Lines of the table that differ in alpha alone: one line of a figure."""
 
     title: str
-    points: tuple[tuple[float, Group], ...]
+    points: tuple[tuple[float, TableLine], ...]
     """``(alpha, group)`` by rising alpha."""
-    control: Group | None
+    control: TableLine | None
     """The pre-trained encoder, if it was evaluated."""

@@ -16,7 +16,7 @@ from typing import Literal
 import numpy as np
 
 from speechft_ray.core.metrics import METRICS
-from speechft_ray.report.intervals import Interval, TestSets, drawn, interval
+from speechft_ray.report.intervals import Interval, TestSets, bootstrap, percentile_interval
 from speechft_ray.sweep.protocols import EncoderRow, Leak
 
 Value = str | float | int
@@ -24,9 +24,9 @@ Role = Literal["pre-trained", "stable fine-tuning", "merge"]
 SpreadOver = Literal["fine-tuning seeds", "probe seeds", "nothing"]
 
 
-def groups(
+def group_rows(
     rows: Iterable[EncoderRow], expected: Iterable[str] = (), chosen: str | None = None
-) -> list[Group]:
+) -> list[TableLine]:
     """Returns the lines of the table: best test score first, lines without a score last.
 
     ``expected`` names test metrics that every row should have, beside those that any row has; it
@@ -46,10 +46,10 @@ def groups(
         best = next(
             (group for group in found if any(row.key == chosen for row in group.rows)), None
         )
-    vary = varying(found)
+    vary = varying_params(found)
     titled = [replace(group, title=_title(group, vary), chosen=group is best) for group in found]
     return sorted(
-        _told_apart(titled),
+        _disambiguate(titled),
         key=lambda group: (
             not group.count,
             group.score is None,
@@ -59,11 +59,11 @@ def groups(
     )
 
 
-def with_intervals(
-    lines: Sequence[Group],
+def add_intervals(
+    lines: Sequence[TableLine],
     tests: Mapping[str, TestSets],
     references: Mapping[str, tuple[float, float]],
-) -> list[Group]:
+) -> list[TableLine]:
     """Returns the lines with what a bootstrap over test utterances makes of them, drawn for all
     lines together.
 
@@ -71,7 +71,7 @@ def with_intervals(
     gets no interval.
     """
     keys = [[row.key for row in group.rows if row.complete] for group in lines]
-    found = drawn(
+    found = bootstrap(
         [
             [tests[key] for key in line] if all(key in tests for key in line) else []
             for line in keys
@@ -81,7 +81,7 @@ def with_intervals(
     return [replace(group, resampled=values) for group, values in zip(lines, found, strict=True)]
 
 
-def with_leaks(lines: Sequence[Group], leaks: Mapping[str, Sequence[Leak]]) -> list[Group]:
+def add_leaks(lines: Sequence[TableLine], leaks: Mapping[str, Sequence[Leak]]) -> list[TableLine]:
     """Returns the lines with the leaks of their encoders."""
     mine = [
         dict.fromkeys(leak for row in group.rows for leak in leaks.get(row.key, ()))
@@ -90,7 +90,7 @@ def with_leaks(lines: Sequence[Group], leaks: Mapping[str, Sequence[Leak]]) -> l
     return [replace(group, leaks=tuple(found)) for group, found in zip(lines, mine, strict=True)]
 
 
-def varying(lines: Iterable[Group]) -> list[str]:
+def varying_params(lines: Iterable[TableLine]) -> list[str]:
     """Names of the parameters, other than alpha, whose values differ between the lines (pre-trained
     has none of them)."""
     tuned = [group.params for group in lines if group.role != "pre-trained"]
@@ -98,18 +98,18 @@ def varying(lines: Iterable[Group]) -> list[str]:
     return [name for name in names if len({params.get(name) for params in tuned}) > 1]
 
 
-def describe(params: Mapping[str, Value], names: Sequence[str]) -> str:
+def describe_params(params: Mapping[str, Value], names: Sequence[str]) -> str:
     """Returns the named parameters as text, for example ``linear, narrow-phones, anchor_penalty
     0.01``."""
     plain = ("method", "finetune")
     return ", ".join(
-        show_value(params[name]) if name in plain else f"{name} {show_value(params[name])}"
+        format_value(params[name]) if name in plain else f"{name} {format_value(params[name])}"
         for name in names
         if name in params
     )
 
 
-def show_value(value: Value) -> str:
+def format_value(value: Value) -> str:
     """Returns a parameter as people write it: ``0.25``, ``1e-05``, ``linear``."""
     return f"{value:g}" if isinstance(value, float) else str(value)
 
@@ -121,7 +121,7 @@ def metric_title(name: str) -> str:
     return METRICS[name].title if name in METRICS else name
 
 
-def metric_names(lines: Sequence[Group]) -> list[str]:
+def metric_names(lines: Sequence[TableLine]) -> list[str]:
     """Returns the test metrics that any line has, in the order of the metric table, unknown ones
     last; without the score."""
     present = {name for group in lines for name in group.mean if not name.startswith("dev.")} - {
@@ -130,15 +130,15 @@ def metric_names(lines: Sequence[Group]) -> list[str]:
     return [name for name in METRICS if name in present] + sorted(present - set(METRICS))
 
 
-def winner(lines: Sequence[Group]) -> Group | None:
+def find_winner(lines: Sequence[TableLine]) -> TableLine | None:
     """Returns the merge that dev chose, or ``None`` while no merge has a dev score."""
     return next((group for group in lines if group.chosen), None)
 
 
-def compare(lines: Sequence[Group], role: Role) -> Comparison | None:
+def compare_with_control(lines: Sequence[TableLine], role: Role) -> Comparison | None:
     """Compares the winner's test score with a control; among several controls, the one most like
     the winner."""
-    best = winner(lines)
+    best = find_winner(lines)
     if best is None or best.score is None:
         return None
     control = max(
@@ -153,27 +153,31 @@ def compare(lines: Sequence[Group], role: Role) -> Comparison | None:
         control=control,
         difference=best.score - control.score,
         spread=math.hypot(*spreads) if len(spreads) == 2 else None,
-        interval=interval(best.resampled["score"] - control.resampled["score"])
+        interval=percentile_interval(best.resampled["score"] - control.resampled["score"])
         if "score" in best.resampled and "score" in control.resampled
         else None,
     )
 
 
-def headline(lines: Sequence[Group]) -> str:
+def headline(lines: Sequence[TableLine]) -> str:
     """Returns the answer of the sweep in one or two sentences of plain text."""
-    best = winner(lines)
+    best = find_winner(lines)
     if best is None:
         return "No merge has a dev score yet, so none could be chosen."
     if best.score is None:
         return f"Dev chose {best.title}, which has no test score yet."
     spread = f" ± {best.spread['score']:.2f}" if "score" in best.spread else ""
     text = f"Best merge, chosen on dev: {best.title}. It scores {best.score:.2f}{spread} on test"
-    parts = [item.sentence() for role in _CONTROLS if (item := compare(lines, role)) is not None]
+    parts = [
+        item.sentence()
+        for role in _CONTROLS
+        if (item := compare_with_control(lines, role)) is not None
+    ]
     return f"{text}: {', and '.join(parts)}." if parts else f"{text}; no control has a score yet."
 
 
 @dataclass(frozen=True, kw_only=True)
-class Group:
+class TableLine:
     """One line of the table: the same merge of fine-tuning runs that differ in their seed alone."""
 
     params: Mapping[str, Value]
@@ -204,7 +208,7 @@ class Group:
     leaks: tuple[Leak, ...] = ()
     """What its fine-tuning runs have seen of the test sets."""
     resampled: Mapping[str, np.ndarray] = field(default_factory=dict, compare=False, repr=False)
-    """Test metrics and the score in each draw of the bootstrap (``sweep.intervals``), the same
+    """Test metrics and the score in each draw of the bootstrap (``report.intervals``), the same
     draws for all lines."""
 
     def leaked(self, name: str) -> bool:
@@ -215,7 +219,7 @@ class Group:
 
     def interval(self, name: str) -> Interval | None:
         """Returns the 95 % interval over test utterances, or ``None`` where nothing was counted."""
-        return interval(self.resampled[name]) if name in self.resampled else None
+        return percentile_interval(self.resampled[name]) if name in self.resampled else None
 
     @property
     def alpha(self) -> float | None:
@@ -236,7 +240,7 @@ class Comparison:
     say so, the second whether other utterances would.
     """
 
-    control: Group
+    control: TableLine
     difference: float
     spread: float | None
     """Standard deviation of the difference: the root of the sum of both squared spreads; ``None``
@@ -281,7 +285,7 @@ def _members(rows: Iterable[EncoderRow]) -> list[list[EncoderRow]]:
     return [list(line.values()) for line in found.values()]
 
 
-def _group(rows: Sequence[EncoderRow], wanted: Iterable[str]) -> Group:
+def _group(rows: Sequence[EncoderRow], wanted: Iterable[str]) -> TableLine:
     complete = [row for row in rows if row.complete]
     used = complete or rows
     role = _role(rows[0])
@@ -299,7 +303,7 @@ def _group(rows: Sequence[EncoderRow], wanted: Iterable[str]) -> Group:
             for name in values
         }
         spread = {name: statistics.fmean(numbers) for name, numbers in probes.items() if numbers}
-    return Group(
+    return TableLine(
         params=_line_params(rows[0]),
         role=role,
         rows=tuple(rows),
@@ -347,23 +351,23 @@ def _differences(first: Mapping[str, Value], second: Mapping[str, Value]) -> int
     return sum(first.get(name) != second.get(name) for name in {*first, *second})
 
 
-def _dev_score(group: Group) -> float:
+def _dev_score(group: TableLine) -> float:
     return group.mean.get("dev.score", -math.inf)
 
 
-def _title(group: Group, vary: Sequence[str]) -> str:
+def _title(group: TableLine, vary: Sequence[str]) -> str:
     if group.role == "pre-trained":
         return "pre-trained"
     start = (
-        f"alpha {show_value(group.params['alpha'])}"
+        f"alpha {format_value(group.params['alpha'])}"
         if group.role == "merge" and "alpha" in group.params
         else group.role
     )
-    rest = describe(group.params, vary)
+    rest = describe_params(group.params, vary)
     return f"{start}, {rest}" if rest else start
 
 
-def _told_apart(lines: Sequence[Group]) -> list[Group]:
+def _disambiguate(lines: Sequence[TableLine]) -> list[TableLine]:
     """Adds the start of the fingerprint to titles that would occur twice."""
     titles = [group.title for group in lines]
     return [

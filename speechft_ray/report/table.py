@@ -16,12 +16,12 @@ from rich.text import Text
 from speechft_ray.core.metrics import METRICS
 from speechft_ray.core.records import Outcome
 from speechft_ray.report.summary import (
-    Group,
+    TableLine,
+    format_value,
     headline,
     metric_names,
     metric_title,
-    show_value,
-    varying,
+    varying_params,
 )
 
 TERMINAL_COLUMNS = 100
@@ -36,7 +36,7 @@ LEGEND = (
 )
 
 
-def csv_table(lines: Sequence[Group]) -> str:
+def csv_table(lines: Sequence[TableLine]) -> str:
     """Returns every mean, spread, interval and parameter as CSV, one line per group, unrounded."""
     params = list(dict.fromkeys(name for group in lines for name in group.params))
     measured = list(
@@ -82,13 +82,13 @@ def csv_table(lines: Sequence[Group]) -> str:
     return text.getvalue()
 
 
-def _ends(group: Group, name: str) -> list[tuple[str, float]]:
+def _ends(group: TableLine, name: str) -> list[tuple[str, float]]:
     return list(zip(("low", "high"), group.interval(name) or (), strict=False))
 
 
 def markdown_table(
     name: str,
-    lines: Sequence[Group],
+    lines: Sequence[TableLine],
     failures: Sequence[Outcome],
     references: Mapping[str, tuple[float, float]],
 ) -> str:
@@ -128,7 +128,7 @@ def markdown_table(
     return "\n\n".join(parts) + "\n"
 
 
-def terminal_table(lines: Sequence[Group], most: int = 20) -> Table:
+def terminal_table(lines: Sequence[TableLine], most: int = 20) -> Table:
     """Returns the best lines and all controls for a terminal of 100 columns; the caption says what
     only ``table.csv`` has."""
     names = metric_names(lines)
@@ -163,7 +163,8 @@ def terminal_table(lines: Sequence[Group], most: int = 20) -> Table:
         )
     for group in shown:
         values = [
-            value_text(name, group.mean[name]) if name in group.mean else "" for name in shown_names
+            format_metric(name, group.mean[name]) if name in group.mean else ""
+            for name in shown_names
         ]
         style = "bold" if group.chosen else "dim" if group.role != "merge" else ""
         table.add_row(
@@ -172,7 +173,7 @@ def terminal_table(lines: Sequence[Group], most: int = 20) -> Table:
     return table
 
 
-def table_cells(group: Group, names: Sequence[str]) -> list[str]:
+def table_cells(group: TableLine, names: Sequence[str]) -> list[str]:
     """Returns mark, title, n, score, dev score and the metrics of one line, as text that is not
     escaped for anything."""
     state = (
@@ -191,12 +192,12 @@ def table_cells(group: Group, names: Sequence[str]) -> list[str]:
         if group.count and group.spread_over == "probe seeds"
         else str(group.count),
         mean_and_spread(group, "score"),
-        "" if dev is None else value_text("score", dev),
+        "" if dev is None else format_metric("score", dev),
         *(mean_and_spread(group, name) for name in names),
     ]
 
 
-def mean_and_spread(group: Group, name: str) -> str:
+def mean_and_spread(group: TableLine, name: str) -> str:
     """Returns ``877.66 ± 1.20``, without ``±`` where one number is all there is; empty where
     nothing was measured.
 
@@ -204,13 +205,13 @@ def mean_and_spread(group: Group, name: str) -> str:
     """
     if name not in group.mean:
         return ""
-    text = value_text(name, group.mean[name])
+    text = format_metric(name, group.mean[name])
     if name in group.spread:
-        text += f" ± {value_text(name, group.spread[name])}"
+        text += f" ± {format_metric(name, group.spread[name])}"
     return f"{text} {LEAK}" if group.leaked(name) else text
 
 
-def value_text(name: str, value: float) -> str:
+def format_metric(name: str, value: float) -> str:
     """Returns the value as the metric table prints it; scores and unknown metrics with two
     decimals."""
     known = METRICS.get(name.removeprefix("dev."))
@@ -223,13 +224,13 @@ def column_title(name: str) -> str:
     return metric_title(name) + ("" if known is None else " ↑" if known.higher_is_better else " ↓")
 
 
-def incomplete_lines(lines: Sequence[Group]) -> list[str]:
+def incomplete_lines(lines: Sequence[TableLine]) -> list[str]:
     """Returns one sentence per encoder that still lacks evaluations, or will never have them."""
     missing = [f"{group.title}: {note} missing" for group in lines for note in group.missing]
     return missing + [f"{group.title}: {note}" for group in lines for note in group.stopped]
 
 
-def leak_lines(lines: Sequence[Group]) -> list[str]:
+def leak_lines(lines: Sequence[TableLine]) -> list[str]:
     """Returns one sentence per fine-tuning run and task whose test set it has seen something of."""
     return list(dict.fromkeys(f"{leak.sentence()}." for group in lines for leak in group.leaks))
 
@@ -248,12 +249,12 @@ def failure_lines(failures: Sequence[Outcome]) -> list[str]:
     ]
 
 
-def common_params(lines: Sequence[Group]) -> str:
+def common_params(lines: Sequence[TableLine]) -> str:
     """Returns the parameters that all tuned lines share, which their titles therefore leave out."""
-    vary = {*varying(lines), "alpha"}
+    vary = {*varying_params(lines), "alpha"}
     params = next((group.params for group in lines if group.role != "pre-trained"), {})
     return ", ".join(
-        f"{name} {show_value(value)}" for name, value in params.items() if name not in vary
+        f"{name} {format_value(value)}" for name, value in params.items() if name not in vary
     )
 
 

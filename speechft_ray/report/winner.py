@@ -17,14 +17,14 @@ from pydantic import ValidationError
 from speechft_ray.core.errors import UserError
 from speechft_ray.core.records import Record
 from speechft_ray.core.store import Store, write_json
-from speechft_ray.report.summary import groups, winner
+from speechft_ray.report.summary import find_winner, group_rows
 from speechft_ray.sweep.plan import Plan
 from speechft_ray.sweep.protocols import EncoderRow
 
 _FOLDER = "sweeps"
 
 
-class Chosen(Record):
+class Winner(Record):
     """The encoder that dev chose."""
 
     merge: str
@@ -49,19 +49,19 @@ class SweepRecord(Record):
     """Fingerprint of the plan."""
     status: str
     """``finished``, ``failed`` or ``stopped``."""
-    winner: Chosen | None
+    winner: Winner | None
     """``None`` while no merge has a dev score."""
     rows: tuple[str, ...]
     """Fingerprints of all merged encoders, in the order of the plan."""
 
 
-def record_choice(plan: Plan, store: Store, found: Sequence[EncoderRow], status: str) -> None:
+def write_record(plan: Plan, store: Store, found: Sequence[EncoderRow], status: str) -> None:
     """Writes what a sweep has chosen so far, over what an earlier run of the same name wrote."""
     kept = SweepRecord(
         sweep=plan.spec.name,
         plan=plan.fingerprint,
         status=status,
-        winner=choice(found, plan.winner),
+        winner=select_winner(found, plan.winner),
         rows=tuple(row.key for row in plan.rows),
     )
     path = _path(store, plan.spec.name)
@@ -69,17 +69,17 @@ def record_choice(plan: Plan, store: Store, found: Sequence[EncoderRow], status:
     write_json(path, kept.model_dump(mode="json"))
 
 
-def choice(found: Sequence[EncoderRow], searched: str | None = None) -> Chosen | None:
+def select_winner(found: Sequence[EncoderRow], searched: str | None = None) -> Winner | None:
     """Returns the encoder behind the star of the table, ``None`` while there is no star;
     ``searched``: what a search chose."""
-    line = winner(groups(found, chosen=searched))
+    line = find_winner(group_rows(found, chosen=searched))
     if line is None:
         return None
     best = max(
         (row for row in line.rows if "dev.score" in row.metrics),
         key=lambda row: row.metrics["dev.score"],
     )
-    return Chosen(
+    return Winner(
         merge=best.key,
         title=best.title,
         line=line.title,
@@ -90,15 +90,15 @@ def choice(found: Sequence[EncoderRow], searched: str | None = None) -> Chosen |
     )
 
 
-def recorded_sweeps(store: Store) -> list[str]:
+def list_records(store: Store) -> list[str]:
     """Names of the sweeps that have run in this store, sorted."""
     return sorted(
         path.stem for path in (store.root / _FOLDER).glob("*.json") if not path.name.startswith(".")
     )
 
 
-def recorded(store: Store, name: str) -> SweepRecord:
-    """Returns what is kept of a sweep, one of ``recorded_sweeps``. Raises ``UserError`` when the
+def read_record(store: Store, name: str) -> SweepRecord:
+    """Returns what is kept of a sweep, one of ``list_records``. Raises ``UserError`` when the
     file is damaged."""
     path = _path(store, name)
     try:

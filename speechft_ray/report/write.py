@@ -14,44 +14,44 @@ from pathlib import Path
 from speechft_ray.core.errors import UserError
 from speechft_ray.core.records import Outcome
 from speechft_ray.report.figure import (
-    alpha_curve,
-    learning_curves,
-    published_comparison,
-    tasks_by_alpha,
+    draw_alpha_curve,
+    draw_learning_curves,
+    draw_paper_comparison,
+    draw_tasks_by_alpha,
 )
 from speechft_ray.report.intervals import TestSets
-from speechft_ray.report.page import PageContent, page
-from speechft_ray.report.search_section import search_files
-from speechft_ray.report.search_summary import SearchFindings
-from speechft_ray.report.summary import groups, with_intervals, with_leaks
+from speechft_ray.report.page import PageContent, render_page
+from speechft_ray.report.search_section import make_search_files
+from speechft_ray.report.search_summary import SearchResults
+from speechft_ray.report.summary import add_intervals, add_leaks, group_rows
 from speechft_ray.report.table import csv_table, markdown_table
 from speechft_ray.sweep.protocols import Curve, EncoderRow, Leak, SweepInfo
 
 PAGE = "index.html"
 
 
-def write_report(folder: Path, findings: Findings) -> Path:
+def write_report(folder: Path, findings: ReportData) -> Path:
     """Writes every file of the report into the folder and returns the path of its page.
 
     Each file is replaced by one rename, the page last: a reader sees the old file or the whole new
     one. A figure for which there is no data yet is not written, and one left from an earlier report
     is removed. Raises ``UserError`` when the folder cannot be written.
     """
-    lines = groups(findings.rows, expected=findings.references, chosen=findings.chosen)
-    lines = with_leaks(with_intervals(lines, findings.tests, findings.references), findings.leaks)
-    search, section = search_files(findings.search)
+    lines = group_rows(findings.rows, expected=findings.references, chosen=findings.chosen)
+    lines = add_leaks(add_intervals(lines, findings.tests, findings.references), findings.leaks)
+    search, section = make_search_files(findings.search)
     figures = {
-        "alpha_curve": alpha_curve(lines),
-        "tasks_by_alpha": tasks_by_alpha(lines),
-        "learning_curves": learning_curves(findings.curves),
-        "published_comparison": published_comparison(lines),
+        "alpha_curve": draw_alpha_curve(lines),
+        "tasks_by_alpha": draw_tasks_by_alpha(lines),
+        "learning_curves": draw_learning_curves(findings.curves),
+        "published_comparison": draw_paper_comparison(lines),
     }
     content = PageContent(
         sweep=findings.sweep,
         lines=lines,
         failures=findings.failures,
         references=findings.references,
-        where=findings.where,
+        how_to_open=findings.how_to_open,
         versions=findings.versions,
         search=section,
         **figures,
@@ -62,7 +62,7 @@ def write_report(folder: Path, findings: Findings) -> Path:
     files["table.md"] = markdown_table(
         findings.sweep.name, lines, findings.failures, findings.references
     ).encode("utf-8", "replace")
-    files[PAGE] = page(content).encode("utf-8", "replace")
+    files[PAGE] = render_page(content).encode("utf-8", "replace")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, content_bytes in files.items():
@@ -75,7 +75,7 @@ def write_report(folder: Path, findings: Findings) -> Path:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Findings:
+class ReportData:
     """What a report is made of, read from the store."""
 
     sweep: SweepInfo
@@ -86,18 +86,18 @@ class Findings:
     references: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     """Metric name to the values that count as 0 and as 1000 in the score; also the metrics every
     encoder should have."""
-    where: str = ""
-    """The sentence that tells how to open the tracker (``Tracker.where``)."""
+    how_to_open: str = ""
+    """The sentence that tells how to open the tracker (``Tracker.how_to_open``)."""
     versions: Mapping[str, str] = field(default_factory=dict)
     """Name to version of what computed the results."""
     tests: Mapping[str, TestSets] = field(default_factory=dict)
     """What was counted on test of each merged encoder, by its key
-    (``sweep.intervals.counts_of``)."""
+    (``report.intervals.read_counts``)."""
     leaks: Mapping[str, Sequence[Leak]] = field(default_factory=dict)
     """What fine-tuning has seen of the test sets, by merged encoder."""
     chosen: str | None = None
     """The merged encoder that a search chose (``Plan.winner``)."""
-    search: SearchFindings | None = None
+    search: SearchResults | None = None
     """Of a sweep that searched its merges."""
 
 

@@ -18,7 +18,7 @@ from speechft_ray.core.store import Store
 from speechft_ray.search.plan import SearchPlan
 from speechft_ray.search.proposals import Proposal, Proposer
 from speechft_ray.search.trials import Judge, Standard, Trial, best_seen
-from speechft_ray.sweep.rows import references, rows
+from speechft_ray.sweep.rows import read_references, read_rows
 from speechft_ray.sweep.scheduler import JobScheduler, missing_jobs
 
 
@@ -62,8 +62,8 @@ def replay_search(
 
 def open_judge(plan: SearchPlan, store: Store) -> Judge | None:
     """Returns the judge of a search, or ``None`` while the controls are not all in the store."""
-    (row,) = rows(plan.controls, store)
-    known = references(plan.controls, store, "dev")
+    (row,) = read_rows(plan.controls, store)
+    known = read_references(plan.controls, store, "dev")
     if not row.complete or (plan.controls.baseline and not known):
         return None
     pretrained = {

@@ -33,9 +33,9 @@ from speechft_ray.speech.features.cache import FeatureCache
 from speechft_ray.stages.merge_cache import Inputs, resident_merge
 from speechft_ray.superb.evaluate import Sharing
 from speechft_ray.superb.folds import evaluate_folds
-from speechft_ray.sweep.lineage import pretrained
+from speechft_ray.sweep.lineage import find_pretrained
 from speechft_ray.sweep.plan import FBANK
-from speechft_ray.sweep.protocols import Report
+from speechft_ray.sweep.protocols import ReportProgress
 
 ENCODER_FILE = "encoder.safetensors"
 START = "encoder"
@@ -49,7 +49,7 @@ STATISTICS_FILE = "statistics.safetensors"
 ``<kind>:<parameter>``."""
 
 
-def perform(job: Job, place: Place, report: Report) -> Mapping[str, Any]:
+def perform(job: Job, place: Place, report: ReportProgress) -> Mapping[str, Any]:
     """Does one job and publishes it; returns its facts. A complete job is answered from the store.
 
     Raises ``UserError`` for what a person can mend; the executor turns every exception into an
@@ -142,7 +142,7 @@ def _published_start(folder: Path) -> EncoderWeights:
     return weights
 
 
-def _make_corpus(job: Job, place: Place, store: Store, report: Report) -> None:
+def _make_corpus(job: Job, place: Place, store: Store, report: ReportProgress) -> None:
     spec = CorpusSpec.model_validate(job.payload["corpus"])
     corpus = open_corpus(spec, place, lambda done, total: report({"done": done, "total": total}))
     facts: dict[str, Any] = {"corpus": spec.model_dump(mode="json"), "content": corpus.fingerprint}
@@ -156,7 +156,7 @@ def _make_corpus(job: Job, place: Place, store: Store, report: Report) -> None:
         pass
 
 
-def _finetune(job: Job, place: Place, store: Store, report: Report) -> None:
+def _finetune(job: Job, place: Place, store: Store, report: ReportProgress) -> None:
     spec = FinetuneSpec.model_validate(job.payload["spec"])
     start = _start(store, job.payload["start"])
     corpora = [open_corpus(objective.corpus, place) for objective in spec.objectives]
@@ -178,7 +178,7 @@ def _finetune(job: Job, place: Place, store: Store, report: Report) -> None:
             save_file(dict(tuned.statistics), folder / STATISTICS_FILE)
 
 
-def _merge(job: Job, place: Place, store: Store, report: Report) -> None:
+def _merge(job: Job, place: Place, store: Store, report: ReportProgress) -> None:
     recipe: dict[str, Any] = dict(job.payload)
     with (
         _merged(recipe, store) as weights,
@@ -214,14 +214,14 @@ def _merged(recipe: Mapping[str, Any], store: Store) -> Iterator[EncoderWeights]
         yield EncoderWeights(family=base.family, config=base.config, state=state)
 
 
-def _evaluate(job: Job, place: Place, store: Store, report: Report) -> None:
+def _evaluate(job: Job, place: Place, store: Store, report: ReportProgress) -> None:
     spec = EvalSpec.model_validate(job.payload["spec"])
     recipe = job.payload.get("recipe")
     facts: dict[str, Any] = {}
     if isinstance(recipe, dict):  # a proposal of a search: merged here and kept nowhere
         with _merged(recipe, store) as weights:
             begin = _start(
-                store, pretrained(store, str(recipe["base"]))
+                store, find_pretrained(store, str(recipe["base"]))
             )  # the distance is to the pre-trained encoder
             facts["distance"] = relative_distance(begin.state, weights.state)
             family, config = FAMILIES.get(weights.family), weights.config
@@ -266,7 +266,7 @@ def _device(place: Place) -> torch.device:
     return torch.device("cuda" if use_gpu else "cpu")
 
 
-_STAGES: Mapping[str, Callable[[Job, Place, Store, Report], None]] = {
+_STAGES: Mapping[str, Callable[[Job, Place, Store, ReportProgress], None]] = {
     "corpus": _make_corpus,
     "finetune": _finetune,
     "merge": _merge,

@@ -8,7 +8,7 @@ from typing import Any
 from speechft_ray.core.store import Store
 
 
-def lineage(store: Store, encoder: str) -> list[dict[str, Any]]:
+def read_lineage(store: Store, encoder: str) -> list[dict[str, Any]]:
     """Returns the recipes of an encoder and of all that it starts from, the earliest first; none
     for a pre-trained one."""
     recipes: list[dict[str, Any]] = []
@@ -22,8 +22,8 @@ def lineage(store: Store, encoder: str) -> list[dict[str, Any]]:
     return recipes
 
 
-def pretrained(store: Store, base: str) -> str:
+def find_pretrained(store: Store, base: str) -> str:
     """Returns the fingerprint of the pre-trained encoder that a chain began with, given the base of
     its last merge."""
-    recipes = lineage(store, base)
+    recipes = read_lineage(store, base)
     return str(recipes[0]["base"]) if recipes else base

@@ -10,10 +10,10 @@ from collections.abc import Mapping
 
 from speechft_ray.core.errors import Interrupted, UserError
 from speechft_ray.core.records import Job, Outcome, Place
-from speechft_ray.sweep.protocols import Perform, Progress, Report
+from speechft_ray.sweep.protocols import Perform, Progress, ReportProgress
 
 
-def perform_safely(perform: Perform, job: Job, place: Place, report: Report) -> Outcome:
+def perform_safely(perform: Perform, job: Job, place: Place, report: ReportProgress) -> Outcome:
     """Runs one job and returns what came of it, so that one dead job does not end a sweep.
 
     A ``UserError`` gives its sentence; any other exception one line and its traceback.

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Protocol
 
 from speechft_ray.core.records import Job, Outcome, Place
 
-Report = Callable[[Mapping[str, float]], None]
+ReportProgress = Callable[[Mapping[str, float]], None]
 """Called from inside a running job with ``{"done": .., "total": ..}`` and, while tuning, any curve
 values at ``done``."""
 
@@ -20,7 +20,7 @@ class Perform(Protocol):
     complete job returns its facts.
     """
 
-    def __call__(self, job: Job, place: Place, report: Report) -> Mapping[str, Any]: ...
+    def __call__(self, job: Job, place: Place, report: ReportProgress) -> Mapping[str, Any]: ...
 
 
 class Progress(NamedTuple):
@@ -126,15 +126,15 @@ class Tracker(Protocol):
         """Finds or opens the view of this sweep."""
         ...
 
-    def curve(self, curve: Curve) -> None:
+    def log_curve(self, curve: Curve) -> None:
         """Adds or completes one learning curve."""
         ...
 
-    def encoder(self, row: EncoderRow) -> None:
+    def log_encoder(self, row: EncoderRow) -> None:
         """Adds or completes one merged encoder."""
         ...
 
-    def champion(self, row: EncoderRow, folder: Path) -> None:
+    def register_model(self, row: EncoderRow, folder: Path) -> None:
         """Registers the encoder that the sweep chose, whose files lie in ``folder``; a later one
         takes its place."""
         ...
@@ -146,7 +146,7 @@ class Tracker(Protocol):
         ``stopped``."""
         ...
 
-    def where(self) -> str:
+    def how_to_open(self) -> str:
         """The sentence that tells a person how to open this view."""
         ...
 

@@ -11,12 +11,12 @@ from speechft_ray.core.records import Outcome
 from speechft_ray.core.store import Store
 from speechft_ray.sweep.plan import Plan
 from speechft_ray.sweep.protocols import Curve, EncoderRow, SweepInfo, Tracker, TrackerDown
-from speechft_ray.sweep.rows import curves, rows
+from speechft_ray.sweep.rows import read_curves, read_rows
 
 Note = Callable[[str], None]
 
 
-def sweep_info(plan: Plan) -> SweepInfo:
+def make_sweep_info(plan: Plan) -> SweepInfo:
     """What trackers and reports say of the sweep as a whole."""
     spec = plan.spec
     if spec.search is not None:
@@ -44,23 +44,23 @@ class Publisher:
 
     def start(self) -> None:
         """Opens every view and tells it what earlier runs left in the store."""
-        self._each(partial(_start, sweep=sweep_info(self._plan)))
-        self._tell_curves({curve.key for curve in curves(self._plan, self._store)})
+        self._each(partial(_start, sweep=make_sweep_info(self._plan)))
+        self._tell_curves({curve.key for curve in read_curves(self._plan, self._store)})
         self._tell_news()
 
-    def outcome(self, outcome: Outcome) -> None:
+    def log_outcome(self, outcome: Outcome) -> None:
         """Tells the trackers what this outcome adds."""
         if outcome.ok and outcome.stage == "finetune":
             self._tell_curves({outcome.fingerprint})
         elif outcome.ok and outcome.stage == "evaluate":
             self._tell_news()
 
-    def trial(self, row: EncoderRow) -> None:
+    def log_trial(self, row: EncoderRow) -> None:
         """Tells the trackers what came of one proposal of a search."""
         self._trials[row.key] = row
         self._each(partial(_encoder, row=row))
 
-    def chosen(self, plan: Plan) -> None:
+    def set_plan(self, plan: Plan) -> None:
         """Goes on with the plan of what a search chose, whose sweep is the same."""
         self._plan = plan
         self._tell_news()
@@ -68,7 +68,7 @@ class Publisher:
     def finish(self, report: Path | None, status: str) -> list[str]:
         """Sends what a silent tracker missed, then the report. Returns the sentences that say how
         to open each view."""
-        found = rows(self._plan, self._store)
+        found = read_rows(self._plan, self._store)
         scored = [row for row in found if "score" in row.metrics and "trial" not in row.params]
         points = sorted((float(row.params["alpha"]), row.metrics["score"]) for row in scored)
         champion = self._champion(found)
@@ -84,11 +84,13 @@ class Publisher:
                     ),
                 )
             self._attempt(tracker, partial(_finish, report=report, points=points, status=status))
-        return self.where()
+        return self.how_to_open()
 
-    def where(self) -> list[str]:
+    def how_to_open(self) -> list[str]:
         """The sentences that say how to open each view that answers."""
-        return [tracker.where() for tracker in self._trackers if id(tracker) not in self._down]
+        return [
+            tracker.how_to_open() for tracker in self._trackers if id(tracker) not in self._down
+        ]
 
     def _champion(self, found: Sequence[EncoderRow]) -> EncoderRow | None:
         """What a search chose, once it is measured and its weights are in the store."""
@@ -96,21 +98,21 @@ class Publisher:
         return row if row is not None and self._store.is_complete("merge", row.key) else None
 
     def _tell_all(self, tracker: Tracker, found: Sequence[EncoderRow]) -> None:
-        tracker.start(sweep_info(self._plan))
-        for curve in curves(self._plan, self._store):
-            tracker.curve(curve)
+        tracker.start(make_sweep_info(self._plan))
+        for curve in read_curves(self._plan, self._store):
+            tracker.log_curve(curve)
         for row in (*self._trials.values(), *found):
             if row.metrics:
-                tracker.encoder(row)
+                tracker.log_encoder(row)
 
     def _tell_curves(self, keys: set[str]) -> None:
-        for curve in curves(self._plan, self._store):
+        for curve in read_curves(self._plan, self._store):
             if curve.key in keys:
                 self._each(partial(_curve, curve=curve))
 
     def _tell_news(self) -> None:
         """Tells the rows that became complete since the last time."""
-        for row in rows(self._plan, self._store):
+        for row in read_rows(self._plan, self._store):
             if "score" in row.metrics and row.key not in self._told:
                 self._told.add(row.key)
                 self._each(partial(_encoder, row=row))
@@ -136,15 +138,15 @@ def _start(tracker: Tracker, sweep: SweepInfo) -> None:
 
 
 def _curve(tracker: Tracker, curve: Curve) -> None:
-    tracker.curve(curve)
+    tracker.log_curve(curve)
 
 
 def _encoder(tracker: Tracker, row: EncoderRow) -> None:
-    tracker.encoder(row)
+    tracker.log_encoder(row)
 
 
 def _champion(tracker: Tracker, row: EncoderRow, folder: Path) -> None:
-    tracker.champion(row, folder)
+    tracker.register_model(row, folder)
 
 
 def _finish(

@@ -13,13 +13,13 @@ from speechft_ray.core.specs import FinetuneSpec
 from speechft_ray.core.store import Store
 from speechft_ray.sweep.plan import Plan, PlannedRow
 from speechft_ray.sweep.protocols import Curve, EncoderRow
-from speechft_ray.sweep.stops import stopped_jobs
+from speechft_ray.sweep.stops import read_stopped_jobs
 
 References = Mapping[str, tuple[float, float]]
 """Metric name to the values that count as 0 and as 1."""
 
 
-def references(plan: Plan, store: Store, split: str = "test") -> References:
+def read_references(plan: Plan, store: Store, split: str = "test") -> References:
     """Returns the references of the score on one split; empty while a measured zero is not in the
     store yet.
 
@@ -27,7 +27,7 @@ def references(plan: Plan, store: Store, split: str = "test") -> References:
     """
     if not plan.baseline:
         return paper_references(_metric_names(plan))
-    found = [_scores(store, key) for key in plan.baseline]
+    found = [_read_scores(store, key) for key in plan.baseline]
     if any(not scores for scores in found):
         return {}
     zero = {
@@ -40,15 +40,15 @@ def references(plan: Plan, store: Store, split: str = "test") -> References:
     }
 
 
-def rows(plan: Plan, store: Store) -> list[EncoderRow]:
+def read_rows(plan: Plan, store: Store) -> list[EncoderRow]:
     """Returns every row of the plan, in plan order, with what is in the store by now."""
-    by_split = {split: references(plan, store, split) for split in ("test", "dev")}
-    stopped = stopped_jobs(plan, store)
-    found = [_row(planned, store, by_split) for planned in plan.rows]
+    by_split = {split: read_references(plan, store, split) for split in ("test", "dev")}
+    stopped = read_stopped_jobs(plan, store)
+    found = [_read_row(planned, store, by_split) for planned in plan.rows]
     return [row if row.complete else row._replace(stopped=stopped.get(row.key)) for row in found]
 
 
-def curves(plan: Plan, store: Store) -> list[Curve]:
+def read_curves(plan: Plan, store: Store) -> list[Curve]:
     """Returns the learning curves of the fine-tuning runs that are complete."""
     found = []
     for job in plan.of_stage("finetune"):
@@ -67,8 +67,8 @@ def curves(plan: Plan, store: Store) -> list[Curve]:
     return found
 
 
-def _row(planned: PlannedRow, store: Store, by_split: Mapping[str, References]) -> EncoderRow:
-    found = [_scores(store, key) for key in planned.evaluations]
+def _read_row(planned: PlannedRow, store: Store, by_split: Mapping[str, References]) -> EncoderRow:
+    found = [_read_scores(store, key) for key in planned.evaluations]
     complete = all(found)
     metrics: dict[str, float] = {}
     for split, prefix in (("test", ""), ("dev", "dev.")):
@@ -100,7 +100,7 @@ def _spreads(scores: Sequence[Score], known: References) -> dict[str, float]:
     return found
 
 
-def _scores(store: Store, key: str) -> list[Score]:
+def _read_scores(store: Store, key: str) -> list[Score]:
     return (
         read_scores(store.manifest("evaluate", key)) if store.is_complete("evaluate", key) else []
     )

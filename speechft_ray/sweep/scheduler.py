@@ -12,7 +12,7 @@ from speechft_ray.core.records import STAGES, Job, Outcome
 from speechft_ray.core.store import Store
 from speechft_ray.sweep.plan import Plan
 from speechft_ray.sweep.protocols import Executor, Progress
-from speechft_ray.sweep.stops import remember, stopped_jobs
+from speechft_ray.sweep.stops import mark_stopped, read_stopped_jobs
 
 POLL_SECONDS = 0.5
 """Longest wait for an outcome before progress is shown again."""
@@ -38,7 +38,7 @@ def jobs_to_run(plan: Plan, store: Store) -> dict[str, Job]:
     goals = [job.fingerprint for job in plan.of_stage("evaluate")] + (
         [plan.winner] if plan.winner else []
     )
-    stopped = stopped_jobs(plan, store)
+    stopped = read_stopped_jobs(plan, store)
     return missing_jobs([goal for goal in goals if goal not in stopped], plan.jobs, store)
 
 
@@ -105,7 +105,7 @@ def run_jobs(plan: Plan, store: Store, scheduler: JobScheduler) -> None:
     while scheduler.active:
         for outcome in scheduler.poll():
             if outcome.stopped and outcome.blocked_by is None:
-                remember(store, plan.jobs[outcome.fingerprint], outcome)
+                mark_stopped(store, plan.jobs[outcome.fingerprint], outcome)
 
 
 class JobScheduler:

@@ -16,7 +16,7 @@ STAGE = "stopped"
 """Folder of the store."""
 
 
-def remember(store: Store, job: Job, outcome: Outcome) -> None:
+def mark_stopped(store: Store, job: Job, outcome: Outcome) -> None:
     """Keeps that a run was stopped, and why."""
     with store.publish(
         STAGE, _key(job), {"finetune": job.fingerprint, "label": job.label, "why": outcome.error}
@@ -24,7 +24,7 @@ def remember(store: Store, job: Job, outcome: Outcome) -> None:
         pass
 
 
-def stopped_jobs(plan: Plan, store: Store) -> dict[str, str]:
+def read_stopped_jobs(plan: Plan, store: Store) -> dict[str, str]:
     """Returns why a job is not done, for each that is a stopped run or needs one, by
     fingerprint."""
     found: dict[str, str] = {}

@@ -14,7 +14,7 @@ FINISH_SECONDS = 120.0
 minute."""
 
 
-class InBackground:
+class BackgroundTracker:
     """Queues calls to a tracker and returns at once; only ``finish`` waits.
 
     When the tracker is down, the calls that wait are dropped and the next call raises its
@@ -33,17 +33,17 @@ class InBackground:
         """Opens the view, later. The first call of a run, and the first after a ``TrackerDown``."""
         self._enqueue(lambda: self._tracker.start(sweep))
 
-    def curve(self, curve: Curve) -> None:
+    def log_curve(self, curve: Curve) -> None:
         """Sends one learning curve, later."""
-        self._enqueue(lambda: self._tracker.curve(curve))
+        self._enqueue(lambda: self._tracker.log_curve(curve))
 
-    def encoder(self, row: EncoderRow) -> None:
+    def log_encoder(self, row: EncoderRow) -> None:
         """Sends one merged encoder, later."""
-        self._enqueue(lambda: self._tracker.encoder(row))
+        self._enqueue(lambda: self._tracker.log_encoder(row))
 
-    def champion(self, row: EncoderRow, folder: Path) -> None:
+    def register_model(self, row: EncoderRow, folder: Path) -> None:
         """Registers the chosen encoder, later."""
-        self._enqueue(lambda: self._tracker.champion(row, folder))
+        self._enqueue(lambda: self._tracker.register_model(row, folder))
 
     def finish(
         self, report: Path | None, score_by_alpha: Sequence[tuple[float, float]], status: str
@@ -56,13 +56,13 @@ class InBackground:
         self._calls.put(done.set)
         if not done.wait(self._finish_seconds):
             raise TrackerDown(
-                f"{self._tracker.where()} It is still being written after {self._finish_seconds:g} s."
+                f"{self._tracker.how_to_open()} It is still being written after {self._finish_seconds:g} s."
             )
         self._raise_error()
 
-    def where(self) -> str:
+    def how_to_open(self) -> str:
         """The sentence of the tracker itself."""
-        return self._tracker.where()
+        return self._tracker.how_to_open()
 
     def _enqueue(self, call: Callable[[], None]) -> None:
         self._raise_error()

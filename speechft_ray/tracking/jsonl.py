@@ -41,7 +41,7 @@ class JsonlTracker:
             }
         self._write("sweep", sweep.key, {"name": sweep.name, "params": dict(sweep.params)})
 
-    def curve(self, curve: Curve) -> None:
+    def log_curve(self, curve: Curve) -> None:
         """Adds the curve as it is now, unless the last line of this curve says the same."""
         points = [[update, dict(values)] for update, values in curve.points]
         self._write(
@@ -50,7 +50,7 @@ class JsonlTracker:
             {"title": curve.title, "params": dict(curve.params), "points": points},
         )
 
-    def encoder(self, row: EncoderRow) -> None:
+    def log_encoder(self, row: EncoderRow) -> None:
         """Adds the row as it is now, unless the last line of this encoder says the same."""
         content = {
             "params": dict(row.params),
@@ -59,7 +59,7 @@ class JsonlTracker:
         }
         self._write("encoder", row.key, {"title": row.title, **content})
 
-    def champion(self, row: EncoderRow, folder: Path) -> None:
+    def register_model(self, row: EncoderRow, folder: Path) -> None:
         """Adds which encoder was chosen and where its files lie."""
         self._write(
             "champion", self._key, {"encoder": row.key, "title": row.title, "folder": str(folder)}
@@ -75,7 +75,7 @@ class JsonlTracker:
             "finish", self._key, {"status": status, "report": where, "score_by_alpha": points}
         )
 
-    def where(self) -> str:
+    def how_to_open(self) -> str:
         """Names the file."""
         return f"Log: {self._path or self._folder} (one JSON object per line; the last line of a key counts)."
 

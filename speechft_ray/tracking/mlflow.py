@@ -67,7 +67,7 @@ class MlflowTracker:
 
     The default, with ``uri`` ``None``, is ``MLFLOW_TRACKING_URI`` or else ``mlflow.db`` in the
     storage folder, with artifacts in ``mlartifacts`` beside it. Calls wait for MLflow, the first
-    one up to ten seconds while it makes its database: wrap this in ``InBackground`` where waiting
+    one up to ten seconds while it makes its database: wrap this in ``BackgroundTracker`` where waiting
     hurts.
     """
 
@@ -105,7 +105,7 @@ class MlflowTracker:
             self._parent = self._status(self._parent, "RUNNING")
             self._params(self._parent, sweep.params)
 
-    def curve(self, curve: Curve) -> None:
+    def log_curve(self, curve: Curve) -> None:
         """Adds the points of a learning curve that are not there yet, with the update as their
         step."""
         with self._answering():
@@ -123,7 +123,7 @@ class MlflowTracker:
             )
             self._children[curve.key] = self._status(run, "FINISHED")
 
-    def encoder(self, row: EncoderRow) -> None:
+    def log_encoder(self, row: EncoderRow) -> None:
         """Adds or completes one merged encoder. Its run stays open until every evaluation is in."""
         with self._answering():
             run = self._child(row.key, row.title, "encoder", row.params)
@@ -136,7 +136,7 @@ class MlflowTracker:
             self._log_latest(run, values)
             self._children[row.key] = self._status(run, "FINISHED" if row.complete else "RUNNING")
 
-    def champion(self, row: EncoderRow, folder: Path) -> None:
+    def register_model(self, row: EncoderRow, folder: Path) -> None:
         """Registers the chosen encoder under the name of its experiment; the alias ``champion`` is
         its version."""
         parent = self._started()
@@ -174,7 +174,7 @@ class MlflowTracker:
             self._close_open_children()
             self._parent = self._status(parent, STATUS[status])
 
-    def where(self) -> str:
+    def how_to_open(self) -> str:
         """The command or address that opens the view."""
         if self._uri.startswith("http"):
             return f"MLflow: {_shown(self._uri).rstrip('/')}/#/experiments/{self._experiment}"

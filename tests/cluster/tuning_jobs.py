@@ -19,7 +19,7 @@ from speechft_ray.core.fingerprint import fingerprint
 from speechft_ray.core.records import Job, Place
 from speechft_ray.core.resources import ResourceRequest
 from speechft_ray.core.specs import FinetuneSpec
-from speechft_ray.sweep.protocols import Report
+from speechft_ray.sweep.protocols import ReportProgress
 
 
 def tuning(name: str, spec: FinetuneSpec, **more: Any) -> Job:
@@ -35,7 +35,7 @@ def tuning(name: str, spec: FinetuneSpec, **more: Any) -> Job:
     )
 
 
-def perform(job: Job, place: Place, report: Report) -> Mapping[str, Any]:
+def perform(job: Job, place: Place, report: ReportProgress) -> Mapping[str, Any]:
     """Fine-tunes; a state is saved after every update, and life number i ends by SIGKILL at update
     ``kills[i]``."""
     from speechft_ray.finetuning import loop
@@ -69,7 +69,7 @@ def perform(job: Job, place: Place, report: Report) -> Mapping[str, Any]:
     )
 
 
-def tuned(spec: FinetuneSpec, work: Path, report: Report) -> dict[str, Any]:
+def tuned(spec: FinetuneSpec, work: Path, report: ReportProgress) -> dict[str, Any]:
     """Fine-tunes the toy encoder; returns the fingerprint of the tuned weights, and the curve."""
     import torch
 

@@ -12,7 +12,7 @@ from typing import Any
 from speechft_ray.core.errors import UserError
 from speechft_ray.core.records import Job, Place, Stage
 from speechft_ray.core.resources import ResourceRequest
-from speechft_ray.sweep.protocols import Report
+from speechft_ray.sweep.protocols import ReportProgress
 
 
 def job(do: str, name: str = "a", stage: Stage = "evaluate", **more: Any) -> Job:
@@ -28,13 +28,13 @@ def job(do: str, name: str = "a", stage: Stage = "evaluate", **more: Any) -> Job
     )
 
 
-def perform(job: Job, place: Place, report: Report) -> Mapping[str, Any]:
+def perform(job: Job, place: Place, report: ReportProgress) -> Mapping[str, Any]:
     """Does what the payload says."""
     action = _ACTIONS[str(job.payload["do"])]
     return action(job, Path(place.storage), report, place)
 
 
-def _succeed(job: Job, storage: Path, report: Report, place: Place) -> Mapping[str, Any]:
+def _succeed(job: Job, storage: Path, report: ReportProgress, place: Place) -> Mapping[str, Any]:
     report({"done": 1, "total": 1})
     return {
         "pid": os.getpid(),
@@ -44,19 +44,21 @@ def _succeed(job: Job, storage: Path, report: Report, place: Place) -> Mapping[s
     }
 
 
-def _divide(job: Job, storage: Path, report: Report, place: Place) -> Mapping[str, Any]:
+def _divide(job: Job, storage: Path, report: ReportProgress, place: Place) -> Mapping[str, Any]:
     raise ZeroDivisionError("nothing to\ndivide by")
 
 
-def _blame_user(job: Job, storage: Path, report: Report, place: Place) -> Mapping[str, Any]:
+def _blame_user(job: Job, storage: Path, report: ReportProgress, place: Place) -> Mapping[str, Any]:
     raise UserError("`alpha` must be within [0, 1], but is 3 instead: change it.")
 
 
-def _return_object(job: Job, storage: Path, report: Report, place: Place) -> Mapping[str, Any]:
+def _return_object(
+    job: Job, storage: Path, report: ReportProgress, place: Place
+) -> Mapping[str, Any]:
     return {"path": storage}
 
 
-def _wait(job: Job, storage: Path, report: Report, place: Place) -> Mapping[str, Any]:
+def _wait(job: Job, storage: Path, report: ReportProgress, place: Place) -> Mapping[str, Any]:
     """Reports and beats its heart in a file until a file called ``go`` is there."""
     for beat in range(1, 1000):
         report({"done": beat, "total": 1000, "loss": 1.0 / beat})
@@ -67,7 +69,7 @@ def _wait(job: Job, storage: Path, report: Report, place: Place) -> Mapping[str,
     raise TimeoutError("nobody said go")
 
 
-def _die(job: Job, storage: Path, report: Report, place: Place) -> Mapping[str, Any]:
+def _die(job: Job, storage: Path, report: ReportProgress, place: Place) -> Mapping[str, Any]:
     """Kills its own process as often as the payload says, as the kernel does when memory runs
     out."""
     log = storage / f"lives-{job.fingerprint}"
@@ -78,11 +80,13 @@ def _die(job: Job, storage: Path, report: Report, place: Place) -> Mapping[str, 
     return {"lives": lives + 1}
 
 
-def _environment(job: Job, storage: Path, report: Report, place: Place) -> Mapping[str, Any]:
+def _environment(
+    job: Job, storage: Path, report: ReportProgress, place: Place
+) -> Mapping[str, Any]:
     return dict(os.environ)
 
 
-def _meet(job: Job, storage: Path, report: Report, place: Place) -> Mapping[str, Any]:
+def _meet(job: Job, storage: Path, report: ReportProgress, place: Place) -> Mapping[str, Any]:
     """Waits until so many jobs run at the same time, then says on which node and GPU this one
     does."""
     import ray

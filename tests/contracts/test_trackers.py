@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from speechft_ray.sweep.protocols import Curve, EncoderRow, SweepInfo, Tracker
-from speechft_ray.tracking.background import InBackground
+from speechft_ray.tracking.background import BackgroundTracker
 from speechft_ray.tracking.base import TRACKERS
 from tests.tracking.storages import mlflow_storage, mlflow_template
 from tests.tracking.views import View, champion_of, view_of
@@ -36,8 +36,8 @@ from speechft_ray.tracking.base import TRACKERS
 from tests.contracts.test_trackers import CURVE, ROW, SWEEP
 tracker = TRACKERS.get(sys.argv[1])(Path(sys.argv[2]))
 tracker.start(SWEEP)
-tracker.curve(CURVE._replace(points=CURVE.points[:1]))
-tracker.encoder(ROW._replace(metrics={"pr.per": 7.25}, complete=False))
+tracker.log_curve(CURVE._replace(points=CURVE.points[:1]))
+tracker.log_encoder(ROW._replace(metrics={"pr.per": 7.25}, complete=False))
 os.kill(os.getpid(), signal.SIGKILL)
 """
 
@@ -53,7 +53,7 @@ def opened(kind: str) -> Open:
     """Opens the tracker as a driver does that starts."""
     name, _, background = kind.partition(" ")
     return lambda root: (
-        InBackground(TRACKERS.get(name)(root)) if background else TRACKERS.get(name)(root)
+        BackgroundTracker(TRACKERS.get(name)(root)) if background else TRACKERS.get(name)(root)
     )
 
 
@@ -75,10 +75,10 @@ def tell_everything(
     tracker: Tracker, report: Path | None = None, weights: Path | None = None
 ) -> None:
     tracker.start(SWEEP)
-    tracker.curve(CURVE)
-    tracker.encoder(ROW)
+    tracker.log_curve(CURVE)
+    tracker.log_encoder(ROW)
     if weights is not None:
-        tracker.champion(ROW, weights)
+        tracker.register_model(ROW, weights)
     tracker.finish(report, [(0.25, 812.5), (0.25, 800.0), (1.0, 500.0)], "finished")
 
 
@@ -97,7 +97,7 @@ def test_told_once(opened: Open, root: Path, report: Path) -> None:
     tracker = opened(root)
     tell_everything(tracker, report)
     expected(view_of(root))
-    assert "\n" not in tracker.where()
+    assert "\n" not in tracker.how_to_open()
 
 
 def test_told_again_by_the_same_and_by_another_run(opened: Open, root: Path, report: Path) -> None:
@@ -121,7 +121,7 @@ def test_the_champion_is_registered_once_and_can_change(
     expected(view_of(root))
     other = opened(root)
     other.start(SWEEP)
-    other.champion(ROW._replace(key="better-key"), weights)
+    other.register_model(ROW._replace(key="better-key"), weights)
     other.finish(None, [], "finished")
     assert champion_of(root) == ("better-key", 2)
 
@@ -129,8 +129,8 @@ def test_the_champion_is_registered_once_and_can_change(
 def test_things_become_complete_later(opened: Open, root: Path) -> None:
     tracker = opened(root)
     tracker.start(SWEEP)
-    tracker.curve(CURVE._replace(points=POINTS[:1]))
-    tracker.encoder(ROW._replace(metrics={"pr.per": 9.0, "dev.pr.per": 7.0}, complete=False))
+    tracker.log_curve(CURVE._replace(points=POINTS[:1]))
+    tracker.log_encoder(ROW._replace(metrics={"pr.per": 9.0, "dev.pr.per": 7.0}, complete=False))
     tracker.finish(None, [(0.25, 1.0)], "stopped")
     assert (
         view_of(root).ended == "stopped" and view_of(root).encoders["merged-key"]["pr.per"] == 9.0
@@ -157,7 +157,7 @@ def test_sweeps_do_not_mix(opened: Open, root: Path) -> None:
     tell_everything(opened(root))
     other = opened(root)
     other.start(SWEEP._replace(key="other-key"))
-    other.encoder(ROW._replace(metrics={"pr.per": 1.0}))
+    other.log_encoder(ROW._replace(metrics={"pr.per": 1.0}))
     other.finish(None, [], "failed")
     assert view_of(root, "other-key").encoders["merged-key"]["pr.per"] == 1.0
     assert view_of(root, "other-key").ended == "failed"
@@ -167,5 +167,5 @@ def test_sweeps_do_not_mix(opened: Open, root: Path) -> None:
 def test_results_before_start_are_a_bug(opened: Open, root: Path) -> None:
     tracker = opened(root)
     with pytest.raises(RuntimeError, match="before `start`"):
-        tracker.encoder(ROW)
+        tracker.log_encoder(ROW)
         tracker.finish(None, [], "finished")

@@ -52,7 +52,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
             "finetune": "phones",
             "seed": 0,
         }
-        tracker.encoder(
+        tracker.log_encoder(
             EncoderRow(
                 f"key-{alpha}",
                 f"linear alpha={alpha:g}",

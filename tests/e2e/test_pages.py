@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from speechft_ray.core.records import Outcome
-from speechft_ray.report.write import Findings, write_report
+from speechft_ray.report.write import ReportData, write_report
 from speechft_ray.sweep.protocols import Curve, EncoderRow, SweepInfo
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -62,7 +62,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
         )
         for s in (0, 1)
     ]
-    findings = Findings(
+    findings = ReportData(
         sweep=SweepInfo(
             "3f9a1c77b2de", "<script>document.title='broken'</script>", {"encoder": "tiny"}
         ),
@@ -77,7 +77,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
             )
         ],
         references={"pr.per": (82.01, 2.55), "er.accuracy": (35.39, 70.68)},
-        where="Open MLflow with `mlflow ui`.",
+        how_to_open="Open MLflow with `mlflow ui`.",
         versions={"torch": "2.10.0"},
     )
     return write_report(tmp_path_factory.mktemp("report"), findings)

@@ -17,10 +17,10 @@ from speechft_ray.core.counts import COUNTS_FILE, UtteranceCounts
 from speechft_ray.core.score import superb_score
 from speechft_ray.core.specs import CorpusSpec
 from speechft_ray.core.store import Store
-from speechft_ray.report.intervals import DRAWS, counts_of, drawn, interval
-from speechft_ray.report.summary import compare, groups, headline, with_intervals
+from speechft_ray.report.intervals import DRAWS, bootstrap, percentile_interval, read_counts
+from speechft_ray.report.summary import add_intervals, compare_with_control, group_rows, headline
 from speechft_ray.report.table import csv_table
-from speechft_ray.report.write import Findings, write_report
+from speechft_ray.report.write import ReportData, write_report
 from speechft_ray.sweep.plan import Inputs, make_plan
 from speechft_ray.sweep.protocols import EncoderRow, Leak
 from tests.report.test_write import findings
@@ -49,8 +49,8 @@ def errors(
 
 
 def test_an_accuracy_has_the_interval_of_a_binomial() -> None:
-    ((found),) = drawn([[[[rights([1] * 320 + [0] * 80)]]]], {})
-    low, high = interval(found[ACCURACY])
+    ((found),) = bootstrap([[[[rights([1] * 320 + [0] * 80)]]]], {})
+    low, high = percentile_interval(found[ACCURACY])
     half = 196.0 * (0.8 * 0.2 / 400) ** 0.5
     assert (low, high) == (pytest.approx(80 - half, abs=0.5), pytest.approx(80 + half, abs=0.5))
     assert len(found[ACCURACY]) == DRAWS and found[ACCURACY].mean() == pytest.approx(80.0, abs=0.3)
@@ -66,8 +66,8 @@ def test_an_error_rate_of_utterances_of_different_length_is_covered_as_often_as_
     hits = 0
     for _ in range(200):
         chosen = random.integers(20_000, size=120)
-        (found,) = drawn([[[[errors(wrong[chosen], tokens[chosen])]]]], {})
-        low, high = interval(found[PER])
+        (found,) = bootstrap([[[[errors(wrong[chosen], tokens[chosen])]]]], {})
+        low, high = percentile_interval(found[PER])
         hits += low <= true <= high
     assert 178 <= hits <= 198
 
@@ -78,20 +78,24 @@ def test_two_encoders_are_drawn_together() -> None:
     base = np.random.default_rng(1).integers(0, 2, 300)
     better = base.copy()
     better[np.flatnonzero(base == 0)[:12]] = 1
-    same, twin, other = drawn([[[[rights(base)]]], [[[rights(base)]]], [[[rights(better)]]]], {})
+    same, twin, other = bootstrap(
+        [[[[rights(base)]]], [[[rights(base)]]], [[[rights(better)]]]], {}
+    )
     assert np.array_equal(same[ACCURACY], twin[ACCURACY])
-    low, high = interval(other[ACCURACY] - same[ACCURACY])
+    low, high = percentile_interval(other[ACCURACY] - same[ACCURACY])
     assert 0 < low < 100 * 12 / 300 < high
-    assert high - low < 0.5 * (interval(same[ACCURACY])[1] - interval(same[ACCURACY])[0])
+    assert high - low < 0.5 * (
+        percentile_interval(same[ACCURACY])[1] - percentile_interval(same[ACCURACY])[0]
+    )
 
 
 def test_seeds_and_encoders_of_a_line_are_averaged_first() -> None:
     random = np.random.default_rng(2)
     seeds = random.integers(0, 2, (4, 50))
-    line, plain = drawn(
+    line, plain = bootstrap(
         [[[[rights(*seeds[:2])]], [[rights(*seeds[2:])]]], [[[rights(seeds[0])]]]], {}
     )
-    singles = drawn([[[[rights(seed)]]] for seed in seeds], {})
+    singles = bootstrap([[[[rights(seed)]]] for seed in seeds], {})
     np.testing.assert_allclose(
         line[ACCURACY], np.mean([single[ACCURACY] for single in singles], axis=0)
     )
@@ -101,7 +105,7 @@ def test_seeds_and_encoders_of_a_line_are_averaged_first() -> None:
 def test_the_score_is_that_of_every_draw_and_tasks_are_drawn_apart() -> None:
     random = np.random.default_rng(3)
     tests = [[rights(random.integers(0, 2, 80))], [errors(random.integers(0, 9, 80), [20] * 80)]]
-    (found,) = drawn([[tests]], REFERENCES)
+    (found,) = bootstrap([[tests]], REFERENCES)
     for place in (0, 17, DRAWS - 1):
         values = {name: float(found[name][place]) for name in (ACCURACY, PER)}
         assert found["score"][place] == pytest.approx(superb_score(values, REFERENCES))
@@ -113,25 +117,25 @@ def test_folds_are_drawn_each_and_averaged() -> None:
         rights([1] * 30 + [0] * 10, utterances="first"),
         rights([1, 0] * 20, utterances="second"),
     ]
-    (found,) = drawn([[[folds]]], {})
+    (found,) = bootstrap([[[folds]]], {})
     assert found[ACCURACY].mean() == pytest.approx((75 + 50) / 2, abs=0.5)
     half = 100 * 1.96 * ((0.75 * 0.25 + 0.5 * 0.5) / 40 / 4) ** 0.5
-    low, high = interval(found[ACCURACY])
+    low, high = percentile_interval(found[ACCURACY])
     assert high - low == pytest.approx(2 * half, rel=0.12)
 
 
 def test_what_was_not_counted_or_is_another_test_set_has_no_interval() -> None:
     other = rights([1, 0, 1], utterances="other")
-    found = drawn([[[[rights([1, 0, 1])]]], [[[other]]], [[[]]], []], REFERENCES)
+    found = bootstrap([[[[rights([1, 0, 1])]]], [[[other]]], [[[]]], []], REFERENCES)
     assert [sorted(values) for values in found] == [[ACCURACY], [], [], []]
-    assert drawn([], REFERENCES) == [] and drawn([[]], {}) == [{}]
+    assert bootstrap([], REFERENCES) == [] and bootstrap([[]], {}) == [{}]
 
 
 def test_a_draw_without_any_reference_token_is_left_out() -> None:
-    (found,) = drawn([[[[errors([1, 0, 0], [4, 0, 0])]]]], {})
+    (found,) = bootstrap([[[[errors([1, 0, 0], [4, 0, 0])]]]], {})
     values = found[PER]
     assert 0.1 < np.isnan(values).mean() < 0.5  # (2/3)^3
-    assert interval(values) == (25.0, 25.0)
+    assert percentile_interval(values) == (25.0, 25.0)
 
 
 def test_counts_must_be_parallel() -> None:
@@ -149,7 +153,7 @@ def test_counts_are_read_from_the_store_and_damage_only_costs_the_interval(tmp_p
             with store.publish("evaluate", key, {}) as folder:
                 if contents[place] is not None:
                     (folder / COUNTS_FILE).write_text(contents[place] or "")
-    found = counts_of(plan, store)
+    found = read_counts(plan, store)
     for row, content in zip(plan.rows, contents, strict=False):
         expected = [[rights([1, 0, 1])]] if content == contents[0] else [[]]
         assert found[row.key] == expected * len(row.evaluations)
@@ -187,12 +191,12 @@ def test_different_means_more_than_the_spread_and_an_interval_without_zero(
     after[np.flatnonzero(before == 0)[: gained + 9]] = 1
     after[np.flatnonzero(before == 1)[:9]] = 0  # as many lost as won, beside the gain
     rows = [encoder(0.0, 0, before.tolist()), encoder(0.25, 0, after.tolist())]
-    lines = with_intervals(
-        groups([row for row, _ in rows]),
+    lines = add_intervals(
+        group_rows([row for row, _ in rows]),
         {row.key: tests for row, tests in rows},
         {ACCURACY: REFERENCES[ACCURACY]},
     )
-    found = compare(lines, "pre-trained")
+    found = compare_with_control(lines, "pre-trained")
     assert found is not None and found.interval is not None and found.spread is not None
     low, high = found.interval
     assert low <= found.difference <= high
@@ -208,14 +212,14 @@ def test_the_report_shows_intervals_and_leaks(tmp_path: Path) -> None:
     ]
     tests = {row.key: counts for row, counts in rows}
     leaks = {rows[1][0].key: [Leak("<b>", "er", 3, 200, 0, 0)]}
-    known: Findings = findings(
+    known: ReportData = findings(
         rows=[row for row, _ in rows],
         tests=tests,
         leaks=leaks,
         references={ACCURACY: REFERENCES[ACCURACY]},
     )
     page = write_report(tmp_path, known)
-    lines = with_intervals(groups(known.rows), tests, known.references)
+    lines = add_intervals(group_rows(known.rows), tests, known.references)
     table = {
         item["title"]: item
         for item in csv.DictReader(io.StringIO((tmp_path / "table.csv").read_text()))
@@ -235,4 +239,4 @@ def test_the_report_shows_intervals_and_leaks(tmp_path: Path) -> None:
         and text.count(" †</small>") == 1
     )
     assert "dev.score.low" not in table["pre-trained"]
-    assert ".low" not in csv_table(groups(known.rows))  # nothing counted, nothing shown
+    assert ".low" not in csv_table(group_rows(known.rows))  # nothing counted, nothing shown

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from speechft_ray.core.records import Job, Outcome, Stage
-from speechft_ray.report.progress import RUNNING_SHOWN, Display
+from speechft_ray.report.progress import RUNNING_SHOWN, ProgressDisplay
 from speechft_ray.sweep.protocols import Progress
 
 
@@ -53,7 +53,7 @@ def lines(console: Console) -> list[str]:
 
 
 def test_a_log_tells_every_end_and_the_status_every_ten_seconds(clock: Clock, log: Console) -> None:
-    with Display(
+    with ProgressDisplay(
         {"evaluate": 4, "finetune": 1}, {"finetune": 1, "evaluate": 1}, console=log, clock=clock
     ) as display:
         display.on_job_start(job("a"))
@@ -80,14 +80,14 @@ def test_a_log_tells_every_end_and_the_status_every_ten_seconds(clock: Clock, lo
 
 
 def test_a_log_has_no_control_characters(clock: Clock, log: Console) -> None:
-    with Display({"evaluate": 1}, {}, console=log, clock=clock) as display:
+    with ProgressDisplay({"evaluate": 1}, {}, console=log, clock=clock) as display:
         display.note("name \x1b[31mred\x07")
         display.on_job_end(end("a", 1.0, error="\x1b]0;title\x07"))
     assert all(character.isprintable() for line in lines(log) for character in line)
 
 
 def test_time_left_counts_jobs_side_by_side(clock: Clock, log: Console) -> None:
-    display = Display({"evaluate": 10}, {}, console=log, clock=clock)
+    display = ProgressDisplay({"evaluate": 10}, {}, console=log, clock=clock)
     for key in "abcd":
         display.on_job_start(job(key))
     display.on_progress({"a": at(0), "b": at(0)})
@@ -102,7 +102,7 @@ def test_time_left_counts_jobs_side_by_side(clock: Clock, log: Console) -> None:
 
 
 def test_time_left_of_one_last_job_is_its_own(clock: Clock, log: Console) -> None:
-    display = Display({"evaluate": 5}, {}, console=log, clock=clock)
+    display = ProgressDisplay({"evaluate": 5}, {}, console=log, clock=clock)
     for key in "abcde":
         display.on_job_start(job(key))
     display.on_progress({key: at(0) for key in "abcde"})
@@ -115,7 +115,7 @@ def test_time_left_of_one_last_job_is_its_own(clock: Clock, log: Console) -> Non
 
 
 def test_a_job_that_outlasts_the_others_is_expected_soon(clock: Clock, log: Console) -> None:
-    display = Display({"evaluate": 2}, {}, console=log, clock=clock)
+    display = ProgressDisplay({"evaluate": 2}, {}, console=log, clock=clock)
     display.on_job_start(job("b"))
     display.on_progress({"b": at(0)})
     clock.now += 500
@@ -126,7 +126,7 @@ def test_a_job_that_outlasts_the_others_is_expected_soon(clock: Clock, log: Cons
 def test_time_left_is_guessed_from_progress_before_anything_finished(
     clock: Clock, log: Console
 ) -> None:
-    display = Display({"finetune": 3}, {}, console=log, clock=clock)
+    display = ProgressDisplay({"finetune": 3}, {}, console=log, clock=clock)
     display.on_job_start(job("a", "finetune"))
     display.on_progress({"a": at(0, 100)})
     clock.now += 20
@@ -141,7 +141,7 @@ def test_time_left_is_guessed_from_progress_before_anything_finished(
 
 
 def test_time_left_is_a_lower_bound_while_a_stage_is_unknown(clock: Clock, log: Console) -> None:
-    display = Display({"finetune": 2, "evaluate": 5}, {}, console=log, clock=clock)
+    display = ProgressDisplay({"finetune": 2, "evaluate": 5}, {}, console=log, clock=clock)
     clock.now += 50
     display.on_job_end(end("a", 50.0, "finetune"))
     assert display.time_left() == "more than 50 s left"
@@ -149,13 +149,13 @@ def test_time_left_is_a_lower_bound_while_a_stage_is_unknown(clock: Clock, log: 
 
 def test_time_left_when_all_is_reused(clock: Clock, log: Console) -> None:
     assert (
-        Display({"evaluate": 5}, {"evaluate": 5}, console=log, clock=clock).time_left()
+        ProgressDisplay({"evaluate": 5}, {"evaluate": 5}, console=log, clock=clock).time_left()
         == "nothing left"
     )
 
 
 def test_a_job_that_only_waits_is_not_running(clock: Clock, log: Console) -> None:
-    with Display({"evaluate": 2}, {}, console=log, clock=clock) as display:
+    with ProgressDisplay({"evaluate": 2}, {}, console=log, clock=clock) as display:
         display.on_job_start(job("a"))
         display.on_job_start(job("b"))
         display.on_progress({"b": at(1)})
@@ -168,7 +168,7 @@ def test_a_terminal_shows_bars_running_jobs_and_failures(clock: Clock) -> None:
     console = Console(
         file=io.StringIO(), width=100, height=40, force_terminal=True, color_system=None
     )
-    with Display(
+    with ProgressDisplay(
         {"finetune": 12, "evaluate": 4}, {"finetune": 1}, console=console, clock=clock
     ) as display:
         for place in range(10):
@@ -194,7 +194,7 @@ def test_leaving_by_an_error_stops_the_live_part_and_keeps_the_error(clock: Cloc
     console = Console(file=io.StringIO(), width=100, force_terminal=True, color_system=None)
     with (
         pytest.raises(KeyboardInterrupt),
-        Display({"evaluate": 1}, {}, console=console, clock=clock),
+        ProgressDisplay({"evaluate": 1}, {}, console=console, clock=clock),
     ):
         raise KeyboardInterrupt
     assert lines(console)[-1].endswith("evaluate 0/1; ended after 0 s")
@@ -203,13 +203,15 @@ def test_leaving_by_an_error_stops_the_live_part_and_keeps_the_error(clock: Cloc
 
 def test_a_search_changes_what_is_left_and_says_how_it_goes() -> None:
     text, clock = io.StringIO(), Clock()
-    display = Display({"evaluate": 4}, {}, console=Console(file=text, width=100), clock=clock)
+    display = ProgressDisplay(
+        {"evaluate": 4}, {}, console=Console(file=text, width=100), clock=clock
+    )
     with display:
         display.on_job_start(job("a"))
         display.on_job_end(end("a", 10.0))
-        display.left("evaluate", 2)  # one was stopped early
-        display.left("merge", 1)
-        display.remark("trials 1/4, 2 running")
+        display.set_remaining("evaluate", 2)  # one was stopped early
+        display.set_remaining("merge", 1)
+        display.set_summary("trials 1/4, 2 running")
         clock.now += 20
         display.on_progress({})
     lines = text.getvalue().splitlines()

@@ -9,23 +9,28 @@ from typing import Any
 import pytest
 
 from benchmarks.search_idle import MemoryStore
-from speechft_ray.report.search_section import search_files, search_section
-from speechft_ray.report.search_summary import SearchFindings, search_sentences, spared, trials_csv
+from speechft_ray.report.search_section import make_search_files, render_search_section
+from speechft_ray.report.search_summary import (
+    SearchResults,
+    count_saved_evaluations,
+    search_sentences,
+    trials_csv,
+)
 from tests.search.search_fakes import CURVE, cluster, judge_of, perform, search_plan
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
-def findings(**changes: Any) -> SearchFindings:
+def findings(**changes: Any) -> SearchResults:
     plan, executor = search_plan(**changes), cluster(MemoryStore(), workers=1)
     trials = perform(plan, executor)
     judge = judge_of(plan, executor.store)
-    return SearchFindings(
+    return SearchResults(
         plan=plan,
         judge=judge,
         trials=trials,
         chosen=judge.chosen(trials),
-        spared=spared(plan, trials, executor.store),
+        saved=count_saved_evaluations(plan, trials, executor.store),
         importances={"alpha": 0.9, "method": 0.1},
     )
 
@@ -60,7 +65,7 @@ def test_every_trial_is_in_the_table() -> None:
 def test_figures_are_drawn_where_there_is_something_to_see(
     changes: dict[str, Any], there: set[str]
 ) -> None:
-    files, section = search_files(findings(**changes))
+    files, section = make_search_files(findings(**changes))
     images = {
         name.removeprefix("search_").removesuffix(".png"): data
         for name, data in files.items()
@@ -72,7 +77,7 @@ def test_figures_are_drawn_where_there_is_something_to_see(
 
 
 def test_a_sweep_without_a_search_has_none_of_it() -> None:
-    files, section = search_files(None)
+    files, section = make_search_files(None)
     assert set(files.values()) == {None} and section == ""
 
 
@@ -81,7 +86,7 @@ def test_a_front_names_its_size() -> None:
     assert f"{len(found.chosen)} merges are on the Pareto front" in " ".join(
         search_sentences(found)
     )
-    assert search_section(found, {}).count("★") == len(found.chosen)
+    assert render_search_section(found, {}).count("★") == len(found.chosen)
 
 
 def test_nothing_kept_the_constraint_is_said() -> None:
@@ -95,4 +100,4 @@ def test_nothing_kept_the_constraint_is_said() -> None:
 def test_an_error_cannot_break_out_of_the_page() -> None:
     found = findings()
     found.trials[0].proposal.values["<script>"] = "<b>"  # type: ignore[index]
-    assert "<script>" not in search_section(found, {})
+    assert "<script>" not in render_search_section(found, {})

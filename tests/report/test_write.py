@@ -18,8 +18,14 @@ from speechft_ray.core.errors import UserError
 from speechft_ray.core.metrics import METRICS
 from speechft_ray.core.records import Outcome
 from speechft_ray.report.published import ALPHA_ABLATION
-from speechft_ray.report.series import series
-from speechft_ray.report.summary import compare, groups, headline, metric_names, winner
+from speechft_ray.report.series import make_series
+from speechft_ray.report.summary import (
+    compare_with_control,
+    find_winner,
+    group_rows,
+    headline,
+    metric_names,
+)
 from speechft_ray.report.table import (
     csv_table,
     failure_lines,
@@ -27,7 +33,7 @@ from speechft_ray.report.table import (
     markdown_table,
     terminal_table,
 )
-from speechft_ray.report.write import Findings, write_report
+from speechft_ray.report.write import ReportData, write_report
 from speechft_ray.sweep.protocols import Curve, EncoderRow, SweepInfo
 
 PAPER_CSV = Path(__file__).parents[2] / "../shared/data/paper_tables.csv"
@@ -94,7 +100,7 @@ FAILURE = Outcome(
 )
 
 
-def findings(**changes: object) -> Findings:
+def findings(**changes: object) -> ReportData:
     sweep = SweepInfo("3f9a1c77b2de", "alpha ablation", {"encoder": "hubert_base"})
     known = {
         "sweep": sweep,
@@ -103,10 +109,10 @@ def findings(**changes: object) -> Findings:
         "failures": [FAILURE],
         "references": REFERENCES,
     }
-    return Findings(
+    return ReportData(
         **{
             **known,
-            "where": "Open it with `mlflow ui`.",
+            "how_to_open": "Open it with `mlflow ui`.",
             "versions": {"torch": "2.10.0"},
             **changes,
         }
@@ -114,7 +120,7 @@ def findings(**changes: object) -> Findings:
 
 
 def test_rows_that_differ_in_seed_alone_are_one_line_with_mean_and_sample_deviation() -> None:
-    line = next(group for group in groups(ROWS) if group.alpha == 0.25)
+    line = next(group for group in group_rows(ROWS) if group.alpha == 0.25)
     scores, rates = [876.0, 879.0, 877.0], [4.7, 4.9, 5.0]
     assert line.count == 3
     assert line.spread_over == "fine-tuning seeds"
@@ -126,7 +132,7 @@ def test_rows_that_differ_in_seed_alone_are_one_line_with_mean_and_sample_deviat
 
 
 def test_lines_are_ordered_by_test_score_and_the_star_is_chosen_on_dev_among_merges() -> None:
-    lines = groups(ROWS)
+    lines = group_rows(ROWS)
     assert [group.title for group in lines] == [
         "alpha 0.5",
         "alpha 0.25",
@@ -138,7 +144,7 @@ def test_lines_are_ordered_by_test_score_and_the_star_is_chosen_on_dev_among_mer
 
 
 def test_one_encoder_takes_its_spread_from_probe_seeds() -> None:
-    control = next(group for group in groups(ROWS) if group.role == "pre-trained")
+    control = next(group for group in group_rows(ROWS) if group.role == "pre-trained")
     assert control.spread == {"score": 2.5, "pr.per": 0.25}
     assert control.spread_over == "probe seeds"
 
@@ -150,7 +156,7 @@ def test_copies_of_the_pretrained_encoder_are_no_fine_tuning_seeds() -> None:
             key="copy", params={"alpha": 0, "method": "ties", "finetune": "other", "seed": 1}
         ),
     ]
-    (line,) = groups(copies)
+    (line,) = group_rows(copies)
     assert (line.role, line.spread_over, line.spread["score"]) == (
         "pre-trained",
         "probe seeds",
@@ -159,7 +165,7 @@ def test_copies_of_the_pretrained_encoder_are_no_fine_tuning_seeds() -> None:
 
 
 def test_the_same_row_twice_counts_once() -> None:
-    assert groups([*ROWS, *ROWS]) == groups(ROWS)
+    assert group_rows([*ROWS, *ROWS]) == group_rows(ROWS)
 
 
 def test_rows_of_equal_parameters_and_seed_are_never_averaged() -> None:
@@ -167,12 +173,12 @@ def test_rows_of_equal_parameters_and_seed_are_never_averaged() -> None:
         ROWS[1],
         ROWS[1]._replace(key="other-encoder", metrics={**ROWS[1].metrics, "score": 500.0}),
     ]
-    assert sorted(group.score or 0 for group in groups(twins)) == [500.0, 876.0]
-    assert len({group.title for group in groups(twins)}) == 2
+    assert sorted(group.score or 0 for group in group_rows(twins)) == [500.0, 876.0]
+    assert len({group.title for group in group_rows(twins)}) == 2
 
 
 def test_incomplete_encoders_have_no_score_and_say_what_is_missing() -> None:
-    line = groups(ROWS, expected=REFERENCES)[-1]
+    line = group_rows(ROWS, expected=REFERENCES)[-1]
     assert (line.count, line.score) == (0, None)
     assert line.missing == ("seed 0: dev PR PER, ER ACC, dev ER ACC",)
     assert incomplete_lines([line]) == [
@@ -182,7 +188,7 @@ def test_incomplete_encoders_have_no_score_and_say_what_is_missing() -> None:
 
 def test_an_incomplete_seed_does_not_enter_the_mean() -> None:
     rows = [*ROWS, row(0.25, 3, 0.0, dev=0.0, per=50.0, complete=False)]
-    line = next(group for group in groups(rows) if group.alpha == 0.25)
+    line = next(group for group in group_rows(rows) if group.alpha == 0.25)
     assert line.count == 3
     assert line.mean["pr.per"] == pytest.approx(np.mean([4.7, 4.9, 5.0]))
     assert len(line.missing) == 1
@@ -194,7 +200,7 @@ def test_only_parameters_that_vary_are_in_titles() -> None:
         row(0.25, 0, 860.0, dev=1.0, anchor_penalty=0.01),
         row(0.25, 0, 861.0, dev=1.0, anchor_penalty=1e-4),
     ]
-    titles = {group.title for group in groups(rows)}
+    titles = {group.title for group in group_rows(rows)}
     assert {
         "alpha 0.25",
         "alpha 0.25, anchor_penalty 0.01",
@@ -204,8 +210,8 @@ def test_only_parameters_that_vary_are_in_titles() -> None:
 
 
 def test_the_answer_names_difference_and_spread() -> None:
-    lines = groups(ROWS)
-    best, control = winner(lines), compare(lines, "pre-trained")
+    lines = group_rows(ROWS)
+    best, control = find_winner(lines), compare_with_control(lines, "pre-trained")
     assert best is not None and control is not None
     assert control.difference == pytest.approx(np.mean([876.0, 879.0, 877.0]) - 870.0)
     assert control.spread == pytest.approx(np.sqrt(np.var([876.0, 879.0, 877.0], ddof=1) + 2.5**2))
@@ -234,7 +240,7 @@ def test_the_verdict(score: float, spreads: bool, verdict: str) -> None:
             )
             for item in rows
         ]
-    found = compare(groups(rows), "pre-trained")
+    found = compare_with_control(group_rows(rows), "pre-trained")
     assert found is not None
     assert found.verdict == verdict
 
@@ -244,18 +250,20 @@ def test_the_winner_is_compared_with_its_own_fine_tuning() -> None:
         row(1.0, 0, 100.0, dev=2000.0, anchor_penalty=0.5),
         row(0.25, 0, 1.0, dev=1.0, anchor_penalty=0.5),
     ]
-    found = compare(groups([*ROWS, *other]), "stable fine-tuning")
+    found = compare_with_control(group_rows([*ROWS, *other]), "stable fine-tuning")
     assert found is not None
     assert found.control.score == pytest.approx(725.0)
 
 
 def test_nothing_to_choose_is_said_in_words() -> None:
-    assert headline(groups([ROWS[0]])) == "No merge has a dev score yet, so none could be chosen."
-    assert groups([]) == []
+    assert (
+        headline(group_rows([ROWS[0]])) == "No merge has a dev score yet, so none could be chosen."
+    )
+    assert group_rows([]) == []
 
 
 def test_csv_reads_back_unrounded() -> None:
-    lines = groups(ROWS)
+    lines = group_rows(ROWS)
     table = list(csv.DictReader(io.StringIO(csv_table(lines))))
     assert [item["title"] for item in table] == [group.title for group in lines]
     best = next(item for item in table if item["chosen"] == "1")
@@ -273,7 +281,7 @@ def test_csv_reads_back_unrounded() -> None:
 
 def test_markdown_reads_back_and_names_cannot_leave_their_cell() -> None:
     rows = [*ROWS, row(0.1, 0, 600.0, dev=1.0, finetune=EVIL)]
-    lines = groups(rows)
+    lines = group_rows(rows)
     text = markdown_table(EVIL, lines, [FAILURE], REFERENCES)
     table = [
         re.split(r"(?<!\\)\|", line)[1:-1] for line in text.splitlines() if line.startswith("|")
@@ -308,7 +316,7 @@ def test_the_terminal_table_fits_one_hundred_columns_and_loses_no_control() -> N
         for item in rows
     ]
     console = Console(width=100, file=io.StringIO(), record=True)
-    console.print(terminal_table(groups(crowded), most=5))
+    console.print(terminal_table(group_rows(crowded), most=5))
     text = console.export_text()
     assert max(len(line.rstrip()) for line in text.splitlines()) <= 100
     assert "…" not in text
@@ -317,7 +325,7 @@ def test_the_terminal_table_fits_one_hundred_columns_and_loses_no_control() -> N
 
 
 def test_every_series_starts_at_the_pretrained_encoder() -> None:
-    (line,) = series(groups(ROWS), "score")
+    (line,) = make_series(group_rows(ROWS), "score")
     assert [alpha for alpha, _ in line.points] == [0.0, 0.25, 0.5, 1.0]
     assert line.control is not None and line.control.score == 870.0
 
@@ -325,7 +333,7 @@ def test_every_series_starts_at_the_pretrained_encoder() -> None:
 def test_a_later_stage_of_a_chain_does_not_start_at_the_pretrained_encoder() -> None:
     """Its alpha 0 is the merge that it was tuned from."""
     chain = [row(alpha, 0, 800.0, dev=800.0, finetune="phones>speakers") for alpha in (0.25, 1.0)]
-    starts = {item.points[0][0] for item in series(groups([ROWS[0], *chain]), "score")}
+    starts = {item.points[0][0] for item in make_series(group_rows([ROWS[0], *chain]), "score")}
     assert starts == {0.25}
 
 
@@ -334,7 +342,7 @@ def test_the_series_of_the_winner_comes_first_whatever_its_controls_do() -> None
         row(1.0, 0, 700.0, dev=9999.0, anchor_penalty=0.5),
         row(0.25, 0, 890.0, dev=2.0, anchor_penalty=0.5),
     ]
-    first = series(groups([*other, *ROWS]), "score")[0]
+    first = make_series(group_rows([*other, *ROWS]), "score")[0]
     assert any(group.chosen for _, group in first.points)
 
 
@@ -396,7 +404,12 @@ def test_everything_foreign_is_escaped(tmp_path: Path) -> None:
     failure = Outcome(stage="merge", fingerprint="e", label=EVIL, error=EVIL, traceback=EVIL)
     sweep = SweepInfo(EVIL, EVIL, {EVIL: EVIL})
     every = findings(
-        sweep=sweep, rows=rows, curves=curves, failures=[failure], where=EVIL, versions={EVIL: EVIL}
+        sweep=sweep,
+        rows=rows,
+        curves=curves,
+        failures=[failure],
+        how_to_open=EVIL,
+        versions={EVIL: EVIL},
     )
     page = write_report(tmp_path, every).read_text(encoding="utf-8")
     parser = Tags()

@@ -21,12 +21,12 @@ from speechft_ray.search.optuna_proposer import OptunaProposer
 from speechft_ray.search.optuna_view import StudyView
 from speechft_ray.search.trials import Trial
 from speechft_ray.sweep.local import LocalExecutor
-from speechft_ray.sweep.protocols import Report
+from speechft_ray.sweep.protocols import ReportProgress
 from speechft_ray.sweep.scheduler import JobScheduler
 from tests.search.search_fakes import judge_of, search_plan, smooth, story
 
 
-def perform(job: Job, place: Place, report: Report) -> dict[str, Any]:
+def perform(job: Job, place: Place, report: ReportProgress) -> dict[str, Any]:
     """Takes a moment, publishes made-up scores, and notes that it did."""
     store = Store(Path(place.storage))
     time.sleep(0.01)

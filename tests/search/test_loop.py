@@ -12,7 +12,12 @@ import pytest
 from benchmarks.search_idle import MemoryStore, Silent
 from speechft_ray.core.errors import Interrupted, UserError
 from speechft_ray.core.records import Job
-from speechft_ray.report.search_summary import SearchFindings, search_sentences, spared, trial_row
+from speechft_ray.report.search_summary import (
+    SearchResults,
+    count_saved_evaluations,
+    make_trial_row,
+    search_sentences,
+)
 from speechft_ray.search.loop import progress_line
 from speechft_ray.search.plan import chosen_plan
 from speechft_ray.search.trials import Judge, Trial
@@ -204,7 +209,7 @@ def test_hopeless_trials_are_stopped_and_the_best_never_is(rule: str) -> None:
     assert [trial.key for trial in trials] == [
         trial.key for trial in whole
     ]  # random proposals do not depend on verdicts
-    saved, seconds = spared(plan, trials, executor.store)
+    saved, seconds = count_saved_evaluations(plan, trials, executor.store)
     assert saved == sum(trial.state == "stopped" for trial in trials) > 5
     assert len(dev_jobs(executor.done)) == 80 - saved
     assert seconds == pytest.approx(2.0 * saved)
@@ -363,11 +368,11 @@ def test_a_trial_as_a_row_has_dev_metrics_alone() -> None:
     plan, executor = search_plan(stop_early="none"), cluster(MemoryStore())
     trials = perform(plan, executor)
     judge = judge_of(plan, executor.store)
-    row = trial_row(plan, trials[0], judge)
+    row = make_trial_row(plan, trials[0], judge)
     assert set(row.metrics) == {"dev.pr.per", "dev.sid.accuracy", "dev.score", "distance"}
     assert row.metrics["dev.score"] == trials[0].verdict.values[0]  # type: ignore[union-attr]
     assert row.params["trial"] == 0 and row.params["alpha"] == trials[0].proposal.merge.alpha
-    assert len({trial_row(plan, trial, judge).key for trial in trials}) == 16
+    assert len({make_trial_row(plan, trial, judge).key for trial in trials}) == 16
 
 
 def test_sentences_say_what_it_cost() -> None:
@@ -377,7 +382,7 @@ def test_sentences_say_what_it_cost() -> None:
     chosen = judge.chosen(trials)
     text = " ".join(
         search_sentences(
-            SearchFindings(plan=plan, judge=judge, trials=trials, chosen=chosen, spared=(7, 120))
+            SearchResults(plan=plan, judge=judge, trials=trials, chosen=chosen, saved=(7, 120))
         )
     )
     assert "Early stops saved 7 of 80 evaluations, about 2.0 minutes of one worker." in text

@@ -12,7 +12,7 @@ import speechft_ray.stages.leaks
 from speechft_ray.core.records import Place
 from speechft_ray.core.specs import CorpusSpec
 from speechft_ray.core.store import Store
-from speechft_ray.report.summary import groups, with_leaks
+from speechft_ray.report.summary import add_leaks, group_rows
 from speechft_ray.report.table import csv_table, leak_lines, markdown_table, table_cells
 from speechft_ray.speech.corpora.base import Corpus
 from speechft_ray.stages.leaks import leaks
@@ -85,7 +85,7 @@ def test_a_chain_has_seen_what_its_earlier_stages_have_seen(
 def test_leaks_are_marked_and_told() -> None:
     leak = Leak("phones <b>", "er", 3, 400, 5, 10)
     marked: dict[str, list[Leak]] = {row.key: [leak] for row in ROWS if row.params["alpha"] == 0.25}
-    lines = with_leaks(groups(ROWS), marked)
+    lines = add_leaks(group_rows(ROWS), marked)
     (line,) = [group for group in lines if group.alpha == 0.25]
     score, per, accuracy = (
         table_cells(line, ["pr.per", "er.accuracy"])[place] for place in (3, 5, 6)
@@ -110,6 +110,6 @@ def test_leaks_are_marked_and_told() -> None:
 
 def test_without_leaks_nothing_is_said() -> None:
     rows: list[EncoderRow] = ROWS
-    assert leak_lines(groups(rows)) == [] and "†" not in markdown_table(
-        "m", groups(rows), [], REFERENCES
+    assert leak_lines(group_rows(rows)) == [] and "†" not in markdown_table(
+        "m", group_rows(rows), [], REFERENCES
     )

@@ -14,7 +14,7 @@ from speechft_ray.core.records import Job
 from speechft_ray.core.space import parse_space
 from speechft_ray.core.store import Store
 from speechft_ray.search.plan import make_search_plan
-from speechft_ray.sweep.lineage import lineage, pretrained
+from speechft_ray.sweep.lineage import find_pretrained, read_lineage
 from speechft_ray.sweep.plan import Plan, PlannedRow, make_plan
 from speechft_ray.sweep.scheduler import missing_jobs
 from tests.search.test_proposals import Scripted
@@ -235,8 +235,8 @@ def test_the_store_remembers_the_chain_of_an_encoder(tmp_path: Path) -> None:
             pass
     last = row(found, "linear alpha=0.25 pr>sid seed=0").key
     first = str(tunings(found)["pr>sid"].payload["start"])
-    assert [item["merge"] for item in lineage(store, last)] == [first, last]
-    assert pretrained(store, first) == pretrained(store, "encoder-0") == "encoder-0"
+    assert [item["merge"] for item in read_lineage(store, last)] == [first, last]
+    assert find_pretrained(store, first) == find_pretrained(store, "encoder-0") == "encoder-0"
 
 
 def test_a_checkpoint_is_identity_only_where_it_is_not_the_best_and_has_its_own_controls() -> None:

@@ -12,7 +12,7 @@ from speechft_ray.core.errors import Interrupted, UserError
 from speechft_ray.core.records import Outcome
 from speechft_ray.sweep.lock import driver_lock, lock_holder
 from speechft_ray.sweep.plan import make_plan
-from speechft_ray.sweep.rows import curves, references, rows
+from speechft_ray.sweep.rows import read_curves, read_references, read_rows
 from speechft_ray.sweep.scheduler import jobs_to_run, run_plan
 from tests.sweep.fakes import FakeExecutor, FakeObserver, inputs, store_at, sweep
 
@@ -50,7 +50,7 @@ def test_order_of_completion_does_not_change_the_rows(tmp_path: Path) -> None:
     for name, last_first in (("one", False), ("other", True)):
         store = store_at(tmp_path / name)
         assert run(tmp_path / name, FakeExecutor(store, last_first=last_first)) == []
-        found.append(rows(plan, store))
+        found.append(read_rows(plan, store))
     assert found[0] == found[1]
     assert all(
         row.complete and "score" in row.metrics and "dev.score" in row.metrics for row in found[0]
@@ -109,8 +109,8 @@ def test_score_by_hand(tmp_path: Path) -> None:
     """1000 x mean over tasks of (s - FBank) / (topline - FBank), from the numbers in the store."""
     store, plan = store_at(tmp_path), make_plan(sweep(), inputs())
     run(tmp_path)
-    known = references(plan, store)
-    for row in rows(plan, store):
+    known = read_references(plan, store)
+    for row in read_rows(plan, store):
         parts = [(row.metrics[name] - zero) / (one - zero) for name, (zero, one) in known.items()]
         assert row.metrics["score"] == pytest.approx(1000 * sum(parts) / 2)
     assert known["pr.per"][1] == 0
@@ -122,14 +122,14 @@ def test_incomplete_rows_have_no_score(tmp_path: Path) -> None:
     run(tmp_path)
     victim = plan.rows[2]
     store.discard("evaluate", victim.evaluations[0])
-    row = next(row for row in rows(plan, store) if row.key == victim.key)
+    row = next(row for row in read_rows(plan, store) if row.key == victim.key)
     assert not row.complete
     assert "score" not in row.metrics
 
 
 def test_curves_come_from_the_store(tmp_path: Path) -> None:
     run(tmp_path)
-    found = curves(make_plan(sweep(), inputs()), store_at(tmp_path))
+    found = read_curves(make_plan(sweep(), inputs()), store_at(tmp_path))
     assert [curve.params["seed"] for curve in found] == [0, 1]
     assert found[0].points == [(1, {"loss": 2.0}), (2, {"loss": 1.0})]
 

@@ -16,11 +16,11 @@ from speechft_ray.core.errors import SpecError
 from speechft_ray.core.records import Job, Outcome
 from speechft_ray.core.space import parse_space
 from speechft_ray.core.store import Store
-from speechft_ray.report.progress import Display
-from speechft_ray.report.summary import groups
+from speechft_ray.report.progress import ProgressDisplay
+from speechft_ray.report.summary import group_rows
 from speechft_ray.report.table import csv_table, incomplete_lines, table_cells
 from speechft_ray.sweep.plan import Plan, make_plan
-from speechft_ray.sweep.rows import rows
+from speechft_ray.sweep.rows import read_rows
 from speechft_ray.sweep.scheduler import jobs_to_run, run_plan
 from tests.sweep.fakes import FakeExecutor, FakeObserver, inputs, space, sweep
 
@@ -65,13 +65,13 @@ def test_a_stopped_run_is_no_failure_and_its_rows_say_so(tmp_path: Path) -> None
         line.startswith("failed finetune narrow seed=1") for line in events
     )  # told once, and what needs it after it
     assert not any("seed=1" in label for label in executor.done)
-    found = rows(plan, store)
+    found = read_rows(plan, store)
     assert all(row.complete for row in found if row.params.get("seed") != 1)
     stopped = [row for row in found if row.params.get("seed") == 1]
     assert {row.stopped for row in stopped} == {f"finetune narrow seed=1 was {WHY}"} and len(
         stopped
     ) == 3
-    lines = groups(found)
+    lines = group_rows(found)
     assert all(line.count == 1 and not line.missing for line in lines if line.role != "pre-trained")
     assert f"alpha 0.25: seed 1: finetune narrow seed=1 was {WHY}" in incomplete_lines(lines)
     noted = {
@@ -81,7 +81,7 @@ def test_a_stopped_run_is_no_failure_and_its_rows_say_so(tmp_path: Path) -> None
         noted["alpha 0.25"] == f"seed 1: finetune narrow seed=1 was {WHY}"
         and noted["pre-trained"] == ""
     )
-    alone = groups([row for row in found if row.params.get("seed") == 1])
+    alone = group_rows([row for row in found if row.params.get("seed") == 1])
     assert all(table_cells(line, ())[1].endswith(" (stopped)") for line in alone)
 
 
@@ -95,7 +95,7 @@ def test_a_second_run_does_nothing_and_one_without_the_rule_goes_on(tmp_path: Pa
         "finetune narrow seed=1"
     ]
     assert run(free, store, FakeExecutor(store))[0] == []
-    assert all(row.complete and row.stopped is None for row in rows(plan_of(), store))
+    assert all(row.complete and row.stopped is None for row in read_rows(plan_of(), store))
 
 
 def test_what_failed_is_told_before_what_was_stopped(tmp_path: Path) -> None:
@@ -114,7 +114,7 @@ def test_what_failed_is_told_before_what_was_stopped(tmp_path: Path) -> None:
 def test_the_display_counts_what_was_stopped() -> None:
     console = Console(width=200, record=True, force_terminal=False)
     job = Job(stage="finetune", fingerprint="a", label="finetune a", payload={})
-    with Display({"finetune": 2}, {}, console=console) as display:
+    with ProgressDisplay({"finetune": 2}, {}, console=console) as display:
         display.on_job_start(job)
         display.on_job_end(
             Outcome(stage="finetune", fingerprint="a", label="finetune a", error=WHY, stopped=True)

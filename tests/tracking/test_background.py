@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from speechft_ray.sweep.protocols import Curve, EncoderRow, SweepInfo, TrackerDown
-from speechft_ray.tracking.background import InBackground
+from speechft_ray.tracking.background import BackgroundTracker
 
 SWEEP = SweepInfo("key", "name", {})
 
@@ -26,10 +26,10 @@ class Slow:
     def start(self, sweep: SweepInfo) -> None:
         self._call("start")
 
-    def curve(self, curve: Curve) -> None:
+    def log_curve(self, curve: Curve) -> None:
         self._call(curve.key)
 
-    def encoder(self, row: EncoderRow) -> None:
+    def log_encoder(self, row: EncoderRow) -> None:
         self._call(row.key)
 
     def finish(
@@ -37,7 +37,7 @@ class Slow:
     ) -> None:
         self._call(status)
 
-    def where(self) -> str:
+    def how_to_open(self) -> str:
         return "Here."
 
     def _call(self, name: str) -> None:
@@ -53,32 +53,32 @@ def row(key: str) -> EncoderRow:
 
 def test_calls_return_at_once_and_keep_their_order() -> None:
     slow = Slow()
-    tracker = InBackground(slow)
+    tracker = BackgroundTracker(slow)
     before = time.monotonic()
     tracker.start(SWEEP)
-    tracker.curve(Curve("curve", "", {}, []))
+    tracker.log_curve(Curve("curve", "", {}, []))
     for number in range(50):
-        tracker.encoder(row(str(number)))
+        tracker.log_encoder(row(str(number)))
     assert time.monotonic() - before < 1 and slow.calls == []
     slow.gate.set()
     tracker.finish(None, [], "finished")
     assert slow.calls == ["start", "curve", *map(str, range(50)), "finished"]
-    assert tracker.where() == "Here."
+    assert tracker.how_to_open() == "Here."
 
 
 def test_a_tracker_that_is_down_is_said_once_and_can_come_back() -> None:
     slow = Slow()
     slow.gate.set()
     slow.error = TrackerDown("no answer")
-    tracker = InBackground(slow)
+    tracker = BackgroundTracker(slow)
     tracker.start(SWEEP)
     with pytest.raises(TrackerDown, match="no answer"):
         for _ in range(1000):
-            tracker.encoder(row("lost"))
+            tracker.log_encoder(row("lost"))
             time.sleep(0.01)
     slow.error = None
     tracker.start(SWEEP)  # who was told tells everything again
-    tracker.encoder(row("told again"))
+    tracker.log_encoder(row("told again"))
     tracker.finish(None, [], "finished")
     assert slow.calls == ["start", "told again", "finished"]
 
@@ -86,7 +86,7 @@ def test_a_tracker_that_is_down_is_said_once_and_can_come_back() -> None:
 def test_what_fails_at_the_end_is_said_at_the_end() -> None:
     slow = Slow()
     slow.gate.set()
-    tracker = InBackground(slow)
+    tracker = BackgroundTracker(slow)
     tracker.start(SWEEP)
     slow.error = TrackerDown("disk full")
     with pytest.raises(TrackerDown, match="disk full"):
@@ -95,7 +95,7 @@ def test_what_fails_at_the_end_is_said_at_the_end() -> None:
 
 def test_the_end_waits_only_so_long() -> None:
     slow = Slow()
-    tracker = InBackground(slow, finish_seconds=0.1)
+    tracker = BackgroundTracker(slow, finish_seconds=0.1)
     tracker.start(SWEEP)
     with pytest.raises(TrackerDown, match=r"Here\. It is still being written"):
         tracker.finish(None, [], "finished")

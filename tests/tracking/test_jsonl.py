@@ -25,7 +25,7 @@ def started(folder: Path) -> JsonlTracker:
 
 
 def test_lines_are_plain_json_with_a_time(tmp_path: Path) -> None:
-    started(tmp_path).encoder(row(7.25))
+    started(tmp_path).log_encoder(row(7.25))
     (path,) = tmp_path.iterdir()
     assert path.name == "a-..-b-0123456789ab.jsonl"
     lines = [json.loads(text) for text in path.read_text().splitlines()]
@@ -42,19 +42,19 @@ def test_lines_are_plain_json_with_a_time(tmp_path: Path) -> None:
 
 
 def test_a_line_that_was_cut_off_is_written_again_whole(tmp_path: Path) -> None:
-    started(tmp_path).encoder(row(7.25))
+    started(tmp_path).log_encoder(row(7.25))
     (path,) = tmp_path.iterdir()
     path.write_bytes(path.read_bytes()[:-20])  # a crash in the middle of the last line
     assert [line["kind"] for line in read_log(path)] == ["sweep"]
-    started(tmp_path).encoder(row(7.25))
+    started(tmp_path).log_encoder(row(7.25))
     assert [line["kind"] for line in read_log(path)] == ["sweep", "encoder"]
 
 
 def test_a_value_that_is_no_number_is_not_news_each_time(tmp_path: Path) -> None:
     tracker = started(tmp_path)
-    tracker.encoder(row(math.nan))
-    tracker.encoder(row(math.nan))
-    started(tmp_path).encoder(row(math.nan))
+    tracker.log_encoder(row(math.nan))
+    tracker.log_encoder(row(math.nan))
+    started(tmp_path).log_encoder(row(math.nan))
     (path,) = tmp_path.iterdir()
     assert len(read_log(path)) == 2
 
@@ -68,8 +68,8 @@ def test_a_log_that_cannot_be_written_is_a_tracker_that_is_down(tmp_path: Path) 
     path.unlink()
     path.mkdir()
     with pytest.raises(TrackerDown, match="cannot be written"):
-        tracker.encoder(row(1.0))
+        tracker.log_encoder(row(1.0))
 
 
 def test_where_names_the_file(tmp_path: Path) -> None:
-    assert str(tmp_path / "a-..-b-0123456789ab.jsonl") in started(tmp_path).where()
+    assert str(tmp_path / "a-..-b-0123456789ab.jsonl") in started(tmp_path).how_to_open()

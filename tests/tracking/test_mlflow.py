@@ -44,8 +44,8 @@ def test_the_layout(mlflow_storage: Path, tmp_path: Path) -> None:
     report.mkdir()
     (report / "table.csv").write_text("alpha,score\n")
     tracker = started(mlflow_storage)
-    tracker.encoder(row(score=812.5, **{"pr.per": 7.25, "dev.pr.per": 7.0}))
-    tracker.curve(Curve("tuned", "narrow", {"seed": 0}, [(10, {"loss": 2.0})]))
+    tracker.log_encoder(row(score=812.5, **{"pr.per": 7.25, "dev.pr.per": 7.0}))
+    tracker.log_curve(Curve("tuned", "narrow", {"seed": 0}, [(10, {"loss": 2.0})]))
     tracker.finish(report, [(1.0, 500.0), (0.25, 800.0), (0.25, 812.0)], "finished")
 
     database = mlflow_storage / "mlflow.db"
@@ -80,9 +80,9 @@ def test_a_changed_value_becomes_the_latest(mlflow_storage: Path) -> None:
     """MLflow takes the largest of several values at one step and time for the latest, so a smaller
     one needs a later step."""
     tracker = started(mlflow_storage)
-    tracker.encoder(row(score=900.0))
-    tracker.encoder(row(score=100.0))
-    started(mlflow_storage).encoder(row(score=50.0))
+    tracker.log_encoder(row(score=900.0))
+    tracker.log_encoder(row(score=100.0))
+    started(mlflow_storage).log_encoder(row(score=50.0))
     database = mlflow_storage / "mlflow.db"
     assert query(database, "select value from latest_metrics where key = 'score'") == [(50.0,)]
     assert query(database, "select value from metrics where key = 'score' order by step") == [
@@ -94,14 +94,14 @@ def test_a_changed_value_becomes_the_latest(mlflow_storage: Path) -> None:
 
 def test_values_that_are_no_numbers_and_odd_names_are_taken(mlflow_storage: Path) -> None:
     tracker = started(mlflow_storage)
-    tracker.encoder(row(**{"a=b%": 1.0, "nothing": math.nan, "endless": math.inf}))
+    tracker.log_encoder(row(**{"a=b%": 1.0, "nothing": math.nan, "endless": math.inf}))
     names = query(mlflow_storage / "mlflow.db", "select key from latest_metrics order by key")
     assert names == [("alpha",), ("test.a_b_",)]
 
 
 def test_long_curves_are_sent_in_parts(mlflow_storage: Path) -> None:
     points = [(step, {"loss": 1.0 / (step + 1), "dev": float(step)}) for step in range(1200)]
-    started(mlflow_storage).curve(Curve("tuned", "narrow", {}, points))
+    started(mlflow_storage).log_curve(Curve("tuned", "narrow", {}, points))
     assert query(
         mlflow_storage / "mlflow.db", "select key, count(*) from metrics group by key"
     ) == [
@@ -116,7 +116,7 @@ def test_an_experiment_that_was_deleted_comes_back(mlflow_storage: Path) -> None
 
     client = MlflowClient(f"sqlite:///{mlflow_storage / 'mlflow.db'}")
     client.delete_experiment(client.get_experiment_by_name("alpha").experiment_id)
-    started(mlflow_storage).encoder(row(score=1.0))
+    started(mlflow_storage).log_encoder(row(score=1.0))
     stage = "select lifecycle_stage from experiments where name = 'alpha'"
     assert query(mlflow_storage / "mlflow.db", stage) == [("active",)]
 
@@ -124,7 +124,7 @@ def test_an_experiment_that_was_deleted_comes_back(mlflow_storage: Path) -> None
 def test_a_run_that_was_made_twice_by_a_lost_answer_is_there_once(mlflow_storage: Path) -> None:
     from mlflow.tracking import MlflowClient
 
-    started(mlflow_storage).encoder(row(score=1.0))
+    started(mlflow_storage).log_encoder(row(score=1.0))
     database = mlflow_storage / "mlflow.db"
     ((first,),) = query(database, "select run_uuid from runs where name = 'linear alpha=0.25'")
     client = MlflowClient(f"sqlite:///{database}")
@@ -134,7 +134,7 @@ def test_a_run_that_was_made_twice_by_a_lost_answer_is_there_once(mlflow_storage
     )
     parent = {"mlflow.parentRunId": original.data.tags["mlflow.parentRunId"]}
     foreign = client.create_run(original.info.experiment_id, tags=parent, run_name="somebody's own")
-    started(mlflow_storage).encoder(row(score=2.0))
+    started(mlflow_storage).log_encoder(row(score=2.0))
     active = "select run_uuid from runs where lifecycle_stage = 'active' and name = ?"
     assert query(database, active, "linear alpha=0.25") == [(first,)]
     assert query(database, active, "somebody's own") == [(foreign.info.run_id,)]
@@ -162,12 +162,13 @@ def test_where_to_look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     command = (
         f"mlflow ui --backend-store-uri 'sqlite:///{path}/mlflow.db' --host 127.0.0.1 --port 5000"
     )
-    assert MlflowTracker(None, path).where() == f"MLflow: {command}"
+    assert MlflowTracker(None, path).how_to_open() == f"MLflow: {command}"
     assert (
-        "http://tracking:5000/#/experiments" in MlflowTracker("http://tracking:5000/", path).where()
+        "http://tracking:5000/#/experiments"
+        in MlflowTracker("http://tracking:5000/", path).how_to_open()
     )
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://user:password@tracking")
-    assert "https://user:***@tracking" in MlflowTracker(None, path).where()
+    assert "https://user:***@tracking" in MlflowTracker(None, path).how_to_open()
 
 
 @pytest.mark.parametrize(
