@@ -15,7 +15,7 @@ from speechft_ray.core.errors import UserError
 
 if TYPE_CHECKING:
     from speechft_ray.speech.corpora.base import Corpus, CorpusKind
-    from speechft_ray.speech.corpora.corpus_stats import Count
+    from speechft_ray.speech.corpora.corpus_stats import SplitStats
 
 corpora = typer.Typer(
     help="Corpora: which there are, how they are laid out, whether a copy is complete.",
@@ -53,7 +53,7 @@ def check(
     used."""
     from speechft_ray.core.validation import validate
     from speechft_ray.speech.corpora.base import CORPORA
-    from speechft_ray.speech.corpora.corpus_stats import count, differences
+    from speechft_ray.speech.corpora.corpus_stats import compare_stats, compute_stats
 
     kind, console = CORPORA.get(name), _console()
     if not kind.needs_root:
@@ -64,17 +64,19 @@ def check(
     corpus = _opened(
         kind, options, folder.expanduser().absolute(), storage.expanduser().absolute() / "corpora"
     )
-    counts, expected = count(corpus), kind.expected(options)
+    counts, expected = compute_stats(corpus), kind.expected(options)
     console.print(_table(corpus, counts))
-    for sentence in (*corpus.notes, *corpus.absent.values()):
+    for sentence in (*corpus.notes, *corpus.missing_columns.values()):
         console.print(f"note: {sentence}", markup=False)
-    for extra in kind.extras:
-        if not (folder.expanduser() / extra.path).is_file():
-            console.print(f"not there: {extra.path} ({extra.what}), from {extra.url}", markup=False)
+    for resource in kind.resources:
+        if not (folder.expanduser() / resource.path).is_file():
+            console.print(
+                f"not there: {resource.path} ({resource.what}), from {resource.url}", markup=False
+            )
     if expected is None:
         console.print("No source is known for what a complete copy has.")
         return
-    different = differences(corpus, counts, expected)
+    different = compare_stats(corpus, counts, expected)
     for sentence in different:
         console.print(f"note: {sentence}", markup=False)
     console.print(
@@ -92,18 +94,18 @@ def prepare(
 ) -> None:
     """Fetch the lists and lexicons that do not come with the recordings; those that are there stay
     as they are."""
-    from speechft_ray.commands.corpora import fetch_extras
+    from speechft_ray.commands.corpora import fetch_resources
     from speechft_ray.speech.corpora.base import CORPORA
 
     kind, console = CORPORA.get(name), _console()
-    if not kind.extras:
+    if not kind.resources:
         console.print(f"The corpus `{name}` needs nothing but its recordings.")
         return
     if not folder.expanduser().is_dir():
         raise UserError(
             f"there is no folder {folder}: give the one that holds the recordings of `{name}`."
         )
-    for sentence in fetch_extras(kind.extras, folder.expanduser()):
+    for sentence in fetch_resources(kind.resources, folder.expanduser()):
         console.print(sentence, markup=False)
 
 
@@ -123,7 +125,7 @@ def _opened(kind: CorpusKind, options: Any, root: Path, cache: Path) -> Corpus:
         )
 
 
-def _table(corpus: Corpus, counts: list[Count]) -> Table:
+def _table(corpus: Corpus, counts: list[SplitStats]) -> Table:
     columns = sorted(counts[0].classes)
     table = Table(
         "split",

@@ -10,20 +10,23 @@ from speechft_ray.commands.parts import _bar
 from speechft_ray.speech.checkpoints.download import fetch, verify_sha256
 
 if TYPE_CHECKING:  # it brings numpy
-    from speechft_ray.speech.corpora.base import Extra
+    from speechft_ray.speech.corpora.base import Resource
 
-MAX_EXTRA_BYTES = 64 * 2**20
+MAX_RESOURCE_BYTES = 64 * 2**20
 """The longest list that a corpus needs, VoxCeleb1's identification split, has about 5 MB."""
 
 
-def fetch_extras(extras: Sequence[Extra], folder: Path) -> Iterator[str]:
+def fetch_resources(resources: Sequence[Resource], folder: Path) -> Iterator[str]:
     """Downloads what a corpus needs and does not ship into its folder, and yields a sentence for each file.
 
     The sha256 of each is kept beside it and compared when it is asked for again. Raises ``UserError`` as ``fetch`` does.
     """
-    for extra in extras:
-        path = folder / extra.path
+    for resource in resources:
+        path = folder / resource.path
         there = path.exists()
         with _bar(path.name) as progress:
-            verify_sha256(fetch(extra.url, path, progress=progress, max_bytes=MAX_EXTRA_BYTES))
-        yield f"{extra.path}: {'was there already' if there else f'from {extra.url}'} ({extra.what})"
+            verify_sha256(
+                fetch(resource.url, path, progress=progress, max_bytes=MAX_RESOURCE_BYTES)
+            )
+        origin = "was there already" if there else f"from {resource.url}"
+        yield f"{resource.path}: {origin} ({resource.what})"

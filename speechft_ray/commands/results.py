@@ -17,7 +17,7 @@ from speechft_ray.report.summary import group_rows
 from speechft_ray.report.table import failure_lines, terminal_table
 from speechft_ray.report.winner import write_record
 from speechft_ray.report.write import ReportData, write_report
-from speechft_ray.stages.leaks import leaks
+from speechft_ray.stages.leaks import find_leaks
 from speechft_ray.sweep.plan import Plan
 from speechft_ray.sweep.publishing import Publisher, make_sweep_info
 from speechft_ray.sweep.rows import read_curves, read_references, read_rows
@@ -54,7 +54,7 @@ def publish_results(
             name: version(name) for name in ("speechft_ray", "torch", "ray", "mlflow", "s3prl")
         },
         tests=read_counts(plan, store),
-        leaks=leaks(plan, store, place, lambda item: corpus_identity(item, place)),
+        leaks=find_leaks(plan, store, place, lambda item: corpus_identity(item, place)),
         chosen=plan.winner,
         search=search,
     )

@@ -10,7 +10,7 @@ from speechft_ray.core.fingerprint import fingerprint
 from speechft_ray.core.records import Place
 from speechft_ray.core.specs import CorpusSpec, EvalSpec, FinetuneSpec
 from speechft_ray.core.store import Store
-from speechft_ray.speech.corpora.overlap import Overlap, overlap
+from speechft_ray.speech.corpora.overlap import Overlap, compute_overlap
 from speechft_ray.stages.perform import open_corpus
 from speechft_ray.sweep.plan import Plan
 from speechft_ray.sweep.protocols import Leak
@@ -25,7 +25,7 @@ Identity = Callable[[CorpusSpec], tuple[str, bool]]
 """A corpus to its identity, and whether a job must make it first (``sweep.plan.Inputs.corpus``)."""
 
 
-def leaks(
+def find_leaks(
     plan: Plan, store: Store, place: Place, identity: Identity
 ) -> dict[str, tuple[Leak, ...]]:
     """Returns the leaks of every merged encoder that has some, by its key.
@@ -82,7 +82,7 @@ def _shared(
     if not store.is_complete(STAGE, key):
         if not all(store.is_complete("corpus", name) for name, made in known if made):
             return None
-        found = overlap(open_corpus(tuned, place), open_corpus(tested, place))
+        found = compute_overlap(open_corpus(tuned, place), open_corpus(tested, place))
         with store.publish(STAGE, key, {**found._asdict(), "corpora": [name for name, _ in known]}):
             pass
     facts = store.manifest(STAGE, key)

@@ -77,7 +77,7 @@ class Source(Protocol):
 
 
 class Heard(NamedTuple):
-    """Features of recordings, and the place of each by its content (``Corpus.contents``)."""
+    """Features of recordings, and the place of each by its content (``Corpus.audio_ids``)."""
 
     source: Source
     places: Mapping[str, int]
@@ -158,7 +158,7 @@ class Extractor:
         if self.heard is None:
             return []
         places = [
-            self.heard.places.get(self.corpus.contents.get(utterance.key, ""))
+            self.heard.places.get(self.corpus.audio_ids.get(utterance.key, ""))
             for utterance in utterances
         ]
         return [(index, place) for index, place in enumerate(places) if place is not None]

@@ -80,10 +80,10 @@ def _heard(
 ) -> Heard | None:
     """Encodes every recording of all folds once, for a task that needs means alone; ``None`` where
     contents are not known."""
-    if not TASKS.get(spec.task).pooled or not all(corpus.contents for corpus in corpora):
+    if not TASKS.get(spec.task).pooled or not all(corpus.audio_ids for corpus in corpora):
         return None
     owners = {
-        corpus.contents[utterance.key]: (corpus, utterance)
+        corpus.audio_ids[utterance.key]: (corpus, utterance)
         for corpus in corpora
         for utterance in corpus.utterances
         if utterance.split in splits

@@ -11,8 +11,8 @@ import pytest
 from speechft_ray.cli import main
 from speechft_ray.commands.parts import corpus_identity, place_for
 from speechft_ray.core.specs import CorpusSpec
-from speechft_ray.speech.corpora.base import CORPORA, Corpus, Expected, Utterance
-from speechft_ray.speech.corpora.corpus_stats import count, differences
+from speechft_ray.speech.corpora.base import CORPORA, Corpus, ExpectedCounts, Utterance
+from speechft_ray.speech.corpora.corpus_stats import compare_stats, compute_stats
 from speechft_ray.sweep.space_file import read_space
 from tests.speech.layouts import librispeech, quesst14, voxceleb1
 
@@ -153,7 +153,7 @@ def small() -> Corpus:
 
 
 def test_counting() -> None:
-    train, dev, test = count(small())
+    train, dev, test = compute_stats(small())
     assert (train.utterances, train.hours, train.speakers, train.classes) == (
         4,
         2.0,
@@ -166,7 +166,7 @@ def test_counting() -> None:
 
 def test_differences_are_told_one_by_one() -> None:
     corpus = small()
-    right = Expected(
+    right = ExpectedCounts(
         source="us",
         utterances={"train": 4, "test": 2},
         hours={"train": 2.03},
@@ -174,7 +174,7 @@ def test_differences_are_told_one_by_one() -> None:
         classes={"emotion": 2},
         trials=1,
     )
-    assert differences(corpus, count(corpus), right) == []
+    assert compare_stats(corpus, compute_stats(corpus), right) == []
     wrong = replace(
         right,
         utterances={"train": 5},
@@ -182,7 +182,7 @@ def test_differences_are_told_one_by_one() -> None:
         classes={"emotion": 4, "x": 1},
         trials=2,
     )
-    assert differences(corpus, count(corpus), wrong) == [
+    assert compare_stats(corpus, compute_stats(corpus), wrong) == [
         "utterances in train: 4, expected 5",
         "hours in test: 1.0, expected 3",
         "labels in the column emotion: 2, expected 4",

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from speechft_ray.cli import main
-from speechft_ray.speech.corpora.base import CORPORA, Extra
+from speechft_ray.speech.corpora.base import CORPORA, Resource
 
 LIST = b"1 id10001/a/00001.wav\n" * 50
 
@@ -37,14 +37,14 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
-    extra = Extra(
+    resource = Resource(
         path="lists/iden_split.txt",
         url=f"http://127.0.0.1:{server.server_port}/iden_split.txt",
         what="the split",
     )
     CORPORA.get("voxceleb1")
     monkeypatch.setitem(
-        CORPORA._parts, "voxceleb1", replace(CORPORA.get("voxceleb1"), extras=(extra,))
+        CORPORA._parts, "voxceleb1", replace(CORPORA.get("voxceleb1"), resources=(resource,))
     )
     yield seen
     server.shutdown()

@@ -196,8 +196,8 @@ def test_a_corpus_says_how_it_is_laid_out_and_what_is_complete(name: str) -> Non
         for counted in (expected.hours, expected.speakers):
             assert set(counted) <= set(SPLITS)
     assert all(
-        extra.url.startswith("https://") and not Path(extra.path).is_absolute()
-        for extra in kind.extras
+        resource.url.startswith("https://") and not Path(resource.path).is_absolute()
+        for resource in kind.resources
     )
 
 

@@ -15,20 +15,22 @@ from speechft_ray.core.store import Store
 from speechft_ray.report.summary import add_leaks, group_rows
 from speechft_ray.report.table import csv_table, leak_lines, markdown_table, table_cells
 from speechft_ray.speech.corpora.base import Corpus
-from speechft_ray.stages.leaks import leaks
+from speechft_ray.stages.leaks import find_leaks
 from speechft_ray.sweep.plan import make_plan
 from speechft_ray.sweep.protocols import EncoderRow, Leak
 from tests.report.test_write import FAILURE, REFERENCES, ROWS
-from tests.speech.corpora.test_overlap import corpus
+from tests.speech.corpora.in_memory import make_corpus
 from tests.sweep.fakes import inputs, space, sweep
 
 PARTS = {
-    "phones": corpus(
-        [("a", "train", "ann"), ("b", "train", "bob")], "synthetic/phones", people="synthetic"
+    "phones": make_corpus(
+        [("a", "train", "ann"), ("b", "train", "bob")],
+        "synthetic/phones",
+        speaker_namespace="synthetic",
     ),
-    "pr": corpus([("a", "test", "cid")], "synthetic/pr", people="synthetic"),
-    "sid": corpus(
-        [("x", "test", "ann"), ("y", "test", "dan")], "synthetic/sid", people="synthetic"
+    "pr": make_corpus([("a", "test", "cid")], "synthetic/pr", speaker_namespace="synthetic"),
+    "sid": make_corpus(
+        [("x", "test", "ann"), ("y", "test", "dan")], "synthetic/sid", speaker_namespace="synthetic"
     ),
 }
 LEAK = Leak("narrow", "sid", 0, 2, 1, 2)
@@ -47,16 +49,16 @@ def test_every_merge_of_a_run_has_its_leaks_and_they_are_computed_once(
     plan, store, known = make_plan(sweep(), inputs()), Store(tmp_path), inputs()
     place = Place(storage=str(tmp_path), encoder="e")
     assert (
-        leaks(plan, store, place, known.corpus) == {} and not opened
+        find_leaks(plan, store, place, known.corpus) == {} and not opened
     )  # no corpus is made for the sake of a report
     for job in plan.of_stage("corpus"):
         with store.publish("corpus", job.fingerprint, {}):
             pass
-    found = leaks(plan, store, place, known.corpus)
+    found = find_leaks(plan, store, place, known.corpus)
     tuned = {row.key for row in plan.rows if row.params["alpha"]}
     assert found == dict.fromkeys(tuned, (LEAK,)) and 0 < len(tuned) < len(plan.rows)
     assert sorted(opened) == ["phones", "phones", "pr", "sid"]
-    assert leaks(plan, store, place, known.corpus) == found and len(opened) == 4
+    assert find_leaks(plan, store, place, known.corpus) == found and len(opened) == 4
 
 
 def test_a_chain_has_seen_what_its_earlier_stages_have_seen(
@@ -77,7 +79,7 @@ def test_a_chain_has_seen_what_its_earlier_stages_have_seen(
     for job in plan.of_stage("corpus"):
         with store.publish("corpus", job.fingerprint, {}):
             pass
-    found = leaks(plan, store, Place(storage=str(tmp_path), encoder="e"), known.corpus)
+    found = find_leaks(plan, store, Place(storage=str(tmp_path), encoder="e"), known.corpus)
     chained = {row.key for row in plan.rows if row.params["finetune"] == "narrow>wide"}
     assert chained and all(LEAK in found[key] for key in chained)
 

@@ -126,7 +126,7 @@ def test_a_recording_of_several_folds_is_encoded_once(cached: bool, tmp_path: Pa
             whole,
             fingerprint=f"fold {number}",
             utterances=split,
-            contents=contents if known else {},
+            audio_ids=contents if known else {},
         )
 
     def found(known: bool, encoder: ToyEncoder) -> dict[str, Any]:
@@ -147,7 +147,7 @@ def test_a_recording_of_several_folds_is_encoded_once(cached: bool, tmp_path: Pa
 
 def test_dev_alone_hears_no_recording_that_is_only_in_test() -> None:
     corpus = toy_corpus({"train": 12, "dev": 4, "test": 4})
-    corpora = [replace(corpus, contents={item.key: item.key for item in corpus.utterances})] * 2
+    corpora = [replace(corpus, audio_ids={item.key: item.key for item in corpus.utterances})] * 2
     encoder = ToyEncoder()
     evaluate_folds(
         spec(folds={"fold": [1, 2]}), encoder, corpora, CPU, lambda _: None, dev_only=True

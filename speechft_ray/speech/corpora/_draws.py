@@ -76,6 +76,6 @@ def drawn(corpus: Corpus, splits: Mapping[str, str], notes: Sequence[str] = ()) 
         utterances=[
             replace(one, split=splits[one.key]) for one in corpus.utterances if one.key in splits
         ],
-        contents={key: content for key, content in corpus.contents.items() if key in splits},
+        audio_ids={key: content for key, content in corpus.audio_ids.items() if key in splits},
         notes=(*corpus.notes, *notes),
     )

@@ -24,7 +24,7 @@ from speechft_ray.speech.audio import AudioInfo, read_audio, read_audio_info
 from speechft_ray.speech.corpora._files import Fact, measure
 from speechft_ray.speech.corpora.base import Corpus, Progress, Utterance
 
-TOLD = 5
+MAX_NAMES = 5
 """Names told of a long list; the rest is counted."""
 
 
@@ -42,7 +42,7 @@ class DiskOptions(BaseModel):
 class Recording:
     """One utterance of a corpus on disk. ``path`` is relative to the root; ``cut`` is the part
     ``[start, stop)`` of it that the utterance is, in samples at 16 kHz (``None``: all), where no
-    treatment changes the length. ``alignment`` counts from its start (see ``Utterance``)."""
+    transform changes the length. ``alignment`` counts from its start (see ``Utterance``)."""
 
     key: str
     path: str
@@ -53,7 +53,7 @@ class Recording:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Treatment:
+class Transform:
     """What is done to every wave of a corpus. ``name`` is part of the identity; ``keeps_length``
     spares decoding all files."""
 
@@ -66,8 +66,10 @@ def _unchanged(wave: np.ndarray) -> np.ndarray:
     return wave
 
 
-AS_IT_IS = Treatment(name="", apply=_unchanged)
-QUIETER = Treatment(name="gain -3 dB", apply=lambda wave: wave * np.float32(10 ** (-3 / 20)))
+IDENTITY = Transform(name="", apply=_unchanged)
+GAIN_MINUS_3_DB = Transform(
+    name="gain -3 dB", apply=lambda wave: wave * np.float32(10 ** (-3 / 20))
+)
 """s3prl reads KS and QbE through SoX with ``gain -3.0``."""
 
 
@@ -79,28 +81,28 @@ def assemble(
     cache: Path,
     progress: Progress | None,
     *,
-    treatment: Treatment = AS_IT_IS,
+    transform: Transform = IDENTITY,
     trials: Sequence[tuple[bool, str, str]] = (),
-    absent: Mapping[str, str] | None = None,
+    missing_columns: Mapping[str, str] | None = None,
     notes: Sequence[str] = (),
-    shortest_samples: int = 1,
-    people: str = "",
+    min_train_samples: int = 1,
+    speaker_namespace: str = "",
 ) -> Corpus:
     """Returns the corpus ``name`` of these recordings, in the order of their keys. All have the
     same label columns.
 
     A cut that reaches beyond its file ends with it, and so does an alignment. Training utterances
-    below ``shortest_samples`` are left out, and trials whose recordings were skipped. ``people``:
+    below ``min_train_samples`` are left out, and trials whose recordings were skipped. ``speaker_namespace``:
     see ``Corpus``. Raises ``UserError`` for a key that stands there twice and, unless ``options``
     say skip, ``SpecError`` with the recordings that cannot be used.
     """
     paths = sorted({recording.path for recording in recordings})
-    label = "-".join(re.findall(r"[a-z0-9_]+", f"{name} {treatment.name}"))
-    examined = read_audio_info if treatment.keeps_length else _after(treatment)
+    label = "-".join(re.findall(r"[a-z0-9_]+", f"{name} {transform.name}"))
+    examined = read_audio_info if transform.keeps_length else _after(transform)
     facts, faults = measure(root, paths, cache, progress, name=label, examined=examined)
     for item in recordings:
         whole = facts[item.path].samples if item.path in facts else None
-        # Only a treatment empties a wave; in training that is one of the short ones below.
+        # Only a transform empties a wave; in training that is one of the short ones below.
         if whole == 0 and item.split != "train":
             del facts[item.path]
             faults[item.path] = f"{root / item.path} holds nothing but pauses"
@@ -111,10 +113,12 @@ def assemble(
         raise SpecError(f"the corpus `{name}` in {root}", _told(faults))
     sound = sorted((item for item in recordings if item.path in facts), key=lambda item: item.key)
     good = [
-        item for item in sound if item.split != "train" or _samples(item, facts) >= shortest_samples
+        item
+        for item in sound
+        if item.split != "train" or _samples(item, facts) >= min_train_samples
     ]
     if len(good) < len(sound):
-        least = shortest_samples / SAMPLE_RATE_HZ
+        least = min_train_samples / SAMPLE_RATE_HZ
         notes = (
             *notes,
             f"{len(sound) - len(good)} training utterances of less than {least:.2f} s are left out.",
@@ -127,7 +131,7 @@ def assemble(
 
     def read(utterance: Utterance) -> np.ndarray:
         item = cuts[utterance.key]
-        wave = treatment.apply(read_audio(item.path, root, item.cut))
+        wave = transform.apply(read_audio(item.path, root, item.cut))
         if len(wave) != _samples(item, facts):
             raise UserError(
                 f"{root / item.path} has changed since the corpus was opened. Start again."
@@ -136,20 +140,20 @@ def assemble(
 
     return Corpus(
         name=name,
-        fingerprint=fingerprint({"treatment": treatment.name, "content": content, "trials": kept}),
+        fingerprint=fingerprint({"treatment": transform.name, "content": content, "trials": kept}),
         utterances=[_utterance(item, _samples(item, facts)) for item in good],
         read=read,
         columns=frozenset(good[0].labels) if good else frozenset(),
         trials=kept,
-        absent=absent or {},
-        notes=(*notes, *changes(facts.values()), *left_out(faults)),
+        missing_columns=missing_columns or {},
+        notes=(*notes, *describe_conversions(facts.values()), *left_out(faults)),
         skipped=dict(Counter(item.split for item in recordings if item.path in faults)),
-        contents={item.key: _content(facts[item.path].sha256, item.cut) for item in good},
-        people=people,
+        audio_ids={item.key: _content(facts[item.path].sha256, item.cut) for item in good},
+        speaker_namespace=speaker_namespace,
     )
 
 
-def changes(facts: Iterable[Fact]) -> list[str]:
+def describe_conversions(facts: Iterable[Fact]) -> list[str]:
     """Returns a sentence for the recordings that are resampled, and one for those that are mixed
     down."""
     known = list(facts)
@@ -157,7 +161,7 @@ def changes(facts: Iterable[Fact]) -> list[str]:
     if rates := sorted({fact.rate_hz for fact in known} - {SAMPLE_RATE_HZ}):
         count = sum(fact.rate_hz != SAMPLE_RATE_HZ for fact in known)
         found.append(
-            f"{count} of {len(known)} files are not at 16 kHz ({listed(map(str, rates))} Hz) and are resampled."
+            f"{count} of {len(known)} files are not at 16 kHz ({join_names(map(str, rates))} Hz) and are resampled."
         )
     if count := sum(fact.channels > 1 for fact in known):
         found.append(
@@ -175,7 +179,7 @@ def left_out(faults: Mapping[str, str]) -> list[str]:
     ]
 
 
-def listed(names: Iterable[str], count: int = TOLD) -> str:
+def join_names(names: Iterable[str], count: int = MAX_NAMES) -> str:
     """Returns the first names and how many more there are."""
     every = list(names)
     return ", ".join(every[:count]) + (
@@ -183,7 +187,7 @@ def listed(names: Iterable[str], count: int = TOLD) -> str:
     )
 
 
-def found_root(name: str, root: Path | None, marks: Sequence[str]) -> Path:
+def require_root(name: str, root: Path | None, marks: Sequence[str]) -> Path:
     """Returns the root when it holds one of ``marks``, names below it that a corpus of this layout
     cannot lack.
 
@@ -206,11 +210,11 @@ def found_root(name: str, root: Path | None, marks: Sequence[str]) -> Path:
             f"sweep make the folder `{name}` of --corpora a link to it."
         )
     raise UserError(
-        f"{root} is not the folder of the corpus `{name}`: it holds none of {listed(marks)}."
+        f"{root} is not the folder of the corpus `{name}`: it holds none of {join_names(marks)}."
     )
 
 
-def found_folder(name: str, root: Path, folder: str, why: str) -> Path:
+def require_folder(name: str, root: Path, folder: str, why: str) -> Path:
     """Returns a folder below the root. Raises ``UserError`` when it is missing: a split, most
     likely."""
     if not (root / folder).is_dir():
@@ -247,11 +251,10 @@ def _holds(folder: Path, marks: Sequence[str]) -> bool:
     return any((folder / mark).exists() for mark in marks)
 
 
-def _after(treatment: Treatment) -> Callable[[Path], AudioInfo]:
+def _after(transform: Transform) -> Callable[[Path], AudioInfo]:
     def examined(path: Path) -> AudioInfo:
-        return AudioInfo(
-            **{**vars(read_audio_info(path)), "samples": len(treatment.apply(read_audio(path)))}
-        )
+        samples = len(transform.apply(read_audio(path)))
+        return AudioInfo(**{**vars(read_audio_info(path)), "samples": samples})
 
     return examined
 
@@ -281,19 +284,22 @@ def _check_keys(name: str, root: Path, items: Sequence[Recording]) -> None:
     twice = [key for key, count in Counter(item.key for item in items).items() if count > 1]
     if twice:
         raise UserError(
-            f"the corpus `{name}` in {root} lists {len(twice)} recordings twice: {listed(twice)}."
+            f"the corpus `{name}` in {root} lists {len(twice)} recordings twice: {join_names(twice)}."
         )
     wrong = [
         item.key for item in items if item.cut is not None and not 0 <= item.cut[0] < item.cut[1]
     ]
     if wrong:
-        raise ValueError(f"recordings of {name} are cut to nothing: {listed(wrong)}")
+        raise ValueError(f"recordings of {name} are cut to nothing: {join_names(wrong)}")
 
 
 def _told(faults: Mapping[str, str]) -> list[tuple[str, str]]:
-    told = sorted(faults.items())[:TOLD]
-    if len(faults) > TOLD:
+    told = sorted(faults.items())[:MAX_NAMES]
+    if len(faults) > MAX_NAMES:
         told.append(
-            (f"and {len(faults) - TOLD} more", "set `on_bad_audio: skip` to go without such files")
+            (
+                f"and {len(faults) - MAX_NAMES} more",
+                "set `on_bad_audio: skip` to go without such files",
+            )
         )
     return told

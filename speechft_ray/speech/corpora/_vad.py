@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 
 from speechft_ray.core.units import SAMPLE_RATE_HZ
-from speechft_ray.speech.corpora._layout import QUIETER, Treatment
+from speechft_ray.speech.corpora._layout import GAIN_MINUS_3_DB, Transform
 
 THRESHOLD = 0.001
 """0.1 % of full scale."""
@@ -21,7 +21,7 @@ WINDOW_SAMPLES = SAMPLE_RATE_HZ // 50
 """SoX's own: 20 ms."""
 
 
-def without_pauses(wave: np.ndarray) -> np.ndarray:
+def remove_silence(wave: np.ndarray) -> np.ndarray:
     """Returns the speech of ``wave`` ``(samples,)`` without its pauses; empty when nothing is loud
     enough for long enough."""
     power = np.concatenate([[0.0], np.cumsum(np.square(wave, dtype=np.float64))])
@@ -59,8 +59,8 @@ def _first_run(flags: np.ndarray, length: int) -> int | None:
     return int(starts[long_enough[0]]) if len(long_enough) else None
 
 
-WITHOUT_PAUSES = Treatment(
-    name=f"{QUIETER.name}, no pauses",
-    apply=lambda wave: without_pauses(QUIETER.apply(wave)),
+REMOVE_SILENCE = Transform(
+    name=f"{GAIN_MINUS_3_DB.name}, no pauses",
+    apply=lambda wave: remove_silence(GAIN_MINUS_3_DB.apply(wave)),
     keeps_length=False,
 )

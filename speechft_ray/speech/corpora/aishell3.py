@@ -20,11 +20,11 @@ from speechft_ray.speech.corpora._layout import (
     Recording,
     assemble,
     bad_line,
-    found_folder,
-    found_root,
     read_lines,
+    require_folder,
+    require_root,
 )
-from speechft_ray.speech.corpora.base import CORPORA, Corpus, CorpusKind, Expected, Progress
+from speechft_ray.speech.corpora.base import CORPORA, Corpus, CorpusKind, ExpectedCounts, Progress
 
 NAME = "aishell3"
 TRAIN_UTTERANCES, TEST_UTTERANCES, TRAIN_HOURS = 63_262, 24_773, 63.17
@@ -52,7 +52,7 @@ def open_aishell3(
     Recordings that are listed and not there count as bad audio. Raises ``UserError`` for a missing
     folder or list, and for a line that is none.
     """
-    place = found_root(NAME, root, ["train/content.txt", "test/content.txt"])
+    place = require_root(NAME, root, ["train/content.txt", "test/content.txt"])
     listed = {folder: _listed(place, folder) for folder in ("train", "test")}
     held_out = set(
         shuffled(listed["train"], options.seed)[: _dev_count(len(listed["train"]), options)]
@@ -71,7 +71,7 @@ def _dev_count(utterances: int, options: Aishell3Options) -> int:
 
 def _listed(root: Path, folder: str) -> dict[str, dict[str, str]]:
     """Returns the labels of each recording of a folder, by path."""
-    found_folder(NAME, root, f"{folder}/wav", "its recordings")
+    require_folder(NAME, root, f"{folder}/wav", "its recordings")
     file = root / folder / "content.txt"
     if not file.is_file():
         raise UserError(
@@ -95,9 +95,9 @@ def _listed(root: Path, folder: str) -> dict[str, dict[str, str]]:
     return found
 
 
-def _expected(options: Aishell3Options) -> Expected:
+def _expected(options: Aishell3Options) -> ExpectedCounts:
     dev = _dev_count(TRAIN_UTTERANCES, options)
-    return Expected(
+    return ExpectedCounts(
         source="its own lists (OpenSLR 93), Speech-FT (hours), and `dev_fraction`",
         utterances={"train": TRAIN_UTTERANCES - dev, "dev": dev, "test": TEST_UTTERANCES},
         hours={"train": round(TRAIN_HOURS * (1 - options.dev_fraction), 2)},

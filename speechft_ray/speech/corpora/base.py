@@ -14,7 +14,7 @@ from speechft_ray.core.registry import Registry
 SPLITS = ("train", "dev", "test")
 """The only split names."""
 
-NOBODY = "none"
+NO_SPEAKER = "none"
 """The ``speaker`` of a recording in which nobody, or nobody known, speaks."""
 
 
@@ -46,13 +46,13 @@ class Corpus:
     ``fingerprint`` is the identity of the content (audio and labels), never of its place on disk.
     ``read(utterance)`` returns mono float32 at 16 kHz in [-1, 1], shape ``(samples,)``. ``trials``
     are pairs to verify: whether both were said by one speaker, and the keys of two utterances of
-    one split. ``absent`` holds label columns that this corpus could have, each with the sentence
+    one split. ``missing_columns`` holds label columns that this corpus could have, each with the sentence
     that says what it needs. ``notes`` are sentences to tell once: what reading changes and what was
     left out. ``skipped`` counts, by split, the recordings that were left out because they cannot be
-    read (only with ``on_bad_audio: skip``). ``contents`` has, by key, the identity of each
-    utterance's audio, the same in any corpus that has this recording; it may be empty. ``people``
+    read (only with ``on_bad_audio: skip``). ``audio_ids`` has, by key, the identity of each
+    utterance's audio, the same in any corpus that has this recording; it may be empty. ``speaker_namespace``
     says whom the column ``speaker`` names: equal names are one person in corpora of the same
-    ``people``; empty: in corpora of the same name.
+    ``speaker_namespace``; empty: in corpora of the same name.
     """
 
     name: str
@@ -61,11 +61,11 @@ class Corpus:
     read: Callable[[Utterance], np.ndarray]
     columns: frozenset[str] = field(default_factory=frozenset)
     trials: Sequence[tuple[bool, str, str]] = ()
-    absent: Mapping[str, str] = field(default_factory=dict)
+    missing_columns: Mapping[str, str] = field(default_factory=dict)
     notes: Sequence[str] = ()
     skipped: Mapping[str, int] = field(default_factory=dict)
-    contents: Mapping[str, str] = field(default_factory=dict)
-    people: str = ""
+    audio_ids: Mapping[str, str] = field(default_factory=dict)
+    speaker_namespace: str = ""
 
     def split(self, name: str) -> list[Utterance]:
         """Returns the utterances of one split in corpus order."""
@@ -79,7 +79,7 @@ class Progress(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Expected:
+class ExpectedCounts:
     """What a complete copy of a corpus has, by split, as its ``source`` says. What the source does
     not tell is left out.
 
@@ -96,7 +96,7 @@ class Expected:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Extra:
+class Resource:
     """A list or lexicon that belongs below a corpus' root but does not come with its recordings."""
 
     path: str
@@ -104,7 +104,7 @@ class Extra:
     what: str
 
 
-def _nothing_expected(options: Any) -> Expected | None:
+def _nothing_expected(options: Any) -> ExpectedCounts | None:
     return None
 
 
@@ -123,8 +123,8 @@ class CorpusKind:
     open: Callable[..., Corpus]
     needs_root: bool
     layout: str
-    expected: Callable[[Any], Expected | None] = _nothing_expected
-    extras: Sequence[Extra] = ()
+    expected: Callable[[Any], ExpectedCounts | None] = _nothing_expected
+    resources: Sequence[Resource] = ()
     version: int = 1
     """Raised when a corpus that makes itself would sound or read differently; part of its
     identity."""

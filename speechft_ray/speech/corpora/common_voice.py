@@ -23,9 +23,9 @@ from speechft_ray.speech.corpora._layout import (
     Recording,
     assemble,
     bad_line,
-    found_root,
-    listed,
+    join_names,
     read_lines,
+    require_root,
 )
 from speechft_ray.speech.corpora.base import CORPORA, SPLITS, Corpus, CorpusKind, Progress
 
@@ -49,7 +49,7 @@ def open_common_voice(
 
     Raises ``UserError`` for a missing table or column.
     """
-    place = found_root(NAME, root, [LANGUAGE])
+    place = require_root(NAME, root, [LANGUAGE])
     recordings, dropped = [], 0
     for split in SPLITS:
         for clip, sentence, speaker in _rows(place / LANGUAGE / f"{split}.tsv", split):
@@ -94,7 +94,7 @@ def _rows(file: Path, split: str) -> list[tuple[str, str, str]]:
     table = csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)
     if missing := [name for name in _NEEDED if name not in (table.fieldnames or ())]:
         raise UserError(
-            f"{file} lacks the columns {listed(missing)}: take the table of the original archive."
+            f"{file} lacks the columns {join_names(missing)}: take the table of the original archive."
         )
     found = []
     for number, row in enumerate(table, start=2):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from speechft_ray.speech.corpora.base import SPLITS, Corpus, Expected
+from speechft_ray.speech.corpora.base import SPLITS, Corpus, ExpectedCounts
 
 HOURS_TOLERANCE = 0.02
 """Hours of papers are rounded, and some count pauses differently: two per cent off is no
@@ -13,7 +13,7 @@ difference."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Count:
+class SplitStats:
     """One split: how much there is. ``classes``: different labels by column, of columns whose
     labels recur."""
 
@@ -24,7 +24,7 @@ class Count:
     classes: Mapping[str, int]
 
 
-def count(corpus: Corpus) -> list[Count]:
+def compute_stats(corpus: Corpus) -> list[SplitStats]:
     """Returns a count of every split, also of an empty one."""
     recurring = [
         column for column in sorted(corpus.columns - {"speaker"}) if _recurs(corpus, column)
@@ -32,7 +32,7 @@ def count(corpus: Corpus) -> list[Count]:
     return [_split(corpus, split, recurring) for split in SPLITS]
 
 
-def differences(corpus: Corpus, counts: list[Count], expected: Expected) -> list[str]:
+def compare_stats(corpus: Corpus, counts: list[SplitStats], expected: ExpectedCounts) -> list[str]:
     """Returns a sentence for each number that is not as expected."""
     found = []
     for each in counts:
@@ -63,9 +63,9 @@ def differences(corpus: Corpus, counts: list[Count], expected: Expected) -> list
     return found
 
 
-def _split(corpus: Corpus, split: str, columns: list[str]) -> Count:
+def _split(corpus: Corpus, split: str, columns: list[str]) -> SplitStats:
     utterances = corpus.split(split)
-    return Count(
+    return SplitStats(
         split=split,
         utterances=len(utterances),
         hours=sum(utterance.seconds for utterance in utterances) / 3600,

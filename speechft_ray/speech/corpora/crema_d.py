@@ -25,12 +25,19 @@ from speechft_ray.speech.corpora._layout import (
     Recording,
     assemble,
     bad_line,
-    found_folder,
-    found_root,
-    listed,
+    join_names,
     read_lines,
+    require_folder,
+    require_root,
 )
-from speechft_ray.speech.corpora.base import CORPORA, Corpus, CorpusKind, Expected, Extra, Progress
+from speechft_ray.speech.corpora.base import (
+    CORPORA,
+    Corpus,
+    CorpusKind,
+    ExpectedCounts,
+    Progress,
+    Resource,
+)
 
 NAME = "crema_d"
 FOLDER = "AudioWAV"
@@ -50,7 +57,7 @@ SET_SIZES = (1_463, 1_470, 1_476, 1_476, 1_557)
 """Rows of these sets in the same files: 7,442 in all."""
 WITHOUT_SOUND = "1076_MTI_SAD_XX"
 """The one clip of the release that holds no speech. It is left out."""
-VOTES = Extra(
+VOTES = Resource(
     path="labels_consensus_1.csv",
     url="https://raw.githubusercontent.com/EMOsuperb/EMO-SUPERB-submission/ede4e37e61d7658b3a38728ce12fb630945f7fb6/data/CREMA-D"
     "/Primary/labels_consensus_1.csv",
@@ -77,8 +84,8 @@ def open_crema_d(
     Raises ``UserError`` for a missing folder, a file name that is none of CREMA-D's, and votes that
     do not fit.
     """
-    place = found_root(NAME, root, [FOLDER])
-    folder = found_folder(NAME, place, FOLDER, "the recordings")
+    place = require_root(NAME, root, [FOLDER])
+    folder = require_folder(NAME, place, FOLDER, "the recordings")
     clips = {
         path.stem: _parts(path)
         for path in sorted(folder.glob("*.wav"))
@@ -104,8 +111,10 @@ def open_crema_d(
         if (folder / f"{WITHOUT_SOUND}.wav").is_file()
         else []
     )
-    absent = {"perceived": lacks} if lacks else {}
-    return assemble(NAME, place, recordings, options, cache, progress, absent=absent, notes=notes)
+    missing = {"perceived": lacks} if lacks else {}
+    return assemble(
+        NAME, place, recordings, options, cache, progress, missing_columns=missing, notes=notes
+    )
 
 
 def split_of(actor: int, fold: int) -> str:
@@ -126,7 +135,7 @@ def _parts(path: Path) -> tuple[str, str, str]:
     ):
         raise UserError(
             f"{path} is not named like 1001_DFA_ANG_XX.wav: an actor from 1001 to 1091, a sentence, an emotion "
-            f"({listed(EMOTIONS, len(EMOTIONS))}) and an intensity. Take it away, or name it as in the release."
+            f"({join_names(EMOTIONS, len(EMOTIONS))}) and an intensity. Take it away, or name it as in the release."
         )
     actor, sentence, emotion = match.groups()
     return actor, sentence, emotion
@@ -144,7 +153,9 @@ def _perceived(
     table = csv.DictReader(lines)
     needed = ["FileName", *EMOTIONS.values()]
     if missing := [column for column in needed if column not in (table.fieldnames or ())]:
-        raise UserError(f"{file} lacks the columns {listed(missing)}: take it from {VOTES.url}.")
+        raise UserError(
+            f"{file} lacks the columns {join_names(missing)}: take it from {VOTES.url}."
+        )
     votes: dict[str, dict[str, float]] = {}
     for number, row in enumerate(table, start=2):
         try:
@@ -157,7 +168,7 @@ def _perceived(
             ) from None
     if missing := sorted(set(clips) - set(votes)):
         raise UserError(
-            f"{file} has no line for {len(missing)} recordings ({listed(missing)}): take it from {VOTES.url}."
+            f"{file} has no line for {len(missing)} recordings ({join_names(missing)}): take it from {VOTES.url}."
         )
     return {name: _winner(votes[name], acted).lower() for name, (_, _, acted) in clips.items()}, ""
 
@@ -166,13 +177,13 @@ def _winner(votes: Mapping[str, float], acted: str) -> str:
     return max(votes, key=lambda code: (votes[code], code == acted))
 
 
-def _expected(options: CremaDOptions) -> Expected:
+def _expected(options: CremaDOptions) -> ExpectedCounts:
     sizes, speakers = {"train": 0, "dev": 0, "test": 0}, {"train": 0, "dev": 0, "test": 0}
     for (first, last), size in zip(ACTOR_SETS, SET_SIZES, strict=True):
         split = split_of(first, options.fold)
         sizes[split] += size - (first <= int(WITHOUT_SOUND[:4]) <= last)
         speakers[split] += last - first + 1
-    return Expected(
+    return ExpectedCounts(
         source="EMO-SUPERB's labels_consensus files for CREMA-D (7,442 clips, one of them without speech)",
         utterances=sizes,
         speakers=speakers,
@@ -188,6 +199,6 @@ CORPORA.register(
         needs_root=True,
         layout="AudioWAV/1001_DFA_ANG_XX.wav, ...; labels_consensus_1.csv of EMO-SUPERB for the column perceived",
         expected=_expected,
-        extras=[VOTES],
+        resources=[VOTES],
     ),
 )

@@ -17,11 +17,11 @@ from speechft_ray.speech.corpora._layout import (
     Recording,
     assemble,
     bad_line,
-    found_root,
-    listed,
+    join_names,
     read_lines,
+    require_root,
 )
-from speechft_ray.speech.corpora.base import CORPORA, Corpus, CorpusKind, Expected, Progress
+from speechft_ray.speech.corpora.base import CORPORA, Corpus, CorpusKind, ExpectedCounts, Progress
 
 NAME = "fluent_speech_commands"
 _TABLES = {
@@ -53,7 +53,7 @@ def open_fluent_speech_commands(
 
     Raises ``UserError`` for a missing table or column and for a row with empty cells.
     """
-    place = found_root(NAME, root, [*_TABLES.values(), "wavs"])
+    place = require_root(NAME, root, [*_TABLES.values(), "wavs"])
     recordings = [item for split, table in _TABLES.items() for item in _rows(place / table, split)]
     return assemble(NAME, place, recordings, options, cache, progress)
 
@@ -66,7 +66,7 @@ def _rows(file: Path, split: str) -> list[Recording]:
     needed = ("path", *_COLUMNS)
     if missing := [name for name in needed if name not in (table.fieldnames or ())]:
         raise UserError(
-            f"{file} lacks the columns {listed(missing)}: take the table of the original archive."
+            f"{file} lacks the columns {join_names(missing)}: take the table of the original archive."
         )
     found = []
     for number, row in enumerate(table, start=2):
@@ -77,8 +77,8 @@ def _rows(file: Path, split: str) -> list[Recording]:
     return found
 
 
-def _expected(options: FluentSpeechCommandsOptions) -> Expected:
-    return Expected(
+def _expected(options: FluentSpeechCommandsOptions) -> ExpectedCounts:
+    return ExpectedCounts(
         source="Lugosch et al. 2019, table 1",
         utterances={"train": 23_132, "dev": 3_118, "test": 3_793},
         hours={"train": 14.7, "dev": 1.9, "test": 2.4},

@@ -28,12 +28,12 @@ from speechft_ray.speech.corpora._layout import (
     DiskOptions,
     Recording,
     assemble,
-    found_folder,
-    found_root,
-    listed,
+    join_names,
     read_lines,
+    require_folder,
+    require_root,
 )
-from speechft_ray.speech.corpora.base import CORPORA, Corpus, CorpusKind, Expected, Progress
+from speechft_ray.speech.corpora.base import CORPORA, Corpus, CorpusKind, ExpectedCounts, Progress
 
 NAME = "iemocap"
 SESSIONS = 5
@@ -72,7 +72,7 @@ def open_iemocap(
 
     Raises ``UserError`` for a missing session and for an evaluation file without turns.
     """
-    place = found_root(NAME, root, [f"Session{number}" for number in range(1, SESSIONS + 1)])
+    place = require_root(NAME, root, [f"Session{number}" for number in range(1, SESSIONS + 1)])
     turns = {number: _session(place, number) for number in range(1, SESSIONS + 1)}
     test = turns.pop(options.fold) if options.protocol != "tuning" else []
     notes: list[str] = []
@@ -105,7 +105,7 @@ def _labels(path: str, emotion: str) -> dict[str, str]:
 
 def _session(root: Path, number: int) -> list[tuple[str, str]]:
     """Returns ``(path, emotion)`` of the turns with one of the four emotions, sorted by path."""
-    folder = found_folder(
+    folder = require_folder(
         NAME, root, f"Session{number}/dialog/EmoEvaluation", f"the labels of session {number}"
     )
     found = []
@@ -121,7 +121,7 @@ def _session(root: Path, number: int) -> list[tuple[str, str]]:
         ]
     if not found:
         raise UserError(
-            f"{folder} labels no turn as one of {listed(EMOTIONS)}: unpack session {number} again."
+            f"{folder} labels no turn as one of {join_names(EMOTIONS)}: unpack session {number} again."
         )
     return sorted(found)
 
@@ -131,7 +131,7 @@ def _random_fifth(
 ) -> tuple[list[tuple[str, str]], list[tuple[str, str]], list[str]]:
     """Returns train, dev and notes: torch's ``random_split`` after ``manual_seed(0)``, as s3prl
     draws it."""
-    import torch  # takes seconds to load: not when corpora are only listed
+    import torch  # takes seconds to load: not when corpora are only join_names
 
     emotions = dict(turns)
     file = root / f"meta_data/Session{fold}/train_meta_data.json"
@@ -144,7 +144,7 @@ def _random_fifth(
         if set(order) != set(emotions):
             raise UserError(
                 f"{file} lists {len(order)} turns, but the labels of the other sessions give {len(emotions)}; "
-                f"different are {listed(sorted(set(order) ^ set(emotions)))}. Delete the list, or make it again."
+                f"different are {join_names(sorted(set(order) ^ set(emotions)))}. Delete the list, or make it again."
             )
     places = torch.randperm(len(order), generator=torch.Generator().manual_seed(0)).tolist()
     drawn = [(order[place], emotions[order[place]]) for place in places]
@@ -163,7 +163,7 @@ def _listed_order(file: Path) -> list[str]:
         ) from error
 
 
-def _expected(options: IemocapOptions) -> Expected:
+def _expected(options: IemocapOptions) -> ExpectedCounts:
     test = _TEST_SIZES[options.fold - 1] if options.protocol != "tuning" else 0
     others = sum(_TEST_SIZES) - test
     dev = (
@@ -171,7 +171,7 @@ def _expected(options: IemocapOptions) -> Expected:
         if options.protocol == "superb"
         else _TEST_SIZES[_dev_session(options) - 1]
     )
-    return Expected(
+    return ExpectedCounts(
         source="s3prl's emotion/meta_data (5,531 turns)",
         utterances={"train": others - dev, "dev": dev, "test": test},
         speakers=_SPEAKERS[options.protocol],

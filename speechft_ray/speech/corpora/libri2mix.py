@@ -19,12 +19,19 @@ from speechft_ray.speech.corpora._layout import (
     Recording,
     assemble,
     bad_line,
-    found_folder,
-    found_root,
-    listed,
+    join_names,
     read_lines,
+    require_folder,
+    require_root,
 )
-from speechft_ray.speech.corpora.base import CORPORA, SPLITS, Corpus, CorpusKind, Expected, Progress
+from speechft_ray.speech.corpora.base import (
+    CORPORA,
+    SPLITS,
+    Corpus,
+    CorpusKind,
+    ExpectedCounts,
+    Progress,
+)
 
 NAME = "libri2mix"
 SPEAKERS = 2
@@ -44,10 +51,10 @@ def open_libri2mix(
     mixture with its split, as the RTTM of the scorer knows it. Raises ``UserError`` for a missing
     folder or file and for entries that do not fit together.
     """
-    place = found_root(NAME, root, [f"data/{split}" for split in SPLITS])
+    place = require_root(NAME, root, [f"data/{split}" for split in SPLITS])
     recordings = []
     for split in SPLITS:
-        folder = found_folder(NAME, place, f"data/{split}", f"its split {split}")
+        folder = require_folder(NAME, place, f"data/{split}", f"its split {split}")
         waves = _table(folder / "wav.scp")
         paths = _paths_below(place, folder, waves)
         turns = _turns(folder, waves)
@@ -60,13 +67,15 @@ def open_libri2mix(
             )
             for name in waves
         ]
-    return assemble(NAME, place, recordings, options, cache, progress, people="librispeech")
+    return assemble(
+        NAME, place, recordings, options, cache, progress, speaker_namespace="librispeech"
+    )
 
 
 def _labels(folder: Path, name: str, turns: list[tuple[int, int, str]]) -> dict[str, str]:
     speakers = sorted({speaker for _, _, speaker in turns})
     if len(speakers) != SPEAKERS:
-        told = listed(speakers) or "none"
+        told = join_names(speakers) or "none"
         raise UserError(
             f"{folder} gives the mixture {name} {len(speakers)} speakers ({told}), but {SPEAKERS} are needed."
         )
@@ -140,8 +149,8 @@ def _paths_below(root: Path, folder: Path, waves: Mapping[str, str]) -> dict[str
     return found
 
 
-def _expected(options: Libri2MixOptions) -> Expected:
-    return Expected(
+def _expected(options: Libri2MixOptions) -> ExpectedCounts:
+    return ExpectedCounts(
         source="Cosentino et al. 2020, table 1 (train-100, dev, test)",
         utterances={"train": 13_900, "dev": 3_000, "test": 3_000},
     )

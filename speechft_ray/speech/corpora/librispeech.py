@@ -25,19 +25,19 @@ from speechft_ray.speech.corpora._layout import (
     assemble,
     bad_line,
     below,
-    found_folder,
-    found_root,
-    listed,
+    join_names,
     read_lines,
+    require_folder,
+    require_root,
 )
 from speechft_ray.speech.corpora.base import (
     CORPORA,
     SPLITS,
     Corpus,
     CorpusKind,
-    Expected,
-    Extra,
+    ExpectedCounts,
     Progress,
+    Resource,
 )
 from speechft_ray.speech.synthesis.g2p import pronunciations
 
@@ -87,16 +87,16 @@ def open_librispeech(
     """Returns LibriSpeech with the columns ``text``, ``speaker`` and, where every word has a
     pronunciation, ``phones``.
 
-    Without pronunciations the corpus opens all the same; ``absent`` says what ``phones`` needs.
+    Without pronunciations the corpus opens all the same; ``missing_columns`` says what ``phones`` needs.
     Raises ``UserError`` for a missing folder and for recordings without a transcript.
     """
     hours = _speaker_hours(options)
     folders = {split: getattr(options, split) for split in (["train"] if hours else SPLITS)}
-    place = found_root(NAME, root, [folder for names in folders.values() for folder in names])
+    place = require_root(NAME, root, [folder for names in folders.values() for folder in names])
     found: list[tuple[Path, str, str]] = []
     for split, names in folders.items():
         for name in names:
-            folder = found_folder(NAME, place, name, f"its split {split}")
+            folder = require_folder(NAME, place, name, f"its split {split}")
             found += [(path, split, text) for path, text in _transcribed(folder)]
     phones, lacks, notes = _phones(place, [text for _, _, text in found], options)
     recordings = [
@@ -112,8 +112,10 @@ def open_librispeech(
         )
         for path, split, text in found
     ]
-    absent = {"phones": lacks} if lacks else {}
-    corpus = assemble(NAME, place, recordings, options, cache, progress, absent=absent, notes=notes)
+    missing = {"phones": lacks} if lacks else {}
+    corpus = assemble(
+        NAME, place, recordings, options, cache, progress, missing_columns=missing, notes=notes
+    )
     return _of_speakers(corpus, hours, options.seed) if hours else corpus
 
 
@@ -150,7 +152,7 @@ def _transcribed(folder: Path) -> list[tuple[Path, str]]:
         raise UserError(f"the corpus `{NAME}` has no .flac file below {folder}: unpack it again.")
     if silent := [path.stem for path in audio if path.stem not in texts]:
         raise UserError(
-            f"{len(silent)} recordings below {folder} have no line in any .trans.txt: {listed(silent)}."
+            f"{len(silent)} recordings below {folder} have no line in any .trans.txt: {join_names(silent)}."
         )
     return [(path, texts[path.stem]) for path in audio]
 
@@ -176,22 +178,20 @@ def _phones(
     if missing_files and options.g2p == "none":
         return (
             {},
-            f"{root} lacks {listed(missing_files)}: put it there, or set `g2p: espeak` (approximate).",
+            f"{root} lacks {join_names(missing_files)}: put it there, or set `g2p: espeak` (approximate).",
             [],
         )
     lexicon = read_lexicon(root / name for name in LEXICONS if name not in missing_files)
     words = {word for text in texts for word in text.split()}
     unknown = sorted(words - set(lexicon))
     if unknown and options.g2p == "none":
-        where = (
-            f"{len(unknown)} words have no pronunciation in {root / 'lexicon'} ({listed(unknown)})"
-        )
+        where = f"{len(unknown)} words have no pronunciation in {root / 'lexicon'} ({join_names(unknown)})"
         return {}, f"{where}: add them to a lexicon, or set `g2p: espeak` (approximate).", []
     notes = []
     if unknown:
         lexicon.update(pronunciations(unknown))
         notes.append(
-            f"{len(unknown)} of {len(words)} words are pronounced by espeak-ng ({listed(unknown)}): approximate."
+            f"{len(unknown)} of {len(words)} words are pronounced by espeak-ng ({join_names(unknown)}): approximate."
         )
     return (
         {text: " ".join(lexicon[word] for word in text.split()) for text in dict.fromkeys(texts)},
@@ -200,7 +200,7 @@ def _phones(
     )
 
 
-def _expected(options: LibriSpeechOptions) -> Expected | None:
+def _expected(options: LibriSpeechOptions) -> ExpectedCounts | None:
     default = LibriSpeechOptions()
     hours = _speaker_hours(options)
     if any(
@@ -211,10 +211,10 @@ def _expected(options: LibriSpeechOptions) -> Expected | None:
     if hours:
         rounded = {split: round(value, 2) for split, value in hours.items()}
         source = "Panayotov et al. 2015, table 1 (speakers), and `speaker_hours`"
-        return Expected(
+        return ExpectedCounts(
             source=source, utterances={}, hours=rounded, speakers=dict.fromkeys(SPLITS, 251)
         )
-    return Expected(
+    return ExpectedCounts(
         source="Panayotov et al. 2015, table 1 (hours, speakers); OpenSLR 12 (utterances)",
         utterances={"train": 28_539, "dev": 2_703, "test": 2_620},
         hours={"train": 100.6, "dev": 5.4, "test": 5.4},
@@ -230,8 +230,8 @@ CORPORA.register(
         needs_root=True,
         layout="train-clean-100/, dev-clean/, test-clean/ with .flac and .trans.txt; lexicon/ for phones",
         expected=_expected,
-        extras=[
-            Extra(
+        resources=[
+            Resource(
                 path=name,
                 url=f"{_LEXICON_PAGE}/{name}",
                 what="pronunciations for the column phones",

@@ -18,7 +18,7 @@ from speechft_ray.core.errors import SpecError, UserError
 from speechft_ray.core.fingerprint import fingerprint
 from speechft_ray.speech.audio import read_audio
 from speechft_ray.speech.corpora._files import measure
-from speechft_ray.speech.corpora._layout import DiskOptions, changes, left_out
+from speechft_ray.speech.corpora._layout import DiskOptions, describe_conversions, left_out
 from speechft_ray.speech.corpora.base import (
     CORPORA,
     SPLITS,
@@ -91,9 +91,9 @@ def open_manifest(
         utterances=utterances,
         read=read,
         columns=frozenset(rows[0].labels),
-        notes=(*changes(facts.values()), *left_out(faults)),
+        notes=(*describe_conversions(facts.values()), *left_out(faults)),
         skipped=dict(Counter(row.split for row in rows if row.path in faults)),
-        contents={row.path: facts[row.path].sha256 for row in ordered},
+        audio_ids={row.path: facts[row.path].sha256 for row in ordered},
     )
 
 

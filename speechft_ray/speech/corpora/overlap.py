@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from speechft_ray.speech.corpora.base import NOBODY, Corpus, Utterance
+from speechft_ray.speech.corpora.base import NO_SPEAKER, Corpus, Utterance
 
 SEEN = ("train", "dev")
 """Splits that a fine-tuning sees: it learns from one and is chosen on the other."""
@@ -22,7 +22,7 @@ class Overlap(NamedTuple):
     """0 where the speakers of the two corpora cannot be compared."""
 
 
-def overlap(tuned: Corpus, tested: Corpus) -> Overlap:
+def compute_overlap(tuned: Corpus, tested: Corpus) -> Overlap:
     """Returns how many test utterances and test speakers of ``tested`` a fine-tuning on ``tuned``
     has seen.
 
@@ -31,7 +31,7 @@ def overlap(tuned: Corpus, tested: Corpus) -> Overlap:
     """
     seen = [utterance for split in SEEN for utterance in tuned.split(split)]
     test = tested.split("test")
-    by_content = bool(tuned.contents and tested.contents)
+    by_content = bool(tuned.audio_ids and tested.audio_ids)
     known = {_identity(tuned, utterance, by_content) for utterance in seen}
     shared = sum(_identity(tested, utterance, by_content) in known for utterance in test)
     heard, wanted = _speakers(tuned, seen), _speakers(tested, test)
@@ -45,11 +45,11 @@ def overlap(tuned: Corpus, tested: Corpus) -> Overlap:
 
 
 def _identity(corpus: Corpus, utterance: Utterance, by_content: bool) -> tuple[str, str]:
-    return ("", corpus.contents[utterance.key]) if by_content else (corpus.name, utterance.key)
+    return ("", corpus.audio_ids[utterance.key]) if by_content else (corpus.name, utterance.key)
 
 
 def _people(corpus: Corpus) -> str:
-    return corpus.people or corpus.name
+    return corpus.speaker_namespace or corpus.name
 
 
 def _speakers(corpus: Corpus, utterances: Iterable[Utterance]) -> set[str]:
@@ -60,4 +60,4 @@ def _speakers(corpus: Corpus, utterances: Iterable[Utterance]) -> set[str]:
         for label in labels
         for name in (label.split() if "segments" in corpus.columns else [label])
     ]
-    return set(names) - {"", NOBODY}
+    return set(names) - {"", NO_SPEAKER}

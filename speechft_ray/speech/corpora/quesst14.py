@@ -16,15 +16,15 @@ from pathlib import Path, PurePosixPath
 
 from speechft_ray.core.errors import UserError
 from speechft_ray.speech.corpora._layout import (
-    QUIETER,
+    GAIN_MINUS_3_DB,
     DiskOptions,
     Recording,
     assemble,
     bad_line,
-    found_root,
     read_lines,
+    require_root,
 )
-from speechft_ray.speech.corpora.base import CORPORA, Corpus, CorpusKind, Expected, Progress
+from speechft_ray.speech.corpora.base import CORPORA, Corpus, CorpusKind, ExpectedCounts, Progress
 
 NAME = "quesst14"
 _LISTS = {"train": "utterances", "dev": "dev", "test": "eval"}
@@ -46,7 +46,7 @@ def open_quesst14(
     Documents are the split train and have no matches. Raises ``UserError`` for a missing list or
     ground truth, and when a list has nothing in the language.
     """
-    place = found_root(NAME, root, ["Audio", "scoring", "dev_queries", "eval_queries"])
+    place = require_root(NAME, root, ["Audio", "scoring", "dev_queries", "eval_queries"])
     paths = {split: _listed(place, name, options.language) for split, name in _LISTS.items()}
     documents = {PurePosixPath(path).stem: path for path in paths["train"]}
     recordings = [_recording(path, "train", ()) for path in paths["train"]]
@@ -59,7 +59,7 @@ def open_quesst14(
                 if name in documents
             ]
             recordings.append(_recording(path, split, hits))
-    return assemble(NAME, place, recordings, options, cache, progress, treatment=QUIETER)
+    return assemble(NAME, place, recordings, options, cache, progress, transform=GAIN_MINUS_3_DB)
 
 
 def _recording(path: str, split: str, matches: Collection[str]) -> Recording:
@@ -109,10 +109,10 @@ def _needed(file: Path) -> None:
         )
 
 
-def _expected(options: Quesst14Options) -> Expected | None:
+def _expected(options: Quesst14Options) -> ExpectedCounts | None:
     if options.language != "nnenglish":
         return None
-    return Expected(
+    return ExpectedCounts(
         source="the English lines of the archive's lists, as s3prl counts them",
         utterances={"train": 2_438, "dev": 138, "test": 138},
     )

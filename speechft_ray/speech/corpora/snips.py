@@ -21,12 +21,12 @@ from speechft_ray.speech.corpora._layout import (
     assemble,
     bad_line,
     below,
-    found_folder,
-    found_root,
-    listed,
+    join_names,
     read_lines,
+    require_folder,
+    require_root,
 )
-from speechft_ray.speech.corpora.base import CORPORA, Corpus, CorpusKind, Expected, Progress
+from speechft_ray.speech.corpora.base import CORPORA, Corpus, CorpusKind, ExpectedCounts, Progress
 
 NAME = "snips"
 TEXTS, SLOTS = "all.iob.snips.txt", "slots.txt"
@@ -68,18 +68,18 @@ def open_snips(
     Recordings without a line in the text file are left out and counted. Raises ``UserError`` for a
     missing file, folder or speaker, and for a line that does not give every word its label.
     """
-    place = found_root(NAME, root, [TEXTS, SLOTS])
+    place = require_root(NAME, root, [TEXTS, SLOTS])
     labels = _texts(place)
     recordings, untold = [], 0
     for split, name in _FOLDERS.items():
-        folder = found_folder(NAME, place, name, f"its split {split}")
+        folder = require_folder(NAME, place, name, f"its split {split}")
         speakers = set(getattr(options, f"{split}_speakers"))
         found = [
             path for path in sorted(folder.rglob("*.wav")) if path.stem.split("-")[0] in speakers
         ]
         if silent := sorted(speakers - {path.stem.split("-")[0] for path in found}):
             raise UserError(
-                f"{folder} has no recording of {listed(silent)}: name other speakers in `{split}_speakers`."
+                f"{folder} has no recording of {join_names(silent)}: name other speakers in `{split}_speakers`."
             )
         untold += sum(path.stem not in labels for path in found)
         recordings += [
@@ -123,7 +123,7 @@ def _texts(root: Path) -> dict[str, dict[str, str]]:
             )
         if unknown := sorted(set(slots[1:-1]) - allowed):
             raise UserError(
-                f"{root / TEXTS} line {number} has the slots {listed(unknown)}, which {SLOTS} does not list."
+                f"{root / TEXTS} line {number} has the slots {join_names(unknown)}, which {SLOTS} does not list."
             )
         found[name] = {
             "text": " ".join(words[1:-1]),
@@ -133,10 +133,10 @@ def _texts(root: Path) -> dict[str, dict[str, str]]:
     return found
 
 
-def _expected(options: SnipsOptions) -> Expected | None:
+def _expected(options: SnipsOptions) -> ExpectedCounts | None:
     speakers = {split: len(getattr(options, f"{split}_speakers")) for split in _FOLDERS}
     each = {"train": 13_084, "dev": 700, "test": 700}
-    return Expected(
+    return ExpectedCounts(
         source="Coucke et al. 2018's split of SNIPS, spoken once by every voice",
         utterances={split: each[split] * count for split, count in speakers.items()},
         speakers=speakers,

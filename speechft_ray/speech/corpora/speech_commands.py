@@ -26,16 +26,23 @@ from speechft_ray.core.errors import UserError
 from speechft_ray.core.units import SAMPLE_RATE_HZ
 from speechft_ray.speech.audio import read_audio_info
 from speechft_ray.speech.corpora._layout import (
-    QUIETER,
+    GAIN_MINUS_3_DB,
     DiskOptions,
     Recording,
     assemble,
     below,
-    found_folder,
-    found_root,
-    listed,
+    join_names,
+    require_folder,
+    require_root,
 )
-from speechft_ray.speech.corpora.base import CORPORA, NOBODY, Corpus, CorpusKind, Expected, Progress
+from speechft_ray.speech.corpora.base import (
+    CORPORA,
+    NO_SPEAKER,
+    Corpus,
+    CorpusKind,
+    ExpectedCounts,
+    Progress,
+)
 
 NAME = "speech_commands"
 ARCHIVE, TEST_ARCHIVE = "speech_commands_v0.01", "speech_commands_test_set_v0.01"
@@ -69,11 +76,11 @@ def open_speech_commands(
 
     Raises ``UserError`` for a missing archive, word, class or background recording.
     """
-    place = found_root(NAME, root, [ARCHIVE, TEST_ARCHIVE])
-    found_folder(NAME, place, ARCHIVE, "the training archive")
-    found_folder(NAME, place, TEST_ARCHIVE, "the official test set, an archive of its own")
+    place = require_root(NAME, root, [ARCHIVE, TEST_ARCHIVE])
+    require_folder(NAME, place, ARCHIVE, "the training archive")
+    require_folder(NAME, place, TEST_ARCHIVE, "the official test set, an archive of its own")
     recordings = [*_words(place), *_test(place), *_silence(place, options)]
-    return assemble(NAME, place, recordings, options, cache, progress, treatment=QUIETER)
+    return assemble(NAME, place, recordings, options, cache, progress, transform=GAIN_MINUS_3_DB)
 
 
 def split_of(file_name: str) -> str | None:
@@ -99,14 +106,14 @@ def _words(root: Path) -> list[Recording]:
         ]
     if missing := [word for word in KEYWORDS if not (root / ARCHIVE / word).is_dir()]:
         raise UserError(
-            f"the corpus `{NAME}` lacks the words {listed(missing)} in {root / ARCHIVE}: unpack it again."
+            f"the corpus `{NAME}` lacks the words {join_names(missing)} in {root / ARCHIVE}: unpack it again."
         )
     return found
 
 
 def _test(root: Path) -> list[Recording]:
     folders = [
-        found_folder(NAME, root, f"{TEST_ARCHIVE}/{name}", "a class")
+        require_folder(NAME, root, f"{TEST_ARCHIVE}/{name}", "a class")
         for name in (*KEYWORDS, SILENCE, UNKNOWN)
     ]
     return [
@@ -119,12 +126,12 @@ def _test(root: Path) -> list[Recording]:
 def _recording(root: Path, path: Path, split: str, keyword: str) -> Recording:
     named = _SPEAKER.search(path.name)
     place = below(root, path)
-    labels = {"keyword": keyword, "speaker": named.group(1) if named else NOBODY}
+    labels = {"keyword": keyword, "speaker": named.group(1) if named else NO_SPEAKER}
     return Recording(key=place, path=place, split=split, labels=labels)
 
 
 def _silence(root: Path, options: SpeechCommandsOptions) -> list[Recording]:
-    folder = found_folder(NAME, root, f"{ARCHIVE}/{NOISE}", "what silence sounds like")
+    folder = require_folder(NAME, root, f"{ARCHIVE}/{NOISE}", "what silence sounds like")
     paths = sorted(folder.glob("*.wav"))
     if not paths:
         raise UserError(
@@ -136,7 +143,7 @@ def _silence(root: Path, options: SpeechCommandsOptions) -> list[Recording]:
 def _crops(root: Path, path: Path, options: SpeechCommandsOptions) -> list[Recording]:
     """Returns the seconds of one background recording; of one that cannot be read the whole, to be
     told with the others."""
-    place, labels = below(root, path), {"keyword": SILENCE, "speaker": NOBODY}
+    place, labels = below(root, path), {"keyword": SILENCE, "speaker": NO_SPEAKER}
     try:
         samples = read_audio_info(path).samples
     except UserError:
@@ -156,9 +163,9 @@ def _crops(root: Path, path: Path, options: SpeechCommandsOptions) -> list[Recor
     return found
 
 
-def _expected(options: SpeechCommandsOptions) -> Expected:
+def _expected(options: SpeechCommandsOptions) -> ExpectedCounts:
     silence = 6 * options.silence_crops
-    return Expected(
+    return ExpectedCounts(
         source="the card of the data set `superb` (ks): 51,094 and 6,798 words, 3,081 test files; 6 background recordings",
         utterances={"train": 51_094 + silence, "dev": 6_798 + silence, "test": 3_081},
         classes={"keyword": 12},

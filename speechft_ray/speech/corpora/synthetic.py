@@ -214,8 +214,8 @@ def _corpus(options: SyntheticOptions, folder: Path, manifest: dict[str, Any]) -
         utterances=utterances,
         read=read,
         columns=frozenset(utterances[0].labels),
-        contents={utterance.key: _content(options, utterance) for utterance in utterances},
-        people="synthetic",
+        audio_ids={utterance.key: _content(options, utterance) for utterance in utterances},
+        speaker_namespace="synthetic",
     )
 
 

@@ -28,11 +28,18 @@ from speechft_ray.speech.corpora._layout import (
     Recording,
     assemble,
     bad_line,
-    found_folder,
-    found_root,
     read_lines,
+    require_folder,
+    require_root,
 )
-from speechft_ray.speech.corpora.base import CORPORA, SPLITS, Corpus, CorpusKind, Expected, Progress
+from speechft_ray.speech.corpora.base import (
+    CORPORA,
+    SPLITS,
+    Corpus,
+    CorpusKind,
+    ExpectedCounts,
+    Progress,
+)
 
 NAME = "tedlium3"
 SHORTEST_SECONDS, LONGEST_SECONDS = 1.0, 60.0
@@ -65,7 +72,7 @@ def open_tedlium3(
     dev and test are the official ones. Raises ``UserError`` for a missing folder, a split without
     utterances, and a line that is none.
     """
-    place = found_root(NAME, root, ["legacy"])
+    place = require_root(NAME, root, ["legacy"])
     left_out: Counter[str] = Counter()
     found = {split: _utterances(place, split, left_out) for split in SPLITS}
     samples = {item.key: item.cut[1] - item.cut[0] for item in found["train"] if item.cut}
@@ -102,7 +109,7 @@ def _fits(samples: int) -> bool:
 def _utterances(root: Path, split: str, left_out: Counter[str]) -> list[Recording]:
     """Returns the utterances of a split, and counts in ``left_out`` what is none."""
     folders = {
-        kind: found_folder(NAME, root, f"legacy/{split}/{kind}", f"its split {split}")
+        kind: require_folder(NAME, root, f"legacy/{split}/{kind}", f"its split {split}")
         for kind in ("stm", "sph")
     }
     found = []
@@ -155,8 +162,8 @@ def _fields(file: Path, number: int, line: str) -> tuple[str, str, tuple[int, in
     return talk, speaker, cut, fields[6] if len(fields) > 6 else ""
 
 
-def _expected(options: Tedlium3Options) -> Expected:
-    return Expected(
+def _expected(options: Tedlium3Options) -> ExpectedCounts:
+    return ExpectedCounts(
         source="Hernandez et al. 2018 (talks of dev and test), and `train_hours`",
         utterances={},
         hours={} if options.train_hours is None else {"train": options.train_hours},

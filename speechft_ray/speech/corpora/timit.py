@@ -22,9 +22,9 @@ from speechft_ray.speech.corpora._layout import (
     assemble,
     bad_line,
     below,
-    found_root,
-    listed,
+    join_names,
     read_lines,
+    require_root,
 )
 from speechft_ray.speech.corpora._timit_tables import (
     CORE_TEST_SPEAKERS,
@@ -32,7 +32,14 @@ from speechft_ray.speech.corpora._timit_tables import (
     FOLDED,
     GLOTTAL_STOP,
 )
-from speechft_ray.speech.corpora.base import CORPORA, SPLITS, Corpus, CorpusKind, Expected, Progress
+from speechft_ray.speech.corpora.base import (
+    CORPORA,
+    SPLITS,
+    Corpus,
+    CorpusKind,
+    ExpectedCounts,
+    Progress,
+)
 
 NAME = "timit"
 _AUDIO = ("wav", "wav.wav")
@@ -57,7 +64,7 @@ def open_timit(
     label in the alignment. Raises ``UserError`` for a missing part, for recordings without phones
     or words, and for a line that is none.
     """
-    place = found_root(NAME, root, ["TRAIN", "train", "TEST", "test"])
+    place = require_root(NAME, root, ["TRAIN", "train", "TEST", "test"])
     recordings = [
         _recording(place, files, split)
         for part in ("train", "test")
@@ -69,7 +76,7 @@ def open_timit(
         split for split in SPLITS if not any(item.split == split for item in recordings)
     ]:
         raise UserError(
-            f"{place} has no speaker of the split {listed(missing)}: unpack TRAIN and TEST again."
+            f"{place} has no speaker of the split {join_names(missing)}: unpack TRAIN and TEST again."
         )
     return assemble(NAME, place, recordings, options, cache, progress)
 
@@ -108,7 +115,7 @@ def _speakers(root: Path, part: str) -> dict[str, dict[str, dict[str, Path]]]:
 def _recording(root: Path, files: Mapping[str, Path], split: str) -> Recording:
     audio = next((files[ending] for ending in _AUDIO if ending in files), None)
     if audio is None or not {"phn", "txt"} <= set(files):
-        there = listed(path.name for path in files.values())
+        there = join_names(path.name for path in files.values())
         raise UserError(
             f"a sentence in {next(iter(files.values())).parent} lacks its .WAV, .PHN or .TXT: there is only {there}."
         )
@@ -155,8 +162,8 @@ def _words(file: Path) -> str:
     return match.group(1)
 
 
-def _expected(options: TimitOptions) -> Expected:
-    return Expected(
+def _expected(options: TimitOptions) -> ExpectedCounts:
+    return ExpectedCounts(
         source="Lee & Hon 1989 and the Kaldi recipe for TIMIT (utterances, speakers); s3prl timit_phone_linear (hours)",
         utterances={"train": 3_696, "dev": 400, "test": 192},
         hours={"train": 3.14, "test": 0.16},

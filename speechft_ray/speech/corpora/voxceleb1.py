@@ -28,12 +28,19 @@ from speechft_ray.speech.corpora._layout import (
     assemble,
     bad_line,
     below,
-    found_folder,
-    found_root,
     read_lines,
+    require_folder,
+    require_root,
 )
-from speechft_ray.speech.corpora._vad import WITHOUT_PAUSES
-from speechft_ray.speech.corpora.base import CORPORA, Corpus, CorpusKind, Expected, Extra, Progress
+from speechft_ray.speech.corpora._vad import REMOVE_SILENCE
+from speechft_ray.speech.corpora.base import (
+    CORPORA,
+    Corpus,
+    CorpusKind,
+    ExpectedCounts,
+    Progress,
+    Resource,
+)
 
 NAME = "voxceleb1"
 SPLIT_LISTS = ("iden_split.txt", "veri_test_class.txt")
@@ -42,13 +49,13 @@ SPLIT_LISTS = ("iden_split.txt", "veri_test_class.txt")
 TRIAL_LISTS = ("voxceleb1_test_v2.txt", "veri_test.txt")
 """s3prl's list (OpenSLR 49) and the official one; lines are ``1 a.wav b.wav``, 1 for one speaker, 0
 for two."""
-EXTRAS = (
-    Extra(
+RESOURCES = (
+    Resource(
         path=SPLIT_LISTS[0],
         url="https://www.robots.ox.ac.uk/~vgg/data/voxceleb/meta/iden_split.txt",
         what="splits of identification",
     ),
-    Extra(
+    Resource(
         path=TRIAL_LISTS[0],
         url="https://www.openslr.org/resources/49/voxceleb1_test_v2.txt",
         what="trials of verification",
@@ -57,7 +64,7 @@ EXTRAS = (
 _SPLITS = {"1": "train", "2": "dev", "3": "test"}
 _FILE = re.compile(r"(id\d{5})/[^/\s]+/[^/\s]+\.wav")
 
-SHORTEST_TRAINING_SAMPLES = 32_001
+MIN_TRAIN_SAMPLES = 32_001
 """Training utterances must be longer than 2 s (s3prl ``sv_voxceleb1/dataset.py``:
 ``vad_config.min_sec``)."""
 HELD_OUT_SPEAKERS, TRIALS_PER_SPEAKER = 40, 100
@@ -89,9 +96,9 @@ def open_voxceleb1(
     Listed recordings that are not there count as bad audio. Raises ``UserError`` for a missing
     folder or list.
     """
-    place = found_root(NAME, root, ["dev/wav", "test/wav", *SPLIT_LISTS])
+    place = require_root(NAME, root, ["dev/wav", "test/wav", *SPLIT_LISTS])
     for part in ("dev", "test"):
-        found_folder(NAME, place, f"{part}/wav", f"the recordings of its {part} archive")
+        require_folder(NAME, place, f"{part}/wav", f"the recordings of its {part} archive")
     if options.task == "identification":
         return assemble(NAME, place, _identification(place), options, cache, progress)
     recordings, trials = _verification(place, options.protocol)
@@ -102,9 +109,9 @@ def open_voxceleb1(
         options,
         cache,
         progress,
-        treatment=WITHOUT_PAUSES,
+        transform=REMOVE_SILENCE,
         trials=trials,
-        shortest_samples=SHORTEST_TRAINING_SAMPLES,
+        min_train_samples=MIN_TRAIN_SAMPLES,
     )
 
 
@@ -165,7 +172,7 @@ def _list_file(root: Path, names: Sequence[str]) -> Path:
     for name in names:
         if (root / name).is_file():
             return root / name
-    url = next(extra.url for extra in EXTRAS if extra.path == names[0])
+    url = next(resource.url for resource in RESOURCES if resource.path == names[0])
     wanted = " or ".join(names)
     raise UserError(
         f"the corpus `{NAME}` needs {wanted} in {root}, which does not come with its recordings: take it from {url}."
@@ -200,14 +207,14 @@ def _pair(
     )
 
 
-def _expected(options: VoxCeleb1Options) -> Expected:
+def _expected(options: VoxCeleb1Options) -> ExpectedCounts:
     if options.task == "identification":
-        return Expected(
+        return ExpectedCounts(
             source="the official iden_split.txt (Nagrani et al. 2017, table 4)",
             utterances={"train": 138_361, "dev": 6_904, "test": 8_251},
             speakers={"train": 1_251, "dev": 1_251, "test": 1_251},
         )
-    return Expected(
+    return ExpectedCounts(
         source="voxceleb1_test_v2.txt (4,715 files, 37,720 trials); Nagrani et al. 2017, table 5 (speakers)",
         utterances={"test": 4_715},
         speakers={"test": 40}
@@ -224,6 +231,6 @@ CORPORA.register(
         needs_root=True,
         layout="dev/wav/ and test/wav/ with idNNNNN/VIDEO/N.wav; iden_split.txt, voxceleb1_test_v2.txt",
         expected=_expected,
-        extras=EXTRAS,
+        resources=RESOURCES,
     ),
 )

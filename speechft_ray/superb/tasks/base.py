@@ -212,8 +212,8 @@ def task_columns(task: Task, column: str | None, corpus: Corpus) -> tuple[str, .
     missing = set(chosen) - corpus.columns
     if missing:
         lacking = "".join(
-            f" The column `{name}`: {corpus.absent[name]}"
-            for name in sorted(missing & set(corpus.absent))
+            f" The column `{name}`: {corpus.missing_columns[name]}"
+            for name in sorted(missing & set(corpus.missing_columns))
         )
         raise UserError(
             f"the task `{task.name}` needs the column {_listed(missing)}, which the corpus `{corpus.name}` does not have; its "

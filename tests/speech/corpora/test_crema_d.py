@@ -103,7 +103,7 @@ def test_without_votes_only_what_was_heard_is_absent(root: Path) -> None:
     (root / "labels_consensus_1.csv").unlink()
     corpus = opened("crema_d", root)
     assert corpus.columns == {"emotion", "speaker", "sentence"}
-    assert "corpora prepare crema_d" in corpus.absent["perceived"] and not corpus.notes
+    assert "corpora prepare crema_d" in corpus.missing_columns["perceived"] and not corpus.notes
 
 
 def test_the_clip_without_speech_is_left_out(root: Path) -> None:

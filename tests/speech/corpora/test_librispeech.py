@@ -33,7 +33,9 @@ def test_folders_are_splits_and_words_become_phones(tree: Path) -> None:
     corpus = opened("librispeech", tree)
     assert sizes(corpus) == {"train": 8, "dev": 4, "test": 4}
     assert (
-        corpus.columns == {"text", "speaker", "phones"} and not corpus.notes and not corpus.absent
+        corpus.columns == {"text", "speaker", "phones"}
+        and not corpus.notes
+        and not corpus.missing_columns
     )
     first = corpus.split("train")[0]
     assert first.key == "train-clean-100/103/1000/103-1000-0000.flac"
@@ -61,14 +63,17 @@ def test_without_a_lexicon_only_the_phones_are_missing(root: Path) -> None:
     (root / LEXICONS[0]).unlink()
     corpus = opened("librispeech", root)
     assert corpus.columns == {"text", "speaker"}
-    assert LEXICONS[0] in corpus.absent["phones"] and LEXICONS[1] not in corpus.absent["phones"]
+    assert (
+        LEXICONS[0] in corpus.missing_columns["phones"]
+        and LEXICONS[1] not in corpus.missing_columns["phones"]
+    )
 
 
 def test_missing_words_are_counted_and_the_first_five_told(root: Path) -> None:
     (root / LEXICONS[0]).write_text("A\tAH0\n")
     (root / LEXICONS[1]).write_text("OF\tAH1 V\n")
     assert opened("librispeech", root).columns == {"text", "speaker"}
-    told = opened("librispeech", root).absent["phones"]
+    told = opened("librispeech", root).missing_columns["phones"]
     assert (
         "9 words have no pronunciation" in told
         and "(BIRDS, BOOK, GAVE, HE, HER and 4 more)" in told
@@ -139,7 +144,7 @@ def test_hours_of_speakers_keep_every_speaker_in_every_split(root: Path) -> None
         assert {one.labels["speaker"] for one in corpus.split(split)} == {"103", "1034"}
         assert all(one.key.startswith("train-clean-100/") for one in corpus.split(split))
     assert len(corpus.read(corpus.split("dev")[0])) == corpus.split("dev")[0].samples
-    assert set(corpus.contents) == {one.key for one in corpus.utterances}
+    assert set(corpus.audio_ids) == {one.key for one in corpus.utterances}
     again = opened("librispeech", root, speaker_hours=0.1 * SECOND)
     assert again.fingerprint == corpus.fingerprint and again.utterances == corpus.utterances
     others = [

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,30 +10,14 @@ import numpy as np
 import pytest
 import soundfile
 
-from speechft_ray.speech.corpora.base import CORPORA, NOBODY, Corpus, Utterance
-from speechft_ray.speech.corpora.overlap import Overlap, overlap
+from speechft_ray.speech.corpora.base import CORPORA, NO_SPEAKER, Corpus
+from speechft_ray.speech.corpora.overlap import Overlap, compute_overlap
+from tests.speech.corpora.in_memory import make_corpus
 
-
-def corpus(rows: Sequence[tuple[str, str, str]], name: str = "one", **changed: object) -> Corpus:
-    """Of ``(key, split, speaker)``."""
-    utterances = [
-        Utterance(key=key, split=split, samples=800, labels={"speaker": who})
-        for key, split, who in rows
-    ]
-    known = Corpus(
-        name=name,
-        fingerprint=name,
-        utterances=utterances,
-        read=lambda _: np.zeros(800),
-        columns=frozenset({"speaker"}),
-    )
-    return replace(known, **changed)
-
-
-TUNED = corpus(
+TUNED = make_corpus(
     [("a", "train", "ann"), ("b", "train", "bob"), ("c", "dev", "cid"), ("d", "test", "dan")]
 )
-TESTED = corpus(
+TESTED = make_corpus(
     [
         ("a", "test", "ann"),
         ("c", "test", "cid"),
@@ -46,36 +30,40 @@ TESTED = corpus(
 
 def test_what_is_tuned_on_or_chosen_by_and_then_tested_on_is_shared() -> None:
     """Key d is test in both and b is not tested on: neither leaks. Dan is never heard in tuning."""
-    assert overlap(TUNED, TESTED) == Overlap(2, 4, 2, 3)
+    assert compute_overlap(TUNED, TESTED) == Overlap(2, 4, 2, 3)
 
 
 def test_keys_and_speakers_mean_nothing_between_two_corpora() -> None:
-    assert overlap(replace(TUNED, name="other"), TESTED) == Overlap(0, 4, 0, 0)
+    assert compute_overlap(replace(TUNED, name="other"), TESTED) == Overlap(0, 4, 0, 0)
 
 
 def test_one_recording_is_found_under_another_key_and_name() -> None:
-    tuned = replace(TUNED, name="other", contents={"a": "x", "b": "y", "c": "z", "d": "w"})
-    tested = replace(TESTED, contents={"a": "new", "c": "y", "d": "w", "e": "x", "b": "x"})
-    assert overlap(tuned, tested)[:2] == (
+    tuned = replace(TUNED, name="other", audio_ids={"a": "x", "b": "y", "c": "z", "d": "w"})
+    tested = replace(TESTED, audio_ids={"a": "new", "c": "y", "d": "w", "e": "x", "b": "x"})
+    assert compute_overlap(tuned, tested)[:2] == (
         2,
         4,
     )  # y under c and x under e; what is called a is another recording
-    assert overlap(replace(tuned, name="one"), TESTED)[:2] == (
+    assert compute_overlap(replace(tuned, name="one"), TESTED)[:2] == (
         2,
         4,
     )  # only one side knows its contents: by key
 
 
 def test_people_may_be_named_alike_across_corpora_and_nobody_is_no_speaker() -> None:
-    tuned = corpus([("m", "train", "ann bob"), ("n", "train", NOBODY)], "mixtures", people="them")
-    tuned = replace(tuned, columns=frozenset({"speaker", "segments"}))
-    tested = corpus(
-        [("p", "test", "bob"), ("q", "test", NOBODY), ("r", "test", "cid"), ("s", "test", "")],
-        "plain",
-        people="them",
+    tuned = make_corpus(
+        [("m", "train", "ann bob"), ("n", "train", NO_SPEAKER)],
+        "mixtures",
+        speaker_namespace="them",
     )
-    assert overlap(tuned, tested)[2:] == (1, 2)
-    assert overlap(replace(tuned, columns=frozenset({"speaker"})), tested)[2:] == (
+    tuned = replace(tuned, columns=frozenset({"speaker", "segments"}))
+    tested = make_corpus(
+        [("p", "test", "bob"), ("q", "test", NO_SPEAKER), ("r", "test", "cid"), ("s", "test", "")],
+        "plain",
+        speaker_namespace="them",
+    )
+    assert compute_overlap(tuned, tested)[2:] == (1, 2)
+    assert compute_overlap(replace(tuned, columns=frozenset({"speaker"})), tested)[2:] == (
         0,
         2,
     )  # `ann bob` is one name
@@ -105,7 +93,7 @@ def test_recordings_on_disk_are_known_by_their_bytes(tmp_path: Path) -> None:
     tested = write_manifest(
         tmp_path / "tested", {"x.wav": ("test", 2), "y.wav": ("test", 3), "a.wav": ("test", 4)}
     )
-    assert overlap(tuned, tested) == Overlap(1, 3, 0, 0)
+    assert compute_overlap(tuned, tested) == Overlap(1, 3, 0, 0)
 
 
 @pytest.fixture(scope="module")
@@ -129,14 +117,14 @@ def test_synthetic_speech_is_known_by_what_decides_its_sound(made: dict[str, Cor
     for one, two in ((plain, more), (plain, other)):
         for first in one.utterances:
             for second in two.utterances:
-                alike = one.contents[first.key] == two.contents[second.key]
+                alike = one.audio_ids[first.key] == two.audio_ids[second.key]
                 assert alike == np.array_equal(one.read(first), two.read(second))
     assert sum(
-        plain.contents[item.key] == more.contents[item.key] for item in plain.utterances
+        plain.audio_ids[item.key] == more.audio_ids[item.key] for item in plain.utterances
     ) == len(plain.utterances)
 
 
 def test_the_synthetic_world_has_one_set_of_people(made: dict[str, Corpus]) -> None:
-    assert overlap(made["plain"], made["more"]) == Overlap(
+    assert compute_overlap(made["plain"], made["more"]) == Overlap(
         0, 6, 2, 2
     )  # test is not tuned on; the speakers are

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from speechft_ray.core.errors import SpecError, UserError
 from speechft_ray.speech.audio import read_audio
-from speechft_ray.speech.corpora._vad import without_pauses
+from speechft_ray.speech.corpora._vad import remove_silence
 from speechft_ray.speech.corpora.voxceleb1 import VoxCeleb1Options
 from tests.speech.corpora.opened import opened, sizes
 from tests.speech.layouts import voxceleb1
@@ -74,7 +74,7 @@ def test_verification_has_trials_no_dev_and_no_pauses(tree: Path) -> None:
     )
     assert corpus.notes == ("12 training utterances of less than 2.00 s are left out.",)
     quiet = read_audio(trained[0].key, tree) * np.float32(10 ** (-3 / 20))
-    np.testing.assert_array_equal(corpus.read(trained[0]), without_pauses(quiet))
+    np.testing.assert_array_equal(corpus.read(trained[0]), remove_silence(quiet))
     assert trained[0].samples < len(quiet) - 3_000
 
 
