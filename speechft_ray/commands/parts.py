@@ -22,8 +22,8 @@ from speechft_ray.core.records import Job, Outcome, Place, Stage
 from speechft_ray.core.resources import ResourceRequest
 from speechft_ray.core.specs import CorpusSpec, SweepSpec
 from speechft_ray.core.store import Store
-from speechft_ray.speech.checkpoints.cache import download_encoder, is_cached
-from speechft_ray.speech.checkpoints.catalogue import cache_folder, is_encoder_name
+from speechft_ray.speech.checkpoints.cache import download_encoder, find_cache_folder, is_cached
+from speechft_ray.speech.checkpoints.catalogue import is_encoder_name
 from speechft_ray.speech.corpora.base import CORPORA, Corpus
 from speechft_ray.stages.perform import open_corpus, perform, start_encoder
 from speechft_ray.sweep.local import LocalExecutor
@@ -181,7 +181,10 @@ def ensure_downloaded(name: str) -> None:
     if not is_encoder_name(name) or is_cached(name):
         return
     Console(stderr=True).print(
-        f"Downloading {name} into {cache_folder()}", soft_wrap=True, highlight=False, markup=False
+        f"Downloading {name} into {find_cache_folder(name)}",
+        soft_wrap=True,
+        highlight=False,
+        markup=False,
     )
     with _bar(name) as progress:
         download_encoder(name, progress)

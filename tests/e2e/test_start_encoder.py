@@ -17,7 +17,7 @@ from speechft_ray.speech.checkpoints.load import load_encoder, weights_fingerpri
 from speechft_ray.speech.checkpoints.safetensors_dir import write_encoder
 from speechft_ray.stages.perform import perform, publish_start
 from tests.e2e.small_world import SMALL, write_space
-from tests.speech.network import serving
+from tests.speech.network import serve_network
 from tests.speech.toy_models import toy_hubert
 
 
@@ -79,9 +79,10 @@ def test_a_plan_of_a_published_encoder_downloads_it_once(
     monkeypatch.setenv("SPEECHFT_CACHE", str(tmp_path / "cache"))
     command = ["run", "--plan", "--encoder", "hubert_base", "--storage", str(tmp_path / "runs")]
     command += ["--space", str(write_space(tmp_path))]
-    with serving(tmp_path / "served", monkeypatch) as folder:
+    with serve_network(tmp_path / "served", monkeypatch) as network:
         torch.save(
-            {**weights.config, "model_weight": dict(weights.state)}, folder / "hubert_base_ls960.pt"
+            {**weights.config, "model_weight": dict(weights.state)},
+            network.folder / "hubert_base_ls960.pt",
         )
         assert main(command) == 0
     said = capsys.readouterr()

@@ -13,7 +13,7 @@ from speechft_ray.core.errors import UserError
 from speechft_ray.speech.checkpoints._plain import to_plain_data
 from speechft_ray.speech.checkpoints._safetensors import open_safetensors, read_json
 from speechft_ray.speech.checkpoints._torch import open_torch_file, validate_state_dict
-from speechft_ray.speech.checkpoints.cache import WEIGHTS
+from speechft_ray.speech.checkpoints.hub import WEIGHTS
 
 MAX_PIECES = 256
 _PIECE = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,120}\.(safetensors|bin)")
@@ -75,16 +75,19 @@ def _index(file: Path) -> dict[str, str]:
 
 
 def _inside(folder: Path, name: str) -> Path:
-    """The file, with links followed, when it stays in the folder or in the ``blobs`` of the hub
-    cache that the folder is in."""
+    """Returns a file of the folder. Raises ``UserError`` when it is a link that leads out of the
+    folder, unless to the ``blobs`` of the hub's cache that the folder is in."""
     file = folder / name
     if not file.is_file():
         raise UserError(
             f"{file} is missing, though the index of the folder names it. Copy the folder again."
         )
     target, home = file.resolve(), folder.resolve()
-    homes = [home, home.parent.parent / "blobs"] if home.parent.name == "snapshots" else [home]
-    if not any(target.is_relative_to(each) for each in homes):
+    allowed = [home]
+    if home.parent.name == "snapshots":  # CACHE/models--OWNER--NAME/snapshots/COMMIT
+        model = home.parent.parent
+        allowed += [model / "blobs", model.parent / "blobs"]  # the model's, and those of all models
+    if not any(target.is_relative_to(place) for place in allowed):
         raise UserError(
             f"{file} is a link that leaves the folder. Copy the file itself into the folder."
         )

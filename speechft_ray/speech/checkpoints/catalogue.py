@@ -16,7 +16,6 @@ from pathlib import Path
 from speechft_ray.core.errors import UserError
 
 _CONVERTED = "https://huggingface.co/s3prl/converted_ckpts/resolve/main"
-_HUB = "https://huggingface.co"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,14 +117,12 @@ class HubName:
     name: str
     revision: str
 
-    def url(self, file: str) -> str:
-        """The address of one of its files."""
-        return f"{os.environ.get('HF_ENDPOINT', _HUB).rstrip('/')}/{self.owner}/{self.name}/resolve/{self.revision}/{file}"
-
     @property
-    def folder(self) -> Path:
-        """Where its files lie in the cache once they are there."""
-        return cache_folder() / "hf" / self.owner / f"{self.name}@{self.revision}"
+    def repo(self) -> str:
+        return f"{self.owner}/{self.name}"
+
+    def __str__(self) -> str:
+        return f"hf:{self.repo}" + (f"@{self.revision}" if self.revision != "main" else "")
 
 
 _PART = r"(?!.*\.\.)[A-Za-z0-9][A-Za-z0-9_.-]{0,95}"

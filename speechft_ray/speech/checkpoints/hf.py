@@ -43,7 +43,7 @@ from speechft_ray.speech.checkpoints.base import (
     RawCheckpoint,
     atomic,
 )
-from speechft_ray.speech.checkpoints.cache import CONFIG, PREPROCESSOR, WEIGHTS
+from speechft_ray.speech.checkpoints.hub import CONFIG, PREPROCESSOR, WEIGHTS
 from speechft_ray.speech.encoders.base import FAMILIES, EncoderWeights
 
 SIDE = "speechft_ray.safetensors"

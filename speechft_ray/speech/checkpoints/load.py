@@ -9,9 +9,10 @@ from speechft_ray.core.fingerprint import fingerprint
 from speechft_ray.speech.checkpoints._safetensors import is_safetensors, tensor_sha256
 from speechft_ray.speech.checkpoints._torch import open_torch_file
 from speechft_ray.speech.checkpoints.base import FORMATS, Checkpoint, RawCheckpoint
-from speechft_ray.speech.checkpoints.cache import CONFIG, download_encoder
+from speechft_ray.speech.checkpoints.cache import download_encoder
 from speechft_ray.speech.checkpoints.catalogue import BASELINE, is_encoder_name, list_names
 from speechft_ray.speech.checkpoints.download import Progress
+from speechft_ray.speech.checkpoints.hub import CONFIG
 from speechft_ray.speech.checkpoints.safetensors_dir import FILE
 from speechft_ray.speech.encoders.base import EncoderWeights
 
