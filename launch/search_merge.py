@@ -1,15 +1,12 @@
-"""Which merge? A search over alpha, lambda and strategy that proposes the next merge as soon as an
-evaluation ends.
+"""Which merge? Searches alpha, lambda and strategy instead of evaluating a list.
 
-A saved command line: ``speechft run --space search_spaces/search_alpha_lambda.yaml`` with whatever
-you add, for example ``python launch/search_merge.py --address auto --storage /shared/runs``.
+Runs ``speechft run --space search_alpha_lambda`` with the options of the command line, for example
+``python launch/search_merge.py --address auto --storage /shared/runs``.
 """
 
 import sys
-from pathlib import Path
 
 from speechft_ray.cli import main
 
 if __name__ == "__main__":
-    space = Path(__file__).resolve().parent.parent / "search_spaces" / "search_alpha_lambda.yaml"
-    sys.exit(main(["run", "--space", str(space), *sys.argv[1:]]))
+    sys.exit(main(["run", "--space", "search_alpha_lambda", *sys.argv[1:]]))

@@ -1,15 +1,12 @@
-"""Which alpha? Stable fine-tuning, then merges across alpha, each evaluated on the tasks of the
-space.
+"""Which alpha? Stable fine-tuning, then merges across alpha, each evaluated on SUPERB tasks.
 
-A saved command line: ``speechft run --space search_spaces/alpha.yaml`` with whatever you add, for
-example ``python launch/sweep_alpha.py --address auto --storage /shared/runs``.
+Runs ``speechft run --space alpha`` with the options of the command line, for example
+``python launch/sweep_alpha.py --address auto --storage /shared/runs``.
 """
 
 import sys
-from pathlib import Path
 
 from speechft_ray.cli import main
 
 if __name__ == "__main__":
-    space = Path(__file__).resolve().parent.parent / "search_spaces" / "alpha.yaml"
-    sys.exit(main(["run", "--space", str(space), *sys.argv[1:]]))
+    sys.exit(main(["run", "--space", "alpha", *sys.argv[1:]]))

@@ -1,4 +1,4 @@
-"""The ``speechft`` command that the verbs of this folder hang themselves on."""
+"""The ``speechft`` application that the modules of this package add their verbs to."""
 
 from __future__ import annotations
 
@@ -6,18 +6,40 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Annotated
 
 import typer
+
+from speechft_ray import __version__
 
 EXIT_FAILED, EXIT_USER, EXIT_RESUMABLE = 1, 2, 75
 
 app = typer.Typer(
     name="speechft",
-    help="Search for speech encoders that stay general after fine-tuning: tune stably, merge, evaluate on SUPERB.",
+    help="Search for speech encoders that stay general after fine-tuning: "
+    "tune stably, merge, evaluate on SUPERB.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+def _print_version(requested: bool) -> None:
+    if requested:
+        typer.echo(f"speechft_ray {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _add_global_options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="Print the version and exit.", callback=_print_version, is_eager=True
+        ),
+    ] = False,
+) -> None:
+    """Search for speech encoders that stay general after fine-tuning."""
 
 
 @contextmanager

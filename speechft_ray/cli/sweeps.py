@@ -14,9 +14,11 @@ from speechft_ray.cli.app import EXIT_FAILED, app, stop_on_signals
 if TYPE_CHECKING:
     from speechft_ray.commands.sweep import Sweep
 
-DEFAULT_SPACE = "search_spaces/alpha.yaml"
+DEFAULT_SPACE = "alpha"
 
-Space = Annotated[Path, typer.Option(help="Search space (YAML).")]
+Space = Annotated[
+    str, typer.Option(help="Search space: a YAML file, or the name of a packaged one.")
+]
 Encoder = Annotated[
     str | None,
     typer.Option(
@@ -56,7 +58,7 @@ Mlflow = Annotated[
 
 @app.command()
 def run(
-    space: Space = Path(DEFAULT_SPACE),
+    space: Space = DEFAULT_SPACE,
     address: Address = "local",
     encoder: Encoder = None,
     corpora: Corpora = None,
@@ -96,7 +98,7 @@ def run(
 
 @app.command("plan")
 def show_plan(
-    space: Space = Path(DEFAULT_SPACE),
+    space: Space = DEFAULT_SPACE,
     encoder: Encoder = None,
     corpora: Corpora = None,
     manifest: Manifest = None,
@@ -108,7 +110,7 @@ def show_plan(
 
 @app.command()
 def status(
-    space: Space = Path(DEFAULT_SPACE),
+    space: Space = DEFAULT_SPACE,
     encoder: Encoder = None,
     corpora: Corpora = None,
     manifest: Manifest = None,
@@ -120,7 +122,7 @@ def status(
 
 @app.command("report")
 def write_report(
-    space: Space = Path(DEFAULT_SPACE),
+    space: Space = DEFAULT_SPACE,
     encoder: Encoder = None,
     corpora: Corpora = None,
     manifest: Manifest = None,
@@ -151,7 +153,7 @@ def pretrain(
 
 
 def _open_sweep(
-    space: Path,
+    space: str,
     encoder: str | None,
     corpora: Path | None,
     manifest: Path | None,
@@ -161,11 +163,11 @@ def _open_sweep(
     changes: Mapping[str, object] | None = None,
 ) -> Sweep:
     """Reads, checks and plans a search space; ``changes`` are fields of ``Place``."""
-    from speechft_ray.commands.parts import place_for
+    from speechft_ray.commands.parts import find_space, place_for
     from speechft_ray.commands.sweep import open_sweep
     from speechft_ray.sweep.space_file import read_space
 
-    spec = read_space(space)
+    spec = read_space(find_space(space))
     place = place_for(
         spec, storage=storage, encoder=encoder, corpora=corpora, manifest=manifest, cpu=cpu
     )

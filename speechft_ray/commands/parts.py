@@ -17,6 +17,8 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
+import speechft_ray
+from speechft_ray.core.errors import UserError, unknown_name
 from speechft_ray.core.fingerprint import fingerprint
 from speechft_ray.core.records import Job, Outcome, Place, Stage
 from speechft_ray.core.resources import ResourceRequest
@@ -31,6 +33,9 @@ from speechft_ray.sweep.plan import Inputs
 from speechft_ray.sweep.protocols import Executor, Tracker
 from speechft_ray.sweep.protocols import Progress as JobProgress
 
+SEARCH_SPACES = Path(speechft_ray.__file__).parent / "search_spaces"
+"""The search spaces that come with the package."""
+
 RESOURCES: Mapping[Stage, ResourceRequest] = {
     "corpus": ResourceRequest(cpus=1),
     "finetune": ResourceRequest(cpus=1, gpus=1),
@@ -39,6 +44,24 @@ RESOURCES: Mapping[Stage, ResourceRequest] = {
 }
 """What a job of each stage asks for; a cluster without GPUs gives CPUs instead. Two probes share a GPU: a frozen encoder and
 a small head leave it half idle."""
+
+
+def find_space(space: str) -> Path:
+    """Returns the file of a search space: a path as it is, or a space of the package by its name.
+
+    ``alpha`` and ``recipes/pr_librispeech`` are such names. Raises ``UserError`` for a name that
+    the package does not have.
+    """
+    path = Path(space).expanduser()
+    if path.exists() or path.suffix in (".yaml", ".yml"):
+        return path
+    packaged = {
+        file.relative_to(SEARCH_SPACES).with_suffix("").as_posix(): file
+        for file in SEARCH_SPACES.rglob("*.yaml")
+    }
+    if space not in packaged:
+        raise UserError(f"{unknown_name('search space', space, packaged)} Or give a YAML file.")
+    return packaged[space]
 
 
 def plan_inputs(place: Place) -> Inputs:

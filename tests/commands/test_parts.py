@@ -1,0 +1,33 @@
+"""Search spaces by name or by path."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from speechft_ray.commands.parts import SEARCH_SPACES, find_space
+from speechft_ray.core.errors import UserError
+from speechft_ray.sweep.space_file import read_space
+
+
+@pytest.mark.parametrize("name", ["alpha", "recipes/pr_librispeech"])
+def test_packaged_spaces_have_names(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = find_space(name)
+    assert path == SEARCH_SPACES / f"{name}.yaml"
+    assert read_space(path).evaluate
+
+
+def test_a_path_is_taken_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "alpha").write_text("name: mine")
+    assert find_space("alpha") == Path("alpha")
+    assert find_space("missing.yaml") == Path("missing.yaml")
+
+
+def test_an_unknown_name_lists_the_packaged_ones() -> None:
+    with pytest.raises(UserError, match=r"unknown search space `alpah`. Did you mean `alpha`\?"):
+        find_space("alpah")
