@@ -35,19 +35,19 @@ from speechft_ray.core.specs import CorpusSpec, EvalSpec
 from speechft_ray.speech.corpora.base import Corpus, Utterance
 from speechft_ray.speech.heads.ctc import CtcHead
 from speechft_ray.speech.heads.specaug import draw_warps, warp_time
-from speechft_ray.superb.evaluate import pose, schedule_of
-from speechft_ray.superb.features import Kept
+from speechft_ray.superb.evaluate import build_task_data, make_schedule
+from speechft_ray.superb.features import InMemoryFeatures
 from speechft_ray.superb.probe import (
     Probe,
-    answers,
-    dev_measured,
-    draws,
-    learn,
-    optimizer_of,
-    taken,
+    compute_dev_metrics,
+    gather_batches,
+    make_optimizer,
+    predict,
+    sample_batches,
+    train_step,
 )
 from speechft_ray.superb.tasks._dtw import frame_distances, subsequence_costs
-from speechft_ray.superb.tasks.base import TASKS, Problem
+from speechft_ray.superb.tasks.base import TASKS, TaskData
 
 LAYERS, DIM = 3, 16
 UPDATES, POOLED_UPDATES = 50, 300
@@ -102,17 +102,17 @@ class Pair:
             learning_rate=case.learning_rate,
             options=dict(case.options),
         )
-        posed = pose(self.task, spec, made_corpus(case, counts))
-        assert isinstance(posed, Problem)
-        self.problem, self.schedule = posed, schedule_of(self.task, spec)
-        self.frames = {split: features_of(posed, split) for split in ("train", "dev")}
+        build_data = build_task_data(self.task, spec, made_corpus(case, counts))
+        assert isinstance(build_data, TaskData)
+        self.data, self.schedule = build_data, make_schedule(self.task, spec)
+        self.frames = {split: features_of(build_data, split) for split in ("train", "dev")}
         self.ours = {split: means(kept) if pooled else kept for split, kept in self.frames.items()}
         torch.manual_seed(0)
-        self.probe = Probe(LAYERS, posed.head(DIM))
+        self.probe = Probe(LAYERS, build_data.head(DIM))
         if isinstance(self.probe.head, CtcHead):
             self.probe.head.output.bias.data[0] -= BLANK_HANDICAP
-        expert = case.expert(posed, self.probe.head, DIM, folder)
-        case.copy(self.probe.head, expert, posed)
+        expert = case.expert(build_data, self.probe.head, DIM, folder)
+        case.copy(self.probe.head, expert, build_data)
         self.peer = Peer(expert, case.forward, Frames(LAYERS, DIM))
         self.peer.dev_name = case.dev_name
         share_dropout(self.probe)
@@ -120,21 +120,21 @@ class Pair:
 
     def losses(self, updates: int) -> Iterator[tuple[float, float]]:
         """Trains both; yields their losses, update by update."""
-        ours = optimizer_of(self.probe, self.schedule)
+        ours = make_optimizer(self.probe, self.schedule)
         theirs = type(ours)(self.peer.parameters(), lr=self.schedule.learning_rate)
-        examples = self.problem.examples["train"]
+        examples = self.data.examples["train"]
         targets = [example.target for example in examples]
         generator = torch.Generator().manual_seed(0)
-        batches = draws(self.schedule, examples, generator)
+        batches = sample_batches(self.schedule, examples, generator)
         for update in range(updates):
             parts = list(islice(batches, self.schedule.accumulate))
             torch.manual_seed(update)
             mine = float(
-                learn(
+                train_step(
                     self.probe,
                     ours,
-                    self.problem,
-                    taken(self.ours["train"], targets, parts),
+                    self.data,
+                    gather_batches(self.ours["train"], targets, parts),
                     self.schedule,
                     generator,
                 )
@@ -144,11 +144,11 @@ class Pair:
 
     def their_step(self, optimizer: torch.optim.Optimizer, parts: Sequence[Any]) -> float:
         """One update as in s3prl's ``downstream/runner.py``."""
-        examples, total = self.problem.examples["train"], 0.0
+        examples, total = self.data.examples["train"], 0.0
         self.peer.expert.train()
         for part in parts:
             chosen = torch.arange(len(examples))[part].tolist()
-            batch = self.frames["train"].take(torch.tensor(chosen))
+            batch = self.frames["train"].batch(torch.tensor(chosen))
             records: dict[str, list[Any]] = defaultdict(list)
             loss = self.peer.loss(
                 "train", batch, [examples[place] for place in chosen], records
@@ -163,17 +163,17 @@ class Pair:
 
     def dev(self) -> dict[str, tuple[float, float]]:
         """Our and their value of every metric on dev."""
-        mine = dev_measured(self.problem, answers(self.problem, [self.probe], self.ours["dev"])[0])
-        places = list(self.problem.dev_places or range(len(self.problem.examples["dev"])))
+        mine = compute_dev_metrics(self.data, predict(self.data, [self.probe], self.ours["dev"])[0])
+        places = list(self.data.dev_indices or range(len(self.data.examples["dev"])))
         records: dict[str, list[Any]] = defaultdict(list)
         self.peer.expert.eval()
         with torch.no_grad():
             for start in range(0, len(places), self.case.eval_batch):
                 chosen = places[start : start + self.case.eval_batch]
-                wanted = [self.problem.examples["dev"][place] for place in chosen]
+                wanted = [self.data.examples["dev"][place] for place in chosen]
                 self.peer.loss(
                     self.case.dev_name,
-                    self.frames["dev"].take(torch.tensor(chosen)),
+                    self.frames["dev"].batch(torch.tensor(chosen)),
                     wanted,
                     records,
                 )
@@ -212,12 +212,12 @@ def made_corpus(case: Case, counts: dict[str, int]) -> Corpus:
     )
 
 
-def features_of(problem: Problem, split: str) -> Kept:
+def features_of(data: TaskData, split: str) -> InMemoryFeatures:
     """Random frames that carry the vectors of their labels in the second layer."""
     generator = torch.Generator().manual_seed(len(split))
     vectors = 6.0 * torch.randn(64, DIM, generator=torch.Generator().manual_seed(9))
     pieces = []
-    for example in problem.examples[split]:
+    for example in data.examples[split]:
         frames = example.utterance.samples // 320 - 1
         states = torch.randn(LAYERS, frames, DIM, generator=generator)
         if hasattr(example.reference, "labels"):  # diarisation: the sum of the voices that speak
@@ -230,12 +230,14 @@ def features_of(problem: Problem, split: str) -> Kept:
                 1.0 if len(example.target) > 3 else 0.06
             )
         pieces.append(states)
-    return Kept(torch.cat(pieces, dim=1), torch.tensor([piece.shape[1] for piece in pieces]))
+    return InMemoryFeatures(
+        torch.cat(pieces, dim=1), torch.tensor([piece.shape[1] for piece in pieces])
+    )
 
 
-def means(kept: Kept) -> Kept:
+def means(kept: InMemoryFeatures) -> InMemoryFeatures:
     rows = torch.split(kept.states, kept.frames.tolist(), dim=1)
-    return Kept(
+    return InMemoryFeatures(
         torch.stack([piece.mean(dim=1) for piece in rows], dim=1), torch.ones_like(kept.frames)
     )
 

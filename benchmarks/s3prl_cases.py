@@ -15,7 +15,7 @@ from torch import nn
 
 from benchmarks.s3prl_peer import Forward, bare, expert_module
 from speechft_ray.superb.tasks.asr import DICTIONARY
-from speechft_ray.superb.tasks.base import Problem
+from speechft_ray.superb.tasks.base import TaskData
 
 Labels = Callable[[random.Random, int], tuple[dict[str, str], int]]
 """``(draw, index) -> (labels, frames)`` of an utterance."""
@@ -30,9 +30,9 @@ class Case:
     theirs ours."""
 
     labels: Labels
-    expert: Callable[[Problem, nn.Module, int, Path], nn.Module]
+    expert: Callable[[TaskData, nn.Module, int, Path], nn.Module]
     forward: Forward
-    copy: Callable[[nn.Module, nn.Module, Problem], None]
+    copy: Callable[[nn.Module, nn.Module, TaskData], None]
     metrics: Mapping[str, tuple[str, float]]
     learning_rate: float
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -78,7 +78,7 @@ def ctc_expert(
     proj: bool = False,
     linear: bool = False,
 ) -> Any:
-    def build(problem: Problem, head: nn.Module, dim: int, folder: Path) -> nn.Module:
+    def build(data: TaskData, head: nn.Module, dim: int, folder: Path) -> nn.Module:
         (folder / "vocabulary").write_text("\n".join(words), encoding="utf-8")
         (folder / "slots").write_text("\n".join(["O", *SLOTS]), encoding="utf-8")
         model = (
@@ -105,7 +105,7 @@ def ctc_expert(
     return build
 
 
-def asr_expert(problem: Problem, head: nn.Module, dim: int, folder: Path) -> nn.Module:
+def asr_expert(data: TaskData, head: nn.Module, dim: int, folder: Path) -> nn.Module:
     (folder / "char.dict").write_text("".join(f"{symbol} 1\n" for symbol in DICTIONARY.symbols[3:]))
     model = {
         "project_dim": head.projector.out_features,
@@ -153,7 +153,7 @@ def copy_ctc(ours: Sequence[str]) -> Any:
     """Copies a CTC head; ``ours`` are our tokens by id, theirs are asked of the expert."""
 
     @torch.no_grad()
-    def copy(head: Any, expert: Any, problem: Problem) -> None:
+    def copy(head: Any, expert: Any, data: TaskData) -> None:
         expert.projector.load_state_dict(head.projector.state_dict())
         for index, layer in enumerate(head.layers):
             expert.model.rnns[index].layer.load_state_dict(layer.state_dict())
@@ -194,7 +194,7 @@ def class_labels(*columns: str, classes: int = 4) -> Labels:
 
 
 def pooled_expert(name: str, **more: Any) -> Any:
-    def build(problem: Problem, head: Any, dim: int, folder: Path) -> nn.Module:
+    def build(data: TaskData, head: Any, dim: int, folder: Path) -> nn.Module:
         from s3prl.downstream.model import UtteranceLevel
 
         width, classes = head.projector.out_features, head.output.out_features
@@ -224,7 +224,7 @@ def pooled_forward(
     return found
 
 
-def copy_pooled(head: Any, expert: Any, problem: Problem) -> None:
+def copy_pooled(head: Any, expert: Any, data: TaskData) -> None:
     expert.projector.load_state_dict(head.projector.state_dict())
     expert.model.post_net.linear.load_state_dict(head.output.state_dict())
 
@@ -247,7 +247,7 @@ def turn_labels(draw: random.Random, index: int) -> tuple[dict[str, str], int]:
     }, 39
 
 
-def sd_expert(problem: Problem, head: Any, dim: int, folder: Path) -> nn.Module:
+def sd_expert(data: TaskData, head: Any, dim: int, folder: Path) -> nn.Module:
     config = {
         "datarc": {"num_speakers": 2},
         "loaderrc": {"train_batchsize": 8, "eval_batchsize": 1},
@@ -270,7 +270,7 @@ def sd_forward(
     return found
 
 
-def copy_sd(head: Any, expert: Any, problem: Problem) -> None:
+def copy_sd(head: Any, expert: Any, data: TaskData) -> None:
     expert.model.rnn.load_state_dict(head.rnn.state_dict())
     expert.model.linear.load_state_dict(head.linear.state_dict())
 
@@ -279,14 +279,13 @@ def voice_labels(draw: random.Random, index: int) -> tuple[dict[str, str], int]:
     return {"speaker": f"s{index % 6}"}, draw.randint(18, 40)
 
 
-def asv_expert(problem: Problem, head: Any, dim: int, folder: Path) -> nn.Module:
+def asv_expert(data: TaskData, head: Any, dim: int, folder: Path) -> nn.Module:
     module = expert_module("sv_voxceleb1.expert")
     width, pooled = head.width, head.embedding.in_features // 2
     config = {"agg_dim": pooled, "dropout_p": 0.0, "batch_norm": False}
-    keys = [example.reference for example in problem.examples["dev"]]
+    keys = [example.reference for example in data.examples["dev"]]
     same = {
-        example.reference: example.utterance.labels["speaker"]
-        for example in problem.examples["dev"]
+        example.reference: example.utterance.labels["speaker"] for example in data.examples["dev"]
     }
     pairs = [
         (int(same[one] == same[other]), one, other) for one in keys for other in keys if one < other
@@ -316,7 +315,7 @@ def asv_forward(
 
 
 @torch.no_grad()
-def copy_asv(head: Any, expert: Any, problem: Problem) -> None:
+def copy_asv(head: Any, expert: Any, data: TaskData) -> None:
     expert.connector.load_state_dict(head.connector.state_dict())
     for ours, theirs in zip(
         head.layers, expert.model.framelevel_feature_extractor.module, strict=True

@@ -48,11 +48,18 @@ from speechft_ray.core.specs import CorpusSpec, EvalSpec
 from speechft_ray.speech.corpora.base import Corpus, Utterance
 from speechft_ray.speech.features.cache import FeatureCache
 from speechft_ray.speech.features.front_end import SharedFrontEnd
-from speechft_ray.superb.evaluate import GRID, pose, rates_of, schedule_of
-from speechft_ray.superb.features import Extractor, Keeping, Kept, Reencoded, size_of, sources
-from speechft_ray.superb.probe import answers, train_probes
+from speechft_ray.superb.evaluate import GRID, build_task_data, make_schedule, select_learning_rates
+from speechft_ray.superb.features import (
+    Extractor,
+    FeatureStorage,
+    InMemoryFeatures,
+    OnTheFlyFeatures,
+    prepare_features,
+    size_in_bytes,
+)
+from speechft_ray.superb.probe import predict, train_probes
 from speechft_ray.superb.stacked import train_stacked
-from speechft_ray.superb.tasks.base import TASKS, Problem
+from speechft_ray.superb.tasks.base import TASKS, TaskData
 
 ENCODERS = 6
 MERGES = (1, 2, 4, 8, 16)
@@ -151,7 +158,7 @@ def front_end(options: argparse.Namespace, home: Path) -> bool:
     whole, front = [], []
     for _ in range(ROUNDS):
         spent.clear()
-        whole.append(_seconds(lambda: Kept.of(extract, utterances, lambda _: None)))
+        whole.append(_seconds(lambda: InMemoryFeatures.of(extract, utterances, lambda _: None)))
         front.append(sum(spent))
     shares = [one / all_ for one, all_ in zip(front, whole, strict=True)]
     print(
@@ -191,15 +198,16 @@ def grid(options: argparse.Namespace, home: Path) -> bool:
 
 
 def _training(spec: EvalSpec, extract: Extractor, corpus: Corpus) -> float:
-    problem, task = pose(TASKS.get(spec.task), spec, corpus), TASKS.get(spec.task)
-    assert isinstance(problem, Problem)
+    data, task = build_task_data(TASKS.get(spec.task), spec, corpus), TASKS.get(spec.task)
+    assert isinstance(data, TaskData)
     kept = {
-        split: Kept.of(extract, corpus.split(split), lambda _: None) for split in ("train", "dev")
+        split: InMemoryFeatures.of(extract, corpus.split(split), lambda _: None)
+        for split in ("train", "dev")
     }
-    schedule, rates = schedule_of(task, spec), rates_of(task, spec)
+    schedule, rates = make_schedule(task, spec), select_learning_rates(task, spec)
     return _seconds(
         lambda: train_stacked(
-            problem, kept["train"], kept["dev"], schedule, rates, spec.seeds, lambda _: None
+            data, kept["train"], kept["dev"], schedule, rates, spec.seeds, lambda _: None
         )
     )
 
@@ -224,9 +232,9 @@ def merges(options: argparse.Namespace, home: Path) -> bool:
     fit = 1 - float((residuals**2).sum() / ((costs - np.mean(costs)) ** 2).sum())
     extract = _extractor(encoders[0], home, shared=True)
     splits = {split: corpus.split(split) for split in ("train", "dev", "test")}
-    first = _seconds(lambda: sources(extract, splits, lambda _: None))
+    first = _seconds(lambda: prepare_features(extract, splits, lambda _: None))
     one_pass = median(
-        _seconds(lambda: sources(extract, splits, lambda _: None)) for _ in range(ROUNDS)
+        _seconds(lambda: prepare_features(extract, splits, lambda _: None)) for _ in range(ROUNDS)
     )
     training = median(_training(setting.spec(), extract, corpus) for _ in range(ROUNDS))
     print(
@@ -310,32 +318,33 @@ def peak_of(task: str, count: int) -> None:
     )
     spec = EvalSpec(task=task, corpus=CorpusSpec(), updates=100, validate_every_updates=50)
     row = TASKS.get(task)
-    problem = pose(row, spec, corpus)
-    assert isinstance(problem, Problem)
+    data = build_task_data(row, spec, corpus)
+    assert isinstance(data, TaskData)
     extract = Extractor(HUBERT.build(merged(1, 2, 64)[0]), corpus, CPU, row.pooled)
     ordered = {
         split: [example.utterance for example in examples]
-        for split, examples in problem.examples.items()
+        for split, examples in data.examples.items()
     }
     with tempfile.TemporaryDirectory() as folder:
-        keeping = Keeping(
+        storage = FeatureStorage(
             MEMORY_BUDGET_BYTES // (64 if row.pooled else 1),
             FeatureCache(Path(folder), 1 << 30),
             "0",
         )
-        kept = sources(
-            extract, {split: ordered[split] for split in ("train", "dev")}, lambda _: None, keeping
+        kept = prepare_features(
+            extract, {split: ordered[split] for split in ("train", "dev")}, lambda _: None, storage
         )
         kinds = [(row.learning_rate, 0)]
         trained = train_probes(
-            problem, kept["train"], kept["dev"], schedule_of(row, spec), kinds, 0, lambda _: None
+            data, kept["train"], kept["dev"], make_schedule(row, spec), kinds, 0, lambda _: None
         )
-        unseen = Reencoded(extract, ordered["test"])
-        answers(problem, [each.probe for each in trained], unseen)
+        unseen = OnTheFlyFeatures(extract, ordered["test"])
+        predict(data, [each.probe for each in trained], unseen)
     # Not ru_maxrss, which begins with what the parent had when it started this process.
     (peak_kib,) = re.findall(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
     print(
-        int(peak_kib) * 1024 / 1e6, sum(size_of(extract, items) for items in ordered.values()) / 1e6
+        int(peak_kib) * 1024 / 1e6,
+        sum(size_in_bytes(extract, items) for items in ordered.values()) / 1e6,
     )
 
 

@@ -29,9 +29,9 @@ from speechft_ray.speech.checkpoints.load import weights_fingerprint
 from speechft_ray.speech.corpora.base import CORPORA, Corpus
 from speechft_ray.speech.encoders.base import FAMILIES, EncoderWeights
 from speechft_ray.speech.features.cache import FeatureCache
-from speechft_ray.superb.evaluate import Sharing, evaluate, pose, schedule_of
-from speechft_ray.superb.probe import draws
-from speechft_ray.superb.tasks.base import TASKS, Problem
+from speechft_ray.superb.evaluate import SharedCaches, build_task_data, evaluate, make_schedule
+from speechft_ray.superb.probe import sample_batches
+from speechft_ray.superb.tasks.base import TASKS, TaskData
 
 HUBERT = FAMILIES.get("hubert")
 FRONT_END = HUBERT.front_end_prefixes[0]
@@ -53,7 +53,7 @@ class Setting:
     validations: int
     stock: str
     """What s3prl's own config makes of it on the real corpus."""
-    expert: Callable[[Problem, Any], Any]
+    expert: Callable[[TaskData, Any], Any]
     forward: Forward
 
     @property
@@ -76,10 +76,10 @@ class Setting:
         return kind.open(options, None, cache, None)
 
 
-def _phone_expert(problem: Problem, folder: Path) -> Callable[..., nn.Module]:
+def _phone_expert(data: TaskData, folder: Path) -> Callable[..., nn.Module]:
     phones = {
         phone
-        for example in problem.examples["train"]
+        for example in data.examples["train"]
         for phone in example.utterance.labels["phones"].split()
     }
     build: Callable[..., nn.Module] = ctc_expert("word", sorted(phones), ["per"], linear=True)
@@ -94,7 +94,7 @@ SETTINGS = {
         draws_per_utterance=45,
         validations=9,
         stock="46 draws of each, 40 validations of dev and test",
-        expert=lambda problem, folder: pooled_expert("voxceleb1.expert"),
+        expert=lambda data, folder: pooled_expert("voxceleb1.expert"),
         forward=pooled_forward,
     ),
     "pr": Setting(
@@ -170,12 +170,12 @@ def ours(
     if passes is not None:
         passes.watch(encoder.module())
     began = time.process_time()
-    sharing = Sharing(
+    caches = SharedCaches(
         cache=FeatureCache(cache, DISK_BYTES),
         encoder=weights_fingerprint(weights),
         front_end=(FRONT_END, HUBERT.describe(weights.config)),
     )
-    evaluate(spec, encoder, corpus, torch.device("cpu"), lambda _: None, sharing=sharing)
+    evaluate(spec, encoder, corpus, torch.device("cpu"), lambda _: None, caches=caches)
     return time.process_time() - began
 
 
@@ -183,29 +183,29 @@ def theirs(
     setting: Setting, weights: EncoderWeights, corpus: Corpus, folder: Path, passes: Passes
 ) -> Cost:
     """Evaluates one encoder in the order of s3prl's runner; the encoder is loaded before."""
-    posed = pose(TASKS.get(setting.task), setting.spec(), corpus)
-    assert isinstance(posed, Problem)
+    build_data = build_task_data(TASKS.get(setting.task), setting.spec(), corpus)
+    assert isinstance(build_data, TaskData)
     s3prl.write(folder / "encoder.pt", weights, {})
     upstream = Encoding(folder / "encoder.pt")
     torch.manual_seed(0)
     dim = HUBERT.describe(weights.config).dim
-    expert = setting.expert(posed, folder)(posed, posed.head(dim), dim, folder)
+    expert = setting.expert(build_data, folder)(build_data, build_data.head(dim), dim, folder)
     peer = Peer(expert, setting.forward, upstream, normalize=True)
     passes.watch(upstream.expert.model)  # after the featurizer has asked for one pass
-    schedule = schedule_of(TASKS.get(setting.task), setting.spec())
+    schedule = make_schedule(TASKS.get(setting.task), setting.spec())
     optimizer = torch.optim.Adam(peer.parameters(), lr=schedule.learning_rate)
     micro = min(MICRO_BATCH, setting.batch_size)
     generator = torch.Generator().manual_seed(0)
-    batches = draws(
-        schedule_of(TASKS.get(setting.task), setting.spec(batch_size=micro)),
-        posed.examples["train"],
+    batches = sample_batches(
+        make_schedule(TASKS.get(setting.task), setting.spec(batch_size=micro)),
+        build_data.examples["train"],
         generator,
     )
     cost = Cost()
     for update in range(1, setting.updates + 1):
         for part in islice(batches, setting.batch_size // micro):
             began = time.process_time()
-            _micro_step(peer, posed, corpus, part, setting.batch_size // micro)
+            _micro_step(peer, build_data, corpus, part, setting.batch_size // micro)
             cost.add("micro-step", time.process_time() - began)
         began = time.process_time()
         norm = torch.nn.utils.clip_grad_norm_(peer.parameters(), schedule.clip_norm)
@@ -216,14 +216,14 @@ def theirs(
         if update % (setting.updates // setting.validations) == 0:
             began = time.process_time()
             for split in ("dev", "test"):
-                _validation(peer, posed, corpus, split)
+                _validation(peer, build_data, corpus, split)
             cost.add("validation", time.process_time() - began)
     return cost
 
 
-def _micro_step(peer: Peer, problem: Problem, corpus: Corpus, part: Any, parts: int) -> None:
+def _micro_step(peer: Peer, data: TaskData, corpus: Corpus, part: Any, parts: int) -> None:
     peer.expert.train()
-    examples = problem.examples["train"]
+    examples = data.examples["train"]
     chosen = [examples[place] for place in torch.arange(len(examples))[part].tolist()]
     waves = [torch.from_numpy(corpus.read(example.utterance)) for example in chosen]
     loss = peer.loss("train", waves, chosen, defaultdict(list)) / parts
@@ -231,9 +231,9 @@ def _micro_step(peer: Peer, problem: Problem, corpus: Corpus, part: Any, parts: 
 
 
 @torch.no_grad()
-def _validation(peer: Peer, problem: Problem, corpus: Corpus, split: str) -> None:
+def _validation(peer: Peer, data: TaskData, corpus: Corpus, split: str) -> None:
     peer.expert.eval()
     records: dict[str, list[Any]] = defaultdict(list)
-    for example in problem.examples[split]:  # one by one, as the configs of these two tasks have it
+    for example in data.examples[split]:  # one by one, as the configs of these two tasks have it
         peer.loss(split, [torch.from_numpy(corpus.read(example.utterance))], [example], records)
     peer.metrics(records, split)

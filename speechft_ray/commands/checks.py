@@ -14,7 +14,7 @@ from speechft_ray.core.validation import validate
 from speechft_ray.merging.base import METHODS, check
 from speechft_ray.speech.corpora.base import CORPORA
 from speechft_ray.speech.heads.base import head_options
-from speechft_ray.superb.tasks.base import TASKS, task_options
+from speechft_ray.superb.tasks.base import TASKS, check_task_options
 
 Mistakes = list[tuple[str, str]]
 
@@ -105,7 +105,7 @@ def kept(merge: MergeSpec, spec: SweepSpec) -> None:
 
 def _task(entry: EvalSpec, spec: SweepSpec) -> None:
     """Checks a task's name and options, and refuses a metric whose score has no zero or no one."""
-    task_options(TASKS.get(entry.task), entry.options)
+    check_task_options(TASKS.get(entry.task), entry.options)
     for metric in metrics_of(entry.task):
         if spec.score.zero == "measured" and metric.name not in spec.score.topline:
             raise UserError(

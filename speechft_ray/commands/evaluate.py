@@ -24,7 +24,7 @@ from speechft_ray.report.progress import ProgressDisplay
 from speechft_ray.speech.corpora.base import CORPORA
 from speechft_ray.speech.corpora.manifest import DEFAULT_NAME
 from speechft_ray.stages.perform import publish_start
-from speechft_ray.superb.tasks.base import TASKS, task_options
+from speechft_ray.superb.tasks.base import TASKS, check_task_options
 from speechft_ray.sweep.plan import FBANK, PlanBuilder
 from speechft_ray.sweep.scheduler import JobScheduler, missing_jobs
 
@@ -69,7 +69,7 @@ def evaluation(
         {**fields, "corpus": {"name": name, "options": options}},
         where=f"the evaluation `{task}`",
     )
-    task_options(TASKS.get(task), spec.options)
+    check_task_options(TASKS.get(task), spec.options)
     return spec, {name: str(corpus.expanduser().absolute())} if corpus is not None else {}
 
 

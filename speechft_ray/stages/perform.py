@@ -31,7 +31,7 @@ from speechft_ray.speech.corpora.base import CORPORA, SPLITS, Corpus, Progress
 from speechft_ray.speech.encoders.base import FAMILIES, EncoderWeights
 from speechft_ray.speech.features.cache import FeatureCache
 from speechft_ray.stages.merge_cache import Inputs, resident_merge
-from speechft_ray.superb.evaluate import Sharing
+from speechft_ray.superb.evaluate import SharedCaches
 from speechft_ray.superb.folds import evaluate_folds
 from speechft_ray.sweep.lineage import find_pretrained
 from speechft_ray.sweep.plan import FBANK
@@ -230,7 +230,7 @@ def _evaluate(job: Job, place: Place, store: Store, report: ReportProgress) -> N
         weights = _evaluated(job, store)
         family, config = FAMILIES.get(weights.family), weights.config
         encoder = family.build(weights)
-    sharing = Sharing(
+    caches = SharedCaches(
         cache=_cache(place, store),
         encoder=str(job.payload["encoder"] or FBANK),
         front_end=(family.front_end_prefixes[0], family.describe(config))
@@ -240,7 +240,7 @@ def _evaluate(job: Job, place: Place, store: Store, report: ReportProgress) -> N
     corpora = [open_corpus(corpus, place) for corpus in spec.corpora()]
     dev_only = job.payload.get("splits") == ["dev"]
     facts |= evaluate_folds(
-        spec, encoder, corpora, _device(place), report, sharing=sharing, dev_only=dev_only
+        spec, encoder, corpora, _device(place), report, caches=caches, dev_only=dev_only
     )
     counts = facts.pop("counts")
     with store.publish("evaluate", job.fingerprint, {**facts, **job.payload}) as folder:

@@ -9,26 +9,26 @@ from pydantic import JsonValue
 
 from speechft_ray.core.counts import UtteranceCounts
 from speechft_ray.core.fingerprint import fingerprint
-from speechft_ray.superb.tasks.base import Problem, Search
+from speechft_ray.superb.tasks.base import TaskData, TrainingFreeTask
 
 
 def counted(
-    problem: Problem | Search,
-    answers: Sequence[Sequence[Any]],
+    data: TaskData | TrainingFreeTask,
+    predictions: Sequence[Sequence[Any]],
     measured: Sequence[Mapping[str, float]],
 ) -> list[JsonValue]:
     """Returns one ``UtteranceCounts`` as plain data; none for a task without counts, or where test was not
     scored.
 
-    ``answers`` on test and what was ``measured`` there, both seed by seed.
+    ``predictions`` on test and what was ``measured`` there, both seed by seed.
     """
-    if not isinstance(problem, Problem) or problem.counts is None or not answers:
+    if not isinstance(data, TaskData) or data.counts is None or not predictions:
         return []
-    examples = problem.examples["test"]
+    examples = data.examples["test"]
     wanted = [example.reference for example in examples]
     seeds = [
-        problem.counts(found, wanted, metrics)
-        for found, metrics in zip(answers, measured, strict=True)
+        data.counts(found, wanted, metrics)
+        for found, metrics in zip(predictions, measured, strict=True)
     ]
     record = UtteranceCounts(
         utterances=fingerprint([example.utterance.key for example in examples]),

@@ -25,22 +25,22 @@ from speechft_ray.superb.features import (
     IN_MEMORY,
     Advance,
     Extractor,
-    Heard,
-    Keeping,
-    Reencoded,
-    Source,
-    sources,
+    Features,
+    FeatureStorage,
+    OnTheFlyFeatures,
+    PrecomputedFeatures,
+    prepare_features,
 )
-from speechft_ray.superb.probe import Schedule, Trained, answers, references, train_probes
+from speechft_ray.superb.probe import Schedule, TrainedProbe, predict, references, train_probes
 from speechft_ray.superb.stacked import train_stacked
 from speechft_ray.superb.tasks.base import (
     TASKS,
     Example,
-    Problem,
-    Search,
     Task,
-    task_columns,
-    task_options,
+    TaskData,
+    TrainingFreeTask,
+    check_task_options,
+    select_columns,
 )
 
 Report = Callable[[Mapping[str, float]], None]
@@ -56,7 +56,7 @@ on a log scale from 1e-1 down (s3prl issues 120 and 498)."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sharing:
+class SharedCaches:
     """What an evaluation may take from others and leave for them.
 
     ``cache``: features on disk. ``encoder``: the encoder's fingerprint. ``front_end``: prefix of
@@ -75,9 +75,9 @@ def evaluate(
     device: torch.device,
     report: Report,
     *,
-    sharing: Sharing | None = None,
+    caches: SharedCaches | None = None,
     dev_only: bool = False,
-    heard: Heard | None = None,
+    precomputed: PrecomputedFeatures | None = None,
 ) -> dict[str, JsonValue]:
     """Trains the probes of an evaluation and returns its facts.
 
@@ -88,7 +88,7 @@ def evaluate(
     ``updates``, ``utterances`` and ``skipped`` recordings by split, ``seconds`` by phase; per seed
     ``best_update`` and ``layer_weights`` (softmax). With several rates, ``grid`` has every rate and
     seed with its metrics. Test is encoded and scored once, by each probe at its best validation on
-    dev; with ``dev_only`` not at all, and dev is the same to the last digit. ``heard`` holds means
+    dev; with ``dev_only`` not at all, and dev is the same to the last digit. ``precomputed`` holds means
     that need not be computed. The encoder is left in eval mode on ``device``.
 
     On a CPU one torch thread is used, since the order of sums, and with it the last digits, depends
@@ -96,37 +96,37 @@ def evaluate(
     task.
     """
     task = TASKS.get(spec.task)
-    problem = pose(task, spec, corpus)
-    schedule, rates = schedule_of(task, spec), rates_of(task, spec)
-    heads = spec.seeds * len(rates) if isinstance(problem, Problem) else 0
+    data = build_task_data(task, spec, corpus)
+    schedule, rates = make_schedule(task, spec), select_learning_rates(task, spec)
+    heads = spec.seeds * len(rates) if isinstance(data, TaskData) else 0
     seen = {
-        split: items for split, items in problem.examples.items() if split != "test" or not dev_only
+        split: items for split, items in data.examples.items() if split != "test" or not dev_only
     }
     progress = Progress(report, sum(map(len, seen.values())) + heads * spec.updates)
     began = time.perf_counter()
     with one_thread(device):
-        front_ends = front_ends_of(sharing, encoder, problem.corpus)
-        extract = Extractor(encoder, problem.corpus, device, task.pooled, front_ends, heard)
-        keeping = keeping_of(sharing)
-        if isinstance(problem, Search):
-            found = _searched(problem, extract, seen, spec.seeds, progress.advance, keeping)
+        front_ends = make_front_ends(caches, encoder, data.corpus)
+        extract = Extractor(encoder, data.corpus, device, task.pooled, front_ends, precomputed)
+        storage = make_storage(caches)
+        if isinstance(data, TrainingFreeTask):
+            found = _run_training_free(data, extract, seen, spec.seeds, progress.advance, storage)
         else:
-            found = _learned(
-                problem, extract, seen, schedule, rates, spec.seeds, progress.advance, keeping
+            found = _train_and_test(
+                data, extract, seen, schedule, rates, spec.seeds, progress.advance, storage
             )
     seconds = {"features": extract.seconds, "probe": time.perf_counter() - began - extract.seconds}
     chosen = _best_rate(schedule.metric, found.dev, spec.seeds)
     mine = slice(chosen * spec.seeds, (chosen + 1) * spec.seeds)
     facts: dict[str, JsonValue] = {
         "scores": _scores(task, found.dev[mine], found.test[mine]),
-        "counts": counted(problem, found.answers[mine], found.test[mine]),
+        "counts": counted(data, found.predictions[mine], found.test[mine]),
         "details": _details(task, found.dev[mine], found.test[mine]),
         "seeds": spec.seeds,
         "learning_rate": rates[chosen],
         "updates": spec.updates,
         "best_update": [each.best_update for each in found.trained[mine]],
         "layer_weights": [_layer_weights(each) for each in found.trained[mine]],
-        "utterances": {split: _utterance_count(problem, split) for split in seen},
+        "utterances": {split: _utterance_count(data, split) for split in seen},
         "skipped": dict(corpus.skipped),
         "seconds": {phase: round(value, 3) for phase, value in seconds.items()},
     }
@@ -138,50 +138,48 @@ def evaluate(
 
 
 class _Found(NamedTuple):
-    """What an evaluation measured, rate by rate and seed by seed; ``trained`` and ``answers``,
+    """What an evaluation measured, rate by rate and seed by seed; ``trained`` and ``predictions``,
     those on test, are empty for a task without training."""
 
-    trained: Sequence[Trained]
+    trained: Sequence[TrainedProbe]
     dev: Sequence[Mapping[str, float]]
     test: Sequence[Mapping[str, float]]
-    answers: Sequence[Sequence[Any]] = ()
+    predictions: Sequence[Sequence[Any]] = ()
 
 
-def _learned(
-    problem: Problem,
+def _train_and_test(
+    data: TaskData,
     extract: Extractor,
     seen: Mapping[str, Sequence[Example]],
     schedule: Schedule,
     rates: Sequence[float],
     seeds: int,
     advance: Advance,
-    keeping: Keeping,
+    storage: FeatureStorage,
 ) -> _Found:
     utterances = _utterances(seen)
-    kept = sources(
-        extract, {split: utterances[split] for split in ("train", "dev")}, advance, keeping
+    kept = prepare_features(
+        extract, {split: utterances[split] for split in ("train", "dev")}, advance, storage
     )
-    if problem.stack is not None:
-        by_rate = train_stacked(
-            problem, kept["train"], kept["dev"], schedule, rates, seeds, advance
-        )
+    if data.pooled_head is not None:
+        by_rate = train_stacked(data, kept["train"], kept["dev"], schedule, rates, seeds, advance)
         trained = [one for of_rate in by_rate for one in of_rate]
     else:
         kinds = [(rate, seed) for rate in rates for seed in range(seeds)]
-        trained = train_probes(problem, kept["train"], kept["dev"], schedule, kinds, 0, advance)
+        trained = train_probes(data, kept["train"], kept["dev"], schedule, kinds, 0, advance)
     if "test" not in seen:
         return _Found(trained, [each.dev for each in trained], [])
-    with _unseen(extract, utterances["test"], advance, keeping) as (unseen, tell):
-        tested = answers(problem, [each.probe for each in trained], unseen, tell)
-    wanted = {split: references(problem, split) for split in ("dev", "test")}
+    with _test_features(extract, utterances["test"], advance, storage) as (unseen, tell):
+        tested = predict(data, [each.probe for each in trained], unseen, tell)
+    wanted = {split: references(data, split) for split in ("dev", "test")}
     test = [
-        problem.measured_test(each.answers, wanted["dev"], found, wanted["test"])
+        data.compute_test_metrics(each.dev_predictions, wanted["dev"], found, wanted["test"])
         for each, found in zip(trained, tested, strict=True)
     ]
     return _Found(trained, [each.dev for each in trained], test, tested)
 
 
-def rates_of(task: Task, spec: EvalSpec) -> list[float]:
+def select_learning_rates(task: Task, spec: EvalSpec) -> list[float]:
     """Returns the learning rates to train with, each once."""
     given = spec.learning_rate
     if given is None:
@@ -219,38 +217,38 @@ def _grid(rates: Sequence[float], seeds: int, found: _Found) -> list[JsonValue]:
     ]
 
 
-def keeping_of(sharing: Sharing | None) -> Keeping:
+def make_storage(caches: SharedCaches | None) -> FeatureStorage:
     """Where features may lie."""
-    return Keeping(cache=sharing.cache, encoder=sharing.encoder) if sharing else IN_MEMORY
+    return FeatureStorage(cache=caches.cache, encoder=caches.encoder) if caches else IN_MEMORY
 
 
-def front_ends_of(
-    sharing: Sharing | None, encoder: Encoder, corpus: Corpus
+def make_front_ends(
+    caches: SharedCaches | None, encoder: Encoder, corpus: Corpus
 ) -> SharedFrontEnd | None:
     """The front end that an encoder shares with others on a corpus, where it has one."""
-    if sharing is None or sharing.front_end is None:
+    if caches is None or caches.front_end is None:
         return None
-    prefix, shape = sharing.front_end
-    return SharedFrontEnd(sharing.cache, encoder.module(), prefix, shape, corpus)
+    prefix, shape = caches.front_end
+    return SharedFrontEnd(caches.cache, encoder.module(), prefix, shape, corpus)
 
 
-def _searched(
-    problem: Search,
+def _run_training_free(
+    data: TrainingFreeTask,
     extract: Extractor,
     seen: Mapping[str, Sequence[Example]],
     seeds: int,
     advance: Advance,
-    keeping: Keeping,
+    storage: FeatureStorage,
 ) -> _Found:
     """Searches once; every seed gets the same numbers, since nothing is drawn."""
-    found = problem.answers(sources(extract, _utterances(seen), advance, keeping))
+    found = data.predict(prepare_features(extract, _utterances(seen), advance, storage))
     wanted = {
         split: [example.reference for example in examples] for split, examples in seen.items()
     }
-    dev = problem.measure(found["dev"], wanted["dev"])
+    dev = data.measure(found["dev"], wanted["dev"])
     if "test" not in seen:
         return _Found((), [dev] * seeds, [])
-    test = problem.measure_test(found["dev"], wanted["dev"], found["test"], wanted["test"])
+    test = data.measure_test(found["dev"], wanted["dev"], found["test"], wanted["test"])
     return _Found((), [dev] * seeds, [test] * seeds)
 
 
@@ -258,25 +256,25 @@ def _utterances(seen: Mapping[str, Sequence[Example]]) -> dict[str, list[Utteran
     return {split: [example.utterance for example in examples] for split, examples in seen.items()}
 
 
-def pose(task: Task, spec: EvalSpec, corpus: Corpus) -> Problem | Search:
+def build_task_data(task: Task, spec: EvalSpec, corpus: Corpus) -> TaskData | TrainingFreeTask:
     """Poses the task of an evaluation on its corpus. Raises ``UserError`` for whatever does not
     fit.
 
     Tasks that draw windows get the examples of each split with the longest targets first.
     """
-    options = task_options(task, spec.options)
-    columns = task_columns(task, spec.column, corpus)
-    problem = task.pose(corpus, columns, options)
-    if task.draws != "windows":
-        return problem
+    options = check_task_options(task, spec.options)
+    columns = select_columns(task, spec.column, corpus)
+    data = task.build(corpus, columns, options)
+    if task.sampling != "windows":
+        return data
     longest_first = {
         split: sorted(examples, key=lambda example: -len(example.target))
-        for split, examples in problem.examples.items()
+        for split, examples in data.examples.items()
     }
-    return replace(problem, examples=longest_first)
+    return replace(data, examples=longest_first)
 
 
-def schedule_of(task: Task, spec: EvalSpec) -> Schedule:
+def make_schedule(task: Task, spec: EvalSpec) -> Schedule:
     """Returns how the probe is trained: what the spec says, else the task's own.
 
     A batch size of the spec is one batch; the task's own may come in several parts. Of several
@@ -285,10 +283,10 @@ def schedule_of(task: Task, spec: EvalSpec) -> Schedule:
     return Schedule(
         updates=spec.updates,
         validate_every_updates=spec.validate_every_updates or max(1, spec.updates // 10),
-        learning_rate=rates_of(task, spec)[0],
+        learning_rate=select_learning_rates(task, spec)[0],
         batch_size=spec.batch_size or task.batch_size // task.accumulate,
         clip_norm=task.clip_norm,
-        draws=task.draws,
+        sampling=task.sampling,
         metric=task.metrics[0],
         accumulate=1 if spec.batch_size else task.accumulate,
         weight_decay=task.weight_decay,
@@ -339,9 +337,9 @@ def _scores(
     ]
 
 
-def _utterance_count(problem: Problem | Search, split: str) -> int:
-    groups = problem.alternatives if split == "train" and isinstance(problem, Problem) else None
-    return len(problem.examples[split] if groups is None else groups)
+def _utterance_count(data: TaskData | TrainingFreeTask, split: str) -> int:
+    groups = data.alternatives if split == "train" and isinstance(data, TaskData) else None
+    return len(data.examples[split] if groups is None else groups)
 
 
 def _details(
@@ -360,18 +358,21 @@ def _details(
 
 
 @contextmanager
-def _unseen(
-    extract: Extractor, utterances: Sequence[Utterance], advance: Advance, keeping: Keeping
-) -> Iterator[tuple[Source, Advance]]:
+def _test_features(
+    extract: Extractor, utterances: Sequence[Utterance], advance: Advance, storage: FeatureStorage
+) -> Iterator[tuple[Features, Advance]]:
     """The test split, encoded once: means all at once, frame states while they are scored, so that
     memory stays small."""
     if extract.pooled:
-        yield sources(extract, {"test": utterances}, advance, keeping)["test"], lambda _: None
+        yield (
+            prepare_features(extract, {"test": utterances}, advance, storage)["test"],
+            lambda _: None,
+        )
     else:
-        with extract.sharing(utterances) as around:
-            yield Reencoded(extract, utterances, around), advance
+        with extract.share_front_end(utterances) as within:
+            yield OnTheFlyFeatures(extract, utterances, within), advance
 
 
-def _layer_weights(trained: Trained) -> list[JsonValue]:
+def _layer_weights(trained: TrainedProbe) -> list[JsonValue]:
     shares = trained.probe.featurizer.weights.detach().double().softmax(0)
     return list(shares.tolist())

@@ -40,10 +40,10 @@ budget is encoded again whenever it is drawn."""
 HEARD_AT_ONCE = 256
 """Recordings taken at once from those heard before: 10 MB of a Base encoder's means."""
 
-Chosen = slice | torch.Tensor
+Indices = slice | torch.Tensor
 """Utterances by place: a slice with start and stop, or places ``(count,)`` int64."""
 
-Where = Literal["memory", "disk", "nowhere"]
+Location = Literal["memory", "disk", "nowhere"]
 
 Advance = Callable[[int], None]
 """Told how many more units of work, utterances or updates, are done."""
@@ -65,21 +65,21 @@ class Batch(NamedTuple):
     frames: torch.Tensor
 
 
-class Source(Protocol):
+class Features(Protocol):
     """The features of a list of utterances."""
 
     count: int
-    where: Where
+    location: Location
 
-    def take(self, chosen: Chosen) -> Batch:
+    def batch(self, chosen: Indices) -> Batch:
         """Returns the features of the chosen utterances, in the chosen order."""
         ...
 
 
-class Heard(NamedTuple):
+class PrecomputedFeatures(NamedTuple):
     """Features of recordings, and the place of each by its content (``Corpus.audio_ids``)."""
 
-    source: Source
+    source: Features
     places: Mapping[str, int]
 
 
@@ -99,7 +99,7 @@ class Extractor:
         device: torch.device,
         pooled: bool,
         front_ends: SharedFrontEnd | None = None,
-        heard: Heard | None = None,
+        precomputed: PrecomputedFeatures | None = None,
     ) -> None:
         self.encoder, self.corpus, self.device, self.pooled, self.front_ends = (
             encoder,
@@ -108,7 +108,7 @@ class Extractor:
             pooled,
             front_ends,
         )
-        self.heard = heard
+        self.precomputed = precomputed
         self.seconds, self.encoded = 0.0, 0
         encoder.module().to(device).eval()
 
@@ -118,24 +118,24 @@ class Extractor:
         return torch.float32 if self.pooled else torch.float16
 
     def __call__(
-        self, utterances: Sequence[Utterance], around: EncodingContext = _alone
+        self, utterances: Sequence[Utterance], within: EncodingContext = _alone
     ) -> list[torch.Tensor]:
         """Returns ``(layers, rows, dim)`` of each utterance, in their order; one row when pooled.
 
         Raises ``UserError`` for an utterance shorter than one frame.
         """
         found: dict[int, torch.Tensor] = {}
-        for group, states in self.groups(utterances, around):
+        for group, states in self.groups(utterances, within):
             found.update(zip(group, states, strict=True))
         return [found[index] for index in range(len(utterances))]
 
     def groups(
-        self, utterances: Sequence[Utterance], around: EncodingContext = _alone
+        self, utterances: Sequence[Utterance], within: EncodingContext = _alone
     ) -> Iterator[tuple[list[int], list[torch.Tensor]]]:
         """Yields places of utterances with their states, group by group of equal length, the
         longest first.
 
-        ``around``: what to encode each group within, from ``sharing``.
+        ``within``: what to encode each group within, from ``caches``.
         """
         known = self._known(utterances)
         for start in range(0, len(known), HEARD_AT_ONCE):
@@ -147,7 +147,7 @@ class Extractor:
         ):
             group = [rest[member] for member in members]
             began = time.perf_counter()
-            with around(group):
+            with within(group):
                 states = self._encode([utterances[index] for index in group])
             self.encoded += len(group)
             self.seconds += time.perf_counter() - began
@@ -155,20 +155,22 @@ class Extractor:
 
     def _known(self, utterances: Sequence[Utterance]) -> list[tuple[int, int]]:
         """Utterances by index whose recordings were heard before, with their places there."""
-        if self.heard is None:
+        if self.precomputed is None:
             return []
         places = [
-            self.heard.places.get(self.corpus.audio_ids.get(utterance.key, ""))
+            self.precomputed.places.get(self.corpus.audio_ids.get(utterance.key, ""))
             for utterance in utterances
         ]
         return [(index, place) for index, place in enumerate(places) if place is not None]
 
     def _heard_states(self, places: Sequence[int]) -> list[torch.Tensor]:
-        assert self.heard is not None
-        batch = self.heard.source.take(torch.tensor(places))
+        assert self.precomputed is not None
+        batch = self.precomputed.source.batch(torch.tensor(places))
         return list(torch.split(batch.states.to(self.dtype), batch.frames.tolist(), dim=1))
 
-    def sharing(self, utterances: Sequence[Utterance]) -> AbstractContextManager[EncodingContext]:
+    def share_front_end(
+        self, utterances: Sequence[Utterance]
+    ) -> AbstractContextManager[EncodingContext]:
         """Yields what to encode these utterances within, each exactly once, so that encoders share
         their front end."""
         return self.front_ends.reuse(utterances) if self.front_ends else nullcontext(_alone)
@@ -193,10 +195,10 @@ class Extractor:
         return wave
 
 
-class Kept:
+class InMemoryFeatures:
     """Features of all utterances in one tensor, encoded once."""
 
-    where: Where = "memory"
+    location: Location = "memory"
 
     def __init__(self, states: torch.Tensor, frames: torch.Tensor) -> None:
         """``states`` is ``(layers, rows, dim)``, ``frames`` the rows of each utterance
@@ -207,7 +209,9 @@ class Kept:
         self._starts = self._ends - frames
 
     @classmethod
-    def of(cls, extract: Extractor, utterances: Sequence[Utterance], advance: Advance) -> Kept:
+    def of(
+        cls, extract: Extractor, utterances: Sequence[Utterance], advance: Advance
+    ) -> InMemoryFeatures:
         """Encodes all utterances."""
         frames = torch.tensor(
             [1 if extract.pooled else frame_count(utterance.samples) for utterance in utterances]
@@ -220,14 +224,14 @@ class Kept:
         packed = torch.empty(
             layers, int(frames.sum()), dim, dtype=extract.dtype, device=extract.device
         )
-        with extract.sharing(utterances) as around:
-            for group, found in extract.groups(utterances, around):
+        with extract.share_front_end(utterances) as within:
+            for group, found in extract.groups(utterances, within):
                 for place, states in zip(group, found, strict=True):
                     packed[:, stretches[place]] = states
                 advance(len(group))
         return cls(packed, frames)
 
-    def take(self, chosen: Chosen) -> Batch:
+    def batch(self, chosen: Indices) -> Batch:
         """Returns the chosen features; a slice of means shares the memory of the whole."""
         frames = self.frames[chosen]
         if isinstance(chosen, slice):
@@ -246,17 +250,17 @@ def _wide(states: torch.Tensor) -> torch.Tensor:
     return states.float() if states.dtype is torch.float16 else states
 
 
-class Filed:
+class DiskFeatures:
     """Features in a file, of which only what is taken comes into memory."""
 
-    where: Where = "disk"
+    location: Location = "disk"
 
     def __init__(self, entry: Entry, layers: int, device: torch.device) -> None:
         self._entry, self._layers, self._device = entry, layers, device
         self._frames = torch.tensor(entry.counts)
         self.count = len(entry.counts)
 
-    def take(self, chosen: Chosen) -> Batch:
+    def batch(self, chosen: Indices) -> Batch:
         """Reads the chosen features."""
         places = torch.arange(self.count)[chosen]
         rows = torch.unflatten(
@@ -266,38 +270,38 @@ class Filed:
             _wide(rows.to(self._device).transpose(0, 1)).contiguous(), self._frames[places]
         )
 
-    def kept(self) -> Kept:
+    def kept(self) -> InMemoryFeatures:
         """Reads everything into memory."""
-        batch = Batch(*self.take(slice(0, self.count)))
+        batch = Batch(*self.batch(slice(0, self.count)))
         dtype = self._entry.reader.dtype
-        return Kept(batch.states.to(dtype), batch.frames)
+        return InMemoryFeatures(batch.states.to(dtype), batch.frames)
 
 
-class Reencoded:
-    """Features that are encoded whenever they are taken, within ``around`` (see
-    ``Extractor.sharing``)."""
+class OnTheFlyFeatures:
+    """Features that are encoded whenever they are taken, within ``within`` (see
+    ``Extractor.share_front_end``)."""
 
-    where: Where = "nowhere"
+    location: Location = "nowhere"
 
     def __init__(
-        self, extract: Extractor, utterances: Sequence[Utterance], around: EncodingContext = _alone
+        self, extract: Extractor, utterances: Sequence[Utterance], within: EncodingContext = _alone
     ) -> None:
-        self.extract, self.utterances, self.around = extract, utterances, around
+        self.extract, self.utterances, self.within = extract, utterances, within
         self.count = len(utterances)
 
-    def take(self, chosen: Chosen) -> Batch:
+    def batch(self, chosen: Indices) -> Batch:
         """Encodes the chosen utterances."""
         places = torch.arange(self.count)[chosen].tolist()
         utterances = [self.utterances[place] for place in places]
         found = self.extract(
-            utterances, lambda group: self.around([places[index] for index in group])
+            utterances, lambda group: self.within([places[index] for index in group])
         )
         return Batch(
             _wide(torch.cat(found, dim=1)), torch.tensor([states.shape[1] for states in found])
         )
 
 
-class Keeping(NamedTuple):
+class FeatureStorage(NamedTuple):
     """Where features may lie. ``encoder`` is the fingerprint of the encoder; without a cache there
     is no disk."""
 
@@ -306,44 +310,46 @@ class Keeping(NamedTuple):
     encoder: str = ""
 
 
-IN_MEMORY = Keeping()
+IN_MEMORY = FeatureStorage()
 """As much in memory as is usual, nothing on disk."""
 
 
-def sources(
+def prepare_features(
     extract: Extractor,
     splits: Mapping[str, Sequence[Utterance]],
     advance: Advance,
-    keeping: Keeping = IN_MEMORY,
-) -> dict[str, Source]:
+    storage: FeatureStorage = IN_MEMORY,
+) -> dict[str, Features]:
     """Returns the features of each split, in the order of ``splits``: in memory while they fit,
     else on disk, else encoded.
 
     Means go to disk as well, where another evaluation of the same encoder finds them. Their sizes
     follow from the numbers of frames; nothing is tried out.
     """
-    left = keeping.memory_bytes
-    found: dict[str, Source] = {}
+    left = storage.memory_bytes
+    found: dict[str, Features] = {}
     for split, utterances in splits.items():
-        size_bytes = size_of(extract, utterances)
+        size_bytes = size_in_bytes(extract, utterances)
         in_memory = size_bytes <= left
-        to_disk = extract.heard is None and (
+        to_disk = extract.precomputed is None and (
             extract.pooled or not in_memory
         )  # what was heard lies there already
-        filed = _filed(extract, utterances, size_bytes, advance, keeping) if to_disk else None
+        filed = _filed(extract, utterances, size_bytes, advance, storage) if to_disk else None
         if in_memory:
             left -= size_bytes
-            found[split] = filed.kept() if filed else Kept.of(extract, utterances, advance)
+            found[split] = (
+                filed.kept() if filed else InMemoryFeatures.of(extract, utterances, advance)
+            )
         elif filed or not extract.pooled:
-            found[split] = filed or Reencoded(extract, utterances)
+            found[split] = filed or OnTheFlyFeatures(extract, utterances)
             if not filed:
                 advance(len(utterances))  # nothing to do ahead
         else:  # means are small, and encoding them anew for every update is worse than any amount of memory
-            found[split] = Kept.of(extract, utterances, advance)
+            found[split] = InMemoryFeatures.of(extract, utterances, advance)
     return found
 
 
-def size_of(extract: Extractor, utterances: Sequence[Utterance]) -> int:
+def size_in_bytes(extract: Extractor, utterances: Sequence[Utterance]) -> int:
     """Returns how many bytes the features of these utterances take."""
     rows = sum(1 if extract.pooled else frame_count(utterance.samples) for utterance in utterances)
     return rows * extract.encoder.state_count * extract.encoder.dim * extract.dtype.itemsize
@@ -354,16 +360,16 @@ def _filed(
     utterances: Sequence[Utterance],
     size_bytes: int,
     advance: Advance,
-    keeping: Keeping,
-) -> Filed | None:
+    storage: FeatureStorage,
+) -> DiskFeatures | None:
     """Returns the features from disk, after putting them there if need be; ``None`` when there is
     no disk or no room."""
-    cache, layers = keeping.cache, extract.encoder.state_count
+    cache, layers = storage.cache, extract.encoder.state_count
     if cache is None:
         return None
     identity: dict[str, Any] = {
         "what": "means" if extract.pooled else "frames",
-        "encoder": keeping.encoder,
+        "encoder": storage.encoder,
         "normalised": "layer norm",
         "corpus": extract.corpus.fingerprint,
         "utterances": fingerprint([utterance.key for utterance in utterances]),
@@ -373,10 +379,13 @@ def _filed(
     if entry is not None:
         advance(len(utterances))
     elif cache.make_room(size_bytes):
-        with cache.write(key, len(utterances)) as append, extract.sharing(utterances) as around:
-            for group, found in extract.groups(utterances, around):
+        with (
+            cache.write(key, len(utterances)) as append,
+            extract.share_front_end(utterances) as within,
+        ):
+            for group, found in extract.groups(utterances, within):
                 for place, states in zip(group, found, strict=True):
                     append(place, states.transpose(0, 1).flatten(1))  # -> (rows, layers * dim)
                 advance(len(group))
         entry = cache.find(key)
-    return Filed(entry, layers, extract.device) if entry else None
+    return DiskFeatures(entry, layers, extract.device) if entry else None

@@ -18,13 +18,13 @@ from speechft_ray.speech.corpora.base import SPLITS, Corpus, Utterance
 from speechft_ray.speech.encoders.base import Encoder
 from speechft_ray.superb.evaluate import (
     Report,
-    Sharing,
+    SharedCaches,
     evaluate,
-    front_ends_of,
-    keeping_of,
+    make_front_ends,
+    make_storage,
     one_thread,
 )
-from speechft_ray.superb.features import Extractor, Heard, sources
+from speechft_ray.superb.features import Extractor, PrecomputedFeatures, prepare_features
 from speechft_ray.superb.tasks.base import TASKS
 
 
@@ -35,7 +35,7 @@ def evaluate_folds(
     device: torch.device,
     report: Report,
     *,
-    sharing: Sharing | None = None,
+    caches: SharedCaches | None = None,
     dev_only: bool = False,
 ) -> dict[str, JsonValue]:
     """Returns the facts of one evaluation; with several corpora, one per fold, those of all.
@@ -44,18 +44,23 @@ def evaluate_folds(
     ``folds`` holds the facts of each (see ``evaluate``).
     """
     if len(corpora) == 1:
-        return evaluate(
-            spec, encoder, corpora[0], device, report, sharing=sharing, dev_only=dev_only
-        )
+        return evaluate(spec, encoder, corpora[0], device, report, caches=caches, dev_only=dev_only)
     folds: list[dict[str, JsonValue]] = []
     counts: list[JsonValue] = []
-    heard = _heard(
-        spec, encoder, corpora, device, sharing, ("train", "dev") if dev_only else SPLITS
+    precomputed = _heard(
+        spec, encoder, corpora, device, caches, ("train", "dev") if dev_only else SPLITS
     )
     for corpus in corpora:
         told = _part(report, len(folds), len(corpora))
         facts = evaluate(
-            spec, encoder, corpus, device, told, sharing=sharing, dev_only=dev_only, heard=heard
+            spec,
+            encoder,
+            corpus,
+            device,
+            told,
+            caches=caches,
+            dev_only=dev_only,
+            precomputed=precomputed,
         )
         counts += cast("list[JsonValue]", facts.pop("counts"))
         folds.append(facts)
@@ -75,9 +80,9 @@ def _heard(
     encoder: Encoder,
     corpora: Sequence[Corpus],
     device: torch.device,
-    sharing: Sharing | None,
+    caches: SharedCaches | None,
     splits: Sequence[str],
-) -> Heard | None:
+) -> PrecomputedFeatures | None:
     """Encodes every recording of all folds once, for a task that needs means alone; ``None`` where
     contents are not known."""
     if not TASKS.get(spec.task).pooled or not all(corpus.audio_ids for corpus in corpora):
@@ -104,11 +109,11 @@ def _heard(
         read=read,
     )
     with one_thread(device):
-        extract = Extractor(encoder, union, device, True, front_ends_of(sharing, encoder, union))
-        found = sources(
-            extract, {"train": union.utterances}, lambda count: None, keeping_of(sharing)
+        extract = Extractor(encoder, union, device, True, make_front_ends(caches, encoder, union))
+        found = prepare_features(
+            extract, {"train": union.utterances}, lambda count: None, make_storage(caches)
         )
-    return Heard(found["train"], places)
+    return PrecomputedFeatures(found["train"], places)
 
 
 def mean_scores(folds: Sequence[Sequence[Score]]) -> list[Score]:

@@ -21,8 +21,8 @@ from torch import nn
 
 from speechft_ray.core.metrics import is_better
 from speechft_ray.speech.heads.featurizer import Featurizer
-from speechft_ray.superb.features import Advance, Batch, Chosen, Source
-from speechft_ray.superb.tasks.base import Draws, Example, Problem
+from speechft_ray.superb.features import Advance, Batch, Features, Indices
+from speechft_ray.superb.tasks.base import Example, Sampling, TaskData
 
 SCORED_AT_ONCE = 16
 """Utterances in one forward pass of scoring. Heads do not let padding reach valid frames, so the
@@ -43,7 +43,7 @@ class Schedule:
     batch_size: int
     """Utterances in one batch, of which an update takes ``accumulate``."""
     clip_norm: float
-    draws: Draws
+    sampling: Sampling
     metric: str
     """Chooses the best validation, unless the problem has a ``select``."""
     accumulate: int = 1
@@ -51,15 +51,15 @@ class Schedule:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Trained:
+class TrainedProbe:
     """A probe at its best validation."""
 
     probe: Probe
     best_update: int
     dev: Mapping[str, float]
     """Every metric of dev at ``best_update``."""
-    answers: Sequence[Any]
-    """What the probe answers on dev, in the order of its examples."""
+    dev_predictions: Sequence[Any]
+    """The predictions on dev, in the order of its examples."""
 
 
 class Probe(nn.Module):
@@ -90,28 +90,28 @@ class Probe(nn.Module):
 
 
 def train_probe(
-    problem: Problem, train: Source, dev: Source, schedule: Schedule, seed: int, advance: Advance
-) -> Trained:
+    data: TaskData, train: Features, dev: Features, schedule: Schedule, seed: int, advance: Advance
+) -> TrainedProbe:
     """Trains one probe. Initial weights, batches, dropout and augmentation follow from ``seed``
     alone.
 
-    ``train`` and ``dev`` are the features of ``problem.examples`` in their order. ``advance`` is
+    ``train`` and ``dev`` are the features of ``data.examples`` in their order. ``advance`` is
     told of each update.
     """
     return train_probes(
-        problem, train, dev, schedule, [(schedule.learning_rate, seed)], seed, advance
+        data, train, dev, schedule, [(schedule.learning_rate, seed)], seed, advance
     )[0]
 
 
 def train_probes(
-    problem: Problem,
-    train: Source,
-    dev: Source,
+    data: TaskData,
+    train: Features,
+    dev: Features,
     schedule: Schedule,
     kinds: Sequence[tuple[float, int]],
     order_seed: int,
     advance: Advance,
-) -> list[Trained]:
+) -> list[TrainedProbe]:
     """Trains a probe for each ``(learning rate, seed)`` of ``kinds``, all on the same batches,
     which are taken once for all.
 
@@ -119,63 +119,61 @@ def train_probes(
     initial weights, dropout and augmentation from each probe's own seed, so a probe is the same in
     any company.
     """
-    states = train.take(slice(0, 1)).states
-    targets = [example.target for example in problem.examples["train"]]
-    batches = draws(
+    states = train.batch(slice(0, 1)).states
+    targets = [example.target for example in data.examples["train"]]
+    batches = sample_batches(
         schedule,
-        problem.examples["train"],
+        data.examples["train"],
         torch.Generator().manual_seed(order_seed),
-        problem.alternatives,
+        data.alternatives,
     )
     learners = [
-        _Learner(problem, states, replace(schedule, learning_rate=rate), seed)
+        ProbeTrainer(data, states, replace(schedule, learning_rate=rate), seed)
         for rate, seed in kinds
     ]
     for update in range(1, schedule.updates + 1):
-        parts = taken(train, targets, list(islice(batches, schedule.accumulate)))
+        parts = gather_batches(train, targets, list(islice(batches, schedule.accumulate)))
         for learner in learners:
-            learner.learn(problem, parts)
+            learner.train_step(data, parts)
         if update % schedule.validate_every_updates == 0 or update == schedule.updates:
-            found = answers(problem, [learner.probe for learner in learners], dev)
+            found = predict(data, [learner.probe for learner in learners], dev)
             for learner, mine in zip(learners, found, strict=True):
-                learner.validated(update, problem, mine)
+                learner.validated(update, data, mine)
         advance(len(learners))
-    return [learner.trained(problem) for learner in learners]
+    return [learner.trained(data) for learner in learners]
 
 
-class _Learner:
+class ProbeTrainer:
     """One probe that is being trained, with its own random numbers and its best validation so
     far."""
 
-    def __init__(
-        self, problem: Problem, states: torch.Tensor, schedule: Schedule, seed: int
-    ) -> None:
+    def __init__(self, data: TaskData, states: torch.Tensor, schedule: Schedule, seed: int) -> None:
         self._schedule, self._device = schedule, states.device
-        with seeded(seed, self._device):
-            self.probe = Probe(states.shape[0], problem.head(states.shape[2])).to(self._device)
+        with local_rng(seed, self._device):
+            self.probe = Probe(states.shape[0], data.head(states.shape[2])).to(self._device)
             self._random = _random_state(self._device)
-        self._optimizer = optimizer_of(self.probe, schedule)
+        self._optimizer = make_optimizer(self.probe, schedule)
         self._generator = torch.Generator().manual_seed(seed)
         self._best: Best | None = None
 
-    def learn(self, problem: Problem, parts: Sequence[Part]) -> None:
-        with seeded(None, self._device):
+    def train_step(self, data: TaskData, parts: Sequence[Part]) -> None:
+        with local_rng(None, self._device):
             _set_random_state(self._device, self._random)
-            learn(self.probe, self._optimizer, problem, parts, self._schedule, self._generator)
+            train_step(self.probe, self._optimizer, data, parts, self._schedule, self._generator)
             self._random = _random_state(self._device)
 
-    def validated(self, update: int, problem: Problem, found: list[Any]) -> None:
-        self._best = better_of(
-            self._best, update, problem, found, self._schedule.metric, self.probe.state_dict
+    def validated(self, update: int, data: TaskData, found: list[Any]) -> None:
+        self._best = update_best(
+            self._best, update, data, found, self._schedule.metric, self.probe.state_dict
         )
 
-    def trained(self, problem: Problem) -> Trained:
+    def trained(self, data: TaskData) -> TrainedProbe:
         assert self._best is not None  # the last update validates
         self.probe.load_state_dict(self._best.state)
-        return trained_at(self._best, problem, self.probe)
+        return make_trained_probe(self._best, data, self.probe)
 
 
-def optimizer_of(probe: Probe, schedule: Schedule) -> torch.optim.Optimizer:
+def make_optimizer(probe: Probe, schedule: Schedule) -> torch.optim.Optimizer:
     """Returns Adam, or AdamW where weights decay, with layer weights and head in one group."""
     if schedule.weight_decay:
         return torch.optim.AdamW(
@@ -194,25 +192,25 @@ class Best(NamedTuple):
     update: int
     quality: float
     measured: dict[str, float] | None
-    answers: list[Any]
+    predictions: list[Any]
     state: dict[str, torch.Tensor]
 
 
-def better_of(
+def update_best(
     best: Best | None,
     update: int,
-    problem: Problem,
+    data: TaskData,
     found: list[Any],
     metric: str,
     state: Callable[[], Mapping[str, torch.Tensor]],
 ) -> Best:
-    """Returns the better of the best so far and a validation with the answers ``found``, the
+    """Returns the better of the best so far and a validation with the predictions ``found``, the
     earlier of two equals."""
-    if problem.select is not None:
-        measured, quality = None, problem.select(found, references(problem, "dev"))
+    if data.select is not None:
+        measured, quality = None, data.select(found, references(data, "dev"))
         improved = best is None or quality > best.quality
     else:
-        measured = dev_measured(problem, found)
+        measured = compute_dev_metrics(data, found)
         quality = measured[metric]
         improved = best is None or is_better(metric, quality, best.quality)
     if best is not None and not improved:
@@ -226,21 +224,25 @@ def better_of(
     )
 
 
-def trained_at(best: Best, problem: Problem, probe: Probe) -> Trained:
+def make_trained_probe(best: Best, data: TaskData, probe: Probe) -> TrainedProbe:
     """Returns what a training ends with; ``probe`` has the parameters of the best validation."""
-    measured = best.measured or dev_measured(problem, best.answers)
-    return Trained(probe=probe.eval(), best_update=best.update, dev=measured, answers=best.answers)
+    measured = best.measured or compute_dev_metrics(data, best.predictions)
+    return TrainedProbe(
+        probe=probe.eval(), best_update=best.update, dev=measured, dev_predictions=best.predictions
+    )
 
 
 Part = tuple[Batch, Sequence[torch.Tensor]]
 """A batch and its targets."""
 
 
-def taken(train: Source, targets: Sequence[torch.Tensor], parts: Sequence[Chosen]) -> list[Part]:
+def gather_batches(
+    train: Features, targets: Sequence[torch.Tensor], parts: Sequence[Indices]
+) -> list[Part]:
     """Takes the features and targets of the batches of one update."""
     return [
         (
-            train.take(chosen),
+            train.batch(chosen),
             targets[chosen]
             if isinstance(chosen, slice)
             else [targets[place] for place in chosen.tolist()],
@@ -249,10 +251,10 @@ def taken(train: Source, targets: Sequence[torch.Tensor], parts: Sequence[Chosen
     ]
 
 
-def learn(
+def train_step(
     probe: Probe,
     optimizer: torch.optim.Optimizer,
-    problem: Problem,
+    data: TaskData,
     parts: Sequence[Part],
     schedule: Schedule,
     generator: torch.Generator,
@@ -264,9 +266,9 @@ def learn(
     losses = []
     for batch, wanted in parts:
         features = probe.features(batch)
-        if problem.augment is not None:
-            features = problem.augment(features, batch.frames, generator)
-        loss = problem.loss(probe.head(features, batch.frames), batch.frames, wanted) / len(parts)
+        if data.augment is not None:
+            features = data.augment(features, batch.frames, generator)
+        loss = data.loss(probe.head(features, batch.frames), batch.frames, wanted) / len(parts)
         loss.backward()  # type: ignore[no-untyped-call]
         losses.append(loss.detach())
     norm = torch.nn.utils.clip_grad_norm_(probe.parameters(), schedule.clip_norm)
@@ -276,44 +278,44 @@ def learn(
 
 
 @torch.no_grad()
-def answers(
-    problem: Problem, probes: Sequence[Probe], source: Source, advance: Advance = lambda count: None
+def predict(
+    data: TaskData, probes: Sequence[Probe], source: Features, advance: Advance = lambda count: None
 ) -> list[list[Any]]:
-    """Returns the answers of each probe on one split, whose features are taken once for all of
+    """Returns the predictions of each probe on one split, whose features are taken once for all of
     them."""
     found: list[list[Any]] = [[] for _ in probes]
     for start in range(0, source.count, SCORED_AT_ONCE):
-        batch = source.take(slice(start, min(start + SCORED_AT_ONCE, source.count)))
+        batch = source.batch(slice(start, min(start + SCORED_AT_ONCE, source.count)))
         for probe, mine in zip(probes, found, strict=True):
-            mine += problem.answers(probe.eval()(batch), batch.frames)
+            mine += data.predict(probe.eval()(batch), batch.frames)
         advance(len(batch.frames))
     return found
 
 
-def references(problem: Problem, split: str) -> list[Any]:
-    """Returns what the answers on a split are compared with."""
-    return [example.reference for example in problem.examples[split]]
+def references(data: TaskData, split: str) -> list[Any]:
+    """Returns what the predictions on a split are compared with."""
+    return [example.reference for example in data.examples[split]]
 
 
-def dev_measured(problem: Problem, answers: Sequence[Any]) -> dict[str, float]:
+def compute_dev_metrics(data: TaskData, predictions: Sequence[Any]) -> dict[str, float]:
     """Returns the metrics of dev, over the examples that count."""
-    wanted = references(problem, "dev")
-    if problem.dev_places is not None:
-        answers, wanted = (
-            [items[place] for place in problem.dev_places] for items in (answers, wanted)
+    wanted = references(data, "dev")
+    if data.dev_indices is not None:
+        predictions, wanted = (
+            [items[place] for place in data.dev_indices] for items in (predictions, wanted)
         )
-    return problem.measure(answers, wanted)
+    return data.measure(predictions, wanted)
 
 
-def draws(
+def sample_batches(
     schedule: Schedule,
     examples: Sequence[Example],
     generator: torch.Generator,
     alternatives: Sequence[Sequence[int]] | None = None,
-) -> Iterator[Chosen]:
+) -> Iterator[Indices]:
     """Yields training batches without end, in the way that the schedule names.
 
-    With ``alternatives`` (see ``Problem``), utterances are drawn as if each were one example, and
+    With ``alternatives`` (see ``TaskData``), utterances are drawn as if each were one example, and
     then one of its examples.
     """
     if alternatives is None:
@@ -334,24 +336,28 @@ def draws(
 
 def _drawn(
     schedule: Schedule, examples: Sequence[Example], generator: torch.Generator
-) -> Iterator[Chosen]:
+) -> Iterator[Indices]:
     size = min(schedule.batch_size, len(examples))
-    if schedule.draws == "windows":
-        return windows([example.utterance.samples for example in examples], size, generator)
-    if schedule.draws == "buckets":
-        return buckets([example.utterance.samples for example in examples], size, generator)
-    if schedule.draws == "balanced":
-        return balanced(torch.stack([example.target[0] for example in examples]), size, generator)
-    return shuffled(len(examples), size, generator)
+    if schedule.sampling == "windows":
+        return sliding_windows([example.utterance.samples for example in examples], size, generator)
+    if schedule.sampling == "buckets":
+        return length_buckets([example.utterance.samples for example in examples], size, generator)
+    if schedule.sampling == "balanced":
+        return class_balanced_batches(
+            torch.stack([example.target[0] for example in examples]), size, generator
+        )
+    return random_epochs(len(examples), size, generator)
 
 
-def shuffled(count: int, size: int, generator: torch.Generator) -> Iterator[Chosen]:
+def random_epochs(count: int, size: int, generator: torch.Generator) -> Iterator[Indices]:
     """Yields epochs in random order; the last batch of an epoch may be smaller."""
     while True:
         yield from torch.split(torch.randperm(count, generator=generator), size)
 
 
-def balanced(classes: torch.Tensor, size: int, generator: torch.Generator) -> Iterator[Chosen]:
+def class_balanced_batches(
+    classes: torch.Tensor, size: int, generator: torch.Generator
+) -> Iterator[Indices]:
     """Yields draws with replacement in which every class is equally likely (s3prl
     ``speech_commands/expert.py``)."""
     weights = 1.0 / classes.bincount().double()[classes]
@@ -361,7 +367,9 @@ def balanced(classes: torch.Tensor, size: int, generator: torch.Generator) -> It
         )
 
 
-def windows(samples: Sequence[int], size: int, generator: torch.Generator) -> Iterator[Chosen]:
+def sliding_windows(
+    samples: Sequence[int], size: int, generator: torch.Generator
+) -> Iterator[Indices]:
     """Yields neighbours: an epoch has one window from every utterance on, in random order (s3prl
     ``ctc/corpus/libriphone.py``).
 
@@ -377,7 +385,9 @@ def windows(samples: Sequence[int], size: int, generator: torch.Generator) -> It
             )
 
 
-def buckets(samples: Sequence[int], size: int, generator: torch.Generator) -> Iterator[Chosen]:
+def length_buckets(
+    samples: Sequence[int], size: int, generator: torch.Generator
+) -> Iterator[Indices]:
     """Yields fixed batches of neighbours by audio length, in random order (s3prl
     ``asr/dataset.py``).
 
@@ -396,7 +406,7 @@ def buckets(samples: Sequence[int], size: int, generator: torch.Generator) -> It
 
 
 @contextmanager
-def seeded(seed: int | None, device: torch.device) -> Iterator[None]:
+def local_rng(seed: int | None, device: torch.device) -> Iterator[None]:
     """Seeds torch's own random numbers inside (``None``: leaves them), and puts their former state
     back.
 

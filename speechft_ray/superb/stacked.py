@@ -17,18 +17,18 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from speechft_ray.superb.features import Advance, Source
+from speechft_ray.superb.features import Advance, Features
 from speechft_ray.superb.probe import (
     Best,
     Probe,
     Schedule,
-    Trained,
-    better_of,
-    draws,
-    seeded,
-    trained_at,
+    TrainedProbe,
+    local_rng,
+    make_trained_probe,
+    sample_batches,
+    update_best,
 )
-from speechft_ray.superb.tasks.base import Problem
+from speechft_ray.superb.tasks.base import TaskData
 
 SCORED_AT_ONCE = 128
 """Utterances of one forward pass of scoring: 128 of a Base encoder are 5 MB of means."""
@@ -44,33 +44,33 @@ _NAMES = (
 
 
 def train_stacked(
-    problem: Problem,
-    train: Source,
-    dev: Source,
+    data: TaskData,
+    train: Features,
+    dev: Features,
     schedule: Schedule,
     rates: Sequence[float],
     seeds: int,
     advance: Advance,
-) -> list[list[Trained]]:
+) -> list[list[TrainedProbe]]:
     """Trains a pooled probe for every rate and seed; returns them by ``[rate][seed]``, each at its
     own best validation.
 
     ``schedule.learning_rate`` is not used. ``advance`` is told of each update of each head. Raises
-    ``ValueError`` for a problem that has no ``stack``.
+    ``ValueError`` for a problem that has no ``pooled_head``.
     """
-    if problem.stack is None:
+    if data.pooled_head is None:
         raise ValueError("only problems with a pooled head can be trained as a stack")
-    first = train.take(slice(0, 1)).states
-    heads = _Heads(problem, first, rates, seeds)
-    targets = torch.stack([example.target for example in problem.examples["train"]]).to(
+    first = train.batch(slice(0, 1)).states
+    heads = _Heads(data, first, rates, seeds)
+    targets = torch.stack([example.target for example in data.examples["train"]]).to(
         first.device
     )  # (utterances, columns)
     orders = [
-        draws(
+        sample_batches(
             schedule,
-            problem.examples["train"],
+            data.examples["train"],
             torch.Generator().manual_seed(seed),
-            problem.alternatives,
+            data.alternatives,
         )
         for seed in range(seeds)
     ]
@@ -78,22 +78,22 @@ def train_stacked(
     for update in range(1, schedule.updates + 1):
         chosen = torch.stack([_places(order) for order in orders])  # (seeds, batch)
         states = torch.unflatten(
-            train.take(chosen.flatten()).states, 1, chosen.shape
+            train.batch(chosen.flatten()).states, 1, chosen.shape
         )  # (layers, seeds, batch, dim)
         heads.step(states, targets[chosen.to(targets.device)], schedule.clip_norm)
         if update % schedule.validate_every_updates == 0 or update == schedule.updates:
-            for head, found in enumerate(_answers(problem, heads, dev)):
-                best[head] = better_of(
+            for head, found in enumerate(_answers(data, heads, dev)):
+                best[head] = update_best(
                     best[head],
                     update,
-                    problem,
+                    data,
                     found,
                     schedule.metric,
                     partial(heads.state_of, head),
                 )
         advance(heads.count)
     trained = [
-        trained_at(item, problem, _as_probe(problem, first, item))
+        make_trained_probe(item, data, _as_probe(data, first, item))
         for item in best
         if item is not None
     ]
@@ -108,12 +108,12 @@ class _Heads:
     """
 
     def __init__(
-        self, problem: Problem, first: torch.Tensor, rates: Sequence[float], seeds: int
+        self, data: TaskData, first: torch.Tensor, rates: Sequence[float], seeds: int
     ) -> None:
-        assert problem.stack is not None
-        self.sizes = list(problem.stack.classes)
+        assert data.pooled_head is not None
+        self.sizes = list(data.pooled_head.classes)
         self.rates, self.seeds, self.count = len(rates), seeds, len(rates) * seeds
-        starts = [_initial(problem, first, seed) for seed in range(seeds)]
+        starts = [_initial(data, first, seed) for seed in range(seeds)]
         stacked = [
             torch.stack([start[part] for start in starts]).repeat(self._wide(part, starts))
             for part in range(5)
@@ -171,11 +171,11 @@ class _Heads:
         return dict(zip(_NAMES, self.heads[head], strict=True))
 
 
-def _initial(problem: Problem, first: torch.Tensor, seed: int) -> list[torch.Tensor]:
+def _initial(data: TaskData, first: torch.Tensor, seed: int) -> list[torch.Tensor]:
     """The parameters that a probe of this seed starts with, in the order of
     ``_Heads.parameters``."""
-    with seeded(seed, first.device):
-        probe = Probe(first.shape[0], problem.head(first.shape[2])).to(first.device)
+    with local_rng(seed, first.device):
+        probe = Probe(first.shape[0], data.head(first.shape[2])).to(first.device)
     state = probe.state_dict()
     return [state[name] for name in _NAMES]
 
@@ -188,18 +188,18 @@ def _places(order: Iterator[torch.Tensor | slice]) -> torch.Tensor:
 
 
 @torch.no_grad()
-def _answers(problem: Problem, heads: _Heads, dev: Source) -> list[list[Any]]:
-    answers: list[list[Any]] = [[] for _ in range(heads.count)]
+def _answers(data: TaskData, heads: _Heads, dev: Features) -> list[list[Any]]:
+    predictions: list[list[Any]] = [[] for _ in range(heads.count)]
     for start in range(0, dev.count, SCORED_AT_ONCE):
-        batch = dev.take(slice(start, min(start + SCORED_AT_ONCE, dev.count)))
+        batch = dev.batch(slice(start, min(start + SCORED_AT_ONCE, dev.count)))
         logits = heads.logits(batch.states.unsqueeze(1).expand(-1, heads.seeds, -1, -1))
-        for known, found in zip(answers, logits, strict=True):
-            known += problem.answers(found, batch.frames)
-    return answers
+        for known, found in zip(predictions, logits, strict=True):
+            known += data.predict(found, batch.frames)
+    return predictions
 
 
-def _as_probe(problem: Problem, first: torch.Tensor, best: Best) -> Probe:
-    with seeded(0, first.device):  # its random start is written over
-        probe = Probe(first.shape[0], problem.head(first.shape[2])).to(first.device)
+def _as_probe(data: TaskData, first: torch.Tensor, best: Best) -> Probe:
+    with local_rng(0, first.device):  # its random start is written over
+        probe = Probe(first.shape[0], data.head(first.shape[2])).to(first.device)
     probe.load_state_dict(best.state)
     return probe

@@ -15,8 +15,8 @@ from speechft_ray.core.metrics import METRICS
 from speechft_ray.core.records import read_scores
 from speechft_ray.core.specs import CorpusSpec, EvalSpec
 from speechft_ray.speech.corpora.base import Corpus
-from speechft_ray.superb.evaluate import evaluate, pose
-from speechft_ray.superb.tasks.base import TASKS, Problem, tasks_for
+from speechft_ray.superb.evaluate import build_task_data, evaluate
+from speechft_ray.superb.tasks.base import TASKS, TaskData, list_allowed_tasks
 from tests.superb.toy_models import ToyEncoder, toy_corpus
 
 COUNTS = {"train": 12, "dev": 6, "test": 6}
@@ -98,11 +98,11 @@ def right_answers(name: str, references: Sequence[Any], corpus: Corpus) -> list[
 @each_task
 def test_right_answers_are_perfect_and_its_metrics_know_their_direction(name: str) -> None:
     corpus = toy_corpus(COUNTS)
-    problem = pose(TASKS.get(name), spec_of(name), corpus)
-    references = [example.reference for example in problem.examples["test"]]
+    data = build_task_data(TASKS.get(name), spec_of(name), corpus)
+    references = [example.reference for example in data.examples["test"]]
     right = right_answers(name, references, corpus)
-    perfect = problem.measure(right, references)
-    shifted = problem.measure([*right[1:], right[0]], references)
+    perfect = data.measure(right, references)
+    shifted = data.measure([*right[1:], right[0]], references)
     best = {"percent": 100.0, "value": 1.0}
     for metric in TASKS.get(name).metrics:
         value, row = perfect[metric], METRICS[metric]
@@ -114,83 +114,82 @@ def test_right_answers_are_perfect_and_its_metrics_know_their_direction(name: st
 @each_task
 def test_its_counts_make_its_metrics(name: str) -> None:
     corpus = toy_corpus(COUNTS)
-    problem = pose(TASKS.get(name), spec_of(name), corpus)
+    data = build_task_data(TASKS.get(name), spec_of(name), corpus)
     if name in (
         "asv",
         "qbe",
     ):  # the best threshold over all trials or queries is no sum over utterances
-        assert getattr(problem, "counts", None) is None
+        assert getattr(data, "counts", None) is None
         return
-    assert isinstance(problem, Problem) and problem.counts is not None
-    wanted = {
-        split: [example.reference for example in problem.examples[split]]
-        for split in ("dev", "test")
+    assert isinstance(data, TaskData) and data.counts is not None
+    references = {
+        split: [example.reference for example in data.examples[split]] for split in ("dev", "test")
     }
-    heard = {
+    predictions = {
         split: right_answers(name, [*items[1:], items[0]], corpus)
-        for split, items in wanted.items()
+        for split, items in references.items()
     }
-    measured = problem.measured_test(heard["dev"], wanted["dev"], heard["test"], wanted["test"])
-    counts = problem.counts(heard["test"], wanted["test"], measured)
+    metrics = data.compute_test_metrics(
+        predictions["dev"], references["dev"], predictions["test"], references["test"]
+    )
+    counts = data.counts(predictions["test"], references["test"], metrics)
     assert set(counts) == set(TASKS.get(name).metrics)
     for metric, pairs in counts.items():
         assert len(pairs) == COUNTS["test"]
         assert 100.0 * sum(amount for amount, _ in pairs) / sum(
             of for _, of in pairs
-        ) == pytest.approx(measured[metric])
+        ) == pytest.approx(metrics[metric])
 
 
 @each_task
 def test_its_examples_are_the_corpus(name: str) -> None:
     corpus = toy_corpus(COUNTS)
-    problem = pose(TASKS.get(name), spec_of(name), corpus)
-    wanted = {split: {utterance.key for utterance in corpus.split(split)} for split in COUNTS}
+    data = build_task_data(TASKS.get(name), spec_of(name), corpus)
+    references = {split: {utterance.key for utterance in corpus.split(split)} for split in COUNTS}
     if name == "asv":
-        wanted["dev"] = wanted["test"]  # as published numbers were chosen
-    for split, examples in problem.examples.items():
-        assert {example.utterance.key.split("[")[0] for example in examples} == wanted[split]
+        references["dev"] = references["test"]  # as published numbers were chosen
+    for split, examples in data.examples.items():
+        assert {example.utterance.key.split("[")[0] for example in examples} == references[split]
         for example in examples:
-            assert len(problem.corpus.read(example.utterance)) == example.utterance.samples
+            assert len(data.corpus.read(example.utterance)) == example.utterance.samples
 
 
 @pytest.mark.parametrize("name", [name for name in TASKS.names() if name != "qbe"])
 def test_its_loss_reaches_the_whole_head(name: str) -> None:
-    problem = pose(TASKS.get(name), spec_of(name), toy_corpus(COUNTS))
-    assert isinstance(problem, Problem)
+    data = build_task_data(TASKS.get(name), spec_of(name), toy_corpus(COUNTS))
+    assert isinstance(data, TaskData)
     torch.manual_seed(0)
-    head = problem.head(5)
+    head = data.head(5)
     frames = torch.tensor([40, 33, 37])
     logits = head(torch.randn(3, 40, 5), frames)
-    loss = problem.loss(
-        logits, frames, [example.target for example in problem.examples["train"][:3]]
-    )
+    loss = data.loss(logits, frames, [example.target for example in data.examples["train"][:3]])
     loss.backward()
     assert loss.ndim == 0 and loss.isfinite()
     assert all(
         parameter.grad is not None and parameter.grad.abs().sum() > 0
         for parameter in head.parameters()
     )
-    assert len(problem.answers(logits, frames)) == 3
+    assert len(data.predict(logits, frames)) == 3
 
 
 @each_task
 def test_it_refuses_a_corpus_without_its_columns_or_a_split(name: str) -> None:
     corpus = toy_corpus(COUNTS)
     task = TASKS.get(name)
-    assert name in tasks_for(corpus.columns)
+    assert name in list_allowed_tasks(corpus.columns)
     if task.columns:
         poorer = replace(corpus, columns=corpus.columns - {task.columns[0]})
-        assert name not in tasks_for(poorer.columns)
+        assert name not in list_allowed_tasks(poorer.columns)
         with pytest.raises(UserError, match=f"needs the column `{task.columns[0]}`"):
-            pose(task, spec_of(name), poorer)
+            build_task_data(task, spec_of(name), poorer)
     with pytest.raises(UserError, match="no utterances in the split `test`"):
-        pose(task, spec_of(name), toy_corpus({"train": 12, "dev": 6}))
+        build_task_data(task, spec_of(name), toy_corpus({"train": 12, "dev": 6}))
 
 
 @each_task
 def test_it_refuses_unknown_options(name: str) -> None:
     with pytest.raises(SpecError, match="no_such_option"):
-        pose(
+        build_task_data(
             TASKS.get(name),
             spec_of(name).model_copy(update={"options": {"no_such_option": 1}}),
             toy_corpus(COUNTS),

@@ -14,12 +14,12 @@ import torch
 from speechft_ray.core.errors import SpecError
 from speechft_ray.core.specs import CorpusSpec, EvalSpec
 from speechft_ray.speech.corpora.base import Utterance
-from speechft_ray.superb.evaluate import evaluate, pose
+from speechft_ray.superb.evaluate import build_task_data, evaluate
 from speechft_ray.superb.features import Batch
-from speechft_ray.superb.probe import draws, train_probe
+from speechft_ray.superb.probe import sample_batches, train_probe
 from speechft_ray.superb.stacked import train_stacked
 from speechft_ray.superb.tasks._segments import crops_of
-from speechft_ray.superb.tasks.base import TASKS, Problem
+from speechft_ray.superb.tasks.base import TASKS, TaskData
 from tests.superb.test_probe import ignore, means, noise, schedule
 from tests.superb.toy_models import ToyEncoder, toy_corpus
 
@@ -32,21 +32,21 @@ def spec(task: str = "sid", **options: Any) -> EvalSpec:
     return EvalSpec(task=task, corpus=CorpusSpec(), updates=6, batch_size=5, options=options)
 
 
-def cropped(task: str = "sid", crops: int = 4, train: int = 12) -> Problem:
+def cropped(task: str = "sid", crops: int = 4, train: int = 12) -> TaskData:
     given = spec(task, crops=crops, crop_seconds=LONG / 16_000)
-    found = pose(TASKS.get(task), given, toy_corpus({**COUNTS, "train": train}))
-    assert isinstance(found, Problem)
+    found = build_task_data(TASKS.get(task), given, toy_corpus({**COUNTS, "train": train}))
+    assert isinstance(found, TaskData)
     return found
 
 
 @pytest.mark.parametrize("task", ["sid", "er", "ks", "ic"])
 def test_long_training_utterances_have_crops_and_nothing_else_is_cut(task: str) -> None:
-    problem, plain = cropped(task), pose(TASKS.get(task), spec(task), toy_corpus(COUNTS))
-    assert problem.alternatives is not None
-    train = problem.examples["train"]
-    assert [place for places in problem.alternatives for place in places] == list(range(len(train)))
+    data, plain = cropped(task), build_task_data(TASKS.get(task), spec(task), toy_corpus(COUNTS))
+    assert data.alternatives is not None
+    train = data.examples["train"]
+    assert [place for places in data.alternatives for place in places] == list(range(len(train)))
     lengths = []
-    for places, whole in zip(problem.alternatives, plain.examples["train"], strict=True):
+    for places, whole in zip(data.alternatives, plain.examples["train"], strict=True):
         mine = [train[place] for place in places]
         lengths.append(whole.utterance.samples)
         assert len(mine) == (4 if whole.utterance.samples > LONG else 1)
@@ -54,21 +54,21 @@ def test_long_training_utterances_have_crops_and_nothing_else_is_cut(task: str) 
         audio = plain.corpus.read(whole.utterance)
         for piece in mine:
             assert piece.utterance.samples == min(LONG, whole.utterance.samples)
-            heard = problem.corpus.read(piece.utterance)
+            audio_read = data.corpus.read(piece.utterance)
             start = (
                 int(piece.utterance.key.split("[")[1].split(":")[0])
                 if "[" in piece.utterance.key
                 else 0
             )
-            assert (heard == audio[start : start + len(heard)]).all() and len(
-                heard
+            assert (audio_read == audio[start : start + len(audio_read)]).all() and len(
+                audio_read
             ) == piece.utterance.samples
             assert torch.equal(piece.target, whole.target) and piece.reference == whole.reference
     assert min(lengths) <= LONG < max(lengths)
     for split in ("dev", "test"):
         known = [(item.utterance.key, item.utterance.samples) for item in plain.examples[split]]
         assert [
-            (item.utterance.key, item.utterance.samples) for item in problem.examples[split]
+            (item.utterance.key, item.utterance.samples) for item in data.examples[split]
         ] == known
 
 
@@ -94,16 +94,14 @@ def test_crops_begin_anywhere_and_follow_from_the_key() -> None:
 
 @pytest.mark.parametrize("size", [5, 12])
 def test_an_epoch_has_every_utterance_once_and_every_crop_is_as_likely(size: int) -> None:
-    problem = cropped()
-    assert problem.alternatives is not None
-    owner = {
-        place: number for number, places in enumerate(problem.alternatives) for place in places
-    }
-    order = draws(
+    data = cropped()
+    assert data.alternatives is not None
+    owner = {place: number for number, places in enumerate(data.alternatives) for place in places}
+    order = sample_batches(
         schedule(batch_size=size),
-        problem.examples["train"],
+        data.examples["train"],
         torch.Generator().manual_seed(0),
-        problem.alternatives,
+        data.alternatives,
     )
     epochs, batches = 2000, -(-12 // size)
     drawn: Counter[int] = Counter()
@@ -113,7 +111,7 @@ def test_an_epoch_has_every_utterance_once_and_every_crop_is_as_likely(size: int
         ).tolist()
         assert sorted(owner[place] for place in places) == list(range(12))
         drawn.update(places)
-    for alternatives in problem.alternatives:
+    for alternatives in data.alternatives:
         expected = epochs / len(alternatives)
         deviation = (expected * (1 - 1 / len(alternatives))) ** 0.5
         assert all(abs(drawn[place] - expected) <= 5 * deviation for place in alternatives)
@@ -121,13 +119,13 @@ def test_an_epoch_has_every_utterance_once_and_every_crop_is_as_likely(size: int
 
 def test_balanced_draws_count_utterances_not_crops() -> None:
     """Classes are equally likely though those of long utterances have more examples."""
-    problem = cropped("ks", crops=6, train=24)
-    plan = schedule(batch_size=24, draws="balanced", metric="ks.accuracy")
-    order = draws(
-        plan, problem.examples["train"], torch.Generator().manual_seed(0), problem.alternatives
+    data = cropped("ks", crops=6, train=24)
+    plan = schedule(batch_size=24, sampling="balanced", metric="ks.accuracy")
+    order = sample_batches(
+        plan, data.examples["train"], torch.Generator().manual_seed(0), data.alternatives
     )
     labels = Counter(
-        problem.examples["train"][int(place)].reference
+        data.examples["train"][int(place)].reference
         for chosen in islice(order, 400)
         for place in chosen
     )
@@ -138,29 +136,29 @@ def test_balanced_draws_count_utterances_not_crops() -> None:
 
 
 def test_utterances_no_longer_than_a_crop_stay_as_they_are() -> None:
-    whole = pose(TASKS.get("sid"), spec(crops=3), toy_corpus(COUNTS))
-    assert isinstance(whole, Problem) and whole.alternatives == [
+    whole = build_task_data(TASKS.get("sid"), spec(crops=3), toy_corpus(COUNTS))
+    assert isinstance(whole, TaskData) and whole.alternatives == [
         range(place, place + 1) for place in range(12)
     ]
-    plain = pose(TASKS.get("sid"), spec(), toy_corpus(COUNTS))
-    assert isinstance(plain, Problem) and plain.alternatives is None
+    plain = build_task_data(TASKS.get("sid"), spec(), toy_corpus(COUNTS))
+    assert isinstance(plain, TaskData) and plain.alternatives is None
     assert [item.utterance.key for item in whole.examples["train"]] == [
         item.utterance.key for item in plain.examples["train"]
     ]
 
 
 def test_a_stack_draws_the_crops_that_each_probe_draws_alone() -> None:
-    problem = cropped()
-    train, dev = (means(noise(problem, split, hint=0.5)) for split in ("train", "dev"))
+    data = cropped()
+    train, dev = (means(noise(data, split, hint=0.5)) for split in ("train", "dev"))
     plan = schedule(updates=12, validate_every_updates=6)
-    stacked = train_stacked(problem, train, dev, plan, [1e-2], 2, ignore)[0]
-    alone = [train_probe(problem, train, dev, plan, seed, ignore) for seed in range(2)]
+    stacked = train_stacked(data, train, dev, plan, [1e-2], 2, ignore)[0]
+    alone = [train_probe(data, train, dev, plan, seed, ignore) for seed in range(2)]
     batch = Batch(dev.states, dev.frames)
     for one, other in zip(stacked, alone, strict=True):
         torch.testing.assert_close(
             one.probe.eval()(batch), other.probe.eval()(batch), rtol=1e-3, atol=1e-4
         )
-    without = train_probe(replace(problem, alternatives=None), train, dev, plan, 0, ignore)
+    without = train_probe(replace(data, alternatives=None), train, dev, plan, 0, ignore)
     assert not torch.allclose(
         without.probe.eval()(batch), alone[0].probe.eval()(batch), rtol=1e-3, atol=1e-4
     )
@@ -182,4 +180,4 @@ def test_an_evaluation_encodes_each_crop_once_and_counts_utterances() -> None:
 @pytest.mark.parametrize("wrong", [{"crops": -1}, {"crops": 1, "crop_seconds": 0.02}])
 def test_crops_that_cannot_be_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(SpecError, match="options of the task `sid`"):
-        pose(TASKS.get("sid"), spec(**wrong), toy_corpus(COUNTS))
+        build_task_data(TASKS.get("sid"), spec(**wrong), toy_corpus(COUNTS))

@@ -13,7 +13,7 @@ from speechft_ray.core.counts import UtteranceCounts
 from speechft_ray.core.records import read_scores
 from speechft_ray.core.specs import CorpusSpec, EvalSpec
 from speechft_ray.speech.features.cache import FeatureCache
-from speechft_ray.superb.evaluate import REPORTS, Sharing, evaluate
+from speechft_ray.superb.evaluate import REPORTS, SharedCaches, evaluate
 from speechft_ray.superb.tasks.base import TASKS
 from tests.superb.toy_models import COUNTS, STATE_COUNT, ToyEncoder, toy_corpus
 
@@ -194,12 +194,12 @@ def test_the_grid_of_superb_is_one_word() -> None:
 
 
 def test_a_cache_changes_no_number_and_spares_the_encoder(tmp_path: Path) -> None:
-    sharing = Sharing(cache=FeatureCache(tmp_path, 1 << 24), encoder="toy", front_end=None)
+    caches = SharedCaches(cache=FeatureCache(tmp_path, 1 << 24), encoder="toy", front_end=None)
     spec = EvalSpec(task="sid", corpus=CorpusSpec(), updates=10, batch_size=8)
     plain = facts_of(task="sid", updates=10, batch_size=8)
     for calls in (sum(COUNTS.values()), 0):
         encoder = ToyEncoder()
-        facts = evaluate(spec, encoder, toy_corpus(), CPU, lambda counts: None, sharing=sharing)
+        facts = evaluate(spec, encoder, toy_corpus(), CPU, lambda counts: None, caches=caches)
         assert {**facts, "seconds": None} == {**plain, "seconds": None}
         assert sum(encoder.calls) == calls
 

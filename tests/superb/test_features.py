@@ -13,7 +13,14 @@ from speechft_ray.core.errors import UserError
 from speechft_ray.speech.corpora.base import Corpus, Utterance
 from speechft_ray.speech.encoders.base import HiddenStates
 from speechft_ray.speech.features.cache import FeatureCache
-from speechft_ray.superb.features import Extractor, Keeping, Kept, Reencoded, size_of, sources
+from speechft_ray.superb.features import (
+    Extractor,
+    FeatureStorage,
+    InMemoryFeatures,
+    OnTheFlyFeatures,
+    prepare_features,
+    size_in_bytes,
+)
 from tests.superb.toy_models import DIM, STATE_COUNT, ToyEncoder, toy_corpus
 
 CPU = torch.device("cpu")
@@ -59,7 +66,7 @@ def test_encoding_is_frozen_and_one_by_one() -> None:
     extract = extractor()
     extract.encoder.module().train()
     extract = Extractor(extract.encoder, extract.corpus, CPU, False)
-    kept = Kept.of(extract, extract.corpus.split("train"), lambda count: None)
+    kept = InMemoryFeatures.of(extract, extract.corpus.split("train"), lambda count: None)
     assert not extract.encoder.module().training
     assert not kept.states.requires_grad
     assert extract.encoder.calls == [1] * 9
@@ -70,9 +77,9 @@ def test_encoding_is_frozen_and_one_by_one() -> None:
 def test_order_and_company_change_no_bit(pooled: bool) -> None:
     extract = extractor(pooled)
     utterances = extract.corpus.split("train")
-    kept = Kept.of(extract, utterances, lambda count: None)
-    backwards = Kept.of(extract, utterances[::-1], lambda count: None)
-    anew = Reencoded(extract, utterances)
+    kept = InMemoryFeatures.of(extract, utterances, lambda count: None)
+    backwards = InMemoryFeatures.of(extract, utterances[::-1], lambda count: None)
+    anew = OnTheFlyFeatures(extract, utterances)
     for place, utterance in enumerate(utterances):
         alone = extract([utterance])[0]
         for source, position in (
@@ -80,7 +87,7 @@ def test_order_and_company_change_no_bit(pooled: bool) -> None:
             (backwards, len(utterances) - 1 - place),
             (anew, place),
         ):
-            batch = source.take(slice(position, position + 1))
+            batch = source.batch(slice(position, position + 1))
             assert torch.equal(batch.states, alone.float())
             assert batch.frames.tolist() == [alone.shape[1]]
 
@@ -93,8 +100,8 @@ def test_kept_and_reencoded_features_are_the_same(
     extract = extractor(pooled)
     utterances = extract.corpus.split("train")
     kept, anew = (
-        Kept.of(extract, utterances, lambda count: None).take(chosen),
-        Reencoded(extract, utterances).take(chosen),
+        InMemoryFeatures.of(extract, utterances, lambda count: None).batch(chosen),
+        OnTheFlyFeatures(extract, utterances).batch(chosen),
     )
     assert torch.equal(kept.states, anew.states)
     assert torch.equal(kept.frames, anew.frames)
@@ -103,8 +110,8 @@ def test_kept_and_reencoded_features_are_the_same(
 
 def test_a_window_of_kept_means_is_a_view() -> None:
     extract = extractor(pooled=True)
-    kept = Kept.of(extract, extract.corpus.split("train"), lambda count: None)
-    window = kept.take(slice(1, 4)).states
+    kept = InMemoryFeatures.of(extract, extract.corpus.split("train"), lambda count: None)
+    window = kept.batch(slice(1, 4)).states
     assert window.untyped_storage().data_ptr() == kept.states.untyped_storage().data_ptr()
 
 
@@ -119,18 +126,23 @@ def test_the_budget_keeps_the_first_splits_and_counts_all_work() -> None:
         split: sum(extract([utterance])[0].nbytes for utterance in items)
         for split, items in splits.items()
     }
-    assert sizes == {split: size_of(extract, items) for split, items in splits.items()}
-    found = sources(extract, splits, done.append, Keeping(sizes["train"] + sizes["dev"] // 2))
-    assert {split: source.where for split, source in found.items()} == {
+    assert sizes == {split: size_in_bytes(extract, items) for split, items in splits.items()}
+    found = prepare_features(
+        extract, splits, done.append, FeatureStorage(sizes["train"] + sizes["dev"] // 2)
+    )
+    assert {split: source.location for split, source in found.items()} == {
         "train": "memory",
         "dev": "nowhere",
     }
     assert sum(done) == 14
     assert all(
-        source.where == "memory" for source in sources(extract, splits, done.append).values()
+        source.location == "memory"
+        for source in prepare_features(extract, splits, done.append).values()
     )
-    means = sources(extractor(pooled=True), splits, done.append, Keeping(memory_bytes=0))
-    assert all(source.where == "memory" for source in means.values())
+    means = prepare_features(
+        extractor(pooled=True), splits, done.append, FeatureStorage(memory_bytes=0)
+    )
+    assert all(source.location == "memory" for source in means.values())
 
 
 @pytest.mark.parametrize("pooled", [True, False])
@@ -140,30 +152,32 @@ def test_features_are_the_same_wherever_they_lie(pooled: bool, tmp_path: Path) -
     splits = both_splits(extractor())
     cache = FeatureCache(tmp_path, budget_bytes=1 << 20)
     places = {
-        "memory": Keeping(),
-        "disk": Keeping(0, cache, "an encoder"),
-        "nowhere": Keeping(0, FeatureCache(tmp_path / "small", budget_bytes=1), "an encoder"),
+        "memory": FeatureStorage(),
+        "disk": FeatureStorage(0, cache, "an encoder"),
+        "nowhere": FeatureStorage(
+            0, FeatureCache(tmp_path / "small", budget_bytes=1), "an encoder"
+        ),
     }
     chosen = torch.tensor([4, 0, 3])
-    expected = sources(extractor(pooled), splits, lambda count: None)
-    for where, keeping in places.items():
+    expected = prepare_features(extractor(pooled), splits, lambda count: None)
+    for location, storage in places.items():
         extract = extractor(pooled)
-        found = sources(extract, splits, lambda count: None, keeping)
-        assert {source.where for source in found.values()} == {
-            "memory" if pooled and where == "nowhere" else where
+        found = prepare_features(extract, splits, lambda count: None, storage)
+        assert {source.location for source in found.values()} == {
+            "memory" if pooled and location == "nowhere" else location
         }
         for split, source in found.items():
             for part in (chosen, slice(1, 4)):
-                assert torch.equal(source.take(part).states, expected[split].take(part).states)
-                assert torch.equal(source.take(part).frames, expected[split].take(part).frames)
+                assert torch.equal(source.batch(part).states, expected[split].batch(part).states)
+                assert torch.equal(source.batch(part).frames, expected[split].batch(part).frames)
     again = extractor(pooled)
     assert {
-        source.where
-        for source in sources(again, splits, lambda count: None, places["disk"]).values()
+        source.location
+        for source in prepare_features(again, splits, lambda count: None, places["disk"]).values()
     } == {"disk"}
     assert again.encoded == 0
     other = extractor(pooled)
-    sources(other, splits, lambda count: None, Keeping(0, cache, "another encoder"))
+    prepare_features(other, splits, lambda count: None, FeatureStorage(0, cache, "another encoder"))
     assert other.encoded == 14
 
 

@@ -15,7 +15,7 @@ from speechft_ray.core.records import Score, read_scores
 from speechft_ray.core.specs import CorpusSpec, EvalSpec
 from speechft_ray.speech.corpora.base import Corpus
 from speechft_ray.speech.features.cache import FeatureCache
-from speechft_ray.superb.evaluate import Sharing, evaluate
+from speechft_ray.superb.evaluate import SharedCaches, evaluate
 from speechft_ray.superb.folds import evaluate_folds, mean_scores
 from speechft_ray.sweep.plan import Inputs, make_plan
 from tests.superb.toy_models import ToyEncoder, toy_corpus
@@ -131,10 +131,10 @@ def test_a_recording_of_several_folds_is_encoded_once(cached: bool, tmp_path: Pa
 
     def found(known: bool, encoder: ToyEncoder) -> dict[str, Any]:
         cache = FeatureCache(tmp_path / str(known), 1 << 24)
-        sharing = Sharing(cache=cache, encoder="toy", front_end=None) if cached else None
+        caches = SharedCaches(cache=cache, encoder="toy", front_end=None) if cached else None
         corpora = [fold(number, known) for number in range(3)]
         return evaluate_folds(
-            spec(folds=FOLDS), encoder, corpora, CPU, lambda _: None, sharing=sharing
+            spec(folds=FOLDS), encoder, corpora, CPU, lambda _: None, caches=caches
         )
 
     apart, together, again = ToyEncoder(), ToyEncoder(), ToyEncoder()

@@ -15,8 +15,8 @@ from speechft_ray.speech.checkpoints.load import weights_fingerprint
 from speechft_ray.speech.encoders.base import FAMILIES, EncoderWeights
 from speechft_ray.speech.features.cache import FeatureCache
 from speechft_ray.speech.features.front_end import SharedFrontEnd
-from speechft_ray.superb.evaluate import Sharing, evaluate
-from speechft_ray.superb.features import Extractor, Keeping, sources
+from speechft_ray.superb.evaluate import SharedCaches, evaluate
+from speechft_ray.superb.features import Extractor, FeatureStorage, prepare_features
 from tests.speech.toy_models import toy_encoder
 from tests.superb.toy_models import toy_corpus
 
@@ -46,9 +46,9 @@ def extracted(
     shape = family.describe(weights.config)
     front = SharedFrontEnd(cache, encoder.module(), PREFIX, shape, CORPUS) if cache else None
     extract = Extractor(encoder, CORPUS, torch.device("cpu"), pooled, front)
-    found = sources(extract, SPLITS, lambda count: None)
+    found = prepare_features(extract, SPLITS, lambda count: None)
     return [
-        source.take(slice(0, source.count)).states for source in found.values()
+        source.batch(slice(0, source.count)).states for source in found.values()
     ], front.computed if front else 8
 
 
@@ -94,11 +94,11 @@ def test_the_encoder_is_left_as_it_was(tmp_path: Path) -> None:
         cache, encoder.module(), PREFIX, FAMILIES.get("hubert").describe(weights.config), CORPUS
     )
     for _ in range(2):
-        sources(
+        prepare_features(
             Extractor(encoder, CORPUS, torch.device("cpu"), True, front),
             SPLITS,
             lambda count: None,
-            Keeping(),
+            FeatureStorage(),
         )
         assert encoder.module().feature_extractor is own
         assert not own._forward_hooks
@@ -123,12 +123,12 @@ def test_an_evaluation_encodes_each_utterance_once_and_a_sweep_its_front_end(
         for name, counts in seen.items():
             counts.append(0)
             getattr(encoder.module(), name).register_forward_hook(partial(_count, counts))
-        own = Sharing(
+        own = SharedCaches(
             cache=cache,
             encoder=weights_fingerprint(weights),
             front_end=(PREFIX, family.describe(weights.config)),
         )
-        shared = evaluate(spec, encoder, corpus, torch.device("cpu"), lambda _: None, sharing=own)
+        shared = evaluate(spec, encoder, corpus, torch.device("cpu"), lambda _: None, caches=own)
         assert shared["scores"] == alone["scores"]
     assert seen == {"feature_extractor": [16, 0], "encoder": [16, 16]}
 

@@ -16,11 +16,11 @@ from speechft_ray.core.errors import UserError
 from speechft_ray.core.records import read_scores
 from speechft_ray.core.specs import CorpusSpec, EvalSpec
 from speechft_ray.speech.corpora.base import Corpus
-from speechft_ray.superb.evaluate import evaluate, pose
-from speechft_ray.superb.features import Extractor, Kept, Reencoded
+from speechft_ray.superb.evaluate import build_task_data, evaluate
+from speechft_ray.superb.features import Extractor, InMemoryFeatures, OnTheFlyFeatures
 from speechft_ray.superb.tasks import qbe
 from speechft_ray.superb.tasks._dtw import Distance, frame_distances, subsequence_costs
-from speechft_ray.superb.tasks.base import TASKS, Search
+from speechft_ray.superb.tasks.base import TASKS, TrainingFreeTask
 from tests.superb.references import DOCUMENTS, QUERIES
 from tests.superb.toy_models import ToyEncoder, toy_corpus
 
@@ -58,10 +58,10 @@ def test_a_path_may_begin_and_end_anywhere_and_move_up_to_two_frames() -> None:
     assert subsequence_costs(backwards).item() == pytest.approx(2 / 3)
 
 
-def kept(pieces: list[np.ndarray]) -> Kept:
+def kept(pieces: list[np.ndarray]) -> InMemoryFeatures:
     frames = torch.tensor([len(piece) for piece in pieces])
     rows = torch.from_numpy(np.concatenate(pieces)).float()
-    return Kept(torch.stack([rows, rows.flip(1) * 2 + 1]), frames)
+    return InMemoryFeatures(torch.stack([rows, rows.flip(1) * 2 + 1]), frames)
 
 
 def test_scores_are_standardised_over_frames_and_then_over_documents() -> None:
@@ -137,18 +137,23 @@ def test_queries_find_documents_that_contain_their_tones() -> None:
 
 def test_documents_with_the_query_score_more_than_a_deviation_above_the_others() -> None:
     corpus = spoken_queries()
-    problem = pose(TASKS.get("qbe"), EvalSpec(task="qbe", corpus=CorpusSpec(), updates=1), corpus)
-    assert isinstance(problem, Search)
+    data = build_task_data(
+        TASKS.get("qbe"), EvalSpec(task="qbe", corpus=CorpusSpec(), updates=1), corpus
+    )
+    assert isinstance(data, TrainingFreeTask)
     extract = Extractor(ToyEncoder(), corpus, torch.device("cpu"), pooled=False)
     items = {
         split: [example.utterance for example in examples]
-        for split, examples in problem.examples.items()
+        for split, examples in data.examples.items()
     }
-    found = problem.answers(
-        {split: Kept.of(extract, utterances, lambda _: None) for split, utterances in items.items()}
+    found = data.predict(
+        {
+            split: InMemoryFeatures.of(extract, utterances, lambda _: None)
+            for split, utterances in items.items()
+        }
     )
     scores = np.stack(found["test"])  # (queries, layers, documents)
-    matches = np.stack([example.reference for example in problem.examples["test"]])
+    matches = np.stack([example.reference for example in data.examples["test"]])
     assert (
         max(
             scores[:, layer][matches].mean() - scores[:, layer][~matches].mean()
@@ -163,9 +168,10 @@ def test_features_may_be_encoded_anew() -> None:
     extract = Extractor(ToyEncoder(), corpus, torch.device("cpu"), pooled=False)
     items = {split: corpus.split(split) for split in ("train", "dev")}
     stored = {
-        split: Kept.of(extract, utterances, lambda _: None) for split, utterances in items.items()
+        split: InMemoryFeatures.of(extract, utterances, lambda _: None)
+        for split, utterances in items.items()
     }
-    anew = {split: Reencoded(extract, utterances) for split, utterances in items.items()}
+    anew = {split: OnTheFlyFeatures(extract, utterances) for split, utterances in items.items()}
     for one, other in zip(
         qbe.found_in(stored["dev"], stored["train"], "cosine"),
         qbe.found_in(anew["dev"], anew["train"], "cosine"),
@@ -176,17 +182,17 @@ def test_features_may_be_encoded_anew() -> None:
 
 def test_documents_are_ordered_by_length_and_unknown_ones_are_told() -> None:
     spec = EvalSpec(task="qbe", corpus=CorpusSpec(), updates=1)
-    problem = pose(TASKS.get("qbe"), spec, toy_corpus({"train": 9, "dev": 3, "test": 3}))
-    assert isinstance(problem, Search)
-    documents = [example.utterance for example in problem.examples["train"]]
+    data = build_task_data(TASKS.get("qbe"), spec, toy_corpus({"train": 9, "dev": 3, "test": 3}))
+    assert isinstance(data, TrainingFreeTask)
+    documents = [example.utterance for example in data.examples["train"]]
     assert [item.samples for item in documents] == sorted(item.samples for item in documents)
-    for example in problem.examples["dev"]:
+    for example in data.examples["dev"]:
         named = [
             item.key for item, match in zip(documents, example.reference, strict=True) if match
         ]
         assert sorted(named) == sorted(example.utterance.labels["matches"].split())
     with pytest.raises(UserError, match="matches `nowhere`, which is no utterance of train"):
-        pose(
+        build_task_data(
             TASKS.get("qbe"),
             spec,
             toy_corpus({"train": 9, "dev": 3, "test": 3}, matches=lambda labels, draw: "nowhere"),

@@ -15,19 +15,19 @@ from speechft_ray.core.specs import CorpusSpec, EvalSpec
 from speechft_ray.speech.corpora.base import Corpus, Utterance
 from speechft_ray.speech.heads.diarization import DiarizationHead, permutation_free_loss
 from speechft_ray.speech.heads.xvector import XVectorHead, am_softmax
-from speechft_ray.superb.evaluate import evaluate, pose
+from speechft_ray.superb.evaluate import build_task_data, evaluate
 from speechft_ray.superb.measures.der import Turn
 from speechft_ray.superb.tasks import asv, sd
-from speechft_ray.superb.tasks.base import TASKS, Problem
+from speechft_ray.superb.tasks.base import TASKS, TaskData
 from tests.superb.toy_models import ToyEncoder, toy_corpus
 
 SMALL = {"asv": {"width": 16, "pooled_width": 24}, "sd": {"hidden": 24}}
 
 
-def posed(task: str, corpus: Corpus, **options: Any) -> Problem:
+def build_data(task: str, corpus: Corpus, **options: Any) -> TaskData:
     spec = EvalSpec(task=task, corpus=CorpusSpec(), updates=1, options={**SMALL[task], **options})
-    found = pose(TASKS.get(task), spec, corpus)
-    assert isinstance(found, Problem)
+    found = build_task_data(TASKS.get(task), spec, corpus)
+    assert isinstance(found, TaskData)
     return found
 
 
@@ -61,17 +61,17 @@ def recordings(samples: int, labels: dict[str, str], count: int = 3) -> Corpus:
 def test_long_training_utterances_are_cropped_and_test_ones_are_whole() -> None:
     corpus = recordings(200_000, {})
     corpus = replace(corpus, trials=((True, "test-0", "test-1"), (False, "test-0", "test-2")))
-    problem = posed("asv", corpus)
-    assert {example.utterance.samples for example in problem.examples["test"]} == {200_000}
+    data = build_data("asv", corpus)
+    assert {example.utterance.samples for example in data.examples["test"]} == {200_000}
     starts = set()
-    for example in problem.examples["train"]:
-        wave = problem.corpus.read(example.utterance)
+    for example in data.examples["train"]:
+        wave = data.corpus.read(example.utterance)
         assert len(wave) == example.utterance.samples == 128_000
         assert (np.diff(wave) == 1).all()
         starts.add(int(wave[0]))
     assert len(starts) == 3 and max(starts) <= 72_000
-    other = posed("asv", replace(recordings(190_000, {}), trials=corpus.trials))
-    assert len({"1", problem.corpus.fingerprint, other.corpus.fingerprint}) == 3
+    other = build_data("asv", replace(recordings(190_000, {}), trials=corpus.trials))
+    assert len({"1", data.corpus.fingerprint, other.corpus.fingerprint}) == 3
 
 
 def test_the_published_protocol_chooses_on_test_and_the_clean_one_on_speakers_that_are_not_trained_on() -> (
@@ -80,14 +80,14 @@ def test_the_published_protocol_chooses_on_test_and_the_clean_one_on_speakers_th
     corpus = toy_corpus({"train": 40, "dev": 8, "test": 8})
     keys = {
         split: [example.utterance.key for example in items]
-        for split, items in posed("asv", corpus).examples.items()
+        for split, items in build_data("asv", corpus).examples.items()
     }
     assert keys["dev"] == keys["test"]
-    clean = posed("asv", corpus, protocol="clean").examples
+    clean = build_data("asv", corpus, protocol="clean").examples
     assert [example.utterance.key for example in clean["dev"]] == [
         utterance.key for utterance in corpus.split("dev")
     ]
-    held = posed("asv", toy_corpus({"train": 40, "test": 8}), protocol="clean").examples
+    held = build_data("asv", toy_corpus({"train": 40, "test": 8}), protocol="clean").examples
     speakers = {
         split: {item.utterance.labels["speaker"] for item in items} for split, items in held.items()
     }
@@ -96,11 +96,11 @@ def test_the_published_protocol_chooses_on_test_and_the_clean_one_on_speakers_th
 
 def test_made_trials_are_balanced_repeatable_and_right() -> None:
     utterances = toy_corpus({"test": 40}).utterances
-    trials = asv.made_trials(utterances, "speaker")
+    trials = asv.make_trials(utterances, "speaker")
     speaker = {utterance.key: utterance.labels["speaker"] for utterance in utterances}
     assert all(same == (speaker[one] == speaker[other]) for same, one, other in trials)
     assert sum(same for same, _, _ in trials) == len(trials) / 2 == 4 * 10 * 9 / 2
-    assert len(set(trials)) == len(trials) and trials == asv.made_trials(utterances, "speaker")
+    assert len(set(trials)) == len(trials) and trials == asv.make_trials(utterances, "speaker")
 
 
 def test_listed_trials_are_scored_by_cosine() -> None:
@@ -112,22 +112,20 @@ def test_listed_trials_are_scored_by_cosine() -> None:
             (False, "test-1", "test-2"),
         ),
     )
-    problem = posed("asv", corpus)
-    keys = [example.reference for example in problem.examples["test"]]
+    data = build_data("asv", corpus)
+    keys = [example.reference for example in data.examples["test"]]
     embeddings = [torch.tensor(each) for each in ([1.0, 0.0], [0.8, 0.6], [0.0, 1.0])]
     trials = list(corpus.trials)
     assert asv.trial_scores(embeddings, keys, trials) == pytest.approx([0.8, 0.0, 0.6])
-    assert problem.measure(embeddings, keys) == {"asv.eer": 0.0}
-    assert problem.measure([embeddings[0], embeddings[2], embeddings[1]], keys) == {
-        "asv.eer": 100.0
-    }
+    assert data.measure(embeddings, keys) == {"asv.eer": 0.0}
+    assert data.measure([embeddings[0], embeddings[2], embeddings[1]], keys) == {"asv.eer": 100.0}
 
 
 def test_what_cannot_be_verified_is_told() -> None:
     with pytest.raises(UserError, match="`train-0` has 5000 samples; an x-vector needs 5200"):
-        posed("asv", recordings(5000, {}, 4))
+        build_data("asv", recordings(5000, {}, 4))
     with pytest.raises(UserError, match="allows no trials in test"):
-        posed("asv", recordings(8000, {}))  # one utterance per speaker
+        build_data("asv", recordings(8000, {}))  # one utterance per speaker
 
 
 @pytest.mark.parametrize("protocol", ["superb", "clean"])
@@ -186,23 +184,23 @@ def test_frames_are_labelled_by_the_nearest_and_long_turns_are_lost_between_chun
 
 def test_recordings_become_chunks_of_forty_seconds() -> None:
     segments = " ".join(f"{turn.speaker}:{turn.start}:{turn.end}" for turn in TURNS)
-    problem = posed("sd", recordings(4100 * 320 + 100, {"segments": segments}, 1))
-    chunks = problem.examples["train"]
+    data = build_data("sd", recordings(4100 * 320 + 100, {"segments": segments}, 1))
+    chunks = data.examples["train"]
     assert [example.utterance.samples // 320 for example in chunks] == [2000, 2000, 100]
     assert [example.reference.start for example in chunks] == [0, 2000, 4000]
-    assert problem.corpus.read(chunks[2].utterance)[0] == 4000 * 320
+    assert data.corpus.read(chunks[2].utterance)[0] == 4000 * 320
     assert chunks[0].reference.turns == TURNS
 
 
 @pytest.mark.parametrize("segments", ["a:0", "a:5:5", "a:0:x", "a:9:3 b:1:2"])
 def test_segments_that_cannot_be_read_are_told(segments: str) -> None:
     with pytest.raises(UserError, match=r"has the segment .* write `speaker:start:end`"):
-        posed("sd", recordings(8000, {"segments": segments}, 1))
+        build_data("sd", recordings(8000, {"segments": segments}, 1))
 
 
 def test_other_than_two_speakers_are_told() -> None:
     with pytest.raises(UserError, match="has 1 speakers in `segments`, not 2"):
-        posed("sd", recordings(8000, {"segments": "a:0:3200 a:4000:5000"}, 1))
+        build_data("sd", recordings(8000, {"segments": "a:0:3200 a:4000:5000"}, 1))
 
 
 def test_decoding_takes_stretches_above_the_threshold_and_a_median_fills_gaps() -> None:
@@ -225,9 +223,9 @@ def test_the_published_protocol_takes_the_best_decoding_of_test_and_the_clean_on
     test[:50, 0] = test[30:, 1] = 0.75  # right at 0.7
     logits = [np.log(share / (1 - share)) for share in (dev, test)]
     for protocol, rate, threshold in (("superb", 0.0, 0.7), ("clean", 100 * 40 / 120, 0.3)):
-        problem = posed("sd", corpus, protocol=protocol)
-        wanted = [[problem.examples[split][0].reference] for split in ("dev", "test")]
-        found = problem.measured_test(logits[:1], wanted[0], logits[1:], wanted[1])
+        data = build_data("sd", corpus, protocol=protocol)
+        wanted = [[data.examples[split][0].reference] for split in ("dev", "test")]
+        found = data.compute_test_metrics(logits[:1], wanted[0], logits[1:], wanted[1])
         assert found["sd.der"] == pytest.approx(rate)
         assert found["threshold"] == threshold
 

@@ -10,8 +10,8 @@ import torch
 
 from speechft_ray.superb.probe import train_probe
 from speechft_ray.superb.stacked import train_stacked
-from speechft_ray.superb.tasks.base import Problem
-from tests.superb.test_probe import ignore, means, noise, posed, schedule
+from speechft_ray.superb.tasks.base import TaskData
+from tests.superb.test_probe import build_data, ignore, means, noise, schedule
 
 RATES = (1e-1, 1e-2, 1e-3)
 
@@ -26,22 +26,24 @@ def float64() -> Iterator[None]:
 
 
 @pytest.mark.parametrize(
-    ("task", "draws"), [("sid", "shuffled"), ("ks", "balanced"), ("ic", "shuffled")]
+    ("task", "sampling"), [("sid", "shuffled"), ("ks", "balanced"), ("ic", "shuffled")]
 )
 @pytest.mark.usefixtures("float64")
-def test_every_head_is_the_probe_that_is_trained_alone(task: str, draws: str) -> None:
-    problem = posed(task, train=26)  # the last batch of an epoch is smaller
-    train, dev = (means(noise(problem, split, hint=0.5)) for split in ("train", "dev"))
+def test_every_head_is_the_probe_that_is_trained_alone(task: str, sampling: str) -> None:
+    data = build_data(task, train=26)  # the last batch of an epoch is smaller
+    train, dev = (means(noise(data, split, hint=0.5)) for split in ("train", "dev"))
     plan = schedule(
-        updates=60, validate_every_updates=20, draws=draws, metric=f"{task}.accuracy", clip_norm=0.5
+        updates=60,
+        validate_every_updates=20,
+        sampling=sampling,
+        metric=f"{task}.accuracy",
+        clip_norm=0.5,
     )
-    found = train_stacked(problem, train, dev, plan, RATES, 2, ignore)
+    found = train_stacked(data, train, dev, plan, RATES, 2, ignore)
     assert [len(seeds) for seeds in found] == [2, 2, 2]
     for rate, seeds in zip(RATES, found, strict=True):
         for seed, mine in enumerate(seeds):
-            alone = train_probe(
-                problem, train, dev, replace(plan, learning_rate=rate), seed, ignore
-            )
+            alone = train_probe(data, train, dev, replace(plan, learning_rate=rate), seed, ignore)
             assert (mine.best_update, mine.dev) == (alone.best_update, alone.dev)
             pairs = zip(
                 mine.probe.state_dict().items(), alone.probe.state_dict().items(), strict=True
@@ -53,12 +55,11 @@ def test_every_head_is_the_probe_that_is_trained_alone(task: str, draws: str) ->
 
 def test_heads_do_not_see_each_other() -> None:
     """A rate so large that its head breaks leaves the others where they are without it."""
-    problem = posed()
-    train, dev = (means(noise(problem, split, hint=0.5)) for split in ("train", "dev"))
+    data = build_data()
+    train, dev = (means(noise(data, split, hint=0.5)) for split in ("train", "dev"))
     plan = schedule(updates=30, validate_every_updates=30)
     alone, beside = (
-        train_stacked(problem, train, dev, plan, rates, 1, ignore)
-        for rates in ([1e-2], [1e-2, 1e38])
+        train_stacked(data, train, dev, plan, rates, 1, ignore) for rates in ([1e-2], [1e-2, 1e38])
     )
     torch.testing.assert_close(
         beside[0][0].probe.head.output.weight, alone[0][0].probe.head.output.weight
@@ -66,12 +67,12 @@ def test_heads_do_not_see_each_other() -> None:
 
 
 def test_a_gradient_that_is_not_finite_moves_nothing() -> None:
-    problem = posed()
-    train, dev = (means(noise(problem, split)) for split in ("train", "dev"))
+    data = build_data()
+    train, dev = (means(noise(data, split)) for split in ("train", "dev"))
     broken = train.states.clone()
     broken[:, ::5] = float("inf")  # some batches have such an utterance, others have none
     train.states = broken
-    constant: Problem = replace(problem, measure=lambda *_: {"sid.accuracy": 0.0})
+    constant: TaskData = replace(data, measure=lambda *_: {"sid.accuracy": 0.0})
     plan = schedule(updates=20, validate_every_updates=20)
     found = train_stacked(constant, train, dev, plan, [1e-2], 2, ignore)
     assert all(
@@ -80,7 +81,7 @@ def test_a_gradient_that_is_not_finite_moves_nothing() -> None:
 
 
 def test_every_update_of_every_head_is_told() -> None:
-    problem, done = posed(), []
-    train, dev = (means(noise(problem, split)) for split in ("train", "dev"))
-    train_stacked(problem, train, dev, schedule(updates=5), RATES, 2, done.append)
+    data, done = build_data(), []
+    train, dev = (means(noise(data, split)) for split in ("train", "dev"))
+    train_stacked(data, train, dev, schedule(updates=5), RATES, 2, done.append)
     assert sum(done) == 5 * 6

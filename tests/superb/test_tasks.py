@@ -14,22 +14,22 @@ from speechft_ray.core.errors import SpecError, UserError
 from speechft_ray.core.specs import CorpusSpec, EvalSpec
 from speechft_ray.speech.corpora.base import Corpus, Utterance
 from speechft_ray.speech.heads.specaug import spec_augment
-from speechft_ray.superb.evaluate import pose
+from speechft_ray.superb.evaluate import build_task_data
 from speechft_ray.superb.tasks import sf
-from speechft_ray.superb.tasks.base import TASKS, Problem, tasks_for
+from speechft_ray.superb.tasks.base import TASKS, TaskData, list_allowed_tasks
 from tests.superb.toy_models import toy_corpus
 
 
-def posed(
+def build_data(
     task: str,
     corpus: Corpus,
     column: str | None = None,
     options: Mapping[str, object] | None = None,
-) -> Problem:
+) -> TaskData:
     spec = EvalSpec(
         task=task, corpus=CorpusSpec(), updates=1, column=column, options=dict(options or {})
     )
-    return pose(TASKS.get(task), spec, corpus)
+    return build_task_data(TASKS.get(task), spec, corpus)
 
 
 def corpus_of(column_labels: Mapping[str, Mapping[str, list[str]]]) -> Corpus:
@@ -111,11 +111,11 @@ def test_slots_are_spelled_as_s3prl_spells_them(text: str, slots: str) -> None:
 
 
 def test_slot_targets_are_characters_tags_and_an_end() -> None:
-    problem = posed("sf", everywhere(text=["AB CA", "B"], slots=["x x", "y"]))
+    data = build_data("sf", everywhere(text=["AB CA", "B"], slots=["x x", "y"]))
     tokens = ["<blank>", "<eos>", "<unk>", " ", "A", "B", "B-x", "B-y", "C", "E-x", "E-y"]
     by_text = {
         example.reference: [tokens[index] for index in example.target]
-        for example in problem.examples["train"]
+        for example in data.examples["train"]
     }
     assert by_text == {
         "B-x AB CA E-x": ["B-x", "A", "B", " ", "C", "A", "E-x", "<eos>"],
@@ -126,51 +126,51 @@ def test_slot_targets_are_characters_tags_and_an_end() -> None:
 def test_perfect_logits_answer_the_reference_without_its_end() -> None:
     corpus = toy_corpus({"train": 6, "dev": 3, "test": 3})
     for task in ("pr", "asr", "asr_zh", "chars", "sf"):
-        problem = posed(task, corpus)
-        classes = 1 + max(int(example.target.max()) for example in problem.examples["train"])
-        answers = []
-        for example in problem.examples["dev"]:
+        data = build_data(task, corpus)
+        classes = 1 + max(int(example.target.max()) for example in data.examples["train"])
+        predictions = []
+        for example in data.examples["dev"]:
             path = [
                 index for token in example.target.tolist() for index in (token, token, 0)
             ]  # repeats and blanks
             logits = functional.one_hot(torch.tensor([path]), classes).float()
-            answers += problem.answers(logits, torch.tensor([len(path)]))
-        references = [example.reference for example in problem.examples["dev"]]
-        assert answers == references, task
-        for metric, value in problem.measure(answers, references).items():
+            predictions += data.predict(logits, torch.tensor([len(path)]))
+        references = [example.reference for example in data.examples["dev"]]
+        assert predictions == references, task
+        for metric, value in data.measure(predictions, references).items():
             assert value == (100.0 if metric == "sf.slot_type_f1" else 0.0)
 
 
 def test_phones_are_tokens_and_transcripts_characters() -> None:
     labels = {"phones": ["HH AY"], "text": ["HI  YOU "]}
     corpus = everywhere(**labels)
-    assert posed("pr", corpus).examples["train"][0].reference == ("HH", "AY")
-    assert posed("chars", corpus).examples["train"][0].reference == tuple("HI YOU")
+    assert build_data("pr", corpus).examples["train"][0].reference == ("HH", "AY")
+    assert build_data("chars", corpus).examples["train"][0].reference == tuple("HI YOU")
 
 
 def test_the_words_of_asr_are_spelled_in_s3prls_dictionary() -> None:
-    example = posed("asr", everywhere(text=["Hi you", "A"])).examples["train"][0]
+    example = build_data("asr", everywhere(text=["Hi you", "A"])).examples["train"][0]
     symbols = ["<s>", "<pad>", "</s>", "<unk>", *"|ETAONIHSRDLUMCWFGYPBVK'XJQZ"]
     assert [symbols[index] for index in example.target] == [*"HI|YOU|", "</s>"]
     assert example.reference == ("HI", "YOU")
-    problem = posed("asr", everywhere(text=["É B"]))
-    assert problem.examples["dev"][0].target.tolist() == [3, 4, symbols.index("B"), 4, 2]
-    assert problem.head(4).output.out_features == 32
+    data = build_data("asr", everywhere(text=["É B"]))
+    assert data.examples["dev"][0].target.tolist() == [3, 4, symbols.index("B"), 4, 2]
+    assert data.head(4).output.out_features == 32
     decoded = torch.tensor([symbols.index(symbol) for symbol in "HI||YO"])
     logits = functional.one_hot(decoded, 32)[None].float()
-    assert problem.answers(logits, torch.tensor([6])) == [("HI", "YO")]
-    assert problem.measure([("HI", "YO")], [("HI", "YOU")]) == {"asr.wer": 50.0}
+    assert data.predict(logits, torch.tensor([6])) == [("HI", "YO")]
+    assert data.measure([("HI", "YO")], [("HI", "YOU")]) == {"asr.wer": 50.0}
 
 
 def test_mandarin_has_its_own_characters_and_a_square_map_after_each_layer() -> None:
-    problem = posed(
+    data = build_data(
         "asr_zh", everywhere(text=["你好", "好"]), options={"lstm_hidden": 3, "projection": 5}
     )
-    assert [example.target.tolist() for example in problem.examples["train"]] == [[3, 4, 1], [4, 1]]
-    head = problem.head(4)
+    assert [example.target.tolist() for example in data.examples["train"]] == [[3, 4, 1], [4, 1]]
+    head = data.head(4)
     assert [square.weight.shape for square in head.squares] == [(6, 6), (6, 6)]
     assert (
-        not posed("asr", everywhere(text=["A"]), options={"lstm_hidden": 3, "projection": 5})
+        not build_data("asr", everywhere(text=["A"]), options={"lstm_hidden": 3, "projection": 5})
         .head(4)
         .squares
     )
@@ -178,26 +178,29 @@ def test_mandarin_has_its_own_characters_and_a_square_map_after_each_layer() -> 
 
 def test_the_published_protocol_resamples_the_dev_of_keywords() -> None:
     labels = ["rare"] * 3 + ["often"] * 297
-    problem = posed("ks", everywhere(keyword=labels))
-    places = list(problem.dev_places or [])
-    rare = sum(problem.examples["dev"][place].reference == (1,) for place in places)
+    data = build_data("ks", everywhere(keyword=labels))
+    places = list(data.dev_indices or [])
+    rare = sum(data.examples["dev"][place].reference == (1,) for place in places)
     assert len(places) == 300 and abs(rare - 150) < 4 * 300**0.5 / 2  # four standard deviations
-    assert places == list(posed("ks", everywhere(keyword=labels)).dev_places or [])
-    assert posed("ks", everywhere(keyword=labels), options={"protocol": "clean"}).dev_places is None
+    assert places == list(build_data("ks", everywhere(keyword=labels)).dev_indices or [])
+    assert (
+        build_data("ks", everywhere(keyword=labels), options={"protocol": "clean"}).dev_indices
+        is None
+    )
 
 
 def test_an_unseen_token_is_unknown_but_stays_in_the_reference() -> None:
     corpus = corpus_of(
         {"train": {"phones": ["a b"]}, "dev": {"phones": ["a z"]}, "test": {"phones": ["b"]}}
     )
-    example = posed("pr", corpus).examples["dev"][0]
+    example = build_data("pr", corpus).examples["dev"][0]
     assert example.target.tolist() == [3, 2, 1]  # a, <unk>, <eos>
     assert example.reference == ("a", "z")
 
 
 def test_window_tasks_put_the_longest_targets_first() -> None:
     corpus = everywhere(phones=["a", "a b c", "a b", "c b a"])
-    assert [example.utterance.key for example in posed("pr", corpus).examples["dev"]] == [
+    assert [example.utterance.key for example in build_data("pr", corpus).examples["dev"]] == [
         "dev-1",
         "dev-3",
         "dev-2",
@@ -211,34 +214,32 @@ def test_the_intent_loss_is_the_sum_over_three_slices_and_all_three_must_be_righ
         object=["lamp", "heat", "heat"],
         location=["hall", "hall", "attic"],
     )
-    problem = posed("ic", corpus)
-    head = problem.head(4)
+    data = build_data("ic", corpus)
+    head = data.head(4)
     assert head(torch.zeros(1, 2, 4), torch.tensor([2])).shape == (1, 3 + 2 + 2)
     logits = torch.randn(3, 7, generator=torch.Generator().manual_seed(0))
-    targets = [example.target for example in problem.examples["train"]]
+    targets = [example.target for example in data.examples["train"]]
     expected = 0.0
     for row, target in zip(logits.double(), targets, strict=True):
         for start, size, label in zip((0, 3, 5), (3, 2, 2), target.tolist(), strict=True):
             expected -= (
                 math.log(row[start + label].exp() / row[start : start + size].exp().sum()) / 3
             )
-    assert problem.loss(logits, torch.ones(3), targets).item() == pytest.approx(expected, rel=1e-6)
+    assert data.loss(logits, torch.ones(3), targets).item() == pytest.approx(expected, rel=1e-6)
     right = torch.zeros(3, 7)
     for row, target in zip(right, targets, strict=True):
         row[target + torch.tensor([0, 3, 5])] = 1.0
-    references = [example.reference for example in problem.examples["train"]]
-    assert problem.measure(problem.answers(right, torch.ones(3)), references) == {
-        "ic.accuracy": 100.0
-    }
+    references = [example.reference for example in data.examples["train"]]
+    assert data.measure(data.predict(right, torch.ones(3)), references) == {"ic.accuracy": 100.0}
     right[0, 5:] = right[0, 5:].flip(0)  # one location wrong
-    measured = problem.measure(problem.answers(right, torch.ones(3)), references)
+    measured = data.measure(data.predict(right, torch.ones(3)), references)
     assert measured["ic.accuracy"] == pytest.approx(200 / 3)
 
 
 def test_a_missing_column_names_the_columns_and_tasks_there_are() -> None:
     corpus = everywhere(emotion=["sad", "calm"], text=["A", "B"])
     with pytest.raises(UserError) as told:
-        posed("sid", corpus)
+        build_data("sid", corpus)
     assert str(told.value) == (
         "the task `sid` needs the column `speaker`, which the corpus `written` does not have; its columns `emotion`, `text` "
         "allow the tasks `asr`, `asr_zh`, `chars`, `er`, `label`."
@@ -246,33 +247,33 @@ def test_a_missing_column_names_the_columns_and_tasks_there_are() -> None:
 
 
 def test_tasks_follow_from_columns() -> None:
-    assert tasks_for([]) == []
-    assert tasks_for(["text"]) == ["asr", "asr_zh", "chars", "label"]
-    assert tasks_for(["action", "object", "text"]) == ["asr", "asr_zh", "chars", "label"]
-    assert tasks_for(["action", "object", "location", "slots"]) == ["ic", "label"]
-    assert tasks_for(["speaker"]) == ["asv", "label", "sid"]
-    assert tasks_for(["segments", "matches"]) == ["label", "qbe", "sd"]
+    assert list_allowed_tasks([]) == []
+    assert list_allowed_tasks(["text"]) == ["asr", "asr_zh", "chars", "label"]
+    assert list_allowed_tasks(["action", "object", "text"]) == ["asr", "asr_zh", "chars", "label"]
+    assert list_allowed_tasks(["action", "object", "location", "slots"]) == ["ic", "label"]
+    assert list_allowed_tasks(["speaker"]) == ["asv", "label", "sid"]
+    assert list_allowed_tasks(["segments", "matches"]) == ["label", "qbe", "sd"]
 
 
 def test_any_column_can_be_a_label() -> None:
     corpus = everywhere(room=["hall", "attic"])
     assert [
-        example.reference for example in posed("label", corpus, column="room").examples["dev"]
+        example.reference for example in build_data("label", corpus, column="room").examples["dev"]
     ] == [(1,), (0,)]
-    assert len(posed("sid", corpus, column="room").examples["dev"]) == 2
+    assert len(build_data("sid", corpus, column="room").examples["dev"]) == 2
     with pytest.raises(UserError, match="needs `column`, one of `room`"):
-        posed("label", corpus)
+        build_data("label", corpus)
     with pytest.raises(
         UserError,
         match="the task `ic` reads the columns action, object, location: leave `column` out",
     ):
-        posed("ic", corpus, column="room")
+        build_data("ic", corpus, column="room")
 
 
 def test_an_empty_split_is_an_error() -> None:
     corpus = corpus_of({"train": {"speaker": ["a", "b"]}, "test": {"speaker": ["a"]}})
     with pytest.raises(UserError, match="no utterances in the split `dev`"):
-        posed("sid", corpus)
+        build_data("sid", corpus)
 
 
 def test_labels_that_train_does_not_have_are_listed() -> None:
@@ -287,7 +288,7 @@ def test_labels_that_train_does_not_have_are_listed() -> None:
     with pytest.raises(
         UserError, match=r"has 7 labels in test .* \(`s0`, `s1`, `s2`, `s3`, `s4`, \.\.\.\)"
     ):
-        posed("sid", corpus)
+        build_data("sid", corpus)
     one = {"text": ["GO NOW"], "slots": ["O when"]}
     corpus = corpus_of(
         {"train": one, "dev": one, "test": {"text": ["GO HOME"], "slots": ["O place"]}}
@@ -295,23 +296,23 @@ def test_labels_that_train_does_not_have_are_listed() -> None:
     with pytest.raises(
         UserError, match="has 1 slots in test that train does not have \\(`place`\\)"
     ):
-        posed("sf", corpus)
+        build_data("sf", corpus)
 
 
 def test_labels_that_cannot_be_learned_are_errors() -> None:
     with pytest.raises(
         UserError, match="the whole train split has one label, `a`, in the column `speaker`"
     ):
-        posed("sid", everywhere(speaker=["a", "a"]))
+        build_data("sid", everywhere(speaker=["a", "a"]))
     with pytest.raises(UserError, match="`train-1` has no label in the column `phones`"):
-        posed("pr", everywhere(phones=["a", " "]))
+        build_data("pr", everywhere(phones=["a", " "]))
     with pytest.raises(UserError, match="`train-0` has 2 words in `text` but 3 slots in `slots`"):
-        posed("sf", everywhere(text=["GO NOW"], slots=["O O O"]))
+        build_data("sf", everywhere(text=["GO NOW"], slots=["O O O"]))
 
 
 def test_unknown_and_wrong_options_are_all_told() -> None:
     with pytest.raises(SpecError) as told:
-        posed("sf", toy_corpus(), options={"lstm_hidden": 0, "hidden": 3})
+        build_data("sf", toy_corpus(), options={"lstm_hidden": 0, "hidden": 3})
     assert {path for path, _ in told.value.mistakes} == {"lstm_hidden", "hidden"}
     assert "allowed: projection, lstm_layers, lstm_hidden, dropout, specaug, protocol" in str(
         told.value
@@ -320,15 +321,18 @@ def test_unknown_and_wrong_options_are_all_told() -> None:
 
 def test_options_shape_the_head_and_switch_specaug() -> None:
     corpus = toy_corpus()
-    problem = posed(
+    data = build_data(
         "sf",
         corpus,
         options={"projection": 5, "lstm_layers": 1, "lstm_hidden": 3, "specaug": False},
     )
-    shapes = {name: tuple(value.shape) for name, value in problem.head(4).state_dict().items()}
+    shapes = {name: tuple(value.shape) for name, value in data.head(4).state_dict().items()}
     assert shapes["projector.weight"] == (5, 4)
     assert shapes["output.weight"][1] == 6
-    assert problem.augment is None
-    assert posed("sf", corpus).augment is spec_augment
-    assert posed("pr", corpus).augment is None
-    assert posed("sid", corpus, options={"projection": 9}).head(4).projector.weight.shape == (9, 4)
+    assert data.augment is None
+    assert build_data("sf", corpus).augment is spec_augment
+    assert build_data("pr", corpus).augment is None
+    assert build_data("sid", corpus, options={"projection": 9}).head(4).projector.weight.shape == (
+        9,
+        4,
+    )

@@ -52,12 +52,12 @@ def errors_and_speech(hypothesis: Sequence[Turn], reference: Sequence[Turn]) -> 
     if len(edges) < 2:
         return 0.0, 0.0
     lengths = np.diff(edges)
-    said, heard = _active(reference, edges), _active(hypothesis, edges)  # (speakers, pieces)
-    agreed = (said * lengths) @ heard.T
+    spoken, predicted = _active(reference, edges), _active(hypothesis, edges)  # (speakers, pieces)
+    agreed = (spoken * lengths) @ predicted.T
     right = agreed[linear_sum_assignment(agreed, maximize=True)].sum() if agreed.size else 0.0
-    wanted, given = said.sum(axis=0), heard.sum(axis=0)
-    return float((np.maximum(wanted, given) * lengths).sum() - right), float(
-        (wanted * lengths).sum()
+    spoken_count, predicted_count = spoken.sum(axis=0), predicted.sum(axis=0)
+    return float((np.maximum(spoken_count, predicted_count) * lengths).sum() - right), float(
+        (spoken_count * lengths).sum()
     )
 
 

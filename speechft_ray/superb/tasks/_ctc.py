@@ -23,7 +23,7 @@ from speechft_ray.speech.corpora.base import Corpus, Utterance
 from speechft_ray.speech.heads.ctc import CtcHead, ctc_loss, greedy_decode
 from speechft_ray.speech.heads.specaug import spec_augment
 from speechft_ray.speech.text import Vocabulary
-from speechft_ray.superb.tasks.base import Example, Measure, Problem, TaskOptions, task_splits
+from speechft_ray.superb.tasks.base import Example, Measure, TaskData, TaskOptions, select_splits
 
 EOS, UNKNOWN = "<eos>", "<unk>"
 
@@ -61,7 +61,7 @@ class RecurrentCtcOptions(TaskOptions):
     dropout: float = Field(default=0.2, ge=0, lt=1)
     """After each LSTM layer."""
     specaug: bool = True
-    """Whether training features are warped and masked."""
+    """Whether training features are warp_time and masked."""
 
 
 def vocabulary_of(spelled: Sequence[Sequence[str]]) -> Vocabulary:
@@ -70,14 +70,14 @@ def vocabulary_of(spelled: Sequence[Sequence[str]]) -> Vocabulary:
     return Vocabulary(symbols=(EOS, UNKNOWN, *sorted(known)))
 
 
-def sequence_pose(
+def make_ctc_builder(
     tokens: Callable[[Utterance, Sequence[str]], list[str]],
     measures: Mapping[str, Counts],
     render: Callable[[Sequence[str]], Any] = tuple,
     vocabulary_of: Callable[[Sequence[Sequence[str]]], Vocabulary] = vocabulary_of,
     end: str = EOS,
-) -> Callable[[Corpus, Sequence[str], Any], Problem]:
-    """Returns the ``pose`` of a CTC task.
+) -> Callable[[Corpus, Sequence[str], Any], TaskData]:
+    """Returns the ``build`` of a CTC task.
 
     ``tokens(utterance, columns)`` spells a label, ``end`` included; ``render`` turns tokens without
     ``end`` into what the ``measures``, by metric, compare: the rate of a split, and what it counts
@@ -85,10 +85,10 @@ def sequence_pose(
     and ``<unk>``.
     """
 
-    def pose(
+    def build(
         corpus: Corpus, columns: Sequence[str], options: LinearCtcOptions | RecurrentCtcOptions
-    ) -> Problem:
-        splits = task_splits(corpus)
+    ) -> TaskData:
+        splits = select_splits(corpus)
         spelled = {
             split: [tokens(utterance, columns) for utterance in utterances]
             for split, utterances in splits.items()
@@ -100,13 +100,13 @@ def sequence_pose(
             ids = vocabulary.encode([token if token in known else UNKNOWN for token in found])
             return Example(utterance, torch.tensor(ids, dtype=torch.long), rendered(found))
 
-        def answers(logits: torch.Tensor, frames: torch.Tensor) -> list[Any]:
+        def predict(logits: torch.Tensor, frames: torch.Tensor) -> list[Any]:
             return [rendered(vocabulary.decode(path)) for path in greedy_decode(logits, frames)]
 
         def rendered(found: Sequence[str]) -> Any:
             return render([token for token in found if token != end])
 
-        return Problem(
+        return TaskData(
             corpus=corpus,
             examples={
                 split: list(map(example, utterances, spelled[split]))
@@ -118,19 +118,19 @@ def sequence_pose(
                 **options.model_dump(exclude={"specaug", "protocol"}),
             ),
             loss=ctc_loss,
-            answers=answers,
+            predict=predict,
             measure=_all_of(measures),
-            counts=lambda answers, references, _: {
-                name: list(each(answers, references)) for name, (_, each) in measures.items()
+            counts=lambda predictions, references, _: {
+                name: list(each(predictions, references)) for name, (_, each) in measures.items()
             },
             augment=spec_augment if getattr(options, "specaug", False) else None,
         )
 
-    return pose
+    return build
 
 
 def _all_of(measures: Mapping[str, Counts]) -> Measure:
-    def measure(answers: Sequence[Any], references: Sequence[Any]) -> dict[str, float]:
-        return {name: rate(answers, references) for name, (rate, _) in measures.items()}
+    def measure(predictions: Sequence[Any], references: Sequence[Any]) -> dict[str, float]:
+        return {name: rate(predictions, references) for name, (rate, _) in measures.items()}
 
     return measure

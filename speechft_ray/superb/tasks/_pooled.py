@@ -22,16 +22,16 @@ from speechft_ray.speech.text import Vocabulary
 from speechft_ray.superb.measures.accuracy import accuracy, hits
 from speechft_ray.superb.tasks._segments import with_crops
 from speechft_ray.superb.tasks.base import (
-    Draws,
     Example,
-    Problem,
+    PooledHeadSpec,
     Published,
+    Sampling,
     Splits,
-    Stack,
     Task,
+    TaskData,
     TaskOptions,
-    label_in,
-    task_splits,
+    get_label,
+    select_splits,
 )
 
 BATCH_SIZE = 32
@@ -57,12 +57,12 @@ class PooledTaskOptions(TaskOptions):
     ``crops`` it is not used."""
 
 
-def labels_task(
+def make_label_task(
     name: str,
     columns: tuple[str, ...],
     *,
     learning_rate: float,
-    draws: Draws = "shuffled",
+    sampling: Sampling = "shuffled",
     published: Published | None = None,
 ) -> Task:
     """Returns the row of a task that classifies utterances; its metric is ``<name>.accuracy``."""
@@ -71,12 +71,12 @@ def labels_task(
         columns=columns,
         metrics=(f"{name}.accuracy",),
         pooled=True,
-        draws=draws,
+        sampling=sampling,
         learning_rate=learning_rate,
         batch_size=BATCH_SIZE,
         clip_norm=CLIP_NORM,
         options=PooledTaskOptions,
-        pose=labels_problem(f"{name}.accuracy"),
+        build=make_label_builder(f"{name}.accuracy"),
         published=published,
     )
 
@@ -88,12 +88,14 @@ def first_of(names: Sequence[str], count: int = 5) -> str:
     )
 
 
-def labels_problem(metric: str) -> Callable[[Corpus, Sequence[str], PooledTaskOptions], Problem]:
-    """Returns the ``pose`` for one or more label columns; an answer counts when all its labels are
+def make_label_builder(
+    metric: str,
+) -> Callable[[Corpus, Sequence[str], PooledTaskOptions], TaskData]:
+    """Returns the ``build`` for one or more label columns; an answer counts when all its labels are
     right."""
 
-    def pose(corpus: Corpus, columns: Sequence[str], options: PooledTaskOptions) -> Problem:
-        splits = task_splits(corpus)
+    def build(corpus: Corpus, columns: Sequence[str], options: PooledTaskOptions) -> TaskData:
+        splits = select_splits(corpus)
         vocabularies = [_classes(splits, column) for column in columns]
         sizes = [vocabulary.size for vocabulary in vocabularies]
         if max(sizes) == 1:
@@ -106,7 +108,7 @@ def labels_problem(metric: str) -> Callable[[Corpus, Sequence[str], PooledTaskOp
             corpus, alternatives = with_crops(
                 corpus, splits, options.crops, round(options.crop_seconds * SAMPLE_RATE_HZ)
             )
-            splits = task_splits(corpus)
+            splits = select_splits(corpus)
         examples = {
             split: [_example(utterance, columns, vocabularies) for utterance in utterances]
             for split, utterances in splits.items()
@@ -122,46 +124,46 @@ def labels_problem(metric: str) -> Callable[[Corpus, Sequence[str], PooledTaskOp
             parts = zip(torch.split(logits, sizes, dim=1), wanted.unbind(1), strict=True)
             return torch.stack([functional.cross_entropy(part, ids) for part, ids in parts]).sum()
 
-        def answers(logits: torch.Tensor, frames: torch.Tensor) -> list[tuple[int, ...]]:
+        def predict(logits: torch.Tensor, frames: torch.Tensor) -> list[tuple[int, ...]]:
             best = [part.argmax(dim=1) for part in torch.split(logits, sizes, dim=1)]
             return [tuple(ids) for ids in torch.stack(best, dim=1).tolist()]
 
         def measure(
-            answers: Sequence[tuple[int, ...]], references: Sequence[tuple[int, ...]]
+            predictions: Sequence[tuple[int, ...]], references: Sequence[tuple[int, ...]]
         ) -> dict[str, float]:
-            return {metric: accuracy(answers, references)}
+            return {metric: accuracy(predictions, references)}
 
-        return Problem(
+        return TaskData(
             corpus=corpus,
             examples=examples,
             head=head,
             loss=loss,
-            answers=answers,
+            predict=predict,
             measure=measure,
-            counts=lambda answers, references, _: {metric: list(hits(answers, references))},
-            stack=Stack(classes=tuple(sizes)),
+            counts=lambda predictions, references, _: {metric: list(hits(predictions, references))},
+            pooled_head=PooledHeadSpec(classes=tuple(sizes)),
             alternatives=alternatives,
         )
 
-    return pose
+    return build
 
 
 def _example(
     utterance: Utterance, columns: Sequence[str], vocabularies: Sequence[Vocabulary]
 ) -> Example:
     pairs = zip(vocabularies, columns, strict=True)
-    ids = [vocabulary.encode([label_in(utterance, column)])[0] for vocabulary, column in pairs]
+    ids = [vocabulary.encode([get_label(utterance, column)])[0] for vocabulary, column in pairs]
     return Example(utterance, torch.tensor(ids), tuple(ids))
 
 
 def _classes(splits: Splits, column: str) -> Vocabulary:
     """Returns the labels of train. Raises ``UserError`` when dev or test have others."""
     known = Vocabulary.of(
-        (label_in(utterance, column) for utterance in splits["train"]), reserved=0
+        (get_label(utterance, column) for utterance in splits["train"]), reserved=0
     )
     for split, utterances in splits.items():
         unknown = sorted(
-            {label_in(utterance, column) for utterance in utterances} - set(known.symbols)
+            {get_label(utterance, column) for utterance in utterances} - set(known.symbols)
         )
         if unknown:
             raise UserError(

@@ -17,7 +17,7 @@ Groups = Sequence[Sequence[int]]
 """Places of training examples that are one utterance, utterance by utterance."""
 
 
-class Piece(NamedTuple):
+class Segment(NamedTuple):
     """A stretch of a recording, in samples at 16 kHz, that belongs to a split."""
 
     whole: Utterance
@@ -37,7 +37,7 @@ class Piece(NamedTuple):
         return replace(self.whole, key=key, split=self.split, samples=self.samples, alignment=())
 
 
-def crops_of(utterance: Utterance, count: int, samples: int) -> list[Piece]:
+def crops_of(utterance: Utterance, count: int, samples: int) -> list[Segment]:
     """Returns ``count`` random crops of an utterance of train that is longer than ``samples``, else
     the whole of it.
 
@@ -46,9 +46,9 @@ def crops_of(utterance: Utterance, count: int, samples: int) -> list[Piece]:
     """
     spare = utterance.samples - samples
     if spare <= 0:
-        return [Piece(utterance, "train", 0, utterance.samples)]
+        return [Segment(utterance, "train", 0, utterance.samples)]
     starts = random.Random(f"crops {utterance.key}").sample(range(spare + 1), min(count, spare + 1))
-    return [Piece(utterance, "train", start, samples) for start in starts]
+    return [Segment(utterance, "train", start, samples) for start in starts]
 
 
 def with_crops(
@@ -63,15 +63,15 @@ def with_crops(
     ends = list(accumulate(map(len, of_each)))
     groups = [range(end - len(pieces), end) for end, pieces in zip(ends, of_each, strict=True)]
     whole = [
-        Piece(utterance, split, 0, utterance.samples)
+        Segment(utterance, split, 0, utterance.samples)
         for split, items in splits.items()
         if split != "train"
         for utterance in items
     ]
-    return in_pieces(corpus, [*chain.from_iterable(of_each), *whole]), groups
+    return cut_into_segments(corpus, [*chain.from_iterable(of_each), *whole]), groups
 
 
-def in_pieces(corpus: Corpus, pieces: Iterable[Piece]) -> Corpus:
+def cut_into_segments(corpus: Corpus, pieces: Iterable[Segment]) -> Corpus:
     """Returns a corpus of pieces, which reads a recording and cuts. Alignments are dropped; trials
     are kept."""
     cut = [(piece, piece.utterance) for piece in pieces]

@@ -21,8 +21,8 @@ from collections.abc import Sequence
 from speechft_ray.speech.corpora.base import Utterance
 from speechft_ray.speech.text import Vocabulary
 from speechft_ray.superb.measures.error_rate import token_error_rate, token_errors
-from speechft_ray.superb.tasks._ctc import CLIP_NORM, UNKNOWN, RecurrentCtcOptions, sequence_pose
-from speechft_ray.superb.tasks.base import TASKS, Published, Task, label_in
+from speechft_ray.superb.tasks._ctc import CLIP_NORM, UNKNOWN, RecurrentCtcOptions, make_ctc_builder
+from speechft_ray.superb.tasks.base import TASKS, Published, Task, get_label
 
 SPACE, END = "|", "</s>"
 DICTIONARY = Vocabulary(symbols=("<pad>", END, UNKNOWN, *"|ETAONIHSRDLUMCWFGYPBVK'XJQZ"))
@@ -35,7 +35,7 @@ BATCH_SIZE = 16
 
 def spelled(utterance: Utterance, columns: Sequence[str]) -> list[str]:
     """Returns the characters of the column in upper case, ``|`` after every word, and the end."""
-    words = label_in(utterance, columns[0]).upper().split()
+    words = get_label(utterance, columns[0]).upper().split()
     return [*(symbol for word in words for symbol in (*word, SPACE)), END]
 
 
@@ -51,12 +51,12 @@ TASKS.register(
         columns=("text",),
         metrics=("asr.wer",),
         pooled=False,
-        draws="buckets",
+        sampling="buckets",
         learning_rate=1e-4,
         batch_size=BATCH_SIZE,
         clip_norm=CLIP_NORM,
         options=RecurrentCtcOptions,
-        pose=sequence_pose(
+        build=make_ctc_builder(
             spelled, {"asr.wer": (token_error_rate, token_errors)}, words, lambda _: DICTIONARY, END
         ),
         published=Published("librispeech", 200_000, 2_000),

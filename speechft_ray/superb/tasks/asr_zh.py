@@ -12,7 +12,7 @@ needs ``zero: measured``.
 from __future__ import annotations
 
 from speechft_ray.superb.measures.error_rate import token_error_rate, token_errors
-from speechft_ray.superb.tasks._ctc import CLIP_NORM, RecurrentCtcOptions, sequence_pose
+from speechft_ray.superb.tasks._ctc import CLIP_NORM, RecurrentCtcOptions, make_ctc_builder
 from speechft_ray.superb.tasks.base import TASKS, Published, Task
 from speechft_ray.superb.tasks.chars import characters
 
@@ -35,12 +35,12 @@ TASKS.register(
         columns=("text",),
         metrics=("asr_zh.cer",),
         pooled=False,
-        draws="windows",
+        sampling="windows",
         learning_rate=1e-4,
         batch_size=BATCH_SIZE,
         clip_norm=CLIP_NORM,
         options=AsrZhOptions,
-        pose=sequence_pose(characters, {"asr_zh.cer": (token_error_rate, token_errors)}),
+        build=make_ctc_builder(characters, {"asr_zh.cer": (token_error_rate, token_errors)}),
         published=Published("common_voice", 500_000, 5_000),
     ),
 )

@@ -31,17 +31,17 @@ from speechft_ray.speech.corpora.base import Corpus, Utterance
 from speechft_ray.speech.heads.xvector import LOST_FRAMES, XVectorHead, am_softmax
 from speechft_ray.speech.text import Vocabulary
 from speechft_ray.superb.measures.eer import equal_error_rate
-from speechft_ray.superb.tasks._segments import Piece, in_pieces
+from speechft_ray.superb.tasks._segments import Segment, cut_into_segments
 from speechft_ray.superb.tasks.base import (
     TASKS,
     Example,
-    Problem,
     Protocol,
     Published,
     Task,
+    TaskData,
     TaskOptions,
-    label_in,
-    task_splits,
+    get_label,
+    select_splits,
 )
 
 CROP_SAMPLES = 8 * SAMPLE_RATE_HZ
@@ -68,16 +68,16 @@ class AsvOptions(TaskOptions):
     """Of the x-vector's last layer (``agg_dim``)."""
 
 
-def pose(corpus: Corpus, columns: Sequence[str], options: AsvOptions) -> Problem:
+def build(corpus: Corpus, columns: Sequence[str], options: AsvOptions) -> TaskData:
     """Poses the task. Raises ``UserError`` for utterances of less than 16 frames and for trials
     that name no utterance."""
     column = columns[0]
     splits = _splits(corpus, column, options.protocol)
-    cropped = in_pieces(
+    cropped = cut_into_segments(
         corpus, [_piece(split, utterance) for split, items in splits.items() for utterance in items]
     )
     speakers = Vocabulary.of(
-        (label_in(utterance, column) for utterance in splits["train"]), reserved=0
+        (get_label(utterance, column) for utterance in splits["train"]), reserved=0
     )
     if speakers.size == 1:
         raise UserError(
@@ -88,7 +88,7 @@ def pose(corpus: Corpus, columns: Sequence[str], options: AsvOptions) -> Problem
     def target(utterance: Utterance) -> torch.Tensor:
         known = utterance.split == "train"
         return torch.tensor(
-            speakers.encode([label_in(utterance, column)]) if known else [], dtype=torch.long
+            speakers.encode([get_label(utterance, column)]) if known else [], dtype=torch.long
         )
 
     def head(dim: int) -> nn.Module:
@@ -102,19 +102,19 @@ def pose(corpus: Corpus, columns: Sequence[str], options: AsvOptions) -> Problem
     ) -> torch.Tensor:
         return am_softmax(outputs[:, options.width :], frames, targets)
 
-    def answers(outputs: torch.Tensor, frames: torch.Tensor) -> list[torch.Tensor]:
+    def predict(outputs: torch.Tensor, frames: torch.Tensor) -> list[torch.Tensor]:
         return list(outputs[:, : options.width].cpu().unbind(0))
 
-    def measure(answers: Sequence[torch.Tensor], keys: Sequence[str]) -> dict[str, float]:
+    def measure(predictions: Sequence[torch.Tensor], keys: Sequence[str]) -> dict[str, float]:
         known = frozenset(keys)
         asked = next(listed for listed in trials if known.issuperset((listed[0][1], listed[0][2])))
         return {
             "asv.eer": equal_error_rate(
-                [same for same, _, _ in asked], trial_scores(answers, keys, asked)
+                [same for same, _, _ in asked], trial_scores(predictions, keys, asked)
             )
         }
 
-    return Problem(
+    return TaskData(
         corpus=cropped,
         examples={
             split: [
@@ -125,7 +125,7 @@ def pose(corpus: Corpus, columns: Sequence[str], options: AsvOptions) -> Problem
         },
         head=head,
         loss=loss,
-        answers=answers,
+        predict=predict,
         measure=measure,
     )
 
@@ -142,13 +142,13 @@ def trial_scores(
     return found
 
 
-def made_trials(utterances: Sequence[Utterance], column: str) -> list[Trial]:
+def make_trials(utterances: Sequence[Utterance], column: str) -> list[Trial]:
     """Returns pairs of one speaker and as many of two, at most ``MADE_TRIALS`` of each, the same
     for the same utterances."""
     draw = random.Random("trials")
     by_speaker: dict[str, list[str]] = {}
     for utterance in utterances:
-        by_speaker.setdefault(label_in(utterance, column), []).append(utterance.key)
+        by_speaker.setdefault(get_label(utterance, column), []).append(utterance.key)
     same = [pair for keys in by_speaker.values() for pair in combinations(keys, 2)]
     draw.shuffle(same)
     different: dict[tuple[str, str], None] = {}
@@ -165,17 +165,17 @@ def made_trials(utterances: Sequence[Utterance], column: str) -> list[Trial]:
 
 def _splits(corpus: Corpus, column: str, protocol: Protocol) -> dict[str, list[Utterance]]:
     """Returns what is trained on, chosen on and tested on."""
-    splits = task_splits(corpus, ("train", "test"))
+    splits = select_splits(corpus, ("train", "test"))
     train, dev = splits["train"], corpus.split("dev")
     if protocol == "superb":
         dev = splits["test"]
     elif not dev:
-        speakers = sorted({label_in(utterance, column) for utterance in train})
+        speakers = sorted({get_label(utterance, column) for utterance in train})
         held = set(
             speakers[:: min(HELD_OUT, max(2, len(speakers) // 2))]
         )  # at least two, for trials need them
-        dev = [utterance for utterance in train if label_in(utterance, column) in held]
-        train = [utterance for utterance in train if label_in(utterance, column) not in held]
+        dev = [utterance for utterance in train if get_label(utterance, column) in held]
+        train = [utterance for utterance in train if get_label(utterance, column) not in held]
     return {"train": train, "dev": dev, "test": splits["test"]}
 
 
@@ -185,7 +185,7 @@ def _trials(
     keys = {utterance.key for utterance in utterances}
     found = [
         trial for trial in corpus.trials if keys.issuperset((trial[1], trial[2]))
-    ] or made_trials(utterances, column)
+    ] or make_trials(utterances, column)
     if len({same for same, _, _ in found}) < 2:
         raise UserError(
             f"the corpus `{corpus.name}` allows no trials in {split}: they need several speakers, one with two utterances."
@@ -193,16 +193,16 @@ def _trials(
     return found
 
 
-def _piece(split: str, utterance: Utterance) -> Piece:
+def _piece(split: str, utterance: Utterance) -> Segment:
     """Returns the utterance, or 8 s of it when it is longer and trained on."""
     if utterance.samples < LEAST_SAMPLES:
         raise UserError(
             f"the utterance `{utterance.key}` has {utterance.samples} samples; an x-vector needs {LEAST_SAMPLES}: leave it out."
         )
     if split != "train" or utterance.samples <= CROP_SAMPLES:
-        return Piece(utterance, split, 0, utterance.samples)
+        return Segment(utterance, split, 0, utterance.samples)
     start = random.Random(utterance.key).randint(0, utterance.samples - CROP_SAMPLES)
-    return Piece(utterance, split, start, CROP_SAMPLES)
+    return Segment(utterance, split, start, CROP_SAMPLES)
 
 
 TASKS.register(
@@ -212,12 +212,12 @@ TASKS.register(
         columns=("speaker",),
         metrics=("asv.eer",),
         pooled=False,
-        draws="shuffled",
+        sampling="shuffled",
         learning_rate=1e-4,
         batch_size=50,
         clip_norm=1000.0,
         options=AsvOptions,
-        pose=pose,
+        build=build,
         accumulate=5,
         weight_decay=0.01,
         published=Published("voxceleb1", 200_000, 20_000, {"task": "verification"}),

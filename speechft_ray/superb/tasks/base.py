@@ -15,10 +15,10 @@ from torch import nn
 from speechft_ray.core.errors import SpecError, UserError
 from speechft_ray.core.registry import Registry
 from speechft_ray.speech.corpora.base import SPLITS, Corpus, Utterance
-from speechft_ray.superb.features import Source
+from speechft_ray.superb.features import Features
 
-Draws = Literal["shuffled", "balanced", "windows", "buckets"]
-"""How training batches are drawn; ``probe.draws`` has one generator for each."""
+Sampling = Literal["shuffled", "balanced", "windows", "buckets"]
+"""How training batches are drawn; ``probe.sample_batches`` has one generator for each."""
 
 Protocol = Literal["superb", "clean"]
 """``superb``: as published numbers were made, faults included. ``clean``: the sound variant. Tasks
@@ -46,24 +46,24 @@ class Example(NamedTuple):
 
 
 Measure = Callable[[Sequence[Any], Sequence[Any]], dict[str, float]]
-"""``(answers, references)`` of a whole split to each metric of the task, in the unit of the metric
+"""``(predictions, references)`` of a whole split to each metric of the task, in the unit of the metric
 table. Other names than the task's metrics are details of the result, for people to read."""
 
 Count = Callable[
     [Sequence[Any], Sequence[Any], Mapping[str, float]], dict[str, list[tuple[float, float]]]
 ]
-"""``(answers, references)`` of test and what was measured of them, to pairs by metric and
+"""``(predictions, references)`` of test and what was measured of them, to pairs by metric and
 utterance: the metric is 100 times the sum of the first numbers over that of the second
 (``core.counts.UtteranceCounts``)."""
 
 MeasureTest = Callable[
     [Sequence[Any], Sequence[Any], Sequence[Any], Sequence[Any]], dict[str, float]
 ]
-"""``(answers on dev, references of dev, answers on test, references of test)`` to the metrics of
+"""``(predictions on dev, references of dev, predictions on test, references of test)`` to the metrics of
 test."""
 
 
-class Stack(NamedTuple):
+class PooledHeadSpec(NamedTuple):
     """Says that the head is ``speech.heads.pooled.PooledHead``: many such probes can be trained as
     one (``superb.stacked``)."""
 
@@ -73,20 +73,20 @@ class Stack(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Problem:
+class TaskData:
     """A task posed on a corpus, for a probe to learn.
 
     ``corpus`` reads the utterances of ``examples``: the given corpus, or one of pieces cut from it.
     ``head(dim)`` returns a fresh module ``(features (batch, frames, dim), frames (batch,)) ->
-    logits``. ``loss(logits, frames, targets)`` returns a scalar. ``answers(logits, frames)``
+    logits``. ``loss(logits, frames, targets)`` returns a scalar. ``predict(logits, frames)``
     returns one answer per utterance. ``augment(features, frames, generator)`` changes training
-    features; ``None`` leaves them alone. ``select(answers, references)`` returns a number that is
+    features; ``None`` leaves them alone. ``select(predictions, references)`` returns a number that is
     highest at the best validation; ``None``: the task's first metric. ``measure_test`` is there
-    when something of test is decided on dev; ``None``: ``measure``. ``dev_places`` are the examples
+    when something of test is decided on dev; ``None``: ``measure``. ``dev_indices`` are the examples
     of dev that count, where that is not each of them once. ``alternatives`` are the places of the
     training examples that stand for one utterance, utterance by utterance: whenever it is drawn,
     one of them is taken, each as likely as the others. ``None``: every example is an utterance.
-    ``stack`` is there when the head is the pooled one. ``counts`` tells what makes the metrics,
+    ``pooled_head`` is there when the head is the pooled one. ``counts`` tells what makes the metrics,
     utterance by utterance; ``None`` for metrics that are more than a sum over these.
     """
 
@@ -94,17 +94,17 @@ class Problem:
     examples: Mapping[str, Sequence[Example]]
     head: Callable[[int], nn.Module]
     loss: Callable[[torch.Tensor, torch.Tensor, Sequence[torch.Tensor]], torch.Tensor]
-    answers: Callable[[torch.Tensor, torch.Tensor], list[Any]]
+    predict: Callable[[torch.Tensor, torch.Tensor], list[Any]]
     measure: Measure
     augment: Callable[[torch.Tensor, torch.Tensor, torch.Generator], torch.Tensor] | None = None
     select: Callable[[Sequence[Any], Sequence[Any]], float] | None = None
     measure_test: MeasureTest | None = None
-    dev_places: Sequence[int] | None = None
-    stack: Stack | None = None
+    dev_indices: Sequence[int] | None = None
+    pooled_head: PooledHeadSpec | None = None
     counts: Count | None = None
     alternatives: Sequence[Sequence[int]] | None = None
 
-    def measured_test(
+    def compute_test_metrics(
         self,
         dev: Sequence[Any],
         dev_references: Sequence[Any],
@@ -118,16 +118,16 @@ class Problem:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Search:
+class TrainingFreeTask:
     """A task posed on a corpus that nothing is trained for.
 
-    ``answers(sources)`` returns the answers on dev and, where it is among the sources, on test,
-    given the features of each split; the other fields are those of ``Problem``.
+    ``predict(prepare_features)`` returns the predictions on dev and, where it is among the sources, on test,
+    given the features of each split; the other fields are those of ``TaskData``.
     """
 
     corpus: Corpus
     examples: Mapping[str, Sequence[Example]]
-    answers: Callable[[Mapping[str, Source]], Mapping[str, Sequence[Any]]]
+    predict: Callable[[Mapping[str, Features]], Mapping[str, Sequence[Any]]]
     measure: Measure
     measure_test: MeasureTest
 
@@ -141,8 +141,8 @@ class Task:
     table; the first chooses the best validation, unless the problem has a ``select``. ``pooled``:
     whether the head needs only the mean over frames, so that the means are kept in place of the
     frames. ``batch_size`` utterances make an update, drawn and learned in ``accumulate`` equal
-    parts. ``weight_decay`` above 0 makes Adam AdamW. ``pose(corpus, columns, options)`` returns the
-    ``Problem``, or the ``Search`` of a task without training; raises ``UserError`` for labels that
+    parts. ``weight_decay`` above 0 makes Adam AdamW. ``build(corpus, columns, options)`` returns the
+    ``TaskData``, or the ``TrainingFreeTask`` of a task without training; raises ``UserError`` for labels that
     cannot be learned.
     """
 
@@ -150,12 +150,12 @@ class Task:
     columns: tuple[str, ...]
     metrics: tuple[str, ...]
     pooled: bool
-    draws: Draws
+    sampling: Sampling
     learning_rate: float
     batch_size: int
     clip_norm: float
     options: type[TaskOptions]
-    pose: Callable[[Corpus, Sequence[str], Any], Problem | Search]
+    build: Callable[[Corpus, Sequence[str], Any], TaskData | TrainingFreeTask]
     accumulate: int = 1
     weight_decay: float = 0.0
     published: Published | None = None
@@ -176,14 +176,14 @@ class Published(NamedTuple):
 TASKS: Registry[Task] = Registry("task", "speechft_ray.superb.tasks")
 
 
-def tasks_for(columns: Iterable[str]) -> list[str]:
+def list_allowed_tasks(columns: Iterable[str]) -> list[str]:
     """Returns the tasks that a corpus with these label columns allows, sorted. A task without own
     columns takes any."""
     present = set(columns)
     return [name for name, task in TASKS.items() if present and present.issuperset(task.columns)]
 
 
-def task_options(task: Task, given: Mapping[str, Any]) -> TaskOptions:
+def check_task_options(task: Task, given: Mapping[str, Any]) -> TaskOptions:
     """Checks the options of a task. Raises ``SpecError`` with every mistake."""
     try:
         return task.options.model_validate(dict(given))
@@ -197,7 +197,7 @@ def task_options(task: Task, given: Mapping[str, Any]) -> TaskOptions:
         ) from None
 
 
-def task_columns(task: Task, column: str | None, corpus: Corpus) -> tuple[str, ...]:
+def select_columns(task: Task, column: str | None, corpus: Corpus) -> tuple[str, ...]:
     """Returns the label columns to learn. Raises ``UserError`` naming the columns there are and the
     tasks they allow."""
     if column is not None and len(task.columns) > 1:
@@ -217,12 +217,12 @@ def task_columns(task: Task, column: str | None, corpus: Corpus) -> tuple[str, .
         )
         raise UserError(
             f"the task `{task.name}` needs the column {_listed(missing)}, which the corpus `{corpus.name}` does not have; its "
-            f"columns {_listed(corpus.columns)} allow the tasks {_listed(tasks_for(corpus.columns))}.{lacking}"
+            f"columns {_listed(corpus.columns)} allow the tasks {_listed(list_allowed_tasks(corpus.columns))}.{lacking}"
         )
     return chosen
 
 
-def task_splits(corpus: Corpus, needed: Sequence[str] = SPLITS) -> dict[str, list[Utterance]]:
+def select_splits(corpus: Corpus, needed: Sequence[str] = SPLITS) -> dict[str, list[Utterance]]:
     """Returns the utterances of each split that is needed. Raises ``UserError`` for an empty
     one."""
     splits = {split: corpus.split(split) for split in needed}
@@ -235,7 +235,7 @@ def task_splits(corpus: Corpus, needed: Sequence[str] = SPLITS) -> dict[str, lis
     return splits
 
 
-def label_in(utterance: Utterance, column: str) -> str:
+def get_label(utterance: Utterance, column: str) -> str:
     """Returns a label without blanks around it. Raises ``UserError`` when this utterance has
     none."""
     label = utterance.labels.get(column, "").strip()

@@ -18,14 +18,14 @@ from speechft_ray.superb.tasks._ctc import (
     CLIP_NORM,
     EOS,
     RecurrentCtcOptions,
-    sequence_pose,
+    make_ctc_builder,
 )
-from speechft_ray.superb.tasks.base import TASKS, Task, label_in
+from speechft_ray.superb.tasks.base import TASKS, Task, get_label
 
 
 def characters(utterance: Utterance, columns: Sequence[str]) -> list[str]:
     """Returns the characters of the column, each run of blanks as one, and the end."""
-    return [*tokenize(label_in(utterance, columns[0]), "characters"), EOS]
+    return [*tokenize(get_label(utterance, columns[0]), "characters"), EOS]
 
 
 TASKS.register(
@@ -35,11 +35,11 @@ TASKS.register(
         columns=("text",),
         metrics=("chars.cer",),
         pooled=False,
-        draws="windows",
+        sampling="windows",
         learning_rate=1e-4,
         batch_size=BATCH_SIZE,
         clip_norm=CLIP_NORM,
         options=RecurrentCtcOptions,
-        pose=sequence_pose(characters, {"chars.cer": (token_error_rate, token_errors)}),
+        build=make_ctc_builder(characters, {"chars.cer": (token_error_rate, token_errors)}),
     ),
 )

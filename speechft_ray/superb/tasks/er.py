@@ -7,9 +7,9 @@ and shares their speakers; which utterances are dev is the corpus' choice, and i
 
 from __future__ import annotations
 
-from speechft_ray.superb.tasks._pooled import labels_task
+from speechft_ray.superb.tasks._pooled import make_label_task
 from speechft_ray.superb.tasks.base import TASKS, Published
 
 PUBLISHED = Published("iemocap", 30_000, 1_000, folds={"fold": (1, 2, 3, 4, 5)})
 
-TASKS.register("er", labels_task("er", ("emotion",), learning_rate=1e-4, published=PUBLISHED))
+TASKS.register("er", make_label_task("er", ("emotion",), learning_rate=1e-4, published=PUBLISHED))

@@ -7,12 +7,14 @@ answer is right when all three labels are.
 
 from __future__ import annotations
 
-from speechft_ray.superb.tasks._pooled import labels_task
+from speechft_ray.superb.tasks._pooled import make_label_task
 from speechft_ray.superb.tasks.base import TASKS, Published
 
 PUBLISHED = Published("fluent_speech_commands", 200_000, 5_000)
 
 TASKS.register(
     "ic",
-    labels_task("ic", ("action", "object", "location"), learning_rate=1e-4, published=PUBLISHED),
+    make_label_task(
+        "ic", ("action", "object", "location"), learning_rate=1e-4, published=PUBLISHED
+    ),
 )

@@ -18,8 +18,8 @@ from dataclasses import replace
 import torch
 
 from speechft_ray.speech.corpora.base import Corpus
-from speechft_ray.superb.tasks._pooled import PooledTaskOptions, labels_problem, labels_task
-from speechft_ray.superb.tasks.base import TASKS, Problem, Protocol, Published
+from speechft_ray.superb.tasks._pooled import PooledTaskOptions, make_label_builder, make_label_task
+from speechft_ray.superb.tasks.base import TASKS, Protocol, Published, TaskData
 
 DEV_SEED = 1337
 """s3prl seeds its random numbers with this before every evaluation (``run_downstream.py``)."""
@@ -32,14 +32,14 @@ class KsOptions(PooledTaskOptions):
     """``superb``: dev is resampled so that its classes are balanced. ``clean``: dev as it is."""
 
 
-def pose(corpus: Corpus, columns: Sequence[str], options: KsOptions) -> Problem:
+def build(corpus: Corpus, columns: Sequence[str], options: KsOptions) -> TaskData:
     """Poses the task; see the top of this file for what ``options.protocol`` changes."""
-    problem = _pose(corpus, columns, options)
+    data = _build_labels(corpus, columns, options)
     if options.protocol == "clean":
-        return problem
+        return data
     return replace(
-        problem,
-        dev_places=balanced_places([example.reference for example in problem.examples["dev"]]),
+        data,
+        dev_indices=balanced_places([example.reference for example in data.examples["dev"]]),
     )
 
 
@@ -55,10 +55,12 @@ def balanced_places(labels: Sequence[tuple[int, ...]]) -> list[int]:
     return found
 
 
-_pose = labels_problem("ks.accuracy")
+_build_labels = make_label_builder("ks.accuracy")
 
 PUBLISHED = Published("speech_commands", 200_000, 5_000)
 
-_LABELS = labels_task("ks", ("keyword",), learning_rate=1e-4, draws="balanced", published=PUBLISHED)
+_LABELS = make_label_task(
+    "ks", ("keyword",), learning_rate=1e-4, sampling="balanced", published=PUBLISHED
+)
 
-TASKS.register("ks", replace(_LABELS, options=KsOptions, pose=pose))
+TASKS.register("ks", replace(_LABELS, options=KsOptions, build=build))

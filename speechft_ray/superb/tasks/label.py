@@ -5,7 +5,7 @@ Not a SUPERB task: the probe and its optimiser are those of ER (s3prl ``emotion/
 
 from __future__ import annotations
 
-from speechft_ray.superb.tasks._pooled import labels_task
+from speechft_ray.superb.tasks._pooled import make_label_task
 from speechft_ray.superb.tasks.base import TASKS
 
-TASKS.register("label", labels_task("label", (), learning_rate=1e-4))
+TASKS.register("label", make_label_task("label", (), learning_rate=1e-4))

@@ -20,14 +20,14 @@ from speechft_ray.superb.tasks._ctc import (
     CLIP_NORM,
     EOS,
     LinearCtcOptions,
-    sequence_pose,
+    make_ctc_builder,
 )
-from speechft_ray.superb.tasks.base import TASKS, Published, Task, label_in
+from speechft_ray.superb.tasks.base import TASKS, Published, Task, get_label
 
 
 def phones(utterance: Utterance, columns: Sequence[str]) -> list[str]:
     """Returns the tokens of the column, which blanks separate, and the end."""
-    return [*label_in(utterance, columns[0]).split(), EOS]
+    return [*get_label(utterance, columns[0]).split(), EOS]
 
 
 TASKS.register(
@@ -37,12 +37,12 @@ TASKS.register(
         columns=("phones",),
         metrics=("pr.per",),
         pooled=False,
-        draws="windows",
+        sampling="windows",
         learning_rate=1e-2,
         batch_size=BATCH_SIZE,
         clip_norm=CLIP_NORM,
         options=LinearCtcOptions,
-        pose=sequence_pose(phones, {"pr.per": (token_error_rate, token_errors)}),
+        build=make_ctc_builder(phones, {"pr.per": (token_error_rate, token_errors)}),
         accumulate=2,
         published=Published("librispeech", 100_000, 1_000),
     ),

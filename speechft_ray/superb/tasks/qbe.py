@@ -25,17 +25,17 @@ from torch.nn.utils.rnn import pad_sequence
 
 from speechft_ray.core.errors import UserError
 from speechft_ray.speech.corpora.base import Corpus, Utterance
-from speechft_ray.superb.features import Batch, Source
+from speechft_ray.superb.features import Batch, Features
 from speechft_ray.superb.measures.mtwv import maximum_term_weighted_value
 from speechft_ray.superb.tasks._dtw import LEAST, Distance, frame_distances, subsequence_costs
 from speechft_ray.superb.tasks.base import (
     TASKS,
     Example,
     Published,
-    Search,
     Task,
     TaskOptions,
-    task_splits,
+    TrainingFreeTask,
+    select_splits,
 )
 
 LEAST_QUERY_FRAMES = 5
@@ -51,9 +51,9 @@ class QbeOptions(TaskOptions):
     """``dist_method`` of s3prl's config; its documentation also runs plain ``cosine``."""
 
 
-def pose(corpus: Corpus, columns: Sequence[str], options: QbeOptions) -> Search:
+def build(corpus: Corpus, columns: Sequence[str], options: QbeOptions) -> TrainingFreeTask:
     """Poses the task. Raises ``UserError`` for a match that is no document."""
-    splits = task_splits(corpus)
+    splits = select_splits(corpus)
     documents = sorted(
         splits["train"], key=lambda utterance: utterance.samples
     )  # neighbours need little padding
@@ -65,25 +65,27 @@ def pose(corpus: Corpus, columns: Sequence[str], options: QbeOptions) -> Search:
             Example(query, none, _matches(query, columns[0], places)) for query in splits[split]
         ]
 
-    def answers(sources: Mapping[str, Source]) -> dict[str, list[np.ndarray]]:
+    def predict(prepare_features: Mapping[str, Features]) -> dict[str, list[np.ndarray]]:
         return {
-            split: found_in(sources[split], sources["train"], options.distance)
-            for split in sources
+            split: found_in(prepare_features[split], prepare_features["train"], options.distance)
+            for split in prepare_features
             if split != "train"
         }
 
-    return Search(
+    return TrainingFreeTask(
         corpus=corpus,
         examples=examples,
-        answers=answers,
+        predict=predict,
         measure=best_layer,
         measure_test=layer_of_dev,
     )
 
 
-def best_layer(answers: Sequence[np.ndarray], references: Sequence[np.ndarray]) -> dict[str, float]:
+def best_layer(
+    predictions: Sequence[np.ndarray], references: Sequence[np.ndarray]
+) -> dict[str, float]:
     """Returns the value of the best layer, and which one it is, counted from 0."""
-    values = values_by_layer(answers, references)
+    values = values_by_layer(predictions, references)
     layer = int(np.argmax(values))
     return {"qbe.mtwv": values[layer], "layer": float(layer)}
 
@@ -99,17 +101,19 @@ def layer_of_dev(
     return {"qbe.mtwv": values_by_layer(test, references)[layer], "layer": float(layer)}
 
 
-def values_by_layer(answers: Sequence[np.ndarray], references: Sequence[np.ndarray]) -> list[float]:
+def values_by_layer(
+    predictions: Sequence[np.ndarray], references: Sequence[np.ndarray]
+) -> list[float]:
     """Returns the maximum term-weighted value of each layer; an answer is ``(layers,
     documents)``."""
-    layers = range(len(answers[0]))
+    layers = range(len(predictions[0]))
     return [
-        maximum_term_weighted_value([answer[layer] for answer in answers], references)
+        maximum_term_weighted_value([answer[layer] for answer in predictions], references)
         for layer in layers
     ]
 
 
-def found_in(queries: Source, documents: Source, distance: Distance) -> list[np.ndarray]:
+def found_in(queries: Features, documents: Features, distance: Distance) -> list[np.ndarray]:
     """Returns the scores of each query, ``(layers, documents)``.
 
     Documents are gone through twice, a few at a time: once for the mean and deviation of each
@@ -154,11 +158,11 @@ def _standardised(scores: np.ndarray) -> np.ndarray:
     return rounded
 
 
-def _statistics(sources: Sequence[Source]) -> tuple[torch.Tensor, torch.Tensor]:
+def _statistics(prepare_features: Sequence[Features]) -> tuple[torch.Tensor, torch.Tensor]:
     """Returns mean and unbiased deviation of each layer and dimension over all frames, float32
     ``(layers, 1, dim)``."""
     count, total, squares = 0, torch.zeros(()), torch.zeros(())
-    for source in sources:
+    for source in prepare_features:
         for batch in _batches(source):
             states = batch.states.double()
             count += states.shape[1]
@@ -169,12 +173,12 @@ def _statistics(sources: Sequence[Source]) -> tuple[torch.Tensor, torch.Tensor]:
     return mean.float(), variance.sqrt().clamp(min=LEAST).float()
 
 
-def _batches(source: Source) -> Iterator[Batch]:
+def _batches(source: Features) -> Iterator[Batch]:
     for start in range(0, source.count, AT_ONCE):
-        yield source.take(slice(start, min(start + AT_ONCE, source.count)))
+        yield source.batch(slice(start, min(start + AT_ONCE, source.count)))
 
 
-def _each(source: Source) -> Iterator[torch.Tensor]:
+def _each(source: Features) -> Iterator[torch.Tensor]:
     for batch in _batches(source):
         yield from torch.split(batch.states, batch.frames.tolist(), dim=1)
 
@@ -198,12 +202,12 @@ TASKS.register(
         columns=("matches",),
         metrics=("qbe.mtwv",),
         pooled=False,
-        draws="shuffled",
+        sampling="shuffled",
         learning_rate=1.0,
         batch_size=1,
         clip_norm=1.0,
         options=QbeOptions,
-        pose=pose,
+        build=build,
         published=Published("quesst14", 1),
     ),
 )

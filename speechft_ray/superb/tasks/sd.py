@@ -37,17 +37,17 @@ from speechft_ray.speech.heads.diarization import (
     permutation_losses,
 )
 from speechft_ray.superb.measures.der import Turn, diarization_error_rate, errors_and_speech
-from speechft_ray.superb.tasks._segments import Piece, in_pieces
+from speechft_ray.superb.tasks._segments import Segment, cut_into_segments
 from speechft_ray.superb.tasks.base import (
     TASKS,
     Example,
-    Problem,
     Protocol,
     Published,
     Task,
+    TaskData,
     TaskOptions,
-    label_in,
-    task_splits,
+    get_label,
+    select_splits,
 )
 
 SPEAKERS = 2
@@ -83,13 +83,13 @@ Decoding = tuple[float, int]
 """Threshold and frames of the median filter."""
 
 
-def pose(corpus: Corpus, columns: Sequence[str], options: SdOptions) -> Problem:
+def build(corpus: Corpus, columns: Sequence[str], options: SdOptions) -> TaskData:
     """Poses the task. Raises ``UserError`` for segments that cannot be read or have not two
     speakers."""
     clean = options.protocol == "clean"
     examples: dict[str, list[Example]] = {}
-    pieces: list[Piece] = []
-    for split, utterances in task_splits(corpus).items():
+    pieces: list[Segment] = []
+    for split, utterances in select_splits(corpus).items():
         cut = [
             (piece, chunk)
             for utterance in utterances
@@ -104,12 +104,12 @@ def pose(corpus: Corpus, columns: Sequence[str], options: SdOptions) -> Problem:
     def head(dim: int) -> nn.Module:
         return DiarizationHead(dim, SPEAKERS, options.hidden)
 
-    return Problem(
-        corpus=in_pieces(corpus, pieces),
+    return TaskData(
+        corpus=cut_into_segments(corpus, pieces),
         examples=examples,
         head=head,
         loss=permutation_free_loss,
-        answers=answers,
+        predict=predict,
         measure=lowest,
         select=frame_accuracy,
         measure_test=chosen_on_dev if clean else None,
@@ -117,7 +117,7 @@ def pose(corpus: Corpus, columns: Sequence[str], options: SdOptions) -> Problem:
     )
 
 
-def answers(logits: torch.Tensor, frames: torch.Tensor) -> list[np.ndarray]:
+def predict(logits: torch.Tensor, frames: torch.Tensor) -> list[np.ndarray]:
     """Returns the logits of each chunk, ``(frames, SPEAKERS)``."""
     return [
         row[:length].detach().cpu().numpy()
@@ -125,14 +125,14 @@ def answers(logits: torch.Tensor, frames: torch.Tensor) -> list[np.ndarray]:
     ]
 
 
-def frame_accuracy(answers: Sequence[np.ndarray], references: Sequence[Chunk]) -> float:
+def frame_accuracy(predictions: Sequence[np.ndarray], references: Sequence[Chunk]) -> float:
     """Returns the share of right decisions per frame and speaker, averaged over chunks, in the
     order with the least loss.
 
     As in s3prl, a chunk in which nobody speaks counts as 0.
     """
     shares = []
-    for logits, chunk in zip(answers, references, strict=True):
+    for logits, chunk in zip(predictions, references, strict=True):
         length = min(len(logits), len(chunk.labels))
         logits, labels = logits[:length], chunk.labels[:length]
         losses, _ = permutation_losses(torch.from_numpy(logits)[None], [torch.from_numpy(labels)])
@@ -141,14 +141,14 @@ def frame_accuracy(answers: Sequence[np.ndarray], references: Sequence[Chunk]) -
     return sum(shares) / len(shares)
 
 
-def lowest(answers: Sequence[np.ndarray], references: Sequence[Chunk]) -> dict[str, float]:
+def lowest(predictions: Sequence[np.ndarray], references: Sequence[Chunk]) -> dict[str, float]:
     """Returns the error rate of the best decoding, and which one it is."""
-    rates = {decoding: error_rate(answers, references, decoding) for decoding in _decodings()}
+    rates = {decoding: error_rate(predictions, references, decoding) for decoding in _decodings()}
     best = min(rates, key=lambda decoding: rates[decoding])
     return {
         "sd.der": rates[best],
         **_described(best),
-        "frame_accuracy": 100.0 * frame_accuracy(answers, references),
+        "frame_accuracy": 100.0 * frame_accuracy(predictions, references),
     }
 
 
@@ -169,29 +169,29 @@ def chosen_on_dev(
 
 
 def error_rate(
-    answers: Sequence[np.ndarray], references: Sequence[Chunk], decoding: Decoding
+    predictions: Sequence[np.ndarray], references: Sequence[Chunk], decoding: Decoding
 ) -> float:
     """Returns the diarisation error rate, in percent, of recordings put together from their
     chunks."""
-    return diarization_error_rate(*_recordings(answers, references, decoding))
+    return diarization_error_rate(*_recordings(predictions, references, decoding))
 
 
 def errors(
-    answers: Sequence[np.ndarray], references: Sequence[Chunk], measured: Mapping[str, float]
+    predictions: Sequence[np.ndarray], references: Sequence[Chunk], measured: Mapping[str, float]
 ) -> dict[str, list[tuple[float, float]]]:
     """Returns the time in error and the time of speech of each recording, at the decoding that was
     ``measured``."""
     decoding = (measured["threshold"], int(measured["median_frames"]))
-    pairs = zip(*_recordings(answers, references, decoding), strict=True)
+    pairs = zip(*_recordings(predictions, references, decoding), strict=True)
     return {"sd.der": [errors_and_speech(heard, said) for heard, said in pairs]}
 
 
 def _recordings(
-    answers: Sequence[np.ndarray], references: Sequence[Chunk], decoding: Decoding
+    predictions: Sequence[np.ndarray], references: Sequence[Chunk], decoding: Decoding
 ) -> tuple[list[list[Turn]], list[tuple[Turn, ...]]]:
     """Returns the turns heard and said in each recording, put together from its chunks."""
     recordings: dict[str, list[tuple[Chunk, np.ndarray]]] = {}
-    for logits, chunk in zip(answers, references, strict=True):
+    for logits, chunk in zip(predictions, references, strict=True):
         recordings.setdefault(chunk.recording, []).append((chunk, logits))
     heard: list[list[Turn]] = []
     said: list[tuple[Turn, ...]] = []
@@ -219,7 +219,7 @@ def turns_of(utterance: Utterance, column: str) -> tuple[Turn, ...]:
     """Returns the segments of a recording. Raises ``UserError`` for one that cannot be read or has
     not two speakers."""
     found = []
-    for segment in label_in(utterance, column).split():
+    for segment in get_label(utterance, column).split():
         speaker, *times = segment.rsplit(":", 2)
         if (
             len(times) != 2
@@ -257,14 +257,14 @@ def frame_labels(turns: Sequence[Turn], start: int, end: int, clean: bool) -> np
 
 def _chunks(
     utterance: Utterance, split: str, column: str, clean: bool
-) -> Iterator[tuple[Piece, Chunk]]:
+) -> Iterator[tuple[Segment, Chunk]]:
     frames = utterance.samples // FRAME_STRIDE_SAMPLES
     turns = turns_of(utterance, column)
     for start in range(0, frames, CHUNK_FRAMES):
         end = min(frames, start + CHUNK_FRAMES)
         if end - start < 2 and frames > 1:
             break  # no encoder has a frame for it
-        piece = Piece(
+        piece = Segment(
             utterance, split, start * FRAME_STRIDE_SAMPLES, (end - start) * FRAME_STRIDE_SAMPLES
         )
         yield piece, Chunk(utterance.key, start, frame_labels(turns, start, end, clean), turns)
@@ -285,12 +285,12 @@ TASKS.register(
         columns=("segments",),
         metrics=("sd.der",),
         pooled=False,
-        draws="shuffled",
+        sampling="shuffled",
         learning_rate=1e-4,
         batch_size=32,
         clip_norm=1.0,
         options=SdOptions,
-        pose=pose,
+        build=build,
         accumulate=4,
         published=Published("libri2mix", 30_000, 500),
     ),

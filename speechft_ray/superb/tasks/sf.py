@@ -31,17 +31,17 @@ from speechft_ray.superb.tasks._ctc import (
     EOS,
     Counts,
     RecurrentCtcOptions,
-    sequence_pose,
+    make_ctc_builder,
 )
 from speechft_ray.superb.tasks._pooled import first_of
 from speechft_ray.superb.tasks.base import (
     TASKS,
-    Problem,
     Protocol,
     Published,
     Task,
-    label_in,
-    task_splits,
+    TaskData,
+    get_label,
+    select_splits,
 )
 
 NO_SLOT = "O"
@@ -59,7 +59,7 @@ class SfOptions(RecurrentCtcOptions):
 
 def marked_words(utterance: Utterance, columns: Sequence[str]) -> list[tuple[str, str]]:
     """Returns ``(word, slot)`` pairs. Raises ``UserError`` when there is not one slot per word."""
-    words, slots = (label_in(utterance, column).split() for column in columns)
+    words, slots = (get_label(utterance, column).split() for column in columns)
     if len(words) != len(slots):
         raise UserError(
             f"the utterance `{utterance.key}` has {len(words)} words in `{columns[0]}` but {len(slots)} slots in "
@@ -104,11 +104,11 @@ def readable(tokens: Sequence[str]) -> str:
     )
 
 
-def pose(corpus: Corpus, columns: Sequence[str], options: SfOptions) -> Problem:
+def build(corpus: Corpus, columns: Sequence[str], options: SfOptions) -> TaskData:
     """Poses the task. Raises ``UserError`` when dev or test have slots that train does not have."""
     slots = {
         split: {slot for utterance in utterances for _, slot in marked_words(utterance, columns)}
-        for split, utterances in task_splits(corpus).items()
+        for split, utterances in select_splits(corpus).items()
     }
     for split, found in slots.items():
         if unknown := sorted(found - slots["train"] - {NO_SLOT}):
@@ -116,7 +116,7 @@ def pose(corpus: Corpus, columns: Sequence[str], options: SfOptions) -> Problem:
                 f"the column `{columns[1]}` has {len(unknown)} slots in {split} that train does not have "
                 f"({first_of(unknown)}): correct them, or add training utterances that have them."
             )
-    return _POSES[options.protocol](corpus, columns, options)
+    return _BUILDERS[options.protocol](corpus, columns, options)
 
 
 def _letters(word: str) -> str:
@@ -127,9 +127,9 @@ _MEASURES: dict[str, Counts] = {
     "sf.slot_type_f1": (slot_type_f1, slot_type_agreement),
     "sf.slot_value_cer": (slot_value_cer, slot_value_errors),
 }
-_POSES = {
-    "superb": sequence_pose(spelled, _MEASURES, readable),
-    "clean": sequence_pose(spelled_cleanly, _MEASURES, readable),
+_BUILDERS = {
+    "superb": make_ctc_builder(spelled, _MEASURES, readable),
+    "clean": make_ctc_builder(spelled_cleanly, _MEASURES, readable),
 }
 
 TASKS.register(
@@ -139,12 +139,12 @@ TASKS.register(
         columns=("text", "slots"),
         metrics=("sf.slot_type_f1", "sf.slot_value_cer"),
         pooled=False,
-        draws="windows",
+        sampling="windows",
         learning_rate=1e-4,
         batch_size=BATCH_SIZE,
         clip_norm=CLIP_NORM,
         options=SfOptions,
-        pose=pose,
+        build=build,
         published=Published("snips", 200_000, 2_000),
     ),
 )

@@ -10,9 +10,9 @@ test, because the mean of a crop does not follow from the mean of the whole.
 
 from __future__ import annotations
 
-from speechft_ray.superb.tasks._pooled import labels_task
+from speechft_ray.superb.tasks._pooled import make_label_task
 from speechft_ray.superb.tasks.base import TASKS, Published
 
 PUBLISHED = Published("voxceleb1", 200_000, 5_000)
 
-TASKS.register("sid", labels_task("sid", ("speaker",), learning_rate=1e-4, published=PUBLISHED))
+TASKS.register("sid", make_label_task("sid", ("speaker",), learning_rate=1e-4, published=PUBLISHED))
