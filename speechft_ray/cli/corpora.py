@@ -57,7 +57,7 @@ def check(
 
     kind, console = CORPORA.get(name), _console()
     if not kind.needs_root:
-        raise UserError(f"the corpus `{name}` makes itself: there is no folder to check.")
+        raise UserError(f"the corpus `{name}` is synthesised: there is no folder to check.")
     options = validate(
         kind.options, given_pairs(option or [], "--option"), where=f"corpus `{name}`"
     )

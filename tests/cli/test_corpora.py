@@ -88,7 +88,7 @@ def test_check_counts_trials(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     ("arguments", "words"),
     [
         (["librispeeech", "."], "Did you mean `librispeech`?"),
-        (["synthetic", "."], "makes itself"),
+        (["synthetic", "."], "is synthesised: there is no folder"),
         (["librispeech", "{root}", "--option", "train"], "NAME=VALUE"),
         (["librispeech", "{root}", "--option", "train=["], "not YAML"),
         (["librispeech", "{root}", "--option", "trian=[]"], "Did you mean `train`?"),

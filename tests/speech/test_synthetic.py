@@ -1,4 +1,4 @@
-"""The synthetic world: repeatable to the byte, exact in time, and labelled as promised."""
+"""Synthetic corpora: equal bytes from equal options, exact alignments, labels of every part."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections import Counter
 from dataclasses import asdict, replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,13 +18,19 @@ from pydantic import ValidationError
 from speechft_ray.core.fingerprint import file_sha256, fingerprint
 from speechft_ray.speech.corpora import synthetic
 from speechft_ray.speech.corpora.base import Corpus
-from speechft_ray.speech.corpora.synthetic import SyntheticOptions, make, open_synthetic
-from speechft_ray.speech.synthesis import workers as _chunks
+from speechft_ray.speech.corpora.synthetic import SyntheticOptions, make_corpus, open_synthetic
+from speechft_ray.speech.synthesis import workers
 from speechft_ray.speech.synthesis.acoustics import render
 from speechft_ray.speech.synthesis.espeak import SOURCE_RATE_HZ, Speech
-from speechft_ray.speech.synthesis.parts import PARTS, items
-from speechft_ray.speech.synthesis.phones import alignment, phone
-from speechft_ray.speech.synthesis.speakers import Manner, Take, pools, population, take
+from speechft_ray.speech.synthesis.parts import PARTS, make_items
+from speechft_ray.speech.synthesis.phones import make_alignment, normalise_phone
+from speechft_ray.speech.synthesis.speakers import (
+    SpeakingStyle,
+    UtteranceSpec,
+    make_speaker_pools,
+    make_speakers,
+    make_utterance_spec,
+)
 
 SMALL = {"train": 5, "dev": 2, "test": 3}
 ENGLISH = {
@@ -47,9 +54,11 @@ def corpus(cache: Path) -> Corpus:
     return open_synthetic(options("pr"), None, cache)
 
 
-def plain_take(**changes: object) -> Take:
-    """A take in a nearly silent, nearly dry room, said by the first speaker."""
-    neutral = take("word", "en-us", population()[0], Manner(), random.Random(0))
+def make_clean_spec(**changes: Any) -> UtteranceSpec:
+    """Returns an utterance of the first speaker with nearly no noise and reverberation."""
+    neutral = make_utterance_spec(
+        "word", "en-us", make_speakers()[0], SpeakingStyle(), random.Random(0)
+    )
     quiet = {
         "snr_db": 90.0,
         "reverberation_seconds": 0.05,
@@ -60,15 +69,15 @@ def plain_take(**changes: object) -> Take:
     return replace(neutral, **{**quiet, **changes})
 
 
-# --- Repeatable ---------------------------------------------------------------------------
+# --- Reproducible -------------------------------------------------------------------------
 
 
 def test_two_generations_agree_whatever_the_number_of_workers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_chunks, "CHUNK_UTTERANCES", 3)
-    make(options("er"), tmp_path / "one", workers=1)
-    make(options("er"), tmp_path / "many", workers=3)
+    monkeypatch.setattr(workers, "CHUNK_UTTERANCES", 3)
+    make_corpus(options("er"), tmp_path / "one", workers=1)
+    make_corpus(options("er"), tmp_path / "many", workers=3)
     for name in ("audio.npy", "items.jsonl", "manifest.json"):
         assert file_sha256(tmp_path / "one" / name) == file_sha256(tmp_path / "many" / name), name
 
@@ -84,26 +93,28 @@ def test_another_seed_is_another_corpus(corpus: Corpus, tmp_path: Path) -> None:
 def test_a_larger_corpus_begins_with_the_smaller_one(corpus: Corpus, tmp_path: Path) -> None:
     larger = open_synthetic(options("pr", train=7), None, tmp_path)
     for split in ("train", "dev", "test"):
-        for mine, theirs in zip(corpus.split(split), larger.split(split), strict=False):
-            assert mine == theirs
-            np.testing.assert_array_equal(corpus.read(mine), larger.read(theirs))
+        for one, other in zip(corpus.split(split), larger.split(split), strict=False):
+            assert one == other
+            np.testing.assert_array_equal(corpus.read(one), larger.read(other))
 
 
-def plan_fingerprint(part: str) -> str:
-    def rounded(value: object) -> object:  # the last bits of a logarithm belong to the platform
+def compute_plan_fingerprint(part: str) -> str:
+    def round_value(value: object) -> object:  # the last bits of a logarithm belong to the platform
         return round(value, 9) if isinstance(value, float) else value
 
-    planned = items(part, 0, {"train": 30, "test": 30}, 24)
-    scenes = [
-        {name: rounded(value) for name, value in asdict(item.scene).items()} for item in planned
+    items = make_items(part, 0, {"train": 30, "test": 30}, 24)
+    specs = [
+        {name: round_value(value) for name, value in asdict(item.spec).items()} for item in items
     ]
-    return fingerprint([scenes, [dict(item.labels) for item in planned]])
+    return fingerprint([specs, [dict(item.labels) for item in items]])
 
 
 def test_plans_are_pinned() -> None:
-    """Sound and labels follow from the plan: when this changes, raise GENERATOR_VERSION and pin
-    anew."""
-    assert (synthetic.GENERATOR_VERSION, {part: plan_fingerprint(part) for part in PARTS}) == (
+    """Audio and labels follow from the plan: raise GENERATOR_VERSION and pin anew on a change."""
+    assert (
+        synthetic.GENERATOR_VERSION,
+        {part: compute_plan_fingerprint(part) for part in PARTS},
+    ) == (
         1,
         PINNED,
     )
@@ -128,7 +139,7 @@ PINNED = {
 def test_a_second_open_makes_nothing(
     corpus: Corpus, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_chunks, "synthesise", lambda *_: pytest.fail("made again"))
+    monkeypatch.setattr(synthetic, "synthesise", lambda *_: pytest.fail("made again"))
     again = open_synthetic(options("pr"), None, cache)
     assert again.fingerprint == corpus.fingerprint
     assert again.utterances == corpus.utterances
@@ -136,7 +147,7 @@ def test_a_second_open_makes_nothing(
 
 
 @pytest.mark.parametrize("damage", ["cut", "flip", "items", "manifest"])
-def test_damage_is_found_and_made_good(tmp_path: Path, damage: str) -> None:
+def test_a_damaged_cache_is_made_again(tmp_path: Path, damage: str) -> None:
     first = open_synthetic(options("ks"), None, tmp_path)
     (folder,) = tmp_path.glob("synthetic-ks-*")
     name = {"items": "items.jsonl", "manifest": "manifest.json"}.get(damage, "audio.npy")
@@ -153,21 +164,21 @@ def test_damage_is_found_and_made_good(tmp_path: Path, damage: str) -> None:
     assert [path.name for path in tmp_path.iterdir()] == [folder.name]
 
 
-def test_a_faster_process_wins_quietly(tmp_path: Path) -> None:
-    make(options("ks"), tmp_path / "slow", workers=1)
-    make(options("ks"), tmp_path / "place", workers=1)
+def test_the_corpus_of_a_faster_process_is_used(tmp_path: Path) -> None:
+    make_corpus(options("ks"), tmp_path / "slow", workers=1)
+    make_corpus(options("ks"), tmp_path / "place", workers=1)
     assert synthetic._publish(tmp_path / "slow", tmp_path / "place")["options"]["part"] == "ks"
     assert (tmp_path / "slow").is_dir()
 
 
-def test_a_failing_worker_is_told_with_its_words_and_leaves_nothing(
+def test_the_error_of_a_failing_worker_is_reported_and_leaves_no_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     broken = [
-        replace(item, scene=replace(item.scene, voice="xx-none"))
-        for item in items("ks", 0, {"train": 1}, 2)
+        replace(item, spec=replace(item.spec, voice="xx-none"))
+        for item in make_items("ks", 0, {"train": 1}, 2)
     ]
-    monkeypatch.setattr(synthetic, "items", lambda *_: broken)
+    monkeypatch.setattr(synthetic, "make_items", lambda *_: broken)
     with pytest.raises(
         RuntimeError, match=r"(?s)ks-train-00000 ended with code 1.*refused voice xx-none"
     ):
@@ -177,25 +188,26 @@ def test_a_failing_worker_is_told_with_its_words_and_leaves_nothing(
 
 def test_workers_start_light_and_espeak_only_once() -> None:
     code = (
-        "import sys; from speechft_ray.speech.synthesis import chunk as _synthesis, espeak as _espeak; "
-        "print(sorted({'torch', 'scipy', 'ray', 'pydantic'} & set(sys.modules))); _espeak.start(1); _espeak.start(1)"
+        "import sys; from speechft_ray.speech.synthesis import chunk, espeak; "
+        "print(sorted({'torch', 'scipy', 'ray', 'pydantic'} & set(sys.modules))); "
+        "espeak.start(1); espeak.start(1)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.stdout.strip() == "[]"
     assert "start it once per process" in done.stderr
 
 
-# --- Exact in time ------------------------------------------------------------------------
+# --- Alignments ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("down", [400, 441, 495])
 def test_an_onset_stays_with_its_sound(down: int) -> None:
-    """A click at a known sample of the source must come out where its onset says, through every
-    filter of the speech path."""
+    """A click at one sample of the source comes out at its onset through every filter."""
     wave = np.zeros(22_050, dtype=np.int16)
     wave[12_345] = 30_000
     audio, onsets = render(
-        Speech(wave=wave, onsets=((12_345, "t"),)), plain_take(down=down, tilt_db_per_octave=-2.0)
+        Speech(wave=wave, onsets=((12_345, "t"),)),
+        make_clean_spec(down=down, tilt_db_per_octave=-2.0),
     )
     assert onsets[0][1] == "t"
     assert abs(int(np.abs(audio.astype(int)).argmax()) - onsets[0][0]) <= 1
@@ -204,17 +216,17 @@ def test_an_onset_stays_with_its_sound(down: int) -> None:
 @pytest.mark.parametrize("down", [400, 441, 495])
 def test_the_vocal_tract_scales_by_down_over_441(down: int) -> None:
     wave = (8_000 * np.sin(2 * np.pi * 1_000 * np.arange(22_050) / SOURCE_RATE_HZ)).astype(np.int16)
-    audio, _ = render(Speech(wave=wave, onsets=()), plain_take(down=down))
+    audio, _ = render(Speech(wave=wave, onsets=()), make_clean_spec(down=down))
     middle = audio[2_000:10_000]
     peak_hz = np.abs(np.fft.rfft(middle * np.hanning(len(middle)))).argmax() * 16_000 / len(middle)
     assert peak_hz == pytest.approx(1_000 * down / 441, abs=3)
 
 
 @pytest.mark.parametrize("snr_db", [3.0, 12.0, 20.0])
-def test_noise_is_as_loud_as_asked(snr_db: float) -> None:
+def test_noise_has_the_snr_of_the_spec(snr_db: float) -> None:
     wave = (8_000 * np.sin(np.arange(22_050) / 9)).astype(np.int16)
-    clean, _ = render(Speech(wave=wave, onsets=()), plain_take(snr_db=200.0))
-    noisy, _ = render(Speech(wave=wave, onsets=()), plain_take(snr_db=snr_db))
+    clean, _ = render(Speech(wave=wave, onsets=()), make_clean_spec(snr_db=200.0))
+    noisy, _ = render(Speech(wave=wave, onsets=()), make_clean_spec(snr_db=snr_db))
     noise = noisy.astype(float) - clean
     assert 10 * np.log10((clean.astype(float) ** 2).mean() / (noise**2).mean()) == pytest.approx(
         snr_db, abs=0.05
@@ -227,7 +239,7 @@ def test_reverberation_falls_by_sixty_decibels_in_its_time() -> None:
     wave[2_000] = 30_000
     audio, ((start, _),) = render(
         Speech(wave=wave, onsets=((2_000, "t"),)),
-        plain_take(reverberation_seconds=0.4, snr_db=120.0, level_db=-35.0),
+        make_clean_spec(reverberation_seconds=0.4, snr_db=120.0, level_db=-35.0),
     )
     blocks = [audio[start + round(at * 16_000) :][:800].astype(float) for at in (0.05, 0.25)]
     fall_db = 10 * np.log10((blocks[0] ** 2).mean() / (blocks[1] ** 2).mean())
@@ -235,8 +247,7 @@ def test_reverberation_falls_by_sixty_decibels_in_its_time() -> None:
 
 
 def test_alignment_follows_the_sound(corpus: Corpus) -> None:
-    """Marked silence is clearly quieter than marked vowels, in the noise and reverberation of the
-    corpus itself."""
+    """Frames labelled as silence are clearly quieter than vowels, in the corpus' own noise."""
     quiet, loud = [], []
     for utterance in corpus.utterances:
         wave = corpus.read(utterance)
@@ -273,7 +284,7 @@ def test_marks_of_no_length() -> None:
         (500, "t#"),
         (600, "_:"),
     ]
-    assert alignment(onsets) == [
+    assert make_alignment(onsets) == [
         (0, "sil"),
         (100, "h"),
         (200, "I"),
@@ -285,7 +296,7 @@ def test_marks_of_no_length() -> None:
 
 
 def test_phone_names_lose_stress_and_length() -> None:
-    named = {
+    labels = {
         "'i:": "i",
         ",oU": "oU",
         "I2": "I",
@@ -296,38 +307,38 @@ def test_phone_names_lose_stress_and_length() -> None:
         "tS;h": "tS;h",
         "@L": "l",
     }
-    assert {name: phone(name) for name in named} == named
+    assert {name: normalise_phone(name) for name in labels} == labels
 
 
-# --- Labelled as promised -----------------------------------------------------------------
+# --- Labels ---------------------------------------------------------------------------
 
 
-def test_test_speakers_and_voices_are_unheard_in_training() -> None:
-    known = pools()
+def test_test_speakers_and_voices_are_not_in_train() -> None:
+    pools = make_speaker_pools()
     for column in ("name", "variant"):
         sets = [
-            {getattr(speaker, column) for speaker in known[pool]}
+            {getattr(speaker, column) for speaker in pools[pool]}
             for pool in ("train", "dev", "test")
         ]
         assert sum(map(len, sets)) == len(set.union(*sets))
-    planned = items("pr", 0, {"train": 200, "dev": 50, "test": 100}, 60)
-    heard = {
-        split: {i.labels["speaker"] for i in planned if i.split == split}
+    items = make_items("pr", 0, {"train": 200, "dev": 50, "test": 100}, 60)
+    speakers = {
+        split: {i.labels["speaker"] for i in items if i.split == split}
         for split in ("train", "dev", "test")
     }
-    assert not heard["train"] & heard["test"] and not heard["train"] & heard["dev"]
-    assert len(heard["train"]) == 60
+    assert not speakers["train"] & speakers["test"] and not speakers["train"] & speakers["dev"]
+    assert len(speakers["train"]) == 60
 
 
 def test_speaker_identification_knows_its_speakers() -> None:
-    planned = items("sid", 0, {"train": 800, "dev": 200, "test": 1000}, 48)
-    heard = {
-        split: {i.labels["speaker"] for i in planned if i.split == split}
+    items = make_items("sid", 0, {"train": 800, "dev": 200, "test": 1000}, 48)
+    speakers = {
+        split: {i.labels["speaker"] for i in items if i.split == split}
         for split in ("train", "dev", "test")
     }
-    assert heard["train"] == heard["dev"] == heard["test"]
-    assert len(heard["train"]) == 48
-    assert len({(s.variant, s.pitch, s.down) for s in population()}) == len(population())
+    assert speakers["train"] == speakers["dev"] == speakers["test"]
+    assert len(speakers["train"]) == 48
+    assert len({(s.variant, s.pitch, s.down) for s in make_speakers()}) == len(make_speakers())
 
 
 @pytest.mark.parametrize(
@@ -337,27 +348,26 @@ def test_speaker_identification_knows_its_speakers() -> None:
 def test_classes_are_balanced_and_not_tied_to_speakers(
     part: str, column: str, classes: int
 ) -> None:
-    planned = items(part, 0, {"train": 1200}, 6)
-    counts = Counter(item.labels[column] for item in planned)
+    items = make_items(part, 0, {"train": 1200}, 6)
+    counts = Counter(item.labels[column] for item in items)
     assert len(counts) == classes
     if part != "ic":  # Fluent Speech Commands has more of some actions, and so has this
         assert set(counts.values()) == {1200 // classes}
-    assert len({(item.labels["speaker"], item.labels[column]) for item in planned}) == 6 * classes
+    assert len({(item.labels["speaker"], item.labels[column]) for item in items}) == 6 * classes
 
 
 def test_every_word_of_a_request_has_its_slot() -> None:
-    planned = items("sf", 0, {"train": 300}, 10)
-    for item in planned:
+    items = make_items("sf", 0, {"train": 300}, 10)
+    for item in items:
         assert len(item.labels["slots"].split()) == len(item.labels["text"].split())
         assert item.labels["text"] == item.labels["text"].upper()
-    names = {slot for item in planned for slot in item.labels["slots"].split()}
+    names = {slot for item in items for slot in item.labels["slots"].split()}
     assert len(names) == 15 and "O" in names and not any(name[1:2] == "-" for name in names)
-    assert len({item.labels["intent"] for item in planned}) == 6
+    assert len({item.labels["intent"] for item in items}) == 6
 
 
-def test_emotions_are_heard(tmp_path: Path) -> None:
-    """The contrasts that the plan asks for are in the sound: anger is fast and bright, sadness slow
-    and dark."""
+def test_emotions_are_audible(tmp_path: Path) -> None:
+    """The audio has the contrasts of the plan: anger is fast and bright, sadness slow and dark."""
     corpus = open_synthetic(options("er", train=40, dev=0, test=0), None, tmp_path)
     pace: dict[str, list[float]] = {}
     bright: dict[str, list[float]] = {}
@@ -378,10 +388,10 @@ def test_emotions_are_heard(tmp_path: Path) -> None:
 
 def test_mandarin_speaks_other_phones(tmp_path: Path) -> None:
     corpus = open_synthetic(options("zh", dev=0, test=0), None, tmp_path)
-    found = {
+    phones = {
         phone for utterance in corpus.utterances for phone in utterance.labels["phones"].split()
     }
-    assert len(found - ENGLISH) > 8
+    assert len(phones - ENGLISH) > 8
 
 
 # --- Options ------------------------------------------------------------------------------
@@ -397,7 +407,7 @@ def test_sizes_left_out_are_filled_in_and_are_identity() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "words"),
+    ("values", "words"),
     [
         ({"part": "songs"}, "Input should be 'pretrain'"),
         ({}, "part"),
@@ -408,9 +418,9 @@ def test_sizes_left_out_are_filled_in_and_are_identity() -> None:
         ({"part": "pr", "speed": 2}, "Extra inputs"),
     ],
 )
-def test_wrong_options_are_refused(given: dict[str, object], words: str) -> None:
+def test_wrong_options_are_refused(values: dict[str, object], words: str) -> None:
     with pytest.raises(ValidationError, match=words):
-        SyntheticOptions.model_validate(given)
+        SyntheticOptions.model_validate(values)
 
 
 def test_every_part_can_be_asked_for() -> None:
@@ -418,9 +428,9 @@ def test_every_part_can_be_asked_for() -> None:
 
 
 def test_progress_reaches_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_chunks, "CHUNK_UTTERANCES", 4)
+    monkeypatch.setattr(workers, "CHUNK_UTTERANCES", 4)
     steps: list[tuple[int, int]] = []
-    make(
+    make_corpus(
         options("ks"),
         tmp_path / "made",
         workers=2,

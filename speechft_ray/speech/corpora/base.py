@@ -1,4 +1,4 @@
-"""What a corpus is to the rest of the house: utterances by split, and a way to read one."""
+"""Interface of corpora: utterances by split, a function that reads one, and the registry."""
 
 from __future__ import annotations
 
@@ -15,17 +15,18 @@ SPLITS = ("train", "dev", "test")
 """The only split names."""
 
 NO_SPEAKER = "none"
-"""The ``speaker`` of a recording in which nobody, or nobody known, speaks."""
+"""The ``speaker`` of a recording without speech, or of an unknown speaker."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Utterance:
     """One recording.
 
-    ``labels`` maps a column (``speaker``, ``text``, ``phones``, ``emotion``, ``slots``, ...) to its
-    text; sequences are separated by blanks. ``alignment`` holds ``(start_sample, label)`` pairs at
-    16 kHz in ascending order, each label valid to the next start, and an empty one says that
-    nothing there has a label; the source of frame targets. Empty where the corpus has no alignment.
+    ``samples``: length at 16 kHz. ``labels`` maps a column (``speaker``, ``text``, ``phones``,
+    ``emotion``, ``slots``, ...) to its text; sequences are separated by blanks. ``alignment`` is
+    the source of frame targets: ``(start_sample, label)`` pairs at 16 kHz in ascending order, each
+    label valid to the next start, with an empty label where no target exists. It is empty for a
+    corpus without alignments.
     """
 
     key: str
@@ -43,16 +44,18 @@ class Utterance:
 class Corpus:
     """Utterances and how to read them.
 
-    ``fingerprint`` is the identity of the content (audio and labels), never of its place on disk.
-    ``read(utterance)`` returns mono float32 at 16 kHz in [-1, 1], shape ``(samples,)``. ``trials``
-    are pairs to verify: whether both were said by one speaker, and the keys of two utterances of
-    one split. ``missing_columns`` holds label columns that this corpus could have, each with the sentence
-    that says what it needs. ``notes`` are sentences to tell once: what reading changes and what was
-    left out. ``skipped`` counts, by split, the recordings that were left out because they cannot be
-    read (only with ``on_bad_audio: skip``). ``audio_ids`` has, by key, the identity of each
-    utterance's audio, the same in any corpus that has this recording; it may be empty. ``speaker_namespace``
-    says whom the column ``speaker`` names: equal names are one person in corpora of the same
-    ``speaker_namespace``; empty: in corpora of the same name.
+    - ``fingerprint``: identity of the content (audio and labels), independent of its place on disk.
+    - ``read(utterance)`` returns mono float32 at 16 kHz in [-1, 1], shape ``(samples,)``.
+    - ``trials``: pairs for speaker verification: (same speaker, key, key), with keys of one split.
+    - ``missing_columns``: label columns that this corpus could have, each with a sentence that says
+      what it needs.
+    - ``notes``: sentences for the user about what reading changes and what was left out.
+    - ``skipped``: by split, the number of recordings that were left out because they cannot be read
+      (only with ``on_bad_audio: skip``).
+    - ``audio_ids``: by key, the identity of each utterance's audio, which is the same in any corpus
+      with this recording; may be empty.
+    - ``speaker_namespace``: equal speaker names are one person in all corpora of one namespace;
+      empty: in corpora of one name.
     """
 
     name: str
@@ -73,18 +76,17 @@ class Corpus:
 
 
 class Progress(Protocol):
-    """Called with work done and work in all, in any unit."""
+    """Called with the work done and the total, in any unit."""
 
     def __call__(self, done: int, total: int) -> None: ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExpectedCounts:
-    """What a complete copy of a corpus has, by split, as its ``source`` says. What the source does
-    not tell is left out.
+    """Numbers of a complete copy of a corpus by split, as published by ``source``.
 
-    ``classes`` counts the different labels of a column in all splits, ``trials`` those of the test
-    split.
+    Numbers that the source lacks are left out. ``classes`` counts the different labels of a column
+    in all splits, ``trials`` the trials of the test split.
     """
 
     source: str
@@ -97,37 +99,38 @@ class ExpectedCounts:
 
 @dataclass(frozen=True, kw_only=True)
 class Resource:
-    """A list or lexicon that belongs below a corpus' root but does not come with its recordings."""
+    """A list or lexicon below a corpus' root that does not come with its recordings."""
 
     path: str
     url: str
     what: str
 
 
-def _nothing_expected(options: Any) -> ExpectedCounts | None:
+def _compute_no_counts(options: Any) -> ExpectedCounts | None:
     return None
 
 
 @dataclass(frozen=True, kw_only=True)
 class CorpusKind:
-    """A registered way to get a corpus.
+    """A registered kind of corpus.
 
-    ``options`` is the frozen pydantic model of its identity options (never paths). ``open(options,
-    root, cache, progress)`` returns the corpus: ``root`` is where the user keeps the files (a
-    folder or a manifest file; ``None`` when the corpus makes itself), ``cache`` a folder of the
-    store in which it may publish what it made. ``layout`` says in a line what the root holds.
-    ``expected(options)`` returns what a complete copy has, where that is known.
+    - ``options``: frozen pydantic model of the options, which are its identity (never paths).
+    - ``open(options, root, cache, progress)`` returns the corpus. ``root`` is where the user keeps
+      the files (a folder or a manifest file; ``None`` for a corpus that is synthesised), ``cache``
+      a folder of the store for what is computed.
+    - ``layout``: one line that says what the root holds.
+    - ``expected(options)`` returns the numbers of a complete copy, where they are published.
+    - ``resources``: files that the recordings come without.
     """
 
     options: type[BaseModel]
     open: Callable[..., Corpus]
     needs_root: bool
     layout: str
-    expected: Callable[[Any], ExpectedCounts | None] = _nothing_expected
+    expected: Callable[[Any], ExpectedCounts | None] = _compute_no_counts
     resources: Sequence[Resource] = ()
     version: int = 1
-    """Raised when a corpus that makes itself would sound or read differently; part of its
-    identity."""
+    """Raised when a synthesised corpus would change; part of its identity."""
 
 
 CORPORA: Registry[CorpusKind] = Registry("corpus", "speechft_ray.speech.corpora")

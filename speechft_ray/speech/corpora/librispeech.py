@@ -39,7 +39,7 @@ from speechft_ray.speech.corpora.base import (
     Progress,
     Resource,
 )
-from speechft_ray.speech.synthesis.g2p import pronunciations
+from speechft_ray.speech.synthesis.g2p import pronounce_words
 
 NAME = "librispeech"
 LEXICONS = (
@@ -189,7 +189,7 @@ def _phones(
         return {}, f"{where}: add them to a lexicon, or set `g2p: espeak` (approximate).", []
     notes = []
     if unknown:
-        lexicon.update(pronunciations(unknown))
+        lexicon.update(pronounce_words(unknown))
         notes.append(
             f"{len(unknown)} of {len(words)} words are pronounced by espeak-ng ({join_names(unknown)}): approximate."
         )

@@ -1,5 +1,4 @@
-"""What two corpora share: recordings that a fine-tuning has seen, and voices that it has heard, in
-the test set of a task."""
+"""Train/test contamination: recordings and speakers of a test set in the data of a fine-tuning."""
 
 from __future__ import annotations
 
@@ -8,12 +7,12 @@ from typing import NamedTuple
 
 from speechft_ray.speech.corpora.base import NO_SPEAKER, Corpus, Utterance
 
-SEEN = ("train", "dev")
-"""Splits that a fine-tuning sees: it learns from one and is chosen on the other."""
+FINETUNING_SPLITS = ("train", "dev")
+"""Splits that a fine-tuning uses: it trains on one and selects its checkpoint on the other."""
 
 
 class Overlap(NamedTuple):
-    """What of a test set is in a fine-tuning's data."""
+    """How many utterances and speakers of a test set are in the data of a fine-tuning."""
 
     utterances: int
     of_utterances: int
@@ -22,38 +21,35 @@ class Overlap(NamedTuple):
     """0 where the speakers of the two corpora cannot be compared."""
 
 
-def compute_overlap(tuned: Corpus, tested: Corpus) -> Overlap:
-    """Returns how many test utterances and test speakers of ``tested`` a fine-tuning on ``tuned``
-    has seen.
+def compute_overlap(finetuning: Corpus, evaluation: Corpus) -> Overlap:
+    """Returns how many test utterances and speakers of ``evaluation`` are in ``finetuning``.
 
-    Utterances are compared by their content where both corpora know it, else by their keys within
-    one corpus; speakers where both corpora name the same people.
+    Utterances are compared by the identity of their audio where both corpora have it, else by their
+    keys within one corpus. Speakers are compared where both corpora have one namespace.
     """
-    seen = [utterance for split in SEEN for utterance in tuned.split(split)]
-    test = tested.split("test")
-    by_content = bool(tuned.audio_ids and tested.audio_ids)
-    known = {_identity(tuned, utterance, by_content) for utterance in seen}
-    shared = sum(_identity(tested, utterance, by_content) in known for utterance in test)
-    heard, wanted = _speakers(tuned, seen), _speakers(tested, test)
-    comparable = _people(tuned) == _people(tested) and bool(heard) and bool(wanted)
-    return Overlap(
-        shared,
-        len(test),
-        len(heard & wanted) if comparable else 0,
-        len(wanted) if comparable else 0,
-    )
+    train = [utterance for split in FINETUNING_SPLITS for utterance in finetuning.split(split)]
+    test = evaluation.split("test")
+    by_audio = bool(finetuning.audio_ids and evaluation.audio_ids)
+    train_ids = {_identity(finetuning, utterance, by_audio) for utterance in train}
+    shared = sum(_identity(evaluation, utterance, by_audio) in train_ids for utterance in test)
+    train_speakers = _speaker_names(finetuning, train)
+    test_speakers = _speaker_names(evaluation, test)
+    same_namespace = _namespace(finetuning) == _namespace(evaluation)
+    if not (same_namespace and train_speakers and test_speakers):
+        return Overlap(shared, len(test), 0, 0)
+    return Overlap(shared, len(test), len(train_speakers & test_speakers), len(test_speakers))
 
 
-def _identity(corpus: Corpus, utterance: Utterance, by_content: bool) -> tuple[str, str]:
-    return ("", corpus.audio_ids[utterance.key]) if by_content else (corpus.name, utterance.key)
+def _identity(corpus: Corpus, utterance: Utterance, by_audio: bool) -> tuple[str, str]:
+    return ("", corpus.audio_ids[utterance.key]) if by_audio else (corpus.name, utterance.key)
 
 
-def _people(corpus: Corpus) -> str:
+def _namespace(corpus: Corpus) -> str:
     return corpus.speaker_namespace or corpus.name
 
 
-def _speakers(corpus: Corpus, utterances: Iterable[Utterance]) -> set[str]:
-    """Names of speakers; a recording with ``segments`` has several, separated by blanks."""
+def _speaker_names(corpus: Corpus, utterances: Iterable[Utterance]) -> set[str]:
+    """Returns the speakers; a recording with ``segments`` has several, separated by blanks."""
     labels = [utterance.labels.get("speaker", "").strip() for utterance in utterances]
     names = [
         name

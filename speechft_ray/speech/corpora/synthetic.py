@@ -1,9 +1,9 @@
-"""Corpus ``synthetic``: speech that makes itself, offline, with exact labels for every task.
+"""Corpus ``synthetic``: synthesised offline with espeak-ng, with exact labels for every task.
 
-espeak-ng speaks sentences with known phones, words, speakers, emotions and slots; rooms, channels
-and noise make it hard enough that filter banks alone do not solve it. The audio of one set of
-options is the same on every run and for any number of worker processes; it is published once,
-packed, and later only mapped into memory.
+Phones, words, speakers, emotions and slots are known by construction. Reverberation, channels and
+noise make the tasks hard enough that filter banks alone do not solve them. The audio of one set of
+options is the same on every run and for any number of worker processes. It is published once as one
+packed file, which later opens map into memory.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from speechft_ray.speech.corpora.base import (
     Progress,
     Utterance,
 )
-from speechft_ray.speech.synthesis import workers as _chunks
-from speechft_ray.speech.synthesis.parts import PARTS, Item, items, most_speakers
-from speechft_ray.speech.synthesis.phones import spoken
+from speechft_ray.speech.synthesis.parts import PARTS, Item, make_items, max_speakers
+from speechft_ray.speech.synthesis.phones import join_phones
+from speechft_ray.speech.synthesis.workers import synthesise, usable_cores
 
 GENERATOR_VERSION = 1
-"""Raised whenever the same options would sound or read differently."""
+"""Raised whenever the audio or the labels of the same options would change."""
 
 _AUDIO, _ITEMS, _MANIFEST = "audio.npy", "items.jsonl", "manifest.json"
 _FULL_SCALE = np.float32(1 / 32768)
@@ -40,43 +40,45 @@ PartName = Literal["pretrain", "phones", "pr", "sid", "er", "sf", "ks", "ic", "z
 
 
 class SyntheticOptions(BaseModel):
-    """Which part of the synthetic world. Sizes left out take the part's own defaults and are then
-    part of the identity."""
+    """Part, seed and sizes. Sizes that are left out get the part's defaults before the identity is
+    computed."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     part: PartName
-    """What is spoken and labelled; see ``_parts.PARTS``."""
+    """Texts and labels; see ``synthesis.parts.PARTS``."""
     seed: int = Field(default=0, ge=0)
-    """Another seed, other sentences, speakers and rooms."""
+    """Of all draws: sentences, speakers, rooms and noise."""
     train: int = Field(ge=0, le=100_000)
     dev: int = Field(ge=0, le=100_000)
     test: int = Field(ge=0, le=100_000)
     """Utterances per split."""
     speakers: int = Field(ge=2)
-    """Training speakers. ``sid`` and ``pretrain`` use them in all splits; other parts test on
-    speakers unheard in training."""
+    """Training speakers. ``sid`` and ``pretrain`` have them in all splits; other parts have other
+    speakers in dev and test."""
 
     @model_validator(mode="before")
     @classmethod
-    def _fill_in(cls, given: Any) -> Any:
-        if isinstance(given, dict) and given.get("part") in PARTS:
-            part = PARTS[given["part"]]
+    def _fill_in_sizes(cls, options: Any) -> Any:
+        if isinstance(options, dict) and options.get("part") in PARTS:
+            part = PARTS[options["part"]]
             sizes = {
                 "train": part.train,
                 "dev": part.dev,
                 "test": part.test,
                 "speakers": part.speakers,
             }
-            return {**sizes, **{name: value for name, value in given.items() if value is not None}}
-        return given
+            chosen = {name: value for name, value in options.items() if value is not None}
+            return {**sizes, **chosen}
+        return options
 
     @model_validator(mode="after")
     def _check(self) -> SyntheticOptions:
-        most = most_speakers(self.part)
+        most = max_speakers(self.part)
         if self.speakers > most:
             raise ValueError(
-                f"`speakers` must be within [2, {most}] for the part `{self.part}`, but is {self.speakers} instead"
+                f"`speakers` must be within [2, {most}] for the part `{self.part}`, but is "
+                f"{self.speakers} instead"
             )
         if not self.train + self.dev + self.test:
             raise ValueError(
@@ -88,45 +90,47 @@ class SyntheticOptions(BaseModel):
 def open_synthetic(
     options: SyntheticOptions, root: Path | None, cache: Path, progress: Progress | None = None
 ) -> Corpus:
-    """Returns the corpus of these options, made on the first call and found in ``cache``
-    afterwards. ``root`` is not used.
+    """Returns the corpus of these options: synthesised on the first call, then read from ``cache``.
 
-    A cached corpus whose bytes do not have their recorded sha256 is made again.
+    ``root`` is not used. A cached corpus whose bytes do not have their recorded sha256 is made
+    again.
     """
-    folder = (
-        cache
-        / f"synthetic-{options.part}-{fingerprint({'options': options, 'generator': GENERATOR_VERSION})}"
-    )
-    manifest = _intact(folder)
+    identity = fingerprint({"options": options, "generator": GENERATOR_VERSION})
+    folder = cache / f"synthetic-{options.part}-{identity}"
+    manifest = _read_intact_manifest(folder)
     if manifest is None:
         cache.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".making-", dir=cache) as made:
-            make(options, Path(made) / "corpus", _chunks.usable_cores(), progress)
-            manifest = _publish(Path(made) / "corpus", folder)
-    return _corpus(options, folder, manifest)
+        with tempfile.TemporaryDirectory(prefix=".making-", dir=cache) as scratch:
+            make_corpus(options, Path(scratch) / "corpus", usable_cores(), progress)
+            manifest = _publish(Path(scratch) / "corpus", folder)
+    return _open_folder(options, folder, manifest)
 
 
-def make(
+def make_corpus(
     options: SyntheticOptions, folder: Path, workers: int, progress: Progress | None = None
 ) -> None:
-    """Makes a corpus in a new folder: packed audio, one line per utterance, and a manifest with the
-    sha256 of both."""
+    """Writes a corpus to a new folder: packed audio, a line per utterance, and a manifest.
+
+    The manifest has the sha256 of both files.
+    """
+    # Synthesis: a file of samples and a file of lines per chunk.
     folder.mkdir(parents=True)
-    todo = items(
+    items = make_items(
         options.part,
         options.seed,
         {split: getattr(options, split) for split in SPLITS},
         options.speakers,
     )
-    prefixes = _chunks.synthesise(todo, folder, workers, progress)
-    spoken_lines = [
+    prefixes = synthesise(items, folder, workers, progress)
+    lines = [
         json.loads(line)
         for prefix in prefixes
         for line in prefix.with_suffix(".jsonl").read_text().splitlines()
     ]
-    _pack_audio(folder / _AUDIO, prefixes, sum(line["samples"] for line in spoken_lines))
+    # Packing: one audio file and one file of records; the chunks go.
+    _pack_audio(folder / _AUDIO, prefixes, sum(line["samples"] for line in lines))
     with (folder / _ITEMS).open("w", encoding="utf-8") as file:
-        for item, line in zip(todo, spoken_lines, strict=True):
+        for item, line in zip(items, lines, strict=True):
             file.write(json.dumps(_record(item, line), ensure_ascii=False) + "\n")
     for prefix in prefixes:
         prefix.with_suffix(".pcm").unlink()
@@ -143,7 +147,7 @@ def make(
 
 
 def _record(item: Item, line: dict[str, Any]) -> dict[str, Any]:
-    labels = {**item.labels, "phones": spoken(line["alignment"])}
+    labels = {**item.labels, "phones": join_phones(line["alignment"])}
     return {
         "key": item.key,
         "split": item.split,
@@ -162,20 +166,20 @@ def _pack_audio(path: Path, prefixes: list[Path], samples: int) -> None:
                 shutil.copyfileobj(chunk, packed, 1 << 20)
 
 
-def _publish(made: Path, folder: Path) -> dict[str, Any]:
+def _publish(scratch: Path, folder: Path) -> dict[str, Any]:
     try:
-        made.rename(folder)
+        scratch.rename(folder)
     except OSError:  # it exists: another process was faster, or its bytes are damaged
-        if _intact(folder) is None:
-            folder.rename(made.with_name("damaged"))
-            made.rename(folder)
-    manifest = _intact(folder)
+        if _read_intact_manifest(folder) is None:
+            folder.rename(scratch.with_name("damaged"))
+            scratch.rename(folder)
+    manifest = _read_intact_manifest(folder)
     if manifest is None:
         raise RuntimeError(f"{folder} does not hold the corpus that was just written there")
     return manifest
 
 
-def _intact(folder: Path) -> dict[str, Any] | None:
+def _read_intact_manifest(folder: Path) -> dict[str, Any] | None:
     """Returns the manifest when every byte is as recorded, else ``None``."""
     try:
         manifest: dict[str, Any] = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
@@ -188,7 +192,7 @@ def _intact(folder: Path) -> dict[str, Any] | None:
     return manifest if good else None
 
 
-def _corpus(options: SyntheticOptions, folder: Path, manifest: dict[str, Any]) -> Corpus:
+def _open_folder(options: SyntheticOptions, folder: Path, manifest: dict[str, Any]) -> Corpus:
     packed = np.load(folder / _AUDIO, mmap_mode="r", allow_pickle=False)
     utterances: list[Utterance] = []
     starts: dict[str, int] = {}
@@ -214,13 +218,13 @@ def _corpus(options: SyntheticOptions, folder: Path, manifest: dict[str, Any]) -
         utterances=utterances,
         read=read,
         columns=frozenset(utterances[0].labels),
-        audio_ids={utterance.key: _content(options, utterance) for utterance in utterances},
+        audio_ids={utterance.key: _make_audio_id(options, utterance) for utterance in utterances},
         speaker_namespace="synthetic",
     )
 
 
-def _content(options: SyntheticOptions, utterance: Utterance) -> str:
-    """What decides an utterance's audio: its own draws, by seed and key, who speaks and what."""
+def _make_audio_id(options: SyntheticOptions, utterance: Utterance) -> str:
+    """Returns the identity of an utterance's audio: its draws by seed and key, speaker and text."""
     labels = utterance.labels
     return fingerprint(
         [
@@ -240,7 +244,7 @@ CORPORA.register(
         options=SyntheticOptions,
         open=open_synthetic,
         needs_root=False,
-        layout="needs no files: it makes itself; name its `part`",
+        layout="needs no files: it is synthesised; name its `part`",
         version=GENERATOR_VERSION,
     ),
 )

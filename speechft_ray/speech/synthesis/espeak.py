@@ -1,10 +1,10 @@
-"""The espeak-ng library by ctypes: text in, waveform and phone onsets out.
+"""Calls the espeak-ng library by ctypes: text in, waveform and phone onsets out.
 
 The library keeps one global state, is not thread-safe, and seeds its random generator from the
-clock. So ``start`` may be called once per process; two processes that call ``start`` with one seed
+clock. So ``start`` may be called once per process. Two processes that call ``start`` with one seed
 and then ``speak`` with the same arguments in the same order get identical samples (measured for 68
-of 68 voices with espeak-ng 1.52). Imports numpy and the wheel ``espeakng-loader`` only, so that a
-fresh worker process starts fast.
+of 68 voices with espeak-ng 1.52). Worker processes import this module: it needs numpy and the wheel
+``espeakng-loader`` only.
 """
 
 from __future__ import annotations
@@ -50,16 +50,18 @@ _Callback = ctypes.CFUNCTYPE(
 
 @dataclass(frozen=True, kw_only=True)
 class Speech:
-    """One spoken text. ``wave``: int16 ``(samples,)`` at 22,050 Hz; ``onsets``: ``(sample, phone
-    name)`` in time order."""
+    """A synthesised text.
+
+    ``wave``: int16 ``(samples,)`` at 22,050 Hz. ``onsets``: ``(sample, phone name)`` in time order.
+    """
 
     wave: np.ndarray
     onsets: tuple[tuple[int, str], ...]
 
 
 Speak = Callable[[str, str, int, int, int], Speech]
-"""``speak(text, voice, rate_wpm, pitch, pitch_range)``: voice as ``en-us+max``, pitch and range 0
-to 100 (50 is neutral)."""
+"""``speak(text, voice, rate_wpm, pitch, pitch_range)``: a voice like ``en-us+max``, pitch and range
+from 0 to 100 (50 is neutral)."""
 
 _started = False
 
@@ -81,13 +83,13 @@ def start(seed: int) -> Speak:
     rate_hz = library.espeak_Initialize(_SYNCHRONOUS, 0, data, _PHONEME_EVENTS | _DO_NOT_EXIT)
     if rate_hz != SOURCE_RATE_HZ:
         raise RuntimeError(
-            f"espeak-ng speaks at {SOURCE_RATE_HZ} Hz, but initialisation returned {rate_hz}"
+            f"espeak-ng must run at {SOURCE_RATE_HZ} Hz, but initialisation returned {rate_hz}"
         )
     library.espeak_ng_SetRandSeed(ctypes.c_long(seed))
-    return _speaker_of(library)
+    return _make_speak(library)
 
 
-def _speaker_of(library: Any) -> Speak:
+def _make_speak(library: Any) -> Speak:
     blocks: list[np.ndarray] = []
     onsets: list[tuple[int, str]] = []
 
@@ -111,8 +113,8 @@ def _speaker_of(library: Any) -> Speak:
     ) -> Speech:
         blocks.clear()
         onsets.clear()
-        # Choosing a voice resets the parameters, so it comes first; all are set at every call, so
-        # none depends on the last.
+        # Choosing a voice resets the parameters, so it comes first. Every call sets all of them, so
+        # none depends on the call before.
         _expect_zero(library.espeak_SetVoiceByName(voice.encode()), f"voice {voice}")
         for parameter, value in ((_RATE, rate_wpm), (_PITCH, pitch), (_RANGE, pitch_range)):
             _expect_zero(

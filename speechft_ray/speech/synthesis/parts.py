@@ -1,9 +1,9 @@
-"""The parts of the synthetic world: who says what, how, with which labels. Plain data from seeded
-draws; no audio here.
+"""The parts of the synthetic corpora: speakers, texts, styles and labels of every utterance.
 
-Utterance i of a split depends on (part, seed, split, i) alone, so a larger corpus of the same seed
-begins with the smaller one. Every utterance carries the columns ``speaker``, ``text`` and
-``phones`` (the last from its alignment) and those of its part.
+All of it is plain data from seeded draws, no audio. Utterance i of a split depends on (part, seed,
+split, i) alone, so a larger corpus of the same seed begins with the smaller one. Every utterance
+has the columns ``speaker``, ``text`` and ``phones`` (the last from its alignment) and those of its
+part.
 """
 
 from __future__ import annotations
@@ -12,54 +12,57 @@ import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
-from speechft_ray.speech.synthesis import sentences as say
-from speechft_ray.speech.synthesis.commands import HOME_COMMANDS, mandarin_sentence, request
+from speechft_ray.speech.synthesis import sentences
+from speechft_ray.speech.synthesis.commands import (
+    HOME_COMMANDS,
+    draw_mandarin_sentence,
+    draw_request,
+)
 from speechft_ray.speech.synthesis.speakers import (
-    Manner,
     Speaker,
-    Take,
-    jittered,
-    pools,
-    population,
-    take,
-    varied,
+    SpeakingStyle,
+    UtteranceSpec,
+    draw_style,
+    jitter_style,
+    make_speaker_pools,
+    make_speakers,
+    make_utterance_spec,
 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Item:
-    """One utterance before synthesis."""
+    """One utterance before synthesis: its key, split, labels and specification."""
 
     key: str
     split: str
     labels: Mapping[str, str]
-    scene: Take
+    spec: UtteranceSpec
 
 
 @dataclass(frozen=True, kw_only=True)
-class Line:
-    """What one utterance says: text, labels beyond speaker and text, manner (``None``: an everyday
-    one)."""
+class Prompt:
+    """Text of one utterance, labels beyond speaker and text, and style (``None``: drawn)."""
 
     text: str
     labels: Mapping[str, str] = field(default_factory=dict)
-    manner: Manner | None = None
+    style: SpeakingStyle | None = None
 
 
 CLEAN_SNR_DB, CLEAN_REVERBERATION_SECONDS = 50.0, 0.02
-"""A quiet, dead room."""
+"""Nearly no noise and nearly no reverberation."""
 
 STEP_SAMPLES = 1600
-"""Lengths are multiples of 0.1 s, so that many utterances are equally long and can be encoded
-together without padding."""
+"""Lengths are multiples of 0.1 s, so that many utterances are equally long and can be batched
+without padding."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """One part: default utterance counts, default training speakers, whether all splits share them,
-    and the line writer.
+    """One part: default numbers of utterances and training speakers, and what draws its prompts.
 
-    ``write(index, draw)`` returns the line of utterance ``index`` of a split.
+    ``shared_speakers``: all splits have the training speakers. ``draw_prompt(index, draw)`` returns
+    the prompt of utterance ``index`` of a split.
     """
 
     train: int
@@ -70,16 +73,16 @@ class Part:
     language: str = "en-us"
     step_samples: int = STEP_SAMPLES
     clean: bool = False
-    """Whether rooms and noise are left to whoever listens."""
-    write: Callable[[int, random.Random], Line]
+    """Whether the audio has no reverberation and noise, for readers that add their own."""
+    draw_prompt: Callable[[int, random.Random], Prompt]
 
 
 EMOTIONS = {
-    "neutral": Manner(range_factor=0.9, tilt_db_per_octave=-0.5),
-    "happy": Manner(
+    "neutral": SpeakingStyle(range_factor=0.9, tilt_db_per_octave=-0.5),
+    "happy": SpeakingStyle(
         pitch_shift=20, range_factor=1.9, rate_factor=1.1, gain_db=2, tilt_db_per_octave=1.5
     ),
-    "sad": Manner(
+    "sad": SpeakingStyle(
         pitch_shift=-12,
         range_factor=0.25,
         rate_factor=0.72,
@@ -88,7 +91,7 @@ EMOTIONS = {
         tremor_fraction=0.35,
         breath_fraction=0.5,
     ),
-    "angry": Manner(
+    "angry": SpeakingStyle(
         pitch_shift=4,
         range_factor=1.3,
         rate_factor=1.25,
@@ -99,71 +102,69 @@ EMOTIONS = {
     ),
 }
 """The four emotions of SUPERB's ER as contrasts of pitch, range, rate, loudness, tilt, tremor and
-breath. Prosody alone spreads too little; the fast tremor of anger is a rough voice."""
+breath. Contrasts of prosody alone are too small; the fast tremor of anger is a rough voice."""
 
 
-def _balanced(index: int, classes: int) -> int:
-    """Returns a class for utterance ``index``: each class once per block of ``classes``, in a new
-    random order in every block.
+def _draw_class(index: int, classes: int) -> int:
+    """Returns the class of utterance ``index``: each class once per block of ``classes``.
 
-    Speakers go round robin, so a plain ``index % classes`` would give every speaker the same few
-    classes.
+    Every block has a new random order. Speakers are assigned round robin, so a plain ``index %
+    classes`` would give every speaker the same few classes.
     """
     return random.Random(f"block {index // classes}").sample(range(classes), classes)[
         index % classes
     ]
 
 
-def _pretrain(index: int, draw: random.Random) -> Line:
-    return Line(text=say.sentence(draw, clauses=draw.choice((1, 1, 2))))
+def _pretrain(index: int, draw: random.Random) -> Prompt:
+    return Prompt(text=sentences.draw_sentence(draw, clauses=draw.choice((1, 1, 2))))
 
 
-def _phones(index: int, draw: random.Random) -> Line:
-    return Line(text=say.sentence(draw))
+def _phones(index: int, draw: random.Random) -> Prompt:
+    return Prompt(text=sentences.draw_sentence(draw))
 
 
-def _brief(index: int, draw: random.Random) -> Line:
-    return Line(text=say.brief_sentence(draw))
+def _brief(index: int, draw: random.Random) -> Prompt:
+    return Prompt(text=sentences.draw_brief_sentence(draw))
 
 
-def _short(index: int, draw: random.Random) -> Line:
-    return Line(text=say.short_sentence(draw))
+def _short(index: int, draw: random.Random) -> Prompt:
+    return Prompt(text=sentences.draw_short_sentence(draw))
 
 
-def _emotion(index: int, draw: random.Random) -> Line:
-    emotion = sorted(EMOTIONS)[_balanced(index, len(EMOTIONS))]
-    return Line(
-        text=say.short_sentence(draw),
+def _emotion(index: int, draw: random.Random) -> Prompt:
+    emotion = sorted(EMOTIONS)[_draw_class(index, len(EMOTIONS))]
+    return Prompt(
+        text=sentences.draw_short_sentence(draw),
         labels={"emotion": emotion},
-        manner=jittered(EMOTIONS[emotion], draw),
+        style=jitter_style(EMOTIONS[emotion], draw),
     )
 
 
-def _slots(index: int, draw: random.Random) -> Line:
-    asked = request(draw)
-    return Line(text=asked.text, labels={"slots": asked.slots, "intent": asked.intent})
+def _slots(index: int, draw: random.Random) -> Prompt:
+    request = draw_request(draw)
+    return Prompt(text=request.text, labels={"slots": request.slots, "intent": request.intent})
 
 
-def _keyword(index: int, draw: random.Random) -> Line:
-    keyword = say.KEYWORDS[_balanced(index, len(say.KEYWORDS))]
-    return Line(text=keyword, labels={"keyword": keyword})
+def _keyword(index: int, draw: random.Random) -> Prompt:
+    keyword = sentences.KEYWORDS[_draw_class(index, len(sentences.KEYWORDS))]
+    return Prompt(text=keyword, labels={"keyword": keyword})
 
 
-def _home(index: int, draw: random.Random) -> Line:
-    action, thing, location, phrasings = HOME_COMMANDS[_balanced(index, len(HOME_COMMANDS))]
-    return Line(
+def _home(index: int, draw: random.Random) -> Prompt:
+    action, thing, location, phrasings = HOME_COMMANDS[_draw_class(index, len(HOME_COMMANDS))]
+    return Prompt(
         text=draw.choice(phrasings),
         labels={"action": action, "object": thing, "location": location},
     )
 
 
-def _mandarin(index: int, draw: random.Random) -> Line:
-    return Line(text=mandarin_sentence(draw))
+def _mandarin(index: int, draw: random.Random) -> Prompt:
+    return Prompt(text=draw_mandarin_sentence(draw))
 
 
 PARTS: dict[str, Part] = {
-    # About 2.7 hours: 2,900 utterances of mostly 2 to 6 s, unlabelled speech of everyone in the
-    # world, in English only.
+    # About 2.7 hours: 2,900 utterances of mostly 2 to 6 s, unlabelled English of all speakers.
     "pretrain": Part(
         train=2700,
         dev=100,
@@ -171,59 +172,64 @@ PARTS: dict[str, Part] = {
         speakers=192,
         shared_speakers=True,
         clean=True,
-        write=_pretrain,
+        draw_prompt=_pretrain,
     ),
-    "phones": Part(train=840, dev=80, test=200, speakers=60, write=_phones),
-    "pr": Part(train=400, dev=80, test=200, speakers=60, write=_brief),
-    "sid": Part(train=800, dev=200, test=1000, speakers=48, shared_speakers=True, write=_short),
-    "er": Part(train=800, dev=200, test=1500, speakers=60, write=_emotion),
-    "sf": Part(train=500, dev=100, test=250, speakers=60, write=_slots),
-    "ks": Part(train=800, dev=200, test=1000, speakers=60, write=_keyword),
-    "ic": Part(train=800, dev=200, test=1000, speakers=60, write=_home),
-    "zh": Part(train=400, dev=80, test=200, speakers=60, language="cmn", write=_mandarin),
+    "phones": Part(train=840, dev=80, test=200, speakers=60, draw_prompt=_phones),
+    "pr": Part(train=400, dev=80, test=200, speakers=60, draw_prompt=_brief),
+    "sid": Part(
+        train=800, dev=200, test=1000, speakers=48, shared_speakers=True, draw_prompt=_short
+    ),
+    "er": Part(train=800, dev=200, test=1500, speakers=60, draw_prompt=_emotion),
+    "sf": Part(train=500, dev=100, test=250, speakers=60, draw_prompt=_slots),
+    "ks": Part(train=800, dev=200, test=1000, speakers=60, draw_prompt=_keyword),
+    "ic": Part(train=800, dev=200, test=1000, speakers=60, draw_prompt=_home),
+    "zh": Part(train=400, dev=80, test=200, speakers=60, language="cmn", draw_prompt=_mandarin),
 }
-"""Sizes: tests of at least 1,000 items where an utterance counts once, fewer where every phone or
-word counts."""
+"""Test sets have at least 1,000 utterances where the metric counts utterances, fewer where it
+counts phones or words."""
 
 
-def most_speakers(name: str) -> int:
+def max_speakers(name: str) -> int:
     """Returns how many training speakers a part can have."""
-    return len(population()) if PARTS[name].shared_speakers else len(pools()["train"])
+    return (
+        len(make_speakers()) if PARTS[name].shared_speakers else len(make_speaker_pools()["train"])
+    )
 
 
-def items(name: str, seed: int, counts: Mapping[str, int], speakers: int) -> list[Item]:
+def make_items(name: str, seed: int, counts: Mapping[str, int], speakers: int) -> list[Item]:
     """Returns the utterances of a part, split by split."""
     part = PARTS[name]
     voices = _voices(part, name, seed, speakers)
-    found = []
+    items = []
     for split, count in counts.items():
         for index in range(count):
             draw = random.Random(f"{name} {seed} {split} {index}")
-            line = part.write(index, draw)
-            # Round robin in training keeps few speakers equally frequent; the shuffle of the voices
-            # is the part's own.
+            prompt = part.draw_prompt(index, draw)
+            # Round robin, so that speakers are equally frequent; each part has an order of its own.
             speaker = voices[split][index % len(voices[split])]
-            scene = take(line.text, part.language, speaker, line.manner or varied(draw), draw)
-            scene = replace(scene, step_samples=part.step_samples)
-            if part.clean:
-                scene = replace(
-                    scene, snr_db=CLEAN_SNR_DB, reverberation_seconds=CLEAN_REVERBERATION_SECONDS
-                )
-            labels = {"speaker": speaker.name, "text": line.text.upper(), **line.labels}
-            found.append(
-                Item(key=f"{name}-{split}-{index:05d}", split=split, labels=labels, scene=scene)
+            spec = make_utterance_spec(
+                prompt.text, part.language, speaker, prompt.style or draw_style(draw), draw
             )
-    return found
+            spec = replace(spec, step_samples=part.step_samples)
+            if part.clean:
+                spec = replace(
+                    spec, snr_db=CLEAN_SNR_DB, reverberation_seconds=CLEAN_REVERBERATION_SECONDS
+                )
+            labels = {"speaker": speaker.name, "text": prompt.text.upper(), **prompt.labels}
+            items.append(
+                Item(key=f"{name}-{split}-{index:05d}", split=split, labels=labels, spec=spec)
+            )
+    return items
 
 
 def _voices(part: Part, name: str, seed: int, speakers: int) -> dict[str, list[Speaker]]:
     draw = random.Random(f"{name} {seed} speakers")
     if part.shared_speakers:
-        chosen = draw.sample(population(), speakers)
+        chosen = draw.sample(make_speakers(), speakers)
         return {"train": chosen, "dev": chosen, "test": chosen}
-    known = pools()
-    chosen = draw.sample(known["train"], len(known["train"]))[:speakers]
+    pools = make_speaker_pools()
+    chosen = draw.sample(pools["train"], len(pools["train"]))[:speakers]
     return {
         "train": chosen,
-        **{split: draw.sample(known[split], len(known[split])) for split in ("dev", "test")},
+        **{split: draw.sample(pools[split], len(pools[split])) for split in ("dev", "test")},
     }

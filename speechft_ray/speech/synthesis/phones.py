@@ -1,4 +1,4 @@
-"""espeak-ng phone names made into plain phone labels: no stress, no length, allophones merged."""
+"""Maps the phone names of espeak-ng to labels: no stress, no length, allophones merged."""
 
 from __future__ import annotations
 
@@ -26,41 +26,39 @@ _ALLOPHONES = {
     "t": "t# t2",
     "z": "z/2",
 }
-"""Phones of American English (``en-us`` of espeak-ng 1.52) and the allophones that count as
-them."""
+"""Phones of American English (``en-us`` of espeak-ng 1.52) and the allophones that map to them."""
 _MERGED = {name: label for label, names in _ALLOPHONES.items() for name in names.split()}
 
 _SPLIT_FRACTION = 0.6
 
 
-def phone(name: str) -> str:
-    """Returns the plain label of one espeak-ng phone; every kind of pause is ``sil``."""
+def normalise_phone(name: str) -> str:
+    """Returns the label of one espeak-ng phone; every kind of pause is ``sil``."""
     if name.startswith("_"):
         return SILENCE
     bare = name.lstrip(_STRESS).rstrip(":")
     return _MERGED.get(bare, bare)
 
 
-def alignment(onsets: Sequence[tuple[int, str]]) -> list[tuple[int, str]]:
-    """Returns ``(start_sample, label)`` from sample 0 on, strictly ascending: silence first,
-    neighbouring silences joined.
+def make_alignment(onsets: Sequence[tuple[int, str]]) -> list[tuple[int, str]]:
+    """Returns ``(start_sample, label)`` from sample 0 on, strictly ascending.
 
-    espeak-ng speaks an ``l`` or ``r`` after a vowel as the end of that vowel and then marks it with
-    no length: such a phone takes the last two fifths of its predecessor. Pauses without length only
-    mark boundaries and are left out.
+    Silence comes first; neighbouring silences are joined. espeak-ng renders an ``l`` or ``r`` after
+    a vowel as the end of that vowel and then marks it with no length: such a phone gets the last
+    two fifths of its predecessor. Pauses without length only mark boundaries and are left out.
     """
-    found: list[tuple[int, str]] = [(0, SILENCE)]
+    aligned: list[tuple[int, str]] = [(0, SILENCE)]
     for index, (start, name) in enumerate(onsets):
-        label, previous = phone(name), found[-1]
+        label, previous = normalise_phone(name), aligned[-1]
         empty = index + 1 < len(onsets) and onsets[index + 1][0] == start
         if label == SILENCE and (empty or previous[1] == SILENCE):
             continue
         if empty:
             start = previous[0] + max(1, round(_SPLIT_FRACTION * (start - previous[0])))
-        found.append((start, label))
-    return found
+        aligned.append((start, label))
+    return aligned
 
 
-def spoken(aligned: Iterable[tuple[int, str]]) -> str:
-    """Returns the phones of an alignment, blank separated, without silence."""
+def join_phones(aligned: Iterable[tuple[int, str]]) -> str:
+    """Returns the phones of an alignment, separated by blanks, without silence."""
     return " ".join(label for _, label in aligned if label != SILENCE)

@@ -1,5 +1,7 @@
-"""Runs synthesis chunks in fresh worker processes, several at a time, with a result that does not
-depend on how many."""
+"""Synthesises utterances in worker processes, several at a time.
+
+The audio does not depend on the number of processes.
+"""
 
 from __future__ import annotations
 
@@ -17,13 +19,13 @@ from speechft_ray.speech.corpora.base import Progress
 from speechft_ray.speech.synthesis.parts import Item
 
 CHUNK_UTTERANCES = 128
-"""Utterances per worker process: fixed, because a chunk's sound follows from its seed and its order
+"""Utterances per worker process. Fixed, because a chunk's audio follows from its seed and its order
 of calls."""
 
 _WORKER = "speechft_ray.speech.synthesis.chunk"
 _WORKER_ENVIRONMENT = {
-    # glibc gives large buffers back to the kernel after every utterance, which cost most of the
-    # time until told not to.
+    # By default glibc returns large buffers to the kernel after every utterance, which took most of
+    # the time.
     "MALLOC_MMAP_THRESHOLD_": "268435456",
     "MALLOC_TRIM_THRESHOLD_": "268435456",
     "MALLOC_TOP_PAD_": "67108864",
@@ -37,30 +39,28 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def chunked(items: Sequence[Item]) -> Iterator[list[Item]]:
-    """Yields the items in chunks that never cross a split, so that growing one split leaves the
-    others as they are."""
+def split_into_chunks(items: Sequence[Item]) -> Iterator[list[Item]]:
+    """Yields the items in chunks of one split each, so that growing one split leaves the others."""
     for split in dict.fromkeys(item.split for item in items):
-        mine = [item for item in items if item.split == split]
-        for start in range(0, len(mine), CHUNK_UTTERANCES):
-            yield mine[start : start + CHUNK_UTTERANCES]
+        members = [item for item in items if item.split == split]
+        for start in range(0, len(members), CHUNK_UTTERANCES):
+            yield members[start : start + CHUNK_UTTERANCES]
 
 
 def synthesise(
     items: Sequence[Item], folder: Path, workers: int, progress: Progress | None
 ) -> list[Path]:
-    """Speaks all items; returns the path prefix of each chunk (``.pcm`` and ``.jsonl``), in item
-    order.
+    """Synthesises all items and returns the path prefix of each chunk, in item order.
 
-    ``progress`` counts utterances. Raises ``RuntimeError`` with the worker's own words when one
-    fails.
+    Each prefix has a ``.pcm`` and a ``.jsonl`` file. ``progress`` counts utterances. Raises
+    ``RuntimeError`` with the standard error of a worker that fails.
     """
-    chunks = list(chunked(items))
+    chunks = list(split_into_chunks(items))
     prefixes = [folder / f"chunk-{index:05d}" for index in range(len(chunks))]
     done = 0
     with ThreadPoolExecutor(max_workers=max(1, workers)) as threads:
         running = {
-            threads.submit(_one, chunk, prefix): chunk
+            threads.submit(_synthesise_chunk, chunk, prefix): chunk
             for chunk, prefix in zip(chunks, prefixes, strict=True)
         }
         try:
@@ -76,12 +76,12 @@ def synthesise(
     return prefixes
 
 
-def _one(chunk: Sequence[Item], prefix: Path) -> None:
-    # The key of the first utterance names the chunk: the seed is the same however large the rest of
+def _synthesise_chunk(chunk: Sequence[Item], prefix: Path) -> None:
+    # The seed follows from the key of the first utterance: it is the same however large the rest of
     # the corpus is.
     job = {
         "seed": zlib.crc32(chunk[0].key.encode()) & 0x7FFFFFFF,
-        "takes": [asdict(item.scene) for item in chunk],
+        "utterances": [asdict(item.spec) for item in chunk],
     }
     root = str(Path(__file__).resolve().parents[3])
     path = os.pathsep.join(part for part in (root, os.environ.get("PYTHONPATH", "")) if part)
@@ -96,5 +96,6 @@ def _one(chunk: Sequence[Item], prefix: Path) -> None:
     )
     if ended.returncode != 0:
         raise RuntimeError(
-            f"the speech worker for {chunk[0].key} ended with code {ended.returncode}:\n{ended.stderr[-2000:]}"
+            f"the speech worker for {chunk[0].key} ended with code {ended.returncode}:\n"
+            f"{ended.stderr[-2000:]}"
         )

@@ -13,7 +13,7 @@ from speechft_ray.core.errors import UserError
 from speechft_ray.speech.corpora._draws import speaker_splits
 from speechft_ray.speech.corpora.base import Utterance
 from speechft_ray.speech.corpora.librispeech import LEXICONS, LibriSpeechOptions
-from speechft_ray.speech.synthesis.g2p import arpabet, pronunciations
+from speechft_ray.speech.synthesis.g2p import convert_to_arpabet, pronounce_words
 from tests.speech.corpora.opened import opened, sizes
 from tests.speech.layouts import librispeech
 
@@ -103,8 +103,8 @@ def test_spoken_words_have_the_phones_of_the_cmu_dictionary() -> None:
         "CHILDREN'S": "CH IH1 L D R AH0 N Z",
         "BUTTON": "B AH1 T AH0 N",
     }
-    assert pronunciations(list(dictionary)) == dictionary
-    assert arpabet("ˈæŋ") == "AE0 NG" and arpabet("") == ""
+    assert pronounce_words(list(dictionary)) == dictionary
+    assert convert_to_arpabet("ˈæŋ") == "AE0 NG" and convert_to_arpabet("") == ""
 
 
 def test_recordings_without_words_and_words_without_sense_are_told(root: Path) -> None:

@@ -1,0 +1,1 @@
+"""Synthesises the synthetic corpora with espeak-ng: speakers, sentences, phones and acoustics."""
