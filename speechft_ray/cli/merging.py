@@ -67,16 +67,16 @@ def diff(
 ) -> None:
     """Print how far two models lie apart, layer by layer."""
     from speechft_ray.commands.merge import read_state
-    from speechft_ray.merging.difference import differences, draw
+    from speechft_ray.merging.difference import compute_differences, draw_differences
 
-    found = differences(read_state(first), read_state(second))
-    Console().print(_difference_table(found))
+    differences = compute_differences(read_state(first), read_state(second))
+    Console().print(_difference_table(differences))
     if picture is not None:
         if not picture.parent.is_dir():
             raise UserError(
                 f"the folder of {picture} does not exist: make it, or give another --picture."
             )
-        draw(found, f"{Path(first).name} → {Path(second).name}", picture)
+        draw_differences(differences, f"{Path(first).name} → {Path(second).name}", picture)
 
 
 def _params(given: list[str]) -> dict[str, Any]:
@@ -127,19 +127,19 @@ def _json(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def _difference_table(found: list[Difference]) -> Table:
+def _difference_table(differences: list[Difference]) -> Table:
     table = Table(box=SIMPLE_HEAD)
     table.add_column("group")
     for title in ("parameters", "distance", "relative", "cosine", "changed"):
         table.add_column(title, justify="right")
-    for item in found:
+    for item in differences:
         values = (
-            f"{item.numbers:,}",
+            f"{item.num_params:,}",
             f"{item.distance:.4g}",
             f"{item.relative:.3%}",
             f"{item.cosine:.6f}",
         )
-        share = item.changed / item.numbers if item.numbers else 0.0
+        share = item.changed / item.num_params if item.num_params else 0.0
         table.add_row(
             item.name, *values, f"{share:.1%}", style="bold" if item.name == "all" else ""
         )

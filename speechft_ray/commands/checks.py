@@ -11,7 +11,7 @@ from speechft_ray.core.errors import SpecError, UserError
 from speechft_ray.core.metrics import metrics_of
 from speechft_ray.core.specs import CorpusSpec, EvalSpec, MergeSpec, SweepSpec
 from speechft_ray.core.validation import validate
-from speechft_ray.merging.base import METHODS, check
+from speechft_ray.merging.base import METHODS, validate_params
 from speechft_ray.speech.corpora.base import CORPORA
 from speechft_ray.speech.heads.base import head_options
 from speechft_ray.superb.tasks.base import TASKS, check_task_options
@@ -40,12 +40,12 @@ def check_names(spec: SweepSpec) -> None:
             merge = MergeSpec(
                 method=run.after.method, params=run.after.params, donors=(run.after.finetune,)
             )
-            attempt(f"finetune[{index}].after", check, merge.method, merge.params, 1)
+            attempt(f"finetune[{index}].after", validate_params, merge.method, merge.params, 1)
             attempt(f"finetune[{index}].after.method", gathered, merge, spec)
     for index, item in enumerate(spec.merge):
         attempt(
             f"merge[{index}]",
-            check,
+            validate_params,
             item.method,
             item.params,
             1 if item.donors == "each" else len(item.donors),

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from speechft_ray.core.errors import UserError
 from speechft_ray.merging.algebra import check_alpha
-from speechft_ray.merging.base import METHODS, check
+from speechft_ray.merging.base import METHODS, validate_params
 
 
 def merge_models(
@@ -32,7 +32,7 @@ def merge_models(
     ``UserError`` for parameters, files, disks and models that do not fit, before anything is
     computed where that can be known.
     """
-    checked = check(method, params, donors=len(donors))
+    checked = validate_params(method, params, donors=len(donors))
     check_alpha(alpha)
     _refuse_statistics(method)
     _check_places(base, donors, out, replace)
@@ -132,7 +132,7 @@ def _merge_encoders(
     out: Path,
 ) -> None:
     from speechft_ray.merging.algebra import merge
-    from speechft_ray.merging.streaming import require_room
+    from speechft_ray.merging.streaming import check_disk_space
     from speechft_ray.speech.checkpoints.load import load_encoder, weights_fingerprint
     from speechft_ray.speech.checkpoints.safetensors_dir import write_encoder
     from speechft_ray.speech.encoders.base import FAMILIES, EncoderWeights
@@ -147,7 +147,7 @@ def _merge_encoders(
         raise UserError(
             f"the base is of the family {start.family}, but not {', '.join(other)}: merge models of one family."
         )
-    require_room(out, sum(4 * tensor.numel() for tensor in start.state.values()))
+    check_disk_space(out, sum(4 * tensor.numel() for tensor in start.state.values()))
     protected = FAMILIES.get(start.family).pretraining_only_prefixes
     state = merge(method, params, start.state, [end.state for end in ends], alpha, protected)
     made = {

@@ -19,7 +19,7 @@ from speechft_ray.core.errors import SpecError, UserError
 from speechft_ray.core.records import Place
 from speechft_ray.core.specs import SweepSpec
 from speechft_ray.core.store import Store
-from speechft_ray.merging.base import check
+from speechft_ray.merging.base import validate_params
 from speechft_ray.report.progress import ProgressDisplay
 from speechft_ray.report.search_summary import (
     SearchResults,
@@ -207,7 +207,7 @@ def _merge_mistakes(plan: SearchPlan) -> list[tuple[str, str]]:
     for proposal in corners(plan.space):
         merge = proposal.merge
         try:
-            check(merge.method, merge.params, len(proposal.donors))
+            validate_params(merge.method, merge.params, len(proposal.donors))
             gathered(
                 merge.model_copy(
                     update={"donors": tuple(run.spec.name for run, _ in proposal.donors)}

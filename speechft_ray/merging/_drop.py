@@ -10,14 +10,14 @@ from typing import Literal
 import numpy as np
 import torch
 
-from speechft_ray.merging.param_reader import One, Source
+from speechft_ray.merging.param_reader import ParamReader, ParamSlice
 
 _STEPS = 1 << 16
 
 Rescale = Literal["inverse", "l1", "none"]
 
 
-def kept_mask(
+def draw_mask(
     probability: float | torch.Tensor,
     seed: int,
     donor: int,
@@ -48,7 +48,7 @@ def kept_mask(
     return torch.from_numpy(kept).reshape(like.shape).to(like.device)
 
 
-def dropped(
+def mask_and_rescale(
     values: torch.Tensor, mask: torch.Tensor, probability: float | torch.Tensor, rescale: Rescale
 ) -> torch.Tensor:
     """Returns ``values`` where ``mask`` keeps them, else 0, scaled up again.
@@ -56,14 +56,14 @@ def dropped(
     ``inverse`` divides by the chance to be kept, which keeps the expectation (DARE, arXiv
     2311.03099); ``l1`` restores the tensor's L1 norm (mergekit).
     """
-    kept = masked(values, mask)
+    kept = apply_mask(values, mask)
     if rescale == "inverse":
         return kept / probability
     after = kept.abs().sum()
     return kept * (values.abs().sum() / after) if rescale == "l1" and after > 0 else kept
 
 
-def masked(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+def apply_mask(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """Returns the values that the mask keeps, else 0. numpy multiplies by bytes three times as fast
     as torch on a CPU."""
     if values.device.type != "cpu":
@@ -75,52 +75,53 @@ Gains = Mapping[str, tuple[float, ...]]
 """What restores the L1 norm, by name of the part, then by donor."""
 
 
-def find_gains(source: Source, density: float, rescale: Rescale, seed: int) -> Gains:
+def compute_gains(reader: ParamReader, density: float, rescale: Rescale, seed: int) -> Gains:
     """Returns what restores the L1 norm of each tensor after ``drop``; empty where nothing has to.
     Reads the model once."""
     if rescale != "l1" or density == 1.0:
         return {}
     key = ("gains", density, seed)
-    if key not in source.known:
+    if key not in reader.cache:
         norms = {
-            part.name: torch.zeros(2, source.donors, dtype=torch.float64) for part in source.parts
+            group.name: torch.zeros(2, reader.donors, dtype=torch.float64)
+            for group in reader.groups
         }
-        for block in source.blocks():
+        for block in reader.blocks():
             for donor, (vector, mask) in enumerate(
-                zip(block.vectors, _masks(block, density, seed), strict=True)
+                zip(block.vectors, _draw_masks(block, density, seed), strict=True)
             ):
                 sizes = vector.abs()
                 norms[block.name][0, donor] += float(sizes.sum())
-                norms[block.name][1, donor] += float(masked(sizes, mask).sum())
-        source.known[key] = {
+                norms[block.name][1, donor] += float(apply_mask(sizes, mask).sum())
+        reader.cache[key] = {
             name: tuple(torch.where(b > 0, a / b, 1.0).tolist()) for name, (a, b) in norms.items()
         }
-    found: Gains = source.known[key]
+    found: Gains = reader.cache[key]
     return found
 
 
 def drop(
-    one: One, density: float, rescale: Rescale, seed: int, gains: Gains
+    part: ParamSlice, density: float, rescale: Rescale, seed: int, gains: Gains
 ) -> tuple[torch.Tensor, ...]:
     """Returns the task vectors of a part or block with random positions set to 0 and the others
     scaled up."""
     if density == 1.0:
-        return one.vectors
+        return part.vectors
     kept = tuple(
-        masked(vector, mask)
-        for vector, mask in zip(one.vectors, _masks(one, density, seed), strict=True)
+        apply_mask(vector, mask)
+        for vector, mask in zip(part.vectors, _draw_masks(part, density, seed), strict=True)
     )
     if rescale == "inverse":
         return tuple(vector.div_(density) for vector in kept)
     return (
-        tuple(vector.mul_(gain) for vector, gain in zip(kept, gains[one.name], strict=True))
+        tuple(vector.mul_(gain) for vector, gain in zip(kept, gains[part.name], strict=True))
         if gains
         else kept
     )
 
 
-def _masks(one: One, density: float, seed: int) -> list[torch.Tensor]:
+def _draw_masks(part: ParamSlice, density: float, seed: int) -> list[torch.Tensor]:
     return [
-        kept_mask(density, seed, donor, one.name, vector, one.start)
-        for donor, vector in enumerate(one.vectors)
+        draw_mask(density, seed, donor, part.name, vector, part.start)
+        for donor, vector in enumerate(part.vectors)
     ]

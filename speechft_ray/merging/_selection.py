@@ -22,7 +22,7 @@ Passes = Callable[[], Iterable[Sequence[torch.Tensor]]]
 """Starts to read again from the beginning: the tensors of all donors, one parameter at a time."""
 
 
-class Found(NamedTuple):
+class RankedMagnitude(NamedTuple):
     """A magnitude of a given rank."""
 
     value: float
@@ -32,7 +32,9 @@ class Found(NamedTuple):
     """How many are equal to it."""
 
 
-def kth_smallest(passes: Passes, donors: int, rank: Callable[[int], int]) -> list[Found]:
+def select_kth_smallest(
+    passes: Passes, donors: int, rank: Callable[[int], int]
+) -> list[RankedMagnitude]:
     """Returns for each donor the magnitude that is ``rank(total)``-th among all its ``total``
     values, from 1; 0.0 for rank 0.
 
@@ -40,34 +42,38 @@ def kth_smallest(passes: Passes, donors: int, rank: Callable[[int], int]) -> lis
     first time the magnitudes are counted by their upper 16 bits, then those that share the upper
     bits of the answer by the next ones. The result is the very number that sorting would find.
     """
-    found = _narrowed(passes, donors, rank, torch.float32)
-    return found if found is not None else _narrowed(passes, donors, rank, torch.float64) or []
+    digits_by_donor = _select_by_digits(passes, donors, rank, torch.float32)
+    return (
+        digits_by_donor
+        if digits_by_donor is not None
+        else _select_by_digits(passes, donors, rank, torch.float64) or []
+    )
 
 
-def _narrowed(
-    passes: Passes, donors: int, rank: Callable[[int], int], number_type: torch.dtype
-) -> list[Found] | None:
+def _select_by_digits(
+    passes: Passes, donors: int, rank: Callable[[int], int], dtype: torch.dtype
+) -> list[RankedMagnitude] | None:
     """Narrows each donor's answer digit by digit; ``None`` when a tensor is of a wider type."""
-    integer, digits = _INTEGERS[number_type]
-    found: list[list[int]] = [[] for _ in range(donors)]
+    integer, digits = _INTEGERS[dtype]
+    digits_by_donor: list[list[int]] = [[] for _ in range(donors)]
     left, equal = [1] * donors, [0] * donors
     for place in range(digits):
-        counts = [np.zeros(_DIGITS, dtype=np.int64) for _ in found]
+        counts = [np.zeros(_DIGITS, dtype=np.int64) for _ in digits_by_donor]
         for tensors in passes():
-            if torch.promote_types(tensors[0].dtype, number_type) != number_type:
+            if torch.promote_types(tensors[0].dtype, dtype) != dtype:
                 return None
-            for count, upper, tensor in zip(counts, found, tensors, strict=True):
-                count += _digit_counts(_words(tensor.to(number_type), digits), upper)
+            for count, upper, tensor in zip(counts, digits_by_donor, tensors, strict=True):
+                count += _digit_counts(_words(tensor.to(dtype), digits), upper)
         if place == 0:
             left = [rank(int(count.sum())) for count in counts]
         for donor, count in enumerate(counts):
             below = count.cumsum()
             digit = int(np.searchsorted(below, left[donor])) if left[donor] else 0
             left[donor] -= int(below[digit - 1]) if digit else 0
-            found[donor].append(digit)
+            digits_by_donor[donor].append(digit)
             equal[donor] = int(count[digit])
-    values = (_number(words, integer, number_type) for words in found)
-    return [Found(*item) for item in zip(values, left, equal, strict=True)]
+    values = (_number(words, integer, dtype) for words in digits_by_donor)
+    return [RankedMagnitude(*item) for item in zip(values, left, equal, strict=True)]
 
 
 def _words(values: torch.Tensor, digits: int) -> Words:
@@ -93,8 +99,8 @@ def _digit_counts(words: Words, upper: Sequence[int]) -> npt.NDArray[np.int64]:
     return np.bincount(words[chosen, len(upper)], minlength=_DIGITS)
 
 
-def _number(words: Sequence[int], integer: torch.dtype, number_type: torch.dtype) -> float:
+def _number(words: Sequence[int], integer: torch.dtype, dtype: torch.dtype) -> float:
     bits = 0
     for word in words:
         bits = bits << _DIGIT_BITS | word
-    return float(torch.tensor(bits, dtype=integer).view(number_type))
+    return float(torch.tensor(bits, dtype=integer).view(dtype))

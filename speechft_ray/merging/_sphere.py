@@ -7,12 +7,12 @@ from typing import Literal
 
 import torch
 
-from speechft_ray.merging.param_reader import One
+from speechft_ray.merging.param_reader import ParamSlice
 
 On = Literal["vectors", "weights"]
 
 
-def points(on: On, one: One) -> list[torch.Tensor]:
+def to_points(on: On, one: ParamSlice) -> list[torch.Tensor]:
     """Returns what is turned, in float64: the task vectors, or the weights of the donors."""
     return [
         vector.double() if on == "vectors" else one.base.double() + vector.double()
@@ -20,7 +20,7 @@ def points(on: On, one: One) -> list[torch.Tensor]:
     ]
 
 
-def as_vector(on: On, point: torch.Tensor, one: One) -> torch.Tensor:
+def to_vector(on: On, point: torch.Tensor, one: ParamSlice) -> torch.Tensor:
     """Returns the task vector of a point."""
     return (point if on == "vectors" else point - one.base.double()).to(one.base.dtype)
 

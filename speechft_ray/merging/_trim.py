@@ -8,8 +8,8 @@ from typing import Literal, NamedTuple
 
 import torch
 
-from speechft_ray.merging._selection import Found, kth_smallest
-from speechft_ray.merging.param_reader import One, Part, Source
+from speechft_ray.merging._selection import RankedMagnitude, select_kth_smallest
+from speechft_ray.merging.param_reader import ParamGroup, ParamReader, ParamSlice
 
 Scope = Literal["global", "tensor"]
 Kept = Literal["threshold", "exact"]
@@ -28,7 +28,7 @@ Cuts = Mapping[str, tuple[Cut, ...]]
 """By name of the part, then by donor."""
 
 
-def find_cuts(source: Source, density: float, scope: Scope, kept: Kept) -> Cuts:
+def compute_cuts(reader: ParamReader, density: float, scope: Scope, kept: Kept) -> Cuts:
     """Returns the cuts that keep the ``density`` share of each task vector, and remembers them in
     the source.
 
@@ -38,9 +38,9 @@ def find_cuts(source: Source, density: float, scope: Scope, kept: Kept) -> Cuts:
     first.
     """
     key = ("cuts", density, scope, kept)
-    if key not in source.known:
-        source.known[key] = _find(source, density, scope, kept)
-    found: Cuts = source.known[key]
+    if key not in reader.cache:
+        reader.cache[key] = _compute_cuts(reader, density, scope, kept)
+    found: Cuts = reader.cache[key]
     return found
 
 
@@ -58,18 +58,18 @@ def trim(values: torch.Tensor, cut: Cut, start: int) -> torch.Tensor:
     return kept
 
 
-def trimmed(one: One, cuts: Cuts) -> list[torch.Tensor]:
+def trim_vectors(part: ParamSlice, cuts: Cuts) -> list[torch.Tensor]:
     """Returns the task vectors of a part or block with 0 where the trim drops."""
     return [
-        trim(vector, cut, one.start)
-        for vector, cut in zip(one.vectors, cuts[one.name], strict=True)
+        trim(vector, cut, part.start)
+        for vector, cut in zip(part.vectors, cuts[part.name], strict=True)
     ]
 
 
-def _find(source: Source, density: float, scope: Scope, kept: Kept) -> Cuts:
-    nothing = (Cut(0.0),) * source.donors
+def _compute_cuts(reader: ParamReader, density: float, scope: Scope, kept: Kept) -> Cuts:
+    nothing = (Cut(0.0),) * reader.donors
     if density == 1.0:
-        return {part.name: nothing for part in source.parts}
+        return {group.name: nothing for group in reader.groups}
 
     def rank(total: int) -> int:
         return (
@@ -79,33 +79,37 @@ def _find(source: Source, density: float, scope: Scope, kept: Kept) -> Cuts:
         )
 
     if scope == "global":
-        places = kth_smallest(
-            lambda: (block.vectors for block in source.blocks()), source.donors, rank
+        places = select_kth_smallest(
+            lambda: (block.vectors for block in reader.blocks()), reader.donors, rank
         )
         cuts = tuple(Cut(place.value) for place in places)
-        return {part.name: cuts for part in source.parts}
-    return {part.name: _cuts_in(part, source, rank, kept) for part in source.parts}
+        return {group.name: cuts for group in reader.groups}
+    return {group.name: _compute_group_cuts(group, reader, rank, kept) for group in reader.groups}
 
 
-def _cuts_in(part: Part, source: Source, rank: Callable[[int], int], kept: Kept) -> tuple[Cut, ...]:
+def _compute_group_cuts(
+    group: ParamGroup, reader: ParamReader, rank: Callable[[int], int], kept: Kept
+) -> tuple[Cut, ...]:
     def blocks() -> Iterator[Sequence[torch.Tensor]]:
-        return (block.vectors for block in source.blocks_of(part))
+        return (block.vectors for block in reader.blocks_of(group))
 
-    places = kth_smallest(blocks, source.donors, rank)
+    places = select_kth_smallest(blocks, reader.donors, rank)
     if kept == "threshold":
         return tuple(Cut(place.value) for place in places)
     return tuple(
-        Cut(place.value, _end_of_ties(place, donor, source, part))
+        Cut(place.value, _find_end_of_ties(place, donor, reader, group))
         for donor, place in enumerate(places)
     )
 
 
-def _end_of_ties(place: Found, donor: int, source: Source, part: Part) -> int | None:
+def _find_end_of_ties(
+    place: RankedMagnitude, donor: int, reader: ParamReader, group: ParamGroup
+) -> int | None:
     """Returns the position behind the last tie that is kept; ``None`` when all are."""
     left = place.equal - place.place + 1
     if left >= place.equal:
         return None
-    for block in source.blocks_of(part):
+    for block in reader.blocks_of(group):
         ties = (block.vectors[donor].abs() == place.value).flatten().nonzero().flatten()
         if ties.numel() >= left:
             return block.start + int(ties[left - 1]) + 1

@@ -14,37 +14,37 @@ import torch
 
 from speechft_ray.core.errors import UserError
 from speechft_ray.merging.alignment import (
-    State,
-    align,
-    check_twins,
-    find_parts,
-    find_twins,
-    first_five,
+    StateDict,
+    check_compatible,
+    check_finite,
+    check_tied,
+    find_groups,
+    find_tied,
     is_finite,
-    refuse_broken,
-    require_finite,
+    join_first_five,
+    refuse_non_finite,
 )
-from speechft_ray.merging.base import METHODS, MergeParams, check
+from speechft_ray.merging.base import METHODS, MergeParams, validate_params
 from speechft_ray.merging.param_reader import (
     BLOCK,
-    One,
-    Part,
-    Reader,
-    Source,
-    factors,
-    source_of,
-    whole,
+    GetTensor,
+    ParamGroup,
+    ParamReader,
+    ParamSlice,
+    make_reader,
+    read_value,
+    split_kernel,
 )
 
 
 def merge(
     method: str,
     params: Mapping[str, Any],
-    base: State,
-    donors: Sequence[State],
+    base: StateDict,
+    donors: Sequence[StateDict],
     alpha: float,
     protected_prefixes: Sequence[str] = (),
-    statistics: Sequence[State] | None = None,
+    statistics: Sequence[StateDict] | None = None,
 ) -> dict[str, torch.Tensor]:
     """Merges donors into a base: theta0 + alpha * scale * combined(theta_i - theta0).
 
@@ -67,27 +67,27 @@ def merge(
     differ between base and a donor, statistics that are needed and missing, values that are NaN or
     infinite, or a result that the base's number type cannot hold.
     """
-    checked = check(method, params, donors=len(donors))
+    checked = validate_params(method, params, donors=len(donors))
     check_alpha(alpha)
     prefixes = tuple(protected_prefixes)
-    twins = find_twins(base)
-    parts = find_parts(base, twins, prefixes, checked.pos_conv)
+    tied = find_tied(base)
+    groups = find_groups(base, tied, prefixes, checked.pos_conv)
     for index, donor in enumerate(donors):
-        align(base, donor, f"donor {index + 1}", prefixes)
-        check_twins(twins, parts, donor.__getitem__, f"donor {index + 1}")
-    gathered = find_statistics(method, statistics, len(donors))
+        check_compatible(base, donor, f"donor {index + 1}", prefixes)
+        check_tied(tied, groups, donor.__getitem__, f"donor {index + 1}")
+    gathered = make_statistics_lookup(method, statistics, len(donors))
     merged: dict[str, torch.Tensor] = {}
     if alpha > 0.0:
-        readers = [donor.__getitem__ for donor in donors]
-        source = source_of(parts, base.__getitem__, readers, checked.number_type, gathered)
+        getters = [donor.__getitem__ for donor in donors]
+        reader = make_reader(groups, base.__getitem__, getters, checked.dtype, gathered)
         with torch.no_grad():
-            require_finite(source, base.__getitem__, readers)
-            for part, combined, untouched in combine_all(method, checked, source):
-                merged |= moved(
-                    part, combined, checked.scale, untouched, base.__getitem__, readers, alpha
+            check_finite(reader, base.__getitem__, getters)
+            for group, combined, untouched in combine_all(method, checked, reader):
+                merged |= interpolate(
+                    group, combined, checked.scale, untouched, base.__getitem__, getters, alpha
                 )
-            refuse_overflow(merged)
-    return _like_base(base, merged, twins)
+            check_overflow(merged)
+    return _fill_from_base(base, merged, tied)
 
 
 def check_alpha(alpha: float) -> None:
@@ -101,9 +101,9 @@ def check_alpha(alpha: float) -> None:
 def combine_all(
     method: str,
     params: MergeParams,
-    source: Source,
+    reader: ParamReader,
     spare: Mapping[str, torch.Tensor] | None = None,
-) -> Iterator[tuple[Part, torch.Tensor, bool]]:
+) -> Iterator[tuple[ParamGroup, torch.Tensor, bool]]:
     """Yields ``(part, combined, untouched)`` for every part of a source.
 
     ``combined`` is what the method makes of the task vectors, without ``scale``; ``untouched`` says
@@ -111,53 +111,55 @@ def combine_all(
     part that may be overwritten, which saves the time that fresh memory costs; used where method
     and number type allow it.
     """
-    found = METHODS.get(method)
-    surveyed = found.survey(params, source) if found.survey else None
-    for part in source.parts:
-        if found.blockwise(params):
-            room = (spare or {}).get(part.name)
+    merge_method = METHODS.get(method)
+    precomputed = merge_method.precompute(params, reader) if merge_method.precompute else None
+    for group in reader.groups:
+        if merge_method.blockwise(params):
+            out = (spare or {}).get(group.name)
             yield (
-                part,
-                *_in_blocks(
-                    source.blocks_of(part),
-                    lambda block: found.combine(params, surveyed, block),
-                    room,
+                group,
+                *_combine_blocks(
+                    reader.blocks_of(group),
+                    lambda block: merge_method.combine(params, precomputed, block),
+                    out,
                 ),
             )
         else:
-            one = source.read(part)
-            combined = found.combine(params, surveyed, one)
-            yield part, combined, _is_lone_vector(combined, one)
+            part = reader.read(group)
+            combined = merge_method.combine(params, precomputed, part)
+            yield group, combined, _is_lone_vector(combined, part)
 
 
-def _in_blocks(
-    blocks: Iterator[One], combine: Callable[[One], torch.Tensor], room: torch.Tensor | None
+def _combine_blocks(
+    blocks: Iterator[ParamSlice],
+    combine: Callable[[ParamSlice], torch.Tensor],
+    out: torch.Tensor | None,
 ) -> tuple[torch.Tensor, bool]:
     """Returns what ``combine`` makes of all blocks of one part, and whether each is the lone
     donor's own."""
-    made, untouched = torch.empty(0), True
+    combined_vector, untouched = torch.empty(0), True
     for block in blocks:
         if block.start == 0:
-            fits = room is not None and room.shape == block.shape and room.dtype == block.base.dtype
+            fits = out is not None and out.shape == block.shape and out.dtype == block.base.dtype
             shape = block.base.shape if block.shape is None else block.shape
-            made = room if room is not None and fits else block.base.new_empty(shape)
+            combined_vector = out if out is not None and fits else block.base.new_empty(shape)
         combined = combine(block)
-        made.view(-1)[block.start : block.start + combined.numel()] = combined
+        combined_vector.view(-1)[block.start : block.start + combined.numel()] = combined
         untouched = untouched and _is_lone_vector(combined, block)
-    return made, untouched
+    return combined_vector, untouched
 
 
-def _is_lone_vector(combined: torch.Tensor, one: One) -> bool:
-    return len(one.vectors) == 1 and torch.equal(combined, one.vectors[0])
+def _is_lone_vector(combined: torch.Tensor, part: ParamSlice) -> bool:
+    return len(part.vectors) == 1 and torch.equal(combined, part.vectors[0])
 
 
-def moved(
-    part: Part,
+def interpolate(
+    group: ParamGroup,
     combined: torch.Tensor,
     scale: float,
     untouched: bool,
-    base: Reader,
-    donors: Sequence[Reader],
+    base: GetTensor,
+    donors: Sequence[GetTensor],
     alpha: float,
 ) -> dict[str, torch.Tensor]:
     """Returns base + alpha * scale * combined by key, in the base's types.
@@ -166,93 +168,99 @@ def moved(
     itself.
     """
     if untouched and scale == 1.0 and alpha == 1.0:
-        return {key: donors[0](key).detach().to(base(key), copy=True) for key in part.keys}
-    start = whole(part, base, combined.dtype)
-    if untouched and scale == 1.0 and len(part.keys) == 1:
-        value = torch.lerp(start, donors[0](part.name).detach().to(start), alpha)
+        return {key: donors[0](key).detach().to(base(key), copy=True) for key in group.keys}
+    start = read_value(group, base, combined.dtype)
+    if untouched and scale == 1.0 and len(group.keys) == 1:
+        value = torch.lerp(start, donors[0](group.name).detach().to(start), alpha)
     else:
         value = torch.add(start, combined if scale == 1.0 else combined * scale, alpha=alpha)
-    if len(part.keys) == 1:
-        return {part.name: value.to(base(part.name).dtype)}
-    g, v = (base(key).detach() for key in part.keys)
+    if len(group.keys) == 1:
+        return {group.name: value.to(base(group.name).dtype)}
+    g, v = (base(key).detach() for key in group.keys)
     if not bool(combined.any()):
-        return {part.keys[0]: g.clone(), part.keys[1]: v.clone()}
+        return {group.keys[0]: g.clone(), group.keys[1]: v.clone()}
     return {
         key: tensor.to(base(key).dtype)
-        for key, tensor in zip(part.keys, factors(value, g, v), strict=True)
+        for key, tensor in zip(group.keys, split_kernel(value, g, v), strict=True)
     }
 
 
-def move_into(
-    room: Mapping[str, torch.Tensor],
-    part: Part,
+def interpolate_into(
+    out: Mapping[str, torch.Tensor],
+    group: ParamGroup,
     combined: torch.Tensor,
     scale: float,
     untouched: bool,
-    base: Reader,
-    donors: Sequence[Reader],
+    base: GetTensor,
+    donors: Sequence[GetTensor],
     alpha: float,
 ) -> None:
     """Writes what ``moved`` returns into the tensors of ``room``, one of which may be ``combined``
     itself."""
-    start = base(part.name).detach()
+    start = base(group.name).detach()
     exact_end = untouched and scale == 1.0
     if (
-        len(part.keys) > 1
+        len(group.keys) > 1
         or exact_end
-        or not start.dtype == combined.dtype == room[part.name].dtype
+        or not start.dtype == combined.dtype == out[group.name].dtype
     ):
-        for key, value in moved(part, combined, scale, untouched, base, donors, alpha).items():
-            room[key].copy_(value)
+        for key, value in interpolate(
+            group, combined, scale, untouched, base, donors, alpha
+        ).items():
+            out[key].copy_(value)
         return
     ends = [
         torch.split(tensor, BLOCK)
-        for tensor in (start.reshape(-1), combined.reshape(-1), room[part.name].view(-1))
+        for tensor in (start.reshape(-1), combined.reshape(-1), out[group.name].view(-1))
     ]
     for first, step, target in zip(*ends, strict=True):
         torch.add(first, step if scale == 1.0 else step * scale, alpha=alpha, out=target)
 
 
-def refuse_overflow(merged: State) -> None:
+def check_overflow(merged: StateDict) -> None:
     """Refuses a result that its number type cannot hold."""
     advice = "lower the method's scale or use a base of a wider number type"
-    refuse_broken(
+    refuse_non_finite(
         (key for key, tensor in merged.items() if not is_finite(tensor)), "the merged model", advice
     )
 
 
-def find_statistics(method: str, statistics: Sequence[State] | None, donors: int) -> Any:
+def make_statistics_lookup(method: str, statistics: Sequence[StateDict] | None, donors: int) -> Any:
     """Returns the function that looks up what was gathered for a part. Raises ``UserError`` when a
     donor has nothing."""
     kind = METHODS.get(method).needs
     if kind is None:
         return lambda name: ()
-    given = list(statistics or [{}] * donors)
-    lacking = [
+    donor_statistics = list(statistics or [{}] * donors)
+    missing = [
         f"donor {i + 1}"
-        for i, item in enumerate(given)
+        for i, item in enumerate(donor_statistics)
         if not any(key.startswith(f"{kind}:") for key in item)
     ]
-    if lacking:
+    if missing:
         raise UserError(
             f"merge method `{method}` needs {kind} statistics of every donor's tuning set, but there are none of "
-            f"{first_five(lacking)}: fine-tune with `gather: [{kind}]`."
+            f"{join_first_five(missing)}: fine-tune with `gather: [{kind}]`."
         )
 
     def look_up(name: str) -> tuple[torch.Tensor, ...]:
         key = f"{kind}:{name}"
-        return tuple(item[key] for item in given) if all(key in item for item in given) else ()
+        return (
+            tuple(item[key] for item in donor_statistics)
+            if all(key in item for item in donor_statistics)
+            else ()
+        )
 
     return look_up
 
 
-def _like_base(
-    base: State, merged: Mapping[str, torch.Tensor], twins: Mapping[str, str]
+def _fill_from_base(
+    base: StateDict, merged: Mapping[str, torch.Tensor], tied: Mapping[str, str]
 ) -> dict[str, torch.Tensor]:
     result: dict[str, torch.Tensor] = {}
     for key, tensor in base.items():
-        if twins[key] != key:
-            result[key] = result[twins[key]]
+        if tied[key] != key:
+            result[key] = result[tied[key]]
         else:
             result[key] = merged[key] if key in merged else tensor.detach().clone()
     return result

@@ -13,9 +13,9 @@ from typing import Any, Literal
 import torch
 
 from speechft_ray.core.errors import UserError
-from speechft_ray.merging.param_reader import Part, Reader, Source
+from speechft_ray.merging.param_reader import GetTensor, ParamGroup, ParamReader
 
-State = Mapping[str, torch.Tensor]
+StateDict = Mapping[str, torch.Tensor]
 
 PosConv = Literal["factors", "kernel"]
 
@@ -28,29 +28,29 @@ _FACTORS = (
 _DIVERGED = "take a checkpoint from before the training diverged"
 
 
-def find_twins(base: State) -> dict[str, str]:
+def find_tied(base: StateDict) -> dict[str, str]:
     """Maps every key to the first key that names the very same tensor (same memory, shape, strides
     and type)."""
     first: dict[tuple[Any, ...], str] = {}
-    twins: dict[str, str] = {}
+    tied: dict[str, str] = {}
     for key, tensor in base.items():
         place = (tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
         has_memory = tensor.numel() and tensor.device.type != "meta"
-        twins[key] = first.setdefault(place, key) if has_memory else key
-    return twins
+        tied[key] = first.setdefault(place, key) if has_memory else key
+    return tied
 
 
-def find_parts(
-    base: State, twins: Mapping[str, str], prefixes: tuple[str, ...], pos_conv: PosConv
-) -> tuple[Part, ...]:
+def find_groups(
+    base: StateDict, tied: Mapping[str, str], prefixes: tuple[str, ...], pos_conv: PosConv
+) -> tuple[ParamGroup, ...]:
     """Returns what a merge moves, sorted; a tensor is protected when any of its names is.
 
     Raises ``UserError`` when nothing is left.
     """
-    protected = {twins[key] for key in base if key.startswith(prefixes)}
+    protected = {tied[key] for key in base if key.startswith(prefixes)}
     keys = {
         first
-        for first in twins.values()
+        for first in tied.values()
         if first not in protected and base[first].is_floating_point()
     }
     if not keys:
@@ -59,11 +59,11 @@ def find_parts(
         )
     pairs = dict(_factor_pairs(keys)) if pos_conv == "kernel" else {}
     lone = keys - pairs.keys() - set(pairs.values())
-    parts = [
-        *(Part(name=key, keys=(key,)) for key in lone),
-        *(Part(name=v, keys=(g, v)) for v, g in pairs.items()),
+    groups = [
+        *(ParamGroup(name=key, keys=(key,)) for key in lone),
+        *(ParamGroup(name=v, keys=(g, v)) for v, g in pairs.items()),
     ]
-    return tuple(sorted(parts, key=lambda part: part.name))
+    return tuple(sorted(groups, key=lambda group: group.name))
 
 
 def _factor_pairs(keys: set[str]) -> Iterable[tuple[str, str]]:
@@ -74,83 +74,94 @@ def _factor_pairs(keys: set[str]) -> Iterable[tuple[str, str]]:
                 yield key, key.removesuffix(v_end) + g_end
 
 
-def align(base: State, donor: State, name: str, prefixes: tuple[str, ...]) -> None:
+def check_compatible(
+    base: StateDict, donor: StateDict, name: str, prefixes: tuple[str, ...]
+) -> None:
     """Refuses a donor whose names, shapes or kinds of number are not the base's, but for protected
     parameters."""
-    ours, theirs = (
+    base_keys, donor_keys = (
         {key for key in state if not key.startswith(prefixes)} for state in (base, donor)
     )
     differ = [
-        f"{key} {_form(donor[key])} instead of {_form(base[key])}"
-        for key in ours & theirs
+        f"{key} {_describe(donor[key])} instead of {_describe(base[key])}"
+        for key in base_keys & donor_keys
         if base[key].shape != donor[key].shape
         or base[key].is_floating_point() != donor[key].is_floating_point()
     ]
-    complaints = [
-        f"{what}: {first_five(names)}"
+    problems = [
+        f"{what}: {join_first_five(names)}"
         for what, names in (
-            (f"it lacks {len(ours - theirs)} of {len(ours)} parameters", ours - theirs),
-            (f"it has {len(theirs - ours)} that the base lacks", theirs - ours),
+            (
+                f"it lacks {len(base_keys - donor_keys)} of {len(base_keys)} parameters",
+                base_keys - donor_keys,
+            ),
+            (f"it has {len(donor_keys - base_keys)} that the base lacks", donor_keys - base_keys),
             (f"{len(differ)} differ in shape or kind", differ),
         )
         if names
     ]
-    if complaints:
+    if problems:
         raise UserError(
-            f"{name} does not fit the base: {'; '.join(complaints)}. Merge only models tuned from this base."
+            f"{name} does not fit the base: {'; '.join(problems)}. Merge only models tuned from this base."
         )
 
 
-def _form(tensor: torch.Tensor) -> str:
+def _describe(tensor: torch.Tensor) -> str:
     return f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"
 
 
-def check_twins(twins: Mapping[str, str], parts: Iterable[Part], donor: Reader, name: str) -> None:
+def check_tied(
+    tied: Mapping[str, str], groups: Iterable[ParamGroup], donor: GetTensor, name: str
+) -> None:
     """Refuses a donor that holds two values for one tensor of the base."""
-    moved = {key for part in parts for key in part.keys}
-    shared = [(first, key) for key, first in twins.items() if key != first and first in moved]
-    split = [f"{first} and {key}" for first, key in shared if not _same(donor(first), donor(key))]
+    merged_keys = {key for group in groups for key in group.keys}
+    shared = [(first, key) for key, first in tied.items() if key != first and first in merged_keys]
+    split = [
+        f"{first} and {key}" for first, key in shared if not _is_same(donor(first), donor(key))
+    ]
     if split:
         raise UserError(
             f"{name} does not fit the base: it holds two values for each of {len(split)} tensors that the base shares between "
-            f"two names: {first_five(split)}. Merge only models tuned from this base."
+            f"two names: {join_first_five(split)}. Merge only models tuned from this base."
         )
 
 
-def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
-    return one.data_ptr() == other.data_ptr() or torch.equal(one, other)
+def _is_same(first: torch.Tensor, second: torch.Tensor) -> bool:
+    return first.data_ptr() == second.data_ptr() or torch.equal(first, second)
 
 
-def require_finite(source: Source, base: Reader, donors: Sequence[Reader]) -> None:
+def check_finite(reader: ParamReader, base: GetTensor, donors: Sequence[GetTensor]) -> None:
     """Reads every task vector once and refuses values that are NaN or infinite, naming the model
     that has them."""
-    if all(_surely_finite(part, base, donors) for part in source.parts):
+    if all(_is_surely_finite(group, base, donors) for group in reader.groups):
         return
     beyond: dict[int, torch.dtype] = {}
-    for one in source.blocks():
+    for first in reader.blocks():
         beyond |= {
-            index: vector.dtype for index, vector in enumerate(one.vectors) if not is_finite(vector)
+            index: vector.dtype
+            for index, vector in enumerate(first.vectors)
+            if not is_finite(vector)
         }
     if not beyond:
         return
-    keys = [key for part in source.parts for key in part.keys]
-    refuse_broken((key for key in keys if not is_finite(base(key))), "the base", _DIVERGED)
+    keys = [key for group in reader.groups for key in group.keys]
+    refuse_non_finite((key for key in keys if not is_finite(base(key))), "the base", _DIVERGED)
     for index, donor in enumerate(donors):
-        refuse_broken(
+        refuse_non_finite(
             (key for key in keys if not is_finite(donor(key))), f"donor {index + 1}", _DIVERGED
         )
-    index, number_type = min(beyond.items())
+    index, dtype = min(beyond.items())
     raise UserError(
-        f"donor {index + 1} differs from the base by more than {number_type} can hold: it was not tuned from this base."
+        f"donor {index + 1} differs from the base by more than {dtype} can hold: it was not tuned from this base."
     )
 
 
-def _surely_finite(part: Part, base: Reader, donors: Sequence[Reader]) -> bool:
+def _is_surely_finite(group: ParamGroup, base: GetTensor, donors: Sequence[GetTensor]) -> bool:
     """Whether the ends of the values alone show that no difference is NaN or infinite; a kernel is
     no such case."""
-    if len(part.keys) > 1:
+    if len(group.keys) > 1:
         return False
-    tensors = [state(part.name).detach() for state in (base, *donors)]
+    tensors = [state(group.name).detach() for state in (base, *donors)]
     ends = [
         torch.stack(torch.aminmax(tensor)).double().abs().max()
         for tensor in tensors
@@ -167,16 +178,16 @@ def is_finite(tensor: torch.Tensor) -> bool:
     return all(math.isfinite(float(end)) for end in torch.aminmax(tensor.detach()))
 
 
-def refuse_broken(keys: Iterable[str], name: str, advice: str) -> None:
+def refuse_non_finite(keys: Iterable[str], name: str, advice: str) -> None:
     """Raises ``UserError`` when there is a key of a tensor with NaN or infinite values."""
     broken = list(keys)
     if broken:
         raise UserError(
-            f"{name} has NaN or infinite values in {len(broken)} parameters: {first_five(broken)}; {advice}."
+            f"{name} has NaN or infinite values in {len(broken)} parameters: {join_first_five(broken)}; {advice}."
         )
 
 
-def first_five(names: Iterable[str]) -> str:
+def join_first_five(names: Iterable[str]) -> str:
     """Returns the first five names in order, and how many more there are."""
     listed = sorted(names)
     return ", ".join(listed[:5]) + (f" and {len(listed) - 5} more" if len(listed) > 5 else "")

@@ -14,7 +14,7 @@ from speechft_ray.core.errors import UserError
 from speechft_ray.core.registry import Registry
 from speechft_ray.core.validation import validate
 from speechft_ray.merging.alignment import PosConv
-from speechft_ray.merging.param_reader import One, Source
+from speechft_ray.merging.param_reader import ParamReader, ParamSlice
 
 DonorRange = tuple[int, int | None]
 """Fewest and most donors; ``None``: any number."""
@@ -51,7 +51,7 @@ class MergeParams(BaseModel):
     published code does, or its effective ``kernel`` g * v / |v|."""
 
     @property
-    def number_type(self) -> torch.dtype:
+    def dtype(self) -> torch.dtype:
         """The torch type of ``precision``."""
         return torch.float64 if self.precision == "float64" else torch.float32
 
@@ -105,8 +105,8 @@ class MergeMethod:
     """
 
     params: type[MergeParams]
-    combine: Callable[[Any, Any, One], torch.Tensor]
-    survey: Callable[[Any, Source], Any] | None = None
+    combine: Callable[[Any, Any, ParamSlice], torch.Tensor]
+    precompute: Callable[[Any, ParamReader], Any] | None = None
     blockwise: Callable[[Any], bool] = never
     donors: Callable[[Any], DonorRange] = any_number
     needs: Literal["fisher", "gram"] | None = None
@@ -117,7 +117,9 @@ class MergeMethod:
 METHODS: Registry[MergeMethod] = Registry("merge method", "speechft_ray.merging")
 
 
-def check(method: str, params: Mapping[str, Any], donors: int | None = None) -> MergeParams:
+def validate_params(
+    method: str, params: Mapping[str, Any], donors: int | None = None
+) -> MergeParams:
     """Returns the validated parameters, before anything is computed.
 
     Raises ``UserError`` for an unknown method, ``SpecError`` with every mistake in the parameters,

@@ -15,8 +15,8 @@ from pydantic import Field, model_validator
 
 from speechft_ray.merging._consensus import agreeing_mean, elect, require_votes
 from speechft_ray.merging.base import METHODS, AveragedParams, MergeMethod, one_per_weight
-from speechft_ray.merging.linear import weighted_sum
-from speechft_ray.merging.param_reader import One
+from speechft_ray.merging.linear import compute_weighted_sum
+from speechft_ray.merging.param_reader import ParamSlice
 
 
 class BreadcrumbsParams(AveragedParams):
@@ -39,13 +39,13 @@ class BreadcrumbsParams(AveragedParams):
         return self
 
 
-def combine(params: BreadcrumbsParams, surveyed: None, one: One) -> torch.Tensor:
+def combine(params: BreadcrumbsParams, precomputed: None, part: ParamSlice) -> torch.Tensor:
     """Returns the sum or mean of the masked task vectors, of those that have the elected sign with
     ``consensus``."""
-    values = [_middle(vector, params.density, params.gamma) for vector in one.vectors]
+    values = [_middle(vector, params.density, params.gamma) for vector in part.vectors]
     weights = params.weights_of(len(values))
     if not params.consensus:
-        return weighted_sum(weights, values, params.normalize)
+        return compute_weighted_sum(weights, values, params.normalize)
     signs = elect(values, "mass", weights)
     return agreeing_mean(values, weights, signs, zero_is_positive=True, divide=params.normalize)
 

@@ -12,10 +12,10 @@ from typing import Annotated, Any, Literal
 import torch
 from pydantic import Field, model_validator
 
-from speechft_ray.merging._drop import Gains, Rescale, drop, find_gains
+from speechft_ray.merging._drop import Gains, Rescale, compute_gains, drop
 from speechft_ray.merging.base import METHODS, AveragedParams, MergeMethod, always, one_per_weight
-from speechft_ray.merging.linear import weighted_sum
-from speechft_ray.merging.param_reader import One, Source
+from speechft_ray.merging.linear import compute_weighted_sum
+from speechft_ray.merging.param_reader import ParamReader, ParamSlice
 
 _MERGEKIT = {"rescale": "l1", "normalize": False}
 
@@ -37,23 +37,21 @@ class DareParams(AveragedParams):
 
     @model_validator(mode="before")
     @classmethod
-    def _conventions(cls, given: Any) -> Any:
+    def _conventions(cls, raw: Any) -> Any:
         return (
-            {**_MERGEKIT, **given}
-            if isinstance(given, dict) and given.get("like") == "mergekit"
-            else given
+            {**_MERGEKIT, **raw} if isinstance(raw, dict) and raw.get("like") == "mergekit" else raw
         )
 
 
-def survey(params: DareParams, source: Source) -> Gains:
+def precompute(params: DareParams, reader: ParamReader) -> Gains:
     """Measures what restores the norms, where ``rescale`` asks for it."""
-    return find_gains(source, params.density, params.rescale, params.seed)
+    return compute_gains(reader, params.density, params.rescale, params.seed)
 
 
-def combine(params: DareParams, surveyed: Gains, one: One) -> torch.Tensor:
+def combine(params: DareParams, precomputed: Gains, part: ParamSlice) -> torch.Tensor:
     """Returns the weighted mean or sum of the task vectors after the drop."""
-    values = drop(one, params.density, params.rescale, params.seed, surveyed)
-    return weighted_sum(params.weights_of(len(values)), values, params.normalize)
+    values = drop(part, params.density, params.rescale, params.seed, precomputed)
+    return compute_weighted_sum(params.weights_of(len(values)), values, params.normalize)
 
 
 METHODS.register(
@@ -61,7 +59,7 @@ METHODS.register(
     MergeMethod(
         params=DareParams,
         combine=combine,
-        survey=survey,
+        precompute=precompute,
         blockwise=always,
         donors=one_per_weight,
         neutral={"density": 1.0},

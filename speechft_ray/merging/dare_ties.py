@@ -15,9 +15,9 @@ from pydantic import Field, model_validator
 
 from speechft_ray.merging import ties
 from speechft_ray.merging._consensus import Elect, require_votes
-from speechft_ray.merging._drop import Gains, Rescale, drop, find_gains
+from speechft_ray.merging._drop import Gains, Rescale, compute_gains, drop
 from speechft_ray.merging.base import METHODS, AveragedParams, MergeMethod, always, one_per_weight
-from speechft_ray.merging.param_reader import One, Source
+from speechft_ray.merging.param_reader import ParamReader, ParamSlice
 
 _MERGEKIT = {
     "rescale": "l1",
@@ -57,11 +57,9 @@ class DareTiesParams(AveragedParams):
 
     @model_validator(mode="before")
     @classmethod
-    def _conventions(cls, given: Any) -> Any:
+    def _conventions(cls, raw: Any) -> Any:
         return (
-            {**_MERGEKIT, **given}
-            if isinstance(given, dict) and given.get("like") == "mergekit"
-            else given
+            {**_MERGEKIT, **raw} if isinstance(raw, dict) and raw.get("like") == "mergekit" else raw
         )
 
     @model_validator(mode="after")
@@ -82,29 +80,33 @@ class DareTiesParams(AveragedParams):
         )
 
 
-class DareTiesSurvey(NamedTuple):
+class DareTiesGlobals(NamedTuple):
     """What DARE and the TIES merge after it must know of the whole model."""
 
     gains: Gains
-    ties: ties.TiesSurvey
+    ties: ties.TiesGlobals
 
 
-def survey(params: DareTiesParams, source: Source) -> DareTiesSurvey:
+def precompute(params: DareTiesParams, reader: ParamReader) -> DareTiesGlobals:
     """Surveys the task vectors as DARE does, then the dropped ones as TIES does."""
-    gains = find_gains(source, params.density, params.rescale, params.seed)
-    return DareTiesSurvey(
+    gains = compute_gains(reader, params.density, params.rescale, params.seed)
+    return DareTiesGlobals(
         gains,
-        ties.survey(params.ties(), source.changed(lambda one: _after_drop(params, gains, one))),
+        ties.precompute(
+            params.ties(), reader.with_transform(lambda part: _after_drop(params, gains, part))
+        ),
     )
 
 
-def combine(params: DareTiesParams, surveyed: DareTiesSurvey, one: One) -> torch.Tensor:
+def combine(params: DareTiesParams, precomputed: DareTiesGlobals, part: ParamSlice) -> torch.Tensor:
     """Returns what TIES makes of the dropped task vectors."""
-    return ties.combine(params.ties(), surveyed.ties, _after_drop(params, surveyed.gains, one))
+    return ties.combine(
+        params.ties(), precomputed.ties, _after_drop(params, precomputed.gains, part)
+    )
 
 
-def _after_drop(params: DareTiesParams, gains: Gains, one: One) -> One:
-    return replace(one, vectors=drop(one, params.density, params.rescale, params.seed, gains))
+def _after_drop(params: DareTiesParams, gains: Gains, part: ParamSlice) -> ParamSlice:
+    return replace(part, vectors=drop(part, params.density, params.rescale, params.seed, gains))
 
 
 METHODS.register(
@@ -112,7 +114,7 @@ METHODS.register(
     MergeMethod(
         params=DareTiesParams,
         combine=combine,
-        survey=survey,
+        precompute=precompute,
         blockwise=always,
         donors=one_per_weight,
         neutral={"density": 1.0, "trim": 1.0},

@@ -14,10 +14,10 @@ import torch
 from pydantic import Field, model_validator
 
 from speechft_ray.merging._consensus import agreeing_mean, elect, require_votes
-from speechft_ray.merging._drop import Rescale, dropped, kept_mask
+from speechft_ray.merging._drop import Rescale, draw_mask, mask_and_rescale
 from speechft_ray.merging.base import METHODS, AveragedParams, MergeMethod, one_per_weight
-from speechft_ray.merging.linear import weighted_sum
-from speechft_ray.merging.param_reader import One
+from speechft_ray.merging.linear import compute_weighted_sum
+from speechft_ray.merging.param_reader import ParamSlice
 
 
 class DellaParams(AveragedParams):
@@ -45,10 +45,10 @@ class DellaParams(AveragedParams):
 
     @model_validator(mode="before")
     @classmethod
-    def _conventions(cls, given: Any) -> Any:
-        if not isinstance(given, dict) or given.get("like") != "mergekit":
-            return given
-        return {"rescale": "l1", "normalize": given.get("consensus", True), **given}
+    def _conventions(cls, raw: Any) -> Any:
+        if not isinstance(raw, dict) or raw.get("like") != "mergekit":
+            return raw
+        return {"rescale": "l1", "normalize": raw.get("consensus", True), **raw}
 
     @model_validator(mode="after")
     def _fits(self) -> DellaParams:
@@ -61,13 +61,13 @@ class DellaParams(AveragedParams):
         return self
 
 
-def combine(params: DellaParams, surveyed: None, one: One) -> torch.Tensor:
+def combine(params: DellaParams, precomputed: None, part: ParamSlice) -> torch.Tensor:
     """Returns the mean or sum of the dropped task vectors, of those that have the elected sign with
     ``consensus``."""
-    values = [_drop(params, donor, vector, one.name) for donor, vector in enumerate(one.vectors)]
+    values = [_drop(params, donor, vector, part.name) for donor, vector in enumerate(part.vectors)]
     weights = params.weights_of(len(values))
     if not params.consensus:
-        return weighted_sum(weights, values, params.normalize)
+        return compute_weighted_sum(weights, values, params.normalize)
     signs = elect(values, "mass", weights)
     return agreeing_mean(values, weights, signs, zero_is_positive=True, divide=params.normalize)
 
@@ -98,9 +98,9 @@ def _drop(params: DellaParams, donor: int, vector: torch.Tensor, name: str) -> t
     if params.density == 1.0:
         return vector
     chances = keep_chances(vector, params.density, params.epsilon)
-    return dropped(
+    return mask_and_rescale(
         vector,
-        kept_mask(chances, params.seed, donor, name, vector),
+        draw_mask(chances, params.seed, donor, name, vector),
         chances.to(vector.dtype),
         params.rescale,
     )

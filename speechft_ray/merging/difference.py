@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from speechft_ray.merging._layers import ENCODER_LAYER, layer_of
-from speechft_ray.merging.alignment import State, align
+from speechft_ray.merging.alignment import StateDict, check_compatible
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,7 +18,7 @@ class Difference:
     """What lies between two models in one group of parameters."""
 
     name: str
-    numbers: int
+    num_params: int
     """How many parameters the group has."""
     changed: int
     """How many of them differ at all."""
@@ -31,7 +31,7 @@ class Difference:
     """Cosine of the angle between the parameters themselves; 1 where one of them is all 0."""
 
 
-def differences(first: State, second: State) -> list[Difference]:
+def compute_differences(first: StateDict, second: StateDict) -> list[Difference]:
     """Returns the differences by group in the order of the first model, and over all parameters at
     last.
 
@@ -39,7 +39,7 @@ def differences(first: State, second: State) -> list[Difference]:
     compared in float64; tensors that are not floating point are left out. Raises ``UserError`` when
     names or shapes differ.
     """
-    align(first, second, "the second model", ())
+    check_compatible(first, second, "the second model", ())
     groups: dict[str, list[str]] = {}
     for key, tensor in first.items():
         if tensor.is_floating_point():
@@ -48,18 +48,18 @@ def differences(first: State, second: State) -> list[Difference]:
         name: sum((_sums(first[key], second[key]) for key in keys), torch.zeros(5))
         for name, keys in groups.items()
     }
-    found = [
+    measured = [
         _difference(name, values)
         for name, values in sorted(sums.items(), key=lambda item: _order(item[0]))
     ]
-    return [*found, _difference("all", sum(sums.values(), torch.zeros(5)))]
+    return [*measured, _difference("all", sum(sums.values(), torch.zeros(5)))]
 
 
-def draw(found: Sequence[Difference], title: str, path: Path) -> None:
+def draw_differences(measured: Sequence[Difference], title: str, path: Path) -> None:
     """Draws relative distance and share of changed weights by group into a PNG file."""
     from matplotlib.figure import Figure
 
-    groups = [item for item in found if item.name != "all"]
+    groups = [item for item in measured if item.name != "all"]
     figure = Figure(figsize=(7.0, 1.2 + 0.25 * len(groups)), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
     names = [item.name for item in groups]
@@ -69,7 +69,7 @@ def draw(found: Sequence[Difference], title: str, path: Path) -> None:
         color="#3b6fb6",
     )
     left.set_xlabel("distance / length of the first")
-    right.barh(names, [100 * item.changed / item.numbers for item in groups], color="#c9772b")
+    right.barh(names, [100 * item.changed / item.num_params for item in groups], color="#c9772b")
     right.set_xlabel("changed weights, %")
     right.set_xlim(0, 100)
     left.invert_yaxis()  # the front end at the top; shared
@@ -100,11 +100,11 @@ def _sums(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
 
 
 def _difference(name: str, sums: Iterable[torch.Tensor]) -> Difference:
-    numbers, changed, gap, a, b = (float(item) for item in sums)
+    num_params, changed, gap, a, b = (float(item) for item in sums)
     product = (a + b - gap) / 2  # of the two, from the sides of the triangle
     return Difference(
         name=name,
-        numbers=int(numbers),
+        num_params=int(num_params),
         changed=int(changed),
         distance=math.sqrt(gap),
         relative=math.sqrt(gap / a) if a else math.inf,

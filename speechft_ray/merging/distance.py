@@ -17,10 +17,12 @@ def relative_distance(
     Ten digits, of sums in float64: what threads change in their order is below that, and a search
     must be repeatable.
     """
-    moved, size = 0.0, 0.0
+    squared_step, squared_norm = 0.0, 0.0
     for key, start in base.items():
         if start.is_floating_point():
-            wide = start.double()
-            moved += float((merged[key].double() - wide).square().sum())
-            size += float(wide.square().sum())
-    return float(f"{math.sqrt(moved) / math.sqrt(size):.10g}") if size else 0.0
+            start64 = start.double()
+            squared_step += float((merged[key].double() - start64).square().sum())
+            squared_norm += float(start64.square().sum())
+    return (
+        float(f"{math.sqrt(squared_step) / math.sqrt(squared_norm):.10g}") if squared_norm else 0.0
+    )

@@ -13,8 +13,8 @@ from pydantic import Field, model_validator
 
 from speechft_ray.merging._consensus import require_votes
 from speechft_ray.merging.base import METHODS, MergeMethod, WeightedParams, one_per_weight
-from speechft_ray.merging.linear import weighted_sum
-from speechft_ray.merging.param_reader import One, Source
+from speechft_ray.merging.linear import compute_weighted_sum
+from speechft_ray.merging.param_reader import ParamReader, ParamSlice
 
 
 class FisherParams(WeightedParams):
@@ -33,32 +33,32 @@ class FisherParams(WeightedParams):
         return self
 
 
-def survey(params: FisherParams, source: Source) -> tuple[float, ...]:
+def precompute(params: FisherParams, reader: ParamReader) -> tuple[float, ...]:
     """Returns the mean information of each donor; 1 where it is 0 throughout."""
-    sums, count = [0.0] * source.donors, 0
-    for one in source:
-        if one.statistics:
-            count += one.base.numel()
+    sums, count = [0.0] * reader.donors, 0
+    for part in reader:
+        if part.statistics:
+            count += part.base.numel()
             sums = [
                 total + float(item.sum(dtype=torch.float64))
-                for total, item in zip(sums, one.statistics, strict=True)
+                for total, item in zip(sums, part.statistics, strict=True)
             ]
     return tuple(total / count if total else 1.0 for total in sums)
 
 
-def combine(params: FisherParams, surveyed: tuple[float, ...], one: One) -> torch.Tensor:
+def combine(params: FisherParams, precomputed: tuple[float, ...], part: ParamSlice) -> torch.Tensor:
     """Returns sum_i(c_i * vector_i) / sum_i(c_i), with c_i the weight of the donor times its
     information.
 
     Parameters for which nothing was gathered, those that did not learn, are averaged with the
     weights alone.
     """
-    weights = params.weights_of(len(one.vectors))
-    if not one.statistics or len(one.vectors) == 1:
-        return weighted_sum(weights, one.vectors, normalize=True)
-    total, divisor = torch.zeros_like(one.base), torch.zeros_like(one.base)
+    weights = params.weights_of(len(part.vectors))
+    if not part.statistics or len(part.vectors) == 1:
+        return compute_weighted_sum(weights, part.vectors, normalize=True)
+    total, divisor = torch.zeros_like(part.base), torch.zeros_like(part.base)
     for weight, mean, information, vector in zip(
-        weights, surveyed, one.statistics, one.vectors, strict=True
+        weights, precomputed, part.statistics, part.vectors, strict=True
     ):
         share = (information / mean + params.floor) * (weight * (1.0 if params.balance else mean))
         total.addcmul_(share, vector)
@@ -71,7 +71,7 @@ METHODS.register(
     MergeMethod(
         params=FisherParams,
         combine=combine,
-        survey=survey,
+        precompute=precompute,
         donors=one_per_weight,
         needs="fisher",
         neutral={},

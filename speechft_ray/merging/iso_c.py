@@ -10,24 +10,24 @@ import torch
 
 from speechft_ray.merging._sphere import mean
 from speechft_ray.merging.base import METHODS, MergeMethod, MergeParams
-from speechft_ray.merging.param_reader import One
+from speechft_ray.merging.param_reader import ParamSlice
 
 
 class IsoCParams(MergeParams):
     """Iso-C has no parameter of its own; the paper's alpha is ``scale``."""
 
 
-def combine(params: IsoCParams, surveyed: None, one: One) -> torch.Tensor:
+def combine(params: IsoCParams, precomputed: None, part: ParamSlice) -> torch.Tensor:
     """Returns s U V with U, V the singular vectors of the summed task vectors and s the mean of the
     singular values.
 
     It changes even a lone donor. Where the sum lacks rank, the directions that it does not have are
     raised to s as well, and which they are is for the SVD to choose.
     """
-    if one.base.dim() != 2:
-        return mean(one.vectors)
-    total = one.vectors[0].clone()
-    for vector in one.vectors[1:]:
+    if part.base.dim() != 2:
+        return mean(part.vectors)
+    total = part.vectors[0].clone()
+    for vector in part.vectors[1:]:
         total.add_(vector)
     left, values, right = torch.linalg.svd(total, full_matrices=False)
     return left @ right * values.mean() if total.numel() else total

@@ -14,9 +14,9 @@ from typing import Annotated
 import torch
 from pydantic import Field
 
-from speechft_ray.merging._sphere import On, as_vector, mean, points
+from speechft_ray.merging._sphere import On, mean, to_points, to_vector
 from speechft_ray.merging.base import METHODS, MergeMethod, MergeParams
-from speechft_ray.merging.param_reader import One
+from speechft_ray.merging.param_reader import ParamSlice
 
 
 class KarcherParams(MergeParams):
@@ -30,20 +30,20 @@ class KarcherParams(MergeParams):
     """Length of a step, in radians, below which the descent ends."""
 
 
-def combine(params: KarcherParams, surveyed: None, one: One) -> torch.Tensor:
+def combine(params: KarcherParams, precomputed: None, part: ParamSlice) -> torch.Tensor:
     """Returns the Karcher mean of the directions times the mean length. Tensors of length 0 have no
     direction to count."""
-    if len(one.vectors) == 1:
-        return one.vectors[0]
-    tensors = points(params.on, one)
+    if len(part.vectors) == 1:
+        return part.vectors[0]
+    tensors = to_points(params.on, part)
     lengths = [float(torch.linalg.vector_norm(tensor)) for tensor in tensors]
     directions = [
         tensor / length for tensor, length in zip(tensors, lengths, strict=True) if length
     ]
     if not directions:
-        return torch.zeros_like(one.base)
+        return torch.zeros_like(part.base)
     direction = _nearest_to_all(directions, params.steps, params.tolerance)
-    return as_vector(params.on, direction * (math.fsum(lengths) / len(lengths)), one)
+    return to_vector(params.on, direction * (math.fsum(lengths) / len(lengths)), part)
 
 
 def _nearest_to_all(directions: list[torch.Tensor], steps: int, tolerance: float) -> torch.Tensor:

@@ -16,8 +16,8 @@ from pydantic import Field, field_validator
 from speechft_ray.core.errors import UserError
 from speechft_ray.merging._layers import ENCODER_LAYER, check_pattern, count_layers, layer_of
 from speechft_ray.merging.base import METHODS, AveragedParams, MergeMethod, always, one_per_weight
-from speechft_ray.merging.linear import weighted_sum
-from speechft_ray.merging.param_reader import One, Source
+from speechft_ray.merging.linear import compute_weighted_sum
+from speechft_ray.merging.param_reader import ParamReader, ParamSlice
 
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -45,19 +45,19 @@ class LayerwiseParams(AveragedParams):
 
     @field_validator("layer_pattern")
     @classmethod
-    def _has_a_layer(cls, given: str) -> str:
-        return check_pattern(given, needs_layer=True)
+    def _has_a_layer(cls, pattern: str) -> str:
+        return check_pattern(pattern, needs_layer=True)
 
     @field_validator("front_end_pattern", "position_pattern")
     @classmethod
-    def _is_a_pattern(cls, given: str) -> str:
-        return check_pattern(given)
+    def _is_a_pattern(cls, pattern: str) -> str:
+        return check_pattern(pattern)
 
 
-def survey(params: LayerwiseParams, source: Source) -> None:
+def precompute(params: LayerwiseParams, reader: ParamReader) -> None:
     """Raises ``UserError`` when the number of factors is not that of the layers, or when there is
     no layer at all."""
-    layers = count_layers((part.name for part in source.parts), params.layer_pattern)
+    layers = count_layers((group.name for group in reader.groups), params.layer_pattern)
     if isinstance(params.layers, tuple) and len(params.layers) != layers:
         raise UserError(
             f"`layers` of merge method `layerwise` must have {layers} factors, one for each layer of the base, but has "
@@ -65,14 +65,14 @@ def survey(params: LayerwiseParams, source: Source) -> None:
         )
 
 
-def combine(params: LayerwiseParams, surveyed: None, one: One) -> torch.Tensor:
+def combine(params: LayerwiseParams, precomputed: None, part: ParamSlice) -> torch.Tensor:
     """Returns the weighted mean task vector times the factor of the part."""
-    return weighted_sum(
-        params.weights_of(len(one.vectors)), one.vectors, params.normalize
-    ) * factor(params, one.name)
+    return compute_weighted_sum(
+        params.weights_of(len(part.vectors)), part.vectors, params.normalize
+    ) * compute_factor(params, part.name)
 
 
-def factor(params: LayerwiseParams, name: str) -> float:
+def compute_factor(params: LayerwiseParams, name: str) -> float:
     """Returns the factor of a parameter."""
     layer = layer_of(name, params.layer_pattern)
     if layer is not None:
@@ -87,7 +87,7 @@ METHODS.register(
     MergeMethod(
         params=LayerwiseParams,
         combine=combine,
-        survey=survey,
+        precompute=precompute,
         blockwise=always,
         donors=one_per_weight,
         neutral={},

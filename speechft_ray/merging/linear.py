@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 
 from speechft_ray.merging.base import METHODS, AveragedParams, MergeMethod, always, one_per_weight
-from speechft_ray.merging.param_reader import One
+from speechft_ray.merging.param_reader import ParamSlice
 
 
 class LinearParams(AveragedParams):
@@ -21,12 +21,14 @@ class LinearParams(AveragedParams):
     task away."""
 
 
-def combine(params: AveragedParams, surveyed: None, one: One) -> torch.Tensor:
+def combine(params: AveragedParams, precomputed: None, part: ParamSlice) -> torch.Tensor:
     """Returns sum(w_i * vector_i), divided by sum(w_i) if ``normalize``."""
-    return weighted_sum(params.weights_of(len(one.vectors)), one.vectors, params.normalize)
+    return compute_weighted_sum(
+        params.weights_of(len(part.vectors)), part.vectors, params.normalize
+    )
 
 
-def weighted_sum(
+def compute_weighted_sum(
     weights: Sequence[float], vectors: Sequence[torch.Tensor], normalize: bool
 ) -> torch.Tensor:
     """Returns the weighted sum or mean, added in donor order.

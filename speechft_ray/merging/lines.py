@@ -16,8 +16,8 @@ from pydantic import Field, field_validator
 from speechft_ray.merging import ties
 from speechft_ray.merging._layers import ENCODER_LAYER, check_pattern, count_layers, layer_of
 from speechft_ray.merging.base import METHODS, MergeMethod, MergeParams, always
-from speechft_ray.merging.linear import weighted_sum
-from speechft_ray.merging.param_reader import One, Source
+from speechft_ray.merging.linear import compute_weighted_sum
+from speechft_ray.merging.param_reader import ParamReader, ParamSlice
 
 
 class LinesParams(MergeParams):
@@ -41,47 +41,49 @@ class LinesParams(MergeParams):
 
     @field_validator("layer_pattern")
     @classmethod
-    def _has_a_layer(cls, given: str) -> str:
-        return check_pattern(given, needs_layer=True)
+    def _has_a_layer(cls, pattern: str) -> str:
+        return check_pattern(pattern, needs_layer=True)
 
 
-class LinesSurvey(NamedTuple):
+class LinesGlobals(NamedTuple):
     """What LiNeS must know of the whole model."""
 
     layers: int
     shallow: float
-    ties: ties.TiesSurvey | None
+    ties: ties.TiesGlobals | None
 
 
-def survey(params: LinesParams, source: Source) -> LinesSurvey:
+def precompute(params: LinesParams, reader: ParamReader) -> LinesGlobals:
     """Counts the layers and measures the norms, where they set the factor."""
-    layers = count_layers((part.name for part in source.parts), params.layer_pattern)
-    elected = ties.survey(_ties(params), source) if params.merged == "ties" else None
+    layers = count_layers((group.name for group in reader.groups), params.layer_pattern)
+    ties_globals = ties.precompute(_ties(params), reader) if params.merged == "ties" else None
     if params.shallow is not None:
-        return LinesSurvey(layers, params.shallow, elected)
-    if source.donors == 1:
-        return LinesSurvey(layers, max(0.0, 1.0 - params.slope), elected)
+        return LinesGlobals(layers, params.shallow, ties_globals)
+    if reader.donors == 1:
+        return LinesGlobals(layers, max(0.0, 1.0 - params.slope), ties_globals)
     summed = merged = 0.0
-    for one in source.blocks():
-        summed += float(_sum(one).abs().sum(dtype=torch.float64))
-        merged += float(_merged(params, elected, one).abs().sum(dtype=torch.float64))
-    return LinesSurvey(layers, summed / merged / source.donors if merged else 0.0, elected)
+    for part in reader.blocks():
+        summed += float(_sum(part).abs().sum(dtype=torch.float64))
+        merged += float(_combine(params, ties_globals, part).abs().sum(dtype=torch.float64))
+    return LinesGlobals(layers, summed / merged / reader.donors if merged else 0.0, ties_globals)
 
 
-def combine(params: LinesParams, surveyed: LinesSurvey, one: One) -> torch.Tensor:
+def combine(params: LinesParams, precomputed: LinesGlobals, part: ParamSlice) -> torch.Tensor:
     """Returns the merged task vector times shallow + slope * l / (L - 1), with l the layer from 0
     and L their number."""
-    layer = layer_of(one.name, params.layer_pattern)
-    depth = layer / (surveyed.layers - 1) if layer else 0.0
-    return _merged(params, surveyed.ties, one) * (surveyed.shallow + params.slope * depth)
+    layer = layer_of(part.name, params.layer_pattern)
+    depth = layer / (precomputed.layers - 1) if layer else 0.0
+    return _combine(params, precomputed.ties, part) * (precomputed.shallow + params.slope * depth)
 
 
-def _merged(params: LinesParams, elected: ties.TiesSurvey | None, one: One) -> torch.Tensor:
-    return _sum(one) if elected is None else ties.combine(_ties(params), elected, one)
+def _combine(
+    params: LinesParams, ties_globals: ties.TiesGlobals | None, part: ParamSlice
+) -> torch.Tensor:
+    return _sum(part) if ties_globals is None else ties.combine(_ties(params), ties_globals, part)
 
 
-def _sum(one: One) -> torch.Tensor:
-    return weighted_sum((1.0,) * len(one.vectors), one.vectors, normalize=False)
+def _sum(part: ParamSlice) -> torch.Tensor:
+    return compute_weighted_sum((1.0,) * len(part.vectors), part.vectors, normalize=False)
 
 
 def _ties(params: LinesParams) -> ties.TiesParams:
@@ -91,6 +93,10 @@ def _ties(params: LinesParams) -> ties.TiesParams:
 METHODS.register(
     "lines",
     MergeMethod(
-        params=LinesParams, combine=combine, survey=survey, blockwise=always, neutral={"slope": 0.0}
+        params=LinesParams,
+        combine=combine,
+        precompute=precompute,
+        blockwise=always,
+        neutral={"slope": 0.0},
     ),
 )

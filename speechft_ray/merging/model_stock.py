@@ -9,7 +9,7 @@ import torch
 
 from speechft_ray.merging._sphere import cosine, mean
 from speechft_ray.merging.base import METHODS, DonorRange, MergeMethod, MergeParams
-from speechft_ray.merging.param_reader import One
+from speechft_ray.merging.param_reader import ParamSlice
 
 
 class ModelStockParams(MergeParams):
@@ -21,21 +21,21 @@ def donors(params: ModelStockParams) -> DonorRange:
     return 2, None
 
 
-def combine(params: ModelStockParams, surveyed: None, one: One) -> torch.Tensor:
+def combine(params: ModelStockParams, precomputed: None, part: ParamSlice) -> torch.Tensor:
     """Returns t times the mean task vector, with t = n c / (1 + (n - 1) c) and c the mean cosine of
     all pairs.
 
     As in the paper t is not held to [0, 1]: donors that pull apart (c < 0) give a step back. Where
     they cancel, so that the denominator is 0, t is 0.
     """
-    count = len(one.vectors)
+    count = len(part.vectors)
     pairs = [
         cosine(first, second)
-        for first, second in combinations([vector.double() for vector in one.vectors], 2)
+        for first, second in combinations([vector.double() for vector in part.vectors], 2)
     ]
     shared = sum(pairs) / len(pairs)
     below = 1 + (count - 1) * shared
-    return mean(one.vectors) * (count * shared / below if below > 1e-9 else 0.0)
+    return mean(part.vectors) * (count * shared / below if below > 1e-9 else 0.0)
 
 
 METHODS.register(

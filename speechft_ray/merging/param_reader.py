@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-Reader = Callable[[str], torch.Tensor]
+GetTensor = Callable[[str], torch.Tensor]
 """Returns the tensor of that key: of a state dict, of a file."""
 
 BLOCK = 1 << 17
@@ -18,7 +18,7 @@ stays in a core's cache."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Part:
+class ParamGroup:
     """What is merged as one: a parameter, or the two factors of a weight-normalised one."""
 
     name: str
@@ -27,7 +27,7 @@ class Part:
 
 
 @dataclass(frozen=True, kw_only=True)
-class One:
+class ParamSlice:
     """One part of the base and of all donors, in the number type of the arithmetic. Nothing in it
     may be changed.
 
@@ -44,7 +44,7 @@ class One:
     shape: torch.Size | None = None
     """The shape of the whole part, where this is a block of it."""
 
-    def blocks(self) -> Iterator[One]:
+    def blocks(self) -> Iterator[ParamSlice]:
         """Yields the part in blocks, as views; statistics that are not one number per position are
         left out."""
         gathered = [item.reshape(-1) for item in self.statistics if item.shape == self.base.shape]
@@ -53,7 +53,7 @@ class One:
         for start in range(0, max(1, self.base.numel()), BLOCK):
             base, *rest = (tensor[start : start + BLOCK] for tensor in flat)
             vectors, statistics = tuple(rest[:donors]), tuple(rest[donors:])
-            yield One(
+            yield ParamSlice(
                 name=self.name,
                 base=base,
                 vectors=vectors,
@@ -64,118 +64,121 @@ class One:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Source:
+class ParamReader:
     """All parts that a merge moves, sorted by name, to be read as often as needed; a part read
     again is the same."""
 
-    parts: tuple[Part, ...]
+    groups: tuple[ParamGroup, ...]
     donors: int
-    read: Callable[[Part], One]
-    read_blocks: Callable[[Part], Iterator[One]] | None = None
+    read: Callable[[ParamGroup], ParamSlice]
+    read_blocks: Callable[[ParamGroup], Iterator[ParamSlice]] | None = None
     """Reads a part block by block, where that takes less memory than reading it whole."""
-    known: dict[Any, Any] = field(default_factory=dict)
+    cache: dict[Any, Any] = field(default_factory=dict)
     """What surveys found out about the task vectors alone, for other merges of the same donors."""
 
-    def __iter__(self) -> Iterator[One]:
-        return (self.read(part) for part in self.parts)
+    def __iter__(self) -> Iterator[ParamSlice]:
+        return (self.read(group) for group in self.groups)
 
-    def blocks_of(self, part: Part) -> Iterator[One]:
+    def blocks_of(self, group: ParamGroup) -> Iterator[ParamSlice]:
         """Yields one part in blocks of at most ``BLOCK`` positions."""
-        return self.read_blocks(part) if self.read_blocks else self.read(part).blocks()
+        return self.read_blocks(group) if self.read_blocks else self.read(group).blocks()
 
-    def blocks(self) -> Iterator[One]:
+    def blocks(self) -> Iterator[ParamSlice]:
         """Yields all parts in blocks, for what looks at each position by itself."""
-        return (block for part in self.parts for block in self.blocks_of(part))
+        return (block for group in self.groups for block in self.blocks_of(group))
 
-    def changed(self, change: Callable[[One], One]) -> Source:
+    def with_transform(self, transform: Callable[[ParamSlice], ParamSlice]) -> ParamReader:
         """Returns the source with ``change`` made to all that is read, whole or in blocks."""
-        return Source(
-            parts=self.parts,
+        return ParamReader(
+            groups=self.groups,
             donors=self.donors,
-            read=lambda part: change(self.read(part)),
-            read_blocks=lambda part: (change(block) for block in self.blocks_of(part)),
+            read=lambda group: transform(self.read(group)),
+            read_blocks=lambda group: (transform(block) for block in self.blocks_of(group)),
         )
 
 
-def source_of(
-    parts: tuple[Part, ...],
-    base: Reader,
-    donors: Sequence[Reader],
-    number_type: torch.dtype,
+def make_reader(
+    groups: tuple[ParamGroup, ...],
+    base: GetTensor,
+    donors: Sequence[GetTensor],
+    dtype: torch.dtype,
     statistics: Callable[[str], tuple[torch.Tensor, ...]],
-) -> Source:
+) -> ParamReader:
     """Returns the source of these parts, read from where base and donors lie."""
-    given = (base, donors, number_type, statistics)
-    return Source(
-        parts=parts, donors=len(donors), read=reading(*given), read_blocks=reading_blocks(*given)
+    given = (base, donors, dtype, statistics)
+    return ParamReader(
+        groups=groups,
+        donors=len(donors),
+        read=make_read(*given),
+        read_blocks=make_read_blocks(*given),
     )
 
 
-def reading(
-    base: Reader,
-    donors: Sequence[Reader],
-    number_type: torch.dtype,
+def make_read(
+    base: GetTensor,
+    donors: Sequence[GetTensor],
+    dtype: torch.dtype,
     statistics: Callable[[str], tuple[torch.Tensor, ...]],
-) -> Callable[[Part], One]:
+) -> Callable[[ParamGroup], ParamSlice]:
     """Returns the function that reads a part from where base and donors lie, on the base's device.
 
     Arithmetic is in ``number_type``, or in the base's own type where that is wider.
     ``statistics(name)`` returns what was gathered for a part, by donor.
     """
 
-    def read(part: Part) -> One:
-        start = whole(part, base, number_type)
-        vectors = tuple(whole(part, donor, number_type).to(start) - start for donor in donors)
+    def read(group: ParamGroup) -> ParamSlice:
+        start = read_value(group, base, dtype)
+        vectors = tuple(read_value(group, donor, dtype).to(start) - start for donor in donors)
         # What was gathered for a factor says nothing about the kernel.
         gathered = (
-            tuple(item.to(start) for item in statistics(part.name)) if len(part.keys) == 1 else ()
+            tuple(item.to(start) for item in statistics(group.name)) if len(group.keys) == 1 else ()
         )
-        return One(name=part.name, base=start, vectors=vectors, statistics=gathered)
+        return ParamSlice(name=group.name, base=start, vectors=vectors, statistics=gathered)
 
     return read
 
 
-def reading_blocks(
-    base: Reader,
-    donors: Sequence[Reader],
-    number_type: torch.dtype,
+def make_read_blocks(
+    base: GetTensor,
+    donors: Sequence[GetTensor],
+    dtype: torch.dtype,
     statistics: Callable[[str], tuple[torch.Tensor, ...]],
-) -> Callable[[Part], Iterator[One]]:
+) -> Callable[[ParamGroup], Iterator[ParamSlice]]:
     """Returns the function that reads a part in blocks; the values are those of ``reading``, a task
     vector is never whole."""
-    read = reading(base, donors, number_type, statistics)
+    read = make_read(base, donors, dtype, statistics)
 
-    def read_blocks(part: Part) -> Iterator[One]:
-        if len(part.keys) > 1 or statistics(part.name):
-            yield from read(part).blocks()
+    def read_blocks(group: ParamGroup) -> Iterator[ParamSlice]:
+        if len(group.keys) > 1 or statistics(group.name):
+            yield from read(group).blocks()
             return
-        tensors = [state(part.name).detach() for state in (base, *donors)]
+        tensors = [state(group.name).detach() for state in (base, *donors)]
         shape = tensors[0].shape
         start, *ends = (tensor.reshape(-1) for tensor in tensors)
         for place in range(0, max(1, start.numel()), BLOCK):
-            first = wide(start[place : place + BLOCK], number_type)
+            first = upcast(start[place : place + BLOCK], dtype)
             vectors = tuple(
-                wide(end[place : place + BLOCK], number_type).to(first) - first for end in ends
+                upcast(end[place : place + BLOCK], dtype).to(first) - first for end in ends
             )
-            yield One(name=part.name, base=first, vectors=vectors, start=place, shape=shape)
+            yield ParamSlice(name=group.name, base=first, vectors=vectors, start=place, shape=shape)
 
     return read_blocks
 
 
-def whole(part: Part, state: Reader, number_type: torch.dtype) -> torch.Tensor:
+def read_value(group: ParamGroup, state: GetTensor, dtype: torch.dtype) -> torch.Tensor:
     """Returns the value of a part in a wide number type: the tensor itself, or g * v / |v| of its
     factors."""
-    tensors = [wide(state(key), number_type) for key in part.keys]
+    tensors = [upcast(state(key), dtype) for key in group.keys]
     return tensors[0] if len(tensors) == 1 else _kernel(*tensors)
 
 
-def wide(tensor: torch.Tensor, number_type: torch.dtype = torch.float32) -> torch.Tensor:
+def upcast(tensor: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     """Returns the tensor in ``number_type`` or its own type, whichever holds more; the same memory
     where that is its own."""
-    return tensor.detach().to(torch.promote_types(tensor.dtype, number_type))
+    return tensor.detach().to(torch.promote_types(tensor.dtype, dtype))
 
 
-def factors(
+def split_kernel(
     kernel: torch.Tensor, g: torch.Tensor, v: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Returns g and v of a kernel: its norms in the shape of ``g``, and itself.

@@ -15,7 +15,7 @@ from pydantic import Field
 
 from speechft_ray.merging._sphere import mean
 from speechft_ray.merging.base import METHODS, MergeMethod, MergeParams
-from speechft_ray.merging.param_reader import One
+from speechft_ray.merging.param_reader import ParamSlice
 
 RIDGE = 1e-6
 """Pull towards the plain mean, as a share of the mean squared input. It decides about inputs that
@@ -31,29 +31,29 @@ class RegmeanParams(MergeParams):
     models; MergeLM: 1)."""
 
 
-def combine(params: RegmeanParams, surveyed: None, one: One) -> torch.Tensor:
+def combine(params: RegmeanParams, precomputed: None, part: ParamSlice) -> torch.Tensor:
     """Returns (sum_i vector_i G_i) (sum_i G_i)^-1, which is the paper's closed form with theta0
     taken off both sides."""
-    if len(one.vectors) == 1:
-        return one.vectors[0]
-    if not one.statistics:
-        return mean(one.vectors)
-    grams = [_damped(gram.double(), params.off_diagonal) for gram in one.statistics]
-    vectors = [vector.double() for vector in one.vectors]
+    if len(part.vectors) == 1:
+        return part.vectors[0]
+    if not part.statistics:
+        return mean(part.vectors)
+    grams = [_damp(gram.double(), params.off_diagonal) for gram in part.statistics]
+    vectors = [vector.double() for vector in part.vectors]
     left = torch.stack(grams).sum(dim=0)
     right = torch.stack([vector @ gram for vector, gram in zip(vectors, grams, strict=True)]).sum(
         dim=0
     )
     ridge = RIDGE * left.diagonal().mean()
     if ridge == 0:
-        return mean(one.vectors)
+        return mean(part.vectors)
     left.diagonal().add_(ridge)
     right.add_(mean(vectors) * ridge)
     merged: torch.Tensor = torch.linalg.solve(left, right, left=False)
-    return merged.to(one.base.dtype)
+    return merged.to(part.base.dtype)
 
 
-def _damped(gram: torch.Tensor, off_diagonal: float) -> torch.Tensor:
+def _damp(gram: torch.Tensor, off_diagonal: float) -> torch.Tensor:
     return gram * off_diagonal + torch.diag(gram.diagonal() * (1.0 - off_diagonal))
 
 

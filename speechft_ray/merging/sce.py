@@ -11,7 +11,7 @@ from pydantic import Field
 
 from speechft_ray.merging._consensus import agreeing_mean, elect
 from speechft_ray.merging.base import METHODS, MergeMethod, MergeParams
-from speechft_ray.merging.param_reader import One
+from speechft_ray.merging.param_reader import ParamSlice
 
 
 class SceParams(MergeParams):
@@ -23,10 +23,14 @@ class SceParams(MergeParams):
     donor."""
 
 
-def combine(params: SceParams, surveyed: None, one: One) -> torch.Tensor:
+def combine(params: SceParams, precomputed: None, part: ParamSlice) -> torch.Tensor:
     """Returns the mean of the selected values that have the elected sign, weighed by each donor's
     mean square."""
-    values = one.vectors if len(one.vectors) == 1 else _selected(one.vectors, params.density)
+    values = (
+        part.vectors
+        if len(part.vectors) == 1
+        else _select_by_variance(part.vectors, params.density)
+    )
     squares = [float(value.double().square().mean()) if value.numel() else 0.0 for value in values]
     total = math.fsum(squares)
     # mergekit takes equal weights below 1e-6 in all; a gentle fine-tuning moves whole tensors by
@@ -35,7 +39,9 @@ def combine(params: SceParams, surveyed: None, one: One) -> torch.Tensor:
     return agreeing_mean(values, weights, elect(values, "mass"), zero_is_positive=True, divide=True)
 
 
-def _selected(vectors: tuple[torch.Tensor, ...], density: float) -> tuple[torch.Tensor, ...]:
+def _select_by_variance(
+    vectors: tuple[torch.Tensor, ...], density: float
+) -> tuple[torch.Tensor, ...]:
     """Returns the vectors with 0 where the variance is not among the largest."""
     if density == 1.0:
         return vectors

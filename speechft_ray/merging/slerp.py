@@ -14,9 +14,9 @@ from typing import Annotated
 import torch
 from pydantic import Field
 
-from speechft_ray.merging._sphere import On, as_vector, cosine, points
+from speechft_ray.merging._sphere import On, cosine, to_points, to_vector
 from speechft_ray.merging.base import METHODS, DonorRange, MergeMethod, MergeParams
-from speechft_ray.merging.param_reader import One
+from speechft_ray.merging.param_reader import ParamSlice
 
 
 class SlerpParams(MergeParams):
@@ -37,16 +37,16 @@ def donors(params: SlerpParams) -> DonorRange:
     return 2, 2
 
 
-def combine(params: SlerpParams, surveyed: None, one: One) -> torch.Tensor:
+def combine(params: SlerpParams, precomputed: None, part: ParamSlice) -> torch.Tensor:
     """Returns sin((1 - t) a) / sin(a) * first + sin(t a) / sin(a) * second, with a the angle
     between the two."""
-    first, second = points(params.on, one)
+    first, second = to_points(params.on, part)
     shared = cosine(first, second)
     if abs(shared) > params.lerp_above or abs(shared) == 1.0:
-        return as_vector(params.on, torch.lerp(first, second, params.t), one)
+        return to_vector(params.on, torch.lerp(first, second, params.t), part)
     angle = math.acos(shared)
     shares = [math.sin(share * angle) / math.sin(angle) for share in (1 - params.t, params.t)]
-    return as_vector(params.on, first * shares[0] + second * shares[1], one)
+    return to_vector(params.on, first * shares[0] + second * shares[1], part)
 
 
 METHODS.register("slerp", MergeMethod(params=SlerpParams, combine=combine, donors=donors))

@@ -22,14 +22,20 @@ from safetensors import SafetensorError, safe_open
 from speechft_ray.core.errors import UserError
 from speechft_ray.merging.algebra import (
     check_alpha,
+    check_overflow,
     combine_all,
-    find_statistics,
-    move_into,
-    refuse_overflow,
+    interpolate_into,
+    make_statistics_lookup,
 )
-from speechft_ray.merging.alignment import State, align, find_parts, find_twins, require_finite
-from speechft_ray.merging.base import MergeParams, check
-from speechft_ray.merging.param_reader import Part, Reader, source_of
+from speechft_ray.merging.alignment import (
+    StateDict,
+    check_compatible,
+    check_finite,
+    find_groups,
+    find_tied,
+)
+from speechft_ray.merging.base import MergeParams, validate_params
+from speechft_ray.merging.param_reader import GetTensor, ParamGroup, make_reader
 
 DTYPES = {
     "F64": torch.float64,
@@ -70,29 +76,31 @@ def merge_files(
     Raises ``UserError`` where ``algebra.merge`` does, for files that cannot be read, and for a disk
     too small for the result.
     """
-    checked = check(method, params, donors=len(donors))
+    checked = validate_params(method, params, donors=len(donors))
     check_alpha(alpha)
-    form, *forms = (_form(path) for path in (base, *donors))
+    header, *donor_headers = (_read_layout(path) for path in (base, *donors))
     prefixes = tuple(protected_prefixes)
-    parts = find_parts(form, find_twins(form), prefixes, checked.pos_conv)
-    for index, donor in enumerate(forms):
-        align(form, donor, f"donor {index + 1}", prefixes)
-    find_statistics(method, None, len(donors))
-    require_room(out, sum(tensor.numel() * tensor.element_size() for tensor in form.values()))
+    groups = find_groups(header, find_tied(header), prefixes, checked.pos_conv)
+    for index, donor in enumerate(donor_headers):
+        check_compatible(header, donor, f"donor {index + 1}", prefixes)
+    make_statistics_lookup(method, None, len(donors))
+    check_disk_space(out, sum(tensor.numel() * tensor.element_size() for tensor in header.values()))
     paths = (base, *donors)
     fits = sum(path.stat().st_size for path in paths) <= (
         _free_bytes() // 2 if memory_bytes is None else memory_bytes
     )
-    readers = [_mapped(path, device) if fits else _reader(path, device) for path in paths]
-    with _writing(out, form) as write, torch.no_grad():
-        moved = {key for part in parts for key in part.keys} if alpha > 0.0 else set()
-        for key in form.keys() - moved:
-            write(key, readers[0](key))
-        if moved:
-            _merge(method, checked, parts, readers, alpha, write)
+    getters = [
+        _map_file(path, device) if fits else _reopen_for_each(path, device) for path in paths
+    ]
+    with _open_output(out, header) as write, torch.no_grad():
+        merged_keys = {key for group in groups for key in group.keys} if alpha > 0.0 else set()
+        for key in header.keys() - merged_keys:
+            write(key, getters[0](key))
+        if merged_keys:
+            _merge(method, checked, groups, getters, alpha, write)
 
 
-def require_room(out: Path, size_bytes: int) -> None:
+def check_disk_space(out: Path, size_bytes: int) -> None:
     """Raises ``UserError`` when the disk of ``out`` has fewer free bytes, before anything is
     computed."""
     free = shutil.disk_usage(out.absolute().parent).free
@@ -106,24 +114,24 @@ def require_room(out: Path, size_bytes: int) -> None:
 def _merge(
     method: str,
     params: MergeParams,
-    parts: tuple[Part, ...],
-    readers: Sequence[Reader],
+    groups: tuple[ParamGroup, ...],
+    getters: Sequence[GetTensor],
     alpha: float,
     write: Any,
 ) -> None:
-    base, *donors = readers
-    source = source_of(parts, base, donors, params.number_type, lambda name: ())
-    require_finite(source, base, donors)
-    for part, combined, untouched in combine_all(method, params, source):
+    base, *donors = getters
+    reader = make_reader(groups, base, donors, params.dtype, lambda name: ())
+    check_finite(reader, base, donors)
+    for group, combined, untouched in combine_all(method, params, reader):
         # The result takes the place of the combined task vector where its number type allows it.
-        room = {key: _room(base(key), combined) for key in part.keys}
-        move_into(room, part, combined, params.scale, untouched, base, donors, alpha)
-        refuse_overflow(room)
-        for key, tensor in room.items():
+        out = {key: _result_buffer(base(key), combined) for key in group.keys}
+        interpolate_into(out, group, combined, params.scale, untouched, base, donors, alpha)
+        check_overflow(out)
+        for key, tensor in out.items():
             write(key, tensor)
 
 
-def _room(like: torch.Tensor, combined: torch.Tensor) -> torch.Tensor:
+def _result_buffer(like: torch.Tensor, combined: torch.Tensor) -> torch.Tensor:
     fits = like.shape == combined.shape and like.dtype == combined.dtype
     return combined if fits else torch.empty_like(like)
 
@@ -132,13 +140,13 @@ def _free_bytes() -> int:
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
-def _mapped(path: Path, device: str) -> Reader:
+def _map_file(path: Path, device: str) -> GetTensor:
     with safe_open(path, framework="pt", device=device) as opened:
         tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118  # not a mapping
     return tensors.__getitem__
 
 
-def _reader(path: Path, device: str) -> Reader:
+def _reopen_for_each(path: Path, device: str) -> GetTensor:
     def read(key: str) -> torch.Tensor:
         # Opened again for each tensor: pages of a mapped file count as this process's memory until
         # it is closed.
@@ -149,35 +157,35 @@ def _reader(path: Path, device: str) -> Reader:
     return read
 
 
-def _form(path: Path) -> dict[str, torch.Tensor]:
+def _read_layout(path: Path) -> dict[str, torch.Tensor]:
     """Returns the names, shapes and types in a file, as tensors without values."""
-    form = {}
+    header = {}
     try:
         with safe_open(path, framework="pt") as opened:
             for key in opened.keys():  # noqa: SIM118  # not a mapping
-                part = opened.get_slice(key)
-                if part.get_dtype() not in DTYPES:
+                group = opened.get_slice(key)
+                if group.get_dtype() not in DTYPES:
                     raise UserError(
-                        f"{path} holds {key} as {part.get_dtype()}. Number types that merge: {', '.join(DTYPES)}."
+                        f"{path} holds {key} as {group.get_dtype()}. Number types that merge: {', '.join(DTYPES)}."
                     )
-                form[key] = torch.empty(
-                    part.get_shape(), dtype=DTYPES[part.get_dtype()], device="meta"
+                header[key] = torch.empty(
+                    group.get_shape(), dtype=DTYPES[group.get_dtype()], device="meta"
                 )
     except (SafetensorError, OSError) as error:
         raise UserError(
             f"{path} is not a whole safetensors file ({error}). Copy it again from where it came."
         ) from error
-    return form
+    return header
 
 
 @contextmanager
-def _writing(out: Path, form: State) -> Iterator[Any]:
+def _open_output(out: Path, layout: StateDict) -> Iterator[Any]:
     """Yields ``write(key, tensor)`` for a new safetensors file of that form, which replaces ``out``
     when all went well."""
     descriptor, name = tempfile.mkstemp(prefix=f".{out.name}-", dir=out.parent)
-    part = Path(name)
+    temporary = Path(name)
     try:
-        header, places = _layout(form)
+        header, places = _make_header(layout)
         os.pwrite(descriptor, header, 0)
 
         def write(key: str, tensor: torch.Tensor) -> None:
@@ -191,25 +199,25 @@ def _writing(out: Path, form: State) -> Iterator[Any]:
         yield write
         os.fchmod(descriptor, 0o644)
         os.fsync(descriptor)
-        part.replace(out)
+        temporary.replace(out)
     except OSError as error:
         raise UserError(
             f"{out} cannot be written ({error.strerror}): nothing was kept of it."
         ) from error
     finally:
         os.close(descriptor)
-        part.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
-def _layout(form: State) -> tuple[bytes, dict[str, int]]:
+def _make_header(layout: StateDict) -> tuple[bytes, dict[str, int]]:
     """Returns the header of a safetensors file, and where behind it each tensor begins, in bytes;
     wide types come first."""
     names = {dtype: name for name, dtype in DTYPES.items()}
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     places: dict[str, int] = {}
     end = 0
-    for key in sorted(form, key=lambda key: (-form[key].element_size(), key)):
-        tensor = form[key]
+    for key in sorted(layout, key=lambda key: (-layout[key].element_size(), key)):
+        tensor = layout[key]
         places[key] = end
         end += tensor.numel() * tensor.element_size()
         header[key] = {

@@ -19,9 +19,9 @@ from speechft_ray.merging._consensus import (
     majority_is_positive,
     require_votes,
 )
-from speechft_ray.merging._trim import Cuts, find_cuts, trimmed
+from speechft_ray.merging._trim import Cuts, compute_cuts, trim_vectors
 from speechft_ray.merging.base import METHODS, AveragedParams, MergeMethod, always, one_per_weight
-from speechft_ray.merging.param_reader import One, Source
+from speechft_ray.merging.param_reader import ParamReader, ParamSlice
 
 _MERGEKIT = {"scope": "tensor", "kept": "exact", "weigh_election": True, "zero_sign": "positive"}
 
@@ -54,11 +54,9 @@ class TiesParams(AveragedParams):
 
     @model_validator(mode="before")
     @classmethod
-    def _conventions(cls, given: Any) -> Any:
+    def _conventions(cls, raw: Any) -> Any:
         return (
-            {**_MERGEKIT, **given}
-            if isinstance(given, dict) and given.get("like") == "mergekit"
-            else given
+            {**_MERGEKIT, **raw} if isinstance(raw, dict) and raw.get("like") == "mergekit" else raw
         )
 
     @model_validator(mode="after")
@@ -71,7 +69,7 @@ class TiesParams(AveragedParams):
         return self
 
 
-class TiesSurvey(NamedTuple):
+class TiesGlobals(NamedTuple):
     """What TIES must know of the whole model."""
 
     cuts: Cuts
@@ -79,25 +77,27 @@ class TiesSurvey(NamedTuple):
     """Whether a position whose sum is 0 counts as +."""
 
 
-def survey(params: TiesParams, source: Source) -> TiesSurvey:
+def precompute(params: TiesParams, reader: ParamReader) -> TiesGlobals:
     """Finds the thresholds, then the majority of the elected signs; reads the model up to three
     times (float32)."""
-    cuts = find_cuts(source, params.density, params.scope, params.kept)
+    cuts = compute_cuts(reader, params.density, params.scope, params.kept)
     if params.zero_sign == "positive":
-        return TiesSurvey(cuts, True)
-    signs = (elect(trimmed(block, cuts), params.elect, _votes(params)) for block in source.blocks())
-    return TiesSurvey(cuts, majority_is_positive(signs))
+        return TiesGlobals(cuts, True)
+    signs = (
+        elect(trim_vectors(block, cuts), params.elect, _votes(params)) for block in reader.blocks()
+    )
+    return TiesGlobals(cuts, majority_is_positive(signs))
 
 
-def combine(params: TiesParams, surveyed: TiesSurvey, one: One) -> torch.Tensor:
+def combine(params: TiesParams, precomputed: TiesGlobals, part: ParamSlice) -> torch.Tensor:
     """Returns the mean (``normalize``) or sum of the trimmed values that have the elected sign; 0
     where none has it."""
-    values = trimmed(one, surveyed.cuts)
+    values = trim_vectors(part, precomputed.cuts)
     return agreeing_mean(
         values,
         params.weights_of(len(values)),
         elect(values, params.elect, _votes(params)),
-        zero_is_positive=surveyed.zero_is_positive,
+        zero_is_positive=precomputed.zero_is_positive,
         divide=params.normalize,
     )
 
@@ -111,7 +111,7 @@ METHODS.register(
     MergeMethod(
         params=TiesParams,
         combine=combine,
-        survey=survey,
+        precompute=precompute,
         blockwise=always,
         donors=one_per_weight,
         neutral={"density": 1.0},

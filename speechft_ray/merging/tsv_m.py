@@ -11,14 +11,14 @@ import torch
 
 from speechft_ray.merging._sphere import mean
 from speechft_ray.merging.base import METHODS, MergeMethod, MergeParams
-from speechft_ray.merging.param_reader import One
+from speechft_ray.merging.param_reader import ParamSlice
 
 
 class TsvMParams(MergeParams):
     """TSV-M has no parameter of its own; the paper's alpha is ``scale``, 1."""
 
 
-def combine(params: TsvMParams, surveyed: None, one: One) -> torch.Tensor:
+def combine(params: TsvMParams, precomputed: None, part: ParamSlice) -> torch.Tensor:
     """Returns U S V of the kept directions of all donors, each donor with its share 1/n of the
     rank, at least 1.
 
@@ -26,14 +26,14 @@ def combine(params: TsvMParams, surveyed: None, one: One) -> torch.Tensor:
     matrix as it was has no direction to add. A lone donor keeps its whole rank, which is the task
     vector itself.
     """
-    if len(one.vectors) == 1:
-        return one.vectors[0]
-    if one.base.dim() != 2:
-        return mean(one.vectors)
-    rank = max(1, min(one.base.shape) // len(one.vectors))
-    kept = [_strongest(vector, rank) for vector in one.vectors if bool(vector.any())]
+    if len(part.vectors) == 1:
+        return part.vectors[0]
+    if part.base.dim() != 2:
+        return mean(part.vectors)
+    rank = max(1, min(part.base.shape) // len(part.vectors))
+    kept = [_strongest(vector, rank) for vector in part.vectors if bool(vector.any())]
     if not kept:
-        return torch.zeros_like(one.base)
+        return torch.zeros_like(part.base)
     left, values, right = (torch.cat(each, dim=-1) for each in zip(*kept, strict=True))
     return (_orthogonal(left) * values) @ _orthogonal(right).T
 

@@ -14,7 +14,7 @@ from pydantic import Field
 
 from speechft_ray.merging._sphere import mean
 from speechft_ray.merging.base import METHODS, MergeMethod, MergeParams
-from speechft_ray.merging.param_reader import One
+from speechft_ray.merging.param_reader import ParamSlice
 
 
 class WudiParams(MergeParams):
@@ -27,7 +27,7 @@ class WudiParams(MergeParams):
     vectors."""
 
 
-def combine(params: WudiParams, surveyed: None, one: One) -> torch.Tensor:
+def combine(params: WudiParams, precomputed: None, part: ParamSlice) -> torch.Tensor:
     """Returns the minimiser m of sum_i |(m - vector_i) vector_i^T|^2 / |vector_i|^2, as far as the
     steps lead from the sum.
 
@@ -35,19 +35,19 @@ def combine(params: WudiParams, surveyed: None, one: One) -> torch.Tensor:
     vector_i / |vector_i|^2, costs one product a step for any number of donors. A lone donor is its
     own minimiser.
     """
-    if len(one.vectors) == 1:
-        return one.vectors[0]
-    if one.base.dim() != 2:
-        return mean(one.vectors)
-    moved = [vector for vector in one.vectors if bool(vector.any())]
-    if not moved:
-        return torch.zeros_like(one.base)
-    grams = [vector.T @ vector / vector.square().sum() for vector in moved]
+    if len(part.vectors) == 1:
+        return part.vectors[0]
+    if part.base.dim() != 2:
+        return mean(part.vectors)
+    vectors = [vector for vector in part.vectors if bool(vector.any())]
+    if not vectors:
+        return torch.zeros_like(part.base)
+    grams = [vector.T @ vector / vector.square().sum() for vector in vectors]
     left = torch.stack(grams).sum(dim=0)
-    right = torch.stack([vector @ gram for vector, gram in zip(moved, grams, strict=True)]).sum(
+    right = torch.stack([vector @ gram for vector, gram in zip(vectors, grams, strict=True)]).sum(
         dim=0
     )
-    merged = torch.stack(moved).sum(dim=0)
+    merged = torch.stack(vectors).sum(dim=0)
     optimizer = torch.optim.Adam([merged], lr=params.learning_rate)
     for _ in range(params.steps):
         merged.grad = 2 * (merged @ left - right)

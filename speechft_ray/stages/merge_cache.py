@@ -16,31 +16,31 @@ from typing import Any, NamedTuple
 
 import torch
 
-from speechft_ray.merging.alignment import State
-from speechft_ray.merging.resident import KEPT, ResidentMerger
+from speechft_ray.merging.alignment import StateDict
+from speechft_ray.merging.resident import CACHE_SIZE, ResidentMerger
 
-MOST_BYTES = 4 << 30
+MAX_BYTES = 4 << 30
 """Memory that kept mergers may take in one process: one of three donors of the size of HuBERT Base
 takes 2.3 GB."""
 
 
-class Inputs(NamedTuple):
+class MergeInputs(NamedTuple):
     """What a merge is made of, once it is read."""
 
-    base: State
-    donors: Sequence[State]
+    base: StateDict
+    donors: Sequence[StateDict]
     protected_prefixes: Sequence[str]
-    statistics: Sequence[State] | None
+    statistics: Sequence[StateDict] | None
 
 
 _mergers: OrderedDict[tuple[str, ...], tuple[ResidentMerger, int]] = OrderedDict()
-_turn = threading.Lock()
+_lock = threading.Lock()
 
 
 @contextmanager
 def resident_merge(
     fingerprints: Sequence[str],
-    read: Callable[[], Inputs],
+    read: Callable[[], MergeInputs],
     method: str,
     params: Mapping[str, Any],
     alpha: float,
@@ -52,19 +52,21 @@ def resident_merge(
     kept. Raises ``UserError`` as ``algebra.merge`` does.
     """
     key = tuple(fingerprints)
-    with _turn:
-        merger, size_bytes = _mergers.pop(key) if key in _mergers else _made(read())
+    with _lock:
+        merger, size_bytes = _mergers.pop(key) if key in _mergers else _make_merger(read())
         # The longest unused go first, before memory is taken for this one; a merge that fails is
         # not kept.
-        while _mergers and size_bytes + sum(size for _, size in _mergers.values()) > MOST_BYTES:
+        while _mergers and size_bytes + sum(size for _, size in _mergers.values()) > MAX_BYTES:
             _mergers.popitem(last=False)
         merged = merger.merge(method, params, alpha)
-        if size_bytes <= MOST_BYTES:
+        if size_bytes <= MAX_BYTES:
             _mergers[key] = merger, size_bytes
         yield merged
 
 
-def _made(given: Inputs) -> tuple[ResidentMerger, int]:
-    size_bytes = sum(tensor.numel() * tensor.element_size() for tensor in given.base.values())
-    merger = ResidentMerger(given.base, given.donors, given.protected_prefixes, given.statistics)
-    return merger, size_bytes * (len(given.donors) + 1 + KEPT)
+def _make_merger(inputs: MergeInputs) -> tuple[ResidentMerger, int]:
+    size_bytes = sum(tensor.numel() * tensor.element_size() for tensor in inputs.base.values())
+    merger = ResidentMerger(
+        inputs.base, inputs.donors, inputs.protected_prefixes, inputs.statistics
+    )
+    return merger, size_bytes * (len(inputs.donors) + 1 + CACHE_SIZE)

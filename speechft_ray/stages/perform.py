@@ -30,7 +30,7 @@ from speechft_ray.speech.checkpoints.safetensors_dir import read_encoder, write_
 from speechft_ray.speech.corpora.base import CORPORA, SPLITS, Corpus, Progress
 from speechft_ray.speech.encoders.base import FAMILIES, EncoderWeights
 from speechft_ray.speech.features.cache import FeatureCache
-from speechft_ray.stages.merge_cache import Inputs, resident_merge
+from speechft_ray.stages.merge_cache import MergeInputs, resident_merge
 from speechft_ray.superb.evaluate import SharedCaches
 from speechft_ray.superb.folds import evaluate_folds
 from speechft_ray.sweep.lineage import find_pretrained
@@ -199,10 +199,10 @@ def _merged(recipe: Mapping[str, Any], store: Store) -> Iterator[EncoderWeights]
     needs = METHODS.get(recipe["method"]).needs
     file = encoder_file(recipe.get("checkpoint", BEST))
 
-    def read() -> Inputs:
+    def read() -> MergeInputs:
         folders = [store.folder("finetune", key) for key in recipe["donors"]]
         files = [folder / STATISTICS_FILE for folder in folders] if needs else []
-        return Inputs(
+        return MergeInputs(
             base=base.state,
             donors=[read_encoder(folder / file).state for folder in folders],
             protected_prefixes=FAMILIES.get(base.family).pretraining_only_prefixes,

@@ -20,10 +20,10 @@ from speechft_ray.speech.checkpoints.safetensors_dir import (
 from speechft_ray.speech.encoders.base import EncoderWeights
 from tests.speech.toy_models import toy_hubert
 
-State = dict[str, torch.Tensor]
+StateDict = dict[str, torch.Tensor]
 
 
-def model(seed: int) -> State:
+def make_state(seed: int) -> StateDict:
     source = torch.Generator().manual_seed(seed)
     shapes = {
         "front.weight": (4, 1, 5),
@@ -37,7 +37,7 @@ def model(seed: int) -> State:
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     for index, name in enumerate(("base", "a", "b")):
-        save_file(model(index), f"{name}.safetensors")
+        save_file(make_state(index), f"{name}.safetensors")
     return tmp_path
 
 
@@ -54,7 +54,7 @@ MERGE = [
 
 
 def test_plain_files_are_merged(folder: Path) -> None:
-    asked = [
+    options = [
         "--param",
         "density=0.5",
         "--param",
@@ -64,13 +64,13 @@ def test_plain_files_are_merged(folder: Path) -> None:
         "--alpha",
         "0.5",
     ]
-    assert main(["merge", "ties", *MERGE, *asked]) == 0
+    assert main(["merge", "ties", *MERGE, *options]) == 0
     params = {"density": 0.5, "weights": [2, 1], "elect": "count"}
-    wanted = merge("ties", params, model(0), [model(1), model(2)], 0.5)
-    found = load_file("out.safetensors")
-    assert all(torch.equal(found[key], tensor) for key, tensor in wanted.items()) and set(
-        found
-    ) == set(wanted)
+    expected = merge("ties", params, make_state(0), [make_state(1), make_state(2)], 0.5)
+    actual = load_file("out.safetensors")
+    assert all(torch.equal(actual[key], tensor) for key, tensor in expected.items()) and set(
+        actual
+    ) == set(expected)
 
 
 def test_encoders_are_merged_into_an_encoder(tmp_path: Path) -> None:
@@ -96,12 +96,12 @@ def test_encoders_are_merged_into_an_encoder(tmp_path: Path) -> None:
         )
         == 0
     )
-    found = read_encoder(out)
-    assert (found.family, found.config) == (encoders[0].family, encoders[0].config)
+    actual = read_encoder(out)
+    assert (actual.family, actual.config) == (encoders[0].family, encoders[0].config)
     assert read_manifest(out)["made"]["method"] == "linear"
-    key = next(key for key in found.state if "fc1.weight" in key)
+    key = next(key for key in actual.state if "fc1.weight" in key)
     torch.testing.assert_close(
-        found.state[key], (encoders[1].state[key] + encoders[2].state[key]) / 2
+        actual.state[key], (encoders[1].state[key] + encoders[2].state[key]) / 2
     )
 
 
@@ -118,7 +118,7 @@ def test_families_do_not_mix(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert not Path(files[2]).exists()
 
 
-def changed(what: dict[str, str]) -> list[str]:
+def replace_words(what: dict[str, str]) -> list[str]:
     return [what.get(word, word) for word in MERGE]
 
 
@@ -132,16 +132,16 @@ BAD = {
     "code as a value": (["merge", "ties", *MERGE, "--param", "density=__import__('os')"], "must be a number"),
     "alpha": (["merge", "linear", *MERGE, "--alpha", "1.5"], "must be within [0, 1]"),
     "two donors are needed": (["merge", "model_stock", *MERGE[:4], *MERGE[6:]], "must be at least 2"),
-    "base is its donor": (["merge", "linear", *changed({"a.safetensors": "./base.safetensors"})], "donor 1 is the base itself"),
-    "a donor twice": (["merge", "linear", *changed({"b.safetensors": "a.safetensors"})], "donor 2 is donor 1 once more"),
-    "out is an input": (["merge", "linear", *changed({"out.safetensors": "a.safetensors"}), "--force"], "never changes"),
-    "out exists": (["merge", "linear", *changed({"out.safetensors": "there.safetensors"})], "--force to replace it"),
-    "no folder": (["merge", "linear", *changed({"out.safetensors": "no/out.safetensors"})], "the folder of no/out"),
-    "another ending": (["merge", "linear", *changed({"out.safetensors": "out.bin"})], "must end in .safetensors"),
-    "no such donor": (["merge", "linear", *changed({"b.safetensors": "c.safetensors"})], "is not a safetensors file"),
-    "no such base": (["merge", "linear", *changed({"base.safetensors": "c.safetensors"})], "c.safetensors"),
-    "another size": (["merge", "linear", *changed({"b.safetensors": "small.safetensors"})], "1 differ in shape or kind"),
-    "NaN": (["merge", "linear", *changed({"b.safetensors": "nan.safetensors"})], "donor 2 has NaN or infinite values"),
+    "base is its donor": (["merge", "linear", *replace_words({"a.safetensors": "./base.safetensors"})], "donor 1 is the base itself"),
+    "a donor twice": (["merge", "linear", *replace_words({"b.safetensors": "a.safetensors"})], "donor 2 is donor 1 once more"),
+    "out is an input": (["merge", "linear", *replace_words({"out.safetensors": "a.safetensors"}), "--force"], "never changes"),
+    "out exists": (["merge", "linear", *replace_words({"out.safetensors": "there.safetensors"})], "--force to replace it"),
+    "no folder": (["merge", "linear", *replace_words({"out.safetensors": "no/out.safetensors"})], "the folder of no/out"),
+    "another ending": (["merge", "linear", *replace_words({"out.safetensors": "out.bin"})], "must end in .safetensors"),
+    "no such donor": (["merge", "linear", *replace_words({"b.safetensors": "c.safetensors"})], "is not a safetensors file"),
+    "no such base": (["merge", "linear", *replace_words({"base.safetensors": "c.safetensors"})], "c.safetensors"),
+    "another size": (["merge", "linear", *replace_words({"b.safetensors": "small.safetensors"})], "1 differ in shape or kind"),
+    "NaN": (["merge", "linear", *replace_words({"b.safetensors": "nan.safetensors"})], "donor 2 has NaN or infinite values"),
     "statistics": (["merge", "fisher", *MERGE], "gather: [fisher]"),
     "nothing given": (["merge", "linear"], "`speechft merge --list` shows the methods"),
     "diff of others": (["diff", "base.safetensors", "small.safetensors"], "the second model does not fit"),
@@ -153,14 +153,16 @@ BAD = {
 def test_bad_input_is_told_in_one_sentence_and_nothing_is_written(
     case: str, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    save_file({**model(2), "front.weight": torch.zeros(2)}, "small.safetensors")
-    save_file({**model(2), "front.weight": torch.full((4, 1, 5), float("nan"))}, "nan.safetensors")
-    save_file(model(3), "there.safetensors")
+    save_file({**make_state(2), "front.weight": torch.zeros(2)}, "small.safetensors")
+    save_file(
+        {**make_state(2), "front.weight": torch.full((4, 1, 5), float("nan"))}, "nan.safetensors"
+    )
+    save_file(make_state(3), "there.safetensors")
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     arguments, words = BAD[case]
     assert main(arguments) == 2
-    said = capsys.readouterr().err
-    assert words in said and "Traceback" not in said and len(said.strip().splitlines()) <= 2
+    output = capsys.readouterr().err
+    assert words in output and "Traceback" not in output and len(output.strip().splitlines()) <= 2
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
@@ -178,7 +180,7 @@ def test_a_small_disk_is_refused(
 def test_force_replaces(folder: Path) -> None:
     Path("out.safetensors").write_text("old")
     assert main(["merge", "linear", *MERGE, "--force"]) == 0
-    assert set(load_file("out.safetensors")) == set(model(0))
+    assert set(load_file("out.safetensors")) == set(make_state(0))
 
 
 def test_the_list_names_every_method_and_parameter(
@@ -186,9 +188,9 @@ def test_the_list_names_every_method_and_parameter(
 ) -> None:
     monkeypatch.setenv("COLUMNS", "400")
     assert main(["merge", "--list"]) == 0
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     for name, method in METHODS.items():
-        line = next(line for line in said.splitlines() if f" {name} " in line)
+        line = next(line for line in output.splitlines() if f" {name} " in line)
         own = set(method.params.model_fields) - {"scale", "precision", "pos_conv"}
         assert all(f"{field}=" in line for field in own), name
 
@@ -197,7 +199,7 @@ def test_diff_measures_by_layer(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "120")
-    other = model(0)
+    other = make_state(0)
     other["encoder.layers.1.fc.weight"][0] *= 2
     save_file(other, "other.safetensors")
     assert main(["diff", "base.safetensors", "other.safetensors", "--picture", "x.png"]) == 0
@@ -206,7 +208,7 @@ def test_diff_measures_by_layer(
         for line in capsys.readouterr().out.splitlines()
         if line.strip()
     }
-    start = model(0)["encoder.layers.1.fc.weight"].double()
+    start = make_state(0)["encoder.layers.1.fc.weight"].double()
     assert lines["layer 0"][2:] == ["24", "0", "0.000%", "1.000000", "0.0%"]
     distance = float(start[0].norm())
     cosine = float(

@@ -11,17 +11,19 @@ import pytest
 import torch
 
 from speechft_ray.core.errors import SpecError, UserError
-from speechft_ray.merging.algebra import combine_all, find_statistics, merge
-from speechft_ray.merging.base import METHODS, MergeParams, check
-from speechft_ray.merging.param_reader import One, Part, Source
+from speechft_ray.merging.algebra import combine_all, make_statistics_lookup, merge
+from speechft_ray.merging.base import METHODS, MergeParams, validate_params
+from speechft_ray.merging.param_reader import ParamGroup, ParamReader, ParamSlice
 
-State = dict[str, torch.Tensor]
+StateDict = dict[str, torch.Tensor]
 
 EXAMPLES: Mapping[str, Mapping[str, Any]] = {"wudi": {"steps": 20}}
 """Parameters under which a method is run here instead of its defaults, for the sake of time."""
 
 
-def model(seed: int, dtype: torch.dtype = torch.float32, near: State | None = None) -> State:
+def make_state(
+    seed: int, dtype: torch.dtype = torch.float32, near: StateDict | None = None
+) -> StateDict:
     """A small encoder's state: layers, a weight-normalised convolution, a lone number, an integer
     buffer, a tied tensor."""
     source = torch.Generator().manual_seed(seed)
@@ -48,30 +50,30 @@ def model(seed: int, dtype: torch.dtype = torch.float32, near: State | None = No
     }
 
 
-BASE = model(0)
-DONORS = [model(seed, near=BASE) for seed in (1, 2, 3)]
+BASE = make_state(0)
+DONORS = [make_state(seed, near=BASE) for seed in (1, 2, 3)]
 
 
-def merged(
+def run_merge(
     method: str,
-    base: State,
-    donors: list[State],
+    base: StateDict,
+    donors: list[StateDict],
     alpha: float = 0.5,
     protected: tuple[str, ...] = (),
     params: Mapping[str, Any] | None = None,
-) -> State:
+) -> StateDict:
     """Merges as many of the donors as the method takes."""
     params = {**EXAMPLES.get(method, {}), **(params or {})}
-    fewest, most = METHODS.get(method).donors(check(method, params))
-    taken = [
+    fewest, most = METHODS.get(method).donors(validate_params(method, params))
+    chosen = [
         donors[index % len(donors)]
         for index in range(max(fewest, min(len(donors), most or len(donors))))
     ]
-    statistics = [gathered(method, base, seed) for seed in range(len(taken))]
-    return merge(method, params, base, taken, alpha, protected, statistics)
+    statistics = [make_statistics(method, base, seed) for seed in range(len(chosen))]
+    return merge(method, params, base, chosen, alpha, protected, statistics)
 
 
-def gathered(method: str, base: State, seed: int) -> State:
+def make_statistics(method: str, base: StateDict, seed: int) -> StateDict:
     """Statistics of the kind that a method needs, for the parameters of layers."""
     kind, source = METHODS.get(method).needs, torch.Generator().manual_seed(seed)
     layers = {key: tensor for key, tensor in base.items() if "layers.0" in key and kind}
@@ -88,11 +90,11 @@ def gathered(method: str, base: State, seed: int) -> State:
     }
 
 
-def copied(state: State) -> State:
+def copy_state(state: StateDict) -> StateDict:
     return {key: tensor.clone() for key, tensor in state.items()}
 
 
-def in_float32(state: State) -> State:
+def to_float32(state: StateDict) -> StateDict:
     wide = {
         key: tensor.float() if tensor.is_floating_point() else tensor
         for key, tensor in state.items()
@@ -100,7 +102,7 @@ def in_float32(state: State) -> State:
     return {**wide, "tied.two": wide["tied.one"]}
 
 
-def assert_same(one: State, other: State) -> None:
+def assert_same(one: StateDict, other: StateDict) -> None:
     """The same keys in the same order, and the same bits."""
     assert list(one) == list(other)
     for key, tensor in one.items():
@@ -118,17 +120,17 @@ def method(request: pytest.FixtureRequest) -> str:
 def test_alpha_zero_is_the_base(method: str) -> None:
     base = {**BASE, "negative.zero": torch.tensor([-0.0])}
     donors = [{**donor, "negative.zero": torch.tensor([1.0])} for donor in DONORS]
-    assert_same(merged(method, base, donors, alpha=0.0), base)
+    assert_same(run_merge(method, base, donors, alpha=0.0), base)
 
 
 def test_donors_equal_to_the_base_change_nothing(method: str) -> None:
     for alpha in (0.25, 1.0):
-        assert_same(merged(method, BASE, [copied(BASE), copied(BASE)], alpha), BASE)
+        assert_same(run_merge(method, BASE, [copy_state(BASE), copy_state(BASE)], alpha), BASE)
 
 
 def test_alpha_scales_the_step(method: str) -> None:
     """Every method ends with theta0 + alpha * (merged - theta0)."""
-    whole, part = merged(method, BASE, DONORS, 1.0), merged(method, BASE, DONORS, 0.25)
+    whole, part = run_merge(method, BASE, DONORS, 1.0), run_merge(method, BASE, DONORS, 0.25)
     moved = [key for key in BASE if not torch.equal(whole[key], BASE[key])]
     assert "encoder.layers.0.weight" in moved
     for key in moved:
@@ -144,27 +146,27 @@ def test_donor_order_does_not_matter(method: str) -> None:
     if kind.needs:
         return  # their statistics tell donors apart; tests/merging/test_gathered.py reverses both
     params = {} if kind.symmetric else kind.neutral
-    donors = DONORS[: kind.donors(check(method, {}))[1]]
+    donors = DONORS[: kind.donors(validate_params(method, {}))[1]]
     forward, backward = (
-        merged(method, BASE, given, params=params) for given in (donors, donors[::-1])
+        run_merge(method, BASE, order, params=params) for order in (donors, donors[::-1])
     )
     for key, tensor in forward.items():
         torch.testing.assert_close(tensor, backward[key], rtol=0, atol=2e-6)
     if not kind.symmetric:
         assert not torch.equal(
-            merged(method, BASE, donors)["encoder.layers.0.weight"],
-            merged(method, BASE, donors[::-1])["encoder.layers.0.weight"],
+            run_merge(method, BASE, donors)["encoder.layers.0.weight"],
+            run_merge(method, BASE, donors[::-1])["encoder.layers.0.weight"],
         )
 
 
 def test_inputs_are_not_changed_and_not_shared(method: str) -> None:
-    base, donors = copied(BASE), [copied(donor) for donor in DONORS[:1]]
+    base, donors = copy_state(BASE), [copy_state(donor) for donor in DONORS[:1]]
     for alpha in (0.0, 0.5, 1.0):
-        result = merged(method, base, donors, alpha)
+        result = run_merge(method, base, donors, alpha)
         for tensor in result.values():
             tensor.fill_(7)
-        assert_same(base, copied(BASE))
-        assert_same(donors[0], copied(DONORS[0]))
+        assert_same(base, copy_state(BASE))
+        assert_same(donors[0], copy_state(DONORS[0]))
 
 
 def test_combine_changes_no_task_vector(method: str) -> None:
@@ -175,37 +177,39 @@ def test_combine_changes_no_task_vector(method: str) -> None:
     )
     vectors = {key: tuple(donor[key] - BASE[key] for donor in DONORS) for key in keys}
     kept = {key: tuple(vector.clone() for vector in each) for key, each in vectors.items()}
-    count = METHODS.get(method).donors(check(method, {}))[1] or 3
-    parts = tuple(Part(name=key, keys=(key,)) for key in keys)
-    given = [gathered(method, BASE, seed) for seed in range(count)]
-    look_up = find_statistics(method, given, count)
-    ones = {
-        key: One(name=key, base=BASE[key], vectors=vectors[key][:count], statistics=look_up(key))
+    count = METHODS.get(method).donors(validate_params(method, {}))[1] or 3
+    groups = tuple(ParamGroup(name=key, keys=(key,)) for key in keys)
+    statistics = [make_statistics(method, BASE, seed) for seed in range(count)]
+    look_up = make_statistics_lookup(method, statistics, count)
+    slices = {
+        key: ParamSlice(
+            name=key, base=BASE[key], vectors=vectors[key][:count], statistics=look_up(key)
+        )
         for key in keys
     }
-    source = Source(parts=parts, donors=count, read=lambda part: ones[part.name])
-    for part, combined, _ in combine_all(method, check(method, {}), source):
-        assert combined.shape == BASE[part.name].shape
-        for vector, before in zip(vectors[part.name], kept[part.name], strict=True):
+    reader = ParamReader(groups=groups, donors=count, read=lambda group: slices[group.name])
+    for group, combined, _ in combine_all(method, validate_params(method, {}), reader):
+        assert combined.shape == BASE[group.name].shape
+        for vector, before in zip(vectors[group.name], kept[group.name], strict=True):
             assert torch.equal(vector, before)
 
 
 def test_integer_buffers_are_the_bases(method: str) -> None:
     for alpha in (0.5, 1.0):
-        assert merged(method, BASE, DONORS, alpha)["steps"].tolist() == BASE["steps"].tolist()
+        assert run_merge(method, BASE, DONORS, alpha)["steps"].tolist() == BASE["steps"].tolist()
 
 
 def test_shared_tensors_stay_shared(method: str) -> None:
     for alpha in (0.0, 0.5):
-        result = merged(
-            method, BASE, [copied(donor) for donor in DONORS], alpha
+        result = run_merge(
+            method, BASE, [copy_state(donor) for donor in DONORS], alpha
         )  # the donors' copies are no longer tied
         assert result["tied.one"].data_ptr() == result["tied.two"].data_ptr()
         assert torch.equal(result["tied.one"], BASE["tied.one"]) == (alpha == 0)
 
 
 def test_protected_parameters_keep_the_base(method: str) -> None:
-    result = merged(method, BASE, DONORS, 1.0, ("head.", "tied.two"))
+    result = run_merge(method, BASE, DONORS, 1.0, ("head.", "tied.two"))
     assert torch.equal(result["head.weight"], BASE["head.weight"])
     assert torch.equal(result["tied.one"], BASE["tied.one"])  # one of its names is protected
     assert not torch.equal(result["encoder.layers.0.weight"], BASE["encoder.layers.0.weight"])
@@ -213,19 +217,19 @@ def test_protected_parameters_keep_the_base(method: str) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_is_merged_in_float32(method: str, dtype: torch.dtype) -> None:
-    base = model(0, dtype)
-    donors = [model(seed, dtype, near=base) for seed in (1, 2, 3)]
-    result = merged(method, base, donors, 0.25)
-    wide = merged(method, in_float32(base), [in_float32(donor) for donor in donors], 0.25)
+    base = make_state(0, dtype)
+    donors = [make_state(seed, dtype, near=base) for seed in (1, 2, 3)]
+    result = run_merge(method, base, donors, 0.25)
+    wide = run_merge(method, to_float32(base), [to_float32(donor) for donor in donors], 0.25)
     for key, tensor in result.items():
         assert tensor.dtype == base[key].dtype
         assert torch.equal(tensor, wide[key].to(tensor.dtype)), key
 
 
 def test_other_number_types_of_donors_are_taken(method: str) -> None:
-    donors = [model(seed, torch.float16, near=BASE) for seed in (1, 2)]
+    donors = [make_state(seed, torch.float16, near=BASE) for seed in (1, 2)]
     wide = [{key: tensor.to(BASE[key].dtype) for key, tensor in donor.items()} for donor in donors]
-    assert_same(merged(method, BASE, donors), merged(method, BASE, wide))
+    assert_same(run_merge(method, BASE, donors), run_merge(method, BASE, wide))
 
 
 def test_parameters_that_learn_give_plain_tensors(method: str) -> None:
@@ -233,46 +237,46 @@ def test_parameters_that_learn_give_plain_tensors(method: str) -> None:
         {key: torch.nn.Parameter(t) if t.is_floating_point() else t for key, t in donor.items()}
         for donor in DONORS[:1]
     ]
-    for tensor in merged(method, BASE, donors, 1.0).values():
+    for tensor in run_merge(method, BASE, donors, 1.0).values():
         assert type(tensor) is torch.Tensor and not tensor.requires_grad
 
 
 def test_mismatched_donors_are_refused(method: str) -> None:
     lacking = {key: tensor for key, tensor in DONORS[0].items() if key != "gain"}
     with pytest.raises(UserError, match="lacks 1 of 11 parameters: gain"):
-        merged(method, BASE, [lacking, DONORS[1]])
+        run_merge(method, BASE, [lacking, DONORS[1]])
     with pytest.raises(UserError, match="1 differ in shape or kind: gain"):
-        merged(method, BASE, [{**DONORS[0], "gain": torch.zeros(2)}, DONORS[1]])
+        run_merge(method, BASE, [{**DONORS[0], "gain": torch.zeros(2)}, DONORS[1]])
 
 
 def test_broken_donors_are_refused(method: str) -> None:
     with pytest.raises(UserError, match="donor 2 has NaN or infinite values in 1 parameters: gain"):
-        merged(method, BASE, [DONORS[0], {**DONORS[1], "gain": torch.tensor([float("nan")])}])
+        run_merge(method, BASE, [DONORS[0], {**DONORS[1], "gain": torch.tensor([float("nan")])}])
 
 
 def test_a_repeated_merge_has_the_same_bits(method: str) -> None:
-    assert_same(merged(method, BASE, DONORS), merged(method, BASE, DONORS))
+    assert_same(run_merge(method, BASE, DONORS), run_merge(method, BASE, DONORS))
 
 
 def test_a_lone_donor_is_reached_bit_for_bit_at_the_neutral_setting(method: str) -> None:
     neutral = METHODS.get(method).neutral
     if neutral is None:  # it cannot hand a lone donor back
-        fewest, _ = METHODS.get(method).donors(check(method, {}))
+        fewest, _ = METHODS.get(method).donors(validate_params(method, {}))
         assert fewest > 1 or method == "iso_c"
         return
-    base, donor = model(0), model(9)  # far apart: base + (donor - base) would round
+    base, donor = make_state(0), make_state(9)  # far apart: base + (donor - base) would round
     base["zero"], donor["zero"] = (
         torch.tensor([1.0]),
         torch.tensor([-0.0]),
     )  # an interpolation would lose the sign
-    result = merged(method, base, [donor], 1.0, params=neutral)
+    result = run_merge(method, base, [donor], 1.0, params=neutral)
     assert_same(result, {**donor, "steps": base["steps"]})
     assert any(not torch.equal(base[key] + (donor[key] - base[key]), donor[key]) for key in base)
 
 
 def test_scale_multiplies_the_step(method: str) -> None:
     plain, half = (
-        merged(method, BASE, DONORS, 1.0, params={"scale": scale}) for scale in (1.0, 0.5)
+        run_merge(method, BASE, DONORS, 1.0, params={"scale": scale}) for scale in (1.0, 0.5)
     )
     for key, tensor in BASE.items():
         torch.testing.assert_close(
@@ -289,9 +293,9 @@ def test_float64_on_request_is_the_same_merge_rounded_less(method: str) -> None:
     donors = [
         {key: tensor.to(wide[key].dtype) for key, tensor in donor.items()} for donor in DONORS
     ]
-    exact = merged(method, wide, donors)
+    exact = run_merge(method, wide, donors)
     asked, plain = (
-        merged(method, BASE, DONORS, params={"precision": precision})
+        run_merge(method, BASE, DONORS, params={"precision": precision})
         for precision in ("float64", "float32")
     )
     for key, tensor in exact.items():
@@ -303,26 +307,26 @@ def test_float64_on_request_is_the_same_merge_rounded_less(method: str) -> None:
 def test_the_kernel_of_a_weight_normalised_convolution_is_merged_on_request(method: str) -> None:
     kernel = {"pos_conv": "kernel"}
     g, v = "encoder.pos_conv.0.weight_g", "encoder.pos_conv.0.weight_v"
-    assert_same(merged(method, BASE, [copied(BASE)] * 2, 1.0, params=kernel), BASE)
-    assert_same(merged(method, BASE, DONORS, 0.0, params=kernel), BASE)
-    result = merged(method, BASE, DONORS, 0.5, params=kernel)
+    assert_same(run_merge(method, BASE, [copy_state(BASE)] * 2, 1.0, params=kernel), BASE)
+    assert_same(run_merge(method, BASE, DONORS, 0.0, params=kernel), BASE)
+    result = run_merge(method, BASE, DONORS, 0.5, params=kernel)
     torch.testing.assert_close(
         result[g], torch.linalg.vector_norm(result[v], dim=(0, 1), keepdim=True), rtol=1e-6, atol=0
     )
-    assert not torch.equal(result[v], merged(method, BASE, DONORS, 0.5)[v])
+    assert not torch.equal(result[v], run_merge(method, BASE, DONORS, 0.5)[v])
     neutral = METHODS.get(method).neutral
     if neutral is not None:
-        whole = merged(method, BASE, [DONORS[0]], 1.0, params={**neutral, **kernel})
+        whole = run_merge(method, BASE, [DONORS[0]], 1.0, params={**neutral, **kernel})
         assert torch.equal(whole[g], DONORS[0][g]) and torch.equal(whole[v], DONORS[0][v])
-    part = merged(method, BASE, DONORS, 0.5, (v,), params=kernel)  # a lone factor has no kernel
+    part = run_merge(method, BASE, DONORS, 0.5, (v,), params=kernel)  # a lone factor has no kernel
     assert torch.equal(part[v], BASE[v]) and torch.equal(
-        part[g], merged(method, BASE, DONORS, 0.5, (v,))[g]
+        part[g], run_merge(method, BASE, DONORS, 0.5, (v,))[g]
     )
 
 
 def test_unknown_parameters_are_told_with_the_nearest_name(method: str) -> None:
     with pytest.raises(SpecError, match=r"unknown field `precisoin`. Did you mean `precision`\?"):
-        check(method, {"precisoin": "float64"})
+        validate_params(method, {"precisoin": "float64"})
 
 
 def test_every_parameter_is_documented_with_its_default(method: str) -> None:

@@ -150,11 +150,11 @@ def karcher(tensors: list[np.ndarray]) -> np.ndarray:
         )
         return float(sum(np.arccos(cosines) ** 2))
 
-    found = minimize(
+    minimum = minimize(
         cost, directions[0] + 0.3 * directions[1], method="BFGS", options={"gtol": 1e-10}
     ).x
     length = sum(float(np.linalg.norm(tensor)) for tensor in tensors) / len(tensors)
-    return (length * found / np.linalg.norm(found)).reshape(tensors[0].shape)
+    return (length * minimum / np.linalg.norm(minimum)).reshape(tensors[0].shape)
 
 
 def model_stock(vectors: Sequence[Model]) -> Model:
@@ -263,10 +263,10 @@ def regmean(tensors: list[np.ndarray], inputs: list[np.ndarray]) -> np.ndarray:
     """arXiv 2212.09849 by what it minimises: the layer whose outputs on all inputs together are
     nearest to each donor's own."""
     rows = np.concatenate([rows / math.sqrt(len(rows)) for rows in inputs])
-    wanted = np.concatenate(
+    targets = np.concatenate(
         [
-            given / math.sqrt(len(given)) @ tensor.T
-            for given, tensor in zip(inputs, tensors, strict=True)
+            rows / math.sqrt(len(rows)) @ tensor.T
+            for rows, tensor in zip(inputs, tensors, strict=True)
         ]
     )
-    return np.linalg.lstsq(rows, wanted, rcond=None)[0].T
+    return np.linalg.lstsq(rows, targets, rcond=None)[0].T

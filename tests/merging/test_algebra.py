@@ -7,7 +7,7 @@ import torch
 
 from speechft_ray.core.errors import SpecError, UserError
 from speechft_ray.merging.algebra import merge
-from speechft_ray.merging.base import METHODS, check
+from speechft_ray.merging.base import METHODS, validate_params
 
 
 def state(**values: list[float]) -> dict[str, torch.Tensor]:
@@ -151,32 +151,32 @@ def test_float64_keeps_its_precision() -> None:
 def test_unknown_method_and_parameters() -> None:
     assert {"linear", "ties"} <= set(METHODS.names())
     with pytest.raises(UserError, match=r"unknown merge method `linaer`. Did you mean `linear`\?"):
-        check("linaer", {})
+        validate_params("linaer", {})
     with pytest.raises(SpecError) as caught:
-        check("ties", {"density": 2, "elect": "vote"})
+        validate_params("ties", {"density": 2, "elect": "vote"})
     assert [path for path, _ in caught.value.mistakes] == ["density", "elect"]
 
 
 @pytest.mark.parametrize(
-    ("method", "count", "wanted"),
+    ("method", "count", "expected"),
     [("slerp", 1, "2"), ("slerp", 3, "2"), ("model_stock", 1, "at least 2")],
 )
-def test_methods_that_need_more_or_fewer_donors(method: str, count: int, wanted: str) -> None:
+def test_methods_that_need_more_or_fewer_donors(method: str, count: int, expected: str) -> None:
     with pytest.raises(
         UserError,
-        match=f"the number of donors must be {wanted} for merge method `{method}`.*but is {count}",
+        match=f"the number of donors must be {expected} for merge method `{method}`.*but is {count}",
     ):
-        check(method, {}, donors=count)
+        validate_params(method, {}, donors=count)
 
 
 @pytest.mark.parametrize(("method", "kind"), [("fisher", "fisher"), ("regmean", "gram")])
 def test_donors_without_the_statistics_that_a_method_needs(method: str, kind: str) -> None:
     base, donor = state(a=[1.0]), state(a=[2.0])
-    known = {f"{kind}:a": torch.ones(1, 1)}
+    statistic = {f"{kind}:a": torch.ones(1, 1)}
     for statistics, lacking in (
         (None, "donor 1, donor 2"),
-        ([known, {}], "donor 2"),
-        ([known, {"other:a": known}], "donor 2"),
+        ([statistic, {}], "donor 2"),
+        ([statistic, {"other:a": statistic}], "donor 2"),
     ):
         with pytest.raises(
             UserError, match=rf"there are none of {lacking}: fine-tune with `gather: \[{kind}\]`\."

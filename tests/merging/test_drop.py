@@ -9,31 +9,35 @@ import pytest
 import torch
 
 from speechft_ray.core.errors import SpecError
-from speechft_ray.merging._drop import kept_mask
-from speechft_ray.merging.base import check
+from speechft_ray.merging._drop import draw_mask
+from speechft_ray.merging.base import validate_params
 from tests.merging import references
 from tests.merging.references import Model
-from tests.merging.test_references import combined, draw
+from tests.merging.test_references import combine_onto_zeros, draw_vectors
 
 UNEQUAL = [0.5, 0.3, 0.2]
 
 
-def masks(method: str, params: dict[str, Any], vectors: list[Model]) -> list[dict[str, np.ndarray]]:
+def read_masks(
+    method: str, params: dict[str, Any], vectors: list[Model]
+) -> list[dict[str, np.ndarray]]:
     """Which positions of each donor are kept, read off merges in which it alone has a weight."""
-    found = []
+    actual = []
     for donor in range(len(vectors)):
         weights = [float(donor == other) for other in range(len(vectors))]
-        alone = combined(method, {**params, "rescale": "none", "weights": weights}, vectors)
-        found.append({name: value != 0 for name, value in alone.items()})
-    return found
+        alone = combine_onto_zeros(
+            method, {**params, "rescale": "none", "weights": weights}, vectors
+        )
+        actual.append({name: value != 0 for name, value in alone.items()})
+    return actual
 
 
 def test_dare_keeps_its_share_and_the_expectation() -> None:
     (vector,) = [{"w": np.random.default_rng(0).standard_normal((400, 500))}]
-    found = combined("dare_linear", {"density": 0.3}, [vector])["w"]
-    kept = found != 0
+    actual = combine_onto_zeros("dare_linear", {"density": 0.3}, [vector])["w"]
+    kept = actual != 0
     assert abs(kept.mean() - 0.3) < 5 * np.sqrt(0.3 * 0.7 / kept.size)
-    np.testing.assert_allclose(found[kept], vector["w"][kept] / 0.3, rtol=1e-12)
+    np.testing.assert_allclose(actual[kept], vector["w"][kept] / 0.3, rtol=1e-12)
     rows, columns = kept.mean(axis=1), kept.mean(axis=0)  # no streaks along either axis
     assert rows.std() < 1.2 * np.sqrt(0.3 * 0.7 / 500) and columns.std() < 1.2 * np.sqrt(
         0.3 * 0.7 / 400
@@ -42,9 +46,9 @@ def test_dare_keeps_its_share_and_the_expectation() -> None:
 
 
 def test_dare_restores_the_norm_or_nothing_on_request() -> None:
-    (vector,) = draw(1)
-    plain = combined("dare_linear", {"density": 0.5, "rescale": "none"}, [vector])
-    norm = combined("dare_linear", {"density": 0.5, "rescale": "l1"}, [vector])
+    (vector,) = draw_vectors(1)
+    plain = combine_onto_zeros("dare_linear", {"density": 0.5, "rescale": "none"}, [vector])
+    norm = combine_onto_zeros("dare_linear", {"density": 0.5, "rescale": "l1"}, [vector])
     for name, value in vector.items():
         kept = plain[name] != 0
         np.testing.assert_allclose(plain[name][kept], value[kept], rtol=1e-12)
@@ -58,69 +62,71 @@ def test_dare_restores_the_norm_or_nothing_on_request() -> None:
 
 
 def test_a_mask_depends_on_seed_donor_and_name_alone() -> None:
-    first, second, third = draw(3)
+    first, second, third = draw_vectors(3)
     params = {"density": 0.5, "rescale": "none"}
-    (mask,) = masks("dare_linear", params, [first])
+    (mask,) = read_masks("dare_linear", params, [first])
     name = "encoder.layers.0.fc1.weight"
-    (alone,) = masks("dare_linear", params, [{name: first[name]}])
+    (alone,) = read_masks("dare_linear", params, [{name: first[name]}])
     assert np.array_equal(alone[name], mask[name]), "other tensors have an influence"
     assert np.array_equal(
-        masks("dare_linear", params, [first, second, third])[0][name], mask[name]
+        read_masks("dare_linear", params, [first, second, third])[0][name], mask[name]
     ), "other donors have one"
-    assert np.array_equal(masks("dare_linear", params, [second])[0][name], mask[name]), (
+    assert np.array_equal(read_masks("dare_linear", params, [second])[0][name], mask[name]), (
         "the values have one"
     )
     others = [
-        masks("dare_linear", params, [third, first])[1][name],
-        masks("dare_linear", {**params, "seed": 1}, [first])[0][name],
-        masks("dare_linear", params, [{"other": first[name]}])[0]["other"],
+        read_masks("dare_linear", params, [third, first])[1][name],
+        read_masks("dare_linear", {**params, "seed": 1}, [first])[0][name],
+        read_masks("dare_linear", params, [{"other": first[name]}])[0]["other"],
     ]
     assert all(0.2 < np.mean(other == mask[name]) < 0.8 for other in others)
 
 
 def test_masks_are_the_same_for_ever() -> None:
     """Pinned: a stored merge must be what the same recipe makes tomorrow."""
-    drawn = kept_mask(0.5, 0, 0, "w", torch.zeros(16))
+    drawn = draw_mask(0.5, 0, 0, "w", torch.zeros(16))
     assert "".join(str(int(value)) for value in drawn) == "1000111000100001"
 
 
 def test_a_mask_drawn_in_halves_is_the_whole_mask() -> None:
-    whole = kept_mask(0.4, 3, 1, "w", torch.zeros(1000))
-    parts = [kept_mask(0.4, 3, 1, "w", torch.zeros(500), start) for start in (0, 500)]
+    whole = draw_mask(0.4, 3, 1, "w", torch.zeros(1000))
+    parts = [draw_mask(0.4, 3, 1, "w", torch.zeros(500), start) for start in (0, 500)]
     assert torch.equal(torch.cat(parts), whole)
 
 
 @pytest.mark.parametrize("normalize", [True, False])
 def test_dare_linear_is_the_weighted_sum_of_what_is_kept(normalize: bool) -> None:
-    vectors = draw(3)
-    kept = masks("dare_linear", {"density": 0.7}, vectors)
-    found = combined(
+    vectors = draw_vectors(3)
+    kept = read_masks("dare_linear", {"density": 0.7}, vectors)
+    actual = combine_onto_zeros(
         "dare_linear", {"density": 0.7, "weights": UNEQUAL, "normalize": normalize}, vectors
     )
-    for name, value in found.items():
+    for name, value in actual.items():
         parts = zip(UNEQUAL, kept, vectors, strict=True)
-        wanted = sum(weight * mask[name] * model[name] / 0.7 for weight, mask, model in parts)
-        np.testing.assert_allclose(value, wanted, rtol=1e-9, atol=1e-12)  # the weights sum to 1
+        expected = sum(weight * mask[name] * model[name] / 0.7 for weight, mask, model in parts)
+        np.testing.assert_allclose(value, expected, rtol=1e-9, atol=1e-12)  # the weights sum to 1
 
 
 def test_dare_ties_is_ties_of_what_is_kept() -> None:
-    vectors = draw(3)
-    kept = masks("dare_linear", {"density": 0.7}, vectors)
+    vectors = draw_vectors(3)
+    kept = read_masks("dare_linear", {"density": 0.7}, vectors)
     dropped = [
         {name: model[name] * mask[name] / 0.7 for name in model}
         for model, mask in zip(vectors, kept, strict=True)
     ]
-    found = combined("dare_ties", {"density": 0.7, "trim": 0.4}, vectors)
+    actual = combine_onto_zeros("dare_ties", {"density": 0.7, "trim": 0.4}, vectors)
     for name, value in references.ties(dropped, 0.4).items():
-        np.testing.assert_allclose(found[name], value, rtol=1e-9, atol=1e-12)
+        np.testing.assert_allclose(actual[name], value, rtol=1e-9, atol=1e-12)
 
 
 def test_dare_ties_like_mergekit_neither_trims_nor_divides() -> None:
-    vectors = draw(3)
-    kept = masks("dare_linear", {"density": 0.7}, vectors)
-    found = combined("dare_ties", {"density": 0.7, "like": "mergekit", "weights": UNEQUAL}, vectors)
+    vectors = draw_vectors(3)
+    kept = read_masks("dare_linear", {"density": 0.7}, vectors)
+    actual = combine_onto_zeros(
+        "dare_ties", {"density": 0.7, "like": "mergekit", "weights": UNEQUAL}, vectors
+    )
     merge = references.agreeing(UNEQUAL, UNEQUAL, False, 1)
-    for name, value in found.items():
+    for name, value in actual.items():
         dropped = []
         for model, mask in zip(vectors, kept, strict=True):
             after = np.abs(model[name] * mask[name]).sum()
@@ -141,7 +147,7 @@ def test_della_keeps_large_changes_more_often() -> None:
     params = {"density": 0.6, "epsilon": 0.3, "rescale": "none"}
     counts = {name: np.zeros(value.shape) for name, value in vector.items()}
     for seed in range(300):
-        for name, value in combined("della", {**params, "seed": seed}, [vector]).items():
+        for name, value in combine_onto_zeros("della", {**params, "seed": seed}, [vector]).items():
             counts[name] += value != 0
     for name, count in counts.items():
         chances = references.della_chances(vector[name], 0.6, 0.3)
@@ -152,21 +158,21 @@ def test_della_keeps_large_changes_more_often() -> None:
 
 @pytest.mark.parametrize("consensus", [True, False])
 def test_della_divides_by_each_chance(consensus: bool) -> None:
-    vectors = draw(3)
+    vectors = draw_vectors(3)
     params = {"density": 0.6, "epsilon": 0.2, "consensus": consensus}
-    kept = masks("della", params, vectors)
-    found = combined("della", {**params, "weights": UNEQUAL}, vectors)
+    kept = read_masks("della", params, vectors)
+    actual = combine_onto_zeros("della", {**params, "weights": UNEQUAL}, vectors)
     merge = references.agreeing(UNEQUAL, UNEQUAL, True, 1)
-    for name, value in found.items():
+    for name, value in actual.items():
         chances = [references.della_chances(model[name], 0.6, 0.2) for model in vectors]
         dropped = [
             model[name] * mask[name] / p
             for model, mask, p in zip(vectors, kept, chances, strict=True)
         ]
-        wanted = references.positions(dropped, merge)
+        expected = references.positions(dropped, merge)
         if not consensus:
-            wanted = sum(weight * part for weight, part in zip(UNEQUAL, dropped, strict=True))
-        np.testing.assert_allclose(value, wanted, rtol=1e-9, atol=1e-12)
+            expected = sum(weight * part for weight, part in zip(UNEQUAL, dropped, strict=True))
+        np.testing.assert_allclose(value, expected, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -192,4 +198,4 @@ def test_della_divides_by_each_chance(consensus: bool) -> None:
 )
 def test_mistakes_in_parameters(method: str, params: dict[str, Any], sentence: str) -> None:
     with pytest.raises(SpecError, match=sentence):
-        check(method, params)
+        validate_params(method, params)

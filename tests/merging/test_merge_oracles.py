@@ -11,9 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from speechft_ray.merging._trim import find_cuts, trimmed
+from speechft_ray.merging._trim import compute_cuts, trim_vectors
 from speechft_ray.merging.algebra import merge
-from speechft_ray.merging.param_reader import One, Part, Source
+from speechft_ray.merging.param_reader import ParamGroup, ParamReader, ParamSlice
 
 FOLDER = Path(__file__).parents[2] / "../shared/fixtures/merging"
 CASES: dict[str, tuple[str, dict[str, Any], float]] = {
@@ -51,11 +51,11 @@ def test_merge_is_the_originals(name: str) -> None:
     case = manifest()[name]
     assert hashlib.sha256((FOLDER / case["file"]).read_bytes()).hexdigest() == case["sha256"]
     method, params, alpha = CASES[name]
-    base, *donors = (load(source) for source in case["inputs"])
+    base, *donors = (load(file) for file in case["inputs"])
     merged = merge(method, params, base, donors, alpha)
-    wanted = load(name)
-    assert set(merged) == set(wanted)
-    for key, tensor in wanted.items():
+    expected = load(name)
+    assert set(merged) == set(expected)
+    for key, tensor in expected.items():
         torch.testing.assert_close(merged[key], tensor, rtol=0, atol=case["atol"])
         # Which positions moved shows the trim and the election exactly, however small the step.
         assert torch.equal(merged[key] != base[key], tensor != base[key]), key
@@ -70,14 +70,16 @@ def test_trim_masks_are_the_originals() -> None:
         key: tuple(load(f"inputs_{donor}")[key] - base[key] for donor in "abc")
         for key in sorted(base)
     }
-    parts = tuple(Part(name=key, keys=(key,)) for key in vectors)
-    source = Source(
-        parts=parts,
+    groups = tuple(ParamGroup(name=key, keys=(key,)) for key in vectors)
+    reader = ParamReader(
+        groups=groups,
         donors=3,
-        read=lambda part: One(name=part.name, base=base[part.name], vectors=vectors[part.name]),
+        read=lambda part: ParamSlice(
+            name=part.name, base=base[part.name], vectors=vectors[part.name]
+        ),
     )
-    cuts = find_cuts(source, density=0.2, scope="global", kept="threshold")
+    cuts = compute_cuts(reader, density=0.2, scope="global", kept="threshold")
     for index, (donor, kept) in enumerate(zip("abc", case["kept"], strict=True)):
-        mask = torch.cat([trimmed(one, cuts)[index].flatten() != 0 for one in source])
+        mask = torch.cat([trim_vectors(one, cuts)[index].flatten() != 0 for one in reader])
         assert torch.equal(mask, masks[donor].bool())
         assert int(mask.sum()) == kept == int(0.2 * case["total"]) + 1

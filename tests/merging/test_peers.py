@@ -13,13 +13,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from speechft_ray.merging._drop import find_gains
+from speechft_ray.merging._drop import compute_gains
 from speechft_ray.merging.algebra import merge
-from speechft_ray.merging.param_reader import One, Part, Source
+from speechft_ray.merging.param_reader import ParamGroup, ParamReader, ParamSlice
 
 FOLDER = Path(__file__).parents[1] / "data" / "merging_peers"
 MANIFEST: dict[str, Any] = json.loads((FOLDER / "manifest.json").read_text(encoding="utf-8"))
-State = dict[str, torch.Tensor]
+StateDict = dict[str, torch.Tensor]
 
 MERGEKIT = {"like": "mergekit"}
 SPHERE = {"on": "weights"}
@@ -69,7 +69,7 @@ TOLERANCE = 2e-6
 """Rounding of float32 values of size 1 to 4; both sides add and divide in another order."""
 
 
-def load(name: str) -> State:
+def load(name: str) -> StateDict:
     return load_file(FOLDER / name)
 
 
@@ -78,11 +78,11 @@ def test_the_data_is_what_the_manifest_says() -> None:
         **MANIFEST["inputs"],
         **{f"{name}.safetensors": case["sha256"] for name, case in MANIFEST["cases"].items()},
     }
-    found = {
+    actual = {
         path.name: hashlib.sha256(path.read_bytes()).hexdigest()
         for path in FOLDER.glob("*.safetensors")
     }
-    assert found == named
+    assert actual == named
     assert set(MANIFEST["cases"]) == {*CASES, *RANDOM}
 
 
@@ -93,9 +93,9 @@ def test_merge_is_the_peers(name: str) -> None:
     base, donors = load("base.safetensors"), [load(file) for file in case["inputs"]]
     if method == "slerp":  # the peer turns from the base itself
         donors.insert(0, base)
-    merged, wanted = merge(method, params, base, donors, 1.0), load(f"{name}.safetensors")
-    assert set(merged) == set(wanted)
-    for key, tensor in wanted.items():
+    merged, expected = merge(method, params, base, donors, 1.0), load(f"{name}.safetensors")
+    assert set(merged) == set(expected)
+    for key, tensor in expected.items():
         torch.testing.assert_close(
             merged[key], tensor, rtol=0, atol=TOLERANCE, msg=lambda text, key=key: f"{key}: {text}"
         )
@@ -107,12 +107,12 @@ def test_merge_is_the_peers(name: str) -> None:
 
 def test_other_conventions_give_another_merge() -> None:
     """The comparison would see it: with the original's conventions TIES is not the peer's."""
-    wanted, base = load("ties_d05.safetensors"), load("base.safetensors")
+    expected, base = load("ties_d05.safetensors"), load("base.safetensors")
     merged = merge(
         "ties", {"density": 0.5}, base, [load(f"{name}.safetensors") for name in "abc"], 1.0
     )
     assert any(
-        not torch.allclose(merged[key], wanted[key], rtol=0, atol=TOLERANCE) for key in wanted
+        not torch.allclose(merged[key], expected[key], rtol=0, atol=TOLERANCE) for key in expected
     )
 
 
@@ -122,12 +122,12 @@ def test_drops_keep_about_the_density_and_the_rest_follows_from_the_mask(
 ) -> None:
     """The peer's mask is read off its result; given that mask, our rescale gives the peer's
     values."""
-    base, donor, wanted = (
+    base, donor, expected = (
         load("base.safetensors"),
         load("a.safetensors"),
         load(f"{name}.safetensors"),
     )
-    masks = {key: wanted[key] != base[key] for key in base}
+    masks = {key: expected[key] != base[key] for key in base}
     total = sum(mask.numel() for mask in masks.values())
     kept = sum(int(mask.sum()) for mask in masks.values())
     assert (
@@ -136,11 +136,13 @@ def test_drops_keep_about_the_density_and_the_rest_follows_from_the_mask(
     from speechft_ray.merging import _drop
 
     monkeypatch.setattr(
-        _drop, "_masks", lambda one, density, seed: [masks[one.name].reshape(one.vectors[0].shape)]
+        _drop,
+        "_draw_masks",
+        lambda part, density, seed: [masks[part.name].reshape(part.vectors[0].shape)],
     )
     params = {**MERGEKIT, "density": 0.5, **({"rescale": "none"} if "no_rescale" in name else {})}
     merged = merge("dare_linear", params, base, [donor], 1.0)
-    for key, tensor in wanted.items():
+    for key, tensor in expected.items():
         torch.testing.assert_close(merged[key], tensor, rtol=0, atol=TOLERANCE)
 
 
@@ -148,9 +150,9 @@ def test_gains_are_one_over_the_density_on_average() -> None:
     """Our own masks: the L1 rescale of the peer and the paper's 1 / density agree where a tensor is
     large."""
     vector = torch.randn(200_000, generator=torch.Generator().manual_seed(5))
-    one = One(name="w", base=vector, vectors=(vector,))
-    gains = find_gains(
-        Source(parts=(Part(name="w", keys=("w",)),), donors=1, read=lambda part: one),
+    one = ParamSlice(name="w", base=vector, vectors=(vector,))
+    gains = compute_gains(
+        ParamReader(groups=(ParamGroup(name="w", keys=("w",)),), donors=1, read=lambda part: one),
         0.3,
         "l1",
         seed=0,
@@ -159,19 +161,19 @@ def test_gains_are_one_over_the_density_on_average() -> None:
 
 
 def test_della_keeps_large_changes_more_often_and_restores_the_norm() -> None:
-    base, donor, wanted = (
+    base, donor, expected = (
         load("wide_base.safetensors"),
         load("wide_a.safetensors"),
         load("della_linear_lone_d05.safetensors"),
     )
-    ours = merge(
+    merged = merge(
         "della",
         {**MERGEKIT, "consensus": False, "density": 0.5, "epsilon": 0.2},
         base,
         [donor],
         1.0,
     )
-    for result in (wanted, ours):
+    for result in (expected, merged):
         large = small = 0
         for key, start in base.items():
             step = (donor[key] - start).double()

@@ -10,8 +10,15 @@ import torch
 from speechft_ray.core.errors import UserError
 from speechft_ray.merging.algebra import merge
 from speechft_ray.merging.base import METHODS
-from speechft_ray.merging.resident import KEPT, ResidentMerger
-from tests.contracts.test_merge_methods import BASE, DONORS, State, assert_same, copied, gathered
+from speechft_ray.merging.resident import CACHE_SIZE, ResidentMerger
+from tests.contracts.test_merge_methods import (
+    BASE,
+    DONORS,
+    StateDict,
+    assert_same,
+    copy_state,
+    make_statistics,
+)
 
 MORE: dict[str, list[dict[str, Any]]] = {
     "linear": [{"weights": [0.2, 0.5]}, {"precision": "float64"}],
@@ -20,14 +27,14 @@ MORE: dict[str, list[dict[str, Any]]] = {
 }
 
 
-def donors_of(method: str) -> list[State]:
+def donors_of(method: str) -> list[StateDict]:
     return DONORS[: METHODS.get(method).donors(METHODS.get(method).params())[1] or 2]
 
 
 @pytest.mark.parametrize("method", METHODS.names())
 def test_every_method_gives_the_bits_of_a_merge_from_scratch(method: str) -> None:
     donors = donors_of(method)
-    statistics = [gathered(method, BASE, seed) for seed in range(len(donors))]
+    statistics = [make_statistics(method, BASE, seed) for seed in range(len(donors))]
     resident = ResidentMerger(BASE, donors, ("head.",), statistics)
     for params in ({}, *MORE.get(method, []), {"scale": 0.4}):
         for alpha in (0.3, 1.0, 0.0, 0.7):
@@ -47,7 +54,7 @@ def test_the_way_to_a_lone_donor_ends_at_it(method: str) -> None:
 
 def test_parameters_that_come_again_after_many_others() -> None:
     resident = ResidentMerger(BASE, DONORS)
-    for weight in [*range(1, KEPT + 3), 1]:
+    for weight in [*range(1, CACHE_SIZE + 3), 1]:
         params = {"weights": [1.0, 2.0, float(weight)]}
         assert_same(
             resident.merge("linear", params, 0.5), merge("linear", params, BASE, DONORS, 0.5)
@@ -55,7 +62,7 @@ def test_parameters_that_come_again_after_many_others() -> None:
 
 
 def test_one_output_buffer_and_untouched_inputs() -> None:
-    base, donors = copied(BASE), [copied(donor) for donor in DONORS]
+    base, donors = copy_state(BASE), [copy_state(donor) for donor in DONORS]
     resident = ResidentMerger(base, donors)
     first = {key: tensor.data_ptr() for key, tensor in resident.merge("ties", {}, 0.5).items()}
     again = resident.merge("linear", {}, 1.0)
@@ -73,13 +80,13 @@ def test_a_scan_combines_once(monkeypatch: pytest.MonkeyPatch) -> None:
     from dataclasses import replace
 
     calls: list[str] = []
-    found = METHODS.get("ties")
+    ties = METHODS.get("ties")
 
-    def counted(params: Any, surveyed: Any, one: Any) -> torch.Tensor:
+    def count_calls(params: Any, precomputed: Any, one: Any) -> torch.Tensor:
         calls.append(one.name)
-        return found.combine(params, surveyed, one)
+        return ties.combine(params, precomputed, one)
 
-    monkeypatch.setitem(METHODS._parts, "ties", replace(found, combine=counted))
+    monkeypatch.setitem(METHODS._parts, "ties", replace(ties, combine=count_calls))
     resident = ResidentMerger(BASE, DONORS)
     for alpha in (0.1, 0.5, 0.9):
         for scale in (1.0, 0.5):
@@ -90,16 +97,18 @@ def test_a_scan_combines_once(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_trims_are_found_once_per_density(monkeypatch: pytest.MonkeyPatch) -> None:
     from speechft_ray.merging import _trim
 
-    asked: list[int] = []
-    original = _trim.kth_smallest
-    monkeypatch.setattr(_trim, "kth_smallest", lambda *given: asked.append(1) or original(*given))
+    searches: list[int] = []
+    original = _trim.select_kth_smallest
+    monkeypatch.setattr(
+        _trim, "select_kth_smallest", lambda *arguments: searches.append(1) or original(*arguments)
+    )
     resident = ResidentMerger(BASE, DONORS)
     for weights in ([1.0, 1.0, 1.0], [3.0, 2.0, 1.0]):
         for elect in ("mass", "count"):
             resident.merge("ties", {"weights": weights, "elect": elect}, 0.5)
-    assert len(asked) == 1
+    assert len(searches) == 1
     resident.merge("ties", {"density": 0.3}, 0.5)
-    assert len(asked) == 2
+    assert len(searches) == 2
 
 
 def test_bad_donors_and_overflow_are_refused() -> None:

@@ -19,14 +19,14 @@ from speechft_ray.merging.algebra import merge
 from speechft_ray.merging.base import METHODS
 from speechft_ray.merging.param_reader import BLOCK
 from speechft_ray.merging.streaming import merge_files
-from tests.contracts.test_merge_methods import BASE, DONORS, State, copied
+from tests.contracts.test_merge_methods import BASE, DONORS, StateDict, copy_state
 
 Files = Callable[..., list[Path]]
 
 
 @pytest.fixture
 def files(tmp_path: Path) -> Files:
-    def write(*states: State) -> list[Path]:
+    def write(*states: StateDict) -> list[Path]:
         paths = [tmp_path / f"in{index}.safetensors" for index in range(len(states))]
         for path, state in zip(paths, states, strict=True):
             save_file({key: tensor.clone() for key, tensor in state.items()}, path)
@@ -35,34 +35,34 @@ def files(tmp_path: Path) -> Files:
     return write
 
 
-def assert_equal(path: Path, wanted: State) -> None:
-    found = load_file(path)
-    assert set(found) == set(wanted)
-    for key, tensor in wanted.items():
-        assert found[key].dtype == tensor.dtype and torch.equal(found[key], tensor), key
+def assert_equal(path: Path, expected: StateDict) -> None:
+    actual = load_file(path)
+    assert set(actual) == set(expected)
+    for key, tensor in expected.items():
+        assert actual[key].dtype == tensor.dtype and torch.equal(actual[key], tensor), key
 
 
-@pytest.mark.parametrize("method", [name for name, found in METHODS.items() if not found.needs])
+@pytest.mark.parametrize("method", [name for name, actual in METHODS.items() if not actual.needs])
 def test_every_method_gives_the_bits_of_a_merge_in_memory(
     method: str, files: Files, tmp_path: Path
 ) -> None:
     donors = DONORS[: METHODS.get(method).donors(METHODS.get(method).params())[1] or 2]
     base, *paths = files(BASE, *donors)
     for alpha in (0.0, 0.6, 1.0):
-        wanted = merge(
-            method, {}, copied(BASE), [copied(donor) for donor in donors], alpha
+        expected = merge(
+            method, {}, copy_state(BASE), [copy_state(donor) for donor in donors], alpha
         )  # a file shares no tensors
         for memory in (None, 0):
             merge_files(
                 method, {}, base, paths, alpha, tmp_path / "out.safetensors", memory_bytes=memory
             )
-            assert_equal(tmp_path / "out.safetensors", wanted)
+            assert_equal(tmp_path / "out.safetensors", expected)
 
 
 def test_tensors_of_several_blocks_and_of_none(files: Files, tmp_path: Path) -> None:
     source = torch.Generator().manual_seed(1)
 
-    def state() -> State:
+    def state() -> StateDict:
         large, one = (torch.randn(shape, generator=source) for shape in ((2 * BLOCK + 17,), ()))
         return {"large": large, "empty": torch.zeros(0, 4), "one": one}
 
@@ -131,8 +131,8 @@ def test_nothing_half_written(
             merge_files("linear", {}, base, donors, 0.5, out)
     monkeypatch.setattr(
         streaming,
-        "move_into",
-        lambda *given: (_ for _ in ()).throw(OSError(28, "No space left on device")),
+        "interpolate_into",
+        lambda *arguments: (_ for _ in ()).throw(OSError(28, "No space left on device")),
     )
     with pytest.raises(UserError, match="cannot be written"):
         merge_files("linear", {}, base, [donor], 0.5, out)
@@ -146,7 +146,7 @@ def test_a_full_disk_is_told_before_anything_is_read(
     monkeypatch.setattr(
         streaming.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 10})()
     )
-    monkeypatch.setattr(streaming, "_merge", lambda *given: pytest.fail("computed"))
+    monkeypatch.setattr(streaming, "_merge", lambda *arguments: pytest.fail("computed"))
     with pytest.raises(UserError, match="free some space or give another --out"):
         merge_files("linear", {}, base, [donor], 0.5, tmp_path / "out.safetensors")
 

@@ -9,16 +9,16 @@ import torch
 
 from speechft_ray.core.errors import UserError
 from speechft_ray.merging.algebra import merge
-from speechft_ray.stages import merge_cache as resident_merges
-from speechft_ray.stages.merge_cache import Inputs, resident_merge
-from tests.contracts.test_merge_methods import BASE, DONORS, assert_same, copied
+from speechft_ray.stages import merge_cache
+from speechft_ray.stages.merge_cache import MergeInputs, resident_merge
+from tests.contracts.test_merge_methods import BASE, DONORS, assert_same, copy_state
 
 
 @pytest.fixture(autouse=True)
 def nothing_kept() -> Iterator[None]:
-    resident_merges._mergers.clear()
+    merge_cache._mergers.clear()
     yield
-    resident_merges._mergers.clear()
+    merge_cache._mergers.clear()
 
 
 class Reading:
@@ -27,48 +27,50 @@ class Reading:
     def __init__(self) -> None:
         self.times = 0
 
-    def __call__(self) -> Inputs:
+    def __call__(self) -> MergeInputs:
         self.times += 1
-        return Inputs(BASE, DONORS, ("head.",), None)
+        return MergeInputs(BASE, DONORS, ("head.",), None)
 
 
-def merged(
+def run_merge(
     names: tuple[str, ...], read: Reading, method: str = "ties", alpha: float = 0.5
 ) -> dict[str, torch.Tensor]:
     with resident_merge(names, read, method, {}, alpha) as state:
-        return copied(state)
+        return copy_state(state)
 
 
 def test_the_same_donors_are_read_once_and_others_again() -> None:
     read = Reading()
     for method in ("ties", "linear"):
         for alpha in (0.25, 0.75):
-            wanted = merge(method, {}, BASE, DONORS, alpha, ("head.",))
-            assert_same(merged(("base", "a"), read, method, alpha), copied(wanted))
+            expected = merge(method, {}, BASE, DONORS, alpha, ("head.",))
+            assert_same(run_merge(("base", "a"), read, method, alpha), copy_state(expected))
     assert read.times == 1
-    merged(("base", "b"), read)
+    run_merge(("base", "b"), read)
     assert read.times == 2
 
 
 def test_the_longest_unused_goes_when_memory_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
     read = Reading()
-    merged(("a",), read)
-    (_, size), *_ = resident_merges._mergers.values()
-    monkeypatch.setattr(resident_merges, "MOST_BYTES", 2 * size)
+    run_merge(("a",), read)
+    (_, size), *_ = merge_cache._mergers.values()
+    monkeypatch.setattr(merge_cache, "MAX_BYTES", 2 * size)
     for name in "bacb":  # c takes the place of b, and b then that of a
-        merged((name,), read)
+        run_merge((name,), read)
     assert read.times == 4
-    assert list(resident_merges._mergers) == [("c",), ("b",)]
+    assert list(merge_cache._mergers) == [("c",), ("b",)]
 
 
 def test_what_is_too_large_to_keep_is_merged_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(resident_merges, "MOST_BYTES", 10)
-    assert_same(merged(("a",), Reading()), copied(merge("ties", {}, BASE, DONORS, 0.5, ("head.",))))
-    assert not resident_merges._mergers
+    monkeypatch.setattr(merge_cache, "MAX_BYTES", 10)
+    assert_same(
+        run_merge(("a",), Reading()), copy_state(merge("ties", {}, BASE, DONORS, 0.5, ("head.",)))
+    )
+    assert not merge_cache._mergers
 
 
 def test_a_failed_merge_leaves_nothing_behind() -> None:
     with pytest.raises(UserError), resident_merge(("a",), Reading(), "slerp", {}, 0.5):
         pass
-    assert not resident_merges._mergers
-    merged(("a",), Reading())  # and the next one gets its turn
+    assert not merge_cache._mergers
+    run_merge(("a",), Reading())  # and the next one gets its turn
