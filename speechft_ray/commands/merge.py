@@ -32,11 +32,11 @@ def merge_models(
     ``UserError`` for parameters, files, disks and models that do not fit, before anything is
     computed where that can be known.
     """
-    checked = validate_params(method, params, donors=len(donors))
+    validate_params(method, params, donors=len(donors))
     check_alpha(alpha)
     _refuse_statistics(method)
     _check_places(base, donors, out, replace)
-    if METHODS.get(method).blockwise(checked):
+    if METHODS.get(method).blockwise:
         torch.set_num_threads(
             1
         )  # blocks are too small to share, and threads that wait for each other burn the other cores

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 import threading
 from collections.abc import Mapping
@@ -16,6 +15,7 @@ from speechft_ray.commands.checks import check_names, gathered
 from speechft_ray.commands.parts import plan_inputs
 from speechft_ray.commands.status import print_search_plan, print_search_status
 from speechft_ray.core.errors import SpecError, UserError
+from speechft_ray.core.layers import layer_of
 from speechft_ray.core.records import Place
 from speechft_ray.core.specs import SweepSpec
 from speechft_ray.core.store import Store
@@ -152,9 +152,7 @@ def plan_search(spec: SweepSpec, place: Place) -> SearchPlan:
 def encoder_depth(names: Mapping[str, object]) -> int:
     """Returns the number of encoder layers, from parameter names such as
     ``encoder.layers.11.fc1.weight``."""
-    return len(
-        {found.group(1) for name in names if (found := re.match(r"encoder\.layers\.(\d+)\.", name))}
-    )
+    return len({layer_of(name) for name in names} - {None})
 
 
 def open_proposer(plan: SearchPlan) -> GreedySoup | OptunaProposer:

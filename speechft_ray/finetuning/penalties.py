@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
 
 import torch
+
+from speechft_ray.core.layers import ANY_LAYER, layer_of
 
 
 def squared_distance(
@@ -47,5 +48,5 @@ def distances(
 def part_of(name: str) -> str:
     """Returns the part of an encoder that a parameter belongs to: ``layer_03``, or ``input`` for
     all before the layers."""
-    found = re.search(r"(?:^|\.)layers\.(\d+)\.", name)
-    return f"layer_{int(found[1]):02d}" if found else "input"
+    layer = layer_of(name, ANY_LAYER)
+    return "input" if layer is None else f"layer_{layer:02d}"

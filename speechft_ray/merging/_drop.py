@@ -1,5 +1,7 @@
-"""Random masks that are the same wherever and in whatever order tensors are merged, and what makes
-up for the drop."""
+"""Drops random positions of task vectors and rescales the others.
+
+Masks do not depend on the machine, the device or the order in which tensors are merged.
+"""
 
 from __future__ import annotations
 
@@ -25,14 +27,13 @@ def draw_mask(
     like: torch.Tensor,
     start: int = 0,
 ) -> torch.Tensor:
-    """Returns which positions are kept, each with its own chance, drawn for this seed, donor and
-    tensor name alone.
+    """Returns a boolean mask of the kept positions, drawn from seed, donor and tensor name alone.
 
-    ``probability`` is one number or of ``like.shape``; ``like`` begins at position ``start`` of the
-    tensor, a multiple of 4. Each position takes 16 bits, so chances are rounded to the next of
-    65536 steps. The draw is made on the CPU from the raw bits of numpy's PCG64, whose stream numpy
-    guarantees and can enter anywhere, so the mask is the same on every machine and device, whole or
-    in blocks.
+    ``probability`` of being kept: one number, or one per position in ``like.shape``. ``like``
+    begins at position ``start`` of the tensor, a multiple of 4. Each position takes 16 bits, so
+    probabilities are rounded to steps of 1/65536. The bits are the raw output of numpy's PCG64 on
+    the CPU. numpy guarantees this stream and can advance it to any position, so the mask is the
+    same on every machine and device, whole or in blocks.
     """
     key = hashlib.sha256(f"{seed}/{donor}/{name}".encode()).digest()
     raw = (
@@ -40,48 +41,51 @@ def draw_mask(
         .advance(start // 4)
         .random_raw((like.numel() + 3) // 4)
     )
-    drawn = np.asarray(raw, dtype="<u8").view("<u2")[: like.numel()]
+    bits = np.asarray(raw, dtype="<u8").view("<u2")[: like.numel()]
     if isinstance(probability, float):
-        kept = drawn < np.uint16(min(max(round(probability * _STEPS), 1), _STEPS - 1))
+        mask = bits < np.uint16(min(max(round(probability * _STEPS), 1), _STEPS - 1))
     else:
-        kept = drawn < probability.detach().cpu().double().flatten().numpy() * _STEPS
-    return torch.from_numpy(kept).reshape(like.shape).to(like.device)
+        mask = bits < probability.detach().cpu().double().flatten().numpy() * _STEPS
+    return torch.from_numpy(mask).reshape(like.shape).to(like.device)
 
 
 def mask_and_rescale(
     values: torch.Tensor, mask: torch.Tensor, probability: float | torch.Tensor, rescale: Rescale
 ) -> torch.Tensor:
-    """Returns ``values`` where ``mask`` keeps them, else 0, scaled up again.
+    """Returns ``values`` where ``mask`` keeps them, rescaled, else 0.
 
-    ``inverse`` divides by the chance to be kept, which keeps the expectation (DARE, arXiv
+    ``inverse`` divides by the probability of being kept, which keeps the expectation (DARE, arXiv
     2311.03099); ``l1`` restores the tensor's L1 norm (mergekit).
     """
-    kept = apply_mask(values, mask)
+    remaining = apply_mask(values, mask)
     if rescale == "inverse":
-        return kept / probability
-    after = kept.abs().sum()
-    return kept * (values.abs().sum() / after) if rescale == "l1" and after > 0 else kept
+        return remaining / probability
+    norm = remaining.abs().sum()
+    return remaining * (values.abs().sum() / norm) if rescale == "l1" and norm > 0 else remaining
 
 
 def apply_mask(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Returns the values that the mask keeps, else 0. numpy multiplies by bytes three times as fast
-    as torch on a CPU."""
+    """Returns the values that the mask keeps, else 0.
+
+    On a CPU, numpy multiplies by bytes three times as fast as torch.
+    """
     if values.device.type != "cpu":
         return values * mask
     return torch.from_numpy(np.multiply(values.numpy(), mask.numpy()))
 
 
 Gains = Mapping[str, tuple[float, ...]]
-"""What restores the L1 norm, by name of the part, then by donor."""
+"""Factors that restore the L1 norm, by name of the group, then by donor."""
 
 
 def compute_gains(reader: ParamReader, density: float, rescale: Rescale, seed: int) -> Gains:
-    """Returns what restores the L1 norm of each tensor after ``drop``; empty where nothing has to.
-    Reads the model once."""
+    """Returns the factors that restore the L1 norm of each tensor after ``drop``; empty where the
+    rescale is not ``l1``. Reads the model once."""
     if rescale != "l1" or density == 1.0:
         return {}
     key = ("gains", density, seed)
     if key not in reader.cache:
+        # L1 norms by group: before and after the drop, each by donor.
         norms = {
             group.name: torch.zeros(2, reader.donors, dtype=torch.float64)
             for group in reader.groups
@@ -90,34 +94,33 @@ def compute_gains(reader: ParamReader, density: float, rescale: Rescale, seed: i
             for donor, (vector, mask) in enumerate(
                 zip(block.vectors, _draw_masks(block, density, seed), strict=True)
             ):
-                sizes = vector.abs()
-                norms[block.name][0, donor] += float(sizes.sum())
-                norms[block.name][1, donor] += float(apply_mask(sizes, mask).sum())
+                magnitudes = vector.abs()
+                norms[block.name][0, donor] += float(magnitudes.sum())
+                norms[block.name][1, donor] += float(apply_mask(magnitudes, mask).sum())
         reader.cache[key] = {
-            name: tuple(torch.where(b > 0, a / b, 1.0).tolist()) for name, (a, b) in norms.items()
+            name: tuple(torch.where(after > 0, before / after, 1.0).tolist())
+            for name, (before, after) in norms.items()
         }
-    found: Gains = reader.cache[key]
-    return found
+    gains: Gains = reader.cache[key]
+    return gains
 
 
 def drop(
     part: ParamSlice, density: float, rescale: Rescale, seed: int, gains: Gains
 ) -> tuple[torch.Tensor, ...]:
-    """Returns the task vectors of a part or block with random positions set to 0 and the others
-    scaled up."""
+    """Returns the task vectors of a group or block with random positions set to 0 and the others
+    rescaled."""
     if density == 1.0:
         return part.vectors
-    kept = tuple(
+    vectors = tuple(
         apply_mask(vector, mask)
         for vector, mask in zip(part.vectors, _draw_masks(part, density, seed), strict=True)
     )
     if rescale == "inverse":
-        return tuple(vector.div_(density) for vector in kept)
-    return (
-        tuple(vector.mul_(gain) for vector, gain in zip(kept, gains[part.name], strict=True))
-        if gains
-        else kept
-    )
+        return tuple(vector.div_(density) for vector in vectors)
+    if not gains:
+        return vectors
+    return tuple(vector.mul_(gain) for vector, gain in zip(vectors, gains[part.name], strict=True))
 
 
 def _draw_masks(part: ParamSlice, density: float, seed: int) -> list[torch.Tensor]:

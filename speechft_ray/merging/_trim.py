@@ -1,5 +1,4 @@
-"""The trim of TIES: which magnitude a position needs to be kept, over the whole model or in each
-tensor."""
+"""The trim of TIES: sets small magnitudes to 0, by a threshold for the whole model or per tensor."""
 
 from __future__ import annotations
 
@@ -16,41 +15,41 @@ Kept = Literal["threshold", "exact"]
 
 
 class Cut(NamedTuple):
-    """What a trim keeps of one task vector in one part."""
+    """The threshold of a trim for one task vector in one group."""
 
     least: float
     """Smaller magnitudes are dropped."""
     until: int | None = None
-    """From this position of the part on, magnitudes that equal ``least`` are dropped as well."""
+    """From this position of the group on, magnitudes that equal ``least`` are dropped as well."""
 
 
 Cuts = Mapping[str, tuple[Cut, ...]]
-"""By name of the part, then by donor."""
+"""By name of the group, then by donor."""
 
 
 def compute_cuts(reader: ParamReader, density: float, scope: Scope, kept: Kept) -> Cuts:
-    """Returns the cuts that keep the ``density`` share of each task vector, and remembers them in
-    the source.
+    """Returns the cuts that keep the ``density`` share of each task vector, from the reader's cache
+    where they are there.
 
     ``threshold``: the cut is the k-th smallest magnitude with k = n - int(n * density), or 0 when
     that keeps all. Since the k-th itself is kept, int(n * density) + 1 positions stay, and any that
-    tie with it. ``exact``: int(n * density) positions stay, at least 1; among ties those that come
-    first.
+    tie with it. ``exact``: int(n * density) positions stay, at least 1; of equal magnitudes the
+    first ones stay.
     """
     key = ("cuts", density, scope, kept)
     if key not in reader.cache:
         reader.cache[key] = _compute_cuts(reader, density, scope, kept)
-    found: Cuts = reader.cache[key]
-    return found
+    cuts: Cuts = reader.cache[key]
+    return cuts
 
 
 def trim(values: torch.Tensor, cut: Cut, start: int) -> torch.Tensor:
-    """Returns the values with 0 where the cut drops; ``start`` is the position in the part at which
-    they begin."""
+    """Returns the values with 0 where the cut drops them; they begin at position ``start`` of the
+    group."""
     if cut.least == 0.0:
         return values
     exact = torch.tensor(cut.least, dtype=values.dtype)
-    # The shrinkage drops what is equal to its limit as well, so the limit is the next number below.
+    # hardshrink also drops values equal to its limit, so the limit is the next number below.
     kept = torch.nn.functional.hardshrink(values, float(exact.nextafter(torch.zeros_like(exact))))
     if cut.until is not None and cut.until < start + values.numel():
         late = kept.view(-1)[max(0, cut.until - start) :]
@@ -59,7 +58,7 @@ def trim(values: torch.Tensor, cut: Cut, start: int) -> torch.Tensor:
 
 
 def trim_vectors(part: ParamSlice, cuts: Cuts) -> list[torch.Tensor]:
-    """Returns the task vectors of a part or block with 0 where the trim drops."""
+    """Returns the task vectors of a group or block with 0 where the trim drops values."""
     return [
         trim(vector, cut, part.start)
         for vector, cut in zip(part.vectors, cuts[part.name], strict=True)
@@ -67,9 +66,9 @@ def trim_vectors(part: ParamSlice, cuts: Cuts) -> list[torch.Tensor]:
 
 
 def _compute_cuts(reader: ParamReader, density: float, scope: Scope, kept: Kept) -> Cuts:
-    nothing = (Cut(0.0),) * reader.donors
     if density == 1.0:
-        return {group.name: nothing for group in reader.groups}
+        keep_all = (Cut(0.0),) * reader.donors
+        return {group.name: keep_all for group in reader.groups}
 
     def rank(total: int) -> int:
         return (
@@ -79,10 +78,10 @@ def _compute_cuts(reader: ParamReader, density: float, scope: Scope, kept: Kept)
         )
 
     if scope == "global":
-        places = select_kth_smallest(
+        magnitudes = select_kth_smallest(
             lambda: (block.vectors for block in reader.blocks()), reader.donors, rank
         )
-        cuts = tuple(Cut(place.value) for place in places)
+        cuts = tuple(Cut(magnitude.value) for magnitude in magnitudes)
         return {group.name: cuts for group in reader.groups}
     return {group.name: _compute_group_cuts(group, reader, rank, kept) for group in reader.groups}
 
@@ -93,25 +92,25 @@ def _compute_group_cuts(
     def blocks() -> Iterator[Sequence[torch.Tensor]]:
         return (block.vectors for block in reader.blocks_of(group))
 
-    places = select_kth_smallest(blocks, reader.donors, rank)
+    magnitudes = select_kth_smallest(blocks, reader.donors, rank)
     if kept == "threshold":
-        return tuple(Cut(place.value) for place in places)
+        return tuple(Cut(magnitude.value) for magnitude in magnitudes)
     return tuple(
-        Cut(place.value, _find_end_of_ties(place, donor, reader, group))
-        for donor, place in enumerate(places)
+        Cut(magnitude.value, _find_end_of_ties(magnitude, donor, reader, group))
+        for donor, magnitude in enumerate(magnitudes)
     )
 
 
 def _find_end_of_ties(
-    place: RankedMagnitude, donor: int, reader: ParamReader, group: ParamGroup
+    magnitude: RankedMagnitude, donor: int, reader: ParamReader, group: ParamGroup
 ) -> int | None:
-    """Returns the position behind the last tie that is kept; ``None`` when all are."""
-    left = place.equal - place.place + 1
-    if left >= place.equal:
+    """Returns the position behind the last equal magnitude that is kept; ``None`` when all are."""
+    to_keep = magnitude.equal - magnitude.order + 1
+    if to_keep >= magnitude.equal:
         return None
     for block in reader.blocks_of(group):
-        ties = (block.vectors[donor].abs() == place.value).flatten().nonzero().flatten()
-        if ties.numel() >= left:
-            return block.start + int(ties[left - 1]) + 1
-        left -= ties.numel()
-    raise AssertionError("a part that is read again is the same")
+        ties = (block.vectors[donor].abs() == magnitude.value).flatten().nonzero().flatten()
+        if ties.numel() >= to_keep:
+            return block.start + int(ties[to_keep - 1]) + 1
+        to_keep -= ties.numel()
+    raise AssertionError("reading a group again gives the same values")

@@ -1,7 +1,7 @@
-"""Which tensors of base and donors belong together, and what a merge refuses about them.
+"""Aligns the tensors of base and donors, and checks that they can be merged.
 
-Everything but ``check_twins`` and ``require_finite`` looks at names, shapes and types alone, so
-that tensors on the ``meta`` device do.
+Everything but ``check_tied`` and ``check_finite`` reads names, shapes and dtypes alone, so tensors
+on the ``meta`` device suffice.
 """
 
 from __future__ import annotations
@@ -23,30 +23,32 @@ _FACTORS = (
     (".weight_g", ".weight_v"),
     (".parametrizations.weight.original0", ".parametrizations.weight.original1"),
 )
-"""How torch names g and v: ``torch.nn.utils.weight_norm``, and its parametrization of 2023."""
+"""Suffixes of g and v: of ``torch.nn.utils.weight_norm``, and of its parametrization of 2023."""
 
 _DIVERGED = "take a checkpoint from before the training diverged"
 
 
 def find_tied(base: StateDict) -> dict[str, str]:
-    """Maps every key to the first key that names the very same tensor (same memory, shape, strides
-    and type)."""
+    """Maps every key to the first key of the very same tensor (same memory, shape, strides and
+    dtype)."""
     first: dict[tuple[Any, ...], str] = {}
     tied: dict[str, str] = {}
     for key, tensor in base.items():
-        place = (tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
+        memory = (tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
         has_memory = tensor.numel() and tensor.device.type != "meta"
-        tied[key] = first.setdefault(place, key) if has_memory else key
+        tied[key] = first.setdefault(memory, key) if has_memory else key
     return tied
 
 
 def find_groups(
     base: StateDict, tied: Mapping[str, str], prefixes: tuple[str, ...], pos_conv: PosConv
 ) -> tuple[ParamGroup, ...]:
-    """Returns what a merge moves, sorted; a tensor is protected when any of its names is.
+    """Returns the groups that a merge changes, sorted by name.
 
-    Raises ``UserError`` when nothing is left.
+    A tensor is protected when any of its names starts with one of ``prefixes``. Raises
+    ``UserError`` when nothing is left to merge.
     """
+    # Tied tensors count once, under their first name.
     protected = {tied[key] for key in base if key.startswith(prefixes)}
     keys = {
         first
@@ -55,8 +57,10 @@ def find_groups(
     }
     if not keys:
         raise UserError(
-            "the base has nothing to merge: all its parameters are protected, or none is a floating-point tensor."
+            "the base has nothing to merge: all its parameters are protected, "
+            "or none is a floating-point tensor."
         )
+    # With ``pos_conv: kernel``, g and v of a weight-normalised parameter form one group.
     pairs = dict(_factor_pairs(keys)) if pos_conv == "kernel" else {}
     lone = keys - pairs.keys() - set(pairs.values())
     groups = [
@@ -77,8 +81,10 @@ def _factor_pairs(keys: set[str]) -> Iterable[tuple[str, str]]:
 def check_compatible(
     base: StateDict, donor: StateDict, name: str, prefixes: tuple[str, ...]
 ) -> None:
-    """Refuses a donor whose names, shapes or kinds of number are not the base's, but for protected
-    parameters."""
+    """Raises ``UserError`` for a donor whose names, shapes or kinds of number are not the base's.
+
+    Protected parameters, whose names start with one of ``prefixes``, are not compared.
+    """
     base_keys, donor_keys = (
         {key for key in state if not key.startswith(prefixes)} for state in (base, donor)
     )
@@ -102,7 +108,8 @@ def check_compatible(
     ]
     if problems:
         raise UserError(
-            f"{name} does not fit the base: {'; '.join(problems)}. Merge only models tuned from this base."
+            f"{name} does not fit the base: {'; '.join(problems)}. "
+            "Merge only models tuned from this base."
         )
 
 
@@ -113,7 +120,7 @@ def _describe(tensor: torch.Tensor) -> str:
 def check_tied(
     tied: Mapping[str, str], groups: Iterable[ParamGroup], donor: GetTensor, name: str
 ) -> None:
-    """Refuses a donor that holds two values for one tensor of the base."""
+    """Raises ``UserError`` for a donor that holds two values for one tensor of the base."""
     merged_keys = {key for group in groups for key in group.keys}
     shared = [(first, key) for key, first in tied.items() if key != first and first in merged_keys]
     split = [
@@ -121,8 +128,9 @@ def check_tied(
     ]
     if split:
         raise UserError(
-            f"{name} does not fit the base: it holds two values for each of {len(split)} tensors that the base shares between "
-            f"two names: {join_first_five(split)}. Merge only models tuned from this base."
+            f"{name} does not fit the base: it holds two values for each of {len(split)} tensors "
+            f"that the base shares between two names: {join_first_five(split)}. "
+            "Merge only models tuned from this base."
         )
 
 
@@ -131,34 +139,39 @@ def _is_same(first: torch.Tensor, second: torch.Tensor) -> bool:
 
 
 def check_finite(reader: ParamReader, base: GetTensor, donors: Sequence[GetTensor]) -> None:
-    """Reads every task vector once and refuses values that are NaN or infinite, naming the model
-    that has them."""
+    """Raises ``UserError`` for values that are NaN or infinite, naming the model that has them."""
+    # The extremes of base and donors suffice for usual weights.
     if all(_is_surely_finite(group, base, donors) for group in reader.groups):
         return
-    beyond: dict[int, torch.dtype] = {}
-    for first in reader.blocks():
-        beyond |= {
+    # Otherwise read every task vector once.
+    overflowing: dict[int, torch.dtype] = {}
+    for block in reader.blocks():
+        overflowing |= {
             index: vector.dtype
-            for index, vector in enumerate(first.vectors)
+            for index, vector in enumerate(block.vectors)
             if not is_finite(vector)
         }
-    if not beyond:
+    if not overflowing:
         return
+    # Name the model at fault; if there is none, a difference is beyond the dtype.
     keys = [key for group in reader.groups for key in group.keys]
     refuse_non_finite((key for key in keys if not is_finite(base(key))), "the base", _DIVERGED)
     for index, donor in enumerate(donors):
         refuse_non_finite(
             (key for key in keys if not is_finite(donor(key))), f"donor {index + 1}", _DIVERGED
         )
-    index, dtype = min(beyond.items())
+    index, dtype = min(overflowing.items())
     raise UserError(
-        f"donor {index + 1} differs from the base by more than {dtype} can hold: it was not tuned from this base."
+        f"donor {index + 1} differs from the base by more than {dtype} can hold: "
+        "it was not tuned from this base."
     )
 
 
 def _is_surely_finite(group: ParamGroup, base: GetTensor, donors: Sequence[GetTensor]) -> bool:
-    """Whether the ends of the values alone show that no difference is NaN or infinite; a kernel is
-    no such case."""
+    """Whether the extremes of base and donors show that no difference is NaN or infinite.
+
+    Always false for a kernel, which has to be computed.
+    """
     if len(group.keys) > 1:
         return False
     tensors = [state(group.name).detach() for state in (base, *donors)]
@@ -171,23 +184,25 @@ def _is_surely_finite(group: ParamGroup, base: GetTensor, donors: Sequence[GetTe
 
 
 def is_finite(tensor: torch.Tensor) -> bool:
-    """Whether no value is NaN or infinite. Both ends of the values tell: they are NaN when one
-    value is."""
+    """Whether no value is NaN or infinite. Minimum and maximum suffice: they are NaN when any value
+    is."""
     if tensor.numel() == 0 or tensor.dtype is torch.bool or tensor.is_complex():
         return bool(torch.isfinite(tensor).all())
     return all(math.isfinite(float(end)) for end in torch.aminmax(tensor.detach()))
 
 
 def refuse_non_finite(keys: Iterable[str], name: str, advice: str) -> None:
-    """Raises ``UserError`` when there is a key of a tensor with NaN or infinite values."""
+    """Raises ``UserError`` when there is any key; ``keys`` are those of tensors with NaN or infinite
+    values in the model ``name``."""
     broken = list(keys)
     if broken:
         raise UserError(
-            f"{name} has NaN or infinite values in {len(broken)} parameters: {join_first_five(broken)}; {advice}."
+            f"{name} has NaN or infinite values in {len(broken)} parameters: "
+            f"{join_first_five(broken)}; {advice}."
         )
 
 
 def join_first_five(names: Iterable[str]) -> str:
-    """Returns the first five names in order, and how many more there are."""
+    """Returns the first five names in alphabetical order, and the number of the others."""
     listed = sorted(names)
     return ", ".join(listed[:5]) + (f" and {len(listed) - 5} more" if len(listed) > 5 else "")

@@ -1,4 +1,4 @@
-"""What a merge method is to the rest of the house, and where methods register."""
+"""The interface of merge methods, the base classes of their parameters, and their registry."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from speechft_ray.merging.alignment import PosConv
 from speechft_ray.merging.param_reader import ParamReader, ParamSlice
 
 DonorRange = tuple[int, int | None]
-"""Fewest and most donors; ``None``: any number."""
+"""Smallest and largest number of donors; ``None``: no upper limit."""
 
 
 def any_number(params: Any) -> DonorRange:
@@ -25,39 +25,31 @@ def any_number(params: Any) -> DonorRange:
     return 1, None
 
 
-def never(params: Any) -> bool:
-    """For methods that need a parameter whole."""
-    return False
-
-
-def always(params: Any) -> bool:
-    """For methods that look at each position by itself."""
-    return True
-
-
 class MergeParams(BaseModel):
-    """Base of all parameter models: frozen, no unknown field, finite numbers. Its own fields hold
-    for every method."""
+    """Base of all parameter models: frozen, no unknown field, finite numbers.
+
+    Every method has these fields.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     scale: float = 1.0
-    """Factor of the combined task vector: lambda of task arithmetic and TIES. Applied last, so that
-    scans of it are cheap."""
+    """Factor of the combined task vector: lambda of task arithmetic and TIES. It is applied last,
+    so scans of it are cheap."""
     precision: Literal["float32", "float64"] = "float32"
-    """Number type of the arithmetic; a float64 base is always merged in float64."""
+    """Dtype of the arithmetic; a float64 base is always merged in float64."""
     pos_conv: PosConv = "factors"
-    """How a weight-normalised convolution is merged: its ``factors`` g and v each by itself, as
+    """How a weight-normalised convolution is merged: its ``factors`` g and v separately, as
     published code does, or its effective ``kernel`` g * v / |v|."""
 
     @property
     def dtype(self) -> torch.dtype:
-        """The torch type of ``precision``."""
+        """The torch dtype of ``precision``."""
         return torch.float64 if self.precision == "float64" else torch.float32
 
 
 class WeightedParams(MergeParams):
-    """Parameters of a method that weighs its donors."""
+    """Parameters of a method that weights its donors."""
 
     weights: Annotated[tuple[float, ...], Field(min_length=1)] | None = None
     """One weight per donor, in the order of the donors; ``None``: 1 each."""
@@ -68,7 +60,7 @@ class WeightedParams(MergeParams):
 
 
 class AveragedParams(WeightedParams):
-    """Parameters of a method that makes a weighted sum or mean of its donors."""
+    """Parameters of a method that computes a weighted sum or mean of its donors."""
 
     normalize: bool = True
     """Whether the weighted sum is divided by the sum of the weights in it."""
@@ -77,41 +69,51 @@ class AveragedParams(WeightedParams):
     def _sum_divides(self) -> AveragedParams:
         if self.normalize and self.weights is not None and math.fsum(self.weights) == 0:
             raise ValueError(
-                "`weights` sum to 0, so their sum cannot divide; change them or set `normalize: false`"
+                "`weights` sum to 0, so their sum cannot divide; "
+                "change them or set `normalize: false`"
             )
         return self
 
 
 def one_per_weight(params: WeightedParams) -> DonorRange:
-    """As many donors as there are weights; any number without weights."""
+    """The donor range of a weighted method: as many donors as weights, or any number without
+    weights."""
     return (1, None) if params.weights is None else (len(params.weights), len(params.weights))
 
 
 @dataclass(frozen=True, kw_only=True)
 class MergeMethod:
-    """A registered way to combine task vectors into one, tensor by tensor.
-
-    ``params``: the model of its parameters, each with a default. ``combine(params, surveyed, one)``
-    returns the combined task vector of one part, in the shape and type of ``one.base``, and changes
-    nothing that it was given; it may return one of ``one.vectors`` itself. A lone task vector that
-    it returns bit for bit makes the end point alpha = 1 exact (``algebra.merge``). It does not
-    apply ``scale``. ``survey(params, source)``: what must be known of the whole model before,
-    handed to every ``combine``. ``blockwise(params)``: whether each position of the result depends
-    on that position of the task vectors and on the survey alone; ``combine`` is then called with
-    blocks of a part, which is up to ten times as fast. ``donors(params)``: how many donors these
-    parameters can take. ``needs``: the statistics of the donors' tuning sets that it reads.
-    ``neutral``: parameters at which a lone donor comes back bit for bit; ``None`` where no
-    parameters do. ``symmetric``: whether the order of equally treated donors does not matter.
-    """
+    """A registered way to combine task vectors into one, group by group."""
 
     params: type[MergeParams]
+    """The model of the method's parameters, each with a default."""
     combine: Callable[[Any, Any, ParamSlice], torch.Tensor]
+    """``combine(params, precomputed, part)`` returns the combined task vector of one group or block,
+    in the shape and dtype of ``part.base``.
+
+    It changes none of its inputs, does not apply ``scale``, and may return one of ``part.vectors``
+    itself. A lone task vector that it returns bit for bit makes the end point alpha = 1 exact
+    (``algebra.merge``).
+    """
     precompute: Callable[[Any, ParamReader], Any] | None = None
-    blockwise: Callable[[Any], bool] = never
+    """``precompute(params, reader)`` computes what ``combine`` needs of the whole model."""
+    blockwise: bool = False
+    """Whether each position of the result depends on that position of the task vectors and on
+    ``precomputed`` alone. ``combine`` is then called with blocks, which is up to ten times as fast."""
     donors: Callable[[Any], DonorRange] = any_number
+    """``donors(params)`` returns how many donors these parameters can take."""
     needs: Literal["fisher", "gram"] | None = None
+    """The statistics of the donors' tuning sets that the method reads."""
     neutral: Mapping[str, Any] | None = None
+    """Parameters at which a lone donor comes back bit for bit; ``None`` where there are none."""
     symmetric: bool = True
+    """Whether the order of equally weighted donors does not matter."""
+    version: int = 1
+    """Raised when the method's results change.
+
+    It is part of the identity of the method's merges, only where it is not 1, so that version 1
+    keeps older fingerprints.
+    """
 
 
 METHODS: Registry[MergeMethod] = Registry("merge method", "speechft_ray.merging")
@@ -120,25 +122,22 @@ METHODS: Registry[MergeMethod] = Registry("merge method", "speechft_ray.merging"
 def validate_params(
     method: str, params: Mapping[str, Any], donors: int | None = None
 ) -> MergeParams:
-    """Returns the validated parameters, before anything is computed.
+    """Returns the validated parameters of a method.
 
     Raises ``UserError`` for an unknown method, ``SpecError`` with every mistake in the parameters,
-    and ``UserError`` when the method with these parameters cannot take so many donors (not checked
-    when ``donors`` is ``None``).
+    and ``UserError`` when the method with these parameters cannot take ``donors`` donors (``None``:
+    not checked).
     """
-    found = METHODS.get(method)
-    checked = validate(found.params, dict(params), f"merge method `{method}`")
-    fewest, most = found.donors(checked)
+    merge_method = METHODS.get(method)
+    checked = validate(merge_method.params, dict(params), f"merge method `{method}`")
+    fewest, most = merge_method.donors(checked)
     if donors is None or (fewest <= donors and (most is None or donors <= most)):
         return checked
-    wanted = (
-        f"at least {fewest}"
-        if most is None
-        else f"{fewest}"
-        if most == fewest
-        else f"{fewest} to {most}"
-    )
+    if most is None:
+        allowed = f"at least {fewest}"
+    else:
+        allowed = f"{fewest}" if most == fewest else f"{fewest} to {most}"
     raise UserError(
-        f"the number of donors must be {wanted} for merge method `{method}` with parameters {dict(params)}, but is {donors} "
-        "instead: change the donors or the parameters."
+        f"the number of donors must be {allowed} for merge method `{method}` with parameters "
+        f"{dict(params)}, but is {donors} instead: change the donors or the parameters."
     )

@@ -1,9 +1,8 @@
-"""Model breadcrumbs: leave out the largest and the smallest changes of each tensor, add up the rest
+"""Model breadcrumbs: drops the largest and the smallest changes of each tensor and adds up the rest
 (arXiv 2312.06795).
 
 ``consensus`` is mergekit's ``breadcrumbs_ties``: signs are elected before the sum. The paper
-searches the shares that it masks; the defaults are the starting point that mergekit's documentation
-names.
+searches the shares that it masks. The defaults are the starting point in mergekit's documentation.
 """
 
 from __future__ import annotations
@@ -25,12 +24,12 @@ class BreadcrumbsParams(AveragedParams):
     density: Annotated[float, Field(gt=0, le=1)] = 0.9
     """Share of each tensor's positions that is kept, int(n * density) of n; 1 keeps all."""
     gamma: Annotated[float, Field(ge=0, lt=1)] = 0.01
-    """Share of the largest magnitudes that is left out first, int(n * gamma) of n: the paper's 1 -
-    gamma. Less where fewer than that are to be left out."""
+    """Share of the largest magnitudes that is dropped first, int(n * gamma) of n: the paper's 1 -
+    gamma. Less where ``density`` drops fewer positions in all."""
     normalize: bool = False
     """Whether the weighted sum is divided by the sum of the weights in it."""
     consensus: bool = False
-    """Whether signs are elected, from the weighted values, and only what agrees is added."""
+    """Whether signs are elected, from the weighted values, and only values that agree are added."""
 
     @model_validator(mode="after")
     def _fits(self) -> BreadcrumbsParams:
@@ -40,8 +39,8 @@ class BreadcrumbsParams(AveragedParams):
 
 
 def combine(params: BreadcrumbsParams, precomputed: None, part: ParamSlice) -> torch.Tensor:
-    """Returns the sum or mean of the masked task vectors, of those that have the elected sign with
-    ``consensus``."""
+    """Returns the sum or mean of the masked task vectors; with ``consensus``, of the values that
+    have the elected sign."""
     values = [_middle(vector, params.density, params.gamma) for vector in part.vectors]
     weights = params.weights_of(len(values))
     if not params.consensus:
@@ -52,15 +51,15 @@ def combine(params: BreadcrumbsParams, precomputed: None, part: ParamSlice) -> t
 
 def _middle(values: torch.Tensor, density: float, gamma: float) -> torch.Tensor:
     """Returns ``values`` with 0 outside the kept band of magnitudes; equal magnitudes rank by
-    place."""
+    position."""
     if density == 1.0:
         return values
     count = values.numel()
-    kept = int(density * count)
-    smallest = max(0, count - kept - int(gamma * count))
-    chosen = values.abs().flatten().sort(stable=True).indices[smallest : smallest + kept]
+    to_keep = int(density * count)
+    first = max(0, count - to_keep - int(gamma * count))
+    positions = values.abs().flatten().sort(stable=True).indices[first : first + to_keep]
     flat = torch.zeros_like(values).flatten()
-    flat[chosen] = values.flatten()[chosen]
+    flat[positions] = values.flatten()[positions]
     return flat.reshape(values.shape)
 
 

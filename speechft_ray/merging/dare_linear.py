@@ -1,7 +1,7 @@
-"""DARE with a weighted sum: drop positions of each task vector at random, scale up what is left,
-average (arXiv 2311.03099).
+"""DARE with a weighted mean: drops positions of each task vector at random, rescales the others and
+averages (arXiv 2311.03099).
 
-The defaults are those of the authors' code (github.com/yule-BUAA/MergeLM): a drop rate of 0.1, with
+The defaults are those of the authors' code (github.com/yule-BUAA/MergeLM), a drop rate of 0.1, with
 the rescale of the paper.
 """
 
@@ -13,7 +13,7 @@ import torch
 from pydantic import Field, model_validator
 
 from speechft_ray.merging._drop import Gains, Rescale, compute_gains, drop
-from speechft_ray.merging.base import METHODS, AveragedParams, MergeMethod, always, one_per_weight
+from speechft_ray.merging.base import METHODS, AveragedParams, MergeMethod, one_per_weight
 from speechft_ray.merging.linear import compute_weighted_sum
 from speechft_ray.merging.param_reader import ParamReader, ParamSlice
 
@@ -21,16 +21,15 @@ _MERGEKIT = {"rescale": "l1", "normalize": False}
 
 
 class DareParams(AveragedParams):
-    """Parameters of DARE's drop, with a weighted mean after it."""
+    """Parameters of DARE's drop and of the weighted mean after it."""
 
     density: Annotated[float, Field(gt=0, le=1)] = 0.9
-    """Chance of a position to be kept: 1 minus the paper's drop rate p. 1 keeps all."""
+    """Probability that a position is kept: 1 minus the paper's drop rate p. 1 keeps all."""
     rescale: Rescale = "inverse"
-    """What makes up for the drop: division by ``density`` (the paper), the tensor's L1 norm
-    restored (mergekit), or nothing."""
+    """Rescale after the drop: ``inverse`` divides by ``density`` (the paper), ``l1`` restores the
+    tensor's L1 norm (mergekit), ``none`` does nothing."""
     seed: Annotated[int, Field(ge=0)] = 0
-    """Masks are drawn from the seed, the donor's place and the tensor's name; nothing else has an
-    influence."""
+    """Masks depend on the seed, the donor's position and the tensor's name alone."""
     like: Literal["original", "mergekit"] = "original"
     """``mergekit``: its conventions, ``rescale: l1`` and ``normalize: false``, where not set here.
     Its own default for ``density`` is 1."""
@@ -44,7 +43,7 @@ class DareParams(AveragedParams):
 
 
 def precompute(params: DareParams, reader: ParamReader) -> Gains:
-    """Measures what restores the norms, where ``rescale`` asks for it."""
+    """Computes the factors that restore the norms, where ``rescale`` is ``l1``."""
     return compute_gains(reader, params.density, params.rescale, params.seed)
 
 
@@ -60,7 +59,7 @@ METHODS.register(
         params=DareParams,
         combine=combine,
         precompute=precompute,
-        blockwise=always,
+        blockwise=True,
         donors=one_per_weight,
         neutral={"density": 1.0},
         symmetric=False,

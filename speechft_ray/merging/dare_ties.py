@@ -1,8 +1,8 @@
-"""DARE before TIES: drop at random and scale up, then trim, elect and average (arXiv 2311.03099 on
-2306.01708).
+"""DARE before TIES: drops at random and rescales, then trims, elects and averages (arXiv 2311.03099
+on 2306.01708).
 
-As the authors' code does (github.com/yule-BUAA/MergeLM): drop rate 0.1, then TIES with its own trim
-of the whole model to 20 %.
+As in the authors' code (github.com/yule-BUAA/MergeLM), the drop rate is 0.1, and TIES then trims
+the whole model to 20 % itself.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pydantic import Field, model_validator
 from speechft_ray.merging import ties
 from speechft_ray.merging._consensus import Elect, require_votes
 from speechft_ray.merging._drop import Gains, Rescale, compute_gains, drop
-from speechft_ray.merging.base import METHODS, AveragedParams, MergeMethod, always, one_per_weight
+from speechft_ray.merging.base import METHODS, AveragedParams, MergeMethod, one_per_weight
 from speechft_ray.merging.param_reader import ParamReader, ParamSlice
 
 _MERGEKIT = {
@@ -32,13 +32,12 @@ class DareTiesParams(AveragedParams):
     """Parameters of DARE's drop and of the TIES merge after it."""
 
     density: Annotated[float, Field(gt=0, le=1)] = 0.9
-    """Chance of a position to be kept: 1 minus the paper's drop rate p. 1 keeps all."""
+    """Probability that a position is kept: 1 minus the paper's drop rate p. 1 keeps all."""
     rescale: Rescale = "inverse"
-    """What makes up for the drop: division by ``density`` (the paper), the tensor's L1 norm
-    restored (mergekit), or nothing."""
+    """Rescale after the drop: ``inverse`` divides by ``density`` (the paper), ``l1`` restores the
+    tensor's L1 norm (mergekit), ``none`` does nothing."""
     seed: Annotated[int, Field(ge=0)] = 0
-    """Masks are drawn from the seed, the donor's place and the tensor's name; nothing else has an
-    influence."""
+    """Masks depend on the seed, the donor's position and the tensor's name alone."""
     trim: Annotated[float, Field(gt=0, le=1)] = 0.2
     """Share of the positions that the trim of TIES keeps after the drop; 1 keeps all (mergekit)."""
     scope: Literal["global", "tensor"] = "global"
@@ -81,14 +80,14 @@ class DareTiesParams(AveragedParams):
 
 
 class DareTiesGlobals(NamedTuple):
-    """What DARE and the TIES merge after it must know of the whole model."""
+    """Precomputed values of DARE and of the TIES merge after it."""
 
     gains: Gains
     ties: ties.TiesGlobals
 
 
 def precompute(params: DareTiesParams, reader: ParamReader) -> DareTiesGlobals:
-    """Surveys the task vectors as DARE does, then the dropped ones as TIES does."""
+    """Precomputes DARE on the task vectors, then TIES on the task vectors after the drop."""
     gains = compute_gains(reader, params.density, params.rescale, params.seed)
     return DareTiesGlobals(
         gains,
@@ -99,7 +98,7 @@ def precompute(params: DareTiesParams, reader: ParamReader) -> DareTiesGlobals:
 
 
 def combine(params: DareTiesParams, precomputed: DareTiesGlobals, part: ParamSlice) -> torch.Tensor:
-    """Returns what TIES makes of the dropped task vectors."""
+    """Returns the TIES merge of the task vectors after the drop."""
     return ties.combine(
         params.ties(), precomputed.ties, _after_drop(params, precomputed.gains, part)
     )
@@ -115,7 +114,7 @@ METHODS.register(
         params=DareTiesParams,
         combine=combine,
         precompute=precompute,
-        blockwise=always,
+        blockwise=True,
         donors=one_per_weight,
         neutral={"density": 1.0, "trim": 1.0},
         symmetric=False,

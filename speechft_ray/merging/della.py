@@ -1,9 +1,9 @@
-"""DELLA: drop small changes more often than large ones, scale up what is left, elect signs and
-average (arXiv 2406.11617).
+"""DELLA: drops small changes more often than large ones, rescales the others, elects signs and
+averages (arXiv 2406.11617).
 
 Positions are ranked by magnitude within their row, as in the authors' code
-(github.com/declare-lab/della, a fork of mergekit); the chance to be kept rises evenly with the
-rank, from density - epsilon to density + epsilon.
+(github.com/declare-lab/della, a fork of mergekit). The probability of being kept rises linearly
+with the rank, from density - epsilon to density + epsilon.
 """
 
 from __future__ import annotations
@@ -25,20 +25,19 @@ class DellaParams(AveragedParams):
     published default."""
 
     density: Annotated[float, Field(gt=0, le=1)] = 0.7
-    """Mean chance of a position to be kept; 1 keeps all, whatever ``epsilon`` is (mergekit's
+    """Mean probability that a position is kept; 1 keeps all, whatever ``epsilon`` is (mergekit's
     default)."""
     epsilon: Annotated[float, Field(ge=0)] = 0.15
-    """How far the chance of the smallest and of the largest value of a row is from ``density``
-    (mergekit's default)."""
+    """Difference from ``density`` for the smallest and for the largest value of a row (mergekit's
+    default)."""
     rescale: Rescale = "inverse"
-    """What makes up for the drop: division by each position's chance (the paper), the tensor's L1
-    norm restored (mergekit), or nothing."""
+    """Rescale after the drop: ``inverse`` divides by each position's probability (the paper), ``l1``
+    restores the tensor's L1 norm (mergekit), ``none`` does nothing."""
     consensus: bool = True
-    """Whether signs are elected, from the weighted values; without it the task vectors are averaged
+    """Whether signs are elected, from the weighted values; if not, the task vectors are averaged
     (``della_linear``)."""
     seed: Annotated[int, Field(ge=0)] = 0
-    """Masks are drawn from the seed, the donor's place and the tensor's name; nothing else has an
-    influence."""
+    """Masks depend on the seed, the donor's position and the tensor's name alone."""
     like: Literal["original", "mergekit"] = "original"
     """``mergekit``: ``rescale: l1``, and ``normalize: false`` without consensus, where not set
     here."""
@@ -54,7 +53,8 @@ class DellaParams(AveragedParams):
     def _fits(self) -> DellaParams:
         if self.density < 1 and not self.epsilon < min(self.density, 1 - self.density):
             raise ValueError(
-                f"`density` {self.density:g} plus or minus `epsilon` {self.epsilon:g} must lie between 0 and 1: lower `epsilon`"
+                f"`density` {self.density:g} plus or minus `epsilon` {self.epsilon:g} "
+                "must lie between 0 and 1: lower `epsilon`"
             )
         if self.consensus:
             require_votes(self.weights)
@@ -62,8 +62,8 @@ class DellaParams(AveragedParams):
 
 
 def combine(params: DellaParams, precomputed: None, part: ParamSlice) -> torch.Tensor:
-    """Returns the mean or sum of the dropped task vectors, of those that have the elected sign with
-    ``consensus``."""
+    """Returns the mean or sum of the task vectors after the drop; with ``consensus``, of the values
+    that have the elected sign."""
     values = [_drop(params, donor, vector, part.name) for donor, vector in enumerate(part.vectors)]
     weights = params.weights_of(len(values))
     if not params.consensus:
@@ -72,12 +72,14 @@ def combine(params: DellaParams, precomputed: None, part: ParamSlice) -> torch.T
     return agreeing_mean(values, weights, signs, zero_is_positive=True, divide=params.normalize)
 
 
-def keep_chances(values: torch.Tensor, density: float, epsilon: float) -> torch.Tensor:
-    """Returns the chance of each position to be kept, float64, by its rank of magnitude in its row;
-    equal ones by place.
+def compute_keep_probabilities(
+    values: torch.Tensor, density: float, epsilon: float
+) -> torch.Tensor:
+    """Returns the probability that each position is kept, float64, by the rank of its magnitude in
+    its row.
 
-    A row is all that one output has, ``values[i]``; a vector is one row. A row of one position gets
-    ``density``.
+    Equal magnitudes rank by position. A row holds the values of one output, ``values[i]``; a vector
+    is one row. A row of one position gets ``density``.
     """
     rows = values.abs().reshape(values.shape[0] if values.dim() > 1 else 1, -1)
     length = rows.shape[1]
@@ -97,11 +99,11 @@ def keep_chances(values: torch.Tensor, density: float, epsilon: float) -> torch.
 def _drop(params: DellaParams, donor: int, vector: torch.Tensor, name: str) -> torch.Tensor:
     if params.density == 1.0:
         return vector
-    chances = keep_chances(vector, params.density, params.epsilon)
+    probabilities = compute_keep_probabilities(vector, params.density, params.epsilon)
     return mask_and_rescale(
         vector,
-        draw_mask(chances, params.seed, donor, name, vector),
-        chances.to(vector.dtype),
+        draw_mask(probabilities, params.seed, donor, name, vector),
+        probabilities.to(vector.dtype),
         params.rescale,
     )
 

@@ -1,4 +1,4 @@
-"""How far two models of one architecture lie apart, tensor by tensor and layer by layer."""
+"""Measures the differences between two models of one architecture, layer by layer."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from pathlib import Path
 
 import torch
 
-from speechft_ray.merging._layers import ENCODER_LAYER, layer_of
+from speechft_ray.core.layers import layer_of
 from speechft_ray.merging.alignment import StateDict, check_compatible
 
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """What lies between two models in one group of parameters."""
+    """The difference between two models in one group of parameters."""
 
     name: str
     num_params: int
-    """How many parameters the group has."""
+    """Number of parameters in the group."""
     changed: int
-    """How many of them differ at all."""
+    """Number of parameters that differ at all."""
     distance: float
     """Euclidean length of the difference."""
     relative: float
@@ -32,12 +32,11 @@ class Difference:
 
 
 def compute_differences(first: StateDict, second: StateDict) -> list[Difference]:
-    """Returns the differences by group in the order of the first model, and over all parameters at
-    last.
+    """Returns the difference of each group, what is in no layer first, and of all parameters last.
 
-    A group is an encoder layer, or the first part of the name of what is in no layer. Values are
-    compared in float64; tensors that are not floating point are left out. Raises ``UserError`` when
-    names or shapes differ.
+    A group is an encoder layer, or the first part of the name where a parameter is in no layer.
+    Values are compared in float64. Tensors that are not floating point are not compared. Raises
+    ``UserError`` when names or shapes differ.
     """
     check_compatible(first, second, "the second model", ())
     groups: dict[str, list[str]] = {}
@@ -48,18 +47,18 @@ def compute_differences(first: StateDict, second: StateDict) -> list[Difference]
         name: sum((_sums(first[key], second[key]) for key in keys), torch.zeros(5))
         for name, keys in groups.items()
     }
-    measured = [
+    by_group = [
         _difference(name, values)
         for name, values in sorted(sums.items(), key=lambda item: _order(item[0]))
     ]
-    return [*measured, _difference("all", sum(sums.values(), torch.zeros(5)))]
+    return [*by_group, _difference("all", sum(sums.values(), torch.zeros(5)))]
 
 
-def draw_differences(measured: Sequence[Difference], title: str, path: Path) -> None:
-    """Draws relative distance and share of changed weights by group into a PNG file."""
+def draw_differences(items: Sequence[Difference], title: str, path: Path) -> None:
+    """Draws relative distance and share of changed weights by group, and writes a PNG file."""
     from matplotlib.figure import Figure
 
-    groups = [item for item in measured if item.name != "all"]
+    groups = [item for item in items if item.name != "all"]
     figure = Figure(figsize=(7.0, 1.2 + 0.25 * len(groups)), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
     names = [item.name for item in groups]
@@ -78,7 +77,7 @@ def draw_differences(measured: Sequence[Difference], title: str, path: Path) -> 
 
 
 def _group(key: str) -> str:
-    layer = layer_of(key, ENCODER_LAYER)
+    layer = layer_of(key)
     return (
         f"layer {layer}"
         if layer is not None

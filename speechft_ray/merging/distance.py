@@ -1,4 +1,4 @@
-"""How far a merged model is from the one it began as."""
+"""Measures the distance between a merged model and its base."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ def relative_distance(
     """Returns ||merged - base|| / ||base||, Euclidean, over all floating-point tensors of the base;
     0 for the base itself.
 
-    Ten digits, of sums in float64: what threads change in their order is below that, and a search
-    must be repeatable.
+    The result is rounded to ten digits of sums in float64. The order in which threads add changes
+    later digits only, so a search is repeatable.
     """
     squared_step, squared_norm = 0.0, 0.0
     for key, start in base.items():

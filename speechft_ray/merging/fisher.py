@@ -1,4 +1,4 @@
-"""Fisher merging: each weight counts as much as its donor's task depends on it (arXiv 2111.09832).
+"""Fisher merging: weights each parameter of a donor by its Fisher information (arXiv 2111.09832).
 
 The diagonal of the Fisher information is the mean squared gradient of the donor's loss on its
 tuning set, gathered by its fine-tuning with ``gather: [fisher]``.
@@ -24,8 +24,8 @@ class FisherParams(WeightedParams):
     """Whether each donor's information is divided by its mean over the model, so that a loss of
     larger gradients does not outvote the others (the paper normalises as well)."""
     floor: Annotated[float, Field(gt=0)] = 1e-6
-    """Least information of a weight, as a share of the donor's mean: what nobody depends on is
-    averaged (MergeLM: 1e-6, of the bare value)."""
+    """Smallest information of a weight, as a share of the donor's mean: weights on which no donor
+    depends are averaged (MergeLM: 1e-6, of the bare value)."""
 
     @model_validator(mode="after")
     def _fits(self) -> FisherParams:
@@ -34,7 +34,7 @@ class FisherParams(WeightedParams):
 
 
 def precompute(params: FisherParams, reader: ParamReader) -> tuple[float, ...]:
-    """Returns the mean information of each donor; 1 where it is 0 throughout."""
+    """Returns the mean information of each donor; 1 where all of it is 0."""
     sums, count = [0.0] * reader.donors, 0
     for part in reader:
         if part.statistics:
@@ -50,8 +50,8 @@ def combine(params: FisherParams, precomputed: tuple[float, ...], part: ParamSli
     """Returns sum_i(c_i * vector_i) / sum_i(c_i), with c_i the weight of the donor times its
     information.
 
-    Parameters for which nothing was gathered, those that did not learn, are averaged with the
-    weights alone.
+    Parameters without statistics, which were frozen in fine-tuning, are averaged with the weights
+    alone.
     """
     weights = params.weights_of(len(part.vectors))
     if not part.statistics or len(part.vectors) == 1:

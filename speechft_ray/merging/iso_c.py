@@ -1,4 +1,4 @@
-"""Iso-C: the sum of the task vectors with all singular values made equal (arXiv 2502.04959).
+"""Iso-C: makes all singular values of the summed task vectors equal (arXiv 2502.04959).
 
 Only matrices have singular values. All other tensors, convolutions among them, are averaged, as in
 the authors' code (github.com/danielm1405/iso-merging).
@@ -21,8 +21,8 @@ def combine(params: IsoCParams, precomputed: None, part: ParamSlice) -> torch.Te
     """Returns s U V with U, V the singular vectors of the summed task vectors and s the mean of the
     singular values.
 
-    It changes even a lone donor. Where the sum lacks rank, the directions that it does not have are
-    raised to s as well, and which they are is for the SVD to choose.
+    It changes even a lone donor. Where the sum is rank-deficient, its null directions get the
+    singular value s as well, and the SVD chooses them arbitrarily.
     """
     if part.base.dim() != 2:
         return mean(part.vectors)

@@ -1,9 +1,9 @@
-"""Karcher mean: the point of the sphere that is nearest to all directions, times the mean length,
-tensor by tensor.
+"""Karcher mean: the point of the sphere nearest to all directions, times the mean length, tensor by
+tensor.
 
 Karcher 1977 (doi 10.1002/cpa.3160300502); for merging arXiv 2603.04972 and mergekit's ``karcher``,
-whose defaults these are. Like ``slerp``, which it extends to any number of donors, it turns task
-vectors unless ``on: weights`` is set.
+whose defaults these are. It extends ``slerp`` to any number of donors, and averages task vectors
+unless ``on: weights`` is set.
 """
 
 from __future__ import annotations
@@ -25,14 +25,16 @@ class KarcherParams(MergeParams):
     on: On = "vectors"
     """What is averaged: the ``vectors`` theta_i - theta0, or the ``weights`` theta_i (mergekit)."""
     steps: Annotated[int, Field(ge=1)] = 10
-    """Most steps of the descent."""
+    """Maximum number of steps of the descent."""
     tolerance: Annotated[float, Field(gt=0)] = 1e-5
     """Length of a step, in radians, below which the descent ends."""
 
 
 def combine(params: KarcherParams, precomputed: None, part: ParamSlice) -> torch.Tensor:
-    """Returns the Karcher mean of the directions times the mean length. Tensors of length 0 have no
-    direction to count."""
+    """Returns the Karcher mean of the directions times the mean length.
+
+    Tensors of length 0 count in the mean length alone.
+    """
     if len(part.vectors) == 1:
         return part.vectors[0]
     tensors = to_points(params.on, part)
@@ -47,7 +49,7 @@ def combine(params: KarcherParams, precomputed: None, part: ParamSlice) -> torch
 
 
 def _nearest_to_all(directions: list[torch.Tensor], steps: int, tolerance: float) -> torch.Tensor:
-    """Descends on the sphere from the mean direction; from the first one where they cancel."""
+    """Descends on the sphere from the mean direction, or from the first one where they cancel."""
     start = mean(directions)
     length = float(torch.linalg.vector_norm(start))
     here = start / length if length >= tolerance else directions[0]

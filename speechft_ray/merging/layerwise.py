@@ -1,8 +1,8 @@
-"""Layer-wise merging: the mean task vector with one factor per encoder layer, and one each for
-front end, position and rest.
+"""Layer-wise merging: multiplies the mean task vector by one factor per encoder layer, and one each
+for front end, positional convolution and the rest.
 
-The coefficients per layer of AdaMerging (arXiv 2310.02575), here chosen by a search instead of by
-entropy. The factors multiply alpha: with alpha 1 they are the layers' own alphas.
+These are the layer-wise coefficients of AdaMerging (arXiv 2310.02575), chosen by a search instead
+of by entropy. The factors multiply alpha: with alpha 1 they are the layers' own alphas.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ import torch
 from pydantic import Field, field_validator
 
 from speechft_ray.core.errors import UserError
-from speechft_ray.merging._layers import ENCODER_LAYER, check_pattern, count_layers, layer_of
-from speechft_ray.merging.base import METHODS, AveragedParams, MergeMethod, always, one_per_weight
+from speechft_ray.core.layers import ENCODER_LAYER, layer_of
+from speechft_ray.merging._layers import check_pattern, count_layers
+from speechft_ray.merging.base import METHODS, AveragedParams, MergeMethod, one_per_weight
 from speechft_ray.merging.linear import compute_weighted_sum
 from speechft_ray.merging.param_reader import ParamReader, ParamSlice
 
@@ -34,14 +35,13 @@ class LayerwiseParams(AveragedParams):
     rest: Share = 1.0
     """Factor of everything else: projections and norms outside of layers."""
     layer_pattern: str = ENCODER_LAYER
-    """Regular expression that finds the group ``layer``, the number of the layer, in the name of a
-    parameter."""
+    """Regular expression whose group ``layer`` is the number of the layer in a parameter's name."""
     front_end_pattern: str = r"(^|\.)feature_extractor\."
-    """Regular expression that finds the parameters of the front end; layers are looked for
+    """Regular expression of the names of the front end's parameters; ``layer_pattern`` is matched
     first."""
     position_pattern: str = r"(^|\.)pos_conv"
-    """Regular expression that finds the parameters of the positional convolution; layers and front
-    end are looked for first."""
+    """Regular expression of the names of the positional convolution's parameters; the other patterns
+    are matched first."""
 
     @field_validator("layer_pattern")
     @classmethod
@@ -56,20 +56,20 @@ class LayerwiseParams(AveragedParams):
 
 def precompute(params: LayerwiseParams, reader: ParamReader) -> None:
     """Raises ``UserError`` when the number of factors is not that of the layers, or when there is
-    no layer at all."""
+    no layer."""
     layers = count_layers((group.name for group in reader.groups), params.layer_pattern)
     if isinstance(params.layers, tuple) and len(params.layers) != layers:
         raise UserError(
-            f"`layers` of merge method `layerwise` must have {layers} factors, one for each layer of the base, but has "
-            f"{len(params.layers)} instead."
+            f"`layers` of merge method `layerwise` must have {layers} factors, one for each layer "
+            f"of the base, but has {len(params.layers)} instead."
         )
 
 
 def combine(params: LayerwiseParams, precomputed: None, part: ParamSlice) -> torch.Tensor:
-    """Returns the weighted mean task vector times the factor of the part."""
-    return compute_weighted_sum(
-        params.weights_of(len(part.vectors)), part.vectors, params.normalize
-    ) * compute_factor(params, part.name)
+    """Returns the weighted mean task vector times the factor of the parameter."""
+    weights = params.weights_of(len(part.vectors))
+    mean = compute_weighted_sum(weights, part.vectors, params.normalize)
+    return mean * compute_factor(params, part.name)
 
 
 def compute_factor(params: LayerwiseParams, name: str) -> float:
@@ -88,7 +88,7 @@ METHODS.register(
         params=LayerwiseParams,
         combine=combine,
         precompute=precompute,
-        blockwise=always,
+        blockwise=True,
         donors=one_per_weight,
         neutral={},
     ),

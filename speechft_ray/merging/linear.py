@@ -1,8 +1,8 @@
-"""Linear merging: a weighted sum of task vectors; by default their mean (Speech-FT, arXiv
+"""Linear merging: a weighted sum of task vectors, by default their mean (Speech-FT, arXiv
 2502.12672, Eq. 3).
 
-For one donor it is the interpolation of weights of WiSE-FT (arXiv 2109.01903), for several the
-uniform model soup (arXiv 2203.05482).
+For one donor it is the weight interpolation of WiSE-FT (arXiv 2109.01903), for several the uniform
+model soup (arXiv 2203.05482).
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from collections.abc import Sequence
 
 import torch
 
-from speechft_ray.merging.base import METHODS, AveragedParams, MergeMethod, always, one_per_weight
+from speechft_ray.merging.base import METHODS, AveragedParams, MergeMethod, one_per_weight
 from speechft_ray.merging.param_reader import ParamSlice
 
 
 class LinearParams(AveragedParams):
-    """Parameters of the linear merge; the defaults give the paper's mean. A negative weight takes a
-    task away."""
+    """Parameters of the linear merge; the defaults give the paper's mean. A negative weight negates
+    a task vector."""
 
 
 def combine(params: AveragedParams, precomputed: None, part: ParamSlice) -> torch.Tensor:
@@ -46,6 +46,6 @@ def compute_weighted_sum(
 METHODS.register(
     "linear",
     MergeMethod(
-        params=LinearParams, combine=combine, blockwise=always, donors=one_per_weight, neutral={}
+        params=LinearParams, combine=combine, blockwise=True, donors=one_per_weight, neutral={}
     ),
 )

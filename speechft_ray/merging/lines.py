@@ -1,9 +1,7 @@
-"""LiNeS: shallow layers keep less of the task vector than deep ones, on a straight line over depth
-(arXiv 2410.17146).
+"""LiNeS: scales the task vector by a factor that rises linearly with depth (arXiv 2410.17146).
 
-The authors' code (github.com/wang-kee/LiNeS) takes the first number in a name for the block, which
-on a HuBERT makes blocks of the front end's convolutions; here ``layer_pattern`` says what a layer
-is.
+The authors' code (github.com/wang-kee/LiNeS) takes the first number in a name for the block. On a
+HuBERT that makes blocks of the front end's convolutions, so here ``layer_pattern`` finds the layer.
 """
 
 from __future__ import annotations
@@ -13,9 +11,10 @@ from typing import Annotated, Literal, NamedTuple
 import torch
 from pydantic import Field, field_validator
 
+from speechft_ray.core.layers import ENCODER_LAYER, layer_of
 from speechft_ray.merging import ties
-from speechft_ray.merging._layers import ENCODER_LAYER, check_pattern, count_layers, layer_of
-from speechft_ray.merging.base import METHODS, MergeMethod, MergeParams, always
+from speechft_ray.merging._layers import check_pattern, count_layers
+from speechft_ray.merging.base import METHODS, MergeMethod, MergeParams
 from speechft_ray.merging.linear import compute_weighted_sum
 from speechft_ray.merging.param_reader import ParamReader, ParamSlice
 
@@ -24,20 +23,18 @@ class LinesParams(MergeParams):
     """Parameters of LiNeS."""
 
     slope: Annotated[float, Field(ge=0)] = 0.5
-    """How much larger the factor of the last layer is than that of the first: the paper's beta,
-    which it searches."""
+    """Factor of the last layer minus that of the first: the paper's beta, which it searches."""
     shallow: Annotated[float, Field(ge=0)] | None = None
-    """Factor of the first layer and of all that is in no layer: the paper's alpha. ``None``: the
-    paper's own choice, 1 - ``slope`` for one donor; for several the L1 norm of the summed task
-    vectors over that of the merged one and their number."""
+    """Factor of the first layer and of all parameters in no layer: the paper's alpha. ``None``: the
+    paper's own choice, which is 1 - ``slope`` for one donor; for several, the L1 norm of the summed
+    task vectors over that of the merged one, over the number of donors."""
     merged: Literal["sum", "ties"] = "sum"
     """What is scaled: the sum of the task vectors, or the TIES merge with the defaults of ``ties``
     and ``density``."""
     density: Annotated[float, Field(gt=0, le=1)] = 0.2
     """Density of the trim, for ``merged: ties``."""
     layer_pattern: str = ENCODER_LAYER
-    """Regular expression that finds the group ``layer``, the number of the layer, in the name of a
-    parameter."""
+    """Regular expression whose group ``layer`` is the number of the layer in a parameter's name."""
 
     @field_validator("layer_pattern")
     @classmethod
@@ -46,7 +43,7 @@ class LinesParams(MergeParams):
 
 
 class LinesGlobals(NamedTuple):
-    """What LiNeS must know of the whole model."""
+    """Precomputed values of LiNeS."""
 
     layers: int
     shallow: float
@@ -54,7 +51,7 @@ class LinesGlobals(NamedTuple):
 
 
 def precompute(params: LinesParams, reader: ParamReader) -> LinesGlobals:
-    """Counts the layers and measures the norms, where they set the factor."""
+    """Counts the layers, and computes the norms where they determine the factor ``shallow``."""
     layers = count_layers((group.name for group in reader.groups), params.layer_pattern)
     ties_globals = ties.precompute(_ties(params), reader) if params.merged == "ties" else None
     if params.shallow is not None:
@@ -69,8 +66,8 @@ def precompute(params: LinesParams, reader: ParamReader) -> LinesGlobals:
 
 
 def combine(params: LinesParams, precomputed: LinesGlobals, part: ParamSlice) -> torch.Tensor:
-    """Returns the merged task vector times shallow + slope * l / (L - 1), with l the layer from 0
-    and L their number."""
+    """Returns the merged task vector times shallow + slope * l / (L - 1), with l the layer from
+    0 and L the number of layers."""
     layer = layer_of(part.name, params.layer_pattern)
     depth = layer / (precomputed.layers - 1) if layer else 0.0
     return _combine(params, precomputed.ties, part) * (precomputed.shallow + params.slope * depth)
@@ -96,7 +93,7 @@ METHODS.register(
         params=LinesParams,
         combine=combine,
         precompute=precompute,
-        blockwise=always,
+        blockwise=True,
         neutral={"slope": 0.0},
     ),
 )

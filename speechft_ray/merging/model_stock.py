@@ -1,4 +1,4 @@
-"""Model stock: the mean of the donors drawn towards the base by how much they disagree, tensor by
+"""Model stock: pulls the mean of the donors towards the base the more they disagree, tensor by
 tensor (arXiv 2403.19522)."""
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ class ModelStockParams(MergeParams):
 
 
 def donors(params: ModelStockParams) -> DonorRange:
-    """Two or more: the angle between donors is what it measures."""
+    """Two or more, since it measures the angle between donors."""
     return 2, None
 
 
@@ -25,8 +25,8 @@ def combine(params: ModelStockParams, precomputed: None, part: ParamSlice) -> to
     """Returns t times the mean task vector, with t = n c / (1 + (n - 1) c) and c the mean cosine of
     all pairs.
 
-    As in the paper t is not held to [0, 1]: donors that pull apart (c < 0) give a step back. Where
-    they cancel, so that the denominator is 0, t is 0.
+    As in the paper, t is not clipped to [0, 1]: donors in opposite directions (c < 0) give a step
+    back. Where they cancel, so that the denominator is 0, t is 0.
     """
     count = len(part.vectors)
     pairs = [

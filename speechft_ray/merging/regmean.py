@@ -1,9 +1,9 @@
-"""RegMean: the linear layers whose outputs are nearest to those of all donors on their own data
-(arXiv 2212.09849).
+"""RegMean: solves for the linear layers whose outputs are nearest to those of all donors on their
+own data (arXiv 2212.09849).
 
-The inner products of a layer's inputs, X^T X over the number of rows, are gathered by the donors'
-fine-tuning with ``gather: [gram]``. Parameters without them, all but the weights of linear layers,
-are averaged.
+The donors' fine-tuning gathers the inner products of a layer's inputs, X^T X over the number of
+rows, with ``gather: [gram]``. Only the weights of linear layers have them; all other parameters are
+averaged.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from speechft_ray.merging.base import METHODS, MergeMethod, MergeParams
 from speechft_ray.merging.param_reader import ParamSlice
 
 RIDGE = 1e-6
-"""Pull towards the plain mean, as a share of the mean squared input. It decides about inputs that
-are 0 for all donors, for which the paper's equation has no answer, and about little else that
-float32 could tell."""
+"""Ridge towards the plain mean, as a share of the mean squared input. It determines the columns of
+inputs that are 0 for all donors, for which the paper's equation has no solution, and changes other
+columns by little more than float32 resolves."""
 
 
 class RegmeanParams(MergeParams):
@@ -33,7 +33,7 @@ class RegmeanParams(MergeParams):
 
 def combine(params: RegmeanParams, precomputed: None, part: ParamSlice) -> torch.Tensor:
     """Returns (sum_i vector_i G_i) (sum_i G_i)^-1, which is the paper's closed form with theta0
-    taken off both sides."""
+    subtracted from both sides."""
     if len(part.vectors) == 1:
         return part.vectors[0]
     if not part.statistics:

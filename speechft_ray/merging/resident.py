@@ -1,5 +1,7 @@
-"""Merges that stay in memory: base and task vectors are read once, so that a scan over alpha or
-scale costs one pass each."""
+"""Merges whose base and task vectors stay in memory.
+
+Base and donors are read once. A scan over alpha or scale then costs one pass per point.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 
 from speechft_ray.merging.algebra import (
+    CombinedGroup,
     check_alpha,
     check_overflow,
     combine_all,
@@ -29,29 +32,23 @@ from speechft_ray.merging.base import METHODS, MergeParams, validate_params
 from speechft_ray.merging.param_reader import ParamGroup, ParamReader, ParamSlice, make_read
 
 CACHE_SIZE = 2
-"""Combined task vectors that are kept, each as large as the base: one that is scanned and the one
-before it."""
+"""Combined task vectors in the cache, each as large as the base: the current one and the previous
+one."""
 
 
-class _Step(NamedTuple):
-    group: ParamGroup
-    combined: torch.Tensor
-    untouched: bool
+class _CachedGroup(NamedTuple):
+    combined: CombinedGroup
     largest: float
-    """Magnitude that nothing in ``combined`` exceeds."""
-
-
-def _largest(tensor: torch.Tensor) -> float:
-    return max(abs(float(end)) for end in torch.aminmax(tensor)) if tensor.numel() else 0.0
+    """Largest magnitude in the combined task vector."""
 
 
 class ResidentMerger:
-    """A base, its donors' task vectors and one output buffer, kept for any number of merges.
+    """Holds a base, its donors' task vectors and one output buffer for any number of merges.
 
-    Tensors of base and donors are used where they lie and must not change meanwhile; they may be
-    views of a mapped file or of memory that processes share. Needs memory for the task vectors, the
-    output and up to ``KEPT`` combined task vectors. What surveys found about the task vectors
-    alone, such as the trims of TIES by density, is kept as well.
+    Tensors of base and donors are used in place and must not change meanwhile. They may be views of
+    a mapped file or of shared memory. Beside them, memory holds the task vectors, the output and up
+    to ``CACHE_SIZE`` combined task vectors. Results of ``precompute`` that depend on the task
+    vectors alone, such as the cuts of TIES by density, are cached as well.
     """
 
     def __init__(
@@ -61,8 +58,8 @@ class ResidentMerger:
         protected_prefixes: Sequence[str] = (),
         statistics: Sequence[StateDict] | None = None,
     ) -> None:
-        """Raises ``UserError`` where ``algebra.merge`` would, but for values, which are read by the
-        first merge."""
+        """Raises ``UserError`` where ``algebra.merge`` does, except for values: the first merge
+        reads and checks those."""
         self._base, self._donors, self._statistics = base, tuple(donors), statistics
         self._prefixes = tuple(protected_prefixes)
         self._tied = find_tied(base)
@@ -70,82 +67,104 @@ class ResidentMerger:
             check_compatible(base, donor, f"donor {index + 1}", self._prefixes)
         self._getters = [donor.__getitem__ for donor in donors]
         self._readers: dict[tuple[torch.dtype, PosConv, str | None], ParamReader] = {}
-        self._steps: OrderedDict[str, list[_Step]] = OrderedDict()
+        self._combined: OrderedDict[str, list[_CachedGroup]] = OrderedDict()
         self._out: dict[str, torch.Tensor] = {}
         self._largest: dict[str, float] = {}
 
     def merge(
         self, method: str, params: Mapping[str, Any], alpha: float
     ) -> dict[str, torch.Tensor]:
-        """Returns what ``algebra.merge`` would, bit for bit, in tensors to be read only, which the
-        next merge overwrites.
+        """Returns the result of ``algebra.merge``, bit for bit, in read-only tensors that the next
+        merge overwrites.
 
-        Only ``alpha`` and ``scale`` may change for a merge to cost one pass over the output.
+        A merge costs one pass over the output where only ``alpha`` or ``scale`` differ from a
+        cached one.
         """
         checked = validate_params(method, params, donors=len(self._donors))
         check_alpha(alpha)
-        out = self._buffer()
+        out = self._output_buffer()
         with torch.no_grad():
+            # alpha 0 is the base, whatever the method.
             if alpha == 0.0:
-                for key in {key for group in self._groups(checked) for key in group.keys}:
+                for key in {key for group in self._find_groups(checked) for key in group.keys}:
                     out[key].copy_(self._base[key])
                 return dict(out)
+            # Write base + alpha * scale * combined into the buffer, group by group.
             at_risk: dict[str, torch.Tensor] = {}
-            for step in self._combine(method, checked):
-                args = (checked.scale, step.untouched, self._base.__getitem__, self._getters, alpha)
-                interpolate_into(out, step.group, step.combined, *args)
-                if self._may_overflow(step, alpha * checked.scale):
-                    at_risk |= {key: out[key] for key in step.group.keys}
+            for item in self._combine(method, checked):
+                interpolate_into(
+                    out,
+                    item.combined,
+                    checked.scale,
+                    self._base.__getitem__,
+                    self._getters,
+                    alpha,
+                )
+                if self._may_overflow(item, alpha * checked.scale):
+                    at_risk |= {key: out[key] for key in item.combined.group.keys}
+            # Look only at the tensors whose bound does not rule out an overflow.
             check_overflow(at_risk)
         return dict(out)
 
-    def _buffer(self) -> dict[str, torch.Tensor]:
+    def _output_buffer(self) -> dict[str, torch.Tensor]:
+        """Returns the output tensors, which the first call copies from the base."""
         if not self._out:
             for key, tensor in self._base.items():
                 first = self._tied[key]
                 self._out[key] = self._out[first] if first != key else tensor.detach().clone()
         return self._out
 
-    def _combine(self, method: str, params: MergeParams) -> list[_Step]:
-        """Returns the combined task vector of these parameters, without ``scale``, made anew or
-        kept from before."""
+    def _combine(self, method: str, params: MergeParams) -> list[_CachedGroup]:
+        """Returns the combined task vector of these parameters, without ``scale``, from the cache
+        where it is there."""
         key = f"{method} {params.model_dump_json(exclude={'scale'})}"
-        if key in self._steps:
-            self._steps.move_to_end(key)
-            return self._steps[key]
-        reader = self._reader_for(method, params)
+        if key in self._combined:
+            self._combined.move_to_end(key)
+            return self._combined[key]
+        reader = self._read_vectors(method, params)
+        # A full cache gives up its oldest entry, whose memory is used again.
         spare: dict[str, torch.Tensor] = {}
-        if len(self._steps) >= CACHE_SIZE:
-            _, old = self._steps.popitem(last=False)
-            spare = {step.group.name: step.combined for step in old if not step.untouched}
-        self._steps[key] = [
-            _Step(*combined_group, _largest(combined_group[1]))
-            for combined_group in combine_all(method, params, reader, spare)
+        if len(self._combined) >= CACHE_SIZE:
+            _, oldest = self._combined.popitem(last=False)
+            spare = {
+                combined.group.name: combined.vector
+                for combined, _ in oldest
+                if not combined.is_donor
+            }
+        self._combined[key] = [
+            _CachedGroup(combined, _largest_magnitude(combined.vector))
+            for combined in combine_all(method, params, reader, spare)
         ]
-        return self._steps[key]
+        return self._combined[key]
 
-    def _may_overflow(self, step: _Step, factor: float) -> bool:
-        """Whether the number type of the base may be too narrow for a result; saves a look at every
-        value of each merge."""
-        base = self._base[step.group.name].detach()
-        if step.group.name not in self._largest:
-            self._largest[step.group.name] = _largest(base)
-        bound = self._largest[step.group.name] + abs(factor) * step.largest
-        return len(step.group.keys) > 1 or not bound < torch.finfo(base.dtype).max / 2
+    def _may_overflow(self, item: _CachedGroup, factor: float) -> bool:
+        """Whether the base's dtype may be too narrow for a result.
 
-    def _groups(self, params: MergeParams) -> tuple[ParamGroup, ...]:
+        The bound |base| + |factor| * |combined| saves a look at every value of each merge.
+        """
+        group = item.combined.group
+        base = self._base[group.name].detach()
+        if group.name not in self._largest:
+            self._largest[group.name] = _largest_magnitude(base)
+        bound = self._largest[group.name] + abs(factor) * item.largest
+        return len(group.keys) > 1 or not bound < torch.finfo(base.dtype).max / 2
+
+    def _find_groups(self, params: MergeParams) -> tuple[ParamGroup, ...]:
         return find_groups(self._base, self._tied, self._prefixes, params.pos_conv)
 
-    def _reader_for(self, method: str, params: MergeParams) -> ParamReader:
-        """Returns the task vectors of this number type, read and checked once."""
+    def _read_vectors(self, method: str, params: MergeParams) -> ParamReader:
+        """Returns a reader of task vectors in memory. Reads and checks them once per dtype,
+        ``pos_conv`` and kind of statistics."""
         needs = METHODS.get(method).needs
         key = (params.dtype, params.pos_conv, needs)
         if key not in self._readers:
-            groups = self._groups(params)
+            # Check that what the base ties is tied in the donors, and that statistics are there.
+            groups = self._find_groups(params)
             for index, getter in enumerate(self._getters):
                 check_tied(self._tied, groups, getter, f"donor {index + 1}")
-            gathered = make_statistics_lookup(method, self._statistics, len(self._donors))
-            read = make_read(self._base.__getitem__, self._getters, params.dtype, gathered)
+            lookup = make_statistics_lookup(method, self._statistics, len(self._donors))
+            # Compute all task vectors, then check their values.
+            read = make_read(self._base.__getitem__, self._getters, params.dtype, lookup)
             parts: dict[str, ParamSlice] = {group.name: read(group) for group in groups}
             reader = ParamReader(
                 groups=groups, donors=len(self._donors), read=lambda group: parts[group.name]
@@ -153,3 +172,7 @@ class ResidentMerger:
             check_finite(reader, self._base.__getitem__, self._getters)
             self._readers[key] = reader
         return self._readers[key]
+
+
+def _largest_magnitude(tensor: torch.Tensor) -> float:
+    return max(abs(float(end)) for end in torch.aminmax(tensor)) if tensor.numel() else 0.0

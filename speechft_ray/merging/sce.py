@@ -1,5 +1,5 @@
-"""SCE: select where donors differ most, calculate a weight per donor and tensor, erase minority
-signs (arXiv 2408.07990)."""
+"""SCE: selects positions where donors differ most, calculates a weight per donor and tensor, erases
+minority signs (arXiv 2408.07990)."""
 
 from __future__ import annotations
 
@@ -18,13 +18,12 @@ class SceParams(MergeParams):
     """Parameters of SCE."""
 
     density: Annotated[float, Field(gt=0, le=1)] = 0.1
-    """Share that is selected, by the variance across donors, of the positions at which they differ
-    at all (the paper's tau, 10 %; mergekit's ``select_topk``, 1). 1 selects all; so does a lone
-    donor."""
+    """Share of the positions with variance across donors that is selected, the largest variances
+    first (the paper's tau, 10 %; mergekit's ``select_topk``, 1). 1 and a lone donor select all."""
 
 
 def combine(params: SceParams, precomputed: None, part: ParamSlice) -> torch.Tensor:
-    """Returns the mean of the selected values that have the elected sign, weighed by each donor's
+    """Returns the mean of the selected values that have the elected sign, weighted by each donor's
     mean square."""
     values = (
         part.vectors

@@ -1,9 +1,9 @@
 """Spherical interpolation between two donors (Shoemake 1985, doi 10.1145/325165.325242), tensor by
 tensor.
 
-mergekit turns from one *weight* to the other, between which the angle is almost 0 after
-fine-tuning: on a HuBERT most tensors then take its straight line. The default here turns between
-the *task vectors*, whose angles are wide.
+mergekit interpolates between the *weights*. After fine-tuning their angle is almost 0, so on a
+HuBERT most tensors fall back to a straight line. The default here interpolates between the *task
+vectors*, whose angles are wide.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ class SlerpParams(MergeParams):
     t: Annotated[float, Field(ge=0, le=1)] = 0.5
     """Share of the second donor: 0 is the first, 1 the second."""
     on: On = "vectors"
-    """What is turned: the ``vectors`` theta_i - theta0 (mergekit's ``nuslerp`` with a base), or the
-    ``weights`` theta_i (its ``slerp``)."""
+    """What is interpolated: the ``vectors`` theta_i - theta0 (mergekit's ``nuslerp`` with a base), or
+    the ``weights`` theta_i (its ``slerp``)."""
     lerp_above: Annotated[float, Field(gt=0, le=1)] = 0.9995
-    """Size of the cosine above which the mix is a straight line instead (mergekit's ``slerp``; its
+    """Absolute cosine above which the interpolation is linear instead (mergekit's ``slerp``; its
     ``nuslerp``: almost 1)."""
 
 

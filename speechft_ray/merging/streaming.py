@@ -1,8 +1,9 @@
 """Merging safetensors files tensor by tensor, for models that are larger than memory.
 
-The result is written as it is made. A safetensors file is 8 bytes with the length of the header
-(little-endian), the header, which is JSON with the type, shape and place of each tensor, and the
-tensors' bytes without gaps; so with the header first, tensors can follow in any order.
+Each tensor is written as soon as it is merged. A safetensors file consists of 8 bytes with the
+length of the header (little-endian), the header, which is JSON with the dtype, shape and offsets of
+each tensor, and the tensors' bytes without gaps. With the header written first, tensors can follow
+in any order.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,10 @@ DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
-"""Number types of safetensors files that are read and written."""
+"""Dtypes of safetensors files that are read and written."""
+
+Write = Callable[[str, torch.Tensor], None]
+"""Writes the tensor of a key into the output file."""
 
 
 def merge_files(
@@ -59,55 +63,51 @@ def merge_files(
     donors: Sequence[Path],
     alpha: float,
     out: Path,
-    protected_prefixes: Sequence[str] = (),
-    device: str = "cpu",
     memory_bytes: int | None = None,
 ) -> None:
-    """Merges safetensors files into the file ``out``, which appears whole or not at all; values are
-    those of ``algebra.merge``.
+    """Merges safetensors files into the file ``out``, which appears whole or not at all.
 
-    Inputs that fit into ``memory_bytes`` (``None``: half of what is free) stay mapped into memory.
-    Of larger ones no more is there at any time than one tensor of the base, of each donor and of
-    the result, and one more, in the number type of the arithmetic: at most the largest tensor times
-    (donors + 2). Methods that need a tensor whole (``MergeMethod.blockwise``) add what they work
-    with. Each pass of a method then reads the files again, five times for TIES. ``device``: where
-    tensors are read to and merged.
+    Values are those of ``algebra.merge``. Inputs that fit into ``memory_bytes`` (``None``: half of
+    the free memory) stay mapped into memory. Larger ones are read tensor by tensor: memory then
+    holds at most one tensor of the base, of each donor and of the result, and one more, in the
+    dtype of the arithmetic, which is the largest tensor times (donors + 2). Methods that need a
+    tensor whole (not ``MergeMethod.blockwise``) add their own working memory. Each pass of a method
+    reads the files again, five times for TIES.
 
     Raises ``UserError`` where ``algebra.merge`` does, for files that cannot be read, and for a disk
     too small for the result.
     """
+    # Check parameters, names, shapes and disk space; only the headers of the files are read.
     checked = validate_params(method, params, donors=len(donors))
     check_alpha(alpha)
-    header, *donor_headers = (_read_layout(path) for path in (base, *donors))
-    prefixes = tuple(protected_prefixes)
-    groups = find_groups(header, find_tied(header), prefixes, checked.pos_conv)
-    for index, donor in enumerate(donor_headers):
-        check_compatible(header, donor, f"donor {index + 1}", prefixes)
+    layout, *donor_layouts = (_read_layout(path) for path in (base, *donors))
+    groups = find_groups(layout, find_tied(layout), (), checked.pos_conv)
+    for index, donor_layout in enumerate(donor_layouts):
+        check_compatible(layout, donor_layout, f"donor {index + 1}", ())
     make_statistics_lookup(method, None, len(donors))
-    check_disk_space(out, sum(tensor.numel() * tensor.element_size() for tensor in header.values()))
+    check_disk_space(out, sum(tensor.numel() * tensor.element_size() for tensor in layout.values()))
+    # Map small inputs once; open large ones again for each tensor.
     paths = (base, *donors)
-    fits = sum(path.stat().st_size for path in paths) <= (
-        _free_bytes() // 2 if memory_bytes is None else memory_bytes
-    )
-    getters = [
-        _map_file(path, device) if fits else _reopen_for_each(path, device) for path in paths
-    ]
-    with _open_output(out, header) as write, torch.no_grad():
-        merged_keys = {key for group in groups for key in group.keys} if alpha > 0.0 else set()
-        for key in header.keys() - merged_keys:
+    limit = _free_memory_bytes() // 2 if memory_bytes is None else memory_bytes
+    open_tensors = _map_file if sum(path.stat().st_size for path in paths) <= limit else _reopen
+    getters = [open_tensors(path) for path in paths]
+    # Copy what is not merged, then write each group as soon as it is merged.
+    merged_keys = {key for group in groups for key in group.keys} if alpha > 0.0 else set()
+    with _open_output(out, layout) as write, torch.no_grad():
+        for key in layout.keys() - merged_keys:
             write(key, getters[0](key))
         if merged_keys:
             _merge(method, checked, groups, getters, alpha, write)
 
 
 def check_disk_space(out: Path, size_bytes: int) -> None:
-    """Raises ``UserError`` when the disk of ``out`` has fewer free bytes, before anything is
-    computed."""
-    free = shutil.disk_usage(out.absolute().parent).free
+    """Raises ``UserError`` when the disk of ``out`` has fewer than ``size_bytes`` free."""
+    folder = out.absolute().parent
+    free = shutil.disk_usage(folder).free
     if free < size_bytes:
         raise UserError(
-            f"the merged model needs {size_bytes / 1e6:,.0f} MB, but {out.absolute().parent} has {free / 1e6:,.0f} MB free: "
-            "free some space or give another --out."
+            f"the merged model needs {size_bytes / 1e6:,.0f} MB, but {folder} has "
+            f"{free / 1e6:,.0f} MB free: free some space or give another --out."
         )
 
 
@@ -117,86 +117,93 @@ def _merge(
     groups: tuple[ParamGroup, ...],
     getters: Sequence[GetTensor],
     alpha: float,
-    write: Any,
+    write: Write,
 ) -> None:
+    """Merges group by group and writes each result."""
     base, *donors = getters
     reader = make_reader(groups, base, donors, params.dtype, lambda name: ())
     check_finite(reader, base, donors)
-    for group, combined, untouched in combine_all(method, params, reader):
-        # The result takes the place of the combined task vector where its number type allows it.
-        out = {key: _result_buffer(base(key), combined) for key in group.keys}
-        interpolate_into(out, group, combined, params.scale, untouched, base, donors, alpha)
+    for combined in combine_all(method, params, reader):
+        # The result overwrites the combined task vector where shape and dtype allow it.
+        out = {key: _result_buffer(base(key), combined.vector) for key in combined.group.keys}
+        interpolate_into(out, combined, params.scale, base, donors, alpha)
         check_overflow(out)
         for key, tensor in out.items():
             write(key, tensor)
 
 
-def _result_buffer(like: torch.Tensor, combined: torch.Tensor) -> torch.Tensor:
-    fits = like.shape == combined.shape and like.dtype == combined.dtype
-    return combined if fits else torch.empty_like(like)
+def _result_buffer(like: torch.Tensor, vector: torch.Tensor) -> torch.Tensor:
+    fits = like.shape == vector.shape and like.dtype == vector.dtype
+    return vector if fits else torch.empty_like(like)
 
 
-def _free_bytes() -> int:
+def _free_memory_bytes() -> int:
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
-def _map_file(path: Path, device: str) -> GetTensor:
-    with safe_open(path, framework="pt", device=device) as opened:
-        tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118  # not a mapping
+def _map_file(path: Path) -> GetTensor:
+    """Maps all tensors of a file into memory."""
+    with safe_open(path, framework="pt") as file:
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  # not a mapping
     return tensors.__getitem__
 
 
-def _reopen_for_each(path: Path, device: str) -> GetTensor:
+def _reopen(path: Path) -> GetTensor:
+    """Opens the file again for each tensor: pages of a mapped file count as this process's memory
+    until it is closed."""
+
     def read(key: str) -> torch.Tensor:
-        # Opened again for each tensor: pages of a mapped file count as this process's memory until
-        # it is closed.
-        with safe_open(path, framework="pt", device=device) as opened:
-            tensor: torch.Tensor = opened.get_tensor(key)
+        with safe_open(path, framework="pt") as file:
+            tensor: torch.Tensor = file.get_tensor(key)
             return tensor
 
     return read
 
 
 def _read_layout(path: Path) -> dict[str, torch.Tensor]:
-    """Returns the names, shapes and types in a file, as tensors without values."""
-    header = {}
+    """Returns the names, shapes and dtypes in a file, as tensors without values."""
+    layout = {}
     try:
-        with safe_open(path, framework="pt") as opened:
-            for key in opened.keys():  # noqa: SIM118  # not a mapping
-                group = opened.get_slice(key)
-                if group.get_dtype() not in DTYPES:
+        with safe_open(path, framework="pt") as file:
+            for key in file.keys():  # noqa: SIM118  # not a mapping
+                view = file.get_slice(key)
+                dtype = view.get_dtype()
+                if dtype not in DTYPES:
                     raise UserError(
-                        f"{path} holds {key} as {group.get_dtype()}. Number types that merge: {', '.join(DTYPES)}."
+                        f"{path} holds {key} as {dtype}. "
+                        f"Number types that merge: {', '.join(DTYPES)}."
                     )
-                header[key] = torch.empty(
-                    group.get_shape(), dtype=DTYPES[group.get_dtype()], device="meta"
-                )
+                layout[key] = torch.empty(view.get_shape(), dtype=DTYPES[dtype], device="meta")
     except (SafetensorError, OSError) as error:
         raise UserError(
             f"{path} is not a whole safetensors file ({error}). Copy it again from where it came."
         ) from error
-    return header
+    return layout
 
 
 @contextmanager
-def _open_output(out: Path, layout: StateDict) -> Iterator[Any]:
-    """Yields ``write(key, tensor)`` for a new safetensors file of that form, which replaces ``out``
-    when all went well."""
+def _open_output(out: Path, layout: StateDict) -> Iterator[Write]:
+    """Yields ``write(key, tensor)`` for a new safetensors file of that layout.
+
+    The file replaces ``out`` when the block ends without an exception; else nothing is left of it.
+    """
     descriptor, name = tempfile.mkstemp(prefix=f".{out.name}-", dir=out.parent)
     temporary = Path(name)
     try:
-        header, places = _make_header(layout)
+        # The header is known before any value, so tensors can be written in any order.
+        header, offsets = _make_header(layout)
         os.pwrite(descriptor, header, 0)
 
         def write(key: str, tensor: torch.Tensor) -> None:
             flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
             rest = flat.numpy().data
-            place = len(header) + places[key]
+            position = len(header) + offsets[key]
             while rest:
-                done = os.pwrite(descriptor, rest, place)
-                rest, place = rest[done:], place + done
+                written = os.pwrite(descriptor, rest, position)
+                rest, position = rest[written:], position + written
 
         yield write
+        # Only a complete file takes the name of the result.
         os.fchmod(descriptor, 0o644)
         os.fsync(descriptor)
         temporary.replace(out)
@@ -210,21 +217,23 @@ def _open_output(out: Path, layout: StateDict) -> Iterator[Any]:
 
 
 def _make_header(layout: StateDict) -> tuple[bytes, dict[str, int]]:
-    """Returns the header of a safetensors file, and where behind it each tensor begins, in bytes;
-    wide types come first."""
+    """Returns the header of a safetensors file and the offset of each tensor behind it, in bytes.
+
+    Wide dtypes come first, so that every tensor is aligned.
+    """
     names = {dtype: name for name, dtype in DTYPES.items()}
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    places: dict[str, int] = {}
+    offsets: dict[str, int] = {}
     end = 0
     for key in sorted(layout, key=lambda key: (-layout[key].element_size(), key)):
         tensor = layout[key]
-        places[key] = end
+        offsets[key] = end
         end += tensor.numel() * tensor.element_size()
         header[key] = {
             "dtype": names[tensor.dtype],
             "shape": list(tensor.shape),
-            "data_offsets": [places[key], end],
+            "data_offsets": [offsets[key], end],
         }
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text, places
+    return len(text).to_bytes(8, "little") + text, offsets

@@ -1,4 +1,5 @@
-"""TIES: trim each task vector, elect one sign per position, average what agrees (arXiv 2306.01708).
+"""TIES: trims each task vector, elects one sign per position, averages the values that have it
+(arXiv 2306.01708).
 
 Speech-FT (arXiv 2502.12672, Eq. 4) merges with TIES and states none of its settings. The defaults
 are those of the authors' code (github.com/prateeky2806/ties-merging, ``src/utils/merge_utils.py``;
@@ -20,14 +21,14 @@ from speechft_ray.merging._consensus import (
     require_votes,
 )
 from speechft_ray.merging._trim import Cuts, compute_cuts, trim_vectors
-from speechft_ray.merging.base import METHODS, AveragedParams, MergeMethod, always, one_per_weight
+from speechft_ray.merging.base import METHODS, AveragedParams, MergeMethod, one_per_weight
 from speechft_ray.merging.param_reader import ParamReader, ParamSlice
 
 _MERGEKIT = {"scope": "tensor", "kept": "exact", "weigh_election": True, "zero_sign": "positive"}
 
 
 class TiesParams(AveragedParams):
-    """Parameters of TIES; the defaults are those of the authors' code, which knows no weights."""
+    """Parameters of TIES; the defaults are those of the authors' code, which has no weights."""
 
     density: Annotated[float, Field(gt=0, le=1)] = 0.2
     """Share of the positions of a task vector that the trim keeps; 1 keeps all. Positions of frozen
@@ -37,7 +38,7 @@ class TiesParams(AveragedParams):
     tensor (mergekit, PEFT)."""
     kept: Literal["threshold", "exact"] = "threshold"
     """``threshold``: int(n * density) + 1 positions and all that tie with the last (the authors'
-    code). ``exact``: int(n * density), at least 1; among ties those that come first (mergekit);
+    code). ``exact``: int(n * density), at least 1; of equal magnitudes the first ones (mergekit);
     only with ``scope: tensor``."""
     elect: Elect = "mass"
     """The sign of a position is that of the summed values (``mass``) or of the summed signs
@@ -70,7 +71,7 @@ class TiesParams(AveragedParams):
 
 
 class TiesGlobals(NamedTuple):
-    """What TIES must know of the whole model."""
+    """Precomputed values of TIES."""
 
     cuts: Cuts
     zero_is_positive: bool
@@ -78,8 +79,10 @@ class TiesGlobals(NamedTuple):
 
 
 def precompute(params: TiesParams, reader: ParamReader) -> TiesGlobals:
-    """Finds the thresholds, then the majority of the elected signs; reads the model up to three
-    times (float32)."""
+    """Computes the thresholds, then the majority of the elected signs.
+
+    Reads a float32 model up to three times.
+    """
     cuts = compute_cuts(reader, params.density, params.scope, params.kept)
     if params.zero_sign == "positive":
         return TiesGlobals(cuts, True)
@@ -112,7 +115,7 @@ METHODS.register(
         params=TiesParams,
         combine=combine,
         precompute=precompute,
-        blockwise=always,
+        blockwise=True,
         donors=one_per_weight,
         neutral={"density": 1.0},
     ),

@@ -1,5 +1,5 @@
-"""TSV-M: keep the strongest singular directions of each task and make those of all tasks orthogonal
-(arXiv 2412.00081).
+"""TSV-M: keeps the strongest singular directions of each task and makes those of all tasks
+orthogonal (arXiv 2412.00081).
 
 Only matrices have singular vectors. All other tensors, convolutions among them, are averaged, as in
 the authors' code (github.com/AntoAndGar/task_singular_vectors).
@@ -22,28 +22,29 @@ def combine(params: TsvMParams, precomputed: None, part: ParamSlice) -> torch.Te
     """Returns U S V of the kept directions of all donors, each donor with its share 1/n of the
     rank, at least 1.
 
-    U and V are replaced by the nearest matrices with orthogonal columns. A donor that left the
-    matrix as it was has no direction to add. A lone donor keeps its whole rank, which is the task
-    vector itself.
+    U and V are replaced by the nearest matrices with orthogonal columns. A donor whose task vector
+    is 0 adds no direction. A lone donor keeps its whole rank, which is the task vector itself.
     """
     if len(part.vectors) == 1:
         return part.vectors[0]
     if part.base.dim() != 2:
         return mean(part.vectors)
     rank = max(1, min(part.base.shape) // len(part.vectors))
-    kept = [_strongest(vector, rank) for vector in part.vectors if bool(vector.any())]
-    if not kept:
+    triples = [_truncate_svd(vector, rank) for vector in part.vectors if bool(vector.any())]
+    if not triples:
         return torch.zeros_like(part.base)
-    left, values, right = (torch.cat(each, dim=-1) for each in zip(*kept, strict=True))
-    return (_orthogonal(left) * values) @ _orthogonal(right).T
+    left, values, right = (torch.cat(each, dim=-1) for each in zip(*triples, strict=True))
+    return (_orthogonalize(left) * values) @ _orthogonalize(right).T
 
 
-def _strongest(matrix: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def _truncate_svd(
+    matrix: torch.Tensor, rank: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     left, values, right = torch.linalg.svd(matrix, full_matrices=False)
     return left[:, :rank], values[:rank], right[:rank].T
 
 
-def _orthogonal(matrix: torch.Tensor) -> torch.Tensor:
+def _orthogonalize(matrix: torch.Tensor) -> torch.Tensor:
     """Returns the orthogonal factor of the polar decomposition."""
     left, _, right = torch.linalg.svd(matrix, full_matrices=False)
     return torch.mm(left, right)

@@ -1,7 +1,8 @@
-"""WUDI: descend to the task vector that disturbs each donor least, without data (arXiv 2503.08099).
+"""WUDI: optimises the task vector that interferes least with each donor, without data (arXiv
+2503.08099).
 
 The rows of a matrix' task vector stand for the inputs of its layer. Only matrices are optimised;
-all else is averaged. Defaults are those of the authors' code
+all other tensors are averaged. Defaults are those of the authors' code
 (github.com/nathanielyvo/WUDI-Merging).
 """
 
@@ -28,8 +29,8 @@ class WudiParams(MergeParams):
 
 
 def combine(params: WudiParams, precomputed: None, part: ParamSlice) -> torch.Tensor:
-    """Returns the minimiser m of sum_i |(m - vector_i) vector_i^T|^2 / |vector_i|^2, as far as the
-    steps lead from the sum.
+    """Minimises sum_i |(m - vector_i) vector_i^T|^2 / |vector_i|^2 over m, from the sum, and returns
+    m after the last step.
 
     The gradient 2 (m A - B), with A = sum_i G_i, B = sum_i vector_i G_i and G_i = vector_i^T
     vector_i / |vector_i|^2, costs one product a step for any number of donors. A lone donor is its
