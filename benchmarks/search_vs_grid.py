@@ -28,10 +28,10 @@ from speechft_ray.commands.search import encoder_depth, open_proposer
 from speechft_ray.core.records import Outcome, Place
 from speechft_ray.core.specs import SweepSpec
 from speechft_ray.core.store import Store
-from speechft_ray.search.loop import open_judge, run_search
+from speechft_ray.search.loop import open_evaluator, run_search
 from speechft_ray.search.plan import SearchPlan, make_search_plan
-from speechft_ray.search.proposals import Proposal, Proposer, SearchSpace, Verdict
-from speechft_ray.search.trials import Judge, Trial
+from speechft_ray.search.proposals import Proposal, Proposer, SearchSpace, TrialResult
+from speechft_ray.search.trials import Trial, TrialEvaluator
 from speechft_ray.stages.perform import publish_start, start_encoder
 from speechft_ray.sweep.plan import Inputs
 from speechft_ray.sweep.protocols import Executor
@@ -73,27 +73,27 @@ class Listed:
         """The next point."""
         return next(self.proposals, None)
 
-    def tell(self, number: int, verdict: Verdict) -> None:
+    def tell(self, number: int, result: TrialResult) -> None:
         """Nothing to learn."""
 
 
 class Told:
-    """A listener and an observer that print a line per verdict."""
+    """A observer and an observer that print a line per result."""
 
     def __init__(self, name: str) -> None:
         self.name = name
 
-    def started(self, trial: Trial) -> None: ...
+    def on_trial_start(self, trial: Trial) -> None: ...
     def on_job_start(self, job: object) -> None: ...
-    def told(self, trial: Trial) -> None: ...
+    def on_result_reported(self, trial: Trial) -> None: ...
     def on_progress(self, progress: object) -> None: ...
 
     def on_job_end(self, outcome: Outcome) -> None:
         if not outcome.ok:
             print(f"  failed: {outcome.label}: {outcome.error}", flush=True)
 
-    def judged(self, trial: Trial, judge: Judge) -> None:
-        values = trial.verdict.values if trial.verdict else ()
+    def on_trial_end(self, trial: Trial, evaluator: TrialEvaluator) -> None:
+        values = trial.result.values if trial.result else ()
         text = f"{values[0]:.2f}" if values else trial.state
         print(f"  {self.name} {trial.number}: {text}", flush=True)
 
@@ -136,8 +136,8 @@ def best_at(trials: Sequence[Trial], evaluations: float) -> float:
         cost += 0 if trial.repeats is not None else trial.tasks
         if cost > evaluations:
             break
-        if trial.feasible and trial.verdict:
-            best = max(best, trial.verdict.values[0])
+        if trial.feasible and trial.result:
+            best = max(best, trial.result.values[0])
     return best
 
 
@@ -156,7 +156,7 @@ def one_seed(seed: int, place: Place, executor: Executor) -> dict[str, float]:
             executor, told, lambda outcome: None, threading.Event(), by_priority=True
         )
         found[name] = run_search(plan, store, scheduler, proposer, told)
-        if open_judge(plan, store) is None:
+        if open_evaluator(plan, store) is None:
             raise SystemExit("the controls are incomplete")
     tasks = len(plan.tasks)
     small = len(ALPHAS)

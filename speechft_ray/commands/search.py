@@ -27,10 +27,10 @@ from speechft_ray.report.search_summary import (
     make_trial_row,
 )
 from speechft_ray.search.greedy_soup import GreedySoup
-from speechft_ray.search.loop import open_judge, progress_line, replay_search, run_search
-from speechft_ray.search.plan import SearchPlan, chosen_plan, make_search_plan
-from speechft_ray.search.proposals import corners
-from speechft_ray.search.trials import Judge, Trial
+from speechft_ray.search.loop import open_evaluator, progress_line, replay_search, run_search
+from speechft_ray.search.plan import SearchPlan, make_search_plan, make_selection_plan
+from speechft_ray.search.proposals import extreme_points
+from speechft_ray.search.trials import Trial, TrialEvaluator
 from speechft_ray.stages.perform import perform, start_encoder
 from speechft_ray.sweep.local import LocalExecutor
 from speechft_ray.sweep.plan import Plan
@@ -111,7 +111,7 @@ class MergeSearch:
         """Plans the evaluation of the selected merges; their weights stay in the store."""
         selected = observer.selected()
         if selected:
-            self.plan = chosen_plan(
+            self.plan = make_selection_plan(
                 self.search, [(trial.number, trial.proposal) for trial in selected]
             )
         if publisher is not None:
@@ -130,7 +130,7 @@ class MergeSearch:
         self.replay(None)
         assert self._observer is not None
         progress = progress_line(
-            self._observer.trials, self.search.search.trials, self._observer.judge
+            self._observer.trials, self.search.search.trials, self._observer.evaluator
         )
         print_search_status(self.search, self.plan, self.store, progress, console)
 
@@ -202,7 +202,7 @@ def _merge_mistakes(plan: SearchPlan) -> list[tuple[str, str]]:
             (f"search.axes.{name}", "is per encoder layer, but this encoder has no layers.")
             for name in per_layer
         ]
-    for proposal in corners(plan.space):
+    for proposal in extreme_points(plan.space):
         merge = proposal.merge
         try:
             validate_params(merge.method, merge.params, len(proposal.donors))
@@ -241,33 +241,33 @@ class SearchObserver:
             proposer,
         )
         self.trials: list[Trial] = []
-        self.judge: Judge | None = None
+        self.evaluator: TrialEvaluator | None = None
         self._view = _open_view(plan, store, proposer) if publisher else None
         self._writer = ThreadPoolExecutor(max_workers=1) if self._view else None
 
-    def started(self, trial: Trial) -> None:
+    def on_trial_start(self, trial: Trial) -> None:
         self.trials.append(trial)
         self._show()
 
-    def judged(self, trial: Trial, judge: Judge) -> None:
-        self.judge = judge
+    def on_trial_end(self, trial: Trial, evaluator: TrialEvaluator) -> None:
+        self.evaluator = evaluator
         if trial.error is not None:
             self.display.note(f"trial {trial.number} failed: {trial.error}")
         if self.publisher is not None:
-            self.publisher.log_trial(make_trial_row(self.plan, trial, judge))
+            self.publisher.log_trial(make_trial_row(self.plan, trial, evaluator))
         self._show()
 
-    def told(self, trial: Trial) -> None:
+    def on_result_reported(self, trial: Trial) -> None:
         if self._view is not None and self._writer is not None:
             self._writer.submit(self._view.copy, trial.number)
 
     def selected(self) -> list[Trial]:
         """Returns the best trials by now: one, or the Pareto front of several objectives."""
-        return self.judge.chosen(self.trials) if self.judge else []
+        return self.evaluator.select_best(self.trials) if self.evaluator else []
 
     def findings(self) -> SearchResults:
         """What is known by now; ends the writing of the view."""
-        self.judge = self.judge or open_judge(self.plan, self.store)
+        self.evaluator = self.evaluator or open_evaluator(self.plan, self.store)
         if self._view is not None and self._writer is not None:
             self._writer.submit(self._view.check)
             self._writer.shutdown()
@@ -276,7 +276,7 @@ class SearchObserver:
             self._view = self._writer = None
         return SearchResults(
             plan=self.plan,
-            judge=self.judge,
+            evaluator=self.evaluator,
             trials=self.trials,
             chosen=self.selected(),
             saved=count_saved_evaluations(self.plan, self.trials, self.store),
@@ -291,11 +291,13 @@ class SearchObserver:
         controls = self.plan.controls.of_stage("evaluate")
         left += (
             sum(not self.store.is_complete("evaluate", job.fingerprint) for job in controls)
-            if not self.judge
+            if not self.evaluator
             else 0
         )
         self.display.set_remaining("evaluate", left + 2 * len(self.plan.spec.evaluate))
-        self.display.set_summary(progress_line(self.trials, self.plan.search.trials, self.judge))
+        self.display.set_summary(
+            progress_line(self.trials, self.plan.search.trials, self.evaluator)
+        )
 
 
 def _open_view(

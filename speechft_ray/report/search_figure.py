@@ -51,9 +51,9 @@ def draw_history(findings: SearchResults) -> bytes | None:
         stopped = [
             trial
             for trial in findings.trials
-            if trial.state == "stopped" and trial.verdict and trial.verdict.steps
+            if trial.state == "pruned" and trial.result and trial.result.steps
         ]
-        steps = [trial.verdict.steps[-1] for trial in stopped if trial.verdict]
+        steps = [trial.result.steps[-1] for trial in stopped if trial.result]
         if steps:
             axes.plot(
                 [trial.number for trial in stopped],
@@ -71,8 +71,8 @@ def draw_history(findings: SearchResults) -> bytes | None:
             label="best so far",
         )
         if (
-            findings.judge
-            and (zero := findings.judge.value(name, findings.judge.pretrained)) == zero
+            findings.evaluator
+            and (zero := findings.evaluator.value(name, findings.evaluator.pretrained)) == zero
         ):
             axes.axhline(zero, color="#555555", linestyle="--", linewidth=1, label="pre-trained")
         for trial in findings.chosen[:1]:
@@ -109,7 +109,7 @@ def draw_slices(findings: SearchResults) -> bytes | None:
                 isinstance(value, int | float) and not isinstance(value, bool) for value in drawn
             )
             places = drawn if numbers else [label_text(str(value)) for value in drawn]
-            values = [trial.verdict.values[0] for trial in have if trial.verdict]
+            values = [trial.result.values[0] for trial in have if trial.result]
             shown = axes.scatter(
                 places, values, c=[trial.number for trial in have], cmap="viridis", s=18
             )
@@ -157,9 +157,9 @@ def draw_pareto(findings: SearchResults) -> bytes | None:
                 (list(findings.chosen), "s", CHOSEN, "Pareto front"),
             ):
                 ordered = sorted(
-                    trials, key=lambda trial: trial.verdict.values[0] if trial.verdict else 0.0
+                    trials, key=lambda trial: trial.result.values[0] if trial.result else 0.0
                 )
-                points = [trial.verdict.values for trial in ordered if trial.verdict]
+                points = [trial.result.values for trial in ordered if trial.result]
                 axes.plot(
                     [point[0] for point in points],
                     [point[place] for point in points],
@@ -234,18 +234,18 @@ def _complete_trials(findings: SearchResults) -> list[Trial]:
     return [
         trial
         for trial in findings.trials
-        if trial.verdict is not None and trial.verdict.state == "complete"
+        if trial.result is not None and trial.result.state == "complete"
     ]
 
 
 def _gain(findings: SearchResults) -> Callable[[Trial], float]:
     sign = 1.0 if higher_is_better(metric_name(findings.plan.search.objectives[0])) else -1.0
-    return lambda trial: sign * (trial.verdict.values[0] if trial.verdict else 0.0)
+    return lambda trial: sign * (trial.result.values[0] if trial.result else 0.0)
 
 
 def _points(trials: list[Trial]) -> tuple[list[int], list[float]]:
     return [trial.number for trial in trials], [
-        trial.verdict.values[0] for trial in trials if trial.verdict
+        trial.result.values[0] for trial in trials if trial.result
     ]
 
 

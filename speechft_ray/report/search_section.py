@@ -71,7 +71,7 @@ def _table(findings: SearchResults) -> str:
     ended = [
         trial
         for trial in findings.trials
-        if trial.verdict is not None and trial.verdict.state == "complete"
+        if trial.result is not None and trial.result.state == "complete"
     ]
     ranked = sorted(
         ended, key=lambda trial: (place.get(trial.number, len(place)), *_order(trial, names))
@@ -90,7 +90,7 @@ def _table(findings: SearchResults) -> str:
 
 
 def _row(trial: Trial, names: Sequence[str], mark: str) -> str:
-    values = trial.verdict.values if trial.verdict else ()
+    values = trial.result.values if trial.result else ()
     cells = [
         mark,
         str(trial.number),
@@ -101,7 +101,7 @@ def _row(trial: Trial, names: Sequence[str], mark: str) -> str:
 
 
 def _order(trial: Trial, names: Sequence[str]) -> tuple[float, int]:
-    value = trial.verdict.values[0] if trial.verdict else 0.0
+    value = trial.result.values[0] if trial.result else 0.0
     return (-value if higher_is_better(names[0]) else value), trial.number
 
 

@@ -13,7 +13,7 @@ from speechft_ray.core.objectives import SCORE, metric_name
 from speechft_ray.core.store import Store
 from speechft_ray.report.summary import format_value
 from speechft_ray.search.plan import SearchPlan
-from speechft_ray.search.trials import Judge, Trial
+from speechft_ray.search.trials import Trial, TrialEvaluator
 from speechft_ray.sweep.protocols import EncoderRow
 from speechft_ray.sweep.titles import Params
 
@@ -23,7 +23,7 @@ class SearchResults:
     """What a report says of a search."""
 
     plan: SearchPlan
-    judge: Judge | None
+    evaluator: TrialEvaluator | None
     """``None`` while the controls are not evaluated yet."""
     trials: Sequence[Trial]
     chosen: Sequence[Trial]
@@ -34,7 +34,12 @@ class SearchResults:
     """By axis; empty for too few trials."""
 
 
-def make_trial_row(plan: SearchPlan, trial: Trial, judge: Judge) -> EncoderRow:
+LOGGED_STATES = {"pruned": "stopped"}
+"""Words for trial states in MLflow where they differ from ours. A param of an MLflow run cannot be
+changed, and runs that exist have this one."""
+
+
+def make_trial_row(plan: SearchPlan, trial: Trial, evaluator: TrialEvaluator) -> EncoderRow:
     """Returns one trial as a row: what was drawn, its dev metrics, and how it ended. It has no test
     metric."""
     drawn = {
@@ -43,7 +48,7 @@ def make_trial_row(plan: SearchPlan, trial: Trial, judge: Judge) -> EncoderRow:
     }
     params: Params = {
         "trial": trial.number,
-        "state": trial.state,
+        "state": LOGGED_STATES.get(trial.state, trial.state),
         "method": trial.proposal.merge.method,
         **drawn,
     }
@@ -52,7 +57,7 @@ def make_trial_row(plan: SearchPlan, trial: Trial, judge: Judge) -> EncoderRow:
         for name, value in trial.metrics.items()
     }
     if trial.state == "complete" and trial.tasks == len(plan.spec.evaluate):
-        metrics["dev.score"] = judge.value(SCORE, trial.metrics)
+        metrics["dev.score"] = evaluator.value(SCORE, trial.metrics)
     return EncoderRow(f"{trial.key}.{trial.number}", f"trial {trial.number}", params, metrics, True)
 
 
@@ -69,7 +74,7 @@ def count_saved_evaluations(
         keys = {plan.evaluation(trial.proposal, trial.number, task): trial for trial in trials}
         made = [key for key in keys if store.is_complete("evaluate", key)]
         missing = sum(
-            trial.state == "stopped" and trial.tasks <= place
+            trial.state == "pruned" and trial.tasks <= place
             for key, trial in keys.items()
             if key not in set(made)
         )
@@ -85,11 +90,11 @@ def search_sentences(findings: SearchResults) -> list[str]:
     plan, trials = findings.plan, findings.trials
     counts = {
         state: sum(trial.state == state for trial in trials)
-        for state in ("complete", "stopped", "failed", "running")
+        for state in ("complete", "pruned", "failed", "running")
     }
     repeated = sum(trial.repeats is not None for trial in trials)
     told = [f"{counts['complete']} evaluated in full"]
-    told += [f"{counts[state]} {text}" for state, text in (("stopped", "stopped early"), ("failed", "failed"),
+    told += [f"{counts[state]} {text}" for state, text in (("pruned", "stopped early"), ("failed", "failed"),
              ("running", "not finished")) if counts[state]]  # fmt: skip
     told += [f"{repeated} repeated an earlier one and cost nothing"] if repeated else []
     sentences = [
@@ -101,17 +106,17 @@ def search_sentences(findings: SearchResults) -> list[str]:
         sentences.append(
             f"Early stops saved {saved} of {whole} evaluations, about {seconds / 60:.1f} minutes of one worker."
         )
-    if findings.chosen and findings.judge:
-        sentences.append(_answer(findings, findings.judge))
+    if findings.chosen and findings.evaluator:
+        sentences.append(_answer(findings, findings.evaluator))
     elif not counts["running"]:
         sentences.append("No proposal could be evaluated, so none was chosen.")
     return sentences
 
 
-def _answer(findings: SearchResults, judge: Judge) -> str:
+def _answer(findings: SearchResults, evaluator: TrialEvaluator) -> str:
     best = findings.chosen[0]
     names = [metric_name(name) for name in findings.plan.search.objectives]
-    values = best.verdict.values if best.verdict else ()
+    values = best.result.values if best.result else ()
     text = ", ".join(
         f"{objective_title(name)} {format_objective(name, value)}"
         for name, value in zip(names, values, strict=True)
@@ -121,8 +126,8 @@ def _answer(findings: SearchResults, judge: Judge) -> str:
         "" if best.feasible else " No proposal keeps every constraint; this one breaks them least."
     )
     zero = ""
-    if names == [SCORE] and judge.pretrained:
-        zero = f" (pre-trained {format_objective(SCORE, judge.value(SCORE, judge.pretrained))})"
+    if names == [SCORE] and evaluator.pretrained:
+        zero = f" (pre-trained {format_objective(SCORE, evaluator.value(SCORE, evaluator.pretrained))})"
     return f"Chosen on dev: trial {best.number}, {describe_trial(best)}, with {text}{zero}{front}.{broken}"
 
 
@@ -178,8 +183,8 @@ def trials_csv(findings: SearchResults) -> str:
     )
     out.writeheader()
     for trial in trials:
-        values = trial.verdict.values if trial.verdict else ()
-        violations = trial.verdict.violations if trial.verdict else ()
+        values = trial.result.values if trial.result else ()
+        violations = trial.result.violations if trial.result else ()
         out.writerow(
             {
                 "trial": trial.number,

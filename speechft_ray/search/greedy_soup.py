@@ -14,7 +14,7 @@ from pydantic import JsonValue
 from speechft_ray.core.chains import Tuning
 from speechft_ray.core.objectives import higher_is_better, metric_name
 from speechft_ray.core.specs import MergeSpec, SearchSpec
-from speechft_ray.search.proposals import Proposal, SearchSpace, Verdict
+from speechft_ray.search.proposals import Proposal, SearchSpace, TrialResult
 
 
 class GreedySoup:
@@ -51,13 +51,11 @@ class GreedySoup:
             del self._left[:1]
         return self._soup([*self._kept, self._left[0]]) if self._left else None
 
-    def tell(self, number: int, verdict: Verdict) -> None:
+    def tell(self, number: int, result: TrialResult) -> None:
         """Learns a value. A model that failed, was stopped or breaks a constraint is never
         added."""
-        fine = verdict.state == "complete" and all(
-            violation <= 0 for violation in verdict.violations
-        )
-        gain = self._sign * verdict.values[0] if fine else float("-inf")
+        fine = result.state == "complete" and all(violation <= 0 for violation in result.violations)
+        gain = self._sign * result.values[0] if fine else float("-inf")
         if number < len(self._ingredients):
             self._singles += [(gain, number)] if fine else []
             return

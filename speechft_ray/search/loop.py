@@ -1,9 +1,10 @@
-"""The loop of a search: never a generation barrier, and yet the same trials whatever ends when.
+"""The loop of a search: asynchronous, and yet with the same trials in every run.
 
-Proposal k is asked for when exactly the trials 0 to k - window were told; those between are known
-to the sampler as running. Trials are told in the order of their numbers. So proposals do not depend
-on how long evaluations take, on the number of workers, or on interruptions: a run that goes on asks
-again from the first proposal and finds the evaluations in the store.
+Proposal k is asked for when exactly the results of trials 0 to k - max_concurrent were reported to
+the sampler; the sampler counts the trials in between as running. Results are reported in the order
+of trial numbers. Proposals therefore depend neither on the duration of evaluations nor on the number
+of workers nor on interruptions: a resumed run asks again from the first proposal and reads the
+evaluations from the store.
 """
 
 from __future__ import annotations
@@ -17,28 +18,28 @@ from speechft_ray.core.records import Outcome, read_scores
 from speechft_ray.core.store import Store
 from speechft_ray.search.plan import SearchPlan
 from speechft_ray.search.proposals import Proposal, Proposer
-from speechft_ray.search.trials import Judge, Standard, Trial, best_seen
+from speechft_ray.search.trials import PruningBaseline, Trial, TrialEvaluator, find_best
 from speechft_ray.sweep.rows import read_references, read_rows
 from speechft_ray.sweep.scheduler import JobScheduler, missing_jobs
 
 
-class Listener(Protocol):
-    """Whoever wants to know how a search goes."""
+class Observer(Protocol):
+    """Is notified of the events of a search."""
 
-    def started(self, trial: Trial) -> None: ...
-    def judged(self, trial: Trial, judge: Judge) -> None: ...
-    def told(self, trial: Trial) -> None: ...
+    def on_trial_start(self, trial: Trial) -> None: ...
+    def on_trial_end(self, trial: Trial, evaluator: TrialEvaluator) -> None: ...
+    def on_result_reported(self, trial: Trial) -> None: ...
 
 
 def run_search(
-    plan: SearchPlan, store: Store, scheduler: JobScheduler, proposer: Proposer, listener: Listener
+    plan: SearchPlan, store: Store, scheduler: JobScheduler, proposer: Proposer, observer: Observer
 ) -> list[Trial]:
     """Runs a search to the end of its budget and returns its trials in order.
 
     Raises ``UserError`` when a control that all trials are compared with cannot be evaluated, and
     ``Interrupted`` when the scheduler was stopped.
     """
-    search = _Search(plan, store, scheduler, proposer, listener)
+    search = _Search(plan, store, scheduler, proposer, observer)
     search.begin()
     while search.propose() or scheduler.active:
         search.settle(scheduler.poll())
@@ -47,31 +48,35 @@ def run_search(
 
 
 def replay_search(
-    plan: SearchPlan, store: Store, scheduler: JobScheduler, proposer: Proposer, listener: Listener
+    plan: SearchPlan, store: Store, scheduler: JobScheduler, proposer: Proposer, observer: Observer
 ) -> bool:
-    """Walks a search as far as the store knows its evaluations; returns whether that is to its end.
-    Runs nothing."""
-    search = _Search(plan, store, scheduler, proposer, listener)
+    """Follows a search as far as the store has its evaluations. Runs nothing.
+
+    Returns whether the search is complete.
+    """
+    search = _Search(plan, store, scheduler, proposer, observer)
     search.begin()
     while search.propose():
         pass
     search.end()
     asked = search.exhausted or len(search.trials) == plan.search.trials
-    return asked and all(trial.verdict is not None for trial in search.trials)
+    return asked and all(trial.result is not None for trial in search.trials)
 
 
-def open_judge(plan: SearchPlan, store: Store) -> Judge | None:
-    """Returns the judge of a search, or ``None`` while the controls are not all in the store."""
+def open_evaluator(plan: SearchPlan, store: Store) -> TrialEvaluator | None:
+    """Returns the evaluator of a search, or ``None`` while the controls are not all in the store."""
     (row,) = read_rows(plan.controls, store)
-    known = read_references(plan.controls, store, "dev")
-    if not row.complete or (plan.controls.baseline and not known):
+    score_references = read_references(plan.controls, store, "dev")
+    if not row.complete or (plan.controls.baseline and not score_references):
         return None
     pretrained = {
         name.removeprefix("dev."): value
         for name, value in row.metrics.items()
         if name.startswith("dev.")
     }
-    return Judge(search=plan.search, tasks=plan.tasks, references=known, pretrained=pretrained)
+    return TrialEvaluator(
+        search=plan.search, tasks=plan.tasks, references=score_references, pretrained=pretrained
+    )
 
 
 class _Search:
@@ -83,20 +88,20 @@ class _Search:
         store: Store,
         scheduler: JobScheduler,
         proposer: Proposer,
-        listener: Listener,
+        observer: Observer,
     ) -> None:
         self.plan, self.store, self.scheduler = plan, store, scheduler
-        self.proposer, self.listener = proposer, listener
+        self.proposer, self.observer = proposer, observer
         self.trials: list[Trial] = []
-        self.judge: Judge | None = None
+        self.evaluator: TrialEvaluator | None = None
         self.exhausted = False
-        self._told = 0
-        self._unjudged: list[Trial] = []
+        self._reported = 0
+        self._unevaluated: list[Trial] = []
         self._waiting: dict[str, list[Trial]] = {}
         self._first: dict[str, int] = {}
 
     def begin(self) -> None:
-        """Wants the controls, which no proposal waits for."""
+        """Adds the evaluations of the controls; no proposal waits for them."""
         self.scheduler.add(
             missing_jobs(
                 [job.fingerprint for job in self.plan.controls.of_stage("evaluate")],
@@ -104,14 +109,14 @@ class _Search:
                 self.store,
             )
         )
-        self._open_judge()
+        self._open_evaluator()
 
     def propose(self) -> bool:
         """Starts every trial that may start; returns whether it started one."""
         before = len(self.trials)
         while not self.exhausted and len(self.trials) < self.plan.search.trials:
             needed = self.proposer.needs(len(self.trials))
-            if not self._tell(needed):
+            if not self._report_results(needed):
                 break
             proposal = self.proposer.ask()
             if proposal is None:
@@ -121,33 +126,38 @@ class _Search:
         return len(self.trials) > before
 
     def settle(self, ended: Sequence[Outcome]) -> None:
-        """Takes in what ended: trials go on to their next task, are judged, or fail."""
+        """Takes in what ended: trials go on to their next task, are on_trial_end, or fail."""
         for outcome in ended:
             for trial in self._waiting.pop(outcome.fingerprint, ()):
                 self._advance(trial)
-        self._open_judge()
+        self._open_evaluator()
 
     def end(self) -> None:
-        """Tells the rest."""
-        self._tell(len(self.trials))
+        """Reports the remaining results."""
+        self._report_results(len(self.trials))
 
-    def _tell(self, count: int) -> bool:
-        """Tells the first trials in order until ``count`` are told; returns whether they are, and
-        ``False`` to wait."""
-        while self._told < count and (verdict := self.trials[self._told].verdict) is not None:
-            self.proposer.tell(self._told, verdict)
-            self.listener.told(self.trials[self._told])
-            self._told += 1
-        return self._told == count
+    def _report_results(self, count: int) -> bool:
+        """Reports results in order until ``count`` are reported.
+
+        Returns ``False`` where a result among them is still missing.
+        """
+        while self._reported < count and (result := self.trials[self._reported].result) is not None:
+            self.proposer.tell(self._reported, result)
+            self.observer.on_result_reported(self.trials[self._reported])
+            self._reported += 1
+        return self._reported == count
 
     def _start(self, proposal: Proposal) -> None:
         number, key = len(self.trials), self.plan.merged(proposal)
-        standard = self.judge.standard(self.trials[: self._told]) if self.judge else Standard()
+        reported = self.trials[: self._reported]
+        baseline = (
+            self.evaluator.pruning_baseline(reported) if self.evaluator else PruningBaseline()
+        )
         repeats = self._first.get(key)
-        trial = Trial(number=number, proposal=proposal, key=key, standard=standard, repeats=repeats)
+        trial = Trial(number=number, proposal=proposal, key=key, baseline=baseline, repeats=repeats)
         self._first.setdefault(key, number)
         self.trials.append(trial)
-        self.listener.started(trial)
+        self.observer.on_trial_start(trial)
         self._advance(trial)
         if trial.state == "running":
             for key in self._later(trial):
@@ -158,7 +168,7 @@ class _Search:
                 )
 
     def _later(self, trial: Trial) -> list[str]:
-        """Evaluations that a trial would come to if it is not stopped before."""
+        """Returns the evaluations that follow unless the trial is pruned before."""
         tasks = self.plan.tasks[trial.tasks + (trial.state == "running") :]
         keys = [self.plan.evaluation(trial.proposal, trial.number, task) for task in tasks]
         return [
@@ -168,8 +178,7 @@ class _Search:
         ]
 
     def _advance(self, trial: Trial) -> None:
-        """Reads the evaluations of a trial that are in, one task after the other, and asks for the
-        next."""
+        """Reads the finished evaluations of a trial in the order of tasks and adds the next one."""
         while trial.tasks < len(self.plan.tasks):
             key = self.plan.evaluation(trial.proposal, trial.number, self.plan.tasks[trial.tasks])
             if key in self.scheduler.failed:
@@ -188,52 +197,58 @@ class _Search:
             if DISTANCE in facts:
                 trial.metrics[DISTANCE] = float(facts[DISTANCE])
             trial.tasks += 1
-            if trial.tasks < len(self.plan.tasks) and self.judge and self.judge.hopeless(trial):
-                trial.state = "stopped"
+            if (
+                trial.tasks < len(self.plan.tasks)
+                and self.evaluator
+                and self.evaluator.should_prune(trial)
+            ):
+                trial.state = "pruned"
                 for later in self._later(trial):
                     self.scheduler.cancel(later)
                 break
         else:
             trial.state = "complete"
-        self._unjudged.append(trial)
-        self._give_verdicts()
+        self._unevaluated.append(trial)
+        self._evaluate_trials()
 
-    def _give_verdicts(self) -> None:
-        if self.judge is None:
+    def _evaluate_trials(self) -> None:
+        if self.evaluator is None:
             return
-        trials, self._unjudged = self._unjudged, []
+        trials, self._unevaluated = self._unevaluated, []
         for trial in trials:
-            trial.verdict = self.judge.verdict(trial)
-            if trial.verdict.state == "failed" and trial.error is None:
+            trial.result = self.evaluator.compute_result(trial)
+            if trial.result.state == "failed" and trial.error is None:
                 trial.state, trial.error = "failed", "a value is not a finite number"
-            self.listener.judged(trial, self.judge)
+            self.observer.on_trial_end(trial, self.evaluator)
 
-    def _open_judge(self) -> None:
-        """Opens the judge once the controls are in the store. Raises ``UserError`` when they never
+    def _open_evaluator(self) -> None:
+        """Opens the evaluator once the controls are in the store. Raises ``UserError`` when they never
         will be."""
-        if self.judge is None:
-            failed = [self.scheduler.failed[job.fingerprint] for job in self.plan.controls.of_stage("evaluate")
-                      if job.fingerprint in self.scheduler.failed]  # fmt: skip
+        if self.evaluator is None:
+            controls = self.plan.controls.of_stage("evaluate")
+            errors = self.scheduler.failed
+            failed = [errors[job.fingerprint] for job in controls if job.fingerprint in errors]
             if failed:
                 raise UserError(
-                    f"`{failed[0].label}` failed, and without it no proposal can be judged: {failed[0].error} "
+                    f"`{failed[0].label}` failed, and without it no proposal can be on_trial_end: {failed[0].error} "
                     "Mend it and run the same command again."
                 )
-            self.judge = open_judge(self.plan, self.store)
-            self._give_verdicts()
+            self.evaluator = open_evaluator(self.plan, self.store)
+            self._evaluate_trials()
 
 
-def progress_line(trials: Sequence[Trial], budget: int, judge: Judge | None) -> str:
+def progress_line(trials: Sequence[Trial], budget: int, evaluator: TrialEvaluator | None) -> str:
     """Returns ``trials 12/40, 4 running, 3 stopped early; best score 512.30 (trial 7)``."""
     counts = {
         state: sum(trial.state == state for trial in trials)
-        for state in ("running", "stopped", "failed")
+        for state in ("running", "pruned", "failed")
     }
     ended = len(trials) - counts["running"]
     parts = [f"trials {ended}/{budget}", f"{counts['running']} running"]
-    parts += [f"{counts['stopped']} stopped early"] if counts["stopped"] else []
+    parts += [f"{counts['pruned']} stopped early"] if counts["pruned"] else []
     parts += [f"{counts['failed']} failed"] if counts["failed"] else []
-    best = best_seen(trials, judge) if judge else None
-    if judge is None or best is None or best.verdict is None:
+    best = find_best(trials, evaluator) if evaluator else None
+    if evaluator is None or best is None or best.result is None:
         return ", ".join(parts)
-    return f"{', '.join(parts)}; best {judge.search.objectives[0]} {best.verdict.values[0]:.4g} (trial {best.number})"
+    objective, value = evaluator.search.objectives[0], best.result.values[0]
+    return f"{', '.join(parts)}; best {objective} {value:.4g} (trial {best.number})"

@@ -19,7 +19,7 @@ from optuna.trial import Trial, TrialState
 from speechft_ray.core.objectives import higher_is_better, metric_name
 from speechft_ray.core.specs import SearchSpec
 from speechft_ray.search.optuna_samplers import open_sampler
-from speechft_ray.search.proposals import Proposal, Suggest, Verdict
+from speechft_ray.search.proposals import Proposal, Suggest, TrialResult
 
 
 class OptunaProposer:
@@ -31,7 +31,7 @@ class OptunaProposer:
             optuna.logging.ERROR
         )  # a line per trial, and advice that the docs give
         self._search, self._draw = search, draw
-        with quiet():
+        with suppress_experimental_warnings():
             self.study = optuna.create_study(
                 directions=directions(search), sampler=open_sampler(search)
             )
@@ -43,30 +43,30 @@ class OptunaProposer:
 
     def ask(self) -> Proposal:
         """Returns the next proposal, given what was told; trials in between count as running."""
-        with quiet():
+        with suppress_experimental_warnings():
             trial = self.study.ask()
             self._trials.append(trial)
-            return self._draw(_Drawn(trial))
+            return self._draw(_OptunaSuggest(trial))
 
-    def tell(self, number: int, verdict: Verdict) -> None:
-        """Books a verdict: a failure as one, an early stop with the values that it had by then."""
+    def tell(self, number: int, result: TrialResult) -> None:
+        """Books a result: a failure as one, an early stop with the values that it had by then."""
         trial = self._trials[number]
-        with quiet():
-            for index, violation in enumerate(verdict.violations):
+        with suppress_experimental_warnings():
+            for index, violation in enumerate(result.violations):
                 trial.set_constraint(f"{index} {self._search.constraints[index].metric}", violation)
             if len(self._search.objectives) == 1:  # several have no steps
-                for step, value in enumerate(verdict.steps):
+                for step, value in enumerate(result.steps):
                     trial.report(value, step)
-            if verdict.state == "complete":
-                self.study.tell(trial, list(verdict.values))
+            if result.state == "complete":
+                self.study.tell(trial, list(result.values))
             else:
                 self.study.tell(
                     trial,
-                    state=TrialState.PRUNED if verdict.state == "stopped" else TrialState.FAIL,
+                    state=TrialState.PRUNED if result.state == "pruned" else TrialState.FAIL,
                 )
 
 
-class _Drawn:
+class _OptunaSuggest:
     """A trial as ``Suggest``."""
 
     def __init__(self, trial: Trial) -> None:
@@ -86,7 +86,7 @@ def directions(search: SearchSpec) -> list[StudyDirection]:
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
+def suppress_experimental_warnings() -> Iterator[None]:
     """Optuna calls half of what is used here experimental, which is no news to who runs a
     search."""
     with warnings.catch_warnings():

@@ -13,7 +13,11 @@ from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial
 
 from speechft_ray.core.specs import SearchSpec
-from speechft_ray.search.optuna_proposer import OptunaProposer, directions, quiet
+from speechft_ray.search.optuna_proposer import (
+    OptunaProposer,
+    directions,
+    suppress_experimental_warnings,
+)
 
 FILE = "study.db"
 
@@ -40,7 +44,7 @@ class StudyView:
         if self.trouble is not None:
             return
         try:
-            with quiet():
+            with suppress_experimental_warnings():
                 if self._study is None:
                     self._study = self._open()
                 if number >= self._copied:
@@ -55,7 +59,7 @@ class StudyView:
         told = self._proposer.study.get_trials(deepcopy=False)
         if self._study is None or self.trouble is not None:
             return
-        with quiet():
+        with suppress_experimental_warnings():
             stored = self._study.get_trials(deepcopy=False)
         if [_content(trial) for trial in stored] != [
             _content(trial) for trial in told[: len(stored)]

@@ -124,7 +124,7 @@ def _start_mistakes(
     return []
 
 
-def chosen_plan(plan: SearchPlan, chosen: Sequence[tuple[int, Proposal]]) -> Plan:
+def make_selection_plan(plan: SearchPlan, chosen: Sequence[tuple[int, Proposal]]) -> Plan:
     """Returns the plan of what a search chose, best first: each merge and the two controls, on dev
     and test.
 

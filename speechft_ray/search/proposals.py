@@ -33,10 +33,10 @@ class Suggest(Protocol):
         ...
 
 
-class Verdict(NamedTuple):
+class TrialResult(NamedTuple):
     """What came of one proposal, told to whoever proposed it. All of it is measured on dev."""
 
-    state: Literal["complete", "stopped", "failed"]
+    state: Literal["complete", "pruned", "failed"]
     values: Sequence[float] = ()
     """One value per objective, in its own unit; of a complete proposal alone."""
     violations: Sequence[float] = ()
@@ -69,58 +69,62 @@ class SearchSpace:
 
     def draw(self, suggest: Suggest) -> Proposal:
         """Draws one proposal."""
-        noted = _Noted(suggest)
-        alpha = self._value(self.axes.alpha, "alpha", noted, ())
-        method = str(self._value(self.axes.method, "method", noted, ()))
-        names = self._names(noted)
-        donors = tuple(self._run(name, noted) for name in names)
+        recorder = RecordingSuggest(suggest)
+        alpha = self._value(self.axes.alpha, "alpha", recorder, ())
+        method = str(self._value(self.axes.method, "method", recorder, ()))
+        names = self._names(recorder)
+        donors = tuple(self._run(name, recorder) for name in names)
         params = {
-            name: self._value(axis, f"{method}.{name}", noted, names)
+            name: self._value(axis, f"{method}.{name}", recorder, names)
             for name, axis in self.axes.params.get(method, {}).items()
         }
         merge = MergeSpec(method=method, params=params, alpha=alpha)
-        return Proposal(values=noted.values, merge=merge, donors=donors)
+        return Proposal(values=recorder.values, merge=merge, donors=donors)
 
-    def _names(self, noted: _Noted) -> tuple[str, ...]:
+    def _names(self, recorder: RecordingSuggest) -> tuple[str, ...]:
         axis = self.axes.donors
         if axis.kind == "choice":
             labels = ["+".join(names) for names in axis.sets]
-            return axis.sets[labels.index(str(noted.choice("donors", labels)))]
+            return axis.sets[labels.index(str(recorder.choice("donors", labels)))]
         (names,) = axis.sets
         if axis.kind == "always":
             return names
-        taken = tuple(name for name in names if noted.choice(f"with.{name}", (True, False)))
+        taken = tuple(name for name in names if recorder.choice(f"with.{name}", (True, False)))
         return taken or names[:1]
 
-    def _run(self, name: str, noted: _Noted) -> tuple[Tuning, str]:
+    def _run(self, name: str, recorder: RecordingSuggest) -> tuple[Tuning, str]:
         runs = [pair for pair in self.runs if pair[0].spec.name == name]
         for field in self.axes.run_fields:
             options = list(dict.fromkeys(field_values(run, (field,))[0] for run, _ in runs))
             if len(options) > 1:
                 several = len(self.axes.donors.names()) > 1
-                chosen = noted.choice(f"{name}.{field}" if several else field, options)
+                chosen = recorder.choice(f"{name}.{field}" if several else field, options)
                 runs = [pair for pair in runs if field_values(pair[0], (field,))[0] == chosen]
         return runs[0]
 
-    def _value(self, axis: Axis, name: str, noted: _Noted, donors: Sequence[str]) -> Any:
+    def _value(
+        self, axis: Axis, name: str, recorder: RecordingSuggest, donors: Sequence[str]
+    ) -> Any:
         log = axis.kind == "loguniform"
         if axis.kind == "fixed":
             return axis.options[0]
         if axis.kind == "choice":
-            return noted.choice(name, axis.options)
+            return recorder.choice(name, axis.options)
         if axis.kind in ("uniform", "loguniform"):
-            return noted.number(name, axis.low, axis.high, log)
+            return recorder.number(name, axis.low, axis.high, log)
         if axis.kind == "per_donor":
-            return [noted.number(f"{name}.{donor}", axis.low, axis.high, log) for donor in donors]
+            return [
+                recorder.number(f"{name}.{donor}", axis.low, axis.high, log) for donor in donors
+            ]
         count = axis.knots if axis.kind == "curve" else self.depth
         values = [
-            noted.number(f"{name}.{index}", axis.low, axis.high, log) for index in range(count)
+            recorder.number(f"{name}.{index}", axis.low, axis.high, log) for index in range(count)
         ]
         return curve(values, self.depth) if axis.kind == "curve" else values
 
 
 class Proposer(Protocol):
-    """Decides what a search tries next. The same verdicts in the same order give the same
+    """Decides what a search tries next. The same results in the same order give the same
     proposals."""
 
     def needs(self, number: int) -> int:
@@ -132,7 +136,7 @@ class Proposer(Protocol):
         """Returns the next ``Proposal``, or ``None`` when there is nothing more to try."""
         ...
 
-    def tell(self, number: int, verdict: Verdict) -> None:
+    def tell(self, number: int, result: TrialResult) -> None:
         """Learns what came of a proposal; called in the order of their numbers."""
         ...
 
@@ -149,7 +153,7 @@ def curve(knots: Sequence[float], depth: int) -> list[float]:
     return found
 
 
-class Corner:
+class ExtremeSuggest:
     """A ``Suggest`` that goes to one end of every range and takes the forced options; it notes the
     choices that it met."""
 
@@ -167,7 +171,7 @@ class Corner:
         return self.forced.get(name, options[0])
 
 
-def corners(space: SearchSpace) -> list[Proposal]:
+def extreme_points(space: SearchSpace) -> list[Proposal]:
     """Returns proposals in which every option of every choice occurs, with all ranges at their low
     and at their high ends.
 
@@ -179,9 +183,9 @@ def corners(space: SearchSpace) -> list[Proposal]:
     while waiting:
         forced = waiting.pop(0)
         for high in (False, True):
-            corner = Corner(high, forced)
-            found.append(space.draw(corner))
-            for name, options in corner.met.items():
+            suggest = ExtremeSuggest(high, forced)
+            found.append(space.draw(suggest))
+            for name, options in suggest.met.items():
                 for option in options:
                     if (name, repr(option)) not in seen:
                         seen.add((name, repr(option)))
@@ -189,7 +193,7 @@ def corners(space: SearchSpace) -> list[Proposal]:
     return found
 
 
-class _Noted:
+class RecordingSuggest:
     """Passes draws on and keeps them by name."""
 
     def __init__(self, suggest: Suggest) -> None:

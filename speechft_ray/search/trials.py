@@ -1,5 +1,4 @@
-"""What the trials of a search are worth, by dev alone: objectives, constraints, early stops, and
-what is chosen in the end."""
+"""Evaluates the trials of a search on dev: objectives, constraints, pruning and the selection."""
 
 from __future__ import annotations
 
@@ -13,59 +12,58 @@ from speechft_ray.core.metrics import metric
 from speechft_ray.core.objectives import SCORE, higher_is_better, metric_name
 from speechft_ray.core.score import Reference, superb_score
 from speechft_ray.core.specs import EvalSpec, SearchSpec
-from speechft_ray.search.proposals import Proposal, Verdict
+from speechft_ray.search.proposals import Proposal, TrialResult
 
 MEDIAN_OF = 5
 """Trials that the median rule needs for a comparison (Optuna's MedianPruner: 5)."""
 
-State = Literal["running", "complete", "stopped", "failed"]
+State = Literal["running", "complete", "pruned", "failed"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Standard:
-    """What a trial is compared with while it runs: only trials that were told before it was
-    proposed."""
+class PruningBaseline:
+    """What a running trial is compared with: trials that were reported before it was proposed."""
 
     best: float | None = None
     """Best score of a trial that keeps the constraints."""
     best_share: Mapping[str, float] = field(default_factory=dict)
-    """By task: the best share seen, the pre-trained encoder's included."""
+    """By task: the best share of any trial and of the pre-trained encoder."""
     steps: Sequence[Sequence[float]] = ()
-    """``steps`` of the trials that were told."""
+    """``steps`` of the reported trials."""
 
 
 @dataclass(kw_only=True)
 class Trial:
-    """One proposal on its way."""
+    """One proposal and its state."""
 
     number: int
     proposal: Proposal
     key: str
     """Fingerprint of the merged encoder."""
-    standard: Standard
+    baseline: PruningBaseline
     repeats: int | None = None
     """Number of the first trial with the same merged encoder, whose evaluations answer this one."""
     state: State = "running"
     metrics: dict[str, float] = field(default_factory=dict)
     """Dev metrics by metric name, and ``distance``."""
     tasks: int = 0
-    """Evaluations that are in."""
+    """Number of finished evaluations."""
     error: str | None = None
-    verdict: Verdict | None = None
+    result: TrialResult | None = None
     """Set once the trial ended and the references of the score are known."""
 
     @property
     def feasible(self) -> bool:
         """Whether it was evaluated in full and keeps every constraint."""
         return (
-            self.verdict is not None
-            and self.verdict.state == "complete"
-            and all(v <= 0 for v in self.verdict.violations)
+            self.result is not None
+            and self.result.state == "complete"
+            and all(v <= 0 for v in self.result.violations)
         )
 
 
 @dataclass(frozen=True, kw_only=True)
-class Judge:
+class TrialEvaluator:
     """Judges trials of one search by ``references`` of dev and the dev metrics of the pre-trained
     encoder."""
 
@@ -74,13 +72,13 @@ class Judge:
     references: Mapping[str, Reference]
     pretrained: Mapping[str, float]
 
-    def verdict(self, trial: Trial) -> Verdict:
+    def compute_result(self, trial: Trial) -> TrialResult:
         """Returns what the proposer is told of a trial that ended. A value that is no finite number
         is a failure."""
         if trial.state == "failed":
-            return Verdict("failed")
-        if trial.state == "stopped":
-            return Verdict("stopped", steps=self.steps(trial))
+            return TrialResult("failed")
+        if trial.state == "pruned":
+            return TrialResult("pruned", steps=self.steps(trial))
         values = [
             self.value(name, trial.metrics) for name in map(metric_name, self.search.objectives)
         ]
@@ -89,8 +87,8 @@ class Judge:
             for item in self.search.constraints
         ]
         if not all(map(math.isfinite, [*values, *violations])):
-            return Verdict("failed")
-        return Verdict("complete", values, violations, self.steps(trial))
+            return TrialResult("failed")
+        return TrialResult("complete", values, violations, self.steps(trial))
 
     def value(self, name: str, metrics: Mapping[str, float]) -> float:
         """Returns the value of an objective or a constrained metric; NaN where it was not
@@ -123,22 +121,22 @@ class Judge:
                 found.setdefault(metric(name).task, []).append((value - zero) / (one - zero))
         return {task: statistics.fmean(parts) for task, parts in found.items()}
 
-    def standard(self, told: Sequence[Trial]) -> Standard:
-        """Returns what the next trial is compared with, given the trials that were told."""
-        if self.search.stopping() == "none" or not told:
-            return Standard()
+    def pruning_baseline(self, reported: Sequence[Trial]) -> PruningBaseline:
+        """Returns what the next trial is compared with, given the reported trials."""
+        if self.search.stopping() == "none" or not reported:
+            return PruningBaseline()
         best_share = self.shares(self.pretrained)
-        for trial in told:
+        for trial in reported:
             for task, share in self.shares(trial.metrics).items():
                 best_share[task] = max(share, best_share.get(task, -math.inf))
-        scores = [trial.verdict.values[0] for trial in told if trial.feasible and trial.verdict]
-        steps = [trial.verdict.steps for trial in told if trial.verdict]
-        return Standard(best=max(scores, default=None), best_share=best_share, steps=steps)
+        scores = [trial.result.values[0] for trial in reported if trial.feasible and trial.result]
+        steps = [trial.result.steps for trial in reported if trial.result]
+        return PruningBaseline(best=max(scores, default=None), best_share=best_share, steps=steps)
 
-    def hopeless(self, trial: Trial) -> bool:
+    def should_prune(self, trial: Trial) -> bool:
         """Whether a trial with some tasks still to come is stopped: it cannot reach the best, or is
         below the median."""
-        rule, standard = self.search.stopping(), trial.standard
+        rule, standard = self.search.stopping(), trial.baseline
         if rule == "none" or trial.tasks == 0 or not self.references:
             return False
         if rule == "median":
@@ -159,13 +157,13 @@ class Judge:
     def _reach(self, trial: Trial) -> float | None:
         """The score of a trial whose remaining tasks equal the best seen there."""
         rest = {item.task for item in self.tasks[trial.tasks :]}
-        if not rest <= set(trial.standard.best_share):
+        if not rest <= set(trial.baseline.best_share):
             return None
         shares = {
             task: share for task, share in self.shares(trial.metrics).items() if task not in rest
         }
         return 1000 * statistics.fmean(
-            [*shares.values(), *(trial.standard.best_share[task] for task in sorted(rest))]
+            [*shares.values(), *(trial.baseline.best_share[task] for task in sorted(rest))]
         )
 
     def _violation(self, name: str, bound: str | float, metrics: Mapping[str, float]) -> float:
@@ -174,7 +172,7 @@ class Judge:
         worse = limit - self.value(name, metrics)
         return worse if higher_is_better(name) else -worse
 
-    def chosen(self, trials: Sequence[Trial]) -> list[Trial]:
+    def select_best(self, trials: Sequence[Trial]) -> list[Trial]:
         """Returns the trials that the search chose, best first: one, or with several objectives the
         Pareto front.
 
@@ -184,10 +182,10 @@ class Judge:
         ended = [
             trial
             for trial in trials
-            if trial.verdict is not None and trial.verdict.state == "complete"
+            if trial.result is not None and trial.result.state == "complete"
         ]
-        least = min((_broken(trial) for trial in ended), default=0.0)
-        kept = [trial for trial in ended if _broken(trial) == least]
+        least = min((_total_violation(trial) for trial in ended), default=0.0)
+        kept = [trial for trial in ended if _total_violation(trial) == least]
         unique = {trial.key: trial for trial in reversed(kept)}  # of repeats the first
         front = [
             trial
@@ -205,21 +203,21 @@ class Judge:
 
     def _gains(self, trial: Trial) -> list[float]:
         """Values of the objectives, all turned so that more is better."""
-        values = trial.verdict.values if trial.verdict else ()
+        values = trial.result.values if trial.result else ()
         return [
             value if higher_is_better(name) else -value
             for name, value in zip(map(metric_name, self.search.objectives), values, strict=True)
         ]
 
 
-def best_seen(trials: Sequence[Trial], judge: Judge) -> Trial | None:
+def find_best(trials: Sequence[Trial], evaluator: TrialEvaluator) -> Trial | None:
     """Returns the best trial so far, if one ended well."""
-    return next(iter(judge.chosen(trials)), None)
+    return next(iter(evaluator.select_best(trials)), None)
 
 
-def _broken(trial: Trial) -> float:
+def _total_violation(trial: Trial) -> float:
     return (
-        sum(max(0.0, violation) for violation in trial.verdict.violations)
-        if trial.verdict
+        sum(max(0.0, violation) for violation in trial.result.violations)
+        if trial.result
         else math.inf
     )

@@ -11,8 +11,8 @@ from benchmarks.search_idle import MemoryStore, Silent
 from speechft_ray.core.records import Job
 from speechft_ray.core.specs import Sampler
 from speechft_ray.search.plan import SearchPlan
-from speechft_ray.search.proposals import Verdict
-from speechft_ray.search.trials import Judge, Trial
+from speechft_ray.search.proposals import TrialResult
+from speechft_ray.search.trials import Trial, TrialEvaluator
 from tests.search.search_fakes import (
     CURVE,
     DEPTH,
@@ -59,7 +59,7 @@ def test_order_of_ends_and_workers_do_not_matter(sampler: str) -> None:
 
 def test_a_restart_goes_on_where_it_was(sampler: str) -> None:
     class Dies(Silent):
-        def judged(self, trial: Trial, judge: Judge) -> None:
+        def on_trial_end(self, trial: Trial, evaluator: TrialEvaluator) -> None:
             if trial.number == 1:
                 raise KeyboardInterrupt
 
@@ -115,11 +115,11 @@ def test_several_objectives_and_a_constraint(several: str) -> None:
     executor = cluster(MemoryStore())
     plan = plan_of(several, **more)
     trials = perform(plan, executor)
-    assert len(trials) == plan.search.trials and judge_of(plan, executor.store).chosen(trials)
+    assert len(trials) == plan.search.trials and judge_of(plan, executor.store).select_best(trials)
 
 
 def test_a_proposer_learns(sampler: str) -> None:
-    """Other verdicts, other proposals; only random and quasi-random do not listen."""
+    """Other results, other proposals; only random and quasi-random do not listen."""
     told = []
     for sign in (1.0, -1.0):
         count = 6 if sampler == "gp" else 40
@@ -137,6 +137,6 @@ def test_a_proposer_learns(sampler: str) -> None:
             gain = sign * (
                 proposal.merge.alpha + len(proposal.donors) + 0.1 * proposal.donors[0][0].spec.seed
             )
-            proposer.tell(number, Verdict("complete", [gain], [], [gain]))
+            proposer.tell(number, TrialResult("complete", [gain], [], [gain]))
         told.append(alphas)
     assert (told[0] == told[1]) == (sampler in ("random", "qmc"))

@@ -24,12 +24,12 @@ PNG = b"\x89PNG\r\n\x1a\n"
 def findings(**changes: Any) -> SearchResults:
     plan, executor = search_plan(**changes), cluster(MemoryStore(), workers=1)
     trials = perform(plan, executor)
-    judge = judge_of(plan, executor.store)
+    evaluator = judge_of(plan, executor.store)
     return SearchResults(
         plan=plan,
-        judge=judge,
+        evaluator=evaluator,
         trials=trials,
-        chosen=judge.chosen(trials),
+        chosen=evaluator.select_best(trials),
         saved=count_saved_evaluations(plan, trials, executor.store),
         importances={"alpha": 0.9, "method": 0.1},
     )

@@ -44,7 +44,7 @@ class Copies(Silent):
     def __init__(self, view: StudyView) -> None:
         self.view = view
 
-    def told(self, trial: Trial) -> None:
+    def on_result_reported(self, trial: Trial) -> None:
         self.view.copy(trial.number)
 
 
@@ -59,7 +59,7 @@ def main(storage: Path, out: Path) -> None:
     )
     trials = run_search(plan, store, scheduler, proposer, Copies(view))
     view.check()
-    winner = judge_of(plan, store).chosen(trials)[0].number
+    winner = judge_of(plan, store).select_best(trials)[0].number
     out.write_text(
         json.dumps(
             {

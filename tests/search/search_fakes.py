@@ -16,7 +16,7 @@ from speechft_ray.search.loop import run_search
 from speechft_ray.search.optuna_proposer import OptunaProposer
 from speechft_ray.search.plan import SearchPlan, make_search_plan
 from speechft_ray.search.proposals import Proposer
-from speechft_ray.search.trials import Judge, Trial
+from speechft_ray.search.trials import Trial, TrialEvaluator
 from speechft_ray.sweep.scheduler import JobScheduler
 from tests.sweep.fakes import inputs, space
 
@@ -88,28 +88,28 @@ def cluster(store: Any, workers: int = 3, seed: int = 0, facts: Facts = smooth) 
 def perform(
     plan: SearchPlan,
     executor: SimulatedCluster,
-    listener: Any = None,
+    observer: Any = None,
     stop: threading.Event | None = None,
 ) -> list[Trial]:
     """Runs a search on a simulated cluster whose store is the executor's."""
     scheduler = JobScheduler(
         executor, Silent(), lambda outcome: None, stop or threading.Event(), by_priority=True
     )
-    return run_search(plan, executor.store, scheduler, proposer_of(plan), listener or Silent())
+    return run_search(plan, executor.store, scheduler, proposer_of(plan), observer or Silent())
 
 
 def story(trials: list[Trial]) -> list[Any]:
     """All that must be the same in two runs of one search."""
     return [
-        (t.number, t.key, dict(t.proposal.values), t.state, t.metrics, t.verdict, t.repeats)
+        (t.number, t.key, dict(t.proposal.values), t.state, t.metrics, t.result, t.repeats)
         for t in trials
     ]
 
 
-def judge_of(plan: SearchPlan, store: Any) -> Judge:
-    from speechft_ray.search.loop import open_judge
+def judge_of(plan: SearchPlan, store: Any) -> TrialEvaluator:
+    from speechft_ray.search.loop import open_evaluator
 
-    found = open_judge(plan, store)
+    found = open_evaluator(plan, store)
     assert found is not None
     return found
 

@@ -47,7 +47,7 @@ def test_killed_at_random_three_times(tmp_path: Path) -> None:
     assert killed == undisturbed
     assert len(killed["trials"]) == 30 and {"COMPLETE", "PRUNED"} <= set(killed["study"])
     jobs = done(tmp_path / "killed")
-    # A job that was published and not yet noted when the driver died is not done again; none is
+    # A job that was published and not yet recorder when the driver died is not done again; none is
     # there twice.
     assert len(set(jobs)) == len(jobs)
     assert sorted(set(jobs) | set(done(tmp_path / "whole"))) == sorted(done(tmp_path / "whole"))

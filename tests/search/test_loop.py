@@ -19,8 +19,8 @@ from speechft_ray.report.search_summary import (
     search_sentences,
 )
 from speechft_ray.search.loop import progress_line
-from speechft_ray.search.plan import chosen_plan
-from speechft_ray.search.trials import Judge, Trial
+from speechft_ray.search.plan import make_selection_plan
+from speechft_ray.search.trials import Trial, TrialEvaluator
 from tests.search.search_fakes import (
     AXES,
     alpha_of,
@@ -43,7 +43,7 @@ def test_a_search_finds_the_best_alpha_and_evaluates_it_on_dev_alone() -> None:
     trials = perform(plan, executor)
     assert [trial.number for trial in trials] == list(range(40))
     assert {trial.state for trial in trials} == {"complete"}
-    (best,) = judge_of(plan, executor.store).chosen(trials)
+    (best,) = judge_of(plan, executor.store).select_best(trials)
     assert best.proposal.merge.alpha == pytest.approx(0.3, abs=0.1)
     full = [job for job in executor.done if job.stage == "evaluate" and "splits" not in job.payload]
     assert {job.label for job in full} == {
@@ -61,7 +61,7 @@ def test_what_ends_when_does_not_matter() -> None:
         plan = search_plan()
         told.append(story(perform(plan, cluster(MemoryStore(), workers, seed))))
     assert told[0] == told[1] == told[2]
-    assert {state for _, _, _, state, *_ in told[0]} >= {"complete", "stopped"}
+    assert {state for _, _, _, state, *_ in told[0]} >= {"complete", "pruned"}
 
 
 class Killed(Exception):
@@ -69,12 +69,12 @@ class Killed(Exception):
 
 
 class KillsAfter(Silent):
-    """Ends the driver without any warning after so many verdicts."""
+    """Ends the driver without any warning after so many results."""
 
     def __init__(self, count: int) -> None:
         self.count = count
 
-    def judged(self, trial: Trial, judge: Judge) -> None:
+    def on_trial_end(self, trial: Trial, evaluator: TrialEvaluator) -> None:
         self.count -= 1
         if self.count == 0:
             raise Killed
@@ -99,10 +99,10 @@ def test_there_is_no_generation_barrier() -> None:
     started: list[int] = []
 
     class Notes(Silent):
-        def started(self, trial: Trial) -> None:
+        def on_trial_start(self, trial: Trial) -> None:
             started.append(trial.number)
 
-        def judged(self, trial: Trial, judge: Judge) -> None:
+        def on_trial_end(self, trial: Trial, evaluator: TrialEvaluator) -> None:
             if trial.number == 3:
                 assert max(started) == 3 + 5 - 1  # waits for the straggler alone
 
@@ -164,7 +164,7 @@ def test_a_control_that_fails_ends_the_search_with_a_sentence() -> None:
 
     with pytest.raises(
         UserError,
-        match=r"`evaluate sid fbank` failed, and without it no proposal can be judged: made to fail",
+        match=r"`evaluate sid fbank` failed, and without it no proposal can be on_trial_end: made to fail",
     ):
         perform(search_plan(), cluster(MemoryStore(), facts=facts))
 
@@ -193,7 +193,7 @@ def test_a_repeated_proposal_costs_nothing() -> None:
         first = next(other for other in trials if other.key == trial.key)
         assert trial.repeats == (None if first is trial else first.number)
         assert trial.metrics == first.metrics
-    (best,) = judge_of(plan, executor.store).chosen(trials)
+    (best,) = judge_of(plan, executor.store).select_best(trials)
     assert best.repeats is None
 
 
@@ -208,18 +208,18 @@ def test_hopeless_trials_are_stopped_and_the_best_never_is(rule: str) -> None:
     whole = perform(everything, cluster(MemoryStore()))
     assert [trial.key for trial in trials] == [
         trial.key for trial in whole
-    ]  # random proposals do not depend on verdicts
+    ]  # random proposals do not depend on results
     saved, seconds = count_saved_evaluations(plan, trials, executor.store)
-    assert saved == sum(trial.state == "stopped" for trial in trials) > 5
+    assert saved == sum(trial.state == "pruned" for trial in trials) > 5
     assert len(dev_jobs(executor.done)) == 80 - saved
     assert seconds == pytest.approx(2.0 * saved)
-    judge = judge_of(plan, executor.store)
-    (best,), (truth,) = judge.chosen(trials), judge.chosen(whole)
-    assert (best.number, best.verdict.values if best.verdict else ()) == (
-        truth.number, truth.verdict.values if truth.verdict else ()
+    evaluator = judge_of(plan, executor.store)
+    (best,), (truth,) = evaluator.select_best(trials), evaluator.select_best(whole)
+    assert (best.number, best.result.values if best.result else ()) == (
+        truth.number, truth.result.values if truth.result else ()
     )  # fmt: skip
     for trial in trials:
-        if trial.state == "stopped":
+        if trial.state == "pruned":
             assert trial.tasks == 1 and set(trial.metrics) == {"pr.per", "distance"}
 
 
@@ -246,7 +246,7 @@ def test_the_bound_by_hand() -> None:
             for values in [pretrained, *(other.metrics for other in full)]
         )
         reach = 500 * (per(trial.metrics["pr.per"]) + rest)
-        assert trial.state == ("stopped" if reach < best else "complete")
+        assert trial.state == ("pruned" if reach < best else "complete")
 
 
 def test_a_margin_stops_fewer() -> None:
@@ -255,7 +255,7 @@ def test_a_margin_stops_fewer() -> None:
         trials = perform(
             search_plan(trials=40, sampler="random", margin=margin), cluster(MemoryStore())
         )
-        counts.append(sum(trial.state == "stopped" for trial in trials))
+        counts.append(sum(trial.state == "pruned" for trial in trials))
     assert counts[0] > counts[1] >= counts[2] == 0
 
 
@@ -267,12 +267,12 @@ def test_constraints_choose() -> None:
     )
     executor = cluster(MemoryStore())
     trials = perform(plan, executor)
-    judge = judge_of(plan, executor.store)
+    evaluator = judge_of(plan, executor.store)
     assert any(not trial.feasible for trial in trials)
     for trial in trials:
-        assert trial.verdict is not None
-        assert trial.verdict.violations == [pytest.approx(80.9 - trial.metrics["sid.accuracy"])]
-    (best,) = judge.chosen(trials)
+        assert trial.result is not None
+        assert trial.result.violations == [pytest.approx(80.9 - trial.metrics["sid.accuracy"])]
+    (best,) = evaluator.select_best(trials)
     kept = [trial for trial in trials if trial.metrics["sid.accuracy"] >= 80.9]
     least = min(trials, key=lambda trial: 80.9 - trial.metrics["sid.accuracy"])
     if not kept:
@@ -280,7 +280,7 @@ def test_constraints_choose() -> None:
     else:
         assert (
             best.number
-            == max(kept, key=lambda trial: trial.verdict.values[0] if trial.verdict else 0).number
+            == max(kept, key=lambda trial: trial.result.values[0] if trial.result else 0).number
         )
 
 
@@ -292,8 +292,8 @@ def test_no_worse_than_pretrained_reads_the_control() -> None:
     trials = perform(plan, executor)
     limit = judge_of(plan, executor.store).pretrained["pr.per"]
     for trial in trials:
-        assert trial.verdict is not None
-        assert trial.verdict.violations == [pytest.approx(trial.metrics["pr.per"] - limit)]
+        assert trial.result is not None
+        assert trial.result.violations == [pytest.approx(trial.metrics["pr.per"] - limit)]
         assert trial.feasible == (trial.metrics["pr.per"] <= limit)
 
 
@@ -303,15 +303,15 @@ def test_two_objectives_give_a_front() -> None:
         cluster(MemoryStore()),
     )
     trials = perform(plan, executor)
-    judge = judge_of(plan, executor.store)
-    front = judge.chosen(trials)
-    points = [(t.verdict.values[0], t.verdict.values[1]) for t in trials if t.verdict]
+    evaluator = judge_of(plan, executor.store)
+    front = evaluator.select_best(trials)
+    points = [(t.result.values[0], t.result.values[1]) for t in trials if t.result]
     expected = {
         (score, far)
         for score, far in points
         if not any(s >= score and f <= far and (s, f) != (score, far) for s, f in points)
     }
-    found = [tuple(trial.verdict.values) for trial in front if trial.verdict]
+    found = [tuple(trial.result.values) for trial in front if trial.result]
     assert set(found) == expected and len(expected) > 2
     assert found == sorted(found, reverse=True)  # the best score first
     assert all(
@@ -336,7 +336,7 @@ def test_a_stop_ends_it_and_the_same_command_goes_on() -> None:
     store, stop = MemoryStore(), threading.Event()
 
     class Stops(Silent):
-        def judged(self, trial: Trial, judge: Judge) -> None:
+        def on_trial_end(self, trial: Trial, evaluator: TrialEvaluator) -> None:
             stop.set()
 
     with pytest.raises(Interrupted):
@@ -349,8 +349,8 @@ def test_a_stop_ends_it_and_the_same_command_goes_on() -> None:
 def test_the_plan_of_what_was_chosen() -> None:
     plan, executor = search_plan(stop_early="none"), cluster(MemoryStore())
     trials = perform(plan, executor)
-    (best,) = judge_of(plan, executor.store).chosen(trials)
-    final = chosen_plan(plan, [(best.number, best.proposal)])
+    (best,) = judge_of(plan, executor.store).select_best(trials)
+    final = make_selection_plan(plan, [(best.number, best.proposal)])
     assert final.fingerprint == plan.fingerprint
     assert final.winner == best.key
     assert [row.params["alpha"] for row in final.rows] == [0.0, 1.0, best.proposal.merge.alpha]
@@ -367,22 +367,24 @@ def test_the_plan_of_what_was_chosen() -> None:
 def test_a_trial_as_a_row_has_dev_metrics_alone() -> None:
     plan, executor = search_plan(stop_early="none"), cluster(MemoryStore())
     trials = perform(plan, executor)
-    judge = judge_of(plan, executor.store)
-    row = make_trial_row(plan, trials[0], judge)
+    evaluator = judge_of(plan, executor.store)
+    row = make_trial_row(plan, trials[0], evaluator)
     assert set(row.metrics) == {"dev.pr.per", "dev.sid.accuracy", "dev.score", "distance"}
-    assert row.metrics["dev.score"] == trials[0].verdict.values[0]  # type: ignore[union-attr]
+    assert row.metrics["dev.score"] == trials[0].result.values[0]  # type: ignore[union-attr]
     assert row.params["trial"] == 0 and row.params["alpha"] == trials[0].proposal.merge.alpha
-    assert len({make_trial_row(plan, trial, judge).key for trial in trials}) == 16
+    assert len({make_trial_row(plan, trial, evaluator).key for trial in trials}) == 16
 
 
 def test_sentences_say_what_it_cost() -> None:
     plan, executor = search_plan(trials=40, sampler="random"), cluster(MemoryStore())
     trials = perform(plan, executor)
-    judge = judge_of(plan, executor.store)
-    chosen = judge.chosen(trials)
+    evaluator = judge_of(plan, executor.store)
+    chosen = evaluator.select_best(trials)
     text = " ".join(
         search_sentences(
-            SearchResults(plan=plan, judge=judge, trials=trials, chosen=chosen, saved=(7, 120))
+            SearchResults(
+                plan=plan, evaluator=evaluator, trials=trials, chosen=chosen, saved=(7, 120)
+            )
         )
     )
     assert "Early stops saved 7 of 80 evaluations, about 2.0 minutes of one worker." in text

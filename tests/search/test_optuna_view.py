@@ -11,23 +11,23 @@ import pytest
 from speechft_ray.search.optuna_importance import importances
 from speechft_ray.search.optuna_proposer import OptunaProposer
 from speechft_ray.search.optuna_view import FILE, StudyView
-from speechft_ray.search.proposals import Verdict
+from speechft_ray.search.proposals import TrialResult
 from tests.search.search_fakes import search_plan
 
 
 def told(count: int) -> OptunaProposer:
-    """A proposer that was told so many verdicts of every kind: the last was stopped, the third
+    """A proposer that was told so many results of every kind: the last was stopped, the third
     failed."""
     plan = search_plan(trials=20, window=1, constraints=[{"metric": "pr.per", "no_worse_than": 5}])
     proposer = OptunaProposer(plan.search, plan.space.draw)
     for number in range(count):
         gain = proposer.ask().merge.alpha
-        verdict = Verdict("complete", [gain], [gain - 0.5], [gain, gain])
+        result = TrialResult("complete", [gain], [gain - 0.5], [gain, gain])
         if number == 2:
-            verdict = Verdict("failed")
+            result = TrialResult("failed")
         elif number == count - 1:
-            verdict = Verdict("stopped", steps=[gain])
-        proposer.tell(number, verdict)
+            result = TrialResult("pruned", steps=[gain])
+        proposer.tell(number, result)
     return proposer
 
 

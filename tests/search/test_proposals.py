@@ -1,4 +1,4 @@
-"""From draws to merges: conditional parameters, donors, per-layer values, and the corners that are
+"""From draws to merges: conditional parameters, donors, per-layer values, and the extreme_points that are
 checked beforehand."""
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import pytest
 
 from speechft_ray.core.space import parse_space
 from speechft_ray.search.plan import make_search_plan
-from speechft_ray.search.proposals import Proposal, SearchSpace, corners, curve
+from speechft_ray.search.proposals import Proposal, SearchSpace, curve, extreme_points
 from tests.sweep.fakes import inputs, space
 
 OBJECTIVE = {
@@ -132,7 +132,7 @@ def test_corners_meet_every_option_and_every_end() -> None:
         "ties": {"density": {"uniform": [0.1, 0.9]}, "scope": {"choice": ["global", "tensor"]}},
         "donors": {"choice": ["b", ["b", "c"]]},
     }
-    found = corners(space_of(axes))
+    found = extreme_points(space_of(axes))
     assert {proposal.merge.alpha for proposal in found} == {0.2, 0.8}
     assert {len(proposal.donors) for proposal in found} == {1, 2}
     ties = [proposal.merge.params for proposal in found if proposal.merge.method == "ties"]
