@@ -4,8 +4,6 @@ definition."""
 from __future__ import annotations
 
 import gc
-import subprocess
-import sys
 import warnings
 import weakref
 from collections.abc import Iterator
@@ -18,7 +16,6 @@ from safetensors.torch import load_file
 
 from speechft_ray.core.errors import UserError
 from speechft_ray.speech.checkpoints.load import load_encoder
-from speechft_ray.speech.encoders import _torchaudio
 from speechft_ray.speech.encoders._conv_layers import parse_conv_layers
 from speechft_ray.speech.encoders.base import FAMILIES, EncoderWeights
 from speechft_ray.speech.encoders.fbank import FBankEncoder, log_mel
@@ -249,36 +246,6 @@ def test_a_configuration_with_code_is_refused_and_not_run(tmp_path: Any) -> None
     with pytest.raises(UserError, match="Nothing in it was evaluated"):
         build(EncoderWeights(family="hubert", config=config, state=toy_hubert().state))
     assert not trap.exists()
-
-
-def test_nothing_needs_a_compiled_torchaudio_and_a_description_needs_no_s3prl() -> None:
-    """In a fresh interpreter in which the extension refuses to load, as with a CUDA wheel on a
-    machine without CUDA."""
-    program = (
-        "import sys, torch\n"
-        "def refuse(path): raise OSError('libc10_cuda.so: cannot open shared object file')\n"
-        "torch.ops.load_library = refuse\n"
-        "from speechft_ray.speech.encoders.base import FAMILIES\n"
-        "for name, family in FAMILIES.items():\n"
-        "    if name != 'fbank': family.describe(family.example_config(2, 16, False))\n"
-        "assert 's3prl' not in sys.modules and 'torchaudio' not in sys.modules\n"
-        "for name, family in FAMILIES.items():\n"
-        "    if name != 'fbank': family.build(family.init_weights(family.example_config(2, 16, False), 0))\n"
-        "import torchaudio\n"
-        "assert torchaudio.functional.filtering._IS_TORCHAUDIO_EXT_AVAILABLE is False\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", program], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-
-
-def test_forced_alignment_refuses_without_the_extension() -> None:
-    with pytest.raises(RuntimeError, match="forced_align needs torchaudio's compiled extension"):
-        _torchaudio._refuse(forced_align)()
-
-
-def forced_align() -> None: ...
 
 
 @contextmanager

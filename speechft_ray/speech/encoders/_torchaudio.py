@@ -1,10 +1,13 @@
-"""Makes ``import torchaudio`` work where its compiled extension cannot be loaded.
+"""Imports torchaudio where its compiled extension cannot be loaded.
 
-The wheels of torchaudio 2.11 on PyPI link against CUDA, so on a machine with a CPU build of torch
-the import itself fails (``OSError``: libc10_cuda.so). Everything that s3prl's HuBERT touches is
-plain Python, so there the extension is left out: torchaudio's own switch for builds without one
-(``_IS_TORCHAUDIO_EXT_AVAILABLE = False``) is set, and forced alignment, the one thing that needs
-it, refuses to run with a clear sentence.
+The wheels of torchaudio 2.11 on PyPI are linked against CUDA. Beside a CPU build of torch the
+import raises ``OSError`` (libc10_cuda.so). s3prl uses only the Python part of torchaudio, so the
+extension is replaced by what torchaudio has in builds without one
+(``_IS_TORCHAUDIO_EXT_AVAILABLE = False``). Forced alignment, which needs it, raises.
+
+``make install`` mends the environment itself (``scripts/mend_torchaudio.py``). This module stays
+for environments that were made without make, such as ``pip install speechft_ray`` on the nodes of a
+cluster.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ from types import ModuleType
 from typing import Any, NoReturn
 
 
-def ensure() -> None:
+def import_torchaudio() -> None:
     """Imports torchaudio, without its compiled extension when that cannot be loaded."""
     try:
         importlib.import_module("torchaudio")
@@ -25,7 +28,7 @@ def ensure() -> None:
         if importlib.util.find_spec("torchaudio") is None:
             raise
         for name in [name for name in sys.modules if name.split(".")[0] == "torchaudio"]:
-            del sys.modules[name]  # halves of the failed import
+            del sys.modules[name]  # left by the failed import
         sys.modules["torchaudio._extension"] = _without_extension()
         importlib.import_module("torchaudio")
 
@@ -41,10 +44,11 @@ def _without_extension() -> ModuleType:
 def _refuse(function: Callable[..., Any]) -> Callable[..., NoReturn]:
     def refuse(*_: Any, **__: Any) -> NoReturn:
         raise RuntimeError(
-            f"{function.__name__} needs torchaudio's compiled extension, which does not load on this machine"
+            f"{function.__name__} needs torchaudio's compiled extension, "
+            "which does not load on this machine"
         )
 
     return refuse
 
 
-ensure()
+import_torchaudio()
