@@ -147,7 +147,7 @@ def spec_of(trials: int, window: int, seed: int = 0) -> SweepSpec:
     corpus = {"name": "synthetic", "options": {"part": "phones"}}
     search = {
         "trials": trials,
-        "window": window,
+        "max_concurrent": window,
         "seed": seed,
         "stop_early": "none",
         "axes": {

@@ -26,7 +26,7 @@ SHARE, GOODNESS = "share", "goodness"
 is better."""
 
 FIRST_RUNG = 0.01
-"""Rungs are ``grace`` times powers of ``keep_one_of``, so ``asha`` cannot begin at 0: it begins
+"""Rungs are ``grace_period`` times powers of ``reduction_factor``, so ``asha`` cannot begin at 0: it begins
 here at the earliest."""
 
 
@@ -38,15 +38,19 @@ def rule_of(spec: StopSpec) -> TrialScheduler:
             metric=GOODNESS,
             mode="max",
             max_t=1,
-            grace_period=max(FIRST_RUNG, spec.grace),
-            reduction_factor=spec.keep_one_of,
+            grace_period=max(FIRST_RUNG, spec.grace_period),
+            reduction_factor=spec.reduction_factor,
             stop_last_trials=False,
         )
     # Without a limit this rule pauses trials that it cannot judge yet, and a paused trial loses
     # what it has not saved.
     never = float("inf")
     return MedianStoppingRule(
-        time_attr=SHARE, metric=GOODNESS, mode="max", grace_period=spec.grace, min_time_slice=never
+        time_attr=SHARE,
+        metric=GOODNESS,
+        mode="max",
+        grace_period=spec.grace_period,
+        min_time_slice=never,
     )
 
 
@@ -105,7 +109,9 @@ class EarlyStops(NeverSaved, FIFOScheduler):  # type: ignore[misc]  # Ray comes 
 def _sentence(job: Job, latest: dict[str, float]) -> str:
     stop = StopSpec.model_validate(job.payload["stop"])
     place = (
-        f"not among the best 1 of {stop.keep_one_of}" if stop.rule == "asha" else "below the median"
+        f"not among the best 1 of {stop.reduction_factor}"
+        if stop.rule == "asha"
+        else "below the median"
     )
     return (
         f"stopped early after {100 * latest[SHARE]:.0f} % of its updates, since its validation "

@@ -57,8 +57,8 @@ def search_mistakes(spec: SweepSpec, search: SearchSpec) -> Mistakes:
         ]
     if len({metric_name(name) for name in search.objectives}) < len(search.objectives):
         mistakes.append(("search.objectives", "must name each objective once."))
-    if search.stopping() != "none" and tuple(map(metric_name, search.objectives)) != (SCORE,):
-        text = f"`{search.stopping()}` compares scores, so it needs `objectives: [score]`; leave it out or write `none`."
+    if search.pruning_rule() != "none" and tuple(map(metric_name, search.objectives)) != (SCORE,):
+        text = f"`{search.pruning_rule()}` compares scores, so it needs `objectives: [score]`; leave it out or write `none`."
         mistakes.append(("search.stop_early", text))
     if spec.stop_tuning is not None:
         text = "ends runs by how others do meanwhile, but a search must propose the same each time: leave one of the two out."

@@ -19,7 +19,15 @@ from speechft_ray.core.chains import chain_mistakes
 from speechft_ray.core.errors import SpecError, unknown_name
 from speechft_ray.core.metrics import METRICS
 from speechft_ray.core.objectives import search_mistakes
-from speechft_ray.core.specs import EvalSpec, FinetuneSpec, MergeSpec, SweepSpec
+from speechft_ray.core.specs import (
+    EvalSpec,
+    FinetuneSpec,
+    MergeSpec,
+    RenamedSpec,
+    SearchSpec,
+    StopSpec,
+    SweepSpec,
+)
 from speechft_ray.core.validation import Mistakes, Steps, explain, path_text
 
 AXES = ("grid", "uniform", "loguniform", "choice")
@@ -65,6 +73,20 @@ def parse_space(raw: Any, where: str) -> SweepSpec:
     if mistakes:
         raise SpecError(where, mistakes)
     return spec
+
+
+def old_field_names(raw: Any) -> list[str]:
+    """Returns a sentence for each field of a search space that still has its first name."""
+    sections: tuple[tuple[str, type[RenamedSpec]], ...] = (
+        ("search", SearchSpec),
+        ("stop_tuning", StopSpec),
+    )
+    return [
+        f"`{section}.{first}` is now called `{section}.{name}`; the old name is still read."
+        for section, model in sections
+        for name, first in model.first_names.items()
+        if isinstance(raw, dict) and isinstance(raw.get(section), dict) and first in raw[section]
+    ]
 
 
 def expand(entry: Any) -> Iterator[Any]:

@@ -7,7 +7,8 @@ that they cannot leak into a fingerprint. Defaults are the paper's (Speech-FT, a
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     BaseModel,
@@ -30,6 +31,37 @@ class Spec(BaseModel):
     fingerprint)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class RenamedSpec(Spec):
+    """A spec with fields that were renamed.
+
+    Fingerprints hash the names that the fields had first, so ``model_dump`` writes those. Both
+    names are read, but not both at once.
+    """
+
+    first_names: ClassVar[Mapping[str, str]] = {}
+    """First name of each renamed field, by its present name."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_first_names(cls, raw: Any) -> Any:
+        if not isinstance(raw, dict):
+            return raw
+        renamed = dict(raw)
+        for name, first in cls.first_names.items():
+            if name in raw and first in raw:
+                raise ValueError(
+                    f"has `{name}` and `{first}`, which is the old name of `{name}`: keep `{name}`"
+                )
+            if first in raw:
+                renamed[name] = renamed.pop(first)
+        return renamed
+
+    @model_serializer(mode="wrap")
+    def _write_first_names(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        fields: dict[str, Any] = serialize(self)
+        return {self.first_names.get(name, name): value for name, value in fields.items()}
 
 
 class CorpusSpec(Spec):
@@ -272,9 +304,14 @@ class ConstraintSpec(Spec):
 Sampler = Literal["tpe", "cmaes", "nsga2", "nsga3", "gp", "random", "qmc", "greedy_soup"]
 
 
-class SearchSpec(Spec):
+class SearchSpec(RenamedSpec):
     """Merges that are proposed instead of listed. A search sees dev metrics only; test is for what
     it has chosen."""
+
+    first_names: ClassVar[Mapping[str, str]] = {
+        "max_concurrent": "window",
+        "pruning_margin": "margin",
+    }
 
     trials: Annotated[int, Field(ge=1)]
     """The budget: proposals in all."""
@@ -289,29 +326,29 @@ class SearchSpec(Spec):
     """``tpe`` models good and bad merges (arXiv 2304.11127) and suits most searches of up to a
     thousand trials."""
     seed: Annotated[int, Field(ge=0)] = 0
-    window: Annotated[int, Field(ge=1)] | None = None
-    """Proposals that may be in work at once. Proposal k knows exactly the results of 0 to k -
-    window, whatever ended when, so the search can be repeated. Use about eight times the workers
-    (benchmarks/search_idle.py); ``None``: an eighth of ``trials``, at least 4."""
+    max_concurrent: Annotated[int, Field(ge=1)] | None = None
+    """Most trials that run at once. Proposal k depends on the results of exactly the trials 0 to k
+    - ``max_concurrent``, whatever ended when, so the search can be repeated. Use about eight times
+    the workers (benchmarks/search_idle.py); ``None``: an eighth of ``trials``, at least 4."""
     stop_early: Literal["bound", "median", "none"] | None = None
     """``bound``: a merge that cannot reach the best, even if its remaining tasks equal the best
     seen there, ends at once. ``median``: one whose tasks so far are below the median of others
     (Google Vizier, KDD 2017). ``None``: ``bound`` in a search for the score alone, else
     ``none``."""
-    margin: Annotated[float, Field(ge=0)] = 0.0
-    """Points of the score that are added to what ``bound`` and ``median`` think a merge can
+    pruning_margin: Annotated[float, Field(ge=0)] = 0.0
+    """Points of the score that ``bound`` and ``median`` add to their estimate of what a merge can
     reach."""
 
-    def lag(self) -> int:
-        """``window``, or its default."""
-        return self.window or max(4, self.trials // 8)
+    def concurrency(self) -> int:
+        """``max_concurrent``, or its default."""
+        return self.max_concurrent or max(4, self.trials // 8)
 
-    def stopping(self) -> Literal["bound", "median", "none"]:
+    def pruning_rule(self) -> Literal["bound", "median", "none"]:
         """``stop_early``, or its default."""
         return self.stop_early or ("bound" if self.objectives == ("score",) else "none")
 
 
-class StopSpec(Spec):
+class StopSpec(RenamedSpec):
     """Which fine-tuning runs end early, by their validation metric beside those of other seeds and
     settings.
 
@@ -319,14 +356,18 @@ class StopSpec(Spec):
     The rows of a stopped run say so; it is no failure and not tried again under the same rule.
     """
 
+    first_names: ClassVar[Mapping[str, str]] = {
+        "grace_period": "grace",
+        "reduction_factor": "keep_one_of",
+    }
+
     rule: Literal["asha", "median"]
     """``asha``: successive halving (arXiv 1810.05934). ``median``: below the median of the others
     (Google Vizier, KDD 2017)."""
-    grace: Fraction = 0.25
+    grace_period: Fraction = 0.25
     """Share of its updates that every run gets."""
-    keep_one_of: Annotated[int, Field(ge=2)] = 4
-    """``asha``: of so many runs one goes on at every rung (Ray Tune's ``reduction_factor``, 4 by
-    default)."""
+    reduction_factor: Annotated[int, Field(ge=2)] = 4
+    """``asha``: one of so many runs goes on at every rung (Ray Tune's default)."""
 
 
 class SweepSpec(Spec):

@@ -38,8 +38,8 @@ class OptunaProposer:
         self._trials: list[Trial] = []
 
     def needs(self, number: int) -> int:
-        """All but the last ``window`` trials before it."""
-        return max(0, number + 1 - self._search.lag())
+        """All but the last ``max_concurrent`` trials before it."""
+        return max(0, number + 1 - self._search.concurrency())
 
     def ask(self) -> Proposal:
         """Returns the next proposal, given what was told; trials in between count as running."""

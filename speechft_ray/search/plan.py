@@ -87,7 +87,7 @@ def make_search_plan(spec: SweepSpec, inputs: Inputs, depth: int) -> SearchPlan:
         else ()
     )
     identity = {
-        "search": search.model_dump(mode="json", exclude={"window"}) | {"window": search.lag()},
+        "search": search.model_dump(mode="json") | {"window": search.concurrency()},
         "runs": [run_key for _, run_key in runs],
         "units": [*row.evaluations, *baseline],
         "depth": depth,

@@ -101,7 +101,7 @@ class TrialEvaluator:
     def steps(self, trial: Trial) -> list[float]:
         """Returns the mean share, in points of the score, over the first 1, 2, ... tasks that are
         in."""
-        if self.search.stopping() == "none":
+        if self.search.pruning_rule() == "none":
             return []
         shares = self.shares(trial.metrics)
         names = list(
@@ -123,7 +123,7 @@ class TrialEvaluator:
 
     def pruning_baseline(self, reported: Sequence[Trial]) -> PruningBaseline:
         """Returns what the next trial is compared with, given the reported trials."""
-        if self.search.stopping() == "none" or not reported:
+        if self.search.pruning_rule() == "none" or not reported:
             return PruningBaseline()
         best_share = self.shares(self.pretrained)
         for trial in reported:
@@ -136,7 +136,7 @@ class TrialEvaluator:
     def should_prune(self, trial: Trial) -> bool:
         """Whether a trial with some tasks still to come is stopped: it cannot reach the best, or is
         below the median."""
-        rule, standard = self.search.stopping(), trial.baseline
+        rule, standard = self.search.pruning_rule(), trial.baseline
         if rule == "none" or trial.tasks == 0 or not self.references:
             return False
         if rule == "median":
@@ -144,14 +144,14 @@ class TrialEvaluator:
             others = [
                 theirs[len(steps) - 1] for theirs in standard.steps if len(theirs) >= len(steps)
             ]
-            return len(others) >= MEDIAN_OF and steps[-1] + self.search.margin < statistics.median(
+            return len(others) >= MEDIAN_OF and steps[-1] + self.search.pruning_margin < statistics.median(
                 others
             )
         reach = self._reach(trial)
         return (
             standard.best is not None
             and reach is not None
-            and reach + self.search.margin < standard.best
+            and reach + self.search.pruning_margin < standard.best
         )
 
     def _reach(self, trial: Trial) -> float | None:

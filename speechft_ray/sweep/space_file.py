@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import yaml
 
 from speechft_ray.core.errors import UserError
-from speechft_ray.core.space import parse_space
+from speechft_ray.core.space import old_field_names, parse_space
 from speechft_ray.core.specs import SweepSpec
 
 
@@ -23,14 +24,17 @@ _NumberLoader.add_implicit_resolver(
 )
 
 
-def read_space(path: Path) -> SweepSpec:
-    """Reads a search space file. Raises ``UserError`` (unreadable) or ``SpecError`` (every mistake
-    with its path)."""
+def read_space(path: Path, note: Callable[[str], None] | None = None) -> SweepSpec:
+    """Reads a search space file. ``note`` gets a sentence for each field with an old name.
+
+    Raises ``UserError`` (unreadable) or ``SpecError`` (every mistake with its path).
+    """
     try:
         raw = yaml.load(path.read_text(encoding="utf-8"), Loader=_NumberLoader)
     except FileNotFoundError:
         raise UserError(
-            f"there is no search space `{path}`: give a YAML file, for example search_spaces/alpha.yaml."
+            f"there is no search space `{path}`: give a YAML file, for example "
+            "search_spaces/alpha.yaml."
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
@@ -40,4 +44,8 @@ def read_space(path: Path) -> SweepSpec:
         raise UserError(
             f"the search space `{path}` is not YAML: {' '.join(str(error).split())}"
         ) from None
-    return parse_space(raw, where=str(path))
+    spec = parse_space(raw, where=str(path))
+    if note is not None:
+        for sentence in old_field_names(raw):
+            note(f"{path}: {sentence}")
+    return spec

@@ -19,7 +19,9 @@ STAGE = "stopped"
 def mark_stopped(store: Store, job: Job, outcome: Outcome) -> None:
     """Keeps that a run was stopped, and why."""
     with store.publish(
-        STAGE, _key(job), {"finetune": job.fingerprint, "label": job.label, "why": outcome.error}
+        STAGE,
+        stop_key(job),
+        {"finetune": job.fingerprint, "label": job.label, "why": outcome.error},
     ):
         pass
 
@@ -32,13 +34,13 @@ def read_stopped_jobs(plan: Plan, store: Store) -> dict[str, str]:
         return found
     for key, job in plan.jobs.items():  # needs come first
         reason = next((found[need] for need in job.needs if need in found), None)
-        if reason is None and "stop" in job.payload and store.is_complete(STAGE, _key(job)):
-            facts = store.manifest(STAGE, _key(job))
+        if reason is None and "stop" in job.payload and store.is_complete(STAGE, stop_key(job)):
+            facts = store.manifest(STAGE, stop_key(job))
             reason = f"{facts['label']} was {facts['why']}"
         if reason is not None and not store.is_complete(job.stage, key):
             found[key] = reason
     return found
 
 
-def _key(job: Job) -> str:
+def stop_key(job: Job) -> str:
     return fingerprint({"run": job.fingerprint, "rule": job.payload["stop"]})

@@ -48,7 +48,7 @@ class Story(NamedTuple):
 def story(local_cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
     home = tmp_path_factory.mktemp("tunings")
     plan = spec(updates=UPDATES, validate_every_updates=10, peak_learning_rate=3e-2)
-    stop = StopSpec(rule="asha", grace=0.25, keep_one_of=2).model_dump(mode="json")
+    stop = StopSpec(rule="asha", grace_period=0.25, reduction_factor=2).model_dump(mode="json")
     killed = tuning(
         "killed", plan, stop=stop, kills=[UPDATES + 1, *WORKERS_DIE_AT]
     )  # the first life ends with its driver

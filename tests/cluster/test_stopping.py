@@ -10,8 +10,8 @@ from speechft_ray.cluster.stopping import EarlyStops
 from speechft_ray.core.specs import StopSpec
 from tests.cluster.worker_jobs import job
 
-ASHA = StopSpec(rule="asha", grace=0.25, keep_one_of=2)
-MEDIAN = StopSpec(rule="median", grace=0.25)
+ASHA = StopSpec(rule="asha", grace_period=0.25, reduction_factor=2)
+MEDIAN = StopSpec(rule="median", grace_period=0.25)
 
 
 class Trial:
@@ -52,7 +52,7 @@ def test_asha_keeps_the_best_at_every_rung() -> None:
         sweep.start(name, ASHA)
     assert sweep.goes_on("bad", 0.2, 1) and sweep.goes_on(
         "good", 0.2, 90
-    )  # grace: nothing is compared yet
+    )  # grace period: nothing is compared yet
     assert sweep.goes_on("good", 0.3, 90)
     assert not sweep.goes_on("bad", 0.3, 10)
     assert sweep.goes_on("fair", 0.3, 80)  # the median of 90 and 10 is 50
@@ -114,8 +114,8 @@ def test_a_trial_that_lost_its_worker_reports_again(stop: StopSpec) -> None:
 
 
 def test_no_grace_and_full_grace_are_possible() -> None:
-    for grace in (0.0, 1.0):
+    for grace_period in (0.0, 1.0):
         for rule in ("asha", "median"):
             sweep = Sweep()
-            sweep.start("a", StopSpec.model_validate({"rule": rule, "grace": grace}))
+            sweep.start("a", StopSpec.model_validate({"rule": rule, "grace_period": grace_period}))
             assert sweep.goes_on("a", 0.5, 1)

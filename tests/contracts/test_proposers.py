@@ -31,14 +31,20 @@ CHANGES: dict[str, dict[str, Any]] = {
         "axes": {"alpha": {"uniform": [0, 1]}, "method": "ties", "ties": CURVE},
         "seeds": [0],
     },  # numbers only
-    "gp": {"trials": 5, "window": 2},  # seconds per proposal on a busy machine
+    "gp": {"trials": 5, "max_concurrent": 2},  # seconds per proposal on a busy machine
 }
 
 
 def plan_of(sampler: str, **more: Any) -> SearchPlan:
     """A search that the sampler can do."""
     return search_plan(
-        **{"sampler": sampler, "trials": 14, "window": 4, **CHANGES.get(sampler, {}), **more}
+        **{
+            "sampler": sampler,
+            "trials": 14,
+            "max_concurrent": 4,
+            **CHANGES.get(sampler, {}),
+            **more,
+        }
     )
 
 

@@ -57,17 +57,17 @@ def axes(**changes: Any) -> dict[str, Any]:
 def test_a_search_needs_no_merges_and_has_its_defaults() -> None:
     spec = parse_space(GOOD, "file.yaml")
     assert spec.merge == () and spec.search is not None
-    assert (spec.search.sampler, spec.search.objectives, spec.search.stopping()) == (
+    assert (spec.search.sampler, spec.search.objectives, spec.search.pruning_rule()) == (
         "tpe",
         ("score",),
         "bound",
     )
 
 
-@pytest.mark.parametrize(("trials", "window"), [(1, 4), (24, 4), (60, 7), (1600, 200)])
-def test_the_window_grows_with_the_budget(trials: int, window: int) -> None:
-    assert SearchSpec(trials=trials, axes={}).lag() == window
-    assert SearchSpec(trials=trials, axes={}, window=9).lag() == 9
+@pytest.mark.parametrize(("trials", "concurrency"), [(1, 4), (24, 4), (60, 7), (1600, 200)])
+def test_concurrency_grows_with_the_budget(trials: int, concurrency: int) -> None:
+    assert SearchSpec(trials=trials, axes={}).concurrency() == concurrency
+    assert SearchSpec(trials=trials, axes={}, max_concurrent=9).concurrency() == 9
 
 
 def test_merges_and_a_search_exclude_each_other() -> None:

@@ -19,7 +19,7 @@ from tests.tracking.views import champion_of, view_of
 __all__ = ["mlflow_template"]  # a fixture
 SEARCH: dict[str, Any] = {
     "trials": 5,
-    "window": 2,
+    "max_concurrent": 2,
     "axes": {
         "alpha": {"uniform": [0, 1]},
         "method": {"choice": ["linear", "ties"]},

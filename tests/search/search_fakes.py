@@ -34,7 +34,7 @@ Facts = Callable[[Job], Mapping[str, Any] | None]
 def search_space(seeds: Sequence[int] = (0, 1), **changes: Any) -> dict[str, Any]:
     """Plain data of a small search; ``seeds`` of its fine-tuning run, ``changes`` of its ``search``
     section."""
-    raw = space(search={"trials": 16, "window": 5, "axes": AXES, **changes})
+    raw = space(search={"trials": 16, "max_concurrent": 5, "axes": AXES, **changes})
     raw["finetune"] = [{**raw["finetune"][0], "seed": {"grid": list(seeds)}}]
     return {name: value for name, value in raw.items() if name != "merge"}
 

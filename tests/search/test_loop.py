@@ -39,7 +39,10 @@ def dev_jobs(jobs: list[Job]) -> list[Job]:
 
 
 def test_a_search_finds_the_best_alpha_and_evaluates_it_on_dev_alone() -> None:
-    plan, executor = search_plan(trials=40, window=6, stop_early="none"), cluster(MemoryStore())
+    plan, executor = (
+        search_plan(trials=40, max_concurrent=6, stop_early="none"),
+        cluster(MemoryStore()),
+    )
     trials = perform(plan, executor)
     assert [trial.number for trial in trials] == list(range(40))
     assert {trial.state for trial in trials} == {"complete"}
@@ -108,13 +111,13 @@ def test_there_is_no_generation_barrier() -> None:
 
     executor = cluster(MemoryStore(), workers=2)
     executor.seconds = lambda job: 1e6 if job.label.endswith("trial 3") else 1.0
-    perform(search_plan(window=5, stop_early="none"), executor, Notes())
+    perform(search_plan(max_concurrent=5, stop_early="none"), executor, Notes())
     assert max(started) == 15
 
 
 def test_the_next_proposal_starts_when_an_evaluation_ends() -> None:
     """With a wide window all workers are busy until the budget is spent."""
-    plan = search_plan(trials=60, window=30, stop_early="none", sampler="random")
+    plan = search_plan(trials=60, max_concurrent=30, stop_early="none", sampler="random")
     executor = cluster(MemoryStore(), workers=4)
     executor.seconds = lambda job: (
         1 + 4 * Random(job.fingerprint).random() if job.stage == "evaluate" else 0.0
@@ -253,7 +256,7 @@ def test_a_margin_stops_fewer() -> None:
     counts = []
     for margin in (0.0, 50.0, 1e6):
         trials = perform(
-            search_plan(trials=40, sampler="random", margin=margin), cluster(MemoryStore())
+            search_plan(trials=40, sampler="random", pruning_margin=margin), cluster(MemoryStore())
         )
         counts.append(sum(trial.state == "pruned" for trial in trials))
     assert counts[0] > counts[1] >= counts[2] == 0

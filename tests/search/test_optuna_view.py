@@ -18,7 +18,9 @@ from tests.search.search_fakes import search_plan
 def told(count: int) -> OptunaProposer:
     """A proposer that was told so many results of every kind: the last was stopped, the third
     failed."""
-    plan = search_plan(trials=20, window=1, constraints=[{"metric": "pr.per", "no_worse_than": 5}])
+    plan = search_plan(
+        trials=20, max_concurrent=1, constraints=[{"metric": "pr.per", "no_worse_than": 5}]
+    )
     proposer = OptunaProposer(plan.search, plan.space.draw)
     for number in range(count):
         gain = proposer.ask().merge.alpha
@@ -32,7 +34,7 @@ def told(count: int) -> OptunaProposer:
 
 
 def view_of(folder: Path, proposer: OptunaProposer) -> StudyView:
-    plan = search_plan(trials=20, window=1)
+    plan = search_plan(trials=20, max_concurrent=1)
     view = StudyView(folder, "small", proposer, plan.search)
     for number in range(len(proposer.study.trials)):
         view.copy(number)
@@ -72,7 +74,7 @@ def test_every_verdict_is_in_the_file(tmp_path: Path, proposer: OptunaProposer) 
 def test_a_second_run_adds_what_is_new_and_nothing_twice(
     tmp_path: Path, proposer: OptunaProposer
 ) -> None:
-    first = StudyView(tmp_path, "small", proposer, search_plan(trials=20, window=1).search)
+    first = StudyView(tmp_path, "small", proposer, search_plan(trials=20, max_concurrent=1).search)
     for number in range(4):
         first.copy(number)
     view_of(tmp_path, proposer)

@@ -1,0 +1,71 @@
+"""Units that were computed before the renaming keep their fingerprints.
+
+``tests/data/fingerprints_before_renaming.json`` was written by the commit before it (925bdd4), by
+the same steps as ``plan_fingerprints``. A shipped search space that is changed on purpose is taken
+out of that file.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from speechft_ray.commands.parts import corpus_identity
+from speechft_ray.core.records import STAGES, Place
+from speechft_ray.core.specs import CorpusSpec, MergeSpec
+from speechft_ray.search.plan import make_search_plan
+from speechft_ray.speech.corpora.base import CORPORA
+from speechft_ray.stages.perform import start_encoder
+from speechft_ray.sweep.plan import Inputs, make_plan
+from speechft_ray.sweep.space_file import read_space
+from speechft_ray.sweep.stops import stop_key
+
+HERE = Path(__file__).parent
+SPACES = {
+    path.stem: path
+    for folder in (HERE.parents[1] / "search_spaces", HERE)
+    for path in sorted(folder.rglob("*.yaml"))
+}
+BEFORE = json.loads((HERE.parent / "data/fingerprints_before_renaming.json").read_text())
+PLACE = Place(storage="nowhere", encoder="tiny_hubert")
+ENCODER_LAYERS = 12
+
+
+def corpus_or_its_spec(spec: CorpusSpec) -> tuple[str, bool]:
+    """Returns the real identity of a synthetic corpus, and a stand-in for one whose files are not
+    here."""
+    if CORPORA.get(spec.name).needs_root:
+        return f"{spec.name} {json.dumps(spec.options, sort_keys=True)}", False
+    return corpus_identity(spec, PLACE)
+
+
+def plan_fingerprints(path: Path) -> dict[str, list[str]]:
+    """Returns all fingerprints of the plan of a space, by stage. A search plans one trial."""
+    spec = read_space(path)
+    inputs = Inputs(encoder=start_encoder("tiny_hubert")[1], corpus=corpus_or_its_spec)
+    if spec.search is None:
+        plan = make_plan(spec, inputs)
+        jobs, whole = plan.jobs, plan.fingerprint
+    else:
+        search = make_search_plan(spec, inputs, ENCODER_LAYERS)
+        recipe = search.builder.merge_recipe(MergeSpec(alpha=0.3), [search.space.runs[0][1]])
+        for task in search.tasks:
+            search.builder.add_dev_evaluation(task, recipe, "trial 0")
+        jobs, whole = search.jobs, search.fingerprint
+    stages = {
+        stage: sorted(key for key, job in jobs.items() if job.stage == stage) for stage in STAGES
+    }
+    stops = sorted(stop_key(job) for job in jobs.values() if "stop" in job.payload)
+    return {"plan": [whole], **stages, "stopped": stops}
+
+
+@pytest.mark.parametrize("name", BEFORE)
+def test_a_plan_has_the_fingerprints_that_it_had_before_the_renaming(name: str) -> None:
+    assert plan_fingerprints(SPACES[name]) == BEFORE[name]
+
+
+def test_the_fingerprints_cover_the_shipped_spaces_and_every_stage() -> None:
+    assert len(BEFORE) > 20
+    assert all(any(stages[stage] for stages in BEFORE.values()) for stage in (*STAGES, "stopped"))

@@ -1,0 +1,69 @@
+"""A store that was written before the renaming answers the same sweep and the same search.
+
+``tests/data/store_before_renaming`` was written by the commit before it (925bdd4), in one process
+on a CPU, from ``small_sweep.yaml`` and then ``small_search.yaml``, on the recordings of
+``recordings.py`` and an encoder of ``speechft new hubert --layers 2 --dim 16``. Its caches were
+left out. ``tables`` are the tables of the two reports.
+"""
+
+from __future__ import annotations
+
+import shutil
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from speechft_ray.commands import parts, search, sweep
+from speechft_ray.commands.parts import place_for
+from speechft_ray.sweep.space_file import read_space
+from tests.identity.recordings import write_recordings
+
+HERE = Path(__file__).parent
+STORE = HERE.parent / "data" / "store_before_renaming"
+VERBS: dict[str, Any] = {
+    "small_sweep": sweep.run_sweep,
+    "small_search": search.run_search_sweep,
+}
+
+
+def list_units(storage: Path) -> dict[str, bytes]:
+    """Returns the manifest of every complete unit by its path."""
+    return {
+        str(path.relative_to(storage)): path.read_bytes()
+        for path in storage.glob("*/*/manifest.json")
+    }
+
+
+def fail_to_open(*arguments: object, **more: object) -> None:
+    raise AssertionError("a job was to be computed")
+
+
+@pytest.mark.parametrize("name", VERBS)
+def test_nothing_is_computed_and_the_table_is_the_same(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (parts, search, sweep):
+        monkeypatch.setattr(module, "open_executor", fail_to_open)
+        monkeypatch.setattr(module, "open_trackers", lambda *_: [])
+    storage, report = tmp_path / "runs", tmp_path / "report"
+    shutil.copytree(STORE, storage, ignore=shutil.ignore_patterns("tables"))
+    units = list_units(storage)
+    (encoder,) = storage.glob("encoder/*/encoder.safetensors")
+    spec = read_space(HERE / f"{name}.yaml")
+    place = place_for(
+        spec,
+        storage=storage,
+        encoder=str(encoder),
+        manifest=write_recordings(tmp_path / "recordings"),
+        cpu=True,
+    )
+    assert VERBS[name](spec, place, None, report, None, threading.Event()) == []
+    assert list_units(storage) == units  # nothing new, nothing written again
+    assert (report / "table.csv").read_bytes() == (STORE / "tables" / f"{name}.csv").read_bytes()
+    if name == "small_search":
+        trials = (STORE / "tables" / "small_search_trials.csv").read_bytes()
+        assert (report / "trials.csv").read_bytes() == trials
+    choice = f"sweeps/{spec.name}.json"
+    assert (storage / choice).read_bytes() == (STORE / choice).read_bytes()
