@@ -167,7 +167,7 @@ def _open_sweep(
     from speechft_ray.commands.sweep import open_sweep
     from speechft_ray.sweep.space_file import read_space
 
-    spec = read_space(find_space(space))
+    spec = read_space(find_space(space), lambda text: typer.echo(f"note: {text}", err=True))
     place = place_for(
         spec, storage=storage, encoder=encoder, corpora=corpora, manifest=manifest, cpu=cpu
     )

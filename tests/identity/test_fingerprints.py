@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from speechft_ray.commands.parts import corpus_identity
+from speechft_ray.commands.parts import SEARCH_SPACES, corpus_identity
 from speechft_ray.core.records import STAGES, Place
 from speechft_ray.core.specs import CorpusSpec, MergeSpec
 from speechft_ray.search.plan import make_search_plan
@@ -24,9 +24,7 @@ from speechft_ray.sweep.stops import stop_key
 
 HERE = Path(__file__).parent
 SPACES = {
-    path.stem: path
-    for folder in (HERE.parents[1] / "search_spaces", HERE)
-    for path in sorted(folder.rglob("*.yaml"))
+    path.stem: path for folder in (SEARCH_SPACES, HERE) for path in sorted(folder.rglob("*.yaml"))
 }
 BEFORE = json.loads((HERE.parent / "data/fingerprints_before_renaming.json").read_text())
 PLACE = Place(storage="nowhere", encoder="tiny_hubert")

@@ -11,21 +11,17 @@ from __future__ import annotations
 import shutil
 import threading
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from speechft_ray.commands import parts, search, sweep
+from speechft_ray.commands import parts
+from speechft_ray.commands import sweep as commands
 from speechft_ray.commands.parts import place_for
 from speechft_ray.sweep.space_file import read_space
 from tests.identity.recordings import write_recordings
 
 HERE = Path(__file__).parent
 STORE = HERE.parent / "data" / "store_before_renaming"
-VERBS: dict[str, Any] = {
-    "small_sweep": sweep.run_sweep,
-    "small_search": search.run_search_sweep,
-}
 
 
 def list_units(storage: Path) -> dict[str, bytes]:
@@ -40,13 +36,12 @@ def fail_to_open(*arguments: object, **more: object) -> None:
     raise AssertionError("a job was to be computed")
 
 
-@pytest.mark.parametrize("name", VERBS)
+@pytest.mark.parametrize("name", ["small_sweep", "small_search"])
 def test_nothing_is_computed_and_the_table_is_the_same(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (parts, search, sweep):
-        monkeypatch.setattr(module, "open_executor", fail_to_open)
-        monkeypatch.setattr(module, "open_trackers", lambda *_: [])
+    monkeypatch.setattr(parts, "open_executor", fail_to_open)
+    monkeypatch.setattr(commands, "open_trackers", lambda *_: [])
     storage, report = tmp_path / "runs", tmp_path / "report"
     shutil.copytree(STORE, storage, ignore=shutil.ignore_patterns("tables"))
     units = list_units(storage)
@@ -59,7 +54,8 @@ def test_nothing_is_computed_and_the_table_is_the_same(
         manifest=write_recordings(tmp_path / "recordings"),
         cpu=True,
     )
-    assert VERBS[name](spec, place, None, report, None, threading.Event()) == []
+    sweep = commands.open_sweep(spec, place)
+    assert commands.run(sweep, None, report, None, threading.Event()) == []
     assert list_units(storage) == units  # nothing new, nothing written again
     assert (report / "table.csv").read_bytes() == (STORE / "tables" / f"{name}.csv").read_bytes()
     if name == "small_search":
