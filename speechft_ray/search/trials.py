@@ -144,9 +144,9 @@ class TrialEvaluator:
             others = [
                 theirs[len(steps) - 1] for theirs in standard.steps if len(theirs) >= len(steps)
             ]
-            return len(others) >= MEDIAN_OF and steps[-1] + self.search.pruning_margin < statistics.median(
-                others
-            )
+            return len(others) >= MEDIAN_OF and steps[
+                -1
+            ] + self.search.pruning_margin < statistics.median(others)
         reach = self._reach(trial)
         return (
             standard.best is not None
