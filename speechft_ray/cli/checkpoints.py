@@ -1,4 +1,4 @@
-"""Verbs about checkpoints of any format: inspect, convert."""
+"""The verbs inspect and convert, for checkpoints of any format."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from speechft_ray.core.errors import UserError
 ConfigFrom = Annotated[
     Path | None,
     typer.Option(
-        help="For s3prl downstream checkpoints: the checkpoint that the training began from."
+        help="For s3prl downstream checkpoints: the checkpoint that training started from."
     ),
 ]
 
@@ -26,23 +26,23 @@ def inspect(
     encoder: Annotated[str, typer.Argument(help="A file or folder of any format, or a name.")],
     config_from: ConfigFrom = None,
 ) -> None:
-    """Say what a checkpoint is, where it comes from and what it can become; nothing in it is run,
-    no model is built."""
+    """Print what a checkpoint holds, its provenance and the formats it can become; nothing in it is
+    executed, no model is built."""
     from speechft_ray.commands.parts import ensure_downloaded
     from speechft_ray.speech.checkpoints.inspect import inspect
     from speechft_ray.speech.checkpoints.load import locate_encoder
 
     ensure_downloaded(encoder)
     path = locate_encoder(encoder)
-    findings = inspect(path, config_from)
+    inspection = inspect(path, config_from)
     table = Table(
         title=escape(str(path)), title_justify="left", show_header=False, box=None, pad_edge=False
     )
-    for heading, text in findings.lines:
+    for heading, text in inspection.lines:
         table.add_row(heading, escape(text))
     Console().print(table)
-    if findings.refusal:
-        raise UserError(findings.refusal)
+    if inspection.refusal:
+        raise UserError(inspection.refusal)
 
 
 @app.command()
@@ -53,11 +53,9 @@ def convert(
         str, typer.Option(help="Format: fairseq, s3prl, s3prl-downstream, hf or safetensors.")
     ],
     config_from: ConfigFrom = None,
-    force: Annotated[
-        bool, typer.Option("--force", help="Replace an encoder that lies at OUT.")
-    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an encoder at OUT.")] = False,
 ) -> None:
-    """Write an encoder in another format, whole or not at all."""
+    """Write an encoder in another format, completely or not at all."""
     from speechft_ray.commands.parts import ensure_downloaded
     from speechft_ray.speech.checkpoints.convert import convert
     from speechft_ray.speech.checkpoints.inspect import (
@@ -72,10 +70,11 @@ def convert(
     with Console(stderr=True).status(
         escape(f"Converting {path}, {format_megabytes(measure_disk_bytes(path))}")
     ):
-        done = convert(path, to, out, config_from=config_from, force=force)
+        conversion = convert(path, to, out, config_from=config_from, force=force)
+    checkpoint = conversion.checkpoint
     typer.echo(
-        f"{path}: {done.found.format}, {done.found.weights.family}, {describe_size(done.found)}"
+        f"{path}: {checkpoint.format}, {checkpoint.weights.family}, {describe_size(checkpoint)}"
     )
-    for note in (*done.found.notes, *done.notes):
+    for note in (*checkpoint.notes, *conversion.notes):
         typer.echo(f"  {note}")
     typer.echo(f"{out}: {to}, {format_megabytes(measure_disk_bytes(out))}")

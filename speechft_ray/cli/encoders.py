@@ -1,4 +1,4 @@
-"""Verbs about whole encoders: encoders, new, export."""
+"""The verbs encoders, new and export."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from speechft_ray.cli.app import app
 
 @app.command()
 def encoders() -> None:
-    """List the encoders that have names, and which of them are on this machine."""
-    from speechft_ray.commands.encoders import describe_encoders
+    """List the encoders that have names, and which of them are cached on this machine."""
+    from speechft_ray.commands.encoders import print_encoders
 
-    describe_encoders(Console())
+    print_encoders(Console())
 
 
 @app.command()
@@ -36,7 +36,7 @@ def new(
     ] = False,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the random weights.")] = 0,
 ) -> None:
-    """Write an encoder with random weights, to try things out with."""
+    """Write an encoder with random weights, for experiments."""
     from speechft_ray.commands.encoders import new_encoder
 
     new_encoder(family, out, layers=layers, dim=dim, large=large, seed=seed)
@@ -53,9 +53,9 @@ def export(
     ],
     out: Annotated[Path, typer.Argument(help="File or folder to write; must not exist.")],
     to: Annotated[str, typer.Option(help="Format: hf, fairseq, s3prl or safetensors.")],
-    storage: Annotated[Path, typer.Option(help="Where the sweep was kept.")] = Path("runs"),
+    storage: Annotated[Path, typer.Option(help="Storage folder of the sweep.")] = Path("runs"),
 ) -> None:
-    """Write the merged encoder that a sweep chose in the format of another tool."""
+    """Write the merged encoder that a sweep selected in the format of another tool."""
     from speechft_ray.commands.encoders import export_encoder
 
     for sentence in export_encoder(run, to, out, storage):

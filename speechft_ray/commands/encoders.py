@@ -1,5 +1,4 @@
-"""How whole encoders come in and go out: brought by name, listed, made from nothing, handed out
-after a sweep."""
+"""Lists encoders by name, writes new ones, and exports merged ones in formats of other tools."""
 
 from __future__ import annotations
 
@@ -24,27 +23,17 @@ _WIDTH = 16
 """Positional convolutions come in 16 groups, in every published model."""
 
 
-def describe_encoders(console: Console) -> None:
-    """Prints every name of the catalogue: family, size, whether it is here, and where it comes
-    from."""
-    table = Table(
-        "name", "family", "size", "here", "what, and where from", box=None, pad_edge=False
-    )
+def print_encoders(console: Console) -> None:
+    """Prints every name of the catalogue with family, size, address, and whether it is cached."""
+    table = Table("name", "family", "size", "cached", "title and address", box=None, pad_edge=False)
     for name, folder in PACKAGED.items():
         family = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["family"]
         table.add_row(name, family, "", "yes", "comes with the package")
     for item in PUBLISHED.values():
-        here = "yes" if is_cached(item.name) else "no"
-        table.add_row(
-            item.name, item.family, f"{item.bytes / 1e9:.1f} GB", here, f"{item.title}\n{item.url}"
-        )
-    table.add_row(
-        "hf:OWNER/NAME",
-        "",
-        "",
-        "",
-        "any HubertModel, Wav2Vec2Model or WavLMModel of the Hugging Face hub",
-    )
+        size, cached = f"{item.bytes / 1e9:.1f} GB", "yes" if is_cached(item.name) else "no"
+        table.add_row(item.name, item.family, size, cached, f"{item.title}\n{item.url}")
+    classes = "any HubertModel, Wav2Vec2Model or WavLMModel of the Hugging Face hub"
+    table.add_row("hf:OWNER/NAME", "", "", "", classes)
     console.print(table)
     text = (
         f"\n`{BASELINE}` is the parameter-free baseline. Cache: {cache_folder()} ($SPEECHFT_CACHE)."
@@ -53,11 +42,10 @@ def describe_encoders(console: Console) -> None:
 
 
 def new_encoder(family: str, out: Path, *, layers: int, dim: int, large: bool, seed: int) -> None:
-    """Writes an encoder that has learnt nothing in our own format, for trying things out: any
-    registered family, any size.
+    """Writes an encoder with random weights in our own format, of any registered family and size.
 
-    Raises ``UserError`` for a family without parameters, a width that no model has, and a place
-    that is taken.
+    Raises ``UserError`` for a family without parameters, a width that is no multiple of 16, and
+    where ``out`` exists.
     """
     from speechft_ray.speech.checkpoints.base import FORMATS  # torch takes seconds to load
     from speechft_ray.speech.encoders.base import FAMILIES
@@ -65,7 +53,8 @@ def new_encoder(family: str, out: Path, *, layers: int, dim: int, large: bool, s
     part = FAMILIES.get(family)
     if part.init_weights is None or part.example_config is None:
         raise UserError(
-            f"the family `{family}` has no parameters, so there is nothing to write: use the name `{family}` itself."
+            f"the family `{family}` has no parameters, so there is nothing to write: use the name "
+            f"`{family}` itself."
         )
     if dim % _WIDTH:
         raise UserError(f"--dim must be a multiple of {_WIDTH}, but is {dim} instead.")
@@ -75,10 +64,9 @@ def new_encoder(family: str, out: Path, *, layers: int, dim: int, large: bool, s
 
 
 def export_encoder(run: str, to: str, out: Path, storage: Path) -> tuple[str, ...]:
-    """Writes a merged encoder in a format of other tools; returns sentences for people about what
-    was written.
+    """Writes a merged encoder in the format ``to``; returns sentences that describe it.
 
-    ``run`` is as in ``find_merged_encoder``. Everything that can be refused is refused before anything is
+    ``run`` is as in ``find_merged_encoder``. Every ``UserError`` is raised before anything is
     written.
     """
     from speechft_ray.speech.checkpoints.base import FORMATS
@@ -89,89 +77,88 @@ def export_encoder(run: str, to: str, out: Path, storage: Path) -> tuple[str, ..
     require_absent(out)
     if not storage.is_dir():
         raise UserError(
-            f"there is no storage folder {storage}: say with --storage where the sweep was kept."
+            f"there is no storage folder {storage}: give that of the sweep with --storage."
         )
     store = Store(storage)
-    result = find_merged_encoder(store, run)
-    file = store.folder("merge", result.merge) / "encoder.safetensors"
+    merged = find_merged_encoder(store, run)
+    file = store.folder("merge", merged.fingerprint) / "encoder.safetensors"
     if not file.is_file():
         raise UserError(
-            f"the weights of {result.merge} are no longer in {storage}: run the sweep again, which makes them anew."
+            f"the weights of {merged.fingerprint} are no longer in {storage}: run the sweep again, "
+            "which makes them anew."
         )
-    found = load_checkpoint(file)
-    check_family(form, found.weights.family)
-    notes = form.write(out, found.weights, {**found.made, **_origin(store, result)})
-    return (f"{out}: a {found.weights.family}, {_describe(result)}.", *notes)
+    checkpoint = load_checkpoint(file)
+    weights = checkpoint.weights
+    check_family(form, weights.family)
+    notes = form.write(out, weights, {**checkpoint.provenance, **_find_origin(store, merged)})
+    return (f"{out}: a {weights.family}, {_describe(merged)}.", *notes)
 
 
 def require_absent(out: Path) -> None:
-    """Raises ``UserError`` when something lies at ``out`` already: nothing is ever written over."""
+    """Raises ``UserError`` when ``out`` exists: nothing is overwritten."""
     if out.exists() or out.is_symlink():
         raise UserError(f"{out} exists already: give another place, or move it away first.")
 
 
-def _origin(store: Store, result: MergedEncoder) -> dict[str, Any]:
-    """What the exported file says of its making, beside what the merged encoder's own file says."""
-    *earlier, recipe = read_lineage(store, result.merge)
-    origin: dict[str, Any] = {"merge": result.merge, "parents": [recipe["base"], *recipe["donors"]]}
-    if earlier:
-        origin["chain"] = earlier
-    kept = result.sweep
-    if kept and kept.winner:
-        facts = {"name": kept.sweep, "plan": kept.plan, "status": kept.status}
-        scores = {"dev_score": kept.winner.dev_score, "test_score": kept.winner.test_score}
-        origin["sweep"] = {**facts, **scores, "line": kept.winner.line}
-    return origin
-
-
-def _describe(result: MergedEncoder) -> str:
-    if result.sweep is None or result.sweep.winner is None:
-        return f"merged encoder {result.merge}"
-    chosen = result.sweep.winner
-    of = f", the best on dev of {len(chosen.seeds)} seeds" if len(chosen.seeds) > 1 else ""
-    so_far = (
-        ""
-        if result.sweep.status == "finished"
-        else f" (so far: the sweep is {result.sweep.status})"
-    )
-    return f"winner of `{result.sweep.sweep}`{so_far}: {chosen.title}{of} ({chosen.merge})"
-
-
 class MergedEncoder(NamedTuple):
-    """A merged encoder of the store, and the sweep that chose it, if a sweep was asked for."""
+    """A merged encoder of the store, and the record of the sweep that selected it, if a sweep was
+    named."""
 
-    merge: str
+    fingerprint: str
     sweep: SweepRecord | None
 
 
-def find_merged_encoder(store: Store, run: str) -> MergedEncoder:
-    """Returns what a sweep's name (its winner) or the beginning of a merged encoder's fingerprint
-    means.
+def _find_origin(store: Store, merged: MergedEncoder) -> dict[str, Any]:
+    """Returns provenance from the store: parents, earlier merges, and the sweep with its scores."""
+    *earlier, recipe = read_lineage(store, merged.fingerprint)
+    parents = [recipe["base"], *recipe["donors"]]
+    origin: dict[str, Any] = {"merge": merged.fingerprint, "parents": parents}
+    if earlier:
+        origin["chain"] = earlier
+    record = merged.sweep
+    if record and record.winner:
+        facts = {"name": record.sweep, "plan": record.plan, "status": record.status}
+        scores = {"dev_score": record.winner.dev_score, "test_score": record.winner.test_score}
+        origin["sweep"] = {**facts, **scores, "line": record.winner.line}
+    return origin
 
-    Raises ``UserError`` for what is neither, for an ambiguous beginning, and for a sweep without a
-    winner.
+
+def _describe(merged: MergedEncoder) -> str:
+    record = merged.sweep
+    if record is None or record.winner is None:
+        return f"merged encoder {merged.fingerprint}"
+    winner = record.winner
+    of = f", the best on dev of {len(winner.seeds)} seeds" if len(winner.seeds) > 1 else ""
+    so_far = "" if record.status == "finished" else f" (so far: the sweep is {record.status})"
+    return f"winner of `{record.sweep}`{so_far}: {winner.title}{of} ({winner.merge})"
+
+
+def find_merged_encoder(store: Store, run: str) -> MergedEncoder:
+    """Returns the winner of the sweep ``run``, or the merged encoder whose fingerprint begins so.
+
+    Raises ``UserError`` where ``run`` is neither, for an ambiguous fingerprint, and for a sweep
+    without a winner.
     """
     names = list_records(store)
     if run in names:
-        kept = read_record(store, run)
-        if kept.winner is None:
+        record = read_record(store, run)
+        if record.winner is None:
             raise UserError(
-                f"the sweep `{run}` ({kept.status}) has no merge with a dev score yet: run it to its end first."
+                f"the sweep `{run}` ({record.status}) has no merge with a dev score yet: run it to "
+                "its end first."
             )
-        return MergedEncoder(kept.winner.merge, kept)
-    merged = store.fingerprints("merge")
-    found = (
-        [key for key in merged if key.startswith(run)]
-        if re.fullmatch(rf"[0-9a-f]{{1,{LENGTH}}}", run)
-        else []
-    )
-    if len(found) > 1:
+        return MergedEncoder(record.winner.merge, record)
+    fingerprints = store.fingerprints("merge")
+    is_prefix = re.fullmatch(rf"[0-9a-f]{{1,{LENGTH}}}", run) is not None
+    matches = [key for key in fingerprints if is_prefix and key.startswith(run)]
+    if len(matches) > 1:
         raise UserError(
-            f"{len(found)} merged encoders begin with `{run}`: {', '.join(found[:5])}. Give more digits."
+            f"{len(matches)} merged encoders begin with `{run}`: {', '.join(matches[:5])}. Give "
+            "more digits."
         )
-    if not found:
-        hint = (
-            f" Or give the fingerprint of one of the {len(merged)} merged encoders in {store.root}."
+    if not matches:
+        raise UserError(
+            f"{unknown_name('sweep', run, names)} Or give the fingerprint of one of the "
+            f"{len(fingerprints)} merged encoders in {store.root}."
         )
-        raise UserError(unknown_name("sweep", run, names) + hint)
-    return MergedEncoder(found[0], None)
+    return MergedEncoder(matches[0], None)

@@ -12,9 +12,9 @@ from speechft_ray.cli import main
 from speechft_ray.merging import streaming
 from speechft_ray.merging.algebra import merge
 from speechft_ray.merging.base import METHODS
+from speechft_ray.speech.checkpoints.load import load_checkpoint
 from speechft_ray.speech.checkpoints.safetensors_dir import (
     read_encoder,
-    read_manifest,
     write_encoder,
 )
 from speechft_ray.speech.encoders.base import EncoderWeights
@@ -98,7 +98,7 @@ def test_encoders_are_merged_into_an_encoder(tmp_path: Path) -> None:
     )
     actual = read_encoder(out)
     assert (actual.family, actual.config) == (encoders[0].family, encoders[0].config)
-    assert read_manifest(out)["made"]["method"] == "linear"
+    assert load_checkpoint(out).provenance["method"] == "linear"
     key = next(key for key in actual.state if "fc1.weight" in key)
     torch.testing.assert_close(
         actual.state[key], (encoders[1].state[key] + encoders[2].state[key]) / 2

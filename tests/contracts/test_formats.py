@@ -58,7 +58,7 @@ def test_what_is_written_comes_back(family: str, name: str, large: bool, tmp_pat
     FORMATS.get(name).write(path, weights, MADE)
     found = load_checkpoint(path)
     assert found.format == name
-    assert found.made == MADE
+    assert found.provenance == MADE
     assert same(found.weights, weights)
     assert weights_fingerprint(found.weights) == weights_fingerprint(weights)
     assert {tensor.dtype for tensor in found.weights.state.values()} <= {torch.float32}
@@ -77,11 +77,11 @@ def test_every_format_becomes_every_other(
     convert(tmp_path / "first", second, tmp_path / "second")
     found = load_checkpoint(tmp_path / "second")
     assert same(found.weights, weights)
-    assert {key: found.made[key] for key in MADE} == MADE
-    assert found.made["converted"] == [
+    assert {key: found.provenance[key] for key in MADE} == MADE
+    assert found.provenance["converted"] == [
         {"from": first, "file": "first", "notes": list(load_checkpoint(tmp_path / "first").notes)}
     ]
-    json.dumps(dict(found.made), allow_nan=False)
+    json.dumps(dict(found.provenance), allow_nan=False)
 
 
 @pytest.mark.parametrize("name", FORMATS.names())

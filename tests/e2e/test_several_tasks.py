@@ -21,7 +21,8 @@ from speechft_ray.core.space import parse_space
 from speechft_ray.core.specs import SweepSpec
 from speechft_ray.core.store import Store
 from speechft_ray.merging.distance import relative_distance
-from speechft_ray.speech.checkpoints.safetensors_dir import read_encoder, read_manifest
+from speechft_ray.speech.checkpoints.load import load_checkpoint
+from speechft_ray.speech.checkpoints.safetensors_dir import read_encoder
 from speechft_ray.stages.perform import (
     ENCODER_FILE,
     _evaluate,
@@ -154,9 +155,9 @@ def test_an_early_checkpoint_is_a_donor_like_the_best_one(done: Done) -> None:
     name = "encoder.layers.0.fc1.weight"
     assert torch.equal(merged[name], early[name]) and not torch.equal(early[name], best[name])
     assert (
-        read_manifest(
+        load_checkpoint(
             done.store.folder("finetune", recipe["donors"][0]) / "encoder-at-0.5.safetensors"
-        )["made"]["checkpoint"]
+        ).provenance["checkpoint"]
         == 0.5
     )
 
@@ -168,7 +169,7 @@ def test_what_is_handed_out_tells_its_chain(done: Done, tmp_path: Path) -> None:
         if row.title == "linear alpha=1 phones>speakers after_alpha=1 seed=0"
     ]
     export_encoder(row.key, "safetensors", tmp_path / "out.safetensors", done.store.root)
-    made = read_manifest(tmp_path / "out.safetensors")["made"]
+    made = load_checkpoint(tmp_path / "out.safetensors").provenance
     recipe: Any = done.plan.jobs[row.key].payload
     before: Any = done.plan.jobs[recipe["base"]].payload
     assert made["parents"] == [recipe["base"], *recipe["donors"]]

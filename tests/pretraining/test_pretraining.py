@@ -23,8 +23,7 @@ from speechft_ray.pretraining.recipe import PretrainOptions, tiny_config
 from speechft_ray.pretraining.rounds import learning_rate
 from speechft_ray.pretraining.run import pretrain
 from speechft_ray.pretraining.targets import differences, fit_centroids, mfcc, nearest
-from speechft_ray.speech.checkpoints.load import weights_fingerprint
-from speechft_ray.speech.checkpoints.safetensors_dir import read_manifest
+from speechft_ray.speech.checkpoints.load import load_checkpoint, weights_fingerprint
 from speechft_ray.speech.encoders.hubert import build, init_weights
 from tests.speech.toy_models import tone_corpus, toy_config, toy_hubert
 
@@ -242,8 +241,8 @@ def test_pretraining_learns_and_leaves_an_encoder(tmp_path: Path) -> None:
     weights = pretrain(
         options, tone_corpus(), tmp_path, lambda done, total: seen.append((done, total))
     )
-    manifest = read_manifest(tmp_path)
-    accuracy = manifest["made"]["held_out_masked_accuracy"]
+    provenance = load_checkpoint(tmp_path).provenance
+    accuracy = provenance["held_out_masked_accuracy"]
     with (tmp_path / "learning_curve.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [int(row["update"]) for row in rows] == [*range(10, 160, 10), *range(10, 50, 10)]
@@ -254,8 +253,8 @@ def test_pretraining_learns_and_leaves_an_encoder(tmp_path: Path) -> None:
     )
     assert float(rows[14]["loss"]) < float(rows[0]["loss"])
     assert seen == [(done, 190) for done in range(1, 191)]
-    assert manifest["made"]["options"] == json.loads(options.model_dump_json())
-    assert manifest["made"]["corpus"]["fingerprint"] == "tones"
+    assert provenance["options"] == json.loads(options.model_dump_json())
+    assert provenance["corpus"]["fingerprint"] == "tones"
     assert weights.config["dictionaries_symbols"] == [[str(label) for label in range(8)]]
     assert build(weights).hidden_states([torch.zeros(4_000)]).states[-1].shape == (1, 12, 16)
 

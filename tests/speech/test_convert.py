@@ -274,7 +274,7 @@ def test_what_another_tool_changed_in_a_file_of_ours_is_believed(tmp_path: Path)
     torch.save(content, tmp_path / "y.pt")
     found = load_checkpoint(tmp_path / "y.pt")
     assert found.weights.config["task_cfg"]["normalize"] is True
-    assert found.made == {}
+    assert found.provenance == {}
 
 
 @pytest.mark.parametrize("name", ["s3prl", "fairseq", "s3prl-downstream", "hf", "safetensors"])

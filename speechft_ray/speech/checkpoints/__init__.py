@@ -1,1 +1,1 @@
-"""Checkpoint formats: one file each, behind the one loader in ``load``."""
+"""Checkpoints of encoders: one module a format, all read through ``load``."""

@@ -1,5 +1,4 @@
-"""fairseq's ``Dictionary``, read and written without fairseq: a list of words that the pre-training
-labels were."""
+"""Reads and writes fairseq's ``Dictionary``, the label words of pre-training, without fairseq."""
 
 from __future__ import annotations
 
@@ -12,12 +11,11 @@ from speechft_ray.speech.checkpoints._plain import to_plain_data
 from speechft_ray.speech.checkpoints._standins import Dictionary
 
 _SPECIAL = {"bos": "<s>", "pad": "<pad>", "eos": "</s>", "unk": "<unk>"}
-"""Words that fairseq's dictionaries begin with, in this order (``fairseq/data/dictionary.py``)."""
+"""First words of fairseq's dictionaries, in this order (``fairseq/data/dictionary.py``)."""
 
 
 class FairseqDictionary:
-    """What is pickled under the name ``fairseq.data.dictionary.Dictionary``: attributes, no
-    behaviour."""
+    """Attributes to pickle under the name ``fairseq.data.dictionary.Dictionary``."""
 
     def __init__(self, words: list[str]) -> None:
         indices = {word: index for index, word in enumerate(words)}
@@ -31,22 +29,23 @@ class FairseqDictionary:
 
 
 def make_dictionaries(symbols: list[list[str] | None]) -> list[FairseqDictionary | None]:
-    """Returns what to pickle for the ``dictionaries_symbols`` of a HuBERT."""
+    """Returns the dictionaries to pickle for the ``dictionaries_symbols`` of a HuBERT."""
     return [None if words is None else FairseqDictionary(list(words)) for words in symbols]
 
 
 def read_symbols(path: Path, task_state: Any) -> list[list[str] | None]:
     """Returns the words of each dictionary of a HuBERT's ``task_state``. Raises ``UserError`` when
-    they are not there."""
-    found = task_state.get("dictionaries") if isinstance(task_state, Mapping) else None
-    if not isinstance(found, list | tuple):
+    there are none."""
+    dictionaries = task_state.get("dictionaries") if isinstance(task_state, Mapping) else None
+    if not isinstance(dictionaries, list | tuple):
         raise UserError(
-            f"{path} is a HuBERT without dictionaries in its `task_state`. Give the checkpoint as it was published."
+            f"{path} is a HuBERT without dictionaries in its `task_state`. Give the checkpoint as "
+            "it was published."
         )
-    return [None if each is None else _words(path, each) for each in found]
+    return [None if each is None else _read_words(path, each) for each in dictionaries]
 
 
-def _words(path: Path, dictionary: Any) -> list[str]:
+def _read_words(path: Path, dictionary: Any) -> list[str]:
     words = to_plain_data(
         dictionary.state.get("symbols") if isinstance(dictionary, Dictionary) else dictionary,
         f"dictionary in {path}",

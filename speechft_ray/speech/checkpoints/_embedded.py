@@ -1,8 +1,8 @@
-"""What we leave in the files of others, under a key of our own that their loaders do not look at.
+"""Our own data in the formats of other tools, under a key that their loaders ignore.
 
-The formats of others have no place for how an encoder was made, and fairseq's has none for every
-key of a configuration. So ``.pt`` files that we write carry both. A file that somebody has edited
-since is believed, and what we left in it is not.
+Those formats have no place for the provenance of an encoder, and fairseq's has none for every key
+of a configuration, so the ``.pt`` files that we write carry both. Where the rest of a file was
+edited since, the file is right and our data is ignored.
 """
 
 from __future__ import annotations
@@ -24,48 +24,46 @@ FORMAT = 1
 
 @dataclass(frozen=True, kw_only=True)
 class Embedded:
-    """What we know of a file that we wrote. ``filled``: parameters that are zeros for the sake of a
-    strict loader."""
+    """Our data in a file. ``zeros``: parameters that are zeros because a loader demands them."""
 
     family: str
     config: Mapping[str, Any]
-    made: Mapping[str, Any]
-    filled: tuple[str, ...] = ()
+    provenance: Mapping[str, Any]
+    zeros: tuple[str, ...] = ()
 
 
 def embed(
-    weights: EncoderWeights, made: Mapping[str, Any], filled: Sequence[str] = ()
+    weights: EncoderWeights, provenance: Mapping[str, Any], zeros: Sequence[str] = ()
 ) -> dict[str, Any]:
     """Returns the plain data to store under ``KEY``. Raises ``TypeError`` or ``ValueError`` for
-    what JSON cannot say."""
-    found = {
+    values that JSON does not have."""
+    data = {
         "format": FORMAT,
         "family": weights.family,
         "config": dict(weights.config),
-        "made": dict(made),
-        "filled": list(filled),
+        "made": dict(provenance),
+        "filled": list(zeros),
     }
-    canonical_json(found)
-    return deepcopy(found)  # a part shared with the rest of the file would change with it
+    canonical_json(data)
+    return deepcopy(data)  # a part shared with the rest of the file would change with it
 
 
 def read_embedded(data: Any, where: str) -> Embedded | None:
-    """Returns what ``embed`` stored, or None where there is nothing, or nothing that this version
-    reads."""
+    """Returns what ``embed`` stored, or None where there is nothing that this version reads."""
     if data is None:
         return None
     try:
-        found = to_plain_data(data, where)
+        fields = to_plain_data(data, where)
     except UserError:
         return None
-    if not isinstance(found, dict) or found.get("format") != FORMAT:
+    if not isinstance(fields, dict) or fields.get("format") != FORMAT:
         return None
     kinds = {"family": str, "config": dict, "made": dict, "filled": list}
-    if not all(isinstance(found.get(key), kind) for key, kind in kinds.items()):
+    if not all(isinstance(fields.get(key), kind) for key, kind in kinds.items()):
         return None
-    filled = tuple(name for name in found["filled"] if isinstance(name, str))
+    zeros = tuple(name for name in fields["filled"] if isinstance(name, str))
     return Embedded(
-        family=found["family"], config=found["config"], made=found["made"], filled=filled
+        family=fields["family"], config=fields["config"], provenance=fields["made"], zeros=zeros
     )
 
 
@@ -75,8 +73,8 @@ def keep_if_unchanged(
     native: Mapping[str, Any],
     render: Callable[[Mapping[str, Any]], Mapping[str, Any]],
 ) -> Embedded | None:
-    """Returns ``own`` where the file still says what we made of it: ``native`` is
-    ``render(own.config)``."""
+    """Returns ``own`` where the rest of the file still agrees with it: ``native``, the
+    configuration in the file's own format, is ``render(own.config)``."""
     if own is None or own.family != family:
         return None
     try:

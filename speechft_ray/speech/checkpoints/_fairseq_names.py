@@ -1,5 +1,4 @@
-"""Names that fairseq 0.12.2 knows: keys of its configurations, and the one class that its files
-pickle."""
+"""Names of fairseq 0.12.2: keys of its configurations, and the one class that its files pickle."""
 
 from __future__ import annotations
 
@@ -102,13 +101,12 @@ _TASK_OWN = {
         "text_compression_level",
     ],
 }
-# The fields of HubertConfig, Wav2Vec2Config, HubertPretrainingConfig and AudioPretrainingConfig.
-# fairseq refuses others.
+# The fields of HubertConfig, Wav2Vec2Config, HubertPretrainingConfig and AudioPretrainingConfig;
+# fairseq rejects others.
 
 MODEL_KEYS = (*_MODEL_COMMON, *_MODEL_OWN["wav2vec2"], *_MODEL_OWN["hubert"])
 TASK_KEYS = tuple(_TASK_COMMON)
-"""What an ``args`` Namespace, in which everything lies side by side, says about the model and about
-the task."""
+"""Keys of the model and of the task in an ``args`` Namespace, which holds both in one level."""
 
 TASK = {"hubert": "hubert_pretraining", "wav2vec2": "audio_pretraining"}
 CRITERION = {"hubert": "hubert", "wav2vec2": "wav2vec"}
@@ -117,30 +115,31 @@ TASK_DEFAULTS: dict[str, dict[str, Any]] = {
     "hubert": {"data": "", "labels": ["km"], "label_rate": 50.0},
     "wav2vec2": {"data": ""},
 }
-"""What fairseq does not start without. ``km``: k-means labels, as HuBERT was trained on."""
+"""Keys that fairseq demands. ``km``: k-means labels, on which HuBERT was trained."""
 
 
 def list_model_keys(family: str) -> list[str]:
-    """Keys of ``cfg.model`` that fairseq knows, beside ``_name``."""
+    """Returns the keys of ``cfg.model`` that fairseq accepts, beside ``_name``."""
     return [*_MODEL_COMMON, *_MODEL_OWN[family]]
 
 
 def list_task_keys(family: str) -> list[str]:
-    """Keys of ``cfg.task`` that fairseq knows, beside ``_name``."""
+    """Returns the keys of ``cfg.task`` that fairseq accepts, beside ``_name``."""
     return [*_TASK_COMMON, *_TASK_OWN[family]]
 
 
 class _Pickler(pickle._Pickler):
-    """Writes our stand-in under the name by which fairseq knows the class. The accelerated pickler
-    would import that name."""
+    """Writes our stand-in under fairseq's name of the class. The accelerated pickler would import
+    that name."""
 
     def save_global(self, obj: Any, name: str | None = None) -> None:
         if obj is FairseqDictionary:
-            self.write(pickle.GLOBAL + b"fairseq.data.dictionary\nDictionary\n")  # type: ignore[attr-defined]
+            name_on_disk = b"fairseq.data.dictionary\nDictionary\n"
+            self.write(pickle.GLOBAL + name_on_disk)  # type: ignore[attr-defined]
             self.memoize(obj)  # type: ignore[attr-defined]
         else:
             super().save_global(obj, name)  # type: ignore[misc]
 
 
 PICKLE = SimpleNamespace(Pickler=_Pickler, __name__="pickle")
-"""The pickle module that ``torch.save`` is given."""
+"""The ``pickle_module`` for ``torch.save``."""

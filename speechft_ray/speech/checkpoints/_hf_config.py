@@ -1,5 +1,5 @@
-"""``config.json`` of transformers' HuBERT, wav2vec 2.0 and WavLM, and the configurations of ours
-that they stand for."""
+"""Translates ``config.json`` of transformers' HuBERT, wav2vec 2.0 and WavLM to our configurations
+and back."""
 
 from __future__ import annotations
 
@@ -39,9 +39,10 @@ _OWN: dict[str, dict[str, tuple[str, Any]]] = {
     },
     "wavlm": {"num_buckets": ("num_buckets", 320), "max_bucket_distance": ("max_distance", 800)},
 }
-"""Theirs, ours, and their default (``models/*/configuration_*.py`` of transformers 5)."""
+"""Key of transformers: our key, and the default of transformers 5
+(``models/*/configuration_*.py``)."""
 
-_OURS_ABSENT = {
+_OUR_DEFAULTS = {
     "dropout": 0.1,
     "activation_dropout": 0.0,
     "dropout_input": 0.0,
@@ -50,13 +51,13 @@ _OURS_ABSENT = {
     "latent_dim": 0,
     "final_dim": 0,
 }
-"""What our families take for a key that is absent, where it is not transformers' default."""
+"""Defaults of our families for absent keys, where they are not those of transformers."""
 
 _ACTIVATIONS = ("gelu", "relu", "tanh", "linear")
-"""Those with one name and one meaning in transformers, fairseq and s3prl."""
+"""Activations with the same name and meaning in transformers, fairseq and s3prl."""
 
 _EXTRACTORS = {"group": "default", "layer": "layer_norm"}
-_MUST_BE = {
+_REQUIRED = {
     "feat_extract_activation": "gelu",
     "layer_norm_eps": 1e-5,
     "feat_proj_layer_norm": True,
@@ -64,8 +65,8 @@ _MUST_BE = {
     "add_adapter": False,
     "adapter_attn_dim": None,
 }
-"""Variants of transformers' own, which neither fairseq nor s3prl can build. No published model of
-the families has one."""
+"""Other values are variants of transformers that neither fairseq nor s3prl can build. No published
+model of the families has one."""
 
 _GEOMETRY = {
     "conv_dim": [512] * 7,
@@ -76,22 +77,24 @@ _GEOMETRY = {
 
 def family_of(where: str, config: Any) -> str:
     """Returns the family of a ``config.json``. Raises ``UserError`` for another model."""
-    found = config.get("model_type") if isinstance(config, Mapping) else None
-    if not isinstance(found, str) or found not in ARCHITECTURES:
+    family = config.get("model_type") if isinstance(config, Mapping) else None
+    if not isinstance(family, str) or family not in ARCHITECTURES:
         raise UserError(
-            f"{where} describes a `{str(found)[:60]}`. Allowed as `model_type`: {', '.join(ARCHITECTURES)}."
+            f"{where} describes a `{str(family)[:60]}`. Allowed as `model_type`: "
+            f"{', '.join(ARCHITECTURES)}."
         )
-    return found
+    return family
 
 
 def from_hf_config(where: str, config: Mapping[str, Any], normalize: bool) -> dict[str, Any]:
-    """Returns our configuration for theirs. Raises ``UserError`` naming the key that has no
-    counterpart or a wrong type."""
+    """Returns our configuration for one of transformers. Raises ``UserError`` naming the key that
+    has no counterpart or a wrong type."""
     family = family_of(where, config)
-    for key, needed in _MUST_BE.items():
+    for key, needed in _REQUIRED.items():
         if config.get(key, needed) != needed:
             raise UserError(
-                f"{where}: `{key}` must be {needed!r}, but is {str(config[key])[:60]!r}: s3prl has no such encoder."
+                f"{where}: `{key}` must be {needed!r}, but is {str(config[key])[:60]!r}: s3prl has "
+                "no such encoder."
             )
     model = {
         ours: config.get(theirs, default)
@@ -100,7 +103,8 @@ def from_hf_config(where: str, config: Mapping[str, Any], normalize: bool) -> di
     extractor = config.get("feat_extract_norm", "group")
     if not isinstance(extractor, str) or extractor not in _EXTRACTORS:
         raise UserError(
-            f"{where}: `feat_extract_norm` must be one of {', '.join(_EXTRACTORS)}, but is {str(extractor)[:60]!r}."
+            f"{where}: `feat_extract_norm` must be one of {', '.join(_EXTRACTORS)}, but is "
+            f"{str(extractor)[:60]!r}."
         )
     model |= {
         "extractor_mode": _EXTRACTORS[extractor],
@@ -126,8 +130,8 @@ def from_hf_config(where: str, config: Mapping[str, Any], normalize: bool) -> di
 
 
 def to_hf_config(family: str, config: Mapping[str, Any], masks: bool) -> dict[str, Any]:
-    """Returns their configuration for ours; ``masks``: whether there is an embedding for masked
-    frames.
+    """Returns the configuration of transformers for one of ours; ``masks``: whether there is an
+    embedding for masked frames.
 
     Masking probabilities are transformers' own, 0.05: they are for fine-tuning there. Raises
     ``UserError`` for an encoder that transformers does not have.
@@ -136,34 +140,36 @@ def to_hf_config(family: str, config: Mapping[str, Any], masks: bool) -> dict[st
     model = config["cfg" if family == "wavlm" else "model_cfg"]
     if model.get("pos_conv_depth", 1) != 1:
         raise UserError(
-            "`model_cfg.pos_conv_depth` is not 1, and transformers has no such encoder. Convert to s3prl or fairseq."
+            "`model_cfg.pos_conv_depth` is not 1, and transformers has no such encoder. Convert to "
+            "s3prl or fairseq."
         )
     if model.get("activation_fn", "gelu") not in _ACTIVATIONS:
         raise UserError(
-            f"`activation_fn` is {model['activation_fn']}, and transformers has no such layer. Convert to s3prl."
+            f"`activation_fn` is {model['activation_fn']}, and transformers has no such layer. "
+            "Convert to s3prl."
         )
     if family == "wavlm" and not (
         model.get("relative_position_embedding") is True and model.get("gru_rel_pos") is True
     ):
         raise UserError(
-            "this WavLM has no gated relative positions, and transformers has only those. Convert to s3prl."
+            "this WavLM has no gated relative positions, and transformers has only those. Convert "
+            "to s3prl."
         )
     extractors = {ours: theirs for theirs, ours in _EXTRACTORS.items()}
-    written = {
-        theirs: model.get(ours, _OURS_ABSENT.get(ours, default))
+    translated = {
+        theirs: model.get(ours, _OUR_DEFAULTS.get(ours, default))
         for theirs, (ours, default) in (_SHARED | _OWN[family]).items()
     }
     if family == "wav2vec2":
-        final = written["proj_codevector_dim"] if written["proj_codevector_dim"] > 0 else shape.dim
-        written |= {"proj_codevector_dim": final}
-        written |= {
-            "codevector_dim": written["codevector_dim"] if written["codevector_dim"] > 0 else final
-        }
+        # 0 or less means the default of fairseq: the width of the layers.
+        final, codes = translated["proj_codevector_dim"], translated["codevector_dim"]
+        translated["proj_codevector_dim"] = final if final > 0 else shape.dim
+        translated["codevector_dim"] = codes if codes > 0 else translated["proj_codevector_dim"]
     return {
         "architectures": [ARCHITECTURES[family]],
         "model_type": family,
         "dtype": "float32",
-        **written,
+        **translated,
         "feat_extract_norm": extractors[shape.extractor_mode or "default"],
         "feat_extract_activation": "gelu",
         "layer_norm_eps": 1e-5,
@@ -178,15 +184,19 @@ def to_hf_config(family: str, config: Mapping[str, Any], masks: bool) -> dict[st
 
 
 def _format_convolutions(where: str, config: Mapping[str, Any]) -> str:
-    """The line that fairseq writes for these convolutions, repeats folded as in the published
-    files."""
+    """Returns fairseq's text for these convolutions, repeats folded as in the published files."""
     columns = [config.get(key, default) for key, default in _GEOMETRY.items()]
-    whole = all(
+    is_valid = all(
         isinstance(column, list) and all(type(each) is int for each in column) for column in columns
     )
-    if not whole or len({len(column) for column in columns}) != 1 or not 1 <= len(columns[0]) <= 32:
+    if (
+        not is_valid
+        or len({len(column) for column in columns}) != 1
+        or not 1 <= len(columns[0]) <= 32
+    ):
         raise UserError(
-            f"{where}: `conv_dim`, `conv_kernel` and `conv_stride` must be lists of whole numbers, equally long."
+            f"{where}: `conv_dim`, `conv_kernel` and `conv_stride` must be lists of whole numbers, "
+            "equally long."
         )
     terms: list[list[Any]] = []
     for layer in zip(*columns, strict=True):

@@ -1,4 +1,4 @@
-"""Parameter names of transformers' encoders, and those of fairseq and s3prl that they stand for."""
+"""Translates parameter names between transformers' encoders and those of fairseq and s3prl."""
 
 from __future__ import annotations
 
@@ -45,15 +45,15 @@ _RULES = (
     ),
     ("encoder.layers.{n}.self_attn.grep_a", "encoder.layers.{n}.attention.gru_rel_pos_const"),
 )
-"""Base models, ours and theirs (``models/{hubert,wav2vec2,wavlm}/modeling_*.py`` of transformers
-5)."""
+"""Base models: our names and those of transformers 5
+(``models/{hubert,wav2vec2,wavlm}/modeling_*.py``)."""
 
 _OLDER = (
     ("encoder.pos_conv.0.weight_g", "encoder.pos_conv_embed.conv.weight_g"),
     ("encoder.pos_conv.0.weight_v", "encoder.pos_conv_embed.conv.weight_v"),
 )
-"""As transformers wrote them before torch 2.1 had parametrisations; most published files are of
-that time."""
+"""Names that transformers wrote before torch 2.1 had parametrisations; most published files have
+them."""
 
 _PRETRAINING = (
     ("quantizer.vars", "quantizer.codevectors"),
@@ -61,7 +61,7 @@ _PRETRAINING = (
     ("project_q.{p}", "project_q.{p}"),
     ("final_proj.{p}", "project_hid.{p}"),
 )
-"""``Wav2Vec2ForPreTraining``, beside its base model."""
+"""Parameters of ``Wav2Vec2ForPreTraining`` beside its base model."""
 
 _PARTS = {"n": r"(?P<n>\d{1,4})", "p": r"(?P<p>weight|bias)", "a": r"(?P<a>[kvq]_proj|out_proj)"}
 
@@ -91,8 +91,8 @@ def from_hf_pretraining(name: str) -> str | None:
 def split_prefix(
     state: Mapping[str, torch.Tensor], prefix: str
 ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    """Returns the parameters of the base model, and those beside it. A parent model puts its base
-    under ``prefix``."""
+    """Returns the parameters of the base model, and those beside it. A model with a head has its
+    base under ``prefix``."""
     if not any(name.startswith(prefix) for name in state):
         return dict(state), {}
     base = {

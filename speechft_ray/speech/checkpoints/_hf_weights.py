@@ -1,5 +1,4 @@
-"""The weights of a transformers folder, whichever way they are stored, and never from outside the
-folder."""
+"""Reads the weights of a transformers folder, whole or sharded, and only from within the folder."""
 
 from __future__ import annotations
 
@@ -15,8 +14,8 @@ from speechft_ray.speech.checkpoints._safetensors import open_safetensors, read_
 from speechft_ray.speech.checkpoints._torch import open_torch_file, validate_state_dict
 from speechft_ray.speech.checkpoints.hub import WEIGHTS
 
-MAX_PIECES = 256
-_PIECE = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,120}\.(safetensors|bin)")
+MAX_SHARDS = 256
+_SHARD = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,120}\.(safetensors|bin)")
 
 
 def read_weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -31,50 +30,53 @@ def read_weights(folder: Path) -> dict[str, torch.Tensor]:
             f"{folder} has a config.json and no weights: expected one of {', '.join(WEIGHTS)}."
         )
     if not names[0].endswith(".json"):
-        return _piece(_inside(folder, names[0]))
-    index = _index(folder / names[0])
+        return _read_shard(_check_inside(folder, names[0]))
+    index = _read_index(folder / names[0])
     state: dict[str, torch.Tensor] = {}
-    for piece in sorted(set(index.values())):
-        found = _piece(_inside(folder, piece))
-        strays = [name for name in found if index.get(name) != piece]
-        if strays:
+    for shard in sorted(set(index.values())):
+        tensors = _read_shard(_check_inside(folder, shard))
+        misplaced = [name for name in tensors if index.get(name) != shard]
+        if misplaced:
             raise UserError(
-                f"{folder / piece} holds `{strays[0][:80]}`, which {names[0]} does not place there."
+                f"{folder / shard} holds `{misplaced[0][:80]}`, which {names[0]} does not place "
+                "there."
             )
-        state |= found
+        state |= tensors
     missing = [name for name in index if name not in state]
     if missing:
         raise UserError(
-            f"{folder}: {names[0]} promises `{missing[0][:80]}`, which is in none of its files. Copy the folder again."
+            f"{folder}: {names[0]} promises `{missing[0][:80]}`, which is in none of its files. "
+            "Copy the folder again."
         )
     return state
 
 
-def _piece(file: Path) -> dict[str, torch.Tensor]:
+def _read_shard(file: Path) -> dict[str, torch.Tensor]:
     tensors: Any = (
         open_safetensors(file)[0] if file.suffix == ".safetensors" else open_torch_file(file)
     )
     return validate_state_dict(file, tensors, file.name)
 
 
-def _index(file: Path) -> dict[str, str]:
-    found = to_plain_data(read_json(file), str(file))
-    places = found.get("weight_map") if isinstance(found, dict) else None
+def _read_index(file: Path) -> dict[str, str]:
+    content = to_plain_data(read_json(file), str(file))
+    places = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(places, dict) or not places:
         raise UserError(f"{file} has no `weight_map`, so it is no index of weights.")
     wrong = [
         str(name)
         for name in places.values()
-        if not isinstance(name, str) or not _PIECE.fullmatch(name)
+        if not isinstance(name, str) or not _SHARD.fullmatch(name)
     ]
-    if wrong or len(set(places.values())) > MAX_PIECES:
+    if wrong or len(set(places.values())) > MAX_SHARDS:
         raise UserError(
-            f"{file} names `{(wrong or ['too many files'])[0][:80]}`: allowed are up to {MAX_PIECES} files beside it."
+            f"{file} names `{(wrong or ['too many files'])[0][:80]}`: allowed are up to "
+            f"{MAX_SHARDS} files beside it."
         )
     return places
 
 
-def _inside(folder: Path, name: str) -> Path:
+def _check_inside(folder: Path, name: str) -> Path:
     """Returns a file of the folder. Raises ``UserError`` when it is a link that leads out of the
     folder, unless to the ``blobs`` of the hub's cache that the folder is in."""
     file = folder / name

@@ -1,5 +1,5 @@
-"""Which parameters an encoder has, from its configuration alone: to judge a file, or complete it,
-without building a model."""
+"""Computes names and shapes of an encoder's parameters from its configuration, to check or complete
+a file without building a model."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import torch
 from speechft_ray.core.errors import UserError
 from speechft_ray.speech.encoders.base import FAMILIES, EncoderWeights, Shape
 
-Sizes = dict[str, tuple[int, ...]]
+Shapes = dict[str, tuple[int, ...]]
 
 _STANDARD = ("hubert", "wav2vec2", "wavlm", "decoar2")
 
 
-def compute_shapes(family: str, config: Mapping[str, Any]) -> Sizes | None:
-    """Returns the size of every parameter by name, those of pre-training among them; None where
-    only building can tell.
+def compute_shapes(family: str, config: Mapping[str, Any]) -> Shapes | None:
+    """Returns the shape of every parameter by name, those of pre-training included; None where only
+    building the model can tell.
 
     Raises ``UserError`` for a configuration that the family refuses.
     """
@@ -43,8 +43,9 @@ def compute_shapes(family: str, config: Mapping[str, Any]) -> Sizes | None:
 
 
 def check_fit(weights: EncoderWeights) -> None:
-    """Raises ``UserError`` naming the first five parameters that are missing, unexpected or
-    misshapen, or one with values that are no numbers. Parameters of pre-training may be missing."""
+    """Raises ``UserError`` naming the first five parameters that are missing, unexpected or of a
+    wrong shape, or one with values that are not finite. Parameters of pre-training may be
+    missing."""
     family = FAMILIES.get(weights.family)
     sizes = compute_shapes(weights.family, weights.config)
     if sizes is None:
@@ -67,27 +68,29 @@ def check_fit(weights: EncoderWeights) -> None:
         if faults:
             more = f" and {len(faults) - 5} more" if len(faults) > 5 else ""
             raise UserError(
-                f"the weights do not fit the {family.title} of their own configuration: {'; '.join(faults[:5])}{more}. "
-                "Give the file with the configuration that it was saved with, or the right family's file."
+                f"the weights do not fit the {family.title} of their own configuration: "
+                f"{'; '.join(faults[:5])}{more}. Give the file with the configuration that it was "
+                "saved with, or the right family's file."
             )
     for name, tensor in weights.state.items():
         if not is_finite(tensor):
             raise UserError(
-                f"`{name}` holds values that are no finite numbers: the training that made this file has diverged."
+                f"`{name}` holds values that are no finite numbers: the training that made this "
+                "file has diverged."
             )
 
 
 def is_finite(tensor: torch.Tensor) -> bool:
-    """Whether every value is a finite number: one pass, no copy. The smallest and largest value
-    show NaN as well."""
+    """Whether every value is a finite number, in one pass without a copy: minimum and maximum
+    propagate NaN."""
     return tensor.numel() == 0 or all(
         bool(torch.isfinite(end)) for end in torch.aminmax(tensor.detach())
     )
 
 
 def make_zero_parameters(weights: EncoderWeights) -> dict[str, torch.Tensor]:
-    """Returns the parameters of pre-training that the weights lack, as zeros: strict loaders want
-    them, features do not."""
+    """Returns the parameters of pre-training that the weights lack, as zeros: strict loaders demand
+    them, features do not depend on them."""
     optional = FAMILIES.get(weights.family).pretraining_only_prefixes
     sizes = compute_shapes(weights.family, weights.config) or {}
     return {
@@ -97,15 +100,15 @@ def make_zero_parameters(weights: EncoderWeights) -> dict[str, torch.Tensor]:
     }
 
 
-def _linear(name: str, inputs: int, outputs: int) -> Sizes:
+def _linear(name: str, inputs: int, outputs: int) -> Shapes:
     return {f"{name}.weight": (outputs, inputs), f"{name}.bias": (outputs,)}
 
 
-def _norm(name: str, dim: int) -> Sizes:
+def _norm(name: str, dim: int) -> Shapes:
     return {f"{name}.weight": (dim,), f"{name}.bias": (dim,)}
 
 
-def _transformer(shape: Shape, model: Mapping[str, Any]) -> Sizes:
+def _transformer(shape: Shape, model: Mapping[str, Any]) -> Shapes:
     dim, kernel = shape.dim, model.get("conv_pos", 128)
     position = "encoder.pos_conv.0"
     sizes = {
@@ -125,8 +128,8 @@ def _transformer(shape: Shape, model: Mapping[str, Any]) -> Sizes:
     return sizes
 
 
-def _front_end(shape: Shape, model: Mapping[str, Any]) -> Sizes:
-    sizes: Sizes = {}
+def _front_end(shape: Shape, model: Mapping[str, Any]) -> Shapes:
+    sizes: Shapes = {}
     inputs = 1
     for index, (channels, kernel, _) in enumerate(shape.conv_layers):
         name = f"feature_extractor.conv_layers.{index}"
@@ -142,8 +145,8 @@ def _front_end(shape: Shape, model: Mapping[str, Any]) -> Sizes:
     return sizes | (_linear("post_extract_proj", inputs, shape.dim) if inputs != shape.dim else {})
 
 
-def _relative_positions(shape: Shape, model: Mapping[str, Any]) -> Sizes:
-    sizes: Sizes = {}
+def _relative_positions(shape: Shape, model: Mapping[str, Any]) -> Shapes:
+    sizes: Shapes = {}
     if model.get("relative_position_embedding", False):
         sizes["encoder.layers.0.self_attn.relative_attention_bias.weight"] = (
             model.get("num_buckets", 320),
@@ -162,7 +165,7 @@ def _final_dim(shape: Shape, model: Mapping[str, Any]) -> int:
     return final if final > 0 else shape.dim
 
 
-def _hubert_heads(shape: Shape, config: Mapping[str, Any]) -> Sizes:
+def _hubert_heads(shape: Shape, config: Mapping[str, Any]) -> Shapes:
     model, words = config["model_cfg"], config["dictionaries_symbols"]
     final = _final_dim(shape, model)
     outputs = final * len(words) if model.get("untie_final_proj", False) else final
@@ -174,7 +177,7 @@ def _hubert_heads(shape: Shape, config: Mapping[str, Any]) -> Sizes:
     )
 
 
-def _wav2vec2_heads(shape: Shape, model: Mapping[str, Any]) -> Sizes:
+def _wav2vec2_heads(shape: Shape, model: Mapping[str, Any]) -> Shapes:
     final, features = _final_dim(shape, model), shape.conv_layers[-1][0]
     sizes = _linear("final_proj", shape.dim, final)
     if model.get("quantize_targets", False):

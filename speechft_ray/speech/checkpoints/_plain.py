@@ -1,4 +1,4 @@
-"""From what a stranger's file holds to plain JSON data, strictly."""
+"""Converts the content of untrusted files to plain JSON data."""
 
 from __future__ import annotations
 
@@ -12,47 +12,47 @@ from speechft_ray.speech.checkpoints._standins import Container, Leaf, Namespace
 
 MAX_VALUES, MAX_DEPTH, MAX_TEXT = 200_000, 32, 100_000
 """Far above any published configuration (the largest, HuBERT's, has about 600 values beside 500
-words of its dictionary). They keep a list that contains itself, or a thousand times its neighbour,
-from being followed forever."""
+words of its dictionary). They bound the traversal of lists that contain themselves or many
+references to each other."""
 
-_MISSING = "???"  # omegaconf's word for a value that nobody has set
+_MISSING = "???"  # omegaconf's mark for a value that was never set
 _REFERENCE = re.compile(r"\$\{([a-z_]+(?:\.[a-z_]+){0,4})\}")
 
 
 def to_plain_data(value: Any, where: str) -> Any:
-    """Returns JSON data: mappings with text keys, lists, texts, finite numbers, truth values, None.
+    """Returns JSON data: mappings with text keys, lists, texts, finite numbers, booleans, None.
 
     Namespaces and omegaconf's containers become dictionaries and lists, tuples become lists. Raises
-    ``UserError`` naming the place for every other kind of object.
+    ``UserError`` naming the place of any other kind of object.
     """
-    return _Walk().convert(value, where, 0)
+    return _Converter().convert(value, where, 0)
 
 
 def resolve_references(value: Any) -> Any:
-    """Returns a configuration of omegaconf's, already plain, without the values that were never set
-    (``???``).
+    """Returns a plain configuration of omegaconf without the values that were never set (``???``).
 
-    ``${task.normalize}`` is replaced by the single value it points to within ``value``, and by
-    nothing else.
+    References such as ``${task.normalize}`` are replaced by the single value that they name within
+    ``value``; no other interpolation happens.
     """
     return _resolve(value, value)
 
 
-class _Walk:
-    """One conversion, counting what it has seen."""
+class _Converter:
+    """One traversal, with the number of values that it may still visit."""
 
     def __init__(self) -> None:
-        self.left = MAX_VALUES
+        self.remaining = MAX_VALUES
 
     def convert(self, value: Any, where: str, depth: int) -> Any:
-        self.left -= 1
-        if self.left < 0 or depth > MAX_DEPTH:
+        self.remaining -= 1
+        if self.remaining < 0 or depth > MAX_DEPTH:
             raise UserError(
-                f"{where} is nested or long beyond every configuration (over {MAX_DEPTH} deep or a million values)."
+                f"{where} is nested or long beyond every configuration (over {MAX_DEPTH} deep or "
+                f"{MAX_VALUES:,} values)."
             )
         value = _unwrap(value)
         if isinstance(value, Mapping):
-            keys = {_key(key, where): item for key, item in value.items()}
+            keys = {_check_key(key, where): item for key, item in value.items()}
             return {
                 key: self.convert(item, f"{where}.{key}", depth + 1) for key, item in keys.items()
             }
@@ -61,9 +61,9 @@ class _Walk:
                 self.convert(item, f"{where}[{index}]", depth + 1)
                 for index, item in enumerate(value)
             ]
-        return self._single(value, where)
+        return self._convert_scalar(value, where)
 
-    def _single(self, value: Any, where: str) -> Any:
+    def _convert_scalar(self, value: Any, where: str) -> Any:
         if value is None or type(value) is bool:
             return value
         if type(value) is int and abs(value) < 2**63:
@@ -72,9 +72,12 @@ class _Walk:
             return value
         if type(value) is str and len(value) <= MAX_TEXT:
             return value
-        kind = "a text too long to be a setting" if type(value) is str else f"{_kind(value)}"
+        kind = (
+            "a text too long to be a setting" if type(value) is str else f"{_describe_type(value)}"
+        )
         raise UserError(
-            f"{where} is not plain data but {kind}. Allowed: texts, finite numbers, truth values, lists, mappings."
+            f"{where} is not plain data but {kind}. Allowed: texts, finite numbers, truth values, "
+            "lists, mappings."
         )
 
 
@@ -88,15 +91,16 @@ def _unwrap(value: Any) -> Any:
     return value
 
 
-def _key(key: Any, where: str) -> str:
+def _check_key(key: Any, where: str) -> str:
     if type(key) is not str or len(key) > 200 or not key.isprintable():
         raise UserError(
-            f"{where} has a key that is no short text ({str(key)[:40]!r}), so it is no configuration."
+            f"{where} has a key that is no short text ({str(key)[:40]!r}), so it is no "
+            "configuration."
         )
     return key
 
 
-def _kind(value: Any) -> str:
+def _describe_type(value: Any) -> str:
     if type(value) in (int, float):
         return f"the number {str(value)[:20]}"
     return f"a {type(value).__name__}" + (" object" if isinstance(value, StandIn) else "")
@@ -110,7 +114,7 @@ def _resolve(value: Any, root: Any) -> Any:
     match = _REFERENCE.fullmatch(value) if isinstance(value, str) else None
     if match is None:
         return value
-    found = root
+    target = root
     for name in match[1].split("."):
-        found = found.get(name) if isinstance(found, dict) else None
-    return value if isinstance(found, dict | list) or found is None else found
+        target = target.get(name) if isinstance(target, dict) else None
+    return value if isinstance(target, dict | list) or target is None else target

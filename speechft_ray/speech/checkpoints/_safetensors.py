@@ -1,4 +1,4 @@
-"""safetensors files, mapped into memory, and files published by one rename."""
+"""Reads safetensors files, mapped into memory, and writes files atomically."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from safetensors import SafetensorError, safe_open
 from speechft_ray.core.errors import UserError
 
 MAX_JSON_BYTES = 16 * 2**20
-"""A configuration or index of a large model has below 1 MB; a dictionary of 100 000 words has about
-1 MB as well."""
+"""The configuration or index of a large model has less than 1 MB, a dictionary of 100 000 words
+about 1 MB."""
 
 
 def is_safetensors(path: Path) -> bool:
-    """Whether a file begins like one: the length of a header, and the header's brace."""
+    """Whether a file begins with the length of a header and the header's brace."""
     with path.open("rb") as file:
         head = file.read(9)
     return len(head) == 9 and head[8:] == b"{" and not head.startswith(b"\x80")
@@ -40,20 +40,11 @@ def open_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str
         raise make_damaged_error(path, error) from error
 
 
-def metadata_of(path: Path) -> dict[str, str]:
-    """Returns the metadata of a file without its tensors. Raises ``UserError`` as
-    ``open_safetensors`` does."""
-    try:
-        with safe_open(path, framework="pt") as opened:
-            return dict(opened.metadata() or {})
-    except (SafetensorError, OSError, ValueError) as error:
-        raise make_damaged_error(path, error) from error
-
-
 def make_damaged_error(path: Path, error: Exception) -> UserError:
-    """The sentence for a file that safetensors does not read."""
+    """Returns the error for a file that safetensors cannot read."""
     return UserError(
-        f"{path} is not a whole safetensors file ({str(error)[:120]}). Copy it again from where it came."
+        f"{path} is not a whole safetensors file ({str(error)[:120]}). Copy it again from where it "
+        "came."
     )
 
 
@@ -82,8 +73,8 @@ def read_json(path: Path) -> Any:
 
 
 def publish(path: Path, write: Callable[[Path], Any]) -> None:
-    """Lets ``write`` fill a file beside ``path`` and renames it; whatever goes wrong, ``path`` is
-    old or new, never half."""
+    """Lets ``write`` fill a file beside ``path`` and renames it: ``path`` is old or new, never
+    partial."""
     descriptor, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
     os.close(descriptor)
     part = Path(name)

@@ -1,10 +1,8 @@
-"""What a ``.pt`` file may name besides tensors and containers, and the empty classes that stand in
-for it.
+"""Stand-ins for the classes that a ``.pt`` file may name besides tensors and containers.
 
-Nothing of fairseq, omegaconf or argparse is imported: a stand-in keeps the state that the file
-gives it as one dictionary and does nothing else, however it is called. So no constructor, no
-``__setstate__`` and no attribute of theirs can be used against us. What comes out of a stand-in
-goes through ``_plain`` before anybody reads it.
+Nothing of fairseq, omegaconf or argparse is imported: a stand-in keeps the state from the file as
+one dictionary and does nothing else, so a file cannot misuse a constructor, ``__setstate__`` or
+attribute of those packages. ``_plain`` converts the state before it is used.
 """
 
 from __future__ import annotations
@@ -13,14 +11,14 @@ from typing import Any
 
 
 class StandIn:
-    """An object of a stranger's file: its state, and no behaviour."""
+    """An object of an untrusted file: its state, and no behaviour."""
 
     __slots__ = ("state",)
 
     def __new__(cls, *_: Any) -> StandIn:
-        made = super().__new__(cls)
-        made.state = {}
-        return made
+        instance = super().__new__(cls)
+        instance.state = {}
+        return instance
 
     def __setstate__(self, state: Any) -> None:
         self.state: dict[Any, Any] = state if isinstance(state, dict) else {}
@@ -34,26 +32,25 @@ class Namespace(StandIn):
 
 
 class Container(StandIn):
-    """omegaconf's ``DictConfig`` and ``ListConfig``; the values lie in the state under
-    ``_content``."""
+    """omegaconf's ``DictConfig`` and ``ListConfig``; the state has values under ``_content``."""
 
     __slots__ = ()
 
 
 class Leaf(StandIn):
-    """omegaconf's value nodes; the value lies in the state under ``_val``."""
+    """omegaconf's value nodes; the state has the value under ``_val``."""
 
     __slots__ = ()
 
 
 class Dictionary(StandIn):
-    """``fairseq.data.dictionary.Dictionary``; its words lie in the state under ``symbols``."""
+    """``fairseq.data.dictionary.Dictionary``; the state has its words under ``symbols``."""
 
     __slots__ = ()
 
 
 class Mark(StandIn):
-    """A type that omegaconf keeps beside a value (``typing.Any``, ``builtins.dict``), or its
+    """A type that omegaconf stores beside a value (``typing.Any``, ``builtins.dict``), or its
     bookkeeping. Never read."""
 
     __slots__ = ()
@@ -66,13 +63,8 @@ ALLOWED: dict[str, type[StandIn]] = {
     "omegaconf.listconfig.ListConfig": Container,
     **{
         f"omegaconf.nodes.{kind}Node": Leaf
-        for kind in (
-            "Any",
-            "String",
-            "Integer",
-            "Float",
-            "Boolean",
-        )  # not Enum: its value is a class of the writer's own
+        # Not Enum: its value is a class of the program that wrote the file.
+        for kind in ("Any", "String", "Integer", "Float", "Boolean")
     },
     "omegaconf.base.ContainerMetadata": Mark,
     "omegaconf.base.Metadata": Mark,

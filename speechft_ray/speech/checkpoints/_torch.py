@@ -1,5 +1,4 @@
-"""Opening a ``.pt`` or ``.bin`` file of strangers: tensors, containers and inert stand-ins only, no
-code."""
+"""Opens untrusted ``.pt`` and ``.bin`` files: tensors, containers and stand-ins only, no code."""
 
 from __future__ import annotations
 
@@ -24,49 +23,54 @@ below 1 MB."""
 _ZIP, _PICKLE = b"PK\x03\x04", b"\x80"
 _KINDS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 _NAME = re.compile(r"[A-Za-z0-9_.\-]{1,300}")  # what state_dict() makes of attributes
-_ONE_AT_A_TIME = threading.Lock()  # torch's list of allowed names belongs to the process
+_LOAD_LOCK = threading.Lock()  # torch's list of allowed names is global to the process
 
 
 def open_torch_file(path: Path) -> Any:
-    """Returns what a file of ``torch.save`` holds, its tensors mapped into memory where the file
-    allows (since torch 1.6).
+    """Returns the content of a file of ``torch.save``; since torch 1.6 they can be mapped.
 
     Nothing in the file is executed: ``torch.load(weights_only=True)`` builds tensors, containers,
-    numbers and text, the names in ``_standins.ALLOWED`` become objects that do nothing, and all
-    else is refused. Raises ``UserError`` for a file that is no checkpoint, is cut short, unpacks to
-    more than its own size, or asks for other names, naming them.
+    numbers and text, the names in ``_standins.ALLOWED`` become objects without behaviour, and
+    everything else is refused. Raises ``UserError`` for a file that is no checkpoint, is cut short,
+    unpacks to more than its own size, or refers to other names, naming them.
     """
     with path.open("rb") as file:
         head = file.read(4)
     if not head.startswith((_ZIP, _PICKLE)):
         raise UserError(
-            f"{path} is not a file of torch.save: it begins with {head!r}. Check that the download is the checkpoint itself."
+            f"{path} is not a file of torch.save: it begins with {head!r}. Check that the download "
+            "is the checkpoint itself."
         )
     if path.suffix == ".safetensors":  # torch.load would go by the name
         raise UserError(
-            f"{path} is a file of torch.save under the name of a safetensors file. Rename it to end in .pt."
+            f"{path} is a file of torch.save under the name of a safetensors file. Rename it to "
+            "end in .pt."
         )
     if head.startswith(_ZIP):
         _check_archive(path)
     allowed = [(stand_in, name) for name, stand_in in ALLOWED.items()]
     try:
-        with warnings.catch_warnings(), _ONE_AT_A_TIME, torch.serialization.safe_globals(allowed):  # type: ignore[arg-type]
-            warnings.simplefilter(
-                "ignore", UserWarning
-            )  # an unusual pickle protocol: it is read, or refused below
+        with (
+            warnings.catch_warnings(),
+            _LOAD_LOCK,
+            torch.serialization.safe_globals(allowed),  # type: ignore[arg-type]
+        ):
+            # torch warns of an unusual pickle protocol; the file is read, or refused below.
+            warnings.simplefilter("ignore", UserWarning)
             return torch.load(
                 path, map_location="cpu", weights_only=True, mmap=head.startswith(_ZIP)
             )
     except pickle.UnpicklingError as error:
-        wanted = _unsafe_globals(path) or re.findall(r"GLOBAL ([\w.]+)", str(error))
-        if wanted:
-            names = ", ".join(map(_printable, wanted[:5]))
+        unsafe = _find_unsafe_globals(path) or re.findall(r"GLOBAL ([\w.]+)", str(error))
+        if unsafe:
+            names = ", ".join(map(_make_printable, unsafe[:5]))
             raise UserError(
-                f"{path} was refused: to load it, Python would have to run {names}. Only tensors and plain "
-                "data are read; convert the checkpoint to safetensors where you trust it."
+                f"{path} was refused: to load it, Python would have to run {names}. Only tensors "
+                "and plain data are read; convert the checkpoint to safetensors where you trust it."
             ) from error
         raise UserError(
-            f"{path} is damaged, or was not written by torch.save. Copy it again from where it came."
+            f"{path} is damaged, or was not written by torch.save. Copy it again from where it "
+            "came."
         ) from error
     except (
         RuntimeError,
@@ -86,15 +90,15 @@ def open_torch_file(path: Path) -> Any:
 
 
 def validate_state_dict(path: Path, table: Any, where: str) -> dict[str, torch.Tensor]:
-    """Returns a table of parameters in float32; those that are float32 in the file stay views of
-    it.
+    """Returns a state dict in float32; tensors that are float32 in the file stay views of it.
 
-    Raises ``UserError`` naming the place for anything that is not a table of plain, dense tensors
-    of floating-point numbers, each inside its own memory.
+    Raises ``UserError`` naming ``where`` for anything but a mapping of names to dense
+    floating-point tensors, each inside its own memory.
     """
     if not isinstance(table, Mapping) or not table:
         raise UserError(
-            f"{path} has a `{where}` that is not a table of tensors, so it is not a checkpoint of an encoder."
+            f"{path} has a `{where}` that is not a table of tensors, so it is not a checkpoint of "
+            "an encoder."
         )
     state: dict[str, torch.Tensor] = {}
     for name, tensor in table.items():
@@ -104,7 +108,8 @@ def validate_state_dict(path: Path, table: Any, where: str) -> dict[str, torch.T
             or type(tensor) not in (torch.Tensor, torch.nn.Parameter)
         ):
             raise UserError(
-                f"{path} has a `{where}` that is not a table of tensors: {str(name)[:80]!r} is a {type(tensor).__name__}."
+                f"{path} has a `{where}` that is not a table of tensors: {str(name)[:80]!r} is a "
+                f"{type(tensor).__name__}."
             )
         if (
             tensor.layout is not torch.strided
@@ -112,7 +117,8 @@ def validate_state_dict(path: Path, table: Any, where: str) -> dict[str, torch.T
             or tensor.dtype not in _KINDS
         ):
             raise UserError(
-                f"{path}: `{name}` is {tensor.dtype} ({tensor.layout}), not a dense tensor of floating-point numbers."
+                f"{path}: `{name}` is {tensor.dtype} ({tensor.layout}), not a dense tensor of "
+                "floating-point numbers."
             )
         if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
             raise UserError(
@@ -123,8 +129,8 @@ def validate_state_dict(path: Path, table: Any, where: str) -> dict[str, torch.T
 
 
 def _check_archive(path: Path) -> None:
-    """torch writes its zip files uncompressed, so nothing in an honest one is larger than the
-    file."""
+    """Raises ``UserError`` for a zip file that torch would not write: with compressed, duplicate or
+    overlapping entries, which could unpack to more than the file."""
     size = path.stat().st_size
     try:
         with zipfile.ZipFile(path) as archive:
@@ -134,14 +140,16 @@ def _check_archive(path: Path) -> None:
     names = {member.filename for member in members}
     if len(members) > MAX_MEMBERS or len(names) != len(members):
         raise UserError(
-            f"{path} was refused: its zip directory has {len(members)} entries, or names one of them twice."
+            f"{path} was refused: its zip directory has {len(members)} entries, or names one of "
+            "them twice."
         )
     end = 0
     for member in members:
         if member.compress_type != zipfile.ZIP_STORED or member.file_size != member.compress_size:
             raise UserError(
-                f"{path} was refused: {member.filename[:80]!r} in it is compressed and would unpack to {member.file_size} "
-                "bytes; torch.save never compresses. Get the checkpoint from where it was published."
+                f"{path} was refused: {member.filename[:80]!r} in it is compressed and would "
+                f"unpack to {member.file_size} bytes; torch.save never compresses. Get the "
+                "checkpoint from where it was published."
             )
         if member.header_offset < end or member.header_offset + member.file_size > size:
             raise UserError(
@@ -150,20 +158,21 @@ def _check_archive(path: Path) -> None:
         end = member.header_offset + member.file_size
         if member.filename.endswith(".pkl") and member.file_size > MAX_PICKLE_BYTES:
             raise UserError(
-                f"{path} was refused: the description in it has {member.file_size} bytes, at most {MAX_PICKLE_BYTES}."
+                f"{path} was refused: the description in it has {member.file_size} bytes, at most "
+                f"{MAX_PICKLE_BYTES}."
             )
 
 
-def _unsafe_globals(path: Path) -> list[str]:
+def _find_unsafe_globals(path: Path) -> list[str]:
     try:
         return sorted(
             set(torch.serialization.get_unsafe_globals_in_checkpoint(path)) - ALLOWED.keys()
         )
-    except Exception:  # the file is broken as well, or older than the zip format: no names then
+    except Exception:  # a damaged file, or one from before the zip format
         return []
 
 
-def _printable(name: str) -> str:
+def _make_printable(name: str) -> str:
     return "".join(letter if letter.isprintable() else "?" for letter in name[:120])
 
 

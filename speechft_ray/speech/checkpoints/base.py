@@ -1,4 +1,4 @@
-"""What a checkpoint format is, and where formats register."""
+"""The interface of checkpoint formats, and their registry."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ from speechft_ray.speech.encoders.base import EncoderWeights
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """An encoder as it was found."""
+    """An encoder with what its file says about it."""
 
     weights: EncoderWeights
     format: str
-    made: Mapping[str, Any] = field(default_factory=dict)
-    """How it came to be, plain JSON data: what its writer left in the file. ``parents`` lists the
-    encoders it was made from."""
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    """How the encoder was made, plain JSON data from its file. ``parents`` lists the encoders that
+    it was made from."""
     notes: tuple[str, ...] = ()
-    """Sentences for people: what was left out, what was taken from where, what was filled in."""
+    """Sentences for people: what was left out, where a value came from, what was filled in."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RawCheckpoint:
-    """One file or folder, opened once, for every format to look at."""
+    """One file or folder, opened once, before its format is known."""
 
     path: Path
     content: Any = None
-    """What a file of ``torch.save`` holds; None for folders and safetensors files."""
+    """Content of a file of ``torch.save``; None for folders and safetensors files."""
     config_from: Path | None = None
-    """A checkpoint that lends its configuration to one that has none."""
+    """Another checkpoint, whose configuration is used for a format that has none."""
 
 
 Write = Callable[[Path, EncoderWeights, Mapping[str, Any]], tuple[str, ...]]
@@ -46,20 +46,20 @@ Write = Callable[[Path, EncoderWeights, Mapping[str, Any]], tuple[str, ...]]
 class CheckpointFormat:
     """A registered format.
 
-    ``title``: what people call it. ``families``: the encoder families that it can hold.
-    ``is_folder``: whether it is a folder. ``recognises(source)``: whether this is one, judged by
-    its content and never by its name alone. ``read(source)``: raises ``UserError`` for what it
-    recognises and cannot use. ``write(path, weights, made)``: writes ``path``, whole or not at all,
-    and returns notes; raises ``UserError`` for a place that is taken and for weights that the
-    format cannot say. What it writes, ``read`` gives back with bit-equal tensors, the same
-    configuration and ``made``.
+    ``title``: its name in messages. ``families``: the encoder families that it can hold.
+    ``is_folder``: whether it is a folder. ``matches(source)``: whether the content is of this
+    format, never judged by the file name alone. ``read(source)``: raises ``UserError`` for content
+    that it recognises and cannot use. ``write(path, weights, provenance)``: writes ``path``
+    atomically and returns notes; raises ``UserError`` where ``path`` exists and for weights that
+    the format cannot hold. ``read`` returns what ``write`` wrote: bit-equal tensors, the same
+    configuration and provenance.
     """
 
     name: str
     title: str
     families: tuple[str, ...]
     is_folder: bool
-    recognises: Callable[[RawCheckpoint], bool]
+    matches: Callable[[RawCheckpoint], bool]
     read: Callable[[RawCheckpoint], Checkpoint]
     write: Write
 
@@ -75,38 +75,38 @@ def list_formats(family: str) -> list[str]:
 
 
 def atomic(write: Write) -> Write:
-    """Returns a writer that leaves ``path`` either complete or absent, and never writes over
-    anything or a broken encoder.
+    """Returns a writer that leaves ``path`` either complete or absent, overwrites nothing and
+    rejects weights that do not fit their configuration.
 
-    It raises ``UserError`` for a place that is taken or cannot be written, and as ``check_fit``
-    does.
+    It raises ``UserError`` where ``path`` exists or cannot be written, and as ``check_fit`` does.
     """
 
-    def written(path: Path, weights: EncoderWeights, made: Mapping[str, Any]) -> tuple[str, ...]:
+    def write_atomically(
+        path: Path, weights: EncoderWeights, provenance: Mapping[str, Any]
+    ) -> tuple[str, ...]:
         if path.exists() or path.is_symlink():
             raise UserError(f"{path} exists already. Give another place, or move it away first.")
         check_fit(weights)
-        aside: Path | None = None
+        temporary: Path | None = None
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            aside = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
-            part = (
-                aside / f"checkpoint{path.suffix}"
-            )  # torch.save names things after the file, and takes no hidden one
-            notes = write(part, weights, made)
+            temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+            # torch.save names the entries of its archive after the file, and refuses hidden names.
+            part = temporary / f"checkpoint{path.suffix}"
+            notes = write(part, weights, provenance)
             part.rename(path)
         except OSError as error:
             raise UserError(f"{path} was not written: {error.strerror or error}.") from error
         finally:
-            if aside is not None:
-                shutil.rmtree(aside)
+            if temporary is not None:
+                shutil.rmtree(temporary)
         return notes
 
-    return written
+    return write_atomically
 
 
 def remove_checkpoint(path: Path) -> None:
-    """Removes a file or folder that we wrote, if it is there."""
+    """Removes the file or folder of a checkpoint, if it exists."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:

@@ -1,9 +1,8 @@
-"""The encoders that have names: what each is, where it was published, and where it lies on this
-machine.
+"""The catalogue of encoders by name: family, address and place in the cache.
 
 Addresses are those of s3prl 0.4.18 (``upstream/*/hubconf.py``, the converted checkpoints). Sizes
 are parameters (SUPERB, arXiv 2105.01051, table 1; WavLM, arXiv 2110.13900, table 1) times four
-bytes, good enough to know how long to wait.
+bytes, to estimate the time of a download.
 """
 
 from __future__ import annotations
@@ -20,14 +19,14 @@ _CONVERTED = "https://huggingface.co/s3prl/converted_ckpts/resolve/main"
 
 @dataclass(frozen=True, kw_only=True)
 class PublishedEncoder:
-    """One encoder that others have published as one file."""
+    """A published encoder, one file."""
 
     name: str
     family: str
     title: str
     file: str
     bytes: int
-    """About."""
+    """Approximate size of the file."""
 
     @property
     def url(self) -> str:
@@ -35,7 +34,7 @@ class PublishedEncoder:
 
     @property
     def path(self) -> Path:
-        """Where the file lies in the cache once it is there; a person may put it there, too."""
+        """The file in the cache; it may also be copied there by hand."""
         return cache_folder() / self.file
 
 
@@ -98,15 +97,15 @@ PUBLISHED = {
         ),
     )
 }
-"""Encoders that are downloaded when they are first asked for, by name."""
+"""Encoders that are downloaded when they are first used, by name."""
 
 _ASSETS = Path(__file__).parents[2] / "assets"
 
 PACKAGED = {"tiny_hubert": _ASSETS / "tiny_hubert"}
-"""Encoders that come with the package, by name."""
+"""Encoders in the package, by name."""
 
 BASELINE = "fbank"
-"""The encoder without parameters, which needs no file."""
+"""The encoder without parameters and without a file."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,35 +131,35 @@ _HUB_NAME = re.compile(
 
 
 def parse_hub_name(text: str) -> HubName | None:
-    """Returns the hub's model that a name means, ``None`` for any other kind of name.
+    """Returns the model of the hub that a name means, None for any other kind of name.
 
-    Raises ``UserError`` for a name that begins like one and is none: what it may hold becomes a
-    part of a path.
+    Raises ``UserError`` for a malformed name that begins with ``hf:``: its parts become parts of a
+    path.
     """
     if not text.startswith("hf:"):
         return None
-    found = _HUB_NAME.fullmatch(text)
-    if found is None:
+    match = _HUB_NAME.fullmatch(text)
+    if match is None:
         raise UserError(
-            f"`{text}` is no model of the Hugging Face hub: write hf:OWNER/NAME or hf:OWNER/NAME@REVISION, each of letters, "
-            "digits, `_ . -`, for example hf:facebook/hubert-base-ls960."
+            f"`{text}` is no model of the Hugging Face hub: write hf:OWNER/NAME or "
+            "hf:OWNER/NAME@REVISION, each of letters, digits, `_ . -`, for example "
+            "hf:facebook/hubert-base-ls960."
         )
-    return HubName(owner=found["owner"], name=found["name"], revision=found["revision"] or "main")
+    return HubName(owner=match["owner"], name=match["name"], revision=match["revision"] or "main")
 
 
 def is_encoder_name(text: str) -> bool:
-    """Whether a text names an encoder, so that it is not taken for a path; ``./tiny_hubert`` is
-    always a path."""
+    """Whether a text names an encoder rather than a path; ``./tiny_hubert`` is always a path."""
     return text in PUBLISHED or text in PACKAGED or text == BASELINE or text.startswith("hf:")
 
 
 def list_names() -> list[str]:
-    """The names of the catalogue, sorted; the hub's names come on top."""
+    """Returns the names of the catalogue, sorted, without ``hf:`` names."""
     return sorted([*PUBLISHED, *PACKAGED, BASELINE])
 
 
 def cache_folder() -> Path:
-    """Where downloaded encoders lie: below ``$SPEECHFT_CACHE``, else
+    """Returns the folder of downloaded encoders, below ``$SPEECHFT_CACHE``, else
     ``$XDG_CACHE_HOME/speechft_ray``, else ``~/.cache/speechft_ray``."""
     own, shared = os.environ.get("SPEECHFT_CACHE"), os.environ.get("XDG_CACHE_HOME")
     root = (

@@ -1,9 +1,8 @@
-"""fairseq's own files, as published and as fairseq 0.12.2 loads them. No fairseq is needed to read
-or write them.
+"""The format of fairseq, as published and as fairseq 0.12.2 loads it, without fairseq.
 
 Since 2020 ``cfg`` holds the configuration (omegaconf's containers or plain ones, with ``model`` and
-``task``) and HuBERT's ``task_state`` its dictionaries, pickled objects of fairseq. Before, ``args``
-was one ``argparse.Namespace`` with everything.
+``task``), and the ``task_state`` of a HuBERT its dictionaries, pickled objects of fairseq. Older
+files have the whole configuration in ``args``, an ``argparse.Namespace``.
 """
 
 from __future__ import annotations
@@ -40,11 +39,11 @@ _HISTORY = {
     "lr_scheduler_state": {"best": None},
     "num_updates": 0,
 }
-"""fairseq looks at the last entry before it looks at the model."""
+"""An entry of ``optimizer_history``: fairseq reads the last one before it loads the model."""
 
 
-def recognises(source: RawCheckpoint) -> bool:
-    """Whether a ``.pt`` has ``model`` beside ``args`` or a ``cfg`` with parts."""
+def matches(source: RawCheckpoint) -> bool:
+    """Whether a ``.pt`` has ``model``, and ``args`` or a ``cfg`` with ``model`` in it."""
     content = source.content
     if not isinstance(content, Mapping) or "model" not in content:
         return False
@@ -56,21 +55,22 @@ def recognises(source: RawCheckpoint) -> bool:
 
 
 def read(source: RawCheckpoint) -> Checkpoint:
-    """Reads a HuBERT or wav2vec 2.0 of either kind; weights come back in float32, training options
-    and optimizer stay behind.
+    """Reads a HuBERT or wav2vec 2.0 with ``cfg`` or ``args``; weights are float32, training options
+    and the optimizer are left out.
 
-    Raises ``UserError`` for another model, one with a head for recognition on top, and a
-    configuration that is not plain data.
+    Raises ``UserError`` for another model, one with a recognition head, and a configuration that is
+    not plain data.
     """
     content, path = source.content, source.path
     tuned = [name for name in content["model"] if str(name).startswith(_TUNED_PREFIXES)]
     if tuned:
         raise UserError(
-            f"{path} is a fine-tuned recogniser with an extra head (`{str(tuned[0])[:60]}`): its encoder has no pre-training "
-            "parameters and belongs to no published base. Give the pre-trained checkpoint that it was tuned from."
+            f"{path} is a fine-tuned recogniser with an extra head (`{str(tuned[0])[:60]}`): its "
+            "encoder has no pre-training parameters and belongs to no published base. Give the "
+            "pre-trained checkpoint that it was tuned from."
         )
-    model, task = _config(path, content)
-    family = _family(path, model, content["model"])
+    model, task = _read_config(path, content)
+    family = _read_family(path, model, content["model"])
     config: dict[str, Any] = {"model_cfg": model, "task_cfg": task}
     if family == "hubert":
         config["dictionaries_symbols"] = read_symbols(path, content.get("task_state"))
@@ -78,21 +78,25 @@ def read(source: RawCheckpoint) -> Checkpoint:
     own = keep_if_unchanged(
         read_embedded(content.get(KEY), f"`{KEY}` in {path}"), family, config, _render
     )
-    for name in own.filled if own else ():
+    zeros = own.zeros if own else ()
+    for name in zeros:
         state.pop(name, None)
     weights = EncoderWeights(family=family, config=own.config if own else config, state=state)
-    notes = (*_notes(content), *describe_zeros_removed(own.filled if own else ()))
-    return Checkpoint(weights=weights, format="fairseq", made=own.made if own else {}, notes=notes)
+    return Checkpoint(
+        weights=weights,
+        format="fairseq",
+        provenance=own.provenance if own else {},
+        notes=(*_describe_omissions(content), *describe_zeros_removed(zeros)),
+    )
 
 
-def write(path: Path, weights: EncoderWeights, made: Mapping[str, Any]) -> tuple[str, ...]:
-    """Writes the kind with ``cfg``. Keys of the configuration that fairseq 0.12.2 does not know are
-    kept beside it.
+def write(path: Path, weights: EncoderWeights, provenance: Mapping[str, Any]) -> tuple[str, ...]:
+    """Writes a file with ``cfg``. Keys of the configuration that fairseq 0.12.2 does not accept are
+    stored under our own key.
 
-    Parameters of pre-training that are missing become zeros, and a note: fairseq's loader is
-    strict.
+    Missing parameters of pre-training become zeros, with a note: fairseq's loader is strict.
     """
-    filled = make_zero_parameters(weights)
+    zeros = make_zero_parameters(weights)
     rendered = _render(weights.config)
     model, task = rendered["model_cfg"], rendered["task_cfg"]
     dictionaries = make_dictionaries(weights.config.get("dictionaries_symbols", []))
@@ -104,21 +108,19 @@ def write(path: Path, weights: EncoderWeights, made: Mapping[str, Any]) -> tuple
             "task": task,
             "criterion": {"_name": names.CRITERION[weights.family]},
         },
-        "model": {
-            name: tensor.contiguous() for name, tensor in {**weights.state, **filled}.items()
-        },
+        "model": {name: tensor.contiguous() for name, tensor in {**weights.state, **zeros}.items()},
         "criterion": None,
         "optimizer_history": [_HISTORY],
         "task_state": {"dictionaries": dictionaries} if weights.family == "hubert" else {},
         "extra_state": {},
         "last_optimizer_state": None,
-        KEY: embed(weights, made, sorted(filled)),
+        KEY: embed(weights, provenance, sorted(zeros)),
     }
     torch.save(content, path, pickle_module=names.PICKLE)
-    return describe_zeros_added(filled)
+    return describe_zeros_added(zeros)
 
 
-def _config(path: Path, content: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+def _read_config(path: Path, content: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     if content.get("cfg") is None:
         options = to_plain_data(content["args"], f"`args` in {path}")
         model = {key: options[key] for key in names.MODEL_KEYS if key in options}
@@ -128,12 +130,13 @@ def _config(path: Path, content: Mapping[str, Any]) -> tuple[dict[str, Any], dic
     parts = [config.get(key) if isinstance(config, dict) else None for key in ("model", "task")]
     if not all(isinstance(part, dict) for part in parts):
         raise UserError(
-            f"{path} has a `cfg` without `model` and `task`, so it is no checkpoint of an encoder of fairseq's."
+            f"{path} has a `cfg` without `model` and `task`, so it is no checkpoint of an encoder "
+            "of fairseq's."
         )
     return dict(parts[0] or {}), dict(parts[1] or {})
 
 
-def _family(path: Path, model: Mapping[str, Any], state: Mapping[str, Any]) -> str:
+def _read_family(path: Path, model: Mapping[str, Any], state: Mapping[str, Any]) -> str:
     name = model.get("_name")
     if name is None and "label_embs_concat" in state:
         return "hubert"
@@ -145,7 +148,7 @@ def _family(path: Path, model: Mapping[str, Any], state: Mapping[str, Any]) -> s
 
 
 def _render(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The configuration as fairseq 0.12.2 takes it: its names, and no key that it does not know."""
+    """Returns the configuration with the names of fairseq 0.12.2, without keys that it rejects."""
     family = "hubert" if "dictionaries_symbols" in config else "wav2vec2"
     model = {
         key: config["model_cfg"][key]
@@ -164,13 +167,10 @@ def _render(config: Mapping[str, Any]) -> dict[str, Any]:
     return rendered | {key: config[key] for key in ("dictionaries_symbols",) if key in config}
 
 
-def _notes(content: Mapping[str, Any]) -> tuple[str, ...]:
-    left = [key for key in ("last_optimizer_state", "ema") if content.get(key)]
-    return (
-        (f"left out: {', '.join(f'`{key}`' for key in left)}, which only go on with the training.",)
-        if left
-        else ()
-    )
+def _describe_omissions(content: Mapping[str, Any]) -> tuple[str, ...]:
+    omitted = [key for key in ("last_optimizer_state", "ema") if content.get(key)]
+    keys = ", ".join(f"`{key}`" for key in omitted)
+    return (f"left out: {keys}, which only resumed training needs.",) if omitted else ()
 
 
 FAIRSEQ = FORMATS.register(
@@ -180,7 +180,7 @@ FAIRSEQ = FORMATS.register(
         title="fairseq checkpoint (.pt)",
         families=_FAMILIES,
         is_folder=False,
-        recognises=recognises,
+        matches=matches,
         read=read,
         write=atomic(write),
     ),

@@ -1,10 +1,10 @@
-"""Folders of Hugging Face transformers: ``config.json`` and weights, in one file or in pieces,
-safetensors or ``.bin``.
+"""The format of Hugging Face transformers: a folder with ``config.json`` and weights, whole or
+sharded, safetensors or ``.bin``.
 
-What we write is the base model (``HubertModel``, ``Wav2Vec2Model``, ``WavLMModel``), so that
-``from_pretrained`` finds every parameter it wants and none it does not. What the base model has no
-place for lies beside it in ``speechft_ray.safetensors``: parameters of pre-training, our
-configuration, the sha256 of every tensor, and how the encoder was made.
+We write the base model (``HubertModel``, ``Wav2Vec2Model``, ``WavLMModel``), so that
+``from_pretrained`` finds exactly the parameters that it expects. A side file,
+``speechft_ray.safetensors``, holds what the base model has no place for: parameters of
+pre-training, our configuration, the sha256 of every tensor, and the provenance.
 """
 
 from __future__ import annotations
@@ -48,21 +48,21 @@ from speechft_ray.speech.encoders.base import FAMILIES, EncoderWeights
 
 SIDE = "speechft_ray.safetensors"
 FILES = (CONFIG, PREPROCESSOR, WEIGHTS[0], SIDE)
-"""What ``write`` puts into a folder."""
+"""The files that ``write`` writes."""
 
 _PROJECTION = ("post_extract_proj.weight", "post_extract_proj.bias")
 
 
-def recognises(source: RawCheckpoint) -> bool:
+def matches(source: RawCheckpoint) -> bool:
     """Whether it is a folder with a ``config.json``."""
     return source.path.is_dir() and (source.path / CONFIG).is_file()
 
 
 def read(source: RawCheckpoint) -> Checkpoint:
-    """Reads a base model or the base model inside a parent (``ForCTC``, ``ForPreTraining``, ...);
-    weights come back in float32.
+    """Reads a base model, or the base of a model with a head (``ForCTC``, ``ForPreTraining``, ...);
+    weights are float32.
 
-    Heads are left out, except what ``Wav2Vec2ForPreTraining`` has for pre-training. Raises
+    Heads are left out, except the parameters of ``Wav2Vec2ForPreTraining`` for pre-training. Raises
     ``UserError`` for another model, parameters that no encoder of the family has, weights outside
     the folder, and damaged files.
     """
@@ -87,12 +87,12 @@ def read(source: RawCheckpoint) -> Checkpoint:
     return Checkpoint(weights=weights, format="hf", notes=tuple(notes))
 
 
-def write(path: Path, weights: EncoderWeights, made: Mapping[str, Any]) -> tuple[str, ...]:
-    """Writes a folder that ``from_pretrained`` loads, with our side file. Raises ``UserError`` for
+def write(path: Path, weights: EncoderWeights, provenance: Mapping[str, Any]) -> tuple[str, ...]:
+    """Writes a folder that ``from_pretrained`` loads, and our side file. Raises ``UserError`` for
     an encoder that transformers does not have."""
     shape = FAMILIES.get(weights.family).describe(weights.config)
     config = to_hf_config(weights.family, weights.config, masks="mask_emb" in weights.state)
-    state, invented = _add_projection(weights.state, shape.dim)
+    state, added = _add_projection(weights.state, shape.dim)
     model = {
         theirs: tensor.contiguous()
         for name, tensor in state.items()
@@ -102,7 +102,7 @@ def write(path: Path, weights: EncoderWeights, made: Mapping[str, Any]) -> tuple
         name: tensor.contiguous() for name, tensor in weights.state.items() if to_hf(name) is None
     }
     manifest = {
-        **embed(weights, made, invented),
+        **embed(weights, provenance, added),
         "sha256": {name: tensor_sha256(tensor) for name, tensor in weights.state.items()},
     }
     path.mkdir()
@@ -125,31 +125,37 @@ def write(path: Path, weights: EncoderWeights, made: Mapping[str, Any]) -> tuple
         file.chmod(0o644)
     if not side:
         return ()
-    return (
-        f"{len(side)} parameters that transformers' base model has no place for are in {SIDE}: keep it with the folder.",
+    note = (
+        f"{len(side)} parameters that transformers' base model has no place for are in {SIDE}: "
+        "keep it with the folder."
     )
+    return (note,)
 
 
 def _rename_parameters(
     folder: Path, base: Mapping[str, torch.Tensor], extractor: str
 ) -> dict[str, torch.Tensor]:
-    found = {name: from_hf(name, extractor) for name in base}
-    unknown = sorted(name for name, ours in found.items() if ours is None)
+    our_names = {name: from_hf(name, extractor) for name in base}
+    unknown = sorted(name for name, ours in our_names.items() if ours is None)
     if unknown:
         raise UserError(
-            f"{folder} has parameters that no encoder of its `model_type` has, first {', '.join(unknown[:5])}. "
-            f"Allowed: {', '.join(ARCHITECTURES.values())} and models around them."
+            f"{folder} has parameters that no encoder of its `model_type` has, first "
+            f"{', '.join(unknown[:5])}. Allowed: {', '.join(ARCHITECTURES.values())} and models "
+            "around them."
         )
-    return {str(ours): base[name] for name, ours in found.items()}
+    return {str(ours): base[name] for name, ours in our_names.items()}
 
 
 def _read_normalization(folder: Path, config: Mapping[str, Any]) -> tuple[bool, str]:
-    """transformers leaves the waveform to the preprocessor; without one, Large models were
-    pre-trained on normalised ones."""
+    """Returns whether waveforms are normalised, and a note.
+
+    transformers leaves that to the preprocessor; without one, it follows from the kind of model:
+    published Large models were pre-trained on normalised waveforms.
+    """
     file = folder / PREPROCESSOR
     if file.is_file():
-        found = to_plain_data(read_json(file), str(file))
-        normalize = found.get("do_normalize", True) if isinstance(found, dict) else None
+        content = to_plain_data(read_json(file), str(file))
+        normalize = content.get("do_normalize", True) if isinstance(content, dict) else None
         if not isinstance(normalize, bool):
             raise UserError(
                 f"{file}: `do_normalize` must be true or false, but is {str(normalize)[:60]!r}."
@@ -160,20 +166,23 @@ def _read_normalization(folder: Path, config: Mapping[str, Any]) -> tuple[bool, 
         )
     normalize = config.get("feat_extract_norm") == "layer"
     return normalize, (
-        f"waveforms are taken as {'' if normalize else 'not '}normalised: there is no {PREPROCESSOR}, and published models "
-        f"with `feat_extract_norm` `{'layer' if normalize else 'group'}` are."
+        f"waveforms are taken as {'' if normalize else 'not '}normalised: there is no "
+        f"{PREPROCESSOR}, and published models with `feat_extract_norm` "
+        f"`{'layer' if normalize else 'group'}` are."
     )
 
 
 def _add_projection(
     state: Mapping[str, torch.Tensor], dim: int
 ) -> tuple[dict[str, torch.Tensor], list[str]]:
-    """transformers projects always; where fairseq does not, the identity changes no value."""
+    """Returns the parameters with a feature projection, and the names that were added.
+
+    transformers always projects; where fairseq does not, the identity changes no value.
+    """
     if _PROJECTION[0] in state:
         return dict(state), []
-    return {**state, _PROJECTION[0]: torch.eye(dim), _PROJECTION[1]: torch.zeros(dim)}, list(
-        _PROJECTION
-    )
+    weight, bias = _PROJECTION
+    return {**state, weight: torch.eye(dim), bias: torch.zeros(dim)}, [weight, bias]
 
 
 def _drop_identity_projection(state: dict[str, torch.Tensor]) -> None:
@@ -186,27 +195,30 @@ def _drop_identity_projection(state: dict[str, torch.Tensor]) -> None:
 
 
 def _read_with_side_file(folder: Path, state: dict[str, torch.Tensor]) -> Checkpoint:
-    """The encoder that we wrote: its own configuration and every parameter, each with its recorded
-    sha256."""
+    """Returns an encoder that we wrote: its own configuration and every parameter, after comparing
+    each with its recorded sha256."""
     tensors, metadata = open_safetensors(folder / SIDE)
-    own, recorded = _side_manifest(folder, metadata)
-    state = {name: tensor for name, tensor in state.items() if name not in own.filled}
+    own, recorded = _read_side_manifest(folder, metadata)
+    state = {name: tensor for name, tensor in state.items() if name not in own.zeros}
     state |= validate_state_dict(folder / SIDE, tensors, SIDE) if tensors else {}
     changed = sorted(set(state) ^ set(recorded)) or [
         name for name, tensor in state.items() if tensor_sha256(tensor) != recorded[name]
     ]
     if changed:
         raise UserError(
-            f"{folder} is not as it was exported: {len(changed)} parameters differ from what {SIDE} recorded, first "
-            f"{changed[0]}. Copy the folder again if it is damaged; if you tuned it in transformers, take {SIDE} out."
+            f"{folder} is not as it was exported: {len(changed)} parameters differ from what "
+            f"{SIDE} recorded, first {changed[0]}. Copy the folder again if it is damaged; if you "
+            f"tuned it in transformers, take {SIDE} out."
         )
     weights = EncoderWeights(
         family=own.family, config=own.config, state={name: state[name] for name in recorded}
     )
-    return Checkpoint(weights=weights, format="hf", made=own.made)
+    return Checkpoint(weights=weights, format="hf", provenance=own.provenance)
 
 
-def _side_manifest(folder: Path, metadata: Mapping[str, str]) -> tuple[Embedded, dict[str, Any]]:
+def _read_side_manifest(
+    folder: Path, metadata: Mapping[str, str]
+) -> tuple[Embedded, dict[str, Any]]:
     try:
         data = json.loads(metadata.get(KEY, "null"))
     except (ValueError, RecursionError):
@@ -215,7 +227,8 @@ def _side_manifest(folder: Path, metadata: Mapping[str, str]) -> tuple[Embedded,
     recorded = data.get("sha256") if isinstance(data, dict) else None
     if own is None or not isinstance(recorded, dict):
         raise UserError(
-            f"{folder / SIDE} has no manifest that this version reads. Take it out to read the folder without it."
+            f"{folder / SIDE} has no manifest that this version reads. Take it out to read the "
+            "folder without it."
         )
     return own, recorded
 
@@ -227,7 +240,7 @@ HF = FORMATS.register(
         title="Hugging Face transformers (folder)",
         families=tuple(ARCHITECTURES),
         is_folder=True,
-        recognises=recognises,
+        matches=matches,
         read=read,
         write=atomic(write),
     ),

@@ -238,7 +238,7 @@ def _explain_errors(model: HubName) -> Iterator[None]:
         ) from error
     except errors.RevisionNotFoundError as error:
         raise UserError(
-            f"`{model.repo}` has no revision `{model.revision}`: give a branch, tag or commit of it."
+            f"`{model.repo}` has no revision `{model.revision}`: give a branch, a tag or a commit."
         ) from error
     except errors.RemoteEntryNotFoundError as error:
         raise UserError(

@@ -1,4 +1,4 @@
-"""The one loader: a catalogue name or a path, whatever the format, to weights in memory."""
+"""Loads an encoder from a catalogue name or a path, whatever the format."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ def load_encoder(name_or_path: str | Path, progress: Progress | None = None) -> 
     """Returns an encoder by name (the catalogue's, or ``hf:OWNER/NAME``), or from a file or folder
     of any registered format.
 
-    A name that is not in the cache is downloaded; ``progress`` is then told the bytes of each file.
-    A file is never executed; sha256 sums are checked where the format has them. Raises
-    ``UserError`` for a name or path that leads nowhere, another format, and damaged files.
+    A name that is not in the cache is downloaded; ``progress`` then receives the bytes of each
+    file. Nothing in a file is executed; sha256 sums are checked where the format has them. Raises
+    ``UserError`` for an unknown name, a missing path, another format, and damaged files.
     """
     name = str(name_or_path)
     if name == BASELINE:
@@ -32,11 +32,12 @@ def load_encoder(name_or_path: str | Path, progress: Progress | None = None) -> 
 
 
 def locate_encoder(name_or_path: str, progress: Progress | None = None) -> Path:
-    """Returns the file or folder of a name (downloading it where it must) or path. Raises
-    ``UserError`` where nothing is."""
+    """Returns the file or folder of a name, downloading it if necessary, or of a path. Raises
+    ``UserError`` where neither exists."""
     if name_or_path == BASELINE:
         raise UserError(
-            f"`{BASELINE}` is the baseline without parameters: there is no file of it. Give an encoder that has some."
+            f"`{BASELINE}` is the baseline without parameters: there is no file of it. Give an "
+            "encoder that has some."
         )
     path = (
         download_encoder(name_or_path, progress)
@@ -49,13 +50,12 @@ def locate_encoder(name_or_path: str, progress: Progress | None = None) -> Path:
 
 
 def load_checkpoint(path: Path, config_from: Path | None = None) -> Checkpoint:
-    """Returns the encoder of a file or folder with its format, what its writer left about it, and
-    notes.
+    """Returns the encoder of a file or folder with its format, provenance and notes.
 
-    ``config_from`` lends its configuration to a format that has none. The file is opened once;
-    which format it is, its content says. Tensors that are float32 in the file are views of it,
-    mapped into memory. Raises ``UserError`` for what is none of the registered formats, for damaged
-    files, and for what a format refuses.
+    ``config_from`` is a checkpoint whose configuration is used for a format that has none. The file
+    is opened once, and its content decides the format. Tensors that are float32 in the file are
+    views of it, mapped into memory. Raises ``UserError`` for content of no registered format, for
+    damaged files, and for content that a format rejects.
     """
     if not path.exists():
         raise UserError(_describe_missing(str(path)))
@@ -69,7 +69,7 @@ def load_checkpoint(path: Path, config_from: Path | None = None) -> Checkpoint:
         raise UserError(f"{path} cannot be read: {error.strerror}.") from error
     source = RawCheckpoint(path=path, content=content, config_from=config_from)
     for name, form in FORMATS.items():
-        if form.recognises(source):
+        if form.matches(source):
             if config_from is not None and name != "s3prl-downstream":
                 raise UserError(
                     f"{path} ({form.title}) holds its own configuration: leave --config-from out."
@@ -95,12 +95,18 @@ def weights_fingerprint(weights: EncoderWeights) -> str:
 
 def _describe_unknown_format(path: Path) -> str:
     if path.is_dir():
-        return f"{path} is a folder with neither {CONFIG} (transformers) nor {FILE} (ours). Give the folder or file of an encoder."
+        return (
+            f"{path} is a folder with neither {CONFIG} (transformers) nor {FILE} (ours). Give the "
+            "folder or file of an encoder."
+        )
     titles = ", ".join(form.title for _, form in FORMATS.items())
     return f"{path} holds no encoder in a format that is known. Allowed: {titles}."
 
 
 def _describe_missing(name: str) -> str:
     if "/" in name or "." in name:
-        return f"there is no encoder at {name}: the file does not exist. Give a path or a name: {', '.join(list_names())}."
+        return (
+            f"there is no encoder at {name}: the file does not exist. Give a path or a name: "
+            f"{', '.join(list_names())}."
+        )
     return unknown_name("encoder", name, list_names()) + " Or give the path of a checkpoint."

@@ -1,9 +1,9 @@
-"""The files that s3prl's upstream experts load, one ``torch.save`` each.
+"""The formats of s3prl's upstream experts, one file of ``torch.save`` each.
 
 HuBERT and wav2vec 2.0 (s3prl ``upstream/{hubert,wav2vec2}/convert.py``): ``task_cfg``,
 ``model_cfg``, ``model_weight``, for HuBERT also ``dictionaries_symbols``. WavLM (as Microsoft
-published it): ``cfg``, ``model``. DeCoAR 2.0 (as published): ``model`` alone, since s3prl knows one
-size only.
+published it): ``cfg``, ``model``. DeCoAR 2.0 (as published): ``model`` alone, since s3prl builds
+one size only.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _DECOAR2_SIZE = (12, 768)
 (``upstream/decoar2/decoar2.py``)."""
 
 
-def recognises(source: RawCheckpoint) -> bool:
+def matches(source: RawCheckpoint) -> bool:
     """Whether a ``.pt`` has one of the three layouts."""
     content = source.content
     if not isinstance(content, Mapping):
@@ -55,10 +55,10 @@ def recognises(source: RawCheckpoint) -> bool:
 
 
 def read(source: RawCheckpoint) -> Checkpoint:
-    """Reads any of the three layouts; weights come back in float32.
+    """Reads any of the three layouts; weights are float32.
 
-    Raises ``UserError`` for a missing part, weights that are no table of tensors, and a
-    configuration that is not plain data.
+    Raises ``UserError`` for a missing part, weights that are no state dict, and a configuration
+    that is not plain data.
     """
     content, path = source.content, source.path
     own = read_embedded(content.get(KEY), f"`{KEY}` in {path}")
@@ -70,52 +70,51 @@ def read(source: RawCheckpoint) -> Checkpoint:
         state = validate_state_dict(path, content["model"], "model")
     else:
         state = validate_state_dict(path, content["model"], "model")
-        family, config, notes = _decoar2(path, state, own)
-    known = keep_if_unchanged(own, family, config, dict)
-    for name in known.filled if known else ():
+        family, config, notes = _read_decoar2(path, state, own)
+    unchanged = keep_if_unchanged(own, family, config, dict)
+    zeros = unchanged.zeros if unchanged else ()
+    for name in zeros:
         state.pop(name, None)
     weights = EncoderWeights(family=family, config=config, state=state)
-    notes += describe_zeros_removed(known.filled if known else ())
     return Checkpoint(
-        weights=weights, format="s3prl", made=known.made if known else {}, notes=notes
+        weights=weights,
+        format="s3prl",
+        provenance=unchanged.provenance if unchanged else {},
+        notes=(*notes, *describe_zeros_removed(zeros)),
     )
 
 
-def write(path: Path, weights: EncoderWeights, made: Mapping[str, Any]) -> tuple[str, ...]:
-    """Writes what s3prl's expert of the family loads. Parameters of pre-training that are missing
-    become zeros, and a note."""
-    filled = make_zero_parameters(weights)
-    state = {name: tensor.contiguous() for name, tensor in {**weights.state, **filled}.items()}
-    own = {KEY: embed(weights, made, sorted(filled))}
+def write(path: Path, weights: EncoderWeights, provenance: Mapping[str, Any]) -> tuple[str, ...]:
+    """Writes the file that s3prl's expert of the family loads. Missing parameters of pre-training
+    become zeros, with a note."""
+    zeros = make_zero_parameters(weights)
+    state = {name: tensor.contiguous() for name, tensor in {**weights.state, **zeros}.items()}
+    own = {KEY: embed(weights, provenance, sorted(zeros))}
     if weights.family == "decoar2":
         torch.save({"model": state, **own}, path)
-        return _other_size(weights)
+        return _describe_other_size(weights)
     where = "model_weight" if "model_cfg" in weights.config else "model"
     torch.save({**weights.config, where: state, **own}, path)
-    return describe_zeros_added(filled)
+    return describe_zeros_added(zeros)
 
 
-def describe_zeros_added(filled: Mapping[str, Any]) -> tuple[str, ...]:
-    """Returns what to tell people of parameters that became zeros."""
-    if not filled:
+def describe_zeros_added(zeros: Mapping[str, Any]) -> tuple[str, ...]:
+    """Returns the note on parameters that were written as zeros, if any."""
+    if not zeros:
         return ()
     note = (
-        f"{len(filled)} parameters that only pre-training uses are not in the source and are zeros here "
-        f"({', '.join(sorted(filled)[:5])}): loaders of this format want them, features do not depend on them. Do not go on "
-        "pre-training from this file."
+        f"{len(zeros)} parameters that only pre-training uses are not in the source and are zeros "
+        f"here ({', '.join(sorted(zeros)[:5])}): loaders of this format demand them, features do "
+        "not depend on them. Do not continue pre-training from this file."
     )
     return (note,)
 
 
-def describe_zeros_removed(filled: Sequence[str]) -> tuple[str, ...]:
-    """Returns what to tell people of zeros that we had filled in and left out again."""
-    return (
-        (
-            f"{len(filled)} parameters are zeros that were filled in for strict loaders: left out again.",
-        )
-        if filled
-        else ()
-    )
+def describe_zeros_removed(zeros: Sequence[str]) -> tuple[str, ...]:
+    """Returns the note on zeros that we had written and that are left out again, if any."""
+    if not zeros:
+        return ()
+    return (f"{len(zeros)} parameters are zeros that were filled in for strict loaders: left out.",)
 
 
 def _read_converted(
@@ -124,8 +123,9 @@ def _read_converted(
     missing = [key for key in _CONVERTED if key not in content]
     if missing:
         raise UserError(
-            f"{path} is not a whole s3prl-converted checkpoint: it lacks {', '.join(f'`{key}`' for key in missing)}. "
-            "Convert the original once more, with `speechft convert` or s3prl's `convert.py`."
+            f"{path} is not a whole s3prl-converted checkpoint: it lacks "
+            f"{', '.join(f'`{key}`' for key in missing)}. Convert the original once more, with "
+            "`speechft convert` or s3prl's `convert.py`."
         )
     keys = [key for key in (*_CONVERTED[:2], _DICTIONARIES) if key in content]
     config = {key: to_plain_data(content[key], f"`{key}` in {path}") for key in keys}
@@ -133,41 +133,37 @@ def _read_converted(
     return family, config, validate_state_dict(path, content["model_weight"], "model_weight")
 
 
-def _decoar2(
+def _read_decoar2(
     path: Path, state: dict[str, torch.Tensor], own: Embedded | None
 ) -> tuple[str, dict[str, Any], tuple[str, ...]]:
-    """The file says nothing about itself, unless we wrote it."""
+    """Returns family, configuration and notes of a file that, unless we wrote it, has weights only;
+    removes parameters of pre-training from ``state``."""
     if own is not None and own.family == "decoar2":
         return "decoar2", dict(own.config), ()
     if "post_extract_proj.weight" not in state or any(
         name.startswith("feature_extractor.") for name in state
     ):
         raise UserError(
-            f"{path} holds weights and no configuration, and they are not those of a DeCoAR 2.0, the only encoder that is "
-            "published so. Give the checkpoint as it was published."
+            f"{path} holds weights and no configuration, and they are not those of a DeCoAR 2.0, "
+            "the only encoder that is published so. Give the checkpoint as it was published."
         )
     config: dict[str, Any] = {"cfg": {}}
-    known = compute_shapes("decoar2", config) or {}
-    extra = [name for name in state if name not in known and not name.startswith("encoder.layers.")]
+    expected = compute_shapes("decoar2", config) or {}
+    extra = [
+        name for name in state if name not in expected and not name.startswith("encoder.layers.")
+    ]
     for name in extra:
         del state[name]
-    notes = (
-        (
-            f"{len(extra)} parameters of pre-training were left out, as s3prl does: {', '.join(extra[:5])}.",
-        )
-        if extra
-        else ()
-    )
-    return "decoar2", config, notes
+    note = f"{len(extra)} parameters of pre-training were left out, as s3prl does: "
+    return "decoar2", config, (f"{note}{', '.join(extra[:5])}.",) if extra else ()
 
 
-def _other_size(weights: EncoderWeights) -> tuple[str, ...]:
+def _describe_other_size(weights: EncoderWeights) -> tuple[str, ...]:
     shape = FAMILIES.get(weights.family).describe(weights.config)
     if (shape.layers, shape.dim) == _DECOAR2_SIZE:
         return ()
-    return (
-        f"s3prl itself builds a DeCoAR 2.0 of {_DECOAR2_SIZE[0]} x {_DECOAR2_SIZE[1]} only, and will not load this size.",
-    )
+    size = f"{_DECOAR2_SIZE[0]} x {_DECOAR2_SIZE[1]}"
+    return (f"s3prl itself builds a DeCoAR 2.0 of {size} only, and will not load this size.",)
 
 
 S3PRL = FORMATS.register(
@@ -177,7 +173,7 @@ S3PRL = FORMATS.register(
         title="s3prl upstream checkpoint (.pt)",
         families=("hubert", "wav2vec2", "wavlm", "decoar2"),
         is_folder=False,
-        recognises=recognises,
+        matches=matches,
         read=read,
         write=atomic(write),
     ),

@@ -1,11 +1,10 @@
-"""Checkpoints of s3prl's downstream training with a trainable upstream: ``Upstream``, ``Args``,
+"""The format of s3prl's downstream training with a trainable upstream: ``Upstream``, ``Args``,
 ``Config``, and a head.
 
-They are written by ``downstream/runner.py``. The parameters of the encoder have the prefix
-``model.``; which encoder it is stands nowhere in the file. So its configuration comes, in this
-order, from a checkpoint that the user names, from what we left in the file, from
-``Args.upstream_ckpt`` where that file still exists, or from the sizes of the weights where only one
-published encoder has them; the notes say which.
+``downstream/runner.py`` writes it. The parameters of the encoder have the prefix ``model.``, and
+the file does not say which encoder it is. Its configuration comes from, in this order, a checkpoint
+that the user names, our own data in the file, ``Args.upstream_ckpt`` where that file still exists,
+or the shapes of the weights where only one published encoder has them; the notes say which.
 """
 
 from __future__ import annotations
@@ -33,12 +32,13 @@ from speechft_ray.speech.checkpoints.base import (
 from speechft_ray.speech.encoders.base import FAMILIES, EncoderWeights
 
 _PREFIX = "model."
-_HOW_TO_GO_ON = "Name the checkpoint that the training began from: --config-from FILE."
+_REMEDY = "Name the checkpoint that the training began from: --config-from FILE."
 _PUBLISHED = ((12, 768, False), (24, 1024, True))
-"""Base and Large of wav2vec 2.0, HuBERT and WavLM; DeCoAR 2.0 has the first alone."""
+"""Layers, width and Large or not, of the published wav2vec 2.0, HuBERT and WavLM; DeCoAR 2.0 has
+the first only."""
 
 
-def recognises(source: RawCheckpoint) -> bool:
+def matches(source: RawCheckpoint) -> bool:
     """Whether a ``.pt`` or ``.ckpt`` has the keys of s3prl's runner."""
     content = source.content
     return isinstance(content, Mapping) and (
@@ -47,73 +47,79 @@ def recognises(source: RawCheckpoint) -> bool:
 
 
 def read(source: RawCheckpoint) -> Checkpoint:
-    """Reads the encoder of a downstream checkpoint; head, featurizer and optimizer stay behind.
+    """Reads the encoder of a downstream checkpoint; head, featurizer and optimizer are left out.
 
-    Raises ``UserError`` for a file whose encoder was frozen and so is not in it, and where nothing
-    says what encoder it is.
+    Raises ``UserError`` for a file without an encoder, because it was frozen, and where nothing
+    tells which encoder it is.
     """
     content, path = source.content, source.path
     if "Upstream" not in content:
         raise UserError(
-            f"{path} holds a head and no encoder: its upstream was frozen. Give the upstream's own checkpoint."
+            f"{path} holds a head and no encoder: its upstream was frozen. Give the upstream's own "
+            "checkpoint."
         )
     state = {
         name.removeprefix(_PREFIX): tensor
         for name, tensor in validate_state_dict(path, content["Upstream"], "Upstream").items()
     }
-    left = [key for key in ("Downstream", "Featurizer", "Optimizer") if content.get(key)]
-    notes = (f"left out: {', '.join(f'`{key}`' for key in left)}.",) if left else ()
+    omitted = [key for key in ("Downstream", "Featurizer", "Optimizer") if content.get(key)]
+    notes = (f"left out: {', '.join(f'`{key}`' for key in omitted)}.",) if omitted else ()
     own = read_embedded(content.get(KEY), f"`{KEY}` in {path}")
     if own is not None and source.config_from is None:
         weights = EncoderWeights(family=own.family, config=own.config, state=state)
-        return Checkpoint(weights=weights, format="s3prl-downstream", made=own.made, notes=notes)
-    family, config, whence = _configuration(source, state)
+        return Checkpoint(
+            weights=weights, format="s3prl-downstream", provenance=own.provenance, notes=notes
+        )
+    family, config, origin = _find_config(source, state)
     weights = EncoderWeights(family=family, config=config, state=state)
     return Checkpoint(
         weights=weights,
         format="s3prl-downstream",
-        notes=(*notes, f"the configuration is {whence}."),
+        notes=(*notes, f"the configuration is {origin}."),
     )
 
 
-def write(path: Path, weights: EncoderWeights, made: Mapping[str, Any]) -> tuple[str, ...]:
-    """Writes ``Upstream``, ``Args`` and ``Config`` under the names that s3prl's runner and the
-    tools around it read."""
+def write(path: Path, weights: EncoderWeights, provenance: Mapping[str, Any]) -> tuple[str, ...]:
+    """Writes ``Upstream``, ``Args`` and ``Config`` under the names that s3prl's runner and related
+    tools read."""
     content = {
         "Upstream": {_PREFIX + name: tensor.contiguous() for name, tensor in weights.state.items()},
         "Args": Namespace(upstream=weights.family, upstream_ckpt=None, upstream_trainable=True),
         "Config": {},
         "Step": 0,
         "Epoch": 0,
-        KEY: embed(weights, made),
+        KEY: embed(weights, provenance),
     }
     torch.save(content, path)
-    return (
-        "the file has no head: it is for tools that read `Upstream`, and s3prl cannot go on training from it.",
+    note = (
+        "the file has no head: it is for tools that read `Upstream`, and s3prl cannot go on "
+        "training from it."
     )
+    return (note,)
 
 
-def _configuration(
+def _find_config(
     source: RawCheckpoint, state: Mapping[str, torch.Tensor]
 ) -> tuple[str, Mapping[str, Any], str]:
+    """Returns family, configuration, and a phrase that says where they are from."""
     if source.config_from is not None:
         base = _load_base_encoder(source.config_from)
         return base.family, base.config, f"that of {source.config_from}, as you said"
-    named = _find_base_checkpoint(source)
-    if named is not None:
-        base = _load_base_encoder(named)
+    path = _find_base_checkpoint(source)
+    if path is not None:
+        base = _load_base_encoder(path)
         return (
             base.family,
             base.config,
-            f"that of {named}, which the training began from (`Args.upstream_ckpt`)",
+            f"that of {path}, which the training began from (`Args.upstream_ckpt`)",
         )
-    found = match_published(state)
-    if len(found) != 1:
+    candidates = match_published(state)
+    if len(candidates) != 1:
         raise UserError(
             f"{source.path} does not say what encoder it holds, and its weights have the sizes of "
-            f"{'several published encoders' if found else 'no published encoder'}. {_HOW_TO_GO_ON}"
+            f"{'several published encoders' if candidates else 'no published encoder'}. {_REMEDY}"
         )
-    family, config = found[0]
+    family, config = candidates[0]
     shape = FAMILIES.get(family).describe(config)
     title = f"{FAMILIES.get(family).title} of {shape.layers} x {shape.dim}"
     return (
@@ -124,28 +130,27 @@ def _configuration(
 
 
 def _load_base_encoder(path: Path) -> EncoderWeights:
-    """The encoder that a training began from. Another downstream checkpoint is refused: two could
-    name each other forever."""
-    from speechft_ray.speech.checkpoints.load import (
-        load_checkpoint,
-    )  # the loader knows every format, so also this one
+    """Returns the encoder that a training started from. Another downstream checkpoint is refused:
+    two could name each other."""
+    # The loader imports all formats, this one included.
+    from speechft_ray.speech.checkpoints.load import load_checkpoint
 
     if not path.exists():
         raise UserError(f"there is no checkpoint at {path}, which --config-from names.")
     if (
         path.is_file()
         and not is_safetensors(path)
-        and recognises(RawCheckpoint(path=path, content=open_torch_file(path)))
+        and matches(RawCheckpoint(path=path, content=open_torch_file(path)))
     ):
-        raise UserError(f"{path} is a downstream checkpoint as well. {_HOW_TO_GO_ON}")
+        raise UserError(f"{path} is a downstream checkpoint as well. {_REMEDY}")
     return load_checkpoint(path).weights
 
 
 def _find_base_checkpoint(source: RawCheckpoint) -> Path | None:
-    """``Args.upstream_ckpt`` where it is a plain file; a folder or an address is nothing that s3prl
-    would have loaded there."""
-    found = to_plain_data(source.content.get("Args"), f"`Args` in {source.path}")
-    name = found.get("upstream_ckpt") if isinstance(found, dict) else None
+    """Returns ``Args.upstream_ckpt`` where it is a plain file: s3prl loads neither folders nor URLs
+    there."""
+    options = to_plain_data(source.content.get("Args"), f"`Args` in {source.path}")
+    name = options.get("upstream_ckpt") if isinstance(options, dict) else None
     if not isinstance(name, str) or not name or "\0" in name:
         return None
     path = Path(name)
@@ -155,11 +160,9 @@ def _find_base_checkpoint(source: RawCheckpoint) -> Path | None:
 
 def match_published(state: Mapping[str, torch.Tensor]) -> list[tuple[str, dict[str, Any]]]:
     """Returns the published encoders, family and configuration, whose parameters have exactly these
-    names and sizes.
-
-    Labels of a HuBERT are counted, not known: its dictionary is numbered.
+    names and shapes. The words in the dictionary of a HuBERT are unknown: numbers stand for them.
     """
-    found = []
+    matches = []
     for name, family in FAMILIES.items():
         for size in _PUBLISHED if family.example_config is not None else ():
             config = family.example_config(*size)  # type: ignore[misc]
@@ -172,8 +175,8 @@ def match_published(state: Mapping[str, torch.Tensor]) -> list[tuple[str, dict[s
                 sizes is not None
                 and {key: tuple(tensor.shape) for key, tensor in state.items()} == sizes
             ):
-                found.append((name, config))
-    return found
+                matches.append((name, config))
+    return matches
 
 
 DOWNSTREAM = FORMATS.register(
@@ -183,7 +186,7 @@ DOWNSTREAM = FORMATS.register(
         title="s3prl downstream checkpoint (.ckpt)",
         families=("hubert", "wav2vec2", "wavlm", "decoar2"),
         is_folder=False,
-        recognises=recognises,
+        matches=matches,
         read=read,
         write=atomic(write),
     ),

@@ -1,7 +1,7 @@
-"""Our own format: one safetensors file that carries its manifest, alone or in a folder.
+"""Our own format: a safetensors file with a manifest in its metadata, alone or in a folder.
 
-The manifest (family, configuration, sha256 of every tensor, how the encoder was made and from which
-parents) lies in the file's own metadata, so one rename publishes everything. A folder holds
+The manifest holds family, configuration, sha256 of every tensor, and how the encoder was made from
+which parents. It is in the file itself, so one rename publishes everything. A folder holds
 ``encoder.safetensors`` and, for people, the same manifest as ``manifest.json``.
 """
 
@@ -21,7 +21,6 @@ from speechft_ray.speech.checkpoints._parameters import is_finite
 from speechft_ray.speech.checkpoints._plain import to_plain_data
 from speechft_ray.speech.checkpoints._safetensors import (
     is_safetensors,
-    metadata_of,
     open_safetensors,
     publish,
     tensor_sha256,
@@ -48,15 +47,14 @@ _PARTS = {"family": str, "config": dict, "sha256": dict}
 def write_encoder(
     path: Path,
     weights: EncoderWeights,
-    made: Mapping[str, Any],
+    provenance: Mapping[str, Any],
     dtype: Literal["float32", "float16"] = "float32",
 ) -> None:
-    """Writes an encoder, whole or not at all: a file when ``path`` ends in ``.safetensors``, else a
-    folder.
+    """Writes an encoder atomically: a file when ``path`` ends in ``.safetensors``, else a folder.
 
-    ``made`` is plain JSON data on how the encoder came to be; ``parents`` in it lists the encoders
-    it was made from. float16 halves the file and rounds; raises ``UserError`` when a value does not
-    fit into it, or is not finite.
+    ``provenance`` is plain JSON data on how the encoder was made; ``parents`` in it lists the
+    encoders it was made from. float16 halves the file and rounds. Raises ``UserError`` when a value
+    is not finite in ``dtype``.
     """
     state = {
         name: tensor.detach().to("cpu", _DTYPES[dtype]).contiguous()
@@ -65,17 +63,18 @@ def write_encoder(
     broken = [name for name, tensor in state.items() if not is_finite(tensor)]
     if broken:
         raise UserError(
-            f"{len(broken)} tensors are not finite in {dtype}, first {broken[0]}: {path} was not written."
+            f"{len(broken)} tensors are not finite in {dtype}, first {broken[0]}: {path} was not "
+            "written."
         )
     manifest = {
         "format": FORMAT,
         "family": weights.family,
         "config": dict(weights.config),
         "dtype": dtype,
-        "made": dict(made),
+        "made": dict(provenance),
         "sha256": {name: tensor_sha256(tensor) for name, tensor in state.items()},
     }
-    text = canonical_json(manifest)  # refuses what JSON cannot say
+    text = canonical_json(manifest)  # raises for values that JSON does not have
     file = path if path.suffix == ".safetensors" else path / FILE
     file.parent.mkdir(parents=True, exist_ok=True)
     publish(file, lambda part: save_file(state, part, metadata={_KEY: text}))
@@ -84,69 +83,63 @@ def write_encoder(
         publish(path / MANIFEST, lambda part: part.write_text(readable, encoding="utf-8"))
 
 
-def read_manifest(path: Path) -> dict[str, Any]:
-    """Returns the manifest of an encoder file or folder. Raises ``UserError`` when it is not of our
-    format."""
-    file = _file(path)
-    return _manifest(file, metadata_of(file))
-
-
 def read_encoder(path: Path) -> EncoderWeights:
-    """Reads an encoder written by ``write_encoder``; every tensor must have its recorded sha256.
-    Weights come back in float32: those stored so stay views of the file, mapped into memory, and
-    are read from disk when they are used.
+    """Returns an encoder written by ``write_encoder``, after comparing the sha256 of every tensor.
 
-    Raises ``UserError`` for a file that is missing, cut short, of another format, or has a byte
-    changed.
+    Weights are float32. Those stored so are views of the file, mapped into memory, and are read
+    from disk when they are used. Raises ``UserError`` for a file that is missing, cut short,
+    changed, or of another format.
     """
     return _read(path).weights
 
 
-def recognises(source: RawCheckpoint) -> bool:
-    """Whether it is a safetensors file, or a folder with ours."""
+def matches(source: RawCheckpoint) -> bool:
+    """Whether it is a safetensors file, or a folder with ``encoder.safetensors``."""
     if source.path.is_dir():
         return (source.path / FILE).is_file()
     return source.content is None and is_safetensors(source.path)
 
 
 def _read(path: Path) -> Checkpoint:
-    file = _file(path)
+    file = _find_file(path)
     state, metadata = open_safetensors(file)
-    manifest = _manifest(file, metadata)
+    manifest = _parse_manifest(file, metadata)
     if set(state) != set(manifest["sha256"]):
         raise UserError(
-            f"{file} and its manifest name different tensors. Copy the file again from where it came."
+            f"{file} and its manifest name different tensors. Copy the file again from where it "
+            "came."
         )
     damaged = [
         name for name, tensor in state.items() if tensor_sha256(tensor) != manifest["sha256"][name]
     ]
     if damaged:
         raise UserError(
-            f"{file} is damaged: {len(damaged)} of {len(state)} tensors do not have the sha256 of its manifest, "
-            f"first {damaged[0]}. Copy the file again from where it came."
+            f"{file} is damaged: {len(damaged)} of {len(state)} tensors do not have the sha256 of "
+            f"its manifest, first {damaged[0]}. Copy the file again from where it came."
         )
     loaded = validate_state_dict(file, state, "safetensors") if state else {}
     weights = EncoderWeights(family=manifest["family"], config=manifest["config"], state=loaded)
-    return Checkpoint(weights=weights, format="safetensors", made=manifest["made"])
+    return Checkpoint(weights=weights, format="safetensors", provenance=manifest["made"])
 
 
-def _manifest(file: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
+def _parse_manifest(file: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
     text = metadata.get(_KEY)
     if text is None:
         raise UserError(
-            f"{file} is a safetensors file without a speechft_ray manifest, so its architecture is unknown. Give the folder of "
-            "transformers that it belongs to, with its config.json."
+            f"{file} is a safetensors file without a speechft_ray manifest, so its architecture is "
+            "unknown. Give the folder of transformers that it belongs to, with its config.json."
         )
     try:
         manifest = json.loads(text)
-        complete = {"format", *_PARTS} <= manifest.keys()
+        is_complete = {"format", *_PARTS} <= manifest.keys()
     except (ValueError, AttributeError, RecursionError) as error:
         raise UserError(
             f"the manifest inside {file} is not JSON of this format. Copy the file again."
         ) from error
-    if not complete or manifest["format"] != FORMAT:
+    if not is_complete or manifest["format"] != FORMAT:
         raise UserError(
-            f"{file} has a manifest of format {str(manifest.get('format'))[:20]}, but this version reads format {FORMAT}."
+            f"{file} has a manifest of format {str(manifest.get('format'))[:20]}, but this version "
+            f"reads format {FORMAT}."
         )
     manifest = {"made": {}, **to_plain_data(manifest, f"the manifest in {file}")}
     if not all(isinstance(manifest[key], kind) for key, kind in {**_PARTS, "made": dict}.items()):
@@ -156,17 +149,18 @@ def _manifest(file: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
     return manifest
 
 
-def _file(path: Path) -> Path:
+def _find_file(path: Path) -> Path:
     file = path / FILE if path.is_dir() else path
     if not file.is_file():
         raise UserError(
-            f"there is no encoder at {path}: expected a `.safetensors` file or a folder with `{FILE}`."
+            f"there is no encoder at {path}: expected a `.safetensors` file or a folder with "
+            f"`{FILE}`."
         )
     return file
 
 
-def _write(path: Path, weights: EncoderWeights, made: Mapping[str, Any]) -> tuple[str, ...]:
-    write_encoder(path, weights, made)
+def _write(path: Path, weights: EncoderWeights, provenance: Mapping[str, Any]) -> tuple[str, ...]:
+    write_encoder(path, weights, provenance)
     return ()
 
 
@@ -177,7 +171,7 @@ SAFETENSORS = FORMATS.register(
         title="speechft_ray (.safetensors with manifest)",
         families=tuple(FAMILIES.names()),
         is_folder=False,
-        recognises=recognises,
+        matches=matches,
         read=lambda source: _read(source.path),
         write=atomic(_write),
     ),

@@ -95,13 +95,13 @@ def test_the_winner_of_a_sweep(
         torch.equal(tensor, toy_hubert(1).state[name])
         for name, tensor in found.weights.state.items()
     )
-    assert found.made["parents"] == ["b" * 16, "d" * 16]
-    assert (found.made["merge"], found.made["alpha"], found.made["by"]) == (
+    assert found.provenance["parents"] == ["b" * 16, "d" * 16]
+    assert (found.provenance["merge"], found.provenance["alpha"], found.provenance["by"]) == (
         KEYS[1],
         0.25,
         "speechft_ray merge",
     )
-    assert found.made["sweep"]["dev_score"] == 879.0
+    assert found.provenance["sweep"]["dev_score"] == 879.0
 
 
 @pytest.mark.parametrize("run", [KEYS[0], "aa1"])
@@ -200,4 +200,4 @@ def test_a_sweep_whose_name_looks_like_a_fingerprint(tmp_path: Path, storage: Pa
     store = Store(tmp_path)
     (tmp_path / "sweeps").mkdir()
     (tmp_path / "sweeps" / "aa.json").write_text((storage / "sweeps" / "alpha.json").read_text())
-    assert find_merged_encoder(store, "aa").merge == KEYS[1]
+    assert find_merged_encoder(store, "aa").fingerprint == KEYS[1]
