@@ -32,11 +32,11 @@ from torch.utils.checkpoint import checkpoint
 from benchmarks.s3prl_cases import ctc_expert, ctc_forward, pooled_expert, pooled_forward
 from benchmarks.s3prl_peer import Encoding, Forward
 from speechft_ray.core.specs import CorpusSpec, FinetuneSpec, Objective
-from speechft_ray.finetuning.batches import PART_SECONDS, Recordings
-from speechft_ray.finetuning.data import Lesson, prepare
-from speechft_ray.finetuning.features import Listener, keep_fronts
-from speechft_ray.finetuning.train_state import build_learner
-from speechft_ray.finetuning.trainer import Teacher
+from speechft_ray.finetuning.batches import MICRO_BATCH_SECONDS, AudioCache
+from speechft_ray.finetuning.data import ObjectiveData, load_objective
+from speechft_ray.finetuning.features import FeatureLoader, cache_conv_features
+from speechft_ray.finetuning.train_state import build_train_state
+from speechft_ray.finetuning.trainer import Trainer
 from speechft_ray.speech.checkpoints import s3prl
 from speechft_ray.speech.checkpoints.load import load_encoder
 from speechft_ray.speech.corpora.base import Corpus, Utterance
@@ -62,7 +62,7 @@ class Setting:
     """Length of each training utterance."""
     parts: int
     why: str
-    expert: Callable[[Lesson], Any]
+    expert: Callable[[ObjectiveData], Any]
     forward: Forward
 
     @property
@@ -87,15 +87,15 @@ class Setting:
 
 
 def _utterance(key: str, split: str, seconds: float) -> Utterance:
-    draw = random.Random(key)
-    phones = " ".join(draw.choices(PHONES, k=max(1, int(12 * seconds))))
+    rng = random.Random(key)
+    phones = " ".join(rng.choices(PHONES, k=max(1, int(12 * seconds))))
     labels = {"emotion": str(zlib.crc32(key.encode()) % 4), "phones": phones}
     return Utterance(key=key, split=split, samples=int(RATE_HZ * seconds), labels=labels)
 
 
 def _noise(utterance: Utterance) -> np.ndarray:
-    draw = np.random.default_rng(zlib.crc32(utterance.key.encode()))
-    return draw.standard_normal(utterance.samples, dtype=np.float32) * 0.1
+    rng = np.random.default_rng(zlib.crc32(utterance.key.encode()))
+    return rng.standard_normal(utterance.samples, dtype=np.float32) * 0.1
 
 
 def like_iemocap(
@@ -103,16 +103,16 @@ def like_iemocap(
 ) -> tuple[float, ...]:
     """Returns log-normal lengths of that mean (IEMOCAP: 5.56 h in 4,446 utterances; longer and
     shorter ones are drawn anew)."""
-    draw, spread = random.Random(0), 0.6
+    rng, spread = random.Random(0), 0.6
     lengths: list[float] = []
     while len(lengths) < count:
-        seconds = draw.lognormvariate(math.log(mean) - spread**2 / 2, spread)
+        seconds = rng.lognormvariate(math.log(mean) - spread**2 / 2, spread)
         lengths += [round(seconds, 2)] if least <= seconds <= most else []
     return tuple(lengths)
 
 
-def _phone_expert(lesson: Lesson) -> Any:
-    return ctc_expert("word", lesson.vocabulary.symbols, ["per"], linear=True)
+def _phone_expert(data: ObjectiveData) -> Any:
+    return ctc_expert("word", data.vocabulary.symbols, ["per"], linear=True)
 
 
 SETTINGS = {
@@ -129,7 +129,7 @@ SETTINGS = {
         seconds=like_iemocap(32),
         parts=1,
         why="ER, 32 utterances with lengths like IEMOCAP's, one update = 4 of them, the batch of s3prl's emotion config",
-        expert=lambda lesson: pooled_expert(
+        expert=lambda data: pooled_expert(
             "emotion.expert", fold="fold1", test_dataset=SimpleNamespace(idx2emotion=range(9))
         ),
         forward=pooled_forward,
@@ -152,26 +152,28 @@ def ours(
         "name": "ours", "objectives": (setting.objective,), "updates": 1000, "head_only_fraction": 0.0, **phase,
     })  # fmt: skip
     corpus, weights = setting.corpus(), load_encoder(str(start))
-    lessons, recordings = (
-        [prepare(setting.objective, corpus, weights)],
-        [Recordings(corpus, 1 << 30)],
+    objectives, audio_caches = (
+        [load_objective(setting.objective, corpus, weights)],
+        [AudioCache(corpus, 1 << 30)],
     )
-    learner = build_learner(spec, weights, lessons, CPU)
-    layers = learner.encoder.module().encoder.layers
+    state = build_train_state(spec, weights, objectives, CPU)
+    layers = state.encoder.module().encoder.layers
     for layer in layers if change else ():  # type: ignore[union-attr]
         layer.forward = {  # type: ignore[union-attr]
             "compiled": lambda whole: torch.compile(whole, dynamic=True),
             "checkpointed": lambda whole: functools.partial(checkpoint, whole, use_reentrant=False),
         }[change](layer.forward)
-    listener = Listener(encoder=learner.encoder, device=CPU, frozen=True, recordings=recordings)
+    loader = FeatureLoader(
+        encoder=state.encoder, device=CPU, freeze_front_end=True, audio_caches=audio_caches
+    )
     if cached:
-        keep_fronts(
-            listener, weights, lessons, FeatureCache(folder, DISK_BYTES), spec, lambda _: None
+        cache_conv_features(
+            loader, weights, objectives, FeatureCache(folder, DISK_BYTES), spec, lambda _: None
         )
-        assert len(listener.fronts) == len(setting.seconds) + 1
-    learner.train(True)
-    teacher = Teacher(spec, lessons, listener, PART_SECONDS)
-    return lambda update: teacher.update(learner, update)
+        assert len(loader.cached_rows) == len(setting.seconds) + 1
+    state.train(True)
+    trainer = Trainer(spec, objectives, loader, MICRO_BATCH_SECONDS)
+    return lambda update: trainer.train_step(state, update)
 
 
 def theirs(setting: Setting, start: Path, folder: Path, *, frozen: bool) -> Update:
@@ -179,23 +181,23 @@ def theirs(setting: Setting, start: Path, folder: Path, *, frozen: bool) -> Upda
     from s3prl.upstream.interfaces import Featurizer
 
     corpus = setting.corpus()
-    lesson = prepare(
+    data = load_objective(
         setting.objective, corpus, EncoderWeights(family="hubert", config={}, state={})
     )
     upstream = Encoding(start).expert
     with redirect_stderr(StringIO()):
         featurizer = Featurizer(upstream, "last_hidden_state", upstream_device="cpu")
     dim = featurizer.output_dim
-    head = lesson.kind.build(
-        lesson.options, dim, lesson.vocabulary.size
+    head = data.kind.build(
+        data.options, dim, data.vocabulary.size
     )  # its widths are those of s3prl's configs
-    expert = setting.expert(lesson)(None, head, dim, folder)
+    expert = setting.expert(data)(None, head, dim, folder)
     parameters = [
         value for model in (upstream, featurizer, expert) for value in model.train().parameters()
     ]
     upstream.requires_grad_(not frozen)
     optimizer = torch.optim.Adam(parameters, lr=1e-4)
-    batches, records = _epochs(lesson, setting), defaultdict(list)
+    batches, records = _epochs(data, setting), defaultdict(list)
 
     def update(number: int) -> None:
         for _ in range(setting.parts):
@@ -212,11 +214,11 @@ def theirs(setting: Setting, start: Path, folder: Path, *, frozen: bool) -> Upda
     return update
 
 
-def _epochs(lesson: Lesson, setting: Setting) -> Iterator[Sequence[Any]]:
+def _epochs(data: ObjectiveData, setting: Setting) -> Iterator[Sequence[Any]]:
     """Shuffled epochs in batches, as torch's loader draws them."""
-    draw, size = random.Random(0), setting.objective.batch_size // setting.parts
+    rng, size = random.Random(0), setting.objective.batch_size // setting.parts
     while True:
-        order = draw.sample(lesson.train, len(lesson.train))
+        order = rng.sample(data.train, len(data.train))
         yield from (order[place : place + size] for place in range(0, len(order), size))
 
 

@@ -15,7 +15,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot
 
 from speechft_ray.core.specs import FinetuneSpec
-from speechft_ray.finetuning.phases import is_head_only, learnable
+from speechft_ray.finetuning.phases import is_head_only, trainable_names
 from speechft_ray.finetuning.schedule import learning_rate
 
 PICTURE = Path(__file__).parents[1] / "docs" / "images" / "finetune_phases.png"
@@ -34,7 +34,7 @@ def learns(part: str, update: int, head_only_fraction: float, freeze_front_end: 
     """Whether a part of encoder and head learns at an update."""
     if part == "head":
         return True
-    names = learnable(
+    names = trainable_names(
         PARTS.values(),
         freeze_front_end=freeze_front_end,
         front_end_prefixes=("feature_extractor.",),

@@ -1,5 +1,4 @@
-"""What is saved of an unfinished run: one file per save, whose name carries the sha256 of its
-bytes."""
+"""Saved states of an unfinished run: one file per save, named by the sha256 of its bytes."""
 
 from __future__ import annotations
 
@@ -18,19 +17,18 @@ from speechft_ray.core.errors import UserError
 from speechft_ray.core.fingerprint import file_sha256
 from speechft_ray.core.store import sync_folder
 
-KEPT = 2
-"""States kept: the newest, and one to fall back on when its bytes are damaged."""
+MAX_STATES = 2
+"""States on disk: the newest, and one to fall back on when its bytes are damaged."""
 
 _log = logging.getLogger(__name__)
 
 
 def save(folder: Path, number: int, state: Mapping[str, Any], kind: str = "state") -> None:
-    """Publishes a state by one rename and drops those of its kind with lower numbers.
+    """Publishes a state by one rename and removes the older ones of its kind.
 
-    Raises ``UserError`` when the folder cannot be written.
-
-    ``state`` holds tensors and plain data only. A reader sees a state whole or not at all; a name
-    that does not match its bytes gives a torn or flipped file away.
+    ``state`` holds tensors and plain data only. A reader sees a state whole or not at all; a torn
+    or flipped file has a name that does not match its bytes. Raises ``UserError`` when the folder
+    cannot be written.
     """
     temporary = folder / f".saving-{uuid.uuid4().hex}"
     try:
@@ -40,7 +38,7 @@ def save(folder: Path, number: int, state: Mapping[str, Any], kind: str = "state
             os.fsync(file.fileno())
         temporary.replace(folder / f"{kind}-{number:09d}-{file_sha256(temporary)}.pt")
         sync_folder(folder)
-        for old in _newest_first(folder, kind)[KEPT:]:
+        for old in _newest_first(folder, kind)[MAX_STATES:]:
             old.unlink(missing_ok=True)
     except (OSError, RuntimeError) as error:  # torch.save turns a full disk into a RuntimeError
         reason = (
@@ -49,8 +47,8 @@ def save(folder: Path, number: int, state: Mapping[str, Any], kind: str = "state
             else "it was not written as a whole; the disk may be full"
         )
         raise UserError(
-            f"the state of the run cannot be saved in `{folder}` ({reason}): free space or choose another storage "
-            "folder, and run again; it goes on from the last saved state."
+            f"the state of the run cannot be saved in `{folder}` ({reason}): free space or choose "
+            "another storage folder, and run again; it goes on from the last saved state."
         ) from None
     finally:
         with contextlib.suppress(OSError):
@@ -60,18 +58,19 @@ def save(folder: Path, number: int, state: Mapping[str, Any], kind: str = "state
 def load(folder: Path, identity: str, kind: str = "state") -> dict[str, Any] | None:
     """Returns the newest usable state, tensors on the CPU; ``None`` when there is none.
 
-    Damaged files, and files with anything but tensors and plain data in them, are logged and passed
-    over. Raises ``UserError`` when a state is not of this ``identity``: it belongs to another run,
+    Damaged files, and files with anything but tensors and plain data in them, are logged and
+    skipped. Raises ``UserError`` when a state has another ``identity``: it belongs to another run,
     whose work must not be overwritten.
     """
     for path in _newest_first(folder, kind):
         state = _read(path)
         if state is None:
-            _log.warning("the saved state %s is damaged and was passed over", path)
+            _log.warning("the saved state %s is damaged and was skipped", path)
         elif state["identity"] != identity:
             raise UserError(
-                f"`{path}` is the saved state of another run (other settings, start weights or recordings): choose another "
-                "folder to work in, or remove it if that run is not to go on."
+                f"`{path}` is the saved state of another run (other settings, start weights or "
+                "recordings): choose another folder to work in, or remove it if that run is not to "
+                "go on."
             )
         else:
             return state

@@ -1,5 +1,7 @@
-"""An objective made ready to teach: its head, vocabulary and examples, with every mistake found
-before the first update."""
+"""Loads the examples of an objective: head, vocabulary and targets of train and dev.
+
+Every mistake in labels and options is reported before the first update.
+"""
 
 from __future__ import annotations
 
@@ -20,20 +22,19 @@ from speechft_ray.speech.text import Vocabulary
 
 @dataclass(frozen=True, kw_only=True)
 class Example:
-    """One utterance and the class ids to learn from it, ``(length,)``: int64, or int32 where they
-    are names of frames.
+    """One utterance and its target.
 
-    ``masked``: which frames the encoder does not hear in a validation, bool ``(frames,)``; None
-    where it hears all.
+    ``target``: class ids ``(length,)``, int64, or int32 for pseudo-labels of frames. ``mask``:
+    frames that are masked in validation, bool ``(frames,)``; None where nothing is masked.
     """
 
     utterance: Utterance
     target: torch.Tensor
-    masked: torch.Tensor | None = None
+    mask: torch.Tensor | None = None
 
 
-class Material(NamedTuple):
-    """What there is to learn: the classes, and the utterances of train and dev."""
+class Examples(NamedTuple):
+    """The vocabulary, and the examples of train and dev."""
 
     vocabulary: Vocabulary
     train: tuple[Example, ...]
@@ -41,7 +42,7 @@ class Material(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Lesson:
+class ObjectiveData:
     """One objective with its corpus, ready for training and validation."""
 
     objective: Objective
@@ -54,28 +55,28 @@ class Lesson:
 
     @property
     def crop_step_samples(self) -> int:
-        """Crops start at a multiple of this, so that frames with names of their own keep them."""
+        """Crops start at a multiple of this, so that frames keep their pseudo-labels."""
         return 1 if self.kind.masking is None else FRAME_STRIDE_SAMPLES
 
 
-def prepare(objective: Objective, corpus: Corpus, start: EncoderWeights) -> Lesson:
-    """Reads the labels of an objective. Raises ``UserError`` for everything that would spoil the
-    training.
+def load_objective(objective: Objective, corpus: Corpus, start: EncoderWeights) -> ObjectiveData:
+    """Loads the examples of an objective.
 
-    A head that learns from audio alone gets its targets later, from the encoder that the run starts
-    from (``pseudo_labels.with_names``); until then they are empty.
+    The targets of a head that learns from audio alone stay empty; they are predicted later by the
+    start encoder (``pseudo_labels.with_pseudo_labels``). Raises ``UserError`` for labels, columns
+    and options that cannot be trained on.
     """
     kind, options = HEADS.get(objective.head), head_options(objective.head, objective.options)
     if kind.masking is None:
-        vocabulary, train, dev = _labelled(objective, corpus, kind, options)
+        vocabulary, train, dev = _load_labelled(objective, corpus, kind, options)
     else:
-        vocabulary, train, dev = _unlabelled(objective, corpus, kind.masking, start)
+        vocabulary, train, dev = _load_unlabelled(objective, corpus, kind.masking, start)
     if len(train) < objective.batch_size:
         raise UserError(
-            f"corpus `{corpus.name}` has {len(train)} training utterances, fewer than one batch of {objective.batch_size}: "
-            "lower `batch_size`, or add recordings."
+            f"corpus `{corpus.name}` has {len(train)} training utterances, fewer than one batch of "
+            f"{objective.batch_size}: lower `batch_size`, or add recordings."
         )
-    return Lesson(
+    return ObjectiveData(
         objective=objective,
         corpus=corpus,
         kind=kind,
@@ -86,74 +87,81 @@ def prepare(objective: Objective, corpus: Corpus, start: EncoderWeights) -> Less
     )
 
 
-def crop_samples(lesson: Lesson, crop_seconds: float | None) -> int | None:
-    """Returns the longest piece to train on; ``None``: whole utterances. Raises ``UserError`` below
-    one frame."""
-    if crop_seconds is None or not lesson.kind.croppable:
+def max_crop_samples(data: ObjectiveData, crop_seconds: float | None) -> int | None:
+    """Returns the longest clip to train on; ``None``: whole utterances.
+
+    Raises ``UserError`` below one frame.
+    """
+    if crop_seconds is None or not data.kind.croppable:
         return None
     samples = round(crop_seconds * 16_000)
     if samples < FRAME_FIELD_SAMPLES:
         raise UserError(
-            f"`crop_seconds` must be at least 0.025, one frame of the encoder, but is {crop_seconds:g} instead."
+            "`crop_seconds` must be at least 0.025, one frame of the encoder, but is "
+            f"{crop_seconds:g} instead."
         )
     return samples
 
 
-def _labelled(
+def _load_labelled(
     objective: Objective, corpus: Corpus, kind: HeadKind, options: HeadOptions
-) -> Material:
+) -> Examples:
     column, read_tokens = objective.column, kind.read_tokens
     assert read_tokens is not None  # a head without masking has tokens
     if column is None:
         allowed = ", ".join(sorted(corpus.columns))
         raise UserError(
-            f"the head `{objective.head}` learns from labels: name a `column` of the corpus, one of {allowed}."
+            f"the head `{objective.head}` learns from labels: name a `column` of the corpus, one "
+            f"of {allowed}."
         )
     if column not in corpus.columns:
         raise UserError(
             f"corpus `{corpus.name}`: {unknown_name('label column', column, corpus.columns)}"
         )
-    train, dev = (_utterances(corpus, split) for split in ("train", "dev"))
+    train, dev = (_load_split(corpus, split) for split in ("train", "dev"))
     vocabulary = Vocabulary.of(
         (token for item in train for token in read_tokens(options, item, column)), kind.reserved
     )
     if len(vocabulary.symbols) < 2:
         raise UserError(
-            f"corpus `{corpus.name}`: all training utterances have the same label `{vocabulary.symbols[0]}` in the column "
-            f"`{column}`, so there is nothing to learn: name another column."
+            f"corpus `{corpus.name}`: all training utterances have the same label "
+            f"`{vocabulary.symbols[0]}` in the column `{column}`, so there is nothing to learn: "
+            "name another column."
         )
-    taught, checked = (
-        _examples(kind, options, corpus, split, column, vocabulary) for split in (train, dev)
+    return Examples(
+        vocabulary,
+        _make_examples(kind, options, corpus, train, column, vocabulary),
+        _make_examples(kind, options, corpus, dev, column, vocabulary),
     )
-    return Material(vocabulary, taught, checked)
 
 
-def _unlabelled(
+def _load_unlabelled(
     objective: Objective, corpus: Corpus, masking: Masking, start: EncoderWeights
-) -> Material:
+) -> Examples:
     if objective.column is not None:
         raise UserError(f"the head `{objective.head}` learns from audio alone: leave `column` out.")
     vocabulary = Vocabulary(
         symbols=tuple(map(str, range(masking.count_classes(start)))), reserved=0
     )
-    nameless = torch.empty(0, dtype=torch.int32)
+    empty = torch.empty(0, dtype=torch.int32)
     train, dev = (
-        tuple(Example(utterance=item, target=nameless) for item in _utterances(corpus, split))
+        tuple(Example(utterance=item, target=empty) for item in _load_split(corpus, split))
         for split in ("train", "dev")
     )
-    return Material(vocabulary, train, dev)
+    return Examples(vocabulary, train, dev)
 
 
-def _utterances(corpus: Corpus, split: str) -> list[Utterance]:
-    found = corpus.split(split)
-    if not found:
+def _load_split(corpus: Corpus, split: str) -> list[Utterance]:
+    utterances = corpus.split(split)
+    if not utterances:
         raise UserError(
-            f"corpus `{corpus.name}` has no utterance in the split `{split}`, which fine-tuning needs: add some."
+            f"corpus `{corpus.name}` has no utterance in the split `{split}`, which fine-tuning "
+            "needs: add some."
         )
-    return found
+    return utterances
 
 
-def _examples(
+def _make_examples(
     kind: HeadKind,
     options: HeadOptions,
     corpus: Corpus,
@@ -161,7 +169,7 @@ def _examples(
     column: str,
     vocabulary: Vocabulary,
 ) -> tuple[Example, ...]:
-    found, make_targets = [], kind.make_targets
+    examples, make_targets = [], kind.make_targets
     assert make_targets is not None  # a head without masking has targets
     for utterance in utterances:
         try:
@@ -170,9 +178,9 @@ def _examples(
             raise UserError(
                 f"corpus `{corpus.name}`, column `{column}`, utterance `{utterance.key}`: {error}"
             ) from None
-        found.append(Example(utterance=utterance, target=target))
-    _check_lengths(kind, corpus, found)
-    return tuple(found)
+        examples.append(Example(utterance=utterance, target=target))
+    _check_lengths(kind, corpus, examples)
+    return tuple(examples)
 
 
 def _check_lengths(kind: HeadKind, corpus: Corpus, examples: Iterable[Example]) -> None:
@@ -184,7 +192,9 @@ def _check_lengths(kind: HeadKind, corpus: Corpus, examples: Iterable[Example]) 
     if short:
         first = short[0]
         raise UserError(
-            f"corpus `{corpus.name}`: {len(short)} utterance(s) of the split `{first.utterance.split}` are too short for their "
-            f"labels, the first is `{first.utterance.key}` with {frame_count(first.utterance.samples)} frames of 20 ms where "
-            f"{kind.min_frames(first.target)} are needed: leave them out, or correct their labels."
+            f"corpus `{corpus.name}`: {len(short)} utterance(s) of the split "
+            f"`{first.utterance.split}` are too short for their labels, the first is "
+            f"`{first.utterance.key}` with {frame_count(first.utterance.samples)} frames of 20 ms "
+            f"where {kind.min_frames(first.target)} are needed: leave them out, or correct "
+            "their labels."
         )

@@ -1,10 +1,9 @@
-"""From the utterances of a batch to their hidden states: each is heard alone, and its front end at
-most once.
+"""Reads the utterances of a batch and encodes them.
 
-Stable fine-tuning freezes the front end, so what it says of an utterance is read from the disk
-cache that evaluations use, or computed without gradient. Nothing is padded before the front end:
-the group norm of Base encoders would mix padding into every frame (s3prl pads first), and a cached
-value has to be the computed one.
+Stable fine-tuning freezes the front end. Its output is therefore read from the disk cache that
+evaluations use, or computed without gradient. Nothing is padded before the front end: the group
+norm of Base encoders would mix padding into every frame (s3prl pads first), and a cached value has
+to equal the computed one.
 """
 
 from __future__ import annotations
@@ -18,151 +17,150 @@ import numpy as np
 import torch
 
 from speechft_ray.core.specs import FinetuneSpec
-from speechft_ray.finetuning.batches import Recordings, cropped
-from speechft_ray.finetuning.data import Lesson, crop_samples
+from speechft_ray.finetuning.batches import AudioCache, crop
+from speechft_ray.finetuning.data import ObjectiveData, max_crop_samples
 from speechft_ray.speech.corpora.base import Utterance
 from speechft_ray.speech.encoders.base import FAMILIES, Encoder, EncoderWeights, HiddenStates
 from speechft_ray.speech.features.cache import Entry, FeatureCache
 from speechft_ray.speech.features.front_end import SharedFrontEnd
 
 
-class Sound(NamedTuple):
-    """One utterance of a batch, read: what the front end said of it where that is known, else its
-    waveform."""
+class AudioClip(NamedTuple):
+    """One utterance of a batch or a crop of it: its cached front-end output, else its waveform."""
 
     key: str
     samples: int
     whole: bool
     """Whether nothing was cut off."""
-    front: torch.Tensor | None = None
+    conv_features: torch.Tensor | None = None
     """``(frames, channels)``"""
     wave: np.ndarray | None = None
     """``(samples,)``"""
     start: int = 0
-    """Sample of the utterance that it starts at."""
+    """First sample within the utterance."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Listener:
-    """Hears utterances with the encoder of one run. ``frozen``: whether the front end never
-    learns."""
+class FeatureLoader:
+    """Reads the utterances of a run and encodes them."""
 
     encoder: Encoder
     device: torch.device
-    frozen: bool
-    recordings: Sequence[Recordings]
+    freeze_front_end: bool
+    """Whether the front end is computed without gradient."""
+    audio_caches: Sequence[AudioCache]
     """By objective."""
-    fronts: dict[tuple[int, str], tuple[Entry, int]] = field(default_factory=dict)
-    """Where the front end's output lies on disk, by objective and utterance."""
+    cached_rows: dict[tuple[int, str], tuple[Entry, int]] = field(default_factory=dict)
+    """Place of the front end's output on disk, by objective and utterance."""
 
     def read(
         self,
         index: int,
         utterance: Utterance,
         longest: int | None,
-        draw: np.random.Generator | None = None,
+        rng: np.random.Generator | None = None,
         step_samples: int = 1,
-    ) -> Sound:
-        """Reads an utterance of an objective, or a random piece of it that starts at a multiple of
-        a step.
+    ) -> AudioClip:
+        """Reads an utterance of objective ``index``.
 
-        Touches files only, so it may run in another thread.
+        Longer than ``longest`` samples: a random crop that starts at a multiple of
+        ``step_samples``. Reads files only, so it may run in another thread.
         """
         whole = longest is None or utterance.samples <= longest
-        kept = self.fronts.get((index, utterance.key))
-        if whole and kept is not None:
-            entry, place = kept
-            return Sound(utterance.key, utterance.samples, True, front=entry.rows([place]))
-        wave, start = self.recordings[index].read(utterance), 0
-        if not whole and draw is not None:
-            wave, start = cropped(wave, longest, draw, step_samples)
-        return Sound(utterance.key, len(wave), whole, wave=wave, start=start)
+        row = self.cached_rows.get((index, utterance.key))
+        if whole and row is not None:
+            entry, place = row
+            return AudioClip(
+                utterance.key, utterance.samples, True, conv_features=entry.rows([place])
+            )
+        wave, start = self.audio_caches[index].read(utterance), 0
+        if not whole and rng is not None:
+            wave, start = crop(wave, longest, rng, step_samples)
+        return AudioClip(utterance.key, len(wave), whole, wave=wave, start=start)
 
-    def states(
-        self, sounds: Sequence[Sound], masked: Sequence[torch.Tensor] | None = None
+    def encode(
+        self, clips: Sequence[AudioClip], masks: Sequence[torch.Tensor] | None = None
     ) -> HiddenStates:
-        """Encodes utterances, padded together behind the front end, where padding reaches no valid
-        frame.
+        """Encodes clips, padded together behind the front end; padding reaches no valid frame.
 
-        ``masked``: one bool ``(frames,)`` each, true where the mask embedding stands instead of
-        what the front end said.
+        ``masks``: one bool ``(frames,)`` per clip, true where the mask embedding replaces the front
+        end's output.
         """
-        return self.encoder.hidden_states_from([self._front(sound) for sound in sounds], masked)
+        return self.encoder.hidden_states_from([self._conv_features(clip) for clip in clips], masks)
 
-    def heard(self, sound: Sound) -> Sound:
-        """Returns the same with what the front end says of it, for encoders that have the same
-        front end."""
-        return sound._replace(front=self._front(sound))
+    def with_conv_features(self, clip: AudioClip) -> AudioClip:
+        """Returns the clip with its front-end output, to be shared by encoders with the same front
+        end."""
+        return clip._replace(conv_features=self._conv_features(clip))
 
-    def _front(self, sound: Sound) -> torch.Tensor:
-        if sound.front is not None:
-            return sound.front.to(self.device, non_blocking=True)
-        wave = torch.tensor(sound.wave, device=self.device)
-        with torch.no_grad() if self.frozen else nullcontext():
+    def _conv_features(self, clip: AudioClip) -> torch.Tensor:
+        if clip.conv_features is not None:
+            return clip.conv_features.to(self.device, non_blocking=True)
+        wave = torch.tensor(clip.wave, device=self.device)
+        with torch.no_grad() if self.freeze_front_end else nullcontext():
             return self.encoder.conv_features([wave])[0].float()
 
 
 def precision(device: torch.device) -> AbstractContextManager[object]:
-    """What an encoder and its heads run within: bfloat16 products over float32 weights on a GPU,
-    plain float32 on a CPU."""
+    """Returns the context that encoder and heads run in: bfloat16 products over float32 weights on
+    a GPU, plain float32 on a CPU."""
     if device.type == "cuda":
         return torch.autocast("cuda", dtype=torch.bfloat16)
     return nullcontext()
 
 
-def keep_fronts(
-    listener: Listener,
+def cache_conv_features(
+    loader: FeatureLoader,
     start: EncoderWeights,
-    lessons: Sequence[Lesson],
+    objectives: Sequence[ObjectiveData],
     cache: FeatureCache | None,
     spec: FinetuneSpec,
     report: Callable[[Mapping[str, float]], None],
 ) -> None:
-    """Puts what a frozen front end says of whole utterances on disk, where it will be read again
-    and there is room.
+    """Writes the frozen front end's output of uncropped utterances to the disk cache.
 
-    A run that does not come round the training utterances of an objective once would pay more than
-    it saves. Whether something is kept follows from sizes alone, so a run that is taken up again on
-    this machine sees the same numbers.
+    Skipped for an objective whose run ends before the first epoch does: caching would cost more
+    than it saves. Also skipped where the cache has no space. Both follow from sizes alone, so a run
+    that is resumed on this machine computes the same numbers.
     """
     family = FAMILIES.get(start.family)
-    if cache is None or not listener.frozen or not family.front_end_prefixes:
+    if cache is None or not loader.freeze_front_end or not family.front_end_prefixes:
         return
-    wanted = {index: _whole(lesson, spec) for index, lesson in enumerate(lessons)}
-    total, done = sum(len(part) for parts in wanted.values() for part in parts), 0
+    splits = {index: _cacheable_utterances(data, spec) for index, data in enumerate(objectives)}
+    total, done = sum(len(part) for parts in splits.values() for part in parts), 0
 
-    def more(count: int) -> None:
+    def advance(count: int) -> None:
         nonlocal done
         done += count
         report({"done": 0, "total": spec.updates, "heard": done, "to_hear": total})
 
-    for index, parts in wanted.items():
+    for index, parts in splits.items():
         (prefix,), shape = family.front_end_prefixes, family.describe(start.config)
-        kept = SharedFrontEnd(
-            cache, listener.encoder.module(), prefix, shape, lessons[index].corpus
+        front_end = SharedFrontEnd(
+            cache, loader.encoder.module(), prefix, shape, objectives[index].corpus
         )
-        recordings = listener.recordings[index]
+        audio_cache = loader.audio_caches[index]
 
-        def read(utterance: Utterance, recordings: Recordings = recordings) -> torch.Tensor:
-            return torch.tensor(recordings.read(utterance), device=listener.device)
+        def read(utterance: Utterance, audio_cache: AudioCache = audio_cache) -> torch.Tensor:
+            return torch.tensor(audio_cache.read(utterance), device=loader.device)
 
         for utterances in parts:
-            entry = kept.load_or_compute(listener.encoder, utterances, read, more)
+            entry = front_end.load_or_compute(loader.encoder, utterances, read, advance)
             if entry is not None:
-                listener.fronts.update(
+                loader.cached_rows.update(
                     {(index, item.key): (entry, place) for place, item in enumerate(utterances)}
                 )
 
 
-def _whole(lesson: Lesson, spec: FinetuneSpec) -> list[list[Utterance]]:
-    """Returns the utterances of train and dev that are heard uncut, split by split; none where a
-    run is too short."""
-    if spec.updates * lesson.objective.batch_size < len(lesson.train):
+def _cacheable_utterances(data: ObjectiveData, spec: FinetuneSpec) -> list[list[Utterance]]:
+    """Returns the uncropped utterances of train and dev, split by split; none where the run ends
+    before the first epoch does."""
+    if spec.updates * data.objective.batch_size < len(data.train):
         return []
-    longest = crop_samples(lesson, spec.crop_seconds)
+    longest = max_crop_samples(data, spec.crop_seconds)
     train = [
         item.utterance
-        for item in lesson.train
+        for item in data.train
         if longest is None or item.utterance.samples <= longest
     ]
-    return [part for part in (train, [item.utterance for item in lesson.dev]) if part]
+    return [part for part in (train, [item.utterance for item in data.dev]) if part]

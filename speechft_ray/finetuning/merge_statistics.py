@@ -1,9 +1,9 @@
-"""What a tuned encoder's task depends on, gathered on the tuning set for merges that ask for it.
+"""Statistics of a fine-tuned encoder on its tuning set, for merge methods that need them.
 
 ``fisher``: the diagonal of the empirical Fisher information (arXiv 2111.09832), the mean over
 utterances of the squared gradient of an utterance's loss. ``gram``: for the weight of each linear
-layer X^T X over the number of rows, with a row of X for each frame that the layer reads (arXiv
-2212.09849). Both with the best weights of encoder and heads, dropout off.
+layer X^T X over the number of rows, with a row of X for each input frame of the layer (arXiv
+2212.09849). Both are computed with the best weights of encoder and heads, without dropout.
 """
 
 from __future__ import annotations
@@ -17,99 +17,96 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from speechft_ray.core.errors import UserError
-from speechft_ray.finetuning.adapters import merge
-from speechft_ray.finetuning.batches import cropped
-from speechft_ray.finetuning.data import crop_samples
-from speechft_ray.finetuning.features import Sound
-from speechft_ray.finetuning.loop import Progress, Report, Run, pulse
-from speechft_ray.finetuning.masks import Taught, taught
-from speechft_ray.finetuning.seeding import Draw, generator
-from speechft_ray.finetuning.train_state import Learner
+from speechft_ray.finetuning.adapters import merge_adapters
+from speechft_ray.finetuning.batches import crop
+from speechft_ray.finetuning.data import max_crop_samples
+from speechft_ray.finetuning.features import AudioClip
+from speechft_ray.finetuning.loop import Progress, Report, RunContext, make_heartbeat
+from speechft_ray.finetuning.seeding import Stream, make_generator
+from speechft_ray.finetuning.targets import Targets, make_targets
+from speechft_ray.finetuning.train_state import TrainState
 
 EXAMPLES = 256
-"""Most training utterances of an objective that are read, drawn without replacement (fusion_bench
+"""Most training utterances of an objective that are used, drawn without replacement (fusion_bench
 0.2.33: 256 for both)."""
 
-Loss = Callable[[], torch.Tensor]
+LossFunction = Callable[[], torch.Tensor]
 """Runs one utterance through the encoder and its head, and returns its weighted loss."""
 
 
-def gather(run: Run, progress: Progress, report: Report) -> dict[str, torch.Tensor]:
+def collect_statistics(
+    run: RunContext, progress: Progress, report: Report
+) -> dict[str, torch.Tensor]:
     """Returns the statistics that the spec asks for, float32 on the CPU, by ``<kind>:<parameter>``.
 
-    Only weights that learn, or have an adapter, have an entry. Leaves the learner with its best
-    weights, adapters merged. Each utterance goes through alone, so that no padding counts; with
-    several objectives each counts by its weight, in the loss and in nothing else. Raises
-    ``UserError`` when no utterance has a finite loss.
+    Only trainable or adapted weights have an entry. Leaves the train state with its best weights,
+    adapters merged. Each utterance is encoded alone, without padding. With several objectives each
+    loss counts by the objective's weight. Raises ``UserError`` when no utterance has a finite loss.
     """
-    learner, wants_fisher = _with_best_weights(run.learner, progress), "fisher" in run.spec.gather
-    for parameter in learner.parameters.values():
+    state, wants_fisher = _load_best_weights(run.state, progress), "fisher" in run.spec.gather
+    for parameter in state.parameters.values():
         parameter.requires_grad_(wants_fisher)
-    fisher = {name: torch.zeros_like(value) for name, value in learner.parameters.items()}
+    fisher = {name: torch.zeros_like(value) for name, value in state.parameters.items()}
     gram = GramRecorder(
-        {name: value for name, value in learner.parameters.items() if value.dim() == 2}
+        {name: value for name, value in state.parameters.items() if value.dim() == 2}
     )
-    read, beat = 0, pulse(run.spec, report)
-    for loss in _losses(run):
-        _without_gradients(learner)
+    count, heartbeat = 0, make_heartbeat(run.spec, report)
+    # One forward pass per utterance, and one backward pass for the Fisher information.
+    for loss_function in _loss_functions(run):
+        _zero_gradients(state)
         with torch.set_grad_enabled(wants_fisher), gram:
-            value = loss()
-        read += _add_squares(fisher, learner, value) if wants_fisher else 1
-        beat()
-    _without_gradients(learner)
-    if not read:
+            loss = loss_function()
+        count += _add_squares(fisher, state, loss) if wants_fisher else 1
+        heartbeat()
+    _zero_gradients(state)
+    if not count:
         raise UserError(
-            "no utterance of the tuning set has a finite loss, so that nothing can be gathered of it."
+            "no utterance of the tuning set has a finite loss, so that no statistics can be "
+            "gathered: look for silent or damaged recordings, or leave `gather` out."
         )
-    found = (
-        {f"fisher:{name}": value.detach() / read for name, value in fisher.items()}
-        if wants_fisher
-        else {}
-    )
-    found |= (
-        {f"gram:{name}": value for name, value in gram.means().items()}
-        if "gram" in run.spec.gather
-        else {}
-    )
-    return {name: value.cpu() for name, value in found.items()}
+    # Sums become means.
+    statistics: dict[str, torch.Tensor] = {}
+    if wants_fisher:
+        statistics |= {f"fisher:{name}": value.detach() / count for name, value in fisher.items()}
+    if "gram" in run.spec.gather:
+        statistics |= {f"gram:{name}": value for name, value in gram.means().items()}
+    return {name: value.cpu() for name, value in statistics.items()}
 
 
-def _with_best_weights(learner: Learner, progress: Progress) -> Learner:
-    """Returns the learner with plain parameters that hold the best weights, dropout off."""
-    module = learner.encoder.module()
-    merge(module)
+def _load_best_weights(state: TrainState, progress: Progress) -> TrainState:
+    """Loads the best weights as plain parameters and switches dropout off."""
+    module = state.encoder.module()
+    merge_adapters(module)
     module.load_state_dict(progress.best, strict=False)
-    learner.heads.load_state_dict(progress.best_heads)
-    learner.train(False)
-    return replace(
-        learner, parameters={name: module.get_parameter(name) for name in learner.anchors}
-    )
+    state.heads.load_state_dict(progress.best_heads)
+    state.train(False)
+    return replace(state, parameters={name: module.get_parameter(name) for name in state.anchors})
 
 
-def _without_gradients(learner: Learner) -> None:
-    for module in (learner.encoder.module(), learner.heads):
+def _zero_gradients(state: TrainState) -> None:
+    for module in (state.encoder.module(), state.heads):
         module.zero_grad(set_to_none=True)
 
 
 class GramRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """While it is entered, adds up X^T X of whatever is multiplied with the transpose of one of the
-    weights.
+    """While entered, accumulates X^T X of every X that is multiplied with the transpose of one of
+    the weights.
 
-    It watches products instead of modules, since attention multiplies with the weights of its
-    projections without calling them.
+    It observes matrix products instead of modules, since attention multiplies with the weights of
+    its projections without calling them.
     """
 
     def __init__(self, weights: Mapping[str, torch.Tensor]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._names = {_place(weight.detach().t()): name for name, weight in weights.items()}
+        self._names = {_memory_key(weight.detach().t()): name for name, weight in weights.items()}
         self._sums: dict[str, torch.Tensor] = {}
         self._rows: dict[str, int] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Lets every operation through, and looks at its operands."""
+        """Runs every operation unchanged, and records the left operand of matrix products."""
         operands = {"aten::mm": args, "aten::addmm": args[1:]}.get(func._schema.name, ())
         if len(operands) >= 2:
-            name = self._names.get(_place(operands[1]))
+            name = self._names.get(_memory_key(operands[1]))
             if name is not None:
                 rows = operands[0].detach().float()
                 self._sums[name] = self._sums.get(name, 0.0) + rows.T @ rows
@@ -121,15 +118,15 @@ class GramRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return {name: total / self._rows[name] for name, total in self._sums.items()}
 
 
-def _place(tensor: torch.Tensor) -> tuple[Any, ...]:
+def _memory_key(tensor: torch.Tensor) -> tuple[Any, ...]:
     return tensor.data_ptr(), tensor.shape, tensor.stride()
 
 
-def _add_squares(fisher: Mapping[str, torch.Tensor], learner: Learner, loss: torch.Tensor) -> bool:
+def _add_squares(fisher: Mapping[str, torch.Tensor], state: TrainState, loss: torch.Tensor) -> bool:
     """Adds the squared gradients of a loss, unless one is not finite; returns whether it did."""
     loss.backward()  # type: ignore[no-untyped-call]
     gradients = {
-        name: value.grad for name, value in learner.parameters.items() if value.grad is not None
+        name: value.grad for name, value in state.parameters.items() if value.grad is not None
     }
     if not all(bool(torch.isfinite(gradient).all()) for gradient in gradients.values()):
         return False
@@ -138,28 +135,29 @@ def _add_squares(fisher: Mapping[str, torch.Tensor], learner: Learner, loss: tor
     return True
 
 
-def _losses(run: Run) -> Iterator[Loss]:
-    """Yields one loss per utterance that is drawn, objective by objective."""
-    for index, lesson in enumerate(run.lessons):
-        draw = generator(run.spec.seed, Draw.STATISTICS, index)
-        longest = crop_samples(lesson, run.spec.crop_seconds)
-        for place in sorted(draw.permutation(len(lesson.train))[:EXAMPLES].tolist()):
-            example = lesson.train[place]
-            audio = run.listener.recordings[index].read(example.utterance)
-            audio, start = cropped(audio, longest, draw, lesson.crop_step_samples)
+def _loss_functions(run: RunContext) -> Iterator[LossFunction]:
+    """Yields one loss function per drawn utterance, objective by objective."""
+    for index, data in enumerate(run.objectives):
+        rng = make_generator(run.spec.seed, Stream.STATISTICS, index)
+        longest = max_crop_samples(data, run.spec.crop_seconds)
+        for place in sorted(rng.permutation(len(data.train))[:EXAMPLES].tolist()):
+            example = data.train[place]
+            audio = run.loader.audio_caches[index].read(example.utterance)
+            audio, start = crop(audio, longest, rng, data.crop_step_samples)
             if not np.isfinite(audio).all():
-                continue  # a damaged recording costs its update in training, and nothing else
-            sound = Sound(example.utterance.key, len(audio), False, wave=audio, start=start)
-            yield _loss(run, index, sound, taught(lesson, [example], [sound], draw))
+                continue  # training skips the update of a damaged recording, too
+            clip = AudioClip(example.utterance.key, len(audio), False, wave=audio, start=start)
+            targets = make_targets(data, [example], [clip], rng)
+            yield _make_loss_function(run, index, clip, targets)
 
 
-def _loss(run: Run, index: int, sound: Sound, wanted: Taught) -> Loss:
-    def loss() -> torch.Tensor:
-        lesson = run.lessons[index]
-        states, frames = run.listener.states([sound], wanted.masked)
-        value = lesson.kind.loss(
-            run.learner.heads[index](states[-1], frames), frames, wanted.targets
-        )
-        return lesson.objective.weight * value
+def _make_loss_function(
+    run: RunContext, index: int, clip: AudioClip, targets: Targets
+) -> LossFunction:
+    def compute_loss() -> torch.Tensor:
+        data = run.objectives[index]
+        states, frames = run.loader.encode([clip], targets.masks)
+        logits = run.state.heads[index](states[-1], frames)
+        return data.objective.weight * data.kind.loss(logits, frames, targets.targets)
 
-    return loss
+    return compute_loss

@@ -1,4 +1,4 @@
-"""The learning rate of every update. Pure."""
+"""The learning-rate schedule."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from __future__ import annotations
 def learning_rate(
     update: int, updates: int, peak: float, fractions: tuple[float, float, float]
 ) -> float:
-    """Returns the rate of update number ``update`` (from 0): linear from 0 to ``peak``, flat,
+    """Returns the learning rate of update number ``update`` (from 0): linear from 0 to ``peak``, flat,
     linear to 0.
 
     ``fractions`` are the shares of rise, flat and fall; the official scheduler has 0.1, 0.4 and

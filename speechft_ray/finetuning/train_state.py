@@ -1,4 +1,4 @@
-"""Encoder, heads and optimiser of a run: what changes while it lasts."""
+"""The train state of a run: encoder, heads and optimizer."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from torch import nn
 
 from speechft_ray.core.errors import UserError
 from speechft_ray.core.specs import FinetuneSpec
-from speechft_ray.finetuning.adapters import adapt, adapted_weights
-from speechft_ray.finetuning.data import Lesson
-from speechft_ray.finetuning.phases import learnable
-from speechft_ray.finetuning.seeding import Draw, seed_torch
+from speechft_ray.finetuning.adapters import add_adapters, compute_adapted_weights
+from speechft_ray.finetuning.data import ObjectiveData
+from speechft_ray.finetuning.phases import trainable_names
+from speechft_ray.finetuning.seeding import Stream, seed_torch
 from speechft_ray.speech.encoders.base import (
     FAMILIES,
     MASK_EMBEDDING,
@@ -24,16 +24,16 @@ from speechft_ray.speech.encoders.base import (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Learner:
-    """What changes during a run. ``parameters`` are those of the encoder that may learn, by their
-    names in its module: its own, or those of its adapters. ``anchors`` are the start values of
-    ``weights``."""
+class TrainState:
+    """Everything that changes during a run."""
 
     encoder: Encoder
     heads: nn.ModuleList
     optimizer: torch.optim.Adam
     parameters: Mapping[str, nn.Parameter]
+    """Trainable parameters of the encoder or of its adapters, by their names in its module."""
     anchors: Mapping[str, torch.Tensor]
+    """Start values of ``weights``."""
     device: torch.device
 
     def train(self, mode: bool) -> None:
@@ -42,45 +42,51 @@ class Learner:
         self.heads.train(mode)
 
     def weights(self) -> Mapping[str, torch.Tensor]:
-        """Returns the encoder's own weights that change, by their names in its family: as they
-        compute now, adapters merged."""
-        return adapted_weights(self.encoder.module()) or self.parameters
+        """Returns the encoder's changing weights, adapters merged, by the family's names."""
+        return compute_adapted_weights(self.encoder.module()) or self.parameters
 
 
-def build_learner(
-    spec: FinetuneSpec, start: EncoderWeights, lessons: Sequence[Lesson], device: torch.device
-) -> Learner:
-    """Returns the encoder at its start with fresh heads, one per objective, on the last hidden
+def build_train_state(
+    spec: FinetuneSpec,
+    start: EncoderWeights,
+    objectives: Sequence[ObjectiveData],
+    device: torch.device,
+) -> TrainState:
+    """Builds the encoder with its start weights, and a new head per objective on its last hidden
     state."""
+    # Build the encoder and select its trainable parameters.
     family = FAMILIES.get(start.family)
     encoder = family.build(start)
     module = encoder.module().to(device)
-    _without_layerdrop(module)
-    learning = learnable(
+    _disable_layerdrop(module)
+    trainable = trainable_names(
         (name for name, _ in module.named_parameters()),
         freeze_front_end=spec.freeze_front_end,
         front_end_prefixes=family.front_end_prefixes,
-        pretraining_only_prefixes=_fixed(family, lessons),
+        pretraining_only_prefixes=_pretraining_only_prefixes(family, objectives),
     )
+    # Build one head per objective, each from its own seed.
     heads = nn.ModuleList()
-    for index, lesson in enumerate(lessons):
-        seed_torch(spec.seed, Draw.HEAD, index)
-        heads.append(lesson.kind.build(lesson.options, encoder.dim, lesson.vocabulary.size))
-    parameters = {name: value for name, value in module.named_parameters() if name in learning}
+    for index, data in enumerate(objectives):
+        seed_torch(spec.seed, Stream.HEAD, index)
+        heads.append(data.kind.build(data.options, encoder.dim, data.vocabulary.size))
+    parameters = {name: value for name, value in module.named_parameters() if name in trainable}
     if not parameters:
         raise UserError(
-            f"an encoder of the family `{start.family}` has no weights that could be fine-tuned: choose another encoder."
+            f"an encoder of the family `{start.family}` has no weights that could be fine-tuned: "
+            "choose another encoder."
         )
     module.requires_grad_(False)
+    # Replace the trainable weights by adapters, where the spec asks for them.
     if spec.adapter is not None:
-        seed_torch(spec.seed, Draw.ADAPTER)
-        parameters = adapt(module, spec.adapter, learning)
-    weights = adapted_weights(module) or parameters
-    return Learner(
+        seed_torch(spec.seed, Stream.ADAPTER)
+        parameters = add_adapters(module, spec.adapter, trainable)
+    weights = compute_adapted_weights(module) or parameters
+    return TrainState(
         encoder=encoder,
         heads=heads.to(device),
-        # Adam's defaults and no weight decay (official configs); parameters without a gradient are
-        # left alone. Fused, it takes a third of the time of a loop over tensors on a CPU as well.
+        # Adam's defaults and no weight decay (official configs). Parameters without a gradient are
+        # not updated. On a CPU, too, fused takes a third of the time of a loop over tensors.
         optimizer=torch.optim.Adam(
             [*parameters.values(), *heads.parameters()], lr=spec.peak_learning_rate, fused=True
         ),
@@ -90,10 +96,14 @@ def build_learner(
     )
 
 
-def _fixed(family: EncoderFamily, lessons: Sequence[Lesson]) -> list[str]:
-    """Returns the prefixes of pre-training's parameters that keep their value: where frames are
-    masked, the mask embedding learns, as in pre-training."""
-    masks = any(lesson.kind.masking is not None for lesson in lessons)
+def _pretraining_only_prefixes(
+    family: EncoderFamily, objectives: Sequence[ObjectiveData]
+) -> list[str]:
+    """Returns the prefixes of pre-training parameters that stay fixed.
+
+    The mask embedding is trainable where frames are masked, as in pre-training.
+    """
+    masks = any(data.kind.masking is not None for data in objectives)
     return [
         prefix
         for prefix in family.pretraining_only_prefixes
@@ -101,9 +111,8 @@ def _fixed(family: EncoderFamily, lessons: Sequence[Lesson]) -> list[str]:
     ]
 
 
-def _without_layerdrop(module: nn.Module) -> None:
-    """Makes every layer take part in every update (s3prl's upstream experts force ``layerdrop`` to
-    0)."""
+def _disable_layerdrop(module: nn.Module) -> None:
+    """Sets the probability of LayerDrop to 0 (as s3prl's upstream experts do)."""
     for part in module.modules():
         for name in ("layerdrop", "encoder_layerdrop"):
             if isinstance(getattr(part, name, None), float):

@@ -1,4 +1,4 @@
-"""One update: what is read for it, who learns, and by how much."""
+"""The training step: batches, frozen and trainable parameters, gradients, optimizer."""
 
 from __future__ import annotations
 
@@ -13,240 +13,262 @@ from torch import nn
 
 from speechft_ray.core.errors import UserError
 from speechft_ray.core.specs import FinetuneSpec
-from speechft_ray.finetuning.batches import PART_SECONDS, BatchOrder
-from speechft_ray.finetuning.data import Lesson, crop_samples
-from speechft_ray.finetuning.features import Listener, Sound, precision
-from speechft_ray.finetuning.masks import taught
-from speechft_ray.finetuning.penalties import l2_sp
+from speechft_ray.finetuning.batches import MICRO_BATCH_SECONDS, BatchSampler
+from speechft_ray.finetuning.data import ObjectiveData, max_crop_samples
+from speechft_ray.finetuning.features import AudioClip, FeatureLoader, precision
+from speechft_ray.finetuning.penalties import l2_sp_penalty
 from speechft_ray.finetuning.phases import is_head_only
 from speechft_ray.finetuning.schedule import learning_rate
-from speechft_ray.finetuning.seeding import Draw, generator, seed_torch
-from speechft_ray.finetuning.train_state import Learner
+from speechft_ray.finetuning.seeding import Stream, make_generator, seed_torch
+from speechft_ray.finetuning.targets import make_targets
+from speechft_ray.finetuning.train_state import TrainState
 from speechft_ray.speech.batching import batch_by_seconds
 
 HEAD_PHASE_BYTES = 1 << 30
-"""Most that the encoder's output may take in memory in a head-only phase without dropout: 1.9 hours
-of a Base encoder."""
+"""Memory limit of the frozen encoder's outputs in a head-only phase without dropout: 1.9 hours of a
+Base encoder."""
 
 _log = logging.getLogger(__name__)
 
 
-class Step(NamedTuple):
-    """What one update did; ``taken`` is false when loss or gradient was not finite and nothing was
-    changed."""
+class StepResult(NamedTuple):
+    """What one update did."""
 
-    taken: bool
+    applied: bool
+    """False when the loss or the gradient was not finite; no weight was changed then."""
     loss: float
-    """What was minimised: the weighted losses of all objectives, and the penalty."""
+    """The minimised value: the weighted losses of all objectives plus the penalty."""
     gradient_norm: float
     """Before clipping."""
-    parts: Mapping[str, float]
-    """What the loss is made of: ``loss_0``, ... by objective where there are several, and
-    ``penalty``."""
+    loss_parts: Mapping[str, float]
+    """Terms of the loss: ``loss_0``, ... by objective where there are several, and ``penalty``."""
 
 
-class Teacher:
-    """Takes the updates of a run, one by one. Update ``k`` depends on the learner and on ``k``
-    alone.
+class Trainer:
+    """Performs the updates of a run. Update ``k`` depends on the train state and on ``k`` alone.
 
-    While one update is computed, a thread reads what the next one needs. ``part_seconds``: padded
-    audio that goes through the encoder at once; a longer batch is learned in parts whose gradients
-    add up. It is halved once when a GPU has no memory.
+    A thread reads the next batch while one update is computed. ``micro_batch_seconds``: most padded
+    audio that goes through the encoder at once. A longer batch is split and its gradients are
+    accumulated. The limit is halved once when a GPU runs out of memory.
     """
 
     def __init__(
-        self, spec: FinetuneSpec, lessons: Sequence[Lesson], listener: Listener, part_seconds: float
+        self,
+        spec: FinetuneSpec,
+        objectives: Sequence[ObjectiveData],
+        loader: FeatureLoader,
+        micro_batch_seconds: float,
     ) -> None:
-        self.part_seconds = part_seconds
+        self.micro_batch_seconds = micro_batch_seconds
         self._spec = spec
-        self._lessons = lessons
-        self._listener = listener
-        self._crops = [crop_samples(lesson, spec.crop_seconds) for lesson in lessons]
-        self._orders = [
-            BatchOrder(
-                [item.utterance.samples for item in lesson.train],
-                lesson.objective.batch_size,
+        self._objectives = objectives
+        self._loader = loader
+        self._crop_samples = [max_crop_samples(data, spec.crop_seconds) for data in objectives]
+        self._samplers = [
+            BatchSampler(
+                [item.utterance.samples for item in data.train],
+                data.objective.batch_size,
                 spec.seed,
                 index,
             )
-            for index, lesson in enumerate(lessons)
+            for index, data in enumerate(objectives)
         ]
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="speechft-reader")
-        self._ahead: tuple[int, Future[list[Batch]]] | None = None
-        self._known = _Known()
-        self._halved = part_seconds < PART_SECONDS
+        self._prefetched: tuple[int, Future[list[Batch]]] | None = None
+        self._frozen_states = FrozenStateCache()
+        self._halved = micro_batch_seconds < MICRO_BATCH_SECONDS
 
-    def update(self, learner: Learner, update: int) -> Step:
-        """Performs update number ``update`` (from 0). Raises ``UserError`` when half a part is too
-        much for a GPU."""
+    def train_step(self, state: TrainState, update: int) -> StepResult:
+        """Performs update number ``update`` (from 0).
+
+        Raises ``UserError`` when a GPU runs out of memory even at half the micro-batch size.
+        """
         spec = self._spec
+        # Freeze the encoder in the head-only phase. Without dropout its outputs can be cached.
         head_only = is_head_only(update, spec.head_only_fraction, spec.updates)
-        for value in learner.parameters.values():
+        for value in state.parameters.values():
             value.requires_grad_(not head_only)
-        quiet = head_only and not spec.head_phase_dropout
-        learner.encoder.module().train(not quiet)
-        if not quiet:
-            self._known.clear()
-        batches = self._read(update)
-        losses = self._gradients(learner, update, batches, quiet)
-        parts = (
+        cache_head_phase = head_only and not spec.head_phase_dropout
+        state.encoder.module().train(not cache_head_phase)
+        if not cache_head_phase:
+            self._frozen_states.clear()
+        # Read the batch; the reading thread goes on with the next one.
+        batches = self._next_batches(update)
+        # Accumulate the gradients of all objectives.
+        losses = self._compute_gradients(state, update, batches, cache_head_phase)
+        loss_parts = (
             {f"loss_{index}": loss for index, loss in enumerate(losses)} if len(losses) > 1 else {}
         )
         loss = sum(losses)
+        # Add the gradient of the L2-SP penalty.
         if spec.anchor_penalty and not head_only:
-            penalty = l2_sp(learner.weights(), learner.anchors, spec.anchor_penalty)
+            penalty = l2_sp_penalty(state.weights(), state.anchors, spec.anchor_penalty)
             penalty.backward()  # type: ignore[no-untyped-call]
-            parts["penalty"] = float(penalty.detach())
-            loss += parts["penalty"]
-        trained = [
+            loss_parts["penalty"] = float(penalty.detach())
+            loss += loss_parts["penalty"]
+        # Clip the gradients over encoder and heads together.
+        parameters = [
             value
-            for group in learner.optimizer.param_groups
+            for group in state.optimizer.param_groups
             for value in group["params"]
             if value.grad is not None
         ]
-        norm = float(nn.utils.clip_grad_norm_(trained, spec.clip_norm))
-        taken = math.isfinite(loss) and math.isfinite(norm)
-        if taken:
+        norm = float(nn.utils.clip_grad_norm_(parameters, spec.clip_norm))
+        # Apply the update, unless it is not finite.
+        applied = math.isfinite(loss) and math.isfinite(norm)
+        if applied:
             rate = learning_rate(update, spec.updates, spec.peak_learning_rate, spec.schedule)
-            for group in learner.optimizer.param_groups:
+            for group in state.optimizer.param_groups:
                 group["lr"] = rate
-            learner.optimizer.step()
-        return Step(taken, loss, norm, parts)
+            state.optimizer.step()
+        return StepResult(applied, loss, norm, loss_parts)
 
     def close(self) -> None:
         """Ends the reading thread."""
         self._pool.shutdown(wait=True, cancel_futures=True)
 
-    def _read(self, update: int) -> list[Batch]:
-        """Returns what an update learns from, and begins to read for the one after."""
-        if self._ahead is not None and self._ahead[0] == update:
-            found = self._ahead[1].result()
+    def _next_batches(self, update: int) -> list[Batch]:
+        """Returns the batches of an update, and starts reading those of the next one."""
+        if self._prefetched is not None and self._prefetched[0] == update:
+            batches = self._prefetched[1].result()
         else:
-            found = self._pool.submit(self._batches, update).result()
-        self._ahead = (
-            (update + 1, self._pool.submit(self._batches, update + 1))
+            batches = self._pool.submit(self._read_batches, update).result()
+        self._prefetched = (
+            (update + 1, self._pool.submit(self._read_batches, update + 1))
             if update + 1 < self._spec.updates
             else None
         )
-        return found
+        return batches
 
-    def _batches(self, update: int) -> list[Batch]:
-        """Reads the batches of all objectives. Runs in the reading thread."""
-        found = []
-        for index, lesson in enumerate(self._lessons):
-            crop, mask = (
-                generator(self._spec.seed, draw, index, update) for draw in (Draw.CROP, Draw.MASK)
+    def _read_batches(self, update: int) -> list[Batch]:
+        """Reads one batch of each objective. Runs in the reading thread."""
+        batches = []
+        for index, data in enumerate(self._objectives):
+            crop_rng, mask_rng = (
+                make_generator(self._spec.seed, stream, index, update)
+                for stream in (Stream.CROP, Stream.MASK)
             )
-            examples = [lesson.train[place] for place in self._orders[index].batch(update)]
-            longest, step = self._crops[index], lesson.crop_step_samples
-            sounds = [
-                self._listener.read(index, item.utterance, longest, crop, step) for item in examples
+            examples = [data.train[place] for place in self._samplers[index].batch(update)]
+            longest, step = self._crop_samples[index], data.crop_step_samples
+            clips = [
+                self._loader.read(index, item.utterance, longest, crop_rng, step)
+                for item in examples
             ]
-            found.append(Batch(*taught(lesson, examples, sounds, mask), sounds))
-        return found
+            batches.append(Batch(*make_targets(data, examples, clips, mask_rng), clips))
+        return batches
 
-    def _gradients(
-        self, learner: Learner, update: int, batches: Sequence[Batch], quiet: bool
+    def _compute_gradients(
+        self, state: TrainState, update: int, batches: Sequence[Batch], cache_head_phase: bool
     ) -> list[float]:
-        """Leaves the gradient of all objectives and returns their weighted losses."""
+        """Accumulates the gradients of all objectives and returns their weighted losses.
+
+        Starts again with smaller micro-batches when a GPU runs out of memory.
+        """
         while True:
-            learner.optimizer.zero_grad(set_to_none=True)
-            seed_torch(self._spec.seed, Draw.UPDATE, update)
+            state.optimizer.zero_grad(set_to_none=True)
+            seed_torch(self._spec.seed, Stream.UPDATE, update)
             try:
                 return [
-                    self._backward(learner, index, batch, quiet)
+                    self._backward(state, index, batch, cache_head_phase)
                     for index, batch in enumerate(batches)
                 ]
             except torch.OutOfMemoryError as error:
-                self._halve(learner, error)
+                self._halve_micro_batch(state, error)
 
-    def _backward(self, learner: Learner, index: int, batch: Batch, quiet: bool) -> float:
-        """Adds the gradient of one objective and returns its weighted loss."""
-        lesson = self._lessons[index]
-        units = max(1, sum(lesson.kind.loss_weight(target) for target in batch.targets))
+    def _backward(
+        self, state: TrainState, index: int, batch: Batch, cache_head_phase: bool
+    ) -> float:
+        """Accumulates the gradient of one objective and returns its weighted loss."""
+        data = self._objectives[index]
+        units = max(1, sum(data.kind.loss_weight(target) for target in batch.targets))
         total = 0.0
-        for part in batch_by_seconds([sound.samples for sound in batch.sounds], self.part_seconds):
-            targets = [batch.targets[place] for place in part]
-            sounds = [batch.sounds[place] for place in part]
-            with precision(learner.device):
-                if quiet and batch.masked is None:
-                    last, frames = self._known.last(self._listener, index, sounds)
+        for places in batch_by_seconds(
+            [clip.samples for clip in batch.clips], self.micro_batch_seconds
+        ):
+            targets = [batch.targets[place] for place in places]
+            clips = [batch.clips[place] for place in places]
+            masks = batch.masks and [batch.masks[place] for place in places]
+            with precision(state.device):
+                # Encode the micro-batch, or take the frozen encoder's cached outputs.
+                if cache_head_phase and masks is None:
+                    features, frames = self._frozen_states.last_states(self._loader, index, clips)
                 else:
-                    last, frames = _last(
-                        self._listener,
-                        sounds,
-                        batch.masked and [batch.masked[place] for place in part],
-                    )
-                logits = learner.heads[index](last, frames)
-            share = sum(lesson.kind.loss_weight(target) for target in targets) / units
+                    features, frames = _encode_last(self._loader, clips, masks)
+                logits = state.heads[index](features, frames)
+            # Weight the mean loss of the micro-batch by its share of the batch.
+            share = sum(data.kind.loss_weight(target) for target in targets) / units
             weighted = (
-                lesson.objective.weight * share * lesson.kind.loss(logits.float(), frames, targets)
+                data.objective.weight * share * data.kind.loss(logits.float(), frames, targets)
             )
             weighted.backward()  # type: ignore[no-untyped-call]
             total += float(weighted.detach())
         return total
 
-    def _halve(self, learner: Learner, error: torch.OutOfMemoryError) -> None:
+    def _halve_micro_batch(self, state: TrainState, error: torch.OutOfMemoryError) -> None:
         if self._halved:
             raise UserError(
-                f"the GPU's memory is too small for a batch even in parts of {self.part_seconds:g} s of audio: lower "
-                "`batch_size` or `crop_seconds`, or take a larger GPU; the run goes on from its last saved state."
+                f"the GPU's memory is too small for a batch even in parts of "
+                f"{self.micro_batch_seconds:g} s of audio: lower `batch_size` or `crop_seconds`, "
+                "or take a larger GPU; the run goes on from its last saved state."
             ) from error
         self._halved = True
-        learner.optimizer.zero_grad(set_to_none=True)
+        state.optimizer.zero_grad(set_to_none=True)
         torch.cuda.empty_cache()
-        self.part_seconds /= 2
+        self.micro_batch_seconds /= 2
         _log.warning(
-            "the GPU's memory is too small: batches are learned in parts of %g s of audio from now on",
-            self.part_seconds,
+            "the GPU's memory is too small: batches are split into parts of %g s of audio from "
+            "now on",
+            self.micro_batch_seconds,
         )
 
 
 class Batch(NamedTuple):
-    """What one objective learns from in one update."""
+    """One batch of one objective."""
 
     targets: list[torch.Tensor]
-    masked: list[torch.Tensor] | None
-    """Frames that the encoder does not hear, bool ``(frames,)`` each; None where it hears all."""
-    sounds: list[Sound]
+    masks: list[torch.Tensor] | None
+    """Frames replaced by the mask embedding, bool ``(frames,)`` each; None without masking."""
+    clips: list[AudioClip]
 
 
-class _Known:
-    """What the frozen encoder says of whole utterances while it does not drop out, each computed
-    once and alone."""
+class FrozenStateCache:
+    """Last hidden states of the frozen encoder without dropout, one per uncropped utterance.
+
+    Each utterance is encoded once, alone.
+    """
 
     def __init__(self) -> None:
         self._states: dict[tuple[int, str], torch.Tensor] = {}
         self._left_bytes = HEAD_PHASE_BYTES
 
-    def last(
-        self, listener: Listener, index: int, sounds: Sequence[Sound]
+    def last_states(
+        self, loader: FeatureLoader, index: int, clips: Sequence[AudioClip]
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Returns the last hidden states ``(batch, frames, dim)`` and the frames ``(batch,)``."""
-        found = [self._of(listener, index, sound) for sound in sounds]
-        return nn.utils.rnn.pad_sequence(found, batch_first=True), torch.tensor(
-            [len(states) for states in found]
+        states = [self._last_state(loader, index, clip) for clip in clips]
+        return nn.utils.rnn.pad_sequence(states, batch_first=True), torch.tensor(
+            [len(state) for state in states]
         )
 
     def clear(self) -> None:
-        """Forgets everything."""
+        """Removes all states."""
         self._states.clear()
 
     @torch.no_grad()
-    def _of(self, listener: Listener, index: int, sound: Sound) -> torch.Tensor:
-        key = (index, sound.key)
-        if sound.whole and key in self._states:
+    def _last_state(self, loader: FeatureLoader, index: int, clip: AudioClip) -> torch.Tensor:
+        key = (index, clip.key)
+        if clip.whole and key in self._states:
             return self._states[key]
-        states = listener.states([sound])
+        states = loader.encode([clip])
         last = states.states[-1][0, : int(states.frames[0])].clone()
-        if sound.whole and last.nbytes <= self._left_bytes:
+        if clip.whole and last.nbytes <= self._left_bytes:
             self._states[key] = last
             self._left_bytes -= last.nbytes
         return last
 
 
-def _last(
-    listener: Listener, sounds: Sequence[Sound], masked: Sequence[torch.Tensor] | None
+def _encode_last(
+    loader: FeatureLoader, clips: Sequence[AudioClip], masks: Sequence[torch.Tensor] | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    states = listener.states(sounds, masked)
+    states = loader.encode(clips, masks)
     return states.states[-1], states.frames

@@ -170,7 +170,7 @@ def _finetune(job: Job, place: Place, store: Store, report: ReportProgress) -> N
     }
     with store.publish("finetune", job.fingerprint, facts) as folder:
         write_encoder(folder / ENCODER_FILE, tuned.weights, made)
-        for fraction, weights in tuned.kept.items():
+        for fraction, weights in tuned.early_checkpoints.items():
             write_encoder(
                 folder / encoder_file(fraction), weights, {**made, "checkpoint": fraction}
             )

@@ -12,8 +12,7 @@ import torch
 
 from speechft_ray.core.errors import UserError
 from speechft_ray.core.specs import AdapterSpec, FinetuneSpec
-from speechft_ray.finetuning import checkpointing as saved
-from speechft_ray.finetuning import loop
+from speechft_ray.finetuning import checkpointing, loop
 from tests.finetuning.toy_models import Killed, objective, run, spec, start_weights
 from tests.speech.toy_models import add_noise, toy_encoder
 
@@ -37,7 +36,7 @@ def test_what_comes_out_is_plain_weights(kind: str, tmp_path: Path) -> None:
         start,
     )
     assert tuned.facts["best_dev"] > 60  # chance is 33 %
-    for weights in (tuned.weights, tuned.kept[0.5]):
+    for weights in (tuned.weights, tuned.early_checkpoints[0.5]):
         assert list(weights.state) == list(start.state)
         changed = {name: value - start.state[name] for name, value in weights.state.items()}
         assert {name for name, value in changed.items() if value.any()} == {
@@ -73,9 +72,9 @@ def test_a_run_killed_again_and_again_ends_with_the_same_bits(
     chance = random.Random(1)
     monkeypatch.setattr(loop, "SAVE_EVERY_SECONDS", 0.0)
     monkeypatch.setattr(loop, "SAVE_SHARE", float("inf"))
-    publish = saved.save
+    publish = checkpointing.save
     monkeypatch.setattr(
-        saved, "save", lambda *given: publish(*given) if chance.random() < 0.5 else None
+        checkpointing, "save", lambda *given: publish(*given) if chance.random() < 0.5 else None
     )
 
     begun: list[float] = []
@@ -93,7 +92,10 @@ def test_a_run_killed_again_and_again_ends_with_the_same_bits(
         except Killed:
             begun.append(reports[0])
     assert len(begun) >= 2 and max(begun) > 3, "nothing was resumed after the head-only phase"
-    for left, right in ((whole.weights, broken.weights), (whole.kept[0.5], broken.kept[0.5])):
+    for left, right in (
+        (whole.weights, broken.weights),
+        (whole.early_checkpoints[0.5], broken.early_checkpoints[0.5]),
+    ):
         assert all(torch.equal(value, right.state[name]) for name, value in left.state.items())
     assert all(
         torch.equal(value, broken.statistics[name]) for name, value in whole.statistics.items()

@@ -10,7 +10,7 @@ from torch import nn
 
 from speechft_ray.core.errors import UserError
 from speechft_ray.core.specs import AdapterSpec
-from speechft_ray.finetuning.adapters import adapt, adapted_weights, merge
+from speechft_ray.finetuning.adapters import add_adapters, compute_adapted_weights, merge_adapters
 from speechft_ray.speech.encoders import _torchaudio  # noqa: F401  # peft's imports end at a torchaudio that must load
 from speechft_ray.speech.encoders.base import FAMILIES, Encoder
 from tests.finetuning.toy_models import ToyEncoder
@@ -39,7 +39,7 @@ def _begin(module: nn.Module, **options: object) -> dict[str, nn.Parameter]:
     """Adapts everything that may be, with another B than zero and another magnitude than at the
     start."""
     module.requires_grad_(False)
-    found = adapt(
+    found = add_adapters(
         module, AdapterSpec.model_validate(options), {name for name, _ in module.named_parameters()}
     )
     _stir(found)
@@ -47,10 +47,10 @@ def _begin(module: nn.Module, **options: object) -> dict[str, nn.Parameter]:
 
 
 def _stir(parameters: dict[str, nn.Parameter]) -> None:
-    draw = torch.Generator().manual_seed(3)
+    rng = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for value in parameters.values():
-            value += 0.3 * torch.randn(value.shape, generator=draw)
+            value += 0.3 * torch.randn(value.shape, generator=rng)
 
 
 def _encoder(name: str) -> Encoder:
@@ -63,7 +63,7 @@ def _encoder(name: str) -> Encoder:
 
 @torch.no_grad()
 def _merged(module: nn.Module) -> dict[str, torch.Tensor]:
-    return adapted_weights(module)
+    return compute_adapted_weights(module)
 
 
 @torch.no_grad()
@@ -110,7 +110,7 @@ def test_outputs_gradients_and_merged_weights_are_those_of_peft(kind: str) -> No
     for name, value in added.items():
         assert value.grad is not None and float(value.grad.norm()) > 1e-3
         torch.testing.assert_close(value.grad, twins[name].grad, rtol=1e-5, atol=1e-6)
-    merge(ours)
+    merge_adapters(ours)
     merged = judge.merge_and_unload().state_dict()
     assert set(merged) == set(ours.state_dict())
     for name, value in ours.state_dict().items():
@@ -122,7 +122,7 @@ def test_adapters_begin_as_those_of_peft() -> None:
     the rows."""
     layer = nn.Sequential(nn.Linear(400, 300))
     start = layer[0].weight.detach().clone()
-    added = adapt(layer, AdapterSpec(kind="dora", rank=64, layers=("0",)), {"0.weight"})
+    added = add_adapters(layer, AdapterSpec(kind="dora", rank=64, layers=("0",)), {"0.weight"})
     a, b, magnitude = added.values()
     judge = peft.get_peft_model(
         nn.Sequential(nn.Linear(400, 300)),
@@ -157,7 +157,7 @@ def test_every_family_begins_at_its_start_and_ends_with_plain_weights(name: str,
     module, before = encoder.module(), _states(encoder)
     start = {key: value.clone() for key, value in module.state_dict().items()}
     spec = AdapterSpec(kind=kind, rank=4)
-    added = adapt(module, spec, set(start))
+    added = add_adapters(module, spec, set(start))
     assert len(added) == 2 * 6 * (3 if kind == "dora" else 2)  # 2 layers of 6
     assert all(torch.equal(value, start[key]) for key, value in _merged(module).items())
     assert _same(before, _states(encoder))
@@ -171,7 +171,7 @@ def test_every_family_begins_at_its_start_and_ends_with_plain_weights(name: str,
     _stir(added)
     after, merged = _states(encoder), _merged(module)
     assert not _same(before, after)
-    merge(module)
+    merge_adapters(module)
     assert set(module.state_dict()) == set(start)
     changed = {
         key for key, value in module.state_dict().items() if not torch.equal(value, start[key])
@@ -210,7 +210,9 @@ def test_updates_move_adapters_and_nothing_else(kind: str) -> None:
     encoder = _encoder("wavlm")
     module = encoder.module()
     start = {key: value.clone() for key, value in module.state_dict().items()}
-    added = adapt(module, AdapterSpec(kind=kind, rank=4, layers=("q_proj", "fc2")), set(start))
+    added = add_adapters(
+        module, AdapterSpec(kind=kind, rank=4, layers=("q_proj", "fc2")), set(start)
+    )
     assert {key for key, value in module.named_parameters() if value.requires_grad} == set(added)
     optimizer = torch.optim.Adam(module.parameters(), lr=1e-2)
     for update in range(3):
@@ -223,7 +225,7 @@ def test_updates_move_adapters_and_nothing_else(kind: str) -> None:
         }
         # As long as B is zero, A has no gradient.
         assert moved == {key for key in added if update or not key.endswith(".a")}
-    merge(module)
+    merge_adapters(module)
     moved = {
         key for key, value in module.state_dict().items() if not torch.equal(value, start[key])
     }
@@ -234,7 +236,7 @@ def test_updates_move_adapters_and_nothing_else(kind: str) -> None:
 def test_an_adapted_module_is_saved_and_loaded(kind: str) -> None:
     first, second = ToyEncoder(0.0), ToyEncoder(0.0)
     _begin(first, kind=kind, rank=2, layers=("layers.0", "layers.1"))
-    adapt(
+    add_adapters(
         second,
         AdapterSpec(kind=kind, rank=2, layers=("layers.0", "layers.1")),
         {"layers.0.weight", "layers.1.weight"},
@@ -247,7 +249,7 @@ def test_an_adapted_module_is_saved_and_loaded(kind: str) -> None:
 def test_weights_reach_the_adapters_with_their_gradient() -> None:
     encoder = ToyEncoder(0.0)
     added = _begin(encoder, kind="dora", rank=2, layers=("layers.1",))
-    weights = adapted_weights(encoder)
+    weights = compute_adapted_weights(encoder)
     weights["layers.1.weight"].square().sum().backward()
     assert set(weights) == {"layers.1.weight"} and all(
         value.grad is not None for value in added.values()
@@ -267,7 +269,7 @@ def test_a_row_of_zeros_does_not_spoil_the_rest() -> None:
     layer = nn.Sequential(nn.Linear(4, 3))
     with torch.no_grad():
         layer[0].weight[1] = 0
-    added = adapt(layer, AdapterSpec(kind="dora", rank=2, layers=("0",)), {"0.weight"})
+    added = add_adapters(layer, AdapterSpec(kind="dora", rank=2, layers=("0",)), {"0.weight"})
     assert not layer[0].weight[1].any()
     layer(torch.ones(1, 4)).sum().backward()
     assert all(
@@ -294,8 +296,10 @@ def test_a_row_of_zeros_does_not_spoil_the_rest() -> None:
 )
 def test_what_cannot_be_adapted_is_told(layers: tuple[str, ...], rank: int, message: str) -> None:
     module = _encoder("hubert").module()
-    learning = {name for name, _ in module.named_parameters() if not name.startswith("final_proj")}
+    trainable_names = {
+        name for name, _ in module.named_parameters() if not name.startswith("final_proj")
+    }
     before = list(module.state_dict())
     with pytest.raises(UserError, match=message):
-        adapt(module, AdapterSpec(rank=rank, layers=layers), learning)
+        add_adapters(module, AdapterSpec(rank=rank, layers=layers), trainable_names)
     assert list(module.state_dict()) == before

@@ -7,7 +7,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from speechft_ray.finetuning.batches import WINDOW_BATCHES, BatchOrder, Recordings, cropped
+from speechft_ray.finetuning.batches import WINDOW_BATCHES, AudioCache, BatchSampler, crop
 from tests.finetuning.toy_models import corpus
 
 LENGTHS = list(np.random.default_rng(0).integers(16_000, 160_000, 64))
@@ -15,8 +15,8 @@ LENGTHS = list(np.random.default_rng(0).integers(16_000, 160_000, 64))
 
 def _order(
     seed: int = 0, objective: int = 0, size: int = 4, lengths: list[int] = LENGTHS
-) -> BatchOrder:
-    return BatchOrder(lengths, size, seed, objective)
+) -> BatchSampler:
+    return BatchSampler(lengths, size, seed, objective)
 
 
 def test_every_epoch_takes_every_utterance_once() -> None:
@@ -77,18 +77,18 @@ def test_no_batch_within_an_epoch_holds_an_utterance_twice(count: int, size: int
 
 def test_crops_are_pieces_of_the_audio() -> None:
     audio = np.arange(100, dtype=np.float32)
-    pieces = [cropped(audio, 40, np.random.default_rng(seed)) for seed in range(300)]
+    pieces = [crop(audio, 40, np.random.default_rng(seed)) for seed in range(300)]
     assert {start for _, start in pieces} == {int(piece[0]) for piece, _ in pieces}
     assert {0, 60} <= {start for _, start in pieces} <= set(range(61))
     assert all(len(piece) == 40 and (np.diff(piece) == 1).all() for piece, _ in pieces)
-    assert {cropped(audio, 40, np.random.default_rng(seed), 16)[1] for seed in range(100)} == {
+    assert {crop(audio, 40, np.random.default_rng(seed), 16)[1] for seed in range(100)} == {
         0,
         16,
         32,
         48,
     }
     for longest in (100, None):
-        assert cropped(audio, longest, np.random.default_rng(0)) == (audio, 0)
+        assert crop(audio, longest, np.random.default_rng(0)) == (audio, 0)
 
 
 def test_audio_is_read_once_while_the_budget_lasts() -> None:
@@ -99,10 +99,10 @@ def test_audio_is_read_once_while_the_budget_lasts() -> None:
         reads.append(utterance.key)
         return tones.read(utterance)
 
-    recordings = Recordings(
+    audio_caches = AudioCache(
         corpus({"train": 2}, read=read), budget_bytes=4 * tones.utterances[0].samples
     )
     for _ in range(3):
         for utterance in tones.utterances:
-            np.testing.assert_array_equal(recordings.read(utterance), tones.read(utterance))
+            np.testing.assert_array_equal(audio_caches.read(utterance), tones.read(utterance))
     assert Counter(reads) == {"train-0": 1, "train-1": 3}

@@ -13,10 +13,15 @@ import pytest
 import torch
 
 from speechft_ray.finetuning import diagnostics, loop
-from speechft_ray.finetuning.batches import Recordings
-from speechft_ray.finetuning.data import Lesson, prepare
-from speechft_ray.finetuning.diagnostics import LinearCka, diagnose, probe_set, relative_distances
-from speechft_ray.finetuning.features import Listener
+from speechft_ray.finetuning.batches import AudioCache
+from speechft_ray.finetuning.data import ObjectiveData, load_objective
+from speechft_ray.finetuning.diagnostics import (
+    LinearCka,
+    compute_diagnostics,
+    compute_weight_distances,
+    load_probe_set,
+)
+from speechft_ray.finetuning.features import FeatureLoader
 from speechft_ray.finetuning.run import finetune
 from speechft_ray.speech.corpora.base import Corpus
 from speechft_ray.speech.encoders.base import EncoderWeights
@@ -32,7 +37,7 @@ def _cka(left: np.ndarray, right: np.ndarray, parts: int = 7) -> float | None:
     total = LinearCka()
     for one, other in zip(np.array_split(left, parts), np.array_split(right, parts), strict=True):
         total.add(torch.tensor(one, dtype=torch.float32), torch.tensor(other, dtype=torch.float32))
-    return total.value()
+    return total.compute()
 
 
 def _by_examples(left: np.ndarray, right: np.ndarray) -> float:
@@ -78,7 +83,7 @@ def test_similarity_to_noise_is_low() -> None:
 )
 def test_features_that_say_nothing_have_no_similarity(other: np.ndarray) -> None:
     assert _cka(FRAMES, other) is None
-    assert LinearCka().value() is None
+    assert LinearCka().compute() is None
 
 
 def test_distances_are_relative_and_by_part() -> None:
@@ -104,15 +109,17 @@ def test_distances_are_relative_and_by_part() -> None:
         "layers.0.b": [0.8],
         "head.w": [9.0],
     }
-    found = relative_distances(weights(start), weights(tuned), ("down.",), ("head.",))
+    found = compute_weight_distances(weights(start), weights(tuned), ("down.",), ("head.",))
     assert found == pytest.approx({"front_end": 0.0, "input": 0.5, "layer_00": 0.5})
 
 
-def _lessons(*corpora: Corpus) -> tuple[list[Lesson], Listener]:
-    lessons = [prepare(objective(), content, start_weights()) for content in corpora]
+def _objectives(*corpora: Corpus) -> tuple[list[ObjectiveData], FeatureLoader]:
+    objectives = [load_objective(objective(), content, start_weights()) for content in corpora]
     encoder = build(start_weights())
-    recordings = [Recordings(content, 2**20) for content in corpora]
-    return lessons, Listener(encoder=encoder, device=CPU, frozen=True, recordings=recordings)
+    audio_caches = [AudioCache(content, 2**20) for content in corpora]
+    return objectives, FeatureLoader(
+        encoder=encoder, device=CPU, freeze_front_end=True, audio_caches=audio_caches
+    )
 
 
 def test_probes_are_the_first_dev_utterances_of_every_objective(
@@ -122,9 +129,9 @@ def test_probes_are_the_first_dev_utterances_of_every_objective(
         corpus({"train": 4, "dev": 5}, spoiled=["dev-1"]),
         corpus({"train": 4, "dev": 30}, seed=1),
     )
-    lessons, listener = _lessons(few, many)
+    objectives, loader = _objectives(few, many)
     monkeypatch.setattr(diagnostics, "PROBE_UTTERANCES", 20)
-    chosen = [sound.key for sound in probe_set(lessons, listener)]
+    chosen = [clip.key for clip in load_probe_set(objectives, loader)]
     assert chosen == [
         "dev-0",
         "dev-2",
@@ -133,11 +140,11 @@ def test_probes_are_the_first_dev_utterances_of_every_objective(
         *sorted(f"dev-{index}" for index in range(30))[:10],
     ]
     monkeypatch.setattr(diagnostics, "PROBE_SECONDS", 0.6)
-    sounds = probe_set(lessons, listener)
-    assert sum(sound.samples for sound in sounds) == 9600
-    cut = [sound for sound in sounds if not sound.whole]
+    clips = load_probe_set(objectives, loader)
+    assert sum(clip.samples for clip in clips) == 9600
+    cut = [clip for clip in clips if not clip.whole]
     assert len(cut) == 2 and all(
-        len(sound.wave) == sound.samples for sound in cut if sound.wave is not None
+        len(clip.wave) == clip.samples for clip in cut if clip.wave is not None
     )
 
 
@@ -146,9 +153,11 @@ def test_checkpoints_are_compared_with_dropout_off_state_by_state() -> None:
     tones = corpus({"train": 4, "dev": 8})
     start, other = start_weights(0.5), start_weights(0.5, seed=3)
     changed = {**start.state, "layers.1.weight": other.state["layers.1.weight"]}
-    lessons, listener = _lessons(tones)
+    objectives, loader = _objectives(tones)
     tuned = EncoderWeights(family="toy", config=start.config, state=changed)
-    found = diagnose(start, {"same": start, "tuned": tuned}, lessons, listener, lambda: None)
+    found = compute_diagnostics(
+        start, {"same": start, "tuned": tuned}, objectives, loader, lambda: None
+    )
     assert found["same"]["cka"] == pytest.approx([1.0] * 3)
     assert set(found["same"]["weight_distance"].values()) == {0.0}
     assert found["tuned"]["cka"][:2] == pytest.approx([1.0] * 2)
@@ -200,7 +209,7 @@ def test_a_run_says_how_far_its_checkpoints_went(freeze: bool, tmp_path: Path) -
     )
     found: dict[str, Any] = json.loads(json.dumps(tuned.facts["diagnostics"], allow_nan=False))
     assert set(found) == {"best", "0.5"}
-    for name, weights in (("best", tuned.weights), ("0.5", tuned.kept[0.5])):
+    for name, weights in (("best", tuned.weights), ("0.5", tuned.early_checkpoints[0.5])):
         parts, cka = found[name]["weight_distance"], found[name]["cka"]
         assert set(parts) == {"front_end", "input", "layer_00", "layer_01"}
         assert (parts["front_end"] == 0) == freeze and all(

@@ -12,8 +12,8 @@ import torch
 
 from speechft_ray.core.errors import UserError
 from speechft_ray.finetuning import loop
-from speechft_ray.finetuning import trainer as teacher_room
-from speechft_ray.finetuning.run import Tuned, finetune
+from speechft_ray.finetuning import trainer as trainer_module
+from speechft_ray.finetuning.run import FinetuneResult, finetune
 from speechft_ray.speech.corpora.base import Corpus, Utterance
 from speechft_ray.speech.encoders.base import FAMILIES
 from speechft_ray.speech.features.cache import FeatureCache
@@ -33,7 +33,7 @@ def _tuned(
     cache: FeatureCache | None = None,
     family: str = "hubert",
     report=None,
-) -> Tuned:
+) -> FinetuneResult:
     work.mkdir(exist_ok=True)
     return finetune(
         plan,
@@ -141,7 +141,7 @@ def test_a_frozen_encoder_without_dropout_hears_each_utterance_once(
     with _fronts_counted("hubert", monkeypatch) as seen:
         cached = _tuned(tmp_path / "cached", plan, corpus(COUNTS))
     assert len(seen) == 8 + 2 * 4 + 4 + PROBES  # the head-only phase, two updates, one validation
-    monkeypatch.setattr(teacher_room, "HEAD_PHASE_BYTES", 0)
+    monkeypatch.setattr(trainer_module, "HEAD_PHASE_BYTES", 0)
     with _fronts_counted("hubert", monkeypatch) as seen:
         anew = _tuned(tmp_path / "anew", plan, corpus(COUNTS))
     assert len(seen) == 8 * 4 + 2 * 4 + 4 + PROBES
@@ -166,14 +166,14 @@ def test_the_head_only_phase_without_dropout_is_quiet_and_what_follows_is_not(
         validate_every_updates=2,
         head_phase_dropout=False,
     )
-    own = teacher_room.Teacher._gradients
+    own = trainer_module.Trainer._compute_gradients
 
-    def looking(self, learner, update, batches, quiet):
-        modes.append((update, learner.encoder.module().training, learner.heads.training))
-        return own(self, learner, update, batches, quiet)
+    def looking(self, state, update, batches, cache_head_phase):
+        modes.append((update, state.encoder.module().training, state.heads.training))
+        return own(self, state, update, batches, cache_head_phase)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(teacher_room.Teacher, "_gradients", looking)
+        patch.setattr(trainer_module.Trainer, "_compute_gradients", looking)
         _tuned(tmp_path, plan, corpus(COUNTS))
     assert modes == [(update, update >= 3, True) for update in range(6)]
 
@@ -184,15 +184,15 @@ def test_a_gpu_without_memory_gets_half_as_much_once(
 ) -> None:
     plan = spec(objective("ctc"), updates=6, validate_every_updates=6)
     whole = _tuned(tmp_path / "whole", plan, corpus(COUNTS))
-    own, left = teacher_room._last, [failures]
+    own, left = trainer_module._encode_last, [failures]
 
-    def full(listener, sounds, masked):
-        if left[0] and len(sounds) == 4:
+    def full(loader, clips, masked):
+        if left[0] and len(clips) == 4:
             left[0] -= 1
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return own(listener, sounds, masked)
+        return own(loader, clips, masked)
 
-    monkeypatch.setattr(teacher_room, "_last", full)
+    monkeypatch.setattr(trainer_module, "_encode_last", full)
     monkeypatch.setattr(loop, "SAVE_EVERY_SECONDS", 0.0)
     if failures == 2:
         with pytest.raises(
@@ -214,9 +214,9 @@ def test_bfloat16_products_leave_the_weights_in_float32(
     """What a GPU does, on the CPU."""
     plan = spec(objective("ctc"), updates=6, validate_every_updates=3)
     exact = _tuned(tmp_path / "exact", plan, corpus(COUNTS))
-    for room in ("teacher", "validation"):
+    for name in ("trainer", "validation"):
         monkeypatch.setattr(
-            f"speechft_ray.finetuning.{room}.precision",
+            f"speechft_ray.finetuning.{name}.precision",
             lambda device: torch.autocast("cpu", dtype=torch.bfloat16),
         )
     rounded = _tuned(tmp_path / "rounded", plan, corpus(COUNTS))
@@ -233,7 +233,7 @@ def test_weights_are_kept_at_the_fractions_that_were_asked_for(
 ) -> None:
     plan = spec(objective("ctc"), updates=10, validate_every_updates=5, keep_at=(0.3, 0.65))
     whole = _tuned(tmp_path / "whole", plan, corpus(COUNTS))
-    assert list(whole.kept) == [0.3, 0.65]
+    assert list(whole.early_checkpoints) == [0.3, 0.65]
     plain = _tuned(tmp_path / "plain", plan.model_copy(update={"keep_at": ()}), corpus(COUNTS))
     assert all(
         torch.equal(value, plain.weights.state[name]) for name, value in whole.weights.state.items()
@@ -249,9 +249,9 @@ def test_weights_are_kept_at_the_fractions_that_were_asked_for(
         _tuned(tmp_path / "broken", plan, corpus(COUNTS), report=die)
     again = _tuned(tmp_path / "broken", plan, corpus(COUNTS))
     moved = []
-    for fraction, weights in whole.kept.items():
+    for fraction, weights in whole.early_checkpoints.items():
         assert all(
-            torch.equal(value, again.kept[fraction].state[name])
+            torch.equal(value, again.early_checkpoints[fraction].state[name])
             for name, value in weights.state.items()
         )
         start = add_noise(toy_encoder("hubert")).state

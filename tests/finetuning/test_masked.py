@@ -15,14 +15,14 @@ from speechft_ray.core.errors import UserError
 from speechft_ray.core.specs import FinetuneSpec
 from speechft_ray.core.units import frame_count
 from speechft_ray.finetuning import loop, pseudo_labels
-from speechft_ray.finetuning.batches import PART_SECONDS, Recordings
-from speechft_ray.finetuning.data import Lesson, prepare
-from speechft_ray.finetuning.features import Listener
-from speechft_ray.finetuning.pseudo_labels import with_names
-from speechft_ray.finetuning.run import Tuned, finetune
-from speechft_ray.finetuning.seeding import Draw, generator
-from speechft_ray.finetuning.train_state import Learner, build_learner
-from speechft_ray.finetuning.trainer import Teacher
+from speechft_ray.finetuning.batches import MICRO_BATCH_SECONDS, AudioCache
+from speechft_ray.finetuning.data import ObjectiveData, load_objective
+from speechft_ray.finetuning.features import FeatureLoader
+from speechft_ray.finetuning.pseudo_labels import with_pseudo_labels
+from speechft_ray.finetuning.run import FinetuneResult, finetune
+from speechft_ray.finetuning.seeding import Stream, make_generator
+from speechft_ray.finetuning.train_state import TrainState, build_train_state
+from speechft_ray.finetuning.trainer import Trainer
 from speechft_ray.speech.corpora.base import Corpus
 from speechft_ray.speech.encoders.base import FAMILIES, EncoderWeights
 from speechft_ray.speech.heads.base import IGNORED
@@ -83,15 +83,17 @@ def nothing(values: Mapping[str, float]) -> None:
 
 def begin(
     start: EncoderWeights, work: Path, plan: FinetuneSpec, content: Corpus | None = None
-) -> tuple[Learner, list[Lesson], Teacher]:
+) -> tuple[TrainState, list[ObjectiveData], Trainer]:
     content = content or tones()
-    lessons = [prepare(item, content, start) for item in plan.objectives]
-    learner = build_learner(plan, start, lessons, CPU)
-    recordings = [Recordings(content, 2**20) for _ in lessons]
-    listener = Listener(encoder=learner.encoder, device=CPU, frozen=True, recordings=recordings)
-    lessons = with_names(lessons, listener, work, "this", nothing)
-    learner.train(True)
-    return learner, lessons, Teacher(plan, lessons, listener, PART_SECONDS)
+    objectives = [load_objective(item, content, start) for item in plan.objectives]
+    state = build_train_state(plan, start, objectives, CPU)
+    audio_caches = [AudioCache(content, 2**20) for _ in objectives]
+    loader = FeatureLoader(
+        encoder=state.encoder, device=CPU, freeze_front_end=True, audio_caches=audio_caches
+    )
+    objectives = with_pseudo_labels(objectives, loader, work, "this", nothing)
+    state.train(True)
+    return state, objectives, Trainer(plan, objectives, loader, MICRO_BATCH_SECONDS)
 
 
 def run(
@@ -100,7 +102,7 @@ def run(
     plan: FinetuneSpec,
     report: Callable[[Mapping[str, float]], None] = nothing,
     content: Corpus | None = None,
-) -> Tuned:
+) -> FinetuneResult:
     work.mkdir(exist_ok=True)
     return finetune(plan, start, [content or tones()] * len(plan.objectives), work, CPU, report)
 
@@ -111,12 +113,12 @@ def test_targets_are_the_most_similar_rows_of_the_code_book(
 ) -> None:
     """Against numpy, from states of s3prl's forward pass of each whole utterance."""
     content = tones()
-    lesson = begin(start, tmp_path, spec(masked(options={"similarity": similarity})), content)[1][0]
-    assert lesson.vocabulary.size == CODES
+    data = begin(start, tmp_path, spec(masked(options={"similarity": similarity})), content)[1][0]
+    assert data.vocabulary.size == CODES
     encoder = FAMILIES.get("hubert").build(start)
     state = {name: value.double().numpy() for name, value in start.state.items()}
     different = 0
-    for example in lesson.train:
+    for example in data.train:
         with torch.no_grad():
             last = (
                 encoder.hidden_states([torch.tensor(content.read(example.utterance))])
@@ -166,8 +168,8 @@ def test_as_many_frames_are_masked_as_in_fairseq(frames: int) -> None:
         )
     finally:
         np.random.set_state(before)
-    draw = np.random.default_rng(0)
-    ours = np.stack([draw_mask(MaskedOptions(), frames, draw) for _ in range(1_500)])
+    rng = np.random.default_rng(0)
+    ours = np.stack([draw_mask(MaskedOptions(), frames, rng) for _ in range(1_500)])
     assert ours.shape == theirs.shape and ours.dtype == bool
     assert ours.mean() == pytest.approx(theirs.mean(), abs=0.005)
     assert ours.sum(axis=1).std() == pytest.approx(theirs.sum(axis=1).std(), rel=0.1, abs=0.1)
@@ -196,23 +198,23 @@ def test_the_loss_asks_about_masked_frames_alone(
     """The first update by hand: its masks drawn again, its loss from s3prl's own states, gradient
     at masked frames alone."""
     plan, content = spec(masked(weight=0.5), updates=20, seed=3, **changes), tones()
-    learner, (lesson,), teacher = begin(start, tmp_path, plan, content)
-    learner.train(False)
-    monkeypatch.setattr(learner.encoder.module(), "train", lambda mode: None)
+    state, (data,), trainer = begin(start, tmp_path, plan, content)
+    state.train(False)
+    monkeypatch.setattr(state.encoder.module(), "train", lambda mode: None)
     logits: list[torch.Tensor] = []
-    learner.heads[0].register_forward_hook(
+    state.heads[0].register_forward_hook(
         lambda module, given, output: output.retain_grad() or logits.append(output)
     )
-    order = teacher._orders[0].batch(0)
-    weight = learner.heads[0].output.weight.detach().clone()
-    step = teacher.update(learner, 0)
-    draw = generator(3, Draw.MASK, 0, 0)
+    order = trainer._samplers[0].batch(0)
+    weight = state.heads[0].output.weight.detach().clone()
+    step = trainer.train_step(state, 0)
+    rng = make_generator(3, Stream.MASK, 0, 0)
     model: Any = FAMILIES.get("hubert").build(start).module()
     costs, at = [], []
     for place in order:
-        example = lesson.train[place]
+        example = data.train[place]
         count = frame_count(example.utterance.samples)
-        hidden = draw_mask(lesson.options, count, draw)
+        hidden = draw_mask(data.options, count, rng)
         at.append(hidden.tolist())
         model.apply_mask = lambda x, padding, targets, hidden=hidden: (
             torch.where(torch.tensor(hidden)[None, :, None], model.mask_emb, x),
@@ -222,7 +224,7 @@ def test_the_loss_asks_about_masked_frames_alone(
             states = model(
                 torch.tensor(content.read(example.utterance))[None], mask=True, features_only=True
             )["x"][0]
-            cost = torch.log_softmax(states @ weight.T + learner.heads[0].output.bias, dim=1)
+            cost = torch.log_softmax(states @ weight.T + state.heads[0].output.bias, dim=1)
         costs += [-float(cost[frame, example.target[frame]]) for frame in np.flatnonzero(hidden)]
     assert step.loss == pytest.approx(0.5 * np.mean(costs), rel=1e-5)
     (seen,) = logits
@@ -231,58 +233,55 @@ def test_the_loss_asks_about_masked_frames_alone(
     assert sorted(map(str, told.tolist())) == sorted(
         str([*hidden, *[False] * (seen.shape[1] - len(hidden))]) for hidden in at
     )
-    teacher.close()
+    trainer.close()
 
 
 def test_who_learns_at_every_update(start: EncoderWeights, tmp_path: Path) -> None:
-    learner, _, teacher = begin(start, tmp_path, spec(masked(), updates=10, head_only_fraction=0.3))
+    state, _, trainer = begin(start, tmp_path, spec(masked(), updates=10, head_only_fraction=0.3))
     fixed = ("feature_extractor.", "final_proj.", "label_embs_concat")
     for update in range(10):
         before = {
-            name: value.clone() for name, value in learner.encoder.module().state_dict().items()
+            name: value.clone() for name, value in state.encoder.module().state_dict().items()
         }
-        head = learner.heads[0].output.weight.clone()
-        teacher.update(learner, update)
-        after = learner.encoder.module().state_dict()
+        head = state.heads[0].output.weight.clone()
+        trainer.train_step(state, update)
+        after = state.encoder.module().state_dict()
         changed = {name for name, value in after.items() if not torch.equal(value, before[name])}
         learns = set() if update < 3 else {name for name in before if not name.startswith(fixed)}
         assert changed == learns and ("mask_emb" in changed) == (update >= 3), update
-        assert torch.equal(head, learner.heads[0].output.weight) == (
+        assert torch.equal(head, state.heads[0].output.weight) == (
             update == 0
         )  # which has learning rate 0
-    teacher.close()
+    trainer.close()
 
 
 def test_the_mask_embedding_keeps_still_where_nothing_is_masked(
     start: EncoderWeights, tmp_path: Path
 ) -> None:
-    learner, _, teacher = begin(start, tmp_path, spec(objective("ctc")))
-    teacher.close()
-    assert "mask_emb" not in learner.parameters
+    state, _, trainer = begin(start, tmp_path, spec(objective("ctc")))
+    trainer.close()
+    assert "mask_emb" not in state.parameters
 
 
 def test_crops_keep_the_names_of_their_own_frames(start: EncoderWeights, tmp_path: Path) -> None:
     """A piece starts at a frame, so its targets are a piece of the targets, and its sound begins
     where they begin."""
     content = tones()
-    _, (lesson,), teacher = begin(start, tmp_path, spec(masked(), crop_seconds=0.1), content)
+    _, (data,), trainer = begin(start, tmp_path, spec(masked(), crop_seconds=0.1), content)
     moved = 0
     for update in range(6):
-        (batch,) = teacher._batches(update)
-        draw = generator(0, Draw.MASK, 0, update)
-        assert batch.masked is not None
-        for sound, target, hidden in zip(batch.sounds, batch.targets, batch.masked, strict=True):
-            (example,) = (item for item in lesson.train if item.utterance.key == sound.key)
-            audio, first = content.read(example.utterance), sound.start // 320
-            assert sound.start % 320 == 0 and sound.samples == len(sound.wave) == min(
+        (batch,) = trainer._read_batches(update)
+        rng = make_generator(0, Stream.MASK, 0, update)
+        assert batch.masks is not None
+        for clip, target, hidden in zip(batch.clips, batch.targets, batch.masks, strict=True):
+            (example,) = (item for item in data.train if item.utterance.key == clip.key)
+            audio, first = content.read(example.utterance), clip.start // 320
+            assert clip.start % 320 == 0 and clip.samples == len(clip.wave) == min(
                 1_600, len(audio)
             )
-            np.testing.assert_array_equal(
-                sound.wave, audio[sound.start : sound.start + sound.samples]
-            )
+            np.testing.assert_array_equal(clip.wave, audio[clip.start : clip.start + clip.samples])
             assert (
-                hidden.tolist()
-                == draw_mask(lesson.options, frame_count(sound.samples), draw).tolist()
+                hidden.tolist() == draw_mask(data.options, frame_count(clip.samples), rng).tolist()
             )
             own = example.target[first : first + len(hidden)].long()
             assert (
@@ -291,20 +290,20 @@ def test_crops_keep_the_names_of_their_own_frames(start: EncoderWeights, tmp_pat
             )
             moved += first > 0
     assert moved > 5
-    teacher.close()
+    trainer.close()
 
 
 def test_validations_always_mask_the_same_frames(start: EncoderWeights, tmp_path: Path) -> None:
     found = []
     for seed in (0, 1):
         (tmp_path / str(seed)).mkdir()
-        _, (lesson,), teacher = begin(start, tmp_path / str(seed), spec(masked(), seed=seed))
-        teacher.close()
-        assert all(item.masked is None for item in lesson.train)
-        found.append(lesson.dev)
+        _, (data,), trainer = begin(start, tmp_path / str(seed), spec(masked(), seed=seed))
+        trainer.close()
+        assert all(item.mask is None for item in data.train)
+        found.append(data.dev)
     for first, second in zip(*found, strict=True):
-        assert torch.equal(first.masked, second.masked) and torch.equal(first.target, second.target)
-        assert torch.equal(first.target != IGNORED, first.masked) and first.masked.any()
+        assert torch.equal(first.mask, second.mask) and torch.equal(first.target, second.target)
+        assert torch.equal(first.target != IGNORED, first.mask) and first.mask.any()
 
 
 def test_a_run_learns_to_name_what_it_does_not_hear(tmp_path: Path) -> None:
@@ -322,9 +321,9 @@ def test_a_run_learns_to_name_what_it_does_not_hear(tmp_path: Path) -> None:
         {"metric": "finetune.masked_accuracy", "best_dev": max(dev), "vocabulary": CODES}
     ]
     (tmp_path / "dev").mkdir()
-    _, (lesson,), teacher = begin(start, tmp_path / "dev", plan, content)
-    teacher.close()
-    counts = np.bincount(torch.cat([item.target[item.masked] for item in lesson.dev]).numpy())
+    _, (data,), trainer = begin(start, tmp_path / "dev", plan, content)
+    trainer.close()
+    counts = np.bincount(torch.cat([item.target[item.mask] for item in data.dev]).numpy())
     assert max(dev) > 100 * counts.max() / counts.sum() + 5 and losses[-1] < 0.8 * losses[0]
     changed = {
         name
@@ -337,9 +336,9 @@ def test_a_run_learns_to_name_what_it_does_not_hear(tmp_path: Path) -> None:
     assert list(tuned.weights.state) == list(start.state)
 
 
-@pytest.mark.parametrize("quiet", [False, True])
+@pytest.mark.parametrize("cache_head_phase", [False, True])
 def test_a_killed_run_goes_on_to_the_same_bits(
-    quiet: bool, start: EncoderWeights, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cache_head_phase: bool, start: EncoderWeights, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With a labelled objective beside it."""
     plan = spec(
@@ -350,13 +349,17 @@ def test_a_killed_run_goes_on_to_the_same_bits(
         crop_seconds=0.15,
         seed=2,
     )
-    plan = plan.model_copy(update={"head_only_fraction": 0.5, "head_phase_dropout": not quiet})
+    plan = plan.model_copy(
+        update={"head_only_fraction": 0.5, "head_phase_dropout": not cache_head_phase}
+    )
     expected = run(start, tmp_path / "whole", plan)
     monkeypatch.setattr(loop, "SAVE_EVERY_SECONDS", 0.0)
     monkeypatch.setattr(loop, "SAVE_SHARE", float("inf"))
     asked = []
-    own = pseudo_labels._asked
-    monkeypatch.setattr(pseudo_labels, "_asked", lambda *given: asked.append(1) or own(*given))
+    own = pseudo_labels._predict_labels
+    monkeypatch.setattr(
+        pseudo_labels, "_predict_labels", lambda *given: asked.append(1) or own(*given)
+    )
     for last in (0, 4, 9):
 
         def die(values: Mapping[str, float], last: int = last) -> None:

@@ -11,7 +11,7 @@ import torch
 from speechft_ray.core.specs import AdapterSpec, FinetuneSpec
 from speechft_ray.finetuning import loop
 from speechft_ray.finetuning.merge_statistics import GramRecorder
-from speechft_ray.finetuning.run import Tuned, finetune
+from speechft_ray.finetuning.run import FinetuneResult, finetune
 from speechft_ray.speech.checkpoints.load import load_encoder
 from speechft_ray.speech.corpora.base import Corpus
 from speechft_ray.speech.encoders.base import FAMILIES
@@ -23,7 +23,7 @@ TONES = corpus({"train": 14, "dev": 6})
 
 def tuned(
     work: Path, content: Corpus = TONES, report: Any = lambda values: None, **changes: Any
-) -> Tuned:
+) -> FinetuneResult:
     work.mkdir(exist_ok=True)
     plan: FinetuneSpec = spec(**changes)
     return finetune(
@@ -47,13 +47,13 @@ def test_statistics_are_those_of_the_best_weights_on_the_tuning_set(
     )
     values, heads = iter([10.0, 50.0, 20.0, 30.0]), []
 
-    def dev(learner: Any, *_: Any) -> list[float]:
-        heads.append({name: value.clone() for name, value in learner.heads[0].state_dict().items()})
-        learner_heads.append(learner.heads[0])
+    def dev(state: Any, *_: Any) -> list[float]:
+        heads.append({name: value.clone() for name, value in state.heads[0].state_dict().items()})
+        learner_heads.append(state.heads[0])
         return [next(values)]
 
     learner_heads: list[Any] = []
-    monkeypatch.setattr(loop, "dev_values", dev)
+    monkeypatch.setattr(loop, "compute_dev_metrics", dev)
     result = tuned(tmp_path / "a", gather=("fisher", "gram"), adapter=adapter)
     encoder, head = FAMILIES.get("toy").build(result.weights), learner_heads[0]
     assert isinstance(encoder, ToyEncoder)

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from speechft_ray.finetuning.penalties import distances, l2_sp
-from speechft_ray.finetuning.phases import head_only_updates, is_head_only, learnable
+from speechft_ray.finetuning.penalties import compute_distances, l2_sp_penalty
+from speechft_ray.finetuning.phases import head_only_updates, is_head_only, trainable_names
 from speechft_ray.finetuning.schedule import learning_rate
-from speechft_ray.finetuning.seeding import Draw, generator, seed_torch
+from speechft_ray.finetuning.seeding import Stream, make_generator, seed_torch
 
 OFFICIAL = (0.1, 0.4, 0.5)
 
@@ -81,7 +81,7 @@ def test_the_head_only_phase_is_the_floor_of_its_share(
     ("freeze", "expected"), [(True, {"post.w"}), (False, {"post.w", "front.w"})]
 )
 def test_the_front_end_learns_only_when_it_is_not_frozen(freeze: bool, expected: set[str]) -> None:
-    found = learnable(
+    found = trainable_names(
         ["front.w", "post.w", "final_proj.w"],
         freeze_front_end=freeze,
         front_end_prefixes=("front.",),
@@ -92,7 +92,7 @@ def test_the_front_end_learns_only_when_it_is_not_frozen(freeze: bool, expected:
 
 def test_without_a_front_end_everything_learns() -> None:
     names = ["a", "b"]
-    assert learnable(
+    assert trainable_names(
         names, freeze_front_end=True, front_end_prefixes=(), pretraining_only_prefixes=()
     ) == set(names)
 
@@ -101,7 +101,7 @@ def test_the_penalty_and_its_gradient_are_those_of_the_formula() -> None:
     torch.manual_seed(0)
     values = {name: torch.randn(3, 2, dtype=torch.float64, requires_grad=True) for name in "ab"}
     anchors = {name: torch.randn(3, 2, dtype=torch.float64) for name in "ab"}
-    penalty = l2_sp(values, anchors, 0.01)
+    penalty = l2_sp_penalty(values, anchors, 0.01)
     by_hand = 0.01 * sum(
         float(((values[name].detach() - anchors[name]) ** 2).sum()) for name in "ab"
     )
@@ -112,7 +112,7 @@ def test_the_penalty_and_its_gradient_are_those_of_the_formula() -> None:
             values[name].grad, 2 * 0.01 * (values[name].detach() - anchors[name])
         )
     assert torch.autograd.gradcheck(
-        lambda a, b: l2_sp({"a": a, "b": b}, anchors, 0.01), tuple(values.values())
+        lambda a, b: l2_sp_penalty({"a": a, "b": b}, anchors, 0.01), tuple(values.values())
     )
 
 
@@ -123,37 +123,39 @@ def test_distances_are_euclidean_over_all_parameters_and_over_each_part() -> Non
         "encoder.layers.0.fc1.bias": torch.tensor([4.0]),
         "encoder.layers.11.fc1.weight": torch.tensor([-14.0]),
     }
-    found = distances(values, {name: torch.zeros_like(value) for name, value in values.items()})
+    found = compute_distances(
+        values, {name: torch.zeros_like(value) for name, value in values.items()}
+    )
     assert found == {
         "distance": 15,
         "distance_input": 2,
         "distance_layer_00": 5,
         "distance_layer_11": 14,
     }
-    assert distances({}, {}) == {"distance": 0}
+    assert compute_distances({}, {}) == {"distance": 0}
 
 
 def test_a_draw_depends_on_every_part_of_its_place() -> None:
     places = [
-        (0, Draw.EPOCH, 0, 0),
-        (1, Draw.EPOCH, 0, 0),
-        (0, Draw.CROP, 0, 0),
-        (0, Draw.EPOCH, 1, 0),
-        (0, Draw.EPOCH, 0, 1),
+        (0, Stream.EPOCH, 0, 0),
+        (1, Stream.EPOCH, 0, 0),
+        (0, Stream.CROP, 0, 0),
+        (0, Stream.EPOCH, 1, 0),
+        (0, Stream.EPOCH, 0, 1),
     ]
-    first = [int(generator(seed, draw, *place).integers(2**62)) for seed, draw, *place in places]
-    again = [int(generator(seed, draw, *place).integers(2**62)) for seed, draw, *place in places]
+    first = [int(make_generator(seed, rng, *place).integers(2**62)) for seed, rng, *place in places]
+    again = [int(make_generator(seed, rng, *place).integers(2**62)) for seed, rng, *place in places]
     assert first == again and len(set(first)) == len(first)
-    assert generator(0, Draw.EPOCH, 0).integers(2**62) != generator(0, Draw.EPOCH, 0, 0).integers(
-        2**62
-    )
+    assert make_generator(0, Stream.EPOCH, 0).integers(2**62) != make_generator(
+        0, Stream.EPOCH, 0, 0
+    ).integers(2**62)
 
 
 def test_torch_is_seeded_by_place() -> None:
     with torch.random.fork_rng(devices=[]):
         draws = []
         for update in (0, 1, 0):
-            seed_torch(3, Draw.UPDATE, update)
+            seed_torch(3, Stream.UPDATE, update)
             draws.append(torch.rand(4).numpy())
     np.testing.assert_array_equal(draws[0], draws[2])
     assert not np.array_equal(draws[0], draws[1])

@@ -16,19 +16,18 @@ import torch
 from speechft_ray.core.errors import SpecError, UserError
 from speechft_ray.core.fingerprint import file_sha256
 from speechft_ray.core.specs import FinetuneSpec
-from speechft_ray.finetuning import checkpointing as saved
-from speechft_ray.finetuning import loop
-from speechft_ray.finetuning.run import Tuned
-from speechft_ray.finetuning.validation import overall
+from speechft_ray.finetuning import checkpointing, loop
+from speechft_ray.finetuning.run import FinetuneResult
+from speechft_ray.finetuning.validation import average_metrics
 from tests.finetuning.toy_models import Killed, corpus, objective, run, spec, start_weights
 
 pytestmark = pytest.mark.usefixtures("toy_family")
 
 
-def _same(left: Tuned, right: Tuned) -> None:
+def _same(left: FinetuneResult, right: FinetuneResult) -> None:
     for name, value in left.weights.state.items():
         assert torch.equal(value, right.weights.state[name]), name
-    timeless: Callable[[Tuned], dict[str, Any]] = lambda tuned: {  # noqa: E731
+    timeless: Callable[[FinetuneResult], dict[str, Any]] = lambda tuned: {  # noqa: E731
         key: value for key, value in tuned.facts.items() if "second" not in key
     }
     assert timeless(left) == timeless(right)
@@ -97,13 +96,13 @@ def test_the_checkpoint_is_the_first_with_the_best_dev_value(
     found: list[dict[str, torch.Tensor]] = []
     values = iter([10.0, 50.0, 50.0, 20.0])
 
-    def dev(learner, lessons, listener):
+    def dev(state, objectives, loader):
         found.append(
-            {name: value.clone() for name, value in learner.encoder.module().state_dict().items()}
+            {name: value.clone() for name, value in state.encoder.module().state_dict().items()}
         )
         return [next(values)]
 
-    monkeypatch.setattr(loop, "dev_values", dev)
+    monkeypatch.setattr(loop, "compute_dev_metrics", dev)
     tuned = run(tmp_path, spec())
     assert (tuned.facts["best_update"], tuned.facts["best_dev"]) == (10, 50.0)
     for name, value in tuned.weights.state.items():
@@ -113,15 +112,15 @@ def test_the_checkpoint_is_the_first_with_the_best_dev_value(
 
 def test_an_error_rate_is_best_when_lowest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     values = iter([90.0, 30.0, 40.0, 80.0])
-    monkeypatch.setattr(loop, "dev_values", lambda *_: [next(values)])
+    monkeypatch.setattr(loop, "compute_dev_metrics", lambda *_: [next(values)])
     assert run(tmp_path, spec(objective("ctc"))).facts["best_update"] == 10
 
 
 def test_the_mean_of_mixed_metrics_counts_errors_from_100() -> None:
     accuracy, errors = "finetune.accuracy", "finetune.token_error_rate"
-    assert overall([accuracy, accuracy], [40, 60]) == (accuracy, 50)
-    assert overall([errors, errors], [40, 60]) == (errors, 50)
-    assert overall([accuracy, errors], [40, 30]) == (accuracy, 55)
+    assert average_metrics([accuracy, accuracy], [40, 60]) == (accuracy, 50)
+    assert average_metrics([errors, errors], [40, 60]) == (errors, 50)
+    assert average_metrics([accuracy, errors], [40, 30]) == (accuracy, 55)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -141,9 +140,9 @@ def test_a_run_killed_again_and_again_ends_with_the_same_bits(
     chance = random.Random(seed)
     monkeypatch.setattr(loop, "SAVE_EVERY_SECONDS", 0.0)
     monkeypatch.setattr(loop, "SAVE_SHARE", float("inf"))
-    publish = saved.save
+    publish = checkpointing.save
     monkeypatch.setattr(
-        saved, "save", lambda *given: publish(*given) if chance.random() < 0.5 else None
+        checkpointing, "save", lambda *given: publish(*given) if chance.random() < 0.5 else None
     )
 
     begun: list[float] = []
@@ -238,26 +237,26 @@ def test_a_state_with_code_in_it_is_not_executed(
     file = tmp_path / "new"
     torch.save({"identity": "x", "code": Code()}, file)
     file.rename(tmp_path / f"state-000000001-{file_sha256(file)}.pt")
-    assert saved.load(tmp_path, "x") is None
+    assert checkpointing.load(tmp_path, "x") is None
     assert "executed" not in capfd.readouterr().out
 
 
 def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"cannot be saved in `.*file`"):
-        saved.save(tmp_path / "file", 1, {"identity": "x"})
+        checkpointing.save(tmp_path / "file", 1, {"identity": "x"})
 
 
 def test_a_full_disk_is_told_and_keeps_the_state_before(tmp_path: Path) -> None:
-    saved.save(tmp_path, 1, {"identity": "x"})
+    checkpointing.save(tmp_path, 1, {"identity": "x"})
     before, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
     try:
         with pytest.raises(UserError, match="the disk may be full"):
-            saved.save(tmp_path, 2, {"identity": "x", "large": torch.zeros(100_000)})
+            checkpointing.save(tmp_path, 2, {"identity": "x", "large": torch.zeros(100_000)})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (before, hard))
-    assert saved.load(tmp_path, "x") == {"identity": "x"}
+    assert checkpointing.load(tmp_path, "x") == {"identity": "x"}
     assert len(list(tmp_path.iterdir())) == 1
 
 

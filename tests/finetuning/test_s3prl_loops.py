@@ -25,13 +25,13 @@ from torch.nn import functional
 
 from speechft_ray.core.specs import FinetuneSpec
 from speechft_ray.core.units import frame_count
-from speechft_ray.finetuning.batches import PART_SECONDS, BatchOrder, Recordings
-from speechft_ray.finetuning.data import prepare
-from speechft_ray.finetuning.features import Listener, keep_fronts
-from speechft_ray.finetuning.pseudo_labels import with_names
-from speechft_ray.finetuning.seeding import Draw, generator
-from speechft_ray.finetuning.train_state import Learner, build_learner
-from speechft_ray.finetuning.trainer import Teacher
+from speechft_ray.finetuning.batches import MICRO_BATCH_SECONDS, AudioCache, BatchSampler
+from speechft_ray.finetuning.data import load_objective
+from speechft_ray.finetuning.features import FeatureLoader, cache_conv_features
+from speechft_ray.finetuning.pseudo_labels import with_pseudo_labels
+from speechft_ray.finetuning.seeding import Stream, make_generator
+from speechft_ray.finetuning.train_state import TrainState, build_train_state
+from speechft_ray.finetuning.trainer import Trainer
 from speechft_ray.speech.checkpoints import s3prl
 from speechft_ray.speech.corpora.base import Corpus, Utterance
 from speechft_ray.speech.encoders.base import EncoderWeights
@@ -77,32 +77,34 @@ def plan(head: str, **changes: Any) -> FinetuneSpec:
 
 def ours(
     chosen: FinetuneSpec, content: Corpus, start: EncoderWeights, folder: Path, cached: bool = True
-) -> tuple[Learner, Teacher]:
-    lessons = [prepare(chosen.objectives[0], content, start)]
-    learner = build_learner(chosen, start, lessons, torch.device("cpu"))
-    recordings = [Recordings(content, 2**20)]
-    listener = Listener(
-        encoder=learner.encoder, device=learner.device, frozen=True, recordings=recordings
+) -> tuple[TrainState, Trainer]:
+    objectives = [load_objective(chosen.objectives[0], content, start)]
+    state = build_train_state(chosen, start, objectives, torch.device("cpu"))
+    audio_caches = [AudioCache(content, 2**20)]
+    loader = FeatureLoader(
+        encoder=state.encoder, device=state.device, freeze_front_end=True, audio_caches=audio_caches
     )
     if cached:
-        keep_fronts(listener, start, lessons, FeatureCache(folder, 2**24), chosen, lambda _: None)
-        assert len(listener.fronts) == len(content.utterances)
-    lessons = with_names(lessons, listener, folder, "this", lambda _: None)
-    learner.train(True)
-    return learner, Teacher(chosen, lessons, listener, PART_SECONDS)
+        cache_conv_features(
+            loader, start, objectives, FeatureCache(folder, 2**24), chosen, lambda _: None
+        )
+        assert len(loader.cached_rows) == len(content.utterances)
+    objectives = with_pseudo_labels(objectives, loader, folder, "this", lambda _: None)
+    state.train(True)
+    return state, Trainer(chosen, objectives, loader, MICRO_BATCH_SECONDS)
 
 
 def order(chosen: FinetuneSpec, content: Corpus, update: int) -> list[Utterance]:
     train = content.split("train")
-    places = BatchOrder([item.samples for item in train], BATCH, chosen.seed, 0).batch(update)
+    places = BatchSampler([item.samples for item in train], BATCH, chosen.seed, 0).batch(update)
     return [train[place] for place in places]
 
 
 def masks(chosen: FinetuneSpec, update: int, utterances: Sequence[Utterance]) -> list[np.ndarray]:
     """Which frames of an update are masked, by what draws them in training."""
-    draw = generator(chosen.seed, Draw.MASK, 0, update)
+    rng = make_generator(chosen.seed, Stream.MASK, 0, update)
     return [
-        draw_mask(MaskedOptions(**MASKS), frame_count(item.samples), draw) for item in utterances
+        draw_mask(MaskedOptions(**MASKS), frame_count(item.samples), rng) for item in utterances
     ]
 
 
@@ -252,9 +254,9 @@ class PlainLoop:
         self.optimizer.step()
 
 
-def same_head(kind: str, learner: Learner) -> nn.Module:
+def same_head(kind: str, state: TrainState) -> nn.Module:
     """s3prl's head with the weights that ours begins with."""
-    (mine,) = learner.heads
+    (mine,) = state.heads
     theirs = HEADS[kind](DIM, mine.output.out_features)
     for name in ("projector", "output"):
         if hasattr(mine, name):
@@ -267,8 +269,8 @@ def losses(
 ) -> list[tuple[float, float]]:
     """Returns the losses of all updates, ours and those of the plain loop."""
     chosen, content, start = plan(kind), voices(), start_weights()
-    learner, teacher = ours(chosen, content, start, folder, cached)
-    loop = PlainLoop(start, same_head(kind, learner), folder, **changes)
+    state, trainer = ours(chosen, content, start, folder, cached)
+    loop = PlainLoop(start, same_head(kind, state), folder, **changes)
     if isinstance(loop.head, Names):
         loop.head.ask(loop.expert, content)
         loop.expert.train()
@@ -279,18 +281,18 @@ def losses(
         waves = [torch.from_numpy(content.read(item)) for item in utterances]
         theirs = loop.gradients(update, waves, utterances, masks(chosen, update, utterances))
         loop.step(update)
-        found.append((teacher.update(learner, update).loss, theirs))
-    teacher.close()
+        found.append((trainer.train_step(state, update).loss, theirs))
+    trainer.close()
     return found
 
 
 @torch.no_grad()
-def set_to(loop: PlainLoop, learner: Learner) -> None:
+def set_to(loop: PlainLoop, state: TrainState) -> None:
     """Gives the plain loop the weights that ours has now."""
     for name, value in loop.encoder.items():
-        value.copy_(learner.parameters.get(name, loop.start[name]))
+        value.copy_(state.parameters.get(name, loop.start[name]))
         value.requires_grad_(False)
-    loop.head.load_state_dict(same_head("pooled", learner).state_dict())
+    loop.head.load_state_dict(same_head("pooled", state).state_dict())
 
 
 def difference(pair: tuple[float, float]) -> float:
@@ -324,10 +326,10 @@ def test_an_update_follows_the_gradient_of_loss_and_penalty(tmp_path: Path) -> N
         voices(),
         start_weights(),
     )
-    learner, teacher = ours(chosen, content, start, tmp_path)
-    loop = PlainLoop(start, same_head("pooled", learner), tmp_path, penalty=strength)
+    state, trainer = ours(chosen, content, start, tmp_path)
+    loop = PlainLoop(start, same_head("pooled", state), tmp_path, penalty=strength)
     for update in range(HEAD_ONLY + 3):
-        set_to(loop, learner)
+        set_to(loop, state)
         pull = max(
             float((2 * strength * (value - loop.start[name])).abs().max())
             for name, value in loop.encoder.items()
@@ -335,11 +337,13 @@ def test_an_update_follows_the_gradient_of_loss_and_penalty(tmp_path: Path) -> N
         utterances = order(chosen, content, update)
         waves = [torch.from_numpy(content.read(item)) for item in utterances]
         loop.gradients(update, waves, utterances, masks(chosen, update, utterances))
-        teacher.update(learner, update)
-        learning = {
-            name: value for name, value in learner.parameters.items() if value.grad is not None
+        trainer.train_step(state, update)
+        trainable_names = {
+            name: value for name, value in state.parameters.items() if value.grad is not None
         }
-        assert bool(learning) == (update >= HEAD_ONLY) and (pull > 1e-3) == (update > HEAD_ONLY)
-        for name, value in learning.items():
+        assert bool(trainable_names) == (update >= HEAD_ONLY) and (pull > 1e-3) == (
+            update > HEAD_ONLY
+        )
+        for name, value in trainable_names.items():
             torch.testing.assert_close(value.grad, loop.encoder[name].grad, rtol=1e-4, atol=1e-6)
-    teacher.close()
+    trainer.close()

@@ -10,11 +10,11 @@ import torch
 from torch.nn import functional
 
 from speechft_ray.core.specs import AdapterSpec, FinetuneSpec
-from speechft_ray.finetuning.batches import PART_SECONDS, Recordings
-from speechft_ray.finetuning.data import prepare
-from speechft_ray.finetuning.features import Listener
-from speechft_ray.finetuning.train_state import Learner, build_learner
-from speechft_ray.finetuning.trainer import Teacher
+from speechft_ray.finetuning.batches import MICRO_BATCH_SECONDS, AudioCache
+from speechft_ray.finetuning.data import load_objective
+from speechft_ray.finetuning.features import FeatureLoader
+from speechft_ray.finetuning.train_state import TrainState, build_train_state
+from speechft_ray.finetuning.trainer import Trainer
 from speechft_ray.speech.corpora.base import Corpus
 from speechft_ray.speech.encoders.base import EncoderWeights
 from tests.finetuning.toy_models import corpus, objective, spec, start_weights
@@ -28,26 +28,29 @@ def _begin(
     corpora: Sequence[Corpus],
     weights: EncoderWeights | None = None,
     budget: int = 2**20,
-    part_seconds: float = PART_SECONDS,
-) -> tuple[Learner, Teacher]:
-    lessons = [
-        prepare(item, content, weights or start_weights())
+    part_seconds: float = MICRO_BATCH_SECONDS,
+) -> tuple[TrainState, Trainer]:
+    objectives = [
+        load_objective(item, content, weights or start_weights())
         for item, content in zip(plan.objectives, corpora, strict=True)
     ]
-    learner = build_learner(plan, weights or start_weights(), lessons, CPU)
-    learner.train(True)
-    recordings = [Recordings(content, budget) for content in corpora]
-    listener = Listener(
-        encoder=learner.encoder, device=CPU, frozen=plan.freeze_front_end, recordings=recordings
+    state = build_train_state(plan, weights or start_weights(), objectives, CPU)
+    state.train(True)
+    audio_caches = [AudioCache(content, budget) for content in corpora]
+    loader = FeatureLoader(
+        encoder=state.encoder,
+        device=CPU,
+        freeze_front_end=plan.freeze_front_end,
+        audio_caches=audio_caches,
     )
-    return learner, Teacher(plan, lessons, listener, part_seconds)
+    return state, Trainer(plan, objectives, loader, part_seconds)
 
 
-def _state(learner: Learner) -> dict[str, torch.Tensor]:
+def _state(state: TrainState) -> dict[str, torch.Tensor]:
     encoder = {
-        f"encoder.{name}": value for name, value in learner.encoder.module().state_dict().items()
+        f"encoder.{name}": value for name, value in state.encoder.module().state_dict().items()
     }
-    heads = {f"head.{name}": value for name, value in learner.heads.state_dict().items()}
+    heads = {f"head.{name}": value for name, value in state.heads.state_dict().items()}
     return {name: value.clone() for name, value in (encoder | heads).items()}
 
 
@@ -89,26 +92,26 @@ ADAPTERS = [
 )
 def test_who_learns_at_every_update(changes: dict, first: set[str], then: set[str]) -> None:
     plan = spec(**{"updates": 20, "head_only_fraction": 0.25, **changes})
-    learner, teacher = _begin(plan, [corpus({"train": 8, "dev": 2})])
+    state, trainer = _begin(plan, [corpus({"train": 8, "dev": 2})])
     for update in range(20):
-        before = _state(learner)
-        teacher.update(learner, update)
+        before = _state(state)
+        trainer.train_step(state, update)
         expected = (
             set() if update == 0 else first if update < 5 else then
         )  # update 0 has learning rate 0
-        assert _changed(before, _state(learner)) == expected, update
+        assert _changed(before, _state(state)) == expected, update
 
 
 def test_the_head_phase_ends_where_the_encoder_has_no_history() -> None:
     """Adam's moments of the encoder start at its own first update, as when a frozen parameter has
     no gradient."""
     plan = spec(updates=20, head_only_fraction=0.25)
-    learner, teacher = _begin(plan, [corpus({"train": 8, "dev": 2})])
-    weight = learner.parameters["layers.0.weight"]
+    state, trainer = _begin(plan, [corpus({"train": 8, "dev": 2})])
+    weight = state.parameters["layers.0.weight"]
     for update in range(6):
-        assert (weight in learner.optimizer.state) is False
-        teacher.update(learner, update)
-    assert learner.optimizer.state[weight]["step"] == 1
+        assert (weight in state.optimizer.state) is False
+        trainer.train_step(state, update)
+    assert state.optimizer.state[weight]["step"] == 1
 
 
 def test_ten_updates_are_those_of_a_plain_loop() -> None:
@@ -122,9 +125,9 @@ def test_ten_updates_are_those_of_a_plain_loop() -> None:
         peak_learning_rate=0.03,
     )
     tones = corpus({"train": 6, "dev": 2})
-    learner, teacher = _begin(plan, [tones])
+    state, trainer = _begin(plan, [tones])
     values = {
-        name: value.clone().double().requires_grad_() for name, value in _state(learner).items()
+        name: value.clone().double().requires_grad_() for name, value in _state(state).items()
     }
     moments = {
         name: (torch.zeros_like(value), torch.zeros_like(value), 0)
@@ -152,20 +155,20 @@ def test_ten_updates_are_those_of_a_plain_loop() -> None:
         )
         classes = torch.tensor([index % 3 for index in range(6)])
         loss = -(logits - logits.logsumexp(dim=1, keepdim=True))[range(6), classes].mean()
-        learning = [
+        trainable_names = [
             name
             for name in values
             if name.startswith(("head", "encoder.layers") if update >= 2 else "head")
         ]
         gradients = dict(
             zip(
-                learning,
-                torch.autograd.grad(loss, [values[name] for name in learning]),
+                trainable_names,
+                torch.autograd.grad(loss, [values[name] for name in trainable_names]),
                 strict=True,
             )
         )
         norm = math.sqrt(sum(float((gradient**2).sum()) for gradient in gradients.values()))
-        step = teacher.update(learner, update)
+        step = trainer.train_step(state, update)
         assert step.loss == pytest.approx(float(loss.detach()), abs=1e-5)
         assert step.gradient_norm == pytest.approx(norm, rel=1e-4)
         for name, gradient in gradients.items():
@@ -184,7 +187,7 @@ def test_ten_updates_are_those_of_a_plain_loop() -> None:
                 / ((second / (1 - 0.999**count)).sqrt() + 1e-8)
             )
             values[name] = (values[name].detach() - move).requires_grad_()
-    for name, value in _state(learner).items():
+    for name, value in _state(state).items():
         torch.testing.assert_close(value.double(), values[name].detach(), atol=2e-4, rtol=1e-3)
 
 
@@ -196,9 +199,9 @@ def test_a_batch_learned_in_parts_has_the_gradient_of_the_whole(head: str) -> No
     )
     found = []
     for seconds in (160.0, 0.3):
-        learner, teacher = _begin(plan, content, part_seconds=seconds)
-        step = teacher.update(learner, 0)
-        gradients = {name: value.grad.clone() for name, value in learner.parameters.items()}
+        state, trainer = _begin(plan, content, part_seconds=seconds)
+        step = trainer.train_step(state, 0)
+        gradients = {name: value.grad.clone() for name, value in state.parameters.items()}
         found.append((step, gradients))
     (whole, gradients), (split, same) = found
     assert split.loss == pytest.approx(whole.loss, rel=1e-5)
@@ -213,16 +216,16 @@ def test_several_objectives_add_up_by_their_weights() -> None:
         item.model_copy(update={"weight": weight})
         for item, weight in zip(alone, (1.0, 0.25, 3.0), strict=True)
     )
-    learner, teacher = _begin(spec(*together), [tones] * 3)
+    state, trainer = _begin(spec(*together), [tones] * 3)
     losses = []
     for index, item in enumerate(alone):
-        single, alone_teacher = _begin(spec(item), [tones])
-        single.heads[0].load_state_dict(learner.heads[index].state_dict())
-        losses.append(alone_teacher.update(single, 0).loss)
+        single, single_trainer = _begin(spec(item), [tones])
+        single.heads[0].load_state_dict(state.heads[index].state_dict())
+        losses.append(single_trainer.train_step(single, 0).loss)
     expected = losses[0] + 0.25 * losses[1] + 3 * losses[2]
-    step = teacher.update(learner, 0)
+    step = trainer.train_step(state, 0)
     assert step.loss == pytest.approx(expected, rel=1e-5)
-    assert step.parts == pytest.approx(
+    assert step.loss_parts == pytest.approx(
         {"loss_0": losses[0], "loss_1": 0.25 * losses[1], "loss_2": 3 * losses[2]}, rel=1e-5
     )
 
@@ -230,14 +233,14 @@ def test_several_objectives_add_up_by_their_weights() -> None:
 def test_the_penalty_holds_weights_near_their_start_and_counts_in_the_loss() -> None:
     distances = []
     for strength in (0.0, 0.1, 1.0):
-        learner, teacher = _begin(
+        state, trainer = _begin(
             spec(updates=40, anchor_penalty=strength), [corpus({"train": 8, "dev": 2})]
         )
         for update in range(40):
-            teacher.update(learner, update)
+            trainer.train_step(state, update)
         moved = [
-            (value.detach() - learner.anchors[name]).flatten()
-            for name, value in learner.parameters.items()
+            (value.detach() - state.anchors[name]).flatten()
+            for name, value in state.parameters.items()
         ]
         distances.append(float(torch.cat(moved).norm()))
     assert distances[0] > distances[1] > distances[2] > 0
@@ -246,17 +249,17 @@ def test_the_penalty_holds_weights_near_their_start_and_counts_in_the_loss() -> 
 @pytest.mark.parametrize("adapter", [LORA, DORA])
 def test_with_adapters_the_penalty_is_that_of_the_merged_weights(adapter: AdapterSpec) -> None:
     start = start_weights().state
-    learner, teacher = _begin(
+    state, trainer = _begin(
         spec(adapter=adapter, anchor_penalty=0.5, head_only_fraction=0.0, peak_learning_rate=0.1),
         [corpus({"train": 8, "dev": 2})],
     )
     for update in range(6):
-        weights = {name: value.detach().double() for name, value in learner.weights().items()}
+        weights = {name: value.detach().double() for name, value in state.weights().items()}
         assert set(weights) == {f"{layer}.weight" for layer in adapter.layers}
         expected = 0.5 * sum(
             float((value - start[name]).square().sum()) for name, value in weights.items()
         )
-        assert teacher.update(learner, update).parts["penalty"] == pytest.approx(
+        assert trainer.train_step(state, update).loss_parts["penalty"] == pytest.approx(
             expected, rel=1e-4, abs=1e-12
         )
     assert expected > 1e-3
@@ -267,34 +270,34 @@ def test_dropout_is_on_in_the_head_phase_and_drawn_per_update() -> None:
     content = [corpus({"train": 4, "dev": 2})]
     losses = {}
     for dropout in (0.0, 0.5):
-        learner, teacher = _begin(plan, content, start_weights(dropout))
-        losses[dropout] = [teacher.update(learner, update).loss for update in (0, 1, 0)]
+        state, trainer = _begin(plan, content, start_weights(dropout))
+        losses[dropout] = [trainer.train_step(state, update).loss for update in (0, 1, 0)]
     assert losses[0.0][0] == pytest.approx(losses[0.0][1])
     assert abs(losses[0.5][0] - losses[0.5][1]) > 1e-4
     assert losses[0.5][0] == pytest.approx(losses[0.5][2], rel=1e-6)
 
 
 def test_an_update_without_a_finite_loss_changes_nothing() -> None:
-    learner, teacher = _begin(
+    state, trainer = _begin(
         spec(head_only_fraction=0.0), [corpus({"train": 4, "dev": 2}, spoiled=["train-1"])]
     )
-    before = _state(learner)
-    step = teacher.update(learner, 3)
-    assert not step.taken and _changed(before, _state(learner)) == set()
+    before = _state(state)
+    step = trainer.train_step(state, 3)
+    assert not step.applied and _changed(before, _state(state)) == set()
 
 
 def test_crops_are_of_the_asked_length_and_differ_between_updates() -> None:
     plan = spec(crop_seconds=0.1)
-    learner, teacher = _begin(plan, [corpus({"train": 4, "dev": 2})])
+    state, trainer = _begin(plan, [corpus({"train": 4, "dev": 2})])
     heard: list[torch.Tensor] = []
-    encode = learner.encoder.conv_features
+    encode = state.encoder.conv_features
 
     def listen(waves):
         heard.extend(waves)
         return encode(waves)
 
-    learner.encoder.conv_features = listen  # type: ignore[method-assign]
+    state.encoder.conv_features = listen  # type: ignore[method-assign]
     for update in range(2):
-        teacher.update(learner, update)
+        trainer.train_step(state, update)
     assert [len(wave) for wave in heard] == [1600] * 8
     assert not any(torch.equal(left, right) for left in heard[:4] for right in heard[4:])

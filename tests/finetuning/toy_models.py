@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from speechft_ray.core.specs import CorpusSpec, FinetuneSpec, Objective
-from speechft_ray.finetuning.run import Tuned, finetune
+from speechft_ray.finetuning.run import FinetuneResult, finetune
 from speechft_ray.speech.corpora.base import Corpus, Utterance
 from speechft_ray.speech.encoders.base import (
     FAMILIES,
@@ -105,18 +105,18 @@ def corpus(
 ) -> Corpus:
     """Tones whose pitch is the class: columns ``tone`` (one label) and ``phones`` (two labels with
     an alignment)."""
-    draw = np.random.default_rng(seed)
+    rng = np.random.default_rng(seed)
     utterances, audio = [], {}
     for split, count in counts.items():
         for index in range(count):
-            key, samples = f"{split}-{index}", int(draw.integers(2000, 5000))
+            key, samples = f"{split}-{index}", int(rng.integers(2000, 5000))
             first, second = (index % 3, (index + 1) % 3)
             middle = samples // 2
             wave = [np.sin(np.arange(samples) * 0.05 * (1 + tone)) for tone in (first, second)]
-            sound = np.where(
+            clip = np.where(
                 np.arange(samples) < middle, wave[0], wave[1]
-            ) + 0.1 * draw.standard_normal(samples)
-            audio[key] = sound.astype(np.float32) * (np.nan if key in spoiled else 1)
+            ) + 0.1 * rng.standard_normal(samples)
+            audio[key] = clip.astype(np.float32) * (np.nan if key in spoiled else 1)
             labels = {"tone": f"t{first}", "phones": f"p{first} p{second}"}
             aligned = ((0, f"p{first}"), (middle, f"p{second}"))
             utterances.append(
@@ -161,7 +161,7 @@ def run(
     start: EncoderWeights | None = None,
     report: Callable[[Mapping[str, float]], None] = silent,
     content: Corpus = TONES,
-) -> Tuned:
+) -> FinetuneResult:
     """Runs a whole fine-tuning of the toy in a folder, on the CPU."""
     work.mkdir(exist_ok=True)
     return finetune(
