@@ -80,13 +80,13 @@ class SimulatedCluster:
         self.now, _, job = heapq.heappop(self._running)
         facts = self.facts(job)
         self.done.append(job)
-        known = {"stage": job.stage, "fingerprint": job.fingerprint, "label": job.label}
+        identity = {"stage": job.stage, "fingerprint": job.fingerprint, "label": job.label}
         self._start()
         if facts is None:
-            return [Outcome.model_validate({**known, "error": "made to fail"})]
+            return [Outcome.model_validate({**identity, "error": "made to fail"})]
         with self.store.publish(job.stage, job.fingerprint, facts):
             pass
-        return [Outcome.model_validate({**known, "facts": dict(facts)})]
+        return [Outcome.model_validate({**identity, "facts": dict(facts)})]
 
     def slots(self, job: Job) -> int:
         """The workers."""
@@ -191,7 +191,7 @@ def evaluation_seconds(job: Job, sigma: float) -> float:
     return median * math.exp(sigma * source.gauss(0.0, 1.0))
 
 
-def made_up_facts(job: Job) -> dict[str, Any]:
+def simulate_facts(job: Job) -> dict[str, Any]:
     """Scores that are best at alpha 0.3, with noise of their own."""
     if job.stage != "evaluate":
         return {}
@@ -215,18 +215,18 @@ def search(
     plan = plan_of(spec_of(trials, window))
     store: Any = MemoryStore()
     cluster = SimulatedCluster(
-        store, workers, lambda job: evaluation_seconds(job, sigma), made_up_facts
+        store, workers, lambda job: evaluation_seconds(job, sigma), simulate_facts
     )
     scheduler = JobScheduler(
         cluster, Silent(), lambda outcome: None, threading.Event(), by_priority=True
     )
     began = time.perf_counter()
-    found = run_search(
+    finished = run_search(
         plan, store, scheduler, OptunaProposer(plan.search, plan.space.draw), Silent()
     )
     real = time.perf_counter() - began
     times = []
-    for trial in found:
+    for trial in finished:
         keys = [plan.evaluation(trial.proposal, trial.number, task) for task in plan.tasks]
         times.append([evaluation_seconds(plan.jobs[key], sigma) for key in keys])
     return cluster, times, real
@@ -254,7 +254,8 @@ def main() -> None:
     parser.add_argument("--window", type=int, nargs="*", default=[128, 192, 256])
     arguments = parser.parse_args()
     print(
-        f"{arguments.workers} workers, {arguments.trials} trials of {len(TASKS)} evaluations; idle until the last one ends"
+        f"{arguments.workers} workers, {arguments.trials} trials of {len(TASKS)} evaluations; "
+        "idle until the last one ends"
     )
     for sigma in SIGMAS:
         print(f"log-normal times, sigma {sigma}:")
@@ -262,13 +263,16 @@ def main() -> None:
             cluster, times, real = search(arguments.workers, arguments.trials, window, sigma)
             per_trial = 1000 * real / arguments.trials
             print(
-                f"  search, window {window:4}:  idle {cluster.idle(True):6.2%}, {cluster.now / 3600:6.2f} simulated hours; "
-                f"{cluster.idle(False):.2%} until work ran out (driver: {per_trial:.0f} ms per trial, asking and bookkeeping)"
+                f"  search, window {window:4}:  idle {cluster.idle(True):6.2%}, "
+                f"{cluster.now / 3600:6.2f} simulated hours; "
+                f"{cluster.idle(False):.2%} until work ran out "
+                f"(driver: {per_trial:.0f} ms per trial, asking and bookkeeping)"
             )
         for size in (1, 2, 4):
             idle, makespan = generation_wise(times, arguments.workers, size * arguments.workers)
             print(
-                f"  generations of {size * arguments.workers:4}: idle {idle:6.2%}, {makespan / 3600:6.2f} simulated hours"
+                f"  generations of {size * arguments.workers:4}: idle {idle:6.2%}, "
+                f"{makespan / 3600:6.2f} simulated hours"
             )
 
 

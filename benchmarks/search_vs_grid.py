@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from speechft_ray.commands.checks import check_names
-from speechft_ray.commands.parts import RESOURCES, corpus_identity, open_executor, place_for
+from speechft_ray.commands.parts import RESOURCES, corpus_identity, open_executor, resolve_place
 from speechft_ray.commands.search import encoder_depth, open_proposer
 from speechft_ray.core.records import Outcome, Place
 from speechft_ray.core.specs import SweepSpec
@@ -59,7 +59,7 @@ class Fixed:
         return self.values[name]
 
 
-class Listed:
+class ListProposer:
     """A proposer of given points."""
 
     def __init__(self, space: SearchSpace, points: Sequence[Mapping[str, Any]]) -> None:
@@ -77,7 +77,7 @@ class Listed:
         """Nothing to learn."""
 
 
-class Told:
+class PrintingObserver:
     """A observer and an observer that print a line per result."""
 
     def __init__(self, name: str) -> None:
@@ -141,34 +141,36 @@ def best_at(trials: Sequence[Trial], evaluations: float) -> float:
     return best
 
 
-def one_seed(seed: int, place: Place, executor: Executor) -> dict[str, float]:
+def run_seed(seed: int, place: Place, executor: Executor) -> dict[str, float]:
     """Runs both grids and the search of one seed and returns what the table needs."""
     count = len(points_of(spec_of(seed, "none", 1)))
-    found: dict[str, list[Trial]] = {}
+    trials: dict[str, list[Trial]] = {}
     for name, stop_early in (("grid", "none"), ("search", "bound")):
         plan = plan_of(spec_of(seed, stop_early, count), place)
         store = Store(Path(place.storage))
         proposer: Proposer = (
-            Listed(plan.space, points_of(plan.spec)) if name == "grid" else open_proposer(plan)
+            ListProposer(plan.space, points_of(plan.spec))
+            if name == "grid"
+            else open_proposer(plan)
         )
-        told = Told(f"seed {seed} {name}")
+        observer = PrintingObserver(f"seed {seed} {name}")
         scheduler = JobScheduler(
-            executor, told, lambda outcome: None, threading.Event(), by_priority=True
+            executor, observer, lambda outcome: None, threading.Event(), by_priority=True
         )
-        found[name] = run_search(plan, store, scheduler, proposer, told)
+        trials[name] = run_search(plan, store, scheduler, proposer, observer)
         if open_evaluator(plan, store) is None:
             raise SystemExit("the controls are incomplete")
     tasks = len(plan.tasks)
     small = len(ALPHAS)
     return {
-        f"grid of {small}": best_at(found["grid"][:small], math.inf),
-        f"search at the cost of {small}": best_at(found["search"], small * tasks),
-        f"grid of {count}": best_at(found["grid"], math.inf),
-        f"search of {count}": best_at(found["search"], math.inf),
+        f"grid of {small}": best_at(trials["grid"][:small], math.inf),
+        f"search at the cost of {small}": best_at(trials["search"], small * tasks),
+        f"grid of {count}": best_at(trials["grid"], math.inf),
+        f"search of {count}": best_at(trials["search"], math.inf),
         "evaluations of the search": sum(
-            trial.tasks for trial in found["search"] if trial.repeats is None
+            trial.tasks for trial in trials["search"] if trial.repeats is None
         ),
-        f"evaluations of the grid of {count}": len({trial.key for trial in found["grid"]}) * tasks,
+        f"evaluations of the grid of {count}": len({trial.key for trial in trials["grid"]}) * tasks,
     }
 
 
@@ -181,11 +183,11 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--in-process", action="store_true")
     arguments = parser.parse_args()
-    place = place_for(spec_of(0, "none", 1), storage=arguments.storage, cpu=True)
+    place = resolve_place(spec_of(0, "none", 1), storage=arguments.storage, cpu=True)
     publish_start(place)
     executor = open_executor(None if arguments.in_process else "local", place)
     try:
-        columns = [one_seed(seed, place, executor) for seed in range(arguments.seeds)]
+        columns = [run_seed(seed, place, executor) for seed in range(arguments.seeds)]
     finally:
         executor.stop()
     print(

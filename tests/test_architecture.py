@@ -61,19 +61,19 @@ def package_of(path: Path) -> str:
 
 def imports(path: Path) -> list[tuple[str, int]]:
     """Every imported module of a file, wherever in it the import stands, with its line."""
-    found = []
+    names = []
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            found += [(alias.name, node.lineno) for alias in node.names]
+            names += [(alias.name, node.lineno) for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}:{node.lineno} imports relatively"
-            found.append((node.module or "", node.lineno))
-            found += [
+            names.append((node.module or "", node.lineno))
+            names += [
                 (f"{node.module}.{alias.name}", node.lineno)
                 for alias in node.names
                 if node.module == "speechft_ray"
             ]
-    return found
+    return names
 
 
 def violations_of_layers(files: list[Path]) -> list[str]:
@@ -90,11 +90,13 @@ def violations_of_layers(files: list[Path]) -> list[str]:
             same_package = there == here
             if not same_package and LAYERS[there] >= LAYERS[here]:
                 wrong.append(
-                    f"{path.relative_to(PACKAGE)}:{line} ({here}, layer {LAYERS[here]}) imports {there}"
+                    f"{path.relative_to(PACKAGE)}:{line} ({here}, layer {LAYERS[here]}) "
+                    f"imports {there}"
                 )
             if here == "sweep" and there not in ("core", "sweep"):
                 wrong.append(
-                    f"{path.relative_to(PACKAGE)}:{line}: sweep imports core only, but imports {there}"
+                    f"{path.relative_to(PACKAGE)}:{line}: "
+                    f"sweep imports core only, but imports {there}"
                 )
     return wrong
 
@@ -111,7 +113,8 @@ def test_a_door_upwards_would_be_seen(tmp_path: Path, monkeypatch: pytest.Monkey
     intruder = tmp_path / "sweep" / "intruder.py"
     intruder.parent.mkdir()
     intruder.write_text(
-        "from speechft_ray.finetuning.run import finetune\nfrom speechft_ray.cluster import connect\n"
+        "from speechft_ray.finetuning.run import finetune\n"
+        "from speechft_ray.cluster import connect\n"
     )
     monkeypatch.setattr(sys.modules[__name__], "PACKAGE", tmp_path)
     assert len(violations_of_layers([intruder])) == 4
@@ -197,6 +200,7 @@ def test_nothing_unpickles_or_evaluates() -> None:
                     wrong.append(f"{path.relative_to(PACKAGE)}:{node.lineno} {text}")
                 if text == "torch.load" and "weights_only=True" not in ast.unparse(node):
                     wrong.append(
-                        f"{path.relative_to(PACKAGE)}:{node.lineno} torch.load without weights_only=True"
+                        f"{path.relative_to(PACKAGE)}:{node.lineno} "
+                        "torch.load without weights_only=True"
                     )
     assert wrong == []

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from speechft_ray.commands.checks import check_names
-from speechft_ray.commands.parts import SEARCH_SPACES, find_space, place_for
+from speechft_ray.commands.parts import SEARCH_SPACES, find_space, resolve_place
 from speechft_ray.commands.search import plan_search
 from speechft_ray.sweep.space_file import read_space
 
@@ -26,7 +26,7 @@ def test_every_space_is_valid(path: Path) -> None:
 )
 def test_every_search_can_be_planned(path: Path, tmp_path: Path) -> None:
     spec = read_space(path)
-    plan = plan_search(spec, place_for(spec, storage=tmp_path))
+    plan = plan_search(spec, resolve_place(spec, storage=tmp_path))
     assert plan.search.trials * len(plan.tasks) > 0
     assert not list(tmp_path.iterdir())
 

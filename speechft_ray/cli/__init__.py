@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from speechft_ray.cli import (  # noqa: F401  # they hang their verbs on the command
+from speechft_ray.cli import (  # noqa: F401  # importing them adds their verbs
     checkpoints,
     corpora,
     encoders,

@@ -53,27 +53,26 @@ def evaluate(
     in_process: Annotated[
         bool, typer.Option("--in-process", help="No Ray: everything in this process.")
     ] = False,
-    cpu: Annotated[bool, typer.Option("--cpu", help="Leave GPUs alone.")] = False,
+    cpu: Annotated[bool, typer.Option("--cpu", help="Use no GPU.")] = False,
 ) -> None:
-    """Evaluate one encoder on one task of SUPERB, with its published protocol where nothing else is
-    said."""
+    """Evaluate one encoder on one task of SUPERB, by default with the published protocol."""
     from speechft_ray.cli.app import stop_on_signals
-    from speechft_ray.commands.evaluate import describe_evaluation, evaluation, run_evaluation
-    from speechft_ray.commands.parts import encoder_at
+    from speechft_ray.commands.evaluate import make_evaluation, print_evaluation, run_evaluation
+    from speechft_ray.commands.parts import resolve_encoder
     from speechft_ray.core.records import Place
 
-    given = {
+    overrides = {
         "column": column,
         "updates": updates,
-        "learning_rate": _rates(learning_rate),
+        "learning_rate": _parse_rates(learning_rate),
         "seeds": seeds,
         "options": given_pairs(option or [], "--option"),
         "corpus_options": given_pairs(corpus_option or [], "--corpus-option"),
     }
-    spec, roots = evaluation(task, corpus, given)
+    spec, roots = make_evaluation(task, corpus, overrides)
     place = Place(
         storage=str(storage.expanduser().absolute()),
-        encoder=encoder_at(encoder),
+        encoder=resolve_encoder(encoder),
         roots=roots,
         manifest=roots.get("manifest"),
         device="cpu" if cpu else "auto",
@@ -82,16 +81,17 @@ def evaluate(
         facts = run_evaluation(spec, place, None if in_process else address, stop)
     if facts is None:
         raise SystemExit(EXIT_FAILED)
-    describe_evaluation(facts, Console())
+    print_evaluation(facts, Console())
 
 
-def _rates(text: str | None) -> float | str | list[float] | None:
+def _parse_rates(text: str | None) -> float | str | list[float] | None:
     if text is None or text == "grid":
         return text
     try:
         rates = [float(part) for part in text.split(",")]
     except ValueError:
         raise UserError(
-            f"--learning-rate must be a number, several with commas, or `grid`, but is `{text}` instead."
+            "--learning-rate must be a number, several with commas, or `grid`, "
+            f"but is `{text}` instead."
         ) from None
     return rates if len(rates) > 1 else rates[0]

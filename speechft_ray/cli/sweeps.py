@@ -37,7 +37,7 @@ Storage = Annotated[
 Cache = Annotated[
     Path | None,
     typer.Option(
-        help="Features that evaluations share, best on each node's own disk; default: STORAGE/cache."
+        help="Features that evaluations share, best on a node's own disk; default: STORAGE/cache."
     ),
 ]
 CacheGb = Annotated[
@@ -163,12 +163,12 @@ def _open_sweep(
     changes: Mapping[str, object] | None = None,
 ) -> Sweep:
     """Reads, checks and plans a search space; ``changes`` are fields of ``Place``."""
-    from speechft_ray.commands.parts import find_space, place_for
+    from speechft_ray.commands.parts import find_space, resolve_place
     from speechft_ray.commands.sweep import open_sweep
     from speechft_ray.sweep.space_file import read_space
 
     spec = read_space(find_space(space), lambda text: typer.echo(f"note: {text}", err=True))
-    place = place_for(
+    place = resolve_place(
         spec, storage=storage, encoder=encoder, corpora=corpora, manifest=manifest, cpu=cpu
     )
     return open_sweep(spec, place.model_copy(update=changes))

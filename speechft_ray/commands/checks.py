@@ -20,7 +20,10 @@ Mistakes = list[tuple[str, str]]
 
 
 def check_names(spec: SweepSpec) -> None:
-    """Checks every name and option that only the registries know. Raises ``SpecError`` with all mistakes and their paths."""
+    """Checks every name and option against the registries.
+
+    Raises ``SpecError`` with all mistakes and their paths.
+    """
     mistakes: Mistakes = []
 
     def attempt(path: str, action: Callable[..., object], *arguments: Any) -> None:
@@ -35,13 +38,13 @@ def check_names(spec: SweepSpec) -> None:
         for number, objective in enumerate(run.objectives):
             path = f"finetune[{index}].objectives[{number}]"
             attempt(f"{path}.head", head_options, objective.head, objective.options)
-            attempt(f"{path}.corpus", _corpus_options, objective.corpus)
+            attempt(f"{path}.corpus", _check_corpus_options, objective.corpus)
         if run.after:
             merge = MergeSpec(
                 method=run.after.method, params=run.after.params, donors=(run.after.finetune,)
             )
             attempt(f"finetune[{index}].after", validate_params, merge.method, merge.params, 1)
-            attempt(f"finetune[{index}].after.method", gathered, merge, spec)
+            attempt(f"finetune[{index}].after.method", check_statistics, merge, spec)
     for index, item in enumerate(spec.merge):
         attempt(
             f"merge[{index}]",
@@ -50,61 +53,68 @@ def check_names(spec: SweepSpec) -> None:
             item.params,
             1 if item.donors == "each" else len(item.donors),
         )
-        attempt(f"merge[{index}].method", gathered, item, spec)
-        attempt(f"merge[{index}].checkpoint", kept, item, spec)
+        attempt(f"merge[{index}].method", check_statistics, item, spec)
+        attempt(f"merge[{index}].checkpoint", check_checkpoint, item, spec)
     for index, entry in enumerate(spec.evaluate):
-        attempt(f"evaluate[{index}].task", _task, entry, spec)
+        attempt(f"evaluate[{index}].task", check_task, entry, spec)
         for corpus in entry.corpora():
-            attempt(f"evaluate[{index}].corpus", _corpus_options, corpus)
+            attempt(f"evaluate[{index}].corpus", _check_corpus_options, corpus)
     if mistakes:
         raise SpecError(f"the sweep `{spec.name}`", list(dict.fromkeys(mistakes)))
 
 
-def _corpus_options(spec: CorpusSpec) -> BaseModel:
+def _check_corpus_options(spec: CorpusSpec) -> BaseModel:
     return validate(
         CORPORA.get(spec.name).options, dict(spec.options), where=f"corpus `{spec.name}`"
     )
 
 
-def gathered(merge: MergeSpec, spec: SweepSpec) -> None:
-    """Refuses a merge that needs statistics which the fine-tuning of its donors does not gather. An unknown method passes."""
+def check_statistics(merge: MergeSpec, spec: SweepSpec) -> None:
+    """Raises ``UserError`` where a merge needs statistics that a donor does not gather.
+
+    An unknown method passes.
+    """
     needs = METHODS.get(merge.method).needs if merge.method in METHODS.names() else None
-    lacking = [
+    without = [
         run.name
         for run in spec.finetune
         if merge.donors == "each" or run.name in merge.donors
         if needs not in run.gather
     ]
-    if needs and lacking:
+    if needs and without:
         raise UserError(
-            f"`{merge.method}` needs {needs} statistics of the donors' tuning sets: set `gather: [{needs}]` for the "
-            f"fine-tuning of {', '.join(dict.fromkeys(lacking))}."
+            f"`{merge.method}` needs {needs} statistics of the donors' tuning sets: "
+            f"set `gather: [{needs}]` for the fine-tuning of {', '.join(dict.fromkeys(without))}."
         )
 
 
-def kept(merge: MergeSpec, spec: SweepSpec) -> None:
-    """Refuses a merge of early checkpoints that a donor does not keep, or whose statistics are those of the best one."""
+def check_checkpoint(merge: MergeSpec, spec: SweepSpec) -> None:
+    """Raises ``UserError`` for a merge of early checkpoints that a donor does not keep.
+
+    Statistics are gathered with the best checkpoint alone, so methods that need them are refused.
+    """
     if merge.checkpoint == "best":
         return
-    lacking = [
+    without = [
         run.name
         for run in spec.finetune
         if merge.donors == "each" or run.name in merge.donors
         if merge.checkpoint not in run.keep_at
     ]
-    if lacking:
+    if without:
         raise UserError(
-            f"the fine-tuning of {', '.join(dict.fromkeys(lacking))} keeps no weights at {merge.checkpoint:g} of its updates: "
-            f"add it to `keep_at`, or name other `donors`."
+            f"the fine-tuning of {', '.join(dict.fromkeys(without))} keeps no weights at "
+            f"{merge.checkpoint:g} of its updates: add it to `keep_at`, or name other `donors`."
         )
     if merge.method in METHODS.names() and METHODS.get(merge.method).needs:
         raise UserError(
-            f"`{merge.method}` needs statistics, which are gathered with the `best` checkpoint alone: merge that."
+            f"`{merge.method}` needs statistics, which are gathered with the `best` checkpoint "
+            "alone: merge that."
         )
 
 
-def _task(entry: EvalSpec, spec: SweepSpec) -> None:
-    """Checks a task's name and options, and refuses a metric whose score has no zero or no one."""
+def check_task(entry: EvalSpec, spec: SweepSpec) -> None:
+    """Checks a task's name and options, and that the score has a zero and a one for its metrics."""
     check_task_options(TASKS.get(entry.task), entry.options)
     for metric in metrics_of(entry.task):
         if spec.score.zero == "measured" and metric.name not in spec.score.topline:
@@ -113,5 +123,6 @@ def _task(entry: EvalSpec, spec: SweepSpec) -> None:
             )
         if spec.score.zero == "paper" and metric.fbank is None:
             raise UserError(
-                f"the paper has no reference for `{metric.name}`: use `score: {{zero: measured, topline: ...}}`."
+                f"the paper has no reference for `{metric.name}`: "
+                "use `score: {zero: measured, topline: ...}`."
             )

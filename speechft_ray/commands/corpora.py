@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from speechft_ray.commands.parts import _bar
+from speechft_ray.commands.parts import download_progress
 from speechft_ray.speech.checkpoints.download import fetch, verify_sha256
 
 if TYPE_CHECKING:  # it brings numpy
@@ -24,7 +24,7 @@ def fetch_resources(resources: Sequence[Resource], folder: Path) -> Iterator[str
     for resource in resources:
         path = folder / resource.path
         there = path.exists()
-        with _bar(path.name) as progress:
+        with download_progress(path.name) as progress:
             verify_sha256(
                 fetch(resource.url, path, progress=progress, max_bytes=MAX_RESOURCE_BYTES)
             )

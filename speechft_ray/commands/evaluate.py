@@ -29,20 +29,20 @@ from speechft_ray.sweep.plan import FBANK, PlanBuilder
 from speechft_ray.sweep.scheduler import JobScheduler, missing_jobs
 
 
-def evaluation(
-    task: str, corpus: Path | None, given: Mapping[str, Any]
+def make_evaluation(
+    task: str, corpus: Path | None, overrides: Mapping[str, Any]
 ) -> tuple[EvalSpec, dict[str, str]]:
     """Returns the spec of an evaluation and where its corpus lies.
 
-    What ``given`` (fields of ``EvalSpec``, and ``corpus_options``) leaves out is as published for
-    the task. ``corpus`` is the folder of the task's own corpus, a manifest, or ``None`` for the
-    synthetic one. Raises ``UserError`` where a task has no published protocol and the updates are
-    not given, and ``SpecError`` with every mistake.
+    ``overrides`` are fields of ``EvalSpec`` and ``corpus_options``; the published protocol of the
+    task fills the rest. ``corpus`` is the folder of the task's own corpus, a manifest, or ``None``
+    for the synthetic one. Raises ``UserError`` where a task has no published protocol and
+    ``overrides`` has no updates, and ``SpecError`` with every mistake.
     """
     own = TASKS.get(task).published
     fields: dict[str, Any] = {
         "task": task,
-        **{name: value for name, value in given.items() if value is not None},
+        **{name: value for name, value in overrides.items() if value is not None},
     }
     options = dict(fields.pop("corpus_options", None) or {})
     name = "synthetic"
@@ -56,7 +56,7 @@ def evaluation(
             )
     if own is not None:
         fields.setdefault("updates", own.updates)
-        if "updates" not in given or given["updates"] is None:
+        if "updates" not in overrides or overrides["updates"] is None:
             fields.setdefault("validate_every_updates", own.validate_every_updates)
     if "updates" not in fields:
         raise UserError(
@@ -102,7 +102,7 @@ def run_evaluation(
     return store.manifest("evaluate", key)
 
 
-def describe_evaluation(facts: Mapping[str, Any], console: Console) -> None:
+def print_evaluation(facts: Mapping[str, Any], console: Console) -> None:
     """Prints every metric on dev and test with its spread over probe seeds, and what was chosen."""
     table = Table("metric", "dev", "test", box=None, pad_edge=False)
     by_split = {(score.metric, score.split): score.values for score in read_scores(facts)}
@@ -119,8 +119,8 @@ def describe_evaluation(facts: Mapping[str, Any], console: Console) -> None:
     )
     skipped = {split: count for split, count in facts.get("skipped", {}).items() if count}
     if skipped:
-        told = ", ".join(f"{count} of {split}" for split, count in skipped.items())
-        console.print(f"left out, since they cannot be read: {told}", highlight=False)
+        counts = ", ".join(f"{count} of {split}" for split, count in skipped.items())
+        console.print(f"left out, since they cannot be read: {counts}", highlight=False)
 
 
 def _run(missing: Mapping[str, Any], scheduler: JobScheduler, stop: Any) -> list[Outcome]:

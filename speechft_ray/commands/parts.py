@@ -1,4 +1,4 @@
-"""The parts that every verb is wired from: inputs, executors, trackers."""
+"""Builds the parts that the verbs share: inputs of a plan, executors, trackers, progress bars."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ RESOURCES: Mapping[Stage, ResourceRequest] = {
     "merge": ResourceRequest(cpus=1),
     "evaluate": ResourceRequest(cpus=1, gpus=0.5),
 }
-"""What a job of each stage asks for; a cluster without GPUs gives CPUs instead. Two probes share a GPU: a frozen encoder and
-a small head leave it half idle."""
+"""What a job of each stage asks for; a cluster without GPUs gives CPUs instead. Two evaluations
+share a GPU: a frozen encoder and a small head leave it half idle."""
 
 
 def find_space(space: str) -> Path:
@@ -65,7 +65,7 @@ def find_space(space: str) -> Path:
 
 
 def plan_inputs(place: Place) -> Inputs:
-    """Returns what a plan needs beside the spec; downloads the encoder where only its name is known.
+    """Returns what a plan needs beside the spec; downloads an encoder that is given by name.
 
     Raises ``UserError`` for an encoder or a corpus that cannot be read.
     """
@@ -80,13 +80,13 @@ def corpus_identity(spec: CorpusSpec, place: Place) -> tuple[str, bool]:
     """Returns the identity of a corpus and whether a job must make it before it can be read."""
     kind = CORPORA.get(spec.name)
     if kind.needs_root:
-        return _opened_aloud(spec, place).fingerprint, False
+        return _open_with_progress(spec, place).fingerprint, False
     options = kind.options.model_validate(spec.options)
     return fingerprint({"corpus": spec.name, "options": options, "version": kind.version}), True
 
 
-def _opened_aloud(spec: CorpusSpec, place: Place) -> Corpus:
-    """Opens a corpus on disk with a progress bar, and says once what reading it changes or leaves out."""
+def _open_with_progress(spec: CorpusSpec, place: Place) -> Corpus:
+    """Opens a corpus on disk with a progress bar and prints each of its notes once."""
     console = Console(stderr=True, soft_wrap=True, highlight=False)
     columns = (*Progress.get_default_columns(), MofNCompleteColumn())
     with Progress(
@@ -97,16 +97,16 @@ def _opened_aloud(spec: CorpusSpec, place: Place) -> Corpus:
             spec, place, lambda done, total: bars.update(files, completed=done, total=total)
         )
     for note in corpus.notes:
-        if (corpus.fingerprint, note) not in _TOLD:
-            _TOLD.add((corpus.fingerprint, note))
+        if (corpus.fingerprint, note) not in _PRINTED_NOTES:
+            _PRINTED_NOTES.add((corpus.fingerprint, note))
             console.print(f"note: {corpus.name}: {note}", markup=False)
     return corpus
 
 
-_TOLD: set[tuple[str, str]] = set()
+_PRINTED_NOTES: set[tuple[str, str]] = set()
 
 
-def place_for(
+def resolve_place(
     spec: SweepSpec,
     *,
     storage: Path,
@@ -115,39 +115,40 @@ def place_for(
     manifest: Path | None = None,
     cpu: bool = False,
 ) -> Place:
-    """Returns where this run finds and leaves things; every path is made absolute, since workers start elsewhere."""
+    """Returns the paths of a run, made absolute, since workers have other working folders."""
     return Place(
         storage=str(storage.expanduser().absolute()),
-        encoder=encoder_at(encoder or spec.encoder),
+        encoder=resolve_encoder(encoder or spec.encoder),
         corpora=str(corpora.expanduser().absolute()) if corpora else None,
         manifest=str(manifest.expanduser().absolute()) if manifest else None,
         device="cpu" if cpu else "auto",
     )
 
 
-def encoder_at(name: str) -> str:
+def resolve_encoder(name: str) -> str:
     """Returns a name as it is and a path made absolute.
 
-    A name of the catalogue means that encoder even where a file is called the same; ``./NAME`` is the file.
+    A name of the catalogue means that encoder even where a file has the same name; ``./NAME`` is
+    the file.
     """
     path = Path(name).expanduser()
     return name if is_encoder_name(name) or not path.exists() else str(path.absolute())
 
 
 def open_executor(
-    address: str | None, place: Place, say: Callable[[str], None] = print
+    address: str | None, place: Place, note: Callable[[str], None] = print
 ) -> Executor:
-    """Opens the executor at an address; ``None`` is this process. ``say`` is told what cluster it is."""
+    """Opens the executor at an address, ``None`` for this process; ``note`` prints the cluster."""
     if address is None:
         return LocalExecutor(perform, place)
-    from speechft_ray.cluster.connect import (
-        connect,
-    )  # ray takes seconds to load: not before there is work
+    # Importing Ray takes seconds, so it waits until there is a job.
+    from speechft_ray.cluster.connect import connect
     from speechft_ray.cluster.executor import RayExecutor
 
     cluster = connect(address)
-    say(
-        f"Ray: {cluster.nodes} node{'s' if cluster.nodes != 1 else ''}, {cluster.cpus:g} CPUs, {cluster.gpus:g} GPUs"
+    note(
+        f"Ray: {cluster.nodes} node{'s' if cluster.nodes != 1 else ''}, "
+        f"{cluster.cpus:g} CPUs, {cluster.gpus:g} GPUs"
         + (f"; dashboard at {cluster.dashboard}" if cluster.dashboard else "")
     )
     return RayExecutor(perform, place, cluster=cluster)
@@ -188,7 +189,7 @@ class OnDemandExecutor:
 
 
 def open_trackers(spec: SweepSpec, store: Store, mlflow_uri: str | None) -> list[Tracker]:
-    """Opens every view of a sweep."""
+    """Opens every tracker of a sweep."""
     from speechft_ray.tracking.background import BackgroundTracker
     from speechft_ray.tracking.jsonl import JsonlTracker
     from speechft_ray.tracking.mlflow import MlflowTracker
@@ -200,7 +201,7 @@ def open_trackers(spec: SweepSpec, store: Store, mlflow_uri: str | None) -> list
 
 
 def ensure_downloaded(name: str) -> None:
-    """Downloads an encoder that is known by name and not in the cache yet, with a bar for people; a path needs nothing."""
+    """Downloads an encoder that is given by name and not cached yet, with a progress bar."""
     if not is_encoder_name(name) or is_cached(name):
         return
     Console(stderr=True).print(
@@ -209,12 +210,12 @@ def ensure_downloaded(name: str) -> None:
         highlight=False,
         markup=False,
     )
-    with _bar(name) as progress:
+    with download_progress(name) as progress:
         download_encoder(name, progress)
 
 
 @contextmanager
-def _bar(name: str) -> Iterator[Callable[[int, int | None], None]]:
+def download_progress(name: str) -> Iterator[Callable[[int, int | None], None]]:
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from speechft_ray.commands.checks import check_names, gathered
+from speechft_ray.commands.checks import check_names, check_statistics
 from speechft_ray.commands.parts import plan_inputs
 from speechft_ray.commands.status import print_search_plan, print_search_status
 from speechft_ray.core.errors import SpecError, UserError
@@ -42,8 +42,8 @@ if TYPE_CHECKING:  # optuna takes half a second to load
     from speechft_ray.search.optuna_view import StudyView
 
 FIRST_COPIES = 4
-"""Copies of the encoder that one fine-tuning run keeps while it runs: weights, the best weights, and
-Adam's two moments."""
+"""Copies of the encoder that one fine-tuning run keeps while it runs: weights, the best weights
+and Adam's two moments."""
 
 
 class MergeSearch:
@@ -109,7 +109,7 @@ class MergeSearch:
 
     def _select(self, observer: SearchObserver, publisher: Publisher | None) -> None:
         """Plans the evaluation of the selected merges; their weights stay in the store."""
-        selected = observer.selected()
+        selected = observer.select()
         if selected:
             self.plan = make_selection_plan(
                 self.search, [(trial.number, trial.proposal) for trial in selected]
@@ -145,7 +145,7 @@ def plan_search(spec: SweepSpec, place: Place) -> SearchPlan:
     mistakes = _merge_mistakes(plan)
     if mistakes:
         raise SpecError(f"the search `{spec.name}`", mistakes)
-    open_proposer(plan)  # a sampler whose package is missing is told before anything is computed
+    open_proposer(plan)  # refuses a sampler whose package is missing
     return plan
 
 
@@ -165,34 +165,30 @@ def open_proposer(plan: SearchPlan) -> GreedySoup | OptunaProposer:
 
 
 def check_disk(plan: SearchPlan, store: Store, place: Place) -> None:
-    """Raises ``UserError`` when the storage has too little room for checkpoints, fine-tuned models
-    and the winner."""
+    """Raises ``UserError`` when checkpoints, fine-tuned models and the winner would not fit."""
     weights, _ = start_encoder(place.encoder)
     size = sum(tensor.numel() * tensor.element_size() for tensor in weights.state.values())
     runs = [key for _, key in plan.space.runs if not store.is_complete("finetune", key)]
-    starts = [
-        job.fingerprint
-        for job in plan.jobs.values()
-        if job.stage == "merge" and job.payload["donors"]
-    ]  # of chains
-    merged = sum(not store.is_complete("merge", key) for key in starts) + 1
-    copies = (
-        len(runs) + (FIRST_COPIES if runs else 0) + merged + 2 * len(plan.search.objectives)
-    )  # winners, in MLflow too
+    # Merges that later stages of chains start from, and the control alpha 1.
+    merges = [job for job in plan.jobs.values() if job.stage == "merge" and job.payload["donors"]]
+    merged = sum(not store.is_complete("merge", job.fingerprint) for job in merges) + 1
+    # Each winner is stored twice: in the store and in MLflow.
+    winners = 2 * len(plan.search.objectives)
+    copies = len(runs) + (FIRST_COPIES if runs else 0) + merged + winners
     free = shutil.disk_usage(store.root).free
     if free < copies * size:
         raise UserError(
-            f"the storage folder `{store.root}` has {free / 1e9:.2f} GB free, but this search needs about "
-            f"{copies * size / 1e9:.2f} GB for {len(runs)} fine-tuned models, their checkpoints and the winner: free some room "
-            "or give another folder with --storage."
+            f"the storage folder `{store.root}` has {free / 1e9:.2f} GB free, but this search needs "
+            f"about {copies * size / 1e9:.2f} GB for {len(runs)} fine-tuned models, their "
+            "checkpoints and the winner: free some room or give another folder with --storage."
         )
 
 
 def _merge_mistakes(plan: SearchPlan) -> list[tuple[str, str]]:
-    """What the merge methods say to the ends of every range and to every choice."""
+    """Returns what the merge methods refuse at the ends of every range and for every choice."""
     if plan.search.sampler == "greedy_soup":
         return []
-    found: dict[tuple[str, str], None] = {}
+    mistakes: dict[tuple[str, str], None] = {}
     refused: dict[str, str] = {}
     per_layer = [
         name for name, axis in plan.space.axes.all().items() if axis.kind in ("per_layer", "curve")
@@ -206,24 +202,26 @@ def _merge_mistakes(plan: SearchPlan) -> list[tuple[str, str]]:
         merge = proposal.merge
         try:
             validate_params(merge.method, merge.params, len(proposal.donors))
-            gathered(
+            check_statistics(
                 merge.model_copy(
                     update={"donors": tuple(run.spec.name for run, _ in proposal.donors)}
                 ),
                 plan.spec,
             )
         except SpecError as error:
-            found |= {
+            mistakes |= {
                 (f"search.axes.{merge.method}.{path}", text): None for path, text in error.mistakes
             }
         except UserError as error:  # the low and the high end say the same: told once
             refused.setdefault(f"search.axes.{merge.method}", str(error))
-    return [*found, *refused.items()]
+    return [*mistakes, *refused.items()]
 
 
 class SearchObserver:
-    """Shows a search, tells the trackers, and has the view for optuna-dashboard written in a thread
-    of its own."""
+    """Shows the progress of a search, logs its trials and writes the optuna-dashboard file.
+
+    The file is written in a thread of its own.
+    """
 
     def __init__(
         self,
@@ -261,12 +259,12 @@ class SearchObserver:
         if self._view is not None and self._writer is not None:
             self._writer.submit(self._view.copy, trial.number)
 
-    def selected(self) -> list[Trial]:
+    def select(self) -> list[Trial]:
         """Returns the best trials by now: one, or the Pareto front of several objectives."""
         return self.evaluator.select_best(self.trials) if self.evaluator else []
 
     def findings(self) -> SearchResults:
-        """What is known by now; ends the writing of the view."""
+        """Returns the results by now and closes the optuna-dashboard file."""
         self.evaluator = self.evaluator or open_evaluator(self.plan, self.store)
         if self._view is not None and self._writer is not None:
             self._writer.submit(self._view.check)
@@ -278,7 +276,7 @@ class SearchObserver:
             plan=self.plan,
             evaluator=self.evaluator,
             trials=self.trials,
-            chosen=self.selected(),
+            chosen=self.select(),
             saved=count_saved_evaluations(self.plan, self.trials, self.store),
             importances=_importances(self.proposer),
         )

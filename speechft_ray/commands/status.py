@@ -78,8 +78,8 @@ def print_search_plan(plan: SearchPlan, store: Store, console: Console) -> None:
     tasks = ", ".join(item.task for item in plan.tasks)
     console.print(
         f"\nsearch {plan.spec.name} ({plan.fingerprint}): {search.trials} proposals by "
-        f"{search.sampler}, at most {search.concurrency()} at once, each evaluated on dev on {tasks} "
-        f"(at most {search.trials * len(plan.tasks)} evaluations; early stops: "
+        f"{search.sampler}, at most {search.concurrency()} at once, each evaluated on dev on "
+        f"{tasks} (at most {search.trials * len(plan.tasks)} evaluations; early stops: "
         f"{search.pruning_rule()}); then what it chose and both controls on dev and test. "
         "Nothing was run.",
         highlight=False,

@@ -2,9 +2,9 @@
 
 Proposal k is asked for when exactly the results of trials 0 to k - max_concurrent were reported to
 the sampler; the sampler counts the trials in between as running. Results are reported in the order
-of trial numbers. Proposals therefore depend neither on the duration of evaluations nor on the number
-of workers nor on interruptions: a resumed run asks again from the first proposal and reads the
-evaluations from the store.
+of trial numbers. Proposals therefore depend neither on the duration of evaluations nor on the
+number of workers nor on interruptions: a resumed run asks again from the first proposal and
+reads the evaluations from the store.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def replay_search(
 
 
 def open_evaluator(plan: SearchPlan, store: Store) -> TrialEvaluator | None:
-    """Returns the evaluator of a search, or ``None`` while the controls are not all in the store."""
+    """Returns the evaluator of a search; ``None`` while a control is missing in the store."""
     (row,) = read_rows(plan.controls, store)
     score_references = read_references(plan.controls, store, "dev")
     if not row.complete or (plan.controls.baseline and not score_references):
@@ -126,7 +126,7 @@ class _Search:
         return len(self.trials) > before
 
     def settle(self, ended: Sequence[Outcome]) -> None:
-        """Takes in what ended: trials go on to their next task, are on_trial_end, or fail."""
+        """Processes ended jobs: each trial continues with its next task, ends, or fails."""
         for outcome in ended:
             for trial in self._waiting.pop(outcome.fingerprint, ()):
                 self._advance(trial)
@@ -148,7 +148,7 @@ class _Search:
         return self._reported == count
 
     def _start(self, proposal: Proposal) -> None:
-        number, key = len(self.trials), self.plan.merged(proposal)
+        number, key = len(self.trials), self.plan.merge_key(proposal)
         reported = self.trials[: self._reported]
         baseline = (
             self.evaluator.pruning_baseline(reported) if self.evaluator else PruningBaseline()
@@ -222,16 +222,18 @@ class _Search:
             self.observer.on_trial_end(trial, self.evaluator)
 
     def _open_evaluator(self) -> None:
-        """Opens the evaluator once the controls are in the store. Raises ``UserError`` when they never
-        will be."""
+        """Opens the evaluator once the controls are in the store.
+
+        Raises ``UserError`` when a control failed.
+        """
         if self.evaluator is None:
             controls = self.plan.controls.of_stage("evaluate")
             errors = self.scheduler.failed
             failed = [errors[job.fingerprint] for job in controls if job.fingerprint in errors]
             if failed:
                 raise UserError(
-                    f"`{failed[0].label}` failed, and without it no proposal can be on_trial_end: {failed[0].error} "
-                    "Mend it and run the same command again."
+                    f"`{failed[0].label}` failed, and without it no proposal can be evaluated: "
+                    f"{failed[0].error} Mend it and run the same command again."
                 )
             self.evaluator = open_evaluator(self.plan, self.store)
             self._evaluate_trials()

@@ -22,7 +22,7 @@ def importances(study: optuna.Study) -> dict[str, float]:
         return {}
     several = len(study.directions) > 1
     with suppress_experimental_warnings():
-        found = optuna.importance.get_param_importances(
+        shares = optuna.importance.get_param_importances(
             study, params=shared, target=(lambda trial: trial.values[0]) if several else None
         )
-    return {name: float(value) for name, value in found.items()}
+    return {name: float(value) for name, value in shares.items()}

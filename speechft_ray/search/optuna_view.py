@@ -40,7 +40,7 @@ class StudyView:
         self._copied = 0
 
     def copy(self, number: int) -> None:
-        """Adds a trial that was told, unless an earlier run added it."""
+        """Adds a reported trial, unless an earlier run added it."""
         if self.trouble is not None:
             return
         try:
@@ -50,24 +50,29 @@ class StudyView:
                 if number >= self._copied:
                     self._study.add_trial(self._proposer.study.get_trials(deepcopy=False)[number])
                     self._copied = number + 1
-        except Exception as error:  # sqlite, a full disk, a foreign file: whatever it is, results do not depend on it
-            self.trouble = f"{self.path} cannot be written ({type(error).__name__}); the search goes on without this view."
+        except Exception as error:  # sqlite, a full disk, a foreign file: no result depends on it
+            self.trouble = (
+                f"{self.path} cannot be written ({type(error).__name__}); "
+                "the search goes on without this view."
+            )
 
     def check(self) -> None:
-        """Makes the file anew if what it holds is not what was told so far; called once all trials
-        of earlier runs are told."""
-        told = self._proposer.study.get_trials(deepcopy=False)
+        """Rewrites the file where its trials differ from the reported ones.
+
+        Called once all trials of earlier runs are reported.
+        """
+        trials = self._proposer.study.get_trials(deepcopy=False)
         if self._study is None or self.trouble is not None:
             return
         with suppress_experimental_warnings():
-            stored = self._study.get_trials(deepcopy=False)
-        if [_content(trial) for trial in stored] != [
-            _content(trial) for trial in told[: len(stored)]
+            stored_trials = self._study.get_trials(deepcopy=False)
+        if [_comparable(trial) for trial in stored_trials] != [
+            _comparable(trial) for trial in trials[: len(stored_trials)]
         ]:
             self._remove()
             self._study = None
             self._copied = 0
-            for number in range(sum(trial.state.is_finished() for trial in told)):
+            for number in range(sum(trial.state.is_finished() for trial in trials)):
                 self.copy(number)
 
     def _open(self) -> optuna.Study:
@@ -93,5 +98,5 @@ class StudyView:
             path.unlink(missing_ok=True)
 
 
-def _content(trial: FrozenTrial) -> tuple[object, ...]:
+def _comparable(trial: FrozenTrial) -> tuple[object, ...]:
     return trial.state, trial.params, trial.values

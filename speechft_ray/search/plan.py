@@ -42,11 +42,11 @@ class SearchPlan:
 
     @property
     def jobs(self) -> Mapping[str, Job]:
-        """Every job that was asked for by now."""
+        """Every job that was added by now."""
         return self.builder.jobs
 
-    def merged(self, proposal: Proposal) -> str:
-        """Returns the fingerprint of the merged encoder that a proposal stands for."""
+    def merge_key(self, proposal: Proposal) -> str:
+        """Returns the fingerprint of the merged encoder of a proposal."""
         return merge_fingerprint(
             self.builder.merge_recipe(proposal.merge, [key for _, key in proposal.donors])
         )
@@ -94,7 +94,7 @@ def make_search_plan(spec: SweepSpec, inputs: Inputs, depth: int) -> SearchPlan:
         "score": spec.score.model_dump(mode="json"),
     }
     whole = fingerprint(identity)
-    jobs = _closure([*row.evaluations, *baseline], builder.jobs)
+    jobs = _with_dependencies([*row.evaluations, *baseline], builder.jobs)
     controls = Plan(spec=spec, fingerprint=whole, jobs=jobs, rows=(row,), baseline=baseline)
     return SearchPlan(
         spec=spec,
@@ -119,7 +119,10 @@ def _start_mistakes(
     for names in donors.sets:
         starts = {builder.start(key) for run, key in runs if run.spec.name in names}
         if len(starts) > 1 and (len(names) > 1 or all_together):
-            text = f"{', '.join(names)} start from different encoders, so no merge can have them together: name runs of one stage."
+            text = (
+                f"{', '.join(names)} start from different encoders, so no merge can have them "
+                "together: name runs of one stage."
+            )
             return [("search.axes.donors", text)]
     return []
 
@@ -162,7 +165,7 @@ def make_selection_plan(plan: SearchPlan, chosen: Sequence[tuple[int, Proposal]]
     return Plan(
         spec=plan.spec,
         fingerprint=plan.fingerprint,
-        jobs=_closure([*goals, *plan.controls.baseline], plan.jobs),
+        jobs=_with_dependencies([*goals, *plan.controls.baseline], plan.jobs),
         rows=tuple(rows.values()),
         baseline=plan.controls.baseline,
         winner=keys[0] if keys else None,
@@ -173,13 +176,13 @@ def _evaluations(spec: SweepSpec, builder: PlanBuilder, key: str, title: str) ->
     return tuple(builder.add_evaluation(item, key, title) for item in spec.evaluate)
 
 
-def _closure(goals: Iterable[str], jobs: Mapping[str, Job]) -> dict[str, Job]:
+def _with_dependencies(goals: Iterable[str], jobs: Mapping[str, Job]) -> dict[str, Job]:
     """Returns the goals and everything that they need, in the order in which the jobs were made."""
-    found: set[str] = set()
+    needed: set[str] = set()
     waiting = list(goals)
     while waiting:
         key = waiting.pop()
-        if key not in found:
-            found.add(key)
+        if key not in needed:
+            needed.add(key)
             waiting += jobs[key].needs
-    return {key: job for key, job in jobs.items() if key in found}
+    return {key: job for key, job in jobs.items() if key in needed}

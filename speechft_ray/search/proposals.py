@@ -120,7 +120,7 @@ class SearchSpace:
         values = [
             recorder.number(f"{name}.{index}", axis.low, axis.high, log) for index in range(count)
         ]
-        return curve(values, self.depth) if axis.kind == "curve" else values
+        return interpolate_curve(values, self.depth) if axis.kind == "curve" else values
 
 
 class Proposer(Protocol):
@@ -128,8 +128,7 @@ class Proposer(Protocol):
     proposals."""
 
     def needs(self, number: int) -> int:
-        """How many of the first proposals must have been told, exactly, when proposal ``number`` is
-        asked for."""
+        """Returns how many results must be reported before proposal ``number`` is asked for."""
         ...
 
     def ask(self) -> Proposal | None:
@@ -137,25 +136,27 @@ class Proposer(Protocol):
         ...
 
     def tell(self, number: int, result: TrialResult) -> None:
-        """Learns what came of a proposal; called in the order of their numbers."""
+        """Receives the result of a proposal; called in the order of trial numbers."""
         ...
 
 
-def curve(knots: Sequence[float], depth: int) -> list[float]:
+def interpolate_curve(knots: Sequence[float], depth: int) -> list[float]:
     """Returns one value per layer: linear between knots spaced evenly from the first layer to the
     last."""
-    found = []
+    values = []
     for layer in range(depth):
         place = layer * (len(knots) - 1) / max(1, depth - 1)
         left = min(int(place), len(knots) - 2)
         share = place - left
-        found.append(knots[left] * (1.0 - share) + knots[left + 1] * share)
-    return found
+        values.append(knots[left] * (1.0 - share) + knots[left + 1] * share)
+    return values
 
 
 class ExtremeSuggest:
-    """A ``Suggest`` that goes to one end of every range and takes the forced options; it notes the
-    choices that it met."""
+    """A ``Suggest`` that returns one end of every range and the forced options.
+
+    ``met`` has every choice that was asked for, with its options.
+    """
 
     def __init__(self, high: bool, forced: Mapping[str, Any]) -> None:
         self.high, self.forced = high, forced
@@ -177,20 +178,20 @@ def extreme_points(space: SearchSpace) -> list[Proposal]:
 
     Checking these before anything is computed finds a range that leaves what a method can take.
     """
-    found: list[Proposal] = []
+    proposals: list[Proposal] = []
     waiting: list[dict[str, Any]] = [{}]
     seen: set[tuple[str, str]] = set()
     while waiting:
         forced = waiting.pop(0)
         for high in (False, True):
             suggest = ExtremeSuggest(high, forced)
-            found.append(space.draw(suggest))
+            proposals.append(space.draw(suggest))
             for name, options in suggest.met.items():
                 for option in options:
                     if (name, repr(option)) not in seen:
                         seen.add((name, repr(option)))
                         waiting.append({**forced, name: option})
-    return found
+    return proposals
 
 
 class RecordingSuggest:

@@ -94,8 +94,8 @@ class TrialEvaluator:
         """Returns the value of an objective or a constrained metric; NaN where it was not
         measured."""
         if name == SCORE:
-            known = {key: value for key, value in metrics.items() if key in self.references}
-            return superb_score(known, self.references)
+            scored = {key: value for key, value in metrics.items() if key in self.references}
+            return superb_score(scored, self.references)
         return metrics.get(name, math.nan)
 
     def steps(self, trial: Trial) -> list[float]:
@@ -114,12 +114,12 @@ class TrialEvaluator:
 
     def shares(self, metrics: Mapping[str, float]) -> dict[str, float]:
         """Returns the share of the way from 0 to 1 of the score, by task."""
-        found: dict[str, list[float]] = {}
+        shares: dict[str, list[float]] = {}
         for name, value in metrics.items():
             if name in self.references:
                 zero, one = self.references[name]
-                found.setdefault(metric(name).task, []).append((value - zero) / (one - zero))
-        return {task: statistics.fmean(parts) for task, parts in found.items()}
+                shares.setdefault(metric(name).task, []).append((value - zero) / (one - zero))
+        return {task: statistics.fmean(parts) for task, parts in shares.items()}
 
     def pruning_baseline(self, reported: Sequence[Trial]) -> PruningBaseline:
         """Returns what the next trial is compared with, given the reported trials."""

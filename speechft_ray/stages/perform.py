@@ -1,7 +1,7 @@
-"""How each stage is really done: specs and fingerprints in, a published unit of the store out.
+"""Performs one job of a stage: reads its inputs from the store and publishes its result there.
 
-``perform`` is what executors run, here or on another machine. It sees every room below; the rooms
-do not see each other.
+Executors run ``perform`` in this process, in a Ray task or in a Tune trial. It is the one module
+that imports fine-tuning, merging and evaluation; those packages do not import each other.
 """
 
 from __future__ import annotations
@@ -39,20 +39,19 @@ from speechft_ray.sweep.protocols import ReportProgress
 
 ENCODER_FILE = "encoder.safetensors"
 START = "encoder"
-"""Folder of the store with the pre-trained encoders that sweeps began with."""
+"""Folder of the store with the pre-trained encoders that sweeps start from."""
 
 BEST = "best"
 """``MergeSpec.checkpoint`` of the weights with the best validation."""
 
 STATISTICS_FILE = "statistics.safetensors"
-"""Beside the encoder of a fine-tuning that gathered something: tensors by
-``<kind>:<parameter>``."""
+"""Statistics that a fine-tuning gathered, beside its encoder: tensors by ``<kind>:<parameter>``."""
 
 
 def perform(job: Job, place: Place, report: ReportProgress) -> Mapping[str, Any]:
-    """Does one job and publishes it; returns its facts. A complete job is answered from the store.
+    """Performs one job, publishes it and returns its facts; a complete job is read from the store.
 
-    Raises ``UserError`` for what a person can mend; the executor turns every exception into an
+    Raises ``UserError`` for what the user can correct. The executor turns every exception into an
     ``Outcome``.
     """
     store = Store(Path(place.storage))
@@ -67,12 +66,14 @@ def open_corpus(spec: CorpusSpec, place: Place, progress: Progress | None = None
     """Opens a corpus where ``place`` says, once per process. Raises ``UserError`` when its files
     are nowhere to be found."""
     kind = CORPORA.get(spec.name)
-    root = _root(spec, place) if kind.needs_root else None
+    root = _find_root(spec, place) if kind.needs_root else None
     key = (canonical_json(spec), str(root), place.storage)
-    if key not in _OPEN:
+    if key not in _OPEN_CORPORA:
         cache = Path(place.storage) / "corpora"
-        _OPEN[key] = kind.open(kind.options.model_validate(spec.options), root, cache, progress)
-    return _OPEN[key]
+        _OPEN_CORPORA[key] = kind.open(
+            kind.options.model_validate(spec.options), root, cache, progress
+        )
+    return _OPEN_CORPORA[key]
 
 
 @lru_cache(maxsize=2)
@@ -98,21 +99,23 @@ def publish_start(place: Place) -> None:
         )
 
 
-_OPEN: dict[tuple[str, str, str], Corpus] = {}
+_OPEN_CORPORA: dict[tuple[str, str, str], Corpus] = {}
 
 
-def _root(spec: CorpusSpec, place: Place) -> Path:
+def _find_root(spec: CorpusSpec, place: Place) -> Path:
     if spec.name in place.roots:
         return Path(place.roots[spec.name])
     if spec.name == "manifest":
         if not place.manifest:
             raise UserError(
-                "this search space works on your own recordings: say where they are with --manifest FILE.tsv."
+                "this search space works on your own recordings: "
+                "say where they are with --manifest FILE.tsv."
             )
         return Path(place.manifest)
     if not place.corpora:
         raise UserError(
-            f"the corpus `{spec.name}` must be on disk: say with --corpora DIR which folder holds `{spec.name}/`."
+            f"the corpus `{spec.name}` must be on disk: "
+            f"say with --corpora DIR which folder holds `{spec.name}/`."
         )
     return Path(place.corpora) / spec.name
 
@@ -123,17 +126,16 @@ def encoder_file(checkpoint: str | float) -> str:
     return ENCODER_FILE if checkpoint == BEST else f"encoder-at-{checkpoint}.safetensors"
 
 
-def _start(store: Store, planned: object) -> EncoderWeights:
+def _read_start(store: Store, planned: object) -> EncoderWeights:
     """Reads what a run starts from: a merge where it is a later stage of a chain, else the
     pre-trained encoder."""
     stage = "merge" if store.is_complete("merge", str(planned)) else START
-    return _published_start(store.folder(stage, str(planned)))
+    return _read_published_start(store.folder(stage, str(planned)))
 
 
 @lru_cache(maxsize=2)
-def _published_start(folder: Path) -> EncoderWeights:
-    """Workers read every start from the store: the file of the pre-trained encoder, or a network,
-    is the driver's alone."""
+def _read_published_start(folder: Path) -> EncoderWeights:
+    """Reads an encoder that the driver published: workers need neither its file nor a network."""
     weights = read_encoder(folder / ENCODER_FILE)
     if folder.parent.name == START and weights_fingerprint(weights) != folder.name:
         raise UserError(
@@ -158,10 +160,12 @@ def _make_corpus(job: Job, place: Place, store: Store, report: ReportProgress) -
 
 def _finetune(job: Job, place: Place, store: Store, report: ReportProgress) -> None:
     spec = FinetuneSpec.model_validate(job.payload["spec"])
-    start = _start(store, job.payload["start"])
+    start = _read_start(store, job.payload["start"])
     corpora = [open_corpus(objective.corpus, place) for objective in spec.objectives]
     work = store.work_folder("finetune", job.fingerprint)
-    tuned = finetune(spec, start, corpora, work, _device(place), report, _cache(place, store))
+    tuned = finetune(
+        spec, start, corpora, work, _select_device(place), report, _open_cache(place, store)
+    )
     facts = {**tuned.facts, "spec": spec.model_dump(mode="json"), "start": job.payload["start"]}
     made = {
         "by": "speechft_ray finetune",
@@ -181,7 +185,7 @@ def _finetune(job: Job, place: Place, store: Store, report: ReportProgress) -> N
 def _merge(job: Job, place: Place, store: Store, report: ReportProgress) -> None:
     recipe: dict[str, Any] = dict(job.payload)
     with (
-        _merged(recipe, store) as weights,
+        _open_merged(recipe, store) as weights,
         store.publish("merge", job.fingerprint, recipe) as folder,
     ):
         made = {"by": "speechft_ray merge", "fingerprint": job.fingerprint, **recipe}
@@ -189,10 +193,12 @@ def _merge(job: Job, place: Place, store: Store, report: ReportProgress) -> None
 
 
 @contextmanager
-def _merged(recipe: Mapping[str, Any], store: Store) -> Iterator[EncoderWeights]:
-    """Merges what a recipe (``sweep.plan.PlanBuilder.merge_recipe``) says; the weights are good until the
-    context ends."""
-    base = _start(store, recipe["base"])
+def _open_merged(recipe: Mapping[str, Any], store: Store) -> Iterator[EncoderWeights]:
+    """Yields the merge of a recipe (``sweep.plan.PlanBuilder.merge_recipe``).
+
+    The weights are valid until the context ends.
+    """
+    base = _read_start(store, recipe["base"])
     if not recipe["donors"]:
         yield base
         return
@@ -218,20 +224,19 @@ def _evaluate(job: Job, place: Place, store: Store, report: ReportProgress) -> N
     spec = EvalSpec.model_validate(job.payload["spec"])
     recipe = job.payload.get("recipe")
     facts: dict[str, Any] = {}
-    if isinstance(recipe, dict):  # a proposal of a search: merged here and kept nowhere
-        with _merged(recipe, store) as weights:
-            begin = _start(
-                store, find_pretrained(store, str(recipe["base"]))
-            )  # the distance is to the pre-trained encoder
-            facts["distance"] = relative_distance(begin.state, weights.state)
+    # A proposal of a search is merged in memory and not stored.
+    if isinstance(recipe, dict):
+        with _open_merged(recipe, store) as weights:
+            pretrained = _read_start(store, find_pretrained(store, str(recipe["base"])))
+            facts["distance"] = relative_distance(pretrained.state, weights.state)
             family, config = FAMILIES.get(weights.family), weights.config
             encoder = family.build(weights)
     else:
-        weights = _evaluated(job, store)
+        weights = _read_encoder(job, store)
         family, config = FAMILIES.get(weights.family), weights.config
         encoder = family.build(weights)
     caches = SharedCaches(
-        cache=_cache(place, store),
+        cache=_open_cache(place, store),
         encoder=str(job.payload["encoder"] or FBANK),
         front_end=(family.front_end_prefixes[0], family.describe(config))
         if family.front_end_prefixes
@@ -240,7 +245,7 @@ def _evaluate(job: Job, place: Place, store: Store, report: ReportProgress) -> N
     corpora = [open_corpus(corpus, place) for corpus in spec.corpora()]
     dev_only = job.payload.get("splits") == ["dev"]
     facts |= evaluate_folds(
-        spec, encoder, corpora, _device(place), report, caches=caches, dev_only=dev_only
+        spec, encoder, corpora, _select_device(place), report, caches=caches, dev_only=dev_only
     )
     counts = facts.pop("counts")
     with store.publish("evaluate", job.fingerprint, {**facts, **job.payload}) as folder:
@@ -250,18 +255,18 @@ def _evaluate(job: Job, place: Place, store: Store, report: ReportProgress) -> N
             )
 
 
-def _evaluated(job: Job, store: Store) -> EncoderWeights:
+def _read_encoder(job: Job, store: Store) -> EncoderWeights:
     key = job.payload["encoder"]
     if key is None:
         return EncoderWeights(family=FBANK, config={}, state={})
     return read_encoder(store.folder("merge", str(key)) / ENCODER_FILE)
 
 
-def _cache(place: Place, store: Store) -> FeatureCache:
+def _open_cache(place: Place, store: Store) -> FeatureCache:
     return FeatureCache(Path(place.cache or store.root / "cache"), int(place.cache_gb * 1e9))
 
 
-def _device(place: Place) -> torch.device:
+def _select_device(place: Place) -> torch.device:
     use_gpu = place.device == "auto" and torch.cuda.is_available()
     return torch.device("cuda" if use_gpu else "cpu")
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from speechft_ray.cli import main
-from speechft_ray.commands.parts import corpus_identity, place_for
+from speechft_ray.commands.parts import corpus_identity, resolve_place
 from speechft_ray.core.specs import CorpusSpec
 from speechft_ray.speech.corpora.base import CORPORA, Corpus, ExpectedCounts, Utterance
 from speechft_ray.speech.corpora.corpus_stats import compare_stats, compute_stats
@@ -126,7 +126,7 @@ def test_a_sweep_says_once_what_reading_a_corpus_changes(
     root = quesst14.lay_out(tmp_path / "corpora/quesst14")
     (root / "Audio/quesst14_00002.wav").write_bytes(b"x")
     spec = CorpusSpec(name="quesst14", options={"on_bad_audio": "skip"})
-    place = place_for(SWEEP, storage=tmp_path / "runs", corpora=tmp_path / "corpora")
+    place = resolve_place(SWEEP, storage=tmp_path / "runs", corpora=tmp_path / "corpora")
     assert corpus_identity(spec, place) == corpus_identity(spec, place)
     told = capsys.readouterr().err
     assert told.count("6 of 6 files are not at 16 kHz (8000 Hz) and are resampled.") == 1

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from speechft_ray.commands.parts import place_for
+from speechft_ray.commands.parts import resolve_place
 from speechft_ray.commands.search import check_disk, encoder_depth, plan_search
 from speechft_ray.core.errors import SpecError, UserError
 from speechft_ray.core.space import parse_space
@@ -20,7 +20,7 @@ from tests.search.search_fakes import search_space
 
 def plan_of(tmp_path: Path, **changes: Any) -> SearchPlan:
     spec = parse_space(search_space(**changes), "test")
-    return plan_search(spec, place_for(spec, storage=tmp_path))
+    return plan_search(spec, resolve_place(spec, storage=tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_too_little_disk_for_the_winner_is_said_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan, store = plan_of(tmp_path), Store(tmp_path)
-    place = place_for(plan.spec, storage=tmp_path)
+    place = resolve_place(plan.spec, storage=tmp_path)
     check_disk(plan, store, place)
     size = (
         9.5e6  # of the tiny encoder: two runs, their checkpoints, the winner twice and its control

@@ -17,12 +17,12 @@ from tests.search.search_fakes import (
     CURVE,
     DEPTH,
     cluster,
-    judge_of,
+    evaluator_of,
     perform,
     proposer_of,
     search_plan,
     smooth,
-    story,
+    summarize,
 )
 
 CHANGES: dict[str, dict[str, Any]] = {
@@ -55,8 +55,8 @@ def sampler(request: pytest.FixtureRequest) -> str:
 
 def test_order_of_ends_and_workers_do_not_matter(sampler: str) -> None:
     plan = plan_of(sampler)
-    one = story(perform(plan, cluster(MemoryStore(), workers=1, seed=1)))
-    other = story(perform(plan, cluster(MemoryStore(), workers=7, seed=2)))
+    one = summarize(perform(plan, cluster(MemoryStore(), workers=1, seed=1)))
+    other = summarize(perform(plan, cluster(MemoryStore(), workers=7, seed=2)))
     assert one == other
     assert len(one) == (
         3 if sampler == "greedy_soup" else plan.search.trials
@@ -70,11 +70,11 @@ def test_a_restart_goes_on_where_it_was(sampler: str) -> None:
                 raise KeyboardInterrupt
 
     plan, store = plan_of(sampler), MemoryStore()
-    undisturbed = story(perform(plan, cluster(MemoryStore())))
+    undisturbed = summarize(perform(plan, cluster(MemoryStore())))
     first, second = cluster(store, seed=3), cluster(store, seed=4)
     with pytest.raises(KeyboardInterrupt):
         perform(plan, first, Dies())
-    assert story(perform(plan, second)) == undisturbed
+    assert summarize(perform(plan, second)) == undisturbed
     assert not {job.fingerprint for job in first.done} & {job.fingerprint for job in second.done}
 
 
@@ -121,12 +121,14 @@ def test_several_objectives_and_a_constraint(several: str) -> None:
     executor = cluster(MemoryStore())
     plan = plan_of(several, **more)
     trials = perform(plan, executor)
-    assert len(trials) == plan.search.trials and judge_of(plan, executor.store).select_best(trials)
+    assert len(trials) == plan.search.trials and evaluator_of(plan, executor.store).select_best(
+        trials
+    )
 
 
 def test_a_proposer_learns(sampler: str) -> None:
-    """Other results, other proposals; only random and quasi-random do not listen."""
-    told = []
+    """Other results, other proposals; only random and quasi-random ignore results."""
+    proposed = []
     for sign in (1.0, -1.0):
         count = 6 if sampler == "gp" else 40
         proposer, alphas = (
@@ -144,5 +146,5 @@ def test_a_proposer_learns(sampler: str) -> None:
                 proposal.merge.alpha + len(proposal.donors) + 0.1 * proposal.donors[0][0].spec.seed
             )
             proposer.tell(number, TrialResult("complete", [gain], [], [gain]))
-        told.append(alphas)
-    assert (told[0] == told[1]) == (sampler in ("random", "qmc"))
+        proposed.append(alphas)
+    assert (proposed[0] == proposed[1]) == (sampler in ("random", "qmc"))

@@ -129,13 +129,13 @@ def table(report: Path) -> list[str]:
 
 def manifests(storage: Path) -> dict[str, Any]:
     """Every complete unit's facts without what depends on the clock, by ``stage/fingerprint``."""
-    found = {}
+    facts_by_unit = {}
     for path in sorted(storage.glob("*/*/manifest.json")):
         stage = path.parent.parent.name
         if stage in ("finetune", "merge", "evaluate"):
             facts = json.loads(path.read_text(encoding="utf-8"))
-            found[f"{stage}/{path.parent.name}"] = _timeless(facts)
-    return found
+            facts_by_unit[f"{stage}/{path.parent.name}"] = _timeless(facts)
+    return facts_by_unit
 
 
 def _timeless(value: Any) -> Any:

@@ -14,7 +14,7 @@ from ray._private.services import find_gcs_addresses
 from tests.e2e.small_world import PHONES, SMALL, manifests, places, run, write_space
 
 
-def refused(tmp_path: Path, space: Path, *arguments: str | Path) -> str:
+def run_refused(tmp_path: Path, space: Path, *arguments: str | Path) -> str:
     done = run("sweep_alpha.py", "--space", space, "--storage", tmp_path / "runs", *arguments)
     assert done.returncode == 2, done.stdout + done.stderr
     assert "Traceback" not in done.stderr + done.stdout
@@ -22,7 +22,7 @@ def refused(tmp_path: Path, space: Path, *arguments: str | Path) -> str:
     return " ".join(done.stderr.split())
 
 
-def changed(section: str, **fields: Any) -> dict[str, Any]:
+def change(section: str, **fields: Any) -> dict[str, Any]:
     return {section: [{**SMALL[section][0], **fields}, *SMALL[section][1:]]}
 
 
@@ -30,32 +30,32 @@ def changed(section: str, **fields: Any) -> dict[str, Any]:
     ("changes", "sentence"),
     [
         (
-            changed("finetune", uptates=3),
+            change("finetune", uptates=3),
             "finetune[0].uptates: unknown field `uptates`. Did you mean `updates`?",
         ),
-        (changed("merge", alpha=3), "merge[0].alpha: must be at most 1, but is 3 instead."),
-        (changed("evaluate", task="prr"), "unknown task `prr`. Did you mean `pr`?"),
-        (changed("merge", method="tise"), "unknown merge method `tise`. Did you mean `ties`?"),
-        (changed("merge", donors=["nobody"]), "unknown fine-tuning run `nobody`."),
+        (change("merge", alpha=3), "merge[0].alpha: must be at most 1, but is 3 instead."),
+        (change("evaluate", task="prr"), "unknown task `prr`. Did you mean `pr`?"),
+        (change("merge", method="tise"), "unknown merge method `tise`. Did you mean `ties`?"),
+        (change("merge", donors=["nobody"]), "unknown fine-tuning run `nobody`."),
     ],
 )
 def test_a_slip_in_the_space(tmp_path: Path, changes: dict[str, Any], sentence: str) -> None:
-    assert sentence in refused(tmp_path, write_space(tmp_path, **changes), "--in-process")
+    assert sentence in run_refused(tmp_path, write_space(tmp_path, **changes), "--in-process")
 
 
 def test_all_slips_at_once(tmp_path: Path) -> None:
-    space = write_space(tmp_path, **changed("finetune", uptates=3), **changed("merge", alpha=3))
-    text = refused(tmp_path, space, "--in-process")
+    space = write_space(tmp_path, **change("finetune", uptates=3), **change("merge", alpha=3))
+    text = run_refused(tmp_path, space, "--in-process")
     assert "uptates" in text
     assert "merge[0].alpha" in text
 
 
 def test_no_such_space(tmp_path: Path) -> None:
-    assert "there is no search space" in refused(tmp_path, tmp_path / "nothing.yaml")
+    assert "there is no search space" in run_refused(tmp_path, tmp_path / "nothing.yaml")
 
 
 def test_no_such_encoder(tmp_path: Path) -> None:
-    assert "hubert_huge" in refused(tmp_path, write_space(tmp_path), "--encoder", "hubert_huge")
+    assert "hubert_huge" in run_refused(tmp_path, write_space(tmp_path), "--encoder", "hubert_huge")
 
 
 def test_storage_that_cannot_be_written(tmp_path: Path) -> None:
@@ -76,7 +76,7 @@ def test_storage_that_cannot_be_written(tmp_path: Path) -> None:
     bool(find_gcs_addresses()), reason="another Ray runs on this machine, and `auto` finds it"
 )
 def test_no_running_cluster(tmp_path: Path) -> None:
-    text = refused(tmp_path, write_space(tmp_path), "--address", "auto")
+    text = run_refused(tmp_path, write_space(tmp_path), "--address", "auto")
     assert "ray start --head" in text
     assert "--address local" in text
 
@@ -110,12 +110,12 @@ def own_recordings(
 def test_a_faulty_manifest(tmp_path: Path, rows: list[str], header: str, sentence: str) -> None:
     manifest, space = own_recordings(tmp_path, rows, header)
     (manifest.parent / "text.wav").write_text("this is no sound")
-    assert sentence in refused(tmp_path, space, "--manifest", manifest, "--in-process")
+    assert sentence in run_refused(tmp_path, space, "--manifest", manifest, "--in-process")
 
 
 def test_manifest_not_given(tmp_path: Path) -> None:
     _, space = own_recordings(tmp_path, ["tone.wav\ttrain\ta\tone"])
-    assert "--manifest FILE.tsv" in refused(tmp_path, space, "--in-process")
+    assert "--manifest FILE.tsv" in run_refused(tmp_path, space, "--in-process")
 
 
 def test_one_failing_task_does_not_stop_the_others(tmp_path: Path) -> None:
@@ -155,5 +155,5 @@ def test_a_silent_mlflow_does_not_stop_the_sweep(tmp_path: Path) -> None:
     again = run("sweep_alpha.py", *arguments)
     assert again.returncode == 0, again.stderr
     assert manifests(tmp_path / "runs") == before
-    found = mlflow.MlflowClient(f"sqlite:///{tmp_path}/runs/mlflow.db").search_runs(["1"])
-    assert len(found) == 1 + 3 + 1  # the sweep; alpha 0, 0.25 and 1; one learning curve
+    runs = mlflow.MlflowClient(f"sqlite:///{tmp_path}/runs/mlflow.db").search_runs(["1"])
+    assert len(runs) == 1 + 3 + 1  # the sweep; alpha 0, 0.25 and 1; one learning curve

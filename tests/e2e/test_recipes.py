@@ -17,7 +17,7 @@ from ray import tune
 from speechft_ray.cli import main
 from speechft_ray.cluster.connect import connect
 from speechft_ray.cluster.executor import RayExecutor
-from speechft_ray.commands.parts import place_for
+from speechft_ray.commands.parts import resolve_place
 from speechft_ray.commands.sweep import plan_sweep
 from speechft_ray.core.records import Outcome, Place
 from speechft_ray.core.specs import FinetuneSpec, SweepSpec
@@ -138,7 +138,7 @@ def ran(home: Path, ray_world: Path) -> tuple[Mapping[str, Outcome], Place]:
         name="recipes", finetune=runs, merge=recipes[0].merge, evaluate=recipes[0].evaluate
     )
     given: dict[str, Any] = {"encoder": str(home / "toy.safetensors"), "corpora": home / "corpora"}
-    place = place_for(spec, storage=home / "runs", cpu=True, **given)
+    place = resolve_place(spec, storage=home / "runs", cpu=True, **given)
     plan = plan_sweep(spec, place)
     publish_start(place)
     cluster = connect("local", cpus=1, store_bytes=STORE_BYTES)

@@ -49,7 +49,7 @@ def trials(report: Path) -> list[dict[str, str]]:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory, mlflow_template: Path) -> Path:
+def reference_home(tmp_path_factory: pytest.TempPathFactory, mlflow_template: Path) -> Path:
     home = tmp_path_factory.mktemp("search")
     (home / "runs").mkdir()
     shutil.copy(mlflow_template / "mlflow.db", home / "runs" / "mlflow.db")
@@ -59,50 +59,50 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, mlflow_template: Path)
     return home
 
 
-def test_test_is_for_what_was_chosen(undisturbed: Path) -> None:
-    found = manifests(undisturbed / "runs")
-    evaluations = [facts for key, facts in found.items() if key.startswith("evaluate/")]
+def test_test_is_for_what_was_chosen(reference_home: Path) -> None:
+    units = manifests(reference_home / "runs")
+    evaluations = [facts for key, facts in units.items() if key.startswith("evaluate/")]
     dev_only = [facts for facts in evaluations if facts.get("splits") == ["dev"]]
-    assert len(dev_only) == len({row["encoder"] for row in trials(undisturbed / "report")})
+    assert len(dev_only) == len({row["encoder"] for row in trials(reference_home / "report")})
     assert all({score["split"] for score in facts["scores"]} == {"dev"} for facts in dev_only)
     full = [facts for facts in evaluations if "splits" not in facts]
     assert len(full) == 4  # FBank, both controls, the winner
-    (winner,) = [row for row in trials(undisturbed / "report") if row["chosen"] == "1"]
-    merges = {key.removeprefix("merge/") for key in found if key.startswith("merge/")}
+    (winner,) = [row for row in trials(reference_home / "report") if row["chosen"] == "1"]
+    merges = {key.removeprefix("merge/") for key in units if key.startswith("merge/")}
     assert winner["encoder"] in merges and len(merges) == 3  # nothing else was kept
     dev = {facts["encoder"]: facts["scores"][0]["values"] for facts in dev_only}
     (again,) = [facts for facts in full if facts["encoder"] == winner["encoder"]]
     assert again["scores"][0]["values"] == dev[winner["encoder"]]  # the same dev, to the last digit
 
 
-def test_the_report_shows_the_search(undisturbed: Path) -> None:
-    page = (undisturbed / "report" / "index.html").read_text(encoding="utf-8")
+def test_the_report_shows_the_search(reference_home: Path) -> None:
+    page = (reference_home / "report" / "index.html").read_text(encoding="utf-8")
     assert "The search" in page and "Chosen on dev: trial" in page
     for name in ("search_history.png", "search_slice.png"):
-        assert (undisturbed / "report" / name).read_bytes().startswith(b"\x89PNG")
-    assert not (undisturbed / "report" / "search_pareto.png").exists()
+        assert (reference_home / "report" / name).read_bytes().startswith(b"\x89PNG")
+    assert not (reference_home / "report" / "search_pareto.png").exists()
 
 
-def test_trackers_have_every_trial_and_the_champion(undisturbed: Path) -> None:
-    rows = trials(undisturbed / "report")
+def test_trackers_have_every_trial_and_the_champion(reference_home: Path) -> None:
+    rows = trials(reference_home / "report")
     (winner,) = [row for row in rows if row["chosen"] == "1"]
-    (log,) = (undisturbed / "runs" / "log" / "small-search").glob("*.jsonl")
+    (log,) = (reference_home / "runs" / "log" / "small-search").glob("*.jsonl")
     sweep = json.loads(log.read_text().splitlines()[0])["key"]
-    view = view_of(undisturbed / "runs", sweep)
+    view = view_of(reference_home / "runs", sweep)
     assert view.ended == "finished"
     for row in rows:
-        told = view.encoders[f"{row['encoder']}.{row['trial']}"]
-        assert told["dev.sid.accuracy"] == pytest.approx(float(row["dev.sid.accuracy"]))
-        assert not any(name.startswith("sid.") for name in told)
-    assert champion_of(undisturbed / "runs") == (winner["encoder"], 1)
-    assert (undisturbed / "runs" / "search" / sweep / "study.db").is_file()
+        logged = view.encoders[f"{row['encoder']}.{row['trial']}"]
+        assert logged["dev.sid.accuracy"] == pytest.approx(float(row["dev.sid.accuracy"]))
+        assert not any(name.startswith("sid.") for name in logged)
+    assert champion_of(reference_home / "runs") == (winner["encoder"], 1)
+    assert (reference_home / "runs" / "search" / sweep / "study.db").is_file()
 
 
-def test_the_same_search_on_ray_is_the_same(undisturbed: Path, tmp_path: Path) -> None:
+def test_the_same_search_on_ray_is_the_same(reference_home: Path, tmp_path: Path) -> None:
     """Another executor and another order of ends; only what a search itself evaluates is taken away
     beforehand."""
     shutil.copytree(
-        undisturbed / "runs",
+        reference_home / "runs",
         tmp_path / "runs",
         ignore=shutil.ignore_patterns("report", "search", "mlartifacts"),
     )
@@ -111,12 +111,12 @@ def test_the_same_search_on_ray_is_the_same(undisturbed: Path, tmp_path: Path) -
             shutil.rmtree(tmp_path / "runs" / key)
     done = run("search_merge.py", *places(tmp_path, search_space(tmp_path)), "--cpu")
     assert done.returncode == 0, done.stderr + done.stdout
-    assert trials(tmp_path / "report") == trials(undisturbed / "report")
-    found, reference = manifests(tmp_path / "runs"), manifests(undisturbed / "runs")
-    assert {key: found[key] for key in reference if not key.startswith("merge/")} == {
+    assert trials(tmp_path / "report") == trials(reference_home / "report")
+    units, reference = manifests(tmp_path / "runs"), manifests(reference_home / "runs")
+    assert {key: units[key] for key in reference if not key.startswith("merge/")} == {
         key: facts for key, facts in reference.items() if not key.startswith("merge/")
     }
     (merged,) = [
-        key for key in found if key.startswith("merge/")
+        key for key in units if key.startswith("merge/")
     ]  # the winner is always there, and nothing else was needed
-    assert found[merged] == reference[merged]
+    assert units[merged] == reference[merged]

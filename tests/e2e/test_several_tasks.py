@@ -13,7 +13,7 @@ import torch
 
 from speechft_ray.commands.checks import check_names
 from speechft_ray.commands.encoders import export_encoder
-from speechft_ray.commands.parts import place_for
+from speechft_ray.commands.parts import resolve_place
 from speechft_ray.commands.results import publish_results
 from speechft_ray.commands.sweep import plan_sweep
 from speechft_ray.core.errors import SpecError
@@ -63,7 +63,7 @@ def small(**changes: Any) -> SweepSpec:
     return parse_space({**shipped, **changes}, "the space")
 
 
-class Done(NamedTuple):
+class SmallRun(NamedTuple):
     plan: Plan
     store: Store
     table: list[dict[str, str]]
@@ -73,10 +73,10 @@ class Done(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def done(tmp_path_factory: pytest.TempPathFactory) -> Done:
+def small_run(tmp_path_factory: pytest.TempPathFactory) -> SmallRun:
     home = tmp_path_factory.mktemp("several")
     spec = small()
-    place = place_for(spec, storage=home / "runs", cpu=True)
+    place = resolve_place(spec, storage=home / "runs", cpu=True)
     plan, store = plan_sweep(spec, place), Store(home / "runs")
     publish_start(place)
     failures = run_plan(
@@ -92,42 +92,44 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Done:
         plan, store, Publisher(plan, store, [], print), home / "report", failures, "finished", place
     )
     with (home / "report" / "table.csv").open(encoding="utf-8") as file:
-        return Done(plan, store, list(csv.DictReader(file)))
+        return SmallRun(plan, store, list(csv.DictReader(file)))
 
 
-def test_one_table_has_every_way_beside_its_controls(done: Done) -> None:
+def test_one_table_has_every_way_beside_its_controls(small_run: SmallRun) -> None:
     seen = {
         (row["finetune"], row["method"], row["after_alpha"], row["at"], row["alpha"])
-        for row in done.table
+        for row in small_run.table
     }
     ways = [(title, "linear", "", "") for title in TITLES[:3]]
     ways += [("phones>speakers", "linear", alpha, "") for alpha in ("0.25", "1.0")]
     ways += [("phones+speakers", method, "", "") for method in ("linear", "ties")]
     ways.append(("phones", "linear", "", "0.5"))
     tuned = {(*way, alpha) for way in ways for alpha in ("0.25", "1.0")}
-    assert seen == tuned | {("", "", "", "", "0.0")} and len(done.table) == len(seen)
+    assert seen == tuned | {("", "", "", "", "0.0")} and len(small_run.table) == len(seen)
     assert all(
         row["score"] and row["pr.per"] and row["sid.accuracy"] and not row["missing"]
-        for row in done.table
+        for row in small_run.table
     )
-    roles = {row["alpha"]: row["role"] for row in done.table}
+    roles = {row["alpha"]: row["role"] for row in small_run.table}
     assert roles == {"0.0": "pre-trained", "0.25": "merge", "1.0": "stable fine-tuning"}
 
 
-def test_a_chain_is_tuned_from_the_merge_before_it_and_interpolates_with_it(done: Done) -> None:
+def test_a_chain_is_tuned_from_the_merge_before_it_and_interpolates_with_it(
+    small_run: SmallRun,
+) -> None:
     """phi_2 = 0.75 phi_1 + 0.25 theta'_2, and phi_1 = 0.75 theta_0 + 0.25 theta'_1, recomputed
     here."""
     (last,) = [
         row.key
-        for row in done.plan.rows
+        for row in small_run.plan.rows
         if (row.params["finetune"], row.params.get("after_alpha"), row.params["alpha"])
         == ("phones>speakers", 0.25, 0.25)
     ]
-    recipe: Any = done.plan.jobs[last].payload
-    before: Any = done.plan.jobs[recipe["base"]].payload
+    recipe: Any = small_run.plan.jobs[last].payload
+    before: Any = small_run.plan.jobs[recipe["base"]].payload
     theta = dict(start_encoder("tiny_hubert")[0].state)
-    first, second = (done.encoder("finetune", item["donors"][0]) for item in (before, recipe))
-    phi = [theta, done.encoder("merge", recipe["base"]), done.encoder("merge", last)]
+    first, second = (small_run.encoder("finetune", item["donors"][0]) for item in (before, recipe))
+    phi = [theta, small_run.encoder("merge", recipe["base"]), small_run.encoder("merge", last)]
     moved = 0
     for name in theta:
         if not name.startswith(("final_proj", "label_embs")):
@@ -141,85 +143,96 @@ def test_a_chain_is_tuned_from_the_merge_before_it_and_interpolates_with_it(done
         frozen = name.startswith("feature_extractor")
         assert not frozen or torch.equal(second[name], phi[1][name])
     assert moved > 10
-    facts = done.store.manifest("finetune", recipe["donors"][0])
+    facts = small_run.store.manifest("finetune", recipe["donors"][0])
     assert facts["start"] == recipe["base"]
 
 
-def test_an_early_checkpoint_is_a_donor_like_the_best_one(done: Done) -> None:
+def test_an_early_checkpoint_is_a_donor_like_the_best_one(small_run: SmallRun) -> None:
     (row,) = [
-        row for row in done.plan.rows if (row.params.get("at"), row.params["alpha"]) == (0.5, 1.0)
+        row
+        for row in small_run.plan.rows
+        if (row.params.get("at"), row.params["alpha"]) == (0.5, 1.0)
     ]
-    recipe: Any = done.plan.jobs[row.key].payload
-    early = done.encoder("finetune", recipe["donors"][0], "encoder-at-0.5.safetensors")
-    best, merged = done.encoder("finetune", recipe["donors"][0]), done.encoder("merge", row.key)
+    recipe: Any = small_run.plan.jobs[row.key].payload
+    early = small_run.encoder("finetune", recipe["donors"][0], "encoder-at-0.5.safetensors")
+    best, merged = (
+        small_run.encoder("finetune", recipe["donors"][0]),
+        small_run.encoder("merge", row.key),
+    )
     name = "encoder.layers.0.fc1.weight"
     assert torch.equal(merged[name], early[name]) and not torch.equal(early[name], best[name])
     assert (
         load_checkpoint(
-            done.store.folder("finetune", recipe["donors"][0]) / "encoder-at-0.5.safetensors"
+            small_run.store.folder("finetune", recipe["donors"][0]) / "encoder-at-0.5.safetensors"
         ).provenance["checkpoint"]
         == 0.5
     )
 
 
-def test_what_is_handed_out_tells_its_chain(done: Done, tmp_path: Path) -> None:
+def test_what_is_handed_out_tells_its_chain(small_run: SmallRun, tmp_path: Path) -> None:
     (row,) = [
         row
-        for row in done.plan.rows
+        for row in small_run.plan.rows
         if row.title == "linear alpha=1 phones>speakers after_alpha=1 seed=0"
     ]
-    export_encoder(row.key, "safetensors", tmp_path / "out.safetensors", done.store.root)
+    export_encoder(row.key, "safetensors", tmp_path / "out.safetensors", small_run.store.root)
     made = load_checkpoint(tmp_path / "out.safetensors").provenance
-    recipe: Any = done.plan.jobs[row.key].payload
-    before: Any = done.plan.jobs[recipe["base"]].payload
+    recipe: Any = small_run.plan.jobs[row.key].payload
+    before: Any = small_run.plan.jobs[recipe["base"]].payload
     assert made["parents"] == [recipe["base"], *recipe["donors"]]
     assert [item["merge"] for item in made["chain"]] == [recipe["base"]]
     assert made["chain"][0]["donors"] == before["donors"] and made["chain"][0]["alpha"] == 1
 
 
-def refused(**changes: Any) -> dict[str, str]:
+def collect_mistakes(**changes: Any) -> dict[str, str]:
     with pytest.raises(SpecError) as caught:
         check_names(small(**changes))
     return dict(caught.value.mistakes)
 
 
 def test_checkpoints_and_methods_that_cannot_be_are_refused_before_anything_runs() -> None:
-    told = refused(merge=[{"checkpoint": 0.2}])
-    assert list(told) == ["merge[0].checkpoint"] and told["merge[0].checkpoint"].startswith(
-        "the fine-tuning of phones, speakers, both keeps no weights at 0.2 of its updates: add it to `keep_at`"
+    mistakes = collect_mistakes(merge=[{"checkpoint": 0.2}])
+    assert list(mistakes) == ["merge[0].checkpoint"] and mistakes["merge[0].checkpoint"].startswith(
+        "the fine-tuning of phones, speakers, both keeps no weights at 0.2 of its updates: "
+        "add it to `keep_at`"
     )
     runs = small().model_dump(mode="json", exclude_none=True)["finetune"]
     runs[0] |= {"gather": ["fisher"]}
-    told = refused(
+    mistakes = collect_mistakes(
         finetune=runs, merge=[{"checkpoint": 0.5, "donors": ["phones"], "method": "fisher"}]
     )
-    assert "gathered with the `best` checkpoint alone" in told["merge[0].checkpoint"]
+    assert "gathered with the `best` checkpoint alone" in mistakes["merge[0].checkpoint"]
     runs[3]["after"] |= {"method": "fisherr"}
     runs[4]["after"] |= {"method": "regmean"}
-    told = refused(finetune=runs)
-    assert "unknown merge method `fisherr`. Did you mean `fisher`?" in told["finetune[3].after"]
-    assert "set `gather: [gram]` for the fine-tuning of phones" in told["finetune[4].after.method"]
+    mistakes = collect_mistakes(finetune=runs)
+    assert "unknown merge method `fisherr`. Did you mean `fisher`?" in mistakes["finetune[3].after"]
+    assert (
+        "set `gather: [gram]` for the fine-tuning of phones" in mistakes["finetune[4].after.method"]
+    )
 
 
-def test_a_search_measures_the_distance_of_a_chain_to_the_pre_trained_encoder(done: Done) -> None:
+def test_a_search_measures_the_distance_of_a_chain_to_the_pre_trained_encoder(
+    small_run: SmallRun,
+) -> None:
     (row,) = [
         row
-        for row in done.plan.rows
+        for row in small_run.plan.rows
         if row.title == "linear alpha=0.25 phones>speakers after_alpha=1 seed=0"
     ]
-    evaluation = next(done.plan.jobs[key] for key in row.evaluations)
+    evaluation = next(small_run.plan.jobs[key] for key in row.evaluations)
     payload = {
         **evaluation.payload,
         "splits": ["dev"],
-        "recipe": dict(done.plan.jobs[row.key].payload),
+        "recipe": dict(small_run.plan.jobs[row.key].payload),
     }
     job = evaluation.model_copy(update={"fingerprint": "on-dev", "payload": payload})
-    place = place_for(small(), storage=done.store.root, cpu=True)
-    _evaluate(job, place, done.store, lambda values: None)
-    wanted = relative_distance(
-        start_encoder("tiny_hubert")[0].state, done.encoder("merge", row.key)
+    place = resolve_place(small(), storage=small_run.store.root, cpu=True)
+    _evaluate(job, place, small_run.store, lambda values: None)
+    expected = relative_distance(
+        start_encoder("tiny_hubert")[0].state, small_run.encoder("merge", row.key)
     )
     assert (
-        done.store.manifest("evaluate", "on-dev")["distance"] == pytest.approx(wanted, rel=1e-5)
-        and wanted > 0
+        small_run.store.manifest("evaluate", "on-dev")["distance"]
+        == pytest.approx(expected, rel=1e-5)
+        and expected > 0
     )

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from speechft_ray.cli import main
-from speechft_ray.commands.parts import place_for
+from speechft_ray.commands.parts import resolve_place
 from speechft_ray.core.records import Job, Place
 from speechft_ray.core.space import parse_space
 from speechft_ray.core.store import Store
@@ -65,7 +65,7 @@ def test_names_go_before_files_of_the_same_name(
     (tmp_path / "tiny_hubert").mkdir()
 
     def resolved(name: str) -> str:
-        return place_for(spec, storage=tmp_path, encoder=name).encoder
+        return resolve_place(spec, storage=tmp_path, encoder=name).encoder
 
     assert resolved("tiny_hubert") == "tiny_hubert"
     assert resolved("./tiny_hubert") == str(tmp_path / "tiny_hubert")

@@ -14,9 +14,9 @@ from tests.e2e.small_world import complete, manifests, places, run, start, table
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def reference_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A sweep that nobody disturbed: the reference for everything below."""
-    home = tmp_path_factory.mktemp("undisturbed")
+    home = tmp_path_factory.mktemp("reference_home")
     done = run("sweep_alpha.py", *places(home))
     assert done.returncode == 0, done.stderr + done.stdout
     assert "alpha" in done.stdout
@@ -29,11 +29,11 @@ def mlflow_content(storage: Path) -> dict[str, Any]:
     import mlflow
 
     client = mlflow.MlflowClient(f"sqlite:///{storage}/mlflow.db")
-    found: dict[str, Any] = {}
+    content: dict[str, Any] = {}
     for experiment in client.search_experiments():
         for item in client.search_runs([experiment.experiment_id]):
             key = f"{experiment.name}/{item.data.tags['speechft.key']}"
-            assert key not in found, f"two runs of {key}"
+            assert key not in content, f"two runs of {key}"
             history = {
                 name: [
                     (point.step, point.value)
@@ -42,19 +42,19 @@ def mlflow_content(storage: Path) -> dict[str, Any]:
                 for name in item.data.metrics
                 if "second" not in name
             }
-            found[key] = (item.info.status, dict(item.data.params), history)
-    return found
+            content[key] = (item.info.status, dict(item.data.params), history)
+    return content
 
 
-def test_the_report_is_complete(undisturbed: Path) -> None:
+def test_the_report_is_complete(reference_home: Path) -> None:
     for name in ("table.csv", "table.md", "alpha_curve.png", "index.html"):
-        assert (undisturbed / "report" / name).stat().st_size > 0
+        assert (reference_home / "report" / name).stat().st_size > 0
     # pre-trained, alpha 0.25 and alpha 1, each with a score
-    assert len(table(undisturbed / "report")) == 1 + 3
+    assert len(table(reference_home / "report")) == 1 + 3
 
 
-def test_mlflow_has_a_parent_with_children(undisturbed: Path) -> None:
-    content = mlflow_content(undisturbed / "runs")
+def test_mlflow_has_a_parent_with_children(reference_home: Path) -> None:
+    content = mlflow_content(reference_home / "runs")
     # one sweep, five merged encoders (alpha 0; 0.25 and 1 for two seeds), two learning curves
     assert len(content) == 1 + 5 + 2
     assert {status for status, _, _ in content.values()} == {"FINISHED"}
@@ -66,18 +66,24 @@ def test_mlflow_has_a_parent_with_children(undisturbed: Path) -> None:
     assert len(scores) == 5
 
 
-def test_a_second_run_computes_nothing(undisturbed: Path) -> None:
-    before, content = manifests(undisturbed / "runs"), mlflow_content(undisturbed / "runs")
+def test_a_second_run_computes_nothing(reference_home: Path) -> None:
+    before, content = manifests(reference_home / "runs"), mlflow_content(reference_home / "runs")
     started = time.monotonic()
-    space, storage = undisturbed / "small.yaml", undisturbed / "runs"
+    space, storage = reference_home / "small.yaml", reference_home / "runs"
     again = run(
-        "sweep_alpha.py", "--space", space, "--storage", storage, "--report", undisturbed / "again"
+        "sweep_alpha.py",
+        "--space",
+        space,
+        "--storage",
+        storage,
+        "--report",
+        reference_home / "again",
     )
     assert again.returncode == 0, again.stderr
     assert time.monotonic() - started < 60  # not a benchmark: a whole sweep takes longer than this
-    assert manifests(undisturbed / "runs") == before
-    assert mlflow_content(undisturbed / "runs") == content
-    assert table(undisturbed / "again") == table(undisturbed / "report")
+    assert manifests(reference_home / "runs") == before
+    assert mlflow_content(reference_home / "runs") == content
+    assert table(reference_home / "again") == table(reference_home / "report")
 
 
 def test_plan_counts_and_runs_nothing(tmp_path: Path) -> None:
@@ -91,25 +97,22 @@ def test_plan_counts_and_runs_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / "runs" / "finetune").exists()
 
 
-def test_without_ray_the_numbers_are_the_same(undisturbed: Path, tmp_path: Path) -> None:
+def test_without_ray_the_numbers_are_the_same(reference_home: Path, tmp_path: Path) -> None:
     """Executor, worker count and order change nothing: one plain process gives the same digits."""
     done = run("sweep_alpha.py", *places(tmp_path), "--in-process")
     assert done.returncode == 0, done.stderr
-    assert manifests(tmp_path / "runs") == manifests(undisturbed / "runs")
+    assert manifests(tmp_path / "runs") == manifests(reference_home / "runs")
 
 
-def test_killed_three_times_the_result_is_the_same(undisturbed: Path, tmp_path: Path) -> None:
+def test_killed_three_times_the_result_is_the_same(reference_home: Path, tmp_path: Path) -> None:
     """Kill -9 of the driver in the middle: nothing finished is computed again, table and MLflow end
     equal."""
     arguments = places(tmp_path)
     finished: dict[str, float] = {}
-    for wanted in (
-        4,
-        9,
-        13,
-    ):  # complete units at which the driver dies: among corpora, tuning and evaluations
+    # Numbers of complete units at which the driver dies: among corpora, tuning and evaluations.
+    for units in (4, 9, 13):
         driver = start("sweep_alpha.py", *arguments)
-        while driver.poll() is None and len(complete(tmp_path / "runs")) < wanted:
+        while driver.poll() is None and len(complete(tmp_path / "runs")) < units:
             time.sleep(0.05)
         if driver.poll() is None:
             os.kill(driver.pid, signal.SIGKILL)
@@ -125,9 +128,9 @@ def test_killed_three_times_the_result_is_the_same(undisturbed: Path, tmp_path: 
     assert done.returncode == 0, done.stderr
     now = complete(tmp_path / "runs")
     assert all(now[unit] == written for unit, written in finished.items())
-    assert manifests(tmp_path / "runs") == manifests(undisturbed / "runs")
-    assert table(tmp_path / "report") == table(undisturbed / "report")
-    assert mlflow_content(tmp_path / "runs") == mlflow_content(undisturbed / "runs")
+    assert manifests(tmp_path / "runs") == manifests(reference_home / "runs")
+    assert table(tmp_path / "report") == table(reference_home / "report")
+    assert mlflow_content(tmp_path / "runs") == mlflow_content(reference_home / "runs")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -16,7 +16,7 @@ import pytest
 
 from speechft_ray.commands import parts
 from speechft_ray.commands import sweep as commands
-from speechft_ray.commands.parts import place_for
+from speechft_ray.commands.parts import resolve_place
 from speechft_ray.sweep.space_file import read_space
 from tests.identity.recordings import write_recordings
 
@@ -47,7 +47,7 @@ def test_nothing_is_computed_and_the_table_is_the_same(
     units = list_units(storage)
     (encoder,) = storage.glob("encoder/*/encoder.safetensors")
     spec = read_space(HERE / f"{name}.yaml")
-    place = place_for(
+    place = resolve_place(
         spec,
         storage=storage,
         encoder=str(encoder),

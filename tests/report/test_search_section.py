@@ -16,7 +16,7 @@ from speechft_ray.report.search_summary import (
     search_sentences,
     trials_csv,
 )
-from tests.search.search_fakes import CURVE, cluster, judge_of, perform, search_plan
+from tests.search.search_fakes import CURVE, cluster, evaluator_of, perform, search_plan
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -24,7 +24,7 @@ PNG = b"\x89PNG\r\n\x1a\n"
 def findings(**changes: Any) -> SearchResults:
     plan, executor = search_plan(**changes), cluster(MemoryStore(), workers=1)
     trials = perform(plan, executor)
-    evaluator = judge_of(plan, executor.store)
+    evaluator = evaluator_of(plan, executor.store)
     return SearchResults(
         plan=plan,
         evaluator=evaluator,

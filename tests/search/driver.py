@@ -23,7 +23,7 @@ from speechft_ray.search.trials import Trial
 from speechft_ray.sweep.local import LocalExecutor
 from speechft_ray.sweep.protocols import ReportProgress
 from speechft_ray.sweep.scheduler import JobScheduler
-from tests.search.search_fakes import judge_of, search_plan, smooth, story
+from tests.search.search_fakes import evaluator_of, search_plan, smooth, summarize
 
 
 def perform(job: Job, place: Place, report: ReportProgress) -> dict[str, Any]:
@@ -59,19 +59,19 @@ def main(storage: Path, out: Path) -> None:
     )
     trials = run_search(plan, store, scheduler, proposer, Copies(view))
     view.check()
-    winner = judge_of(plan, store).select_best(trials)[0].number
+    winner = evaluator_of(plan, store).select_best(trials)[0].number
     out.write_text(
         json.dumps(
             {
-                "trials": story(trials),
+                "trials": summarize(trials),
                 "winner": winner,
-                "study": [t.state.name for t in _stored(view)],
+                "study": [t.state.name for t in _load_study(view)],
             }
         )
     )
 
 
-def _stored(view: StudyView) -> list[Any]:
+def _load_study(view: StudyView) -> list[Any]:
     import optuna
 
     return optuna.load_study(study_name="killed", storage=f"sqlite:///{view.path}").trials

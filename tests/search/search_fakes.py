@@ -71,7 +71,10 @@ def smooth(job: Job) -> dict[str, Any]:
     if job.payload["encoder"] is None:  # FBank
         value = 60.0 if name == "pr.per" else 40.0
     splits = job.payload.get("splits", ["dev", "test"])
-    scores = [{"metric": name, "split": split, "values": [value]} for split in splits]  # type: ignore[union-attr]
+    scores = [
+        {"metric": name, "split": split, "values": [value]}
+        for split in splits  # type: ignore[union-attr]
+    ]
     return {"scores": scores, "distance": alpha_of(job) / 10, "seconds": {"probe": 2.0}}
 
 
@@ -98,7 +101,7 @@ def perform(
     return run_search(plan, executor.store, scheduler, proposer_of(plan), observer or Silent())
 
 
-def story(trials: list[Trial]) -> list[Any]:
+def summarize(trials: list[Trial]) -> list[Any]:
     """All that must be the same in two runs of one search."""
     return [
         (t.number, t.key, dict(t.proposal.values), t.state, t.metrics, t.result, t.repeats)
@@ -106,21 +109,21 @@ def story(trials: list[Trial]) -> list[Any]:
     ]
 
 
-def judge_of(plan: SearchPlan, store: Any) -> TrialEvaluator:
+def evaluator_of(plan: SearchPlan, store: Any) -> TrialEvaluator:
     from speechft_ray.search.loop import open_evaluator
 
-    found = open_evaluator(plan, store)
-    assert found is not None
-    return found
+    evaluator = open_evaluator(plan, store)
+    assert evaluator is not None
+    return evaluator
 
 
 __all__ = [
     "MemoryStore",
     "cluster",
-    "judge_of",
+    "evaluator_of",
     "perform",
     "search_plan",
     "search_space",
     "smooth",
-    "story",
+    "summarize",
 ]

@@ -21,7 +21,7 @@ def start(storage: Path, out: Path) -> subprocess.Popen[bytes]:
     return subprocess.Popen(command, cwd=REPOSITORY, env=environment)
 
 
-def done(storage: Path) -> list[str]:
+def read_finished_jobs(storage: Path) -> list[str]:
     path = storage / "done.txt"
     return path.read_text().split() if path.exists() else []
 
@@ -30,10 +30,10 @@ def test_killed_at_random_three_times(tmp_path: Path) -> None:
     whole = start(tmp_path / "whole", tmp_path / "whole.json")
     source = random.Random(0)
     for _ in range(3):
-        before = len(done(tmp_path / "killed"))
+        before = len(read_finished_jobs(tmp_path / "killed"))
         driver = start(tmp_path / "killed", tmp_path / "killed.json")
-        wanted = before + source.randint(3, 12)
-        while len(done(tmp_path / "killed")) < wanted:
+        target = before + source.randint(3, 12)
+        while len(read_finished_jobs(tmp_path / "killed")) < target:
             assert driver.poll() is None, "it ended before it could be killed"
             time.sleep(0.002)
         time.sleep(source.random() * 0.02)
@@ -46,8 +46,10 @@ def test_killed_at_random_three_times(tmp_path: Path) -> None:
     )
     assert killed == undisturbed
     assert len(killed["trials"]) == 30 and {"COMPLETE", "PRUNED"} <= set(killed["study"])
-    jobs = done(tmp_path / "killed")
-    # A job that was published and not yet recorder when the driver died is not done again; none is
+    jobs = read_finished_jobs(tmp_path / "killed")
+    # A job that was published and not yet recorded when the driver died is not done again; none is
     # there twice.
     assert len(set(jobs)) == len(jobs)
-    assert sorted(set(jobs) | set(done(tmp_path / "whole"))) == sorted(done(tmp_path / "whole"))
+    assert sorted(set(jobs) | set(read_finished_jobs(tmp_path / "whole"))) == sorted(
+        read_finished_jobs(tmp_path / "whole")
+    )

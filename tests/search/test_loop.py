@@ -25,12 +25,12 @@ from tests.search.search_fakes import (
     AXES,
     alpha_of,
     cluster,
+    evaluator_of,
     job_task,
-    judge_of,
     perform,
     search_plan,
     smooth,
-    story,
+    summarize,
 )
 
 
@@ -46,7 +46,7 @@ def test_a_search_finds_the_best_alpha_and_evaluates_it_on_dev_alone() -> None:
     trials = perform(plan, executor)
     assert [trial.number for trial in trials] == list(range(40))
     assert {trial.state for trial in trials} == {"complete"}
-    (best,) = judge_of(plan, executor.store).select_best(trials)
+    (best,) = evaluator_of(plan, executor.store).select_best(trials)
     assert best.proposal.merge.alpha == pytest.approx(0.3, abs=0.1)
     full = [job for job in executor.done if job.stage == "evaluate" and "splits" not in job.payload]
     assert {job.label for job in full} == {
@@ -59,12 +59,12 @@ def test_a_search_finds_the_best_alpha_and_evaluates_it_on_dev_alone() -> None:
 
 
 def test_what_ends_when_does_not_matter() -> None:
-    told: list[list[Any]] = []
+    runs: list[list[Any]] = []
     for workers, seed in ((1, 0), (3, 1), (16, 2)):
         plan = search_plan()
-        told.append(story(perform(plan, cluster(MemoryStore(), workers, seed))))
-    assert told[0] == told[1] == told[2]
-    assert {state for _, _, _, state, *_ in told[0]} >= {"complete", "pruned"}
+        runs.append(summarize(perform(plan, cluster(MemoryStore(), workers, seed))))
+    assert runs[0] == runs[1] == runs[2]
+    assert {state for _, _, _, state, *_ in runs[0]} >= {"complete", "pruned"}
 
 
 class Killed(Exception):
@@ -84,7 +84,7 @@ class KillsAfter(Silent):
 
 
 def test_killed_three_times_it_is_the_same_search_and_nothing_is_evaluated_twice() -> None:
-    undisturbed = story(perform(search_plan(), cluster(MemoryStore())))
+    undisturbed = summarize(perform(search_plan(), cluster(MemoryStore())))
     store, done = MemoryStore(), []
     for count in (2, 5, 9):
         executor = cluster(store, workers=4, seed=count)
@@ -92,7 +92,7 @@ def test_killed_three_times_it_is_the_same_search_and_nothing_is_evaluated_twice
             perform(search_plan(), executor, KillsAfter(count))
         done += executor.done
     last = cluster(store, workers=2, seed=7)
-    assert story(perform(search_plan(), last)) == undisturbed
+    assert summarize(perform(search_plan(), last)) == undisturbed
     done += last.done
     assert len({job.fingerprint for job in done}) == len(done)
 
@@ -130,7 +130,7 @@ def test_idle_workers_evaluate_ahead_and_it_changes_nothing() -> None:
     """The last trials have more workers than trials: their later tasks start at once, in another
     order and to no other end."""
     alone, crowd = cluster(MemoryStore(), workers=1), cluster(MemoryStore(), workers=40)
-    assert story(perform(search_plan(trials=24), alone)) == story(
+    assert summarize(perform(search_plan(trials=24), alone)) == summarize(
         perform(search_plan(trials=24), crowd)
     )
     assert len(dev_jobs(alone.done)) < len(dev_jobs(crowd.done)) <= 48
@@ -145,7 +145,7 @@ def test_one_failing_merge_does_not_stop_a_search() -> None:
     assert [trial.number for trial in trials if trial.state == "failed"] == [2, 9]
     assert trials[2].error == "made to fail"
     assert sum(trial.state == "complete" for trial in trials) == 14
-    assert "2 failed" in progress_line(trials, 16, judge_of(plan, executor.store))
+    assert "2 failed" in progress_line(trials, 16, evaluator_of(plan, executor.store))
 
 
 def test_a_donor_that_fails_fails_its_trials_alone() -> None:
@@ -167,17 +167,18 @@ def test_a_control_that_fails_ends_the_search_with_a_sentence() -> None:
 
     with pytest.raises(
         UserError,
-        match=r"`evaluate sid fbank` failed, and without it no proposal can be on_trial_end: made to fail",
+        match=r"`evaluate sid fbank` failed, and without it no proposal can be evaluated: "
+        "made to fail",
     ):
         perform(search_plan(), cluster(MemoryStore(), facts=facts))
 
 
 def test_values_that_are_no_numbers_are_failures() -> None:
     def facts(job: Job) -> dict[str, Any]:
-        found = smooth(job)
+        job_facts = smooth(job)
         if job.label == "evaluate sid on dev trial 4":
-            found["scores"][0]["values"] = [float("nan")]
-        return found
+            job_facts["scores"][0]["values"] = [float("nan")]
+        return job_facts
 
     trials = perform(search_plan(stop_early="none"), cluster(MemoryStore(), facts=facts))
     assert trials[4].state == "failed" and trials[4].error == "a value is not a finite number"
@@ -196,7 +197,7 @@ def test_a_repeated_proposal_costs_nothing() -> None:
         first = next(other for other in trials if other.key == trial.key)
         assert trial.repeats == (None if first is trial else first.number)
         assert trial.metrics == first.metrics
-    (best,) = judge_of(plan, executor.store).select_best(trials)
+    (best,) = evaluator_of(plan, executor.store).select_best(trials)
     assert best.repeats is None
 
 
@@ -216,7 +217,7 @@ def test_hopeless_trials_are_stopped_and_the_best_never_is(rule: str) -> None:
     assert saved == sum(trial.state == "pruned" for trial in trials) > 5
     assert len(dev_jobs(executor.done)) == 80 - saved
     assert seconds == pytest.approx(2.0 * saved)
-    evaluator = judge_of(plan, executor.store)
+    evaluator = evaluator_of(plan, executor.store)
     (best,), (truth,) = evaluator.select_best(trials), evaluator.select_best(whole)
     assert (best.number, best.result.values if best.result else ()) == (
         truth.number, truth.result.values if truth.result else ()
@@ -228,15 +229,21 @@ def test_hopeless_trials_are_stopped_and_the_best_never_is(rule: str) -> None:
 
 def test_the_bound_by_hand() -> None:
     """A stop is right when 1000 x mean(own share, best share seen of the rest) is below the best
-    score told before."""
+    score reported before."""
     plan, executor = search_plan(trials=40, sampler="random"), cluster(MemoryStore(), workers=1)
     trials = perform(plan, executor)
-    per = lambda value: (value - 60.0) / (0.0 - 60.0)  # noqa: E731  # share of PR by the references of `smooth`
-    acc = lambda value: (value - 40.0) / (100.0 - 40.0)  # noqa: E731
-    pretrained = judge_of(plan, executor.store).pretrained
+
+    # Shares of PR and SID by the references of `smooth`.
+    def per(value: float) -> float:
+        return (value - 60.0) / (0.0 - 60.0)
+
+    def acc(value: float) -> float:
+        return (value - 40.0) / (100.0 - 40.0)
+
+    pretrained = evaluator_of(plan, executor.store).pretrained
     for trial in trials:
-        told = trials[: max(0, trial.number + 1 - 5)]
-        full = [other for other in told if other.state == "complete"]
+        reported = trials[: max(0, trial.number + 1 - 5)]
+        full = [other for other in reported if other.state == "complete"]
         if not full:
             assert trial.state == "complete"
             continue
@@ -270,11 +277,13 @@ def test_constraints_choose() -> None:
     )
     executor = cluster(MemoryStore())
     trials = perform(plan, executor)
-    evaluator = judge_of(plan, executor.store)
+    evaluator = evaluator_of(plan, executor.store)
     assert any(not trial.feasible for trial in trials)
     for trial in trials:
         assert trial.result is not None
-        assert trial.result.violations == [pytest.approx(80.9 - trial.metrics["sid.accuracy"])]
+        assert list(trial.result.violations) == [
+            pytest.approx(80.9 - trial.metrics["sid.accuracy"])
+        ]
     (best,) = evaluator.select_best(trials)
     kept = [trial for trial in trials if trial.metrics["sid.accuracy"] >= 80.9]
     least = min(trials, key=lambda trial: 80.9 - trial.metrics["sid.accuracy"])
@@ -293,10 +302,10 @@ def test_no_worse_than_pretrained_reads_the_control() -> None:
     )
     executor = cluster(MemoryStore())
     trials = perform(plan, executor)
-    limit = judge_of(plan, executor.store).pretrained["pr.per"]
+    limit = evaluator_of(plan, executor.store).pretrained["pr.per"]
     for trial in trials:
         assert trial.result is not None
-        assert trial.result.violations == [pytest.approx(trial.metrics["pr.per"] - limit)]
+        assert list(trial.result.violations) == [pytest.approx(trial.metrics["pr.per"] - limit)]
         assert trial.feasible == (trial.metrics["pr.per"] <= limit)
 
 
@@ -306,7 +315,7 @@ def test_two_objectives_give_a_front() -> None:
         cluster(MemoryStore()),
     )
     trials = perform(plan, executor)
-    evaluator = judge_of(plan, executor.store)
+    evaluator = evaluator_of(plan, executor.store)
     front = evaluator.select_best(trials)
     points = [(t.result.values[0], t.result.values[1]) for t in trials if t.result]
     expected = {
@@ -314,12 +323,11 @@ def test_two_objectives_give_a_front() -> None:
         for score, far in points
         if not any(s >= score and f <= far and (s, f) != (score, far) for s, f in points)
     }
-    found = [tuple(trial.result.values) for trial in front if trial.result]
-    assert set(found) == expected and len(expected) > 2
-    assert found == sorted(found, reverse=True)  # the best score first
-    assert all(
-        trial.state == "complete" for trial in trials
-    )  # nothing is stopped early with several objectives
+    selected = [tuple(trial.result.values) for trial in front if trial.result]
+    assert set(selected) == expected and len(expected) > 2
+    assert selected == sorted(selected, reverse=True)  # the best score first
+    # Nothing is pruned with several objectives.
+    assert all(trial.state == "complete" for trial in trials)
 
 
 def test_only_the_tasks_of_the_objectives_are_evaluated() -> None:
@@ -344,7 +352,7 @@ def test_a_stop_ends_it_and_the_same_command_goes_on() -> None:
 
     with pytest.raises(Interrupted):
         perform(search_plan(), cluster(store), Stops(), stop)
-    assert story(perform(search_plan(), cluster(store))) == story(
+    assert summarize(perform(search_plan(), cluster(store))) == summarize(
         perform(search_plan(), cluster(MemoryStore()))
     )
 
@@ -352,7 +360,7 @@ def test_a_stop_ends_it_and_the_same_command_goes_on() -> None:
 def test_the_plan_of_what_was_chosen() -> None:
     plan, executor = search_plan(stop_early="none"), cluster(MemoryStore())
     trials = perform(plan, executor)
-    (best,) = judge_of(plan, executor.store).select_best(trials)
+    (best,) = evaluator_of(plan, executor.store).select_best(trials)
     final = make_selection_plan(plan, [(best.number, best.proposal)])
     assert final.fingerprint == plan.fingerprint
     assert final.winner == best.key
@@ -370,7 +378,7 @@ def test_the_plan_of_what_was_chosen() -> None:
 def test_a_trial_as_a_row_has_dev_metrics_alone() -> None:
     plan, executor = search_plan(stop_early="none"), cluster(MemoryStore())
     trials = perform(plan, executor)
-    evaluator = judge_of(plan, executor.store)
+    evaluator = evaluator_of(plan, executor.store)
     row = make_trial_row(plan, trials[0], evaluator)
     assert set(row.metrics) == {"dev.pr.per", "dev.sid.accuracy", "dev.score", "distance"}
     assert row.metrics["dev.score"] == trials[0].result.values[0]  # type: ignore[union-attr]
@@ -381,7 +389,7 @@ def test_a_trial_as_a_row_has_dev_metrics_alone() -> None:
 def test_sentences_say_what_it_cost() -> None:
     plan, executor = search_plan(trials=40, sampler="random"), cluster(MemoryStore())
     trials = perform(plan, executor)
-    evaluator = judge_of(plan, executor.store)
+    evaluator = evaluator_of(plan, executor.store)
     chosen = evaluator.select_best(trials)
     text = " ".join(
         search_sentences(

@@ -4,6 +4,7 @@ stop."""
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import optuna
 import pytest
@@ -15,9 +16,8 @@ from speechft_ray.search.proposals import TrialResult
 from tests.search.search_fakes import search_plan
 
 
-def told(count: int) -> OptunaProposer:
-    """A proposer that was told so many results of every kind: the last was stopped, the third
-    failed."""
+def report_trials(count: int) -> OptunaProposer:
+    """Returns a proposer with ``count`` reported results: the third failed, the last was pruned."""
     plan = search_plan(
         trials=20, max_concurrent=1, constraints=[{"metric": "pr.per", "no_worse_than": 5}]
     )
@@ -43,7 +43,7 @@ def view_of(folder: Path, proposer: OptunaProposer) -> StudyView:
     return view
 
 
-def stored(folder: Path) -> list[tuple[object, ...]]:
+def read_trials(folder: Path) -> list[tuple[Any, ...]]:
     """Read as the dashboard reads it."""
     study = optuna.load_study(study_name="small", storage=f"sqlite:///{folder / FILE}")
     return [
@@ -54,21 +54,22 @@ def stored(folder: Path) -> list[tuple[object, ...]]:
 
 @pytest.fixture(scope="module")
 def proposer() -> OptunaProposer:
-    return told(9)
+    return report_trials(9)
 
 
-def test_every_verdict_is_in_the_file(tmp_path: Path, proposer: OptunaProposer) -> None:
+def test_every_result_is_in_the_file(tmp_path: Path, proposer: OptunaProposer) -> None:
     view_of(tmp_path, proposer)
-    found = stored(tmp_path)
-    assert [state for _, state, *_ in found] == ["COMPLETE"] * 2 + ["FAIL"] + ["COMPLETE"] * 5 + [
+    trials = read_trials(tmp_path)
+    assert [state for _, state, *_ in trials] == ["COMPLETE"] * 2 + ["FAIL"] + ["COMPLETE"] * 5 + [
         "PRUNED"
     ]
-    for number, state, params, values, _, constraints in found:
-        assert params == proposer.study.trials[number].params  # type: ignore[index]
+    for number, state, params, values, _, constraints in trials:
+        assert params == proposer.study.trials[number].params
         if state == "COMPLETE":
-            assert values == [params["alpha"]]  # type: ignore[index]
-            assert list(constraints.values()) == [pytest.approx(params["alpha"] - 0.5)]  # type: ignore[attr-defined, index]
-    assert len(found[-1][4]) == 1  # type: ignore[arg-type]
+            assert values == [params["alpha"]]
+            violations = list(constraints.values())
+            assert violations == [pytest.approx(params["alpha"] - 0.5)]
+    assert len(trials[-1][4]) == 1
 
 
 def test_a_second_run_adds_what_is_new_and_nothing_twice(
@@ -78,7 +79,7 @@ def test_a_second_run_adds_what_is_new_and_nothing_twice(
     for number in range(4):
         first.copy(number)
     view_of(tmp_path, proposer)
-    assert [number for number, *_ in stored(tmp_path)] == list(range(9))
+    assert [number for number, *_ in read_trials(tmp_path)] == list(range(9))
 
 
 @pytest.mark.parametrize("damage", ["garbage", "others"])
@@ -86,10 +87,10 @@ def test_a_damaged_file_is_made_anew(tmp_path: Path, proposer: OptunaProposer, d
     if damage == "garbage":
         (tmp_path / FILE).write_bytes(b"not a database" * 100)
     else:
-        view_of(tmp_path, told(3))  # the last of these was stopped: other trials than ours
+        view_of(tmp_path, report_trials(3))  # the last of these was stopped: other trials than ours
     view_of(tmp_path, proposer)
-    assert [state for _, state, *_ in stored(tmp_path)][:3] == ["COMPLETE", "COMPLETE", "FAIL"]
-    assert len(stored(tmp_path)) == 9
+    assert [state for _, state, *_ in read_trials(tmp_path)][:3] == ["COMPLETE", "COMPLETE", "FAIL"]
+    assert len(read_trials(tmp_path)) == 9
 
 
 def test_a_view_that_cannot_be_written_is_given_up_with_a_sentence(
@@ -104,7 +105,7 @@ def test_a_view_that_cannot_be_written_is_given_up_with_a_sentence(
 
 
 def test_importance_needs_enough_trials_and_finds_what_matters() -> None:
-    assert importances(told(5).study) == {}
-    found = importances(told(20).study)
-    assert sum(found.values()) == pytest.approx(1)
-    assert max(found, key=lambda name: found[name]) == "alpha"
+    assert importances(report_trials(5).study) == {}
+    shares = importances(report_trials(20).study)
+    assert sum(shares.values()) == pytest.approx(1)
+    assert max(shares, key=lambda name: shares[name]) == "alpha"

@@ -1,5 +1,4 @@
-"""From draws to merges: conditional parameters, donors, per-layer values, and the extreme_points that are
-checked beforehand."""
+"""From draws to merges: conditional parameters, donors, per-layer values, extreme points."""
 
 from __future__ import annotations
 
@@ -11,7 +10,7 @@ import pytest
 
 from speechft_ray.core.space import parse_space
 from speechft_ray.search.plan import make_search_plan
-from speechft_ray.search.proposals import Proposal, SearchSpace, curve, extreme_points
+from speechft_ray.search.proposals import Proposal, SearchSpace, extreme_points, interpolate_curve
 from tests.sweep.fakes import inputs, space
 
 OBJECTIVE = {
@@ -58,10 +57,10 @@ def test_parameters_count_only_under_their_method() -> None:
         "method": {"choice": ["linear", "ties"]},
         "ties": {"density": {"uniform": [0.1, 1]}, "scope": "tensor"},
     }
-    found = space_of({**axes, "donors": ["b"]})
-    assert found.draw(first := Scripted()).merge.params == {}
+    search_space = space_of({**axes, "donors": ["b"]})
+    assert search_space.draw(first := Scripted()).merge.params == {}
     assert first.drawn == ["method"]
-    assert found.draw(other := Scripted(method="ties")).merge.params == {
+    assert search_space.draw(other := Scripted(method="ties")).merge.params == {
         "density": 0.1,
         "scope": "tensor",
     }
@@ -120,21 +119,21 @@ def test_layers_free_and_as_a_curve() -> None:
 def test_a_curve_is_linear_interpolation(knots: int, depth: int) -> None:
     values = np.random.default_rng(0).random(knots)
     places = np.linspace(0, 1, depth) if depth > 1 else np.zeros(1)
-    assert curve(list(values), depth) == pytest.approx(
+    assert interpolate_curve(list(values), depth) == pytest.approx(
         np.interp(places, np.linspace(0, 1, knots), values)
     )
 
 
-def test_corners_meet_every_option_and_every_end() -> None:
+def test_extreme_points_meet_every_option_and_every_end() -> None:
     axes = {
         "alpha": {"uniform": [0.2, 0.8]},
         "method": {"choice": ["linear", "ties"]},
         "ties": {"density": {"uniform": [0.1, 0.9]}, "scope": {"choice": ["global", "tensor"]}},
         "donors": {"choice": ["b", ["b", "c"]]},
     }
-    found = extreme_points(space_of(axes))
-    assert {proposal.merge.alpha for proposal in found} == {0.2, 0.8}
-    assert {len(proposal.donors) for proposal in found} == {1, 2}
-    ties = [proposal.merge.params for proposal in found if proposal.merge.method == "ties"]
+    proposals = extreme_points(space_of(axes))
+    assert {proposal.merge.alpha for proposal in proposals} == {0.2, 0.8}
+    assert {len(proposal.donors) for proposal in proposals} == {1, 2}
+    ties = [proposal.merge.params for proposal in proposals if proposal.merge.method == "ties"]
     assert {params["density"] for params in ties} == {0.1, 0.9}
     assert {params["scope"] for params in ties} == {"global", "tensor"}
