@@ -41,6 +41,7 @@ NO_PARTICIPLES = {
     "embed",
     "exceed",
     "proceed",
+    "succeed",
     "bed",
     "shed",
     "red",

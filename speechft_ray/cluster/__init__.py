@@ -1,2 +1,1 @@
-"""The one door to Ray: reaching a cluster, running jobs as Ray tasks, and fine-tuning as Ray Tune
-trials."""
+"""Layer 3: the only package that imports Ray. Connects, runs jobs as Ray tasks and Tune trials."""

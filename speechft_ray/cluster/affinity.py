@@ -1,4 +1,4 @@
-"""Which node an evaluation prefers: the one whose cache knows its corpus."""
+"""Selects the node that an evaluation prefers: the one whose cache holds its corpus."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ from speechft_ray.core.fingerprint import fingerprint
 from speechft_ray.core.records import Job, Place
 
 
-def preferred_node(job: Job, place: Place, nodes: Iterable[str]) -> str | None:
-    """Returns the id of the node that an evaluation should run on while there is room, or ``None``
-    if any is as good.
+def select_node(job: Job, place: Place, nodes: Iterable[str]) -> str | None:
+    """Returns the id of the preferred node of an evaluation; ``None`` where all are equal.
 
     All evaluations of one corpus prefer one node, whatever they evaluate; different corpora spread.
     Each node draws a number for the corpus and the highest wins (rendezvous hashing: Thaler and
@@ -20,7 +19,7 @@ def preferred_node(job: Job, place: Place, nodes: Iterable[str]) -> str | None:
     """
     spec = job.payload.get("spec")
     corpus = spec.get("corpus") if isinstance(spec, dict) else None
-    able = sorted(nodes)
-    if job.stage != "evaluate" or place.cache is None or corpus is None or len(able) < 2:
+    candidates = sorted(nodes)
+    if job.stage != "evaluate" or place.cache is None or corpus is None or len(candidates) < 2:
         return None
-    return max(able, key=lambda node: fingerprint([node, corpus]))
+    return max(candidates, key=lambda node: fingerprint([node, corpus]))

@@ -1,5 +1,4 @@
-"""Reaching a Ray cluster: a fresh one on this machine, the one that runs here, or one by its
-address."""
+"""Connects to a Ray cluster: a new local one, the one that runs here, or one by its address."""
 
 from __future__ import annotations
 
@@ -38,9 +37,10 @@ WORKER_ENVIRONMENT = {
 """What every worker gets, on every node."""
 
 ALLOWED_ENVIRONMENT = re.compile(
-    r"(PATH|HOME|USER|LOGNAME|SHELL|TERM|TZ|LANG|LANGUAGE|LC_.*|TMPDIR|VIRTUAL_ENV|CONDA_PREFIX|PYTHON.*|LD_LIBRARY_PATH|LD_PRELOAD"
-    r"|CUDA_.*|NVIDIA_.*|NCCL_.*|ROCR_.*|HIP_.*|OMP_.*|MKL_.*|OPENBLAS_.*|RAY_.*|TUNE_.*|TORCH_HOME|HF_HOME|HF_HUB_OFFLINE"
-    r"|XDG_CACHE_HOME|SSL_CERT_FILE|REQUESTS_CA_BUNDLE|PYTORCH_.*|SPEECHFT_.*|GRPC_.*|no_proxy|NO_PROXY)"
+    r"(PATH|HOME|USER|LOGNAME|SHELL|TERM|TZ|LANG|LANGUAGE|LC_.*|TMPDIR|VIRTUAL_ENV|CONDA_PREFIX"
+    r"|PYTHON.*|LD_LIBRARY_PATH|LD_PRELOAD|CUDA_.*|NVIDIA_.*|NCCL_.*|ROCR_.*|HIP_.*|OMP_.*|MKL_.*"
+    r"|OPENBLAS_.*|RAY_.*|TUNE_.*|TORCH_HOME|HF_HOME|HF_HUB_OFFLINE|XDG_CACHE_HOME|SSL_CERT_FILE"
+    r"|REQUESTS_CA_BUNDLE|PYTORCH_.*|SPEECHFT_.*|GRPC_.*|no_proxy|NO_PROXY)"
 )
 """What the processes of a local cluster inherit. Anything else stays in the driver: cloud keys,
 tracking passwords."""
@@ -105,10 +105,10 @@ def connect(
         "logging_level": "ERROR",
     }
     try:
-        with _signals_kept():
+        with _keep_signal_handlers():
             if address == "local":
                 limits = {"num_cpus": cpus, "num_gpus": gpus, "object_store_memory": store_bytes}
-                with _only_allowed_environment():
+                with _restrict_environment():
                     context = ray.init(
                         **common, **limits, include_dashboard=missing_for_dashboard() == []
                     )
@@ -117,42 +117,44 @@ def connect(
                 context = ray.init(**common)
                 _check_actors(context.address_info["gcs_address"])
     except (ConnectionError, RayError, RuntimeError, ValueError, OSError) as error:
-        raise UserError(_why_not(address, error)) from error
+        raise UserError(_explain_failure(address, error)) from error
     return _describe(context, local=address == "local")
 
 
 def missing_for_dashboard() -> list[str]:
     """Returns the packages that the dashboard of a local cluster lacks here; ``pip install
     "ray[default]"`` brings them."""
-    return [name for name in DASHBOARD_PACKAGES if not _installed(name)]
+    return [name for name in DASHBOARD_PACKAGES if not _is_installed(name)]
 
 
 def _check(address: str) -> None:
     if address.startswith("ray://"):
         raise UserError(
-            f"the address `{address}` is one of Ray Client, which runs the sweep away from its driver: start this command on a "
-            "node of the cluster with `--address auto`, or give the head's HOST:PORT (6379 unless changed)."
+            f"the address `{address}` is one of Ray Client, which runs the sweep away from its "
+            "driver: start this command on a node of the cluster with `--address auto`, or give "
+            "the head's HOST:PORT (6379 unless changed)."
         )
     if address in ("local", "auto"):
-        last = _last_cluster() if address == "auto" else None
+        last = _read_last_address() if address == "auto" else None
         if last is not None:
             _check(last)
         return
-    found = re.fullmatch(r"(\[[0-9A-Fa-f:]+\]|[A-Za-z0-9_.-]+):([0-9]{1,5})", address)
-    if found is None or not 0 < int(found[2]) < 65536:
+    match = re.fullmatch(r"(\[[0-9A-Fa-f:]+\]|[A-Za-z0-9_.-]+):([0-9]{1,5})", address)
+    if match is None or not 0 < int(match[2]) < 65536:
         allowed = "`local`, `auto` or HOST:PORT of a Ray head, for example 10.0.0.1:6379"
         raise UserError(f"the address `{address}` must be {allowed}.")
     try:  # Ray itself would try a dead address for minutes
         socket.create_connection(
-            (found[1].strip("[]"), int(found[2])), timeout=ANSWER_SECONDS
+            (match[1].strip("[]"), int(match[2])), timeout=ANSWER_SECONDS
         ).close()
     except OSError as error:
         raise UserError(
-            f"no Ray head answers at `{address}` ({error}): start one with `ray start --head`, or use `--address local`."
+            f"no Ray head answers at `{address}` ({error}): "
+            "start one with `ray start --head`, or use `--address local`."
         ) from None
 
 
-def _last_cluster() -> str | None:
+def _read_last_address() -> str | None:
     """Returns where Ray's ``auto`` will go: ``RAY_ADDRESS``, else what the last head on this
     machine wrote down, if any.
 
@@ -169,20 +171,21 @@ def _last_cluster() -> str | None:
         return None
 
 
-def _why_not(address: str, error: Exception) -> str:
-    said = f"Ray says: {' '.join(str(error).split())[:300]}"
+def _explain_failure(address: str, error: Exception) -> str:
+    ray_error = f"Ray says: {' '.join(str(error).split())[:300]}"
     if address == "local":
-        return f"a local Ray cluster could not be started. {said}"
-    head = _last_cluster() if address == "auto" else address
+        return f"a local Ray cluster could not be started. {ray_error}"
+    head = _read_last_address() if address == "auto" else address
     if head is None:
         return (
-            "no running Ray cluster was found: start one with `ray start --head`, or use `--address local` for a cluster that "
-            f"lasts as long as this command. {said}"
+            "no running Ray cluster was found: start one with `ray start --head`, or use "
+            f"`--address local` for a cluster that lasts as long as this command. {ray_error}"
         )
     return (
-        f"the Ray head at `{head}` answers, but does not let this process in: if it wants its token, export "
-        "RAY_AUTH_MODE=token and put the head's token (`ray get-auth-token`) into ~/.ray/auth_token; otherwise see that both "
-        f"have the same versions of Ray and Python. {said}"
+        f"the Ray head at `{head}` answers, but does not let this process in: if it wants its "
+        "token, export RAY_AUTH_MODE=token and put the head's token (`ray get-auth-token`) into "
+        "~/.ray/auth_token; otherwise see that both have the same versions of Ray and Python. "
+        f"{ray_error}"
     )
 
 
@@ -197,9 +200,10 @@ def _check_actors(address: str) -> None:
     except ray.exceptions.RayActorError as error:
         ray.shutdown()
         raise UserError(
-            f"the Ray cluster at `{address}` ends every actor of this process: mostly, it was started without a token while "
-            "this process has one. Start its head again with RAY_AUTH_MODE=token, or export RAY_AUTH_MODE=disabled here if "
-            f"nobody else reaches it. Ray says: {' '.join(str(error).split())[:300]}"
+            f"the Ray cluster at `{address}` ends every actor of this process: mostly, it was "
+            "started without a token while this process has one. Start its head again with "
+            "RAY_AUTH_MODE=token, or export RAY_AUTH_MODE=disabled here if nobody else reaches it. "
+            f"Ray says: {' '.join(str(error).split())[:300]}"
         ) from error
 
 
@@ -220,7 +224,7 @@ def _describe(context: Any, *, local: bool) -> Cluster:
     )
 
 
-def _installed(name: str) -> bool:
+def _is_installed(name: str) -> bool:
     try:
         return importlib.util.find_spec(name) is not None
     except ImportError:  # a parent package is missing
@@ -228,7 +232,7 @@ def _installed(name: str) -> bool:
 
 
 @contextmanager
-def _only_allowed_environment() -> Iterator[None]:
+def _restrict_environment() -> Iterator[None]:
     # Ray's processes inherit the environment of the moment they start, and every worker inherits
     # theirs. They also import from where the driver does, so that a checkout works like an
     # installed package.
@@ -246,7 +250,7 @@ def _only_allowed_environment() -> Iterator[None]:
 
 
 @contextmanager
-def _signals_kept() -> Iterator[None]:
+def _keep_signal_handlers() -> Iterator[None]:
     # `ray.init` puts its own handler in place of the driver's, which would end a sweep without a
     # word on SIGTERM.
     if threading.current_thread() is not threading.main_thread():

@@ -14,10 +14,14 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from speechft_ray.cluster.affinity import preferred_node
+from speechft_ray.cluster.affinity import select_node
 from speechft_ray.cluster.connect import Cluster
-from speechft_ray.cluster.gauges import Gauges
-from speechft_ray.cluster.progress import open_board, perform_on_worker, read_board
+from speechft_ray.cluster.metrics import ClusterMetrics
+from speechft_ray.cluster.progress import (
+    perform_on_worker,
+    read_progress_actor,
+    start_progress_actor,
+)
 from speechft_ray.cluster.share import Shares, task_options
 from speechft_ray.cluster.trials import Trials
 from speechft_ray.core.records import Job, Outcome, Place
@@ -32,22 +36,25 @@ HEAD_START_SECONDS = 20.0
 seconds to ask for a trial's place; evaluations would take every CPU meanwhile, and tuning, which
 most of a sweep waits for, would start last."""
 
-BOARD_TIMEOUT_SECONDS = 0.5
-"""How long a look at the progress may hold the driver up."""
+PROGRESS_TIMEOUT_SECONDS = 0.5
+"""How long reading the progress may block the driver."""
 
 
-def lost(job: Job, error: BaseException) -> Outcome:
+def make_lost_outcome(job: Job, error: BaseException) -> Outcome:
     """Returns the outcome of a job of which Ray has an error instead of a result."""
     cause = " ".join(str(error).split())[:300]
-    if isinstance(
-        error, RayTaskError
-    ):  # not the job itself failed, but what brings it to the worker: mostly an import
+    # A RayTaskError means that the job never started, mostly because of a failed import.
+    if isinstance(error, RayTaskError):
         last = next(line.strip() for line in reversed(str(error).splitlines()) if line.strip())
-        sentence = f"the worker could not run this job: {last} (is speechft_ray installed on every node, in the same version?)"
+        sentence = (
+            f"the worker could not run this job: {last} "
+            "(is speechft_ray installed on every node, in the same version?)"
+        )
     else:
         sentence = (
-            f"the worker or node of this job was lost {MAX_RETRIES + 1} times ({type(error).__name__}): {cause} "
-            "If memory ran out, give fewer jobs to a node or more memory to a job; running the same command again retries it."
+            f"the worker or node of this job was lost {MAX_RETRIES + 1} times "
+            f"({type(error).__name__}): {cause} If memory ran out, give fewer jobs to a node or "
+            "more memory to a job; running the same command again retries it."
         )
     return Outcome(
         stage=job.stage,
@@ -69,10 +76,10 @@ class RayExecutor:
         self._perform = perform
         self._place = place
         self._cluster = cluster
-        self._board = open_board()
+        self._progress_actor = start_progress_actor()
         self._shares = Shares(place)
-        self._gauges = Gauges()
-        self._trials = Trials(perform, place, self._board, self._shares, self._end)
+        self._metrics = ClusterMetrics()
+        self._trials = Trials(perform, place, self._progress_actor, self._shares, self._end)
         self._jobs: dict[str, Job] = {}
         self._tasks: dict[str, Any] = {}
         self._waiting: list[Job] = []
@@ -87,7 +94,7 @@ class RayExecutor:
         if self._stopped:
             raise RuntimeError(f"`{job.label}` was submitted after the executor was stopped")
         self._jobs[job.fingerprint] = job
-        self._gauges.submitted(job)
+        self._metrics.count_submitted(job)
         if job.stage == "finetune":
             self._trials.submit(job)
             self._head_start_ends = time.monotonic() + HEAD_START_SECONDS
@@ -107,22 +114,22 @@ class RayExecutor:
     def _start(self, job: Job) -> None:
         share = self._shares.of(job.resources)
         options = task_options(share) | _preference(
-            preferred_node(job, self._place, self._shares.able(share))
+            select_node(job, self._place, self._shares.eligible_nodes(share))
         )
         task = _TASK.options(name=job.label, _labels={"stage": job.stage}, **options)
-        reference = task.remote(self._perform, job, self._place, self._board)
+        reference = task.remote(self._perform, job, self._place, self._progress_actor)
         self._tasks[job.fingerprint] = reference
         reference.future().add_done_callback(lambda future: self._end(_outcome(job, future)))
 
     def outcomes(self, timeout_seconds: float) -> list[Outcome]:
         """Returns what ended since the last call, waiting for the first at most so long."""
         self._start_waiting()
-        found: list[Outcome] = []
+        ended: list[Outcome] = []
         with contextlib.suppress(queue.Empty):
-            found.append(self._ended.get(timeout=timeout_seconds))
+            ended.append(self._ended.get(timeout=timeout_seconds))
             while True:
-                found.append(self._ended.get_nowait())
-        return found
+                ended.append(self._ended.get_nowait())
+        return ended
 
     def slots(self, job: Job) -> int:
         """How many jobs with these resources the nodes of the cluster hold."""
@@ -133,9 +140,9 @@ class RayExecutor:
         second."""
         if self._stopped:
             return {}
-        found = read_board(self._board, BOARD_TIMEOUT_SECONDS)
-        if found is not None:
-            self._progress = found
+        latest = read_progress_actor(self._progress_actor, PROGRESS_TIMEOUT_SECONDS)
+        if latest is not None:
+            self._progress = latest
         running = {
             fingerprint: item
             for fingerprint, item in self._progress.items()
@@ -144,7 +151,7 @@ class RayExecutor:
         for fingerprint, item in running.items():
             job = self._jobs.get(fingerprint)  # it may have ended in another thread meanwhile
             if job is not None:
-                self._gauges.progressed(job, item)
+                self._metrics.add_progress(job, item)
         return running
 
     def stop(self) -> None:
@@ -161,10 +168,9 @@ class RayExecutor:
             with contextlib.suppress(RayError, ValueError):
                 ray.cancel(reference, force=True)
         self._trials.stop()
-        with contextlib.suppress(
-            RayError, ValueError, RuntimeError
-        ):  # the head may be what ended the run
-            ray.kill(self._board)
+        # The loss of the head may be what ended the run.
+        with contextlib.suppress(RayError, ValueError, RuntimeError):
+            ray.kill(self._progress_actor)
         if self._cluster is not None:
             self._cluster.close()
 
@@ -176,8 +182,8 @@ class RayExecutor:
             self._tasks.pop(outcome.fingerprint, None)
             if job is None:
                 return
-            self._gauges.ended(job, outcome)
-        self._board.drop.remote(outcome.fingerprint)
+            self._metrics.count_ended(job, outcome)
+        self._progress_actor.remove.remote(outcome.fingerprint)
         self._ended.put(outcome)
 
 
@@ -193,8 +199,8 @@ def _preference(node: str | None) -> dict[str, Any]:
     }
 
 
-def _perform_task(perform: Perform, job: Job, place: Place, board: Any) -> dict[str, Any]:
-    return perform_on_worker(perform, job, place, board).model_dump(mode="json")
+def _perform_task(perform: Perform, job: Job, place: Place, progress_actor: Any) -> dict[str, Any]:
+    return perform_on_worker(perform, job, place, progress_actor).model_dump(mode="json")
 
 
 _TASK = ray.remote(max_retries=MAX_RETRIES, retry_exceptions=False)(_perform_task)
@@ -202,4 +208,6 @@ _TASK = ray.remote(max_retries=MAX_RETRIES, retry_exceptions=False)(_perform_tas
 
 def _outcome(job: Job, future: Future[Any]) -> Outcome:
     error = future.exception()
-    return Outcome.model_validate(future.result()) if error is None else lost(job, error)
+    return (
+        Outcome.model_validate(future.result()) if error is None else make_lost_outcome(job, error)
+    )

@@ -1,11 +1,10 @@
-"""Parts of Ray Tune that are of use in this process only."""
+"""A base class for parts of Ray Tune that are of use in this process only."""
 
 from __future__ import annotations
 
 
-class NeverSaved:
-    """A part of Tune that is of use in this process only: what Tune pickles of it into its own
-    state is an empty shell."""
+class NotPicklable:
+    """Pickles as an empty object, since Tune writes its parts into its own state."""
 
     def __reduce__(self) -> tuple[type, tuple[()]]:
         return object, ()

@@ -1,4 +1,4 @@
-"""How far running jobs are: workers write it to one small actor, the driver reads it."""
+"""Progress of running jobs: workers write it to one small actor, the driver reads it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ REPORT_EVERY_SECONDS = 0.5
 calls a second."""
 
 
-def open_board() -> Any:
+def start_progress_actor() -> Any:
     """Starts the actor that holds the progress of all jobs, on the driver's own node, so that it
     outlives every worker node."""
     here = NodeAffinitySchedulingStrategy(
@@ -27,24 +27,29 @@ def open_board() -> Any:
     )
     name = f"speechft-progress-{uuid.uuid4().hex[:8]}"
     return (
-        ray.remote(_Board)
+        ray.remote(ProgressActor)
         .options(name=name, num_cpus=0, max_restarts=-1, scheduling_strategy=here)
         .remote()
     )
 
 
 def perform_on_worker(
-    perform: Perform, job: Job, place: Place, board: Any, curve: ReportProgress | None = None
+    perform: Perform,
+    job: Job,
+    place: Place,
+    progress_actor: Any,
+    curve: ReportProgress | None = None,
 ) -> Outcome:
-    """Runs one job where Ray put it: reports go to the board (and ``curve``), the device is the one
-    that the job was given.
+    """Runs one job on its worker. Reports go to the actor and to ``curve``.
 
-    A job that asked for no GPU stays on the CPU even where it can see one: that one belongs to
+    A job that asked for no GPU stays on the CPU even where it can see one: that GPU belongs to
     another job.
     """
     if not ray.get_gpu_ids():
         place = place.model_copy(update={"device": "cpu"})
-    send = throttled(lambda latest: board.put.remote(job.fingerprint, latest), REPORT_EVERY_SECONDS)
+    send = throttle(
+        lambda latest: progress_actor.put.remote(job.fingerprint, latest), REPORT_EVERY_SECONDS
+    )
 
     def report(values: Mapping[str, float]) -> None:
         send(values)
@@ -55,9 +60,11 @@ def perform_on_worker(
     return perform_safely(perform, job, place, report)
 
 
-def throttled(send: Callable[[dict[str, float]], object], every_seconds: float) -> ReportProgress:
-    """Returns a report that sends at most every so many seconds, the latest value of each name;
-    nothing waits for an answer."""
+def throttle(send: Callable[[dict[str, float]], object], every_seconds: float) -> ReportProgress:
+    """Returns a report that sends the latest value of each name at most every so many seconds.
+
+    It does not wait for an answer.
+    """
     latest: dict[str, float] = {}
     sent_at = float("-inf")
 
@@ -71,17 +78,19 @@ def throttled(send: Callable[[dict[str, float]], object], every_seconds: float) 
     return report
 
 
-def read_board(board: Any, timeout_seconds: float) -> dict[str, Progress] | None:
+def read_progress_actor(progress_actor: Any, timeout_seconds: float) -> dict[str, Progress] | None:
     """Returns the progress by fingerprint, or ``None`` when the actor does not answer in time (it
     may be restarting)."""
     try:
-        found: dict[str, dict[str, float]] = ray.get(board.read.remote(), timeout=timeout_seconds)
+        reports: dict[str, dict[str, float]] = ray.get(
+            progress_actor.read.remote(), timeout=timeout_seconds
+        )
     except (ray.exceptions.GetTimeoutError, ray.exceptions.RayActorError):
         return None
-    return {fingerprint: read_progress(latest) for fingerprint, latest in found.items()}
+    return {fingerprint: read_progress(latest) for fingerprint, latest in reports.items()}
 
 
-class _Board:
+class ProgressActor:
     """The latest report of every running job, by fingerprint."""
 
     def __init__(self) -> None:
@@ -90,7 +99,7 @@ class _Board:
     def put(self, fingerprint: str, latest: dict[str, float]) -> None:
         self._latest[fingerprint] = latest
 
-    def drop(self, fingerprint: str) -> None:
+    def remove(self, fingerprint: str) -> None:
         self._latest.pop(fingerprint, None)
 
     def read(self) -> dict[str, dict[str, float]]:

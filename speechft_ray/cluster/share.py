@@ -1,5 +1,4 @@
-"""What share of the cluster a job gets: its request, cut to what the best node really has, so that
-no job waits for ever."""
+"""Fits the resource request of a job to the nodes, so that no job waits for ever."""
 
 from __future__ import annotations
 
@@ -17,7 +16,7 @@ LOOK_EVERY_SECONDS = 5.0
 go in minutes."""
 
 
-def fitting(
+def fit_request(
     request: ResourceRequest, nodes: Sequence[Mapping[str, float]], device: str
 ) -> ResourceRequest:
     """Returns what a job really asks for, given the resources of each node (Ray's names: ``CPU``,
@@ -43,22 +42,22 @@ def fitting(
 def slots(share: ResourceRequest, nodes: Sequence[Mapping[str, float]]) -> int:
     """Returns how many jobs with this share run at once on these nodes; at least 1, since one would
     be waited for."""
-    wanted = {name: amount for name, amount in bundle(share).items() if name in ("CPU", "GPU")}
+    needs = {name: amount for name, amount in bundle(share).items() if name in ("CPU", "GPU")}
     held = [
-        min(int(node.get(name, 0.0) / amount + 1e-9) for name, amount in wanted.items())
+        min(int(node.get(name, 0.0) / amount + 1e-9) for name, amount in needs.items())
         for node in nodes
-        if wanted
+        if needs
     ]
     return max(1, sum(held))
 
 
-def able(share: ResourceRequest, nodes: Mapping[str, Mapping[str, float]]) -> list[str]:
+def eligible_nodes(share: ResourceRequest, nodes: Mapping[str, Mapping[str, float]]) -> list[str]:
     """Returns the ids of the nodes that could run a job with this share, were they idle; sorted."""
-    wanted = bundle(share)
+    needs = bundle(share)
     return sorted(
         name
         for name, node in nodes.items()
-        if all(node.get(key, 0.0) >= wanted[key] for key in wanted)
+        if all(node.get(key, 0.0) >= needs[key] for key in needs)
     )
 
 
@@ -75,7 +74,7 @@ def bundle(share: ResourceRequest) -> dict[str, float]:
 
 
 class Shares:
-    """Cuts requests to the nodes that the cluster has now."""
+    """Fits requests to the nodes that the cluster has now."""
 
     def __init__(self, place: Place) -> None:
         self._device = place.device
@@ -85,19 +84,19 @@ class Shares:
     def of(self, request: ResourceRequest) -> ResourceRequest:
         """Returns what this request gets."""
         self._look()
-        return fitting(request, list(self._nodes.values()), self._device)
+        return fit_request(request, list(self._nodes.values()), self._device)
 
     def slots(self, request: ResourceRequest) -> int:
         """Returns how many such requests the nodes hold together; 1 while there is no node."""
         return slots(self.of(request), list(self._nodes.values()))
 
-    def able(self, share: ResourceRequest) -> list[str]:
+    def eligible_nodes(self, share: ResourceRequest) -> list[str]:
         """Returns the ids of the nodes that could run a job with this share, were they idle;
         sorted."""
         self._look()
-        return able(share, self._nodes)
+        return eligible_nodes(share, self._nodes)
 
-    def _look(self) -> None:
+    def _refresh(self) -> None:
         if time.monotonic() - self._looked_at > LOOK_EVERY_SECONDS:
             self._nodes = {
                 node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]

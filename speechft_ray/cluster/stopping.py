@@ -1,9 +1,8 @@
-"""Fine-tuning runs that end early, by Ray Tune's own schedulers: each is compared with the runs of
-its own title alone.
+"""Early stopping of fine-tuning runs by Ray Tune's own schedulers.
 
-They are compared by their validations, in share of their updates, so that runs of different length
-can be compared as well. What is stopped depends on who runs beside whom and how fast: another run
-of the same sweep may stop others.
+A run is compared with runs of the same title alone, by their validations at the same share of their
+updates, so that runs of different length can be compared. Which runs are stopped depends on which
+runs are active at the same time and on their speed: a second execution may stop others.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from ray.tune.schedulers import (
     TrialScheduler,
 )
 
-from speechft_ray.cluster.not_picklable import NeverSaved
+from speechft_ray.cluster.not_picklable import NotPicklable
 from speechft_ray.core.records import Job
 from speechft_ray.core.specs import StopSpec
 
@@ -26,11 +25,13 @@ SHARE, GOODNESS = "share", "goodness"
 is better."""
 
 FIRST_RUNG = 0.01
-"""Rungs are ``grace_period`` times powers of ``reduction_factor``, so ``asha`` cannot begin at 0: it begins
-here at the earliest."""
+"""Rungs are ``grace_period`` times powers of ``reduction_factor``, so ``asha`` cannot begin at 0.
+
+It begins here at the earliest.
+"""
 
 
-def rule_of(spec: StopSpec) -> TrialScheduler:
+def build_rule(spec: StopSpec) -> TrialScheduler:
     """Returns Tune's scheduler of that rule."""
     if spec.rule == "asha":
         return AsyncHyperBandScheduler(
@@ -54,7 +55,7 @@ def rule_of(spec: StopSpec) -> TrialScheduler:
     )
 
 
-class EarlyStops(NeverSaved, FIFOScheduler):  # type: ignore[misc]  # Ray comes without types
+class EarlyStopping(NotPicklable, FIFOScheduler):  # type: ignore[misc]  # Ray comes without types
     """Runs trials in their order and asks the rule of their title whether they go on; a job without
     ``stop`` always does."""
 
@@ -102,7 +103,7 @@ class EarlyStops(NeverSaved, FIFOScheduler):  # type: ignore[misc]  # Ray comes 
             return None
         title = str(payload["title"])
         if title not in self._rules:
-            self._rules[title] = rule_of(StopSpec.model_validate(payload["stop"]))
+            self._rules[title] = build_rule(StopSpec.model_validate(payload["stop"]))
         return self._rules[title]
 
 
@@ -115,8 +116,8 @@ def _sentence(job: Job, latest: dict[str, float]) -> str:
     )
     return (
         f"stopped early after {100 * latest[SHARE]:.0f} % of its updates, since its validation "
-        f"(goodness {latest[GOODNESS]:.2f}) was {place} of the runs `{job.payload['title']}`; without `stop_tuning` the same "
-        "command goes on with it."
+        f"(goodness {latest[GOODNESS]:.2f}) was {place} of the runs `{job.payload['title']}`; "
+        "without `stop_tuning` the same command goes on with it."
     )
 
 

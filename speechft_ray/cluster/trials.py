@@ -1,11 +1,10 @@
-"""Fine-tuning runs as trials of a Ray Tune experiment, fed while it runs, that lasts as long as
-there is something to tune.
+"""Runs fine-tuning jobs as trials of Ray Tune experiments.
 
-An experiment that waits for its next trial would block inside Tune for ten minutes and keep the GPU
-of its last one; so it ends when it runs dry, and the next job opens another. Tune schedules and
-retries here, and decides nothing: what is done and what is not stands in the store alone. Tune's
-own snapshot is written at most every 10 s and, when damaged, silently starts over, so it is never
-read back; a lost trial goes on from the checkpoints in its own work folder.
+Jobs are added to a running experiment. An experiment ends when no job waits and none runs, and the
+next job opens another: one that waits for its next trial would block inside Tune for ten minutes
+and keep the GPU of its last one. Tune schedules and retries trials; the store alone says which jobs
+are done. Tune's own snapshot is never read back, since it is written at most every 10 s and a
+damaged one silently starts over. A lost trial resumes from the checkpoints in its own work folder.
 """
 
 from __future__ import annotations
@@ -25,10 +24,10 @@ from ray.tune.execution import class_cache
 from ray.tune.search import Searcher
 from ray.tune.stopper import Stopper
 
-from speechft_ray.cluster.not_picklable import NeverSaved
-from speechft_ray.cluster.progress import perform_on_worker, throttled
+from speechft_ray.cluster.not_picklable import NotPicklable
+from speechft_ray.cluster.progress import perform_on_worker, throttle
 from speechft_ray.cluster.share import Shares, bundle
-from speechft_ray.cluster.stopping import GOODNESS, SHARE, EarlyStops
+from speechft_ray.cluster.stopping import GOODNESS, SHARE, EarlyStopping
 from speechft_ray.core.records import Job, Outcome, Place
 from speechft_ray.core.resources import ResourceRequest
 from speechft_ray.sweep.protocols import Perform, ReportProgress
@@ -37,8 +36,8 @@ MAX_FAILURES = 3
 """How often a trial starts again after its worker or node was lost."""
 
 CURVE_EVERY_SECONDS = 3.0
-"""How often a trial reports to Tune: it waits for the driver's answer each time, but can be stopped
-only then. The board has finer progress."""
+"""Seconds between reports of a trial to Tune. Each waits for the driver's answer, and a trial can
+be stopped only then. The progress actor has finer progress."""
 
 STOP_SECONDS = 30.0
 """How long stopping waits for Tune, which kills trials that do not report for 10 s."""
@@ -67,17 +66,17 @@ class Trials:
         self,
         perform: Perform,
         place: Place,
-        board: Any,
+        progress_actor: Any,
         shares: Shares,
         end: Callable[[Outcome], None],
     ) -> None:
         self._perform = perform
         self._place = place
-        self._board = board
+        self._progress_actor = progress_actor
         self._shares = shares
         self._end = end
-        self._feed = _Feed()
-        self._stops = EarlyStops()
+        self._searcher = JobSearcher()
+        self._stops = EarlyStopping()
         self._jobs: dict[str, Job] = {}
         self._started: set[str] = set()
         self._thread: threading.Thread | None = None
@@ -90,7 +89,7 @@ class Trials:
         if self._broken is not None:
             self._fail(job.fingerprint, "Ray Tune has stopped", self._broken)
             return
-        self._feed.put(
+        self._searcher.put(
             {"job": job.model_dump_json(), **self._shares.of(job.resources).model_dump()}
         )
         if self._thread is None:
@@ -104,14 +103,14 @@ class Trials:
     def stop(self) -> None:
         """Ends the experiment and its trials. May be called twice."""
         self._jobs.clear()
-        self._feed.close()
+        self._searcher.close()
         if self._thread is not None:
             self._thread.join(timeout=STOP_SECONDS)
 
     def _run(self) -> None:
         try:
             _prepare()
-            while self._feed.wait():
+            while self._searcher.wait():
                 self._tuner().fit()
         except Exception as error:  # Tune itself broke, not a trial: no later job can run either
             self._broken = traceback.format_exc()
@@ -123,13 +122,13 @@ class Trials:
     def _tuner(self) -> tune.Tuner:
         self._opened += 1
         trainable = tune.with_resources(
-            _trainable(self._perform, self._place, self._board),
+            _trainable(self._perform, self._place, self._progress_actor),
             lambda config: tune.PlacementGroupFactory([bundle(_share(config))]),
         )
         return tune.Tuner(
             trainable,
             tune_config=tune.TuneConfig(
-                search_alg=self._feed,
+                search_alg=self._searcher,
                 scheduler=self._stops,
                 num_samples=-1,
                 trial_name_creator=_name,
@@ -139,8 +138,12 @@ class Trials:
                 name=f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}-{self._opened}",
                 storage_path=str(Path(self._place.storage).absolute() / "tune"),
                 failure_config=tune.FailureConfig(max_failures=MAX_FAILURES),
-                stop=_StopWhenClosed(self._feed.closed),
-                callbacks=[_Ends(self._started.add, self._finish, self._fail, self._stops.stopped)],
+                stop=ClosedStopper(self._searcher.closed),
+                callbacks=[
+                    OutcomeCallback(
+                        self._started.add, self._finish, self._fail, self._stops.stopped
+                    )
+                ],
                 verbose=0,
             ),
         )
@@ -163,37 +166,35 @@ class Trials:
             )
 
 
-class _Feed(NeverSaved, Searcher):  # type: ignore[misc]  # Ray comes without types
-    """Suggests the jobs that are submitted, in their order, and that the experiment is over when
-    none waits and none runs."""
+class JobSearcher(NotPicklable, Searcher):  # type: ignore[misc]  # Ray comes without types
+    """Suggests submitted jobs in their order; ends the experiment when none waits and none runs."""
 
     def __init__(self) -> None:
         super().__init__()
         self.closed = threading.Event()
         self._waiting: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
-        self._news = threading.Event()
+        self._changed = threading.Event()
         self._running: set[str] = set()
 
     def put(self, config: dict[str, Any]) -> None:
         """Adds a job."""
         self._waiting.put(config)
-        self._news.set()
+        self._changed.set()
 
     def close(self) -> None:
-        """Ends the running experiment, and lets none follow."""
+        """Ends the running experiment and prevents another."""
         self.closed.set()
-        self._news.set()
+        self._changed.set()
 
     def wait(self) -> bool:
-        """Waits for a job, which it leaves in the queue. ``False``: there will be none."""
+        """Waits for a job and leaves it in the queue; returns ``False`` after ``close``."""
         while self._waiting.empty() and not self.closed.is_set():
-            self._news.wait()
-            self._news.clear()
+            self._changed.wait()
+            self._changed.clear()
         return not self.closed.is_set()
 
     def suggest(self, trial_id: str) -> Any:
-        """Returns the next job, ``None`` while others run (Tune then asks again), or that this
-        experiment is over."""
+        """Returns the next job, ``None`` while others run (Tune asks again), or ``FINISHED``."""
         if self.closed.is_set():
             return Searcher.FINISHED
         try:
@@ -206,17 +207,17 @@ class _Feed(NeverSaved, Searcher):  # type: ignore[misc]  # Ray comes without ty
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
-        """Counts a trial out, whether it ended well or not."""
+        """Removes a trial from the running ones, whether it failed or not."""
         self._running.discard(trial_id)
 
     def save(self, checkpoint_path: str) -> None:
-        """Saves nothing: the store knows what is done."""
+        """Saves nothing: the store has what is done."""
 
     def restore(self, checkpoint_path: str) -> None:
         """Restores nothing."""
 
 
-class _StopWhenClosed(NeverSaved, Stopper):  # type: ignore[misc]
+class ClosedStopper(NotPicklable, Stopper):  # type: ignore[misc]
     def __init__(self, closed: threading.Event) -> None:
         self._closed = closed
 
@@ -227,9 +228,11 @@ class _StopWhenClosed(NeverSaved, Stopper):  # type: ignore[misc]
         return self._closed.is_set()
 
 
-class _Ends(NeverSaved, tune.Callback):  # type: ignore[misc]
-    """Hands an outcome on as soon as Tune has it, so that its merges start at once. Runs in Tune's
-    thread of the driver."""
+class OutcomeCallback(NotPicklable, tune.Callback):  # type: ignore[misc]
+    """Passes an outcome on as soon as Tune has it, so that its merges start at once.
+
+    Runs in Tune's thread of the driver.
+    """
 
     def __init__(
         self,
@@ -263,24 +266,25 @@ class _Ends(NeverSaved, tune.Callback):  # type: ignore[misc]
                 stopped=True,
             )
             self._finish(ended)
-        self._fail(
-            job.fingerprint, "the trial ended without a result", ""
-        )  # no effect after a result
+        # This has no effect after a result.
+        self._fail(job.fingerprint, "the trial ended without a result", "")
 
     def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         text = _error_of(trial)
         sentence = (
-            f"the worker or node of this fine-tuning was lost {MAX_FAILURES + 1} times: {' '.join(text.split())[:300]} "
-            "If memory ran out, ask for a smaller batch or a larger node; running the same command again goes on from "
-            "its last checkpoint."
+            f"the worker or node of this fine-tuning was lost {MAX_FAILURES + 1} times: "
+            f"{' '.join(text.split())[:300]} If memory ran out, ask for a smaller batch or a "
+            "larger node; running the same command again goes on from its last checkpoint."
         )
         self._fail(_job(trial).fingerprint, sentence, text)
 
 
-def _trainable(perform: Perform, place: Place, board: Any) -> Callable[[dict[str, Any]], None]:
+def _trainable(
+    perform: Perform, place: Place, progress_actor: Any
+) -> Callable[[dict[str, Any]], None]:
     def finetune(config: dict[str, Any]) -> None:
         job = Job.model_validate_json(config["job"])
-        outcome = perform_on_worker(perform, job, place, board, curve=_curve(job))
+        outcome = perform_on_worker(perform, job, place, progress_actor, curve=_curve(job))
         tune.report({"outcome": outcome.model_dump_json()})
 
     return finetune
@@ -289,7 +293,7 @@ def _trainable(perform: Perform, place: Place, board: Any) -> Callable[[dict[str
 def _curve(job: Job) -> ReportProgress:
     """Returns what sends curve values to Tune. Of a run that may be stopped, every validation is
     sent and answered."""
-    send = throttled(_report_known, CURVE_EVERY_SECONDS)
+    send = throttle(_report_latest, CURVE_EVERY_SECONDS)
     if "stop" not in job.payload:
         return send
 
@@ -302,7 +306,7 @@ def _curve(job: Job) -> ReportProgress:
     return report
 
 
-def _report_known(latest: dict[str, float]) -> None:
+def _report_latest(latest: dict[str, float]) -> None:
     # The prefix keeps clear of Tune's own result names: a `done` that is not 0 ends the trial.
     if latest:
         tune.report({f"job_{name}": value for name, value in latest.items()})

@@ -1,8 +1,7 @@
-"""One story of real fine-tuning in real trials of Ray Tune, for all tests, since a trial takes
-seconds to start.
+"""Real fine-tuning in real Ray Tune trials, run once for all tests, since a trial starts slowly.
 
-The driver of a run is killed, then three times in a row its worker; after it comes a hopeless run
-of the same name.
+The driver of a run is killed, then three times in a row its worker. Then a second run of the same
+name follows, which cannot improve and must be stopped.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from speechft_ray.core.records import Job, Outcome, Place
 from speechft_ray.core.specs import StopSpec
 from speechft_ray.speech.encoders.base import FAMILIES
 from tests.cluster.ray_clusters import ROOT, collect, eventually
-from tests.cluster.tuning_jobs import perform, tuned, tuning
+from tests.cluster.tuning_jobs import perform, tune_toy, tuning
 from tests.finetuning.toy_models import TOY, spec
 
 UPDATES = 80
@@ -34,42 +33,46 @@ DRIVER_DIES_AT = CHANCE.randint(2, 12)
 WORKERS_DIE_AT = sorted(CHANCE.sample(range(30, UPDATES), 3))
 
 
-class Story(NamedTuple):
+class KillAndResume(NamedTuple):
     undisturbed: dict[str, Any]
     killed: Outcome
     begun: list[int]
     """The first update of every life of the killed run."""
-    hopeless: Outcome
-    hopeless_saved: int
-    """The update of the newest state that the hopeless run left."""
+    unpromising: Outcome
+    unpromising_saved: int
+    """The update of the newest state that the unpromising run left."""
 
 
 @pytest.fixture(scope="module")
-def story(local_cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
+def kill_and_resume(
+    local_cluster: Cluster, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[KillAndResume]:
     home = tmp_path_factory.mktemp("tunings")
     plan = spec(updates=UPDATES, validate_every_updates=10, peak_learning_rate=3e-2)
     stop = StopSpec(rule="asha", grace_period=0.25, reduction_factor=2).model_dump(mode="json")
     killed = tuning(
         "killed", plan, stop=stop, kills=[UPDATES + 1, *WORKERS_DIE_AT]
     )  # the first life ends with its driver
-    hopeless = tuning("hopeless", plan.model_copy(update={"peak_learning_rate": 1e-9}), stop=stop)
+    unpromising = tuning(
+        "unpromising", plan.model_copy(update={"peak_learning_rate": 1e-9}), stop=stop
+    )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(FAMILIES, "_discovered", True)
         patch.setitem(FAMILIES._parts, "toy", TOY)
-        undisturbed = tuned(plan, home / "undisturbed", lambda values: None)
+        undisturbed = tune_toy(plan, home / "undisturbed", lambda values: None)
     die_with_its_driver(killed, local_cluster.address, home)
     executor = RayExecutor(perform, Place(storage=str(home), encoder="none"))
     executor.submit(killed)
-    executor.submit(hopeless)  # it starts when the other has ended and given both CPUs back
+    executor.submit(unpromising)  # it starts when the other has ended and given both CPUs back
     ended = collect(executor, 2, seconds=200)
     executor.stop()
     begun = [int(line) for line in (home / f"lives-{killed.fingerprint}").read_text().split()]
-    yield Story(
+    yield KillAndResume(
         json.loads(json.dumps(undisturbed)),
         ended[killed.fingerprint],
         begun,
-        ended[hopeless.fingerprint],
-        newest(home, hopeless),
+        ended[unpromising.fingerprint],
+        newest(home, unpromising),
     )
 
 

@@ -32,14 +32,14 @@ STALE = "127.0.0.1:1"
 
 def collect(executor: Executor, count: int, seconds: float = 60.0) -> dict[str, Outcome]:
     """Returns so many outcomes by fingerprint. Fails when they take too long."""
-    found: dict[str, Outcome] = {}
+    outcomes: dict[str, Outcome] = {}
     until = time.monotonic() + seconds
-    while len(found) < count:
-        assert time.monotonic() < until, f"only {sorted(found)} ended within {seconds} s"
+    while len(outcomes) < count:
+        assert time.monotonic() < until, f"only {sorted(outcomes)} ended within {seconds} s"
         for outcome in executor.outcomes(0.2):
-            assert outcome.fingerprint not in found, f"{outcome.label} ended twice"
-            found[outcome.fingerprint] = outcome
-    return found
+            assert outcome.fingerprint not in outcomes, f"{outcome.label} ended twice"
+            outcomes[outcome.fingerprint] = outcome
+    return outcomes
 
 
 def eventually(true: Callable[[], bool], seconds: float = 30.0) -> bool:
@@ -53,7 +53,7 @@ def eventually(true: Callable[[], bool], seconds: float = 30.0) -> bool:
 
 
 @cache
-def _world() -> Path:
+def _folder() -> Path:
     # One for all tests of a process, and so is RAY_AUTH_MODE, which the first local cluster sets:
     # Ray keeps both.
     os.environ.pop("RAY_AUTH_MODE", None)
@@ -67,17 +67,17 @@ def _world() -> Path:
 
 
 @pytest.fixture(scope="module")
-def ray_world() -> Iterator[Path]:
+def ray_folder() -> Iterator[Path]:
     """A home with a token, and a temporary folder of Ray's own."""
     with pytest.MonkeyPatch.context() as patch:
         for name in ("RAY_ADDRESS", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
             patch.delenv(name, raising=False)
-        patch.setenv("RAY_TMPDIR", str(_world()))
-        patch.setenv("HOME", str(_world()))
+        patch.setenv("RAY_TMPDIR", str(_folder()))
+        patch.setenv("HOME", str(_folder()))
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patch.setenv("PYTHONPATH", str(ROOT))
         patch.setattr(connecting, "DASHBOARD_PACKAGES", ("left_out_in_tests",))
-        yield _world()
+        yield _folder()
     _forget_processes()
 
 
@@ -90,11 +90,11 @@ def _forget_processes() -> None:
 
 
 @pytest.fixture(scope="module")
-def local_cluster(ray_world: Path) -> Iterator[Cluster]:
+def local_cluster(ray_folder: Path) -> Iterator[Cluster]:
     """A local cluster, started by a driver with secrets and a SIGTERM handler, where a crashed head
     left its address."""
-    (ray_world / "ray").mkdir(exist_ok=True)
-    (ray_world / "ray" / "ray_current_cluster").write_text(STALE)
+    (ray_folder / "ray").mkdir(exist_ok=True)
+    (ray_folder / "ray" / "ray_current_cluster").write_text(STALE)
     with pytest.MonkeyPatch.context() as patch:
         for name, value in SECRETS.items():
             patch.setenv(name, value)

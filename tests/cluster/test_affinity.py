@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from speechft_ray.cluster.affinity import preferred_node
+from speechft_ray.cluster.affinity import select_node
 from speechft_ray.core.records import Place, Stage
 from tests.cluster.worker_jobs import job
 
@@ -23,18 +23,16 @@ def prefers(
     stage: Stage = "evaluate",
     **more: Any,
 ) -> str | None:
-    return preferred_node(
-        job("succeed", stage=stage, spec={"corpus": corpus, **more}), place, nodes
-    )
+    return select_node(job("succeed", stage=stage, spec={"corpus": corpus, **more}), place, nodes)
 
 
 def test_one_corpus_prefers_one_node_whatever_is_evaluated_on_it() -> None:
     turned = {"options": {"seed": 3, "size": 0}, "name": "toy"}
-    found = {prefers(CORPORA[0], task=task) for task in ("pr", "sid")} | {
+    preferences = {prefers(CORPORA[0], task=task) for task in ("pr", "sid")} | {
         prefers(turned),
         prefers(turned, NODES[::-1]),
     }
-    assert len(found) == 1 and found <= set(NODES)
+    assert len(preferences) == 1 and preferences <= set(NODES)
 
 
 def test_corpora_spread_evenly() -> None:
@@ -66,4 +64,4 @@ def test_nothing_is_preferred_where_nothing_is_gained() -> None:
     )  # all nodes share the storage's
     assert prefers(CORPORA[0], NODES[:1]) is None
     assert prefers(CORPORA[0], []) is None
-    assert preferred_node(job("succeed"), PLACE, NODES) is None  # an evaluation of nothing known
+    assert select_node(job("succeed"), PLACE, NODES) is None  # an evaluation of nothing known

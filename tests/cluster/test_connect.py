@@ -16,9 +16,9 @@ import pytest
 from speechft_ray.cluster import connect as connecting
 from speechft_ray.cluster.connect import ALLOWED_ENVIRONMENT, Cluster, connect
 from speechft_ray.core.errors import UserError
-from tests.cluster.ray_clusters import ROOT, eventually, local_cluster, ray_world
+from tests.cluster.ray_clusters import ROOT, eventually, local_cluster, ray_folder
 
-__all__ = ["local_cluster", "ray_world"]  # fixtures
+__all__ = ["local_cluster", "ray_folder"]  # fixtures
 
 DRIVER = """
 import sys
@@ -82,7 +82,7 @@ def test_a_head_that_is_not_there_is_said_at_once() -> None:
 
 
 def test_no_running_cluster_has_two_ways_out(
-    ray_world: Path, monkeypatch: pytest.MonkeyPatch
+    ray_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Ray also looks through the processes of this machine, where somebody else's cluster may run.
     monkeypatch.setattr("ray._private.services.find_gcs_addresses", cache(lambda: set()))
@@ -91,7 +91,7 @@ def test_no_running_cluster_has_two_ways_out(
 
 
 def test_a_cluster_that_crashed_is_said_at_once(
-    ray_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ray_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
     (tmp_path / "ray").mkdir()
@@ -113,9 +113,9 @@ def test_a_local_cluster_says_what_it_has(local_cluster: Cluster) -> None:
 
 
 def test_the_token_of_a_local_cluster_is_for_its_owner_only(
-    local_cluster: Cluster, ray_world: Path
+    local_cluster: Cluster, ray_folder: Path
 ) -> None:
-    assert (ray_world / ".ray" / "auth_token").stat().st_mode & 0o777 == 0o600
+    assert (ray_folder / ".ray" / "auth_token").stat().st_mode & 0o777 == 0o600
 
 
 def test_connecting_twice_is_a_plain_error(local_cluster: Cluster) -> None:
@@ -137,7 +137,7 @@ def test_what_a_dashboard_lacks_is_found(monkeypatch: pytest.MonkeyPatch) -> Non
     assert connecting.missing_for_dashboard() == ["no_such_package_1", "no_such_package_2.part"]
 
 
-def test_nothing_goes_on_after_the_driver_was_killed(ray_world: Path, tmp_path: Path) -> None:
+def test_nothing_goes_on_after_the_driver_was_killed(ray_folder: Path, tmp_path: Path) -> None:
     beats = [tmp_path / "beat-evaluate-a", tmp_path / "beat-finetune-a"]
     driver = subprocess.Popen(
         [sys.executable, "-c", DRIVER, str(tmp_path)],
@@ -158,7 +158,7 @@ def test_nothing_goes_on_after_the_driver_was_killed(ray_world: Path, tmp_path: 
     assert eventually(still)
 
 
-def test_a_cluster_that_would_end_every_actor_is_seen_through(ray_world: Path) -> None:
+def test_a_cluster_that_would_end_every_actor_is_seen_through(ray_folder: Path) -> None:
     """Ray makes a token on the first local run; a head that was started before it knows none."""
     python = [sys.executable, "-c"]
     without = os.environ | {"RAY_AUTH_MODE": "disabled"}

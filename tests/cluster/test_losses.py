@@ -15,11 +15,16 @@ from speechft_ray.cluster.connect import Cluster
 from speechft_ray.cluster.executor import MAX_RETRIES, RayExecutor
 from speechft_ray.core.records import Place, Stage
 from speechft_ray.core.resources import ResourceRequest
-from tests.cluster.kill_and_resume import DRIVER_DIES_AT, WORKERS_DIE_AT, Story, story
-from tests.cluster.ray_clusters import SECRETS, collect, eventually, local_cluster, ray_world
+from tests.cluster.kill_and_resume import (
+    DRIVER_DIES_AT,
+    WORKERS_DIE_AT,
+    KillAndResume,
+    kill_and_resume,
+)
+from tests.cluster.ray_clusters import SECRETS, collect, eventually, local_cluster, ray_folder
 from tests.cluster.worker_jobs import job, perform
 
-__all__ = ["local_cluster", "ray_world", "story"]  # fixtures
+__all__ = ["kill_and_resume", "local_cluster", "ray_folder"]  # fixtures
 STAGES: list[Stage] = ["evaluate", "finetune"]
 
 
@@ -38,7 +43,7 @@ def alive(pid: int) -> bool:
 
 
 def test_a_killed_worker_is_replaced(executor: RayExecutor) -> None:
-    """That of a trial: the story below."""
+    """That of a trial: the kill_and_resume below."""
     executor.submit(job("die", times=1))
     (outcome,) = collect(executor, 1).values()
     assert outcome.ok and outcome.facts == {"lives": 2}
@@ -135,23 +140,31 @@ def test_stopping_ends_what_runs(executor: RayExecutor, tmp_path: Path) -> None:
     assert executor.outcomes(0.1) == []
 
 
-def test_after_killed_drivers_and_workers_the_weights_are_the_same_to_the_bit(story: Story) -> None:
-    assert story.killed.ok, story.killed.error
-    assert story.killed.facts == story.undisturbed
+def test_after_killed_drivers_and_workers_the_weights_are_the_same_to_the_bit(
+    kill_and_resume: KillAndResume,
+) -> None:
+    assert kill_and_resume.killed.ok, kill_and_resume.killed.error
+    assert kill_and_resume.killed.facts == kill_and_resume.undisturbed
 
 
-def test_every_life_goes_on_where_the_one_before_was_killed(story: Story) -> None:
-    assert len(story.begun) == 5 and story.begun[0] == 1 and story.begun[1] > DRIVER_DIES_AT
+def test_every_life_goes_on_where_the_one_before_was_killed(kill_and_resume: KillAndResume) -> None:
+    assert (
+        len(kill_and_resume.begun) == 5
+        and kill_and_resume.begun[0] == 1
+        and kill_and_resume.begun[1] > DRIVER_DIES_AT
+    )
     # The state after the last update may not have been saved yet when its process died.
     assert all(
         begun in (died, died + 1)
-        for begun, died in zip(story.begun[2:], WORKERS_DIE_AT, strict=True)
+        for begun, died in zip(kill_and_resume.begun[2:], WORKERS_DIE_AT, strict=True)
     )
 
 
-def test_a_hopeless_learning_rate_is_stopped_and_a_good_one_is_not(story: Story) -> None:
-    assert float(str(story.killed.facts["best_dev"])) > 60  # chance is 33 %
-    stopped = story.hopeless
+def test_a_hopeless_learning_rate_is_stopped_and_a_good_one_is_not(
+    kill_and_resume: KillAndResume,
+) -> None:
+    assert float(str(kill_and_resume.killed.facts["best_dev"])) > 60  # chance is 33 %
+    stopped = kill_and_resume.unpromising
     assert (
         not stopped.ok
         and stopped.stopped
@@ -162,4 +175,4 @@ def test_a_hopeless_learning_rate_is_stopped_and_a_good_one_is_not(story: Story)
     assert stopped.error.startswith(
         "stopped early after 25 % of its updates, since its validation (goodness 33.33) was not"
     )
-    assert story.hopeless_saved in (19, 20)  # it may go on one day
+    assert kill_and_resume.unpromising_saved in (19, 20)  # it may go on one day

@@ -15,15 +15,15 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster as Nodes
 
-from speechft_ray.cluster.affinity import preferred_node
+from speechft_ray.cluster.affinity import select_node
 from speechft_ray.cluster.connect import connect
 from speechft_ray.cluster.executor import RayExecutor
 from speechft_ray.core.records import Place
 from speechft_ray.core.resources import ResourceRequest
-from tests.cluster.ray_clusters import ROOT, STORE_BYTES, collect, eventually, ray_world
+from tests.cluster.ray_clusters import ROOT, STORE_BYTES, collect, eventually, ray_folder
 from tests.cluster.worker_jobs import job, perform
 
-__all__ = ["ray_world"]  # fixture
+__all__ = ["ray_folder"]  # fixture
 ONE_GPU = ResourceRequest(cpus=1, gpus=1)
 
 OTHER_DRIVER = """
@@ -46,7 +46,7 @@ def place(storage: Path) -> Place:
     return Place(storage=str(storage), encoder="none", cache=str(storage / "cache"))
 
 
-def spec_that_prefers(wanted: str, storage: Path) -> dict[str, Any]:
+def spec_that_prefers(node_id: str, storage: Path) -> dict[str, Any]:
     """A spec with a corpus whose evaluations prefer this node."""
     ids = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
     specs: Iterator[dict[str, Any]] = (
@@ -55,12 +55,12 @@ def spec_that_prefers(wanted: str, storage: Path) -> dict[str, Any]:
     return next(
         spec
         for spec in specs
-        if preferred_node(job("meet", spec=spec), place(storage), ids) == wanted
+        if select_node(job("meet", spec=spec), place(storage), ids) == node_id
     )
 
 
 @pytest.fixture(scope="module")
-def nodes(ray_world: Path) -> Iterator[Any]:
+def nodes(ray_folder: Path) -> Iterator[Any]:
     quick = {
         "health_check_period_ms": 1000,
         "health_check_failure_threshold": 3,

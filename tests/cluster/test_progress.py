@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from speechft_ray.cluster import gauges, progress
-from speechft_ray.cluster.gauges import Gauges, task_of
+from speechft_ray.cluster import metrics as cluster_metrics
+from speechft_ray.cluster import progress
+from speechft_ray.cluster.metrics import ClusterMetrics, task_of
 from speechft_ray.core.records import Outcome
 from speechft_ray.sweep.protocols import Progress
 from tests.cluster.worker_jobs import job
@@ -18,7 +19,7 @@ def test_reports_are_thinned_and_no_value_is_forgotten(monkeypatch: pytest.Monke
     now = 100.0
     monkeypatch.setattr(progress.time, "monotonic", lambda: now)
     sent: list[dict[str, float]] = []
-    report = progress.throttled(sent.append, every_seconds=0.5)
+    report = progress.throttle(sent.append, every_seconds=0.5)
     report({"done": 1})
     report({"done": 2, "loss": 0.5})  # too soon
     now += 0.4
@@ -46,24 +47,26 @@ class FakeMetric:
 
 
 def test_metrics_follow_the_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gauges, "Counter", FakeMetric)
-    monkeypatch.setattr(gauges, "Gauge", FakeMetric)
-    told = Gauges()
+    monkeypatch.setattr(cluster_metrics, "Counter", FakeMetric)
+    monkeypatch.setattr(cluster_metrics, "Gauge", FakeMetric)
+    metrics = ClusterMetrics()
     first, second = job("succeed", name="a"), job("succeed", name="b")
     scores: list[Any] = [{"metric": "pr.per", "split": "test", "values": [10.0, 20.0]}]
     facts = {"scores": scores}
-    told.submitted(first)
-    told.submitted(second)
-    told.progressed(first, Progress(5, 10, {}))
-    told.progressed(first, Progress(8, 10, {}))
-    told.progressed(first, Progress(2, 10, {}))  # its worker died: it began anew
-    told.progressed(first, Progress(4, 10, {}))
-    told.ended(
+    metrics.count_submitted(first)
+    metrics.count_submitted(second)
+    metrics.add_progress(first, Progress(5, 10, {}))
+    metrics.add_progress(first, Progress(8, 10, {}))
+    metrics.add_progress(first, Progress(2, 10, {}))  # its worker died: it began anew
+    metrics.add_progress(first, Progress(4, 10, {}))
+    metrics.count_ended(
         first,
         Outcome(stage="evaluate", fingerprint="evaluate-a", label="", facts=facts, seconds=3.0),
     )
-    told.ended(second, Outcome(stage="evaluate", fingerprint="evaluate-b", label="", error="no"))
-    values = {name: metric.values for name, metric in FakeMetric.made.items()}
+    metrics.count_ended(
+        second, Outcome(stage="evaluate", fingerprint="evaluate-b", label="", error="no")
+    )
+    values = {name: item.values for name, item in FakeMetric.made.items()}
     assert values == {
         "speechft_jobs_in_flight": {("evaluate", "pr"): 0},
         "speechft_jobs_ended": {("evaluate", "pr", "ok"): 1, ("evaluate", "pr", "failed"): 1},

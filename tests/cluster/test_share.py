@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from speechft_ray.cluster.share import able, bundle, fitting, slots, task_options
+from speechft_ray.cluster.share import bundle, eligible_nodes, fit_request, slots, task_options
 from speechft_ray.core.resources import ResourceRequest
 
 SMALL, BIG = {"CPU": 4.0, "memory": 100.0}, {"CPU": 16.0, "GPU": 2.0, "memory": 1000.0}
@@ -33,14 +33,19 @@ def ask(cpus: float = 1, gpus: float = 0, memory_bytes: int = 0) -> ResourceRequ
 def test_requests_are_cut_to_the_best_node(
     request_: ResourceRequest, nodes: list[dict[str, float]], device: str, expected: ResourceRequest
 ) -> None:
-    assert fitting(request_, nodes, device) == expected
+    assert fit_request(request_, nodes, device) == expected
 
 
-def test_able_are_the_nodes_that_have_what_a_share_wants() -> None:
+def test_eligible_nodes_have_what_a_share_wants() -> None:
     nodes = {"small": SMALL, "head": HEAD, "big": BIG}
-    assert able(ask(4), nodes) == ["big", "small"]
-    assert able(ask(4, 1), nodes) == able(ask(5), nodes) == able(ask(1, 0, 500), nodes) == ["big"]
-    assert able(ask(64), nodes) == []
+    assert eligible_nodes(ask(4), nodes) == ["big", "small"]
+    assert (
+        eligible_nodes(ask(4, 1), nodes)
+        == eligible_nodes(ask(5), nodes)
+        == eligible_nodes(ask(1, 0, 500), nodes)
+        == ["big"]
+    )
+    assert eligible_nodes(ask(64), nodes) == []
 
 
 def test_a_share_in_rays_words() -> None:

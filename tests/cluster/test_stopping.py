@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 from ray.tune.schedulers import TrialScheduler
 
-from speechft_ray.cluster.stopping import EarlyStops
+from speechft_ray.cluster.stopping import EarlyStopping
 from speechft_ray.core.specs import StopSpec
 from tests.cluster.worker_jobs import job
 
@@ -25,7 +25,7 @@ class Sweep:
     """Trials that report by hand."""
 
     def __init__(self) -> None:
-        self.stops = EarlyStops()
+        self.stops = EarlyStopping()
         self.trials: dict[str, Trial] = {}
 
     def start(self, name: str, stop: StopSpec | None, title: str = "pr") -> None:
@@ -61,7 +61,8 @@ def test_asha_keeps_the_best_at_every_rung() -> None:
     assert set(sweep.stops.stopped) == {"bad", "fair"}
     sentence = sweep.stops.stopped["bad"]
     assert sentence.startswith(
-        "stopped early after 30 % of its updates, since its validation (goodness 10.00) was not among"
+        "stopped early after 30 % of its updates, "
+        "since its validation (goodness 10.00) was not among"
     )
 
 

@@ -51,7 +51,7 @@ def perform(job: Job, place: Place, report: ReportProgress) -> Mapping[str, Any]
     life = len(lives.read_text().split()) if lives.exists() else 0
     begun = False
 
-    def watched(values: Mapping[str, float]) -> None:
+    def report_and_die(values: Mapping[str, float]) -> None:
         nonlocal begun
         if not begun:  # the first update of this life
             begun = True
@@ -62,14 +62,14 @@ def perform(job: Job, place: Place, report: ReportProgress) -> Mapping[str, Any]
         if life < len(kills) and values["done"] >= kills[life]:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    return tuned(
+    return tune_toy(
         FinetuneSpec.model_validate(job.payload["spec"]),
         Path(place.storage) / f"work-{job.fingerprint}",
-        watched,
+        report_and_die,
     )
 
 
-def tuned(spec: FinetuneSpec, work: Path, report: ReportProgress) -> dict[str, Any]:
+def tune_toy(spec: FinetuneSpec, work: Path, report: ReportProgress) -> dict[str, Any]:
     """Fine-tunes the toy encoder; returns the fingerprint of the tuned weights, and the curve."""
     import torch
 
@@ -78,15 +78,15 @@ def tuned(spec: FinetuneSpec, work: Path, report: ReportProgress) -> dict[str, A
 
     work.mkdir(exist_ok=True)
     tones = corpus({"train": 14, "dev": 6})
-    found = finetune(spec, start_weights(0.2), [tones], work, torch.device("cpu"), report)
+    result = finetune(spec, start_weights(0.2), [tones], work, torch.device("cpu"), report)
     bits = {
         name: value.flatten().view(torch.int32).tolist()
-        for name, value in found.weights.state.items()
+        for name, value in result.weights.state.items()
     }
     return {
         "weights": fingerprint(bits),
-        "curve": found.facts["curve"],
-        "best_dev": found.facts["best_dev"],
+        "curve": result.facts["curve"],
+        "best_dev": result.facts["best_dev"],
     }
 
 

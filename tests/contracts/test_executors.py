@@ -12,10 +12,10 @@ from speechft_ray.cluster.executor import RayExecutor
 from speechft_ray.core.records import Place, Stage
 from speechft_ray.sweep.local import LocalExecutor
 from speechft_ray.sweep.protocols import Executor
-from tests.cluster.ray_clusters import collect, eventually, local_cluster, ray_world
+from tests.cluster.ray_clusters import collect, eventually, local_cluster, ray_folder
 from tests.cluster.worker_jobs import job, perform
 
-__all__ = ["local_cluster", "ray_world"]  # fixtures
+__all__ = ["local_cluster", "ray_folder"]  # fixtures
 STAGES: list[Stage] = ["evaluate", "finetune"]  # with Ray: a task, and a trial of Ray Tune
 
 

@@ -25,11 +25,11 @@ from speechft_ray.core.store import Store
 from speechft_ray.speech.checkpoints.safetensors_dir import read_encoder, write_encoder
 from speechft_ray.stages.perform import ENCODER_FILE, perform, publish_start
 from speechft_ray.sweep.space_file import read_space
-from tests.cluster.ray_clusters import STORE_BYTES, collect, ray_world
+from tests.cluster.ray_clusters import STORE_BYTES, collect, ray_folder
 from tests.e2e.small_world import REPOSITORY
 from tests.speech.toy_models import toy_hubert
 
-__all__ = ["ray_world"]  # a fixture
+__all__ = ["ray_folder"]  # a fixture
 
 RECIPES = {
     path.stem: path for path in sorted((REPOSITORY / "search_spaces/recipes").glob("*.yaml"))
@@ -130,7 +130,7 @@ def test_every_number_of_a_recipe_names_its_source(name: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def ran(home: Path, ray_world: Path) -> tuple[Mapping[str, Outcome], Place]:
+def ran(home: Path, ray_folder: Path) -> tuple[Mapping[str, Outcome], Place]:
     """All recipes as one sweep on Ray Tune, cut short."""
     recipes = [read_space(path) for path in RECIPES.values()]
     runs = tuple(shortened(run) for spec in recipes for run in spec.finetune)

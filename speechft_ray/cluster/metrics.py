@@ -1,5 +1,4 @@
-"""The sweep in Ray's own metrics: Prometheus finds them on each node's metrics port as
-``ray_speechft_...``.
+"""Ray metrics of a sweep, on each node's metrics port as ``ray_speechft_...`` (Prometheus).
 
 Tags are few and short (stage, task, metric, result), never alpha or a path: the metrics port is
 open without a token, and every new tag value is a new time series.
@@ -23,9 +22,8 @@ def task_of(payload: Mapping[str, Any]) -> str:
     return next((str(level["task"]) for level in levels if isinstance(level.get("task"), str)), "")
 
 
-class Gauges:
-    """Written by the driver alone, from what it learns anyway; workers need no metrics of their
-    own."""
+class ClusterMetrics:
+    """Metrics that the driver writes; workers write none."""
 
     def __init__(self) -> None:
         where = ("stage", "task")
@@ -45,12 +43,12 @@ class Gauges:
         self._counts: dict[tuple[str, str], int] = {}
         self._done: dict[str, float] = {}
 
-    def submitted(self, job: Job) -> None:
-        """Counts a job in."""
+    def count_submitted(self, job: Job) -> None:
+        """Counts a submitted job."""
         self._count(job, +1)
 
-    def ended(self, job: Job, outcome: Outcome) -> None:
-        """Counts a job out, with its scores."""
+    def count_ended(self, job: Job, outcome: Outcome) -> None:
+        """Counts an ended job and sets its scores."""
         tags = _tags(job)
         self._count(job, -1)
         self._done.pop(job.fingerprint, None)
@@ -60,7 +58,7 @@ class Gauges:
         for score in read_scores(outcome.facts):
             self._score.set(score.mean, {"metric": score.metric, "split": score.split})
 
-    def progressed(self, job: Job, progress: Progress) -> None:
+    def add_progress(self, job: Job, progress: Progress) -> None:
         """Adds the work that a running job did since the last call; a job that began anew counts
         from its new start."""
         before = self._done.get(job.fingerprint, 0.0)
