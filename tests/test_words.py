@@ -68,7 +68,7 @@ class Name(NamedTuple):
         return f"{self.path.relative_to(ROOT)}:{self.line} {self.text}"
 
 
-def defined_names(path: Path) -> Iterator[Name]:
+def find_names(path: Path) -> Iterator[Name]:
     """Yields every function, class, argument, field and assigned name of a file."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
@@ -91,7 +91,7 @@ def is_participle(word: str) -> bool:
     return word in IRREGULAR or (word.endswith("ed") and word not in NO_PARTICIPLES)
 
 
-NAMES = [name for path in FILES for name in defined_names(path)]
+NAMES = [name for path in FILES for name in find_names(path)]
 
 
 def test_functions_are_named_by_verbs() -> None:

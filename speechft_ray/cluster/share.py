@@ -83,7 +83,7 @@ class Shares:
 
     def of(self, request: ResourceRequest) -> ResourceRequest:
         """Returns what this request gets."""
-        self._look()
+        self._refresh()
         return fit_request(request, list(self._nodes.values()), self._device)
 
     def slots(self, request: ResourceRequest) -> int:
@@ -93,7 +93,7 @@ class Shares:
     def eligible_nodes(self, share: ResourceRequest) -> list[str]:
         """Returns the ids of the nodes that could run a job with this share, were they idle;
         sorted."""
-        self._look()
+        self._refresh()
         return eligible_nodes(share, self._nodes)
 
     def _refresh(self) -> None:

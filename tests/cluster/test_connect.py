@@ -10,6 +10,7 @@ import sys
 import time
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -162,7 +163,11 @@ def test_a_cluster_that_would_end_every_actor_is_seen_through(ray_folder: Path) 
     """Ray makes a token on the first local run; a head that was started before it knows none."""
     python = [sys.executable, "-c"]
     without = os.environ | {"RAY_AUTH_MODE": "disabled"}
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    pipes: dict[str, Any] = {
+        "stdin": subprocess.PIPE,
+        "stdout": subprocess.PIPE,
+        "stderr": subprocess.DEVNULL,
+    }
     with subprocess.Popen(
         [*python, HEAD_WITHOUT_TOKEN], cwd=ROOT, env=without, text=True, **pipes
     ) as head:

@@ -43,7 +43,7 @@ def alive(pid: int) -> bool:
 
 
 def test_a_killed_worker_is_replaced(executor: RayExecutor) -> None:
-    """That of a trial: the kill_and_resume below."""
+    """A task; the trial of ``kill_and_resume`` is tested below."""
     executor.submit(job("die", times=1))
     (outcome,) = collect(executor, 1).values()
     assert outcome.ok and outcome.facts == {"lives": 2}

@@ -17,7 +17,7 @@ from tests.cluster.worker_jobs import job
 
 def test_reports_are_thinned_and_no_value_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
-    monkeypatch.setattr(progress.time, "monotonic", lambda: now)
+    monkeypatch.setattr("speechft_ray.cluster.progress.time.monotonic", lambda: now)
     sent: list[dict[str, float]] = []
     report = progress.throttle(sent.append, every_seconds=0.5)
     report({"done": 1})
@@ -30,12 +30,13 @@ def test_reports_are_thinned_and_no_value_is_forgotten(monkeypatch: pytest.Monke
 
 
 class FakeMetric:
-    """Keeps what Ray would be told, and refuses tags that were not declared."""
+    """Keeps the values that Ray would get, and refuses tags that were not declared."""
 
     made: Mapping[str, FakeMetric]
 
     def __init__(self, name: str, description: str, tag_keys: tuple[str, ...]) -> None:
-        self.keys, self.values = tag_keys, {}
+        self.keys = tag_keys
+        self.values: dict[tuple[str, ...], float] = {}
         type(self).made = {**getattr(type(self), "made", {}), name: self}
 
     def set(self, value: float, tags: Mapping[str, str]) -> None:
@@ -52,7 +53,7 @@ def test_metrics_follow_the_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
     metrics = ClusterMetrics()
     first, second = job("succeed", name="a"), job("succeed", name="b")
     scores: list[Any] = [{"metric": "pr.per", "split": "test", "values": [10.0, 20.0]}]
-    facts = {"scores": scores}
+    facts: dict[str, Any] = {"scores": scores}
     metrics.count_submitted(first)
     metrics.count_submitted(second)
     metrics.add_progress(first, Progress(5, 10, {}))

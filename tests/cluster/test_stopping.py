@@ -40,7 +40,7 @@ class Sweep:
         assert decision in (TrialScheduler.CONTINUE, TrialScheduler.STOP)
         if decision == TrialScheduler.STOP:
             self.end(name)
-        return decision == TrialScheduler.CONTINUE
+        return bool(decision == TrialScheduler.CONTINUE)
 
     def end(self, name: str) -> None:
         self.stops.on_trial_complete(None, self.trials[name], {"outcome": "..."})
