@@ -1,4 +1,4 @@
-"""Verbs about corpora: list, check, prepare."""
+"""Verbs of ``speechft corpora``: list, check, prepare."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from speechft_ray.speech.corpora.corpus_stats import SplitStats
 
 corpora = typer.Typer(
-    help="Corpora: which there are, how they are laid out, whether a copy is complete.",
+    help="List the corpora, check a copy of one, download lists that it lacks.",
     no_args_is_help=True,
 )
 app.add_typer(corpora, name="corpora")
@@ -26,7 +26,7 @@ app.add_typer(corpora, name="corpora")
 
 @corpora.command("list")
 def show_list() -> None:
-    """Print every corpus with the layout that is expected of it."""
+    """Print every corpus with the layout of its files."""
     from speechft_ray.speech.corpora.base import CORPORA
 
     table = Table.grid(padding=(0, 2, 0, 0))
@@ -46,11 +46,11 @@ def check(
         typer.Option(help="An option of the corpus as NAME=VALUE; may be repeated."),
     ] = None,
     storage: Annotated[
-        Path, typer.Option(help="Where what is measured is kept, for sweeps as well.")
+        Path, typer.Option(help="Folder that caches the facts of audio files, for sweeps as well.")
     ] = Path("runs"),
 ) -> None:
-    """Open a corpus, count it by split, and say what is missing. Exit code 2 when it cannot be
-    used."""
+    """Open a corpus, print its numbers by split and what is missing. Exits with code 2 when the
+    corpus cannot be used."""
     from speechft_ray.core.validation import validate
     from speechft_ray.speech.corpora.base import CORPORA
     from speechft_ray.speech.corpora.corpus_stats import compare_stats, compute_stats
@@ -61,26 +61,26 @@ def check(
     options = validate(
         kind.options, given_pairs(option or [], "--option"), where=f"corpus `{name}`"
     )
-    corpus = _opened(
+    corpus = _open_with_progress(
         kind, options, folder.expanduser().absolute(), storage.expanduser().absolute() / "corpora"
     )
-    counts, expected = compute_stats(corpus), kind.expected(options)
-    console.print(_table(corpus, counts))
+    stats, expected = compute_stats(corpus), kind.expected(options)
+    console.print(_make_table(corpus, stats))
     for sentence in (*corpus.notes, *corpus.missing_columns.values()):
         console.print(f"note: {sentence}", markup=False)
     for resource in kind.resources:
         if not (folder.expanduser() / resource.path).is_file():
             console.print(
-                f"not there: {resource.path} ({resource.what}), from {resource.url}", markup=False
+                f"missing: {resource.path} ({resource.what}), from {resource.url}", markup=False
             )
     if expected is None:
-        console.print("No source is known for what a complete copy has.")
+        console.print("No source is known for the numbers of a complete copy.")
         return
-    different = compare_stats(corpus, counts, expected)
-    for sentence in different:
+    differences = compare_stats(corpus, stats, expected)
+    for sentence in differences:
         console.print(f"note: {sentence}", markup=False)
     console.print(
-        f"{'Usable, but not' if different else 'Complete:'} what {expected.source} counts.",
+        f"{'Usable, but not' if differences else 'Complete:'} what {expected.source} counts.",
         markup=False,
     )
 
@@ -92,8 +92,7 @@ def prepare(
     ],
     folder: Annotated[Path, typer.Argument(help="The folder with its files.")],
 ) -> None:
-    """Fetch the lists and lexicons that do not come with the recordings; those that are there stay
-    as they are."""
+    """Download the lists and lexicons that do not come with the recordings; existing files stay."""
     from speechft_ray.commands.corpora import fetch_resources
     from speechft_ray.speech.corpora.base import CORPORA
 
@@ -109,7 +108,7 @@ def prepare(
         console.print(sentence, markup=False)
 
 
-def _opened(kind: CorpusKind, options: Any, root: Path, cache: Path) -> Corpus:
+def _open_with_progress(kind: CorpusKind, options: Any, root: Path, cache: Path) -> Corpus:
     from rich.progress import MofNCompleteColumn, Progress
 
     console, columns = _console(), (*Progress.get_default_columns(), MofNCompleteColumn())
@@ -125,8 +124,8 @@ def _opened(kind: CorpusKind, options: Any, root: Path, cache: Path) -> Corpus:
         )
 
 
-def _table(corpus: Corpus, counts: list[SplitStats]) -> Table:
-    columns = sorted(counts[0].classes)
+def _make_table(corpus: Corpus, stats: list[SplitStats]) -> Table:
+    columns = sorted(stats[0].classes)
     table = Table(
         "split",
         "utterances",
@@ -135,7 +134,7 @@ def _table(corpus: Corpus, counts: list[SplitStats]) -> Table:
         *columns,
         title=f"{corpus.name} ({corpus.fingerprint})",
     )
-    for each in counts:
+    for each in stats:
         classes = [f"{each.classes[column]:,}" for column in columns]
         table.add_row(
             each.split, f"{each.utterances:,}", f"{each.hours:.2f}", f"{each.speakers:,}", *classes

@@ -1,4 +1,4 @@
-"""The verbs of ``speechft corpora``."""
+"""Downloads the resources that the recordings of a corpus come without."""
 
 from __future__ import annotations
 
@@ -9,17 +9,18 @@ from typing import TYPE_CHECKING
 from speechft_ray.commands.parts import download_progress
 from speechft_ray.speech.checkpoints.download import fetch, verify_sha256
 
-if TYPE_CHECKING:  # it brings numpy
+if TYPE_CHECKING:  # imports numpy
     from speechft_ray.speech.corpora.base import Resource
 
 MAX_RESOURCE_BYTES = 64 * 2**20
-"""The longest list that a corpus needs, VoxCeleb1's identification split, has about 5 MB."""
+"""The largest resource, VoxCeleb1's identification split, has about 5 MB."""
 
 
 def fetch_resources(resources: Sequence[Resource], folder: Path) -> Iterator[str]:
-    """Downloads what a corpus needs and does not ship into its folder, and yields a sentence for each file.
+    """Downloads resources into the folder of a corpus and yields a sentence for each file.
 
-    The sha256 of each is kept beside it and compared when it is asked for again. Raises ``UserError`` as ``fetch`` does.
+    The sha256 of each is written beside it and verified by later calls. Raises ``UserError`` as
+    ``fetch`` does.
     """
     for resource in resources:
         path = folder / resource.path

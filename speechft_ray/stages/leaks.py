@@ -1,5 +1,4 @@
-"""Leaks of a sweep: test utterances and speakers that a fine-tuning has seen, computed from the
-corpora and kept."""
+"""Train/test contamination of a sweep: test utterances and speakers in fine-tuning data."""
 
 from __future__ import annotations
 
@@ -16,13 +15,12 @@ from speechft_ray.sweep.plan import Plan
 from speechft_ray.sweep.protocols import Leak
 
 STAGE = "overlap"
-"""Folder of the store: what two corpora share, computed once for both."""
+"""Folder of the store: the overlap of two corpora, computed once for each pair."""
 VERSION = 1
-"""Raised when the same corpora would be compared differently."""
-
+"""Raised when the overlap of the same corpora would change."""
 
 Identity = Callable[[CorpusSpec], tuple[str, bool]]
-"""A corpus to its identity, and whether a job must make it first (``sweep.plan.Inputs.corpus``)."""
+"""Maps a corpus to its identity and whether a job must make it (``sweep.plan.Inputs.corpus``)."""
 
 
 def find_leaks(
@@ -30,60 +28,64 @@ def find_leaks(
 ) -> dict[str, tuple[Leak, ...]]:
     """Returns the leaks of every merged encoder that has some, by its key.
 
-    Corpora that are not made yet are left out, since nothing was measured on them.
+    Corpora that are not made yet are left out: no result depends on them.
     """
-    found: dict[str, tuple[Leak, ...]] = {}
-    known: dict[tuple[str, str], Leak | None] = {}
+    leaks_by_row: dict[str, tuple[Leak, ...]] = {}
+    leak_of_pair: dict[tuple[str, str], Leak | None] = {}
     for row in plan.rows:
-        pairs = [(donor, key) for donor in _donors(plan, row.key) for key in row.evaluations]
+        pairs = [(donor, key) for donor in _list_donors(plan, row.key) for key in row.evaluations]
         for donor, key in pairs:
-            if (donor, key) not in known:
-                known[donor, key] = _between(plan, store, place, identity, donor, key)
-        mine = tuple(dict.fromkeys(leak for pair in pairs if (leak := known[pair]) is not None))
-        if mine:
-            found[row.key] = mine
-    return found
+            if (donor, key) not in leak_of_pair:
+                leak_of_pair[donor, key] = _compute_leak(plan, store, place, identity, donor, key)
+        row_leaks = dict.fromkeys(
+            leak for pair in pairs if (leak := leak_of_pair[pair]) is not None
+        )
+        if row_leaks:
+            leaks_by_row[row.key] = tuple(row_leaks)
+    return leaks_by_row
 
 
-def _donors(plan: Plan, merged: str) -> list[str]:
-    """The fine-tuning runs behind a merged encoder: its donors, and those of the earlier merges of
-    its chain."""
-    found: list[str] = []
+def _list_donors(plan: Plan, merged: str) -> list[str]:
+    """Returns the fine-tuning runs of a merged encoder and of the earlier merges of its chain."""
+    donors: list[str] = []
     while merged in plan.jobs:  # the pre-trained encoder is no job
         recipe: Any = plan.jobs[merged].payload
-        found = [*recipe["donors"], *found]
+        donors = [*recipe["donors"], *donors]
         merged = str(recipe["base"])
-    return found
+    return donors
 
 
-def _between(
+def _compute_leak(
     plan: Plan, store: Store, place: Place, identity: Identity, donor: str, evaluation: str
 ) -> Leak | None:
-    """Returns the leak from one fine-tuning into one evaluation; of several objectives or folds the
-    largest."""
-    tuned = FinetuneSpec.model_validate(plan.jobs[donor].payload["spec"])
-    tested = EvalSpec.model_validate(plan.jobs[evaluation].payload["spec"])
-    shared = [
-        _shared(objective.corpus, corpus, store, place, identity)
-        for objective in tuned.objectives
-        for corpus in tested.corpora()
+    """Returns the leak from one fine-tuning into one evaluation.
+
+    With several objectives or folds it is the largest.
+    """
+    finetuning = FinetuneSpec.model_validate(plan.jobs[donor].payload["spec"])
+    evaluation_spec = EvalSpec.model_validate(plan.jobs[evaluation].payload["spec"])
+    overlaps = [
+        _load_or_compute_overlap(objective.corpus, corpus, store, place, identity)
+        for objective in finetuning.objectives
+        for corpus in evaluation_spec.corpora()
     ]
-    worst = max((found for found in shared if found is not None), default=None)
+    worst = max((overlap for overlap in overlaps if overlap is not None), default=None)
     if worst is None or not (worst.utterances or worst.speakers):
         return None
-    return Leak(tuned.name, tested.task, *worst)
+    return Leak(finetuning.name, evaluation_spec.task, *worst)
 
 
-def _shared(
-    tuned: CorpusSpec, tested: CorpusSpec, store: Store, place: Place, identity: Identity
+def _load_or_compute_overlap(
+    finetuning: CorpusSpec, evaluation: CorpusSpec, store: Store, place: Place, identity: Identity
 ) -> Overlap | None:
-    known = [identity(spec) for spec in (tuned, tested)]
-    key = fingerprint({"stage": STAGE, "version": VERSION, "corpora": [name for name, _ in known]})
+    identities = [identity(spec) for spec in (finetuning, evaluation)]
+    names = [name for name, _ in identities]
+    key = fingerprint({"stage": STAGE, "version": VERSION, "corpora": names})
     if not store.is_complete(STAGE, key):
-        if not all(store.is_complete("corpus", name) for name, made in known if made):
+        if not all(store.is_complete("corpus", name) for name, is_made in identities if is_made):
             return None
-        found = compute_overlap(open_corpus(tuned, place), open_corpus(tested, place))
-        with store.publish(STAGE, key, {**found._asdict(), "corpora": [name for name, _ in known]}):
+        overlap = compute_overlap(open_corpus(finetuning, place), open_corpus(evaluation, place))
+        with store.publish(STAGE, key, {**overlap._asdict(), "corpora": names}):
             pass
     facts = store.manifest(STAGE, key)
     return Overlap(*(int(facts[name]) for name in Overlap._fields))

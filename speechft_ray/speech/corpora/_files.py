@@ -1,9 +1,8 @@
-"""What is known of many audio files: length, rate, channels and content, measured once and
-remembered.
+"""Measures audio files (length, rate, channels, sha256) and caches what it measures.
 
-A file's facts hold while its size and time of change stay, so a second open of a corpus reads no
-audio. The first reads every byte for the sha256: LibriSpeech's 100 hours are 6 GB, VoxCeleb1 is 40
-GB.
+Cached facts are valid while size and modification time of a file stay, so a second open of a corpus
+reads no audio. The first open reads every byte for the sha256: LibriSpeech's 100 hours are 6 GB,
+VoxCeleb1 is 40 GB.
 """
 
 from __future__ import annotations
@@ -23,16 +22,14 @@ from speechft_ray.speech.corpora.base import Progress
 
 _THREADS = 8
 _BLOCK_FILES = 256
-"""Files given to a thread at once: one by one, the giving takes longer than looking at a known
-file."""
+"""Files per task of a thread: with one file each, dispatch takes longer than a cache hit."""
 
-Examine = Callable[[Path], AudioInfo]
+ReadInfo = Callable[[Path], AudioInfo]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Fact:
-    """One audio file: ``samples`` at 16 kHz as they will be read, its own rate and channels, and
-    the sha256 of its bytes."""
+class FileFacts:
+    """One audio file: ``samples`` at 16 kHz, the rate and channels of the file, its sha256."""
 
     size_bytes: int
     modified_ns: int
@@ -42,10 +39,10 @@ class Fact:
     sha256: str
 
 
-class Measured(NamedTuple):
-    """Facts of the files that can be used, and a sentence for each that cannot; both by path."""
+class Measurements(NamedTuple):
+    """Facts of the usable files and a sentence for each unusable one, both by path."""
 
-    facts: dict[str, Fact]
+    facts: dict[str, FileFacts]
     faults: dict[str, str]
 
 
@@ -56,53 +53,55 @@ def measure(
     progress: Progress | None = None,
     *,
     name: str,
-    examined: Examine = read_audio_info,
-) -> Measured:
-    """Measures audio files below ``root``, or finds them measured in ``cache``. ``paths`` are
-    relative and stay inside.
+    read_info: ReadInfo = read_audio_info,
+) -> Measurements:
+    """Measures audio files below ``root``, or takes their facts from ``cache``.
 
-    ``name`` tells measurements apart that differ for one file, as those of different ``examined``
-    functions do. Raises ``UserError`` when ``cache`` cannot be written.
+    ``paths`` are relative to ``root`` and stay inside. ``name`` separates measurements that differ
+    for one file, as with different ``read_info``. Raises ``UserError`` when ``cache`` cannot be
+    written.
     """
     store = cache / f"{name}-{fingerprint(str(root.resolve()))}.json"
-    known = _load(store)
-    found = Measured({}, {})
+    cached = _load(store)
+    result = Measurements({}, {})
     blocks = [paths[start : start + _BLOCK_FILES] for start in range(0, len(paths), _BLOCK_FILES)]
     with ThreadPoolExecutor(max_workers=_THREADS) as threads:
         measured = threads.map(
-            lambda block: [_measure(root, path, known.get(path), examined) for path in block],
+            lambda block: [_measure(root, path, cached.get(path), read_info) for path in block],
             blocks,
         )
         done = 0
         for block, facts in zip(blocks, measured, strict=True):
             for path, fact in zip(block, facts, strict=True):
-                if isinstance(fact, Fact):
-                    found.facts[path] = fact
+                if isinstance(fact, FileFacts):
+                    result.facts[path] = fact
                 else:
-                    found.faults[path] = fact
+                    result.faults[path] = fact
             done += len(block)
             if progress is not None:
                 progress(done, len(paths))
-    if any(known.get(path) != fact for path, fact in found.facts.items()):
-        _save(store, {**known, **found.facts})
-    return found
+    if any(cached.get(path) != fact for path, fact in result.facts.items()):
+        _save(store, {**cached, **result.facts})
+    return result
 
 
-def _measure(root: Path, path: str, known: Fact | None, examined: Examine) -> Fact | str:
+def _measure(
+    root: Path, path: str, cached: FileFacts | None, read_info: ReadInfo
+) -> FileFacts | str:
     try:
         place = resolve_inside(root, path)
         state = place.stat()
-        if known is not None and (known.size_bytes, known.modified_ns) == (
+        if cached is not None and (cached.size_bytes, cached.modified_ns) == (
             state.st_size,
             state.st_mtime_ns,
         ):
-            return known
-        sound = examined(place)
-        return Fact(
+            return cached
+        info = read_info(place)
+        return FileFacts(
             size_bytes=state.st_size,
             modified_ns=state.st_mtime_ns,
             sha256=file_sha256(place),
-            **vars(sound),
+            **vars(info),
         )
     except FileNotFoundError:
         return f"the file `{path}` does not exist"
@@ -110,34 +109,30 @@ def _measure(root: Path, path: str, known: Fact | None, examined: Examine) -> Fa
         return str(error)
 
 
-def _load(store: Path) -> dict[str, Fact]:
+def _load(store: Path) -> dict[str, FileFacts]:
     try:
         return {
-            path: Fact(**fields)
+            path: FileFacts(**fields)
             for path, fields in json.loads(store.read_text(encoding="utf-8")).items()
         }
-    except (
-        OSError,
-        ValueError,
-        TypeError,
-        AttributeError,
-    ):  # absent, or not ours: everything is measured again
-        return {}
+    except (OSError, ValueError, TypeError, AttributeError):
+        return {}  # absent, or of another format: everything is measured again
 
 
-def _save(store: Path, facts: Mapping[str, Fact]) -> None:
-    made = None
+def _save(store: Path, facts: Mapping[str, FileFacts]) -> None:
+    scratch = None
     try:
         store.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(
             "w", dir=store.parent, prefix=".facts-", delete=False, encoding="utf-8"
         ) as file:
-            made = Path(file.name)
+            scratch = Path(file.name)
             json.dump({path: vars(fact) for path, fact in facts.items()}, file)
-        made.replace(store)
+        scratch.replace(store)
     except OSError as error:
-        if made is not None:
-            made.unlink(missing_ok=True)
+        if scratch is not None:
+            scratch.unlink(missing_ok=True)
         raise UserError(
-            f"{store} cannot be written: {error}. Free some space, or choose another --storage folder."
+            f"{store} cannot be written: {error}. Free some space, or choose another --storage "
+            "folder."
         ) from error

@@ -2,8 +2,8 @@
 93 unpacks it.
 
 ``<root>/{train,test}/wav/SSB0005/SSB00050001.wav``; a line of ``<root>/{train,test}/content.txt``
-is the name of a recording, a tab, and characters with their pinyin in turn. The release has no
-validation set: ``dev_fraction`` of train is held out.
+is the name of a recording, a tab, and characters alternating with their pinyin. The release has no
+validation set: ``dev_fraction`` of train is dev.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from pathlib import Path
 from pydantic import Field
 
 from speechft_ray.core.errors import UserError
-from speechft_ray.speech.corpora._draws import shuffled
 from speechft_ray.speech.corpora._layout import (
     DiskOptions,
     Recording,
@@ -24,6 +23,7 @@ from speechft_ray.speech.corpora._layout import (
     require_folder,
     require_root,
 )
+from speechft_ray.speech.corpora._sampling import shuffle_keys
 from speechft_ray.speech.corpora.base import CORPORA, Corpus, CorpusKind, ExpectedCounts, Progress
 
 NAME = "aishell3"
@@ -34,13 +34,13 @@ _PINYIN = re.compile(r"[a-z]+\d")
 
 
 class Aishell3Options(DiskOptions):
-    """What is held out."""
+    """Size and seed of the dev split."""
 
     dev_fraction: float = Field(default=0.01, gt=0, lt=1)
-    """Share of the training utterances that are dev (Speech-FT does not say; one to two per cent
-    are usual)."""
+    """Share of the training utterances that are dev (not published by Speech-FT; one to two per
+    cent are usual)."""
     seed: int = Field(default=0, ge=0)
-    """Of that draw."""
+    """Of the random selection."""
 
 
 def open_aishell3(
@@ -49,54 +49,57 @@ def open_aishell3(
     """Returns AISHELL-3 with the columns ``text`` (characters without blanks), ``pinyin`` and
     ``speaker``.
 
-    Recordings that are listed and not there count as bad audio. Raises ``UserError`` for a missing
-    folder or list, and for a line that is none.
+    A listed recording without a file counts as bad audio. Raises ``UserError`` for a missing folder
+    or list, and for a line of another format.
     """
     place = require_root(NAME, root, ["train/content.txt", "test/content.txt"])
-    listed = {folder: _listed(place, folder) for folder in ("train", "test")}
-    held_out = set(
-        shuffled(listed["train"], options.seed)[: _dev_count(len(listed["train"]), options)]
-    )
+    labels_by_path = {folder: _read_labels(place, folder) for folder in ("train", "test")}
+    train = shuffle_keys(labels_by_path["train"], options.seed)
+    dev = set(train[: _count_dev(len(train), options)])
     recordings = [
-        Recording(key=path, path=path, split="dev" if path in held_out else folder, labels=labels)
-        for folder, items in listed.items()
+        Recording(key=path, path=path, split="dev" if path in dev else folder, labels=labels)
+        for folder, items in labels_by_path.items()
         for path, labels in items.items()
     ]
     return assemble(NAME, place, recordings, options, cache, progress)
 
 
-def _dev_count(utterances: int, options: Aishell3Options) -> int:
+def _count_dev(utterances: int, options: Aishell3Options) -> int:
     return max(1, round(options.dev_fraction * utterances))
 
 
-def _listed(root: Path, folder: str) -> dict[str, dict[str, str]]:
+def _read_labels(root: Path, folder: str) -> dict[str, dict[str, str]]:
     """Returns the labels of each recording of a folder, by path."""
     require_folder(NAME, root, f"{folder}/wav", "its recordings")
     file = root / folder / "content.txt"
     if not file.is_file():
         raise UserError(
-            f"the corpus `{NAME}` lacks {file}, which says what is spoken: unpack it there."
+            f"the corpus `{NAME}` lacks {file}, which has the transcripts: unpack it there."
         )
-    found: dict[str, dict[str, str]] = {}
+    labels: dict[str, dict[str, str]] = {}
     for number, line in enumerate(read_lines(file), start=1):
         name, _, content = line.partition("\t")
-        known, spoken = _NAME.fullmatch(name.strip()), content.split()
-        pinyin = [token for token in spoken if _PINYIN.fullmatch(token)]
-        text = "".join(token for token in spoken if not _PINYIN.fullmatch(token))
-        if known is None or not pinyin or not text:
+        match, tokens = _NAME.fullmatch(name.strip()), content.split()
+        pinyin = [token for token in tokens if _PINYIN.fullmatch(token)]
+        text = "".join(token for token in tokens if not _PINYIN.fullmatch(token))
+        if match is None or not pinyin or not text:
             raise bad_line(
                 file,
                 number,
                 line,
                 "a name like SSB00050001.wav, a tab, and characters with their pinyin",
             )
-        labels = {"text": text, "pinyin": " ".join(pinyin), "speaker": known.group(1)}
-        found[f"{folder}/wav/{known.group(1)}/{known.group()}"] = labels
-    return found
+        speaker = match.group(1)
+        labels[f"{folder}/wav/{speaker}/{match.group()}"] = {
+            "text": text,
+            "pinyin": " ".join(pinyin),
+            "speaker": speaker,
+        }
+    return labels
 
 
-def _expected(options: Aishell3Options) -> ExpectedCounts:
-    dev = _dev_count(TRAIN_UTTERANCES, options)
+def _compute_expected(options: Aishell3Options) -> ExpectedCounts:
+    dev = _count_dev(TRAIN_UTTERANCES, options)
     return ExpectedCounts(
         source="its own lists (OpenSLR 93), Speech-FT (hours), and `dev_fraction`",
         utterances={"train": TRAIN_UTTERANCES - dev, "dev": dev, "test": TEST_UTTERANCES},
@@ -111,6 +114,6 @@ CORPORA.register(
         open=open_aishell3,
         needs_root=True,
         layout="train/ and test/ with content.txt and wav/SSBNNNN/SSBNNNNMMMM.wav",
-        expected=_expected,
+        expected=_compute_expected,
     ),
 )

@@ -1,13 +1,13 @@
-"""Corpus ``crema_d``: twelve sentences acted in six emotions by 91 actors (the paper's ER), as its
-repository has it.
+"""Corpus ``crema_d``: twelve sentences acted in six emotions by 91 actors (ER of the paper).
 
 ``<root>/AudioWAV/1001_DFA_ANG_XX.wav``: actor, sentence, acted emotion, intensity. CREMA-D has no
 splits. EMO-SUPERB (arXiv 2402.13018) cuts the actors, in the order of their numbers, into five
 sets; fold k tests on set k, validates on the next one (the first after the fifth) and trains on the
 rest.
 
-EMO-SUPERB learns what listeners heard, not what was acted. Their votes do not come with the
-recordings: with ``VOTES`` in the root there is the column ``perceived`` as well.
+EMO-SUPERB trains on the emotions that listeners perceived, not on those that were acted. The votes
+of the listeners do not come with the recordings: with ``VOTES`` in the root the corpus has the
+column ``perceived`` as well.
 """
 
 from __future__ import annotations
@@ -49,30 +49,30 @@ EMOTIONS = {
     "NEU": "neutral",
     "SAD": "sad",
 }
-"""Codes in file names, and what the columns of ``VOTES`` call them."""
+"""Codes in file names and their columns in ``VOTES``."""
 ACTOR_SETS = ((1001, 1018), (1019, 1036), (1037, 1054), (1055, 1072), (1073, 1091))
 """First and last actors of EMO-SUPERB's sets (``Split_Set`` of its
 ``CREMA-D/Primary/labels_consensus_1`` to ``_5.csv``)."""
 SET_SIZES = (1_463, 1_470, 1_476, 1_476, 1_557)
 """Rows of these sets in the same files: 7,442 in all."""
 WITHOUT_SOUND = "1076_MTI_SAD_XX"
-"""The one clip of the release that holds no speech. It is left out."""
+"""The one clip of the release without speech. It is left out."""
 VOTES = Resource(
     path="labels_consensus_1.csv",
-    url="https://raw.githubusercontent.com/EMOsuperb/EMO-SUPERB-submission/ede4e37e61d7658b3a38728ce12fb630945f7fb6/data/CREMA-D"
-    "/Primary/labels_consensus_1.csv",
-    what="what listeners heard, for the column perceived",
+    url="https://raw.githubusercontent.com/EMOsuperb/EMO-SUPERB-submission/"
+    "ede4e37e61d7658b3a38728ce12fb630945f7fb6/data/CREMA-D/Primary/labels_consensus_1.csv",
+    what="the votes of listeners, for the column perceived",
 )
 
 _CLIP = re.compile(r"(1\d{3})_([A-Z]{3})_([A-Z]{3})_[A-Z]{1,2}")
 
 
 class CremaDOptions(DiskOptions):
-    """Which actors are which split."""
+    """Assignment of actors to splits."""
 
     fold: int = Field(default=1, ge=1, le=len(ACTOR_SETS))
-    """EMO-SUPERB's fold: the set of the test split. Its config for CREMA-D, with the 15,510 updates
-    of the paper, names 1."""
+    """EMO-SUPERB's fold: the set of the test split. Its config for CREMA-D, with the 15,510
+    updates of the paper, has 1."""
 
 
 def open_crema_d(
@@ -81,21 +81,22 @@ def open_crema_d(
     """Returns CREMA-D with the columns ``emotion`` (as acted), ``speaker``, ``sentence`` and, with
     ``VOTES``, ``perceived``.
 
-    Raises ``UserError`` for a missing folder, a file name that is none of CREMA-D's, and votes that
-    do not fit.
+    Raises ``UserError`` for a missing folder, a file name of another format, and votes that do not
+    match the clips.
     """
     place = require_root(NAME, root, [FOLDER])
     folder = require_folder(NAME, place, FOLDER, "the recordings")
     clips = {
-        path.stem: _parts(path)
+        path.stem: _parse_name(path)
         for path in sorted(folder.glob("*.wav"))
         if path.stem != WITHOUT_SOUND
     }
     if not clips:
         raise UserError(
-            f"{folder} holds no .wav file: unpack it again, with Git LFS if it comes from its repository."
+            f"{folder} holds no .wav file: unpack it again, with Git LFS if it comes from its "
+            "repository."
         )
-    perceived, lacks = _perceived(place, clips)
+    perceived, reason = _read_perceived(place, clips)
     recordings = [
         Recording(
             key=f"{FOLDER}/{name}.wav",
@@ -111,7 +112,7 @@ def open_crema_d(
         if (folder / f"{WITHOUT_SOUND}.wav").is_file()
         else []
     )
-    missing = {"perceived": lacks} if lacks else {}
+    missing = {"perceived": reason} if reason else {}
     return assemble(
         NAME, place, recordings, options, cache, progress, missing_columns=missing, notes=notes
     )
@@ -125,7 +126,7 @@ def split_of(actor: int, fold: int) -> str:
     return "test" if number == fold else "dev" if number == fold % len(ACTOR_SETS) + 1 else "train"
 
 
-def _parts(path: Path) -> tuple[str, str, str]:
+def _parse_name(path: Path) -> tuple[str, str, str]:
     """Returns actor, sentence and emotion."""
     match = _CLIP.fullmatch(path.stem)
     if (
@@ -134,18 +135,21 @@ def _parts(path: Path) -> tuple[str, str, str]:
         or not ACTOR_SETS[0][0] <= int(match.group(1)) <= ACTOR_SETS[-1][1]
     ):
         raise UserError(
-            f"{path} is not named like 1001_DFA_ANG_XX.wav: an actor from 1001 to 1091, a sentence, an emotion "
-            f"({join_names(EMOTIONS, len(EMOTIONS))}) and an intensity. Take it away, or name it as in the release."
+            f"{path} is not named like 1001_DFA_ANG_XX.wav: an actor from 1001 to 1091, a "
+            f"sentence, an emotion ({join_names(EMOTIONS, len(EMOTIONS))}) and an intensity. Move "
+            "it away, or name it as in the release."
         )
     actor, sentence, emotion = match.groups()
     return actor, sentence, emotion
 
 
-def _perceived(
+def _read_perceived(
     root: Path, clips: Mapping[str, tuple[str, str, str]]
 ) -> tuple[Mapping[str, str], str]:
-    """Returns the emotion with most votes by clip; or none, and why. Of several, the acted one
-    wins, else the first by name."""
+    """Returns the emotion with most votes by clip, or nothing and the reason.
+
+    In a tie the acted emotion is taken, else the first by name.
+    """
     file = root / VOTES.path
     if not file.is_file():
         return {}, f"{root} lacks {VOTES.path}: `speechft corpora prepare {NAME}` fetches it."
@@ -168,23 +172,27 @@ def _perceived(
             ) from None
     if missing := sorted(set(clips) - set(votes)):
         raise UserError(
-            f"{file} has no line for {len(missing)} recordings ({join_names(missing)}): take it from {VOTES.url}."
+            f"{file} has no line for {len(missing)} recordings ({join_names(missing)}): "
+            f"take it from {VOTES.url}."
         )
-    return {name: _winner(votes[name], acted).lower() for name, (_, _, acted) in clips.items()}, ""
+    return {
+        name: _find_winner(votes[name], acted).lower() for name, (_, _, acted) in clips.items()
+    }, ""
 
 
-def _winner(votes: Mapping[str, float], acted: str) -> str:
+def _find_winner(votes: Mapping[str, float], acted: str) -> str:
     return max(votes, key=lambda code: (votes[code], code == acted))
 
 
-def _expected(options: CremaDOptions) -> ExpectedCounts:
+def _compute_expected(options: CremaDOptions) -> ExpectedCounts:
     sizes, speakers = {"train": 0, "dev": 0, "test": 0}, {"train": 0, "dev": 0, "test": 0}
     for (first, last), size in zip(ACTOR_SETS, SET_SIZES, strict=True):
         split = split_of(first, options.fold)
         sizes[split] += size - (first <= int(WITHOUT_SOUND[:4]) <= last)
         speakers[split] += last - first + 1
     return ExpectedCounts(
-        source="EMO-SUPERB's labels_consensus files for CREMA-D (7,442 clips, one of them without speech)",
+        source="EMO-SUPERB's labels_consensus files for CREMA-D (7,442 clips, one of them without "
+        "speech)",
         utterances=sizes,
         speakers=speakers,
         classes={"emotion": len(EMOTIONS), "sentence": 12},
@@ -197,8 +205,9 @@ CORPORA.register(
         options=CremaDOptions,
         open=open_crema_d,
         needs_root=True,
-        layout="AudioWAV/1001_DFA_ANG_XX.wav, ...; labels_consensus_1.csv of EMO-SUPERB for the column perceived",
-        expected=_expected,
+        layout="AudioWAV/1001_DFA_ANG_XX.wav, ...; labels_consensus_1.csv of EMO-SUPERB "
+        "for the column perceived",
+        expected=_compute_expected,
         resources=[VOTES],
     ),
 )

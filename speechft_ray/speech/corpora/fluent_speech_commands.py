@@ -2,8 +2,8 @@
 unpacks.
 
 ``<root>/data/{train,valid,test}_data.csv`` with the columns path, speakerId, transcription, action,
-object and location; recordings at ``<root>/<path>``. An intent is right when action, object and
-location are. No quirk; speakers are not shared.
+object and location; recordings at ``<root>/<path>``. Splits share no speakers. s3prl has no quirk
+here.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _COLUMNS = {
 
 
 class FluentSpeechCommandsOptions(DiskOptions):
-    """The splits are the corpus' own."""
+    """The splits are those of the release."""
 
 
 def open_fluent_speech_commands(
@@ -54,11 +54,13 @@ def open_fluent_speech_commands(
     Raises ``UserError`` for a missing table or column and for a row with empty cells.
     """
     place = require_root(NAME, root, [*_TABLES.values(), "wavs"])
-    recordings = [item for split, table in _TABLES.items() for item in _rows(place / table, split)]
+    recordings = [
+        item for split, table in _TABLES.items() for item in _read_rows(place / table, split)
+    ]
     return assemble(NAME, place, recordings, options, cache, progress)
 
 
-def _rows(file: Path, split: str) -> list[Recording]:
+def _read_rows(file: Path, split: str) -> list[Recording]:
     if not file.is_file():
         raise UserError(f"the corpus `{NAME}` lacks {file} (its split {split}): unpack it there.")
     lines = read_lines(file)
@@ -66,18 +68,19 @@ def _rows(file: Path, split: str) -> list[Recording]:
     needed = ("path", *_COLUMNS)
     if missing := [name for name in needed if name not in (table.fieldnames or ())]:
         raise UserError(
-            f"{file} lacks the columns {join_names(missing)}: take the table of the original archive."
+            f"{file} lacks the columns {join_names(missing)}: take the table of the original "
+            "archive."
         )
-    found = []
+    recordings = []
     for number, row in enumerate(table, start=2):
         if not all(row[name] for name in needed):
             raise bad_line(file, number, lines[number - 1], "a row with all cells filled")
-        labels = {ours: row[theirs] for theirs, ours in _COLUMNS.items()}
-        found.append(Recording(key=row["path"], path=row["path"], split=split, labels=labels))
-    return found
+        labels = {label: row[column] for column, label in _COLUMNS.items()}
+        recordings.append(Recording(key=row["path"], path=row["path"], split=split, labels=labels))
+    return recordings
 
 
-def _expected(options: FluentSpeechCommandsOptions) -> ExpectedCounts:
+def _compute_expected(options: FluentSpeechCommandsOptions) -> ExpectedCounts:
     return ExpectedCounts(
         source="Lugosch et al. 2019, table 1",
         utterances={"train": 23_132, "dev": 3_118, "test": 3_793},
@@ -94,6 +97,6 @@ CORPORA.register(
         open=open_fluent_speech_commands,
         needs_root=True,
         layout="data/{train,valid,test}_data.csv and wavs/speakers/SPEAKER/*.wav",
-        expected=_expected,
+        expected=_compute_expected,
     ),
 )

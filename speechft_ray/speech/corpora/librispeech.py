@@ -1,12 +1,12 @@
-"""Corpus ``librispeech``: read English books (SUPERB's PR and ASR), as OpenSLR 12 unpacks them.
+"""Corpus ``librispeech``: read English (SUPERB's PR and ASR), in the layout of OpenSLR 12.
 
 ``<root>/train-clean-100/<speaker>/<chapter>/<speaker>-<chapter>-<number>.flac`` with one
 ``<speaker>-<chapter>.trans.txt`` per chapter. Phones come from two lexicons in ``<root>/lexicon``,
-read in the order of ``LEXICONS``; the first pronunciation of a word wins, stress is kept, no
-silence is put between words (s3prl ``downstream/ctc/corpus/libriphone.py``).
+read in the order of ``LEXICONS``. The first pronunciation of a word is used, with stress and
+without silence between words (s3prl ``downstream/ctc/corpus/libriphone.py``).
 
-``speaker_hours`` makes it a corpus of speakers (Speech-FT's SID on LibriSpeech): all splits are
-drawn from the training folders and have every speaker.
+With ``speaker_hours`` it is a corpus for speaker identification (Speech-FT's SID on LibriSpeech):
+all splits are drawn from the training folders and have every speaker.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from speechft_ray.core.errors import UserError
-from speechft_ray.speech.corpora._draws import drawn, speaker_splits
 from speechft_ray.speech.corpora._layout import (
     DiskOptions,
     Recording,
@@ -30,6 +29,7 @@ from speechft_ray.speech.corpora._layout import (
     require_folder,
     require_root,
 )
+from speechft_ray.speech.corpora._sampling import draw_speaker_splits, select_utterances
 from speechft_ray.speech.corpora.base import (
     CORPORA,
     SPLITS,
@@ -47,7 +47,7 @@ LEXICONS = (
     "lexicon/librispeech-lexicon-allothers-g2p.txt",
 )
 SPEAKER_SHARES = {"train": 72, "dev": 8, "test": 20}
-"""How s3prl's speaker task (``speaker_linear_utter_libri``) parts the 100 hours: 80 : 20 by the
+"""Shares of the 100 hours in s3prl's speaker task (``speaker_linear_utter_libri``): 80 : 20 by the
 lists of contrastive predictive coding, and a tenth of the 80 is dev. Speech-FT draws its 10 hours
 from the 72."""
 _LEXICON_PAGE = "https://huggingface.co/datasets/s3prl/g2p/resolve/main"
@@ -56,22 +56,22 @@ Folder = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 
 
 class LibriSpeechOptions(DiskOptions):
-    """Which folders are which split."""
+    """Folders of the splits, pronunciations and the selection by speaker."""
 
     train: tuple[Folder, ...] = ("train-clean-100",)
     dev: tuple[Folder, ...] = ("dev-clean",)
     test: tuple[Folder, ...] = ("test-clean",)
     """Folders of each split (s3prl ``ctc/libriphone.yaml`` and ``asr/config.yaml``)."""
     g2p: Literal["none", "espeak"] = "none"
-    """Who pronounces words that the lexicons lack. ``espeak``: espeak-ng, whose phones are mapped
-    to ARPAbet; approximate, so numbers are not comparable with published ones where many words need
-    it."""
+    """Source of pronunciations that the lexicons lack. ``espeak``: espeak-ng, with phones mapped to
+    ARPAbet. That is approximate, so numbers are not comparable with published ones where many words
+    need it."""
     speaker_hours: float | None = Field(default=None, gt=0)
-    """Hours of training speech, drawn from the folders of ``train`` so that every speaker is kept
-    (Speech-FT: 10 h with all 251). ``dev`` and ``test`` are then drawn from the same folders, in
-    the proportions of ``SPEAKER_SHARES``."""
+    """Hours of training speech, drawn from the folders of ``train`` with every speaker (Speech-FT:
+    10 h with all 251). ``dev`` and ``test`` are then drawn from the same folders, in the
+    proportions of ``SPEAKER_SHARES``."""
     seed: int = Field(default=0, ge=0)
-    """Of that draw."""
+    """Of the random selection."""
 
     @model_validator(mode="after")
     def _check(self) -> LibriSpeechOptions:
@@ -87,18 +87,19 @@ def open_librispeech(
     """Returns LibriSpeech with the columns ``text``, ``speaker`` and, where every word has a
     pronunciation, ``phones``.
 
-    Without pronunciations the corpus opens all the same; ``missing_columns`` says what ``phones`` needs.
-    Raises ``UserError`` for a missing folder and for recordings without a transcript.
+    Without pronunciations the corpus opens without ``phones``, and ``missing_columns`` says what
+    that column needs. Raises ``UserError`` for a missing folder and for recordings without a
+    transcript.
     """
-    hours = _speaker_hours(options)
+    hours = _compute_split_hours(options)
     folders = {split: getattr(options, split) for split in (["train"] if hours else SPLITS)}
     place = require_root(NAME, root, [folder for names in folders.values() for folder in names])
-    found: list[tuple[Path, str, str]] = []
+    transcripts: list[tuple[Path, str, str]] = []
     for split, names in folders.items():
         for name in names:
             folder = require_folder(NAME, place, name, f"its split {split}")
-            found += [(path, split, text) for path, text in _transcribed(folder)]
-    phones, lacks, notes = _phones(place, [text for _, _, text in found], options)
+            transcripts += [(path, split, text) for path, text in _read_transcripts(folder)]
+    phones, reason, notes = _look_up_phones(place, [text for _, _, text in transcripts], options)
     recordings = [
         Recording(
             key=below(place, path),
@@ -110,27 +111,27 @@ def open_librispeech(
                 **({"phones": phones[text]} if phones else {}),
             },
         )
-        for path, split, text in found
+        for path, split, text in transcripts
     ]
-    missing = {"phones": lacks} if lacks else {}
+    missing = {"phones": reason} if reason else {}
     corpus = assemble(
         NAME, place, recordings, options, cache, progress, missing_columns=missing, notes=notes
     )
-    return _of_speakers(corpus, hours, options.seed) if hours else corpus
+    return _select_by_speaker(corpus, hours, options.seed) if hours else corpus
 
 
-def _of_speakers(corpus: Corpus, hours: Mapping[str, float], seed: int) -> Corpus:
-    there, wanted = sum(one.seconds for one in corpus.utterances) / 3600, sum(hours.values())
-    notes = (
-        [f"there are {there:.2f} hours to draw from, and `speaker_hours` needs {wanted:.2f}."]
-        if there < wanted
-        else []
-    )
-    return drawn(corpus, speaker_splits(corpus.utterances, hours, seed), notes)
+def _select_by_speaker(corpus: Corpus, hours: Mapping[str, float], seed: int) -> Corpus:
+    available, needed = sum(one.seconds for one in corpus.utterances) / 3600, sum(hours.values())
+    notes = []
+    if available < needed:
+        notes.append(
+            f"there are {available:.2f} hours to draw from, and `speaker_hours` needs {needed:.2f}."
+        )
+    return select_utterances(corpus, draw_speaker_splits(corpus.utterances, hours, seed), notes)
 
 
-def _speaker_hours(options: LibriSpeechOptions) -> dict[str, float]:
-    """Returns the hours of each split that are drawn; nothing without ``speaker_hours``."""
+def _compute_split_hours(options: LibriSpeechOptions) -> dict[str, float]:
+    """Returns the hours to draw by split; nothing without ``speaker_hours``."""
     if options.speaker_hours is None:
         return {}
     return {
@@ -139,7 +140,8 @@ def _speaker_hours(options: LibriSpeechOptions) -> dict[str, float]:
     }
 
 
-def _transcribed(folder: Path) -> list[tuple[Path, str]]:
+def _read_transcripts(folder: Path) -> list[tuple[Path, str]]:
+    """Returns the recordings below a folder with their transcripts."""
     texts: dict[str, str] = {}
     for file in sorted(folder.rglob("*.trans.txt")):
         for number, line in enumerate(read_lines(file), start=1):
@@ -152,14 +154,17 @@ def _transcribed(folder: Path) -> list[tuple[Path, str]]:
         raise UserError(f"the corpus `{NAME}` has no .flac file below {folder}: unpack it again.")
     if silent := [path.stem for path in audio if path.stem not in texts]:
         raise UserError(
-            f"{len(silent)} recordings below {folder} have no line in any .trans.txt: {join_names(silent)}."
+            f"{len(silent)} recordings below {folder} have no line in any .trans.txt: "
+            f"{join_names(silent)}."
         )
     return [(path, texts[path.stem]) for path in audio]
 
 
 def read_lexicon(files: Iterable[Path]) -> dict[str, str]:
-    """Returns the first pronunciation of each word, phones separated by blanks. Raises
-    ``UserError`` with the line at fault."""
+    """Returns the first pronunciation of each word, phones separated by blanks.
+
+    Raises ``UserError`` with the line of another format.
+    """
     lexicon: dict[str, str] = {}
     for file in files:
         for number, line in enumerate(read_lines(file), start=1):
@@ -170,28 +175,27 @@ def read_lexicon(files: Iterable[Path]) -> dict[str, str]:
     return lexicon
 
 
-def _phones(
+def _look_up_phones(
     root: Path, texts: Sequence[str], options: LibriSpeechOptions
 ) -> tuple[Mapping[str, str], str, list[str]]:
-    """Returns the phones of each text, or none and why; and notes."""
+    """Returns the phones of each text or nothing and the reason; then notes."""
     missing_files = [name for name in LEXICONS if not (root / name).is_file()]
     if missing_files and options.g2p == "none":
-        return (
-            {},
-            f"{root} lacks {join_names(missing_files)}: put it there, or set `g2p: espeak` (approximate).",
-            [],
-        )
+        reason = f"{root} lacks {join_names(missing_files)}: put it there"
+        return {}, f"{reason}, or set `g2p: espeak` (approximate).", []
     lexicon = read_lexicon(root / name for name in LEXICONS if name not in missing_files)
     words = {word for text in texts for word in text.split()}
     unknown = sorted(words - set(lexicon))
     if unknown and options.g2p == "none":
-        where = f"{len(unknown)} words have no pronunciation in {root / 'lexicon'} ({join_names(unknown)})"
-        return {}, f"{where}: add them to a lexicon, or set `g2p: espeak` (approximate).", []
+        reason = f"{len(unknown)} words have no pronunciation in {root / 'lexicon'}"
+        way_out = "add them to a lexicon, or set `g2p: espeak` (approximate)"
+        return {}, f"{reason} ({join_names(unknown)}): {way_out}.", []
     notes = []
     if unknown:
         lexicon.update(pronounce_words(unknown))
         notes.append(
-            f"{len(unknown)} of {len(words)} words are pronounced by espeak-ng ({join_names(unknown)}): approximate."
+            f"{len(unknown)} of {len(words)} words are pronounced by espeak-ng "
+            f"({join_names(unknown)}): approximate."
         )
     return (
         {text: " ".join(lexicon[word] for word in text.split()) for text in dict.fromkeys(texts)},
@@ -200,9 +204,9 @@ def _phones(
     )
 
 
-def _expected(options: LibriSpeechOptions) -> ExpectedCounts | None:
+def _compute_expected(options: LibriSpeechOptions) -> ExpectedCounts | None:
     default = LibriSpeechOptions()
-    hours = _speaker_hours(options)
+    hours = _compute_split_hours(options)
     if any(
         getattr(options, split) != getattr(default, split)
         for split in (["train"] if hours else SPLITS)
@@ -228,8 +232,9 @@ CORPORA.register(
         options=LibriSpeechOptions,
         open=open_librispeech,
         needs_root=True,
-        layout="train-clean-100/, dev-clean/, test-clean/ with .flac and .trans.txt; lexicon/ for phones",
-        expected=_expected,
+        layout="train-clean-100/, dev-clean/, test-clean/ with .flac and .trans.txt; "
+        "lexicon/ for phones",
+        expected=_compute_expected,
         resources=[
             Resource(
                 path=name,

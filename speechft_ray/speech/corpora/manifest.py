@@ -1,4 +1,4 @@
-"""Corpus ``manifest``: anyone's own recordings, listed in a tab-separated file.
+"""Corpus ``manifest``: recordings of the user, listed in a tab-separated file.
 
 The first line names the columns: ``path`` (relative to the manifest's folder), ``split`` (train,
 dev or test) and any label columns (``speaker``, ``text``, ``emotion``, ...). ``seconds`` and
@@ -18,7 +18,7 @@ from speechft_ray.core.errors import SpecError, UserError
 from speechft_ray.core.fingerprint import fingerprint
 from speechft_ray.speech.audio import read_audio
 from speechft_ray.speech.corpora._files import measure
-from speechft_ray.speech.corpora._layout import DiskOptions, describe_conversions, left_out
+from speechft_ray.speech.corpora._layout import DiskOptions, describe_conversions, describe_skipped
 from speechft_ray.speech.corpora.base import (
     CORPORA,
     SPLITS,
@@ -31,11 +31,11 @@ from speechft_ray.speech.corpora.base import (
 DEFAULT_NAME = "manifest.tsv"
 _NEEDED = ("path", "split")
 _NOT_LABELS = frozenset({"path", "split", "seconds", "sample_rate_hz"})
-_TOLD = 5
+_MAX_MISTAKES = 5
 
 
 class ManifestOptions(DiskOptions):
-    """Nothing to choose but ``on_bad_audio``: the recordings and their labels are the identity."""
+    """No options but ``on_bad_audio``: the recordings and their labels are the identity."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,11 +51,10 @@ class Row:
 def open_manifest(
     options: ManifestOptions, root: Path | None, cache: Path, progress: Progress | None = None
 ) -> Corpus:
-    """Returns the corpus of a manifest: ``root`` is the file or the folder that holds
-    ``manifest.tsv``.
+    """Returns the corpus of a manifest; ``root`` is the file or a folder with a ``manifest.tsv``.
 
-    Utterances are in order of their paths, and the fingerprint covers every row and every audio
-    file's bytes; the order of the rows changes neither. What was measured of the audio is kept in
+    Utterances are in the order of their paths, and the fingerprint covers every row and the bytes
+    of every file; the order of the rows changes neither. Facts of the files are cached in
     ``cache``, so that a second open reads no audio. Raises ``UserError`` with all mistakes at once
     (the first five of each kind).
     """
@@ -68,7 +67,7 @@ def open_manifest(
     folder = file.parent
     facts, faults = measure(folder, [row.path for row in rows], cache, progress, name="manifest")
     if options.on_bad_audio == "fail":
-        _refuse(file, rows, faults)
+        _check_audio(file, rows, faults)
     ordered = sorted((row for row in rows if row.path in facts), key=lambda row: row.path)
     utterances = [
         Utterance(key=row.path, split=row.split, samples=facts[row.path].samples, labels=row.labels)
@@ -91,15 +90,17 @@ def open_manifest(
         utterances=utterances,
         read=read,
         columns=frozenset(rows[0].labels),
-        notes=(*describe_conversions(facts.values()), *left_out(faults)),
+        notes=(*describe_conversions(facts.values()), *describe_skipped(faults)),
         skipped=dict(Counter(row.split for row in rows if row.path in faults)),
         audio_ids={row.path: facts[row.path].sha256 for row in ordered},
     )
 
 
 def read_rows(file: Path) -> list[Row]:
-    """Returns the rows of a manifest. Raises ``SpecError`` with all mistakes of its text; audio is
-    not looked at."""
+    """Returns the rows of a manifest without a look at the audio.
+
+    Raises ``SpecError`` with all mistakes of the text.
+    """
     try:
         text = file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
@@ -140,7 +141,7 @@ def read_rows(file: Path) -> list[Row]:
 
 
 class _Mistakes:
-    """Mistakes by kind; the first five of each are told, the rest counted."""
+    """Mistakes by kind; an error has the first five of each and counts the rest."""
 
     def __init__(self) -> None:
         self._by_kind: dict[str, list[tuple[str, str]]] = {}
@@ -149,13 +150,13 @@ class _Mistakes:
         self._by_kind.setdefault(kind, []).append((where, sentence))
 
     def raise_if_any(self, file: Path) -> None:
-        told: list[tuple[str, str]] = []
-        for found in self._by_kind.values():
-            told += found[:_TOLD]
-            if len(found) > _TOLD:
-                told.append((f"and {len(found) - _TOLD} more lines", f"like {found[0][0]}"))
-        if told:
-            raise SpecError(f"the manifest {file}", told)
+        shown: list[tuple[str, str]] = []
+        for mistakes in self._by_kind.values():
+            shown += mistakes[:_MAX_MISTAKES]
+            if (more := len(mistakes) - _MAX_MISTAKES) > 0:
+                shown.append((f"and {more} more lines", f"like {mistakes[0][0]}"))
+        if shown:
+            raise SpecError(f"the manifest {file}", shown)
 
 
 def _check_rows(rows: Sequence[Row], wrong: _Mistakes) -> None:
@@ -177,7 +178,7 @@ def _check_rows(rows: Sequence[Row], wrong: _Mistakes) -> None:
             )
 
 
-def _refuse(file: Path, rows: Sequence[Row], faults: Mapping[str, str]) -> None:
+def _check_audio(file: Path, rows: Sequence[Row], faults: Mapping[str, str]) -> None:
     wrong = _Mistakes()
     for row in rows:
         if row.path in faults:
@@ -191,6 +192,7 @@ CORPORA.register(
         options=ManifestOptions,
         open=open_manifest,
         needs_root=True,
-        layout="a tab-separated file with the columns path, split and any labels; paths relative to its folder",
+        layout="a tab-separated file with the columns path, split and any labels; "
+        "paths relative to its folder",
     ),
 )

@@ -1,10 +1,10 @@
-"""Corpus ``snips``: Audio SNIPS, requests to an assistant spoken by synthetic voices (SUPERB's SF),
-as s3prl prepares it.
+"""Corpus ``snips``: Audio SNIPS, requests to an assistant in synthetic voices (SUPERB's SF).
 
+The layout is that of s3prl's preprocessing:
 ``<root>/{train,valid,test}/<Speaker>-snips-<split>-<n>.wav``; ``<root>/all.iob.snips.txt`` with
 lines ``<name> BOS W1 ... EOS <tab> O l1 ... intent``; ``<root>/slots.txt`` with one slot per line,
-``O`` first. Words are upper case; a label is the name of a slot or ``O``, without B- and I- marks,
-one per word. Each voice is in one split only; no other quirk.
+``O`` first. Words are upper case. Every word has one label, a slot or ``O``, without B- and I-
+prefixes. Each voice is in one split only.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _FOLDERS = {"train": "train", "dev": "valid", "test": "test"}
 
 
 class SnipsOptions(DiskOptions):
-    """Whose voice is in which split (s3prl ``ctc/snips.yaml``)."""
+    """Voices of each split (s3prl ``ctc/snips.yaml``)."""
 
     train_speakers: tuple[str, ...] = (
         "Ivy",
@@ -66,30 +66,33 @@ def open_snips(
     ``speaker``.
 
     Recordings without a line in the text file are left out and counted. Raises ``UserError`` for a
-    missing file, folder or speaker, and for a line that does not give every word its label.
+    missing file, folder or speaker, and for a line without one label per word.
     """
     place = require_root(NAME, root, [TEXTS, SLOTS])
-    labels = _texts(place)
-    recordings, untold = [], 0
+    labels = _read_labels(place)
+    recordings, unlabelled = [], 0
     for split, name in _FOLDERS.items():
         folder = require_folder(NAME, place, name, f"its split {split}")
         speakers = set(getattr(options, f"{split}_speakers"))
-        found = [
+        paths = [
             path for path in sorted(folder.rglob("*.wav")) if path.stem.split("-")[0] in speakers
         ]
-        if silent := sorted(speakers - {path.stem.split("-")[0] for path in found}):
+        if silent := sorted(speakers - {path.stem.split("-")[0] for path in paths}):
             raise UserError(
-                f"{folder} has no recording of {join_names(silent)}: name other speakers in `{split}_speakers`."
+                f"{folder} has no recording of {join_names(silent)}: name other speakers in "
+                f"`{split}_speakers`."
             )
-        untold += sum(path.stem not in labels for path in found)
+        unlabelled += sum(path.stem not in labels for path in paths)
         recordings += [
-            _recording(place, path, split, labels) for path in found if path.stem in labels
+            _make_recording(place, path, split, labels) for path in paths if path.stem in labels
         ]
-    notes = [f"{untold} recordings have no line in {TEXTS} and are left out."] if untold else []
+    notes = []
+    if unlabelled:
+        notes.append(f"{unlabelled} recordings have no line in {TEXTS} and are left out.")
     return assemble(NAME, place, recordings, options, cache, progress, notes=notes)
 
 
-def _recording(
+def _make_recording(
     root: Path, path: Path, split: str, labels: Mapping[str, Mapping[str, str]]
 ) -> Recording:
     place = below(root, path)
@@ -101,19 +104,20 @@ def _recording(
     )
 
 
-def _texts(root: Path) -> dict[str, dict[str, str]]:
+def _read_labels(root: Path) -> dict[str, dict[str, str]]:
     """Returns text, slots and intent of each recording by its name."""
     for name in (TEXTS, SLOTS):
         if not (root / name).is_file():
             raise UserError(
-                f"the corpus `{NAME}` lacks {root / name}: s3prl's preprocessing of Audio SNIPS makes it."
+                f"the corpus `{NAME}` lacks {root / name}: s3prl's preprocessing of Audio SNIPS "
+                "makes it."
             )
     allowed = {line.strip() for line in read_lines(root / SLOTS)} | {"O"}
-    found: dict[str, dict[str, str]] = {}
+    labels: dict[str, dict[str, str]] = {}
     for number, line in enumerate(read_lines(root / TEXTS), start=1):
-        said, _, told = line.partition("\t")
-        name, *words = said.split()
-        slots = told.split()
+        text, _, tags = line.partition("\t")
+        name, *words = text.split()
+        slots = tags.split()
         if len(words) != len(slots) or words[:1] != ["BOS"] or words[-1] != "EOS" or len(words) < 3:
             raise bad_line(
                 root / TEXTS,
@@ -123,17 +127,18 @@ def _texts(root: Path) -> dict[str, dict[str, str]]:
             )
         if unknown := sorted(set(slots[1:-1]) - allowed):
             raise UserError(
-                f"{root / TEXTS} line {number} has the slots {join_names(unknown)}, which {SLOTS} does not list."
+                f"{root / TEXTS} line {number} has the slots {join_names(unknown)}, which {SLOTS} "
+                "does not list."
             )
-        found[name] = {
+        labels[name] = {
             "text": " ".join(words[1:-1]),
             "slots": " ".join(slots[1:-1]),
             "intent": slots[-1],
         }
-    return found
+    return labels
 
 
-def _expected(options: SnipsOptions) -> ExpectedCounts | None:
+def _compute_expected(options: SnipsOptions) -> ExpectedCounts | None:
     speakers = {split: len(getattr(options, f"{split}_speakers")) for split in _FOLDERS}
     each = {"train": 13_084, "dev": 700, "test": 700}
     return ExpectedCounts(
@@ -151,6 +156,6 @@ CORPORA.register(
         open=open_snips,
         needs_root=True,
         layout=f"train/, valid/, test/ with SPEAKER-snips-SPLIT-N.wav; {TEXTS}; {SLOTS}",
-        expected=_expected,
+        expected=_compute_expected,
     ),
 )

@@ -1,15 +1,14 @@
-"""Corpus ``speech_commands``: single words, version 0.01 (SUPERB's KS), as its two archives unpack
-side by side.
+"""Corpus ``speech_commands``: single words, version 0.01 (SUPERB's KS), as two unpacked archives.
 
 ``<root>/speech_commands_v0.01/<word>/<speaker>_nohash_<n>.wav`` with ``_background_noise_/``, and
 the official test set ``<root>/speech_commands_test_set_v0.01/<class>/*.wav`` with twelve folders.
-Everything is heard 3 dB quieter.
+All audio is attenuated by 3 dB.
 
 Quirks of s3prl, kept by default. The speaker's hash gives dev 10 % of the training archive and
 *discards* the 10 % that are its own test. Words that are no keyword become ``_unknown_``. The
-background recordings are ``_silence_`` in both train and dev, one random second at each access;
-here ``silence_crops`` seconds of each, drawn once. With ``protocol: clean`` train hears the first
-four fifths of each background recording and dev the rest.
+background recordings are ``_silence_`` in both train and dev: in s3prl one random second at each
+access, here ``silence_crops`` seconds of each recording, drawn once. With ``protocol: clean`` train
+has crops of the first four fifths of each background recording and dev crops of the rest.
 """
 
 from __future__ import annotations
@@ -52,20 +51,20 @@ KEYWORDS = ("yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go
 
 _SPEAKER = re.compile(r"([0-9a-f]{8})_nohash_")
 _BUCKETS = 2**27 - 1
-"""``MAX_NUM_WAVS_PER_CLASS`` of the archive's own README, which tells the rule of the splits."""
+"""``MAX_NUM_WAVS_PER_CLASS`` of the archive's README, which documents the rule of the splits."""
 _TRAIN_FRACTION = 0.8
-"""Share of each background recording that train hears under ``protocol: clean``."""
+"""Share of each background recording for train with ``protocol: clean``."""
 
 
 class SpeechCommandsOptions(DiskOptions):
-    """How silence is heard."""
+    """Crops of silence."""
 
     silence_crops: int = Field(default=40, ge=1, le=1000)
     """Seconds of each background recording, in train and in dev. Six recordings times 40 are about
     as many as dev has of a keyword; in training, classes are equally likely however many there
     are."""
     protocol: Literal["superb", "clean"] = "superb"
-    """``clean``: no second of background is in both train and dev."""
+    """``clean``: no second of background noise is in both train and dev."""
 
 
 def open_speech_commands(
@@ -79,7 +78,7 @@ def open_speech_commands(
     place = require_root(NAME, root, [ARCHIVE, TEST_ARCHIVE])
     require_folder(NAME, place, ARCHIVE, "the training archive")
     require_folder(NAME, place, TEST_ARCHIVE, "the official test set, an archive of its own")
-    recordings = [*_words(place), *_test(place), *_silence(place, options)]
+    recordings = [*_list_words(place), *_list_test(place), *_list_silence(place, options)]
     return assemble(NAME, place, recordings, options, cache, progress, transform=GAIN_MINUS_3_DB)
 
 
@@ -93,80 +92,86 @@ def split_of(file_name: str) -> str | None:
     return "dev" if percent < 10 else None if percent < 20 else "train"
 
 
-def _words(root: Path) -> list[Recording]:
-    found = []
+def _list_words(root: Path) -> list[Recording]:
+    recordings = []
     for folder in sorted((root / ARCHIVE).iterdir()):
         if not folder.is_dir() or folder.name.startswith((".", "_")):
             continue
         keyword = folder.name if folder.name in KEYWORDS else UNKNOWN
-        found += [
-            _recording(root, path, split, keyword)
+        recordings += [
+            _make_recording(root, path, split, keyword)
             for path in sorted(folder.glob("*.wav"))
             if (split := split_of(path.name))
         ]
     if missing := [word for word in KEYWORDS if not (root / ARCHIVE / word).is_dir()]:
         raise UserError(
-            f"the corpus `{NAME}` lacks the words {join_names(missing)} in {root / ARCHIVE}: unpack it again."
+            f"the corpus `{NAME}` lacks the words {join_names(missing)} in {root / ARCHIVE}: "
+            "unpack it again."
         )
-    return found
+    return recordings
 
 
-def _test(root: Path) -> list[Recording]:
+def _list_test(root: Path) -> list[Recording]:
     folders = [
         require_folder(NAME, root, f"{TEST_ARCHIVE}/{name}", "a class")
         for name in (*KEYWORDS, SILENCE, UNKNOWN)
     ]
     return [
-        _recording(root, path, "test", folder.name)
+        _make_recording(root, path, "test", folder.name)
         for folder in folders
         for path in sorted(folder.glob("*.wav"))
     ]
 
 
-def _recording(root: Path, path: Path, split: str, keyword: str) -> Recording:
-    named = _SPEAKER.search(path.name)
+def _make_recording(root: Path, path: Path, split: str, keyword: str) -> Recording:
+    match = _SPEAKER.search(path.name)
     place = below(root, path)
-    labels = {"keyword": keyword, "speaker": named.group(1) if named else NO_SPEAKER}
+    labels = {"keyword": keyword, "speaker": match.group(1) if match else NO_SPEAKER}
     return Recording(key=place, path=place, split=split, labels=labels)
 
 
-def _silence(root: Path, options: SpeechCommandsOptions) -> list[Recording]:
-    folder = require_folder(NAME, root, f"{ARCHIVE}/{NOISE}", "what silence sounds like")
+def _list_silence(root: Path, options: SpeechCommandsOptions) -> list[Recording]:
+    folder = require_folder(NAME, root, f"{ARCHIVE}/{NOISE}", "source of the silence")
     paths = sorted(folder.glob("*.wav"))
     if not paths:
         raise UserError(
-            f"{folder} holds no .wav file: silence is cut from them, so unpack the training archive again."
+            f"{folder} holds no .wav file: silence is cut from them, so unpack the training "
+            "archive again."
         )
-    return [item for path in paths for item in _crops(root, path, options)]
+    return [item for path in paths for item in _cut_crops(root, path, options)]
 
 
-def _crops(root: Path, path: Path, options: SpeechCommandsOptions) -> list[Recording]:
-    """Returns the seconds of one background recording; of one that cannot be read the whole, to be
-    told with the others."""
+def _cut_crops(root: Path, path: Path, options: SpeechCommandsOptions) -> list[Recording]:
+    """Returns the crops of one background recording.
+
+    Returns one that cannot be read as a whole, so that it is reported with other bad audio.
+    """
     place, labels = below(root, path), {"keyword": SILENCE, "speaker": NO_SPEAKER}
     try:
         samples = read_audio_info(path).samples
     except UserError:
         return [Recording(key=place, path=place, split="train", labels=labels)]
     edge = int(_TRAIN_FRACTION * samples) if options.protocol == "clean" else samples
-    found = []
+    crops = []
     for split, begin, end in (("train", 0, edge), ("dev", edge % samples, samples)):
         if end - begin < SAMPLE_RATE_HZ:
             raise UserError(
-                f"{path} is too short to cut seconds of silence for {split} from it: unpack the archive again."
+                f"{path} is too short to cut seconds of silence for {split} from it: unpack the "
+                "archive again."
             )
         draw = random.Random(f"{path.name} {split}")
         for index in range(options.silence_crops):
             start = draw.randint(begin, end - SAMPLE_RATE_HZ)
             key, cut = f"{place}#{split}-{index:03d}", (start, start + SAMPLE_RATE_HZ)
-            found.append(Recording(key=key, path=place, split=split, labels=labels, cut=cut))
-    return found
+            crops.append(Recording(key=key, path=place, split=split, labels=labels, cut=cut))
+    return crops
 
 
-def _expected(options: SpeechCommandsOptions) -> ExpectedCounts:
+def _compute_expected(options: SpeechCommandsOptions) -> ExpectedCounts:
     silence = 6 * options.silence_crops
     return ExpectedCounts(
-        source="the card of the data set `superb` (ks): 51,094 and 6,798 words, 3,081 test files; 6 background recordings",
+        source="the card of the data set `superb` (ks): 51,094 and 6,798 words, 3,081 test files; "
+        "6 background recordings",
         utterances={"train": 51_094 + silence, "dev": 6_798 + silence, "test": 3_081},
         classes={"keyword": 12},
     )
@@ -179,6 +184,6 @@ CORPORA.register(
         open=open_speech_commands,
         needs_root=True,
         layout=f"{ARCHIVE}/ with a folder per word and {NOISE}/; {TEST_ARCHIVE}/ with 12 folders",
-        expected=_expected,
+        expected=_compute_expected,
     ),
 )

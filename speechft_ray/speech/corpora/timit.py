@@ -1,12 +1,12 @@
-"""Corpus ``timit``: read sentences with phones by hand (the paper's PC), as LDC93S1 unpacks.
+"""Corpus ``timit``: read sentences with phones labelled by hand, LDC93S1 (PC of the paper).
 
 ``<root>/TRAIN/DR1/FCJF0/SX37.WAV`` with ``SX37.PHN`` (lines ``start end phone`` in samples) and
 ``SX37.TXT`` (``start end words``), in upper or lower case. Recordings are NIST SPHERE or,
 converted, RIFF (``SX37.wav``, ``SX37.WAV.wav``).
 
-As everybody uses it: the two SA sentences, which all speakers read, are left out; 61 phones are
-folded to 39; train is all of TRAIN, dev and test are 50 and 24 speakers of TEST
-(``_timit_tables``), and the other 94 are in no split.
+By convention, the two SA sentences, which all speakers read, are left out, and 61 phones are mapped
+to 39. Train is all of TRAIN; dev and test are 50 and 24 speakers of TEST (``_timit_tables``). The
+other 94 speakers are in no split.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from speechft_ray.speech.corpora._layout import (
 from speechft_ray.speech.corpora._timit_tables import (
     CORE_TEST_SPEAKERS,
     DEV_SPEAKERS,
-    FOLDED,
     GLOTTAL_STOP,
+    PHONE_MAP,
 )
 from speechft_ray.speech.corpora.base import (
     CORPORA,
@@ -43,7 +43,7 @@ from speechft_ray.speech.corpora.base import (
 
 NAME = "timit"
 _AUDIO = ("wav", "wav.wav")
-"""Endings of recordings, the first one found is read; one public copy keeps both."""
+"""Endings of recordings in the order of preference; one public copy has both."""
 _PHONE = re.compile(r"(\d+)\s+(\d+)\s+(\S+)\s*")
 _SENTENCE = re.compile(r"\d+ \d+ (.+)")
 
@@ -51,24 +51,23 @@ Alignment = tuple[tuple[int, str], ...]
 
 
 class TimitOptions(DiskOptions):
-    """The splits are the usual ones."""
+    """The splits are those of the Kaldi recipe."""
 
 
 def open_timit(
     options: TimitOptions, root: Path | None, cache: Path, progress: Progress | None = None
 ) -> Corpus:
-    """Returns TIMIT with the columns ``phones`` (39, silence among them), ``text`` and ``speaker``,
-    aligned by phones.
+    """Returns TIMIT with the columns ``phones``, ``text`` and ``speaker``, aligned by phones.
 
-    A glottal stop (``q``) is no phone of the 39: it is left out of ``phones``, and its time has no
-    label in the alignment. Raises ``UserError`` for a missing part, for recordings without phones
-    or words, and for a line that is none.
+    ``phones`` has 39 labels with silence. A glottal stop (``q``) is none of them: it is left out of
+    ``phones``, and its frames have no label in the alignment. Raises ``UserError`` for a missing
+    part, for recordings without phones or words, and for a line of another format.
     """
     place = require_root(NAME, root, ["TRAIN", "train", "TEST", "test"])
     recordings = [
-        _recording(place, files, split)
+        _make_recording(place, files, split)
         for part in ("train", "test")
-        for speaker, sentences in _speakers(place, part).items()
+        for speaker, sentences in _list_sentences(place, part).items()
         if (split := split_of(part, speaker)) is not None
         for files in sentences.values()
     ]
@@ -76,7 +75,8 @@ def open_timit(
         split for split in SPLITS if not any(item.split == split for item in recordings)
     ]:
         raise UserError(
-            f"{place} has no speaker of the split {join_names(missing)}: unpack TRAIN and TEST again."
+            f"{place} has no speaker of the split {join_names(missing)}: unpack TRAIN and TEST "
+            "again."
         )
     return assemble(NAME, place, recordings, options, cache, progress)
 
@@ -89,9 +89,8 @@ def split_of(part: str, speaker: str) -> str | None:
     return "dev" if speaker in DEV_SPEAKERS else "test" if speaker in CORE_TEST_SPEAKERS else None
 
 
-def _speakers(root: Path, part: str) -> dict[str, dict[str, dict[str, Path]]]:
-    """Returns the files of each sentence by ending, by speaker and sentence, all in lower case, SA
-    left out."""
+def _list_sentences(root: Path, part: str) -> dict[str, dict[str, dict[str, Path]]]:
+    """Returns the files by speaker, sentence and ending, all in lower case, without SA."""
     folder = next(
         (
             child
@@ -102,27 +101,30 @@ def _speakers(root: Path, part: str) -> dict[str, dict[str, dict[str, Path]]]:
     )
     if folder is None:
         raise UserError(
-            f"the corpus `{NAME}` lacks the folder {root / part.upper()} (or {part}): unpack it there."
+            f"the corpus `{NAME}` lacks the folder {root / part.upper()} (or {part}): unpack it "
+            "there."
         )
-    found: dict[str, dict[str, dict[str, Path]]] = {}
+    files: dict[str, dict[str, dict[str, Path]]] = {}
     for path in sorted(folder.glob("*/*/*.*")):
         sentence, _, ending = path.name.lower().partition(".")
         if not sentence.startswith("sa"):
-            found.setdefault(path.parent.name.lower(), {}).setdefault(sentence, {})[ending] = path
-    return found
+            speaker = files.setdefault(path.parent.name.lower(), {})
+            speaker.setdefault(sentence, {})[ending] = path
+    return files
 
 
-def _recording(root: Path, files: Mapping[str, Path], split: str) -> Recording:
+def _make_recording(root: Path, files: Mapping[str, Path], split: str) -> Recording:
     audio = next((files[ending] for ending in _AUDIO if ending in files), None)
     if audio is None or not {"phn", "txt"} <= set(files):
-        there = join_names(path.name for path in files.values())
+        names = join_names(path.name for path in files.values())
         raise UserError(
-            f"a sentence in {next(iter(files.values())).parent} lacks its .WAV, .PHN or .TXT: there is only {there}."
+            f"a sentence in {next(iter(files.values())).parent} lacks its .WAV, .PHN or .TXT: "
+            f"there is only {names}."
         )
     alignment = read_phones(files["phn"])
     labels = {
         "phones": " ".join(label for _, label in alignment if label),
-        "text": _words(files["txt"]),
+        "text": _read_words(files["txt"]),
         "speaker": audio.parent.name.lower(),
     }
     key = (
@@ -134,37 +136,37 @@ def _recording(root: Path, files: Mapping[str, Path], split: str) -> Recording:
 
 
 def read_phones(file: Path) -> Alignment:
-    """Returns ``(start_sample, phone)`` of a .PHN file, folded to 39; the label of a glottal stop
-    is empty.
+    """Returns ``(start_sample, phone)`` of a .PHN file, mapped to 39 phones.
 
-    Raises ``UserError`` with the line that is no ``start end phone``, has an unknown phone, or does
-    not follow the one before.
+    The label of a glottal stop is empty. Raises ``UserError`` with a line that is not ``start end
+    phone``, has an unknown phone, or does not start after the one before.
     """
-    found: list[tuple[int, str]] = []
+    phones: list[tuple[int, str]] = []
     for number, line in enumerate(read_lines(file), start=1):
         start, end, phone = match.groups() if (match := _PHONE.fullmatch(line)) else ("0", "0", "")
-        if int(start) >= int(end) or phone not in (*FOLDED, GLOTTAL_STOP):
+        if int(start) >= int(end) or phone not in (*PHONE_MAP, GLOTTAL_STOP):
             raise bad_line(
                 file, number, line, "`start end phone` in samples, with one of TIMIT's 61 phones"
             )
-        if found and int(start) <= found[-1][0]:
-            raise bad_line(file, number, line, f"a phone that starts after sample {found[-1][0]}")
-        found.append((int(start), FOLDED.get(phone, "")))
-    if not any(label for _, label in found):
+        if phones and int(start) <= phones[-1][0]:
+            raise bad_line(file, number, line, f"a phone that starts after sample {phones[-1][0]}")
+        phones.append((int(start), PHONE_MAP.get(phone, "")))
+    if not any(label for _, label in phones):
         raise UserError(f"{file} holds no phone: unpack it again.")
-    return tuple(found)
+    return tuple(phones)
 
 
-def _words(file: Path) -> str:
+def _read_words(file: Path) -> str:
     line = " ".join(" ".join(read_lines(file)).split())
     if (match := _SENTENCE.fullmatch(line)) is None:
         raise bad_line(file, 1, line, "`start end` in samples and the words of the sentence")
     return match.group(1)
 
 
-def _expected(options: TimitOptions) -> ExpectedCounts:
+def _compute_expected(options: TimitOptions) -> ExpectedCounts:
     return ExpectedCounts(
-        source="Lee & Hon 1989 and the Kaldi recipe for TIMIT (utterances, speakers); s3prl timit_phone_linear (hours)",
+        source="Lee & Hon 1989 and the Kaldi recipe for TIMIT (utterances, speakers); "
+        "s3prl timit_phone_linear (hours)",
         utterances={"train": 3_696, "dev": 400, "test": 192},
         hours={"train": 3.14, "test": 0.16},
         speakers={"train": 462, "dev": 50, "test": 24},
@@ -177,7 +179,8 @@ CORPORA.register(
         options=TimitOptions,
         open=open_timit,
         needs_root=True,
-        layout="TRAIN/ and TEST/ with DR1/SPEAKER/SX37.WAV (SPHERE or RIFF), .PHN and .TXT; upper or lower case",
-        expected=_expected,
+        layout="TRAIN/ and TEST/ with DR1/SPEAKER/SX37.WAV (SPHERE or RIFF), .PHN and .TXT; "
+        "upper or lower case",
+        expected=_compute_expected,
     ),
 )

@@ -89,5 +89,5 @@ def test_lines_without_sense_are_told(root: Path, line: str) -> None:
 
 def test_lists_and_folders_that_are_missing_are_named(root: Path) -> None:
     (root / "test/content.txt").unlink()
-    with pytest.raises(UserError, match=r"test/content\.txt, which says what is spoken"):
+    with pytest.raises(UserError, match=r"test/content\.txt, which has the transcripts"):
         opened("aishell3", root)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from speechft_ray.core.errors import UserError
-from speechft_ray.speech.corpora.common_voice import normalised
+from speechft_ray.speech.corpora.common_voice import normalise_sentence
 from tests.speech.corpora.opened import opened, sizes
 from tests.speech.layouts import common_voice
 
@@ -62,8 +62,8 @@ def test_a_wav_beside_an_mp3_is_read_and_both_sound_alike(root: Path) -> None:
         ("", None),
     ],
 )
-def test_sentences_are_normalised(sentence: str, text: str | None) -> None:
-    assert normalised(sentence) == text
+def test_sentences_are_normalise_sentence(sentence: str, text: str | None) -> None:
+    assert normalise_sentence(sentence) == text
 
 
 def test_line_separators_of_unicode_do_not_end_a_row(root: Path) -> None:

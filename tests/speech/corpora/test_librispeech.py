@@ -10,7 +10,7 @@ import pytest
 from pydantic import ValidationError
 
 from speechft_ray.core.errors import UserError
-from speechft_ray.speech.corpora._draws import speaker_splits
+from speechft_ray.speech.corpora._sampling import draw_speaker_splits
 from speechft_ray.speech.corpora.base import Utterance
 from speechft_ray.speech.corpora.librispeech import LEXICONS, LibriSpeechOptions
 from speechft_ray.speech.synthesis.g2p import convert_to_arpabet, pronounce_words
@@ -174,7 +174,7 @@ def test_speakers_have_equal_numbers_and_splits_their_hours() -> None:
         for index in range(30 + speaker)
     ]
     hours = {"train": 720 * SECOND, "dev": 80 * SECOND, "test": 200 * SECOND}
-    splits = speaker_splits(everyone, hours, seed=3)
+    splits = draw_speaker_splits(everyone, hours, seed=3)
     for split, wanted in hours.items():
         chosen = [one for one in everyone if splits.get(one.key) == split]
         assert (
@@ -183,8 +183,8 @@ def test_speakers_have_equal_numbers_and_splits_their_hours() -> None:
         )
         counts = Counter(one.labels["speaker"] for one in chosen)
         assert len(counts) == 20 and max(counts.values()) - min(counts.values()) <= 1
-    assert speaker_splits(everyone[::-1], hours, seed=3) == splits
-    assert speaker_splits(everyone, hours, seed=4) != splits
+    assert draw_speaker_splits(everyone[::-1], hours, seed=3) == splits
+    assert draw_speaker_splits(everyone, hours, seed=4) != splits
 
 
 def test_without_hours_of_speakers_nothing_is_drawn(tree: Path) -> None:

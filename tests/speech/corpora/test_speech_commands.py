@@ -141,7 +141,7 @@ def test_what_is_missing_is_told(root: Path) -> None:
         opened("speech_commands", root)
     assert opened("speech_commands", root, on_bad_audio="skip").skipped == {"train": 1}
     for folder, words in (
-        ("speech_commands_v0.01/_background_noise_", "what silence sounds like"),
+        ("speech_commands_v0.01/_background_noise_", "source of the silence"),
         ("speech_commands_test_set_v0.01/_unknown_", "a class"),
         ("speech_commands_v0.01/go", "lacks the words go"),
         ("speech_commands_test_set_v0.01", "the official test set"),

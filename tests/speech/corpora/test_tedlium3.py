@@ -12,7 +12,7 @@ import pytest
 import soundfile
 
 from speechft_ray.core.errors import SpecError, UserError
-from speechft_ray.speech.corpora.tedlium3 import normalised
+from speechft_ray.speech.corpora.tedlium3 import normalise_words
 from tests.speech.corpora.opened import opened, sizes
 from tests.speech.layouts import tedlium3
 from tests.speech.layouts.voices import text
@@ -87,7 +87,7 @@ def test_an_utterance_is_its_stretch_of_the_talk_and_nothing_else_is_decoded(
     ],
 )
 def test_words_are_lower_case_and_endings_joined(words: str, written: str | None) -> None:
-    assert normalised(words) == written
+    assert normalise_words(words) == written
 
 
 def captions(root: Path, seconds: list[float]) -> None:

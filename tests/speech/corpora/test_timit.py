@@ -12,7 +12,7 @@ import soundfile
 import torch
 
 from speechft_ray.core.errors import UserError
-from speechft_ray.speech.corpora._timit_tables import CORE_TEST_SPEAKERS, DEV_SPEAKERS, FOLDED
+from speechft_ray.speech.corpora._timit_tables import CORE_TEST_SPEAKERS, DEV_SPEAKERS, PHONE_MAP
 from speechft_ray.speech.corpora.base import CORPORA
 from speechft_ray.speech.corpora.timit import read_phones
 from speechft_ray.speech.heads.base import IGNORED
@@ -41,8 +41,8 @@ def root(tree: Path, tmp_path: Path) -> Path:
 
 
 def test_the_tables_are_complete() -> None:
-    assert sorted(set(FOLDED.values())) == PHONES_39.split() and len(FOLDED) == 60
-    assert all(FOLDED[phone] == phone for phone in PHONES_39.split() if phone != "sil")
+    assert sorted(set(PHONE_MAP.values())) == PHONES_39.split() and len(PHONE_MAP) == 60
+    assert all(PHONE_MAP[phone] == phone for phone in PHONES_39.split() if phone != "sil")
     assert (len(DEV_SPEAKERS), len(CORE_TEST_SPEAKERS), len(DEV_SPEAKERS & CORE_TEST_SPEAKERS)) == (
         50,
         24,
