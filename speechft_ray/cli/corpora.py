@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from speechft_ray.cli.app import app
-from speechft_ray.cli.pairs import given_pairs
+from speechft_ray.cli.options import parse_options
 from speechft_ray.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def check(
     if not kind.needs_root:
         raise UserError(f"the corpus `{name}` is synthesised: there is no folder to check.")
     options = validate(
-        kind.options, given_pairs(option or [], "--option"), where=f"corpus `{name}`"
+        kind.options, parse_options(option or [], "--option"), where=f"corpus `{name}`"
     )
     corpus = _open_with_progress(
         kind, options, folder.expanduser().absolute(), storage.expanduser().absolute() / "corpora"

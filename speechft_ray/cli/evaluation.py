@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 
 from speechft_ray.cli.app import EXIT_FAILED, app
-from speechft_ray.cli.pairs import given_pairs
+from speechft_ray.cli.options import parse_options
 from speechft_ray.core.errors import UserError
 
 
@@ -66,8 +66,8 @@ def evaluate(
         "updates": updates,
         "learning_rate": _parse_rates(learning_rate),
         "seeds": seeds,
-        "options": given_pairs(option or [], "--option"),
-        "corpus_options": given_pairs(corpus_option or [], "--corpus-option"),
+        "options": parse_options(option or [], "--option"),
+        "corpus_options": parse_options(corpus_option or [], "--corpus-option"),
     }
     spec, roots = make_evaluation(task, corpus, overrides)
     place = Place(

@@ -1,4 +1,4 @@
-"""Verbs about merging files: merge, diff."""
+"""The verbs merge and diff."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from speechft_ray.cli.app import app
+from speechft_ray.cli.options import parse_options
 from speechft_ray.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -25,15 +26,13 @@ def merge(
         str | None, typer.Option(help="Pre-trained encoder, or any safetensors file.")
     ] = None,
     donor: Annotated[
-        list[str] | None, typer.Option(help="Tuned from the base; repeat for several.")
+        list[str] | None, typer.Option(help="Model tuned from the base; may be repeated.")
     ] = None,
     param: Annotated[
         list[str] | None,
-        typer.Option(help="Parameter of the method as NAME=VALUE (JSON, else text)."),
+        typer.Option(help="Parameter of the method as NAME=VALUE (YAML, as in a search space)."),
     ] = None,
-    alpha: Annotated[
-        float, typer.Option(help="How far to go: 0 is the base, 1 the whole merge.")
-    ] = 1.0,
+    alpha: Annotated[float, typer.Option(help="0 is the base, 1 the whole merge.")] = 1.0,
     out: Annotated[
         Path | None, typer.Option(help="File to write (.safetensors), or a folder for an encoder.")
     ] = None,
@@ -45,27 +44,32 @@ def merge(
     """Merge models that were tuned from one base: encoders of any format, or safetensors files of
     any model."""
     if show:
-        Console().print(_methods())
+        Console().print(_method_table())
         return
     if method is None or base is None or not donor or out is None:
         raise UserError(
-            "a merge needs METHOD, --base, at least one --donor and --out; `speechft merge --list` shows the methods."
+            "a merge needs METHOD, --base, at least one --donor and --out; "
+            "`speechft merge --list` shows the methods."
         )
     from speechft_ray.commands.merge import merge_models
 
-    merge_models(method, _params(param or []), base, donor, alpha, out, replace=force)
+    merge_models(
+        method, parse_options(param or [], "--param"), base, donor, alpha, out, replace=force
+    )
     print(out)
 
 
 @app.command()
 def diff(
     first: Annotated[str, typer.Argument(help="Encoder, or any safetensors file.")],
-    second: Annotated[str, typer.Argument(help="The same of another.")],
+    second: Annotated[
+        str, typer.Argument(help="Another encoder or safetensors file of the same architecture.")
+    ],
     picture: Annotated[
-        Path | None, typer.Option(help="Draw the differences into this PNG file as well.")
+        Path | None, typer.Option(help="PNG file for a plot of the differences.")
     ] = None,
 ) -> None:
-    """Print how far two models lie apart, layer by layer."""
+    """Print the differences between two models, layer by layer."""
     from speechft_ray.commands.merge import read_state
     from speechft_ray.merging.difference import compute_differences, draw_differences
 
@@ -79,26 +83,7 @@ def diff(
         draw_differences(differences, f"{Path(first).name} → {Path(second).name}", picture)
 
 
-def _params(given: list[str]) -> dict[str, Any]:
-    """Returns ``NAME=VALUE`` texts as a mapping: values are JSON where they can be read as such,
-    else text."""
-    params: dict[str, Any] = {}
-    for item in given:
-        name, sign, text = item.partition("=")
-        if not (name and sign):
-            raise UserError(
-                f"`--param {item}` has no value: write NAME=VALUE, for example density=0.2 or weights=[1,2]."
-            )
-        if name in params:
-            raise UserError(f"the parameter `{name}` is given twice: say once what it is.")
-        try:
-            params[name] = json.loads(text)
-        except ValueError:
-            params[name] = text
-    return params
-
-
-def _methods() -> Table:
+def _method_table() -> Table:
     from speechft_ray.merging.base import METHODS, MergeParams
 
     table = Table("method", "donors", "parameters and their defaults", box=SIMPLE_HEAD)
@@ -113,7 +98,7 @@ def _methods() -> Table:
             if key not in MergeParams.model_fields
         }
         defaults = method.params()
-        params = ", ".join(f"{key}={_json(getattr(defaults, key))}" for key in fields)
+        params = ", ".join(f"{key}={_format_default(getattr(defaults, key))}" for key in fields)
         fewest, most = method.donors(defaults)
         table.add_row(
             name,
@@ -123,7 +108,7 @@ def _methods() -> Table:
     return table
 
 
-def _json(value: Any) -> str:
+def _format_default(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 

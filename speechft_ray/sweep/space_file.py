@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -24,13 +25,18 @@ _NumberLoader.add_implicit_resolver(
 )
 
 
+def load_yaml(text: str) -> Any:
+    """Returns the plain data of a YAML text. Raises ``yaml.YAMLError``."""
+    return yaml.load(text, Loader=_NumberLoader)
+
+
 def read_space(path: Path, note: Callable[[str], None] | None = None) -> SweepSpec:
     """Reads a search space file. ``note`` gets a sentence for each field with an old name.
 
     Raises ``UserError`` (unreadable) or ``SpecError`` (every mistake with its path).
     """
     try:
-        raw = yaml.load(path.read_text(encoding="utf-8"), Loader=_NumberLoader)
+        raw = load_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(
             f"there is no search space `{path}`: give a YAML file, for example "

@@ -1,0 +1,41 @@
+"""Parses command line options of the form ``NAME=VALUE``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from speechft_ray.core.errors import UserError
+
+
+def parse_options(pairs: Sequence[str], flag: str) -> dict[str, Any]:
+    """Returns the values of ``NAME=VALUE`` texts by name.
+
+    Values are YAML, read as in a search space: numbers (``1e-3`` among them), true, false, null,
+    lists, mappings, JSON, else text. Nothing is evaluated. Raises ``UserError``, which names the
+    ``flag``, for a text without name or ``=``, a name that is given twice, and a value that is not
+    YAML.
+    """
+    import yaml
+
+    from speechft_ray.sweep.space_file import load_yaml
+
+    options: dict[str, Any] = {}
+    for pair in pairs:
+        name, equals, text = pair.partition("=")
+        name = name.strip()
+        if not (name and equals):
+            raise UserError(
+                f"`{flag} {pair}` has no name or no value: write NAME=VALUE, "
+                "for example density=0.2 or weights=[1,2]."
+            )
+        if name in options:
+            raise UserError(f"{flag} `{name}` is given twice: give it once.")
+        try:
+            options[name] = load_yaml(text)
+        except yaml.YAMLError as error:
+            raise UserError(
+                f"{flag} `{name}` has a value that is not YAML: `{text}`; "
+                f"put text with special characters in quotes, as in {name}=\"'TEXT'\"."
+            ) from error
+    return options
