@@ -1,5 +1,4 @@
-"""Merging models that lie in files: which road a file takes, and what is refused before anything is
-computed."""
+"""Merges models from files: checks the inputs, then merges encoders or plain safetensors files."""
 
 from __future__ import annotations
 
@@ -27,26 +26,28 @@ def merge_models(
 ) -> None:
     """Merges donors into a base and writes the result, whole or not at all.
 
-    Safetensors files without a manifest of ours are merged tensor by tensor, whatever model they
-    hold; all else is read as encoders, by name or path, and written in our format. Raises
-    ``UserError`` for parameters, files, disks and models that do not fit, before anything is
-    computed where that can be known.
+    Safetensors files without this package's manifest are merged tensor by tensor, whatever model
+    they hold. All other inputs are read as encoders, by name or path, and the result is written as
+    an encoder. Raises ``UserError`` for parameters, files, disks and models that do not fit, before
+    anything is computed where possible.
     """
+    # Check everything that needs no tensor.
     validate_params(method, params, donors=len(donors))
     check_alpha(alpha)
     _refuse_statistics(method)
-    _check_places(base, donors, out, replace)
+    _check_paths(base, donors, out, replace)
     if METHODS.get(method).blockwise:
-        torch.set_num_threads(
-            1
-        )  # blocks are too small to share, and threads that wait for each other burn the other cores
+        # Blocks are too small to share, and waiting threads would occupy the other cores.
+        torch.set_num_threads(1)
+    # A plain base makes a plain result, any other base an encoder.
     if is_plain(base):
         from speechft_ray.merging.streaming import merge_files
 
         paths = [_plain_path(item) for item in (base, *donors)]
         if out.suffix != ".safetensors":
             raise UserError(
-                f"{out} must end in .safetensors, since the base {base} is a plain safetensors file."
+                f"{out} must end in .safetensors, since the base {base} is a plain safetensors "
+                "file."
             )
         merge_files(method, params, paths[0], paths[1:], alpha, out)
     else:
@@ -65,13 +66,13 @@ def read_state(name_or_path: str) -> Mapping[str, torch.Tensor]:
 
 
 def is_plain(name_or_path: str) -> bool:
-    """Whether this is a safetensors file that says nothing about the model it holds."""
+    """Whether this is a safetensors file without this package's manifest."""
     path = Path(name_or_path).expanduser()
     if path.suffix != ".safetensors" or not path.is_file():
         return False
     try:
-        with safe_open(path, framework="pt") as opened:
-            return "speechft_ray" not in (opened.metadata() or {})
+        with safe_open(path, framework="pt") as file:
+            return "speechft_ray" not in (file.metadata() or {})
     except (SafetensorError, OSError) as error:
         raise UserError(
             f"{path} is not a whole safetensors file ({error}). Copy it again from where it came."
@@ -91,26 +92,32 @@ def _refuse_statistics(method: str) -> None:
     needs = METHODS.get(method).needs
     if needs:
         raise UserError(
-            f"`{method}` needs {needs} statistics of the donors' tuning sets, which files of weights do not hold: merge with "
-            f"it in a search space whose fine-tuning says `gather: [{needs}]`."
+            f"`{method}` needs {needs} statistics of the donors' tuning sets, which files of "
+            "weights do not hold: merge with it in a search space whose fine-tuning says "
+            f"`gather: [{needs}]`."
         )
 
 
-def _check_places(base: str, donors: Sequence[str], out: Path, replace: bool) -> None:
-    places = {_place(base): "the base"}
+def _check_paths(base: str, donors: Sequence[str], out: Path, replace: bool) -> None:
+    """Raises ``UserError`` for inputs that are the same file, and for an output that is an input,
+    exists or has no folder."""
+    labels = {_resolve(base): "the base"}
     for index, donor in enumerate(donors):
-        if _place(donor) == _place(base):
+        path = _resolve(donor)
+        if path == _resolve(base):
             raise UserError(
-                f"donor {index + 1} is the base itself, {donor}: give a model that was tuned from it."
+                f"donor {index + 1} is the base itself, {donor}: give a model that was tuned "
+                "from it."
             )
-        if _place(donor) in places:
+        if path in labels:
             raise UserError(
-                f"donor {index + 1} is {places[_place(donor)]} once more, {donor}: give each donor once."
+                f"donor {index + 1} is {labels[path]} once more, {donor}: give each donor once."
             )
-        places[_place(donor)] = f"donor {index + 1}"
-    if _place(str(out)) in places:
+        labels[path] = f"donor {index + 1}"
+    if _resolve(str(out)) in labels:
         raise UserError(
-            f"--out {out} is {places[_place(str(out))]}, which a merge never changes: give another file."
+            f"--out {out} is {labels[_resolve(str(out))]}, which a merge never changes: "
+            "give another file."
         )
     if out.exists() and not replace:
         raise UserError(f"{out} exists: give another --out, or --force to replace it.")
@@ -118,7 +125,8 @@ def _check_places(base: str, donors: Sequence[str], out: Path, replace: bool) ->
         raise UserError(f"the folder of {out} does not exist: make it, or give another --out.")
 
 
-def _place(name: str) -> str:
+def _resolve(name: str) -> str:
+    """Returns the resolved path of a file or folder, or the name of an encoder itself."""
     path = Path(name).expanduser()
     return str(path.resolve()) if path.exists() else name
 
@@ -137,25 +145,29 @@ def _merge_encoders(
     from speechft_ray.speech.checkpoints.safetensors_dir import write_encoder
     from speechft_ray.speech.encoders.base import FAMILIES, EncoderWeights
 
-    start, *ends = (load_encoder(name) for name in (base, *donors))
-    other = [
-        f"donor {index + 1} ({end.family})"
-        for index, end in enumerate(ends)
-        if end.family != start.family
+    base_encoder, *donor_encoders = (load_encoder(name) for name in (base, *donors))
+    family = base_encoder.family
+    others = [
+        f"donor {index + 1} ({donor.family})"
+        for index, donor in enumerate(donor_encoders)
+        if donor.family != family
     ]
-    if other:
+    if others:
         raise UserError(
-            f"the base is of the family {start.family}, but not {', '.join(other)}: merge models of one family."
+            f"the base is of the family {family}, but not {', '.join(others)}: "
+            "merge models of one family."
         )
-    check_disk_space(out, sum(4 * tensor.numel() for tensor in start.state.values()))
-    protected = FAMILIES.get(start.family).pretraining_only_prefixes
-    state = merge(method, params, start.state, [end.state for end in ends], alpha, protected)
-    made = {
+    check_disk_space(out, sum(4 * tensor.numel() for tensor in base_encoder.state.values()))
+    protected = FAMILIES.get(family).pretraining_only_prefixes
+    donor_states = [donor.state for donor in donor_encoders]
+    state = merge(method, params, base_encoder.state, donor_states, alpha, protected)
+    merged = EncoderWeights(family=family, config=base_encoder.config, state=state)
+    provenance = {
         "by": "speechft merge",
         "method": method,
         "params": dict(params),
         "alpha": alpha,
-        "base": weights_fingerprint(start),
-        "donors": [weights_fingerprint(end) for end in ends],
+        "base": weights_fingerprint(base_encoder),
+        "donors": [weights_fingerprint(donor) for donor in donor_encoders],
     }
-    write_encoder(out, EncoderWeights(family=start.family, config=start.config, state=state), made)
+    write_encoder(out, merged, provenance)

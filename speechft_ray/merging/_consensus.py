@@ -56,7 +56,7 @@ def agreeing_mean(
     zero_is_positive: bool,
     divide: bool,
 ) -> torch.Tensor:
-    """Returns the weighted mean of the non-zero values with the elected sign; 0 where there is none.
+    """Returns the weighted mean of the values that have the elected sign; 0 where there is none.
 
     With ``divide`` false it is the weighted sum. No weight may be negative.
     """

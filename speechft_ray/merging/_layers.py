@@ -1,4 +1,4 @@
-"""Patterns that find the layer of a parameter in its name: their check, and the number of layers."""
+"""Checks patterns that find the layer of a parameter in its name, and counts the layers."""
 
 from __future__ import annotations
 
@@ -28,8 +28,10 @@ def check_pattern(pattern: str, needs_layer: bool = False) -> str:
 
 
 def count_layers(names: Iterable[str], pattern: str) -> int:
-    """Returns one more than the highest layer number. Raises ``UserError`` when no parameter belongs
-    to a layer."""
+    """Returns one more than the highest layer number.
+
+    Raises ``UserError`` when no parameter belongs to a layer.
+    """
     layers = [layer for layer in (layer_of(name, pattern) for name in names) if layer is not None]
     if not layers:
         raise UserError(

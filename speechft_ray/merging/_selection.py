@@ -39,8 +39,9 @@ class RankedMagnitude(NamedTuple):
 def select_kth_smallest(
     passes: Passes, donors: int, rank: Callable[[int], int]
 ) -> list[RankedMagnitude]:
-    """Returns for each donor the ``rank(total)``-th smallest magnitude of its ``total`` values, from
-    1; 0.0 for rank 0.
+    """Returns for each donor the ``rank(total)``-th smallest of its ``total`` magnitudes.
+
+    Ranks begin at 1; the magnitude of rank 0 is 0.0.
 
     Values are finite, in float32 or float64. There is one pass per 16 bits of the widest dtype. The
     first pass counts magnitudes by their upper 16 bits. Each later pass counts those that share the

@@ -1,4 +1,4 @@
-"""The trim of TIES: sets small magnitudes to 0, by a threshold for the whole model or per tensor."""
+"""The trim of TIES: sets small magnitudes to 0, by one threshold per model or per tensor."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""The rules that every merge method inherits: alignment, dtypes, tied tensors, protected parameters,
-end points.
+"""Merges state dicts by the rules of every method: alignment, dtypes, tied tensors, end points.
 
 A merge is theta0 + alpha * scale * combined. A method computes ``combined`` from the task vectors
 theta_i - theta0 (Speech-FT, arXiv 2502.12672, Eq. 1, 3 and 4).

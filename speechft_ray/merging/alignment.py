@@ -192,8 +192,10 @@ def is_finite(tensor: torch.Tensor) -> bool:
 
 
 def refuse_non_finite(keys: Iterable[str], name: str, advice: str) -> None:
-    """Raises ``UserError`` when there is any key; ``keys`` are those of tensors with NaN or infinite
-    values in the model ``name``."""
+    """Raises ``UserError`` when there is any key.
+
+    ``keys``: the keys of tensors with NaN or infinite values in the model ``name``.
+    """
     broken = list(keys)
     if broken:
         raise UserError(

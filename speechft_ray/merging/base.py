@@ -88,7 +88,7 @@ class MergeMethod:
     params: type[MergeParams]
     """The model of the method's parameters, each with a default."""
     combine: Callable[[Any, Any, ParamSlice], torch.Tensor]
-    """``combine(params, precomputed, part)`` returns the combined task vector of one group or block,
+    """``combine(params, precomputed, part)`` returns the combined task vector of a group or block,
     in the shape and dtype of ``part.base``.
 
     It changes none of its inputs, does not apply ``scale``, and may return one of ``part.vectors``
@@ -99,7 +99,7 @@ class MergeMethod:
     """``precompute(params, reader)`` computes what ``combine`` needs of the whole model."""
     blockwise: bool = False
     """Whether each position of the result depends on that position of the task vectors and on
-    ``precomputed`` alone. ``combine`` is then called with blocks, which is up to ten times as fast."""
+    ``precomputed`` alone. ``combine`` is then called with blocks, up to ten times as fast."""
     donors: Callable[[Any], DonorRange] = any_number
     """``donors(params)`` returns how many donors these parameters can take."""
     needs: Literal["fisher", "gram"] | None = None

@@ -31,8 +31,8 @@ class DellaParams(AveragedParams):
     """Difference from ``density`` for the smallest and for the largest value of a row (mergekit's
     default)."""
     rescale: Rescale = "inverse"
-    """Rescale after the drop: ``inverse`` divides by each position's probability (the paper), ``l1``
-    restores the tensor's L1 norm (mergekit), ``none`` does nothing."""
+    """Rescale after the drop: ``inverse`` divides by each position's probability (the paper),
+    ``l1`` restores the tensor's L1 norm (mergekit), ``none`` does nothing."""
     consensus: bool = True
     """Whether signs are elected, from the weighted values; if not, the task vectors are averaged
     (``della_linear``)."""

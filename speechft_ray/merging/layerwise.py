@@ -40,8 +40,8 @@ class LayerwiseParams(AveragedParams):
     """Regular expression of the names of the front end's parameters; ``layer_pattern`` is matched
     first."""
     position_pattern: str = r"(^|\.)pos_conv"
-    """Regular expression of the names of the positional convolution's parameters; the other patterns
-    are matched first."""
+    """Regular expression of the names of the positional convolution's parameters; the other two
+    patterns are matched first."""
 
     @field_validator("layer_pattern")
     @classmethod

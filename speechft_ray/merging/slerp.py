@@ -25,8 +25,8 @@ class SlerpParams(MergeParams):
     t: Annotated[float, Field(ge=0, le=1)] = 0.5
     """Share of the second donor: 0 is the first, 1 the second."""
     on: On = "vectors"
-    """What is interpolated: the ``vectors`` theta_i - theta0 (mergekit's ``nuslerp`` with a base), or
-    the ``weights`` theta_i (its ``slerp``)."""
+    """What is interpolated: the ``vectors`` theta_i - theta0 (mergekit's ``nuslerp`` with a base),
+    or the ``weights`` theta_i (its ``slerp``)."""
     lerp_above: Annotated[float, Field(gt=0, le=1)] = 0.9995
     """Absolute cosine above which the interpolation is linear instead (mergekit's ``slerp``; its
     ``nuslerp``: almost 1)."""

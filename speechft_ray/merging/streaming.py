@@ -144,7 +144,8 @@ def _free_memory_bytes() -> int:
 def _map_file(path: Path) -> GetTensor:
     """Maps all tensors of a file into memory."""
     with safe_open(path, framework="pt") as file:
-        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  # not a mapping
+        keys = file.keys()
+        tensors = {key: file.get_tensor(key) for key in keys}
     return tensors.__getitem__
 
 
@@ -165,7 +166,7 @@ def _read_layout(path: Path) -> dict[str, torch.Tensor]:
     layout = {}
     try:
         with safe_open(path, framework="pt") as file:
-            for key in file.keys():  # noqa: SIM118  # not a mapping
+            for key in file.keys():  # noqa: SIM118  # no mapping
                 view = file.get_slice(key)
                 dtype = view.get_dtype()
                 if dtype not in DTYPES:

@@ -29,8 +29,9 @@ class WudiParams(MergeParams):
 
 
 def combine(params: WudiParams, precomputed: None, part: ParamSlice) -> torch.Tensor:
-    """Minimises sum_i |(m - vector_i) vector_i^T|^2 / |vector_i|^2 over m, from the sum, and returns
-    m after the last step.
+    """Minimises sum_i |(m - vector_i) vector_i^T|^2 / |vector_i|^2, from m = sum_i vector_i.
+
+    Returns m after the last step.
 
     The gradient 2 (m A - B), with A = sum_i G_i, B = sum_i vector_i G_i and G_i = vector_i^T
     vector_i / |vector_i|^2, costs one product a step for any number of donors. A lone donor is its

@@ -1,9 +1,9 @@
-"""Merges of the same donors, one after another in one process, read their files once.
+"""A cache of resident mergers: merges of the same donors in one process read their files once.
 
-A worker of the cluster lives on from job to job. Encoder files are mapped into memory, so the
-workers of one node share base and donors in its page cache already; what is kept here for each
-process are the task vectors, the combined task vector of the last parameters, and the output
-(``merging/resident.py``). docs/merging.md, "Speed", says why they are not shared as well.
+A worker process of the cluster runs many jobs. Encoder files are mapped into memory, so the workers
+of a node share base and donors in its page cache. This cache holds per process the task vectors,
+the combined task vectors of the last parameters, and the output (``merging/resident.py``).
+docs/merging.md, "Speed", says why workers do not share them.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from speechft_ray.merging.alignment import StateDict
 from speechft_ray.merging.resident import CACHE_SIZE, ResidentMerger
 
 MAX_BYTES = 4 << 30
-"""Memory that kept mergers may take in one process: one of three donors of the size of HuBERT Base
-takes 2.3 GB."""
+"""Memory limit of the cached mergers of one process. A merger of three donors of the size of HuBERT
+Base takes 2.3 GB."""
 
 
 class MergeInputs(NamedTuple):
-    """What a merge is made of, once it is read."""
+    """The tensors that a merge reads."""
 
     base: StateDict
     donors: Sequence[StateDict]
@@ -45,17 +45,17 @@ def resident_merge(
     params: Mapping[str, Any],
     alpha: float,
 ) -> Iterator[dict[str, torch.Tensor]]:
-    """Yields the merged state, which the next merge overwrites; other threads wait until the block
-    ends.
+    """Yields the merged state, which the next merge overwrites.
 
-    ``fingerprints`` name everything that ``read`` returns; it is called when no merger of theirs is
-    kept. Raises ``UserError`` as ``algebra.merge`` does.
+    Other threads wait until the block ends. ``fingerprints`` identify everything that ``read``
+    returns, which is called when no merger with these fingerprints is cached. Raises ``UserError``
+    where ``algebra.merge`` does.
     """
     key = tuple(fingerprints)
     with _lock:
         merger, size_bytes = _mergers.pop(key) if key in _mergers else _make_merger(read())
-        # The longest unused go first, before memory is taken for this one; a merge that fails is
-        # not kept.
+        # Evict the least recently used mergers before this one takes memory. The merger itself is
+        # cached after the merge, so one that fails is not cached.
         while _mergers and size_bytes + sum(size for _, size in _mergers.values()) > MAX_BYTES:
             _mergers.popitem(last=False)
         merged = merger.merge(method, params, alpha)

@@ -1,7 +1,8 @@
-"""speechft merge and speechft diff, as people type them."""
+"""The commands speechft merge and speechft diff."""
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,6 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from speechft_ray.cli import main
-from speechft_ray.merging import streaming
 from speechft_ray.merging.algebra import merge
 from speechft_ray.merging.base import METHODS
 from speechft_ray.speech.checkpoints.load import load_checkpoint
@@ -118,39 +118,78 @@ def test_families_do_not_mix(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert not Path(files[2]).exists()
 
 
-def replace_words(what: dict[str, str]) -> list[str]:
-    return [what.get(word, word) for word in MERGE]
+def make_arguments(method: str, *more: str, **files: str) -> list[str]:
+    """Returns the arguments of a merge with other files, by the stem of those of ``MERGE``."""
+    words = {f"{stem}.safetensors": file for stem, file in files.items()}
+    return ["merge", method, *(words.get(word, word) for word in MERGE), *more]
 
 
-BAD = {
-    "unknown method": (["merge", "tie", *MERGE], "Did you mean `ties`?"),
-    "unknown parameter": (["merge", "ties", *MERGE, "--param", "densty=0.5"], "Did you mean `density`?"),
-    "density 0": (["merge", "ties", *MERGE, "--param", "density=0"], "density: must be greater than 0"),
-    "density 2": (["merge", "ties", *MERGE, "--param", "density=2"], "density: must be at most 1"),
-    "no value": (["merge", "ties", *MERGE, "--param", "density"], "write NAME=VALUE"),
-    "given twice": (["merge", "ties", *MERGE, "--param", "density=1", "--param", "density=0.5"], "given twice"),
-    "code as a value": (["merge", "ties", *MERGE, "--param", "density=__import__('os')"], "must be a number"),
-    "alpha": (["merge", "linear", *MERGE, "--alpha", "1.5"], "must be within [0, 1]"),
-    "two donors are needed": (["merge", "model_stock", *MERGE[:4], *MERGE[6:]], "must be at least 2"),
-    "base is its donor": (["merge", "linear", *replace_words({"a.safetensors": "./base.safetensors"})], "donor 1 is the base itself"),
-    "a donor twice": (["merge", "linear", *replace_words({"b.safetensors": "a.safetensors"})], "donor 2 is donor 1 once more"),
-    "out is an input": (["merge", "linear", *replace_words({"out.safetensors": "a.safetensors"}), "--force"], "never changes"),
-    "out exists": (["merge", "linear", *replace_words({"out.safetensors": "there.safetensors"})], "--force to replace it"),
-    "no folder": (["merge", "linear", *replace_words({"out.safetensors": "no/out.safetensors"})], "the folder of no/out"),
-    "another ending": (["merge", "linear", *replace_words({"out.safetensors": "out.bin"})], "must end in .safetensors"),
-    "no such donor": (["merge", "linear", *replace_words({"b.safetensors": "c.safetensors"})], "is not a safetensors file"),
-    "no such base": (["merge", "linear", *replace_words({"base.safetensors": "c.safetensors"})], "c.safetensors"),
-    "another size": (["merge", "linear", *replace_words({"b.safetensors": "small.safetensors"})], "1 differ in shape or kind"),
-    "NaN": (["merge", "linear", *replace_words({"b.safetensors": "nan.safetensors"})], "donor 2 has NaN or infinite values"),
-    "statistics": (["merge", "fisher", *MERGE], "gather: [fisher]"),
+LONE = MERGE[:4] + MERGE[6:]
+BAD: dict[str, tuple[list[str], str]] = {
+    "unknown method": (make_arguments("tie"), "Did you mean `ties`?"),
+    "unknown parameter": (
+        make_arguments("ties", "--param", "densty=0.5"),
+        "Did you mean `density`?",
+    ),
+    "density 0": (
+        make_arguments("ties", "--param", "density=0"),
+        "density: must be greater than 0",
+    ),
+    "density 2": (
+        make_arguments("ties", "--param", "density=2"),
+        "density: must be at most 1",
+    ),
+    "no value": (make_arguments("ties", "--param", "density"), "write NAME=VALUE"),
+    "given twice": (
+        make_arguments("ties", "--param", "density=1", "--param", "density=0.5"),
+        "given twice",
+    ),
+    "code as a value": (
+        make_arguments("ties", "--param", "density=__import__('os')"),
+        "must be a number",
+    ),
+    "alpha": (make_arguments("linear", "--alpha", "1.5"), "must be within [0, 1]"),
+    "two donors are needed": (["merge", "model_stock", *LONE], "must be at least 2"),
+    "base is its donor": (
+        make_arguments("linear", a="./base.safetensors"),
+        "donor 1 is the base itself",
+    ),
+    "a donor twice": (
+        make_arguments("linear", b="a.safetensors"),
+        "donor 2 is donor 1 once more",
+    ),
+    "out is an input": (
+        make_arguments("linear", "--force", out="a.safetensors"),
+        "never changes",
+    ),
+    "out exists": (
+        make_arguments("linear", out="there.safetensors"),
+        "--force to replace it",
+    ),
+    "no folder": (make_arguments("linear", out="no/out.safetensors"), "the folder of no/out"),
+    "another ending": (make_arguments("linear", out="out.bin"), "must end in .safetensors"),
+    "no such donor": (make_arguments("linear", b="c.safetensors"), "is not a safetensors file"),
+    "no such base": (make_arguments("linear", base="c.safetensors"), "c.safetensors"),
+    "another size": (
+        make_arguments("linear", b="small.safetensors"),
+        "1 differ in shape or kind",
+    ),
+    "NaN": (make_arguments("linear", b="nan.safetensors"), "donor 2 has NaN or infinite values"),
+    "statistics": (make_arguments("fisher"), "gather: [fisher]"),
     "nothing given": (["merge", "linear"], "`speechft merge --list` shows the methods"),
-    "diff of others": (["diff", "base.safetensors", "small.safetensors"], "the second model does not fit"),
-    "no folder for a picture": (["diff", "base.safetensors", "a.safetensors", "--picture", "no/x.png"], "does not exist"),
-}  # fmt: skip
+    "diff of others": (
+        ["diff", "base.safetensors", "small.safetensors"],
+        "the second model does not fit",
+    ),
+    "no folder for a picture": (
+        ["diff", "base.safetensors", "a.safetensors", "--picture", "no/x.png"],
+        "does not exist",
+    ),
+}
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_bad_input_is_told_in_one_sentence_and_nothing_is_written(
+def test_bad_input_is_one_sentence_and_nothing_is_written(
     case: str, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     save_file({**make_state(2), "front.weight": torch.zeros(2)}, "small.safetensors")
@@ -169,9 +208,7 @@ def test_bad_input_is_told_in_one_sentence_and_nothing_is_written(
 def test_a_small_disk_is_refused(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(
-        streaming.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 10})()
-    )
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: type("Usage", (), {"free": 10})())
     assert main(["merge", "linear", *MERGE]) == 2
     assert "free some space" in capsys.readouterr().err
     assert not Path("out.safetensors").exists()

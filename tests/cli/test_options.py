@@ -1,4 +1,4 @@
-"""NAME=VALUE options have one meaning everywhere: the YAML of a search space, which includes JSON."""
+"""NAME=VALUE options have one meaning: the YAML of a search space, which includes JSON."""
 
 from __future__ import annotations
 

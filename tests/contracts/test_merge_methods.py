@@ -1,5 +1,7 @@
-"""What every registered merge method promises. A new method is run through all of it without an
-edit here."""
+"""The contract of every registered merge method.
+
+A new method is tested without an edit here.
+"""
 
 from __future__ import annotations
 
@@ -14,44 +16,19 @@ from speechft_ray.core.errors import SpecError, UserError
 from speechft_ray.merging.algebra import combine_all, make_statistics_lookup, merge
 from speechft_ray.merging.base import METHODS, MergeParams, validate_params
 from speechft_ray.merging.param_reader import ParamGroup, ParamReader, ParamSlice
-
-StateDict = dict[str, torch.Tensor]
+from tests.merging.toy_states import (
+    BASE,
+    DONORS,
+    StateDict,
+    assert_same,
+    copy_state,
+    make_state,
+    make_statistics,
+    to_float32,
+)
 
 EXAMPLES: Mapping[str, Mapping[str, Any]] = {"wudi": {"steps": 20}}
-"""Parameters under which a method is run here instead of its defaults, for the sake of time."""
-
-
-def make_state(
-    seed: int, dtype: torch.dtype = torch.float32, near: StateDict | None = None
-) -> StateDict:
-    """A small encoder's state: layers, a weight-normalised convolution, a lone number, an integer
-    buffer, a tied tensor."""
-    source = torch.Generator().manual_seed(seed)
-
-    def draw(key: str, *shape: int) -> torch.Tensor:
-        fresh = torch.randn(*shape, generator=source)
-        return (fresh if near is None else near[key].float() + 0.05 * fresh).to(dtype)
-
-    tied = draw("tied.one", 4, 3)
-    return {
-        "feature_extractor.conv_layers.0.weight": draw(
-            "feature_extractor.conv_layers.0.weight", 6, 1, 5
-        ),
-        "encoder.layers.0.weight": draw("encoder.layers.0.weight", 8, 6),
-        "encoder.layers.0.bias": draw("encoder.layers.0.bias", 8),
-        "encoder.layers.1.weight": draw("encoder.layers.1.weight", 6, 8),
-        "encoder.pos_conv.0.weight_g": draw("encoder.pos_conv.0.weight_g", 1, 1, 3),
-        "encoder.pos_conv.0.weight_v": draw("encoder.pos_conv.0.weight_v", 6, 2, 3),
-        "gain": draw("gain", 1),
-        "steps": torch.tensor([seed, 2 * seed]),
-        "tied.one": tied,
-        "tied.two": tied,
-        "head.weight": draw("head.weight", 3, 3),
-    }
-
-
-BASE = make_state(0)
-DONORS = [make_state(seed, near=BASE) for seed in (1, 2, 3)]
+"""Parameters of a method that differ from its defaults here, to save time."""
 
 
 def run_merge(
@@ -62,7 +39,7 @@ def run_merge(
     protected: tuple[str, ...] = (),
     params: Mapping[str, Any] | None = None,
 ) -> StateDict:
-    """Merges as many of the donors as the method takes."""
+    """Merges as many of the donors as the method takes, with statistics where it needs them."""
     params = {**EXAMPLES.get(method, {}), **(params or {})}
     fewest, most = METHODS.get(method).donors(validate_params(method, params))
     chosen = [
@@ -71,45 +48,6 @@ def run_merge(
     ]
     statistics = [make_statistics(method, base, seed) for seed in range(len(chosen))]
     return merge(method, params, base, chosen, alpha, protected, statistics)
-
-
-def make_statistics(method: str, base: StateDict, seed: int) -> StateDict:
-    """Statistics of the kind that a method needs, for the parameters of layers."""
-    kind, source = METHODS.get(method).needs, torch.Generator().manual_seed(seed)
-    layers = {key: tensor for key, tensor in base.items() if "layers.0" in key and kind}
-    if kind == "gram":
-        inputs = {
-            key: torch.randn(20, tensor.shape[1], generator=source)
-            for key, tensor in layers.items()
-            if tensor.dim() == 2
-        }
-        return {f"gram:{key}": rows.T @ rows / 20 for key, rows in inputs.items()}
-    return {
-        f"{kind}:{key}": torch.rand(tensor.shape, generator=source)
-        for key, tensor in layers.items()
-    }
-
-
-def copy_state(state: StateDict) -> StateDict:
-    return {key: tensor.clone() for key, tensor in state.items()}
-
-
-def to_float32(state: StateDict) -> StateDict:
-    wide = {
-        key: tensor.float() if tensor.is_floating_point() else tensor
-        for key, tensor in state.items()
-    }
-    return {**wide, "tied.two": wide["tied.one"]}
-
-
-def assert_same(one: StateDict, other: StateDict) -> None:
-    """The same keys in the same order, and the same bits."""
-    assert list(one) == list(other)
-    for key, tensor in one.items():
-        assert tensor.dtype == other[key].dtype, key
-        assert torch.equal(tensor, other[key]), key
-        if tensor.is_floating_point():
-            assert torch.equal(tensor.signbit(), other[key].signbit()), key
 
 
 @pytest.fixture(params=METHODS.names())
@@ -140,11 +78,11 @@ def test_alpha_scales_the_step(method: str) -> None:
 
 
 def test_donor_order_does_not_matter(method: str) -> None:
-    """With equal weights, up to rounding; where donors are drawn apart by their place, at the
-    setting that draws nothing."""
+    """With equal weights, up to rounding; where masks depend on the donor's position, at the
+    setting without masks."""
     kind = METHODS.get(method)
     if kind.needs:
-        return  # their statistics tell donors apart; tests/merging/test_gathered.py reverses both
+        return  # statistics belong to donors; tests/merging/test_references.py reverses both
     params = {} if kind.symmetric else kind.neutral
     donors = DONORS[: kind.donors(validate_params(method, {}))[1]]
     forward, backward = (
@@ -324,9 +262,14 @@ def test_the_kernel_of_a_weight_normalised_convolution_is_merged_on_request(meth
     )
 
 
-def test_unknown_parameters_are_told_with_the_nearest_name(method: str) -> None:
+def test_unknown_parameters_are_reported_with_the_nearest_name(method: str) -> None:
     with pytest.raises(SpecError, match=r"unknown field `precisoin`. Did you mean `precision`\?"):
         validate_params(method, {"precisoin": "float64"})
+
+
+def test_the_version_is_positive(method: str) -> None:
+    version = METHODS.get(method).version
+    assert isinstance(version, int) and version >= 1
 
 
 def test_every_parameter_is_documented_with_its_default(method: str) -> None:

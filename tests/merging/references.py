@@ -1,9 +1,8 @@
-"""Merge methods written a second time, in float64, from the formulas of their papers and with other
-means than the package.
+"""Independent implementations of the merge methods, in numpy and float64, from their papers.
 
-A model is a mapping from names to numpy arrays; ``vectors`` is one such mapping per donor.
-Everything returns the combined task vector, before ``scale`` and alpha. Plain loops over positions
-wherever a formula speaks of positions.
+A model is a mapping from names to arrays; ``vectors`` holds one task vector, such a mapping, per
+donor. Every function returns the combined task vector, without ``scale`` and alpha. Formulas per
+position are plain loops over positions.
 """
 
 from __future__ import annotations
@@ -12,13 +11,15 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
+import numpy.typing as npt
 from scipy.optimize import minimize
 
-Model = dict[str, np.ndarray]
+Array = npt.NDArray[np.float64]
+Model = dict[str, Array]
 
 
-def each(
-    vectors: Sequence[Mapping[str, np.ndarray]], merge: Callable[[list[np.ndarray]], np.ndarray]
+def map_tensors(
+    vectors: Sequence[Mapping[str, Array]], merge: Callable[[list[Array]], Array]
 ) -> Model:
     """Merges tensor by tensor."""
     return {
@@ -27,35 +28,35 @@ def each(
     }
 
 
-def positions(tensors: list[np.ndarray], merge: Callable[[list[float]], float]) -> np.ndarray:
+def map_positions(tensors: list[Array], merge: Callable[[list[float]], float]) -> Array:
     """Merges position by position."""
     columns = zip(*(tensor.ravel().tolist() for tensor in tensors), strict=True)
     return np.array([merge(list(column)) for column in columns]).reshape(tensors[0].shape)
 
 
-def agreeing(
-    weights: Sequence[float], votes: Sequence[float], divide: bool, when_zero: int
+def make_elected_mean(
+    weights: Sequence[float], votes: Sequence[float], divide: bool, sign_of_zero: int
 ) -> Callable[[list[float]], float]:
     """TIES' elect and merge at one position. ``votes`` are the weights of the election,
-    ``when_zero`` the sign of a tie."""
+    ``sign_of_zero`` is the sign of a sum of 0."""
 
     def merge(values: list[float]) -> float:
         vote = sum(value * weight for value, weight in zip(values, votes, strict=True))
-        sign = 1 if vote > 0 else -1 if vote < 0 else when_zero
-        kept = [
+        sign = 1 if vote > 0 else -1 if vote < 0 else sign_of_zero
+        agreeing = [
             (value, weight)
             for value, weight in zip(values, weights, strict=True)
             if value * sign > 0
         ]
-        total = sum(value * weight for value, weight in kept)
-        divisor = sum(weight for _, weight in kept) if divide else 1.0
-        return total / divisor if kept and divisor else 0.0
+        total = sum(value * weight for value, weight in agreeing)
+        divisor = sum(weight for _, weight in agreeing) if divide else 1.0
+        return total / divisor if agreeing and divisor else 0.0
 
     return merge
 
 
 def ties(vectors: Sequence[Model], density: float, weights: Sequence[float] | None = None) -> Model:
-    """arXiv 2306.01708 as its authors run it: one threshold per model, ties of the vote go with the
+    """arXiv 2306.01708 as in its authors' code: one threshold per model; a sum of 0 takes the
     majority of all signs."""
     weights = weights or [1.0] * len(vectors)
     trimmed = []
@@ -69,49 +70,54 @@ def ties(vectors: Sequence[Model], density: float, weights: Sequence[float] | No
                 for name, tensor in model.items()
             }
         )
-    total = sum(int(np.sign(sum(model[name] for model in trimmed)).sum()) for name in vectors[0])
-    merge = agreeing(weights, [1.0] * len(vectors), True, 1 if total > 0 else -1)
-    return each(trimmed, lambda tensors: positions(tensors, merge))
+    signs = map_tensors(trimmed, lambda tensors: np.sign(np.sum(tensors, axis=0)))
+    total = sum(int(sign.sum()) for sign in signs.values())
+    merge = make_elected_mean(weights, [1.0] * len(vectors), True, 1 if total > 0 else -1)
+    return map_tensors(trimmed, lambda tensors: map_positions(tensors, merge))
 
 
 def ties_like_mergekit(vectors: Sequence[Model], density: float, weights: Sequence[float]) -> Model:
-    """The same with exact counts per tensor, weights in the vote, and + for ties."""
+    """TIES with exact counts per tensor, weights in the vote, and + for sums of 0."""
 
-    def trim(tensor: np.ndarray) -> np.ndarray:
+    def trim(tensor: Array) -> Array:
         order = sorted(range(tensor.size), key=lambda place: (-abs(tensor.ravel()[place]), place))
-        kept = set(order[: max(1, int(density * tensor.size))])
+        agreeing = set(order[: max(1, int(density * tensor.size))])
         return np.array(
-            [value if place in kept else 0.0 for place, value in enumerate(tensor.ravel())]
+            [value if place in agreeing else 0.0 for place, value in enumerate(tensor.ravel())]
         ).reshape(tensor.shape)
 
-    merge = agreeing(weights, weights, True, 1)
-    return each(vectors, lambda tensors: positions([trim(tensor) for tensor in tensors], merge))
+    merge = make_elected_mean(weights, weights, True, 1)
+    return map_tensors(
+        vectors, lambda tensors: map_positions([trim(tensor) for tensor in tensors], merge)
+    )
 
 
 def breadcrumbs(vectors: Sequence[Model], density: float, gamma: float, consensus: bool) -> Model:
-    """arXiv 2312.06795 with counts as mergekit's: int(gamma n) outliers go, then the smallest until
+    """arXiv 2312.06795 with mergekit's counts: drops int(gamma n) outliers, then the smallest until
     int(density n) are left."""
 
-    def mask(tensor: np.ndarray) -> np.ndarray:
+    def mask(tensor: Array) -> Array:
         order = sorted(range(tensor.size), key=lambda place: (abs(tensor.ravel()[place]), place))
         keep, outliers = int(density * tensor.size), int(gamma * tensor.size)
         smallest = max(0, tensor.size - keep - outliers)
-        kept = set(order[smallest : smallest + keep])
+        agreeing = set(order[smallest : smallest + keep])
         return np.array(
-            [value if place in kept else 0.0 for place, value in enumerate(tensor.ravel())]
+            [value if place in agreeing else 0.0 for place, value in enumerate(tensor.ravel())]
         ).reshape(tensor.shape)
 
     ones = [1.0] * len(vectors)
-    merge = agreeing(ones, ones, False, 1) if consensus else sum
-    return each(vectors, lambda tensors: positions([mask(tensor) for tensor in tensors], merge))
+    merge = make_elected_mean(ones, ones, False, 1) if consensus else sum
+    return map_tensors(
+        vectors, lambda tensors: map_positions([mask(tensor) for tensor in tensors], merge)
+    )
 
 
-def della_chances(tensor: np.ndarray, density: float, epsilon: float) -> np.ndarray:
-    """arXiv 2406.11617: the chance to be kept rises evenly with the rank of the magnitude in its
-    row."""
+def della_probabilities(tensor: Array, density: float, epsilon: float) -> Array:
+    """arXiv 2406.11617: the probability of being kept rises linearly with the rank of the magnitude
+    in its row."""
     rows = tensor.reshape(1, -1) if tensor.ndim < 2 else tensor.reshape(tensor.shape[0], -1)
-    chances = np.empty(rows.shape)
-    for row, chance in zip(rows, chances, strict=True):
+    probabilities = np.empty(rows.shape)
+    for row, chance in zip(rows, probabilities, strict=True):
         for place, value in enumerate(row):
             rank = sum(abs(other) < abs(value) for other in row)
             chance[place] = (
@@ -119,32 +125,30 @@ def della_chances(tensor: np.ndarray, density: float, epsilon: float) -> np.ndar
                 if len(row) == 1
                 else density - epsilon + 2 * epsilon * rank / (len(row) - 1)
             )
-    return chances.reshape(tensor.shape)
+    return probabilities.reshape(tensor.shape)
 
 
 def slerp(vectors: Sequence[Model], t: float) -> Model:
-    """Shoemake 1985, by a rotation in the plane of the two tensors; only for tensors of one
-    length."""
+    """Shoemake 1985, as a rotation in the plane of two tensors of equal length."""
 
-    def turn(tensors: list[np.ndarray]) -> np.ndarray:
+    def rotate(tensors: list[Array]) -> Array:
         first, second = (tensor.ravel() for tensor in tensors)
         along = first / np.linalg.norm(first)
         across = second - along * (along @ second)
         across /= np.linalg.norm(across)
         angle = t * math.atan2(across @ second, along @ second)
-        return (
-            np.linalg.norm(first) * (math.cos(angle) * along + math.sin(angle) * across)
-        ).reshape(tensors[0].shape)
+        point = math.cos(angle) * along + math.sin(angle) * across
+        return np.asarray(np.linalg.norm(first) * point).reshape(tensors[0].shape)
 
-    return each(vectors, turn)
+    return map_tensors(vectors, rotate)
 
 
-def karcher(tensors: list[np.ndarray]) -> np.ndarray:
-    """The direction of least summed squared angle, found by a general minimiser, times the mean
+def karcher(tensors: list[Array]) -> Array:
+    """The direction of the smallest sum of squared angles, from a general minimiser, times the mean
     length."""
     directions = [tensor.ravel() / np.linalg.norm(tensor) for tensor in tensors]
 
-    def cost(point: np.ndarray) -> float:
+    def cost(point: Array) -> float:
         cosines = np.clip(
             [direction @ point / np.linalg.norm(point) for direction in directions], -1.0, 1.0
         )
@@ -154,13 +158,13 @@ def karcher(tensors: list[np.ndarray]) -> np.ndarray:
         cost, directions[0] + 0.3 * directions[1], method="BFGS", options={"gtol": 1e-10}
     ).x
     length = sum(float(np.linalg.norm(tensor)) for tensor in tensors) / len(tensors)
-    return (length * minimum / np.linalg.norm(minimum)).reshape(tensors[0].shape)
+    return np.asarray(length * minimum / np.linalg.norm(minimum)).reshape(tensors[0].shape)
 
 
 def model_stock(vectors: Sequence[Model]) -> Model:
-    """arXiv 2403.19522, equation of the interpolation ratio for n models."""
+    """arXiv 2403.19522, the interpolation ratio for n models."""
 
-    def merge(tensors: list[np.ndarray]) -> np.ndarray:
+    def merge(tensors: list[Array]) -> Array:
         n, cosines = len(tensors), []
         for i in range(n):
             for j in range(n):
@@ -168,15 +172,15 @@ def model_stock(vectors: Sequence[Model]) -> Model:
                     one, other = tensors[i].ravel(), tensors[j].ravel()
                     cosines.append(one @ other / math.sqrt((one @ one) * (other @ other)))
         c = sum(cosines) / len(cosines)
-        return n * c / (1 + (n - 1) * c) * sum(tensors) / n
+        return np.asarray(n * c / (1 + (n - 1) * c) * np.sum(tensors, axis=0) / n)
 
-    return each(vectors, merge)
+    return map_tensors(vectors, merge)
 
 
 def sce(vectors: Sequence[Model], density: float) -> Model:
     """arXiv 2408.07990: select by variance, weigh by mean square, erase the minority."""
 
-    def merge(tensors: list[np.ndarray]) -> np.ndarray:
+    def merge(tensors: list[Array]) -> Array:
         columns = np.array([tensor.ravel() for tensor in tensors])
         variance = [float(np.mean((column - np.mean(column)) ** 2)) for column in columns.T]
         count = int(sum(value != 0 for value in variance) * density)
@@ -186,27 +190,27 @@ def sce(vectors: Sequence[Model], density: float) -> Model:
         selected = np.zeros_like(columns)
         selected[:, chosen] = columns[:, chosen]
         squares = [float(np.mean(row**2)) for row in selected]
-        merge = agreeing(
+        merge = make_elected_mean(
             [square / sum(squares) for square in squares], [1.0] * len(squares), True, 1
         )
-        return positions([row.reshape(tensors[0].shape) for row in selected], merge)
+        return map_positions([row.reshape(tensors[0].shape) for row in selected], merge)
 
-    return each(vectors, merge)
+    return map_tensors(vectors, merge)
 
 
-def inverse_root(matrix: np.ndarray) -> np.ndarray:
+def inverse_root(matrix: Array) -> Array:
     """M^(-1/2) of a positive definite matrix, by its eigenvectors."""
     values, vectors = np.linalg.eigh(matrix)
-    return vectors @ np.diag(values**-0.5) @ vectors.T
+    return np.asarray(vectors @ np.diag(values**-0.5) @ vectors.T)
 
 
 def tsv_m(vectors: Sequence[Model]) -> Model:
     """arXiv 2412.00081: each task's first r/n singular triples, made orthogonal as A (A^T
     A)^(-1/2); other tensors averaged."""
 
-    def merge(tensors: list[np.ndarray]) -> np.ndarray:
+    def merge(tensors: list[Array]) -> Array:
         if tensors[0].ndim != 2:
-            return np.mean(tensors, axis=0)
+            return np.asarray(np.mean(tensors, axis=0))
         rank = min(tensors[0].shape) // len(tensors)
         left, right, values = [], [], []
         for tensor in tensors:
@@ -216,36 +220,37 @@ def tsv_m(vectors: Sequence[Model]) -> Model:
                 right.append(directions[:, -place])
                 left.append(tensor @ directions[:, -place] / values[-1])
         u, v = np.array(left).T, np.array(right).T
-        return u @ inverse_root(u.T @ u) @ np.diag(values) @ (v @ inverse_root(v.T @ v)).T
+        left_basis, right_basis = u @ inverse_root(u.T @ u), v @ inverse_root(v.T @ v)
+        return np.asarray(left_basis @ np.diag(values) @ right_basis.T)
 
-    return each(vectors, merge)
+    return map_tensors(vectors, merge)
 
 
 def iso_c(vectors: Sequence[Model]) -> Model:
     """arXiv 2502.04959: the polar factor of the sum times its mean singular value; other tensors
     averaged."""
 
-    def merge(tensors: list[np.ndarray]) -> np.ndarray:
+    def merge(tensors: list[Array]) -> Array:
         if tensors[0].ndim != 2:
-            return np.mean(tensors, axis=0)
-        total = sum(tensors)
+            return np.asarray(np.mean(tensors, axis=0))
+        total = np.sum(tensors, axis=0)
         total = total if total.shape[0] >= total.shape[1] else total.T
         root = inverse_root(total.T @ total)
         spectrum = 1 / np.linalg.eigvalsh(root)
-        flat = total @ root * np.mean(spectrum)
+        flat = np.asarray(total @ root * np.mean(spectrum))
         return flat if tensors[0].shape[0] >= tensors[0].shape[1] else flat.T
 
-    return each(vectors, merge)
+    return map_tensors(vectors, merge)
 
 
 def wudi(vectors: Sequence[Model], steps: int, rate: float) -> Model:
     """arXiv 2503.08099 with Adam (arXiv 1412.6980, beta 0.9 and 0.999, epsilon 1e-8) written out;
     other tensors averaged."""
 
-    def merge(tensors: list[np.ndarray]) -> np.ndarray:
+    def merge(tensors: list[Array]) -> Array:
         if tensors[0].ndim != 2:
-            return np.mean(tensors, axis=0)
-        m = sum(tensors)
+            return np.asarray(np.mean(tensors, axis=0))
+        m = np.sum(tensors, axis=0)
         first, second = np.zeros_like(m), np.zeros_like(m)
         for step in range(1, steps + 1):
             gradient = sum(
@@ -254,13 +259,13 @@ def wudi(vectors: Sequence[Model], steps: int, rate: float) -> Model:
             first = 0.9 * first + 0.1 * gradient
             second = 0.999 * second + 0.001 * gradient**2
             m = m - rate * (first / (1 - 0.9**step)) / (np.sqrt(second / (1 - 0.999**step)) + 1e-8)
-        return m
+        return np.asarray(m)
 
-    return each(vectors, merge)
+    return map_tensors(vectors, merge)
 
 
-def regmean(tensors: list[np.ndarray], inputs: list[np.ndarray]) -> np.ndarray:
-    """arXiv 2212.09849 by what it minimises: the layer whose outputs on all inputs together are
+def regmean(tensors: list[Array], inputs: list[Array]) -> Array:
+    """arXiv 2212.09849 as a least-squares problem: the layer whose outputs on all inputs are
     nearest to each donor's own."""
     rows = np.concatenate([rows / math.sqrt(len(rows)) for rows in inputs])
     targets = np.concatenate(
@@ -269,4 +274,4 @@ def regmean(tensors: list[np.ndarray], inputs: list[np.ndarray]) -> np.ndarray:
             for rows, tensor in zip(inputs, tensors, strict=True)
         ]
     )
-    return np.linalg.lstsq(rows, targets, rcond=None)[0].T
+    return np.asarray(np.linalg.lstsq(rows, targets, rcond=None)[0].T)

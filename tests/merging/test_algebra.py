@@ -1,4 +1,4 @@
-"""Alignment of base and donors, and what a merge refuses."""
+"""Alignment of base and donors, and the inputs that a merge refuses."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from speechft_ray.merging.algebra import merge
 from speechft_ray.merging.base import METHODS, validate_params
 
 
-def state(**values: list[float]) -> dict[str, torch.Tensor]:
+def make_state(**values: list[float]) -> dict[str, torch.Tensor]:
     return {key: torch.tensor(numbers) for key, numbers in values.items()}
 
 
-def refusal(
+def error_of(
     base: dict[str, torch.Tensor], *donors: dict[str, torch.Tensor], alpha: float = 0.5
 ) -> str:
     with pytest.raises(UserError) as caught:
@@ -24,8 +24,8 @@ def refusal(
 
 @pytest.mark.parametrize("alpha", [0.0, 0.5])
 def test_missing_parameters_are_counted_and_five_are_named(alpha: float) -> None:
-    base = state(**{f"p{index}": [1.0] for index in range(9)})
-    sentence = refusal(base, base, state(p0=[1.0], p8=[1.0], extra=[0.0]), alpha=alpha)
+    base = make_state(**{f"p{index}": [1.0] for index in range(9)})
+    sentence = error_of(base, base, make_state(p0=[1.0], p8=[1.0], extra=[0.0]), alpha=alpha)
     assert sentence.startswith(
         "donor 2 does not fit the base: it lacks 7 of 9 parameters: p1, p2, p3, p4, p5 and 2 more;"
     )
@@ -33,19 +33,20 @@ def test_missing_parameters_are_counted_and_five_are_named(alpha: float) -> None
 
 
 def test_shapes_and_kinds_must_agree() -> None:
-    sentence = refusal(
-        state(a=[1.0, 2.0], b=[1.0]), {"a": torch.zeros(3), "b": torch.zeros(1, dtype=torch.int64)}
+    sentence = error_of(
+        make_state(a=[1.0, 2.0], b=[1.0]),
+        {"a": torch.zeros(3), "b": torch.zeros(1, dtype=torch.int64)},
     )
     assert (
-        "2 differ in shape or kind: a float32 (3,) instead of float32 (2,), b int64 (1,) instead of float32 (1,)"
-        in sentence
+        "2 differ in shape or kind: a float32 (3,) instead of float32 (2,), "
+        "b int64 (1,) instead of float32 (1,)" in sentence
     )
 
 
 def test_protected_parameters_need_not_agree() -> None:
-    base = state(keep=[1.0, 2.0], move=[0.0])
+    base = make_state(keep=[1.0, 2.0], move=[0.0])
     merged = merge(
-        "linear", {}, base, [{**state(move=[4.0]), "keep.extra": torch.ones(7)}], 0.5, ["keep"]
+        "linear", {}, base, [{**make_state(move=[4.0]), "keep.extra": torch.ones(7)}], 0.5, ["keep"]
     )
     assert {key: tensor.tolist() for key, tensor in merged.items()} == {
         "keep": [1.0, 2.0],
@@ -55,17 +56,17 @@ def test_protected_parameters_need_not_agree() -> None:
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_values_that_are_not_finite_are_named(value: float) -> None:
-    good, bad = state(a=[1.0], b=[1.0]), state(a=[1.0], b=[value])
-    assert refusal(good, good, bad).startswith(
+    good, bad = make_state(a=[1.0], b=[1.0]), make_state(a=[1.0], b=[value])
+    assert error_of(good, good, bad).startswith(
         "donor 2 has NaN or infinite values in 1 parameters: b;"
     )
-    assert refusal(bad, good).startswith("the base has NaN or infinite values in 1 parameters: b;")
-    assert refusal(bad, bad).startswith("the base has")  # inf - inf
+    assert error_of(bad, good).startswith("the base has NaN or infinite values in 1 parameters: b;")
+    assert error_of(bad, bad).startswith("the base has")  # inf - inf
 
 
 def test_a_difference_beyond_the_number_type_is_refused() -> None:
-    assert "differs from the base by more than torch.float32 can hold" in refusal(
-        state(a=[-3e38]), state(a=[3e38])
+    assert "differs from the base by more than torch.float32 can hold" in error_of(
+        make_state(a=[-3e38]), make_state(a=[3e38])
     )
 
 
@@ -79,14 +80,14 @@ def test_a_result_beyond_the_number_type_is_refused() -> None:
 
 @pytest.mark.parametrize("alpha", [-0.1, 3.0, float("nan")])
 def test_alpha_must_be_a_share(alpha: float) -> None:
-    assert f"`alpha` must be within [0, 1], but is {alpha:g} instead" in refusal(
-        state(a=[1.0]), state(a=[2.0]), alpha=alpha
+    assert f"`alpha` must be within [0, 1], but is {alpha:g} instead" in error_of(
+        make_state(a=[1.0]), make_state(a=[2.0]), alpha=alpha
     )
 
 
 def test_tied_parameters_must_be_tied_in_donors() -> None:
     shared = torch.tensor([1.0])
-    sentence = refusal({"a": shared, "b": shared}, state(a=[2.0], b=[3.0]))
+    sentence = error_of({"a": shared, "b": shared}, make_state(a=[2.0], b=[3.0]))
     assert (
         "it holds two values for each of 1 tensors that the base shares between two names: a and b"
         in sentence
@@ -111,8 +112,13 @@ def test_only_the_very_same_tensor_is_a_tie() -> None:
     }
     merged = merge("linear", {}, base, [donor], 0.5)
     assert {key: tensor.tolist() for key, tensor in merged.items()} == {
-        "whole": [0.0] * 4, "a": [1.0] * 2, "b": [2.0] * 2, "copy": [3.0] * 2, "none": [], "void": [],
-    }  # fmt: skip
+        "whole": [0.0] * 4,
+        "a": [1.0] * 2,
+        "b": [2.0] * 2,
+        "copy": [3.0] * 2,
+        "none": [],
+        "void": [],
+    }
     assert len({id(tensor) for tensor in merged.values()}) == 6
     assert len({merged[key].data_ptr() for key in ("whole", "a", "b", "copy")}) == 4
 
@@ -131,12 +137,14 @@ def test_a_tied_tensor_counts_once_in_a_global_trim() -> None:
 
 def test_nothing_to_merge_is_refused() -> None:
     with pytest.raises(UserError, match="nothing to merge"):
-        merge("linear", {}, state(a=[1.0]), [state(a=[2.0])], 0.5, ["a"])
+        merge("linear", {}, make_state(a=[1.0]), [make_state(a=[2.0])], 0.5, ["a"])
 
 
 def test_a_small_base_value_does_not_round_the_donor_away() -> None:
     """base + (donor - base) is 0 here in float32; the end point must be the donor all the same."""
-    assert merge("linear", {}, state(a=[1e9]), [state(a=[1.25])], 1.0)["a"].tolist() == [1.25]
+    assert merge("linear", {}, make_state(a=[1e9]), [make_state(a=[1.25])], 1.0)["a"].tolist() == [
+        1.25
+    ]
 
 
 def test_float64_keeps_its_precision() -> None:
@@ -164,22 +172,24 @@ def test_unknown_method_and_parameters() -> None:
 def test_methods_that_need_more_or_fewer_donors(method: str, count: int, expected: str) -> None:
     with pytest.raises(
         UserError,
-        match=f"the number of donors must be {expected} for merge method `{method}`.*but is {count}",
+        match=f"number of donors must be {expected} for merge method `{method}`.*but is {count}",
     ):
         validate_params(method, {}, donors=count)
 
 
 @pytest.mark.parametrize(("method", "kind"), [("fisher", "fisher"), ("regmean", "gram")])
 def test_donors_without_the_statistics_that_a_method_needs(method: str, kind: str) -> None:
-    base, donor = state(a=[1.0]), state(a=[2.0])
+    base, donor = make_state(a=[1.0]), make_state(a=[2.0])
     statistic = {f"{kind}:a": torch.ones(1, 1)}
-    for statistics, lacking in (
+    other = {"other:a": torch.ones(1, 1)}
+    cases: list[tuple[list[dict[str, torch.Tensor]] | None, str]] = [
         (None, "donor 1, donor 2"),
         ([statistic, {}], "donor 2"),
-        ([statistic, {"other:a": statistic}], "donor 2"),
-    ):
+        ([statistic, other], "donor 2"),
+    ]
+    for statistics, donors in cases:
         with pytest.raises(
-            UserError, match=rf"there are none of {lacking}: fine-tune with `gather: \[{kind}\]`\."
+            UserError, match=rf"there are none of {donors}: fine-tune with `gather: \[{kind}\]`\."
         ):
             merge(method, {}, base, [donor, donor], 0.5, statistics=statistics)
 
@@ -192,7 +202,7 @@ def test_donors_without_the_statistics_that_a_method_needs(method: str, kind: st
     ],
 )
 def test_layers_that_are_not_there(params: dict[str, object], sentence: str) -> None:
-    base = state(l0=[1.0], l1=[1.0])
+    base = make_state(l0=[1.0], l1=[1.0])
     with pytest.raises(UserError, match=sentence):
         merge("layerwise", params, base, [base], 0.5)
 

@@ -1,4 +1,4 @@
-"""DARE and DELLA: what is random about them, and what is exact once the masks are known."""
+"""DARE and DELLA: the distribution of their masks, and exact results given the masks."""
 
 from __future__ import annotations
 
@@ -13,23 +13,21 @@ from speechft_ray.merging._drop import draw_mask
 from speechft_ray.merging.base import validate_params
 from tests.merging import references
 from tests.merging.references import Model
-from tests.merging.test_references import combine_onto_zeros, draw_vectors
-
-UNEQUAL = [0.5, 0.3, 0.2]
+from tests.merging.task_vectors import UNEQUAL, combine_onto_zeros, draw_vectors
 
 
 def read_masks(
     method: str, params: dict[str, Any], vectors: list[Model]
 ) -> list[dict[str, np.ndarray]]:
-    """Which positions of each donor are kept, read off merges in which it alone has a weight."""
-    actual = []
+    """The kept positions of each donor, read from merges in which it alone has a weight."""
+    masks = []
     for donor in range(len(vectors)):
         weights = [float(donor == other) for other in range(len(vectors))]
         alone = combine_onto_zeros(
             method, {**params, "rescale": "none", "weights": weights}, vectors
         )
-        actual.append({name: value != 0 for name, value in alone.items()})
-    return actual
+        masks.append({name: value != 0 for name, value in alone.items()})
+    return masks
 
 
 def test_dare_keeps_its_share_and_the_expectation() -> None:
@@ -83,9 +81,9 @@ def test_a_mask_depends_on_seed_donor_and_name_alone() -> None:
 
 
 def test_masks_are_the_same_for_ever() -> None:
-    """Pinned: a stored merge must be what the same recipe makes tomorrow."""
-    drawn = draw_mask(0.5, 0, 0, "w", torch.zeros(16))
-    assert "".join(str(int(value)) for value in drawn) == "1000111000100001"
+    """Pinned: the same recipe must always give the bits of a stored merge."""
+    mask = draw_mask(0.5, 0, 0, "w", torch.zeros(16))
+    assert "".join(str(int(value)) for value in mask) == "1000111000100001"
 
 
 def test_a_mask_drawn_in_halves_is_the_whole_mask() -> None:
@@ -125,7 +123,7 @@ def test_dare_ties_like_mergekit_neither_trims_nor_divides() -> None:
     actual = combine_onto_zeros(
         "dare_ties", {"density": 0.7, "like": "mergekit", "weights": UNEQUAL}, vectors
     )
-    merge = references.agreeing(UNEQUAL, UNEQUAL, False, 1)
+    merge = references.make_elected_mean(UNEQUAL, UNEQUAL, False, 1)
     for name, value in actual.items():
         dropped = []
         for model, mask in zip(vectors, kept, strict=True):
@@ -134,13 +132,13 @@ def test_dare_ties_like_mergekit_neither_trims_nor_divides() -> None:
                 model[name] * mask[name] * (np.abs(model[name]).sum() / after if after else 1.0)
             )
         np.testing.assert_allclose(
-            value, references.positions(dropped, merge), rtol=1e-9, atol=1e-12
+            value, references.map_positions(dropped, merge), rtol=1e-9, atol=1e-12
         )
 
 
 def test_della_keeps_large_changes_more_often() -> None:
-    """Over 300 seeds each position is kept as often as its rank says, also where a row has one
-    position only."""
+    """Over 300 seeds, each position is kept as often as its rank implies, also in rows of one
+    position."""
     source = np.random.default_rng(5)
     shapes = {"m": (3, 5), "c": (2, 1, 4), "g": (1, 1, 6), "v": (4,), "one": (3, 1)}
     vector = {name: source.standard_normal(shape) for name, shape in shapes.items()}
@@ -150,7 +148,7 @@ def test_della_keeps_large_changes_more_often() -> None:
         for name, value in combine_onto_zeros("della", {**params, "seed": seed}, [vector]).items():
             counts[name] += value != 0
     for name, count in counts.items():
-        chances = references.della_chances(vector[name], 0.6, 0.3)
+        chances = references.della_probabilities(vector[name], 0.6, 0.3)
         assert np.all(
             np.abs(count / 300 - chances) < 4.5 * np.sqrt(chances * (1 - chances) / 300)
         ), name
@@ -162,14 +160,14 @@ def test_della_divides_by_each_chance(consensus: bool) -> None:
     params = {"density": 0.6, "epsilon": 0.2, "consensus": consensus}
     kept = read_masks("della", params, vectors)
     actual = combine_onto_zeros("della", {**params, "weights": UNEQUAL}, vectors)
-    merge = references.agreeing(UNEQUAL, UNEQUAL, True, 1)
+    merge = references.make_elected_mean(UNEQUAL, UNEQUAL, True, 1)
     for name, value in actual.items():
-        chances = [references.della_chances(model[name], 0.6, 0.2) for model in vectors]
+        chances = [references.della_probabilities(model[name], 0.6, 0.2) for model in vectors]
         dropped = [
             model[name] * mask[name] / p
             for model, mask, p in zip(vectors, kept, chances, strict=True)
         ]
-        expected = references.positions(dropped, merge)
+        expected = references.map_positions(dropped, merge)
         if not consensus:
             expected = sum(weight * part for weight, part in zip(UNEQUAL, dropped, strict=True))
         np.testing.assert_allclose(value, expected, rtol=1e-9, atol=1e-12)

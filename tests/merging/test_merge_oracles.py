@@ -1,4 +1,4 @@
-"""Merges against what the original programs computed: ties-merging, WiSE-FT, task vectors."""
+"""Compares merges with those of the original programs: ties-merging, WiSE-FT, task vectors."""
 
 from __future__ import annotations
 
@@ -34,21 +34,22 @@ pytestmark = [
 
 
 def load(name: str) -> dict[str, torch.Tensor]:
-    return load_file(FOLDER / f"{name}.safetensors")
+    state: dict[str, torch.Tensor] = load_file(FOLDER / f"{name}.safetensors")
+    return state
 
 
-def manifest() -> dict[str, dict[str, Any]]:
+def read_manifest() -> dict[str, dict[str, Any]]:
     cases = json.loads((FOLDER / "manifest.json").read_text(encoding="utf-8"))["cases"]
     return {case["name"]: case for case in cases}
 
 
 def test_every_case_of_the_manifest_is_tested() -> None:
-    assert set(manifest()) == {*CASES, "ties_orig_topk20_mask"}
+    assert set(read_manifest()) == {*CASES, "ties_orig_topk20_mask"}
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_merge_is_the_originals(name: str) -> None:
-    case = manifest()[name]
+    case = read_manifest()[name]
     assert hashlib.sha256((FOLDER / case["file"]).read_bytes()).hexdigest() == case["sha256"]
     method, params, alpha = CASES[name]
     base, *donors = (load(file) for file in case["inputs"])
@@ -64,7 +65,7 @@ def test_merge_is_the_originals(name: str) -> None:
 
 
 def test_trim_masks_are_the_originals() -> None:
-    case = manifest()["ties_orig_topk20_mask"]
+    case = read_manifest()["ties_orig_topk20_mask"]
     masks, base = load(case["name"]), load("inputs_base")
     vectors = {
         key: tuple(load(f"inputs_{donor}")[key] - base[key] for donor in "abc")

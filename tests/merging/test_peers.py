@@ -1,11 +1,14 @@
-"""Our methods against what mergekit's own command computed (tests/peers/make_merge_references.py
-made the data)."""
+"""Compares merges with those of mergekit's own command.
+
+tests/peers/make_merge_references.py writes the data.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from speechft_ray.merging import _drop
 from speechft_ray.merging._drop import compute_gains
 from speechft_ray.merging.algebra import merge
 from speechft_ray.merging.param_reader import ParamGroup, ParamReader, ParamSlice
@@ -62,15 +66,21 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "sce_topk03": ("sce", {"density": 0.3}),
 }
 RANDOM = {"dare_linear_lone_d05", "dare_linear_lone_d05_no_rescale", "della_linear_lone_d05"}
-"""Cases whose masks come from the peer's generator: nobody else can draw them, so only what follows
-from a mask is compared."""
+"""Cases whose masks come from the peer's random generator and cannot be drawn here. Only results
+that follow from a mask are compared."""
 MASKED = ("ties", "breadcrumbs", "sce_topk")
 TOLERANCE = 2e-6
 """Rounding of float32 values of size 1 to 4; both sides add and divide in another order."""
 
 
 def load(name: str) -> StateDict:
-    return load_file(FOLDER / name)
+    state: StateDict = load_file(FOLDER / name)
+    return state
+
+
+def prefix_with(key: str) -> Callable[[str], str]:
+    """Returns the function that names the tensor in a message."""
+    return lambda text: f"{key}: {text}"
 
 
 def test_the_data_is_what_the_manifest_says() -> None:
@@ -78,11 +88,11 @@ def test_the_data_is_what_the_manifest_says() -> None:
         **MANIFEST["inputs"],
         **{f"{name}.safetensors": case["sha256"] for name, case in MANIFEST["cases"].items()},
     }
-    actual = {
+    hashes = {
         path.name: hashlib.sha256(path.read_bytes()).hexdigest()
         for path in FOLDER.glob("*.safetensors")
     }
-    assert actual == named
+    assert hashes == named
     assert set(MANIFEST["cases"]) == {*CASES, *RANDOM}
 
 
@@ -91,13 +101,13 @@ def test_merge_is_the_peers(name: str) -> None:
     case = MANIFEST["cases"][name]
     method, params = CASES[name]
     base, donors = load("base.safetensors"), [load(file) for file in case["inputs"]]
-    if method == "slerp":  # the peer turns from the base itself
+    if method == "slerp":  # the peer interpolates from the base itself
         donors.insert(0, base)
     merged, expected = merge(method, params, base, donors, 1.0), load(f"{name}.safetensors")
     assert set(merged) == set(expected)
     for key, tensor in expected.items():
         torch.testing.assert_close(
-            merged[key], tensor, rtol=0, atol=TOLERANCE, msg=lambda text, key=key: f"{key}: {text}"
+            merged[key], tensor, rtol=0, atol=TOLERANCE, msg=prefix_with(key)
         )
         if name.startswith(MASKED):
             assert torch.equal(merged[key] != base[key], tensor != base[key]), (
@@ -106,7 +116,7 @@ def test_merge_is_the_peers(name: str) -> None:
 
 
 def test_other_conventions_give_another_merge() -> None:
-    """The comparison would see it: with the original's conventions TIES is not the peer's."""
+    """The comparison is sensitive: TIES with the original's conventions differs from the peer's."""
     expected, base = load("ties_d05.safetensors"), load("base.safetensors")
     merged = merge(
         "ties", {"density": 0.5}, base, [load(f"{name}.safetensors") for name in "abc"], 1.0
@@ -120,8 +130,7 @@ def test_other_conventions_give_another_merge() -> None:
 def test_drops_keep_about_the_density_and_the_rest_follows_from_the_mask(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The peer's mask is read off its result; given that mask, our rescale gives the peer's
-    values."""
+    """Given the mask of the peer's result, our rescale gives the peer's values."""
     base, donor, expected = (
         load("base.safetensors"),
         load("a.safetensors"),
@@ -133,8 +142,6 @@ def test_drops_keep_about_the_density_and_the_rest_follows_from_the_mask(
     assert (
         abs(kept / total - 0.5) < 4 * (0.25 / total) ** 0.5
     )  # four standard deviations of a fair coin
-    from speechft_ray.merging import _drop
-
     monkeypatch.setattr(
         _drop,
         "_draw_masks",

@@ -1,14 +1,6 @@
-"""Every method without an original program at hand, against ``references.py``: float64, straight
-from the paper.
-
-Inputs are small and shaped like a HuBERT's: a convolution of one channel, weight-normalised
-factors, vectors, matrices.
-"""
+"""Compares the merge methods with ``references.py``: numpy, float64, from the papers."""
 
 from __future__ import annotations
-
-from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import pytest
@@ -17,48 +9,7 @@ import torch
 from speechft_ray.merging.algebra import merge
 from tests.merging import references
 from tests.merging.references import Model
-
-SHAPES = {
-    "encoder.layers.0.fc1.weight": (12, 9),
-    "encoder.layers.0.fc2.bias": (9,),
-    "encoder.layers.1.fc1.weight": (9, 12),
-    "encoder.layers.2.fc1.weight": (7, 7),
-    "encoder.pos_conv.0.weight_g": (1, 1, 4),
-    "encoder.pos_conv.0.weight_v": (6, 2, 4),
-    "feature_extractor.conv_layers.0.0.weight": (8, 1, 10),
-    "feature_extractor.conv_layers.2.0.weight": (5, 5, 3),
-    "layer_norm.weight": (9,),
-}
-
-
-def draw_vectors(count: int, seed: int = 0) -> list[Model]:
-    """Task vectors that share part of their step and move some tensors further than others."""
-    source = np.random.default_rng(seed)
-    shared = {name: source.standard_normal(shape) for name, shape in SHAPES.items()}
-    scales = (0.02, 0.1, 0.5)
-    return [
-        {
-            name: scales[index % 3] * (0.6 * shared[name] + 0.8 * source.standard_normal(shape))
-            for index, (name, shape) in enumerate(SHAPES.items())
-        }
-        for _ in range(count)
-    ]
-
-
-def combine_onto_zeros(
-    method: str, params: Mapping[str, Any], vectors: Sequence[Model], **more: Any
-) -> Model:
-    """Merges onto a base of zeros, in float64, with alpha 1: the result is the combined task vector
-    itself."""
-    donors = [
-        {name: torch.tensor(value, dtype=torch.float64) for name, value in model.items()}
-        for model in vectors
-    ]
-    base = {name: torch.zeros_like(value) for name, value in donors[0].items()}
-    return {
-        name: value.numpy()
-        for name, value in merge(method, params, base, donors, 1.0, **more).items()
-    }
+from tests.merging.task_vectors import SHAPES, UNEQUAL, combine_onto_zeros, draw_vectors
 
 
 def assert_close(actual: Model, expected: Model, tolerance: float = 1e-10) -> None:
@@ -67,9 +18,6 @@ def assert_close(actual: Model, expected: Model, tolerance: float = 1e-10) -> No
         np.testing.assert_allclose(
             actual[name], value, rtol=tolerance, atol=tolerance, err_msg=name
         )
-
-
-UNEQUAL = [0.5, 0.3, 0.2]
 
 
 @pytest.mark.parametrize("density", [0.2, 0.6, 1.0])
@@ -141,7 +89,7 @@ def test_karcher(donors: int) -> None:
     names = ("encoder.layers.0.fc2.bias", "encoder.pos_conv.0.weight_g", "layer_norm.weight")
     vectors = [{name: model[name] for name in names} for model in draw_vectors(donors)]
     actual = combine_onto_zeros("karcher", {"steps": 100, "tolerance": 1e-9}, vectors)
-    assert_close(actual, references.each(vectors, references.karcher), 1e-6)
+    assert_close(actual, references.map_tensors(vectors, references.karcher), 1e-6)
 
 
 def test_karcher_of_two_is_the_middle_of_their_slerp() -> None:
@@ -286,8 +234,8 @@ def test_statistics_follow_their_donor(method: str) -> None:
 
 
 DEPTH = {"encoder.layers.1.fc1.weight": 0.5, "encoder.layers.2.fc1.weight": 1.0}
-"""Place of a tensor between first and last layer; 0 for all others, the numbered convolutions of
-the front end among them."""
+"""Position of a tensor between the first and the last layer, from 0 to 1; 0 for all others, the
+numbered convolutions of the front end among them."""
 
 
 def test_lines_rises_with_depth_for_one_donor() -> None:
@@ -301,7 +249,7 @@ def test_lines_rises_with_depth_for_one_donor() -> None:
 @pytest.mark.parametrize("merged", ["sum", "ties"])
 def test_lines_starts_from_the_ratio_of_norms_for_several(merged: str) -> None:
     vectors = draw_vectors(3)
-    total = {name: sum(model[name] for model in vectors) for name in SHAPES}
+    total = {name: np.sum([model[name] for model in vectors], axis=0) for name in SHAPES}
     start = total if merged == "sum" else references.ties(vectors, 0.2)
     norms = [
         sum(float(np.abs(value).sum()) for value in model.values()) for model in (total, start)

@@ -1,17 +1,22 @@
-"""A resident merger gives the bits of ``algebra.merge``, whatever was merged before."""
+"""A resident merger gives the bits of ``algebra.merge``, whatever it merged before."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
 from speechft_ray.core.errors import UserError
+from speechft_ray.merging import _trim
+from speechft_ray.merging._selection import Passes, RankedMagnitude, select_kth_smallest
 from speechft_ray.merging.algebra import merge
 from speechft_ray.merging.base import METHODS
+from speechft_ray.merging.param_reader import ParamSlice
 from speechft_ray.merging.resident import CACHE_SIZE, ResidentMerger
-from tests.contracts.test_merge_methods import (
+from tests.merging.toy_states import (
     BASE,
     DONORS,
     StateDict,
@@ -20,6 +25,8 @@ from tests.contracts.test_merge_methods import (
     make_statistics,
 )
 
+Rank = Callable[[int], int]
+
 MORE: dict[str, list[dict[str, Any]]] = {
     "linear": [{"weights": [0.2, 0.5]}, {"precision": "float64"}],
     "ties": [{"like": "mergekit"}, {"density": 0.5, "scope": "tensor"}, {"pos_conv": "kernel"}],
@@ -27,13 +34,13 @@ MORE: dict[str, list[dict[str, Any]]] = {
 }
 
 
-def donors_of(method: str) -> list[StateDict]:
+def select_donors(method: str) -> list[StateDict]:
     return DONORS[: METHODS.get(method).donors(METHODS.get(method).params())[1] or 2]
 
 
 @pytest.mark.parametrize("method", METHODS.names())
 def test_every_method_gives_the_bits_of_a_merge_from_scratch(method: str) -> None:
-    donors = donors_of(method)
+    donors = select_donors(method)
     statistics = [make_statistics(method, BASE, seed) for seed in range(len(donors))]
     resident = ResidentMerger(BASE, donors, ("head.",), statistics)
     for params in ({}, *MORE.get(method, []), {"scale": 0.4}):
@@ -77,14 +84,12 @@ def test_one_output_buffer_and_untouched_inputs() -> None:
 
 
 def test_a_scan_combines_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    from dataclasses import replace
-
     calls: list[str] = []
     ties = METHODS.get("ties")
 
-    def count_calls(params: Any, precomputed: Any, one: Any) -> torch.Tensor:
-        calls.append(one.name)
-        return ties.combine(params, precomputed, one)
+    def count_calls(params: Any, precomputed: Any, part: ParamSlice) -> torch.Tensor:
+        calls.append(part.name)
+        return ties.combine(params, precomputed, part)
 
     monkeypatch.setitem(METHODS._parts, "ties", replace(ties, combine=count_calls))
     resident = ResidentMerger(BASE, DONORS)
@@ -94,14 +99,14 @@ def test_a_scan_combines_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert sorted(calls) == sorted(set(calls)) and calls
 
 
-def test_trims_are_found_once_per_density(monkeypatch: pytest.MonkeyPatch) -> None:
-    from speechft_ray.merging import _trim
-
+def test_cuts_are_computed_once_per_density(monkeypatch: pytest.MonkeyPatch) -> None:
     searches: list[int] = []
-    original = _trim.select_kth_smallest
-    monkeypatch.setattr(
-        _trim, "select_kth_smallest", lambda *arguments: searches.append(1) or original(*arguments)
-    )
+
+    def count_searches(passes: Passes, donors: int, rank: Rank) -> list[RankedMagnitude]:
+        searches.append(donors)
+        return select_kth_smallest(passes, donors, rank)
+
+    monkeypatch.setattr(_trim, "select_kth_smallest", count_searches)
     resident = ResidentMerger(BASE, DONORS)
     for weights in ([1.0, 1.0, 1.0], [3.0, 2.0, 1.0]):
         for elect in ("mass", "count"):

@@ -1,8 +1,9 @@
 """Merging file to file: the bits of ``algebra.merge``, whole files or none, and memory that does
-not grow with the model."""
+not depend on the size of the model."""
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -19,9 +20,27 @@ from speechft_ray.merging.algebra import merge
 from speechft_ray.merging.base import METHODS
 from speechft_ray.merging.param_reader import BLOCK
 from speechft_ray.merging.streaming import merge_files
-from tests.contracts.test_merge_methods import BASE, DONORS, StateDict, copy_state
+from tests.merging.toy_states import BASE, DONORS, StateDict, copy_state
 
 Files = Callable[..., list[Path]]
+
+MEASURE_PEAK = """
+import sys
+from pathlib import Path
+import torch
+from speechft_ray.merging.base import METHODS
+from speechft_ray.merging.streaming import merge_files
+torch.set_num_threads(1)
+METHODS.names()
+def read_peak_mb():
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) // 1024
+base, *donors, out = map(Path, sys.argv[1:])
+before = read_peak_mb()
+merge_files("ties", {}, base, donors, 0.5, out, memory_bytes=0)
+print(read_peak_mb() - before)
+"""
+"""Prints by how many MB a merge raises the peak memory of its process."""
 
 
 @pytest.fixture
@@ -35,7 +54,7 @@ def files(tmp_path: Path) -> Files:
     return write
 
 
-def assert_equal(path: Path, expected: StateDict) -> None:
+def assert_file_equal(path: Path, expected: StateDict) -> None:
     actual = load_file(path)
     assert set(actual) == set(expected)
     for key, tensor in expected.items():
@@ -56,7 +75,7 @@ def test_every_method_gives_the_bits_of_a_merge_in_memory(
             merge_files(
                 method, {}, base, paths, alpha, tmp_path / "out.safetensors", memory_bytes=memory
             )
-            assert_equal(tmp_path / "out.safetensors", expected)
+            assert_file_equal(tmp_path / "out.safetensors", expected)
 
 
 def test_tensors_of_several_blocks_and_of_none(files: Files, tmp_path: Path) -> None:
@@ -75,7 +94,7 @@ def test_tensors_of_several_blocks_and_of_none(files: Files, tmp_path: Path) -> 
     ]
     for method, params in cases:
         merge_files(method, params, base, donors, 0.5, tmp_path / "out.safetensors")
-        assert_equal(
+        assert_file_equal(
             tmp_path / "out.safetensors", merge(method, params, states[0], states[1:], 0.5)
         )
 
@@ -92,7 +111,7 @@ def test_number_types_of_the_base_are_kept(
     donor = {**base, "a": base["a"] * 1.5}
     paths = files(base, donor)
     merge_files("linear", {}, paths[0], paths[1:], 0.5, tmp_path / "out.safetensors")
-    assert_equal(tmp_path / "out.safetensors", merge("linear", {}, base, [donor], 0.5))
+    assert_file_equal(tmp_path / "out.safetensors", merge("linear", {}, base, [donor], 0.5))
 
 
 def test_a_kernel_is_merged_from_its_factors(files: Files, tmp_path: Path) -> None:
@@ -106,7 +125,7 @@ def test_a_kernel_is_merged_from_its_factors(files: Files, tmp_path: Path) -> No
     ]
     base, *donors = files(*states)
     merge_files("linear", {"pos_conv": "kernel"}, base, donors, 0.5, tmp_path / "out.safetensors")
-    assert_equal(
+    assert_file_equal(
         tmp_path / "out.safetensors",
         merge("linear", {"pos_conv": "kernel"}, states[0], states[1:], 0.5),
     )
@@ -139,13 +158,11 @@ def test_nothing_half_written(
     assert sorted(tmp_path.iterdir()) == before
 
 
-def test_a_full_disk_is_told_before_anything_is_read(
+def test_a_full_disk_is_reported_before_anything_is_read(
     files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     base, donor = files(BASE, DONORS[0])
-    monkeypatch.setattr(
-        streaming.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 10})()
-    )
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: type("Usage", (), {"free": 10})())
     monkeypatch.setattr(streaming, "_merge", lambda *arguments: pytest.fail("computed"))
     with pytest.raises(UserError, match="free some space or give another --out"):
         merge_files("linear", {}, base, [donor], 0.5, tmp_path / "out.safetensors")
@@ -159,8 +176,8 @@ def test_a_file_that_is_cut_short_is_refused(files: Files, tmp_path: Path) -> No
 
 
 def test_memory_does_not_grow_with_the_model(tmp_path: Path) -> None:
-    """Three donors of 24 tensors of 2 MB: 192 MB of files are merged in 5 times one tensor, and 30
-    MB for all else."""
+    """Files of 192 MB, with tensors of 2 MB and three donors, are merged in 5 times one tensor and
+    30 MB for all else."""
     states = [
         {f"t{i:02}": torch.full((512, 1024), float(seed + i)) for i in range(24)}
         for seed in range(4)
@@ -168,14 +185,12 @@ def test_memory_does_not_grow_with_the_model(tmp_path: Path) -> None:
     paths = [tmp_path / f"{seed}.safetensors" for seed in range(4)]
     for state, path in zip(states, paths, strict=True):
         save_file(state, path)
-    code = (
-        "import sys; from pathlib import Path; import torch; torch.set_num_threads(1)\n"
-        "from speechft_ray.merging.base import METHODS; from speechft_ray.merging.streaming import merge_files\n"
-        "METHODS.names(); base, *donors = map(Path, sys.argv[1:5])\n"
-        "peak = lambda: int(Path('/proc/self/status').read_text().split('VmHWM:')[1].split()[0]) // 1024\n"
-        "before = peak(); merge_files('ties', {}, base, donors, 0.5, Path(sys.argv[5]), memory_bytes=0)\n"
-        "print(peak() - before)\n"
-    )
-    arguments = [sys.executable, "-c", code, *paths, tmp_path / "out.safetensors"]
+    arguments = [
+        sys.executable,
+        "-c",
+        MEASURE_PEAK,
+        *map(str, paths),
+        str(tmp_path / "out.safetensors"),
+    ]
     done = subprocess.run(arguments, capture_output=True, text=True, check=True)
     assert int(done.stdout) < 5 * 2 + 30

@@ -11,17 +11,17 @@ from speechft_ray.core.errors import UserError
 from speechft_ray.merging.algebra import merge
 from speechft_ray.stages import merge_cache
 from speechft_ray.stages.merge_cache import MergeInputs, resident_merge
-from tests.contracts.test_merge_methods import BASE, DONORS, assert_same, copy_state
+from tests.merging.toy_states import BASE, DONORS, assert_same, copy_state
 
 
 @pytest.fixture(autouse=True)
-def nothing_kept() -> Iterator[None]:
+def empty_cache() -> Iterator[None]:
     merge_cache._mergers.clear()
     yield
     merge_cache._mergers.clear()
 
 
-class Reading:
+class CountingReader:
     """Counts how often the donors are read."""
 
     def __init__(self) -> None:
@@ -33,14 +33,14 @@ class Reading:
 
 
 def run_merge(
-    names: tuple[str, ...], read: Reading, method: str = "ties", alpha: float = 0.5
+    names: tuple[str, ...], read: CountingReader, method: str = "ties", alpha: float = 0.5
 ) -> dict[str, torch.Tensor]:
     with resident_merge(names, read, method, {}, alpha) as state:
         return copy_state(state)
 
 
 def test_the_same_donors_are_read_once_and_others_again() -> None:
-    read = Reading()
+    read = CountingReader()
     for method in ("ties", "linear"):
         for alpha in (0.25, 0.75):
             expected = merge(method, {}, BASE, DONORS, alpha, ("head.",))
@@ -51,7 +51,7 @@ def test_the_same_donors_are_read_once_and_others_again() -> None:
 
 
 def test_the_longest_unused_goes_when_memory_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
-    read = Reading()
+    read = CountingReader()
     run_merge(("a",), read)
     (_, size), *_ = merge_cache._mergers.values()
     monkeypatch.setattr(merge_cache, "MAX_BYTES", 2 * size)
@@ -64,13 +64,14 @@ def test_the_longest_unused_goes_when_memory_is_short(monkeypatch: pytest.Monkey
 def test_what_is_too_large_to_keep_is_merged_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(merge_cache, "MAX_BYTES", 10)
     assert_same(
-        run_merge(("a",), Reading()), copy_state(merge("ties", {}, BASE, DONORS, 0.5, ("head.",)))
+        run_merge(("a",), CountingReader()),
+        copy_state(merge("ties", {}, BASE, DONORS, 0.5, ("head.",))),
     )
     assert not merge_cache._mergers
 
 
 def test_a_failed_merge_leaves_nothing_behind() -> None:
-    with pytest.raises(UserError), resident_merge(("a",), Reading(), "slerp", {}, 0.5):
+    with pytest.raises(UserError), resident_merge(("a",), CountingReader(), "slerp", {}, 0.5):
         pass
     assert not merge_cache._mergers
-    run_merge(("a",), Reading())  # and the next one gets its turn
+    run_merge(("a",), CountingReader())  # and the next one gets its turn
