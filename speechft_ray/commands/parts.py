@@ -45,6 +45,9 @@ RESOURCES: Mapping[Stage, ResourceRequest] = {
 """What a job of each stage asks for; a cluster without GPUs gives CPUs instead. Two evaluations
 share a GPU: a frozen encoder and a small head leave it half idle."""
 
+TRACKER_NAMES = ("mlflow", "jsonl")
+"""Trackers of every sweep, in the order in which their sentences are printed."""
+
 
 def find_space(space: str) -> Path:
     """Returns the file of a search space: a path as it is, or a space of the package by its name.
@@ -189,14 +192,15 @@ class OnDemandExecutor:
 
 
 def open_trackers(spec: SweepSpec, store: Store, mlflow_uri: str | None) -> list[Tracker]:
-    """Opens every tracker of a sweep."""
+    """Opens the trackers of a sweep, ``TRACKER_NAMES``; ``mlflow_uri`` is the value of --mlflow."""
     from speechft_ray.tracking.background import BackgroundTracker
-    from speechft_ray.tracking.jsonl import JsonlTracker
-    from speechft_ray.tracking.mlflow import MlflowTracker
+    from speechft_ray.tracking.base import TRACKERS
 
+    kinds = [TRACKERS.get(name) for name in TRACKER_NAMES]
+    trackers = [kind.open(store.root, spec.name, mlflow_uri) for kind in kinds]
     return [
-        BackgroundTracker(MlflowTracker(mlflow_uri, store.root)),
-        JsonlTracker(store.root / "log" / spec.name),
+        BackgroundTracker(tracker) if kind.blocks else tracker
+        for kind, tracker in zip(kinds, trackers, strict=True)
     ]
 
 

@@ -13,8 +13,7 @@ from speechft_ray.core.records import Outcome, Place
 from speechft_ray.core.store import Store
 from speechft_ray.report.intervals import read_counts
 from speechft_ray.report.search_summary import SearchResults, search_sentences
-from speechft_ray.report.summary import group_rows
-from speechft_ray.report.table import failure_lines, terminal_table
+from speechft_ray.report.table import LEAK, failure_lines, leak_lines, terminal_table
 from speechft_ray.report.winner import write_record
 from speechft_ray.report.write import ReportData, write_report
 from speechft_ray.stages.leaks import find_leaks
@@ -35,17 +34,15 @@ def publish_results(
     status: str,
     place: Place,
     search: SearchResults | None = None,
-) -> list[str]:
+) -> tuple[ReportData, list[str]]:
     """Records the winner, writes the report and completes the trackers.
 
-    ``status`` is ``finished``, ``failed`` or ``stopped``. Returns one sentence per tracker that
-    says how to open it.
+    ``status`` is ``finished``, ``failed`` or ``stopped``. Returns what the report shows, and one
+    sentence per tracker that says how to open it.
     """
-    lines = read_rows(plan, store)
-    write_record(plan, store, lines, status)
-    findings = ReportData(
+    data = ReportData(
         sweep=make_sweep_info(plan),
-        rows=lines,
+        rows=read_rows(plan, store),
         curves=read_curves(plan, store),
         failures=failures,
         references=read_references(plan, store),
@@ -55,35 +52,31 @@ def publish_results(
         },
         tests=read_counts(plan, store),
         leaks=find_leaks(plan, store, place, lambda item: corpus_identity(item, place)),
-        chosen=plan.winner,
+        winner=plan.winner,
         search=search,
     )
-    write_report(report, findings)
-    return publisher.finish(report, status)
+    write_record(plan, store, data.lines, status)
+    write_report(report, data)
+    return data, publisher.finish(data.rows, report, status)
 
 
-def print_results(
-    plan: Plan,
-    store: Store,
-    report: Path,
-    views: Sequence[str],
-    search: SearchResults | None = None,
-) -> None:
-    """Prints the table of a sweep and where its report and its trackers are."""
+def print_results(data: ReportData, report: Path, trackers: Sequence[str]) -> None:
+    """Prints the table of a sweep with its leaks, and where its report and its trackers are."""
     console = Console()
     if not console.is_terminal:
         console = Console(width=REPORT_COLUMNS)
-    lines = read_rows(plan, store)
-    console.print(terminal_table(group_rows(lines, read_references(plan, store), plan.winner)))
-    for sentence in dict.fromkeys(row.stopped for row in lines if row.stopped):
+    console.print(terminal_table(data.lines))
+    for sentence in leak_lines(data.lines):
+        console.print(f"{LEAK} {sentence}", soft_wrap=True, highlight=False, markup=False)
+    for sentence in dict.fromkeys(row.stopped for row in data.rows if row.stopped):
         console.print(sentence, soft_wrap=True, highlight=False, markup=False)
     console.print(
         f"Report: {report / 'index.html'} (table.csv, table.md and the figures beside it)",
         soft_wrap=True,
     )
-    for sentence in views:
+    for sentence in trackers:
         console.print(sentence, soft_wrap=True, highlight=False)
-    for sentence in search_sentences(search) if search else ():
+    for sentence in search_sentences(data.search) if data.search else ():
         console.print(sentence, soft_wrap=True, highlight=False)
 
 

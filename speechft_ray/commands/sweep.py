@@ -163,10 +163,10 @@ def run(
             failures = [outcome for outcome in scheduler.failed.values() if not outcome.stopped]
             status = "failed" if failures and status == "finished" else status
             findings = sweep.findings()
-            views = publish_results(
+            data, how_to_open = publish_results(
                 sweep.plan, store, publisher, report, failures, status, place, findings
             )
-    print_results(sweep.plan, store, report, views, findings)
+    print_results(data, report, how_to_open)
     print_failures(failures)
     return failures
 
@@ -180,8 +180,10 @@ def write_report_again(sweep: Sweep, report: Path, mlflow_uri: str | None) -> No
     sweep.replay(publisher)
     status = "finished" if is_finished(sweep) else "stopped"
     findings = sweep.findings()
-    views = publish_results(sweep.plan, store, publisher, report, [], status, place, findings)
-    print_results(sweep.plan, store, report, views, findings)
+    data, how_to_open = publish_results(
+        sweep.plan, store, publisher, report, [], status, place, findings
+    )
+    print_results(data, report, how_to_open)
 
 
 def is_finished(sweep: Sweep) -> bool:

@@ -1,2 +1,1 @@
-"""Layer 4: tables, figures and pages from what the store holds. Imports no torch, no Ray and no
-MLflow."""
+"""Tables, figures and pages from the results in the store. Imports no torch, no Ray, no MLflow."""

@@ -1,7 +1,6 @@
-"""What a person sees while a sweep runs: live bars on a terminal, plain log lines everywhere else.
+"""Shows the progress of a sweep: live bars on a terminal, plain log lines elsewhere.
 
-A job counts as running once the executor reports progress of it; one that only waits for a free
-device does not.
+A job counts as running once the executor reports progress of it, not while it waits for a device.
 """
 
 from __future__ import annotations
@@ -27,12 +26,12 @@ STATUS_EVERY_SECONDS = 10.0
 """Time between two status lines of a log."""
 REDRAW_EVERY_SECONDS = 0.1
 RUNNING_SHOWN = 8
-"""Running jobs with a bar of their own; the rest is counted."""
+"""Number of running jobs with a bar of their own; the others are counted."""
 TRUSTED_FRACTION = 0.05
-"""Progress of a running job from which its whole duration may be guessed, while no job of its stage
-has finished."""
+"""Progress of a running job from which its duration is estimated while no job of its stage has
+finished."""
 LATE_FRACTION = 0.05
-"""Share of the usual duration that a job which outlasts it is assumed to need still."""
+"""Time left of a job that takes longer than usual, as a share of the usual duration."""
 
 
 class ProgressDisplay:
@@ -94,7 +93,7 @@ class ProgressDisplay:
         self._jobs[job.fingerprint] = job
 
     def on_job_end(self, outcome: Outcome) -> None:
-        """A job ended, well or not. Failures are told at once, in a log every end is."""
+        """Counts a job that ended. Prints every failure, and in a log every job."""
         self._running.pop(outcome.fingerprint, None)
         self._jobs.pop(outcome.fingerprint, None)
         stage = self._stages.setdefault(outcome.stage, _Stage(total=1, reused=0))
@@ -110,18 +109,18 @@ class ProgressDisplay:
                 f"{'stopped' if outcome.stopped else 'failed'}: {outcome.label}: {outcome.error}"
             )
         elif outcome.ok and self._live is None:
-            place = f"{outcome.stage} {stage.ended}/{stage.total}"
+            place = f"{outcome.stage} {stage.complete}/{stage.total}"
             self._line(f"done: {outcome.label} in {format_duration(outcome.seconds)} ({place})")
         self._redraw()
 
     def on_progress(self, progress: Mapping[str, Progress]) -> None:
-        """Takes in the progress of all jobs that run now; to be called often."""
+        """Takes the progress of all running jobs; call it often."""
         now = self._clock()
         self._running = {
             key: _Running(
-                began=self._running[key].began if key in self._running else now, progress=known
+                began=self._running[key].began if key in self._running else now, progress=item
             )
-            for key, known in progress.items()
+            for key, item in progress.items()
             if key in self._jobs
         }
         if self._live is None and now - self._last_status >= STATUS_EVERY_SECONDS:
@@ -130,78 +129,78 @@ class ProgressDisplay:
         self._redraw()
 
     def set_summary(self, text: str) -> None:
-        """Sets the sentence that stands beside the counts from now on."""
+        """Sets the sentence that is shown with the counts."""
         self._summary = text
 
-    def set_remaining(self, stage: str, count: int) -> None:
-        """Says how much of a stage is still to be done, where that changes on the way."""
-        known = self._stages.setdefault(stage, _Stage(total=0, reused=0))
-        known.total = known.reused + known.done + known.failed + known.stopped + count
+    def set_remaining(self, name: str, count: int) -> None:
+        """Sets how many jobs of a stage are still to be done, where a search changes that."""
+        stage = self._stages.setdefault(name, _Stage(total=0, reused=0))
+        stage.total = stage.reused + stage.done + stage.failed + stage.stopped + count
 
     def note(self, text: str) -> None:
-        """Tells the person something; it stays above the live part."""
+        """Prints lines for people; on a terminal they stay above the live part."""
         for line in text.splitlines():
             self._line(line)
 
     def time_left(self) -> str:
-        """Returns ``about 12 min 00 s left``, ``more than ...`` while part of the work is of
-        unknown length, or says so."""
-        known, parallel = 0.0, self._parallel()
-        longest = 0.0
-        complete = True
+        """Returns ``about 12 min 00 s left``; ``more than ...`` while a stage has no estimate."""
+        # Seconds of work over all stages, and the longest time left of a running job.
+        seconds, longest, complete = 0.0, 0.0, True
         for name, stage in self._stages.items():
             running = [item for key, item in self._running.items() if self._jobs[key].stage == name]
             typical = self._typical_seconds(stage, running)
             if typical is None:
-                complete = complete and stage.left == 0
+                complete = complete and stage.remaining == 0
                 continue
             rests = [
                 max(LATE_FRACTION * typical, typical - (self._clock() - item.began))
                 for item in running
             ]
-            known += sum(rests) + max(0, stage.left - len(running)) * typical
+            seconds += sum(rests) + max(0, stage.remaining - len(running)) * typical
             longest = max([longest, *rests])
-        if not any(stage.left for stage in self._stages.values()):
+        # Divided by the jobs side by side.
+        if not any(stage.remaining for stage in self._stages.values()):
             return "nothing left"
-        if known <= 0:
+        if seconds <= 0:
             return "time left not known yet"
-        return f"{'about' if complete else 'more than'} {format_duration(max(longest, known / parallel))} left"
+        duration = format_duration(max(longest, seconds / self._parallel_jobs()))
+        return f"{'about' if complete else 'more than'} {duration} left"
 
-    def _parallel(self) -> float:
-        """Jobs that ran side by side so far, on average, and never more than are left."""
+    def _parallel_jobs(self) -> float:
+        """Returns how many jobs ran side by side so far on average, at most those that remain."""
         elapsed = max(self._clock() - self._begin, 1e-9)
-        ended = sum(sum(stage.seconds) for stage in self._stages.values())
-        going = sum(self._clock() - item.began for item in self._running.values())
-        left = sum(stage.left for stage in self._stages.values())
-        return max(1.0, min((ended + going) / elapsed, left))
+        finished = sum(sum(stage.seconds) for stage in self._stages.values())
+        running = sum(self._clock() - item.began for item in self._running.values())
+        remaining = sum(stage.remaining for stage in self._stages.values())
+        return max(1.0, min((finished + running) / elapsed, remaining))
 
     def _typical_seconds(self, stage: _Stage, running: list[_Running]) -> float | None:
-        """Mean duration of the stage's finished jobs; before there is one, guessed from how far
-        running ones are."""
+        """Returns the mean duration of the finished jobs of a stage; before there is one, an estimate
+        from the progress of the running ones; ``None`` without either."""
         if stage.seconds:
             return statistics.fmean(stage.seconds)
-        guesses = [
+        estimates = [
             (self._clock() - item.began) / item.fraction
             for item in running
             if item.fraction >= TRUSTED_FRACTION and self._clock() > item.began
         ]
-        return statistics.fmean(guesses) if guesses else None
+        return statistics.fmean(estimates) if estimates else None
 
     def _status(self) -> str:
         elapsed = format_duration(self._clock() - self._begin)
-        remark = f"{self._summary}; " if self._summary else ""
-        return f"{remark}{self._counts()}; {len(self._running)} running; {elapsed} so far, {self.time_left()}"
+        summary = f"{self._summary}; " if self._summary else ""
+        running = f"{len(self._running)} running"
+        return f"{summary}{self._counts()}; {running}; {elapsed} so far, {self.time_left()}"
 
     def _counts(self) -> str:
         texts = [
-            (f"{name} {stage.ended}/{stage.total}", stage.remarks)
+            (f"{name} {stage.complete}/{stage.total}", stage.remarks)
             for name, stage in self._stages.items()
         ]
         return "; ".join(f"{text} ({remarks})" if remarks else text for text, remarks in texts)
 
     def _line(self, text: str) -> None:
-        """One line of text as it is: not wrapped, no markup read in it, no control characters let
-        through."""
+        """Prints one line without wrapping, markup or control characters."""
         self._console.print(Text(one_line(text)), soft_wrap=True)
 
     def _redraw(self) -> None:
@@ -213,9 +212,12 @@ class ProgressDisplay:
     def _picture(self) -> RenderableType:
         table = Table.grid(padding=(0, 2, 0, 0))
         for name, stage in self._stages.items():
-            bar = ProgressBar(total=stage.total, completed=stage.total - stage.left, width=30)
+            bar = ProgressBar(total=stage.total, completed=stage.total - stage.remaining, width=30)
             table.add_row(
-                Text(name, "bold"), bar, Text(f"{stage.ended}/{stage.total}"), Text(stage.remarks)
+                Text(name, "bold"),
+                bar,
+                Text(f"{stage.complete}/{stage.total}"),
+                Text(stage.remarks),
             )
         running = Table.grid(padding=(0, 2, 0, 0))
         for key, item in list(self._running.items())[:RUNNING_SHOWN]:
@@ -235,15 +237,16 @@ class ProgressDisplay:
         more = len(self._running) - RUNNING_SHOWN
         last = [f"and {more} more running"] if more > 0 else []
         last.append(f"{format_duration(self._clock() - self._begin)} so far, {self.time_left()}")
-        remark = [Text(one_line(self._summary), "bold")] if self._summary else []
-        return Group(table, *remark, running, *(Text(line, "dim") for line in last))
+        summary = [Text(one_line(self._summary), "bold")] if self._summary else []
+        return Group(table, *summary, running, *(Text(line, "dim") for line in last))
 
 
 @dataclass(kw_only=True)
 class _Stage:
-    """Counts of one stage; ``seconds`` are the durations of the jobs that this run finished.
+    """Counts of the jobs of one stage.
 
-    ``stopped`` counts jobs that were ended early on purpose, and those that need them.
+    ``seconds`` are the durations of the jobs that this run finished. ``stopped`` counts jobs that
+    were stopped early on purpose, and jobs that need them.
     """
 
     total: int
@@ -254,8 +257,8 @@ class _Stage:
     seconds: list[float] = field(default_factory=list)
 
     @property
-    def ended(self) -> int:
-        """Jobs whose result is there."""
+    def complete(self) -> int:
+        """Jobs whose result is in the store."""
         return self.reused + self.done
 
     @property
@@ -264,13 +267,14 @@ class _Stage:
         return ", ".join(f"{count} {word}" for count, word in parts if count)
 
     @property
-    def left(self) -> int:
+    def remaining(self) -> int:
         return max(0, self.total - self.reused - self.done - self.failed - self.stopped)
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Running:
-    """A job that runs: when it was first seen, in seconds of the clock, and how far it is."""
+    """A running job: the time of its first progress report, in seconds of the clock, and its latest
+    one."""
 
     began: float
     progress: Progress

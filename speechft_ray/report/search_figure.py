@@ -1,5 +1,5 @@
-"""The figures of a search, as PNG bytes: history, slices, importance, Pareto front, and alpha over
-depth."""
+"""Draws the figures of a search as PNG bytes: history, slices, importance, Pareto front, and alpha
+over depth."""
 
 from __future__ import annotations
 
@@ -23,59 +23,59 @@ from speechft_ray.report.search_summary import SearchResults, objective_title
 from speechft_ray.search.trials import Trial
 
 CHOSEN = "#E69F00"
-STOPPED = "#9A9A9A"
+PRUNED = "#9A9A9A"
 MOST_SLICES = 12
 """Axes with a panel of their own."""
 LAYER_LINES = 5
 """Best trials whose layers are drawn beside the winner's."""
 
 
-def draw_history(findings: SearchResults) -> bytes | None:
-    """Draws the first objective of each trial by its number, the best so far, and the controls;
-    ``None`` if empty."""
-    name = metric_name(findings.plan.search.objectives[0])
-    ended = _complete_trials(findings)
-    if not ended:
+def draw_history(results: SearchResults) -> bytes | None:
+    """Draws the first objective of each trial by its number, the best so far, and the pre-trained
+    encoder. Returns ``None`` without data."""
+    name = metric_name(results.plan.search.objectives[0])
+    complete = _complete_trials(results)
+    if not complete:
         return None
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH_INCHES, 4.2), dpi=DOTS_PER_INCH, layout="constrained")
         axes = figure.add_subplot()
         axes.plot(
-            *_points(ended),
+            *_points(complete),
             "o",
             color=COLOURS[0],
             markersize=5,
             alpha=0.8,
             label="evaluated in full",
         )
-        stopped = [
+        pruned = [
             trial
-            for trial in findings.trials
+            for trial in results.trials
             if trial.state == "pruned" and trial.result and trial.result.steps
         ]
-        steps = [trial.result.steps[-1] for trial in stopped if trial.result]
+        steps = [trial.result.steps[-1] for trial in pruned if trial.result]
         if steps:
             axes.plot(
-                [trial.number for trial in stopped],
+                [trial.number for trial in pruned],
                 steps,
                 "x",
-                color=STOPPED,
+                color=PRUNED,
                 markersize=5,
                 label="stopped early, so far",
             )
         axes.step(
-            *_best_so_far(ended, name),
+            *_best_so_far(complete, name),
             where="post",
             color=COLOURS[1],
             linewidth=2,
             label="best so far",
         )
         if (
-            findings.evaluator
-            and (zero := findings.evaluator.value(name, findings.evaluator.pretrained)) == zero
+            results.evaluator
+            and (zero := results.evaluator.value(name, results.evaluator.pretrained)) == zero
         ):
             axes.axhline(zero, color="#555555", linestyle="--", linewidth=1, label="pre-trained")
-        for trial in findings.chosen[:1]:
+        for trial in results.chosen[:1]:
             place, value = _points([trial])
             axes.plot(
                 place,
@@ -91,11 +91,11 @@ def draw_history(findings: SearchResults) -> bytes | None:
         return to_png(figure)
 
 
-def draw_slices(findings: SearchResults) -> bytes | None:
-    """Draws the first objective against each axis that was searched, one panel each; ``None`` if
-    empty."""
-    ended = _complete_trials(findings)
-    names = list(dict.fromkeys(name for trial in ended for name in trial.proposal.values))[
+def draw_slices(results: SearchResults) -> bytes | None:
+    """Draws the first objective against each axis of the search, one panel each. Returns ``None``
+    without data."""
+    complete = _complete_trials(results)
+    names = list(dict.fromkeys(name for trial in complete for name in trial.proposal.values))[
         :MOST_SLICES
     ]
     if not names:
@@ -103,27 +103,27 @@ def draw_slices(findings: SearchResults) -> bytes | None:
     with mpl.rc_context(STYLE):
         figure, panels = make_panels(len(names))
         for axes, name in zip(panels, names, strict=True):
-            have = [trial for trial in ended if name in trial.proposal.values]
-            drawn = [trial.proposal.values[name] for trial in have]
+            trials = [trial for trial in complete if name in trial.proposal.values]
+            settings = [trial.proposal.values[name] for trial in trials]
             numbers = all(
-                isinstance(value, int | float) and not isinstance(value, bool) for value in drawn
+                isinstance(value, int | float) and not isinstance(value, bool) for value in settings
             )
-            places = drawn if numbers else [label_text(str(value)) for value in drawn]
-            values = [trial.result.values[0] for trial in have if trial.result]
-            shown = axes.scatter(
-                places, values, c=[trial.number for trial in have], cmap="viridis", s=18
+            places = settings if numbers else [label_text(str(value)) for value in settings]
+            values = [trial.result.values[0] for trial in trials if trial.result]
+            dots = axes.scatter(
+                places, values, c=[trial.number for trial in trials], cmap="viridis", s=18
             )
             axes.set(title=label_text(name))
-        figure.colorbar(shown, ax=panels, label="trial", shrink=0.6)
+        figure.colorbar(dots, ax=panels, label="trial", shrink=0.6)
         figure.supylabel(
-            objective_title(metric_name(findings.plan.search.objectives[0])), fontsize=10
+            objective_title(metric_name(results.plan.search.objectives[0])), fontsize=10
         )
         return to_png(figure)
 
 
-def draw_importance(findings: SearchResults) -> bytes | None:
-    """Draws how much each axis mattered; ``None`` for too few trials."""
-    ranked = sorted(findings.importances.items(), key=lambda item: item[1])[-MOST_SLICES:]
+def draw_importance(results: SearchResults) -> bytes | None:
+    """Draws the importance of each axis. Returns ``None`` for too few trials."""
+    ranked = sorted(results.importances.items(), key=lambda item: item[1])[-MOST_SLICES:]
     if not ranked:
         return None
     with mpl.rc_context(STYLE):
@@ -142,19 +142,19 @@ def draw_importance(findings: SearchResults) -> bytes | None:
         return to_png(figure)
 
 
-def draw_pareto(findings: SearchResults) -> bytes | None:
-    """Draws the trials by two objectives, the front marked, one panel per objective beyond the
-    first; ``None`` for one."""
-    names = list(map(metric_name, findings.plan.search.objectives))
-    ended = _complete_trials(findings)
-    if len(names) < 2 or not ended:
+def draw_pareto(results: SearchResults) -> bytes | None:
+    """Draws the trials by two objectives with the Pareto front marked, one panel per objective
+    beyond the first. Returns ``None`` for a single objective."""
+    names = list(map(metric_name, results.plan.search.objectives))
+    complete = _complete_trials(results)
+    if len(names) < 2 or not complete:
         return None
     with mpl.rc_context(STYLE):
         figure, panels = make_panels(len(names) - 1)
         for place, axes in enumerate(panels, start=1):
             for trials, style, colour, label in (
-                (ended, "o", COLOURS[0], "evaluated in full"),
-                (list(findings.chosen), "s", CHOSEN, "Pareto front"),
+                (complete, "o", COLOURS[0], "evaluated in full"),
+                (list(results.chosen), "s", CHOSEN, "Pareto front"),
             ):
                 ordered = sorted(
                     trials, key=lambda trial: trial.result.values[0] if trial.result else 0.0
@@ -176,24 +176,26 @@ def draw_pareto(findings: SearchResults) -> bytes | None:
         return to_png(figure)
 
 
-def draw_layers(findings: SearchResults) -> bytes | None:
-    """Draws the per-layer values of the chosen merge, and of the next best beside it; ``None``
-    where nothing is per layer."""
-    depth = findings.plan.space.depth
-    ended = sorted(_complete_trials(findings), key=_gain(findings), reverse=True)
-    first = [trial for trial in findings.chosen[:1] if _layer_params(trial, depth)]
+def draw_layers(results: SearchResults) -> bytes | None:
+    """Draws the per-layer parameters of the winner, and of the next best trials. Returns ``None``
+    where no parameter is per layer."""
+    depth = results.plan.space.depth
+    complete = sorted(_complete_trials(results), key=_objective_to_maximise(results), reverse=True)
+    first = [trial for trial in results.chosen[:1] if _layer_params(trial, depth)]
     if not first:
         return None
     others = [
-        trial for trial in ended if trial.number != first[0].number and _layer_params(trial, depth)
+        trial
+        for trial in complete
+        if trial.number != first[0].number and _layer_params(trial, depth)
     ][:LAYER_LINES]
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH_INCHES, 4.0), dpi=DOTS_PER_INCH, layout="constrained")
         axes = figure.add_subplot()
         for trial in others:
             for values in _layer_params(trial, depth).values():
-                axes.plot(range(depth), values, color=STOPPED, linewidth=1, label="_nolegend_")
-        axes.plot([], [], color=STOPPED, label=f"next {len(others)} trials")
+                axes.plot(range(depth), values, color=PRUNED, linewidth=1, label="_nolegend_")
+        axes.plot([], [], color=PRUNED, label=f"next {len(others)} trials")
         for place, (name, values) in enumerate(_layer_params(first[0], depth).items()):
             label = f"trial {first[0].number}, {label_text(name)}"
             axes.plot(
@@ -206,7 +208,7 @@ def draw_layers(findings: SearchResults) -> bytes | None:
             )
         for name, value in first[0].proposal.merge.params.items():
             if isinstance(value, float):
-                axes.axhline(value, linestyle=":", linewidth=1, color=STOPPED)
+                axes.axhline(value, linestyle=":", linewidth=1, color=PRUNED)
                 axes.annotate(
                     label_text(name), (depth - 1, value), fontsize=9, ha="right", va="bottom"
                 )
@@ -220,26 +222,26 @@ def draw_layers(findings: SearchResults) -> bytes | None:
 
 
 def _layer_params(trial: Trial, depth: int) -> dict[str, list[float]]:
-    """The parameters of a merge that hold one number per layer."""
-    found = {}
+    """Returns the parameters of a merge that have one number per layer."""
+    params = {}
     for name, value in trial.proposal.merge.params.items():
         if isinstance(value, list) and len(value) == depth and not name.startswith("weights"):
             numbers = [float(item) for item in value if isinstance(item, int | float)]
             if len(numbers) == depth:
-                found[name] = numbers
-    return found
+                params[name] = numbers
+    return params
 
 
-def _complete_trials(findings: SearchResults) -> list[Trial]:
+def _complete_trials(results: SearchResults) -> list[Trial]:
     return [
         trial
-        for trial in findings.trials
+        for trial in results.trials
         if trial.result is not None and trial.result.state == "complete"
     ]
 
 
-def _gain(findings: SearchResults) -> Callable[[Trial], float]:
-    sign = 1.0 if higher_is_better(metric_name(findings.plan.search.objectives[0])) else -1.0
+def _objective_to_maximise(results: SearchResults) -> Callable[[Trial], float]:
+    sign = 1.0 if higher_is_better(metric_name(results.plan.search.objectives[0])) else -1.0
     return lambda trial: sign * (trial.result.values[0] if trial.result else 0.0)
 
 
@@ -250,9 +252,8 @@ def _points(trials: list[Trial]) -> tuple[list[int], list[float]]:
 
 
 def _best_so_far(trials: list[Trial], name: str) -> tuple[list[int], list[float]]:
-    """The best value by then of trials that keep the constraints."""
-    kept = [trial for trial in trials if trial.feasible]
-    numbers, values = _points(kept)
+    """Returns the running best over trials that keep the constraints."""
+    numbers, values = _points([trial for trial in trials if trial.feasible])
     best = max if higher_is_better(name) else min
     return numbers, [best(values[: count + 1]) for count in range(len(values))]
 

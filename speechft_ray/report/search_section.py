@@ -1,11 +1,9 @@
-"""The part of a report that is about a search: ``trials.csv``, its figures and its section of the
-page."""
+"""The part of a report about a search: ``trials.csv``, figures and the section of the page."""
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Mapping, Sequence
-from html import escape
+from typing import NamedTuple
 
 from speechft_ray.core.objectives import higher_is_better, metric_name
 from speechft_ray.report.search_figure import (
@@ -23,7 +21,6 @@ from speechft_ray.report.search_summary import (
     search_sentences,
     trials_csv,
 )
-from speechft_ray.report.table import one_line
 from speechft_ray.search.trials import Trial
 
 MOST_ROWS = 20
@@ -38,72 +35,60 @@ FIGURES = {
 }
 
 
-def make_search_files(findings: SearchResults | None) -> tuple[dict[str, bytes | None], str]:
-    """Returns the files of the search by name, ``None`` for one that is not to be there, and the
-    section of the page."""
-    images = {name: draw(findings) if findings else None for name, (_, draw) in FIGURES.items()}
+class SearchSection(NamedTuple):
+    """What ``search.html`` shows."""
+
+    sentences: Sequence[str]
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    hidden_trials: int
+    """Trials that only ``trials.csv`` has."""
+    figures: Sequence[tuple[str, bytes]]
+    """``(title, PNG)``."""
+
+
+def make_search_files(
+    results: SearchResults | None,
+) -> tuple[dict[str, bytes | None], SearchSection | None]:
+    """Returns the files of a search by name, ``None`` for one to remove, and the section of the
+    page; no section for a sweep without a search."""
+    images = {name: draw(results) if results else None for name, (_, draw) in FIGURES.items()}
     files: dict[str, bytes | None] = {f"{name}.png": image for name, image in images.items()}
-    files["trials.csv"] = trials_csv(findings).encode("utf-8", "replace") if findings else None
-    return files, render_search_section(findings, images) if findings else ""
+    files["trials.csv"] = trials_csv(results).encode("utf-8", "replace") if results else None
+    return files, make_search_section(results, images) if results else None
 
 
-def render_search_section(findings: SearchResults, images: Mapping[str, bytes | None]) -> str:
-    """Returns the section as HTML, in which every name is escaped."""
-    parts = [
-        "<h2>The search</h2>",
-        *(f"<p>{_text(sentence)}</p>" for sentence in search_sentences(findings)),
-    ]
-    parts.append(_table(findings))
-    for name, (title, _) in FIGURES.items():
-        image = images.get(name)
-        if image is not None:
-            data = base64.b64encode(image).decode("ascii")
-            parts.append(
-                f'<h3>{_text(title)}</h3><figure><img alt="{escape(title)}" src="data:image/png;base64,{data}"></figure>'
-            )
-    return "\n".join(parts)
-
-
-def _table(findings: SearchResults) -> str:
-    names = list(map(metric_name, findings.plan.search.objectives))
-    chosen = [trial.number for trial in findings.chosen]
-    place = {number: index for index, number in enumerate(chosen)}
-    ended = [
+def make_search_section(
+    results: SearchResults, images: Mapping[str, bytes | None]
+) -> SearchSection:
+    """Returns the section: selected trials first, then the best others on the first objective."""
+    names = list(map(metric_name, results.plan.search.objectives))
+    place = {trial.number: index for index, trial in enumerate(results.chosen)}
+    complete = [
         trial
-        for trial in findings.trials
+        for trial in results.trials
         if trial.result is not None and trial.result.state == "complete"
     ]
     ranked = sorted(
-        ended, key=lambda trial: (place.get(trial.number, len(place)), *_order(trial, names))
+        complete, key=lambda trial: (place.get(trial.number, len(place)), *_order(trial, names))
     )[:MOST_ROWS]
-    header = ["", "trial", "merge", *(objective_title(name) for name in names)]
-    rows = [_row(trial, names, "★" if trial.number in place else "") for trial in ranked]
-    more = len(findings.trials) - len(ranked)
-    note = (
-        f'<p class="note">All numbers are dev. {more} more trials are in trials.csv.</p>'
-        if more
-        else ""
+    figures = [(title, images.get(name)) for name, (title, _) in FIGURES.items()]
+    return SearchSection(
+        sentences=search_sentences(results),
+        header=["", "trial", "merge", *map(objective_title, names)],
+        rows=[_row(trial, names, "★" if trial.number in place else "") for trial in ranked],
+        hidden_trials=len(results.trials) - len(ranked),
+        figures=[(title, image) for title, image in figures if image is not None],
     )
-    head = "".join(f"<th>{_text(cell)}</th>" for cell in header)
-    body = "".join(rows)
-    return f'<div class="scroll"><table id="trials"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>{note}'
 
 
-def _row(trial: Trial, names: Sequence[str], mark: str) -> str:
+def _row(trial: Trial, names: Sequence[str], mark: str) -> list[str]:
     values = trial.result.values if trial.result else ()
-    cells = [
-        mark,
-        str(trial.number),
-        describe_trial(trial) + ("" if trial.feasible else " (breaks a constraint)"),
-    ]
-    cells += [format_objective(name, value) for name, value in zip(names, values, strict=True)]
-    return "<tr>" + "".join(f"<td>{_text(cell)}</td>" for cell in cells) + "</tr>"
+    merge = describe_trial(trial) + ("" if trial.feasible else " (breaks a constraint)")
+    objectives = [format_objective(name, value) for name, value in zip(names, values, strict=True)]
+    return [mark, str(trial.number), merge, *objectives]
 
 
 def _order(trial: Trial, names: Sequence[str]) -> tuple[float, int]:
     value = trial.result.values[0] if trial.result else 0.0
     return (-value if higher_is_better(names[0]) else value), trial.number
-
-
-def _text(text: str) -> str:
-    return escape(one_line(text))

@@ -1,4 +1,4 @@
-"""A search in numbers and sentences: its trials as rows, its answer, what early stops saved."""
+"""Summarises a search: trials as rows and as CSV, the result in sentences, what pruning saved."""
 
 from __future__ import annotations
 
@@ -9,18 +9,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from speechft_ray.core.metrics import METRICS
-from speechft_ray.core.objectives import SCORE, metric_name
+from speechft_ray.core.objectives import DISTANCE, SCORE, metric_name
 from speechft_ray.core.store import Store
-from speechft_ray.report.summary import format_value
 from speechft_ray.search.plan import SearchPlan
 from speechft_ray.search.trials import Trial, TrialEvaluator
 from speechft_ray.sweep.protocols import EncoderRow
-from speechft_ray.sweep.titles import Params
+from speechft_ray.sweep.titles import Params, format_value
 
 
 @dataclass(frozen=True, kw_only=True)
 class SearchResults:
-    """What a report says of a search."""
+    """The results of a search that a report shows."""
 
     plan: SearchPlan
     evaluator: TrialEvaluator | None
@@ -29,20 +28,19 @@ class SearchResults:
     chosen: Sequence[Trial]
     """Best first; the first is the winner."""
     saved: tuple[int, float] = (0, 0.0)
-    """Evaluations and seconds of one worker that early stops saved."""
+    """Evaluations that early stops saved, and their seconds on one worker."""
     importances: Mapping[str, float] = field(default_factory=dict)
-    """By axis; empty for too few trials."""
+    """Importance of each axis; empty for too few trials."""
 
 
 LOGGED_STATES = {"pruned": "stopped"}
-"""Words for trial states in MLflow where they differ from ours. A param of an MLflow run cannot be
-changed, and runs that exist have this one."""
+"""States that trackers log under another word: MLflow cannot change the param of a stored run."""
 
 
 def make_trial_row(plan: SearchPlan, trial: Trial, evaluator: TrialEvaluator) -> EncoderRow:
-    """Returns one trial as a row: what was drawn, its dev metrics, and how it ended. It has no test
-    metric."""
-    drawn = {
+    """Returns one trial as a row: its drawn values, state and dev metrics; it has no test
+    metrics."""
+    values = {
         name: str(value).lower() if isinstance(value, bool) else value
         for name, value in trial.proposal.values.items()
     }
@@ -50,137 +48,131 @@ def make_trial_row(plan: SearchPlan, trial: Trial, evaluator: TrialEvaluator) ->
         "trial": trial.number,
         "state": LOGGED_STATES.get(trial.state, trial.state),
         "method": trial.proposal.merge.method,
-        **drawn,
+        **values,
     }
-    metrics = {
-        name if name == "distance" else f"dev.{name}": value
-        for name, value in trial.metrics.items()
-    }
+    dev = {name: value for name, value in trial.metrics.items() if name != DISTANCE}
     if trial.state == "complete" and trial.tasks == len(plan.spec.evaluate):
-        metrics["dev.score"] = evaluator.value(SCORE, trial.metrics)
-    return EncoderRow(f"{trial.key}.{trial.number}", f"trial {trial.number}", params, metrics, True)
+        dev[SCORE] = evaluator.value(SCORE, trial.metrics)
+    return EncoderRow(
+        key=f"{trial.key}.{trial.number}",
+        title=f"trial {trial.number}",
+        params=params,
+        dev=dev,
+        extra={name: value for name, value in trial.metrics.items() if name == DISTANCE},
+        complete=True,
+    )
 
 
 def count_saved_evaluations(
     plan: SearchPlan, trials: Sequence[Trial], store: Store
 ) -> tuple[int, float]:
-    """Returns how many evaluations early stops saved, and their time at the mean of those of the
-    same task that were made.
+    """Returns how many evaluations early stops saved, and their seconds at the mean duration of
+    the complete ones of the same task.
 
-    What an idle worker had evaluated ahead when its trial was stopped is not saved.
+    Evaluations that an idle worker made ahead, before the trial was stopped, are not saved.
     """
     count, seconds = 0, 0.0
     for place, task in enumerate(plan.tasks):
         keys = {plan.evaluation(trial.proposal, trial.number, task): trial for trial in trials}
-        made = [key for key in keys if store.is_complete("evaluate", key)]
+        complete = [key for key in keys if store.is_complete("evaluate", key)]
         missing = sum(
             trial.state == "pruned" and trial.tasks <= place
             for key, trial in keys.items()
-            if key not in set(made)
+            if key not in set(complete)
         )
         if missing:
-            facts = [store.manifest("evaluate", key).get("seconds", {}) for key in made]
+            facts = [store.manifest("evaluate", key).get("seconds", {}) for key in complete]
             seconds += missing * statistics.fmean([sum(item.values()) for item in facts] or [0.0])
             count += missing
     return count, seconds
 
 
-def search_sentences(findings: SearchResults) -> list[str]:
-    """Returns the answer of a search and what it cost, in plain sentences."""
-    plan, trials = findings.plan, findings.trials
+def search_sentences(results: SearchResults) -> list[str]:
+    """Returns the result of a search and its cost, in plain sentences."""
+    plan, trials = results.plan, results.trials
     counts = {
         state: sum(trial.state == state for trial in trials)
         for state in ("complete", "pruned", "failed", "running")
     }
-    repeated = sum(trial.repeats is not None for trial in trials)
-    told = [f"{counts['complete']} evaluated in full"]
-    told += [f"{counts[state]} {text}" for state, text in (("pruned", "stopped early"), ("failed", "failed"),
-             ("running", "not finished")) if counts[state]]  # fmt: skip
-    told += [f"{repeated} repeated an earlier one and cost nothing"] if repeated else []
-    sentences = [
-        f"{len(trials)} of {plan.search.trials} proposals ({plan.search.sampler}): {', '.join(told)}."
-    ]
-    saved, seconds = findings.saved
+    words = {"pruned": "stopped early", "failed": "failed", "running": "not finished"}
+    repeats = sum(trial.repeats is not None for trial in trials)
+    parts = [f"{counts['complete']} evaluated in full"]
+    parts += [f"{counts[state]} {text}" for state, text in words.items() if counts[state]]
+    parts += [f"{repeats} repeated an earlier one and cost nothing"] if repeats else []
+    proposals = f"{len(trials)} of {plan.search.trials} proposals ({plan.search.sampler})"
+    sentences = [f"{proposals}: {', '.join(parts)}."]
+    saved, seconds = results.saved
     if saved:
-        whole = len(trials) * len(plan.tasks)
         sentences.append(
-            f"Early stops saved {saved} of {whole} evaluations, about {seconds / 60:.1f} minutes of one worker."
+            f"Early stops saved {saved} of {len(trials) * len(plan.tasks)} evaluations, "
+            f"about {seconds / 60:.1f} minutes of one worker."
         )
-    if findings.chosen and findings.evaluator:
-        sentences.append(_answer(findings, findings.evaluator))
+    if results.chosen and results.evaluator:
+        sentences.append(_winner_sentence(results, results.evaluator))
     elif not counts["running"]:
         sentences.append("No proposal could be evaluated, so none was chosen.")
     return sentences
 
 
-def _answer(findings: SearchResults, evaluator: TrialEvaluator) -> str:
-    best = findings.chosen[0]
-    names = [metric_name(name) for name in findings.plan.search.objectives]
+def _winner_sentence(results: SearchResults, evaluator: TrialEvaluator) -> str:
+    best = results.chosen[0]
+    names = [metric_name(name) for name in results.plan.search.objectives]
     values = best.result.values if best.result else ()
-    text = ", ".join(
+    objectives = ", ".join(
         f"{objective_title(name)} {format_objective(name, value)}"
         for name, value in zip(names, values, strict=True)
     )
-    front = f"; {len(findings.chosen)} merges are on the Pareto front" if len(names) > 1 else ""
+    pretrained = ""
+    if names == [SCORE] and evaluator.pretrained:
+        score = evaluator.value(SCORE, evaluator.pretrained)
+        pretrained = f" (pre-trained {format_objective(SCORE, score)})"
+    front = f"; {len(results.chosen)} merges are on the Pareto front" if len(names) > 1 else ""
     broken = (
         "" if best.feasible else " No proposal keeps every constraint; this one breaks them least."
     )
-    zero = ""
-    if names == [SCORE] and evaluator.pretrained:
-        zero = f" (pre-trained {format_objective(SCORE, evaluator.value(SCORE, evaluator.pretrained))})"
-    return f"Chosen on dev: trial {best.number}, {describe_trial(best)}, with {text}{zero}{front}.{broken}"
+    return (
+        f"Chosen on dev: trial {best.number}, {describe_trial(best)}, "
+        f"with {objectives}{pretrained}{front}.{broken}"
+    )
 
 
 def describe_trial(trial: Trial) -> str:
-    """Returns what a trial merged, for example ``ties, alpha 0.31, density 0.2``."""
+    """Returns the merge of a trial as text, for example ``ties, alpha 0.31, density 0.2``."""
     merge = trial.proposal.merge
-    drawn = [
-        f"{name.removeprefix(f'{merge.method}.')} {format_value(round(value, 4) if isinstance(value, float) else value)}"
+    values = [
+        f"{name.removeprefix(f'{merge.method}.')} "
+        f"{format_value(round(value, 4) if isinstance(value, float) else value)}"
         for name, value in trial.proposal.values.items()
         if name != "method"
     ]
-    return ", ".join([merge.method, *drawn[:6], *(["..."] if len(drawn) > 6 else [])])
+    return ", ".join([merge.method, *values[:6], *(["..."] if len(values) > 6 else [])])
 
 
 def objective_title(name: str) -> str:
     """Returns the title of an objective."""
-    return {"score": "dev score", "distance": "distance"}.get(name) or f"dev {METRICS[name].title}"
+    return {SCORE: "dev score", DISTANCE: "distance"}.get(name) or f"dev {METRICS[name].title}"
 
 
 def format_objective(name: str, value: float) -> str:
-    """Returns a value as tables print it."""
-    return (
-        METRICS[name].format(value)
-        if name in METRICS
-        else f"{value:.4f}"
-        if name == "distance"
-        else f"{value:.2f}"
-    )
+    """Returns the value of an objective as text."""
+    if name in METRICS:
+        return METRICS[name].format(value)
+    return f"{value:.4f}" if name == DISTANCE else f"{value:.2f}"
 
 
-def trials_csv(findings: SearchResults) -> str:
-    """Returns every trial as CSV, unrounded: number, state, what it repeats, drawn values,
+def trials_csv(results: SearchResults) -> str:
+    """Returns all trials as CSV, unrounded: number, state, the trial that it repeats, drawn values,
     objectives, dev metrics, error."""
-    trials, names = findings.trials, list(map(metric_name, findings.plan.search.objectives))
+    trials, objectives = results.trials, list(map(metric_name, results.plan.search.objectives))
     drawn = list(dict.fromkeys(name for trial in trials for name in trial.proposal.values))
     metrics = list(dict.fromkeys(name for trial in trials for name in trial.metrics))
-    chosen = {trial.number for trial in findings.chosen}
-    constraints = [f"violation.{item.metric}" for item in findings.plan.search.constraints]
+    chosen = {trial.number for trial in results.chosen}
+    constraints = [f"violation.{item.metric}" for item in results.plan.search.constraints]
+    titles = [f"objective.{name}" for name in objectives]
+    header = ["trial", "state", "repeats", "chosen", *drawn, *titles, *constraints]
+    header += [*(f"dev.{name}" for name in metrics), "encoder", "error"]
     text = io.StringIO()
-    header = [
-        "trial",
-        "state",
-        "repeats",
-        "chosen",
-        *drawn,
-        *(f"objective.{name}" for name in names),
-        *constraints,
-    ]
-    out = csv.DictWriter(
-        text,
-        [*header, *(f"dev.{name}" for name in metrics), "encoder", "error"],
-        lineterminator="\n",
-    )
+    out = csv.DictWriter(text, header, lineterminator="\n")
     out.writeheader()
     for trial in trials:
         values = trial.result.values if trial.result else ()
@@ -192,7 +184,7 @@ def trials_csv(findings: SearchResults) -> str:
                 "repeats": "" if trial.repeats is None else trial.repeats,
                 "chosen": int(trial.number in chosen),
                 **trial.proposal.values,
-                **{f"objective.{name}": value for name, value in zip(names, values, strict=False)},
+                **dict(zip(titles, values, strict=False)),
                 **dict(zip(constraints, violations, strict=False)),
                 **{f"dev.{name}": value for name, value in trial.metrics.items()},
                 "encoder": trial.key,

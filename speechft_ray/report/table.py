@@ -1,5 +1,4 @@
-"""The result table as CSV (everything), Markdown (for a README) and a terminal table (100
-columns)."""
+"""Writes the result table as CSV (all values), Markdown (for a README) and a terminal table."""
 
 from __future__ import annotations
 
@@ -15,14 +14,9 @@ from rich.text import Text
 
 from speechft_ray.core.metrics import METRICS
 from speechft_ray.core.records import Outcome
-from speechft_ray.report.summary import (
-    TableLine,
-    format_value,
-    headline,
-    metric_names,
-    metric_title,
-    varying_params,
-)
+from speechft_ray.report.comparison import headline
+from speechft_ray.report.lines import TableLine, metric_names, metric_title, varying_params
+from speechft_ray.sweep.titles import format_value
 
 TERMINAL_COLUMNS = 100
 _FIRST_COLUMN = 30
@@ -31,59 +25,45 @@ _FACTS = ("n", "score", "dev")
 
 STAR, LEAK = "★", "†"
 LEGEND = (
-    f"{STAR} the merge with the best dev score; other columns are test. n: encoders averaged (fine-tuning seeds). "
-    "±: sample standard deviation over them, or over probe seeds where n is marked (p)."
+    f"{STAR} the merge with the best dev score; other columns are test. n: encoders averaged "
+    "(fine-tuning seeds). ±: sample standard deviation over them, or over probe seeds where n is "
+    "marked (p)."
 )
 
 
 def csv_table(lines: Sequence[TableLine]) -> str:
-    """Returns every mean, spread, interval and parameter as CSV, one line per group, unrounded."""
-    params = list(dict.fromkeys(name for group in lines for name in group.params))
-    measured = list(
-        dict.fromkeys(
-            [
-                "score",
-                "dev.score",
-                *metric_names(lines),
-                *sorted({n for g in lines for n in g.mean}),
-            ]
-        )
-    )
+    """Returns all means, spreads, intervals and parameters as CSV, unrounded, one row per line."""
+    params = list(dict.fromkeys(name for line in lines for name in line.params))
+    dev_names = sorted({f"dev.{name}" for line in lines for name in line.dev_mean})
+    metrics = list(dict.fromkeys(["score", "dev.score", *metric_names(lines), *dev_names]))
     header = ["title", "role", "chosen", "seeds", "spread_over", "missing", "leaks", *params]
-    drawn = {name for group in lines for name in group.resampled}
-    for name in measured:
-        header += [
-            name,
-            f"{name}.spread",
-            *([f"{name}.low", f"{name}.high"] if name in drawn else []),
-        ]
+    with_interval = {name for line in lines for name in line.resampled}
+    for name in metrics:
+        header += [name, f"{name}.spread"]
+        header += [f"{name}.low", f"{name}.high"] if name in with_interval else []
     text = io.StringIO()
     out = csv.DictWriter(text, header, lineterminator="\n")
     out.writeheader()
-    for group in lines:
-        facts: dict[str, object] = {
-            "title": group.title,
-            "role": group.role,
-            "chosen": int(group.chosen),
-            "seeds": group.count,
-            "spread_over": group.spread_over,
-            "missing": "; ".join([*group.missing, *group.stopped]),
-            "leaks": "; ".join(leak.sentence() for leak in group.leaks),
-            **group.params,
-            **group.mean,
-            **{f"{name}.spread": value for name, value in group.spread.items()},
-            **{
-                f"{name}.{end}": value
-                for name in group.resampled
-                for end, value in _ends(group, name)
-            },
+    for line in lines:
+        cells: dict[str, object] = {
+            "title": line.title,
+            "role": line.role,
+            "chosen": int(line.chosen),
+            "seeds": line.count,
+            "spread_over": line.spread_over,
+            "missing": "; ".join([*line.missing, *line.stopped]),
+            "leaks": "; ".join(leak.sentence() for leak in line.leaks),
+            **line.params,
+            **line.mean,
+            **{f"{name}.spread": value for name, value in line.spread.items()},
+            **{f"dev.{name}": value for name, value in line.dev_mean.items()},
+            **{f"dev.{name}.spread": value for name, value in line.dev_spread.items()},
         }
-        out.writerow(facts)
+        for name in line.resampled:
+            if (interval := line.interval(name)) is not None:
+                cells[f"{name}.low"], cells[f"{name}.high"] = interval
+        out.writerow(cells)
     return text.getvalue()
-
-
-def _ends(group: TableLine, name: str) -> list[tuple[str, float]]:
-    return list(zip(("low", "high"), group.interval(name) or (), strict=False))
 
 
 def markdown_table(
@@ -92,34 +72,28 @@ def markdown_table(
     failures: Sequence[Outcome],
     references: Mapping[str, tuple[float, float]],
 ) -> str:
-    """Returns the answer, the table, what is missing and what failed as Markdown. Names cannot
-    break out of their cell."""
+    """Returns headline, table, leaks, missing evaluations and failures as Markdown.
+
+    Names are escaped, so that none breaks out of its cell.
+    """
     names = metric_names(lines)
     header = ["", "encoder", "n", "score", "dev score", *(column_title(item) for item in names)]
-    rows = [[_md(cell) for cell in table_cells(group, names)] for group in lines]
+    align = ["---", "---", *["---:"] * (len(header) - 2)]
+    rows = [[_md(cell) for cell in table_cells(line, names)] for line in lines]
     parts = [
         f"# {_md(name)}",
         _md(headline(lines)),
-        "\n".join(
-            [
-                _md_row(header),
-                _md_row(["---", "---", *["---:"] * (len(header) - 2)]),
-                *(_md_row(cells) for cells in rows),
-            ]
-        ),
+        "\n".join(map(_md_row, [header, align, *rows])),
         _md(LEGEND),
     ]
     if common := common_params(lines):
         parts.append(_md(f"All lines: {common}."))
-    if told := leak_lines(lines):
-        parts.append(f"{LEAK} Leaks:\n\n" + "\n".join(f"- {_md(line)}" for line in told))
+    if leaks := leak_lines(lines):
+        parts.append(f"{LEAK} Leaks:\n\n{_md_list(leaks)}")
     if notes := incomplete_lines(lines):
-        parts.append("Incomplete:\n\n" + "\n".join(f"- {_md(note)}" for note in notes))
+        parts.append(f"Incomplete:\n\n{_md_list(notes)}")
     if failures:
-        parts.append(
-            f"Failed ({len(failures)}):\n\n"
-            + "\n".join(f"- {_md(line)}" for line in failure_lines(failures))
-        )
+        parts.append(f"Failed ({len(failures)}):\n\n{_md_list(failure_lines(failures))}")
     if references:
         scale = "; ".join(
             f"{metric_title(key)} {zero:g} to {one:g}" for key, (zero, one) in references.items()
@@ -129,27 +103,35 @@ def markdown_table(
 
 
 def terminal_table(lines: Sequence[TableLine], most: int = 20) -> Table:
-    """Returns the best lines and all controls for a terminal of 100 columns; the caption says what
-    only ``table.csv`` has."""
+    """Returns the ``most`` best lines and all controls for a terminal of 100 columns.
+
+    The caption says how much only ``table.csv`` has.
+    """
+    # Which lines and metrics fit into the width.
     names = metric_names(lines)
     shown = [
-        group
-        for place, group in enumerate(lines)
-        if place < most or group.chosen or group.role != "merge"
+        line
+        for place, line in enumerate(lines)
+        if place < most or line.chosen or line.role != "merge"
     ]
-    facts = [table_cells(group, ())[2:] for group in shown]
+    facts = [table_cells(line, ())[2:] for line in shown]
     widths = [
         max([len(title), *map(len, column)])
         for title, column in zip(_FACTS, zip(*facts, strict=True), strict=False)
     ]
-    room = TERMINAL_COLUMNS - (1 + _FIRST_COLUMN + sum(widths) + 1 + len(widths))
-    shown_names = names[: max(0, room // (_METRIC_COLUMN + 1))]
-    spare = room - len(shown_names) * (_METRIC_COLUMN + 1)
+    free = TERMINAL_COLUMNS - (1 + _FIRST_COLUMN + sum(widths) + 1 + len(widths))
+    metric_width = _METRIC_COLUMN + any(line.leaks for line in shown)  # one more for the mark
+    shown_names = names[: max(0, free // (metric_width + 1))]
+    spare = free - len(shown_names) * (metric_width + 1)
     hidden = [(len(lines) - len(shown), "line"), (len(names) - len(shown_names), "metric")]
     more = [f"{count} more {what}{'s' if count > 1 else ''}" for count, what in hidden if count]
-    caption = LEGEND + (f" In table.csv: {', '.join(more)}." if more else "")
+    # Columns, then rows.
     table = Table(
-        caption=caption, caption_justify="left", box=SIMPLE_HEAD, padding=0, show_edge=False
+        caption=LEGEND + (f" In table.csv: {', '.join(more)}." if more else ""),
+        caption_justify="left",
+        box=SIMPLE_HEAD,
+        padding=0,
+        show_edge=False,
     )
     table.add_column("", width=1)
     table.add_column(
@@ -158,85 +140,80 @@ def terminal_table(lines: Sequence[TableLine], most: int = 20) -> Table:
     for title in _FACTS:
         table.add_column(title, justify="right", no_wrap=True)
     for name in shown_names:
-        table.add_column(
-            Text(column_title(name).replace(" ", "\n", 1)), justify="right", width=_METRIC_COLUMN
-        )
-    for group in shown:
-        values = [
-            format_metric(name, group.mean[name]) if name in group.mean else ""
-            for name in shown_names
-        ]
-        style = "bold" if group.chosen else "dim" if group.role != "merge" else ""
-        table.add_row(
-            *(Text(one_line(cell)) for cell in [*table_cells(group, ()), *values]), style=style
-        )
+        heading = Text(column_title(name).replace(" ", "\n", 1))
+        table.add_column(heading, justify="right", width=metric_width)
+    for line in shown:
+        values = [_narrow_cell(line, name) for name in shown_names]
+        style = "bold" if line.chosen else "dim" if line.role != "merge" else ""
+        cells = [*table_cells(line, ()), *values]
+        table.add_row(*(Text(one_line(cell)) for cell in cells), style=style)
     return table
 
 
-def table_cells(group: TableLine, names: Sequence[str]) -> list[str]:
-    """Returns mark, title, n, score, dev score and the metrics of one line, as text that is not
-    escaped for anything."""
-    state = (
-        ""
-        if group.count
-        else " (stopped)"
-        if group.stopped and not group.missing
-        else " (incomplete)"
-    )
-    title = group.title + (" (control)" if group.role != "merge" else "") + state
-    dev = group.mean.get("dev.score")
+def _narrow_cell(line: TableLine, name: str) -> str:
+    """Returns the mean and a leak mark, without the spread."""
+    if name not in line.mean:
+        return ""
+    return format_metric(name, line.mean[name]) + (LEAK if line.has_leak(name) else "")
+
+
+def table_cells(line: TableLine, names: Sequence[str]) -> list[str]:
+    """Returns mark, title, n, score, dev score and the named metrics of one line, not escaped."""
+    state = ""
+    if not line.count:
+        state = " (stopped)" if line.stopped and not line.missing else " (incomplete)"
+    over_probes = line.count and line.spread_over == "probe seeds"
+    dev = line.dev_mean.get("score")
     return [
-        STAR if group.chosen else "",
-        title,
-        f"{group.count} (p)"
-        if group.count and group.spread_over == "probe seeds"
-        else str(group.count),
-        mean_and_spread(group, "score"),
+        STAR if line.chosen else "",
+        line.title + (" (control)" if line.role != "merge" else "") + state,
+        f"{line.count} (p)" if over_probes else str(line.count),
+        mean_and_spread(line, "score"),
         "" if dev is None else format_metric("score", dev),
-        *(mean_and_spread(group, name) for name in names),
+        *(mean_and_spread(line, name) for name in names),
     ]
 
 
-def mean_and_spread(group: TableLine, name: str) -> str:
-    """Returns ``877.66 ± 1.20``, without ``±`` where one number is all there is; empty where
-    nothing was measured.
+def mean_and_spread(line: TableLine, name: str) -> str:
+    """Returns ``877.66 ± 1.20``, without ``±`` where there is only one number; empty for none.
 
-    A sign follows where fine-tuning has seen something of the test set.
+    ``†`` follows where the fine-tuning data overlaps with the test set.
     """
-    if name not in group.mean:
+    if name not in line.mean:
         return ""
-    text = format_metric(name, group.mean[name])
-    if name in group.spread:
-        text += f" ± {format_metric(name, group.spread[name])}"
-    return f"{text} {LEAK}" if group.leaked(name) else text
+    text = format_metric(name, line.mean[name])
+    if name in line.spread:
+        text += f" ± {format_metric(name, line.spread[name])}"
+    return f"{text} {LEAK}" if line.has_leak(name) else text
 
 
 def format_metric(name: str, value: float) -> str:
-    """Returns the value as the metric table prints it; scores and unknown metrics with two
+    """Returns a value as text: as the metric table says, scores and unknown metrics with two
     decimals."""
-    known = METRICS.get(name.removeprefix("dev."))
-    return known.format(value) if known else f"{value:.2f}"
+    return METRICS[name].format(value) if name in METRICS else f"{value:.2f}"
 
 
 def column_title(name: str) -> str:
-    """Returns the metric's title with an arrow that points to better."""
-    known = METRICS.get(name)
-    return metric_title(name) + ("" if known is None else " ↑" if known.higher_is_better else " ↓")
+    """Returns the title of a metric with an arrow that points to better values."""
+    if name not in METRICS:
+        return metric_title(name)
+    return f"{metric_title(name)} {'↑' if METRICS[name].higher_is_better else '↓'}"
 
 
 def incomplete_lines(lines: Sequence[TableLine]) -> list[str]:
-    """Returns one sentence per encoder that still lacks evaluations, or will never have them."""
-    missing = [f"{group.title}: {note} missing" for group in lines for note in group.missing]
-    return missing + [f"{group.title}: {note}" for group in lines for note in group.stopped]
+    """Returns one sentence per incomplete encoder: which evaluations it lacks, or why it stays
+    incomplete."""
+    missing = [f"{line.title}: {note} missing" for line in lines for note in line.missing]
+    return missing + [f"{line.title}: {note}" for line in lines for note in line.stopped]
 
 
 def leak_lines(lines: Sequence[TableLine]) -> list[str]:
-    """Returns one sentence per fine-tuning run and task whose test set it has seen something of."""
-    return list(dict.fromkeys(f"{leak.sentence()}." for group in lines for leak in group.leaks))
+    """Returns one sentence per fine-tuning run and task whose data overlap."""
+    return list(dict.fromkeys(f"{leak.sentence()}." for line in lines for leak in line.leaks))
 
 
 def failure_lines(failures: Sequence[Outcome]) -> list[str]:
-    """Returns ``label: error`` of every failed unit, each on one line."""
+    """Returns ``label: error`` per failed job, and how many jobs each of them blocked."""
     lines = [
         one_line(f"{item.label}: {item.error or 'no error text'}")
         for item in failures
@@ -250,17 +227,16 @@ def failure_lines(failures: Sequence[Outcome]) -> list[str]:
 
 
 def common_params(lines: Sequence[TableLine]) -> str:
-    """Returns the parameters that all tuned lines share, which their titles therefore leave out."""
-    vary = {*varying_params(lines), "alpha"}
-    params = next((group.params for group in lines if group.role != "pre-trained"), {})
+    """Returns the parameters that all fine-tuned lines share; titles leave them out."""
+    varying = {*varying_params(lines), "alpha"}
+    params = next((line.params for line in lines if line.role != "pre-trained"), {})
     return ", ".join(
-        f"{name} {format_value(value)}" for name, value in params.items() if name not in vary
+        f"{name} {format_value(value)}" for name, value in params.items() if name not in varying
     )
 
 
 def one_line(text: str) -> str:
-    """Returns the text on one line without control characters, so that no name can steer a
-    terminal."""
+    """Returns the text on one line without control characters, which could control a terminal."""
     return "".join(
         character if character.isprintable() else "�" for character in " ".join(text.split())
     )
@@ -269,6 +245,10 @@ def one_line(text: str) -> str:
 def _md(text: str) -> str:
     text = one_line(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return re.sub(r"([\\`*_\[\]|])", r"\\\1", text)
+
+
+def _md_list(items: Sequence[str]) -> str:
+    return "\n".join(f"- {_md(item)}" for item in items)
 
 
 def _md_row(cells: Sequence[str]) -> str:

@@ -1,9 +1,8 @@
-"""Which merge a sweep chose, kept as ``<storage>/sweeps/<name>.json``, so that a name leads to an
-encoder later on.
+"""Records the winner of a sweep in ``<storage>/sweeps/<name>.json``, so that the name of the sweep
+leads to an encoder.
 
-The line is the one with the star in the table: the best mean dev score. Where it stands for several
-fine-tuning seeds, the encoder is the seed with the best dev score of its own; what the table says
-of the line stays the mean.
+The winner is the line with the star in the table. Where that line stands for several fine-tuning
+seeds, the recorded encoder is the seed with the best dev score of its own.
 """
 
 from __future__ import annotations
@@ -17,15 +16,14 @@ from pydantic import ValidationError
 from speechft_ray.core.errors import UserError
 from speechft_ray.core.records import Record
 from speechft_ray.core.store import Store, write_json
-from speechft_ray.report.summary import find_winner, group_rows
+from speechft_ray.report.lines import TableLine, find_winner
 from speechft_ray.sweep.plan import Plan
-from speechft_ray.sweep.protocols import EncoderRow
 
 _FOLDER = "sweeps"
 
 
 class Winner(Record):
-    """The encoder that dev chose."""
+    """The encoder that was selected on dev."""
 
     merge: str
     """Fingerprint of the merged encoder."""
@@ -42,7 +40,7 @@ class Winner(Record):
 
 
 class SweepRecord(Record):
-    """What is kept of one sweep, as of its last run."""
+    """The record of one sweep, as of its last run."""
 
     sweep: str
     plan: str
@@ -55,51 +53,50 @@ class SweepRecord(Record):
     """Fingerprints of all merged encoders, in the order of the plan."""
 
 
-def write_record(plan: Plan, store: Store, found: Sequence[EncoderRow], status: str) -> None:
-    """Writes what a sweep has chosen so far, over what an earlier run of the same name wrote."""
-    kept = SweepRecord(
+def write_record(plan: Plan, store: Store, lines: Sequence[TableLine], status: str) -> None:
+    """Writes the record of a sweep over that of an earlier run of the same name.
+
+    ``lines``: the lines of its table. ``status``: ``finished``, ``failed`` or ``stopped``.
+    """
+    record = SweepRecord(
         sweep=plan.spec.name,
         plan=plan.fingerprint,
         status=status,
-        winner=select_winner(found, plan.winner),
+        winner=select_winner(lines),
         rows=tuple(row.key for row in plan.rows),
     )
     path = _path(store, plan.spec.name)
     path.parent.mkdir(exist_ok=True)
-    write_json(path, kept.model_dump(mode="json"))
+    write_json(path, record.model_dump(mode="json"))
 
 
-def select_winner(found: Sequence[EncoderRow], searched: str | None = None) -> Winner | None:
-    """Returns the encoder behind the star of the table, ``None`` while there is no star;
-    ``searched``: what a search chose."""
-    line = find_winner(group_rows(found, chosen=searched))
+def select_winner(lines: Sequence[TableLine]) -> Winner | None:
+    """Returns the best encoder on dev of the line with the star; ``None`` without such a line."""
+    line = find_winner(lines)
     if line is None:
         return None
-    best = max(
-        (row for row in line.rows if "dev.score" in row.metrics),
-        key=lambda row: row.metrics["dev.score"],
-    )
+    best = max((row for row in line.rows if "score" in row.dev), key=lambda row: row.dev["score"])
     return Winner(
         merge=best.key,
         title=best.title,
         line=line.title,
         params=best.params,
-        dev_score=best.metrics["dev.score"],
-        test_score=best.metrics.get("score"),
+        dev_score=best.dev["score"],
+        test_score=best.test.get("score"),
         seeds=tuple(row.key for row in line.rows),
     )
 
 
 def list_records(store: Store) -> list[str]:
-    """Names of the sweeps that have run in this store, sorted."""
+    """Returns the names of the sweeps that have a record in this store, sorted."""
     return sorted(
         path.stem for path in (store.root / _FOLDER).glob("*.json") if not path.name.startswith(".")
     )
 
 
 def read_record(store: Store, name: str) -> SweepRecord:
-    """Returns what is kept of a sweep, one of ``list_records``. Raises ``UserError`` when the
-    file is damaged."""
+    """Returns the record of a sweep, one of ``list_records``. Raises ``UserError`` for a damaged
+    file."""
     path = _path(store, name)
     try:
         return SweepRecord.model_validate(json.loads(path.read_text(encoding="utf-8")))

@@ -1,7 +1,8 @@
 """Writes the report of a sweep: ``table.csv``, ``table.md``, figures and one self-contained
 ``index.html``.
 
-A report is a view of the store and can be made again at any time, also while the sweep still runs.
+A report is computed from the store alone. It can be written again at any time, also while the sweep
+still runs.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from speechft_ray.core.errors import UserError
@@ -20,85 +22,92 @@ from speechft_ray.report.figure import (
     draw_tasks_by_alpha,
 )
 from speechft_ray.report.intervals import TestSets
+from speechft_ray.report.lines import TableLine, add_intervals, add_leaks, group_rows
 from speechft_ray.report.page import PageContent, render_page
 from speechft_ray.report.search_section import make_search_files
 from speechft_ray.report.search_summary import SearchResults
-from speechft_ray.report.summary import add_intervals, add_leaks, group_rows
 from speechft_ray.report.table import csv_table, markdown_table
 from speechft_ray.sweep.protocols import Curve, EncoderRow, Leak, SweepInfo
 
 PAGE = "index.html"
 
 
-def write_report(folder: Path, findings: ReportData) -> Path:
-    """Writes every file of the report into the folder and returns the path of its page.
-
-    Each file is replaced by one rename, the page last: a reader sees the old file or the whole new
-    one. A figure for which there is no data yet is not written, and one left from an earlier report
-    is removed. Raises ``UserError`` when the folder cannot be written.
-    """
-    lines = group_rows(findings.rows, expected=findings.references, chosen=findings.chosen)
-    lines = add_leaks(add_intervals(lines, findings.tests, findings.references), findings.leaks)
-    search, section = make_search_files(findings.search)
-    figures = {
-        "alpha_curve": draw_alpha_curve(lines),
-        "tasks_by_alpha": draw_tasks_by_alpha(lines),
-        "learning_curves": draw_learning_curves(findings.curves),
-        "published_comparison": draw_paper_comparison(lines),
-    }
-    content = PageContent(
-        sweep=findings.sweep,
-        lines=lines,
-        failures=findings.failures,
-        references=findings.references,
-        how_to_open=findings.how_to_open,
-        versions=findings.versions,
-        search=section,
-        **figures,
-    )
-    files: dict[str, bytes | None] = {f"{name}.png": image for name, image in figures.items()}
-    files |= search
-    files["table.csv"] = csv_table(lines).encode("utf-8", "replace")
-    files["table.md"] = markdown_table(
-        findings.sweep.name, lines, findings.failures, findings.references
-    ).encode("utf-8", "replace")
-    files[PAGE] = render_page(content).encode("utf-8", "replace")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, content_bytes in files.items():
-            _replace(folder / name, content_bytes)
-    except OSError as error:
-        raise UserError(
-            f"the report folder `{folder}` cannot be written ({error.strerror}): give another folder."
-        ) from None
-    return folder / PAGE
-
-
 @dataclass(frozen=True, kw_only=True)
 class ReportData:
-    """What a report is made of, read from the store."""
+    """Everything that a report shows, read from the store."""
 
     sweep: SweepInfo
     rows: Sequence[EncoderRow]
     curves: Sequence[Curve] = ()
     failures: Sequence[Outcome] = ()
-    """Units that failed in the last run; they are named in the report, never left out."""
+    """Jobs that failed in the last run; the report names all of them."""
     references: Mapping[str, tuple[float, float]] = field(default_factory=dict)
-    """Metric name to the values that count as 0 and as 1000 in the score; also the metrics every
-    encoder should have."""
+    """Metric name to the values that count as 0 and as 1000 in the score; also the metrics that
+    every encoder should have."""
     how_to_open: str = ""
-    """The sentence that tells how to open the tracker (``Tracker.how_to_open``)."""
+    """One sentence per tracker (``Tracker.how_to_open``)."""
     versions: Mapping[str, str] = field(default_factory=dict)
-    """Name to version of what computed the results."""
+    """Name to version of the packages that computed the results."""
     tests: Mapping[str, TestSets] = field(default_factory=dict)
-    """What was counted on test of each merged encoder, by its key
-    (``report.intervals.read_counts``)."""
+    """Counts on test of each merged encoder, by its key (``report.intervals.read_counts``)."""
     leaks: Mapping[str, Sequence[Leak]] = field(default_factory=dict)
-    """What fine-tuning has seen of the test sets, by merged encoder."""
-    chosen: str | None = None
-    """The merged encoder that a search chose (``Plan.winner``)."""
+    """Overlaps of fine-tuning data with test sets, by merged encoder."""
+    winner: str | None = None
+    """The merged encoder that a search selected (``Plan.winner``)."""
     search: SearchResults | None = None
-    """Of a sweep that searched its merges."""
+    """Results of the search, for a sweep that searched its merges."""
+
+    @cached_property
+    def lines(self) -> list[TableLine]:
+        """The lines of the result table, with intervals and leaks; computed once for all formats."""
+        lines = group_rows(self.rows, expected=self.references, winner=self.winner)
+        return add_leaks(add_intervals(lines, self.tests, self.references), self.leaks)
+
+
+def write_report(folder: Path, data: ReportData) -> Path:
+    """Writes every file of the report into the folder and returns the path of its page.
+
+    Each file is replaced by one rename, the page last: a reader sees the old file or the whole new
+    one. A figure without data is not written, and one of an earlier report is removed. Raises
+    ``UserError`` when the folder cannot be written.
+    """
+    search_files, search = make_search_files(data.search)
+    figures = {
+        "alpha_curve": draw_alpha_curve(data.lines),
+        "tasks_by_alpha": draw_tasks_by_alpha(data.lines),
+        "learning_curves": draw_learning_curves(data.curves),
+        "published_comparison": draw_paper_comparison(data.lines),
+    }
+    page = render_page(
+        PageContent(
+            sweep=data.sweep,
+            lines=data.lines,
+            failures=data.failures,
+            references=data.references,
+            how_to_open=data.how_to_open,
+            versions=data.versions,
+            search=search,
+            **figures,
+        )
+    )
+    table = markdown_table(data.sweep.name, data.lines, data.failures, data.references)
+    files: dict[str, bytes | None] = {
+        **{f"{name}.png": image for name, image in figures.items()},
+        **search_files,
+        "table.csv": csv_table(data.lines).encode("utf-8", "replace"),
+        "table.md": table.encode("utf-8", "replace"),
+        PAGE: page.encode("utf-8", "replace"),
+    }
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, content in files.items():
+            _replace(folder / name, content)
+    except OSError as error:
+        raise UserError(
+            f"the report folder `{folder}` cannot be written ({error.strerror}): "
+            "give another folder."
+        ) from None
+    return folder / PAGE
 
 
 def _replace(path: Path, content: bytes | None) -> None:

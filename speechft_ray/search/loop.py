@@ -69,13 +69,8 @@ def open_evaluator(plan: SearchPlan, store: Store) -> TrialEvaluator | None:
     score_references = read_references(plan.controls, store, "dev")
     if not row.complete or (plan.controls.baseline and not score_references):
         return None
-    pretrained = {
-        name.removeprefix("dev."): value
-        for name, value in row.metrics.items()
-        if name.startswith("dev.")
-    }
     return TrialEvaluator(
-        search=plan.search, tasks=plan.tasks, references=score_references, pretrained=pretrained
+        search=plan.search, tasks=plan.tasks, references=score_references, pretrained=row.dev
     )
 
 

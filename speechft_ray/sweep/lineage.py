@@ -1,5 +1,5 @@
-"""Where a merged encoder comes from: the merges of a chain, back to the pre-trained encoder, as the
-store remembers them."""
+"""Reads the lineage of a merged encoder from the store: the merges of its chain, back to the
+pre-trained encoder."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from speechft_ray.core.store import Store
 
 
 def read_lineage(store: Store, encoder: str) -> list[dict[str, Any]]:
-    """Returns the recipes of an encoder and of all that it starts from, the earliest first; none
-    for a pre-trained one."""
+    """Returns the merge recipes from the pre-trained encoder to this one, the earliest first.
+
+    The list is empty for a pre-trained encoder.
+    """
     recipes: list[dict[str, Any]] = []
     while store.is_complete("merge", encoder):
         facts = store.manifest("merge", encoder)
@@ -23,7 +25,7 @@ def read_lineage(store: Store, encoder: str) -> list[dict[str, Any]]:
 
 
 def find_pretrained(store: Store, base: str) -> str:
-    """Returns the fingerprint of the pre-trained encoder that a chain began with, given the base of
+    """Returns the fingerprint of the pre-trained encoder at the start of a chain, from the base of
     its last merge."""
     recipes = read_lineage(store, base)
     return str(recipes[0]["base"]) if recipes else base

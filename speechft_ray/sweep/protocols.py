@@ -1,31 +1,32 @@
-"""What a sweep is handed: how to perform a job, where to run jobs, and who else wants to know."""
+"""Interfaces of a sweep (``Perform``, ``Executor``, ``Tracker``) and the records that pass through
+them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from speechft_ray.core.records import Job, Outcome, Place
 
 ReportProgress = Callable[[Mapping[str, float]], None]
-"""Called from inside a running job with ``{"done": .., "total": ..}`` and, while tuning, any curve
-values at ``done``."""
+"""A running job calls it with ``{"done": .., "total": ..}``; a fine-tuning run adds the values of its
+learning curve at ``done``."""
 
 
 class Perform(Protocol):
-    """Does one job and publishes its result in the store; returns its facts. Raises on failure.
+    """Performs one job, publishes its result in the store and returns its facts. Raises on failure.
 
-    Must be a module-level function, so that it can be sent to a worker by name. Performing a
-    complete job returns its facts.
+    It must be a module-level function, so that a worker can import it by name. Performing a
+    complete job only returns its facts.
     """
 
     def __call__(self, job: Job, place: Place, report: ReportProgress) -> Mapping[str, Any]: ...
 
 
 class Progress(NamedTuple):
-    """How far a running job is; ``total`` is 0 while unknown. ``values`` are the last curve
-    values."""
+    """Progress of a running job; ``total`` is 0 while unknown. ``values``: latest of its curve."""
 
     done: float
     total: float
@@ -33,32 +34,35 @@ class Progress(NamedTuple):
 
 
 class Executor(Protocol):
-    """Runs jobs somewhere. Never decides which."""
+    """Runs the jobs that are submitted, in this process or on a cluster."""
 
     def submit(self, job: Job) -> None:
         """Queues a job whose needs are complete. Returns at once."""
         ...
 
     def outcomes(self, timeout_seconds: float) -> list[Outcome]:
-        """Waits until at least one job ended, or the time is over, and returns what ended since the
-        last call."""
+        """Waits until at least one job ended, at most ``timeout_seconds``; returns the outcomes since
+        the last call."""
         ...
 
     def slots(self, job: Job) -> int:
-        """How many jobs like this one can run at once, as far as is known now; at least 1."""
+        """Returns how many jobs like this one can run at once, as estimated now; at least 1."""
         ...
 
     def progress(self) -> Mapping[str, Progress]:
-        """The jobs that run now, by fingerprint, with their latest progress."""
+        """Returns the latest progress of the jobs that run now, by fingerprint."""
         ...
 
     def stop(self) -> None:
-        """Ends running jobs and gives resources back. Unfinished tuning keeps its last checkpoint.
-        May be called twice."""
+        """Ends running jobs and releases resources. Unfinished fine-tuning keeps its last checkpoint.
+
+        May be called twice.
+        """
         ...
 
 
-class EncoderRow(NamedTuple):
+@dataclass(frozen=True, kw_only=True)
+class EncoderRow:
     """One merged encoder in the table of one sweep, read from the store."""
 
     key: str
@@ -68,17 +72,31 @@ class EncoderRow(NamedTuple):
     params: Mapping[str, str | float | int]
     """What varies: ``alpha``, ``method``, ``finetune``, ``seed``, ``anchor_penalty`` and the
     method's parameters."""
-    metrics: Mapping[str, float]
-    """Test metrics by metric name, and ``score``; dev metrics as ``dev.<name>`` and
-    ``dev.score``."""
+    test: Mapping[str, float] = field(default_factory=dict)
+    """Test metrics by metric name, and ``score``; means over probe seeds."""
+    dev: Mapping[str, float] = field(default_factory=dict)
+    """Dev metrics by metric name, and ``score``; means over probe seeds."""
+    spread: Mapping[str, float] = field(default_factory=dict)
+    """Sample standard deviations of ``test`` over probe seeds; absent where there is one seed."""
+    extra: Mapping[str, float] = field(default_factory=dict)
+    """Other numbers of this encoder. Trackers log them under these names; tables leave them out."""
     complete: bool
-    """Whether every evaluation of this encoder is in."""
+    """Whether every evaluation of this encoder is in the store."""
     stopped: str | None = None
-    """Why it will not be complete: a run that it needs was stopped early."""
+    """Why it will not be complete: a fine-tuning run that it needs was stopped early."""
+
+    def flat(self) -> dict[str, float]:
+        """Returns all numbers under one name each: ``pr.per``, ``spread.pr.per``, ``dev.pr.per``."""
+        return {
+            **self.test,
+            **{f"spread.{name}": value for name, value in self.spread.items()},
+            **{f"dev.{name}": value for name, value in self.dev.items()},
+            **self.extra,
+        }
 
 
 class Leak(NamedTuple):
-    """What a fine-tuning has seen of the test set of a task."""
+    """Overlap of the fine-tuning data of a run with the test set of a task."""
 
     finetune: str
     task: str
@@ -86,14 +104,17 @@ class Leak(NamedTuple):
     of_utterances: int
     speakers: int
     of_speakers: int
-    """0 where the speakers of both cannot be compared."""
+    """0 where the speakers of the two corpora cannot be compared."""
 
     def sentence(self) -> str:
-        """Returns the leak in words."""
-        voices = (
+        """Returns the leak as one sentence without a full stop."""
+        speakers = (
             f" and {self.speakers} of its {self.of_speakers} speakers" if self.of_speakers else ""
         )
-        return f"{self.finetune} was tuned on {self.utterances} of the {self.of_utterances} test utterances of {self.task}{voices}"
+        return (
+            f"{self.finetune} was tuned on {self.utterances} of the {self.of_utterances} "
+            f"test utterances of {self.task}{speakers}"
+        )
 
 
 class Curve(NamedTuple):
@@ -106,51 +127,52 @@ class Curve(NamedTuple):
 
 
 class SweepInfo(NamedTuple):
-    """What a tracker needs to know of the sweep as a whole."""
+    """Identity and facts of a whole sweep, for trackers and reports."""
 
     key: str
-    """Fingerprint of the whole plan: a repeated or resumed sweep has the same."""
+    """Fingerprint of the plan; a repeated or resumed sweep has the same one."""
     name: str
     params: Mapping[str, str | float | int]
 
 
 class Tracker(Protocol):
-    """A view of the results elsewhere. Every call may be repeated: the same key is the same row,
-    never a second one.
+    """Logs the results of a sweep to another system. Every call may be repeated: equal keys are one
+    entry, never two.
 
-    Calls raise ``TrackerDown`` when the other side does not answer; nothing is lost, since the
-    store has it all.
+    Calls raise ``TrackerDown`` when that system does not answer. Nothing is lost, since the store
+    has all results.
     """
 
     def start(self, sweep: SweepInfo) -> None:
-        """Finds or opens the view of this sweep."""
+        """Finds or creates the entry of this sweep."""
         ...
 
     def log_curve(self, curve: Curve) -> None:
-        """Adds or completes one learning curve."""
+        """Logs one learning curve, or the points that are new in it."""
         ...
 
     def log_encoder(self, row: EncoderRow) -> None:
-        """Adds or completes one merged encoder."""
+        """Logs one merged encoder, or the metrics that are new in it."""
         ...
 
     def register_model(self, row: EncoderRow, folder: Path) -> None:
-        """Registers the encoder that the sweep chose, whose files lie in ``folder``; a later one
-        takes its place."""
+        """Registers the selected encoder, whose files are in ``folder``; a later one replaces it."""
         ...
 
     def finish(
         self, report: Path | None, score_by_alpha: Sequence[tuple[float, float]], status: str
     ) -> None:
-        """Attaches the report folder and the alpha curve; ``status`` is ``finished``, ``failed`` or
-        ``stopped``."""
+        """Attaches the report folder and the scores by alpha, and ends the entry of the sweep.
+
+        ``score_by_alpha``: pairs ``(alpha, score)``. ``status``: ``finished``, ``failed`` or
+        ``stopped``.
+        """
         ...
 
     def how_to_open(self) -> str:
-        """The sentence that tells a person how to open this view."""
+        """Returns one sentence for people: how to open this tracker."""
         ...
 
 
 class TrackerDown(Exception):
-    """The other side of a tracker does not answer; the message says which and how to send the
-    results later."""
+    """The system behind a tracker does not answer. The message says which one, and the cause."""

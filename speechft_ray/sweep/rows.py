@@ -1,10 +1,10 @@
-"""The table's content, read from the store alone: one row per merged encoder, with scores, and the
-learning curves."""
+"""Reads the results of a sweep from the store: one row per merged encoder, and learning curves."""
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from speechft_ray.core.metrics import METRICS
 from speechft_ray.core.records import Score, read_scores
@@ -27,11 +27,14 @@ def read_references(plan: Plan, store: Store, split: str = "test") -> References
     """
     if not plan.baseline:
         return paper_references(_metric_names(plan))
-    found = [_read_scores(store, key) for key in plan.baseline]
-    if any(not scores for scores in found):
+    evaluations = [_read_scores(store, key) for key in plan.baseline]
+    if not all(evaluations):
         return {}
     zero = {
-        score.metric: score.mean for scores in found for score in scores if score.split == split
+        score.metric: score.mean
+        for scores in evaluations
+        for score in scores
+        if score.split == split
     }
     return {
         name: (value, plan.spec.score.topline[name])
@@ -41,63 +44,66 @@ def read_references(plan: Plan, store: Store, split: str = "test") -> References
 
 
 def read_rows(plan: Plan, store: Store) -> list[EncoderRow]:
-    """Returns every row of the plan, in plan order, with what is in the store by now."""
+    """Returns every row of the plan, in plan order, with the scores that are in the store."""
     by_split = {split: read_references(plan, store, split) for split in ("test", "dev")}
     stopped = read_stopped_jobs(plan, store)
-    found = [_read_row(planned, store, by_split) for planned in plan.rows]
-    return [row if row.complete else row._replace(stopped=stopped.get(row.key)) for row in found]
+    rows = [_read_row(planned, store, by_split) for planned in plan.rows]
+    return [row if row.complete else replace(row, stopped=stopped.get(row.key)) for row in rows]
 
 
 def read_curves(plan: Plan, store: Store) -> list[Curve]:
     """Returns the learning curves of the fine-tuning runs that are complete."""
-    found = []
+    curves = []
     for job in plan.of_stage("finetune"):
         if store.is_complete("finetune", job.fingerprint):
             points = store.manifest("finetune", job.fingerprint).get("curve", [])
             spec = FinetuneSpec.model_validate(job.payload["spec"])
-            params: dict[str, str | float | int] = {
-                "finetune": str(job.payload["title"]),
-                "seed": spec.seed,
-            }
-            found.append(
+            curves.append(
                 Curve(
-                    job.fingerprint, job.label, params, [(step, values) for step, values in points]
+                    key=job.fingerprint,
+                    title=job.label,
+                    params={"finetune": str(job.payload["title"]), "seed": spec.seed},
+                    points=[(step, values) for step, values in points],
                 )
             )
-    return found
+    return curves
 
 
 def _read_row(planned: PlannedRow, store: Store, by_split: Mapping[str, References]) -> EncoderRow:
-    found = [_read_scores(store, key) for key in planned.evaluations]
-    complete = all(found)
-    metrics: dict[str, float] = {}
-    for split, prefix in (("test", ""), ("dev", "dev.")):
-        scores = [score for scores in found for score in scores if score.split == split]
-        metrics |= {prefix + score.metric: score.mean for score in scores}
-        if complete and by_split[split]:
-            metrics[f"{prefix}score"] = superb_score(
-                {score.metric: score.mean for score in scores}, by_split[split]
-            )
-        if split == "test":
-            metrics |= _spreads(scores, by_split[split] if complete else {})
-    return EncoderRow(planned.key, planned.title, planned.params, metrics, complete)
+    evaluations = [_read_scores(store, key) for key in planned.evaluations]
+    complete = all(evaluations)
+    scores = [score for of_task in evaluations for score in of_task]
+    test, dev = ([score for score in scores if score.split == split] for split in ("test", "dev"))
+    return EncoderRow(
+        key=planned.key,
+        title=planned.title,
+        params=planned.params,
+        test=_means(test, by_split["test"] if complete else {}),
+        dev=_means(dev, by_split["dev"] if complete else {}),
+        spread=_spreads(test, by_split["test"] if complete else {}),
+        complete=complete,
+    )
 
 
-def _spreads(scores: Sequence[Score], known: References) -> dict[str, float]:
+def _means(scores: Sequence[Score], references: References) -> dict[str, float]:
+    """Means over the probe seeds, per metric, and their score where there are references."""
+    means = {score.metric: score.mean for score in scores}
+    return {**means, "score": superb_score(means, references)} if references else means
+
+
+def _spreads(scores: Sequence[Score], references: References) -> dict[str, float]:
     """Sample standard deviations over the probe seeds, per metric and of the score itself."""
-    found = {
-        f"spread.{score.metric}": statistics.stdev(score.values)
-        for score in scores
-        if len(score.values) > 1
+    spreads = {
+        score.metric: statistics.stdev(score.values) for score in scores if len(score.values) > 1
     }
     counts = {len(score.values) for score in scores}
-    if known and len(counts) == 1 and min(counts) > 1:
+    if references and len(counts) == 1 and min(counts) > 1:
         per_seed = [
-            superb_score({score.metric: score.values[i] for score in scores}, known)
+            superb_score({score.metric: score.values[i] for score in scores}, references)
             for i in range(min(counts))
         ]
-        found["spread.score"] = statistics.stdev(per_seed)
-    return found
+        spreads["score"] = statistics.stdev(per_seed)
+    return spreads
 
 
 def _read_scores(store: Store, key: str) -> list[Score]:

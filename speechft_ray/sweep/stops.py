@@ -1,8 +1,7 @@
-"""Fine-tuning runs that were stopped early on purpose, as the store remembers them: they are no
-failures and are not repeated.
+"""Records which fine-tuning runs a stop rule ended early. They are no failures and are not repeated.
 
-A stop counts for a run and a rule. A sweep without ``stop_tuning``, or with another rule, goes on
-with the run from its last saved state.
+A record belongs to one run and one rule. A sweep without ``stop_tuning``, or with another rule,
+resumes the run from its last checkpoint.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ STAGE = "stopped"
 
 
 def mark_stopped(store: Store, job: Job, outcome: Outcome) -> None:
-    """Keeps that a run was stopped, and why."""
+    """Records in the store that a run was stopped early, and why."""
     with store.publish(
         STAGE,
         stop_key(job),
@@ -27,19 +26,19 @@ def mark_stopped(store: Store, job: Job, outcome: Outcome) -> None:
 
 
 def read_stopped_jobs(plan: Plan, store: Store) -> dict[str, str]:
-    """Returns why a job is not done, for each that is a stopped run or needs one, by
-    fingerprint."""
-    found: dict[str, str] = {}
+    """Returns, by fingerprint, the reason why a job will not run: it was stopped early, or it needs
+    a run that was."""
+    reasons: dict[str, str] = {}
     if plan.spec.stop_tuning is None:
-        return found
+        return reasons
     for key, job in plan.jobs.items():  # needs come first
-        reason = next((found[need] for need in job.needs if need in found), None)
+        reason = next((reasons[need] for need in job.needs if need in reasons), None)
         if reason is None and "stop" in job.payload and store.is_complete(STAGE, stop_key(job)):
             facts = store.manifest(STAGE, stop_key(job))
             reason = f"{facts['label']} was {facts['why']}"
         if reason is not None and not store.is_complete(job.stage, key):
-            found[key] = reason
-    return found
+            reasons[key] = reason
+    return reasons
 
 
 def stop_key(job: Job) -> str:

@@ -1,5 +1,4 @@
-"""What tables and progress lines call a merge and a fine-tuning run: what can vary, under short
-names."""
+"""Titles of merges and fine-tuning runs in tables and progress lines, and their parameters."""
 
 from __future__ import annotations
 
@@ -16,13 +15,11 @@ Params = Mapping[str, str | float | int]
 def row_params(
     merge: MergeSpec, donors: Sequence[Tuning], varying: Mapping[str, set[str]]
 ) -> Params:
-    """Returns what a row of the table says of its merge: what can vary, under short names."""
+    """Returns the parameters of one row of the table: those that can vary, under short names."""
     params: dict[str, str | float | int] = {"method": merge.method, "alpha": merge.alpha}
-    params |= {
-        name: shown
-        for name, shown in ((name, _shown(value)) for name, value in merge.params.items())
-        if shown is not None
-    }
+    for name, value in merge.params.items():
+        if (cell := _table_value(value)) is not None:
+            params[name] = cell
     params["finetune"] = "+".join(dict.fromkeys(run.title for run in donors))
     if merge.checkpoint != "best":
         params["at"] = merge.checkpoint
@@ -36,43 +33,42 @@ def row_params(
 
 
 def varying_fields(runs: Sequence[Tuning]) -> dict[str, set[str]]:
-    """By title of the run: the dotted fields, other than the seed, whose values differ between runs
-    of that title."""
+    """Returns, by title of the run, the dotted fields whose values differ between runs of that
+    title; the seed is left out."""
     varying: dict[str, set[str]] = {}
     for title in {run.title for run in runs}:
-        same = [run.leaves() for run in runs if run.title == title]
-        paths = set().union(*same) - {"seed"}
-        varying[title] = {path for path in paths if len({leaves.get(path) for leaves in same}) > 1}
+        leaves = [run.leaves() for run in runs if run.title == title]
+        paths = set().union(*leaves) - {"seed"}
+        varying[title] = {path for path in paths if len({run.get(path) for run in leaves}) > 1}
     return varying
 
 
 def row_title(params: Params) -> str:
-    """Returns the parameters of a row as its title."""
+    """Returns the title of a row: its parameters as text."""
     return " ".join(_title_part(name, value) for name, value in params.items())
 
 
 def run_label(run: Tuning) -> str:
-    """Returns what progress lines call a run: ``finetune pr>sid after_alpha=0.25 seed=0``."""
-    start = [f"after_alpha={number_text(run.spec.after.alpha)}"] if run.spec.after else []
-    penalty = [f"lambda={number_text(run.spec.anchor_penalty)}"] if run.spec.anchor_penalty else []
+    """Returns the label of a run in progress lines: ``finetune pr>sid after_alpha=0.25 seed=0``."""
+    start = [f"after_alpha={format_value(run.spec.after.alpha)}"] if run.spec.after else []
+    penalty = [f"lambda={format_value(run.spec.anchor_penalty)}"] if run.spec.anchor_penalty else []
     return " ".join(["finetune", run.title, *start, *penalty, f"seed={run.spec.seed}"])
 
 
-def number_text(value: str | float | int) -> str:
+def format_value(value: str | float | int) -> str:
     """Returns a value as titles show it: ``0.25``, ``1e-05``."""
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _shown(value: JsonValue) -> str | float | int | None:
-    """A parameter of a merge as a row shows it: a list, of weights or of factors per layer, as one
-    text; no mapping."""
+def _table_value(value: JsonValue) -> str | float | int | None:
+    """Returns a parameter of a merge as a table cell: a list as one text, ``None`` for a mapping."""
     if isinstance(value, list):
         return ",".join(
-            number_text(item) if isinstance(item, str | float | int) else str(item)
+            format_value(item) if isinstance(item, str | float | int) else str(item)
             for item in value
         )
     return value if isinstance(value, str | float | int) else None
 
 
 def _title_part(name: str, value: str | float | int) -> str:
-    return str(value) if name in ("method", "finetune") else f"{name}={number_text(value)}"
+    return str(value) if name in ("method", "finetune") else f"{name}={format_value(value)}"

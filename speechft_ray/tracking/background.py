@@ -1,4 +1,4 @@
-"""Any tracker in a thread of its own, so that a sweep never waits for it."""
+"""Runs a tracker in a thread of its own, so that a sweep never waits for it."""
 
 from __future__ import annotations
 
@@ -15,11 +15,10 @@ minute."""
 
 
 class BackgroundTracker:
-    """Queues calls to a tracker and returns at once; only ``finish`` waits.
+    """Queues the calls to a tracker and returns at once; only ``finish`` waits.
 
-    When the tracker is down, the calls that wait are dropped and the next call raises its
-    ``TrackerDown``, once: who calls then tells everything again later, as every call may be
-    repeated.
+    When the tracker raises, the queued calls are dropped and the next call raises that error, once.
+    The caller then repeats all calls later, as a ``Tracker`` allows.
     """
 
     def __init__(self, tracker: Tracker, finish_seconds: float = FINISH_SECONDS) -> None:
@@ -30,38 +29,39 @@ class BackgroundTracker:
         self._thread: threading.Thread | None = None
 
     def start(self, sweep: SweepInfo) -> None:
-        """Opens the view, later. The first call of a run, and the first after a ``TrackerDown``."""
+        """Queues ``start``: the first call of a run, and the first after a ``TrackerDown``."""
         self._enqueue(lambda: self._tracker.start(sweep))
 
     def log_curve(self, curve: Curve) -> None:
-        """Sends one learning curve, later."""
+        """Queues one learning curve."""
         self._enqueue(lambda: self._tracker.log_curve(curve))
 
     def log_encoder(self, row: EncoderRow) -> None:
-        """Sends one merged encoder, later."""
+        """Queues one merged encoder."""
         self._enqueue(lambda: self._tracker.log_encoder(row))
 
     def register_model(self, row: EncoderRow, folder: Path) -> None:
-        """Registers the chosen encoder, later."""
+        """Queues the registration of the selected encoder."""
         self._enqueue(lambda: self._tracker.register_model(row, folder))
 
     def finish(
         self, report: Path | None, score_by_alpha: Sequence[tuple[float, float]], status: str
     ) -> None:
-        """Waits until everything is sent. Raises ``TrackerDown`` when something was not, or not in
-        time."""
+        """Waits until all queued calls are made. Raises what one of them raised, and ``TrackerDown``
+        after ``finish_seconds``."""
         done = threading.Event()
         points = list(score_by_alpha)
         self._enqueue(lambda: self._tracker.finish(report, points, status))
         self._calls.put(done.set)
         if not done.wait(self._finish_seconds):
             raise TrackerDown(
-                f"{self._tracker.how_to_open()} It is still being written after {self._finish_seconds:g} s."
+                f"{self._tracker.how_to_open()} It is still being written after "
+                f"{self._finish_seconds:g} s."
             )
         self._raise_error()
 
     def how_to_open(self) -> str:
-        """The sentence of the tracker itself."""
+        """Returns the sentence of the tracker itself."""
         return self._tracker.how_to_open()
 
     def _enqueue(self, call: Callable[[], None]) -> None:
@@ -77,10 +77,10 @@ class BackgroundTracker:
 
     def _attempt(self, call: Callable[[], None]) -> None:
         if self._error is not None:
-            return  # dropped: told again after the error was raised
+            return  # dropped: the caller repeats it after the error was raised
         try:
             call()
-        except Exception as error:  # a bug must not die unseen in this thread either
+        except Exception as error:  # also a bug of the tracker: raised in the caller's thread
             self._error = error
 
     def _raise_error(self) -> None:

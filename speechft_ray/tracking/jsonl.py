@@ -1,5 +1,4 @@
-"""A tracker that is a file: one JSON object per line, only ever added to, readable with any tool
-and without any server."""
+"""Tracker that appends to a log file, one JSON object per line; it needs no server."""
 
 from __future__ import annotations
 
@@ -12,37 +11,37 @@ from pathlib import Path
 from typing import Any
 
 from speechft_ray.sweep.protocols import Curve, EncoderRow, SweepInfo, TrackerDown
-from speechft_ray.tracking.base import TRACKERS
+from speechft_ray.tracking.base import TRACKERS, TrackerKind
 
 
 class JsonlTracker:
     """Writes ``<folder>/<sweep name>-<start of its fingerprint>.jsonl``.
 
     Each line has ``at`` (UTC), ``kind`` (``sweep``, ``curve``, ``encoder``, ``champion`` or
-    ``finish``), ``key`` and the content. A line is added only when it says something new of its
-    key, so the last line of a key is the state and a repeated call adds nothing.
+    ``finish``), ``key`` and the content. A line is appended only when it differs from the last one
+    of its key. The last line of a key is therefore its state, and a repeated call appends nothing.
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder.expanduser().absolute()
         self._path: Path | None = None
         self._key = ""
-        self._known: dict[tuple[str, str], str] = {}
+        self._last_lines: dict[tuple[str, str], str] = {}
 
     def start(self, sweep: SweepInfo) -> None:
-        """Opens the log of this sweep and reads what is in it."""
+        """Opens the log of this sweep and reads its last line of each key."""
         name = re.sub(r"[^A-Za-z0-9_.-]", "-", sweep.name)
         self._path = self._folder / f"{name}-{sweep.key[:12]}.jsonl"
         self._key = sweep.key
-        with self._answering():
+        with self._as_tracker_down():
             self._folder.mkdir(parents=True, exist_ok=True)
-            self._known = {
+            self._last_lines = {
                 (line["kind"], line["key"]): _text(line) for line in read_log(self._path)
             }
         self._write("sweep", sweep.key, {"name": sweep.name, "params": dict(sweep.params)})
 
     def log_curve(self, curve: Curve) -> None:
-        """Adds the curve as it is now, unless the last line of this curve says the same."""
+        """Appends the curve, unless the last line of this curve is equal."""
         points = [[update, dict(values)] for update, values in curve.points]
         self._write(
             "curve",
@@ -51,16 +50,16 @@ class JsonlTracker:
         )
 
     def log_encoder(self, row: EncoderRow) -> None:
-        """Adds the row as it is now, unless the last line of this encoder says the same."""
+        """Appends the row, unless the last line of this encoder is equal."""
         content = {
             "params": dict(row.params),
-            "metrics": dict(row.metrics),
+            "metrics": row.flat(),
             "complete": row.complete,
         }
         self._write("encoder", row.key, {"title": row.title, **content})
 
     def register_model(self, row: EncoderRow, folder: Path) -> None:
-        """Adds which encoder was chosen and where its files lie."""
+        """Appends the selected encoder and the folder of its files."""
         self._write(
             "champion", self._key, {"encoder": row.key, "title": row.title, "folder": str(folder)}
         )
@@ -68,56 +67,58 @@ class JsonlTracker:
     def finish(
         self, report: Path | None, score_by_alpha: Sequence[tuple[float, float]], status: str
     ) -> None:
-        """Adds how the sweep ended, and where its report lies."""
+        """Appends the status of the sweep and the folder of its report."""
         points = [list(point) for point in score_by_alpha]
-        where = str(report) if report else None
+        folder = str(report) if report else None
         self._write(
-            "finish", self._key, {"status": status, "report": where, "score_by_alpha": points}
+            "finish", self._key, {"status": status, "report": folder, "score_by_alpha": points}
         )
 
     def how_to_open(self) -> str:
-        """Names the file."""
-        return f"Log: {self._path or self._folder} (one JSON object per line; the last line of a key counts)."
+        """Returns a sentence with the path of the file."""
+        path = self._path or self._folder
+        return f"Log: {path} (one JSON object per line; the last line of a key counts)."
 
     def _write(self, kind: str, key: str, content: Mapping[str, Any]) -> None:
         if self._path is None:
-            raise RuntimeError("a tracker was told results before `start`")
-        says = _text(content)
-        if self._known.get((kind, key)) == says:
+            raise RuntimeError("a tracker was called before `start`")
+        text = _text(content)
+        if self._last_lines.get((kind, key)) == text:
             return
         at = datetime.now(timezone.utc).isoformat(timespec="seconds")
         line = json.dumps({"at": at, "kind": kind, "key": key, **content})
-        with self._answering(), self._path.open("a", encoding="utf-8") as file:
+        with self._as_tracker_down(), self._path.open("a", encoding="utf-8") as file:
             file.write(("" if _ends_with_newline(self._path) else "\n") + line + "\n")
-        self._known[kind, key] = says
+        self._last_lines[kind, key] = text
 
     @contextmanager
-    def _answering(self) -> Iterator[None]:
+    def _as_tracker_down(self) -> Iterator[None]:
         try:
             yield
         except OSError as error:
             raise TrackerDown(
-                f"The log `{self._path}` cannot be written ({error.strerror}): free or mend its disk."
+                f"The log `{self._path}` cannot be written ({error.strerror}): "
+                "free or mend its disk."
             ) from error
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """Returns the lines of a log in order. A last line that was cut off by a crash is left out."""
+    """Returns the lines of a log in order, without a last line that a crash cut off."""
     if not path.is_file():
         return []
-    found = []
+    lines = []
     for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             line = json.loads(text)
         except ValueError:
             continue
         if isinstance(line, dict) and "kind" in line and "key" in line:
-            found.append(line)
-    return found
+            lines.append(line)
+    return lines
 
 
 def _text(content: Mapping[str, Any]) -> str:
-    """What a line says, as text that is the same before it is written and after it is read."""
+    """Returns the content of a line as text; equal before it is written and after it is read."""
     return json.dumps(
         {name: value for name, value in content.items() if name not in ("at", "kind", "key")},
         sort_keys=True,
@@ -133,4 +134,8 @@ def _ends_with_newline(path: Path) -> bool:
         return file.read(1) == b"\n"
 
 
-TRACKERS.register("jsonl", lambda root: JsonlTracker(root / "log"))
+def _open(storage: Path, sweep: str, mlflow_uri: str | None) -> JsonlTracker:
+    return JsonlTracker(storage / "log" / sweep)
+
+
+TRACKERS.register("jsonl", TrackerKind(_open, blocks=False))

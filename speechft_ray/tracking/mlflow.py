@@ -1,9 +1,10 @@
-"""A tracker that is MLflow: one experiment per sweep name, one parent run per sweep, one child run
-per curve and encoder.
+"""Tracker that logs to MLflow: one experiment per sweep name, one parent run per sweep, one child
+run per learning curve and per merged encoder.
 
-A run is found again by its tag ``speechft.key``, never by an id that a crash could lose; times of
-metrics are fixed, so that a point that is sent twice is stored once. Only the driver writes; the
-database is thus made by one process (several that open a fresh one at a time damage it).
+A run is found again by its tag ``speechft.key``, never by an id that a crash could lose. The time
+of a metric is computed from its step, so that a point that is sent twice is stored once. Only the
+driver writes, so one process creates the database (several that open a fresh one at once damage
+it).
 """
 
 from __future__ import annotations
@@ -22,14 +23,14 @@ from typing import Any, NamedTuple
 
 from speechft_ray.core.errors import UserError
 from speechft_ray.sweep.protocols import Curve, EncoderRow, SweepInfo, TrackerDown
-from speechft_ray.tracking.base import TRACKERS
+from speechft_ray.tracking.base import TRACKERS, TrackerKind
 
 KEY, KIND, PARENT = "speechft.key", "speechft.kind", "mlflow.parentRunId"
 EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
-"""Opens the experiment's page as one of training runs, not of chat traces."""
+"""Makes MLflow show the experiment as training runs, not as chat traces."""
 
 ALIAS = "champion"
-"""Names the version of the registered model that the last run of a sweep chose:
+"""Alias of the version of the registered model that the last run of a sweep selected:
 ``models:/NAME@champion``."""
 
 STATUS = {"finished": "FINISHED", "failed": "FAILED", "stopped": "KILLED"}
@@ -39,22 +40,23 @@ BATCH_POINTS = 1000
 SETTINGS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",  # MLflow's own 7 retries hold a caller for four minutes
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",  # the default, 7 retries, takes four minutes
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # two lines for every run that ends
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # two lines per run
     "GIT_PYTHON_REFRESH": "quiet",
 }
-"""Environment that MLflow reads; what the user has set stays."""
+"""Environment variables for MLflow; one that the user has set stays."""
 
 NOTE = (
-    "One child run per merged encoder (`speechft.kind = encoder`) and per fine-tuning run (`finetune`). Charts: parallel "
-    "coordinates or scatter of `alpha` against `score`; `score_by_alpha` of this run has alpha in percent as its step."
+    "One child run per merged encoder (`speechft.kind = encoder`) and per fine-tuning run "
+    "(`finetune`). Charts: parallel coordinates or scatter of `alpha` against `score`; "
+    "`score_by_alpha` of this run has alpha in percent as its step."
 )
 
 
 class _Run(NamedTuple):
-    """What is stored of one run, so that only what is new is sent."""
+    """A run as MLflow has it, so that only new values are sent."""
 
     id: str
     status: str
@@ -63,12 +65,11 @@ class _Run(NamedTuple):
 
 
 class MlflowTracker:
-    """Writes to a database (sqlite and others) or to a server.
+    """Logs to a database (sqlite and others) or to a server.
 
     The default, with ``uri`` ``None``, is ``MLFLOW_TRACKING_URI`` or else ``mlflow.db`` in the
-    storage folder, with artifacts in ``mlartifacts`` beside it. Calls wait for MLflow, the first
-    one up to ten seconds while it makes its database: wrap this in ``BackgroundTracker`` where waiting
-    hurts.
+    storage folder ``root``, with artifacts in ``mlartifacts`` beside it. Calls wait for MLflow, the
+    first one up to ten seconds while it creates the database; ``BackgroundTracker`` avoids that.
     """
 
     def __init__(self, uri: str | None, root: Path) -> None:
@@ -79,8 +80,9 @@ class MlflowTracker:
         )
         if not re.match(r"(sqlite|postgresql|mysql|mssql)(\+\w+)?://|https?://", self._uri):
             raise UserError(
-                f"the MLflow URI `{_shown(self._uri)}` must start with http://, https://, sqlite:///, postgresql://, "
-                "mysql:// or mssql://: leave --mlflow out for a database in the storage folder."
+                f"the MLflow URI `{_without_password(self._uri)}` must start with http://, "
+                "https://, sqlite:///, postgresql://, mysql:// or mssql://: leave --mlflow out for "
+                "a database in the storage folder."
             )
         self._client: Any = None
         self._experiment = ""
@@ -89,30 +91,29 @@ class MlflowTracker:
         self._children: dict[str, _Run] = {}
 
     def start(self, sweep: SweepInfo) -> None:
-        """Finds or opens the runs of this sweep. Runs that a killed driver left open are closed."""
-        with self._answering():
+        """Finds or creates the runs of this sweep. Closes runs that a killed driver left open."""
+        with self._as_tracker_down():
             self._client = _open_client(self._uri)
             self._experiment = self._find_experiment(sweep.name)
             self._model_name = f"speechft-{sweep.name}"
-            found = self._search(f"tags.`{KEY}` = '{sweep.key}' and tags.`{KIND}` = 'sweep'")
-            parent = next(iter(found.values()), None)
+            parents = self._search(f"tags.`{KEY}` = '{sweep.key}' and tags.`{KIND}` = 'sweep'")
+            parent = next(iter(parents.values()), None)
             tags = {KEY: sweep.key, KIND: "sweep", "mlflow.note.content": NOTE}
             self._parent = parent or self._create(sweep.name, tags)
             self._children = self._search(
                 f"tags.`{PARENT}` = '{self._parent.id}' and tags.`{KEY}` != ''"
             )
             self._close_open_children()
-            self._parent = self._status(self._parent, "RUNNING")
-            self._params(self._parent, sweep.params)
+            self._parent = self._set_status(self._parent, "RUNNING")
+            self._log_params(self._parent, sweep.params)
 
     def log_curve(self, curve: Curve) -> None:
-        """Adds the points of a learning curve that are not there yet, with the update as their
-        step."""
-        with self._answering():
+        """Logs the points of a learning curve that MLflow lacks; their step is the update."""
+        with self._as_tracker_down():
             run = self._child(curve.key, curve.title, "finetune", curve.params)
             names = {name for _, values in curve.points for name in values}
             stored = {name: self._steps(run, name) for name in names if _clean(name) in run.latest}
-            self._log(
+            self._log_metrics(
                 run,
                 [
                     (name, value, step)
@@ -121,32 +122,32 @@ class MlflowTracker:
                     if step not in stored.get(name, ())
                 ],
             )
-            self._children[curve.key] = self._status(run, "FINISHED")
+            self._children[curve.key] = self._set_status(run, "FINISHED")
 
     def log_encoder(self, row: EncoderRow) -> None:
-        """Adds or completes one merged encoder. Its run stays open until every evaluation is in."""
-        with self._answering():
+        """Logs one merged encoder. Its run stays open until every evaluation is in the store."""
+        with self._as_tracker_down():
             run = self._child(row.key, row.title, "encoder", row.params)
-            values = {_metric_name(name): value for name, value in row.metrics.items()}
+            values = _metric_keys(row)
             alpha = row.params.get("alpha")
             if isinstance(alpha, (int, float)):
-                values["alpha"] = float(
-                    alpha
-                )  # the charts draw params on a scale of their own, metrics on a real one
+                # MLflow charts scale params by rank and metrics by value.
+                values["alpha"] = float(alpha)
             self._log_latest(run, values)
-            self._children[row.key] = self._status(run, "FINISHED" if row.complete else "RUNNING")
+            status = "FINISHED" if row.complete else "RUNNING"
+            self._children[row.key] = self._set_status(run, status)
 
     def register_model(self, row: EncoderRow, folder: Path) -> None:
-        """Registers the chosen encoder under the name of its experiment; the alias ``champion`` is
-        its version."""
-        parent = self._started()
-        with self._answering():
+        """Registers the selected encoder as ``speechft-<sweep name>``; the alias ``champion`` points
+        to its version."""
+        parent = self._require_parent()
+        with self._as_tracker_down():
             run = self._child(row.key, row.title, "encoder", row.params)
             name = self._model_name
             if not self._client.search_registered_models(f"name = '{name}'"):
                 self._client.create_registered_model(name, tags={KIND: "sweep"})
-            known = self._client.search_model_versions(f"name = '{name}'")
-            version = next((item for item in known if item.tags.get(KEY) == row.key), None)
+            versions = self._client.search_model_versions(f"name = '{name}'")
+            version = next((item for item in versions if item.tags.get(KEY) == row.key), None)
             if version is None:
                 self._client.log_artifacts(run.id, str(folder), "encoder")
                 tags = {KEY: row.key, PARENT: parent.id}
@@ -159,118 +160,113 @@ class MlflowTracker:
     def finish(
         self, report: Path | None, score_by_alpha: Sequence[tuple[float, float]], status: str
     ) -> None:
-        """Adds the mean score of each alpha (step: alpha in percent) and the report, and closes
-        every run."""
-        parent = self._started()
-        with self._answering():
-            if (
-                status != "stopped"
-            ):  # the means of a part would stay in the chart beside those of the whole
-                self._log(parent, self._new_scores(parent, score_by_alpha))
+        """Logs the mean score of each alpha (step: alpha in percent) and the report; ends every
+        run."""
+        parent = self._require_parent()
+        with self._as_tracker_down():
+            if status != "stopped":  # means of a part of the rows would stay in the chart
+                self._log_metrics(parent, self._new_scores(parent, score_by_alpha))
             if report is not None and report.is_dir():
                 self._client.log_artifacts(parent.id, str(report), "report")
             elif report is not None and report.is_file():
                 self._client.log_artifact(parent.id, str(report), "report")
             self._close_open_children()
-            self._parent = self._status(parent, STATUS[status])
+            self._parent = self._set_status(parent, STATUS[status])
 
     def how_to_open(self) -> str:
-        """The command or address that opens the view."""
+        """Returns the command or the address that opens the page of MLflow."""
+        uri = _without_password(self._uri)
         if self._uri.startswith("http"):
-            return f"MLflow: {_shown(self._uri).rstrip('/')}/#/experiments/{self._experiment}"
-        return f"MLflow: mlflow ui --backend-store-uri {shlex.quote(_shown(self._uri))} --host 127.0.0.1 --port 5000"
+            return f"MLflow: {uri.rstrip('/')}/#/experiments/{self._experiment}"
+        command = f"mlflow ui --backend-store-uri {shlex.quote(uri)}"
+        return f"MLflow: {command} --host 127.0.0.1 --port 5000"
 
-    def _started(self) -> _Run:
+    def _require_parent(self) -> _Run:
         if self._parent is None:
-            raise RuntimeError("a tracker was told results before `start`")
+            raise RuntimeError("a tracker was called before `start`")
         return self._parent
 
     def _find_experiment(self, name: str) -> str:
         from mlflow.exceptions import MlflowException
 
-        def known() -> Any:
-            return self._client.get_experiment_by_name(name)
-
-        found = known()
-        if found is None:
-            place = (
-                None
-                if self._uri.startswith("http")
-                else (self._root / "mlartifacts" / name).as_uri()
-            )
+        experiment = self._client.get_experiment_by_name(name)
+        if experiment is None:
+            on_server = self._uri.startswith("http")
+            artifacts = None if on_server else (self._root / "mlartifacts" / name).as_uri()
             try:
                 return str(
                     self._client.create_experiment(
-                        name, artifact_location=place, tags=EXPERIMENT_TAGS
+                        name, artifact_location=artifacts, tags=EXPERIMENT_TAGS
                     )
                 )
-            except MlflowException:  # another driver was faster
-                found = known()
-                if found is None:
+            except MlflowException:  # another driver created it in the meantime
+                experiment = self._client.get_experiment_by_name(name)
+                if experiment is None:
                     raise
-        if found.lifecycle_stage != "active":
-            self._client.restore_experiment(found.experiment_id)
-        return str(found.experiment_id)
+        if experiment.lifecycle_stage != "active":
+            self._client.restore_experiment(experiment.experiment_id)
+        return str(experiment.experiment_id)
 
     def _search(self, condition: str) -> dict[str, _Run]:
-        found: dict[str, _Run] = {}
-        extra: list[str] = []
+        """Returns the runs that meet a condition by their key; deletes later runs of equal key."""
+        runs: dict[str, _Run] = {}
+        duplicates: list[str] = []
         order, token = ["attributes.start_time ASC"], None
         while True:
             page = self._client.search_runs([self._experiment], condition, 1, 1000, order, token)
             for run in page:
                 key, info = run.data.tags[KEY], run.info
-                if key in found:
-                    extra.append(info.run_id)
+                if key in runs:
+                    duplicates.append(info.run_id)
                 else:
-                    found[key] = _Run(
+                    runs[key] = _Run(
                         info.run_id, info.status, set(run.data.params), dict(run.data.metrics)
                     )
             token = page.token
             if not token:
                 break
-        for (
-            run_id
-        ) in extra:  # the server made it, but its answer was lost, and the client asked again
+        # A duplicate arises when the answer of the server is lost and the client asks again.
+        for run_id in duplicates:
             self._client.delete_run(run_id)
-        return found
+        return runs
 
     def _create(self, title: str, tags: Mapping[str, str]) -> _Run:
         run = self._client.create_run(self._experiment, tags=dict(tags), run_name=title)
         return _Run(run.info.run_id, run.info.status, set(), {})
 
     def _child(self, key: str, title: str, kind: str, params: Mapping[str, object]) -> _Run:
-        parent = self._started()
+        parent = self._require_parent()
         if key not in self._children:
             self._children[key] = self._create(title, {KEY: key, KIND: kind, PARENT: parent.id})
         run = self._children[key]
-        self._params(run, params)
+        self._log_params(run, params)
         return run
 
-    def _params(self, run: _Run, params: Mapping[str, object]) -> None:
+    def _log_params(self, run: _Run, params: Mapping[str, object]) -> None:
         from mlflow.entities import Param
 
+        # MLflow refuses a second, different value of a param, so only new ones are sent.
         fresh = {
             _clean(name): value for name, value in params.items() if _clean(name) not in run.params
         }
-        if (
-            fresh
-        ):  # MLflow refuses a second, different value of a param; the key says that it is the same
+        if fresh:
             self._client.log_batch(
                 run.id, params=[Param(name, str(value)) for name, value in fresh.items()]
             )
             run.params.update(fresh)
 
     def _log_latest(self, run: _Run, values: Mapping[str, float]) -> None:
-        """Sends the values that differ from the stored ones; a changed one gets the next step, so
-        that it is the latest."""
+        """Logs the values that differ from the stored ones; a changed one gets the next step, so
+        that MLflow takes it for the latest."""
         changed = {name: value for name, value in values.items() if run.latest.get(name) != value}
         steps = {
             name: max(self._steps(run, name), default=-1) + 1
             for name in changed
             if name in run.latest
         }
-        self._log(run, [(name, value, steps.get(name, 0)) for name, value in changed.items()])
+        self._log_metrics(
+            run, [(name, value, steps.get(name, 0)) for name, value in changed.items()]
+        )
 
     def _new_scores(
         self, parent: _Run, score_by_alpha: Sequence[tuple[float, float]]
@@ -298,7 +294,7 @@ class MlflowTracker:
             for point in self._client.get_metric_history(run.id, _clean(name))
         }
 
-    def _log(self, run: _Run, points: Sequence[tuple[str, float, int]]) -> None:
+    def _log_metrics(self, run: _Run, points: Sequence[tuple[str, float, int]]) -> None:
         from mlflow.entities import Metric
 
         finite = [
@@ -307,8 +303,7 @@ class MlflowTracker:
             if math.isfinite(value)
         ]
         for start in range(0, len(finite), BATCH_POINTS):
-            # The time is made from the step alone: the same point sent again is then the same row
-            # of the database.
+            # The time is computed from the step alone: a point sent again is the same database row.
             batch = [
                 Metric(name, value, 1000 * step, step)
                 for name, value, step in finite[start : start + BATCH_POINTS]
@@ -316,7 +311,7 @@ class MlflowTracker:
             self._client.log_batch(run.id, metrics=batch)
         run.latest.update({name: value for name, value, _ in finite})
 
-    def _status(self, run: _Run, status: str) -> _Run:
+    def _set_status(self, run: _Run, status: str) -> _Run:
         if run.status == status:
             return run
         if status == "RUNNING":
@@ -328,17 +323,17 @@ class MlflowTracker:
     def _close_open_children(self) -> None:
         for key, run in self._children.items():
             if run.status == "RUNNING":
-                self._children[key] = self._status(run, "KILLED")
+                self._children[key] = self._set_status(run, "KILLED")
 
     @contextmanager
-    def _answering(self) -> Iterator[None]:
+    def _as_tracker_down(self) -> Iterator[None]:
         try:
             yield
-        except _failures() as error:
-            where = _shown(self._uri)
-            first = " ".join(str(error).replace(self._uri.rstrip("/"), where).split())[:200]
+        except _mlflow_errors() as error:
+            uri = _without_password(self._uri)
+            reason = " ".join(str(error).replace(self._uri.rstrip("/"), uri).split())[:200]
             raise TrackerDown(
-                f"MLflow at `{where}` does not take results ({type(error).__name__}: {first})."
+                f"MLflow at `{uri}` does not take results ({type(error).__name__}: {reason})."
             ) from error
 
 
@@ -347,47 +342,53 @@ def _open_client(uri: str) -> Any:
         os.environ.setdefault(name, value)
     from mlflow.tracking import MlflowClient
 
+    # Else they log every migration of a fresh database and every retry.
     for name in ("mlflow", "alembic", "urllib3.connectionpool"):
-        logging.getLogger(name).setLevel(
-            logging.ERROR
-        )  # every migration of a fresh database, every retry
+        logging.getLogger(name).setLevel(logging.ERROR)
     path = Path(uri.removeprefix("sqlite:///"))
     if uri.startswith("sqlite:///") and not path.exists():
-        # Made under another name: a run that is killed in these ten seconds would leave half a
-        # database, which MLflow refuses.
+        # Created under another name: a driver that is killed in these ten seconds would leave a
+        # partial database, which MLflow refuses.
         path.parent.mkdir(parents=True, exist_ok=True)
         fresh = path.with_name(f".{path.name}-{uuid.uuid4().hex[:8]}")
         MlflowClient(tracking_uri=f"sqlite:///{fresh}")
-        with suppress(FileExistsError):  # another driver was faster: its database is as good
+        with suppress(FileExistsError):  # another driver created one in the meantime
             os.link(fresh, path)
         fresh.unlink()
     return MlflowClient(tracking_uri=uri)
 
 
-def _failures() -> tuple[type[Exception], ...]:
+def _mlflow_errors() -> tuple[type[Exception], ...]:
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
 
     return (MlflowException, SQLAlchemyError, OSError)  # `requests` raises OSError's children
 
 
-def _shown(uri: str) -> str:
+def _without_password(uri: str) -> str:
     """Returns a URI without its password."""
     return re.sub(r"://([^:/@]*):[^@/]+@", r"://\1:***@", uri)
 
 
-def _metric_name(name: str) -> str:
-    return (
-        name
-        if name in ("score", "distance") or name.startswith(("dev.", "test."))
-        else f"test.{name}"
-    )
+def _metric_keys(row: EncoderRow) -> dict[str, float]:
+    """Returns the numbers of a row by MLflow key. An ``extra`` metric is logged under its name."""
+    keys = {
+        **{name if name == "score" else f"test.{name}": value for name, value in row.test.items()},
+        **{f"test.spread.{name}": value for name, value in row.spread.items()},
+        **{f"dev.{name}": value for name, value in row.dev.items()},
+        **row.extra,
+    }
+    return {_clean(key): value for key, value in keys.items()}
 
 
 def _clean(name: str) -> str:
-    """Returns a name that MLflow takes: letters, digits, ``_ - . space : /`` (mlflow
+    """Returns a name that MLflow accepts: letters, digits, ``_ - . space : /`` (mlflow
     ``utils/validation.py``)."""
     return re.sub(r"[^A-Za-z0-9_\-. :/]", "_", name)
 
 
-TRACKERS.register("mlflow", lambda root: MlflowTracker(None, root))
+def _open(storage: Path, sweep: str, mlflow_uri: str | None) -> MlflowTracker:
+    return MlflowTracker(mlflow_uri, storage)
+
+
+TRACKERS.register("mlflow", TrackerKind(_open, blocks=True))

@@ -1,5 +1,4 @@
-"""What every tracker promises: whatever is told twice is there once, and a killed writer is no
-harm."""
+"""The contract of every tracker: a repeated call adds nothing, and a killed writer does no harm."""
 
 from __future__ import annotations
 
@@ -7,37 +6,33 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from speechft_ray.sweep.protocols import Curve, EncoderRow, SweepInfo, Tracker
+from speechft_ray.sweep.protocols import Tracker
 from speechft_ray.tracking.background import BackgroundTracker
 from speechft_ray.tracking.base import TRACKERS
+from tests.tracking.records import CURVE, METRICS, POINTS, ROW, SWEEP
 from tests.tracking.storages import mlflow_storage, mlflow_template
-from tests.tracking.views import View, champion_of, view_of
+from tests.tracking.views import View, registered_encoder, view_of
 
 __all__ = ["mlflow_storage", "mlflow_template"]  # fixtures
 Open = Callable[[Path], Tracker]
 ROOT = Path(__file__).parents[2]
-SWEEP = SweepInfo("sweep-key", "alpha", {"encoder": "tiny_hubert"})
-POINTS = [(10, {"loss": 2.0, "dev": 40.0}), (20, {"loss": 1.0, "dev": 30.5})]
-CURVE = Curve("tuned-key", "narrow seed=0", {"finetune": "narrow", "seed": 0}, POINTS)
-METRICS = {"pr.per": 7.25, "dev.pr.per": 7.0, "score": 812.5}
-ROW = EncoderRow(
-    "merged-key", "linear alpha=0.25", {"alpha": 0.25, "method": "linear"}, METRICS, True
-)
 
 KILLED_WRITER = """
 import os, signal, sys
+from dataclasses import replace
 from pathlib import Path
 from speechft_ray.tracking.base import TRACKERS
-from tests.contracts.test_trackers import CURVE, ROW, SWEEP
-tracker = TRACKERS.get(sys.argv[1])(Path(sys.argv[2]))
+from tests.tracking.records import CURVE, ROW, SWEEP
+tracker = TRACKERS.get(sys.argv[1]).open(Path(sys.argv[2]), SWEEP.name, None)
 tracker.start(SWEEP)
 tracker.log_curve(CURVE._replace(points=CURVE.points[:1]))
-tracker.log_encoder(ROW._replace(metrics={"pr.per": 7.25}, complete=False))
+tracker.log_encoder(replace(ROW, test={"pr.per": 7.25}, dev={}, extra={}, complete=False))
 os.kill(os.getpid(), signal.SIGKILL)
 """
 
@@ -49,12 +44,15 @@ def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
 
 
 @pytest.fixture
-def opened(kind: str) -> Open:
+def open_tracker(kind: str) -> Open:
     """Opens the tracker as a driver does that starts."""
     name, _, background = kind.partition(" ")
-    return lambda root: (
-        BackgroundTracker(TRACKERS.get(name)(root)) if background else TRACKERS.get(name)(root)
-    )
+
+    def open_at(root: Path) -> Tracker:
+        tracker = TRACKERS.get(name).open(root, SWEEP.name, None)
+        return BackgroundTracker(tracker) if background else tracker
+
+    return open_at
 
 
 @pytest.fixture
@@ -71,7 +69,7 @@ def report(tmp_path: Path) -> Path:
     return folder
 
 
-def tell_everything(
+def log_everything(
     tracker: Tracker, report: Path | None = None, weights: Path | None = None
 ) -> None:
     tracker.start(SWEEP)
@@ -82,8 +80,8 @@ def tell_everything(
     tracker.finish(report, [(0.25, 812.5), (0.25, 800.0), (1.0, 500.0)], "finished")
 
 
-def expected(view: View) -> Mapping[str, Any]:
-    """What must be there in the end, each thing once."""
+def check_view(view: View) -> Mapping[str, Any]:
+    """Checks that everything is there once."""
     assert view.curves == {"tuned-key": {"loss": {10: 2.0, 20: 1.0}, "dev": {10: 40.0, 20: 30.5}}}
     assert {
         name: value for name, value in view.encoders["merged-key"].items() if name != "alpha"
@@ -93,53 +91,57 @@ def expected(view: View) -> Mapping[str, Any]:
     return view._asdict()
 
 
-def test_told_once(opened: Open, root: Path, report: Path) -> None:
-    tracker = opened(root)
-    tell_everything(tracker, report)
-    expected(view_of(root))
+def test_everything_is_logged(open_tracker: Open, root: Path, report: Path) -> None:
+    tracker = open_tracker(root)
+    log_everything(tracker, report)
+    check_view(view_of(root))
     assert "\n" not in tracker.how_to_open()
 
 
-def test_told_again_by_the_same_and_by_another_run(opened: Open, root: Path, report: Path) -> None:
-    tracker = opened(root)
-    tell_everything(tracker, report)
+def test_repeated_calls_by_the_same_and_by_another_run_change_nothing(
+    open_tracker: Open, root: Path, report: Path
+) -> None:
+    tracker = open_tracker(root)
+    log_everything(tracker, report)
     first = view_of(root)
-    tell_everything(tracker, report)
-    tell_everything(opened(root), report)
+    log_everything(tracker, report)
+    log_everything(open_tracker(root), report)
     assert view_of(root) == first
 
 
-def test_the_champion_is_registered_once_and_can_change(
-    opened: Open, root: Path, tmp_path: Path
+def test_the_selected_encoder_is_registered_once_and_can_change(
+    open_tracker: Open, root: Path, tmp_path: Path
 ) -> None:
     weights = tmp_path / "merged"
     weights.mkdir()
     (weights / "encoder.safetensors").write_bytes(b"weights")
     for _ in range(2):
-        tell_everything(opened(root), weights=weights)
-    assert champion_of(root) == ("merged-key", 1)
-    expected(view_of(root))
-    other = opened(root)
+        log_everything(open_tracker(root), weights=weights)
+    assert registered_encoder(root) == ("merged-key", 1)
+    check_view(view_of(root))
+    other = open_tracker(root)
     other.start(SWEEP)
-    other.register_model(ROW._replace(key="better-key"), weights)
+    other.register_model(replace(ROW, key="better-key"), weights)
     other.finish(None, [], "finished")
-    assert champion_of(root) == ("better-key", 2)
+    assert registered_encoder(root) == ("better-key", 2)
 
 
-def test_things_become_complete_later(opened: Open, root: Path) -> None:
-    tracker = opened(root)
+def test_rows_and_curves_become_complete_later(open_tracker: Open, root: Path) -> None:
+    tracker = open_tracker(root)
     tracker.start(SWEEP)
     tracker.log_curve(CURVE._replace(points=POINTS[:1]))
-    tracker.log_encoder(ROW._replace(metrics={"pr.per": 9.0, "dev.pr.per": 7.0}, complete=False))
+    tracker.log_encoder(replace(ROW, test={"pr.per": 9.0}, complete=False))
     tracker.finish(None, [(0.25, 1.0)], "stopped")
     assert (
         view_of(root).ended == "stopped" and view_of(root).encoders["merged-key"]["pr.per"] == 9.0
     )
-    tell_everything(opened(root))
-    expected(view_of(root))
+    log_everything(open_tracker(root))
+    check_view(view_of(root))
 
 
-def test_a_killed_writer_leaves_nothing_double_or_open(kind: str, opened: Open, root: Path) -> None:
+def test_a_killed_writer_leaves_nothing_double_or_open(
+    kind: str, open_tracker: Open, root: Path
+) -> None:
     if "background" in kind:
         pytest.skip("the same writer as without")
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
@@ -148,24 +150,24 @@ def test_a_killed_writer_leaves_nothing_double_or_open(kind: str, opened: Open, 
     )
     assert killed.returncode == -9
     assert view_of(root).ended == "running"
-    tell_everything(opened(root))
-    expected(view_of(root))
+    log_everything(open_tracker(root))
+    check_view(view_of(root))
 
 
-def test_sweeps_do_not_mix(opened: Open, root: Path) -> None:
+def test_sweeps_do_not_mix(open_tracker: Open, root: Path) -> None:
     """Two plans of one name share merged encoders, since these are named by what they are."""
-    tell_everything(opened(root))
-    other = opened(root)
+    log_everything(open_tracker(root))
+    other = open_tracker(root)
     other.start(SWEEP._replace(key="other-key"))
-    other.log_encoder(ROW._replace(metrics={"pr.per": 1.0}))
+    other.log_encoder(replace(ROW, test={"pr.per": 1.0}))
     other.finish(None, [], "failed")
     assert view_of(root, "other-key").encoders["merged-key"]["pr.per"] == 1.0
     assert view_of(root, "other-key").ended == "failed"
-    expected(view_of(root))
+    check_view(view_of(root))
 
 
-def test_results_before_start_are_a_bug(opened: Open, root: Path) -> None:
-    tracker = opened(root)
+def test_results_before_start_are_a_bug(open_tracker: Open, root: Path) -> None:
+    tracker = open_tracker(root)
     with pytest.raises(RuntimeError, match="before `start`"):
         tracker.log_encoder(ROW)
         tracker.finish(None, [], "finished")

@@ -12,10 +12,11 @@ import torch
 from speechft_ray.cli import main
 from speechft_ray.commands.encoders import find_merged_encoder
 from speechft_ray.core.store import Store
+from speechft_ray.report.lines import group_rows
 from speechft_ray.report.winner import select_winner
 from speechft_ray.speech.checkpoints.load import load_checkpoint, load_encoder
 from speechft_ray.speech.checkpoints.safetensors_dir import write_encoder
-from tests.report.test_write import ROWS
+from tests.report.report_data import ROWS
 from tests.speech.toy_models import toy_hubert
 
 KEYS = ("aa11111111111111", "aa22222222222222", "bb33333333333333")
@@ -41,7 +42,7 @@ def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 {"by": "speechft_ray merge", **recipe},
             )
     (store.folder("merge", KEYS[2]) / "encoder.safetensors").unlink()
-    chosen = select_winner(ROWS)
+    chosen = select_winner(group_rows(ROWS))
     assert chosen is not None
     for name, winner in (
         ("alpha", {**chosen.model_dump(mode="json"), "merge": KEYS[1]}),

@@ -22,12 +22,10 @@ import pytest
 
 from speechft_ray.sweep.protocols import EncoderRow, SweepInfo
 from speechft_ray.tracking.mlflow import MlflowTracker
+from tests.e2e.browser import BROWSER, FLAGS, needs_browser
 from tests.e2e.small_world import environment
-from tests.e2e.test_pages import BROWSER, FLAGS
 
-pytestmark = pytest.mark.skipif(
-    BROWSER is None, reason="needs chromium (Debian: apt-get install chromium)"
-)
+pytestmark = needs_browser
 
 START_SECONDS = 90.0
 
@@ -54,11 +52,11 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         }
         tracker.log_encoder(
             EncoderRow(
-                f"key-{alpha}",
-                f"linear alpha={alpha:g}",
-                params,
-                {"score": score, "pr.per": 30.0},
-                True,
+                key=f"key-{alpha}",
+                title=f"linear alpha={alpha:g}",
+                params=params,
+                test={"score": score, "pr.per": 30.0},
+                complete=True,
             )
         )
     tracker.finish(None, [(0.0, 610.0), (0.25, 655.0), (1.0, 590.0)], "finished")
@@ -117,7 +115,7 @@ def look(address: str, folder: Path, *flags: str) -> str:
     ).stdout
 
 
-def shown(address: str, folder: Path, awaited: str) -> str:
+def page_text(address: str, folder: Path, awaited: str) -> str:
     """Returns the text of a page, also as a picture that must not be blank.
 
     The page loads in pieces, and on a busy machine the browser may look too early: it looks five
@@ -136,13 +134,13 @@ def shown(address: str, folder: Path, awaited: str) -> str:
 
 def runs(server: Server) -> tuple[str, list[str]]:
     """Returns the ids of the parent and of its children."""
-    found = mlflow.MlflowClient(server.uri).search_runs(["1"])
-    parents = [run.info.run_id for run in found if "mlflow.parentRunId" not in run.data.tags]
-    return parents[0], [run.info.run_id for run in found if run.info.run_id not in parents]
+    all_runs = mlflow.MlflowClient(server.uri).search_runs(["1"])
+    parents = [run.info.run_id for run in all_runs if "mlflow.parentRunId" not in run.data.tags]
+    return parents[0], [run.info.run_id for run in all_runs if run.info.run_id not in parents]
 
 
 def test_one_parent_holds_its_children(server: Server, tmp_path: Path) -> None:
-    text = shown(f"{server.address}/#/experiments/1/runs", tmp_path, "matching runs")
+    text = page_text(f"{server.address}/#/experiments/1/runs", tmp_path, "matching runs")
     assert "alpha" in text
     assert re.search(r"4\s+matching runs", text)  # the parent and, folded below it, three children
     assert "linear alpha=0.25" not in text
@@ -150,7 +148,7 @@ def test_one_parent_holds_its_children(server: Server, tmp_path: Path) -> None:
 
 def test_runs_are_compared_by_alpha(server: Server, tmp_path: Path) -> None:
     children = urllib.parse.quote(json.dumps(runs(server)[1]))
-    text = shown(
+    text = page_text(
         f"{server.address}/#/compare-runs?runs={children}&experiments=%5B%221%22%5D",
         tmp_path,
         "Comparing 3 Runs",
@@ -162,7 +160,7 @@ def test_runs_are_compared_by_alpha(server: Server, tmp_path: Path) -> None:
 
 
 def test_the_parent_shows_the_curve(server: Server, tmp_path: Path) -> None:
-    text = shown(
+    text = page_text(
         f"{server.address}/#/experiments/1/runs/{runs(server)[0]}/model-metrics",
         tmp_path,
         "score_by_alpha",

@@ -4,7 +4,6 @@ anything."""
 from __future__ import annotations
 
 import re
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -15,24 +14,9 @@ import pytest
 from speechft_ray.core.records import Outcome
 from speechft_ray.report.write import ReportData, write_report
 from speechft_ray.sweep.protocols import Curve, EncoderRow, SweepInfo
+from tests.e2e.browser import BROWSER, FLAGS, needs_browser
 
-BROWSER = shutil.which("chromium") or shutil.which("chromium-browser")
-pytestmark = pytest.mark.skipif(
-    BROWSER is None, reason="needs chromium (Debian: apt-get install chromium)"
-)
-
-FLAGS = (
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--hide-scrollbars",
-    "--force-device-scale-factor=1",
-)
+pytestmark = needs_browser
 
 
 @pytest.fixture(scope="module")
@@ -46,11 +30,10 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]
     rows.append(
         EncoderRow(
-            "late",
-            "late",
-            {"alpha": 0.75, "method": "linear", "finetune": "phones", "seed": 0},
-            {},
-            False,
+            key="late",
+            title="late",
+            params={"alpha": 0.75, "method": "linear", "finetune": "phones", "seed": 0},
+            complete=False,
         )
     )
     curves = [
@@ -62,7 +45,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
         )
         for s in (0, 1)
     ]
-    findings = ReportData(
+    data = ReportData(
         sweep=SweepInfo(
             "3f9a1c77b2de", "<script>document.title='broken'</script>", {"encoder": "tiny"}
         ),
@@ -80,7 +63,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
         how_to_open="Open MLflow with `mlflow ui`.",
         versions={"torch": "2.10.0"},
     )
-    return write_report(tmp_path_factory.mktemp("report"), findings)
+    return write_report(tmp_path_factory.mktemp("report"), data)
 
 
 def _row(alpha: float, seed: int, score: float) -> EncoderRow:
@@ -90,14 +73,15 @@ def _row(alpha: float, seed: int, score: float) -> EncoderRow:
         "finetune": "phones",
         "seed": seed,
     }
-    metrics = {
-        "pr.per": 5 + alpha,
-        "er.accuracy": 65 - alpha,
-        "score": score,
-        "dev.score": score,
-        "spread.score": 1.0,
-    }
-    return EncoderRow(f"{alpha}-{seed}", "row", params, metrics, True)
+    return EncoderRow(
+        key=f"{alpha}-{seed}",
+        title="row",
+        params=params,
+        test={"pr.per": 5 + alpha, "er.accuracy": 65 - alpha, "score": score},
+        dev={"score": score},
+        spread={"score": 1.0},
+        complete=True,
+    )
 
 
 def browse(page: Path, folder: Path, *flags: str) -> str:

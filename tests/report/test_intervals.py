@@ -1,5 +1,5 @@
-"""Bootstrap over test utterances: against formulas, against draws made one by one, and what the
-report says of it."""
+"""The bootstrap over test utterances, against formulas and against single draws, and its place in the
+report."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,20 +18,23 @@ from speechft_ray.core.counts import COUNTS_FILE, UtteranceCounts
 from speechft_ray.core.score import superb_score
 from speechft_ray.core.specs import CorpusSpec
 from speechft_ray.core.store import Store
+from speechft_ray.report.comparison import compare_with_control, headline
 from speechft_ray.report.intervals import DRAWS, bootstrap, percentile_interval, read_counts
-from speechft_ray.report.summary import add_intervals, compare_with_control, group_rows, headline
+from speechft_ray.report.lines import add_intervals, group_rows
 from speechft_ray.report.table import csv_table
-from speechft_ray.report.write import ReportData, write_report
+from speechft_ray.report.write import write_report
 from speechft_ray.sweep.plan import Inputs, make_plan
 from speechft_ray.sweep.protocols import EncoderRow, Leak
-from tests.report.test_write import findings
+from tests.report.report_data import make_report_data
 from tests.sweep.fakes import sweep
+
+Numbers = Sequence[float] | np.ndarray[Any, Any]
 
 ACCURACY, PER = "er.accuracy", "pr.per"
 REFERENCES = {ACCURACY: (35.39, 70.68), PER: (82.01, 2.55)}
 
 
-def rights(*seeds: Sequence[float], utterances: str = "test") -> UtteranceCounts:
+def hit_counts(*seeds: Numbers, utterances: str = "test") -> UtteranceCounts:
     return UtteranceCounts(
         utterances=utterances,
         amounts={ACCURACY: tuple(tuple(map(int, seed)) for seed in seeds)},
@@ -38,9 +42,7 @@ def rights(*seeds: Sequence[float], utterances: str = "test") -> UtteranceCounts
     )
 
 
-def errors(
-    wrong: Sequence[float], tokens: Sequence[float], utterances: str = "test"
-) -> UtteranceCounts:
+def error_counts(wrong: Numbers, tokens: Numbers, utterances: str = "test") -> UtteranceCounts:
     return UtteranceCounts(
         utterances=utterances,
         amounts={PER: (tuple(map(int, wrong)),)},
@@ -49,11 +51,14 @@ def errors(
 
 
 def test_an_accuracy_has_the_interval_of_a_binomial() -> None:
-    ((found),) = bootstrap([[[[rights([1] * 320 + [0] * 80)]]]], {})
-    low, high = percentile_interval(found[ACCURACY])
+    (resampled,) = bootstrap([[[[hit_counts([1] * 320 + [0] * 80)]]]], {})
+    low, high = percentile_interval(resampled[ACCURACY])
     half = 196.0 * (0.8 * 0.2 / 400) ** 0.5
-    assert (low, high) == (pytest.approx(80 - half, abs=0.5), pytest.approx(80 + half, abs=0.5))
-    assert len(found[ACCURACY]) == DRAWS and found[ACCURACY].mean() == pytest.approx(80.0, abs=0.3)
+    assert low == pytest.approx(80 - half, abs=0.5)
+    assert high == pytest.approx(80 + half, abs=0.5)
+    assert len(resampled[ACCURACY]) == DRAWS and resampled[ACCURACY].mean() == pytest.approx(
+        80.0, abs=0.3
+    )
 
 
 def test_an_error_rate_of_utterances_of_different_length_is_covered_as_often_as_it_should() -> None:
@@ -66,8 +71,8 @@ def test_an_error_rate_of_utterances_of_different_length_is_covered_as_often_as_
     hits = 0
     for _ in range(200):
         chosen = random.integers(20_000, size=120)
-        (found,) = bootstrap([[[[errors(wrong[chosen], tokens[chosen])]]]], {})
-        low, high = percentile_interval(found[PER])
+        (resampled,) = bootstrap([[[[error_counts(wrong[chosen], tokens[chosen])]]]], {})
+        low, high = percentile_interval(resampled[PER])
         hits += low <= true <= high
     assert 178 <= hits <= 198
 
@@ -79,7 +84,7 @@ def test_two_encoders_are_drawn_together() -> None:
     better = base.copy()
     better[np.flatnonzero(base == 0)[:12]] = 1
     same, twin, other = bootstrap(
-        [[[[rights(base)]]], [[[rights(base)]]], [[[rights(better)]]]], {}
+        [[[[hit_counts(base)]]], [[[hit_counts(base)]]], [[[hit_counts(better)]]]], {}
     )
     assert np.array_equal(same[ACCURACY], twin[ACCURACY])
     low, high = percentile_interval(other[ACCURACY] - same[ACCURACY])
@@ -93,9 +98,9 @@ def test_seeds_and_encoders_of_a_line_are_averaged_first() -> None:
     random = np.random.default_rng(2)
     seeds = random.integers(0, 2, (4, 50))
     line, plain = bootstrap(
-        [[[[rights(*seeds[:2])]], [[rights(*seeds[2:])]]], [[[rights(seeds[0])]]]], {}
+        [[[[hit_counts(*seeds[:2])]], [[hit_counts(*seeds[2:])]]], [[[hit_counts(seeds[0])]]]], {}
     )
-    singles = bootstrap([[[[rights(seed)]]] for seed in seeds], {})
+    singles = bootstrap([[[[hit_counts(seed)]]] for seed in seeds], {})
     np.testing.assert_allclose(
         line[ACCURACY], np.mean([single[ACCURACY] for single in singles], axis=0)
     )
@@ -104,36 +109,39 @@ def test_seeds_and_encoders_of_a_line_are_averaged_first() -> None:
 
 def test_the_score_is_that_of_every_draw_and_tasks_are_drawn_apart() -> None:
     random = np.random.default_rng(3)
-    tests = [[rights(random.integers(0, 2, 80))], [errors(random.integers(0, 9, 80), [20] * 80)]]
-    (found,) = bootstrap([[tests]], REFERENCES)
+    tests = [
+        [hit_counts(random.integers(0, 2, 80))],
+        [error_counts(random.integers(0, 9, 80), [20] * 80)],
+    ]
+    (resampled,) = bootstrap([[tests]], REFERENCES)
     for place in (0, 17, DRAWS - 1):
-        values = {name: float(found[name][place]) for name in (ACCURACY, PER)}
-        assert found["score"][place] == pytest.approx(superb_score(values, REFERENCES))
-    assert abs(np.corrcoef(found[ACCURACY], found[PER])[0, 1]) < 0.1
+        values = {name: float(resampled[name][place]) for name in (ACCURACY, PER)}
+        assert resampled["score"][place] == pytest.approx(superb_score(values, REFERENCES))
+    assert abs(np.corrcoef(resampled[ACCURACY], resampled[PER])[0, 1]) < 0.1
 
 
 def test_folds_are_drawn_each_and_averaged() -> None:
     folds = [
-        rights([1] * 30 + [0] * 10, utterances="first"),
-        rights([1, 0] * 20, utterances="second"),
+        hit_counts([1] * 30 + [0] * 10, utterances="first"),
+        hit_counts([1, 0] * 20, utterances="second"),
     ]
-    (found,) = bootstrap([[[folds]]], {})
-    assert found[ACCURACY].mean() == pytest.approx((75 + 50) / 2, abs=0.5)
+    (resampled,) = bootstrap([[[folds]]], {})
+    assert resampled[ACCURACY].mean() == pytest.approx((75 + 50) / 2, abs=0.5)
     half = 100 * 1.96 * ((0.75 * 0.25 + 0.5 * 0.5) / 40 / 4) ** 0.5
-    low, high = percentile_interval(found[ACCURACY])
+    low, high = percentile_interval(resampled[ACCURACY])
     assert high - low == pytest.approx(2 * half, rel=0.12)
 
 
 def test_what_was_not_counted_or_is_another_test_set_has_no_interval() -> None:
-    other = rights([1, 0, 1], utterances="other")
-    found = bootstrap([[[[rights([1, 0, 1])]]], [[[other]]], [[[]]], []], REFERENCES)
-    assert [sorted(values) for values in found] == [[ACCURACY], [], [], []]
+    other = hit_counts([1, 0, 1], utterances="other")
+    resampled = bootstrap([[[[hit_counts([1, 0, 1])]]], [[[other]]], [[[]]], []], REFERENCES)
+    assert [sorted(values) for values in resampled] == [[ACCURACY], [], [], []]
     assert bootstrap([], REFERENCES) == [] and bootstrap([[]], {}) == [{}]
 
 
 def test_a_draw_without_any_reference_token_is_left_out() -> None:
-    (found,) = bootstrap([[[[errors([1, 0, 0], [4, 0, 0])]]]], {})
-    values = found[PER]
+    (resampled,) = bootstrap([[[[error_counts([1, 0, 0], [4, 0, 0])]]]], {})
+    values = resampled[PER]
     assert 0.1 < np.isnan(values).mean() < 0.5  # (2/3)^3
     assert percentile_interval(values) == (25.0, 25.0)
 
@@ -146,34 +154,36 @@ def test_counts_must_be_parallel() -> None:
 def test_counts_are_read_from_the_store_and_damage_only_costs_the_interval(tmp_path: Path) -> None:
     plan = make_plan(sweep(), Inputs(encoder="e", corpus=lambda spec: (CorpusSpec.__name__, False)))
     store = Store(tmp_path)
-    known = [rights([1, 0, 1]).model_dump(mode="json")]
-    contents = [json.dumps(known), "{broken", json.dumps([{"utterances": 3}]), None]
+    stored = [hit_counts([1, 0, 1]).model_dump(mode="json")]
+    contents = [json.dumps(stored), "{broken", json.dumps([{"utterances": 3}]), None]
     for place, row in enumerate(plan.rows):
         for key in row.evaluations if place < len(contents) else ():
             with store.publish("evaluate", key, {}) as folder:
                 if contents[place] is not None:
                     (folder / COUNTS_FILE).write_text(contents[place] or "")
-    found = read_counts(plan, store)
+    counts = read_counts(plan, store)
     for row, content in zip(plan.rows, contents, strict=False):
-        expected = [[rights([1, 0, 1])]] if content == contents[0] else [[]]
-        assert found[row.key] == expected * len(row.evaluations)
-    assert set(found) == {row.key for row in plan.rows[: len(contents)]}
+        expected = [[hit_counts([1, 0, 1])]] if content == contents[0] else [[]]
+        assert counts[row.key] == expected * len(row.evaluations)
+    assert set(counts) == {row.key for row in plan.rows[: len(contents)]}
 
 
-def encoder(
+def make_encoder(
     alpha: float, seed: int, hits: Sequence[int]
 ) -> tuple[EncoderRow, list[list[UtteranceCounts]]]:
     """A row whose score is its accuracy on the line of ``REFERENCES``, and its counts."""
     accuracy = 100 * sum(hits) / len(hits)
     score = superb_score({ACCURACY: accuracy}, {ACCURACY: REFERENCES[ACCURACY]})
-    metrics = {ACCURACY: accuracy, "score": score, "dev.score": 1.0 - alpha, "spread.score": 0.5}
-    params: dict[str, str | float | int] = {
-        "alpha": alpha,
-        "method": "linear",
-        "finetune": "phones",
-        "seed": seed,
-    }
-    return EncoderRow(f"{alpha}-{seed}", "row", params, metrics, True), [[rights(hits)]]
+    row = EncoderRow(
+        key=f"{alpha}-{seed}",
+        title="row",
+        params={"alpha": alpha, "method": "linear", "finetune": "phones", "seed": seed},
+        test={ACCURACY: accuracy, "score": score},
+        dev={"score": 1.0 - alpha},
+        spread={"score": 0.5},
+        complete=True,
+    )
+    return row, [[hit_counts(hits)]]
 
 
 @pytest.mark.parametrize(
@@ -190,36 +200,39 @@ def test_different_means_more_than_the_spread_and_an_interval_without_zero(
     after = before.copy()
     after[np.flatnonzero(before == 0)[: gained + 9]] = 1
     after[np.flatnonzero(before == 1)[:9]] = 0  # as many lost as won, beside the gain
-    rows = [encoder(0.0, 0, before.tolist()), encoder(0.25, 0, after.tolist())]
+    rows = [make_encoder(0.0, 0, before.tolist()), make_encoder(0.25, 0, after.tolist())]
     lines = add_intervals(
         group_rows([row for row, _ in rows]),
         {row.key: tests for row, tests in rows},
         {ACCURACY: REFERENCES[ACCURACY]},
     )
-    found = compare_with_control(lines, "pre-trained")
-    assert found is not None and found.interval is not None and found.spread is not None
-    low, high = found.interval
-    assert low <= found.difference <= high
-    assert found.verdict.startswith(verdict)
+    comparison = compare_with_control(lines, "pre-trained")
+    assert (
+        comparison is not None and comparison.interval is not None and comparison.spread is not None
+    )
+    low, high = comparison.interval
+    assert low <= comparison.difference <= high
+    assert comparison.verdict.startswith(verdict)
     assert (low > 0) == (gained == 40)
-    assert found.verdict in headline(lines)
+    assert comparison.verdict in headline(lines)
 
 
 def test_the_report_shows_intervals_and_leaks(tmp_path: Path) -> None:
     random = np.random.default_rng(5)
     rows = [
-        encoder(alpha, 0, random.binomial(1, 0.5 + alpha, 200).tolist()) for alpha in (0.0, 0.25)
+        make_encoder(alpha, 0, random.binomial(1, 0.5 + alpha, 200).tolist())
+        for alpha in (0.0, 0.25)
     ]
     tests = {row.key: counts for row, counts in rows}
     leaks = {rows[1][0].key: [Leak("<b>", "er", 3, 200, 0, 0)]}
-    known: ReportData = findings(
+    data = make_report_data(
         rows=[row for row, _ in rows],
         tests=tests,
         leaks=leaks,
         references={ACCURACY: REFERENCES[ACCURACY]},
     )
-    page = write_report(tmp_path, known)
-    lines = add_intervals(group_rows(known.rows), tests, known.references)
+    page = write_report(tmp_path, data)
+    lines = add_intervals(group_rows(data.rows), tests, data.references)
     table = {
         item["title"]: item
         for item in csv.DictReader(io.StringIO((tmp_path / "table.csv").read_text()))
@@ -239,4 +252,4 @@ def test_the_report_shows_intervals_and_leaks(tmp_path: Path) -> None:
         and text.count(" †</small>") == 1
     )
     assert "dev.score.low" not in table["pre-trained"]
-    assert ".low" not in csv_table(group_rows(known.rows))  # nothing counted, nothing shown
+    assert ".low" not in csv_table(group_rows(data.rows))  # nothing counted, nothing shown

@@ -1,5 +1,4 @@
-"""The report of a search: every trial in the CSV, its figures, and a section in which no name
-breaks out."""
+"""The report of a search: every trial in the CSV, its figures, and a section of escaped names."""
 
 from __future__ import annotations
 
@@ -9,19 +8,20 @@ from typing import Any
 import pytest
 
 from benchmarks.search_idle import MemoryStore
-from speechft_ray.report.search_section import make_search_files, render_search_section
+from speechft_ray.report.search_section import SearchSection, make_search_files, make_search_section
 from speechft_ray.report.search_summary import (
     SearchResults,
     count_saved_evaluations,
     search_sentences,
     trials_csv,
 )
+from speechft_ray.report.templates import render_template
 from tests.search.search_fakes import CURVE, cluster, evaluator_of, perform, search_plan
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
-def findings(**changes: Any) -> SearchResults:
+def search_results(**changes: Any) -> SearchResults:
     plan, executor = search_plan(**changes), cluster(MemoryStore(), workers=1)
     trials = perform(plan, executor)
     evaluator = evaluator_of(plan, executor.store)
@@ -35,15 +35,19 @@ def findings(**changes: Any) -> SearchResults:
     )
 
 
+def render(results: SearchResults) -> str:
+    return render_template("search.html", search=make_search_section(results, {}))
+
+
 def test_every_trial_is_in_the_table() -> None:
-    found = findings()
-    lines = list(csv.DictReader(trials_csv(found).splitlines()))
+    results = search_results()
+    lines = list(csv.DictReader(trials_csv(results).splitlines()))
     assert [int(line["trial"]) for line in lines] == list(range(16))
-    assert [line["state"] for line in lines] == [trial.state for trial in found.trials]
+    assert [line["state"] for line in lines] == [trial.state for trial in results.trials]
     (chosen,) = [line for line in lines if line["chosen"] == "1"]
     best = max(float(line["objective.score"]) for line in lines if line["objective.score"])
     assert float(chosen["objective.score"]) == best
-    assert float(chosen["alpha"]) == found.chosen[0].proposal.merge.alpha
+    assert float(chosen["alpha"]) == results.chosen[0].proposal.merge.alpha
     assert {name for name in lines[0] if name.startswith("dev.")} == {
         "dev.pr.per",
         "dev.sid.accuracy",
@@ -65,7 +69,7 @@ def test_every_trial_is_in_the_table() -> None:
 def test_figures_are_drawn_where_there_is_something_to_see(
     changes: dict[str, Any], there: set[str]
 ) -> None:
-    files, section = make_search_files(findings(**changes))
+    files, section = make_search_files(search_results(**changes))
     images = {
         name.removeprefix("search_").removesuffix(".png"): data
         for name, data in files.items()
@@ -73,31 +77,34 @@ def test_figures_are_drawn_where_there_is_something_to_see(
     }
     assert {name for name, data in images.items() if data is not None} == there
     assert all(data.startswith(PNG) for data in images.values() if data is not None)
-    assert section.count("<img") == len(there)
+    assert isinstance(section, SearchSection)
+    assert render_template("search.html", search=section).count("<img") == len(there)
 
 
 def test_a_sweep_without_a_search_has_none_of_it() -> None:
     files, section = make_search_files(None)
-    assert set(files.values()) == {None} and section == ""
+    assert set(files.values()) == {None} and section is None
 
 
 def test_a_front_names_its_size() -> None:
-    found = findings(objectives=["score", "distance"])
-    assert f"{len(found.chosen)} merges are on the Pareto front" in " ".join(
-        search_sentences(found)
+    results = search_results(objectives=["score", "distance"])
+    assert f"{len(results.chosen)} merges are on the Pareto front" in " ".join(
+        search_sentences(results)
     )
-    assert render_search_section(found, {}).count("★") == len(found.chosen)
+    assert render(results).count("★") == len(results.chosen)
 
 
 def test_nothing_kept_the_constraint_is_said() -> None:
-    found = findings(constraints=[{"metric": "pr.per", "no_worse_than": 1}], stop_early="none")
+    results = search_results(
+        constraints=[{"metric": "pr.per", "no_worse_than": 1}], stop_early="none"
+    )
     assert (
         "No proposal keeps every constraint; this one breaks them least."
-        in search_sentences(found)[-1]
+        in search_sentences(results)[-1]
     )
 
 
 def test_an_error_cannot_break_out_of_the_page() -> None:
-    found = findings()
-    found.trials[0].proposal.values["<script>"] = "<b>"  # type: ignore[index]
-    assert "<script>" not in render_search_section(found, {})
+    results = search_results()
+    results.trials[0].proposal.values["<script>"] = "<b>"  # type: ignore[index]
+    assert "<script>" not in render(results)

@@ -380,8 +380,9 @@ def test_a_trial_as_a_row_has_dev_metrics_alone() -> None:
     trials = perform(plan, executor)
     evaluator = evaluator_of(plan, executor.store)
     row = make_trial_row(plan, trials[0], evaluator)
-    assert set(row.metrics) == {"dev.pr.per", "dev.sid.accuracy", "dev.score", "distance"}
-    assert row.metrics["dev.score"] == trials[0].result.values[0]  # type: ignore[union-attr]
+    assert row.test == {} and set(row.dev) == {"pr.per", "sid.accuracy", "score"}
+    assert set(row.extra) == {"distance"}
+    assert row.dev["score"] == trials[0].result.values[0]  # type: ignore[union-attr]
     assert row.params["trial"] == 0 and row.params["alpha"] == trials[0].proposal.merge.alpha
     assert len({make_trial_row(plan, trial, evaluator).key for trial in trials}) == 16
 

@@ -12,13 +12,13 @@ import speechft_ray.stages.leaks
 from speechft_ray.core.records import Place
 from speechft_ray.core.specs import CorpusSpec
 from speechft_ray.core.store import Store
-from speechft_ray.report.summary import add_leaks, group_rows
+from speechft_ray.report.lines import add_leaks, group_rows
 from speechft_ray.report.table import csv_table, leak_lines, markdown_table, table_cells
 from speechft_ray.speech.corpora.base import Corpus
 from speechft_ray.stages.leaks import find_leaks
 from speechft_ray.sweep.plan import make_plan
 from speechft_ray.sweep.protocols import EncoderRow, Leak
-from tests.report.test_write import FAILURE, REFERENCES, ROWS
+from tests.report.report_data import FAILURE, REFERENCES, ROWS
 from tests.speech.corpora.in_memory import make_corpus
 from tests.sweep.fakes import inputs, space, sweep
 

@@ -1,4 +1,4 @@
-"""A sweep in milliseconds: a spec, inputs and an executor that only pretend to compute."""
+"""A sweep in milliseconds: a spec, its inputs and an executor that publishes made-up scores."""
 
 from __future__ import annotations
 
@@ -45,7 +45,8 @@ def inputs() -> Inputs:
 
 
 class FakeExecutor:
-    """Publishes made-up facts at once, in any order; jobs whose label contains ``fail`` fail."""
+    """Publishes made-up facts at once, in order or last first; jobs with ``fail`` in their label
+    fail."""
 
     def __init__(self, store: Store, fail: str | None = None, last_first: bool = False) -> None:
         self.store, self.fail, self.last_first = store, fail, last_first

@@ -46,15 +46,13 @@ def test_everything_runs_once_and_a_second_run_does_nothing(tmp_path: Path) -> N
 
 def test_order_of_completion_does_not_change_the_rows(tmp_path: Path) -> None:
     plan = make_plan(sweep(), inputs())
-    found = []
+    by_order = []
     for name, last_first in (("one", False), ("other", True)):
         store = store_at(tmp_path / name)
         assert run(tmp_path / name, FakeExecutor(store, last_first=last_first)) == []
-        found.append(read_rows(plan, store))
-    assert found[0] == found[1]
-    assert all(
-        row.complete and "score" in row.metrics and "dev.score" in row.metrics for row in found[0]
-    )
+        by_order.append(read_rows(plan, store))
+    assert by_order[0] == by_order[1]
+    assert all(row.complete and "score" in row.test and "score" in row.dev for row in by_order[0])
 
 
 def test_a_failure_stays_where_it_happens(tmp_path: Path) -> None:
@@ -109,12 +107,12 @@ def test_score_by_hand(tmp_path: Path) -> None:
     """1000 x mean over tasks of (s - FBank) / (topline - FBank), from the numbers in the store."""
     store, plan = store_at(tmp_path), make_plan(sweep(), inputs())
     run(tmp_path)
-    known = read_references(plan, store)
+    references = read_references(plan, store)
     for row in read_rows(plan, store):
-        parts = [(row.metrics[name] - zero) / (one - zero) for name, (zero, one) in known.items()]
-        assert row.metrics["score"] == pytest.approx(1000 * sum(parts) / 2)
-    assert known["pr.per"][1] == 0
-    assert known["sid.accuracy"][1] == 100
+        parts = [(row.test[name] - zero) / (one - zero) for name, (zero, one) in references.items()]
+        assert row.test["score"] == pytest.approx(1000 * sum(parts) / 2)
+    assert references["pr.per"][1] == 0
+    assert references["sid.accuracy"][1] == 100
 
 
 def test_incomplete_rows_have_no_score(tmp_path: Path) -> None:
@@ -124,14 +122,14 @@ def test_incomplete_rows_have_no_score(tmp_path: Path) -> None:
     store.discard("evaluate", victim.evaluations[0])
     row = next(row for row in read_rows(plan, store) if row.key == victim.key)
     assert not row.complete
-    assert "score" not in row.metrics
+    assert "score" not in row.test
 
 
 def test_curves_come_from_the_store(tmp_path: Path) -> None:
     run(tmp_path)
-    found = read_curves(make_plan(sweep(), inputs()), store_at(tmp_path))
-    assert [curve.params["seed"] for curve in found] == [0, 1]
-    assert found[0].points == [(1, {"loss": 2.0}), (2, {"loss": 1.0})]
+    curves = read_curves(make_plan(sweep(), inputs()), store_at(tmp_path))
+    assert [curve.params["seed"] for curve in curves] == [0, 1]
+    assert curves[0].points == [(1, {"loss": 2.0}), (2, {"loss": 1.0})]
 
 
 def test_one_driver_per_sweep(tmp_path: Path) -> None:

@@ -16,8 +16,8 @@ from speechft_ray.core.errors import SpecError
 from speechft_ray.core.records import Job, Outcome
 from speechft_ray.core.space import parse_space
 from speechft_ray.core.store import Store
+from speechft_ray.report.lines import group_rows
 from speechft_ray.report.progress import ProgressDisplay
-from speechft_ray.report.summary import group_rows
 from speechft_ray.report.table import csv_table, incomplete_lines, table_cells
 from speechft_ray.sweep.plan import Plan, make_plan
 from speechft_ray.sweep.rows import read_rows
@@ -65,23 +65,23 @@ def test_a_stopped_run_is_no_failure_and_its_rows_say_so(tmp_path: Path) -> None
         line.startswith("failed finetune narrow seed=1") for line in events
     )  # told once, and what needs it after it
     assert not any("seed=1" in label for label in executor.done)
-    found = read_rows(plan, store)
-    assert all(row.complete for row in found if row.params.get("seed") != 1)
-    stopped = [row for row in found if row.params.get("seed") == 1]
+    table_rows = read_rows(plan, store)
+    assert all(row.complete for row in table_rows if row.params.get("seed") != 1)
+    stopped = [row for row in table_rows if row.params.get("seed") == 1]
     assert {row.stopped for row in stopped} == {f"finetune narrow seed=1 was {WHY}"} and len(
         stopped
     ) == 3
-    lines = group_rows(found)
+    lines = group_rows(table_rows)
     assert all(line.count == 1 and not line.missing for line in lines if line.role != "pre-trained")
     assert f"alpha 0.25: seed 1: finetune narrow seed=1 was {WHY}" in incomplete_lines(lines)
-    noted = {
+    notes = {
         item["title"]: item["missing"] for item in csv.DictReader(io.StringIO(csv_table(lines)))
     }
     assert (
-        noted["alpha 0.25"] == f"seed 1: finetune narrow seed=1 was {WHY}"
-        and noted["pre-trained"] == ""
+        notes["alpha 0.25"] == f"seed 1: finetune narrow seed=1 was {WHY}"
+        and notes["pre-trained"] == ""
     )
-    alone = group_rows([row for row in found if row.params.get("seed") == 1])
+    alone = group_rows([row for row in table_rows if row.params.get("seed") == 1])
     assert all(table_cells(line, ())[1].endswith(" (stopped)") for line in alone)
 
 

@@ -1,4 +1,4 @@
-"""A tracker in the background: nobody waits for it, and nothing that goes wrong in it is lost."""
+"""A tracker in the background: calls do not wait for it, and none of its errors is lost."""
 
 from __future__ import annotations
 
@@ -32,6 +32,9 @@ class Slow:
     def log_encoder(self, row: EncoderRow) -> None:
         self._call(row.key)
 
+    def register_model(self, row: EncoderRow, folder: Path) -> None:
+        self._call(row.key)
+
     def finish(
         self, report: Path | None, score_by_alpha: Sequence[tuple[float, float]], status: str
     ) -> None:
@@ -48,7 +51,7 @@ class Slow:
 
 
 def row(key: str) -> EncoderRow:
-    return EncoderRow(key, "", {}, {}, True)
+    return EncoderRow(key=key, title="", params={}, complete=True)
 
 
 def test_calls_return_at_once_and_keep_their_order() -> None:
@@ -77,10 +80,10 @@ def test_a_tracker_that_is_down_is_said_once_and_can_come_back() -> None:
             tracker.log_encoder(row("lost"))
             time.sleep(0.01)
     slow.error = None
-    tracker.start(SWEEP)  # who was told tells everything again
-    tracker.log_encoder(row("told again"))
+    tracker.start(SWEEP)  # the caller repeats all calls
+    tracker.log_encoder(row("repeated"))
     tracker.finish(None, [], "finished")
-    assert slow.calls == ["start", "told again", "finished"]
+    assert slow.calls == ["start", "repeated", "finished"]
 
 
 def test_what_fails_at_the_end_is_said_at_the_end() -> None:

@@ -15,17 +15,23 @@ SWEEP = SweepInfo("0123456789abcdef", "a/../b", {"encoder": "tiny"})
 
 
 def row(value: float) -> EncoderRow:
-    return EncoderRow("merged", "linear", {"alpha": 0.25}, {"pr.per": value}, True)
+    return EncoderRow(
+        key="merged",
+        title="linear",
+        params={"alpha": 0.25},
+        test={"pr.per": value},
+        complete=True,
+    )
 
 
-def started(folder: Path) -> JsonlTracker:
+def open_tracker(folder: Path) -> JsonlTracker:
     tracker = JsonlTracker(folder)
     tracker.start(SWEEP)
     return tracker
 
 
 def test_lines_are_plain_json_with_a_time(tmp_path: Path) -> None:
-    started(tmp_path).log_encoder(row(7.25))
+    open_tracker(tmp_path).log_encoder(row(7.25))
     (path,) = tmp_path.iterdir()
     assert path.name == "a-..-b-0123456789ab.jsonl"
     lines = [json.loads(text) for text in path.read_text().splitlines()]
@@ -42,19 +48,19 @@ def test_lines_are_plain_json_with_a_time(tmp_path: Path) -> None:
 
 
 def test_a_line_that_was_cut_off_is_written_again_whole(tmp_path: Path) -> None:
-    started(tmp_path).log_encoder(row(7.25))
+    open_tracker(tmp_path).log_encoder(row(7.25))
     (path,) = tmp_path.iterdir()
     path.write_bytes(path.read_bytes()[:-20])  # a crash in the middle of the last line
     assert [line["kind"] for line in read_log(path)] == ["sweep"]
-    started(tmp_path).log_encoder(row(7.25))
+    open_tracker(tmp_path).log_encoder(row(7.25))
     assert [line["kind"] for line in read_log(path)] == ["sweep", "encoder"]
 
 
 def test_a_value_that_is_no_number_is_not_news_each_time(tmp_path: Path) -> None:
-    tracker = started(tmp_path)
+    tracker = open_tracker(tmp_path)
     tracker.log_encoder(row(math.nan))
     tracker.log_encoder(row(math.nan))
-    started(tmp_path).log_encoder(row(math.nan))
+    open_tracker(tmp_path).log_encoder(row(math.nan))
     (path,) = tmp_path.iterdir()
     assert len(read_log(path)) == 2
 
@@ -62,8 +68,8 @@ def test_a_value_that_is_no_number_is_not_news_each_time(tmp_path: Path) -> None
 def test_a_log_that_cannot_be_written_is_a_tracker_that_is_down(tmp_path: Path) -> None:
     (tmp_path / "log").write_text("a file where the folder should be")
     with pytest.raises(TrackerDown, match="cannot be written"):
-        started(tmp_path / "log")
-    tracker = started(tmp_path / "other")
+        open_tracker(tmp_path / "log")
+    tracker = open_tracker(tmp_path / "other")
     (path,) = (tmp_path / "other").iterdir()
     path.unlink()
     path.mkdir()
@@ -72,4 +78,4 @@ def test_a_log_that_cannot_be_written_is_a_tracker_that_is_down(tmp_path: Path) 
 
 
 def test_where_names_the_file(tmp_path: Path) -> None:
-    assert str(tmp_path / "a-..-b-0123456789ab.jsonl") in started(tmp_path).how_to_open()
+    assert str(tmp_path / "a-..-b-0123456789ab.jsonl") in open_tracker(tmp_path).how_to_open()

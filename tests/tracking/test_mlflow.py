@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,19 +24,19 @@ def no_server(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
 
 
-def started(root: Path) -> MlflowTracker:
+def open_tracker(root: Path) -> MlflowTracker:
     tracker = MlflowTracker(None, root)
     tracker.start(SWEEP)
     return tracker
 
 
-def row(alpha: float = 0.25, **metrics: float) -> EncoderRow:
+def row(alpha: float = 0.25, **parts: Any) -> EncoderRow:
     return EncoderRow(
-        f"merged-{alpha}",
-        f"linear alpha={alpha}",
-        {"alpha": alpha, "method": "linear"},
-        metrics,
-        True,
+        key=f"merged-{alpha}",
+        title=f"linear alpha={alpha}",
+        params={"alpha": alpha, "method": "linear"},
+        complete=True,
+        **parts,
     )
 
 
@@ -43,8 +44,8 @@ def test_the_layout(mlflow_storage: Path, tmp_path: Path) -> None:
     report = tmp_path / "report"
     report.mkdir()
     (report / "table.csv").write_text("alpha,score\n")
-    tracker = started(mlflow_storage)
-    tracker.log_encoder(row(score=812.5, **{"pr.per": 7.25, "dev.pr.per": 7.0}))
+    tracker = open_tracker(mlflow_storage)
+    tracker.log_encoder(row(test={"score": 812.5, "pr.per": 7.25}, dev={"pr.per": 7.0}))
     tracker.log_curve(Curve("tuned", "narrow", {"seed": 0}, [(10, {"loss": 2.0})]))
     tracker.finish(report, [(1.0, 500.0), (0.25, 800.0), (0.25, 812.0)], "finished")
 
@@ -76,13 +77,33 @@ def test_the_layout(mlflow_storage: Path, tmp_path: Path) -> None:
     assert copied.read_text() == "alpha,score\n"
 
 
+def test_every_part_of_a_row_has_its_keys_and_an_extra_metric_its_own_name(
+    mlflow_storage: Path,
+) -> None:
+    tracker = open_tracker(mlflow_storage)
+    parts: dict[str, Any] = {
+        "test": {"pr.per": 7.0},
+        "dev": {"pr.per": 6.0},
+        "spread": {"pr.per": 0.5},
+    }
+    tracker.log_encoder(row(**parts, extra={"real_time_factor": 0.25}))
+    stored = query(mlflow_storage / "mlflow.db", "select key, value from latest_metrics")
+    assert dict(stored) == {
+        "alpha": 0.25,
+        "test.pr.per": 7.0,
+        "dev.pr.per": 6.0,
+        "test.spread.pr.per": 0.5,
+        "real_time_factor": 0.25,
+    }
+
+
 def test_a_changed_value_becomes_the_latest(mlflow_storage: Path) -> None:
     """MLflow takes the largest of several values at one step and time for the latest, so a smaller
     one needs a later step."""
-    tracker = started(mlflow_storage)
-    tracker.log_encoder(row(score=900.0))
-    tracker.log_encoder(row(score=100.0))
-    started(mlflow_storage).log_encoder(row(score=50.0))
+    tracker = open_tracker(mlflow_storage)
+    tracker.log_encoder(row(test={"score": 900.0}))
+    tracker.log_encoder(row(test={"score": 100.0}))
+    open_tracker(mlflow_storage).log_encoder(row(test={"score": 50.0}))
     database = mlflow_storage / "mlflow.db"
     assert query(database, "select value from latest_metrics where key = 'score'") == [(50.0,)]
     assert query(database, "select value from metrics where key = 'score' order by step") == [
@@ -93,15 +114,15 @@ def test_a_changed_value_becomes_the_latest(mlflow_storage: Path) -> None:
 
 
 def test_values_that_are_no_numbers_and_odd_names_are_taken(mlflow_storage: Path) -> None:
-    tracker = started(mlflow_storage)
-    tracker.log_encoder(row(**{"a=b%": 1.0, "nothing": math.nan, "endless": math.inf}))
+    tracker = open_tracker(mlflow_storage)
+    tracker.log_encoder(row(test={"a=b%": 1.0, "nothing": math.nan, "endless": math.inf}))
     names = query(mlflow_storage / "mlflow.db", "select key from latest_metrics order by key")
     assert names == [("alpha",), ("test.a_b_",)]
 
 
 def test_long_curves_are_sent_in_parts(mlflow_storage: Path) -> None:
     points = [(step, {"loss": 1.0 / (step + 1), "dev": float(step)}) for step in range(1200)]
-    started(mlflow_storage).log_curve(Curve("tuned", "narrow", {}, points))
+    open_tracker(mlflow_storage).log_curve(Curve("tuned", "narrow", {}, points))
     assert query(
         mlflow_storage / "mlflow.db", "select key, count(*) from metrics group by key"
     ) == [
@@ -111,12 +132,12 @@ def test_long_curves_are_sent_in_parts(mlflow_storage: Path) -> None:
 
 
 def test_an_experiment_that_was_deleted_comes_back(mlflow_storage: Path) -> None:
-    started(mlflow_storage)
+    open_tracker(mlflow_storage)
     from mlflow.tracking import MlflowClient
 
     client = MlflowClient(f"sqlite:///{mlflow_storage / 'mlflow.db'}")
     client.delete_experiment(client.get_experiment_by_name("alpha").experiment_id)
-    started(mlflow_storage).log_encoder(row(score=1.0))
+    open_tracker(mlflow_storage).log_encoder(row(test={"score": 1.0}))
     stage = "select lifecycle_stage from experiments where name = 'alpha'"
     assert query(mlflow_storage / "mlflow.db", stage) == [("active",)]
 
@@ -124,7 +145,7 @@ def test_an_experiment_that_was_deleted_comes_back(mlflow_storage: Path) -> None
 def test_a_run_that_was_made_twice_by_a_lost_answer_is_there_once(mlflow_storage: Path) -> None:
     from mlflow.tracking import MlflowClient
 
-    started(mlflow_storage).log_encoder(row(score=1.0))
+    open_tracker(mlflow_storage).log_encoder(row(test={"score": 1.0}))
     database = mlflow_storage / "mlflow.db"
     ((first,),) = query(database, "select run_uuid from runs where name = 'linear alpha=0.25'")
     client = MlflowClient(f"sqlite:///{database}")
@@ -134,7 +155,7 @@ def test_a_run_that_was_made_twice_by_a_lost_answer_is_there_once(mlflow_storage
     )
     parent = {"mlflow.parentRunId": original.data.tags["mlflow.parentRunId"]}
     foreign = client.create_run(original.info.experiment_id, tags=parent, run_name="somebody's own")
-    started(mlflow_storage).log_encoder(row(score=2.0))
+    open_tracker(mlflow_storage).log_encoder(row(test={"score": 2.0}))
     active = "select run_uuid from runs where lifecycle_stage = 'active' and name = ?"
     assert query(database, active, "linear alpha=0.25") == [(first,)]
     assert query(database, active, "somebody's own") == [(foreign.info.run_id,)]
@@ -154,7 +175,7 @@ def test_a_server_that_does_not_answer_is_said_soon(tmp_path: Path) -> None:
 def test_a_damaged_database_is_a_tracker_that_is_down(tmp_path: Path) -> None:
     (tmp_path / "mlflow.db").write_bytes(b"not a database" * 100)
     with pytest.raises(TrackerDown, match="does not take results"):
-        started(tmp_path)
+        open_tracker(tmp_path)
 
 
 def test_where_to_look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

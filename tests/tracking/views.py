@@ -1,4 +1,4 @@
-"""Reads what trackers wrote, by means other than the trackers' own code: SQL and a JSON parser."""
+"""Reads what trackers stored without the code of the trackers: by SQL and a JSON parser."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class View(NamedTuple):
     encoders: dict[str, dict[str, float]]
     ended: str
     lines: int
-    """Lines of the log, or rows of all tables that results go to."""
+    """Lines of the log, or rows of all tables that have results."""
 
 
 def view_of(root: Path, sweep: str = "sweep-key") -> View:
@@ -29,27 +29,27 @@ def view_of(root: Path, sweep: str = "sweep-key") -> View:
     )
 
 
-def champion_of(root: Path, sweep: str = "sweep-key") -> tuple[str, int]:
-    """The encoder that was chosen last, and how many different ones were."""
+def registered_encoder(root: Path, sweep: str = "sweep-key") -> tuple[str, int]:
+    """Returns the encoder that was registered last, and how many different ones were."""
     if (root / "mlflow.db").exists():
-        named = query(
+        aliases = query(
             root / "mlflow.db",
             "select name, version from registered_model_aliases where alias = 'champion'",
         )
-        ((name, version),) = named
+        ((name, version),) = aliases
         tags = (
             "select version, value from model_version_tags where name = ? and key = 'speechft.key'"
         )
         keys = dict(query(root / "mlflow.db", tags, name))
         assert list(root.rglob("artifacts/encoder/encoder.safetensors"))
         return keys[int(version)], len(keys)
-    (path,) = (root / "log").glob(f"*-{sweep[:12]}.jsonl")
-    told = [
+    (path,) = (root / "log").rglob(f"*-{sweep[:12]}.jsonl")
+    chosen = [
         line
         for line in map(json.loads, path.read_text().splitlines())
         if line["kind"] == "champion"
     ]
-    return told[-1]["encoder"], len(told)
+    return chosen[-1]["encoder"], len(chosen)
 
 
 def query(database: Path, statement: str, *values: Any) -> list[Any]:
@@ -59,17 +59,17 @@ def query(database: Path, statement: str, *values: Any) -> list[Any]:
 
 
 def _view_of_log(folder: Path, sweep: str) -> View:
-    (path,) = folder.glob(f"*-{sweep[:12]}.jsonl")
+    (path,) = folder.rglob(f"*-{sweep[:12]}.jsonl")
     lines = [json.loads(text) for text in path.read_text().splitlines()]
     last = {(line["kind"], line["key"]): line for line in lines}
     curves: dict[str, dict[str, dict[int, float]]] = {}
     for (kind, key), line in last.items():
         if kind == "curve":
-            named: dict[str, dict[int, float]] = defaultdict(dict)
+            by_name: dict[str, dict[int, float]] = defaultdict(dict)
             for update, values in line["points"]:
                 for name, value in values.items():
-                    named[name][update] = value
-            curves[key] = dict(named)
+                    by_name[name][update] = value
+            curves[key] = dict(by_name)
     encoders = {key: line["metrics"] for (kind, key), line in last.items() if kind == "encoder"}
     ended = last.get(("finish", sweep), {"status": "running"})["status"]
     return View(curves, encoders, ended, len(lines))
@@ -78,8 +78,10 @@ def _view_of_log(folder: Path, sweep: str) -> View:
 def _view_of_mlflow(database: Path, sweep: str) -> View:
     parents = query(
         database,
-        "select r.run_uuid, r.status from runs r join tags k on k.run_uuid = r.run_uuid and k.key = 'speechft.key' "
-        "join tags t on t.run_uuid = r.run_uuid and t.key = 'speechft.kind' where k.value = ? and t.value = 'sweep'",
+        "select r.run_uuid, r.status from runs r "
+        "join tags k on k.run_uuid = r.run_uuid and k.key = 'speechft.key' "
+        "join tags t on t.run_uuid = r.run_uuid and t.key = 'speechft.kind' "
+        "where k.value = ? and t.value = 'sweep'",
         sweep,
     )
     ((parent, status),) = parents  # exactly one
@@ -105,14 +107,14 @@ def _view_of_mlflow(database: Path, sweep: str) -> View:
 
 
 def _points(database: Path, run: str) -> dict[str, dict[int, float]]:
-    found = query(database, "select key, step, value from metrics where run_uuid = ?", run)
-    assert len({(key, step) for key, step, _ in found}) == len(found), "a point is there twice"
-    named: dict[str, dict[int, float]] = defaultdict(dict)
-    for key, step, value in found:
-        named[key][step] = value
-    return dict(named)
+    points = query(database, "select key, step, value from metrics where run_uuid = ?", run)
+    assert len({(key, step) for key, step, _ in points}) == len(points), "a point is there twice"
+    by_name: dict[str, dict[int, float]] = defaultdict(dict)
+    for key, step, value in points:
+        by_name[key][step] = value
+    return dict(by_name)
 
 
 def _latest(database: Path, run: str) -> dict[str, float]:
-    found = query(database, "select key, value from latest_metrics where run_uuid = ?", run)
-    return {name.removeprefix("test."): value for name, value in found}
+    values = query(database, "select key, value from latest_metrics where run_uuid = ?", run)
+    return {name.removeprefix("test."): value for name, value in values}

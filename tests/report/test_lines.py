@@ -1,0 +1,188 @@
+"""Lines of the table, comparisons and series, against numpy."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from speechft_ray.report.comparison import compare_with_control, headline
+from speechft_ray.report.lines import find_winner, group_rows, metric_names
+from speechft_ray.report.series import make_series
+from speechft_ray.report.table import csv_table, incomplete_lines
+from tests.report.report_data import REFERENCES, ROWS, make_row
+
+
+def test_rows_that_differ_in_seed_alone_are_one_line_with_mean_and_sample_deviation() -> None:
+    line = next(group for group in group_rows(ROWS) if group.alpha == 0.25)
+    scores, rates = [876.0, 879.0, 877.0], [4.7, 4.9, 5.0]
+    assert line.count == 3
+    assert line.spread_over == "fine-tuning seeds"
+    assert line.score == pytest.approx(np.mean(scores))
+    assert line.spread["score"] == pytest.approx(np.std(scores, ddof=1))
+    assert line.mean["pr.per"] == pytest.approx(np.mean(rates))
+    assert line.spread["pr.per"] == pytest.approx(np.std(rates, ddof=1))
+    assert set(line.mean) == {"pr.per", "er.accuracy", "score"}
+
+
+def test_lines_are_ordered_by_test_score_and_the_star_is_chosen_on_dev_among_merges() -> None:
+    lines = group_rows(ROWS)
+    assert [group.title for group in lines] == [
+        "alpha 0.5",
+        "alpha 0.25",
+        "pre-trained",
+        "stable fine-tuning",
+        "alpha 0.75",
+    ]
+    assert [group.title for group in lines if group.chosen] == ["alpha 0.25"]
+
+
+def test_one_encoder_takes_its_spread_from_probe_seeds() -> None:
+    control = next(group for group in group_rows(ROWS) if group.role == "pre-trained")
+    assert control.spread == {"score": 2.5, "pr.per": 0.25}
+    assert control.spread_over == "probe seeds"
+
+
+def test_copies_of_the_pretrained_encoder_are_no_fine_tuning_seeds() -> None:
+    params: dict[str, str | float | int] = {
+        "alpha": 0,
+        "method": "ties",
+        "finetune": "other",
+        "seed": 1,
+    }
+    copies = [ROWS[0], replace(ROWS[0], key="copy", params=params)]
+    (line,) = group_rows(copies)
+    assert (line.role, line.spread_over, line.spread["score"]) == (
+        "pre-trained",
+        "probe seeds",
+        2.5,
+    )
+
+
+def test_the_same_row_twice_counts_once() -> None:
+    assert group_rows([*ROWS, *ROWS]) == group_rows(ROWS)
+
+
+def test_rows_of_equal_parameters_and_seed_are_never_averaged() -> None:
+    twins = [
+        ROWS[1],
+        replace(ROWS[1], key="other-encoder", test={**ROWS[1].test, "score": 500.0}),
+    ]
+    assert sorted(group.score or 0 for group in group_rows(twins)) == [500.0, 876.0]
+    assert len({group.title for group in group_rows(twins)}) == 2
+
+
+def test_incomplete_encoders_have_no_score_and_say_what_is_missing() -> None:
+    line = group_rows(ROWS, expected=REFERENCES)[-1]
+    assert (line.count, line.score) == (0, None)
+    assert line.missing == ("seed 0: dev PR PER, ER ACC, dev ER ACC",)
+    assert incomplete_lines([line]) == [
+        "alpha 0.75: seed 0: dev PR PER, ER ACC, dev ER ACC missing"
+    ]
+
+
+def test_an_incomplete_seed_does_not_enter_the_mean() -> None:
+    rows = [*ROWS, make_row(0.25, 3, 0.0, dev=0.0, per=50.0, complete=False)]
+    line = next(group for group in group_rows(rows) if group.alpha == 0.25)
+    assert line.count == 3
+    assert line.mean["pr.per"] == pytest.approx(np.mean([4.7, 4.9, 5.0]))
+    assert len(line.missing) == 1
+
+
+def test_only_parameters_that_vary_are_in_titles() -> None:
+    rows = [
+        *ROWS,
+        make_row(0.25, 0, 860.0, dev=1.0, anchor_penalty=0.01),
+        make_row(0.25, 0, 861.0, dev=1.0, anchor_penalty=1e-4),
+    ]
+    titles = {group.title for group in group_rows(rows)}
+    assert {
+        "alpha 0.25",
+        "alpha 0.25, anchor_penalty 0.01",
+        "alpha 0.25, anchor_penalty 0.0001",
+        "pre-trained",
+    } < titles
+
+
+def test_the_answer_names_difference_and_spread() -> None:
+    lines = group_rows(ROWS)
+    best, control = find_winner(lines), compare_with_control(lines, "pre-trained")
+    assert best is not None and control is not None
+    assert control.difference == pytest.approx(np.mean([876.0, 879.0, 877.0]) - 870.0)
+    assert control.spread == pytest.approx(np.sqrt(np.var([876.0, 879.0, 877.0], ddof=1) + 2.5**2))
+    assert control.verdict == "more than the spread, interval not known"
+    assert headline(lines) == (
+        "Best merge, chosen on dev: alpha 0.25. It scores 877.33 ± 1.53 on test: "
+        "7.33 above pre-trained (more than the spread, interval not known), "
+        "and 152.33 above stable fine-tuning (more than the spread, interval not known)."
+    )
+
+
+@pytest.mark.parametrize(
+    ("score", "spreads", "verdict"),
+    [
+        (870.0, True, "within the spread"),
+        (900.0, True, "more than the spread, interval not known"),
+        (900.0, False, "spread not known: one seed only"),
+    ],
+)
+def test_the_verdict(score: float, spreads: bool, verdict: str) -> None:
+    rows = [ROWS[0], make_row(0.25, 0, score + 1.0, dev=1.0)]
+    if not spreads:
+        rows = [replace(item, spread={}) for item in rows]
+    comparison = compare_with_control(group_rows(rows), "pre-trained")
+    assert comparison is not None
+    assert comparison.verdict == verdict
+
+
+def test_the_winner_is_compared_with_its_own_fine_tuning() -> None:
+    other = [
+        make_row(1.0, 0, 100.0, dev=2000.0, anchor_penalty=0.5),
+        make_row(0.25, 0, 1.0, dev=1.0, anchor_penalty=0.5),
+    ]
+    comparison = compare_with_control(group_rows([*ROWS, *other]), "stable fine-tuning")
+    assert comparison is not None
+    assert comparison.control.score == pytest.approx(725.0)
+
+
+def test_nothing_to_choose_is_said_in_words() -> None:
+    assert (
+        headline(group_rows([ROWS[0]])) == "No merge has a dev score yet, so none could be chosen."
+    )
+    assert group_rows([]) == []
+
+
+def test_every_series_starts_at_the_pretrained_encoder() -> None:
+    (line,) = make_series(group_rows(ROWS), "score")
+    assert [alpha for alpha, _ in line.points] == [0.0, 0.25, 0.5, 1.0]
+    assert line.control is not None and line.control.score == 870.0
+
+
+def test_a_later_stage_of_a_chain_does_not_start_at_the_pretrained_encoder() -> None:
+    """Its alpha 0 is the merge that it was tuned from."""
+    chain = [
+        make_row(alpha, 0, 800.0, dev=800.0, finetune="phones>speakers") for alpha in (0.25, 1.0)
+    ]
+    starts = {item.points[0][0] for item in make_series(group_rows([ROWS[0], *chain]), "score")}
+    assert starts == {0.25}
+
+
+def test_the_series_of_the_winner_comes_first_whatever_its_controls_do() -> None:
+    other = [
+        make_row(1.0, 0, 700.0, dev=9999.0, anchor_penalty=0.5),
+        make_row(0.25, 0, 890.0, dev=2.0, anchor_penalty=0.5),
+    ]
+    first = make_series(group_rows([*other, *ROWS]), "score")[0]
+    assert any(group.chosen for _, group in first.points)
+
+
+def test_an_extra_metric_is_neither_a_column_nor_missing() -> None:
+    """Trackers log it (``tests/tracking/test_mlflow.py``)."""
+    rows = [replace(row, extra={"real_time_factor": 0.25}) for row in ROWS[:3]] + ROWS[3:]
+    lines = group_rows(rows, expected=REFERENCES)
+    assert [line.missing for line in lines] == [
+        line.missing for line in group_rows(ROWS, expected=REFERENCES)
+    ]
+    assert metric_names(lines) == metric_names(group_rows(ROWS))
+    assert csv_table(lines) == csv_table(group_rows(ROWS, expected=REFERENCES))
