@@ -22,8 +22,8 @@ import torch
 import torch.nn.functional as F
 
 from speechft_ray.core.units import FRAME_FIELD_SAMPLES, FRAME_STRIDE_SAMPLES
-from speechft_ray.pretraining.masking import spans
-from speechft_ray.pretraining.reverberation import in_rooms
+from speechft_ray.pretraining.masking import draw_span_mask
+from speechft_ray.pretraining.reverberation import add_reverberation
 from speechft_ray.pretraining.targets import fit_centroids, mfcc, nearest
 from speechft_ray.speech.checkpoints.load import load_encoder, weights_fingerprint
 from speechft_ray.speech.corpora.base import CORPORA, Corpus, Utterance
@@ -105,10 +105,10 @@ def hidden_frames(
     for utterance in corpus.split(split):
         wave = torch.from_numpy(corpus.read(utterance))
         clusters = nearest(mfcc(wave).numpy(), centroids)
-        hidden = torch.from_numpy(spans(1, len(clusters), fraction=0.5, length=5, rng=rng))
+        hidden = torch.from_numpy(draw_span_mask(1, len(clusters), fraction=0.5, length=5, rng=rng))
         with torch.inference_mode():
             features = model.layer_norm(
-                model.feature_extractor(in_rooms(wave[None], rng)).transpose(1, 2)
+                model.feature_extractor(add_reverberation(wave[None], rng)).transpose(1, 2)
             )
             features = torch.where(
                 hidden[:, :, None], model.mask_emb, model.post_extract_proj(features)

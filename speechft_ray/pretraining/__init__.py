@@ -1,2 +1,1 @@
-"""Pre-training of a small HuBERT by masked prediction of cluster labels (Hsu et al. 2021, arXiv
-2106.07447)."""
+"""Pre-training of a small HuBERT by masked prediction (Hsu et al. 2021, arXiv 2106.07447)."""

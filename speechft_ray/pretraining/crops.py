@@ -1,4 +1,4 @@
-"""Labelled crops of a corpus, drawn by seed or laid out in a row."""
+"""Labelled crops of a corpus: drawn at random for training, or in order for held-out scores."""
 
 from __future__ import annotations
 
@@ -11,71 +11,75 @@ import torch
 from speechft_ray.core.errors import UserError
 from speechft_ray.core.units import FRAME_STRIDE_SAMPLES, frame_count
 from speechft_ray.pretraining.targets import nearest
-from speechft_ray.speech.corpora.base import Corpus, Progress, Utterance
+from speechft_ray.speech.corpora.base import Corpus, Utterance
 
-Compute = Callable[[torch.Tensor], torch.Tensor]
+FeatureFunction = Callable[[torch.Tensor], torch.Tensor]
 """Features of one utterance: ``(samples,)`` to ``(frames at 20 ms, dim)``."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Source:
-    """The utterances of one split that are long enough for a crop. ``offsets``: where each one's
-    frames start in a flat row."""
+class CropSource:
+    """The utterances of one split that are long enough for a crop."""
 
     corpus: Corpus
     utterances: Sequence[Utterance]
     offsets: np.ndarray
+    """First frame of each utterance in the row of all frames, and their number at the end."""
 
     def frames(self) -> int:
         """Frames of all utterances."""
         return int(self.offsets[-1])
 
 
-def source(corpus: Corpus, split: str, crop_frames: int) -> Source:
-    """Returns the source of a split. Raises ``UserError`` when no utterance is as long as a
-    crop."""
-    kept = [
+def open_source(corpus: Corpus, split: str, crop_frames: int) -> CropSource:
+    """Selects the utterances of a split that are long enough for a crop.
+
+    Raises ``UserError`` when there is none.
+    """
+    utterances = [
         utterance
         for utterance in corpus.split(split)
         if frame_count(utterance.samples) >= crop_frames
     ]
-    if not kept:
+    if not utterances:
         raise UserError(
-            f"no utterance in the split `{split}` of corpus `{corpus.name}` has {crop_frames} frames of 20 ms. "
-            "Take a corpus with longer recordings or a smaller `crop_frames`."
+            f"no utterance in the split `{split}` of corpus `{corpus.name}` has {crop_frames} "
+            "frames of 20 ms. Take a corpus with longer recordings or a smaller `crop_frames`."
         )
-    counts = [frame_count(utterance.samples) for utterance in kept]
-    return Source(corpus=corpus, utterances=kept, offsets=np.concatenate([[0], np.cumsum(counts)]))
+    counts = [frame_count(utterance.samples) for utterance in utterances]
+    offsets = np.concatenate([[0], np.cumsum(counts)])
+    return CropSource(corpus=corpus, utterances=utterances, offsets=offsets)
 
 
-def sampled_features(part: Source, compute: Compute, frames: int, seed: int) -> np.ndarray:
-    """Returns ``compute(wave) -> (frames, dim)`` of a seeded choice of utterances, ``frames`` in
-    all or as many as there are."""
-    rows, found = [], 0
-    for index in np.random.default_rng(seed).permutation(len(part.utterances)):
-        if found >= frames:
+def sample_features(
+    source: CropSource, compute: FeatureFunction, frames: int, seed: int
+) -> np.ndarray:
+    """Returns features ``(frames, dim)`` of randomly chosen utterances; fewer frames where the
+    source has fewer."""
+    rows, count = [], 0
+    for index in np.random.default_rng(seed).permutation(len(source.utterances)):
+        if count >= frames:
             break
-        rows.append(compute(torch.from_numpy(part.corpus.read(part.utterances[index]))).numpy())
-        found += len(rows[-1])
+        wave = torch.from_numpy(source.corpus.read(source.utterances[index]))
+        rows.append(compute(wave).numpy())
+        count += len(rows[-1])
     return np.concatenate(rows)[:frames]
 
 
-def labels_of(
-    part: Source, compute: Compute, centroids: np.ndarray, progress: Progress | None = None
+def compute_labels(
+    source: CropSource, compute: FeatureFunction, centroids: np.ndarray
 ) -> np.ndarray:
-    """Returns the nearest centroid of every frame of all utterances in one row ``(all frames,)``
+    """Returns the nearest centroid of every frame of all utterances in a row, ``(all frames,)``
     int16."""
-    row = np.empty(part.frames(), dtype=np.int16)
-    for index, utterance in enumerate(part.utterances):
-        found = compute(torch.from_numpy(part.corpus.read(utterance))).numpy()
-        row[part.offsets[index] : part.offsets[index + 1]] = nearest(found, centroids)
-        if progress is not None:
-            progress(index + 1, len(part.utterances))
-    return row
+    labels = np.empty(source.frames(), dtype=np.int16)
+    for index, utterance in enumerate(source.utterances):
+        features = compute(torch.from_numpy(source.corpus.read(utterance))).numpy()
+        labels[source.offsets[index] : source.offsets[index + 1]] = nearest(features, centroids)
+    return labels
 
 
-def drawn(
-    part: Source,
+def draw_crops(
+    source: CropSource,
     labels: np.ndarray,
     *,
     crops: int,
@@ -83,41 +87,47 @@ def drawn(
     crop_samples: int,
     rng: np.random.Generator,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Draws crops, every frame of the split about equally often: waves ``(crops, samples)`` and
-    labels ``(crops, frames)`` int64."""
-    places = np.diff(part.offsets) - crop_frames + 1
+    """Draws random crops, every possible start equally likely.
+
+    Returns waves ``(crops, samples)`` and labels ``(crops, frames)`` int64.
+    """
+    places = np.diff(source.offsets) - crop_frames + 1
     ends = np.cumsum(places)
-    chosen = rng.integers(0, ends[-1], size=crops)
-    indices = np.searchsorted(ends, chosen, side="right")
-    starts = chosen - (ends - places)[indices]
-    return _cut(part, labels, list(zip(indices, starts, strict=True)), crop_frames, crop_samples)
+    positions = rng.integers(0, ends[-1], size=crops)
+    indices = np.searchsorted(ends, positions, side="right")
+    starts = positions - (ends - places)[indices]
+    return _read_crops(
+        source, labels, list(zip(indices, starts, strict=True)), crop_frames, crop_samples
+    )
 
 
-def in_a_row(
-    part: Source, labels: np.ndarray, *, crops: int, crop_frames: int, crop_samples: int
+def iter_crops(
+    source: CropSource, labels: np.ndarray, *, crops: int, crop_frames: int, crop_samples: int
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Yields batches of crops that cover each utterance from its start without overlap; a rest
     shorter than a crop is left out."""
     places = [
         (index, start)
-        for index, count in enumerate(np.diff(part.offsets))
+        for index, count in enumerate(np.diff(source.offsets))
         for start in range(0, int(count) - crop_frames + 1, crop_frames)
     ]
     for begin in range(0, len(places), crops):
-        yield _cut(part, labels, places[begin : begin + crops], crop_frames, crop_samples)
+        batch = places[begin : begin + crops]
+        yield _read_crops(source, labels, batch, crop_frames, crop_samples)
 
 
-def _cut(
-    part: Source,
+def _read_crops(
+    source: CropSource,
     labels: np.ndarray,
     places: Sequence[tuple[int, int]],
     crop_frames: int,
     crop_samples: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
+    """Reads the crops at ``places``: utterance index and first frame of each."""
     waves, targets = [], []
     for index, start in places:
         begin = start * FRAME_STRIDE_SAMPLES
-        waves.append(part.corpus.read(part.utterances[index])[begin : begin + crop_samples])
-        first = part.offsets[index] + start
+        waves.append(source.corpus.read(source.utterances[index])[begin : begin + crop_samples])
+        first = source.offsets[index] + start
         targets.append(labels[first : first + crop_frames])
     return torch.from_numpy(np.stack(waves)), torch.from_numpy(np.stack(targets).astype(np.int64))

@@ -1,4 +1,4 @@
-"""``pretrain``: rounds of masked prediction from audio alone to an encoder on disk."""
+"""Pre-trains an encoder in rounds of masked prediction and writes it to disk."""
 
 from __future__ import annotations
 
@@ -13,9 +13,15 @@ import torch.nn.functional as F
 
 from speechft_ray.core.errors import UserError
 from speechft_ray.core.fingerprint import fingerprint
-from speechft_ray.pretraining.crops import Compute, Source, labels_of, sampled_features, source
+from speechft_ray.pretraining.crops import (
+    CropSource,
+    FeatureFunction,
+    compute_labels,
+    open_source,
+    sample_features,
+)
 from speechft_ray.pretraining.recipe import PretrainOptions, tiny_config
-from speechft_ray.pretraining.rounds import Labelled, train_round, write_curve
+from speechft_ray.pretraining.rounds import LabelledSource, train_round, write_curve
 from speechft_ray.pretraining.targets import fit_centroids, mfcc
 from speechft_ray.speech.checkpoints.safetensors_dir import read_encoder, write_encoder
 from speechft_ray.speech.corpora.base import Corpus, Progress
@@ -23,7 +29,8 @@ from speechft_ray.speech.encoders.base import EncoderWeights
 from speechft_ray.speech.encoders.hubert import build, init_weights
 
 FIT_FRAMES = 150_000
-"""Frames to fit k-means on, 50 minutes: more moves the centroids by less than another seed does."""
+"""Frames to fit k-means on, 50 minutes: more frames move the centroids by less than another seed
+does."""
 
 
 def pretrain(
@@ -33,96 +40,101 @@ def pretrain(
     progress: Progress | None = None,
     work: Path | None = None,
 ) -> EncoderWeights:
-    """Pre-trains the tiny HuBERT on the ``train`` split and scores it on ``dev``; audio is all it
-    sees of the corpus.
+    """Pre-trains the tiny HuBERT on the audio of the ``train`` split and scores it on ``dev``.
 
     ``out`` becomes an encoder folder: weights in float16, manifest, ``learning_curve.csv``.
-    ``work`` (``out / "work"`` when not given) keeps what the same call goes on from after an
-    interruption. ``progress`` counts updates of all rounds. Raises ``UserError`` when ``work``
-    belongs to other options or another corpus, and when no utterance is as long as a crop.
+    ``work`` (default: ``out / "work"``) holds the states that an interrupted call resumes from.
+    ``progress`` counts updates of all rounds. Raises ``UserError`` when ``work`` belongs to other
+    options or another corpus, and when no utterance is as long as a crop.
     """
     out.mkdir(parents=True, exist_ok=True)
     work = work or out / "work"
-    _claim(work, options, corpus)
-    train, held_out = (source(corpus, split, options.crop_frames) for split in ("train", "dev"))
+    _check_work_folder(work, options, corpus)
+    train, held_out = (
+        open_source(corpus, split, options.crop_frames) for split in ("train", "dev")
+    )
     curve: list[dict[str, float]] = []
     weights: EncoderWeights | None = None
     for number in range(len(options.updates)):
         folder = work / f"round{number + 1}"
         folder.mkdir(parents=True, exist_ok=True)
-        curve += _round(options, number, weights, train, held_out, folder, progress)
+        curve += _run_round(options, number, weights, train, held_out, folder, progress)
         weights = read_encoder(folder / "encoder.safetensors")
     assert weights is not None  # options have at least one round
     write_curve(out / "learning_curve.csv", curve)
-    write_encoder(out, weights, _made(options, corpus, curve), dtype="float16")
+    write_encoder(out, weights, _manifest(options, corpus, curve), dtype="float16")
     return read_encoder(out)
 
 
-def _round(
+def _run_round(
     options: PretrainOptions,
     number: int,
     before: EncoderWeights | None,
-    train: Source,
-    held_out: Source,
+    train: CropSource,
+    held_out: CropSource,
     folder: Path,
     progress: Progress | None,
 ) -> list[dict[str, float]]:
-    """Runs one round, or reads its curve when it has ended before; leaves ``encoder.safetensors``
-    in ``folder``."""
-    done = folder / "encoder.safetensors"
-    if done.exists():
+    """Runs one round, or reads its curve when it was finished before.
+
+    Writes ``encoder.safetensors`` to ``folder``. Returns the learning curve.
+    """
+    encoder_file = folder / "encoder.safetensors"
+    if encoder_file.exists():
         return [
             json.loads(line)
             for line in (folder / "curve.jsonl").read_text(encoding="utf-8").splitlines()
         ]
-    labelled = _targets(options, number, before, train, held_out, folder)
+    sources = _label_splits(options, number, before, train, held_out, folder)
     config = tiny_config(options.clusters[number])
-    model = build(_start(config, options.seed + number, before)).module()
+    model = build(_start_weights(config, options.seed + number, before)).module()
     finished = sum(options.updates[:number])
 
     def advance(update: int) -> None:
         if progress is not None:
             progress(finished + update, sum(options.updates))
 
-    curve = train_round(model, options, number, *labelled, folder, advance)
+    curve = train_round(model, options, number, *sources, folder, advance)
     weights = EncoderWeights(family="hubert", config=config, state=model.state_dict())
     write_encoder(
-        done,
+        encoder_file,
         weights,
         {"round": number + 1, "held_out_masked_accuracy": curve[-1]["held_out_masked_accuracy"]},
     )
     return curve
 
 
-def _start(config: Mapping[str, Any], seed: int, before: EncoderWeights | None) -> EncoderWeights:
-    """The weights a round starts from.
+def _start_weights(
+    config: Mapping[str, Any], seed: int, before: EncoderWeights | None
+) -> EncoderWeights:
+    """Returns the weights that a round starts from.
 
-    A later round goes on from the encoder of the round before, with a new projection and new label
-    embeddings. HuBERT begins every round anew, which pays with weeks of updates; here it would
-    spend a good part of the round on leaving the plateau again.
+    A later round continues from the encoder of the round before, with a new projection and new
+    label embeddings. HuBERT trains every round from new weights, which pays off over weeks of
+    updates; here a good part of the round would be spent on leaving the plateau again.
     """
     fresh = init_weights(config, seed)
     if before is None:
         return fresh
     new = ("final_proj.", "label_embs_concat")
-    kept = {name: tensor for name, tensor in before.state.items() if not name.startswith(new)}
-    return EncoderWeights(family="hubert", config=config, state={**fresh.state, **kept})
+    state = {name: tensor for name, tensor in before.state.items() if not name.startswith(new)}
+    return EncoderWeights(family="hubert", config=config, state={**fresh.state, **state})
 
 
-def _targets(
+def _label_splits(
     options: PretrainOptions,
     number: int,
     before: EncoderWeights | None,
-    train: Source,
-    held_out: Source,
+    train: CropSource,
+    held_out: CropSource,
     folder: Path,
-) -> tuple[Labelled, Labelled]:
-    """Labels of both splits, kept in ``folder``: the nearest of the centroids fitted on the
-    training split."""
+) -> tuple[LabelledSource, LabelledSource]:
+    """Returns both splits with labels: the nearest of the centroids that are fitted on the training
+    split and stored in ``folder``."""
     path = folder / "centroids.npy"
-    compute = mfcc if before is None else _hidden(before, options.target_layer)
+    compute = mfcc if before is None else _hidden_state_features(before, options.target_layer)
     if not path.exists():
-        sample = sampled_features(train, compute, FIT_FRAMES, options.seed + number)
+        sample = sample_features(train, compute, FIT_FRAMES, options.seed + number)
         part = path.with_suffix(".part.npy")
         np.save(
             part,
@@ -131,15 +143,15 @@ def _targets(
         )
         part.replace(path)
     centroids = np.load(path, allow_pickle=False)
-    return (train, labels_of(train, compute, centroids)), (
+    return (train, compute_labels(train, compute, centroids)), (
         held_out,
-        labels_of(held_out, compute, centroids),
+        compute_labels(held_out, compute, centroids),
     )
 
 
-def _hidden(weights: EncoderWeights, layer: int) -> Compute:
-    """Features of one utterance from a hidden state, each frame normalised over its dimensions so
-    that loudness makes no clusters."""
+def _hidden_state_features(weights: EncoderWeights, layer: int) -> FeatureFunction:
+    """Returns a function that computes a hidden state of one utterance, each frame normalised over
+    its dimensions so that loudness does not determine clusters."""
     encoder = build(weights)
     if layer >= encoder.state_count:
         raise UserError(
@@ -154,19 +166,20 @@ def _hidden(weights: EncoderWeights, layer: int) -> Compute:
     return compute
 
 
-def _claim(work: Path, options: PretrainOptions, corpus: Corpus) -> None:
-    owner = work / "identity.txt"
-    mine = fingerprint({"options": options, "corpus": corpus.fingerprint})
+def _check_work_folder(work: Path, options: PretrainOptions, corpus: Corpus) -> None:
+    identity_file = work / "identity.txt"
+    identity = fingerprint({"options": options, "corpus": corpus.fingerprint})
     work.mkdir(parents=True, exist_ok=True)
-    if not owner.exists():
-        owner.write_text(mine, encoding="ascii")
-    elif owner.read_text(encoding="ascii") != mine:
+    if not identity_file.exists():
+        identity_file.write_text(identity, encoding="ascii")
+    elif identity_file.read_text(encoding="ascii") != identity:
         raise UserError(
-            f"{work} holds the pre-training of other options or another corpus. Choose another folder or delete it."
+            f"{work} holds the pre-training of other options or another corpus. Choose another "
+            "folder or delete it."
         )
 
 
-def _made(
+def _manifest(
     options: PretrainOptions, corpus: Corpus, curve: list[dict[str, float]]
 ) -> dict[str, Any]:
     last = {int(row["round"]): row for row in curve}

@@ -1,4 +1,4 @@
-"""What masked prediction predicts: cluster labels of every 20 ms frame."""
+"""Targets of masked prediction: MFCC, k-means and cluster labels of every 20 ms frame."""
 
 from __future__ import annotations
 
@@ -17,12 +17,10 @@ IV-B)."""
 
 _BANDS = 23  # Kaldi's default for MFCC (compute-mfcc-feats --num-mel-bins)
 _LIFTER = 22.0  # Kaldi's --cepstral-lifter
-_REACH_FRAMES = (
-    2  # differences by regression over two 10 ms frames on each side, Kaldi's add-deltas
-)
-_BATCH_FRAMES = (
-    10_000  # HuBERT's clustering script (fairseq examples/hubert/simple_kmeans) uses the same batch
-)
+_REACH_FRAMES = 2
+"""Differences by regression over two 10 ms frames on each side, as Kaldi's add-deltas."""
+_BATCH_FRAMES = 10_000
+"""Batch of k-means, as in HuBERT's clustering script (fairseq examples/hubert/simple_kmeans)."""
 
 
 def mfcc(wave: torch.Tensor) -> torch.Tensor:
@@ -30,8 +28,8 @@ def mfcc(wave: torch.Tensor) -> torch.Tensor:
 
     Frame i covers samples 320 i to 320 i + 400. Kaldi's definition (compute-mfcc-feats with a
     Hamming window, no dither), then each of the 13 normalised to zero mean and unit variance over
-    the utterance: the group norm of the front end takes loudness and the long-term spectrum away,
-    and labels that tell them could not be learned.
+    the utterance: the group norm of the front end removes loudness and the long-term spectrum, so
+    labels that depend on them could not be predicted.
     """
     cepstra = log_mel(wave, _BANDS) @ _cosines()
     cepstra = (cepstra - cepstra.mean(dim=0)) / cepstra.std(dim=0, correction=0).clamp_min(1e-5)
@@ -54,7 +52,7 @@ def differences(features: torch.Tensor) -> torch.Tensor:
 
 
 def fit_centroids(features: np.ndarray, clusters: int, seed: int) -> np.ndarray:
-    """Returns k-means centroids ``(clusters, dim)`` of ``(frames, dim)``, fitted seeded."""
+    """Fits k-means to features ``(frames, dim)`` and returns centroids ``(clusters, dim)``."""
     means = MiniBatchKMeans(
         clusters,
         random_state=seed,
@@ -75,8 +73,8 @@ def nearest(features: np.ndarray, centroids: np.ndarray) -> np.ndarray:
 
 @functools.cache
 def _cosines() -> torch.Tensor:
-    """The orthonormal cosine transform ``(bands, cepstra)`` with Kaldi's lifter, which brings the
-    cepstra to similar spreads."""
+    """Returns the orthonormal cosine transform ``(bands, cepstra)`` with Kaldi's lifter, which
+    gives the cepstra similar spreads."""
     band = torch.arange(_BANDS, dtype=torch.float64)[:, None] + 0.5
     order = torch.arange(CEPSTRA, dtype=torch.float64)
     basis = torch.cos(math.pi / _BANDS * band * order) * math.sqrt(2 / _BANDS)

@@ -17,8 +17,14 @@ import torch
 from speechft_ray.core.errors import UserError
 from speechft_ray.core.units import frame_count
 from speechft_ray.pretraining import rounds, run
-from speechft_ray.pretraining.crops import drawn, in_a_row, labels_of, sampled_features, source
-from speechft_ray.pretraining.masking import masked_prediction, spans, start_probability
+from speechft_ray.pretraining.crops import (
+    compute_labels,
+    draw_crops,
+    iter_crops,
+    open_source,
+    sample_features,
+)
+from speechft_ray.pretraining.masking import compute_masked_loss, draw_span_mask, start_probability
 from speechft_ray.pretraining.recipe import PretrainOptions, tiny_config
 from speechft_ray.pretraining.rounds import learning_rate
 from speechft_ray.pretraining.run import pretrain
@@ -92,14 +98,16 @@ def test_clusters_are_found_and_repeatable() -> None:
 
 @pytest.mark.parametrize(("fraction", "length"), [(0.5, 5), (0.5, 1), (0.2, 10), (0.65, 3)])
 def test_masks_hide_the_promised_fraction_everywhere(fraction: float, length: int) -> None:
-    hidden = spans(4_000, 50, fraction=fraction, length=length, rng=np.random.default_rng(0))
+    hidden = draw_span_mask(
+        4_000, 50, fraction=fraction, length=length, rng=np.random.default_rng(0)
+    )
     assert hidden.shape == (4_000, 50)
     np.testing.assert_allclose(hidden.mean(axis=0), fraction, atol=0.04)
     assert (1 - start_probability(fraction, length)) ** length == pytest.approx(1 - fraction)
 
 
 def test_spans_away_from_the_edges_are_no_shorter_than_promised() -> None:
-    hidden = spans(500, 60, fraction=0.3, length=4, rng=np.random.default_rng(1))
+    hidden = draw_span_mask(500, 60, fraction=0.3, length=4, rng=np.random.default_rng(1))
     for row in hidden:
         edges = np.flatnonzero(np.diff(np.concatenate([[False], row, [False]]).astype(int)))
         for start, end in edges.reshape(-1, 2):
@@ -113,7 +121,7 @@ def test_loss_is_the_cross_entropy_of_cosines() -> None:
     targets = torch.arange(48).reshape(2, 24) % 3
     hidden = torch.zeros(2, 24, dtype=torch.bool)
     hidden[0, 3:8] = hidden[1, 10:20] = True
-    found = masked_prediction(model, waves, targets, hidden, 0.5)
+    loss = compute_masked_loss(model, waves, targets, hidden, 0.5)
     model.apply_mask = lambda x, padding, target: (
         torch.where(hidden[:, :, None], model.mask_emb, x),
         hidden,
@@ -132,11 +140,11 @@ def test_loss_is_the_cross_entropy_of_cosines() -> None:
         - np.take_along_axis(logits, targets.numpy()[..., None], -1)[..., 0]
     )
     mask = hidden.numpy()
-    assert found.loss.item() == pytest.approx(
+    assert loss.loss.item() == pytest.approx(
         costs[mask].mean() + 0.5 * costs[~mask].mean(), rel=1e-4
     )
-    assert found.masked == 15
-    assert found.right == int((logits.argmax(-1) == targets.numpy())[mask].sum())
+    assert loss.masked == 15
+    assert loss.correct == int((logits.argmax(-1) == targets.numpy())[mask].sum())
 
 
 def test_hidden_frames_see_nothing_of_their_own_sound() -> None:
@@ -150,14 +158,15 @@ def test_hidden_frames_see_nothing_of_their_own_sound() -> None:
     hidden[0, 8:16] = True
     targets = torch.zeros(1, 24, dtype=torch.int64)
     losses = [
-        masked_prediction(model, wave, targets, hidden, 0.5).loss.item()
+        compute_masked_loss(model, wave, targets, hidden, 0.5).loss.item()
         for wave in (waves, changed)
     ]
     assert losses[0] == losses[1]
     seen = torch.zeros_like(hidden)
     seen[0, :3] = True
     others = [
-        masked_prediction(model, wave, targets, seen, 0.5).loss.item() for wave in (waves, changed)
+        compute_masked_loss(model, wave, targets, seen, 0.5).loss.item()
+        for wave in (waves, changed)
     ]
     assert others[0] != others[1]
 
@@ -166,24 +175,26 @@ def test_crops_carry_the_labels_of_their_own_frames() -> None:
     """The label of every frame is made from its own samples, so that any shift between sound and
     labels would show."""
     corpus = tone_corpus()
-    part = source(corpus, "train", crop_frames=30)
-    assert {utterance.samples for utterance in part.utterances} == {16_000, 24_000, 32_000}
+    source = open_source(corpus, "train", crop_frames=30)
+    assert {utterance.samples for utterance in source.utterances} == {16_000, 24_000, 32_000}
 
     def loudness(wave: torch.Tensor) -> torch.Tensor:
         return wave.unfold(0, 400, 320).square().mean(dim=1, keepdim=True)
 
     centroids = np.linspace(0.0, 0.1, 300, dtype=np.float32)[:, None]
-    labels = labels_of(part, loudness, centroids)
+    labels = compute_labels(source, loudness, centroids)
     assert (
         len(labels)
-        == part.frames()
-        == sum(frame_count(utterance.samples) for utterance in part.utterances)
+        == source.frames()
+        == sum(frame_count(utterance.samples) for utterance in source.utterances)
     )
-    assert sampled_features(part, loudness, 10**9, seed=0).shape == (part.frames(), 1)
-    assert sampled_features(part, loudness, 100, seed=0).shape == (100, 1)
+    assert sample_features(source, loudness, 10**9, seed=0).shape == (source.frames(), 1)
+    assert sample_features(source, loudness, 100, seed=0).shape == (100, 1)
     sizes = {"crops": 5, "crop_frames": 30, "crop_samples": 320 * 29 + 400}
-    batches = [drawn(part, labels, rng=np.random.default_rng(seed), **sizes) for seed in range(20)]
-    batches += list(in_a_row(part, labels, **sizes))
+    batches = [
+        draw_crops(source, labels, rng=np.random.default_rng(seed), **sizes) for seed in range(20)
+    ]
+    batches += list(iter_crops(source, labels, **sizes))
     for waves, targets in batches:
         assert waves.shape[1] == 9_680
         for wave, target in zip(waves, targets, strict=True):
@@ -191,33 +202,33 @@ def test_crops_carry_the_labels_of_their_own_frames() -> None:
 
 
 def test_crops_in_a_row_cover_every_whole_crop_once() -> None:
-    part = source(tone_corpus(), "train", crop_frames=30)
-    labels = np.arange(part.frames(), dtype=np.int64)
+    source = open_source(tone_corpus(), "train", crop_frames=30)
+    labels = np.arange(source.frames(), dtype=np.int64)
     rows = [
         row
-        for _, targets in in_a_row(part, labels, crops=7, crop_frames=30, crop_samples=9_680)
+        for _, targets in iter_crops(source, labels, crops=7, crop_frames=30, crop_samples=9_680)
         for row in targets.tolist()
     ]
     seen = [frame for row in rows for frame in row]
     assert len(seen) == len(set(seen))
-    assert len(rows) == sum(frame_count(utterance.samples) // 30 for utterance in part.utterances)
+    assert len(rows) == sum(frame_count(utterance.samples) // 30 for utterance in source.utterances)
 
 
 def test_drawn_crops_reach_first_and_last_frames() -> None:
-    part = source(tone_corpus(), "train", crop_frames=30)
-    labels = np.arange(part.frames(), dtype=np.int64)
+    source = open_source(tone_corpus(), "train", crop_frames=30)
+    labels = np.arange(source.frames(), dtype=np.int64)
     silent = dataclasses.replace(
-        part,
+        source,
         corpus=dataclasses.replace(
-            part.corpus, read=lambda some: np.zeros(some.samples, np.float32)
+            source.corpus, read=lambda some: np.zeros(some.samples, np.float32)
         ),
     )
-    _, targets = drawn(
+    _, targets = draw_crops(
         silent, labels, crops=20_000, crop_frames=30, crop_samples=400, rng=np.random.default_rng(0)
     )
-    starts = np.bincount(targets[:, 0].numpy(), minlength=part.frames())
+    starts = np.bincount(targets[:, 0].numpy(), minlength=source.frames())
     possible = np.concatenate(
-        [np.arange(begin, end - 29) for begin, end in itertools.pairwise(part.offsets)]
+        [np.arange(begin, end - 29) for begin, end in itertools.pairwise(source.offsets)]
     )
     assert set(np.flatnonzero(starts)) <= set(possible)
     assert (starts[possible] > 0).all()
@@ -290,7 +301,7 @@ def test_a_stopped_run_ends_in_the_same_weights(tmp_path: Path) -> None:
 def test_a_round_goes_on_from_the_encoder_of_the_one_before(tmp_path: Path) -> None:
     before = toy_hubert(seed=5)
     config = {**toy_config(), "dictionaries_symbols": [["a"] * 9]}
-    start = run._start(config, 0, before)
+    start = run._start_weights(config, 0, before)
     assert start.state["label_embs_concat"].shape == (9, 8)
     same = {
         name
@@ -314,7 +325,7 @@ def test_a_corpus_of_short_utterances_is_told(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("toy_recipe")
 def test_a_loss_that_explodes_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rounds, "_update", lambda *_: float("nan"))
+    monkeypatch.setattr(rounds, "_train_step", lambda *_: float("nan"))
     with pytest.raises(UserError, match="smaller `learning_rate`"):
         pretrain(PretrainOptions(**SMALL), tone_corpus(), tmp_path)
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from speechft_ray.pretraining import reverberation as rooms
-from speechft_ray.pretraining.reverberation import in_rooms
+from speechft_ray.pretraining import reverberation
+from speechft_ray.pretraining.reverberation import add_reverberation
 
 SAMPLES = 16_000
 
@@ -26,14 +26,14 @@ def loudness(waves: torch.Tensor) -> torch.Tensor:
 
 def impulse_responses(batch: int, seed: int = 0) -> torch.Tensor:
     draw = np.random.default_rng(seed)
-    return rooms._rooms(
+    return reverberation._impulse_responses(
         torch.from_numpy(draw.random((4, batch, 1))).float(), torch.Generator().manual_seed(seed)
     )
 
 
 def test_loudness_and_shape_are_kept() -> None:
     waves = clean()
-    heard = in_rooms(waves, np.random.default_rng(0))
+    heard = add_reverberation(waves, np.random.default_rng(0))
     assert heard.shape == waves.shape
     assert heard.dtype == torch.float32
     torch.testing.assert_close(loudness(heard), loudness(waves), rtol=1e-4, atol=0)
@@ -41,29 +41,31 @@ def test_loudness_and_shape_are_kept() -> None:
 
 def test_rooms_follow_from_the_seed_alone() -> None:
     waves = clean()
-    first = in_rooms(waves, np.random.default_rng(3))
+    first = add_reverberation(waves, np.random.default_rng(3))
     torch.manual_seed(99)  # the global generator has no say, and keeps its state
     before = torch.random.get_rng_state()
-    again = in_rooms(waves, np.random.default_rng(3))
+    again = add_reverberation(waves, np.random.default_rng(3))
     assert torch.equal(first, again)
     assert torch.equal(torch.random.get_rng_state(), before)
-    assert not torch.allclose(first, in_rooms(waves, np.random.default_rng(4)))
+    assert not torch.allclose(first, add_reverberation(waves, np.random.default_rng(4)))
 
 
 def test_every_crop_gets_a_room_and_noise_of_its_own() -> None:
-    heard = in_rooms(clean(1).expand(3, -1), np.random.default_rng(0))
+    heard = add_reverberation(clean(1).expand(3, -1), np.random.default_rng(0))
     assert not torch.allclose(heard[0], heard[1])
     assert not torch.allclose(heard[1], heard[2])
 
 
 def test_the_input_is_not_changed() -> None:
     waves = clean()
-    in_rooms(waves, np.random.default_rng(0))
+    add_reverberation(waves, np.random.default_rng(0))
     assert torch.equal(waves, clean())
 
 
 def test_silence_stays_finite() -> None:
-    assert torch.isfinite(in_rooms(torch.zeros(2, SAMPLES), np.random.default_rng(0))).all()
+    assert torch.isfinite(
+        add_reverberation(torch.zeros(2, SAMPLES), np.random.default_rng(0))
+    ).all()
 
 
 def test_the_direct_sound_comes_first_and_the_first_reflection_after_2_ms() -> None:
@@ -76,7 +78,7 @@ def test_the_direct_sound_comes_first_and_the_first_reflection_after_2_ms() -> N
 def test_tails_have_the_promised_strength() -> None:
     responses = impulse_responses(400).double()
     ratio_db = -10 * responses[:, 1:].square().sum(dim=1).log10()
-    low, high = rooms.DIRECT_TO_TAIL_DB
+    low, high = reverberation.DIRECT_TO_TAIL_DB
     assert low - 1e-3 <= ratio_db.min() < low + 0.5
     assert high - 0.5 < ratio_db.max() <= high + 1e-3
 
@@ -84,10 +86,12 @@ def test_tails_have_the_promised_strength() -> None:
 def test_tails_fall_by_60_db_in_the_reverberation_time() -> None:
     """The slope of a least-squares line through the logarithm of the energy in 5 ms blocks,
     averaged over rooms of one time."""
-    low, high = rooms.REVERBERATION_SECONDS
+    low, high = reverberation.REVERBERATION_SECONDS
     for place in (0.25, 1.0):
         drawn = torch.tensor([place, 0.5, 0.5, 0.5])[:, None, None].expand(4, 400, 1)
-        tails = rooms._rooms(drawn, torch.Generator().manual_seed(0)).double()[:, 80:]
+        tails = reverberation._impulse_responses(drawn, torch.Generator().manual_seed(0)).double()[
+            :, 80:
+        ]
         blocks = (
             tails[:, : len(tails[0]) // 80 * 80]
             .reshape(400, -1, 80)
@@ -103,18 +107,18 @@ def test_tails_fall_by_60_db_in_the_reverberation_time() -> None:
 def test_a_room_is_a_convolution_and_labels_stay_in_place(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without noise: numpy's convolution, cut to the crop; silence before the sound stays, nothing
     wraps around."""
-    monkeypatch.setattr(rooms, "SNR_DB", (200.0, 200.0))
+    monkeypatch.setattr(reverberation, "SNR_DB", (200.0, 200.0))
     waves = clean(2, 4_000)
     waves[:, :1_000] = 0.0
     kept: list[torch.Tensor] = []
-    original = rooms._rooms
+    original = reverberation._impulse_responses
 
     def watched(drawn: torch.Tensor, source: torch.Generator) -> torch.Tensor:
         kept.append(original(drawn, source))
         return kept[-1]
 
-    monkeypatch.setattr(rooms, "_rooms", watched)
-    heard = in_rooms(waves, np.random.default_rng(0))
+    monkeypatch.setattr(reverberation, "_impulse_responses", watched)
+    heard = add_reverberation(waves, np.random.default_rng(0))
     for wave, response, found in zip(waves, kept[0], heard, strict=True):
         expected = np.convolve(wave.double().numpy(), response.double().numpy())[:4_000]
         expected *= np.sqrt(np.mean(wave.double().numpy() ** 2) / np.mean(expected**2))
@@ -125,15 +129,15 @@ def test_a_room_is_a_convolution_and_labels_stay_in_place(monkeypatch: pytest.Mo
 @pytest.mark.parametrize("snr_db", [0.0, 10.0, 20.0])
 def test_noise_has_the_promised_strength(snr_db: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """Heard with a tone, which is then fitted and taken away: what is left is the noise."""
-    monkeypatch.setattr(rooms, "SNR_DB", (snr_db, snr_db))
+    monkeypatch.setattr(reverberation, "SNR_DB", (snr_db, snr_db))
     monkeypatch.setattr(
-        rooms,
-        "_rooms",
+        reverberation,
+        "_impulse_responses",
         lambda drawn, source: torch.nn.functional.one_hot(torch.zeros(8).long(), 6_400).float(),
     )
     angle = 2 * np.pi * 4_000 * np.arange(SAMPLES) / 16_000
     tone = torch.from_numpy(np.sin(angle)).float().expand(8, -1)
-    heard = in_rooms(tone, np.random.default_rng(0)).double().numpy()
+    heard = add_reverberation(tone, np.random.default_rng(0)).double().numpy()
     basis = np.stack([np.sin(angle), np.cos(angle)], axis=1)
     fitted = heard @ basis @ basis.T * 2 / SAMPLES
     found_db = 10 * np.log10(np.square(fitted).sum(axis=1) / np.square(heard - fitted).sum(axis=1))
@@ -142,7 +146,7 @@ def test_noise_has_the_promised_strength(snr_db: float, monkeypatch: pytest.Monk
 
 def test_noise_lies_between_white_and_brown() -> None:
     """Energy per octave from 250 Hz on: rising 3 dB for white noise, falling 3 dB for brown."""
-    noise = rooms._noise(
+    noise = reverberation._noise(
         torch.tensor([[0.0], [1.0]]), 160_000, torch.Generator().manual_seed(0)
     ).double()
     power = torch.fft.rfft(noise).abs().square()
