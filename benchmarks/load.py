@@ -1,11 +1,11 @@
-"""What reading and converting a Base-size HuBERT costs in each format, beside plain ``torch.load``.
+"""Measures reading and converting a Base-size HuBERT in each format, beside plain ``torch.load``.
 
     python benchmarks/load.py [--repeats 5] [--folder DIR]
 
-Every figure is the median over processes of their own, each of which does one thing: wall time of
-that thing, imports apart, and the peak resident memory of the whole process, imports and mapped
-pages of the file included (``ru_maxrss``). Reading includes one pass over every value, since a
-mapped file is otherwise not read at all. Files are in the page cache.
+Every figure is the median over processes that each perform one operation: its wall time without
+imports, and the peak resident memory of the whole process, with imports and mapped pages of the
+file (``ru_maxrss``). Reading includes one pass over every value, since a mapped file is otherwise
+not read at all. Files are in the page cache.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ LIMIT = 2.5
 """Peak memory of a conversion, as a multiple of the file."""
 
 
-def child(what: str, *arguments: str) -> None:
-    """Does one thing and prints its wall time and the peak of this process."""
-    task = TASKS[what](*arguments)
+def run_child(operation: str, *arguments: str) -> None:
+    """Performs one operation and prints its wall time and the peak memory of this process."""
+    task = OPERATIONS[operation](*arguments)
     started = time.perf_counter()
     task()
     seconds = time.perf_counter() - started
@@ -36,7 +36,7 @@ def child(what: str, *arguments: str) -> None:
     print(json.dumps({"seconds": seconds, "peak_bytes": peak}))
 
 
-def make(folder: str) -> Callable[[], None]:
+def write_all(folder: str) -> Callable[[], None]:
     """Writes a HuBERT Base with random weights in every format."""
     from speechft_ray.speech.checkpoints.base import FORMATS as REGISTERED
     from speechft_ray.speech.encoders.base import FAMILIES
@@ -45,62 +45,75 @@ def make(folder: str) -> Callable[[], None]:
     assert family.example_config is not None
     assert family.init_weights is not None
     weights = family.init_weights(family.example_config(12, 768, False), 0)
-    return lambda: (
-        [REGISTERED.get(name).write(place(folder, name), weights, {}) for name in FORMATS] and None
-    )
+
+    def run() -> None:
+        for name in FORMATS:
+            REGISTERED.get(name).write(make_path(folder, name), weights, {})
+
+    return run
 
 
-def nothing() -> Callable[[], None]:
-    """What the imports alone take."""
+def do_nothing() -> Callable[[], None]:
+    """Only imports."""
     import speechft_ray.speech.checkpoints.convert  # noqa: F401
 
     return lambda: None
 
 
-def plain(path: str, mapped: str) -> Callable[[], None]:
-    """torch's own loader, with everything in the file."""
+def load_with_torch(path: str, mapped: str) -> Callable[[], None]:
+    """Loads the whole file with torch."""
     import torch
 
-    return lambda: heard(torch.load(path, weights_only=True, mmap=mapped == "mmap")["model_weight"])
+    def run() -> None:
+        content = torch.load(path, weights_only=True, mmap=mapped == "mmap")
+        read_values(content["model_weight"])
+
+    return run
 
 
 def read(path: str) -> Callable[[], None]:
-    """Our loader."""
+    """Reads the encoder with our loader."""
     from speechft_ray.speech.checkpoints.load import load_checkpoint
 
-    return lambda: heard(load_checkpoint(Path(path)).weights.state)
+    def run() -> None:
+        read_values(load_checkpoint(Path(path)).weights.state)
+
+    return run
 
 
-def change(path: str, to: str, out: str) -> Callable[[], None]:
-    """Our conversion."""
-    from speechft_ray.speech.checkpoints.convert import convert
+def convert(path: str, to: str, out: str) -> Callable[[], None]:
+    """Converts the encoder."""
+    from speechft_ray.speech.checkpoints.convert import convert as convert_encoder
 
-    return lambda: convert(Path(path), to, Path(out)) and None
+    def run() -> None:
+        convert_encoder(Path(path), to, Path(out))
+
+    return run
 
 
-def heard(state: object) -> None:
-    """One pass over every value."""
+def read_values(state: object) -> None:
+    """Reads every value."""
     assert isinstance(state, dict)
     assert all(float(tensor.sum()) < float("inf") for tensor in state.values())
 
 
-TASKS: dict[str, Callable[..., Callable[[], None]]] = {
-    "make": make,
-    "nothing": nothing,
-    "plain": plain,
+OPERATIONS: dict[str, Callable[..., Callable[[], None]]] = {
+    "write": write_all,
+    "nothing": do_nothing,
+    "torch": load_with_torch,
     "read": read,
-    "change": change,
+    "convert": convert,
 }
 
 
-def place(folder: str, name: str) -> Path:
-    """Where the file of a format lies."""
+def make_path(folder: str, name: str) -> Path:
+    """Returns the path of the file of a format."""
     return Path(folder) / (f"base.{name}.safetensors" if name == "safetensors" else f"base.{name}")
 
 
-def measured(repeats: int, *arguments: str, out: Path | None = None) -> tuple[float, float]:
-    """Median seconds and peak bytes of one thing, done in ``repeats`` processes."""
-    found = []
+def measure(repeats: int, *arguments: str, out: Path | None = None) -> tuple[float, float]:
+    """Returns median seconds and peak bytes of one operation over ``repeats`` processes."""
+    results = []
     for _ in range(repeats):
         done = subprocess.run(
             [sys.executable, __file__, "--child", *arguments],
@@ -110,33 +123,33 @@ def measured(repeats: int, *arguments: str, out: Path | None = None) -> tuple[fl
         )
         if done.returncode:
             raise SystemExit(done.stderr)
-        found.append(json.loads(done.stdout.splitlines()[-1]))
+        results.append(json.loads(done.stdout.splitlines()[-1]))
         if out is not None:
             subprocess.run(["rm", "-r", out], check=True)
-    return statistics.median(each["seconds"] for each in found), statistics.median(
-        each["peak_bytes"] for each in found
-    )
+    seconds = statistics.median(result["seconds"] for result in results)
+    return seconds, statistics.median(result["peak_bytes"] for result in results)
 
 
-def table(folder: str, repeats: int) -> None:
+def print_table(folder: str, repeats: int) -> None:
     """Prints the table."""
-    size = place(folder, "s3prl").stat().st_size
-    _, idle = measured(repeats, "nothing")
+    size = make_path(folder, "s3prl").stat().st_size
+    _, idle = measure(repeats, "nothing")
     print(
-        f"HuBERT Base, {size / 1e6:.1f} MB as s3prl's; imports alone peak at {idle / 1e6:.0f} MB; medians of {repeats}.\n"
+        f"HuBERT Base, {size / 1e6:.1f} MB as s3prl's; imports alone peak at {idle / 1e6:.0f} MB; "
+        f"medians of {repeats}.\n"
     )
     print("| what | seconds | peak MB | peak / file |\n|---|---|---|---|")
     worst = 0.0
 
     def row(title: str, *arguments: str, out: Path | None = None) -> float:
-        seconds, peak = measured(repeats, *arguments, out=out)
+        seconds, peak = measure(repeats, *arguments, out=out)
         print(f"| {title} | {seconds:.2f} | {peak / 1e6:.0f} | {peak / size:.2f} |", flush=True)
         return peak / size
 
-    row("torch.load (s3prl file)", "plain", str(place(folder, "s3prl")), "copy")
-    row("torch.load, mmap=True", "plain", str(place(folder, "s3prl")), "mmap")
+    row("torch.load (s3prl file)", "torch", str(make_path(folder, "s3prl")), "copy")
+    row("torch.load, mmap=True", "torch", str(make_path(folder, "s3prl")), "mmap")
     for name in FORMATS:
-        row(f"read {name}", "read", str(place(folder, name)))
+        row(f"read {name}", "read", str(make_path(folder, name)))
     pairs = [
         ("fairseq", "hf"),
         *((name, "safetensors") for name in FORMATS),
@@ -147,7 +160,12 @@ def table(folder: str, repeats: int) -> None:
         worst = max(
             worst,
             row(
-                f"convert {name} to {to}", "change", str(place(folder, name)), to, str(out), out=out
+                f"convert {name} to {to}",
+                "convert",
+                str(make_path(folder, name)),
+                to,
+                str(out),
+                out=out,
             ),
         )
     print(f"\nThe largest conversion peaks at {worst:.2f} times the file; the limit is {LIMIT}.")
@@ -156,10 +174,10 @@ def table(folder: str, repeats: int) -> None:
 
 
 def main() -> None:
-    """Parses and measures. This process imports nothing heavy: Linux counts a parent's memory at
-    the fork as its child's."""
+    """Measures and prints. This process imports nothing heavy, since Linux counts the memory of the
+    parent at the fork as the child's."""
     if sys.argv[1:2] == ["--child"]:
-        child(*sys.argv[2:])
+        run_child(*sys.argv[2:])
         return
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -173,8 +191,8 @@ def main() -> None:
     )
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-        measured(1, "make", folder)
-        table(folder, options.repeats)
+        measure(1, "write", folder)
+        print_table(folder, options.repeats)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What every registered checkpoint format promises, over every family that it holds."""
+"""The contract of every registered checkpoint format, for every family that it holds."""
 
 from __future__ import annotations
 
@@ -16,29 +16,24 @@ from speechft_ray.speech.checkpoints.load import load_checkpoint, weights_finger
 from speechft_ray.speech.encoders.base import FAMILIES, EncoderWeights
 from tests.speech.toy_models import add_noise, toy_encoder
 
-MADE = {"by": "a test", "parents": ["base", "donor"], "seed": 3}
-HELD = [(family, name) for family in FAMILIES.names() for name in list_formats(family)]
-LEARNED = [name for name, family in FAMILIES.items() if family.init_weights is not None]
+PROVENANCE = {"by": "a test", "parents": ["base", "donor"], "seed": 3}
+PAIRS = [(family, name) for family in FAMILIES.names() for name in list_formats(family)]
+WITH_WEIGHTS = [name for name, family in FAMILIES.items() if family.init_weights is not None]
 SIZES = [False, True]
 
 
-def out(folder: Path, name: str) -> Path:
-    return folder / (
-        "written"
-        if FORMATS.get(name).is_folder
-        else "written.pt"
-        if name != "safetensors"
-        else "written.safetensors"
-    )
+def make_path(folder: Path, name: str) -> Path:
+    suffix = ".safetensors" if name == "safetensors" else ".pt"
+    return folder / ("encoder" if FORMATS.get(name).is_folder else f"encoder{suffix}")
 
 
-def same(found: EncoderWeights, weights: EncoderWeights) -> bool:
-    """Bit for bit; NaN would be unequal to itself and -0.0 equal to 0.0, so bits are compared."""
+def are_equal(one: EncoderWeights, weights: EncoderWeights) -> bool:
+    """Compares bits: as numbers, NaN is unequal to itself and -0.0 equal to 0.0."""
     return (
-        (found.family, dict(found.config)) == (weights.family, dict(weights.config))
-        and set(found.state) == set(weights.state)
+        (one.family, dict(one.config)) == (weights.family, dict(weights.config))
+        and set(one.state) == set(weights.state)
         and all(
-            torch.equal(found.state[name].view(torch.int32), tensor.view(torch.int32))
+            torch.equal(one.state[name].view(torch.int32), tensor.view(torch.int32))
             for name, tensor in weights.state.items()
         )
     )
@@ -51,43 +46,43 @@ def test_every_family_has_a_format_and_every_format_a_family() -> None:
 
 
 @pytest.mark.parametrize("large", SIZES)
-@pytest.mark.parametrize(("family", "name"), HELD)
+@pytest.mark.parametrize(("family", "name"), PAIRS)
 def test_what_is_written_comes_back(family: str, name: str, large: bool, tmp_path: Path) -> None:
     weights = add_noise(toy_encoder(family, large=large))
-    path = out(tmp_path, name)
-    FORMATS.get(name).write(path, weights, MADE)
-    found = load_checkpoint(path)
-    assert found.format == name
-    assert found.provenance == MADE
-    assert same(found.weights, weights)
-    assert weights_fingerprint(found.weights) == weights_fingerprint(weights)
-    assert {tensor.dtype for tensor in found.weights.state.values()} <= {torch.float32}
+    path = make_path(tmp_path, name)
+    FORMATS.get(name).write(path, weights, PROVENANCE)
+    checkpoint = load_checkpoint(path)
+    assert checkpoint.format == name
+    assert checkpoint.provenance == PROVENANCE
+    assert are_equal(checkpoint.weights, weights)
+    assert weights_fingerprint(checkpoint.weights) == weights_fingerprint(weights)
+    assert {tensor.dtype for tensor in checkpoint.weights.state.values()} <= {torch.float32}
     assert [file.name for file in tmp_path.iterdir()] == [path.name], "nothing is left beside it"
     assert path.is_dir() == FORMATS.get(name).is_folder
 
 
 @pytest.mark.parametrize(
-    ("family", "first", "second"), [(f, a, b) for f, a in HELD for b in list_formats(f) if a != b]
+    ("family", "first", "second"), [(f, a, b) for f, a in PAIRS for b in list_formats(f) if a != b]
 )
-def test_every_format_becomes_every_other(
+def test_every_format_converts_to_every_other(
     family: str, first: str, second: str, tmp_path: Path
 ) -> None:
     weights = add_noise(toy_encoder(family, large=family == "wavlm"))
-    FORMATS.get(first).write(tmp_path / "first", weights, MADE)
+    FORMATS.get(first).write(tmp_path / "first", weights, PROVENANCE)
     convert(tmp_path / "first", second, tmp_path / "second")
-    found = load_checkpoint(tmp_path / "second")
-    assert same(found.weights, weights)
-    assert {key: found.provenance[key] for key in MADE} == MADE
-    assert found.provenance["converted"] == [
+    checkpoint = load_checkpoint(tmp_path / "second")
+    assert are_equal(checkpoint.weights, weights)
+    assert {key: checkpoint.provenance[key] for key in PROVENANCE} == PROVENANCE
+    assert checkpoint.provenance["converted"] == [
         {"from": first, "file": "first", "notes": list(load_checkpoint(tmp_path / "first").notes)}
     ]
-    json.dumps(dict(found.provenance), allow_nan=False)
+    json.dumps(dict(checkpoint.provenance), allow_nan=False)
 
 
 @pytest.mark.parametrize("name", FORMATS.names())
-def test_a_place_that_is_taken_stays_as_it_is(name: str, tmp_path: Path) -> None:
+def test_existing_files_are_not_overwritten(name: str, tmp_path: Path) -> None:
     weights = toy_encoder(FORMATS.get(name).families[-1] if name != "safetensors" else "hubert")
-    path = out(tmp_path, name)
+    path = make_path(tmp_path, name)
     path.write_text("precious")
     with pytest.raises(UserError, match="exists already"):
         FORMATS.get(name).write(path, weights, {})
@@ -95,14 +90,14 @@ def test_a_place_that_is_taken_stays_as_it_is(name: str, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("family", "name"), [(family, name) for family, name in HELD if family in LEARNED]
+    ("family", "name"), [(family, name) for family, name in PAIRS if family in WITH_WEIGHTS]
 )
 @pytest.mark.parametrize("fault", ["missing", "unexpected", "misshapen", "not finite"])
 def test_broken_encoders_are_not_written(
     family: str, name: str, fault: str, tmp_path: Path
 ) -> None:
-    whole = toy_encoder(family)
-    state = dict(whole.state)
+    weights = toy_encoder(family)
+    state = dict(weights.state)
     victim = "encoder.layers.1.fc1.weight"
     if fault == "missing":
         del state[victim]
@@ -115,36 +110,34 @@ def test_broken_encoders_are_not_written(
     with pytest.raises(
         UserError, match=r"stray\.weight" if fault == "unexpected" else r"layers\.1\.fc1\.weight"
     ):
-        FORMATS.get(name).write(
-            out(tmp_path, name), EncoderWeights(family=family, config=whole.config, state=state), {}
-        )
+        broken = EncoderWeights(family=family, config=weights.config, state=state)
+        FORMATS.get(name).write(make_path(tmp_path, name), broken, {})
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(("family", "name"), HELD)
+@pytest.mark.parametrize(("family", "name"), PAIRS)
 def test_a_full_disk_leaves_nothing(
     family: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever function of a format writes last fails; the half-written rest goes away."""
+    """The functions that write fail; partial files are removed."""
 
-    def full(*arguments: object, **options: object) -> None:
+    def fail(*arguments: object, **options: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("torch.save", full)
+    monkeypatch.setattr("torch.save", fail)
     for module in ("hf", "safetensors_dir"):
-        monkeypatch.setattr(f"speechft_ray.speech.checkpoints.{module}.save_file", full)
+        monkeypatch.setattr(f"speechft_ray.speech.checkpoints.{module}.save_file", fail)
     with pytest.raises(UserError, match="No space left"):
-        FORMATS.get(name).write(out(tmp_path, name), toy_encoder(family), {})
+        FORMATS.get(name).write(make_path(tmp_path, name), toy_encoder(family), {})
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("size", [(2, 32, False), (3, 64, True)])
-@pytest.mark.parametrize("family", LEARNED)
+@pytest.mark.parametrize("family", WITH_WEIGHTS)
 def test_the_sizes_of_a_configuration_are_those_of_the_model(
     family: str, size: tuple[int, int, bool]
 ) -> None:
-    """Written down once more in ``_parameters``, so that a file is judged without building; here
-    against the built model."""
+    """``_parameters`` computes the shapes without building a model; they are those of the model."""
     part = FAMILIES.get(family)
     assert part.example_config is not None
     assert part.init_weights is not None
@@ -156,8 +149,7 @@ def test_the_sizes_of_a_configuration_are_those_of_the_model(
 
 
 def test_a_full_size_hubert_goes_through_every_format(tmp_path: Path) -> None:
-    """HuBERT Base, 94.7 million parameters: what fits a toy (zip offsets, alignment, memory maps)
-    also fits the real size."""
+    """HuBERT Base, 94.7 million parameters: zip offsets, alignment and memory maps at full size."""
     family = FAMILIES.get("hubert")
     assert family.example_config is not None
     config = family.example_config(12, 768, False)
@@ -168,9 +160,9 @@ def test_a_full_size_hubert_goes_through_every_format(tmp_path: Path) -> None:
     weights = EncoderWeights(family="hubert", config=config, state=state)
     assert sum(tensor.numel() for tensor in state.values()) > 94_000_000
     for name in list_formats("hubert"):
-        path = out(tmp_path, name)
+        path = make_path(tmp_path, name)
         FORMATS.get(name).write(path, weights, {})
-        assert same(load_checkpoint(path).weights, weights)
+        assert are_equal(load_checkpoint(path).weights, weights)
         if path.is_dir():
             for file in path.iterdir():
                 file.unlink()

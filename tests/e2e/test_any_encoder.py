@@ -1,5 +1,5 @@
-"""Every family through the whole road: made by a command, swept by the launch script, handed out,
-loaded by transformers."""
+"""Every family end to end: written by ``new``, swept by the launch script, exported, loaded by
+transformers."""
 
 from __future__ import annotations
 
@@ -63,35 +63,35 @@ SPACE: dict[str, Any] = {
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One storage for all families: corpora and the FBank baseline are made once."""
-    folder = tmp_path_factory.mktemp("any")
-    (folder / "any.yaml").write_text(yaml.safe_dump(SPACE))
-    return folder
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One storage folder for all families: corpora and the FBank baseline are computed once."""
+    path = tmp_path_factory.mktemp("any")
+    (path / "any.yaml").write_text(yaml.safe_dump(SPACE))
+    return path
 
 
 def launch(monkeypatch: pytest.MonkeyPatch, *arguments: str | Path) -> int:
-    """``python launch/sweep_alpha.py ...`` without starting a Python for it."""
+    """Runs ``launch/sweep_alpha.py`` in this process; returns its exit code."""
     script = REPOSITORY / "launch" / "sweep_alpha.py"
     monkeypatch.setattr(sys, "argv", [str(script), *map(str, arguments)])
-    with pytest.raises(SystemExit) as ended:
+    with pytest.raises(SystemExit) as exit_info:
         runpy.run_path(str(script), run_name="__main__")
-    return int(ended.value.code or 0)
+    return int(exit_info.value.code or 0)
 
 
 @pytest.mark.parametrize("family", FAMILIES_WITH_WEIGHTS)
 def test_new_sweep_export_load(
-    family: str, home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    family: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    start, storage, out = home / family, home / "runs", home / f"{family}-out"
+    start, storage, out = folder / family, folder / "runs", folder / f"{family}-out"
     assert main(["new", family, str(start), "--layers", "2", "--dim", "32"]) == 0
     options = (
         "--space",
-        home / "any.yaml",
+        folder / "any.yaml",
         "--storage",
         storage,
         "--report",
-        home / "report",
+        folder / "report",
         "--in-process",
         "--cpu",
     )
@@ -104,19 +104,19 @@ def test_new_sweep_export_load(
     )
 
     capsys.readouterr()
-    exported = main(["export", "any", "--to", "hf", str(out), "--storage", str(storage)])
+    exit_code = main(["export", "any", "--to", "hf", str(out), "--storage", str(storage)])
     if family not in MODELS:
-        assert exported == 2
+        assert exit_code == 2
         assert "--to hf cannot hold a DeCoAR 2.0" in capsys.readouterr().err
         assert not out.exists()
-        out = home / f"{family}.pt"
+        out = folder / f"{family}.pt"
         assert main(["export", "any", "--to", "s3prl", str(out), "--storage", str(storage)]) == 0
         assert all(
             torch.equal(merged.state[name], tensor)
             for name, tensor in load_encoder(out).state.items()
         )
         return
-    assert exported == 0
+    assert exit_code == 0
     model = getattr(transformers, MODELS[family]).from_pretrained(out)
     wave = torch.randn(8_000, generator=torch.Generator().manual_seed(0))
     ours = FAMILIES.get(family).build(merged).hidden_states([wave]).states[-1]

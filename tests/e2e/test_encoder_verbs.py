@@ -1,5 +1,5 @@
-"""The verbs encoders, new and export: what they write, what they say, and what they refuse without
-writing anything."""
+"""The verbs encoders, new and export: their files, their output, and their errors, which write
+nothing."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ KEYS = ("aa11111111111111", "aa22222222222222", "bb33333333333333")
 
 @pytest.fixture(scope="module")
 def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store with three merged encoders, one of which has lost its weights, and two sweeps, one
+    """A store with three merged encoders, one of them without its weights, and two sweeps, one
     without a winner."""
     store = Store(tmp_path_factory.mktemp("exchange") / "runs")
     for number, key in enumerate(KEYS):
@@ -42,13 +42,13 @@ def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 {"by": "speechft_ray merge", **recipe},
             )
     (store.folder("merge", KEYS[2]) / "encoder.safetensors").unlink()
-    chosen = select_winner(group_rows(ROWS))
-    assert chosen is not None
+    selected = select_winner(group_rows(ROWS))
+    assert selected is not None
     for name, winner in (
-        ("alpha", {**chosen.model_dump(mode="json"), "merge": KEYS[1]}),
+        ("alpha", {**selected.model_dump(mode="json"), "merge": KEYS[1]}),
         ("young", None),
     ):
-        kept = {
+        record = {
             "sweep": name,
             "plan": "c" * 16,
             "status": "stopped",
@@ -56,17 +56,17 @@ def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "rows": list(KEYS),
         }
         (store.root / "sweeps").mkdir(exist_ok=True)
-        (store.root / "sweeps" / f"{name}.json").write_text(json.dumps(kept))
+        (store.root / "sweeps" / f"{name}.json").write_text(json.dumps(record))
     return store.root
 
 
-def refused(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
-    """Runs a command that must end with exit code 2 and returns its one sentence."""
+def run_failing(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
+    """Runs a command that must end with exit code 2, and returns its error."""
     capsys.readouterr()
     assert main([str(argument) for argument in arguments]) == 2
-    said = capsys.readouterr()
-    assert "Traceback" not in said.err + said.out
-    return " ".join(said.err.split())
+    output = capsys.readouterr()
+    assert "Traceback" not in output.err + output.out
+    return " ".join(output.err.split())
 
 
 def test_the_winner_of_a_sweep(
@@ -86,23 +86,18 @@ def test_the_winner_of_a_sweep(
         )
         == 0
     )
-    said = capsys.readouterr().out
-    assert (
-        f"winner of `alpha` (so far: the sweep is stopped): row, the best on dev of 3 seeds ({KEYS[1]})"
-        in said
-    )
-    found = load_checkpoint(tmp_path / "out")
+    sentence = f"(so far: the sweep is stopped): row, the best on dev of 3 seeds ({KEYS[1]})"
+    assert f"winner of `alpha` {sentence}" in capsys.readouterr().out
+    checkpoint = load_checkpoint(tmp_path / "out")
     assert all(
         torch.equal(tensor, toy_hubert(1).state[name])
-        for name, tensor in found.weights.state.items()
+        for name, tensor in checkpoint.weights.state.items()
     )
-    assert found.provenance["parents"] == ["b" * 16, "d" * 16]
-    assert (found.provenance["merge"], found.provenance["alpha"], found.provenance["by"]) == (
-        KEYS[1],
-        0.25,
-        "speechft_ray merge",
-    )
-    assert found.provenance["sweep"]["dev_score"] == 879.0
+    provenance = checkpoint.provenance
+    assert provenance["parents"] == ["b" * 16, "d" * 16]
+    facts = (provenance["merge"], provenance["alpha"], provenance["by"])
+    assert facts == (KEYS[1], 0.25, "speechft_ray merge")
+    assert provenance["sweep"]["dev_score"] == 879.0
 
 
 @pytest.mark.parametrize("run", [KEYS[0], "aa1"])
@@ -122,7 +117,7 @@ def test_a_merged_encoder_by_its_fingerprint(storage: Path, tmp_path: Path, run:
     [
         (
             "alpa",
-            "unknown sweep `alpa`. Did you mean `alpha`? Allowed: alpha, young. Or give the fingerprint",
+            "unknown sweep `alpa`. Did you mean `alpha`? Allowed: alpha, young. Or give the finger",
         ),
         ("aa", f"2 merged encoders begin with `aa`: {KEYS[0]}, {KEYS[1]}. Give more digits."),
         ("bb3", "are no longer in"),
@@ -132,36 +127,36 @@ def test_a_merged_encoder_by_its_fingerprint(storage: Path, tmp_path: Path, run:
         ("*", "unknown sweep"),
     ],
 )
-def test_what_leads_to_no_encoder(
+def test_runs_without_an_encoder(
     storage: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], run: str, sentence: str
 ) -> None:
-    assert sentence in refused(
+    assert sentence in run_failing(
         capsys, "export", run, "--to", "safetensors", tmp_path / "out", "--storage", storage
     )
     assert list(tmp_path.iterdir()) == []
 
 
-def test_other_refusals(storage: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    taken = tmp_path / "taken"
-    taken.write_text("mine")
-    assert "exists already" in refused(
-        capsys, "export", "alpha", "--to", "safetensors", taken, "--storage", storage
+def test_other_errors(storage: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    existing = tmp_path / "existing"
+    existing.write_text("precious")
+    assert "exists already" in run_failing(
+        capsys, "export", "alpha", "--to", "safetensors", existing, "--storage", storage
     )
-    assert "exists already" in refused(capsys, "new", "hubert", taken)
-    assert taken.read_text() == "mine"
+    assert "exists already" in run_failing(capsys, "new", "hubert", existing)
+    assert existing.read_text() == "precious"
     out, nowhere = tmp_path / "out", tmp_path / "nowhere"
-    assert "Did you mean `hf`?" in refused(
+    assert "Did you mean `hf`?" in run_failing(
         capsys, "export", "alpha", "--to", "hff", out, "--storage", storage
     )
-    assert "there is no storage folder" in refused(
+    assert "there is no storage folder" in run_failing(
         capsys, "export", "alpha", "--to", "hf", out, "--storage", nowhere
     )
-    assert "Did you mean `hubert`?" in refused(capsys, "new", "huber", out)
-    assert "has no parameters" in refused(capsys, "new", "fbank", out)
-    assert "must be a multiple of 16, but is 50" in refused(
+    assert "Did you mean `hubert`?" in run_failing(capsys, "new", "huber", out)
+    assert "has no parameters" in run_failing(capsys, "new", "fbank", out)
+    assert "must be a multiple of 16, but is 50" in run_failing(
         capsys, "new", "hubert", out, "--dim", "50"
     )
-    assert [path.name for path in tmp_path.iterdir()] == ["taken"]
+    assert [path.name for path in tmp_path.iterdir()] == ["existing"]
 
 
 def test_new_is_the_same_for_the_same_seed(tmp_path: Path) -> None:
@@ -197,7 +192,7 @@ def test_the_catalogue(
 
 
 def test_a_sweep_whose_name_looks_like_a_fingerprint(tmp_path: Path, storage: Path) -> None:
-    """A name wins: who named a sweep so means it."""
+    """The name takes precedence."""
     store = Store(tmp_path)
     (tmp_path / "sweeps").mkdir()
     (tmp_path / "sweeps" / "aa.json").write_text((storage / "sweeps" / "alpha.json").read_text())

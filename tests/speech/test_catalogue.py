@@ -1,5 +1,5 @@
-"""Names of encoders: what they mean, where they lie, and what comes from a network that is a folder
-served on this machine."""
+"""Names of encoders: their meaning, their place in the cache, and downloads from a server on this
+machine."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ def no_network(url: str, **options: object) -> requests.Response:
 
 
 @pytest.fixture
-def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder that stands for the whole network."""
-    with serve_network(tmp_path / "served", monkeypatch) as network:
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A served folder that stands for the network."""
+    with serve_network(tmp_path / "network", monkeypatch) as network:
         monkeypatch.setattr("requests.get", requests.api.get)
         yield network.folder
 
@@ -67,11 +67,11 @@ def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
 
 
 def test_a_name_is_downloaded_once_and_loads(
-    served: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     weights = toy_hubert()
     torch.save(
-        {**weights.config, "model_weight": dict(weights.state)}, served / "hubert_base_ls960.pt"
+        {**weights.config, "model_weight": dict(weights.state)}, folder / "hubert_base_ls960.pt"
     )
     assert not is_cached("hubert_base")
     progress: list[int] = []
@@ -83,8 +83,8 @@ def test_a_name_is_downloaded_once_and_loads(
     assert weights_fingerprint(load_encoder("hubert_base")) == weights_fingerprint(weights)
 
 
-def test_a_file_that_changed_in_the_cache_does_not_load(served: Path, cache: Path) -> None:
-    (served / "wavlm_base.pt").write_bytes(b"as it was")
+def test_a_file_that_changed_in_the_cache_does_not_load(folder: Path, cache: Path) -> None:
+    (folder / "wavlm_base.pt").write_bytes(b"as it was")
     download_encoder("wavlm_base")
     (cache / "wavlm_base.pt").write_bytes(b"as it is now")
     with pytest.raises(UserError, match="is not the file that was downloaded"):
@@ -134,8 +134,8 @@ def test_names_and_paths_are_told_apart() -> None:
         load_encoder("hubert_bas")
 
 
-def test_a_limit_that_is_no_number(served: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (served / "wavlm_base.pt").write_bytes(bytes(1000))
+def test_a_limit_that_is_no_number(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "wavlm_base.pt").write_bytes(bytes(1000))
     monkeypatch.setenv("SPEECHFT_MAX_DOWNLOAD_BYTES", "8 GB")
     with pytest.raises(UserError, match="must be a whole number of bytes, but is `8 GB`"):
         download_encoder("wavlm_base")

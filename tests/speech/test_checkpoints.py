@@ -1,4 +1,4 @@
-"""What a checkpoint file keeps, and everything it can be instead of a checkpoint."""
+"""Round trips of our own format, identity of encoders, and files that are no checkpoint."""
 
 from __future__ import annotations
 
@@ -12,62 +12,69 @@ import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from speechft_ray.core.errors import UserError
 from speechft_ray.speech.checkpoints import safetensors_dir
+from speechft_ray.speech.checkpoints._safetensors import tensor_sha256
 from speechft_ray.speech.checkpoints.catalogue import BASELINE, PACKAGED
-from speechft_ray.speech.checkpoints.load import load_encoder, weights_fingerprint
-from speechft_ray.speech.checkpoints.safetensors_dir import (
-    read_encoder,
-    read_manifest,
-    tensor_sha256,
-    write_encoder,
-)
+from speechft_ray.speech.checkpoints.load import load_checkpoint, load_encoder, weights_fingerprint
+from speechft_ray.speech.checkpoints.safetensors_dir import read_encoder, write_encoder
 from speechft_ray.speech.encoders.base import FAMILIES, EncoderWeights
 from tests.speech.toy_models import shared_file, toy_config, toy_hubert
 
-MADE = {"by": "a test", "seed": 3}
+PROVENANCE = {"by": "a test", "seed": 3}
 
 
-def s3prl_content(**changes: object) -> dict[str, object]:
+def read_manifest(path: Path) -> dict[str, Any]:
+    """Returns the manifest in the metadata of a safetensors file."""
+    with safe_open(path, framework="pt") as file:
+        manifest: dict[str, Any] = json.loads(file.metadata()["speechft_ray"])
+    return manifest
+
+
+def make_s3prl_content(**changes: object) -> dict[str, object]:
     return {**toy_config(), "model_weight": dict(toy_hubert().state), **changes}
 
 
 @pytest.fixture
-def ours(tmp_path: Path) -> Path:
+def native_file(tmp_path: Path) -> Path:
     path = tmp_path / "encoder.safetensors"
-    write_encoder(path, toy_hubert(), MADE)
+    write_encoder(path, toy_hubert(), PROVENANCE)
     return path
 
 
 @pytest.fixture
-def converted(tmp_path: Path) -> Path:
+def s3prl_file(tmp_path: Path) -> Path:
     path = tmp_path / "hubert.s3prl.pt"
-    torch.save(s3prl_content(), path)
+    torch.save(make_s3prl_content(), path)
     return path
 
 
-def test_a_folder_and_a_file_give_back_what_was_written(tmp_path: Path, ours: Path) -> None:
-    write_encoder(tmp_path / "folder", toy_hubert(), MADE)
-    for path in (ours, tmp_path / "folder"):
-        found = read_encoder(path)
-        assert (found.family, found.config) == ("hubert", toy_config())
+def test_a_folder_and_a_file_give_back_what_was_written(tmp_path: Path, native_file: Path) -> None:
+    write_encoder(tmp_path / "folder", toy_hubert(), PROVENANCE)
+    for path in (native_file, tmp_path / "folder"):
+        weights = read_encoder(path)
+        assert (weights.family, weights.config) == ("hubert", toy_config())
         assert all(
-            torch.equal(found.state[name], tensor) for name, tensor in toy_hubert().state.items()
+            torch.equal(weights.state[name], tensor) for name, tensor in toy_hubert().state.items()
         )
-        assert read_manifest(path)["made"] == MADE
-    assert json.loads((tmp_path / "folder" / "manifest.json").read_text()) == read_manifest(ours)
+        assert load_checkpoint(path).provenance == PROVENANCE
+    assert json.loads((tmp_path / "folder" / "manifest.json").read_text()) == read_manifest(
+        native_file
+    )
     assert [
         path.name for path in (tmp_path / "folder").iterdir() if path.name.startswith(".")
     ] == []
 
 
-def test_float16_halves_the_file_and_rounds_once(tmp_path: Path, ours: Path) -> None:
-    write_encoder(tmp_path / "half", toy_hubert(), MADE, dtype="float16")
+def test_float16_halves_the_file_and_rounds_once(tmp_path: Path, native_file: Path) -> None:
+    write_encoder(tmp_path / "half", toy_hubert(), PROVENANCE, dtype="float16")
     stored = load_file(tmp_path / "half" / "encoder.safetensors")
     assert {tensor.dtype for tensor in stored.values()} == {torch.float16}
     loaded = read_encoder(tmp_path / "half")
@@ -76,13 +83,13 @@ def test_float16_halves_the_file_and_rounds_once(tmp_path: Path, ours: Path) -> 
         torch.equal(loaded.state[name], tensor.half().float())
         for name, tensor in toy_hubert().state.items()
     )
-    write_encoder(tmp_path / "again", loaded, MADE, dtype="float16")
+    write_encoder(tmp_path / "again", loaded, PROVENANCE, dtype="float16")
     assert weights_fingerprint(read_encoder(tmp_path / "again")) == weights_fingerprint(loaded)
 
 
-def test_the_manifest_has_the_sha256_of_every_tensor(ours: Path) -> None:
-    """Counted by hashlib over the bytes of the file itself, without safetensors."""
-    raw = ours.read_bytes()
+def test_the_manifest_has_the_sha256_of_every_tensor(native_file: Path) -> None:
+    """Computed by hashlib over the bytes of the file, without safetensors."""
+    raw = native_file.read_bytes()
     size = int.from_bytes(raw[:8], "little")
     header = json.loads(raw[8 : 8 + size])
     manifest = json.loads(header.pop("__metadata__")["speechft_ray"])
@@ -98,16 +105,16 @@ def test_the_manifest_has_the_sha256_of_every_tensor(ours: Path) -> None:
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e6])
 def test_values_that_the_file_cannot_hold_are_refused(tmp_path: Path, value: float) -> None:
     weights = toy_hubert()
-    weights.state["mask_emb"][0] = value  # type: ignore[index]
+    weights.state["mask_emb"][0] = value
     with pytest.raises(UserError, match="mask_emb"):
-        write_encoder(tmp_path / "x.safetensors", weights, MADE, dtype="float16")
+        write_encoder(tmp_path / "x.safetensors", weights, PROVENANCE, dtype="float16")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_an_interrupted_write_leaves_the_old_file(
-    ours: Path, monkeypatch: pytest.MonkeyPatch
+    native_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before = ours.read_bytes()
+    before = native_file.read_bytes()
 
     def full_disk(state: object, part: Path, metadata: object) -> None:
         part.write_bytes(b"half")
@@ -115,35 +122,37 @@ def test_an_interrupted_write_leaves_the_old_file(
 
     monkeypatch.setattr(safetensors_dir, "save_file", full_disk)
     with pytest.raises(OSError, match="no space"):
-        write_encoder(ours, toy_hubert(seed=1), MADE)
-    assert ours.read_bytes() == before
-    assert list(ours.parent.iterdir()) == [ours]
+        write_encoder(native_file, toy_hubert(seed=1), PROVENANCE)
+    assert native_file.read_bytes() == before
+    assert list(native_file.parent.iterdir()) == [native_file]
 
 
-def test_every_flipped_bit_is_noticed(ours: Path) -> None:
-    """One bit in each of many places, from the first byte to the last: refused, or not read at all,
-    never another encoder."""
-    raw = ours.read_bytes()
-    good = weights_fingerprint(read_encoder(ours))
+def test_every_flipped_bit_is_detected(native_file: Path) -> None:
+    """One bit at each of many places, from the first byte to the last: an error, or the same
+    encoder where the bit is not read."""
+    raw = native_file.read_bytes()
+    good = weights_fingerprint(read_encoder(native_file))
     header = int.from_bytes(raw[:8], "little")
     places = [0, 9, *range(40, len(raw), len(raw) // 60), len(raw) - 1]
-    noticed = 0
+    detected = 0
     for place in places:
-        ours.write_bytes(raw[:place] + bytes([raw[place] ^ 0x10]) + raw[place + 1 :])
+        native_file.write_bytes(raw[:place] + bytes([raw[place] ^ 0x10]) + raw[place + 1 :])
         try:
-            found = read_encoder(ours)
+            weights = read_encoder(native_file)
         except UserError as error:
-            noticed += 1
-            assert str(ours) in str(error)
-        else:  # a letter in the description of how it was made harms no weight
+            detected += 1
+            assert str(native_file) in str(error)
+        else:  # a letter of the provenance changes no weight
             assert place < header + 8
-            assert weights_fingerprint(found) == good
-    assert noticed >= len([place for place in places if place >= header + 8]) > 20
+            assert weights_fingerprint(weights) == good
+    assert detected >= len([place for place in places if place >= header + 8]) > 20
 
 
 @pytest.mark.parametrize("keep", [0, 4, 100, 0.5, 0.999])
-@pytest.mark.parametrize("which", ["ours", "converted"])
-def test_truncated_files_are_told(which: str, keep: float, request: pytest.FixtureRequest) -> None:
+@pytest.mark.parametrize("which", ["native_file", "s3prl_file"])
+def test_truncated_files_are_reported(
+    which: str, keep: float, request: pytest.FixtureRequest
+) -> None:
     path: Path = request.getfixturevalue(which)
     raw = path.read_bytes()
     path.write_bytes(raw[: int(keep * len(raw)) if isinstance(keep, float) else keep])
@@ -152,7 +161,7 @@ def test_truncated_files_are_told(which: str, keep: float, request: pytest.Fixtu
 
 
 @pytest.mark.parametrize("ending", ["pt", "safetensors"])
-def test_a_web_page_under_a_checkpoints_name_is_told(tmp_path: Path, ending: str) -> None:
+def test_a_web_page_under_a_checkpoints_name_is_reported(tmp_path: Path, ending: str) -> None:
     path = tmp_path / f"hubert.{ending}"
     path.write_text("<!DOCTYPE html><title>404</title>" * 20)
     with pytest.raises(UserError, match=r"not a"):
@@ -160,7 +169,7 @@ def test_a_web_page_under_a_checkpoints_name_is_told(tmp_path: Path, ending: str
 
 
 class Payload:
-    """Pickles into a call of os.system."""
+    """Pickles as a call of os.system."""
 
     def __init__(self, command: str) -> None:
         self.command = command
@@ -175,7 +184,7 @@ def test_a_pickle_that_wants_code_is_refused_by_name_and_not_run(
 ) -> None:
     path, trap = tmp_path / "evil.pt", tmp_path / "ran"
     torch.save(
-        {**s3prl_content(), "extra": Payload(f"touch {trap}")},
+        {**make_s3prl_content(), "extra": Payload(f"touch {trap}")},
         path,
         _use_new_zipfile_serialization=not legacy,
     )
@@ -196,7 +205,7 @@ def test_a_bare_pickle_is_refused_and_not_run(tmp_path: Path, protocol: int, sen
     assert not trap.exists()
 
 
-def test_another_zip_is_told(tmp_path: Path) -> None:
+def test_another_zip_is_reported(tmp_path: Path) -> None:
     path = tmp_path / "photos.pt"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("a.txt", "hello")
@@ -210,20 +219,20 @@ def test_another_zip_is_told(tmp_path: Path) -> None:
         ({"state_dict": {}}, "no encoder in a format that is known"),
         ([1, 2], "no encoder in a format that is known"),
         ({"model_weight": {}}, "lacks `task_cfg`, `model_cfg`"),
-        (s3prl_content(model_weight={}), "not a table of tensors"),
-        (s3prl_content(model_weight=[torch.zeros(2)]), "not a table of tensors"),
-        (s3prl_content(model_weight={"mask_emb": "text"}), "not a table of tensors"),
-        (s3prl_content(task_cfg={"normalize": float("nan")}), "not plain data"),
+        (make_s3prl_content(model_weight={}), "not a table of tensors"),
+        (make_s3prl_content(model_weight=[torch.zeros(2)]), "not a table of tensors"),
+        (make_s3prl_content(model_weight={"mask_emb": "text"}), "not a table of tensors"),
+        (make_s3prl_content(task_cfg={"normalize": float("nan")}), "not plain data"),
     ],
 )
-def test_other_layouts_are_told(tmp_path: Path, content: object, sentence: str) -> None:
+def test_other_layouts_are_reported(tmp_path: Path, content: object, sentence: str) -> None:
     path = tmp_path / "other.pt"
     torch.save(content, path)
     with pytest.raises(UserError, match=sentence):
         load_encoder(path)
 
 
-def test_a_safetensors_file_of_others_is_told(tmp_path: Path) -> None:
+def test_a_safetensors_file_of_others_is_reported(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     save_file({"weight": torch.zeros(2)}, path)
     with pytest.raises(UserError, match="without a speechft_ray manifest"):
@@ -234,21 +243,25 @@ def test_a_safetensors_file_of_others_is_told(tmp_path: Path) -> None:
     ("text", "sentence"),
     [("[1", "not JSON"), ("[]", "not JSON"), ("{}", "format None"), ('{"format": 9}', "9")],
 )
-def test_manifests_of_other_formats_are_told(tmp_path: Path, text: str, sentence: str) -> None:
+def test_manifests_of_other_formats_are_reported(tmp_path: Path, text: str, sentence: str) -> None:
     path = tmp_path / "model.safetensors"
     save_file({"weight": torch.zeros(2)}, path, metadata={"speechft_ray": text})
     with pytest.raises(UserError, match=sentence):
         load_encoder(path)
 
 
-def test_tensors_outside_the_manifest_are_told(ours: Path) -> None:
-    text = json.dumps(read_manifest(ours))
-    save_file({**load_file(ours), "stray": torch.zeros(1)}, ours, metadata={"speechft_ray": text})
+def test_tensors_outside_the_manifest_are_reported(native_file: Path) -> None:
+    text = json.dumps(read_manifest(native_file))
+    save_file(
+        {**load_file(native_file), "stray": torch.zeros(1)},
+        native_file,
+        metadata={"speechft_ray": text},
+    )
     with pytest.raises(UserError, match="different tensors"):
-        read_encoder(ours)
+        read_encoder(native_file)
 
 
-def test_unknown_places_and_names_are_told(tmp_path: Path) -> None:
+def test_unknown_places_and_names_are_reported(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="Did you mean `tiny_hubert`"):
         load_encoder("tiny_huber")
     with pytest.raises(UserError, match="does not exist"):
@@ -262,14 +275,18 @@ def test_unknown_places_and_names_are_told(tmp_path: Path) -> None:
         load_encoder(tmp_path / "notes.txt")
 
 
-def test_a_checkpoint_is_the_same_encoder_in_both_formats(ours: Path, converted: Path) -> None:
-    assert weights_fingerprint(load_encoder(ours)) == weights_fingerprint(load_encoder(converted))
+def test_a_checkpoint_is_the_same_encoder_in_both_formats(
+    native_file: Path, s3prl_file: Path
+) -> None:
+    assert weights_fingerprint(load_encoder(native_file)) == weights_fingerprint(
+        load_encoder(s3prl_file)
+    )
 
 
 def test_half_precision_checkpoints_come_back_in_float32(tmp_path: Path) -> None:
     path = tmp_path / "half.pt"
     torch.save(
-        s3prl_content(
+        make_s3prl_content(
             model_weight={name: tensor.half() for name, tensor in toy_hubert().state.items()}
         ),
         path,
@@ -279,11 +296,11 @@ def test_half_precision_checkpoints_come_back_in_float32(tmp_path: Path) -> None
 
 def test_the_fingerprint_sees_every_difference_and_nothing_else() -> None:
     weights = toy_hubert()
-    known = weights_fingerprint(weights)
+    fingerprint = weights_fingerprint(weights)
     backwards = EncoderWeights(
         family="hubert", config=weights.config, state=dict(reversed(list(weights.state.items())))
     )
-    assert weights_fingerprint(backwards) == known
+    assert weights_fingerprint(backwards) == fingerprint
     others = [
         EncoderWeights(family="other", config=weights.config, state=weights.state),
         EncoderWeights(family="hubert", config={**weights.config, "x": 1}, state=weights.state),
@@ -303,13 +320,13 @@ def test_the_fingerprint_sees_every_difference_and_nothing_else() -> None:
             family="hubert", config=weights.config, state={**weights.state, "mask_emb": nudged}
         )
     )
-    found = {known, *map(weights_fingerprint, others)}
-    assert len(found) == len(others) + 1
-    assert all(len(digits) == 16 for digits in found)
+    fingerprints = {fingerprint, *map(weights_fingerprint, others)}
+    assert len(fingerprints) == len(others) + 1
+    assert all(len(digits) == 16 for digits in fingerprints)
 
 
 def test_the_fingerprint_is_pinned() -> None:
-    """A change here makes every stored result of every user an orphan."""
+    """A change here invalidates every stored result of every user."""
     weights = EncoderWeights(
         family="hubert", config={"a": [1, 2.5]}, state={"w": torch.tensor([[1.0, -2.0]])}
     )
@@ -323,25 +340,24 @@ def test_the_fingerprint_is_pinned() -> None:
 def test_every_name_that_needs_no_network_loads_and_builds() -> None:
     for name in (BASELINE, *PACKAGED):
         weights = load_encoder(name)
-        found = (
+        states = (
             FAMILIES.get(weights.family)
             .build(weights)
             .hidden_states([torch.randn(8_000, generator=torch.Generator().manual_seed(0))])
         )
-        assert found.frames.tolist() == [24]
+        assert states.frames.tolist() == [24]
 
 
 @pytest.mark.shared
 def test_the_prototype_loads(tmp_path: Path) -> None:
     weights = load_encoder(shared_file("fixtures/encoders/tiny_hubert_prototype.s3prl.pt"))
     assert sum(tensor.numel() for tensor in weights.state.values()) == 2_360_736
-    write_encoder(tmp_path / "ours", weights, MADE)
+    write_encoder(tmp_path / "ours", weights, PROVENANCE)
     assert weights_fingerprint(load_encoder(tmp_path / "ours")) == weights_fingerprint(weights)
 
 
-def test_reading_a_file_of_ours_imports_no_model_code() -> None:
-    """Planning a sweep fingerprints encoders on a head node; s3prl's two seconds of import belong
-    to the workers."""
+def test_reading_our_format_imports_no_model_code() -> None:
+    """A plan needs fingerprints of encoders, but not s3prl, whose import takes two seconds."""
     program = (
         "import sys\n"
         "from speechft_ray.speech.checkpoints.load import load_encoder\n"

@@ -1,4 +1,4 @@
-"""The verbs inspect and convert, and where each format takes a configuration from."""
+"""The verbs inspect and convert, and the source of the configuration in each format."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from omegaconf import OmegaConf
 
 from speechft_ray.cli import main
 from speechft_ray.core.errors import UserError
-from speechft_ray.speech.checkpoints import convert as converting
 from speechft_ray.speech.checkpoints._parameters import compute_shapes
 from speechft_ray.speech.checkpoints._plain import resolve_references, to_plain_data
 from speechft_ray.speech.checkpoints.base import FORMATS
@@ -25,17 +24,17 @@ from speechft_ray.speech.checkpoints.s3prl_downstream import match_published
 from speechft_ray.speech.encoders.base import FAMILIES, EncoderWeights
 from tests.speech.toy_models import toy_encoder
 
-MADE = {"by": "a test", "parents": ["feed", "beef"]}
+PROVENANCE = {"by": "a test", "parents": ["feed", "beef"]}
 
 
 @pytest.fixture
-def fairseq(tmp_path: Path) -> Path:
-    FORMATS.get("fairseq").write(tmp_path / "hubert.pt", toy_encoder("hubert"), MADE)
+def fairseq_file(tmp_path: Path) -> Path:
+    FORMATS.get("fairseq").write(tmp_path / "hubert.pt", toy_encoder("hubert"), PROVENANCE)
     return tmp_path / "hubert.pt"
 
 
-def downstream(path: Path, weights: EncoderWeights, **args: Any) -> Path:
-    """What s3prl's runner saves of a training with a trainable upstream."""
+def write_downstream(path: Path, weights: EncoderWeights, **args: Any) -> Path:
+    """Writes what s3prl's runner saves of a training with a trainable upstream."""
     upstream = OrderedDict((f"model.{name}", tensor) for name, tensor in weights.state.items())
     head = {"projector.weight": torch.zeros(3, 4)}
     content = {
@@ -49,21 +48,21 @@ def downstream(path: Path, weights: EncoderWeights, **args: Any) -> Path:
     return path
 
 
-def test_the_command_line_converts_and_tells(
-    fairseq: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_the_command_line_converts_and_prints(
+    fairseq_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "new" / "folder"
-    assert main(["convert", str(fairseq), "--to", "hf", str(out)]) == 0
-    told = capsys.readouterr().out
-    assert "fairseq, hubert, " in told
-    assert SIDE in told
-    assert f"{out}: hf, " in told
+    assert main(["convert", str(fairseq_file), "--to", "hf", str(out)]) == 0
+    output = capsys.readouterr().out
+    assert "fairseq, hubert, " in output
+    assert SIDE in output
+    assert f"{out}: hf, " in output
     assert weights_fingerprint(load_checkpoint(out).weights) == weights_fingerprint(
         toy_encoder("hubert")
     )
-    assert main(["convert", str(fairseq), "--to", "hf", str(out)]) == 2
+    assert main(["convert", str(fairseq_file), "--to", "hf", str(out)]) == 2
     assert "exists already" in capsys.readouterr().err
-    assert main(["convert", str(fairseq), "--to", "onnx", str(tmp_path / "x")]) == 2
+    assert main(["convert", str(fairseq_file), "--to", "onnx", str(tmp_path / "x")]) == 2
     assert "Allowed: fairseq, hf, s3prl, s3prl-downstream, safetensors" in capsys.readouterr().err
     assert main(["convert", "fbank", "--to", "s3prl", str(tmp_path / "x")]) == 2
     assert "without parameters" in capsys.readouterr().err
@@ -82,9 +81,9 @@ def test_inspect_says_what_it_is(
 ) -> None:
     monkeypatch.setenv("COLUMNS", "300")
     weights = toy_encoder(family, large=family == "hubert")
-    FORMATS.get("s3prl").write(tmp_path / "x.pt", weights, MADE)
+    FORMATS.get("s3prl").write(tmp_path / "x.pt", weights, PROVENANCE)
     assert main(["inspect", str(tmp_path / "x.pt")]) == 0
-    told = capsys.readouterr().out
+    output = capsys.readouterr().out
     count = sum(tensor.numel() for tensor in weights.state.values())
     for words in (
         FAMILIES.get(family).title,
@@ -99,10 +98,10 @@ def test_inspect_says_what_it_is(
         weights_fingerprint(weights),
         "safetensors" if family == "hubert" else "not fairseq, hf",
     ):
-        assert words in told, words
+        assert words in output, words
 
 
-def test_inspect_tells_what_it_can_of_an_encoder_that_it_refuses(
+def test_inspect_describes_an_encoder_that_it_refuses(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     weights = toy_encoder("wavlm")
@@ -111,20 +110,20 @@ def test_inspect_tells_what_it_can_of_an_encoder_that_it_refuses(
     }
     torch.save({**weights.config, "model": state}, tmp_path / "x.pt")
     assert main(["inspect", str(tmp_path / "x.pt")]) == 2
-    told = capsys.readouterr()
-    assert "WavLM" in told.out
-    assert "encoder.layer_norm.bias is missing" in told.err
+    output = capsys.readouterr()
+    assert "WavLM" in output.out
+    assert "encoder.layer_norm.bias is missing" in output.err
 
 
-def test_force_replaces_what_we_wrote_and_nothing_else(fairseq: Path, tmp_path: Path) -> None:
+def test_force_replaces_what_we_wrote_and_nothing_else(fairseq_file: Path, tmp_path: Path) -> None:
     for to, out in (("hf", tmp_path / "folder"), ("safetensors", tmp_path / "one.safetensors")):
-        convert(fairseq, to, out)
+        convert(fairseq_file, to, out)
         FORMATS.get("s3prl").write(tmp_path / f"other-{to}.pt", toy_encoder("hubert", seed=5), {})
         convert(tmp_path / f"other-{to}.pt", to, out, force=True)
         assert weights_fingerprint(load_checkpoint(out).weights) == weights_fingerprint(
             toy_encoder("hubert", seed=5)
         )
-    convert(fairseq, "s3prl", tmp_path / "folder", force=True)  # a file where a folder was
+    convert(fairseq_file, "s3prl", tmp_path / "folder", force=True)  # a file where a folder was
     assert (tmp_path / "folder").is_file()
     precious = tmp_path / "home"
     precious.mkdir()
@@ -133,35 +132,37 @@ def test_force_replaces_what_we_wrote_and_nothing_else(fairseq: Path, tmp_path: 
     link.symlink_to(precious)
     for out, words in ((precious, "other things in it, first `thesis.tex`"), (link, "is a link")):
         with pytest.raises(UserError, match=words):
-            convert(fairseq, "hf", out, force=True)
+            convert(fairseq_file, "hf", out, force=True)
     assert (precious / "thesis.tex").read_text() == "years of work"
     assert {file.name for file in tmp_path.iterdir() if file.name.startswith(".")} == set()
 
 
-def test_an_encoder_that_cannot_be_read_leaves_the_old_one(fairseq: Path, tmp_path: Path) -> None:
+def test_an_encoder_that_cannot_be_read_leaves_the_old_one(
+    fairseq_file: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "one.safetensors"
-    convert(fairseq, "safetensors", out)
+    convert(fairseq_file, "safetensors", out)
     before = out.read_bytes()
-    fairseq.write_bytes(fairseq.read_bytes()[:-500])
+    fairseq_file.write_bytes(fairseq_file.read_bytes()[:-500])
     with pytest.raises(UserError, match="damaged"):
-        convert(fairseq, "safetensors", out, force=True)
+        convert(fairseq_file, "safetensors", out, force=True)
     assert out.read_bytes() == before
 
 
 def test_a_rename_that_fails_puts_the_old_folder_back(
-    fairseq: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    fairseq_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    convert(fairseq, "hf", tmp_path / "folder")
+    convert(fairseq_file, "hf", tmp_path / "folder")
     rename = Path.rename
 
-    def failing(self: Path, target: Path) -> Path:
+    def fail(self: Path, target: Path) -> Path:
         if target == tmp_path / "folder" and not self.name.endswith(".old"):
             raise OSError(5, "Input/output error")
         return rename(self, target)
 
-    monkeypatch.setattr(converting.Path, "rename", failing)
+    monkeypatch.setattr(Path, "rename", fail)
     with pytest.raises(OSError, match="Input/output"):
-        convert(fairseq, "hf", tmp_path / "folder", force=True)
+        convert(fairseq_file, "hf", tmp_path / "folder", force=True)
     assert weights_fingerprint(load_checkpoint(tmp_path / "folder").weights) == weights_fingerprint(
         toy_encoder("hubert")
     )
@@ -173,31 +174,34 @@ def test_a_format_that_cannot_hold_a_family_says_which_can(family: str, tmp_path
     FORMATS.get("safetensors").write(tmp_path / "x", toy_encoder(family), {})
     with pytest.raises(
         UserError,
-        match=r"--to fairseq cannot hold a .* Allowed for this encoder: (hf, )?s3prl, s3prl-downstream",
+        match=r"--to fairseq cannot hold a .* Allowed for this encoder: (hf, )?s3prl, s3prl-downs",
     ):
         convert(tmp_path / "x", "fairseq", tmp_path / "y")
     assert not (tmp_path / "y").exists()
 
 
-def test_a_downstream_checkpoint_takes_its_configuration_from_where_it_is_told(
+def test_where_a_downstream_checkpoint_takes_its_configuration_from(
     tmp_path: Path,
 ) -> None:
     base, tuned = toy_encoder("wav2vec2"), toy_encoder("wav2vec2", seed=3)
     FORMATS.get("fairseq").write(tmp_path / "base.pt", base, {})
-    alone = downstream(tmp_path / "alone.ckpt", tuned, upstream_ckpt=str(tmp_path / "gone.pt"))
-    named = downstream(tmp_path / "named.ckpt", tuned, upstream_ckpt=str(tmp_path / "base.pt"))
+    alone = write_downstream(
+        tmp_path / "alone.ckpt", tuned, upstream_ckpt=str(tmp_path / "gone.pt")
+    )
+    named = write_downstream(
+        tmp_path / "named.ckpt", tuned, upstream_ckpt=str(tmp_path / "base.pt")
+    )
     with pytest.raises(UserError, match="--config-from FILE"):
         load_checkpoint(alone)
-    for path, words, lender in (
+    for path, words, config_from in (
         (alone, "as you said", tmp_path / "base.pt"),
         (named, "Args.upstream_ckpt", None),
     ):
-        found = load_checkpoint(path, lender)
-        assert weights_fingerprint(found.weights) == weights_fingerprint(tuned)
-        assert any(words in note for note in found.notes)
-        assert any(
-            "left out: `Downstream`, `Featurizer`, `Optimizer`" in note for note in found.notes
-        )
+        checkpoint = load_checkpoint(path, config_from)
+        assert weights_fingerprint(checkpoint.weights) == weights_fingerprint(tuned)
+        assert any(words in note for note in checkpoint.notes)
+        omissions = "left out: `Downstream`, `Featurizer`, `Optimizer`"
+        assert any(omissions in note for note in checkpoint.notes)
     with pytest.raises(UserError, match="holds its own configuration"):
         load_checkpoint(tmp_path / "base.pt", tmp_path / "base.pt")
     with pytest.raises(UserError, match="there is no checkpoint"):
@@ -206,8 +210,8 @@ def test_a_downstream_checkpoint_takes_its_configuration_from_where_it_is_told(
 
 def test_downstream_checkpoints_that_name_each_other_end(tmp_path: Path) -> None:
     one, two = tmp_path / "one.ckpt", tmp_path / "two.ckpt"
-    downstream(one, toy_encoder("hubert"), upstream_ckpt=str(two))
-    downstream(two, toy_encoder("hubert"), upstream_ckpt=str(one))
+    write_downstream(one, toy_encoder("hubert"), upstream_ckpt=str(two))
+    write_downstream(two, toy_encoder("hubert"), upstream_ckpt=str(one))
     with pytest.raises(UserError, match="downstream checkpoint as well"):
         load_checkpoint(one)
 
@@ -215,23 +219,22 @@ def test_downstream_checkpoints_that_name_each_other_end(tmp_path: Path) -> None
 @pytest.mark.parametrize("large", [False, True])
 @pytest.mark.parametrize("family", ["hubert", "wav2vec2", "wavlm", "decoar2"])
 def test_published_sizes_are_told_apart(family: str, large: bool) -> None:
-    """By every name and size, or not at all. Values without memory: nothing here looks at them."""
+    """Every name and shape must match. The tensors have no memory: no value is read."""
     part = FAMILIES.get(family)
     assert part.example_config is not None
     config = part.example_config(*((24, 1024, True) if large else (12, 768, False)))
     sizes = compute_shapes(family, config)
     assert sizes is not None
     state = {name: torch.zeros(()).expand(size) for name, size in sizes.items()}
-    ((found, guess),) = match_published(state)
-    assert found == family
-    assert part.describe(guess) == part.describe(config)
+    ((matching_family, matching_config),) = match_published(state)
+    assert matching_family == family
+    assert part.describe(matching_config) == part.describe(config)
     del state["encoder.layers.3.fc1.bias"]
     assert match_published(state) == []
 
 
 def test_omegaconf_containers_of_fairseq_are_read(tmp_path: Path) -> None:
-    """As fairseq saved them before it turned them into plain ones, with references and values that
-    were never set."""
+    """As older versions of fairseq saved them, with references and values that were never set."""
     weights = toy_encoder("hubert", large=True)
     model = {**weights.config["model_cfg"], "label_rate": "${task.label_rate}"}
     task = {**weights.config["task_cfg"], "label_rate": 50.0, "labels": ["km"], "data": "???"}
@@ -244,15 +247,15 @@ def test_omegaconf_containers_of_fairseq_are_read(tmp_path: Path) -> None:
         "task_state": {"dictionaries": words},
     }
     torch.save(content, tmp_path / "omega.pt")
-    found = load_checkpoint(tmp_path / "omega.pt").weights
-    assert found.config["model_cfg"] == {**model, "label_rate": 50.0}
-    assert found.config["task_cfg"] == {key: value for key, value in task.items() if key != "data"}
-    assert FAMILIES.get("hubert").describe(found.config) == FAMILIES.get("hubert").describe(
+    loaded = load_checkpoint(tmp_path / "omega.pt").weights.config
+    assert loaded["model_cfg"] == {**model, "label_rate": 50.0}
+    assert loaded["task_cfg"] == {key: value for key, value in task.items() if key != "data"}
+    assert FAMILIES.get("hubert").describe(loaded) == FAMILIES.get("hubert").describe(
         weights.config
     )
 
 
-def test_references_lead_nowhere_else() -> None:
+def test_only_references_to_single_values_are_resolved() -> None:
     config = {
         "a": "${b.c}",
         "b": {"c": 3, "d": "${b}"},
@@ -264,23 +267,22 @@ def test_references_lead_nowhere_else() -> None:
     assert to_plain_data(config, "x") == config
 
 
-def test_what_another_tool_changed_in_a_file_of_ours_is_believed(tmp_path: Path) -> None:
-    """The copy of the configuration that we leave in a file counts only while the file says the
-    same."""
+def test_a_file_that_another_tool_changed_overrides_our_data(tmp_path: Path) -> None:
+    """Our copy of the configuration counts only while the rest of the file agrees with it."""
     weights = toy_encoder("wav2vec2")
-    FORMATS.get("s3prl").write(tmp_path / "x.pt", weights, MADE)
+    FORMATS.get("s3prl").write(tmp_path / "x.pt", weights, PROVENANCE)
     content = torch.load(tmp_path / "x.pt", weights_only=True)
     content["task_cfg"]["normalize"] = True
     torch.save(content, tmp_path / "y.pt")
-    found = load_checkpoint(tmp_path / "y.pt")
-    assert found.weights.config["task_cfg"]["normalize"] is True
-    assert found.provenance == {}
+    checkpoint = load_checkpoint(tmp_path / "y.pt")
+    assert checkpoint.weights.config["task_cfg"]["normalize"] is True
+    assert checkpoint.provenance == {}
 
 
 @pytest.mark.parametrize("name", ["s3prl", "fairseq", "s3prl-downstream", "hf", "safetensors"])
 def test_files_are_mapped_not_copied(name: str, tmp_path: Path) -> None:
     FORMATS.get(name).write(tmp_path / "x", toy_encoder("hubert"), {})
-    found = load_checkpoint(tmp_path / "x")
+    checkpoint = load_checkpoint(tmp_path / "x")
     regions = Path("/proc/self/maps")
     if not regions.exists():
         pytest.skip("needs /proc/self/maps")
@@ -289,7 +291,7 @@ def test_files_are_mapped_not_copied(name: str, tmp_path: Path) -> None:
         for line in regions.read_text().splitlines()
         if str(tmp_path / "x") in line
     ]
-    tensor = found.weights.state["encoder.layers.1.fc1.weight"]
+    tensor = checkpoint.weights.state["encoder.layers.1.fc1.weight"]
     assert any(int(start, 16) <= tensor.data_ptr() < int(end, 16) for start, end in spans)
 
 
@@ -329,7 +331,7 @@ def test_without_a_projection_transformers_gets_the_identity(tmp_path: Path) -> 
         ({"activation_fn": "gelu_accurate"}, "activation_fn"),
     ],
 )
-def test_what_transformers_does_not_have_is_told(
+def test_what_transformers_does_not_have_is_reported(
     changes: dict[str, Any], words: str, tmp_path: Path
 ) -> None:
     part = FAMILIES.get("wav2vec2")

@@ -1,5 +1,5 @@
-"""Files that mean harm, or are not what they say: each ends in one sentence, exit code 2, no code
-run and nothing written."""
+"""Malicious and malformed files: each ends in one sentence and exit code 2, runs no code and writes
+nothing."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from speechft_ray.speech.checkpoints.hf import HF
 from speechft_ray.speech.checkpoints.load import load_checkpoint
 from tests.speech.toy_models import toy_config, toy_encoder, toy_hubert
 
-TRAP = "trap-was-sprung"
+TRAP = "code-was-run"
 
 
 class Payload:
-    """Pickles into a call."""
+    """Pickles as a call of a function."""
 
     def __init__(self, function: Callable[..., Any], *arguments: Any) -> None:
         self.call = function, arguments
@@ -38,29 +38,29 @@ class Payload:
         return self.call
 
 
-def touch() -> Payload:
+def make_payload() -> Payload:
     return Payload(os.system, f"touch {TRAP}")
 
 
-def s3prl(path: Path, **changes: Any) -> Path:
+def write_s3prl(path: Path, **changes: Any) -> Path:
     torch.save({**toy_config(), "model_weight": dict(toy_hubert().state), **changes}, path)
     return path
 
 
-def changed(path: Path, **changes: Any) -> Path:
-    """The s3prl-converted toy with another model configuration."""
-    return s3prl(path, model_cfg=toy_config(**changes)["model_cfg"])
+def write_model_config(path: Path, **changes: Any) -> Path:
+    """Writes an s3prl checkpoint with another model configuration."""
+    return write_s3prl(path, model_cfg=toy_config(**changes)["model_cfg"])
 
 
-def edited_state(edit: Callable[[dict[str, Any]], Any], path: Path) -> Path:
+def write_state(edit: Callable[[dict[str, Any]], Any], path: Path) -> Path:
     state: dict[str, Any] = dict(toy_hubert().state)
     edit(state)
-    return s3prl(path, model_weight=state)
+    return write_s3prl(path, model_weight=state)
 
 
-def rezipped(path: Path, edit: Callable[[zipfile.ZipFile, list[tuple[str, bytes]]], None]) -> Path:
-    """An honest file, its members written again by ``edit``."""
-    s3prl(path)
+def rezip(path: Path, edit: Callable[[zipfile.ZipFile, list[tuple[str, bytes]]], None]) -> Path:
+    """Writes a valid file whose members ``edit`` writes again."""
+    write_s3prl(path)
     with zipfile.ZipFile(path) as archive:
         members = [(name, archive.read(name)) for name in archive.namelist()]
     with zipfile.ZipFile(path, "w") as archive:
@@ -68,8 +68,8 @@ def rezipped(path: Path, edit: Callable[[zipfile.ZipFile, list[tuple[str, bytes]
     return path
 
 
-def truncated(folder: Path) -> Path:
-    path = s3prl(folder / "cut.pt")
+def cut_file(folder: Path) -> Path:
+    path = write_s3prl(folder / "cut.pt")
     path.write_bytes(path.read_bytes()[:-1000])
     return path
 
@@ -80,14 +80,14 @@ def text_as_pt(folder: Path) -> Path:
     return path
 
 
-def named_pipe(folder: Path) -> Path:
-    """Whoever opens it to read waits forever."""
+def fifo(folder: Path) -> Path:
+    """Opening it for reading blocks forever."""
     os.mkfifo(folder / "pipe.pt")
     return folder / "pipe.pt"
 
 
 def pickle_as_safetensors(folder: Path) -> Path:
-    return s3prl(folder / "hubert.pt").rename(folder / "hubert.safetensors")
+    return write_s3prl(folder / "hubert.pt").rename(folder / "hubert.safetensors")
 
 
 def zip_bomb(folder: Path) -> Path:
@@ -98,52 +98,48 @@ def zip_bomb(folder: Path) -> Path:
             members[0][0].split("/")[0] + "/data/999", bytes(64 * 2**20), zipfile.ZIP_DEFLATED
         )
 
-    return rezipped(folder / "bomb.pt", edit)
+    return rezip(folder / "bomb.pt", edit)
 
 
-def doubled_member(folder: Path) -> Path:
+def duplicate_member(folder: Path) -> Path:
     def edit(archive: zipfile.ZipFile, members: list[tuple[str, bytes]]) -> None:
         for name, data in members:
             archive.writestr(name, data)
         with pytest.warns(UserWarning, match="Duplicate"):
             archive.writestr(members[0][0], pickle.dumps({}, 2))
 
-    return rezipped(folder / "two-faced.pt", edit)
+    return rezip(folder / "two-faced.pt", edit)
 
 
 def overlapping_members(folder: Path) -> Path:
-    """A directory in which every entry points to the same bytes: small on disk, large when added
-    up."""
+    """All entries of the zip directory refer to the same bytes: small on disk, large in sum."""
     path = folder / "overlap.pt"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("a/data.pkl", bytes(2000))
         first = archive.infolist()[0]
         for index in range(50):
             again = zipfile.ZipInfo(f"a/data/{index}")
-            again.header_offset, again.file_size, again.compress_size, again.CRC = (
-                0,
-                2000,
-                2000,
-                first.CRC,
-            )
+            again.header_offset, again.CRC = 0, first.CRC
+            again.file_size = again.compress_size = 2000
             archive.filelist.append(again)
             archive.NameToInfo[again.filename] = again
     return path
 
 
 def os_system(folder: Path) -> Path:
-    return s3prl(folder / "evil.pt", extra=touch())
+    return write_s3prl(folder / "evil.pt", extra=make_payload())
 
 
 def os_system_legacy(folder: Path) -> Path:
     path = folder / "evil-legacy.pt"
-    torch.save({**toy_config(), "extra": touch()}, path, _use_new_zipfile_serialization=False)
+    torch.save(
+        {**toy_config(), "extra": make_payload()}, path, _use_new_zipfile_serialization=False
+    )
     return path
 
 
 def claims_terabytes_legacy(folder: Path) -> Path:
-    """The format from before 1.6 says how much memory to reserve; 77 values become 2**40 of
-    them."""
+    """The format from before torch 1.6 states how much memory to reserve: 2**40 values, not 77."""
     path = folder / "vast.pt"
     torch.save({"model_weight": {"w": torch.zeros(77)}}, path, _use_new_zipfile_serialization=False)
     raw = path.read_bytes()
@@ -153,26 +149,26 @@ def claims_terabytes_legacy(folder: Path) -> Path:
 
 
 def builtin_eval(folder: Path) -> Path:
-    return s3prl(
+    return write_s3prl(
         folder / "eval.pt", extra=Payload(eval, f"__import__('pathlib').Path('{TRAP}').touch()")
     )
 
 
 def bare_pickle(folder: Path) -> Path:
     path = folder / "bare.pt"
-    path.write_bytes(pickle.dumps(touch(), 2))
+    path.write_bytes(pickle.dumps(make_payload(), 2))
     return path
 
 
 def conv_is_code(folder: Path) -> Path:
-    return changed(
+    return write_model_config(
         folder / "conv.pt",
         conv_feature_layers=f"[(8,10,5)] + [open('{TRAP}', 'w') and (8,3,2)] * 6",
     )
 
 
 def activation_is_code(folder: Path) -> Path:
-    return changed(
+    return write_model_config(
         folder / "activation.pt", activation_fn=f"__import__('os').system('touch {TRAP}')"
     )
 
@@ -190,7 +186,7 @@ def missing_layer(folder: Path) -> Path:
         for name in [name for name in state if name.startswith("encoder.layers.1.")]:
             del state[name]
 
-    return edited_state(edit, folder / "short.pt")
+    return write_state(edit, folder / "short.pt")
 
 
 def no_config(folder: Path) -> Path:
@@ -231,43 +227,45 @@ def other_fairseq_model(folder: Path) -> Path:
 
 
 def million_layers(folder: Path) -> Path:
-    return changed(folder / "deep.pt", encoder_layers=10**9)
+    return write_model_config(folder / "deep.pt", encoder_layers=10**9)
 
 
 def enormous_width(folder: Path) -> Path:
-    return changed(folder / "wide.pt", encoder_embed_dim=2**40, encoder_attention_heads=2)
+    return write_model_config(
+        folder / "wide.pt", encoder_embed_dim=2**40, encoder_attention_heads=2
+    )
 
 
 def enormous_repeat(folder: Path) -> Path:
-    return changed(folder / "long.pt", conv_feature_layers="[(8,10,5)] * 1000000000")
+    return write_model_config(folder / "long.pt", conv_feature_layers="[(8,10,5)] * 1000000000")
 
 
 def nan_weights(folder: Path) -> Path:
     def edit(state: dict[str, Any]) -> None:
         state["encoder.layer_norm.bias"] = torch.full((16,), float("nan"))
 
-    return edited_state(edit, folder / "diverged.pt")
+    return write_state(edit, folder / "diverged.pt")
 
 
 def claims_more_than_it_holds(folder: Path) -> Path:
     def edit(state: dict[str, Any]) -> None:
         state["encoder.layer_norm.bias"] = torch.zeros(1).expand(10**12)
 
-    return edited_state(edit, folder / "expanded.pt")
+    return write_state(edit, folder / "expanded.pt")
 
 
 def meta_tensor(folder: Path) -> Path:
     def edit(state: dict[str, Any]) -> None:
         state["encoder.layer_norm.bias"] = torch.zeros(16, device="meta")
 
-    return edited_state(edit, folder / "meta.pt")
+    return write_state(edit, folder / "meta.pt")
 
 
 def name_with_newline(folder: Path) -> Path:
     def edit(state: dict[str, Any]) -> None:
         state["all is well\nspeechft: everything was converted"] = torch.zeros(2)
 
-    return edited_state(edit, folder / "liar.pt")
+    return write_state(edit, folder / "liar.pt")
 
 
 def namespace_with_tricks(folder: Path) -> Path:
@@ -283,20 +281,20 @@ def namespace_with_tricks(folder: Path) -> Path:
 
 
 def config_with_objects(folder: Path) -> Path:
-    return s3prl(folder / "object.pt", task_cfg={"normalize": torch.zeros(1)})
+    return write_s3prl(folder / "object.pt", task_cfg={"normalize": torch.zeros(1)})
 
 
 def config_contains_itself(folder: Path) -> Path:
     loop: dict[str, Any] = {"encoder_layers": 2}
     loop["again"] = loop
-    return s3prl(folder / "loop.pt", model_cfg=loop)
+    return write_s3prl(folder / "loop.pt", model_cfg=loop)
 
 
 def billion_laughs(folder: Path) -> Path:
     laugh: list[Any] = ["ha"] * 10
     for _ in range(12):
         laugh = [laugh] * 10
-    return s3prl(folder / "laughs.pt", model_cfg={"joke": laugh})
+    return write_s3prl(folder / "laughs.pt", model_cfg={"joke": laugh})
 
 
 def huge_header(folder: Path) -> Path:
@@ -305,7 +303,7 @@ def huge_header(folder: Path) -> Path:
     return path
 
 
-def flipped_bit(folder: Path) -> Path:
+def bit_flip(folder: Path) -> Path:
     path = folder / "flipped.safetensors"
     FORMATS.get("safetensors").write(path, toy_encoder("hubert"), {})
     raw = bytearray(path.read_bytes())
@@ -314,46 +312,46 @@ def flipped_bit(folder: Path) -> Path:
     return path
 
 
-def hf(folder: Path) -> Path:
+def write_hf(folder: Path) -> Path:
     HF.write(folder / "model", toy_encoder("hubert"), {})
     return folder / "model"
 
 
-def edited_config(folder: Path, **changes: Any) -> Path:
-    model = hf(folder)
+def write_hf_config(folder: Path, **changes: Any) -> Path:
+    model = write_hf(folder)
     config = json.loads((model / "config.json").read_text())
     (model / "config.json").write_text(json.dumps({**config, **changes}))
     return model
 
 
 def hf_of_another_family(folder: Path) -> Path:
-    return edited_config(folder, model_type="whisper")
+    return write_hf_config(folder, model_type="whisper")
 
 
 def hf_config_of_wrong_types(folder: Path) -> Path:
-    return edited_config(folder, conv_dim="512", hidden_size={"a": 1})
+    return write_hf_config(folder, conv_dim="512", hidden_size={"a": 1})
 
 
 def hf_text_width(folder: Path) -> Path:
-    return edited_config(folder, hidden_size="sixteen")
+    return write_hf_config(folder, hidden_size="sixteen")
 
 
 def hf_config_is_no_json(folder: Path) -> Path:
-    model = hf(folder)
+    model = write_hf(folder)
     (model / "config.json").write_text("[" * 100_000)
     return model
 
 
-def hf_flipped_bit(folder: Path) -> Path:
-    model = hf(folder)
+def hf_bit_flip(folder: Path) -> Path:
+    model = write_hf(folder)
     raw = bytearray((model / "model.safetensors").read_bytes())
     raw[-5] ^= 4
     (model / "model.safetensors").write_bytes(bytes(raw))
     return model
 
 
-def sharded(folder: Path, place: str) -> Path:
-    model = hf(folder)
+def write_sharded_hf(folder: Path, place: str) -> Path:
+    model = write_hf(folder)
     state = load_file(model / "model.safetensors")
     (model / "model.safetensors").rename(folder / "outside.safetensors")
     (model / "model.safetensors.index.json").write_text(
@@ -363,31 +361,31 @@ def sharded(folder: Path, place: str) -> Path:
 
 
 def index_leaves_folder(folder: Path) -> Path:
-    return sharded(folder, "../outside.safetensors")
+    return write_sharded_hf(folder, "../outside.safetensors")
 
 
 def index_follows_link(folder: Path) -> Path:
-    model = sharded(folder, "piece.safetensors")
+    model = write_sharded_hf(folder, "piece.safetensors")
     (model / "piece.safetensors").symlink_to(folder / "outside.safetensors")
     return model
 
 
 def index_promises_too_much(folder: Path) -> Path:
-    model = sharded(folder, "piece.safetensors")
+    model = write_sharded_hf(folder, "piece.safetensors")
     save_file({"masked_spec_embed": torch.zeros(16)}, model / "piece.safetensors")
     return model
 
 
 def hf_bin_runs_code(folder: Path) -> Path:
-    model = hf(folder)
+    model = write_hf(folder)
     (model / "model.safetensors").unlink()
-    torch.save({"weight": torch.zeros(2), "extra": touch()}, model / "pytorch_model.bin")
+    torch.save({"weight": torch.zeros(2), "extra": make_payload()}, model / "pytorch_model.bin")
     return model
 
 
 def downstream_of_nobody(folder: Path) -> Path:
-    """s3prl's own kind of file does not say what encoder it holds, and these sizes were never
-    published."""
+    """s3prl's downstream files do not say which encoder they hold, and no published one has these
+    shapes."""
     upstream = OrderedDict(
         (f"model.{name}", tensor) for name, tensor in toy_encoder("hubert").state.items()
     )
@@ -405,13 +403,13 @@ def downstream_without_upstream(folder: Path) -> Path:
     return folder / "head.ckpt"
 
 
-HOSTILE = {
-    truncated: "damaged or cut short",
+SENTENCES: dict[Callable[[Path], Path], str] = {
+    cut_file: "damaged or cut short",
     text_as_pt: "not a file of torch.save",
-    named_pipe: "neither a file nor a folder",
+    fifo: "neither a file nor a folder",
     pickle_as_safetensors: "Rename it",
     zip_bomb: "compressed",
-    doubled_member: "twice",
+    duplicate_member: "twice",
     overlapping_members: "overlap",
     os_system: ".system",
     os_system_legacy: ".system",
@@ -437,12 +435,12 @@ HOSTILE = {
     config_contains_itself: "beyond every configuration",
     billion_laughs: "beyond every configuration",
     huge_header: "not a whole safetensors file",
-    flipped_bit: "sha256",
+    bit_flip: "sha256",
     hf_of_another_family: "whisper",
     hf_config_of_wrong_types: "conv_dim",
     hf_text_width: "encoder_embed_dim",
     hf_config_is_no_json: "not JSON",
-    hf_flipped_bit: "not as it was exported",
+    hf_bit_flip: "not as it was exported",
     index_leaves_folder: "../outside.safetensors",
     index_follows_link: "leaves the folder",
     index_promises_too_much: "in none of its files",
@@ -450,14 +448,14 @@ HOSTILE = {
     downstream_of_nobody: "--config-from",
     downstream_without_upstream: "frozen",
 }
-"""Each file, and the words of its sentence by which a person sees what is wrong."""
+"""Each file, and the words of its sentence that say what is wrong."""
 
 
-def listing(folder: Path) -> set[Path]:
+def list_files(folder: Path) -> set[Path]:
     return set(folder.rglob("*"))
 
 
-@pytest.mark.parametrize("make", HOSTILE, ids=lambda make: make.__name__)
+@pytest.mark.parametrize("make", SENTENCES, ids=lambda make: make.__name__)
 def test_one_sentence_and_nothing_written(
     make: Callable[[Path], Path],
     tmp_path: Path,
@@ -466,21 +464,21 @@ def test_one_sentence_and_nothing_written(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     path = make(tmp_path)
-    before = listing(tmp_path)
+    before = list_files(tmp_path)
     code = main(["convert", str(path), "--to", "safetensors", str(tmp_path / "out.safetensors")])
-    told = capsys.readouterr()
+    output = capsys.readouterr()
     assert code == 2
-    assert told.out == ""
-    (sentence,) = told.err.splitlines()
+    assert output.out == ""
+    (sentence,) = output.err.splitlines()
     assert sentence.startswith("speechft: ")
-    assert HOSTILE[make] in sentence
+    assert SENTENCES[make] in sentence
     assert len(sentence) < 1200
-    assert listing(tmp_path) == before
+    assert list_files(tmp_path) == before
     assert TRAP not in {file.name for file in before}
 
 
 @pytest.mark.parametrize(
-    "make", [truncated, os_system, missing_layer, conv_is_code], ids=lambda make: make.__name__
+    "make", [cut_file, os_system, missing_layer, conv_is_code], ids=lambda make: make.__name__
 )
 def test_inspect_says_the_same(
     make: Callable[[Path], Path],
@@ -490,39 +488,39 @@ def test_inspect_says_the_same(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     path = make(tmp_path)
-    before = listing(tmp_path)
+    before = list_files(tmp_path)
     assert main(["inspect", str(path)]) == 2
-    assert HOSTILE[make] in capsys.readouterr().err
-    assert listing(tmp_path) == before
+    assert SENTENCES[make] in capsys.readouterr().err
+    assert list_files(tmp_path) == before
 
 
-def test_the_trap_is_a_trap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Python's own unpickler springs it; a test with a trap that cannot spring proves nothing."""
+def test_the_payload_runs_when_unpickled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python's own unpickler runs the payload; otherwise the tests above would prove nothing."""
     monkeypatch.chdir(tmp_path)
     pickle.loads(bare_pickle(tmp_path).read_bytes())
     assert (tmp_path / TRAP).exists()
 
 
 def test_what_the_allow_list_admits_does_nothing(tmp_path: Path) -> None:
-    """Stand-ins called with anything, and given any state, run nothing and reach nothing."""
+    """Stand-ins ignore every argument and keep any state without acting on it."""
     from fractions import Fraction
 
     from speechft_ray.speech.checkpoints._standins import ALLOWED, StandIn
 
     for stand_in in set(ALLOWED.values()):
-        made = stand_in("touch x", ["anything"], Fraction)
-        assert type(made) is stand_in
-        made.__setstate__({"__class__": int, "state": {"x": 1}})
-        assert type(made) is stand_in
-        assert made.state == {"__class__": int, "state": {"x": 1}}
-        made.__setstate__(("not", "a", "dictionary"))
-        assert made.state == {}
-        assert isinstance(made, StandIn)
-        assert not hasattr(made, "__dict__")
+        instance = stand_in("touch x", ["anything"], Fraction)
+        assert type(instance) is stand_in
+        instance.__setstate__({"__class__": int, "state": {"x": 1}})
+        assert type(instance) is stand_in
+        assert instance.state == {"__class__": int, "state": {"x": 1}}
+        instance.__setstate__(("not", "a", "dictionary"))
+        assert instance.state == {}
+        assert isinstance(instance, StandIn)
+        assert not hasattr(instance, "__dict__")
 
 
-def test_an_honest_namespace_still_loads(tmp_path: Path) -> None:
-    """The old kind of fairseq file: every option of the model and the task side by side."""
+def test_a_valid_namespace_loads(tmp_path: Path) -> None:
+    """The older kind of fairseq file: all options of model and task in one namespace."""
     weights = toy_encoder("wav2vec2")
     options = {
         **weights.config["model_cfg"],
@@ -539,9 +537,8 @@ def test_an_honest_namespace_still_loads(tmp_path: Path) -> None:
         },
         tmp_path / "old.pt",
     )
-    found = load_checkpoint(tmp_path / "old.pt").weights
-    assert found.config["task_cfg"] == {**weights.config["task_cfg"]}
-    assert {
-        key: found.config["model_cfg"][key] for key in weights.config["model_cfg"]
-    } == weights.config["model_cfg"]
-    assert "lr" not in found.config["model_cfg"]
+    config = load_checkpoint(tmp_path / "old.pt").weights.config
+    assert config["task_cfg"] == {**weights.config["task_cfg"]}
+    model = weights.config["model_cfg"]
+    assert {key: config["model_cfg"][key] for key in model} == model
+    assert "lr" not in config["model_cfg"]
