@@ -28,7 +28,7 @@ from tests.speech.toy_models import toy_hubert
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A cache of this test's own, and no network at all."""
+    """A cache of this test's own, and no network."""
     monkeypatch.setenv("SPEECHFT_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("requests.get", no_network)
     return tmp_path / "cache" / "encoders"
@@ -122,7 +122,7 @@ def test_names_that_are_no_models(name: str) -> None:
         load_encoder(name)
 
 
-def test_names_and_paths_are_told_apart() -> None:
+def test_names_and_paths_are_distinguished() -> None:
     assert is_encoder_name("hubert_base")
     assert is_encoder_name("hf:some/model")
     assert not is_encoder_name("./hubert_base")

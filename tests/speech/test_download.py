@@ -1,5 +1,5 @@
-"""Downloads against a real server on this machine: cuts, resumption, limits, redirects, two at
-once, a file that changed."""
+"""Downloads from a server on this machine: cuts, resumption, limits, redirects, concurrent
+processes, changed files."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ CONTENT = bytes(range(256)) * 1000
 
 @dataclass
 class Server:
-    """What the server on this machine does, and what it was asked."""
+    """How the server behaves, and the requests that it received."""
 
     url: str = ""
     content: bytes = CONTENT
     etag: str | None = '"one"'
     ranges: bool = True
     cuts: list[int] = field(default_factory=list)
-    """Bytes after which the next answers end."""
+    """Bytes after which each of the next answers is cut."""
     status: int = 200
     headers: dict[str, str] = field(default_factory=dict)
-    asked: list[str | None] = field(default_factory=list)
+    ranges_requested: list[str | None] = field(default_factory=list)
     """The Range header of every request."""
 
 
@@ -46,7 +46,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 
     class Answers(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            plan.asked.append(self.headers["Range"])
+            plan.ranges_requested.append(self.headers["Range"])
             start, status = 0, plan.status
             if plan.ranges and self.headers["Range"] and self.headers["If-Range"] == plan.etag:
                 start = int(self.headers["Range"].removeprefix("bytes=").removesuffix("-"))
@@ -98,16 +98,16 @@ def test_a_whole_file_with_progress(server: Server, tmp_path: Path) -> None:
     ).read_text() == f"{hashlib.sha256(CONTENT).hexdigest()}  model.pt\n"
     assert names(tmp_path / "new") == ["model.pt", "model.pt.sha256"]
     fetch(server.url, path)
-    assert len(server.asked) == 1, "a file that is there was asked for again"
+    assert len(server.ranges_requested) == 1, "an existing file was requested again"
 
 
-def test_cuts_are_taken_up_where_they_happened(server: Server, tmp_path: Path) -> None:
+def test_a_cut_download_is_resumed(server: Server, tmp_path: Path) -> None:
     server.cuts = [70_000, 50_000]
     assert fetch(server.url, tmp_path / "model.pt").read_bytes() == CONTENT
-    assert server.asked == [None, "bytes=70000-", "bytes=120000-"]
+    assert server.ranges_requested == [None, "bytes=70000-", "bytes=120000-"]
 
 
-def test_an_interrupted_download_leaves_its_part_and_goes_on(
+def test_an_interrupted_download_is_resumed_by_the_next_call(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(download, "_BLOCK_BYTES", 100_000)
@@ -119,7 +119,7 @@ def test_an_interrupted_download_leaves_its_part_and_goes_on(
         fetch(server.url, tmp_path / "model.pt", progress=stop)
     assert names(tmp_path) == ["model.pt.part", "model.pt.part.json"]
     assert fetch(server.url, tmp_path / "model.pt").read_bytes() == CONTENT
-    assert server.asked == [None, "bytes=100000-"]
+    assert server.ranges_requested == [None, "bytes=100000-"]
     assert names(tmp_path) == ["model.pt", "model.pt.sha256"]
 
 
@@ -128,7 +128,7 @@ def test_an_interrupted_download_leaves_its_part_and_goes_on(
     [{"ranges": False}, {"etag": '"two"'}, {"etag": 'W/"one"'}, {"etag": None}],
     ids=["no ranges", "new", "weak", "none"],
 )
-def test_a_part_that_cannot_be_continued_is_begun_again(
+def test_a_part_that_cannot_be_resumed_is_discarded(
     server: Server, tmp_path: Path, change: dict[str, object]
 ) -> None:
     (tmp_path / "model.pt.part").write_bytes(b"something else")
@@ -139,28 +139,28 @@ def test_a_part_that_cannot_be_continued_is_begun_again(
     assert fetch(server.url, tmp_path / "model.pt").read_bytes() == CONTENT
 
 
-def test_a_part_longer_than_the_file_is_begun_again(server: Server, tmp_path: Path) -> None:
+def test_a_part_longer_than_the_file_is_discarded(server: Server, tmp_path: Path) -> None:
     (tmp_path / "model.pt.part").write_bytes(CONTENT + b"more")
     (tmp_path / "model.pt.part.json").write_text(f'{{"etag": "\\"one\\"", "url": "{server.url}"}}')
     assert fetch(server.url, tmp_path / "model.pt").read_bytes() == CONTENT
 
 
-def test_a_part_of_another_address_is_begun_again(server: Server, tmp_path: Path) -> None:
+def test_a_part_of_another_address_is_discarded(server: Server, tmp_path: Path) -> None:
     (tmp_path / "model.pt.part").write_bytes(b"something else")
     (tmp_path / "model.pt.part.json").write_text(
         '{"etag": "\\"one\\"", "url": "https://elsewhere/model.pt"}'
     )
     assert fetch(server.url, tmp_path / "model.pt").read_bytes() == CONTENT
-    assert server.asked == [None]
+    assert server.ranges_requested == [None]
 
 
-def test_a_server_that_always_breaks_off_is_given_up(server: Server, tmp_path: Path) -> None:
+def test_a_server_that_always_breaks_off_ends_in_an_error(server: Server, tmp_path: Path) -> None:
     server.cuts = [20_000, 0, 0, 0]
     with pytest.raises(
         UserError, match=r"model.pt is not in the cache.*put that file at .*model.pt, or run again"
     ):
         fetch(server.url, tmp_path / "model.pt")
-    assert server.asked == [None, "bytes=20000-"]
+    assert server.ranges_requested == [None, "bytes=20000-"]
     assert "model.pt" not in names(tmp_path)
 
 
@@ -174,7 +174,7 @@ def test_more_than_allowed_is_refused(server: Server, tmp_path: Path, length: st
 
 
 @pytest.mark.parametrize("status", [404, 401, 500])
-def test_refusals_of_the_server(server: Server, tmp_path: Path, status: int) -> None:
+def test_errors_of_the_server(server: Server, tmp_path: Path, status: int) -> None:
     server.status = status
     with pytest.raises(UserError, match=f"the server answers {status}.*{tmp_path}/model.pt"):
         fetch(server.url, tmp_path / "model.pt")
@@ -203,7 +203,7 @@ def test_endless_redirects_end(server: Server, tmp_path: Path) -> None:
 def test_a_public_address_cannot_lead_to_this_machine(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Else a stranger's redirect could reach services that trust whoever is on this machine."""
+    """Otherwise a redirect could reach services that trust all users of this machine."""
     get = requests.get
     server.status, server.headers = 302, {"Location": server.url}
     monkeypatch.setattr("requests.get", lambda url, **options: get(server.url, **options))
@@ -211,7 +211,7 @@ def test_a_public_address_cannot_lead_to_this_machine(
         fetch("https://example.org/model.pt", tmp_path / "model.pt")
 
 
-def test_nobody_listens(tmp_path: Path, server: Server) -> None:
+def test_no_server(tmp_path: Path, server: Server) -> None:
     with pytest.raises(
         UserError,
         match=rf"cannot be downloaded \(no connection\): put that file at {tmp_path}/model.pt",
@@ -219,7 +219,7 @@ def test_nobody_listens(tmp_path: Path, server: Server) -> None:
         fetch("http://127.0.0.1:9/model.pt", tmp_path / "model.pt")
 
 
-def test_a_promised_sha256_is_compared(server: Server, tmp_path: Path) -> None:
+def test_a_stated_sha256_is_compared(server: Server, tmp_path: Path) -> None:
     server.headers = {"X-Linked-ETag": f'"{hashlib.sha256(b"another").hexdigest()}"'}
     with pytest.raises(UserError, match="the server promised"):
         fetch(server.url, tmp_path / "model.pt")
@@ -228,14 +228,14 @@ def test_a_promised_sha256_is_compared(server: Server, tmp_path: Path) -> None:
     assert fetch(server.url, tmp_path / "model.pt").read_bytes() == CONTENT
 
 
-def test_a_file_that_changed_is_found_out(server: Server, tmp_path: Path) -> None:
+def test_a_file_that_changed_is_refused(server: Server, tmp_path: Path) -> None:
     path = verify_sha256(fetch(server.url, tmp_path / "model.pt"))
     path.write_bytes(CONTENT[:-1] + b"\x00")
     with pytest.raises(UserError, match=r"is not the file that was downloaded.*Remove both files"):
         verify_sha256(path)
 
 
-def test_a_file_put_there_by_hand_is_recorded(tmp_path: Path) -> None:
+def test_the_sha256_of_a_file_copied_by_hand_is_recorded(tmp_path: Path) -> None:
     path = tmp_path / "model.pt"
     path.write_bytes(CONTENT)
     assert (
@@ -247,7 +247,7 @@ def test_a_file_put_there_by_hand_is_recorded(tmp_path: Path) -> None:
         verify_sha256(path)
 
 
-def test_two_at_once_take_turns(server: Server, tmp_path: Path) -> None:
+def test_concurrent_downloads_wait_for_each_other(server: Server, tmp_path: Path) -> None:
     results: list[bytes] = []
 
     def get() -> None:
@@ -259,7 +259,7 @@ def test_two_at_once_take_turns(server: Server, tmp_path: Path) -> None:
     for thread in threads:
         thread.join()
     assert results == [CONTENT] * 4
-    assert server.asked == [None]
+    assert server.ranges_requested == [None]
     assert names(tmp_path) == ["model.pt", "model.pt.sha256"]
 
 
@@ -271,7 +271,7 @@ def test_a_cache_that_cannot_be_written(server: Server, tmp_path: Path) -> None:
         fetch(server.url, tmp_path / "file" / "cache" / "model.pt")
 
 
-def test_a_full_disk_is_told_before_it_is_full(
+def test_a_file_larger_than_the_disk_is_refused(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = shutil._ntuple_diskusage(0, 0, 1000)

@@ -1,5 +1,5 @@
-"""Models of the Hugging Face hub, from a server on this machine: which files are downloaded, where
-they are cached, and what is said where one cannot be had."""
+"""Models of the Hugging Face hub, from a server on this machine: the files that are downloaded,
+their place in the cache, and the errors."""
 
 from __future__ import annotations
 

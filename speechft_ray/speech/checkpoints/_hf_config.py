@@ -97,8 +97,8 @@ def from_hf_config(where: str, config: Mapping[str, Any], normalize: bool) -> di
                 "no such encoder."
             )
     model = {
-        ours: config.get(theirs, default)
-        for theirs, (ours, default) in (_SHARED | _OWN[family]).items()
+        our_key: config.get(hf_key, default)
+        for hf_key, (our_key, default) in (_SHARED | _OWN[family]).items()
     }
     extractor = config.get("feat_extract_norm", "group")
     if not isinstance(extractor, str) or extractor not in _EXTRACTORS:
@@ -155,10 +155,10 @@ def to_hf_config(family: str, config: Mapping[str, Any], masks: bool) -> dict[st
             "this WavLM has no gated relative positions, and transformers has only those. Convert "
             "to s3prl."
         )
-    extractors = {ours: theirs for theirs, ours in _EXTRACTORS.items()}
+    extractors = {our_key: hf_key for hf_key, our_key in _EXTRACTORS.items()}
     translated = {
-        theirs: model.get(ours, _OUR_DEFAULTS.get(ours, default))
-        for theirs, (ours, default) in (_SHARED | _OWN[family]).items()
+        hf_key: model.get(our_key, _OUR_DEFAULTS.get(our_key, default))
+        for hf_key, (our_key, default) in (_SHARED | _OWN[family]).items()
     }
     if family == "wav2vec2":
         # 0 or less means the default of fairseq: the width of the layers.

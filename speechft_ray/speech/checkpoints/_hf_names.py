@@ -75,9 +75,9 @@ def from_hf(name: str, extractor_mode: str) -> str | None:
     """Returns our name of a parameter of a base model, or None where we have none."""
     other = ".2." if extractor_mode == "layer_norm" else ".2.1."
     rules = [
-        (theirs, ours)
-        for ours, theirs in (*_RULES, *_OLDER)
-        if not (other + "{p}" in ours and "conv_layers" in ours)
+        (hf_name, our_name)
+        for our_name, hf_name in (*_RULES, *_OLDER)
+        if not (other + "{p}" in our_name and "conv_layers" in our_name)
     ]
     return _translate(name, rules)
 
@@ -85,7 +85,7 @@ def from_hf(name: str, extractor_mode: str) -> str | None:
 def from_hf_pretraining(name: str) -> str | None:
     """Returns our name of a parameter beside the base model of ``Wav2Vec2ForPreTraining``, or None
     for parts of other heads."""
-    return _translate(name, [(theirs, ours) for ours, theirs in _PRETRAINING])
+    return _translate(name, [(hf_name, our_name) for our_name, hf_name in _PRETRAINING])
 
 
 def split_prefix(

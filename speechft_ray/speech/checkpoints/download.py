@@ -183,10 +183,12 @@ def _download(
 def _attempt(
     file: BinaryIO, url: str, path: Path, note: Path, progress: Progress | None, max_bytes: int
 ) -> str | None:
+    # Ask for the rest of the partial file, if the server still has the same version of it.
     start = file.seek(0, os.SEEK_END)
     version = _read_version(note, url) if start else None
     resume = {"Range": f"bytes={start}-", "If-Range": version} if version else {}
     with _request(url, resume) as (answer, stated):
+        # Any answer but that rest means the whole file: discard the partial one.
         if not (
             resume
             and answer.status_code == 206
@@ -196,6 +198,8 @@ def _attempt(
             file.truncate(0)
         if answer.status_code == 416 and resume:  # the partial file is longer than the server's
             return _attempt(file, url, path, note, progress, max_bytes)
+
+        # Check the size before a byte is written, then append.
         _check_status(answer, url, path)
         length = answer.headers.get("Content-Length", "")
         total = start + int(length) if length.isdecimal() else None
@@ -204,7 +208,7 @@ def _attempt(
         _write_version(note, url, answer.headers.get("ETag", ""))
         done = _append(file, answer, url, start, total, progress, max_bytes)
     if total is not None and done != total:
-        raise _Interrupted(f"{done} of {total} bytes came")
+        raise _Interrupted(f"{done} of {total} bytes received")
     return stated
 
 

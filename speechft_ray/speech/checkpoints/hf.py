@@ -67,18 +67,20 @@ def read(source: RawCheckpoint) -> Checkpoint:
     the folder, and damaged files.
     """
     folder = source.path
-    theirs = to_plain_data(read_json(folder / CONFIG), str(folder / CONFIG))
-    family = family_of(str(folder / CONFIG), theirs)
-    normalize, note = _read_normalization(folder, theirs)
-    config = from_hf_config(str(folder / CONFIG), theirs, normalize)
+    hf_config = to_plain_data(read_json(folder / CONFIG), str(folder / CONFIG))
+    family = family_of(str(folder / CONFIG), hf_config)
+    normalize, note = _read_normalization(folder, hf_config)
+    config = from_hf_config(str(folder / CONFIG), hf_config, normalize)
     extractor = str(FAMILIES.get(family).describe(config).extractor_mode)
     base, beside = split_prefix(read_weights(folder), f"{family}.")
     state = _rename_parameters(folder, base, extractor)
     pretraining = {
         name: from_hf_pretraining(name) if family == "wav2vec2" else None for name in beside
     }
-    state |= {ours: beside[name] for name, ours in pretraining.items() if ours is not None}
-    heads = sorted(name for name, ours in pretraining.items() if ours is None)
+    state |= {
+        our_name: beside[name] for name, our_name in pretraining.items() if our_name is not None
+    }
+    heads = sorted(name for name, our_name in pretraining.items() if our_name is None)
     if (folder / SIDE).is_file():
         return _read_with_side_file(folder, state)
     _drop_identity_projection(state)
@@ -94,9 +96,9 @@ def write(path: Path, weights: EncoderWeights, provenance: Mapping[str, Any]) ->
     config = to_hf_config(weights.family, weights.config, masks="mask_emb" in weights.state)
     state, added = _add_projection(weights.state, shape.dim)
     model = {
-        theirs: tensor.contiguous()
+        hf_name: tensor.contiguous()
         for name, tensor in state.items()
-        if (theirs := to_hf(name)) is not None
+        if (hf_name := to_hf(name)) is not None
     }
     side = {
         name: tensor.contiguous() for name, tensor in weights.state.items() if to_hf(name) is None
@@ -136,14 +138,14 @@ def _rename_parameters(
     folder: Path, base: Mapping[str, torch.Tensor], extractor: str
 ) -> dict[str, torch.Tensor]:
     our_names = {name: from_hf(name, extractor) for name in base}
-    unknown = sorted(name for name, ours in our_names.items() if ours is None)
+    unknown = sorted(name for name, our_name in our_names.items() if our_name is None)
     if unknown:
         raise UserError(
             f"{folder} has parameters that no encoder of its `model_type` has, first "
             f"{', '.join(unknown[:5])}. Allowed: {', '.join(ARCHITECTURES.values())} and models "
             "around them."
         )
-    return {str(ours): base[name] for name, ours in our_names.items()}
+    return {str(our_name): base[name] for name, our_name in our_names.items()}
 
 
 def _read_normalization(folder: Path, config: Mapping[str, Any]) -> tuple[bool, str]:
