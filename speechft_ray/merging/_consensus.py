@@ -39,7 +39,7 @@ def elect(
     return total.sign_()
 
 
-def majority_is_positive(signs: Iterable[torch.Tensor]) -> bool:
+def is_majority_positive(signs: Iterable[torch.Tensor]) -> bool:
     """Whether the elected signs of the whole model sum to more than 0.
 
     Positions whose own sum is 0 take the sign of this sum, and - when that is 0 as well (the TIES
@@ -48,7 +48,7 @@ def majority_is_positive(signs: Iterable[torch.Tensor]) -> bool:
     return sum(int(sign.sum(dtype=torch.float64)) for sign in signs) > 0
 
 
-def agreeing_mean(
+def compute_agreeing_mean(
     values: Sequence[torch.Tensor],
     weights: Sequence[float],
     signs: torch.Tensor,

@@ -12,7 +12,7 @@ from typing import Annotated
 import torch
 from pydantic import Field, model_validator
 
-from speechft_ray.merging._consensus import agreeing_mean, elect, require_votes
+from speechft_ray.merging._consensus import compute_agreeing_mean, elect, require_votes
 from speechft_ray.merging.base import METHODS, AveragedParams, MergeMethod, one_per_weight
 from speechft_ray.merging.linear import compute_weighted_sum
 from speechft_ray.merging.param_reader import ParamSlice
@@ -41,15 +41,17 @@ class BreadcrumbsParams(AveragedParams):
 def combine(params: BreadcrumbsParams, precomputed: None, part: ParamSlice) -> torch.Tensor:
     """Returns the sum or mean of the masked task vectors; with ``consensus``, of the values that
     have the elected sign."""
-    values = [_middle(vector, params.density, params.gamma) for vector in part.vectors]
+    values = [_select_band(vector, params.density, params.gamma) for vector in part.vectors]
     weights = params.weights_of(len(values))
     if not params.consensus:
         return compute_weighted_sum(weights, values, params.normalize)
     signs = elect(values, "mass", weights)
-    return agreeing_mean(values, weights, signs, zero_is_positive=True, divide=params.normalize)
+    return compute_agreeing_mean(
+        values, weights, signs, zero_is_positive=True, divide=params.normalize
+    )
 
 
-def _middle(values: torch.Tensor, density: float, gamma: float) -> torch.Tensor:
+def _select_band(values: torch.Tensor, density: float, gamma: float) -> torch.Tensor:
     """Returns ``values`` with 0 outside the kept band of magnitudes; equal magnitudes rank by
     position."""
     if density == 1.0:

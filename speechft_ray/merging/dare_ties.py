@@ -66,8 +66,8 @@ class DareTiesParams(AveragedParams):
         require_votes(self.weights)
         return self
 
-    def ties(self) -> ties.TiesParams:
-        """The parameters of the TIES merge."""
+    def to_ties_params(self) -> ties.TiesParams:
+        """Returns the parameters of the TIES merge."""
         return ties.TiesParams(
             density=self.trim,
             scope=self.scope,
@@ -92,7 +92,8 @@ def precompute(params: DareTiesParams, reader: ParamReader) -> DareTiesGlobals:
     return DareTiesGlobals(
         gains,
         ties.precompute(
-            params.ties(), reader.with_transform(lambda part: _after_drop(params, gains, part))
+            params.to_ties_params(),
+            reader.with_transform(lambda part: _drop_slice(params, gains, part)),
         ),
     )
 
@@ -100,11 +101,11 @@ def precompute(params: DareTiesParams, reader: ParamReader) -> DareTiesGlobals:
 def combine(params: DareTiesParams, precomputed: DareTiesGlobals, part: ParamSlice) -> torch.Tensor:
     """Returns the TIES merge of the task vectors after the drop."""
     return ties.combine(
-        params.ties(), precomputed.ties, _after_drop(params, precomputed.gains, part)
+        params.to_ties_params(), precomputed.ties, _drop_slice(params, precomputed.gains, part)
     )
 
 
-def _after_drop(params: DareTiesParams, gains: Gains, part: ParamSlice) -> ParamSlice:
+def _drop_slice(params: DareTiesParams, gains: Gains, part: ParamSlice) -> ParamSlice:
     return replace(part, vectors=drop(part, params.density, params.rescale, params.seed, gains))
 
 

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 import torch
 from pydantic import Field, model_validator
 
-from speechft_ray.merging._consensus import agreeing_mean, elect, require_votes
+from speechft_ray.merging._consensus import compute_agreeing_mean, elect, require_votes
 from speechft_ray.merging._drop import Rescale, draw_mask, mask_and_rescale
 from speechft_ray.merging.base import METHODS, AveragedParams, MergeMethod, one_per_weight
 from speechft_ray.merging.linear import compute_weighted_sum
@@ -69,7 +69,9 @@ def combine(params: DellaParams, precomputed: None, part: ParamSlice) -> torch.T
     if not params.consensus:
         return compute_weighted_sum(weights, values, params.normalize)
     signs = elect(values, "mass", weights)
-    return agreeing_mean(values, weights, signs, zero_is_positive=True, divide=params.normalize)
+    return compute_agreeing_mean(
+        values, weights, signs, zero_is_positive=True, divide=params.normalize
+    )
 
 
 def compute_keep_probabilities(

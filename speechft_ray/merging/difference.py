@@ -42,16 +42,16 @@ def compute_differences(first: StateDict, second: StateDict) -> list[Difference]
     groups: dict[str, list[str]] = {}
     for key, tensor in first.items():
         if tensor.is_floating_point():
-            groups.setdefault(_group(key), []).append(key)
+            groups.setdefault(_find_group(key), []).append(key)
     sums = {
-        name: sum((_sums(first[key], second[key]) for key in keys), torch.zeros(5))
+        name: sum((_compute_sums(first[key], second[key]) for key in keys), torch.zeros(5))
         for name, keys in groups.items()
     }
     by_group = [
-        _difference(name, values)
-        for name, values in sorted(sums.items(), key=lambda item: _order(item[0]))
+        _make_difference(name, values)
+        for name, values in sorted(sums.items(), key=lambda item: _sort_key(item[0]))
     ]
-    return [*by_group, _difference("all", sum(sums.values(), torch.zeros(5)))]
+    return [*by_group, _make_difference("all", sum(sums.values(), torch.zeros(5)))]
 
 
 def draw_differences(items: Sequence[Difference], title: str, path: Path) -> None:
@@ -76,7 +76,7 @@ def draw_differences(items: Sequence[Difference], title: str, path: Path) -> Non
     figure.savefig(path, format="png", dpi=120)
 
 
-def _group(key: str) -> str:
+def _find_group(key: str) -> str:
     layer = layer_of(key)
     return (
         f"layer {layer}"
@@ -85,12 +85,12 @@ def _group(key: str) -> str:
     )
 
 
-def _order(name: str) -> tuple[int, int]:
+def _sort_key(name: str) -> tuple[int, int]:
     layer = name.removeprefix("layer ")
     return (1, int(layer)) if layer.isdigit() else (0, 0)
 
 
-def _sums(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+def _compute_sums(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
     a, b = (tensor.detach().cpu().double().flatten() for tensor in (first, second))
     gap = b - a
     return torch.tensor(
@@ -98,7 +98,7 @@ def _sums(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
     )
 
 
-def _difference(name: str, sums: Iterable[torch.Tensor]) -> Difference:
+def _make_difference(name: str, sums: Iterable[torch.Tensor]) -> Difference:
     num_params, changed, gap, a, b = (float(item) for item in sums)
     product = (a + b - gap) / 2  # of the two, from the sides of the triangle
     return Difference(

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 
 
-def relative_distance(
+def compute_relative_distance(
     base: Mapping[str, torch.Tensor], merged: Mapping[str, torch.Tensor]
 ) -> float:
     """Returns ||merged - base|| / ||base||, Euclidean, over all floating-point tensors of the base;

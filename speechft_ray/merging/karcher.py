@@ -44,17 +44,17 @@ def combine(params: KarcherParams, precomputed: None, part: ParamSlice) -> torch
     ]
     if not directions:
         return torch.zeros_like(part.base)
-    direction = _nearest_to_all(directions, params.steps, params.tolerance)
+    direction = _descend(directions, params.steps, params.tolerance)
     return to_vector(params.on, direction * (math.fsum(lengths) / len(lengths)), part)
 
 
-def _nearest_to_all(directions: list[torch.Tensor], steps: int, tolerance: float) -> torch.Tensor:
+def _descend(directions: list[torch.Tensor], steps: int, tolerance: float) -> torch.Tensor:
     """Descends on the sphere from the mean direction, or from the first one where they cancel."""
     start = mean(directions)
     length = float(torch.linalg.vector_norm(start))
     here = start / length if length >= tolerance else directions[0]
     for _ in range(steps):
-        tangent = mean([_towards(here, direction) for direction in directions])
+        tangent = mean([_compute_tangent(here, direction) for direction in directions])
         length = float(torch.linalg.vector_norm(tangent))
         if length < tolerance:
             break
@@ -63,7 +63,7 @@ def _nearest_to_all(directions: list[torch.Tensor], steps: int, tolerance: float
     return here
 
 
-def _towards(here: torch.Tensor, there: torch.Tensor) -> torch.Tensor:
+def _compute_tangent(here: torch.Tensor, there: torch.Tensor) -> torch.Tensor:
     """Returns the tangent at ``here`` that leads to ``there``, as long as the angle between
     them."""
     along = max(-1.0, min(1.0, float((here * there).sum())))

@@ -53,14 +53,16 @@ class LinesGlobals(NamedTuple):
 def precompute(params: LinesParams, reader: ParamReader) -> LinesGlobals:
     """Counts the layers, and computes the norms where they determine the factor ``shallow``."""
     layers = count_layers((group.name for group in reader.groups), params.layer_pattern)
-    ties_globals = ties.precompute(_ties(params), reader) if params.merged == "ties" else None
+    ties_globals = (
+        ties.precompute(_make_ties_params(params), reader) if params.merged == "ties" else None
+    )
     if params.shallow is not None:
         return LinesGlobals(layers, params.shallow, ties_globals)
     if reader.donors == 1:
         return LinesGlobals(layers, max(0.0, 1.0 - params.slope), ties_globals)
     summed = merged = 0.0
     for part in reader.blocks():
-        summed += float(_sum(part).abs().sum(dtype=torch.float64))
+        summed += float(_sum_vectors(part).abs().sum(dtype=torch.float64))
         merged += float(_combine(params, ties_globals, part).abs().sum(dtype=torch.float64))
     return LinesGlobals(layers, summed / merged / reader.donors if merged else 0.0, ties_globals)
 
@@ -76,14 +78,18 @@ def combine(params: LinesParams, precomputed: LinesGlobals, part: ParamSlice) ->
 def _combine(
     params: LinesParams, ties_globals: ties.TiesGlobals | None, part: ParamSlice
 ) -> torch.Tensor:
-    return _sum(part) if ties_globals is None else ties.combine(_ties(params), ties_globals, part)
+    return (
+        _sum_vectors(part)
+        if ties_globals is None
+        else ties.combine(_make_ties_params(params), ties_globals, part)
+    )
 
 
-def _sum(part: ParamSlice) -> torch.Tensor:
+def _sum_vectors(part: ParamSlice) -> torch.Tensor:
     return compute_weighted_sum((1.0,) * len(part.vectors), part.vectors, normalize=False)
 
 
-def _ties(params: LinesParams) -> ties.TiesParams:
+def _make_ties_params(params: LinesParams) -> ties.TiesParams:
     return ties.TiesParams(density=params.density)
 
 

@@ -9,7 +9,7 @@ from typing import Annotated
 import torch
 from pydantic import Field
 
-from speechft_ray.merging._consensus import agreeing_mean, elect
+from speechft_ray.merging._consensus import compute_agreeing_mean, elect
 from speechft_ray.merging.base import METHODS, MergeMethod, MergeParams
 from speechft_ray.merging.param_reader import ParamSlice
 
@@ -35,7 +35,9 @@ def combine(params: SceParams, precomputed: None, part: ParamSlice) -> torch.Ten
     # mergekit takes equal weights below 1e-6 in all; a gentle fine-tuning moves whole tensors by
     # less.
     weights = [square / total for square in squares] if total else [1.0] * len(values)
-    return agreeing_mean(values, weights, elect(values, "mass"), zero_is_positive=True, divide=True)
+    return compute_agreeing_mean(
+        values, weights, elect(values, "mass"), zero_is_positive=True, divide=True
+    )
 
 
 def _select_by_variance(

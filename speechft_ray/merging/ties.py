@@ -15,9 +15,9 @@ from pydantic import Field, model_validator
 
 from speechft_ray.merging._consensus import (
     Elect,
-    agreeing_mean,
+    compute_agreeing_mean,
     elect,
-    majority_is_positive,
+    is_majority_positive,
     require_votes,
 )
 from speechft_ray.merging._trim import Cuts, compute_cuts, trim_vectors
@@ -89,14 +89,14 @@ def precompute(params: TiesParams, reader: ParamReader) -> TiesGlobals:
     signs = (
         elect(trim_vectors(block, cuts), params.elect, _votes(params)) for block in reader.blocks()
     )
-    return TiesGlobals(cuts, majority_is_positive(signs))
+    return TiesGlobals(cuts, is_majority_positive(signs))
 
 
 def combine(params: TiesParams, precomputed: TiesGlobals, part: ParamSlice) -> torch.Tensor:
     """Returns the mean (``normalize``) or sum of the trimmed values that have the elected sign; 0
     where none has it."""
     values = trim_vectors(part, precomputed.cuts)
-    return agreeing_mean(
+    return compute_agreeing_mean(
         values,
         params.weights_of(len(values)),
         elect(values, params.elect, _votes(params)),

@@ -38,7 +38,7 @@ _lock = threading.Lock()
 
 
 @contextmanager
-def resident_merge(
+def merge_with_cache(
     fingerprints: Sequence[str],
     read: Callable[[], MergeInputs],
     method: str,

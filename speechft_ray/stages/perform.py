@@ -24,13 +24,13 @@ from speechft_ray.core.specs import CorpusSpec, EvalSpec, FinetuneSpec
 from speechft_ray.core.store import Store
 from speechft_ray.finetuning.run import finetune
 from speechft_ray.merging.base import METHODS
-from speechft_ray.merging.distance import relative_distance
+from speechft_ray.merging.distance import compute_relative_distance
 from speechft_ray.speech.checkpoints.load import load_encoder, weights_fingerprint
 from speechft_ray.speech.checkpoints.safetensors_dir import read_encoder, write_encoder
 from speechft_ray.speech.corpora.base import CORPORA, SPLITS, Corpus, Progress
 from speechft_ray.speech.encoders.base import FAMILIES, EncoderWeights
 from speechft_ray.speech.features.cache import FeatureCache
-from speechft_ray.stages.merge_cache import MergeInputs, resident_merge
+from speechft_ray.stages.merge_cache import MergeInputs, merge_with_cache
 from speechft_ray.superb.evaluate import SharedCaches
 from speechft_ray.superb.folds import evaluate_folds
 from speechft_ray.sweep.lineage import find_pretrained
@@ -216,7 +216,9 @@ def _open_merged(recipe: Mapping[str, Any], store: Store) -> Iterator[EncoderWei
         )
 
     names = (str(store.root), recipe["base"], str(needs), file, *recipe["donors"])
-    with resident_merge(names, read, recipe["method"], recipe["params"], recipe["alpha"]) as state:
+    with merge_with_cache(
+        names, read, recipe["method"], recipe["params"], recipe["alpha"]
+    ) as state:
         yield EncoderWeights(family=base.family, config=base.config, state=state)
 
 
@@ -228,7 +230,7 @@ def _evaluate(job: Job, place: Place, store: Store, report: ReportProgress) -> N
     if isinstance(recipe, dict):
         with _open_merged(recipe, store) as weights:
             pretrained = _read_start(store, find_pretrained(store, str(recipe["base"])))
-            facts["distance"] = relative_distance(pretrained.state, weights.state)
+            facts["distance"] = compute_relative_distance(pretrained.state, weights.state)
             family, config = FAMILIES.get(weights.family), weights.config
             encoder = family.build(weights)
     else:

@@ -114,7 +114,7 @@ def test_combine_changes_no_task_vector(method: str) -> None:
         "feature_extractor.conv_layers.0.weight",
     )
     vectors = {key: tuple(donor[key] - BASE[key] for donor in DONORS) for key in keys}
-    kept = {key: tuple(vector.clone() for vector in each) for key, each in vectors.items()}
+    copies = {key: tuple(vector.clone() for vector in each) for key, each in vectors.items()}
     count = METHODS.get(method).donors(validate_params(method, {}))[1] or 3
     groups = tuple(ParamGroup(name=key, keys=(key,)) for key in keys)
     statistics = [make_statistics(method, BASE, seed) for seed in range(count)]
@@ -128,7 +128,7 @@ def test_combine_changes_no_task_vector(method: str) -> None:
     reader = ParamReader(groups=groups, donors=count, read=lambda group: slices[group.name])
     for group, combined, _ in combine_all(method, validate_params(method, {}), reader):
         assert combined.shape == BASE[group.name].shape
-        for vector, before in zip(vectors[group.name], kept[group.name], strict=True):
+        for vector, before in zip(vectors[group.name], copies[group.name], strict=True):
             assert torch.equal(vector, before)
 
 
@@ -180,9 +180,9 @@ def test_parameters_that_learn_give_plain_tensors(method: str) -> None:
 
 
 def test_mismatched_donors_are_refused(method: str) -> None:
-    lacking = {key: tensor for key, tensor in DONORS[0].items() if key != "gain"}
+    incomplete = {key: tensor for key, tensor in DONORS[0].items() if key != "gain"}
     with pytest.raises(UserError, match="lacks 1 of 11 parameters: gain"):
-        run_merge(method, BASE, [lacking, DONORS[1]])
+        run_merge(method, BASE, [incomplete, DONORS[1]])
     with pytest.raises(UserError, match="1 differ in shape or kind: gain"):
         run_merge(method, BASE, [{**DONORS[0], "gain": torch.zeros(2)}, DONORS[1]])
 

@@ -20,7 +20,7 @@ from speechft_ray.core.errors import SpecError
 from speechft_ray.core.space import parse_space
 from speechft_ray.core.specs import SweepSpec
 from speechft_ray.core.store import Store
-from speechft_ray.merging.distance import relative_distance
+from speechft_ray.merging.distance import compute_relative_distance
 from speechft_ray.speech.checkpoints.load import load_checkpoint
 from speechft_ray.speech.checkpoints.safetensors_dir import read_encoder
 from speechft_ray.stages.perform import (
@@ -228,7 +228,7 @@ def test_a_search_measures_the_distance_of_a_chain_to_the_pre_trained_encoder(
     job = evaluation.model_copy(update={"fingerprint": "on-dev", "payload": payload})
     place = resolve_place(small(), storage=small_run.store.root, cpu=True)
     _evaluate(job, place, small_run.store, lambda values: None)
-    expected = relative_distance(
+    expected = compute_relative_distance(
         start_encoder("tiny_hubert")[0].state, small_run.encoder("merge", row.key)
     )
     assert (

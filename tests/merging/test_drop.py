@@ -33,14 +33,14 @@ def read_masks(
 def test_dare_keeps_its_share_and_the_expectation() -> None:
     (vector,) = [{"w": np.random.default_rng(0).standard_normal((400, 500))}]
     actual = combine_onto_zeros("dare_linear", {"density": 0.3}, [vector])["w"]
-    kept = actual != 0
-    assert abs(kept.mean() - 0.3) < 5 * np.sqrt(0.3 * 0.7 / kept.size)
-    np.testing.assert_allclose(actual[kept], vector["w"][kept] / 0.3, rtol=1e-12)
-    rows, columns = kept.mean(axis=1), kept.mean(axis=0)  # no streaks along either axis
+    mask = actual != 0
+    assert abs(mask.mean() - 0.3) < 5 * np.sqrt(0.3 * 0.7 / mask.size)
+    np.testing.assert_allclose(actual[mask], vector["w"][mask] / 0.3, rtol=1e-12)
+    rows, columns = mask.mean(axis=1), mask.mean(axis=0)  # no streaks along either axis
     assert rows.std() < 1.2 * np.sqrt(0.3 * 0.7 / 500) and columns.std() < 1.2 * np.sqrt(
         0.3 * 0.7 / 400
     )
-    assert abs(np.corrcoef(kept.ravel()[1:], kept.ravel()[:-1])[0, 1]) < 5 / np.sqrt(kept.size)
+    assert abs(np.corrcoef(mask.ravel()[1:], mask.ravel()[:-1])[0, 1]) < 5 / np.sqrt(mask.size)
 
 
 def test_dare_restores_the_norm_or_nothing_on_request() -> None:
@@ -48,13 +48,13 @@ def test_dare_restores_the_norm_or_nothing_on_request() -> None:
     plain = combine_onto_zeros("dare_linear", {"density": 0.5, "rescale": "none"}, [vector])
     norm = combine_onto_zeros("dare_linear", {"density": 0.5, "rescale": "l1"}, [vector])
     for name, value in vector.items():
-        kept = plain[name] != 0
-        np.testing.assert_allclose(plain[name][kept], value[kept], rtol=1e-12)
-        if kept.any():
+        mask = plain[name] != 0
+        np.testing.assert_allclose(plain[name][mask], value[mask], rtol=1e-12)
+        if mask.any():
             assert np.abs(norm[name]).sum() == pytest.approx(np.abs(value).sum())
             np.testing.assert_allclose(
                 norm[name],
-                plain[name] * np.abs(value).sum() / np.abs(value[kept]).sum(),
+                plain[name] * np.abs(value).sum() / np.abs(value[mask]).sum(),
                 rtol=1e-12,
             )
 
@@ -95,44 +95,44 @@ def test_a_mask_drawn_in_halves_is_the_whole_mask() -> None:
 @pytest.mark.parametrize("normalize", [True, False])
 def test_dare_linear_is_the_weighted_sum_of_what_is_kept(normalize: bool) -> None:
     vectors = draw_vectors(3)
-    kept = read_masks("dare_linear", {"density": 0.7}, vectors)
+    masks = read_masks("dare_linear", {"density": 0.7}, vectors)
     actual = combine_onto_zeros(
         "dare_linear", {"density": 0.7, "weights": UNEQUAL, "normalize": normalize}, vectors
     )
     for name, value in actual.items():
-        parts = zip(UNEQUAL, kept, vectors, strict=True)
+        parts = zip(UNEQUAL, masks, vectors, strict=True)
         expected = sum(weight * mask[name] * model[name] / 0.7 for weight, mask, model in parts)
         np.testing.assert_allclose(value, expected, rtol=1e-9, atol=1e-12)  # the weights sum to 1
 
 
 def test_dare_ties_is_ties_of_what_is_kept() -> None:
     vectors = draw_vectors(3)
-    kept = read_masks("dare_linear", {"density": 0.7}, vectors)
-    dropped = [
+    masks = read_masks("dare_linear", {"density": 0.7}, vectors)
+    vectors_after = [
         {name: model[name] * mask[name] / 0.7 for name in model}
-        for model, mask in zip(vectors, kept, strict=True)
+        for model, mask in zip(vectors, masks, strict=True)
     ]
     actual = combine_onto_zeros("dare_ties", {"density": 0.7, "trim": 0.4}, vectors)
-    for name, value in references.ties(dropped, 0.4).items():
+    for name, value in references.ties(vectors_after, 0.4).items():
         np.testing.assert_allclose(actual[name], value, rtol=1e-9, atol=1e-12)
 
 
 def test_dare_ties_like_mergekit_neither_trims_nor_divides() -> None:
     vectors = draw_vectors(3)
-    kept = read_masks("dare_linear", {"density": 0.7}, vectors)
+    masks = read_masks("dare_linear", {"density": 0.7}, vectors)
     actual = combine_onto_zeros(
         "dare_ties", {"density": 0.7, "like": "mergekit", "weights": UNEQUAL}, vectors
     )
     merge = references.make_elected_mean(UNEQUAL, UNEQUAL, False, 1)
     for name, value in actual.items():
-        dropped = []
-        for model, mask in zip(vectors, kept, strict=True):
+        vectors_after = []
+        for model, mask in zip(vectors, masks, strict=True):
             after = np.abs(model[name] * mask[name]).sum()
-            dropped.append(
+            vectors_after.append(
                 model[name] * mask[name] * (np.abs(model[name]).sum() / after if after else 1.0)
             )
         np.testing.assert_allclose(
-            value, references.map_positions(dropped, merge), rtol=1e-9, atol=1e-12
+            value, references.map_positions(vectors_after, merge), rtol=1e-9, atol=1e-12
         )
 
 
@@ -158,18 +158,20 @@ def test_della_keeps_large_changes_more_often() -> None:
 def test_della_divides_by_each_chance(consensus: bool) -> None:
     vectors = draw_vectors(3)
     params = {"density": 0.6, "epsilon": 0.2, "consensus": consensus}
-    kept = read_masks("della", params, vectors)
+    masks = read_masks("della", params, vectors)
     actual = combine_onto_zeros("della", {**params, "weights": UNEQUAL}, vectors)
     merge = references.make_elected_mean(UNEQUAL, UNEQUAL, True, 1)
     for name, value in actual.items():
         chances = [references.della_probabilities(model[name], 0.6, 0.2) for model in vectors]
-        dropped = [
+        vectors_after = [
             model[name] * mask[name] / p
-            for model, mask, p in zip(vectors, kept, chances, strict=True)
+            for model, mask, p in zip(vectors, masks, chances, strict=True)
         ]
-        expected = references.map_positions(dropped, merge)
+        expected = references.map_positions(vectors_after, merge)
         if not consensus:
-            expected = sum(weight * part for weight, part in zip(UNEQUAL, dropped, strict=True))
+            expected = sum(
+                weight * part for weight, part in zip(UNEQUAL, vectors_after, strict=True)
+            )
         np.testing.assert_allclose(value, expected, rtol=1e-9, atol=1e-12)
 
 

@@ -10,7 +10,7 @@ import torch
 from speechft_ray.core.errors import UserError
 from speechft_ray.merging.algebra import merge
 from speechft_ray.stages import merge_cache
-from speechft_ray.stages.merge_cache import MergeInputs, resident_merge
+from speechft_ray.stages.merge_cache import MergeInputs, merge_with_cache
 from tests.merging.toy_states import BASE, DONORS, assert_same, copy_state
 
 
@@ -35,7 +35,7 @@ class CountingReader:
 def run_merge(
     names: tuple[str, ...], read: CountingReader, method: str = "ties", alpha: float = 0.5
 ) -> dict[str, torch.Tensor]:
-    with resident_merge(names, read, method, {}, alpha) as state:
+    with merge_with_cache(names, read, method, {}, alpha) as state:
         return copy_state(state)
 
 
@@ -71,7 +71,7 @@ def test_what_is_too_large_to_keep_is_merged_all_the_same(monkeypatch: pytest.Mo
 
 
 def test_a_failed_merge_leaves_nothing_behind() -> None:
-    with pytest.raises(UserError), resident_merge(("a",), CountingReader(), "slerp", {}, 0.5):
+    with pytest.raises(UserError), merge_with_cache(("a",), CountingReader(), "slerp", {}, 0.5):
         pass
     assert not merge_cache._mergers
     run_merge(("a",), CountingReader())  # and the next one gets its turn
