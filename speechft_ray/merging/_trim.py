@@ -50,11 +50,13 @@ def trim(values: torch.Tensor, cut: Cut, start: int) -> torch.Tensor:
         return values
     exact = torch.tensor(cut.least, dtype=values.dtype)
     # hardshrink also drops values equal to its limit, so the limit is the next number below.
-    kept = torch.nn.functional.hardshrink(values, float(exact.nextafter(torch.zeros_like(exact))))
+    trimmed = torch.nn.functional.hardshrink(
+        values, float(exact.nextafter(torch.zeros_like(exact)))
+    )
     if cut.until is not None and cut.until < start + values.numel():
-        late = kept.view(-1)[max(0, cut.until - start) :]
+        late = trimmed.view(-1)[max(0, cut.until - start) :]
         late.copy_(torch.nn.functional.hardshrink(late, cut.least))
-    return kept
+    return trimmed
 
 
 def trim_vectors(part: ParamSlice, cuts: Cuts) -> list[torch.Tensor]:

@@ -32,8 +32,8 @@ def combine(params: SceParams, precomputed: None, part: ParamSlice) -> torch.Ten
     )
     squares = [float(value.double().square().mean()) if value.numel() else 0.0 for value in values]
     total = math.fsum(squares)
-    # mergekit takes equal weights below 1e-6 in all; a gentle fine-tuning moves whole tensors by
-    # less.
+    # mergekit takes equal weights below 1e-6 in all; a fine-tuning of small changes
+    # stays below that in whole tensors.
     weights = [square / total for square in squares] if total else [1.0] * len(values)
     return compute_agreeing_mean(
         values, weights, elect(values, "mass"), zero_is_positive=True, divide=True

@@ -24,8 +24,8 @@ class WudiParams(MergeParams):
     steps: Annotated[int, Field(ge=1)] = 300
     """Steps of Adam."""
     learning_rate: Annotated[float, Field(gt=0)] = 1e-5
-    """Adam's rate. A weight moves at most about ``steps`` times this from the sum of the task
-    vectors."""
+    """Adam's learning rate. A weight differs from the sum of the task vectors by at most about
+    ``steps`` times this."""
 
 
 def combine(params: WudiParams, precomputed: None, part: ParamSlice) -> torch.Tensor:

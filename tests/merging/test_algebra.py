@@ -95,8 +95,7 @@ def test_tied_parameters_must_be_tied_in_donors() -> None:
 
 
 def test_only_the_very_same_tensor_is_a_tie() -> None:
-    """Views of one buffer, as flattened parameters are, equal copies and empty tensors stay tensors
-    of their own."""
+    """Views of one buffer (flattened parameters), equal copies and empty tensors are not tied."""
     buffer, empty = torch.zeros(4), torch.zeros(0)
     base = {
         "whole": buffer,
@@ -141,7 +140,7 @@ def test_nothing_to_merge_is_refused() -> None:
 
 
 def test_a_small_base_value_does_not_round_the_donor_away() -> None:
-    """base + (donor - base) is 0 here in float32; the end point must be the donor all the same."""
+    """base + (donor - base) is 0 here in float32, but the end point must be the donor."""
     assert merge("linear", {}, make_state(a=[1e9]), [make_state(a=[1.25])], 1.0)["a"].tolist() == [
         1.25
     ]
@@ -208,7 +207,7 @@ def test_layers_that_are_not_there(params: dict[str, object], sentence: str) -> 
 
 
 def test_the_kernel_is_merged_as_a_whole() -> None:
-    """g v / |v| goes straight from 2 (1, 0) to 2 (0, 1); its factors would turn it into 2 (1, 1) /
+    """g v / |v| is interpolated from 2 (1, 0) to 2 (0, 1); its factors would give 2 (1, 1) /
     sqrt(2)."""
     base = {"conv.weight_g": torch.full((1, 1), 2.0), "conv.weight_v": torch.tensor([[3.0, 0.0]])}
     donor = {"conv.weight_g": torch.full((1, 1), 2.0), "conv.weight_v": torch.tensor([[0.0, 3.0]])}

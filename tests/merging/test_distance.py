@@ -1,4 +1,4 @@
-"""The distance of a merge to the model it began as."""
+"""The relative distance of a merged model from its base."""
 
 from __future__ import annotations
 

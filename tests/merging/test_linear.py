@@ -1,4 +1,4 @@
-"""The linear merge, worked by hand."""
+"""The linear merge, computed by hand."""
 
 from __future__ import annotations
 

@@ -154,8 +154,7 @@ def test_drops_keep_about_the_density_and_the_rest_follows_from_the_mask(
 
 
 def test_gains_are_one_over_the_density_on_average() -> None:
-    """Our own masks: the L1 rescale of the peer and the paper's 1 / density agree where a tensor is
-    large."""
+    """For large tensors, the peer's L1 rescale and the paper's 1 / density agree."""
     vector = torch.randn(200_000, generator=torch.Generator().manual_seed(5))
     one = ParamSlice(name="w", base=vector, vectors=(vector,))
     gains = compute_gains(

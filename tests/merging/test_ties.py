@@ -1,4 +1,4 @@
-"""TIES, worked by hand: what is kept, which sign wins, what is averaged."""
+"""TIES, computed by hand: the trim, the elected signs, the mean."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from speechft_ray.merging.base import validate_params
 def combine_onto_zeros(
     params: dict[str, Any], *vectors: dict[str, list[float]]
 ) -> dict[str, list[float]]:
-    """Merges onto a base of zeros with alpha 1: the result is the combined task vector itself."""
+    """Returns the combined task vector: a merge onto a base of zeros with alpha 1."""
     donors = [{key: torch.tensor(values) for key, values in vector.items()} for vector in vectors]
     base = {key: torch.zeros_like(tensor) for key, tensor in donors[0].items()}
     return {

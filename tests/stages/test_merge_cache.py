@@ -1,4 +1,4 @@
-"""Merges of the same donors read their files once, within a bound of memory."""
+"""Merges of the same donors read their files once, within a memory limit."""
 
 from __future__ import annotations
 
