@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import transformers
 
 from speechft_ray.core.errors import UserError
 from speechft_ray.speech.checkpoints import hub
@@ -99,6 +98,7 @@ def test_what_is_downloaded_loads_and_is_transformers_own_cache(
     assert loaded.family == "hubert"
     set_offline(monkeypatch)
     assert weights_fingerprint(load_encoder(NAME)) == weights_fingerprint(loaded)
+    transformers = pytest.importorskip("transformers")
     transformers.HubertModel.from_pretrained("some/model", cache_dir=str(cache))
 
 
@@ -150,9 +150,7 @@ def test_a_revision_is_a_folder_of_its_own(network: Network, cache: Path) -> Non
     assert not is_cached(NAME)
 
 
-def test_all_files_are_of_one_commit(
-    network: Network, cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_all_files_are_of_one_commit(network: Network) -> None:
     """A branch that moves while its files are downloaded."""
     network.add_model("some/model", *FILES)
     download_encoder(NAME)
@@ -247,7 +245,7 @@ def test_offline_mode(network: Network, cache: Path, monkeypatch: pytest.MonkeyP
 def test_a_server_that_is_no_hub(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
     network.add_model("some/model", *FILES)
     monkeypatch.setattr("tests.speech.network.commit_of", lambda repo, revision: "")
-    with pytest.raises(UserError, match=r"cannot be reached .*X-Repo-Commit"):
+    with pytest.raises(UserError, match=r"no config.json\), and .* cannot be reached"):
         download_encoder(NAME)
 
 
@@ -264,9 +262,7 @@ def test_a_download_that_always_breaks_off(
     assert download_encoder(NAME) == cache / SNAPSHOT
 
 
-def test_more_than_allowed_is_refused(
-    network: Network, cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_more_than_allowed_is_refused(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = network.add_model("some/model", *FILES)
     (folder / "model.safetensors").write_bytes(bytes(1001))
     monkeypatch.setenv("SPEECHFT_MAX_DOWNLOAD_BYTES", "1000")
@@ -278,7 +274,7 @@ def test_more_than_allowed_is_refused(
     monkeypatch.setattr(hub, "check_size", lambda *arguments: None)  # a size that was not stated
     with pytest.raises(UserError, match="has more than 1001 bytes, and 1000 is the most"):
         download_encoder(NAME)
-    assert not list(cache.rglob("*.incomplete"))
+    assert not is_cached(NAME)
 
 
 def test_a_full_disk(network: Network, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
