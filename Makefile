@@ -7,11 +7,11 @@ PEERS := .peers/mergekit
 STORAGE ?= runs
 REPORT ?= report
 FAIRSEQ := .peers/fairseq
-# The first interpreter that runs and is 3.10, 3.11 or 3.12; override with PYTHON=/path/to/python.
-PYTHON ?= $(shell for name in python3.11 python3.12 python3.10 python3; do \
-	if $$name -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] < (3, 13))' 2>/dev/null; then echo $$name; break; fi; done)
+# The first interpreter that runs and is 3.10 to 3.13; override with PYTHON=/path/to/python.
+PYTHON ?= $(shell for name in python3.11 python3.12 python3.13 python3.10 python3; do \
+	if $$name -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] < (3, 14))' 2>/dev/null; then echo $$name; break; fi; done)
 
-.PHONY: sweep test all-tasks lint install fairseq peers peer-references peers-s3prl clean
+.PHONY: sweep test all-tasks lint install install-dev fairseq peers peer-references peers-s3prl clean
 
 sweep: $(VENV)/installed
 	$(BIN)/python launch/sweep_alpha.py --address local --storage $(STORAGE) --report $(REPORT)
@@ -30,8 +30,13 @@ lint: $(VENV)/tests-installed
 
 install: $(VENV)/installed
 
+# The tools of CONTRIBUTING.md: what the tests need, and pre-commit.
+install-dev: $(VENV)/tests-installed
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/pre-commit install
+
 $(VENV)/installed: pyproject.toml constraints.txt scripts/mend_torchaudio.py
-	@test -n "$(PYTHON)" || { echo "speechft_ray needs Python 3.10, 3.11 or 3.12: install one, or run make PYTHON=/path/to/python"; exit 2; }
+	@test -n "$(PYTHON)" || { echo "speechft_ray needs Python 3.10, 3.11, 3.12 or 3.13: install one, or run make PYTHON=/path/to/python"; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .

@@ -15,7 +15,7 @@ from speechft_ray.merging._trim import compute_cuts, trim_vectors
 from speechft_ray.merging.algebra import merge
 from speechft_ray.merging.param_reader import ParamGroup, ParamReader, ParamSlice
 
-FOLDER = Path(__file__).parents[2] / "../shared/fixtures/merging"
+FOLDER = Path(__file__).parents[1] / "data/merge_originals"
 CASES: dict[str, tuple[str, dict[str, Any], float]] = {
     "ties_orig_topk20_mass_dismean_l1": ("ties", {}, 1.0),  # the defaults are the original's
     "ties_orig_topk20_mass_dismean_l04": ("ties", {"scale": 0.4}, 1.0),
@@ -26,11 +26,6 @@ CASES: dict[str, tuple[str, dict[str, Any], float]] = {
     "tv_sum_l03": ("linear", {"normalize": False}, 0.3),
     "wiseft_alpha05": ("linear", {}, 0.5),
 }
-
-pytestmark = [
-    pytest.mark.shared,
-    pytest.mark.skipif(not FOLDER.is_dir(), reason="needs ../shared/fixtures/merging"),
-]
 
 
 def load(name: str) -> dict[str, torch.Tensor]:

@@ -20,7 +20,7 @@ from speechft_ray.report.write import write_report
 from speechft_ray.sweep.protocols import Curve, SweepInfo
 from tests.report.report_data import CURVES, EVIL, ROWS, make_report_data, make_row
 
-PAPER_CSV = Path(__file__).parents[2] / "../shared/data/paper_tables.csv"
+PAPER_CSV = Path(__file__).parents[1] / "data/paper_tables.csv"
 FIGURES = ("alpha_curve", "tasks_by_alpha", "learning_curves", "published_comparison")
 
 
@@ -149,8 +149,6 @@ def test_the_published_scores_follow_from_the_published_metrics() -> None:
         )
 
 
-@pytest.mark.shared
-@pytest.mark.skipif(not PAPER_CSV.is_file(), reason="needs ../shared/data/paper_tables.csv")
 def test_the_published_numbers_are_those_of_the_paper() -> None:
     with PAPER_CSV.open(encoding="utf-8") as file:
         published = {

@@ -26,7 +26,7 @@ from speechft_ray.speech.checkpoints.catalogue import BASELINE, PACKAGED
 from speechft_ray.speech.checkpoints.load import load_checkpoint, load_encoder, weights_fingerprint
 from speechft_ray.speech.checkpoints.safetensors_dir import read_encoder, write_encoder
 from speechft_ray.speech.encoders.base import FAMILIES, EncoderWeights
-from tests.speech.toy_models import shared_file, toy_config, toy_hubert
+from tests.speech.toy_models import toy_config, toy_hubert, write_tiny_hubert
 
 PROVENANCE = {"by": "a test", "seed": 3}
 
@@ -348,9 +348,8 @@ def test_every_name_that_needs_no_network_loads_and_builds() -> None:
         assert states.frames.tolist() == [24]
 
 
-@pytest.mark.shared
-def test_the_prototype_loads(tmp_path: Path) -> None:
-    weights = load_encoder(shared_file("fixtures/encoders/tiny_hubert_prototype.s3prl.pt"))
+def test_an_s3prl_converted_tiny_hubert_loads(tmp_path: Path) -> None:
+    weights = load_encoder(write_tiny_hubert(tmp_path))
     assert sum(tensor.numel() for tensor in weights.state.values()) == 2_360_736
     write_encoder(tmp_path / "ours", weights, PROVENANCE)
     assert weights_fingerprint(load_encoder(tmp_path / "ours")) == weights_fingerprint(weights)

@@ -8,6 +8,7 @@ import warnings
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,15 +22,14 @@ from speechft_ray.speech.encoders.base import FAMILIES, EncoderWeights
 from speechft_ray.speech.encoders.fbank import FBankEncoder, log_mel
 from speechft_ray.speech.encoders.hubert import build
 from tests.speech.toy_models import (
+    FAIRSEQ_FILES,
     add_noise,
     make_wave,
-    shared_file,
     toy_config,
     toy_encoder,
     toy_hubert,
+    write_tiny_hubert,
 )
-
-PROTOTYPE = "fixtures/encoders/tiny_hubert_prototype.s3prl.pt"
 
 
 def expert(path: object) -> Any:
@@ -38,13 +38,11 @@ def expert(path: object) -> Any:
     return UpstreamExpert(str(path)).eval()
 
 
-@pytest.mark.shared
-@pytest.mark.filterwarnings(
-    "ignore::FutureWarning"
-)  # s3prl: torch.nn.utils.weight_norm, torch.load
+# s3prl uses torch.nn.utils.weight_norm and torch.load.
+@pytest.mark.filterwarnings("ignore::FutureWarning")
 @pytest.mark.parametrize("lengths", [(16_000,), (12_000, 12_000), (16_000, 9_000, 12_345, 400)])
-def test_hidden_states_are_those_of_s3prl(lengths: tuple[int, ...]) -> None:
-    path = shared_file(PROTOTYPE)
+def test_hidden_states_are_those_of_s3prl(tmp_path: Path, lengths: tuple[int, ...]) -> None:
+    path = write_tiny_hubert(tmp_path)
     waves = [make_wave(length, seed) for seed, length in enumerate(lengths)]
     with torch.inference_mode():
         ours = build(load_encoder(path)).hidden_states(waves)
@@ -56,19 +54,18 @@ def test_hidden_states_are_those_of_s3prl(lengths: tuple[int, ...]) -> None:
         )  # the last bits depend on where in memory weights lie
 
 
-@pytest.mark.shared
 @pytest.mark.parametrize("family", ["hubert", "wav2vec2"])
 def test_hidden_states_are_those_of_fairseq(family: str) -> None:
     """fairseq 0.12.2 wrote the files and computed the figures, for two utterances of which the
     second is padded; it is not installed here."""
-    reference = load_file(shared_file("fixtures/checkpoints/fairseq_features.safetensors"))
+    reference = load_file(FAIRSEQ_FILES / "fairseq_features.safetensors")
     expected = {
         name.split(".")[1]: tensor
         for name, tensor in reference.items()
         if name.startswith(f"{family}_base_like.")
     }
     encoder = FAMILIES.get(family).build(
-        load_encoder(shared_file(f"fixtures/checkpoints/{family}_base_like.fairseq.pt"))
+        load_encoder(FAIRSEQ_FILES / f"{family}_base_like.fairseq.pt")
     )
     lengths = reference["lengths"].tolist()
     assert len(set(lengths)) == 2

@@ -7,24 +7,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 import torch
 
+from speechft_ray.speech.checkpoints.convert import convert
+from speechft_ray.speech.checkpoints.load import locate_encoder
 from speechft_ray.speech.corpora.base import Corpus, Utterance
 from speechft_ray.speech.encoders.base import FAMILIES, EncoderWeights
 from speechft_ray.speech.encoders.hubert import init_weights
 
-SHARED = Path(__file__).parents[2] / "../shared"
+FAIRSEQ_FILES = Path(__file__).parents[1] / "data/fairseq"
+"""Checkpoints that fairseq wrote, and the features that it computed (tests/data/README.md)."""
 
 
-def shared_file(path: str) -> Path:
-    """Returns a file of the fixtures that independent programs computed, or skips the test."""
-    file = SHARED / path
-    if not file.exists():
-        pytest.skip(
-            f"needs ../shared/{path}, which comes with the fixtures and not with the repository"
-        )
-    return file
+def write_tiny_hubert(folder: Path) -> Path:
+    """Writes the encoder of the package as an s3prl-converted checkpoint; returns its path."""
+    path = folder / "tiny_hubert.s3prl.pt"
+    convert(locate_encoder("tiny_hubert"), "s3prl", path)
+    return path
 
 
 def toy_config(**changes: Any) -> dict[str, Any]:
