@@ -27,8 +27,8 @@ AT_ONCE = 50
 """Draws in one matrix product; their weights for 10 000 utterances are 4 MB."""
 
 TestSets = Sequence[Sequence[UtteranceCounts]]
-"""Counts of one encoder: per evaluation, in the order of the plan, one item per test set (several are
-folds); no item where nothing was counted."""
+"""Counts of one encoder by evaluation, in the order of the plan: one item per test set (several are
+folds), none where nothing was counted."""
 
 Interval = tuple[float, float]
 
@@ -36,8 +36,8 @@ _LIST = TypeAdapter(list[UtteranceCounts])
 
 
 def read_counts(plan: Plan, store: Store) -> dict[str, TestSets]:
-    """Returns the counts of all complete rows by merged encoder. Counts that cannot be read are left
-    out."""
+    """Returns the counts of all complete rows by merged encoder; counts that cannot be read are
+    left out."""
     complete = [
         row
         for row in plan.rows

@@ -160,11 +160,12 @@ class TableLine:
     leaks: tuple[Leak, ...] = ()
     """Overlaps of its fine-tuning data with test sets."""
     resampled: Mapping[str, np.ndarray] = field(default_factory=dict, compare=False, repr=False)
-    """Test metrics and the score in each draw of the bootstrap (``report.intervals``), ``(DRAWS,)``;
-    the draws are the same for all lines."""
+    """Test metrics and the score in each draw of the bootstrap, ``(DRAWS,)``
+    (``report.intervals``)."""
 
     def has_leak(self, name: str) -> bool:
-        """Whether fine-tuning data overlaps with the test set of a metric, or any of the score's."""
+        """Whether fine-tuning data overlaps with the test set of a metric; for the score, with any
+        test set."""
         tasks = {leak.task for leak in self.leaks}
         return bool(tasks) if name == "score" else name in METRICS and METRICS[name].task in tasks
 

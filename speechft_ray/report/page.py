@@ -39,13 +39,14 @@ VERDICT_LEGEND = (
     "replacement, the same for every line."
 )
 NOT_COMPARABLE = (
-    "The paper's numbers were measured on the real SUPERB corpora (LibriSpeech, VoxCeleb1, IEMOCAP, "
-    "Audio SNIPS) with full probe training. Unless this sweep used exactly these, absolute values "
-    "cannot be compared; compare the shape: in the paper a small alpha gains and a large one loses."
+    "The paper's numbers were measured on the real SUPERB corpora (LibriSpeech, VoxCeleb1, "
+    "IEMOCAP, Audio SNIPS) with full probe training. Unless this sweep used exactly these, "
+    "absolute values cannot be compared; compare the shape: in the paper a small alpha gains and "
+    "a large one loses."
 )
 PUBLISHED_LEGEND = (
-    "Differences are to the pre-trained encoder of the same column; this sweep: the series with the "
-    "best dev score. The metrics are the paper's."
+    "Differences are to the pre-trained encoder of the same column; this sweep: the series with "
+    "the best dev score. The metrics are the paper's."
 )
 
 
@@ -93,7 +94,7 @@ def render_page(content: PageContent) -> str:
         ],
         search=content.search,
         figures=_figures(content),
-        published=_published(content),
+        published=_paper_table(content),
         failures=failed,
         blocked=failure_lines(content.failures)[len(failed) :],
         how_to_open=content.how_to_open,
@@ -175,7 +176,7 @@ def _figures(content: PageContent) -> list[dict[str, str | bytes | None]]:
     ]
 
 
-def _published(content: PageContent) -> dict[str, object]:
+def _paper_table(content: PageContent) -> dict[str, object]:
     """Returns the paper's ablation over alpha, beside the best series of this sweep."""
     best = next(iter(make_series(content.lines, "score")), None)
     points = dict(best.points) if best else {}

@@ -175,8 +175,8 @@ class ProgressDisplay:
         return max(1.0, min((finished + running) / elapsed, remaining))
 
     def _typical_seconds(self, stage: _Stage, running: list[_Running]) -> float | None:
-        """Returns the mean duration of the finished jobs of a stage; before there is one, an estimate
-        from the progress of the running ones; ``None`` without either."""
+        """Returns the mean duration of the finished jobs of a stage, or an estimate from the
+        progress of the running ones; ``None`` without either."""
         if stage.seconds:
             return statistics.fmean(stage.seconds)
         estimates = [

@@ -19,6 +19,8 @@ from speechft_ray.report.lines import TableLine, metric_names, metric_title, var
 from speechft_ray.sweep.titles import format_value
 
 TERMINAL_COLUMNS = 100
+TERMINAL_LINES = 20
+"""Lines of the terminal table, besides controls and the winner."""
 _FIRST_COLUMN = 30
 _METRIC_COLUMN = 6
 _FACTS = ("n", "score", "dev")
@@ -102,8 +104,8 @@ def markdown_table(
     return "\n\n".join(parts) + "\n"
 
 
-def terminal_table(lines: Sequence[TableLine], most: int = 20) -> Table:
-    """Returns the ``most`` best lines and all controls for a terminal of 100 columns.
+def terminal_table(lines: Sequence[TableLine]) -> Table:
+    """Returns the best lines and all controls for a terminal of 100 columns.
 
     The caption says how much only ``table.csv`` has.
     """
@@ -112,7 +114,7 @@ def terminal_table(lines: Sequence[TableLine], most: int = 20) -> Table:
     shown = [
         line
         for place, line in enumerate(lines)
-        if place < most or line.chosen or line.role != "merge"
+        if place < TERMINAL_LINES or line.chosen or line.role != "merge"
     ]
     facts = [table_cells(line, ())[2:] for line in shown]
     widths = [

@@ -59,7 +59,7 @@ class ReportData:
 
     @cached_property
     def lines(self) -> list[TableLine]:
-        """The lines of the result table, with intervals and leaks; computed once for all formats."""
+        """Lines of the result table with intervals and leaks, computed once for all formats."""
         lines = group_rows(self.rows, expected=self.references, winner=self.winner)
         return add_leaks(add_intervals(lines, self.tests, self.references), self.leaks)
 

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple, Protocol
 from speechft_ray.core.records import Job, Outcome, Place
 
 ReportProgress = Callable[[Mapping[str, float]], None]
-"""A running job calls it with ``{"done": .., "total": ..}``; a fine-tuning run adds the values of its
-learning curve at ``done``."""
+"""A running job calls it with ``{"done": .., "total": ..}``; a fine-tuning run adds the values of
+its learning curve at ``done``."""
 
 
 class Perform(Protocol):
@@ -41,8 +41,8 @@ class Executor(Protocol):
         ...
 
     def outcomes(self, timeout_seconds: float) -> list[Outcome]:
-        """Waits until at least one job ended, at most ``timeout_seconds``; returns the outcomes since
-        the last call."""
+        """Waits until a job ended, at most ``timeout_seconds``, and returns the outcomes since the
+        last call."""
         ...
 
     def slots(self, job: Job) -> int:
@@ -54,9 +54,9 @@ class Executor(Protocol):
         ...
 
     def stop(self) -> None:
-        """Ends running jobs and releases resources. Unfinished fine-tuning keeps its last checkpoint.
+        """Ends running jobs and releases resources; may be called twice.
 
-        May be called twice.
+        Unfinished fine-tuning keeps its last checkpoint.
         """
         ...
 
@@ -86,7 +86,7 @@ class EncoderRow:
     """Why it will not be complete: a fine-tuning run that it needs was stopped early."""
 
     def flat(self) -> dict[str, float]:
-        """Returns all numbers under one name each: ``pr.per``, ``spread.pr.per``, ``dev.pr.per``."""
+        """Returns all numbers in one mapping: ``pr.per``, ``spread.pr.per``, ``dev.pr.per``."""
         return {
             **self.test,
             **{f"spread.{name}": value for name, value in self.spread.items()},
@@ -156,7 +156,7 @@ class Tracker(Protocol):
         ...
 
     def register_model(self, row: EncoderRow, folder: Path) -> None:
-        """Registers the selected encoder, whose files are in ``folder``; a later one replaces it."""
+        """Registers the selected encoder, with its files in ``folder``; a later one replaces it."""
         ...
 
     def finish(

@@ -95,7 +95,7 @@ class Publisher:
         ]
 
     def _find_winner(self, rows: Sequence[EncoderRow]) -> EncoderRow | None:
-        """Returns the row that a search selected, once it is complete and its weights are stored."""
+        """Returns the row that a search selected, if it is complete and its weights are stored."""
         row = next((row for row in rows if row.key == self._plan.winner and row.complete), None)
         return row if row is not None and self._store.is_complete("merge", row.key) else None
 

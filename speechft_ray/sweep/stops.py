@@ -1,4 +1,4 @@
-"""Records which fine-tuning runs a stop rule ended early. They are no failures and are not repeated.
+"""Records which fine-tuning runs were stopped early. They are no failures and are not repeated.
 
 A record belongs to one run and one rule. A sweep without ``stop_tuning``, or with another rule,
 resumes the run from its last checkpoint.

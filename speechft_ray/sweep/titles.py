@@ -61,7 +61,7 @@ def format_value(value: str | float | int) -> str:
 
 
 def _table_value(value: JsonValue) -> str | float | int | None:
-    """Returns a parameter of a merge as a table cell: a list as one text, ``None`` for a mapping."""
+    """Returns a parameter of a merge for a table: a list as one text, ``None`` for a mapping."""
     if isinstance(value, list):
         return ",".join(
             format_value(item) if isinstance(item, str | float | int) else str(item)

@@ -47,7 +47,7 @@ class BackgroundTracker:
     def finish(
         self, report: Path | None, score_by_alpha: Sequence[tuple[float, float]], status: str
     ) -> None:
-        """Waits until all queued calls are made. Raises what one of them raised, and ``TrackerDown``
+        """Waits until all queued calls are made. Raises the error of a call, or ``TrackerDown``
         after ``finish_seconds``."""
         done = threading.Event()
         points = list(score_by_alpha)

@@ -138,8 +138,8 @@ class MlflowTracker:
             self._children[row.key] = self._set_status(run, status)
 
     def register_model(self, row: EncoderRow, folder: Path) -> None:
-        """Registers the selected encoder as ``speechft-<sweep name>``; the alias ``champion`` points
-        to its version."""
+        """Registers the selected encoder as a version of the model ``speechft-<sweep name>``, with
+        the alias ``champion``."""
         parent = self._require_parent()
         with self._as_tracker_down():
             run = self._child(row.key, row.title, "encoder", row.params)

@@ -17,7 +17,7 @@ from speechft_ray.tracking.background import BackgroundTracker
 from speechft_ray.tracking.base import TRACKERS
 from tests.tracking.records import CURVE, METRICS, POINTS, ROW, SWEEP
 from tests.tracking.storages import mlflow_storage, mlflow_template
-from tests.tracking.views import View, registered_encoder, view_of
+from tests.tracking.views import View, read_registered_model, view_of
 
 __all__ = ["mlflow_storage", "mlflow_template"]  # fixtures
 Open = Callable[[Path], Tracker]
@@ -117,13 +117,13 @@ def test_the_selected_encoder_is_registered_once_and_can_change(
     (weights / "encoder.safetensors").write_bytes(b"weights")
     for _ in range(2):
         log_everything(open_tracker(root), weights=weights)
-    assert registered_encoder(root) == ("merged-key", 1)
+    assert read_registered_model(root) == ("merged-key", 1)
     check_view(view_of(root))
     other = open_tracker(root)
     other.start(SWEEP)
     other.register_model(replace(ROW, key="better-key"), weights)
     other.finish(None, [], "finished")
-    assert registered_encoder(root) == ("better-key", 2)
+    assert read_registered_model(root) == ("better-key", 2)
 
 
 def test_rows_and_curves_become_complete_later(open_tracker: Open, root: Path) -> None:

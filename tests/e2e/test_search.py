@@ -14,7 +14,7 @@ import yaml
 
 from tests.e2e.small_world import SMALL, manifests, places, run
 from tests.tracking.storages import mlflow_template
-from tests.tracking.views import registered_encoder, view_of
+from tests.tracking.views import read_registered_model, view_of
 
 __all__ = ["mlflow_template"]  # a fixture
 SEARCH: dict[str, Any] = {
@@ -94,7 +94,7 @@ def test_trackers_have_every_trial_and_the_champion(reference_home: Path) -> Non
         logged = view.encoders[f"{row['encoder']}.{row['trial']}"]
         assert logged["dev.sid.accuracy"] == pytest.approx(float(row["dev.sid.accuracy"]))
         assert not any(name.startswith("sid.") for name in logged)
-    assert registered_encoder(reference_home / "runs") == (winner["encoder"], 1)
+    assert read_registered_model(reference_home / "runs") == (winner["encoder"], 1)
     assert (reference_home / "runs" / "search" / sweep / "study.db").is_file()
 
 

@@ -1,5 +1,4 @@
-"""The bootstrap over test utterances, against formulas and against single draws, and its place in the
-report."""
+"""The bootstrap over test utterances, against formulas and single draws, and in the report."""
 
 from __future__ import annotations
 

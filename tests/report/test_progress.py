@@ -68,8 +68,9 @@ def test_a_log_tells_every_end_and_the_status_every_ten_seconds(clock: Clock, lo
         display.note("tracker is down\nresults are safe")
         display.on_job_end(end("b", 5.0, error="out of\nmemory [bold]"))
         clock.now += 1
+    start = "finetune 1/1 (1 reused); evaluate 1/4 (1 reused)"
     assert lines(log) == [
-        "finetune 1/1 (1 reused); evaluate 1/4 (1 reused); 0 running; 0 s so far, time left not known yet",
+        f"{start}; 0 running; 0 s so far, time left not known yet",
         "done: evaluate a in 10 s (evaluate 2/4)",
         "finetune 1/1 (1 reused); evaluate 2/4 (1 reused); 1 running; 10 s so far, about 20 s left",
         "tracker is down",

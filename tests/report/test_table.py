@@ -12,7 +12,15 @@ from rich.console import Console
 from speechft_ray.core.metrics import METRICS
 from speechft_ray.report.lines import group_rows, metric_names
 from speechft_ray.report.table import csv_table, failure_lines, markdown_table, terminal_table
-from tests.report.report_data import EVIL, FAILURE, REFERENCES, ROWS, make_row
+from speechft_ray.sweep.protocols import Leak
+from tests.report.report_data import (
+    EVIL,
+    FAILURE,
+    REFERENCES,
+    ROWS,
+    make_report_data,
+    make_row,
+)
 
 
 def test_csv_reads_back_unrounded() -> None:
@@ -64,9 +72,24 @@ def test_the_terminal_table_fits_one_hundred_columns_and_loses_no_control() -> N
     every_metric = {name: metric.sota or 50.0 for name, metric in METRICS.items()}
     crowded = [replace(row, test={**row.test, **every_metric}) for row in rows]
     console = Console(width=100, file=io.StringIO(), record=True)
-    console.print(terminal_table(group_rows(crowded), most=5))
+    console.print(terminal_table(group_rows(crowded)))
     text = console.export_text()
     assert max(len(line.rstrip()) for line in text.splitlines()) <= 100
     assert "…" not in text
     assert "pre-trained" in text and "stable fine-tuning" in text and "★" in text
     assert re.search(r"In table.csv: \d+ more lines, \d+ more metrics", " ".join(text.split()))
+
+
+def test_the_terminal_marks_leaks_as_the_markdown_table_does() -> None:
+    leak = Leak("phones", "er", 3, 400, 5, 10)
+    leaks = {row.key: [leak] for row in ROWS if row.params["alpha"] == 0.25}
+    full = make_row(0.4, 0, 800.0, dev=1.0)
+    full = replace(full, test={**full.test, "er.accuracy": 100.0})
+    data = make_report_data(rows=[*ROWS, full], leaks={**leaks, full.key: [leak]})
+    console = Console(width=100, file=io.StringIO(), record=True)
+    console.print(terminal_table(data.lines))
+    text = console.export_text()
+    markdown = markdown_table("m", data.lines, [], REFERENCES)
+    assert text.count("†") == 4 and "100.00†" in text  # the score and ER ACC of two lines
+    assert text.count("†") == sum(line.count("†") for line in markdown.splitlines() if "|" in line)
+    assert max(len(line.rstrip()) for line in text.splitlines()) <= 100

@@ -1,4 +1,4 @@
-"""The record of a sweep, by which its name leads to an encoder: one seed of the line with the star."""
+"""The record of a sweep: the encoder of the line with the star, read by the name of the sweep."""
 
 from __future__ import annotations
 

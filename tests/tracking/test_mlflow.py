@@ -52,11 +52,17 @@ def test_the_layout(mlflow_storage: Path, tmp_path: Path) -> None:
     database = mlflow_storage / "mlflow.db"
     ((place,),) = query(database, "select artifact_location from experiments where name = 'alpha'")
     assert place == (mlflow_storage / "mlartifacts" / "alpha").as_uri()
-    names = "select r.name, r.status from runs r join experiments e using (experiment_id) where e.name = 'alpha'"
+    names = (
+        "select r.name, r.status from runs r join experiments e using (experiment_id) "
+        "where e.name = 'alpha'"
+    )
     assert sorted(query(database, names)) == [
         (name, "FINISHED") for name in ("alpha", "linear alpha=0.25", "narrow")
     ]
-    metrics = "select key, value, step, timestamp from metrics join runs using (run_uuid) where name = ? order by key, step"
+    metrics = (
+        "select key, value, step, timestamp from metrics join runs using (run_uuid) "
+        "where name = ? order by key, step"
+    )
     assert query(database, metrics, "linear alpha=0.25") == [
         ("alpha", 0.25, 0, 0),
         ("dev.pr.per", 7.0, 0, 0),

@@ -29,7 +29,7 @@ def view_of(root: Path, sweep: str = "sweep-key") -> View:
     )
 
 
-def registered_encoder(root: Path, sweep: str = "sweep-key") -> tuple[str, int]:
+def read_registered_model(root: Path, sweep: str = "sweep-key") -> tuple[str, int]:
     """Returns the encoder that was registered last, and how many different ones were."""
     if (root / "mlflow.db").exists():
         aliases = query(
