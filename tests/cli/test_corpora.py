@@ -1,4 +1,4 @@
-"""``speechft corpora``: what it prints and how it ends."""
+"""``speechft corpora``: output and exit codes."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ def check(*arguments: object) -> int:
     return main(["corpora", "check", *map(str, arguments)])
 
 
-def test_list_has_a_line_of_layout_for_every_corpus(capsys: pytest.CaptureFixture[str]) -> None:
+def test_list_has_the_layout_of_every_corpus(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["corpora", "list"]) == 0
     printed = capsys.readouterr().out
     for name, kind in CORPORA.items():
         assert name in printed and kind.layout.split()[0] in printed
 
 
-def test_check_counts_tells_what_differs_and_names_what_to_fetch(
+def test_check_prints_numbers_differences_and_missing_resources(
     tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert check("librispeech", tree, "--storage", tmp_path) == 0
@@ -58,29 +58,18 @@ def test_check_counts_tells_what_differs_and_names_what_to_fetch(
     )
 
 
-def test_check_takes_options_and_knows_no_number_for_some(
+def test_check_takes_options_and_has_no_numbers_for_some(
     tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert check("librispeech", tree, "--storage", tmp_path, "--option", "train=[train-clean-100, test-clean]",
-                 "--option", "test=[]") == 0  # fmt: skip
+    options = ("--option", "train=[train-clean-100, test-clean]", "--option", "test=[]")
+    assert check("librispeech", tree, "--storage", tmp_path, *options) == 0
     assert "No source is known" in capsys.readouterr().out
 
 
 def test_check_counts_trials(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = voxceleb1.lay_out(tmp_path / "root")
-    assert (
-        check(
-            "voxceleb1",
-            root,
-            "--storage",
-            tmp_path,
-            "--option",
-            "task=verification",
-            "--option",
-            "protocol=clean",
-        )
-        == 0
-    )
+    options = ("--option", "task=verification", "--option", "protocol=clean")
+    assert check("voxceleb1", root, "--storage", tmp_path, *options) == 0
     assert "trials of test: 3, expected 37,720" in capsys.readouterr().out
 
 
@@ -100,14 +89,10 @@ def test_check_counts_trials(tmp_path: Path, capsys: pytest.CaptureFixture[str])
 def test_bad_input_is_one_sentence_and_code_2(
     tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], words: str
 ) -> None:
-    assert (
-        check(
-            *(argument.format(root=tree) for argument in arguments), "--storage", tmp_path / "runs"
-        )
-        == 2
-    )
-    told = capsys.readouterr()
-    assert words in told.err and "Traceback" not in told.err and not told.out.strip()
+    paths = (argument.format(root=tree) for argument in arguments)
+    assert check(*paths, "--storage", tmp_path / "runs") == 2
+    output = capsys.readouterr()
+    assert words in output.err and "Traceback" not in output.err and not output.out.strip()
     assert not (tmp_path / "runs").exists(), "nothing half written"
 
 
@@ -120,7 +105,7 @@ def test_a_corpus_that_cannot_be_used_ends_with_2(
     assert "its split dev" in capsys.readouterr().err
 
 
-def test_a_sweep_says_once_what_reading_a_corpus_changes(
+def test_a_sweep_prints_the_notes_of_a_corpus_once(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root = quesst14.lay_out(tmp_path / "corpora/quesst14")
@@ -128,18 +113,20 @@ def test_a_sweep_says_once_what_reading_a_corpus_changes(
     spec = CorpusSpec(name="quesst14", options={"on_bad_audio": "skip"})
     place = resolve_place(SWEEP, storage=tmp_path / "runs", corpora=tmp_path / "corpora")
     assert corpus_identity(spec, place) == corpus_identity(spec, place)
-    told = capsys.readouterr().err
-    assert told.count("6 of 6 files are not at 16 kHz (8000 Hz) and are resampled.") == 1
-    assert told.count("1 bad files are left out") == 1 and "quesst14_00002.wav" in told
+    errors = capsys.readouterr().err
+    assert errors.count("6 of 6 files are not at 16 kHz (8000 Hz) and are resampled.") == 1
+    assert errors.count("1 bad files are left out") == 1 and "quesst14_00002.wav" in errors
 
 
-def small() -> Corpus:
-    def utterance(index: int, split: str, speaker: str, emotion: str) -> Utterance:
+def make_small_corpus() -> Corpus:
+    def make_utterance(index: int, split: str, speaker: str, emotion: str) -> Utterance:
         labels = {"speaker": speaker, "emotion": emotion, "text": f"line {index}"}
         return Utterance(key=f"u{index}", split=split, samples=16_000 * 1800, labels=labels)
 
     utterances = [
-        utterance(index, ("train", "train", "test")[index % 3], f"s{index} s9", "ab"[index % 2])
+        make_utterance(
+            index, ("train", "train", "test")[index % 3], f"s{index} s9", "ab"[index % 2]
+        )
         for index in range(6)
     ]
     return Corpus(
@@ -153,7 +140,7 @@ def small() -> Corpus:
 
 
 def test_counting() -> None:
-    train, dev, test = compute_stats(small())
+    train, dev, test = compute_stats(make_small_corpus())
     assert (train.utterances, train.hours, train.speakers, train.classes) == (
         4,
         2.0,
@@ -164,19 +151,19 @@ def test_counting() -> None:
     assert (test.utterances, test.speakers) == (2, 3)
 
 
-def test_differences_are_told_one_by_one() -> None:
-    corpus = small()
-    right = ExpectedCounts(
-        source="us",
+def test_every_difference_is_one_sentence() -> None:
+    corpus = make_small_corpus()
+    expected = ExpectedCounts(
+        source="a test",
         utterances={"train": 4, "test": 2},
         hours={"train": 2.03},
         speakers={"train": 5},
         classes={"emotion": 2},
         trials=1,
     )
-    assert compare_stats(corpus, compute_stats(corpus), right) == []
+    assert compare_stats(corpus, compute_stats(corpus), expected) == []
     wrong = replace(
-        right,
+        expected,
         utterances={"train": 5},
         hours={"test": 3.0},
         classes={"emotion": 4, "x": 1},

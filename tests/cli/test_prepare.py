@@ -1,5 +1,4 @@
-"""``speechft corpora prepare``: lists that do not come with the recordings, from a server on this
-machine."""
+"""``speechft corpora prepare``: downloads of lists from a local server."""
 
 from __future__ import annotations
 
@@ -18,14 +17,13 @@ LIST = b"1 id10001/a/00001.wav\n" * 50
 
 
 @pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """Lets VoxCeleb1 ask a server of this test for its one list; yields the paths that were asked
-    for."""
-    seen: list[str] = []
+def requests(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """Serves the one list of VoxCeleb1; yields the paths of all requests."""
+    paths: list[str] = []
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            seen.append(self.path)
+            paths.append(self.path)
             self.send_response(200)
             self.send_header("Content-Length", str(len(LIST)))
             self.end_headers()
@@ -46,24 +44,24 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     monkeypatch.setitem(
         CORPORA._parts, "voxceleb1", replace(CORPORA.get("voxceleb1"), resources=(resource,))
     )
-    yield seen
+    yield paths
     server.shutdown()
     thread.join()
     server.server_close()
 
 
 def test_a_list_is_fetched_once(
-    asked: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    requests: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for sentence in ("from http", "was there already"):
         assert main(["corpora", "prepare", "voxceleb1", str(tmp_path)]) == 0
         assert sentence in capsys.readouterr().out
     assert (tmp_path / "lists/iden_split.txt").read_bytes() == LIST
-    assert asked == ["/iden_split.txt"]
+    assert requests == ["/iden_split.txt"]
 
 
-def test_a_list_that_has_changed_is_told(
-    asked: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_a_changed_list_is_reported(
+    requests: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     main(["corpora", "prepare", "voxceleb1", str(tmp_path)])
     (tmp_path / "lists/iden_split.txt").write_bytes(LIST[:-1])
@@ -71,7 +69,7 @@ def test_a_list_that_has_changed_is_told(
     assert "is not the file that was downloaded" in capsys.readouterr().err
 
 
-def test_bad_input_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_input_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["corpora", "prepare", "voxceleb1", str(tmp_path / "nowhere")]) == 2
     assert "there is no folder" in capsys.readouterr().err
     assert main(["corpora", "prepare", "libirspeech", str(tmp_path)]) == 2

@@ -1,5 +1,4 @@
-"""What every registered corpus promises. A new corpus adds one line to EXAMPLES and is held to all
-of it."""
+"""Contract of every registered corpus. A new corpus adds one line to EXAMPLES."""
 
 from __future__ import annotations
 
@@ -34,8 +33,8 @@ from tests.speech.layouts import (
 )
 
 
-def recordings(folder: Path) -> Path:
-    """Six recordings at two rates with a manifest."""
+def write_manifest_corpus(folder: Path) -> Path:
+    """Writes six recordings at two rates with a manifest."""
     folder.mkdir()
     lines = ["path\tsplit\tspeaker"]
     for index in range(6):
@@ -58,7 +57,7 @@ EXAMPLES: dict[str, tuple[dict[str, Any], Callable[[Path], Path] | None]] = {
     "iemocap": ({}, iemocap.lay_out),
     "libri2mix": ({}, libri2mix.lay_out),
     "librispeech": ({}, librispeech.lay_out),
-    "manifest": ({}, recordings),
+    "manifest": ({}, write_manifest_corpus),
     "quesst14": ({}, quesst14.lay_out),
     "snips": ({}, snips.lay_out),
     "speech_commands": ({"silence_crops": 2}, speech_commands.lay_out),
@@ -67,7 +66,7 @@ EXAMPLES: dict[str, tuple[dict[str, Any], Callable[[Path], Path] | None]] = {
     "voxceleb1": ({"task": "verification", "protocol": "clean"}, voxceleb1.lay_out),
     "synthetic": ({"part": "sf", "train": 3, "dev": 2, "test": 2}, None),
 }
-"""A small corpus of each kind: its options, and how to lay out its files where it needs some."""
+"""A small corpus of each kind: its options, and the function that writes its files, if any."""
 
 ON_DISK = sorted(name for name, (_, lay_out) in EXAMPLES.items() if lay_out is not None)
 ARCHIVES = [name for name in ON_DISK if name != "manifest"]
@@ -77,21 +76,21 @@ AUDIO = (".wav", ".flac", ".mp3", ".sph")
 
 
 @pytest.fixture(scope="module")
-def laid_out(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """The small tree of each corpus, made once and only read."""
-    made: dict[str, Path] = {}
+def trees(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Returns the small tree of a corpus; it is written once, and tests only read it."""
+    roots: dict[str, Path] = {}
 
     def tree(name: str) -> Path:
         lay_out = EXAMPLES[name][1]
         assert lay_out is not None
-        if name not in made:
-            made[name] = lay_out(tmp_path_factory.mktemp(name) / "root")
-        return made[name]
+        if name not in roots:
+            roots[name] = lay_out(tmp_path_factory.mktemp(name) / "root")
+        return roots[name]
 
     return tree
 
 
-def opened_at(name: str, root: Path, cache: Path, **options: Any) -> Corpus:
+def open_at(name: str, root: Path, cache: Path, **options: Any) -> Corpus:
     kind = CORPORA.get(name)
     corpus: Corpus = kind.open(
         kind.options.model_validate({**EXAMPLES[name][0], **options}), root, cache
@@ -99,11 +98,11 @@ def opened_at(name: str, root: Path, cache: Path, **options: Any) -> Corpus:
     return corpus
 
 
-def audio_of(root: Path, corpus: Corpus | None = None) -> list[Path]:
-    """All recordings of a tree, sorted; with a corpus, those of them that it reads."""
-    found = sorted(path for path in root.rglob("*") if path.suffix.lower() in AUDIO)
+def list_audio(root: Path, corpus: Corpus | None = None) -> list[Path]:
+    """Returns the recordings of a tree, sorted; with a corpus, those that it reads."""
+    paths = sorted(path for path in root.rglob("*") if path.suffix.lower() in AUDIO)
     keys = {utterance.key.lower() for utterance in corpus.utterances} if corpus else set()
-    return [path for path in found if path.relative_to(root).as_posix().lower() in keys] or found
+    return [path for path in paths if path.relative_to(root).as_posix().lower() in keys] or paths
 
 
 def test_every_corpus_has_an_example() -> None:
@@ -113,37 +112,38 @@ def test_every_corpus_has_an_example() -> None:
 
 
 @pytest.fixture(scope="module", params=sorted(EXAMPLES))
-def opening(
+def open_example(
     request: pytest.FixtureRequest,
     tmp_path_factory: pytest.TempPathFactory,
-    laid_out: Callable[[str], Path],
+    trees: Callable[[str], Path],
 ) -> Callable[..., Corpus]:
-    given, lay_out = EXAMPLES[request.param]
+    options, lay_out = EXAMPLES[request.param]
     place = tmp_path_factory.mktemp(request.param)
-    root = laid_out(request.param) if lay_out else None
+    root = trees(request.param) if lay_out else None
     kind = CORPORA.get(request.param)
     assert kind.needs_root == (root is not None)
 
-    def opened(progress: Any = None) -> Corpus:
-        return kind.open(kind.options.model_validate(given), root, place / "cache", progress)
+    def open_with(progress: Any = None) -> Corpus:
+        model = kind.options.model_validate(options)
+        return kind.open(model, root, place / "cache", progress)
 
-    return opened
+    return open_with
 
 
 @pytest.mark.parametrize("name", sorted(EXAMPLES))
 def test_options_are_an_identity(name: str) -> None:
-    kind, (given, _) = CORPORA.get(name), EXAMPLES[name]
-    options = kind.options.model_validate(given)
+    kind, (values, _) = CORPORA.get(name), EXAMPLES[name]
+    options = kind.options.model_validate(values)
     assert fingerprint(options) == fingerprint(kind.options.model_validate(options.model_dump()))
     with pytest.raises(ValidationError):
-        kind.options.model_validate({**given, "no_such_option": 1})
+        kind.options.model_validate({**values, "no_such_option": 1})
     for field in kind.options.model_fields:
         with pytest.raises(ValidationError, match="frozen"):
             setattr(options, field, getattr(options, field))
 
 
-def test_utterances_keep_their_promises(opening: Callable[..., Corpus]) -> None:
-    corpus = opening()
+def test_utterances_fulfil_the_contract(open_example: Callable[..., Corpus]) -> None:
+    corpus = open_example()
     assert len({utterance.key for utterance in corpus.utterances}) == len(corpus.utterances) > 0
     assert sum(len(corpus.split(split)) for split in SPLITS) == len(corpus.utterances)
     for utterance in corpus.utterances:
@@ -154,18 +154,18 @@ def test_utterances_keep_their_promises(opening: Callable[..., Corpus]) -> None:
         )
 
 
-def test_reading_gives_what_the_utterance_says(opening: Callable[..., Corpus]) -> None:
-    corpus = opening()
+def test_reading_gives_what_the_utterance_says(open_example: Callable[..., Corpus]) -> None:
+    corpus = open_example()
     for utterance in corpus.utterances:
         wave = corpus.read(utterance)
         assert wave.dtype == np.float32 and wave.shape == (utterance.samples,)
         assert 0.01 < np.abs(wave).max() <= 1.0
-        wave *= 0  # the caller owns what it was given
+        wave *= 0  # the caller owns the array
         assert np.abs(corpus.read(utterance)).max() > 0.01
 
 
-def test_opening_again_is_the_same_corpus(opening: Callable[..., Corpus]) -> None:
-    first, second = opening(), opening()
+def test_opening_again_is_the_same_corpus(open_example: Callable[..., Corpus]) -> None:
+    first, second = open_example(), open_example()
     assert first.fingerprint == second.fingerprint
     assert list(first.utterances) == list(second.utterances)
     np.testing.assert_array_equal(
@@ -173,24 +173,26 @@ def test_opening_again_is_the_same_corpus(opening: Callable[..., Corpus]) -> Non
     )
 
 
-def test_progress_never_runs_backwards_nor_past_the_end(opening: Callable[..., Corpus]) -> None:
+def test_progress_never_runs_backwards_nor_past_the_end(
+    open_example: Callable[..., Corpus],
+) -> None:
     steps: list[tuple[int, int]] = []
-    opening(lambda done, total: steps.append((done, total)))
+    open_example(lambda done, total: steps.append((done, total)))
     assert all(0 <= done <= total for done, total in steps)
     assert steps == sorted(steps)
 
 
-def test_trials_are_pairs_of_one_split(opening: Callable[..., Corpus]) -> None:
-    corpus = opening()
+def test_trials_are_pairs_of_one_split(open_example: Callable[..., Corpus]) -> None:
+    corpus = open_example()
     splits = {utterance.key: utterance.split for utterance in corpus.utterances}
     assert all(one != other and splits[one] == splits[other] for _, one, other in corpus.trials)
 
 
 @pytest.mark.parametrize("name", sorted(EXAMPLES))
-def test_a_corpus_says_how_it_is_laid_out_and_what_is_complete(name: str) -> None:
-    kind, (given, _) = CORPORA.get(name), EXAMPLES[name]
+def test_a_corpus_says_how_it_is_trees_and_what_is_complete(name: str) -> None:
+    kind, (values, _) = CORPORA.get(name), EXAMPLES[name]
     assert 20 < len(kind.layout) <= 120 and "\n" not in kind.layout
-    expected = kind.expected(kind.options.model_validate(given))
+    expected = kind.expected(kind.options.model_validate(values))
     if expected is not None:
         assert expected.source and set(expected.utterances) <= set(SPLITS)
         for counted in (expected.hours, expected.speakers):
@@ -203,45 +205,45 @@ def test_a_corpus_says_how_it_is_laid_out_and_what_is_complete(name: str) -> Non
 
 @pytest.mark.parametrize("name", ON_DISK)
 def test_identity_is_content_and_not_place_or_time(
-    name: str, laid_out: Callable[[str], Path], tmp_path: Path
+    name: str, trees: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    first = opened_at(name, laid_out(name), tmp_path / "cache")
+    first = open_at(name, trees(name), tmp_path / "cache")
     moved = tmp_path / "moved"
-    shutil.copytree(laid_out(name), moved, symlinks=True)
-    for path in audio_of(moved):
+    shutil.copytree(trees(name), moved, symlinks=True)
+    for path in list_audio(moved):
         os.utime(path, (1, 1))
-    second = opened_at(name, moved, tmp_path / "cache")
+    second = open_at(name, moved, tmp_path / "cache")
     assert second.fingerprint == first.fingerprint
     assert list(second.utterances) == list(first.utterances) and list(second.trials) == list(
         first.trials
     )
     (tmp_path / "link").symlink_to(moved)
-    assert opened_at(name, tmp_path / "link", tmp_path / "cache").fingerprint == first.fingerprint
-    heard = audio_of(moved, first)[0]
-    known = soundfile.info(heard)
-    soundfile.write(heard, 0.5 * soundfile.read(heard)[0], known.samplerate, format=known.format)
-    assert opened_at(name, moved, tmp_path / "cache").fingerprint != first.fingerprint
+    assert open_at(name, tmp_path / "link", tmp_path / "cache").fingerprint == first.fingerprint
+    path = list_audio(moved, first)[0]
+    info = soundfile.info(path)
+    soundfile.write(path, 0.5 * soundfile.read(path)[0], info.samplerate, format=info.format)
+    assert open_at(name, moved, tmp_path / "cache").fingerprint != first.fingerprint
 
 
 @pytest.mark.parametrize("name", ON_DISK)
-def test_bad_audio_is_told_with_its_path_or_skipped_and_counted(
-    name: str, laid_out: Callable[[str], Path], tmp_path: Path
+def test_bad_audio_is_reported_with_its_path_or_skipped_and_counted(
+    name: str, trees: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    whole = opened_at(name, laid_out(name), tmp_path / "cache")
+    whole = open_at(name, trees(name), tmp_path / "cache")
     root = tmp_path / "root"
-    shutil.copytree(laid_out(name), root, symlinks=True)
-    files = audio_of(root, whole)
+    shutil.copytree(trees(name), root, symlinks=True)
+    files = list_audio(root, whole)
     cut, empty = files[0], files[-1]
     cut.write_bytes(cut.read_bytes()[: cut.stat().st_size // 2])
     empty.write_bytes(b"")
     if cut.suffix == ".mp3":  # frames of mp3 stand alone: half of one is a shorter recording
         cut.write_bytes(b"half")
-    with pytest.raises(SpecError) as told:
-        opened_at(name, root, tmp_path / "cache")
-    assert len(told.value.mistakes) == 2 and all(
-        path.name in str(told.value) for path in (cut, empty)
+    with pytest.raises(SpecError) as error:
+        open_at(name, root, tmp_path / "cache")
+    assert len(error.value.mistakes) == 2 and all(
+        path.name in str(error.value) for path in (cut, empty)
     )
-    rest = opened_at(name, root, tmp_path / "cache", on_bad_audio="skip")
+    rest = open_at(name, root, tmp_path / "cache", on_bad_audio="skip")
     # A file may hold several utterances.
     assert sum(rest.skipped.values()) == len(whole.utterances) - len(rest.utterances) >= 2
     assert any("2 bad files are left out" in note and cut.name in note for note in rest.notes)
@@ -250,46 +252,45 @@ def test_bad_audio_is_told_with_its_path_or_skipped_and_counted(
 
 @pytest.mark.parametrize("name", ARCHIVES)
 def test_a_folder_one_level_off_names_the_right_one(
-    name: str, laid_out: Callable[[str], Path], tmp_path: Path
+    name: str, trees: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    root = laid_out(name)
+    root = trees(name)
     below = next(path for path in sorted(root.iterdir()) if path.is_dir())
     for wrong, how in ((root.parent, "high"), (below, "low")):
-        with pytest.raises(UserError, match=f"one level too {how}") as told:
-            opened_at(name, wrong, tmp_path)
-        assert str(root) in str(told.value)
+        with pytest.raises(UserError, match=f"one level too {how}") as error:
+            open_at(name, wrong, tmp_path)
+        assert str(root) in str(error.value)
     (tmp_path / "other").mkdir()
     with pytest.raises(UserError, match="is not the folder of the corpus"):
-        opened_at(name, tmp_path / "other", tmp_path)
+        open_at(name, tmp_path / "other", tmp_path)
     with pytest.raises(UserError, match="does not exist"):
-        opened_at(name, tmp_path / "absent", tmp_path)
+        open_at(name, tmp_path / "absent", tmp_path)
 
 
 @pytest.mark.parametrize("name", ARCHIVES)
 def test_every_list_and_folder_is_asked_for_by_name(
-    name: str, laid_out: Callable[[str], Path], tmp_path: Path
+    name: str, trees: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    """Whatever part of a corpus is taken away, one sentence tells; or it is no part of these
-    options."""
+    """A missing part of a corpus is one error with its path, or these options do not need it."""
     root = tmp_path / "root"
-    shutil.copytree(laid_out(name), root, symlinks=True)
-    refused = 0
+    shutil.copytree(trees(name), root, symlinks=True)
+    errors = 0
     for part in sorted(path for path in root.iterdir()):
         aside = tmp_path / "aside"
         part.rename(aside)
         try:
-            opened_at(name, root, tmp_path / "cache")
+            open_at(name, root, tmp_path / "cache")
         except UserError as error:
-            refused += 1
+            errors += 1
             assert str(root) in str(error) and "Traceback" not in str(error)
         aside.rename(part)
-    assert refused >= 1
+    assert errors >= 1
 
 
 @pytest.mark.parametrize("name", ARCHIVES)
-def test_progress_counts_files(name: str, laid_out: Callable[[str], Path], tmp_path: Path) -> None:
+def test_progress_counts_files(name: str, trees: Callable[[str], Path], tmp_path: Path) -> None:
     steps: list[tuple[int, int]] = []
     kind = CORPORA.get(name)
     options = kind.options.model_validate(EXAMPLES[name][0])
-    kind.open(options, laid_out(name), tmp_path, lambda done, total: steps.append((done, total)))
+    kind.open(options, trees(name), tmp_path, lambda done, total: steps.append((done, total)))
     assert steps[-1][0] == steps[-1][1] > 0

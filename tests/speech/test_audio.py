@@ -137,7 +137,7 @@ def test_a_wav_cut_short_is_not_a_shorter_wav(tmp_path: Path) -> None:
 
 def test_a_sphere_file_cut_short_is_not_a_shorter_one(tmp_path: Path) -> None:
     wave = np.linspace(-0.5, 0.5, 1_000)
-    path = timit.sphere(tmp_path / "SX1.WAV", wave)
+    path = timit.write_sphere(tmp_path / "SX1.WAV", wave)
     assert read_audio_info(path) == AudioInfo(samples=1_000, rate_hz=16_000, channels=1)
     np.testing.assert_allclose(read_audio(path), wave, atol=1e-4)
     content = path.read_bytes()

@@ -423,7 +423,7 @@ def test_wrong_options_are_refused(values: dict[str, object], words: str) -> Non
         SyntheticOptions.model_validate(values)
 
 
-def test_every_part_can_be_asked_for() -> None:
+def test_every_part_can_be_selected() -> None:
     assert {SyntheticOptions.model_validate({"part": name}).part for name in PARTS} == set(PARTS)
 
 

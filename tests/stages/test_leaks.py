@@ -1,4 +1,4 @@
-"""Leaks of a whole plan: which merges are marked, what is kept, and how the table says it."""
+"""Leaks of a plan: the merges that have some, the stored overlaps, and the marks in tables."""
 
 from __future__ import annotations
 
@@ -46,22 +46,21 @@ def test_every_merge_of_a_run_has_its_leaks_and_they_are_computed_once(
         return PARTS[opened[-1]]
 
     monkeypatch.setattr(speechft_ray.stages.leaks, "open_corpus", open_corpus)
-    plan, store, known = make_plan(sweep(), inputs()), Store(tmp_path), inputs()
+    plan, store, resolved = make_plan(sweep(), inputs()), Store(tmp_path), inputs()
     place = Place(storage=str(tmp_path), encoder="e")
-    assert (
-        find_leaks(plan, store, place, known.corpus) == {} and not opened
-    )  # no corpus is made for the sake of a report
+    # No corpus is made only for a report.
+    assert find_leaks(plan, store, place, resolved.corpus) == {} and not opened
     for job in plan.of_stage("corpus"):
         with store.publish("corpus", job.fingerprint, {}):
             pass
-    found = find_leaks(plan, store, place, known.corpus)
+    leaks = find_leaks(plan, store, place, resolved.corpus)
     tuned = {row.key for row in plan.rows if row.params["alpha"]}
-    assert found == dict.fromkeys(tuned, (LEAK,)) and 0 < len(tuned) < len(plan.rows)
+    assert leaks == dict.fromkeys(tuned, (LEAK,)) and 0 < len(tuned) < len(plan.rows)
     assert sorted(opened) == ["phones", "phones", "pr", "sid"]
-    assert find_leaks(plan, store, place, known.corpus) == found and len(opened) == 4
+    assert find_leaks(plan, store, place, resolved.corpus) == leaks and len(opened) == 4
 
 
-def test_a_chain_has_seen_what_its_earlier_stages_have_seen(
+def test_a_chain_has_the_leaks_of_its_earlier_stages(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
@@ -75,16 +74,16 @@ def test_a_chain_has_seen_what_its_earlier_stages_have_seen(
         first,
         {**first, "name": "wide", "objectives": [other], "after": {"finetune": "narrow"}},
     ]
-    plan, store, known = make_plan(sweep(finetune=runs), inputs()), Store(tmp_path), inputs()
+    plan, store, resolved = make_plan(sweep(finetune=runs), inputs()), Store(tmp_path), inputs()
     for job in plan.of_stage("corpus"):
         with store.publish("corpus", job.fingerprint, {}):
             pass
-    found = find_leaks(plan, store, Place(storage=str(tmp_path), encoder="e"), known.corpus)
+    leaks = find_leaks(plan, store, Place(storage=str(tmp_path), encoder="e"), resolved.corpus)
     chained = {row.key for row in plan.rows if row.params["finetune"] == "narrow>wide"}
-    assert chained and all(LEAK in found[key] for key in chained)
+    assert chained and all(LEAK in leaks[key] for key in chained)
 
 
-def test_leaks_are_marked_and_told() -> None:
+def test_leaks_are_marked_and_explained() -> None:
     leak = Leak("phones <b>", "er", 3, 400, 5, 10)
     marked: dict[str, list[Leak]] = {row.key: [leak] for row in ROWS if row.params["alpha"] == 0.25}
     lines = add_leaks(group_rows(ROWS), marked)
@@ -99,18 +98,20 @@ def test_leaks_are_marked_and_told() -> None:
         if group is not line
         for cell in table_cells(group, ["er.accuracy"])
     )
-    told = "phones <b> was tuned on 3 of the 400 test utterances of er and 5 of its 10 speakers."
-    assert leak_lines(lines) == [told]
+    sentence = (
+        "phones <b> was tuned on 3 of the 400 test utterances of er and 5 of its 10 speakers."
+    )
+    assert leak_lines(lines) == [sentence]
     assert "phones &lt;b&gt; was tuned on 3 of the 400" in markdown_table(
         "m", lines, [FAILURE], REFERENCES
     )
     table = {item["title"]: item["leaks"] for item in csv.DictReader(io.StringIO(csv_table(lines)))}
     assert [title for title, text in table.items() if text] == [line.title] and table[
         line.title
-    ] == told.rstrip(".")
+    ] == sentence.rstrip(".")
 
 
-def test_without_leaks_nothing_is_said() -> None:
+def test_without_leaks_there_are_no_marks() -> None:
     rows: list[EncoderRow] = ROWS
     assert leak_lines(group_rows(rows)) == [] and "†" not in markdown_table(
         "m", group_rows(rows), [], REFERENCES

@@ -11,7 +11,7 @@ import soundfile
 from speechft_ray.core.errors import UserError
 from speechft_ray.speech.corpora.aishell3 import Aishell3Options
 from speechft_ray.speech.corpora.base import CORPORA
-from tests.speech.corpora.opened import opened, sizes
+from tests.speech.corpora.helpers import open_at, sizes
 from tests.speech.layouts import aishell3
 
 
@@ -21,7 +21,7 @@ def root(tmp_path: Path) -> Path:
 
 
 def test_lists_become_columns_and_44_khz_becomes_16(root: Path) -> None:
-    corpus = opened("aishell3", root)
+    corpus = open_at("aishell3", root)
     assert sizes(corpus) == {"train": 5, "dev": 1, "test": 6} and corpus.columns == {
         "text",
         "pinyin",
@@ -48,7 +48,7 @@ def test_lists_become_columns_and_44_khz_becomes_16(root: Path) -> None:
 
 def test_dev_is_drawn_from_train_by_utterance_and_again_the_same(root: Path) -> None:
     def dev(**options: float) -> set[str]:
-        corpus = opened("aishell3", root, **options)
+        corpus = open_at("aishell3", root, **options)
         held_out = {one.key for one in corpus.split("dev")}
         assert all(key.startswith("train/") for key in held_out) and len(
             corpus.split("train")
@@ -78,16 +78,16 @@ def test_dev_is_drawn_from_train_by_utterance_and_again_the_same(root: Path) -> 
         "x\t今 jin1",
     ],
 )
-def test_lines_without_sense_are_told(root: Path, line: str) -> None:
+def test_lines_with_mistakes_are_reported(root: Path, line: str) -> None:
     file = root / "test/content.txt"
     file.write_text(file.read_text(encoding="utf-8") + line + "\n", encoding="utf-8")
     with pytest.raises(
         UserError, match=r"line 7 must be a name like SSB00050001\.wav, a tab, and characters with"
     ):
-        opened("aishell3", root)
+        open_at("aishell3", root)
 
 
 def test_lists_and_folders_that_are_missing_are_named(root: Path) -> None:
     (root / "test/content.txt").unlink()
     with pytest.raises(UserError, match=r"test/content\.txt, which has the transcripts"):
-        opened("aishell3", root)
+        open_at("aishell3", root)

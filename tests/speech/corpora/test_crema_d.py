@@ -1,4 +1,4 @@
-"""CREMA-D: EMO-SUPERB's folds, what was acted and what was heard."""
+"""CREMA-D: the folds of EMO-SUPERB, acted and perceived emotions."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from speechft_ray.core.errors import UserError
 from speechft_ray.speech.corpora.base import CORPORA
 from speechft_ray.speech.corpora.crema_d import ACTOR_SETS, split_of
-from tests.speech.corpora.opened import opened, sizes
+from tests.speech.corpora.helpers import open_at, sizes
 from tests.speech.layouts import crema_d
 
 PUBLISHED = (
@@ -55,17 +55,17 @@ def test_folds_are_those_of_emo_superb(fold: int, actors: dict[int, str]) -> Non
 
 
 def test_each_actor_is_tested_once_and_in_one_split(tree: Path) -> None:
-    tested: list[str] = []
+    test_actors: list[str] = []
     for fold in range(1, 6):
-        corpus = opened("crema_d", tree, fold=fold)
+        corpus = open_at("crema_d", tree, fold=fold)
         speakers = [
             {u.labels["speaker"] for u in corpus.split(split)} for split in ("train", "dev", "test")
         ]
         assert sizes(corpus) == {"train": 36, "dev": 12, "test": 12} and len(
             set.union(*speakers)
         ) == sum(map(len, speakers))
-        tested += speakers[2]
-    assert sorted(tested) == [str(actor) for actor in crema_d.ACTORS]
+        test_actors += speakers[2]
+    assert sorted(test_actors) == [str(actor) for actor in crema_d.ACTORS]
 
 
 def test_a_complete_copy_has_the_rows_of_emo_superb() -> None:
@@ -73,7 +73,7 @@ def test_a_complete_copy_has_the_rows_of_emo_superb() -> None:
     counts an epoch by."""
     kind = CORPORA.get("crema_d")
     counts = [kind.expected(kind.options.model_validate({"fold": fold})) for fold in range(1, 6)]
-    assert [sum(found.utterances.values()) for found in counts if found] == [7441] * 5
+    assert [sum(expected.utterances.values()) for expected in counts if expected] == [7441] * 5
     assert counts[0] is not None and counts[0].utterances == {
         "train": 4508,
         "dev": 1470,
@@ -82,43 +82,44 @@ def test_a_complete_copy_has_the_rows_of_emo_superb() -> None:
     assert -(-counts[0].utterances["train"] // 32) == 15_510 / 110
 
 
-def test_labels_are_what_was_acted_and_what_was_heard(tree: Path) -> None:
-    corpus = opened("crema_d", tree)
-    found = {utterance.key: utterance.labels for utterance in corpus.utterances}
-    assert found["AudioWAV/1036_DFA_ANG_XX.wav"] == {
+def test_labels_are_acted_and_perceived_emotions(tree: Path) -> None:
+    corpus = open_at("crema_d", tree)
+    labels_by_key = {utterance.key: utterance.labels for utterance in corpus.utterances}
+    assert labels_by_key["AudioWAV/1036_DFA_ANG_XX.wav"] == {
         "emotion": "ang", "speaker": "1036", "sentence": "dfa", "perceived": "ang",
     }  # fmt: skip
-    heard = {
-        Path(key).stem: (labels["emotion"], labels["perceived"]) for key, labels in found.items()
+    emotions = {
+        Path(key).stem: (labels["emotion"], labels["perceived"])
+        for key, labels in labels_by_key.items()
     }
-    assert heard[crema_d.TIED] == ("sad", "sad"), "of equal votes the acted emotion counts"
+    assert emotions[crema_d.TIED] == ("sad", "sad"), "of equal votes the acted emotion counts"
     pairs = {
         ("dis", "neu"),
         *((emotion, emotion) for emotion in ("ang", "fea", "hap", "neu", "sad")),
     }
-    assert set(heard.values()) == pairs
+    assert set(emotions.values()) == pairs
 
 
-def test_without_votes_only_what_was_heard_is_absent(root: Path) -> None:
+def test_without_votes_the_perceived_emotion_is_missing(root: Path) -> None:
     (root / "labels_consensus_1.csv").unlink()
-    corpus = opened("crema_d", root)
+    corpus = open_at("crema_d", root)
     assert corpus.columns == {"emotion", "speaker", "sentence"}
     assert "corpora prepare crema_d" in corpus.missing_columns["perceived"] and not corpus.notes
 
 
 def test_the_clip_without_speech_is_left_out(root: Path) -> None:
     (root / "AudioWAV/1076_MTI_SAD_XX.wav").write_bytes(b"")
-    corpus = opened("crema_d", root)
+    corpus = open_at("crema_d", root)
     assert corpus.notes == ("1076_MTI_SAD_XX.wav holds no speech and is left out.",)
-    assert len(corpus.utterances) == len(crema_d.clips())
+    assert len(corpus.utterances) == len(crema_d.clip_names())
 
 
-def test_what_does_not_fit_is_told(root: Path) -> None:
+def test_files_that_do_not_match_are_reported(root: Path) -> None:
     clip, votes = root / "AudioWAV/1001_DFA_ANG_XX.wav", root / "labels_consensus_1.csv"
     for name in ("1001_DFA_JOY_XX", "1092_DFA_ANG_XX", "copy of 1001_DFA_ANG_XX"):
         clip.rename(clip.with_stem(name))
         with pytest.raises(UserError, match=rf"{name}.wav is not named like 1001_DFA_ANG_XX.wav"):
-            opened("crema_d", root)
+            open_at("crema_d", root)
         clip.with_stem(name).rename(clip)
     lines = votes.read_text().splitlines()
     for content, mistake in (
@@ -135,8 +136,8 @@ def test_what_does_not_fit_is_told(root: Path) -> None:
     ):
         votes.write_text("\n".join(content))
         with pytest.raises(UserError, match=mistake):
-            opened("crema_d", root)
+            open_at("crema_d", root)
     shutil.rmtree(root / "AudioWAV")
     (root / "AudioWAV").mkdir()
     with pytest.raises(UserError, match=r"holds no \.wav file"):
-        opened("crema_d", root)
+        open_at("crema_d", root)

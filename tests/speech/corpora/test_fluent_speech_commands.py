@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from speechft_ray.core.errors import SpecError, UserError
-from tests.speech.corpora.opened import opened, sizes
+from tests.speech.corpora.helpers import open_at, sizes
 from tests.speech.layouts import fluent_speech_commands
 
 
@@ -17,7 +17,7 @@ def root(tmp_path: Path) -> Path:
 
 
 def test_rows_become_utterances(root: Path) -> None:
-    corpus = opened("fluent_speech_commands", root)
+    corpus = open_at("fluent_speech_commands", root)
     assert sizes(corpus) == {"train": 8, "dev": 4, "test": 4}
     assert corpus.split("train")[1].labels == {
         "action": "increase",
@@ -29,21 +29,21 @@ def test_rows_become_utterances(root: Path) -> None:
     assert corpus.split("dev")[0].key.startswith("wavs/speakers/2ojo7YRL7Gck83Z3/")
 
 
-def test_tables_that_are_not_the_archive_s_are_told(root: Path) -> None:
+def test_tables_that_are_not_the_archive_s_are_reported(root: Path) -> None:
     table = root / "data/valid_data.csv"
     text = table.read_text()
     table.write_text(text.replace("location", "place"))
     with pytest.raises(UserError, match=r"valid_data.csv lacks the columns location"):
-        opened("fluent_speech_commands", root)
+        open_at("fluent_speech_commands", root)
     table.write_text(text.replace("bring", ""))
     with pytest.raises(UserError, match="line 4 must be a row with all cells filled"):
-        opened("fluent_speech_commands", root)
+        open_at("fluent_speech_commands", root)
     table.write_text(text.replace("wavs/speakers", "../wavs", 1))
     with pytest.raises(SpecError, match="stay inside it"):
-        opened("fluent_speech_commands", root)
+        open_at("fluent_speech_commands", root)
     table.write_text(text + text.splitlines()[1] + "\n")
     with pytest.raises(UserError, match="lists 1 recordings twice"):
-        opened("fluent_speech_commands", root)
+        open_at("fluent_speech_commands", root)
     table.unlink()
     with pytest.raises(UserError, match="its split dev"):
-        opened("fluent_speech_commands", root)
+        open_at("fluent_speech_commands", root)

@@ -1,4 +1,4 @@
-"""Libri2Mix: turns in samples, and paths of the machine that made the folders."""
+"""Libri2Mix: turns in samples, and absolute paths of another machine."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from speechft_ray.core.errors import UserError
-from tests.speech.corpora.opened import opened, sizes
+from tests.speech.corpora.helpers import open_at, sizes
 from tests.speech.layouts import libri2mix
 
 
@@ -23,10 +23,10 @@ def root(tree: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(tree, tmp_path / "root"))
 
 
-def test_turns_are_told_in_samples(tree: Path) -> None:
-    corpus = opened("libri2mix", tree)
+def test_turns_are_reported_in_samples(tree: Path) -> None:
+    corpus = open_at("libri2mix", tree)
     assert sizes(corpus) == {"train": 4, "dev": 2, "test": 2}
-    told = {
+    turns = {
         line.split()[0]: line.split()[1:]
         for line in (tree / "data/dev/segments").read_text().splitlines()
     }
@@ -35,24 +35,24 @@ def test_turns_are_told_in_samples(tree: Path) -> None:
     one, other = (part.split(":") for part in mixture.labels["segments"].split())
     assert one[:2] == ["100", "0"] and other[:2] == ["20", "8000"]
     for speaker, start, end in (one, other):
-        times = told[f"{speaker}_{mixture.key[4:]}_0"][1:]
+        times = turns[f"{speaker}_{mixture.key[4:]}_0"][1:]
         assert [int(start) / 16_000, int(end) / 16_000] == [float(time) for time in times]
         assert np.abs(corpus.read(mixture)[int(start) : int(end)]).max() > 0.1
 
 
 def test_paths_may_be_absolute_here_elsewhere_or_relative(root: Path) -> None:
-    first = opened("libri2mix", root).fingerprint
+    first = open_at("libri2mix", root).fingerprint
     file = root / "data/train/wav.scp"
     text = file.read_text()
     for place in (f"{root}/", ""):
         file.write_text(text.replace(f"{libri2mix.ELSEWHERE}/", place))
-        assert opened("libri2mix", root).fingerprint == first
+        assert open_at("libri2mix", root).fingerprint == first
     file.write_text(text.replace("train-100", "nowhere"))
     with pytest.raises(UserError, match="no end of that path is below"):
-        opened("libri2mix", root)
+        open_at("libri2mix", root)
     file.write_text("x sox a.wav -t wav - |\n")
     with pytest.raises(UserError, match="a command; only paths"):
-        opened("libri2mix", root)
+        open_at("libri2mix", root)
 
 
 @pytest.mark.parametrize(
@@ -67,19 +67,19 @@ def test_paths_may_be_absolute_here_elsewhere_or_relative(root: Path) -> None:
         ("utt2spk", "lonely\n", "line 1 must be a name of its own and a value"),
     ],
 )
-def test_folders_that_do_not_fit_together_are_told(
+def test_folders_that_do_not_fit_together_are_reported(
     root: Path, name: str, text: str, words: str
 ) -> None:
     turn, mixture = (root / "data/dev/segments").read_text().split()[:2]
     (root / "data/dev" / name).write_text(text.format(turn=turn, mixture=mixture))
     with pytest.raises(UserError, match=words):
-        opened("libri2mix", root)
+        open_at("libri2mix", root)
 
 
-def test_a_missing_file_or_split_is_told(root: Path) -> None:
+def test_a_missing_file_or_split_is_reported(root: Path) -> None:
     (root / "data/test/utt2spk").unlink()
     with pytest.raises(UserError, match=r"lacks .*data/test/utt2spk"):
-        opened("libri2mix", root)
+        open_at("libri2mix", root)
     shutil.rmtree(root / "data/test")
     with pytest.raises(UserError, match="its split test"):
-        opened("libri2mix", root)
+        open_at("libri2mix", root)

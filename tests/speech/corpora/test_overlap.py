@@ -1,4 +1,4 @@
-"""What two corpora share, on hand-made corpora and on those that know their recordings."""
+"""Overlap of two corpora: of recordings by identity or key, of speakers by namespace."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ TESTED = make_corpus(
 
 
 def test_what_is_tuned_on_or_chosen_by_and_then_tested_on_is_shared() -> None:
-    """Key d is test in both and b is not tested on: neither leaks. Dan is never heard in tuning."""
+    """Key d is test in both and b is not tested on: neither leaks. Dan is in no tuning data."""
     assert compute_overlap(TUNED, TESTED) == Overlap(2, 4, 2, 3)
 
 
@@ -40,17 +40,13 @@ def test_keys_and_speakers_mean_nothing_between_two_corpora() -> None:
 def test_one_recording_is_found_under_another_key_and_name() -> None:
     tuned = replace(TUNED, name="other", audio_ids={"a": "x", "b": "y", "c": "z", "d": "w"})
     tested = replace(TESTED, audio_ids={"a": "new", "c": "y", "d": "w", "e": "x", "b": "x"})
-    assert compute_overlap(tuned, tested)[:2] == (
-        2,
-        4,
-    )  # y under c and x under e; what is called a is another recording
-    assert compute_overlap(replace(tuned, name="one"), TESTED)[:2] == (
-        2,
-        4,
-    )  # only one side knows its contents: by key
+    assert compute_overlap(tuned, tested)[:2] == (2, 4), "y as c and x as e; a is another recording"
+    assert compute_overlap(replace(tuned, name="one"), TESTED)[:2] == (2, 4), (
+        "by key where only one side has audio ids"
+    )
 
 
-def test_people_may_be_named_alike_across_corpora_and_nobody_is_no_speaker() -> None:
+def test_speakers_are_compared_within_a_namespace_without_no_speaker() -> None:
     tuned = make_corpus(
         [("m", "train", "ann bob"), ("n", "train", NO_SPEAKER)],
         "mixtures",
@@ -63,14 +59,13 @@ def test_people_may_be_named_alike_across_corpora_and_nobody_is_no_speaker() -> 
         speaker_namespace="them",
     )
     assert compute_overlap(tuned, tested)[2:] == (1, 2)
-    assert compute_overlap(replace(tuned, columns=frozenset({"speaker"})), tested)[2:] == (
-        0,
-        2,
-    )  # `ann bob` is one name
+    assert compute_overlap(replace(tuned, columns=frozenset({"speaker"})), tested)[2:] == (0, 2), (
+        "`ann bob` is one name"
+    )
 
 
 def write_manifest(folder: Path, rows: Mapping[str, tuple[str, int]]) -> Corpus:
-    """Writes a corpus of one's own: by file, its split and the seed of its noise."""
+    """Writes a manifest corpus; ``rows``: by file, its split and the seed of its noise."""
     folder.mkdir()
     for name, (_, seed) in rows.items():
         soundfile.write(
@@ -82,8 +77,8 @@ def write_manifest(folder: Path, rows: Mapping[str, tuple[str, int]]) -> Corpus:
     ]
     (folder / "manifest.tsv").write_text("\n".join(lines) + "\n")
     kind = CORPORA.get("manifest")
-    found: Corpus = kind.open(kind.options(), folder, folder / "cache")
-    return found
+    corpus: Corpus = kind.open(kind.options(), folder, folder / "cache")
+    return corpus
 
 
 def test_recordings_on_disk_are_known_by_their_bytes(tmp_path: Path) -> None:
@@ -97,8 +92,8 @@ def test_recordings_on_disk_are_known_by_their_bytes(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Corpus]:
-    folder, kind = tmp_path_factory.mktemp("made"), CORPORA.get("synthetic")
+def synthetic(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Corpus]:
+    folder, kind = tmp_path_factory.mktemp("synthetic"), CORPORA.get("synthetic")
     sizes = {"speakers": 2, "train": 4, "dev": 0, "test": 4}
     options = {
         "plain": {"part": "sid", **sizes},
@@ -106,14 +101,14 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Corpus]:
         "other seed": {"part": "sid", **sizes, "seed": 1},
     }
     return {
-        name: kind.open(kind.options.model_validate(given), None, folder)
-        for name, given in options.items()
+        name: kind.open(kind.options.model_validate(values), None, folder)
+        for name, values in options.items()
     }
 
 
-def test_synthetic_speech_is_known_by_what_decides_its_sound(made: dict[str, Corpus]) -> None:
+def test_synthetic_speech_is_known_by_what_decides_its_sound(synthetic: dict[str, Corpus]) -> None:
     """Equal identities are equal samples, and different ones different samples."""
-    plain, more, other = made["plain"], made["more"], made["other seed"]
+    plain, more, other = synthetic["plain"], synthetic["more"], synthetic["other seed"]
     for one, two in ((plain, more), (plain, other)):
         for first in one.utterances:
             for second in two.utterances:
@@ -124,7 +119,7 @@ def test_synthetic_speech_is_known_by_what_decides_its_sound(made: dict[str, Cor
     ) == len(plain.utterances)
 
 
-def test_the_synthetic_world_has_one_set_of_people(made: dict[str, Corpus]) -> None:
-    assert compute_overlap(made["plain"], made["more"]) == Overlap(
-        0, 6, 2, 2
-    )  # test is not tuned on; the speakers are
+def test_synthetic_corpora_have_one_speaker_namespace(synthetic: dict[str, Corpus]) -> None:
+    assert compute_overlap(synthetic["plain"], synthetic["more"]) == Overlap(0, 6, 2, 2), (
+        "train and dev share speakers with test, not utterances"
+    )

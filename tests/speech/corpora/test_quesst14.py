@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from speechft_ray.core.errors import UserError
-from tests.speech.corpora.opened import opened, sizes
+from tests.speech.corpora.helpers import open_at, sizes
 from tests.speech.layouts import quesst14
 
 
@@ -17,7 +17,7 @@ def root(tmp_path: Path) -> Path:
 
 
 def test_documents_queries_and_their_matches(root: Path) -> None:
-    corpus = opened("quesst14", root)
+    corpus = open_at("quesst14", root)
     assert sizes(corpus) == {"train": 3, "dev": 2, "test": 2}
     matches = {utterance.key: utterance.labels["matches"] for utterance in corpus.utterances}
     # Document 4 holds both, but is in another language.
@@ -32,18 +32,18 @@ def test_another_language(root: Path) -> None:
     with pytest.raises(
         UserError, match=r"language_key_dev.lst lists nothing in `albanian`; it has nnenglish"
     ):
-        opened("quesst14", root, language="albanian")
+        open_at("quesst14", root, language="albanian")
 
 
-def test_what_is_missing_or_senseless_is_told(root: Path) -> None:
+def test_what_is_missing_or_malformed_is_reported(root: Path) -> None:
     truth = root / "scoring/groundtruth_quesst14_dev/quesst14_dev.rttm"
     with truth.open("a") as file:
         file.write("LEXEME quesst14_00001 1 0 1\n")
     with pytest.raises(UserError, match=r"quesst14_dev.rttm line 5 must be"):
-        opened("quesst14", root)
+        open_at("quesst14", root)
     truth.unlink()
     with pytest.raises(UserError, match=r"lacks .*quesst14_dev.rttm"):
-        opened("quesst14", root)
+        open_at("quesst14", root)
     (root / "scoring/language_key_eval.lst").write_text("quesst14Database/x.wav\n")
     with pytest.raises(UserError, match="`FOLDER/PATH LANGUAGE`"):
-        opened("quesst14", root)
+        open_at("quesst14", root)

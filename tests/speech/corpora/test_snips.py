@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from speechft_ray.core.errors import UserError
 from speechft_ray.speech.corpora.snips import SnipsOptions
 from speechft_ray.superb.tasks.sf import spelled
-from tests.speech.corpora.opened import opened, sizes
+from tests.speech.corpora.helpers import open_at, sizes
 from tests.speech.layouts import snips
 
 
@@ -26,7 +26,7 @@ def root(tree: Path, tmp_path: Path) -> Path:
 
 
 def test_words_have_labels_and_the_last_label_is_the_intent(tree: Path) -> None:
-    corpus = opened("snips", tree)
+    corpus = open_at("snips", tree)
     assert sizes(corpus) == {"train": 24, "dev": 12, "test": 12}
     first = corpus.split("train")[0]
     assert first.key == "train/Ivy-snips-train-0.wav"
@@ -41,12 +41,12 @@ def test_words_have_labels_and_the_last_label_is_the_intent(tree: Path) -> None:
 
 
 def test_speakers_of_a_split_can_be_chosen(tree: Path) -> None:
-    corpus = opened("snips", tree, train_speakers=["Ivy", "Salli"], dev_speakers=["Amy"])
+    corpus = open_at("snips", tree, train_speakers=["Ivy", "Salli"], dev_speakers=["Amy"])
     assert sizes(corpus) == {"train": 6, "dev": 3, "test": 12}
     with pytest.raises(
         UserError, match="no recording of Nobody: name other speakers in `dev_speakers`"
     ):
-        opened("snips", tree, dev_speakers=["Amy", "Nobody"])
+        open_at("snips", tree, dev_speakers=["Amy", "Nobody"])
     with pytest.raises(ValidationError, match="every speaker once"):
         SnipsOptions.model_validate({"train_speakers": ["Amy"]})
 
@@ -54,7 +54,7 @@ def test_speakers_of_a_split_can_be_chosen(tree: Path) -> None:
 def test_recordings_without_a_line_are_left_out_and_counted(root: Path) -> None:
     lines = (root / "all.iob.snips.txt").read_text().splitlines()
     (root / "all.iob.snips.txt").write_text("\n".join(lines[2:]) + "\n")
-    corpus = opened("snips", root)
+    corpus = open_at("snips", root)
     assert sizes(corpus)["train"] == 22
     assert corpus.notes == ("2 recordings have no line in all.iob.snips.txt and are left out.",)
 
@@ -68,11 +68,11 @@ def test_recordings_without_a_line_are_left_out_and_counted(root: Path) -> None:
         "X BOS A EOS O i j",
     ],
 )
-def test_lines_without_one_label_per_word_are_told(root: Path, line: str) -> None:
+def test_lines_without_one_label_per_word_are_reported(root: Path, line: str) -> None:
     with (root / "all.iob.snips.txt").open("a") as file:
         file.write(f"{line}\n")
     with pytest.raises(UserError, match=r"line 49 must be .* one label per word"):
-        opened("snips", root)
+        open_at("snips", root)
 
 
 def test_slots_must_be_listed(root: Path) -> None:
@@ -81,7 +81,7 @@ def test_slots_must_be_listed(root: Path) -> None:
         UserError,
         match=r"line 3 has the slots condition_description, which slots.txt does not list",
     ):
-        opened("snips", root)
+        open_at("snips", root)
     (root / "slots.txt").unlink()
     with pytest.raises(UserError, match=r"slots.txt: s3prl's preprocessing"):
-        opened("snips", root)
+        open_at("snips", root)

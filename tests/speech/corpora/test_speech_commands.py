@@ -12,9 +12,9 @@ import pytest
 from speechft_ray.core.errors import SpecError, UserError
 from speechft_ray.speech.audio import read_audio
 from speechft_ray.speech.corpora.speech_commands import split_of
-from tests.speech.corpora.opened import opened, sizes
+from tests.speech.corpora.helpers import open_at, sizes
 from tests.speech.layouts import speech_commands
-from tests.speech.layouts.voices import write
+from tests.speech.layouts.voices import write_audio
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +64,7 @@ def test_four_fifths_of_all_speakers_are_train() -> None:
 
 
 def test_twelve_classes_in_three_splits(tree: Path) -> None:
-    corpus = opened("speech_commands", tree, silence_crops=3)
+    corpus = open_at("speech_commands", tree, silence_crops=3)
     train = sum(
         split_of(f"{speaker}_nohash_0.wav") == "train" for speaker in speech_commands.INVENTED
     )
@@ -85,14 +85,14 @@ def test_twelve_classes_in_three_splits(tree: Path) -> None:
 
 
 def test_everything_is_three_decibels_quieter(tree: Path) -> None:
-    corpus = opened("speech_commands", tree, silence_crops=1)
+    corpus = open_at("speech_commands", tree, silence_crops=1)
     for utterance in (corpus.split("dev")[-1], corpus.split("test")[-1]):
         power = np.mean(corpus.read(utterance) ** 2) / np.mean(read_audio(utterance.key, tree) ** 2)
         assert abs(10 * np.log10(power) + 3) < 1e-4
 
 
 def test_silence_is_seconds_of_the_background(tree: Path) -> None:
-    corpus = opened("speech_commands", tree, silence_crops=4)
+    corpus = open_at("speech_commands", tree, silence_crops=4)
     silent = [
         u for u in corpus.utterances if u.labels["keyword"] == "_silence_" and u.split != "test"
     ]
@@ -110,8 +110,8 @@ def test_silence_is_seconds_of_the_background(tree: Path) -> None:
 
 def test_clean_silence_shares_no_second(tree: Path) -> None:
     def places(protocol: str) -> dict[str, set[int]]:
-        corpus = opened("speech_commands", tree, silence_crops=30, protocol=protocol)
-        found: dict[str, set[int]] = {"train": set(), "dev": set()}
+        corpus = open_at("speech_commands", tree, silence_crops=30, protocol=protocol)
+        positions: dict[str, set[int]] = {"train": set(), "dev": set()}
         for utterance in corpus.utterances:
             if "pink_noise.wav#" in utterance.key:
                 whole = read_audio(utterance.key.split("#")[0], tree) * np.float32(10 ** (-3 / 20))
@@ -121,25 +121,25 @@ def test_clean_silence_shares_no_second(tree: Path) -> None:
                     for s in np.flatnonzero(whole == crop[0])
                     if np.array_equal(whole[s : s + 16_000], crop)
                 )
-                found[utterance.split].update(range(start, start + 16_000))
-        return found
+                positions[utterance.split].update(range(start, start + 16_000))
+        return positions
 
     assert places("superb")["train"] & places("superb")["dev"]
     clean = places("clean")
     assert not clean["train"] & clean["dev"] and max(clean["train"]) < 80_000 <= min(clean["dev"])
 
 
-def test_what_is_missing_is_told(root: Path) -> None:
+def test_what_is_missing_is_reported(root: Path) -> None:
     noise = root / "speech_commands_v0.01/_background_noise_"
-    write(noise / "short.wav", np.full(10_000, 0.1))
+    write_audio(noise / "short.wav", np.full(10_000, 0.1))
     with pytest.raises(
         UserError, match=r"short.wav is too short to cut seconds of silence for train"
     ):
-        opened("speech_commands", root)
+        open_at("speech_commands", root)
     (noise / "short.wav").write_bytes(b"x")
     with pytest.raises(SpecError, match=r"short.wav is not a readable audio file"):
-        opened("speech_commands", root)
-    assert opened("speech_commands", root, on_bad_audio="skip").skipped == {"train": 1}
+        open_at("speech_commands", root)
+    assert open_at("speech_commands", root, on_bad_audio="skip").skipped == {"train": 1}
     for folder, words in (
         ("speech_commands_v0.01/_background_noise_", "source of the silence"),
         ("speech_commands_test_set_v0.01/_unknown_", "a class"),
@@ -148,4 +148,4 @@ def test_what_is_missing_is_told(root: Path) -> None:
     ):
         shutil.rmtree(root / folder)
         with pytest.raises(UserError, match=words):
-            opened("speech_commands", root)
+            open_at("speech_commands", root)

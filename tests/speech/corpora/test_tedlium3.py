@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -13,9 +13,9 @@ import soundfile
 
 from speechft_ray.core.errors import SpecError, UserError
 from speechft_ray.speech.corpora.tedlium3 import normalise_words
-from tests.speech.corpora.opened import opened, sizes
+from tests.speech.corpora.helpers import open_at, sizes
 from tests.speech.layouts import tedlium3
-from tests.speech.layouts.voices import text
+from tests.speech.layouts.voices import write_text
 
 
 @pytest.fixture(scope="module")
@@ -30,12 +30,15 @@ def root(tree: Path, tmp_path: Path) -> Path:
 
 
 def test_lines_of_captions_are_utterances(tree: Path) -> None:
-    corpus = opened("tedlium3", tree)
+    corpus = open_at("tedlium3", tree)
     assert sizes(corpus) == {"train": 4, "dev": 2, "test": 2} and corpus.columns == {
         "text",
         "speaker",
     }
-    assert {one.labels["text"] for one in corpus.utterances} == {tedlium3.SAID[0], tedlium3.SAID[1]}
+    assert {one.labels["text"] for one in corpus.utterances} == {
+        tedlium3.TEXTS[0],
+        tedlium3.TEXTS[1],
+    }
     assert {one.labels["speaker"] for one in corpus.split("train")} == set(tedlium3.TALKS["train"])
     unknown, little = corpus.notes
     assert unknown.startswith(
@@ -47,17 +50,17 @@ def test_lines_of_captions_are_utterances(tree: Path) -> None:
 def test_an_utterance_is_its_stretch_of_the_talk_and_nothing_else_is_decoded(
     tree: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    corpus = opened("tedlium3", tree)
+    corpus = open_at("tedlium3", tree)
     decoded: list[int] = []
     read = soundfile.SoundFile.read
 
-    def counting(
+    def read_and_count(
         self: soundfile.SoundFile, frames: int = -1, *options: Any, **named: Any
     ) -> np.ndarray:
         decoded.append(frames)
-        return read(self, frames, *options, **named)
+        return cast(np.ndarray, read(self, frames, *options, **named))
 
-    monkeypatch.setattr(soundfile.SoundFile, "read", counting)
+    monkeypatch.setattr(soundfile.SoundFile, "read", read_and_count)
     for utterance in corpus.utterances:
         start, stop = map(int, utterance.key.rsplit("/", 1)[1].split("-"))
         wave = corpus.read(utterance)
@@ -90,8 +93,8 @@ def test_words_are_lower_case_and_endings_joined(words: str, written: str | None
     assert normalise_words(words) == written
 
 
-def captions(root: Path, seconds: list[float]) -> None:
-    """Gives a training talk of a minute and a half one line of each length."""
+def write_captions(root: Path, seconds: list[float]) -> None:
+    """Writes one training talk of 90 s with a line of each length."""
     talk = tedlium3.TALKS["train"][0]
     soundfile.write(
         root / f"data/sph/{talk}.sph",
@@ -104,13 +107,13 @@ def captions(root: Path, seconds: list[float]) -> None:
         f"{talk} 1 {talk} {place / 10} {place / 10 + length} <o,f0,male> word"
         for place, length in enumerate(seconds)
     ]
-    text(root / f"legacy/train/stm/{talk}.stm", lines)
+    write_text(root / f"legacy/train/stm/{talk}.stm", lines)
     (root / f"legacy/train/stm/{tedlium3.TALKS['train'][1]}.stm").unlink()
 
 
 def test_train_has_utterances_of_one_to_sixty_seconds(root: Path) -> None:
-    captions(root, [0.98, 1.0, 60.0, 60.1])
-    corpus = opened("tedlium3", root)
+    write_captions(root, [0.98, 1.0, 60.0, 60.1])
+    corpus = open_at("tedlium3", root)
     assert [one.samples for one in corpus.split("train")] == [16_000, 960_000]
     assert (
         "2 training utterances shorter than 1 s or longer than 60 s are left out." in corpus.notes
@@ -118,27 +121,30 @@ def test_train_has_utterances_of_one_to_sixty_seconds(root: Path) -> None:
 
 
 def test_the_hours_of_train_are_drawn_at_random_and_again_the_same(root: Path) -> None:
-    captions(root, [2.0] * 40)
+    write_captions(root, [2.0] * 40)
 
-    def drawn(**options: float) -> set[str]:
-        corpus = opened("tedlium3", root, **options)
+    def train_keys(**options: float | None) -> set[str]:
+        corpus = open_at("tedlium3", root, **options)
         assert sizes(corpus)["dev"] == 2  # the official one, whatever is drawn
         return {one.key for one in corpus.split("train")}
 
-    some = drawn(train_hours=19 / 3600)
+    some = train_keys(train_hours=19 / 3600)
     assert (
         len(some) == 10
-        and some == drawn(train_hours=19 / 3600)
-        and some < drawn(train_hours=29 / 3600)
+        and some == train_keys(train_hours=19 / 3600)
+        and some < train_keys(train_hours=29 / 3600)
     )
-    assert some != drawn(train_hours=19 / 3600, seed=1) and len(drawn(train_hours=None)) == 40
+    assert (
+        some != train_keys(train_hours=19 / 3600, seed=1)
+        and len(train_keys(train_hours=None)) == 40
+    )
     places = sorted(int(key.rsplit("/", 1)[1].split("-")[0]) for key in some)
     assert places[-1] > 16 * 1_600  # not the first ones
     with pytest.raises(ValueError, match="greater than 0"):
-        drawn(train_hours=0)
+        train_keys(train_hours=0)
 
 
-def test_captions_without_sense_and_talks_that_end_too_early_are_told(root: Path) -> None:
+def test_captions_with_mistakes_and_talks_that_end_too_early_are_reported(root: Path) -> None:
     file = root / f"legacy/dev/stm/{tedlium3.TALKS['dev'][0]}.stm"
     good = file.read_text()
     for line in (
@@ -152,16 +158,16 @@ def test_captions_without_sense_and_talks_that_end_too_early_are_told(root: Path
         with pytest.raises(
             UserError, match="line 6 must be a talk, a channel, a speaker, a start before its end"
         ):
-            opened("tedlium3", root)
+            open_at("tedlium3", root)
     file.write_text(f"{good}{tedlium3.TALKS['dev'][0]} 1 b 1000 1001 <o,f0,male> beyond\n")
     with pytest.raises(
         SpecError,
         match="ends before `legacy/dev/CarlSagan_2010/16000000-16016000`, a part of it, begins",
     ):
-        opened("tedlium3", root)
+        open_at("tedlium3", root)
     file.write_text(good.splitlines()[0] + "\n")
     with pytest.raises(UserError, match=r"no \.stm file with an utterance"):
-        opened("tedlium3", root)
+        open_at("tedlium3", root)
     shutil.rmtree(root / "legacy/dev/stm")
     with pytest.raises(UserError, match=r"legacy/dev/stm \(its split dev\)"):
-        opened("tedlium3", root)
+        open_at("tedlium3", root)

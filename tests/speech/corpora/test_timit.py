@@ -1,5 +1,4 @@
-"""TIMIT: who is in which split, 61 phones and 39, and both ways in which copies spell and store
-their files."""
+"""TIMIT: speakers of the splits, the mapping of 61 phones to 39, names and formats of files."""
 
 from __future__ import annotations
 
@@ -18,10 +17,13 @@ from speechft_ray.speech.corpora.timit import read_phones
 from speechft_ray.speech.heads.base import IGNORED
 from speechft_ray.speech.heads.frame import FrameOptions, make_targets, read_tokens
 from speechft_ray.speech.text import Vocabulary
-from tests.speech.corpora.opened import opened, sizes
+from tests.speech.corpora.helpers import open_at, sizes
 from tests.speech.layouts import timit
 
-PHONES_39 = """aa ae ah aw ay b ch d dh dx eh er ey f g hh ih iy jh k l m n ng ow oy p r s sh sil t th uh uw v w y z"""
+PHONES_39 = """
+    aa ae ah aw ay b ch d dh dx eh er ey f g hh ih iy jh k l m n ng ow oy p r s sh sil t th uh uw v
+    w y z
+"""
 """Lee & Hon 1989, table II, with its closures and silences as one."""
 SPLITS = {
     "train": {"fcjf0", "mcpm0", "marc0"},
@@ -59,7 +61,7 @@ def test_the_tables_are_complete() -> None:
 
 
 def test_splits_are_the_usual_speakers_without_the_sentences_of_all(tree: Path) -> None:
-    corpus = opened("timit", tree)
+    corpus = open_at("timit", tree)
     assert sizes(corpus) == {"train": 6, "dev": 6, "test": 6}
     for split, speakers in SPLITS.items():
         assert {utterance.labels["speaker"] for utterance in corpus.split(split)} == speakers
@@ -73,36 +75,36 @@ def test_splits_are_the_usual_speakers_without_the_sentences_of_all(tree: Path) 
 
 
 def test_phones_are_folded_and_keep_their_times(tree: Path) -> None:
-    utterance = opened("timit", tree).split("test")[0]
+    utterance = open_at("timit", tree).split("test")[0]
     folded = "sil sh ih hh eh sil jh ih aa r sil k s uw uw sil n sil sh er sil"
     assert utterance.labels["phones"] == folded
-    begins = timit.starts(utterance.samples)
+    begins = timit.phone_starts(utterance.samples)
     assert [start for start, _ in utterance.alignment] == begins
     assert [label for _, label in utterance.alignment if label] == folded.split()
     assert utterance.alignment[timit.PHONES.index("q")] == (begins[8], "")
 
 
 def test_the_frame_head_learns_all_but_glottal_stops(tree: Path) -> None:
-    utterance = opened("timit", tree).split("train")[0]
+    utterance = open_at("timit", tree).split("train")[0]
     vocabulary = Vocabulary.of(read_tokens(FrameOptions(), utterance, "phones"), reserved=0)
-    found = make_targets(FrameOptions(), utterance, "phones", vocabulary)
-    centres = torch.arange(len(found)) * 320 + 200
-    begins = timit.starts(utterance.samples)
+    labels = make_targets(FrameOptions(), utterance, "phones", vocabulary)
+    centres = torch.arange(len(labels)) * 320 + 200
+    begins = timit.phone_starts(utterance.samples)
     silent = (centres >= begins[8]) & (centres < begins[9])
     assert (
         silent.any()
-        and bool((found[silent] == IGNORED).all())
-        and bool((found[~silent] != IGNORED).all())
+        and bool((labels[silent] == IGNORED).all())
+        and bool((labels[~silent] != IGNORED).all())
     )
-    assert vocabulary.symbols[found[0]] == "sil"
+    assert vocabulary.symbols[labels[0]] == "sil"
 
 
 def test_spelling_and_storage_of_a_copy_do_not_matter(
     tree: Path, root: Path, tmp_path: Path
 ) -> None:
     upper, lower = (
-        opened("timit", tree),
-        opened("timit", timit.lay_out(tmp_path / "lower" / "root", lower=True)),
+        open_at("timit", tree),
+        open_at("timit", timit.lay_out(tmp_path / "lower" / "root", lower=True)),
     )
     assert lower.fingerprint == upper.fingerprint and list(lower.utterances) == list(
         upper.utterances
@@ -111,34 +113,35 @@ def test_spelling_and_storage_of_a_copy_do_not_matter(
         samples = soundfile.read(path, dtype="int16")[0]
         soundfile.write(path.with_name(f"{path.name}.wav"), samples, 16_000, format="WAV")
         path.unlink()
-    riff = opened("timit", root)
+    riff = open_at("timit", root)
     assert list(riff.utterances) == list(upper.utterances)
     for utterance in upper.split("dev"):
         np.testing.assert_array_equal(riff.read(utterance), upper.read(utterance))
 
 
-def test_what_is_missing_is_told(root: Path) -> None:
+def test_what_is_missing_is_reported(root: Path) -> None:
     folder = root / "TRAIN/DR1/FCJF0"
     (folder / "SX37.PHN").rename(folder / "aside")
     with pytest.raises(
         UserError,
-        match=r"a sentence in .*FCJF0 lacks its .WAV, .PHN or .TXT: there is only SX37.TXT, SX37.WAV",
+        match=r"a sentence in .*FCJF0 lacks its .WAV, .PHN or .TXT: there is only SX37.TXT, "
+        "SX37.WAV",
     ):
-        opened("timit", root)
+        open_at("timit", root)
     (folder / "aside").rename(folder / "SX37.PHN")
     (folder / "SX37.TXT").write_text("Critical equipment\n")
     with pytest.raises(
         UserError, match=r"SX37.TXT line 1 must be `start end` in samples and the words"
     ):
-        opened("timit", root)
+        open_at("timit", root)
     shutil.rmtree(root / "TRAIN")
     with pytest.raises(UserError, match=r"lacks the folder .*TRAIN \(or train\)"):
-        opened("timit", root)
+        open_at("timit", root)
     (root / "TRAIN").mkdir()
     for part in ("DR1", "DR2", "DR3"):
         (root / "TEST" / part).rename(root / part)
     with pytest.raises(UserError, match="no speaker of the split train, test"):
-        opened("timit", root)
+        open_at("timit", root)
 
 
 @pytest.mark.parametrize(
@@ -151,7 +154,7 @@ def test_what_is_missing_is_told(root: Path) -> None:
         ("0 100 q\n", "holds no phone"),
     ],
 )
-def test_a_bad_line_of_phones_is_told(lines: str, mistake: str, tmp_path: Path) -> None:
+def test_a_bad_line_of_phones_is_reported(lines: str, mistake: str, tmp_path: Path) -> None:
     (tmp_path / "SX1.PHN").write_text(lines)
     with pytest.raises(UserError, match=mistake):
         read_phones(tmp_path / "SX1.PHN")

@@ -1,4 +1,4 @@
-"""Pauses taken out of speech, against what SoX 14.4.2 itself makes of the same waves."""
+"""Removal of pauses, against the output of SoX 14.4.2 for the same waves."""
 
 from __future__ import annotations
 
@@ -45,9 +45,9 @@ def quiet_and_loud(seed: int) -> np.ndarray:
 @pytest.mark.parametrize(("seed", "reference"), list(enumerate(SOX)))
 def test_the_same_samples_as_sox(seed: int, reference: tuple[int, int, float]) -> None:
     wave = quiet_and_loud(seed).astype(np.float32)
-    kept = REMOVE_SILENCE.apply(wave)
-    assert (len(wave), len(kept)) == reference[:2]
-    assert abs(float(np.abs(kept, dtype=np.float64).sum()) - reference[2]) < 2e-3
+    speech = REMOVE_SILENCE.apply(wave)
+    assert (len(wave), len(speech)) == reference[:2]
+    assert abs(float(np.abs(speech, dtype=np.float64).sum()) - reference[2]) < 2e-3
 
 
 def test_a_pause_of_a_tenth_of_a_second_ends_speech() -> None:
@@ -56,9 +56,9 @@ def test_a_pause_of_a_tenth_of_a_second_ends_speech() -> None:
         np.zeros(DURATION_SAMPLES - 1, np.float32),
         np.zeros(3 * DURATION_SAMPLES, np.float32),
     )
-    kept = remove_silence(np.concatenate([longer, tone, shorter, tone, longer, tone]))
+    speech = remove_silence(np.concatenate([longer, tone, shorter, tone, longer, tone]))
     tail = 319  # of the 20 ms window, in which the last of a tone still sounds
-    assert len(kept) == 4_000 + len(shorter) + 4_000 + tail + 4_000
+    assert len(speech) == 4_000 + len(shorter) + 4_000 + tail + 4_000
     assert remove_silence(longer).shape == (0,)
     assert remove_silence(tone[: DURATION_SAMPLES - 1]).shape == (0,)
     assert remove_silence(np.zeros(0, np.float32)).shape == (0,)

@@ -1,4 +1,4 @@
-"""A small AISHELL-3: two speakers who read in train and test, at 44.1 kHz."""
+"""A small AISHELL-3: two speakers in train and test, at 44.1 kHz."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 from scipy.signal import resample_poly
 
-from tests.speech.layouts.voices import MANDARIN, spoken, text, write
+from tests.speech.layouts.voices import MANDARIN, synthesise_lines, write_audio, write_text
 
 CONTENT = (
     ("今天天气很好", "今 jin1 天 tian1 天 tian1 气 qi4 很 hen3 好 hao3"),
@@ -19,24 +19,24 @@ RATE_HZ = 44_100
 
 def lay_out(root: Path) -> Path:
     """Writes the tree below ``root`` and returns it."""
-    waves = spoken(tuple((said, MANDARIN) for said, _ in CONTENT))
+    waves = synthesise_lines(tuple((sentence, MANDARIN) for sentence, _ in CONTENT))
     for folder, first in (("train", 1), ("test", 401)):
         lines = []
         for speaker in SPEAKERS:
             for index, (_, content) in enumerate(CONTENT):
                 name = f"{speaker}{first + index:04d}.wav"
-                write(
+                write_audio(
                     root / folder / "wav" / speaker / name,
                     resample_poly(waves[index], 441, 160),
                     RATE_HZ,
                 )
                 lines.append(f"{name}\t{content}")
-        text(root / folder / "content.txt", lines)
-    text(
+        write_text(root / folder / "content.txt", lines)
+    write_text(
         root / "train/label_train-set.txt",
         ["#", "SSB00050001|jin1 tian1 % tian1 qi4 hen3 hao3 $|今天%天气很好$"],
     )
-    text(
+    write_text(
         root / "spk-info.txt",
         ["## speaker\tage group\tgender\taccent", "SSB0005\tB\tfemale\tnorth"],
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.speech.layouts.voices import lines_of, spoken, text, write
+from tests.speech.layouts.voices import assign_voices, synthesise_lines, write_audio, write_text
 
 ACTORS = (1001, 1018, 1019, 1036, 1037, 1054, 1055, 1072, 1073, 1091)
 EMOTIONS = ("ANG", "DIS", "FEA", "HAP", "NEU", "SAD")
@@ -16,44 +16,48 @@ SENTENCES = {
 }
 COLUMNS = ("angry", "sad", "disgust", "fear", "neutral", "happy")
 TIED = "1018_DFA_SAD_XX"
-"""As many heard sadness, as acted, as heard nothing: 0.437273 each. Disgust is heard as nothing,
-the others as acted."""
+"""A tie of the acted sadness and neutral: 0.437273 of the votes each. In the other clips the votes
+are for the acted emotion, and for neutral where disgust is acted."""
 
 
-def clips() -> list[str]:
+def clip_names() -> list[str]:
     """Names without ending."""
-    names = [(actor, list(SENTENCES)[(place + index) % 3], emotion) for place, actor in enumerate(ACTORS)
-             for index, emotion in enumerate(EMOTIONS)]  # fmt: skip
+    names = [
+        (actor, list(SENTENCES)[(place + index) % 3], emotion)
+        for place, actor in enumerate(ACTORS)
+        for index, emotion in enumerate(EMOTIONS)
+    ]
     return [
-        f"{actor}_{said}_{emotion}_{'HI' if said == 'IEO' else 'XX'}"
-        for actor, said, emotion in names
+        f"{actor}_{sentence}_{emotion}_{'HI' if sentence == 'IEO' else 'XX'}"
+        for actor, sentence, emotion in names
     ]
 
 
 def lay_out(root: Path, votes: bool = True) -> Path:
     """Writes the tree below ``root`` and returns it."""
-    waves = spoken(lines_of(tuple(SENTENCES.values()), 6))
-    said = list(SENTENCES)
-    for index, name in enumerate(clips()):
-        wave = waves[said.index(name[5:8]) + 3 * (index // 6 % 2)]
-        write(root / "AudioWAV" / f"{name}.wav", wave * (0.4 + 0.01 * index))
-    text(root / "README.md", ["CREMA-D Data Files"])
+    waves = synthesise_lines(assign_voices(tuple(SENTENCES.values()), 6))
+    sentences = list(SENTENCES)
+    for index, name in enumerate(clip_names()):
+        wave = waves[sentences.index(name[5:8]) + 3 * (index // 6 % 2)]
+        write_audio(root / "AudioWAV" / f"{name}.wav", wave * (0.4 + 0.01 * index))
+    write_text(root / "README.md", ["CREMA-D Data Files"])
     if votes:
         rows = [
-            f"{name}.wav,{_shares(name)},{name[:4]},Female,{_split(int(name[:4]))}"
-            for name in clips()
+            f"{name}.wav,{_make_shares(name)},{name[:4]},Female,{_split(int(name[:4]))}"
+            for name in clip_names()
         ]
-        text(
+        write_text(
             root / "labels_consensus_1.csv",
             [f"FileName,{','.join(COLUMNS)},SpkrID,Gender,Split_Set", *rows],
         )
     return root
 
 
-def _shares(name: str) -> str:
+def _make_shares(name: str) -> str:
     acted = name.split("_")[2].lower()
-    heard = next(column for column in COLUMNS if column[:3] == ("neu" if acted == "dis" else acted))
-    shares = dict.fromkeys(COLUMNS, 0.01) | {heard: 0.95}
+    winner = "neu" if acted == "dis" else acted
+    winner = next(column for column in COLUMNS if column.startswith(winner))
+    shares = dict.fromkeys(COLUMNS, 0.01) | {winner: 0.95}
     if name == TIED:
         shares |= {"neutral": 0.437273, "sad": 0.437273, "happy": 0.095455}
     return ",".join(str(shares[column]) for column in COLUMNS)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.speech.layouts.voices import lines_of, spoken, text, write
+from tests.speech.layouts.voices import assign_voices, synthesise_lines, write_audio, write_text
 
 COMMANDS = (
     ("Turn on the lights", "activate", "lights", "none"),
@@ -22,18 +22,18 @@ SPEAKERS = {
 
 def lay_out(root: Path) -> Path:
     """Writes the tree below ``root`` and returns it."""
-    waves = spoken(lines_of([said for said, *_ in COMMANDS], 16))
+    waves = synthesise_lines(assign_voices([command for command, *_ in COMMANDS], 16))
     number = 0
     for split, speakers in SPEAKERS.items():
         lines = [",path,speakerId,transcription,action,object,location"]
         for speaker in speakers:
-            for said, action, thing, location in COMMANDS:
+            for command, action, thing, location in COMMANDS:
                 path = f"wavs/speakers/{speaker}/{number:08d}-4507-11e9-aa2d.wav"
-                quoted = f'"{said}"' if "," in said else said
-                write(root / path, waves[number])
+                quoted = f'"{command}"' if "," in command else command
+                write_audio(root / path, waves[number])
                 lines.append(
                     f"{len(lines) - 1},{path},{speaker},{quoted},{action},{thing},{location}"
                 )
                 number += 1
-        text(root / "data" / f"{split}_data.csv", lines)
+        write_text(root / "data" / f"{split}_data.csv", lines)
     return root

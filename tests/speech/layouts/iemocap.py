@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from tests.speech.layouts.voices import lines_of, spoken, text, write
+from tests.speech.layouts.voices import assign_voices, synthesise_lines, write_audio, write_text
 
 TEXTS = ("I am so happy for you", "leave me alone", "I do not know", "that is fine")
 LABELS = ("neu", "hap", "ang", "sad", "exc", "fru", "xxx")
@@ -15,7 +15,7 @@ LABELS = ("neu", "hap", "ang", "sad", "exc", "fru", "xxx")
 def lay_out(root: Path, metadata: bool = False) -> Path:
     """Writes the tree below ``root`` and returns it; ``metadata``: with s3prl's lists, in an order
     of their own."""
-    waves = spoken(lines_of(TEXTS, 12))
+    waves = synthesise_lines(assign_voices(TEXTS, 12))
     turns: dict[int, list[str]] = {}
     for session in range(1, 6):
         folder = root / f"Session{session}"
@@ -24,7 +24,7 @@ def lay_out(root: Path, metadata: bool = False) -> Path:
             lines = ["% [START_TIME - END_TIME] TURN_NAME EMOTION [V, A, D]", ""]
             for index, name in enumerate(names):
                 label = LABELS[(index + session) % len(LABELS)]
-                write(
+                write_audio(
                     folder / "sentences/wav" / dialog / f"{name}.wav",
                     waves[(index + session) % len(waves)],
                 )
@@ -35,21 +35,23 @@ def lay_out(root: Path, metadata: bool = False) -> Path:
                 if label not in ("fru", "xxx"):
                     path = f"Session{session}/sentences/wav/{dialog}/{name}.wav"
                     turns.setdefault(session, []).append(path)
-            text(folder / "dialog/EmoEvaluation" / f"{dialog}.txt", lines)
-            text(
+            write_text(folder / "dialog/EmoEvaluation" / f"{dialog}.txt", lines)
+            write_text(
                 folder / "dialog/EmoEvaluation/Categorical" / f"{dialog}_e2_cat.txt",
                 [f"{names[0]} :Neutral state; ()"],
             )
     for fold in turns if metadata else ():
         paths = [
             path
-            for session, listed in turns.items()
+            for session, session_turns in turns.items()
             if session != fold
-            for path in reversed(listed)
+            for path in reversed(session_turns)
         ]
-        made = {
+        metadata_file = {
             "labels": {},
             "meta_data": [{"path": path, "label": "neu", "speaker": "x"} for path in paths],
         }
-        text(root / f"meta_data/Session{fold}/train_meta_data.json", [json.dumps(made)])
+        write_text(
+            root / f"meta_data/Session{fold}/train_meta_data.json", [json.dumps(metadata_file)]
+        )
     return root

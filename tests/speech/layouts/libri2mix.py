@@ -1,5 +1,4 @@
-"""A small Libri2Mix: mixtures of two voices with Kaldi folders whose paths are those of the machine
-that made them."""
+"""A small Libri2Mix: mixtures of two voices with Kaldi folders of absolute paths elsewhere."""
 
 from __future__ import annotations
 
@@ -7,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from tests.speech.layouts.voices import VOICES, spoken, text, write
+from tests.speech.layouts.voices import VOICES, synthesise_lines, write_audio, write_text
 
-SAID = "he gave her a book about the birds"
+TEXT = "he gave her a book about the birds"
 FOLDERS = {"train": "train-100", "dev": "dev", "test": "test"}
 ELSEWHERE = "/export/corpora/Libri2Mix"
 
@@ -17,7 +16,7 @@ ELSEWHERE = "/export/corpora/Libri2Mix"
 def lay_out(root: Path) -> Path:
     """Writes the tree below ``root`` and returns it. In each mixture the second voice starts half a
     second later."""
-    voices = spoken(tuple((SAID, voice) for voice in VOICES[:4]))
+    voices = synthesise_lines(tuple((TEXT, voice) for voice in VOICES[:4]))
     for split, folder in FOLDERS.items():
         tables: dict[str, list[str]] = {
             name: [] for name in ("wav.scp", "segments", "utt2spk", "spk2utt", "reco2dur", "rttm")
@@ -30,7 +29,7 @@ def lay_out(root: Path) -> Path:
             mixed[: len(one)] += 0.4 * one
             mixed[8_000 : 8_000 + len(other)] += 0.4 * other
             path = f"wav16k/max/{folder}/mix_both/{name}.wav"
-            write(root / path, mixed)
+            write_audio(root / path, mixed)
             tables["wav.scp"].append(f"{name} {ELSEWHERE}/{path}")
             tables["reco2dur"].append(f"{name} {len(mixed) / 16_000:.3f}")
             for speaker, start, length in (
@@ -45,5 +44,5 @@ def lay_out(root: Path) -> Path:
                     f"SPEAKER {name} 1 {start:.3f} {end - start:.3f} <NA> <NA> {speaker} <NA> <NA>"
                 )
         for file, lines in tables.items():
-            text(root / "data" / split / file, lines)
+            write_text(root / "data" / split / file, lines)
     return root

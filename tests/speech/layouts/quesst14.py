@@ -1,5 +1,4 @@
-"""A small QUESST 2014: English and Albanian documents at 8 kHz, queries that occur in some of them,
-ground truth."""
+"""A small QUESST 2014: English and Albanian documents at 8 kHz, queries and ground truth."""
 
 from __future__ import annotations
 
@@ -7,7 +6,7 @@ from pathlib import Path
 
 from scipy.signal import resample_poly
 
-from tests.speech.layouts.voices import VOICES, spoken, text, write
+from tests.speech.layouts.voices import VOICES, synthesise_lines, write_audio, write_text
 
 DOCUMENTS = (
     "the birds sang in the garden",
@@ -20,25 +19,32 @@ MATCHES = {"dev": ((1, 4), (1,)), "eval": ((2, 4), ())}
 
 
 def lay_out(root: Path) -> Path:
-    """Writes ``quesst14Database``'s content below ``root`` and returns it. The last document is in
-    another language."""
-    said = (*DOCUMENTS, *QUERIES["dev"], *QUERIES["eval"])
-    waves = iter(spoken(tuple((line, VOICES[index % 3]) for index, line in enumerate(said))))
+    """Writes the content of ``quesst14Database`` below ``root`` and returns it.
+
+    The last document is in another language.
+    """
+    texts = (*DOCUMENTS, *QUERIES["dev"], *QUERIES["eval"])
+    waves = iter(
+        synthesise_lines(tuple((line, VOICES[index % 3]) for index, line in enumerate(texts)))
+    )
     keys = []
     for number in range(1, len(DOCUMENTS) + 1):
-        write(root / f"Audio/quesst14_{number:05d}.wav", resample_poly(next(waves), 1, 2), 8_000)
-        keys.append(
-            f"quesst14Database/Audio/quesst14_{number:05d}.wav {'nnenglish' if number < 4 else 'albanian'}"
+        write_audio(
+            root / f"Audio/quesst14_{number:05d}.wav", resample_poly(next(waves), 1, 2), 8_000
         )
-    text(root / "scoring/language_key_utterances.lst", keys)
+        language = "nnenglish" if number < 4 else "albanian"
+        keys.append(f"quesst14Database/Audio/quesst14_{number:05d}.wav {language}")
+    write_text(root / "scoring/language_key_utterances.lst", keys)
     for part, queries in QUERIES.items():
         truth, keys = ["SPKR-INFO x 1 <NA> <NA> <NA> unknown X <NA>"], []
         for number in range(1, len(queries) + 1):
             query = f"quesst14_{part}_{number:04d}"
-            write(root / f"{part}_queries/{query}.wav", resample_poly(next(waves), 1, 2), 8_000)
+            write_audio(
+                root / f"{part}_queries/{query}.wav", resample_poly(next(waves), 1, 2), 8_000
+            )
             keys.append(f"quesst14Database/{part}_queries/{query}.wav nnenglish")
             for document in MATCHES[part][number - 1]:
                 truth.append(f"LEXEME quesst14_{document:05d} 1 0.00 3.21 {query} lex {query} 0.5")
-        text(root / f"scoring/language_key_{part}.lst", keys)
-        text(root / f"scoring/groundtruth_quesst14_{part}/quesst14_{part}.rttm", truth)
+        write_text(root / f"scoring/language_key_{part}.lst", keys)
+        write_text(root / f"scoring/groundtruth_quesst14_{part}/quesst14_{part}.rttm", truth)
     return root

@@ -1,11 +1,10 @@
-"""A small Audio SNIPS as s3prl's preprocessing leaves it: every voice of a split says every
-sentence of that split."""
+"""A small Audio SNIPS after s3prl's preprocessing: every voice of a split has every sentence."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from tests.speech.layouts.voices import VOICES, spoken, text, write
+from tests.speech.layouts.voices import VOICES, synthesise_lines, write_audio, write_text
 
 REQUESTS = (
     ("PLAY BLUE MOON BY QUEEN", "O track track O artist", "PlayMusic"),
@@ -26,18 +25,17 @@ SPEAKERS = {
 
 def lay_out(root: Path) -> Path:
     """Writes the tree below ``root`` and returns it."""
-    waves = spoken(tuple((said, voice) for said, _, _ in REQUESTS for voice in VOICES))
+    waves = synthesise_lines(tuple((words, voice) for words, _, _ in REQUESTS for voice in VOICES))
     lines = []
     for split, speakers in SPEAKERS.items():
         for voice, speaker in enumerate(speakers):
-            for index, (said, slots, intent) in enumerate(REQUESTS):
+            for index, (words, slots, intent) in enumerate(REQUESTS):
                 name = f"{speaker}-snips-{split}-{index}"
-                write(
+                write_audio(
                     root / split / f"{name}.wav", waves[len(VOICES) * index + voice % len(VOICES)]
                 )
-                lines.append(f"{name} BOS {said} EOS\tO {slots} {intent}")
-    text(root / "all.iob.snips.txt", lines)
-    (root / "slots.txt").write_text(
-        "\n".join(SLOTS), encoding="utf-8"
-    )  # no line end at the end, as there
+                lines.append(f"{name} BOS {words} EOS\tO {slots} {intent}")
+    write_text(root / "all.iob.snips.txt", lines)
+    # The last line has no line end, as in the original.
+    (root / "slots.txt").write_text("\n".join(SLOTS), encoding="utf-8")
     return root

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tests.speech.layouts.voices import VOICES, spoken, text, write
+from tests.speech.layouts.voices import VOICES, synthesise_lines, write_audio, write_text
 
 KEYWORDS = ("yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go")
 OTHERS = ("bed", "marvin")
@@ -24,20 +24,22 @@ def lay_out(root: Path) -> Path:
     """Writes both archives below ``root`` and returns it."""
     training, test = root / "speech_commands_v0.01", root / "speech_commands_test_set_v0.01"
     words = (*KEYWORDS, *OTHERS)
-    waves = spoken(tuple((word, voice) for word in words for voice in VOICES[:3]))
+    waves = synthesise_lines(tuple((word, voice) for word in words for voice in VOICES[:3]))
     for place, word in enumerate(words):
         for index, speaker in enumerate(SPEAKERS):
-            write(
+            write_audio(
                 training / word / f"{speaker}_nohash_{index % 2}.wav", waves[3 * place + index % 3]
             )
-        write(
+        write_audio(
             test / (word if word in KEYWORDS else "_unknown_") / f"{SPEAKERS[place]}_nohash_0.wav",
             waves[3 * place],
         )
     noise = np.random.default_rng(0)
     for name in NOISES:
-        write(training / "_background_noise_" / f"{name}.wav", 0.1 * noise.standard_normal(100_000))
-    write(test / "_silence_" / "0.wav", 0.1 * noise.standard_normal(16_000))
-    text(training / "_background_noise_" / "README.md", ["background"])
-    text(training / "validation_list.txt", [])
+        write_audio(
+            training / "_background_noise_" / f"{name}.wav", 0.1 * noise.standard_normal(100_000)
+        )
+    write_audio(test / "_silence_" / "0.wav", 0.1 * noise.standard_normal(16_000))
+    write_text(training / "_background_noise_" / "README.md", ["background"])
+    write_text(training / "validation_list.txt", [])
     return root

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tests.speech.layouts.voices import lines_of, spoken, text
+from tests.speech.layouts.voices import assign_voices, synthesise_lines, write_text
 
 SPEAKERS = {
     "TRAIN/DR1": ("FCJF0", "MCPM0"),
@@ -27,10 +27,10 @@ SENTENCES = {
 }
 _PHONES = "h# sh ix hv eh dcl jh ih q aa r kcl k s uw ux epi en pau zh axr h#"
 PHONES = _PHONES.split()
-"""61 phones, a glottal stop among them, spread evenly over each recording."""
+"""Labels of the 61 phones, with a glottal stop; all have equal lengths in each recording."""
 
 
-def sphere(path: Path, wave: np.ndarray) -> Path:
+def write_sphere(path: Path, wave: np.ndarray) -> Path:
     """Writes ``(samples,)`` at 16 kHz as 16-bit SPHERE with the fields of TIMIT's own headers."""
     samples = (32_767 * wave).astype("<i2")
     fields = {
@@ -58,37 +58,41 @@ def sphere(path: Path, wave: np.ndarray) -> Path:
     return path
 
 
-def starts(samples: int) -> list[int]:
-    """Where each of ``PHONES`` starts in a recording."""
+def phone_starts(samples: int) -> list[int]:
+    """Returns the start of each of ``PHONES`` in a recording of ``samples``."""
     return [samples * index // len(PHONES) for index in range(len(PHONES))]
 
 
 def lay_out(root: Path, lower: bool = False) -> Path:
     """Writes the tree below ``root`` and returns it; ``lower``: with all names in lower case."""
-    waves = spoken(lines_of(tuple(SENTENCES.values()), 6))
+    waves = synthesise_lines(assign_voices(tuple(SENTENCES.values()), 6))
     folders = [(part, speaker) for part, speakers in SPEAKERS.items() for speaker in speakers]
     for number, (part, speaker) in enumerate(folders):
         for index, (name, words) in enumerate(SENTENCES.items()):
             wave = waves[(3 * number + index) % len(waves)][: 24_000 + 500 * number]
             place = f"{part}/{speaker}/{name}"
-            _sentence(root, place.lower() if lower else place, wave, words, lower)
-    text(root / "README.DOC", ["The DARPA TIMIT corpus"])
+            _write_sentence(root, place.lower() if lower else place, wave, words, lower)
+    write_text(root / "README.DOC", ["The DARPA TIMIT corpus"])
     return root
 
 
-def _sentence(root: Path, place: str, wave: np.ndarray, words: str, lower: bool) -> None:
+def _write_sentence(root: Path, place: str, wave: np.ndarray, words: str, lower: bool) -> None:
     def path(ending: str) -> Path:
         return root / f"{place}.{ending.lower() if lower else ending}"
 
-    sphere(path("WAV"), wave)
-    _lines(path("PHN"), [*starts(len(wave)), len(wave)], PHONES)
-    said = words.rstrip(".").lower().split()
-    _lines(path("WRD"), [len(wave) * index // len(said) for index in range(len(said) + 1)], said)
-    text(path("TXT"), [f"0 {len(wave)} {words} "])
+    write_sphere(path("WAV"), wave)
+    _write_lines(path("PHN"), [*phone_starts(len(wave)), len(wave)], PHONES)
+    spelled = words.rstrip(".").lower().split()
+    _write_lines(
+        path("WRD"),
+        [len(wave) * index // len(spelled) for index in range(len(spelled) + 1)],
+        spelled,
+    )
+    write_text(path("TXT"), [f"0 {len(wave)} {words} "])
 
 
-def _lines(path: Path, edges: Sequence[int], labels: Sequence[str]) -> None:
-    text(
+def _write_lines(path: Path, edges: Sequence[int], labels: Sequence[str]) -> None:
+    write_text(
         path,
         [
             f"{start} {end} {label}"

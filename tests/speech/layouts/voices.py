@@ -1,5 +1,4 @@
-"""Real synthesised speech for the fixture trees: espeak-ng in a process of its own, each batch of
-lines spoken once."""
+"""Speech of espeak-ng for the small copies of corpora, and functions that write their files."""
 
 from __future__ import annotations
 
@@ -25,43 +24,41 @@ Line = tuple[str, str]
 
 
 @lru_cache(maxsize=64)
-def spoken(lines: tuple[Line, ...]) -> list[np.ndarray]:
-    """Returns each line as float64 at 16 kHz, peak 0.5, ``(samples,)``. One process speaks them
-    all."""
+def synthesise_lines(lines: tuple[Line, ...]) -> list[np.ndarray]:
+    """Returns each line as float64 ``(samples,)`` at 16 kHz with peak 0.5, from one process."""
     root = str(Path(__file__).parents[3])
     path = os.pathsep.join(part for part in (root, os.environ.get("PYTHONPATH", "")) if part)
     done = subprocess.run(
-        [sys.executable, "-m", "tests.speech.layouts._speaking"],
+        [sys.executable, "-m", "tests.speech.layouts._espeak_process"],
         input=json.dumps(lines).encode(),
         capture_output=True,
         check=True,
         env={**os.environ, "PYTHONPATH": path},
     )
     with np.load(io.BytesIO(done.stdout), allow_pickle=False) as waves:
-        heard = [
+        resampled = [
             resample_poly(waves[str(index)].astype(np.float64), 320, 441)
             for index in range(len(lines))
         ]
-    return [0.5 * wave / np.abs(wave).max() for wave in heard]
+    return [0.5 * wave / np.abs(wave).max() for wave in resampled]
 
 
-def lines_of(texts: Sequence[str], count: int | None = None) -> tuple[Line, ...]:
-    """Returns texts with voices in turn; ``count`` lines when the texts shall repeat with other
-    voices."""
+def assign_voices(texts: Sequence[str], count: int | None = None) -> tuple[Line, ...]:
+    """Returns ``count`` texts with voices in turn; texts repeat with other voices."""
     total = len(texts) if count is None else count
     return tuple(
         (texts[i % len(texts)], VOICES[(i + i // len(texts)) % len(VOICES)]) for i in range(total)
     )
 
 
-def write(path: Path, wave: np.ndarray, rate_hz: int = RATE_HZ) -> Path:
+def write_audio(path: Path, wave: np.ndarray, rate_hz: int = RATE_HZ) -> Path:
     """Writes 16-bit audio in the format of the path's ending."""
     path.parent.mkdir(parents=True, exist_ok=True)
     soundfile.write(path, wave, rate_hz)
     return path
 
 
-def text(path: Path, lines: Sequence[str]) -> Path:
+def write_text(path: Path, lines: Sequence[str]) -> Path:
     """Writes lines of text."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")

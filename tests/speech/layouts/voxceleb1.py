@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tests.speech.layouts.voices import VOICES, spoken, text, write
+from tests.speech.layouts.voices import VOICES, synthesise_lines, write_audio, write_text
 
 DEV = tuple(f"id100{number:02d}" for number in (1, 2, 3, 4, 5, 6))
 TEST = ("id10270", "id10271")
@@ -16,30 +16,32 @@ SHORT = "thank you"
 
 
 def lay_out(root: Path) -> Path:
-    """Writes the tree below ``root`` and returns it. The third recording of every video is shorter
-    than 2 s."""
+    """Writes the tree below ``root`` and returns it.
+
+    The third recording of every video is shorter than 2 s.
+    """
     names = [
         f"{speaker}/{video}/{n:05d}.wav"
         for speaker in (*DEV, *TEST)
         for video in VIDEOS
         for n in (1, 2, 3)
     ]
-    waves = spoken(tuple((said, voice) for voice in VOICES for said in (LONG, SHORT)))
+    waves = synthesise_lines(tuple((text, voice) for voice in VOICES for text in (LONG, SHORT)))
     for index, name in enumerate(names):
         speaker = index // 6
         wave = waves[2 * (speaker % 6) + (index % 3 == 2)]
         pause = np.zeros(3_000 + 100 * index)
         part = "dev" if speaker < len(DEV) else "test"
-        write(
+        write_audio(
             root / part / "wav" / name,
             np.concatenate([pause, wave, pause, wave[: 4_000 + 10 * index]]),
         )
     splits = [f"{(1, 2, 3)[index % 3]} {name}" for index, name in enumerate(names)]
-    text(root / "iden_split.txt", splits)
+    write_text(root / "iden_split.txt", splits)
     a, b, c = (
         f"{TEST[0]}/{VIDEOS[0]}/00001.wav",
         f"{TEST[0]}/{VIDEOS[1]}/00002.wav",
         f"{TEST[1]}/{VIDEOS[0]}/00001.wav",
     )
-    text(root / "voxceleb1_test_v2.txt", [f"1 {a} {b}", f"0 {a} {c}", f"0 {b} {c}"])
+    write_text(root / "voxceleb1_test_v2.txt", [f"1 {a} {b}", f"0 {a} {c}", f"0 {b} {c}"])
     return root

@@ -1,5 +1,4 @@
-"""Speaks lines of text in this process: JSON pairs of text and voice in, an npz of int16 at 22,050
-Hz out. Numpy only: fast."""
+"""Synthesises lines of text: JSON pairs of text and voice in, an npz of int16 at 22,050 Hz out."""
 
 from __future__ import annotations
 
@@ -13,8 +12,8 @@ from speechft_ray.speech.synthesis.espeak import start
 
 speak = start(0)
 waves = {
-    str(index): speak(said, voice, 175, 50, 50).wave
-    for index, (said, voice) in enumerate(json.load(sys.stdin))
+    str(index): speak(text, voice, 175, 50, 50).wave
+    for index, (text, voice) in enumerate(json.load(sys.stdin))
 }
 buffer = io.BytesIO()
 np.savez(buffer, **waves)  # type: ignore[arg-type]

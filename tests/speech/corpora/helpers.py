@@ -1,4 +1,4 @@
-"""Opens a laid-out corpus with options given as a spec gives them."""
+"""Opens a small copy of a corpus with options as in a spec."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Any
 from speechft_ray.speech.corpora.base import CORPORA, Corpus
 
 
-def opened(name: str, root: Path, **options: Any) -> Corpus:
-    """Returns the corpus below ``root``; what was measured is kept beside it."""
+def open_at(name: str, root: Path, **options: Any) -> Corpus:
+    """Returns the corpus below ``root``; the facts of its files are cached beside it."""
     kind = CORPORA.get(name)
     corpus: Corpus = kind.open(kind.options.model_validate(options), root, root.parent / "cache")
     return corpus
 
 
 def sizes(corpus: Corpus) -> dict[str, int]:
-    """Utterances by split."""
+    """Returns the number of utterances by split."""
     return dict(Counter(utterance.split for utterance in corpus.utterances))
