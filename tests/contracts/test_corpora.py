@@ -154,7 +154,7 @@ def test_utterances_fulfil_the_contract(open_example: Callable[..., Corpus]) -> 
         )
 
 
-def test_reading_gives_what_the_utterance_says(open_example: Callable[..., Corpus]) -> None:
+def test_reading_returns_the_samples_of_the_utterance(open_example: Callable[..., Corpus]) -> None:
     corpus = open_example()
     for utterance in corpus.utterances:
         wave = corpus.read(utterance)
@@ -189,7 +189,7 @@ def test_trials_are_pairs_of_one_split(open_example: Callable[..., Corpus]) -> N
 
 
 @pytest.mark.parametrize("name", sorted(EXAMPLES))
-def test_a_corpus_says_how_it_is_trees_and_what_is_complete(name: str) -> None:
+def test_layout_and_expected_counts_are_documented(name: str) -> None:
     kind, (values, _) = CORPORA.get(name), EXAMPLES[name]
     assert 20 < len(kind.layout) <= 120 and "\n" not in kind.layout
     expected = kind.expected(kind.options.model_validate(values))

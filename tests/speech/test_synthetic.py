@@ -330,7 +330,7 @@ def test_test_speakers_and_voices_are_not_in_train() -> None:
     assert len(speakers["train"]) == 60
 
 
-def test_speaker_identification_knows_its_speakers() -> None:
+def test_speaker_identification_has_all_speakers_in_all_splits() -> None:
     items = make_items("sid", 0, {"train": 800, "dev": 200, "test": 1000}, 48)
     speakers = {
         split: {i.labels["speaker"] for i in items if i.split == split}

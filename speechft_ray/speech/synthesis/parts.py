@@ -71,7 +71,6 @@ class Part:
     speakers: int
     shared_speakers: bool = False
     language: str = "en-us"
-    step_samples: int = STEP_SAMPLES
     clean: bool = False
     """Whether the audio has no reverberation and noise, for readers that add their own."""
     draw_prompt: Callable[[int, random.Random], Prompt]
@@ -210,7 +209,7 @@ def make_items(name: str, seed: int, counts: Mapping[str, int], speakers: int) -
             spec = make_utterance_spec(
                 prompt.text, part.language, speaker, prompt.style or draw_style(draw), draw
             )
-            spec = replace(spec, step_samples=part.step_samples)
+            spec = replace(spec, step_samples=STEP_SAMPLES)
             if part.clean:
                 spec = replace(
                     spec, snr_db=CLEAN_SNR_DB, reverberation_seconds=CLEAN_REVERBERATION_SECONDS

@@ -71,7 +71,7 @@ def test_without_a_lexicon_only_the_phones_are_missing(root: Path) -> None:
     )
 
 
-def test_missing_words_are_counted_and_the_first_five_told(root: Path) -> None:
+def test_missing_words_are_counted_and_the_first_five_named(root: Path) -> None:
     (root / LEXICONS[0]).write_text("A\tAH0\n")
     (root / LEXICONS[1]).write_text("OF\tAH1 V\n")
     assert open_at("librispeech", root).columns == {"text", "speaker"}
@@ -83,7 +83,7 @@ def test_missing_words_are_counted_and_the_first_five_told(root: Path) -> None:
     assert "`g2p: espeak`" in reason
 
 
-def test_espeak_pronounces_what_the_lexicons_lack_and_says_so(root: Path) -> None:
+def test_espeak_pronounces_missing_words_with_a_note(root: Path) -> None:
     lines = (root / LEXICONS[0]).read_text().splitlines()
     (root / LEXICONS[0]).write_text(
         "".join(f"{line}\n" for line in lines if not line.startswith("GAVE"))

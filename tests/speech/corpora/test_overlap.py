@@ -81,7 +81,7 @@ def write_manifest(folder: Path, rows: Mapping[str, tuple[str, int]]) -> Corpus:
     return corpus
 
 
-def test_recordings_on_disk_are_known_by_their_bytes(tmp_path: Path) -> None:
+def test_recordings_on_disk_are_identified_by_their_bytes(tmp_path: Path) -> None:
     tuned = write_manifest(
         tmp_path / "tuned", {"a.wav": ("train", 1), "b.wav": ("dev", 2), "c.wav": ("test", 3)}
     )
@@ -106,7 +106,7 @@ def synthetic(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Corpus]:
     }
 
 
-def test_synthetic_speech_is_known_by_what_decides_its_sound(synthetic: dict[str, Corpus]) -> None:
+def test_equal_audio_ids_are_equal_samples(synthetic: dict[str, Corpus]) -> None:
     """Equal identities are equal samples, and different ones different samples."""
     plain, more, other = synthetic["plain"], synthetic["more"], synthetic["other seed"]
     for one, two in ((plain, more), (plain, other)):

@@ -44,7 +44,7 @@ def test_identification_follows_the_list(tree: Path) -> None:
     np.testing.assert_array_equal(corpus.read(first), read_audio(first.key, tree))
 
 
-def test_the_name_that_s3prl_gives_the_list_is_known_too(root: Path) -> None:
+def test_the_list_may_have_the_name_of_s3prl(root: Path) -> None:
     first = open_at("voxceleb1", root).fingerprint
     (root / "iden_split.txt").rename(root / "veri_test_class.txt")
     assert open_at("voxceleb1", root).fingerprint == first
