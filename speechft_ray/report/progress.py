@@ -35,8 +35,8 @@ LATE_FRACTION = 0.05
 
 
 class ProgressDisplay:
-    """Shows a sweep while it runs. All calls come from one thread; leaving the context shows the
-    last state once more."""
+    """Shows a sweep while it runs. All calls come from one thread; leaving the context prints the
+    final counts."""
 
     def __init__(
         self,
@@ -46,10 +46,9 @@ class ProgressDisplay:
         console: Console | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """``total_by_stage`` counts all jobs of the plan, ``reused`` those of them that need not be
-        done, thanks to the store.
+        """``total_by_stage`` counts all jobs of the plan, ``reused`` those that the store has.
 
-        ``clock`` gives seconds from any fixed moment.
+        ``clock`` returns seconds from any fixed moment.
         """
         self._console = console or Console()
         self._clock = clock
@@ -89,7 +88,7 @@ class ProgressDisplay:
         self._line(f"{self._counts()}; ended after {format_duration(self._clock() - self._begin)}")
 
     def on_job_start(self, job: Job) -> None:
-        """A job was handed to the executor."""
+        """Registers a job that was submitted to the executor."""
         self._jobs[job.fingerprint] = job
 
     def on_job_end(self, outcome: Outcome) -> None:

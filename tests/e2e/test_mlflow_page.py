@@ -1,5 +1,4 @@
-"""The MLflow page in a real browser: the parent with its children, and their scores by alpha, as a
-person sees them."""
+"""The MLflow page in a real browser: the parent run, its children and their scores by alpha."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""The report page in a real browser: what it shows, how it looks, and that it asks nobody for
-anything."""
+"""The report page in a real browser: its content, its look, and that it sends no request."""
 
 from __future__ import annotations
 

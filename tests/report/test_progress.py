@@ -1,5 +1,5 @@
-"""The display: exact log lines without a terminal, live bars with one, time left from what was
-seen."""
+"""The progress display: exact log lines without a terminal, live bars with one, and the estimate
+of the time left."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from speechft_ray.sweep.protocols import Progress
 
 
 class Clock:
-    """Seconds that pass when told to."""
+    """A clock that a test sets."""
 
     def __init__(self) -> None:
         self.now = 100.0

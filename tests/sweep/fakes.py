@@ -89,6 +89,8 @@ class FakeExecutor:
 
 
 class FakeObserver:
+    """Records the events of a run."""
+
     def __init__(self) -> None:
         self.events: list[str] = []
 
@@ -103,7 +105,7 @@ class FakeObserver:
 
 
 def fake_facts(job: Job) -> dict[str, Any]:
-    """Scores that depend on the job's own identity only, as real ones do."""
+    """Returns scores that depend only on the fingerprint of the job, as real ones do."""
     if job.stage != "evaluate":
         return (
             {"curve": [[1, {"loss": 2.0}], [2, {"loss": 1.0}]]} if job.stage == "finetune" else {}
@@ -120,4 +122,5 @@ def fake_facts(job: Job) -> dict[str, Any]:
 
 
 def store_at(path: Path) -> Store:
+    """Returns a store in a folder of a test."""
     return Store(path / "store")

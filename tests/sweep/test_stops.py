@@ -1,5 +1,5 @@
-"""Runs that are stopped early: no failures, shown as stopped, not repeated, and taken up again
-without the rule."""
+"""Runs that are stopped early: no failures, shown as stopped, not repeated, and resumed without the
+rule."""
 
 from __future__ import annotations
 

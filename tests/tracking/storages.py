@@ -1,4 +1,4 @@
-"""Storage folders whose MLflow database is there already: MLflow takes ten seconds to make one."""
+"""Storage folders with an MLflow database: MLflow takes ten seconds to create one."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from speechft_ray.tracking.mlflow import MlflowTracker
 
 @pytest.fixture(scope="session")
 def mlflow_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a database, made as the first run makes it."""
+    """A folder with a database, created as the first run creates it."""
     root = tmp_path_factory.mktemp("template")
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
@@ -23,7 +23,7 @@ def mlflow_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def mlflow_storage(mlflow_template: Path, tmp_path: Path) -> Path:
-    """A copy of it."""
+    """A copy of the folder."""
     root = tmp_path / "storage"
     root.mkdir()
     shutil.copy(mlflow_template / "mlflow.db", root / "mlflow.db")

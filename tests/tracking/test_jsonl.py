@@ -1,4 +1,4 @@
-"""The log file: lines that can be read, also after a crash or on a full disk."""
+"""The log file: its lines can be read after a crash, and a full disk is an error of the tracker."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""MLflow: what lies where in its database, and what is said when it is not there."""
+"""The MLflow tracker: the content of its database, and its errors when MLflow is down."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def test_every_part_of_a_row_has_its_keys_and_an_extra_metric_its_own_name(
 
 
 def test_a_changed_value_becomes_the_latest(mlflow_storage: Path) -> None:
-    """MLflow takes the largest of several values at one step and time for the latest, so a smaller
+    """Of several values at one step and time MLflow takes the largest for the latest, so a smaller
     one needs a later step."""
     tracker = open_tracker(mlflow_storage)
     tracker.log_encoder(row(test={"score": 900.0}))
@@ -207,7 +207,7 @@ def test_other_places_are_refused(uri: str, tmp_path: Path) -> None:
 
 
 def test_a_half_made_database_is_never_seen(mlflow_template: Path) -> None:
-    """The database is made under another name: killed meanwhile, a run leaves none rather than half
-    of one."""
+    """The database is created under another name: a driver that is killed meanwhile leaves none
+    instead of a partial one."""
     assert [path.name for path in mlflow_template.iterdir() if path.is_file()] == ["mlflow.db"]
     assert (mlflow_template / "mlflow.db").stat().st_nlink == 1
