@@ -28,9 +28,7 @@ def _environment() -> Environment:
     from markupsafe import Markup, escape
 
     def clean(value: Any) -> Any:
-        return (
-            one_line(value) if isinstance(value, str) and not hasattr(value, "__html__") else value
-        )
+        return one_line(value) if type(value) is str else value  # not Markup, which is escaped
 
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),

@@ -1,4 +1,4 @@
-"""Search spaces by name or by path."""
+"""Search spaces by name or by path; the trackers of a sweep."""
 
 from __future__ import annotations
 
@@ -6,9 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from speechft_ray.commands.parts import SEARCH_SPACES, find_space
+from speechft_ray.commands.parts import SEARCH_SPACES, TRACKER_NAMES, find_space, open_trackers
 from speechft_ray.core.errors import UserError
+from speechft_ray.core.store import Store
 from speechft_ray.sweep.space_file import read_space
+from speechft_ray.tracking.background import BackgroundTracker
+from speechft_ray.tracking.base import TRACKERS
+from tests.sweep.fakes import sweep
 
 
 @pytest.mark.parametrize("name", ["alpha", "recipes/pr_librispeech"])
@@ -31,3 +35,13 @@ def test_a_path_is_taken_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_an_unknown_name_lists_the_packaged_ones() -> None:
     with pytest.raises(UserError, match=r"unknown search space `alpah`. Did you mean `alpha`\?"):
         find_space("alpah")
+
+
+def test_a_sweep_has_every_registered_tracker(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert set(TRACKER_NAMES) == set(TRACKERS.names())
+    mlflow, log = open_trackers(sweep(), Store(tmp_path), None)
+    assert isinstance(mlflow, BackgroundTracker) and f"{tmp_path}/mlflow.db" in mlflow.how_to_open()
+    assert f"{tmp_path}/log/small" in log.how_to_open()
