@@ -35,19 +35,14 @@ from speechft_ray.core.specs import CorpusSpec, EvalSpec
 from speechft_ray.speech.corpora.base import Corpus, Utterance
 from speechft_ray.speech.heads.ctc import CtcHead
 from speechft_ray.speech.heads.specaug import draw_warps, warp_time
-from speechft_ray.superb.evaluate import build_task_data, make_schedule
 from speechft_ray.superb.features import InMemoryFeatures
-from speechft_ray.superb.probe import (
-    Probe,
-    compute_dev_metrics,
-    gather_batches,
-    make_optimizer,
-    predict,
-    sample_batches,
-    train_step,
-)
+from speechft_ray.superb.probe import Probe
+from speechft_ray.superb.sampling import sample_batches
+from speechft_ray.superb.selection import compute_dev_metrics, predict
+from speechft_ray.superb.setup import build_task_data, make_schedule
 from speechft_ray.superb.tasks._dtw import frame_distances, subsequence_costs
 from speechft_ray.superb.tasks.base import TASKS, TaskData
+from speechft_ray.superb.training import gather_batches, make_optimizer, train_step
 
 LAYERS, DIM = 3, 16
 UPDATES, POOLED_UPDATES = 50, 300

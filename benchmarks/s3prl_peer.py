@@ -26,7 +26,7 @@ from torch import nn
 
 from speechft_ray.core.units import FRAME_STRIDE_SAMPLES
 from speechft_ray.speech.encoders import _torchaudio  # noqa: F401  # makes torchaudio importable before s3prl asks for it
-from speechft_ray.superb.features import Batch
+from speechft_ray.superb.extractor import Batch
 
 PEERS = Path(__file__).parents[1] / ".peers" / "s3prl"
 STAND_INS = {

@@ -48,18 +48,19 @@ from speechft_ray.core.specs import CorpusSpec, EvalSpec
 from speechft_ray.speech.corpora.base import Corpus, Utterance
 from speechft_ray.speech.features.cache import FeatureCache
 from speechft_ray.speech.features.front_end import SharedFrontEnd
-from speechft_ray.superb.evaluate import GRID, build_task_data, make_schedule, select_learning_rates
+from speechft_ray.superb.extractor import Extractor
 from speechft_ray.superb.features import (
-    Extractor,
     FeatureStorage,
     InMemoryFeatures,
     OnTheFlyFeatures,
     prepare_features,
     size_in_bytes,
 )
-from speechft_ray.superb.probe import predict, train_probes
+from speechft_ray.superb.selection import predict
+from speechft_ray.superb.setup import GRID, build_task_data, make_schedule, select_learning_rates
 from speechft_ray.superb.stacked import train_stacked
 from speechft_ray.superb.tasks.base import TASKS, TaskData
+from speechft_ray.superb.training import train_probes
 
 ENCODERS = 6
 MERGES = (1, 2, 4, 8, 16)
@@ -158,7 +159,7 @@ def front_end(options: argparse.Namespace, home: Path) -> bool:
     whole, front = [], []
     for _ in range(ROUNDS):
         spent.clear()
-        whole.append(_seconds(lambda: InMemoryFeatures.of(extract, utterances, lambda _: None)))
+        whole.append(_seconds(lambda: InMemoryFeatures.encode(extract, utterances, lambda _: None)))
         front.append(sum(spent))
     shares = [one / all_ for one, all_ in zip(front, whole, strict=True)]
     print(
@@ -201,7 +202,7 @@ def _training(spec: EvalSpec, extract: Extractor, corpus: Corpus) -> float:
     data, task = build_task_data(TASKS.get(spec.task), spec, corpus), TASKS.get(spec.task)
     assert isinstance(data, TaskData)
     kept = {
-        split: InMemoryFeatures.of(extract, corpus.split(split), lambda _: None)
+        split: InMemoryFeatures.encode(extract, corpus.split(split), lambda _: None)
         for split in ("train", "dev")
     }
     schedule, rates = make_schedule(task, spec), select_learning_rates(task, spec)

@@ -29,8 +29,9 @@ from speechft_ray.speech.checkpoints.load import weights_fingerprint
 from speechft_ray.speech.corpora.base import CORPORA, Corpus
 from speechft_ray.speech.encoders.base import FAMILIES, EncoderWeights
 from speechft_ray.speech.features.cache import FeatureCache
-from speechft_ray.superb.evaluate import SharedCaches, build_task_data, evaluate, make_schedule
-from speechft_ray.superb.probe import sample_batches
+from speechft_ray.superb.evaluate import SharedCaches, evaluate
+from speechft_ray.superb.sampling import sample_batches
+from speechft_ray.superb.setup import build_task_data, make_schedule
 from speechft_ray.superb.tasks.base import TASKS, TaskData
 
 HUBERT = FAMILIES.get("hubert")

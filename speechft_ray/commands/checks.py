@@ -57,6 +57,9 @@ def check_names(spec: SweepSpec) -> None:
         attempt(f"merge[{index}].checkpoint", check_checkpoint, item, spec)
     for index, entry in enumerate(spec.evaluate):
         attempt(f"evaluate[{index}].task", check_task, entry, spec)
+        if entry.task in TASKS.names():
+            task = TASKS.get(entry.task)
+            attempt(f"evaluate[{index}].options", check_task_options, task, entry.options)
         for corpus in entry.corpora():
             attempt(f"evaluate[{index}].corpus", _check_corpus_options, corpus)
     if mistakes:
@@ -114,8 +117,8 @@ def check_checkpoint(merge: MergeSpec, spec: SweepSpec) -> None:
 
 
 def check_task(entry: EvalSpec, spec: SweepSpec) -> None:
-    """Checks a task's name and options, and that the score has a zero and a one for its metrics."""
-    check_task_options(TASKS.get(entry.task), entry.options)
+    """Checks a task's name, and that the score has a zero and a one for its metrics."""
+    TASKS.get(entry.task)  # raises for an unknown name
     for metric in metrics_of(entry.task):
         if spec.score.zero == "measured" and metric.name not in spec.score.topline:
             raise UserError(

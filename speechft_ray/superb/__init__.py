@@ -1,2 +1,2 @@
-"""Floor 2: what a frozen encoder is worth on a SUPERB task. Tasks are data, measures are functions,
-one probe learns all."""
+"""Evaluates frozen encoders on SUPERB tasks. Tasks are data, measures are functions, and one probe
+trainer serves all tasks."""

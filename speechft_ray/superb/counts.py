@@ -1,4 +1,5 @@
-"""The counts behind the metrics of a test set, for the chosen probes of an evaluation."""
+"""The per-utterance counts behind the metrics of a test set, for the selected probes of an
+evaluation."""
 
 from __future__ import annotations
 
@@ -12,23 +13,23 @@ from speechft_ray.core.fingerprint import fingerprint
 from speechft_ray.superb.tasks.base import TaskData, TrainingFreeTask
 
 
-def counted(
+def count_test_set(
     data: TaskData | TrainingFreeTask,
     predictions: Sequence[Sequence[Any]],
-    measured: Sequence[Mapping[str, float]],
+    metrics: Sequence[Mapping[str, float]],
 ) -> list[JsonValue]:
-    """Returns one ``UtteranceCounts`` as plain data; none for a task without counts, or where test was not
-    scored.
+    """Returns one ``UtteranceCounts`` as plain data; an empty list for a task without counts, or
+    where test was not scored.
 
-    ``predictions`` on test and what was ``measured`` there, both seed by seed.
+    ``predictions`` and ``metrics`` are those of test, both seed by seed.
     """
     if not isinstance(data, TaskData) or data.counts is None or not predictions:
         return []
     examples = data.examples["test"]
-    wanted = [example.reference for example in examples]
+    references = [example.reference for example in examples]
     seeds = [
-        data.counts(found, wanted, metrics)
-        for found, metrics in zip(predictions, measured, strict=True)
+        data.counts(of_seed, references, seed_metrics)
+        for of_seed, seed_metrics in zip(predictions, metrics, strict=True)
     ]
     record = UtteranceCounts(
         utterances=fingerprint([example.utterance.key for example in examples]),

@@ -6,7 +6,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from statistics import fmean
 from typing import Any, Literal, NamedTuple
 
@@ -20,28 +20,20 @@ from speechft_ray.speech.corpora.base import Corpus, Utterance
 from speechft_ray.speech.encoders.base import Encoder, Shape
 from speechft_ray.speech.features.cache import FeatureCache
 from speechft_ray.speech.features.front_end import SharedFrontEnd
-from speechft_ray.superb.counts import counted
+from speechft_ray.superb.counts import count_test_set
+from speechft_ray.superb.extractor import Advance, Extractor, Features, PrecomputedFeatures
 from speechft_ray.superb.features import (
     IN_MEMORY,
-    Advance,
-    Extractor,
-    Features,
     FeatureStorage,
     OnTheFlyFeatures,
-    PrecomputedFeatures,
     prepare_features,
 )
-from speechft_ray.superb.probe import Schedule, TrainedProbe, predict, references, train_probes
+from speechft_ray.superb.probe import Schedule, TrainedProbe
+from speechft_ray.superb.selection import list_references, predict
+from speechft_ray.superb.setup import build_task_data, make_schedule, select_learning_rates
 from speechft_ray.superb.stacked import train_stacked
-from speechft_ray.superb.tasks.base import (
-    TASKS,
-    Example,
-    Task,
-    TaskData,
-    TrainingFreeTask,
-    check_task_options,
-    select_columns,
-)
+from speechft_ray.superb.tasks.base import TASKS, Example, Task, TaskData, TrainingFreeTask
+from speechft_ray.superb.training import train_probes
 
 Report = Callable[[Mapping[str, float]], None]
 """Called with ``{"done": .., "total": ..}``: utterances encoded and updates made, of all seeds."""
@@ -50,22 +42,16 @@ REPORTS = 200
 """Reports of one evaluation, at most."""
 
 
-GRID = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
-"""Learning rates of ``learning_rate: grid``: SUPERB's authors explored five per encoder and task,
-on a log scale from 1e-1 down (s3prl issues 120 and 498)."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class SharedCaches:
-    """What an evaluation may take from others and leave for them.
-
-    ``cache``: features on disk. ``encoder``: the encoder's fingerprint. ``front_end``: prefix of
-    its front end's parameters and its shape; ``None`` for an encoder without one.
-    """
+    """What an evaluation shares with other evaluations."""
 
     cache: FeatureCache
+    """Features on disk."""
     encoder: str
+    """The encoder's fingerprint."""
     front_end: tuple[str, Shape] | None
+    """Prefix of the front end's parameters, and its shape; ``None`` for an encoder without one."""
 
 
 def evaluate(
@@ -82,63 +68,71 @@ def evaluate(
     """Trains the probes of an evaluation and returns its facts.
 
     ``scores``: a ``Score`` per metric and split, one value per seed, in the metric's unit, at the
-    learning rate with the best mean on dev. ``counts``: what makes those of test
-    (``superb.counts``), to be kept beside the facts. ``details``: what else was measured, such as
-    the layer or the threshold that dev chose. ``seeds``, ``learning_rate`` (the chosen one),
+    learning rate with the best mean on dev. ``counts``: what the metrics of test are made of
+    (``superb.counts``), to be stored beside the facts. ``details``: what else was measured, such as
+    the layer or the threshold that dev selected. ``seeds``, ``learning_rate`` (the selected one),
     ``updates``, ``utterances`` and ``skipped`` recordings by split, ``seconds`` by phase; per seed
     ``best_update`` and ``layer_weights`` (softmax). With several rates, ``grid`` has every rate and
     seed with its metrics. Test is encoded and scored once, by each probe at its best validation on
-    dev; with ``dev_only`` not at all, and dev is the same to the last digit. ``precomputed`` holds means
-    that need not be computed. The encoder is left in eval mode on ``device``.
+    dev; with ``dev_only`` not at all, and dev is the same to the last digit. ``precomputed`` holds
+    means that need not be computed. The encoder is left in eval mode on ``device``.
 
     On a CPU one torch thread is used, since the order of sums, and with it the last digits, depends
     on their number. Raises ``UserError`` for a column, split, label or option that does not fit the
     task.
     """
+    # Build the task on the corpus, and count the work.
     task = TASKS.get(spec.task)
     data = build_task_data(task, spec, corpus)
     schedule, rates = make_schedule(task, spec), select_learning_rates(task, spec)
-    heads = spec.seeds * len(rates) if isinstance(data, TaskData) else 0
-    seen = {
+    probes = spec.seeds * len(rates) if isinstance(data, TaskData) else 0
+    examples = {
         split: items for split, items in data.examples.items() if split != "test" or not dev_only
     }
-    progress = Progress(report, sum(map(len, seen.values())) + heads * spec.updates)
+    progress = Progress(report, sum(map(len, examples.values())) + probes * spec.updates)
+    # Encode, train and score: one outcome per learning rate and seed.
     began = time.perf_counter()
     with one_thread(device):
-        front_ends = make_front_ends(caches, encoder, data.corpus)
-        extract = Extractor(encoder, data.corpus, device, task.pooled, front_ends, precomputed)
+        front_end = make_shared_front_end(caches, encoder, data.corpus)
+        extractor = Extractor(encoder, data.corpus, device, task.pooled, front_end, precomputed)
         storage = make_storage(caches)
         if isinstance(data, TrainingFreeTask):
-            found = _run_training_free(data, extract, seen, spec.seeds, progress.advance, storage)
-        else:
-            found = _train_and_test(
-                data, extract, seen, schedule, rates, spec.seeds, progress.advance, storage
+            outcomes = _run_training_free(
+                data, extractor, examples, spec.seeds, progress.advance, storage
             )
-    seconds = {"features": extract.seconds, "probe": time.perf_counter() - began - extract.seconds}
-    chosen = _best_rate(schedule.metric, found.dev, spec.seeds)
-    mine = slice(chosen * spec.seeds, (chosen + 1) * spec.seeds)
+        else:
+            outcomes = _train_and_test(
+                data, extractor, examples, schedule, rates, spec.seeds, progress.advance, storage
+            )
+    feature_seconds = extractor.seconds
+    seconds = {
+        "features": feature_seconds,
+        "probe": time.perf_counter() - began - feature_seconds,
+    }
+    # Select the learning rate on dev; the facts are those of its seeds.
+    selected = _select_rate(schedule.metric, outcomes.dev, spec.seeds)
+    seeds = slice(selected * spec.seeds, (selected + 1) * spec.seeds)
+    dev, test, trained = outcomes.dev[seeds], outcomes.test[seeds], outcomes.trained[seeds]
     facts: dict[str, JsonValue] = {
-        "scores": _scores(task, found.dev[mine], found.test[mine]),
-        "counts": counted(data, found.predictions[mine], found.test[mine]),
-        "details": _details(task, found.dev[mine], found.test[mine]),
+        "scores": _make_scores(task, dev, test),
+        "counts": count_test_set(data, outcomes.predictions[seeds], test),
+        "details": _collect_details(task, dev, test),
         "seeds": spec.seeds,
-        "learning_rate": rates[chosen],
+        "learning_rate": rates[selected],
         "updates": spec.updates,
-        "best_update": [each.best_update for each in found.trained[mine]],
-        "layer_weights": [_layer_weights(each) for each in found.trained[mine]],
-        "utterances": {split: _utterance_count(data, split) for split in seen},
+        "best_update": [each.best_update for each in trained],
+        "layer_weights": [_layer_weights(each) for each in trained],
+        "utterances": {split: _count_utterances(data, split) for split in examples},
         "skipped": dict(corpus.skipped),
         "seconds": {phase: round(value, 3) for phase, value in seconds.items()},
     }
-    return (
-        facts
-        if len(rates) == 1 or not found.trained
-        else {**facts, "grid": _grid(rates, spec.seeds, found)}
-    )
+    if len(rates) > 1 and outcomes.trained:
+        facts["grid"] = _make_grid(rates, spec.seeds, outcomes)
+    return facts
 
 
-class _Found(NamedTuple):
-    """What an evaluation measured, rate by rate and seed by seed; ``trained`` and ``predictions``,
+class _Outcomes(NamedTuple):
+    """What an evaluation measured, rate by rate and seed by seed. ``trained`` and ``predictions``,
     those on test, are empty for a task without training."""
 
     trained: Sequence[TrainedProbe]
@@ -149,83 +143,76 @@ class _Found(NamedTuple):
 
 def _train_and_test(
     data: TaskData,
-    extract: Extractor,
-    seen: Mapping[str, Sequence[Example]],
+    extractor: Extractor,
+    examples: Mapping[str, Sequence[Example]],
     schedule: Schedule,
     rates: Sequence[float],
     seeds: int,
     advance: Advance,
     storage: FeatureStorage,
-) -> _Found:
-    utterances = _utterances(seen)
-    kept = prepare_features(
-        extract, {split: utterances[split] for split in ("train", "dev")}, advance, storage
-    )
+) -> _Outcomes:
+    # Encode train and dev.
+    utterances = _list_utterances(examples)
+    splits = {split: utterances[split] for split in ("train", "dev")}
+    features = prepare_features(extractor, splits, advance, storage)
+    train, dev = features["train"], features["dev"]
+    # Train a probe for every rate and seed: stacked if the head allows it.
     if data.pooled_head is not None:
-        by_rate = train_stacked(data, kept["train"], kept["dev"], schedule, rates, seeds, advance)
-        trained = [one for of_rate in by_rate for one in of_rate]
+        by_rate = train_stacked(data, train, dev, schedule, rates, seeds, advance)
+        trained = [probe for of_rate in by_rate for probe in of_rate]
     else:
-        kinds = [(rate, seed) for rate in rates for seed in range(seeds)]
-        trained = train_probes(data, kept["train"], kept["dev"], schedule, kinds, 0, advance)
-    if "test" not in seen:
-        return _Found(trained, [each.dev for each in trained], [])
-    with _test_features(extract, utterances["test"], advance, storage) as (unseen, tell):
-        tested = predict(data, [each.probe for each in trained], unseen, tell)
-    wanted = {split: references(data, split) for split in ("dev", "test")}
-    test = [
-        data.compute_test_metrics(each.dev_predictions, wanted["dev"], found, wanted["test"])
-        for each, found in zip(trained, tested, strict=True)
+        rates_and_seeds = [(rate, seed) for rate in rates for seed in range(seeds)]
+        trained = train_probes(data, train, dev, schedule, rates_and_seeds, 0, advance)
+    dev_metrics = [each.dev for each in trained]
+    if "test" not in examples:
+        return _Outcomes(trained, dev_metrics, [])
+    # Score all probes on test, which is encoded once for all of them.
+    with _test_features(extractor, utterances["test"], advance, storage) as (test, advance_test):
+        predictions = predict(data, [each.probe for each in trained], test, advance_test)
+    dev_references, references = list_references(data, "dev"), list_references(data, "test")
+    test_metrics = [
+        data.compute_test_metrics(each.dev_predictions, dev_references, of_probe, references)
+        for each, of_probe in zip(trained, predictions, strict=True)
     ]
-    return _Found(trained, [each.dev for each in trained], test, tested)
+    return _Outcomes(trained, dev_metrics, test_metrics, predictions)
 
 
-def select_learning_rates(task: Task, spec: EvalSpec) -> list[float]:
-    """Returns the learning rates to train with, each once."""
-    given = spec.learning_rate
-    if given is None:
-        return [task.learning_rate]
-    return list(
-        dict.fromkeys(
-            GRID if given == "grid" else given if isinstance(given, tuple) else [float(given)]
-        )
-    )
-
-
-def _best_rate(metric: str, dev: Sequence[Mapping[str, float]], seeds: int) -> int:
-    """Returns the place of the rate with the best mean over seeds on dev, the first of equals."""
+def _select_rate(metric: str, dev: Sequence[Mapping[str, float]], seeds: int) -> int:
+    """Returns the index of the rate with the best mean over seeds on dev, the first of equals."""
     means = [
-        fmean(found[metric] for found in dev[start : start + seeds])
+        fmean(metrics[metric] for metrics in dev[start : start + seeds])
         for start in range(0, len(dev), seeds)
     ]
     best = 0
-    for place, value in enumerate(means):
+    for index, value in enumerate(means):
         if is_better(metric, value, means[best]):
-            best = place
+            best = index
     return best
 
 
-def _grid(rates: Sequence[float], seeds: int, found: _Found) -> list[JsonValue]:
+def _make_grid(rates: Sequence[float], seeds: int, outcomes: _Outcomes) -> list[JsonValue]:
     return [
         {
-            "learning_rate": rates[place // seeds],
-            "seed": place % seeds,
-            "best_update": one.best_update,
+            "learning_rate": rates[index // seeds],
+            "seed": index % seeds,
+            "best_update": probe.best_update,
             "dev": dict(dev),
-            "test": dict(found.test[place]) if found.test else None,
+            "test": dict(outcomes.test[index]) if outcomes.test else None,
         }
-        for place, (one, dev) in enumerate(zip(found.trained, found.dev, strict=True))
+        for index, (probe, dev) in enumerate(zip(outcomes.trained, outcomes.dev, strict=True))
     ]
 
 
 def make_storage(caches: SharedCaches | None) -> FeatureStorage:
-    """Where features may lie."""
+    """Returns where features may be stored."""
     return FeatureStorage(cache=caches.cache, encoder=caches.encoder) if caches else IN_MEMORY
 
 
-def make_front_ends(
+def make_shared_front_end(
     caches: SharedCaches | None, encoder: Encoder, corpus: Corpus
 ) -> SharedFrontEnd | None:
-    """The front end that an encoder shares with others on a corpus, where it has one."""
+    """Returns the front end that an encoder shares with others on a corpus; ``None`` for an encoder
+    without one."""
     if caches is None or caches.front_end is None:
         return None
     prefix, shape = caches.front_end
@@ -234,83 +221,47 @@ def make_front_ends(
 
 def _run_training_free(
     data: TrainingFreeTask,
-    extract: Extractor,
-    seen: Mapping[str, Sequence[Example]],
+    extractor: Extractor,
+    examples: Mapping[str, Sequence[Example]],
     seeds: int,
     advance: Advance,
     storage: FeatureStorage,
-) -> _Found:
-    """Searches once; every seed gets the same numbers, since nothing is drawn."""
-    found = data.predict(prepare_features(extract, _utterances(seen), advance, storage))
-    wanted = {
-        split: [example.reference for example in examples] for split, examples in seen.items()
-    }
-    dev = data.measure(found["dev"], wanted["dev"])
-    if "test" not in seen:
-        return _Found((), [dev] * seeds, [])
-    test = data.measure_test(found["dev"], wanted["dev"], found["test"], wanted["test"])
-    return _Found((), [dev] * seeds, [test] * seeds)
-
-
-def _utterances(seen: Mapping[str, Sequence[Example]]) -> dict[str, list[Utterance]]:
-    return {split: [example.utterance for example in examples] for split, examples in seen.items()}
-
-
-def build_task_data(task: Task, spec: EvalSpec, corpus: Corpus) -> TaskData | TrainingFreeTask:
-    """Poses the task of an evaluation on its corpus. Raises ``UserError`` for whatever does not
-    fit.
-
-    Tasks that draw windows get the examples of each split with the longest targets first.
-    """
-    options = check_task_options(task, spec.options)
-    columns = select_columns(task, spec.column, corpus)
-    data = task.build(corpus, columns, options)
-    if task.sampling != "windows":
-        return data
-    longest_first = {
-        split: sorted(examples, key=lambda example: -len(example.target))
-        for split, examples in data.examples.items()
-    }
-    return replace(data, examples=longest_first)
-
-
-def make_schedule(task: Task, spec: EvalSpec) -> Schedule:
-    """Returns how the probe is trained: what the spec says, else the task's own.
-
-    A batch size of the spec is one batch; the task's own may come in several parts. Of several
-    rates, it has the first.
-    """
-    return Schedule(
-        updates=spec.updates,
-        validate_every_updates=spec.validate_every_updates or max(1, spec.updates // 10),
-        learning_rate=select_learning_rates(task, spec)[0],
-        batch_size=spec.batch_size or task.batch_size // task.accumulate,
-        clip_norm=task.clip_norm,
-        sampling=task.sampling,
-        metric=task.metrics[0],
-        accumulate=1 if spec.batch_size else task.accumulate,
-        weight_decay=task.weight_decay,
+) -> _Outcomes:
+    """Predicts once; every seed gets the same numbers, since nothing is random."""
+    features = prepare_features(extractor, _list_utterances(examples), advance, storage)
+    predictions = data.predict(features)
+    references = {split: [item.reference for item in items] for split, items in examples.items()}
+    dev = data.measure(predictions["dev"], references["dev"])
+    if "test" not in examples:
+        return _Outcomes((), [dev] * seeds, [])
+    test = data.measure_test(
+        predictions["dev"], references["dev"], predictions["test"], references["test"]
     )
+    return _Outcomes((), [dev] * seeds, [test] * seeds)
+
+
+def _list_utterances(examples: Mapping[str, Sequence[Example]]) -> dict[str, list[Utterance]]:
+    return {split: [example.utterance for example in items] for split, items in examples.items()}
 
 
 class Progress:
-    """Counts work done and reports it, at most ``REPORTS`` times: a report may travel to another
-    machine."""
+    """Counts finished work and reports it, at most ``REPORTS`` times: a report may be sent to
+    another machine."""
 
     def __init__(self, report: Report, total: int) -> None:
-        self.report, self.total, self.done, self.told = report, total, 0, 0
+        self.report, self.total, self.done, self.last_reported = report, total, 0, 0
 
     def advance(self, count: int) -> None:
         """Adds finished work."""
         self.done += count
-        if self.done == self.total or self.done - self.told >= self.total / REPORTS:
-            self.told = self.done
+        if self.done == self.total or self.done - self.last_reported >= self.total / REPORTS:
+            self.last_reported = self.done
             self.report({"done": self.done, "total": self.total})
 
 
 @contextmanager
 def one_thread(device: torch.device) -> Iterator[None]:
-    """Lets torch use one thread inside, when the device is a CPU."""
+    """Limits torch to one thread inside, when the device is a CPU."""
     before = torch.get_num_threads()
     if device.type == "cpu":
         torch.set_num_threads(1)
@@ -320,57 +271,59 @@ def one_thread(device: torch.device) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _scores(
+def _make_scores(
     task: Task, dev: Sequence[Mapping[str, float]], test: Sequence[Mapping[str, float]]
 ) -> list[JsonValue]:
-    measured: tuple[tuple[Literal["dev", "test"], Sequence[Mapping[str, float]]], ...] = (
+    splits: tuple[tuple[Literal["dev", "test"], Sequence[Mapping[str, float]]], ...] = (
         ("dev", dev),
         ("test", test),
     )
     return [
         Score(
-            metric=metric, split=split, values=tuple(found[metric] for found in values)
+            metric=metric, split=split, values=tuple(of_seed[metric] for of_seed in seeds)
         ).model_dump(mode="json")
         for metric in task.metrics
-        for split, values in measured
-        if values
+        for split, seeds in splits
+        if seeds
     ]
 
 
-def _utterance_count(data: TaskData | TrainingFreeTask, split: str) -> int:
+def _count_utterances(data: TaskData | TrainingFreeTask, split: str) -> int:
     groups = data.alternatives if split == "train" and isinstance(data, TaskData) else None
     return len(data.examples[split] if groups is None else groups)
 
 
-def _details(
+def _collect_details(
     task: Task, dev: Sequence[Mapping[str, float]], test: Sequence[Mapping[str, float]]
 ) -> dict[str, JsonValue]:
-    """What was measured beside the task's metrics, by split and name, one value per seed."""
+    """Returns what was measured beside the task's metrics, by split and name, one value per
+    seed."""
     return {
         split: {
-            name: [found[name] for found in values]
-            for name in values[0]
+            name: [of_seed[name] for of_seed in seeds]
+            for name in seeds[0]
             if name not in task.metrics
         }
-        for split, values in (("dev", dev), ("test", test))
-        if values
+        for split, seeds in (("dev", dev), ("test", test))
+        if seeds
     }
 
 
 @contextmanager
 def _test_features(
-    extract: Extractor, utterances: Sequence[Utterance], advance: Advance, storage: FeatureStorage
+    extractor: Extractor,
+    utterances: Sequence[Utterance],
+    advance: Advance,
+    storage: FeatureStorage,
 ) -> Iterator[tuple[Features, Advance]]:
-    """The test split, encoded once: means all at once, frame states while they are scored, so that
-    memory stays small."""
-    if extract.pooled:
-        yield (
-            prepare_features(extract, {"test": utterances}, advance, storage)["test"],
-            lambda _: None,
-        )
+    """Yields the features of test and the ``Advance`` of its scoring. Means are encoded all at
+    once, frame states while they are scored, so that memory stays small."""
+    if extractor.pooled:
+        features = prepare_features(extractor, {"test": utterances}, advance, storage)
+        yield features["test"], lambda _: None
     else:
-        with extract.share_front_end(utterances) as within:
-            yield OnTheFlyFeatures(extract, utterances, within), advance
+        with extractor.share_front_end(utterances) as within:
+            yield OnTheFlyFeatures(extractor, utterances, within), advance
 
 
 def _layer_weights(trained: TrainedProbe) -> list[JsonValue]:

@@ -1,5 +1,5 @@
-"""One evaluation on several folds of a corpus: each by itself, then the mean (SUPERB's ER on five
-sessions)."""
+"""One evaluation on several folds of a corpus: each fold by itself, then the mean (SUPERB's ER on
+five sessions)."""
 
 from __future__ import annotations
 
@@ -20,11 +20,12 @@ from speechft_ray.superb.evaluate import (
     Report,
     SharedCaches,
     evaluate,
-    make_front_ends,
+    make_shared_front_end,
     make_storage,
     one_thread,
 )
-from speechft_ray.superb.features import Extractor, PrecomputedFeatures, prepare_features
+from speechft_ray.superb.extractor import Extractor, PrecomputedFeatures
+from speechft_ray.superb.features import prepare_features
 from speechft_ray.superb.tasks.base import TASKS
 
 
@@ -45,37 +46,33 @@ def evaluate_folds(
     """
     if len(corpora) == 1:
         return evaluate(spec, encoder, corpora[0], device, report, caches=caches, dev_only=dev_only)
+    splits = ("train", "dev") if dev_only else SPLITS
+    precomputed = _precompute_means(spec, encoder, corpora, device, caches, splits)
     folds: list[dict[str, JsonValue]] = []
     counts: list[JsonValue] = []
-    precomputed = _heard(
-        spec, encoder, corpora, device, caches, ("train", "dev") if dev_only else SPLITS
-    )
     for corpus in corpora:
-        told = _part(report, len(folds), len(corpora))
         facts = evaluate(
             spec,
             encoder,
             corpus,
             device,
-            told,
+            _make_fold_report(report, len(folds), len(corpora)),
             caches=caches,
             dev_only=dev_only,
             precomputed=precomputed,
         )
         counts += cast("list[JsonValue]", facts.pop("counts"))
         folds.append(facts)
+    scores = average_scores([read_scores(facts) for facts in folds])
     return {
-        "scores": [
-            score.model_dump(mode="json")
-            for score in mean_scores([read_scores(facts) for facts in folds])
-        ],
+        "scores": [score.model_dump(mode="json") for score in scores],
         "counts": counts,
         **{name: folds[0][name] for name in ("seeds", "learning_rate", "updates")},
         "folds": [dict(facts) for facts in folds],
     }
 
 
-def _heard(
+def _precompute_means(
     spec: EvalSpec,
     encoder: Encoder,
     corpora: Sequence[Corpus],
@@ -83,17 +80,18 @@ def _heard(
     caches: SharedCaches | None,
     splits: Sequence[str],
 ) -> PrecomputedFeatures | None:
-    """Encodes every recording of all folds once, for a task that needs means alone; ``None`` where
-    contents are not known."""
+    """Encodes every recording of all folds once, for a task that needs only means; ``None`` where a
+    corpus has no ``audio_ids``."""
     if not TASKS.get(spec.task).pooled or not all(corpus.audio_ids for corpus in corpora):
         return None
+    # One corpus of all recordings: the folds list the same ones, in different splits.
     owners = {
         corpus.audio_ids[utterance.key]: (corpus, utterance)
         for corpus in corpora
         for utterance in corpus.utterances
         if utterance.split in splits
     }
-    places = {content: place for place, content in enumerate(sorted(owners))}
+    indices = {audio_id: index for index, audio_id in enumerate(sorted(owners))}
 
     def read(utterance: Utterance) -> np.ndarray:
         corpus, own = owners[utterance.key]
@@ -101,40 +99,37 @@ def _heard(
 
     union = Corpus(
         name=corpora[0].name,
-        fingerprint=fingerprint({"recordings": list(places)}),
+        fingerprint=fingerprint({"recordings": list(indices)}),
         utterances=[
             Utterance(key=name, split="train", samples=owners[name][1].samples, labels={})
-            for name in places
+            for name in indices
         ],
         read=read,
     )
     with one_thread(device):
-        extract = Extractor(encoder, union, device, True, make_front_ends(caches, encoder, union))
-        found = prepare_features(
-            extract, {"train": union.utterances}, lambda count: None, make_storage(caches)
+        front_end = make_shared_front_end(caches, encoder, union)
+        extractor = Extractor(encoder, union, device, True, front_end)
+        features = prepare_features(
+            extractor, {"train": union.utterances}, lambda count: None, make_storage(caches)
         )
-    return PrecomputedFeatures(found["train"], places)
+    return PrecomputedFeatures(features["train"], indices)
 
 
-def mean_scores(folds: Sequence[Sequence[Score]]) -> list[Score]:
+def average_scores(folds: Sequence[Sequence[Score]]) -> list[Score]:
     """Returns each metric and split with its values averaged over folds, seed by seed."""
-    return [
-        alike[0].model_copy(
-            update={
-                "values": tuple(
-                    map(statistics.fmean, zip(*(score.values for score in alike), strict=True))
-                )
-            }
-        )
-        for alike in zip(*folds, strict=True)
-    ]
+    averages = []
+    for of_folds in zip(*folds, strict=True):
+        by_seed = zip(*(score.values for score in of_folds), strict=True)
+        values = tuple(map(statistics.fmean, by_seed))
+        averages.append(of_folds[0].model_copy(update={"values": values}))
+    return averages
 
 
-def _part(report: Report, index: int, count: int) -> Report:
-    """Reports the work of one fold as a part of all; folds are taken to be of one size until they
-    begin."""
+def _make_fold_report(report: Report, index: int, count: int) -> Report:
+    """Returns a report of one fold's work as a part of all; every fold counts as large as the one
+    that reports."""
 
-    def told(values: Mapping[str, float]) -> None:
+    def report_fold(values: Mapping[str, float]) -> None:
         report({"done": index * values["total"] + values["done"], "total": count * values["total"]})
 
-    return told
+    return report_fold

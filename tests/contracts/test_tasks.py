@@ -1,4 +1,4 @@
-"""What every registered SUPERB task keeps, on a corpus that has all label columns."""
+"""The contract of every registered task, on a corpus that has all label columns."""
 
 from __future__ import annotations
 
@@ -15,20 +15,21 @@ from speechft_ray.core.metrics import METRICS
 from speechft_ray.core.records import read_scores
 from speechft_ray.core.specs import CorpusSpec, EvalSpec
 from speechft_ray.speech.corpora.base import Corpus
-from speechft_ray.superb.evaluate import build_task_data, evaluate
+from speechft_ray.superb.evaluate import evaluate
+from speechft_ray.superb.setup import build_task_data
 from speechft_ray.superb.tasks.base import TASKS, TaskData, list_allowed_tasks
 from tests.superb.toy_models import ToyEncoder, toy_corpus
 
 COUNTS = {"train": 12, "dev": 6, "test": 6}
 SMALL = {"projection": 8, "lstm_hidden": 4, "width": 8, "pooled_width": 12, "hidden": 4}
-"""Tests have no time for heads of full width; tasks without these options do not get them."""
+"""Narrow heads, for speed; tasks without these options do not get them."""
 
 each_task = pytest.mark.parametrize("name", TASKS.names())
 
 
-def spec_of(name: str, **changed: Any) -> EvalSpec:
+def spec_of(name: str, **fields: Any) -> EvalSpec:
     task = TASKS.get(name)
-    options = {
+    options: dict[str, Any] = {
         option: value for option, value in SMALL.items() if option in task.options.model_fields
     }
     column = None if task.columns else "speaker"
@@ -37,7 +38,7 @@ def spec_of(name: str, **changed: Any) -> EvalSpec:
         corpus=CorpusSpec(),
         column=column,
         options=options,
-        **{"updates": 4, "batch_size": 4, **changed},
+        **{"updates": 4, "batch_size": 4, **fields},
     )
 
 
@@ -49,10 +50,11 @@ def facts_of(name: str, corpus: Corpus) -> dict[str, Any]:
 
 
 @each_task
-def test_its_row_is_sound(name: str) -> None:
+def test_its_row_is_valid(name: str) -> None:
     task = TASKS.get(name)
     assert task.name == name
     assert task.metrics and all(METRICS[metric].task == name for metric in task.metrics)
+    assert task.version >= 1
     assert task.learning_rate > 0 and task.batch_size >= 1 and task.clip_norm > 0
     assert task.options().model_dump().keys() == task.options.model_fields.keys()
     with pytest.raises(FrozenInstanceError):
@@ -63,14 +65,14 @@ def test_its_row_is_sound(name: str) -> None:
 def test_it_scores_every_metric_on_both_splits_for_every_seed(name: str) -> None:
     facts = facts_of(name, toy_corpus(COUNTS))
     assert json.loads(json.dumps(facts, allow_nan=False)) == facts
-    found = {(score.metric, score.split): score.values for score in read_scores(facts)}
-    assert set(found) == {
+    values_of = {(score.metric, score.split): score.values for score in read_scores(facts)}
+    assert set(values_of) == {
         (metric, split) for metric in TASKS.get(name).metrics for split in ("dev", "test")
     }
-    assert all(len(values) == 2 and min(values) >= 0.0 for values in found.values())
+    assert all(len(values) == 2 and min(values) >= 0.0 for values in values_of.values())
     assert all(
         value <= 100.0
-        for (metric, _), values in found.items()
+        for (metric, _), values in values_of.items()
         if METRICS[metric].higher_is_better
         for value in values
     )
@@ -81,8 +83,8 @@ def test_it_is_repeatable(name: str) -> None:
     assert facts_of(name, toy_corpus(COUNTS)) == facts_of(name, toy_corpus(COUNTS))
 
 
-def right_answers(name: str, references: Sequence[Any], corpus: Corpus) -> list[Any]:
-    """What a perfect probe would answer; for most tasks the references themselves."""
+def perfect_predictions(name: str, references: Sequence[Any], corpus: Corpus) -> list[Any]:
+    """Returns the predictions of a perfect probe; for most tasks the references themselves."""
     if name == "asv":
         speakers = {
             utterance.key: int(utterance.labels["speaker"][1:]) for utterance in corpus.utterances
@@ -96,11 +98,11 @@ def right_answers(name: str, references: Sequence[Any], corpus: Corpus) -> list[
 
 
 @each_task
-def test_right_answers_are_perfect_and_its_metrics_know_their_direction(name: str) -> None:
+def test_right_predictions_are_perfect_and_its_metrics_know_their_direction(name: str) -> None:
     corpus = toy_corpus(COUNTS)
     data = build_task_data(TASKS.get(name), spec_of(name), corpus)
     references = [example.reference for example in data.examples["test"]]
-    right = right_answers(name, references, corpus)
+    right = perfect_predictions(name, references, corpus)
     perfect = data.measure(right, references)
     shifted = data.measure([*right[1:], right[0]], references)
     best = {"percent": 100.0, "value": 1.0}
@@ -112,13 +114,11 @@ def test_right_answers_are_perfect_and_its_metrics_know_their_direction(name: st
 
 
 @each_task
-def test_its_counts_make_its_metrics(name: str) -> None:
+def test_its_counts_add_up_to_its_metrics(name: str) -> None:
     corpus = toy_corpus(COUNTS)
     data = build_task_data(TASKS.get(name), spec_of(name), corpus)
-    if name in (
-        "asv",
-        "qbe",
-    ):  # the best threshold over all trials or queries is no sum over utterances
+    if name in ("asv", "qbe"):
+        # The best threshold over all trials or queries is no sum over utterances.
         assert getattr(data, "counts", None) is None
         return
     assert isinstance(data, TaskData) and data.counts is not None
@@ -126,7 +126,7 @@ def test_its_counts_make_its_metrics(name: str) -> None:
         split: [example.reference for example in data.examples[split]] for split in ("dev", "test")
     }
     predictions = {
-        split: right_answers(name, [*items[1:], items[0]], corpus)
+        split: perfect_predictions(name, [*items[1:], items[0]], corpus)
         for split, items in references.items()
     }
     metrics = data.compute_test_metrics(
@@ -163,7 +163,7 @@ def test_its_loss_reaches_the_whole_head(name: str) -> None:
     frames = torch.tensor([40, 33, 37])
     logits = head(torch.randn(3, 40, 5), frames)
     loss = data.loss(logits, frames, [example.target for example in data.examples["train"][:3]])
-    loss.backward()
+    loss.backward()  # type: ignore[no-untyped-call]
     assert loss.ndim == 0 and loss.isfinite()
     assert all(
         parameter.grad is not None and parameter.grad.abs().sum() > 0

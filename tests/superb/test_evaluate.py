@@ -1,4 +1,4 @@
-"""Whole evaluations on tones: what can be heard is learned, what cannot is not."""
+"""Whole evaluations on tones: probes learn what the audio contains and nothing else."""
 
 from __future__ import annotations
 
@@ -22,9 +22,10 @@ SMALL: dict[str, Any] = {"projection": 32, "lstm_layers": 1, "lstm_hidden": 32, 
 
 
 def facts_of(
-    corpus: Any = None, encoder: Any = None, report: Any = None, **spec: Any
+    corpus: Any = None, encoder: Any = None, report: Any = None, **fields: Any
 ) -> dict[str, Any]:
-    spec = EvalSpec(corpus=CorpusSpec(), **spec)
+    """Evaluates on tones and returns the facts."""
+    spec = EvalSpec(corpus=CorpusSpec(), **fields)
     return evaluate(
         spec, encoder or ToyEncoder(), corpus or toy_corpus(), CPU, report or (lambda counts: None)
     )
@@ -35,21 +36,21 @@ def on_test(facts: dict[str, Any]) -> dict[str, tuple[float, ...]]:
 
 
 @pytest.mark.parametrize("task", ["sid", "er", "ks", "ic"])
-def test_tones_are_told_apart(task: str) -> None:
-    found = on_test(facts_of(task=task, updates=60, learning_rate=1e-2, batch_size=16, seeds=2))
-    assert all(value >= 95.0 for value in found[f"{task}.accuracy"])
+def test_tones_are_classified(task: str) -> None:
+    scores = on_test(facts_of(task=task, updates=60, learning_rate=1e-2, batch_size=16, seeds=2))
+    assert all(value >= 95.0 for value in scores[f"{task}.accuracy"])
 
 
 def test_tone_sequences_are_transcribed() -> None:
     assert max(on_test(facts_of(task="pr", updates=150, batch_size=8, seeds=2))["pr.per"]) < 15.0
 
 
-def test_slots_are_found_and_their_values_heard() -> None:
-    found = on_test(
+def test_slots_and_their_values_are_transcribed() -> None:
+    scores = on_test(
         facts_of(task="sf", updates=300, learning_rate=1e-2, batch_size=8, options=SMALL)
     )
-    assert found["sf.slot_type_f1"][0] > 90.0
-    assert found["sf.slot_value_cer"][0] < 60.0
+    assert scores["sf.slot_type_f1"][0] > 90.0
+    assert scores["sf.slot_value_cer"][0] < 60.0
 
 
 def test_labels_without_cause_stay_at_chance() -> None:
@@ -206,12 +207,13 @@ def test_a_cache_changes_no_number_and_spares_the_encoder(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("task", ["sid", "pr"])
 def test_dev_alone_is_the_same_dev_and_never_touches_test(task: str) -> None:
-    """What a search sees: no test utterance is read, and the dev metrics are those of the full
+    """As in a search: no test utterance is read, and the dev metrics are those of the full
     evaluation."""
 
-    class Watched:
+    class RecordingCorpus:
         def __init__(self) -> None:
-            self.corpus, self.read_keys = toy_corpus(), set()
+            self.corpus = toy_corpus()
+            self.read_keys: set[str] = set()
 
         def __getattr__(self, name: str) -> Any:
             return getattr(self.corpus, name)
@@ -221,7 +223,7 @@ def test_dev_alone_is_the_same_dev_and_never_touches_test(task: str) -> None:
             return self.corpus.read(utterance)
 
     corpus, spec = (
-        Watched(),
+        RecordingCorpus(),
         EvalSpec(task=task, corpus=CorpusSpec(), updates=20, batch_size=8, seeds=2),
     )
     facts = evaluate(spec, ToyEncoder(), corpus, CPU, lambda counts: None, dev_only=True)  # type: ignore[arg-type]

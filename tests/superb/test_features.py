@@ -1,7 +1,8 @@
-"""Features: normalised, independent of company and order, kept within a budget."""
+"""Features: normalised, independent of batch and order, stored within a budget."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,8 @@ from speechft_ray.core.errors import UserError
 from speechft_ray.speech.corpora.base import Corpus, Utterance
 from speechft_ray.speech.encoders.base import HiddenStates
 from speechft_ray.speech.features.cache import FeatureCache
+from speechft_ray.superb.extractor import Extractor
 from speechft_ray.superb.features import (
-    Extractor,
     FeatureStorage,
     InMemoryFeatures,
     OnTheFlyFeatures,
@@ -30,18 +31,19 @@ def extractor(pooled: bool = False, **corpus: Any) -> Extractor:
     return Extractor(ToyEncoder(), toy_corpus({"train": 9, "dev": 5}, **corpus), CPU, pooled)
 
 
-def normalised_by_numpy(utterance: Utterance) -> np.ndarray:
+def normalise_with_numpy(utterance: Utterance) -> np.ndarray:
     encoder, corpus = ToyEncoder(), toy_corpus({"train": 9, "dev": 5})
-    found: HiddenStates = encoder.hidden_states([torch.from_numpy(corpus.read(utterance))])
-    values = torch.stack(found.states)[:, 0].detach().double().numpy()
+    encoded = encoder.hidden_states([torch.from_numpy(corpus.read(utterance))])
+    values = torch.stack(encoded.states)[:, 0].detach().double().numpy()
     centred = values - values.mean(axis=-1, keepdims=True)
-    return centred / np.sqrt((centred**2).mean(axis=-1, keepdims=True) + 1e-5)
+    normalised: np.ndarray = centred / np.sqrt((centred**2).mean(axis=-1, keepdims=True) + 1e-5)
+    return normalised
 
 
 def test_states_are_layer_normalised_and_pooling_averages_the_normalised_frames() -> None:
     frames, means = extractor(pooled=False), extractor(pooled=True)
     utterance = frames.corpus.utterances[3]
-    expected = normalised_by_numpy(utterance)
+    expected = normalise_with_numpy(utterance)
     np.testing.assert_allclose(
         frames([utterance])[0].numpy(), expected, rtol=2**-11, atol=1e-5
     )  # float16 has 11 bits
@@ -52,7 +54,7 @@ def test_states_are_layer_normalised_and_pooling_averages_the_normalised_frames(
 
 def test_padding_frames_of_an_encoder_are_cut_off() -> None:
     class Padding(ToyEncoder):
-        def hidden_states(self, waves):
+        def hidden_states(self, waves: Sequence[torch.Tensor]) -> HiddenStates:
             states, frames = super().hidden_states(waves)
             return HiddenStates(states, frames - 2)
 
@@ -63,122 +65,124 @@ def test_padding_frames_of_an_encoder_are_cut_off() -> None:
 
 
 def test_encoding_is_frozen_and_one_by_one() -> None:
-    extract = extractor()
-    extract.encoder.module().train()
-    extract = Extractor(extract.encoder, extract.corpus, CPU, False)
-    kept = InMemoryFeatures.of(extract, extract.corpus.split("train"), lambda count: None)
-    assert not extract.encoder.module().training
-    assert not kept.states.requires_grad
-    assert extract.encoder.calls == [1] * 9
+    encoder, corpus = ToyEncoder(), toy_corpus({"train": 9, "dev": 5})
+    encoder.train()
+    extract = Extractor(encoder, corpus, CPU, False)
+    stored = InMemoryFeatures.encode(extract, extract.corpus.split("train"), lambda count: None)
+    assert not encoder.training
+    assert not stored.states.requires_grad
+    assert encoder.calls == [1] * 9
     assert extract.seconds > 0
 
 
 @pytest.mark.parametrize("pooled", [True, False])
-def test_order_and_company_change_no_bit(pooled: bool) -> None:
+def test_order_and_batch_change_no_bit(pooled: bool) -> None:
     extract = extractor(pooled)
     utterances = extract.corpus.split("train")
-    kept = InMemoryFeatures.of(extract, utterances, lambda count: None)
-    backwards = InMemoryFeatures.of(extract, utterances[::-1], lambda count: None)
-    anew = OnTheFlyFeatures(extract, utterances)
-    for place, utterance in enumerate(utterances):
+    stored = InMemoryFeatures.encode(extract, utterances, lambda count: None)
+    reverse = InMemoryFeatures.encode(extract, utterances[::-1], lambda count: None)
+    recomputed = OnTheFlyFeatures(extract, utterances)
+    for index, utterance in enumerate(utterances):
         alone = extract([utterance])[0]
-        for source, position in (
-            (kept, place),
-            (backwards, len(utterances) - 1 - place),
-            (anew, place),
+        for features, position in (
+            (stored, index),
+            (reverse, len(utterances) - 1 - index),
+            (recomputed, index),
         ):
-            batch = source.batch(slice(position, position + 1))
+            batch = features.batch(slice(position, position + 1))
             assert torch.equal(batch.states, alone.float())
             assert batch.frames.tolist() == [alone.shape[1]]
 
 
 @pytest.mark.parametrize("pooled", [True, False])
-@pytest.mark.parametrize("chosen", [slice(2, 6), torch.tensor([4, 0, 0, 8])])
-def test_kept_and_reencoded_features_are_the_same(
-    pooled: bool, chosen: slice | torch.Tensor
+@pytest.mark.parametrize("indices", [slice(2, 6), torch.tensor([4, 0, 0, 8])])
+def test_stored_and_recomputed_features_are_the_same(
+    pooled: bool, indices: slice | torch.Tensor
 ) -> None:
     extract = extractor(pooled)
     utterances = extract.corpus.split("train")
-    kept, anew = (
-        InMemoryFeatures.of(extract, utterances, lambda count: None).batch(chosen),
-        OnTheFlyFeatures(extract, utterances).batch(chosen),
+    stored, recomputed = (
+        InMemoryFeatures.encode(extract, utterances, lambda count: None).batch(indices),
+        OnTheFlyFeatures(extract, utterances).batch(indices),
     )
-    assert torch.equal(kept.states, anew.states)
-    assert torch.equal(kept.frames, anew.frames)
-    assert kept.states.shape == (STATE_COUNT, int(kept.frames.sum()), DIM)
+    assert torch.equal(stored.states, recomputed.states)
+    assert torch.equal(stored.frames, recomputed.frames)
+    assert stored.states.shape == (STATE_COUNT, int(stored.frames.sum()), DIM)
 
 
-def test_a_window_of_kept_means_is_a_view() -> None:
+def test_a_window_of_stored_means_is_a_view() -> None:
     extract = extractor(pooled=True)
-    kept = InMemoryFeatures.of(extract, extract.corpus.split("train"), lambda count: None)
-    window = kept.batch(slice(1, 4)).states
-    assert window.untyped_storage().data_ptr() == kept.states.untyped_storage().data_ptr()
+    stored = InMemoryFeatures.encode(extract, extract.corpus.split("train"), lambda count: None)
+    window = stored.batch(slice(1, 4)).states
+    assert window.untyped_storage().data_ptr() == stored.states.untyped_storage().data_ptr()
 
 
 def both_splits(extract: Extractor) -> dict[str, list[Utterance]]:
     return {split: extract.corpus.split(split) for split in ("train", "dev")}
 
 
-def test_the_budget_keeps_the_first_splits_and_counts_all_work() -> None:
-    extract, done = extractor(), []
+def test_the_budget_holds_the_first_splits_and_counts_all_work() -> None:
+    extract = extractor()
+    done: list[int] = []
     splits = both_splits(extract)
     sizes = {
         split: sum(extract([utterance])[0].nbytes for utterance in items)
         for split, items in splits.items()
     }
     assert sizes == {split: size_in_bytes(extract, items) for split, items in splits.items()}
-    found = prepare_features(
+    features = prepare_features(
         extract, splits, done.append, FeatureStorage(sizes["train"] + sizes["dev"] // 2)
     )
-    assert {split: source.location for split, source in found.items()} == {
+    assert {split: stored.location for split, stored in features.items()} == {
         "train": "memory",
-        "dev": "nowhere",
+        "dev": "recomputed",
     }
     assert sum(done) == 14
     assert all(
-        source.location == "memory"
-        for source in prepare_features(extract, splits, done.append).values()
+        stored.location == "memory"
+        for stored in prepare_features(extract, splits, done.append).values()
     )
     means = prepare_features(
         extractor(pooled=True), splits, done.append, FeatureStorage(memory_bytes=0)
     )
-    assert all(source.location == "memory" for source in means.values())
+    assert all(stored.location == "memory" for stored in means.values())
 
 
 @pytest.mark.parametrize("pooled", [True, False])
-def test_features_are_the_same_wherever_they_lie(pooled: bool, tmp_path: Path) -> None:
-    """In memory, on disk, read from disk into memory, encoded anew: not a bit differs, and disk is
-    asked before the encoder."""
+def test_features_are_the_same_wherever_they_are_stored(pooled: bool, tmp_path: Path) -> None:
+    """In memory, on disk, read from disk into memory, encoded recomputed: no bit differs, and the disk is
+    read before the encoder runs."""
     splits = both_splits(extractor())
     cache = FeatureCache(tmp_path, budget_bytes=1 << 20)
-    places = {
+    storages = {
         "memory": FeatureStorage(),
         "disk": FeatureStorage(0, cache, "an encoder"),
-        "nowhere": FeatureStorage(
+        "recomputed": FeatureStorage(
             0, FeatureCache(tmp_path / "small", budget_bytes=1), "an encoder"
         ),
     }
-    chosen = torch.tensor([4, 0, 3])
+    indices = torch.tensor([4, 0, 3])
     expected = prepare_features(extractor(pooled), splits, lambda count: None)
-    for location, storage in places.items():
+    for location, storage in storages.items():
         extract = extractor(pooled)
-        found = prepare_features(extract, splits, lambda count: None, storage)
-        assert {source.location for source in found.values()} == {
-            "memory" if pooled and location == "nowhere" else location
+        features = prepare_features(extract, splits, lambda count: None, storage)
+        assert {stored.location for stored in features.values()} == {
+            "memory" if pooled and location == "recomputed" else location
         }
-        for split, source in found.items():
-            for part in (chosen, slice(1, 4)):
-                assert torch.equal(source.batch(part).states, expected[split].batch(part).states)
-                assert torch.equal(source.batch(part).frames, expected[split].batch(part).frames)
+        for split, stored in features.items():
+            for selected in (indices, slice(1, 4)):
+                batch, same = stored.batch(selected), expected[split].batch(selected)
+                assert torch.equal(batch.states, same.states)
+                assert torch.equal(batch.frames, same.frames)
     again = extractor(pooled)
     assert {
-        source.location
-        for source in prepare_features(again, splits, lambda count: None, places["disk"]).values()
+        stored.location
+        for stored in prepare_features(again, splits, lambda count: None, storages["disk"]).values()
     } == {"disk"}
-    assert again.encoded == 0
+    assert again.encoded_count == 0
     other = extractor(pooled)
     prepare_features(other, splits, lambda count: None, FeatureStorage(0, cache, "another encoder"))
-    assert other.encoded == 14
+    assert other.encoded_count == 14
 
 
 def test_too_short_an_utterance_is_named() -> None:

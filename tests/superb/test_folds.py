@@ -16,7 +16,7 @@ from speechft_ray.core.specs import CorpusSpec, EvalSpec
 from speechft_ray.speech.corpora.base import Corpus
 from speechft_ray.speech.features.cache import FeatureCache
 from speechft_ray.superb.evaluate import SharedCaches, evaluate
-from speechft_ray.superb.folds import evaluate_folds, mean_scores
+from speechft_ray.superb.folds import average_scores, evaluate_folds
 from speechft_ray.sweep.plan import Inputs, make_plan
 from tests.superb.toy_models import ToyEncoder, toy_corpus
 from tests.sweep.fakes import sweep
@@ -25,7 +25,7 @@ FOLDS: dict[str, Any] = {"fold": [1, 2, 3]}
 CPU = torch.device("cpu")
 
 
-def spec(**changed: Any) -> EvalSpec:
+def spec(**fields: Any) -> EvalSpec:
     return EvalSpec(
         **{
             "task": "er",
@@ -33,36 +33,37 @@ def spec(**changed: Any) -> EvalSpec:
             "updates": 5,
             "batch_size": 8,
             "seeds": 2,
-            **changed,
+            **fields,
         }
     )
 
 
 def test_each_fold_is_evaluated_and_the_mean_is_the_result() -> None:
     corpora = [toy_corpus({"train": 24, "dev": 8, "test": 12}, seed=seed) for seed in range(3)]
-    counts: list[dict[str, float]] = []
-    facts = evaluate_folds(
-        spec(folds=FOLDS), ToyEncoder(), corpora, CPU, lambda found: counts.append(dict(found))
+    reports: list[dict[str, float]] = []
+    facts: Any = evaluate_folds(
+        spec(folds=FOLDS), ToyEncoder(), corpora, CPU, lambda report: reports.append(dict(report))
     )
     alone = [
         read_scores(evaluate(spec(), ToyEncoder(), corpus, CPU, lambda _: None))
         for corpus in corpora
     ]
-    for found, *folds in zip(read_scores(facts), *alone, strict=True):
-        assert found.values == tuple(
+    for mean, *folds in zip(read_scores(facts), *alone, strict=True):
+        assert mean.values == tuple(
             pytest.approx(sum(fold.values[seed] for fold in folds) / 3) for seed in range(2)
         )
     assert len(facts["folds"]) == 3 and facts["seeds"] == 2
     assert len(facts["counts"]) == 3 and not any("counts" in fold for fold in facts["folds"])
-    assert counts[-1]["done"] == counts[-1]["total"] == 3 * (24 + 8 + 12 + 2 * 5)
-    assert [found["done"] for found in counts] == sorted(found["done"] for found in counts)
+    assert reports[-1]["done"] == reports[-1]["total"] == 3 * (24 + 8 + 12 + 2 * 5)
+    done = [report["done"] for report in reports]
+    assert done == sorted(done)
 
 
 def test_one_corpus_is_a_plain_evaluation() -> None:
     corpus = toy_corpus({"train": 12, "dev": 4, "test": 4})
     plain = evaluate(spec(), ToyEncoder(), corpus, CPU, lambda _: None)
-    found = evaluate_folds(spec(), ToyEncoder(), [corpus], CPU, lambda _: None)
-    assert {**found, "seconds": None} == {**plain, "seconds": None}
+    single = evaluate_folds(spec(), ToyEncoder(), [corpus], CPU, lambda _: None)
+    assert {**single, "seconds": None} == {**plain, "seconds": None}
 
 
 def test_values_are_averaged_seed_by_seed() -> None:
@@ -70,7 +71,7 @@ def test_values_are_averaged_seed_by_seed() -> None:
         [Score(metric="er.accuracy", split="test", values=values)]
         for values in ((10.0, 20.0), (30.0, 60.0))
     ]
-    assert mean_scores(folds)[0].values == (20.0, 40.0)
+    assert average_scores(folds)[0].values == (20.0, 40.0)
 
 
 def test_folds_are_options_of_the_corpus() -> None:

@@ -16,7 +16,8 @@ from speechft_ray.speech.encoders.base import FAMILIES, EncoderWeights
 from speechft_ray.speech.features.cache import FeatureCache
 from speechft_ray.speech.features.front_end import SharedFrontEnd
 from speechft_ray.superb.evaluate import SharedCaches, evaluate
-from speechft_ray.superb.features import Extractor, FeatureStorage, prepare_features
+from speechft_ray.superb.extractor import Extractor
+from speechft_ray.superb.features import FeatureStorage, prepare_features
 from tests.speech.toy_models import toy_encoder
 from tests.superb.toy_models import toy_corpus
 
@@ -25,8 +26,8 @@ SPLITS = {split: CORPUS.split(split) for split in ("train", "dev")}
 PREFIX = "feature_extractor."
 
 
-def tuned(weights: EncoderWeights, seed: int, front_end: bool = False) -> EncoderWeights:
-    """Other weights, everywhere but in the front end unless asked."""
+def perturb(weights: EncoderWeights, seed: int, front_end: bool = False) -> EncoderWeights:
+    """Returns changed weights; those of the front end only with ``front_end``."""
     generator = torch.Generator().manual_seed(seed)
     state = {
         name: value + 0.01 * torch.randn(value.shape, generator=generator)
@@ -37,19 +38,18 @@ def tuned(weights: EncoderWeights, seed: int, front_end: bool = False) -> Encode
     return replace(weights, state=state)
 
 
-def extracted(
+def extract_features(
     weights: EncoderWeights, cache: FeatureCache | None, pooled: bool = True
 ) -> tuple[list[torch.Tensor], int]:
-    """The features of both splits, and how many utterances the front end really saw."""
+    """The features of both splits, and how many utterances went through the front end."""
     family = FAMILIES.get(weights.family)
     encoder = family.build(weights)
     shape = family.describe(weights.config)
     front = SharedFrontEnd(cache, encoder.module(), PREFIX, shape, CORPUS) if cache else None
-    extract = Extractor(encoder, CORPUS, torch.device("cpu"), pooled, front)
-    found = prepare_features(extract, SPLITS, lambda count: None)
-    return [
-        source.batch(slice(0, source.count)).states for source in found.values()
-    ], front.computed if front else 8
+    extractor = Extractor(encoder, CORPUS, torch.device("cpu"), pooled, front)
+    features = prepare_features(extractor, SPLITS, lambda count: None)
+    states = [stored.batch(slice(0, stored.count)).states for stored in features.values()]
+    return states, front.computed if front else 8
 
 
 @pytest.mark.parametrize("family", ["hubert", "wav2vec2", "wavlm"])
@@ -59,36 +59,36 @@ def test_encoders_that_differ_behind_it_share_one(
 ) -> None:
     cache = FeatureCache(tmp_path, budget_bytes=1 << 24)
     start = toy_encoder(family)
-    seen = []
-    for weights in (start, tuned(start, 1), tuned(start, 2)):
-        alone, _ = extracted(weights, None, pooled)
-        shared, computed = extracted(weights, cache, pooled)
-        assert all(torch.equal(mine, other) for mine, other in zip(shared, alone, strict=True))
-        seen.append(computed)
-    assert seen == [8, 0, 0]
-    _, computed = extracted(tuned(start, 1, front_end=True), cache, pooled)
+    computed_counts = []
+    for weights in (start, perturb(start, 1), perturb(start, 2)):
+        alone, _ = extract_features(weights, None, pooled)
+        shared, computed = extract_features(weights, cache, pooled)
+        assert all(torch.equal(states, other) for states, other in zip(shared, alone, strict=True))
+        computed_counts.append(computed)
+    assert computed_counts == [8, 0, 0]
+    _, computed = extract_features(perturb(start, 1, front_end=True), cache, pooled)
     assert computed == 8
 
 
-def test_without_room_every_encoder_computes_its_own(tmp_path: Path) -> None:
+def test_without_cache_space_every_encoder_computes_its_own(tmp_path: Path) -> None:
     cache = FeatureCache(tmp_path, budget_bytes=1)
-    assert [extracted(toy_encoder("hubert"), cache)[1] for _ in range(2)] == [8, 8]
+    assert [extract_features(toy_encoder("hubert"), cache)[1] for _ in range(2)] == [8, 8]
 
 
-def test_a_changed_byte_is_noticed(tmp_path: Path) -> None:
+def test_a_changed_byte_is_detected(tmp_path: Path) -> None:
     cache = FeatureCache(tmp_path, budget_bytes=1 << 24)
-    expected, _ = extracted(toy_encoder("hubert"), cache)
+    expected, _ = extract_features(toy_encoder("hubert"), cache)
     for path in tmp_path.glob("features/*/rows.bin"):
         path.write_bytes(path.read_bytes()[:-4] + b"\x00\x00\xc0\x7f")
-    found, computed = extracted(toy_encoder("hubert"), cache)
+    features, computed = extract_features(toy_encoder("hubert"), cache)
     assert computed == 8
-    assert all(torch.equal(mine, other) for mine, other in zip(found, expected, strict=True))
+    assert all(torch.equal(states, other) for states, other in zip(features, expected, strict=True))
 
 
 def test_the_encoder_is_left_as_it_was(tmp_path: Path) -> None:
     weights = toy_encoder("hubert")
     encoder = FAMILIES.get("hubert").build(weights)
-    own = encoder.module().feature_extractor
+    own = encoder.module().get_submodule("feature_extractor")
     cache = FeatureCache(tmp_path, budget_bytes=1 << 24)
     front = SharedFrontEnd(
         cache, encoder.module(), PREFIX, FAMILIES.get("hubert").describe(weights.config), CORPUS
@@ -100,7 +100,7 @@ def test_the_encoder_is_left_as_it_was(tmp_path: Path) -> None:
             lambda count: None,
             FeatureStorage(),
         )
-        assert encoder.module().feature_extractor is own
+        assert encoder.module().get_submodule("feature_extractor") is own
         assert not own._forward_hooks
 
 
@@ -116,11 +116,11 @@ def test_an_evaluation_encodes_each_utterance_once_and_a_sweep_its_front_end(
         toy_encoder("hubert"),
     )
     spec = EvalSpec(task=task, corpus=CorpusSpec(), updates=2, batch_size=4)
-    seen: dict[str, list[int]] = {"feature_extractor": [], "encoder": []}
-    for weights in (start, tuned(start, 1)):
+    calls: dict[str, list[int]] = {"feature_extractor": [], "encoder": []}
+    for weights in (start, perturb(start, 1)):
         encoder = family.build(weights)
         alone = evaluate(spec, encoder, corpus, torch.device("cpu"), lambda _: None)
-        for name, counts in seen.items():
+        for name, counts in calls.items():
             counts.append(0)
             getattr(encoder.module(), name).register_forward_hook(partial(_count, counts))
         own = SharedCaches(
@@ -130,7 +130,7 @@ def test_an_evaluation_encodes_each_utterance_once_and_a_sweep_its_front_end(
         )
         shared = evaluate(spec, encoder, corpus, torch.device("cpu"), lambda _: None, caches=own)
         assert shared["scores"] == alone["scores"]
-    assert seen == {"feature_extractor": [16, 0], "encoder": [16, 16]}
+    assert calls == {"feature_extractor": [16, 0], "encoder": [16, 16]}
 
 
 def _count(

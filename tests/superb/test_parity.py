@@ -12,7 +12,7 @@ import pytest
 
 from speechft_ray.superb.measures.der import Turn
 from speechft_ray.superb.tasks.sd import frame_labels
-from tests.superb.test_measures import textbook_edits
+from tests.superb.textbook import textbook_edits
 
 pytest.importorskip("s3prl")
 
@@ -65,8 +65,8 @@ def test_frames_of_speakers_are_labelled_as_s3prl_labels_them(seed: int) -> None
     for start in range(0, frames, size):
         end = min(frames, start + size)
         shifted = SimpleNamespace(data=kaldi, frame_shift=320)
-        _, theirs = module.DiarizationDataset._get_labeled_speech(shifted, "r", start, end, 2)
-        assert (frame_labels(turns, start, end, clean=False) == theirs).all()
+        _, labels = module.DiarizationDataset._get_labeled_speech(shifted, "r", start, end, 2)
+        assert (frame_labels(turns, start, end, clean=False) == labels).all()
     chunks = list(module._gen_frame_indices(frames, size, size, use_last_samples=True))
     assert chunks == [(start, min(frames, start + size)) for start in range(0, frames, size)]
 
@@ -81,8 +81,10 @@ def test_a_time_warp_is_s3prls() -> None:
     assert line.passed, line
 
 
-def test_a_difference_would_be_seen(tmp_path: Path) -> None:
+def test_a_difference_is_detected(tmp_path: Path) -> None:
     pair = parity.Pair("er", tmp_path, COUNTS)
-    pair.probe.head.output.bias.data[0] += 0.01
+    head = pair.probe.head
+    assert isinstance(head, PooledHead)
+    head.output.bias.data[0] += 0.01
     (ours, theirs), *_ = pair.losses(1)
     assert abs(ours - theirs) > parity.LOSS_TOLERANCE * theirs

@@ -16,8 +16,10 @@ from speechft_ray.core.errors import UserError
 from speechft_ray.core.records import read_scores
 from speechft_ray.core.specs import CorpusSpec, EvalSpec
 from speechft_ray.speech.corpora.base import Corpus
-from speechft_ray.superb.evaluate import build_task_data, evaluate
-from speechft_ray.superb.features import Extractor, InMemoryFeatures, OnTheFlyFeatures
+from speechft_ray.superb.evaluate import evaluate
+from speechft_ray.superb.extractor import Extractor
+from speechft_ray.superb.features import InMemoryFeatures, OnTheFlyFeatures
+from speechft_ray.superb.setup import build_task_data
 from speechft_ray.superb.tasks import qbe
 from speechft_ray.superb.tasks._dtw import Distance, frame_distances, subsequence_costs
 from speechft_ray.superb.tasks.base import TASKS, TrainingFreeTask
@@ -148,7 +150,7 @@ def test_documents_with_the_query_score_more_than_a_deviation_above_the_others()
     }
     found = data.predict(
         {
-            split: InMemoryFeatures.of(extract, utterances, lambda _: None)
+            split: InMemoryFeatures.encode(extract, utterances, lambda _: None)
             for split, utterances in items.items()
         }
     )
@@ -168,7 +170,7 @@ def test_features_may_be_encoded_anew() -> None:
     extract = Extractor(ToyEncoder(), corpus, torch.device("cpu"), pooled=False)
     items = {split: corpus.split(split) for split in ("train", "dev")}
     stored = {
-        split: InMemoryFeatures.of(extract, utterances, lambda _: None)
+        split: InMemoryFeatures.encode(extract, utterances, lambda _: None)
         for split, utterances in items.items()
     }
     anew = {split: OnTheFlyFeatures(extract, utterances) for split, utterances in items.items()}

@@ -15,8 +15,9 @@ from speechft_ray.core.specs import CorpusSpec, EvalSpec
 from speechft_ray.speech.corpora.base import Corpus, Utterance
 from speechft_ray.speech.heads.diarization import DiarizationHead, permutation_free_loss
 from speechft_ray.speech.heads.xvector import XVectorHead, am_softmax
-from speechft_ray.superb.evaluate import build_task_data, evaluate
+from speechft_ray.superb.evaluate import evaluate
 from speechft_ray.superb.measures.der import Turn
+from speechft_ray.superb.setup import build_task_data
 from speechft_ray.superb.tasks import asv, sd
 from speechft_ray.superb.tasks.base import TASKS, TaskData
 from tests.superb.toy_models import ToyEncoder, toy_corpus

@@ -1,4 +1,4 @@
-"""What each task makes of labels."""
+"""Targets, references and heads that each task builds from labels."""
 
 from __future__ import annotations
 
@@ -6,15 +6,20 @@ import importlib.util
 import math
 from collections.abc import Mapping
 
+import numpy as np
 import pytest
 import torch
+from pydantic import JsonValue
+from torch import nn
 from torch.nn import functional
 
 from speechft_ray.core.errors import SpecError, UserError
 from speechft_ray.core.specs import CorpusSpec, EvalSpec
 from speechft_ray.speech.corpora.base import Corpus, Utterance
+from speechft_ray.speech.heads.ctc import CtcHead
+from speechft_ray.speech.heads.pooled import PooledHead
 from speechft_ray.speech.heads.specaug import spec_augment
-from speechft_ray.superb.evaluate import build_task_data
+from speechft_ray.superb.setup import build_task_data
 from speechft_ray.superb.tasks import sf
 from speechft_ray.superb.tasks.base import TASKS, TaskData, list_allowed_tasks
 from tests.superb.toy_models import toy_corpus
@@ -24,16 +29,22 @@ def build_data(
     task: str,
     corpus: Corpus,
     column: str | None = None,
-    options: Mapping[str, object] | None = None,
+    options: Mapping[str, JsonValue] | None = None,
 ) -> TaskData:
     spec = EvalSpec(
         task=task, corpus=CorpusSpec(), updates=1, column=column, options=dict(options or {})
     )
-    return build_task_data(TASKS.get(task), spec, corpus)
+    data = build_task_data(TASKS.get(task), spec, corpus)
+    assert isinstance(data, TaskData)
+    return data
+
+
+def never_read(utterance: Utterance) -> np.ndarray:
+    raise AssertionError("only labels are needed")
 
 
 def corpus_of(column_labels: Mapping[str, Mapping[str, list[str]]]) -> Corpus:
-    """A corpus from ``{split: {column: labels}}``; nothing is ever read from it."""
+    """A corpus from ``{split: {column: labels}}``; no audio is read from it."""
     utterances = []
     for split, columns in column_labels.items():
         for index, values in enumerate(zip(*columns.values(), strict=True)):
@@ -41,13 +52,12 @@ def corpus_of(column_labels: Mapping[str, Mapping[str, list[str]]]) -> Corpus:
             utterances.append(
                 Utterance(key=f"{split}-{index}", split=split, samples=16_000, labels=labels)
             )
-    columns = frozenset(next(iter(column_labels.values())))
     return Corpus(
         name="written",
         fingerprint="0",
         utterances=utterances,
-        read=lambda utterance: None,
-        columns=columns,
+        read=never_read,
+        columns=frozenset(next(iter(column_labels.values()))),
     )
 
 
@@ -123,7 +133,7 @@ def test_slot_targets_are_characters_tags_and_an_end() -> None:
     }
 
 
-def test_perfect_logits_answer_the_reference_without_its_end() -> None:
+def test_perfect_logits_predict_the_reference_without_its_end() -> None:
     corpus = toy_corpus({"train": 6, "dev": 3, "test": 3})
     for task in ("pr", "asr", "asr_zh", "chars", "sf"):
         data = build_data(task, corpus)
@@ -155,9 +165,10 @@ def test_the_words_of_asr_are_spelled_in_s3prls_dictionary() -> None:
     assert example.reference == ("HI", "YOU")
     data = build_data("asr", everywhere(text=["É B"]))
     assert data.examples["dev"][0].target.tolist() == [3, 4, symbols.index("B"), 4, 2]
-    assert data.head(4).output.out_features == 32
-    decoded = torch.tensor([symbols.index(symbol) for symbol in "HI||YO"])
-    logits = functional.one_hot(decoded, 32)[None].float()
+    head = data.head(4)
+    assert isinstance(head, CtcHead) and head.output.out_features == 32
+    path = torch.tensor([symbols.index(symbol) for symbol in "HI||YO"])
+    logits = functional.one_hot(path, 32)[None].float()
     assert data.predict(logits, torch.tensor([6])) == [("HI", "YO")]
     assert data.measure([("HI", "YO")], [("HI", "YOU")]) == {"asr.wer": 50.0}
 
@@ -168,21 +179,22 @@ def test_mandarin_has_its_own_characters_and_a_square_map_after_each_layer() -> 
     )
     assert [example.target.tolist() for example in data.examples["train"]] == [[3, 4, 1], [4, 1]]
     head = data.head(4)
-    assert [square.weight.shape for square in head.squares] == [(6, 6), (6, 6)]
-    assert (
-        not build_data("asr", everywhere(text=["A"]), options={"lstm_hidden": 3, "projection": 5})
-        .head(4)
-        .squares
-    )
+    assert isinstance(head, CtcHead)
+    weights = [square.weight for square in head.squares if isinstance(square, nn.Linear)]
+    assert [weight.shape for weight in weights] == [(6, 6), (6, 6)]
+    english = build_data(
+        "asr", everywhere(text=["A"]), options={"lstm_hidden": 3, "projection": 5}
+    ).head(4)
+    assert isinstance(english, CtcHead) and not english.squares
 
 
 def test_the_published_protocol_resamples_the_dev_of_keywords() -> None:
     labels = ["rare"] * 3 + ["often"] * 297
     data = build_data("ks", everywhere(keyword=labels))
-    places = list(data.dev_indices or [])
-    rare = sum(data.examples["dev"][place].reference == (1,) for place in places)
-    assert len(places) == 300 and abs(rare - 150) < 4 * 300**0.5 / 2  # four standard deviations
-    assert places == list(build_data("ks", everywhere(keyword=labels)).dev_indices or [])
+    indices = list(data.dev_indices or [])
+    rare = sum(data.examples["dev"][index].reference == (1,) for index in indices)
+    assert len(indices) == 300 and abs(rare - 150) < 4 * 300**0.5 / 2  # four standard deviations
+    assert indices == list(build_data("ks", everywhere(keyword=labels)).dev_indices or [])
     assert (
         build_data("ks", everywhere(keyword=labels), options={"protocol": "clean"}).dev_indices
         is None
@@ -232,17 +244,17 @@ def test_the_intent_loss_is_the_sum_over_three_slices_and_all_three_must_be_righ
     references = [example.reference for example in data.examples["train"]]
     assert data.measure(data.predict(right, torch.ones(3)), references) == {"ic.accuracy": 100.0}
     right[0, 5:] = right[0, 5:].flip(0)  # one location wrong
-    measured = data.measure(data.predict(right, torch.ones(3)), references)
-    assert measured["ic.accuracy"] == pytest.approx(200 / 3)
+    metrics = data.measure(data.predict(right, torch.ones(3)), references)
+    assert metrics["ic.accuracy"] == pytest.approx(200 / 3)
 
 
 def test_a_missing_column_names_the_columns_and_tasks_there_are() -> None:
     corpus = everywhere(emotion=["sad", "calm"], text=["A", "B"])
-    with pytest.raises(UserError) as told:
+    with pytest.raises(UserError) as raised:
         build_data("sid", corpus)
-    assert str(told.value) == (
-        "the task `sid` needs the column `speaker`, which the corpus `written` does not have; its columns `emotion`, `text` "
-        "allow the tasks `asr`, `asr_zh`, `chars`, `er`, `label`."
+    assert str(raised.value) == (
+        "the task `sid` needs the column `speaker`, which the corpus `written` does not have; its "
+        "columns `emotion`, `text` allow the tasks `asr`, `asr_zh`, `chars`, `er`, `label`."
     )
 
 
@@ -277,12 +289,12 @@ def test_an_empty_split_is_an_error() -> None:
 
 
 def test_labels_that_train_does_not_have_are_listed() -> None:
-    strangers = [f"s{index}" for index in range(7)]
+    unknown = [f"s{index}" for index in range(7)]
     corpus = corpus_of(
         {
             "train": {"speaker": ["a", "b"]},
             "dev": {"speaker": ["a"]},
-            "test": {"speaker": [*strangers, "b"]},
+            "test": {"speaker": [*unknown, "b"]},
         }
     )
     with pytest.raises(
@@ -310,13 +322,14 @@ def test_labels_that_cannot_be_learned_are_errors() -> None:
         build_data("sf", everywhere(text=["GO NOW"], slots=["O O O"]))
 
 
-def test_unknown_and_wrong_options_are_all_told() -> None:
-    with pytest.raises(SpecError) as told:
+def test_unknown_and_wrong_options_are_all_reported() -> None:
+    with pytest.raises(SpecError) as raised:
         build_data("sf", toy_corpus(), options={"lstm_hidden": 0, "hidden": 3})
-    assert {path for path, _ in told.value.mistakes} == {"lstm_hidden", "hidden"}
-    assert "allowed: projection, lstm_layers, lstm_hidden, dropout, specaug, protocol" in str(
-        told.value
-    )
+    assert {path for path, _ in raised.value.mistakes} == {"lstm_hidden", "hidden"}
+    assert (
+        "unknown field `hidden`. Did you mean `lstm_hidden`? "
+        "Allowed: dropout, lstm_hidden, lstm_layers, projection, protocol, specaug."
+    ) in str(raised.value)
 
 
 def test_options_shape_the_head_and_switch_specaug() -> None:
@@ -332,7 +345,5 @@ def test_options_shape_the_head_and_switch_specaug() -> None:
     assert data.augment is None
     assert build_data("sf", corpus).augment is spec_augment
     assert build_data("pr", corpus).augment is None
-    assert build_data("sid", corpus, options={"projection": 9}).head(4).projector.weight.shape == (
-        9,
-        4,
-    )
+    pooled = build_data("sid", corpus, options={"projection": 9}).head(4)
+    assert isinstance(pooled, PooledHead) and pooled.projector.weight.shape == (9, 4)

@@ -25,7 +25,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from speechft_ray.core.errors import UserError
 from speechft_ray.speech.corpora.base import Corpus, Utterance
-from speechft_ray.superb.features import Batch, Features
+from speechft_ray.superb.extractor import Batch, Features
 from speechft_ray.superb.measures.mtwv import maximum_term_weighted_value
 from speechft_ray.superb.tasks._dtw import LEAST, Distance, frame_distances, subsequence_costs
 from speechft_ray.superb.tasks.base import (

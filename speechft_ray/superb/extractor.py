@@ -1,0 +1,185 @@
+"""Encodes utterances: layer-normalised hidden states of a frozen encoder, without padding.
+
+An utterance is never padded and shares a batch only with others of exactly its length, so its
+features depend on nothing but its samples and the weights (to the last bits of a matrix product).
+In s3prl they depend on the batch: the group norm of Base encoders takes padding into its
+statistics, and shorter utterances of a batch get a frame of padding (``upstream/interfaces.py``).
+Batch size 1 is also how s3prl evaluates most tasks.
+
+Means over frames are float32. Frame states are rounded to float16 wherever they are stored
+(``superb.features``), in memory, on disk or not at all, so that no number depends on the place;
+normalised states are of the order of one, which float16 resolves to 1/1000.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Literal, NamedTuple, Protocol
+
+import torch
+
+from speechft_ray.core.errors import UserError
+from speechft_ray.core.units import FRAME_FIELD_SAMPLES, SAMPLE_RATE_HZ
+from speechft_ray.speech.batching import group_by_length
+from speechft_ray.speech.corpora.base import Corpus, Utterance
+from speechft_ray.speech.encoders.base import Encoder
+from speechft_ray.speech.features.front_end import GROUP_SECONDS, EncodingContext, SharedFrontEnd
+from speechft_ray.speech.heads.featurizer import layer_normalize
+
+PRECOMPUTED_AT_ONCE = 256
+"""Recordings read at once from precomputed features: 10 MB of a Base encoder's means."""
+
+Indices = slice | torch.Tensor
+"""Utterances by index: a slice with start and stop, or indices ``(count,)`` int64."""
+
+Location = Literal["memory", "disk", "recomputed"]
+
+Advance = Callable[[int], None]
+"""Called with the number of further work units, utterances or updates, that are done."""
+
+
+def no_context(indices: Sequence[int]) -> AbstractContextManager[None]:
+    """Encodes in no particular context: nothing else uses the front end's output."""
+    return nullcontext()
+
+
+class Batch(NamedTuple):
+    """States of some utterances, one after the other without padding.
+
+    ``states``: ``(layers, rows, dim)`` float32. ``frames``: rows of each utterance ``(batch,)``,
+    int64, on the CPU.
+    """
+
+    states: torch.Tensor
+    frames: torch.Tensor
+
+
+class Features(Protocol):
+    """The features of a list of utterances."""
+
+    count: int
+    location: Location
+
+    def batch(self, indices: Indices) -> Batch:
+        """Returns the features of these utterances, in this order."""
+        ...
+
+
+class PrecomputedFeatures(NamedTuple):
+    """Features of recordings, and the index of each by its content (``Corpus.audio_ids``)."""
+
+    features: Features
+    indices: Mapping[str, int]
+
+
+class Extractor:
+    """Maps utterances to the normalised hidden states of a frozen encoder.
+
+    ``pooled``: returns only the mean over frames of each normalised state. ``front_end`` reuses the
+    front-end output of another encoder with the same front end; ``precomputed`` reuses the features
+    of recordings that were encoded for several corpora at once. The constructor puts the encoder
+    into eval mode. ``seconds`` is the encoding time so far, ``encoded_count`` the number of
+    utterances that went through the encoder.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        corpus: Corpus,
+        device: torch.device,
+        pooled: bool,
+        front_end: SharedFrontEnd | None = None,
+        precomputed: PrecomputedFeatures | None = None,
+    ) -> None:
+        self.encoder, self.corpus, self.device, self.pooled = encoder, corpus, device, pooled
+        self.front_end, self.precomputed = front_end, precomputed
+        self.seconds, self.encoded_count = 0.0, 0
+        encoder.module().to(device).eval()
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Number type of the states."""
+        return torch.float32 if self.pooled else torch.float16
+
+    def __call__(
+        self, utterances: Sequence[Utterance], within: EncodingContext = no_context
+    ) -> list[torch.Tensor]:
+        """Returns ``(layers, rows, dim)`` of each utterance, in their order; one row when pooled.
+
+        Raises ``UserError`` for an utterance shorter than one frame.
+        """
+        states_by_index: dict[int, torch.Tensor] = {}
+        for group, states in self.encode_groups(utterances, within):
+            states_by_index.update(zip(group, states, strict=True))
+        return [states_by_index[index] for index in range(len(utterances))]
+
+    def encode_groups(
+        self, utterances: Sequence[Utterance], within: EncodingContext = no_context
+    ) -> Iterator[tuple[list[int], list[torch.Tensor]]]:
+        """Yields indices of utterances with their states, group by group of equal length, the
+        longest first.
+
+        ``within``: the context in which each group is encoded, from ``share_front_end``.
+        """
+        # Precomputed recordings first: they are only read.
+        precomputed = self._find_precomputed(utterances)
+        for start in range(0, len(precomputed), PRECOMPUTED_AT_ONCE):
+            pairs = precomputed[start : start + PRECOMPUTED_AT_ONCE]
+            yield [index for index, _ in pairs], self._read_precomputed([row for _, row in pairs])
+        # All others go through the encoder, a group of equal length at a time.
+        rest = sorted(set(range(len(utterances))) - {index for index, _ in precomputed})
+        for members in group_by_length(
+            [utterances[index].samples for index in rest], GROUP_SECONDS
+        ):
+            group = [rest[member] for member in members]
+            began = time.perf_counter()
+            with within(group):
+                states = self._encode([utterances[index] for index in group])
+            self.encoded_count += len(group)
+            self.seconds += time.perf_counter() - began
+            yield group, states
+
+    def _find_precomputed(self, utterances: Sequence[Utterance]) -> list[tuple[int, int]]:
+        """Returns the indices of utterances with precomputed features, each with its index
+        there."""
+        if self.precomputed is None:
+            return []
+        rows = [
+            self.precomputed.indices.get(self.corpus.audio_ids.get(utterance.key, ""))
+            for utterance in utterances
+        ]
+        return [(index, row) for index, row in enumerate(rows) if row is not None]
+
+    def _read_precomputed(self, indices: Sequence[int]) -> list[torch.Tensor]:
+        assert self.precomputed is not None
+        batch = self.precomputed.features.batch(torch.tensor(indices))
+        return list(torch.split(batch.states.to(self.dtype), batch.frames.tolist(), dim=1))
+
+    def share_front_end(
+        self, utterances: Sequence[Utterance]
+    ) -> AbstractContextManager[EncodingContext]:
+        """Yields the context in which to encode these utterances, each exactly once, so that
+        encoders share their front end."""
+        return self.front_end.reuse(utterances) if self.front_end else nullcontext(no_context)
+
+    @torch.no_grad()
+    def _encode(self, group: Sequence[Utterance]) -> list[torch.Tensor]:
+        encoded = self.encoder.hidden_states([self._load_wave(utterance) for utterance in group])
+        states = layer_normalize(
+            torch.stack(encoded.states)[:, :, : int(encoded.frames[0])].float()
+        )  # (layers, batch, frames, dim)
+        if self.pooled:
+            states = states.mean(dim=2, keepdim=True)  # -> (layers, batch, 1, dim)
+        return list(states.to(self.dtype).unbind(dim=1))
+
+    def _load_wave(self, utterance: Utterance) -> torch.Tensor:
+        wave = torch.from_numpy(self.corpus.read(utterance)).to(self.device)
+        if len(wave) < FRAME_FIELD_SAMPLES:
+            raise UserError(
+                f"the utterance `{utterance.key}` of the corpus `{self.corpus.name}` has {len(wave)} "
+                f"samples, less than one frame ({FRAME_FIELD_SAMPLES} samples at {SAMPLE_RATE_HZ} "
+                "Hz): leave it out."
+            )
+        return wave

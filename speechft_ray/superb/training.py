@@ -1,0 +1,187 @@
+"""Trains probes on the features of a frozen encoder.
+
+Follows SUPERB's runner (s3prl ``downstream/runner.py``): one Adam group at a constant rate for
+layer weights and head, gradients of several batches accumulated where a task says so, their norm
+clipped over all parameters, updates with a norm that is not finite skipped, the best validation
+selected. Two differences: the first validation always counts as the best so far, where s3prl starts
+from a fixed value that may never be passed; and validation leaves the random numbers of training
+alone, where s3prl seeds them anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from itertools import islice
+from typing import Any
+
+import torch
+
+from speechft_ray.superb.extractor import Advance, Batch, Features, Indices
+from speechft_ray.superb.probe import Probe, Schedule, TrainedProbe
+from speechft_ray.superb.sampling import sample_batches
+from speechft_ray.superb.selection import Best, make_trained_probe, predict, update_best
+from speechft_ray.superb.tasks.base import TaskData
+
+TargetBatch = tuple[Batch, Sequence[torch.Tensor]]
+"""A batch and its targets."""
+
+
+def train_probes(
+    data: TaskData,
+    train: Features,
+    dev: Features,
+    schedule: Schedule,
+    rates_and_seeds: Sequence[tuple[float, int]],
+    order_seed: int,
+    advance: Advance,
+) -> list[TrainedProbe]:
+    """Trains one probe for each ``(learning rate, seed)``, all on the same batches, which are read
+    once for all of them.
+
+    ``train`` and ``dev`` are the features of ``data.examples`` in their order. The learning rate of
+    ``schedule`` is not used. The order of batches follows from ``order_seed``; initial weights,
+    dropout and augmentation follow from each probe's own seed, so that a probe does not depend on
+    which others are trained with it. ``advance`` is called once per update, with the number of
+    probes.
+    """
+    # Set up: one stream of batches for all probes, one trainer for each.
+    states = train.batch(slice(0, 1)).states
+    targets = [example.target for example in data.examples["train"]]
+    generator = torch.Generator().manual_seed(order_seed)
+    order = sample_batches(schedule, data.examples["train"], generator, data.alternatives)
+    trainers = [
+        ProbeTrainer(data, states, replace(schedule, learning_rate=rate), seed)
+        for rate, seed in rates_and_seeds
+    ]
+    for update in range(1, schedule.updates + 1):
+        # Train: every probe on the same batches.
+        batches = gather_batches(train, targets, list(islice(order, schedule.accumulate)))
+        for trainer in trainers:
+            trainer.step(batches)
+        # Validate: every probe on dev, whose features are read once.
+        if update % schedule.validate_every_updates == 0 or update == schedule.updates:
+            predictions = predict(data, [trainer.probe for trainer in trainers], dev)
+            for trainer, of_probe in zip(trainers, predictions, strict=True):
+                trainer.validate(update, of_probe)
+        advance(len(trainers))
+    return [trainer.finish() for trainer in trainers]
+
+
+class ProbeTrainer:
+    """Trains one probe, with its own random numbers and its best validation so far."""
+
+    def __init__(self, data: TaskData, states: torch.Tensor, schedule: Schedule, seed: int) -> None:
+        """``states``: those of any batch, for their shape ``(layers, rows, dim)`` and device."""
+        self._data, self._schedule, self._device = data, schedule, states.device
+        with local_rng(seed, self._device):
+            self.probe = Probe(states.shape[0], data.head(states.shape[2])).to(self._device)
+            self._random = _random_state(self._device)
+        self._optimizer = make_optimizer(self.probe, schedule)
+        self._generator = torch.Generator().manual_seed(seed)
+        self._best: Best | None = None
+
+    def step(self, batches: Sequence[TargetBatch]) -> None:
+        """Makes one update, with this probe's own random numbers."""
+        with local_rng(None, self._device):
+            _set_random_state(self._device, self._random)
+            train_step(
+                self.probe, self._optimizer, self._data, batches, self._schedule, self._generator
+            )
+            self._random = _random_state(self._device)
+
+    def validate(self, update: int, predictions: list[Any]) -> None:
+        """Updates the best validation with these predictions on dev."""
+        self._best = update_best(
+            self._best,
+            update,
+            self._data,
+            predictions,
+            self._schedule.metric,
+            self.probe.state_dict,
+        )
+
+    def finish(self) -> TrainedProbe:
+        """Returns the probe at its best validation."""
+        assert self._best is not None  # the last update validates
+        self.probe.load_state_dict(self._best.state)
+        return make_trained_probe(self._best, self._data, self.probe)
+
+
+def make_optimizer(probe: Probe, schedule: Schedule) -> torch.optim.Optimizer:
+    """Returns Adam, or AdamW where weights decay, with layer weights and head in one group."""
+    if schedule.weight_decay:
+        return torch.optim.AdamW(
+            probe.parameters(),
+            lr=schedule.learning_rate,
+            weight_decay=schedule.weight_decay,
+            fused=True,
+        )
+    return torch.optim.Adam(probe.parameters(), lr=schedule.learning_rate, fused=True)
+
+
+def gather_batches(
+    train: Features, targets: Sequence[torch.Tensor], batches: Sequence[Indices]
+) -> list[TargetBatch]:
+    """Reads the features and targets of the batches of one update."""
+    return [(train.batch(indices), _select_targets(targets, indices)) for indices in batches]
+
+
+def _select_targets(targets: Sequence[torch.Tensor], indices: Indices) -> Sequence[torch.Tensor]:
+    if isinstance(indices, slice):
+        return targets[indices]
+    return [targets[index] for index in indices.tolist()]
+
+
+def train_step(
+    probe: Probe,
+    optimizer: torch.optim.Optimizer,
+    data: TaskData,
+    batches: Sequence[TargetBatch],
+    schedule: Schedule,
+    generator: torch.Generator,
+) -> torch.Tensor:
+    """Makes one update from the mean loss of ``batches`` and returns that loss, a scalar that is
+    not waited for on a GPU."""
+    probe.train()
+    optimizer.zero_grad()
+    # Accumulate the gradients of all batches.
+    losses = []
+    for batch, targets in batches:
+        features = probe.features(batch)
+        if data.augment is not None:
+            features = data.augment(features, batch.frames, generator)
+        logits = probe.head(features, batch.frames)
+        loss = data.loss(logits, batch.frames, targets) / len(batches)
+        loss.backward()  # type: ignore[no-untyped-call]
+        losses.append(loss.detach())
+    # Clip over all parameters; skip an update whose norm is not finite.
+    norm = torch.nn.utils.clip_grad_norm_(probe.parameters(), schedule.clip_norm)
+    if bool(norm.isfinite()):
+        optimizer.step()
+    return torch.stack(losses).sum()
+
+
+@contextmanager
+def local_rng(seed: int | None, device: torch.device) -> Iterator[None]:
+    """Seeds torch's global random numbers inside (``None``: leaves them), and restores their state
+    afterwards.
+
+    The state belongs to the whole process: two probes must not train in two threads of one process.
+    """
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        if seed is not None:
+            torch.manual_seed(seed)
+        yield
+
+
+def _random_state(device: torch.device) -> torch.Tensor:
+    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
+
+
+def _set_random_state(device: torch.device, state: torch.Tensor) -> None:
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(state, device)
+    else:
+        torch.set_rng_state(state)
