@@ -23,11 +23,6 @@ def tokenize(label: str, unit: Unit) -> list[str]:
     return words if unit == "words" else list(" ".join(words))
 
 
-def text_of(tokens: Iterable[str], unit: Unit) -> str:
-    """Joins tokens into the label that ``tokenize`` splits."""
-    return (" " if unit == "words" else "").join(tokens)
-
-
 @dataclass(frozen=True, kw_only=True)
 class Vocabulary:
     """Symbols and their ids. The first ``reserved`` ids belong to no symbol: 1 for CTC (``BLANK``),

@@ -178,8 +178,8 @@ class Extractor:
         wave = torch.from_numpy(self.corpus.read(utterance)).to(self.device)
         if len(wave) < FRAME_FIELD_SAMPLES:
             raise UserError(
-                f"the utterance `{utterance.key}` of the corpus `{self.corpus.name}` has {len(wave)} "
-                f"samples, less than one frame ({FRAME_FIELD_SAMPLES} samples at {SAMPLE_RATE_HZ} "
-                "Hz): leave it out."
+                f"the utterance `{utterance.key}` of the corpus `{self.corpus.name}` has "
+                f"{len(wave)} samples, less than one frame ({FRAME_FIELD_SAMPLES} samples at "
+                f"{SAMPLE_RATE_HZ} Hz): leave it out."
             )
         return wave

@@ -3,7 +3,7 @@
 
 Through ``launch/sweep_alpha.py``: a stable fine-tuning of two updates, a merge, and every task for
 FBank, both controls and the merge; once on two nodes of two CPUs and once on one CPU, into two
-storages, where every number must be the same. Through ``speechft evaluate``: the same tasks, one
+storages, with the same numbers in both. Through ``speechft evaluate``: the same tasks, one
 command each, with the published protocol but for sizes.
 """
 
@@ -30,11 +30,11 @@ from speechft_ray.speech.checkpoints.safetensors_dir import write_encoder
 from speechft_ray.superb.tasks.base import TASKS
 from tests.e2e.small_world import REPOSITORY, environment, manifests, run
 from tests.speech.toy_models import toy_hubert
-from tests.superb.test_real_layouts import LAYOUTS, ROWS
+from tests.superb.real_layouts import LAYOUTS, ROWS
 
 BEST, RATES = 200.0, (".per", ".wer", ".cer", "_cer", ".der", ".eer")
-"""Better than perfect, which FBank is by chance on trees this small: no scale may have length
-zero."""
+"""Better than perfect, since FBank can be perfect by chance on corpora this small, and no scale may
+have length zero."""
 STORE_BYTES = 80 << 20
 METRICS = [metric for task, *_ in ROWS for metric in TASKS.get(task).metrics]
 
@@ -52,12 +52,12 @@ def space() -> dict[str, Any]:
         "evaluate": [
             {
                 "task": task,
-                "corpus": {"name": corpus, "options": given},
+                "corpus": {"name": corpus, "options": corpus_options},
                 "updates": 2,
                 "batch_size": 4,
                 "options": options,
             }
-            for task, corpus, given, options in ROWS
+            for task, corpus, corpus_options, options in ROWS
         ],
         "score": {
             "zero": "measured",
@@ -68,27 +68,26 @@ def space() -> dict[str, Any]:
 
 @contextmanager
 def cluster(cpus: tuple[int, ...]) -> Iterator[str]:
-    """A Ray cluster of this script's own with so many CPUs on each node; yields its address and
-    ends it."""
+    """Starts a Ray cluster with so many CPUs on each node, yields its address, and stops it."""
     from ray.cluster_utils import Cluster
 
     size: dict[str, Any] = {"num_gpus": 0, "object_store_memory": STORE_BYTES}
-    made = Cluster(
+    ray_cluster = Cluster(
         initialize_head=True,
         head_node_args={**size, "num_cpus": cpus[0], "include_dashboard": False},
     )
     for count in cpus[1:]:
-        made.add_node(**size, num_cpus=count)
-    made.wait_for_nodes()
+        ray_cluster.add_node(**size, num_cpus=count)
+    ray_cluster.wait_for_nodes()
     try:
-        yield made.address
+        yield ray_cluster.address
     finally:
-        made.shutdown()
+        ray_cluster.shutdown()
 
 
 def sweep(home: Path, name: str, address: str, own: Mapping[str, str]) -> dict[str, Any]:
-    """Runs the launch script; returns every unit's facts without clock times."""
-    given = [
+    """Runs the launch script; returns the facts of every unit without clock times."""
+    inputs: list[str | Path] = [
         "--space",
         home / "all.yaml",
         "--encoder",
@@ -96,7 +95,7 @@ def sweep(home: Path, name: str, address: str, own: Mapping[str, str]) -> dict[s
         "--corpora",
         home / "corpora",
     ]
-    places = [
+    outputs: list[str | Path] = [
         "--storage",
         home / name,
         "--report",
@@ -106,19 +105,19 @@ def sweep(home: Path, name: str, address: str, own: Mapping[str, str]) -> dict[s
         "--cpu",
     ]
     began = time.monotonic()
-    done = run("sweep_alpha.py", *given, *places, timeout=1500, **own)
+    done = run("sweep_alpha.py", *inputs, *outputs, timeout=1500, **own)
     assert done.returncode == 0, done.stderr + done.stdout
-    found = manifests(home / name)
-    count = sum(key.startswith("evaluate/") for key in found)
+    facts = manifests(home / name)
+    count = sum(key.startswith("evaluate/") for key in facts)
     print(
         f"PASS  {name}: sweep_alpha.py, {count} evaluations in {time.monotonic() - began:.0f} s",
         flush=True,
     )
-    return found
+    return facts
 
 
 def check_table(path: Path) -> None:
-    """Every row of the result table has a finite number for every metric."""
+    """Checks that every row of the result table has a finite number for every metric."""
     lines = list(csv.DictReader(path.read_text(encoding="utf-8").splitlines()))
     assert {line["role"] for line in lines} == {"pre-trained", "merge", "stable fine-tuning"}
     for line in lines:
@@ -134,7 +133,7 @@ def evaluate(
     own: Mapping[str, str],
 ) -> None:
     """Runs ``speechft evaluate`` on one task and checks its metrics."""
-    task, corpus, given, options = row
+    task, corpus, corpus_options, options = row
     storage = home / "evaluate"
     before = set(storage.glob("evaluate/*"))
     command = [
@@ -157,7 +156,9 @@ def evaluate(
     command += ["--storage", str(storage), "--address", address]
     for option in (f"{name}={value}" for name, value in options.items()):
         command += ["--option", option]
-    for option in (f"{name}={value}" for name, value in given.items() if name == "silence_crops"):
+    for option in (
+        f"{name}={value}" for name, value in corpus_options.items() if name == "silence_crops"
+    ):
         command += ["--corpus-option", option]
     done = subprocess.run(
         command, capture_output=True, text=True, check=False, env=environment(**own), cwd=REPOSITORY
@@ -167,16 +168,14 @@ def evaluate(
     scores = read_scores(json.loads((unit / "manifest.json").read_text()))
     assert {score.metric for score in scores} == set(TASKS.get(task).metrics)
     assert all(math.isfinite(value) for score in scores for value in score.values)
-    told = ", ".join(f"{score.metric} {score.split} {score.mean:.2f}" for score in scores)
-    print(f"PASS  speechft evaluate --task {task} --corpus {corpus}: {told}", flush=True)
+    summary = ", ".join(f"{score.metric} {score.split} {score.mean:.2f}" for score in scores)
+    print(f"PASS  speechft evaluate --task {task} --corpus {corpus}: {summary}", flush=True)
 
 
 def main() -> None:
-    """Runs everything below a new folder; leaves with 1 and what was printed when something
-    fails."""
-    home = Path(
-        tempfile.mkdtemp(prefix="sft", dir="/tmp")
-    )  # Ray's sockets lie in it, with 108 characters at most
+    """Runs everything below a new folder; the first failure raises."""
+    # Ray puts its sockets there, whose paths have at most 108 characters.
+    home = Path(tempfile.mkdtemp(prefix="sft", dir="/tmp"))
     own = {
         "HOME": str(home),
         "RAY_TMPDIR": str(home),
@@ -200,7 +199,8 @@ def main() -> None:
             one = sweep(home, "one-worker", address, own)
         assert one == four
         print(
-            f"PASS  one worker and four workers on two nodes: {len(one)} units are equal in every digit"
+            f"PASS  one worker and four workers on two nodes: {len(one)} units are equal in every "
+            "digit"
         )
     finally:
         shutil.rmtree(home, ignore_errors=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,7 +18,7 @@ from tests.speech.toy_models import toy_hubert
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An encoder, two corpora, and a storage folder for all tests here."""
+    """A folder with an encoder, two corpora and a storage folder, for all tests here."""
     folder = tmp_path_factory.mktemp("evaluate")
     write_encoder(folder / "encoder.safetensors", toy_hubert(), {})
     iemocap.lay_out(folder / "iemocap")
@@ -26,7 +27,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def evaluate(home: Path, task: str, *more: str, corpus: str | None = None) -> int:
-    given = ["--corpus", str(home / corpus)] if corpus else []
+    corpus_arguments = ["--corpus", str(home / corpus)] if corpus else []
     place = [
         "--encoder",
         str(home / "encoder.safetensors"),
@@ -34,14 +35,14 @@ def evaluate(home: Path, task: str, *more: str, corpus: str | None = None) -> in
         str(home / "runs"),
         "--in-process",
     ]
-    return main(["evaluate", "--task", task, *given, *place, *more])
+    return main(["evaluate", "--task", task, *corpus_arguments, *place, *more])
 
 
-def facts_of(home: Path, task: str) -> list[dict[str, object]]:
-    found = [
+def facts_of(home: Path, task: str) -> list[dict[str, Any]]:
+    manifests = [
         json.loads(path.read_text()) for path in (home / "runs").glob("evaluate/*/manifest.json")
     ]
-    return [facts for facts in found if facts["spec"]["task"] == task]
+    return [facts for facts in manifests if facts["spec"]["task"] == task]
 
 
 def test_emotions_are_five_folds_by_themselves(
@@ -49,7 +50,7 @@ def test_emotions_are_five_folds_by_themselves(
 ) -> None:
     assert evaluate(home, "er", "--updates", "2", corpus="iemocap") == 0
     (facts,) = facts_of(home, "er")
-    assert facts["spec"]["folds"] == {"fold": [1, 2, 3, 4, 5]}  # type: ignore[index]
+    assert facts["spec"]["folds"] == {"fold": [1, 2, 3, 4, 5]}
     test = next(score for score in read_scores(facts) if score.split == "test")
     assert f"{test.mean:.2f}" in capsys.readouterr().out
 
@@ -60,7 +61,7 @@ def test_a_grid_of_rates_is_searched_and_the_second_call_computes_nothing(
     arguments = ("--updates", "3", "--learning-rate", "1e-1,1e-3", "--seeds", "2")
     assert evaluate(home, "sid", *arguments, corpus="vox") == 0
     (facts,) = facts_of(home, "sid")
-    assert len(facts["grid"]) == 4  # type: ignore[arg-type]
+    assert len(facts["grid"]) == 4
     first = capsys.readouterr().out
     assert "done: evaluate sid" in first
     assert evaluate(home, "sid", *arguments, corpus="vox") == 0
@@ -78,16 +79,16 @@ def test_a_grid_of_rates_is_searched_and_the_second_call_computes_nothing(
         (("sid", "--learning-rate", "fast"), "--learning-rate must be a number"),
         (("sid", "--learning-rate", "-1"), "must be greater than 0"),
         (("sid", "--corpus-option", "fold=1"), "unknown field `fold`"),
-        (("sid", "--option", "projektion=3"), "projektion"),
+        (("sid", "--option", "projektion=3"), "Did you mean `projection`?"),
     ],
 )
-def test_bad_input_is_told(
+def test_bad_input_is_reported(
     home: Path, arguments: tuple[str, ...], sentence: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert evaluate(home, *arguments, corpus="vox") == 2
     assert sentence in capsys.readouterr().err
 
 
-def test_a_folder_that_is_not_there_is_told(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert evaluate(home, "sid", corpus="nowhere") == 2
-    assert "nowhere" in capsys.readouterr().err
+def test_a_missing_folder_is_reported(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert evaluate(home, "sid", corpus="missing") == 2
+    assert "missing" in capsys.readouterr().err

@@ -78,7 +78,7 @@ def train_probe(
     return train_probes(data, train, dev, schedule, rates_and_seeds, seed, ignore)[0]
 
 
-def pooled_head(probe: Probe) -> PooledHead:
+def get_pooled_head(probe: Probe) -> PooledHead:
     """Returns the head of a probe of a task with one label per utterance."""
     assert isinstance(probe.head, PooledHead)
     return probe.head

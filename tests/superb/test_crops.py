@@ -19,7 +19,7 @@ from speechft_ray.superb.extractor import Batch
 from speechft_ray.superb.sampling import sample_batches
 from speechft_ray.superb.setup import build_task_data
 from speechft_ray.superb.stacked import train_stacked
-from speechft_ray.superb.tasks._segments import crops_of
+from speechft_ray.superb.tasks._segments import make_crops
 from speechft_ray.superb.tasks.base import TASKS, TaskData
 from tests.superb.probe_helpers import (
     average_frames,
@@ -88,16 +88,18 @@ def test_crops_begin_anywhere_and_follow_from_the_key() -> None:
         return Utterance(key=key, split="train", samples=samples, labels={})
 
     starts = [
-        crop.start for number in range(2000) for crop in crops_of(utterance(f"u{number}"), 3, 1000)
+        crop.start
+        for number in range(2000)
+        for crop in make_crops(utterance(f"u{number}"), 3, 1000)
     ]
     counts = Counter(start // 10 for start in starts if start < 100)
     assert min(starts) == 0 and max(starts) == 100
     assert all(
         abs(counts[tenth] - 600) < 5 * 600**0.5 for tenth in range(10)
     )  # of 6000, a tenth each; five deviations
-    assert crops_of(utterance("u0"), 3, 1000) == crops_of(utterance("u0"), 3, 1000)
-    assert len(crops_of(utterance("hardly longer", 1001), 3, 1000)) == 2  # there are no more
-    (whole,) = crops_of(utterance("just as long", 1000), 3, 1000)
+    assert make_crops(utterance("u0"), 3, 1000) == make_crops(utterance("u0"), 3, 1000)
+    assert len(make_crops(utterance("hardly longer", 1001), 3, 1000)) == 2  # there are no more
+    (whole,) = make_crops(utterance("just as long", 1000), 3, 1000)
     assert whole.utterance == utterance("just as long", 1000)
 
 

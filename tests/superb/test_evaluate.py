@@ -60,19 +60,18 @@ def test_labels_without_cause_stay_at_chance() -> None:
     values = on_test(facts_of(corpus, task="sid", updates=60, learning_rate=1e-2, seeds=2))[
         "sid.accuracy"
     ]
-    assert all(
-        abs(value - 25.0) < 4 * 100 * (0.25 * 0.75 / 200) ** 0.5 for value in values
-    )  # four standard deviations
+    four_deviations = 4 * 100 * (0.25 * 0.75 / 200) ** 0.5
+    assert all(abs(value - 25.0) < four_deviations for value in values)
 
 
 def test_facts_are_complete_plain_data() -> None:
-    counts: list[dict[str, float]] = []
+    reports: list[dict[str, float]] = []
     facts = facts_of(
         task="pr",
         updates=30,
         seeds=3,
         batch_size=8,
-        report=lambda found: counts.append(dict(found)),
+        report=lambda report: reports.append(dict(report)),
     )
     assert json.loads(json.dumps(facts, allow_nan=False)) == facts
     assert [(score.metric, score.split, len(score.values)) for score in read_scores(facts)] == [
@@ -91,34 +90,37 @@ def test_facts_are_complete_plain_data() -> None:
     assert facts["layer_weights"][0] != [1 / 3] * 3
     assert facts["seconds"]["features"] > 0 and facts["seconds"]["probe"] > 0
     total = sum(COUNTS.values()) + 3 * 30
-    assert counts[-1] == {"done": total, "total": total}
-    assert [found["done"] for found in counts] == sorted({found["done"] for found in counts})
-    assert len(counts) <= REPORTS
+    assert reports[-1] == {"done": total, "total": total}
+    done = [report["done"] for report in reports]
+    assert done == sorted(set(done))
+    assert len(reports) <= REPORTS
 
 
 @pytest.mark.parametrize("task", ["sid", "sf"])
-def test_counts_make_the_scores_of_test_seed_by_seed(task: str) -> None:
+def test_counts_add_up_to_the_scores_of_test_seed_by_seed(task: str) -> None:
     options = SMALL if task == "sf" else {}
     facts = facts_of(
         task=task, updates=3, learning_rate=(1e-4, 1e-2), batch_size=8, seeds=2, options=options
     )
     (counts,) = [UtteranceCounts.model_validate(item) for item in facts["counts"]]
     for metric, values in on_test(facts).items():
-        made = [100.0 * sum(amounts) / sum(counts.of[metric]) for amounts in counts.amounts[metric]]
-        assert made == pytest.approx(list(values))
+        rates = [
+            100.0 * sum(amounts) / sum(counts.of[metric]) for amounts in counts.amounts[metric]
+        ]
+        assert rates == pytest.approx(list(values))
 
 
 def test_other_test_utterances_are_other_counts() -> None:
-    spec = {"task": "sid", "updates": 2, "batch_size": 8}
-    known = [
+    spec: dict[str, Any] = {"task": "sid", "updates": 2, "batch_size": 8}
+    identities = [
         facts_of(toy_corpus({"train": 8, "dev": 4, "test": n}), **spec)["counts"][0]["utterances"]
         for n in (4, 4, 5)
     ]
-    assert known[0] == known[1] != known[2]
+    assert identities[0] == identities[1] != identities[2]
 
 
 def test_an_evaluation_is_repeatable_whatever_happened_before() -> None:
-    spec = {
+    spec: dict[str, Any] = {
         "task": "sf",
         "updates": 6,
         "batch_size": 8,
@@ -222,14 +224,12 @@ def test_dev_alone_is_the_same_dev_and_never_touches_test(task: str) -> None:
             self.read_keys.add(utterance.key)
             return self.corpus.read(utterance)
 
-    corpus, spec = (
-        RecordingCorpus(),
-        EvalSpec(task=task, corpus=CorpusSpec(), updates=20, batch_size=8, seeds=2),
-    )
-    facts = evaluate(spec, ToyEncoder(), corpus, CPU, lambda counts: None, dev_only=True)  # type: ignore[arg-type]
+    corpus: Any = RecordingCorpus()
+    spec = EvalSpec(task=task, corpus=CorpusSpec(), updates=20, batch_size=8, seeds=2)
+    facts: Any = evaluate(spec, ToyEncoder(), corpus, CPU, lambda counts: None, dev_only=True)
     assert not corpus.read_keys & {utterance.key for utterance in corpus.corpus.split("test")}
     assert {score.split for score in read_scores(facts)} == {"dev"}
     assert facts["counts"] == []
-    assert set(facts["utterances"]) == {"train", "dev"}  # type: ignore[arg-type]
+    assert set(facts["utterances"]) == {"train", "dev"}
     full = facts_of(task=task, updates=20, batch_size=8, seeds=2)
     assert read_scores(facts) == [score for score in read_scores(full) if score.split == "dev"]

@@ -150,8 +150,8 @@ def test_the_budget_holds_the_first_splits_and_counts_all_work() -> None:
 
 @pytest.mark.parametrize("pooled", [True, False])
 def test_features_are_the_same_wherever_they_are_stored(pooled: bool, tmp_path: Path) -> None:
-    """In memory, on disk, read from disk into memory, encoded recomputed: no bit differs, and the disk is
-    read before the encoder runs."""
+    """In memory, on disk, read from disk into memory, recomputed: no bit differs. The disk is read
+    before the encoder runs."""
     splits = both_splits(extractor())
     cache = FeatureCache(tmp_path, budget_bytes=1 << 20)
     storages = {

@@ -75,12 +75,12 @@ def test_values_are_averaged_seed_by_seed() -> None:
 
 
 def test_folds_are_options_of_the_corpus() -> None:
-    given = spec(corpus=CorpusSpec(name="iemocap", options={"other": 1}), folds=FOLDS)
-    assert [corpus.options for corpus in given.corpora()] == [
+    folds_spec = spec(corpus=CorpusSpec(name="iemocap", options={"other": 1}), folds=FOLDS)
+    assert [corpus.options for corpus in folds_spec.corpora()] == [
         {"other": 1, "fold": fold} for fold in (1, 2, 3)
     ]
     assert spec().corpora() == (CorpusSpec(),)
-    assert EvalSpec.model_validate(given.model_dump(mode="json")) == given
+    assert EvalSpec.model_validate(folds_spec.model_dump(mode="json")) == folds_spec
     for wrong in ({"fold": [1]}, {"fold": [1, 2], "other": [1, 2]}):
         with pytest.raises(ValidationError):
             spec(folds=wrong)
@@ -92,11 +92,11 @@ def test_folds_are_part_of_the_identity_only_where_there_are_some() -> None:
     assert fingerprint(spec()) != fingerprint(spec(folds=FOLDS))
 
 
-def test_a_plan_asks_for_every_fold() -> None:
-    asked: list[Any] = []
+def test_a_plan_has_every_fold() -> None:
+    folds: list[Any] = []
 
     def corpus(item: CorpusSpec) -> tuple[str, bool]:
-        asked.append(item.options.get("fold"))
+        folds.append(item.options.get("fold"))
         return f"content of fold {item.options.get('fold')}", True
 
     plan = make_plan(
@@ -104,7 +104,7 @@ def test_a_plan_asks_for_every_fold() -> None:
         Inputs(encoder="e", corpus=corpus),
     )
     jobs = plan.of_stage("evaluate")
-    assert {1, 2, 3} <= set(asked) and len(jobs) == len(plan.rows) + 1  # and the baseline
+    assert {1, 2, 3} <= set(folds) and len(jobs) == len(plan.rows) + 1  # and the baseline
     assert all(
         len([need for need in job.needs if plan.jobs[need].stage == "corpus"]) == 3 for job in jobs
     )
@@ -112,41 +112,41 @@ def test_a_plan_asks_for_every_fold() -> None:
 
 @pytest.mark.parametrize("cached", [False, True])
 def test_a_recording_of_several_folds_is_encoded_once(cached: bool, tmp_path: Path) -> None:
-    """Three ways to split the same recordings; the numbers are those of folds that know nothing of
-    each other."""
+    """Three ways to split the same recordings; the numbers are those of folds that are
+    encoded separately."""
     whole = toy_corpus({"train": 36}, seed=1)
-    contents = {utterance.key: f"sha of {utterance.key}" for utterance in whole.utterances}
+    audio_ids = {utterance.key: f"sha of {utterance.key}" for utterance in whole.utterances}
     turns = ("train", "dev", "test")
 
-    def fold(number: int, known: bool) -> Corpus:
+    def make_fold(number: int, with_ids: bool) -> Corpus:
         split = [
-            replace(item, split=turns[(place + number) % 3])
-            for place, item in enumerate(whole.utterances)
+            replace(item, split=turns[(index + number) % 3])
+            for index, item in enumerate(whole.utterances)
         ]
         return replace(
             whole,
             fingerprint=f"fold {number}",
             utterances=split,
-            audio_ids=contents if known else {},
+            audio_ids=audio_ids if with_ids else {},
         )
 
-    def found(known: bool, encoder: ToyEncoder) -> dict[str, Any]:
-        cache = FeatureCache(tmp_path / str(known), 1 << 24)
+    def evaluate_split(with_ids: bool, encoder: ToyEncoder) -> dict[str, Any]:
+        cache = FeatureCache(tmp_path / str(with_ids), 1 << 24)
         caches = SharedCaches(cache=cache, encoder="toy", front_end=None) if cached else None
-        corpora = [fold(number, known) for number in range(3)]
+        corpora = [make_fold(number, with_ids) for number in range(3)]
         return evaluate_folds(
             spec(folds=FOLDS), encoder, corpora, CPU, lambda _: None, caches=caches
         )
 
     apart, together, again = ToyEncoder(), ToyEncoder(), ToyEncoder()
-    expected, facts = found(False, apart), found(True, together)
+    expected, facts = evaluate_split(False, apart), evaluate_split(True, together)
     assert (sum(apart.calls), sum(together.calls)) == (3 * 36, 36)
     assert read_scores(facts) == read_scores(expected)
-    found(True, again)
+    evaluate_split(True, again)
     assert sum(again.calls) == (0 if cached else 36)
 
 
-def test_dev_alone_hears_no_recording_that_is_only_in_test() -> None:
+def test_dev_alone_encodes_no_recording_that_is_only_in_test() -> None:
     corpus = toy_corpus({"train": 12, "dev": 4, "test": 4})
     corpora = [replace(corpus, audio_ids={item.key: item.key for item in corpus.utterances})] * 2
     encoder = ToyEncoder()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import random
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -14,22 +15,17 @@ import pytest
 from speechft_ray.core.errors import UserError
 from speechft_ray.superb.measures.accuracy import accuracy
 from speechft_ray.superb.measures.error_rate import (
-    character_error_rate,
-    edits,
+    edit_distance,
     token_error_rate,
-    word_error_rate,
 )
 from speechft_ray.superb.measures.slots import parse_slots, slot_type_f1, slot_value_cer
+from tests.superb.textbook import textbook_edits
 
 
-def textbook_edits(one: list[str] | str, other: list[str] | str) -> int:
-    """Wagner-Fischer, written out: the independent reference for the library's edit distance."""
-    row = list(range(len(other) + 1))
-    for i, left in enumerate(one, 1):
-        diagonal, row[0] = row[0], i
-        for j, right in enumerate(other, 1):
-            diagonal, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, diagonal + (left != right))
-    return row[-1]
+def word_error_rate(hypotheses: Sequence[str], references: Sequence[str]) -> float:
+    return token_error_rate(
+        [text.split() for text in hypotheses], [text.split() for text in references]
+    )
 
 
 @pytest.fixture
@@ -50,7 +46,7 @@ def s3prl_metric(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return module
 
 
-def decoded_texts(seed: int, count: int) -> list[str]:
+def make_decoder_texts(seed: int, count: int) -> list[str]:
     """Random decoder output over few letters and slots: unpaired, nested, repeated and empty slots
     all occur."""
     source = random.Random(seed)
@@ -71,7 +67,7 @@ def test_edits_are_those_of_the_textbook() -> None:
     source = random.Random(0)
     for _ in range(200):
         one, other = (source.choices(["aa", "b", "c"], k=source.randint(0, 8)) for _ in range(2))
-        assert edits(one, other) == textbook_edits(one, other)
+        assert edit_distance(one, other) == textbook_edits(one, other)
 
 
 def test_error_rate_divides_the_edits_of_the_corpus_by_its_tokens() -> None:
@@ -94,7 +90,7 @@ def test_error_rates_are_those_of_jiwer(seed: int) -> None:
     assert word_error_rate(hypotheses, references) == pytest.approx(
         100 * jiwer.wer(references, hypotheses)
     )
-    assert character_error_rate(hypotheses, references) == pytest.approx(
+    assert token_error_rate(hypotheses, references) == pytest.approx(
         100 * jiwer.cer(references, hypotheses)
     )
 
@@ -109,7 +105,7 @@ def test_insertions_may_exceed_one_hundred_percent() -> None:
 
 def test_tokens_are_compared_whole_and_characters_one_by_one() -> None:
     assert word_error_rate(["AH0 T"], ["AH1 T"]) == 50.0
-    assert character_error_rate(["AH0 T"], ["AH1 T"]) == 20.0
+    assert token_error_rate(["AH0 T"], ["AH1 T"]) == 20.0
 
 
 def test_error_rates_refuse_references_without_tokens() -> None:
@@ -117,8 +113,8 @@ def test_error_rates_refuse_references_without_tokens() -> None:
         word_error_rate(["a"], [""])
 
 
-@pytest.mark.parametrize("measure", [word_error_rate, accuracy, slot_type_f1, slot_value_cer])
-def test_lists_must_have_the_same_length(measure) -> None:  # type: ignore[no-untyped-def]
+@pytest.mark.parametrize("measure", [token_error_rate, accuracy, slot_type_f1, slot_value_cer])
+def test_lists_must_have_the_same_length(measure: Callable[..., float]) -> None:
     with pytest.raises(ValueError, match="zip"):
         measure(["B-x A E-x"], ["B-x A E-x", "B-x A E-x"])
 
@@ -216,7 +212,7 @@ def test_slot_value_cer_refuses_references_without_slots() -> None:
 
 @pytest.mark.parametrize("seed", range(20))
 def test_measures_are_those_of_s3prl(s3prl_metric: ModuleType, seed: int) -> None:
-    hypotheses, references = decoded_texts(seed, 30), slot_references(seed, 30)
+    hypotheses, references = make_decoder_texts(seed, 30), slot_references(seed, 30)
     hypotheses[:5] = references[1:6]
     assert slot_type_f1(hypotheses, references) == pytest.approx(
         100 * s3prl_metric.slot_type_f1(hypotheses, references)
@@ -224,7 +220,7 @@ def test_measures_are_those_of_s3prl(s3prl_metric: ModuleType, seed: int) -> Non
     assert slot_value_cer(hypotheses, references) == pytest.approx(
         100 * s3prl_metric.slot_value_cer(hypotheses, references)
     )
-    assert character_error_rate(hypotheses, references) == pytest.approx(
+    assert token_error_rate(hypotheses, references) == pytest.approx(
         100 * s3prl_metric.cer(hypotheses, references)
     )
     single_blanks = [

@@ -10,8 +10,9 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 
+from speechft_ray.speech.heads.pooled import PooledHead
 from speechft_ray.superb.measures.der import Turn
-from speechft_ray.superb.tasks.sd import frame_labels
+from speechft_ray.superb.tasks.sd import label_frames
 from tests.superb.textbook import textbook_edits
 
 pytest.importorskip("s3prl")
@@ -20,16 +21,15 @@ from benchmarks import parity
 from benchmarks.s3prl_cases import CASES
 from benchmarks.s3prl_peer import expert_module
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:unclosed file:ResourceWarning"
-)  # s3prl leaves its slot file open
+# s3prl leaves its slot file open.
+pytestmark = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
 
 COUNTS = {"train": 40, "dev": 8, "test": 10}
 
 
 @pytest.fixture(autouse=True)
 def textbook_distance(monkeypatch: pytest.MonkeyPatch) -> None:
-    """s3prl's edit distance, from the textbook: its own is an extra that need not be there."""
+    """Replaces s3prl's edit distance, which needs an optional package, by the textbook's."""
     distance = ModuleType("editdistance")
     distance.eval = textbook_edits  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "editdistance", distance)
@@ -66,7 +66,7 @@ def test_frames_of_speakers_are_labelled_as_s3prl_labels_them(seed: int) -> None
         end = min(frames, start + size)
         shifted = SimpleNamespace(data=kaldi, frame_shift=320)
         _, labels = module.DiarizationDataset._get_labeled_speech(shifted, "r", start, end, 2)
-        assert (frame_labels(turns, start, end, clean=False) == labels).all()
+        assert (label_frames(turns, start, end, clean=False) == labels).all()
     chunks = list(module._gen_frame_indices(frames, size, size, use_last_samples=True))
     assert chunks == [(start, min(frames, start + size)) for start in range(0, frames, size)]
 

@@ -30,8 +30,8 @@ from tests.superb.probe_helpers import (
     DIM,
     LAYERS,
     average_frames,
+    get_pooled_head,
     noise_features,
-    pooled_head,
     toy_data,
     toy_schedule,
     toy_spec,
@@ -72,7 +72,7 @@ def test_a_head_on_kept_means_learns_what_a_plain_loop_over_frames_learns() -> N
             gradient *= min(1.0, 0.5 / (float(norm) + 1e-6))
         optimizer.step()
 
-    head = pooled_head(probe)
+    head = get_pooled_head(probe)
     learned = [
         probe.featurizer.weights,
         *head.projector.parameters(),
@@ -192,7 +192,7 @@ def test_validating_more_often_does_not_change_what_is_learned() -> None:
         rising = itertools.count()
         trained = train_probe(constant, train, dev, toy_schedule(validate_every_updates=every), 0)
         assert trained.best_update == 20
-        learned.append(pooled_head(trained.probe).output.weight)
+        learned.append(get_pooled_head(trained.probe).output.weight)
     assert torch.equal(learned[0], learned[1])
 
 
@@ -284,7 +284,7 @@ def test_weight_decay_shrinks_what_has_no_gradient() -> None:
     norms = []
     for decay in (0.0, 0.5):
         plan = toy_schedule(updates=4, validate_every_updates=4, weight_decay=decay)
-        head = pooled_head(train_probe(silent, train, dev, plan, 0).probe)
+        head = get_pooled_head(train_probe(silent, train, dev, plan, 0).probe)
         norms.append(float(head.output.weight.detach().norm()))
     assert norms[1] == pytest.approx(norms[0] * (1 - 1e-2 * 0.5) ** 4, rel=1e-5)
 

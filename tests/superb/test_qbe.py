@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -31,15 +32,15 @@ DATA = Path(__file__).parent / "data"
 
 @pytest.mark.parametrize("distance", ["cosine", "cosine_exp"])
 def test_costs_are_those_of_dtw_python(distance: Distance) -> None:
-    kept = json.loads((DATA / "dtw_python.json").read_text())[distance]
+    expected_costs = json.loads((DATA / "dtw_python.json").read_text())[distance]
     units = [
         functional.normalize(torch.from_numpy(frames), dim=1) for frames in (*QUERIES, *DOCUMENTS)
     ]
     documents = pad_sequence(units[len(QUERIES) :], batch_first=True)
     frames = torch.tensor([len(document) for document in DOCUMENTS])
-    for query, expected in zip(units, kept, strict=False):
-        found = subsequence_costs(frame_distances(query, documents, frames, distance))
-        assert found.tolist() == pytest.approx(expected, abs=1e-9)
+    for query, expected in zip(units, expected_costs, strict=False):
+        costs = subsequence_costs(frame_distances(query, documents, frames, distance))
+        assert costs.tolist() == pytest.approx(expected, abs=1e-9)
 
 
 def test_a_path_may_begin_and_end_anywhere_and_move_up_to_two_frames() -> None:
@@ -60,19 +61,19 @@ def test_a_path_may_begin_and_end_anywhere_and_move_up_to_two_frames() -> None:
     assert subsequence_costs(backwards).item() == pytest.approx(2 / 3)
 
 
-def kept(pieces: list[np.ndarray]) -> InMemoryFeatures:
-    frames = torch.tensor([len(piece) for piece in pieces])
-    rows = torch.from_numpy(np.concatenate(pieces)).float()
+def make_features(arrays: list[np.ndarray]) -> InMemoryFeatures:
+    frames = torch.tensor([len(array) for array in arrays])
+    rows = torch.from_numpy(np.concatenate(arrays)).float()
     return InMemoryFeatures(torch.stack([rows, rows.flip(1) * 2 + 1]), frames)
 
 
 def test_scores_are_standardised_over_frames_and_then_over_documents() -> None:
     """The order of operations written out with numpy, for one layer and plain cosines."""
-    queries, documents = kept(QUERIES[1:]), kept(DOCUMENTS)
-    found = qbe.found_in(queries, documents, "cosine")
+    queries, documents = make_features(QUERIES[1:]), make_features(DOCUMENTS)
+    predictions = qbe.score_documents(queries, documents, "cosine")
     every = np.concatenate([*QUERIES[1:], *DOCUMENTS]).astype(np.float32).astype(np.float64)
     mean, deviation = every.mean(0), every.std(0, ddof=1)
-    for query, scores in zip(QUERIES[1:], found, strict=True):
+    for query, scores in zip(QUERIES[1:], predictions, strict=True):
         costs = []
         for document in DOCUMENTS:
             one, other = ((frames - mean) / deviation for frames in (query, document))
@@ -98,47 +99,47 @@ def textbook(distances: np.ndarray) -> float:
     return float(total[-1].min() / len(distances))
 
 
-def test_short_queries_find_nothing() -> None:
-    found = qbe.found_in(kept([QUERIES[2][:4], QUERIES[2][:5]]), kept(DOCUMENTS), "cosine_exp")
-    assert not found[0].any() and found[1].any()
+def test_short_queries_match_nothing() -> None:
+    queries = make_features([QUERIES[2][:4], QUERIES[2][:5]])
+    short, longer = qbe.score_documents(queries, make_features(DOCUMENTS), "cosine_exp")
+    assert not short.any() and longer.any()
 
 
-def test_dev_chooses_the_layer_of_test() -> None:
+def test_dev_selects_the_layer_of_test() -> None:
     match = np.array([True] + [False] * 9)
     right, wrong = match.astype(float), (~match).astype(float)
     dev, test = [np.stack([wrong, right, wrong])], [np.stack([right, wrong, wrong])]
-    assert qbe.best_layer(dev, [match]) == {"qbe.mtwv": 1.0, "layer": 1.0}
-    assert qbe.layer_of_dev(dev, [match], test, [match]) == {"qbe.mtwv": 0.0, "layer": 1.0}
+    assert qbe.measure_best_layer(dev, [match]) == {"qbe.mtwv": 1.0, "layer": 1.0}
+    assert qbe.measure_layer_of_dev(dev, [match], test, [match]) == {"qbe.mtwv": 0.0, "layer": 1.0}
 
 
-def spoken_queries() -> Corpus:
-    """Tones in which the shortest texts are looked for."""
+def make_query_corpus() -> Corpus:
+    """Tones; the shortest texts of dev and test are the queries."""
     corpus = toy_corpus({"train": 40, "dev": 30, "test": 30})
-    found = []
+    utterances = []
     for item in corpus.utterances:
         text = item.labels["text"]
         if item.split == "train" or len(text) == 5:
             matches = [other.key for other in corpus.split("train") if text in other.labels["text"]]
-            found.append(replace(item, labels={**item.labels, "matches": " ".join(matches)}))
-    return replace(corpus, utterances=found)
+            utterances.append(replace(item, labels={**item.labels, "matches": " ".join(matches)}))
+    return replace(corpus, utterances=utterances)
 
 
 def test_queries_find_documents_that_contain_their_tones() -> None:
-    corpus = spoken_queries()
+    corpus = make_query_corpus()
     spec = EvalSpec(task="qbe", corpus=CorpusSpec(), updates=1, seeds=2)
     encoder = ToyEncoder()
-    facts = evaluate(spec, encoder, corpus, torch.device("cpu"), lambda counts: None)
-    found = {score.split: score.values for score in read_scores(facts)}
-    assert (
-        found["dev"][0] == found["dev"][1] > 0 and found["test"][0] > 0.05
-    )  # of 40 documents, a false alarm costs a third
+    facts: Any = evaluate(spec, encoder, corpus, torch.device("cpu"), lambda counts: None)
+    scores = {score.split: score.values for score in read_scores(facts)}
+    assert scores["dev"][0] == scores["dev"][1] > 0
+    assert scores["test"][0] > 0.05  # of 40 documents, a false alarm costs a third
     assert facts["details"]["test"]["layer"] == facts["details"]["dev"]["layer"]
     assert facts["best_update"] == []
     assert len(encoder.calls) == len(corpus.utterances)
 
 
 def test_documents_with_the_query_score_more_than_a_deviation_above_the_others() -> None:
-    corpus = spoken_queries()
+    corpus = make_query_corpus()
     data = build_task_data(
         TASKS.get("qbe"), EvalSpec(task="qbe", corpus=CorpusSpec(), updates=1), corpus
     )
@@ -148,13 +149,13 @@ def test_documents_with_the_query_score_more_than_a_deviation_above_the_others()
         split: [example.utterance for example in examples]
         for split, examples in data.examples.items()
     }
-    found = data.predict(
+    predictions = data.predict(
         {
             split: InMemoryFeatures.encode(extract, utterances, lambda _: None)
             for split, utterances in items.items()
         }
     )
-    scores = np.stack(found["test"])  # (queries, layers, documents)
+    scores = np.stack(predictions["test"])  # (queries, layers, documents)
     matches = np.stack([example.reference for example in data.examples["test"]])
     assert (
         max(
@@ -165,7 +166,7 @@ def test_documents_with_the_query_score_more_than_a_deviation_above_the_others()
     )
 
 
-def test_features_may_be_encoded_anew() -> None:
+def test_features_may_be_recomputed() -> None:
     corpus = toy_corpus({"train": 5, "dev": 3, "test": 2})
     extract = Extractor(ToyEncoder(), corpus, torch.device("cpu"), pooled=False)
     items = {split: corpus.split(split) for split in ("train", "dev")}
@@ -173,16 +174,18 @@ def test_features_may_be_encoded_anew() -> None:
         split: InMemoryFeatures.encode(extract, utterances, lambda _: None)
         for split, utterances in items.items()
     }
-    anew = {split: OnTheFlyFeatures(extract, utterances) for split, utterances in items.items()}
+    recomputed = {
+        split: OnTheFlyFeatures(extract, utterances) for split, utterances in items.items()
+    }
     for one, other in zip(
-        qbe.found_in(stored["dev"], stored["train"], "cosine"),
-        qbe.found_in(anew["dev"], anew["train"], "cosine"),
+        qbe.score_documents(stored["dev"], stored["train"], "cosine"),
+        qbe.score_documents(recomputed["dev"], recomputed["train"], "cosine"),
         strict=True,
     ):
         assert (one == other).all()
 
 
-def test_documents_are_ordered_by_length_and_unknown_ones_are_told() -> None:
+def test_documents_are_ordered_by_length_and_unknown_ones_are_reported() -> None:
     spec = EvalSpec(task="qbe", corpus=CorpusSpec(), updates=1)
     data = build_task_data(TASKS.get("qbe"), spec, toy_corpus({"train": 9, "dev": 3, "test": 3}))
     assert isinstance(data, TrainingFreeTask)

@@ -1,5 +1,5 @@
-"""From a folder in a real layout to the metrics: every task on the corpus that SUPERB gives it,
-with a toy encoder."""
+"""From a folder in a real layout to the metrics: every task on its SUPERB corpus, with a toy
+encoder."""
 
 from __future__ import annotations
 
@@ -16,45 +16,9 @@ from speechft_ray.core.specs import CorpusSpec, EvalSpec
 from speechft_ray.speech.corpora.base import CORPORA
 from speechft_ray.superb.evaluate import evaluate
 from speechft_ray.superb.tasks.base import TASKS
-from tests.speech.layouts import (
-    common_voice,
-    fluent_speech_commands,
-    iemocap,
-    libri2mix,
-    librispeech,
-    quesst14,
-    snips,
-    speech_commands,
-    voxceleb1,
-)
+from tests.speech.layouts import librispeech
+from tests.superb.real_layouts import LAYOUTS, ROWS
 from tests.superb.toy_models import ToyEncoder
-
-LAYOUTS: dict[str, Any] = {
-    "common_voice": common_voice,
-    "fluent_speech_commands": fluent_speech_commands,
-    "iemocap": iemocap,
-    "libri2mix": libri2mix,
-    "librispeech": librispeech,
-    "quesst14": quesst14,
-    "snips": snips,
-    "speech_commands": speech_commands,
-    "voxceleb1": voxceleb1,
-}
-NARROW: dict[str, Any] = {"projection": 8, "lstm_layers": 1, "lstm_hidden": 8}
-ROWS: tuple[tuple[str, str, dict[str, Any], dict[str, Any]], ...] = (
-    ("pr", "librispeech", {}, {"projection": 8}),
-    ("asr", "librispeech", {}, NARROW),
-    ("ks", "speech_commands", {"silence_crops": 2}, {}),
-    ("qbe", "quesst14", {}, {}),
-    ("sid", "voxceleb1", {}, {}),
-    ("asv", "voxceleb1", {"task": "verification"}, {"width": 8, "pooled_width": 8}),
-    ("sd", "libri2mix", {}, {}),
-    ("er", "iemocap", {"fold": 2}, {}),
-    ("ic", "fluent_speech_commands", {}, {}),
-    ("sf", "snips", {}, NARROW),
-    ("asr_zh", "common_voice", {}, NARROW),
-)
-"""Task, corpus, options of the corpus, options of the task."""
 
 
 @pytest.mark.parametrize(
@@ -63,16 +27,16 @@ ROWS: tuple[tuple[str, str, dict[str, Any], dict[str, Any]], ...] = (
 def test_a_task_runs_from_folder_to_metric(
     row: tuple[str, str, dict[str, Any], dict[str, Any]], tmp_path: Path
 ) -> None:
-    task, name, given, options = row
+    task, name, corpus_options, options = row
     kind = CORPORA.get(name)
     corpus = kind.open(
-        kind.options.model_validate(given),
+        kind.options.model_validate(corpus_options),
         LAYOUTS[name].lay_out(tmp_path / "root"),
         tmp_path / "cache",
     )
     spec = EvalSpec(
         task=task,
-        corpus=CorpusSpec(name=name, options=given),
+        corpus=CorpusSpec(name=name, options=corpus_options),
         updates=2,
         batch_size=4,
         options=options,
@@ -83,7 +47,9 @@ def test_a_task_runs_from_folder_to_metric(
     assert all(math.isfinite(value) for score in scores for value in score.values)
 
 
-def test_a_word_without_a_pronunciation_is_told_by_the_task_that_needs_it(tmp_path: Path) -> None:
+def test_a_word_without_a_pronunciation_is_reported_by_the_task_that_needs_it(
+    tmp_path: Path,
+) -> None:
     root = librispeech.lay_out(tmp_path / "root")
     lexicon = root / "lexicon/librispeech-lexicon-allothers-g2p.txt"
     lexicon.write_text(lexicon.read_text().replace("SONG", "SANG"))

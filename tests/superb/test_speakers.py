@@ -1,4 +1,4 @@
-"""Verification and diarisation: what is cut, what is trained on, what decides."""
+"""Verification and diarisation: segments, training data, trials, decodings."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ from speechft_ray.superb.tasks import asv, sd
 from speechft_ray.superb.tasks.base import TASKS, TaskData
 from tests.superb.toy_models import ToyEncoder, toy_corpus
 
-SMALL = {"asv": {"width": 16, "pooled_width": 24}, "sd": {"hidden": 24}}
+SMALL: dict[str, dict[str, Any]] = {"asv": {"width": 16, "pooled_width": 24}, "sd": {"hidden": 24}}
 
 
 def build_data(task: str, corpus: Corpus, **options: Any) -> TaskData:
     spec = EvalSpec(task=task, corpus=CorpusSpec(), updates=1, options={**SMALL[task], **options})
-    found = build_task_data(TASKS.get(task), spec, corpus)
-    assert isinstance(found, TaskData)
-    return found
+    data = build_task_data(TASKS.get(task), spec, corpus)
+    assert isinstance(data, TaskData)
+    return data
 
 
-def facts_of(task: str, corpus: Corpus, options: dict[str, Any], **spec: Any) -> dict[str, Any]:
-    given = EvalSpec(task=task, corpus=CorpusSpec(), options={**SMALL[task], **options}, **spec)
-    return evaluate(given, ToyEncoder(), corpus, torch.device("cpu"), lambda counts: None)
+def facts_of(task: str, corpus: Corpus, options: dict[str, Any], **fields: Any) -> dict[str, Any]:
+    spec = EvalSpec(task=task, corpus=CorpusSpec(), options={**SMALL[task], **options}, **fields)
+    return evaluate(spec, ToyEncoder(), corpus, torch.device("cpu"), lambda counts: None)
 
 
 def recordings(samples: int, labels: dict[str, str], count: int = 3) -> Corpus:
-    """Recordings whose samples count upwards, so that a piece tells where it came from."""
+    """Recordings whose samples count upwards, so that a segment shows its start."""
     utterances = [
         Utterance(
             key=f"{split}-{index}",
@@ -75,9 +75,7 @@ def test_long_training_utterances_are_cropped_and_test_ones_are_whole() -> None:
     assert len({"1", data.corpus.fingerprint, other.corpus.fingerprint}) == 3
 
 
-def test_the_published_protocol_chooses_on_test_and_the_clean_one_on_speakers_that_are_not_trained_on() -> (
-    None
-):
+def test_the_published_protocol_selects_on_test_and_the_clean_one_on_held_out_speakers() -> None:
     corpus = toy_corpus({"train": 40, "dev": 8, "test": 8})
     keys = {
         split: [example.utterance.key for example in items]
@@ -88,14 +86,15 @@ def test_the_published_protocol_chooses_on_test_and_the_clean_one_on_speakers_th
     assert [example.utterance.key for example in clean["dev"]] == [
         utterance.key for utterance in corpus.split("dev")
     ]
-    held = build_data("asv", toy_corpus({"train": 40, "test": 8}), protocol="clean").examples
+    held_out = build_data("asv", toy_corpus({"train": 40, "test": 8}), protocol="clean").examples
     speakers = {
-        split: {item.utterance.labels["speaker"] for item in items} for split, items in held.items()
+        split: {item.utterance.labels["speaker"] for item in items}
+        for split, items in held_out.items()
     }
     assert speakers["dev"] == {"s0", "s2"} and speakers["train"] == {"s1", "s3"}
 
 
-def test_made_trials_are_balanced_repeatable_and_right() -> None:
+def test_generated_trials_are_balanced_repeatable_and_correct() -> None:
     utterances = toy_corpus({"test": 40}).utterances
     trials = asv.make_trials(utterances, "speaker")
     speaker = {utterance.key: utterance.labels["speaker"] for utterance in utterances}
@@ -117,7 +116,7 @@ def test_listed_trials_are_scored_by_cosine() -> None:
     keys = [example.reference for example in data.examples["test"]]
     embeddings = [torch.tensor(each) for each in ([1.0, 0.0], [0.8, 0.6], [0.0, 1.0])]
     trials = list(corpus.trials)
-    assert asv.trial_scores(embeddings, keys, trials) == pytest.approx([0.8, 0.0, 0.6])
+    assert asv.score_trials(embeddings, keys, trials) == pytest.approx([0.8, 0.0, 0.6])
     assert data.measure(embeddings, keys) == {"asv.eer": 0.0}
     assert data.measure([embeddings[0], embeddings[2], embeddings[1]], keys) == {"asv.eer": 100.0}
 
@@ -160,8 +159,8 @@ def test_the_margin_is_taken_off_the_right_cosine() -> None:
     for row, label in zip(cosines.tolist(), (0, 1), strict=True):
         right = np.exp(30 * (row[label] - 0.4))
         expected -= np.log(right / (right + np.exp(30 * row[1 - label]))) / 2
-    found = am_softmax(cosines, torch.ones(2), [torch.tensor([0]), torch.tensor([1])])
-    assert float(found) == pytest.approx(expected)
+    loss = am_softmax(cosines, torch.ones(2), [torch.tensor([0]), torch.tensor([1])])
+    assert float(loss) == pytest.approx(expected)
 
 
 TURNS = (
@@ -172,14 +171,14 @@ TURNS = (
 
 
 def test_frames_are_labelled_by_the_nearest_and_long_turns_are_lost_between_chunks() -> None:
-    first = sd.frame_labels(TURNS, 0, 2000, clean=False)
+    first = sd.label_frames(TURNS, 0, 2000, clean=False)
     assert first[:, 0].nonzero()[0].tolist() == [*range(200), *range(1900, 2000)]
     assert first[:, 1].nonzero()[0].tolist() == list(
         range(1991, 2000)
     )  # 161 samples after the frame: the next is nearer
-    second = sd.frame_labels(TURNS, 2000, 4000, clean=False)
+    second = sd.label_frames(TURNS, 2000, 4000, clean=False)
     assert not second[:, 0].any() and second[:500, 1].all()
-    whole = sd.frame_labels(TURNS, 2000, 4000, clean=True)
+    whole = sd.label_frames(TURNS, 2000, 4000, clean=True)
     assert whole[:, 0].all() and (whole[:, 1] == second[:, 1]).all()
 
 
@@ -209,14 +208,12 @@ def test_decoding_takes_stretches_above_the_threshold_and_a_median_fills_gaps() 
     share[5:30, 0] = 0.65
     share[17:19, 0] = 0.2
     logits = np.log(share / (1 - share))
-    assert sd.decoded(logits, (0.6, 1)) == [Turn("0", 1600, 5440), Turn("0", 6080, 9600)]
-    assert sd.decoded(logits, (0.6, 11)) == [Turn("0", 1600, 9600)]
-    assert sd.decoded(logits, (0.7, 1)) == []
+    assert sd.decode(logits, (0.6, 1)) == [Turn("0", 1600, 5440), Turn("0", 6080, 9600)]
+    assert sd.decode(logits, (0.6, 11)) == [Turn("0", 1600, 9600)]
+    assert sd.decode(logits, (0.7, 1)) == []
 
 
-def test_the_published_protocol_takes_the_best_decoding_of_test_and_the_clean_one_that_of_dev() -> (
-    None
-):
+def test_the_published_protocol_selects_the_decoding_on_test_and_the_clean_one_on_dev() -> None:
     corpus = recordings(100 * 320, {"segments": "a:0:16000 b:9600:32000"}, 1)
     dev, test = (np.full((100, 2), 0.05) for _ in range(2))
     dev[:50, 0], dev[30:, 1] = 0.65, 0.65  # right at 0.6
@@ -225,13 +222,13 @@ def test_the_published_protocol_takes_the_best_decoding_of_test_and_the_clean_on
     logits = [np.log(share / (1 - share)) for share in (dev, test)]
     for protocol, rate, threshold in (("superb", 0.0, 0.7), ("clean", 100 * 40 / 120, 0.3)):
         data = build_data("sd", corpus, protocol=protocol)
-        wanted = [[data.examples[split][0].reference] for split in ("dev", "test")]
-        found = data.compute_test_metrics(logits[:1], wanted[0], logits[1:], wanted[1])
-        assert found["sd.der"] == pytest.approx(rate)
-        assert found["threshold"] == threshold
+        references = [[data.examples[split][0].reference] for split in ("dev", "test")]
+        metrics = data.compute_test_metrics(logits[:1], references[0], logits[1:], references[1])
+        assert metrics["sd.der"] == pytest.approx(rate)
+        assert metrics["threshold"] == threshold
 
 
-def test_frame_accuracy_takes_the_better_order_and_a_silent_chunk_for_nothing() -> None:
+def test_frame_accuracy_uses_the_better_order_and_counts_a_silent_chunk_as_0() -> None:
     labels = np.array([[1, 0], [1, 1], [0, 0], [0, 1]], dtype=np.float32)
     chunk = sd.Chunk("r", 0, labels, ())
     logits = 4.0 * labels - 2.0
@@ -252,8 +249,8 @@ def test_the_diarisation_loss_is_that_of_the_better_order_over_valid_frames() ->
         share = torch.sigmoid(row[: len(target)])
         orders = [target.double(), target.double().flip(1)]
         losses = [
-            -(wanted * share.log() + (1 - wanted) * (1 - share).log()).mean(1).sum()
-            for wanted in orders
+            -(order * share.log() + (1 - order) * (1 - share).log()).mean(1).sum()
+            for order in orders
         ]
         expected += float(min(losses)) / 10
     assert float(permutation_free_loss(logits, torch.tensor([5, 3]), targets)) == pytest.approx(
@@ -261,21 +258,21 @@ def test_the_diarisation_loss_is_that_of_the_better_order_over_valid_frames() ->
     )
 
 
-def test_the_last_frame_of_each_recording_is_given_twice() -> None:
+def test_the_last_frame_of_each_recording_is_repeated() -> None:
     torch.manual_seed(0)
     head, features = DiarizationHead(4, 2, 3), torch.randn(2, 5, 4)
-    found = head(features, torch.tensor([5, 3]))
+    logits = head(features, torch.tensor([5, 3]))
     for row, count in enumerate((5, 3)):
         repeated = torch.cat([features[row, :count], features[row, count - 1 : count]])
         torch.testing.assert_close(
-            found[row, : count + 1], head.linear(head.rnn(repeated[None])[0])[0]
+            logits[row, : count + 1], head.linear(head.rnn(repeated[None])[0])[0]
         )
 
 
-def test_speakers_are_found_in_time() -> None:
+def test_speakers_are_located_in_time() -> None:
     corpus = toy_corpus({"train": 40, "dev": 8, "test": 12})
     facts = facts_of("sd", corpus, {}, updates=80, learning_rate=2e-2, batch_size=16)
-    found = {score.split: score.mean for score in read_scores(facts)}
-    assert found["test"] < 25.0 and found["dev"] < 25.0
+    scores = {score.split: score.mean for score in read_scores(facts)}
+    assert scores["test"] < 25.0 and scores["dev"] < 25.0
     assert facts["details"]["test"].keys() == {"threshold", "median_frames", "frame_accuracy"}
     assert facts["details"]["test"]["frame_accuracy"][0] > 80.0

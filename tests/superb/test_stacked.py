@@ -12,9 +12,9 @@ from speechft_ray.superb.stacked import train_stacked
 from speechft_ray.superb.tasks.base import TaskData
 from tests.superb.probe_helpers import (
     average_frames,
+    get_pooled_head,
     ignore,
     noise_features,
-    pooled_head,
     toy_data,
     toy_schedule,
     train_probe,
@@ -73,7 +73,8 @@ def test_heads_do_not_change_each_other() -> None:
         train_stacked(data, train, dev, plan, rates, 1, ignore) for rates in ([1e-2], [1e-2, 1e38])
     )
     torch.testing.assert_close(
-        pooled_head(beside[0][0].probe).output.weight, pooled_head(alone[0][0].probe).output.weight
+        get_pooled_head(beside[0][0].probe).output.weight,
+        get_pooled_head(alone[0][0].probe).output.weight,
     )
 
 

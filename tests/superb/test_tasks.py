@@ -86,8 +86,8 @@ SLOT_LINES = [
 @pytest.mark.parametrize(("text", "slots", "expected"), SLOT_LINES)
 def test_slots_become_tags_around_their_words(text: str, slots: str, expected: str) -> None:
     utterance = Utterance(key="u", split="train", samples=1, labels={"text": text, "slots": slots})
-    spelled = sf.spelled_cleanly(utterance, ("text", "slots"))
-    assert (sf.readable(spelled[:-1]), spelled[-1]) == (expected, "<eos>")
+    tokens = sf.spell_cleanly(utterance, ("text", "slots"))
+    assert (sf.join_tokens(tokens[:-1]), tokens[-1]) == (expected, "<eos>")
 
 
 PUNCTUATED = [
@@ -103,8 +103,7 @@ PUNCTUATED = [
 
 @pytest.mark.parametrize(("text", "slots"), PUNCTUATED)
 def test_slots_are_spelled_as_s3prl_spells_them(text: str, slots: str) -> None:
-    found = importlib.util.find_spec("s3prl")
-    if found is None:
+    if importlib.util.find_spec("s3prl") is None:
         pytest.skip("s3prl is not installed")
     from s3prl.downstream.ctc.text import CharacterTextSlotEncoder
 
@@ -115,9 +114,9 @@ def test_slots_are_spelled_as_s3prl_spells_them(text: str, slots: str) -> None:
         for index in encoder.encode(f"BOS {text} EOS\tO {slots} intent")
     ]
     utterance = Utterance(key="u", split="train", samples=1, labels={"text": text, "slots": slots})
-    assert sf.spelled(utterance, ("text", "slots")) == theirs
+    assert sf.spell(utterance, ("text", "slots")) == theirs
     if not set(text) & set("?!.,;-"):
-        assert sf.spelled_cleanly(utterance, ("text", "slots")) == theirs
+        assert sf.spell_cleanly(utterance, ("text", "slots")) == theirs
 
 
 def test_slot_targets_are_characters_tags_and_an_end() -> None:

@@ -1,4 +1,4 @@
-"""A corpus of tones with every label column there is, and an encoder that hears them."""
+"""A corpus of tones with every label column, and an encoder of their spectra."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from speechft_ray.speech.encoders.base import HiddenStates
 TONES_HZ = {"A": 400.0, "B": 900.0, "C": 1600.0}
 """Tone of each letter of the text."""
 CARRIERS_HZ = (2500.0, 3700.0, 5000.0, 6500.0)
-"""Tone that sounds all along; tells the labels of an utterance as a whole."""
+"""Tone over the whole utterance, which determines its utterance labels."""
 LETTER_SAMPLES = 1900
 STATE_COUNT, DIM = 3, 24
 COUNTS = {"train": 48, "dev": 16, "test": 24}
@@ -32,40 +32,39 @@ def audio(utterance: Utterance) -> np.ndarray:
         2 * np.pi * carrier * np.arange(utterance.samples) / 16_000 + rng.uniform(0, 6)
     )
     fade = np.sin(np.pi * np.arange(LETTER_SAMPLES) / LETTER_SAMPLES)
-    for place, letter in enumerate(utterance.labels["text"].split()):
+    for index, letter in enumerate(utterance.labels["text"].split()):
         tone = np.sin(2 * np.pi * TONES_HZ[letter] * np.arange(LETTER_SAMPLES) / 16_000)
-        wave[place * LETTER_SAMPLES : (place + 1) * LETTER_SAMPLES] += 0.5 * fade * tone
+        wave[index * LETTER_SAMPLES : (index + 1) * LETTER_SAMPLES] += 0.5 * fade * tone
     return np.asarray(wave + 0.01 * rng.standard_normal(utterance.samples), dtype=np.float32)
 
 
-def segments(letters: Sequence[str]) -> str:
-    """Two speakers, in whole frames: one says A and C, the other B and C; who would be silent says
-    the last letter."""
-    edges = [round(place * LETTER_SAMPLES / 320) * 320 for place in range(len(letters) + 1)]
-    spoken = {"x": "AC", "y": "BC"}
-    said = {
-        name: [place for place, letter in enumerate(letters) if letter in own]
-        for name, own in spoken.items()
-    }
-    places = [
-        (name, place) for name, found in said.items() for place in found or [len(letters) - 1]
+def make_segments(letters: Sequence[str]) -> str:
+    """Two speakers, in whole frames: one says A and C, the other B and C; a speaker without letters
+    says the last one."""
+    edges = [round(index * LETTER_SAMPLES / 320) * 320 for index in range(len(letters) + 1)]
+    letters_of = {"x": "AC", "y": "BC"}
+    turns = [
+        (name, [index for index, letter in enumerate(letters) if letter in own])
+        for name, own in letters_of.items()
     ]
-    return " ".join(f"{name}:{edges[place]}:{edges[place + 1]}" for name, place in places)
+    return " ".join(
+        f"{name}:{edges[index]}:{edges[index + 1]}"
+        for name, indices in turns
+        for index in indices or [len(letters) - 1]
+    )
 
 
-def toy_corpus(counts: dict[str, int] | None = None, seed: int = 0, **changed: Any) -> Corpus:
-    """Returns a corpus whose labels follow from its audio. ``changed`` maps a column to a function
-    of the labels."""
-    draw = random.Random(seed)
+def toy_corpus(counts: dict[str, int] | None = None, seed: int = 0, **functions: Any) -> Corpus:
+    """Returns a corpus whose labels follow from its audio. ``functions`` maps a column to a
+    function of the labels."""
+    rng = random.Random(seed)
     utterances: list[Utterance] = []
     documents: dict[int, list[str]] = {}
     for split, count in (counts or COUNTS).items():
         for index in range(count):
             kind = index % len(CARRIERS_HZ)
             letters = (
-                [draw.choice("ABC") for _ in range(draw.randint(3, 5))]
-                if index
-                else ["A", "B", "C"]
+                [rng.choice("ABC") for _ in range(rng.randint(3, 5))] if index else ["A", "B", "C"]
             )
             labels = {
                 "carrier": str(kind),
@@ -78,11 +77,11 @@ def toy_corpus(counts: dict[str, int] | None = None, seed: int = 0, **changed: A
                 "text": " ".join(letters),
                 "phones": " ".join(letters).lower(),
                 "slots": " ".join("low" if letter == "A" else "O" for letter in letters),
-                "segments": segments(letters),
+                "segments": make_segments(letters),
                 "matches": " ".join(documents.get(kind, ())),
             }
-            labels.update({column: function(labels, draw) for column, function in changed.items()})
-            samples = LETTER_SAMPLES * len(letters) + draw.randint(400, 1500)
+            labels.update({column: function(labels, rng) for column, function in functions.items()})
+            samples = LETTER_SAMPLES * len(letters) + rng.randint(400, 1500)
             utterances.append(
                 Utterance(
                     key=f"{split}-{len(utterances)}", split=split, samples=samples, labels=labels
@@ -120,8 +119,8 @@ class ToyEncoder(nn.Module):
         self.calls.append(len(waves))
         longest = max(map(len, waves))
         padded = torch.stack([functional.pad(wave, (0, longest - len(wave))) for wave in waves])
-        pieces = padded.unfold(1, 400, 320) * torch.hann_window(400)  # (batch, frames, 400)
-        states = [torch.log(torch.fft.rfft(pieces).abs() + 0.1) @ self.bands]
+        windows = padded.unfold(1, 400, 320) * torch.hann_window(400)  # (batch, frames, 400)
+        states = [torch.log(torch.fft.rfft(windows).abs() + 0.1) @ self.bands]
         for weights in self.layers:
             states.append(states[-1] + torch.tanh(states[-1] @ weights))
         return HiddenStates(

@@ -1,2 +1,1 @@
-"""Pure metric functions: decoded hypotheses and references in, one number in the metric table's
-unit out."""
+"""Metric functions of hypotheses and references; each result is in the metric table's unit."""

@@ -1,4 +1,4 @@
-"""Accuracy: the share of utterances whose label is right, in percent (KS, SID, ER, IC)."""
+"""Accuracy: the share of utterances with the correct label, in percent (KS, SID, ER, IC)."""
 
 from __future__ import annotations
 
@@ -10,18 +10,19 @@ from speechft_ray.core.errors import UserError
 def accuracy(predicted: Sequence[Hashable], expected: Sequence[Hashable]) -> float:
     """Returns the percentage of equal pairs.
 
-    A label of several parts is given as a tuple and is right when all its parts are (IC: action,
-    object and location; s3prl ``fluent_commands/expert.py``).
+    A label of several parts is a tuple and is correct when all its parts are (IC: action, object
+    and location; s3prl ``fluent_commands/expert.py``).
 
     Raises ``ValueError`` for lists of different length and ``UserError`` when there is no label.
     """
     if not expected:
         raise UserError(
-            "an accuracy needs at least one labelled utterance: check the label column of the test split."
+            "an accuracy needs at least one labelled utterance: check the label column of the test "
+            "split."
         )
-    return 100.0 * sum(right for right, _ in hits(predicted, expected)) / len(expected)
+    return 100.0 * sum(hit for hit, _ in hits(predicted, expected)) / len(expected)
 
 
 def hits(predicted: Sequence[Hashable], expected: Sequence[Hashable]) -> list[tuple[int, int]]:
-    """Returns, for each utterance, 1 if it is right, else 0, and 1."""
+    """Returns ``(1 if correct else 0, 1)`` for each utterance."""
     return [(int(one == other), 1) for one, other in zip(predicted, expected, strict=True)]

@@ -1,9 +1,9 @@
-"""Diarisation error rate: the share of speech given to the wrong speaker, missed or made up, in
-percent (SD).
+"""Diarisation error rate: confused, missed and falsely detected speech, in percent of all speech
+(SD).
 
-As s3prl scores (dscore at its defaults): no collar, overlapped speech counts, the speakers of a
-recording are matched one to one so that they agree for as long as possible, and the times of all
-recordings are added up before they are divided.
+As in s3prl (dscore at its defaults): no collar, overlapped speech counts, the speakers of a
+recording are matched one to one so that their agreement is longest, and the times of all recordings
+are added up before they are divided.
 """
 
 from __future__ import annotations
@@ -31,16 +31,17 @@ def diarization_error_rate(
 ) -> float:
     """Returns the error rate over parallel recordings; it may exceed 100.
 
-    Raises ``ValueError`` for lists of different length and ``UserError`` when nobody speaks in the
-    references.
+    Raises ``ValueError`` for lists of different length and ``UserError`` when the references
+    contain no speech.
     """
-    found = [errors_and_speech(*pair) for pair in zip(hypotheses, references, strict=True)]
-    speech = sum(each[1] for each in found)
+    times = [errors_and_speech(*pair) for pair in zip(hypotheses, references, strict=True)]
+    speech = sum(each[1] for each in times)
     if not speech:
         raise UserError(
-            "a diarisation error rate needs references in which somebody speaks: check the segments of test."
+            "a diarisation error rate needs references in which somebody speaks: check the "
+            "segments of test."
         )
-    return 100.0 * sum(each[0] for each in found) / speech
+    return 100.0 * sum(each[0] for each in times) / speech
 
 
 def errors_and_speech(hypothesis: Sequence[Turn], reference: Sequence[Turn]) -> tuple[float, float]:
@@ -52,17 +53,21 @@ def errors_and_speech(hypothesis: Sequence[Turn], reference: Sequence[Turn]) -> 
     if len(edges) < 2:
         return 0.0, 0.0
     lengths = np.diff(edges)
-    spoken, predicted = _active(reference, edges), _active(hypothesis, edges)  # (speakers, pieces)
-    agreed = (spoken * lengths) @ predicted.T
-    right = agreed[linear_sum_assignment(agreed, maximize=True)].sum() if agreed.size else 0.0
+    spoken, predicted = (
+        _active(reference, edges),
+        _active(hypothesis, edges),
+    )  # (speakers, intervals)
+    agreement = (spoken * lengths) @ predicted.T
+    right = 0.0
+    if agreement.size:
+        right = agreement[linear_sum_assignment(agreement, maximize=True)].sum()
     spoken_count, predicted_count = spoken.sum(axis=0), predicted.sum(axis=0)
-    return float((np.maximum(spoken_count, predicted_count) * lengths).sum() - right), float(
-        (spoken_count * lengths).sum()
-    )
+    errors = (np.maximum(spoken_count, predicted_count) * lengths).sum() - right
+    return float(errors), float((spoken_count * lengths).sum())
 
 
 def _active(turns: Sequence[Turn], edges: np.ndarray) -> np.ndarray:
-    """Returns who speaks between neighbouring edges: 0 or 1, ``(speakers, pieces)``."""
+    """Returns who speaks between neighbouring edges: 0 or 1, ``(speakers, intervals)``."""
     speakers = sorted({turn.speaker for turn in turns})
     active = np.zeros((len(speakers), len(edges) - 1))
     for turn in turns:

@@ -1,5 +1,5 @@
-"""Equal error rate of speaker verification: where as many targets are missed as impostors accepted,
-in percent (ASV)."""
+"""Equal error rate of speaker verification: the threshold at which the miss rate equals the false
+acceptance rate, in percent (ASV)."""
 
 from __future__ import annotations
 
@@ -11,22 +11,23 @@ from speechft_ray.core.errors import UserError
 
 
 def equal_error_rate(same: Sequence[bool], scores: Sequence[float]) -> float:
-    """Returns the equal error rate of trials; a higher score says more strongly that both are the
-    same speaker.
+    """Returns the equal error rate of trials; a higher score means that the same speaker is more
+    likely.
 
-    The receiver operating characteristic is joined by straight lines and met with 1 - x, as in
-    s3prl (``sv_voxceleb1/utils.py``), which looks for the same point with a root finder; on a
+    The result is the intersection of the linearly interpolated receiver operating characteristic
+    with 1 - x. s3prl (``sv_voxceleb1/utils.py``) finds the same point with a root finder; on a
     polygon it can be computed.
 
-    Raises ``ValueError`` for lists of different length and ``UserError`` unless both kinds of trial
-    are there.
+    Raises ``ValueError`` for lists of different length and ``UserError`` unless there are both
+    kinds of trial.
     """
     if len(same) != len(scores):
         raise ValueError(f"{len(same)} labels do not belong to {len(scores)} scores")
     targets = np.asarray(same, dtype=bool)
     if targets.all() or not targets.any():
         raise UserError(
-            "an equal error rate needs trials of the same speaker and of different ones: check the list of trials."
+            "an equal error rate needs trials of the same speaker and of different ones: check the "
+            "list of trials."
         )
     accepted, right = _characteristic(targets, np.asarray(scores, dtype=np.float64))
     above = 1.0 - accepted - right  # falls from 1 to -1
@@ -39,8 +40,7 @@ def _characteristic(targets: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray
     """Returns the shares of impostors and of targets accepted, for each threshold from the highest
     on; both begin at 0."""
     order = np.argsort(-scores, kind="stable")
-    last = np.append(
-        np.flatnonzero(np.diff(scores[order])), len(order) - 1
-    )  # equal scores are accepted together
+    # Equal scores are accepted together.
+    last = np.append(np.flatnonzero(np.diff(scores[order])), len(order) - 1)
     right, accepted = np.cumsum(targets[order])[last], np.cumsum(~targets[order])[last]
     return np.append(0.0, accepted / accepted[-1]), np.append(0.0, right / right[-1])

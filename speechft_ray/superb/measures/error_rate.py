@@ -15,7 +15,7 @@ from speechft_ray.core.errors import UserError
 Tokens = Sequence[Hashable]
 
 
-def edits(hypothesis: Tokens, reference: Tokens) -> int:
+def edit_distance(hypothesis: Tokens, reference: Tokens) -> int:
     """Returns the edit distance between two token sequences; a text is a sequence of characters."""
     return Levenshtein.distance(hypothesis, reference)
 
@@ -27,14 +27,15 @@ def token_error_rate(hypotheses: Sequence[Tokens], references: Sequence[Tokens])
     empty text into one empty token, which costs the same, except against an empty reference: s3prl
     counts that as one token, this as none.
 
-    Raises ``ValueError`` for lists of different length and ``UserError`` when the references hold
+    Raises ``ValueError`` for lists of different length and ``UserError`` when the references have
     no token at all.
     """
     pairs = token_errors(hypotheses, references)
     wrong, total = sum(wrong for wrong, _ in pairs), sum(total for _, total in pairs)
     if not total:
         raise UserError(
-            "an error rate needs references with at least one token: check the label column of the test split."
+            "an error rate needs references with at least one token: check the label column of the "
+            "test split."
         )
     return 100.0 * wrong / total
 
@@ -44,18 +45,6 @@ def token_errors(
 ) -> list[tuple[int, int]]:
     """Returns the edits and the reference tokens of each utterance."""
     pairs = zip(hypotheses, references, strict=True)
-    return [(edits(hypothesis, reference), len(reference)) for hypothesis, reference in pairs]
-
-
-def word_error_rate(hypotheses: Sequence[str], references: Sequence[str]) -> float:
-    """Returns the error rate in percent over tokens separated by blanks: words (s3prl
-    ``asr/expert.py``) or phones."""
-    return token_error_rate(
-        [text.split() for text in hypotheses], [text.split() for text in references]
-    )
-
-
-def character_error_rate(hypotheses: Sequence[str], references: Sequence[str]) -> float:
-    """Returns the error rate in percent over characters, blanks included (s3prl
-    ``ctc/metric.py``)."""
-    return token_error_rate(hypotheses, references)
+    return [
+        (edit_distance(hypothesis, reference), len(reference)) for hypothesis, reference in pairs
+    ]

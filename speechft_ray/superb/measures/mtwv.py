@@ -1,4 +1,4 @@
-"""Maximum term-weighted value of spoken term detection: the worth of detections at the best
+"""Maximum term-weighted value of spoken term detection: the value of the detections at the best
 threshold (QbE); 1 is perfect.
 
 TWV(threshold) = 1 - mean over queries of (P_miss + beta * P_fa), where P_miss is the share of the
@@ -17,7 +17,7 @@ from speechft_ray.core.errors import UserError
 
 TARGET_PRIOR, FALSE_ALARM_COST, MISS_COST = 0.0008, 1.0, 100.0
 BETA = FALSE_ALARM_COST / MISS_COST * (1 / TARGET_PRIOR - 1)
-"""12.49: what a false alarm costs in misses."""
+"""12.49: the cost of a false alarm, in misses."""
 
 
 def maximum_term_weighted_value(
@@ -26,8 +26,9 @@ def maximum_term_weighted_value(
     """Returns the highest term-weighted value over all thresholds; never below 0, the value of
     detecting nothing.
 
-    ``scores`` and ``matches`` hold one array ``(documents,)`` per query: higher is more certain,
-    and whether the document has the query. A query that no document has, or every one, is left out.
+    ``scores`` and ``matches`` have one array ``(documents,)`` per query: a score that is higher for
+    more certain detections, and whether the document contains the query. Queries that no document
+    contains, or every document, are left out.
 
     Raises ``ValueError`` for lists of different length and ``UserError`` when no query is left.
     """
@@ -35,12 +36,12 @@ def maximum_term_weighted_value(
     pairs = [(score, match) for score, match in pairs if 0 < match.sum() < len(match)]
     if not pairs:
         raise UserError(
-            "a term-weighted value needs queries that some documents match: check the column `matches`."
+            "a term-weighted value needs queries that some documents match: check the column "
+            "`matches`."
         )
     gains = [np.where(match, 1.0 / match.sum(), -BETA / (~match).sum()) for _, match in pairs]
     flat, gain = np.concatenate([score for score, _ in pairs]), np.concatenate(gains)
     order = np.argsort(-flat, kind="stable")
-    last = np.append(
-        np.flatnonzero(np.diff(flat[order])), len(order) - 1
-    )  # equal scores pass a threshold together
+    # Equal scores pass a threshold together.
+    last = np.append(np.flatnonzero(np.diff(flat[order])), len(order) - 1)
     return float(max(0.0, (np.cumsum(gain[order])[last] / len(pairs)).max()))

@@ -1,5 +1,5 @@
-"""Slot filling: which slot types were heard, and how well their values (s3prl ``ctc/metric.py``),
-in percent.
+"""Slot filling: F1 of the slot types and character error rate of their values, in percent (s3prl
+``ctc/metric.py``).
 
 A decoded text carries its slots as tags, for example ``PLAY B-artist ELTON JOHN E-artist NOW``: the
 types are the names in the tags, a value is the text between them.
@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 
 from speechft_ray.core.errors import UserError
-from speechft_ray.superb.measures.error_rate import edits, token_errors
+from speechft_ray.superb.measures.error_rate import edit_distance, token_errors
 
 _SLOT = re.compile(r"B-(\S+) (.+?) E-\1")
 _OPENING, _CLOSING = re.compile(r"B-\S+ "), re.compile(r" E-\S+")
@@ -30,10 +30,9 @@ def parse_slots(text: str) -> dict[str, list[str]]:
     """
     slots: dict[str, list[str]] = {}
     for kind, value in _SLOT.findall(re.sub(" +", " ", text)):
-        bare = _CLOSING.sub(
-            "", _OPENING.sub("", value)
-        )  # in this order: tags of garbled output overlap
-        slots.setdefault(kind, []).append(bare)
+        # In this order: tags of garbled output overlap.
+        text_only = _CLOSING.sub("", _OPENING.sub("", value))
+        slots.setdefault(kind, []).append(text_only)
     return slots
 
 
@@ -49,11 +48,8 @@ def slot_type_f1(hypotheses: Sequence[str], references: Sequence[str]) -> float:
         raise UserError(
             "a slot type F1 needs at least one utterance: check the label column of the test split."
         )
-    return (
-        100.0
-        * sum(value for value, _ in slot_type_agreement(hypotheses, references))
-        / len(references)
-    )
+    agreement = slot_type_agreement(hypotheses, references)
+    return 100.0 * sum(value for value, _ in agreement) / len(references)
 
 
 def slot_type_agreement(
@@ -77,7 +73,8 @@ def slot_value_cer(hypotheses: Sequence[str], references: Sequence[str]) -> floa
     wrong, total = sum(wrong for wrong, _ in pairs), sum(total for _, total in pairs)
     if not total:
         raise UserError(
-            "a slot value CER needs at least one slot in the references: check the label column of the test split."
+            "a slot value CER needs at least one slot in the references: check the label column of "
+            "the test split."
         )
     return 100.0 * wrong / total
 
@@ -86,27 +83,29 @@ def slot_value_errors(
     hypotheses: Sequence[str], references: Sequence[str]
 ) -> list[tuple[int, int]]:
     """Returns the edits and the characters of all reference slots of each utterance."""
-    found = []
+    counts = []
     for hypothesis, reference in zip(hypotheses, references, strict=True):
         candidates = parse_slots(hypothesis)
-        said = [
+        pairs = [
             (value, candidates.get(kind, []))
             for kind, values in parse_slots(reference).items()
             for value in values
         ]
         errors = token_errors(
-            [_nearest(value, near) for value, near in said], [value for value, _ in said]
+            [_nearest(value, near) for value, near in pairs], [value for value, _ in pairs]
         )
-        found.append((sum(wrong for wrong, _ in errors), sum(total for _, total in errors)))
-    return found
+        counts.append((sum(wrong for wrong, _ in errors), sum(total for _, total in errors)))
+    return counts
 
 
-def _type_f1(heard: set[str], said: set[str]) -> float:
-    return 2 * len(heard & said) / (len(heard) + len(said)) if heard or said else 1.0
+def _type_f1(hypothesis: set[str], reference: set[str]) -> float:
+    if not hypothesis and not reference:
+        return 1.0
+    return 2 * len(hypothesis & reference) / (len(hypothesis) + len(reference))
 
 
 def _nearest(value: str, candidates: Sequence[str]) -> str:
-    """Returns the first of the candidates with the fewest edits; none when all are far beyond a
-    missing value."""
-    near = min(candidates, key=lambda candidate: edits(candidate, value), default="")
-    return near if edits(near, value) < _WORST_FRACTION * len(value) else ""
+    """Returns the first candidate with the fewest edits, or the empty text when all are much worse
+    than a missing value."""
+    near = min(candidates, key=lambda candidate: edit_distance(candidate, value), default="")
+    return near if edit_distance(near, value) < _WORST_FRACTION * len(value) else ""

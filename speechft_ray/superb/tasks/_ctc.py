@@ -1,10 +1,10 @@
-"""What the tasks with a token sequence per utterance share: vocabulary, CTC, greedy decoding (s3prl
+"""Shared by the tasks with a token sequence per utterance: vocabulary, CTC, greedy decoding (s3prl
 ``downstream/ctc/``).
 
 Id 0 is padding and CTC's blank, 1 is ``<eos>``, 2 ``<unk>``, then the tokens of the train split.
 ``<eos>`` ends every target and is learned like a token; decoding drops it. s3prl has fixed
-vocabularies per corpus; a token that train never has becomes ``<unk>`` and, since nothing decodes
-to it, counts as an error. ``asr`` brings a vocabulary of its own.
+vocabularies per corpus; here a token that is not in train becomes ``<unk>`` and, since nothing
+decodes to it, counts as an error. ``asr`` has a vocabulary of its own.
 
 Decoding stops at an utterance's last valid frame. s3prl's ``ctc/expert.py`` reads the padded row,
 which is the same at its evaluation batch of 1.
@@ -39,8 +39,8 @@ Counts = tuple[
     Callable[[Sequence[Any], Sequence[Any]], float],
     Callable[[Sequence[Any], Sequence[Any]], Sequence[tuple[float, float]]],
 ]
-"""A rate over a split, in percent, and the pairs of each utterance that it is made of: the sum of
-the first over that of the second."""
+"""A rate over a split, in percent, and the pairs of each utterance that it consists of: the sum of
+the first numbers over the sum of the second."""
 
 
 class LinearCtcOptions(TaskOptions):
@@ -61,55 +61,55 @@ class RecurrentCtcOptions(TaskOptions):
     dropout: float = Field(default=0.2, ge=0, lt=1)
     """After each LSTM layer."""
     specaug: bool = True
-    """Whether training features are warp_time and masked."""
+    """Whether training features are warped and masked."""
 
 
-def vocabulary_of(spelled: Sequence[Sequence[str]]) -> Vocabulary:
+def make_vocabulary(token_lists: Sequence[Sequence[str]]) -> Vocabulary:
     """Returns ``<eos>``, ``<unk>`` and the tokens of the train split, sorted."""
-    known = {token for tokens in spelled for token in tokens} - {EOS, UNKNOWN}
-    return Vocabulary(symbols=(EOS, UNKNOWN, *sorted(known)))
+    in_train = {token for tokens in token_lists for token in tokens} - {EOS, UNKNOWN}
+    return Vocabulary(symbols=(EOS, UNKNOWN, *sorted(in_train)))
 
 
 def make_ctc_builder(
-    tokens: Callable[[Utterance, Sequence[str]], list[str]],
+    spell: Callable[[Utterance, Sequence[str]], list[str]],
     measures: Mapping[str, Counts],
     render: Callable[[Sequence[str]], Any] = tuple,
-    vocabulary_of: Callable[[Sequence[Sequence[str]]], Vocabulary] = vocabulary_of,
+    make_vocabulary: Callable[[Sequence[Sequence[str]]], Vocabulary] = make_vocabulary,
     end: str = EOS,
 ) -> Callable[[Corpus, Sequence[str], Any], TaskData]:
-    """Returns the ``build`` of a CTC task.
+    """Returns the ``build`` function of a CTC task.
 
-    ``tokens(utterance, columns)`` spells a label, ``end`` included; ``render`` turns tokens without
-    ``end`` into what the ``measures``, by metric, compare: the rate of a split, and what it counts
-    in each utterance. ``vocabulary_of`` is given the spelled labels of train; it must have ``end``
-    and ``<unk>``.
+    ``spell(utterance, columns)`` turns a label into tokens, ``end`` included. ``measures`` has, by
+    metric, the rate of a split and the counts of each utterance. ``render`` turns tokens without
+    ``end`` into what the measures compare. ``make_vocabulary`` turns the token lists of train into
+    the vocabulary, which must have ``end`` and ``<unk>``.
     """
 
     def build(
         corpus: Corpus, columns: Sequence[str], options: LinearCtcOptions | RecurrentCtcOptions
     ) -> TaskData:
         splits = select_splits(corpus)
-        spelled = {
-            split: [tokens(utterance, columns) for utterance in utterances]
+        token_lists = {
+            split: [spell(utterance, columns) for utterance in utterances]
             for split, utterances in splits.items()
         }
-        vocabulary = vocabulary_of(spelled["train"])
-        known = frozenset(vocabulary.symbols)
+        vocabulary = make_vocabulary(token_lists["train"])
+        symbols = frozenset(vocabulary.symbols)
 
-        def example(utterance: Utterance, found: Sequence[str]) -> Example:
-            ids = vocabulary.encode([token if token in known else UNKNOWN for token in found])
-            return Example(utterance, torch.tensor(ids, dtype=torch.long), rendered(found))
+        def make_example(utterance: Utterance, tokens: Sequence[str]) -> Example:
+            ids = vocabulary.encode([token if token in symbols else UNKNOWN for token in tokens])
+            return Example(utterance, torch.tensor(ids, dtype=torch.long), without_end(tokens))
 
         def predict(logits: torch.Tensor, frames: torch.Tensor) -> list[Any]:
-            return [rendered(vocabulary.decode(path)) for path in greedy_decode(logits, frames)]
+            return [without_end(vocabulary.decode(path)) for path in greedy_decode(logits, frames)]
 
-        def rendered(found: Sequence[str]) -> Any:
-            return render([token for token in found if token != end])
+        def without_end(tokens: Sequence[str]) -> Any:
+            return render([token for token in tokens if token != end])
 
         return TaskData(
             corpus=corpus,
             examples={
-                split: list(map(example, utterances, spelled[split]))
+                split: list(map(make_example, utterances, token_lists[split]))
                 for split, utterances in splits.items()
             },
             head=partial(
@@ -119,7 +119,7 @@ def make_ctc_builder(
             ),
             loss=ctc_loss,
             predict=predict,
-            measure=_all_of(measures),
+            measure=_join_measures(measures),
             counts=lambda predictions, references, _: {
                 name: list(each(predictions, references)) for name, (_, each) in measures.items()
             },
@@ -129,7 +129,7 @@ def make_ctc_builder(
     return build
 
 
-def _all_of(measures: Mapping[str, Counts]) -> Measure:
+def _join_measures(measures: Mapping[str, Counts]) -> Measure:
     def measure(predictions: Sequence[Any], references: Sequence[Any]) -> dict[str, float]:
         return {name: rate(predictions, references) for name, (rate, _) in measures.items()}
 

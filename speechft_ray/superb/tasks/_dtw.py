@@ -16,7 +16,7 @@ from torch.nn import functional
 Distance = Literal["cosine", "cosine_exp"]
 
 LEAST = 1e-9
-"""Least difference of a row's extremes, and least deviation, that something is divided by."""
+"""Lower bound of divisors: of a row's range, and of a deviation."""
 
 
 def frame_distances(
@@ -25,24 +25,26 @@ def frame_distances(
     """Returns the distance of each frame of ``query`` ``(length, dim)`` to those of ``documents``
     ``(batch, longest, dim)``.
 
-    All frames have length 1. Shape ``(length, batch, longest)``: 1 minus the cosine, or the
+    All frames have norm 1. Shape ``(length, batch, longest)``: 1 minus the cosine, or the
     exponential of that minus 1. Each row is stretched to reach from 0 to 1 over the ``frames``
     ``(batch,)`` of its document, and is infinite in padding.
     """
-    found = 1.0 - torch.einsum("qd,btd->qbt", query, documents)
+    distances = 1.0 - torch.einsum("qd,btd->qbt", query, documents)
     if distance == "cosine_exp":
-        found = found.expm1()
+        distances = distances.expm1()
     outside = (
         torch.arange(documents.shape[1], device=frames.device) >= frames[:, None]
     )  # (batch, longest)
-    low = found.masked_fill(outside, torch.inf).amin(dim=2, keepdim=True)
-    high = found.masked_fill(outside, -torch.inf).amax(dim=2, keepdim=True)
-    return ((found - low) / (high - low).clamp(min=LEAST)).masked_fill(outside, torch.inf)
+    low = distances.masked_fill(outside, torch.inf).amin(dim=2, keepdim=True)
+    high = distances.masked_fill(outside, -torch.inf).amax(dim=2, keepdim=True)
+    return ((distances - low) / (high - low).clamp(min=LEAST)).masked_fill(outside, torch.inf)
 
 
 def subsequence_costs(distances: torch.Tensor) -> torch.Tensor:
-    """Returns the least cost of the query in each document, per query frame, ``(batch,)``; see
-    ``frame_distances``."""
+    """Returns the least cost of the query in each document, per query frame, ``(batch,)``.
+
+    ``distances``: those of ``frame_distances``.
+    """
     best = distances[0]
     for row in distances[1:]:
         shifted = functional.pad(best, (2, 0), value=torch.inf)

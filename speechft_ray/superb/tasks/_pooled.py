@@ -1,8 +1,7 @@
-"""What the tasks with one label per utterance share: the mean-pooled head, cross-entropy and
-accuracy.
+"""Shared by the tasks with one label per utterance: mean-pooled head, cross-entropy and accuracy.
 
 The head is linear up to the mean (s3prl ``downstream/model.py``: ``UtteranceLevel`` with mean
-pooling), so means over frames, kept once per utterance, train it exactly as frames would.
+pooling), so means over frames, stored once per utterance, train it exactly as frames would.
 """
 
 from __future__ import annotations
@@ -36,8 +35,8 @@ from speechft_ray.superb.tasks.base import (
 
 BATCH_SIZE = 32
 """Effective batch of s3prl's SID (8 x 4 accumulated), ER (4 x 8), KS and IC (32 x 1) configs. A
-mean over four batches of 8 is a mean over 32, so these are drawn at once; only where an epoch of
-SID or ER ends with a smaller batch do the two differ."""
+mean over four batches of 8 is a mean over 32, so these are sampled at once; the two differ only
+where an epoch of SID or ER ends with a smaller batch."""
 
 CLIP_NORM = 1.0
 """``runner.gradient_clipping`` of the same configs."""
@@ -49,12 +48,12 @@ class PooledTaskOptions(TaskOptions):
     projection: int = Field(default=PROJECTION, ge=1)
     """Width between the two linear maps (s3prl ``projector_dim``)."""
     crops: int = Field(default=0, ge=0)
-    """Random crops that are kept of each training utterance of more than ``crop_seconds``; every
-    time the utterance is drawn, one of them is taken. s3prl crops VoxCeleb1 anew at every draw; 0
-    keeps utterances whole."""
+    """Random crops that stand for each training utterance of more than ``crop_seconds``; every
+    time the utterance is sampled, one of them is used. s3prl crops VoxCeleb1 anew every time; 0
+    leaves utterances whole."""
     crop_seconds: float = Field(default=8.0, ge=FRAME_FIELD_SAMPLES / SAMPLE_RATE_HZ)
-    """Length of a crop (s3prl ``voxceleb1/config.yaml``: ``max_timestep: 128000``). Without
-    ``crops`` it is not used."""
+    """Length of a crop (s3prl ``voxceleb1/config.yaml``: ``max_timestep: 128000``). Not used
+    without ``crops``."""
 
 
 def make_label_task(
@@ -81,8 +80,8 @@ def make_label_task(
     )
 
 
-def first_of(names: Sequence[str], count: int = 5) -> str:
-    """Returns the first names as a list for a sentence."""
+def format_first(names: Sequence[str], count: int = 5) -> str:
+    """Formats the first names as a list for a sentence."""
     return ", ".join(f"`{name}`" for name in names[:count]) + (
         ", ..." if len(names) > count else ""
     )
@@ -91,17 +90,18 @@ def first_of(names: Sequence[str], count: int = 5) -> str:
 def make_label_builder(
     metric: str,
 ) -> Callable[[Corpus, Sequence[str], PooledTaskOptions], TaskData]:
-    """Returns the ``build`` for one or more label columns; an answer counts when all its labels are
-    right."""
+    """Returns the ``build`` function for one or more label columns; a prediction counts as
+    right when all its labels are."""
 
     def build(corpus: Corpus, columns: Sequence[str], options: PooledTaskOptions) -> TaskData:
         splits = select_splits(corpus)
-        vocabularies = [_classes(splits, column) for column in columns]
+        vocabularies = [_make_classes(splits, column) for column in columns]
         sizes = [vocabulary.size for vocabulary in vocabularies]
         if max(sizes) == 1:
             only = vocabularies[0].symbols[0]
             raise UserError(
-                f"the whole train split has one label, `{only}`, in the column `{columns[0]}`: nothing to learn."
+                f"the whole train split has one label, `{only}`, in the column `{columns[0]}`: "
+                "nothing to learn."
             )
         alternatives = None
         if options.crops:
@@ -110,7 +110,7 @@ def make_label_builder(
             )
             splits = select_splits(corpus)
         examples = {
-            split: [_example(utterance, columns, vocabularies) for utterance in utterances]
+            split: [_make_example(utterance, columns, vocabularies) for utterance in utterances]
             for split, utterances in splits.items()
         }
 
@@ -120,8 +120,8 @@ def make_label_builder(
         def loss(
             logits: torch.Tensor, frames: torch.Tensor, targets: Sequence[torch.Tensor]
         ) -> torch.Tensor:
-            wanted = torch.stack(list(targets)).to(logits.device)  # (batch, columns)
-            parts = zip(torch.split(logits, sizes, dim=1), wanted.unbind(1), strict=True)
+            classes = torch.stack(list(targets)).to(logits.device)  # (batch, columns)
+            parts = zip(torch.split(logits, sizes, dim=1), classes.unbind(1), strict=True)
             return torch.stack([functional.cross_entropy(part, ids) for part, ids in parts]).sum()
 
         def predict(logits: torch.Tensor, frames: torch.Tensor) -> list[tuple[int, ...]]:
@@ -148,7 +148,7 @@ def make_label_builder(
     return build
 
 
-def _example(
+def _make_example(
     utterance: Utterance, columns: Sequence[str], vocabularies: Sequence[Vocabulary]
 ) -> Example:
     pairs = zip(vocabularies, columns, strict=True)
@@ -156,18 +156,20 @@ def _example(
     return Example(utterance, torch.tensor(ids), tuple(ids))
 
 
-def _classes(splits: Splits, column: str) -> Vocabulary:
+def _make_classes(splits: Splits, column: str) -> Vocabulary:
     """Returns the labels of train. Raises ``UserError`` when dev or test have others."""
-    known = Vocabulary.of(
+    vocabulary = Vocabulary.of(
         (get_label(utterance, column) for utterance in splits["train"]), reserved=0
     )
     for split, utterances in splits.items():
         unknown = sorted(
-            {get_label(utterance, column) for utterance in utterances} - set(known.symbols)
+            {get_label(utterance, column) for utterance in utterances} - set(vocabulary.symbols)
         )
         if unknown:
             raise UserError(
-                f"the column `{column}` has {len(unknown)} labels in {split} that train does not have ({first_of(unknown)}); "
-                f"train has {known.size} ({first_of(known.symbols)}): correct them, or add training utterances that have them."
+                f"the column `{column}` has {len(unknown)} labels in {split} that train does not "
+                f"have ({format_first(unknown)}); train has {vocabulary.size} "
+                f"({format_first(vocabulary.symbols)}): correct them, or add training utterances "
+                "that have them."
             )
-    return known
+    return vocabulary

@@ -1,4 +1,5 @@
-"""Pieces of recordings as utterances of their own, for tasks that learn from crops or chunks."""
+"""Cuts recordings into segments that are utterances of their own, for tasks that train on crops or
+chunks."""
 
 from __future__ import annotations
 
@@ -14,11 +15,11 @@ from speechft_ray.core.fingerprint import fingerprint
 from speechft_ray.speech.corpora.base import Corpus, Utterance
 
 Groups = Sequence[Sequence[int]]
-"""Places of training examples that are one utterance, utterance by utterance."""
+"""Indices of the training examples that belong to one utterance, utterance by utterance."""
 
 
 class Segment(NamedTuple):
-    """A stretch of a recording, in samples at 16 kHz, that belongs to a split."""
+    """A part of a recording, in samples at 16 kHz, that belongs to a split."""
 
     whole: Utterance
     split: str
@@ -27,7 +28,8 @@ class Segment(NamedTuple):
 
     @property
     def utterance(self) -> Utterance:
-        """The piece as an utterance; the whole keeps its key, a part has its place in it."""
+        """The segment as an utterance. A whole recording keeps its key; a part has its position in
+        the key."""
         part = self.samples != self.whole.samples
         key = (
             f"{self.whole.key}[{self.start}:{self.start + self.samples}]"
@@ -37,12 +39,12 @@ class Segment(NamedTuple):
         return replace(self.whole, key=key, split=self.split, samples=self.samples, alignment=())
 
 
-def crops_of(utterance: Utterance, count: int, samples: int) -> list[Segment]:
-    """Returns ``count`` random crops of an utterance of train that is longer than ``samples``, else
-    the whole of it.
+def make_crops(utterance: Utterance, count: int, samples: int) -> list[Segment]:
+    """Returns ``count`` random crops of a training utterance that is longer than ``samples``, else
+    the whole utterance.
 
-    Each begins elsewhere, and every beginning is equally likely; they follow from the utterance's
-    key. One that is hardly longer has as many as fit.
+    All starts differ, and every start is equally likely; they follow from the utterance's key. An
+    utterance that is hardly longer than a crop has as many crops as it has starts.
     """
     spare = utterance.samples - samples
     if spare <= 0:
@@ -54,38 +56,38 @@ def crops_of(utterance: Utterance, count: int, samples: int) -> list[Segment]:
 def with_crops(
     corpus: Corpus, splits: Mapping[str, Sequence[Utterance]], count: int, samples: int
 ) -> tuple[Corpus, Groups]:
-    """Returns a corpus of these splits whose training utterances are crops (``crops_of``), and
-    which of them belong together.
+    """Returns a corpus of these splits whose training utterances are crops (``make_crops``), and
+    the crops of each utterance by index.
 
     Dev and test stay whole.
     """
-    of_each = [crops_of(utterance, count, samples) for utterance in splits["train"]]
-    ends = list(accumulate(map(len, of_each)))
-    groups = [range(end - len(pieces), end) for end, pieces in zip(ends, of_each, strict=True)]
+    by_utterance = [make_crops(utterance, count, samples) for utterance in splits["train"]]
+    ends = list(accumulate(map(len, by_utterance)))
+    groups = [range(end - len(crops), end) for end, crops in zip(ends, by_utterance, strict=True)]
     whole = [
         Segment(utterance, split, 0, utterance.samples)
         for split, items in splits.items()
         if split != "train"
         for utterance in items
     ]
-    return cut_into_segments(corpus, [*chain.from_iterable(of_each), *whole]), groups
+    return cut_into_segments(corpus, [*chain.from_iterable(by_utterance), *whole]), groups
 
 
-def cut_into_segments(corpus: Corpus, pieces: Iterable[Segment]) -> Corpus:
-    """Returns a corpus of pieces, which reads a recording and cuts. Alignments are dropped; trials
-    are kept."""
-    cut = [(piece, piece.utterance) for piece in pieces]
-    places = {utterance.key: piece for piece, utterance in cut}
+def cut_into_segments(corpus: Corpus, segments: Iterable[Segment]) -> Corpus:
+    """Returns a corpus of segments, which reads a recording and cuts it. Alignments are dropped;
+    trials stay."""
+    pairs = [(segment, segment.utterance) for segment in segments]
+    segment_of = {utterance.key: segment for segment, utterance in pairs}
 
     def read(utterance: Utterance) -> np.ndarray:
-        piece = places[utterance.key]
-        return corpus.read(piece.whole)[piece.start : piece.start + piece.samples]
+        segment = segment_of[utterance.key]
+        return corpus.read(segment.whole)[segment.start : segment.start + segment.samples]
 
     return replace(
         corpus,
         fingerprint=fingerprint(
-            [corpus.fingerprint, [[utterance.key, utterance.split] for _, utterance in cut]]
+            [corpus.fingerprint, [[utterance.key, utterance.split] for _, utterance in pairs]]
         ),
-        utterances=tuple(utterance for _, utterance in cut),
+        utterances=tuple(utterance for _, utterance in pairs),
         read=read,
     )

@@ -4,8 +4,8 @@
 The head of ``asr`` with a square linear map and tanh after each LSTM layer. s3prl lists 4317
 characters, which with padding, ``<eos>`` and ``<unk>`` makes 4320 tokens; here the vocabulary is
 that of the train split. The text is taken as it is: normalisation (NFKC, upper case, no
-punctuation, no blanks) belongs to the corpus. Batches are one window of 16 neighbours by length;
-the character error rate of dev chooses. The paper names no FBank or best value for it, so its score
+punctuation, no blanks) belongs to the corpus. A batch is one window of 16 neighbours by length; the
+character error rate of dev selects. The paper names no FBank or best value for it, so its score
 needs ``zero: measured``.
 """
 
@@ -14,7 +14,7 @@ from __future__ import annotations
 from speechft_ray.superb.measures.error_rate import token_error_rate, token_errors
 from speechft_ray.superb.tasks._ctc import CLIP_NORM, RecurrentCtcOptions, make_ctc_builder
 from speechft_ray.superb.tasks.base import TASKS, Published, Task
-from speechft_ray.superb.tasks.chars import characters
+from speechft_ray.superb.tasks.chars import spell_characters
 
 BATCH_SIZE = 16
 """``ctc/cv_config/cv_zh.yaml``: 16 x 1."""
@@ -40,7 +40,7 @@ TASKS.register(
         batch_size=BATCH_SIZE,
         clip_norm=CLIP_NORM,
         options=AsrZhOptions,
-        build=make_ctc_builder(characters, {"asr_zh.cer": (token_error_rate, token_errors)}),
+        build=make_ctc_builder(spell_characters, {"asr_zh.cer": (token_error_rate, token_errors)}),
         published=Published("common_voice", 500_000, 5_000),
     ),
 )

@@ -1,4 +1,4 @@
-"""Task ``chars``: the characters of a transcript, for one's own recordings in any language.
+"""Task ``chars``: the characters of a transcript, for the user's own recordings in any language.
 
 Not a SUPERB task: the probe, SpecAugment and optimiser are those of SF (s3prl ``ctc/snips.yaml``);
 Mandarin in SUPERB's out-of-domain ASR (``ctc/cv_config/cv_zh.yaml``) adds a tanh projection after
@@ -23,7 +23,7 @@ from speechft_ray.superb.tasks._ctc import (
 from speechft_ray.superb.tasks.base import TASKS, Task, get_label
 
 
-def characters(utterance: Utterance, columns: Sequence[str]) -> list[str]:
+def spell_characters(utterance: Utterance, columns: Sequence[str]) -> list[str]:
     """Returns the characters of the column, each run of blanks as one, and the end."""
     return [*tokenize(get_label(utterance, columns[0]), "characters"), EOS]
 
@@ -40,6 +40,6 @@ TASKS.register(
         batch_size=BATCH_SIZE,
         clip_norm=CLIP_NORM,
         options=RecurrentCtcOptions,
-        build=make_ctc_builder(characters, {"chars.cer": (token_error_rate, token_errors)}),
+        build=make_ctc_builder(spell_characters, {"chars.cer": (token_error_rate, token_errors)}),
     ),
 )

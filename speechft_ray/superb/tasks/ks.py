@@ -1,13 +1,13 @@
 """Task ``ks``: which spoken keyword (SUPERB on Speech Commands v0.01; s3prl
 ``speech_commands/config.yaml``).
 
-Training draws utterances with replacement so that every class is equally likely. Quirk: s3prl draws
-dev in the same way, as many times as dev has utterances, so that the best checkpoint is chosen on a
-resampled dev, the same at every validation of a run. ``protocol: clean`` counts each utterance of
-dev once, which spares the choice that noise.
+Training samples utterances with replacement so that every class is equally likely. Quirk: s3prl
+samples dev in the same way, as many times as dev has utterances, so that the best checkpoint is
+selected on a resampled dev, the same at every validation of a run. ``protocol: clean`` counts each
+utterance of dev once, which removes that noise from the selection.
 
 The gain of -3 dB and the random crops of the silence recordings belong to the corpus. s3prl leaves
-out the last, smaller batch of each epoch of draws; here it is one more random batch.
+out the last, smaller batch of each epoch; here it is one more random batch.
 """
 
 from __future__ import annotations
@@ -33,26 +33,26 @@ class KsOptions(PooledTaskOptions):
 
 
 def build(corpus: Corpus, columns: Sequence[str], options: KsOptions) -> TaskData:
-    """Poses the task; see the top of this file for what ``options.protocol`` changes."""
+    """Builds the task; the top of this file says what ``options.protocol`` changes."""
     data = _build_labels(corpus, columns, options)
     if options.protocol == "clean":
         return data
     return replace(
         data,
-        dev_indices=balanced_places([example.reference for example in data.examples["dev"]]),
+        dev_indices=sample_balanced([example.reference for example in data.examples["dev"]]),
     )
 
 
-def balanced_places(labels: Sequence[tuple[int, ...]]) -> list[int]:
-    """Returns as many places as there are labels, drawn with replacement, every class equally
+def sample_balanced(labels: Sequence[tuple[int, ...]]) -> list[int]:
+    """Returns as many indices as there are labels, sampled with replacement, every class equally
     likely."""
     classes = torch.tensor(labels)[:, 0]
     weights = 1.0 / classes.bincount().double()[classes]
     generator = torch.Generator().manual_seed(DEV_SEED)
-    found: list[int] = torch.multinomial(
+    indices: list[int] = torch.multinomial(
         weights, len(classes), replacement=True, generator=generator
     ).tolist()
-    return found
+    return indices
 
 
 _build_labels = make_label_builder("ks.accuracy")

@@ -1,4 +1,4 @@
-"""Task ``label``: any label column of one's own recordings; name it with ``column``.
+"""Task ``label``: any label column of the user's own recordings, named with ``column``.
 
 Not a SUPERB task: the probe and its optimiser are those of ER (s3prl ``emotion/config.yaml``).
 """

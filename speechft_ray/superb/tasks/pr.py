@@ -5,8 +5,8 @@ Adam at 1e-2 as shipped; Speech-FT's evaluation config says 1e-4 and others publ
 come from the column, with or without stress, as the corpus writes them; SUPERB keeps stress and
 looks words up in two lexicons. No SpecAugment, no dropout.
 
-An update adds up two windows of 16 neighbours by length, drawn apart (16 x 2 accumulated); a
-``batch_size`` in the spec makes it one window of that many.
+An update accumulates two windows of 16 neighbours by length, sampled independently (16 x 2); a
+``batch_size`` in the spec makes it one window of that size.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from speechft_ray.superb.tasks._ctc import (
 from speechft_ray.superb.tasks.base import TASKS, Published, Task, get_label
 
 
-def phones(utterance: Utterance, columns: Sequence[str]) -> list[str]:
+def split_phones(utterance: Utterance, columns: Sequence[str]) -> list[str]:
     """Returns the tokens of the column, which blanks separate, and the end."""
     return [*get_label(utterance, columns[0]).split(), EOS]
 
@@ -42,7 +42,7 @@ TASKS.register(
         batch_size=BATCH_SIZE,
         clip_norm=CLIP_NORM,
         options=LinearCtcOptions,
-        build=make_ctc_builder(phones, {"pr.per": (token_error_rate, token_errors)}),
+        build=make_ctc_builder(split_phones, {"pr.per": (token_error_rate, token_errors)}),
         accumulate=2,
         published=Published("librispeech", 100_000, 1_000),
     ),

@@ -1,14 +1,14 @@
 """Task ``qbe``: which documents contain a spoken query (SUPERB on QUESST 2014, English; s3prl
 ``quesst14_dtw/config.yaml``).
 
-Nothing is trained: dynamic time warping finds each query in each document, layer by layer.
+Nothing is trained: dynamic time warping searches each document for each query, layer by layer.
 Documents are the split ``train``, queries the splits ``dev`` and ``test``; the column ``matches``
-of a query names the documents that have it, separated by blanks. The layer with the best maximum
+of a query names the documents that contain it, separated by blanks. The layer with the best maximum
 term-weighted value on dev is reported on test.
 
-Order of operations: every dimension is brought to mean 0 and deviation 1 over all frames of the
-split's queries and all documents; distances; rows stretched to 0 ... 1; warping; the negative cost
-per query frame is brought to mean 0 and deviation 1 over the documents of a query. Quirks kept:
+Order of operations: every dimension is standardised over all frames of the split's queries and all
+documents; distances; rows scaled to 0 ... 1; warping; the negative cost per query frame is
+standardised over the documents of a query. Quirks kept:
 queries of less than 5 frames score 0 everywhere, scores are rounded to 4 decimals as s3prl writes
 them. Gain and resampling belong to the corpus. ``updates``, rates, batch sizes and seeds of the
 spec change nothing.
@@ -40,7 +40,7 @@ from speechft_ray.superb.tasks.base import (
 
 LEAST_QUERY_FRAMES = 5
 AT_ONCE = 32
-"""Utterances whose states are held at once."""
+"""Utterances whose states are in memory at once."""
 DECIMALS = 4
 
 
@@ -52,23 +52,23 @@ class QbeOptions(TaskOptions):
 
 
 def build(corpus: Corpus, columns: Sequence[str], options: QbeOptions) -> TrainingFreeTask:
-    """Poses the task. Raises ``UserError`` for a match that is no document."""
+    """Builds the task. Raises ``UserError`` for a match that is no document."""
     splits = select_splits(corpus)
-    documents = sorted(
-        splits["train"], key=lambda utterance: utterance.samples
-    )  # neighbours need little padding
-    places = {utterance.key: place for place, utterance in enumerate(documents)}
+    # Sorted by length, so that neighbours need little padding.
+    documents = sorted(splits["train"], key=lambda utterance: utterance.samples)
+    indices = {utterance.key: index for index, utterance in enumerate(documents)}
     none = torch.empty(0, dtype=torch.long)
     examples = {"train": [Example(utterance, none, None) for utterance in documents]}
     for split in ("dev", "test"):
         examples[split] = [
-            Example(query, none, _matches(query, columns[0], places)) for query in splits[split]
+            Example(query, none, _read_matches(query, columns[0], indices))
+            for query in splits[split]
         ]
 
-    def predict(prepare_features: Mapping[str, Features]) -> dict[str, list[np.ndarray]]:
+    def predict(features: Mapping[str, Features]) -> dict[str, list[np.ndarray]]:
         return {
-            split: found_in(prepare_features[split], prepare_features["train"], options.distance)
-            for split in prepare_features
+            split: score_documents(features[split], features["train"], options.distance)
+            for split in features
             if split != "train"
         }
 
@@ -76,94 +76,97 @@ def build(corpus: Corpus, columns: Sequence[str], options: QbeOptions) -> Traini
         corpus=corpus,
         examples=examples,
         predict=predict,
-        measure=best_layer,
-        measure_test=layer_of_dev,
+        measure=measure_best_layer,
+        measure_test=measure_layer_of_dev,
     )
 
 
-def best_layer(
+def measure_best_layer(
     predictions: Sequence[np.ndarray], references: Sequence[np.ndarray]
 ) -> dict[str, float]:
-    """Returns the value of the best layer, and which one it is, counted from 0."""
-    values = values_by_layer(predictions, references)
+    """Returns the value of the best layer, and its index from 0."""
+    values = compute_layer_values(predictions, references)
     layer = int(np.argmax(values))
     return {"qbe.mtwv": values[layer], "layer": float(layer)}
 
 
-def layer_of_dev(
+def measure_layer_of_dev(
     dev: Sequence[np.ndarray],
     dev_references: Sequence[np.ndarray],
     test: Sequence[np.ndarray],
     references: Sequence[np.ndarray],
 ) -> dict[str, float]:
     """Returns the value on test of the layer that is best on dev."""
-    layer = int(np.argmax(values_by_layer(dev, dev_references)))
-    return {"qbe.mtwv": values_by_layer(test, references)[layer], "layer": float(layer)}
+    layer = int(np.argmax(compute_layer_values(dev, dev_references)))
+    return {"qbe.mtwv": compute_layer_values(test, references)[layer], "layer": float(layer)}
 
 
-def values_by_layer(
+def compute_layer_values(
     predictions: Sequence[np.ndarray], references: Sequence[np.ndarray]
 ) -> list[float]:
-    """Returns the maximum term-weighted value of each layer; an answer is ``(layers,
+    """Returns the maximum term-weighted value of each layer; a prediction is ``(layers,
     documents)``."""
     layers = range(len(predictions[0]))
     return [
-        maximum_term_weighted_value([answer[layer] for answer in predictions], references)
+        maximum_term_weighted_value([scores[layer] for scores in predictions], references)
         for layer in layers
     ]
 
 
-def found_in(queries: Features, documents: Features, distance: Distance) -> list[np.ndarray]:
+def score_documents(queries: Features, documents: Features, distance: Distance) -> list[np.ndarray]:
     """Returns the scores of each query, ``(layers, documents)``.
 
-    Documents are gone through twice, a few at a time: once for the mean and deviation of each
-    dimension, once to be searched.
+    The documents are read twice, a few at a time: once for the mean and deviation of each
+    dimension, once for the search.
     """
-    mean, deviation = _statistics([queries, documents])
-    asked = [
+    # First pass: statistics over all frames of queries and documents; standardise the queries.
+    mean, deviation = _compute_statistics([queries, documents])
+    query_states = [
         functional.normalize(((states - mean) / deviation).double(), dim=2)
-        for states in _each(queries)
+        for states in _iterate_states(queries)
     ]
-    costs: list[list[np.ndarray]] = [[] for _ in asked]
-    for batch in _batches(documents):
-        pieces = torch.split((batch.states - mean) / deviation, batch.frames.tolist(), dim=1)
-        padded = pad_sequence([piece.transpose(0, 1) for piece in pieces], batch_first=True)
+    # Second pass: the cost of every query in a padded batch of documents.
+    costs: list[list[np.ndarray]] = [[] for _ in query_states]
+    for batch in _iterate_batches(documents):
+        standardised = torch.split((batch.states - mean) / deviation, batch.frames.tolist(), dim=1)
+        padded = pad_sequence([states.transpose(0, 1) for states in standardised], batch_first=True)
         layers = functional.normalize(
             padded.double().permute(2, 0, 1, 3), dim=3
         )  # -> (layers, documents, longest, dim)
         frames = batch.frames.to(layers.device)
-        for query, found in zip(asked, costs, strict=True):
-            found.append(_costs(query, layers, frames, distance))
-    return [_standardised(-np.concatenate(found, axis=1)) for found in costs]
+        for query, of_query in zip(query_states, costs, strict=True):
+            of_query.append(_compute_costs(query, layers, frames, distance))
+    # Standardise the negative costs of each query over the documents.
+    return [_standardise(-np.concatenate(of_query, axis=1)) for of_query in costs]
 
 
-def _costs(
+def _compute_costs(
     query: torch.Tensor, documents: torch.Tensor, frames: torch.Tensor, distance: Distance
 ) -> np.ndarray:
     """Returns the cost in each document by layer, ``(layers, documents)``; 0 for a query that is
     too short."""
     if query.shape[1] < LEAST_QUERY_FRAMES:
         return np.zeros((len(documents), len(frames)))
-    found = [
+    costs = [
         subsequence_costs(frame_distances(one, other, frames, distance))
         for one, other in zip(query, documents, strict=True)
     ]
-    return torch.stack(found).cpu().numpy()
+    return torch.stack(costs).cpu().numpy()
 
 
-def _standardised(scores: np.ndarray) -> np.ndarray:
+def _standardise(scores: np.ndarray) -> np.ndarray:
     centred = scores - scores.mean(axis=1, keepdims=True)
     deviation = scores.std(axis=1, keepdims=True)
     rounded: np.ndarray = np.round(centred / np.clip(deviation, LEAST, None), DECIMALS)
     return rounded
 
 
-def _statistics(prepare_features: Sequence[Features]) -> tuple[torch.Tensor, torch.Tensor]:
+def _compute_statistics(features: Sequence[Features]) -> tuple[torch.Tensor, torch.Tensor]:
     """Returns mean and unbiased deviation of each layer and dimension over all frames, float32
     ``(layers, 1, dim)``."""
     count, total, squares = 0, torch.zeros(()), torch.zeros(())
-    for source in prepare_features:
-        for batch in _batches(source):
+    for split_features in features:
+        for batch in _iterate_batches(split_features):
             states = batch.states.double()
             count += states.shape[1]
             total = total.to(states) + states.sum(dim=1, keepdim=True)
@@ -173,26 +176,27 @@ def _statistics(prepare_features: Sequence[Features]) -> tuple[torch.Tensor, tor
     return mean.float(), variance.sqrt().clamp(min=LEAST).float()
 
 
-def _batches(source: Features) -> Iterator[Batch]:
-    for start in range(0, source.count, AT_ONCE):
-        yield source.batch(slice(start, min(start + AT_ONCE, source.count)))
+def _iterate_batches(features: Features) -> Iterator[Batch]:
+    for start in range(0, features.count, AT_ONCE):
+        yield features.batch(slice(start, min(start + AT_ONCE, features.count)))
 
 
-def _each(source: Features) -> Iterator[torch.Tensor]:
-    for batch in _batches(source):
+def _iterate_states(features: Features) -> Iterator[torch.Tensor]:
+    for batch in _iterate_batches(features):
         yield from torch.split(batch.states, batch.frames.tolist(), dim=1)
 
 
-def _matches(query: Utterance, column: str, places: Mapping[str, int]) -> np.ndarray:
-    """Returns whether each document has the query, ``(documents,)``."""
-    named = query.labels.get(column, "").split()
-    if unknown := [key for key in named if key not in places]:
+def _read_matches(query: Utterance, column: str, indices: Mapping[str, int]) -> np.ndarray:
+    """Returns whether each document contains the query, ``(documents,)``."""
+    keys = query.labels.get(column, "").split()
+    if unknown := [key for key in keys if key not in indices]:
         raise UserError(
-            f"the query `{query.key}` matches `{unknown[0]}`, which is no utterance of train: correct it."
+            f"the query `{query.key}` matches `{unknown[0]}`, which is no utterance of train: "
+            "correct it."
         )
-    found = np.zeros(len(places), dtype=bool)
-    found[[places[key] for key in named]] = True
-    return found
+    matches = np.zeros(len(indices), dtype=bool)
+    matches[[indices[key] for key in keys]] = True
+    return matches
 
 
 TASKS.register(

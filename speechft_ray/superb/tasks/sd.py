@@ -1,17 +1,17 @@
-"""Task ``sd``: who speaks when, for two speakers who overlap (SUPERB on Libri2Mix; s3prl
+"""Task ``sd``: who speaks when, for two overlapping speakers (SUPERB on Libri2Mix; s3prl
 ``diarization/config.yaml``).
 
 Segments stand in the column ``segments`` as ``speaker:start:end``, in samples at 16 kHz, separated
 by blanks. Recordings are cut into chunks of 2000 frames of 20 ms, the last one shorter. A frame of
 a speaker counts as speech from the frame nearest to a segment's start to the one nearest to its
 end. The loss is that of the better order of the speakers in each chunk; 8 chunks x 4 accumulated.
-The best validation has the highest share of right frames, averaged over chunks; it is not the error
-rate.
+The best validation has the highest frame accuracy, averaged over chunks; the error rate does not
+decide it.
 
 Quirks of ``protocol: superb``: the error rate is the lowest of ten decodings (five thresholds,
 median filter or none) on the split that is scored, test included; and a segment that begins before
-a chunk and ends after it leaves no label in it, so that recordings above 40 s miss speech.
-``protocol: clean`` takes for test the decoding that is best on dev, and labels every chunk.
+a chunk and ends after it is not labelled in it, so that recordings above 40 s miss speech.
+``protocol: clean`` decodes test as is best on dev, and labels every chunk.
 
 Not reproduced: s3prl pads the last chunk of a recording of several with zeros and scores that too
 (Libri2Mix has none so long); it tiles features of slower encoders, which do not exist here.
@@ -61,14 +61,14 @@ class SdOptions(TaskOptions):
     """Options of diarisation."""
 
     protocol: Protocol = "superb"
-    """``superb``: the best decoding on test, and s3prl's labels. ``clean``: the decoding that dev
-    chooses, and whole labels."""
+    """``superb``: the best decoding on test, and s3prl's labels. ``clean``: the decoding
+    selected on dev, and complete labels."""
     hidden: int = Field(default=512, ge=1)
     """Width of the LSTM layer (``hidden_size``)."""
 
 
 class Chunk(NamedTuple):
-    """What an answer is compared with."""
+    """The reference of one chunk."""
 
     recording: str
     start: int
@@ -84,36 +84,36 @@ Decoding = tuple[float, int]
 
 
 def build(corpus: Corpus, columns: Sequence[str], options: SdOptions) -> TaskData:
-    """Poses the task. Raises ``UserError`` for segments that cannot be read or have not two
-    speakers."""
+    """Builds the task. Raises ``UserError`` for segments that cannot be parsed and for recordings
+    that do not have two speakers."""
     clean = options.protocol == "clean"
     examples: dict[str, list[Example]] = {}
-    pieces: list[Segment] = []
+    segments: list[Segment] = []
     for split, utterances in select_splits(corpus).items():
-        cut = [
-            (piece, chunk)
+        pairs = [
+            (segment, chunk)
             for utterance in utterances
-            for piece, chunk in _chunks(utterance, split, columns[0], clean)
+            for segment, chunk in _cut_chunks(utterance, split, columns[0], clean)
         ]
         examples[split] = [
-            Example(piece.utterance, torch.from_numpy(chunk.labels).long(), chunk)
-            for piece, chunk in cut
+            Example(segment.utterance, torch.from_numpy(chunk.labels).long(), chunk)
+            for segment, chunk in pairs
         ]
-        pieces += [piece for piece, _ in cut]
+        segments += [segment for segment, _ in pairs]
 
     def head(dim: int) -> nn.Module:
         return DiarizationHead(dim, SPEAKERS, options.hidden)
 
     return TaskData(
-        corpus=cut_into_segments(corpus, pieces),
+        corpus=cut_into_segments(corpus, segments),
         examples=examples,
         head=head,
         loss=permutation_free_loss,
         predict=predict,
-        measure=lowest,
+        measure=measure_best_decoding,
         select=frame_accuracy,
-        measure_test=chosen_on_dev if clean else None,
-        counts=errors,
+        measure_test=measure_decoding_of_dev if clean else None,
+        counts=count_errors,
     )
 
 
@@ -126,10 +126,10 @@ def predict(logits: torch.Tensor, frames: torch.Tensor) -> list[np.ndarray]:
 
 
 def frame_accuracy(predictions: Sequence[np.ndarray], references: Sequence[Chunk]) -> float:
-    """Returns the share of right decisions per frame and speaker, averaged over chunks, in the
-    order with the least loss.
+    """Returns the share of correct decisions per frame and speaker, averaged over chunks, for the
+    speaker order with the least loss.
 
-    As in s3prl, a chunk in which nobody speaks counts as 0.
+    As in s3prl, a chunk without speech counts as 0.
     """
     shares = []
     for logits, chunk in zip(predictions, references, strict=True):
@@ -141,70 +141,75 @@ def frame_accuracy(predictions: Sequence[np.ndarray], references: Sequence[Chunk
     return sum(shares) / len(shares)
 
 
-def lowest(predictions: Sequence[np.ndarray], references: Sequence[Chunk]) -> dict[str, float]:
-    """Returns the error rate of the best decoding, and which one it is."""
-    rates = {decoding: error_rate(predictions, references, decoding) for decoding in _decodings()}
+def measure_best_decoding(
+    predictions: Sequence[np.ndarray], references: Sequence[Chunk]
+) -> dict[str, float]:
+    """Returns the error rate of the best decoding, and its parameters."""
+    rates = {
+        decoding: compute_error_rate(predictions, references, decoding)
+        for decoding in _list_decodings()
+    }
     best = min(rates, key=lambda decoding: rates[decoding])
     return {
         "sd.der": rates[best],
-        **_described(best),
+        **_describe(best),
         "frame_accuracy": 100.0 * frame_accuracy(predictions, references),
     }
 
 
-def chosen_on_dev(
+def measure_decoding_of_dev(
     dev: Sequence[np.ndarray],
     dev_references: Sequence[Chunk],
     test: Sequence[np.ndarray],
     references: Sequence[Chunk],
 ) -> dict[str, float]:
     """Returns the error rate on test of the decoding that is best on dev."""
-    best = min(_decodings(), key=lambda decoding: error_rate(dev, dev_references, decoding))
-    rate = error_rate(test, references, best)
+    best = min(
+        _list_decodings(), key=lambda decoding: compute_error_rate(dev, dev_references, decoding)
+    )
+    rate = compute_error_rate(test, references, best)
     return {
         "sd.der": rate,
-        **_described(best),
+        **_describe(best),
         "frame_accuracy": 100.0 * frame_accuracy(test, references),
     }
 
 
-def error_rate(
+def compute_error_rate(
     predictions: Sequence[np.ndarray], references: Sequence[Chunk], decoding: Decoding
 ) -> float:
-    """Returns the diarisation error rate, in percent, of recordings put together from their
-    chunks."""
-    return diarization_error_rate(*_recordings(predictions, references, decoding))
+    """Returns the diarisation error rate, in percent, of recordings assembled from their chunks."""
+    return diarization_error_rate(*_assemble_recordings(predictions, references, decoding))
 
 
-def errors(
-    predictions: Sequence[np.ndarray], references: Sequence[Chunk], measured: Mapping[str, float]
+def count_errors(
+    predictions: Sequence[np.ndarray], references: Sequence[Chunk], metrics: Mapping[str, float]
 ) -> dict[str, list[tuple[float, float]]]:
-    """Returns the time in error and the time of speech of each recording, at the decoding that was
-    ``measured``."""
-    decoding = (measured["threshold"], int(measured["median_frames"]))
-    pairs = zip(*_recordings(predictions, references, decoding), strict=True)
-    return {"sd.der": [errors_and_speech(heard, said) for heard, said in pairs]}
+    """Returns the time in error and the time of speech of each recording, at the decoding of
+    ``metrics``."""
+    decoding = (metrics["threshold"], int(metrics["median_frames"]))
+    pairs = zip(*_assemble_recordings(predictions, references, decoding), strict=True)
+    return {"sd.der": [errors_and_speech(hypothesis, reference) for hypothesis, reference in pairs]}
 
 
-def _recordings(
+def _assemble_recordings(
     predictions: Sequence[np.ndarray], references: Sequence[Chunk], decoding: Decoding
 ) -> tuple[list[list[Turn]], list[tuple[Turn, ...]]]:
-    """Returns the turns heard and said in each recording, put together from its chunks."""
+    """Returns the predicted and the reference turns of each recording, joined from its chunks."""
     recordings: dict[str, list[tuple[Chunk, np.ndarray]]] = {}
     for logits, chunk in zip(predictions, references, strict=True):
         recordings.setdefault(chunk.recording, []).append((chunk, logits))
-    heard: list[list[Turn]] = []
-    said: list[tuple[Turn, ...]] = []
+    hypotheses: list[list[Turn]] = []
+    reference_turns: list[tuple[Turn, ...]] = []
     for chunks in recordings.values():
         ordered = sorted(chunks, key=lambda pair: pair[0].start)
-        heard.append(decoded(np.concatenate([logits for _, logits in ordered]), decoding))
-        said.append(ordered[0][0].turns)
-    return heard, said
+        hypotheses.append(decode(np.concatenate([logits for _, logits in ordered]), decoding))
+        reference_turns.append(ordered[0][0].turns)
+    return hypotheses, reference_turns
 
 
-def decoded(logits: np.ndarray, decoding: Decoding) -> list[Turn]:
-    """Returns the turns, in samples, of the stretches above the threshold after the median filter
-    over frames."""
+def decode(logits: np.ndarray, decoding: Decoding) -> list[Turn]:
+    """Returns the turns, in samples: the frames above the threshold, median-filtered."""
     threshold, median = decoding
     active = 1.0 / (1.0 + np.exp(-logits.astype(np.float64))) > threshold
     turns = []
@@ -215,10 +220,10 @@ def decoded(logits: np.ndarray, decoding: Decoding) -> list[Turn]:
     return turns
 
 
-def turns_of(utterance: Utterance, column: str) -> tuple[Turn, ...]:
-    """Returns the segments of a recording. Raises ``UserError`` for one that cannot be read or has
-    not two speakers."""
-    found = []
+def parse_turns(utterance: Utterance, column: str) -> tuple[Turn, ...]:
+    """Returns the turns of a recording. Raises ``UserError`` for a segment that cannot be parsed
+    and for a recording that does not have two speakers."""
+    turns = []
     for segment in get_label(utterance, column).split():
         speaker, *times = segment.rsplit(":", 2)
         if (
@@ -227,20 +232,21 @@ def turns_of(utterance: Utterance, column: str) -> tuple[Turn, ...]:
             or int(times[0]) >= int(times[1])
         ):
             raise UserError(
-                f"the utterance `{utterance.key}` has the segment `{segment}` in `{column}`: write `speaker:start:end`, "
-                "in samples at 16 kHz with the start before the end."
+                f"the utterance `{utterance.key}` has the segment `{segment}` in `{column}`: write "
+                "`speaker:start:end`, in samples at 16 kHz with the start before the end."
             )
-        found.append(Turn(speaker, int(times[0]), int(times[1])))
-    speakers = {turn.speaker for turn in found}
+        turns.append(Turn(speaker, int(times[0]), int(times[1])))
+    speakers = {turn.speaker for turn in turns}
     if len(speakers) != SPEAKERS:
         raise UserError(
-            f"the utterance `{utterance.key}` has {len(speakers)} speakers in `{column}`, not {SPEAKERS}: leave it out."
+            f"the utterance `{utterance.key}` has {len(speakers)} speakers in `{column}`, not "
+            f"{SPEAKERS}: leave it out."
         )
-    return tuple(found)
+    return tuple(turns)
 
 
-def frame_labels(turns: Sequence[Turn], start: int, end: int, clean: bool) -> np.ndarray:
-    """Returns who speaks in the frames from ``start`` up to ``end``, float32 ``(frames,
+def label_frames(turns: Sequence[Turn], start: int, end: int, clean: bool) -> np.ndarray:
+    """Returns who speaks in the frames ``start`` to ``end - 1``, float32 ``(frames,
     SPEAKERS)``, speakers sorted by name.
 
     Without ``clean`` a turn counts only when its first frame or its last is among them (s3prl
@@ -255,26 +261,26 @@ def frame_labels(turns: Sequence[Turn], start: int, end: int, clean: bool) -> np
     return labels
 
 
-def _chunks(
+def _cut_chunks(
     utterance: Utterance, split: str, column: str, clean: bool
 ) -> Iterator[tuple[Segment, Chunk]]:
     frames = utterance.samples // FRAME_STRIDE_SAMPLES
-    turns = turns_of(utterance, column)
+    turns = parse_turns(utterance, column)
     for start in range(0, frames, CHUNK_FRAMES):
         end = min(frames, start + CHUNK_FRAMES)
         if end - start < 2 and frames > 1:
-            break  # no encoder has a frame for it
-        piece = Segment(
+            break  # too short for a frame of any encoder
+        segment = Segment(
             utterance, split, start * FRAME_STRIDE_SAMPLES, (end - start) * FRAME_STRIDE_SAMPLES
         )
-        yield piece, Chunk(utterance.key, start, frame_labels(turns, start, end, clean), turns)
+        yield segment, Chunk(utterance.key, start, label_frames(turns, start, end, clean), turns)
 
 
-def _decodings() -> list[Decoding]:
+def _list_decodings() -> list[Decoding]:
     return [(threshold, median) for median in MEDIANS for threshold in THRESHOLDS]
 
 
-def _described(decoding: Decoding) -> dict[str, float]:
+def _describe(decoding: Decoding) -> dict[str, float]:
     return {"threshold": decoding[0], "median_frames": float(decoding[1])}
 
 

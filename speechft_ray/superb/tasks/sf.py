@@ -1,15 +1,15 @@
 """Task ``sf``: the words of a request with its slots marked (SUPERB on Audio SNIPS; s3prl
 ``ctc/snips.yaml``, ``ctc/text.py``).
 
-One token sequence tells both: characters, and a tag ``B-<slot>`` before and ``E-<slot>`` after each
-stretch of words of one slot. Slots stand in the column ``slots``, one name or ``O`` per word,
-without B- and I- marks, so neighbours of one slot merge. As in s3prl, words made of punctuation are
-skipped and ``&`` is spelled AND. slot_type_f1 chooses the best validation.
+One token sequence has both: characters, and a tag ``B-<slot>`` before and ``E-<slot>`` after each
+run of words of one slot. Slots stand in the column ``slots``, one name or ``O`` per word, without
+B- and I- marks, so neighbours of one slot merge. As in s3prl, words made of punctuation are skipped
+and ``&`` is spelled AND. slot_type_f1 selects the best validation.
 
-Quirk of ``protocol: superb``: a skipped word takes along what s3prl would write at its place, the
-opening tag of a slot that begins with it, the closing tag of one that ends with it, and ``<eos>``
-at the end of a sentence, which then ends with a blank. ``protocol: clean`` always writes them;
-without punctuation the two are the same.
+Quirk of ``protocol: superb``: with a skipped word, s3prl also skips what it would write there: the
+opening tag of a slot that begins with the word, the closing tag of one that ends with it, and
+``<eos>`` at the end of a sentence, which then ends with a blank. ``protocol: clean`` always writes
+them; without punctuation the two are the same.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from speechft_ray.superb.tasks._ctc import (
     RecurrentCtcOptions,
     make_ctc_builder,
 )
-from speechft_ray.superb.tasks._pooled import first_of
+from speechft_ray.superb.tasks._pooled import format_first
 from speechft_ray.superb.tasks.base import (
     TASKS,
     Protocol,
@@ -46,58 +46,62 @@ from speechft_ray.superb.tasks.base import (
 
 NO_SLOT = "O"
 SKIPPED = "?!.,;-"
-"""A word that is a part of this text is not spelled (s3prl ``ctc/text.py``)."""
+"""A word that is a part of this text is skipped (s3prl ``ctc/text.py``)."""
 
 
 class SfOptions(RecurrentCtcOptions):
     """Options of slot filling; the defaults are s3prl's ``ctc/snips.yaml``."""
 
     protocol: Protocol = "superb"
-    """``superb``: tags and ends that punctuation takes along are missing, as in s3prl. ``clean``:
-    all are written."""
+    """``superb``: tags and ends at skipped punctuation are missing, as in s3prl. ``clean``: all are
+    written."""
 
 
-def marked_words(utterance: Utterance, columns: Sequence[str]) -> list[tuple[str, str]]:
-    """Returns ``(word, slot)`` pairs. Raises ``UserError`` when there is not one slot per word."""
+def read_slots(utterance: Utterance, columns: Sequence[str]) -> list[tuple[str, str]]:
+    """Returns ``(word, slot)`` pairs. Raises ``UserError`` unless there is one slot per word."""
     words, slots = (get_label(utterance, column).split() for column in columns)
     if len(words) != len(slots):
         raise UserError(
-            f"the utterance `{utterance.key}` has {len(words)} words in `{columns[0]}` but {len(slots)} slots in "
-            f"`{columns[1]}`: write one slot name or `{NO_SLOT}` per word."
+            f"the utterance `{utterance.key}` has {len(words)} words in `{columns[0]}` but "
+            f"{len(slots)} slots in `{columns[1]}`: write one slot name or `{NO_SLOT}` per word."
         )
     return list(zip(words, slots, strict=True))
 
 
-def spelled(utterance: Utterance, columns: Sequence[str]) -> list[str]:
+def spell(utterance: Utterance, columns: Sequence[str]) -> list[str]:
     """Returns the characters and slot tags of an utterance and the end, as s3prl writes them
     (``ctc/text.py``)."""
-    words = marked_words(utterance, columns)
+    words = read_slots(utterance, columns)
     slots = [NO_SLOT, *(slot for _, slot in words), NO_SLOT]
     tokens: list[str] = []
-    for place, (word, slot) in enumerate(words, start=1):
+    for position, (word, slot) in enumerate(words, start=1):
         if word not in SKIPPED:
-            opening = [f"B-{slot}"] if slot not in (NO_SLOT, slots[place - 1]) else []
-            closing = [f"E-{slot}"] if slot not in (NO_SLOT, slots[place + 1]) else []
-            tokens += [*opening, *_letters(word), *closing, EOS if place == len(words) else " "]
+            opening = [f"B-{slot}"] if slot not in (NO_SLOT, slots[position - 1]) else []
+            closing = [f"E-{slot}"] if slot not in (NO_SLOT, slots[position + 1]) else []
+            tokens += [
+                *opening,
+                *_spell_word(word),
+                *closing,
+                EOS if position == len(words) else " ",
+            ]
     return tokens
 
 
-def spelled_cleanly(utterance: Utterance, columns: Sequence[str]) -> list[str]:
-    """Returns the characters and slot tags of an utterance and the end, every tag with its
-    partner."""
+def spell_cleanly(utterance: Utterance, columns: Sequence[str]) -> list[str]:
+    """Returns the characters and slot tags of an utterance and the end, with every tag."""
     tokens: list[str] = []
-    for slot, pairs in groupby(marked_words(utterance, columns), key=lambda pair: pair[1]):
-        words = [_letters(word) for word, _ in pairs if word not in SKIPPED]
+    for slot, pairs in groupby(read_slots(utterance, columns), key=lambda pair: pair[1]):
+        words = [_spell_word(word) for word, _ in pairs if word not in SKIPPED]
         if words:
-            stretch = list(" ".join(words))
-            marked = stretch if slot == NO_SLOT else [f"B-{slot}", *stretch, f"E-{slot}"]
-            tokens += [" ", *marked] if tokens else marked
+            characters = list(" ".join(words))
+            if slot != NO_SLOT:
+                characters = [f"B-{slot}", *characters, f"E-{slot}"]
+            tokens += [" ", *characters] if tokens else characters
     return [*tokens, EOS]
 
 
-def readable(tokens: Sequence[str]) -> str:
-    """Joins tokens to the text that the measures parse: a blank sets tags off from what they
-    mark."""
+def join_tokens(tokens: Sequence[str]) -> str:
+    """Joins tokens to the text that the measures parse: a blank separates tags from the value."""
     return "".join(
         f"{token} " if token[:2] == "B-" else f" {token}" if token[:2] == "E-" else token
         for token in tokens
@@ -105,21 +109,22 @@ def readable(tokens: Sequence[str]) -> str:
 
 
 def build(corpus: Corpus, columns: Sequence[str], options: SfOptions) -> TaskData:
-    """Poses the task. Raises ``UserError`` when dev or test have slots that train does not have."""
-    slots = {
-        split: {slot for utterance in utterances for _, slot in marked_words(utterance, columns)}
+    """Builds the task. Raises ``UserError`` if dev or test have slots that train does not have."""
+    slots_of = {
+        split: {slot for utterance in utterances for _, slot in read_slots(utterance, columns)}
         for split, utterances in select_splits(corpus).items()
     }
-    for split, found in slots.items():
-        if unknown := sorted(found - slots["train"] - {NO_SLOT}):
+    for split, slots in slots_of.items():
+        if unknown := sorted(slots - slots_of["train"] - {NO_SLOT}):
             raise UserError(
-                f"the column `{columns[1]}` has {len(unknown)} slots in {split} that train does not have "
-                f"({first_of(unknown)}): correct them, or add training utterances that have them."
+                f"the column `{columns[1]}` has {len(unknown)} slots in {split} that train does "
+                f"not have ({format_first(unknown)}): correct them, or add training utterances "
+                "that have them."
             )
     return _BUILDERS[options.protocol](corpus, columns, options)
 
 
-def _letters(word: str) -> str:
+def _spell_word(word: str) -> str:
     return "AND" if word == "&" else word
 
 
@@ -128,8 +133,8 @@ _MEASURES: dict[str, Counts] = {
     "sf.slot_value_cer": (slot_value_cer, slot_value_errors),
 }
 _BUILDERS = {
-    "superb": make_ctc_builder(spelled, _MEASURES, readable),
-    "clean": make_ctc_builder(spelled_cleanly, _MEASURES, readable),
+    "superb": make_ctc_builder(spell, _MEASURES, join_tokens),
+    "clean": make_ctc_builder(spell_cleanly, _MEASURES, join_tokens),
 }
 
 TASKS.register(

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from speechft_ray.core.errors import UserError
 from speechft_ray.speech.corpora.snips import SnipsOptions
-from speechft_ray.superb.tasks.sf import spelled
+from speechft_ray.superb.tasks.sf import spell
 from tests.speech.corpora.helpers import open_at, sizes
 from tests.speech.layouts import snips
 
@@ -36,7 +36,7 @@ def test_words_have_labels_and_the_last_label_is_the_intent(tree: Path) -> None:
         "intent": "PlayMusic",
         "speaker": "Ivy",
     }
-    tokens = spelled(first, ("text", "slots"))  # what the task makes of it
+    tokens = spell(first, ("text", "slots"))  # what the task makes of it
     assert "".join(tokens) == "PLAY B-trackBLUE MOONE-track BY B-artistQUEENE-artist<eos>"
 
 
