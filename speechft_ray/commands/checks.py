@@ -13,7 +13,7 @@ from speechft_ray.core.specs import CorpusSpec, EvalSpec, MergeSpec, SweepSpec
 from speechft_ray.core.validation import validate
 from speechft_ray.merging.base import METHODS, validate_params
 from speechft_ray.speech.corpora.base import CORPORA
-from speechft_ray.speech.heads.base import head_options
+from speechft_ray.speech.heads.base import HEADS, check_head_options
 from speechft_ray.superb.tasks.base import TASKS, check_task_options
 
 Mistakes = list[tuple[str, str]]
@@ -37,7 +37,10 @@ def check_names(spec: SweepSpec) -> None:
     for index, run in enumerate(spec.finetune):
         for number, objective in enumerate(run.objectives):
             path = f"finetune[{index}].objectives[{number}]"
-            attempt(f"{path}.head", head_options, objective.head, objective.options)
+            attempt(f"{path}.head", HEADS.get, objective.head)
+            if objective.head in HEADS.names():
+                options = (objective.head, objective.options)
+                attempt(f"{path}.options", check_head_options, *options)
             attempt(f"{path}.corpus", _check_corpus_options, objective.corpus)
         if run.after:
             merge = MergeSpec(

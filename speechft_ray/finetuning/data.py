@@ -16,7 +16,7 @@ from speechft_ray.core.specs import Objective
 from speechft_ray.core.units import FRAME_FIELD_SAMPLES, FRAME_STRIDE_SAMPLES, frame_count
 from speechft_ray.speech.corpora.base import Corpus, Utterance
 from speechft_ray.speech.encoders.base import EncoderWeights
-from speechft_ray.speech.heads.base import HEADS, HeadKind, HeadOptions, Masking, head_options
+from speechft_ray.speech.heads.base import HEADS, HeadKind, HeadOptions, Masking, check_head_options
 from speechft_ray.speech.text import Vocabulary
 
 
@@ -66,7 +66,7 @@ def load_objective(objective: Objective, corpus: Corpus, start: EncoderWeights) 
     start encoder (``pseudo_labels.with_pseudo_labels``). Raises ``UserError`` for labels, columns
     and options that cannot be trained on.
     """
-    kind, options = HEADS.get(objective.head), head_options(objective.head, objective.options)
+    kind, options = HEADS.get(objective.head), check_head_options(objective.head, objective.options)
     if kind.masking is None:
         vocabulary, train, dev = _load_labelled(objective, corpus, kind, options)
     else:

@@ -1,23 +1,19 @@
-"""Which utterances go together: pure functions over sample counts at 16 kHz."""
+"""Groups utterances into batches: pure functions of sample counts at 16 kHz."""
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
-from typing import TypeVar
 
 from speechft_ray.core.units import SAMPLE_RATE_HZ
-
-T = TypeVar("T")
 
 
 def batch_by_seconds(samples: Sequence[int], max_seconds: float) -> list[list[int]]:
     """Returns batches of indices of similar length, longest first, each at most ``max_seconds`` of
-    audio padded to its longest.
+    audio padded to its longest utterance.
 
-    The longest batch comes first, so that a machine without enough memory says so at once. An
-    utterance longer than the limit stands alone. Equal lengths keep their order. Raises
-    ``ValueError`` for a limit that is not positive.
+    The longest batch comes first, so that a lack of memory shows at once. An utterance longer than
+    the limit is a batch of its own. Equal lengths keep their order. Raises ``ValueError`` for a
+    limit that is not positive.
     """
     limit_samples = _limit_samples(max_seconds)
     batches: list[list[int]] = []
@@ -31,10 +27,10 @@ def batch_by_seconds(samples: Sequence[int], max_seconds: float) -> list[list[in
 
 def group_by_length(samples: Sequence[int], max_seconds: float) -> list[list[int]]:
     """Returns batches like ``batch_by_seconds``, but of exactly equal sample counts, so that
-    nothing is ever padded.
+    nothing is padded.
 
-    Encoders with a group norm over time (HuBERT, wav2vec 2.0 and WavLM Base) mix padding into every
-    feature: only without it are features independent of the company an utterance keeps.
+    In encoders with a group norm over time (HuBERT, wav2vec 2.0 and WavLM Base) padding changes
+    every feature. Only without padding are features independent of the other utterances of a batch.
     """
     limit_samples = _limit_samples(max_seconds)
     groups: list[list[int]] = []
@@ -49,14 +45,6 @@ def group_by_length(samples: Sequence[int], max_seconds: float) -> list[list[int
         else:
             groups.append([index])
     return groups
-
-
-def shuffled(items: Sequence[T], seed: int, epoch: int) -> list[T]:
-    """Returns the items in an order that seed and epoch alone decide, whatever else has drawn
-    random numbers."""
-    order = list(items)
-    random.Random(f"{seed} {epoch}").shuffle(order)
-    return order
 
 
 def _longest_first(samples: Sequence[int]) -> list[int]:

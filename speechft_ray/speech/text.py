@@ -1,45 +1,53 @@
-"""From label text to class ids and back."""
+"""Splits label text into tokens, maps tokens to class ids and back, and compares sequences."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
+from rapidfuzz.distance import Levenshtein
+
 from speechft_ray.core.errors import UserError
 
 BLANK = 0
-"""CTC's blank; also the padding id (s3prl ``downstream/ctc/text.py``: ``<pad>`` is 0 and serves as
+"""Id of CTC's blank, also of padding (s3prl ``downstream/ctc/text.py``: ``<pad>`` is 0 and serves as
 blank)."""
 
 Unit = Literal["words", "characters"]
 
 
 def tokenize(label: str, unit: Unit) -> list[str]:
-    """Splits a label into its tokens: blank-separated words, or characters with each run of blanks
-    as one ``" "``."""
+    """Splits a label into blank-separated words, or into characters, where each run of blanks is
+    one ``" "``."""
     words = label.split()
     return words if unit == "words" else list(" ".join(words))
 
 
+def edit_distance(left: Sequence[Hashable], right: Sequence[Hashable]) -> int:
+    """Returns the least number of insertions, deletions and substitutions that turn one sequence
+    into the other (Levenshtein 1966). A text is a sequence of characters."""
+    return Levenshtein.distance(left, right)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Vocabulary:
-    """Symbols and their ids. The first ``reserved`` ids belong to no symbol: 1 for CTC (``BLANK``),
-    0 for plain classes."""
+    """Symbols and their ids. The first ``reserved`` ids have no symbol: 1 for CTC (``BLANK``), 0
+    for plain classes."""
 
     symbols: tuple[str, ...]
     reserved: int = 1
 
     @classmethod
     def of(cls, tokens: Iterable[str], reserved: int = 1) -> Vocabulary:
-        """Returns the vocabulary of all tokens met, sorted, so that it does not depend on the order
+        """Returns the vocabulary of these tokens, sorted, so that it does not depend on the order
         of a corpus."""
         return cls(symbols=tuple(sorted(set(tokens))), reserved=reserved)
 
     @property
     def size(self) -> int:
-        """Number of ids, reserved ones included: the output width of a head."""
+        """Number of ids, including reserved ones: the output width of a head."""
         return self.reserved + len(self.symbols)
 
     def encode(self, tokens: Sequence[str]) -> list[int]:
@@ -47,13 +55,14 @@ class Vocabulary:
         for token in tokens:
             if token not in self._ids:
                 raise UserError(
-                    f"the label `{token}` does not occur in the train split, which has {len(self.symbols)} labels "
-                    f"({_first(self.symbols)}): correct it, or add training utterances that have it."
+                    f"the label `{token}` does not occur in the train split, which has "
+                    f"{len(self.symbols)} labels ({_abbreviate(self.symbols)}): "
+                    "correct it, or add training utterances that have it."
                 )
         return [self._ids[token] for token in tokens]
 
     def decode(self, ids: Iterable[int]) -> list[str]:
-        """Returns the symbols of ids; reserved ids give none."""
+        """Returns the symbols of ids, without reserved ids."""
         return [self.symbols[index - self.reserved] for index in ids if index >= self.reserved]
 
     @cached_property
@@ -61,5 +70,5 @@ class Vocabulary:
         return {symbol: index for index, symbol in enumerate(self.symbols, start=self.reserved)}
 
 
-def _first(symbols: Sequence[str]) -> str:
+def _abbreviate(symbols: Sequence[str]) -> str:
     return ", ".join(symbols[:5]) + (", ..." if len(symbols) > 5 else "")

@@ -7,11 +7,13 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from speechft_ray.commands.checks import check_names
 from speechft_ray.core.errors import SpecError, UserError
 from speechft_ray.core.metrics import METRICS
+from speechft_ray.core.space import parse_space
 from speechft_ray.core.units import frame_count
 from speechft_ray.speech.corpora.base import Utterance
-from speechft_ray.speech.heads.base import HEADS, IGNORED, HeadKind, head_options
+from speechft_ray.speech.heads.base import HEADS, IGNORED, HeadKind, check_head_options
 from speechft_ray.speech.text import Vocabulary
 
 KINDS = [pytest.param(kind, id=name) for name, kind in HEADS.items()]
@@ -81,9 +83,45 @@ def test_its_options_are_frozen_have_defaults_and_refuse_unknown_fields(kind: He
 def test_wrong_options_and_names_are_told() -> None:
     for name in HEADS.names():
         with pytest.raises(SpecError, match="nonsense"):
-            head_options(name, {"nonsense": 1})
+            check_head_options(name, {"nonsense": 1})
     with pytest.raises(UserError, match=r"unknown head `poled`\. Did you mean `pooled`"):
-        head_options("poled", {})
+        check_head_options("poled", {})
+    with pytest.raises(SpecError) as error:
+        check_head_options("ctc", {"dropot": 0.1, "lstm_layers": -1})
+    allowed = "dropout, lstm_hidden, lstm_layers, projection, specaug, unit"
+    assert dict(error.value.mistakes) == {
+        "dropot": f"unknown field `dropot`. Did you mean `dropout`? Allowed: {allowed}.",
+        "lstm_layers": "must be at least 0, but is -1 instead.",
+    }
+
+
+def test_a_search_space_with_a_wrong_head_or_option_names_its_path() -> None:
+    objectives = [
+        {"head": "masked", "corpus": {}, "options": {"mask_lenght": 5}},
+        {"head": "cct", "corpus": {}, "column": "phones", "options": {"dropout": 2}},
+    ]
+    space = {
+        "name": "heads",
+        "finetune": [{"name": "run", "objectives": objectives, "updates": 1}],
+        "merge": [{"method": "interpolate", "params": {"alpha": 0.5}}],
+        "evaluate": [{"task": "pr", "corpus": {}, "updates": 1}],
+    }
+    with pytest.raises(SpecError) as error:
+        check_names(parse_space(space, "the space"))
+    mistakes = dict(error.value.mistakes)
+    assert list(mistakes) == [
+        "finetune[0].objectives[0].options.mask_lenght",
+        "finetune[0].objectives[1].head",
+    ]
+    assert (
+        "Did you mean `mask_length`?" in mistakes["finetune[0].objectives[0].options.mask_lenght"]
+    )
+    assert "Did you mean `ctc`?" in mistakes["finetune[0].objectives[1].head"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_its_version_is_positive(kind: HeadKind) -> None:
+    assert type(kind.version) is int and kind.version >= 1
 
 
 @pytest.mark.parametrize("kind", KINDS)

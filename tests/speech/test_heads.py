@@ -20,7 +20,6 @@ from speechft_ray.speech.heads.ctc import (
     CtcHead,
     CtcOptions,
     ctc_loss,
-    edit_distance,
     greedy_decode,
     min_frames,
     run_bidirectional,
@@ -28,7 +27,8 @@ from speechft_ray.speech.heads.ctc import (
 from speechft_ray.speech.heads.featurizer import Featurizer, layer_normalize
 from speechft_ray.speech.heads.frame import FrameHead, frame_labels
 from speechft_ray.speech.heads.pooled import PooledHead, mean_over_frames
-from speechft_ray.speech.text import Vocabulary, tokenize
+from speechft_ray.speech.text import Unit, Vocabulary, edit_distance, tokenize
+from tests.superb.textbook import textbook_edits
 
 
 def _double(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -215,6 +215,18 @@ def test_edit_distance_agrees_with_jiwer() -> None:
     assert edit_distance([], [1, 2]) == edit_distance([1, 2], []) == 2
 
 
+@pytest.mark.parametrize("symbols", [1, 2, 5, 1000])
+def test_edit_distance_is_that_of_the_dynamic_programme(symbols: int) -> None:
+    """Also of sequences beyond 64 tokens, the width of a machine word."""
+    generator = np.random.default_rng(symbols)
+    for longest in [*range(8), *[20] * 20, *[150] * 3]:
+        left, right = (
+            generator.integers(0, symbols, generator.integers(0, longest + 1)).tolist()
+            for _ in range(2)
+        )
+        assert edit_distance(left, right) == textbook_edits(left, right)
+
+
 def test_token_errors_count_against_all_target_tokens() -> None:
     logits = nn.functional.one_hot(torch.tensor([[1, 2, 0, 0], [1, 0, 1, 2]]), 3).float()
     tally = ctc.count_token_errors(
@@ -307,7 +319,7 @@ def test_an_unknown_label_is_named_with_those_that_are_known() -> None:
         ("你 好", "characters", ["你", " ", "好"]),
     ],
 )
-def test_labels_are_split_into_tokens_and_joined_again(label: str, unit, tokens: list[str]) -> None:
+def test_labels_are_split_into_tokens(label: str, unit: Unit, tokens: list[str]) -> None:
     assert tokenize(label, unit) == tokens
     assert tokenize((" " if unit == "words" else "").join(tokens), unit) == tokens
 
@@ -317,7 +329,9 @@ def test_labels_are_split_into_tokens_and_joined_again(label: str, unit, tokens:
 )
 def test_an_empty_label_names_its_utterance(part, options) -> None:
     utterance = Utterance(key="u-7", split="train", samples=1360, labels={"text": " "})
-    with pytest.raises(UserError, match=r"`u-7` has no label in the column `text`"):
+    with pytest.raises(
+        UserError, match=r"`u-7` has no label in the column `text`: add one, or leave"
+    ):
         part.read_tokens(options, utterance, "text")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch.nn import functional
 
-from speechft_ray.speech.heads.base import HEADS, head_options
+from speechft_ray.speech.heads.base import HEADS, check_head_options
 from speechft_ray.speech.heads.specaug import draw_masks, draw_warps, spec_augment, warp_time
 
 
@@ -69,7 +69,7 @@ def test_augmented_features_keep_their_shape_and_gradient() -> None:
 
 def test_the_ctc_head_augments_while_it_trains_with_draws_that_a_seed_repeats() -> None:
     kind = HEADS.get("ctc")
-    options = head_options(
+    options = check_head_options(
         "ctc", {"specaug": True, "lstm_layers": 1, "lstm_hidden": 4, "dropout": 0.0}
     )
     torch.manual_seed(0)

@@ -13,9 +13,9 @@ import jiwer
 import pytest
 
 from speechft_ray.core.errors import UserError
+from speechft_ray.speech.text import edit_distance
 from speechft_ray.superb.measures.accuracy import accuracy
 from speechft_ray.superb.measures.error_rate import (
-    edit_distance,
     token_error_rate,
 )
 from speechft_ray.superb.measures.slots import parse_slots, slot_type_f1, slot_value_cer

@@ -1,4 +1,4 @@
-"""What a head is to fine-tuning and evaluation, and where heads register."""
+"""Defines what a head declares, and the registry of heads."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 from torch import nn
 
-from speechft_ray.core.errors import SpecError
+from speechft_ray.core.errors import UserError
 from speechft_ray.core.registry import Registry
+from speechft_ray.core.validation import validate
 from speechft_ray.speech.corpora.base import Utterance
 from speechft_ray.speech.encoders.base import EncoderWeights
 
@@ -27,23 +28,24 @@ class HeadOptions(BaseModel):
 
 
 class Tally(NamedTuple):
-    """Counts of a part of a split; the metric is ``100 * counted / total`` of their sums over all
+    """Counts of a part of a split. The metric is ``100 * counted / total`` of their sums over all
     parts."""
 
     counted: int
-    """What the metric counts: right answers of an accuracy, errors of an error rate."""
+    """What the metric counts: correct predictions of an accuracy, errors of an error rate."""
     total: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class Masking:
-    """How a head learns from audio alone: some frames are masked, and what the start encoder names
-    them is predicted there.
+    """How a head learns without labels: some frames are masked, and the head predicts there the
+    pseudo-labels that the start encoder assigns.
 
-    ``mask(options, frames, draw)`` draws from a numpy generator which frames of an utterance are
-    masked, bool ``(frames,)``. ``classes(start)`` says how many names an encoder at rest has.
-    Raises ``UserError`` when it has none. ``names(options, module, states)`` returns its name of
-    each last hidden state: ``(frames, dim)`` to int64 ``(frames,)``.
+    ``draw_mask(options, frames, generator)`` draws from a numpy generator which frames of an
+    utterance are masked, bool ``(frames,)``. ``count_classes(start)`` returns the number of
+    pseudo-labels that these weights have, and raises ``UserError`` when they have none.
+    ``compute_labels(options, module, states)`` returns the pseudo-label of each last hidden state:
+    from ``(frames, dim)`` to int64 ``(frames,)``.
     """
 
     draw_mask: Callable[..., np.ndarray]
@@ -53,16 +55,17 @@ class Masking:
 
 @dataclass(frozen=True, kw_only=True)
 class HeadKind:
-    """A registered head, declared as data plus plain functions. ``options`` below is always an
-    instance of ``options``.
+    """A registered head, declared as data plus plain functions.
 
-    ``read_tokens(options, utterance, column)`` returns the label text of an utterance in tokens; the
-    vocabulary is made of those of the train split. ``make_targets(options, utterance, column,
-    vocabulary)`` returns their ids, int64 ``(length,)``. Both are None where ``masking`` is not:
-    such a head has one target per frame, ``IGNORED`` where nothing is masked. ``build(options, dim,
-    classes)`` returns a module ``(features (batch, frames, dim), frames (batch,)) -> logits``.
-    ``loss(logits, frames, targets)`` returns a scalar, the mean over the batch; ``tally`` takes the
-    same and counts.
+    The argument ``options`` below is always an instance of the field ``options``.
+
+    ``read_tokens(options, utterance, column)`` returns the tokens of an utterance's label. The
+    vocabulary holds those of the train split. ``make_targets(options, utterance, column,
+    vocabulary)`` returns their ids, int64 ``(length,)``. Both are None where ``masking`` is set:
+    such a head has one target per frame, ``IGNORED`` where the frame is not masked.
+    ``build(options, dim, classes)`` returns a module ``(features (batch, frames, dim), frames
+    (batch,)) -> logits``. ``loss(logits, frames, targets)`` returns a scalar, the mean over the
+    batch. ``tally`` takes the same arguments and counts.
     """
 
     options: type[HeadOptions]
@@ -71,38 +74,48 @@ class HeadKind:
     reserved: int
     """Ids in front of the vocabulary that belong to no symbol."""
     croppable: bool
-    """Whether a piece of an utterance can be learned from: it has the target of the whole, or,
-    masked, its own frames'."""
+    """Whether a crop of an utterance can be trained on: it has the target of the whole utterance,
+    or, with ``masking``, those of its own frames."""
     read_tokens: Callable[..., list[str]] | None
     make_targets: Callable[..., torch.Tensor] | None
     masking: Masking | None = None
-    """None for a head that learns from labels."""
+    """None for a head that is trained on labels."""
     build: Callable[..., nn.Module]
     loss: Callable[[torch.Tensor, torch.Tensor, Sequence[torch.Tensor]], torch.Tensor]
     tally: Callable[[torch.Tensor, torch.Tensor, Sequence[torch.Tensor]], Tally]
     min_frames: Callable[[torch.Tensor], int]
-    """Fewest frames that a target can be learned from."""
+    """Fewest frames that a target can be trained on."""
     loss_weight: Callable[[torch.Tensor], int]
-    """What a target counts in the mean of ``loss``, so that a batch can be learned in parts."""
+    """Weight of a target in the mean of ``loss``, so that a batch can be processed in parts."""
+    version: int = 1
+    """Raised when the head's results change.
+
+    It is part of the identity of runs that use the head, only where it is not 1, so that version 1
+    keeps older fingerprints.
+    """
 
 
 HEADS: Registry[HeadKind] = Registry("head", "speechft_ray.speech.heads")
 
 
-def head_options(name: str, given: Mapping[str, Any]) -> HeadOptions:
-    """Checks the options of a head. Raises ``UserError`` for an unknown head and ``SpecError`` with
-    every mistake."""
-    try:
-        return HEADS.get(name).options.model_validate(dict(given))
-    except ValidationError as error:
-        mistakes = [
-            (".".join(map(str, item["loc"])) or "options", item["msg"]) for item in error.errors()
-        ]
-        raise SpecError(f"the options of the head `{name}`", mistakes) from None
+def check_head_options(name: str, options: Mapping[str, Any]) -> HeadOptions:
+    """Returns the validated options of a head.
+
+    Raises ``UserError`` for an unknown head and ``SpecError`` with every mistake in the options.
+    """
+    return validate(HEADS.get(name).options, dict(options), f"the options of the head `{name}`")
+
+
+def missing_label(utterance: Utterance, column: str) -> UserError:
+    """Returns the error for an utterance without a label in the column of its objective."""
+    return UserError(
+        f"the utterance `{utterance.key}` has no label in the column `{column}`: "
+        "add one, or leave it out."
+    )
 
 
 def get_label(utterance: Utterance, column: str) -> str:
-    """Returns the text of a column that the corpus has; empty when this utterance lacks it."""
+    """Returns an utterance's label in a column of its corpus; empty when it has none."""
     return utterance.labels.get(column, "")
 
 
@@ -112,6 +125,6 @@ def valid_frame_mask(frames: torch.Tensor, length: int) -> torch.Tensor:
 
 
 def count_one(target: torch.Tensor) -> int:
-    """Returns 1: the frames that a label needs, or the units of an utterance in a mean over
+    """Returns 1: the frames that a label needs, or the weight of an utterance in a mean over
     utterances."""
     return 1

@@ -1,5 +1,5 @@
-"""Head ``ctc``: a label sequence without alignment, for phone and speech recognition and for slot
-filling."""
+"""Head ``ctc``: predicts a label sequence without an alignment, for phone recognition, speech
+recognition and slot filling."""
 
 from __future__ import annotations
 
@@ -12,11 +12,18 @@ from torch import nn
 from torch.nn import functional
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from speechft_ray.core.errors import UserError
 from speechft_ray.speech.corpora.base import Utterance
-from speechft_ray.speech.heads.base import HEADS, HeadKind, HeadOptions, Tally, count_one, get_label
+from speechft_ray.speech.heads.base import (
+    HEADS,
+    HeadKind,
+    HeadOptions,
+    Tally,
+    count_one,
+    get_label,
+    missing_label,
+)
 from speechft_ray.speech.heads.specaug import spec_augment
-from speechft_ray.speech.text import BLANK, Unit, Vocabulary, tokenize
+from speechft_ray.speech.text import BLANK, Unit, Vocabulary, edit_distance, tokenize
 
 
 def ctc_loss(
@@ -43,8 +50,8 @@ def ctc_loss(
 def greedy_decode(
     logits: torch.Tensor, frames: torch.Tensor, blank: int = BLANK
 ) -> list[list[int]]:
-    """Returns the best path of each utterance of ``(batch, frames, classes)``: repeats merged, then
-    blanks removed."""
+    """Returns the ids on the best path of each utterance of ``(batch, frames, classes)``: repeats
+    are merged, then blanks removed."""
     decoded = []
     for path, length in zip(logits.argmax(dim=-1).cpu(), frames.tolist(), strict=True):
         decoded.append(
@@ -53,40 +60,26 @@ def greedy_decode(
     return decoded
 
 
-def edit_distance(left: Sequence[int], right: Sequence[int]) -> int:
-    """Fewest insertions, deletions and substitutions that turn one sequence into the other
-    (Levenshtein 1966)."""
-    row = list(range(len(right) + 1))
-    for done, item in enumerate(left, start=1):
-        diagonal, row[0] = row[0], done
-        for index, other in enumerate(right, start=1):
-            diagonal, row[index] = (
-                row[index],
-                min(row[index] + 1, row[index - 1] + 1, diagonal + (item != other)),
-            )
-    return row[-1]
-
-
 def count_token_errors(
     logits: torch.Tensor, frames: torch.Tensor, targets: Sequence[torch.Tensor]
 ) -> Tally:
-    """Counts edit errors of the greedy decoding against all target tokens."""
+    """Counts the edits of the greedy decoding, of all target tokens."""
     decoded = greedy_decode(logits, frames)
     errors = sum(
-        edit_distance(target.tolist(), found)
-        for target, found in zip(targets, decoded, strict=True)
+        edit_distance(target.tolist(), path) for target, path in zip(targets, decoded, strict=True)
     )
     return Tally(errors, sum(len(target) for target in targets))
 
 
 def min_frames(target: torch.Tensor) -> int:
-    """Fewest frames of a CTC path: one per token, and a blank between equal neighbours."""
+    """Returns the length of the shortest CTC path: one frame per token, and a blank between equal
+    neighbours."""
     return len(target) + int((target[1:] == target[:-1]).sum())
 
 
 def run_bidirectional(layer: nn.LSTM, features: torch.Tensor, frames: torch.Tensor) -> torch.Tensor:
-    """Runs a bidirectional layer over ``(batch, frames, dim)``; the way back starts at each
-    utterance's last valid frame.
+    """Runs a bidirectional layer over ``(batch, frames, dim)``. The backward direction starts at
+    each utterance's last valid frame.
 
     On a GPU the sequences are packed. On a CPU torch's backward pass of packed sequences takes time
     quadratic in their length (130 frames: ten times as long as here), so each direction runs over
@@ -98,39 +91,36 @@ def run_bidirectional(layer: nn.LSTM, features: torch.Tensor, frames: torch.Tens
             features, frames.cpu(), batch_first=True, enforce_sorted=False
         )
         return pad_packed_sequence(layer(packed)[0], batch_first=True, total_length=length)[0]
-    places = torch.arange(length)
-    mirrored = torch.where(
-        places < frames[:, None], frames[:, None] - 1 - places, places
-    )  # (batch, frames), its own inverse
-    ahead, back = (
-        _one_way(part, weights)
-        for part, weights in zip(
-            (features, _taken(features, mirrored)), layer.all_weights, strict=True
-        )
+    # Reverses the valid frames of each utterance: (batch, frames), its own inverse.
+    positions = torch.arange(length)
+    reversal = torch.where(positions < frames[:, None], frames[:, None] - 1 - positions, positions)
+    inputs = (features, _gather_frames(features, reversal))
+    forward, backward = (
+        _run_lstm(part, weights) for part, weights in zip(inputs, layer.all_weights, strict=True)
     )
-    return torch.cat([ahead, _taken(back, mirrored)], dim=-1)
+    return torch.cat([forward, _gather_frames(backward, reversal)], dim=-1)
 
 
-def _one_way(features: torch.Tensor, weights: Sequence[torch.Tensor]) -> torch.Tensor:
-    still = features.new_zeros(1, len(features), weights[1].shape[1])
+def _run_lstm(features: torch.Tensor, weights: Sequence[torch.Tensor]) -> torch.Tensor:
+    zeros = features.new_zeros(1, len(features), weights[1].shape[1])
     output: torch.Tensor = torch.lstm(
-        features, (still, still), list(weights), True, 1, 0.0, True, False, True
+        features, (zeros, zeros), list(weights), True, 1, 0.0, True, False, True
     )[0]
     return output
 
 
-def _taken(features: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
-    return features.gather(1, places.unsqueeze(-1).expand_as(features))
+def _gather_frames(features: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    return features.gather(1, positions.unsqueeze(-1).expand_as(features))
 
 
 class CtcHead(nn.Module):
     """Optional projection, any number of bidirectional LSTM layers, linear to the classes.
 
-    No LSTM layer is the head of s3prl's ``ctc/libriphone.yaml`` (projection 256); two of 1024 after
-    a projection to 1024 that of ``asr`` and ``ctc/snips.yaml``; ``tanh`` adds the square map and
-    tanh after each layer of ``ctc/cv_config``. As in s3prl's ``asr/model.py``, dropout follows
-    every LSTM layer, the last one too. ``specaug`` warps and masks what comes in while training,
-    with draws from torch's global generator.
+    Without LSTM layers it is the head of s3prl's ``ctc/libriphone.yaml`` (projection 256). With two
+    of 1024 after a projection to 1024 it is that of ``asr`` and ``ctc/snips.yaml``. ``tanh`` adds
+    the square linear map and tanh after each layer, as in ``ctc/cv_config``. As in s3prl's
+    ``asr/model.py``, dropout follows every LSTM layer, the last one too. ``specaug`` applies
+    SpecAugment to the features while training, with draws from torch's global generator.
     """
 
     def __init__(
@@ -158,8 +148,8 @@ class CtcHead(nn.Module):
         self.output = nn.Linear(widths[-1], classes)
 
     def forward(self, features: torch.Tensor, frames: torch.Tensor) -> torch.Tensor:
-        """Maps ``(batch, frames, dim)`` to logits ``(batch, frames, classes)``; padding does not
-        reach valid frames."""
+        """Maps ``(batch, frames, dim)`` to logits ``(batch, frames, classes)``. Padding does not
+        affect valid frames."""
         if self.specaug and self.training:
             features = spec_augment(features, frames)
         features = self.projector(features)
@@ -175,17 +165,17 @@ class CtcOptions(HeadOptions):
     """Options of the head ``ctc``; the defaults are s3prl's ``ctc/libriphone.yaml``."""
 
     unit: Unit = "words"
-    """Whether the column holds blank-separated tokens or is spelled in characters."""
+    """Whether a token is a blank-separated word of the column or a character."""
     projection: int | None = Field(default=256, ge=1)
-    """Width of the first linear map; ``None`` leaves it out."""
+    """Width of the first linear map; ``None`` for none."""
     lstm_layers: int = Field(default=0, ge=0)
     lstm_hidden: int = Field(default=1024, ge=1)
     """Width of one direction (s3prl ``asr/config.yaml``)."""
     dropout: float = Field(default=0.2, ge=0, lt=1)
     """After each LSTM layer (s3prl ``asr/config.yaml``)."""
     specaug: bool = False
-    """Whether training features are warped and masked (official configuration of ASR on TED-LIUM;
-    numbers: ``specaug.py``)."""
+    """Whether SpecAugment is applied to training features (official configuration of ASR on
+    TED-LIUM; numbers: ``specaug.py``)."""
 
 
 def build(options: CtcOptions, dim: int, classes: int) -> CtcHead:
@@ -195,12 +185,10 @@ def build(options: CtcOptions, dim: int, classes: int) -> CtcHead:
 
 def read_tokens(options: CtcOptions, utterance: Utterance, column: str) -> list[str]:
     """Returns the label in the unit of the options. Raises ``UserError`` when it is empty."""
-    found = tokenize(get_label(utterance, column), options.unit)
-    if not found:
-        raise UserError(
-            f"the utterance `{utterance.key}` has no label in the column `{column}`: add count_one, or leave it out."
-        )
-    return found
+    tokens = tokenize(get_label(utterance, column), options.unit)
+    if not tokens:
+        raise missing_label(utterance, column)
+    return tokens
 
 
 def make_targets(

@@ -1,5 +1,5 @@
-"""The head of diarisation: who speaks in each frame, for a fixed number of speakers (s3prl
-``diarization/``)."""
+"""The head of diarisation: predicts which of a fixed number of speakers are active in each frame
+(s3prl ``diarization/``)."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from speechft_ray.speech.heads.base import valid_frame_mask
 class DiarizationHead(nn.Module):
     """One LSTM layer forward in time and a linear map to the speakers; no projection before it.
 
-    Labels have one frame more than features, the one that an encoder's field does not fit into: the
-    last frame of each utterance is given twice (s3prl ``diarization/expert.py``: ``_match_length``,
-    at a batch of one).
+    Labels have one frame more than features, because the receptive field of the encoder does not
+    fit into the last one. So the last frame of each utterance is repeated (s3prl
+    ``diarization/expert.py``: ``_match_length``, at a batch of one).
     """
 
     def __init__(self, dim: int, speakers: int, hidden: int = 512) -> None:
@@ -28,11 +28,13 @@ class DiarizationHead(nn.Module):
         self.linear = nn.Linear(hidden, speakers)
 
     def forward(self, features: torch.Tensor, frames: torch.Tensor) -> torch.Tensor:
-        """Maps ``(batch, frames, dim)`` to logits ``(batch, frames + 1, speakers)``, valid for
-        ``frames + 1`` of each."""
-        places = torch.arange(features.shape[1] + 1, device=features.device)
-        places = places.minimum(frames.to(features.device)[:, None] - 1)  # (batch, frames + 1)
-        repeated = features.gather(1, places[:, :, None].expand(-1, -1, features.shape[2]))
+        """Maps ``(batch, frames, dim)`` to logits ``(batch, frames + 1, speakers)``, of which
+        ``frames + 1`` are valid in each utterance."""
+        positions = torch.arange(features.shape[1] + 1, device=features.device)
+        positions = positions.minimum(
+            frames.to(features.device)[:, None] - 1
+        )  # (batch, frames + 1)
+        repeated = features.gather(1, positions[:, :, None].expand(-1, -1, features.shape[2]))
         logits: torch.Tensor = self.linear(self.rnn(repeated)[0])
         return logits
 
@@ -48,13 +50,13 @@ def permutation_losses(
     """
     length, speakers = logits.shape[1:]
     frames = torch.tensor([min(len(target), length) for target in targets], device=logits.device)
-    wanted = pad_sequence([target[:length] for target in targets], batch_first=True).to(logits)
-    logits = logits[:, : wanted.shape[1]]
-    inside = valid_frame_mask(frames, wanted.shape[1])
+    labels = pad_sequence([target[:length] for target in targets], batch_first=True).to(logits)
+    logits = logits[:, : labels.shape[1]]
+    inside = valid_frame_mask(frames, labels.shape[1])
     losses = []
     for order in permutations(range(speakers)):
         each = functional.binary_cross_entropy_with_logits(
-            logits, wanted[:, :, list(order)], reduction="none"
+            logits, labels[:, :, list(order)], reduction="none"
         ).mean(dim=2)
         losses.append((each * inside).sum(dim=1))
     return torch.stack(losses, dim=1), frames

@@ -1,4 +1,4 @@
-"""The weighted sum over hidden states that feeds every SUPERB probe."""
+"""The weighted sum of hidden states that every SUPERB probe is trained on."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class Featurizer(nn.Module):
     """Softmax-weighted sum over the hidden states of a frozen encoder (s3prl
     ``upstream/interfaces.py``).
 
-    The logits of the weights start at zero, which is the plain average. ``normalize`` switches
-    ``layer_normalize`` on for states by frame.
+    The logits of the weights start at zero, which is the plain average. ``normalize`` applies
+    ``layer_normalize`` to states by frame.
     """
 
     def __init__(self, state_count: int, normalize: bool = True) -> None:
@@ -31,17 +31,17 @@ class Featurizer(nn.Module):
         self.weights = nn.Parameter(torch.zeros(state_count))
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
-        """Sums states ``(layers, batch, frames, dim)`` or means over frames ``(batch, layers,
-        dim)`` over their layers.
+        """Sums over the layers of states ``(layers, batch, frames, dim)`` or of means over frames
+        ``(batch, layers, dim)``.
 
-        Means over frames are taken as they come: normalising is not linear, so it has to precede
-        the mean.
+        Means over frames are not normalised: normalisation is not linear, so it has to precede the
+        mean.
         """
         if states.dim() == 3:
-            return torch.einsum("l,bld->bd", self._shares(), states)
+            return torch.einsum("l,bld->bd", self._softmax_weights(), states)
         if self.normalize:
             states = layer_normalize(states)
-        return torch.einsum("l,lbtd->btd", self._shares(), states)
+        return torch.einsum("l,lbtd->btd", self._softmax_weights(), states)
 
-    def _shares(self) -> torch.Tensor:
+    def _softmax_weights(self) -> torch.Tensor:
         return functional.softmax(self.weights, dim=0)

@@ -1,5 +1,5 @@
-"""Head ``frame``: one label per frame, from the corpus' alignment (paper section 4.2: phoneme
-classification on TIMIT)."""
+"""Head ``frame``: predicts one label per frame, from the corpus' alignment (paper section 4.2:
+phoneme classification on TIMIT)."""
 
 from __future__ import annotations
 
@@ -28,13 +28,14 @@ from speechft_ray.speech.text import Vocabulary
 
 def frame_labels(alignment: Sequence[tuple[int, str]], samples: int) -> list[str | None]:
     """Returns the label at the centre of every frame, sample 320 i + 200; ``None`` before the first
-    start and where none is."""
+    start and where the label is empty."""
     starts = [start for start, _ in alignment]
-    found: list[str | None] = []
+    labels: list[str | None] = []
     for frame in range(frame_count(samples)):
-        place = bisect_right(starts, frame * FRAME_STRIDE_SAMPLES + FRAME_FIELD_SAMPLES // 2)
-        found.append((alignment[place - 1][1] or None) if place else None)
-    return found
+        centre = frame * FRAME_STRIDE_SAMPLES + FRAME_FIELD_SAMPLES // 2
+        segments = bisect_right(starts, centre)  # that started so far
+        labels.append((alignment[segments - 1][1] or None) if segments else None)
+    return labels
 
 
 def cross_entropy(
@@ -42,19 +43,22 @@ def cross_entropy(
 ) -> torch.Tensor:
     """Cross-entropy of ``(batch, frames, classes)``, mean over all labelled frames of the batch; 0
     when there are none."""
-    wanted = _padded(logits, frames, targets)
+    labels = _pad_targets(logits, frames, targets)
     total = functional.cross_entropy(
-        logits.transpose(1, 2), wanted, ignore_index=IGNORED, reduction="sum"
-    )  # -> (B, C, T)
-    return total / (wanted != IGNORED).sum().clamp(min=1)
+        logits.transpose(1, 2),  # -> (batch, classes, frames)
+        labels,
+        ignore_index=IGNORED,
+        reduction="sum",
+    )
+    return total / (labels != IGNORED).sum().clamp(min=1)
 
 
 def count_correct(
     logits: torch.Tensor, frames: torch.Tensor, targets: Sequence[torch.Tensor]
 ) -> Tally:
     """Counts the labelled frames whose most probable class is the label."""
-    wanted = _padded(logits, frames, targets)
-    return Tally(int((logits.argmax(dim=-1) == wanted).sum()), int((wanted != IGNORED).sum()))
+    labels = _pad_targets(logits, frames, targets)
+    return Tally(int((logits.argmax(dim=-1) == labels).sum()), int((labels != IGNORED).sum()))
 
 
 def count_labelled_frames(target: torch.Tensor) -> int:
@@ -87,20 +91,20 @@ def build(options: FrameOptions, dim: int, classes: int) -> FrameHead:
 def read_tokens(options: FrameOptions, utterance: Utterance, column: str) -> list[str]:
     """Returns the labels of the alignment, without empty ones.
 
-    Raises ``UserError`` when there is none, or when it aligns another column: the tokens of the
-    column must occur in it (it may have more, such as silence).
+    Raises ``UserError`` when there is no alignment, or when it aligns another column: the tokens of
+    the column must occur in it (it may have more, such as silence).
     """
     if not utterance.alignment:
         raise UserError(
-            f"the utterance `{utterance.key}` has no alignment, which the head `frame` learns from: "
+            f"the utterance `{utterance.key}` has no alignment, which the head `frame` needs: "
             "use the head `ctc`, which needs none, or a corpus with an alignment."
         )
     aligned = [label for _, label in utterance.alignment if label]
     foreign = sorted(set(get_label(utterance, column).split()) - set(aligned))
     if foreign:
         raise UserError(
-            f"the alignment of `{utterance.key}` does not belong to the column `{column}`: `{foreign[0]}` is not in it; "
-            "name the column that is aligned."
+            f"the alignment of `{utterance.key}` does not belong to the column `{column}`: "
+            f"`{foreign[0]}` is not in it; name the column that is aligned."
         )
     return aligned
 
@@ -110,31 +114,25 @@ def make_targets(
 ) -> torch.Tensor:
     """Returns one class id per frame, ``IGNORED`` where nothing is labelled, shape
     ``(frames,)``."""
-    ids = dict(
-        zip(
-            aligned := read_tokens(options, utterance, column),
-            vocabulary.encode(aligned),
-            strict=True,
-        )
-    )
+    tokens = read_tokens(options, utterance, column)
+    ids = dict(zip(tokens, vocabulary.encode(tokens), strict=True))
     labels = frame_labels(utterance.alignment, utterance.samples)
     return torch.tensor(
         [IGNORED if label is None else ids[label] for label in labels], dtype=torch.long
     )
 
 
-def _padded(
+def _pad_targets(
     logits: torch.Tensor, frames: torch.Tensor, targets: Sequence[torch.Tensor]
 ) -> torch.Tensor:
-    """Brings targets to the frames of the encoder, ``(batch, frames)``; padding, and frames beyond
-    a target, are ignored."""
+    """Pads or cuts targets to the frames of the logits, ``(batch, frames)``. Padding and frames
+    beyond a target are ``IGNORED``."""
     length = logits.shape[1]
-    wanted = torch.full(logits.shape[:2], IGNORED, dtype=torch.long)
-    for row, target in zip(wanted, targets, strict=True):
+    labels = torch.full(logits.shape[:2], IGNORED, dtype=torch.long)
+    for row, target in zip(labels, targets, strict=True):
         row[: min(length, len(target))] = target[:length]
-    return wanted.to(logits.device).masked_fill(
-        ~valid_frame_mask(frames.to(logits.device), length), IGNORED
-    )
+    padding = ~valid_frame_mask(frames.to(logits.device), length)
+    return labels.to(logits.device).masked_fill(padding, IGNORED)
 
 
 HEADS.register(

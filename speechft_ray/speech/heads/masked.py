@@ -1,9 +1,9 @@
-"""Head ``masked``: at masked frames, what the start encoder names them (continued pre-training,
-paper section 4.2).
+"""Head ``masked``: predicts the start encoder's pseudo-labels at masked frames (continued
+pre-training, paper section 4.2).
 
-The names come from HuBERT's own code book; a new linear map from the last hidden state learns them,
-and neither HuBERT's projection nor its code book takes part. What the start names is worked out
-once, by whoever fine-tunes.
+The pseudo-labels are rows of HuBERT's own code book. A new linear map from the last hidden state
+predicts them; HuBERT's projection and code book are not trained. Fine-tuning computes the
+pseudo-labels once, before it starts.
 """
 
 from __future__ import annotations
@@ -36,52 +36,53 @@ class MaskedOptions(HeadOptions):
     ``HubertConfig``)."""
 
     similarity: Literal["cosine", "dot"] = "cosine"
-    """How alike a projected state and a code are: ``cosine``, the rule that HuBERT predicts by
-    (arXiv 2106.07447, equation 3), or their ``dot`` product, which prefers long codes. Equation 8
-    of the paper is blank."""
+    """Similarity of a projected state and a code: ``cosine``, which HuBERT's predictions use
+    (arXiv 2106.07447, equation 3), or the ``dot`` product, which prefers codes of large norm.
+    Equation 8 of the paper is blank."""
     mask_prob: float = Field(default=0.8, gt=0, le=1)
     """Share of frames in spans if spans did not overlap: ``mask_prob / mask_length`` spans start
     per frame (0.08)."""
     mask_length: int = Field(default=10, ge=1)
-    """Frames of a span; all have the same length and may overlap."""
+    """Frames of a span. All spans have the same length and may overlap."""
     least_spans: int = Field(default=2, ge=1)
-    """Spans of an utterance, however short (``min_masks``)."""
+    """Least number of spans of an utterance, however short it is (``min_masks``)."""
 
 
-def draw_mask(options: MaskedOptions, frames: int, draw: np.random.Generator) -> np.ndarray:
+def draw_mask(options: MaskedOptions, frames: int, generator: np.random.Generator) -> np.ndarray:
     """Returns which frames of an utterance are masked, bool ``(frames,)``.
 
     The rule of fairseq's ``compute_mask_indices`` for one utterance alone. In a batch, fairseq
-    unmasks frames until all utterances have equally many; here a mask does not depend on the
-    company that an utterance keeps.
+    unmasks frames until all utterances have equally many; here a mask does not depend on the other
+    utterances of a batch.
     """
-    spans = max(
-        options.least_spans, int(options.mask_prob * frames / options.mask_length + draw.random())
-    )
-    starts = draw.choice(max(frames - options.mask_length, spans + 1), spans, replace=False)
-    reached = (starts[:, None] + np.arange(options.mask_length)).ravel()
-    masked = np.zeros(frames, dtype=bool)
-    masked[reached[reached < frames]] = True
-    return masked
+    expected = options.mask_prob * frames / options.mask_length
+    spans = max(options.least_spans, int(expected + generator.random()))
+    starts = generator.choice(max(frames - options.mask_length, spans + 1), spans, replace=False)
+    covered = (starts[:, None] + np.arange(options.mask_length)).ravel()
+    mask = np.zeros(frames, dtype=bool)
+    mask[covered[covered < frames]] = True
+    return mask
 
 
 def count_classes(start: EncoderWeights) -> int:
     """Returns the rows of the code book: 504 in HuBERT Base, 500 clusters and four specials of
     fairseq's dictionaries.
 
-    Raises ``UserError`` when the start cannot name frames, or cannot have them masked.
+    Raises ``UserError`` when the start encoder has no code book, several, or no mask embedding.
     """
     title = FAMILIES.get(start.family).title
     codes, projection = start.state.get("label_embs_concat"), start.state.get("final_proj.weight")
     if codes is None or projection is None:
         raise UserError(
-            f"the head `masked` takes its targets from HuBERT's code book (`final_proj` and `label_embs_concat`), which this "
-            f"{title} lacks: start from a HuBERT checkpoint that still has both."
+            "the head `masked` takes its targets from HuBERT's code book (`final_proj` and "
+            f"`label_embs_concat`), which this {title} lacks: "
+            "start from a HuBERT checkpoint that still has both."
         )
     if len(projection) != codes.shape[1]:
         raise UserError(
-            f"the head `masked` needs one code book, but this {title} projects to {len(projection)} values and its codes have "
-            f"{codes.shape[1]}: start from a HuBERT that was pre-trained on one set of clusters."
+            f"the head `masked` needs one code book, but this {title} projects to "
+            f"{len(projection)} values and its codes have {codes.shape[1]}: "
+            "start from a HuBERT that was pre-trained on one set of clusters."
         )
     if MASK_EMBEDDING not in start.state:
         raise no_mask_embedding(title)
@@ -92,16 +93,16 @@ def compute_labels(options: MaskedOptions, model: Any, states: torch.Tensor) -> 
     """Returns the code most similar to each projected state: from ``(frames, dim)`` to int64
     ``(frames,)``.
 
-    ``model`` is the start encoder's module. A state's own length is the same towards all codes, so
-    it is left out.
+    ``model`` is the start encoder's module. The norm of a state is the same for all codes, so it is
+    not divided by.
     """
     codes = model.label_embs_concat
     if model.target_glu is not None:
         codes = model.target_glu(codes)
     if options.similarity == "cosine":
         codes = functional.normalize(codes, dim=-1)
-    alike: torch.Tensor = model.final_proj(states) @ codes.T
-    return alike.argmax(dim=-1)
+    similarity: torch.Tensor = model.final_proj(states) @ codes.T
+    return similarity.argmax(dim=-1)
 
 
 def build(options: MaskedOptions, dim: int, classes: int) -> FrameHead:

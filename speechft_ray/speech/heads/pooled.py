@@ -1,4 +1,4 @@
-"""Head ``pooled``: one label per utterance, from the mean over its frames."""
+"""Head ``pooled``: predicts one label per utterance from the mean over its frames."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from pydantic import Field
 from torch import nn
 from torch.nn import functional
 
-from speechft_ray.core.errors import UserError
 from speechft_ray.speech.corpora.base import Utterance
 from speechft_ray.speech.heads.base import (
     HEADS,
@@ -18,6 +17,7 @@ from speechft_ray.speech.heads.base import (
     Tally,
     count_one,
     get_label,
+    missing_label,
     valid_frame_mask,
 )
 from speechft_ray.speech.text import Vocabulary
@@ -45,15 +45,15 @@ def count_correct(
     logits: torch.Tensor, frames: torch.Tensor, targets: Sequence[torch.Tensor]
 ) -> Tally:
     """Counts the utterances whose most probable class is the label."""
-    wanted = torch.cat(list(targets)).to(logits.device)
-    return Tally(int((logits.argmax(dim=-1) == wanted).sum()), len(wanted))
+    labels = torch.cat(list(targets)).to(logits.device)
+    return Tally(int((logits.argmax(dim=-1) == labels).sum()), len(labels))
 
 
 class PooledHead(nn.Module):
-    """Linear to ``projection``, mean over frames, linear to the classes, no non-linearity between
+    """Linear to ``projection``, mean over frames, linear to the classes, without a non-linearity
     (s3prl ``UtteranceLevel``).
 
-    The mean is taken first: it commutes with the first map, and costs less there.
+    The mean is computed first: it commutes with the first map and costs less there.
     """
 
     def __init__(self, dim: int, classes: int, projection: int = PROJECTION) -> None:
@@ -84,9 +84,7 @@ def read_tokens(options: PooledOptions, utterance: Utterance, column: str) -> li
     """Returns the whole label as one token. Raises ``UserError`` when it is empty."""
     label = get_label(utterance, column).strip()
     if not label:
-        raise UserError(
-            f"the utterance `{utterance.key}` has no label in the column `{column}`: add count_one, or leave it out."
-        )
+        raise missing_label(utterance, column)
     return [label]
 
 

@@ -3,8 +3,8 @@ numbers from ``asr/config.yaml``). Speech-FT's official configuration of ASR on 
 same numbers.
 
 Order: time warp, masks over feature channels, masks over time. All utterances of a padded batch are
-done at once; every draw comes from the given generator, on the CPU, so that what is learned is the
-same on every device. ``None``: torch's global one.
+augmented at once. Every draw comes from the generator that is passed, on the CPU, so results are
+the same on every device; ``None`` is torch's global generator.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from __future__ import annotations
 import torch
 
 WARP_FRAMES = 5
-"""``time_warp_window``: a warp moves its centre by up to so many frames; utterances of twice that
-are left alone."""
+"""``time_warp_window``: a warp moves its centre by up to so many frames. Utterances of at most
+twice as many frames are not warped."""
 CHANNEL_MASKS, CHANNEL_MASK_WIDTH = 4, 50
 """``num_freq_mask`` and the exclusive end of ``freq_mask_width_range`` (0 to 49 channels)."""
 TIME_MASKS, TIME_MASK_WIDTH = 2, 40
@@ -25,8 +25,8 @@ CUBIC = -0.75
 def spec_augment(
     features: torch.Tensor, frames: torch.Tensor, generator: torch.Generator | None = None
 ) -> torch.Tensor:
-    """Returns augmented features; ``(batch, frames, dim)`` with ``frames`` valid ones ``(batch,)``,
-    in and out."""
+    """Returns augmented features ``(batch, frames, dim)``, of which ``frames`` ``(batch,)`` are
+    valid."""
     batch, length, dim = features.shape
     features = warp_time(features, *draw_warps(frames, generator))
     channels = draw_masks(batch, dim, CHANNEL_MASKS, CHANNEL_MASK_WIDTH, generator)
@@ -38,73 +38,66 @@ def spec_augment(
 def draw_masks(
     batch: int, size: int, count: int, width: int, generator: torch.Generator | None
 ) -> torch.Tensor:
-    """Returns a mask ``(batch, size)``: the union of ``count`` stretches of 0 to ``width`` - 1
-    places per utterance.
+    """Returns a mask ``(batch, size)``: the union of ``count`` spans of 0 to ``width`` - 1
+    positions per utterance.
 
-    As in s3prl, a stretch starts where even the widest one of the batch would fit, and padding may
-    be covered.
+    As in s3prl, a span starts where even the widest one of the batch would fit, and may cover
+    padding.
     """
     widths = torch.randint(0, width, (batch, count, 1), generator=generator)
     starts = torch.randint(
         0, max(1, size - int(widths.max())), (batch, count, 1), generator=generator
     )
-    places = torch.arange(size)
-    return ((starts <= places) & (places < starts + widths)).any(dim=1)
+    positions = torch.arange(size)
+    return ((starts <= positions) & (positions < starts + widths)).any(dim=1)
 
 
 def draw_warps(
     frames: torch.Tensor, generator: torch.Generator | None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Returns ``(frames, centres, moved)``, each ``(batch,)``: frame ``centre`` comes to lie at
-    frame ``moved``.
+    """Returns ``(frames, centres, destinations)``, each ``(batch,)``: frame ``centre`` is moved to
+    frame ``destination``.
 
-    The centre keeps ``WARP_FRAMES`` frames on both sides and moves by -4 to 5 frames; too short an
-    utterance keeps its frames.
+    The centre has at least ``WARP_FRAMES`` frames on both sides and moves by -4 to 5 frames. An
+    utterance that is too short is not warped.
     """
     frames = frames.cpu()
-    room = (frames - 2 * WARP_FRAMES).clamp(min=1)
-    centres = WARP_FRAMES + (torch.rand(len(frames), generator=generator) * room).long().clamp(
-        max=room - 1
-    )
-    moved = centres + torch.randint(
-        1 - WARP_FRAMES, WARP_FRAMES + 1, (len(frames),), generator=generator
-    )
-    still = frames <= 2 * WARP_FRAMES
-    return frames, centres.masked_fill(still, 0), moved.masked_fill(still, 0)
+    choices = (frames - 2 * WARP_FRAMES).clamp(min=1)
+    offsets = (torch.rand(len(frames), generator=generator) * choices).long()
+    centres = WARP_FRAMES + offsets.clamp(max=choices - 1)
+    shifts = torch.randint(1 - WARP_FRAMES, WARP_FRAMES + 1, (len(frames),), generator=generator)
+    short = frames <= 2 * WARP_FRAMES
+    return frames, centres.masked_fill(short, 0), (centres + shifts).masked_fill(short, 0)
 
 
 def warp_time(
-    features: torch.Tensor, frames: torch.Tensor, centres: torch.Tensor, moved: torch.Tensor
+    features: torch.Tensor, frames: torch.Tensor, centres: torch.Tensor, destinations: torch.Tensor
 ) -> torch.Tensor:
-    """Resizes the frames before and after each centre to meet at ``moved``, bicubically along time;
-    padding stays.
+    """Resizes the frames before and after each centre so that they meet at its destination,
+    bicubically along time. Padding is not changed.
 
     Each new frame is a weighted sum of four old ones, so the whole batch is one product with a
     ``(batch, frames, frames)`` matrix.
     """
     batch, length, _ = features.shape
-    place = torch.arange(length).expand(batch, length)
-    frames, centres, moved = frames[:, None], centres[:, None], moved[:, None]
-    left, valid = place < moved, place < frames
-    # The piece of each new frame: where it began and how long it was, where it begins and how long
-    # it becomes.
-    old_start, old_size = (
-        torch.where(left, 0, centres),
-        torch.where(left, centres, frames - centres),
-    )
-    new_start, new_size = torch.where(left, 0, moved), torch.where(left, moved, frames - moved)
-    source = (place - new_start + 0.5) * (
-        old_size / new_size
-    ) - 0.5  # frame centres, torch's ``align_corners=False``
+    position = torch.arange(length).expand(batch, length)
+    frames, centres, destinations = frames[:, None], centres[:, None], destinations[:, None]
+    before, valid = position < destinations, position < frames
+    # Start and size of the side of the centre on which each new frame lies, old and new.
+    old_start = torch.where(before, 0, centres)
+    old_size = torch.where(before, centres, frames - centres)
+    new_start = torch.where(before, 0, destinations)
+    new_size = torch.where(before, destinations, frames - destinations)
+    # Where each new frame lies among the old ones: at frame centres, ``align_corners=False``.
+    source = (position - new_start + 0.5) * (old_size / new_size) - 0.5
     first = source.floor()
+    # The weights of the four old frames around it; padding keeps its own frame.
     matrix = torch.zeros(batch, length, length)
     for tap in range(-1, 3):
         weight = _cubic((source - first - tap).abs())
         index = old_start + (first.long() + tap).clamp(min=0).minimum(old_size - 1)
-        index, weight = (
-            torch.where(valid, index, place),
-            torch.where(valid, weight, float(tap == 0)),
-        )
+        index = torch.where(valid, index, position)
+        weight = torch.where(valid, weight, float(tap == 0))
         matrix.scatter_add_(2, index.unsqueeze(-1), weight.unsqueeze(-1))
     return torch.bmm(matrix.to(features), features)
 

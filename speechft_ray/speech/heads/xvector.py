@@ -1,5 +1,5 @@
-"""The head of speaker verification: an x-vector over a projection, and cosines to speakers (s3prl
-``sv_voxceleb1/model.py``)."""
+"""The head of speaker verification: an x-vector after a projection, and cosines to the training
+speakers (s3prl ``sv_voxceleb1/model.py``)."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from torch.nn import functional
 from speechft_ray.speech.heads.base import valid_frame_mask
 
 CONTEXTS = ((5, 1), (3, 2), (3, 3), (1, 1), (1, 1))
-"""Frames and dilation that each layer looks at (s3prl ``XVector``)."""
+"""Kernel size and dilation of each layer (s3prl ``XVector``)."""
 
 LOST_FRAMES = sum((size - 1) * dilation for size, dilation in CONTEXTS)
-"""14: a layer has no output where its context would leave the utterance."""
+"""14: a layer has no output where its kernel would reach beyond the utterance."""
 
 SCALE, MARGIN = 30.0, 0.4
 """Additive margin softmax (s3prl ``sv_voxceleb1/configs/amsoftmax.yaml``: ``s``, ``m``)."""
@@ -26,7 +26,7 @@ class XVectorHead(nn.Module):
     linear maps with ReLU.
 
     ``pools_padding``: while training, an utterance that is not the longest of its batch is pooled
-    over one frame too many, of padding; s3prl's mask ends that way.
+    over one frame of padding too, because s3prl's mask ends one frame late.
     """
 
     def __init__(
@@ -52,20 +52,20 @@ class XVectorHead(nn.Module):
     def forward(self, features: torch.Tensor, frames: torch.Tensor) -> torch.Tensor:
         """Maps ``(batch, frames, dim)`` to ``(batch, width + speakers)``.
 
-        The first ``width`` are the embedding, of length 1, which stands before the second of the
-        last two maps; the others the cosines, within [-1, 1], of what comes after it and each
-        training speaker. At least 16 frames are needed.
+        The first ``width`` are the embedding, the output of the first of the last two maps,
+        normalised to length 1. The others are the cosines, within [-1, 1], of the second map's
+        output and each training speaker. At least 16 frames are needed.
         """
         hidden = self.connector(features).transpose(1, 2)  # -> (batch, width, frames)
         for layer in self.layers:
             hidden = functional.relu(layer(hidden))
-        pooled = self._pooled(hidden, frames.to(hidden.device) - LOST_FRAMES)
+        pooled = self._pool(hidden, frames.to(hidden.device) - LOST_FRAMES)
         embedding = functional.relu(self.embedding(pooled))
-        spoken = functional.normalize(functional.relu(self.second(embedding)), dim=1)
-        cosines = spoken @ functional.normalize(self.speakers, dim=0)
+        speaker = functional.normalize(functional.relu(self.second(embedding)), dim=1)
+        cosines = speaker @ functional.normalize(self.speakers, dim=0)
         return torch.cat([functional.normalize(embedding, dim=1), cosines], dim=1)
 
-    def _pooled(self, hidden: torch.Tensor, frames: torch.Tensor) -> torch.Tensor:
+    def _pool(self, hidden: torch.Tensor, frames: torch.Tensor) -> torch.Tensor:
         """Returns mean and unbiased deviation over frames of ``(batch, width, frames)``, side by
         side."""
         if self.training and self.pools_padding:
@@ -77,10 +77,10 @@ class XVectorHead(nn.Module):
 
 
 def _root(values: torch.Tensor) -> torch.Tensor:
-    """Square root whose gradient at 0, where a channel never varies, is 0 (torch's ``std`` has the
-    same)."""
-    still = values == 0
-    return values.masked_fill(still, 1.0).sqrt().masked_fill(still, 0.0)
+    """Square root whose gradient at 0, where a channel is constant, is 0, like that of torch's
+    ``std``."""
+    zero = values == 0
+    return values.masked_fill(zero, 1.0).sqrt().masked_fill(zero, 0.0)
 
 
 def am_softmax(
@@ -88,6 +88,6 @@ def am_softmax(
 ) -> torch.Tensor:
     """Additive margin softmax of ``(batch, speakers)`` (Wang et al. 2018), mean over the batch.
     Targets have shape ``(1,)``."""
-    wanted = torch.cat(list(targets)).to(cosines.device)
-    margin = functional.one_hot(wanted, cosines.shape[1]) * MARGIN
-    return functional.cross_entropy(SCALE * (cosines - margin), wanted)
+    labels = torch.cat(list(targets)).to(cosines.device)
+    margin = functional.one_hot(labels, cosines.shape[1]) * MARGIN
+    return functional.cross_entropy(SCALE * (cosines - margin), labels)

@@ -8,16 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 
-from rapidfuzz.distance import Levenshtein
-
 from speechft_ray.core.errors import UserError
+from speechft_ray.speech.text import edit_distance
 
 Tokens = Sequence[Hashable]
-
-
-def edit_distance(hypothesis: Tokens, reference: Tokens) -> int:
-    """Returns the edit distance between two token sequences; a text is a sequence of characters."""
-    return Levenshtein.distance(hypothesis, reference)
 
 
 def token_error_rate(hypotheses: Sequence[Tokens], references: Sequence[Tokens]) -> float:

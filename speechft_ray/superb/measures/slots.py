@@ -11,7 +11,8 @@ import re
 from collections.abc import Sequence
 
 from speechft_ray.core.errors import UserError
-from speechft_ray.superb.measures.error_rate import edit_distance, token_errors
+from speechft_ray.speech.text import edit_distance
+from speechft_ray.superb.measures.error_rate import token_errors
 
 _SLOT = re.compile(r"B-(\S+) (.+?) E-\1")
 _OPENING, _CLOSING = re.compile(r"B-\S+ "), re.compile(r" E-\S+")
