@@ -29,7 +29,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from benchmarks.s3prl_cases import ctc_expert, ctc_forward, pooled_expert, pooled_forward
+from benchmarks.s3prl_cases import ctc_expert, ctc_forward, forward_pooled, mean_pooling_expert
 from benchmarks.s3prl_peer import Encoding, Forward
 from speechft_ray.core.specs import CorpusSpec, FinetuneSpec, Objective
 from speechft_ray.finetuning.batches import MICRO_BATCH_SECONDS, AudioCache
@@ -129,10 +129,10 @@ SETTINGS = {
         seconds=like_iemocap(32),
         parts=1,
         why="ER, 32 utterances with lengths like IEMOCAP's, one update = 4 of them, the batch of s3prl's emotion config",
-        expert=lambda data: pooled_expert(
+        expert=lambda data: mean_pooling_expert(
             "emotion.expert", fold="fold1", test_dataset=SimpleNamespace(idx2emotion=range(9))
         ),
-        forward=pooled_forward,
+        forward=forward_pooled,
     ),
 }
 

@@ -1,15 +1,15 @@
-"""Parity with s3prl: its own downstream code and ours on the same features, batches and initial
+"""Parity with s3prl: its downstream code and ours on the same features, batches and initial
 weights.
 
     make peers-s3prl && .venv/bin/python -m benchmarks.parity
 
 For each task both are trained for 50 updates: the largest relative difference of their losses, and
 whether all metrics of dev agree. Features are random with a hint of the labels, in 3 layers; widths
-are options of both sides and smaller than SUPERB's, which leaves the code path as it is; the rates
-are such that something is learned in 50 updates. Dropout draws the same masks on both sides
-(``SharedDropout``: the two lay out their tensors differently, so that one seed would not do).
-SpecAug is off in training, since the two draw in another order; given the same draws it is compared
-by itself. Chunks of diarisation have one length, since s3prl's last frame of a shorter one depends
+are options of both sides and smaller than SUPERB's, with the same code path; the rates are such
+that something is learned in 50 updates. Dropout uses the same masks on both sides
+(``SharedDropout``: the memory layouts differ, so that one seed would not suffice). SpecAug is off
+in training, since the two draw random numbers in another order; it is compared separately, with the
+same draws. Chunks of diarisation have one length, since s3prl's last frame of a shorter one depends
 on its batch. QbE compares s3prl's ``match``, which is dtw-python, with ours; ``pooled`` trains
 s3prl on frames and us on their means for 300 updates.
 """
@@ -30,17 +30,18 @@ from torch import nn
 from torch.nn import functional
 
 from benchmarks.s3prl_cases import CASES, Case
-from benchmarks.s3prl_peer import PEERS, Frames, Peer, cuda_stays_here, expert_module
+from benchmarks.s3prl_peer import PEERS, Frames, Peer, expert_module, no_cuda
 from speechft_ray.core.specs import CorpusSpec, EvalSpec
 from speechft_ray.speech.corpora.base import Corpus, Utterance
 from speechft_ray.speech.heads.ctc import CtcHead
+from speechft_ray.speech.heads.pooled import PooledHead
 from speechft_ray.speech.heads.specaug import draw_warps, warp_time
 from speechft_ray.superb.features import InMemoryFeatures
 from speechft_ray.superb.probe import Probe
 from speechft_ray.superb.sampling import sample_batches
 from speechft_ray.superb.selection import compute_dev_metrics, predict
 from speechft_ray.superb.setup import build_task_data, make_schedule
-from speechft_ray.superb.tasks._dtw import frame_distances, subsequence_costs
+from speechft_ray.superb.tasks._dtw import Distance, frame_distances, subsequence_costs
 from speechft_ray.superb.tasks.base import TASKS, TaskData
 from speechft_ray.superb.training import gather_batches, make_optimizer, train_step
 
@@ -48,8 +49,8 @@ LAYERS, DIM = 3, 16
 UPDATES, POOLED_UPDATES = 50, 300
 COUNTS = {"train": 96, "dev": 36, "test": 36}
 BLANK_HANDICAP = 3.0
-"""Taken off the blank's bias at the start: else LSTM probes decode nothing yet after 50 updates,
-and any metric would agree."""
+"""Subtracted from the blank's initial bias: else LSTM probes decode nothing after 50 updates, and
+all metrics would agree."""
 LOSS_TOLERANCE, METRIC_TOLERANCE, DTW_TOLERANCE, POOLED_TOLERANCE = 1e-4, 2e-5, 1e-6, 1e-5
 """Relative; percentage points, for s3prl averages in float32 (1.2e-5 at 100); absolute;
 relative."""
@@ -61,10 +62,10 @@ class Line(NamedTuple):
     what: str
     difference: float
     tolerance: float
-    told: str
+    details: str
 
     @property
-    def passed(self) -> bool:
+    def is_ok(self) -> bool:
         return self.difference <= self.tolerance
 
 
@@ -72,18 +73,18 @@ class SharedDropout(nn.Module):
     """Dropout whose mask follows from torch's seed and the shape alone, whatever the layout in
     memory."""
 
-    def __init__(self, share: float) -> None:
+    def __init__(self, probability: float) -> None:
         super().__init__()
-        self.share = share
+        self.probability = probability
 
     def forward(self, values: torch.Tensor) -> torch.Tensor:
         if not self.training:
             return values
-        return values * (torch.rand(values.shape) >= self.share) / (1.0 - self.share)
+        return values * (torch.rand(values.shape) >= self.probability) / (1.0 - self.probability)
 
 
 class Pair:
-    """Our probe and s3prl's expert with equal weights, for one task on made-up features."""
+    """Our probe and s3prl's expert with equal weights, for one task on random features."""
 
     def __init__(
         self, task: str, folder: Path, counts: dict[str, int], pooled: bool = False
@@ -97,17 +98,20 @@ class Pair:
             learning_rate=case.learning_rate,
             options=dict(case.options),
         )
-        build_data = build_task_data(self.task, spec, made_corpus(case, counts))
-        assert isinstance(build_data, TaskData)
-        self.data, self.schedule = build_data, make_schedule(self.task, spec)
-        self.frames = {split: features_of(build_data, split) for split in ("train", "dev")}
-        self.ours = {split: means(kept) if pooled else kept for split, kept in self.frames.items()}
+        data = build_task_data(self.task, spec, make_corpus(case, counts))
+        assert isinstance(data, TaskData)
+        self.data, self.schedule = data, make_schedule(self.task, spec)
+        self.frames = {split: make_features(data, split) for split in ("train", "dev")}
+        self.ours = {
+            split: average_frames(frames) if pooled else frames
+            for split, frames in self.frames.items()
+        }
         torch.manual_seed(0)
-        self.probe = Probe(LAYERS, build_data.head(DIM))
+        self.probe = Probe(LAYERS, data.head(DIM))
         if isinstance(self.probe.head, CtcHead):
             self.probe.head.output.bias.data[0] -= BLANK_HANDICAP
-        expert = case.expert(build_data, self.probe.head, DIM, folder)
-        case.copy(self.probe.head, expert, build_data)
+        expert = case.expert(data, self.probe.head, DIM, folder)
+        case.copy(self.probe.head, expert, data)
         self.peer = Peer(expert, case.forward, Frames(LAYERS, DIM))
         self.peer.dev_name = case.dev_name
         share_dropout(self.probe)
@@ -116,39 +120,40 @@ class Pair:
     def losses(self, updates: int) -> Iterator[tuple[float, float]]:
         """Trains both; yields their losses, update by update."""
         ours = make_optimizer(self.probe, self.schedule)
-        theirs = type(ours)(self.peer.parameters(), lr=self.schedule.learning_rate)
+        optimizer_class: Any = type(ours)
+        theirs = optimizer_class(self.peer.parameters(), lr=self.schedule.learning_rate)
         examples = self.data.examples["train"]
         targets = [example.target for example in examples]
         generator = torch.Generator().manual_seed(0)
         batches = sample_batches(self.schedule, examples, generator)
         for update in range(updates):
-            parts = list(islice(batches, self.schedule.accumulate))
+            indices = list(islice(batches, self.schedule.accumulate))
             torch.manual_seed(update)
-            mine = float(
+            loss = float(
                 train_step(
                     self.probe,
                     ours,
                     self.data,
-                    gather_batches(self.ours["train"], targets, parts),
+                    gather_batches(self.ours["train"], targets, indices),
                     self.schedule,
                     generator,
                 )
             )
             torch.manual_seed(update)
-            yield float(mine), self.their_step(theirs, parts)
+            yield loss, self.train_peer(theirs, indices)
 
-    def their_step(self, optimizer: torch.optim.Optimizer, parts: Sequence[Any]) -> float:
-        """One update as in s3prl's ``downstream/runner.py``."""
+    def train_peer(self, optimizer: torch.optim.Optimizer, batches: Sequence[Any]) -> float:
+        """Makes one update as in s3prl's ``downstream/runner.py``; returns the loss."""
         examples, total = self.data.examples["train"], 0.0
         self.peer.expert.train()
-        for part in parts:
-            chosen = torch.arange(len(examples))[part].tolist()
-            batch = self.frames["train"].batch(torch.tensor(chosen))
+        for selected in batches:
+            indices = torch.arange(len(examples))[selected].tolist()
+            batch = self.frames["train"].batch(torch.tensor(indices))
             records: dict[str, list[Any]] = defaultdict(list)
             loss = self.peer.loss(
-                "train", batch, [examples[place] for place in chosen], records
-            ) / len(parts)
-            loss.backward()
+                "train", batch, [examples[index] for index in indices], records
+            ) / len(batches)
+            loss.backward()  # type: ignore[no-untyped-call]
             total += loss.item()
         norm = torch.nn.utils.clip_grad_norm_(self.peer.parameters(), self.schedule.clip_norm)
         if not norm.isnan():
@@ -157,44 +162,45 @@ class Pair:
         return total
 
     def dev(self) -> dict[str, tuple[float, float]]:
-        """Our and their value of every metric on dev."""
-        mine = compute_dev_metrics(self.data, predict(self.data, [self.probe], self.ours["dev"])[0])
-        places = list(self.data.dev_indices or range(len(self.data.examples["dev"])))
+        """Returns our value and s3prl's of every metric on dev."""
+        ours = compute_dev_metrics(self.data, predict(self.data, [self.probe], self.ours["dev"])[0])
+        order = list(self.data.dev_indices or range(len(self.data.examples["dev"])))
         records: dict[str, list[Any]] = defaultdict(list)
         self.peer.expert.eval()
         with torch.no_grad():
-            for start in range(0, len(places), self.case.eval_batch):
-                chosen = places[start : start + self.case.eval_batch]
-                wanted = [self.data.examples["dev"][place] for place in chosen]
+            for start in range(0, len(order), self.case.eval_batch):
+                indices = order[start : start + self.case.eval_batch]
+                examples = [self.data.examples["dev"][index] for index in indices]
                 self.peer.loss(
                     self.case.dev_name,
-                    self.frames["dev"].batch(torch.tensor(chosen)),
-                    wanted,
+                    self.frames["dev"].batch(torch.tensor(indices)),
+                    examples,
                     records,
                 )
         theirs = self.peer.metrics(records)
         return {
-            name: (mine[name], factor * theirs[other])
+            name: (ours[name], factor * theirs[other])
             for name, (other, factor) in self.case.metrics.items()
         }
 
 
-def made_corpus(case: Case, counts: dict[str, int]) -> Corpus:
-    """Returns utterances with labels; nothing is ever read from them."""
-    draw, utterances = random.Random(0), []
+def make_corpus(case: Case, counts: dict[str, int]) -> Corpus:
+    """Returns utterances with labels and without audio."""
+    rng = random.Random(0)
+    utterances: list[Utterance] = []
     for split, count in counts.items():
         for index in range(count):
-            labels, frames = case.labels(draw, index)
-            samples = (frames + 1) * 320  # one frame less than this has strides
+            labels, frames = case.labels(rng, index)
+            samples = (frames + 1) * 320  # one more stride than frames
             utterances.append(
                 Utterance(key=f"{split}-{index:03}", split=split, samples=samples, labels=labels)
             )
     columns = frozenset(utterances[0].labels)
-    keys = [utterance for utterance in utterances if utterance.split == "test"]
+    tested = [utterance for utterance in utterances if utterance.split == "test"]
     trials = [
         (one.labels.get("speaker") == other.labels.get("speaker"), one.key, other.key)
-        for one in keys
-        for other in keys
+        for one in tested
+        for other in tested
         if one.key < other.key
     ]
     return Corpus(
@@ -207,15 +213,15 @@ def made_corpus(case: Case, counts: dict[str, int]) -> Corpus:
     )
 
 
-def features_of(data: TaskData, split: str) -> InMemoryFeatures:
-    """Random frames that carry the vectors of their labels in the second layer."""
+def make_features(data: TaskData, split: str) -> InMemoryFeatures:
+    """Random frames with the vectors of their labels added in the second layer."""
     generator = torch.Generator().manual_seed(len(split))
     vectors = 6.0 * torch.randn(64, DIM, generator=torch.Generator().manual_seed(9))
-    pieces = []
+    states_of = []
     for example in data.examples[split]:
         frames = example.utterance.samples // 320 - 1
         states = torch.randn(LAYERS, frames, DIM, generator=generator)
-        if hasattr(example.reference, "labels"):  # diarisation: the sum of the voices that speak
+        if hasattr(example.reference, "labels"):  # diarisation: the sum of the speakers
             states[1] += 0.2 * torch.from_numpy(example.reference.labels)[:frames] @ vectors[:2]
         elif "speaker" in example.utterance.labels:
             states[1] += 0.07 * vectors[int(example.utterance.labels["speaker"].lstrip("s"))]
@@ -224,16 +230,17 @@ def features_of(data: TaskData, split: str) -> InMemoryFeatures:
             states[1] += vectors[example.target[spread]] * (
                 1.0 if len(example.target) > 3 else 0.06
             )
-        pieces.append(states)
+        states_of.append(states)
     return InMemoryFeatures(
-        torch.cat(pieces, dim=1), torch.tensor([piece.shape[1] for piece in pieces])
+        torch.cat(states_of, dim=1), torch.tensor([states.shape[1] for states in states_of])
     )
 
 
-def means(kept: InMemoryFeatures) -> InMemoryFeatures:
-    rows = torch.split(kept.states, kept.frames.tolist(), dim=1)
+def average_frames(features: InMemoryFeatures) -> InMemoryFeatures:
+    rows = torch.split(features.states, features.frames.tolist(), dim=1)
     return InMemoryFeatures(
-        torch.stack([piece.mean(dim=1) for piece in rows], dim=1), torch.ones_like(kept.frames)
+        torch.stack([states.mean(dim=1) for states in rows], dim=1),
+        torch.ones_like(features.frames),
     )
 
 
@@ -244,35 +251,36 @@ def share_dropout(module: nn.Module) -> None:
                 setattr(child, name, SharedDropout(part.p))
 
 
-def task_lines(
+def compare_task(
     task: str, folder: Path, updates: int = UPDATES, counts: dict[str, int] = COUNTS
 ) -> list[Line]:
     """Trains a pair and compares losses and metrics."""
     pair = Pair(task, folder, counts)
-    with cuda_stays_here():
+    with no_cuda():
         losses = list(pair.losses(updates))
-        measured = pair.dev()
-    largest = max(abs(mine - theirs) / abs(theirs) for mine, theirs in losses)
-    told = f"loss {losses[0][1]:.4g} -> {losses[-1][1]:.4g}"
-    lines = [Line(f"{task} losses of {updates} updates", largest, LOSS_TOLERANCE, told)]
-    for name, (mine, theirs) in measured.items():
+        metrics = pair.dev()
+    largest = max(abs(ours - theirs) / abs(theirs) for ours, theirs in losses)
+    details = f"loss {losses[0][1]:.4g} -> {losses[-1][1]:.4g}"
+    lines = [Line(f"{task} losses of {updates} updates", largest, LOSS_TOLERANCE, details)]
+    for name, (ours, theirs) in metrics.items():
         lines.append(
             Line(
                 f"{task} dev {name}",
-                abs(mine - theirs),
+                abs(ours - theirs),
                 METRIC_TOLERANCE,
-                f"ours {mine:.4f}, s3prl {theirs:.4f}",
+                f"ours {ours:.4f}, s3prl {theirs:.4f}",
             )
         )
     return lines
 
 
-def pooled_line(folder: Path, updates: int = POOLED_UPDATES) -> Line:
+def compare_pooled(folder: Path, updates: int = POOLED_UPDATES) -> Line:
     """Trains s3prl's head on frames and ours on means; compares all weights."""
     pair = Pair("er", folder, COUNTS, pooled=True)
     for _ in pair.losses(updates):
         pass
     head, expert = pair.probe.head, pair.peer.expert
+    assert isinstance(head, PooledHead)
     ours = [pair.probe.featurizer.weights, *head.projector.parameters(), *head.output.parameters()]
     linear = expert.model.post_net.linear
     theirs = [pair.peer.featurizer.weights, *expert.projector.parameters(), *linear.parameters()]
@@ -288,39 +296,42 @@ def pooled_line(folder: Path, updates: int = POOLED_UPDATES) -> Line:
     )
 
 
-def specaug_line(rounds: int = 20) -> Line:
-    """Warps by s3prl's ``TimeWarp``, handed our draws, and by us."""
+def compare_specaug(rounds: int = 20) -> Line:
+    """Compares our time warp with s3prl's ``TimeWarp``, which gets our random draws."""
     module, generator, largest = expert_module("specaug"), torch.Generator().manual_seed(0), 0.0
     frames = torch.tensor([60, 31, 11, 10])
     for _ in range(rounds):
         features = torch.randn(4, 60, 8, generator=generator)
         lengths, centres, moved = draw_warps(frames, generator)
-        drawn = iter(
+        draws = iter(
             [value for pair in zip(centres, moved - 1, strict=True) if pair[0] for value in pair]
         )
-        real = torch.randint
-        torch.randint = lambda *_, drawn=drawn, **__: next(drawn).reshape(1)  # type: ignore[assignment]
+        patched: Any = torch
+        original = torch.randint
+        patched.randint = lambda *_, draws=draws, **__: next(draws).reshape(1)
         try:
             theirs, _ = module.TimeWarp(window=5)(features.clone(), frames)
         finally:
-            torch.randint = real  # type: ignore[assignment]
-        mine = warp_time(features, lengths, centres, moved)
+            patched.randint = original
+        ours = warp_time(features, lengths, centres, moved)
         largest = max(
             largest,
             *(
-                float((mine[i, :n] - theirs[i, :n]).abs().max())
+                float((ours[i, :n] - theirs[i, :n]).abs().max())
                 for i, n in enumerate(frames.tolist())
             ),
         )
     return Line("SpecAug time warp, same draws", largest, 1e-5, f"{rounds} batches of 4")
 
 
-def dtw_lines(queries: int = 6, documents: int = 8) -> list[Line]:
-    """Scores by s3prl's ``match``, which calls dtw-python, and by us."""
+def compare_dtw(queries: int = 6, documents: int = 8) -> list[Line]:
+    """Compares our scores with those of s3prl's ``match``, which calls dtw-python."""
     module = expert_module("quesst14_dtw.expert")
     generator = torch.Generator().manual_seed(0)
-    asked = [torch.randn(5 + 7 * index, DIM, generator=generator) for index in range(queries)]
-    searched = [
+    query_frames = [
+        torch.randn(5 + 7 * index, DIM, generator=generator) for index in range(queries)
+    ]
+    document_frames = [
         torch.randn(20 + 31 * index, DIM, generator=generator) for index in range(documents)
     ]
     settings = {
@@ -330,21 +341,23 @@ def dtw_lines(queries: int = 6, documents: int = 8) -> list[Line]:
         "open_begin": True,
         "open_end": True,
     }
-    frames = torch.tensor([len(document) for document in searched])
+    frames = torch.tensor([len(document) for document in document_frames])
     units = functional.normalize(
-        nn.utils.rnn.pad_sequence([each.double() for each in searched], batch_first=True), dim=2
+        nn.utils.rnn.pad_sequence([each.double() for each in document_frames], batch_first=True),
+        dim=2,
     )
     lines = []
-    for name, distance in (
+    distances: tuple[tuple[Distance, Any], ...] = (
         ("cosine_exp", module.cosine_exp),
         ("cosine", lambda one, two: module.distance.cdist(one, two, "cosine")),
-    ):
+    )
+    for name, distance in distances:
         largest = 0.0
-        for query in asked:
+        for query in query_frames:
             costs = subsequence_costs(
                 frame_distances(functional.normalize(query.double(), dim=1), units, frames, name)
             )
-            for document, cost in zip(searched, costs.tolist(), strict=True):
+            for document, cost in zip(document_frames, costs.tolist(), strict=True):
                 *_, score = module.match(
                     query.double().numpy(),
                     document.double().numpy(),
@@ -364,23 +377,25 @@ def dtw_lines(queries: int = 6, documents: int = 8) -> list[Line]:
 
 
 def main() -> None:
-    """Prints the table; leaves with 1 when a line fails."""
+    """Prints the table; exits with 1 if a line fails."""
     torch.set_num_threads(1)
     if not PEERS.is_dir():
         sys.exit(
-            "s3prl's downstream code needs editdistance, h5py, lxml and dtw-python: run `make peers-s3prl` first."
+            "s3prl's downstream code needs editdistance, h5py, lxml and dtw-python: run "
+            "`make peers-s3prl` first."
         )
     lines = []
     for task in CASES:
         with tempfile.TemporaryDirectory() as folder:
-            lines += task_lines(task, Path(folder))
+            lines += compare_task(task, Path(folder))
     with tempfile.TemporaryDirectory() as folder:
-        lines += [pooled_line(Path(folder)), specaug_line(), *dtw_lines()]
+        lines += [compare_pooled(Path(folder)), compare_specaug(), *compare_dtw()]
     for line in lines:
         print(
-            f"{'PASS' if line.passed else 'FAIL'}  {line.what:40} {line.difference:9.2e} <= {line.tolerance:.0e}  {line.told}"
+            f"{'PASS' if line.is_ok else 'FAIL'}  {line.what:40} {line.difference:9.2e} <= "
+            f"{line.tolerance:.0e}  {line.details}"
         )
-    sys.exit(not all(line.passed for line in lines))
+    sys.exit(not all(line.is_ok for line in lines))
 
 
 if __name__ == "__main__":

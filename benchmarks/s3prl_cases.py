@@ -1,5 +1,5 @@
-"""What each task needs for ``parity.py``: labels, s3prl's expert for them, how it is called, and
-where its weights lie."""
+"""The cases of ``parity.py``: for each task its labels, s3prl's expert, how to call the expert, and
+how to copy weights into it."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks.s3prl_peer import Forward, bare, expert_module
+from benchmarks.s3prl_peer import Forward, build_without_init, expert_module
 from speechft_ray.superb.tasks.asr import DICTIONARY
 from speechft_ray.superb.tasks.base import TaskData
 
 Labels = Callable[[random.Random, int], tuple[dict[str, str], int]]
-"""``(draw, index) -> (labels, frames)`` of an utterance."""
+"""``(rng, index) -> (labels, frames)`` of an utterance."""
 
-RECURRENT = {"projection": 24, "lstm_hidden": 16, "specaug": False}
+RECURRENT: dict[str, Any] = {"projection": 24, "lstm_hidden": 16, "specaug": False}
 PHONES, LETTERS, SLOTS = "abcdefgh", "ABC", ("x", "y")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """One task. ``metrics``: our name of each number of dev to s3prl's, with the factor that makes
-    theirs ours."""
+    """One task. ``metrics`` maps our name of each dev metric to s3prl's name and the factor from
+    its unit to ours."""
 
     labels: Labels
-    expert: Callable[[TaskData, nn.Module, int, Path], nn.Module]
+    expert: Callable[[TaskData, Any, int, Path], nn.Module]
     forward: Forward
-    copy: Callable[[nn.Module, nn.Module, TaskData], None]
+    copy: Callable[[Any, Any, TaskData], None]
     metrics: Mapping[str, tuple[str, float]]
     learning_rate: float
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -43,31 +43,35 @@ class Case:
 # --- Token sequences ----------------------------------------------------------------------
 
 
-def phone_labels(draw: random.Random, index: int) -> tuple[dict[str, str], int]:
-    tokens = draw.choices(PHONES, k=draw.randint(3, 7))
-    return {"phones": " ".join(tokens)}, 4 * len(tokens) + draw.randint(2, 9)
+def phone_labels(rng: random.Random, index: int) -> tuple[dict[str, str], int]:
+    tokens = rng.choices(PHONES, k=rng.randint(3, 7))
+    return {"phones": " ".join(tokens)}, 4 * len(tokens) + rng.randint(2, 9)
 
 
-def text_labels(draw: random.Random, index: int) -> tuple[dict[str, str], int]:
-    words = [
-        "".join(draw.choices(LETTERS, k=draw.randint(1, 2))) for _ in range(draw.randint(1, 3))
-    ]
-    slots = [draw.choice(["O", *SLOTS]) for _ in words]
-    return {"text": " ".join(words), "slots": " ".join(slots)}, 5 * len(
-        " ".join(words)
-    ) + draw.randint(12, 20)
+def text_labels(rng: random.Random, index: int) -> tuple[dict[str, str], int]:
+    words = ["".join(rng.choices(LETTERS, k=rng.randint(1, 2))) for _ in range(rng.randint(1, 3))]
+    slots = [rng.choice(["O", *SLOTS]) for _ in words]
+    text = " ".join(words)
+    return {"text": text, "slots": " ".join(slots)}, 5 * len(text) + rng.randint(12, 20)
 
 
-def zh_labels(draw: random.Random, index: int) -> tuple[dict[str, str], int]:
-    tokens = draw.choices("一二三四五六", k=draw.randint(3, 6))
-    return {"text": "".join(tokens)}, 4 * len(tokens) + draw.randint(4, 9)
+def zh_labels(rng: random.Random, index: int) -> tuple[dict[str, str], int]:
+    tokens = rng.choices("一二三四五六", k=rng.randint(3, 6))
+    return {"text": "".join(tokens)}, 4 * len(tokens) + rng.randint(4, 9)
 
 
 def recurrent(width: int, proj: bool) -> dict[str, Any]:
     return {
-        "total_rate": -1, "module": "LSTM", "bidirection": True, "dim": [width] * 2, "dropout": [0.2] * 2,
-        "layer_norm": [False] * 2, "proj": [proj] * 2, "sample_rate": [1] * 2, "sample_style": "concat",
-    }  # fmt: skip
+        "total_rate": -1,
+        "module": "LSTM",
+        "bidirection": True,
+        "dim": [width] * 2,
+        "dropout": [0.2] * 2,
+        "layer_norm": [False] * 2,
+        "proj": [proj] * 2,
+        "sample_rate": [1] * 2,
+        "sample_style": "concat",
+    }
 
 
 def ctc_expert(
@@ -78,7 +82,7 @@ def ctc_expert(
     proj: bool = False,
     linear: bool = False,
 ) -> Any:
-    def build(data: TaskData, head: nn.Module, dim: int, folder: Path) -> nn.Module:
+    def build(data: TaskData, head: Any, dim: int, folder: Path) -> nn.Module:
         (folder / "vocabulary").write_text("\n".join(words), encoding="utf-8")
         (folder / "slots").write_text("\n".join(["O", *SLOTS]), encoding="utf-8")
         model = (
@@ -97,50 +101,50 @@ def ctc_expert(
             "metric": list(metrics),
             "metric_higher_better": False,
         }
-        built: nn.Module = expert_module("ctc.expert").DownstreamExpert(
+        expert: nn.Module = expert_module("ctc.expert").DownstreamExpert(
             dim, 320, config, str(folder)
         )
-        return built
+        return expert
 
     return build
 
 
-def asr_expert(data: TaskData, head: nn.Module, dim: int, folder: Path) -> nn.Module:
+def asr_expert(data: TaskData, head: Any, dim: int, folder: Path) -> nn.Module:
     (folder / "char.dict").write_text("".join(f"{symbol} 1\n" for symbol in DICTIONARY.symbols[3:]))
     model = {
         "project_dim": head.projector.out_features,
         "select": "RNNs",
         "RNNs": recurrent(RECURRENT["lstm_hidden"], False),
     }
-    data = {
+    data_config = {
         "dict_path": str(folder / "char.dict"),
         "zero_infinity": True,
         "decoder_args": {"decoder_type": "None"},
     }
     module = expert_module("asr.expert")
-    built: nn.Module = module.DownstreamExpert(
-        dim, 320, {"datarc": data, "modelrc": model}, str(folder)
+    expert: nn.Module = module.DownstreamExpert(
+        dim, 320, {"datarc": data_config, "modelrc": model}, str(folder)
     )
-    return built
+    return expert
 
 
-def ctc_forward(label: Callable[[nn.Module, Mapping[str, str]], Any]) -> Forward:
+def ctc_forward(label: Callable[[Any, Mapping[str, str]], Any]) -> Forward:
     def forward(
         expert: nn.Module, mode: str, features: Any, examples: Any, records: Any
     ) -> torch.Tensor:
         labels = [label(expert, example.utterance.labels) for example in examples]
-        found: torch.Tensor = expert(
+        loss: torch.Tensor = expert(
             mode, features, labels, [example.utterance.key for example in examples], records
         )
-        return found
+        return loss
 
     return forward
 
 
 def asr_tokens(expert: Any, labels: Mapping[str, str]) -> list[int]:
-    spelled = " ".join(labels["text"].replace(" ", "|")) + " |"
+    symbols = " ".join(labels["text"].replace(" ", "|")) + " |"
     tokens: list[int] = expert.dictionary.encode_line(
-        spelled, line_tokenizer=lambda line: line.split()
+        symbols, line_tokenizer=lambda line: line.split()
     ).tolist()
     return tokens
 
@@ -150,7 +154,8 @@ def slot_line(labels: Mapping[str, str]) -> str:
 
 
 def copy_ctc(ours: Sequence[str]) -> Any:
-    """Copies a CTC head; ``ours`` are our tokens by id, theirs are asked of the expert."""
+    """Returns a function that copies a CTC head. ``ours``: our tokens by id; the expert has its own
+    order."""
 
     @torch.no_grad()
     def copy(head: Any, expert: Any, data: TaskData) -> None:
@@ -163,12 +168,12 @@ def copy_ctc(ours: Sequence[str]) -> Any:
             theirs = list(expert.dictionary.symbols)
         else:
             theirs = [*expert.tokenizer._vocab_list, *getattr(expert.tokenizer, "slots", [])]
-        places = [theirs.index(token) for token in ours]
-        assert sorted(places) == list(range(len(theirs))) and head.output.out_features == len(
+        indices = [theirs.index(token) for token in ours]
+        assert sorted(indices) == list(range(len(theirs))) and head.output.out_features == len(
             theirs
         )
-        expert.model.linear.weight[places] = head.output.weight
-        expert.model.linear.bias[places] = head.output.bias
+        expert.model.linear.weight[indices] = head.output.weight
+        expert.model.linear.bias[indices] = head.output.bias
 
     return copy
 
@@ -184,16 +189,15 @@ SLOT_TOKENS = [" ", *LETTERS, *(f"{side}-{slot}" for slot in SLOTS for side in "
 
 
 def class_labels(*columns: str, classes: int = 4) -> Labels:
-    def labels(draw: random.Random, index: int) -> tuple[dict[str, str], int]:
-        kinds = [draw.randrange(classes) if index >= classes else index for _ in columns]
-        return {
-            column: str(kind) for column, kind in zip(columns, kinds, strict=True)
-        }, draw.randint(5, 30)
+    def labels(rng: random.Random, index: int) -> tuple[dict[str, str], int]:
+        kinds = [rng.randrange(classes) if index >= classes else index for _ in columns]
+        by_column = {column: str(kind) for column, kind in zip(columns, kinds, strict=True)}
+        return by_column, rng.randint(5, 30)
 
     return labels
 
 
-def pooled_expert(name: str, **more: Any) -> Any:
+def mean_pooling_expert(name: str, **more: Any) -> Any:
     def build(data: TaskData, head: Any, dim: int, folder: Path) -> nn.Module:
         from s3prl.downstream.model import UtteranceLevel
 
@@ -208,20 +212,20 @@ def pooled_expert(name: str, **more: Any) -> Any:
             "best_score": torch.zeros(1),
             **more,
         }
-        return bare(expert_module(name), parts)
+        return build_without_init(expert_module(name), parts)
 
     return build
 
 
-def pooled_forward(
+def forward_pooled(
     expert: nn.Module, mode: str, features: Any, examples: Any, records: Any
 ) -> torch.Tensor:
     labels = [example.target.tolist() for example in examples]
     labels = labels if len(labels[0]) > 1 else [label for (label,) in labels]
-    found: torch.Tensor = expert(
+    loss: torch.Tensor = expert(
         mode, features, labels, [example.utterance.key for example in examples], records
     )
-    return found
+    return loss
 
 
 def copy_pooled(head: Any, expert: Any, data: TaskData) -> None:
@@ -239,12 +243,11 @@ INTENT = {
 # --- Speakers -----------------------------------------------------------------------------
 
 
-def turn_labels(draw: random.Random, index: int) -> tuple[dict[str, str], int]:
-    edges = sorted(draw.sample(range(1, 40), 4))
-    spoken = [("a", 0, edges[1]), ("b", edges[0], edges[2]), ("a", edges[3], 40)]
-    return {
-        "segments": " ".join(f"{name}:{320 * start}:{320 * end}" for name, start, end in spoken)
-    }, 39
+def turn_labels(rng: random.Random, index: int) -> tuple[dict[str, str], int]:
+    edges = sorted(rng.sample(range(1, 40), 4))
+    turns = [("a", 0, edges[1]), ("b", edges[0], edges[2]), ("a", edges[3], 40)]
+    segments = " ".join(f"{name}:{320 * start}:{320 * end}" for name, start, end in turns)
+    return {"segments": segments}, 39
 
 
 def sd_expert(data: TaskData, head: Any, dim: int, folder: Path) -> nn.Module:
@@ -254,20 +257,20 @@ def sd_expert(data: TaskData, head: Any, dim: int, folder: Path) -> nn.Module:
         "modelrc": {"rnn_layers": 1, "hidden_size": head.rnn.hidden_size},
         "scorerc": {"save_predictions": False},
     }
-    built: nn.Module = expert_module("diarization.expert").DownstreamExpert(
+    expert: nn.Module = expert_module("diarization.expert").DownstreamExpert(
         dim, 320, config, str(folder)
     )
-    return built
+    return expert
 
 
 def sd_forward(
     expert: nn.Module, mode: str, features: Any, examples: Any, records: Any
 ) -> torch.Tensor:
     labels = [example.reference.labels for example in examples]
-    found: torch.Tensor = expert(
+    loss: torch.Tensor = expert(
         mode, features, labels, [len(label) for label in labels], None, records
     )
-    return found
+    return loss
 
 
 def copy_sd(head: Any, expert: Any, data: TaskData) -> None:
@@ -275,8 +278,8 @@ def copy_sd(head: Any, expert: Any, data: TaskData) -> None:
     expert.model.linear.load_state_dict(head.linear.state_dict())
 
 
-def voice_labels(draw: random.Random, index: int) -> tuple[dict[str, str], int]:
-    return {"speaker": f"s{index % 6}"}, draw.randint(18, 40)
+def voice_labels(rng: random.Random, index: int) -> tuple[dict[str, str], int]:
+    return {"speaker": f"s{index % 6}"}, rng.randint(18, 40)
 
 
 def asv_expert(data: TaskData, head: Any, dim: int, folder: Path) -> nn.Module:
@@ -301,17 +304,17 @@ def asv_expert(data: TaskData, head: Any, dim: int, folder: Path) -> nn.Module:
         "expdir": str(folder),
         "best_score": torch.ones(1) * 100,
     }
-    return bare(module, parts)
+    return build_without_init(module, parts)
 
 
 def asv_forward(
     expert: nn.Module, mode: str, features: Any, examples: Any, records: Any
 ) -> torch.Tensor:
     labels = [example.target.item() for example in examples] if mode == "train" else None
-    found: torch.Tensor = expert(
+    loss: torch.Tensor = expert(
         mode, features, [example.reference for example in examples], labels, records
     )
-    return found
+    return loss
 
 
 @torch.no_grad()
@@ -320,9 +323,8 @@ def copy_asv(head: Any, expert: Any, data: TaskData) -> None:
     for ours, theirs in zip(
         head.layers, expert.model.framelevel_feature_extractor.module, strict=True
     ):
-        theirs.kernel.weight.copy_(
-            ours.weight.transpose(1, 2).flatten(1)
-        )  # (out, in, context) -> (out, context * in)
+        # (out, in, context) -> (out, context * in)
+        theirs.kernel.weight.copy_(ours.weight.transpose(1, 2).flatten(1))
         theirs.kernel.bias.copy_(ours.bias)
     expert.model.utterancelevel_feature_extractor.linear1.load_state_dict(
         head.embedding.state_dict()
@@ -343,18 +345,18 @@ CASES = {
     ),
     "sid": Case(
         labels=class_labels("speaker"),
-        expert=pooled_expert("voxceleb1.expert"),
-        forward=pooled_forward,
+        expert=mean_pooling_expert("voxceleb1.expert"),
+        forward=forward_pooled,
         copy=copy_pooled,
         metrics={"sid.accuracy": ("acc", 100.0)},
         learning_rate=1e-3,
     ),
     "er": Case(
         labels=class_labels("emotion"),
-        expert=pooled_expert(
+        expert=mean_pooling_expert(
             "emotion.expert", fold="fold1", test_dataset=SimpleNamespace(idx2emotion=NAMES)
         ),
-        forward=pooled_forward,
+        forward=forward_pooled,
         copy=copy_pooled,
         metrics={"er.accuracy": ("acc", 100.0)},
         learning_rate=1e-3,
@@ -362,8 +364,8 @@ CASES = {
     ),
     "ks": Case(
         labels=class_labels("keyword"),
-        expert=pooled_expert("speech_commands.expert"),
-        forward=pooled_forward,
+        expert=mean_pooling_expert("speech_commands.expert"),
+        forward=forward_pooled,
         copy=copy_pooled,
         metrics={"ks.accuracy": ("acc", 100.0)},
         learning_rate=1e-3,
@@ -371,8 +373,8 @@ CASES = {
     ),
     "ic": Case(
         labels=class_labels("action", "object", "location"),
-        expert=pooled_expert("fluent_commands.expert", **INTENT),
-        forward=pooled_forward,
+        expert=mean_pooling_expert("fluent_commands.expert", **INTENT),
+        forward=forward_pooled,
         copy=copy_pooled,
         metrics={"ic.accuracy": ("acc", 100.0)},
         learning_rate=3e-3,

@@ -1,11 +1,11 @@
-"""s3prl's own downstream code as a peer: its experts, featurizer and losses, imported beside
-today's torchaudio.
+"""s3prl's own downstream code: its experts, featurizer and losses, imported with a current
+torchaudio.
 
 Nothing of s3prl is changed. Modules that it imports and never calls here (sound effects, listing of
-files, a sampler) are given empty stand-ins for the time of the import; what it calls
-(``editdistance``, ``h5py``, ``lxml``, ``dtw``) is looked for in ``.peers/``, which ``make
-peers-s3prl`` fills. Experts whose constructor opens a corpus are put together by hand from the same
-parts; their ``forward`` and ``log_records``, which are compared, are untouched.
+files, a sampler) are replaced by empty modules during the import; what it calls (``editdistance``,
+``h5py``, ``lxml``, ``dtw``) is imported from ``.peers/``, which ``make peers-s3prl`` fills. Experts
+whose constructor opens a corpus are built by hand from the same parts; their ``forward`` and
+``log_records``, which are compared, are untouched.
 """
 
 from __future__ import annotations
@@ -25,11 +25,13 @@ import torch
 from torch import nn
 
 from speechft_ray.core.units import FRAME_STRIDE_SAMPLES
-from speechft_ray.speech.encoders import _torchaudio  # noqa: F401  # makes torchaudio importable before s3prl asks for it
+
+# Makes torchaudio importable before s3prl imports it.
+from speechft_ray.speech.encoders import _torchaudio  # noqa: F401
 from speechft_ray.superb.extractor import Batch
 
 PEERS = Path(__file__).parents[1] / ".peers" / "s3prl"
-STAND_INS = {
+STAND_INS: dict[str, tuple[str, ...]] = {
     "torchaudio.sox_effects": ("apply_effects_file",),
     "librosa": (),
     "librosa.util": ("find_files",),
@@ -39,7 +41,7 @@ STAND_INS = {
     "catalyst.data.sampler": ("DistributedSamplerWrapper",),
 }
 OPTIONAL = {"editdistance": ("eval",), "h5py": ("File",), "lxml": ("etree",), "dtw": ("dtw",)}
-"""Called by some experts; a stand-in is enough to import the others."""
+"""Called by some experts; an empty module is enough to import the others."""
 
 
 def expert_module(name: str) -> ModuleType:
@@ -52,13 +54,13 @@ def expert_module(name: str) -> ModuleType:
 
 @contextmanager
 def stand_ins() -> Iterator[None]:
-    """Lets s3prl's imports find empty modules where the real ones are not installed."""
+    """Inserts empty modules for those that s3prl imports and that are not installed."""
     added = []
     for name, members in {**STAND_INS, **OPTIONAL}.items():
         if name in sys.modules or (name in OPTIONAL and importlib.util.find_spec(name)):
             continue
         module = ModuleType(name)
-        module.__path__ = []  # type: ignore[attr-defined]
+        module.__path__ = []
         for member in members:
             setattr(module, member, None)
         sys.modules[name] = module
@@ -70,9 +72,20 @@ def stand_ins() -> Iterator[None]:
             del sys.modules[name]
 
 
-class Encoding(nn.Module):
-    """s3prl's own HuBERT expert (``upstream/hubert/expert.py``), frozen as its runner freezes it; a
-    batch is waves."""
+class Upstream(nn.Module):
+    """An s3prl upstream: maps waves to states."""
+
+    def load(self, batch: Any) -> Sequence[torch.Tensor]:
+        """Returns the waves of a batch."""
+        raise NotImplementedError
+
+    def get_downsample_rates(self, key: str) -> int:
+        return FRAME_STRIDE_SAMPLES
+
+
+class Encoding(Upstream):
+    """s3prl's own HuBERT expert (``upstream/hubert/expert.py``), frozen as in its runner; a batch
+    is a list of waves."""
 
     def __init__(self, checkpoint: Path) -> None:
         super().__init__()
@@ -82,57 +95,52 @@ class Encoding(nn.Module):
 
             self.expert = UpstreamExpert(str(checkpoint))
 
-    def take(self, batch: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
+    def load(self, batch: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
         return batch
 
     @torch.no_grad()
     def forward(self, waves: Sequence[torch.Tensor]) -> dict[str, Any]:
-        found: dict[str, Any] = self.expert(waves)
-        return found
-
-    def get_downsample_rates(self, key: str) -> int:
-        return FRAME_STRIDE_SAMPLES
+        states: dict[str, Any] = self.expert(waves)
+        return states
 
 
-class Frames(nn.Module):
-    """An upstream that gives the states of the batch it was handed."""
+class Frames(Upstream):
+    """An upstream that returns the states of the batch that was loaded last."""
 
     def __init__(self, layers: int, dim: int) -> None:
         super().__init__()
         self.states = [torch.zeros(1, 50, dim) for _ in range(layers)]
 
-    def take(self, batch: Batch) -> list[torch.Tensor]:
-        """Holds a batch, padded as s3prl's upstreams pad, and returns waves of the right length."""
-        pieces = torch.split(
+    def load(self, batch: Batch) -> list[torch.Tensor]:
+        """Stores the states of a batch, padded as in s3prl's upstreams, and returns waves of the
+        matching lengths."""
+        utterances = torch.split(
             batch.states.transpose(0, 1), batch.frames.tolist()
         )  # each (frames, layers, dim)
-        padded = nn.utils.rnn.pad_sequence(list(pieces), batch_first=True)
+        padded = nn.utils.rnn.pad_sequence(list(utterances), batch_first=True)
         self.states = list(padded.unbind(2))
         return [torch.zeros(count * FRAME_STRIDE_SAMPLES) for count in batch.frames.tolist()]
 
     def forward(self, waves: Sequence[torch.Tensor]) -> dict[str, Any]:
         return {"hidden_states": self.states}
 
-    def get_downsample_rates(self, key: str) -> int:
-        return FRAME_STRIDE_SAMPLES
-
 
 Forward = Callable[
     [nn.Module, str, list[torch.Tensor], Sequence[Any], dict[str, list[Any]]], torch.Tensor
 ]
-"""``(expert, mode, features, examples, records) -> loss``: calls the expert's ``forward`` with what
-its loader would give."""
+"""``(expert, mode, features, examples, records) -> loss``: calls the expert's ``forward`` with the
+arguments of its loader."""
 
 
 class Peer:
-    """s3prl's featurizer and one of its experts, trained as its runner does
+    """s3prl's featurizer and one of its experts, trained as in its runner
     (``downstream/runner.py``)."""
 
     def __init__(
-        self, expert: nn.Module, forward: Forward, upstream: nn.Module, normalize: bool = False
+        self, expert: Any, forward: Forward, upstream: Upstream, normalize: bool = False
     ) -> None:
-        """``upstream`` takes a batch and returns waves, and maps these to states; ``normalize`` is
-        s3prl's option."""
+        """``upstream`` loads the waves of a batch and maps them to states; ``normalize`` is s3prl's
+        option."""
         from s3prl.upstream.interfaces import Featurizer
 
         self.expert, self.run, self.upstream = expert, forward, upstream
@@ -146,18 +154,18 @@ class Peer:
     def loss(
         self, mode: str, batch: Any, examples: Sequence[Any], records: dict[str, list[Any]]
     ) -> torch.Tensor:
-        """One call of featurizer and expert."""
-        waves = self.upstream.take(batch)
+        """Calls featurizer and expert."""
+        waves = self.upstream.load(batch)
         features = self.featurizer(waves, self.upstream(waves))
         return self.run(self.expert, mode, features, examples, records)
 
     def metrics(self, records: dict[str, list[Any]], split: str | None = None) -> dict[str, float]:
-        """What ``log_records`` writes for a split (dev unless given), by the last part of its
+        """Returns what ``log_records`` writes for a split (default: dev), by the last part of its
         names."""
-        told: dict[str, float] = {}
+        values: dict[str, float] = {}
 
         def add(name: str, value: float, global_step: int) -> None:
-            told[name.rsplit("-", 1)[-1]] = float(value)
+            values[name.rsplit("-", 1)[-1]] = float(value)
 
         with redirect_stdout(StringIO()):
             self.expert.log_records(
@@ -168,13 +176,13 @@ class Peer:
                 batch_ids=[],
                 total_batch_num=0,
             )
-        return told
+        return values
 
     dev_name = "dev"
 
 
-def bare(module: ModuleType, parts: Mapping[str, Any]) -> nn.Module:
-    """Returns an expert with these parts, its constructor left out."""
+def build_without_init(module: ModuleType, parts: Mapping[str, Any]) -> nn.Module:
+    """Returns an expert with these parts, without a call of its constructor."""
     expert: nn.Module = module.DownstreamExpert.__new__(module.DownstreamExpert)
     nn.Module.__init__(expert)
     for name, part in parts.items():
@@ -183,11 +191,11 @@ def bare(module: ModuleType, parts: Mapping[str, Any]) -> nn.Module:
 
 
 @contextmanager
-def cuda_stays_here() -> Iterator[None]:
-    """``.cuda()`` returns the tensor itself: the speaker verification expert moves its mask without
-    asking for the device."""
+def no_cuda() -> Iterator[None]:
+    """Lets ``.cuda()`` return the tensor itself: the speaker verification expert moves its mask to
+    a GPU unconditionally."""
     before = torch.Tensor.cuda
-    torch.Tensor.cuda = lambda tensor, *_, **__: tensor  # type: ignore[method-assign,assignment]
+    torch.Tensor.cuda = lambda tensor, *_, **__: tensor  # type: ignore[method-assign]
     try:
         yield
     finally:

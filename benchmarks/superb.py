@@ -1,15 +1,15 @@
-"""What an evaluation costs: against s3prl's own loop, with a grid, with more merges, with more
+"""The cost of an evaluation: against s3prl's own loop, with a grid, with more merges, with more
 utterances. One run, one thread.
 
     make peers-s3prl && .venv/bin/python -m benchmarks.superb [speed front-end grid merges memory]
 
 Encoders are HuBERT Base cut to ``--layers`` transformer layers (front end of 512 channels and width
-768 as published), with random weights, between two of which the "merges" lie; the corpus is
+768 as published) with random weights; the "merges" lie between two of them; the corpus is
 synthetic speech of 1 to 2 seconds. Fewer layers make the front end a larger share of an encoder
-than in Base (it is printed). All times are processor seconds of one process, so that other work on
-the machine counts little; loading an encoder is left out on both sides. The speed-up follows from
-how often s3prl encodes each utterance: both that number and the one of its own config on the real
-corpus are printed.
+than in Base (the share is printed). All times are processor seconds of one process, so that other
+work on the machine matters little; loading an encoder is excluded on both sides. The speed-up
+follows from how often s3prl encodes each utterance: that number is printed, and the one of its own
+config on the real corpus.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ from benchmarks.superb_loops import (
     Cost,
     Passes,
     Setting,
-    merged,
-    ours,
-    theirs,
+    make_merges,
+    run_ours,
+    run_s3prl,
 )
 from speechft_ray.core.specs import CorpusSpec, EvalSpec
 from speechft_ray.speech.corpora.base import Corpus, Utterance
@@ -72,21 +72,21 @@ MEMORY_UTTERANCES, MEMORY_TIMES, MEMORY_BUDGET_BYTES = 75, (1, 10, 100), 1 << 20
 them fill no larger batch."""
 MEMORY_GROWTH = 1.1
 GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536"}
-"""glibc gives freed memory back at once (mallopt(3)); else the peak counts what lies freed, tens of
-MB by chance."""
+"""glibc returns freed memory to the system at once (mallopt(3)); else the peak includes freed
+memory, tens of MB by chance."""
 CPU = torch.device("cpu")
 
 
-def told(passed: bool, line: str) -> bool:
-    """Prints a line with its verdict."""
-    print(f"{'PASS' if passed else 'FAIL'}  {line}", flush=True)
-    return passed
+def report(is_ok: bool, line: str) -> bool:
+    """Prints a line with PASS or FAIL; returns ``is_ok``."""
+    print(f"{'PASS' if is_ok else 'FAIL'}  {line}", flush=True)
+    return is_ok
 
 
 def speed(options: argparse.Namespace, home: Path) -> bool:
-    """Six encoders on a pooled and on a frame task: ours and s3prl's loop, and how often each
+    """Compares the two loops for six encoders on a pooled and on a frame task, and how often each
     encodes an utterance."""
-    encoders = merged(ENCODERS, options.layers)
+    encoders = make_merges(ENCODERS, options.layers)
     return min(
         [_speed(setting, encoders, options.s3prl_encoders, home) for setting in SETTINGS.values()]
     )
@@ -97,20 +97,21 @@ def _speed(setting: Setting, encoders: list[Any], measured: int, home: Path) -> 
     utterances = sum(setting.counts.values())
     seconds = sum(item.samples for item in corpus.utterances) / 16_000 / utterances
     print(
-        f"\n{setting.task}: {setting.counts} utterances of {seconds:.2f} s, {setting.updates} updates of {setting.batch_size} "
-        f"({setting.draws_per_utterance} draws of each training utterance), {setting.validations} validations; "
-        f"s3prl's config: {setting.stock}"
+        f"\n{setting.task}: {setting.counts} utterances of {seconds:.2f} s, {setting.updates} "
+        f"updates of {setting.batch_size} ({setting.draws_per_utterance} draws of each training "
+        "utterance), "
+        f"{setting.validations} validations; s3prl's config: {setting.stock}"
     )
-    mine, my_passes = [], Passes()
+    our_seconds, our_passes = [], Passes()
     for weights in encoders:
-        mine.append(
-            ours(setting.spec(), weights, corpus, home / f"cache-{setting.task}", my_passes)
+        our_seconds.append(
+            run_ours(setting.spec(), weights, corpus, home / f"cache-{setting.task}", our_passes)
         )
-        print(f"  ours, encoder {len(mine)}: {mine[-1]:.2f} s", flush=True)
+        print(f"  ours, encoder {len(our_seconds)}: {our_seconds[-1]:.2f} s", flush=True)
     costs, their_passes = [], Passes()
     for weights in encoders[:measured]:
         with tempfile.TemporaryDirectory(dir=home) as folder:
-            costs.append(theirs(setting, weights, corpus, Path(folder), their_passes))
+            costs.append(run_s3prl(setting, weights, corpus, Path(folder), their_passes))
         print(f"  s3prl's loop, encoder {len(costs)}: {_parts(costs[-1])}", flush=True)
     their_sum = sum(cost.seconds for cost in costs)
     total = their_sum / measured * len(encoders)
@@ -121,20 +122,23 @@ def _speed(setting: Setting, encoders: list[Any], measured: int, home: Path) -> 
     )
     print("  forwards per utterance and encoder   front end   transformer")
     for name, passes, count in (
-        ("ours", my_passes, len(encoders)),
+        ("ours", our_passes, len(encoders)),
         ("s3prl's loop", their_passes, measured),
     ):
         front, rest = (
             passes.counts[part] / utterances / count for part in ("feature_extractor", "encoder")
         )
         print(f"  {name:34} {front:11.3f} {rest:13.3f}")
-    once = my_passes.counts == {
+    once = our_passes.counts == {
         "feature_extractor": utterances,
         "encoder": utterances * len(encoders),
     }
-    ratio, target = total / sum(mine), TARGETS[setting.task]
-    line = f"{len(encoders)} encoders: ours {sum(mine):.1f} s, s3prl's loop {total:.1f} s ({how}): {ratio:.1f} times >= {target:g}"
-    return told(once, "each utterance once per encoder, its front end once for all") & told(
+    ratio, target = total / sum(our_seconds), TARGETS[setting.task]
+    line = (
+        f"{len(encoders)} encoders: ours {sum(our_seconds):.1f} s, s3prl's loop {total:.1f} s "
+        f"({how}): {ratio:.1f} times >= {target:g}"
+    )
+    return report(once, "each utterance once per encoder, its front end once for all") & report(
         ratio >= target, line
     )
 
@@ -148,12 +152,13 @@ def _parts(cost: Cost) -> str:
 
 
 def front_end(options: argparse.Namespace, home: Path) -> bool:
-    """The share of the front end in one pass of an encoder over the pooled corpus."""
+    """Measures the share of the front end in one pass of an encoder over the pooled corpus."""
     extract, utterances = (
-        _extractor(merged(1, options.layers)[0], home),
+        _extractor(make_merges(1, options.layers)[0], home),
         SETTINGS["sid"].corpus(home / "corpora").utterances,
     )
-    module, spent, begun = extract.encoder.module().feature_extractor, [0.0], [0.0]
+    module = extract.encoder.module().get_submodule("feature_extractor")
+    spent, begun = [0.0], [0.0]
     module.register_forward_pre_hook(lambda *_: begun.__setitem__(0, time.process_time()))
     module.register_forward_hook(lambda *_: spent.append(time.process_time() - begun[0]))
     whole, front = [], []
@@ -163,14 +168,15 @@ def front_end(options: argparse.Namespace, home: Path) -> bool:
         front.append(sum(spent))
     shares = [one / all_ for one, all_ in zip(front, whole, strict=True)]
     print(
-        f"\nfront end: {median(front):.2f} s of {median(whole):.2f} s of a pass over the pooled corpus: {median(shares):.0%}"
+        f"\nfront end: {median(front):.2f} s of {median(whole):.2f} s of a pass over the pooled "
+        f"corpus: {median(shares):.0%}"
     )
     return True
 
 
 def grid(options: argparse.Namespace, home: Path) -> bool:
-    """Five rates with four seeds against one head: whole evaluations, and training alone."""
-    setting, weights = SETTINGS["sid"], merged(1, options.layers)[0]
+    """Compares five rates with four seeds to one head: whole evaluations, and training alone."""
+    setting, weights = SETTINGS["sid"], make_merges(1, options.layers)[0]
     corpus = setting.corpus(home / "corpora")
     specs = {
         "one head": setting.spec(),
@@ -182,18 +188,19 @@ def grid(options: argparse.Namespace, home: Path) -> bool:
     for _ in range(ROUNDS):
         for name, spec in specs.items():
             with tempfile.TemporaryDirectory(dir=home) as cache:
-                whole[name].append(ours(spec, weights, corpus, Path(cache)))
+                whole[name].append(run_ours(spec, weights, corpus, Path(cache)))
             training[name].append(_training(spec, extract, corpus))
     print(
-        f"\ngrid: {len(GRID)} rates x {GRID_SEEDS} seeds against one head, {setting.updates} updates, medians of {ROUNDS}"
+        f"\ngrid: {len(GRID)} rates x {GRID_SEEDS} seeds against one head, {setting.updates} "
+        f"updates, medians of {ROUNDS}"
     )
     ratios = {}
-    for what, found in (("whole evaluation", whole), ("training and validating alone", training)):
-        one, many = (median(found[name]) for name in specs)
+    for what, seconds in (("whole evaluation", whole), ("training and validating alone", training)):
+        one, many = (median(seconds[name]) for name in specs)
         ratios[what] = many / one
         print(f"  {what:30} one head {one:7.3f} s, grid {many:7.3f} s: {many / one:.2f} times")
     ratio = ratios["whole evaluation"]
-    return told(
+    return report(
         ratio < GRID_TARGET, f"the grid costs {ratio:.2f} times a single head < {GRID_TARGET:g}"
     )
 
@@ -201,36 +208,36 @@ def grid(options: argparse.Namespace, home: Path) -> bool:
 def _training(spec: EvalSpec, extract: Extractor, corpus: Corpus) -> float:
     data, task = build_task_data(TASKS.get(spec.task), spec, corpus), TASKS.get(spec.task)
     assert isinstance(data, TaskData)
-    kept = {
+    features = {
         split: InMemoryFeatures.encode(extract, corpus.split(split), lambda _: None)
         for split in ("train", "dev")
     }
     schedule, rates = make_schedule(task, spec), select_learning_rates(task, spec)
     return _seconds(
         lambda: train_stacked(
-            data, kept["train"], kept["dev"], schedule, rates, spec.seeds, lambda _: None
+            data, features["train"], features["dev"], schedule, rates, spec.seeds, lambda _: None
         )
     )
 
 
 def merges(options: argparse.Namespace, home: Path) -> bool:
-    """The cost of a sweep of 1 to 16 merges, each sweep with a cache of its own, and the line
-    through it."""
-    setting, encoders = SETTINGS["sid"], merged(max(MERGES), options.layers)
-    corpus, costs = setting.corpus(home / "corpora"), []
+    """Measures sweeps of 1 to 16 merges, each with a new cache, and fits a line."""
+    setting, encoders = SETTINGS["sid"], make_merges(max(MERGES), options.layers)
+    corpus = setting.corpus(home / "corpora")
+    costs: list[float] = []
     print("\nmerges: processor seconds of whole sweeps on the pooled task")
     for count in MERGES:
         with tempfile.TemporaryDirectory(dir=home) as cache:
             costs.append(
                 sum(
-                    ours(setting.spec(), weights, corpus, Path(cache))
+                    run_ours(setting.spec(), weights, corpus, Path(cache))
                     for weights in encoders[:count]
                 )
             )
         print(f"  {count:2} merges: {costs[-1]:7.2f} s", flush=True)
     slope, intercept = np.polyfit(MERGES, costs, 1)
     residuals = np.asarray(costs) - (slope * np.asarray(MERGES) + intercept)
-    fit = 1 - float((residuals**2).sum() / ((costs - np.mean(costs)) ** 2).sum())
+    fit = 1 - float((residuals**2).sum() / ((np.asarray(costs) - np.mean(costs)) ** 2).sum())
     extract = _extractor(encoders[0], home, shared=True)
     splits = {split: corpus.split(split) for split in ("train", "dev", "test")}
     first = _seconds(lambda: prepare_features(extract, splits, lambda _: None))
@@ -240,11 +247,12 @@ def merges(options: argparse.Namespace, home: Path) -> bool:
     training = median(_training(setting.spec(), extract, corpus) for _ in range(ROUNDS))
     print(
         f"  line: {slope:.3f} s per merge + {intercept:.3f} s, R2 {fit:.5f}\n"
-        f"  measured apart: a pass without front end {one_pass:.3f} s, with front end {first:.3f} s (the difference "
-        f"{first - one_pass:.3f} s is the intercept's part), training and validating {training:.3f} s"
+        f"  measured separately: a pass without front end {one_pass:.3f} s, with front end "
+        f"{first:.3f} s (the difference {first - one_pass:.3f} s is the intercept's part), "
+        f"training and validating {training:.3f} s"
     )
     ratio = float(slope) / one_pass
-    return told(
+    return report(
         fit > 0.99,
         f"cost is linear in the merges, slope {ratio:.2f} times a pass without front end",
     )
@@ -253,12 +261,12 @@ def merges(options: argparse.Namespace, home: Path) -> bool:
 def _extractor(weights: Any, home: Path, shared: bool = False) -> Extractor:
     encoder, corpus = HUBERT.build(weights), SETTINGS["sid"].corpus(home / "corpora")
     cache = FeatureCache(home / "extractor", 1 << 30)
-    fronts = (
+    shared_front_end = (
         SharedFrontEnd(cache, encoder.module(), FRONT_END, HUBERT.describe(weights.config), corpus)
         if shared
         else None
     )
-    return Extractor(encoder, corpus, CPU, True, fronts)
+    return Extractor(encoder, corpus, CPU, True, shared_front_end)
 
 
 def _seconds(work: Callable[[], object]) -> float:
@@ -268,10 +276,11 @@ def _seconds(work: Callable[[], object]) -> float:
 
 
 def memory(options: argparse.Namespace, home: Path) -> bool:
-    """The peak memory of fresh processes that evaluate 1, 10 and 100 times the utterances within
-    one budget."""
+    """Measures the peak memory of new processes that evaluate 1, 10 and 100 times the utterances
+    within one budget."""
     print(
-        f"\nmemory: a 2 x 64 HuBERT, at most {MEMORY_BUDGET_BYTES >> 20} MiB of features in memory, the rest on disk"
+        f"\nmemory: a 2 x 64 HuBERT, at most {MEMORY_BUDGET_BYTES >> 20} MiB of features in "
+        "memory, the rest on disk"
     )
     passed = True
     for task in ("sid", "pr"):
@@ -290,11 +299,12 @@ def memory(options: argparse.Namespace, home: Path) -> bool:
             peak, features = map(float, done.stdout.split())
             peaks.append(peak)
             print(
-                f"  {task} {times * MEMORY_UTTERANCES:5} utterances, {features:7.2f} MB of features: peak {peak:.1f} MB",
+                f"  {task} {times * MEMORY_UTTERANCES:5} utterances, {features:7.2f} MB of "
+                f"features: peak {peak:.1f} MB",
                 flush=True,
             )
         growth = peaks[-1] / peaks[0]
-        passed &= told(
+        passed &= report(
             growth < MEMORY_GROWTH,
             f"{task}: {MEMORY_TIMES[-1]} times the utterances, {growth:.3f} times the memory",
         )
@@ -305,11 +315,11 @@ def peak_of(task: str, count: int) -> None:
     """Evaluates in this process and prints its peak resident memory and the size of all features,
     in MB."""
     utterances = [
-        _made(split, index)
+        _make_utterance(split, index)
         for split, n in (("train", count), ("dev", count // 5))
         for index in range(n)
     ]
-    utterances += [_made("test", index) for index in range(count // 5)]
+    utterances += [_make_utterance("test", index) for index in range(count // 5)]
     corpus = Corpus(
         name="noise",
         fingerprint=str(count),
@@ -321,7 +331,7 @@ def peak_of(task: str, count: int) -> None:
     row = TASKS.get(task)
     data = build_task_data(row, spec, corpus)
     assert isinstance(data, TaskData)
-    extract = Extractor(HUBERT.build(merged(1, 2, 64)[0]), corpus, CPU, row.pooled)
+    extract = Extractor(HUBERT.build(make_merges(1, 2, 64)[0]), corpus, CPU, row.pooled)
     ordered = {
         split: [example.utterance for example in examples]
         for split, examples in data.examples.items()
@@ -332,16 +342,22 @@ def peak_of(task: str, count: int) -> None:
             FeatureCache(Path(folder), 1 << 30),
             "0",
         )
-        kept = prepare_features(
+        features = prepare_features(
             extract, {split: ordered[split] for split in ("train", "dev")}, lambda _: None, storage
         )
-        kinds = [(row.learning_rate, 0)]
+        rates_and_seeds = [(row.learning_rate, 0)]
         trained = train_probes(
-            data, kept["train"], kept["dev"], make_schedule(row, spec), kinds, 0, lambda _: None
+            data,
+            features["train"],
+            features["dev"],
+            make_schedule(row, spec),
+            rates_and_seeds,
+            0,
+            lambda _: None,
         )
-        unseen = OnTheFlyFeatures(extract, ordered["test"])
-        predict(data, [each.probe for each in trained], unseen)
-    # Not ru_maxrss, which begins with what the parent had when it started this process.
+        test = OnTheFlyFeatures(extract, ordered["test"])
+        predict(data, [each.probe for each in trained], test)
+    # Not ru_maxrss, which starts from the parent's memory at the time of the fork.
     (peak_kib,) = re.findall(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
     print(
         int(peak_kib) * 1024 / 1e6,
@@ -349,11 +365,11 @@ def peak_of(task: str, count: int) -> None:
     )
 
 
-def _made(split: str, index: int) -> Utterance:
-    draw = random.Random(f"{split}{index}")
-    labels = {"speaker": f"s{index % 4}", "phones": " ".join(draw.choices("abcd", k=5))}
+def _make_utterance(split: str, index: int) -> Utterance:
+    rng = random.Random(f"{split}{index}")
+    labels = {"speaker": f"s{index % 4}", "phones": " ".join(rng.choices("abcd", k=5))}
     return Utterance(
-        key=f"{split}-{index:05}", split=split, samples=6400 * draw.randint(2, 3), labels=labels
+        key=f"{split}-{index:05}", split=split, samples=6400 * rng.randint(2, 3), labels=labels
     )
 
 
@@ -372,7 +388,7 @@ SECTIONS = {
 
 
 def main() -> None:
-    """Prints the sections asked for, or all; leaves with 1 when a line fails."""
+    """Prints the named sections, or all; exits with 1 if a line fails."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -393,10 +409,12 @@ def main() -> None:
         return peak_of(task, int(count))
     if not PEERS.is_dir():
         sys.exit(
-            "s3prl's downstream code needs editdistance, h5py and lxml: run `make peers-s3prl` first."
+            "s3prl's downstream code needs editdistance, h5py and lxml: run `make peers-s3prl` "
+            "first."
         )
     print(
-        f"HuBERT, front end of 512 channels, {options.layers} layers x 768, random weights; processor seconds, one thread"
+        f"HuBERT, front end of 512 channels, {options.layers} layers x 768, random weights; "
+        "processor seconds, one thread"
     )
     with tempfile.TemporaryDirectory() as home:
         passed = [SECTIONS[name](options, Path(home)) for name in options.sections or SECTIONS]

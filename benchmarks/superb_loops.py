@@ -1,7 +1,7 @@
-"""The two ways to evaluate encoders that ``superb.py`` compares, on the same corpus: ours, and
-s3prl's loop with its own parts.
+"""The two evaluation loops that ``superb.py`` compares on the same corpus: ours, and s3prl's with
+its own parts.
 
-s3prl's loop is that of its ``downstream/runner.py``. That file does not import beside today's
+s3prl's loop is that of its ``downstream/runner.py``. That file does not import with a current
 torchaudio: its order of calls is repeated here around its own upstream expert, featurizer,
 downstream expert and losses. The encoder runs in every micro-step, and over dev and test at every
 validation. Utterances are read from memory on both sides.
@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks.s3prl_cases import ctc_expert, ctc_forward, pooled_expert, pooled_forward
+from benchmarks.s3prl_cases import ctc_expert, ctc_forward, forward_pooled, mean_pooling_expert
 from benchmarks.s3prl_peer import Encoding, Forward, Peer
 from speechft_ray.core.specs import CorpusSpec, EvalSpec
 from speechft_ray.speech.checkpoints import s3prl
@@ -44,8 +44,8 @@ halved for a small corpus."""
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """One task at the size that is compared. ``draws_per_utterance``: how often training draws an
-    utterance."""
+    """One task at the size of the comparison. ``draws_per_utterance``: how often training samples
+    an utterance."""
 
     task: str
     counts: Mapping[str, int]
@@ -53,7 +53,7 @@ class Setting:
     draws_per_utterance: int
     validations: int
     stock: str
-    """What s3prl's own config makes of it on the real corpus."""
+    """The same numbers for s3prl's own config on the real corpus."""
     expert: Callable[[TaskData, Any], Any]
     forward: Forward
 
@@ -61,15 +61,15 @@ class Setting:
     def updates(self) -> int:
         return self.draws_per_utterance * self.counts["train"] // self.batch_size
 
-    def spec(self, **changed: Any) -> EvalSpec:
+    def spec(self, **changes: Any) -> EvalSpec:
         every = self.updates // self.validations
-        given = {
+        fields = {
             "updates": self.updates,
             "validate_every_updates": every,
             "batch_size": self.batch_size,
-            **changed,
+            **changes,
         }
-        return EvalSpec(task=self.task, corpus=CorpusSpec(), **given)
+        return EvalSpec(task=self.task, corpus=CorpusSpec(), **fields)
 
     def corpus(self, cache: Path) -> Corpus:
         kind = CORPORA.get("synthetic")
@@ -95,8 +95,8 @@ SETTINGS = {
         draws_per_utterance=45,
         validations=9,
         stock="46 draws of each, 40 validations of dev and test",
-        expert=lambda data, folder: pooled_expert("voxceleb1.expert"),
-        forward=pooled_forward,
+        expert=lambda data, folder: mean_pooling_expert("voxceleb1.expert"),
+        forward=forward_pooled,
     ),
     "pr": Setting(
         task="pr",
@@ -111,12 +111,12 @@ SETTINGS = {
 }
 
 
-def merged(count: int, layers: int, dim: int = 768) -> list[EncoderWeights]:
+def make_merges(count: int, layers: int, dim: int = 768) -> list[EncoderWeights]:
     """Returns encoders between two random ones: like merges of stable fine-tuning, they share the
     front end of the first."""
     config = HUBERT.example_config(layers, dim, False)  # type: ignore[misc]
     start, donor = (HUBERT.init_weights(config, seed) for seed in (0, 1))  # type: ignore[misc]
-    found = []
+    encoders = []
     for index in range(count):
         state = {
             name: value
@@ -124,8 +124,8 @@ def merged(count: int, layers: int, dim: int = 768) -> list[EncoderWeights]:
             else torch.lerp(value, donor.state[name], index / count)
             for name, value in start.state.items()
         }
-        found.append(EncoderWeights(family="hubert", config=config, state=state))
-    return found
+        encoders.append(EncoderWeights(family="hubert", config=config, state=state))
+    return encoders
 
 
 class Passes:
@@ -135,11 +135,11 @@ class Passes:
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
 
-    def watch(self, model: nn.Module) -> None:
+    def count_in(self, model: nn.Module) -> None:
         for name in ("feature_extractor", "encoder"):
-            getattr(model, name).register_forward_hook(partial(self._seen, name))
+            getattr(model, name).register_forward_hook(partial(self._count, name))
 
-    def _seen(
+    def _count(
         self, name: str, module: nn.Module, inputs: tuple[torch.Tensor, ...], output: Any
     ) -> None:
         self.counts[name] += len(inputs[0])
@@ -158,18 +158,18 @@ class Cost:
         self.seconds += seconds
 
 
-def ours(
+def run_ours(
     spec: EvalSpec,
     weights: EncoderWeights,
     corpus: Corpus,
     cache: Path,
     passes: Passes | None = None,
 ) -> float:
-    """Evaluates one encoder as a worker does and returns the processor seconds; the encoder is
-    built before."""
+    """Evaluates one encoder as a worker does and returns the processor seconds, without those of
+    building the encoder."""
     encoder = HUBERT.build(weights)
     if passes is not None:
-        passes.watch(encoder.module())
+        passes.count_in(encoder.module())
     began = time.process_time()
     caches = SharedCaches(
         cache=FeatureCache(cache, DISK_BYTES),
@@ -180,33 +180,33 @@ def ours(
     return time.process_time() - began
 
 
-def theirs(
+def run_s3prl(
     setting: Setting, weights: EncoderWeights, corpus: Corpus, folder: Path, passes: Passes
 ) -> Cost:
-    """Evaluates one encoder in the order of s3prl's runner; the encoder is loaded before."""
-    build_data = build_task_data(TASKS.get(setting.task), setting.spec(), corpus)
-    assert isinstance(build_data, TaskData)
+    """Evaluates one encoder in the order of s3prl's runner; loading the encoder does not count."""
+    data = build_task_data(TASKS.get(setting.task), setting.spec(), corpus)
+    assert isinstance(data, TaskData)
     s3prl.write(folder / "encoder.pt", weights, {})
     upstream = Encoding(folder / "encoder.pt")
     torch.manual_seed(0)
     dim = HUBERT.describe(weights.config).dim
-    expert = setting.expert(build_data, folder)(build_data, build_data.head(dim), dim, folder)
+    expert = setting.expert(data, folder)(data, data.head(dim), dim, folder)
     peer = Peer(expert, setting.forward, upstream, normalize=True)
-    passes.watch(upstream.expert.model)  # after the featurizer has asked for one pass
+    passes.count_in(upstream.expert.model)  # after the featurizer's own pass
     schedule = make_schedule(TASKS.get(setting.task), setting.spec())
     optimizer = torch.optim.Adam(peer.parameters(), lr=schedule.learning_rate)
     micro = min(MICRO_BATCH, setting.batch_size)
     generator = torch.Generator().manual_seed(0)
     batches = sample_batches(
         make_schedule(TASKS.get(setting.task), setting.spec(batch_size=micro)),
-        build_data.examples["train"],
+        data.examples["train"],
         generator,
     )
     cost = Cost()
     for update in range(1, setting.updates + 1):
-        for part in islice(batches, setting.batch_size // micro):
+        for indices in islice(batches, setting.batch_size // micro):
             began = time.process_time()
-            _micro_step(peer, build_data, corpus, part, setting.batch_size // micro)
+            _micro_step(peer, data, corpus, indices, setting.batch_size // micro)
             cost.add("micro-step", time.process_time() - began)
         began = time.process_time()
         norm = torch.nn.utils.clip_grad_norm_(peer.parameters(), schedule.clip_norm)
@@ -217,17 +217,17 @@ def theirs(
         if update % (setting.updates // setting.validations) == 0:
             began = time.process_time()
             for split in ("dev", "test"):
-                _validation(peer, build_data, corpus, split)
+                _validation(peer, data, corpus, split)
             cost.add("validation", time.process_time() - began)
     return cost
 
 
-def _micro_step(peer: Peer, data: TaskData, corpus: Corpus, part: Any, parts: int) -> None:
+def _micro_step(peer: Peer, data: TaskData, corpus: Corpus, indices: Any, accumulate: int) -> None:
     peer.expert.train()
     examples = data.examples["train"]
-    chosen = [examples[place] for place in torch.arange(len(examples))[part].tolist()]
-    waves = [torch.from_numpy(corpus.read(example.utterance)) for example in chosen]
-    loss = peer.loss("train", waves, chosen, defaultdict(list)) / parts
+    batch = [examples[index] for index in torch.arange(len(examples))[indices].tolist()]
+    waves = [torch.from_numpy(corpus.read(example.utterance)) for example in batch]
+    loss = peer.loss("train", waves, batch, defaultdict(list)) / accumulate
     loss.backward()  # type: ignore[no-untyped-call]
 
 
@@ -235,6 +235,6 @@ def _micro_step(peer: Peer, data: TaskData, corpus: Corpus, part: Any, parts: in
 def _validation(peer: Peer, data: TaskData, corpus: Corpus, split: str) -> None:
     peer.expert.eval()
     records: dict[str, list[Any]] = defaultdict(list)
-    for example in data.examples[split]:  # one by one, as the configs of these two tasks have it
+    for example in data.examples[split]:  # one by one, as in the configs of these two tasks
         peer.loss(split, [torch.from_numpy(corpus.read(example.utterance))], [example], records)
     peer.metrics(records, split)

@@ -40,8 +40,8 @@ def textbook_distance(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("task", sorted(CASES))
 def test_losses_and_metrics_are_those_of_s3prl(task: str, tmp_path: Path) -> None:
-    lines = parity.task_lines(task, tmp_path, updates=3, counts=COUNTS)
-    assert [line for line in lines if not line.passed] == []
+    lines = parity.compare_task(task, tmp_path, updates=3, counts=COUNTS)
+    assert [line for line in lines if not line.is_ok] == []
     assert len(lines) == 1 + len(CASES[task].metrics)
 
 
@@ -72,13 +72,13 @@ def test_frames_of_speakers_are_labelled_as_s3prl_labels_them(seed: int) -> None
 
 
 def test_means_train_what_frames_train(tmp_path: Path) -> None:
-    line = parity.pooled_line(tmp_path, updates=40)
-    assert line.passed, line
+    line = parity.compare_pooled(tmp_path, updates=40)
+    assert line.is_ok, line
 
 
 def test_a_time_warp_is_s3prls() -> None:
-    line = parity.specaug_line(rounds=3)
-    assert line.passed, line
+    line = parity.compare_specaug(rounds=3)
+    assert line.is_ok, line
 
 
 def test_a_difference_is_detected(tmp_path: Path) -> None:
