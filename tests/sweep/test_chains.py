@@ -198,7 +198,7 @@ def test_a_search_proposes_stages_of_chains() -> None:
     assert found.params(drawn)["after_alpha"] == 0.25
     assert found.params(found.space.draw(Scripted(after_alpha=1.0)))["after_alpha"] == 1
     # Alpha 0 of a later stage is what it started from.
-    assert found.merged(found.space.draw(Scripted(alpha=0))) == start
+    assert found.merge_key(found.space.draw(Scripted(alpha=0))) == start
 
 
 def test_a_search_refuses_donors_of_different_starts() -> None:
