@@ -1,5 +1,4 @@
-"""Merges that need data of the donors' tuning sets: from the fine-tuning that gathers it to the
-merged encoder."""
+"""Merges that need statistics of the donors' tuning sets, from fine-tuning to merged encoder."""
 
 from __future__ import annotations
 
@@ -67,38 +66,36 @@ def test_fisher_and_regmean_read_what_the_fine_tuning_gathered(tmp_path: Path) -
         ):
             perform(job, place, lambda values: None)
     folders = [store.folder("finetune", job.fingerprint) for job in plan.of_stage("finetune")]
-    gathered = [load_file(folder / STATISTICS_FILE) for folder in folders]
-    assert set(gathered[0]) == set(gathered[1])
+    statistics = [load_file(folder / STATISTICS_FILE) for folder in folders]
+    assert set(statistics[0]) == set(statistics[1])
     assert {
         f"{kind}:encoder.layers.0.self_attn.q_proj.weight" for kind in ("fisher", "gram")
-    } <= set(gathered[0])
-    assert not any(
-        "feature_extractor" in key for key in gathered[0]
-    )  # frozen: nothing to ask of it
+    } <= set(statistics[0])
+    assert not any("feature_extractor" in key for key in statistics[0])  # frozen: no statistics
     assert not store.find_damaged_files("finetune", folders[0].name)
     base, donors = (
         start_encoder(place.encoder)[0],
         [read_encoder(folder / ENCODER_FILE).state for folder in folders],
     )
     plain = merge("linear", {}, base.state, donors, 0.5, ("final_proj", "label_embs"))
-    moved = 0
+    differing = 0
     for job in plan.of_stage("merge"):
         if job.payload["alpha"] == 0.5:
             made = read_encoder(store.folder("merge", job.fingerprint) / ENCODER_FILE).state
-            wanted = merge(
+            expected = merge(
                 str(job.payload["method"]),
                 {},
                 base.state,
                 donors,
                 0.5,
                 ("final_proj", "label_embs"),
-                statistics=gathered,
+                statistics=statistics,
             )
-            assert all(torch.equal(made[name], value) for name, value in wanted.items())
-            moved += not torch.equal(
+            assert all(torch.equal(made[name], value) for name, value in expected.items())
+            differing += not torch.equal(
                 made["encoder.layers.0.fc1.weight"], plain["encoder.layers.0.fc1.weight"]
             )
-    assert moved == 2
+    assert differing == 2
 
 
 @pytest.mark.parametrize(
@@ -120,5 +117,8 @@ def test_a_merge_without_its_statistics_is_refused_before_anything_runs(
         check_names(spec)
     assert [path for path, _ in caught.value.mistakes] == paths
     kind = "gram" if gather else "fisher"
-    sentence = f"needs {kind} statistics of the donors' tuning sets: set `gather: [{kind}]` for the fine-tuning of one, two."
+    sentence = (
+        f"needs {kind} statistics of the donors' tuning sets: set `gather: [{kind}]` for the "
+        "fine-tuning of one, two."
+    )
     assert sentence in caught.value.mistakes[0][1]

@@ -49,15 +49,15 @@ def test_what_comes_out_is_plain_weights(kind: str, tmp_path: Path) -> None:
         ]
         assert ranks == [2, 2] if kind == "lora" else min(ranks) > 2
     points = dict(tuned.facts["curve"])
-    moved = [
+    changes = [
         tuned.weights.state[f"layers.{layer}.weight"] - start.state[f"layers.{layer}.weight"]
         for layer in "01"
     ]
-    for layer, change in enumerate(moved):
+    for layer, change in enumerate(changes):
         assert points[tuned.facts["best_update"]][f"distance_layer_{layer:02d}"] == pytest.approx(
             float(change.norm()), rel=1e-4
         )
-    total = math.sqrt(sum(float(change.square().sum()) for change in moved))
+    total = math.sqrt(sum(float(change.square().sum()) for change in changes))
     assert points[tuned.facts["best_update"]]["distance"] == pytest.approx(total, rel=1e-4)
     assert points[1]["distance"] == 0, "the head-only phase holds for adapters too"
 
@@ -72,12 +72,12 @@ def test_a_run_killed_again_and_again_ends_with_the_same_bits(
     chance = random.Random(1)
     monkeypatch.setattr(loop, "SAVE_EVERY_SECONDS", 0.0)
     monkeypatch.setattr(loop, "SAVE_SHARE", float("inf"))
-    publish = checkpointing.save
+    save = checkpointing.save
     monkeypatch.setattr(
-        checkpointing, "save", lambda *given: publish(*given) if chance.random() < 0.5 else None
+        checkpointing, "save", lambda *args: save(*args) if chance.random() < 0.5 else None
     )
 
-    begun: list[float] = []
+    restarts: list[float] = []
 
     def die(values: Mapping[str, float]) -> None:
         reports.append(values["done"])
@@ -90,8 +90,8 @@ def test_a_run_killed_again_and_again_ends_with_the_same_bits(
             broken = run(tmp_path / "broken", plan, report=die)
             break
         except Killed:
-            begun.append(reports[0])
-    assert len(begun) >= 2 and max(begun) > 3, "nothing was resumed after the head-only phase"
+            restarts.append(reports[0])
+    assert len(restarts) >= 2 and max(restarts) > 3, "nothing was resumed after the head-only phase"
     for left, right in (
         (whole.weights, broken.weights),
         (whole.early_checkpoints[0.5], broken.early_checkpoints[0.5]),

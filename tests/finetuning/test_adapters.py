@@ -1,8 +1,9 @@
-"""LoRA and DoRA: what peft computes, on every encoder, and nothing else moves."""
+"""LoRA and DoRA against peft, on every encoder; no other parameter changes."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -11,15 +12,18 @@ from torch import nn
 from speechft_ray.core.errors import UserError
 from speechft_ray.core.specs import AdapterSpec
 from speechft_ray.finetuning.adapters import add_adapters, compute_adapted_weights, merge_adapters
-from speechft_ray.speech.encoders import _torchaudio  # noqa: F401  # peft's imports end at a torchaudio that must load
+
+# peft's imports end at a torchaudio that must load.
+from speechft_ray.speech.encoders import _torchaudio  # noqa: F401
 from speechft_ray.speech.encoders.base import FAMILIES, Encoder
 from tests.finetuning.toy_models import ToyEncoder
 from tests.speech.toy_models import add_noise, make_wave, toy_encoder
 
 import peft  # isort: skip
 
-KINDS = ("lora", "dora")
-LEARNED = [name for name, family in FAMILIES.items() if family.init_weights is not None]
+Kind = Literal["lora", "dora"]
+KINDS: tuple[Kind, ...] = ("lora", "dora")
+TRAINABLE_FAMILIES = [name for name, family in FAMILIES.items() if family.init_weights is not None]
 WAVES = [make_wave(4000), make_wave(2500, seed=1)]
 
 
@@ -35,34 +39,32 @@ class Network(nn.Module):
         return hidden
 
 
-def _begin(module: nn.Module, **options: object) -> dict[str, nn.Parameter]:
-    """Adapts everything that may be, with another B than zero and another magnitude than at the
-    start."""
+def _add_adapters(module: nn.Module, **options: object) -> dict[str, nn.Parameter]:
+    """Freezes a module and adds adapters with random values instead of the start values."""
     module.requires_grad_(False)
-    found = add_adapters(
+    parameters = add_adapters(
         module, AdapterSpec.model_validate(options), {name for name, _ in module.named_parameters()}
     )
-    _stir(found)
-    return found
+    _perturb(parameters)
+    return parameters
 
 
-def _stir(parameters: dict[str, nn.Parameter]) -> None:
+def _perturb(parameters: dict[str, nn.Parameter]) -> None:
     rng = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for value in parameters.values():
-            value += 0.3 * torch.randn(value.shape, generator=rng)
+            value.add_(0.3 * torch.randn(value.shape, generator=rng))
 
 
 def _encoder(name: str) -> Encoder:
-    """A frozen one: torch's products take another way, with another rounding, for weights that want
-    a gradient."""
+    """Builds a frozen encoder: torch rounds products differently for weights with a gradient."""
     encoder = FAMILIES.get(name).build(add_noise(toy_encoder(name)))
     encoder.module().requires_grad_(False)
     return encoder
 
 
 @torch.no_grad()
-def _merged(module: nn.Module) -> dict[str, torch.Tensor]:
+def _current_weights(module: nn.Module) -> dict[str, torch.Tensor]:
     return compute_adapted_weights(module)
 
 
@@ -76,62 +78,62 @@ def _same(left: Sequence[torch.Tensor], right: Sequence[torch.Tensor]) -> bool:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_outputs_gradients_and_merged_weights_are_those_of_peft(kind: str) -> None:
+def test_outputs_gradients_and_merged_weights_are_those_of_peft(kind: Kind) -> None:
     torch.manual_seed(0)
-    ours, values = Network(), torch.randn(5, 12)
-    theirs = Network()
-    theirs.load_state_dict(ours.state_dict())
-    added = _begin(ours, kind=kind, rank=4, scale=6.0, layers=("fc1", "fc2"))
+    network, values = Network(), torch.randn(5, 12)
+    peft_network = Network()
+    peft_network.load_state_dict(network.state_dict())
+    added = _add_adapters(network, kind=kind, rank=4, scale=6.0, layers=("fc1", "fc2"))
     config = peft.LoraConfig(
         r=4, lora_alpha=6, target_modules=["fc1", "fc2"], use_dora=kind == "dora"
     )
-    judge = peft.get_peft_model(theirs, config)
+    reference: Any = peft.get_peft_model(peft_network, config)
     names = {
         "a": "lora_A.default.weight",
         "b": "lora_B.default.weight",
         "magnitude": "lora_magnitude_vector.default.weight",
     }
-    twins = {
-        name: judge.get_parameter(
+    counterparts = {
+        name: reference.get_parameter(
             f"base_model.model.{name.split('.')[0]}.{names[name.rsplit('.', 1)[1]]}"
         )
         for name in added
     }
-    assert set(map(id, twins.values())) == {
-        id(value) for value in judge.parameters() if value.requires_grad
+    assert set(map(id, counterparts.values())) == {
+        id(value) for value in reference.parameters() if value.requires_grad
     }
     with torch.no_grad():
         for name, value in added.items():
-            twins[name].copy_(value)
-    left, right = ours(values), judge(values)
+            counterparts[name].copy_(value)
+    left, right = network(values), reference(values)
     torch.testing.assert_close(left, right, rtol=1e-6, atol=1e-6)
     left.square().sum().backward()
     right.square().sum().backward()
     for name, value in added.items():
         assert value.grad is not None and float(value.grad.norm()) > 1e-3
-        torch.testing.assert_close(value.grad, twins[name].grad, rtol=1e-5, atol=1e-6)
-    merge_adapters(ours)
-    merged = judge.merge_and_unload().state_dict()
-    assert set(merged) == set(ours.state_dict())
-    for name, value in ours.state_dict().items():
+        torch.testing.assert_close(value.grad, counterparts[name].grad, rtol=1e-5, atol=1e-6)
+    merge_adapters(network)
+    merged = reference.merge_and_unload().state_dict()
+    assert set(merged) == set(network.state_dict())
+    for name, value in network.state_dict().items():
         torch.testing.assert_close(value, merged[name], rtol=1e-6, atol=1e-6)
 
 
 def test_adapters_begin_as_those_of_peft() -> None:
     """A within the same bounds of a uniform distribution, B zero, and the magnitudes the norms of
     the rows."""
-    layer = nn.Sequential(nn.Linear(400, 300))
-    start = layer[0].weight.detach().clone()
+    linear = nn.Linear(400, 300)
+    layer, start = nn.Sequential(linear), linear.weight.detach().clone()
     added = add_adapters(layer, AdapterSpec(kind="dora", rank=64, layers=("0",)), {"0.weight"})
     a, b, magnitude = added.values()
-    judge = peft.get_peft_model(
+    reference = peft.get_peft_model(
         nn.Sequential(nn.Linear(400, 300)),
         peft.LoraConfig(r=64, target_modules=["0"], use_dora=True),
     ).get_parameter("base_model.model.0.lora_A.default.weight")
     assert float(a.detach().abs().max()) == pytest.approx(
-        float(judge.detach().abs().max()), rel=1e-3
+        float(reference.detach().abs().max()), rel=1e-3
     )
-    assert float(a.detach().std()) == pytest.approx(float(judge.detach().std()), rel=0.02)
+    assert float(a.detach().std()) == pytest.approx(float(reference.detach().std()), rel=0.02)
     assert not b.any()
     torch.testing.assert_close(magnitude.detach(), start.square().sum(dim=1).sqrt())
 
@@ -151,25 +153,27 @@ def test_a_layer_around_a_projection_does_nothing_in_attention() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", LEARNED)
-def test_every_family_begins_at_its_start_and_ends_with_plain_weights(name: str, kind: str) -> None:
+@pytest.mark.parametrize("name", TRAINABLE_FAMILIES)
+def test_every_family_begins_at_its_start_and_ends_with_plain_weights(
+    name: str, kind: Kind
+) -> None:
     encoder = _encoder(name)
     module, before = encoder.module(), _states(encoder)
     start = {key: value.clone() for key, value in module.state_dict().items()}
     spec = AdapterSpec(kind=kind, rank=4)
     added = add_adapters(module, spec, set(start))
     assert len(added) == 2 * 6 * (3 if kind == "dora" else 2)  # 2 layers of 6
-    assert all(torch.equal(value, start[key]) for key, value in _merged(module).items())
+    assert all(torch.equal(value, start[key]) for key, value in _current_weights(module).items())
     assert _same(before, _states(encoder))
-    assert set(start) - set(module.state_dict()) == set(_merged(module)), (
+    assert set(start) - set(module.state_dict()) == set(_current_weights(module)), (
         "only adapted weights have another name"
     )
     assert all(
         torch.equal(value, start[key]) for key, value in module.state_dict().items() if key in start
     )
 
-    _stir(added)
-    after, merged = _states(encoder), _merged(module)
+    _perturb(added)
+    after, merged = _states(encoder), _current_weights(module)
     assert not _same(before, after)
     merge_adapters(module)
     assert set(module.state_dict()) == set(start)
@@ -191,13 +195,13 @@ def test_every_family_begins_at_its_start_and_ends_with_plain_weights(name: str,
     assert _same(after, _states(encoder))
 
 
-@pytest.mark.parametrize("name", LEARNED)
+@pytest.mark.parametrize("name", TRAINABLE_FAMILIES)
 @pytest.mark.parametrize("layer", AdapterSpec().layers)
 def test_an_adapter_of_any_layer_has_an_effect(name: str, layer: str) -> None:
     """In attention too, where no projection is called."""
     encoder = _encoder(name)
     before = _states(encoder)
-    _begin(encoder.module(), rank=2, layers=(layer,))
+    _add_adapters(encoder.module(), rank=2, layers=(layer,))
     moved = [
         float((one - other).abs().max())
         for one, other in zip(before, _states(encoder), strict=True)
@@ -206,7 +210,7 @@ def test_an_adapter_of_any_layer_has_an_effect(name: str, layer: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_updates_move_adapters_and_nothing_else(kind: str) -> None:
+def test_updates_move_adapters_and_nothing_else(kind: Kind) -> None:
     encoder = _encoder("wavlm")
     module = encoder.module()
     start = {key: value.clone() for key, value in module.state_dict().items()}
@@ -218,7 +222,8 @@ def test_updates_move_adapters_and_nothing_else(kind: str) -> None:
     for update in range(3):
         before = {key: value.clone() for key, value in module.state_dict().items()}
         optimizer.zero_grad()
-        encoder.hidden_states(WAVES).states[-1].square().mean().backward()
+        loss = encoder.hidden_states(WAVES).states[-1].square().mean()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         moved = {
             key for key, value in module.state_dict().items() if not torch.equal(value, before[key])
@@ -233,24 +238,24 @@ def test_updates_move_adapters_and_nothing_else(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_an_adapted_module_is_saved_and_loaded(kind: str) -> None:
+def test_an_adapted_module_is_saved_and_loaded(kind: Kind) -> None:
     first, second = ToyEncoder(0.0), ToyEncoder(0.0)
-    _begin(first, kind=kind, rank=2, layers=("layers.0", "layers.1"))
+    _add_adapters(first, kind=kind, rank=2, layers=("layers.0", "layers.1"))
     add_adapters(
         second,
         AdapterSpec(kind=kind, rank=2, layers=("layers.0", "layers.1")),
         {"layers.0.weight", "layers.1.weight"},
     )
     second.load_state_dict(first.state_dict())
-    assert _same([*_merged(first).values()], [*_merged(second).values()])
+    assert _same([*_current_weights(first).values()], [*_current_weights(second).values()])
     assert _same(_states(first), _states(second))
 
 
 def test_weights_reach_the_adapters_with_their_gradient() -> None:
     encoder = ToyEncoder(0.0)
-    added = _begin(encoder, kind="dora", rank=2, layers=("layers.1",))
+    added = _add_adapters(encoder, kind="dora", rank=2, layers=("layers.1",))
     weights = compute_adapted_weights(encoder)
-    weights["layers.1.weight"].square().sum().backward()
+    weights["layers.1.weight"].square().sum().backward()  # type: ignore[no-untyped-call]
     assert set(weights) == {"layers.1.weight"} and all(
         value.grad is not None for value in added.values()
     )
@@ -258,19 +263,22 @@ def test_weights_reach_the_adapters_with_their_gradient() -> None:
 
 def test_weights_are_the_same_where_layers_compute_in_bf16() -> None:
     encoder = ToyEncoder(0.0)
-    _begin(encoder, kind="dora", rank=2, layers=("layers.0",))
-    expected = _merged(encoder)
+    _add_adapters(encoder, kind="dora", rank=2, layers=("layers.0",))
+    expected = _current_weights(encoder)
     with torch.autocast("cpu", torch.bfloat16):
         assert encoder.layers[0](torch.ones(1, 8)).dtype == torch.bfloat16
-        assert torch.equal(_merged(encoder)["layers.0.weight"], expected["layers.0.weight"])
+        assert torch.equal(
+            _current_weights(encoder)["layers.0.weight"], expected["layers.0.weight"]
+        )
 
 
 def test_a_row_of_zeros_does_not_spoil_the_rest() -> None:
-    layer = nn.Sequential(nn.Linear(4, 3))
+    linear = nn.Linear(4, 3)
+    layer = nn.Sequential(linear)
     with torch.no_grad():
-        layer[0].weight[1] = 0
+        linear.weight[1] = 0
     added = add_adapters(layer, AdapterSpec(kind="dora", rank=2, layers=("0",)), {"0.weight"})
-    assert not layer[0].weight[1].any()
+    assert not linear.weight[1].any()
     layer(torch.ones(1, 4)).sum().backward()
     assert all(
         bool(torch.isfinite(value.grad).all()) for value in added.values() if value.grad is not None
@@ -283,14 +291,20 @@ def test_a_row_of_zeros_does_not_spoil_the_rest() -> None:
         (
             ("fc1", "fc3"),
             2,
-            r"no linear layer that may learn is called `fc3`; there are `fc1`, `fc2`.*`q_proj`, `v_proj`",
+            (
+                r"no linear layer that may learn is called `fc3`; "
+                r"there are `fc1`, `fc2`.*`q_proj`, `v_proj`"
+            ),
         ),
         (("final_proj",), 2, "is called `final_proj`"),
         (("c1",), 2, "is called `c1`"),
         (
             ("q_proj",),
             17,
-            r"is 17, but the layer `encoder.layers.0.self_attn.q_proj` has only 16 inputs and 16 outputs",
+            (
+                r"is 17, but the layer `encoder.layers.0.self_attn.q_proj` has only 16 inputs and "
+                r"16 outputs"
+            ),
         ),
     ],
 )

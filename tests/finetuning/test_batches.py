@@ -1,4 +1,4 @@
-"""The order of utterances: seeded, complete, short on padding, and the same from any update on."""
+"""Batches: seeded, complete, short on padding, and a function of the update alone."""
 
 from __future__ import annotations
 
@@ -8,44 +8,48 @@ import numpy as np
 import pytest
 
 from speechft_ray.finetuning.batches import WINDOW_BATCHES, AudioCache, BatchSampler, crop
+from speechft_ray.speech.corpora.base import Utterance
 from tests.finetuning.toy_models import corpus
 
 LENGTHS = list(np.random.default_rng(0).integers(16_000, 160_000, 64))
 
 
-def _order(
+def _sampler(
     seed: int = 0, objective: int = 0, size: int = 4, lengths: list[int] = LENGTHS
 ) -> BatchSampler:
     return BatchSampler(lengths, size, seed, objective)
 
 
 def test_every_epoch_takes_every_utterance_once() -> None:
-    order = _order()
+    sampler = _sampler()
     for epoch in range(3):
         seen = [
-            index for update in range(16 * epoch, 16 * epoch + 16) for index in order.batch(update)
+            index
+            for update in range(16 * epoch, 16 * epoch + 16)
+            for index in sampler.batch(update)
         ]
         assert sorted(seen) == list(range(64))
 
 
 def test_an_update_has_its_batch_whatever_was_asked_before() -> None:
-    order = _order()
-    straight = [order.batch(update) for update in range(40)]
+    sampler = _sampler()
+    straight = [sampler.batch(update) for update in range(40)]
     for update in (39, 3, 17, 17, 0):
-        assert order.batch(update) == straight[update] == _order().batch(update)
+        assert sampler.batch(update) == straight[update] == _sampler().batch(update)
 
 
 def test_seeds_and_objectives_have_orders_of_their_own() -> None:
-    orders = [_order(), _order(seed=1), _order(objective=1)]
-    found = [
-        tuple(index for update in range(8) for index in order.batch(update)) for order in orders
+    samplers = [_sampler(), _sampler(seed=1), _sampler(objective=1)]
+    sequences = [
+        tuple(index for update in range(8) for index in sampler.batch(update))
+        for sampler in samplers
     ]
-    assert len(set(found)) == 3
+    assert len(set(sequences)) == 3
 
 
 def test_batches_hold_utterances_of_like_length_in_mixed_order() -> None:
-    order = _order()
-    chosen = [order.batch(update) for update in range(64)]
+    sampler = _sampler()
+    chosen = [sampler.batch(update) for update in range(64)]
     spread = np.mean([np.ptp([LENGTHS[index] for index in batch]) for batch in chosen])
     assert spread < 0.5 * np.mean(
         [np.ptp(np.random.default_rng(k).choice(LENGTHS, 4)) for k in range(64)]
@@ -55,8 +59,8 @@ def test_batches_hold_utterances_of_like_length_in_mixed_order() -> None:
 
 
 def test_a_corpus_smaller_than_a_batch_comes_round_again() -> None:
-    order = _order(size=7, lengths=[1000, 2000, 3000])
-    batches_of_three = [Counter(order.batch(update)) for update in range(24)]
+    sampler = _sampler(size=7, lengths=[1000, 2000, 3000])
+    batches_of_three = [Counter(sampler.batch(update)) for update in range(24)]
     assert all(
         sum(batch.values()) == 7 and set(batch.values()) <= {1, 2, 3} and len(batch) == 3
         for batch in batches_of_three
@@ -66,8 +70,8 @@ def test_a_corpus_smaller_than_a_batch_comes_round_again() -> None:
 
 @pytest.mark.parametrize(("count", "size"), [(86, 16), (17, 8), (9, 8), (8, 8), (300, 32)])
 def test_no_batch_within_an_epoch_holds_an_utterance_twice(count: int, size: int) -> None:
-    order = _order(size=size, lengths=list(range(1000, 1000 + count)))
-    stream = [order.batch(update) for update in range(3 * count)]
+    sampler = _sampler(size=size, lengths=list(range(1000, 1000 + count)))
+    stream = [sampler.batch(update) for update in range(3 * count)]
     for update, batch in enumerate(stream):
         if update * size // count == ((update + 1) * size - 1) // count:
             assert len(set(batch)) == size
@@ -95,7 +99,7 @@ def test_audio_is_read_once_while_the_budget_lasts() -> None:
     tones = corpus({"train": 2})
     reads: list[str] = []
 
-    def read(utterance):
+    def read(utterance: Utterance) -> np.ndarray:
         reads.append(utterance.key)
         return tones.read(utterance)
 

@@ -1,4 +1,4 @@
-"""Distances of weights and similarity of features, against formulas of the test's own."""
+"""Weight distances and CKA, against independent formulas."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from speechft_ray.finetuning import diagnostics, loop
+from speechft_ray.finetuning import diagnostics as diagnostics_module
+from speechft_ray.finetuning import loop
 from speechft_ray.finetuning.batches import AudioCache
 from speechft_ray.finetuning.data import ObjectiveData, load_objective
 from speechft_ray.finetuning.diagnostics import (
@@ -29,8 +30,8 @@ from tests.finetuning.toy_models import ToyEncoder, build, corpus, objective, sp
 from tests.speech.toy_models import add_noise, toy_encoder
 
 CPU = torch.device("cpu")
-DRAW = np.random.default_rng(0)
-FRAMES = DRAW.standard_normal((200, 6)) @ DRAW.standard_normal((6, 6)) + 5.0
+RNG = np.random.default_rng(0)
+FRAMES = RNG.standard_normal((200, 6)) @ RNG.standard_normal((6, 6)) + 5.0
 
 
 def _cka(left: np.ndarray, right: np.ndarray, parts: int = 7) -> float | None:
@@ -50,17 +51,17 @@ def _by_examples(left: np.ndarray, right: np.ndarray) -> float:
 def test_similarity_is_that_of_centred_gram_matrices() -> None:
     for noise in (0.3, 1.0, 5.0):
         other = (
-            np.tanh(FRAMES - 5) @ DRAW.standard_normal((6, 9))
-            + noise * DRAW.standard_normal((200, 9))
+            np.tanh(FRAMES - 5) @ RNG.standard_normal((6, 9))
+            + noise * RNG.standard_normal((200, 9))
             - 40.0
         )
-        found = _cka(FRAMES, other)
-        assert found == pytest.approx(_by_examples(FRAMES, other), rel=1e-5)
-        assert found is not None and 0 < found < 0.99
+        cka = _cka(FRAMES, other)
+        assert cka == pytest.approx(_by_examples(FRAMES, other), rel=1e-5)
+        assert cka is not None and 0 < cka < 0.99
 
 
 def test_similarity_does_not_see_rotation_scale_and_shift() -> None:
-    rotation, _ = np.linalg.qr(DRAW.standard_normal((6, 6)))
+    rotation, _ = np.linalg.qr(RNG.standard_normal((6, 6)))
     assert _cka(FRAMES, FRAMES) == pytest.approx(1, abs=1e-9)
     assert _cka(FRAMES, -3 * FRAMES @ rotation + 7) == pytest.approx(1, abs=1e-6)
     stretched = _cka(FRAMES, FRAMES * np.array([1, 1, 1, 1, 1, 30]))
@@ -68,8 +69,8 @@ def test_similarity_does_not_see_rotation_scale_and_shift() -> None:
 
 
 def test_similarity_to_noise_is_low() -> None:
-    found = _cka(DRAW.standard_normal((4000, 6)), DRAW.standard_normal((4000, 6)))
-    assert found is not None and found < 0.01
+    cka = _cka(RNG.standard_normal((4000, 6)), RNG.standard_normal((4000, 6)))
+    assert cka is not None and cka < 0.01
 
 
 @pytest.mark.parametrize(
@@ -109,8 +110,8 @@ def test_distances_are_relative_and_by_part() -> None:
         "layers.0.b": [0.8],
         "head.w": [9.0],
     }
-    found = compute_weight_distances(weights(start), weights(tuned), ("down.",), ("head.",))
-    assert found == pytest.approx({"front_end": 0.0, "input": 0.5, "layer_00": 0.5})
+    distances = compute_weight_distances(weights(start), weights(tuned), ("down.",), ("head.",))
+    assert distances == pytest.approx({"front_end": 0.0, "input": 0.5, "layer_00": 0.5})
 
 
 def _objectives(*corpora: Corpus) -> tuple[list[ObjectiveData], FeatureLoader]:
@@ -130,7 +131,7 @@ def test_probes_are_the_first_dev_utterances_of_every_objective(
         corpus({"train": 4, "dev": 30}, seed=1),
     )
     objectives, loader = _objectives(few, many)
-    monkeypatch.setattr(diagnostics, "PROBE_UTTERANCES", 20)
+    monkeypatch.setattr(diagnostics_module, "PROBE_UTTERANCES", 20)
     chosen = [clip.key for clip in load_probe_set(objectives, loader)]
     assert chosen == [
         "dev-0",
@@ -139,7 +140,7 @@ def test_probes_are_the_first_dev_utterances_of_every_objective(
         "dev-4",
         *sorted(f"dev-{index}" for index in range(30))[:10],
     ]
-    monkeypatch.setattr(diagnostics, "PROBE_SECONDS", 0.6)
+    monkeypatch.setattr(diagnostics_module, "PROBE_SECONDS", 0.6)
     clips = load_probe_set(objectives, loader)
     assert sum(clip.samples for clip in clips) == 9600
     cut = [clip for clip in clips if not clip.whole]
@@ -155,15 +156,15 @@ def test_checkpoints_are_compared_with_dropout_off_state_by_state() -> None:
     changed = {**start.state, "layers.1.weight": other.state["layers.1.weight"]}
     objectives, loader = _objectives(tones)
     tuned = EncoderWeights(family="toy", config=start.config, state=changed)
-    found = compute_diagnostics(
+    diagnostics = compute_diagnostics(
         start, {"same": start, "tuned": tuned}, objectives, loader, lambda: None
     )
-    assert found["same"]["cka"] == pytest.approx([1.0] * 3)
-    assert set(found["same"]["weight_distance"].values()) == {0.0}
-    assert found["tuned"]["cka"][:2] == pytest.approx([1.0] * 2)
+    assert diagnostics["same"]["cka"] == pytest.approx([1.0] * 3)
+    assert set(diagnostics["same"]["weight_distance"].values()) == {0.0}
+    assert diagnostics["tuned"]["cka"][:2] == pytest.approx([1.0] * 2)
     last = [_last_states(weights, tones) for weights in (start, tuned)]
-    assert found["tuned"]["cka"][2] == pytest.approx(_by_examples(*last), rel=1e-4)
-    assert found["tuned"]["cka"][2] < 0.999
+    assert diagnostics["tuned"]["cka"][2] == pytest.approx(_by_examples(*last), rel=1e-4)
+    assert diagnostics["tuned"]["cka"][2] < 0.999
 
 
 @pytest.mark.usefixtures("toy_family")
@@ -207,10 +208,12 @@ def test_a_run_says_how_far_its_checkpoints_went(freeze: bool, tmp_path: Path) -
     tuned = finetune(
         plan, start, [corpus({"train": 8, "dev": 4})], tmp_path, CPU, lambda values: None
     )
-    found: dict[str, Any] = json.loads(json.dumps(tuned.facts["diagnostics"], allow_nan=False))
-    assert set(found) == {"best", "0.5"}
+    diagnostics: dict[str, Any] = json.loads(
+        json.dumps(tuned.facts["diagnostics"], allow_nan=False)
+    )
+    assert set(diagnostics) == {"best", "0.5"}
     for name, weights in (("best", tuned.weights), ("0.5", tuned.early_checkpoints[0.5])):
-        parts, cka = found[name]["weight_distance"], found[name]["cka"]
+        parts, cka = diagnostics[name]["weight_distance"], diagnostics[name]["cka"]
         assert set(parts) == {"front_end", "input", "layer_00", "layer_01"}
         assert (parts["front_end"] == 0) == freeze and all(
             parts[part] > 0 for part in parts if part != "front_end"
@@ -218,9 +221,9 @@ def test_a_run_says_how_far_its_checkpoints_went(freeze: bool, tmp_path: Path) -
         ours = {
             key: value for key, value in start.state.items() if key.startswith("encoder.layers.1.")
         }
-        moved = math.sqrt(
+        difference = math.sqrt(
             sum(float((weights.state[key] - value).square().sum()) for key, value in ours.items())
         )
         size = math.sqrt(sum(float(value.square().sum()) for value in ours.values()))
-        assert parts["layer_01"] == pytest.approx(moved / size, rel=1e-4)
+        assert parts["layer_01"] == pytest.approx(difference / size, rel=1e-4)
         assert len(cka) == 3 and all(0 < value < 1 for value in cka)

@@ -1,5 +1,4 @@
-"""Runs on the real encoders at a tiny size: who learns, and that a resumed run ends with the same
-bits."""
+"""Runs on the real encoders at a tiny size: trainable parameters, and resuming to the same bits."""
 
 from __future__ import annotations
 
@@ -16,11 +15,11 @@ from tests.finetuning.toy_models import corpus, objective, spec
 from tests.speech.toy_models import add_noise, toy_encoder
 
 CPU = torch.device("cpu")
-FAMILIES_THAT_LEARN = [name for name, family in FAMILIES.items() if family.init_weights is not None]
+TRAINABLE_FAMILIES = [name for name, family in FAMILIES.items() if family.init_weights is not None]
 
 
 @pytest.mark.parametrize("freeze", [True, False])
-@pytest.mark.parametrize("name", FAMILIES_THAT_LEARN)
+@pytest.mark.parametrize("name", TRAINABLE_FAMILIES)
 def test_everything_that_makes_features_learns_and_nothing_else(
     name: str, freeze: bool, tmp_path: Path
 ) -> None:
@@ -64,7 +63,8 @@ def test_a_killed_run_goes_on_to_the_same_bits(
     content = corpus({"train": 8, "dev": 4})
     plan = spec(objective("frame"), updates=8, validate_every_updates=3)
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    whole.mkdir(), broken.mkdir()
+    whole.mkdir()
+    broken.mkdir()
     expected = finetune(plan, start, [content], whole, CPU, lambda values: None)
     monkeypatch.setattr(loop, "SAVE_EVERY_SECONDS", 0.0)
     monkeypatch.setattr(loop, "SAVE_SHARE", float("inf"))
@@ -76,11 +76,11 @@ def test_a_killed_run_goes_on_to_the_same_bits(
     with pytest.raises(KeyboardInterrupt):
         finetune(plan, start, [content], broken, CPU, die)
     resumed: list[float] = []
-    found = finetune(
+    result = finetune(
         plan, start, [content], broken, CPU, lambda values: resumed.append(values["done"])
     )
     assert resumed[0] == 6
     assert all(
-        torch.equal(value, found.weights.state[name])
+        torch.equal(value, result.weights.state[name])
         for name, value in expected.weights.state.items()
     )

@@ -1,5 +1,5 @@
-"""Masked prediction: targets and masks against plain arithmetic and s3prl's, who learns, and whole
-runs that are killed."""
+"""Masked prediction: targets and masks against plain arithmetic and s3prl, trainable parameters,
+and runs that are killed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from speechft_ray.core.errors import UserError
-from speechft_ray.core.specs import FinetuneSpec
+from speechft_ray.core.specs import FinetuneSpec, Objective
 from speechft_ray.core.units import frame_count
 from speechft_ray.finetuning import loop, pseudo_labels
 from speechft_ray.finetuning.batches import MICRO_BATCH_SECONDS, AudioCache
@@ -27,7 +27,7 @@ from speechft_ray.speech.corpora.base import Corpus
 from speechft_ray.speech.encoders.base import FAMILIES, EncoderWeights
 from speechft_ray.speech.heads.base import IGNORED
 from speechft_ray.speech.heads.masked import MaskedOptions, compute_labels, draw_mask
-from tests.finetuning.toy_models import Killed, corpus, objective, spec
+from tests.finetuning.toy_models import Killed, corpus, objective, silent, spec
 from tests.speech.toy_models import add_noise, make_wave, tone_corpus, toy_encoder, toy_hubert
 
 CPU = torch.device("cpu")
@@ -42,17 +42,17 @@ def hubert(seed: int = 0) -> EncoderWeights:
     return add_noise(family.init_weights(config, seed), seed)
 
 
-def naming(content: Corpus) -> EncoderWeights:
-    """An encoder that names frames by what it hears: its codes are its own projected states of some
+def make_labelling_encoder(content: Corpus) -> EncoderWeights:
+    """Returns an encoder whose pseudo-labels vary: its codes are its own projected states of some
     frames of a corpus."""
     plain = hubert()
     encoder = FAMILIES.get("hubert").build(plain)
     with torch.no_grad():
-        heard = [
+        states = [
             encoder.hidden_states([torch.tensor(content.read(item))]).states[-1][0]
             for item in content.utterances
         ]
-        projected = torch.cat(heard) @ plain.state["final_proj.weight"].T
+        projected = torch.cat(states) @ plain.state["final_proj.weight"].T
     middle = projected.mean(dim=0)
     codes = (projected - middle)[:: len(projected) // CODES][:CODES] * torch.linspace(
         0.5, 2.0, CODES
@@ -63,25 +63,31 @@ def naming(content: Corpus) -> EncoderWeights:
 
 @pytest.fixture(scope="module")
 def start() -> EncoderWeights:
-    return naming(tones())
+    return make_labelling_encoder(tones())
 
 
 def tones(train: int = 8, dev: int = 4) -> Corpus:
     return corpus({"train": train, "dev": dev})
 
 
-def masked(**changes: Any) -> Any:
-    """Utterances of the toys are short, and so are the spans."""
+def make_masked_objective(**changes: Any) -> Objective:
+    """Returns a masked objective with short spans, for the short utterances of the toy corpus."""
     return objective(
         "masked", **{"column": None, "options": {"mask_length": 2, "mask_prob": 0.5}, **changes}
     )
 
 
-def nothing(values: Mapping[str, float]) -> None:
-    pass
+def output_of(state: TrainState) -> Any:
+    """Returns the output layer of the first head."""
+    return state.heads[0].output
 
 
-def begin(
+def options_of(data: ObjectiveData) -> MaskedOptions:
+    assert isinstance(data.options, MaskedOptions)
+    return data.options
+
+
+def build_trainer(
     start: EncoderWeights, work: Path, plan: FinetuneSpec, content: Corpus | None = None
 ) -> tuple[TrainState, list[ObjectiveData], Trainer]:
     content = content or tones()
@@ -91,7 +97,7 @@ def begin(
     loader = FeatureLoader(
         encoder=state.encoder, device=CPU, freeze_front_end=True, audio_caches=audio_caches
     )
-    objectives = with_pseudo_labels(objectives, loader, work, "this", nothing)
+    objectives = with_pseudo_labels(objectives, loader, work, "this", silent)
     state.train(True)
     return state, objectives, Trainer(plan, objectives, loader, MICRO_BATCH_SECONDS)
 
@@ -100,7 +106,7 @@ def run(
     start: EncoderWeights,
     work: Path,
     plan: FinetuneSpec,
-    report: Callable[[Mapping[str, float]], None] = nothing,
+    report: Callable[[Mapping[str, float]], None] = silent,
     content: Corpus | None = None,
 ) -> FinetuneResult:
     work.mkdir(exist_ok=True)
@@ -113,7 +119,9 @@ def test_targets_are_the_most_similar_rows_of_the_code_book(
 ) -> None:
     """Against numpy, from states of s3prl's forward pass of each whole utterance."""
     content = tones()
-    data = begin(start, tmp_path, spec(masked(options={"similarity": similarity})), content)[1][0]
+    data = build_trainer(
+        start, tmp_path, spec(make_masked_objective(options={"similarity": similarity})), content
+    )[1][0]
     assert data.vocabulary.size == CODES
     encoder = FAMILIES.get("hubert").build(start)
     state = {name: value.double().numpy() for name, value in start.state.items()}
@@ -147,11 +155,11 @@ def test_codes_go_through_the_gate_that_pretraining_put_them_through() -> None:
     weights = toy_hubert(target_glu=True)
     model: Any = FAMILIES.get("hubert").build(weights).module()
     states = torch.randn(50, 16, generator=torch.Generator().manual_seed(0))
-    found = compute_labels(MaskedOptions(), model, states)
+    labels = compute_labels(MaskedOptions(), model, states)
     expected = torch.cosine_similarity(
         model.final_proj(states)[:, None], model.target_glu(model.label_embs_concat)[None], dim=-1
     )
-    assert torch.equal(found, expected.argmax(dim=1)) and len(found.unique()) > 1
+    assert torch.equal(labels, expected.argmax(dim=1)) and len(set(labels.tolist())) > 1
 
 
 @pytest.mark.parametrize("frames", [780, 100, 30, 12, 5])
@@ -181,10 +189,10 @@ def test_as_many_frames_are_masked_as_in_fairseq(frames: int) -> None:
 def test_masks_have_the_spans_that_were_asked_for() -> None:
     options = MaskedOptions(mask_prob=0.1, mask_length=4, least_spans=1)
     for seed in range(50):
-        found = draw_mask(options, 120, np.random.default_rng(seed))
-        edges = np.flatnonzero(np.diff(np.concatenate([[0], found, [0]])))
+        spans = draw_mask(options, 120, np.random.default_rng(seed))
+        edges = np.flatnonzero(np.diff(np.concatenate([[0], spans, [0]])))
         lengths = edges[1::2] - edges[::2]
-        assert (lengths >= 4).all() and found.sum() <= 4 * 4 and len(lengths) <= 4
+        assert (lengths >= 4).all() and spans.sum() <= 4 * 4 and len(lengths) <= 4
 
 
 @pytest.mark.parametrize(
@@ -197,16 +205,19 @@ def test_the_loss_asks_about_masked_frames_alone(
 ) -> None:
     """The first update by hand: its masks drawn again, its loss from s3prl's own states, gradient
     at masked frames alone."""
-    plan, content = spec(masked(weight=0.5), updates=20, seed=3, **changes), tones()
-    state, (data,), trainer = begin(start, tmp_path, plan, content)
+    plan, content = spec(make_masked_objective(weight=0.5), updates=20, seed=3, **changes), tones()
+    state, (data,), trainer = build_trainer(start, tmp_path, plan, content)
     state.train(False)
     monkeypatch.setattr(state.encoder.module(), "train", lambda mode: None)
     logits: list[torch.Tensor] = []
-    state.heads[0].register_forward_hook(
-        lambda module, given, output: output.retain_grad() or logits.append(output)
-    )
+
+    def keep_logits(module: Any, args: Any, output: torch.Tensor) -> None:
+        output.retain_grad()
+        logits.append(output)
+
+    state.heads[0].register_forward_hook(keep_logits)
     order = trainer._samplers[0].batch(0)
-    weight = state.heads[0].output.weight.detach().clone()
+    weight = output_of(state).weight.detach().clone()
     step = trainer.train_step(state, 0)
     rng = make_generator(3, Stream.MASK, 0, 0)
     model: Any = FAMILIES.get("hubert").build(start).module()
@@ -214,7 +225,7 @@ def test_the_loss_asks_about_masked_frames_alone(
     for place in order:
         example = data.train[place]
         count = frame_count(example.utterance.samples)
-        hidden = draw_mask(data.options, count, rng)
+        hidden = draw_mask(options_of(data), count, rng)
         at.append(hidden.tolist())
         model.apply_mask = lambda x, padding, targets, hidden=hidden: (
             torch.where(torch.tensor(hidden)[None, :, None], model.mask_emb, x),
@@ -224,32 +235,35 @@ def test_the_loss_asks_about_masked_frames_alone(
             states = model(
                 torch.tensor(content.read(example.utterance))[None], mask=True, features_only=True
             )["x"][0]
-            cost = torch.log_softmax(states @ weight.T + state.heads[0].output.bias, dim=1)
+            cost = torch.log_softmax(states @ weight.T + output_of(state).bias, dim=1)
         costs += [-float(cost[frame, example.target[frame]]) for frame in np.flatnonzero(hidden)]
     assert step.loss == pytest.approx(0.5 * np.mean(costs), rel=1e-5)
     (seen,) = logits
-    told = seen.grad.abs().sum(dim=2) > 0
-    assert 0 < told.sum() < told.numel() / 2
-    assert sorted(map(str, told.tolist())) == sorted(
+    assert seen.grad is not None
+    has_gradient = seen.grad.abs().sum(dim=2) > 0
+    assert 0 < has_gradient.sum() < has_gradient.numel() / 2
+    assert sorted(map(str, has_gradient.tolist())) == sorted(
         str([*hidden, *[False] * (seen.shape[1] - len(hidden))]) for hidden in at
     )
     trainer.close()
 
 
 def test_who_learns_at_every_update(start: EncoderWeights, tmp_path: Path) -> None:
-    state, _, trainer = begin(start, tmp_path, spec(masked(), updates=10, head_only_fraction=0.3))
+    state, _, trainer = build_trainer(
+        start, tmp_path, spec(make_masked_objective(), updates=10, head_only_fraction=0.3)
+    )
     fixed = ("feature_extractor.", "final_proj.", "label_embs_concat")
     for update in range(10):
         before = {
             name: value.clone() for name, value in state.encoder.module().state_dict().items()
         }
-        head = state.heads[0].output.weight.clone()
+        head = output_of(state).weight.clone()
         trainer.train_step(state, update)
         after = state.encoder.module().state_dict()
         changed = {name for name, value in after.items() if not torch.equal(value, before[name])}
         learns = set() if update < 3 else {name for name in before if not name.startswith(fixed)}
         assert changed == learns and ("mask_emb" in changed) == (update >= 3), update
-        assert torch.equal(head, state.heads[0].output.weight) == (
+        assert torch.equal(head, output_of(state).weight) == (
             update == 0
         )  # which has learning rate 0
     trainer.close()
@@ -258,7 +272,7 @@ def test_who_learns_at_every_update(start: EncoderWeights, tmp_path: Path) -> No
 def test_the_mask_embedding_keeps_still_where_nothing_is_masked(
     start: EncoderWeights, tmp_path: Path
 ) -> None:
-    state, _, trainer = begin(start, tmp_path, spec(objective("ctc")))
+    state, _, trainer = build_trainer(start, tmp_path, spec(objective("ctc")))
     trainer.close()
     assert "mask_emb" not in state.parameters
 
@@ -267,7 +281,9 @@ def test_crops_keep_the_names_of_their_own_frames(start: EncoderWeights, tmp_pat
     """A piece starts at a frame, so its targets are a piece of the targets, and its sound begins
     where they begin."""
     content = tones()
-    _, (data,), trainer = begin(start, tmp_path, spec(masked(), crop_seconds=0.1), content)
+    _, (data,), trainer = build_trainer(
+        start, tmp_path, spec(make_masked_objective(), crop_seconds=0.1), content
+    )
     moved = 0
     for update in range(6):
         (batch,) = trainer._read_batches(update)
@@ -276,12 +292,15 @@ def test_crops_keep_the_names_of_their_own_frames(start: EncoderWeights, tmp_pat
         for clip, target, hidden in zip(batch.clips, batch.targets, batch.masks, strict=True):
             (example,) = (item for item in data.train if item.utterance.key == clip.key)
             audio, first = content.read(example.utterance), clip.start // 320
-            assert clip.start % 320 == 0 and clip.samples == len(clip.wave) == min(
-                1_600, len(audio)
+            assert (
+                clip.wave is not None
+                and clip.start % 320 == 0
+                and clip.samples == len(clip.wave) == min(1_600, len(audio))
             )
             np.testing.assert_array_equal(clip.wave, audio[clip.start : clip.start + clip.samples])
             assert (
-                hidden.tolist() == draw_mask(data.options, frame_count(clip.samples), rng).tolist()
+                hidden.tolist()
+                == draw_mask(options_of(data), frame_count(clip.samples), rng).tolist()
             )
             own = example.target[first : first + len(hidden)].long()
             assert (
@@ -294,14 +313,16 @@ def test_crops_keep_the_names_of_their_own_frames(start: EncoderWeights, tmp_pat
 
 
 def test_validations_always_mask_the_same_frames(start: EncoderWeights, tmp_path: Path) -> None:
-    found = []
+    dev_sets = []
     for seed in (0, 1):
         (tmp_path / str(seed)).mkdir()
-        _, (data,), trainer = begin(start, tmp_path / str(seed), spec(masked(), seed=seed))
+        _, (data,), trainer = build_trainer(
+            start, tmp_path / str(seed), spec(make_masked_objective(), seed=seed)
+        )
         trainer.close()
         assert all(item.mask is None for item in data.train)
-        found.append(data.dev)
-    for first, second in zip(*found, strict=True):
+        dev_sets.append(data.dev)
+    for first, second in zip(*dev_sets, strict=True):
         assert torch.equal(first.mask, second.mask) and torch.equal(first.target, second.target)
         assert torch.equal(first.target != IGNORED, first.mask) and first.mask.any()
 
@@ -309,9 +330,12 @@ def test_validations_always_mask_the_same_frames(start: EncoderWeights, tmp_path
 def test_a_run_learns_to_name_what_it_does_not_hear(tmp_path: Path) -> None:
     """Better than whoever says the commonest name everywhere."""
     content = tone_corpus((0.6,), 36)
-    start = naming(content)
+    start = make_labelling_encoder(content)
     plan = spec(
-        masked(batch_size=8), updates=100, validate_every_updates=20, peak_learning_rate=5e-3
+        make_masked_objective(batch_size=8),
+        updates=100,
+        validate_every_updates=20,
+        peak_learning_rate=5e-3,
     )
     tuned = run(start, tmp_path, plan, content=content)
     dev = [values["dev"] for _, values in tuned.facts["curve"] if "dev" in values]
@@ -321,7 +345,7 @@ def test_a_run_learns_to_name_what_it_does_not_hear(tmp_path: Path) -> None:
         {"metric": "finetune.masked_accuracy", "best_dev": max(dev), "vocabulary": CODES}
     ]
     (tmp_path / "dev").mkdir()
-    _, (data,), trainer = begin(start, tmp_path / "dev", plan, content)
+    _, (data,), trainer = build_trainer(start, tmp_path / "dev", plan, content)
     trainer.close()
     counts = np.bincount(torch.cat([item.target[item.mask] for item in data.dev]).numpy())
     assert max(dev) > 100 * counts.max() / counts.sum() + 5 and losses[-1] < 0.8 * losses[0]
@@ -342,7 +366,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(
 ) -> None:
     """With a labelled objective beside it."""
     plan = spec(
-        masked(),
+        make_masked_objective(),
         objective("pooled"),
         updates=12,
         validate_every_updates=5,
@@ -355,11 +379,14 @@ def test_a_killed_run_goes_on_to_the_same_bits(
     expected = run(start, tmp_path / "whole", plan)
     monkeypatch.setattr(loop, "SAVE_EVERY_SECONDS", 0.0)
     monkeypatch.setattr(loop, "SAVE_SHARE", float("inf"))
-    asked = []
-    own = pseudo_labels._predict_labels
-    monkeypatch.setattr(
-        pseudo_labels, "_predict_labels", lambda *given: asked.append(1) or own(*given)
-    )
+    calls: list[int] = []
+    predict_labels = pseudo_labels._predict_labels
+
+    def count_calls(*args: Any) -> list[torch.Tensor]:
+        calls.append(1)
+        return predict_labels(*args)
+
+    monkeypatch.setattr(pseudo_labels, "_predict_labels", count_calls)
     for last in (0, 4, 9):
 
         def die(values: Mapping[str, float], last: int = last) -> None:
@@ -369,7 +396,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(
         with pytest.raises(Killed):
             run(start, tmp_path / "broken", plan, die)
     broken = run(start, tmp_path / "broken", plan)
-    assert asked == [1], "the start encoder names the frames once"
+    assert calls == [1], "the start encoder names the frames once"
     assert all(
         torch.equal(value, broken.weights.state[name])
         for name, value in expected.weights.state.items()
@@ -380,16 +407,16 @@ def test_a_killed_run_goes_on_to_the_same_bits(
 
 
 def test_names_of_another_run_are_not_taken_up(start: EncoderWeights, tmp_path: Path) -> None:
-    run(start, tmp_path, spec(masked(), updates=2))
+    run(start, tmp_path, spec(make_masked_objective(), updates=2))
     with pytest.raises(UserError, match="saved state of another run"):
-        run(hubert(seed=5), tmp_path, spec(masked(), updates=2))
+        run(hubert(seed=5), tmp_path, spec(make_masked_objective(), updates=2))
 
 
 def test_damaged_names_are_asked_for_again(start: EncoderWeights, tmp_path: Path) -> None:
-    expected = run(start, tmp_path, spec(masked(), updates=2))
-    (kept,) = tmp_path.glob("names0-*")
-    kept.write_bytes(kept.read_bytes()[:-9])
-    again = run(start, tmp_path, spec(masked(), updates=2))
+    expected = run(start, tmp_path, spec(make_masked_objective(), updates=2))
+    (labels_file,) = tmp_path.glob("names0-*")
+    labels_file.write_bytes(labels_file.read_bytes()[:-9])
+    again = run(start, tmp_path, spec(make_masked_objective(), updates=2))
     assert all(
         torch.equal(value, again.weights.state[name])
         for name, value in expected.weights.state.items()
@@ -401,22 +428,26 @@ def test_progress_is_told_while_frames_are_named(
 ) -> None:
     monkeypatch.setattr(pseudo_labels, "REPORT_EVERY_SECONDS", 0.0)
     reports: list[Mapping[str, float]] = []
-    run(start, tmp_path, spec(masked(), updates=2), reports.append)
+    run(start, tmp_path, spec(make_masked_objective(), updates=2), reports.append)
     first = [values for values in reports if "named" in values]
     assert first == reports[: len(first)] and len(first) == 12
     assert first[-1] == {"done": 0, "total": 2, "named": 12, "to_name": 12}
 
 
 def test_statistics_are_gathered_at_masked_frames(start: EncoderWeights, tmp_path: Path) -> None:
-    found = run(start, tmp_path, spec(masked(), updates=4, gather=("fisher", "gram"))).statistics
-    assert (found["fisher:mask_emb"] > 0).all() and "fisher:final_proj.weight" not in found
+    statistics = run(
+        start, tmp_path, spec(make_masked_objective(), updates=4, gather=("fisher", "gram"))
+    ).statistics
+    assert (
+        statistics["fisher:mask_emb"] > 0
+    ).all() and "fisher:final_proj.weight" not in statistics
 
 
-def without(weights: EncoderWeights, prefixes: Sequence[str]) -> EncoderWeights:
-    kept = {
+def drop_weights(weights: EncoderWeights, prefixes: Sequence[str]) -> EncoderWeights:
+    state = {
         name: value for name, value in weights.state.items() if not name.startswith(tuple(prefixes))
     }
-    return EncoderWeights(family=weights.family, config=weights.config, state=kept)
+    return EncoderWeights(family=weights.family, config=weights.config, state=state)
 
 
 @pytest.mark.parametrize(
@@ -432,17 +463,17 @@ def without(weights: EncoderWeights, prefixes: Sequence[str]) -> EncoderWeights:
 def test_an_encoder_without_code_book_is_told(
     family: str, missing: list[str], tmp_path: Path
 ) -> None:
-    bare = without(toy_encoder(family), missing)
+    bare = drop_weights(toy_encoder(family), missing)
     with pytest.raises(
         UserError, match=r"code book .*which this .* lacks: start from a HuBERT checkpoint"
     ):
-        run(bare, tmp_path, spec(masked()))
+        run(bare, tmp_path, spec(make_masked_objective()))
     assert not list(tmp_path.iterdir())
 
 
 def test_an_encoder_without_mask_embedding_is_told(start: EncoderWeights, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"this HuBERT has no mask embedding \(`mask_emb`\)"):
-        run(without(start, ["mask_emb"]), tmp_path, spec(masked()))
+        run(drop_weights(start, ["mask_emb"]), tmp_path, spec(make_masked_objective()))
     assert not list(tmp_path.iterdir())
 
 
@@ -456,13 +487,13 @@ def test_several_code_books_are_told(tmp_path: Path) -> None:
         run(
             EncoderWeights(family="hubert", config=weights.config, state=state),
             tmp_path,
-            spec(masked()),
+            spec(make_masked_objective()),
         )
 
 
 def test_a_column_is_told(start: EncoderWeights, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="`masked` learns from audio alone: leave `column` out"):
-        run(start, tmp_path, spec(masked(column="tone")))
+        run(start, tmp_path, spec(make_masked_objective(column="tone")))
 
 
 def test_a_start_that_names_all_frames_alike_is_told(start: EncoderWeights, tmp_path: Path) -> None:
@@ -471,7 +502,7 @@ def test_a_start_that_names_all_frames_alike_is_told(start: EncoderWeights, tmp_
         run(
             EncoderWeights(family="hubert", config=start.config, state=same),
             tmp_path,
-            spec(masked()),
+            spec(make_masked_objective()),
         )
 
 

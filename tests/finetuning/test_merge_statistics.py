@@ -1,9 +1,9 @@
-"""Fisher information and Gram matrices, against hooks and autograd of the test's own."""
+"""Fisher information and Gram matrices, against independent hooks and autograd."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ from tests.finetuning.toy_models import ToyEncoder, corpus, objective, spec, sta
 TONES = corpus({"train": 14, "dev": 6})
 
 
-def tuned(
+def run_finetuning(
     work: Path, content: Corpus = TONES, report: Any = lambda values: None, **changes: Any
 ) -> FinetuneResult:
     work.mkdir(exist_ok=True)
@@ -39,7 +39,7 @@ def tuned(
 @pytest.mark.parametrize("kind", [None, "lora", "dora"])
 @pytest.mark.usefixtures("toy_family")
 def test_statistics_are_those_of_the_best_weights_on_the_tuning_set(
-    kind: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kind: Literal["lora", "dora"] | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With adapters too, of the weights that they are merged into."""
     adapter = (
@@ -49,13 +49,13 @@ def test_statistics_are_those_of_the_best_weights_on_the_tuning_set(
 
     def dev(state: Any, *_: Any) -> list[float]:
         heads.append({name: value.clone() for name, value in state.heads[0].state_dict().items()})
-        learner_heads.append(state.heads[0])
+        head_modules.append(state.heads[0])
         return [next(values)]
 
-    learner_heads: list[Any] = []
+    head_modules: list[Any] = []
     monkeypatch.setattr(loop, "compute_dev_metrics", dev)
-    result = tuned(tmp_path / "a", gather=("fisher", "gram"), adapter=adapter)
-    encoder, head = FAMILIES.get("toy").build(result.weights), learner_heads[0]
+    result = run_finetuning(tmp_path / "a", gather=("fisher", "gram"), adapter=adapter)
+    encoder, head = FAMILIES.get("toy").build(result.weights), head_modules[0]
     assert isinstance(encoder, ToyEncoder)
     head.load_state_dict(heads[1])  # the second validation was the best
     head.eval()
@@ -63,7 +63,7 @@ def test_statistics_are_those_of_the_best_weights_on_the_tuning_set(
     inputs: dict[str, list[torch.Tensor]] = {"0": [], "1": []}
     for place, layer in enumerate(encoder.layers):
         layer.register_forward_pre_hook(
-            lambda _, given, place=place: inputs[str(place)].append(given[0].detach().flatten(0, 1))
+            lambda _, args, place=place: inputs[str(place)].append(args[0].detach().flatten(0, 1))
         )
     train = [item for item in TONES.utterances if item.split == "train"]
     for item in train:
@@ -73,30 +73,37 @@ def test_statistics_are_those_of_the_best_weights_on_the_tuning_set(
             [sorted({other.labels["tone"] for other in train}).index(item.labels["tone"])]
         )
         encoder.zero_grad()
-        torch.nn.functional.cross_entropy(logits, target).backward()
+        loss = torch.nn.functional.cross_entropy(logits, target)
+        loss.backward()  # type: ignore[no-untyped-call]
         for name, value in encoder.layers.named_parameters():
+            assert value.grad is not None
             squares[name] += value.grad**2 / len(train)
     squares = {
         name: value for name, value in squares.items() if adapter is None or name.endswith("weight")
     }
     assert set(result.statistics) == {
-        *(f"fisher:layers.{name}" for name in squares), "gram:layers.0.weight", "gram:layers.1.weight",
-    }  # fmt: skip
-    for name, value in squares.items():
+        *(f"fisher:layers.{name}" for name in squares),
+        "gram:layers.0.weight",
+        "gram:layers.1.weight",
+    }
+    for name, square in squares.items():
         torch.testing.assert_close(
-            result.statistics[f"fisher:layers.{name}"], value, rtol=1e-4, atol=1e-9
+            result.statistics[f"fisher:layers.{name}"], square, rtol=1e-4, atol=1e-9
         )
     for name, rows in inputs.items():
         together = torch.cat(rows).double()
-        wanted = (together.T @ together / len(together)).float()
+        expected = (together.T @ together / len(together)).float()
         torch.testing.assert_close(
-            result.statistics[f"gram:layers.{name}.weight"], wanted, rtol=1e-4, atol=1e-6
+            result.statistics[f"gram:layers.{name}.weight"], expected, rtol=1e-4, atol=1e-6
         )
 
 
 @pytest.mark.usefixtures("toy_family")
 def test_gathering_changes_nothing_else(tmp_path: Path) -> None:
-    plain, with_gram = tuned(tmp_path / "a"), tuned(tmp_path / "b", gather=("gram",))
+    plain, with_gram = (
+        run_finetuning(tmp_path / "a"),
+        run_finetuning(tmp_path / "b", gather=("gram",)),
+    )
     assert plain.statistics == {} and {name.split(":")[0] for name in with_gram.statistics} == {
         "gram"
     }
@@ -106,7 +113,7 @@ def test_gathering_changes_nothing_else(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("toy_family")
 def test_a_killed_run_gathers_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = tuned(tmp_path / "whole", gather=("fisher",))
+    whole = run_finetuning(tmp_path / "whole", gather=("fisher",))
     monkeypatch.setattr(loop, "SAVE_EVERY_SECONDS", 0.0)
     monkeypatch.setattr(loop, "SAVE_SHARE", float("inf"))
 
@@ -115,8 +122,8 @@ def test_a_killed_run_gathers_the_same(tmp_path: Path, monkeypatch: pytest.Monke
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        tuned(tmp_path / "broken", gather=("fisher",), report=die)
-    broken = tuned(tmp_path / "broken", gather=("fisher",))
+        run_finetuning(tmp_path / "broken", gather=("fisher",), report=die)
+    broken = run_finetuning(tmp_path / "broken", gather=("fisher",))
     assert all(
         torch.equal(value, broken.statistics[name]) for name, value in whole.statistics.items()
     )
@@ -125,7 +132,7 @@ def test_a_killed_run_gathers_the_same(tmp_path: Path, monkeypatch: pytest.Monke
 @pytest.mark.usefixtures("toy_family")
 def test_a_spoiled_recording_is_passed_over(tmp_path: Path) -> None:
     content = corpus({"train": 14, "dev": 6}, spoiled=["train-3"])
-    result = tuned(
+    result = run_finetuning(
         tmp_path / "a",
         content,
         gather=("fisher", "gram"),
@@ -153,15 +160,16 @@ def test_the_inputs_of_attention_are_seen_although_its_projections_are_never_cal
         "fc2.weight",
     }
     inputs: list[torch.Tensor] = []
-    layer = encoder.module().encoder.layers[5]
-    layer.fc1.register_forward_pre_hook(lambda _, given: inputs.append(given[0].flatten(0, 1)))
+    module: Any = encoder.module()
+    layer = module.encoder.layers[5]
+    layer.fc1.register_forward_pre_hook(lambda _, args: inputs.append(args[0].flatten(0, 1)))
     layer.self_attn_layer_norm.register_forward_hook(
-        lambda _, given, made: inputs.append(made.flatten(0, 1))
+        lambda _, args, output: inputs.append(output.flatten(0, 1))
     )
     with torch.no_grad():
         encoder.hidden_states([wave])
     for name, rows in zip(("self_attn.q_proj", "fc1"), inputs, strict=True):
-        wanted = rows.double().T @ rows.double() / len(rows)
+        expected = rows.double().T @ rows.double() / len(rows)
         torch.testing.assert_close(
-            means[f"encoder.layers.5.{name}.weight"], wanted.float(), rtol=1e-3, atol=1e-5
+            means[f"encoder.layers.5.{name}.weight"], expected.float(), rtol=1e-3, atol=1e-5
         )

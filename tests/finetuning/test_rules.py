@@ -1,4 +1,4 @@
-"""Schedule, phases, penalties and draws against values worked out by hand."""
+"""Schedule, phases, penalties and seeding against values worked out by hand."""
 
 from __future__ import annotations
 
@@ -81,13 +81,13 @@ def test_the_head_only_phase_is_the_floor_of_its_share(
     ("freeze", "expected"), [(True, {"post.w"}), (False, {"post.w", "front.w"})]
 )
 def test_the_front_end_learns_only_when_it_is_not_frozen(freeze: bool, expected: set[str]) -> None:
-    found = trainable_names(
+    names = trainable_names(
         ["front.w", "post.w", "final_proj.w"],
         freeze_front_end=freeze,
         front_end_prefixes=("front.",),
         pretraining_only_prefixes=("final_proj.",),
     )
-    assert found == expected
+    assert names == expected
 
 
 def test_without_a_front_end_everything_learns() -> None:
@@ -106,7 +106,7 @@ def test_the_penalty_and_its_gradient_are_those_of_the_formula() -> None:
         float(((values[name].detach() - anchors[name]) ** 2).sum()) for name in "ab"
     )
     assert penalty.item() == pytest.approx(by_hand, rel=1e-12)
-    penalty.backward()
+    penalty.backward()  # type: ignore[no-untyped-call]
     for name in "ab":
         torch.testing.assert_close(
             values[name].grad, 2 * 0.01 * (values[name].detach() - anchors[name])
@@ -123,10 +123,10 @@ def test_distances_are_euclidean_over_all_parameters_and_over_each_part() -> Non
         "encoder.layers.0.fc1.bias": torch.tensor([4.0]),
         "encoder.layers.11.fc1.weight": torch.tensor([-14.0]),
     }
-    found = compute_distances(
+    distances = compute_distances(
         values, {name: torch.zeros_like(value) for name, value in values.items()}
     )
-    assert found == {
+    assert distances == {
         "distance": 15,
         "distance_input": 2,
         "distance_layer_00": 5,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import resource
+import time
 from collections.abc import Callable, Mapping
 from itertools import pairwise
 from pathlib import Path
@@ -18,13 +19,14 @@ from speechft_ray.core.fingerprint import file_sha256
 from speechft_ray.core.specs import FinetuneSpec
 from speechft_ray.finetuning import checkpointing, loop
 from speechft_ray.finetuning.run import FinetuneResult
+from speechft_ray.finetuning.train_state import TrainState
 from speechft_ray.finetuning.validation import average_metrics
 from tests.finetuning.toy_models import Killed, corpus, objective, run, spec, start_weights
 
 pytestmark = pytest.mark.usefixtures("toy_family")
 
 
-def _same(left: FinetuneResult, right: FinetuneResult) -> None:
+def _assert_equal_runs(left: FinetuneResult, right: FinetuneResult) -> None:
     for name, value in left.weights.state.items():
         assert torch.equal(value, right.weights.state[name]), name
     timeless: Callable[[FinetuneResult], dict[str, Any]] = lambda tuned: {  # noqa: E731
@@ -93,21 +95,21 @@ def test_a_run_learns_and_says_what_it_did(heads: tuple[str, ...], tmp_path: Pat
 def test_the_checkpoint_is_the_first_with_the_best_dev_value(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found: list[dict[str, torch.Tensor]] = []
+    validated: list[dict[str, torch.Tensor]] = []
     values = iter([10.0, 50.0, 50.0, 20.0])
 
-    def dev(state, objectives, loader):
-        found.append(
+    def compute_dev_metrics(state: TrainState, *_: Any) -> list[float]:
+        validated.append(
             {name: value.clone() for name, value in state.encoder.module().state_dict().items()}
         )
         return [next(values)]
 
-    monkeypatch.setattr(loop, "compute_dev_metrics", dev)
+    monkeypatch.setattr(loop, "compute_dev_metrics", compute_dev_metrics)
     tuned = run(tmp_path, spec())
     assert (tuned.facts["best_update"], tuned.facts["best_dev"]) == (10, 50.0)
     for name, value in tuned.weights.state.items():
-        assert torch.equal(value, found[1][name])
-    assert not torch.equal(found[1]["layers.0.weight"], found[2]["layers.0.weight"])
+        assert torch.equal(value, validated[1][name])
+    assert not torch.equal(validated[1]["layers.0.weight"], validated[2]["layers.0.weight"])
 
 
 def test_an_error_rate_is_best_when_lowest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,12 +142,12 @@ def test_a_run_killed_again_and_again_ends_with_the_same_bits(
     chance = random.Random(seed)
     monkeypatch.setattr(loop, "SAVE_EVERY_SECONDS", 0.0)
     monkeypatch.setattr(loop, "SAVE_SHARE", float("inf"))
-    publish = checkpointing.save
+    save = checkpointing.save
     monkeypatch.setattr(
-        checkpointing, "save", lambda *given: publish(*given) if chance.random() < 0.5 else None
+        checkpointing, "save", lambda *args: save(*args) if chance.random() < 0.5 else None
     )
 
-    begun: list[float] = []
+    restarts: list[float] = []
     for _ in range(100):
         reports: list[float] = []
         try:
@@ -156,9 +158,9 @@ def test_a_run_killed_again_and_again_ends_with_the_same_bits(
             )
             break
         except Killed:
-            begun.append(reports[0])
-    assert len(begun) >= 2 and max(begun) > 1, "this seed does not kill, or resumes nothing"
-    _same(whole, broken)
+            restarts.append(reports[0])
+    assert len(restarts) >= 2 and max(restarts) > 1, "this seed does not kill, or resumes nothing"
+    _assert_equal_runs(whole, broken)
 
 
 def test_a_state_is_taken_up_where_it_was_left(
@@ -189,9 +191,10 @@ def test_a_damaged_state_is_passed_over_for_the_one_before(
     content = bytearray(newest.read_bytes())
     if damage == "flip":
         content[len(content) // 2] ^= 1
-    newest.write_bytes({"cut": content[: len(content) // 2], "flip": content, "empty": b""}[damage])
+    damaged = {"cut": content[: len(content) // 2], "flip": content, "empty": bytearray()}
+    newest.write_bytes(damaged[damage])
     seen: list[float] = []
-    _same(whole, run(work, plan, report=lambda values: seen.append(values["done"])))
+    _assert_equal_runs(whole, run(work, plan, report=lambda values: seen.append(values["done"])))
     assert seen[0] == 8
 
 
@@ -231,7 +234,7 @@ def test_a_state_with_code_in_it_is_not_executed(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     class Code:
-        def __reduce__(self):
+        def __reduce__(self) -> tuple[Any, ...]:
             return print, ("executed",)
 
     file = tmp_path / "new"
@@ -270,7 +273,7 @@ def test_the_callers_generator_is_left_alone(tmp_path: Path) -> None:
 
 def test_seeds_make_different_runs_and_equal_seeds_equal_ones(tmp_path: Path) -> None:
     first, same, other = (run(tmp_path, spec(seed=seed)) for seed in (0, 0, 1))
-    _same(first, same)
+    _assert_equal_runs(first, same)
     assert not torch.equal(
         first.weights.state["layers.0.weight"], other.weights.state["layers.0.weight"]
     )
@@ -282,7 +285,7 @@ def test_reports_come_at_least_every_two_seconds(
     """1000 updates have a point of the curve every 10; with 0.5 s per update, something has to be
     said between them."""
     clock = iter(range(10**6))
-    monkeypatch.setattr(loop.time, "monotonic", lambda: next(clock) * 0.25)
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock) * 0.25)
     done: list[float] = []
 
     def stop(values: Mapping[str, float]) -> None:
@@ -364,7 +367,7 @@ def test_losses_that_stay_infinite_end_the_run(tmp_path: Path) -> None:
     ],
 )
 def test_what_cannot_be_learned_from_is_told_before_the_first_update(
-    head: str, changes: dict, content: dict, message: str, tmp_path: Path
+    head: str, changes: dict[str, Any], content: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
     tones = corpus(content.get("counts", {"train": 6, "dev": 3}))
     with pytest.raises(UserError, match=message):
@@ -386,7 +389,8 @@ def test_labels_longer_than_their_recording_are_counted(tmp_path: Path) -> None:
     content = corpus({"train": 6, "dev": 3}, utterances=long)
     with pytest.raises(
         UserError,
-        match=r"2 utterance\(s\) of the split `train` are too short .* `train-2` with .* 79 are needed",
+        match=r"2 utterance\(s\) of the split `train` are too short .* `train-2` with .* "
+        r"79 are needed",
     ):
         run(tmp_path, spec(objective("ctc")), content=content)
 

@@ -70,12 +70,12 @@ def voices() -> Corpus:
 
 
 def plan(head: str, **changes: Any) -> FinetuneSpec:
-    given = {"updates": UPDATES, "peak_learning_rate": PEAK, "clip_norm": CLIP, "seed": 3}
+    defaults = {"updates": UPDATES, "peak_learning_rate": PEAK, "clip_norm": CLIP, "seed": 3}
     more = {"column": None, "options": MASKS} if head == "masked" else {}
-    return spec(objective(head, batch_size=BATCH, **more), **{**given, **changes})
+    return spec(objective(head, batch_size=BATCH, **more), **{**defaults, **changes})
 
 
-def ours(
+def build_trainer(
     chosen: FinetuneSpec, content: Corpus, start: EncoderWeights, folder: Path, cached: bool = True
 ) -> tuple[TrainState, Trainer]:
     objectives = [load_objective(chosen.objectives[0], content, start)]
@@ -103,9 +103,8 @@ def order(chosen: FinetuneSpec, content: Corpus, update: int) -> list[Utterance]
 def masks(chosen: FinetuneSpec, update: int, utterances: Sequence[Utterance]) -> list[np.ndarray]:
     """Which frames of an update are masked, by what draws them in training."""
     rng = make_generator(chosen.seed, Stream.MASK, 0, update)
-    return [
-        draw_mask(MaskedOptions(**MASKS), frame_count(item.samples), rng) for item in utterances
-    ]
+    options = MaskedOptions.model_validate(MASKS)
+    return [draw_mask(options, frame_count(item.samples), rng) for item in utterances]
 
 
 # --- The plain loop -----------------------------------------------------------------------
@@ -142,10 +141,10 @@ class Phones(nn.Module):
     def loss(self, state: torch.Tensor, utterance: Utterance, hidden: np.ndarray) -> Loss:
         logits, _ = self.model(self.projector(state))
         phones = torch.tensor([1 + int(phone[1:]) for phone in utterance.labels["phones"].split()])
-        log_probs, frames = logits.log_softmax(-1)[0], [logits.shape[1]]
-        return functional.ctc_loss(log_probs, phones, frames, [len(phones)], reduction="sum") / len(
-            phones
-        ), 1
+        log_probs, frames = logits.log_softmax(-1)[0], torch.tensor([logits.shape[1]])
+        return functional.ctc_loss(
+            log_probs, phones, frames, torch.tensor([len(phones)]), reduction="sum"
+        ) / len(phones), 1
 
 
 class Names(nn.Module):
@@ -171,8 +170,8 @@ class Names(nn.Module):
             self.names = {**self.names, utterance.key: alike.argmax(dim=-1)}
 
     def loss(self, state: torch.Tensor, utterance: Utterance, hidden: np.ndarray) -> Loss:
-        logits, wanted = self.output(state[0, hidden]), self.names[utterance.key][hidden]
-        return functional.cross_entropy(logits, wanted, reduction="sum"), int(hidden.sum())
+        logits, labels = self.output(state[0, hidden]), self.names[utterance.key][hidden]
+        return functional.cross_entropy(logits, labels, reduction="sum"), int(hidden.sum())
 
 
 HEADS = {"pooled": Pooled, "ctc": Phones, "masked": Names}
@@ -205,13 +204,16 @@ class PlainLoop:
     def last_state(self, wave: torch.Tensor, hidden: np.ndarray) -> torch.Tensor:
         """s3prl's forward pass; for masked prediction that of its model, which draws masks itself:
         here it is given one."""
+        state: torch.Tensor
         if not isinstance(self.head, Names):
-            return self.expert([wave])["last_hidden_state"]
+            state = self.expert([wave])["last_hidden_state"]
+            return state
         padding = torch.zeros(1, len(wave), dtype=torch.bool)
         with patch.object(hubert_model, "compute_mask_indices", lambda *_, **__: hidden[None]):
-            return self.expert.model.extract_features(wave[None], padding_mask=padding, mask=True)[
-                0
-            ]
+            state, _ = self.expert.model.extract_features(
+                wave[None], padding_mask=padding, mask=True
+            )
+            return state
 
     def gradients(
         self,
@@ -225,9 +227,9 @@ class PlainLoop:
         self.optimizer.zero_grad()
         for value in self.encoder.values():
             value.requires_grad_(update >= self.head_only)
-        states = [self.last_state(*given) for given in zip(waves, hidden, strict=True)]
+        states = [self.last_state(*pair) for pair in zip(waves, hidden, strict=True)]
         sums, counts = zip(
-            *(self.head.loss(*given) for given in zip(states, utterances, hidden, strict=True)),
+            *(self.head.loss(*triple) for triple in zip(states, utterances, hidden, strict=True)),
             strict=True,
         )
         loss = torch.stack(sums).sum() / sum(counts)
@@ -256,11 +258,12 @@ class PlainLoop:
 
 def same_head(kind: str, state: TrainState) -> nn.Module:
     """s3prl's head with the weights that ours begins with."""
-    (mine,) = state.heads
-    theirs = HEADS[kind](DIM, mine.output.out_features)
+    (head,) = state.heads
+    ours: Any = head
+    theirs = HEADS[kind](DIM, ours.output.out_features)
     for name in ("projector", "output"):
-        if hasattr(mine, name):
-            getattr(theirs, name).load_state_dict(getattr(mine, name).state_dict())
+        if hasattr(ours, name):
+            getattr(theirs, name).load_state_dict(getattr(ours, name).state_dict())
     return theirs
 
 
@@ -269,21 +272,21 @@ def losses(
 ) -> list[tuple[float, float]]:
     """Returns the losses of all updates, ours and those of the plain loop."""
     chosen, content, start = plan(kind), voices(), start_weights()
-    state, trainer = ours(chosen, content, start, folder, cached)
+    state, trainer = build_trainer(chosen, content, start, folder, cached)
     loop = PlainLoop(start, same_head(kind, state), folder, **changes)
     if isinstance(loop.head, Names):
         loop.head.ask(loop.expert, content)
         loop.expert.train()
-        assert len(torch.cat(list(loop.head.names.values())).unique()) > 2
-    found = []
+        assert len(set(torch.cat(list(loop.head.names.values())).tolist())) > 2
+    pairs = []
     for update in range(UPDATES):
         utterances = order(chosen, content, update)
         waves = [torch.from_numpy(content.read(item)) for item in utterances]
         theirs = loop.gradients(update, waves, utterances, masks(chosen, update, utterances))
         loop.step(update)
-        found.append((trainer.train_step(state, update).loss, theirs))
+        pairs.append((trainer.train_step(state, update).loss, theirs))
     trainer.close()
-    return found
+    return pairs
 
 
 @torch.no_grad()
@@ -303,17 +306,17 @@ def difference(pair: tuple[float, float]) -> float:
 def test_20_updates_have_the_losses_of_a_plain_loop_over_s3prl(
     kind: str, cached: bool, tmp_path: Path
 ) -> None:
-    found = losses(kind, tmp_path, cached)
-    assert max(map(difference, found)) < TOLERANCE
-    assert abs(found[-1][0] - found[0][0]) > 0.1 * found[0][0]  # it learnt something
+    pairs = losses(kind, tmp_path, cached)
+    assert max(map(difference, pairs)) < TOLERANCE
+    assert abs(pairs[-1][0] - pairs[0][0]) > 0.1 * pairs[0][0]  # it learnt something
 
 
 def test_another_head_phase_would_be_seen(tmp_path: Path) -> None:
-    found = losses("pooled", tmp_path, head_only=HEAD_ONLY - 1)
+    pairs = losses("pooled", tmp_path, head_only=HEAD_ONLY - 1)
     assert (
-        max(map(difference, found[:HEAD_ONLY]))
+        max(map(difference, pairs[:HEAD_ONLY]))
         < TOLERANCE
-        < max(map(difference, found[HEAD_ONLY:]))
+        < max(map(difference, pairs[HEAD_ONLY:]))
     )
 
 
@@ -326,7 +329,7 @@ def test_an_update_follows_the_gradient_of_loss_and_penalty(tmp_path: Path) -> N
         voices(),
         start_weights(),
     )
-    state, trainer = ours(chosen, content, start, tmp_path)
+    state, trainer = build_trainer(chosen, content, start, tmp_path)
     loop = PlainLoop(start, same_head("pooled", state), tmp_path, penalty=strength)
     for update in range(HEAD_ONLY + 3):
         set_to(loop, state)

@@ -1,9 +1,10 @@
-"""One update: who learns, how much, and that it is what a plain loop does."""
+"""One update: which parameters change, by how much, and against a plain loop."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -28,7 +29,7 @@ def _begin(
     corpora: Sequence[Corpus],
     weights: EncoderWeights | None = None,
     budget: int = 2**20,
-    part_seconds: float = MICRO_BATCH_SECONDS,
+    micro_batch_seconds: float = MICRO_BATCH_SECONDS,
 ) -> tuple[TrainState, Trainer]:
     objectives = [
         load_objective(item, content, weights or start_weights())
@@ -43,7 +44,7 @@ def _begin(
         freeze_front_end=plan.freeze_front_end,
         audio_caches=audio_caches,
     )
-    return state, Trainer(plan, objectives, loader, part_seconds)
+    return state, Trainer(plan, objectives, loader, micro_batch_seconds)
 
 
 def _state(state: TrainState) -> dict[str, torch.Tensor]:
@@ -54,7 +55,7 @@ def _state(state: TrainState) -> dict[str, torch.Tensor]:
     return {name: value.clone() for name, value in (encoder | heads).items()}
 
 
-def _changed(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> set[str]:
+def _find_changes(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> set[str]:
     return {name.rsplit(".", 1)[0] for name in before if not torch.equal(before[name], after[name])}
 
 
@@ -90,7 +91,9 @@ ADAPTERS = [
         ({"adapter": DORA, "freeze_front_end": False}, HEAD, HEAD | {ADAPTERS[1]}),
     ],
 )
-def test_who_learns_at_every_update(changes: dict, first: set[str], then: set[str]) -> None:
+def test_who_learns_at_every_update(
+    changes: dict[str, Any], first: set[str], then: set[str]
+) -> None:
     plan = spec(**{"updates": 20, "head_only_fraction": 0.25, **changes})
     state, trainer = _begin(plan, [corpus({"train": 8, "dev": 2})])
     for update in range(20):
@@ -99,7 +102,7 @@ def test_who_learns_at_every_update(changes: dict, first: set[str], then: set[st
         expected = (
             set() if update == 0 else first if update < 5 else then
         )  # update 0 has learning rate 0
-        assert _changed(before, _state(state)) == expected, update
+        assert _find_changes(before, _state(state)) == expected, update
 
 
 def test_the_head_phase_ends_where_the_encoder_has_no_history() -> None:
@@ -115,8 +118,8 @@ def test_the_head_phase_ends_where_the_encoder_has_no_history() -> None:
 
 
 def test_ten_updates_are_those_of_a_plain_loop() -> None:
-    """The reference below uses nothing of the fine-tuning room: own loss, schedule, phases,
-    clipping and Adam formula."""
+    """The reference below imports nothing from the fine-tuning package: it has its own loss,
+    schedule, phases, clipping and Adam formula."""
     plan = spec(
         objective(batch_size=6),
         updates=10,
@@ -197,13 +200,18 @@ def test_a_batch_learned_in_parts_has_the_gradient_of_the_whole(head: str) -> No
         spec(objective(head, batch_size=6), head_only_fraction=0.0),
         [corpus({"train": 12, "dev": 2})],
     )
-    found = []
+    steps = []
     for seconds in (160.0, 0.3):
-        state, trainer = _begin(plan, content, part_seconds=seconds)
+        state, trainer = _begin(plan, content, micro_batch_seconds=seconds)
         step = trainer.train_step(state, 0)
-        gradients = {name: value.grad.clone() for name, value in state.parameters.items()}
-        found.append((step, gradients))
-    (whole, gradients), (split, same) = found
+        gradients = {
+            name: value.grad.clone()
+            for name, value in state.parameters.items()
+            if value.grad is not None
+        }
+        assert set(gradients) == set(state.parameters)
+        steps.append((step, gradients))
+    (whole, gradients), (split, same) = steps
     assert split.loss == pytest.approx(whole.loss, rel=1e-5)
     for name in gradients:
         torch.testing.assert_close(same[name], gradients[name], rtol=1e-4, atol=1e-6)
@@ -238,11 +246,11 @@ def test_the_penalty_holds_weights_near_their_start_and_counts_in_the_loss() -> 
         )
         for update in range(40):
             trainer.train_step(state, update)
-        moved = [
+        differences = [
             (value.detach() - state.anchors[name]).flatten()
             for name, value in state.parameters.items()
         ]
-        distances.append(float(torch.cat(moved).norm()))
+        distances.append(float(torch.cat(differences).norm()))
     assert distances[0] > distances[1] > distances[2] > 0
 
 
@@ -283,21 +291,23 @@ def test_an_update_without_a_finite_loss_changes_nothing() -> None:
     )
     before = _state(state)
     step = trainer.train_step(state, 3)
-    assert not step.applied and _changed(before, _state(state)) == set()
+    assert not step.applied and _find_changes(before, _state(state)) == set()
 
 
-def test_crops_are_of_the_asked_length_and_differ_between_updates() -> None:
+def test_crops_are_of_the_asked_length_and_differ_between_updates(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     plan = spec(crop_seconds=0.1)
     state, trainer = _begin(plan, [corpus({"train": 4, "dev": 2})])
-    heard: list[torch.Tensor] = []
-    encode = state.encoder.conv_features
+    waves: list[torch.Tensor] = []
+    compute = state.encoder.conv_features
 
-    def listen(waves):
-        heard.extend(waves)
-        return encode(waves)
+    def conv_features(batch: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        waves.extend(batch)
+        return compute(batch)
 
-    state.encoder.conv_features = listen  # type: ignore[method-assign]
+    monkeypatch.setattr(state.encoder, "conv_features", conv_features)
     for update in range(2):
         trainer.train_step(state, update)
-    assert [len(wave) for wave in heard] == [1600] * 8
-    assert not any(torch.equal(left, right) for left in heard[:4] for right in heard[4:])
+    assert [len(wave) for wave in waves] == [1600] * 8
+    assert not any(torch.equal(left, right) for left in waves[:4] for right in waves[4:])

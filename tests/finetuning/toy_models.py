@@ -63,7 +63,8 @@ class ToyEncoder(nn.Module):
         )
 
     def _front(self, wave: torch.Tensor) -> torch.Tensor:
-        return self.down(wave[None]).T  # -> (frames, dim)
+        features: torch.Tensor = self.down(wave[None])  # (dim, frames)
+        return features.T
 
 
 def build(weights: EncoderWeights) -> ToyEncoder:
@@ -145,11 +146,11 @@ def spec(*objectives: Objective, **changes: Any) -> FinetuneSpec:
 
 
 class Killed(Exception):
-    """Stands for a process that dies."""
+    """Raised in a test where a process would die."""
 
 
 def silent(values: Mapping[str, float]) -> None:
-    """A report that nobody listens to."""
+    """Ignores a report."""
 
 
 TONES = corpus({"train": 14, "dev": 6})

@@ -1,5 +1,4 @@
-"""Targets, masks and crops against independent arithmetic; the loop on tones that a small model
-learns in seconds."""
+"""Targets, masks and crops against independent arithmetic, and the loop on tones."""
 
 from __future__ import annotations
 
@@ -63,10 +62,10 @@ def test_mfcc_is_kaldis() -> None:
 
     wave = torch.from_numpy(tone_corpus().read(tone_corpus().utterances[1]))
     expected = kaldi.mfcc(wave[None], window_type="hamming", dither=0.0)
-    found = mfcc(wave)
-    assert found.shape == (frame_count(len(wave)), 39)
+    features = mfcc(wave)
+    assert features.shape == (frame_count(len(wave)), 39)
     expected = (expected - expected.mean(dim=0)) / expected.std(dim=0, correction=0)
-    torch.testing.assert_close(found[:, :13], expected[::2], atol=2e-3, rtol=1e-3)
+    torch.testing.assert_close(features[:, :13], expected[::2], atol=2e-3, rtol=1e-3)
 
 
 def test_differences_are_slopes() -> None:
@@ -74,10 +73,10 @@ def test_differences_are_slopes() -> None:
     (numpy.polyfit)."""
     draw = np.random.default_rng(0)
     values = draw.standard_normal((12, 3))
-    found = differences(torch.from_numpy(values)).numpy()
+    slopes = differences(torch.from_numpy(values)).numpy()
     for frame in range(2, 10):
         np.testing.assert_allclose(
-            found[frame], np.polyfit(np.arange(5), values[frame - 2 : frame + 3], 1)[0], atol=1e-12
+            slopes[frame], np.polyfit(np.arange(5), values[frame - 2 : frame + 3], 1)[0], atol=1e-12
         )
     line = torch.arange(8.0)[:, None] * 3
     assert torch.allclose(differences(line)[2:-2], torch.tensor(3.0))
@@ -116,7 +115,7 @@ def test_spans_away_from_the_edges_are_no_shorter_than_promised() -> None:
 
 def test_loss_is_the_cross_entropy_of_cosines() -> None:
     """Computed a second time from s3prl's own masked forward pass and plain numpy."""
-    model = build(toy_hubert()).module()
+    model: Any = build(toy_hubert()).module()
     waves = 0.1 * torch.randn(2, 8_000, generator=torch.Generator().manual_seed(0))
     targets = torch.arange(48).reshape(2, 24) % 3
     hidden = torch.zeros(2, 24, dtype=torch.bool)
@@ -280,8 +279,8 @@ def test_a_stopped_run_ends_in_the_same_weights(tmp_path: Path) -> None:
 
     for last in (7, 23, 44):  # before the first state, between two, in round 2
 
-        def stop(done: int, _: int, last: int = last) -> None:
-            if done >= last:
+        def stop(done: int, total: int) -> None:
+            if done >= last:  # noqa: B023
                 raise Stop
 
         with pytest.raises(Stop):

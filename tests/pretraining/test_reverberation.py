@@ -1,4 +1,4 @@
-"""Rooms and noise of pre-training, against plain convolution and energies counted apart."""
+"""Reverberation and noise of pre-training, against plain convolution and separate energies."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ def impulse_responses(batch: int, seed: int = 0) -> torch.Tensor:
 
 def test_loudness_and_shape_are_kept() -> None:
     waves = clean()
-    heard = add_reverberation(waves, np.random.default_rng(0))
-    assert heard.shape == waves.shape
-    assert heard.dtype == torch.float32
-    torch.testing.assert_close(loudness(heard), loudness(waves), rtol=1e-4, atol=0)
+    reverberant = add_reverberation(waves, np.random.default_rng(0))
+    assert reverberant.shape == waves.shape
+    assert reverberant.dtype == torch.float32
+    torch.testing.assert_close(loudness(reverberant), loudness(waves), rtol=1e-4, atol=0)
 
 
 def test_rooms_follow_from_the_seed_alone() -> None:
@@ -51,9 +51,9 @@ def test_rooms_follow_from_the_seed_alone() -> None:
 
 
 def test_every_crop_gets_a_room_and_noise_of_its_own() -> None:
-    heard = add_reverberation(clean(1).expand(3, -1), np.random.default_rng(0))
-    assert not torch.allclose(heard[0], heard[1])
-    assert not torch.allclose(heard[1], heard[2])
+    reverberant = add_reverberation(clean(1).expand(3, -1), np.random.default_rng(0))
+    assert not torch.allclose(reverberant[0], reverberant[1])
+    assert not torch.allclose(reverberant[1], reverberant[2])
 
 
 def test_the_input_is_not_changed() -> None:
@@ -88,10 +88,10 @@ def test_tails_fall_by_60_db_in_the_reverberation_time() -> None:
     averaged over rooms of one time."""
     low, high = reverberation.REVERBERATION_SECONDS
     for place in (0.25, 1.0):
-        drawn = torch.tensor([place, 0.5, 0.5, 0.5])[:, None, None].expand(4, 400, 1)
-        tails = reverberation._impulse_responses(drawn, torch.Generator().manual_seed(0)).double()[
-            :, 80:
-        ]
+        uniform = torch.tensor([place, 0.5, 0.5, 0.5])[:, None, None].expand(4, 400, 1)
+        tails = reverberation._impulse_responses(
+            uniform, torch.Generator().manual_seed(0)
+        ).double()[:, 80:]
         blocks = (
             tails[:, : len(tails[0]) // 80 * 80]
             .reshape(400, -1, 80)
@@ -99,8 +99,8 @@ def test_tails_fall_by_60_db_in_the_reverberation_time() -> None:
             .sum(dim=2)
             .mean(dim=0)
         )
-        kept = min(len(blocks), round((low + place * (high - low)) * 200))
-        slope_db = np.polyfit(np.arange(kept) * 0.005, 10 * np.log10(blocks[:kept].numpy()), 1)[0]
+        count = min(len(blocks), round((low + place * (high - low)) * 200))
+        slope_db = np.polyfit(np.arange(count) * 0.005, 10 * np.log10(blocks[:count].numpy()), 1)[0]
         assert -60 / slope_db == pytest.approx(low + place * (high - low), rel=0.03)
 
 
@@ -110,38 +110,40 @@ def test_a_room_is_a_convolution_and_labels_stay_in_place(monkeypatch: pytest.Mo
     monkeypatch.setattr(reverberation, "SNR_DB", (200.0, 200.0))
     waves = clean(2, 4_000)
     waves[:, :1_000] = 0.0
-    kept: list[torch.Tensor] = []
+    calls: list[torch.Tensor] = []
     original = reverberation._impulse_responses
 
-    def watched(drawn: torch.Tensor, source: torch.Generator) -> torch.Tensor:
-        kept.append(original(drawn, source))
-        return kept[-1]
+    def record(uniform: torch.Tensor, source: torch.Generator) -> torch.Tensor:
+        calls.append(original(uniform, source))
+        return calls[-1]
 
-    monkeypatch.setattr(reverberation, "_impulse_responses", watched)
-    heard = add_reverberation(waves, np.random.default_rng(0))
-    for wave, response, found in zip(waves, kept[0], heard, strict=True):
+    monkeypatch.setattr(reverberation, "_impulse_responses", record)
+    reverberant = add_reverberation(waves, np.random.default_rng(0))
+    for wave, response, output in zip(waves, calls[0], reverberant, strict=True):
         expected = np.convolve(wave.double().numpy(), response.double().numpy())[:4_000]
         expected *= np.sqrt(np.mean(wave.double().numpy() ** 2) / np.mean(expected**2))
-        np.testing.assert_allclose(found.numpy(), expected, atol=1e-4 * np.abs(expected).max())
-        assert found[:1_000].abs().max() < 1e-5 * found.abs().max()
+        np.testing.assert_allclose(output.numpy(), expected, atol=1e-4 * np.abs(expected).max())
+        assert output[:1_000].abs().max() < 1e-5 * output.abs().max()
 
 
 @pytest.mark.parametrize("snr_db", [0.0, 10.0, 20.0])
 def test_noise_has_the_promised_strength(snr_db: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Heard with a tone, which is then fitted and taken away: what is left is the noise."""
+    """Fits the tone and subtracts it: the rest is the noise."""
     monkeypatch.setattr(reverberation, "SNR_DB", (snr_db, snr_db))
     monkeypatch.setattr(
         reverberation,
         "_impulse_responses",
-        lambda drawn, source: torch.nn.functional.one_hot(torch.zeros(8).long(), 6_400).float(),
+        lambda uniform, source: torch.nn.functional.one_hot(torch.zeros(8).long(), 6_400).float(),
     )
     angle = 2 * np.pi * 4_000 * np.arange(SAMPLES) / 16_000
     tone = torch.from_numpy(np.sin(angle)).float().expand(8, -1)
-    heard = add_reverberation(tone, np.random.default_rng(0)).double().numpy()
+    reverberant = add_reverberation(tone, np.random.default_rng(0)).double().numpy()
     basis = np.stack([np.sin(angle), np.cos(angle)], axis=1)
-    fitted = heard @ basis @ basis.T * 2 / SAMPLES
-    found_db = 10 * np.log10(np.square(fitted).sum(axis=1) / np.square(heard - fitted).sum(axis=1))
-    np.testing.assert_allclose(found_db, snr_db, atol=0.3)
+    fitted = reverberant @ basis @ basis.T * 2 / SAMPLES
+    snr_of_rows_db = 10 * np.log10(
+        np.square(fitted).sum(axis=1) / np.square(reverberant - fitted).sum(axis=1)
+    )
+    np.testing.assert_allclose(snr_of_rows_db, snr_db, atol=0.3)
 
 
 def test_noise_lies_between_white_and_brown() -> None:

@@ -1,5 +1,5 @@
-"""docs/finetuning.md: every example is what the real parser reads, and every recipe is in the table
-with its own numbers."""
+"""docs/finetuning.md: the parser reads every example, and the table has the numbers of every
+recipe."""
 
 from __future__ import annotations
 
@@ -13,13 +13,16 @@ from speechft_ray.commands.checks import check_names
 from speechft_ray.core.space import parse_space
 from speechft_ray.sweep.space_file import read_space
 
-REPOSITORY = Path(__file__).parents[1]
+REPOSITORY = Path(__file__).parents[2]
 PAGE = (REPOSITORY / "docs" / "finetuning.md").read_text(encoding="utf-8")
 EXAMPLES = re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)
 RECIPES = sorted((REPOSITORY / "search_spaces" / "recipes").glob("*.yaml"))
-AROUND = """
+REST_OF_SPACE = """
 name: example
-finetune: [{name: any, objectives: [{head: frame, corpus: {name: timit}, column: phones}], updates: 10}]
+finetune:
+  - name: any
+    objectives: [{head: frame, corpus: {name: timit}, column: phones}]
+    updates: 10
 merge: [{alpha: 0.25}]
 evaluate: [{task: pr, corpus: {name: librispeech}, updates: 10}]
 """
@@ -27,7 +30,9 @@ evaluate: [{task: pr, corpus: {name: librispeech}, updates: 10}]
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=range(len(EXAMPLES)))
 def test_every_example_is_part_of_a_search_space(example: str) -> None:
-    check_names(parse_space({**yaml.safe_load(AROUND), **yaml.safe_load(example)}, "the example"))
+    check_names(
+        parse_space({**yaml.safe_load(REST_OF_SPACE), **yaml.safe_load(example)}, "the example")
+    )
 
 
 def test_there_are_examples_and_recipes() -> None:
