@@ -1,17 +1,17 @@
-"""What an update of fine-tuning costs: ours against s3prl's own loop, with one model, batch size,
-audio and number of threads.
+"""Measures a fine-tuning update of ours against s3prl's own loop: same model, batch size, audio and
+number of threads.
 
     .venv/bin/python -m benchmarks.finetune [equal real] [--layers 12] [--threads 2] [--also
     compiled checkpointed]
 
-The encoder has HuBERT Base's size and random weights, the audio is noise. Each variant lives in a
-fresh process of its own, with the allocator settings that workers have. They take turns, update by
-update, after one for warming up: first those that update the encoder, then those of the head-only
-phase. A process that waits does nothing. ``equal``: medians over updates. ``real``: each side draws
-its own batches, so that single updates are not comparable; all of one epoch is divided by its
-updates. Verdicts go by wall time; with one thread by processor seconds, which other work on the
-machine disturbs less. Peak memory is the largest resident size of the process, building the model
-and imports (about 0.5 GB) included.
+The encoder has HuBERT Base's size and random weights, the audio is noise. Each variant runs in a
+new process of its own, with the allocator settings of workers. The variants take turns, update by
+update, after one update for warming up: first those that update the encoder, then those of the
+head-only phase. A waiting process does nothing. ``equal``: medians over updates. ``real``: each
+side draws its own batches, so single updates are not comparable; the time of one epoch is divided
+by its updates. Verdicts use wall time; with one thread they use processor seconds, which other
+processes disturb less. Peak memory is the largest resident size of the process, including building
+the model and imports (about 0.5 GB).
 """
 
 from __future__ import annotations
@@ -37,40 +37,44 @@ HEAD_SHARE = 0.1
 TARGET = 1.5
 FULL, FROZEN = "s3prl", "s3prl, encoder frozen"
 UNCACHED, CACHED = "ours, front end not cached", "ours, front end cached"
-HEAD, QUIET = "ours, head phase", "ours, head phase without dropout"
+HEAD, HEAD_CACHED = "ours, head phase", "ours, head phase without dropout"
 
 
 class Child:
-    """A variant in a process of its own, that takes an update when it is told to."""
+    """A variant in a process of its own, which performs an update on request."""
 
     def __init__(self, setting: str, variant: str, options: argparse.Namespace) -> None:
         command = [sys.executable, "-m", "benchmarks.finetune", setting, "--child", variant]
         command += ["--start", str(options.start), "--threads", str(options.threads)]
         self.seconds: list[float] = []
         self.processor: list[float] = []
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
         self._process = subprocess.Popen(
-            command, text=True, env={**os.environ, **options.environment}, **pipes
+            command,
+            text=True,
+            env={**os.environ, **options.environment},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
         )
-        self._answer()
+        self._read_answer()
 
     def update(self, number: int) -> None:
-        wall, processor = self._ask(str(number))
+        """Performs one update and notes its seconds."""
+        wall, processor = self._request(str(number))
         self.seconds.append(wall)
         self.processor.append(processor)
 
     def end(self) -> float:
         """Ends the process and returns its peak memory in GB."""
-        (peak,) = self._ask("end")
+        (peak,) = self._request("end")
         self._process.wait()
         return peak
 
-    def _ask(self, line: str) -> list[float]:
+    def _request(self, line: str) -> list[float]:
         assert self._process.stdin is not None
         print(line, file=self._process.stdin, flush=True)
-        return self._answer()
+        return self._read_answer()
 
-    def _answer(self) -> list[float]:
+    def _read_answer(self) -> list[float]:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
@@ -79,8 +83,8 @@ class Child:
 
 
 def child(setting: str, variant: str, start: Path) -> None:
-    """Answers every line on standard input that is a number with the seconds of that update, wall
-    and processor."""
+    """Performs the update of every number on standard input, and prints its wall and processor
+    seconds."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # s3prl prints
     with tempfile.TemporaryDirectory() as folder:
@@ -105,16 +109,15 @@ def compare(name: str, options: argparse.Namespace) -> bool:
     setting = SETTINGS[name]
     count = setting.updates_per_epoch if name == "real" else UPDATES
     print(
-        f"\n{name}: {setting.why}; {sum(setting.seconds):.0f} s of audio, {count} updates of each after one for warming up"
+        f"\n{name}: {setting.why}; {sum(setting.seconds):.0f} s of audio, {count} updates of each "
+        "after one for warming up"
     )
     print(f"  {'':38} s per update   per second   processor s   peak GB")
     wall: dict[str, float] = {}
     processor: dict[str, float] = {}
-    tried = [f"{CACHED}, {change}" for change in options.also]
-    for variants in (
-        [FULL, UNCACHED, CACHED, *tried],
-        [FROZEN, HEAD, QUIET],
-    ):  # 4 GB each: not all at once
+    also = [f"{CACHED}, {change}" for change in options.also]
+    # 4 GB each: not all at once.
+    for variants in ([FULL, UNCACHED, CACHED, *also], [FROZEN, HEAD, HEAD_CACHED]):
         children = {variant: Child(name, variant, options) for variant in variants}
         for number in range(1 + count):
             for each in children.values():
@@ -122,45 +125,47 @@ def compare(name: str, options: argparse.Namespace) -> bool:
         for variant, each in children.items():
             middle = mean if name == "real" else median
             wall[variant], processor[variant] = middle(each.seconds[1:]), middle(each.processor[1:])
-            shown = f"{wall[variant]:12.2f} {1 / wall[variant]:12.3f} {processor[variant]:13.2f} {each.end():9.2f}"
-            print(f"  {variant:38} {shown}", flush=True)
-    return _verdicts(name, processor) if options.threads == 1 else _verdicts(name, wall)
+            row = f"{wall[variant]:12.2f} {1 / wall[variant]:12.3f} {processor[variant]:13.2f}"
+            print(f"  {variant:38} {row} {each.end():9.2f}", flush=True)
+    return _check_targets(name, processor) if options.threads == 1 else _check_targets(name, wall)
 
 
-def _verdicts(name: str, spent: dict[str, float]) -> bool:
-    def over(head: str, rest: str) -> float:
-        return HEAD_SHARE * spent[head] + (1 - HEAD_SHARE) * spent[rest]
+def _check_targets(name: str, seconds: dict[str, float]) -> bool:
+    def mean_over_run(head: str, rest: str) -> float:
+        return HEAD_SHARE * seconds[head] + (1 - HEAD_SHARE) * seconds[rest]
 
     base, cached, uncached = (
-        over(FROZEN, FULL),
-        spent[FULL] / spent[CACHED],
-        spent[FULL] / spent[UNCACHED],
+        mean_over_run(FROZEN, FULL),
+        seconds[FULL] / seconds[CACHED],
+        seconds[FULL] / seconds[UNCACHED],
     )
     print(
-        f"  over a run with {HEAD_SHARE:.0%} head phase: s3prl {base:.2f} s per update (its encoder frozen in that phase)"
+        f"  over a run with {HEAD_SHARE:.0%} head phase: s3prl {base:.2f} s per update "
+        "(its encoder frozen in that phase)"
     )
     for what, head, rest in (
         ("front end cached", HEAD, CACHED),
-        ("and head phase without dropout", QUIET, CACHED),
+        ("and head phase without dropout", HEAD_CACHED, CACHED),
     ):
-        print(f"    ours, {what:32} {over(head, rest):.2f} s: {base / over(head, rest):.2f} times")
-    fast = told(
+        ours = mean_over_run(head, rest)
+        print(f"    ours, {what:32} {ours:.2f} s: {base / ours:.2f} times")
+    return print_verdict(
         cached >= TARGET,
-        f"{name}: an update with the front end cached: {cached:.2f} times s3prl's speed >= {TARGET:g}",
-    )
-    return fast & told(
+        f"{name}: an update with the front end cached: {cached:.2f} times s3prl's speed >= "
+        f"{TARGET:g}",
+    ) & print_verdict(
         uncached >= 1, f"{name}: an update with the front end not cached: {uncached:.2f} times >= 1"
     )
 
 
-def told(passed: bool, line: str) -> bool:
+def print_verdict(passed: bool, line: str) -> bool:
     """Prints a line with its verdict."""
     print(f"{'PASS' if passed else 'FAIL'}  {line}", flush=True)
     return passed
 
 
 def main() -> None:
-    """Prints the tables asked for, or both; leaves with 1 when a line fails."""
+    """Prints the tables of the settings, and exits with 1 when a line fails."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -183,15 +188,15 @@ def main() -> None:
     warnings.filterwarnings("ignore")  # s3prl's weight norm
     if options.child:
         return child(options.settings[0], options.child, options.start)
-    from speechft_ray.cluster.connect import (
-        WORKER_ENVIRONMENT,
-    )  # with Ray, which the children are spared
+    # Imports Ray, which the children do not need.
+    from speechft_ray.cluster.connect import WORKER_ENVIRONMENT
 
     options.environment = {
         key: value for key, value in WORKER_ENVIRONMENT.items() if key.startswith("MALLOC")
     }
     print(
-        f"HuBERT, front end of 512 channels, {options.layers} layers x 768, random weights, {options.threads} threads, CPU"
+        f"HuBERT, front end of 512 channels, {options.layers} layers x 768, random weights, "
+        f"{options.threads} threads, CPU"
     )
     with tempfile.TemporaryDirectory() as folder:
         options.start = Path(folder) / "start.pt"

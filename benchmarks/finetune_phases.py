@@ -1,5 +1,5 @@
-"""Draws who learns when, and how fast, from the functions that fine-tuning asks:
-docs/images/finetune_phases.png.
+"""Draws docs/images/finetune_phases.png: learning rate and trainable parts at every update, from
+the functions that fine-tuning uses.
 
 .venv/bin/python -m benchmarks.finetune_phases
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
@@ -18,9 +19,9 @@ from speechft_ray.core.specs import FinetuneSpec
 from speechft_ray.finetuning.phases import is_head_only, trainable_names
 from speechft_ray.finetuning.schedule import learning_rate
 
-PICTURE = Path(__file__).parents[1] / "docs" / "images" / "finetune_phases.png"
+FIGURE_FILE = Path(__file__).parents[1] / "docs" / "images" / "finetune_phases.png"
 UPDATES = 1000
-VARIANTS = {
+VARIANTS: dict[str, dict[str, Any]] = {
     "stable (paper, default)": {},
     "only the front end frozen (s3prl)": {"head_only_fraction": 0.0},
     "regular": {"head_only_fraction": 0.0, "freeze_front_end": False},
@@ -30,8 +31,8 @@ COLOURS = {"front end": "#009E73", "transformer": "#0072B2", "head": "#D55E00"}
 FROZEN = "#E4E4E4"
 
 
-def learns(part: str, update: int, head_only_fraction: float, freeze_front_end: bool) -> bool:
-    """Whether a part of encoder and head learns at an update."""
+def is_trainable(part: str, update: int, head_only_fraction: float, freeze_front_end: bool) -> bool:
+    """Whether a part of encoder and head is trainable at an update."""
     if part == "head":
         return True
     names = trainable_names(
@@ -43,8 +44,8 @@ def learns(part: str, update: int, head_only_fraction: float, freeze_front_end: 
     return PARTS[part] in names and not is_head_only(update, head_only_fraction, UPDATES)
 
 
-def draw() -> None:
-    """Writes the picture."""
+def draw_figure() -> None:
+    """Writes the figure."""
     fields = FinetuneSpec.model_fields
     figure, (rates, bars) = pyplot.subplots(
         2, 1, sharex=True, figsize=(8.5, 4.6), height_ratios=(1, 1.9)
@@ -56,22 +57,19 @@ def draw() -> None:
     rates.set_ylabel("learning rate\n(share of the peak)")
     rates.set_ylim(0, 1.1)
     place, ticks = 0.0, {}
-    for title, changed in VARIANTS.items():
+    for title, changes in VARIANTS.items():
         switches = {
-            name: changed.get(name, fields[name].default)
+            name: changes.get(name, fields[name].default)
             for name in ("head_only_fraction", "freeze_front_end")
         }
         bars.text(0, place - 0.62, title, fontsize=9, fontweight="bold")
         for part in reversed(PARTS):
-            runs = groupby(
-                range(UPDATES),
-                key=lambda update, part=part, now=switches: learns(part, update, **now),
-            )
-            for learning, updates in runs:
+            trainable = [is_trainable(part, update, **switches) for update in range(UPDATES)]
+            for is_on, updates in groupby(range(UPDATES), key=trainable.__getitem__):
                 first, *_, last = updates
                 span = (first / UPDATES * 100, (last + 1 - first) / UPDATES * 100)
                 bars.broken_barh(
-                    [span], (place - 0.4, 0.8), color=COLOURS[part] if learning else FROZEN
+                    [span], (place - 0.4, 0.8), color=COLOURS[part] if is_on else FROZEN
                 )
             ticks[place] = part
             place += 1
@@ -83,8 +81,8 @@ def draw() -> None:
     for axes in (rates, bars):
         axes.spines[["top", "right"]].set_visible(False)
     figure.tight_layout()
-    figure.savefig(PICTURE, dpi=130)
+    figure.savefig(FIGURE_FILE, dpi=130)
 
 
 if __name__ == "__main__":
-    draw()
+    draw_figure()

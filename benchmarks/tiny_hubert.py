@@ -1,14 +1,13 @@
-"""Linear probes of the tiny HuBERT on the synthetic world, beside other encoders and normalised
-FBank: same data, one run.
+"""Trains linear probes on the tiny HuBERT, other encoders and normalised FBank, on the same data.
 
     python benchmarks/tiny_hubert.py tiny_hubert another.s3prl.pt fbank --cache runs/corpora
 
-A probe is what SUPERB uses in its simplest form: the encoder is frozen, its hidden states are
-layer-normalised and summed with learnt softmax weights, and one linear map names the phone of every
-frame, or, after the mean over time, the class of the utterance. The column ``masked`` asks for
-hidden frames: half of the frames are replaced by the mask embedding, and one linear map on the
-encoder's output names their MFCC cluster; clusters, masks, rooms and noise are the same for every
-encoder, so that encoders with other pre-training labels can be compared.
+The probes are SUPERB's in their simplest form: the encoder is frozen, its hidden states are
+layer-normalised and summed with learnt softmax weights, and one linear map predicts the phone of
+every frame, or, after the mean over time, the class of the utterance. The column ``masked`` is the
+accuracy at masked frames: half of the frames are replaced by the mask embedding, and one linear map
+on the encoder's output predicts their MFCC cluster. Clusters, masks, reverberation and noise are
+the same for every encoder, so that encoders with other pre-training labels can be compared.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ from __future__ import annotations
 import argparse
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -43,7 +43,7 @@ def frame_phones(utterance: Utterance, frames: int) -> list[str]:
     return [utterance.alignment[max(0, index)][1] for index in indices]
 
 
-def examples(
+def compute_examples(
     encoder: Encoder, corpus: Corpus, split: str, column: str | None
 ) -> tuple[torch.Tensor, list[str]]:
     """Returns layer-normalised states ``(examples, states, dim)`` float16 and the label of each."""
@@ -51,10 +51,9 @@ def examples(
     step = TRAIN_FRAME_STEP if split == "train" else 1
     for utterance in corpus.split(split):
         with torch.inference_mode():
-            found = encoder.hidden_states([torch.from_numpy(corpus.read(utterance))]).states
-        stacked = torch.stack(
-            [F.layer_norm(state[0], state.shape[-1:]) for state in found], dim=1
-        )  # (frames, states, dim)
+            states = encoder.hidden_states([torch.from_numpy(corpus.read(utterance))]).states
+        # (frames, states, dim)
+        stacked = torch.stack([F.layer_norm(state[0], state.shape[-1:]) for state in states], dim=1)
         if column is None:
             rows.append(stacked[::step].half())
             labels += frame_phones(utterance, len(stacked))[::step]
@@ -64,11 +63,11 @@ def examples(
     return torch.cat(rows), labels
 
 
-def accuracy(
+def train_and_test(
     train: tuple[torch.Tensor, list[str]], test: tuple[torch.Tensor, list[str]], seed: int
 ) -> float:
-    """Trains weights and one linear map by Adam on ``train`` and returns the fraction of ``test``
-    that it names rightly."""
+    """Trains softmax weights and one linear map with Adam on ``train`` and returns the accuracy on
+    ``test``."""
     names = {name: index for index, name in enumerate(sorted(set(train[1])))}
     states, targets = train[0], torch.tensor([names[label] for label in train[1]])
     torch.manual_seed(seed)
@@ -79,54 +78,58 @@ def accuracy(
         weighted: torch.Tensor = linear(torch.einsum("s,nsd->nd", mix.softmax(0), batch.float()))
         return weighted
 
-    optimiser = torch.optim.Adam([mix, *linear.parameters()], lr=LEARNING_RATE)
+    optimizer = torch.optim.Adam([mix, *linear.parameters()], lr=LEARNING_RATE)
     for update in range(UPDATES):
-        optimiser.param_groups[0]["lr"] = LEARNING_RATE * (1 - update / UPDATES)
+        optimizer.param_groups[0]["lr"] = LEARNING_RATE * (1 - update / UPDATES)
         chosen = torch.randint(len(targets), (BATCH,))
         loss = F.cross_entropy(logits(states[chosen]), targets[chosen])
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
     with torch.inference_mode():
-        found = torch.cat([logits(block).argmax(dim=1) for block in test[0].split(4096)])
-    right = [
-        names.get(label, -1) == index for label, index in zip(test[1], found.tolist(), strict=True)
+        blocks = torch.split(test[0], 4096)
+        predicted = torch.cat([logits(block).argmax(dim=1) for block in blocks]).tolist()
+    correct = [
+        names.get(label, -1) == index for label, index in zip(test[1], predicted, strict=True)
     ]
-    return float(np.mean(right))
+    return float(np.mean(correct))
 
 
-def hidden_frames(
+def encode_masked_frames(
     encoder: Encoder, corpus: Corpus, split: str, centroids: np.ndarray
 ) -> tuple[torch.Tensor, list[str]]:
-    """Returns the encoder's output at hidden frames, ``(examples, 1, dim)``, and the cluster of the
-    clean speech there."""
-    model, rng = encoder.module(), np.random.default_rng(len(split))
+    """Returns the encoder's output at masked frames, ``(examples, 1, dim)``, and their clusters in
+    the clean speech."""
+    model: Any = encoder.module()
+    rng = np.random.default_rng(len(split))
     rows, labels = [], []
     for utterance in corpus.split(split):
         wave = torch.from_numpy(corpus.read(utterance))
         clusters = nearest(mfcc(wave).numpy(), centroids)
-        hidden = torch.from_numpy(draw_span_mask(1, len(clusters), fraction=0.5, length=5, rng=rng))
+        mask = torch.from_numpy(draw_span_mask(1, len(clusters), fraction=0.5, length=5, rng=rng))
         with torch.inference_mode():
             features = model.layer_norm(
                 model.feature_extractor(add_reverberation(wave[None], rng)).transpose(1, 2)
             )
             features = torch.where(
-                hidden[:, :, None], model.mask_emb, model.post_extract_proj(features)
+                mask[:, :, None], model.mask_emb, model.post_extract_proj(features)
             )
             output, _ = model.encoder(features)
-        rows.append(output[hidden][:, None])
-        labels += [str(cluster) for cluster in clusters[hidden[0].numpy()]]
+        rows.append(output[mask][:, None])
+        labels += [str(cluster) for cluster in clusters[mask[0].numpy()]]
     return torch.cat(rows), labels
 
 
-def masked_cell(encoder: Encoder, corpus: Corpus, seeds: int) -> str:
-    """Returns mean and spread over probe seeds of the accuracy at hidden frames."""
+def format_masked_cell(encoder: Encoder, corpus: Corpus, seeds: int) -> str:
+    """Returns mean and standard deviation over probe seeds of the accuracy at masked frames."""
     sample = np.concatenate(
         [mfcc(torch.from_numpy(corpus.read(item))).numpy() for item in corpus.split("train")]
     )
     centroids = fit_centroids(sample, 100, 0)
-    train, test = (hidden_frames(encoder, corpus, split, centroids) for split in ("train", "test"))
-    scores = [100 * accuracy(train, test, seed) for seed in range(seeds)]
+    train, test = (
+        encode_masked_frames(encoder, corpus, split, centroids) for split in ("train", "test")
+    )
+    scores = [100 * train_and_test(train, test, seed) for seed in range(seeds)]
     return f"{np.mean(scores):.1f} ± {np.std(scores):.1f}"
 
 
@@ -168,12 +171,17 @@ def main() -> None:
         weights = load_encoder(name)
         encoder = FAMILIES.get(weights.family).build(weights)
         started = time.process_time()
-        cells = [masked_cell(encoder, speech, options.seeds) if weights.family == "hubert" else "-"]
+        cells = [
+            format_masked_cell(encoder, speech, options.seeds)
+            if weights.family == "hubert"
+            else "-"
+        ]
         for part, column in TASKS.items():
             train, test = (
-                examples(encoder, corpora[part], split, column) for split in ("train", "test")
+                compute_examples(encoder, corpora[part], split, column)
+                for split in ("train", "test")
             )
-            scores = [100 * accuracy(train, test, seed) for seed in range(options.seeds)]
+            scores = [100 * train_and_test(train, test, seed) for seed in range(options.seeds)]
             cells.append(f"{np.mean(scores):.1f} ± {np.std(scores):.1f}")
         spent = f"{time.process_time() - started:.0f}"
         print(

@@ -177,6 +177,22 @@ def test_a_state_is_taken_up_where_it_was_left(
     assert seen == list(range(9, 21))
 
 
+def test_saved_states_keep_the_names_of_earlier_releases(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A state that an earlier release saved must be resumed: its keys are not those of
+    ``Progress``."""
+    monkeypatch.setattr(loop, "SAVE_EVERY_SECONDS", 0.0)
+    _until_killed(tmp_path, spec(), at=9)
+    state = torch.load(sorted(tmp_path.iterdir())[-1], weights_only=True)
+    assert set(state) == {"identity", "progress", "encoder", "heads", "optimizer"}
+    assert set(state["progress"]) == {
+        *("update", "curve", "steps", "kept", "part_seconds", "seconds"),
+        *("best", "best_heads", "best_update", "best_dev", "best_values"),
+        *("skipped", "skipped_in_row"),
+    }
+
+
 @pytest.mark.parametrize("damage", ["cut", "flip", "empty"])
 def test_a_damaged_state_is_passed_over_for_the_one_before(
     damage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
