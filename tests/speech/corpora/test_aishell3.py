@@ -40,8 +40,7 @@ def test_lists_become_columns_and_44_khz_becomes_16(root: Path) -> None:
         == len(corpus.read(first))
     )
     assert any("44100 Hz" in note and "resampled" in note for note in corpus.notes)
-    # The same sentence, of another speaker's folder and read back at 44.1 kHz: a resampled copy of
-    # it.
+    # The same sentence in the folder of another speaker has the same samples.
     other = next(one for one in corpus.utterances if one.key == "test/wav/SSB0737/SSB07370402.wav")
     np.testing.assert_array_equal(corpus.read(first), corpus.read(other))
 
@@ -55,7 +54,7 @@ def test_dev_is_drawn_from_train_by_utterance_and_again_the_same(root: Path) -> 
         ) == 6 - len(held_out)
         return held_out
 
-    assert len(dev()) == 1  # a hundredth of six is still somebody
+    assert len(dev()) == 1  # a hundredth of six is rounded up
     assert (
         len(dev(dev_fraction=0.5)) == 3 and dev(dev_fraction=0.5) == dev(dev_fraction=0.5) > dev()
     )

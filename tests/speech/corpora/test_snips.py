@@ -36,7 +36,7 @@ def test_words_have_labels_and_the_last_label_is_the_intent(tree: Path) -> None:
         "intent": "PlayMusic",
         "speaker": "Ivy",
     }
-    tokens = spell(first, ("text", "slots"))  # what the task makes of it
+    tokens = spell(first, ("text", "slots"))  # as in the task `sf`
     assert "".join(tokens) == "PLAY B-trackBLUE MOONE-track BY B-artistQUEENE-artist<eos>"
 
 

@@ -1,5 +1,4 @@
-"""TED-LIUM 3: which lines of a talk are utterances, how words are written, and what is drawn of
-train."""
+"""TED-LIUM 3: utterances of a talk, normalisation of words, and the selection of train."""
 
 from __future__ import annotations
 
@@ -69,9 +68,8 @@ def test_an_utterance_is_its_stretch_of_the_talk_and_nothing_else_is_decoded(
             tree / f"legacy/{utterance.split}/sph" / f"{utterance.labels['speaker']}.sph"
         )[0]
         np.testing.assert_array_equal(wave, talk[start:stop].astype(np.float32))
-        assert (
-            np.abs(wave).max() > 0.3 and np.abs(talk[start - 6_000 : start - 100]).max() == 0
-        )  # a pause lies before it
+        pause = talk[start - 6_000 : start - 100]
+        assert np.abs(wave).max() > 0.3 and np.abs(pause).max() == 0
 
 
 @pytest.mark.parametrize(

@@ -22,13 +22,12 @@ SOX: tuple[tuple[int, int, float], ...] = (
     (37267, 16844, 1181.724),
 )
 """Samples in, samples out and their sum of magnitudes: ``sox in.wav -e float -b 32 out.wav channels
-1 rate 16000 gain -3.0 silence 1 0.1 0.1% -1 0.1 0.1%`` of ``quiet_and_loud(0)``,
-``quiet_and_loud(1)``, ... as 16-bit files."""
+1 rate 16000 gain -3.0 silence 1 0.1 0.1% -1 0.1 0.1%`` of ``make_noise(0)``,
+``make_noise(1)``, ... as 16-bit files."""
 
 
-def quiet_and_loud(seed: int) -> np.ndarray:
-    """Stretches of noise of many lengths and levels, among them some close to the threshold. 16-bit
-    values, float64."""
+def make_noise(seed: int) -> np.ndarray:
+    """Returns noise of many lengths and levels, some near the threshold: 16-bit values, float64."""
     draw = np.random.RandomState(seed)  # whose stream never changes
     parts = []
     for _ in range(12):
@@ -44,7 +43,7 @@ def quiet_and_loud(seed: int) -> np.ndarray:
 
 @pytest.mark.parametrize(("seed", "reference"), list(enumerate(SOX)))
 def test_the_same_samples_as_sox(seed: int, reference: tuple[int, int, float]) -> None:
-    wave = quiet_and_loud(seed).astype(np.float32)
+    wave = make_noise(seed).astype(np.float32)
     speech = REMOVE_SILENCE.apply(wave)
     assert (len(wave), len(speech)) == reference[:2]
     assert abs(float(np.abs(speech, dtype=np.float64).sum()) - reference[2]) < 2e-3

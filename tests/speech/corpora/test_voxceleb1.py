@@ -1,5 +1,4 @@
-"""VoxCeleb1: both lists, speech without pauses for verification, and speakers held out under
-``protocol: clean``."""
+"""VoxCeleb1: both lists, removal of pauses, and the dev speakers of ``protocol: clean``."""
 
 from __future__ import annotations
 

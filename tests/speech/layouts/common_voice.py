@@ -1,5 +1,4 @@
-"""A small Common Voice 7.0 zh-CN: mp3 clips at 48 kHz, one of them with the wav that s3prl's
-preprocessing makes."""
+"""A small Common Voice 7.0 zh-CN: mp3 clips at 48 kHz, one of them also as wav."""
 
 from __future__ import annotations
 

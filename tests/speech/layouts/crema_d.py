@@ -1,5 +1,4 @@
-"""A small CREMA-D: 10 actors, two of each of EMO-SUPERB's sets, six emotions each, with its file of
-votes."""
+"""A small CREMA-D: two actors of each of EMO-SUPERB's sets, six emotions each, with votes."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""A small Fluent Speech Commands: three tables with the numbered first column of the archive, and
-recordings by speaker."""
+"""A small Fluent Speech Commands: three tables and recordings by speaker."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""A small IEMOCAP: 5 sessions, an improvised and a scripted dialogue each, labels as the release
-writes them."""
+"""A small IEMOCAP: 5 sessions with an improvised and a scripted dialogue each."""
 
 from __future__ import annotations
 
@@ -13,8 +12,7 @@ LABELS = ("neu", "hap", "ang", "sad", "exc", "fru", "xxx")
 
 
 def lay_out(root: Path, metadata: bool = False) -> Path:
-    """Writes the tree below ``root`` and returns it; ``metadata``: with s3prl's lists, in an order
-    of their own."""
+    """Writes the tree below ``root`` and returns it; ``metadata``: with unsorted lists of s3prl."""
     waves = synthesise_lines(assign_voices(TEXTS, 12))
     turns: dict[int, list[str]] = {}
     for session in range(1, 6):

@@ -14,8 +14,10 @@ ELSEWHERE = "/export/corpora/Libri2Mix"
 
 
 def lay_out(root: Path) -> Path:
-    """Writes the tree below ``root`` and returns it. In each mixture the second voice starts half a
-    second later."""
+    """Writes the tree below ``root`` and returns it.
+
+    In each mixture the second voice starts half a second later.
+    """
     voices = synthesise_lines(tuple((TEXT, voice) for voice in VOICES[:4]))
     for split, folder in FOLDERS.items():
         tables: dict[str, list[str]] = {

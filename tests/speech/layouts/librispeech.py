@@ -1,5 +1,4 @@
-"""A small LibriSpeech as OpenSLR unpacks it: 2 speakers a split, one chapter each, with a lexicon
-of its words."""
+"""A small LibriSpeech: 2 speakers per split with one chapter each, and a lexicon."""
 
 from __future__ import annotations
 

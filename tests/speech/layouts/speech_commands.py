@@ -1,5 +1,4 @@
-"""A small Speech Commands v0.01 with its test set: 10 keywords, 2 other words, background
-recordings of a few seconds."""
+"""A small Speech Commands v0.01: 10 keywords, 2 other words, background noise, a test set."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""A small TIMIT as LDC93S1 unpacks: SPHERE recordings, phones and words, upper case; 2 speakers of
-each split, one of none."""
+"""A small TIMIT: SPHERE recordings, phones and words; 3 speakers per split, 1 without."""
 
 from __future__ import annotations
 
