@@ -1,2 +1,2 @@
-"""Floor 1: audio, encoders, checkpoints, corpora and heads. Everything here may use torch; nothing
-here knows of a sweep."""
+"""Layer 1: audio, encoders, checkpoints, corpora and heads. Modules here may use torch, and do not
+import anything of a sweep."""

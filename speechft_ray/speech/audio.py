@@ -15,14 +15,14 @@ from speechft_ray.core.errors import UserError
 from speechft_ray.core.units import SAMPLE_RATE_HZ
 
 MAX_SECONDS = 3600
-"""A longer file is a mistake (an uncut session, a forged header); the longest of SUPERB's corpora
-are a few minutes."""
+"""A longer file is taken for a mistake (an uncut session, a forged header). The longest files of
+SUPERB's corpora are a few minutes."""
 MIN_RATE_HZ, MAX_RATE_HZ = 4_000, 384_000
 MAX_CHANNELS = 32
 
 _UNKNOWN_BYTES = 0x7FFF_F000
-"""A data chunk of at least so many bytes is what programs write that cannot go back to correct it
-(sox, ffmpeg in a pipe)."""
+"""Programs that cannot correct the header later (sox, ffmpeg in a pipe) write at least this as the
+size of the data chunk."""
 
 _SPHERE_HEADER_BYTES = 1024
 """Length of a NIST SPHERE header: text lines, padded."""
@@ -30,8 +30,8 @@ _SPHERE_HEADER_BYTES = 1024
 
 @dataclass(frozen=True, kw_only=True)
 class AudioInfo:
-    """What a file holds. ``samples``: how many ``read_audio`` yields at 16 kHz. ``rate_hz``,
-    ``channels``: its own."""
+    """The size of a recording. ``samples``: number that ``read_audio`` returns at 16 kHz.
+    ``rate_hz``, ``channels``: those of the file."""
 
     samples: int
     rate_hz: int
@@ -39,43 +39,42 @@ class AudioInfo:
 
 
 def resolve_inside(root: Path, relative: str | Path) -> Path:
-    """Returns the real path of ``relative`` below ``root``, every symbolic link followed.
+    """Returns the real path of ``relative`` below ``root``, with every symbolic link resolved.
 
-    Raises ``UserError`` for a path that is absolute or ends up outside the root. The file need not
+    Raises ``UserError`` for a path that is absolute or leads outside the root. The file need not
     exist.
     """
     base = root.resolve()
     try:
-        found = (base / relative).resolve()
+        path = (base / relative).resolve()
     except (OSError, RuntimeError, ValueError) as error:  # a loop of links, a NUL byte
         raise UserError(f"`{relative}` is not a usable path: {error}.") from error
-    if Path(relative).is_absolute() or not found.is_relative_to(base):
+    if Path(relative).is_absolute() or not path.is_relative_to(base):
         raise UserError(
             f"`{relative}` leaves the folder {root}: paths must be relative and stay inside it."
         )
-    return found
+    return path
 
 
 def read_audio_info(path: Path) -> AudioInfo:
-    """Returns what a file holds, without decoding all of it. Raises ``UserError`` as ``read_audio``
-    does.
+    """Returns the size of a recording without decoding all of it. Raises ``UserError`` as
+    ``read_audio`` does.
 
-    A file cut short is found at its end: the last sample of each is decoded. Only formats that can
-    hold NaN are read whole. What damage in the middle of a compressed file remains is found when it
-    is read.
+    The last sample is decoded, so a truncated file raises. Only formats that can hold NaN are read
+    whole. Damage in the middle of a compressed file raises when it is read.
     """
-    with _opened(path) as file:
-        sound = AudioInfo(
-            samples=_resampled_length(file.frames, file.samplerate),
+    with _open(path) as file:
+        info = AudioInfo(
+            samples=_compute_length(file.frames, file.samplerate),
             rate_hz=file.samplerate,
             channels=file.channels,
         )
-        whole = file.subtype in ("FLOAT", "DOUBLE")
-        if not whole:
-            _read_last_sample(file, path)
-    if whole:
+        can_hold_nan = file.subtype in ("FLOAT", "DOUBLE")
+        if not can_hold_nan:
+            _check_last_sample(file, path)
+    if can_hold_nan:
         read_audio(path)
-    return sound
+    return info
 
 
 def read_audio(
@@ -83,71 +82,72 @@ def read_audio(
 ) -> np.ndarray:
     """Returns a recording as mono float32 in [-1, 1] at 16 kHz, shape ``(samples,)``.
 
-    ``part`` is the stretch ``[start, stop)`` to return, in samples at 16 kHz; it ends with the
-    file. In a file of that rate nothing else is decoded, so that an utterance of a long talk costs
-    what an utterance costs.
+    ``part`` is the range ``[start, stop)`` to return, in samples at 16 kHz; it is cut at the end of
+    the file. In a file of that rate nothing else is decoded, so that an utterance of a long talk
+    costs no more than a file of its own.
 
-    Channels are averaged. Other rates go through ``scipy.signal.resample_poly``: a polyphase filter
-    with a fixed Kaiser window, well kept, in float64, and the same on every machine, which a corpus
-    with an identity needs.
+    Channels are averaged. Other rates are resampled by ``scipy.signal.resample_poly``: a polyphase
+    filter with a fixed Kaiser window, in float64. Its result is the same on every machine, which
+    the fingerprint of a corpus needs.
 
     With ``root``, ``path`` is relative to it and must stay inside. Raises ``UserError`` naming the
     file when it is missing, unreadable, empty, shorter than its header says, too long (an hour),
     outside 4 to 384 kHz, or holds NaN or infinite samples.
     """
-    place = Path(path) if root is None else resolve_inside(root, path)
-    with _opened(place) as file:
+    file_path = Path(path) if root is None else resolve_inside(root, path)
+    with _open(file_path) as file:
         rate_hz = file.samplerate
         start, stop = part if part is not None and rate_hz == SAMPLE_RATE_HZ else (0, file.frames)
         expected = max(0, min(stop, file.frames) - start)
         try:
             if start:
                 file.seek(min(start, file.frames))
-            sound = file.read(expected, dtype="float64", always_2d=True)  # (frames, channels)
+            samples = file.read(expected, dtype="float64", always_2d=True)  # (frames, channels)
         except soundfile.SoundFileError as error:
             raise UserError(
-                f"{place} cannot be decoded: {error}. Convert it to wav or flac again."
+                f"{file_path} cannot be decoded: {error}. Convert it to wav or flac again."
             ) from error
-    if len(sound) != expected:
+    if len(samples) != expected:
         raise UserError(
-            f"{place} holds {len(sound)} of the {expected} samples that its header names. Copy or convert it again."
+            f"{file_path} holds {len(samples)} of the {expected} samples that its header names. "
+            "Copy or convert it again."
         )
-    if not np.isfinite(sound).all():
+    if not np.isfinite(samples).all():
         raise UserError(
-            f"{place} holds samples that are not finite numbers (NaN or infinity). Export it again."
+            f"{file_path} holds samples that are not finite numbers (NaN or infinity). "
+            "Export it again."
         )
-    mono = sound.mean(axis=1)
-    up, down = _ratio(rate_hz)
+    mono = samples.mean(axis=1)
+    up, down = _resampling_factors(rate_hz)
     if up != down:
         mono = resample_poly(mono, up, down)
         mono = mono if part is None else mono[slice(*part)]
-    # A float file or the resampler's ripple may pass full scale; an integer format would have
-    # clipped there, too.
+    # A float file or the resampler's ripple may exceed full scale, where an integer format would
+    # have clipped too.
     return np.asarray(np.clip(mono, -1.0, 1.0), dtype=np.float32)
 
 
-def _opened(path: Path) -> soundfile.SoundFile:
-    """Opens a file and checks its header, before anything is decoded."""
+def _open(path: Path) -> soundfile.SoundFile:
+    """Opens a file and checks its header, without decoding anything."""
     if not path.is_file():
         raise UserError(f"{path} does not exist or is not a file.")
     try:
         file = soundfile.SoundFile(path)
-    except (
-        soundfile.SoundFileError,
-        OSError,
-        TypeError,
-    ) as error:  # TypeError: a .raw file names no format
+    except (soundfile.SoundFileError, OSError, TypeError) as error:
+        # TypeError: a .raw file has no header.
         raise UserError(
-            f"{path} is not a readable audio file: {error}. Allowed: wav, flac, ogg and what libsndfile reads."
+            f"{path} is not a readable audio file: {error}. "
+            "Allowed: wav, flac, ogg and what libsndfile reads."
         ) from error
-    mistake = _header_mistake(file) or _cut_short(file, path)
-    if mistake:
+    problem = _describe_bad_header(file) or _describe_truncation(file, path)
+    if problem:
         file.close()
-        raise UserError(f"{path} {mistake}.")
+        raise UserError(f"{path} {problem}.")
     return file
 
 
-def _header_mistake(file: soundfile.SoundFile) -> str | None:
+def _describe_bad_header(file: soundfile.SoundFile) -> str | None:
+    """Returns what is wrong with the rate, the channels or the length; ``None`` for nothing."""
     if not MIN_RATE_HZ <= file.samplerate <= MAX_RATE_HZ:
         return f"has a rate of {file.samplerate} Hz: allowed are {MIN_RATE_HZ} to {MAX_RATE_HZ}"
     if not 1 <= file.channels <= MAX_CHANNELS:
@@ -155,60 +155,70 @@ def _header_mistake(file: soundfile.SoundFile) -> str | None:
     if file.frames < 1:
         return "holds no samples"
     if file.frames > MAX_SECONDS * file.samplerate:
-        return f"is {file.frames / file.samplerate:.0f} s long: at most {MAX_SECONDS} s are read, so cut it into utterances"
+        return (
+            f"is {file.frames / file.samplerate:.0f} s long: "
+            f"at most {MAX_SECONDS} s are read, so cut it into utterances"
+        )
     return None
 
 
-def _read_last_sample(file: soundfile.SoundFile, path: Path) -> None:
+def _check_last_sample(file: soundfile.SoundFile, path: Path) -> None:
     try:
         file.seek(file.frames - 1)
-        found = len(file.read(1))
+        is_there = len(file.read(1)) == 1
     except soundfile.SoundFileError as error:
         raise UserError(f"{path} ends too early: {error}. Copy or convert it again.") from error
-    if not found:
+    if not is_there:
         raise UserError(
-            f"{path} holds less than the {file.frames} samples that its header names. Copy or convert it again."
+            f"{path} holds less than the {file.frames} samples that its header names. "
+            "Copy or convert it again."
         )
 
 
-def _cut_short(file: soundfile.SoundFile, path: Path) -> str | None:
-    """libsndfile takes a WAV or SPHERE file that was cut short for a shorter one; their headers
-    tell."""
+def _describe_truncation(file: soundfile.SoundFile, path: Path) -> str | None:
+    """Returns how much of a truncated WAV or SPHERE file is missing; ``None`` for a whole file.
+
+    libsndfile opens such a file as a shorter recording, so the sizes in its header are compared
+    with the file's.
+    """
     if file.format == "NIST":
-        return _sphere_cut_short(file, path)
+        return _describe_sphere_truncation(file, path)
     if file.format not in ("WAV", "WAVEX"):
         return None
     with path.open("rb") as raw:
         size_bytes = raw.seek(0, 2)
-        place = 12
-        while place + 8 <= size_bytes:
-            raw.seek(place)
-            name, promised = raw.read(4), int.from_bytes(raw.read(4), "little")
+        offset = 12  # the first chunk
+        while offset + 8 <= size_bytes:
+            raw.seek(offset)
+            name, chunk_bytes = raw.read(4), int.from_bytes(raw.read(4), "little")
             if name == b"data":
-                there = size_bytes - place - 8
-                cut = there < promised < _UNKNOWN_BYTES
+                data_bytes = size_bytes - offset - 8
+                if not data_bytes < chunk_bytes < _UNKNOWN_BYTES:
+                    return None
                 return (
-                    f"holds {there} of the {promised} bytes of audio that its header names. Copy it again"
-                    if cut
-                    else None
+                    f"holds {data_bytes} of the {chunk_bytes} bytes of audio "
+                    "that its header names. Copy it again"
                 )
-            place += 8 + promised + promised % 2
+            offset += 8 + chunk_bytes + chunk_bytes % 2  # chunks are padded to even sizes
     return None
 
 
-def _sphere_cut_short(file: soundfile.SoundFile, path: Path) -> str | None:
+def _describe_sphere_truncation(file: soundfile.SoundFile, path: Path) -> str | None:
     with path.open("rb") as raw:
-        named = re.search(rb"\nsample_count -i (\d+)\s", raw.read(_SPHERE_HEADER_BYTES))
-    if named is None or file.frames >= int(named.group(1)):
+        match = re.search(rb"\nsample_count -i (\d+)\s", raw.read(_SPHERE_HEADER_BYTES))
+    if match is None or file.frames >= int(match[1]):
         return None
-    return f"holds {file.frames} of the {int(named.group(1))} samples that its header names. Copy it again"
+    return (
+        f"holds {file.frames} of the {int(match[1])} samples that its header names. Copy it again"
+    )
 
 
-def _ratio(rate_hz: int) -> tuple[int, int]:
+def _resampling_factors(rate_hz: int) -> tuple[int, int]:
     common = gcd(SAMPLE_RATE_HZ, rate_hz)
     return SAMPLE_RATE_HZ // common, rate_hz // common
 
 
-def _resampled_length(frames: int, rate_hz: int) -> int:
-    up, down = _ratio(rate_hz)
+def _compute_length(frames: int, rate_hz: int) -> int:
+    """Returns the number of samples after resampling to 16 kHz."""
+    up, down = _resampling_factors(rate_hz)
     return -(-frames * up // down)  # resample_poly rounds up

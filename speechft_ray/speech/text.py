@@ -12,7 +12,7 @@ from rapidfuzz.distance import Levenshtein
 from speechft_ray.core.errors import UserError
 
 BLANK = 0
-"""Id of CTC's blank, also of padding (s3prl ``downstream/ctc/text.py``: ``<pad>`` is 0 and serves as
+"""Id of CTC's blank, also of padding (s3prl ``downstream/ctc/text.py``: ``<pad>`` is 0 and the
 blank)."""
 
 Unit = Literal["words", "characters"]

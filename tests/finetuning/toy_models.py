@@ -20,7 +20,7 @@ from speechft_ray.speech.encoders.base import (
     EncoderWeights,
     HiddenStates,
     Shape,
-    no_mask_embedding,
+    no_mask_embedding_error,
 )
 
 DIM = 8
@@ -51,15 +51,15 @@ class ToyEncoder(nn.Module):
         return [self._front(wave) for wave in waves]
 
     def hidden_states_from(
-        self, fronts: Sequence[torch.Tensor], masked: Sequence[torch.Tensor] | None = None
+        self, features: Sequence[torch.Tensor], masks: Sequence[torch.Tensor] | None = None
     ) -> HiddenStates:
-        if masked is not None:
-            raise no_mask_embedding("Toy")
-        states = [nn.utils.rnn.pad_sequence(list(fronts), batch_first=True)]
+        if masks is not None:
+            raise no_mask_embedding_error("Toy")
+        states = [nn.utils.rnn.pad_sequence(list(features), batch_first=True)]
         for layer in self.layers:
             states.append(self.dropout(torch.tanh(layer(states[-1]))))
         return HiddenStates(
-            states=tuple(states), frames=torch.tensor([len(front) for front in fronts])
+            states=tuple(states), frames=torch.tensor([len(item) for item in features])
         )
 
     def _front(self, wave: torch.Tensor) -> torch.Tensor:

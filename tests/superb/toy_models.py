@@ -131,7 +131,7 @@ class ToyEncoder(nn.Module):
         raise NotImplementedError("evaluation encodes waveforms")
 
     def hidden_states_from(
-        self, fronts: Sequence[torch.Tensor], masked: Sequence[torch.Tensor] | None = None
+        self, features: Sequence[torch.Tensor], masks: Sequence[torch.Tensor] | None = None
     ) -> HiddenStates:
         raise NotImplementedError("evaluation encodes waveforms")
 

@@ -1,2 +1,1 @@
-"""Encoder families: one file each, found by the registry in ``base``. ``_s3prl`` is the only
-importer of s3prl."""
+"""Encoder families: one file each, registered in ``base``. Only ``_s3prl`` imports s3prl."""

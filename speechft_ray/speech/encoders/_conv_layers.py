@@ -1,5 +1,4 @@
-"""The learned down-sampling module as checkpoints write it: a line of Python that is read here and
-never run."""
+"""Reads ``conv_feature_layers`` of checkpoints, a Python expression, without evaluating it."""
 
 from __future__ import annotations
 
@@ -16,11 +15,11 @@ PUBLISHED = "[(512,10,5)] + [(512,3,2)] * 4 + [(512,2,2)] * 2"
 
 GEOMETRY = ((10, 5), (3, 2), (3, 2), (3, 2), (3, 2), (2, 2), (2, 2))
 """Kernel and stride of the seven convolutions (HuBERT paper, section III-A): 25 ms field, 20 ms
-hop. Other geometries would silently shift every frame label, so they are refused."""
+hop. Other geometries would silently shift every frame label, so they raise."""
 
 MAX_CONV_LAYERS = 32
-"""No published speech encoder has more than 7 (wav2vec 2.0, HuBERT, WavLM); the bound keeps ``*
-10**9`` from being obeyed."""
+"""No published speech encoder has more than 7 (wav2vec 2.0, HuBERT, WavLM). The bound keeps ``*
+10**9`` from allocating memory."""
 
 MAX_CHANNELS = 8192
 """Sixteen times the published 512."""
@@ -30,24 +29,25 @@ _TRIPLE = re.compile(rf"\s*\(({_INT}),({_INT}),({_INT}),?\s*\)\s*")
 _REPEAT = re.compile(rf"\s*\[([^\[\]]*)\]\s*(?:\*({_INT}))?")
 
 
-def front_end(text: Any) -> ConvLayers:
-    """Returns the layers of ``conv_feature_layers``. Raises ``UserError`` when it is not the
-    grammar's or not ``GEOMETRY``."""
+def read_conv_layers(text: Any) -> ConvLayers:
+    """Returns the layers of ``conv_feature_layers``. Raises ``UserError`` when the grammar does not
+    accept it, or when its geometry is not ``GEOMETRY``."""
     layers = parse_conv_layers(text)
     if tuple((kernel, stride) for _, kernel, stride in layers) != GEOMETRY:
         raise UserError(
-            f"`conv_feature_layers` must have kernels and strides {GEOMETRY} (25 ms field, 20 ms hop), but is {layers} instead."
+            f"`conv_feature_layers` must have kernels and strides {GEOMETRY} "
+            f"(25 ms field, 20 ms hop), but is {layers} instead."
         )
     if max(channels for channels, _, _ in layers) > MAX_CHANNELS:
         raise UserError(
-            f"`conv_feature_layers` must have at most {MAX_CHANNELS} channels, but is {layers} instead."
+            f"`conv_feature_layers` must have at most {MAX_CHANNELS} channels, "
+            f"but is {layers} instead."
         )
     return layers
 
 
 def parse_conv_layers(text: Any) -> ConvLayers:
-    """Reads ``[(dim, kernel, stride), ...] * n + ...``, the only form that checkpoints use, without
-    evaluating it.
+    """Parses ``[(dim, kernel, stride), ...] * n + ...``, the only form that checkpoints use.
 
     Raises ``UserError`` for anything else, for a zero, and for more than ``MAX_CONV_LAYERS``
     layers.
@@ -62,13 +62,13 @@ def parse_conv_layers(text: Any) -> ConvLayers:
         repeats = int(match[2] or 1)
         if repeats > MAX_CONV_LAYERS:
             raise _conv_error(text)
-        layers += _triples(match[1], text) * repeats
+        layers += _parse_triples(match[1], text) * repeats
     if not 1 <= len(layers) <= MAX_CONV_LAYERS or min(min(layer) for layer in layers) < 1:
         raise _conv_error(text)
     return tuple(layers)
 
 
-def _triples(text: str, whole: str) -> list[tuple[int, int, int]]:
+def _parse_triples(text: str, whole: str) -> list[tuple[int, int, int]]:
     triples, position = [], 0
     while match := _TRIPLE.match(text, position):
         triples.append((int(match[1]), int(match[2]), int(match[3])))
@@ -85,6 +85,7 @@ def _triples(text: str, whole: str) -> list[tuple[int, int, int]]:
 
 def _conv_error(text: Any) -> UserError:
     return UserError(
-        f"`conv_feature_layers` must read like `[(512, 10, 5)] + [(512, 3, 2)] * 4` (dim, kernel, stride; at most "
-        f"{MAX_CONV_LAYERS} layers), but is {str(text)[:80]!r} instead. Nothing in it was evaluated."
+        "`conv_feature_layers` must read like `[(512, 10, 5)] + [(512, 3, 2)] * 4` "
+        f"(dim, kernel, stride; at most {MAX_CONV_LAYERS} layers), "
+        f"but is {str(text)[:80]!r} instead. Nothing in it was evaluated."
     )

@@ -1,4 +1,4 @@
-"""Configurations like the published ones, of any size."""
+"""Builds configurations like the published ones, of any size."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from typing import Any
 from speechft_ray.speech.encoders._conv_layers import PUBLISHED
 
 PUBLISHED_DIM = 768
-"""Base. Anything narrower is a model for tests, whose other widths shrink with it."""
+"""Width of Base. In narrower models, which are for tests, the other widths shrink with it."""
 
 
 def example_transformer(layers: int, dim: int, large: bool) -> dict[str, Any]:
     """Returns the options of a transformer of that size. Base has 12 x 768 and Large 24 x 1024,
     with 64 dimensions per head.
 
-    Base layers normalise their output, Large layers their input (wav2vec 2.0, HuBERT and WavLM
-    alike). No dropout in Large.
+    Base layers normalise their output, Large layers their input, in wav2vec 2.0, HuBERT and WavLM
+    alike. Large has no dropout.
     """
     dropout = 0.0 if large else 0.1
     return {
@@ -35,8 +35,8 @@ def example_transformer(layers: int, dim: int, large: bool) -> dict[str, Any]:
 
 
 def example_convolutions(dim: int, large: bool) -> dict[str, Any]:
-    """Returns the options of the down-sampling module: 512 channels, or half the encoder's width
-    when that is narrow."""
+    """Returns the options of the convolutional front end: 512 channels, or half the width of an
+    encoder narrower than Base."""
     channels = dim // 2
     narrow = f"[({channels},10,5)] + [({channels},3,2)] * 4 + [({channels},2,2)] * 2"
     return {

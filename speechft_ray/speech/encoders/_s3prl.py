@@ -1,11 +1,11 @@
-"""The one door to s3prl: its networks and experts, built without trusting a word of a checkpoint.
+"""Builds s3prl's networks and experts without trusting the text of a checkpoint. No other module
+imports s3prl.
 
-s3prl's constructors run ``eval`` on ``conv_feature_layers`` and its experts unpickle files without
-restriction. Here options come in checked and that text written anew from parsed numbers, experts
-are put around networks that were built elsewhere, and weights come in as tensors. The one text that
-s3prl still evaluates is the path of a layer for its hooks: a constant of ours. s3prl imports
-``torchaudio`` on the way, whose compiled extension cannot be loaded on every machine; none of it is
-used.
+s3prl's constructors run ``eval`` on ``conv_feature_layers``, and its experts unpickle files without
+restriction. Here options are checked, that text is written from parsed numbers, experts wrap
+networks that were built here, and weights are loaded as tensors. The only text that s3prl still
+evaluates is the path of a layer for its hooks, which this module writes. s3prl also imports
+torchaudio, whose compiled extension cannot be loaded on every machine and is not used.
 """
 
 from __future__ import annotations
@@ -19,55 +19,49 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from speechft_ray.core.errors import UserError
-from speechft_ray.speech.encoders import _torchaudio  # noqa: F401  # makes torchaudio importable before s3prl asks for it
-from speechft_ray.speech.encoders._fronts import (
+from speechft_ray.speech.encoders import _torchaudio  # noqa: F401  # imported before s3prl
+from speechft_ray.speech.encoders._front_ends import (
     Convolutions,
     FilterBank,
     FrontEnd,
-    mask_embedding_at,
+    apply_masks,
 )
 
-from s3prl.upstream.hubert import expert as hubert_expert  # isort: skip
-
-# isort: skip
+# isort: off
+from s3prl.upstream.hubert import expert as hubert_expert
 from s3prl.upstream.hubert.hubert_model import HubertConfig, HubertModel, HubertPretrainingConfig
-
-from s3prl.upstream.interfaces import UpstreamBase  # isort: skip
-from s3prl.upstream.wav2vec2 import expert as wav2vec2_expert  # isort: skip
-
-# isort: skip
+from s3prl.upstream.interfaces import UpstreamBase
+from s3prl.upstream.wav2vec2 import expert as wav2vec2_expert
 from s3prl.upstream.wav2vec2.wav2vec2_model import TransformerEncoder, Wav2Vec2Config, Wav2Vec2Model
+from s3prl.upstream.wavlm import expert as wavlm_expert
+from s3prl.upstream.wavlm.WavLM import WavLM, WavLMConfig
 
-from s3prl.upstream.wavlm import expert as wavlm_expert  # isort: skip
-from s3prl.upstream.wavlm.WavLM import WavLM, WavLMConfig  # isort: skip
+# isort: on
 
 with warnings.catch_warnings():
-    warnings.simplefilter(
-        "ignore", DeprecationWarning
-    )  # torch.jit, which s3prl uses for one normalisation
+    # s3prl uses torch.jit, which is deprecated, for one normalisation.
+    warnings.simplefilter("ignore", DeprecationWarning)
     from s3prl.upstream.decoar2 import expert as decoar2_expert
     from s3prl.upstream.decoar2.audio import FeatureExtractor
     from s3prl.upstream.decoar2.decoar2 import Decoar2
 
 _FIXED = {"encoder_layerdrop": 0.0, "feature_grad_mult": 1.0}
-"""A dropped layer would change the number of hidden states (s3prl's experts force 0 as well).
-Gradient reaches the learned front end exactly when one of its parameters asks for it; s3prl's
-experts never let it through (``feature_grad_mult`` 0), which is the same for a front end that is
-frozen: there no graph is built."""
+"""A dropped layer would change the number of hidden states (s3prl's experts set 0 as well).
+Gradient flows into the learned front end exactly when one of its parameters requires it. s3prl's
+experts never let it (``feature_grad_mult`` 0), which is the same for a frozen front end: no graph
+is built there."""
 
 
 class Expert:
-    """One of s3prl's experts, its forward pass as it is, around a network that was built
-    elsewhere."""
+    """One of s3prl's experts with its own forward pass, around a network that was built here."""
 
     def __init__(
-        self, kind: type[Any], model: nn.Module, front: FrontEnd, **attributes: Any
+        self, kind: type[Any], model: nn.Module, front_end: FrontEnd, **attributes: Any
     ) -> None:
-        self.model, self._front = model, front
+        self.model, self._front_end = model, front_end
         self._expert: Any = object.__new__(kind)
-        UpstreamBase.__init__(
-            self._expert
-        )  # not the kind's own: that one reads a file with an unrestricted unpickler
+        # Not the constructor of ``kind``, which reads a file with an unrestricted unpickler.
+        UpstreamBase.__init__(self._expert)
         for name, value in {"model": model, "hook_postprocess": _trim, **attributes}.items():
             setattr(self._expert, name, value)
         self._expert.eval()
@@ -75,26 +69,26 @@ class Expert:
     def __call__(self, waves: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
         """Returns the input of each layer and the output of the encoder, each ``(batch, frames,
         dim)``."""
-        return self._states(waves)
+        return self._forward(waves)
 
     def conv_features(self, waves: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Returns what the front end says of waveforms of equal length, ``(batch, frames,
-        channels)``."""
-        return self._front(torch.stack(list(waves))).float().contiguous()
+        """Returns the output of the front end for waveforms of equal length, ``(batch, frames,
+        channels)``, float32."""
+        return self._front_end(torch.stack(list(waves))).float().contiguous()
 
-    def states_of(
-        self, fronts: Sequence[torch.Tensor], masked: Sequence[torch.Tensor] | None
+    def hidden_states_from(
+        self, features: Sequence[torch.Tensor], masks: Sequence[torch.Tensor] | None
     ) -> tuple[torch.Tensor, ...]:
-        """Returns the same as a call, from outputs of ``front``, with the mask embedding at
-        ``masked`` frames."""
-        with self._front.given(fronts) as waves, mask_embedding_at(self.model, masked):
-            return self._states(waves)
+        """Returns hidden states as a call does, from outputs of ``conv_features``, with the mask
+        embedding at masked frames."""
+        with self._front_end.replace(features) as inputs, apply_masks(self.model, masks):
+            return self._forward(inputs)
 
-    def _states(self, waves: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+    def _forward(self, waves: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
         """Runs s3prl's forward pass.
 
-        The hooks that s3prl's constructor would leave on the network for good live for this call
-        only: left there, they would keep every state of every other use of the network in memory.
+        The hooks that s3prl's constructor registers for good are registered for this call only:
+        they would keep every state of every other forward pass in memory.
         """
         expert = self._expert
         for index in range(len(self.model.encoder.layers)):  # type: ignore[union-attr,arg-type]
@@ -105,8 +99,8 @@ class Expert:
         expert.add_hook("self.model.encoder", lambda input, output: output[0])
         try:
             with warnings.catch_warnings():
-                # WavLM passes a boolean padding mask beside its position bias; torch makes it a
-                # number, as it always did.
+                # WavLM passes a boolean padding mask beside its float position bias, which torch
+                # converts.
                 warnings.filterwarnings(
                     "ignore", "Support for mismatched key_padding_mask and attn_mask", UserWarning
                 )
@@ -122,13 +116,12 @@ def hubert(
     symbols: Sequence[Sequence[str] | None],
     device: str,
 ) -> Expert:
-    """Returns a HuBERT with s3prl's initial weights, drawn from torch's global random state; on
-    ``meta`` mostly shapes."""
+    """Returns a HuBERT with s3prl's initial weights, drawn from torch's global random state. On
+    ``meta`` the weights have no values."""
     task = HubertPretrainingConfig(normalize=normalize)
-    config = HubertConfig(
-        **{**options, **_FIXED}, label_rate=50.0
-    )  # the rate only shifts targets in a loss that is not used
-    model = _built(lambda: HubertModel(config, task, symbols), device)
+    # The label rate only shifts targets in a loss that is not used.
+    config = HubertConfig(**{**options, **_FIXED}, label_rate=50.0)
+    model = _build(lambda: HubertModel(config, task, symbols), device)
     return Expert(
         hubert_expert.UpstreamExpert, model, Convolutions(model, normalize), task_cfg=task
     )
@@ -143,28 +136,30 @@ def wav2vec2(options: Mapping[str, Any], normalize: bool, device: str) -> Expert
         "numpy_wav_normalize": False,
         "feature_selection": None,
     }
-    model = _built(lambda: Wav2Vec2Model(config), device)
+    model = _build(lambda: Wav2Vec2Model(config), device)
     return Expert(wav2vec2_expert.UpstreamExpert, model, Convolutions(model, normalize), **switches)
 
 
 def wavlm(options: Mapping[str, Any], normalize: bool, device: str) -> Expert:
     """Returns a WavLM with s3prl's initial weights, like ``hubert``."""
     config = WavLMConfig({**options, **_FIXED, "normalize": normalize})
-    model = _built(lambda: WavLM(config), device)
+    model = _build(lambda: WavLM(config), device)
     return Expert(wavlm_expert.UpstreamExpert, model, Convolutions(model, normalize), cfg=config)
 
 
 def decoar2(options: Mapping[str, Any], device: str) -> Expert:
     """Returns a DeCoAR 2.0 with s3prl's initial weights, like ``hubert``."""
     bands = options["input_feat"]
-    front = FilterBank(FeatureExtractor(num_mel_bins=bands), bands)
-    model = _built(lambda: _SizedDecoar2(options), device)
-    return Expert(decoar2_expert.UpstreamExpert, model, front, preprocessor=front.preprocessor)
+    front_end = FilterBank(FeatureExtractor(num_mel_bins=bands), bands)
+    model = _build(lambda: _SizedDecoar2(options), device)
+    return Expert(
+        decoar2_expert.UpstreamExpert, model, front_end, preprocessor=front_end.preprocessor
+    )
 
 
 class _SizedDecoar2(Decoar2):  # type: ignore[misc]  # s3prl has no type information
-    """s3prl's DeCoAR 2.0, its forward pass as it is, of any size: its own constructor knows only 12
-    layers of 768."""
+    """s3prl's DeCoAR 2.0 of any size, with its own forward pass. Its constructor builds 12 layers
+    of 768 only."""
 
     def __init__(self, options: Mapping[str, Any]) -> None:
         nn.Module.__init__(self)
@@ -177,8 +172,8 @@ class _SizedDecoar2(Decoar2):  # type: ignore[misc]  # s3prl has no type informa
 
 
 class _StaysOnMeta(TorchFunctionMode):
-    """Lets WavLM's initialisation run on tensors without values: it moves weights to the CPU and
-    back, which those cannot."""
+    """Lets WavLM's initialisation run on meta tensors: it moves weights to the CPU and back, which
+    raises for those."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.Tensor.cpu and args[0].is_meta:
@@ -186,12 +181,12 @@ class _StaysOnMeta(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def _built(make: Callable[[], nn.Module], device: str) -> nn.Module:
+def _build(make: Callable[[], nn.Module], device: str) -> nn.Module:
     try:
         with torch.device(device), _StaysOnMeta(), warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore", FutureWarning
-            )  # weight_norm keeps the names weight_g and weight_v of checkpoints
+            # torch.nn.utils.weight_norm is deprecated, but has the parameter names of checkpoints
+            # (weight_g, weight_v).
+            warnings.simplefilter("ignore", FutureWarning)
             return make()
     except (AssertionError, RuntimeError, ValueError, ZeroDivisionError) as error:
         raise UserError(
@@ -199,8 +194,8 @@ def _built(make: Callable[[], nn.Module], device: str) -> nn.Module:
         ) from error
 
 
-def _trim(named: list[tuple[str, torch.Tensor]]) -> list[tuple[str, torch.Tensor]]:
-    """Cuts every state to the shortest: layers see a sequence padded to a multiple, the encoder's
-    output does not."""
-    frames = min(state.size(1) for _, state in named)
-    return [(name, state[:, :frames]) for name, state in named]
+def _trim(states: list[tuple[str, torch.Tensor]]) -> list[tuple[str, torch.Tensor]]:
+    """Cuts every state to the shortest one: the sequence is padded to a multiple inside the layers,
+    not in the encoder's output."""
+    frames = min(state.size(1) for _, state in states)
+    return [(name, state[:, :frames]) for name, state in states]

@@ -8,27 +8,29 @@ from typing import Any
 
 from speechft_ray.speech.encoders._examples import example_transformer
 from speechft_ray.speech.encoders._layouts import Layout, Settings, register
-from speechft_ray.speech.encoders._options import TRANSFORMER, share, whole
+from speechft_ray.speech.encoders._options import TRANSFORMER, integer, probability
 from speechft_ray.speech.encoders._waveform import Network
 
 _PARTS = {"input_feat", *TRANSFORMER, "encoder_layerdrop"}
 
 
 def is_decoar2_config(config: Mapping[str, Any]) -> bool:
-    """Whether the configuration is a DeCoAR 2.0's: one table ``cfg`` with nothing but its own
-    options, or empty, since the published file has none."""
+    """Whether the configuration is a DeCoAR 2.0's: one table ``cfg`` with its own options only, or
+    empty, since the published file has none."""
     model = config.get("cfg")
     return isinstance(model, Mapping) and _PARTS.issuperset(model)
 
 
 def example_config(layers: int, dim: int, large: bool) -> dict[str, Any]:
-    """Returns a configuration with the names of s3prl's ``upstream/decoar2/decoar2.py``. Only Base
-    was published."""
+    """Returns a configuration with the option names of s3prl's ``upstream/decoar2/decoar2.py``.
+
+    Only Base was published.
+    """
     return {"cfg": {"input_feat": 80, **example_transformer(layers, dim, large)}}
 
 
-def _network(settings: Settings, device: str) -> Network:
-    from speechft_ray.speech.encoders import _s3prl  # reading a configuration needs none of it
+def _build_network(settings: Settings, device: str) -> Network:
+    from speechft_ray.speech.encoders import _s3prl  # slow, and not needed for configurations
 
     return _s3prl.decoar2(settings.options, device)
 
@@ -39,14 +41,18 @@ DECOAR2 = register(
         title="DeCoAR 2.0",
         model_section="cfg",
         task_section=None,
-        options={**TRANSFORMER, "input_feat": whole(80, 4, 128), "dropout_input": share(0.1)},
-        # Filter-bank energies of which every second frame is kept: this down-sampling has no
-        # parameters, so nothing is frozen.
+        options={
+            **TRANSFORMER,
+            "input_feat": integer(80, 4, 128),
+            "dropout_input": probability(0.1),
+        },
+        # The front end takes every second frame of filter-bank energies. It has no parameters, so
+        # nothing is frozen.
         front_end_prefixes=(),
-        # s3prl's module has none of the vector quantisation of pre-training.
+        # s3prl's module lacks the vector quantisation of pre-training.
         pretraining_only_prefixes=(),
         matches=is_decoar2_config,
-        network=_network,
+        build_network=_build_network,
         example_config=example_config,
     )
 )

@@ -1,9 +1,9 @@
-"""FBank: log-mel energies, the zero of the SUPERB score. No parameters.
+"""FBank: log-mel energies, the zero of the SUPERB score. It has no parameters.
 
-80 mel bands, 25 ms windows every 10 ms, of which every second frame is kept, so that frame i covers
-the same samples (320 i to 320 i + 400) as that of a HuBERT front end: ``floor((samples - 400) /
-320) + 1`` frames. Each band is normalised to zero mean and unit variance over the utterance;
-without that, loudness and channel alone identify speakers better than a small encoder does.
+80 mel bands, 25 ms windows every 10 ms, of which every second frame is used. So frame i covers the
+same samples (320 i to 320 i + 400) as that of a HuBERT front end: ``floor((samples - 400) / 320) +
+1`` frames. Each band is normalised to zero mean and unit variance over the utterance. Without that,
+loudness and channel alone identify speakers better than a small encoder does.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from speechft_ray.speech.encoders.base import (
     EncoderWeights,
     HiddenStates,
     Shape,
-    no_mask_embedding,
-    too_short,
+    no_mask_embedding_error,
+    too_short_error,
 )
 
 BANDS = 80
@@ -75,18 +75,17 @@ def _mel(hz: float) -> float:
 
 
 def describe(config: Mapping[str, Any]) -> Shape:
-    """Returns the one shape there is. Raises ``UserError`` when options come along."""
+    """Returns the shape. Raises ``UserError`` for a configuration with options."""
     build(EncoderWeights(family="fbank", config=config, state={}))
     return Shape(layers=0, dim=BANDS, state_count=1)
 
 
 def build(weights: EncoderWeights) -> FBankEncoder:
-    """Returns the encoder. Raises ``UserError`` when weights or options come along, for it has
-    none."""
+    """Returns the encoder. Raises ``UserError`` for weights or options, since it has none."""
     if weights.state or weights.config:
-        given = ", ".join(sorted([*weights.state, *weights.config])[:5])
+        names = ", ".join(sorted([*weights.state, *weights.config])[:5])
         raise UserError(
-            f"the encoder family `fbank` has neither parameters nor options, but was given {given}."
+            f"the encoder family `fbank` has neither parameters nor options, but was given {names}."
         )
     return FBankEncoder()
 
@@ -101,7 +100,7 @@ class FBankEncoder:
         self._module = torch.nn.Module().eval()
 
     def hidden_states(self, waves: Sequence[torch.Tensor]) -> HiddenStates:
-        """Turns waveforms, each ``(samples,)`` float32 at 16 kHz, into one state ``(batch, frames,
+        """Encodes waveforms, each ``(samples,)`` float32 at 16 kHz, as one state ``(batch, frames,
         80)``, zero beyond an utterance.
 
         Each utterance is computed alone, so its frames do not depend on the batch. Raises
@@ -110,30 +109,29 @@ class FBankEncoder:
         return self.hidden_states_from(self.conv_features(waves))
 
     def conv_features(self, waves: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """Returns the normalised energies of each waveform, ``(frames, 80)``: the whole encoder."""
+        """Returns the normalised energies of each waveform, ``(frames, 80)``: its only hidden
+        state."""
         shortest = min((wave.shape[0] for wave in waves), default=0)
         if shortest < FRAME_FIELD_SAMPLES:
-            raise too_short("FBank", shortest)
-        return [_normalised(log_mel(wave)[::2]) for wave in waves]
+            raise too_short_error("FBank", shortest)
+        return [_normalize(log_mel(wave)[::2]) for wave in waves]
 
     def hidden_states_from(
-        self, fronts: Sequence[torch.Tensor], masked: Sequence[torch.Tensor] | None = None
+        self, features: Sequence[torch.Tensor], masks: Sequence[torch.Tensor] | None = None
     ) -> HiddenStates:
-        """Pads energies together. Raises ``UserError`` when frames are to be masked."""
-        if masked is not None:
-            raise no_mask_embedding("FBank")
-        frames = torch.tensor([len(front) for front in fronts])
-        return HiddenStates(
-            states=(torch.nn.utils.rnn.pad_sequence(list(fronts), batch_first=True),), frames=frames
-        )
+        """Pads energies to the longest utterance. Raises ``UserError`` for masks."""
+        if masks is not None:
+            raise no_mask_embedding_error("FBank")
+        state = torch.nn.utils.rnn.pad_sequence(list(features), batch_first=True)
+        return HiddenStates(states=(state,), frames=torch.tensor(list(map(len, features))))
 
     def module(self) -> torch.nn.Module:
-        """An empty module: nothing to train."""
+        """Returns an empty module: nothing to train."""
         return self._module
 
 
-def _normalised(features: torch.Tensor) -> torch.Tensor:
-    """Zero mean and unit variance over time: ``(frames, bands)`` to the same."""
+def _normalize(features: torch.Tensor) -> torch.Tensor:
+    """Returns ``(frames, bands)`` with zero mean and unit variance over time."""
     centred = features - features.mean(dim=0)
     return centred / (centred.square().mean(dim=0) + _VARIANCE_FLOOR).sqrt()
 

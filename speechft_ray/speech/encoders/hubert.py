@@ -30,21 +30,22 @@ from speechft_ray.speech.encoders._options import (
     SEQUENCE_MULTIPLE,
     TRANSFORMER,
     TRANSFORMER_LAYERS,
-    flag,
-    section,
+    boolean,
+    read_section,
 )
 from speechft_ray.speech.encoders._waveform import Network
 
 MAX_LABEL_VALUES = 1 << 26
-"""Label embeddings that a configuration may ask for: 256 MiB. Base has 504 labels of 256 values."""
+"""Most values of label embeddings that a configuration may have: 256 MiB. Base has 504 labels of
+256 values."""
 
 _SPECIAL = ["<s>", "<pad>", "</s>", "<unk>"]
-"""What a dictionary of fairseq's begins with."""
+"""The first entries of every dictionary of fairseq."""
 
 
 def is_hubert_config(config: Mapping[str, Any]) -> bool:
-    """Whether the configuration is a HuBERT's: pre-training predicts labels, so it has dictionaries
-    and a label rate."""
+    """Whether the configuration is a HuBERT's. Pre-training predicts labels, so it has dictionaries
+    or a label rate."""
     model = config.get("model_cfg")
     return "dictionaries_symbols" in config or (
         isinstance(model, Mapping) and "label_rate" in model
@@ -76,34 +77,36 @@ def example_config(layers: int, dim: int, large: bool) -> dict[str, Any]:
 
 
 def _check(settings: Settings) -> None:
-    symbols = section("HuBERT", settings.config, "dictionaries_symbols", list)
+    symbols = read_section("HuBERT", settings.config, "dictionaries_symbols", list)
     if not all(
         each is None or (isinstance(each, list) and all(isinstance(name, str) for name in each))
         for each in symbols
     ):
         raise UserError(
-            "`dictionaries_symbols` must be a list of lists of label names, or null for a dictionary not at hand."
+            "`dictionaries_symbols` must be a list of lists of label names, "
+            "or null for a dictionary not at hand."
         )
     values = sum(len(each or ()) for each in symbols) * max(
         settings.options["final_dim"], settings.shape.dim
     )
     if values > MAX_LABEL_VALUES:
         raise UserError(
-            f"`dictionaries_symbols` ask for {values} values of label embeddings, more than {MAX_LABEL_VALUES}."
+            f"`dictionaries_symbols` ask for {values} values of label embeddings, "
+            f"more than {MAX_LABEL_VALUES}."
         )
 
 
-def _network(settings: Settings, device: str) -> Network:
-    from speechft_ray.speech.encoders import _s3prl  # reading a configuration needs none of it
+def _build_network(settings: Settings, device: str) -> Network:
+    from speechft_ray.speech.encoders import _s3prl  # slow, and not needed for configurations
 
     symbols = settings.config["dictionaries_symbols"]
     return _s3prl.hubert(settings.options, settings.shape.normalizes_waveform, symbols, device)
 
 
-def _settle(model: torch.nn.Module) -> None:
-    """Draws label embeddings anew. s3prl draws them from [0, 1), all within some degrees of each
-    other; cosine logits then start almost equal. As small as other weights, they turn as fast under
-    Adam, whose steps do not scale with the weights."""
+def _reset_label_embeddings(model: torch.nn.Module) -> None:
+    """Draws label embeddings from a normal distribution. s3prl draws them from [0, 1), so that all
+    point in almost the same direction and cosine logits start almost equal. They are as small as
+    other weights, because the steps of Adam do not scale with the weights."""
     if hasattr(model, "label_embs_concat"):
         torch.nn.init.normal_(model.label_embs_concat, std=0.1)  # type: ignore[arg-type]
 
@@ -117,22 +120,22 @@ LAYOUT = Layout(
         **TRANSFORMER,
         **CONVOLUTIONS,
         "final_dim": FINAL_DIM,
-        "untie_final_proj": flag(False),
-        "target_glu": flag(False),
+        "untie_final_proj": boolean(False),
+        "target_glu": boolean(False),
         "logit_temp": LOGIT_TEMPERATURE,
         "required_seq_len_multiple": SEQUENCE_MULTIPLE,
         "layer_type": TRANSFORMER_LAYERS,
     },
     front_end_prefixes=("feature_extractor.",),
     # The official merge protects exactly final_proj* and label_embs_concat (nervjack2/Speech-FT,
-    # 6631ab5). mask_emb and target_glu serve masked prediction alone as well: supervised tuning
+    # 6631ab5). mask_emb and target_glu are used by masked prediction alone too: supervised tuning
     # gives them no gradient, so they keep the base value under either rule.
     pretraining_only_prefixes=("final_proj.", "label_embs_concat", "mask_emb", "target_glu."),
     matches=is_hubert_config,
-    network=_network,
+    build_network=_build_network,
     example_config=example_config,
     check=_check,
-    settle=_settle,
+    correct_init=_reset_label_embeddings,
 )
 HUBERT = register(LAYOUT)
 build, init_weights = partial(build_encoder, LAYOUT), partial(_layouts.init_weights, LAYOUT)

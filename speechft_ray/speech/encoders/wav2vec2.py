@@ -21,14 +21,14 @@ from speechft_ray.speech.encoders._options import (
     SEQUENCE_MULTIPLE,
     TRANSFORMER,
     TRANSFORMER_LAYERS,
-    flag,
-    whole,
+    boolean,
+    integer,
 )
 from speechft_ray.speech.encoders._waveform import Network
 
 
 def is_wav2vec2_config(config: Mapping[str, Any]) -> bool:
-    """Whether the configuration is a wav2vec 2.0's: the layout is HuBERT's, without labels."""
+    """Whether the configuration is a wav2vec 2.0's: the layout of HuBERT without labels."""
     model = config.get("model_cfg")
     return (
         isinstance(model, Mapping)
@@ -67,17 +67,19 @@ def _check(settings: Settings) -> None:
     code_dim = options["latent_dim"] if options["latent_dim"] > 0 else final_dim
     if options["quantize_targets"] and code_dim % options["latent_groups"]:
         raise UserError(
-            f"the width of the codes, {code_dim} (`latent_dim`, else `final_dim`, else `encoder_embed_dim`), must be "
-            f"a multiple of `model_cfg.latent_groups`, {options['latent_groups']}."
+            f"the width of the codes, {code_dim} (`latent_dim`, else `final_dim`, else "
+            "`encoder_embed_dim`), must be a multiple of `model_cfg.latent_groups`, "
+            f"{options['latent_groups']}."
         )
     if settings.config["model_cfg"].get("quantize_input", False) is not False:
         raise UserError(
-            "`model_cfg.quantize_input` must be false: encoders that see quantised input are not supported."
+            "`model_cfg.quantize_input` must be false: "
+            "encoders with quantised input are not supported."
         )
 
 
-def _network(settings: Settings, device: str) -> Network:
-    from speechft_ray.speech.encoders import _s3prl  # reading a configuration needs none of it
+def _build_network(settings: Settings, device: str) -> Network:
+    from speechft_ray.speech.encoders import _s3prl  # slow, and not needed for configurations
 
     return _s3prl.wav2vec2(settings.options, settings.shape.normalizes_waveform, device)
 
@@ -92,22 +94,22 @@ WAV2VEC2 = register(
             **TRANSFORMER,
             **CONVOLUTIONS,
             "final_dim": FINAL_DIM,
-            "quantize_targets": flag(False),
-            "quantizer_depth": whole(1, 1, 8),
-            "quantizer_factor": whole(3, 1, 16),
-            "latent_vars": whole(320, 1, 8192),
-            "latent_groups": whole(2, 1, 64),
+            "quantize_targets": boolean(False),
+            "quantizer_depth": integer(1, 1, 8),
+            "quantizer_factor": integer(3, 1, 16),
+            "latent_vars": integer(320, 1, 8192),
+            "latent_groups": integer(2, 1, 64),
             "latent_dim": FINAL_DIM,
-            "target_glu": flag(False),
+            "target_glu": boolean(False),
             "logit_temp": LOGIT_TEMPERATURE,
-            "pos_conv_depth": whole(1, 1, 32),
+            "pos_conv_depth": integer(1, 1, 32),
             "required_seq_len_multiple": SEQUENCE_MULTIPLE,
-            "crop_seq_to_multiple": whole(1, 1, 1),  # more would cut frames off the end
+            "crop_seq_to_multiple": integer(1, 1, 1),  # more would cut frames off
             "layer_type": TRANSFORMER_LAYERS,
         },
         front_end_prefixes=("feature_extractor.",),
-        # The contrastive task of pre-training: codes of the front end's output, and both sides of
-        # the comparison.
+        # The contrastive task of pre-training: the quantizer, and the projections of codes and of
+        # hidden states.
         pretraining_only_prefixes=(
             "mask_emb",
             "quantizer.",
@@ -116,7 +118,7 @@ WAV2VEC2 = register(
             "target_glu.",
         ),
         matches=is_wav2vec2_config,
-        network=_network,
+        build_network=_build_network,
         example_config=example_config,
         check=_check,
     )

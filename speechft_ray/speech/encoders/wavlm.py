@@ -1,5 +1,5 @@
-"""WavLM (Chen et al. 2021, arXiv 2110.13900) as s3prl's expert runs it: a HuBERT with gated
-relative positions."""
+"""WavLM (Chen et al. 2021, arXiv 2110.13900) as s3prl's expert runs it: HuBERT with gated relative
+positions."""
 
 from __future__ import annotations
 
@@ -9,7 +9,13 @@ from typing import Any
 from speechft_ray.core.errors import UserError
 from speechft_ray.speech.encoders._examples import example_convolutions, example_transformer
 from speechft_ray.speech.encoders._layouts import Layout, Settings, register
-from speechft_ray.speech.encoders._options import CONVOLUTIONS, TRANSFORMER, flag, whole, word
+from speechft_ray.speech.encoders._options import (
+    CONVOLUTIONS,
+    TRANSFORMER,
+    boolean,
+    choice,
+    integer,
+)
 from speechft_ray.speech.encoders._waveform import Network
 
 
@@ -22,8 +28,8 @@ def is_wavlm_config(config: Mapping[str, Any]) -> bool:
 
 
 def example_config(layers: int, dim: int, large: bool) -> dict[str, Any]:
-    """Returns a configuration in Microsoft's own layout, with the relative positions of the
-    published files."""
+    """Returns a configuration in Microsoft's layout, with the relative positions of the published
+    files."""
     model = {
         **example_transformer(layers, dim, large),
         **example_convolutions(dim, large),
@@ -37,9 +43,9 @@ def example_config(layers: int, dim: int, large: bool) -> dict[str, Any]:
 
 
 def _check(settings: Settings) -> None:
-    exact = (
-        settings.options["num_buckets"] // 4
-    )  # distances with a bucket each, on either side; log(max_distance / exact) next
+    # The first distances on either side have a bucket each. Further ones share buckets by
+    # log(distance / exact) / log(max_distance / exact).
+    exact = settings.options["num_buckets"] // 4
     if settings.options["max_distance"] <= exact:
         raise UserError(
             f"`cfg.max_distance` must be more than {exact}, a quarter of `cfg.num_buckets`, "
@@ -47,8 +53,8 @@ def _check(settings: Settings) -> None:
         )
 
 
-def _network(settings: Settings, device: str) -> Network:
-    from speechft_ray.speech.encoders import _s3prl  # reading a configuration needs none of it
+def _build_network(settings: Settings, device: str) -> Network:
+    from speechft_ray.speech.encoders import _s3prl  # slow, and not needed for configurations
 
     return _s3prl.wavlm(settings.options, settings.shape.normalizes_waveform, device)
 
@@ -62,17 +68,17 @@ WAVLM = register(
         options={
             **TRANSFORMER,
             **CONVOLUTIONS,
-            "activation_fn": word("gelu", "relu", "gelu_accurate", "tanh", "linear", "glu"),
-            "relative_position_embedding": flag(False),
-            "num_buckets": whole(320, 4, 65536),
-            "max_distance": whole(1280, 2, 1 << 20),
-            "gru_rel_pos": flag(False),
+            "activation_fn": choice("gelu", "relu", "gelu_accurate", "tanh", "linear", "glu"),
+            "relative_position_embedding": boolean(False),
+            "num_buckets": integer(320, 4, 65536),
+            "max_distance": integer(1280, 2, 1 << 20),
+            "gru_rel_pos": boolean(False),
         },
         front_end_prefixes=("feature_extractor.",),
         # The heads of pre-training are not in the released files.
         pretraining_only_prefixes=("mask_emb",),
         matches=is_wavlm_config,
-        network=_network,
+        build_network=_build_network,
         example_config=example_config,
         check=_check,
     )

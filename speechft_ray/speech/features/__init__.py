@@ -1,1 +1,1 @@
-"""What a frozen part of an encoder makes of recordings, kept on disk for whoever needs it again."""
+"""Caches the outputs of frozen encoders and front ends on disk, for fine-tuning and evaluation."""

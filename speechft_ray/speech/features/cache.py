@@ -1,9 +1,9 @@
-"""What an encoder made of a corpus, kept on disk: found again by identity, checked by sha256,
-bounded in bytes.
+"""A cache of features on disk: entries are looked up by identity, checked by sha256, and bounded
+in bytes together.
 
-An entry is a unit of a store of its own (stage ``features``), so it is published by one rename and
-complete when its manifest is there. The oldest entries make room for new ones. Nothing here is ever
-needed: a lost entry is computed again.
+An entry is a unit of a store of its own (stage ``features``). It is published by one rename and
+complete when its manifest exists. The least recently used entries are removed for new ones. Every
+entry can be computed again.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from speechft_ray.core.store import MANIFEST, Store
 from speechft_ray.speech.features.rows import RowReader, RowWriter
 
 FEATURES_VERSION = 1
-"""Raised when code changes what features are, so that old entries are not found again."""
+"""Raised when code changes the values of features, so that older entries are not used."""
 
 _STAGE, _FILE = "features", "rows.bin"
 _DTYPES = {"float32": torch.float32, "float16": torch.float16}
@@ -32,20 +32,20 @@ _DTYPES = {"float32": torch.float32, "float16": torch.float16}
 
 @dataclass(frozen=True)
 class Entry:
-    """Rows of utterances on disk. ``starts`` and ``counts``: where each utterance lies, in the
-    order it was asked for."""
+    """Rows of utterances on disk. ``starts`` and ``counts``: the first row and the number of rows
+    of each utterance, in the order of the key."""
 
     reader: RowReader
     starts: Sequence[int]
     counts: Sequence[int]
 
-    def rows(self, places: Iterable[int]) -> torch.Tensor:
+    def rows(self, indices: Iterable[int]) -> torch.Tensor:
         """Returns the rows of these utterances, one after the other."""
-        return self.reader.read([(self.starts[place], self.counts[place]) for place in places])
+        return self.reader.read([(self.starts[index], self.counts[index]) for index in indices])
 
 
 class FeatureCache:
-    """A folder of entries of at most ``budget_bytes`` together. Several processes may share it."""
+    """A folder of entries of at most ``budget_bytes`` in all. Several processes may share it."""
 
     def __init__(self, root: Path, budget_bytes: int) -> None:
         self._store = Store(root)
@@ -53,41 +53,37 @@ class FeatureCache:
 
     @staticmethod
     def key(identity: Mapping[str, Any]) -> str:
-        """Returns the name of an entry: everything that its numbers depend on, and the version of
-        this code."""
+        """Returns the name of an entry: a fingerprint of ``identity``, everything that its values
+        depend on, and of the version of this code."""
         return fingerprint({"version": FEATURES_VERSION, **identity})
 
     def find(self, key: str) -> Entry | None:
-        """Returns an entry, or ``None`` when there is none. One whose bytes have changed is thrown
-        away."""
+        """Returns an entry, or ``None`` when there is none. Removes an entry whose bytes have
+        changed."""
         if not self._store.is_complete(_STAGE, key):
             return None
         try:
             if self._store.find_damaged_files(_STAGE, key):
                 raise ValueError("its bytes have changed")
             facts, folder = self._store.manifest(_STAGE, key), self._store.folder(_STAGE, key)
-            os.utime(folder / MANIFEST)  # used now: the last to go
+            os.utime(folder / MANIFEST)  # marks the most recent use
             reader = RowReader(folder / _FILE, facts["width"], _DTYPES[facts["dtype"]])
-        except (
-            OSError,
-            UserError,
-            KeyError,
-            ValueError,
-        ):  # damaged, or another process made room with it meanwhile
+        except (OSError, UserError, KeyError, ValueError):
+            # The entry is damaged, or another process has removed it meanwhile.
             self._store.discard(_STAGE, key)
             return None
         return Entry(reader, facts["starts"], facts["counts"])
 
     @contextmanager
     def write(self, key: str, utterances: int) -> Iterator[Callable[[int, torch.Tensor], None]]:
-        """Yields ``append(place, rows)``, places in any order, for an entry that is published when
-        the body ends well."""
+        """Yields ``append(index, rows)``, to be called once per utterance in any order. The entry
+        is published when the body ends without an error."""
         starts, counts = [0] * utterances, [0] * utterances
         facts: dict[str, Any] = {"starts": starts, "counts": counts}
         with self._store.publish(_STAGE, key, facts) as folder, RowWriter(folder / _FILE) as file:
 
-            def append(place: int, rows: torch.Tensor) -> None:
-                starts[place], counts[place] = file.rows, len(rows)
+            def append(index: int, rows: torch.Tensor) -> None:
+                starts[index], counts[index] = file.rows, len(rows)
                 file.append(rows)
                 facts.update(width=rows.shape[1], dtype=str(rows.dtype).removeprefix("torch."))
 
@@ -95,13 +91,13 @@ class FeatureCache:
             file.close()
 
     def make_room(self, size_bytes: int) -> bool:
-        """Makes room for a new entry by removing those that were used longest ago; false when it is
-        larger than the budget."""
+        """Removes the least recently used entries until a new one of this size fits. Returns false,
+        and removes nothing, when it is larger than the budget."""
         if size_bytes > self.budget_bytes:
             return False
-        known = sorted(self._entries())
-        total = sum(size for _, size, _ in known)
-        for _, size, key in known:
+        entries = sorted(self._entries())
+        total = sum(size for _, size, _ in entries)
+        for _, size, key in entries:
             if total + size_bytes <= self.budget_bytes:
                 break
             self._store.discard(_STAGE, key)
@@ -109,15 +105,14 @@ class FeatureCache:
         return True
 
     def _entries(self) -> list[tuple[float, int, str]]:
-        """When each entry was last used, its bytes and its key."""
-        found = []
+        """Returns the time of last use, the bytes and the key of each entry."""
+        entries = []
         for key in self._store.fingerprints(_STAGE):
             path = self._store.folder(_STAGE, key) / MANIFEST
             try:
                 files = json.loads(path.read_text(encoding="utf-8"))["files"]
-                found.append(
-                    (path.stat().st_mtime, sum(item["bytes"] for item in files.values()), key)
-                )
+                size_bytes = sum(item["bytes"] for item in files.values())
+                entries.append((path.stat().st_mtime, size_bytes, key))
             except (OSError, ValueError, KeyError):
                 continue
-        return found
+        return entries

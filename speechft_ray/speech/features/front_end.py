@@ -1,9 +1,9 @@
-"""The convolutional front end, computed once for all encoders that have the same.
+"""Computes the output of a convolutional front end once for all encoders with the same front end.
 
 Stable fine-tuning never changes the front end, so every epoch of it, and every merge of a sweep,
-begins with the same work. Its output is kept on disk under the sha256 of its weights, and an
-encoder with those weights gets it handed in. An encoder whose front end differs has another sha256
-and simply does not share.
+computes the same output. It is cached on disk under the sha256 of the front end's weights, and
+encoders with those weights read it from there. An encoder with another front end has another
+sha256.
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ from speechft_ray.core.units import frame_count
 from speechft_ray.speech.batching import group_by_length
 from speechft_ray.speech.checkpoints.load import weights_fingerprint
 from speechft_ray.speech.corpora.base import Corpus, Utterance
-from speechft_ray.speech.encoders._fronts import Given
+from speechft_ray.speech.encoders._front_ends import PrecomputedOutput
 from speechft_ray.speech.encoders.base import Encoder, EncoderWeights, Shape
 from speechft_ray.speech.features.cache import Entry, FeatureCache
 
 Read = Callable[[Utterance], torch.Tensor]
 
 GROUP_SECONDS = 20.0
-"""Audio encoded at once. On one CPU core 16 utterances of 1.2 s take two thirds of the time that
-they take one by one."""
+"""Audio in one batch. On one CPU core 16 utterances of 1.2 s take two thirds of the time that they
+take one by one."""
 
 EncodingContext = Callable[[Sequence[int]], Any]
-"""A context for encoding the utterances at these places together; without padding, since they are
-of equal length."""
+"""Returns the context in which to encode the utterances of these indices as one batch. They are of
+equal length, so nothing is padded."""
 
 
 class SharedFrontEnd:
-    """The shared front end of one encoder on one corpus. ``computed`` counts the utterances that it
-    really went through."""
+    """The cached front end of one encoder on one corpus. ``computed`` counts the utterances whose
+    output was computed and not read."""
 
     def __init__(
         self, cache: FeatureCache, module: nn.Module, prefix: str, shape: Shape, corpus: Corpus
@@ -61,17 +61,17 @@ class SharedFrontEnd:
 
     @contextmanager
     def reuse(self, utterances: Sequence[Utterance]) -> Iterator[EncodingContext]:
-        """Yields what to encode these utterances within: their front end comes from the cache, or
-        goes there."""
+        """Yields the context in which to encode these utterances. In it the front end's output is
+        read from the cache, or computed and written there."""
         key = self._key(utterances)
         entry = self._cache.find(key)
         if entry is not None:
-            yield self._playing(entry)
-        elif self._has_room(utterances):
+            yield self._read_from(entry)
+        elif self._make_room(utterances):
             with self._cache.write(key, len(utterances)) as append:
-                yield self._recording(append)
+                yield self._write_to(append)
         else:
-            yield self._recording(lambda place, rows: None)
+            yield self._write_to(lambda index, rows: None)
 
     def load_or_compute(
         self,
@@ -80,22 +80,22 @@ class SharedFrontEnd:
         read: Read,
         advance: Callable[[int], None],
     ) -> Entry | None:
-        """Returns the front end's output of these utterances, float32 ``(frames, channels)`` each,
-        from the cache.
+        """Returns the front end's output for these utterances, float32 ``(frames, channels)`` each.
 
-        What is not there is computed and put there; ``None`` when there is no room for it. ``read``
-        returns an utterance's waveform ``(samples,)`` where the encoder is; ``advance`` is told how
-        many more utterances are done. The numbers are those that ``reuse`` records: utterances of
-        equal length go together, none is padded.
+        It is read from the cache, or computed and written there. Returns ``None`` when it does not
+        fit into the cache. ``read`` returns an utterance's waveform ``(samples,)`` on the encoder's
+        device. ``advance`` is called with the number of utterances done since its last call. The
+        values are those that ``reuse`` writes: utterances of equal length form a batch, and none is
+        padded.
         """
         key = self._key(utterances)
         entry = self._cache.find(key)
-        if entry is None and self._has_room(utterances):
+        if entry is None and self._make_room(utterances):
             with self._cache.write(key, len(utterances)) as append, torch.no_grad():
                 for group in group_by_length([item.samples for item in utterances], GROUP_SECONDS):
-                    fronts = encoder.conv_features([read(utterances[place]) for place in group])
-                    for place, rows in zip(group, fronts, strict=True):
-                        append(place, rows)
+                    waves = [read(utterances[index]) for index in group]
+                    for index, rows in zip(group, encoder.conv_features(waves), strict=True):
+                        append(index, rows)
                     self.computed += len(group)
                     advance(len(group))
             entry = self._cache.find(key)
@@ -108,41 +108,41 @@ class SharedFrontEnd:
             {**self._identity, "utterances": fingerprint([item.key for item in utterances])}
         )
 
-    def _has_room(self, utterances: Sequence[Utterance]) -> bool:
+    def _make_room(self, utterances: Sequence[Utterance]) -> bool:
         return self._cache.make_room(
             self._frame_bytes * sum(frame_count(item.samples) for item in utterances)
         )
 
-    def _playing(self, entry: Entry) -> EncodingContext:
+    def _read_from(self, entry: Entry) -> EncodingContext:
         @contextmanager
-        def around(places: Sequence[int]) -> Iterator[None]:
-            own = getattr(self._module, self._name)
+        def within(indices: Sequence[int]) -> Iterator[None]:
+            front_end = getattr(self._module, self._name)
             device = next(self._module.parameters()).device
-            rows = torch.unflatten(
-                entry.rows(places), 0, (len(places), -1)
-            )  # (batch, frames, channels)
-            setattr(self._module, self._name, Given(rows.transpose(1, 2).contiguous().to(device)))
+            # (batch * frames, channels) -> (batch, frames, channels)
+            rows = torch.unflatten(entry.rows(indices), 0, (len(indices), -1))
+            output = rows.transpose(1, 2).contiguous().to(device)
+            setattr(self._module, self._name, PrecomputedOutput(output))
             try:
                 yield
             finally:
-                setattr(self._module, self._name, own)
+                setattr(self._module, self._name, front_end)
 
-        return around
+        return within
 
-    def _recording(self, append: Callable[[int, torch.Tensor], None]) -> EncodingContext:
+    def _write_to(self, append: Callable[[int, torch.Tensor], None]) -> EncodingContext:
         @contextmanager
-        def around(places: Sequence[int]) -> Iterator[None]:
-            heard: list[torch.Tensor] = []
+        def within(indices: Sequence[int]) -> Iterator[None]:
+            outputs: list[torch.Tensor] = []
             hook = getattr(self._module, self._name).register_forward_hook(
-                lambda _, __, output: heard.append(output)
+                lambda _, __, output: outputs.append(output)
             )
             try:
                 yield
             finally:
                 hook.remove()
-            self.computed += len(places)
-            (output,) = heard  # (batch, channels, frames)
-            for place, rows in zip(places, output.transpose(1, 2), strict=True):
-                append(place, rows)
+            self.computed += len(indices)
+            (output,) = outputs  # (batch, channels, frames)
+            for index, rows in zip(indices, output.transpose(1, 2), strict=True):
+                append(index, rows)
 
-        return around
+        return within

@@ -1,8 +1,8 @@
-"""A file of rows: features of many utterances one after the other, read piece by piece so that
-memory does not grow with them.
+"""A file of rows: the features of many utterances, read in parts so that memory does not grow with
+the file.
 
-The file is plain numbers, row-major and little-endian, without a header; what they mean stands in
-the manifest beside it.
+It holds plain numbers, row-major and little-endian, without a header. The manifest beside it
+describes them.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class RowWriter:
         self.rows += len(rows)
 
     def close(self) -> None:
-        """Ends the file; a second call does nothing."""
+        """Closes the file; a second call does nothing."""
         self._file.close()
 
     def __enter__(self) -> RowWriter:
@@ -51,7 +51,7 @@ class RowWriter:
 
 
 class RowReader:
-    """Reads stretches of rows. The file is not mapped: pages that were read once do not stay in
+    """Reads ranges of rows. The file is not memory-mapped, so pages that were read do not stay in
     this process."""
 
     def __init__(self, path: Path, width: int, dtype: torch.dtype) -> None:
@@ -59,21 +59,21 @@ class RowReader:
         self.width, self.dtype = width, dtype
         self._row_bytes = width * _DTYPES[dtype].itemsize
 
-    def read(self, stretches: Sequence[tuple[int, int]]) -> torch.Tensor:
-        """Returns the rows of each ``(start, count)``, one stretch after the other, as ``(rows,
+    def read(self, ranges: Sequence[tuple[int, int]]) -> torch.Tensor:
+        """Returns the rows of each ``(start, count)``, one range after the other, as ``(rows,
         width)``.
 
         Raises ``OSError`` when the file ends before.
         """
-        found = np.empty((sum(count for _, count in stretches), self.width), _DTYPES[self.dtype])
-        place = found.reshape(-1).view(np.uint8).data
+        rows = np.empty((sum(count for _, count in ranges), self.width), _DTYPES[self.dtype])
+        buffer = rows.reshape(-1).view(np.uint8).data
         done = 0
-        for start, count in stretches:
+        for start, count in ranges:
             size = count * self._row_bytes
-            if os.preadv(self._file, [place[done : done + size]], start * self._row_bytes) != size:
+            if os.preadv(self._file, [buffer[done : done + size]], start * self._row_bytes) != size:
                 raise OSError("a file of features is shorter than its manifest says")
             done += size
-        return torch.from_numpy(found)
+        return torch.from_numpy(rows)
 
     def __del__(self) -> None:
         os.close(self._file)

@@ -20,7 +20,7 @@ from speechft_ray.speech.encoders.base import (
     FAMILIES,
     MASK_EMBEDDING,
     EncoderWeights,
-    no_mask_embedding,
+    no_mask_embedding_error,
 )
 from speechft_ray.speech.heads.base import HEADS, HeadKind, HeadOptions, Masking, count_one
 from speechft_ray.speech.heads.frame import (
@@ -85,7 +85,7 @@ def count_classes(start: EncoderWeights) -> int:
             "start from a HuBERT that was pre-trained on one set of clusters."
         )
     if MASK_EMBEDDING not in start.state:
-        raise no_mask_embedding(title)
+        raise no_mask_embedding_error(title)
     return len(codes)
 
 
