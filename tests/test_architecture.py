@@ -105,11 +105,58 @@ def test_every_package_has_a_layer() -> None:
     assert {package_of(path) for path in FILES} - {"__init__"} <= set(LAYERS)
 
 
-def test_doors_open_only_downwards() -> None:
+def test_no_module_is_loose_at_the_top() -> None:
+    assert {path.name for path in PACKAGE.glob("*.py")} == {"__init__.py", "__main__.py"}
+
+
+def test_imports_point_downwards() -> None:
     assert violations_of_layers(FILES) == []
 
 
-def test_a_door_upwards_would_be_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def module_of(path: Path) -> str:
+    name = path.relative_to(PACKAGE.parent).with_suffix("").as_posix().replace("/", ".")
+    return name.removesuffix(".__init__")
+
+
+def import_graph(files: list[Path]) -> dict[str, set[str]]:
+    """Returns the modules of the package that each module imports, wherever the import stands."""
+    modules = {module_of(path) for path in files}
+    graph: dict[str, set[str]] = {}
+    for path in files:
+        here = module_of(path)
+        graph[here] = {name for name, _ in imports(path) if name in modules} - {here}
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom):
+                members = {f"{node.module}.{alias.name}" for alias in node.names}
+                graph[here] |= (members & modules) - {here}
+    return graph
+
+
+def modules_in_circles(graph: dict[str, set[str]]) -> list[str]:
+    """Returns the modules from which a chain of imports leads back to them."""
+    circular = []
+    for start in graph:
+        reached: set[str] = set()
+        waiting = list(graph[start])
+        while waiting:
+            module = waiting.pop()
+            if module not in reached:
+                reached.add(module)
+                waiting += graph[module]
+        if start in reached:
+            circular.append(start)
+    return circular
+
+
+def test_imports_have_no_circles() -> None:
+    assert modules_in_circles(import_graph(FILES)) == []
+
+
+def test_a_circle_would_be_seen() -> None:
+    assert modules_in_circles({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}}) == ["a", "b", "c"]
+
+
+def test_an_import_upwards_would_be_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     intruder = tmp_path / "sweep" / "intruder.py"
     intruder.parent.mkdir()
     intruder.write_text(
@@ -121,7 +168,7 @@ def test_a_door_upwards_would_be_seen(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize("dependency", sorted(DOORS))
-def test_heavy_dependencys_use_their_door(dependency: str) -> None:
+def test_heavy_dependencies_are_imported_in_one_place(dependency: str) -> None:
     wrong = []
     for path in FILES:
         place = path.relative_to(PACKAGE).as_posix()

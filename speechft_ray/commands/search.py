@@ -178,8 +178,8 @@ def check_disk(plan: SearchPlan, store: Store, place: Place) -> None:
     free = shutil.disk_usage(store.root).free
     if free < copies * size:
         raise UserError(
-            f"the storage folder `{store.root}` has {free / 1e9:.2f} GB free, but this search needs "
-            f"about {copies * size / 1e9:.2f} GB for {len(runs)} fine-tuned models, their "
+            f"the storage folder `{store.root}` has {free / 1e9:.2f} GB free, but this search "
+            f"needs about {copies * size / 1e9:.2f} GB for {len(runs)} fine-tuned models, their "
             "checkpoints and the winner: free some room or give another folder with --storage."
         )
 
