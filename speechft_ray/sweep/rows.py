@@ -72,27 +72,27 @@ def read_curves(plan: Plan, store: Store) -> list[Curve]:
 def _read_row(planned: PlannedRow, store: Store, by_split: Mapping[str, References]) -> EncoderRow:
     evaluations = [_read_scores(store, key) for key in planned.evaluations]
     complete = all(evaluations)
-    scores = [score for of_task in evaluations for score in of_task]
+    scores = [score for task_scores in evaluations for score in task_scores]
     test, dev = ([score for score in scores if score.split == split] for split in ("test", "dev"))
     return EncoderRow(
         key=planned.key,
         title=planned.title,
         params=planned.params,
-        test=_means(test, by_split["test"] if complete else {}),
-        dev=_means(dev, by_split["dev"] if complete else {}),
-        spread=_spreads(test, by_split["test"] if complete else {}),
+        test=_compute_means(test, by_split["test"] if complete else {}),
+        dev=_compute_means(dev, by_split["dev"] if complete else {}),
+        spread=_compute_spreads(test, by_split["test"] if complete else {}),
         complete=complete,
     )
 
 
-def _means(scores: Sequence[Score], references: References) -> dict[str, float]:
-    """Means over the probe seeds, per metric, and their score where there are references."""
+def _compute_means(scores: Sequence[Score], references: References) -> dict[str, float]:
+    """Returns means over the probe seeds, and their score where there are references."""
     means = {score.metric: score.mean for score in scores}
     return {**means, "score": superb_score(means, references)} if references else means
 
 
-def _spreads(scores: Sequence[Score], references: References) -> dict[str, float]:
-    """Sample standard deviations over the probe seeds, per metric and of the score itself."""
+def _compute_spreads(scores: Sequence[Score], references: References) -> dict[str, float]:
+    """Returns sample standard deviations over the probe seeds, of metrics and of the score."""
     spreads = {
         score.metric: statistics.stdev(score.values) for score in scores if len(score.values) > 1
     }

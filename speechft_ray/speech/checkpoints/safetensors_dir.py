@@ -41,7 +41,7 @@ FORMAT = 1
 
 _KEY = "speechft_ray"
 _DTYPES = {"float32": torch.float32, "float16": torch.float16}
-_PARTS = {"family": str, "config": dict, "sha256": dict}
+_FIELD_TYPES = {"family": str, "config": dict, "sha256": dict}
 
 
 def write_encoder(
@@ -131,7 +131,7 @@ def _parse_manifest(file: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
         )
     try:
         manifest = json.loads(text)
-        is_complete = {"format", *_PARTS} <= manifest.keys()
+        is_complete = {"format", *_FIELD_TYPES} <= manifest.keys()
     except (ValueError, AttributeError, RecursionError) as error:
         raise UserError(
             f"the manifest inside {file} is not JSON of this format. Copy the file again."
@@ -142,7 +142,9 @@ def _parse_manifest(file: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
             f"reads format {FORMAT}."
         )
     manifest = {"made": {}, **to_plain_data(manifest, f"the manifest in {file}")}
-    if not all(isinstance(manifest[key], kind) for key, kind in {**_PARTS, "made": dict}.items()):
+    if not all(
+        isinstance(manifest[key], kind) for key, kind in {**_FIELD_TYPES, "made": dict}.items()
+    ):
         raise UserError(
             f"the manifest inside {file} is not JSON of this format. Copy the file again."
         )

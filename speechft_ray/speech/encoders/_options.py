@@ -15,8 +15,8 @@ class Option:
     """One option: its default, and the values that it may have."""
 
     default: bool | int | float | str
-    least: float = 0
-    most: float = 0
+    minimum: float = 0
+    maximum: float = 0
     choices: tuple[str, ...] = ()
 
     def is_allowed(self, value: Any) -> bool:
@@ -30,7 +30,7 @@ class Option:
         return (
             isinstance(value, numbers)
             and not isinstance(value, bool)
-            and self.least <= value <= self.most
+            and self.minimum <= value <= self.maximum
         )
 
     def __str__(self) -> str:
@@ -39,12 +39,12 @@ class Option:
         if isinstance(self.default, str):
             return f"one of {', '.join(self.choices)}"
         kind = "a number" if isinstance(self.default, float) else "a whole number"
-        return f"{kind} within [{self.least:g}, {self.most:g}]"
+        return f"{kind} within [{self.minimum:g}, {self.maximum:g}]"
 
 
-def integer(default: int, least: int, most: int) -> Option:
+def integer(default: int, minimum: int, maximum: int) -> Option:
     """Returns an option that is a whole number within bounds."""
-    return Option(default, least, most)
+    return Option(default, minimum, maximum)
 
 
 def probability(default: float) -> Option:
@@ -62,14 +62,14 @@ def choice(default: str, *others: str) -> Option:
     return Option(default, choices=(default, *others))
 
 
-_WIDEST = 8192
+_MAX_WIDTH = 8192
 """Eight times the widest encoder of the paper (1024). Bounds the memory that an untrusted file can
 make this process allocate."""
 
 TRANSFORMER: Mapping[str, Option] = {
     "encoder_layers": integer(12, 1, 256),
-    "encoder_embed_dim": integer(768, 1, _WIDEST),
-    "encoder_ffn_embed_dim": integer(3072, 1, 8 * _WIDEST),
+    "encoder_embed_dim": integer(768, 1, _MAX_WIDTH),
+    "encoder_ffn_embed_dim": integer(3072, 1, 8 * _MAX_WIDTH),
     "encoder_attention_heads": integer(12, 1, 256),
     "activation_fn": choice("gelu", "relu", "gelu_fast", "gelu_accurate", "tanh", "linear"),
     "layer_norm_first": boolean(False),
@@ -78,7 +78,7 @@ TRANSFORMER: Mapping[str, Option] = {
     "activation_dropout": probability(0.0),
     "dropout_input": probability(0.0),
     "conv_pos": integer(128, 1, 4096),
-    "conv_pos_groups": integer(16, 1, _WIDEST),
+    "conv_pos_groups": integer(16, 1, _MAX_WIDTH),
 }
 """Options of the transformer of all four families. Defaults are those of wav2vec 2.0, HuBERT and
 WavLM in s3prl and fairseq."""
@@ -90,7 +90,7 @@ CONVOLUTIONS: Mapping[str, Option] = {
 }
 """Options of the convolutional front end; its geometry is in ``_conv_layers``."""
 
-FINAL_DIM = integer(0, -1, _WIDEST)
+FINAL_DIM = integer(0, -1, _MAX_WIDTH)
 """Width of the pre-training projection; 0 or less means that of the encoder."""
 
 LOGIT_TEMPERATURE = Option(0.1, 1e-6, 1e6)
