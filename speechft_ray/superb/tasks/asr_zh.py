@@ -5,8 +5,8 @@ The head of ``asr`` with a square linear map and tanh after each LSTM layer. s3p
 characters, which with padding, ``<eos>`` and ``<unk>`` makes 4320 tokens; here the vocabulary is
 that of the train split. The text is taken as it is: normalisation (NFKC, upper case, no
 punctuation, no blanks) belongs to the corpus. A batch is 16 consecutive utterances in the order of
-length; the character error rate on dev selects the best validation. The paper names no FBank or best value for it, so its score
-needs ``zero: measured``.
+length; the character error rate on dev selects the best validation. The paper names no FBank or
+best value for it, so its score needs ``zero: measured``.
 """
 
 from __future__ import annotations
