@@ -16,7 +16,6 @@ s3prl on frames and us on their means for 300 updates.
 
 from __future__ import annotations
 
-import random
 import sys
 import tempfile
 from collections import defaultdict
@@ -29,14 +28,19 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from benchmarks.s3prl_cases import CASES, Case
+from benchmarks.parity_cases import (
+    CASES,
+    DIM,
+    LAYERS,
+    average_frames,
+    make_corpus,
+    make_features,
+)
 from benchmarks.s3prl_peer import PEERS, Frames, Peer, expert_module, no_cuda
 from speechft_ray.core.specs import CorpusSpec, EvalSpec
-from speechft_ray.speech.corpora.base import Corpus, Utterance
 from speechft_ray.speech.heads.ctc import CtcHead
 from speechft_ray.speech.heads.pooled import PooledHead
 from speechft_ray.speech.heads.specaug import draw_warps, warp_time
-from speechft_ray.superb.features import InMemoryFeatures
 from speechft_ray.superb.probe import Probe
 from speechft_ray.superb.sampling import sample_batches
 from speechft_ray.superb.selection import compute_dev_metrics, predict
@@ -45,7 +49,6 @@ from speechft_ray.superb.tasks._dtw import Distance, frame_distances, subsequenc
 from speechft_ray.superb.tasks.base import TASKS, TaskData
 from speechft_ray.superb.training import gather_batches, make_optimizer, train_step
 
-LAYERS, DIM = 3, 16
 UPDATES, POOLED_UPDATES = 50, 300
 COUNTS = {"train": 96, "dev": 36, "test": 36}
 BLANK_HANDICAP = 3.0
@@ -182,66 +185,6 @@ class Pair:
             name: (ours[name], factor * theirs[other])
             for name, (other, factor) in self.case.metrics.items()
         }
-
-
-def make_corpus(case: Case, counts: dict[str, int]) -> Corpus:
-    """Returns utterances with labels and without audio."""
-    rng = random.Random(0)
-    utterances: list[Utterance] = []
-    for split, count in counts.items():
-        for index in range(count):
-            labels, frames = case.labels(rng, index)
-            samples = (frames + 1) * 320  # one more stride than frames
-            utterances.append(
-                Utterance(key=f"{split}-{index:03}", split=split, samples=samples, labels=labels)
-            )
-    columns = frozenset(utterances[0].labels)
-    tested = [utterance for utterance in utterances if utterance.split == "test"]
-    trials = [
-        (one.labels.get("speaker") == other.labels.get("speaker"), one.key, other.key)
-        for one in tested
-        for other in tested
-        if one.key < other.key
-    ]
-    return Corpus(
-        name="made",
-        fingerprint="0",
-        utterances=utterances,
-        read=lambda _: torch.zeros(0).numpy(),
-        columns=columns,
-        trials=trials,
-    )
-
-
-def make_features(data: TaskData, split: str) -> InMemoryFeatures:
-    """Random frames with the vectors of their labels added in the second layer."""
-    generator = torch.Generator().manual_seed(len(split))
-    vectors = 6.0 * torch.randn(64, DIM, generator=torch.Generator().manual_seed(9))
-    states_of = []
-    for example in data.examples[split]:
-        frames = example.utterance.samples // 320 - 1
-        states = torch.randn(LAYERS, frames, DIM, generator=generator)
-        if hasattr(example.reference, "labels"):  # diarisation: the sum of the speakers
-            states[1] += 0.2 * torch.from_numpy(example.reference.labels)[:frames] @ vectors[:2]
-        elif "speaker" in example.utterance.labels:
-            states[1] += 0.07 * vectors[int(example.utterance.labels["speaker"].lstrip("s"))]
-        else:
-            spread = torch.arange(frames) * len(example.target) // frames
-            states[1] += vectors[example.target[spread]] * (
-                1.0 if len(example.target) > 3 else 0.06
-            )
-        states_of.append(states)
-    return InMemoryFeatures(
-        torch.cat(states_of, dim=1), torch.tensor([states.shape[1] for states in states_of])
-    )
-
-
-def average_frames(features: InMemoryFeatures) -> InMemoryFeatures:
-    rows = torch.split(features.states, features.frames.tolist(), dim=1)
-    return InMemoryFeatures(
-        torch.stack([states.mean(dim=1) for states in rows], dim=1),
-        torch.ones_like(features.frames),
-    )
 
 
 def share_dropout(module: nn.Module) -> None:

@@ -1,11 +1,9 @@
-"""The cases of ``parity.py``: for each task its labels, s3prl's expert, how to call the expert, and
-how to copy weights into it."""
+"""s3prl's experts for each task: how they are built and called, and how weights are copied into
+them."""
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,47 +15,11 @@ from benchmarks.s3prl_peer import Forward, build_without_init, expert_module
 from speechft_ray.superb.tasks.asr import DICTIONARY
 from speechft_ray.superb.tasks.base import TaskData
 
-Labels = Callable[[random.Random, int], tuple[dict[str, str], int]]
-"""``(rng, index) -> (labels, frames)`` of an utterance."""
-
 RECURRENT: dict[str, Any] = {"projection": 24, "lstm_hidden": 16, "specaug": False}
 PHONES, LETTERS, SLOTS = "abcdefgh", "ABC", ("x", "y")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Case:
-    """One task. ``metrics`` maps our name of each dev metric to s3prl's name and the factor from
-    its unit to ours."""
-
-    labels: Labels
-    expert: Callable[[TaskData, Any, int, Path], nn.Module]
-    forward: Forward
-    copy: Callable[[Any, Any, TaskData], None]
-    metrics: Mapping[str, tuple[str, float]]
-    learning_rate: float
-    options: Mapping[str, Any] = field(default_factory=dict)
-    dev_name: str = "dev"
-    eval_batch: int = 1
-
-
 # --- Token sequences ----------------------------------------------------------------------
-
-
-def phone_labels(rng: random.Random, index: int) -> tuple[dict[str, str], int]:
-    tokens = rng.choices(PHONES, k=rng.randint(3, 7))
-    return {"phones": " ".join(tokens)}, 4 * len(tokens) + rng.randint(2, 9)
-
-
-def text_labels(rng: random.Random, index: int) -> tuple[dict[str, str], int]:
-    words = ["".join(rng.choices(LETTERS, k=rng.randint(1, 2))) for _ in range(rng.randint(1, 3))]
-    slots = [rng.choice(["O", *SLOTS]) for _ in words]
-    text = " ".join(words)
-    return {"text": text, "slots": " ".join(slots)}, 5 * len(text) + rng.randint(12, 20)
-
-
-def zh_labels(rng: random.Random, index: int) -> tuple[dict[str, str], int]:
-    tokens = rng.choices("一二三四五六", k=rng.randint(3, 6))
-    return {"text": "".join(tokens)}, 4 * len(tokens) + rng.randint(4, 9)
 
 
 def recurrent(width: int, proj: bool) -> dict[str, Any]:
@@ -188,15 +150,6 @@ SLOT_TOKENS = [" ", *LETTERS, *(f"{side}-{slot}" for slot in SLOTS for side in "
 # --- One label per utterance --------------------------------------------------------------
 
 
-def class_labels(*columns: str, classes: int = 4) -> Labels:
-    def labels(rng: random.Random, index: int) -> tuple[dict[str, str], int]:
-        kinds = [rng.randrange(classes) if index >= classes else index for _ in columns]
-        by_column = {column: str(kind) for column, kind in zip(columns, kinds, strict=True)}
-        return by_column, rng.randint(5, 30)
-
-    return labels
-
-
 def mean_pooling_expert(name: str, **more: Any) -> Any:
     def build(data: TaskData, head: Any, dim: int, folder: Path) -> nn.Module:
         from s3prl.downstream.model import UtteranceLevel
@@ -243,13 +196,6 @@ INTENT = {
 # --- Speakers -----------------------------------------------------------------------------
 
 
-def turn_labels(rng: random.Random, index: int) -> tuple[dict[str, str], int]:
-    edges = sorted(rng.sample(range(1, 40), 4))
-    turns = [("a", 0, edges[1]), ("b", edges[0], edges[2]), ("a", edges[3], 40)]
-    segments = " ".join(f"{name}:{320 * start}:{320 * end}" for name, start, end in turns)
-    return {"segments": segments}, 39
-
-
 def sd_expert(data: TaskData, head: Any, dim: int, folder: Path) -> nn.Module:
     config = {
         "datarc": {"num_speakers": 2},
@@ -276,10 +222,6 @@ def sd_forward(
 def copy_sd(head: Any, expert: Any, data: TaskData) -> None:
     expert.model.rnn.load_state_dict(head.rnn.state_dict())
     expert.model.linear.load_state_dict(head.linear.state_dict())
-
-
-def voice_labels(rng: random.Random, index: int) -> tuple[dict[str, str], int]:
-    return {"speaker": f"s{index % 6}"}, rng.randint(18, 40)
 
 
 def asv_expert(data: TaskData, head: Any, dim: int, folder: Path) -> nn.Module:
@@ -331,102 +273,3 @@ def copy_asv(head: Any, expert: Any, data: TaskData) -> None:
     )
     expert.model.utterancelevel_feature_extractor.linear2.load_state_dict(head.second.state_dict())
     expert.objective.W.copy_(head.speakers)
-
-
-CASES = {
-    "pr": Case(
-        labels=phone_labels,
-        expert=ctc_expert("word", PHONES, ["per"], linear=True),
-        forward=ctc_forward(lambda expert, labels: expert.tokenizer.encode(labels["phones"])),
-        copy=copy_ctc(ctc_tokens(PHONES)),
-        metrics={"pr.per": ("per", 100.0)},
-        learning_rate=1e-2,
-        options={"projection": 32},
-    ),
-    "sid": Case(
-        labels=class_labels("speaker"),
-        expert=mean_pooling_expert("voxceleb1.expert"),
-        forward=forward_pooled,
-        copy=copy_pooled,
-        metrics={"sid.accuracy": ("acc", 100.0)},
-        learning_rate=1e-3,
-    ),
-    "er": Case(
-        labels=class_labels("emotion"),
-        expert=mean_pooling_expert(
-            "emotion.expert", fold="fold1", test_dataset=SimpleNamespace(idx2emotion=NAMES)
-        ),
-        forward=forward_pooled,
-        copy=copy_pooled,
-        metrics={"er.accuracy": ("acc", 100.0)},
-        learning_rate=1e-3,
-        eval_batch=4,
-    ),
-    "ks": Case(
-        labels=class_labels("keyword"),
-        expert=mean_pooling_expert("speech_commands.expert"),
-        forward=forward_pooled,
-        copy=copy_pooled,
-        metrics={"ks.accuracy": ("acc", 100.0)},
-        learning_rate=1e-3,
-        eval_batch=32,
-    ),
-    "ic": Case(
-        labels=class_labels("action", "object", "location"),
-        expert=mean_pooling_expert("fluent_commands.expert", **INTENT),
-        forward=forward_pooled,
-        copy=copy_pooled,
-        metrics={"ic.accuracy": ("acc", 100.0)},
-        learning_rate=3e-3,
-        eval_batch=32,
-    ),
-    "sf": Case(
-        labels=text_labels,
-        expert=ctc_expert("character-slot", [" ", *LETTERS], ["slot_type_f1", "slot_value_cer"]),
-        forward=ctc_forward(lambda expert, labels: expert.tokenizer.encode(slot_line(labels))),
-        copy=copy_ctc(ctc_tokens(SLOT_TOKENS)),
-        metrics={
-            "sf.slot_type_f1": ("slot_type_f1", 100.0),
-            "sf.slot_value_cer": ("slot_value_cer", 100.0),
-        },
-        learning_rate=3e-3,
-        options=RECURRENT,
-    ),
-    "asr": Case(
-        labels=text_labels,
-        expert=asr_expert,
-        forward=ctc_forward(asr_tokens),
-        copy=copy_ctc(["<s>", *DICTIONARY.symbols]),
-        metrics={"asr.wer": ("wer", 1.0)},
-        learning_rate=5e-3,
-        options=RECURRENT,
-        dev_name="dev-clean",
-    ),
-    "asr_zh": Case(
-        labels=zh_labels,
-        expert=ctc_expert("character", "一二三四五六", ["cer"], proj=True),
-        forward=ctc_forward(lambda expert, labels: expert.tokenizer.encode(labels["text"])),
-        copy=copy_ctc(ctc_tokens("一二三四五六")),
-        metrics={"asr_zh.cer": ("cer", 100.0)},
-        learning_rate=5e-3,
-        options=RECURRENT,
-    ),
-    "sd": Case(
-        labels=turn_labels,
-        expert=sd_expert,
-        forward=sd_forward,
-        copy=copy_sd,
-        metrics={"frame_accuracy": ("acc", 100.0)},
-        learning_rate=1e-2,
-        options={"hidden": 24},
-    ),
-    "asv": Case(
-        labels=voice_labels,
-        expert=asv_expert,
-        forward=asv_forward,
-        copy=copy_asv,
-        metrics={"asv.eer": ("EER", 100.0)},
-        learning_rate=1e-3,
-        options={"width": 32, "pooled_width": 48},
-    ),
-}

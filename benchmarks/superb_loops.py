@@ -238,3 +238,9 @@ def _validation(peer: Peer, data: TaskData, corpus: Corpus, split: str) -> None:
     for example in data.examples[split]:  # one by one, as in the configs of these two tasks
         peer.loss(split, [torch.from_numpy(corpus.read(example.utterance))], [example], records)
     peer.metrics(records, split)
+
+
+def report(is_ok: bool, line: str) -> bool:
+    """Prints a line with PASS or FAIL; returns ``is_ok``."""
+    print(f"{'PASS' if is_ok else 'FAIL'}  {line}", flush=True)
+    return is_ok

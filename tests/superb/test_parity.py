@@ -18,7 +18,7 @@ from tests.superb.textbook import textbook_edits
 pytest.importorskip("s3prl")
 
 from benchmarks import parity
-from benchmarks.s3prl_cases import CASES
+from benchmarks.parity_cases import CASES
 from benchmarks.s3prl_peer import expert_module
 
 # s3prl leaves its slot file open.
