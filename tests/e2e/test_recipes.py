@@ -34,16 +34,15 @@ RECIPES = {
     path.stem: path for path in sorted((REPOSITORY / "search_spaces/recipes").glob("*.yaml"))
 }
 UPDATES = 10
-"""The first of which is the head's alone."""
+"""Updates of each run; the first is head-only."""
 WIDTH = 64
-"""Of the toy encoder: SpecAugment's masks of up to 49 channels hide a narrower one altogether."""
+"""Width of the toy encoder: SpecAugment masks up to 49 channels, all of a narrower one."""
 TASKS = {"pr": (1, 100_000), "sid": (1, 200_000), "er": (5, 30_000), "sf": (1, 200_000)}
 """Folds and updates of the paper's tasks, by name."""
 
 
 def shorten(run: FinetuneSpec) -> FinetuneSpec:
-    """The recipe as it is, but for a few updates on a few utterances; and LSTM layers of 1024 take
-    long."""
+    """Returns the recipe with few updates, small batches and narrow LSTM layers."""
     objectives = []
     for item in run.objectives:
         options = (
@@ -61,7 +60,7 @@ def shorten(run: FinetuneSpec) -> FinetuneSpec:
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a toy encoder and every corpus that a recipe names, in its real layout."""
+    """Returns a folder with a toy encoder and every corpus of the recipes, in its real layout."""
     folder = tmp_path_factory.mktemp("recipes")
     write_encoder(folder / "toy.safetensors", toy_hubert(encoder_embed_dim=WIDTH), {})
     specs = [read_space(path) for path in RECIPES.values()]
@@ -128,7 +127,7 @@ def test_every_number_of_a_recipe_names_its_source(name: str) -> None:
 
 @pytest.fixture(scope="module")
 def ran(home: Path, ray_folder: Path) -> tuple[Mapping[str, Outcome], Place]:
-    """All recipes as one sweep on Ray Tune, cut short."""
+    """Runs all recipes, shortened, as one sweep on Ray Tune."""
     recipes = [read_space(path) for path in RECIPES.values()]
     runs = tuple(shorten(run) for spec in recipes for run in spec.finetune)
     spec = SweepSpec(
@@ -145,8 +144,8 @@ def ran(home: Path, ray_folder: Path) -> tuple[Mapping[str, Outcome], Place]:
     publish_start(place)
     cluster = connect("local", cpus=1, store_bytes=STORE_BYTES)
     with pytest.MonkeyPatch.context() as patch:
-        # One trial after the other in one process: ten processes would import torch for longer than
-        # they learn.
+        # One trial after the other in one process: importing torch in ten processes takes longer
+        # than the training.
         patch.setattr(tune, "TuneConfig", partial(tune.TuneConfig, reuse_actors=True))
         executor = RayExecutor(perform, place, cluster=cluster)
         for job in plan.of_stage("finetune"):

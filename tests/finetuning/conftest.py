@@ -1,4 +1,4 @@
-"""Makes the toy family available to every test of this folder that asks for it."""
+"""Fixtures of the fine-tuning tests."""
 
 from tests.finetuning.toy_models import toy_family
 

@@ -1,4 +1,4 @@
-"""Whole runs with adapters: plain weights come out, and a killed run goes on to the same bits."""
+"""Whole runs with adapters: plain weights result, and a killed run resumes to the same bits."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ WAVES = [make_wave(4000), make_wave(2500, seed=1)]
 
 
 class Network(nn.Module):
-    """Small, with the names of a transformer layer."""
+    """A small network with the names of a transformer layer."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -120,8 +120,7 @@ def test_outputs_gradients_and_merged_weights_are_those_of_peft(kind: Kind) -> N
 
 
 def test_adapters_begin_as_those_of_peft() -> None:
-    """A within the same bounds of a uniform distribution, B zero, and the magnitudes the norms of
-    the rows."""
+    """A has the same uniform distribution, B is zero, the magnitudes are the norms of the rows."""
     linear = nn.Linear(400, 300)
     layer, start = nn.Sequential(linear), linear.weight.detach().clone()
     added = add_adapters(layer, AdapterSpec(kind="dora", rank=64, layers=("0",)), {"0.weight"})
@@ -139,8 +138,7 @@ def test_adapters_begin_as_those_of_peft() -> None:
 
 
 def test_a_layer_around_a_projection_does_nothing_in_attention() -> None:
-    """Why peft itself is no choice. Should this fail, s3prl's attention has begun to call its
-    projections."""
+    """The reason not to use peft. If this fails, s3prl's attention calls its projections."""
     encoder = _encoder("hubert")
     before = _states(encoder)
     peft.inject_adapter_in_model(

@@ -42,7 +42,7 @@ def _cka(left: np.ndarray, right: np.ndarray, parts: int = 7) -> float | None:
 
 
 def _by_examples(left: np.ndarray, right: np.ndarray) -> float:
-    """The other form: of Gram matrices of frames, centred from both sides."""
+    """Computes CKA from centred Gram matrices of frames, its other form."""
     centre = np.eye(len(left)) - 1 / len(left)
     one, other = (centre @ (values @ values.T) @ centre for values in (left, right))
     return float((one * other).sum() / (np.linalg.norm(one) * np.linalg.norm(other)))

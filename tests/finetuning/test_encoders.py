@@ -23,7 +23,7 @@ TRAINABLE_FAMILIES = [name for name, family in FAMILIES.items() if family.init_w
 def test_everything_that_makes_features_learns_and_nothing_else(
     name: str, freeze: bool, tmp_path: Path
 ) -> None:
-    """In DeCoAR 2.0, whose front end has no parameters, all of them."""
+    """The front end of DeCoAR 2.0 has no parameters."""
     start, family = add_noise(toy_encoder(name)), FAMILIES.get(name)
     content = corpus({"train": 8, "dev": 4})
     plan = spec(

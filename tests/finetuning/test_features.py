@@ -84,8 +84,7 @@ def _count_conv_features(family: str, monkeypatch: pytest.MonkeyPatch) -> Iterat
 def test_the_front_end_hears_each_utterance_once(
     family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """... in all runs on one corpus together, and learning from what it said then is what it was
-    without."""
+    """Runs on one corpus share the cache, and training with it equals training without it."""
     plan = spec(objective("ctc"), updates=8, validate_every_updates=4)
     cache = FeatureCache(tmp_path / "cache", budget_bytes=1 << 24)
     runs = {}
@@ -120,9 +119,7 @@ def test_the_front_end_is_not_kept_where_that_is_wrong_or_does_not_pay(
     cache = FeatureCache(tmp_path / "cache", budget_bytes=100 if case == "full" else 1 << 24)
     with _count_conv_features(family, monkeypatch) as seen:
         _finetune(tmp_path / "work", plan, corpus(COUNTS), cache, family)
-    probes = PROBES * (
-        2 if case == "learns" else 1
-    )  # a front end that learns is another one at the end
+    probes = PROBES * (2 if case == "learns" else 1)  # a trained front end differs at the end
     assert len(seen) == 4 * plan.updates + 4 + probes
     assert not list((tmp_path / "cache").rglob("rows.bin"))
 
@@ -227,7 +224,7 @@ def test_a_gpu_without_memory_gets_half_as_much_once(
 def test_bfloat16_products_leave_the_weights_in_float32(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What a GPU does, on the CPU."""
+    """Runs the autocast of a GPU on the CPU."""
     plan = spec(objective("ctc"), updates=6, validate_every_updates=3)
     exact = _finetune(tmp_path / "exact", plan, corpus(COUNTS))
     for name in ("trainer", "validation"):

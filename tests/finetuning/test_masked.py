@@ -164,8 +164,7 @@ def test_codes_go_through_the_gate_that_pretraining_put_them_through() -> None:
 
 @pytest.mark.parametrize("frames", [780, 100, 30, 12, 5])
 def test_as_many_frames_are_masked_as_in_fairseq(frames: int) -> None:
-    """Against the function of fairseq's that s3prl carries, one utterance at a time. 780 frames are
-    a crop of 15.6 s."""
+    """Against fairseq's function in s3prl, by utterance. 780 frames are a crop of 15.6 s."""
     from s3prl.upstream.wav2vec2.wav2vec2_model import compute_mask_indices
 
     before = np.random.get_state()
@@ -203,7 +202,7 @@ def test_masks_have_the_spans_that_were_asked_for() -> None:
 def test_the_loss_asks_about_masked_frames_alone(
     changes: dict[str, Any], start: EncoderWeights, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The first update by hand: its masks drawn again, its loss from s3prl's own states, gradient
+    """Recomputes the first update: the same masks, the loss from s3prl's own states, and a gradient
     at masked frames alone."""
     plan, content = spec(make_masked_objective(weight=0.5), updates=20, seed=3, **changes), tones()
     state, (data,), trainer = build_trainer(start, tmp_path, plan, content)
@@ -278,8 +277,7 @@ def test_the_mask_embedding_keeps_still_where_nothing_is_masked(
 
 
 def test_crops_keep_the_names_of_their_own_frames(start: EncoderWeights, tmp_path: Path) -> None:
-    """A piece starts at a frame, so its targets are a piece of the targets, and its sound begins
-    where they begin."""
+    """A crop starts at a frame, and its targets are those of its own frames."""
     content = tones()
     _, (data,), trainer = build_trainer(
         start, tmp_path, spec(make_masked_objective(), crop_seconds=0.1), content
@@ -328,7 +326,7 @@ def test_validations_always_mask_the_same_frames(start: EncoderWeights, tmp_path
 
 
 def test_a_run_learns_to_name_what_it_does_not_hear(tmp_path: Path) -> None:
-    """Better than whoever says the commonest name everywhere."""
+    """The accuracy is higher than that of predicting the commonest label."""
     content = tone_corpus((0.6,), 36)
     start = make_labelling_encoder(content)
     plan = spec(
@@ -364,7 +362,7 @@ def test_a_run_learns_to_name_what_it_does_not_hear(tmp_path: Path) -> None:
 def test_a_killed_run_goes_on_to_the_same_bits(
     cache_head_phase: bool, start: EncoderWeights, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With a labelled objective beside it."""
+    """The run has a labelled objective, too."""
     plan = spec(
         make_masked_objective(),
         objective("pooled"),
@@ -507,8 +505,7 @@ def test_a_start_that_names_all_frames_alike_is_told(start: EncoderWeights, tmp_
 
 
 def test_masked_speech_is_not_heard(start: EncoderWeights) -> None:
-    """Where everything is masked, no sound is left: speech and silence of one length have the same
-    states."""
+    """With all frames masked, speech and silence of the same length have the same states."""
     encoder = FAMILIES.get("hubert").build(start)
     fronts = encoder.conv_features([make_wave(8_000), torch.zeros(8_000)])
     states = encoder.hidden_states_from(fronts, [torch.ones(24, dtype=torch.bool)] * 2).states

@@ -41,7 +41,7 @@ def run_finetuning(
 def test_statistics_are_those_of_the_best_weights_on_the_tuning_set(
     kind: Literal["lora", "dora"] | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With adapters too, of the weights that they are merged into."""
+    """With adapters, the statistics are those of the merged weights."""
     adapter = (
         None if kind is None else AdapterSpec(kind=kind, rank=2, layers=("layers.0", "layers.1"))
     )

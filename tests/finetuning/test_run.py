@@ -1,4 +1,4 @@
-"""Whole runs: what comes out, which checkpoint, and that a killed run goes on to the same bits."""
+"""Whole runs: results, the best checkpoint, and that a killed run resumes to the same bits."""
 
 from __future__ import annotations
 
@@ -298,8 +298,8 @@ def test_seeds_make_different_runs_and_equal_seeds_equal_ones(tmp_path: Path) ->
 def test_reports_come_at_least_every_two_seconds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """1000 updates have a point of the curve every 10; with 0.5 s per update, something has to be
-    said between them."""
+    """1000 updates have a point of the curve every 10; at 0.5 s per update, reports come between
+    them."""
     clock = iter(range(10**6))
     monkeypatch.setattr(time, "monotonic", lambda: next(clock) * 0.25)
     done: list[float] = []

@@ -1,12 +1,11 @@
-"""20 updates of our training beside a plain PyTorch loop over s3prl's own HuBERT, from the same
-weights: the losses agree.
+"""The losses of 20 updates equal those of a plain PyTorch loop over s3prl's own HuBERT.
 
-The loop takes from the fine-tuning room only which utterances an update hears and which of their
-frames are masked. Model and heads are s3prl's own classes, s3prl reads the checkpoint itself;
-phases, schedule, clipping and losses are written anew below, the optimiser is torch's. Ours lets
-padding reach no frame, in s3prl it would: the loop therefore hears one utterance after the other
-and adds up what the loss defines. No dropout, so that no draw differs. Both sides compute in
-float32, whose noise hardly grows here: the largest difference seen is 3e-7.
+Both start from the same weights. The loop uses the fine-tuning package only for the utterances and
+masks of each update. Model and heads are s3prl's own classes; s3prl reads the checkpoint itself.
+Phases, schedule, clipping and losses are implemented again below; the optimizer is torch's. In our
+training padding reaches no frame, but in s3prl it does: the loop therefore encodes one utterance at
+a time and adds up the losses. There is no dropout, so no random numbers differ. Both sides compute
+in float32; the largest difference seen is 3e-7.
 """
 
 from __future__ import annotations
@@ -52,15 +51,14 @@ RATES = [0.0, 0.5, *[1.0] * 9, *(share / 10 for share in range(9, 0, -1))]
 """Shares of the peak: 2 updates of rise, 8 flat, 10 of fall."""
 TOLERANCE = 1e-5
 MASKS = {"mask_length": 2, "mask_prob": 0.5}
-"""The toys' utterances are short, and so are spans."""
+"""Short spans for the short utterances of the toy corpus."""
 
 Loss = tuple[torch.Tensor, int]
-"""A sum over what counts, and how much that is: the loss of a batch is all sums over all counts."""
+"""Sum and count of a loss: the loss of a batch is the sum of sums over the sum of counts."""
 
 
 def start_weights() -> EncoderWeights:
-    """A post-norm HuBERT with a GroupNorm over time, like Base, without dropout, every parameter
-    moved off its start."""
+    """Returns a post-norm HuBERT with GroupNorm, like Base, without dropout, with noisy parameters."""
     model = toy_config(layer_norm_first=False, dropout=0.0, attention_dropout=0.0)
     return add_noise(init_weights({**model, "dictionaries_symbols": [[*"abcdefgh"]]}, 0))
 
@@ -94,14 +92,14 @@ def build_trainer(
     return state, Trainer(chosen, objectives, loader, MICRO_BATCH_SECONDS)
 
 
-def order(chosen: FinetuneSpec, content: Corpus, update: int) -> list[Utterance]:
+def batch_of(chosen: FinetuneSpec, content: Corpus, update: int) -> list[Utterance]:
     train = content.split("train")
     places = BatchSampler([item.samples for item in train], BATCH, chosen.seed, 0).batch(update)
     return [train[place] for place in places]
 
 
 def masks(chosen: FinetuneSpec, update: int, utterances: Sequence[Utterance]) -> list[np.ndarray]:
-    """Which frames of an update are masked, by what draws them in training."""
+    """Returns the masks that training draws for an update."""
     rng = make_generator(chosen.seed, Stream.MASK, 0, update)
     options = MaskedOptions.model_validate(MASKS)
     return [draw_mask(options, frame_count(item.samples), rng) for item in utterances]
@@ -111,7 +109,7 @@ def masks(chosen: FinetuneSpec, update: int, utterances: Sequence[Utterance]) ->
 
 
 class Pooled(nn.Module):
-    """Projector and utterance head as ``downstream/voxceleb1/expert.py`` puts them together."""
+    """Projector and utterance head of ``downstream/voxceleb1/expert.py``."""
 
     def __init__(self, dim: int, classes: int) -> None:
         super().__init__()
@@ -129,8 +127,7 @@ class Pooled(nn.Module):
 
 
 class Phones(nn.Module):
-    """Projector and linear map as ``downstream/ctc/expert.py`` puts them together for LibriSpeech's
-    phones."""
+    """Projector and linear map of ``downstream/ctc/expert.py`` for LibriSpeech's phones."""
 
     def __init__(self, dim: int, classes: int) -> None:
         super().__init__()
@@ -147,18 +144,17 @@ class Phones(nn.Module):
         ) / len(phones), 1
 
 
-class Names(nn.Module):
-    """A new linear map that learns, at masked frames, the most similar rows of the start's own code
-    book."""
+class CodePredictor(nn.Module):
+    """A linear map that predicts the most similar row of the code book at masked frames."""
 
     def __init__(self, dim: int, classes: int) -> None:
         super().__init__()
         self.output = nn.Linear(dim, classes)
-        self.names: Mapping[str, torch.Tensor] = {}
+        self.labels: Mapping[str, torch.Tensor] = {}
 
     @torch.no_grad()
-    def ask(self, expert: Any, content: Corpus) -> None:
-        """Learns what the start encoder names every frame, whole utterances, nothing masked."""
+    def compute_labels(self, expert: Any, content: Corpus) -> None:
+        """Computes the start encoder's label of every frame, from whole unmasked utterances."""
         model = expert.eval().model
         for utterance in content.split("train"):
             projected = model.final_proj(
@@ -167,22 +163,21 @@ class Names(nn.Module):
             alike = torch.cosine_similarity(
                 projected[:, None], model.label_embs_concat[None], dim=-1
             )
-            self.names = {**self.names, utterance.key: alike.argmax(dim=-1)}
+            self.labels = {**self.labels, utterance.key: alike.argmax(dim=-1)}
 
     def loss(self, state: torch.Tensor, utterance: Utterance, hidden: np.ndarray) -> Loss:
-        logits, labels = self.output(state[0, hidden]), self.names[utterance.key][hidden]
+        logits, labels = self.output(state[0, hidden]), self.labels[utterance.key][hidden]
         return functional.cross_entropy(logits, labels, reduction="sum"), int(hidden.sum())
 
 
-HEADS = {"pooled": Pooled, "ctc": Phones, "masked": Names}
-NOT_LEARNING = ("feature_extractor.", "final_proj.", "label_embs_concat")
+HEADS = {"pooled": Pooled, "ctc": Phones, "masked": CodePredictor}
+FROZEN_PREFIXES = ("feature_extractor.", "final_proj.", "label_embs_concat")
 """Front end, projection and code book. The mask embedding gets a gradient in masked prediction
 alone."""
 
 
 class PlainLoop:
-    """s3prl's expert and heads, trained update by update; ``penalty``: lambda of the sum of
-    squares."""
+    """Trains s3prl's expert and heads update by update; ``penalty``: lambda of L2-SP."""
 
     def __init__(
         self,
@@ -196,16 +191,17 @@ class PlainLoop:
         self.expert = Encoding(folder / "start.pt").expert.train()
         self.head, self.head_only, self.penalty = head, head_only, penalty
         named = self.expert.model.named_parameters()
-        self.encoder = {name: value for name, value in named if not name.startswith(NOT_LEARNING)}
+        self.encoder = {
+            name: value for name, value in named if not name.startswith(FROZEN_PREFIXES)
+        }
         self.expert.model.requires_grad_(False)
         self.start = {name: value.detach().clone() for name, value in self.encoder.items()}
         self.optimizer = torch.optim.Adam([*self.encoder.values(), *head.parameters()], lr=PEAK)
 
     def last_state(self, wave: torch.Tensor, hidden: np.ndarray) -> torch.Tensor:
-        """s3prl's forward pass; for masked prediction that of its model, which draws masks itself:
-        here it is given one."""
+        """Returns the last hidden state of s3prl, with this mask in masked prediction."""
         state: torch.Tensor
-        if not isinstance(self.head, Names):
+        if not isinstance(self.head, CodePredictor):
             state = self.expert([wave])["last_hidden_state"]
             return state
         padding = torch.zeros(1, len(wave), dtype=torch.bool)
@@ -222,8 +218,7 @@ class PlainLoop:
         utterances: Sequence[Utterance],
         hidden: Sequence[np.ndarray],
     ) -> float:
-        """Leaves the gradients of the batch where the optimiser looks for them, unclipped; returns
-        the loss."""
+        """Computes the gradients of the batch, unclipped, and returns the loss."""
         self.optimizer.zero_grad()
         for value in self.encoder.values():
             value.requires_grad_(update >= self.head_only)
@@ -241,7 +236,7 @@ class PlainLoop:
         return float(loss.detach())
 
     def step(self, update: int) -> None:
-        """Clips and follows the gradients."""
+        """Clips the gradients and applies the update."""
         gradients = [
             value.grad
             for group in self.optimizer.param_groups
@@ -256,8 +251,8 @@ class PlainLoop:
         self.optimizer.step()
 
 
-def same_head(kind: str, state: TrainState) -> nn.Module:
-    """s3prl's head with the weights that ours begins with."""
+def copy_head(kind: str, state: TrainState) -> nn.Module:
+    """Returns s3prl's head with the weights of ours."""
     (head,) = state.heads
     ours: Any = head
     theirs = HEADS[kind](DIM, ours.output.out_features)
@@ -270,17 +265,17 @@ def same_head(kind: str, state: TrainState) -> nn.Module:
 def losses(
     kind: str, folder: Path, cached: bool = True, **changes: Any
 ) -> list[tuple[float, float]]:
-    """Returns the losses of all updates, ours and those of the plain loop."""
+    """Returns the losses of all updates, of our trainer and of the plain loop."""
     chosen, content, start = plan(kind), voices(), start_weights()
     state, trainer = build_trainer(chosen, content, start, folder, cached)
-    loop = PlainLoop(start, same_head(kind, state), folder, **changes)
-    if isinstance(loop.head, Names):
-        loop.head.ask(loop.expert, content)
+    loop = PlainLoop(start, copy_head(kind, state), folder, **changes)
+    if isinstance(loop.head, CodePredictor):
+        loop.head.compute_labels(loop.expert, content)
         loop.expert.train()
-        assert len(set(torch.cat(list(loop.head.names.values())).tolist())) > 2
+        assert len(set(torch.cat(list(loop.head.labels.values())).tolist())) > 2
     pairs = []
     for update in range(UPDATES):
-        utterances = order(chosen, content, update)
+        utterances = batch_of(chosen, content, update)
         waves = [torch.from_numpy(content.read(item)) for item in utterances]
         theirs = loop.gradients(update, waves, utterances, masks(chosen, update, utterances))
         loop.step(update)
@@ -290,12 +285,12 @@ def losses(
 
 
 @torch.no_grad()
-def set_to(loop: PlainLoop, state: TrainState) -> None:
-    """Gives the plain loop the weights that ours has now."""
+def copy_weights(loop: PlainLoop, state: TrainState) -> None:
+    """Copies the current weights of our trainer to the plain loop."""
     for name, value in loop.encoder.items():
         value.copy_(state.parameters.get(name, loop.start[name]))
         value.requires_grad_(False)
-    loop.head.load_state_dict(same_head("pooled", state).state_dict())
+    loop.head.load_state_dict(copy_head("pooled", state).state_dict())
 
 
 def difference(pair: tuple[float, float]) -> float:
@@ -308,7 +303,7 @@ def test_20_updates_have_the_losses_of_a_plain_loop_over_s3prl(
 ) -> None:
     pairs = losses(kind, tmp_path, cached)
     assert max(map(difference, pairs)) < TOLERANCE
-    assert abs(pairs[-1][0] - pairs[0][0]) > 0.1 * pairs[0][0]  # it learnt something
+    assert abs(pairs[-1][0] - pairs[0][0]) > 0.1 * pairs[0][0]  # the loss changes
 
 
 def test_another_head_phase_would_be_seen(tmp_path: Path) -> None:
@@ -321,8 +316,8 @@ def test_another_head_phase_would_be_seen(tmp_path: Path) -> None:
 
 
 def test_an_update_follows_the_gradient_of_loss_and_penalty(tmp_path: Path) -> None:
-    """Where ours stands before each update, autograd of the plain loss plus lambda * sum (theta -
-    theta0)^2 says the same."""
+    """At the weights before each update, autograd of the plain loss plus lambda * sum (theta -
+    theta0)^2 gives the same gradient."""
     strength = 3.0
     chosen, content, start = (
         plan("pooled", anchor_penalty=strength, clip_norm=1e9),
@@ -330,14 +325,14 @@ def test_an_update_follows_the_gradient_of_loss_and_penalty(tmp_path: Path) -> N
         start_weights(),
     )
     state, trainer = build_trainer(chosen, content, start, tmp_path)
-    loop = PlainLoop(start, same_head("pooled", state), tmp_path, penalty=strength)
+    loop = PlainLoop(start, copy_head("pooled", state), tmp_path, penalty=strength)
     for update in range(HEAD_ONLY + 3):
-        set_to(loop, state)
+        copy_weights(loop, state)
         pull = max(
             float((2 * strength * (value - loop.start[name])).abs().max())
             for name, value in loop.encoder.items()
         )
-        utterances = order(chosen, content, update)
+        utterances = batch_of(chosen, content, update)
         waves = [torch.from_numpy(content.read(item)) for item in utterances]
         loop.gradients(update, waves, utterances, masks(chosen, update, utterances))
         trainer.train_step(state, update)

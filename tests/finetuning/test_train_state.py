@@ -106,8 +106,7 @@ def test_who_learns_at_every_update(
 
 
 def test_the_head_phase_ends_where_the_encoder_has_no_history() -> None:
-    """Adam's moments of the encoder start at its own first update, as when a frozen parameter has
-    no gradient."""
+    """Adam's moments of the encoder start at its own first update."""
     plan = spec(updates=20, head_only_fraction=0.25)
     state, trainer = _begin(plan, [corpus({"train": 8, "dev": 2})])
     weight = state.parameters["layers.0.weight"]

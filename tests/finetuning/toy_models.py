@@ -27,8 +27,7 @@ DIM = 8
 
 
 class ToyEncoder(nn.Module):
-    """A strided convolution and two linear layers, each utterance on its own, so that padding has
-    no influence at all."""
+    """A strided convolution and two linear layers; padding has no influence."""
 
     dim = DIM
     state_count = 3
@@ -104,8 +103,10 @@ def start_weights(dropout: float = 0.0, seed: int = 0) -> EncoderWeights:
 def corpus(
     counts: Mapping[str, int], *, seed: int = 0, spoiled: Sequence[str] = (), **changes: Any
 ) -> Corpus:
-    """Tones whose pitch is the class: columns ``tone`` (one label) and ``phones`` (two labels with
-    an alignment)."""
+    """Returns tones whose pitch is the class.
+
+    Columns: ``tone`` (one label) and ``phones`` (two labels with an alignment).
+    """
     rng = np.random.default_rng(seed)
     utterances, audio = [], {}
     for split, count in counts.items():
@@ -163,7 +164,7 @@ def run(
     report: Callable[[Mapping[str, float]], None] = silent,
     content: Corpus = TONES,
 ) -> FinetuneResult:
-    """Runs a whole fine-tuning of the toy in a folder, on the CPU."""
+    """Runs a whole fine-tuning of the toy encoder in a folder, on the CPU."""
     work.mkdir(exist_ok=True)
     return finetune(
         plan,

@@ -46,7 +46,7 @@ SMALL: dict[str, Any] = {
 
 @pytest.fixture
 def toy_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same recipe around a smaller model."""
+    """Replaces the tiny HuBERT of the recipe by a smaller one."""
 
     def config(clusters: int) -> dict[str, Any]:
         return {
@@ -69,8 +69,7 @@ def test_mfcc_is_kaldis() -> None:
 
 
 def test_differences_are_slopes() -> None:
-    """Of a line its slope, and elsewhere the least-squares line through five frames
-    (numpy.polyfit)."""
+    """The slope of a line, and of the least-squares line through five frames (numpy.polyfit)."""
     draw = np.random.default_rng(0)
     values = draw.standard_normal((12, 3))
     slopes = differences(torch.from_numpy(values)).numpy()
@@ -114,7 +113,7 @@ def test_spans_away_from_the_edges_are_no_shorter_than_promised() -> None:
 
 
 def test_loss_is_the_cross_entropy_of_cosines() -> None:
-    """Computed a second time from s3prl's own masked forward pass and plain numpy."""
+    """Recomputes the loss from s3prl's own masked forward pass and plain numpy."""
     model: Any = build(toy_hubert()).module()
     waves = 0.1 * torch.randn(2, 8_000, generator=torch.Generator().manual_seed(0))
     targets = torch.arange(48).reshape(2, 24) % 3
@@ -147,8 +146,7 @@ def test_loss_is_the_cross_entropy_of_cosines() -> None:
 
 
 def test_hidden_frames_see_nothing_of_their_own_sound() -> None:
-    """Silence under the mask, another prediction elsewhere only: the features there are replaced,
-    not added to."""
+    """Audio at masked frames does not affect the loss: the features there are replaced."""
     model = build(toy_hubert(extractor_mode="layer_norm", layer_norm_first=True)).module()
     waves = 0.1 * torch.randn(1, 320 * 23 + 400, generator=torch.Generator().manual_seed(0))
     changed = waves.clone()
@@ -171,8 +169,8 @@ def test_hidden_frames_see_nothing_of_their_own_sound() -> None:
 
 
 def test_crops_carry_the_labels_of_their_own_frames() -> None:
-    """The label of every frame is made from its own samples, so that any shift between sound and
-    labels would show."""
+    """The label of every frame depends on its own samples, so any shift between audio and labels is
+    detected."""
     corpus = tone_corpus()
     source = open_source(corpus, "train", crop_frames=30)
     assert {utterance.samples for utterance in source.utterances} == {16_000, 24_000, 32_000}

@@ -15,7 +15,7 @@ SAMPLES = 16_000
 
 
 def clean(batch: int = 4, samples: int = SAMPLES) -> torch.Tensor:
-    """Noise bursts of another loudness in each row."""
+    """Returns noise with another loudness in each row."""
     draw = torch.randn(batch, samples, generator=torch.Generator().manual_seed(0))
     return draw * torch.logspace(-3, -1, batch)[:, None]
 
@@ -42,7 +42,7 @@ def test_loudness_and_shape_are_kept() -> None:
 def test_rooms_follow_from_the_seed_alone() -> None:
     waves = clean()
     first = add_reverberation(waves, np.random.default_rng(3))
-    torch.manual_seed(99)  # the global generator has no say, and keeps its state
+    torch.manual_seed(99)  # the global generator is not used
     before = torch.random.get_rng_state()
     again = add_reverberation(waves, np.random.default_rng(3))
     assert torch.equal(first, again)
@@ -105,8 +105,7 @@ def test_tails_fall_by_60_db_in_the_reverberation_time() -> None:
 
 
 def test_a_room_is_a_convolution_and_labels_stay_in_place(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without noise: numpy's convolution, cut to the crop; silence before the sound stays, nothing
-    wraps around."""
+    """Without noise the output equals numpy's convolution, cut to the crop; leading silence stays."""
     monkeypatch.setattr(reverberation, "SNR_DB", (200.0, 200.0))
     waves = clean(2, 4_000)
     waves[:, :1_000] = 0.0
