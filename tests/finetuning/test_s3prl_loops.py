@@ -58,7 +58,7 @@ Loss = tuple[torch.Tensor, int]
 
 
 def start_weights() -> EncoderWeights:
-    """Returns a post-norm HuBERT with GroupNorm, like Base, without dropout, with noisy parameters."""
+    """Returns a post-norm HuBERT with GroupNorm, like Base, without dropout, with noise added."""
     model = toy_config(layer_norm_first=False, dropout=0.0, attention_dropout=0.0)
     return add_noise(init_weights({**model, "dictionaries_symbols": [[*"abcdefgh"]]}, 0))
 

@@ -105,7 +105,7 @@ def test_tails_fall_by_60_db_in_the_reverberation_time() -> None:
 
 
 def test_a_room_is_a_convolution_and_labels_stay_in_place(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without noise the output equals numpy's convolution, cut to the crop; leading silence stays."""
+    """Without noise the output equals numpy's convolution, cropped; leading silence stays."""
     monkeypatch.setattr(reverberation, "SNR_DB", (200.0, 200.0))
     waves = clean(2, 4_000)
     waves[:, :1_000] = 0.0
