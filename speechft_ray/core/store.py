@@ -18,9 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from speechft_ray.core.errors import UserError
+from speechft_ray.core.files import sync_folder, write_json
 from speechft_ray.core.fingerprint import file_sha256
+from speechft_ray.core.provenance import code_version
 
 MANIFEST = "manifest.json"
+MADE_WITH = "made_with"
+"""Key of the package version and git commit in a manifest; older manifests lack it."""
 
 
 class Store:
@@ -105,7 +109,8 @@ class Store:
                 for path in sorted(temporary.rglob("*"))
                 if path.is_file()
             }
-            write_json(temporary / MANIFEST, {**facts, "files": files})
+            manifest = {MADE_WITH: code_version(), **facts, "files": files}
+            write_json(temporary / MANIFEST, manifest)
             self._rename(temporary, final)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -144,29 +149,3 @@ class Store:
                 raise
             return
         sync_folder(final.parent)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Writes JSON so that a reader sees the old file or the whole new one, never a part."""
-    temporary = path.with_name(f".{path.name}-{uuid.uuid4().hex[:8]}")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            json.dump(value, file, indent=1, sort_keys=True, allow_nan=False)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def sync_folder(path: Path) -> None:
-    """Makes a rename inside the folder durable."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    except (
-        OSError
-    ):  # some network file systems cannot sync a folder; the rename itself is still atomic
-        pass
-    finally:
-        os.close(handle)

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import os
 import pickle
-import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,8 +11,8 @@ from typing import Any
 import torch
 
 from speechft_ray.core.errors import UserError
+from speechft_ray.core.files import atomic_write
 from speechft_ray.core.fingerprint import file_sha256
-from speechft_ray.core.store import sync_folder
 
 MAX_STATES = 2
 """States on disk: the newest, and one to fall back on when its bytes are damaged."""
@@ -30,14 +27,13 @@ def save(folder: Path, number: int, state: Mapping[str, Any], kind: str = "state
     or flipped file has a name that does not match its bytes. Raises ``UserError`` when the folder
     cannot be written.
     """
-    temporary = folder / f".saving-{uuid.uuid4().hex}"
+
+    def name_of(file: Path) -> str:
+        return f"{kind}-{number:09d}-{file_sha256(file)}.pt"
+
     try:
-        with temporary.open("wb") as file:
+        with atomic_write(folder / kind, name_of) as temporary, temporary.open("wb") as file:
             torch.save(dict(state), file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(folder / f"{kind}-{number:09d}-{file_sha256(temporary)}.pt")
-        sync_folder(folder)
         for old in _newest_first(folder, kind)[MAX_STATES:]:
             old.unlink(missing_ok=True)
     except (OSError, RuntimeError) as error:  # torch.save turns a full disk into a RuntimeError
@@ -50,9 +46,6 @@ def save(folder: Path, number: int, state: Mapping[str, Any], kind: str = "state
             f"the state of the run cannot be saved in `{folder}` ({reason}): free space or choose "
             "another storage folder, and run again; it goes on from the last saved state."
         ) from None
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
 
 
 def load(folder: Path, identity: str, kind: str = "state") -> dict[str, Any] | None:

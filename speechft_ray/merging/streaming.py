@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +20,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from speechft_ray.core.errors import UserError
+from speechft_ray.core.files import atomic_write
 from speechft_ray.merging.algebra import (
     check_alpha,
     check_overflow,
@@ -188,33 +188,25 @@ def _open_output(out: Path, layout: StateDict) -> Iterator[Write]:
 
     The file replaces ``out`` when the block ends without an exception; else nothing is left of it.
     """
-    descriptor, name = tempfile.mkstemp(prefix=f".{out.name}-", dir=out.parent)
-    temporary = Path(name)
+    # The header is known before any value, so tensors can be written in any order.
+    header, offsets = _make_header(layout)
     try:
-        # The header is known before any value, so tensors can be written in any order.
-        header, offsets = _make_header(layout)
-        os.pwrite(descriptor, header, 0)
+        with atomic_write(out) as temporary, temporary.open("wb") as file:
+            os.pwrite(file.fileno(), header, 0)
 
-        def write(key: str, tensor: torch.Tensor) -> None:
-            flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-            rest = flat.numpy().data
-            position = len(header) + offsets[key]
-            while rest:
-                written = os.pwrite(descriptor, rest, position)
-                rest, position = rest[written:], position + written
+            def write(key: str, tensor: torch.Tensor) -> None:
+                flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+                rest = flat.numpy().data
+                position = len(header) + offsets[key]
+                while rest:
+                    written = os.pwrite(file.fileno(), rest, position)
+                    rest, position = rest[written:], position + written
 
-        yield write
-        # Only a complete file takes the name of the result.
-        os.fchmod(descriptor, 0o644)
-        os.fsync(descriptor)
-        temporary.replace(out)
+            yield write
     except OSError as error:
         raise UserError(
             f"{out} cannot be written ({error.strerror}): nothing was kept of it."
         ) from error
-    finally:
-        os.close(descriptor)
-        temporary.unlink(missing_ok=True)
 
 
 def _make_header(layout: StateDict) -> tuple[bytes, dict[str, int]]:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from speechft_ray.core.errors import UserError
+from speechft_ray.core.files import atomic_write
 from speechft_ray.pretraining.crops import CropSource, draw_crops, iter_crops
 from speechft_ray.pretraining.masking import MaskedLoss, compute_masked_loss, draw_span_mask
 from speechft_ray.pretraining.recipe import PretrainOptions
@@ -184,9 +185,8 @@ def _save(
     cpu_seconds: float,
 ) -> None:
     state: dict[str, Any] = {"model": model.state_dict(), "optimiser": optimizer.state_dict()}
-    part = path.with_suffix(".part")
-    torch.save(state | {"update": update, "curve": curve, "cpu_seconds": cpu_seconds}, part)
-    part.replace(path)
+    with atomic_write(path) as temporary, temporary.open("wb") as file:
+        torch.save(state | {"update": update, "curve": curve, "cpu_seconds": cpu_seconds}, file)
 
 
 def _resume(

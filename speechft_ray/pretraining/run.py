@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from speechft_ray.core.errors import UserError
+from speechft_ray.core.files import atomic_write
 from speechft_ray.core.fingerprint import fingerprint
 from speechft_ray.pretraining.crops import (
     CropSource,
@@ -135,13 +136,9 @@ def _label_splits(
     compute = mfcc if before is None else _hidden_state_features(before, options.target_layer)
     if not path.exists():
         sample = sample_features(train, compute, FIT_FRAMES, options.seed + number)
-        part = path.with_suffix(".part.npy")
-        np.save(
-            part,
-            fit_centroids(sample, options.clusters[number], options.seed + number),
-            allow_pickle=False,
-        )
-        part.replace(path)
+        centroids = fit_centroids(sample, options.clusters[number], options.seed + number)
+        with atomic_write(path) as temporary:
+            np.save(temporary, centroids, allow_pickle=False)
     centroids = np.load(path, allow_pickle=False)
     return (train, compute_labels(train, compute, centroids)), (
         held_out,

@@ -14,8 +14,9 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from speechft_ray.core.errors import UserError
+from speechft_ray.core.files import write_json
 from speechft_ray.core.records import Record
-from speechft_ray.core.store import Store, write_json
+from speechft_ray.core.store import Store
 from speechft_ray.report.lines import TableLine, find_winner
 from speechft_ray.sweep.plan import Plan
 

@@ -7,13 +7,13 @@ still runs.
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
 from speechft_ray.core.errors import UserError
+from speechft_ray.core.files import atomic_write
 from speechft_ray.core.records import Outcome
 from speechft_ray.report.figure import (
     draw_alpha_curve,
@@ -114,9 +114,5 @@ def _replace(path: Path, content: bytes | None) -> None:
     if content is None:
         path.unlink(missing_ok=True)
         return
-    temporary = path.with_name(f".{path.name}-{uuid.uuid4().hex[:8]}")
-    try:
+    with atomic_write(path) as temporary:
         temporary.write_bytes(content)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

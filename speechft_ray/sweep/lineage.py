@@ -5,7 +5,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from speechft_ray.core.store import Store
+from speechft_ray.core.store import MADE_WITH, Store
+
+NOT_RECIPE = ("files", MADE_WITH)
+"""What the store adds to the recipe in the manifest of a merge."""
 
 
 def read_lineage(store: Store, encoder: str) -> list[dict[str, Any]]:
@@ -18,7 +21,7 @@ def read_lineage(store: Store, encoder: str) -> list[dict[str, Any]]:
         facts = store.manifest("merge", encoder)
         recipes.insert(
             0,
-            {"merge": encoder, **{name: value for name, value in facts.items() if name != "files"}},
+            {"merge": encoder, **{name: facts[name] for name in facts if name not in NOT_RECIPE}},
         )
         encoder = str(facts["base"])
     return recipes

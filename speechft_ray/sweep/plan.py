@@ -1,18 +1,17 @@
-"""From a sweep spec to jobs: every unit of work with its fingerprint, its needs and its label.
-Pure; runs nothing.
+"""Turns a sweep spec into jobs with fingerprints, needs and labels. Runs nothing.
 
-Identity of a unit is the hash of its typed spec and of its inputs' identities, so equal work
-appears once, whoever asks for it: alpha 0 is the same encoder for every donor, and a second sweep
-finds what a first one left in the store.
+The fingerprint of a unit hashes its typed spec and the fingerprints of its inputs. Equal work is
+therefore planned once: alpha 0 is the same encoder for every donor, and a second sweep is answered
+from the store where a first one computed the same.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 from speechft_ray.core.chains import Tuning, build_chains
 from speechft_ray.core.errors import UserError
@@ -23,8 +22,10 @@ from speechft_ray.core.specs import CorpusSpec, EvalSpec, MergeSpec, StopSpec, S
 from speechft_ray.sweep.titles import Params, row_params, row_title, run_label, varying_fields
 
 VERSIONS: Mapping[Stage, int] = {"corpus": 1, "finetune": 2, "merge": 1, "evaluate": 2}
-"""Raised when the code of a stage changes its results; part of identity, so that old and new
-results never mix."""
+"""Raised when the code of a stage changes its results. Part of identity, so that old and new
+results never mix. A change of one head, method or task raises its own version instead."""
+
+Component = Literal["head", "method", "task"]
 
 FBANK = "fbank"
 """Name of the parameter-free baseline encoder behind the zero of a measured score."""
@@ -32,20 +33,22 @@ FBANK = "fbank"
 
 @dataclass(frozen=True, kw_only=True)
 class Inputs:
-    """What the spec alone cannot know.
-
-    ``encoder``: fingerprint of the pre-trained weights. ``corpus(spec)``: identity of a corpus'
-    content, and whether a job must make it first. ``resources``: request per stage.
-    """
+    """What a plan needs beside the spec."""
 
     encoder: str
+    """Fingerprint of the pre-trained weights."""
     corpus: Callable[[CorpusSpec], tuple[str, bool]]
+    """Returns the identity of a corpus' content, and whether a job must make the corpus first."""
     resources: Mapping[Stage, ResourceRequest] = field(default_factory=dict)
+    """What the jobs of each stage request."""
+    version_of: Callable[[Component, str], int] = lambda component, name: 1
+    """Returns the version of a registered head, merge method or task. Version 1 adds nothing to
+    what is hashed, so that fingerprints from before there were versions stay."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedRow:
-    """One merged encoder of the table: its merge unit and its evaluations, in the order of the
+    """One merged encoder of the table: its merge unit, and its evaluations in the order of the
     spec."""
 
     key: str
@@ -56,8 +59,7 @@ class PlannedRow:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """All jobs in an order in which needs come first, the rows that they fill, and the baseline's
-    evaluations."""
+    """All jobs, each after those that it needs, and the rows of the table that they fill."""
 
     spec: SweepSpec
     fingerprint: str
@@ -66,7 +68,7 @@ class Plan:
     baseline: tuple[str, ...]
     """FBank's evaluations, in the order of the spec; empty when the score's zero is the paper's."""
     winner: str | None = None
-    """The merged encoder that a search chose; ``None``: the best dev score chooses."""
+    """The merged encoder that a search selected; ``None``: the best dev score selects."""
 
     def of_stage(self, stage: Stage) -> list[Job]:
         """The jobs of one stage, in plan order."""
@@ -74,15 +76,17 @@ class Plan:
 
 
 def make_plan(spec: SweepSpec, inputs: Inputs) -> Plan:
-    """Returns the plan of a sweep.
+    """Returns the plan of a sweep over a list of merges.
 
     Raises ``UserError`` when donors of one merge do not share a seed and a start, and ``SpecError``
     for faulty chains.
     """
     builder = PlanBuilder(inputs, spec.stop_tuning)
+    # Every fine-tuning run, with the earlier stages of its chain.
     runs = build_chains(spec.finetune)
     tuned = [(run, builder.add_finetune(run)) for run in runs]
     varying = varying_fields(runs)
+    # One row for each merged encoder, however many entries of the spec lead to it.
     rows: dict[str, PlannedRow] = {}
     for key, title, params in itertools.chain(
         [builder.add_pretrained()], _merges(spec, tuned, varying, builder)
@@ -90,6 +94,7 @@ def make_plan(spec: SweepSpec, inputs: Inputs) -> Plan:
         if key not in rows:
             evaluations = tuple(builder.add_evaluation(item, key, title) for item in spec.evaluate)
             rows[key] = PlannedRow(key=key, title=title, params=params, evaluations=evaluations)
+    # The zero of a measured score is an encoder of its own.
     measured = spec.score.zero == "measured"
     baseline = (
         tuple(builder.add_evaluation(item, None, FBANK) for item in spec.evaluate)
@@ -113,16 +118,16 @@ def make_plan(spec: SweepSpec, inputs: Inputs) -> Plan:
 
 
 class PlanBuilder:
-    """Collects jobs by fingerprint while a plan is walked, or a search goes on."""
+    """Collects jobs by fingerprint. A search adds jobs while it runs."""
 
     def __init__(self, inputs: Inputs, stop: StopSpec | None = None) -> None:
         self.inputs, self.stop = inputs, stop
         self.jobs: dict[str, Job] = {}
 
     def add_corpus(self, spec: CorpusSpec) -> tuple[str, tuple[str, ...]]:
-        """Returns the identity of a corpus and what must be complete before it can be read."""
-        identity, made = self.inputs.corpus(spec)
-        if not made:
+        """Returns the identity of a corpus, and the jobs that must be complete before it is read."""
+        identity, needs_job = self.inputs.corpus(spec)
+        if not needs_job:
             return identity, ()
         part = spec.options.get("part", "")
         label = f"corpus {spec.name} {part}".strip()
@@ -131,17 +136,25 @@ class PlanBuilder:
         )
 
     def add_finetune(self, run: Tuning) -> str:
-        """Adds a fine-tuning run, and before it what the earlier stages of its chain need."""
-        start = self._start_of(run)
+        """Adds a fine-tuning run after the earlier stages of its chain; returns its fingerprint."""
+        # Inputs: the encoder that the run starts from, and a corpus for each objective.
+        start = self._add_start(run)
         corpora = [self.add_corpus(objective.corpus) for objective in run.spec.objectives]
+        heads = {objective.head for objective in run.spec.objectives}
+        # Identity: the spec and the identities of the inputs.
         identity = {
             "stage": "finetune",
             "version": VERSIONS["finetune"],
             "spec": run.spec.identity(),
             "start": start,
             "corpora": [name for name, _ in corpora],
+            **self._versions("head_versions", "head", heads),
         }
-        needs = (*itertools.chain.from_iterable(needs for _, needs in corpora), *self._made(start))
+        # The job, and what must be complete before it starts.
+        needs = (
+            *itertools.chain.from_iterable(needs for _, needs in corpora),
+            *self._merge_job(start),
+        )
         payload: dict[str, Any] = {
             "spec": run.spec.model_dump(mode="json"),
             "start": start,
@@ -151,34 +164,40 @@ class PlanBuilder:
             payload["stop"] = self.stop.model_dump(mode="json")
         return self._add("finetune", fingerprint(identity), run_label(run), payload, needs)
 
-    def _start_of(self, run: Tuning) -> str:
+    def _versions(self, key: str, component: Component, names: Iterable[str]) -> dict[str, Any]:
+        """Returns what the versions of components add to an identity: nothing where all are 1."""
+        versions = {name: self.inputs.version_of(component, name) for name in names}
+        changed = {name: version for name, version in versions.items() if version != 1}
+        return {key: changed} if changed else {}
+
+    def _add_start(self, run: Tuning) -> str:
         """Returns the encoder that a run starts from: the pre-trained one, or the merge of its
-        chain that is added here."""
+        chain, which is added."""
         after = run.spec.after
         if run.earlier is None or after is None:
             return self.inputs.encoder
         if not after.alpha:
-            return self._start_of(run.earlier)
+            return self._add_start(run.earlier)
         donor = self.add_finetune(run.earlier)
         merge = MergeSpec(method=after.method, params=after.params, alpha=after.alpha)
-        title = f"{after.method} alpha={after.alpha:g} {run_label(run.earlier).removeprefix('finetune ')}"
-        return self.add_merge(merge, [donor], title)
+        earlier = run_label(run.earlier).removeprefix("finetune ")
+        return self.add_merge(merge, [donor], f"{after.method} alpha={after.alpha:g} {earlier}")
 
-    def _made(self, encoder: str) -> tuple[str, ...]:
-        """The job that makes an encoder; none makes the pre-trained one."""
+    def _merge_job(self, encoder: str) -> tuple[str, ...]:
+        """Returns the job that merges an encoder; there is none for the pre-trained one."""
         return (encoder,) if encoder in self.jobs else ()
 
     def add_merge(self, spec: MergeSpec, donors: Sequence[str], title: str) -> str:
+        """Adds the merge of fine-tuning runs, by fingerprint; returns the encoder's fingerprint."""
         recipe = self.merge_recipe(spec, donors)
         return self._add(
             "merge", merge_fingerprint(recipe), f"merge {title}", recipe, self._inputs_of(recipe)
         )
 
     def merge_recipe(self, spec: MergeSpec, donors: Sequence[str]) -> dict[str, Any]:
-        """Returns all that decides a merged encoder. The donors have one start, which is its base.
+        """Returns all that determines a merged encoder. Its base is the common start of the donors.
 
-        Alpha 0 is that start: the pre-trained encoder, whoever the donors are, or the earlier merge
-        of their chain.
+        Alpha 0 is that start: the pre-trained encoder, or the earlier merge of the donors' chain.
         """
         (start,) = {self.start(key) for key in donors} or {self.inputs.encoder}
         if not spec.alpha:
@@ -190,24 +209,27 @@ class PlanBuilder:
                 "base": start,
             }
             return dict(self.jobs[start].payload) if start in self.jobs else pretrained
-        kept = {"checkpoint": spec.checkpoint} if spec.checkpoint != "best" else {}
-        chosen = {
+        checkpoint = {"checkpoint": spec.checkpoint} if spec.checkpoint != "best" else {}
+        version = self.inputs.version_of("method", spec.method)
+        return {
             "method": spec.method,
             "params": spec.params,
             "alpha": spec.alpha,
             "donors": list(donors),
+            **checkpoint,
+            **({"method_version": version} if version != 1 else {}),
+            "base": start,
         }
-        return {**chosen, **kept, "base": start}
 
     def start(self, tuned: str) -> str:
         """Returns the encoder that a fine-tuning run starts from."""
         return str(self.jobs[tuned].payload["start"])
 
     def _inputs_of(self, recipe: Mapping[str, Any]) -> tuple[str, ...]:
-        return (*self._made(recipe["base"]), *recipe["donors"])
+        return (*self._merge_job(recipe["base"]), *recipe["donors"])
 
     def add_pretrained(self) -> tuple[str, str, Params]:
-        """The control alpha 0: the pre-trained encoder itself, whoever the donors are."""
+        """Adds the control alpha 0, the pre-trained encoder; returns key, title and params."""
         return (
             self.add_merge(MergeSpec(alpha=0.0), (), "alpha=0"),
             "alpha=0",
@@ -215,14 +237,14 @@ class PlanBuilder:
         )
 
     def add_evaluation(self, spec: EvalSpec, encoder: str | None, title: str) -> str:
+        """Adds an evaluation on dev and test. ``encoder`` is a merge; ``None`` is FBank."""
         payload = {"spec": spec.model_dump(mode="json"), "encoder": encoder}
         return self._evaluation(
             spec, encoder or FBANK, title, payload, [encoder] if encoder else []
         )
 
     def add_dev_evaluation(self, spec: EvalSpec, recipe: Mapping[str, Any], title: str) -> str:
-        """Adds an evaluation that never touches test, of an encoder that is merged where it is
-        evaluated and kept nowhere."""
+        """Adds an evaluation on dev alone of a merge that is made in memory and not stored."""
         encoder = merge_fingerprint(recipe)
         payload = {
             "spec": spec.model_dump(mode="json"),
@@ -241,21 +263,23 @@ class PlanBuilder:
         title: str,
         payload: dict[str, Any],
         needs: Sequence[str],
-        only: Mapping[str, Any] = MappingProxyType({}),
+        splits: Mapping[str, Any] = MappingProxyType({}),
     ) -> str:
         corpora = [self.add_corpus(corpus) for corpus in spec.corpora()]
         identities = [identity for identity, _ in corpora]
+        version = self.inputs.version_of("task", spec.task)
         identity = {
             "stage": "evaluate",
             "version": VERSIONS["evaluate"],
             "spec": spec.model_dump(mode="json"),
             "encoder": encoder,
             "corpus": identities if spec.folds else identities[0],
-            **only,
+            **splits,
+            **({"task_version": version} if version != 1 else {}),
         }
         label = " ".join(["evaluate", spec.task, *([spec.column] if spec.column else []), title])
-        of_corpora = itertools.chain.from_iterable(needs for _, needs in corpora)
-        return self._add("evaluate", fingerprint(identity), label, payload, (*of_corpora, *needs))
+        corpus_needs = itertools.chain.from_iterable(needs for _, needs in corpora)
+        return self._add("evaluate", fingerprint(identity), label, payload, (*corpus_needs, *needs))
 
     def _add(
         self, stage: Stage, key: str, label: str, payload: dict[str, Any], needs: tuple[str, ...]
@@ -285,11 +309,11 @@ def _merges(
     varying: Mapping[str, set[str]],
     builder: PlanBuilder,
 ) -> Iterator[tuple[str, str, Params]]:
-    """Yields ``(key, title, params)`` of every merge, with alpha 1 as a control beside every set of
+    """Yields ``(key, title, params)`` of every merge, with alpha 1 as a control for every set of
     donors."""
-    asked = [item for item in spec.merge if item.alpha > 0]
+    merges = [item for item in spec.merge if item.alpha > 0]
     controls = [item.model_copy(update={"alpha": 1.0}) for item in spec.merge]
-    unique = {canonical_json(item): item for item in [*asked, *controls]}
+    unique = {canonical_json(item): item for item in [*merges, *controls]}
     for item in unique.values():
         for donors in _donor_sets(item, tuned, builder):
             params = row_params(item, [run for run, _ in donors], varying)
@@ -304,23 +328,25 @@ def _donor_sets(
     if merge.donors == "each":
         yield from ((donor,) for donor in tuned)
         return
-    met = found = False
+    has_common_seed = has_common_start = False
     for seed in sorted({run.spec.seed for run, _ in tuned}):
         choices = [
             [pair for pair in tuned if pair[0].spec.name == name and pair[0].spec.seed == seed]
             for name in merge.donors
         ]
         for donors in itertools.product(*choices):
-            met = True
+            has_common_seed = True
             if len({builder.start(key) for _, key in donors}) == 1:
-                found = True
+                has_common_start = True
                 yield donors
     names = ", ".join(merge.donors)
-    if not met:
+    if not has_common_seed:
         raise UserError(
-            f"no seed was tuned by all of the donors {names}: give those fine-tuning runs the same `seed` axis."
+            f"no seed was tuned by all of the donors {names}: give those fine-tuning runs the same "
+            "`seed` axis."
         )
-    if not found:
+    if not has_common_start:
         raise UserError(
-            f"the donors {names} start from different encoders: merge runs that have the same `after`, or none."
+            f"the donors {names} start from different encoders: merge runs that have the same "
+            "`after`, or none."
         )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import subprocess
 import sys
@@ -14,7 +13,8 @@ import pytest
 
 from speechft_ray.core import store as store_module
 from speechft_ray.core.errors import UserError
-from speechft_ray.core.store import MANIFEST, Store, write_json
+from speechft_ray.core.provenance import code_version
+from speechft_ray.core.store import MANIFEST, Store
 
 
 @pytest.fixture
@@ -39,6 +39,7 @@ def test_a_published_unit_is_complete_with_facts_and_hashes(store: Store) -> Non
     publish(store, alpha=0.5)
     assert store.is_complete("merge", "f1")
     assert store.manifest("merge", "f1") == {
+        "made_with": code_version(),
         "alpha": 0.5,
         "files": {"sub/data.txt": {"sha256": hashlib.sha256(b"one").hexdigest(), "bytes": 3}},
     }
@@ -208,20 +209,6 @@ def test_unfinished_work_is_kept_until_cleared(store: Store) -> None:
     store.clear_work("finetune", "f1")
     store.clear_work("finetune", "f1")
     assert everything(store) == []
-
-
-def test_json_is_replaced_whole(tmp_path: Path) -> None:
-    path = tmp_path / "facts.json"
-    write_json(path, {"a": 1})
-    with pytest.raises(TypeError):
-        write_json(path, {"a": object()})
-    assert json.loads(path.read_text()) == {"a": 1}
-
-
-def test_json_that_failed_leaves_no_part(tmp_path: Path) -> None:
-    with pytest.raises(TypeError):
-        write_json(tmp_path / "facts.json", {"a": object()})
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_root_that_cannot_be_written_is_told(tmp_path: Path) -> None:

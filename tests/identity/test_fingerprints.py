@@ -52,7 +52,7 @@ def plan_fingerprints(path: Path) -> dict[str, list[str]]:
         for task in search.tasks:
             search.builder.add_dev_evaluation(task, recipe, "trial 0")
         jobs, whole = search.jobs, search.fingerprint
-    stages = {
+    stages: dict[str, list[str]] = {
         stage: sorted(key for key, job in jobs.items() if job.stage == stage) for stage in STAGES
     }
     stops = sorted(stop_key(job) for job in jobs.values() if "stop" in job.payload)

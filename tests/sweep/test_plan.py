@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
 from speechft_ray.core.errors import UserError
-from speechft_ray.sweep.plan import Inputs, make_plan
+from speechft_ray.sweep.plan import Component, Inputs, Plan, make_plan
 from tests.sweep.fakes import inputs, space, sweep
 
 PINNED_FINETUNE = ["0b1b4d15f10d7c32", "0d46616a596a3e05"]
@@ -95,6 +96,71 @@ def test_fingerprints_are_pinned() -> None:
     assert [job.fingerprint for job in plan.of_stage("finetune")] == PINNED_FINETUNE
     assert plan.of_stage("merge")[0].fingerprint == PINNED_MERGE
     assert plan.fingerprint == PINNED_SWEEP
+
+
+def changed_jobs(component: str, name: str) -> tuple[Plan, Plan, set[str]]:
+    """Returns the plan before and after version 2 of a component, and the labels of changed jobs."""
+
+    def version_of(kind: Component, other: str) -> int:
+        return 2 if (kind, other) == (component, name) else 1
+
+    raw = space(merge=[{"alpha": 0.5}, {"alpha": 0.5, "method": "ties"}])
+    before = make_plan(sweep(**raw), inputs())
+    after = make_plan(sweep(**raw), replace(inputs(), version_of=version_of))
+    assert len(before.jobs) == len(after.jobs)
+    changed = {job.label for key, job in after.jobs.items() if key not in before.jobs}
+    assert changed == {job.label for key, job in before.jobs.items() if key not in after.jobs}
+    return before, after, changed
+
+
+def test_version_1_of_everything_adds_nothing() -> None:
+    before, after, changed = changed_jobs("task", "none of the sweep")
+    assert not changed and before.fingerprint == after.fingerprint
+
+
+def test_another_version_of_a_task_changes_its_evaluations_alone() -> None:
+    before, _, changed = changed_jobs("task", "sid")
+    assert changed == {
+        job.label for job in before.of_stage("evaluate") if job.label.startswith("evaluate sid ")
+    }
+
+
+def test_another_version_of_a_method_changes_its_merges_and_what_follows() -> None:
+    before, after, changed = changed_jobs("method", "ties")
+    merges = {job.label for job in before.of_stage("merge") if job.payload["method"] == "ties"}
+    rows = {row.title for row in before.rows if row.params["method"] == "ties"}
+    assert merges == {f"merge {title}" for title in rows}
+    assert changed == merges | {
+        job.label for job in before.of_stage("evaluate") if job.label.split(" ", 2)[2] in rows
+    }
+    versions = {job.payload.get("method_version") for job in after.of_stage("merge")}
+    assert versions == {None, 2}
+
+
+def test_another_version_of_a_head_changes_its_fine_tuning_and_what_follows() -> None:
+    before, _, changed = changed_jobs("head", "frame")
+    kept = {"corpus": 3, "merge": 1, "evaluate": 4}  # the pre-trained encoder and FBank stay
+    stages = Counter(job.stage for job in before.jobs.values() if job.label not in changed)
+    assert stages == kept
+
+
+def test_another_version_of_a_component_of_a_chain_reaches_its_later_stages() -> None:
+    raw = space()
+    raw["finetune"][0]["seed"] = 0
+    after = {"finetune": "narrow", "method": "ties", "alpha": 0.5}
+    raw["finetune"].append({**raw["finetune"][0], "name": "later", "after": after})
+
+    def version_of(component: Component, name: str) -> int:
+        return 2 if (component, name) == ("method", "ties") else 1
+
+    before = make_plan(sweep(**raw), inputs())
+    changed = make_plan(sweep(**raw), replace(inputs(), version_of=version_of))
+    titles = {
+        job.payload["title"]
+        for job in changed.of_stage("finetune")
+        if job.fingerprint not in before.jobs
+    }
+    assert titles == {"narrow>later"}
 
 
 def test_donors_are_matched_by_seed() -> None:

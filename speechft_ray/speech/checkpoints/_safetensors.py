@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -70,17 +67,3 @@ def read_json(path: Path) -> Any:
         raise UserError(
             f"{path} is not JSON ({str(error)[:80]}). Copy it again from where it came."
         ) from error
-
-
-def publish(path: Path, write: Callable[[Path], Any]) -> None:
-    """Lets ``write`` fill a file beside ``path`` and renames it: ``path`` is old or new, never
-    partial."""
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-    os.close(descriptor)
-    part = Path(name)
-    try:
-        write(part)
-        part.chmod(0o644)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)

@@ -11,7 +11,6 @@ import fcntl
 import json
 import os
 import re
-import secrets
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -24,8 +23,8 @@ from urllib.parse import urljoin, urlsplit
 import requests
 
 from speechft_ray.core.errors import UserError
+from speechft_ray.core.files import atomic_write, sync_folder, write_json
 from speechft_ray.core.fingerprint import file_sha256
-from speechft_ray.core.store import sync_folder, write_json
 
 Progress = Callable[[int, int | None], None]
 """Called with the bytes received and the bytes of the whole file, None where unknown."""
@@ -122,13 +121,8 @@ def _record_path(path: Path) -> Path:
 
 def _write_record(path: Path, sha256: str) -> None:
     """Writes the record by a rename: other processes may be reading it."""
-    record = _record_path(path)
-    temporary = record.with_name(f".{record.name}-{secrets.token_hex(4)}")
-    try:
+    with atomic_write(_record_path(path)) as temporary:
         temporary.write_text(f"{sha256}  {path.name}\n", encoding="ascii")
-        temporary.replace(record)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _record_sha256(path: Path, part: Path, stated: str | None, url: str) -> None:

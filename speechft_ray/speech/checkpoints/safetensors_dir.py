@@ -16,13 +16,13 @@ import torch
 from safetensors.torch import save_file
 
 from speechft_ray.core.errors import UserError
+from speechft_ray.core.files import atomic_write
 from speechft_ray.core.fingerprint import canonical_json
 from speechft_ray.speech.checkpoints._parameters import is_finite
 from speechft_ray.speech.checkpoints._plain import to_plain_data
 from speechft_ray.speech.checkpoints._safetensors import (
     is_safetensors,
     open_safetensors,
-    publish,
     tensor_sha256,
 )
 from speechft_ray.speech.checkpoints._torch import validate_state_dict
@@ -77,10 +77,12 @@ def write_encoder(
     text = canonical_json(manifest)  # raises for values that JSON does not have
     file = path if path.suffix == ".safetensors" else path / FILE
     file.parent.mkdir(parents=True, exist_ok=True)
-    publish(file, lambda part: save_file(state, part, metadata={_KEY: text}))
+    with atomic_write(file) as temporary:
+        save_file(state, temporary, metadata={_KEY: text})
     if file != path:
         readable = json.dumps(manifest, indent=1, sort_keys=True) + "\n"
-        publish(path / MANIFEST, lambda part: part.write_text(readable, encoding="utf-8"))
+        with atomic_write(path / MANIFEST) as temporary:
+            temporary.write_text(readable, encoding="utf-8")
 
 
 def read_encoder(path: Path) -> EncoderWeights:

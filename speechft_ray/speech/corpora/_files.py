@@ -8,7 +8,6 @@ VoxCeleb1 is 40 GB.
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from speechft_ray.core.errors import UserError
+from speechft_ray.core.files import atomic_write
 from speechft_ray.core.fingerprint import file_sha256, fingerprint
 from speechft_ray.speech.audio import AudioInfo, read_audio_info, resolve_inside
 from speechft_ray.speech.corpora.base import Progress
@@ -120,18 +120,11 @@ def _load(store: Path) -> dict[str, FileFacts]:
 
 
 def _save(store: Path, facts: Mapping[str, FileFacts]) -> None:
-    scratch = None
     try:
         store.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(
-            "w", dir=store.parent, prefix=".facts-", delete=False, encoding="utf-8"
-        ) as file:
-            scratch = Path(file.name)
+        with atomic_write(store) as temporary, temporary.open("w", encoding="utf-8") as file:
             json.dump({path: vars(fact) for path, fact in facts.items()}, file)
-        scratch.replace(store)
     except OSError as error:
-        if scratch is not None:
-            scratch.unlink(missing_ok=True)
         raise UserError(
             f"{store} cannot be written: {error}. Free some space, or choose another --storage "
             "folder."

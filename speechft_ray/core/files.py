@@ -1,0 +1,54 @@
+"""Files that readers see as a whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+
+@contextmanager
+def atomic_write(path: Path, name_of: Callable[[Path], str] | None = None) -> Iterator[Path]:
+    """Yields an empty temporary file beside ``path`` to be filled, and renames it to ``path``.
+
+    ``name_of`` returns the final name where that depends on the content, as a checksum does. The
+    content and the rename are synced to disk. Permissions are those of a new file of this process.
+    Nothing is left when the body raises; ``OSError`` is passed on.
+    """
+    temporary = path.with_name(f".{uuid.uuid4().hex[:8]}-{path.name}")  # writers look at suffixes
+    try:
+        with temporary.open("xb") as file:
+            mode = os.fstat(file.fileno()).st_mode
+        yield temporary
+        temporary.chmod(mode)  # a writer may have put a file of its own in this place
+        _sync(temporary)
+        temporary.replace(path.with_name(name_of(temporary)) if name_of else path)
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
+    sync_folder(path.parent)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes JSON with sorted keys by ``atomic_write``. Raises ``ValueError`` for NaN and
+    ``TypeError`` for what JSON lacks."""
+    with atomic_write(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+        json.dump(value, file, indent=1, sort_keys=True, allow_nan=False)
+
+
+def sync_folder(path: Path) -> None:
+    """Makes a rename inside the folder durable."""
+    with suppress(OSError):  # some network file systems cannot; the rename is still atomic
+        _sync(path)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
