@@ -1,2 +1,4 @@
-"""Floor 0: specs, records, fingerprints, the store, the registry, metrics, errors. pydantic and the
-standard library only."""
+"""Layer 0: specs, records, fingerprints, the store, the registry, metrics, errors.
+
+Imports pydantic and the standard library only.
+"""

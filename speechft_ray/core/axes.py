@@ -1,8 +1,7 @@
-"""The axes of a search: what a proposal may choose, read from plain data with every mistake told at
-once.
+"""The axes of a merge search, read from plain data with every mistake reported at once.
 
-A value is fixed (``alpha: 1``) or an axis in its place (``alpha: {uniform: [0, 1]}``). Parameters
-of a method stand under its name and count only when it is proposed.
+A value is fixed (``alpha: 1``) or replaced by an axis (``alpha: {uniform: [0, 1]}``). Parameters of
+a method stand under its name and count only when that method is proposed.
 """
 
 from __future__ import annotations
@@ -22,8 +21,7 @@ RANGES: tuple[Kind, ...] = ("uniform", "loguniform", "per_layer", "per_donor", "
 KNOTS = 3
 """Knots of a curve over depth: bottom, middle and top can differ."""
 PICK_RUN = "donors"
-"""The value of an axis that picks between the fine-tuning runs of one name: ``anchor_penalty:
-donors``."""
+"""Value of an axis that selects one of the runs of a name: ``anchor_penalty: donors``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,15 +43,17 @@ class Axis:
 
 @dataclass(frozen=True, kw_only=True)
 class DonorAxis:
-    """Which fine-tuned models take part, by name: always, or one set out of several, or each or
-    not."""
+    """Which fine-tuned models are merged, by name.
+
+    ``always``: all of one set. ``choice``: all of one of several sets. ``subset``: at least one of
+    one set.
+    """
 
     kind: Literal["always", "choice", "subset"]
     sets: tuple[tuple[str, ...], ...]
-    """``always`` and ``subset``: one set; of a subset never none."""
 
     def names(self) -> tuple[str, ...]:
-        """Every name that may take part."""
+        """Returns every name that may be merged."""
         return tuple(dict.fromkeys(name for names in self.sets for name in names))
 
 
@@ -65,16 +65,16 @@ class Axes:
     method: Axis
     donors: DonorAxis
     params: Mapping[str, Mapping[str, Axis]] = field(default_factory=dict)
-    """By method, by parameter."""
+    """Axis by method and parameter."""
     run_fields: tuple[str, ...] = ()
-    """Fields whose value picks one of several fine-tuning runs of a name."""
+    """Fields of fine-tuning runs whose value selects one of several runs of a name."""
 
     def methods(self) -> tuple[str, ...]:
-        """Every method that may be proposed."""
+        """Returns every method that may be proposed."""
         return tuple(str(option) for option in self.method.options)
 
     def all(self) -> dict[str, Axis]:
-        """Every axis of numbers or choices by its dotted name, fixed ones included."""
+        """Returns every axis but the donors' by its dotted name, fixed ones included."""
         nested = {
             f"{method}.{name}": axis
             for method, params in self.params.items()
@@ -84,8 +84,10 @@ class Axes:
 
 
 def read_axes(search: SearchSpec, runs: Sequence[Tuning]) -> tuple[Axes, Mistakes]:
-    """Returns the axes and every mistake in them, by path below ``search.axes``. With a mistake the
-    axes are not to be used."""
+    """Returns the axes and every mistake in them, by path below ``search.axes``.
+
+    With a mistake the axes must not be used.
+    """
     reader = _Reader(runs, one_run_each=search.sampler != "greedy_soup")
     axes = reader.read(dict(search.axes))
     return axes, [
@@ -94,14 +96,14 @@ def read_axes(search: SearchSpec, runs: Sequence[Tuning]) -> tuple[Axes, Mistake
 
 
 def field_values(run: Tuning, names: Sequence[str]) -> tuple[Any, ...]:
-    """Returns the values of the named fields of a run, those of earlier stages of its chain as
-    ``after_alpha``."""
+    """Returns the values of a run's fields; ``after_alpha`` is one of the stage before in its
+    chain."""
     values = run.values()
     return tuple(values.get(name) for name in names)
 
 
 class _Reader:
-    """Reads the axes of one search and collects what is wrong with them."""
+    """Reads the axes of a search and collects the mistakes in them."""
 
     def __init__(self, runs: Sequence[Tuning], one_run_each: bool) -> None:
         self.runs, self.one_run_each = runs, one_run_each
@@ -121,7 +123,7 @@ class _Reader:
             if name in run_fields:
                 self.check_field(name)
             elif name not in methods and methods == ["None"]:
-                continue  # the method itself could not be read, and is told
+                continue  # the mistake in `method` itself was reported
             elif name not in methods:
                 allowed = ["alpha", "method", "donors", *methods, *self.fields()]
                 hint = (
@@ -158,7 +160,8 @@ class _Reader:
         elif "knots" in value and (kind != "curve" or type(knots) is not int or knots < 2):
             self.wrong(
                 path,
-                f"`knots` must be a whole number of at least 2 beside `curve`, but is {knots!r} instead.",
+                "`knots` must be a whole number of at least 2 beside `curve`, but is "
+                f"{knots!r} instead.",
             )
         elif kind == "choice":
             options = content[kind]
@@ -170,10 +173,11 @@ class _Reader:
                 return Axis(kind="choice", options=tuple(options))
             self.wrong(
                 path,
-                f"`choice` must be a list of at least two texts, numbers or booleans, but is {options!r} instead.",
+                "`choice` must be a list of at least two texts, numbers or booleans, but is "
+                f"{options!r} instead.",
             )
-        elif (found := self.range(kind, content[kind], path)) is not None:
-            return Axis(kind=_kind(kind), low=found[0], high=found[1], knots=knots)
+        elif (ends := self.range(kind, content[kind], path)) is not None:
+            return Axis(kind=_kind(kind), low=ends[0], high=ends[1], knots=knots)
         return Axis(kind="fixed", options=(None,))
 
     def check_alpha(self, axis: Axis) -> None:
@@ -207,50 +211,49 @@ class _Reader:
         return None
 
     def donors(self, value: Any) -> DonorAxis:
-        known = list(dict.fromkeys(run.spec.name for run in self.runs))
+        run_names = list(dict.fromkeys(run.spec.name for run in self.runs))
         kind: Literal["always", "choice", "subset"] = "always"
-        sets: Any = [known if value is None else value]
+        sets: Any = [run_names if value is None else value]
         if isinstance(value, dict):
-            found = next(iter(value), "")
+            key = next(iter(value), "")
             if (
                 len(value) != 1
-                or found not in ("choice", "subset")
-                or not isinstance(value[found], list)
-                or not value[found]
+                or key not in ("choice", "subset")
+                or not isinstance(value[key], list)
+                or not value[key]
             ):
                 self.wrong(
                     "donors",
-                    "must be a list of names, `choice` with a list of such, or `subset` with a list of names.",
+                    "must be a list of names, `choice` with a list of such, or `subset` with a "
+                    "list of names.",
                 )
                 return DonorAxis(kind="always", sets=((),))
-            kind, sets = (
-                ("choice", value[found]) if found == "choice" else ("subset", [value[found]])
-            )
-        named = tuple(
+            kind, sets = ("choice", value[key]) if key == "choice" else ("subset", [value[key]])
+        donor_sets = tuple(
             (item,) if isinstance(item, str) else tuple(item) if isinstance(item, list) else ()
             for item in sets
         )
-        for names in named:
+        for names in donor_sets:
             if not names or len(set(names)) < len(names):
                 self.wrong(
                     "donors",
                     f"must name each donor once and at least one, but has {list(names)} instead.",
                 )
             for name in dict.fromkeys(names):
-                if name not in known:
-                    self.wrong("donors", unknown_name("fine-tuning run", str(name), known))
-        return DonorAxis(kind=kind, sets=named)
+                if name not in run_names:
+                    self.wrong("donors", unknown_name("fine-tuning run", str(name), run_names))
+        return DonorAxis(kind=kind, sets=donor_sets)
 
     def fields(self) -> list[str]:
-        """Fields of the fine-tuning runs that differ between runs of one name."""
-        found: dict[str, None] = {}
+        """Returns the fields that differ between fine-tuning runs of one name."""
+        varying: dict[str, None] = {}
         for name in dict.fromkeys(run.spec.name for run in self.runs):
             same = [run.values() for run in self.runs if run.spec.name == name]
             fields = dict.fromkeys(key for one in same for key in one)
-            found |= {
+            varying |= {
                 key: None for key in fields if any(one.get(key) != same[0].get(key) for one in same)
             }
-        return list(found)
+        return list(varying)
 
     def check_field(self, name: str) -> None:
         if name not in self.fields():
@@ -260,13 +263,16 @@ class _Reader:
             self.wrong(name, f"{varying} Give it an axis under `finetune`.")
 
     def check_runs(self, axes: Axes) -> None:
-        """Every donor name must come down to one run, whatever the axes choose."""
+        """Every donor name must lead to one run, whatever is proposed."""
         for name in axes.donors.names():
             runs = [run for run in self.runs if run.spec.name == name]
             if len({field_values(run, axes.run_fields) for run in runs}) < len(runs):
                 missing = [field for field in self.fields() if field not in axes.run_fields]
                 advice = ", ".join(f"`{field}: {PICK_RUN}`" for field in missing)
-                text = f"leaves {len(runs)} fine-tuning runs of `{name}` to merge; let the search pick one with {advice}."
+                text = (
+                    f"leaves {len(runs)} fine-tuning runs of `{name}` to merge; "
+                    f"let the search pick one with {advice}."
+                )
                 self.wrong("", text)
 
     def wrong(self, path: str, text: str) -> None:

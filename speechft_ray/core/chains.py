@@ -1,9 +1,8 @@
-"""Sequential chains: a fine-tuning run may start from a merge of an earlier one
-(``FinetuneSpec.after``).
+"""Sequential chains: a fine-tuning run that starts from a merge of an earlier one.
 
-phi_t = (1 - alpha) phi_(t-1) + alpha theta'_t, where theta'_t is tuned from phi_(t-1) and phi_0 is
-pre-trained. Where several runs bear the name and seed of the earlier one (another axis varies),
-each is followed by a stage of its own.
+phi_t = (1 - alpha) phi_(t-1) + alpha theta'_t, where theta'_t is fine-tuned from phi_(t-1) and
+phi_0 is pre-trained (``FinetuneSpec.after``). Where several runs have the name and seed of the
+earlier one, because another axis varies, a stage follows each of them.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ Leaf = str | float | int
 
 @dataclass(frozen=True, kw_only=True)
 class Tuning:
-    """One fine-tuning run, and the one before it in its chain."""
+    """A fine-tuning run, and the one before it in its chain."""
 
     spec: FinetuneSpec
     earlier: Tuning | None = None
@@ -31,31 +30,26 @@ class Tuning:
 
     @property
     def title(self) -> str:
-        """The names of the chain, ``pr>sid``; of a run that starts from the pre-trained encoder its
-        name alone."""
+        """The names of the chain, ``pr>sid``; without a chain the name of the run."""
         return f"{self.earlier.title}>{self.spec.name}" if self.earlier else self.spec.name
 
     def content(self) -> dict[str, Any]:
-        """Returns all that decides the result but the pre-trained encoder; ``after`` has the
+        """Returns all that determines the result but the pre-trained encoder; ``after`` has the
         earlier merge and its run."""
-        found = self.spec.identity()
+        fields = self.spec.identity()
         if self.earlier is not None and self.spec.after is not None:
-            before = {
-                name: value for name, value in self.earlier.content().items() if name != "seed"
-            }  # it is the same
-            found["after"] = {
-                **before,
-                **self.spec.after.model_dump(mode="json", exclude={"finetune"}),
-            }
-        return found
+            earlier = self.earlier.content()
+            del earlier["seed"]  # it is that of this run
+            merge = self.spec.after.model_dump(mode="json", exclude={"finetune"})
+            fields["after"] = {**earlier, **merge}
+        return fields
 
     def leaves(self) -> dict[str, Leaf]:
         """Returns ``content`` flat, by dotted path: ``after.alpha``, ``objectives.0.weight``."""
         return _flat(self.content())
 
     def values(self) -> dict[str, Any]:
-        """Returns the fields of the run by name, and those of earlier stages by short names:
-        ``after_alpha``."""
+        """Returns the fields of the run by name; those of earlier stages as ``after_alpha``."""
         after = {
             short_name(path): value
             for path, value in self.leaves().items()
@@ -65,45 +59,45 @@ class Tuning:
 
 
 def short_name(path: str) -> str:
-    """Returns what a table calls a dotted path: its last part, behind one ``after_`` for each stage
-    back."""
+    """Returns the column of a dotted path: its last part after one ``after_`` per earlier stage."""
     parts = path.split(".")
     stages = list(itertools.takewhile(lambda part: part == "after", parts[:-1]))
     return "_".join([*stages, parts[-1]])
 
 
 def build_chains(runs: Sequence[FinetuneSpec]) -> list[Tuning]:
-    """Returns every run with its chain, in the given order. Raises ``SpecError`` with every faulty
-    ``after``."""
+    """Returns every run with its chain, in the given order.
+
+    Raises ``SpecError`` with every faulty ``after``.
+    """
     mistakes = chain_mistakes(list(enumerate(runs)))
     if mistakes:
         raise SpecError("the fine-tuning runs", mistakes)
-    known: dict[tuple[str, int], list[FinetuneSpec]] = {}
+    by_name_and_seed: dict[tuple[str, int], list[FinetuneSpec]] = {}
     for run in runs:
-        known.setdefault((run.name, run.seed), []).append(run)
+        by_name_and_seed.setdefault((run.name, run.seed), []).append(run)
 
-    def all_of(run: FinetuneSpec) -> Iterator[Tuning]:
+    def iter_chains(run: FinetuneSpec) -> Iterator[Tuning]:
         if run.after is None:
             yield Tuning(spec=run)
             return
-        for earlier in known[run.after.finetune, run.seed]:
-            yield from (Tuning(spec=run, earlier=before) for before in all_of(earlier))
+        for earlier in by_name_and_seed[run.after.finetune, run.seed]:
+            yield from (Tuning(spec=run, earlier=before) for before in iter_chains(earlier))
 
-    return [tuning for run in runs for tuning in all_of(run)]
+    return [tuning for run in runs for tuning in iter_chains(run)]
 
 
 def chain_mistakes(runs: Sequence[tuple[int, FinetuneSpec]]) -> Mistakes:
-    """Returns what is wrong with every ``after``. Each run comes with the index of its entry in the
-    file."""
+    """Returns the mistakes in every ``after``. Each run comes with the index of its entry."""
     names = {run.name for _, run in runs}
+    # Which names each name may follow.
     before: dict[str, set[str]] = {name: set() for name in names}
     for _, run in runs:
         if run.after is not None:
             before[run.name].add(run.after.finetune)
     seeds = {(run.name, run.seed) for _, run in runs}
-    found: dict[
-        str, str
-    ] = {}  # an entry with axes has such a mistake in many versions: the first is told
+    # An entry with axes has one mistake in many versions; the first is reported.
+    mistakes: dict[str, str] = {}
     for index, run in runs:
         if run.after is None:
             continue
@@ -112,25 +106,31 @@ def chain_mistakes(runs: Sequence[tuple[int, FinetuneSpec]]) -> Mistakes:
         if earlier not in names:
             text = unknown_name("fine-tuning run", earlier, names)
         elif circle := _circle(run.name, before):
-            text = f"leads back to `{run.name}` ({circle}): a chain begins with a run without `after`, and every stage has a name."
+            text = (
+                f"leads back to `{run.name}` ({circle}): a chain begins with a run without "
+                "`after`, and every stage has a name."
+            )
         elif (earlier, run.seed) not in seeds:
-            text = f"no run `{earlier}` has the seed {run.seed} of this one: give both the same `seed` axis."
+            text = (
+                f"no run `{earlier}` has the seed {run.seed} of this one: "
+                "give both the same `seed` axis."
+            )
         if text:
-            found.setdefault(f"finetune[{index}].after.finetune", text)
-    return list(found.items())
+            mistakes.setdefault(f"finetune[{index}].after.finetune", text)
+    return list(mistakes.items())
 
 
 def _circle(name: str, before: Mapping[str, set[str]]) -> str | None:
-    """Returns a way along ``after`` from a name to itself, ``sid > pr > sid``, or ``None``."""
-    waiting, seen = [(name, name)], set()
-    while waiting:
-        place, way = waiting.pop()
-        for earlier in sorted(before.get(place, ())):
+    """Returns a path along ``after`` from a name to itself, ``sid > pr > sid``, or ``None``."""
+    stack, seen = [(name, name)], set()
+    while stack:
+        node, path = stack.pop()
+        for earlier in sorted(before.get(node, ())):
             if earlier == name:
-                return f"{earlier} > {way}"
+                return f"{earlier} > {path}"
             if earlier not in seen:
                 seen.add(earlier)
-                waiting.append((earlier, f"{earlier} > {way}"))
+                stack.append((earlier, f"{earlier} > {path}"))
     return None
 
 

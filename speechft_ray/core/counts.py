@@ -1,5 +1,7 @@
-"""What makes a metric, utterance by utterance: kept beside the scores of an evaluation, for
-intervals."""
+"""The counts behind a metric by utterance, stored beside the scores of an evaluation.
+
+Confidence intervals are computed from them.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,7 @@ from pydantic import model_validator
 from speechft_ray.core.records import Record
 
 COUNTS_FILE = "utterances.json"
-"""Of an evaluation in the store: a list of ``UtteranceCounts``, one per test set (one, or one per fold)."""
+"""File of an evaluation in the store: a list of ``UtteranceCounts``, one per test set or fold."""
 
 
 class UtteranceCounts(Record):

@@ -1,4 +1,4 @@
-"""Errors that a user can mend. Everything else is a bug and keeps its traceback."""
+"""Errors that a user can correct. Every other exception is a bug and keeps its traceback."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from collections.abc import Iterable, Sequence
 
 
 class UserError(Exception):
-    """Bad input, told in one sentence: what is wrong, where, what is allowed, how to go on.
+    """Bad input, in one sentence: what is wrong, where, what is allowed, how to go on.
 
-    The command line prints the sentence alone and ends with exit code 2.
+    The command line prints the sentence alone and exits with code 2.
     """
 
 
 class SpecError(UserError):
-    """Every mistake of one input at once, each as ``(path, sentence)``."""
+    """All mistakes of one input, each as ``(path, sentence)``."""
 
     def __init__(self, where: str, mistakes: Sequence[tuple[str, str]]) -> None:
         self.where = where
@@ -25,7 +25,7 @@ class SpecError(UserError):
 
 
 class Interrupted(Exception):
-    """The run was stopped by a signal; everything finished is kept and the same command goes on."""
+    """The run was stopped by a signal. What was complete is stored; the same command resumes."""
 
 
 def unknown_name(kind: str, name: str, allowed: Iterable[str]) -> str:

@@ -1,4 +1,4 @@
-"""The one word for identity: a short sha256 over canonical JSON."""
+"""Fingerprints: the identity of units of work, a shortened sha256 over canonical JSON."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from typing import Any
 from pydantic import BaseModel
 
 LENGTH = 16
-"""Hex digits kept: 64 bits, so that a million units collide with a chance below 1e-7."""
+"""Hex digits of a fingerprint: 64 bits; a million units collide with a chance below 1e-7."""
 
 
 def canonical_json(value: Any) -> str:
     """Returns one JSON text for one value: sorted keys, no blanks, finite numbers only.
 
-    Raises ``TypeError`` for what JSON cannot say (paths, sets, tensors) and ``ValueError`` for NaN
-    and infinities, because an identity that drops information is no identity.
+    Raises ``TypeError`` for what JSON cannot represent (paths, sets, tensors) and ``ValueError``
+    for NaN and infinities: an identity must not drop information.
     """
     return json.dumps(
         _plain(value, "value"),
@@ -59,9 +59,8 @@ def _plain(value: Any, path: str) -> Any:
     if isinstance(value, float):
         if not math.isfinite(value):
             raise ValueError(f"{path} is {value}: only finite numbers have a fingerprint")
-        return (
-            int(value) if value.is_integer() and abs(value) < 2**53 else value
-        )  # 1 and 1.0 are one value
+        # 1 and 1.0 are one value.
+        return int(value) if value.is_integer() and abs(value) < 2**53 else value
     if isinstance(value, list | tuple):
         return [_plain(item, f"{path}[{index}]") for index, item in enumerate(value)]
     if isinstance(value, dict):

@@ -1,5 +1,4 @@
-"""The metric table: every number's name, unit, direction and way to be printed. Nobody asks ``if
-"wer" in name``."""
+"""The table of metrics: name, unit, direction and format of every number that is reported."""
 
 from __future__ import annotations
 
@@ -10,8 +9,7 @@ from speechft_ray.core.errors import UserError, unknown_name
 
 @dataclass(frozen=True, kw_only=True)
 class Metric:
-    """One metric. ``name`` is ``<task>.<measure>``; values are percent unless ``unit`` says
-    otherwise."""
+    """One metric. ``name`` is ``<task>.<measure>``; ``unit`` is ``percent`` or ``value``."""
 
     name: str
     title: str
@@ -19,9 +17,9 @@ class Metric:
     higher_is_better: bool
     unit: str = "percent"
     fbank: float | None = None
-    """Value that counts as 0 (paper Table 15, FBank)."""
+    """Value that counts as 0 in the score (paper Table 15, FBank)."""
     sota: float | None = None
-    """Value that counts as 1 (paper Table 15, best of several models)."""
+    """Value that counts as 1 in the score (paper Table 15, best of several models)."""
 
     def format(self, value: float) -> str:
         """Returns the value as tables print it."""

@@ -1,5 +1,4 @@
-"""What a search is after: its objectives and constraints on dev, checked against what the tasks
-yield."""
+"""Objectives and constraints of a merge search on dev, checked against the metrics of its tasks."""
 
 from __future__ import annotations
 
@@ -16,19 +15,18 @@ SCORE, DISTANCE = "score", "distance"
 
 
 def metric_name(name: str) -> str:
-    """Returns the name of an objective or constraint without the ``dev.`` that it may carry: a
-    search knows dev alone."""
+    """Returns an objective or constraint without the optional ``dev.``."""
     return name.removeprefix("dev.")
 
 
 def higher_is_better(name: str) -> bool:
-    """Whether more is better: of the score, of a metric, never of the distance."""
+    """Whether a higher value is better: of the score, of a metric, never of the distance."""
     return name == SCORE or (name != DISTANCE and metric(name).higher_is_better)
 
 
 def select_tasks(spec: SweepSpec, search: SearchSpec) -> tuple[EvalSpec, ...]:
-    """Returns the evaluations that a search needs of each merge, for its objectives and
-    constraints, in the given order."""
+    """Returns the evaluations that a search needs of each merge for its objectives and constraints,
+    in the order of the spec."""
     names = {
         metric_name(name)
         for name in (*search.objectives, *(item.metric for item in search.constraints))
@@ -36,10 +34,9 @@ def select_tasks(spec: SweepSpec, search: SearchSpec) -> tuple[EvalSpec, ...]:
     if SCORE in names:
         return spec.evaluate
     tasks = {METRICS[name].task for name in names if name in METRICS}
-    found = tuple(item for item in spec.evaluate if item.task in tasks)
-    return (
-        found or spec.evaluate[:1]
-    )  # the distance alone is measured wherever the merge is first used
+    needed = tuple(item for item in spec.evaluate if item.task in tasks)
+    # The distance is measured by the first evaluation, whatever its task.
+    return needed or spec.evaluate[:1]
 
 
 def search_mistakes(spec: SweepSpec, search: SearchSpec) -> Mistakes:
@@ -58,10 +55,16 @@ def search_mistakes(spec: SweepSpec, search: SearchSpec) -> Mistakes:
     if len({metric_name(name) for name in search.objectives}) < len(search.objectives):
         mistakes.append(("search.objectives", "must name each objective once."))
     if search.pruning_rule() != "none" and tuple(map(metric_name, search.objectives)) != (SCORE,):
-        text = f"`{search.pruning_rule()}` compares scores, so it needs `objectives: [score]`; leave it out or write `none`."
+        text = (
+            f"`{search.pruning_rule()}` compares scores, so it needs `objectives: [score]`; "
+            "leave it out or write `none`."
+        )
         mistakes.append(("search.stop_early", text))
     if spec.stop_tuning is not None:
-        text = "ends runs by how others do meanwhile, but a search must propose the same each time: leave one of the two out."
+        text = (
+            "ends runs by how others do meanwhile, but a search must propose the same each time: "
+            "leave one of the two out."
+        )
         mistakes.append(("stop_tuning", text))
     return mistakes if mistakes else _sampler_mistakes(search, axes)
 
@@ -77,7 +80,10 @@ def _unknown(name: str, spec: SweepSpec, others: Sequence[str]) -> list[str]:
         ),
     ]
     if bare.startswith("test."):
-        text = f"`{name}` is measured on test, which a search never sees: it selects on dev, test is for what it has chosen."
+        text = (
+            f"`{name}` is measured on test, which a search never sees: it selects on dev, test is "
+            "for what it has chosen."
+        )
         return [f"{text} Write `{bare.removeprefix('test.')}`."]
     if bare in allowed:
         return []
@@ -98,7 +104,10 @@ def _sampler_mistakes(search: SearchSpec, axes: Axes) -> Mistakes:
             + list(axes.run_fields)
         )
         if free:
-            text = f"`greedy_soup` chooses the donors itself and nothing else: give {', '.join(free)} a fixed value."
+            text = (
+                "`greedy_soup` chooses the donors itself and nothing else: "
+                f"give {', '.join(free)} a fixed value."
+            )
             wrong.append(("search.sampler", text))
         if len(search.objectives) > 1:
             wrong.append(("search.sampler", "`greedy_soup` follows one objective: name one."))

@@ -1,5 +1,4 @@
-"""Facts: what a job is, where it runs, and what came of it. Frozen, plain data, safe to send over a
-wire."""
+"""Records: a job, where it runs, and its outcome. Frozen plain data that can be sent to workers."""
 
 from __future__ import annotations
 
@@ -22,35 +21,35 @@ class Record(BaseModel):
 
 
 class Place(Record):
-    """Where a run finds and leaves things. Never part of identity."""
+    """Where a run reads and writes. Never part of identity."""
 
     storage: str
     """Root of the store, reachable under this path from every node."""
     encoder: str
-    """Name or file of the pre-trained encoder. The driver reads it; workers find it in the
+    """Name or file of the pre-trained encoder. The driver alone reads it; workers read the
     store."""
     corpora: str | None = None
     """Folder that holds the real corpora, one sub-folder each."""
     roots: dict[str, str] = Field(default_factory=dict)
-    """Folders of single corpora, by name; they go before ``corpora``."""
+    """Folders of single corpora by name; they take precedence over ``corpora``."""
     manifest: str | None = None
     """The user's own recordings: a tsv file."""
     cache: str | None = None
-    """Folder for features that may be lost, best on a disk of the node itself; ``None``: ``cache``
-    in the storage."""
+    """Folder for features that can be computed again, best on a local disk of the node; ``None``:
+    ``cache`` in the storage."""
     cache_gb: float = Field(default=50.0, ge=0)
-    """Most that the cache may take, in 10^9 bytes; what was used longest ago makes room."""
+    """Largest size of the cache in 10^9 bytes; the least recently used features are removed."""
     device: Literal["auto", "cpu"] = "auto"
-    """``auto`` takes the GPU that the job was given, else the CPU."""
+    """``auto``: the GPU that the job was assigned, else the CPU."""
 
 
 class Job(Record):
-    """One unit of work, ready to be performed anywhere."""
+    """One unit of work that any worker can perform."""
 
     stage: Stage
     fingerprint: str
     label: str
-    """What dashboards and progress lines show, for example ``evaluate pr alpha=0.25``."""
+    """Name in dashboards and progress lines, for example ``evaluate pr alpha=0.25``."""
     payload: dict[str, JsonValue]
     """The specs of this unit and the fingerprints of its inputs."""
     needs: tuple[str, ...] = ()
@@ -59,8 +58,7 @@ class Job(Record):
 
 
 class Score(Record):
-    """One metric of one evaluation; ``values`` holds one number per probe seed, in the metric's
-    unit."""
+    """One metric of one evaluation; ``values`` has one number per probe seed."""
 
     metric: str
     split: Literal["dev", "test"]
@@ -72,8 +70,7 @@ class Score(Record):
 
 
 class Outcome(Record):
-    """What came of a job: facts, or the error with its traceback. Never an exception across the
-    wire."""
+    """The result of a job: facts, or the error with its traceback. Workers send no exceptions."""
 
     stage: Stage
     fingerprint: str
@@ -83,11 +80,9 @@ class Outcome(Record):
     """One line: what went wrong."""
     traceback: str | None = None
     blocked_by: str | None = None
-    """Label of the failed job without which this one could not start; such an outcome is no failure
-    of its own."""
+    """Label of the failed job that this one needs, directly or not; it was not started."""
     stopped: bool = False
-    """Whether it was ended early on purpose, or needs a run that was: no result, and no failure
-    either."""
+    """Whether it was stopped early on purpose, or needs a run that was: not a failure."""
     seconds: float = 0.0
 
     @property

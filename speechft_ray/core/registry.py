@@ -1,5 +1,4 @@
-"""One Registry: a folder whose every module registers itself, found by name, with a
-did-you-mean."""
+"""Registries of named parts, such as merge methods and tasks, one module each."""
 
 from __future__ import annotations
 
@@ -16,8 +15,8 @@ T = TypeVar("T")
 class Registry(Generic[T]):
     """Named parts of one kind, discovered in one package.
 
-    A new part is one new module in that package which calls ``register(name, part)`` at import; no
-    other file changes. Modules whose name starts with an underscore are not imported by discovery.
+    A module of that package registers its part by calling ``register(name, part)`` at import.
+    Modules whose name starts with an underscore are not imported by discovery.
     """
 
     def __init__(self, kind: str, package: str) -> None:
@@ -28,8 +27,8 @@ class Registry(Generic[T]):
 
     def register(self, name: str, part: T) -> T:
         """Adds a part. Raises ``ValueError`` when the name is taken by a different part."""
-        known = self._parts.get(name)
-        if known is not None and known is not part:
+        other = self._parts.get(name)
+        if other is not None and other is not part:
             raise ValueError(f"two {self.kind} parts are called `{name}`")
         self._parts[name] = part
         return part
@@ -43,12 +42,12 @@ class Registry(Generic[T]):
         return self._parts[name]
 
     def names(self) -> list[str]:
-        """All names, sorted."""
+        """Returns all names, sorted."""
         self._discover()
         return sorted(self._parts)
 
     def items(self) -> Iterator[tuple[str, T]]:
-        """All ``(name, part)`` pairs, sorted by name."""
+        """Yields ``(name, part)``, sorted by name."""
         for name in self.names():
             yield name, self._parts[name]
 

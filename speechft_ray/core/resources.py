@@ -1,5 +1,4 @@
-"""What a job asks of the cluster. Never part of identity: the same unit on other hardware is the
-same unit."""
+"""Resource requests of jobs. Never part of identity: hardware does not change a unit."""
 
 from __future__ import annotations
 
@@ -7,7 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class ResourceRequest(BaseModel):
-    """CPUs, GPUs (fractions share a device) and memory of one job."""
+    """CPUs, GPUs (a fraction shares a device) and memory of one job."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

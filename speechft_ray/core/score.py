@@ -33,36 +33,37 @@ def superb_score(values: Mapping[str, float], references: Mapping[str, Reference
         zero, one = references[name]
         if zero == one:
             raise UserError(
-                f"metric `{name}` has {zero:g} as the value that counts as 0 and as the one that counts as 1000: "
-                "state another value for it under `score.topline`."
+                f"metric `{name}` has {zero:g} as the value that counts as 0 and as the one that "
+                "counts as 1000: state another value for it under `score.topline`."
             )
         shares.setdefault(metric(name).task, []).append((value - zero) / (one - zero))
     return 1000.0 * _mean([_mean(task) for task in shares.values()])
 
 
 def paper_references(names: Iterable[str]) -> dict[str, Reference]:
-    """Returns the paper's references (Speech-FT, arXiv 2502.12672, Table 15: FBank, SOTA) of the
-    named metrics.
+    """Returns the references of metrics in the paper (Speech-FT, arXiv 2502.12672, Table 15: FBank,
+    SOTA).
 
     Raises ``UserError`` naming the metrics for which the paper has none.
     """
-    found: dict[str, Reference] = {}
+    references: dict[str, Reference] = {}
     missing: list[str] = []
     for name in names:
         item = metric(name)
         if item.fbank is None or item.sota is None:
             missing.append(name)
         else:
-            found[name] = (item.fbank, item.sota)
+            references[name] = (item.fbank, item.sota)
     if missing:
         raise UserError(_no_references(missing))
-    return found
+    return references
 
 
 def _no_references(names: list[str]) -> str:
     return (
-        f"no reference values are known for {', '.join(f'`{name}`' for name in names)}: set `score.zero: measured` and state "
-        "the value of each metric that counts as 1000 under `score.topline`."
+        f"no reference values are known for {', '.join(f'`{name}`' for name in names)}: "
+        "set `score.zero: measured` and state the value of each metric that counts as 1000 under "
+        "`score.topline`."
     )
 
 

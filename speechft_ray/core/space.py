@@ -1,8 +1,8 @@
-"""Search axes over any field, and a sweep from plain data with all its mistakes told at once.
+"""Parses a search space: expands its axes and validates it, with every mistake reported at once.
 
-An axis stands in the place of a value: ``alpha: {grid: [0, 0.25, 1]}``. Grids are crossed;
-``uniform``, ``loguniform`` and ``choice`` are drawn ``samples`` times per grid point from the
-entry's ``sample_seed``.
+An axis takes the place of a value: ``alpha: {grid: [0, 0.25, 1]}``. Grids are crossed; ``uniform``,
+``loguniform`` and ``choice`` are drawn ``samples`` times per grid point from the entry's
+``sample_seed``.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ from speechft_ray.core.validation import Mistakes, Steps, explain, path_text
 
 AXES = ("grid", "uniform", "loguniform", "choice")
 LARGEST_EXPANSION = 100_000
-"""Entries that one section may expand to; more is taken for a slip of the pen."""
+"""Entries that one section may expand to; more is taken for a mistake."""
 
 
 def parse_space(raw: Any, where: str) -> SweepSpec:
-    """Expands the axes of plain data and validates the result. Raises ``SpecError`` with all
-    mistakes."""
+    """Returns the sweep that plain data describe. Raises ``SpecError`` with all mistakes."""
     if not isinstance(raw, dict):
         raise SpecError(
             where,
             [("(file)", "must be a mapping with name, encoder, finetune, merge, evaluate, score.")],
         )
+    # Expand and validate the entries of each section, with their indices in the file.
     mistakes: Mistakes = []
     sections: dict[str, list[tuple[int, Any]]] = {}
     for section, model in (
@@ -53,15 +53,17 @@ def parse_space(raw: Any, where: str) -> SweepSpec:
         if section in raw:
             sections[section] = _section(raw[section], section, model, mistakes)
     mistakes += _merge_or_search(raw)
+    # Validate the whole. What pydantic says of sections with mistakes repeats them.
     broken = {path.split("[")[0] for path, _ in mistakes}
     try:
         spec = SweepSpec.model_validate(
-            raw | {name: [item for _, item in found] for name, found in sections.items()}
+            raw | {name: [item for _, item in entries] for name, entries in sections.items()}
         )
     except ValidationError as error:
         mistakes += [item for item in explain(error, (), SweepSpec) if item[0] not in broken]
         raise SpecError(where, mistakes) from None
-    if "finetune" not in broken:  # else a donor may be one of the runs that could not be read
+    # Check names across sections. A donor may be one of the runs that could not be read.
+    if "finetune" not in broken:
         chains = chain_mistakes(sections.get("finetune", []))
         mistakes += [
             *chains,
@@ -90,8 +92,11 @@ def old_field_names(raw: Any) -> list[str]:
 
 
 def expand(entry: Any) -> Iterator[Any]:
-    """Yields the concrete versions of one entry, in the order of its axes. Raises ``ValueError``
-    for a malformed axis."""
+    """Yields the concrete versions of one entry, in the order of its axes.
+
+    Raises ``ValueError`` for a malformed axis.
+    """
+    # How often axes with a distribution are drawn, and from which seed.
     samples, seed = 1, 0
     if isinstance(entry, dict):
         entry = dict(entry)
@@ -102,6 +107,7 @@ def expand(entry: Any) -> Iterator[Any]:
             )
         if type(seed) is not int:
             raise ValueError(f"`sample_seed` must be a whole number, but is {seed!r} instead.")
+    # The axes of the entry, grids apart from distributions.
     grids: list[tuple[Steps, list[Any]]] = []
     draws: list[tuple[Steps, str, list[Any]]] = []
     for path, kind, values in _axes(entry, ()):
@@ -115,14 +121,15 @@ def expand(entry: Any) -> Iterator[Any]:
         raise ValueError(
             f"the axes give more than {LARGEST_EXPANSION} points; make the grids smaller."
         )
+    # Every grid point, with `samples` draws each.
     source = random.Random(seed)
     for point in itertools.product(*(values for _, values in grids)):
         for _ in range(samples):
             concrete = entry
             for (path, _), value in zip(grids, point, strict=True):
-                concrete = _replaced(concrete, path, value)
+                concrete = _replace(concrete, path, value)
             for path, kind, values in draws:
-                concrete = _replaced(concrete, path, _draw(source, kind, values))
+                concrete = _replace(concrete, path, _draw(source, kind, values))
             yield concrete
 
 
@@ -133,7 +140,7 @@ def _section(
     if not isinstance(value, list):
         mistakes.append((section, "must be a list of entries, each starting with `- `."))
         return []
-    found: list[tuple[int, Any]] = []
+    valid: list[tuple[int, Any]] = []
     for index, entry in enumerate(value):
         place: Steps = (section, index)
         try:
@@ -144,16 +151,16 @@ def _section(
         seen: set[tuple[str, str]] = set()
         for item in concrete:
             try:
-                found.append((index, TypeAdapter(model).validate_python(item)))
+                valid.append((index, TypeAdapter(model).validate_python(item)))
             except ValidationError as error:
                 fresh = [mistake for mistake in explain(error, place, model) if mistake not in seen]
                 seen.update(fresh)
                 mistakes.extend(fresh)
-    return found
+    return valid
 
 
 def _merge_or_search(raw: dict[str, Any]) -> Mistakes:
-    """A sweep lists its merges, a search proposes them; a file does one of both."""
+    """Checks that a file either lists its merges or searches them."""
     if raw.get("search") is None:
         if "merge" not in raw:
             return [("merge", "is needed but missing, unless `search` proposes the merges.")]
@@ -166,14 +173,15 @@ def _merge_or_search(raw: dict[str, Any]) -> Mistakes:
 
 
 def _unknown_donors(merges: list[tuple[int, MergeSpec]], names: set[str]) -> Mistakes:
-    found = {
+    # Keys of a dict, because an entry with axes has the same mistake in every version.
+    mistakes = {
         (f"merge[{index}].donors", unknown_name("fine-tuning run", name, names)): None
         for index, merge in merges
         if merge.donors != "each"
         for name in merge.donors
         if name not in names
     }
-    return list(found)  # a dict, because an entry with axes has the same mistake in every version
+    return list(mistakes)
 
 
 def _score_mistakes(spec: SweepSpec) -> Mistakes:
@@ -223,7 +231,8 @@ def _axis_values(kind: str, values: Any, path: Steps) -> list[Any]:
             or not -math.inf < numbers[0] < numbers[1] < math.inf
         ):
             raise ValueError(
-                f"`{name}`: `{kind}` must be finite [low, high] with low < high, but is {values!r} instead."
+                f"`{name}`: `{kind}` must be finite [low, high] with low < high, "
+                f"but is {values!r} instead."
             )
         if kind == "loguniform" and numbers[0] <= 0:
             raise ValueError(
@@ -241,16 +250,16 @@ def _draw(source: random.Random, kind: str, values: list[Any]) -> Any:
     return math.exp(source.uniform(math.log(low), math.log(high)))
 
 
-def _replaced(value: Any, path: Steps, leaf: Any) -> Any:
+def _replace(value: Any, path: Steps, leaf: Any) -> Any:
     if not path:
         return leaf
     head, *rest = path
     if isinstance(value, dict):
         return {
-            key: _replaced(item, tuple(rest), leaf) if key == head else item
+            key: _replace(item, tuple(rest), leaf) if key == head else item
             for key, item in value.items()
         }
     return [
-        _replaced(item, tuple(rest), leaf) if index == head else item
+        _replace(item, tuple(rest), leaf) if index == head else item
         for index, item in enumerate(value)
     ]

@@ -1,7 +1,7 @@
-"""What a sweep is: frozen models whose canonical JSON is identity.
+"""Specs of sweeps: frozen models whose canonical JSON is hashed into fingerprints.
 
-Paths, devices and resources live elsewhere (``records.Place``, ``resources.ResourceRequest``), so
-that they cannot leak into a fingerprint. Defaults are the paper's (Speech-FT, arXiv 2502.12672);
+Paths, devices and resources are other types (``records.Place``, ``resources.ResourceRequest``), so
+that they cannot get into a fingerprint. Defaults are the paper's (Speech-FT, arXiv 2502.12672);
 "official configs" are the YAML files of its published code.
 """
 
@@ -65,7 +65,7 @@ class RenamedSpec(Spec):
 
 
 class CorpusSpec(Spec):
-    """Which recordings, by registered corpus name. Where they lie on disk is not part of it."""
+    """A corpus by its registered name. Where its files are is not part of it."""
 
     name: str = "synthetic"
     options: dict[str, JsonValue] = Field(default_factory=dict)
@@ -73,7 +73,7 @@ class CorpusSpec(Spec):
 
 
 class Objective(Spec):
-    """One fine-tuning loss: a head on the last hidden state, and the labels that teach it."""
+    """One fine-tuning loss: a head on the last hidden state, and the labels of its targets."""
 
     head: str
     """Registered head: ``frame`` (cross-entropy per frame), ``ctc``, ``pooled`` (mean over frames,
@@ -92,17 +92,16 @@ class Objective(Spec):
 
 
 class AdapterSpec(Spec):
-    """A low-rank change of linear layers instead of a change of all weights; merged into the
-    weights at the end."""
+    """Low-rank adapters, trained instead of all weights and merged into the weights at the end."""
 
     kind: Literal["lora", "dora"] = "lora"
-    """``lora``: W0 + (scale / rank) B A (arXiv 2106.09685). ``dora``: that, brought to a learned
-    length per output (arXiv 2402.09353)."""
+    """``lora``: W0 + (scale / rank) B A (arXiv 2106.09685). ``dora``: the same, scaled to a learned
+    norm per output (arXiv 2402.09353)."""
     rank: Annotated[int, Field(ge=1)] = 8
     """Rank of B A (peft's default). The journal version reports LoRA and DoRA but no rank that
     could be read."""
     scale: Annotated[float, Field(gt=0)] = 16.0
-    """``lora_alpha`` of peft: B A counts scale / rank."""
+    """``lora_alpha`` of peft: B A is multiplied by scale / rank."""
     layers: Annotated[tuple[str, ...], Field(min_length=1)] = (
         "q_proj",
         "k_proj",
@@ -111,7 +110,7 @@ class AdapterSpec(Spec):
         "fc1",
         "fc2",
     )
-    """Last parts of the names of the linear layers that get one (all of a transformer layer)."""
+    """Last parts of the names of the linear layers with adapters (all of a transformer layer)."""
 
 
 class AfterSpec(Spec):
@@ -119,7 +118,7 @@ class AfterSpec(Spec):
     alpha tuned."""
 
     finetune: Name
-    """Name of the earlier run; the one with the same seed is taken."""
+    """Name of the earlier run; the run with the same seed is used."""
     method: str = "linear"
     """Registered merge method."""
     params: dict[str, JsonValue] = Field(default_factory=dict)
@@ -130,15 +129,15 @@ class AfterSpec(Spec):
 
 
 LATER_FIELDS = ("gather", "after", "adapter", "keep_at", "head_phase_dropout", "non_finite_limit")
-"""Fields of a fine-tuning that came after the first sweeps: no part of identity while they have
-their default."""
+"""Fields of a fine-tuning that were added after the first sweeps. They are part of identity only
+where they differ from their default."""
 
 
 class FinetuneSpec(Spec):
     """One stable fine-tuning run."""
 
     name: Name
-    """What the table calls it; not part of identity."""
+    """Name in the table; not part of identity."""
     objectives: Annotated[tuple[Objective, ...], Field(min_length=1)]
     updates: Annotated[int, Field(ge=1)]
     peak_learning_rate: Annotated[float, Field(gt=0)] = 1e-4
@@ -146,10 +145,10 @@ class FinetuneSpec(Spec):
     schedule: tuple[Fraction, Fraction, Fraction] = (0.1, 0.4, 0.5)
     """Fractions of the updates spent rising, holding and falling (official scheduler)."""
     head_only_fraction: Fraction = 0.1
-    """Share of the updates in which only the head learns (beta of the paper; official configs
+    """Share of the updates that train only the head (beta of the paper; official configs
     ``finetune_steps: 0.1``)."""
     freeze_front_end: bool = True
-    """Whether the convolutional down-sampling module stays fixed throughout (paper section 3.1)."""
+    """Whether the convolutional down-sampling module is frozen throughout (paper section 3.1)."""
     anchor_penalty: Annotated[float, Field(ge=0)] = 0.0
     """Lambda of the L2-SP regularization baseline: lambda * sum (theta - theta0)^2 added to the
     loss."""
@@ -162,7 +161,7 @@ class FinetuneSpec(Spec):
     ``None`` uses all."""
     seed: Annotated[int, Field(ge=0)] = 0
     gather: Annotated[tuple[Literal["fisher", "gram"], ...], Field(max_length=2)] = ()
-    """Statistics of the tuning set, gathered with the tuned weights for the merge methods
+    """Statistics of the tuning set that are computed with the tuned weights, for the merge methods
     ``fisher`` and ``regmean``."""
 
     after: AfterSpec | None = None
@@ -173,13 +172,13 @@ class FinetuneSpec(Spec):
     """Train a low-rank change instead of the weights themselves (journal version, Table VIII: LoRA
     and DoRA)."""
     keep_at: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = ()
-    """Fractions of the updates after which the weights are kept as well (journal version: an early
-    checkpoint at 0.2)."""
+    """Fractions of the updates after which the weights are stored as well (journal version: an
+    early checkpoint at 0.2)."""
     head_phase_dropout: bool = True
-    """Whether the frozen encoder drops out in the head-only phase, as in the official code.
-    Without, what it says of every utterance is computed once."""
+    """Whether the frozen encoder uses dropout in the head-only phase, as in the official code.
+    Without it, the last hidden state of every utterance is computed once and cached."""
     non_finite_limit: Annotated[int, Field(ge=0)] = 10
-    """Updates without a finite loss and gradient, one after the other, that a run survives; each is
+    """Consecutive updates without a finite loss and gradient that a run tolerates; each is
     skipped."""
 
     @model_validator(mode="after")
@@ -189,15 +188,15 @@ class FinetuneSpec(Spec):
         return self
 
     def identity(self) -> dict[str, Any]:
-        """The part that decides the result, besides the start encoder, to which ``after`` leads;
-        see ``LATER_FIELDS``."""
+        """Returns the fields that determine the result, apart from the start encoder, to which
+        ``after`` leads; see ``LATER_FIELDS``."""
         defaults = {name: type(self).model_fields[name].default for name in LATER_FIELDS}
         unset = {name for name, default in defaults.items() if getattr(self, name) == default}
         return self.model_dump(mode="json", exclude={"name", "after", *unset})
 
 
 class MergeSpec(Spec):
-    """How tuned weights go back into the pre-trained ones: theta0 + alpha * (merged - theta0)."""
+    """A merge of tuned weights into the pre-trained ones: theta0 + alpha * (merged - theta0)."""
 
     method: str = "linear"
     """Registered merge method."""
@@ -207,17 +206,17 @@ class MergeSpec(Spec):
     """Share of the tuned model (paper: 0.25 everywhere; 0 is the pre-trained, 1 the stably
     fine-tuned model)."""
     donors: Literal["each"] | Annotated[tuple[Name, ...], Field(min_length=1)] = "each"
-    """``each``: every fine-tuned model by itself. Names of fine-tuning runs: merged together, seed
-    by seed."""
+    """``each``: every fine-tuned model alone. Names of fine-tuning runs: merged together, seed by
+    seed."""
     checkpoint: Literal["best"] | Annotated[float, Field(gt=0, lt=1)] = "best"
-    """Which weights of the donors: those of the best validation, or those kept at that fraction
+    """Weights of the donors: those of the best validation, or those stored at that fraction
     (``keep_at``)."""
 
     @model_serializer(mode="wrap")
     def _without_best(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        found: dict[str, Any] = serialize(self)
+        fields: dict[str, Any] = serialize(self)
         return {
-            name: value for name, value in found.items() if name != "checkpoint" or value != "best"
+            name: value for name, value in fields.items() if name != "checkpoint" or value != "best"
         }
 
 
@@ -231,21 +230,21 @@ class EvalSpec(Spec):
     """Registered task."""
     corpus: CorpusSpec
     column: str | None = None
-    """Label column; ``None`` takes the task's own."""
+    """Label column; ``None``: the task's own."""
     updates: Annotated[int, Field(ge=1)]
     """Optimiser updates of the probe."""
     learning_rate: (
         Rate | Literal["grid"] | Annotated[tuple[Rate, ...], Field(min_length=1)] | None
     ) = None
-    """Constant rate of Adam; ``None`` takes the task's own (s3prl's config). Several are trained
-    together and the best on dev is taken, as published numbers were; ``grid``: 1e-1, 1e-2, 1e-3,
+    """Constant rate of Adam; ``None``: the task's own (s3prl's config). Several are trained
+    together and the best on dev is selected, as for published numbers; ``grid``: 1e-1, 1e-2, 1e-3,
     1e-4, 1e-5 (five rates per task: s3prl issues 120, 498)."""
     batch_size: Annotated[int, Field(ge=1)] | None = None
-    """Utterances in one update; ``None`` takes the task's own (s3prl's config)."""
+    """Utterances in one update; ``None``: the task's own (s3prl's config)."""
     validate_every_updates: Annotated[int, Field(ge=1)] | None = None
     """Updates between validations; ``None``: a tenth of ``updates``."""
     seeds: Annotated[int, Field(ge=1, le=100)] = 1
-    """How many probes, with seeds 0, 1, ...; each is a value of its own in the result."""
+    """Number of probes, with seeds 0, 1, ...; each gives one value of every metric."""
     options: dict[str, JsonValue] = Field(default_factory=dict)
     """The task's own options (checked by its options model)."""
     folds: dict[str, Annotated[tuple[JsonValue, ...], Field(min_length=2)]] = Field(
@@ -255,7 +254,7 @@ class EvalSpec(Spec):
     Every fold is evaluated by itself; the result is the mean over folds, seed by seed."""
 
     def corpora(self) -> tuple[CorpusSpec, ...]:
-        """The corpus of each fold; one corpus without folds."""
+        """Returns the corpus of each fold; without folds one corpus."""
         options = [{name: value} for name, values in self.folds.items() for value in values] or [{}]
         return tuple(
             self.corpus.model_copy(update={"options": {**self.corpus.options, **fold}})
@@ -264,16 +263,12 @@ class EvalSpec(Spec):
 
     @model_serializer(mode="wrap")
     def _without_empty_folds(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        found: dict[str, Any] = serialize(self)
-        return (
-            found
-            if self.folds
-            else {name: value for name, value in found.items() if name != "folds"}
-        )
+        fields: dict[str, Any] = serialize(self)
+        return fields if self.folds else {name: fields[name] for name in fields if name != "folds"}
 
 
 class ScoreSpec(Spec):
-    """What counts as 0 and as 1000 in the SUPERB score."""
+    """The values of each metric that count as 0 and as 1000 in the SUPERB score."""
 
     zero: Literal["paper", "measured"] = "paper"
     """``paper``: the FBank row of the paper's Table 15. ``measured``: FBank is evaluated in this
@@ -284,19 +279,19 @@ class ScoreSpec(Spec):
 
 
 class ConstraintSpec(Spec):
-    """What a proposed merge must hold on dev to be chosen."""
+    """A bound on a dev metric that a proposed merge must keep to be selected."""
 
     metric: str
     """A metric that one of the tasks yields, or ``score``."""
     no_worse_than: float | str
-    """``pretrained``: the dev value of the pre-trained encoder. A number: that value, in the
-    metric's unit."""
+    """``pretrained``: the dev value of the pre-trained encoder. A number: in the metric's unit."""
 
     @model_validator(mode="after")
     def _a_number_or_the_control(self) -> ConstraintSpec:
         if isinstance(self.no_worse_than, str) and self.no_worse_than != "pretrained":
             raise ValueError(
-                f"`no_worse_than` must be a number or `pretrained`, but is {self.no_worse_than!r} instead"
+                "`no_worse_than` must be a number or `pretrained`, "
+                f"but is {self.no_worse_than!r} instead"
             )
         return self
 
@@ -305,8 +300,7 @@ Sampler = Literal["tpe", "cmaes", "nsga2", "nsga3", "gp", "random", "qmc", "gree
 
 
 class SearchSpec(RenamedSpec):
-    """Merges that are proposed instead of listed. A search sees dev metrics only; test is for what
-    it has chosen."""
+    """A search over merges. It reads dev metrics only; what it selects is measured on test."""
 
     first_names: ClassVar[Mapping[str, str]] = {
         "max_concurrent": "window",
@@ -323,18 +317,18 @@ class SearchSpec(RenamedSpec):
     distance to the pre-trained encoder, smaller is better). Several give a Pareto front."""
     constraints: tuple[ConstraintSpec, ...] = ()
     sampler: Sampler = "tpe"
-    """``tpe`` models good and bad merges (arXiv 2304.11127) and suits most searches of up to a
-    thousand trials."""
+    """``tpe`` models good and bad merges (arXiv 2304.11127); for most searches of up to a thousand
+    trials."""
     seed: Annotated[int, Field(ge=0)] = 0
     max_concurrent: Annotated[int, Field(ge=1)] | None = None
     """Most trials that run at once. Proposal k depends on the results of exactly the trials 0 to k
     - ``max_concurrent``, whatever ended when, so the search can be repeated. Use about eight times
     the workers (benchmarks/search_idle.py); ``None``: an eighth of ``trials``, at least 4."""
     stop_early: Literal["bound", "median", "none"] | None = None
-    """``bound``: a merge that cannot reach the best, even if its remaining tasks equal the best
-    seen there, ends at once. ``median``: one whose tasks so far are below the median of others
-    (Google Vizier, KDD 2017). ``None``: ``bound`` in a search for the score alone, else
-    ``none``."""
+    """Pruning rule. ``bound``: prunes a merge that cannot reach the best score, even if its
+    remaining tasks equal the best seen there. ``median``: prunes one whose tasks so far are below
+    the median of others (Google Vizier, KDD 2017). ``None``: ``bound`` in a search for the score
+    alone, else ``none``."""
     pruning_margin: Annotated[float, Field(ge=0)] = 0.0
     """Points of the score that ``bound`` and ``median`` add to their estimate of what a merge can
     reach."""
@@ -349,11 +343,10 @@ class SearchSpec(RenamedSpec):
 
 
 class StopSpec(RenamedSpec):
-    """Which fine-tuning runs end early, by their validation metric beside those of other seeds and
-    settings.
+    """Early stopping of fine-tuning runs that fall behind others in their validation metric.
 
     Only runs of one name are compared, and only on Ray: in one process every run goes to its end.
-    The rows of a stopped run say so; it is no failure and not tried again under the same rule.
+    A stopped run is marked in the table; it is no failure and not tried again under the same rule.
     """
 
     first_names: ClassVar[Mapping[str, str]] = {
@@ -365,9 +358,9 @@ class StopSpec(RenamedSpec):
     """``asha``: successive halving (arXiv 1810.05934). ``median``: below the median of the others
     (Google Vizier, KDD 2017)."""
     grace_period: Fraction = 0.25
-    """Share of its updates that every run gets."""
+    """Share of the updates before which no run is stopped."""
     reduction_factor: Annotated[int, Field(ge=2)] = 4
-    """``asha``: one of so many runs goes on at every rung (Ray Tune's default)."""
+    """``asha``: one of so many runs continues at every rung (Ray Tune's default)."""
 
 
 class SweepSpec(Spec):
@@ -381,8 +374,8 @@ class SweepSpec(Spec):
     """The merges of a sweep; empty where ``search`` proposes them."""
     search: SearchSpec | None = None
     evaluate: Annotated[tuple[EvalSpec, ...], Field(min_length=1)]
-    """The tasks. A search evaluates each merge in this order and may stop in between: cheap and
-    telling ones first."""
+    """The tasks. A search evaluates each merge in this order and may prune it in between: put cheap
+    and informative tasks first."""
     score: ScoreSpec = ScoreSpec()
     stop_tuning: StopSpec | None = None
-    """End hopeless fine-tuning runs early; ``None``: every run takes all its updates."""
+    """Early stopping of fine-tuning runs; ``None``: every run takes all its updates."""

@@ -1,8 +1,7 @@
-"""The store: ``<root>/<stage>/<fingerprint>/``, published by one rename, complete when its manifest
-is there.
+"""The store: a folder ``<root>/<stage>/<fingerprint>/`` for each unit, published by one rename.
 
-Disk is truth. Every other view (the table, MLflow, the dashboard) is made from it and can be made
-again.
+A unit is complete when its manifest exists. Every view (the table, MLflow, the dashboard) is made
+from the store and can be made again.
 """
 
 from __future__ import annotations
@@ -40,16 +39,16 @@ class Store:
             probe.unlink()
         except OSError as error:
             raise UserError(
-                f"the storage folder `{self.root}` cannot be written ({error.strerror}): give another with --storage, "
-                "one that every node of the cluster can write."
+                f"the storage folder `{self.root}` cannot be written ({error.strerror}): give "
+                "another with --storage, one that every node of the cluster can write."
             ) from None
 
     def folder(self, stage: str, fingerprint: str) -> Path:
-        """Where a unit lies once it is complete."""
+        """Returns the folder of a unit once it is complete."""
         return self.root / stage / fingerprint
 
     def work_folder(self, stage: str, fingerprint: str) -> Path:
-        """A folder for unfinished work that a later try takes up again."""
+        """Returns a folder for unfinished work, which a later try resumes."""
         path = self.root / "work" / f"{stage}-{fingerprint}"
         path.mkdir(parents=True, exist_ok=True)
         return path
@@ -59,20 +58,20 @@ class Store:
         return (self.folder(stage, fingerprint) / MANIFEST).is_file()
 
     def manifest(self, stage: str, fingerprint: str) -> dict[str, Any]:
-        """The facts of a complete unit. Raises ``UserError`` when its manifest cannot be read."""
+        """Returns the facts of a complete unit. Raises ``UserError`` for an unreadable manifest."""
         path = self.folder(stage, fingerprint) / MANIFEST
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-            if not isinstance(found, dict):
+            facts = json.loads(path.read_text(encoding="utf-8"))
+            if not isinstance(facts, dict):
                 raise ValueError("it is not a JSON object")
         except (OSError, ValueError) as error:
             raise UserError(
                 f"`{path}` cannot be read ({error}): remove the folder {path.parent} and run again."
             ) from None
-        return found
+        return facts
 
     def fingerprints(self, stage: str) -> list[str]:
-        """Fingerprints of all complete units of a stage, sorted."""
+        """Returns the fingerprints of all complete units of a stage, sorted."""
         folder = self.root / stage
         if not folder.is_dir():
             return []
@@ -85,12 +84,12 @@ class Store:
 
     @contextmanager
     def publish(self, stage: str, fingerprint: str, facts: Mapping[str, Any]) -> Iterator[Path]:
-        """Yields an empty folder to fill; at the end adds the manifest (``facts`` and the sha256 of
-        each file) and renames.
+        """Yields an empty folder to fill, then adds the manifest and renames the folder.
 
-        ``facts`` is read at the end, so the body may still add to it. When two workers finish the
-        same unit, the first rename wins and the other result is dropped: they are equal by
-        construction. Nothing is left behind when the body raises.
+        The manifest has ``facts``, the sha256 of each file and the version of the code. ``facts``
+        is read at the end, so the body may add to it. When two workers finish one unit, the first
+        rename counts and the other result is removed: both are equal by construction. Nothing is
+        left when the body raises.
         """
         final = self.folder(stage, fingerprint)
         final.parent.mkdir(parents=True, exist_ok=True)
@@ -116,22 +115,23 @@ class Store:
             shutil.rmtree(temporary, ignore_errors=True)
 
     def find_damaged_files(self, stage: str, fingerprint: str) -> list[str]:
-        """Files of a complete unit that are missing or whose sha256 differs from the manifest."""
+        """Returns the files of a complete unit that are missing or differ from their sha256."""
         folder = self.folder(stage, fingerprint)
         files = self.manifest(stage, fingerprint).get("files", {})
         return [
             name
-            for name, known in files.items()
-            if not (folder / name).is_file() or file_sha256(folder / name) != known["sha256"]
+            for name, expected in files.items()
+            if not (folder / name).is_file() or file_sha256(folder / name) != expected["sha256"]
         ]
 
     def discard(self, stage: str, fingerprint: str) -> None:
-        """Takes a unit out of the store, so that it is computed again."""
+        """Removes a unit from the store, so that it is computed again."""
         folder = self.folder(stage, fingerprint)
         if folder.exists():
-            grave = folder.with_name(f".discarded-{folder.name}-{uuid.uuid4().hex[:8]}")
-            folder.rename(grave)
-            shutil.rmtree(grave, ignore_errors=True)
+            # Readers must not see a part of the unit while its files are removed.
+            hidden = folder.with_name(f".discarded-{folder.name}-{uuid.uuid4().hex[:8]}")
+            folder.rename(hidden)
+            shutil.rmtree(hidden, ignore_errors=True)
 
     def clear_work(self, stage: str, fingerprint: str) -> None:
         """Removes the unfinished work of a unit that is complete."""
@@ -139,9 +139,7 @@ class Store:
 
     def _rename(self, temporary: Path, final: Path) -> None:
         if final.exists() and not (final / MANIFEST).is_file():
-            shutil.rmtree(
-                final, ignore_errors=True
-            )  # a folder without a manifest was never complete
+            shutil.rmtree(final, ignore_errors=True)  # without a manifest it was never complete
         try:
             temporary.rename(final)
         except OSError:

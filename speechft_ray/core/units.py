@@ -1,10 +1,10 @@
-"""Units that the whole house shares."""
+"""Units of audio and time that all packages share."""
 
 from __future__ import annotations
 
 SAMPLE_RATE_HZ = 16_000
-"""All audio inside the package is mono float32 at this rate, as every encoder of the paper
-expects."""
+"""All audio inside the package is mono float32 at this rate, which all encoders of the paper
+expect."""
 
 FRAME_STRIDE_SAMPLES = 320
 """Hop of one encoder frame: 20 ms (product of the HuBERT / wav2vec 2.0 convolution strides
@@ -15,8 +15,10 @@ FRAME_FIELD_SAMPLES = 400
 
 
 def frame_count(samples: int) -> int:
-    """Frames that the convolutional front end yields for so many samples (0 when shorter than one
-    receptive field)."""
+    """Returns the frames that the convolutional front end yields for so many samples.
+
+    0 when they are fewer than one receptive field.
+    """
     return max(0, (samples - FRAME_FIELD_SAMPLES) // FRAME_STRIDE_SAMPLES + 1)
 
 

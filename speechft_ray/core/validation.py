@@ -1,4 +1,4 @@
-"""Plain data into a frozen model, with every mistake told at once, by path and in words."""
+"""Validates plain data as a model and words every mistake, with its path."""
 
 from __future__ import annotations
 
@@ -39,8 +39,7 @@ _JSON_KINDS = frozenset({"str", "int", "float", "bool", "list", "dict", "NoneTyp
 
 
 def validate(model: type[M], raw: Any, where: str) -> M:
-    """Returns ``raw`` as a ``model``. Raises ``SpecError`` with every mistake and its path below
-    ``where``."""
+    """Returns ``raw`` as a ``model``. Raises ``SpecError`` with every mistake in ``where``."""
     try:
         return model.model_validate(raw)
     except ValidationError as error:
@@ -48,8 +47,10 @@ def validate(model: type[M], raw: Any, where: str) -> M:
 
 
 def explain(error: ValidationError, place: Steps, model: type[BaseModel]) -> Mistakes:
-    """Turns pydantic's errors into ``(path, sentence)``, with the nearest name for an unknown
-    field."""
+    """Returns pydantic's errors as ``(path, sentence)``; an unknown field has the nearest name.
+
+    ``place`` comes before each path.
+    """
     mistakes: Mistakes = []
     for item in error.errors():
         if _is_echo(item["type"], item["loc"], item["input"]):
@@ -72,7 +73,7 @@ def explain(error: ValidationError, place: Steps, model: type[BaseModel]) -> Mis
             sentence = (
                 f"{_PHRASES[kind].format(**context)}, but is {_short(item['input'])} instead."
             )
-        elif kind == "value_error":  # a validator of ours, whose sentence is whole
+        elif kind == "value_error":  # a validator of this package, which words the sentence
             sentence = f"{_wish(item['msg'])}."
         else:
             sentence = f"{_wish(item['msg'])}, but is {_short(item['input'])} instead."
@@ -89,7 +90,7 @@ def path_text(path: tuple[Any, ...]) -> str:
 
 
 def _is_echo(kind: str, loc: Steps, value: Any) -> bool:
-    """Whether pydantic says this only because of another mistake that it tells as well.
+    """Whether an error only repeats another one of the same input.
 
     A text in the place of ``"each" | list`` fails as both; a list whose entries are all wrong
     counts as too short.
@@ -103,8 +104,8 @@ def _is_echo(kind: str, loc: Steps, value: Any) -> bool:
 
 
 def _is_branch(part: str | int) -> bool:
-    """Whether a step is pydantic's name for one side of a union or for a kind of JSON value, which
-    the user never wrote."""
+    """Whether a step is pydantic's name for a side of a union or a kind of JSON value, which the
+    user did not write."""
     return (
         str(part).startswith(("function-", "literal[", "tuple[", "constrained-"))
         or part in _JSON_KINDS
@@ -112,10 +113,9 @@ def _is_branch(part: str | int) -> bool:
 
 
 def _wish(message: str) -> str:
-    """Turns ``Input should be x``, ``String should match y`` and the like into ``must be x``,
-    ``must match y``."""
-    _, found, rest = message.removeprefix("Value error, ").partition(" should ")
-    return f"must {rest}" if found else message.removeprefix("Value error, ")
+    """Returns ``must be x`` for ``Input should be x`` and the like."""
+    _, should, rest = message.removeprefix("Value error, ").partition(" should ")
+    return f"must {rest}" if should else message.removeprefix("Value error, ")
 
 
 def _fields_at(model: type[BaseModel], loc: Steps) -> list[str]:

@@ -1,2 +1,4 @@
-"""Layer 2: plans and runs a sweep. Imports core only; fine-tuning, merging and evaluation are
-passed in as functions."""
+"""Layer 2: plans and runs a sweep.
+
+Imports core only; fine-tuning, merging and evaluation are passed in as functions.
+"""

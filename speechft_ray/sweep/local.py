@@ -1,5 +1,4 @@
-"""Jobs in this very process, one at a time: for debugging, small runs and tests. Also how a job is
-run without raising."""
+"""Runs jobs in this process, one at a time: for debugging, small runs and tests."""
 
 from __future__ import annotations
 
@@ -14,35 +13,34 @@ from speechft_ray.sweep.protocols import Perform, Progress, ReportProgress
 
 
 def perform_safely(perform: Perform, job: Job, place: Place, report: ReportProgress) -> Outcome:
-    """Runs one job and returns what came of it, so that one dead job does not end a sweep.
+    """Performs a job and returns its outcome; a failed job does not end a sweep.
 
-    A ``UserError`` gives its sentence; any other exception one line and its traceback.
-    ``Interrupted``, ``KeyboardInterrupt`` and ``SystemExit`` pass through: then it is the run that
-    ends, not the job that failed.
+    The error of the outcome is the sentence of a ``UserError``; of any other exception it is one
+    line, beside the traceback. ``Interrupted``, ``KeyboardInterrupt`` and ``SystemExit`` are
+    raised: they end the run, not the job.
     """
-    started = time.monotonic()
+    start = time.monotonic()
 
-    def ended(**result: object) -> Outcome:
-        known = {"stage": job.stage, "fingerprint": job.fingerprint, "label": job.label}
-        return Outcome.model_validate({**known, **result, "seconds": time.monotonic() - started})
+    def make_outcome(**result: object) -> Outcome:
+        identity = {"stage": job.stage, "fingerprint": job.fingerprint, "label": job.label}
+        return Outcome.model_validate({**identity, **result, "seconds": time.monotonic() - start})
 
     try:
-        return ended(
-            facts=dict(perform(job, place, report))
-        )  # facts that are not JSON fail here, inside the job
+        # Facts that are not JSON raise here, so that they fail the job.
+        return make_outcome(facts=dict(perform(job, place, report)))
     except Interrupted:
         raise
     except UserError as error:
-        return ended(error=_one_line(str(error)))
+        return make_outcome(error=_one_line(str(error)))
     except Exception as error:
-        return ended(
+        return make_outcome(
             error=_one_line(f"{type(error).__name__}: {error}"), traceback=traceback.format_exc()
         )
 
 
 def read_progress(latest: Mapping[str, float]) -> Progress:
-    """Returns what a job reported as ``Progress``: ``done``, ``total``, and everything else as
-    curve values."""
+    """Returns the last values that a job reported; all but ``done`` and ``total`` are curve
+    values."""
     values = {name: float(value) for name, value in latest.items() if name not in ("done", "total")}
     return Progress(
         done=float(latest.get("done", 0.0)), total=float(latest.get("total", 0.0)), values=values
@@ -50,8 +48,10 @@ def read_progress(latest: Mapping[str, float]) -> Progress:
 
 
 class LocalExecutor:
-    """Runs each job inside ``outcomes()``, in the order of submission, in the calling thread; none
-    is stopped early."""
+    """Performs each job inside ``outcomes``, in the calling thread and the order of submission.
+
+    No job is stopped early.
+    """
 
     def __init__(self, perform: Perform, place: Place) -> None:
         self._perform = perform
@@ -67,8 +67,8 @@ class LocalExecutor:
         self._waiting.append(job)
 
     def outcomes(self, timeout_seconds: float) -> list[Outcome]:
-        """Runs the next job to its end, however long that takes; with none queued returns an empty
-        list at once."""
+        """Performs the next job to its end, however long that takes; returns nothing at once when
+        none is queued."""
         if not self._waiting:
             return []
         job = self._waiting.popleft()
@@ -85,15 +85,15 @@ class LocalExecutor:
             self._running = {}
 
     def slots(self, job: Job) -> int:
-        """One at a time."""
+        """Returns 1."""
         return 1
 
     def progress(self) -> Mapping[str, Progress]:
-        """The job that runs now, if any: read it from another thread, or from inside the job."""
+        """Returns the progress of the running job; called from inside it or another thread."""
         return self._running
 
     def stop(self) -> None:
-        """Forgets the jobs that wait. May be called twice."""
+        """Removes the jobs that wait. May be called twice."""
         self._stopped = True
         self._waiting.clear()
 

@@ -125,7 +125,7 @@ class PlanBuilder:
         self.jobs: dict[str, Job] = {}
 
     def add_corpus(self, spec: CorpusSpec) -> tuple[str, tuple[str, ...]]:
-        """Returns the identity of a corpus, and the jobs that must be complete before it is read."""
+        """Returns the identity of a corpus, and the jobs that must be complete before."""
         identity, needs_job = self.inputs.corpus(spec)
         if not needs_job:
             return identity, ()

@@ -1,5 +1,8 @@
-"""Runs a plan: no barrier between stages, failures stay where they happen, the store is asked
-before anything is computed."""
+"""Schedules the jobs of a plan: submits each as soon as what it needs is complete.
+
+There is no barrier between stages. A failed job blocks only the jobs that need it. What the store
+has is not computed again.
+"""
 
 from __future__ import annotations
 
@@ -17,14 +20,13 @@ from speechft_ray.sweep.stops import mark_stopped, read_stopped_jobs
 POLL_SECONDS = 0.5
 """Longest wait for an outcome before progress is shown again."""
 
-
-QUEUED_PART = 8
-"""Of the executor's slots, at least one: evaluations that queue in it while others wait for their
-turn here."""
+SLOTS_PER_QUEUED = 8
+"""With ``by_priority``, one evaluation queues in the executor for so many slots, and at least one,
+so that no worker waits for this process."""
 
 
 class Observer(Protocol):
-    """Whoever shows the run to a person."""
+    """Shows the progress of a run."""
 
     def on_job_start(self, job: Job) -> None: ...
     def on_job_end(self, outcome: Outcome) -> None: ...
@@ -32,47 +34,56 @@ class Observer(Protocol):
 
 
 def jobs_to_run(plan: Plan, store: Store) -> dict[str, Job]:
-    """Returns the jobs that must still be done: evaluations that are not in the store, what they
-    need and lack, and the merged encoder that a search chose. What needs a run that was stopped
-    early is not among them."""
-    goals = [job.fingerprint for job in plan.of_stage("evaluate")] + (
-        [plan.winner] if plan.winner else []
-    )
+    """Returns the jobs of a plan that must still be done.
+
+    These are evaluations that are not in the store, what they need, and the merged encoder that a
+    search selected. Jobs that need a run that was stopped early are left out.
+    """
+    goals = [job.fingerprint for job in plan.of_stage("evaluate")]
+    if plan.winner:
+        goals.append(plan.winner)
     stopped = read_stopped_jobs(plan, store)
     return missing_jobs([goal for goal in goals if goal not in stopped], plan.jobs, store)
 
 
 def missing_jobs(goals: Iterable[str], jobs: Mapping[str, Job], store: Store) -> dict[str, Job]:
-    """Returns the goals that are not in the store and what they need and lack, needs before those
-    that need them."""
-    needed: dict[str, Job] = {}
+    """Returns the goals that are not in the store and the incomplete jobs that they need.
+
+    Jobs come by stage and in the order of ``jobs``, each after those that it needs.
+    """
+    # Everything incomplete that the goals lead to. A complete job hides what it needed.
+    missing: dict[str, Job] = {}
 
     def visit(key: str) -> None:
         job = jobs[key]
-        if key in needed or store.is_complete(job.stage, key):
+        if key in missing or store.is_complete(job.stage, key):
             return
-        needed[key] = job
+        missing[key] = job
         for need in job.needs:
             visit(need)
 
     for goal in goals:
         visit(goal)
-    order = {key: index for index, key in enumerate(jobs)} if len(needed) > 1 else {}
-    by_stage = sorted(
-        needed.values(), key=lambda job: (STAGES.index(job.stage), order.get(job.fingerprint, 0))
-    )
-    found: dict[str, Job] = {}
 
-    def add(job: Job) -> None:
-        for need in job.needs:  # a later stage of a chain is tuned after an earlier merge
-            if need in needed and need not in found:
-                add(needed[need])
-        found[job.fingerprint] = job
+    # By stage, then in the order of the plan.
+    place = {key: index for index, key in enumerate(jobs)} if len(missing) > 1 else {}
+    by_stage = sorted(
+        missing.values(), key=lambda job: (STAGES.index(job.stage), place.get(job.fingerprint, 0))
+    )
+
+    # A later stage of a chain is fine-tuned after an earlier merge, against the order of stages.
+    ordered: dict[str, Job] = {}
+
+    def append(job: Job) -> None:
+        for need in job.needs:
+            if need in missing and need not in ordered:
+                append(missing[need])
+        ordered[job.fingerprint] = job
 
     for job in by_stage:
-        if job.fingerprint not in found:
-            add(job)
-    return found
+        if job.fingerprint not in ordered:
+            append(job)
+    return ordered
 
 
 def run_plan(
@@ -80,18 +91,16 @@ def run_plan(
     store: Store,
     executor: Executor,
     observer: Observer,
-    on_finished: Callable[[Outcome], None],
+    on_outcome: Callable[[Outcome], None],
     stop: threading.Event,
 ) -> list[Outcome]:
-    """Performs what is missing and returns the failures (including jobs that were blocked by a
-    failed one).
+    """Performs what the store lacks of a plan; returns failed jobs and those that they blocked.
 
-    Runs that the executor stopped early are no failures; they are remembered in the store.
-
-    ``on_finished`` is called on this thread for each outcome, after it is in the store. Raises
-    ``Interrupted`` when ``stop`` was set; whatever was complete by then stays in the store.
+    Runs that the executor stopped early are no failures. ``on_outcome`` is called on this thread
+    for each outcome, after it is in the store. Raises ``Interrupted`` when ``stop`` was set; what
+    was complete by then stays in the store.
     """
-    scheduler = JobScheduler(executor, observer, on_finished, stop)
+    scheduler = JobScheduler(executor, observer, on_outcome, stop)
     run_jobs(plan, store, scheduler)
     return [outcome for outcome in scheduler.failed.values() if not outcome.stopped]
 
@@ -109,34 +118,31 @@ def run_jobs(plan: Plan, store: Store, scheduler: JobScheduler) -> None:
 
 
 class JobScheduler:
-    """Jobs on their way through an executor: each is submitted as soon as nothing that it needs is
-    still to be done.
+    """Submits jobs to an executor once everything that they need is complete.
 
-    More jobs may be wanted at any time; a job is done once, however often it is wanted. With
-    ``by_priority`` evaluations are held back until the executor has room, and then those of the lowest
-    turn go first; what is wanted ``ahead`` of its time is done only where a worker would be idle
-    otherwise.
+    Jobs may be added at any time; a job is performed once, however often it is added. With
+    ``by_priority``, evaluations are held back until the executor has a free slot, and those with
+    the lowest priority number start first. Speculative jobs start only where a worker would
+    otherwise be idle.
     """
 
     def __init__(
         self,
         executor: Executor,
         observer: Observer,
-        on_finished: Callable[[Outcome], None],
+        on_outcome: Callable[[Outcome], None],
         stop: threading.Event,
         by_priority: bool = False,
     ) -> None:
         self.failed: dict[str, Outcome] = {}
-        self._executor, self._observer, self._on_finished, self._stop = (
-            executor,
-            observer,
-            on_finished,
-            stop,
-        )
+        """Outcomes of jobs that failed, were stopped, or are blocked by such a job."""
+        self._executor, self._observer = executor, observer
+        self._on_outcome, self._stop = on_outcome, stop
         self._waiting: dict[str, Job] = {}
         self._running: dict[str, Job] = {}
         self._by_priority = by_priority
         self._priorities: dict[str, tuple[bool, int]] = {}
+        """``(speculative, priority)`` by job; the lowest starts first."""
 
     @property
     def active(self) -> bool:
@@ -144,8 +150,11 @@ class JobScheduler:
         return bool(self._waiting or self._running)
 
     def add(self, jobs: Mapping[str, Job], priority: int = 0, speculative: bool = False) -> None:
-        """Adds jobs, needs before those that need them. A need that is neither here nor wanted is
-        complete in the store."""
+        """Adds jobs, each after those that it needs.
+
+        A need that was never added is complete in the store. Of several priorities of one job the
+        lowest counts, and it is speculative only if it was so each time.
+        """
         self._waiting |= {
             key: job
             for key, job in jobs.items()
@@ -157,80 +166,86 @@ class JobScheduler:
         }
 
     def cancel(self, key: str) -> None:
-        """Forgets a job that was wanted ahead and has not started."""
-        if self._priorities.get(key, (False, 0))[0]:
+        """Removes a speculative job that was not submitted yet."""
+        speculative, _ = self._priorities.get(key, (False, 0))
+        if speculative:
             self._waiting.pop(key, None)
 
     def poll(self) -> list[Outcome]:
-        """Submits what can start, waits for what ends, and returns it with all that can never start
-        because of it."""
+        """Submits jobs that can start and waits a while for outcomes.
+
+        Returns what ended, and the jobs that can never start because of it. Raises ``Interrupted``
+        when the run was stopped.
+        """
         if self._stop.is_set():
             self._executor.stop()
             raise Interrupted
-        ended = self._blocked()  # of jobs that were wanted after what they need had failed
-        for job in self._ready():
-            if self._by_priority and job.stage == "evaluate" and not self._has_room(job):
+        # Jobs may have been added after what they need had failed.
+        outcomes = self._pop_blocked()
+        # Evaluations are sorted last, so the first that has no slot ends the loop.
+        for job in self._ready_jobs():
+            if self._by_priority and job.stage == "evaluate" and not self._has_slot(job):
                 break
             del self._waiting[job.fingerprint]
             self._running[job.fingerprint] = job
             self._executor.submit(job)
             self._observer.on_job_start(job)
+        # Each failure blocks everything downstream.
         if self._running:
             for outcome in self._executor.outcomes(POLL_SECONDS):
-                ended += self._settle(outcome)
-        for item in ended:
-            self._observer.on_job_end(item)
-            self._on_finished(item)
+                outcomes += self._record(outcome)
+        for outcome in outcomes:
+            self._observer.on_job_end(outcome)
+            self._on_outcome(outcome)
         self._observer.on_progress(self._executor.progress())
-        return ended
+        return outcomes
 
-    def _ready(self) -> list[Job]:
-        """Jobs that can start; evaluations last, those of the lowest turn first."""
-        found = [
+    def _ready_jobs(self) -> list[Job]:
+        """Returns the jobs that can start: evaluations last, and those by priority."""
+        ready = [
             job
             for job in self._waiting.values()
             if not any(need in self._waiting or need in self._running for need in job.needs)
         ]
         return sorted(
-            found, key=lambda job: (job.stage == "evaluate", self._priorities[job.fingerprint])
+            ready, key=lambda job: (job.stage == "evaluate", self._priorities[job.fingerprint])
         )
 
-    def _has_room(self, job: Job) -> bool:
-        """Whether an evaluation would start soon: a few may queue, so that no worker waits for this
-        process."""
+    def _has_slot(self, job: Job) -> bool:
+        """Whether an evaluation would start soon. A few may queue, but no speculative ones."""
         slots = self._executor.slots(job)
-        queued = 0 if self._priorities[job.fingerprint][0] else max(1, slots // QUEUED_PART)
-        return sum(other.stage == "evaluate" for other in self._running.values()) < slots + queued
+        speculative, _ = self._priorities[job.fingerprint]
+        queue = 0 if speculative else max(1, slots // SLOTS_PER_QUEUED)
+        return sum(other.stage == "evaluate" for other in self._running.values()) < slots + queue
 
-    def _settle(self, outcome: Outcome) -> list[Outcome]:
-        """Books an outcome; returns it and the outcomes of jobs that can never start because of
-        it."""
+    def _record(self, outcome: Outcome) -> list[Outcome]:
+        """Returns an outcome, and those of the jobs that it blocks."""
         self._running.pop(outcome.fingerprint, None)
         if outcome.ok:
             return [outcome]
         self.failed[outcome.fingerprint] = outcome
-        return [outcome, *self._blocked()]
+        return [outcome, *self._pop_blocked()]
 
-    def _blocked(self) -> list[Outcome]:
+    def _pop_blocked(self) -> list[Outcome]:
+        """Removes waiting jobs that need a failed one; returns their outcomes."""
         blocked: list[Outcome] = []
-        for key, job in list(
-            self._waiting.items()
-        ):  # needs come first, so one pass reaches everything downstream
-            lost = [self.failed[need] for need in job.needs if need in self.failed]
-            if lost:
-                first = min(
-                    lost, key=lambda outcome: outcome.stopped
-                )  # what failed is told before what was stopped
-                culprit = first.blocked_by or first.label
-                error = f"not started, because `{culprit}` {'was stopped early' if first.stopped else 'failed'}"
-                known = {
-                    "stage": job.stage,
-                    "fingerprint": key,
-                    "label": job.label,
-                    "stopped": first.stopped,
-                }
-                fate = Outcome.model_validate({**known, "error": error, "blocked_by": culprit})
-                self.failed[key] = fate
-                del self._waiting[key]
-                blocked.append(fate)
+        # Needs come first, so that one pass reaches everything downstream.
+        for key, job in list(self._waiting.items()):
+            causes = [self.failed[need] for need in job.needs if need in self.failed]
+            if not causes:
+                continue
+            cause = min(causes, key=lambda outcome: outcome.stopped)  # failures before stops
+            label = cause.blocked_by or cause.label
+            reason = "was stopped early" if cause.stopped else "failed"
+            outcome = Outcome(
+                stage=job.stage,
+                fingerprint=key,
+                label=job.label,
+                error=f"not started, because `{label}` {reason}",
+                blocked_by=label,
+                stopped=cause.stopped,
+            )
+            self.failed[key] = outcome
+            del self._waiting[key]
+            blocked.append(outcome)
         return blocked

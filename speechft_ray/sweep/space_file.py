@@ -1,4 +1,4 @@
-"""Reads a search space file: YAML, nothing in it is ever evaluated."""
+"""Reads a search space file. It is YAML; nothing in it is evaluated as code."""
 
 from __future__ import annotations
 

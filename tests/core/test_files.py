@@ -1,4 +1,4 @@
-"""Files are replaced as a whole: a reader never sees a part, and a failure leaves nothing behind."""
+"""Files are replaced as a whole: no reader sees a part, and a failure leaves nothing behind."""
 
 from __future__ import annotations
 

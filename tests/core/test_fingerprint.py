@@ -68,7 +68,10 @@ def test_the_order_of_keys_and_the_process_do_not_matter() -> None:
     assert fingerprint({"a": 1, "b": {"c": 2, "d": 3}}) == fingerprint(
         {"b": {"d": 3, "c": 2}, "a": 1}
     )
-    code = "from speechft_ray.core.fingerprint import fingerprint; print(fingerprint({'a': 1, 'b': ['x', 0.1]}))"
+    code = (
+        "from speechft_ray.core.fingerprint import fingerprint; "
+        "print(fingerprint({'a': 1, 'b': ['x', 0.1]}))"
+    )
     other = subprocess.run(
         [sys.executable, "-c", code],
         capture_output=True,

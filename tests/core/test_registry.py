@@ -18,7 +18,8 @@ def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Registry[object
     folder = tmp_path / PACKAGE
     folder.mkdir()
     (folder / "__init__.py").write_text(
-        f"from speechft_ray.core.registry import Registry\nPARTS = Registry('animal', '{PACKAGE}')\n"
+        "from speechft_ray.core.registry import Registry\n"
+        f"PARTS = Registry('animal', '{PACKAGE}')\n"
     )
     for name in ("zebra", "ape"):
         (folder / f"{name}.py").write_text(

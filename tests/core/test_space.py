@@ -34,9 +34,9 @@ def mistakes(**changes: Any) -> dict[str, str]:
     with pytest.raises(SpecError) as caught:
         parse_space(raw, "file.yaml")
     assert caught.value.where == "file.yaml"
-    found = dict(caught.value.mistakes)
-    assert len(found) == len(caught.value.mistakes), "two sentences for one path"
-    return found
+    by_path = dict(caught.value.mistakes)
+    assert len(by_path) == len(caught.value.mistakes), "two sentences for one path"
+    return by_path
 
 
 def merges(*entries: Any) -> list[Any]:
@@ -51,24 +51,24 @@ def test_a_space_without_axes_is_taken_as_it_is() -> None:
 
 
 def test_grids_are_crossed_in_order() -> None:
-    found = merges(
+    entries = merges(
         {
             "alpha": {"grid": [0, 0.5]},
             "params": {"density": {"grid": [0.1, 0.2, 0.3]}},
             "method": "ties",
         }
     )
-    assert [(entry.alpha, entry.params["density"]) for entry in found] == [
+    assert [(entry.alpha, entry.params["density"]) for entry in entries] == [
         (0.0, 0.1), (0.0, 0.2), (0.0, 0.3), (0.5, 0.1), (0.5, 0.2), (0.5, 0.3),
     ]  # fmt: skip
 
 
 def test_an_axis_may_stand_inside_a_list_and_for_a_whole_entry() -> None:
-    found = merges(
+    entries = merges(
         {"params": {"weights": [1, {"grid": [2, 3]}]}}, {"grid": [{"alpha": 0}, {"alpha": 1}]}
     )
-    assert [entry.params.get("weights") for entry in found] == [[1, 2], [1, 3], None, None]
-    assert [entry.alpha for entry in found] == [0.25, 0.25, 0.0, 1.0]
+    assert [entry.params.get("weights") for entry in entries] == [[1, 2], [1, 3], None, None]
+    assert [entry.alpha for entry in entries] == [0.25, 0.25, 0.0, 1.0]
 
 
 def test_uniform_and_loguniform_cover_their_range() -> None:
@@ -100,9 +100,9 @@ def test_choice_draws_every_value() -> None:
 
 
 def test_draws_are_made_anew_for_each_grid_point() -> None:
-    found = list(expand({"a": {"grid": [1, 2]}, "b": {"uniform": [0, 1]}, "samples": 3}))
-    assert [entry["a"] for entry in found] == [1, 1, 1, 2, 2, 2]
-    assert len({entry["b"] for entry in found}) == 6
+    entries = list(expand({"a": {"grid": [1, 2]}, "b": {"uniform": [0, 1]}, "samples": 3}))
+    assert [entry["a"] for entry in entries] == [1, 1, 1, 2, 2, 2]
+    assert len({entry["b"] for entry in entries}) == 6
 
 
 def test_draws_depend_on_the_seed_alone() -> None:
@@ -176,13 +176,13 @@ def test_expansion_leaves_the_file_untouched() -> None:
     ],
 )
 def test_malformed_axes_are_told_at_their_entry(entry: dict[str, Any], sentence: str) -> None:
-    found = mistakes(merge=[{"alpha": 0.5}, entry])
-    assert list(found) == ["merge[1]"]
-    assert found["merge[1]"].startswith(sentence)
+    sentences = mistakes(merge=[{"alpha": 0.5}, entry])
+    assert list(sentences) == ["merge[1]"]
+    assert sentences["merge[1]"].startswith(sentence)
 
 
 def test_all_mistakes_are_told_at_once() -> None:
-    found = mistakes(
+    sentences = mistakes(
         finetune=[
             {"name": "a b", "updates": 0},
             {
@@ -196,11 +196,15 @@ def test_all_mistakes_are_told_at_once() -> None:
         score={"zero": "fbank", "topline": {"pr.per": "low"}},
         encodr="x",
     )
-    assert found == {
-        "finetune[0].name": "must match pattern '^[A-Za-z0-9][A-Za-z0-9_.-]*$', but is 'a b' instead.",
+    assert sentences == {
+        "finetune[0].name": (
+            "must match pattern '^[A-Za-z0-9][A-Za-z0-9_.-]*$', but is 'a b' instead."
+        ),
         "finetune[0].objectives": "is needed but missing.",
         "finetune[0].updates": "must be at least 1, but is 0 instead.",
-        "finetune[1].objectives[0].corpus.nam": "unknown field `nam`. Did you mean `name`? Allowed: name, options.",
+        "finetune[1].objectives[0].corpus.nam": (
+            "unknown field `nam`. Did you mean `name`? Allowed: name, options."
+        ),
         "finetune[1].objectives[0].weight": "must be greater than 0, but is 0 instead.",
         "finetune[1].updates": "must be a whole number, but is 2.5 instead.",
         "merge[0].alpha": "must be at most 1, but is 3 instead.",
@@ -230,11 +234,13 @@ def test_a_mistake_in_an_axis_is_told_once() -> None:
 
 
 def test_paths_count_entries_of_the_file_not_of_its_expansion() -> None:
-    found = mistakes(
+    sentences = mistakes(
         merge=[{"alpha": {"grid": [0, 0.5, 1]}}, {"alpha": {"grid": [0, 1]}, "donors": ["phonse"]}]
     )
-    assert found == {
-        "merge[1].donors": "unknown fine-tuning run `phonse`. Did you mean `phones`? Allowed: phones."
+    assert sentences == {
+        "merge[1].donors": (
+            "unknown fine-tuning run `phonse`. Did you mean `phones`? Allowed: phones."
+        )
     }
 
 
@@ -246,7 +252,7 @@ def test_a_broken_run_is_not_called_unknown_too() -> None:
 
 
 @pytest.mark.parametrize(
-    ("donors", "found"),
+    ("donors", "sentences"),
     [
         ("all", {"merge[0].donors": "must be 'each' or a list, but is 'all' instead."}),
         (5, {"merge[0].donors": "must be 'each' or a list, but is 5 instead."}),
@@ -254,8 +260,8 @@ def test_a_broken_run_is_not_called_unknown_too() -> None:
         (["a", 5], {"merge[0].donors[1]": "must be text, but is 5 instead."}),
     ],
 )
-def test_donors_are_each_or_a_list(donors: Any, found: dict[str, str]) -> None:
-    assert mistakes(merge=[{"donors": donors}]) == found
+def test_donors_are_each_or_a_list(donors: Any, sentences: dict[str, str]) -> None:
+    assert mistakes(merge=[{"donors": donors}]) == sentences
 
 
 def test_the_schedule_must_be_whole() -> None:
@@ -274,19 +280,21 @@ def test_numbers_that_are_not_finite_are_refused_everywhere() -> None:
 
 
 def test_values_that_json_cannot_say_are_refused() -> None:
-    found = mistakes(merge=[{"params": {"day": datetime.date(2025, 2, 1)}}, {1: 2}])
-    assert found["merge[0].params.day"].startswith(
+    sentences = mistakes(merge=[{"params": {"day": datetime.date(2025, 2, 1)}}, {1: 2}])
+    assert sentences["merge[0].params.day"].startswith(
         "must be text, a number, true, false, null, a list or a mapping"
     )
-    assert found["merge[1][1]"] == "must be text, since it is a key, but is 1 instead."
+    assert sentences["merge[1][1]"] == "must be text, since it is a key, but is 1 instead."
 
 
 def test_the_score_names_known_metrics() -> None:
     assert mistakes(score={"zero": "measured"}) == {
-        "score.topline": "is needed with `zero: measured`: the value of each metric that counts as 1000."
+        "score.topline": (
+            "is needed with `zero: measured`: the value of each metric that counts as 1000."
+        )
     }
-    found = mistakes(score={"topline": {"pr.pre": 2.5}})
-    assert found["score.topline.pr.pre"].startswith(
+    sentences = mistakes(score={"topline": {"pr.pre": 2.5}})
+    assert sentences["score.topline.pr.pre"].startswith(
         "unknown metric `pr.pre`. Did you mean `pr.per`?"
     )
 

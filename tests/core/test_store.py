@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -13,6 +14,7 @@ import pytest
 
 from speechft_ray.core import store as store_module
 from speechft_ray.core.errors import UserError
+from speechft_ray.core.files import write_json
 from speechft_ray.core.provenance import code_version
 from speechft_ray.core.store import MANIFEST, Store
 
@@ -93,13 +95,12 @@ def test_a_unit_is_not_seen_before_its_manifest_and_its_rename(
 
 def test_the_manifest_is_written_last(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     present: list[set[str]] = []
-    real = store_module.write_json
 
-    def watching(path: Path, value: object) -> None:
+    def record_folder(path: Path, value: object) -> None:
         present.append({item.name for item in path.parent.iterdir()})
-        real(path, value)
+        write_json(path, value)
 
-    monkeypatch.setattr(store_module, "write_json", watching)
+    monkeypatch.setattr(store_module, "write_json", record_folder)
     publish(store)
     assert present == [{"sub"}]
 
@@ -191,7 +192,7 @@ def test_what_an_interrupted_discard_leaves_is_not_listed(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     publish(store)
-    monkeypatch.setattr(store_module.shutil, "rmtree", lambda *_, **__: None)
+    monkeypatch.setattr(shutil, "rmtree", lambda *_, **__: None)
     store.discard("merge", "f1")
     assert store.fingerprints("merge") == []
 

@@ -32,28 +32,34 @@ def run(name: str, updates: int, after: Any = None, **more: Any) -> dict[str, An
     return {"name": name, "objectives": [OBJECTIVE], "updates": updates, **start, **more}
 
 
-def plan(*runs: dict[str, Any], merge: Any = ({"alpha": 0.25},)) -> Plan:
+def plan_of(*runs: dict[str, Any], merge: Any = ({"alpha": 0.25},)) -> Plan:
     return make_plan(sweep(finetune=list(runs), merge=list(merge)), inputs())
 
 
-def recipe(found: Plan, key: str) -> dict[str, Any]:
-    assert found.jobs[key].stage == "merge"
-    return dict(found.jobs[key].payload)
+def recipe(plan: Plan, key: str) -> dict[str, Any]:
+    assert plan.jobs[key].stage == "merge"
+    return dict(plan.jobs[key].payload)
 
 
-def row(found: Plan, title: str) -> PlannedRow:
-    (only,) = [row for row in found.rows if row.title == title]
+def seed_of(job: Job) -> object:
+    spec: Any = job.payload["spec"]
+    return spec["seed"]
+
+
+def row(plan: Plan, title: str) -> PlannedRow:
+    (only,) = [row for row in plan.rows if row.title == title]
     return only
 
 
-def tunings(found: Plan) -> dict[str, Job]:
-    return {str(job.payload["title"]): job for job in found.of_stage("finetune")}
+def tunings(plan: Plan) -> dict[str, Job]:
+    return {str(job.payload["title"]): job for job in plan.of_stage("finetune")}
 
 
 def test_each_stage_starts_from_the_merge_before_it_and_is_merged_with_its_start() -> None:
     """phi_t = (1 - alpha) phi_(t-1) + alpha theta'_t, three stages deep."""
-    found = plan(run("pr", 1), run("sid", 2, "pr"), run("er", 3, {"finetune": "sid", "alpha": 0.5}))
-    jobs, base = tunings(found), "encoder-0"
+    last_run = run("er", 3, {"finetune": "sid", "alpha": 0.5})
+    plan = plan_of(run("pr", 1), run("sid", 2, "pr"), last_run)
+    jobs, base = tunings(plan), "encoder-0"
     assert list(jobs) == ["pr", "pr>sid", "pr>sid>er"]
     for title, alpha in (("pr", 0.25), ("pr>sid", 0.5), ("pr>sid>er", 0.25)):
         tuned = jobs[title]
@@ -62,25 +68,25 @@ def test_each_stage_starts_from_the_merge_before_it_and_is_merged_with_its_start
         assert bool(shown) == (base != "encoder-0") and title in tuned.label
         (key,) = [
             job.fingerprint
-            for job in found.of_stage("merge")
+            for job in plan.of_stage("merge")
             if job.payload["donors"] == [tuned.fingerprint] and job.payload["alpha"] == alpha
         ]
-        assert recipe(found, key)["base"] == base and set(found.jobs[key].needs) == {
+        assert recipe(plan, key)["base"] == base and set(plan.jobs[key].needs) == {
             tuned.fingerprint,
             base,
         } - {"encoder-0"}
         base = key
-    last = row(found, "linear alpha=0.25 pr>sid>er seed=0")
+    last = row(plan, "linear alpha=0.25 pr>sid>er seed=0")
     assert last.params == {"method": "linear", "alpha": 0.25, "finetune": "pr>sid>er", "seed": 0}
 
 
 def test_after_is_identity_by_the_start_alone() -> None:
-    plain = tunings(plan(run("pr", 1), run("sid", 2)))
+    plain = tunings(plan_of(run("pr", 1), run("sid", 2)))
     chains = {
-        alpha: tunings(plan(run("pr", 1), run("sid", 2, {"finetune": "pr", "alpha": alpha})))
+        alpha: tunings(plan_of(run("pr", 1), run("sid", 2, {"finetune": "pr", "alpha": alpha})))
         for alpha in (0, 0.25, 1)
     }
-    assert all(found["pr"].fingerprint == plain["pr"].fingerprint for found in chains.values())
+    assert all(jobs["pr"].fingerprint == plain["pr"].fingerprint for jobs in chains.values())
     keys = [chains[alpha]["pr>sid"].fingerprint for alpha in (0.25, 1)]
     assert len({*keys, plain["sid"].fingerprint}) == 3
     # Nothing of the earlier run in the start is the pre-trained encoder: the same work as without
@@ -89,14 +95,14 @@ def test_after_is_identity_by_the_start_alone() -> None:
 
 
 def test_names_of_the_stages_are_not_identity() -> None:
-    one, other = plan(run("a", 1), run("b", 2, "a")), plan(run("x", 1), run("y", 2, "x"))
+    one, other = plan_of(run("a", 1), run("b", 2, "a")), plan_of(run("x", 1), run("y", 2, "x"))
     assert one.fingerprint == other.fingerprint and set(one.jobs) == set(other.jobs)
 
 
 def test_the_alpha_of_an_earlier_stage_is_shown_where_it_varies() -> None:
     after = {"finetune": "pr", "alpha": {"grid": [0.25, 1]}}
-    found = plan(run("pr", 1), run("sid", 2, after), run("er", 3, "sid"))
-    titles = [row.title for row in found.rows if row.params["alpha"] == 0.25]
+    plan = plan_of(run("pr", 1), run("sid", 2, after), run("er", 3, "sid"))
+    titles = [row.title for row in plan.rows if row.params["alpha"] == 0.25]
     assert titles == [
         "linear alpha=0.25 pr seed=0",
         "linear alpha=0.25 pr>sid after_alpha=0.25 seed=0",
@@ -108,17 +114,17 @@ def test_the_alpha_of_an_earlier_stage_is_shown_where_it_varies() -> None:
 
 def test_several_runs_of_the_earlier_name_are_each_followed_by_a_stage() -> None:
     grid = {"seed": {"grid": [0, 1]}}
-    found = plan(
+    plan = plan_of(
         run("pr", 1, anchor_penalty={"grid": [0.0, 0.1]}, **grid), run("sid", 2, "pr", **grid)
     )
-    later = [job for job in found.of_stage("finetune") if job.payload["title"] == "pr>sid"]
+    later = [job for job in plan.of_stage("finetune") if job.payload["title"] == "pr>sid"]
     assert len({job.fingerprint for job in later}) == 4
     for job in later:
-        (donor,) = recipe(found, str(job.payload["start"]))["donors"]
-        assert found.jobs[donor].payload["spec"]["seed"] == job.payload["spec"]["seed"]  # type: ignore[call-overload, index]
+        (donor,) = recipe(plan, str(job.payload["start"]))["donors"]
+        assert seed_of(plan.jobs[donor]) == seed_of(job)
     shown = {
         row.params.get("after_anchor_penalty")
-        for row in found.rows
+        for row in plan.rows
         if row.params["finetune"] == "pr>sid"
     }
     assert shown == {0.0, 0.1}
@@ -126,13 +132,13 @@ def test_several_runs_of_the_earlier_name_are_each_followed_by_a_stage() -> None
 
 def test_a_stage_may_bear_the_name_of_a_run_of_its_own() -> None:
     """`sid` alone and `sid` after `pr`: donors are then those that have the same start."""
-    found = plan(
+    plan = plan_of(
         run("pr", 1),
         run("sid", 2),
         run("sid", 2, "pr"),
         merge=[{"donors": ["pr", "sid"], "alpha": 0.25}],
     )
-    assert {row.params["finetune"] for row in found.rows} == {"none", "pr+sid"}
+    assert {row.params["finetune"] for row in plan.rows} == {"none", "pr+sid"}
 
 
 @pytest.mark.parametrize(
@@ -159,10 +165,10 @@ def test_a_stage_may_bear_the_name_of_a_run_of_its_own() -> None:
 def test_a_faulty_chain_gets_one_sentence(runs: list[Any], path: str, text: str) -> None:
     with pytest.raises(SpecError) as caught:
         parse_space(space(finetune=runs), "file.yaml")
-    told = [
+    sentences = [
         sentence for place, sentence in caught.value.mistakes if place == f"{path}.after.finetune"
     ]
-    assert len(told) == 1 and told[0].startswith(text)
+    assert len(sentences) == 1 and sentences[0].startswith(text)
     assert len(caught.value.mistakes) == (3 if len(runs) == 3 else 1)
 
 
@@ -171,12 +177,12 @@ def test_donors_of_different_starts_are_refused() -> None:
         UserError,
         match="donors pr, sid start from different encoders: merge runs that have the same `after`",
     ):
-        plan(run("pr", 1), run("sid", 2, "pr"), merge=[{"donors": ["pr", "sid"]}])
-    found = plan(
+        plan_of(run("pr", 1), run("sid", 2, "pr"), merge=[{"donors": ["pr", "sid"]}])
+    plan = plan_of(
         run("pr", 1), run("sid", 2, "pr"), run("er", 3, "pr"), merge=[{"donors": ["sid", "er"]}]
     )
-    (key,) = [row.key for row in found.rows if row.params["alpha"] == 0.25]
-    assert recipe(found, key)["base"] == tunings(found)["pr>er"].payload["start"]
+    (key,) = [row.key for row in plan.rows if row.params["alpha"] == 0.25]
+    assert recipe(plan, key)["base"] == tunings(plan)["pr>er"].payload["start"]
 
 
 def search(runs: list[Any], **axes: Any) -> Any:
@@ -189,16 +195,17 @@ def search(runs: list[Any], **axes: Any) -> Any:
 
 def test_a_search_proposes_stages_of_chains() -> None:
     runs = [run("pr", 1), run("sid", 2, {"finetune": "pr", "alpha": {"grid": [0.25, 1]}})]
-    found = search(runs, donors=["sid"], after_alpha="donors")
-    drawn = found.space.draw(Scripted(alpha=0.5))
+    search_plan = search(runs, donors=["sid"], after_alpha="donors")
+    drawn = search_plan.space.draw(Scripted(alpha=0.5))
     donor = drawn.donors[0][1]
-    start = str(found.jobs[donor].payload["start"])
-    made = found.evaluation(drawn, 0, found.tasks[0])
-    assert found.jobs[start].stage == "merge" and {start, donor} <= set(found.jobs[made].needs)
-    assert found.params(drawn)["after_alpha"] == 0.25
-    assert found.params(found.space.draw(Scripted(after_alpha=1.0)))["after_alpha"] == 1
+    start = str(search_plan.jobs[donor].payload["start"])
+    evaluation = search_plan.evaluation(drawn, 0, search_plan.tasks[0])
+    assert search_plan.jobs[start].stage == "merge"
+    assert {start, donor} <= set(search_plan.jobs[evaluation].needs)
+    assert search_plan.params(drawn)["after_alpha"] == 0.25
+    assert search_plan.params(search_plan.space.draw(Scripted(after_alpha=1.0)))["after_alpha"] == 1
     # Alpha 0 of a later stage is what it started from.
-    assert found.merge_key(found.space.draw(Scripted(alpha=0))) == start
+    assert search_plan.merge_key(search_plan.space.draw(Scripted(alpha=0))) == start
 
 
 def test_a_search_refuses_donors_of_different_starts() -> None:
@@ -211,41 +218,41 @@ def test_a_search_refuses_donors_of_different_starts() -> None:
 
 
 def test_what_is_lacking_comes_in_the_order_of_its_needs(tmp_path: Path) -> None:
-    found, store = plan(run("pr", 1), run("sid", 2, "pr"), run("er", 3, "sid")), Store(tmp_path)
-    goals = [job.fingerprint for job in found.of_stage("evaluate")]
+    plan, store = plan_of(run("pr", 1), run("sid", 2, "pr"), run("er", 3, "sid")), Store(tmp_path)
+    goals = [job.fingerprint for job in plan.of_stage("evaluate")]
     seen: set[str] = set()
-    for key, job in missing_jobs(goals, found.jobs, store).items():
+    for key, job in missing_jobs(goals, plan.jobs, store).items():
         assert set(job.needs) <= seen, f"{job.label} comes before what it needs"
         seen.add(key)
-    assert seen == set(found.jobs)
-    chain = next(job for job in found.of_stage("evaluate") if "alpha=0.25 pr>sid>er" in job.label)
+    assert seen == set(plan.jobs)
+    chain = next(job for job in plan.of_stage("evaluate") if "alpha=0.25 pr>sid>er" in job.label)
     with store.publish("merge", str(chain.payload["encoder"]), {}):
         pass
-    assert list(missing_jobs([chain.fingerprint], found.jobs, store))[-1] == chain.fingerprint
+    assert list(missing_jobs([chain.fingerprint], plan.jobs, store))[-1] == chain.fingerprint
     assert not any(
         job.stage == "finetune"
-        for job in missing_jobs([chain.fingerprint], found.jobs, store).values()
+        for job in missing_jobs([chain.fingerprint], plan.jobs, store).values()
     )
 
 
 def test_the_store_remembers_the_chain_of_an_encoder(tmp_path: Path) -> None:
-    found, store = plan(run("pr", 1), run("sid", 2, "pr")), Store(tmp_path)
-    for job in found.of_stage("merge"):
+    plan, store = plan_of(run("pr", 1), run("sid", 2, "pr")), Store(tmp_path)
+    for job in plan.of_stage("merge"):
         with store.publish("merge", job.fingerprint, job.payload):
             pass
-    last = row(found, "linear alpha=0.25 pr>sid seed=0").key
-    first = str(tunings(found)["pr>sid"].payload["start"])
+    last = row(plan, "linear alpha=0.25 pr>sid seed=0").key
+    first = str(tunings(plan)["pr>sid"].payload["start"])
     assert [item["merge"] for item in read_lineage(store, last)] == [first, last]
     assert find_pretrained(store, first) == find_pretrained(store, "encoder-0") == "encoder-0"
 
 
 def test_a_checkpoint_is_identity_only_where_it_is_not_the_best_and_has_its_own_controls() -> None:
-    before = plan(run("pr", 1, keep_at=[0.2]))
-    found = plan(
+    before = plan_of(run("pr", 1, keep_at=[0.2]))
+    plan = plan_of(
         run("pr", 1, keep_at=[0.2]), merge=[{"alpha": 0.25, "checkpoint": {"grid": ["best", 0.2]}}]
     )
-    assert set(before.jobs) < set(found.jobs)
-    rows = [(row.params["alpha"], row.params.get("at")) for row in found.rows]
+    assert set(before.jobs) < set(plan.jobs)
+    rows = [(row.params["alpha"], row.params.get("at")) for row in plan.rows]
     assert sorted(rows, key=str) == [
         (0.0, None),
         (0.25, 0.2),
@@ -253,9 +260,9 @@ def test_a_checkpoint_is_identity_only_where_it_is_not_the_best_and_has_its_own_
         (1.0, 0.2),
         (1.0, None),
     ]
-    early = row(found, "linear alpha=0.25 pr at=0.2 seed=0")
-    assert recipe(found, early.key)["checkpoint"] == 0.2
-    assert "checkpoint" not in recipe(found, row(found, "linear alpha=0.25 pr seed=0").key)
+    early = row(plan, "linear alpha=0.25 pr at=0.2 seed=0")
+    assert recipe(plan, early.key)["checkpoint"] == 0.2
+    assert "checkpoint" not in recipe(plan, row(plan, "linear alpha=0.25 pr seed=0").key)
 
 
 def test_every_run_with_its_chain_comes_in_the_given_order() -> None:

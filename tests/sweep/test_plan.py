@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -98,8 +99,8 @@ def test_fingerprints_are_pinned() -> None:
     assert plan.fingerprint == PINNED_SWEEP
 
 
-def changed_jobs(component: str, name: str) -> tuple[Plan, Plan, set[str]]:
-    """Returns the plan before and after version 2 of a component, and the labels of changed jobs."""
+def compare_versions(component: str, name: str) -> tuple[Plan, Plan, set[str]]:
+    """Returns plans without and with version 2 of a component, and the labels of changed jobs."""
 
     def version_of(kind: Component, other: str) -> int:
         return 2 if (kind, other) == (component, name) else 1
@@ -114,19 +115,19 @@ def changed_jobs(component: str, name: str) -> tuple[Plan, Plan, set[str]]:
 
 
 def test_version_1_of_everything_adds_nothing() -> None:
-    before, after, changed = changed_jobs("task", "none of the sweep")
+    before, after, changed = compare_versions("task", "none of the sweep")
     assert not changed and before.fingerprint == after.fingerprint
 
 
 def test_another_version_of_a_task_changes_its_evaluations_alone() -> None:
-    before, _, changed = changed_jobs("task", "sid")
+    before, _, changed = compare_versions("task", "sid")
     assert changed == {
         job.label for job in before.of_stage("evaluate") if job.label.startswith("evaluate sid ")
     }
 
 
 def test_another_version_of_a_method_changes_its_merges_and_what_follows() -> None:
-    before, after, changed = changed_jobs("method", "ties")
+    before, after, changed = compare_versions("method", "ties")
     merges = {job.label for job in before.of_stage("merge") if job.payload["method"] == "ties"}
     rows = {row.title for row in before.rows if row.params["method"] == "ties"}
     assert merges == {f"merge {title}" for title in rows}
@@ -138,7 +139,7 @@ def test_another_version_of_a_method_changes_its_merges_and_what_follows() -> No
 
 
 def test_another_version_of_a_head_changes_its_fine_tuning_and_what_follows() -> None:
-    before, _, changed = changed_jobs("head", "frame")
+    before, _, changed = compare_versions("head", "frame")
     kept = {"corpus": 3, "merge": 1, "evaluate": 4}  # the pre-trained encoder and FBank stay
     stages = Counter(job.stage for job in before.jobs.values() if job.label not in changed)
     assert stages == kept
@@ -170,7 +171,8 @@ def test_donors_are_matched_by_seed() -> None:
     merges = [job for job in plan.of_stage("merge") if job.payload["alpha"] == 0.25]
     assert len(merges) == 2
     for job in merges:
-        seeds = {plan.jobs[need].payload["spec"]["seed"] for need in job.needs}  # type: ignore[call-overload, index]
+        specs: list[Any] = [plan.jobs[need].payload["spec"] for need in job.needs]
+        seeds = {spec["seed"] for spec in specs}
         assert len(job.needs) == 2
         assert len(seeds) == 1
 
