@@ -24,12 +24,15 @@ from speechft_ray.core.records import Job, Outcome, Place, Stage
 from speechft_ray.core.resources import ResourceRequest
 from speechft_ray.core.specs import CorpusSpec, SweepSpec
 from speechft_ray.core.store import Store
+from speechft_ray.merging.base import METHODS
 from speechft_ray.speech.checkpoints.cache import download_encoder, find_cache_folder, is_cached
 from speechft_ray.speech.checkpoints.catalogue import is_encoder_name
 from speechft_ray.speech.corpora.base import CORPORA, Corpus
+from speechft_ray.speech.heads.base import HEADS
 from speechft_ray.stages.perform import open_corpus, perform, start_encoder
+from speechft_ray.superb.tasks.base import TASKS
 from speechft_ray.sweep.local import LocalExecutor
-from speechft_ray.sweep.plan import Inputs
+from speechft_ray.sweep.plan import Component, Inputs
 from speechft_ray.sweep.protocols import Executor, Tracker
 from speechft_ray.sweep.protocols import Progress as JobProgress
 
@@ -75,8 +78,18 @@ def plan_inputs(place: Place) -> Inputs:
     ensure_downloaded(place.encoder)
     _, encoder = start_encoder(place.encoder)
     return Inputs(
-        encoder=encoder, corpus=lambda spec: corpus_identity(spec, place), resources=RESOURCES
+        encoder=encoder,
+        corpus=lambda spec: corpus_identity(spec, place),
+        resources=RESOURCES,
+        version_of=component_version,
     )
+
+
+def component_version(component: Component, name: str) -> int:
+    """Returns the version of a registered head, merge method or task, which is part of identity."""
+    if component == "head":
+        return HEADS.get(name).version
+    return METHODS.get(name).version if component == "method" else TASKS.get(name).version
 
 
 def corpus_identity(spec: CorpusSpec, place: Place) -> tuple[str, bool]:

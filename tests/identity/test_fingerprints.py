@@ -7,18 +7,29 @@ out of that file.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from speechft_ray.commands.parts import SEARCH_SPACES, corpus_identity
+from speechft_ray.commands.parts import (
+    SEARCH_SPACES,
+    component_version,
+    corpus_identity,
+    plan_inputs,
+)
 from speechft_ray.core.records import STAGES, Place
+from speechft_ray.core.registry import Registry
 from speechft_ray.core.specs import CorpusSpec, MergeSpec
+from speechft_ray.merging.base import METHODS
 from speechft_ray.search.plan import make_search_plan
 from speechft_ray.speech.corpora.base import CORPORA
+from speechft_ray.speech.heads.base import HEADS
 from speechft_ray.stages.perform import start_encoder
-from speechft_ray.sweep.plan import Inputs, make_plan
+from speechft_ray.superb.tasks.base import TASKS
+from speechft_ray.sweep.plan import Component, Inputs, make_plan
 from speechft_ray.sweep.space_file import read_space
 from speechft_ray.sweep.stops import stop_key
 
@@ -42,7 +53,11 @@ def corpus_or_its_spec(spec: CorpusSpec) -> tuple[str, bool]:
 def plan_fingerprints(path: Path) -> dict[str, list[str]]:
     """Returns all fingerprints of the plan of a space, by stage. A search plans one trial."""
     spec = read_space(path)
-    inputs = Inputs(encoder=start_encoder("tiny_hubert")[1], corpus=corpus_or_its_spec)
+    inputs = Inputs(
+        encoder=start_encoder("tiny_hubert")[1],
+        corpus=corpus_or_its_spec,
+        version_of=component_version,
+    )
     if spec.search is None:
         plan = make_plan(spec, inputs)
         jobs, whole = plan.jobs, plan.fingerprint
@@ -62,6 +77,33 @@ def plan_fingerprints(path: Path) -> dict[str, list[str]]:
 @pytest.mark.parametrize("name", BEFORE)
 def test_a_plan_has_the_fingerprints_that_it_had_before_the_renaming(name: str) -> None:
     assert plan_fingerprints(SPACES[name]) == BEFORE[name]
+
+
+@pytest.mark.parametrize(
+    ("component", "registry", "name", "stages"),
+    [
+        ("head", HEADS, "frame", {"finetune", "merge", "evaluate"}),
+        ("method", METHODS, "ties", {"merge", "evaluate"}),
+        ("task", TASKS, "pr", {"evaluate"}),
+    ],
+)
+def test_versions_of_registered_parts_are_planned(
+    component: Component,
+    registry: Registry[Any],
+    name: str,
+    stages: set[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    spec = read_space(SEARCH_SPACES / "strategies.yaml")
+    before = make_plan(spec, plan_inputs(PLACE))
+    part = registry.get(name)
+    assert component_version(component, name) == part.version == 1
+    monkeypatch.setitem(registry._parts, name, dataclasses.replace(part, version=2))
+    after = make_plan(spec, plan_inputs(PLACE))
+    fresh = [job for key, job in after.jobs.items() if key not in before.jobs]
+    assert {job.stage for job in fresh} == stages
+    if component == "task":
+        assert all(job.payload["spec"]["task"] == name for job in fresh)  # type: ignore[call-overload, index]
 
 
 def test_the_fingerprints_cover_the_shipped_spaces_and_every_stage() -> None:
