@@ -86,29 +86,11 @@ def missing_jobs(goals: Iterable[str], jobs: Mapping[str, Job], store: Store) ->
     return ordered
 
 
-def run_plan(
-    plan: Plan,
-    store: Store,
-    executor: Executor,
-    observer: Observer,
-    on_outcome: Callable[[Outcome], None],
-    stop: threading.Event,
-) -> list[Outcome]:
-    """Performs what the store lacks of a plan; returns failed jobs and those that they blocked.
-
-    Runs that the executor stopped early are no failures. ``on_outcome`` is called on this thread
-    for each outcome, after it is in the store. Raises ``Interrupted`` when ``stop`` was set; what
-    was complete by then stays in the store.
-    """
-    scheduler = JobScheduler(executor, observer, on_outcome, stop)
-    run_jobs(plan, store, scheduler)
-    return [outcome for outcome in scheduler.failed.values() if not outcome.stopped]
-
-
 def run_jobs(plan: Plan, store: Store, scheduler: JobScheduler) -> None:
     """Performs what the store lacks of a plan, until nothing waits or runs.
 
-    Runs that the executor stopped early are marked in the store.
+    Runs that the executor stopped early are marked in the store. Raises ``Interrupted`` when the
+    run was stopped; what was complete by then stays in the store.
     """
     scheduler.add(jobs_to_run(plan, store))
     while scheduler.active:

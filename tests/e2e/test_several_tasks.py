@@ -33,10 +33,10 @@ from speechft_ray.stages.perform import (
 from speechft_ray.sweep.local import LocalExecutor
 from speechft_ray.sweep.plan import Plan
 from speechft_ray.sweep.publishing import Publisher
-from speechft_ray.sweep.scheduler import jobs_to_run, run_plan
+from speechft_ray.sweep.scheduler import jobs_to_run
 from speechft_ray.sweep.space_file import read_space
 from tests.e2e.small_world import PHONES, REPOSITORY, SMALL
-from tests.sweep.fakes import FakeObserver
+from tests.sweep.fakes import FakeObserver, run_plan
 
 SID = {"part": "sid", "speakers": 2, "train": 6, "dev": 4, "test": 2}
 PR = {"part": "pr", "speakers": 2, "train": 6, "dev": 2, "test": 2}

@@ -13,9 +13,8 @@ from speechft_ray.report.lines import find_winner, group_rows
 from speechft_ray.report.winner import list_records, read_record, select_winner, write_record
 from speechft_ray.sweep.plan import make_plan
 from speechft_ray.sweep.rows import read_rows
-from speechft_ray.sweep.scheduler import run_plan
 from tests.report.report_data import ROWS
-from tests.sweep.fakes import FakeExecutor, FakeObserver, inputs, sweep
+from tests.sweep.fakes import FakeExecutor, FakeObserver, inputs, run_plan, sweep
 
 
 def test_the_star_of_the_table_and_of_its_seeds_the_best_on_dev() -> None:

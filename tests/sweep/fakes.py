@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,9 @@ from speechft_ray.core.records import Job, Outcome
 from speechft_ray.core.space import parse_space
 from speechft_ray.core.specs import CorpusSpec, SweepSpec
 from speechft_ray.core.store import Store
-from speechft_ray.sweep.plan import Inputs
-from speechft_ray.sweep.protocols import Progress
+from speechft_ray.sweep.plan import Inputs, Plan
+from speechft_ray.sweep.protocols import Executor, Progress
+from speechft_ray.sweep.scheduler import JobScheduler, Observer, run_jobs
 
 
 def space(**changes: Any) -> dict[str, Any]:
@@ -86,6 +88,20 @@ class FakeExecutor:
 
     def stop(self) -> None:
         self.stopped = True
+
+
+def run_plan(
+    plan: Plan,
+    store: Store,
+    executor: Executor,
+    observer: Observer,
+    on_outcome: Callable[[Outcome], None],
+    stop: threading.Event,
+) -> list[Outcome]:
+    """Performs what the store lacks of a plan; returns failed jobs and those that they blocked."""
+    scheduler = JobScheduler(executor, observer, on_outcome, stop)
+    run_jobs(plan, store, scheduler)
+    return [outcome for outcome in scheduler.failed.values() if not outcome.stopped]
 
 
 class FakeObserver:

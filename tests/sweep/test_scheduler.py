@@ -13,8 +13,8 @@ from speechft_ray.core.records import Outcome
 from speechft_ray.sweep.lock import driver_lock, lock_holder
 from speechft_ray.sweep.plan import make_plan
 from speechft_ray.sweep.rows import read_curves, read_references, read_rows
-from speechft_ray.sweep.scheduler import jobs_to_run, run_plan
-from tests.sweep.fakes import FakeExecutor, FakeObserver, inputs, store_at, sweep
+from speechft_ray.sweep.scheduler import jobs_to_run
+from tests.sweep.fakes import FakeExecutor, FakeObserver, inputs, run_plan, store_at, sweep
 
 
 def run(

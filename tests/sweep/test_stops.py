@@ -21,8 +21,8 @@ from speechft_ray.report.progress import ProgressDisplay
 from speechft_ray.report.table import csv_table, incomplete_lines, table_cells
 from speechft_ray.sweep.plan import Plan, make_plan
 from speechft_ray.sweep.rows import read_rows
-from speechft_ray.sweep.scheduler import jobs_to_run, run_plan
-from tests.sweep.fakes import FakeExecutor, FakeObserver, inputs, space, sweep
+from speechft_ray.sweep.scheduler import jobs_to_run
+from tests.sweep.fakes import FakeExecutor, FakeObserver, inputs, run_plan, space, sweep
 
 WHY = "stopped early after 25 % of its updates."
 
