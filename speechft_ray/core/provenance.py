@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import subprocess
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+
+from speechft_ray import __version__
 
 PACKAGE = "speechft_ray"
 GIT_SECONDS = 10.0
@@ -20,11 +21,7 @@ def code_version() -> dict[str, str | None]:
     ``commit`` ends in ``-dirty`` where files differ from it. It is ``None`` for a package that does
     not lie in a checkout of its own repository, and where git does not answer. Never raises.
     """
-    try:
-        number: str | None = version(PACKAGE)
-    except PackageNotFoundError:  # run from a folder, without an installation
-        number = None
-    return {PACKAGE: number, "commit": read_commit(Path(__file__).parents[2])}
+    return {PACKAGE: __version__, "commit": read_commit(Path(__file__).parents[2])}
 
 
 def read_commit(root: Path) -> str | None:
