@@ -1,4 +1,4 @@
-"""What every executor promises, whatever it runs jobs on."""
+"""The contract of every executor."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The axes, objectives and budget of a search: what is taken, and one sentence for each slip."""
+"""Axes, objectives and budget of a search: what is valid, and one sentence for each mistake."""
 
 from __future__ import annotations
 

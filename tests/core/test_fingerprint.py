@@ -1,4 +1,4 @@
-"""Identity: literal hashes, so that no change of code renames finished work unnoticed."""
+"""Fingerprints: literal hashes, so that no change of code changes identity unnoticed."""
 
 from __future__ import annotations
 
@@ -59,8 +59,8 @@ def test_canonical_text(value: object, text: str) -> None:
     ],
 )
 def test_pinned_fingerprints(value: object, pinned: str) -> None:
-    """A change here means that finished work is no longer found in anyone's store: change it only
-    on purpose."""
+    """A change here means that complete units of every store are computed again: change it only on
+    purpose."""
     assert fingerprint(value) == pinned
 
 

@@ -16,8 +16,7 @@ def test_names_are_task_and_measure() -> None:
 
 
 def test_references_agree_with_the_direction() -> None:
-    """The value that counts as 1 must be the better one (a swapped pair would turn a score
-    around)."""
+    """The value that counts as 1 must be the better one; a swapped pair would reverse the score."""
     scored = [item for item in METRICS.values() if item.fbank is not None or item.sota is not None]
     assert len(scored) == 11  # ten tasks, slot filling has two
     for item in scored:

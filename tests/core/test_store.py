@@ -1,4 +1,4 @@
-"""The store: nothing half-done is ever seen."""
+"""The store: readers see complete units only."""
 
 from __future__ import annotations
 
@@ -136,8 +136,7 @@ def test_many_threads_publish_one_unit(store: Store) -> None:
 
 
 def test_a_killed_publisher_leaves_no_unit(store: Store) -> None:
-    """Killed by the system between its files and its manifest: the next try finds nothing in its
-    way."""
+    """After a kill between the files and the manifest, the next try publishes the unit."""
     code = (
         "import os, sys; from pathlib import Path; from speechft_ray.core.store import Store\n"
         "with Store(Path(sys.argv[1])).publish('merge', 'f1', {}) as folder:\n"

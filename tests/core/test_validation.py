@@ -1,4 +1,4 @@
-"""Option models into sentences, as heads, corpora, tasks and merge methods use them."""
+"""Mistakes in the options of heads, corpora, tasks and merge methods become sentences."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""Sequential chains and early checkpoints in a plan: what starts from what, what a merge
-interpolates with, what rows say."""
+"""Sequential chains and early checkpoints in a plan: starts, bases of merges, titles of rows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Planning: which units there are, what they need, and what their identity depends on."""
+"""Plans: the units, their needs, and what their identity depends on."""
 
 from __future__ import annotations
 
@@ -91,8 +91,7 @@ def test_another_encoder_is_another_sweep() -> None:
 
 
 def test_fingerprints_are_pinned() -> None:
-    """Literal identities: if these change, every store in the world forgets its results. Raise a
-    version instead."""
+    """Literal identities: a change voids the results of every store. Raise a version instead."""
     plan = make_plan(sweep(), inputs())
     assert [job.fingerprint for job in plan.of_stage("finetune")] == PINNED_FINETUNE
     assert plan.of_stage("merge")[0].fingerprint == PINNED_MERGE

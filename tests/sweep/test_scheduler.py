@@ -1,5 +1,4 @@
-"""The pipeline with a fake executor: order, resume, isolation of failures, stopping, and rows from
-the store alone."""
+"""The scheduler on a fake executor: order, resuming, failures, interruption, rows of the store."""
 
 from __future__ import annotations
 
