@@ -1,5 +1,4 @@
-"""What every registered encoder family promises. A new family is held to all of it; nothing here
-names one."""
+"""Tests that every registered encoder family has to pass. Nothing here names a family."""
 
 from __future__ import annotations
 
@@ -54,23 +53,24 @@ def waves(*lengths: int) -> list[torch.Tensor]:
 
 def test_states_have_the_promised_shape(encoder: Encoder) -> None:
     lengths = (400, 8_000, 5_999, 719, 720)
-    found = encoder.hidden_states(waves(*lengths))
-    assert found.frames.tolist() == [frame_count(length) for length in lengths] == [1, 24, 18, 1, 2]
-    assert found.frames.dtype == torch.int64
-    assert len(found.states) == encoder.state_count
-    for state in found.states:
+    output = encoder.hidden_states(waves(*lengths))
+    frames = [frame_count(length) for length in lengths]
+    assert output.frames.tolist() == frames == [1, 24, 18, 1, 2]
+    assert output.frames.dtype == torch.int64
+    assert len(output.states) == encoder.state_count
+    for state in output.states:
         assert state.shape == (len(lengths), 24, encoder.dim)
         assert state.dtype == torch.float32
         assert torch.isfinite(state).all()
 
 
-def test_states_follow_the_sound_and_its_place(encoder: Encoder) -> None:
-    """Energy in the second half moves the frames there, in the last state too."""
+def test_states_follow_the_signal_and_its_position(encoder: Encoder) -> None:
+    """Energy in the second half changes the frames there, in the last state too."""
     quiet, loud = waves(16_000)[0], waves(16_000)[0]
     loud[8_000:] *= torch.linspace(1, 30, 8_000)
     before, after = (encoder.hidden_states([wave]).states[0][0] for wave in (quiet, loud))
-    moved = (before - after).norm(dim=1)
-    assert moved[30:].mean() > 0
+    change = (before - after).norm(dim=1)
+    assert change[30:].mean() > 0
     assert not torch.allclose(
         encoder.hidden_states([quiet]).states[-1], encoder.hidden_states([loud]).states[-1]
     )
@@ -85,7 +85,7 @@ def test_same_length_batches_are_exact(encoder: Encoder) -> None:
             torch.testing.assert_close(state[index], own[0], atol=2e-5, rtol=1e-5)
 
 
-def test_eval_mode_is_deterministic_and_is_the_start(encoder: Encoder) -> None:
+def test_a_built_encoder_is_in_eval_mode_and_deterministic(encoder: Encoder) -> None:
     batch = waves(4_000)
     assert not encoder.module().training
     first, second = (encoder.hidden_states(batch).states[-1] for _ in range(2))
@@ -93,63 +93,64 @@ def test_eval_mode_is_deterministic_and_is_the_start(encoder: Encoder) -> None:
 
 
 @pytest.mark.parametrize("lengths", [(399,), (16_000, 10), (0,), ()])
-def test_too_short_is_told(encoder: Encoder, lengths: tuple[int, ...]) -> None:
+def test_a_waveform_that_is_too_short_raises(encoder: Encoder, lengths: tuple[int, ...]) -> None:
     with pytest.raises(UserError, match="400"):
         encoder.hidden_states(waves(*lengths))
     with pytest.raises(UserError, match="400"):
         encoder.conv_features(waves(*lengths))
 
 
-def fronts_of(encoder: Encoder, lengths: tuple[int, ...]) -> list[torch.Tensor]:
+def compute_features(encoder: Encoder, lengths: tuple[int, ...]) -> list[torch.Tensor]:
     return [encoder.conv_features([wave])[0] for wave in waves(*lengths)]
 
 
-def test_front_then_rest_is_the_whole(encoder: Encoder) -> None:
+def test_front_end_and_rest_give_the_hidden_states_of_the_whole(encoder: Encoder) -> None:
     batch = waves(6_100, 6_100, 6_100)
-    fronts, whole = encoder.conv_features(batch), encoder.hidden_states(batch)
+    features, whole = encoder.conv_features(batch), encoder.hidden_states(batch)
     assert all(
-        front.dtype == torch.float32 and front.is_contiguous() and len(front) == 18
-        for front in fronts
+        item.dtype == torch.float32 and item.is_contiguous() and len(item) == 18
+        for item in features
     )
-    found = encoder.hidden_states_from(fronts)
-    assert torch.equal(found.frames, whole.frames) and found.frames.dtype == torch.int64
-    for mine, theirs in zip(found.states, whole.states, strict=True):
-        torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-5)
+    output = encoder.hidden_states_from(features)
+    assert torch.equal(output.frames, whole.frames) and output.frames.dtype == torch.int64
+    for state, expected in zip(output.states, whole.states, strict=True):
+        torch.testing.assert_close(state, expected, atol=1e-5, rtol=1e-5)
 
 
-def test_padding_reaches_no_valid_frame(encoder: Encoder) -> None:
+def test_padding_affects_no_valid_frame(encoder: Encoder) -> None:
     """Beside 8 000 samples, s3prl's own count of frames is one too high for most of these."""
     lengths = (6_250, 400, 8_000, 719, 5_999, 7_900)
-    fronts = fronts_of(encoder, lengths)
-    kept = [front.clone() for front in fronts]
-    together = encoder.hidden_states_from(fronts)
+    features = compute_features(encoder, lengths)
+    copies = [item.clone() for item in features]
+    together = encoder.hidden_states_from(features)
     assert together.frames.tolist() == [frame_count(length) for length in lengths]
     for index, wave in enumerate(waves(*lengths)):
         alone = encoder.hidden_states([wave])
         for state, own in zip(together.states, alone.states, strict=True):
             assert state.shape == (len(lengths), 24, encoder.dim)
             torch.testing.assert_close(state[index, : own.shape[1]], own[0], atol=1e-5, rtol=1e-5)
-    assert all(torch.equal(front, before) for front, before in zip(fronts, kept, strict=True))
+    assert all(torch.equal(item, copy) for item, copy in zip(features, copies, strict=True))
 
 
 @pytest.mark.parametrize("trainable", [True, False])
-def test_front_then_rest_has_the_gradient_of_the_whole(
+def test_front_end_and_rest_have_the_gradient_of_the_whole(
     trainable: bool, family: EncoderFamily, weights: EncoderWeights
 ) -> None:
     if not weights.state:
         return
-    lengths, found = (4_000, 2_300), []
+    lengths: tuple[int, ...] = (4_000, 2_300)
+    gradients = []
     for parts in (True, False):
         encoder = family.build(weights)
         for name, parameter in encoder.module().named_parameters():
             parameter.requires_grad_(trainable or not name.startswith(family.front_end_prefixes))
         with torch.inference_mode(parts and not trainable):
-            fronts = fronts_of(encoder, lengths) if parts else []
+            features = compute_features(encoder, lengths) if parts else []
         states = (
             [
                 state[: frame_count(length)]
                 for state, length in zip(
-                    encoder.hidden_states_from(fronts).states[-1], lengths, strict=True
+                    encoder.hidden_states_from(features).states[-1], lengths, strict=True
                 )
             ]
             if parts
@@ -157,43 +158,44 @@ def test_front_then_rest_has_the_gradient_of_the_whole(
         )
         torch.stack(
             [(state * torch.linspace(-1, 2, encoder.dim)).mean() for state in states]
-        ).sum().backward()
-        found.append(
+        ).sum().backward()  # type: ignore[no-untyped-call]
+        gradients.append(
             {name: parameter.grad for name, parameter in encoder.module().named_parameters()}
         )
-    for name, gradient in found[0].items():
-        assert (gradient is None) == (found[1][name] is None), name
+    for name, gradient in gradients[0].items():
+        assert (gradient is None) == (gradients[1][name] is None), name
         if gradient is not None:
-            torch.testing.assert_close(gradient, found[1][name], atol=1e-5, rtol=1e-4)
+            torch.testing.assert_close(gradient, gradients[1][name], atol=1e-5, rtol=1e-4)
 
 
-def test_masked_frames_say_nothing_of_their_sound(encoder: Encoder) -> None:
-    fronts = fronts_of(encoder, (4_000, 2_300))
-    masked = [torch.arange(len(front)) % 3 == 1 for front in fronts]
+def test_features_at_masked_frames_have_no_influence(encoder: Encoder) -> None:
+    features = compute_features(encoder, (4_000, 2_300))
+    masks = [torch.arange(len(item)) % 3 == 1 for item in features]
     if not hasattr(encoder.module(), "mask_emb"):
         with pytest.raises(UserError, match=r"no mask embedding.*another family"):
-            encoder.hidden_states_from(fronts, masked)
+            encoder.hidden_states_from(features, masks)
         return
     changed = [
-        front + 3 * torch.sin(front) * mask[:, None]
-        for front, mask in zip(fronts, masked, strict=True)
+        item + 3 * torch.sin(item) * mask[:, None]
+        for item, mask in zip(features, masks, strict=True)
     ]
     plain, once, again = (
-        encoder.hidden_states_from(*given).states
-        for given in ((fronts,), (fronts, masked), (changed, masked))
+        encoder.hidden_states_from(*arguments).states
+        for arguments in ((features,), (features, masks), (changed, masks))
     )
-    for index, front in enumerate(fronts):
+    for index, item in enumerate(features):
         assert all(
-            torch.equal(one[index, : len(front)], two[index, : len(front)])
+            torch.equal(one[index, : len(item)], two[index, : len(item)])
             for one, two in zip(once, again, strict=True)
         )
         assert not torch.allclose(plain[0][index], once[0][index], atol=1e-2)
-    once[-1].square().sum().backward()
-    assert encoder.module().mask_emb.grad.abs().sum() > 0
+    once[-1].square().sum().backward()  # type: ignore[no-untyped-call]
+    gradient = dict(encoder.module().named_parameters())["mask_emb"].grad
+    assert gradient is not None and gradient.abs().sum() > 0
 
 
-def left_on(module: torch.nn.Module) -> list[Any]:
-    """Everything that a call could leave behind, besides values."""
+def list_attachments(module: torch.nn.Module) -> list[Any]:
+    """Returns hooks, submodules and attributes: what a call could leave on a module."""
     hooks = [
         (dict(part._forward_hooks), dict(part._forward_pre_hooks)) for part in module.modules()
     ]
@@ -205,17 +207,17 @@ def left_on(module: torch.nn.Module) -> list[Any]:
 
 
 def test_nothing_is_left_on_the_module_whatever_happens(encoder: Encoder) -> None:
-    module, fronts = encoder.module(), fronts_of(encoder, (4_000, 2_300))
-    before = left_on(module)
-    encoder.hidden_states_from(fronts)
-    assert left_on(module) == before
+    module, features = encoder.module(), compute_features(encoder, (4_000, 2_300))
+    before = list_attachments(module)
+    encoder.hidden_states_from(features)
+    assert list_attachments(module) == before
     if hasattr(module, "mask_emb"):
         encoder.hidden_states_from(
-            fronts, [torch.ones(len(front), dtype=torch.bool) for front in fronts]
+            features, [torch.ones(len(item), dtype=torch.bool) for item in features]
         )
         with pytest.raises(RuntimeError, match="must match"):
-            encoder.hidden_states_from(fronts, [torch.ones(3, dtype=torch.bool)] * 2)
-        assert left_on(module) == before
+            encoder.hidden_states_from(features, [torch.ones(3, dtype=torch.bool)] * 2)
+        assert list_attachments(module) == before
 
 
 def test_parameter_names_are_the_checkpoints_own(encoder: Encoder, weights: EncoderWeights) -> None:
@@ -254,7 +256,7 @@ def test_prefixes_name_parameters_that_exist_and_do_not_overlap(
         assert set(weights.state) - front_end - pretraining
 
 
-def test_pretraining_only_parameters_take_no_part_in_features(
+def test_pretraining_only_parameters_do_not_affect_features(
     family: EncoderFamily, weights: EncoderWeights
 ) -> None:
     noisy = {
@@ -268,7 +270,7 @@ def test_pretraining_only_parameters_take_no_part_in_features(
         other.hidden_states(batch).states,
         strict=True,
     )
-    assert all(torch.equal(mine, theirs) for mine, theirs in pairs)
+    assert all(torch.equal(state, expected) for state, expected in pairs)
 
 
 def test_unexpected_parameters_are_named(family: EncoderFamily, weights: EncoderWeights) -> None:
@@ -308,11 +310,11 @@ def test_weights_without_pretraining_parameters_make_the_same_features(
             EncoderWeights(family=weights.family, config=weights.config, state=state)
         )
         assert set(encoder.module().state_dict()) == set(state)
-        mine, whole = (
+        states, expected = (
             each.hidden_states(waves(4_000)).states for each in (encoder, family.build(weights))
         )
-        pairs = zip(mine, whole, strict=True)
-        assert all(torch.equal(state, same) for state, same in pairs)
+        pairs = zip(states, expected, strict=True)
+        assert all(torch.equal(state, other) for state, other in pairs)
 
 
 def test_the_description_is_that_of_the_built_encoder(
@@ -368,23 +370,22 @@ def test_initial_weights_follow_the_seed_alone(name: str) -> None:
     assert all(torch.isfinite(tensor).all() for tensor in first.state.values())
 
 
-@pytest.mark.parametrize("given", FAMILIES.names())
-@pytest.mark.parametrize("wanted", FAMILIES.names())
-def test_an_encoder_of_another_family_is_told(wanted: str, given: str) -> None:
-    if wanted == given:
+@pytest.mark.parametrize("other", FAMILIES.names())
+@pytest.mark.parametrize("name", FAMILIES.names())
+def test_an_encoder_of_another_family_raises(name: str, other: str) -> None:
+    if name == other:
         return
-    weights, family = toy_encoder(given), FAMILIES.get(wanted)
-    with pytest.raises(UserError) as told:
-        family.build(EncoderWeights(family=wanted, config=weights.config, state=weights.state))
-    if wanted in SIZED and given in SIZED:
-        assert (
-            f"of a {FAMILIES.get(given).title}, not of a {family.title}: load it as `{given}`"
-            in str(told.value)
-        )
+    weights, family = toy_encoder(other), FAMILIES.get(name)
+    with pytest.raises(UserError) as error:
+        family.build(EncoderWeights(family=name, config=weights.config, state=weights.state))
+    if name in SIZED and other in SIZED:
+        title = FAMILIES.get(other).title
+        sentence = f"of a {title}, not of a {family.title}: load it as `{other}`"
+        assert sentence in str(error.value)
 
 
 @pytest.mark.parametrize("trainable", [True, False])
-def test_gradient_reaches_what_asks_for_it(
+def test_gradient_flows_to_parameters_that_require_it(
     trainable: bool, family: EncoderFamily, weights: EncoderWeights
 ) -> None:
     encoder = family.build(weights)
@@ -393,7 +394,7 @@ def test_gradient_reaches_what_asks_for_it(
     if not weights.state:
         return
     states = encoder.hidden_states(waves(8_000)).states
-    (states[-1] * torch.linspace(-1, 2, encoder.dim)).sum().backward()
+    (states[-1] * torch.linspace(-1, 2, encoder.dim)).sum().backward()  # type: ignore[no-untyped-call]
     for name, parameter in encoder.module().named_parameters():
         if name.startswith(family.pretraining_only_prefixes):
             assert parameter.grad is None, f"supervised tuning must leave {name} at the base value"
@@ -404,7 +405,7 @@ def test_gradient_reaches_what_asks_for_it(
 
 
 def test_training_mode_keeps_every_state(encoder: Encoder, weights: EncoderWeights) -> None:
-    """Layer dropping, which published configurations have, would change their number."""
+    """Layer drop, which published configurations have, would change their number."""
     encoder.module().train()
     for _ in range(3):
         assert len(encoder.hidden_states(waves(2_000)).states) == encoder.state_count
@@ -423,7 +424,7 @@ def test_an_evaluation_runs(encoder: Encoder) -> None:
     assert all(0 <= value <= 100 for score in facts["scores"] for value in score["values"])
 
 
-def test_a_file_keeps_the_encoder(
+def test_a_file_holds_the_whole_encoder(
     family: EncoderFamily, weights: EncoderWeights, tmp_path: Path
 ) -> None:
     path = tmp_path / "encoder.safetensors"

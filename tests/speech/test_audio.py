@@ -1,4 +1,4 @@
-"""Reading audio: against analytic signals, and every refusal by name."""
+"""Reading audio: against analytic signals, and every error with its path."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_sixteen_khz_comes_back_bit_by_bit(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("rate_hz", [8_000, 11_025, 22_050, 44_100, 48_000])
-def test_resampling_keeps_a_sine_where_it_was(tmp_path: Path, rate_hz: int) -> None:
+def test_resampling_keeps_a_sine(tmp_path: Path, rate_hz: int) -> None:
     soundfile.write(tmp_path / "a.wav", sine(440, rate_hz, rate_hz), rate_hz, subtype="FLOAT")
     wave = read_audio(tmp_path / "a.wav")
     assert len(wave) == 16_000
@@ -36,7 +36,7 @@ def test_resampling_keeps_a_sine_where_it_was(tmp_path: Path, rate_hz: int) -> N
 
 @pytest.mark.parametrize("rate_hz", [8_000, 16_000, 22_050, 44_100])
 @pytest.mark.parametrize("samples", [1, 399, 1000, 1001])
-def test_the_header_tells_the_length_that_reading_yields(
+def test_the_length_from_the_header_is_that_of_the_samples(
     tmp_path: Path, rate_hz: int, samples: int
 ) -> None:
     soundfile.write(tmp_path / "a.flac", sine(100, rate_hz, samples), rate_hz)
@@ -44,7 +44,7 @@ def test_the_header_tells_the_length_that_reading_yields(
 
 
 @pytest.mark.parametrize("rate_hz", [8_000, 16_000, 44_100])
-def test_a_part_is_that_stretch_of_the_whole(tmp_path: Path, rate_hz: int) -> None:
+def test_a_part_is_that_range_of_the_whole(tmp_path: Path, rate_hz: int) -> None:
     soundfile.write(tmp_path / "a.flac", sine(440, rate_hz, rate_hz), rate_hz)
     whole = read_audio(tmp_path / "a.flac")
     for start, stop in (
@@ -75,37 +75,37 @@ def test_a_float_file_beyond_full_scale_is_clipped(tmp_path: Path) -> None:
     )
 
 
-def refuse(path: Path, words: str) -> None:
-    with pytest.raises(UserError, match=words) as told:
+def check_raises(path: Path, words: str) -> None:
+    with pytest.raises(UserError, match=words) as error:
         read_audio(path)
-    assert str(path) in str(told.value)
+    assert str(path) in str(error.value)
 
 
-def test_what_cannot_be_read_is_told_with_its_path(tmp_path: Path) -> None:
-    refuse(tmp_path / "absent.wav", "does not exist")
-    refuse(tmp_path, "not a file")
+def test_errors_name_the_path(tmp_path: Path) -> None:
+    check_raises(tmp_path / "absent.wav", "does not exist")
+    check_raises(tmp_path, "not a file")
     for name, content in {"text.wav": b"hello", "zero.flac": b"", "bare.raw": bytes(64)}.items():
         (tmp_path / name).write_bytes(content)
-        refuse(tmp_path / name, "not a readable audio file")
+        check_raises(tmp_path / name, "not a readable audio file")
     soundfile.write(tmp_path / "empty.wav", np.zeros(0), 16_000)
-    refuse(tmp_path / "empty.wav", "holds no samples")
+    check_raises(tmp_path / "empty.wav", "holds no samples")
     soundfile.write(tmp_path / "nan.wav", np.array([0.0, np.nan]), 16_000, subtype="FLOAT")
-    refuse(tmp_path / "nan.wav", "not finite")
+    check_raises(tmp_path / "nan.wav", "not finite")
     soundfile.write(tmp_path / "slow.wav", np.zeros(10), 1_000)
-    refuse(tmp_path / "slow.wav", "1000 Hz: allowed are 4000 to 384000")
+    check_raises(tmp_path / "slow.wav", "1000 Hz: allowed are 4000 to 384000")
     soundfile.write(tmp_path / "many.wav", np.zeros((10, 33)), 16_000)
-    refuse(tmp_path / "many.wav", "33 channels")
+    check_raises(tmp_path / "many.wav", "33 channels")
 
 
-def test_a_cut_file_is_refused(tmp_path: Path) -> None:
+def test_a_truncated_flac_raises(tmp_path: Path) -> None:
     noise = np.random.default_rng(0).uniform(-0.5, 0.5, 40_000)
     soundfile.write(tmp_path / "a.flac", noise, 16_000)
     content = (tmp_path / "a.flac").read_bytes()
     (tmp_path / "a.flac").write_bytes(content[: len(content) // 2])
-    refuse(tmp_path / "a.flac", "cannot be decoded|of the 40000 samples")
+    check_raises(tmp_path / "a.flac", "cannot be decoded|of the 40000 samples")
 
 
-def test_examining_finds_what_the_header_hides(tmp_path: Path) -> None:
+def test_audio_info_raises_for_damage_that_the_header_hides(tmp_path: Path) -> None:
     noise = np.random.default_rng(0).uniform(-0.5, 0.5, (8_000, 2))
     for name in ("a.flac", "a.wav", "a.ogg"):
         soundfile.write(tmp_path / name, noise, 8_000)
@@ -114,8 +114,8 @@ def test_examining_finds_what_the_header_hides(tmp_path: Path) -> None:
         )
     for name in ("a.flac", "a.wav"):
         content = (tmp_path / name).read_bytes()
-        for kept in (len(content) - 100, len(content) // 2, 60):
-            (tmp_path / name).write_bytes(content[:kept])
+        for size in (len(content) - 100, len(content) // 2, 60):
+            (tmp_path / name).write_bytes(content[:size])
             with pytest.raises(UserError, match=r"Copy|Allowed"):
                 read_audio_info(tmp_path / name)
     soundfile.write(tmp_path / "nan.wav", np.array([0.0, np.nan, 0.0]), 16_000, subtype="FLOAT")
@@ -123,11 +123,11 @@ def test_examining_finds_what_the_header_hides(tmp_path: Path) -> None:
         read_audio_info(tmp_path / "nan.wav")
 
 
-def test_a_wav_cut_short_is_not_a_shorter_wav(tmp_path: Path) -> None:
+def test_a_truncated_wav_raises(tmp_path: Path) -> None:
     soundfile.write(tmp_path / "a.wav", np.full(1_000, 0.1), 16_000)
     content = (tmp_path / "a.wav").read_bytes()
     (tmp_path / "a.wav").write_bytes(content[:-500])
-    refuse(tmp_path / "a.wav", "holds 1500 of the 2000 bytes of audio")
+    check_raises(tmp_path / "a.wav", "holds 1500 of the 2000 bytes of audio")
     piped = content.replace(
         (2_000).to_bytes(4, "little"), b"\xff\xff\xff\xff"
     )  # as ffmpeg writes into a pipe
@@ -135,24 +135,26 @@ def test_a_wav_cut_short_is_not_a_shorter_wav(tmp_path: Path) -> None:
     assert len(read_audio(tmp_path / "a.wav")) == 1_000
 
 
-def test_a_sphere_file_cut_short_is_not_a_shorter_one(tmp_path: Path) -> None:
+def test_a_truncated_sphere_file_raises(tmp_path: Path) -> None:
     wave = np.linspace(-0.5, 0.5, 1_000)
     path = timit.write_sphere(tmp_path / "SX1.WAV", wave)
     assert read_audio_info(path) == AudioInfo(samples=1_000, rate_hz=16_000, channels=1)
     np.testing.assert_allclose(read_audio(path), wave, atol=1e-4)
     content = path.read_bytes()
     path.write_bytes(content[:-500])
-    refuse(path, "holds 750 of the 1000 samples that its header names")
+    check_raises(path, "holds 750 of the 1000 samples that its header names")
     path.write_bytes(
         content.replace(b"sample_count -i 1000", b"sample_space -i 1000")
     )  # nothing to compare with
     assert len(read_audio(path)) == 1_000
 
 
-def test_length_is_refused_from_the_header(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_too_long_raises_from_its_header(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     soundfile.write(tmp_path / "a.wav", np.zeros(16_001), 16_000)
     monkeypatch.setattr(audio, "MAX_SECONDS", 1)
-    refuse(tmp_path / "a.wav", "at most 1 s")
+    check_raises(tmp_path / "a.wav", "at most 1 s")
     with pytest.raises(UserError, match="at most 1 s"):
         read_audio_info(tmp_path / "a.wav")
 

@@ -1,4 +1,4 @@
-"""Batches: everything once, never over the limit, and never padded where that is promised."""
+"""Batches: every utterance once, within the limit, and groups of equal length without padding."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_equal_groups_are_equal_and_full() -> None:
         assert all(size == 80_000 // length for size in sizes[:-1])
 
 
-def test_no_utterances_no_batches_and_no_limit_is_refused() -> None:
+def test_no_utterances_give_no_batches_and_a_limit_must_be_positive() -> None:
     assert batch_by_seconds([], 1.0) == group_by_length([], 1.0) == []
     with pytest.raises(ValueError, match="positive"):
         batch_by_seconds([1], 0.0)

@@ -1,4 +1,4 @@
-"""HuBERT and wav2vec 2.0 against fairseq's figures, what s3prl must not do, FBank against Kaldi's
+"""HuBERT and wav2vec 2.0 against fairseq's values, s3prl's side effects, FBank against Kaldi's
 definition."""
 
 from __future__ import annotations
@@ -45,19 +45,18 @@ def test_hidden_states_are_those_of_s3prl(tmp_path: Path, lengths: tuple[int, ..
     path = write_tiny_hubert(tmp_path)
     waves = [make_wave(length, seed) for seed, length in enumerate(lengths)]
     with torch.inference_mode():
-        ours = build(load_encoder(path)).hidden_states(waves)
-        theirs = expert(path)(waves)["hidden_states"]
-    assert len(ours.states) == len(theirs) == 7
-    for mine, other in zip(ours.states, theirs, strict=True):
-        torch.testing.assert_close(
-            mine, other, atol=3e-6, rtol=0.0
-        )  # the last bits depend on where in memory weights lie
+        states = build(load_encoder(path)).hidden_states(waves).states
+        expected = expert(path)(waves)["hidden_states"]
+    assert len(states) == len(expected) == 7
+    for state, other in zip(states, expected, strict=True):
+        # The last bits depend on the addresses of the weights.
+        torch.testing.assert_close(state, other, atol=3e-6, rtol=0.0)
 
 
 @pytest.mark.parametrize("family", ["hubert", "wav2vec2"])
 def test_hidden_states_are_those_of_fairseq(family: str) -> None:
-    """fairseq 0.12.2 wrote the files and computed the figures, for two utterances of which the
-    second is padded; it is not installed here."""
+    """fairseq 0.12.2 wrote the files and computed the values, for two utterances of which the
+    second is padded. It is not installed here."""
     reference = load_file(FAIRSEQ_FILES / "fairseq_features.safetensors")
     expected = {
         name.split(".")[1]: tensor
@@ -71,34 +70,34 @@ def test_hidden_states_are_those_of_fairseq(family: str) -> None:
     assert len(set(lengths)) == 2
     waves = [wave[:length] for wave, length in zip(reference["wav"], lengths, strict=True)]
     with torch.inference_mode():
-        found = encoder.hidden_states(waves)
+        output = encoder.hidden_states(waves)
         padded = torch.nn.utils.rnn.pad_sequence(waves, batch_first=True)
         convolved = encoder.module().feature_extractor(padded)  # type: ignore[operator]
-    mine = {f"layer{layer}": found.states[layer] for layer in range(1, 5)}
-    mine |= {"conv": convolved.transpose(1, 2), "final": found.states[-1]}
-    expected["conv"] = expected["conv"].transpose(
-        1, 2
-    )  # (batch, channels, frames) -> (batch, frames, channels)
-    assert set(mine) == set(expected)
-    for index, frames in enumerate(found.frames.tolist()):
+    states = {f"layer{layer}": output.states[layer] for layer in range(1, 5)}
+    states |= {"conv": convolved.transpose(1, 2), "final": output.states[-1]}
+    # (batch, channels, frames) -> (batch, frames, channels)
+    expected["conv"] = expected["conv"].transpose(1, 2)
+    assert set(states) == set(expected)
+    for index, frames in enumerate(output.frames.tolist()):
         for name, state in expected.items():
             torch.testing.assert_close(
-                mine[name][index, :frames], state[index, :frames], atol=1e-5, rtol=0.0
+                states[name][index, :frames], state[index, :frames], atol=1e-5, rtol=0.0
             )
 
 
-def test_states_are_kept_by_nobody() -> None:
-    """s3prl's hooks would otherwise collect every state of every use of the model, memory without
-    end in a training loop."""
+def test_no_reference_to_states_is_left() -> None:
+    """s3prl's hooks would collect the states of every forward pass, so memory would grow in a
+    training loop."""
     encoder = build(toy_hubert())
-    found = encoder.hidden_states([make_wave(8_000)])
-    kept = [weakref.ref(state) for state in found.states]
+    output = encoder.hidden_states([make_wave(8_000)])
+    references = [weakref.ref(state) for state in output.states]
     assert all(not part._forward_hooks for part in encoder.module().modules())
-    encoder.module().encoder(torch.zeros(1, 5, 16))
-    assert encoder._network._expert._hook_hiddens == []
-    del found
+    network: Any = encoder._network
+    network.model.encoder(torch.zeros(1, 5, 16))
+    assert network._expert._hook_hiddens == []
+    del output
     gc.collect()
-    assert [state() for state in kept] == [None] * 3
+    assert [reference() for reference in references] == [None] * 3
 
 
 def test_training_mode_turns_dropout_on() -> None:
@@ -107,7 +106,7 @@ def test_training_mode_turns_dropout_on() -> None:
     torch.manual_seed(0)
     first, second = (encoder.hidden_states([wave]).states for _ in range(2))
     assert not torch.equal(first[-1], second[-1])
-    assert len(first) == 3, "layer dropping must never change the number of states"
+    assert len(first) == 3, "layer drop must not change the number of states"
 
 
 def test_layer_drop_is_off_even_when_the_checkpoint_asks_for_it() -> None:
@@ -124,13 +123,13 @@ def test_the_first_five_misfits_are_named() -> None:
         if ".layers.1." not in name or "fc" in name
     }
     state["mask_emb"] = torch.zeros(3)
-    with pytest.raises(UserError, match=r"is missing.*and \d+ more") as told:
+    with pytest.raises(UserError, match=r"is missing.*and \d+ more") as error:
         build(EncoderWeights(family="hubert", config=weights.config, state=state))
-    assert str(told.value).count("encoder.layers.1") == 5
+    assert str(error.value).count("encoder.layers.1") == 5
 
 
 def test_a_built_encoder_can_be_used_after_its_weights_changed() -> None:
-    """Weight normalisation must be computed at every forward pass, not once when the model was
+    """Weight normalisation must be computed at every forward pass, not once when the model is
     built."""
     encoder, wave = build(toy_hubert()), make_wave(4_000)
     before = encoder.hidden_states([wave]).states[0]
@@ -143,7 +142,7 @@ def test_a_built_encoder_can_be_used_after_its_weights_changed() -> None:
     ("family", "changes"),
     [("wav2vec2", {"pos_conv_depth": 3}), ("hubert", {"required_seq_len_multiple": 7})],
 )
-def test_padding_is_silent_between_positional_convolutions_too(
+def test_padding_is_zero_between_positional_convolutions_too(
     family: str, changes: dict[str, int]
 ) -> None:
     part = FAMILIES.get(family)
@@ -161,30 +160,29 @@ def test_padding_is_silent_between_positional_convolutions_too(
 @pytest.mark.parametrize("family", ["hubert", "wavlm", "wav2vec2"])
 @pytest.mark.parametrize("training", [False, True])
 def test_masking_is_that_of_s3prl(family: str, training: bool) -> None:
-    """Against the masked path of pre-training, which draws its own mask: here it gets one."""
+    """Against the masked forward pass of pre-training, whose own mask is replaced."""
     encoder = FAMILIES.get(family).build(add_noise(toy_encoder(family)))
     model: Any = encoder.module().train(training)
     wave, other = make_wave(8_000), make_wave(8_000, 1)
-    masked = [
+    masks = [
         torch.randperm(24, generator=torch.Generator().manual_seed(seed)) < 11 for seed in range(2)
     ]
 
     def apply_mask(
         x: torch.Tensor, padding_mask: Any, *rest: Any, **more: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        x[torch.stack(masked)] = model.mask_emb
-        return x, torch.stack(masked)
+        x[torch.stack(masks)] = model.mask_emb
+        return x, torch.stack(masks)
 
     model.apply_mask = apply_mask
     no_padding = torch.zeros(2, 8_000, dtype=torch.bool)
     torch.manual_seed(0)
-    with silent_position_bias():
-        theirs = model.extract_features(torch.stack([wave, other]), no_padding, mask=True)
+    with ignore_mask_warning():
+        output = model.extract_features(torch.stack([wave, other]), no_padding, mask=True)
+    expected = output["x"] if family == "wav2vec2" else output[0]
     torch.manual_seed(0)
-    ours = encoder.hidden_states_from(encoder.conv_features([wave, other]), masked).states[-1]
-    torch.testing.assert_close(
-        ours, theirs["x"] if family == "wav2vec2" else theirs[0], atol=1e-5, rtol=1e-5
-    )
+    state = encoder.hidden_states_from(encoder.conv_features([wave, other]), masks).states[-1]
+    torch.testing.assert_close(state, expected, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -235,7 +233,7 @@ def test_nothing_else_is_accepted_as_conv_layers(text: Any) -> None:
         parse_conv_layers(text)
 
 
-def test_a_configuration_with_code_is_refused_and_not_run(tmp_path: Any) -> None:
+def test_a_configuration_with_code_raises_and_is_not_run(tmp_path: Any) -> None:
     trap = tmp_path / "ran"
     config = toy_config(
         conv_feature_layers=f"[(8, 10, 5)] + [open({str(trap)!r}, 'w') and (8, 3, 2)]"
@@ -246,7 +244,7 @@ def test_a_configuration_with_code_is_refused_and_not_run(tmp_path: Any) -> None
 
 
 @contextmanager
-def silent_position_bias() -> Iterator[None]:
+def ignore_mask_warning() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings(
             "ignore", "Support for mismatched key_padding_mask and attn_mask", UserWarning
@@ -259,10 +257,10 @@ def test_log_mel_is_kaldis(bands: int, samples: int) -> None:
     from torchaudio.compliance.kaldi import fbank
 
     wave = make_wave(samples)
-    theirs = fbank(
+    expected = fbank(
         wave[None], num_mel_bins=bands, window_type="hamming", dither=0.0, snip_edges=True
     )
-    torch.testing.assert_close(log_mel(wave, bands), theirs, atol=2e-3, rtol=0)
+    torch.testing.assert_close(log_mel(wave, bands), expected, atol=2e-3, rtol=0)
 
 
 def test_fbank_is_normalised_and_independent_of_the_batch() -> None:

@@ -1,11 +1,12 @@
-"""Heads, their losses and measures, the weighted sum and vocabularies, against references that
-share no code with them."""
+"""Heads, losses, counts, the weighted sum and vocabularies, against references that share no code
+with them."""
 
 from __future__ import annotations
 
 import itertools
 import math
 from dataclasses import replace
+from typing import Any
 
 import jiwer
 import numpy as np
@@ -16,6 +17,7 @@ from torch import nn
 from speechft_ray.core.errors import UserError
 from speechft_ray.speech.corpora.base import Utterance
 from speechft_ray.speech.heads import ctc, frame, pooled
+from speechft_ray.speech.heads.base import HeadOptions
 from speechft_ray.speech.heads.ctc import (
     CtcHead,
     CtcOptions,
@@ -57,8 +59,9 @@ def test_the_featurizer_starts_as_the_plain_average_and_learns_its_weights() -> 
         featurizer(states).detach().numpy(), states.numpy().mean(axis=0), rtol=1e-12
     )
     featurizer(states).square().sum().backward()
+    gradient = featurizer.weights.grad
     assert [name for name, _ in featurizer.named_parameters()] == ["weights"]
-    assert bool((featurizer.weights.grad != 0).all())
+    assert gradient is not None and bool((gradient != 0).all())
 
 
 @pytest.mark.parametrize("normalize", [True, False])
@@ -136,14 +139,14 @@ def test_lstm_dropout_follows_the_last_layer_too() -> None:
 def test_a_bidirectional_layer_is_torchs_own_on_each_utterance_alone() -> None:
     layer = nn.LSTM(4, 6, batch_first=True, bidirectional=True).double()
     features, frames = _double(3, 7, 4), torch.tensor([5, 7, 1])
-    found = run_bidirectional(layer, features, frames)
+    output = run_bidirectional(layer, features, frames)
     for row, length in enumerate(frames.tolist()):
         torch.testing.assert_close(
-            found[row, :length], layer(features[row : row + 1, :length])[0][0]
+            output[row, :length], layer(features[row : row + 1, :length])[0][0]
         )
-    found[0, :5].square().sum().backward()
-    gradients = [value.grad.clone() for value in layer.parameters()]
-    layer.zero_grad()
+    output[0, :5].square().sum().backward()  # type: ignore[no-untyped-call]
+    gradients = [value.grad for value in layer.parameters()]
+    layer.zero_grad(set_to_none=True)
     layer(features[:1, :5])[0].square().sum().backward()
     for gradient, value in zip(gradients, layer.parameters(), strict=True):
         torch.testing.assert_close(gradient, value.grad)
@@ -174,8 +177,8 @@ def test_ctc_loss_divides_each_utterance_by_its_target_then_averages() -> None:
 def test_ctc_loss_of_an_impossible_target_is_zero() -> None:
     logits = _double(1, 3, 3).requires_grad_()
     loss = ctc_loss(logits, torch.tensor([3]), [torch.tensor([1, 1, 1])])
-    loss.backward()
-    assert loss.item() == 0 and bool((logits.grad == 0).all())
+    loss.backward()  # type: ignore[no-untyped-call]
+    assert loss.item() == 0 and logits.grad is not None and not logits.grad.any()
 
 
 @pytest.mark.parametrize(
@@ -287,11 +290,11 @@ def test_frame_loss_is_the_mean_over_labelled_frames() -> None:
 def test_frame_loss_without_any_label_is_zero_with_a_gradient() -> None:
     logits = _double(1, 2, 3).requires_grad_()
     loss = frame.cross_entropy(logits, torch.tensor([2]), [torch.tensor([-100, -100])])
-    loss.backward()
-    assert loss.item() == 0 and bool((logits.grad == 0).all())
+    loss.backward()  # type: ignore[no-untyped-call]
+    assert loss.item() == 0 and logits.grad is not None and not logits.grad.any()
 
 
-def test_pooled_answers_are_counted_by_utterance() -> None:
+def test_correct_predictions_of_the_pooled_head_are_counted_by_utterance() -> None:
     logits = torch.tensor([[1.0, 2.0], [3.0, 0.0], [0.0, 1.0]])
     assert pooled.count_correct(
         logits, torch.ones(3), [torch.tensor([label]) for label in (1, 1, 1)]
@@ -306,7 +309,7 @@ def test_vocabularies_are_sorted_and_go_both_ways() -> None:
     assert Vocabulary.of(["x", "y"], reserved=0).encode(["x", "y"]) == [0, 1]
 
 
-def test_an_unknown_label_is_named_with_those_that_are_known() -> None:
+def test_an_unknown_label_is_named_with_the_known_ones() -> None:
     with pytest.raises(UserError, match=r"the label `z` .* has 6 labels \(a, b, c, d, e, \.\.\.\)"):
         Vocabulary.of("abcdef").encode(["a", "z"])
 
@@ -327,7 +330,7 @@ def test_labels_are_split_into_tokens(label: str, unit: Unit, tokens: list[str])
 @pytest.mark.parametrize(
     ("part", "options"), [(ctc, CtcOptions()), (pooled, pooled.PooledOptions())]
 )
-def test_an_empty_label_names_its_utterance(part, options) -> None:
+def test_an_empty_label_names_its_utterance(part: Any, options: HeadOptions) -> None:
     utterance = Utterance(key="u-7", split="train", samples=1360, labels={"text": " "})
     with pytest.raises(
         UserError, match=r"`u-7` has no label in the column `text`: add one, or leave"

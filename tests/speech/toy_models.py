@@ -27,7 +27,7 @@ def write_tiny_hubert(folder: Path) -> Path:
 
 
 def toy_config(**changes: Any) -> dict[str, Any]:
-    """The configuration of a HuBERT of two layers and 16 dimensions."""
+    """Returns the configuration of a HuBERT of two layers and 16 dimensions."""
     model = {
         "label_rate": 50.0,
         "encoder_layers": 2,
@@ -50,13 +50,13 @@ def toy_config(**changes: Any) -> dict[str, Any]:
 
 
 def toy_hubert(seed: int = 0, **changes: Any) -> EncoderWeights:
-    """A HuBERT that has learnt nothing."""
+    """Returns a HuBERT with random weights."""
     return init_weights(toy_config(**changes), seed)
 
 
 def toy_encoder(family: str, seed: int = 0, large: bool = False) -> EncoderWeights:
-    """A small encoder of any family, Base-like or Large-like, that has learnt nothing: two layers
-    of 16 dimensions."""
+    """Returns a small encoder of any family, like Base or Large, with random weights: two layers of
+    16 dimensions."""
     part = FAMILIES.get(family)
     if part.init_weights is None or part.example_config is None:
         return EncoderWeights(family=family, config={}, state={})
@@ -64,24 +64,24 @@ def toy_encoder(family: str, seed: int = 0, large: bool = False) -> EncoderWeigh
 
 
 def add_noise(weights: EncoderWeights, seed: int = 0) -> EncoderWeights:
-    """The same encoder with noise on every parameter, so that biases are not zero and norms not
-    one."""
-    draw = torch.Generator().manual_seed(seed)
+    """Returns the encoder with noise on every parameter, so that biases are not zero and norms are
+    not one."""
+    generator = torch.Generator().manual_seed(seed)
     state = {
-        name: tensor + 0.1 * torch.randn(tensor.shape, generator=draw)
+        name: tensor + 0.1 * torch.randn(tensor.shape, generator=generator)
         for name, tensor in weights.state.items()
     }
     return EncoderWeights(family=weights.family, config=weights.config, state=state)
 
 
 def make_wave(samples: int, seed: int = 0) -> torch.Tensor:
-    """A wave ``(samples,)`` with most of its energy at low frequencies."""
+    """Returns a wave ``(samples,)`` with most of its energy at low frequencies."""
     generator = torch.Generator().manual_seed(seed)
     return 0.1 * torch.randn(samples, generator=generator).cumsum(0).sin()
 
 
 def tone_corpus(seconds: Sequence[float] = (1.0, 1.5, 2.0, 0.4), count: int = 24) -> Corpus:
-    """Utterances that step through five tones of 100 ms each in an order of their own, with a
+    """Returns a corpus whose utterances are tones of 100 ms at five pitches in random order, with a
     little noise."""
     utterances = [
         Utterance(

@@ -106,7 +106,7 @@ def check_head_options(name: str, options: Mapping[str, Any]) -> HeadOptions:
     return validate(HEADS.get(name).options, dict(options), f"the options of the head `{name}`")
 
 
-def missing_label(utterance: Utterance, column: str) -> UserError:
+def missing_label_error(utterance: Utterance, column: str) -> UserError:
     """Returns the error for an utterance without a label in the column of its objective."""
     return UserError(
         f"the utterance `{utterance.key}` has no label in the column `{column}`: "

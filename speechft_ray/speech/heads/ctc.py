@@ -20,7 +20,7 @@ from speechft_ray.speech.heads.base import (
     Tally,
     count_one,
     get_label,
-    missing_label,
+    missing_label_error,
 )
 from speechft_ray.speech.heads.specaug import spec_augment
 from speechft_ray.speech.text import BLANK, Unit, Vocabulary, edit_distance, tokenize
@@ -187,7 +187,7 @@ def read_tokens(options: CtcOptions, utterance: Utterance, column: str) -> list[
     """Returns the label in the unit of the options. Raises ``UserError`` when it is empty."""
     tokens = tokenize(get_label(utterance, column), options.unit)
     if not tokens:
-        raise missing_label(utterance, column)
+        raise missing_label_error(utterance, column)
     return tokens
 
 

@@ -1,4 +1,4 @@
-"""Features on disk: the same numbers again, or none; never more bytes than asked for."""
+"""The feature cache: it returns the values that were written, or nothing, within its budget."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ import torch
 
 from speechft_ray.speech.features.cache import FeatureCache
 
-PIECES = [(2, torch.arange(8.0).view(4, 2)), (0, torch.full((1, 2), -1.0)), (1, torch.zeros(3, 2))]
+ROWS = [(2, torch.arange(8.0).view(4, 2)), (0, torch.full((1, 2), -1.0)), (1, torch.zeros(3, 2))]
 SIZE_BYTES = 8 * 2 * 4
 
 
-def make(
+def write_entry(
     cache: FeatureCache,
     key: str,
-    pieces: Iterable[tuple[int, torch.Tensor]] = PIECES,
+    items: Iterable[tuple[int, torch.Tensor]] = ROWS,
     count: int = 3,
 ) -> None:
     with cache.write(key, count) as append:
-        for place, rows in pieces:
-            append(place, rows)
+        for index, rows in items:
+            append(index, rows)
 
 
 @pytest.fixture
@@ -36,17 +36,17 @@ def rows_file(cache: FeatureCache, key: str) -> Path:
 
 
 def test_rows_come_back_in_any_order(cache: FeatureCache) -> None:
-    make(cache, "a")
+    write_entry(cache, "a")
     entry = cache.find("a")
     assert entry is not None
     assert list(entry.counts) == [1, 3, 4]
-    assert torch.equal(entry.rows([2, 0, 2]), torch.cat([PIECES[0][1], PIECES[1][1], PIECES[0][1]]))
+    assert torch.equal(entry.rows([2, 0, 2]), torch.cat([ROWS[0][1], ROWS[1][1], ROWS[0][1]]))
     assert entry.rows([]).shape == (0, 2)
 
 
 def test_half_precision_stays_half_precision(cache: FeatureCache) -> None:
     values = torch.randn(5, 3).half()
-    make(cache, "a", [(0, values)], 1)
+    write_entry(cache, "a", [(0, values)], 1)
     entry = cache.find("a")
     assert entry is not None
     assert torch.equal(entry.rows([0]), values)
@@ -54,7 +54,7 @@ def test_half_precision_stays_half_precision(cache: FeatureCache) -> None:
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "gone", "manifest"])
 def test_a_changed_entry_is_no_entry(cache: FeatureCache, damage: str) -> None:
-    make(cache, "a")
+    write_entry(cache, "a")
     path = rows_file(cache, "a")
     raw = bytearray(path.read_bytes())
     raw[5] ^= 1
@@ -66,24 +66,24 @@ def test_a_changed_entry_is_no_entry(cache: FeatureCache, damage: str) -> None:
         path.write_bytes(raw if damage == "flip" else raw[:-1])
     assert cache.find("a") is None
     assert not path.parent.exists()
-    make(cache, "a")
+    write_entry(cache, "a")
     assert cache.find("a") is not None
 
 
 def test_an_interrupted_write_leaves_nothing(cache: FeatureCache) -> None:
-    def pieces() -> Iterator[tuple[int, torch.Tensor]]:
-        yield PIECES[0]
+    def yield_then_interrupt() -> Iterator[tuple[int, torch.Tensor]]:
+        yield ROWS[0]
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        make(cache, "a", pieces())
+        write_entry(cache, "a", yield_then_interrupt())
     assert cache.find("a") is None
     assert list((cache._store.root / "features").iterdir()) == []
 
 
-def test_what_was_used_longest_ago_makes_room(cache: FeatureCache) -> None:
+def test_the_least_recently_used_entries_are_removed(cache: FeatureCache) -> None:
     for age, key in enumerate("abc"):
-        make(cache, key)
+        write_entry(cache, key)
         os.utime(cache._store.folder("features", key) / "manifest.json", (age, age))
     assert cache.find("a") is not None  # used now, so `b` is the oldest
     assert cache.make_room(SIZE_BYTES)
@@ -92,13 +92,13 @@ def test_what_was_used_longest_ago_makes_room(cache: FeatureCache) -> None:
     assert [key for key in "abc" if cache.find(key)] == []
 
 
-def test_what_is_larger_than_all_the_room_throws_nothing_out(cache: FeatureCache) -> None:
-    make(cache, "a")
+def test_an_entry_larger_than_the_budget_removes_nothing(cache: FeatureCache) -> None:
+    write_entry(cache, "a")
     assert not cache.make_room(3 * SIZE_BYTES + 1)
     assert cache.find("a") is not None
 
 
-def test_the_key_has_everything_in_it() -> None:
+def test_the_key_depends_on_the_whole_identity() -> None:
     first = FeatureCache.key({"encoder": "a", "corpus": "b"})
     assert first == FeatureCache.key({"corpus": "b", "encoder": "a"})
     assert (
