@@ -128,9 +128,8 @@ def test_a_truncated_wav_raises(tmp_path: Path) -> None:
     content = (tmp_path / "a.wav").read_bytes()
     (tmp_path / "a.wav").write_bytes(content[:-500])
     check_raises(tmp_path / "a.wav", "holds 1500 of the 2000 bytes of audio")
-    piped = content.replace(
-        (2_000).to_bytes(4, "little"), b"\xff\xff\xff\xff"
-    )  # as ffmpeg writes into a pipe
+    # As ffmpeg writes into a pipe.
+    piped = content.replace((2_000).to_bytes(4, "little"), b"\xff\xff\xff\xff")
     (tmp_path / "a.wav").write_bytes(piped)
     assert len(read_audio(tmp_path / "a.wav")) == 1_000
 
@@ -143,9 +142,8 @@ def test_a_truncated_sphere_file_raises(tmp_path: Path) -> None:
     content = path.read_bytes()
     path.write_bytes(content[:-500])
     check_raises(path, "holds 750 of the 1000 samples that its header names")
-    path.write_bytes(
-        content.replace(b"sample_count -i 1000", b"sample_space -i 1000")
-    )  # nothing to compare with
+    # Without a count in the header, the length cannot be compared.
+    path.write_bytes(content.replace(b"sample_count -i 1000", b"sample_space -i 1000"))
     assert len(read_audio(path)) == 1_000
 
 

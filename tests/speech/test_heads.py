@@ -70,9 +70,8 @@ def test_means_of_normalised_states_give_the_means_of_the_frames(normalize: bool
     torch.nn.init.normal_(featurizer.weights)
     states, frames = _double(3, 2, 6, 4), torch.tensor([6, 4])
     ready = layer_normalize(states) if normalize else states
-    means = torch.stack(
-        [mean_over_frames(layer, frames) for layer in ready], dim=1
-    )  # -> (batch, layers, dim)
+    # (batch, layers, dim)
+    means = torch.stack([mean_over_frames(layer, frames) for layer in ready], dim=1)
     torch.testing.assert_close(featurizer(means), mean_over_frames(featurizer(states), frames))
 
 

@@ -48,9 +48,8 @@ def test_masks_are_spans_within_the_widths_of_the_configuration() -> None:
     edges = (single[:, 1:] != single[:, :-1]).sum(dim=1) + single[:, 0].int() + single[:, -1].int()
     assert set(edges.tolist()) <= {0, 2}  # one span, or none
     assert abs(widths.float().mean() - 19.5) < 4 * 11.5 / 4000**0.5
-    assert (
-        draw_masks(500, 100, 4, 50, generator).sum(dim=1).max() > 100 - 50 + 1
-    )  # four of them cover more than one could
+    # Four spans cover more than one could.
+    assert draw_masks(500, 100, 4, 50, generator).sum(dim=1).max() > 100 - 50 + 1
 
 
 def test_augmented_features_keep_their_shape_and_gradient() -> None:

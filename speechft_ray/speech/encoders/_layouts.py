@@ -51,8 +51,8 @@ class Layout:
     correct_init: Callable[[torch.nn.Module], None] = lambda model: None
 
 
-def register(layout: Layout) -> EncoderFamily:
-    """Registers the family of a layout and returns it."""
+def register(layout: Layout) -> None:
+    """Registers the family of a layout."""
     family = EncoderFamily(
         name=layout.name,
         title=layout.title,
@@ -64,7 +64,7 @@ def register(layout: Layout) -> EncoderFamily:
         init_weights=partial(init_weights, layout),
         example_config=layout.example_config,
     )
-    return FAMILIES.register(layout.name, family)
+    FAMILIES.register(layout.name, family)
 
 
 def read_settings(layout: Layout, config: Mapping[str, Any]) -> Settings:

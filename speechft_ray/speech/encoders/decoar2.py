@@ -35,7 +35,7 @@ def _build_network(settings: Settings, device: str) -> Network:
     return _s3prl.decoar2(settings.options, device)
 
 
-DECOAR2 = register(
+register(
     Layout(
         name="decoar2",
         title="DeCoAR 2.0",

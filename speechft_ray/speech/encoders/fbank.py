@@ -136,7 +136,7 @@ def _normalize(features: torch.Tensor) -> torch.Tensor:
     return centred / (centred.square().mean(dim=0) + _VARIANCE_FLOOR).sqrt()
 
 
-FBANK = FAMILIES.register(
+FAMILIES.register(
     "fbank",
     EncoderFamily(
         name="fbank",

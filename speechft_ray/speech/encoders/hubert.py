@@ -137,5 +137,5 @@ LAYOUT = Layout(
     check=_check,
     correct_init=_reset_label_embeddings,
 )
-HUBERT = register(LAYOUT)
+register(LAYOUT)
 build, init_weights = partial(build_encoder, LAYOUT), partial(_layouts.init_weights, LAYOUT)

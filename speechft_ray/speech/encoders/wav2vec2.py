@@ -84,7 +84,7 @@ def _build_network(settings: Settings, device: str) -> Network:
     return _s3prl.wav2vec2(settings.options, settings.shape.normalizes_waveform, device)
 
 
-WAV2VEC2 = register(
+register(
     Layout(
         name="wav2vec2",
         title="wav2vec 2.0",

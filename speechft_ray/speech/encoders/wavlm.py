@@ -59,7 +59,7 @@ def _build_network(settings: Settings, device: str) -> Network:
     return _s3prl.wavlm(settings.options, settings.shape.normalizes_waveform, device)
 
 
-WAVLM = register(
+register(
     Layout(
         name="wavlm",
         title="WavLM",

@@ -30,10 +30,9 @@ class DiarizationHead(nn.Module):
     def forward(self, features: torch.Tensor, frames: torch.Tensor) -> torch.Tensor:
         """Maps ``(batch, frames, dim)`` to logits ``(batch, frames + 1, speakers)``, of which
         ``frames + 1`` are valid in each utterance."""
-        positions = torch.arange(features.shape[1] + 1, device=features.device)
-        positions = positions.minimum(
-            frames.to(features.device)[:, None] - 1
-        )  # (batch, frames + 1)
+        # The last position of each utterance comes twice: (batch, frames + 1).
+        last = frames.to(features.device)[:, None] - 1
+        positions = torch.arange(features.shape[1] + 1, device=features.device).minimum(last)
         repeated = features.gather(1, positions[:, :, None].expand(-1, -1, features.shape[2]))
         logits: torch.Tensor = self.linear(self.rnn(repeated)[0])
         return logits
