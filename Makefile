@@ -35,17 +35,17 @@ install-dev: $(VENV)/tests-installed
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	$(BIN)/pre-commit install
 
-$(VENV)/installed: pyproject.toml constraints.txt scripts/mend_torchaudio.py
+$(VENV)/installed: pyproject.toml constraints.txt scripts/fix_torchaudio.py
 	@test -n "$(PYTHON)" || { echo "speechft_ray needs Python 3.10, 3.11, 3.12 or 3.13: install one, or run make PYTHON=/path/to/python"; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
-	$(BIN)/python scripts/mend_torchaudio.py
+	$(BIN)/python scripts/fix_torchaudio.py
 	@touch $@
 
 $(VENV)/tests-installed: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
-	$(BIN)/python scripts/mend_torchaudio.py
+	$(BIN)/python scripts/fix_torchaudio.py
 	@touch $@
 
 # What s3prl's own downstream code calls beside s3prl itself, for benchmarks/parity.py; the environment stays as it is.

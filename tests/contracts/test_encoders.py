@@ -394,7 +394,8 @@ def test_gradient_flows_to_parameters_that_require_it(
     if not weights.state:
         return
     states = encoder.hidden_states(waves(8_000)).states
-    (states[-1] * torch.linspace(-1, 2, encoder.dim)).sum().backward()  # type: ignore[no-untyped-call]
+    loss = (states[-1] * torch.linspace(-1, 2, encoder.dim)).sum()
+    loss.backward()  # type: ignore[no-untyped-call]
     for name, parameter in encoder.module().named_parameters():
         if name.startswith(family.pretraining_only_prefixes):
             assert parameter.grad is None, f"supervised tuning must leave {name} at the base value"

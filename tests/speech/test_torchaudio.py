@@ -12,7 +12,7 @@ import pytest
 
 from speechft_ray.speech.encoders import _torchaudio
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "mend_torchaudio.py"
+SCRIPT = Path(__file__).parents[2] / "scripts" / "fix_torchaudio.py"
 EXTENSION = ("_torchaudio.abi3.so", "libtorchaudio.abi3.so")
 
 
@@ -35,7 +35,7 @@ def run_python(*arguments: str, path: Path | None = None) -> str:
 
 def test_transformers_loads_a_speech_model_without_this_package(tmp_path: Path) -> None:
     """As docs/encoders.md does, in the environment of ``make install``. Where it fails, run
-    ``python scripts/mend_torchaudio.py``."""
+    ``python scripts/fix_torchaudio.py``."""
     program = (
         "import sys, torch, transformers\n"
         "config = transformers.WavLMConfig(\n"

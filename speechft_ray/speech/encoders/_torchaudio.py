@@ -5,7 +5,7 @@ import raises ``OSError`` (libc10_cuda.so). s3prl uses only the Python part of t
 extension is replaced by what torchaudio has in builds without one
 (``_IS_TORCHAUDIO_EXT_AVAILABLE = False``). Forced alignment, which needs it, raises.
 
-``make install`` mends the environment itself (``scripts/mend_torchaudio.py``). This module stays
+``make install`` repairs the environment itself (``scripts/fix_torchaudio.py``). This module stays
 for environments that were made without make, such as ``pip install speechft_ray`` on the nodes of a
 cluster.
 """
