@@ -52,7 +52,7 @@ $(VENV)/tests-installed: $(VENV)/installed
 peers-s3prl: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --upgrade --no-deps --target .peers/s3prl editdistance==0.8.1 h5py==3.16.0 lxml==6.1.3 dtw-python==1.9.0
 
-# fairseq judges what we export for it, from a folder of its own: 30 seconds, a compiler, and no part of the package.
+# fairseq loads what we export for it in the tests. It has a folder of its own, takes 30 seconds and a compiler.
 fairseq: $(VENV)/tests-installed
 	@$(MAKE) --no-print-directory $(FAIRSEQ)/ready || echo "fairseq could not be built here: its test is skipped"
 

@@ -1,4 +1,4 @@
-"""Does a search find a better merge than a grid of the same cost? On the embedded world, through
+"""Does a search find a better merge than a grid of the same cost? On the embedded tasks, through
 the real pipeline, dev alone.
 
     python benchmarks/search_vs_grid.py --storage runs/search_vs_grid [--seeds 3] [--in-process]

@@ -42,7 +42,7 @@ Cache = Annotated[
 ]
 CacheGb = Annotated[
     float,
-    typer.Option(min=0, help="Most that the cache may take, in GB; the oldest features make room."),
+    typer.Option(min=0, help="Limit of the cache in GB; the oldest features are removed first."),
 ]
 Address = Annotated[
     str,
@@ -146,7 +146,7 @@ def pretrain(
         "runs/pretrain"
     ),
 ) -> None:
-    """Pre-train the tiny HuBERT that ships with the package, from the synthetic speech world."""
+    """Pre-train the tiny HuBERT that ships with the package, on synthetic speech."""
     from speechft_ray.commands.pretrain import pretrain_tiny
 
     pretrain_tiny(out, work)

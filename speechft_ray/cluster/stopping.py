@@ -43,7 +43,7 @@ def build_rule(spec: StopSpec) -> TrialScheduler:
             reduction_factor=spec.reduction_factor,
             stop_last_trials=False,
         )
-    # Without a limit this rule pauses trials that it cannot judge yet, and a paused trial loses
+    # Without a limit this rule pauses trials that it cannot compare yet, and a paused trial loses
     # what it has not saved.
     never = float("inf")
     return MedianStoppingRule(
@@ -62,7 +62,7 @@ class EarlyStopping(NotPicklable, FIFOScheduler):  # type: ignore[misc]  # Ray c
     def __init__(self) -> None:
         super().__init__()
         self.stopped: dict[str, str] = {}
-        """By trial id: the sentence that tells why."""
+        """By trial id: the sentence that gives the reason."""
         self._rules: dict[str, TrialScheduler] = {}
         self._latest: dict[str, dict[str, float]] = {}
 
@@ -88,7 +88,7 @@ class EarlyStopping(NotPicklable, FIFOScheduler):  # type: ignore[misc]  # Ray c
         return decision
 
     def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
-        """Tells the rule how a trial ended, so that later ones are compared with it."""
+        """Passes an ended trial to its rule, so that later ones are compared with it."""
         if (rule := self._rule(trial)) and (latest := self._latest.pop(trial.trial_id, None)):
             rule.on_trial_complete(tune_controller, trial, latest)
 

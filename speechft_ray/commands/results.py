@@ -22,7 +22,7 @@ from speechft_ray.sweep.publishing import Publisher, make_sweep_info
 from speechft_ray.sweep.rows import read_curves, read_references, read_rows
 
 REPORT_COLUMNS = 110
-"""Width of the table in a log file, where nothing tells a width."""
+"""Width of the table in a log file, which has no width of its own."""
 
 
 def publish_results(

@@ -212,7 +212,9 @@ def _merge_mistakes(plan: SearchPlan) -> list[tuple[str, str]]:
             mistakes |= {
                 (f"search.axes.{merge.method}.{path}", text): None for path, text in error.mistakes
             }
-        except UserError as error:  # the low and the high end say the same: told once
+        except (
+            UserError
+        ) as error:  # reported once, where the low and the high end have the same error
             refused.setdefault(f"search.axes.{merge.method}", str(error))
     return [*mistakes, *refused.items()]
 

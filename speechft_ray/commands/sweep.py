@@ -119,7 +119,7 @@ def open_sweep(spec: SweepSpec, place: Place) -> Sweep:
     """Checks a spec against everything it names and plans it.
 
     Reads the encoder and the user's own corpora. An encoder that is known by name alone is
-    downloaded, even for a plan that nobody runs: identity is content. Raises ``UserError``.
+    downloaded, even for a plan that is not run: identity is content. Raises ``UserError``.
     """
     return MergeSearch(spec, place) if spec.search else MergeList(spec, place)
 

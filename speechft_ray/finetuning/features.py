@@ -132,7 +132,7 @@ def cache_conv_features(
     def advance(count: int) -> None:
         nonlocal done
         done += count
-        report({"done": 0, "total": spec.updates, "heard": done, "to_hear": total})
+        report({"done": 0, "total": spec.updates, "cached": done, "to_cache": total})
 
     for index, parts in splits.items():
         (prefix,), shape = family.front_end_prefixes, family.describe(start.config)

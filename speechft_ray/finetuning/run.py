@@ -57,7 +57,7 @@ def finetune(
     states of an unfinished run. On the CPU the result is the same to the bit, however often the run
     was interrupted. ``cache``: disk cache for the output of a frozen front end.
 
-    ``report`` gets ``done`` and ``total`` (updates). With them come ``heard`` and ``to_hear``
+    ``report`` gets ``done`` and ``total`` (updates). With them come ``cached`` and ``to_cache``
     (utterances) while the front end's output is cached, ``named`` and ``to_name`` while
     pseudo-labels are predicted, then ``loss`` and, at points of the curve, their values. An
     exception from ``report`` ends the run. torch's global generators are left unchanged.

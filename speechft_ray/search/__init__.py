@@ -1,1 +1,1 @@
-"""The search's way to Optuna, by ask and tell. The only room that knows it."""
+"""Layer 3: proposes merges, with Optuna by ask and tell. The only package that imports Optuna."""

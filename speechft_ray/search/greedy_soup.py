@@ -1,5 +1,6 @@
-"""The greedy soup as a search (Model soups, arXiv 2203.05482, recipe 1): single models, then
-whoever makes the mean better.
+"""The greedy soup as a sampler (Model soups, arXiv 2203.05482, recipe 1).
+
+Single models are proposed first, then means to which the next model is added.
 
 Models are sorted by their own value on dev; each in turn is added and kept if the mean of the kept
 ones is then strictly better, as in the published code.

@@ -228,7 +228,7 @@ class _Search:
             if failed:
                 raise UserError(
                     f"`{failed[0].label}` failed, and without it no proposal can be evaluated: "
-                    f"{failed[0].error} Mend it and run the same command again."
+                    f"{failed[0].error} Correct it and run the same command again."
                 )
             self.evaluator = open_evaluator(self.plan, self.store)
             self._evaluate_trials()

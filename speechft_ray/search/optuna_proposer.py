@@ -1,8 +1,7 @@
-"""Optuna's ask and tell as a ``sweep.protocols.Proposer``.
+"""Optuna's ask and tell as a ``search.proposals.Proposer``.
 
-The study lives in memory and is made anew by every run: the loop asks and tells in one fixed order,
-so a sampler with one seed proposes the same again. Nothing that Optuna writes is ever read to go
-on.
+The study is in memory and every run creates it again: the loop asks and tells in one fixed order,
+so a sampler with one seed proposes the same merges. A resumed run reads nothing that Optuna wrote.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ class OptunaProposer:
         return max(0, number + 1 - self._search.concurrency())
 
     def ask(self) -> Proposal:
-        """Returns the next proposal, given what was told; trials in between count as running."""
+        """Returns the next proposal, given the reported results; other trials count as running."""
         with suppress_experimental_warnings():
             trial = self.study.ask()
             self._trials.append(trial)

@@ -23,11 +23,10 @@ FILE = "study.db"
 
 
 class StudyView:
-    """Copies told trials into a database, in order. Damaged, absent or of other trials, the file is
-    made anew.
+    """Copies reported trials into a database, in order.
 
-    ``copy`` never raises: a view that cannot be written is given up with one sentence, and the
-    search goes on.
+    A file that is damaged, absent or of other trials is rewritten. ``copy`` never raises: where the
+    file cannot be written, one sentence says so and the search goes on.
     """
 
     def __init__(

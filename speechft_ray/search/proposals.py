@@ -34,7 +34,7 @@ class Suggest(Protocol):
 
 
 class TrialResult(NamedTuple):
-    """What came of one proposal, told to whoever proposed it. All of it is measured on dev."""
+    """The result of one proposal, measured on dev, as the proposer gets it."""
 
     state: Literal["complete", "pruned", "failed"]
     values: Sequence[float] = ()

@@ -64,8 +64,11 @@ class Trial:
 
 @dataclass(frozen=True, kw_only=True)
 class TrialEvaluator:
-    """Judges trials of one search by ``references`` of dev and the dev metrics of the pre-trained
-    encoder."""
+    """Evaluates the trials of one search.
+
+    ``references`` are those of the score on dev, ``pretrained`` the dev metrics of the pre-trained
+    encoder.
+    """
 
     search: SearchSpec
     tasks: Sequence[EvalSpec]
@@ -73,8 +76,7 @@ class TrialEvaluator:
     pretrained: Mapping[str, float]
 
     def compute_result(self, trial: Trial) -> TrialResult:
-        """Returns what the proposer is told of a trial that ended. A value that is no finite number
-        is a failure."""
+        """Returns the result of an ended trial; a value that is not finite makes it failed."""
         if trial.state == "failed":
             return TrialResult("failed")
         if trial.state == "pruned":

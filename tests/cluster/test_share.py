@@ -21,7 +21,7 @@ def ask(cpus: float = 1, gpus: float = 0, memory_bytes: int = 0) -> ResourceRequ
         (ask(2, 1), [SMALL, BIG], "auto", ask(2, 1)),
         (ask(2, 0.5), [SMALL, BIG], "auto", ask(2, 0.5)),
         (ask(2, 1), [SMALL], "auto", ask(2, 0)),  # no GPU anywhere: the CPU
-        (ask(2, 1), [SMALL, BIG], "cpu", ask(2, 0)),  # told to leave GPUs alone
+        (ask(2, 1), [SMALL, BIG], "cpu", ask(2, 0)),  # --cpu
         (ask(8, 0), [SMALL], "auto", ask(4, 0)),  # would wait for ever
         (ask(8, 0), [SMALL, BIG], "auto", ask(8, 0)),
         (ask(64, 4), [{"CPU": 64.0}, BIG], "auto", ask(16, 2)),  # the CPUs beside the GPUs count

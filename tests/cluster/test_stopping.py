@@ -71,9 +71,7 @@ def test_the_median_of_the_others_counts_once_there_are_three() -> None:
     for name in ("a", "b", "c", "bad", "last"):
         sweep.start(name, MEDIAN)
     assert sweep.goes_on("a", 0.5, 80) and sweep.goes_on("b", 0.5, 70)
-    assert sweep.goes_on(
-        "bad", 0.5, 10
-    )  # two others are no crowd, and nobody is paused for the sake of one
+    assert sweep.goes_on("bad", 0.5, 10)  # two others are too few, and no trial is paused for one
     assert sweep.goes_on("c", 0.5, 75)
     assert sweep.goes_on("a", 1.0, 80)
     sweep.end("a")

@@ -1,4 +1,4 @@
-"""The whole road in under a minute: a search space small enough for a test, and ways to run and
+"""A whole sweep in under a minute: a search space small enough for a test, and ways to run and
 compare it."""
 
 from __future__ import annotations

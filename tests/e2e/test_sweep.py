@@ -15,7 +15,7 @@ from tests.e2e.small_world import complete, manifests, places, run, start, table
 
 @pytest.fixture(scope="module")
 def reference_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A sweep that nobody disturbed: the reference for everything below."""
+    """A sweep that ran without a kill: the reference for everything below."""
     home = tmp_path_factory.mktemp("reference_home")
     done = run("sweep_alpha.py", *places(home))
     assert done.returncode == 0, done.stderr + done.stdout

@@ -27,7 +27,7 @@ RUNS = [
 
 
 class Scripted:
-    """Draws what it is told, the low end or the first option otherwise, and notes the order."""
+    """Draws scripted values, else the low end or the first option, and records the order."""
 
     def __init__(self, **values: Any) -> None:
         self.values = {name.replace("__", "."): value for name, value in values.items()}
