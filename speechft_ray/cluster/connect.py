@@ -191,7 +191,7 @@ def _explain_failure(address: str, error: Exception) -> str:
 
 def _check_actors(address: str) -> None:
     # A head without token authentication lets a process with a token in and runs its tasks, but
-    # cannot call it back, and so ends each of its actors at once, with an error that gives no reason.
+    # cannot call it back, and so ends each of its actors at once, with an error without a reason.
     probe = ray.remote(_Probe).options(num_cpus=0).remote()
     try:
         ray.get(probe.answer.remote(), timeout=PROBE_SECONDS)
