@@ -22,18 +22,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from speechft_ray.commands.checks import check_names
-from speechft_ray.commands.parts import RESOURCES, corpus_identity, open_executor, resolve_place
-from speechft_ray.commands.search import encoder_depth, open_proposer
+from speechft_ray.commands.parts import open_executor, resolve_place
+from speechft_ray.commands.search import open_proposer, plan_search
 from speechft_ray.core.records import Outcome, Place
 from speechft_ray.core.specs import SweepSpec
 from speechft_ray.core.store import Store
 from speechft_ray.search.loop import open_evaluator, run_search
-from speechft_ray.search.plan import SearchPlan, make_search_plan
 from speechft_ray.search.proposals import Proposal, Proposer, SearchSpace, TrialResult
 from speechft_ray.search.trials import Trial, TrialEvaluator
-from speechft_ray.stages.perform import publish_start, start_encoder
-from speechft_ray.sweep.plan import Inputs
+from speechft_ray.stages.perform import publish_start
 from speechft_ray.sweep.protocols import Executor
 from speechft_ray.sweep.scheduler import JobScheduler
 from speechft_ray.sweep.space_file import read_space
@@ -110,16 +107,6 @@ def spec_of(seed: int, stop_early: str, trials: int) -> SweepSpec:
     return spec.model_copy(update={"finetune": finetune, "search": search})
 
 
-def plan_of(spec: SweepSpec, place: Place) -> SearchPlan:
-    """Plans one search."""
-    check_names(spec)
-    weights, encoder = start_encoder(place.encoder)
-    inputs = Inputs(
-        encoder=encoder, corpus=lambda item: corpus_identity(item, place), resources=RESOURCES
-    )
-    return make_search_plan(spec, inputs, encoder_depth(weights.state))
-
-
 def points_of(spec: SweepSpec) -> list[dict[str, Any]]:
     """The points of the large grid; the first six are the small one."""
     penalties = [run.anchor_penalty for run in spec.finetune]
@@ -146,7 +133,7 @@ def run_seed(seed: int, place: Place, executor: Executor) -> dict[str, float]:
     count = len(points_of(spec_of(seed, "none", 1)))
     trials: dict[str, list[Trial]] = {}
     for name, stop_early in (("grid", "none"), ("search", "bound")):
-        plan = plan_of(spec_of(seed, stop_early, count), place)
+        plan = plan_search(spec_of(seed, stop_early, count), place)
         store = Store(Path(place.storage))
         proposer: Proposer = (
             ListProposer(plan.space, points_of(plan.spec))
