@@ -135,6 +135,7 @@ def test_a_run_killed_again_and_again_ends_with_the_same_bits(
         updates=30,
         seed=seed,
     )
+    monkeypatch.setattr(loop, "SAVE_EVERY_SECONDS", 3600.0)  # longer than any run, also under load
     whole = run(tmp_path / "whole", plan)
     assert not list((tmp_path / "whole").iterdir()), (
         "a run shorter than the save interval saves nothing"
