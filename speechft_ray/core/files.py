@@ -10,6 +10,14 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+LFS_POINTER_BYTES = 1024
+"""A Git LFS pointer is shorter than this (specification of Git LFS, ``docs/spec.md``)."""
+_LFS_POINTER = (
+    b"version https://git-lfs.github.com/spec/",
+    b"version https://hawser.github.com/spec/",
+)
+"""How a pointer begins, now and in the first releases (same document)."""
+
 
 @contextmanager
 def atomic_write(path: Path, name_of: Callable[[Path], str] | None = None) -> Iterator[Path]:
@@ -38,6 +46,24 @@ def write_json(path: Path, value: Any) -> None:
     ``TypeError`` for what JSON lacks."""
     with atomic_write(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         json.dump(value, file, indent=1, sort_keys=True, allow_nan=False)
+
+
+def describe_lfs_pointer(path: Path) -> str | None:
+    """Returns what follows the name of a file that holds a Git LFS pointer instead of its content;
+    ``None`` for every other file, also for one that is missing or cannot be read."""
+    try:
+        if not path.is_file():
+            return None
+        with path.open("rb") as file:
+            head = file.read(LFS_POINTER_BYTES)
+    except OSError:
+        return None
+    if len(head) == LFS_POINTER_BYTES or not head.startswith(_LFS_POINTER):
+        return None
+    return (
+        "is a Git LFS pointer and not the file itself: run `git lfs pull` in its repository, or "
+        "download the file"
+    )
 
 
 def sync_folder(path: Path) -> None:

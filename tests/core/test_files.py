@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from speechft_ray.core.files import atomic_write, write_json
+from speechft_ray.core.files import atomic_write, describe_lfs_pointer, write_json
 
 
 def path_of(descriptor: int) -> Path:
@@ -95,3 +95,21 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+def test_a_git_lfs_pointer_is_told_from_a_file_that_quotes_one(tmp_path: Path) -> None:
+    lines = ("oid sha256:" + "0" * 64, "size 72862", "")
+    pointer = "\n".join(("version https://git-lfs.github.com/spec/v1", *lines))
+    for name, content, is_pointer in (
+        ("clip.wav", pointer, True),
+        ("old.wav", pointer.replace("git-lfs.github", "hawser.github"), True),
+        ("notes.txt", f"# {pointer}", False),
+        ("long.txt", pointer + "x" * 1024, False),
+        ("empty", "", False),
+    ):
+        (tmp_path / name).write_text(content)
+        sentence = describe_lfs_pointer(tmp_path / name)
+        assert (sentence is not None) == is_pointer, name
+        assert sentence is None or ("LFS pointer" in sentence and "git lfs pull" in sentence)
+    assert describe_lfs_pointer(tmp_path / "absent") is None
+    assert describe_lfs_pointer(tmp_path) is None
