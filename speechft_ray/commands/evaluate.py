@@ -16,7 +16,7 @@ from speechft_ray.commands.parts import open_executor, plan_inputs
 from speechft_ray.commands.results import print_failures
 from speechft_ray.core.errors import UserError
 from speechft_ray.core.metrics import metric
-from speechft_ray.core.records import STAGES, Outcome, Place, read_scores
+from speechft_ray.core.records import STAGES, Place, read_scores
 from speechft_ray.core.specs import EvalSpec
 from speechft_ray.core.store import Store
 from speechft_ray.core.validation import validate
@@ -26,7 +26,7 @@ from speechft_ray.speech.corpora.manifest import DEFAULT_NAME
 from speechft_ray.stages.perform import publish_start
 from speechft_ray.superb.tasks.base import TASKS, check_task_options
 from speechft_ray.sweep.plan import FBANK, PlanBuilder
-from speechft_ray.sweep.scheduler import JobScheduler, missing_jobs
+from speechft_ray.sweep.scheduler import JobScheduler, missing_jobs, perform_jobs
 
 
 def make_evaluation(
@@ -91,11 +91,11 @@ def run_evaluation(
         if merged:
             publish_start(place)
         executor = open_executor(address, place)
-        failed = _run(
-            missing,
-            JobScheduler(executor, _display(missing), lambda outcome: None, stop),
-            executor.stop,
-        )
+        scheduler = JobScheduler(executor, _display(missing), lambda outcome: None, stop)
+        try:
+            failed = [outcome for outcome in perform_jobs(missing, scheduler) if not outcome.ok]
+        finally:
+            executor.stop()
         if failed:
             print_failures(failed)
             return None
@@ -121,16 +121,6 @@ def print_evaluation(facts: Mapping[str, Any], console: Console) -> None:
     if skipped:
         counts = ", ".join(f"{count} of {split}" for split, count in skipped.items())
         console.print(f"left out, since they cannot be read: {counts}", highlight=False)
-
-
-def _run(missing: Mapping[str, Any], scheduler: JobScheduler, stop: Any) -> list[Outcome]:
-    try:
-        scheduler.add(missing)
-        while scheduler.active:
-            scheduler.poll()
-    finally:
-        stop()
-    return list(scheduler.failed.values())
 
 
 def _display(missing: Mapping[str, Any]) -> ProgressDisplay:

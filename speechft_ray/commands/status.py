@@ -10,7 +10,7 @@ from speechft_ray.core.store import Store
 from speechft_ray.search.plan import SearchPlan
 from speechft_ray.sweep.lock import lock_holder
 from speechft_ray.sweep.plan import Plan
-from speechft_ray.sweep.scheduler import jobs_to_run
+from speechft_ray.sweep.scheduler import is_finished, jobs_to_run
 from speechft_ray.sweep.stops import read_stopped_jobs
 
 
@@ -94,8 +94,7 @@ def print_search_status(
     ``plan`` is that of the selected merges once the search ended, else that of the controls.
     """
     console.print(progress, highlight=False)
-    finished = plan.winner is not None and not jobs_to_run(plan, store)
-    print_driver(store, search.fingerprint, finished, console)
+    print_driver(store, search.fingerprint, is_finished(plan, store), console)
 
 
 def print_driver(store: Store, fingerprint: str, finished: bool, console: Console) -> None:

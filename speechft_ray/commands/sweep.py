@@ -23,7 +23,7 @@ from speechft_ray.stages.perform import publish_start
 from speechft_ray.sweep.lock import driver_lock
 from speechft_ray.sweep.plan import Plan, make_plan
 from speechft_ray.sweep.publishing import Publisher
-from speechft_ray.sweep.scheduler import JobScheduler, jobs_to_run, run_jobs
+from speechft_ray.sweep.scheduler import JobScheduler, is_finished, jobs_to_run, run_jobs
 from speechft_ray.sweep.stops import read_stopped_jobs
 
 
@@ -178,18 +178,12 @@ def write_report_again(sweep: Sweep, report: Path, mlflow_uri: str | None) -> No
     publisher = Publisher(sweep.plan, store, trackers, Console().print)
     publisher.start()
     sweep.replay(publisher)
-    status = "finished" if is_finished(sweep) else "stopped"
+    status = "finished" if is_finished(sweep.plan, store) else "stopped"
     findings = sweep.findings()
     data, how_to_open = publish_results(
         sweep.plan, store, publisher, report, [], status, place, findings
     )
     print_results(data, report, how_to_open)
-
-
-def is_finished(sweep: Sweep) -> bool:
-    """Whether the store has everything; a search must also have selected a merge."""
-    selected = sweep.spec.search is None or sweep.plan.winner is not None
-    return selected and not jobs_to_run(sweep.plan, sweep.store)
 
 
 def _count(jobs: Mapping[str, Job], stage: str) -> int:

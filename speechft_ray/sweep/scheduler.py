@@ -7,7 +7,7 @@ has is not computed again.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Protocol
 
 from speechft_ray.core.errors import Interrupted
@@ -44,6 +44,12 @@ def jobs_to_run(plan: Plan, store: Store) -> dict[str, Job]:
         goals.append(plan.winner)
     stopped = read_stopped_jobs(plan, store)
     return missing_jobs([goal for goal in goals if goal not in stopped], plan.jobs, store)
+
+
+def is_finished(plan: Plan, store: Store) -> bool:
+    """Whether the store has everything; a search must also have selected a merge."""
+    selected = plan.spec.search is None or plan.winner is not None
+    return selected and not jobs_to_run(plan, store)
 
 
 def missing_jobs(goals: Iterable[str], jobs: Mapping[str, Job], store: Store) -> dict[str, Job]:
@@ -92,11 +98,20 @@ def run_jobs(plan: Plan, store: Store, scheduler: JobScheduler) -> None:
     Runs that the executor stopped early are marked in the store. Raises ``Interrupted`` when the
     run was stopped; what was complete by then stays in the store.
     """
-    scheduler.add(jobs_to_run(plan, store))
+    missing = jobs_to_run(plan, store)
+    for outcome in perform_jobs(missing, scheduler):
+        if outcome.stopped and outcome.blocked_by is None:
+            mark_stopped(store, plan.jobs[outcome.fingerprint], outcome)
+
+
+def perform_jobs(jobs: Mapping[str, Job], scheduler: JobScheduler) -> Iterator[Outcome]:
+    """Yields the outcomes of jobs, as they come, until nothing waits or runs.
+
+    Raises ``Interrupted`` when the run was stopped.
+    """
+    scheduler.add(jobs)
     while scheduler.active:
-        for outcome in scheduler.poll():
-            if outcome.stopped and outcome.blocked_by is None:
-                mark_stopped(store, plan.jobs[outcome.fingerprint], outcome)
+        yield from scheduler.poll()
 
 
 class JobScheduler:
