@@ -13,7 +13,13 @@ from speechft_ray.core.records import Outcome, Place
 from speechft_ray.core.store import Store
 from speechft_ray.report.intervals import read_counts
 from speechft_ray.report.search_summary import SearchResults, search_sentences
-from speechft_ray.report.table import LEAK, failure_lines, leak_lines, terminal_table
+from speechft_ray.report.table import (
+    LEAK,
+    failure_lines,
+    leak_lines,
+    list_unscored,
+    terminal_table,
+)
 from speechft_ray.report.winner import write_record
 from speechft_ray.report.write import ReportData, write_report
 from speechft_ray.stages.leaks import find_leaks
@@ -68,6 +74,8 @@ def print_results(data: ReportData, report: Path, trackers: Sequence[str]) -> No
     console.print(terminal_table(data.lines))
     for sentence in leak_lines(data.lines):
         console.print(f"{LEAK} {sentence}", soft_wrap=True, highlight=False, markup=False)
+    for sentence in list_unscored(data.lines):
+        console.print(sentence, soft_wrap=True, highlight=False, markup=False)
     for sentence in dict.fromkeys(row.stopped for row in data.rows if row.stopped):
         console.print(sentence, soft_wrap=True, highlight=False, markup=False)
     console.print(

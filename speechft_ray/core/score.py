@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping
 
 from speechft_ray.core.errors import UserError
-from speechft_ray.core.metrics import metric
+from speechft_ray.core.metrics import is_better, metric
 
 Reference = tuple[float, float]
 """The values of one metric that count as 0 and as 1, in the metric's unit."""
@@ -38,6 +38,26 @@ def superb_score(values: Mapping[str, float], references: Mapping[str, Reference
             )
         shares.setdefault(metric(name).task, []).append((value - zero) / (one - zero))
     return 1000.0 * _mean([_mean(task) for task in shares.values()])
+
+
+def explain_unscored(name: str, reference: Reference | None, split: str) -> str | None:
+    """Returns why a metric cannot be part of the score on a split, ``None`` where it can.
+
+    The value that counts as 1000 must be better than the one that counts as 0: equal values leave
+    no scale, and with a better zero the score would fall as the metric improves.
+    """
+    start = f"{metric(name).title} is not part of the score"
+    if reference is None:
+        return f"{start}: the evaluation that counts as 0 has no value of it on {split}."
+    zero, one = reference
+    if not math.isfinite(zero):
+        return f"{start}: the value that counts as 0 is not a finite number on {split}."
+    if not is_better(name, one, than=zero):
+        return (
+            f"{start}: its zero on {split} is {zero:g}, and {one:g}, which counts as 1000, is no "
+            "better; a better value under `score.topline` or a harder task gives it a scale."
+        )
+    return None
 
 
 def paper_references(names: Iterable[str]) -> dict[str, Reference]:

@@ -39,10 +39,12 @@ def compare_with_control(lines: Sequence[TableLine], role: Role) -> Comparison |
 def headline(lines: Sequence[TableLine]) -> str:
     """Returns the result of the sweep in one or two sentences of plain text."""
     best = find_winner(lines)
+    if best is None and any(line.unscored for line in lines):
+        return "No merge has a score, so none could be chosen; a sentence below says why."
     if best is None:
         return "No merge has a dev score yet, so none could be chosen."
     if best.score is None:
-        return f"Dev chose {best.title}, which has no test score yet."
+        return f"Dev chose {best.title}, which has no test score{'' if best.unscored else ' yet'}."
     spread = f" ± {best.spread['score']:.2f}" if "score" in best.spread else ""
     text = f"Best merge, chosen on dev: {best.title}. It scores {best.score:.2f}{spread} on test"
     comparisons = [compare_with_control(lines, role) for role in CONTROLS]

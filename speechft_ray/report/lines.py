@@ -152,6 +152,8 @@ class TableLine:
     """What the spreads are over: fine-tuning seeds if there are two or more, else probe seeds."""
     missing: tuple[str, ...]
     """What incomplete encoders lack, for example ``seed 1: PR PER, SID ACC``."""
+    unscored: tuple[str, ...] = ()
+    """Why metrics are not part of the score, or why encoders have none."""
     stopped: tuple[str, ...] = ()
     """Why other encoders stay incomplete: fine-tuning runs that they need were stopped early."""
     title: str = ""
@@ -204,14 +206,16 @@ def _line(
     complete = [row for row in rows if row.complete]
     used = complete or rows
     role = _role(rows[0])
-    test = _collect([row.test for row in used], with_score=bool(complete))
-    dev = _collect([row.dev for row in used], with_score=bool(complete))
+    # A mean over some of the encoders would not be the score of this line.
+    with_score = all("score" in row.test for row in complete) and bool(complete)
+    test = _collect([row.test for row in used], with_score)
+    dev = _collect([row.dev for row in used], with_score)
     # Copies of the pre-trained encoder do not differ in a fine-tuning seed.
     over_runs = len(used) > 1 and role != "pre-trained"
     if over_runs:
         spread, dev_spread = _deviations(test), _deviations(dev)
     else:
-        over_probes = _collect([row.spread for row in used], with_score=bool(complete))
+        over_probes = _collect([row.spread for row in used], with_score)
         spread = {name: statistics.fmean(values) for name, values in over_probes.items()}
         dev_spread = {}
     return TableLine(
@@ -231,6 +235,7 @@ def _line(
             for row in rows
             if not row.complete and not row.stopped
         ),
+        unscored=tuple(dict.fromkeys(reason for row in used for reason in row.unscored)),
         stopped=tuple(f"{_seed_prefix(row)}{row.stopped}" for row in rows if row.stopped),
     )
 
@@ -250,7 +255,11 @@ def _means(values: Mapping[str, Sequence[float]]) -> dict[str, float]:
 
 
 def _deviations(values: Mapping[str, Sequence[float]]) -> dict[str, float]:
-    return {name: statistics.stdev(numbers) for name, numbers in values.items() if len(numbers) > 1}
+    return {
+        name: statistics.stdev(numbers)
+        for name, numbers in values.items()
+        if len(numbers) > 1 and all(map(math.isfinite, numbers))
+    }
 
 
 def _missing(row: EncoderRow, expected_test: Iterable[str], expected_dev: Iterable[str]) -> str:

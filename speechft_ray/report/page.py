@@ -26,6 +26,7 @@ from speechft_ray.report.table import (
     format_metric,
     incomplete_lines,
     leak_lines,
+    list_unscored,
     table_cells,
 )
 from speechft_ray.report.templates import render_template
@@ -132,6 +133,7 @@ def _results(lines: Sequence[TableLine]) -> dict[str, object]:
         "notes": [
             f"{LEGEND} All lines: {common}." if common else LEGEND,
             VERDICT_LEGEND,
+            *list_unscored(lines),
             *(f"{LEAK} {line}" for line in leak_lines(lines)),
         ],
         "incomplete": incomplete_lines(lines),

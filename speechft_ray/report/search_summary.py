@@ -51,7 +51,8 @@ def make_trial_row(plan: SearchPlan, trial: Trial, evaluator: TrialEvaluator) ->
         **values,
     }
     dev = {name: value for name, value in trial.metrics.items() if name != DISTANCE}
-    if trial.state == "complete" and trial.tasks == len(plan.spec.evaluate):
+    evaluated = trial.state == "complete" and trial.tasks == len(plan.spec.evaluate)
+    if evaluated and evaluator.references:
         dev[SCORE] = evaluator.value(SCORE, trial.metrics)
     return EncoderRow(
         key=f"{trial.key}.{trial.number}",
@@ -60,6 +61,7 @@ def make_trial_row(plan: SearchPlan, trial: Trial, evaluator: TrialEvaluator) ->
         dev=dev,
         extra={name: value for name, value in trial.metrics.items() if name == DISTANCE},
         complete=True,
+        unscored=tuple(evaluator.unscored) if evaluated else (),
     )
 
 

@@ -90,6 +90,7 @@ def markdown_table(
     ]
     if common := common_params(lines):
         parts.append(_md(f"All lines: {common}."))
+    parts += [_md(sentence) for sentence in list_unscored(lines)]
     if leaks := leak_lines(lines):
         parts.append(f"{LEAK} Leaks:\n\n{_md_list(leaks)}")
     if notes := incomplete_lines(lines):
@@ -212,6 +213,12 @@ def incomplete_lines(lines: Sequence[TableLine]) -> list[str]:
 def leak_lines(lines: Sequence[TableLine]) -> list[str]:
     """Returns one sentence per fine-tuning run and task whose data overlap."""
     return list(dict.fromkeys(f"{leak.sentence()}." for line in lines for leak in line.leaks))
+
+
+def list_unscored(lines: Sequence[TableLine]) -> list[str]:
+    """Returns one sentence per metric that is not part of the score, and per encoder without
+    one."""
+    return list(dict.fromkeys(reason for line in lines for reason in line.unscored))
 
 
 def failure_lines(failures: Sequence[Outcome]) -> list[str]:

@@ -19,7 +19,7 @@ from speechft_ray.core.store import Store
 from speechft_ray.search.plan import SearchPlan
 from speechft_ray.search.proposals import Proposal, Proposer
 from speechft_ray.search.trials import PruningBaseline, Trial, TrialEvaluator, find_best
-from speechft_ray.sweep.rows import read_references, read_rows
+from speechft_ray.sweep.rows import read_rows, read_scale
 from speechft_ray.sweep.scheduler import JobScheduler, missing_jobs
 
 
@@ -66,11 +66,15 @@ def replay_search(
 def open_evaluator(plan: SearchPlan, store: Store) -> TrialEvaluator | None:
     """Returns the evaluator of a search; ``None`` while a control is missing in the store."""
     (row,) = read_rows(plan.controls, store)
-    score_references = read_references(plan.controls, store, "dev")
-    if not row.complete or (plan.controls.baseline and not score_references):
+    scale = read_scale(plan.controls, store)
+    if not row.complete or scale is None:
         return None
     return TrialEvaluator(
-        search=plan.search, tasks=plan.tasks, references=score_references, pretrained=row.dev
+        search=plan.search,
+        tasks=plan.tasks,
+        references=scale.dev,
+        pretrained=row.dev,
+        unscored=row.unscored,
     )
 
 
@@ -219,7 +223,7 @@ class _Search:
     def _open_evaluator(self) -> None:
         """Opens the evaluator once the controls are in the store.
 
-        Raises ``UserError`` when a control failed.
+        Raises ``UserError`` when a control failed, or the search needs a score and there is none.
         """
         if self.evaluator is None:
             controls = self.plan.controls.of_stage("evaluate")
@@ -230,7 +234,10 @@ class _Search:
                     f"`{failed[0].label}` failed, and without it no proposal can be evaluated: "
                     f"{failed[0].error} Correct it and run the same command again."
                 )
-            self.evaluator = open_evaluator(self.plan, self.store)
+            evaluator = open_evaluator(self.plan, self.store)
+            if evaluator is not None:
+                evaluator.check_score()
+            self.evaluator = evaluator
             self._evaluate_trials()
 
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from speechft_ray.core.errors import UserError
 from speechft_ray.core.metrics import metric
 from speechft_ray.core.objectives import SCORE, higher_is_better, metric_name
 from speechft_ray.core.score import Reference, superb_score
@@ -74,6 +75,18 @@ class TrialEvaluator:
     tasks: Sequence[EvalSpec]
     references: Mapping[str, Reference]
     pretrained: Mapping[str, float]
+    unscored: Sequence[str] = ()
+    """Why metrics are not part of the score, one sentence each."""
+
+    def check_score(self) -> None:
+        """Raises ``UserError`` where an objective or a constraint needs the score and the
+        pre-trained encoder has none."""
+        names = (*self.search.objectives, *(item.metric for item in self.search.constraints))
+        if SCORE in map(metric_name, names) and SCORE not in self.pretrained:
+            raise UserError(
+                f"this search selects by the score, but there is none. {' '.join(self.unscored)} "
+                "Name metrics under `search.objectives` instead."
+            )
 
     def compute_result(self, trial: Trial) -> TrialResult:
         """Returns the result of an ended trial; a value that is not finite makes it failed."""
@@ -94,9 +107,9 @@ class TrialEvaluator:
 
     def value(self, name: str, metrics: Mapping[str, float]) -> float:
         """Returns the value of an objective or a constrained metric; NaN where it was not
-        measured."""
-        if name == SCORE:
-            scored = {key: value for key, value in metrics.items() if key in self.references}
+        measured, and for the score where no metric can be scored."""
+        if name == SCORE and self.references:
+            scored = {key: metrics.get(key, math.nan) for key in self.references}
             return superb_score(scored, self.references)
         return metrics.get(name, math.nan)
 
@@ -146,9 +159,9 @@ class TrialEvaluator:
             others = [
                 theirs[len(steps) - 1] for theirs in standard.steps if len(theirs) >= len(steps)
             ]
-            return len(others) >= MEDIAN_OF and steps[
-                -1
-            ] + self.search.pruning_margin < statistics.median(others)
+            if not steps or len(others) < MEDIAN_OF:  # none of the first tasks is in the score
+                return False
+            return steps[-1] + self.search.pruning_margin < statistics.median(others)
         reach = self._reach(trial)
         return (
             standard.best is not None
@@ -158,7 +171,8 @@ class TrialEvaluator:
 
     def _reach(self, trial: Trial) -> float | None:
         """The score of a trial whose remaining tasks equal the best seen there."""
-        rest = {item.task for item in self.tasks[trial.tasks :]}
+        scored = {metric(name).task for name in self.references}
+        rest = {item.task for item in self.tasks[trial.tasks :]} & scored
         if not rest <= set(trial.baseline.best_share):
             return None
         shares = {

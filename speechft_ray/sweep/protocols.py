@@ -82,6 +82,8 @@ class EncoderRow:
     """Other numbers of this encoder. Trackers log them under these names; tables leave them out."""
     complete: bool
     """Whether every evaluation of this encoder is in the store."""
+    unscored: tuple[str, ...] = ()
+    """Why metrics are not part of the score, or why this encoder has none; one sentence each."""
     stopped: str | None = None
     """Why it will not be complete: a fine-tuning run that it needs was stopped early."""
 

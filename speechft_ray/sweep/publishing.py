@@ -78,6 +78,8 @@ class Publisher:
         scored = [row for row in rows if "score" in row.test and "trial" not in row.params]
         points = sorted((float(row.params["alpha"]), row.test["score"]) for row in scored)
         winner = self._find_winner(rows)
+        # The zero of their score was never measured.
+        self._log_rows([row for row in rows if row.complete])
         for tracker in self._trackers:
             if id(tracker) in self._down:
                 self._down.discard(id(tracker))
@@ -113,9 +115,13 @@ class Publisher:
                 self._log_curve(curve)
 
     def _log_new_rows(self) -> None:
-        """Logs the rows that have a score and were not logged before."""
-        for row in read_rows(self._plan, self._store):
-            if "score" in row.test and row.key not in self._logged_rows:
+        """Logs the rows that have a score, or a reason to have none, and were not logged before."""
+        rows = read_rows(self._plan, self._store)
+        self._log_rows([row for row in rows if "score" in row.test or row.unscored])
+
+    def _log_rows(self, rows: Sequence[EncoderRow]) -> None:
+        for row in rows:
+            if row.key not in self._logged_rows:
                 self._logged_rows.add(row.key)
                 self._log_row(row)
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
-from speechft_ray.core.metrics import METRICS
+from speechft_ray.core.metrics import METRICS, metric
 from speechft_ray.core.records import Score, read_scores
-from speechft_ray.core.score import paper_references, superb_score
+from speechft_ray.core.score import explain_unscored, paper_references, superb_score
 from speechft_ray.core.specs import FinetuneSpec
 from speechft_ray.core.store import Store
 from speechft_ray.sweep.plan import Plan, PlannedRow
@@ -19,35 +21,68 @@ References = Mapping[str, tuple[float, float]]
 """Metric name to the values that count as 0 and as 1."""
 
 
-def read_references(plan: Plan, store: Store, split: str = "test") -> References:
-    """Returns the references of the score on one split; empty while a measured zero is not in the
-    store yet.
+class Scale(NamedTuple):
+    """What the score is made of. It has the same metrics on both splits, so that dev selects by
+    what test reports."""
+
+    test: References
+    dev: References
+    unscored: Mapping[str, str]
+    """Why a metric is not part of the score, one sentence by metric."""
+
+    def of(self, split: str) -> References:
+        """Returns the references on ``test`` or ``dev``; empty where no metric can be scored."""
+        return self.test if split == "test" else self.dev
+
+
+def read_scale(plan: Plan, store: Store) -> Scale | None:
+    """Returns the scale of the score; ``None`` while a measured zero is not in the store yet.
 
     Raises ``UserError`` for a metric that the paper has no reference for.
     """
+    names = _metric_names(plan)
     if not plan.baseline:
-        return paper_references(_metric_names(plan))
-    evaluations = [_read_scores(store, key) for key in plan.baseline]
-    if not all(evaluations):
-        return {}
-    zero = {
-        score.metric: score.mean
-        for scores in evaluations
-        for score in scores
-        if score.split == split
+        references = paper_references(names)
+        return Scale(references, references, {})
+    if not all(store.is_complete("evaluate", key) for key in plan.baseline):
+        return None
+    one = plan.spec.score.topline
+    by_split: dict[str, dict[str, tuple[float, float]]] = {
+        split: {
+            score.metric: (score.mean, one[score.metric])
+            for key in plan.baseline
+            for score in _read_scores(store, key)
+            if score.split == split and score.metric in one
+        }
+        for split in ("test", "dev")
     }
-    return {
-        name: (value, plan.spec.score.topline[name])
-        for name, value in zero.items()
-        if name in plan.spec.score.topline
-    }
+    unscored: dict[str, str] = {}
+    for name in names:
+        for split, measured in by_split.items():
+            if (reason := explain_unscored(name, measured.get(name), split)) is not None:
+                unscored.setdefault(name, reason)
+    test, dev = (
+        {name: ends for name, ends in measured.items() if name not in unscored}
+        for measured in by_split.values()
+    )
+    return Scale(test, dev, unscored)
+
+
+def read_references(plan: Plan, store: Store, split: str = "test") -> References:
+    """Returns the references of the score on one split, without metrics that cannot be scored;
+    empty while a measured zero is not in the store yet.
+
+    Raises ``UserError`` for a metric that the paper has no reference for.
+    """
+    scale = read_scale(plan, store)
+    return {} if scale is None else scale.of(split)
 
 
 def read_rows(plan: Plan, store: Store) -> list[EncoderRow]:
     """Returns every row of the plan, in plan order, with the scores that are in the store."""
-    by_split = {split: read_references(plan, store, split) for split in ("test", "dev")}
+    scale = read_scale(plan, store)
     stopped = read_stopped_jobs(plan, store)
-    rows = [_read_row(planned, store, by_split) for planned in plan.rows]
+    rows = [_read_row(planned, store, scale) for planned in plan.rows]
     return [row if row.complete else replace(row, stopped=stopped.get(row.key)) for row in rows]
 
 
@@ -69,41 +104,64 @@ def read_curves(plan: Plan, store: Store) -> list[Curve]:
     return curves
 
 
-def _read_row(planned: PlannedRow, store: Store, by_split: Mapping[str, References]) -> EncoderRow:
-    evaluations = [_read_scores(store, key) for key in planned.evaluations]
-    complete = all(evaluations)
-    scores = [score for task_scores in evaluations for score in task_scores]
+def _read_row(planned: PlannedRow, store: Store, scale: Scale | None) -> EncoderRow:
+    complete = all(store.is_complete("evaluate", key) for key in planned.evaluations)
+    scores = [score for key in planned.evaluations for score in _read_scores(store, key)]
     test, dev = ([score for score in scores if score.split == split] for split in ("test", "dev"))
-    return EncoderRow(
+    row = EncoderRow(
         key=planned.key,
         title=planned.title,
         params=planned.params,
-        test=_compute_means(test, by_split["test"] if complete else {}),
-        dev=_compute_means(dev, by_split["dev"] if complete else {}),
-        spread=_compute_spreads(test, by_split["test"] if complete else {}),
+        test={score.metric: score.mean for score in test},
+        dev={score.metric: score.mean for score in dev},
+        spread={
+            score.metric: statistics.stdev(score.values)
+            for score in test
+            if len(score.values) > 1 and all(map(math.isfinite, score.values))
+        },
         complete=complete,
+    )
+    if not complete or scale is None:
+        return row
+    unscored = {**scale.unscored, **_explain_unscored_row(row, scale)}
+    row = replace(row, unscored=tuple(unscored.values()))
+    if len(unscored) > len(scale.unscored) or not scale.test:
+        return row
+    return replace(
+        row,
+        test={**row.test, "score": _score(row.test, scale.test)},
+        dev={**row.dev, "score": _score(row.dev, scale.dev)},
+        spread={**row.spread, **_score_spread(test, scale.test)},
     )
 
 
-def _compute_means(scores: Sequence[Score], references: References) -> dict[str, float]:
-    """Returns means over the probe seeds, and their score where there are references."""
-    means = {score.metric: score.mean for score in scores}
-    return {**means, "score": superb_score(means, references)} if references else means
+def _explain_unscored_row(row: EncoderRow, scale: Scale) -> dict[str, str]:
+    """Returns why one encoder has no score although others may have one, by metric."""
+    unscored: dict[str, str] = {}
+    for split, values in (("test", row.test), ("dev", row.dev)):
+        for name in scale.of(split):
+            if not math.isfinite(values.get(name, math.nan)):
+                state = "is not a finite number" if name in values else "was not measured"
+                text = f"`{row.title}` has no score: its {metric(name).title} on {split} {state}."
+                unscored.setdefault(name, text)
+    return unscored
 
 
-def _compute_spreads(scores: Sequence[Score], references: References) -> dict[str, float]:
-    """Returns sample standard deviations over the probe seeds, of metrics and of the score."""
-    spreads = {
-        score.metric: statistics.stdev(score.values) for score in scores if len(score.values) > 1
-    }
-    counts = {len(score.values) for score in scores}
-    if references and len(counts) == 1 and min(counts) > 1:
-        per_seed = [
-            superb_score({score.metric: score.values[i] for score in scores}, references)
-            for i in range(min(counts))
-        ]
-        spreads["score"] = statistics.stdev(per_seed)
-    return spreads
+def _score(values: Mapping[str, float], references: References) -> float:
+    return superb_score({name: values[name] for name in references}, references)
+
+
+def _score_spread(scores: Sequence[Score], references: References) -> dict[str, float]:
+    """Returns the sample standard deviation of the score over the probe seeds."""
+    of_score = [score for score in scores if score.metric in references]
+    counts = {len(score.values) for score in of_score}
+    if len(counts) != 1 or min(counts) < 2:
+        return {}
+    per_seed = [
+        superb_score({score.metric: score.values[i] for score in of_score}, references)
+        for i in range(min(counts))
+    ]
+    return {"score": statistics.stdev(per_seed)}
 
 
 def _read_scores(store: Store, key: str) -> list[Score]:

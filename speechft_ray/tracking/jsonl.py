@@ -55,6 +55,8 @@ class JsonlTracker:
             "params": dict(row.params),
             "metrics": row.flat(),
             "complete": row.complete,
+            # Without it, lines of earlier versions stay equal.
+            **({"unscored": list(row.unscored)} if row.unscored else {}),
         }
         self._write("encoder", row.key, {"title": row.title, **content})
 

@@ -26,6 +26,9 @@ from speechft_ray.sweep.protocols import Curve, EncoderRow, SweepInfo, TrackerDo
 from speechft_ray.tracking.base import TRACKERS, TrackerKind
 
 KEY, KIND, PARENT = "speechft.key", "speechft.kind", "mlflow.parentRunId"
+UNSCORED = "speechft.unscored"
+"""Tag of an encoder: which metrics are not part of its score, and why."""
+
 EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
 """Makes MLflow show the experiment as training runs, not as chat traces."""
 
@@ -134,6 +137,8 @@ class MlflowTracker:
                 # MLflow charts scale params by rank and metrics by value.
                 values["alpha"] = float(alpha)
             self._log_latest(run, values)
+            if row.unscored:
+                self._client.set_tag(run.id, UNSCORED, " ".join(row.unscored))
             status = "FINISHED" if row.complete else "RUNNING"
             self._children[row.key] = self._set_status(run, status)
 

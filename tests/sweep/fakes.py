@@ -50,8 +50,15 @@ class FakeExecutor:
     """Publishes made-up facts at once, in order or last first; jobs with ``fail`` in their label
     fail."""
 
-    def __init__(self, store: Store, fail: str | None = None, last_first: bool = False) -> None:
+    def __init__(
+        self,
+        store: Store,
+        fail: str | None = None,
+        last_first: bool = False,
+        facts: Callable[[Job], dict[str, Any]] | None = None,
+    ) -> None:
         self.store, self.fail, self.last_first = store, fail, last_first
+        self.facts = facts or fake_facts
         self.queue: list[Job] = []
         self.done: list[str] = []
         self.stopped = False
@@ -74,7 +81,7 @@ class FakeExecutor:
                     error="made to fail",
                 )
             ]
-        facts = fake_facts(job)
+        facts = self.facts(job)
         with self.store.publish(job.stage, job.fingerprint, facts) as folder:
             (folder / "content.txt").write_text(job.label)
         self.done.append(job.label)
