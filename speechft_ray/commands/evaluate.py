@@ -12,6 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from speechft_ray.commands.labels import check_evaluation
 from speechft_ray.commands.parts import open_executor, plan_inputs
 from speechft_ray.commands.results import print_failures
 from speechft_ray.core.errors import UserError
@@ -22,7 +23,7 @@ from speechft_ray.core.store import Store
 from speechft_ray.core.validation import validate
 from speechft_ray.report.progress import ProgressDisplay
 from speechft_ray.speech.corpora.base import CORPORA
-from speechft_ray.speech.corpora.manifest import DEFAULT_NAME
+from speechft_ray.speech.corpora.manifest import find_manifest
 from speechft_ray.stages.perform import publish_start
 from speechft_ray.superb.tasks.base import TASKS, check_task_options
 from speechft_ray.sweep.plan import FBANK, PlanBuilder
@@ -47,7 +48,7 @@ def make_evaluation(
     options = dict(fields.pop("corpus_options", None) or {})
     name = "synthetic"
     if corpus is not None:
-        is_manifest = corpus.is_file() or (corpus / DEFAULT_NAME).is_file()
+        is_manifest = find_manifest(corpus).is_file()
         name = "manifest" if is_manifest or own is None else own.corpus
         if own is not None and not is_manifest:
             options = {**own.corpus_options, **options}
@@ -86,6 +87,7 @@ def run_evaluation(
     builder = PlanBuilder(plan_inputs(place))
     merged = None if place.encoder == FBANK else builder.add_pretrained()[0]
     key = builder.add_evaluation(spec, merged, Path(place.encoder).name)
+    check_evaluation(spec, place)
     missing = missing_jobs([key], builder.jobs, store)
     if missing:
         if merged:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from speechft_ray.commands.checks import check_names, check_statistics
+from speechft_ray.commands.labels import check_labels
 from speechft_ray.commands.parts import plan_inputs
 from speechft_ray.commands.status import print_search_plan, print_search_status
 from speechft_ray.core.errors import SpecError, UserError
@@ -142,6 +143,7 @@ def plan_search(spec: SweepSpec, place: Place) -> SearchPlan:
     inputs = plan_inputs(place)
     weights, _ = start_encoder(place.encoder)
     plan = make_search_plan(spec, inputs, encoder_depth(weights.state))
+    check_labels(spec, place)
     mistakes = _merge_mistakes(plan)
     if mistakes:
         raise SpecError(f"the search `{spec.name}`", mistakes)

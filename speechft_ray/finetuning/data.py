@@ -6,7 +6,7 @@ Every mistake in labels and options is reported before the first update.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -15,9 +15,10 @@ from speechft_ray.core.errors import UserError, unknown_name
 from speechft_ray.core.specs import Objective
 from speechft_ray.core.units import FRAME_FIELD_SAMPLES, FRAME_STRIDE_SAMPLES, frame_count
 from speechft_ray.speech.corpora.base import Corpus, Utterance
+from speechft_ray.speech.corpora.labels import MissingLabelError, describe_missing_labels
 from speechft_ray.speech.encoders.base import EncoderWeights
 from speechft_ray.speech.heads.base import HEADS, HeadKind, HeadOptions, Masking, check_head_options
-from speechft_ray.speech.text import Vocabulary
+from speechft_ray.speech.text import Vocabulary, unknown_labels_error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,15 +120,30 @@ def _load_labelled(
             f"corpus `{corpus.name}`: {unknown_name('label column', column, corpus.columns)}"
         )
     train, dev = (_load_split(corpus, split) for split in ("train", "dev"))
-    vocabulary = Vocabulary.of(
-        (token for item in train for token in read_tokens(options, item, column)), kind.reserved
-    )
+    try:
+        vocabulary, dev_vocabulary = (
+            Vocabulary.of(
+                (token for item in items for token in read_tokens(options, item, column)),
+                kind.reserved,
+            )
+            for items in (train, dev)
+        )
+    except MissingLabelError as error:
+        raise UserError(
+            f"corpus `{corpus.name}`: {describe_missing_labels([*train, *dev], error.column)}; the "
+            f"head `{objective.head}` needs one everywhere: add it, or leave such utterances out."
+        ) from None
     if len(vocabulary.symbols) < 2:
         raise UserError(
             f"corpus `{corpus.name}`: all training utterances have the same label "
             f"`{vocabulary.symbols[0]}` in the column `{column}`, so there is nothing to learn: "
             "name another column."
         )
+    if unknown := sorted(set(dev_vocabulary.symbols) - set(vocabulary.symbols)):
+        if not kind.has_unknown:
+            sentence = unknown_labels_error(column, "dev", unknown, vocabulary)
+            raise UserError(f"corpus `{corpus.name}`: {sentence}")
+        vocabulary = replace(vocabulary, has_unknown=True)
     return Examples(
         vocabulary,
         _make_examples(kind, options, corpus, train, column, vocabulary),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from math import gcd
@@ -41,19 +42,38 @@ class AudioInfo:
 def resolve_inside(root: Path, relative: str | Path) -> Path:
     """Returns the real path of ``relative`` below ``root``, with every symbolic link resolved.
 
-    Raises ``UserError`` for a path that is absolute or leads outside the root. The file need not
-    exist.
+    Raises ``UserError`` for a path that is absolute or leads outside the root, also through a link
+    below it. The file need not exist.
     """
     base = root.resolve()
     try:
         path = (base / relative).resolve()
     except (OSError, RuntimeError, ValueError) as error:  # a loop of links, a NUL byte
         raise UserError(f"`{relative}` is not a usable path: {error}.") from error
-    if Path(relative).is_absolute() or not path.is_relative_to(base):
+    if not Path(relative).is_absolute() and path.is_relative_to(base):
+        return path
+    is_written = Path(relative).is_absolute() or not Path(
+        os.path.normpath(base / relative)
+    ).is_relative_to(base)
+    if is_written:
         raise UserError(
             f"`{relative}` leaves the folder {root}: paths must be relative and stay inside it."
         )
-    return path
+    raise UserError(
+        f"`{relative}` leaves the folder {root} through the link {_find_link(base, relative)}: "
+        "rows of a manifest must stay inside its folder, so put the manifest into a folder above "
+        "the recordings, or copy them."
+    )
+
+
+def _find_link(base: Path, relative: str | Path) -> str:
+    """Returns the first link of a path that leads outside, and where it leads."""
+    place = base
+    for part in Path(relative).parts:
+        place = place / part
+        if place.is_symlink() and not place.resolve().is_relative_to(base):
+            return f"{place.relative_to(base)} -> {place.readlink()}"
+    return str(place)
 
 
 def read_audio_info(path: Path) -> AudioInfo:

@@ -38,6 +38,9 @@ class Vocabulary:
 
     symbols: tuple[str, ...]
     reserved: int = 1
+    has_unknown: bool = False
+    """Whether other tokens have the id ``size``, which no class of a head has and no prediction
+    matches."""
 
     @classmethod
     def of(cls, tokens: Iterable[str], reserved: int = 1) -> Vocabulary:
@@ -51,15 +54,16 @@ class Vocabulary:
         return self.reserved + len(self.symbols)
 
     def encode(self, tokens: Sequence[str]) -> list[int]:
-        """Returns the ids. Raises ``UserError`` naming the first unknown token."""
+        """Returns the ids. Raises ``UserError`` naming the first unknown token, unless
+        ``has_unknown``."""
         for token in tokens:
-            if token not in self._ids:
+            if token not in self._ids and not self.has_unknown:
                 raise UserError(
                     f"the label `{token}` does not occur in the train split, which has "
                     f"{len(self.symbols)} labels ({_abbreviate(self.symbols)}): "
                     "correct it, or add training utterances that have it."
                 )
-        return [self._ids[token] for token in tokens]
+        return [self._ids.get(token, self.size) for token in tokens]
 
     def decode(self, ids: Iterable[int]) -> list[str]:
         """Returns the symbols of ids, without reserved ids."""
@@ -68,6 +72,23 @@ class Vocabulary:
     @cached_property
     def _ids(self) -> dict[str, int]:
         return {symbol: index for index, symbol in enumerate(self.symbols, start=self.reserved)}
+
+
+def unknown_labels_error(
+    column: str, split: str, unknown: Sequence[str], vocabulary: Vocabulary
+) -> UserError:
+    """Returns the error for labels of a closed set that a split has and train lacks."""
+    count = f"{len(unknown)} label{'s' if len(unknown) > 1 else ''}"
+    return UserError(
+        f"the column `{column}` has {count} in {split} that train does not have "
+        f"({_abbreviate(_quote(unknown))}); train has {len(vocabulary.symbols)} "
+        f"({_abbreviate(_quote(vocabulary.symbols))}): correct them, or add training utterances "
+        "that have them."
+    )
+
+
+def _quote(symbols: Sequence[str]) -> list[str]:
+    return [f"`{symbol}`" for symbol in symbols]
 
 
 def _abbreviate(symbols: Sequence[str]) -> str:

@@ -5,8 +5,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from speechft_ray.core.errors import UserError
 from speechft_ray.core.specs import EvalSpec
 from speechft_ray.speech.corpora.base import Corpus
+from speechft_ray.speech.corpora.labels import MissingLabelError, describe_missing_labels
 from speechft_ray.superb.probe import Schedule
 from speechft_ray.superb.tasks.base import (
     Task,
@@ -29,7 +31,14 @@ def build_task_data(task: Task, spec: EvalSpec, corpus: Corpus) -> TaskData | Tr
     """
     options = check_task_options(task, spec.options)
     columns = select_columns(task, spec.column, corpus)
-    data = task.build(corpus, columns, options)
+    try:
+        data = task.build(corpus, columns, options)
+    except MissingLabelError as error:
+        raise UserError(
+            f"the corpus `{corpus.name}`: "
+            f"{describe_missing_labels(corpus.utterances, error.column)}; the task `{task.name}` "
+            "needs one everywhere: add it, or leave such utterances out."
+        ) from None
     if task.sampling != "windows":
         return data
     longest_first = {

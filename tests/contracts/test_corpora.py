@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -71,6 +72,9 @@ EXAMPLES: dict[str, tuple[dict[str, Any], Callable[[Path], Path] | None]] = {
 ON_DISK = sorted(name for name, (_, lay_out) in EXAMPLES.items() if lay_out is not None)
 ARCHIVES = [name for name in ON_DISK if name != "manifest"]
 """Corpora with a layout of their own, whose root is always a folder."""
+
+APPLE_DOUBLE = b"\x00\x05\x16\x07\x00\x02\x00\x00Mac OS X        " + bytes(60)
+"""How a file of macOS begins that holds what another file system has no place for."""
 
 AUDIO = (".wav", ".flac", ".mp3", ".sph")
 
@@ -294,3 +298,83 @@ def test_progress_counts_files(name: str, trees: Callable[[str], Path], tmp_path
     options = kind.options.model_validate(EXAMPLES[name][0])
     kind.open(options, trees(name), tmp_path, lambda done, total: steps.append((done, total)))
     assert steps[-1][0] == steps[-1][1] > 0
+
+
+@pytest.mark.parametrize("name", ON_DISK)
+def test_files_of_operating_systems_are_part_of_no_corpus(
+    name: str, trees: Callable[[str], Path], tmp_path: Path
+) -> None:
+    root = tmp_path / "root"
+    shutil.copytree(trees(name), root, symlinks=True)
+    for path in sorted(root.rglob("*")):
+        if path.is_file() and not path.name.startswith("._") and path.suffix != ".mp3":
+            (path.parent / f"._{path.name}").write_bytes(APPLE_DOUBLE)
+    for folder in [root, *(path for path in root.rglob("*") if path.is_dir())]:
+        for litter in (".DS_Store", "Thumbs.db", "desktop.ini"):
+            (folder / litter).write_bytes(b"\0\xff")
+        (folder / "@eaDir" / "a.wav").mkdir(parents=True, exist_ok=True)
+        (folder / "__MACOSX").mkdir(exist_ok=True)
+        (folder / "__MACOSX" / "._a.flac").write_bytes(APPLE_DOUBLE)
+    corpus, whole = (
+        open_at(name, place, tmp_path / "cache", on_bad_audio="fail")
+        for place in (root, trees(name))
+    )
+    assert corpus.fingerprint == whole.fingerprint and corpus.utterances == whole.utterances
+
+
+@pytest.mark.parametrize("name", ARCHIVES)
+def test_parts_may_lie_on_other_disks(
+    name: str, trees: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """Every folder with recordings is a link that leaves the root, and so is the first file."""
+    root, disk = tmp_path / "root", tmp_path / "disk"
+    disk.mkdir()
+    shutil.copytree(trees(name), root, symlinks=True)
+    first = list_audio(root, open_at(name, root, tmp_path / "cache"))[0]
+    first.resolve().rename(disk / first.name)
+    first.resolve().symlink_to(disk / first.name)
+    for number, folder in enumerate(sorted({path.parent for path in list_audio(root)})):
+        if not folder.is_symlink():
+            folder.rename(disk / str(number))
+            folder.symlink_to(disk / str(number))
+    corpus, whole = (
+        open_at(name, place, tmp_path / "cache", on_bad_audio="fail")
+        for place in (root, trees(name))
+    )
+    assert corpus.fingerprint == whole.fingerprint and corpus.utterances == whole.utterances
+    assert len(corpus.read(corpus.utterances[0])) == corpus.utterances[0].samples
+
+
+@pytest.mark.parametrize("name", sorted({*ON_DISK} - {"common_voice", "tedlium3", "voxceleb1"}))
+def test_a_clip_below_one_frame_is_bad_audio(
+    name: str, trees: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """mp3 has no such short files; parts of talks and trimmed files are tested with their
+    corpus."""
+    whole = open_at(name, trees(name), tmp_path / "cache")
+    root = tmp_path / "root"
+    shutil.copytree(trees(name), root, symlinks=True)
+    path = list_audio(root, whole)[-1]
+    info = soundfile.info(path)
+    wave = np.full(round(390 * info.samplerate / 16_000), 0.3)
+    soundfile.write(path, wave, info.samplerate, format=info.format)
+    with pytest.raises(SpecError) as error:
+        open_at(name, root, tmp_path / "cache")
+    sentence = r"has 39\d samples at 16 kHz, and the first frame of an encoder needs 400"
+    assert len(error.value.mistakes) == 1 and re.search(sentence, str(error.value))
+    assert "`on_bad_audio: skip`" in str(error.value) and path.name in str(error.value)
+    rest = open_at(name, root, tmp_path / "cache", on_bad_audio="skip")
+    assert sum(rest.skipped.values()) == len(whole.utterances) - len(rest.utterances) == 1
+    assert any("1 bad files are left out" in note and path.name in note for note in rest.notes)
+
+
+@pytest.mark.parametrize("name", ON_DISK)
+def test_a_corpus_without_a_usable_recording_is_an_error(
+    name: str, trees: Callable[[str], Path], tmp_path: Path
+) -> None:
+    root = tmp_path / "root"
+    shutil.copytree(trees(name), root, symlinks=True)
+    for path in list_audio(root):
+        path.write_bytes(b"")
+    with pytest.raises(UserError):
+        open_at(name, root, tmp_path / "cache", on_bad_audio="skip")

@@ -17,7 +17,9 @@ from typing import NamedTuple
 from speechft_ray.core.errors import UserError
 from speechft_ray.core.files import atomic_write
 from speechft_ray.core.fingerprint import file_sha256, fingerprint
-from speechft_ray.speech.audio import AudioInfo, read_audio_info, resolve_inside
+from speechft_ray.core.units import FRAME_FIELD_SAMPLES
+from speechft_ray.speech.audio import AudioInfo, read_audio_info
+from speechft_ray.speech.corpora._disk import describe_missing_file, join_below
 from speechft_ray.speech.corpora.base import Progress
 
 _THREADS = 8
@@ -25,6 +27,8 @@ _BLOCK_FILES = 256
 """Files per task of a thread: with one file each, dispatch takes longer than a cache hit."""
 
 ReadInfo = Callable[[Path], AudioInfo]
+FindPlace = Callable[[Path, str], Path]
+"""From a root and a path below it to the file; raises ``UserError`` for one that leads outside."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,12 +58,13 @@ def measure(
     *,
     name: str,
     read_info: ReadInfo = read_audio_info,
+    find_place: FindPlace = join_below,
 ) -> Measurements:
     """Measures audio files below ``root``, or takes their facts from ``cache``.
 
-    ``paths`` are relative to ``root`` and stay inside. ``name`` separates measurements that differ
-    for one file, as with different ``read_info``. Raises ``UserError`` when ``cache`` cannot be
-    written.
+    ``paths`` are relative to ``root``; ``find_place`` decides where they may lead. ``name``
+    separates measurements that differ for one file, as with different ``read_info``. Raises
+    ``UserError`` when ``cache`` cannot be written.
     """
     store = cache / f"{name}-{fingerprint(str(root.resolve()))}.json"
     cached = _load(store)
@@ -67,7 +72,9 @@ def measure(
     blocks = [paths[start : start + _BLOCK_FILES] for start in range(0, len(paths), _BLOCK_FILES)]
     with ThreadPoolExecutor(max_workers=_THREADS) as threads:
         measured = threads.map(
-            lambda block: [_measure(root, path, cached.get(path), read_info) for path in block],
+            lambda block: [
+                _measure(root, path, cached.get(path), read_info, find_place) for path in block
+            ],
             blocks,
         )
         done = 0
@@ -85,11 +92,25 @@ def measure(
     return result
 
 
+def describe_short_clip(samples: int, way_out: str = "") -> str:
+    """Returns the sentence on a recording that is shorter than one frame of an encoder."""
+    return (
+        f"has {samples} samples at 16 kHz, and the first frame of an encoder needs "
+        f"{FRAME_FIELD_SAMPLES} (25 ms){way_out}"
+    )
+
+
 def _measure(
-    root: Path, path: str, cached: FileFacts | None, read_info: ReadInfo
+    root: Path,
+    path: str,
+    cached: FileFacts | None,
+    read_info: ReadInfo,
+    find_place: FindPlace,
 ) -> FileFacts | str:
+    if path.rpartition("/")[2].startswith("._"):
+        return f"`{path}` is what macOS writes beside a file (AppleDouble) and no recording"
     try:
-        place = resolve_inside(root, path)
+        place = find_place(root, path)
         state = place.stat()
         if cached is not None and (cached.size_bytes, cached.modified_ns) == (
             state.st_size,
@@ -103,8 +124,8 @@ def _measure(
             sha256=file_sha256(place),
             **vars(info),
         )
-    except FileNotFoundError:
-        return f"the file `{path}` does not exist"
+    except (FileNotFoundError, NotADirectoryError):
+        return describe_missing_file(root, path)
     except (UserError, OSError) as error:
         return str(error)
 

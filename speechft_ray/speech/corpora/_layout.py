@@ -18,13 +18,17 @@ from pydantic import BaseModel, ConfigDict
 
 from speechft_ray.core.errors import SpecError, UserError
 from speechft_ray.core.fingerprint import fingerprint
-from speechft_ray.core.units import SAMPLE_RATE_HZ
+from speechft_ray.core.units import FRAME_FIELD_SAMPLES, SAMPLE_RATE_HZ
 from speechft_ray.speech.audio import AudioInfo, read_audio, read_audio_info
-from speechft_ray.speech.corpora._files import FileFacts, Measurements, measure
+from speechft_ray.speech.corpora._disk import is_litter, join_below, read_text
+from speechft_ray.speech.corpora._files import FileFacts, Measurements, describe_short_clip, measure
 from speechft_ray.speech.corpora.base import Corpus, Progress, Utterance
 
 MAX_NAMES = 5
 """Names of a long list that a message has; the rest is counted."""
+
+GO_WITHOUT = "; `on_bad_audio: skip` goes without it"
+"""End of the sentence on a recording that may be left out."""
 
 
 class DiskOptions(BaseModel):
@@ -33,8 +37,8 @@ class DiskOptions(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     on_bad_audio: Literal["fail", "skip"] = "fail"
-    """For a missing, unreadable, truncated or empty recording: refuse the corpus, or leave the
-    recording out with a note."""
+    """For a missing, unreadable, truncated, empty or too short recording (less than one frame of an
+    encoder): refuse the corpus, or leave the recording out with a note."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,10 +100,29 @@ def assemble(
     ``options`` say skip, ``SpecError`` with the recordings that cannot be used.
     """
     facts, faults = _measure_recordings(name, root, recordings, transform, cache, progress)
-    if faults and options.on_bad_audio == "fail":
+    # Training utterances below ``min_train_samples`` are left out by the protocol: no fault.
+    fails = options.on_bad_audio == "fail"
+    short = [
+        item
+        for item in recordings
+        if item.path in facts and _count_samples(item, facts) < FRAME_FIELD_SAMPLES
+        if item.split != "train" or min_train_samples < FRAME_FIELD_SAMPLES
+    ]
+    for item in short:
+        place = item.path if item.cut is None else item.key
+        sentence = describe_short_clip(_count_samples(item, facts), GO_WITHOUT if fails else "")
+        faults[place] = f"`{place}` {sentence}"
+    if faults and fails:
         raise SpecError(f"the corpus `{name}` in {root}", _make_mistakes(faults))
     # Usable recordings in the order of their keys, without short ones in train.
-    usable = sorted((item for item in recordings if item.path in facts), key=lambda item: item.key)
+    short_keys = {item.key for item in short}
+    is_usable = {item.key: item.path in facts and item.key not in short_keys for item in recordings}
+    usable = sorted((item for item in recordings if is_usable[item.key]), key=lambda item: item.key)
+    if recordings and not usable:
+        raise UserError(
+            f"the corpus `{name}` in {root} has no recording that can be used: all "
+            f"{len(recordings)} are left out, as {next(iter(faults.values()))}."
+        )
     good = [
         item
         for item in usable
@@ -118,7 +141,7 @@ def assemble(
 
     def read(utterance: Utterance) -> np.ndarray:
         item = by_key[utterance.key]
-        wave = transform.apply(read_audio(item.path, root, item.cut))
+        wave = transform.apply(read_audio(join_below(root, item.path), part=item.cut))
         if len(wave) != _count_samples(item, facts):
             raise UserError(
                 f"{root / item.path} has changed since the corpus was opened. Start again."
@@ -134,7 +157,7 @@ def assemble(
         trials=usable_trials,
         missing_columns=missing_columns or {},
         notes=(*notes, *describe_conversions(facts.values()), *describe_skipped(faults)),
-        skipped=dict(Counter(item.split for item in recordings if item.path in faults)),
+        skipped=dict(Counter(item.split for item in recordings if not is_usable[item.key])),
         audio_ids={item.key: _make_audio_id(facts[item.path].sha256, item.cut) for item in good},
         speaker_namespace=speaker_namespace,
     )
@@ -187,7 +210,11 @@ def require_root(name: str, root: Path | None, marks: Sequence[str]) -> Path:
         )
     if _holds(root, marks):
         return root
-    below = sorted(child for child in root.iterdir() if child.is_dir() and _holds(child, marks))
+    below = [
+        child
+        for child in sorted(root.iterdir())
+        if child.is_dir() and not is_litter(child.name) and _holds(child, marks)
+    ]
     right, how = (below[0], "high") if below else (root.absolute().parent, "low")
     if below or _holds(right, marks):
         raise UserError(
@@ -211,14 +238,11 @@ def require_folder(name: str, root: Path, folder: str, why: str) -> Path:
 def read_lines(path: Path) -> list[str]:
     """Returns the lines of a text file without line ends, without empty lines.
 
-    Raises ``UserError`` for a file that is not UTF-8 text.
+    Raises ``UserError`` as ``read_text`` does.
     """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read as UTF-8 text: {error}.") from error
     # Not splitlines: it also splits at the line separators of Unicode, which occur in sentences.
-    return [line for line in (line.rstrip("\r") for line in text.split("\n")) if line.strip()]
+    lines = (line.rstrip("\r") for line in read_text(path).split("\n"))
+    return [line for line in lines if line.strip()]
 
 
 def bad_line(path: Path, number: int, line: str, format_: str) -> UserError:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from speechft_ray.speech.corpora.base import SPLITS, Corpus, ExpectedCounts
+from speechft_ray.speech.corpora.labels import has_classes
 
 HOURS_TOLERANCE = 0.02
 """Relative. Hours of papers are rounded, and some count pauses differently."""
@@ -28,7 +29,9 @@ class SplitStats:
 def compute_stats(corpus: Corpus) -> list[SplitStats]:
     """Returns the statistics of every split, also of an empty one."""
     recurring = [
-        column for column in sorted(corpus.columns - {"speaker"}) if _has_classes(corpus, column)
+        column
+        for column in sorted(corpus.columns - {"speaker"})
+        if has_classes(corpus.utterances, column)
     ]
     return [_compute_split(corpus, split, recurring) for split in SPLITS]
 
@@ -78,11 +81,6 @@ def _compute_split(corpus: Corpus, split: str, columns: list[str]) -> SplitStats
             for column in columns
         },
     )
-
-
-def _has_classes(corpus: Corpus, column: str) -> bool:
-    labels = {utterance.labels[column] for utterance in corpus.utterances}
-    return 1 < len(labels) <= len(corpus.utterances) / 2
 
 
 def _compare(what: str, count: int, expected: int | None) -> list[str]:

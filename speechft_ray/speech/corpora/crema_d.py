@@ -20,6 +20,7 @@ from pathlib import Path
 from pydantic import Field
 
 from speechft_ray.core.errors import UserError
+from speechft_ray.speech.corpora._disk import list_folder
 from speechft_ray.speech.corpora._layout import (
     DiskOptions,
     Recording,
@@ -57,6 +58,9 @@ SET_SIZES = (1_463, 1_470, 1_476, 1_476, 1_557)
 """Rows of these sets in the same files: 7,442 in all."""
 WITHOUT_SOUND = "1076_MTI_SAD_XX"
 """The one clip of the release without speech. It is left out."""
+_MISNAMED = re.compile(r"_X$")
+"""``1040_ITH_SAD_X.wav`` of the release, until its repository renamed it to ``_XX`` (its issue 6);
+copies from before have the first name, tables of labels either."""
 VOTES = Resource(
     path="labels_consensus_1.csv",
     url="https://raw.githubusercontent.com/EMOsuperb/EMO-SUPERB-submission/"
@@ -86,10 +90,12 @@ def open_crema_d(
     """
     place = require_root(NAME, root, [FOLDER])
     folder = require_folder(NAME, place, FOLDER, "the recordings")
+    paths = [path for path in list_folder(folder, ".wav") if path.stem != WITHOUT_SOUND]
+    names = {path.stem for path in paths}
     clips = {
         path.stem: _parse_name(path)
-        for path in sorted(folder.glob("*.wav"))
-        if path.stem != WITHOUT_SOUND
+        for path in paths
+        if path.stem == _correct_name(path.stem) or _correct_name(path.stem) not in names
     }
     if not clips:
         raise UserError(
@@ -163,21 +169,26 @@ def _read_perceived(
     votes: dict[str, dict[str, float]] = {}
     for number, row in enumerate(table, start=2):
         try:
-            votes[Path(row["FileName"]).stem] = {
+            votes[_correct_name(Path(row["FileName"]).stem)] = {
                 code: float(row[column]) for code, column in EMOTIONS.items()
             }
         except (TypeError, ValueError):
             raise bad_line(
                 file, number, lines[number - 1], "a file name and a share of votes for each emotion"
             ) from None
-    if missing := sorted(set(clips) - set(votes)):
+    if missing := sorted(name for name in clips if _correct_name(name) not in votes):
         raise UserError(
             f"{file} has no line for {len(missing)} recordings ({join_names(missing)}): "
             f"take it from {VOTES.url}."
         )
     return {
-        name: _find_winner(votes[name], acted).lower() for name, (_, _, acted) in clips.items()
+        name: _find_winner(votes[_correct_name(name)], acted).lower()
+        for name, (_, _, acted) in clips.items()
     }, ""
+
+
+def _correct_name(name: str) -> str:
+    return _MISNAMED.sub("_XX", name)
 
 
 def _find_winner(votes: Mapping[str, float], acted: str) -> str:

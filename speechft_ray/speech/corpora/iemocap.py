@@ -24,6 +24,7 @@ from typing import Literal
 from pydantic import Field
 
 from speechft_ray.core.errors import UserError
+from speechft_ray.speech.corpora._disk import list_folder, read_text
 from speechft_ray.speech.corpora._layout import (
     DiskOptions,
     Recording,
@@ -108,7 +109,9 @@ def _read_session(root: Path, number: int) -> list[tuple[str, str]]:
         NAME, root, f"Session{number}/dialog/EmoEvaluation", f"the labels of session {number}"
     )
     labelled_turns = []
-    for file in sorted(folder.glob("Ses*.txt")):
+    for file in list_folder(folder, ".txt"):
+        if not file.name.startswith("Ses"):
+            continue
         turns = [match.groups() for line in read_lines(file) if (match := _TURN.match(line))]
         if not turns:
             raise UserError(
@@ -153,9 +156,7 @@ def _draw_random_fifth(
 
 def _read_order(file: Path) -> list[str]:
     try:
-        return [
-            str(item["path"]) for item in json.loads(file.read_text(encoding="utf-8"))["meta_data"]
-        ]
+        return [str(item["path"]) for item in json.loads(read_text(file))["meta_data"]]
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{file} is not a list of s3prl's preprocessing: {error!r}. Delete it, or make it "

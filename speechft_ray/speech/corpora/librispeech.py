@@ -18,6 +18,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from speechft_ray.core.errors import UserError
+from speechft_ray.speech.corpora._disk import list_tree
 from speechft_ray.speech.corpora._layout import (
     DiskOptions,
     Recording,
@@ -143,13 +144,13 @@ def _compute_split_hours(options: LibriSpeechOptions) -> dict[str, float]:
 def _read_transcripts(folder: Path) -> list[tuple[Path, str]]:
     """Returns the recordings below a folder with their transcripts."""
     texts: dict[str, str] = {}
-    for file in sorted(folder.rglob("*.trans.txt")):
+    for file in list_tree(folder, ".trans.txt"):
         for number, line in enumerate(read_lines(file), start=1):
             name, _, text = line.partition(" ")
             if not text.strip():
                 raise bad_line(file, number, line, "the name of a recording and its words")
             texts[name] = " ".join(text.split())
-    audio = sorted(folder.rglob("*.flac"))
+    audio = list_tree(folder, ".flac")
     if not audio:
         raise UserError(f"the corpus `{NAME}` has no .flac file below {folder}: unpack it again.")
     if silent := [path.stem for path in audio if path.stem not in texts]:

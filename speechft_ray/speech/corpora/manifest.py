@@ -1,4 +1,4 @@
-"""Corpus ``manifest``: recordings of the user, listed in a tab-separated file.
+"""Corpus ``manifest``: recordings of the user, listed in a tab- or comma-separated file.
 
 The first line names the columns: ``path`` (relative to the manifest's folder), ``split`` (train,
 dev or test) and any label columns (``speaker``, ``text``, ``emotion``, ...). ``seconds`` and
@@ -9,64 +9,65 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from speechft_ray.core.errors import SpecError, UserError
+from speechft_ray.core.errors import UserError
 from speechft_ray.core.fingerprint import fingerprint
-from speechft_ray.speech.audio import read_audio
-from speechft_ray.speech.corpora._files import measure
-from speechft_ray.speech.corpora._layout import DiskOptions, describe_conversions, describe_skipped
-from speechft_ray.speech.corpora.base import (
-    CORPORA,
-    SPLITS,
-    Corpus,
-    CorpusKind,
-    Progress,
-    Utterance,
+from speechft_ray.core.units import FRAME_FIELD_SAMPLES
+from speechft_ray.speech.audio import read_audio, resolve_inside
+from speechft_ray.speech.corpora._disk import NameFinder
+from speechft_ray.speech.corpora._files import Measurements, describe_short_clip, measure
+from speechft_ray.speech.corpora._layout import (
+    GO_WITHOUT,
+    DiskOptions,
+    describe_conversions,
+    describe_skipped,
+)
+from speechft_ray.speech.corpora._rows import Mistakes, Row, read_rows
+from speechft_ray.speech.corpora.base import CORPORA, Corpus, CorpusKind, Progress, Utterance
+from speechft_ray.speech.corpora.labels import (
+    describe_alike_labels,
+    describe_missing_labels,
+    has_classes,
 )
 
-DEFAULT_NAME = "manifest.tsv"
-_NEEDED = ("path", "split")
-_NOT_LABELS = frozenset({"path", "split", "seconds", "sample_rate_hz"})
-_MAX_MISTAKES = 5
+DEFAULT_NAMES = ("manifest.tsv", "manifest.csv")
+"""Names of a manifest in a folder, in the order of preference."""
 
 
 class ManifestOptions(DiskOptions):
     """No options but ``on_bad_audio``: the recordings and their labels are the identity."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Row:
-    """One line of a manifest. ``line`` counts from 1, the header being line 1."""
-
-    line: int
-    path: str
-    split: str
-    labels: Mapping[str, str]
-
-
 def open_manifest(
     options: ManifestOptions, root: Path | None, cache: Path, progress: Progress | None = None
 ) -> Corpus:
-    """Returns the corpus of a manifest; ``root`` is the file or a folder with a ``manifest.tsv``.
+    """Returns the corpus of a manifest; ``root`` is the file or a folder with a ``manifest.tsv`` or
+    ``manifest.csv``.
 
     Utterances are in the order of their paths, and the fingerprint covers every row and the bytes
     of every file; the order of the rows changes neither. Facts of the files are cached in
-    ``cache``, so that a second open reads no audio. Raises ``UserError`` with all mistakes at once
-    (the first five of each kind).
+    ``cache``, so that a second open reads no audio. A path may be spelled in another normal form of
+    Unicode than on disk; a link may not leave the folder. Raises ``UserError`` with all mistakes at
+    once (the first five of each kind).
     """
     if root is None:
         raise UserError(
             "the corpus `manifest` needs a root: the path of a manifest.tsv or of its folder."
         )
-    file = root / DEFAULT_NAME if root.is_dir() else root
+    file = find_manifest(root)
     rows = read_rows(file)
     folder = file.parent
-    facts, faults = measure(folder, [row.path for row in rows], cache, progress, name="manifest")
-    if options.on_bad_audio == "fail":
+    (facts, faults), places = _measure_rows(folder, rows, cache, progress)
+    fails = options.on_bad_audio == "fail"
+    for row in rows:
+        if row.path in facts and facts[row.path].samples < FRAME_FIELD_SAMPLES:
+            samples = facts.pop(row.path).samples
+            sentence = describe_short_clip(samples, GO_WITHOUT if fails else "")
+            faults[row.path] = f"`{row.path}` {sentence}"
+    if fails or not facts:
         _check_audio(file, rows, faults)
     ordered = sorted((row for row in rows if row.path in facts), key=lambda row: row.path)
     utterances = [
@@ -75,7 +76,7 @@ def open_manifest(
     ]
 
     def read(utterance: Utterance) -> np.ndarray:
-        wave = read_audio(utterance.key, folder)
+        wave = read_audio(places.get(utterance.key, utterance.key), folder)
         if len(wave) != utterance.samples:
             raise UserError(
                 f"{folder / utterance.key} has changed since the corpus was opened. Start again."
@@ -85,101 +86,73 @@ def open_manifest(
     return Corpus(
         name=f"manifest/{folder.resolve().name}",
         fingerprint=fingerprint(
-            [[row.path, row.split, dict(row.labels), facts[row.path].sha256] for row in ordered]
+            [[row.path, row.split, dict(row.cells), facts[row.path].sha256] for row in ordered]
         ),
         utterances=utterances,
         read=read,
         columns=frozenset(rows[0].labels),
-        notes=(*describe_conversions(facts.values()), *describe_skipped(faults)),
+        notes=(
+            *describe_conversions(facts.values()),
+            *describe_skipped(faults),
+            *_describe_labels(utterances, sorted(rows[0].labels)),
+        ),
         skipped=dict(Counter(row.split for row in rows if row.path in faults)),
         audio_ids={row.path: facts[row.path].sha256 for row in ordered},
     )
 
 
-def read_rows(file: Path) -> list[Row]:
-    """Returns the rows of a manifest without a look at the audio.
+def find_manifest(root: Path) -> Path:
+    """Returns the manifest at a path: the file itself, or the one in that folder.
 
-    Raises ``SpecError`` with all mistakes of the text.
+    A folder without one yields the path of ``manifest.tsv``, which then does not exist.
     """
-    try:
-        text = file.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"the manifest {file} cannot be read as UTF-8 text: {error}.") from error
-    lines = [line.rstrip("\r").split("\t") for line in text.split("\n")]
-    header = [name.strip() for name in lines[0]]
-    mistakes = [
-        ("line 1", f"the column `{name}` is missing") for name in _NEEDED if name not in header
-    ]
-    mistakes += [
-        ("line 1", f"the column `{name}` is named {count} times")
-        for name, count in Counter(header).items()
-        if count > 1
-    ]
-    if mistakes:
-        raise SpecError(f"the manifest {file}", mistakes)
-    rows, wrong = [], _Mistakes()
-    for number, cells in enumerate(lines[1:], start=2):
-        if cells == [""]:
-            continue
-        if len(cells) != len(header):
-            wrong.add(
-                "cells",
-                f"line {number}",
-                f"has {len(cells)} cells where the header has {len(header)} columns",
-            )
-            continue
-        named = dict(zip(header, cells, strict=True))
-        labels = {name: cell for name, cell in named.items() if name not in _NOT_LABELS}
-        rows.append(Row(line=number, path=named["path"], split=named["split"], labels=labels))
-    _check_rows(rows, wrong)
-    wrong.raise_if_any(file)
-    if not rows:
-        raise UserError(
-            f"the manifest {file} has no rows: list at least one recording below the header."
-        )
-    return rows
+    if not root.is_dir():
+        return root
+    names = (name for name in DEFAULT_NAMES if (root / name).is_file())
+    return root / next(names, DEFAULT_NAMES[0])
 
 
-class _Mistakes:
-    """Mistakes by kind; an error has the first five of each and counts the rest."""
+def _measure_rows(
+    folder: Path, rows: Sequence[Row], cache: Path, progress: Progress | None
+) -> tuple[Measurements, dict[str, str]]:
+    """Returns facts and faults by the paths of the rows, and the path on disk of each file that is
+    spelled differently there."""
 
-    def __init__(self) -> None:
-        self._by_kind: dict[str, list[tuple[str, str]]] = {}
+    def measure_paths(paths: Sequence[str]) -> Measurements:
+        return measure(folder, paths, cache, progress, name="manifest", find_place=resolve_inside)
 
-    def add(self, kind: str, where: str, sentence: str) -> None:
-        self._by_kind.setdefault(kind, []).append((where, sentence))
+    measurements = measure_paths([row.path for row in rows])
+    finder, listed = NameFinder(folder), {row.path for row in rows}
+    places = {
+        path: place
+        for path in measurements.faults
+        if (place := finder.find(path) or finder.find(path.replace("\\", "/")))
+        if place != path and place not in listed
+    }
+    if places:
+        again = measure_paths(list(places.values()))
+        for path, place in places.items():
+            if place in again.facts:
+                measurements.facts[path] = again.facts[place]
+                del measurements.faults[path]
+            else:
+                measurements.faults[path] = again.faults[place]
+    return measurements, places
 
-    def raise_if_any(self, file: Path) -> None:
-        shown: list[tuple[str, str]] = []
-        for mistakes in self._by_kind.values():
-            shown += mistakes[:_MAX_MISTAKES]
-            if (more := len(mistakes) - _MAX_MISTAKES) > 0:
-                shown.append((f"and {more} more lines", f"like {mistakes[0][0]}"))
-        if shown:
-            raise SpecError(f"the manifest {file}", shown)
 
-
-def _check_rows(rows: Sequence[Row], wrong: _Mistakes) -> None:
-    first_line: dict[str, int] = {}
-    for row in rows:
-        if row.split not in SPLITS:
-            wrong.add(
-                "split",
-                f"line {row.line}",
-                f"`split` must be one of {', '.join(SPLITS)}, but is `{row.split}` instead",
-            )
-        if not row.path:
-            wrong.add("path", f"line {row.line}", "`path` is empty")
-        elif first_line.setdefault(row.path, row.line) != row.line:
-            wrong.add(
-                "twice",
-                f"line {row.line}",
-                f"`{row.path}` is already on line {first_line[row.path]}",
-            )
+def _describe_labels(utterances: Sequence[Utterance], columns: Sequence[str]) -> list[str]:
+    """Returns a sentence for each column with missing labels, or with labels that are alike."""
+    notes = []
+    for column in columns:
+        if missing := describe_missing_labels(utterances, column):
+            notes.append(f"{missing}; tasks and heads that read this column refuse the corpus.")
+        if has_classes(utterances, column) and (alike := describe_alike_labels(utterances, column)):
+            notes.append(f"{alike}.")
+    return notes
 
 
 def _check_audio(file: Path, rows: Sequence[Row], faults: Mapping[str, str]) -> None:
-    wrong = _Mistakes()
+    wrong = Mistakes()
     for row in rows:
         if row.path in faults:
             wrong.add("audio", f"line {row.line}", faults[row.path])
@@ -192,7 +165,7 @@ CORPORA.register(
         options=ManifestOptions,
         open=open_manifest,
         needs_root=True,
-        layout="a tab-separated file with the columns path, split and any labels; "
+        layout="a tab- or comma-separated file with the columns path, split and any labels; "
         "paths relative to its folder",
     ),
 )

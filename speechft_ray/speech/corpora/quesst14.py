@@ -11,6 +11,7 @@ no training: documents are the split train.
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 from speechft_ray.core.errors import UserError
@@ -58,7 +59,18 @@ def open_quesst14(
                 if name in documents
             ]
             recordings.append(_make_recording(path, split, hits))
-    return assemble(NAME, place, recordings, options, cache, progress, transform=GAIN_MINUS_3_DB)
+    corpus = assemble(NAME, place, recordings, options, cache, progress, transform=GAIN_MINUS_3_DB)
+    return _without_skipped_matches(corpus) if corpus.skipped.get("train") else corpus
+
+
+def _without_skipped_matches(corpus: Corpus) -> Corpus:
+    """Returns a corpus whose queries match only documents that were not left out."""
+    documents = {utterance.key for utterance in corpus.split("train")}
+    utterances = []
+    for utterance in corpus.utterances:
+        matches = [key for key in utterance.labels["matches"].split() if key in documents]
+        utterances.append(replace(utterance, labels={"matches": " ".join(matches)}))
+    return replace(corpus, utterances=utterances)
 
 
 def _make_recording(path: str, split: str, matches: Collection[str]) -> Recording:

@@ -15,6 +15,7 @@ from pathlib import Path
 from pydantic import model_validator
 
 from speechft_ray.core.errors import UserError
+from speechft_ray.speech.corpora._disk import list_tree
 from speechft_ray.speech.corpora._layout import (
     DiskOptions,
     Recording,
@@ -74,9 +75,7 @@ def open_snips(
     for split, name in _FOLDERS.items():
         folder = require_folder(NAME, place, name, f"its split {split}")
         speakers = set(getattr(options, f"{split}_speakers"))
-        paths = [
-            path for path in sorted(folder.rglob("*.wav")) if path.stem.split("-")[0] in speakers
-        ]
+        paths = [path for path in list_tree(folder, ".wav") if path.stem.split("-")[0] in speakers]
         if silent := sorted(speakers - {path.stem.split("-")[0] for path in paths}):
             raise UserError(
                 f"{folder} has no recording of {join_names(silent)}: name other speakers in "

@@ -24,6 +24,7 @@ from pydantic import Field
 from speechft_ray.core.errors import UserError
 from speechft_ray.core.units import SAMPLE_RATE_HZ
 from speechft_ray.speech.audio import read_audio_info
+from speechft_ray.speech.corpora._disk import list_folder
 from speechft_ray.speech.corpora._layout import (
     GAIN_MINUS_3_DB,
     DiskOptions,
@@ -94,13 +95,13 @@ def split_of(file_name: str) -> str | None:
 
 def _list_words(root: Path) -> list[Recording]:
     recordings = []
-    for folder in sorted((root / ARCHIVE).iterdir()):
-        if not folder.is_dir() or folder.name.startswith((".", "_")):
+    for folder in list_folder(root / ARCHIVE):
+        if not folder.is_dir() or folder.name.startswith("_"):
             continue
         keyword = folder.name if folder.name in KEYWORDS else UNKNOWN
         recordings += [
             _make_recording(root, path, split, keyword)
-            for path in sorted(folder.glob("*.wav"))
+            for path in list_folder(folder, ".wav")
             if (split := split_of(path.name))
         ]
     if missing := [word for word in KEYWORDS if not (root / ARCHIVE / word).is_dir()]:
@@ -119,7 +120,7 @@ def _list_test(root: Path) -> list[Recording]:
     return [
         _make_recording(root, path, "test", folder.name)
         for folder in folders
-        for path in sorted(folder.glob("*.wav"))
+        for path in list_folder(folder, ".wav")
     ]
 
 
@@ -132,7 +133,7 @@ def _make_recording(root: Path, path: Path, split: str, keyword: str) -> Recordi
 
 def _list_silence(root: Path, options: SpeechCommandsOptions) -> list[Recording]:
     folder = require_folder(NAME, root, f"{ARCHIVE}/{NOISE}", "source of the silence")
-    paths = sorted(folder.glob("*.wav"))
+    paths = list_folder(folder, ".wav")
     if not paths:
         raise UserError(
             f"{folder} holds no .wav file: silence is cut from them, so unpack the training "

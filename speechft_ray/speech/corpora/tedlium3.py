@@ -22,6 +22,7 @@ from pydantic import Field
 
 from speechft_ray.core.errors import UserError
 from speechft_ray.core.units import SAMPLE_RATE_HZ
+from speechft_ray.speech.corpora._disk import list_folder
 from speechft_ray.speech.corpora._layout import (
     DiskOptions,
     Recording,
@@ -117,7 +118,7 @@ def _read_split(root: Path, split: str, left_out: Counter[str]) -> list[Recordin
         for kind in ("stm", "sph")
     }
     recordings = []
-    for file in sorted(folders["stm"].glob("*.stm")):
+    for file in list_folder(folders["stm"], ".stm"):
         for number, line in enumerate(read_lines(file), start=1):
             if line.startswith(";;"):
                 continue

@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from speechft_ray.core.errors import UserError
+from speechft_ray.speech.corpora._disk import is_litter, list_folder
 from speechft_ray.speech.corpora._layout import (
     DiskOptions,
     Recording,
@@ -92,11 +93,7 @@ def split_of(part: str, speaker: str) -> str | None:
 def _list_sentences(root: Path, part: str) -> dict[str, dict[str, dict[str, Path]]]:
     """Returns the files by speaker, sentence and ending, all in lower case, without SA."""
     folder = next(
-        (
-            child
-            for child in sorted(root.iterdir())
-            if child.is_dir() and child.name.lower() == part
-        ),
+        (child for child in list_folder(root) if child.is_dir() and child.name.lower() == part),
         None,
     )
     if folder is None:
@@ -106,6 +103,8 @@ def _list_sentences(root: Path, part: str) -> dict[str, dict[str, dict[str, Path
         )
     files: dict[str, dict[str, dict[str, Path]]] = {}
     for path in sorted(folder.glob("*/*/*.*")):
+        if any(map(is_litter, path.relative_to(folder).parts)):
+            continue
         sentence, _, ending = path.name.lower().partition(".")
         if not sentence.startswith("sa"):
             speaker = files.setdefault(path.parent.name.lower(), {})

@@ -21,6 +21,7 @@ from typing import Literal
 from pydantic import model_validator
 
 from speechft_ray.core.errors import UserError
+from speechft_ray.speech.corpora._disk import is_litter
 from speechft_ray.speech.corpora._layout import (
     DiskOptions,
     Recording,
@@ -169,7 +170,9 @@ def _find_recordings(root: Path) -> dict[str, str]:
     for part in ("dev", "test"):
         folder = root / part / "wav"
         paths.update(
-            (below(folder, path), below(root, path)) for path in sorted(folder.glob("*/*/*.wav"))
+            (below(folder, path), below(root, path))
+            for path in sorted(folder.glob("*/*/*.wav"))
+            if not any(map(is_litter, path.relative_to(folder).parts))
         )
     return paths
 

@@ -11,7 +11,6 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import nn
 
-from speechft_ray.core.errors import UserError
 from speechft_ray.core.registry import Registry
 from speechft_ray.core.validation import validate
 from speechft_ray.speech.corpora.base import Utterance
@@ -85,6 +84,9 @@ class HeadKind:
     tally: Callable[[torch.Tensor, torch.Tensor, Sequence[torch.Tensor]], Tally]
     min_frames: Callable[[torch.Tensor], int]
     """Fewest frames that a target can be trained on."""
+    has_unknown: bool = False
+    """Whether dev may have tokens that train lacks: they are always errors (s3prl's ``<unk>``).
+    Other heads know a closed set of classes, and such a corpus is refused."""
     loss_weight: Callable[[torch.Tensor], int]
     """Weight of a target in the mean of ``loss``, so that a batch can be processed in parts."""
     version: int = 1
@@ -104,14 +106,6 @@ def check_head_options(name: str, options: Mapping[str, Any]) -> HeadOptions:
     Raises ``UserError`` for an unknown head and ``SpecError`` with every mistake in the options.
     """
     return validate(HEADS.get(name).options, dict(options), f"the options of the head `{name}`")
-
-
-def missing_label_error(utterance: Utterance, column: str) -> UserError:
-    """Returns the error for an utterance without a label in the column of its objective."""
-    return UserError(
-        f"the utterance `{utterance.key}` has no label in the column `{column}`: "
-        "add one, or leave it out."
-    )
 
 
 def get_label(utterance: Utterance, column: str) -> str:

@@ -13,6 +13,7 @@ from torch.nn import functional
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from speechft_ray.speech.corpora.base import Utterance
+from speechft_ray.speech.corpora.labels import MissingLabelError
 from speechft_ray.speech.heads.base import (
     HEADS,
     HeadKind,
@@ -20,7 +21,6 @@ from speechft_ray.speech.heads.base import (
     Tally,
     count_one,
     get_label,
-    missing_label_error,
 )
 from speechft_ray.speech.heads.specaug import spec_augment
 from speechft_ray.speech.text import BLANK, Unit, Vocabulary, edit_distance, tokenize
@@ -187,7 +187,7 @@ def read_tokens(options: CtcOptions, utterance: Utterance, column: str) -> list[
     """Returns the label in the unit of the options. Raises ``UserError`` when it is empty."""
     tokens = tokenize(get_label(utterance, column), options.unit)
     if not tokens:
-        raise missing_label_error(utterance, column)
+        raise MissingLabelError(utterance, column)
     return tokens
 
 
@@ -211,6 +211,7 @@ HEADS.register(
         loss=ctc_loss,
         tally=count_token_errors,
         min_frames=min_frames,
+        has_unknown=True,
         loss_weight=count_one,
     ),
 )

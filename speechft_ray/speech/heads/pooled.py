@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional
 
 from speechft_ray.speech.corpora.base import Utterance
+from speechft_ray.speech.corpora.labels import MissingLabelError
 from speechft_ray.speech.heads.base import (
     HEADS,
     HeadKind,
@@ -17,7 +18,6 @@ from speechft_ray.speech.heads.base import (
     Tally,
     count_one,
     get_label,
-    missing_label_error,
     valid_frame_mask,
 )
 from speechft_ray.speech.text import Vocabulary
@@ -84,7 +84,7 @@ def read_tokens(options: PooledOptions, utterance: Utterance, column: str) -> li
     """Returns the whole label as one token. Raises ``UserError`` when it is empty."""
     label = get_label(utterance, column).strip()
     if not label:
-        raise missing_label_error(utterance, column)
+        raise MissingLabelError(utterance, column)
     return [label]
 
 

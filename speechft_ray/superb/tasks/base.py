@@ -7,6 +7,7 @@ measure from a corpus (``TaskData``). All tasks share the probe and its training
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -20,6 +21,7 @@ from speechft_ray.core.errors import UserError
 from speechft_ray.core.registry import Registry
 from speechft_ray.core.validation import validate
 from speechft_ray.speech.corpora.base import SPLITS, Corpus, Utterance
+from speechft_ray.speech.corpora.labels import MissingLabelError
 from speechft_ray.superb.extractor import Features
 
 Sampling = Literal["shuffled", "balanced", "windows", "buckets"]
@@ -218,10 +220,12 @@ def select_columns(task: Task, column: str | None, corpus: Corpus) -> tuple[str,
         reasons = "".join(
             f" The column `{name}`: {corpus.missing_columns[name]}" for name in explained
         )
+        near = difflib.get_close_matches(min(missing), sorted(corpus.columns), n=1)
+        hint = f" Did you mean `{near[0]}`?" if column is not None and near else ""
         raise UserError(
             f"the task `{task.name}` needs the column {_format_names(missing)}, which the corpus "
             f"`{corpus.name}` does not have; its columns {_format_names(corpus.columns)} allow the "
-            f"tasks {_format_names(list_allowed_tasks(corpus.columns))}.{reasons}"
+            f"tasks {_format_names(list_allowed_tasks(corpus.columns))}.{hint}{reasons}"
         )
     return columns
 
@@ -239,14 +243,11 @@ def select_splits(corpus: Corpus, names: Sequence[str] = SPLITS) -> dict[str, li
 
 
 def get_label(utterance: Utterance, column: str) -> str:
-    """Returns a label without surrounding blanks. Raises ``UserError`` if the utterance has
+    """Returns a label without surrounding blanks. Raises ``MissingLabelError`` if the utterance has
     none."""
     label = utterance.labels.get(column, "").strip()
     if not label:
-        raise UserError(
-            f"the utterance `{utterance.key}` has no label in the column `{column}`: add one, or "
-            "leave it out."
-        )
+        raise MissingLabelError(utterance, column)
     return label
 
 

@@ -53,6 +53,8 @@ from speechft_ray.superb.tasks.base import (
 SPEAKERS = 2
 CHUNK_FRAMES = 2000
 """``chunk_size``: 40 s."""
+LEAST_FRAMES = 2
+"""A chunk of one has 320 samples: too few for a frame of any encoder."""
 THRESHOLDS, MEDIANS = (0.3, 0.4, 0.5, 0.6, 0.7), (1, 11)
 """Decodings that s3prl's ``diarization/score.sh`` tries."""
 
@@ -265,11 +267,16 @@ def _cut_chunks(
     utterance: Utterance, split: str, column: str, clean: bool
 ) -> Iterator[tuple[Segment, Chunk]]:
     frames = utterance.samples // FRAME_STRIDE_SAMPLES
+    if frames < LEAST_FRAMES:
+        raise UserError(
+            f"the utterance `{utterance.key}` has {utterance.samples} samples; a chunk needs "
+            f"{LEAST_FRAMES * FRAME_STRIDE_SAMPLES}: leave it out."
+        )
     turns = parse_turns(utterance, column)
     for start in range(0, frames, CHUNK_FRAMES):
         end = min(frames, start + CHUNK_FRAMES)
-        if end - start < 2 and frames > 1:
-            break  # too short for a frame of any encoder
+        if end - start < LEAST_FRAMES:
+            break
         segment = Segment(
             utterance, split, start * FRAME_STRIDE_SAMPLES, (end - start) * FRAME_STRIDE_SAMPLES
         )
