@@ -100,29 +100,8 @@ def assemble(
     ``options`` say skip, ``SpecError`` with the recordings that cannot be used.
     """
     facts, faults = _measure_recordings(name, root, recordings, transform, cache, progress)
-    # Training utterances below ``min_train_samples`` are left out by the protocol: no fault.
-    fails = options.on_bad_audio == "fail"
-    short = [
-        item
-        for item in recordings
-        if item.path in facts and _count_samples(item, facts) < FRAME_FIELD_SAMPLES
-        if item.split != "train" or min_train_samples < FRAME_FIELD_SAMPLES
-    ]
-    for item in short:
-        place = item.path if item.cut is None else item.key
-        sentence = describe_short_clip(_count_samples(item, facts), GO_WITHOUT if fails else "")
-        faults[place] = f"`{place}` {sentence}"
-    if faults and fails:
-        raise SpecError(f"the corpus `{name}` in {root}", _make_mistakes(faults))
-    # Usable recordings in the order of their keys, without short ones in train.
-    short_keys = {item.key for item in short}
-    is_usable = {item.key: item.path in facts and item.key not in short_keys for item in recordings}
-    usable = sorted((item for item in recordings if is_usable[item.key]), key=lambda item: item.key)
-    if recordings and not usable:
-        raise UserError(
-            f"the corpus `{name}` in {root} has no recording that can be used: all "
-            f"{len(recordings)} are left out, as {next(iter(faults.values()))}."
-        )
+    usable = _select_usable(name, root, recordings, facts, faults, options, min_train_samples)
+    # Without short ones in train.
     good = [
         item
         for item in usable
@@ -157,7 +136,7 @@ def assemble(
         trials=usable_trials,
         missing_columns=missing_columns or {},
         notes=(*notes, *describe_conversions(facts.values()), *describe_skipped(faults)),
-        skipped=dict(Counter(item.split for item in recordings if not is_usable[item.key])),
+        skipped=_count_skipped(recordings, usable),
         audio_ids={item.key: _make_audio_id(facts[item.path].sha256, item.cut) for item in good},
         speaker_namespace=speaker_namespace,
     )
@@ -279,6 +258,50 @@ def _measure_recordings(
             del facts[item.path]
             faults[item.path] = f"{root / item.path} ends before `{item.key}`, a part of it, begins"
     return Measurements(facts, faults)
+
+
+def _select_usable(
+    name: str,
+    root: Path,
+    recordings: Sequence[Recording],
+    facts: Mapping[str, FileFacts],
+    faults: dict[str, str],
+    options: DiskOptions,
+    min_train_samples: int,
+) -> list[Recording]:
+    """Returns the recordings that can be used, in the order of their keys, and adds to ``faults``
+    those below one frame.
+
+    Training utterances below ``min_train_samples`` are left out by a protocol: they are no fault.
+    Raises ``SpecError`` for faults, unless ``options`` say skip, and ``UserError`` when nothing can
+    be used.
+    """
+    fails, usable = options.on_bad_audio == "fail", []
+    for item in recordings:
+        if item.path not in facts:
+            continue
+        samples = _count_samples(item, facts)
+        is_left_out = item.split == "train" and samples < min_train_samples
+        if samples >= FRAME_FIELD_SAMPLES or is_left_out:
+            usable.append(item)
+            continue
+        place = item.path if item.cut is None else item.key
+        faults[place] = f"`{place}` {describe_short_clip(samples, GO_WITHOUT if fails else '')}"
+    if faults and fails:
+        raise SpecError(f"the corpus `{name}` in {root}", _make_mistakes(faults))
+    if recordings and not usable:
+        raise UserError(
+            f"the corpus `{name}` in {root} has no recording that can be used: all "
+            f"{len(recordings)} are left out, as {next(iter(faults.values()))}."
+        )
+    return sorted(usable, key=lambda item: item.key)
+
+
+def _count_skipped(recordings: Iterable[Recording], usable: Iterable[Recording]) -> dict[str, int]:
+    """Returns by split how many recordings cannot be used."""
+    counts = Counter(item.split for item in recordings)
+    counts.subtract(item.split for item in usable)
+    return {split: count for split, count in counts.items() if count}
 
 
 def _holds(folder: Path, marks: Sequence[str]) -> bool:
