@@ -16,9 +16,7 @@ def parse_options(pairs: Sequence[str], flag: str) -> dict[str, Any]:
     ``flag``, for a text without name or ``=``, a name that is given twice, and a value that is not
     YAML.
     """
-    import yaml
-
-    from speechft_ray.sweep.space_file import load_yaml
+    from speechft_ray.sweep.yaml_text import YamlError, load_yaml
 
     options: dict[str, Any] = {}
     for pair in pairs:
@@ -33,9 +31,10 @@ def parse_options(pairs: Sequence[str], flag: str) -> dict[str, Any]:
             raise UserError(f"{flag} `{name}` is given twice: give it once.")
         try:
             options[name] = load_yaml(text)
-        except yaml.YAMLError as error:
+        except YamlError as error:
             raise UserError(
                 f"{flag} `{name}` has a value that is not YAML: `{text}`; "
-                f"put text with special characters in quotes, as in {name}=\"'TEXT'\"."
-            ) from error
+                f"put text with special characters in quotes, as in {name}=\"'TEXT'\" "
+                f"({error.sentence.rstrip('.')})."
+            ) from None
     return options

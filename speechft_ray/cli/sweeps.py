@@ -165,13 +165,14 @@ def _open_sweep(
     """Reads, checks and plans a search space; ``changes`` are fields of ``Place``."""
     from speechft_ray.commands.parts import find_space, resolve_place
     from speechft_ray.commands.sweep import open_sweep
-    from speechft_ray.sweep.space_file import read_space
+    from speechft_ray.sweep.space_file import open_space
 
-    spec = read_space(find_space(space), lambda text: typer.echo(f"note: {text}", err=True))
-    place = resolve_place(
-        spec, storage=storage, encoder=encoder, corpora=corpora, manifest=manifest, cpu=cpu
-    )
-    return open_sweep(spec, place.model_copy(update=changes))
+    file = open_space(find_space(space), lambda text: typer.echo(f"note: {text}", err=True))
+    with file.name_lines():
+        place = resolve_place(
+            file.spec, storage=storage, encoder=encoder, corpora=corpora, manifest=manifest, cpu=cpu
+        )
+        return open_sweep(file.spec, place.model_copy(update=changes))
 
 
 def _report_of(sweep: Sweep) -> Path:

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from speechft_ray.core.errors import SpecError, UserError
+from speechft_ray.core.errors import SpecError, SweepError, UserError
 from speechft_ray.core.metrics import metrics_of
 from speechft_ray.core.specs import CorpusSpec, EvalSpec, MergeSpec, SweepSpec
 from speechft_ray.core.validation import validate
@@ -26,11 +26,15 @@ def check_names(spec: SweepSpec) -> None:
     """
     mistakes: Mistakes = []
 
-    def attempt(path: str, action: Callable[..., object], *arguments: Any) -> None:
+    def attempt(
+        path: str, action: Callable[..., object], *arguments: Any, options: str = ""
+    ) -> None:
+        """``options`` is the field with the options that the action validates, if not ``path``."""
         try:
             action(*arguments)
         except SpecError as error:
-            mistakes.extend((f"{path}.{inner}", text) for inner, text in error.mistakes)
+            inside = options or path
+            mistakes.extend((f"{inside}.{inner}", text) for inner, text in error.mistakes)
         except UserError as error:
             mistakes.append((path, str(error)))
 
@@ -41,20 +45,33 @@ def check_names(spec: SweepSpec) -> None:
             if objective.head in HEADS.names():
                 options = (objective.head, objective.options)
                 attempt(f"{path}.options", check_head_options, *options)
-            attempt(f"{path}.corpus", _check_corpus_options, objective.corpus)
+            attempt(
+                f"{path}.corpus.name",
+                _check_corpus_options,
+                objective.corpus,
+                options=f"{path}.corpus.options",
+            )
         if run.after:
             merge = MergeSpec(
                 method=run.after.method, params=run.after.params, donors=(run.after.finetune,)
             )
-            attempt(f"finetune[{index}].after", validate_params, merge.method, merge.params, 1)
+            attempt(
+                f"finetune[{index}].after.method",
+                validate_params,
+                merge.method,
+                merge.params,
+                1,
+                options=f"finetune[{index}].after.params",
+            )
             attempt(f"finetune[{index}].after.method", check_statistics, merge, spec)
     for index, item in enumerate(spec.merge):
         attempt(
-            f"merge[{index}]",
+            f"merge[{index}].method",
             validate_params,
             item.method,
             item.params,
             1 if item.donors == "each" else len(item.donors),
+            options=f"merge[{index}].params",
         )
         attempt(f"merge[{index}].method", check_statistics, item, spec)
         attempt(f"merge[{index}].checkpoint", check_checkpoint, item, spec)
@@ -64,9 +81,14 @@ def check_names(spec: SweepSpec) -> None:
             task = TASKS.get(entry.task)
             attempt(f"evaluate[{index}].options", check_task_options, task, entry.options)
         for corpus in entry.corpora():
-            attempt(f"evaluate[{index}].corpus", _check_corpus_options, corpus)
+            attempt(
+                f"evaluate[{index}].corpus.name",
+                _check_corpus_options,
+                corpus,
+                options=f"evaluate[{index}].corpus.options",
+            )
     if mistakes:
-        raise SpecError(f"the sweep `{spec.name}`", list(dict.fromkeys(mistakes)))
+        raise SweepError(f"the sweep `{spec.name}`", list(dict.fromkeys(mistakes)))
 
 
 def _check_corpus_options(spec: CorpusSpec) -> BaseModel:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from speechft_ray.core.errors import SpecError, UserError
+from speechft_ray.core.errors import SweepError, UserError
 from speechft_ray.core.records import Place
 from speechft_ray.core.specs import CorpusSpec, EvalSpec, Objective, SweepSpec
 from speechft_ray.finetuning.data import load_objective
@@ -18,7 +18,7 @@ from speechft_ray.superb.tasks.base import TASKS
 def check_labels(spec: SweepSpec, place: Place) -> None:
     """Builds the examples of every objective and task on corpora on disk, as their jobs do.
 
-    Synthetic corpora are left out: they are made by jobs. Raises ``SpecError`` with every column,
+    Synthetic corpora are left out: they are made by jobs. Raises ``SweepError`` with every column,
     split and label that cannot be learned, and the path of what reads it.
     """
     mistakes: list[tuple[str, str]] = []
@@ -42,7 +42,7 @@ def check_labels(spec: SweepSpec, place: Place) -> None:
         identity = entry.model_dump_json(include={"task", "corpus", "column", "options", "folds"})
         attempt(f"evaluate[{index}]", identity, check_evaluation, entry)
     if mistakes:
-        raise SpecError(f"the sweep `{spec.name}`", mistakes)
+        raise SweepError(f"the sweep `{spec.name}`", mistakes)
 
 
 def check_objective(objective: Objective, place: Place) -> None:

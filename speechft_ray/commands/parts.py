@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from rich.console import Console
@@ -18,7 +18,7 @@ from rich.progress import (
 )
 
 import speechft_ray
-from speechft_ray.core.errors import UserError, unknown_name
+from speechft_ray.core.errors import SweepError, UserError, unknown_name
 from speechft_ray.core.fingerprint import fingerprint
 from speechft_ray.core.records import Job, Outcome, Place, Stage
 from speechft_ray.core.resources import ResourceRequest
@@ -58,13 +58,17 @@ def find_space(space: str) -> Path:
     ``alpha`` and ``recipes/pr_librispeech`` are such names. Raises ``UserError`` for a name that
     the package does not have.
     """
-    path = Path(space).expanduser()
-    if path.exists() or path.suffix in (".yaml", ".yml"):
-        return path
     packaged = {
         file.relative_to(SEARCH_SPACES).with_suffix("").as_posix(): file
         for file in SEARCH_SPACES.rglob("*.yaml")
     }
+    path, is_there = Path(space), False
+    # Names that no file can have, and `~NOBODY`, are no paths.
+    with suppress(OSError, ValueError, RuntimeError):
+        path = path.expanduser()
+        is_there = path.exists() and not (space in packaged and path.is_dir())
+    if is_there or path.suffix in (".yaml", ".yml"):
+        return path
     if space not in packaged:
         raise UserError(f"{unknown_name('search space', space, packaged)} Or give a YAML file.")
     return packaged[space]
@@ -83,6 +87,16 @@ def plan_inputs(place: Place) -> Inputs:
         resources=RESOURCES,
         version_of=component_version,
     )
+
+
+def plan_sweep_inputs(spec: SweepSpec, place: Place) -> Inputs:
+    """Returns ``plan_inputs`` of a sweep. Raises ``SweepError`` where its own encoder is wrong."""
+    try:
+        return plan_inputs(place)
+    except UserError as error:
+        if place.encoder != resolve_encoder(spec.encoder):
+            raise
+        raise SweepError(f"the sweep `{spec.name}`", [("encoder", str(error))]) from None
 
 
 def component_version(component: Component, name: str) -> int:

@@ -13,9 +13,9 @@ from rich.console import Console
 
 from speechft_ray.commands.checks import check_names, check_statistics
 from speechft_ray.commands.labels import check_labels
-from speechft_ray.commands.parts import plan_inputs
+from speechft_ray.commands.parts import plan_sweep_inputs
 from speechft_ray.commands.status import print_search_plan, print_search_status
-from speechft_ray.core.errors import SpecError, UserError
+from speechft_ray.core.errors import SpecError, SweepError, UserError
 from speechft_ray.core.layers import layer_of
 from speechft_ray.core.records import Place
 from speechft_ray.core.specs import SweepSpec
@@ -140,13 +140,13 @@ def plan_search(spec: SweepSpec, place: Place) -> SearchPlan:
     """Checks a search against everything it names and returns its plan. Reads the encoder and the
     user's own corpora."""
     check_names(spec)
-    inputs = plan_inputs(place)
+    inputs = plan_sweep_inputs(spec, place)
     weights, _ = start_encoder(place.encoder)
     plan = make_search_plan(spec, inputs, encoder_depth(weights.state))
     check_labels(spec, place)
     mistakes = _merge_mistakes(plan)
     if mistakes:
-        raise SpecError(f"the search `{spec.name}`", mistakes)
+        raise SweepError(f"the search `{spec.name}`", mistakes)
     open_proposer(plan)  # refuses a sampler whose package is missing
     return plan
 

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from speechft_ray.commands.checks import check_names
 from speechft_ray.commands.labels import check_labels
-from speechft_ray.commands.parts import OnDemandExecutor, open_trackers, plan_inputs
+from speechft_ray.commands.parts import OnDemandExecutor, open_trackers, plan_sweep_inputs
 from speechft_ray.commands.results import print_failures, print_results, publish_results
 from speechft_ray.commands.search import MergeSearch
 from speechft_ray.commands.status import print_list_plan, print_list_status
@@ -129,7 +129,7 @@ def plan_sweep(spec: SweepSpec, place: Place) -> Plan:
     """Returns the plan of a list of merges, after every name in the spec and the labels of every
     corpus on disk were checked."""
     check_names(spec)
-    plan = make_plan(spec, plan_inputs(place))
+    plan = make_plan(spec, plan_sweep_inputs(spec, place))
     check_labels(spec, place)
     return plan
 

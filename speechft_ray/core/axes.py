@@ -6,7 +6,7 @@ a method stand under its name and count only when that method is proposed.
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -14,7 +14,7 @@ from typing import Any, Literal
 from speechft_ray.core.chains import Tuning
 from speechft_ray.core.errors import unknown_name
 from speechft_ray.core.specs import SearchSpec
-from speechft_ray.core.validation import Mistakes, path_text
+from speechft_ray.core.validation import Mistakes, axis_hint, path_text
 
 Kind = Literal["fixed", "uniform", "loguniform", "choice", "per_layer", "per_donor", "curve"]
 RANGES: tuple[Kind, ...] = ("uniform", "loguniform", "per_layer", "per_donor", "curve")
@@ -152,10 +152,13 @@ class _Reader:
         content = dict(value)
         knots = content.pop("knots", KNOTS)
         kind = next(iter(content), "")
-        if len(content) != 1 or kind not in kinds or kind == "fixed":
+        if len(content) != 1 or not isinstance(kind, str) or kind not in kinds or kind == "fixed":
             names = ", ".join(f"`{name}`" for name in kinds if name != "fixed")
+            hint = " In a search, `grid` is called `choice`." if kind == "grid" else ""
             self.wrong(
-                path, f"must be a value or one of {names} with its range, but is {value!r} instead."
+                path,
+                f"must be a value or one of {names} with its range, but is {value!r} instead."
+                f"{hint or axis_hint(value, [name for name in kinds if name != 'fixed'])}",
             )
         elif "knots" in value and (kind != "curve" or type(knots) is not int or knots < 2):
             self.wrong(
@@ -196,7 +199,7 @@ class _Reader:
         if (
             len(numbers) != 2
             or len(value) != 2
-            or not -math.inf < numbers[0] < numbers[1] < math.inf
+            or not -sys.float_info.max <= numbers[0] < numbers[1] <= sys.float_info.max
         ):
             self.wrong(
                 path,

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from speechft_ray.core.errors import SpecError, unknown_name
+from speechft_ray.core.errors import SweepError, unknown_name
 from speechft_ray.core.specs import FinetuneSpec
 from speechft_ray.core.validation import Mistakes
 
@@ -72,7 +72,7 @@ def build_chains(runs: Sequence[FinetuneSpec]) -> list[Tuning]:
     """
     mistakes = chain_mistakes(list(enumerate(runs)))
     if mistakes:
-        raise SpecError("the fine-tuning runs", mistakes)
+        raise SweepError("the fine-tuning runs", mistakes)
     by_name_and_seed: dict[tuple[str, int], list[FinetuneSpec]] = {}
     for run in runs:
         by_name_and_seed.setdefault((run.name, run.seed), []).append(run)

@@ -14,14 +14,28 @@ class UserError(Exception):
 
 
 class SpecError(UserError):
-    """All mistakes of one input, each as ``(path, sentence)``."""
+    """All mistakes of one input, each as ``(path, sentence)``.
 
-    def __init__(self, where: str, mistakes: Sequence[tuple[str, str]]) -> None:
+    ``places`` has ``file:line:column`` for each mistake where the input is a file that has lines.
+    """
+
+    def __init__(
+        self, where: str, mistakes: Sequence[tuple[str, str]], places: Sequence[str] = ()
+    ) -> None:
         self.where = where
         self.mistakes = tuple(mistakes)
+        self.places = tuple(places)
         count = len(self.mistakes)
         head = f"{where} has {count} mistake{'s' if count != 1 else ''}:"
-        super().__init__("\n".join([head, *(f"  {path}: {text}" for path, text in self.mistakes)]))
+        rows = [f"{printable(path)}: {text}" for path, text in self.mistakes]
+        if places:
+            rows = [f"{place}: {row}" for place, row in zip(places, rows, strict=True)]
+        super().__init__("\n".join([head, *(f"  {row}" for row in rows)]))
+
+
+class SweepError(SpecError):
+    """Mistakes of a sweep whose axes are expanded: indices in paths count its entries, not those of
+    its file. ``SpaceFile.name_lines`` turns them into those of the file."""
 
 
 class Interrupted(Exception):
@@ -31,6 +45,35 @@ class Interrupted(Exception):
 def unknown_name(kind: str, name: str, allowed: Iterable[str]) -> str:
     """Returns the sentence for an unknown name, with the nearest match and the whole list."""
     names = sorted(allowed)
+    return (
+        f"unknown {kind} `{printable(name)}`.{did_you_mean(name, names)} "
+        f"Allowed: {', '.join(names) or 'none'}."
+    )
+
+
+def did_you_mean(name: str, allowed: Iterable[str]) -> str:
+    """Returns `` Did you mean `x`?`` with the nearest allowed name; empty where none is near."""
+    near = nearest_name(name, allowed)
+    return f" Did you mean `{near}`?" if near else ""
+
+
+def nearest_name(name: str, allowed: Iterable[str]) -> str | None:
+    """Returns the allowed name that is nearest to a misspelt one; case, ``-`` and ``_`` count
+    little. ``None`` where no name is near."""
+    names = sorted(allowed)
+    plain = {_fold(item): item for item in names}
     near = difflib.get_close_matches(name, names, n=1)
-    hint = f" Did you mean `{near[0]}`?" if near else ""
-    return f"unknown {kind} `{name}`.{hint} Allowed: {', '.join(names) or 'none'}."
+    folded = difflib.get_close_matches(_fold(name), plain, n=1)
+    return near[0] if near else plain[folded[0]] if folded else None
+
+
+def _fold(name: str) -> str:
+    return name.lower().replace("-", "").replace("_", "").replace(" ", "")
+
+
+def printable(text: str) -> str:
+    """Returns a text with escapes for what would break a line or change a terminal."""
+    return "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape").decode("ascii")
+        for letter in text
+    )

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from speechft_ray.core.errors import SpecError, unknown_name
+from speechft_ray.core.errors import SpecError, did_you_mean, nearest_name, unknown_name
+
+AXES = ("grid", "uniform", "loguniform", "choice")
+"""Names of the axes that are expanded before a sweep."""
 
 M = TypeVar("M", bound=BaseModel)
 
 Steps = tuple[str | int, ...]
 Mistakes = list[tuple[str, str]]
+Error = Mapping[str, Any]
+"""One of pydantic's errors: ``type``, ``loc``, ``msg``, ``input``, ``ctx``."""
 
 _PHRASES = {
     "missing": "is needed but missing.",
@@ -20,8 +27,12 @@ _PHRASES = {
     "greater_than": "must be greater than {gt:g}",
     "less_than": "must be less than {lt:g}",
     "too_short": "must have at least {min_length}",
+    "too_long": "must have at most {max_length}",
+    "bool_parsing": "must be true or false",
+    "bool_type": "must be true or false",
     "finite_number": "must be a finite number",
     "tuple_type": "must be a list",
+    "list_type": "must be a list",
     "dict_type": "must be a mapping",
     "model_type": "must be a mapping",
     "float_parsing": "must be a number",
@@ -35,6 +46,13 @@ _PHRASES = {
 }
 
 
+_KIND_PHRASES = {
+    kind: phrase
+    for kind, phrase in _PHRASES.items()
+    if kind.endswith(("_type", "_parsing")) or kind == "int_from_float"
+} | {"literal_error": ""}
+"""Errors of a value of another kind; the others concern a value of the right kind."""
+
 _JSON_KINDS = frozenset({"str", "int", "float", "bool", "list", "dict", "NoneType"})
 
 
@@ -46,39 +64,57 @@ def validate(model: type[M], raw: Any, where: str) -> M:
         raise SpecError(where, explain(error, (), model)) from None
 
 
-def explain(error: ValidationError, place: Steps, model: type[BaseModel]) -> Mistakes:
-    """Returns pydantic's errors as ``(path, sentence)``; an unknown field has the nearest name.
+def explain(
+    error: ValidationError, place: Steps, model: type[BaseModel], beside: Sequence[str] = ()
+) -> Mistakes:
+    """Returns pydantic's errors as ``(path, sentence)``, one for each wrong value.
 
-    ``place`` comes before each path.
+    ``place`` comes before each path. An unknown field has the nearest name; ``beside`` are names
+    that may stand beside the fields of ``model``. A needed field that is only misspelt is not told
+    as missing too.
     """
-    mistakes: Mistakes = []
-    for item in error.errors():
-        if _is_echo(item["type"], item["loc"], item["input"]):
-            continue
-        path = (
-            path_text((*place, *(part for part in item["loc"] if not _is_branch(part)))) or "(all)"
-        )
-        kind, context = item["type"], item.get("ctx", {})
-        if kind == "extra_forbidden":
-            sentence = unknown_name(
-                "field", str(item["loc"][-1]), _fields_at(model, item["loc"][:-1])
-            )
-        elif kind == "missing":
-            sentence = _PHRASES[kind]
-        elif kind == "literal_error" and any(_is_branch(part) for part in item["loc"]):
-            sentence = (
-                f"must be {context['expected']} or a list, but is {_short(item['input'])} instead."
-            )
-        elif kind in _PHRASES:
-            sentence = (
-                f"{_PHRASES[kind].format(**context)}, but is {_short(item['input'])} instead."
-            )
-        elif kind == "value_error":  # a validator of this package, which words the sentence
-            sentence = f"{_wish(item['msg'])}."
+    errors = [item for item in error.errors() if not _is_echo(item, error)]
+    # The errors of one union are those of its sides; they are told as one.
+    unions: dict[Steps, list[Error]] = {}
+    for item in errors:
+        head, side = _split_at_side(item["loc"])
+        if side is not None:
+            unions.setdefault(head, []).append(item)
+    mistakes: dict[tuple[str, str], None] = {}
+    misspelt: set[Steps] = set()
+    for item in errors:
+        head, side = _split_at_side(item["loc"])
+        sides = unions.get(head, []) if side is not None else []
+        if len({_split_at_side(other["loc"])[1] for other in sides}) > 1:
+            worded = _word_union(head, sides)
         else:
-            sentence = f"{_wish(item['msg'])}, but is {_short(item['input'])} instead."
-        mistakes.append((path, sentence))
-    return mistakes
+            worded = [(item["loc"], _word(item, model, beside))]
+        if item["type"] == "extra_forbidden":
+            near = nearest_name(str(item["loc"][-1]), _fields_at(model, item["loc"][:-1]))
+            if near is not None:
+                misspelt.add((*item["loc"][:-1], near))
+        for loc, sentence in worded:
+            path = path_text((*place, *(part for part in loc if not _is_branch(part))))
+            mistakes[path or "(all)", sentence] = None
+    echoes = {path_text((*place, *loc)) for loc in misspelt}
+    return [item for item in mistakes if item[1] != _PHRASES["missing"] or item[0] not in echoes]
+
+
+def axis_hint(value: Any, axes: Iterable[str] = AXES) -> str:
+    """Returns a sentence for a mapping in the place of a value that looks like a misspelt or
+    misplaced axis; empty for others."""
+    keys = [key for key in value if isinstance(key, str)] if isinstance(value, dict) else []
+    for key in keys:
+        if key in axes and len(value) > 1:
+            others = ", ".join(f"`{other}`" for other in keys if other != key)
+            return (
+                f" An axis stands alone in its mapping: move {others} out of that of `{key}`; "
+                "`samples` and `sample_seed` belong beside the fields of the entry."
+            )
+        if key in axes:
+            return f" No axis (`{key}`) can stand here."
+    near = nearest_name(keys[0], axes) if keys and len(value) == 1 else None
+    return f" Did you mean the axis `{near}`?" if near else ""
 
 
 def path_text(path: tuple[Any, ...]) -> str:
@@ -89,18 +125,68 @@ def path_text(path: tuple[Any, ...]) -> str:
     return text
 
 
-def _is_echo(kind: str, loc: Steps, value: Any) -> bool:
-    """Whether an error only repeats another one of the same input.
+def _word(item: Error, model: type[BaseModel], beside: Sequence[str] = ()) -> str:
+    """Words one error that stands for itself."""
+    kind, context, value, loc = item["type"], item.get("ctx", {}), item["input"], item["loc"]
+    if kind == "extra_forbidden":
+        allowed = [*_fields_at(model, loc[:-1]), *(beside if len(loc) == 1 else ())]
+        name = str(loc[-1])
+        sentence = unknown_name("field", name, allowed)
+        if nearest_name(name, allowed) is None and isinstance(value, list):
+            sentence += axis_hint({name: value})
+        return sentence
+    if kind == "missing":
+        return _PHRASES[kind]
+    if kind == "value_error":  # a validator of this package, which words the sentence
+        return f"{_wish(item['msg'])}."
+    wish = _PHRASES[kind].format(**context) if kind in _PHRASES else _wish(item["msg"])
+    hint = axis_hint(value)
+    if kind == "literal_error" and isinstance(value, str):
+        hint = did_you_mean(value, _literals(item))
+    return f"{wish}, but is {_short(value)} instead.{hint}"
 
-    A text in the place of ``"each" | list`` fails as both; a list whose entries are all wrong
-    counts as too short.
+
+def _word_union(head: Steps, sides: Sequence[Error]) -> list[tuple[Steps, str]]:
+    """Words the errors of all sides of a union as those of the side that was meant.
+
+    That is the side whose kind the value has, where there is one. Otherwise all sides are named.
     """
-    in_literal, in_list = (
-        any(str(part).startswith(name) for part in loc) for name in ("literal[", "tuple[")
+    ends = len(head) + 1
+    inside = [item for item in sides if any(not _is_branch(part) for part in item["loc"][ends:])]
+    values = [item for item in sides if item["type"] not in _KIND_PHRASES]
+    if meant := inside or values:
+        return [(item["loc"], _word(item, BaseModel)) for item in meant]
+    wishes, literals = [], []
+    for item in sides:
+        if item["type"] == "literal_error":
+            literals += _literals(item)
+        wish = item.get("ctx", {}).get("expected") or _KIND_PHRASES[item["type"]]
+        wishes.append(str(wish).removeprefix("must be "))
+    value = sides[0]["input"]
+    names = list(dict.fromkeys(wishes))
+    wish = f"{', '.join(names[:-1])} or {names[-1]}" if len(names) > 1 else names[0]
+    hint = did_you_mean(value, literals) if isinstance(value, str) else axis_hint(value)
+    return [(head, f"must be {wish}, but is {_short(value)} instead.{hint}")]
+
+
+def _literals(item: Error) -> list[str]:
+    return re.findall(r"'([^']*)'", str(item.get("ctx", {}).get("expected", "")))
+
+
+def _split_at_side(loc: Steps) -> tuple[Steps, str | int | None]:
+    """Returns the steps before the first that names the side of a union, and that name."""
+    for index, part in enumerate(loc):
+        if _is_branch(part):
+            return loc[:index], part
+    return loc, None
+
+
+def _is_echo(item: Error, error: ValidationError) -> bool:
+    """Whether an error only repeats others: a list whose entries are wrong counts as too short."""
+    loc = item["loc"]
+    return item["type"] == "too_short" and any(
+        other["loc"][: len(loc)] == loc and len(other["loc"]) > len(loc) for other in error.errors()
     )
-    if kind == "too_short":
-        return len(value) > 0
-    return (in_literal and isinstance(value, list | tuple)) or (in_list and kind == "tuple_type")
 
 
 def _is_branch(part: str | int) -> bool:

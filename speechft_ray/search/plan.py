@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from speechft_ray.core.axes import DonorAxis, read_axes
 from speechft_ray.core.chains import build_chains
-from speechft_ray.core.errors import SpecError
+from speechft_ray.core.errors import SweepError
 from speechft_ray.core.fingerprint import fingerprint
 from speechft_ray.core.objectives import select_tasks
 from speechft_ray.core.records import Job
@@ -75,7 +75,7 @@ def make_search_plan(spec: SweepSpec, inputs: Inputs, depth: int) -> SearchPlan:
         axes.donors, runs, builder, search.sampler == "greedy_soup"
     )
     if mistakes:
-        raise SpecError(f"the search `{spec.name}`", mistakes)
+        raise SweepError(f"the search `{spec.name}`", mistakes)
     key, title, params = builder.add_pretrained()
     row = PlannedRow(
         key=key, title=title, params=params, evaluations=_evaluations(spec, builder, key, title)

@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 from speechft_ray.core.chains import Tuning, build_chains
-from speechft_ray.core.errors import UserError
+from speechft_ray.core.errors import SweepError
 from speechft_ray.core.fingerprint import canonical_json, fingerprint
 from speechft_ray.core.records import Job, Stage
 from speechft_ray.core.resources import ResourceRequest
@@ -78,8 +78,8 @@ class Plan:
 def make_plan(spec: SweepSpec, inputs: Inputs) -> Plan:
     """Returns the plan of a sweep over a list of merges.
 
-    Raises ``UserError`` when donors of one merge do not share a seed and a start, and ``SpecError``
-    for faulty chains.
+    Raises ``SweepError`` when donors of one merge do not share a seed and a start, and for faulty
+    chains.
     """
     builder = PlanBuilder(inputs, spec.stop_tuning)
     # Every fine-tuning run, with the earlier stages of its chain.
@@ -315,14 +315,14 @@ def _merges(
     controls = [item.model_copy(update={"alpha": 1.0}) for item in spec.merge]
     unique = {canonical_json(item): item for item in [*merges, *controls]}
     for item in unique.values():
-        for donors in _donor_sets(item, tuned, builder):
+        for donors in _donor_sets(spec, item, tuned, builder):
             params = row_params(item, [run for run, _ in donors], varying)
             title = row_title(params)
             yield builder.add_merge(item, [key for _, key in donors], title), title, params
 
 
 def _donor_sets(
-    merge: MergeSpec, tuned: Sequence[tuple[Tuning, str]], builder: PlanBuilder
+    spec: SweepSpec, merge: MergeSpec, tuned: Sequence[tuple[Tuning, str]], builder: PlanBuilder
 ) -> Iterator[tuple[tuple[Tuning, str], ...]]:
     """Yields every set of donors of one seed and one start."""
     if merge.donors == "each":
@@ -340,13 +340,17 @@ def _donor_sets(
                 has_common_start = True
                 yield donors
     names = ", ".join(merge.donors)
+    wrong = ""
     if not has_common_seed:
-        raise UserError(
+        wrong = (
             f"no seed was tuned by all of the donors {names}: give those fine-tuning runs the same "
             "`seed` axis."
         )
-    if not has_common_start:
-        raise UserError(
+    elif not has_common_start:
+        wrong = (
             f"the donors {names} start from different encoders: merge runs that have the same "
             "`after`, or none."
         )
+    if wrong:
+        index = [item.donors for item in spec.merge].index(merge.donors)
+        raise SweepError(f"the sweep `{spec.name}`", [(f"merge[{index}].donors", wrong)])

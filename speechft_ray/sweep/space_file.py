@@ -1,57 +1,126 @@
-"""Reads a search space file. It is YAML; nothing in it is evaluated as code."""
+"""Reads a search space file, and names the line of every mistake in it."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import yaml
-
-from speechft_ray.core.errors import UserError
+from speechft_ray.core.errors import SpecError, SweepError, UserError
+from speechft_ray.core.expansion import expand
 from speechft_ray.core.space import old_field_names, parse_space
 from speechft_ray.core.specs import SweepSpec
+from speechft_ray.sweep.yaml_text import YamlError, YamlSyntaxError, YamlText, read_yaml
+
+LARGEST_FILE = 4 * 2**20
+"""Bytes; the longest space that ships has 5,000."""
+
+_ENTRY = re.compile(r"(finetune|merge|evaluate)\[(\d+)\]")
 
 
-class _NumberLoader(yaml.SafeLoader):
-    """SafeLoader that reads ``1e-4`` as a number, as YAML 1.2 does."""
+@dataclass(frozen=True)
+class SpaceFile:
+    """A search space with the text that it was read from."""
 
+    path: Path
+    text: YamlText
+    spec: SweepSpec
 
-_NumberLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)$"),
-    list("-+0123456789."),
-)
+    @contextmanager
+    def name_lines(self) -> Iterator[None]:
+        """Gives the mistakes that are found in the expanded sweep the entries and lines of the
+        file."""
+        try:
+            yield
+        except SweepError as error:
+            mistakes = [(self._path_in_file(path), text) for path, text in error.mistakes]
+            raise _locate(self.path, self.text, mistakes) from None
 
-
-def load_yaml(text: str) -> Any:
-    """Returns the plain data of a YAML text. Raises ``yaml.YAMLError``."""
-    return yaml.load(text, Loader=_NumberLoader)
+    def _path_in_file(self, path: str) -> str:
+        entry = _ENTRY.match(path)
+        if entry is None:
+            return path
+        section, number = entry[1], int(entry[2])
+        for index, item in enumerate(self.text.data[section]):
+            number -= sum(1 for _ in expand(item))
+            if number < 0:
+                return f"{section}[{index}]{path[entry.end() :]}"
+        return path
 
 
 def read_space(path: Path, note: Callable[[str], None] | None = None) -> SweepSpec:
+    """Reads a search space file; see ``open_space``."""
+    return open_space(path, note).spec
+
+
+def open_space(path: Path, note: Callable[[str], None] | None = None) -> SpaceFile:
     """Reads a search space file. ``note`` gets a sentence for each field with an old name.
 
-    Raises ``UserError`` (unreadable) or ``SpecError`` (every mistake with its path).
+    Raises ``UserError`` (unreadable) or ``SpecError`` (every mistake with its line and path).
     """
+    content = _read(path)
     try:
-        raw = load_yaml(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+        text = read_yaml(content)
+    except YamlError as error:
+        what = "YAML" if isinstance(error, YamlSyntaxError) else "YAML of plain values"
         raise UserError(
-            f"there is no search space `{path}`: give a YAML file, for example "
-            "search_spaces/alpha.yaml."
+            f"the search space `{path}:{error.line}:{error.column}` is not {what}: {error.sentence}"
         ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"the search space `{path}` cannot be read ({error}): give a UTF-8 YAML file."
-        ) from None
-    except yaml.YAMLError as error:
-        raise UserError(
-            f"the search space `{path}` is not YAML: {' '.join(str(error).split())}"
-        ) from None
-    spec = parse_space(raw, where=str(path))
+    try:
+        spec = parse_space(text.data, where=str(path))
+    except SpecError as error:
+        raise _locate(path, text, error.mistakes) from None
     if note is not None:
-        for sentence in old_field_names(raw):
-            note(f"{path}: {sentence}")
-    return spec
+        for name, sentence in old_field_names(text.data):
+            line, column = text.place_of(name) or (1, 1)
+            note(f"{path}:{line}:{column}: {sentence}")
+    return SpaceFile(path, text, spec)
+
+
+def _read(path: Path) -> str:
+    """Returns the text of a file, which is opened once: it may be a pipe."""
+    advice = "give a YAML file, for example search_spaces/alpha.yaml."
+    try:
+        with path.open("rb") as file:
+            content = file.read(LARGEST_FILE + 1)
+    except FileNotFoundError:
+        raise UserError(f"there is no search space `{path}`: {advice}") from None
+    except IsADirectoryError:
+        raise UserError(f"the search space `{path}` is a folder: {advice}") from None
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise UserError(f"the search space `{path}` cannot be read ({reason}): {advice}") from None
+    if len(content) > LARGEST_FILE:
+        raise UserError(
+            f"`{path}` has more than {LARGEST_FILE // 2**20} MB and is no search space: {advice}"
+        )
+    if content.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise UserError(
+            f"the search space `{path}` cannot be read (it is UTF-16): save it as UTF-8."
+        )
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise UserError(
+            f"the search space `{path}:{line}` cannot be read (byte 0x{content[error.start]:02x} "
+            "is not UTF-8): give a UTF-8 YAML file."
+        ) from None
+
+
+def _locate(path: Path, text: YamlText, mistakes: Sequence[tuple[str, str]]) -> SpecError:
+    """Returns the mistakes in the order of the file, each with its line and column.
+
+    An anchor brings one mistake to every place that uses it; it is told once.
+    """
+    rows: dict[tuple[tuple[int, int], str], str] = {}
+    for name, sentence in mistakes:
+        rows.setdefault((text.place_of(name) or (1, 1), sentence), name)
+    ordered = sorted(rows.items(), key=lambda row: row[0][0])
+    return SpecError(
+        str(path),
+        [(name, sentence) for (_, sentence), name in ordered],
+        [f"{path}:{line}:{column}" for ((line, column), _), _ in ordered],
+    )

@@ -11,7 +11,7 @@ import pytest
 from speechft_ray.cli.options import parse_options
 from speechft_ray.core.errors import UserError
 from speechft_ray.merging.base import validate_params
-from speechft_ray.sweep.space_file import load_yaml
+from speechft_ray.sweep.yaml_text import load_yaml
 
 JSON_TEXTS = [
     *("0", "-0", "12", "-7", "0.5", "-0.25", "1e-3", "1E-3", "1e5", "1.5e+3", "-2e-7", "2E0"),

@@ -3,11 +3,11 @@ refused."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from speechft_ray.cli import main
 from speechft_ray.core.errors import SpecError
@@ -73,13 +73,14 @@ def test_an_unknown_field_is_compared_with_the_new_names() -> None:
 
 def test_a_file_with_an_old_name_gives_one_note(tmp_path: Path) -> None:
     path, notes = tmp_path / "space.yaml", list[str]()
-    path.write_text(yaml.safe_dump(SPACE))
+    path.write_text(json.dumps(SPACE, indent=1))
+    line = path.read_text().splitlines().index('  "grace": 0.5,') + 1
     spec = read_space(path, notes.append)
     assert spec.stop_tuning == StopSpec(rule="asha", grace_period=0.5, reduction_factor=3)
     text = (
         "`stop_tuning.grace` is now called `stop_tuning.grace_period`; the old name is still read."
     )
-    assert notes == [f"{path}: {text}"]
+    assert notes == [f"{path}:{line}:3: {text}"]
 
 
 @pytest.mark.parametrize("raw", [None, [], {"search": None}, {"search": {"max_concurrent": 2}}])
@@ -91,7 +92,7 @@ def test_the_command_line_prints_the_note_to_stderr(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "space.yaml"
-    path.write_text(yaml.safe_dump(SPACE))
+    path.write_text(json.dumps(SPACE, indent=1))
     assert main(["plan", "--space", str(path), "--storage", str(tmp_path / "runs")]) == 0
     printed = capsys.readouterr()
     assert printed.err.count("`stop_tuning.grace_period`") == 1 and "grace" not in printed.out

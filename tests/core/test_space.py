@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from speechft_ray.core.errors import SpecError
-from speechft_ray.core.space import LARGEST_EXPANSION, expand, parse_space
+from speechft_ray.core.expansion import LARGEST_EXPANSION, expand
+from speechft_ray.core.space import parse_space
 
 GOOD: dict[str, Any] = {
     "name": "sweep",
@@ -126,59 +127,72 @@ def test_expansion_leaves_the_file_untouched() -> None:
 
 
 @pytest.mark.parametrize(
-    ("entry", "sentence"),
+    ("entry", "path", "sentence"),
     [
         (
             {"alpha": {"grid": []}},
-            "`alpha`: `grid` must be a list that is not empty, but is [] instead.",
+            "alpha",
+            "`grid` must be a list that is not empty, but is [] instead.",
         ),
         (
             {"alpha": {"grid": 3}},
-            "`alpha`: `grid` must be a list that is not empty, but is 3 instead.",
+            "alpha",
+            "`grid` must be a list that is not empty, but is 3 instead.",
         ),
         (
             {"alpha": {"uniform": [1, 0]}},
-            "`alpha`: `uniform` must be finite [low, high] with low < high, but is [1, 0] instead.",
+            "alpha",
+            "`uniform` must be finite [low, high] with low < high, but is [1, 0] instead.",
         ),
         (
             {"alpha": {"uniform": [0, True]}},
-            "`alpha`: `uniform` must be finite [low, high] with low < high",
+            "alpha",
+            "`uniform` must be finite [low, high] with low < high",
         ),
-        ({"alpha": {"uniform": [0, math.inf]}}, "`alpha`: `uniform` must be finite [low, high]"),
+        ({"alpha": {"uniform": [0, math.inf]}}, "alpha", "`uniform` must be finite [low, high]"),
         (
             {"params": {"a": [{"uniform": [1, 2, 3]}]}},
-            "`params.a[0]`: `uniform` must be finite [low, high]",
+            "params.a[0]",
+            "`uniform` must be finite [low, high]",
         ),
         (
             {"alpha": {"loguniform": [0, 1]}},
-            "`alpha`: `loguniform` needs a low end above 0, but it is 0 instead.",
+            "alpha",
+            "`loguniform` needs a low end above 0, but it is 0 instead.",
         ),
         (
             {"alpha": {"uniform": [0, 1]}, "samples": 0},
-            "`samples` must be a whole number of at least 1, but is 0 instead.",
+            "samples",
+            "must be a whole number of at least 1, but is 0 instead.",
         ),
         (
             {"alpha": {"uniform": [0, 1]}, "samples": True},
-            "`samples` must be a whole number of at least 1, but is True instead.",
+            "samples",
+            "must be a whole number of at least 1, but is True instead.",
         ),
         (
             {"alpha": {"uniform": [0, 1]}, "sample_seed": [1]},
-            "`sample_seed` must be a whole number, but is [1] instead.",
+            "sample_seed",
+            "must be a whole number, but is [1] instead.",
         ),
         (
             {"alpha": {"grid": [0, 1]}, "samples": 2},
-            "`samples` needs an axis that is drawn: uniform, loguniform or choice.",
+            "samples",
+            "needs an axis that is drawn: uniform, loguniform or choice.",
         ),
         (
             {"alpha": {"uniform": [0, 1]}, "samples": LARGEST_EXPANSION + 1},
+            "",
             "the axes give more than 100000 points",
         ),
     ],
 )
-def test_malformed_axes_are_told_at_their_entry(entry: dict[str, Any], sentence: str) -> None:
-    sentences = mistakes(merge=[{"alpha": 0.5}, entry])
-    assert list(sentences) == ["merge[1]"]
-    assert sentences["merge[1]"].startswith(sentence)
+def test_malformed_axes_are_told_at_their_place(
+    entry: dict[str, Any], path: str, sentence: str
+) -> None:
+    ((place, text),) = mistakes(merge=[{"alpha": 0.5}, entry]).items()
+    assert place == (f"merge[1].{path}" if path else "merge[1]")
+    assert text.startswith(sentence)
 
 
 def test_all_mistakes_are_told_at_once() -> None:

@@ -23,8 +23,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from speechft_ray.core.records import read_scores
 from speechft_ray.speech.checkpoints.safetensors_dir import write_encoder
 from speechft_ray.superb.tasks.base import TASKS
@@ -189,7 +187,7 @@ def main() -> None:
         write_encoder(home / "encoder.safetensors", toy_hubert(), {})
         for name, layout in LAYOUTS.items():
             layout.lay_out(home / "corpora" / name)
-        (home / "all.yaml").write_text(yaml.safe_dump(space(), sort_keys=False))
+        (home / "all.yaml").write_text(json.dumps(space(), indent=1))
         with cluster((2, 2)) as address:
             four = sweep(home, "four-workers", address, own)
             check_table(home / "report-four-workers" / "table.csv")

@@ -10,8 +10,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 REPOSITORY = Path(__file__).parents[2]
 
 PHONES = {"part": "phones", "speakers": 2, "train": 40, "dev": 4, "test": 0}
@@ -64,7 +62,7 @@ def write_space(folder: Path, **changes: Any) -> Path:
     """Writes the small space, with changes, and returns its path."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "small.yaml"
-    path.write_text(yaml.safe_dump({**SMALL, **changes}, sort_keys=False))
+    path.write_text(json.dumps({**SMALL, **changes}, indent=1))
     return path
 
 

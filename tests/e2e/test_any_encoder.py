@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 import torch
 import transformers
-import yaml
 
 from speechft_ray.cli import main
 from speechft_ray.speech.checkpoints.load import load_encoder
@@ -66,7 +65,7 @@ SPACE: dict[str, Any] = {
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One storage folder for all families: corpora and the FBank baseline are computed once."""
     path = tmp_path_factory.mktemp("any")
-    (path / "any.yaml").write_text(yaml.safe_dump(SPACE))
+    (path / "any.yaml").write_text(json.dumps(SPACE, indent=1))
     return path
 
 

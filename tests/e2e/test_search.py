@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from tests.e2e.small_world import SMALL, manifests, places, run
 from tests.tracking.storages import mlflow_template
@@ -40,7 +39,7 @@ def search_space(folder: Path, **changes: Any) -> Path:
     }
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "search.yaml"
-    path.write_text(yaml.safe_dump(raw, sort_keys=False))
+    path.write_text(json.dumps(raw, indent=1))
     return path
 
 

@@ -7,11 +7,11 @@ import re
 from pathlib import Path
 
 import pytest
-import yaml
 
 from speechft_ray.commands.checks import check_names
 from speechft_ray.core.space import parse_space
 from speechft_ray.sweep.space_file import read_space
+from speechft_ray.sweep.yaml_text import load_yaml
 
 REPOSITORY = Path(__file__).parents[2]
 PAGE = (REPOSITORY / "docs" / "finetuning.md").read_text(encoding="utf-8")
@@ -30,9 +30,7 @@ evaluate: [{task: pr, corpus: {name: librispeech}, updates: 10}]
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=range(len(EXAMPLES)))
 def test_every_example_is_part_of_a_search_space(example: str) -> None:
-    check_names(
-        parse_space({**yaml.safe_load(REST_OF_SPACE), **yaml.safe_load(example)}, "the example")
-    )
+    check_names(parse_space({**load_yaml(REST_OF_SPACE), **load_yaml(example)}, "the example"))
 
 
 def test_there_are_examples_and_recipes() -> None:

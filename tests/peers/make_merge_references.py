@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from safetensors.torch import load_file, save_file
 
 OUT = Path(__file__).parents[1] / "data" / "merging_peers"
@@ -183,7 +182,7 @@ def run_case(name: str, case: Case) -> dict[str, Any]:
     command = Path(sys.executable).parent / "mergekit-pytorch"
     with tempfile.TemporaryDirectory() as folder:
         config_file, merged = Path(folder) / "config.yaml", Path(folder) / "out"
-        config_file.write_text(yaml.safe_dump(make_config(case, OUT)), encoding="utf-8")
+        config_file.write_text(json.dumps(make_config(case, OUT), indent=1), encoding="utf-8")
         arguments = ["--quiet", "--random-seed", str(SEED)]
         # The peer's masks depend on the order of a set of names, and so on the hash seed. A fixed
         # seed makes them reproducible.

@@ -60,17 +60,19 @@ class SyntheticOptions(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _fill_in_sizes(cls, options: Any) -> Any:
-        if isinstance(options, dict) and options.get("part") in PARTS:
-            part = PARTS[options["part"]]
-            sizes = {
-                "train": part.train,
-                "dev": part.dev,
-                "test": part.test,
-                "speakers": part.speakers,
-            }
-            chosen = {name: value for name, value in options.items() if value is not None}
-            return {**sizes, **chosen}
-        return options
+        if not isinstance(options, dict):
+            return options
+        # A part that is missing or unknown is one mistake: its sizes are not missing too.
+        name = options.get("part")
+        part = PARTS[name if isinstance(name, str) and name in PARTS else "pr"]
+        sizes = {
+            "train": part.train,
+            "dev": part.dev,
+            "test": part.test,
+            "speakers": part.speakers,
+        }
+        chosen = {name: value for name, value in options.items() if value is not None}
+        return {**sizes, **chosen}
 
     @model_validator(mode="after")
     def _check(self) -> SyntheticOptions:
