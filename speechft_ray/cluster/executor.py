@@ -94,7 +94,8 @@ class RayExecutor:
         if self._stopped:
             raise RuntimeError(f"`{job.label}` was submitted after the executor was stopped")
         self._jobs[job.fingerprint] = job
-        self._metrics.count_submitted(job)
+        with self._lock:
+            self._metrics.count_submitted(job)
         if job.stage == "finetune":
             self._trials.submit(job)
             self._head_start_ends = time.monotonic() + HEAD_START_SECONDS
@@ -148,10 +149,11 @@ class RayExecutor:
             for fingerprint, item in self._progress.items()
             if fingerprint in self._jobs
         }
-        for fingerprint, item in running.items():
-            job = self._jobs.get(fingerprint)  # it may have ended in another thread meanwhile
-            if job is not None:
-                self._metrics.add_progress(job, item)
+        with self._lock:
+            for fingerprint, item in running.items():
+                job = self._jobs.get(fingerprint)  # it may have ended in another thread meanwhile
+                if job is not None:
+                    self._metrics.add_progress(job, item)
         return running
 
     def stop(self) -> None:

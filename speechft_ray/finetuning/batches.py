@@ -6,6 +6,7 @@ in a data stream.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 
 import numpy as np
@@ -84,21 +85,26 @@ class BatchSampler:
 
 
 class AudioCache:
-    """Audio of a corpus, decoded once as long as the byte budget lasts."""
+    """Audio of a corpus, decoded once as long as the byte budget lasts.
+
+    The reading thread and validation share it.
+    """
 
     def __init__(self, corpus: Corpus, budget_bytes: int) -> None:
         self._corpus = corpus
         self._left_bytes = budget_bytes
         self._audio: dict[str, np.ndarray] = {}
+        self._lock = threading.Lock()
 
     def read(self, utterance: Utterance) -> np.ndarray:
         """Returns mono float32 at 16 kHz, shape ``(samples,)``."""
         if utterance.key in self._audio:
             return self._audio[utterance.key]
         audio = np.ascontiguousarray(self._corpus.read(utterance), dtype=np.float32)
-        if audio.nbytes <= self._left_bytes:
-            self._audio[utterance.key] = audio
-            self._left_bytes -= audio.nbytes
+        with self._lock:
+            if utterance.key not in self._audio and audio.nbytes <= self._left_bytes:
+                self._audio[utterance.key] = audio
+                self._left_bytes -= audio.nbytes
         return audio
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import optuna
 from optuna.trial import TrialState
 
-from speechft_ray.search.optuna_proposer import suppress_experimental_warnings
+from speechft_ray.search.optuna_proposer import ignore_experimental_warnings
 
 FEWEST_TRIALS = 8
 """Complete trials below which an importance would be noise."""
@@ -21,8 +21,8 @@ def importances(study: optuna.Study) -> dict[str, float]:
     if len(shared) < 2:
         return {}
     several = len(study.directions) > 1
-    with suppress_experimental_warnings():
-        shares = optuna.importance.get_param_importances(
-            study, params=shared, target=(lambda trial: trial.values[0]) if several else None
-        )
+    ignore_experimental_warnings()
+    shares = optuna.importance.get_param_importances(
+        study, params=shared, target=(lambda trial: trial.values[0]) if several else None
+    )
     return {name: float(value) for name, value in shares.items()}

@@ -6,9 +6,7 @@ so a sampler with one seed proposes the same merges. A resumed run reads nothing
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import optuna
@@ -16,6 +14,7 @@ from optuna.study import StudyDirection
 from optuna.trial import Trial, TrialState
 
 from speechft_ray.core.objectives import higher_is_better, metric_name
+from speechft_ray.core.quiet import ignore_warning
 from speechft_ray.core.specs import SearchSpec
 from speechft_ray.search.optuna_samplers import open_sampler
 from speechft_ray.search.proposals import Proposal, Suggest, TrialResult
@@ -30,10 +29,10 @@ class OptunaProposer:
             optuna.logging.ERROR
         )  # a line per trial, and advice that the docs give
         self._search, self._draw = search, draw
-        with suppress_experimental_warnings():
-            self.study = optuna.create_study(
-                directions=directions(search), sampler=open_sampler(search)
-            )
+        ignore_experimental_warnings()
+        self.study = optuna.create_study(
+            directions=directions(search), sampler=open_sampler(search)
+        )
         self._trials: list[Trial] = []
 
     def needs(self, number: int) -> int:
@@ -42,27 +41,27 @@ class OptunaProposer:
 
     def ask(self) -> Proposal:
         """Returns the next proposal, given the reported results; other trials count as running."""
-        with suppress_experimental_warnings():
-            trial = self.study.ask()
-            self._trials.append(trial)
-            return self._draw(_OptunaSuggest(trial))
+        ignore_experimental_warnings()
+        trial = self.study.ask()
+        self._trials.append(trial)
+        return self._draw(_OptunaSuggest(trial))
 
     def tell(self, number: int, result: TrialResult) -> None:
         """Books a result: a failure as one, an early stop with the values that it had by then."""
         trial = self._trials[number]
-        with suppress_experimental_warnings():
-            for index, violation in enumerate(result.violations):
-                trial.set_constraint(f"{index} {self._search.constraints[index].metric}", violation)
-            if len(self._search.objectives) == 1:  # several have no steps
-                for step, value in enumerate(result.steps):
-                    trial.report(value, step)
-            if result.state == "complete":
-                self.study.tell(trial, list(result.values))
-            else:
-                self.study.tell(
-                    trial,
-                    state=TrialState.PRUNED if result.state == "pruned" else TrialState.FAIL,
-                )
+        ignore_experimental_warnings()
+        for index, violation in enumerate(result.violations):
+            trial.set_constraint(f"{index} {self._search.constraints[index].metric}", violation)
+        if len(self._search.objectives) == 1:  # several have no steps
+            for step, value in enumerate(result.steps):
+                trial.report(value, step)
+        if result.state == "complete":
+            self.study.tell(trial, list(result.values))
+        else:
+            self.study.tell(
+                trial,
+                state=TrialState.PRUNED if result.state == "pruned" else TrialState.FAIL,
+            )
 
 
 class _OptunaSuggest:
@@ -84,10 +83,9 @@ def directions(search: SearchSpec) -> list[StudyDirection]:
     return [ways[higher_is_better(metric_name(name))] for name in search.objectives]
 
 
-@contextmanager
-def suppress_experimental_warnings() -> Iterator[None]:
-    """Optuna calls half of what is used here experimental, which is no news to who runs a
-    search."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        yield
+def ignore_experimental_warnings() -> None:
+    """Optuna calls half of what is used here experimental, which is no news to who runs a search.
+
+    Called again before each use, also by the thread that writes the view.
+    """
+    ignore_warning(optuna.exceptions.ExperimentalWarning)

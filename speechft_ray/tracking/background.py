@@ -18,7 +18,8 @@ class BackgroundTracker:
     """Queues the calls to a tracker and returns at once; only ``finish`` waits.
 
     When the tracker raises, the queued calls are dropped and the next call raises that error, once.
-    The caller then repeats all calls later, as a ``Tracker`` allows.
+    The caller then repeats all calls later, as a ``Tracker`` allows; an error of a call that was
+    queued before does not count any more.
     """
 
     def __init__(self, tracker: Tracker, finish_seconds: float = FINISH_SECONDS) -> None:
@@ -26,6 +27,9 @@ class BackgroundTracker:
         self._finish_seconds = finish_seconds
         self._calls: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._error: Exception | None = None
+        self._raised = 0
+        """How many errors were raised; a call that was queued before the last of them is void."""
+        self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
 
     def start(self, sweep: SweepInfo) -> None:
@@ -66,7 +70,8 @@ class BackgroundTracker:
 
     def _enqueue(self, call: Callable[[], None]) -> None:
         self._raise_error()
-        self._calls.put(lambda: self._attempt(call))
+        raised = self._raised
+        self._calls.put(lambda: self._attempt(call, raised))
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="speechft-tracker", daemon=True)
             self._thread.start()
@@ -75,15 +80,19 @@ class BackgroundTracker:
         while True:
             self._calls.get()()
 
-    def _attempt(self, call: Callable[[], None]) -> None:
-        if self._error is not None:
+    def _attempt(self, call: Callable[[], None], raised: int) -> None:
+        if self._error is not None or raised != self._raised:
             return  # dropped: the caller repeats it after the error was raised
         try:
             call()
         except Exception as error:  # also a bug of the tracker: raised in the caller's thread
-            self._error = error
+            with self._lock:
+                if raised == self._raised:
+                    self._error = error
 
     def _raise_error(self) -> None:
-        error, self._error = self._error, None
+        with self._lock:
+            error, self._error = self._error, None
+            self._raised += error is not None
         if error is not None:
             raise error

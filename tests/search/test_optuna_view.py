@@ -3,12 +3,15 @@ stop."""
 
 from __future__ import annotations
 
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import optuna
 import pytest
 
+from speechft_ray.search import optuna_view
 from speechft_ray.search.optuna_importance import importances
 from speechft_ray.search.optuna_proposer import OptunaProposer
 from speechft_ray.search.optuna_view import FILE, StudyView
@@ -102,6 +105,40 @@ def test_a_view_that_cannot_be_written_is_given_up_with_a_sentence(
     view.copy(1)
     view.check()
     assert view.trouble is not None and "the search goes on without this view" in view.trouble
+
+
+@pytest.mark.parametrize("kind", ["exclusive", "reserved", "dashboard of another version"])
+def test_a_healthy_file_that_cannot_be_used_now_is_left_as_it_is(
+    tmp_path: Path, proposer: OptunaProposer, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """A dashboard with notes, or a backup, holds it: this run has no view, the file stays."""
+    monkeypatch.setattr(optuna_view, "LOCK_SECONDS", 0.05)
+    search = search_plan(trials=20, max_concurrent=1).search
+    first = StudyView(tmp_path, "small", proposer, search)
+    for number in range(4):
+        first.copy(number)
+    path = tmp_path / FILE
+    before = path.stat().st_ino
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        version = other.execute("select version_num from alembic_version").fetchone()
+        if kind.startswith("dashboard"):
+            other.execute("update alembic_version set version_num = 'v999'")
+        else:
+            other.execute("begin exclusive" if kind == "exclusive" else "begin immediate")
+        view = StudyView(tmp_path, "small", proposer, search)
+        for number in range(9):
+            view.copy(number)
+        view.check()
+        assert view.trouble is not None and "goes on without this view" in view.trouble
+        assert "The file stays" in view.trouble
+        if kind.startswith("dashboard"):
+            other.execute("update alembic_version set version_num = ?", version)
+        else:
+            other.execute("rollback")
+    assert path.stat().st_ino == before
+    view_of(tmp_path, proposer)  # the next run adds what this one could not
+    assert [number for number, *_ in read_trials(tmp_path)] == list(range(9))
+    assert path.stat().st_ino == before
 
 
 def test_importance_needs_enough_trials_and_finds_what_matters() -> None:

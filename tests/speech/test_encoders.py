@@ -279,3 +279,22 @@ def test_fbank_is_normalised_and_independent_of_the_batch() -> None:
 
 def test_fbank_of_one_frame_is_finite() -> None:
     assert torch.isfinite(FBankEncoder().hidden_states([make_wave(400)]).states[0]).all()
+
+
+@pytest.mark.parametrize("family", ["hubert", "wavlm", "wav2vec2"])
+def test_a_filter_of_warnings_that_another_thread_sets_meanwhile_stays(family: str) -> None:
+    encoder = FAMILIES.get(family).build(toy_encoder(family))
+    before = list(warnings.filters)
+
+    def act_as_another_thread(*_: object) -> None:
+        warnings.filterwarnings("ignore", "set by another thread")
+
+    module = next(iter(encoder.module().children()))
+    handle = module.register_forward_hook(act_as_another_thread)
+    try:
+        with torch.no_grad():
+            encoder.hidden_states([make_wave(4000)])
+        assert any("another thread" in str(item[1]) for item in warnings.filters)
+    finally:
+        handle.remove()
+        warnings.filters[:] = before  # type: ignore[index]

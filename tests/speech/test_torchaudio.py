@@ -6,7 +6,10 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -119,6 +122,36 @@ def test_the_package_needs_no_extension_and_a_description_needs_no_s3prl() -> No
         "assert torchaudio.functional.filtering._IS_TORCHAUDIO_EXT_AVAILABLE is False\n"
     )
     run_python("-W", "error", "-c", program, path=Path(__file__).parents[2])
+
+
+class Growing(dict[str, Any]):
+    """A mapping that grows while it is walked, as ``sys.modules`` does where a thread imports."""
+
+    def __iter__(self) -> Iterator[str]:
+        for name in super().__iter__():
+            self[f"imported_{len(self)}"] = None
+            yield name
+
+
+def test_modules_that_another_thread_imports_meanwhile_do_no_harm(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    parts = {"torchaudio": 1, "torchaudio.functional": 1, "torchaudio_extras": 1, "json": 1}
+    modules = Growing(parts)
+    attempts: list[str] = []
+
+    def import_module(name: str) -> None:
+        attempts.append(name)
+        if len(attempts) == 1:
+            raise OSError("libc10_cuda.so: missing")
+
+    fakes = {"import_module": import_module, "util": SimpleNamespace(find_spec=lambda name: name)}
+    monkeypatch.setattr(_torchaudio, "importlib", SimpleNamespace(**fakes))
+    monkeypatch.setattr(_torchaudio, "sys", SimpleNamespace(modules=modules))
+    _torchaudio.import_torchaudio()
+    left = {name for name in modules.keys() if not name.startswith("imported_")}  # noqa: SIM118
+    assert left == {"torchaudio._extension", "torchaudio_extras", "json"}
+    assert attempts == ["torchaudio"] * 2
 
 
 def test_forced_alignment_raises_without_the_extension() -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import queue
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -103,3 +104,38 @@ def test_the_end_waits_only_so_long() -> None:
     with pytest.raises(TrackerDown, match=r"Here\. It is still being written"):
         tracker.finish(None, [], "finished")
     slow.gate.set()
+
+
+class SteppedQueue:
+    """A queue whose reader gets as many items as were released."""
+
+    def __init__(self) -> None:
+        self.items: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self.released = threading.Semaphore(0)
+
+    def put(self, item: Callable[[], None]) -> None:
+        self.items.put(item)
+
+    def get(self) -> Callable[[], None]:
+        self.released.acquire()
+        return self.items.get()
+
+
+def test_calls_that_were_queued_before_an_error_was_raised_are_void() -> None:
+    slow, calls = Slow(), SteppedQueue()
+    slow.gate.set()
+    tracker = BackgroundTracker(slow)
+    tracker._calls = calls  # type: ignore[assignment]
+    slow.error = TrackerDown("no answer")
+    tracker.start(SWEEP)
+    tracker.log_encoder(row("stale"))
+    calls.released.release()  # `start` fails, the row still waits
+    with pytest.raises(TrackerDown, match="no answer"):
+        for _ in range(1000):
+            tracker._raise_error()
+            time.sleep(0.01)
+    slow.error = None
+    tracker.start(SWEEP)
+    calls.released.release(10)
+    tracker.finish(None, [], "finished")
+    assert slow.calls == ["start", "finished"]

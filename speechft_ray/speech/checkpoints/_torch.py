@@ -23,7 +23,8 @@ below 1 MB."""
 _ZIP, _PICKLE = b"PK\x03\x04", b"\x80"
 _KINDS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 _NAME = re.compile(r"[A-Za-z0-9_.\-]{1,300}")  # what state_dict() makes of attributes
-_LOAD_LOCK = threading.Lock()  # torch's list of allowed names is global to the process
+_LOAD_LOCK = threading.Lock()
+"""torch's list of allowed names and Python's filters of warnings are global to the process."""
 
 
 def open_torch_file(path: Path) -> Any:
@@ -51,8 +52,8 @@ def open_torch_file(path: Path) -> Any:
     allowed = [(stand_in, name) for name, stand_in in ALLOWED.items()]
     try:
         with (
-            warnings.catch_warnings(),
             _LOAD_LOCK,
+            warnings.catch_warnings(),
             torch.serialization.safe_globals(allowed),  # type: ignore[arg-type]
         ):
             # torch warns of an unusual pickle protocol; the file is read, or refused below.

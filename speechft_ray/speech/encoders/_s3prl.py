@@ -10,7 +10,6 @@ torchaudio, whose compiled extension cannot be loaded on every machine and is no
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -19,6 +18,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from speechft_ray.core.errors import UserError
+from speechft_ray.core.quiet import ignore_warning
 from speechft_ray.speech.encoders import _torchaudio  # noqa: F401  # imported before s3prl
 from speechft_ray.speech.encoders._front_ends import (
     Convolutions,
@@ -36,14 +36,12 @@ from s3prl.upstream.wav2vec2.wav2vec2_model import TransformerEncoder, Wav2Vec2C
 from s3prl.upstream.wavlm import expert as wavlm_expert
 from s3prl.upstream.wavlm.WavLM import WavLM, WavLMConfig
 
-# isort: on
+ignore_warning(DeprecationWarning, r"`torch\.jit\.")  # which the next imports use
+from s3prl.upstream.decoar2 import expert as decoar2_expert  # noqa: E402
+from s3prl.upstream.decoar2.audio import FeatureExtractor  # noqa: E402
+from s3prl.upstream.decoar2.decoar2 import Decoar2  # noqa: E402
 
-with warnings.catch_warnings():
-    # s3prl uses torch.jit, which is deprecated, for one normalisation.
-    warnings.simplefilter("ignore", DeprecationWarning)
-    from s3prl.upstream.decoar2 import expert as decoar2_expert
-    from s3prl.upstream.decoar2.audio import FeatureExtractor
-    from s3prl.upstream.decoar2.decoar2 import Decoar2
+# isort: on
 
 _FIXED = {"encoder_layerdrop": 0.0, "feature_grad_mult": 1.0}
 """A dropped layer would change the number of hidden states (s3prl's experts set 0 as well).
@@ -97,14 +95,10 @@ class Expert:
                 lambda input, output: input[0].transpose(0, 1),
             )
         expert.add_hook("self.model.encoder", lambda input, output: output[0])
+        # WavLM passes a boolean padding mask beside its float position bias, which torch converts.
+        ignore_warning(UserWarning, "Support for mismatched key_padding_mask and attn_mask")
         try:
-            with warnings.catch_warnings():
-                # WavLM passes a boolean padding mask beside its float position bias, which torch
-                # converts.
-                warnings.filterwarnings(
-                    "ignore", "Support for mismatched key_padding_mask and attn_mask", UserWarning
-                )
-                return tuple(expert(list(waves))["hidden_states"])
+            return tuple(expert(list(waves))["hidden_states"])
         finally:
             expert.remove_all_hooks()
             expert._hook_hiddens.clear()
@@ -182,11 +176,11 @@ class _StaysOnMeta(TorchFunctionMode):
 
 
 def _build(make: Callable[[], nn.Module], device: str) -> nn.Module:
+    # torch.nn.utils.weight_norm is deprecated, but has the parameter names of checkpoints
+    # (weight_g, weight_v).
+    ignore_warning(FutureWarning, r"`torch\.nn\.utils\.weight_norm` is deprecated")
     try:
-        with torch.device(device), _StaysOnMeta(), warnings.catch_warnings():
-            # torch.nn.utils.weight_norm is deprecated, but has the parameter names of checkpoints
-            # (weight_g, weight_v).
-            warnings.simplefilter("ignore", FutureWarning)
+        with torch.device(device), _StaysOnMeta():
             return make()
     except (AssertionError, RuntimeError, ValueError, ZeroDivisionError) as error:
         raise UserError(

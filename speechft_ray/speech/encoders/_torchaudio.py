@@ -27,8 +27,10 @@ def import_torchaudio() -> None:
     except (OSError, ImportError):
         if importlib.util.find_spec("torchaudio") is None:
             raise
-        for name in [name for name in sys.modules if name.split(".")[0] == "torchaudio"]:
-            del sys.modules[name]  # left by the failed import
+        # Left by the failed import. Other threads may be importing, so a copy is walked.
+        for name in sys.modules.copy():
+            if name.split(".")[0] == "torchaudio":
+                sys.modules.pop(name, None)
         sys.modules["torchaudio._extension"] = _without_extension()
         importlib.import_module("torchaudio")
 
