@@ -203,6 +203,13 @@ def test_other_than_two_speakers_are_told() -> None:
         build_data("sd", recordings(8000, {"segments": "a:0:3200 a:4000:5000"}, 1))
 
 
+def test_a_recording_without_a_chunk_is_refused_when_the_task_is_built() -> None:
+    segments = {"segments": "a:0:300 b:200:600"}
+    assert build_data("sd", recordings(640, segments, 1)).examples["test"]
+    with pytest.raises(UserError, match="has 639 samples; a chunk needs 640"):
+        build_data("sd", recordings(639, segments, 1))
+
+
 def test_decoding_takes_stretches_above_the_threshold_and_a_median_fills_gaps() -> None:
     share = np.full((40, 2), 0.05)
     share[5:30, 0] = 0.65

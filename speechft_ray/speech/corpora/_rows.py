@@ -131,7 +131,9 @@ def _split_table(text: str, separator: str) -> tuple[list[str], Lines, Mistakes]
     ]
     header = [name.strip() for name in raw[0][1]]
     is_quoted = separator != "\t" or all(_QUOTED.fullmatch(name) for name in header)
-    has_all_cells = all(len(cells) in (len(header), 1) for _, cells in raw)
+    has_all_cells = all(
+        len(cells) == len(header) or not any(map(str.strip, cells)) for _, cells in raw
+    )
     if not is_quoted and has_all_cells:
         return header, [(number, list(map(_unquote, cells))) for number, cells in raw[1:]], wrong
     rows, mistake = _read_quoted(text, separator)

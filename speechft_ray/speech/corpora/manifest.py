@@ -122,13 +122,17 @@ def _measure_rows(
         return measure(folder, paths, cache, progress, name="manifest", find_place=resolve_inside)
 
     measurements = measure_paths([row.path for row in rows])
-    finder, listed = NameFinder(folder), {row.path for row in rows}
-    places = {
-        path: place
-        for path in measurements.faults
-        if (place := finder.find(path) or finder.find(path.replace("\\", "/")))
-        if place != path and place not in listed
-    }
+    finder, taken = NameFinder(folder), {row.path for row in rows}
+    places: dict[str, str] = {}
+    for path in list(measurements.faults):
+        place = finder.find(path) or finder.find(path.replace("\\", "/"))
+        if place is None or place == path:
+            continue
+        if place in taken:
+            measurements.faults[path] = f"`{path}` is the file `{place}`, which another row names"
+            continue
+        places[path] = place
+        taken.add(place)
     if places:
         again = measure_paths(list(places.values()))
         for path, place in places.items():

@@ -141,3 +141,31 @@ def test_files_that_do_not_match_are_reported(root: Path) -> None:
     (root / "AudioWAV").mkdir()
     with pytest.raises(UserError, match=r"holds no \.wav file"):
         open_at("crema_d", root)
+
+
+@pytest.mark.parametrize("in_votes", ["X", "XX"])
+@pytest.mark.parametrize("on_disk", ["X", "XX"])
+def test_the_clip_that_was_renamed_opens_in_every_copy(
+    root: Path, on_disk: str, in_votes: str
+) -> None:
+    """``1040_ITH_SAD_X.wav`` until 2022, ``1040_ITH_SAD_XX.wav`` since; here another sentence."""
+    name, votes = "1037_DFA_SAD_XX", root / "labels_consensus_1.csv"
+    short = name.removesuffix("X")
+    assert f"{name}.wav" in votes.read_text()
+    if on_disk == "X":
+        (root / f"AudioWAV/{name}.wav").rename(root / f"AudioWAV/{short}.wav")
+    if in_votes == "X":
+        votes.write_text(votes.read_text().replace(name, short))
+    corpus = open_at("crema_d", root)
+    key = f"AudioWAV/{short if on_disk == 'X' else name}.wav"
+    labels = {utterance.key: utterance.labels for utterance in corpus.utterances}
+    assert labels[key]["perceived"] == labels[key]["emotion"] == "sad"
+    shutil.copy(root / key, root / f"AudioWAV/{short if on_disk == 'XX' else name}.wav")
+    assert len(open_at("crema_d", root).utterances) == len(corpus.utterances), "both names: one"
+
+
+def test_a_repository_without_git_lfs_is_named(root: Path) -> None:
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 7\n"
+    (root / "labels_consensus_1.csv").write_text(pointer)
+    with pytest.raises(UserError, match=r"labels_consensus_1\.csv is a Git LFS pointer"):
+        open_at("crema_d", root)

@@ -47,3 +47,20 @@ def test_what_is_missing_or_malformed_is_reported(root: Path) -> None:
     (root / "scoring/language_key_eval.lst").write_text("quesst14Database/x.wav\n")
     with pytest.raises(UserError, match="`FOLDER/PATH LANGUAGE`"):
         open_at("quesst14", root)
+
+
+def test_a_document_that_is_left_out_is_no_match(root: Path) -> None:
+    """The query stays, and the task finds every match among the documents."""
+    (root / "Audio/quesst14_00001.wav").write_bytes(b"cut")
+    corpus = open_at("quesst14", root, on_bad_audio="skip")
+    assert corpus.skipped == {"train": 1} and sizes(corpus) == {"train": 2, "dev": 2, "test": 2}
+    matches = {utterance.key: utterance.labels["matches"] for utterance in corpus.utterances}
+    assert matches["dev_queries/quesst14_dev_0001.wav"] == ""
+    assert matches["eval_queries/quesst14_eval_0001.wav"] == "Audio/quesst14_00002.wav"
+
+
+def test_a_list_names_no_file_outside(root: Path) -> None:
+    file = root / "scoring/language_key_utterances.lst"
+    file.write_text(file.read_text() + "quesst14Database/../../etc/a.wav nnenglish\n")
+    with pytest.raises(UserError, match=r"leaves the folder .* without `\.\.`"):
+        open_at("quesst14", root)

@@ -169,3 +169,16 @@ def test_captions_with_mistakes_and_talks_that_end_too_early_are_reported(root: 
     shutil.rmtree(root / "legacy/dev/stm")
     with pytest.raises(UserError, match=r"legacy/dev/stm \(its split dev\)"):
         open_at("tedlium3", root)
+
+
+def test_a_short_part_of_a_talk_is_left_out_and_not_the_talk(root: Path) -> None:
+    whole = open_at("tedlium3", root)
+    stm = root / "legacy/dev/stm/CarlSagan_2010.stm"
+    lines = stm.read_text().splitlines()
+    stm.write_text("\n".join([*lines, "CarlSagan_2010 1 X 0.50 0.52 <o,f0,female> well"]))
+    with pytest.raises(SpecError, match=r"has 320 samples at 16 kHz") as error:
+        open_at("tedlium3", root)
+    assert len(error.value.mistakes) == 1
+    corpus = open_at("tedlium3", root, on_bad_audio="skip")
+    assert corpus.skipped == {"dev": 1}
+    assert corpus.utterances == whole.utterances and corpus.fingerprint == whole.fingerprint
