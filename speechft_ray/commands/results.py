@@ -15,6 +15,7 @@ from speechft_ray.report.intervals import read_counts
 from speechft_ray.report.search_summary import SearchResults, search_sentences
 from speechft_ray.report.table import (
     LEAK,
+    LEAK_SCOPE,
     failure_lines,
     leak_lines,
     list_unscored,
@@ -72,8 +73,9 @@ def print_results(data: ReportData, report: Path, trackers: Sequence[str]) -> No
     if not console.is_terminal:
         console = Console(width=REPORT_COLUMNS)
     console.print(terminal_table(data.lines))
-    for sentence in leak_lines(data.lines):
-        console.print(f"{LEAK} {sentence}", soft_wrap=True, highlight=False, markup=False)
+    leaks = leak_lines(data.lines)
+    for sentence in (*(f"{LEAK} {line}" for line in leaks), *([LEAK_SCOPE] if leaks else [])):
+        console.print(sentence, soft_wrap=True, highlight=False, markup=False)
     for sentence in list_unscored(data.lines):
         console.print(sentence, soft_wrap=True, highlight=False, markup=False)
     for sentence in dict.fromkeys(row.stopped for row in data.rows if row.stopped):

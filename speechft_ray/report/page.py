@@ -19,6 +19,7 @@ from speechft_ray.report.search_section import SearchSection
 from speechft_ray.report.series import make_series
 from speechft_ray.report.table import (
     LEAK,
+    LEAK_SCOPE,
     LEGEND,
     column_title,
     common_params,
@@ -126,7 +127,7 @@ def _tiles(lines: Sequence[TableLine]) -> list[dict[str, str]]:
 def _results(lines: Sequence[TableLine]) -> dict[str, object]:
     """Returns the result table with its notes."""
     names = metric_names(lines)
-    common = common_params(lines)
+    common, leaks = common_params(lines), leak_lines(lines)
     return {
         "header": ["", "encoder", "n", "score", "dev score", *map(column_title, names)],
         "rows": [{"cells": _cells(line, names), "kind": _row_class(line)} for line in lines],
@@ -134,7 +135,8 @@ def _results(lines: Sequence[TableLine]) -> dict[str, object]:
             f"{LEGEND} All lines: {common}." if common else LEGEND,
             VERDICT_LEGEND,
             *list_unscored(lines),
-            *(f"{LEAK} {line}" for line in leak_lines(lines)),
+            *(f"{LEAK} {line}" for line in leaks),
+            *([LEAK_SCOPE] if leaks else []),
         ],
         "incomplete": incomplete_lines(lines),
     }

@@ -32,6 +32,12 @@ LEGEND = (
     "marked (p)."
 )
 
+LEAK_SCOPE = (
+    "Recordings are compared by their bytes and by their decoded samples: copies with another "
+    "gain, cut, sample rate or lossy coding are not detected."
+)
+"""What a reader has to know about the sentences on leaks."""
+
 
 def csv_table(lines: Sequence[TableLine]) -> str:
     """Returns all means, spreads, intervals and parameters as CSV, unrounded, one row per line."""
@@ -92,7 +98,7 @@ def markdown_table(
         parts.append(_md(f"All lines: {common}."))
     parts += [_md(sentence) for sentence in list_unscored(lines)]
     if leaks := leak_lines(lines):
-        parts.append(f"{LEAK} Leaks:\n\n{_md_list(leaks)}")
+        parts.append(f"{LEAK} Leaks:\n\n{_md_list(leaks)}\n\n{LEAK_SCOPE}")
     if notes := incomplete_lines(lines):
         parts.append(f"Incomplete:\n\n{_md_list(notes)}")
     if failures:

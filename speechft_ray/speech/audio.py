@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
-import re
+import sys
 from dataclasses import dataclass
 from math import gcd
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import soundfile
@@ -14,29 +16,43 @@ from scipy.signal import resample_poly
 
 from speechft_ray.core.errors import UserError
 from speechft_ray.core.units import SAMPLE_RATE_HZ
+from speechft_ray.speech._decoding import (
+    decode_parts,
+    describe_undecodable,
+    find_parts,
+    open_audio,
+)
+from speechft_ray.speech._levels import describe_lost_signal
 
-MAX_SECONDS = 3600
-"""A longer file is taken for a mistake (an uncut session, a forged header). The longest files of
-SUPERB's corpora are a few minutes."""
-MIN_RATE_HZ, MAX_RATE_HZ = 4_000, 384_000
-MAX_CHANNELS = 32
-
-_UNKNOWN_BYTES = 0x7FFF_F000
-"""Programs that cannot correct the header later (sox, ffmpeg in a pipe) write at least this as the
-size of the data chunk."""
-
-_SPHERE_HEADER_BYTES = 1024
-"""Length of a NIST SPHERE header: text lines, padded."""
+_MORE_BITS = frozenset({"PCM_24", "PCM_32", "ALAC_20", "ALAC_24", "ALAC_32", "FLOAT", "DOUBLE"})
+"""Encodings without losses that have more than 16 bits."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class AudioInfo:
-    """The size of a recording. ``samples``: number that ``read_audio`` returns at 16 kHz.
-    ``rate_hz``, ``channels``: those of the file."""
+    """The size of a recording.
+
+    - ``samples``: number that ``read_audio`` returns at 16 kHz.
+    - ``rate_hz``, ``channels``: those of the file.
+    - ``peak``: largest magnitude of the mean of the channels, 1 being full scale; ``None`` where
+      nothing made it necessary to decode the file.
+    - ``is_longer``: the header of the file tells another length than its content has, so that
+      ``samples`` was found by decoding.
+    """
 
     samples: int
     rate_hz: int
     channels: int
+    peak: float | None = None
+    is_longer: bool = False
+
+
+class _Decoded(NamedTuple):
+    """``samples``: ``(frames, channels)`` float64 at ``rate_hz``."""
+
+    samples: np.ndarray
+    rate_hz: int
+    is_longer: bool
 
 
 def resolve_inside(root: Path, relative: str | Path) -> Path:
@@ -77,24 +93,26 @@ def _find_link(base: Path, relative: str | Path) -> str:
 
 
 def read_audio_info(path: Path) -> AudioInfo:
-    """Returns the size of a recording without decoding all of it. Raises ``UserError`` as
-    ``read_audio`` does.
+    """Returns the size of a recording. Raises ``UserError`` as ``read_audio`` does.
 
-    The last sample is decoded, so a truncated file raises. Only formats that can hold NaN are read
-    whole. Damage in the middle of a compressed file raises when it is read.
+    Decoded are the last sample, so that a truncated file raises, and all of a file that reading may
+    destroy (several channels, more than 16 bits) or whose header does not tell its length. Damage
+    in the middle of other compressed files raises when they are read.
     """
-    with _open(path) as file:
-        info = AudioInfo(
-            samples=_compute_length(file.frames, file.samplerate),
-            rate_hz=file.samplerate,
-            channels=file.channels,
-        )
-        can_hold_nan = file.subtype in ("FLOAT", "DOUBLE")
-        if not can_hold_nan:
+    with open_audio(path) as file:
+        if find_parts(path, file) is None:
             _check_last_sample(file, path)
-    if can_hold_nan:
-        read_audio(path)
-    return info
+            if file.channels == 1 and file.subtype not in _MORE_BITS:
+                samples = _compute_length(file.frames, file.samplerate)
+                return AudioInfo(samples=samples, rate_hz=file.samplerate, channels=1)
+    decoded = _decode(path)
+    return AudioInfo(
+        samples=_compute_length(len(decoded.samples), decoded.rate_hz),
+        rate_hz=decoded.rate_hz,
+        channels=decoded.samples.shape[1],
+        peak=float(np.abs(decoded.samples.mean(axis=1)).max()),
+        is_longer=decoded.is_longer,
+    )
 
 
 def read_audio(
@@ -108,37 +126,17 @@ def read_audio(
 
     Channels are averaged. Other rates are resampled by ``scipy.signal.resample_poly``: a polyphase
     filter with a fixed Kaiser window, in float64. Its result is the same on every machine, which
-    the fingerprint of a corpus needs.
+    the fingerprint of a corpus needs. Recordings that follow each other in one file are one.
 
     With ``root``, ``path`` is relative to it and must stay inside. Raises ``UserError`` naming the
     file when it is missing, unreadable, empty, shorter than its header says, too long (an hour),
-    outside 4 to 384 kHz, or holds NaN or infinite samples.
+    outside 4 to 384 kHz, holds NaN or infinite samples, or, read as a whole, would be destroyed by
+    that (``_levels``).
     """
     file_path = Path(path) if root is None else resolve_inside(root, path)
-    with _open(file_path) as file:
-        rate_hz = file.samplerate
-        start, stop = part if part is not None and rate_hz == SAMPLE_RATE_HZ else (0, file.frames)
-        expected = max(0, min(stop, file.frames) - start)
-        try:
-            if start:
-                file.seek(min(start, file.frames))
-            samples = file.read(expected, dtype="float64", always_2d=True)  # (frames, channels)
-        except soundfile.SoundFileError as error:
-            raise UserError(
-                f"{file_path} cannot be decoded: {error}. Convert it to wav or flac again."
-            ) from error
-    if len(samples) != expected:
-        raise UserError(
-            f"{file_path} holds {len(samples)} of the {expected} samples that its header names. "
-            "Copy or convert it again."
-        )
-    if not np.isfinite(samples).all():
-        raise UserError(
-            f"{file_path} holds samples that are not finite numbers (NaN or infinity). "
-            "Export it again."
-        )
-    mono = samples.mean(axis=1)
-    up, down = _resampling_factors(rate_hz)
+    decoded = _decode(file_path, part)
+    mono = decoded.samples.mean(axis=1)
+    up, down = _resampling_factors(decoded.rate_hz)
     if up != down:
         mono = resample_poly(mono, up, down)
         mono = mono if part is None else mono[slice(*part)]
@@ -147,39 +145,71 @@ def read_audio(
     return np.asarray(np.clip(mono, -1.0, 1.0), dtype=np.float32)
 
 
-def _open(path: Path) -> soundfile.SoundFile:
-    """Opens a file and checks its header, without decoding anything."""
-    if not path.is_file():
-        raise UserError(f"{path} does not exist or is not a file.")
-    try:
-        file = soundfile.SoundFile(path)
-    except (soundfile.SoundFileError, OSError, TypeError) as error:
-        # TypeError: a .raw file has no header.
+def hash_samples(
+    path: Path, part: tuple[int, int] | None = None, at_most: int | None = None
+) -> str:
+    """Returns a hash of the samples of a recording, before they are resampled: equal for every file
+    that decodes to the same mean of channels at the same rate, whatever its format.
+
+    ``part`` is that of ``read_audio``, and of its range only the first ``at_most`` samples are
+    hashed. Raises ``UserError`` as ``read_audio`` does.
+    """
+    with open_audio(path) as file:
+        rate_hz = file.samplerate
+    if part is not None and rate_hz != SAMPLE_RATE_HZ:
+        mono, rate_hz = read_audio(path, part=part)[:at_most], SAMPLE_RATE_HZ
+    else:
+        start, stop = part or (0, sys.maxsize)
+        stop = stop if at_most is None else min(stop, start + at_most)
+        mono = _decode(path, (start, stop), at_any_rate=True).samples.mean(axis=1)
+    digest = hashlib.sha256(f"{rate_hz} ".encode())
+    digest.update(mono.astype("<f4").tobytes())
+    return digest.hexdigest()
+
+
+def _decode(
+    path: Path, part: tuple[int, int] | None = None, *, at_any_rate: bool = False
+) -> _Decoded:
+    """Returns the samples of a file: of all of it, unless ``part`` is a range of samples and the
+    file has 16 kHz (or ``at_any_rate``)."""
+    with open_audio(path) as file:
+        rate_hz, channels = file.samplerate, file.channels
+        is_part = part is not None and (at_any_rate or rate_hz == SAMPLE_RATE_HZ)
+        span = part if is_part else None
+        parts = find_parts(path, file)
+        if parts is None:
+            samples = _read_range(file, path, span)
+        else:
+            samples = decode_parts(path, parts, rate_hz, channels)
+        is_longer = parts is not None and len(samples) != file.frames
+        if parts is not None and span is not None:
+            samples = samples[slice(*span)]
+        has_more_bits = file.subtype in _MORE_BITS
+    if not np.isfinite(samples).all():
         raise UserError(
-            f"{path} is not a readable audio file: {error}. "
-            "Allowed: wav, flac, ogg and what libsndfile reads."
-        ) from error
-    problem = _describe_bad_header(file) or _describe_truncation(file, path)
-    if problem:
-        file.close()
-        raise UserError(f"{path} {problem}.")
-    return file
-
-
-def _describe_bad_header(file: soundfile.SoundFile) -> str | None:
-    """Returns what is wrong with the rate, the channels or the length; ``None`` for nothing."""
-    if not MIN_RATE_HZ <= file.samplerate <= MAX_RATE_HZ:
-        return f"has a rate of {file.samplerate} Hz: allowed are {MIN_RATE_HZ} to {MAX_RATE_HZ}"
-    if not 1 <= file.channels <= MAX_CHANNELS:
-        return f"has {file.channels} channels: allowed are 1 to {MAX_CHANNELS}"
-    if file.frames < 1:
-        return "holds no samples"
-    if file.frames > MAX_SECONDS * file.samplerate:
-        return (
-            f"is {file.frames / file.samplerate:.0f} s long: "
-            f"at most {MAX_SECONDS} s are read, so cut it into utterances"
+            f"{path} holds samples that are not finite numbers (NaN or infinity). Export it again."
         )
-    return None
+    # A part of a recording may be silent, or have nothing but an echo.
+    if part is None and (problem := describe_lost_signal(samples, rate_hz, has_more_bits)):
+        raise UserError(f"{path} {problem}.")
+    return _Decoded(samples, rate_hz, is_longer)
+
+
+def _read_range(file: soundfile.SoundFile, path: Path, span: tuple[int, int] | None) -> np.ndarray:
+    start, stop = span or (0, file.frames)
+    expected = max(0, min(stop, file.frames) - start)
+    try:
+        if start:
+            file.seek(min(start, file.frames))
+        samples: np.ndarray = file.read(expected, dtype="float64", always_2d=True)
+    except soundfile.SoundFileError as error:
+        raise describe_undecodable(path, error) from error
+    if len(samples) != expected:
+        raise UserError(
+            f"{path} holds {len(samples)} of the {expected} samples that its header names. "
+            "Copy or convert it again."
+        )
+    return samples
 
 
 def _check_last_sample(file: soundfile.SoundFile, path: Path) -> None:
@@ -193,44 +223,6 @@ def _check_last_sample(file: soundfile.SoundFile, path: Path) -> None:
             f"{path} holds less than the {file.frames} samples that its header names. "
             "Copy or convert it again."
         )
-
-
-def _describe_truncation(file: soundfile.SoundFile, path: Path) -> str | None:
-    """Returns how much of a truncated WAV or SPHERE file is missing; ``None`` for a whole file.
-
-    libsndfile opens such a file as a shorter recording, so the sizes in its header are compared
-    with the file's.
-    """
-    if file.format == "NIST":
-        return _describe_sphere_truncation(file, path)
-    if file.format not in ("WAV", "WAVEX"):
-        return None
-    with path.open("rb") as raw:
-        size_bytes = raw.seek(0, 2)
-        offset = 12  # the first chunk
-        while offset + 8 <= size_bytes:
-            raw.seek(offset)
-            name, chunk_bytes = raw.read(4), int.from_bytes(raw.read(4), "little")
-            if name == b"data":
-                data_bytes = size_bytes - offset - 8
-                if not data_bytes < chunk_bytes < _UNKNOWN_BYTES:
-                    return None
-                return (
-                    f"holds {data_bytes} of the {chunk_bytes} bytes of audio "
-                    "that its header names. Copy it again"
-                )
-            offset += 8 + chunk_bytes + chunk_bytes % 2  # chunks are padded to even sizes
-    return None
-
-
-def _describe_sphere_truncation(file: soundfile.SoundFile, path: Path) -> str | None:
-    with path.open("rb") as raw:
-        match = re.search(rb"\nsample_count -i (\d+)\s", raw.read(_SPHERE_HEADER_BYTES))
-    if match is None or file.frames >= int(match[1]):
-        return None
-    return (
-        f"holds {file.frames} of the {int(match[1])} samples that its header names. Copy it again"
-    )
 
 
 def _resampling_factors(rate_hz: int) -> tuple[int, int]:

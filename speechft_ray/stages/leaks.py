@@ -16,8 +16,8 @@ from speechft_ray.sweep.protocols import Leak
 
 STAGE = "overlap"
 """Folder of the store: the overlap of two corpora, computed once for each pair."""
-VERSION = 1
-"""Raised when the overlap of the same corpora would change."""
+VERSION = 2
+"""Raised when the overlap of the same corpora would change. 2: decoded audio is compared, too."""
 
 Identity = Callable[[CorpusSpec], tuple[str, bool]]
 """Maps a corpus to its identity and whether a job must make it (``sweep.plan.Inputs.corpus``)."""

@@ -240,8 +240,6 @@ def test_bad_audio_is_reported_with_its_path_or_skipped_and_counted(
     cut, empty = files[0], files[-1]
     cut.write_bytes(cut.read_bytes()[: cut.stat().st_size // 2])
     empty.write_bytes(b"")
-    if cut.suffix == ".mp3":  # frames of mp3 stand alone: half of one is a shorter recording
-        cut.write_bytes(b"half")
     with pytest.raises(SpecError) as error:
         open_at(name, root, tmp_path / "cache")
     assert len(error.value.mistakes) == 2 and all(

@@ -9,7 +9,7 @@ import pytest
 import soundfile
 
 from speechft_ray.core.errors import UserError
-from speechft_ray.speech import audio
+from speechft_ray.speech import _decoding
 from speechft_ray.speech.audio import AudioInfo, read_audio, read_audio_info, resolve_inside
 from tests.speech.layouts import timit
 
@@ -68,13 +68,6 @@ def test_channels_are_averaged(tmp_path: Path) -> None:
     )
 
 
-def test_a_float_file_beyond_full_scale_is_clipped(tmp_path: Path) -> None:
-    soundfile.write(tmp_path / "a.wav", np.array([1.5, -3.0, 0.5]), 16_000, subtype="FLOAT")
-    np.testing.assert_array_equal(
-        read_audio(tmp_path / "a.wav"), np.array([1, -1, 0.5], dtype=np.float32)
-    )
-
-
 def check_raises(path: Path, words: str) -> None:
     with pytest.raises(UserError, match=words) as error:
         read_audio(path)
@@ -109,10 +102,9 @@ def test_audio_info_raises_for_damage_that_the_header_hides(tmp_path: Path) -> N
     noise = np.random.default_rng(0).uniform(-0.5, 0.5, (8_000, 2))
     for name in ("a.flac", "a.wav", "a.ogg"):
         soundfile.write(tmp_path / name, noise, 8_000)
-        assert read_audio_info(tmp_path / name) == AudioInfo(
-            samples=16_000, rate_hz=8_000, channels=2
-        )
-    for name in ("a.flac", "a.wav"):
+        info = read_audio_info(tmp_path / name)
+        assert (info.samples, info.rate_hz, info.channels) == (16_000, 8_000, 2)
+    for name in ("a.flac", "a.wav", "a.ogg"):
         content = (tmp_path / name).read_bytes()
         for size in (len(content) - 100, len(content) // 2, 60):
             (tmp_path / name).write_bytes(content[:size])
@@ -151,7 +143,7 @@ def test_a_file_too_long_raises_from_its_header(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     soundfile.write(tmp_path / "a.wav", np.zeros(16_001), 16_000)
-    monkeypatch.setattr(audio, "MAX_SECONDS", 1)
+    monkeypatch.setattr(_decoding, "MAX_SECONDS", 1)
     check_raises(tmp_path / "a.wav", "at most 1 s")
     with pytest.raises(UserError, match="at most 1 s"):
         read_audio_info(tmp_path / "a.wav")

@@ -33,13 +33,19 @@ FindPlace = Callable[[Path, str], Path]
 
 @dataclass(frozen=True, kw_only=True)
 class FileFacts:
-    """One audio file: ``samples`` at 16 kHz, the rate and channels of the file, its sha256."""
+    """One audio file: what ``AudioInfo`` holds, and its sha256.
+
+    Where the file is longer than its header says, ``sha256`` is a hash of that and of the length:
+    earlier versions read less of these bytes, and stored results of that.
+    """
 
     size_bytes: int
     modified_ns: int
     samples: int
     rate_hz: int
     channels: int
+    peak: float | None
+    is_longer: bool
     sha256: str
 
 
@@ -118,10 +124,11 @@ def _measure(
         ):
             return cached
         info = read_info(place)
+        sha256 = file_sha256(place)
         return FileFacts(
             size_bytes=state.st_size,
             modified_ns=state.st_mtime_ns,
-            sha256=file_sha256(place),
+            sha256=fingerprint([sha256, info.samples]) if info.is_longer else sha256,
             **vars(info),
         )
     except (FileNotFoundError, NotADirectoryError):

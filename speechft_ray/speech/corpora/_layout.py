@@ -19,7 +19,8 @@ from pydantic import BaseModel, ConfigDict
 from speechft_ray.core.errors import SpecError, UserError
 from speechft_ray.core.fingerprint import fingerprint
 from speechft_ray.core.units import FRAME_FIELD_SAMPLES, SAMPLE_RATE_HZ
-from speechft_ray.speech.audio import AudioInfo, read_audio, read_audio_info
+from speechft_ray.speech._levels import QUIET_PEAK
+from speechft_ray.speech.audio import AudioInfo, hash_samples, read_audio, read_audio_info
 from speechft_ray.speech.corpora._disk import is_litter, join_below, read_text
 from speechft_ray.speech.corpora._files import FileFacts, Measurements, describe_short_clip, measure
 from speechft_ray.speech.corpora.base import Corpus, Progress, Utterance
@@ -77,6 +78,18 @@ GAIN_MINUS_3_DB = Transform(
 """s3prl reads KS and QbE through SoX with ``gain -3.0``."""
 
 
+_LEVELS: Mapping[str, Callable[[FileFacts], bool]] = {
+    "have no length in their header, or another one than their content": (
+        lambda file: file.is_longer
+    ),
+    "exceed full scale and are clipped there": lambda file: (file.peak or 0) > 1,
+    f"never reach 1/{round(1 / QUIET_PEAK)} of full scale": (
+        lambda file: file.peak is not None and file.peak < QUIET_PEAK
+    ),
+}
+"""What a note says of the files that a rule concerns; peaks of 16-bit mono files are not known."""
+
+
 def assemble(
     name: str,
     root: Path,
@@ -118,6 +131,10 @@ def assemble(
     # "treatment" is the key of the transform in every identity that stores hold: it stays.
     identity = {"treatment": transform.name, "content": content, "trials": usable_trials}
 
+    def hash_recording(utterance: Utterance, at_most: int | None) -> str:
+        item = by_key[utterance.key]
+        return hash_samples(join_below(root, item.path), item.cut, at_most)
+
     def read(utterance: Utterance) -> np.ndarray:
         item = by_key[utterance.key]
         wave = transform.apply(read_audio(join_below(root, item.path), part=item.cut))
@@ -135,16 +152,18 @@ def assemble(
         columns=frozenset(good[0].labels) if good else frozenset(),
         trials=usable_trials,
         missing_columns=missing_columns or {},
-        notes=(*notes, *describe_conversions(facts.values()), *describe_skipped(faults)),
+        notes=(*notes, *describe_conversions(facts), *describe_skipped(faults)),
         skipped=_count_skipped(recordings, usable),
         audio_ids={item.key: _make_audio_id(facts[item.path].sha256, item.cut) for item in good},
         speaker_namespace=speaker_namespace,
+        hash_recording=hash_recording,
     )
 
 
-def describe_conversions(facts: Iterable[FileFacts]) -> list[str]:
-    """Returns a sentence on the files that are resampled and one on those mixed down to mono."""
-    files = list(facts)
+def describe_conversions(facts: Mapping[str, FileFacts]) -> list[str]:
+    """Returns a sentence on the files that are resampled, one on those mixed down to mono, and one
+    for each other way in which samples are not what a header or a format promises."""
+    files = list(facts.values())
     sentences = []
     if rates := sorted({file.rate_hz for file in files} - {SAMPLE_RATE_HZ}):
         count = sum(file.rate_hz != SAMPLE_RATE_HZ for file in files)
@@ -156,6 +175,9 @@ def describe_conversions(facts: Iterable[FileFacts]) -> list[str]:
         sentences.append(
             f"{count} of {len(files)} files have more than one channel and are mixed down to mono."
         )
+    for what, concerns in _LEVELS.items():
+        if names := [path for path, file in facts.items() if concerns(file)]:
+            sentences.append(f"{len(names)} of {len(files)} files {what}: {join_names(names)}.")
     return sentences
 
 

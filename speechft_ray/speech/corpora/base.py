@@ -56,6 +56,9 @@ class Corpus:
       with this recording; may be empty.
     - ``speaker_namespace``: equal speaker names are one person in all corpora of one namespace;
       empty: in corpora of one name.
+    - ``hash_recording(utterance, at_most)``: hash of the decoded recording of an utterance (of its
+      first ``at_most`` samples), equal for lossless copies in any format; ``None`` for a corpus
+      without recordings.
     """
 
     name: str
@@ -69,6 +72,7 @@ class Corpus:
     skipped: Mapping[str, int] = field(default_factory=dict)
     audio_ids: Mapping[str, str] = field(default_factory=dict)
     speaker_namespace: str = ""
+    hash_recording: Callable[[Utterance, int | None], str] | None = None
 
     def split(self, name: str) -> list[Utterance]:
         """Returns the utterances of one split in corpus order."""

@@ -16,7 +16,7 @@ import numpy as np
 from speechft_ray.core.errors import UserError
 from speechft_ray.core.fingerprint import fingerprint
 from speechft_ray.core.units import FRAME_FIELD_SAMPLES
-from speechft_ray.speech.audio import read_audio, resolve_inside
+from speechft_ray.speech.audio import hash_samples, read_audio, resolve_inside
 from speechft_ray.speech.corpora._disk import NameFinder
 from speechft_ray.speech.corpora._files import Measurements, describe_short_clip, measure
 from speechft_ray.speech.corpora._layout import (
@@ -75,13 +75,19 @@ def open_manifest(
         for row in ordered
     ]
 
+    def place_of(utterance: Utterance) -> Path:
+        return resolve_inside(folder, places.get(utterance.key, utterance.key))
+
     def read(utterance: Utterance) -> np.ndarray:
-        wave = read_audio(places.get(utterance.key, utterance.key), folder)
+        wave = read_audio(place_of(utterance))
         if len(wave) != utterance.samples:
             raise UserError(
                 f"{folder / utterance.key} has changed since the corpus was opened. Start again."
             )
         return wave
+
+    def hash_recording(utterance: Utterance, at_most: int | None) -> str:
+        return hash_samples(place_of(utterance), at_most=at_most)
 
     return Corpus(
         name=f"manifest/{folder.resolve().name}",
@@ -92,12 +98,13 @@ def open_manifest(
         read=read,
         columns=frozenset(rows[0].labels),
         notes=(
-            *describe_conversions(facts.values()),
+            *describe_conversions(facts),
             *describe_skipped(faults),
             *_describe_labels(utterances, sorted(rows[0].labels)),
         ),
         skipped=dict(Counter(row.split for row in rows if row.path in faults)),
         audio_ids={row.path: facts[row.path].sha256 for row in ordered},
+        hash_recording=hash_recording,
     )
 
 

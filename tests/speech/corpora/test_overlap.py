@@ -12,7 +12,9 @@ import soundfile
 
 from speechft_ray.speech.corpora.base import CORPORA, NO_SPEAKER, Corpus
 from speechft_ray.speech.corpora.overlap import Overlap, compute_overlap
+from tests.speech.corpora.helpers import open_at
 from tests.speech.corpora.in_memory import make_corpus
+from tests.speech.layouts import speech_commands, tedlium3
 
 TUNED = make_corpus(
     [("a", "train", "ann"), ("b", "train", "bob"), ("c", "dev", "cid"), ("d", "test", "dan")]
@@ -123,3 +125,67 @@ def test_synthetic_corpora_have_one_speaker_namespace(synthetic: dict[str, Corpu
     assert compute_overlap(synthetic["plain"], synthetic["more"]) == Overlap(0, 6, 2, 2), (
         "train and dev share speakers with test, not utterances"
     )
+
+
+RECORDING = 0.1 * np.random.default_rng(7).standard_normal(20_000)
+CODES = np.round(RECORDING * 2**15).astype(np.int16)
+COPIES = {
+    "flac": ("a.flac", CODES, "PCM_16"),
+    "aiff": ("a.aiff", CODES, "PCM_16"),
+    "24 bits": ("a.wav", CODES / 2**15, "PCM_24"),
+    "floats": ("a.wav", CODES / 2**15, "FLOAT"),
+    "two equal channels": ("a.wav", np.stack([CODES, CODES], axis=1), "PCM_16"),
+}
+OTHERS = {
+    "gain": ("a.wav", CODES // 2, "PCM_16"),
+    "trim": ("a.wav", CODES[16:], "PCM_16"),
+    "shorter at the end": ("a.wav", CODES[:-16], "PCM_16"),
+    "another recording with the same beginning": (
+        "a.wav",
+        np.append(CODES[:-1], CODES[-1] + 1),
+        "PCM_16",
+    ),
+    "lossy": ("a.ogg", CODES, "VORBIS"),
+}
+
+
+def write_one(folder: Path, split: str, name: str, samples: np.ndarray, subtype: str) -> Corpus:
+    """Writes a manifest with one recording at 22.05 kHz, and opens it."""
+    folder.mkdir()
+    soundfile.write(folder / name, samples, 22_050, subtype=subtype)
+    (folder / "manifest.tsv").write_text(f"path\tsplit\n{name}\t{split}\n")
+    kind = CORPORA.get("manifest")
+    corpus: Corpus = kind.open(kind.options(), folder, folder / "cache")
+    return corpus
+
+
+@pytest.mark.parametrize("name", [*COPIES, *OTHERS])
+@pytest.mark.parametrize("split", ["train", "dev"])
+def test_a_lossless_copy_is_the_same_recording_and_an_altered_one_is_not(
+    tmp_path: Path, name: str, split: str
+) -> None:
+    tuned = write_one(tmp_path / "tuned", split, *(COPIES | OTHERS)[name])
+    tested = write_one(tmp_path / "tested", "test", "x.wav", CODES, "PCM_16")
+    assert compute_overlap(tuned, tested).utterances == (name in COPIES)
+
+
+def test_copies_of_recordings_that_a_corpus_changes_or_cuts_are_detected(tmp_path: Path) -> None:
+    """Speech Commands is attenuated by 3 dB and TED-LIUM cut: compared is what the files hold."""
+    for name, lay_out, options in (
+        ("speech_commands", speech_commands.lay_out, {"silence_crops": 1}),
+        ("tedlium3", tedlium3.lay_out, {}),
+    ):
+        corpus = open_at(name, lay_out(tmp_path / name / "root"), **options)
+        folder = tmp_path / name / "copies"
+        folder.mkdir()
+        rows = ["path\tsplit"]
+        gain = 10 ** (3 / 20) if name == "speech_commands" else 1
+        for index, utterance in enumerate(corpus.split("test")):
+            soundfile.write(
+                folder / f"{index}.flac", gain * corpus.read(utterance).astype(float), 16_000
+            )
+            rows.append(f"{index}.flac\ttrain")
+        (folder / "manifest.tsv").write_text("\n".join(rows))
+        copies = open_at("manifest", folder)
+        test = len(corpus.split("test"))
+        assert compute_overlap(copies, corpus)[:2] == (test, test), name
