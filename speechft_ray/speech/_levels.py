@@ -25,28 +25,37 @@ QUIET_PEAK = 2**-8
 """Such a file is reported when it never reaches this: 16-bit values in 24 bits do not."""
 
 
-def describe_lost_signal(samples: np.ndarray, rate_hz: int, has_more_bits: bool) -> str | None:
+def average_channels(samples: np.ndarray) -> np.ndarray:
+    """Returns the mean of the channels of ``samples (frames, channels)``."""
+    mono: np.ndarray = samples[:, 0] if samples.shape[1] == 1 else samples.mean(axis=1)
+    return mono
+
+
+def describe_lost_signal(
+    samples: np.ndarray, mono: np.ndarray, rate_hz: int, has_more_bits: bool
+) -> str | None:
     """Returns what reading a whole recording would destroy, as the rest of a sentence; ``None`` for
     one that survives.
 
-    ``samples``: ``(frames, channels)`` float64. ``has_more_bits``: its format has more than 16 bits
-    and no losses.
+    ``samples``: ``(frames, channels)`` float64; ``mono``: their mean. ``has_more_bits``: its
+    format has more than 16 bits and no losses.
     """
-    mono = samples.mean(axis=1)
-    energy = float(np.square(samples).mean(axis=1).sum())
-    if energy == 0:
+    peak = measure_peak(mono)
+    if samples.shape[1] == 1 and peak <= 1 and not (has_more_bits and peak <= SILENT_PEAK):
+        return None
+    if not samples.any():
         return None
     if (cancelled := _measure_cancelled(samples, mono, rate_hz)) > MOST_CANCELLED_ENERGY:
         return (
             f"has channels of opposite sign: they cancel each other in the mean ({cancelled:.0%} "
             "of its energy). Export one channel, or invert one"
         )
-    peak = float(np.abs(mono).max())
     excess = float(np.square(np.maximum(np.abs(mono) - 1, 0)).sum())
-    if excess > MOST_CLIPPED_ENERGY * float(np.square(mono).sum()):
+    energy = float(np.square(mono).sum())
+    if excess > MOST_CLIPPED_ENERGY * energy:
         return (
             f"reaches {peak:.6g} where 1 is full scale, and clipping would remove "
-            f"{excess / float(np.square(mono).sum()):.0%} of its energy. Scale it to [-1, 1]"
+            f"{excess / energy:.0%} of its energy. Scale it to [-1, 1]"
             + (" (int16 values: divide by 32768)" if 128 < peak <= 2**15 else "")
         )
     if has_more_bits and peak <= SILENT_PEAK:
@@ -55,6 +64,11 @@ def describe_lost_signal(samples: np.ndarray, rate_hz: int, has_more_bits: bool)
             "smaller numbers than its format (int16 values in int32?). Scale it to [-1, 1]"
         )
     return None
+
+
+def measure_peak(mono: np.ndarray) -> float:
+    """Returns the largest magnitude of a waveform, 0 for one without samples."""
+    return float(max(mono.max(), -mono.min(), 0.0)) if mono.size else 0.0
 
 
 def _measure_cancelled(samples: np.ndarray, mono: np.ndarray, rate_hz: int) -> float:

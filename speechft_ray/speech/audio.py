@@ -22,7 +22,7 @@ from speechft_ray.speech._decoding import (
     find_parts,
     open_audio,
 )
-from speechft_ray.speech._levels import describe_lost_signal
+from speechft_ray.speech._levels import average_channels, describe_lost_signal, measure_peak
 
 _MORE_BITS = frozenset({"PCM_24", "PCM_32", "ALAC_20", "ALAC_24", "ALAC_32", "FLOAT", "DOUBLE"})
 """Encodings without losses that have more than 16 bits."""
@@ -48,10 +48,11 @@ class AudioInfo:
 
 
 class _Decoded(NamedTuple):
-    """``samples``: ``(frames, channels)`` float64 at ``rate_hz``."""
+    """``mono``: mean of the channels at ``rate_hz``, float64, shape ``(frames,)``."""
 
-    samples: np.ndarray
+    mono: np.ndarray
     rate_hz: int
+    channels: int
     is_longer: bool
 
 
@@ -107,10 +108,10 @@ def read_audio_info(path: Path) -> AudioInfo:
                 return AudioInfo(samples=samples, rate_hz=file.samplerate, channels=1)
     decoded = _decode(path)
     return AudioInfo(
-        samples=_compute_length(len(decoded.samples), decoded.rate_hz),
+        samples=_compute_length(len(decoded.mono), decoded.rate_hz),
         rate_hz=decoded.rate_hz,
-        channels=decoded.samples.shape[1],
-        peak=float(np.abs(decoded.samples.mean(axis=1)).max()),
+        channels=decoded.channels,
+        peak=measure_peak(decoded.mono),
         is_longer=decoded.is_longer,
     )
 
@@ -135,7 +136,7 @@ def read_audio(
     """
     file_path = Path(path) if root is None else resolve_inside(root, path)
     decoded = _decode(file_path, part)
-    mono = decoded.samples.mean(axis=1)
+    mono = decoded.mono
     up, down = _resampling_factors(decoded.rate_hz)
     if up != down:
         mono = resample_poly(mono, up, down)
@@ -161,7 +162,7 @@ def hash_samples(
     else:
         start, stop = part or (0, sys.maxsize)
         stop = stop if at_most is None else min(stop, start + at_most)
-        mono = _decode(path, (start, stop), at_any_rate=True).samples.mean(axis=1)
+        mono = _decode(path, (start, stop), at_any_rate=True).mono
     digest = hashlib.sha256(f"{rate_hz} ".encode())
     digest.update(mono.astype("<f4").tobytes())
     return digest.hexdigest()
@@ -189,10 +190,11 @@ def _decode(
         raise UserError(
             f"{path} holds samples that are not finite numbers (NaN or infinity). Export it again."
         )
+    mono = average_channels(samples)
     # A part of a recording may be silent, or have nothing but an echo.
-    if part is None and (problem := describe_lost_signal(samples, rate_hz, has_more_bits)):
+    if part is None and (problem := describe_lost_signal(samples, mono, rate_hz, has_more_bits)):
         raise UserError(f"{path} {problem}.")
-    return _Decoded(samples, rate_hz, is_longer)
+    return _Decoded(mono, rate_hz, channels, is_longer)
 
 
 def _read_range(file: soundfile.SoundFile, path: Path, span: tuple[int, int] | None) -> np.ndarray:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
+from speechft_ray.core.errors import UserError
 from speechft_ray.speech.corpora.base import NO_SPEAKER, Corpus, Utterance
 
 FINETUNING_SPLITS = ("train", "dev")
@@ -15,6 +16,8 @@ FINETUNING_SPLITS = ("train", "dev")
 _HEAD_SAMPLES = 8_000
 """Recordings that differ within their first samples (half a second at 16 kHz) are not decoded
 further."""
+_UNREADABLE = ""
+"""In place of a hash."""
 _THREADS = 8
 
 
@@ -59,7 +62,7 @@ def _count_copies(
     for at_most in (_HEAD_SAMPLES, None):
         trained = _hash_all(finetuning.hash_recording, train, at_most)
         tested = _hash_all(evaluation.hash_recording, test, at_most)
-        both = set(trained) & set(tested)
+        both = (set(trained) & set(tested)) - {_UNREADABLE}
         train = [one for one, content in zip(train, trained, strict=True) if content in both]
         test = [one for one, content in zip(test, tested, strict=True) if content in both]
     return len(test)
@@ -70,8 +73,14 @@ def _hash_all(
     utterances: Sequence[Utterance],
     at_most: int | None,
 ) -> list[str]:
+    def hash_one(utterance: Utterance) -> str:
+        try:
+            return hash_recording(utterance, at_most)
+        except UserError:  # damaged or gone since: no reason for a report to fail
+            return _UNREADABLE
+
     with ThreadPoolExecutor(max_workers=_THREADS) as threads:
-        return list(threads.map(lambda utterance: hash_recording(utterance, at_most), utterances))
+        return list(threads.map(hash_one, utterances))
 
 
 def _identity(corpus: Corpus, utterance: Utterance, by_audio: bool) -> tuple[str, str]:

@@ -169,6 +169,14 @@ def test_a_lossless_copy_is_the_same_recording_and_an_altered_one_is_not(
     assert compute_overlap(tuned, tested).utterances == (name in COPIES)
 
 
+def test_a_recording_that_cannot_be_decoded_any_more_is_no_copy(tmp_path: Path) -> None:
+    tuned = write_one(tmp_path / "tuned", "train", "a.flac", CODES, "PCM_16")
+    tested = write_one(tmp_path / "tested", "test", "x.wav", CODES, "PCM_16")
+    (tmp_path / "tuned" / "a.flac").unlink()
+    (tmp_path / "tested" / "x.wav").unlink()
+    assert compute_overlap(tuned, tested).utterances == 0
+
+
 def test_copies_of_recordings_that_a_corpus_changes_or_cuts_are_detected(tmp_path: Path) -> None:
     """Speech Commands is attenuated by 3 dB and TED-LIUM cut: compared is what the files hold."""
     for name, lay_out, options in (
