@@ -64,7 +64,7 @@ def kill_and_resume(
     executor = RayExecutor(perform, Place(storage=str(home), encoder="none"))
     executor.submit(killed)
     executor.submit(unpromising)  # it starts when the other has ended and given both CPUs back
-    ended = collect(executor, 2, seconds=200)
+    ended = collect(executor, 2)
     executor.stop()
     begun = [int(line) for line in (home / f"lives-{killed.fingerprint}").read_text().split()]
     yield KillAndResume(
@@ -88,10 +88,7 @@ def die_with_its_driver(job: Job, address: str, home: Path) -> None:
         slow.model_dump_json(),
     ]
     with subprocess.Popen(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}) as driver:
-        assert (
-            eventually(lambda: newest(home, job) >= DRIVER_DIES_AT, seconds=60)
-            and driver.poll() is None
-        )
+        assert eventually(lambda: newest(home, job) >= DRIVER_DIES_AT) and driver.poll() is None
         driver.send_signal(signal.SIGKILL)
     assert newest(home, job) < UPDATES
 

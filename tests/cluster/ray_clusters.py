@@ -30,8 +30,8 @@ SECRETS = {"AWS_SECRET_ACCESS_KEY": "secret", "MLFLOW_TRACKING_PASSWORD": "secre
 STALE = "127.0.0.1:1"
 
 
-def collect(executor: Executor, count: int, seconds: float = 60.0) -> dict[str, Outcome]:
-    """Returns so many outcomes by fingerprint. Fails when they take too long."""
+def collect(executor: Executor, count: int, seconds: float = 900.0) -> dict[str, Outcome]:
+    """Returns so many outcomes by fingerprint. Fails when they take so long that they hang."""
     outcomes: dict[str, Outcome] = {}
     until = time.monotonic() + seconds
     while len(outcomes) < count:
@@ -42,8 +42,8 @@ def collect(executor: Executor, count: int, seconds: float = 60.0) -> dict[str, 
     return outcomes
 
 
-def eventually(true: Callable[[], bool], seconds: float = 30.0) -> bool:
-    """Whether something becomes true in time."""
+def eventually(true: Callable[[], bool], seconds: float = 900.0) -> bool:
+    """Whether something becomes true before it must be taken for hanging."""
     until = time.monotonic() + seconds
     while time.monotonic() < until:
         if true():

@@ -71,15 +71,19 @@ def test_addresses_that_cannot_be_are_refused(address: str, sentence: str) -> No
         connect(address)
 
 
-def test_a_head_that_is_not_there_is_said_at_once() -> None:
+def fail_to_connect(*arguments: Any, **options: Any) -> None:
+    """Stands for Ray's own attempt, which takes half a minute."""
+    pytest.fail("Ray was asked to connect")
+
+
+def test_a_head_that_is_not_there_is_said_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ray.init", fail_to_connect)
     with socket.socket() as taken:  # bound, but nobody listens
         taken.bind(("127.0.0.1", 0))
-        started = time.monotonic()
         with pytest.raises(
             UserError, match=r"no Ray head answers at `127.0.0.1:\d+`.*`--address local`"
         ):
             connect(f"127.0.0.1:{taken.getsockname()[1]}")
-    assert time.monotonic() - started < 10
 
 
 def test_no_running_cluster_has_two_ways_out(
@@ -97,10 +101,9 @@ def test_a_cluster_that_crashed_is_said_at_once(
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
     (tmp_path / "ray").mkdir()
     (tmp_path / "ray" / "ray_current_cluster").write_text("127.0.0.1:1")
-    started = time.monotonic()
+    monkeypatch.setattr("ray.init", fail_to_connect)
     with pytest.raises(UserError, match=r"no Ray head answers at `127\.0\.0\.1:1`"):
         connect("auto")
-    assert time.monotonic() - started < 10
 
 
 def test_a_local_cluster_says_what_it_has(local_cluster: Cluster) -> None:
@@ -146,7 +149,7 @@ def test_nothing_goes_on_after_the_driver_was_killed(ray_folder: Path, tmp_path:
         env=os.environ | {"PYTHONPATH": str(ROOT)},
     )
     try:
-        assert eventually(lambda: all(path.exists() for path in beats), seconds=60)
+        assert eventually(lambda: all(path.exists() for path in beats))
     finally:
         driver.send_signal(signal.SIGKILL)
         driver.wait()
@@ -180,7 +183,7 @@ def test_a_cluster_that_would_end_every_actor_is_seen_through(ray_folder: Path) 
                 env=env,
                 capture_output=True,
                 text=True,
-                timeout=60,
+                timeout=900,
             ).stdout
             for env in (without, os.environ | {"RAY_AUTH_MODE": "token"})
         ]

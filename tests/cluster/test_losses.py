@@ -126,7 +126,7 @@ def test_a_trial_gives_its_share_back_when_it_ends(executor: RayExecutor) -> Non
     executor.submit(job("succeed", stage="finetune", resources=whole))
     assert collect(executor, 1)["finetune-a"].ok
     executor.submit(job("succeed", resources=whole))
-    assert collect(executor, 1, seconds=20)["evaluate-a"].ok
+    assert collect(executor, 1, seconds=300)["evaluate-a"].ok
 
 
 def test_stopping_ends_what_runs(executor: RayExecutor, tmp_path: Path) -> None:
@@ -136,7 +136,7 @@ def test_stopping_ends_what_runs(executor: RayExecutor, tmp_path: Path) -> None:
     assert eventually(lambda: all(path.exists() and path.read_text() for path in beats))
     pids = [int(path.read_text().split()[0]) for path in beats]
     executor.stop()
-    assert eventually(lambda: not any(alive(pid) for pid in pids), seconds=10)
+    assert eventually(lambda: not any(alive(pid) for pid in pids))
     assert executor.outcomes(0.1) == []
 
 

@@ -60,8 +60,8 @@ def _return_object(
 
 def _wait(job: Job, storage: Path, report: ReportProgress, place: Place) -> Mapping[str, Any]:
     """Reports and beats its heart in a file until a file called ``go`` is there."""
-    for beat in range(1, 1000):
-        report({"done": beat, "total": 1000, "loss": 1.0 / beat})
+    for beat in range(1, 10_000):
+        report({"done": beat, "total": 10_000, "loss": 1.0 / beat})
         (storage / f"beat-{job.fingerprint}").write_text(f"{os.getpid()} {beat}")
         if (storage / "go").exists():
             return {"beats": beat}
@@ -92,7 +92,7 @@ def _meet(job: Job, storage: Path, report: ReportProgress, place: Place) -> Mapp
     import ray
 
     (storage / f"here-{job.payload['at']}-{job.fingerprint}").touch()
-    until = time.monotonic() + 60
+    until = time.monotonic() + 900
     while len(list(storage.glob(f"here-{job.payload['at']}-*"))) < int(str(job.payload["count"])):
         if time.monotonic() > until:
             raise TimeoutError("the others did not come")

@@ -146,7 +146,7 @@ def test_a_killed_writer_leaves_nothing_double_or_open(
         pytest.skip("the same writer as without")
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     killed = subprocess.run(
-        [sys.executable, "-c", KILLED_WRITER, kind, str(root)], env=environment, timeout=120
+        [sys.executable, "-c", KILLED_WRITER, kind, str(root)], env=environment, timeout=900
     )
     assert killed.returncode == -9
     assert view_of(root).ended == "running"

@@ -80,7 +80,7 @@ def environment(**extra: str) -> dict[str, str]:
 
 
 def run(
-    script: str, *arguments: str | Path, timeout: float = 600, **extra: str
+    script: str, *arguments: str | Path, timeout: float = 3000, **extra: str
 ) -> subprocess.CompletedProcess[str]:
     """Runs a launch script to its end and returns what it printed; never raises for an exit
     code."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +13,27 @@ import pytest
 import soundfile
 from ray._private.services import find_gcs_addresses
 
+from speechft_ray.cli import main
 from tests.e2e.small_world import PHONES, SMALL, manifests, places, run, write_space
 
 
-def run_refused(tmp_path: Path, space: Path, *arguments: str | Path) -> str:
-    done = run("sweep_alpha.py", "--space", space, "--storage", tmp_path / "runs", *arguments)
-    assert done.returncode == 2, done.stdout + done.stderr
-    assert "Traceback" not in done.stderr + done.stdout
+def run_refused(
+    tmp_path: Path, space: Path, *arguments: str | Path, as_process: bool = False
+) -> str:
+    """Runs a sweep that must be refused, by default in this process, and returns what it says."""
+    options = ["--space", space, "--storage", tmp_path / "runs", *arguments]
+    if as_process:
+        done = run("sweep_alpha.py", *options)
+        code, out, error = done.returncode, done.stdout, done.stderr
+    else:
+        printed, refused = io.StringIO(), io.StringIO()
+        with redirect_stdout(printed), redirect_stderr(refused):
+            code = main(["run", *map(str, options)])
+        out, error = printed.getvalue(), refused.getvalue()
+    assert code == 2, out + error
+    assert "Traceback" not in error + out
     assert not (tmp_path / "runs" / "evaluate").exists()
-    return " ".join(done.stderr.split())
+    return " ".join(error.split())
 
 
 def change(section: str, **fields: Any) -> dict[str, Any]:
@@ -45,7 +59,7 @@ def test_a_slip_in_the_space(tmp_path: Path, changes: dict[str, Any], sentence: 
 
 def test_all_slips_at_once(tmp_path: Path) -> None:
     space = write_space(tmp_path, **change("finetune", uptates=3), **change("merge", alpha=3))
-    text = run_refused(tmp_path, space, "--in-process")
+    text = run_refused(tmp_path, space, "--in-process", as_process=True)
     assert "uptates" in text
     assert "merge[0].alpha" in text
 
@@ -60,23 +74,16 @@ def test_no_such_encoder(tmp_path: Path) -> None:
 
 def test_storage_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    done = run(
-        "sweep_alpha.py",
-        "--space",
-        write_space(tmp_path),
-        "--storage",
-        tmp_path / "file" / "runs",
-        "--in-process",
-    )
-    assert done.returncode == 2
-    assert "cannot be written" in " ".join(done.stderr.split())
+    storage = tmp_path / "file" / "runs"
+    text = run_refused(tmp_path, write_space(tmp_path), "--storage", storage, "--in-process")
+    assert "cannot be written" in text
 
 
 @pytest.mark.skipif(
     bool(find_gcs_addresses()), reason="another Ray runs on this machine, and `auto` finds it"
 )
 def test_no_running_cluster(tmp_path: Path) -> None:
-    text = run_refused(tmp_path, write_space(tmp_path), "--address", "auto")
+    text = run_refused(tmp_path, write_space(tmp_path), "--address", "auto", as_process=True)
     assert "ray start --head" in text
     assert "--address local" in text
 

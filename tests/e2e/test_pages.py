@@ -95,7 +95,7 @@ def browse(page: Path, folder: Path, *flags: str) -> str:
         *flags,
         page.as_uri(),
     ]
-    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=120).stdout
+    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=900).stdout
 
 
 def screenshot(page: Path, folder: Path, width: int, height: int, *flags: str) -> np.ndarray:

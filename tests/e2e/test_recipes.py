@@ -150,7 +150,7 @@ def ran(home: Path, ray_folder: Path) -> tuple[Mapping[str, Outcome], Place]:
         executor = RayExecutor(perform, place, cluster=cluster)
         for job in plan.of_stage("finetune"):
             executor.submit(job)
-        outcomes = collect(executor, len(runs), seconds=240)
+        outcomes = collect(executor, len(runs))
         executor.stop()
     return {outcome.label.split()[1]: outcome for outcome in outcomes.values()}, place
 

@@ -68,7 +68,7 @@ def test_mlflow_has_a_parent_with_children(reference_home: Path) -> None:
 
 def test_a_second_run_computes_nothing(reference_home: Path) -> None:
     before, content = manifests(reference_home / "runs"), mlflow_content(reference_home / "runs")
-    started = time.monotonic()
+    units = complete(reference_home / "runs")
     space, storage = reference_home / "small.yaml", reference_home / "runs"
     again = run(
         "sweep_alpha.py",
@@ -80,7 +80,7 @@ def test_a_second_run_computes_nothing(reference_home: Path) -> None:
         reference_home / "again",
     )
     assert again.returncode == 0, again.stderr
-    assert time.monotonic() - started < 60  # not a benchmark: a whole sweep takes longer than this
+    assert complete(reference_home / "runs") == units, "a finished unit was written again"
     assert manifests(reference_home / "runs") == before
     assert mlflow_content(reference_home / "runs") == content
     assert table(reference_home / "again") == table(reference_home / "report")
@@ -105,13 +105,13 @@ def test_without_ray_the_numbers_are_the_same(reference_home: Path, tmp_path: Pa
 
 
 def test_killed_three_times_the_result_is_the_same(reference_home: Path, tmp_path: Path) -> None:
-    """Kill -9 of the driver in the middle: nothing finished is computed again, table and MLflow end
-    equal."""
+    """Kill -9 of the driver in the middle, on Ray and without: nothing finished is computed again,
+    table and MLflow end equal."""
     arguments = places(tmp_path)
     finished: dict[str, float] = {}
     # Numbers of complete units at which the driver dies: among corpora, tuning and evaluations.
-    for units in (4, 9, 13):
-        driver = start("sweep_alpha.py", *arguments)
+    for units, executor in ((4, ["--in-process"]), (9, []), (13, ["--in-process"])):
+        driver = start("sweep_alpha.py", *arguments, *executor)
         while driver.poll() is None and len(complete(tmp_path / "runs")) < units:
             time.sleep(0.05)
         if driver.poll() is None:
@@ -124,7 +124,7 @@ def test_killed_three_times_the_result_is_the_same(reference_home: Path, tmp_pat
             "a finished unit was written again"
         )
         finished = now
-    done = run("sweep_alpha.py", *arguments)
+    done = run("sweep_alpha.py", *arguments, "--in-process")
     assert done.returncode == 0, done.stderr
     now = complete(tmp_path / "runs")
     assert all(now[unit] == written for unit, written in finished.items())
@@ -139,7 +139,7 @@ def test_a_signal_ends_resumably(tmp_path: Path, number: signal.Signals) -> None
     while driver.poll() is None and not complete(tmp_path / "runs"):
         time.sleep(0.05)
     driver.send_signal(number)
-    _, errors = driver.communicate(timeout=120)
+    _, errors = driver.communicate(timeout=900)
     assert driver.returncode == 75, errors
     assert "run the same command again" in errors
     assert complete(tmp_path / "runs")

@@ -39,8 +39,8 @@ def test_killed_at_random_three_times(tmp_path: Path) -> None:
         time.sleep(source.random() * 0.02)
         driver.send_signal(signal.SIGKILL)
         assert driver.wait() == -signal.SIGKILL
-    assert start(tmp_path / "killed", tmp_path / "killed.json").wait(timeout=120) == 0
-    assert whole.wait(timeout=120) == 0
+    assert start(tmp_path / "killed", tmp_path / "killed.json").wait(timeout=900) == 0
+    assert whole.wait(timeout=900) == 0
     undisturbed, killed = (
         json.loads((tmp_path / f"{name}.json").read_text()) for name in ("whole", "killed")
     )

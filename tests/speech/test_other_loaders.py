@@ -250,7 +250,7 @@ def test_fairseq_loads_our_files(tmp_path: Path) -> None:
     ]
     environment = {**os.environ, "PYTHONPATH": str(FAIRSEQ), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        program, env=environment, capture_output=True, text=True, check=False, timeout=240
+        program, env=environment, capture_output=True, text=True, check=False, timeout=900
     )
     assert done.returncode == 0, done.stderr[-3000:]
     states = load_file(out)

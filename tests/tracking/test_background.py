@@ -45,7 +45,7 @@ class Slow:
         return "Here."
 
     def _call(self, name: str) -> None:
-        assert self.gate.wait(10)
+        assert self.gate.wait(900)
         if self.error is not None:
             raise self.error
         self.calls.append(name)
@@ -58,12 +58,11 @@ def row(key: str) -> EncoderRow:
 def test_calls_return_at_once_and_keep_their_order() -> None:
     slow = Slow()
     tracker = BackgroundTracker(slow)
-    before = time.monotonic()
     tracker.start(SWEEP)
     tracker.log_curve(Curve("curve", "", {}, []))
     for number in range(50):
         tracker.log_encoder(row(str(number)))
-    assert time.monotonic() - before < 1 and slow.calls == []
+    assert slow.calls == [], "every call has returned, and none was passed on"
     slow.gate.set()
     tracker.finish(None, [], "finished")
     assert slow.calls == ["start", "curve", *map(str, range(50)), "finished"]
