@@ -10,8 +10,9 @@ from pathlib import Path
 from speechft_ray.sweep.protocols import Curve, EncoderRow, SweepInfo, Tracker, TrackerDown
 
 FINISH_SECONDS = 120.0
-"""How long ``finish`` waits for the calls before it. A thousand rows take MLflow on sqlite about a
-minute."""
+"""How long ``finish`` waits for the next of the calls before it to end. However many there are, it
+waits as long as they go on: a thousand rows take MLflow on sqlite about a minute, and several on a
+busy machine."""
 
 
 class BackgroundTracker:
@@ -31,6 +32,8 @@ class BackgroundTracker:
         """How many errors were raised; a call that was queued before the last of them is void."""
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
+        self._ended = 0
+        """Calls that have ended."""
 
     def start(self, sweep: SweepInfo) -> None:
         """Queues ``start``: the first call of a run, and the first after a ``TrackerDown``."""
@@ -52,12 +55,16 @@ class BackgroundTracker:
         self, report: Path | None, score_by_alpha: Sequence[tuple[float, float]], status: str
     ) -> None:
         """Waits until all queued calls are made. Raises the error of a call, or ``TrackerDown``
-        after ``finish_seconds``."""
+        when none ends for ``finish_seconds``."""
         done = threading.Event()
         points = list(score_by_alpha)
         self._enqueue(lambda: self._tracker.finish(report, points, status))
         self._calls.put(done.set)
-        if not done.wait(self._finish_seconds):
+        ended = self._ended
+        while not done.wait(self._finish_seconds):
+            if self._ended > ended:
+                ended = self._ended
+                continue
             raise TrackerDown(
                 f"{self._tracker.how_to_open()} It is still being written after "
                 f"{self._finish_seconds:g} s."
@@ -79,6 +86,7 @@ class BackgroundTracker:
     def _run(self) -> None:
         while True:
             self._calls.get()()
+            self._ended += 1
 
     def _attempt(self, call: Callable[[], None], raised: int) -> None:
         if self._error is not None or raised != self._raised:

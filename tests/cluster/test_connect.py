@@ -48,10 +48,11 @@ nodes.shutdown()
 """
 VISITOR = """
 import sys
-from speechft_ray.cluster.connect import connect
+from speechft_ray.cluster import connect as connecting
 from speechft_ray.core.errors import UserError
+connecting.PROBE_SECONDS = 900.0  # also on a busy machine, which has its answer late
 try:
-    print(connect(sys.argv[1]).nodes)
+    print(connecting.connect(sys.argv[1]).nodes)
 except UserError as error:
     print(error)
 """

@@ -86,7 +86,7 @@ def test_a_head_on_kept_means_learns_what_a_plain_loop_over_frames_learns() -> N
 def test_frames_and_their_means_train_the_same_pooled_probe() -> None:
     data = toy_data()
     train, dev = noise_features(data, "train", hint=0.5), noise_features(data, "dev", hint=0.5)
-    plan = toy_schedule(updates=300, validate_every_updates=300)
+    plan = toy_schedule(updates=100, validate_every_updates=100)
     by_frames = train_probe(data, train, dev, plan, 3)
     by_means = train_probe(data, average_frames(train), average_frames(dev), plan, 3)
     pairs = zip(by_frames.probe.parameters(), by_means.probe.parameters(), strict=True)

@@ -96,6 +96,23 @@ def test_what_fails_at_the_end_is_said_at_the_end() -> None:
         tracker.finish(None, [], "finished")
 
 
+def test_the_end_waits_while_calls_go_on() -> None:
+    """All calls take longer than one may."""
+
+    class Steady(Slow):
+        def _call(self, name: str) -> None:
+            time.sleep(0.25)
+            self.calls.append(name)
+
+    steady = Steady()
+    tracker = BackgroundTracker(steady, finish_seconds=3.0)
+    tracker.start(SWEEP)
+    for number in range(14):
+        tracker.log_encoder(row(str(number)))
+    tracker.finish(None, [], "finished")
+    assert steady.calls == ["start", *map(str, range(14)), "finished"]
+
+
 def test_the_end_waits_only_so_long() -> None:
     slow = Slow()
     tracker = BackgroundTracker(slow, finish_seconds=0.1)
