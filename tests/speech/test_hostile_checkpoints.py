@@ -405,7 +405,7 @@ def downstream_without_upstream(folder: Path) -> Path:
 
 SENTENCES: dict[Callable[[Path], Path], str] = {
     cut_file: "damaged or cut short",
-    text_as_pt: "not a file of torch.save",
+    text_as_pt: "Git LFS pointer",
     fifo: "neither a file nor a folder",
     pickle_as_safetensors: "Rename it",
     zip_bomb: "compressed",
@@ -421,7 +421,7 @@ SENTENCES: dict[Callable[[Path], Path], str] = {
     hubert_as_wav2vec2: "label_embs_concat is not part of the model",
     missing_layer: "encoder.layers.1.self_attn.k_proj.weight is missing",
     no_config: "config.json",
-    fine_tuned_ctc: "extra head",
+    fine_tuned_ctc: "without `w2v_args`",
     other_fairseq_model: "data2vec_audio",
     million_layers: "encoder_layers",
     enormous_width: "encoder_embed_dim",

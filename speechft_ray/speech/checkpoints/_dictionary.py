@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from speechft_ray.core.errors import UserError
 from speechft_ray.speech.checkpoints._plain import to_plain_data
 from speechft_ray.speech.checkpoints._standins import Dictionary
@@ -33,16 +35,60 @@ def make_dictionaries(symbols: list[list[str] | None]) -> list[FairseqDictionary
     return [None if words is None else FairseqDictionary(list(words)) for words in symbols]
 
 
-def read_symbols(path: Path, task_state: Any) -> list[list[str] | None]:
-    """Returns the words of each dictionary of a HuBERT's ``task_state``. Raises ``UserError`` when
-    there are none."""
-    dictionaries = task_state.get("dictionaries") if isinstance(task_state, Mapping) else None
-    if not isinstance(dictionaries, list | tuple):
+def read_symbols(
+    path: Path, task_state: Any, model: Mapping[str, Any], state: Mapping[str, torch.Tensor]
+) -> tuple[list[list[str] | None], tuple[str, ...]]:
+    """Returns the words of each dictionary of a HuBERT, and notes.
+
+    ``model`` is its configuration, ``state`` its parameters. fairseq stores the dictionaries in
+    ``task_state`` since 2021. Where they are missing, or are those of the text that a recogniser
+    writes, numbers stand for the words: only their count matters, which the label embeddings
+    state. Raises ``UserError`` for dictionaries that are no lists of words, and for label
+    embeddings of several dictionaries that are missing.
+    """
+    stored = task_state.get("dictionaries") if isinstance(task_state, Mapping) else None
+    symbols = (
+        [None if each is None else _read_words(path, each) for each in stored]
+        if isinstance(stored, list | tuple)
+        else None
+    )
+    codes = state.get("label_embs_concat")
+    if symbols is not None and ("final_proj.weight" in state or _count(symbols) == _rows(codes)):
+        return symbols, ()
+    heads = _count_heads(model, state)
+    if codes is None:
+        return [None] * (heads or 1), ()  # words that are not at hand
+    if heads not in (None, 1):
         raise UserError(
-            f"{path} is a HuBERT without dictionaries in its `task_state`. Give the checkpoint as "
-            "it was published."
+            f"{path} is a HuBERT with labels of {heads} dictionaries and without the dictionaries "
+            "in its `task_state`, so which label is whose is not known. Give the checkpoint as "
+            "fairseq saved it."
         )
-    return [None if each is None else _read_words(path, each) for each in dictionaries]
+    note = (
+        f"there are no words for the {len(codes)} labels of pre-training in `task_state`: numbers "
+        "stand for them, and features do not depend on them."
+    )
+    return [[str(index) for index in range(len(codes))]], (note,)
+
+
+def _count(symbols: list[list[str] | None]) -> int | None:
+    """Returns the number of words, None where a dictionary is not at hand."""
+    return None if None in symbols else sum(len(words or ()) for words in symbols)
+
+
+def _rows(codes: torch.Tensor | None) -> int | None:
+    return None if codes is None else len(codes)
+
+
+def _count_heads(model: Mapping[str, Any], state: Mapping[str, torch.Tensor]) -> int | None:
+    """Returns the number of dictionaries that the projection is for, None where nothing says."""
+    projection, codes = state.get("final_proj.weight"), state.get("label_embs_concat")
+    if model.get("untie_final_proj") is not True:
+        return None
+    width = model.get("final_dim") if codes is None else codes.shape[-1]
+    if projection is None or not isinstance(width, int) or width < 1:
+        return None
+    return len(projection) // width
 
 
 def _read_words(path: Path, dictionary: Any) -> list[str]:

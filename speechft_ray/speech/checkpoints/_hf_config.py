@@ -3,11 +3,15 @@ and back."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from speechft_ray.core.errors import UserError
 from speechft_ray.core.units import SAMPLE_RATE_HZ
+from speechft_ray.speech.checkpoints._plain import to_plain_data
+from speechft_ray.speech.checkpoints._safetensors import read_json
 from speechft_ray.speech.encoders.base import FAMILIES
 
 ARCHITECTURES = {"hubert": "HubertModel", "wav2vec2": "Wav2Vec2Model", "wavlm": "WavLMModel"}
@@ -57,22 +61,74 @@ _ACTIVATIONS = ("gelu", "relu", "tanh", "linear")
 """Activations with the same name and meaning in transformers, fairseq and s3prl."""
 
 _EXTRACTORS = {"group": "default", "layer": "layer_norm"}
-_REQUIRED = {
-    "feat_extract_activation": "gelu",
-    "layer_norm_eps": 1e-5,
-    "feat_proj_layer_norm": True,
-    "conv_pos_batch_norm": False,
-    "add_adapter": False,
-    "adapter_attn_dim": None,
+_REQUIRED: dict[str, tuple[Any, str]] = {
+    "feat_extract_activation": ("gelu", "the convolutions here have no other activation"),
+    "layer_norm_eps": (1e-5, "the normalisations here have no other epsilon"),
+    "feat_proj_layer_norm": (
+        True,
+        (
+            "an encoder without the layer norm before its feature projection, as DistilHuBERT is, "
+            "is not supported; HuBERT, wav2vec 2.0 and WavLM have it"
+        ),
+    ),
+    "conv_pos_batch_norm": (
+        False,
+        (
+            "an encoder with batch norm in its positional convolution, as mHuBERT at 25 Hz is, is "
+            "not supported; the positional convolution here has weight norm"
+        ),
+    ),
+    "add_adapter": (
+        False,
+        (
+            "the adapter behind the layers, which shortens the output, is not supported; give the "
+            "encoder that it was added to"
+        ),
+    ),
+    "adapter_attn_dim": (
+        None,
+        (
+            "adapters inside the layers, as those of MMS for each language, are not supported; "
+            "give the pre-trained encoder without them (of MMS, hf:facebook/mms-300m or "
+            "hf:facebook/mms-1b)"
+        ),
+    ),
 }
-"""Other values are variants of transformers that neither fairseq nor s3prl can build. No published
-model of the families has one."""
+"""Keys that change the network: the only value that is supported, and what the others are
+(``models/*/configuration_*.py`` of transformers)."""
 
 _GEOMETRY = {
     "conv_dim": [512] * 7,
     "conv_kernel": [10, 3, 3, 3, 3, 2, 2],
     "conv_stride": [5, 2, 2, 2, 2, 2, 2],
 }
+
+
+def read_hf_config(file: Path) -> dict[str, Any]:
+    """Returns the keys of a ``config.json`` that describe an encoder.
+
+    Others are not looked at: the names of a classifier's labels (``id2label``) may be any text.
+    Raises ``UserError`` for a file that is no JSON object, and for keys with values that are not
+    plain data.
+    """
+    content = read_json(file)
+    if not isinstance(content, dict):
+        raise UserError(
+            f"{file} is no configuration of transformers: it holds a {type(content).__name__}, "
+            "not an object with `model_type`."
+        )
+    names = {
+        "model_type",
+        "feat_extract_norm",
+        *_SHARED,
+        *(key for own in _OWN.values() for key in own),
+        *_REQUIRED,
+        *_GEOMETRY,
+    }
+    config: dict[str, Any] = to_plain_data(
+        {key: value for key, value in content.items() if key in names}, str(file)
+    )
+    return config
 
 
 def family_of(where: str, config: Any) -> str:
@@ -90,11 +146,11 @@ def from_hf_config(where: str, config: Mapping[str, Any], normalize: bool) -> di
     """Returns our configuration for one of transformers. Raises ``UserError`` naming the key that
     has no counterpart or a wrong type."""
     family = family_of(where, config)
-    for key, needed in _REQUIRED.items():
+    for key, (needed, reason) in _REQUIRED.items():
         if config.get(key, needed) != needed:
             raise UserError(
-                f"{where}: `{key}` must be {needed!r}, but is {str(config[key])[:60]!r}: s3prl has "
-                "no such encoder."
+                f"{where}: `{key}` must be {json.dumps(needed)}, but is "
+                f"{json.dumps(config[key])[:60]}: {reason}."
             )
     model = {
         our_key: config.get(hf_key, default)
@@ -136,25 +192,9 @@ def to_hf_config(family: str, config: Mapping[str, Any], masks: bool) -> dict[st
     Masking probabilities are transformers' own, 0.05: they are for fine-tuning there. Raises
     ``UserError`` for an encoder that transformers does not have.
     """
+    check_hf_config(family, config)
     shape = FAMILIES.get(family).describe(config)
     model = config["cfg" if family == "wavlm" else "model_cfg"]
-    if model.get("pos_conv_depth", 1) != 1:
-        raise UserError(
-            "`model_cfg.pos_conv_depth` is not 1, and transformers has no such encoder. Convert to "
-            "s3prl or fairseq."
-        )
-    if model.get("activation_fn", "gelu") not in _ACTIVATIONS:
-        raise UserError(
-            f"`activation_fn` is {model['activation_fn']}, and transformers has no such layer. "
-            "Convert to s3prl."
-        )
-    if family == "wavlm" and not (
-        model.get("relative_position_embedding") is True and model.get("gru_rel_pos") is True
-    ):
-        raise UserError(
-            "this WavLM has no gated relative positions, and transformers has only those. Convert "
-            "to s3prl."
-        )
     extractors = {our_key: hf_key for hf_key, our_key in _EXTRACTORS.items()}
     translated = {
         hf_key: model.get(our_key, _OUR_DEFAULTS.get(our_key, default))
@@ -181,6 +221,28 @@ def to_hf_config(family: str, config: Mapping[str, Any], masks: bool) -> dict[st
         "mask_time_prob": 0.05 if masks else 0.0,
         "mask_feature_prob": 0.0,
     }
+
+
+def check_hf_config(family: str, config: Mapping[str, Any]) -> None:
+    """Raises ``UserError`` for an encoder that transformers does not have."""
+    model = config["cfg" if family == "wavlm" else "model_cfg"]
+    if model.get("pos_conv_depth", 1) != 1:
+        raise UserError(
+            "`model_cfg.pos_conv_depth` is not 1, and transformers has no such encoder. Convert to "
+            "s3prl or fairseq."
+        )
+    if model.get("activation_fn", "gelu") not in _ACTIVATIONS:
+        raise UserError(
+            f"`activation_fn` is {model['activation_fn']}, and transformers has no such layer. "
+            "Convert to s3prl."
+        )
+    if family == "wavlm" and not (
+        model.get("relative_position_embedding") is True and model.get("gru_rel_pos") is True
+    ):
+        raise UserError(
+            "this WavLM has no gated relative positions, and transformers has only those. Convert "
+            "to s3prl."
+        )
 
 
 def _format_convolutions(where: str, config: Mapping[str, Any]) -> str:

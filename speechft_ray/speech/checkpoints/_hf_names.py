@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-
-import torch
 
 _RULES = (
     ("mask_emb", "masked_spec_embed"),
@@ -49,11 +46,12 @@ _RULES = (
 (``models/{hubert,wav2vec2,wavlm}/modeling_*.py``)."""
 
 _OLDER = (
+    ("mask_emb", "mask_time_emb_vector"),
     ("encoder.pos_conv.0.weight_g", "encoder.pos_conv_embed.conv.weight_g"),
     ("encoder.pos_conv.0.weight_v", "encoder.pos_conv_embed.conv.weight_v"),
 )
-"""Names that transformers wrote before torch 2.1 had parametrisations; most published files have
-them."""
+"""Names that transformers wrote before: of the mask embedding in its first releases, of weight norm
+until torch 2.1 had parametrisations. Most published files have the latter."""
 
 _PRETRAINING = (
     ("quantizer.vars", "quantizer.codevectors"),
@@ -62,6 +60,15 @@ _PRETRAINING = (
     ("final_proj.{p}", "project_hid.{p}"),
 )
 """Parameters of ``Wav2Vec2ForPreTraining`` beside its base model."""
+
+BASE_PARTS = (
+    "feature_extractor",
+    "feature_projection",
+    "encoder",
+    "masked_spec_embed",
+    "mask_time_emb_vector",
+)
+"""First components of the names in a base model."""
 
 _PARTS = {"n": r"(?P<n>\d{1,4})", "p": r"(?P<p>weight|bias)", "a": r"(?P<a>[kvq]_proj|out_proj)"}
 
@@ -86,21 +93,6 @@ def from_hf_pretraining(name: str) -> str | None:
     """Returns our name of a parameter beside the base model of ``Wav2Vec2ForPreTraining``, or None
     for parts of other heads."""
     return _translate(name, [(hf_name, our_name) for our_name, hf_name in _PRETRAINING])
-
-
-def split_prefix(
-    state: Mapping[str, torch.Tensor], prefix: str
-) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    """Returns the parameters of the base model, and those beside it. A model with a head has its
-    base under ``prefix``."""
-    if not any(name.startswith(prefix) for name in state):
-        return dict(state), {}
-    base = {
-        name.removeprefix(prefix): tensor
-        for name, tensor in state.items()
-        if name.startswith(prefix)
-    }
-    return base, {name: tensor for name, tensor in state.items() if not name.startswith(prefix)}
 
 
 def _translate(name: str, rules: tuple[tuple[str, str], ...] | list[tuple[str, str]]) -> str | None:

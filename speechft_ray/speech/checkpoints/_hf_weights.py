@@ -3,28 +3,30 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from speechft_ray.core.errors import UserError
 from speechft_ray.speech.checkpoints._plain import to_plain_data
 from speechft_ray.speech.checkpoints._safetensors import open_safetensors, read_json
-from speechft_ray.speech.checkpoints._torch import open_torch_file, validate_state_dict
+from speechft_ray.speech.checkpoints._torch import open_torch_file
+from speechft_ray.speech.checkpoints._wrappers import describe_adapters, find_state_dict
 from speechft_ray.speech.checkpoints.hub import WEIGHTS
 
 MAX_SHARDS = 256
 _SHARD = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,120}\.(safetensors|bin)")
 
 
-def read_weights(folder: Path) -> dict[str, torch.Tensor]:
-    """Returns all parameters of a folder in float32, under transformers' names.
+def read_weights(folder: Path) -> dict[str, Any]:
+    """Returns the state dict of a folder as it is in its files, not yet checked.
 
     Raises ``UserError`` for a folder without weights, an index that leads out of it or names a
     parameter's wrong file, and damaged files.
     """
     names = [name for name in WEIGHTS if (folder / name).is_file()]
+    if not names and (folder / "adapter_config.json").is_file():
+        raise UserError(describe_adapters(folder))
     if not names:
         raise UserError(
             f"{folder} has a config.json and no weights: expected one of {', '.join(WEIGHTS)}."
@@ -32,7 +34,7 @@ def read_weights(folder: Path) -> dict[str, torch.Tensor]:
     if not names[0].endswith(".json"):
         return _read_shard(_check_inside(folder, names[0]))
     index = _read_index(folder / names[0])
-    state: dict[str, torch.Tensor] = {}
+    state: dict[str, Any] = {}
     for shard in sorted(set(index.values())):
         tensors = _read_shard(_check_inside(folder, shard))
         misplaced = [name for name in tensors if index.get(name) != shard]
@@ -51,11 +53,20 @@ def read_weights(folder: Path) -> dict[str, torch.Tensor]:
     return state
 
 
-def _read_shard(file: Path) -> dict[str, torch.Tensor]:
+def _read_shard(file: Path) -> dict[str, Any]:
+    """Returns the state dict of a file; a training checkpoint under the name of weights has it
+    under a key."""
     tensors: Any = (
-        open_safetensors(file)[0] if file.suffix == ".safetensors" else open_torch_file(file)
+        open_safetensors(file)[0]
+        if file.suffix == ".safetensors"
+        else find_state_dict(open_torch_file(file))
     )
-    return validate_state_dict(file, tensors, file.name)
+    if not isinstance(tensors, Mapping) or not tensors:
+        raise UserError(
+            f"{file} holds no table of tensors, so these are no weights of transformers. Copy the "
+            "folder again from where it came."
+        )
+    return {str(name): tensor for name, tensor in tensors.items()}
 
 
 def _read_index(file: Path) -> dict[str, str]:

@@ -11,6 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from speechft_ray.core.errors import UserError
+from speechft_ray.speech.checkpoints._torch import check_content
 
 MAX_JSON_BYTES = 16 * 2**20
 """The configuration or index of a large model has less than 1 MB, a dictionary of 100 000 words
@@ -29,6 +30,7 @@ def open_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str
 
     Raises ``UserError`` for a file that is missing, cut short, or not of this format.
     """
+    check_content(path)
     try:
         with safe_open(path, framework="pt") as opened:
             names = opened.keys()
@@ -53,14 +55,16 @@ def tensor_sha256(tensor: torch.Tensor) -> str:
 
 
 def read_json(path: Path) -> Any:
-    """Returns a JSON file. Raises ``UserError`` for one that is missing, larger than
-    ``MAX_JSON_BYTES`` or not JSON."""
+    """Returns a JSON file. Raises ``UserError`` for one that is missing, empty,
+    larger than ``MAX_JSON_BYTES`` or not JSON."""
     try:
         if path.stat().st_size > MAX_JSON_BYTES:
             raise UserError(
                 f"{path} has {path.stat().st_size} bytes, more than any description of an encoder."
             )
-        return json.loads(path.read_text(encoding="utf-8"))
+        check_content(path)
+        # Editors on Windows begin a file with a byte order mark.
+        return json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}.") from error
     except (ValueError, RecursionError) as error:

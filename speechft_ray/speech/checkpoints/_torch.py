@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from speechft_ray.core.errors import UserError
+from speechft_ray.core.files import describe_lfs_pointer
 from speechft_ray.speech.checkpoints._standins import ALLOWED
 
 MAX_MEMBERS, MAX_PICKLE_BYTES = 100_000, 64 * 2**20
@@ -23,6 +24,8 @@ below 1 MB."""
 _ZIP, _PICKLE = b"PK\x03\x04", b"\x80"
 _KINDS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 _NAME = re.compile(r"[A-Za-z0-9_.\-]{1,300}")  # what state_dict() makes of attributes
+_MODULES = ("torch.nn.modules.", "transformers.models.", "s3prl.upstream.", "fairseq.models.")
+"""Where the classes of modules are."""
 _LOAD_LOCK = threading.Lock()
 """torch's list of allowed names and Python's filters of warnings are global to the process."""
 
@@ -37,6 +40,11 @@ def open_torch_file(path: Path) -> Any:
     """
     with path.open("rb") as file:
         head = file.read(4)
+    check_content(path)
+    if path.suffix == ".json":
+        raise UserError(
+            f"{path} is a description and holds no weights. Give its folder, {path.parent}."
+        )
     if not head.startswith((_ZIP, _PICKLE)):
         raise UserError(
             f"{path} is not a file of torch.save: it begins with {head!r}. Check that the download "
@@ -64,7 +72,14 @@ def open_torch_file(path: Path) -> Any:
     except pickle.UnpicklingError as error:
         unsafe = _find_unsafe_globals(path) or re.findall(r"GLOBAL ([\w.]+)", str(error))
         if unsafe:
-            names = ", ".join(map(_make_printable, unsafe[:5]))
+            names = ", ".join(map(make_printable, unsafe[:5]))
+            if any(name.startswith(_MODULES) for name in unsafe):
+                raise UserError(
+                    f"{path} is a whole module that torch.save pickled, and to load it, Python "
+                    f"would have to run {names}. Save its parameters instead: "
+                    "`model.save_pretrained(FOLDER)` in transformers, else "
+                    "`torch.save(model.state_dict(), FILE)`."
+                ) from error
             raise UserError(
                 f"{path} was refused: to load it, Python would have to run {names}. Only tensors "
                 "and plain data are read; convert the checkpoint to safetensors where you trust it."
@@ -88,6 +103,15 @@ def open_torch_file(path: Path) -> Any:
         RecursionError,
     ) as error:
         raise _make_damaged_error(path, error) from error
+
+
+def check_content(path: Path) -> None:
+    """Raises ``UserError`` for a file that is empty, and for a pointer of Git LFS."""
+    pointer = describe_lfs_pointer(path)
+    if pointer:
+        raise UserError(f"{path} {pointer}.")
+    if path.is_file() and path.stat().st_size == 0:
+        raise UserError(f"{path} is empty (0 bytes). Copy it again from where it came.")
 
 
 def validate_state_dict(path: Path, table: Any, where: str) -> dict[str, torch.Tensor]:
@@ -173,7 +197,8 @@ def _find_unsafe_globals(path: Path) -> list[str]:
         return []
 
 
-def _make_printable(name: str) -> str:
+def make_printable(name: str) -> str:
+    """Returns a name from an untrusted file for a message: short, and of one line."""
     return "".join(letter if letter.isprintable() else "?" for letter in name[:120])
 
 

@@ -48,11 +48,13 @@ class CheckpointFormat:
 
     ``title``: its name in messages. ``families``: the encoder families that it can hold.
     ``is_folder``: whether it is a folder. ``matches(source)``: whether the content is of this
-    format, never judged by the file name alone. ``read(source)``: raises ``UserError`` for content
-    that it recognises and cannot use. ``write(path, weights, provenance)``: writes ``path``
-    atomically and returns notes; raises ``UserError`` where ``path`` exists and for weights that
-    the format cannot hold. ``read`` returns what ``write`` wrote: bit-equal tensors, the same
-    configuration and provenance.
+    format, never judged by the file name alone. ``check(weights)``: raises ``UserError`` for an
+    encoder of these families that the format cannot hold.
+
+    ``read(source)``: raises ``UserError`` for content that it recognises and cannot use.
+    ``write(path, weights, provenance)``: writes ``path`` atomically and returns notes; raises
+    ``UserError`` where ``path`` exists and for weights that the format cannot hold. ``read``
+    returns what ``write`` wrote: bit-equal tensors, the same configuration and provenance.
     """
 
     name: str
@@ -62,6 +64,7 @@ class CheckpointFormat:
     matches: Callable[[RawCheckpoint], bool]
     read: Callable[[RawCheckpoint], Checkpoint]
     write: Write
+    check: Callable[[EncoderWeights], None] = lambda weights: None
 
 
 FORMATS: Registry[CheckpointFormat] = Registry(

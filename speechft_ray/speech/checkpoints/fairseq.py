@@ -13,14 +13,14 @@ from typing import Any
 
 import torch
 
-from speechft_ray.core.errors import UserError
 from speechft_ray.speech.checkpoints import _fairseq_names as names
 from speechft_ray.speech.checkpoints._dictionary import make_dictionaries, read_symbols
 from speechft_ray.speech.checkpoints._embedded import KEY, embed, keep_if_unchanged, read_embedded
+from speechft_ray.speech.checkpoints._fairseq_config import FAMILIES, read_config, read_family
 from speechft_ray.speech.checkpoints._parameters import make_zero_parameters
-from speechft_ray.speech.checkpoints._plain import resolve_references, to_plain_data
 from speechft_ray.speech.checkpoints._standins import Container, Namespace
-from speechft_ray.speech.checkpoints._torch import validate_state_dict
+from speechft_ray.speech.checkpoints._torch import make_printable
+from speechft_ray.speech.checkpoints._wrappers import EncoderPart, read_encoder_part
 from speechft_ray.speech.checkpoints.base import (
     FORMATS,
     Checkpoint,
@@ -28,11 +28,13 @@ from speechft_ray.speech.checkpoints.base import (
     RawCheckpoint,
     atomic,
 )
-from speechft_ray.speech.checkpoints.s3prl import describe_zeros_added, describe_zeros_removed
+from speechft_ray.speech.checkpoints.s3prl import (
+    describe_part,
+    describe_zeros_added,
+    describe_zeros_removed,
+)
 from speechft_ray.speech.encoders.base import EncoderWeights
 
-_FAMILIES = ("hubert", "wav2vec2")
-_TUNED_PREFIXES = ("w2v_encoder.", "encoder.w2v_model.")
 _HISTORY = {
     "criterion_name": "",
     "optimizer_name": "",
@@ -58,23 +60,22 @@ def read(source: RawCheckpoint) -> Checkpoint:
     """Reads a HuBERT or wav2vec 2.0 with ``cfg`` or ``args``; weights are float32, training options
     and the optimizer are left out.
 
-    Raises ``UserError`` for another model, one with a recognition head, and a configuration that is
-    not plain data.
+    Of a fine-tuned recogniser (``hubert_ctc``, ``wav2vec_ctc``, ...) the encoder is read, with the
+    configuration of its pre-training. Raises ``UserError`` for another model, and for a
+    configuration that is not plain data.
     """
     content, path = source.content, source.path
-    tuned = [name for name in content["model"] if str(name).startswith(_TUNED_PREFIXES)]
-    if tuned:
-        raise UserError(
-            f"{path} is a fine-tuned recogniser with an extra head (`{str(tuned[0])[:60]}`): its "
-            "encoder has no pre-training parameters and belongs to no published base. Give the "
-            "pre-trained checkpoint that it was tuned from."
-        )
-    model, task = _read_config(path, content)
-    family = _read_family(path, model, content["model"])
+    model, task, tuned_as = read_config(path, content)
+    part = read_encoder_part(path, content["model"], "model")
+    state = part.state
+    notes: tuple[str, ...] = ()
+    family = read_family(path, model, state)
     config: dict[str, Any] = {"model_cfg": model, "task_cfg": task}
     if family == "hubert":
-        config["dictionaries_symbols"] = read_symbols(path, content.get("task_state"))
-    state = validate_state_dict(path, content["model"], "model")
+        symbols, words = read_symbols(path, content.get("task_state"), model, state)
+        config["dictionaries_symbols"] = symbols
+        notes += words
+    notes += describe_part(part) if tuned_as is None else _describe_head(tuned_as, part)
     own = keep_if_unchanged(
         read_embedded(content.get(KEY), f"`{KEY}` in {path}"), family, config, _render
     )
@@ -86,7 +87,7 @@ def read(source: RawCheckpoint) -> Checkpoint:
         weights=weights,
         format="fairseq",
         provenance=own.provenance if own else {},
-        notes=(*_describe_omissions(content), *describe_zeros_removed(zeros)),
+        notes=(*notes, *_describe_omissions(content), *describe_zeros_removed(zeros)),
     )
 
 
@@ -120,33 +121,6 @@ def write(path: Path, weights: EncoderWeights, provenance: Mapping[str, Any]) ->
     return describe_zeros_added(zeros)
 
 
-def _read_config(path: Path, content: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    if content.get("cfg") is None:
-        options = to_plain_data(content["args"], f"`args` in {path}")
-        model = {key: options[key] for key in names.MODEL_KEYS if key in options}
-        task = {key: options[key] for key in names.TASK_KEYS if key in options}
-        return {"_name": options.get("arch"), **model}, {"_name": options.get("task"), **task}
-    config = resolve_references(to_plain_data(content["cfg"], f"`cfg` in {path}"))
-    parts = [config.get(key) if isinstance(config, dict) else None for key in ("model", "task")]
-    if not all(isinstance(part, dict) for part in parts):
-        raise UserError(
-            f"{path} has a `cfg` without `model` and `task`, so it is no checkpoint of an encoder "
-            "of fairseq's."
-        )
-    return dict(parts[0] or {}), dict(parts[1] or {})
-
-
-def _read_family(path: Path, model: Mapping[str, Any], state: Mapping[str, Any]) -> str:
-    name = model.get("_name")
-    if name is None and "label_embs_concat" in state:
-        return "hubert"
-    if name not in _FAMILIES:
-        raise UserError(
-            f"{path} holds a fairseq `{name}`. Allowed: {', '.join(_FAMILIES)}, pre-trained."
-        )
-    return str(name)
-
-
 def _render(config: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the configuration with the names of fairseq 0.12.2, without keys that it rejects."""
     family = "hubert" if "dictionaries_symbols" in config else "wav2vec2"
@@ -167,6 +141,13 @@ def _render(config: Mapping[str, Any]) -> dict[str, Any]:
     return rendered | {key: config[key] for key in ("dictionaries_symbols",) if key in config}
 
 
+def _describe_head(tuned_as: str, part: EncoderPart) -> tuple[str, ...]:
+    names = ", ".join(map(make_printable, sorted(part.beside)[:5]))
+    title = f"this is a fine-tuned recogniser (`{make_printable(tuned_as)}`)"
+    head = f"its encoder was read, and its head left out ({names or 'there is none'})."
+    return (*part.notes, f"{title}: {head}")
+
+
 def _describe_omissions(content: Mapping[str, Any]) -> tuple[str, ...]:
     omitted = [key for key in ("last_optimizer_state", "ema") if content.get(key)]
     keys = ", ".join(f"`{key}`" for key in omitted)
@@ -178,7 +159,7 @@ FAIRSEQ = FORMATS.register(
     CheckpointFormat(
         name="fairseq",
         title="fairseq checkpoint (.pt)",
-        families=_FAMILIES,
+        families=FAMILIES,
         is_folder=False,
         matches=matches,
         read=read,

@@ -22,20 +22,23 @@ from speechft_ray.core.fingerprint import canonical_json
 from speechft_ray.speech.checkpoints._embedded import KEY, Embedded, embed, read_embedded
 from speechft_ray.speech.checkpoints._hf_config import (
     ARCHITECTURES,
+    check_hf_config,
     family_of,
     from_hf_config,
+    read_hf_config,
     to_hf_config,
 )
 from speechft_ray.speech.checkpoints._hf_names import (
+    BASE_PARTS,
     from_hf,
     from_hf_pretraining,
-    split_prefix,
     to_hf,
 )
 from speechft_ray.speech.checkpoints._hf_weights import read_weights
 from speechft_ray.speech.checkpoints._plain import to_plain_data
 from speechft_ray.speech.checkpoints._safetensors import open_safetensors, read_json, tensor_sha256
-from speechft_ray.speech.checkpoints._torch import validate_state_dict
+from speechft_ray.speech.checkpoints._torch import make_printable, validate_state_dict
+from speechft_ray.speech.checkpoints._wrappers import read_encoder_part
 from speechft_ray.speech.checkpoints.base import (
     FORMATS,
     Checkpoint,
@@ -67,24 +70,27 @@ def read(source: RawCheckpoint) -> Checkpoint:
     the folder, and damaged files.
     """
     folder = source.path
-    hf_config = to_plain_data(read_json(folder / CONFIG), str(folder / CONFIG))
+    hf_config = read_hf_config(folder / CONFIG)
     family = family_of(str(folder / CONFIG), hf_config)
     normalize, note = _read_normalization(folder, hf_config)
     config = from_hf_config(str(folder / CONFIG), hf_config, normalize)
     extractor = str(FAMILIES.get(family).describe(config).extractor_mode)
-    base, beside = split_prefix(read_weights(folder), f"{family}.")
-    state = _rename_parameters(folder, base, extractor)
+    part = read_encoder_part(folder, read_weights(folder), "weights", BASE_PARTS)
+    state = _rename_parameters(folder, part.state, extractor)
+    wrapper = part.prefix.removesuffix(f"{family}.")
     pretraining = {
-        name: from_hf_pretraining(name) if family == "wav2vec2" else None for name in beside
+        name: from_hf_pretraining(name.removeprefix(wrapper)) if family == "wav2vec2" else None
+        for name in part.beside
     }
-    state |= {
-        our_name: beside[name] for name, our_name in pretraining.items() if our_name is not None
-    }
+    ours = {our_name: part.beside[name] for name, our_name in pretraining.items() if our_name}
+    state |= validate_state_dict(folder, ours, "weights") if ours else {}
     heads = sorted(name for name, our_name in pretraining.items() if our_name is None)
     if (folder / SIDE).is_file():
         return _read_with_side_file(folder, state)
     _drop_identity_projection(state)
-    notes = [note, f"the head was left out: {', '.join(heads[:5])}."] if heads else [note]
+    notes = [note, *part.notes]
+    if heads:
+        notes.append(f"the head was left out: {', '.join(map(make_printable, heads[:5]))}.")
     weights = EncoderWeights(family=family, config=config, state=state)
     return Checkpoint(weights=weights, format="hf", notes=tuple(notes))
 
@@ -245,5 +251,6 @@ HF = FORMATS.register(
         matches=matches,
         read=read,
         write=atomic(write),
+        check=lambda weights: check_hf_config(weights.family, weights.config),
     ),
 )

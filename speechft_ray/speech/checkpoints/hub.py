@@ -177,7 +177,9 @@ def _list_weights(folder: Path) -> list[str]:
         return [kind] if kind else []
     index = folder / kind
     try:
-        shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        shards = sorted(
+            set(json.loads(index.read_text(encoding="utf-8-sig"))["weight_map"].values())
+        )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(
             f"{index} is no index of a sharded model: remove it to download it again."

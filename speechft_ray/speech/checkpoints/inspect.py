@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from speechft_ray.core.errors import UserError
 from speechft_ray.core.units import SAMPLE_RATE_HZ
 from speechft_ray.speech.checkpoints._parameters import check_fit, compute_shapes
-from speechft_ray.speech.checkpoints.base import FORMATS, Checkpoint, list_formats
+from speechft_ray.speech.checkpoints.base import FORMATS, Checkpoint
 from speechft_ray.speech.checkpoints.load import load_checkpoint, weights_fingerprint
 from speechft_ray.speech.encoders.base import FAMILIES, EncoderFamily, EncoderWeights, Shape
 
@@ -48,7 +48,7 @@ def inspect(path: Path, config_from: Path | None = None) -> Inspection:
         *_provenance_lines(checkpoint),
         *(("note", note) for note in checkpoint.notes),
     ]
-    lines += [] if refusal else [("can become", _describe_targets(family))]
+    lines += [] if refusal else [("can become", _describe_targets(weights))]
     return Inspection(lines, refusal)
 
 
@@ -130,9 +130,26 @@ def _shorten(value: Any) -> str:
     return printable if len(printable) <= 200 else printable[:197] + "..."
 
 
-def _describe_targets(family: EncoderFamily) -> str:
-    formats = list_formats(family.name)
-    others = [name for name in FORMATS.names() if name not in formats]
-    return ", ".join(formats) + (
-        f"; not {', '.join(others)}: there is no {family.title} in these formats" if others else ""
-    )
+def list_targets(weights: EncoderWeights) -> tuple[list[str], dict[str, str]]:
+    """Returns the names of the formats that an encoder can be written in, and the reason for each
+    of the others."""
+    family = FAMILIES.get(weights.family)
+    reasons = {}
+    for name, form in FORMATS.items():
+        if family.name not in form.families:
+            reasons[name] = f"there is no {family.title} in that format"
+            continue
+        try:
+            form.check(weights)
+        except UserError as error:
+            reasons[name] = str(error).split(". ")[0].rstrip(".")
+    return [name for name in FORMATS.names() if name not in reasons], reasons
+
+
+def _describe_targets(weights: EncoderWeights) -> str:
+    targets, reasons = list_targets(weights)
+    groups: dict[str, list[str]] = {}
+    for name, reason in reasons.items():
+        groups.setdefault(reason, []).append(name)
+    others = [f"not {', '.join(names)}: {reason}" for reason, names in groups.items()]
+    return "; ".join([", ".join(targets), *others])

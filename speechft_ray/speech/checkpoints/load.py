@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
-from speechft_ray.core.errors import UserError, unknown_name
+from speechft_ray.core.errors import UserError
 from speechft_ray.core.fingerprint import fingerprint
+from speechft_ray.speech.checkpoints._hints import (
+    describe_missing,
+    describe_unknown_file,
+    describe_unknown_folder,
+)
 from speechft_ray.speech.checkpoints._safetensors import is_safetensors, tensor_sha256
 from speechft_ray.speech.checkpoints._torch import open_torch_file
 from speechft_ray.speech.checkpoints.base import FORMATS, Checkpoint, RawCheckpoint
 from speechft_ray.speech.checkpoints.cache import download_encoder
-from speechft_ray.speech.checkpoints.catalogue import BASELINE, is_encoder_name, list_names
+from speechft_ray.speech.checkpoints.catalogue import BASELINE, is_encoder_name
 from speechft_ray.speech.checkpoints.download import Progress
-from speechft_ray.speech.checkpoints.hub import CONFIG
 from speechft_ray.speech.checkpoints.safetensors_dir import FILE
 from speechft_ray.speech.encoders.base import EncoderWeights
 
@@ -45,7 +50,7 @@ def locate_encoder(name_or_path: str, progress: Progress | None = None) -> Path:
         else Path(name_or_path).expanduser()
     )
     if not path.exists():
-        raise UserError(_describe_missing(name_or_path))
+        raise UserError(describe_missing(name_or_path))
     return path
 
 
@@ -58,7 +63,7 @@ def load_checkpoint(path: Path, config_from: Path | None = None) -> Checkpoint:
     damaged files, and for content that a format rejects.
     """
     if not path.exists():
-        raise UserError(_describe_missing(str(path)))
+        raise UserError(describe_missing(str(path)))
     if not path.is_file() and not path.is_dir():
         raise UserError(
             f"{path} is neither a file nor a folder. Give the folder or file of an encoder."
@@ -75,7 +80,7 @@ def load_checkpoint(path: Path, config_from: Path | None = None) -> Checkpoint:
                     f"{path} ({form.title}) holds its own configuration: leave --config-from out."
                 )
             return form.read(source)
-    raise UserError(_describe_unknown_format(path))
+    raise UserError(_describe_unknown_format(path, content))
 
 
 def weights_fingerprint(weights: EncoderWeights) -> str:
@@ -93,20 +98,7 @@ def weights_fingerprint(weights: EncoderWeights) -> str:
     )
 
 
-def _describe_unknown_format(path: Path) -> str:
+def _describe_unknown_format(path: Path, content: Any) -> str:
     if path.is_dir():
-        return (
-            f"{path} is a folder with neither {CONFIG} (transformers) nor {FILE} (ours). Give the "
-            "folder or file of an encoder."
-        )
-    titles = ", ".join(form.title for _, form in FORMATS.items())
-    return f"{path} holds no encoder in a format that is known. Allowed: {titles}."
-
-
-def _describe_missing(name: str) -> str:
-    if "/" in name or "." in name:
-        return (
-            f"there is no encoder at {name}: the file does not exist. Give a path or a name: "
-            f"{', '.join(list_names())}."
-        )
-    return unknown_name("encoder", name, list_names()) + " Or give the path of a checkpoint."
+        return describe_unknown_folder(path, FILE)
+    return describe_unknown_file(path, content, [form.title for _, form in FORMATS.items()])

@@ -24,7 +24,8 @@ from speechft_ray.speech.checkpoints._embedded import (
 )
 from speechft_ray.speech.checkpoints._parameters import compute_shapes, make_zero_parameters
 from speechft_ray.speech.checkpoints._plain import to_plain_data
-from speechft_ray.speech.checkpoints._torch import validate_state_dict
+from speechft_ray.speech.checkpoints._torch import make_printable
+from speechft_ray.speech.checkpoints._wrappers import EncoderPart, read_encoder_part
 from speechft_ray.speech.checkpoints.base import (
     FORMATS,
     Checkpoint,
@@ -48,10 +49,12 @@ def matches(source: RawCheckpoint) -> bool:
         return False
     if "model_weight" in content or "model_cfg" in content:
         return True
-    if not isinstance(content.get("model"), Mapping) or content.get("args") is not None:
+    state, config = content.get("model"), content.get("cfg")
+    if not isinstance(state, Mapping) or content.get("args") is not None:
         return False
-    config = content.get("cfg")
-    return config is None or (isinstance(config, Mapping) and "model" not in config)
+    if config is not None:
+        return isinstance(config, Mapping) and "model" not in config
+    return KEY in content or _is_decoar2(state)
 
 
 def read(source: RawCheckpoint) -> Checkpoint:
@@ -63,13 +66,17 @@ def read(source: RawCheckpoint) -> Checkpoint:
     content, path = source.content, source.path
     own = read_embedded(content.get(KEY), f"`{KEY}` in {path}")
     notes: tuple[str, ...] = ()
-    if "model_weight" in content or "model_cfg" in content:
-        family, config, state = _read_converted(path, content)
+    is_converted = "model_weight" in content or "model_cfg" in content
+    if is_converted:
+        _check_whole(path, content)
+    where = "model_weight" if is_converted else "model"
+    part = read_encoder_part(path, content[where], where)
+    state = part.state
+    if is_converted:
+        family, config = _read_converted(path, content)
     elif content.get("cfg") is not None:
         family, config = "wavlm", {"cfg": to_plain_data(content["cfg"], f"`cfg` in {path}")}
-        state = validate_state_dict(path, content["model"], "model")
     else:
-        state = validate_state_dict(path, content["model"], "model")
         family, config, notes = _read_decoar2(path, state, own)
     unchanged = keep_if_unchanged(own, family, config, dict)
     zeros = unchanged.zeros if unchanged else ()
@@ -80,7 +87,7 @@ def read(source: RawCheckpoint) -> Checkpoint:
         weights=weights,
         format="s3prl",
         provenance=unchanged.provenance if unchanged else {},
-        notes=(*notes, *describe_zeros_removed(zeros)),
+        notes=(*notes, *describe_part(part), *describe_zeros_removed(zeros)),
     )
 
 
@@ -117,9 +124,15 @@ def describe_zeros_removed(zeros: Sequence[str]) -> tuple[str, ...]:
     return (f"{len(zeros)} parameters are zeros that were filled in for strict loaders: left out.",)
 
 
-def _read_converted(
-    path: Path, content: Mapping[str, Any]
-) -> tuple[str, dict[str, Any], dict[str, torch.Tensor]]:
+def describe_part(part: EncoderPart) -> tuple[str, ...]:
+    """Returns the notes on an encoder that has other modules around or beside it."""
+    if not part.beside:
+        return part.notes
+    names = ", ".join(map(make_printable, sorted(part.beside)[:5]))
+    return (*part.notes, f"the head was left out: {names}.")
+
+
+def _check_whole(path: Path, content: Mapping[str, Any]) -> None:
     missing = [key for key in _CONVERTED if key not in content]
     if missing:
         raise UserError(
@@ -127,10 +140,22 @@ def _read_converted(
             f"{', '.join(f'`{key}`' for key in missing)}. Convert the original once more, with "
             "`speechft convert` or s3prl's `convert.py`."
         )
+
+
+def _read_converted(path: Path, content: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     keys = [key for key in (*_CONVERTED[:2], _DICTIONARIES) if key in content]
     config = {key: to_plain_data(content[key], f"`{key}` in {path}") for key in keys}
     family = "hubert" if FAMILIES.get("hubert").matches(config) else "wav2vec2"
-    return family, config, validate_state_dict(path, content["model_weight"], "model_weight")
+    return family, config
+
+
+def _is_decoar2(state: Mapping[Any, Any]) -> bool:
+    """Whether the names of parameters are those of a DeCoAR 2.0: a transformer on a filter bank,
+    without convolutions."""
+    names = [str(name) for name in state]
+    return any(name.endswith("post_extract_proj.weight") for name in names) and not any(
+        "feature_extractor." in name for name in names
+    )
 
 
 def _read_decoar2(
@@ -140,9 +165,7 @@ def _read_decoar2(
     removes parameters of pre-training from ``state``."""
     if own is not None and own.family == "decoar2":
         return "decoar2", dict(own.config), ()
-    if "post_extract_proj.weight" not in state or any(
-        name.startswith("feature_extractor.") for name in state
-    ):
+    if not _is_decoar2(state):
         raise UserError(
             f"{path} holds weights and no configuration, and they are not those of a DeCoAR 2.0, "
             "the only encoder that is published so. Give the checkpoint as it was published."

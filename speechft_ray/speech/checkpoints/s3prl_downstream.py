@@ -19,9 +19,10 @@ import torch
 from speechft_ray.core.errors import UserError
 from speechft_ray.speech.checkpoints._embedded import KEY, embed, read_embedded
 from speechft_ray.speech.checkpoints._parameters import compute_shapes
-from speechft_ray.speech.checkpoints._plain import to_plain_data
 from speechft_ray.speech.checkpoints._safetensors import is_safetensors
-from speechft_ray.speech.checkpoints._torch import open_torch_file, validate_state_dict
+from speechft_ray.speech.checkpoints._standins import StandIn
+from speechft_ray.speech.checkpoints._torch import open_torch_file
+from speechft_ray.speech.checkpoints._wrappers import read_encoder_part
 from speechft_ray.speech.checkpoints.base import (
     FORMATS,
     Checkpoint,
@@ -29,6 +30,7 @@ from speechft_ray.speech.checkpoints.base import (
     RawCheckpoint,
     atomic,
 )
+from speechft_ray.speech.checkpoints.s3prl import describe_part
 from speechft_ray.speech.encoders.base import FAMILIES, EncoderWeights
 
 _PREFIX = "model."
@@ -58,12 +60,12 @@ def read(source: RawCheckpoint) -> Checkpoint:
             f"{path} holds a head and no encoder: its upstream was frozen. Give the upstream's own "
             "checkpoint."
         )
-    state = {
-        name.removeprefix(_PREFIX): tensor
-        for name, tensor in validate_state_dict(path, content["Upstream"], "Upstream").items()
-    }
+    part = read_encoder_part(path, content["Upstream"], "Upstream")
+    state = {name.removeprefix(_PREFIX): tensor for name, tensor in part.state.items()}
     omitted = [key for key in ("Downstream", "Featurizer", "Optimizer") if content.get(key)]
     notes = (f"left out: {', '.join(f'`{key}`' for key in omitted)}.",) if omitted else ()
+    if part.prefix not in ("", _PREFIX):
+        notes = (*notes, *describe_part(part))
     own = read_embedded(content.get(KEY), f"`{KEY}` in {path}")
     if own is not None and source.config_from is None:
         weights = EncoderWeights(family=own.family, config=own.config, state=state)
@@ -149,8 +151,9 @@ def _load_base_encoder(path: Path) -> EncoderWeights:
 def _find_base_checkpoint(source: RawCheckpoint) -> Path | None:
     """Returns ``Args.upstream_ckpt`` where it is a plain file: s3prl loads neither folders nor URLs
     there."""
-    options = to_plain_data(source.content.get("Args"), f"`Args` in {source.path}")
-    name = options.get("upstream_ckpt") if isinstance(options, dict) else None
+    options = source.content.get("Args")
+    options = options.state if isinstance(options, StandIn) else options
+    name = options.get("upstream_ckpt") if isinstance(options, Mapping) else None
     if not isinstance(name, str) or not name or "\0" in name:
         return None
     path = Path(name)

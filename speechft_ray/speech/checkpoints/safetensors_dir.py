@@ -129,7 +129,8 @@ def _parse_manifest(file: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
     if text is None:
         raise UserError(
             f"{file} is a safetensors file without a speechft_ray manifest, so its architecture is "
-            "unknown. Give the folder of transformers that it belongs to, with its config.json."
+            f"unknown. Give the folder of transformers that it belongs to, with its config.json"
+            f"{f': {file.parent}' if (file.parent / 'config.json').is_file() else ''}."
         )
     try:
         manifest = json.loads(text)
