@@ -11,7 +11,9 @@ FRAME_STRIDE_SAMPLES = 320
 5*2*2*2*2*2*2)."""
 
 FRAME_FIELD_SAMPLES = 400
-"""Receptive field of one frame: 25 ms. Frame i is centred on sample 320 i + 200."""
+"""Receptive field of one frame: 25 ms, from the convolutions of HuBERT, wav2vec 2.0 and WavLM
+(kernels 10, 3, 3, 3, 3, 2, 2 with the strides above; HuBERT paper, section III-A). Shorter
+audio has no frame. Frame i is centred on sample 320 i + 200."""
 
 
 def frame_count(samples: int) -> int:

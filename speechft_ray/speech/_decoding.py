@@ -50,7 +50,7 @@ def open_audio(path: Path) -> soundfile.SoundFile:
     if not path.is_file():
         raise UserError(f"{path} does not exist or is not a file.")
     try:
-        file = soundfile.SoundFile(path)
+        file = _open_beside_fork(path)
     except (soundfile.SoundFileError, OSError, TypeError) as error:
         # TypeError: a .raw file has no header.
         reason = _describe_unreadable(path) or (
@@ -62,6 +62,14 @@ def open_audio(path: Path) -> soundfile.SoundFile:
         file.close()
         raise UserError(f"{path} {problem}.")
     return file
+
+
+def _open_beside_fork(path: Path) -> soundfile.SoundFile:
+    """Opens a file, also an mp3 beside a ``._`` file of macOS: libsndfile takes that for a resource
+    fork and fails, unless it opens a descriptor, which has no name."""
+    if not path.with_name(f"._{path.name}").exists():
+        return soundfile.SoundFile(path)
+    return soundfile.SoundFile(os.open(path, os.O_RDONLY), closefd=True)
 
 
 def find_parts(path: Path, file: soundfile.SoundFile) -> list[Part] | None:

@@ -314,7 +314,7 @@ def _select_usable(
     if recordings and not usable:
         raise UserError(
             f"the corpus `{name}` in {root} has no recording that can be used: all "
-            f"{len(recordings)} are left out, as {next(iter(faults.values()))}."
+            f"{len(recordings)} are left out, as {next(iter(faults.values())).rstrip('.')}."
         )
     return sorted(usable, key=lambda item: item.key)
 

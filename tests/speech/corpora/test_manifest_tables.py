@@ -6,6 +6,7 @@ import csv
 import io
 import unicodedata
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -145,7 +146,8 @@ def test_what_the_csv_module_writes_is_read_again(
     end: str,
 ) -> None:
     text = io.StringIO()
-    writer = csv.writer(text, delimiter=separator, quoting=quoting, lineterminator=end)  # type: ignore[arg-type]
+    options: Any = {"delimiter": separator, "quoting": quoting, "lineterminator": end}
+    writer = csv.writer(text, **options)
     writer.writerow(HEADER)
     writer.writerows([f"{index}.wav", "train", "s", label] for index, label in enumerate(labels))
     file = tmp_path_factory.mktemp("table") / "manifest.tsv"
