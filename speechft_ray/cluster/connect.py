@@ -18,6 +18,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
+from speechft_ray.cluster.ray_errors import explain_import_error, shorten
 from speechft_ray.core.errors import UserError
 
 WORKER_ENVIRONMENT = {
@@ -127,29 +128,29 @@ def missing_for_dashboard() -> list[str]:
     return [name for name in DASHBOARD_PACKAGES if not _is_installed(name)]
 
 
-def _check(address: str) -> None:
+def _check(address: str, where: str = "") -> None:
     if address.startswith("ray://"):
         raise UserError(
-            f"the address `{address}` is one of Ray Client, which runs the sweep away from its "
-            "driver: start this command on a node of the cluster with `--address auto`, or give "
-            "the head's HOST:PORT (6379 unless changed)."
+            f"the address `{address}`{where} is one of Ray Client, which runs the sweep away from "
+            "its driver: start this command on a node of the cluster with `--address auto`, or "
+            "give the head's HOST:PORT (6379 unless changed)."
         )
     if address in ("local", "auto"):
         last = _read_last_address() if address == "auto" else None
         if last is not None:
-            _check(last)
+            _check(last, " in RAY_ADDRESS" if _read_environment() else "")
         return
     match = re.fullmatch(r"(\[[0-9A-Fa-f:]+\]|[A-Za-z0-9_.-]+):([0-9]{1,5})", address)
     if match is None or not 0 < int(match[2]) < 65536:
         allowed = "`local`, `auto` or HOST:PORT of a Ray head, for example 10.0.0.1:6379"
-        raise UserError(f"the address `{address}` must be {allowed}.")
+        raise UserError(f"the address `{address}`{where} must be {allowed}.")
     try:  # Ray itself would try a dead address for minutes
         socket.create_connection(
             (match[1].strip("[]"), int(match[2])), timeout=ANSWER_SECONDS
         ).close()
     except OSError as error:
         raise UserError(
-            f"no Ray head answers at `{address}` ({error}): "
+            f"no Ray head answers at `{address}`{where} ({error}): "
             "start one with `ray start --head`, or use `--address local`."
         ) from None
 
@@ -160,8 +161,8 @@ def _read_last_address() -> str | None:
 
     A head that crashed leaves its file behind (ray ``_common/utils.py``, ``get_ray_address_file``).
     """
-    if os.environ.get("RAY_ADDRESS"):
-        return os.environ["RAY_ADDRESS"]
+    if address := _read_environment():
+        return address
     folder = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
     try:
         return (Path(folder) / "ray" / "ray_current_cluster").read_text(
@@ -171,10 +172,16 @@ def _read_last_address() -> str | None:
         return None
 
 
+def _read_environment() -> str | None:
+    """Returns ``RAY_ADDRESS``. Empty or ``auto``, it says no more than that none is set."""
+    address = os.environ.get("RAY_ADDRESS", "").strip()
+    return address if address not in ("", "auto") else None
+
+
 def _explain_failure(address: str, error: Exception) -> str:
-    ray_error = f"Ray says: {' '.join(str(error).split())[:300]}"
+    ray_error = f"Ray says: {shorten(str(error))}"
     if address == "local":
-        return f"a local Ray cluster could not be started. {ray_error}"
+        return f"a local Ray cluster could not be started{_find_cause(error)}. {ray_error}"
     head = _read_last_address() if address == "auto" else address
     if head is None:
         return (
@@ -189,6 +196,27 @@ def _explain_failure(address: str, error: Exception) -> str:
     )
 
 
+def _find_cause(error: Exception) -> str:
+    """Returns the cause of a failure to start and the way out, which Ray does not name."""
+    if "AF_UNIX path" in str(error):
+        return (
+            ", because the path of its sockets is too long: export RAY_TMPDIR as a folder with a "
+            "short path, such as /tmp"
+        )
+    if not isinstance(error, OSError) or error.filename is None:
+        return ""
+    path = Path(str(error.filename))
+    if path.name in (".ray", "auth_token"):
+        return (
+            f", because `{path}` cannot be written, where Ray keeps its token: export HOME as a "
+            "folder that this user can write"
+        )
+    return (
+        f", because `{path}` cannot be written: export RAY_TMPDIR as a folder on this node that "
+        "this user can write, such as /tmp"
+    )
+
+
 def _check_actors(address: str) -> None:
     # A head without token authentication lets a process with a token in and runs its tasks, but
     # cannot call it back, and so ends each of its actors at once, with an error without a reason.
@@ -197,13 +225,17 @@ def _check_actors(address: str) -> None:
         ray.get(probe.answer.remote(), timeout=PROBE_SECONDS)
     except ray.exceptions.GetTimeoutError:
         return  # a busy or starting cluster
-    except ray.exceptions.RayActorError as error:
+    except ray.exceptions.RayError as error:
         ray.shutdown()
+        if (sentence := explain_import_error(str(error))) is not None:
+            raise UserError(f"on the Ray cluster at `{address}`, {sentence}") from error
+        if not isinstance(error, ray.exceptions.RayActorError):
+            raise
         raise UserError(
             f"the Ray cluster at `{address}` ends every actor of this process: mostly, it was "
             "started without a token while this process has one. Start its head again with "
             "RAY_AUTH_MODE=token, or export RAY_AUTH_MODE=disabled here if nobody else reaches it. "
-            f"Ray says: {' '.join(str(error).split())[:300]}"
+            f"Ray says: {shorten(str(error))}"
         ) from error
 
 
@@ -265,5 +297,5 @@ def _keep_signal_handlers() -> Iterator[None]:
 
 def _keep_token_private() -> None:
     # Ray writes the token that opens the cluster with mode 0644.
-    with suppress(OSError):
+    with suppress(OSError, RuntimeError):  # no home folder at all
         (Path.home() / ".ray" / "auth_token").chmod(0o600)

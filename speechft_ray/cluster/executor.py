@@ -22,6 +22,7 @@ from speechft_ray.cluster.progress import (
     read_progress_actor,
     start_progress_actor,
 )
+from speechft_ray.cluster.ray_errors import explain_import_error, shorten
 from speechft_ray.cluster.share import Shares, task_options
 from speechft_ray.cluster.trials import Trials
 from speechft_ray.core.records import Job, Outcome, Place
@@ -42,19 +43,20 @@ PROGRESS_TIMEOUT_SECONDS = 0.5
 
 def make_lost_outcome(job: Job, error: BaseException) -> Outcome:
     """Returns the outcome of a job of which Ray has an error instead of a result."""
-    cause = " ".join(str(error).split())[:300]
-    # A RayTaskError means that the job never started, mostly because of a failed import.
-    if isinstance(error, RayTaskError):
-        last = next(line.strip() for line in reversed(str(error).splitlines()) if line.strip())
+    import_sentence = explain_import_error(str(error))
+    if import_sentence is not None:
+        sentence = import_sentence
+    elif isinstance(error, RayTaskError):  # the job never started
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         sentence = (
-            f"the worker could not run this job: {last} "
+            f"the worker could not run this job: {lines[-1] if lines else 'no error text'} "
             "(is speechft_ray installed on every node, in the same version?)"
         )
     else:
         sentence = (
             f"the worker or node of this job was lost {MAX_RETRIES + 1} times "
-            f"({type(error).__name__}): {cause} If memory ran out, give fewer jobs to a node or "
-            "more memory to a job; running the same command again retries it."
+            f"({type(error).__name__}): {shorten(str(error))} If memory ran out, give fewer jobs "
+            "to a node or more memory to a job; running the same command again retries it."
         )
     return Outcome(
         stage=job.stage,

@@ -26,6 +26,7 @@ from ray.tune.stopper import Stopper
 
 from speechft_ray.cluster.not_picklable import NotPicklable
 from speechft_ray.cluster.progress import perform_on_worker, throttle
+from speechft_ray.cluster.ray_errors import explain_import_error, shorten
 from speechft_ray.cluster.share import Shares, bundle
 from speechft_ray.cluster.stopping import GOODNESS, SHARE, EarlyStopping
 from speechft_ray.core.records import Job, Outcome, Place
@@ -271,9 +272,9 @@ class OutcomeCallback(NotPicklable, tune.Callback):  # type: ignore[misc]
 
     def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         text = _error_of(trial)
-        sentence = (
+        sentence = explain_import_error(text) or (
             f"the worker or node of this fine-tuning was lost {MAX_FAILURES + 1} times: "
-            f"{' '.join(text.split())[:300]} If memory ran out, ask for a smaller batch or a "
+            f"{shorten(text)} If memory ran out, ask for a smaller batch or a "
             "larger node; running the same command again goes on from its last checkpoint."
         )
         self._fail(_job(trial).fingerprint, sentence, text)

@@ -57,6 +57,7 @@ class MergeSearch:
         self.store = Store(Path(place.storage))
         self.search = plan_search(spec, place)
         self.plan: Plan = self.search.controls
+        self.tunings = [job for job in self.search.jobs.values() if job.stage == "finetune"]
         self.fingerprint = self.search.fingerprint
         self._observer: SearchObserver | None = None
 

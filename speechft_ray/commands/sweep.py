@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -42,6 +42,11 @@ class Sweep(Protocol):
     @property
     def spec(self) -> SweepSpec: ...
 
+    @property
+    def tunings(self) -> Sequence[Job]:
+        """Fine-tuning runs that a search may propose, which are in no plan before it selects."""
+        ...
+
     def check_disk(self) -> None:
         """Raises ``UserError`` when the storage folder lacks space for what will be written."""
         ...
@@ -72,6 +77,7 @@ class Sweep(Protocol):
 class MergeList:
     """A sweep over a list of merges that the spec names in full."""
 
+    tunings: Sequence[Job] = ()
     by_priority = False
 
     def __init__(self, spec: SweepSpec, place: Place) -> None:
@@ -148,12 +154,12 @@ def run(
     """
     place, store = sweep.place, sweep.store
     sweep.check_disk()
+    trackers = open_trackers(sweep.spec, store, mlflow_uri)
     publish_start(place)
     failures: list[Outcome] = []
     status = "stopped"
     with driver_lock(store.root, sweep.fingerprint), sweep.open_display() as display:
-        trackers = open_trackers(sweep.spec, store, mlflow_uri)
-        publisher = Publisher(sweep.plan, store, trackers, display.note)
+        publisher = Publisher(sweep.plan, store, trackers, display.note, sweep.tunings)
         publisher.start()
         executor = OnDemandExecutor(address, place, display.note)
         scheduler = JobScheduler(
@@ -179,7 +185,7 @@ def write_report_again(sweep: Sweep, report: Path, mlflow_uri: str | None) -> No
     """Writes the report from the store and sends the trackers what they lack. Runs no job."""
     place, store = sweep.place, sweep.store
     trackers = open_trackers(sweep.spec, store, mlflow_uri)
-    publisher = Publisher(sweep.plan, store, trackers, Console().print)
+    publisher = Publisher(sweep.plan, store, trackers, Console().print, sweep.tunings)
     publisher.start()
     sweep.replay(publisher)
     status = "finished" if is_finished(sweep.plan, store) else "stopped"

@@ -41,6 +41,22 @@ def atomic_write(path: Path, name_of: Callable[[Path], str] | None = None) -> It
     sync_folder(path.parent)
 
 
+def name_new_file(temporary: Path, path: Path) -> bool:
+    """Gives a complete file its final name, unless that exists; ``temporary`` may remain.
+
+    Returns whether ``path`` is that file now. Raises ``OSError``.
+    """
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        return False
+    except OSError:  # a file system without hard links, such as exFAT and some network mounts
+        if path.exists():
+            return False
+        temporary.rename(path)
+    return True
+
+
 def write_json(path: Path, value: Any) -> None:
     """Writes JSON with sorted keys by ``atomic_write``. Raises ``ValueError`` for NaN and
     ``TypeError`` for what JSON lacks."""

@@ -141,8 +141,8 @@ class Tracker(Protocol):
     """Logs the results of a sweep to another system. Every call may be repeated: equal keys are one
     entry, never two.
 
-    Calls raise ``TrackerDown`` when that system does not answer. Nothing is lost, since the store
-    has all results.
+    Calls raise ``TrackerDown`` when that system does not answer; any other error counts as that,
+    too. Nothing is lost, since the store has all results.
     """
 
     def start(self, sweep: SweepInfo) -> None:
@@ -158,7 +158,10 @@ class Tracker(Protocol):
         ...
 
     def register_model(self, row: EncoderRow, folder: Path) -> None:
-        """Registers the selected encoder, with its files in ``folder``; a later one replaces it."""
+        """Registers the selected encoder, with its files in ``folder``; a later one replaces it.
+
+        Called after ``finish``.
+        """
         ...
 
     def finish(

@@ -6,11 +6,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from speechft_ray.core.records import Outcome
+from speechft_ray.core.records import Job, Outcome
 from speechft_ray.core.store import Store
 from speechft_ray.sweep.plan import Plan
 from speechft_ray.sweep.protocols import Curve, EncoderRow, SweepInfo, Tracker, TrackerDown
-from speechft_ray.sweep.rows import read_curves, read_rows
+from speechft_ray.sweep.rows import read_job_curves, read_rows
 
 Note = Callable[[str], None]
 
@@ -36,12 +36,23 @@ class Publisher:
     ``note`` prints a line for people.
     """
 
-    def __init__(self, plan: Plan, store: Store, trackers: Sequence[Tracker], note: Note) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        store: Store,
+        trackers: Sequence[Tracker],
+        note: Note,
+        tunings: Sequence[Job] = (),
+    ) -> None:
+        """``tunings``: the fine-tuning runs of the sweep that are not in its plan, as those that a
+        search may propose."""
         self._plan = plan
         self._store = store
+        self._tunings = tunings
         self._note = note
         self._trackers = list(trackers)
         self._down: set[int] = set()
+        self._ending = False
         self._logged_rows: set[str] = set()
         self._trials: dict[str, EncoderRow] = {}
 
@@ -49,13 +60,16 @@ class Publisher:
         """Opens every tracker and logs what earlier runs left in the store."""
         sweep = make_sweep_info(self._plan)
         self._each(lambda tracker: tracker.start(sweep))
-        self._log_curves({curve.key for curve in read_curves(self._plan, self._store)})
+        for curve in self._read_curves():
+            self._log_curve(curve)
         self._log_new_rows()
 
     def log_outcome(self, outcome: Outcome) -> None:
         """Logs what this outcome adds: a learning curve, or rows that it completes."""
         if outcome.ok and outcome.stage == "finetune":
-            self._log_curves({outcome.fingerprint})
+            for curve in self._read_curves():
+                if curve.key == outcome.fingerprint:
+                    self._log_curve(curve)
         elif outcome.ok and outcome.stage == "evaluate":
             self._log_new_rows()
 
@@ -70,8 +84,8 @@ class Publisher:
         self._log_new_rows()
 
     def finish(self, rows: Sequence[EncoderRow], report: Path | None, status: str) -> list[str]:
-        """Sends to a tracker that was down what it lacks, then registers the winner of a search and
-        attaches the report.
+        """Sends to a tracker that was down what it lacks, ends the entry of the sweep with its
+        report, then registers the winner of a search: its weights are what most often fails.
 
         ``rows``: those of the plan, as they are in the store. Returns ``how_to_open``.
         """
@@ -80,14 +94,15 @@ class Publisher:
         winner = self._find_winner(rows)
         # The zero of their score was never measured.
         self._log_rows([row for row in rows if row.complete])
+        self._ending = True
         for tracker in self._trackers:
             if id(tracker) in self._down:
                 self._down.discard(id(tracker))
                 self._attempt(tracker, lambda tracker: self._log_all(tracker, rows))
+        self._each(lambda tracker: tracker.finish(report, points, status))
         if winner is not None:
             folder = self._store.folder("merge", winner.key)
             self._each(lambda tracker: tracker.register_model(winner, folder))
-        self._each(lambda tracker: tracker.finish(report, points, status))
         return self.how_to_open()
 
     def how_to_open(self) -> list[str]:
@@ -103,16 +118,17 @@ class Publisher:
 
     def _log_all(self, tracker: Tracker, rows: Sequence[EncoderRow]) -> None:
         tracker.start(make_sweep_info(self._plan))
-        for curve in read_curves(self._plan, self._store):
+        for curve in self._read_curves():
             tracker.log_curve(curve)
         for row in (*self._trials.values(), *rows):
             if row.flat():
                 tracker.log_encoder(row)
 
-    def _log_curves(self, keys: set[str]) -> None:
-        for curve in read_curves(self._plan, self._store):
-            if curve.key in keys:
-                self._log_curve(curve)
+    def _read_curves(self) -> list[Curve]:
+        """Returns the learning curves of all runs that are complete."""
+        jobs = [*self._plan.of_stage("finetune"), *self._tunings]
+        unique = {job.fingerprint: job for job in jobs}
+        return read_job_curves(unique.values(), self._store)
 
     def _log_new_rows(self) -> None:
         """Logs the rows that have a score, or a reason to have none, and were not logged before."""
@@ -136,15 +152,25 @@ class Publisher:
             self._attempt(tracker, action)
 
     def _attempt(self, tracker: Tracker, action: Callable[[Tracker], None]) -> None:
-        """Calls a tracker unless it is down. One that raises ``TrackerDown`` is left out from then
-        on, with one note."""
+        """Calls a tracker unless it is down. One that raises is down from then on, with one note:
+        no error of a view may end a sweep."""
         if id(tracker) in self._down:
             return
         try:
             action(tracker)
-        except TrackerDown as error:
+        except Exception as error:
             self._down.add(id(tracker))
-            self._note(
-                f"{error} The sweep goes on; its results wait in the store and are sent at its end "
-                "or when it runs again."
+            rest = (
+                "Its results are in the store; `speechft report` with the same options sends them."
+                if self._ending
+                else "The sweep goes on; its results wait in the store and are sent at its end or "
+                "when it runs again."
             )
+            self._note(f"{_describe(error)} {rest}")
+
+
+def _describe(error: Exception) -> str:
+    if isinstance(error, TrackerDown):
+        return str(error)
+    cause = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+    return f"A tracker does not take results ({cause})."

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
 from speechft_ray.core.metrics import METRICS, metric
-from speechft_ray.core.records import Score, read_scores
+from speechft_ray.core.records import Job, Score, read_scores
 from speechft_ray.core.score import explain_unscored, paper_references, superb_score
 from speechft_ray.core.specs import FinetuneSpec
 from speechft_ray.core.store import Store
@@ -87,9 +87,14 @@ def read_rows(plan: Plan, store: Store) -> list[EncoderRow]:
 
 
 def read_curves(plan: Plan, store: Store) -> list[Curve]:
-    """Returns the learning curves of the fine-tuning runs that are complete."""
+    """Returns the learning curves of the fine-tuning runs of a plan that are complete."""
+    return read_job_curves(plan.of_stage("finetune"), store)
+
+
+def read_job_curves(jobs: Iterable[Job], store: Store) -> list[Curve]:
+    """Returns the learning curves of those of these fine-tuning jobs that are complete."""
     curves = []
-    for job in plan.of_stage("finetune"):
+    for job in jobs:
         if store.is_complete("finetune", job.fingerprint):
             points = store.manifest("finetune", job.fingerprint).get("curve", [])
             spec = FinetuneSpec.model_validate(job.payload["spec"])

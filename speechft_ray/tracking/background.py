@@ -16,7 +16,8 @@ busy machine."""
 
 
 class BackgroundTracker:
-    """Queues the calls to a tracker and returns at once; only ``finish`` waits.
+    """Queues the calls to a tracker and returns at once; only ``finish`` and ``register_model``
+    wait.
 
     When the tracker raises, the queued calls are dropped and the next call raises that error, once.
     The caller then repeats all calls later, as a ``Tracker`` allows; an error of a call that was
@@ -48,17 +49,25 @@ class BackgroundTracker:
         self._enqueue(lambda: self._tracker.log_encoder(row))
 
     def register_model(self, row: EncoderRow, folder: Path) -> None:
-        """Queues the registration of the selected encoder."""
+        """Registers the selected encoder and waits for that, as ``finish`` does."""
         self._enqueue(lambda: self._tracker.register_model(row, folder))
+        self._wait()
 
     def finish(
         self, report: Path | None, score_by_alpha: Sequence[tuple[float, float]], status: str
     ) -> None:
         """Waits until all queued calls are made. Raises the error of a call, or ``TrackerDown``
         when none ends for ``finish_seconds``."""
-        done = threading.Event()
         points = list(score_by_alpha)
         self._enqueue(lambda: self._tracker.finish(report, points, status))
+        self._wait()
+
+    def how_to_open(self) -> str:
+        """Returns the sentence of the tracker itself."""
+        return self._tracker.how_to_open()
+
+    def _wait(self) -> None:
+        done = threading.Event()
         self._calls.put(done.set)
         ended = self._ended
         while not done.wait(self._finish_seconds):
@@ -70,10 +79,6 @@ class BackgroundTracker:
                 f"{self._finish_seconds:g} s."
             )
         self._raise_error()
-
-    def how_to_open(self) -> str:
-        """Returns the sentence of the tracker itself."""
-        return self._tracker.how_to_open()
 
     def _enqueue(self, call: Callable[[], None]) -> None:
         self._raise_error()

@@ -17,12 +17,13 @@ import shlex
 import uuid
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from speechft_ray.core.errors import UserError
+from speechft_ray.core.files import name_new_file
 from speechft_ray.sweep.protocols import Curve, EncoderRow, SweepInfo, TrackerDown
+from speechft_ray.tracking._addresses import check_uri, without_password
 from speechft_ray.tracking.base import TRACKERS, TrackerKind
 
 KEY, KIND, PARENT = "speechft.key", "speechft.kind", "mlflow.parentRunId"
@@ -76,17 +77,13 @@ class MlflowTracker:
     """
 
     def __init__(self, uri: str | None, root: Path) -> None:
-        """Raises ``UserError`` for a URI that is neither a database nor a server."""
+        """Raises ``UserError`` for a URI that is neither a database nor a server, and for a
+        database whose driver is not installed."""
         self._root = root.expanduser().absolute()
-        self._uri = (
-            uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{self._root / 'mlflow.db'}"
-        )
-        if not re.match(r"(sqlite|postgresql|mysql|mssql)(\+\w+)?://|https?://", self._uri):
-            raise UserError(
-                f"the MLflow URI `{_without_password(self._uri)}` must start with http://, "
-                "https://, sqlite:///, postgresql://, mysql:// or mssql://: leave --mlflow out for "
-                "a database in the storage folder."
-            )
+        from_environment = os.environ.get("MLFLOW_TRACKING_URI")
+        self._uri = uri or from_environment or f"sqlite:///{self._root / 'mlflow.db'}"
+        where = "" if uri or not from_environment else " in MLFLOW_TRACKING_URI"
+        check_uri(self._uri, where)
         self._client: Any = None
         self._experiment = ""
         self._model_name = ""
@@ -112,6 +109,7 @@ class MlflowTracker:
 
     def log_curve(self, curve: Curve) -> None:
         """Logs the points of a learning curve that MLflow lacks; their step is the update."""
+        self._require_parent()
         with self._as_tracker_down():
             run = self._child(curve.key, curve.title, "finetune", curve.params)
             names = {name for _, values in curve.points for name in values}
@@ -129,6 +127,7 @@ class MlflowTracker:
 
     def log_encoder(self, row: EncoderRow) -> None:
         """Logs one merged encoder. Its run stays open until every evaluation is in the store."""
+        self._require_parent()
         with self._as_tracker_down():
             run = self._child(row.key, row.title, "encoder", row.params)
             values = _metric_keys(row)
@@ -161,26 +160,27 @@ class MlflowTracker:
                     name, place, run_id=run.id, tags=tags, description=row.title
                 )
             self._client.set_registered_model_alias(name, ALIAS, version.version)
+            self._children[row.key] = self._set_status(run, "FINISHED")
 
     def finish(
         self, report: Path | None, score_by_alpha: Sequence[tuple[float, float]], status: str
     ) -> None:
-        """Logs the mean score of each alpha (step: alpha in percent) and the report; ends every
-        run."""
+        """Logs the mean score of each alpha (step: alpha in percent), ends every run, and then
+        attaches the report: where artifacts cannot be written, no run stays open."""
         parent = self._require_parent()
         with self._as_tracker_down():
             if status != "stopped":  # means of a part of the rows would stay in the chart
                 self._log_metrics(parent, self._new_scores(parent, score_by_alpha))
+            self._close_open_children()
+            self._parent = self._set_status(parent, STATUS[status])
             if report is not None and report.is_dir():
                 self._client.log_artifacts(parent.id, str(report), "report")
             elif report is not None and report.is_file():
                 self._client.log_artifact(parent.id, str(report), "report")
-            self._close_open_children()
-            self._parent = self._set_status(parent, STATUS[status])
 
     def how_to_open(self) -> str:
         """Returns the command or the address that opens the page of MLflow."""
-        uri = _without_password(self._uri)
+        uri = without_password(self._uri)
         if self._uri.startswith("http"):
             return f"MLflow: {uri.rstrip('/')}/#/experiments/{self._experiment}"
         command = f"mlflow ui --backend-store-uri {shlex.quote(uri)}"
@@ -334,8 +334,8 @@ class MlflowTracker:
     def _as_tracker_down(self) -> Iterator[None]:
         try:
             yield
-        except _mlflow_errors() as error:
-            uri = _without_password(self._uri)
+        except Exception as error:  # of MLflow, a database, `requests` or a cloud's library
+            uri = without_password(self._uri)
             reason = " ".join(str(error).replace(self._uri.rstrip("/"), uri).split())[:200]
             raise TrackerDown(
                 f"MLflow at `{uri}` does not take results ({type(error).__name__}: {reason})."
@@ -356,23 +356,12 @@ def _open_client(uri: str) -> Any:
         # partial database, which MLflow refuses.
         path.parent.mkdir(parents=True, exist_ok=True)
         fresh = path.with_name(f".{path.name}-{uuid.uuid4().hex[:8]}")
-        MlflowClient(tracking_uri=f"sqlite:///{fresh}")
-        with suppress(FileExistsError):  # another driver created one in the meantime
-            os.link(fresh, path)
-        fresh.unlink()
+        try:
+            MlflowClient(tracking_uri=f"sqlite:///{fresh}")
+            name_new_file(fresh, path)  # or another driver created one in the meantime
+        finally:
+            fresh.unlink(missing_ok=True)
     return MlflowClient(tracking_uri=uri)
-
-
-def _mlflow_errors() -> tuple[type[Exception], ...]:
-    from mlflow.exceptions import MlflowException
-    from sqlalchemy.exc import SQLAlchemyError
-
-    return (MlflowException, SQLAlchemyError, OSError)  # `requests` raises OSError's children
-
-
-def _without_password(uri: str) -> str:
-    """Returns a URI without its password."""
-    return re.sub(r"://([^:/@]*):[^@/]+@", r"://\1:***@", uri)
 
 
 def _metric_keys(row: EncoderRow) -> dict[str, float]:

@@ -10,9 +10,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import ray
 
+from speechft_ray.cluster import connect as connecting
 from speechft_ray.cluster.connect import Cluster
 from speechft_ray.cluster.executor import MAX_RETRIES, RayExecutor
+from speechft_ray.core.errors import UserError
 from speechft_ray.core.records import Place, Stage
 from speechft_ray.core.resources import ResourceRequest
 from tests.cluster.kill_and_resume import (
@@ -76,18 +79,41 @@ def test_a_trial_that_kills_every_worker_fails_with_what_ray_knows(
     assert (tmp_path / "lives-finetune-always").read_text() == "xxxx"
 
 
+@pytest.fixture
+def only_here(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
+    """A module that the driver has and no worker can import."""
+    module = types.ModuleType("only_here")
+    exec(
+        "def perform(job, place, report):\n    return {}\n\n"
+        "class Probe:\n    def answer(self):\n        return True\n",
+        module.__dict__,
+    )
+    monkeypatch.setitem(sys.modules, "only_here", module)
+    return module
+
+
 def test_code_that_a_node_lacks_is_named(
-    local_cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    local_cluster: Cluster, tmp_path: Path, only_here: types.ModuleType
 ) -> None:
-    only_here = types.ModuleType("only_here")
-    exec("def perform(job, place, report):\n    return {}", only_here.__dict__)
-    monkeypatch.setitem(sys.modules, "only_here", only_here)
     executor = RayExecutor(only_here.perform, Place(storage=str(tmp_path), encoder="none"))
     executor.submit(job("succeed"))
-    (outcome,) = collect(executor, 1).values()
+    executor.submit(job("succeed", stage="finetune"))
+    outcomes = collect(executor, 2)
     executor.stop()
-    assert outcome.error is not None and "No module named 'only_here'" in outcome.error
-    assert "installed on every node" in outcome.error and "\n" not in outcome.error
+    for outcome in outcomes.values():
+        assert outcome.error is not None and "No module named 'only_here'" in outcome.error
+        assert "installed on every node" in outcome.error and "\n" not in outcome.error
+        assert "memory" not in outcome.error
+
+
+def test_a_cluster_without_the_package_is_no_matter_of_tokens(
+    local_cluster: Cluster, only_here: types.ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connecting, "_Probe", only_here.Probe)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    with pytest.raises(UserError, match="No module named 'only_here'") as caught:
+        connecting._check_actors(local_cluster.address)
+    assert "token" not in str(caught.value) and "installed on every node" in str(caught.value)
 
 
 @pytest.mark.parametrize("stage", STAGES)

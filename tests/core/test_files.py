@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from pathlib import Path
 
 import pytest
 
-from speechft_ray.core.files import atomic_write, describe_lfs_pointer, write_json
+from speechft_ray.core.files import atomic_write, describe_lfs_pointer, name_new_file, write_json
 
 
 def path_of(descriptor: int) -> Path:
@@ -113,3 +114,20 @@ def test_a_git_lfs_pointer_is_told_from_a_file_that_quotes_one(tmp_path: Path) -
         assert sentence is None or ("LFS pointer" in sentence and "git lfs pull" in sentence)
     assert describe_lfs_pointer(tmp_path / "absent") is None
     assert describe_lfs_pointer(tmp_path) is None
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_a_new_file_gets_its_name_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+
+    if not links:
+        monkeypatch.setattr(os, "link", refuse)
+    for name in ("first", "second"):
+        (tmp_path / name).write_text(name)
+    path = tmp_path / "file"
+    assert name_new_file(tmp_path / "first", path)
+    assert not name_new_file(tmp_path / "second", path)
+    assert path.read_text() == "first"

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import math
+import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +13,7 @@ import pytest
 
 from speechft_ray.core.errors import UserError
 from speechft_ray.sweep.protocols import Curve, EncoderRow, SweepInfo, TrackerDown
+from speechft_ray.tracking import mlflow
 from speechft_ray.tracking.mlflow import MlflowTracker
 from tests.tracking.storages import mlflow_storage, mlflow_template
 from tests.tracking.views import query
@@ -213,3 +217,68 @@ def test_a_half_made_database_is_never_seen(mlflow_template: Path) -> None:
     instead of a partial one."""
     assert [path.name for path in mlflow_template.iterdir() if path.is_file()] == ["mlflow.db"]
     assert (mlflow_template / "mlflow.db").stat().st_nlink == 1
+
+
+@pytest.mark.parametrize("place", ["s3://bucket/folder", "gs://bucket/folder", "unknown://x/y"])
+def test_artifacts_that_cannot_be_written_leave_no_run_open(
+    mlflow_storage: Path, tmp_path: Path, place: str
+) -> None:
+    """The package of the cloud is not installed, which is not an error of MLflow's own."""
+    from mlflow.tracking import MlflowClient
+
+    uri = f"sqlite:///{mlflow_storage / 'mlflow.db'}"
+    MlflowClient(tracking_uri=uri).create_experiment("alpha", artifact_location=place)
+    report = tmp_path / "report"
+    report.mkdir()
+    (report / "table.csv").write_text("alpha,score\n")
+    tracker = open_tracker(mlflow_storage)
+    tracker.log_encoder(row(test={"score": 812.5}))
+    with pytest.raises(TrackerDown, match="does not take results"):
+        tracker.finish(report, [(0.25, 812.5)], "finished")
+    with pytest.raises(TrackerDown):
+        tracker.register_model(row(test={"score": 812.5}), report)
+    statuses = "select r.name, r.status from runs r where r.name in ('alpha', 'linear alpha=0.25')"
+    assert sorted(query(mlflow_storage / "mlflow.db", statuses)) == [
+        ("alpha", "FINISHED"),
+        ("linear alpha=0.25", "FINISHED"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("uri", "sentence"),
+    [
+        ("postgresql+psycopg2://me:secret@host/db", r"`psycopg2`.*install psycopg2-binary with"),
+        ("mysql+pymysql://me:secret@host/db", "`pymysql`.*install pymysql with pip"),
+        ("mssql+pyodbc://me:secret@host/db", "`pyodbc`.*install pyodbc with pip"),
+        ("postgresql+nothing://me:secret@host/db", "cannot be read as the address of a database"),
+        ("postgresql://me:secret@host:port/db", "cannot be read as the address of a database"),
+    ],
+)
+def test_a_database_without_its_driver_is_refused_before_anything_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uri: str, sentence: str
+) -> None:
+    for driver in ("psycopg2", "pymysql", "pyodbc"):
+        monkeypatch.setitem(sys.modules, driver, None)  # as where it is not installed
+    with pytest.raises(UserError, match=sentence) as caught:
+        MlflowTracker(uri, tmp_path)
+    assert "secret" not in str(caught.value) and list(tmp_path.iterdir()) == []
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    with pytest.raises(UserError, match="` in MLFLOW_TRACKING_URI "):
+        MlflowTracker(None, tmp_path)
+
+
+@pytest.mark.parametrize("link", ["none", "works"])
+def test_a_file_system_without_hard_links_gets_its_database(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, link: str
+) -> None:
+    def create(tracking_uri: str) -> None:
+        Path(tracking_uri.removeprefix("sqlite:///")).touch()
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr("mlflow.tracking.MlflowClient", create)
+    if link == "none":
+        monkeypatch.setattr(os, "link", refuse)
+    mlflow._open_client(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    assert [path.name for path in tmp_path.iterdir()] == ["mlflow.db"]

@@ -1,0 +1,50 @@
+"""Checks the address of MLflow, and that the driver of its database is installed."""
+
+from __future__ import annotations
+
+import re
+
+from speechft_ray.core.errors import UserError
+
+INSTALLED_AS = {
+    "MySQLdb": "mysqlclient",
+    "psycopg": "psycopg[binary]",
+    "psycopg2": "psycopg2-binary",
+}
+"""Names of database drivers on PyPI that differ from those of their modules."""
+
+
+def check_uri(uri: str, where: str = "") -> None:
+    """Raises ``UserError`` for a URI that is neither a database nor a server, and for a database
+    whose driver is not installed. ``where`` says where the URI was read."""
+    start = f"the MLflow URI `{without_password(uri)}`{where}"
+    if not re.match(r"(sqlite|postgresql|mysql|mssql)(\+\w+)?://|https?://", uri):
+        raise UserError(
+            f"{start} must start with http://, https://, sqlite:///, postgresql://, mysql:// or "
+            "mssql://: leave --mlflow out for a database in the storage folder."
+        )
+    if uri.startswith(("http", "sqlite:")):
+        return
+    from sqlalchemy.engine import make_url
+    from sqlalchemy.exc import ArgumentError, NoSuchModuleError
+
+    try:
+        make_url(uri).get_dialect().import_dbapi()
+    except (NoSuchModuleError, ArgumentError, ValueError, AttributeError) as error:
+        reason = " ".join(str(error).replace(uri, without_password(uri)).split())
+        raise UserError(
+            f"{start} cannot be read as the address of a database ({reason}): write, for example, "
+            "postgresql+psycopg2://USER:PASSWORD@HOST:5432/NAME."
+        ) from None
+    except ImportError as error:
+        driver = f"the Python package `{error.name}`" if error.name else "its driver"
+        package = INSTALLED_AS.get(error.name or "", error.name or "that package again")
+        raise UserError(
+            f"{start} needs {driver}, which cannot be imported here ({error}): install {package} "
+            "with pip, or leave --mlflow out for a database in the storage folder."
+        ) from None
+
+
+def without_password(uri: str) -> str:
+    """Returns a URI without its password."""
+    return re.sub(r"://([^:/@]*):[^@/]+@", r"://\1:***@", uri)

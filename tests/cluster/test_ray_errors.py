@@ -1,0 +1,151 @@
+"""What Ray's errors become: the cause, which is at their end, and the way out."""
+
+from __future__ import annotations
+
+import errno
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import ray
+from ray.exceptions import ActorDiedError, RayTaskError
+
+from speechft_ray.cluster import connect as connecting
+from speechft_ray.cluster.connect import connect
+from speechft_ray.cluster.executor import make_lost_outcome
+from speechft_ray.cluster.ray_errors import MOST_CHARACTERS, explain_import_error, shorten
+from speechft_ray.cluster.trials import OutcomeCallback
+from speechft_ray.core.errors import UserError
+from tests.cluster.worker_jobs import job
+
+TRACEBACK = "\n".join(
+    [
+        "The actor died because of an error raised in its creation task, ray::_Inner.__init__()",
+        *(f'  File "ray/serialization.py", line {line}, in deserialize' for line in range(20)),
+        "ModuleNotFoundError: No module named 'speechft_ray'",
+    ]
+)
+"""As Ray 2.55 writes it where a worker lacks the package, shortened."""
+
+
+def actor_death(text: str) -> ActorDiedError:
+    error = ActorDiedError()
+    error.error_msg = text
+    return error
+
+
+def test_the_end_of_a_long_text_is_shown() -> None:
+    assert shorten("one\n  two") == "one two"
+    text = shorten("begin " + "x" * 400 + " the cause")
+    assert text.startswith("... x") and text.endswith(" the cause")
+    assert len(text) == MOST_CHARACTERS + 4
+
+
+def test_only_import_errors_are_explained() -> None:
+    assert "No module named 'speechft_ray'" in (explain_import_error(TRACEBACK) or "")
+    assert explain_import_error("OutOfMemoryError: Task was killed") is None
+
+
+def test_a_task_on_a_node_without_the_package_say_so() -> None:
+    cause = ModuleNotFoundError("No module named 'speechft_ray'")
+    for error in (RayTaskError("perform", TRACEBACK, cause), actor_death(TRACEBACK)):
+        sentence = make_lost_outcome(job("a"), error).error or ""
+        assert "could not import" in sentence and "'speechft_ray'" in sentence
+        assert "speechft_ray must be installed on every node" in sentence
+        assert "memory" not in sentence and "token" not in sentence
+
+
+def test_a_trial_on_a_node_without_the_package_says_so(tmp_path: Any) -> None:
+    path = tmp_path / "error.txt"
+    path.write_text(TRACEBACK)
+    failed: list[str] = []
+    callback = OutcomeCallback(
+        started=lambda fingerprint: None,
+        finish=lambda outcome: None,
+        fail=lambda fingerprint, sentence, text: failed.append(sentence),
+        stopped={},
+    )
+    trial = SimpleNamespace(config={"job": job("b").model_dump_json()}, error_file=str(path))
+    callback.on_trial_error(0, [], trial)
+    path.write_text("x " * 400 + "Worker exit detail: killed by SIGSEGV")
+    callback.on_trial_error(0, [], trial)
+    assert "could not import" in failed[0] and "memory" not in failed[0]
+    assert "killed by SIGSEGV" in failed[1] and "If memory ran out" in failed[1]
+
+
+class FakeActor:
+    """Stands in for an actor class at the boundary to Ray."""
+
+    def options(self, **_: object) -> FakeActor:
+        return self
+
+    def remote(self) -> Any:
+        return SimpleNamespace(answer=SimpleNamespace(remote=lambda: "reference"))
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        (TRACEBACK, "could not import what it needs"),
+        ("The actor died unexpectedly. " * 20 + "no reason", "started without a token.*no reason"),
+    ],
+)
+def test_the_first_actor_tells_a_missing_package_from_a_missing_token(
+    monkeypatch: pytest.MonkeyPatch, text: str, sentence: str
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise actor_death(text)
+
+    monkeypatch.setattr(ray, "remote", lambda kind: FakeActor())
+    monkeypatch.setattr(ray, "get", refuse)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    with pytest.raises(UserError, match=sentence) as caught:
+        connecting._check_actors("10.0.0.1:6379")
+    assert ("token" in str(caught.value)) == ("token" in sentence)
+
+
+@pytest.mark.parametrize("value", ["auto", "", "  auto "])
+def test_an_address_in_the_environment_that_says_nothing_is_as_unset(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Any, value: str
+) -> None:
+    def refuse(**_: object) -> None:
+        raise ConnectionError("Could not find any running Ray instance.")
+
+    monkeypatch.setenv("RAY_ADDRESS", value)
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    monkeypatch.setattr(ray, "init", refuse)
+    with pytest.raises(UserError, match="no running Ray cluster was found: start one"):
+        connect("auto")
+
+
+def test_a_wrong_address_in_the_environment_is_told_with_its_variable(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for value in ("ray://head:10001", "head", "127.0.0.1:1"):
+        monkeypatch.setenv("RAY_ADDRESS", value)
+        with pytest.raises(UserError, match=f"`{value}` in RAY_ADDRESS"):
+            connect("auto")
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (
+            OSError("AF_UNIX path length cannot exceed 107 bytes: /long"),
+            "too long: export RAY_TMPDIR",
+        ),
+        (PermissionError(errno.EACCES, "Permission denied", "/home/x/.ray"), "export HOME"),
+        (OSError(errno.EROFS, "Read-only file system", "/h/.ray/auth_token"), "export HOME"),
+        (FileNotFoundError(errno.ENOENT, "No such file", "/scratch/ray"), "export RAY_TMPDIR"),
+        (RuntimeError("something else"), "could not be started. Ray says: something else"),
+    ],
+)
+def test_a_local_cluster_that_cannot_start_says_why_and_the_way_out(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, sentence: str
+) -> None:
+    def refuse(**_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(ray, "init", refuse)
+    with pytest.raises(UserError, match=sentence):
+        connect("local")

@@ -1,0 +1,153 @@
+"""Whatever a tracker raises, the sweep ends with its table, and the other trackers have all."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from speechft_ray.core.records import Job, Outcome
+from speechft_ray.core.store import Store
+from speechft_ray.sweep.plan import Plan, make_plan
+from speechft_ray.sweep.protocols import Curve, EncoderRow, SweepInfo
+from speechft_ray.sweep.publishing import Publisher
+from speechft_ray.sweep.rows import read_rows
+from speechft_ray.tracking.jsonl import JsonlTracker, read_log
+from tests.search.search_fakes import search_plan
+from tests.sweep.fakes import FakeExecutor, FakeObserver, fake_facts, inputs, run_plan, sweep
+
+CALLS = ("start", "log_curve", "log_encoder", "finish")
+
+
+class Failing:
+    """A tracker one of whose calls raises; it remembers the calls that ended well."""
+
+    def __init__(self, call: str, error: Exception | None) -> None:
+        self.call, self.error = call, error
+        self.calls: list[str] = []
+
+    def start(self, sweep: SweepInfo) -> None:
+        self._attempt("start")
+
+    def log_curve(self, curve: Curve) -> None:
+        self._attempt("log_curve")
+
+    def log_encoder(self, row: EncoderRow) -> None:
+        self._attempt("log_encoder")
+
+    def register_model(self, row: EncoderRow, folder: Path) -> None:
+        self._attempt("register_model")
+
+    def finish(
+        self, report: Path | None, score_by_alpha: Sequence[tuple[float, float]], status: str
+    ) -> None:
+        self._attempt("finish")
+
+    def how_to_open(self) -> str:
+        return "Here."
+
+    def _attempt(self, call: str) -> None:
+        if call == self.call and self.error is not None:
+            raise self.error
+        self.calls.append(call)
+
+
+def run(tmp_path: Path, failing: Failing) -> tuple[Plan, Store, Publisher, list[str]]:
+    store, plan = Store(tmp_path / "store"), make_plan(sweep(), inputs())
+    notes: list[str] = []
+    publisher = Publisher(plan, store, [failing, JsonlTracker(tmp_path / "log")], notes.append)
+    publisher.start()
+    executor, observer = FakeExecutor(store), FakeObserver()
+    assert run_plan(plan, store, executor, observer, publisher.log_outcome, threading.Event()) == []
+    return plan, store, publisher, notes
+
+
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize(
+    "error",
+    [
+        ModuleNotFoundError("No module named 'psycopg2'"),
+        type("NoCredentialsError", (Exception,), {})("Unable to locate credentials"),
+        KeyError("run"),
+    ],
+)
+def test_any_error_of_a_tracker_counts_as_one_that_is_down(
+    tmp_path: Path, call: str, error: Exception
+) -> None:
+    failing = Failing(call, error)
+    plan, store, publisher, notes = run(tmp_path, failing)
+    rows = read_rows(plan, store)
+    sentences = publisher.finish(rows, None, "finished")
+    assert all(type(error).__name__ in note for note in notes) and 1 <= len(notes) <= 2
+    assert "`speechft report` with the same options sends them" in notes[-1]
+    assert len(sentences) == 1 and sentences[0].startswith("Log:")
+    (path,) = (tmp_path / "log").glob("*.jsonl")
+    kinds = [line["kind"] for line in read_log(path)]
+    assert kinds.count("encoder") == len(rows) and kinds[-1] == "finish"
+
+
+def test_a_tracker_that_comes_back_gets_everything_at_the_end(tmp_path: Path) -> None:
+    failing = Failing("log_curve", RuntimeError("restarting"))
+    plan, store, publisher, notes = run(tmp_path, failing)
+    assert len(notes) == 1 and "The sweep goes on" in notes[0]
+    failing.error = None
+    assert publisher.finish(read_rows(plan, store), None, "finished")[0] == "Here."
+    assert failing.calls.count("log_encoder") == len(plan.rows)
+    assert failing.calls.count("log_curve") == 2 and failing.calls[-1] == "finish"
+
+
+def test_the_weights_of_a_winner_come_after_the_end_of_the_sweep(tmp_path: Path) -> None:
+    """A store of artifacts that is down must not leave the entry of the sweep open."""
+    failing = Failing("register_model", OSError("no bucket"))
+    plan, store, publisher, notes = run(tmp_path, failing)
+    publisher.set_plan(
+        Plan(
+            spec=plan.spec,
+            fingerprint=plan.fingerprint,
+            jobs=plan.jobs,
+            rows=plan.rows,
+            baseline=plan.baseline,
+            winner=plan.rows[1].key,
+        )
+    )
+    publisher.finish(read_rows(plan, store), None, "finished")
+    assert failing.calls[-1] == "finish" and "no bucket" in notes[0]
+
+
+def test_the_curves_of_a_search_are_logged_as_those_of_a_list(tmp_path: Path) -> None:
+    plan, store, logged = search_plan(), Store(tmp_path), Curves()
+    tunings = [job for job in plan.jobs.values() if job.stage == "finetune"]
+    assert len(tunings) == 2 and not plan.controls.of_stage("finetune")
+    first, second = tunings
+    publish(store, first)
+    publisher = Publisher(plan.controls, store, [logged], print, tunings)
+    publisher.start()
+    assert logged.keys == [first.fingerprint]  # of an earlier run
+    publisher.log_outcome(publish(store, second))
+    assert logged.keys == [first.fingerprint, second.fingerprint]
+    publisher.set_plan(plan.controls)
+    logged.keys.clear()
+    again = Publisher(plan.controls, store, [logged], print, tunings)
+    again.start()
+    assert logged.keys == [first.fingerprint, second.fingerprint]
+
+
+class Curves(Failing):
+    """A tracker that remembers the keys of its curves."""
+
+    def __init__(self) -> None:
+        super().__init__("", None)
+        self.keys: list[str] = []
+
+    def log_curve(self, curve: Curve) -> None:
+        self.keys.append(curve.key)
+
+
+def publish(store: Store, job: Job) -> Outcome:
+    facts: Mapping[str, Any] = fake_facts(job)
+    with store.publish(job.stage, job.fingerprint, facts):
+        pass
+    return Outcome(stage=job.stage, fingerprint=job.fingerprint, label=job.label)
