@@ -10,7 +10,7 @@ import struct
 import subprocess
 import sys
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,11 @@ def read_manifest(path: Path) -> dict[str, Any]:
 
 def make_s3prl_content(**changes: object) -> dict[str, object]:
     return {**toy_config(), "model_weight": dict(toy_hubert().state), **changes}
+
+
+def assert_equal_states(state: Mapping[str, torch.Tensor], expected: Mapping[str, Any]) -> None:
+    assert state.keys() == expected.keys()
+    assert all(torch.equal(state[name], tensor) for name, tensor in expected.items())
 
 
 @pytest.fixture
@@ -247,6 +252,28 @@ def test_manifests_of_other_formats_are_reported(tmp_path: Path, text: str, sent
     path = tmp_path / "model.safetensors"
     save_file({"weight": torch.zeros(2)}, path, metadata={"speechft_ray": text})
     with pytest.raises(UserError, match=sentence):
+        load_encoder(path)
+
+
+@pytest.mark.parametrize("first_byte", range(256))
+def test_a_header_of_any_length_is_read(native_file: Path, first_byte: int) -> None:
+    """The file begins with the length of its header, so any byte may be the first: also 0x80, as in
+    a pickle, and 0x50, as in a zip file."""
+    raw = native_file.read_bytes()
+    length = int.from_bytes(raw[:8], "little")
+    padding = (first_byte - length) % 256
+    header = raw[8 : 8 + length] + b" " * padding
+    native_file.write_bytes(struct.pack("<Q", len(header)) + header + raw[8 + length :])
+    assert native_file.read_bytes()[0] == first_byte
+    checkpoint = load_checkpoint(native_file)
+    assert checkpoint.format == "safetensors"
+    assert_equal_states(checkpoint.weights.state, toy_hubert().state)
+
+
+def test_a_file_cut_inside_a_header_that_begins_like_a_pickle_is_reported(tmp_path: Path) -> None:
+    path = tmp_path / "encoder.safetensors"
+    path.write_bytes(struct.pack("<Q", 0x380) + b'{"weight":{"dtype":"F32",')
+    with pytest.raises(UserError, match="not a whole safetensors file"):
         load_encoder(path)
 
 

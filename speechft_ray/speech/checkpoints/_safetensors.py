@@ -17,12 +17,23 @@ MAX_JSON_BYTES = 16 * 2**20
 """The configuration or index of a large model has less than 1 MB, a dictionary of 100 000 words
 about 1 MB."""
 
+MAX_HEADER_BYTES = 100_000_000
+"""The most that the format allows (safetensors ``src/tensor.rs``)."""
+
+_LENGTH_BYTES = 8
+
 
 def is_safetensors(path: Path) -> bool:
-    """Whether a file begins with the length of a header and the header's brace."""
+    """Whether a file begins as the format demands: the length of a header, at most
+    ``MAX_HEADER_BYTES``, and a JSON object. Whether the file is whole is the reader's to say.
+
+    The first byte decides nothing: the length is little-endian, so one in 256 lengths begins like a
+    pickle (0x80), and others like a zip file. Neither of those has four zeros and a brace at the
+    end of its first nine bytes.
+    """
     with path.open("rb") as file:
-        head = file.read(9)
-    return len(head) == 9 and head[8:] == b"{" and not head.startswith(b"\x80")
+        length = int.from_bytes(file.read(_LENGTH_BYTES), "little")
+        return length <= MAX_HEADER_BYTES and file.read(1) == b"{"
 
 
 def open_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:

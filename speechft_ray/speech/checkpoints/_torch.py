@@ -15,6 +15,7 @@ import torch
 
 from speechft_ray.core.errors import UserError
 from speechft_ray.core.files import describe_lfs_pointer
+from speechft_ray.speech.checkpoints._safetensors import make_damaged_error
 from speechft_ray.speech.checkpoints._standins import ALLOWED
 
 MAX_MEMBERS, MAX_PICKLE_BYTES = 100_000, 64 * 2**20
@@ -45,6 +46,8 @@ def open_torch_file(path: Path) -> Any:
         raise UserError(
             f"{path} is a description and holds no weights. Give its folder, {path.parent}."
         )
+    if not head.startswith((_ZIP, _PICKLE)) and path.suffix == ".safetensors":
+        raise make_damaged_error(path, ValueError(f"it begins with {head!r}"))
     if not head.startswith((_ZIP, _PICKLE)):
         raise UserError(
             f"{path} is not a file of torch.save: it begins with {head!r}. Check that the download "
