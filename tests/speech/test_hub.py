@@ -64,6 +64,8 @@ def fill_cache(cache: Path, *files: str) -> Path:
         ("config.json", "model.safetensors"),
         ("config.json", "preprocessor_config.json", "model.safetensors", "pytorch_model.bin"),
         ("config.json", "preprocessor_config.json", "pytorch_model.bin"),
+        ("config.json", "processor_config.json", "model.safetensors"),
+        ("config.json", "processor_config.json", "preprocessor_config.json", "model.safetensors"),
     ],
 )
 def test_the_files_that_are_read_are_downloaded_once(
@@ -140,6 +142,23 @@ def test_a_cache_without_the_preprocessor_is_completed(
     assert download_encoder(NAME) == folder
     assert (folder / "preprocessor_config.json").read_text() == "preprocessor_config.json"
     assert not any("GET" in line and "model.safetensors" in line for line in network.requests)
+
+
+def test_a_cache_where_nobody_asked_for_the_processor_is_completed(
+    network: Network, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is noted that there is no ``preprocessor_config.json``, as models have that transformers 5
+    saved with their processor."""
+    folder = fill_cache(cache, "config.json", "model.safetensors")
+    (folder.parents[1] / ".no_exist" / folder.name).mkdir(parents=True)
+    (folder.parents[1] / ".no_exist" / folder.name / "preprocessor_config.json").touch()
+    network.add_model("some/model", "config.json", "processor_config.json", "model.safetensors")
+    with monkeypatch.context() as patch:
+        set_offline(patch)
+        with pytest.raises(UserError, match=r"\(no processor_config.json\), and HF_HUB_OFFLINE"):
+            download_encoder(NAME)
+    assert download_encoder(NAME) == folder
+    assert (folder / "processor_config.json").read_text() == "processor_config.json"
 
 
 def test_a_revision_is_a_folder_of_its_own(network: Network, cache: Path) -> None:

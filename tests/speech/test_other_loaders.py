@@ -264,8 +264,13 @@ def test_fairseq_loads_our_files(tmp_path: Path) -> None:
     )
 
 
-def test_the_preprocessor_says_whether_waveforms_are_normalised(tmp_path: Path) -> None:
-    for large in (False, True):
-        FORMATS.get("hf").write(tmp_path / str(large), toy_encoder("hubert", large=large), {})
-        options = json.loads((tmp_path / str(large) / "preprocessor_config.json").read_text())
-        assert (options["do_normalize"], options["sampling_rate"]) == (large, 16_000)
+@pytest.mark.parametrize("large", [False, True])
+def test_transformers_reads_from_both_files_whether_waveforms_are_normalised(
+    tmp_path: Path, large: bool
+) -> None:
+    """transformers 5 prefers the first, transformers 4 reads only the second."""
+    FORMATS.get("hf").write(tmp_path / "model", toy_encoder("hubert", large=large), {})
+    nested = json.loads((tmp_path / "model" / "processor_config.json").read_text())
+    alone = json.loads((tmp_path / "model" / "preprocessor_config.json").read_text())
+    assert nested["feature_extractor"] == alone
+    assert (alone["do_normalize"], alone["sampling_rate"]) == (large, 16_000)

@@ -34,6 +34,7 @@ from speechft_ray.speech.checkpoints._hf_names import (
     from_hf_pretraining,
     to_hf,
 )
+from speechft_ray.speech.checkpoints._hf_processor import read_normalization, write_settings
 from speechft_ray.speech.checkpoints._hf_weights import read_weights
 from speechft_ray.speech.checkpoints._plain import to_plain_data
 from speechft_ray.speech.checkpoints._safetensors import open_safetensors, read_json, tensor_sha256
@@ -46,11 +47,11 @@ from speechft_ray.speech.checkpoints.base import (
     RawCheckpoint,
     atomic,
 )
-from speechft_ray.speech.checkpoints.hub import CONFIG, PREPROCESSOR, WEIGHTS
+from speechft_ray.speech.checkpoints.hub import CONFIG, SETTINGS, WEIGHTS
 from speechft_ray.speech.encoders.base import FAMILIES, EncoderWeights
 
 SIDE = "speechft_ray.safetensors"
-FILES = (CONFIG, PREPROCESSOR, WEIGHTS[0], SIDE)
+FILES = (CONFIG, *SETTINGS, WEIGHTS[0], SIDE)
 """The files that ``write`` writes."""
 
 _PROJECTION = ("post_extract_proj.weight", "post_extract_proj.bias")
@@ -72,7 +73,7 @@ def read(source: RawCheckpoint) -> Checkpoint:
     folder = source.path
     hf_config = read_hf_config(folder / CONFIG)
     family = family_of(str(folder / CONFIG), hf_config)
-    normalize, note = _read_normalization(folder, hf_config)
+    normalize, note = read_normalization(folder, hf_config)
     config = from_hf_config(str(folder / CONFIG), hf_config, normalize)
     extractor = str(FAMILIES.get(family).describe(config).extractor_mode)
     part = read_encoder_part(folder, read_weights(folder), "weights", BASE_PARTS)
@@ -116,19 +117,9 @@ def write(path: Path, weights: EncoderWeights, provenance: Mapping[str, Any]) ->
     path.mkdir()
     save_file(model, path / WEIGHTS[0], metadata={"format": "pt"})
     save_file(side, path / SIDE, metadata={KEY: canonical_json(manifest)})
-    preprocessor = {
-        "feature_extractor_type": "Wav2Vec2FeatureExtractor",
-        "do_normalize": shape.normalizes_waveform,
-        "feature_size": 1,
-        "padding_side": "right",
-        "padding_value": 0.0,
-        "return_attention_mask": shape.extractor_mode == "layer_norm",
-        "sampling_rate": 16_000,
-    }
-    for name, content in ((CONFIG, config), (PREPROCESSOR, preprocessor)):
-        (path / name).write_text(
-            json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8"
-        )
+    text = json.dumps(config, indent=2, sort_keys=True)
+    (path / CONFIG).write_text(text + "\n", encoding="utf-8")
+    write_settings(path, shape)
     for file in path.iterdir():
         file.chmod(0o644)
     if not side:
@@ -152,32 +143,6 @@ def _rename_parameters(
             "around them."
         )
     return {str(our_name): base[name] for name, our_name in our_names.items()}
-
-
-def _read_normalization(folder: Path, config: Mapping[str, Any]) -> tuple[bool, str]:
-    """Returns whether waveforms are normalised, and a note.
-
-    transformers leaves that to the preprocessor; without one, it follows from the kind of model:
-    published Large models were pre-trained on normalised waveforms.
-    """
-    file = folder / PREPROCESSOR
-    if file.is_file():
-        content = to_plain_data(read_json(file), str(file))
-        normalize = content.get("do_normalize", True) if isinstance(content, dict) else None
-        if not isinstance(normalize, bool):
-            raise UserError(
-                f"{file}: `do_normalize` must be true or false, but is {str(normalize)[:60]!r}."
-            )
-        return (
-            normalize,
-            f"waveforms are {'' if normalize else 'not '}normalised, as {PREPROCESSOR} says.",
-        )
-    normalize = config.get("feat_extract_norm") == "layer"
-    return normalize, (
-        f"waveforms are taken as {'' if normalize else 'not '}normalised: there is no "
-        f"{PREPROCESSOR}, and published models with `feat_extract_norm` "
-        f"`{'layer' if normalize else 'group'}` are."
-    )
 
 
 def _add_projection(

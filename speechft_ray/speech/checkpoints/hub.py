@@ -26,7 +26,11 @@ from speechft_ray.speech.checkpoints.download import (
     make_too_large_error,
 )
 
-CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
+CONFIG = "config.json"
+PROCESSOR, PREPROCESSOR = "processor_config.json", "preprocessor_config.json"
+SETTINGS = (PROCESSOR, PREPROCESSOR)
+"""Files that say how waveforms are normalised, the preferred one first."""
+
 WEIGHTS = (
     "model.safetensors",
     "model.safetensors.index.json",
@@ -69,7 +73,7 @@ def download_model(model: HubName, progress: Progress | None, max_bytes: int) ->
     if folder is None:
         with _explain_errors(model):
             folder = _download_missing(model, progress, max_bytes)
-    for name in (CONFIG, PREPROCESSOR, *_list_weights(folder)):
+    for name in (CONFIG, *SETTINGS, *_list_weights(folder)):
         _verify_hash(folder / name)
     return folder
 
@@ -89,8 +93,9 @@ def _download_missing(model: HubName, progress: Progress | None, max_bytes: int)
 
     # All other files come from the commit of config.json, even if the branch moves on meanwhile.
     commit = folder.name
-    with suppress(RemoteEntryNotFoundError):  # the format then decides by `feat_extract_norm`
-        download(PREPROCESSOR, commit)
+    for name in SETTINGS:
+        with suppress(RemoteEntryNotFoundError):  # without both, `feat_extract_norm` decides
+            download(name, commit)
     for kind in sorted(WEIGHTS, key=lambda kind: not (folder / kind).exists()):
         with suppress(RemoteEntryNotFoundError):
             download(kind, commit)
@@ -158,13 +163,17 @@ def _find_folder(model: HubName) -> Path | None:
 def _list_missing(model: HubName, folder: Path) -> list[str]:
     """Returns the names of the files that we read and the cache lacks.
 
-    A ``preprocessor_config.json`` that the model does not have is noted in the cache. Where nobody
-    asked for it, it counts as missing: how waveforms are normalised would be a guess.
+    A file that the model does not have is noted in the cache. Where neither of ``SETTINGS`` is
+    there and nobody asked for one of them, it counts as missing: how waveforms are normalised would
+    be a guess. Where one is there, it is used, as transformers does without a network.
     """
     from huggingface_hub import try_to_load_from_cache
 
-    answer = try_to_load_from_cache(model.repo, PREPROCESSOR, revision=folder.name)
-    missing = [PREPROCESSOR] if answer is None else []
+    answers = {
+        name: try_to_load_from_cache(model.repo, name, revision=folder.name) for name in SETTINGS
+    }
+    is_guess = not any(isinstance(answer, str) for answer in answers.values())
+    missing = [name for name, answer in answers.items() if is_guess and answer is None][-1:]
     weights = _list_weights(folder) or [WEIGHTS[0]]
     return missing + [name for name in weights if not (folder / name).exists()]
 
