@@ -36,8 +36,7 @@ from speechft_ray.speech.checkpoints._hf_names import (
 )
 from speechft_ray.speech.checkpoints._hf_processor import read_normalization, write_settings
 from speechft_ray.speech.checkpoints._hf_weights import read_weights
-from speechft_ray.speech.checkpoints._plain import to_plain_data
-from speechft_ray.speech.checkpoints._safetensors import open_safetensors, read_json, tensor_sha256
+from speechft_ray.speech.checkpoints._safetensors import open_safetensors, tensor_sha256
 from speechft_ray.speech.checkpoints._torch import make_printable, validate_state_dict
 from speechft_ray.speech.checkpoints._wrappers import read_encoder_part
 from speechft_ray.speech.checkpoints.base import (
