@@ -10,6 +10,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from speechft_ray.core.errors import UserError
+
 LFS_POINTER_BYTES = 1024
 """A Git LFS pointer is shorter than this (specification of Git LFS, ``docs/spec.md``)."""
 _LFS_POINTER = (
@@ -80,6 +82,15 @@ def describe_lfs_pointer(path: Path) -> str | None:
         "is a Git LFS pointer and not the file itself: run `git lfs pull` in its repository, or "
         "download the file"
     )
+
+
+def check_content(path: Path) -> None:
+    """Raises ``UserError`` for a file that is empty, and for a pointer of Git LFS."""
+    pointer = describe_lfs_pointer(path)
+    if pointer:
+        raise UserError(f"{path} {pointer}.")
+    if path.is_file() and path.stat().st_size == 0:
+        raise UserError(f"{path} is empty (0 bytes). Copy it again from where it came.")
 
 
 def sync_folder(path: Path) -> None:

@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from speechft_ray.core.errors import UserError
-from speechft_ray.speech.checkpoints._torch import check_content
+from speechft_ray.core.files import check_content
 
 MAX_JSON_BYTES = 16 * 2**20
 """The configuration or index of a large model has less than 1 MB, a dictionary of 100 000 words

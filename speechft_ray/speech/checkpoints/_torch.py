@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from speechft_ray.core.errors import UserError
-from speechft_ray.core.files import describe_lfs_pointer
+from speechft_ray.core.files import check_content
 from speechft_ray.speech.checkpoints._safetensors import make_damaged_error
 from speechft_ray.speech.checkpoints._standins import ALLOWED
 
@@ -106,15 +106,6 @@ def open_torch_file(path: Path) -> Any:
         RecursionError,
     ) as error:
         raise _make_damaged_error(path, error) from error
-
-
-def check_content(path: Path) -> None:
-    """Raises ``UserError`` for a file that is empty, and for a pointer of Git LFS."""
-    pointer = describe_lfs_pointer(path)
-    if pointer:
-        raise UserError(f"{path} {pointer}.")
-    if path.is_file() and path.stat().st_size == 0:
-        raise UserError(f"{path} is empty (0 bytes). Copy it again from where it came.")
 
 
 def validate_state_dict(path: Path, table: Any, where: str) -> dict[str, torch.Tensor]:
