@@ -99,7 +99,7 @@ def _read_settings(folder: Path) -> tuple[Path, Mapping[str, Any]] | None:
                 f"{file} holds no settings of a feature extractor, but a "
                 f"{type(content).__name__}. Copy it again from where it came."
             )
-        known = ("feature_extractor_type", "do_normalize", "sampling_rate")
-        plain = to_plain_data({key: content[key] for key in known if key in content}, str(file))
+        fields = ("feature_extractor_type", "do_normalize", "sampling_rate")
+        plain = to_plain_data({key: content[key] for key in fields if key in content}, str(file))
         return file, plain
     return None
