@@ -54,8 +54,9 @@ def explain_unscored(name: str, reference: Reference | None, split: str) -> str 
         return f"{start}: the value that counts as 0 is not a finite number on {split}."
     if not is_better(name, one, than=zero):
         return (
-            f"{start}: its zero on {split} is {zero:g}, and {one:g}, which counts as 1000, is no "
-            "better; a better value under `score.topline` or a harder task gives it a scale."
+            f"{start}: the value that counts as 0 is {zero:g} on {split}, and the one that counts "
+            f"as 1000, {one:g}, is no better. State a better one under `score.topline`, or take a "
+            "harder task."
         )
     return None
 
