@@ -11,6 +11,7 @@ from typing import Literal
 import torch
 
 Elect = Literal["mass", "count"]
+NormElect = Literal["normfrac", "normmass"]
 
 
 def require_votes(weights: Sequence[float] | None) -> None:
@@ -37,6 +38,30 @@ def elect(
         weighted = value if weights is None else value * weights[index]
         total.add_(weighted.sign() if how == "count" else weighted)
     return total.sign_()
+
+
+def elect_by_norm(
+    values: Sequence[torch.Tensor], how: NormElect, squares: Sequence[float]
+) -> torch.Tensor:
+    """Returns the signs -1, 0, 1 that shares of the donors' squared norms elect (TIES authors'
+    code).
+
+    The share of a value is its square over ``squares``, the squared norm of its donor. ``normfrac``
+    takes the sign of the value with the largest share, ``normmass`` that of the sum of the shares
+    with their values' signs.
+    """
+    shares = [
+        value.square() / (square or 1.0) for value, square in zip(values, squares, strict=True)
+    ]
+    if how == "normmass":
+        return elect(
+            [share * value.sign() for share, value in zip(shares, values, strict=True)], "mass"
+        )
+    largest, signs = shares[0], values[0].sign()
+    for share, value in zip(shares[1:], values[1:], strict=True):
+        signs = torch.where(share > largest, value.sign(), signs)
+        largest = torch.maximum(share, largest)
+    return signs
 
 
 def is_majority_positive(signs: Iterable[torch.Tensor]) -> bool:
@@ -70,3 +95,32 @@ def compute_agreeing_mean(
     if divide:
         total.div_(count.clamp_min_(torch.finfo(count.dtype).tiny))
     return total.mul_(decided)
+
+
+def compute_agreeing_max(
+    values: Sequence[torch.Tensor],
+    weights: Sequence[float],
+    signs: torch.Tensor,
+    *,
+    zero_is_positive: bool,
+) -> torch.Tensor:
+    """Returns the weighted value of largest magnitude among those that have the elected sign; 0
+    where there is none."""
+    decided = signs.add(0.5 if zero_is_positive else -0.5).sign_()
+    largest = torch.zeros_like(values[0])
+    for value, weight in zip(values, weights, strict=True):
+        torch.maximum(largest, value * decided * weight, out=largest)
+    return largest.mul_(decided)
+
+
+def compute_present_mean(
+    values: Sequence[torch.Tensor], weights: Sequence[float], *, divide: bool
+) -> torch.Tensor:
+    """Returns the weighted mean of the values that are not 0, whatever their sign; the weighted sum
+    with ``divide`` false."""
+    total, count = torch.zeros_like(values[0]), torch.zeros_like(values[0])
+    for value, weight in zip(values, weights, strict=True):
+        total.add_(value, alpha=weight)
+        if divide:
+            count.add_(value.sign().abs_(), alpha=weight)
+    return total.div_(count.clamp_min_(torch.finfo(count.dtype).tiny)) if divide else total

@@ -12,6 +12,7 @@ from typing import Literal
 import numpy as np
 import torch
 
+from speechft_ray.merging.base import spread
 from speechft_ray.merging.param_reader import ParamReader, ParamSlice
 
 _STEPS = 1 << 16
@@ -74,14 +75,17 @@ def apply_mask(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     return torch.from_numpy(np.multiply(values.numpy(), mask.numpy()))
 
 
+Density = float | tuple[float, ...]
+"""Probability of being kept: one for all donors, or one for each."""
+
 Gains = Mapping[str, tuple[float, ...]]
 """Factors that restore the L1 norm, by name of the group, then by donor."""
 
 
-def compute_gains(reader: ParamReader, density: float, rescale: Rescale, seed: int) -> Gains:
+def compute_gains(reader: ParamReader, density: Density, rescale: Rescale, seed: int) -> Gains:
     """Returns the factors that restore the L1 norm of each tensor after ``drop``; empty where the
     rescale is not ``l1``. Reads the model once."""
-    if rescale != "l1" or density == 1.0:
+    if rescale != "l1" or _keeps_all(density):
         return {}
     key = ("gains", density, seed)
     if key not in reader.cache:
@@ -106,25 +110,36 @@ def compute_gains(reader: ParamReader, density: float, rescale: Rescale, seed: i
 
 
 def drop(
-    part: ParamSlice, density: float, rescale: Rescale, seed: int, gains: Gains
+    part: ParamSlice, density: Density, rescale: Rescale, seed: int, gains: Gains
 ) -> tuple[torch.Tensor, ...]:
     """Returns the task vectors of a group or block with random positions set to 0 and the others
     rescaled."""
-    if density == 1.0:
+    if _keeps_all(density):
         return part.vectors
     vectors = tuple(
         apply_mask(vector, mask)
         for vector, mask in zip(part.vectors, _draw_masks(part, density, seed), strict=True)
     )
     if rescale == "inverse":
-        return tuple(vector.div_(density) for vector in vectors)
+        densities = spread(density, len(vectors))
+        return tuple(
+            vector.div_(density) for vector, density in zip(vectors, densities, strict=True)
+        )
     if not gains:
         return vectors
     return tuple(vector.mul_(gain) for vector, gain in zip(vectors, gains[part.name], strict=True))
 
 
-def _draw_masks(part: ParamSlice, density: float, seed: int) -> list[torch.Tensor]:
+def _keeps_all(density: Density) -> bool:
+    return density == 1.0 if isinstance(density, float) else all(each == 1.0 for each in density)
+
+
+def _draw_masks(part: ParamSlice, density: Density, seed: int) -> list[torch.Tensor]:
     return [
-        draw_mask(density, seed, donor, part.name, vector, part.start)
-        for donor, vector in enumerate(part.vectors)
+        draw_mask(each, seed, donor, part.name, vector, part.start)
+        if each < 1.0
+        else torch.ones_like(vector, dtype=torch.bool)
+        for donor, (vector, each) in enumerate(
+            zip(part.vectors, spread(density, len(part.vectors)), strict=True)
+        )
     ]

@@ -26,6 +26,10 @@ Passes = Callable[[], Iterable[Sequence[torch.Tensor]]]
 time."""
 
 
+Rank = Callable[[int, int], int]
+"""Returns the rank to select, from the number of the donor and that of its magnitudes."""
+
+
 class RankedMagnitude(NamedTuple):
     """A magnitude of a given rank."""
 
@@ -36,10 +40,8 @@ class RankedMagnitude(NamedTuple):
     """Number of magnitudes equal to it."""
 
 
-def select_kth_smallest(
-    passes: Passes, donors: int, rank: Callable[[int], int]
-) -> list[RankedMagnitude]:
-    """Returns for each donor the ``rank(total)``-th smallest of its ``total`` magnitudes.
+def select_kth_smallest(passes: Passes, donors: int, rank: Rank) -> list[RankedMagnitude]:
+    """Returns for each donor the ``rank(donor, total)``-th smallest of its ``total`` magnitudes.
 
     Ranks begin at 1; the magnitude of rank 0 is 0.0.
 
@@ -54,7 +56,7 @@ def select_kth_smallest(
 
 
 def _select_by_digits(
-    passes: Passes, donors: int, rank: Callable[[int], int], dtype: torch.dtype
+    passes: Passes, donors: int, rank: Rank, dtype: torch.dtype
 ) -> list[RankedMagnitude] | None:
     """Selects digit by digit; ``None`` when a tensor has a wider dtype."""
     integer, digits = _INTEGERS[dtype]
@@ -69,7 +71,7 @@ def _select_by_digits(
             for count, upper, tensor in zip(counts, digits_by_donor, tensors, strict=True):
                 count += _count_digits(_split_words(tensor.to(dtype), digits), upper)
         if place == 0:
-            remaining = [rank(int(count.sum())) for count in counts]
+            remaining = [rank(donor, int(count.sum())) for donor, count in enumerate(counts)]
         # Select the digit at which the cumulative count reaches the rank.
         for donor, count in enumerate(counts):
             below = count.cumsum()

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import torch
 
-from speechft_ray.merging._selection import RankedMagnitude, select_kth_smallest
+from speechft_ray.merging._selection import Rank, RankedMagnitude, select_kth_smallest
+from speechft_ray.merging.base import spread
 from speechft_ray.merging.param_reader import ParamGroup, ParamReader, ParamSlice
 
 Scope = Literal["global", "tensor"]
-Kept = Literal["threshold", "exact"]
+Kept = Literal["threshold", "mask_rate", "exact"]
 
 
 class Cut(NamedTuple):
@@ -27,18 +28,22 @@ Cuts = Mapping[str, tuple[Cut, ...]]
 """By name of the group, then by donor."""
 
 
-def compute_cuts(reader: ParamReader, density: float, scope: Scope, kept: Kept) -> Cuts:
+def compute_cuts(
+    reader: ParamReader, density: float | tuple[float, ...], scope: Scope, kept: Kept
+) -> Cuts:
     """Returns the cuts that keep the ``density`` share of each task vector, from the reader's cache
-    where they are there.
+    where they are there. ``density``: one for all donors, or one for each.
 
     ``threshold``: the cut is the k-th smallest magnitude with k = n - int(n * density), or 0 when
     that keeps all. Since the k-th itself is kept, int(n * density) + 1 positions stay, and any that
-    tie with it. ``exact``: int(n * density) positions stay, at least 1; of equal magnitudes the
-    first ones stay.
+    tie with it. ``mask_rate``: k = int(n * (1 - density)), which is one less where n * density is
+    not whole (MergeLM). ``exact``: int(n * density) positions stay, at least 1; of equal magnitudes
+    the first ones stay.
     """
-    key = ("cuts", density, scope, kept)
+    densities = spread(density, reader.donors)
+    key = ("cuts", densities, scope, kept)
     if key not in reader.cache:
-        reader.cache[key] = _compute_cuts(reader, density, scope, kept)
+        reader.cache[key] = _compute_cuts(reader, densities, scope, kept)
     cuts: Cuts = reader.cache[key]
     return cuts
 
@@ -67,15 +72,39 @@ def trim_vectors(part: ParamSlice, cuts: Cuts) -> list[torch.Tensor]:
     ]
 
 
-def _compute_cuts(reader: ParamReader, density: float, scope: Scope, kept: Kept) -> Cuts:
-    if density == 1.0:
+def compute_trim_gains(reader: ParamReader, cuts: Cuts) -> Mapping[str, tuple[float, ...]]:
+    """Returns the factors that restore the L1 norm of each tensor after the trim, by name of the
+    group, then by donor (mergekit's ``rescale``). Reads the model once."""
+    norms = {
+        group.name: torch.zeros(2, reader.donors, dtype=torch.float64) for group in reader.groups
+    }
+    for block in reader.blocks():
+        for donor, (vector, trimmed) in enumerate(
+            zip(block.vectors, trim_vectors(block, cuts), strict=True)
+        ):
+            norms[block.name][0, donor] += float(vector.abs().sum())
+            norms[block.name][1, donor] += float(trimmed.abs().sum())
+    return {
+        name: tuple(torch.where(after > 0, before / after, 1.0).tolist())
+        for name, (before, after) in norms.items()
+    }
+
+
+def _compute_cuts(
+    reader: ParamReader, densities: tuple[float, ...], scope: Scope, kept: Kept
+) -> Cuts:
+    if all(density == 1.0 for density in densities):
         keep_all = (Cut(0.0),) * reader.donors
         return {group.name: keep_all for group in reader.groups}
 
-    def rank(total: int) -> int:
+    def rank(donor: int, total: int) -> int:
+        density = densities[donor]
+        if kept == "exact" and total:
+            return total - max(1, int(total * density)) + 1
+        # 1 - 0.7 is not 0.3 in floating point, but a rate is written in decimals.
         return (
-            total - max(1, int(total * density)) + 1
-            if kept == "exact" and total
+            int(total * round(1.0 - density, 12))
+            if kept == "mask_rate"
             else total - int(total * density)
         )
 
@@ -89,13 +118,13 @@ def _compute_cuts(reader: ParamReader, density: float, scope: Scope, kept: Kept)
 
 
 def _compute_group_cuts(
-    group: ParamGroup, reader: ParamReader, rank: Callable[[int], int], kept: Kept
+    group: ParamGroup, reader: ParamReader, rank: Rank, kept: Kept
 ) -> tuple[Cut, ...]:
     def blocks() -> Iterator[Sequence[torch.Tensor]]:
         return (block.vectors for block in reader.blocks_of(group))
 
     magnitudes = select_kth_smallest(blocks, reader.donors, rank)
-    if kept == "threshold":
+    if kept != "exact":
         return tuple(Cut(magnitude.value) for magnitude in magnitudes)
     return tuple(
         Cut(magnitude.value, _find_end_of_ties(magnitude, donor, reader, group))

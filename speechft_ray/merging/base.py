@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -23,6 +23,16 @@ DonorRange = tuple[int, int | None]
 def any_number(params: Any) -> DonorRange:
     """The donor range of a method that takes one donor or more."""
     return 1, None
+
+
+Share = Annotated[float, Field(gt=0, le=1)]
+Shares = Share | Annotated[tuple[Share, ...], Field(min_length=1)]
+"""One share for all donors, or one for each."""
+
+
+def spread(value: float | tuple[float, ...], donors: int) -> tuple[float, ...]:
+    """Returns one value per donor: the values themselves, or a single one for all."""
+    return value if isinstance(value, tuple) else (value,) * donors
 
 
 class MergeParams(BaseModel):
@@ -51,12 +61,30 @@ class MergeParams(BaseModel):
 class WeightedParams(MergeParams):
     """Parameters of a method that weights its donors."""
 
+    by_donor: ClassVar[tuple[str, ...]] = ("weights",)
+    """Fields that may hold one value per donor."""
+
     weights: Annotated[tuple[float, ...], Field(min_length=1)] | None = None
     """One weight per donor, in the order of the donors; ``None``: 1 each."""
 
     def weights_of(self, donors: int) -> tuple[float, ...]:
         """The weight of each donor."""
         return self.weights or (1.0,) * donors
+
+    def count_values(self) -> dict[str, int]:
+        """Returns the number of values of each field that has one per donor."""
+        values = {name: getattr(self, name) for name in self.by_donor}
+        return {name: len(value) for name, value in values.items() if isinstance(value, tuple)}
+
+    @model_validator(mode="after")
+    def _one_number_of_donors(self) -> WeightedParams:
+        counts = self.count_values()
+        if len(set(counts.values())) > 1:
+            raise ValueError(
+                "these must have one value per donor, but differ in length: "
+                + ", ".join(f"`{name}` has {count}" for name, count in counts.items())
+            )
+        return self
 
 
 class AveragedParams(WeightedParams):
@@ -76,9 +104,10 @@ class AveragedParams(WeightedParams):
 
 
 def one_per_weight(params: WeightedParams) -> DonorRange:
-    """The donor range of a weighted method: as many donors as weights, or any number without
-    weights."""
-    return (1, None) if params.weights is None else (len(params.weights), len(params.weights))
+    """The donor range of a weighted method: as many donors as there are weights or other values by
+    donor, or any number where there are none."""
+    counts = set(params.count_values().values())
+    return (min(counts), max(counts)) if counts else (1, None)
 
 
 @dataclass(frozen=True, kw_only=True)

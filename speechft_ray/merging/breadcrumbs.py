@@ -7,25 +7,40 @@ searches the shares that it masks. The defaults are the starting point in mergek
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field, model_validator
 
 from speechft_ray.merging._consensus import compute_agreeing_mean, elect, require_votes
-from speechft_ray.merging.base import METHODS, AveragedParams, MergeMethod, one_per_weight
+from speechft_ray.merging.base import (
+    METHODS,
+    AveragedParams,
+    MergeMethod,
+    Shares,
+    one_per_weight,
+    spread,
+)
 from speechft_ray.merging.linear import compute_weighted_sum
 from speechft_ray.merging.param_reader import ParamSlice
+
+Gamma = Annotated[float, Field(ge=0, lt=1)]
 
 
 class BreadcrumbsParams(AveragedParams):
     """Parameters of breadcrumbs."""
 
-    density: Annotated[float, Field(gt=0, le=1)] = 0.9
-    """Share of each tensor's positions that is kept, int(n * density) of n; 1 keeps all."""
-    gamma: Annotated[float, Field(ge=0, lt=1)] = 0.01
+    by_donor: ClassVar[tuple[str, ...]] = ("weights", "density", "gamma")
+
+    density: Shares = 0.9
+    """Share of each tensor's positions that is kept, int(n * density) of n; 1 keeps all. One for
+    all donors, or one for each."""
+    gamma: Gamma | Annotated[tuple[Gamma, ...], Field(min_length=1)] = 0.01
     """Share of the largest magnitudes that is dropped first, int(n * gamma) of n: the paper's 1 -
-    gamma. Less where ``density`` drops fewer positions in all."""
+    gamma. Less where ``density`` drops fewer positions in all. One for all donors, or one for
+    each."""
+    rescale: Literal["none", "l1"] = "none"
+    """``l1`` restores each tensor's L1 norm afterwards (mergekit's ``rescale: true``)."""
     normalize: bool = False
     """Whether the weighted sum is divided by the sum of the weights in it."""
     consensus: bool = False
@@ -41,8 +56,17 @@ class BreadcrumbsParams(AveragedParams):
 def combine(params: BreadcrumbsParams, precomputed: None, part: ParamSlice) -> torch.Tensor:
     """Returns the sum or mean of the masked task vectors; with ``consensus``, of the values that
     have the elected sign."""
-    values = [_select_band(vector, params.density, params.gamma) for vector in part.vectors]
-    weights = params.weights_of(len(values))
+    donors = len(part.vectors)
+    densities, gammas = spread(params.density, donors), spread(params.gamma, donors)
+    values = [
+        _select_band(vector, density, gamma)
+        for vector, density, gamma in zip(part.vectors, densities, gammas, strict=True)
+    ]
+    if params.rescale == "l1":
+        values = [
+            _restore_norm(value, vector) for value, vector in zip(values, part.vectors, strict=True)
+        ]
+    weights = params.weights_of(donors)
     if not params.consensus:
         return compute_weighted_sum(weights, values, params.normalize)
     signs = elect(values, "mass", weights)
@@ -63,6 +87,11 @@ def _select_band(values: torch.Tensor, density: float, gamma: float) -> torch.Te
     flat = torch.zeros_like(values).flatten()
     flat[positions] = values.flatten()[positions]
     return flat.reshape(values.shape)
+
+
+def _restore_norm(values: torch.Tensor, before: torch.Tensor) -> torch.Tensor:
+    norm = values.abs().sum()
+    return values * (before.abs().sum() / norm) if norm > 0 and values is not before else values
 
 
 METHODS.register(

@@ -7,13 +7,13 @@ the rescale of the paper.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field, model_validator
 
 from speechft_ray.merging._drop import Gains, Rescale, compute_gains, drop
-from speechft_ray.merging.base import METHODS, AveragedParams, MergeMethod, one_per_weight
+from speechft_ray.merging.base import METHODS, AveragedParams, MergeMethod, Shares, one_per_weight
 from speechft_ray.merging.linear import compute_weighted_sum
 from speechft_ray.merging.param_reader import ParamReader, ParamSlice
 
@@ -23,8 +23,11 @@ _MERGEKIT = {"rescale": "l1", "normalize": False}
 class DareParams(AveragedParams):
     """Parameters of DARE's drop and of the weighted mean after it."""
 
-    density: Annotated[float, Field(gt=0, le=1)] = 0.9
-    """Probability that a position is kept: 1 minus the paper's drop rate p. 1 keeps all."""
+    by_donor: ClassVar[tuple[str, ...]] = ("weights", "density")
+
+    density: Shares = 0.9
+    """Probability that a position is kept: 1 minus the paper's drop rate p. 1 keeps all. One for
+    all donors, or one for each."""
     rescale: Rescale = "inverse"
     """Rescale after the drop: ``inverse`` divides by ``density`` (the paper), ``l1`` restores the
     tensor's L1 norm (mergekit), ``none`` does nothing."""

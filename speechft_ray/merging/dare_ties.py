@@ -7,8 +7,9 @@ the whole model to 20 % itself.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import torch
 from pydantic import Field, model_validator
@@ -16,32 +17,49 @@ from pydantic import Field, model_validator
 from speechft_ray.merging import ties
 from speechft_ray.merging._consensus import Elect, require_votes
 from speechft_ray.merging._drop import Gains, Rescale, compute_gains, drop
-from speechft_ray.merging.base import METHODS, AveragedParams, MergeMethod, one_per_weight
+from speechft_ray.merging.base import (
+    METHODS,
+    AveragedParams,
+    MergeMethod,
+    Share,
+    Shares,
+    one_per_weight,
+)
 from speechft_ray.merging.param_reader import ParamReader, ParamSlice
 
-_MERGEKIT = {
-    "rescale": "l1",
-    "trim": 1.0,
-    "weigh_election": True,
-    "zero_sign": "positive",
-    "normalize": False,
+LIKE: Mapping[str, Mapping[str, Any]] = {
+    "original": {},
+    "mergekit": {
+        "rescale": "l1",
+        "trim": 1.0,
+        "weigh_election": True,
+        "zero_sign": "positive",
+        "normalize": False,
+    },
+    "mergelm": {"kept": "mask_rate"},
 }
+"""Parameters that make up the conventions of each program."""
 
 
 class DareTiesParams(AveragedParams):
     """Parameters of DARE's drop and of the TIES merge after it."""
 
-    density: Annotated[float, Field(gt=0, le=1)] = 0.9
-    """Probability that a position is kept: 1 minus the paper's drop rate p. 1 keeps all."""
+    by_donor: ClassVar[tuple[str, ...]] = ("weights", "density")
+
+    density: Shares = 0.9
+    """Probability that a position is kept: 1 minus the paper's drop rate p. 1 keeps all. One for
+    all donors, or one for each."""
     rescale: Rescale = "inverse"
     """Rescale after the drop: ``inverse`` divides by ``density`` (the paper), ``l1`` restores the
     tensor's L1 norm (mergekit), ``none`` does nothing."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Masks depend on the seed, the donor's position and the tensor's name alone."""
-    trim: Annotated[float, Field(gt=0, le=1)] = 0.2
+    trim: Share = 0.2
     """Share of the positions that the trim of TIES keeps after the drop; 1 keeps all (mergekit)."""
     scope: Literal["global", "tensor"] = "global"
     """Whether the trim has one threshold for the whole task vector or one per tensor."""
+    kept: Literal["threshold", "mask_rate"] = "threshold"
+    """Cut of the trim, as in ``ties``: that of the TIES authors' code, or MergeLM's."""
     elect: Elect = "mass"
     """The sign of a position is that of the summed values (``mass``) or of the summed signs
     (``count``)."""
@@ -50,16 +68,15 @@ class DareTiesParams(AveragedParams):
     weigh_election: bool = False
     """Whether the weights multiply the values that elect a sign (mergekit), or only those that are
     averaged."""
-    like: Literal["original", "mergekit"] = "original"
-    """``mergekit``: its conventions, where not set here: ``rescale: l1``, no trim, a weighted
-    election, + for zero sums and ``normalize: false``. Its own default for ``density`` is 1."""
+    like: Literal["original", "mergekit", "mergelm"] = "original"
+    """The conventions of a program, where not set here. ``mergekit``: ``rescale: l1``, no trim, a
+    weighted election, + for zero sums and ``normalize: false``; its own default for ``density`` is
+    1. ``mergelm``: ``kept: mask_rate``."""
 
     @model_validator(mode="before")
     @classmethod
     def _conventions(cls, raw: Any) -> Any:
-        return (
-            {**_MERGEKIT, **raw} if isinstance(raw, dict) and raw.get("like") == "mergekit" else raw
-        )
+        return {**LIKE.get(str(raw.get("like")), {}), **raw} if isinstance(raw, dict) else raw
 
     @model_validator(mode="after")
     def _fits(self) -> DareTiesParams:
@@ -71,6 +88,7 @@ class DareTiesParams(AveragedParams):
         return ties.TiesParams(
             density=self.trim,
             scope=self.scope,
+            kept=self.kept,
             elect=self.elect,
             zero_sign=self.zero_sign,
             weights=self.weights,

@@ -8,28 +8,39 @@ with the rank, from density - epsilon to density + epsilon.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field, model_validator
 
 from speechft_ray.merging._consensus import compute_agreeing_mean, elect, require_votes
 from speechft_ray.merging._drop import Rescale, draw_mask, mask_and_rescale
-from speechft_ray.merging.base import METHODS, AveragedParams, MergeMethod, one_per_weight
+from speechft_ray.merging.base import (
+    METHODS,
+    AveragedParams,
+    MergeMethod,
+    Shares,
+    one_per_weight,
+    spread,
+)
 from speechft_ray.merging.linear import compute_weighted_sum
 from speechft_ray.merging.param_reader import ParamSlice
+
+Epsilon = Annotated[float, Field(ge=0)]
 
 
 class DellaParams(AveragedParams):
     """Parameters of DELLA. The paper searches the drop rate, so ``density`` and ``epsilon`` have no
     published default."""
 
-    density: Annotated[float, Field(gt=0, le=1)] = 0.7
+    by_donor: ClassVar[tuple[str, ...]] = ("weights", "density", "epsilon")
+
+    density: Shares = 0.7
     """Mean probability that a position is kept; 1 keeps all, whatever ``epsilon`` is (mergekit's
-    default)."""
-    epsilon: Annotated[float, Field(ge=0)] = 0.15
+    default). One for all donors, or one for each."""
+    epsilon: Epsilon | Annotated[tuple[Epsilon, ...], Field(min_length=1)] = 0.15
     """Difference from ``density`` for the smallest and for the largest value of a row (mergekit's
-    default)."""
+    default). One for all donors, or one for each."""
     rescale: Rescale = "inverse"
     """Rescale after the drop: ``inverse`` divides by each position's probability (the paper),
     ``l1`` restores the tensor's L1 norm (mergekit), ``none`` does nothing."""
@@ -51,11 +62,15 @@ class DellaParams(AveragedParams):
 
     @model_validator(mode="after")
     def _fits(self) -> DellaParams:
-        if self.density < 1 and not self.epsilon < min(self.density, 1 - self.density):
-            raise ValueError(
-                f"`density` {self.density:g} plus or minus `epsilon` {self.epsilon:g} "
-                "must lie between 0 and 1: lower `epsilon`"
-            )
+        donors = max(self.count_values().values(), default=1)
+        for density, epsilon in zip(
+            spread(self.density, donors), spread(self.epsilon, donors), strict=True
+        ):
+            if density < 1 and not epsilon < min(density, 1 - density):
+                raise ValueError(
+                    f"`density` {density:g} plus or minus `epsilon` {epsilon:g} "
+                    "must lie between 0 and 1: lower `epsilon`"
+                )
         if self.consensus:
             require_votes(self.weights)
         return self
@@ -64,7 +79,12 @@ class DellaParams(AveragedParams):
 def combine(params: DellaParams, precomputed: None, part: ParamSlice) -> torch.Tensor:
     """Returns the mean or sum of the task vectors after the drop; with ``consensus``, of the values
     that have the elected sign."""
-    values = [_drop(params, donor, vector, part.name) for donor, vector in enumerate(part.vectors)]
+    donors = len(part.vectors)
+    densities, epsilons = spread(params.density, donors), spread(params.epsilon, donors)
+    values = [
+        _drop(params, densities[donor], epsilons[donor], donor, vector, part.name)
+        for donor, vector in enumerate(part.vectors)
+    ]
     weights = params.weights_of(len(values))
     if not params.consensus:
         return compute_weighted_sum(weights, values, params.normalize)
@@ -98,10 +118,17 @@ def compute_keep_probabilities(
     )
 
 
-def _drop(params: DellaParams, donor: int, vector: torch.Tensor, name: str) -> torch.Tensor:
-    if params.density == 1.0:
+def _drop(
+    params: DellaParams,
+    density: float,
+    epsilon: float,
+    donor: int,
+    vector: torch.Tensor,
+    name: str,
+) -> torch.Tensor:
+    if density == 1.0:
         return vector
-    probabilities = compute_keep_probabilities(vector, params.density, params.epsilon)
+    probabilities = compute_keep_probabilities(vector, density, epsilon)
     return mask_and_rescale(
         vector,
         draw_mask(probabilities, params.seed, donor, name, vector),

@@ -6,7 +6,8 @@ tuning set, gathered by its fine-tuning with ``gather: [fisher]``.
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 from pydantic import Field, model_validator
@@ -16,16 +17,34 @@ from speechft_ray.merging.base import METHODS, MergeMethod, WeightedParams, one_
 from speechft_ray.merging.linear import compute_weighted_sum
 from speechft_ray.merging.param_reader import ParamReader, ParamSlice
 
+LIKE: Mapping[str, Mapping[str, Any]] = {
+    "original": {},
+    "mergelm": {"balance": "norm", "floor_as": "added"},
+    "wise_ft": {"balance": False, "floor_as": "least", "floor": 1e-8},
+}
+"""Parameters that make up the conventions of each program."""
+
 
 class FisherParams(WeightedParams):
     """Parameters of Fisher merging. ``weights`` are the paper's lambda."""
 
-    balance: bool = True
+    balance: bool | Literal["norm"] = True
     """Whether each donor's information is divided by its mean over the model, so that a loss of
-    larger gradients does not outvote the others (the paper normalises as well)."""
+    larger gradients does not outvote the others (the paper normalises as well); ``norm``: by its
+    Euclidean norm over the model plus ``floor`` (MergeLM)."""
     floor: Annotated[float, Field(gt=0)] = 1e-6
-    """Smallest information of a weight, as a share of the donor's mean: weights on which no donor
-    depends are averaged (MergeLM: 1e-6, of the bare value)."""
+    """Keeps information off 0: weights on which no donor depends are averaged."""
+    floor_as: Literal["share", "added", "least"] = "share"
+    """How the floor counts: as a ``share`` of the donor's mean that is added, ``added`` to the bare
+    information (MergeLM, 1e-6), or as the ``least`` value that it may have (WiSE-FT, 1e-8)."""
+    like: Literal["original", "mergelm", "wise_ft"] = "original"
+    """The conventions of a program, where not set here. ``mergelm``: ``balance: norm``, ``floor_as:
+    added``. ``wise_ft``: ``balance: false``, ``floor_as: least``, ``floor: 1e-8``."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _conventions(cls, raw: Any) -> Any:
+        return {**LIKE.get(str(raw.get("like")), {}), **raw} if isinstance(raw, dict) else raw
 
     @model_validator(mode="after")
     def _fits(self) -> FisherParams:
@@ -33,20 +52,30 @@ class FisherParams(WeightedParams):
         return self
 
 
-def precompute(params: FisherParams, reader: ParamReader) -> tuple[float, ...]:
-    """Returns the mean information of each donor; 1 where all of it is 0."""
-    sums, count = [0.0] * reader.donors, 0
+class FisherGlobals(NamedTuple):
+    """The information of each donor over the whole model."""
+
+    means: tuple[float, ...]
+    """1 where all information is 0."""
+    norms: tuple[float, ...]
+
+
+def precompute(params: FisherParams, reader: ParamReader) -> FisherGlobals:
+    """Computes mean and Euclidean norm of each donor's information."""
+    sums, squares, count = [0.0] * reader.donors, [0.0] * reader.donors, 0
     for part in reader:
         if part.statistics:
             count += part.base.numel()
-            sums = [
-                total + float(item.sum(dtype=torch.float64))
-                for total, item in zip(sums, part.statistics, strict=True)
-            ]
-    return tuple(total / count if total else 1.0 for total in sums)
+            for donor, item in enumerate(part.statistics):
+                sums[donor] += float(item.sum(dtype=torch.float64))
+                squares[donor] += float(item.double().square().sum())
+    return FisherGlobals(
+        means=tuple(total / count if total else 1.0 for total in sums),
+        norms=tuple(square**0.5 for square in squares),
+    )
 
 
-def combine(params: FisherParams, precomputed: tuple[float, ...], part: ParamSlice) -> torch.Tensor:
+def combine(params: FisherParams, precomputed: FisherGlobals, part: ParamSlice) -> torch.Tensor:
     """Returns sum_i(c_i * vector_i) / sum_i(c_i), with c_i the weight of the donor times its
     information.
 
@@ -57,13 +86,33 @@ def combine(params: FisherParams, precomputed: tuple[float, ...], part: ParamSli
     if not part.statistics or len(part.vectors) == 1:
         return compute_weighted_sum(weights, part.vectors, normalize=True)
     total, divisor = torch.zeros_like(part.base), torch.zeros_like(part.base)
-    for weight, mean, information, vector in zip(
-        weights, precomputed, part.statistics, part.vectors, strict=True
+    for donor, (weight, information, vector) in enumerate(
+        zip(weights, part.statistics, part.vectors, strict=True)
     ):
-        share = (information / mean + params.floor) * (weight * (1.0 if params.balance else mean))
+        share = _floor(params, information, precomputed.means[donor]) * (
+            weight * _balance(params, precomputed, donor)
+        )
         total.addcmul_(share, vector)
         divisor.add_(share)
     return total.div_(divisor)
+
+
+def _floor(params: FisherParams, information: torch.Tensor, mean: float) -> torch.Tensor:
+    """Returns the information over its mean (``share``), or the bare one, with the floor."""
+    if params.floor_as == "share":
+        return information / mean + params.floor
+    if params.floor_as == "added":
+        return information + params.floor
+    return information.clamp_min(params.floor)
+
+
+def _balance(params: FisherParams, precomputed: FisherGlobals, donor: int) -> float:
+    """Returns the factor of what ``_floor`` returns."""
+    mean = precomputed.means[donor]
+    unit = mean if params.floor_as == "share" else 1.0
+    if params.balance == "norm":
+        return unit / (precomputed.norms[donor] + params.floor)
+    return unit / mean if params.balance else unit
 
 
 METHODS.register(

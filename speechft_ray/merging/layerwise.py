@@ -23,6 +23,18 @@ from speechft_ray.merging.param_reader import ParamReader, ParamSlice
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
+PARTS = {
+    "q": r"\.(q_proj|linear_q|query)\.",
+    "k": r"\.(k_proj|linear_k|key)\.",
+    "v": r"\.(v_proj|linear_v|value)\.",
+    "out": r"\.(out_proj|linear_out|o_proj)\.",
+    "ffn": r"\.(fc1|fc2|feed_forward|ffn\d?)\.",
+    "norms": r"norm\d?\.",
+}
+"""Patterns of the names of a layer's parts, in fairseq, s3prl and transformers; the first that
+matches counts."""
+
+
 class LayerwiseParams(AveragedParams):
     """Parameters of the layer-wise merge; the defaults give ``linear``."""
 
@@ -34,6 +46,18 @@ class LayerwiseParams(AveragedParams):
     """Factor of the positional convolution."""
     rest: Share = 1.0
     """Factor of everything else: projections and norms outside of layers."""
+    q: Share = 1.0
+    """Factor of the attention's query projections, which multiplies that of their layer."""
+    k: Share = 1.0
+    """Factor of the key projections, likewise."""
+    v: Share = 1.0
+    """Factor of the value projections, likewise."""
+    out: Share = 1.0
+    """Factor of the attention's output projections, likewise."""
+    ffn: Share = 1.0
+    """Factor of the feed-forward layers, likewise."""
+    norms: Share = 1.0
+    """Factor of the norms in layers, likewise."""
     layer_pattern: str = ENCODER_LAYER
     """Regular expression whose group ``layer`` is the number of the layer in a parameter's name."""
     front_end_pattern: str = r"(^|\.)feature_extractor\."
@@ -55,9 +79,19 @@ class LayerwiseParams(AveragedParams):
 
 
 def precompute(params: LayerwiseParams, reader: ParamReader) -> None:
-    """Raises ``UserError`` when the number of factors is not that of the layers, or when there is
-    no layer."""
-    layers = count_layers((group.name for group in reader.groups), params.layer_pattern)
+    """Raises ``UserError`` when the number of factors is not that of the layers, when there is no
+    layer, or when a part of the layers with a factor matches no parameter."""
+    names = [group.name for group in reader.groups]
+    layers = count_layers(names, params.layer_pattern)
+    present = {
+        find_part(name) for name in names if layer_of(name, params.layer_pattern) is not None
+    }
+    absent = [part for part in PARTS if getattr(params, part) != 1.0 and part not in present]
+    if absent:
+        raise UserError(
+            f"`{absent[0]}` of merge method `layerwise` matches no parameter in the layers of the "
+            f"base: it looks for names with `{PARTS[absent[0]]}`. Leave it out."
+        )
     if isinstance(params.layers, tuple) and len(params.layers) != layers:
         raise UserError(
             f"`layers` of merge method `layerwise` must have {layers} factors, one for each layer "
@@ -76,10 +110,17 @@ def compute_factor(params: LayerwiseParams, name: str) -> float:
     """Returns the factor of a parameter."""
     layer = layer_of(name, params.layer_pattern)
     if layer is not None:
-        return params.layers[layer] if isinstance(params.layers, tuple) else params.layers
+        factor = params.layers[layer] if isinstance(params.layers, tuple) else params.layers
+        part = find_part(name)
+        return factor * float(getattr(params, part)) if part else factor
     if re.search(params.front_end_pattern, name):
         return params.front_end
     return params.position if re.search(params.position_pattern, name) else params.rest
+
+
+def find_part(name: str) -> str | None:
+    """Returns the part of its layer that a parameter belongs to; ``None`` where it is in none."""
+    return next((part for part, pattern in PARTS.items() if re.search(pattern, name)), None)
 
 
 METHODS.register(

@@ -27,8 +27,12 @@ from tests.merging.toy_states import (
     to_float32,
 )
 
-EXAMPLES: Mapping[str, Mapping[str, Any]] = {"wudi": {"steps": 20}}
-"""Parameters of a method that differ from its defaults here, to save time."""
+EXAMPLES: Mapping[str, Mapping[str, Any]] = {"pcb": {"ratio": 0.8}, "wudi": {"steps": 20}}
+"""Parameters of a method that differ from its defaults here: the toy states are so small that PCB
+would change few of their tensors, and WUDI is slow."""
+
+CHANGES_A_LONE_DONOR = {"arcee_fusion", "iso_c", "iso_cts", "pcb"}
+"""Methods that have no setting at which a lone donor comes back."""
 
 
 def run_merge(
@@ -85,11 +89,12 @@ def test_donor_order_does_not_matter(method: str) -> None:
         return  # statistics belong to donors; tests/merging/test_references.py reverses both
     params = {} if kind.symmetric else kind.neutral
     donors = DONORS[: kind.donors(validate_params(method, {}))[1]]
-    forward, backward = (
-        run_merge(method, BASE, order, params=params) for order in (donors, donors[::-1])
-    )
-    for key, tensor in forward.items():
-        torch.testing.assert_close(tensor, backward[key], rtol=0, atol=2e-6)
+    if kind.symmetric or kind.neutral is not None:
+        forward, backward = (
+            run_merge(method, BASE, order, params=params) for order in (donors, donors[::-1])
+        )
+        for key, tensor in forward.items():
+            torch.testing.assert_close(tensor, backward[key], rtol=0, atol=2e-6)
     if not kind.symmetric:
         assert not torch.equal(
             run_merge(method, BASE, donors)["encoder.layers.0.weight"],
@@ -188,8 +193,11 @@ def test_mismatched_donors_are_refused(method: str) -> None:
 
 
 def test_broken_donors_are_refused(method: str) -> None:
-    with pytest.raises(UserError, match="donor 2 has NaN or infinite values in 1 parameters: gain"):
-        run_merge(method, BASE, [DONORS[0], {**DONORS[1], "gain": torch.tensor([float("nan")])}])
+    donors = DONORS[: METHODS.get(method).donors(validate_params(method, {}))[1]]
+    broken = {**donors[-1], "gain": torch.tensor([float("nan")])}
+    message = f"donor {len(donors)} has NaN or infinite values in 1 parameters: gain"
+    with pytest.raises(UserError, match=message):
+        run_merge(method, BASE, [*donors[:-1], broken])
 
 
 def test_a_repeated_merge_has_the_same_bits(method: str) -> None:
@@ -200,7 +208,7 @@ def test_a_lone_donor_is_reached_bit_for_bit_at_the_neutral_setting(method: str)
     neutral = METHODS.get(method).neutral
     if neutral is None:  # it cannot hand a lone donor back
         fewest, _ = METHODS.get(method).donors(validate_params(method, {}))
-        assert fewest > 1 or method == "iso_c"
+        assert fewest > 1 or method in CHANGES_A_LONE_DONOR
         return
     base, donor = make_state(0), make_state(9)  # far apart: base + (donor - base) would round
     base["zero"], donor["zero"] = (

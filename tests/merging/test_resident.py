@@ -25,7 +25,7 @@ from tests.merging.toy_states import (
     make_statistics,
 )
 
-Rank = Callable[[int], int]
+Rank = Callable[[int, int], int]
 
 MORE: dict[str, list[dict[str, Any]]] = {
     "linear": [{"weights": [0.2, 0.5]}, {"precision": "float64"}],
