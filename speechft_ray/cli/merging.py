@@ -26,7 +26,8 @@ def merge(
         str | None, typer.Option(help="Pre-trained encoder, or any safetensors file.")
     ] = None,
     donor: Annotated[
-        list[str] | None, typer.Option(help="Model tuned from the base; may be repeated.")
+        list[str] | None,
+        typer.Option(help="Model tuned from the base, or a LoRA folder; may be repeated."),
     ] = None,
     param: Annotated[
         list[str] | None,
@@ -35,6 +36,12 @@ def merge(
     alpha: Annotated[float, typer.Option(help="0 is the base, 1 the whole merge.")] = 1.0,
     out: Annotated[
         Path | None, typer.Option(help="File to write (.safetensors), or a folder for an encoder.")
+    ] = None,
+    recipe: Annotated[
+        Path | None, typer.Option(help="Merge as this mergekit YAML file says; with --out alone.")
+    ] = None,
+    write_recipe: Annotated[
+        Path | None, typer.Option(help="Write the merge as this mergekit YAML file instead.")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace --out when it exists.")] = False,
     show: Annotated[
@@ -46,16 +53,43 @@ def merge(
     if show:
         Console().print(_method_table())
         return
-    if method is None or base is None or not donor or out is None:
+    if recipe is not None:
+        _merge_from_recipe(recipe, alpha, out, force, others=[method, base, donor, param])
+        return
+    if method is None or base is None or not donor or (out is None and write_recipe is None):
         raise UserError(
             "a merge needs METHOD, --base, at least one --donor and --out; "
             "`speechft merge --list` shows the methods."
         )
+    if write_recipe is not None:
+        from speechft_ray.commands.recipes import write_recipe as write
+
+        params = parse_options(param or [], "--param")
+        write(method, params, base, donor, alpha, write_recipe, replace=force)
+        print(write_recipe)
+        return
+    assert out is not None
     from speechft_ray.commands.merge import merge_models
 
     merge_models(
         method, parse_options(param or [], "--param"), base, donor, alpha, out, replace=force
     )
+    print(out)
+
+
+def _merge_from_recipe(
+    recipe: Path, alpha: float, out: Path | None, force: bool, others: list[Any]
+) -> None:
+    from speechft_ray.commands.recipes import merge_from_recipe
+
+    if out is None:
+        raise UserError("--recipe needs --out.")
+    if any(others):
+        raise UserError(
+            "--recipe names the method, the models and their parameters: give neither METHOD nor "
+            "--base, --donor or --param beside it."
+        )
+    merge_from_recipe(recipe, alpha, out, replace=force)
     print(out)
 
 

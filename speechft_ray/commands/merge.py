@@ -7,9 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
+from speechft_ray.commands.adapters import (
+    ADD_WEIGHTED_ADAPTER,
+    check_combination,
+    make_combined_donor,
+)
+from speechft_ray.commands.merge_models import has_adapter, is_plain, plain_path
 from speechft_ray.core.errors import UserError
 from speechft_ray.merging.algebra import check_alpha
 from speechft_ray.merging.base import METHODS, validate_params
@@ -28,22 +33,28 @@ def merge_models(
 
     Safetensors files without this package's manifest are merged tensor by tensor, whatever model
     they hold. All other inputs are read as encoders, by name or path, and the result is written as
-    an encoder. Raises ``UserError`` for parameters, files, disks and models that do not fit, before
-    anything is computed where possible.
+    an encoder. Donors may be folders of LoRA adapters of the base; the method
+    ``add_weighted_adapter`` combines adapters as peft does.
+
+    Raises ``UserError`` for parameters, files, disks and models that do not fit, before anything is
+    computed where possible.
     """
     # Check everything that needs no tensor.
-    validate_params(method, params, donors=len(donors))
+    if method == ADD_WEIGHTED_ADAPTER:
+        check_combination(params, donors)
+    else:
+        validate_params(method, params, donors=len(donors))
+        _refuse_statistics(method)
     check_alpha(alpha)
-    _refuse_statistics(method)
-    _check_paths(base, donors, out, replace)
-    if METHODS.get(method).blockwise:
+    check_paths(base, donors, out, replace)
+    if method != ADD_WEIGHTED_ADAPTER and METHODS.get(method).blockwise:
         # Blocks are too small to share, and waiting threads would occupy the other cores.
         torch.set_num_threads(1)
     # A plain base makes a plain result, any other base an encoder.
-    if is_plain(base):
+    if is_plain(base) and not any(has_adapter(donor) for donor in donors):
         from speechft_ray.merging.streaming import merge_files
 
-        paths = [_plain_path(item) for item in (base, *donors)]
+        paths = [plain_path(item) for item in (base, *donors)]
         if out.suffix != ".safetensors":
             raise UserError(
                 f"{out} must end in .safetensors, since the base {base} is a plain safetensors "
@@ -51,41 +62,18 @@ def merge_models(
             )
         merge_files(method, params, paths[0], paths[1:], alpha, out)
     else:
-        _merge_encoders(method, params, base, donors, alpha, out)
+        _merge_in_memory(method, params, base, donors, alpha, out)
 
 
 def read_state(name_or_path: str) -> Mapping[str, torch.Tensor]:
     """Returns the tensors of an encoder, or of a plain safetensors file. Raises ``UserError`` for
     what cannot be read."""
     if is_plain(name_or_path):
-        state: dict[str, torch.Tensor] = load_file(_plain_path(name_or_path))
+        state: dict[str, torch.Tensor] = load_file(plain_path(name_or_path))
         return state
     from speechft_ray.speech.checkpoints.load import load_encoder
 
     return load_encoder(name_or_path).state
-
-
-def is_plain(name_or_path: str) -> bool:
-    """Whether this is a safetensors file without this package's manifest."""
-    path = Path(name_or_path).expanduser()
-    if path.suffix != ".safetensors" or not path.is_file():
-        return False
-    try:
-        with safe_open(path, framework="pt") as file:
-            return "speechft_ray" not in (file.metadata() or {})
-    except (SafetensorError, OSError) as error:
-        raise UserError(
-            f"{path} is not a whole safetensors file ({error}). Copy it again from where it came."
-        ) from error
-
-
-def _plain_path(name: str) -> Path:
-    path = Path(name).expanduser()
-    if path.suffix != ".safetensors" or not path.is_file():
-        raise UserError(
-            f"{name} is not a safetensors file, which it must be, since the base is a plain one."
-        )
-    return path
 
 
 def _refuse_statistics(method: str) -> None:
@@ -98,7 +86,7 @@ def _refuse_statistics(method: str) -> None:
         )
 
 
-def _check_paths(base: str, donors: Sequence[str], out: Path, replace: bool) -> None:
+def check_paths(base: str, donors: Sequence[str], out: Path, replace: bool) -> None:
     """Raises ``UserError`` for inputs that are the same file, and for an output that is an input,
     exists or has no folder."""
     labels = {_resolve(base): "the base"}
@@ -131,7 +119,7 @@ def _resolve(name: str) -> str:
     return str(path.resolve()) if path.exists() else name
 
 
-def _merge_encoders(
+def _merge_in_memory(
     method: str,
     params: Mapping[str, Any],
     base: str,
@@ -139,35 +127,16 @@ def _merge_encoders(
     alpha: float,
     out: Path,
 ) -> None:
+    from speechft_ray.commands.merge_models import read_models, write_merged
     from speechft_ray.merging.algebra import merge
     from speechft_ray.merging.streaming import check_disk_space
-    from speechft_ray.speech.checkpoints.load import load_encoder, weights_fingerprint
-    from speechft_ray.speech.checkpoints.safetensors_dir import write_encoder
-    from speechft_ray.speech.encoders.base import FAMILIES, EncoderWeights
 
-    base_encoder, *donor_encoders = (load_encoder(name) for name in (base, *donors))
-    family = base_encoder.family
-    others = [
-        f"donor {index + 1} ({donor.family})"
-        for index, donor in enumerate(donor_encoders)
-        if donor.family != family
-    ]
-    if others:
-        raise UserError(
-            f"the base is of the family {family}, but not {', '.join(others)}: "
-            "merge models of one family."
-        )
-    check_disk_space(out, sum(4 * tensor.numel() for tensor in base_encoder.state.values()))
-    protected = FAMILIES.get(family).pretraining_only_prefixes
-    donor_states = [donor.state for donor in donor_encoders]
-    state = merge(method, params, base_encoder.state, donor_states, alpha, protected)
-    merged = EncoderWeights(family=family, config=base_encoder.config, state=state)
-    provenance = {
-        "by": "speechft merge",
-        "method": method,
-        "params": dict(params),
-        "alpha": alpha,
-        "base": weights_fingerprint(base_encoder),
-        "donors": [weights_fingerprint(donor) for donor in donor_encoders],
-    }
-    write_encoder(out, merged, provenance)
+    models = read_models(base, [] if method == ADD_WEIGHTED_ADAPTER else donors)
+    check_disk_space(out, sum(4 * tensor.numel() for tensor in models.base.values()))
+    states, kind, options = models.donors, method, params
+    if method == ADD_WEIGHTED_ADAPTER:
+        checked = check_combination(params, donors)
+        states, kind, options = (make_combined_donor(checked, donors, models.base),), "linear", {}
+    state = merge(kind, options, models.base, states, alpha, models.protected_prefixes())
+    provenance = {"method": method, "params": dict(params), "alpha": alpha}
+    write_merged(models, state, out, provenance)

@@ -20,6 +20,9 @@ class SceParams(MergeParams):
     density: Annotated[float, Field(gt=0, le=1)] = 0.1
     """Share of the positions with variance across donors that is selected, the largest variances
     first (the paper's tau, 10 %; mergekit's ``select_topk``, 1). 1 and a lone donor select all."""
+    equal_below: Annotated[float, Field(ge=0)] = 0.0
+    """Sum of the mean squares below which donors count equally (mergekit: 1e-6, which whole tensors
+    stay below after a fine-tuning of small changes)."""
 
 
 def combine(params: SceParams, precomputed: None, part: ParamSlice) -> torch.Tensor:
@@ -32,9 +35,8 @@ def combine(params: SceParams, precomputed: None, part: ParamSlice) -> torch.Ten
     )
     squares = [float(value.double().square().mean()) if value.numel() else 0.0 for value in values]
     total = math.fsum(squares)
-    # mergekit takes equal weights below 1e-6 in all; a fine-tuning of small changes
-    # stays below that in whole tensors.
-    weights = [square / total for square in squares] if total else [1.0] * len(values)
+    unequal = total > 0.0 and total >= params.equal_below
+    weights = [square / total for square in squares] if unequal else [1.0] * len(values)
     return compute_agreeing_mean(
         values, weights, elect(values, "mass"), zero_is_positive=True, divide=True
     )

@@ -105,7 +105,8 @@ def iso_cts(vectors: Sequence[Model], common: float) -> Model:
             values.append(value[:own])
             rights.append(right[:own])
         flat = np.mean(np.concatenate(values))
-        return flat * polar(np.concatenate(lefts, axis=1)) @ polar(np.concatenate(rights))
+        merged = polar(np.concatenate(lefts, axis=1)) @ polar(np.concatenate(rights))
+        return np.asarray(flat * merged)
 
     return map_tensors(vectors, merge)
 
@@ -200,12 +201,8 @@ def star(vectors: Sequence[Model], share: float) -> Model:
 def metagpt(vectors: Sequence[Model]) -> Model:
     """arXiv 2406.11385: lambda_i = |d_i|^2 / sum_j |d_j|^2."""
     squares = [sum(float(np.sum(t**2)) for t in model.values()) for model in vectors]
-    return map_tensors(
-        vectors,
-        lambda tensors: sum(
-            square / sum(squares) * t for square, t in zip(squares, tensors, strict=True)
-        ),
-    )
+    shares = [square / sum(squares) for square in squares]
+    return map_tensors(vectors, lambda tensors: np.average(tensors, axis=0, weights=shares))
 
 
 def consensus(vectors: Sequence[Model], threshold: float, least: int) -> Model:

@@ -1,0 +1,185 @@
+"""Reads the models of a merge and writes its result: encoders, adapters of one, plain files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+
+from speechft_ray.commands.adapters import is_adapter, read_adapter
+from speechft_ray.core.errors import UserError
+from speechft_ray.core.fingerprint import file_sha256
+
+if TYPE_CHECKING:
+    from speechft_ray.speech.encoders.base import EncoderWeights
+
+StateDict = Mapping[str, torch.Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MergeModels:
+    """The models of a merge in memory."""
+
+    base: StateDict
+    donors: tuple[StateDict, ...]
+    encoder: EncoderWeights | None
+    """The base where it is an encoder; ``None`` for a plain safetensors file."""
+    fingerprints: tuple[str, ...]
+    """Of the base and of each donor."""
+
+    def protected_prefixes(self) -> tuple[str, ...]:
+        """Returns the prefixes of parameters that keep the base's values."""
+        from speechft_ray.speech.encoders.base import FAMILIES
+
+        if self.encoder is None:
+            return ()
+        return tuple(FAMILIES.get(self.encoder.family).pretraining_only_prefixes)
+
+
+def is_plain(name_or_path: str) -> bool:
+    """Whether this is a safetensors file without this package's manifest."""
+    path = Path(name_or_path).expanduser()
+    if path.suffix != ".safetensors" or not path.is_file():
+        return False
+    try:
+        with safe_open(path, framework="pt") as file:
+            return "speechft_ray" not in (file.metadata() or {})
+    except (SafetensorError, OSError) as error:
+        raise UserError(
+            f"{path} is not a whole safetensors file ({error}). Copy it again from where it came."
+        ) from error
+
+
+def plain_path(name: str) -> Path:
+    """Returns the path of a plain donor. Raises ``UserError`` for anything else."""
+    path = Path(name).expanduser()
+    if path.suffix != ".safetensors" or not path.is_file():
+        raise UserError(
+            f"{name} is not a safetensors file, which it must be, since the base is a plain one."
+        )
+    return path
+
+
+def read_models(base: str, donors: Sequence[str]) -> MergeModels:
+    """Reads all models of a merge into memory: encoders when the base is one, else plain files.
+
+    A donor may be the folder of a LoRA adapter, or ``MODEL+ADAPTER`` as mergekit writes it. Raises
+    ``UserError`` for what cannot be read, and for models of different families.
+    """
+    if is_plain(base):
+        path = plain_path(base)
+        start: StateDict = load_file(path)
+        states, marks = [], [file_sha256(path)]
+        for donor in donors:
+            state, mark = _read_plain_donor(donor, start)
+            states.append(state)
+            marks.append(mark)
+        return MergeModels(
+            base=start, donors=tuple(states), encoder=None, fingerprints=tuple(marks)
+        )
+    from speechft_ray.speech.checkpoints.load import load_encoder, weights_fingerprint
+
+    encoder = load_encoder(base)
+    states, marks, others = [], [weights_fingerprint(encoder)], []
+    for number, donor in enumerate(donors, start=1):
+        whole, adapter = _split_adapter(donor)
+        tuned = load_encoder(whole) if whole else encoder
+        if tuned.family != encoder.family:
+            others.append(f"donor {number} ({tuned.family})")
+        state, mark = tuned.state, weights_fingerprint(tuned)
+        if adapter:
+            state, mark = _add_adapter(adapter, state), _adapter_fingerprint(adapter)
+        states.append(state)
+        marks.append(mark)
+    if others:
+        raise UserError(
+            f"the base is of the family {encoder.family}, but not {', '.join(others)}: "
+            "merge models of one family."
+        )
+    return MergeModels(
+        base=encoder.state, donors=tuple(states), encoder=encoder, fingerprints=tuple(marks)
+    )
+
+
+def write_merged(
+    models: MergeModels,
+    state: StateDict,
+    out: Path,
+    provenance: Mapping[str, Any],
+    dtype: torch.dtype | None = None,
+) -> None:
+    """Writes a merged model, whole or not at all: an encoder where the base is one, else a plain
+    safetensors file.
+
+    ``dtype``: number type that floating-point values are rounded to. A plain file holds them in
+    that type; an encoder holds them in float32. Raises ``UserError`` for a plain file whose name
+    does not end in .safetensors.
+    """
+    from speechft_ray.core.files import atomic_write
+
+    def convert(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
+
+    rounded = {name: convert(tensor) for name, tensor in state.items()}
+    if models.encoder is None:
+        from safetensors.torch import save_file
+
+        if out.suffix != ".safetensors":
+            raise UserError(
+                f"{out} must end in .safetensors, since the base is a plain safetensors file."
+            )
+        with atomic_write(out) as temporary:
+            save_file({name: tensor.contiguous() for name, tensor in rounded.items()}, temporary)
+        return
+    from speechft_ray.speech.checkpoints.safetensors_dir import write_encoder
+    from speechft_ray.speech.encoders.base import EncoderWeights
+
+    merged = EncoderWeights(
+        family=models.encoder.family,
+        config=models.encoder.config,
+        state={name: tensor.to(state[name].dtype) for name, tensor in rounded.items()},
+    )
+    base, *donors = models.fingerprints
+    write_encoder(
+        out, merged, {"by": "speechft merge", **provenance, "base": base, "donors": donors}
+    )
+
+
+def has_adapter(name: str) -> bool:
+    """Whether a donor is an adapter, or a model with one (``MODEL+ADAPTER``)."""
+    return bool(_split_adapter(name)[1])
+
+
+def _split_adapter(name: str) -> tuple[str, str]:
+    """Returns the whole model and the adapter in the name of a donor, either of them empty."""
+    if is_adapter(name):
+        return "", name
+    model, plus, adapter = name.rpartition("+")
+    if plus and is_adapter(adapter) and not Path(name).expanduser().exists():
+        return model, adapter
+    return name, ""
+
+
+def _read_plain_donor(name: str, base: StateDict) -> tuple[StateDict, str]:
+    whole, adapter = _split_adapter(name)
+    state: StateDict = load_file(plain_path(whole)) if whole else base
+    if not adapter:
+        return state, file_sha256(plain_path(whole))
+    return _add_adapter(adapter, state), _adapter_fingerprint(adapter)
+
+
+def _add_adapter(folder: str, state: StateDict) -> StateDict:
+    from speechft_ray.merging.adapters import apply_adapter
+
+    return apply_adapter(read_adapter(folder, state), state)
+
+
+def _adapter_fingerprint(folder: str) -> str:
+    from speechft_ray.commands.adapters import WEIGHTS
+
+    return file_sha256(Path(folder).expanduser() / WEIGHTS)
