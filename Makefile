@@ -64,9 +64,11 @@ $(FAIRSEQ)/ready: tests/peers/fairseq.txt
 
 peers: $(PEERS)/installed
 
-# What the peer computes on small inputs, kept in tests/data/merging_peers so that the tests need no peer.
+# What the peer computes on small inputs, kept in tests/data/merging_peers and merging_recipes so that the tests need no peer.
 peer-references: peers
 	$(PEERS)/bin/python tests/peers/make_merge_references.py
+	$(BIN)/python -m tests.merging.recipe_cases
+	$(PEERS)/bin/python tests/peers/make_recipe_references.py
 
 # torch comes first, at our own version: the build that is at hand is kept then.
 $(PEERS)/installed: constraints.txt

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from pydantic import BaseModel, ConfigDict
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -15,11 +14,11 @@ from safetensors.torch import load_file
 from speechft_ray.core.errors import UserError
 from speechft_ray.core.validation import validate
 from speechft_ray.merging.adapters import Adapter, apply_adapter, combine_adapters, parse_adapter
+from speechft_ray.merging.alignment import StateDict
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 ADD_WEIGHTED_ADAPTER = "add_weighted_adapter"
 """peft's name for the combination of adapters, as METHOD of ``speechft merge``."""
-StateDict = Mapping[str, torch.Tensor]
 
 
 class CombinationParams(BaseModel):
@@ -80,7 +79,7 @@ def check_combination(params: Mapping[str, Any], donors: Sequence[str]) -> Combi
 
 def make_combined_donor(
     params: CombinationParams, donors: Sequence[str], base: StateDict
-) -> dict[str, torch.Tensor]:
+) -> StateDict:
     """Returns the donor that peft's combination of the adapters makes of the base."""
     adapters = [read_adapter(donor, base) for donor in donors]
     combined = combine_adapters(

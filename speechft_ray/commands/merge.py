@@ -137,6 +137,6 @@ def _merge_in_memory(
     if method == ADD_WEIGHTED_ADAPTER:
         checked = check_combination(params, donors)
         states, kind, options = (make_combined_donor(checked, donors, models.base),), "linear", {}
-    state = merge(kind, options, models.base, states, alpha, models.protected_prefixes())
+    state = merge(kind, options, models.base, states, alpha, models.list_protected_prefixes())
     provenance = {"method": method, "params": dict(params), "alpha": alpha}
     write_merged(models, state, out, provenance)

@@ -7,18 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
 from speechft_ray.commands.adapters import is_adapter, read_adapter
 from speechft_ray.core.errors import UserError
 from speechft_ray.core.fingerprint import file_sha256
+from speechft_ray.merging.alignment import StateDict
 
 if TYPE_CHECKING:
     from speechft_ray.speech.encoders.base import EncoderWeights
-
-StateDict = Mapping[str, torch.Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +30,7 @@ class MergeModels:
     fingerprints: tuple[str, ...]
     """Of the base and of each donor."""
 
-    def protected_prefixes(self) -> tuple[str, ...]:
+    def list_protected_prefixes(self) -> tuple[str, ...]:
         """Returns the prefixes of parameters that keep the base's values."""
         from speechft_ray.speech.encoders.base import FAMILIES
 
@@ -107,25 +105,15 @@ def read_models(base: str, donors: Sequence[str]) -> MergeModels:
 
 
 def write_merged(
-    models: MergeModels,
-    state: StateDict,
-    out: Path,
-    provenance: Mapping[str, Any],
-    dtype: torch.dtype | None = None,
+    models: MergeModels, state: StateDict, out: Path, provenance: Mapping[str, Any]
 ) -> None:
     """Writes a merged model, whole or not at all: an encoder where the base is one, else a plain
-    safetensors file.
+    safetensors file with the number types of ``state``.
 
-    ``dtype``: number type that floating-point values are rounded to. A plain file holds them in
-    that type; an encoder holds them in float32. Raises ``UserError`` for a plain file whose name
-    does not end in .safetensors.
+    Raises ``UserError`` for a plain file whose name does not end in .safetensors.
     """
     from speechft_ray.core.files import atomic_write
 
-    def convert(tensor: torch.Tensor) -> torch.Tensor:
-        return tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
-
-    rounded = {name: convert(tensor) for name, tensor in state.items()}
     if models.encoder is None:
         from safetensors.torch import save_file
 
@@ -134,7 +122,7 @@ def write_merged(
                 f"{out} must end in .safetensors, since the base is a plain safetensors file."
             )
         with atomic_write(out) as temporary:
-            save_file({name: tensor.contiguous() for name, tensor in rounded.items()}, temporary)
+            save_file({name: tensor.contiguous() for name, tensor in state.items()}, temporary)
         return
     from speechft_ray.speech.checkpoints.safetensors_dir import write_encoder
     from speechft_ray.speech.encoders.base import EncoderWeights
@@ -142,7 +130,7 @@ def write_merged(
     merged = EncoderWeights(
         family=models.encoder.family,
         config=models.encoder.config,
-        state={name: tensor.to(state[name].dtype) for name, tensor in rounded.items()},
+        state={name: tensor.to(models.base[name].dtype) for name, tensor in state.items()},
     )
     base, *donors = models.fingerprints
     write_encoder(

@@ -12,7 +12,7 @@ from speechft_ray.core.errors import UserError
 from speechft_ray.core.files import atomic_write
 from speechft_ray.merging._mergekit_out import format_recipe
 from speechft_ray.merging.algebra import check_alpha
-from speechft_ray.merging.recipe_merge import merge_by_recipe
+from speechft_ray.merging.recipe_merge import merge_by_recipe, round_state
 from speechft_ray.merging.recipes import Recipe, parse_recipe
 
 
@@ -34,21 +34,19 @@ def merge_from_recipe(file: Path, alpha: float, out: Path, replace: bool = False
     models = read_models(recipe.reference(), others)
     states = dict(zip((recipe.reference(), *others), (models.base, *models.donors), strict=True))
     try:
-        state = merge_by_recipe(recipe, states, alpha, models.protected_prefixes())
+        state = merge_by_recipe(recipe, states, alpha, models.list_protected_prefixes())
     except UserError as error:
         raise UserError(f"{file}: {error}") from error
-    write_merged(models, state, out, {"recipe": file.name, "alpha": alpha}, recipe.dtype)
+    write_merged(models, round_state(state, recipe), out, {"recipe": file.name, "alpha": alpha})
 
 
 def read_recipe(file: Path) -> Recipe:
     """Reads a mergekit file. Raises ``UserError``, with its name, for what it may not hold."""
-    import yaml
-
-    from speechft_ray.sweep.space_file import load_yaml
+    from speechft_ray.sweep.yaml_text import YamlError, load_yaml
 
     try:
         raw = load_yaml(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, YamlError) as error:
         raise UserError(f"{file} cannot be read as YAML ({error}).") from error
     try:
         return parse_recipe(raw)

@@ -73,6 +73,16 @@ def merge_by_recipe(
     return {name: merged[name] for name in base}
 
 
+def round_state(state: StateDict, recipe: Recipe) -> dict[str, torch.Tensor]:
+    """Returns the state with its floating-point values in the number type of the recipe."""
+    return {
+        name: tensor.to(recipe.dtype)
+        if recipe.dtype is not None and tensor.is_floating_point()
+        else tensor
+        for name, tensor in state.items()
+    }
+
+
 def _resolve_name(recipe: Recipe, name: str, layer: int | None, count: int) -> Conversion:
     peer = PEER_METHODS[recipe.method]
     part = next(

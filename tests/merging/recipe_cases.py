@@ -142,6 +142,7 @@ RECIPES: dict[str, str] = {
             }
             for donor, at in zip(DONORS, (0.5, 0.3, 0.4), strict=True)
         ],
+        BASE,
         **{"lambda": 0.8},
     ),
     "ties_gradients": TIES_GRADIENT,

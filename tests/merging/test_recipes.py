@@ -22,6 +22,7 @@ from speechft_ray.merging.algebra import merge
 from speechft_ray.merging.recipe_merge import merge_by_recipe, resolve
 from speechft_ray.merging.recipes import parse_recipe
 from tests.merging.recipe_cases import BASE, DONORS, EXPORTS, FOLDER, RECIPES
+from tests.merging.test_peers import prefix_with
 
 TOLERANCE = 2e-6
 """Rounding of float32 values of size 1 to 4; both sides add and divide in another order."""
@@ -37,7 +38,7 @@ def assert_near(actual: StateDict, expected: StateDict) -> None:
     assert list(actual) == list(expected) or set(actual) == set(expected)
     for key, tensor in expected.items():
         torch.testing.assert_close(
-            actual[key], tensor, rtol=0, atol=TOLERANCE, msg=lambda text, key=key: f"{key}: {text}"
+            actual[key], tensor, rtol=0, atol=TOLERANCE, msg=prefix_with(key)
         )
 
 
@@ -93,10 +94,10 @@ def test_a_gradient_is_interpolated_over_the_layers() -> None:
     }
     raw["models"][0]["parameters"]["weight"][1] = {"value": 7}  # type: ignore[index]
     names = [f"encoder.layers.{layer}.fc1.weight" for layer in range(5)]
-    found = resolve(parse_recipe(raw), [*names, "encoder.layer_norm.weight"])
-    weights = [found[name].params.get("weights", [0.0])[0] for name in names]
+    settings = resolve(parse_recipe(raw), [*names, "encoder.layer_norm.weight"])
+    weights = [settings[name].params.get("weights", [0.0])[0] for name in names]
     assert weights == pytest.approx([0.0, 0.025, 0.05, 0.075, 0.1])
-    assert found["encoder.layer_norm.weight"].params["weights"] == [7.0]
+    assert settings["encoder.layer_norm.weight"].params["weights"] == [7.0]
 
 
 def make(**changes: Any) -> dict[str, Any]:
@@ -155,7 +156,10 @@ def test_what_a_recipe_may_not_hold_is_named(raw: Any, message: str) -> None:
             "the filter `mlp` is part of no parameter's name",
         ),
         ({"models": [{"model": "a", "parameters": {"weight": "much"}}]}, "`much` is no number"),
-        ({"models": [{"model": "a", "parameters": {"weight": 1, "density": 0}}]}, "drops the whole"),
+        (
+            {"models": [{"model": "a", "parameters": {"weight": 1, "density": 0}}]},
+            "drops the whole",
+        ),
     ],
 )
 def test_settings_that_do_not_resolve_are_named(changes: dict[str, Any], message: str) -> None:

@@ -53,9 +53,7 @@ def make_inputs() -> None:
     source = torch.Generator().manual_seed(SEED)
 
     def draw() -> dict[str, torch.Tensor]:
-        return {
-            key: torch.randn(shape, generator=source) for key, shape in make_shapes().items()
-        }
+        return {key: torch.randn(shape, generator=source) for key, shape in make_shapes().items()}
 
     base, common = draw(), draw()
     save_file(base, OUT / "base.safetensors")
@@ -116,13 +114,16 @@ def merge_tensor(config: MergeConfiguration, states: dict[str, Any], key: str) -
     parameters = {
         **shared,
         **{
-            name: {str(model.model.path): values[name] for model, values in by_model.items()
-                   if name in values}
+            name: {
+                str(model.model.path): values[name]
+                for model, values in by_model.items()
+                if name in values
+            }
             for name in names
         },
     }
     paths = [str(model.model.path) for model in models]
-    return merge_tensors(
+    merged: torch.Tensor = merge_tensors(
         [states[path][key] for path in paths],
         method,
         parameters=parameters,
@@ -130,6 +131,7 @@ def merge_tensor(config: MergeConfiguration, states: dict[str, Any], key: str) -
         base_index=None if config.base_model is None else models.index(config.base_model),
         name=key,
     )
+    return merged
 
 
 def main() -> None:
@@ -140,9 +142,7 @@ def main() -> None:
     inputs = {path.name: load_file(path) for path in sorted(OUT.glob("*.safetensors"))}
     files = {}
     for file in sorted(OUT.glob("*.yaml")):
-        config = MergeConfiguration.model_validate(
-            yaml.safe_load(file.read_text(encoding="utf-8"))
-        )
+        config = MergeConfiguration.model_validate(yaml.safe_load(file.read_text(encoding="utf-8")))
         # mergekit's own text of the configuration reads as the same configuration.
         assert MergeConfiguration.model_validate(yaml.safe_load(config.to_yaml())) == config
         merged = {
