@@ -104,10 +104,10 @@ def diff(
     ] = None,
 ) -> None:
     """Print the differences between two models, layer by layer."""
-    from speechft_ray.commands.merge import read_state
+    from speechft_ray.commands.merge import read_states
     from speechft_ray.merging.difference import compute_differences, draw_differences
 
-    differences = compute_differences(read_state(first), read_state(second))
+    differences = compute_differences(*read_states(first, second))
     Console().print(_difference_table(differences))
     if picture is not None:
         if not picture.parent.is_dir():

@@ -49,7 +49,7 @@ def check_objective(objective: Objective, place: Place) -> None:
     """Loads the examples of an objective, if its corpus is on disk. Raises ``UserError`` for what
     cannot be learned."""
     if _is_on_disk(objective.corpus):
-        weights, _ = start_encoder(place.encoder)
+        weights = start_encoder(place.encoder).weights
         load_objective(objective, open_corpus(objective.corpus, place), weights)
 
 

@@ -14,7 +14,14 @@ from speechft_ray.commands.adapters import (
     check_combination,
     make_combined_donor,
 )
+from speechft_ray.commands.configurations import (
+    compare_configurations,
+    compare_plain_files,
+    load_noted,
+    read_configuration_beside,
+)
 from speechft_ray.commands.merge_models import has_adapter, is_plain, plain_path
+from speechft_ray.commands.notes import print_notes
 from speechft_ray.core.errors import UserError
 from speechft_ray.merging.algebra import check_alpha
 from speechft_ray.merging.base import METHODS, validate_params
@@ -60,20 +67,32 @@ def merge_models(
                 f"{out} must end in .safetensors, since the base {base} is a plain safetensors "
                 "file."
             )
+        compare_plain_files(base, donors)
         merge_files(method, params, paths[0], paths[1:], alpha, out)
     else:
         _merge_in_memory(method, params, base, donors, alpha, out)
 
 
-def read_state(name_or_path: str) -> Mapping[str, torch.Tensor]:
-    """Returns the tensors of an encoder, or of a plain safetensors file. Raises ``UserError`` for
-    what cannot be read."""
-    if is_plain(name_or_path):
-        state: dict[str, torch.Tensor] = load_file(plain_path(name_or_path))
-        return state
-    from speechft_ray.speech.checkpoints.load import load_encoder
+def read_states(first: str, second: str) -> list[Mapping[str, torch.Tensor]]:
+    """Returns the tensors of two models, encoders or plain safetensors files.
 
-    return load_encoder(name_or_path).state
+    Prints what their loaders noted, and where only the normalisation of waveforms differs. Raises
+    ``UserError`` for what cannot be read, and for encoders that are different networks.
+    """
+    names = (first, second)
+    encoders = [None if is_plain(name) else load_noted(name) for name in names]
+    configurations = [
+        encoder or read_configuration_beside(name)
+        for name, encoder in zip(names, encoders, strict=True)
+    ]
+    notes = compare_configurations(
+        configurations[0], {"the second model": configurations[1]}, "the first model"
+    )
+    print_notes("diff", [f"{note}." for note in notes])
+    return [
+        encoder.state if encoder else load_file(plain_path(name))
+        for name, encoder in zip(names, encoders, strict=True)
+    ]
 
 
 def _refuse_statistics(method: str) -> None:

@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
 from speechft_ray.commands.adapters import is_adapter, read_adapter
+from speechft_ray.commands.configurations import compare_donors, compare_plain_files, load_noted
 from speechft_ray.core.errors import UserError
 from speechft_ray.core.fingerprint import file_sha256
 from speechft_ray.merging.alignment import StateDict
@@ -29,20 +30,24 @@ class MergeModels:
     """The base where it is an encoder; ``None`` for a plain safetensors file."""
     fingerprints: tuple[str, ...]
     """Of the base and of each donor."""
+    notes: tuple[str, ...] = ()
+    """Where donors normalise waveforms otherwise than the base."""
 
     def list_protected_prefixes(self) -> tuple[str, ...]:
         """Returns the prefixes of parameters that keep the base's values."""
-        from speechft_ray.speech.encoders.base import FAMILIES
+        from speechft_ray.speech.encoders.compatibility import find_protected_prefixes
 
-        if self.encoder is None:
-            return ()
-        return tuple(FAMILIES.get(self.encoder.family).pretraining_only_prefixes)
+        return find_protected_prefixes(self.encoder, self.donors) if self.encoder else ()
 
 
 def is_plain(name_or_path: str) -> bool:
     """Whether this is a safetensors file without this package's manifest."""
+    from speechft_ray.speech.checkpoints._safetensors import is_safetensors
+
     path = Path(name_or_path).expanduser()
     if path.suffix != ".safetensors" or not path.is_file():
+        return False
+    if not is_safetensors(path):  # a file of another format, whose reader says what is wrong
         return False
     try:
         with safe_open(path, framework="pt") as file:
@@ -67,10 +72,11 @@ def read_models(base: str, donors: Sequence[str]) -> MergeModels:
     """Reads all models of a merge into memory: encoders when the base is one, else plain files.
 
     A donor may be the folder of a LoRA adapter, or ``MODEL+ADAPTER`` as mergekit writes it. Raises
-    ``UserError`` for what cannot be read, and for models of different families.
+    ``UserError`` for what cannot be read, and for encoders that are different networks.
     """
     if is_plain(base):
         path = plain_path(base)
+        compare_plain_files(base, [_split_adapter(donor)[0] or base for donor in donors])
         start: StateDict = load_file(path)
         states, marks = [], [file_sha256(path)]
         for donor in donors:
@@ -80,27 +86,22 @@ def read_models(base: str, donors: Sequence[str]) -> MergeModels:
         return MergeModels(
             base=start, donors=tuple(states), encoder=None, fingerprints=tuple(marks)
         )
-    from speechft_ray.speech.checkpoints.load import load_encoder, weights_fingerprint
+    from speechft_ray.speech.checkpoints.load import weights_fingerprint
 
-    encoder = load_encoder(base)
-    states, marks, others = [], [weights_fingerprint(encoder)], []
-    for number, donor in enumerate(donors, start=1):
-        whole, adapter = _split_adapter(donor)
-        tuned = load_encoder(whole) if whole else encoder
-        if tuned.family != encoder.family:
-            others.append(f"donor {number} ({tuned.family})")
-        state, mark = tuned.state, weights_fingerprint(tuned)
-        if adapter:
-            state, mark = _add_adapter(adapter, state), _adapter_fingerprint(adapter)
-        states.append(state)
-        marks.append(mark)
-    if others:
-        raise UserError(
-            f"the base is of the family {encoder.family}, but not {', '.join(others)}: "
-            "merge models of one family."
-        )
+    encoder = load_noted(base)
+    parts = [_split_adapter(donor) for donor in donors]
+    encoders = [load_noted(whole) if whole else encoder for whole, _ in parts]
+    notes = compare_donors(encoder, encoders)
+    states, marks = [], [weights_fingerprint(encoder)]
+    for tuned, (_, adapter) in zip(encoders, parts, strict=True):
+        states.append(_add_adapter(adapter, tuned.state) if adapter else tuned.state)
+        marks.append(_adapter_fingerprint(adapter) if adapter else weights_fingerprint(tuned))
     return MergeModels(
-        base=encoder.state, donors=tuple(states), encoder=encoder, fingerprints=tuple(marks)
+        base=encoder.state,
+        donors=tuple(states),
+        encoder=encoder,
+        fingerprints=tuple(marks),
+        notes=notes,
     )
 
 
@@ -134,7 +135,15 @@ def write_merged(
     )
     base, *donors = models.fingerprints
     write_encoder(
-        out, merged, {"by": "speechft merge", **provenance, "base": base, "donors": donors}
+        out,
+        merged,
+        {
+            "by": "speechft merge",
+            **provenance,
+            "base": base,
+            "donors": donors,
+            **({"notes": list(models.notes)} if models.notes else {}),
+        },
     )
 
 

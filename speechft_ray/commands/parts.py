@@ -18,6 +18,7 @@ from rich.progress import (
 )
 
 import speechft_ray
+from speechft_ray.commands.notes import print_notes
 from speechft_ray.core.errors import SweepError, UserError, unknown_name
 from speechft_ray.core.fingerprint import fingerprint
 from speechft_ray.core.records import Job, Outcome, Place, Stage
@@ -80,12 +81,14 @@ def plan_inputs(place: Place) -> Inputs:
     Raises ``UserError`` for an encoder or a corpus that cannot be read.
     """
     ensure_downloaded(place.encoder)
-    _, encoder = start_encoder(place.encoder)
+    encoder = start_encoder(place.encoder)
+    print_notes(place.encoder, encoder.notes)
     return Inputs(
-        encoder=encoder,
+        encoder=encoder.fingerprint,
         corpus=lambda spec: corpus_identity(spec, place),
         resources=RESOURCES,
         version_of=component_version,
+        masks=lambda head: HEADS.get(head).masking is not None,
     )
 
 

@@ -142,7 +142,7 @@ def plan_search(spec: SweepSpec, place: Place) -> SearchPlan:
     user's own corpora."""
     check_names(spec)
     inputs = plan_sweep_inputs(spec, place)
-    weights, _ = start_encoder(place.encoder)
+    weights = start_encoder(place.encoder).weights
     plan = make_search_plan(spec, inputs, encoder_depth(weights.state))
     check_labels(spec, place)
     mistakes = _merge_mistakes(plan)
@@ -169,7 +169,7 @@ def open_proposer(plan: SearchPlan) -> GreedySoup | OptunaProposer:
 
 def check_disk(plan: SearchPlan, store: Store, place: Place) -> None:
     """Raises ``UserError`` when checkpoints, fine-tuned models and the winner would not fit."""
-    weights, _ = start_encoder(place.encoder)
+    weights = start_encoder(place.encoder).weights
     size = sum(tensor.numel() * tensor.element_size() for tensor in weights.state.values())
     runs = [key for _, key in plan.space.runs if not store.is_complete("finetune", key)]
     # Merges that later stages of chains start from, and the control alpha 1.

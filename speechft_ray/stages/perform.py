@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -25,10 +25,11 @@ from speechft_ray.core.store import Store
 from speechft_ray.finetuning.run import finetune
 from speechft_ray.merging.base import METHODS
 from speechft_ray.merging.distance import compute_relative_distance
-from speechft_ray.speech.checkpoints.load import load_encoder, weights_fingerprint
+from speechft_ray.speech.checkpoints.load import load_with_notes, weights_fingerprint
 from speechft_ray.speech.checkpoints.safetensors_dir import read_encoder, write_encoder
 from speechft_ray.speech.corpora.base import CORPORA, SPLITS, Corpus, Progress
 from speechft_ray.speech.encoders.base import FAMILIES, EncoderWeights
+from speechft_ray.speech.encoders.compatibility import check_same_network, find_protected_prefixes
 from speechft_ray.speech.features.cache import FeatureCache
 from speechft_ray.stages.merge_cache import MergeInputs, merge_with_cache
 from speechft_ray.superb.evaluate import SharedCaches
@@ -76,23 +77,34 @@ def open_corpus(spec: CorpusSpec, place: Place, progress: Progress | None = None
     return _OPEN_CORPORA[key]
 
 
+class StartEncoder(NamedTuple):
+    """The pre-trained encoder of a sweep, its fingerprint, and what its file left open (see
+    ``Checkpoint.notes``)."""
+
+    weights: EncoderWeights
+    fingerprint: str
+    notes: tuple[str, ...]
+
+
 @lru_cache(maxsize=2)
-def start_encoder(name: str) -> tuple[EncoderWeights, str]:
-    """Returns the pre-trained encoder of that name or file, and its fingerprint."""
-    weights = load_encoder(name)
-    return weights, weights_fingerprint(weights)
+def start_encoder(name: str) -> StartEncoder:
+    """Returns the pre-trained encoder of that name or file."""
+    weights, notes = load_with_notes(name)
+    return StartEncoder(weights, weights_fingerprint(weights), notes)
 
 
 def publish_start(place: Place) -> None:
     """Puts the pre-trained encoder into the store, where every node can read it; one that is
     damaged there is put anew."""
-    weights, key = start_encoder(place.encoder)
+    weights, key, notes = start_encoder(place.encoder)
     store = Store(Path(place.storage))
     if store.is_complete(START, key):
         if not store.find_damaged_files(START, key):
             return
         store.discard(START, key)
-    facts = {"family": weights.family, "from": place.encoder}
+    facts: dict[str, Any] = {"family": weights.family, "from": place.encoder}
+    if notes:
+        facts["notes"] = list(notes)
     with store.publish(START, key, facts) as folder:
         write_encoder(
             folder / ENCODER_FILE, weights, {"by": "speechft_ray run", "fingerprint": key, **facts}
@@ -208,10 +220,13 @@ def _open_merged(recipe: Mapping[str, Any], store: Store) -> Iterator[EncoderWei
     def read() -> MergeInputs:
         folders = [store.folder("finetune", key) for key in recipe["donors"]]
         files = [folder / STATISTICS_FILE for folder in folders] if needs else []
+        donors = [read_encoder(folder / file) for folder in folders]
+        check_same_network(base, dict(zip(recipe["donors"], donors, strict=True)))
+        states = [donor.state for donor in donors]
         return MergeInputs(
             base=base.state,
-            donors=[read_encoder(folder / file).state for folder in folders],
-            protected_prefixes=FAMILIES.get(base.family).pretraining_only_prefixes,
+            donors=states,
+            protected_prefixes=find_protected_prefixes(base, states),
             statistics=[load_file(file) if file.is_file() else {} for file in files],
         )
 

@@ -41,6 +41,8 @@ class Inputs:
     """Returns the identity of a corpus' content, and whether a job must make the corpus first."""
     resources: Mapping[Stage, ResourceRequest] = field(default_factory=dict)
     """What the jobs of each stage request."""
+    masks: Callable[[str], bool] = lambda head: False
+    """Whether a registered head masks frames, which trains the mask embedding."""
     version_of: Callable[[Component, str], int] = lambda component, name: 1
     """Returns the version of a registered head, merge method or task. Version 1 adds nothing to
     what is hashed, so that fingerprints from before there were versions stay."""
@@ -218,8 +220,18 @@ class PlanBuilder:
             "donors": list(donors),
             **checkpoint,
             **({"method_version": version} if version != 1 else {}),
+            **({"mask_embedding": "merged"} if any(map(self._trains_mask, donors)) else {}),
             "base": start,
         }
+
+    def _trains_mask(self, tuned: str) -> bool:
+        """Whether a run trains the mask embedding, which a merge then combines like all else.
+
+        It is part of identity, since merges once kept the base's.
+        """
+        spec: Any = self.jobs[tuned].payload["spec"]
+        heads = (objective["head"] for objective in spec["objectives"])
+        return spec.get("adapter") is None and any(map(self.inputs.masks, heads))
 
     def start(self, tuned: str) -> str:
         """Returns the encoder that a fine-tuning run starts from."""

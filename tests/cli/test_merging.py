@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from speechft_ray.cli import main
 from speechft_ray.merging.algebra import merge
 from speechft_ray.merging.base import METHODS
+from speechft_ray.speech.checkpoints.base import FORMATS
 from speechft_ray.speech.checkpoints.load import load_checkpoint
 from speechft_ray.speech.checkpoints.safetensors_dir import (
     read_encoder,
@@ -263,3 +264,109 @@ def test_diff_measures_by_layer(
     assert lines["layer 1"][2:] == measured
     assert lines["all"][1] == str(20 + 24 + 24)
     assert Path("x.png").read_bytes().startswith(b"\x89PNG")
+
+
+def write_two_encoders(folder: Path, **changes: object) -> list[str]:
+    """Writes a HuBERT and one of other options with other weights; returns the arguments of a
+    merge."""
+    base, donor = toy_hubert(), toy_hubert(1, **changes)
+    write_encoder(folder / "base.safetensors", base, {})
+    write_encoder(folder / "donor.safetensors", donor, {})
+    files = [str(folder / name) for name in ("base.safetensors", "donor.safetensors")]
+    return ["--base", files[0], "--donor", files[1], "--out", str(folder / "out.safetensors")]
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"layer_norm_first": False}, "`layer_norm_first` is false, not true"),
+        ({"extractor_mode": "layer_norm"}, "`extractor_mode` is layer_norm, not default"),
+        ({"conv_bias": True}, "`conv_bias` is true, not false"),
+        ({"activation_fn": "relu"}, "`activation_fn` is relu, not gelu"),
+        ({"encoder_attention_heads": 4}, "`encoder_attention_heads` is 4, not 2"),
+    ],
+)
+def test_another_network_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], changes: dict[str, object], sentence: str
+) -> None:
+    arguments = write_two_encoders(tmp_path, **changes)
+    assert main(["merge", "linear", *arguments]) == 2
+    assert sentence in capsys.readouterr().err
+    assert not (tmp_path / "out.safetensors").exists()
+    assert main(["diff", arguments[1], arguments[3]]) == 2
+    assert sentence in capsys.readouterr().err
+
+
+def test_other_sizes_are_told_by_names_and_shapes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = write_two_encoders(tmp_path, encoder_layers=3, layer_norm_first=False)
+    assert main(["merge", "linear", *arguments]) == 2
+    assert "does not fit the base: it has 16 that the base lacks" in capsys.readouterr().err
+
+
+def test_another_normalisation_is_said_and_recorded(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = write_two_encoders(tmp_path, dropout=0.3)
+    donor = toy_hubert(1)
+    task = {**donor.config["task_cfg"], "normalize": True}
+    config = {**donor.config, "task_cfg": task}
+    write_encoder(
+        Path(arguments[3]), EncoderWeights(family="hubert", config=config, state=donor.state), {}
+    )
+    note = (
+        "donor 1 brings waveforms to zero mean and unit variance, the base takes waveforms as they "
+        "are; the merge does it as the base."
+    )
+    assert main(["merge", "linear", *arguments]) == 0
+    assert f"note: merge: {note}" in capsys.readouterr().err
+    merged = load_checkpoint(tmp_path / "out.safetensors")
+    assert merged.provenance["notes"] == [note]
+    assert merged.weights.config["task_cfg"]["normalize"] is False
+    assert main(["diff", arguments[1], arguments[3]]) == 0
+    assert "the second model brings waveforms" in capsys.readouterr().err
+
+
+def test_plain_files_of_transformers_folders_are_compared(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, changes in (("base", {}), ("donor", {"layer_norm_first": False})):
+        FORMATS.get("hf").write(tmp_path / name, toy_hubert(**changes), {})
+        (tmp_path / name / "speechft_ray.safetensors").unlink()
+    files = [str(tmp_path / name / "model.safetensors") for name in ("base", "donor")]
+    out = str(tmp_path / "out.safetensors")
+    assert main(["merge", "linear", "--base", files[0], "--donor", files[1], "--out", out]) == 2
+    assert "`layer_norm_first` is false, not true" in capsys.readouterr().err
+    assert main(["diff", *files]) == 2
+
+
+def test_what_a_loader_guesses_is_printed_by_merge_and_diff(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, seed in (("base", 0), ("donor", 1)):
+        FORMATS.get("hf").write(tmp_path / name, toy_hubert(seed), {})
+        for file in ("speechft_ray.safetensors", "processor_config.json"):
+            (tmp_path / name / file).unlink()
+    (tmp_path / "donor" / "preprocessor_config.json").unlink()
+    base, donor = str(tmp_path / "base"), str(tmp_path / "donor")
+    guess = f"note: {donor}: waveforms are taken as not normalised: there is neither"
+    out = str(tmp_path / "out.safetensors")
+    assert main(["merge", "linear", "--base", base, "--donor", donor, "--out", out]) == 0
+    assert guess in capsys.readouterr().err
+    assert main(["diff", base, donor]) == 0
+    assert guess in capsys.readouterr().err
+
+
+def test_a_mask_embedding_that_was_trained_is_merged(tmp_path: Path) -> None:
+    base = toy_hubert()
+    state = {name: tensor + 1 for name, tensor in base.state.items()}
+    write_encoder(tmp_path / "base.safetensors", base, {})
+    donor = EncoderWeights(family="hubert", config=base.config, state=state)
+    write_encoder(tmp_path / "donor.safetensors", donor, {})
+    files = [str(tmp_path / f"{name}.safetensors") for name in ("base", "donor", "out")]
+    words = ["--base", files[0], "--donor", files[1], "--out", files[2], "--alpha", "0.25"]
+    assert main(["merge", "linear", *words]) == 0
+    merged = read_encoder(Path(files[2])).state
+    torch.testing.assert_close(merged["mask_emb"], base.state["mask_emb"] + 0.25)
+    assert torch.equal(merged["final_proj.weight"], base.state["final_proj.weight"])

@@ -163,6 +163,28 @@ def test_another_version_of_a_component_of_a_chain_reaches_its_later_stages() ->
     assert titles == {"narrow>later"}
 
 
+def test_merges_of_runs_that_train_the_mask_embedding_have_an_identity_of_their_own() -> None:
+    """Their mask embedding was the base's once; nothing else of a plan changes."""
+    before = make_plan(sweep(), inputs())
+    heads = {objective.head for run in sweep().finetune for objective in run.objectives}
+    masking = replace(inputs(), masks=lambda head: head in heads)
+    after = make_plan(sweep(), masking)
+    for stage in ("corpus", "finetune"):
+        assert before.of_stage(stage) == after.of_stage(stage)
+    merges, others = (
+        {job.fingerprint for job in plan.of_stage("merge")} for plan in (before, after)
+    )
+    pretrained = before.rows[0].key
+    assert merges & others == {pretrained}
+    assert all(
+        job.payload.get("mask_embedding") == "merged"
+        for job in after.of_stage("merge")
+        if job.fingerprint != pretrained
+    )
+    adapted = sweep(finetune=[{**run, "adapter": {"kind": "lora"}} for run in space()["finetune"]])
+    assert make_plan(adapted, inputs()).fingerprint == make_plan(adapted, masking).fingerprint
+
+
 def test_donors_are_matched_by_seed() -> None:
     raw = space(merge=[{"donors": ["narrow", "wide"], "alpha": 0.25}])
     raw["finetune"].append({**raw["finetune"][0], "name": "wide", "updates": 20})

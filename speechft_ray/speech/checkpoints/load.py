@@ -30,10 +30,19 @@ def load_encoder(name_or_path: str | Path, progress: Progress | None = None) -> 
     file. Nothing in a file is executed; sha256 sums are checked where the format has them. Raises
     ``UserError`` for an unknown name, a missing path, another format, and damaged files.
     """
+    return load_with_notes(name_or_path, progress)[0]
+
+
+def load_with_notes(
+    name_or_path: str | Path, progress: Progress | None = None
+) -> tuple[EncoderWeights, tuple[str, ...]]:
+    """Returns an encoder as ``load_encoder`` does, and the sentences of its format on what was left
+    out or filled in."""
     name = str(name_or_path)
     if name == BASELINE:
-        return EncoderWeights(family=BASELINE, config={}, state={})
-    return load_checkpoint(locate_encoder(name, progress)).weights
+        return EncoderWeights(family=BASELINE, config={}, state={}), ()
+    checkpoint = load_checkpoint(locate_encoder(name, progress))
+    return checkpoint.weights, checkpoint.notes
 
 
 def locate_encoder(name_or_path: str, progress: Progress | None = None) -> Path:

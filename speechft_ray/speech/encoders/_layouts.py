@@ -63,6 +63,7 @@ def register(layout: Layout) -> None:
         build=partial(build_encoder, layout),
         init_weights=partial(init_weights, layout),
         example_config=layout.example_config,
+        read_options=lambda config: read_settings(layout, config).options,
     )
     FAMILIES.register(layout.name, family)
 

@@ -134,11 +134,14 @@ class EncoderFamily:
 
     ``title``: its name in messages. ``front_end_prefixes``: parameter name prefixes of the learned
     front end (empty where a family has none). ``pretraining_only_prefixes``: prefixes of parameters
-    that do not affect features. A merge keeps their base value, and weights may lack them.
+    that do not affect features. A merge keeps their base value
+    (``compatibility.find_protected_prefixes``), and weights may lack them.
 
     ``matches(config)``: whether the keys of a configuration are those of this family.
     ``describe(config)`` returns its ``Shape`` without building anything. Raises ``UserError`` for a
     configuration that is another family's, incomplete, of a wrong type, out of bounds, or code.
+    ``read_options(config)`` returns every option that the network is built from, with its default
+    where the configuration lacks it. Raises ``UserError`` as ``describe`` does.
 
     ``build(weights)`` returns a new ``Encoder`` with a copy of those weights, in eval mode, with
     exactly their parameters. Raises ``UserError`` as ``describe`` does, and one that names the
@@ -160,6 +163,7 @@ class EncoderFamily:
     build: Callable[[EncoderWeights], Encoder]
     init_weights: Callable[[Mapping[str, Any], int], EncoderWeights] | None
     example_config: Callable[[int, int, bool], dict[str, Any]] | None
+    read_options: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda config: {}
 
 
 FAMILIES: Registry[EncoderFamily] = Registry("encoder family", "speechft_ray.speech.encoders")

@@ -129,7 +129,8 @@ LAYOUT = Layout(
     front_end_prefixes=("feature_extractor.",),
     # The official merge protects exactly final_proj* and label_embs_concat (nervjack2/Speech-FT,
     # 6631ab5). mask_emb and target_glu are used by masked prediction alone too: supervised tuning
-    # gives them no gradient, so they keep the base value under either rule.
+    # gives them no gradient, so they keep the base value under either rule. Continued pre-training
+    # trains mask_emb, which is then merged, as there (compatibility.find_protected_prefixes).
     pretraining_only_prefixes=("final_proj.", "label_embs_concat", "mask_emb", "target_glu."),
     matches=is_hubert_config,
     build_network=_build_network,
