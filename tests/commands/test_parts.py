@@ -6,12 +6,22 @@ from pathlib import Path
 
 import pytest
 
-from speechft_ray.commands.parts import SEARCH_SPACES, TRACKER_NAMES, find_space, open_trackers
+from speechft_ray.commands.parts import (
+    SEARCH_SPACES,
+    TRACKER_NAMES,
+    find_space,
+    open_trackers,
+    plan_inputs,
+)
 from speechft_ray.core.errors import UserError
+from speechft_ray.core.records import Place
 from speechft_ray.core.store import Store
+from speechft_ray.speech.checkpoints.base import FORMATS
+from speechft_ray.stages.perform import publish_start
 from speechft_ray.sweep.space_file import read_space
 from speechft_ray.tracking.background import BackgroundTracker
 from speechft_ray.tracking.base import TRACKERS
+from tests.speech.toy_models import toy_hubert
 from tests.sweep.fakes import sweep
 
 
@@ -30,6 +40,23 @@ def test_a_path_is_taken_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     (tmp_path / "alpha").write_text("name: mine")
     assert find_space("alpha") == Path("alpha")
     assert find_space("missing.yaml") == Path("missing.yaml")
+
+
+def test_a_plan_prints_what_the_loader_of_its_encoder_guessed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """So do ``run`` and ``evaluate``, which plan first; the storage records it."""
+    folder = tmp_path / "model"
+    FORMATS.get("hf").write(folder, toy_hubert(), {})
+    for file in ("speechft_ray.safetensors", "processor_config.json", "preprocessor_config.json"):
+        (folder / file).unlink()
+    place = Place(storage=str(tmp_path / "runs"), encoder=str(folder))
+    inputs = plan_inputs(place)
+    guess = "waveforms are taken as not normalised: there is neither processor_config.json"
+    assert f"note: {folder}: {guess}" in capsys.readouterr().err
+    publish_start(place)
+    (note,) = Store(tmp_path / "runs").manifest("encoder", inputs.encoder)["notes"]
+    assert note.startswith(guess)
 
 
 def test_an_unknown_name_lists_the_packaged_ones() -> None:

@@ -13,10 +13,12 @@ import pytest
 import torch
 
 from speechft_ray.core.errors import UserError
+from speechft_ray.speech.checkpoints.base import FORMATS
+from speechft_ray.speech.checkpoints.hf import SIDE
 from speechft_ray.speech.checkpoints.hub import PREPROCESSOR, PROCESSOR
 from speechft_ray.speech.checkpoints.load import load_checkpoint
 from speechft_ray.speech.encoders.base import FAMILIES
-from tests.speech.toy_models import make_wave
+from tests.speech.toy_models import make_wave, toy_encoder
 
 WAVE = 100 * make_wave(2_000) + 0.2
 """Large, so that it does not matter that s3prl and fairseq add 1e-5 to the variance of a waveform,
@@ -176,3 +178,24 @@ def test_settings_that_are_not_supported_are_refused(
         with pytest.raises(UserError, match=sentence) as caught:
             load_checkpoint(tmp_path)
         assert str(caught.value).startswith(str(tmp_path / name))
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "sentence"),
+    [
+        ("config.json", {"do_stable_layer_norm": True}, "`layer_norm_first` is true, not false"),
+        (PROCESSOR, {"feature_extractor": ON}, "it brings waveforms to zero mean"),
+    ],
+)
+def test_settings_that_were_changed_after_an_export_are_not_passed_over(
+    tmp_path: Path, file: str, change: dict[str, Any], sentence: str
+) -> None:
+    folder = tmp_path / "model"
+    weights = toy_encoder("hubert")
+    FORMATS.get("hf").write(folder, weights, {})
+    content = json.loads((folder / file).read_text())
+    (folder / file).write_text(json.dumps({**content, **change}))
+    with pytest.raises(UserError, match=sentence):
+        load_checkpoint(folder)
+    (folder / SIDE).unlink()
+    assert load_checkpoint(folder).weights.config != weights.config

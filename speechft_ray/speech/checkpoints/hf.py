@@ -48,6 +48,7 @@ from speechft_ray.speech.checkpoints.base import (
 )
 from speechft_ray.speech.checkpoints.hub import CONFIG, SETTINGS, WEIGHTS
 from speechft_ray.speech.encoders.base import FAMILIES, EncoderWeights
+from speechft_ray.speech.encoders.compatibility import check_same_network
 
 SIDE = "speechft_ray.safetensors"
 FILES = (CONFIG, *SETTINGS, WEIGHTS[0], SIDE)
@@ -86,7 +87,7 @@ def read(source: RawCheckpoint) -> Checkpoint:
     state |= validate_state_dict(folder, ours, "weights") if ours else {}
     heads = sorted(name for name, our_name in pretraining.items() if our_name is None)
     if (folder / SIDE).is_file():
-        return _read_with_side_file(folder, state)
+        return _read_with_side_file(folder, state, config)
     _drop_identity_projection(state)
     notes = [note, *part.notes]
     if heads:
@@ -166,9 +167,12 @@ def _drop_identity_projection(state: dict[str, torch.Tensor]) -> None:
             del state[name]
 
 
-def _read_with_side_file(folder: Path, state: dict[str, torch.Tensor]) -> Checkpoint:
+def _read_with_side_file(
+    folder: Path, state: dict[str, torch.Tensor], config: Mapping[str, Any]
+) -> Checkpoint:
     """Returns an encoder that we wrote: its own configuration and every parameter, after comparing
-    each with its recorded sha256."""
+    each with its recorded sha256, and what changes features with ``config``, that of the other
+    files."""
     tensors, metadata = open_safetensors(folder / SIDE)
     own, recorded = _read_side_manifest(folder, metadata)
     state = {name: tensor for name, tensor in state.items() if name not in own.zeros}
@@ -185,7 +189,21 @@ def _read_with_side_file(folder: Path, state: dict[str, torch.Tensor]) -> Checkp
     weights = EncoderWeights(
         family=own.family, config=own.config, state={name: state[name] for name in recorded}
     )
+    _check_unchanged(folder, weights, config)
     return Checkpoint(weights=weights, format="hf", provenance=own.provenance)
+
+
+def _check_unchanged(folder: Path, weights: EncoderWeights, config: Mapping[str, Any]) -> None:
+    stated = EncoderWeights(family=weights.family, config=config, state={})
+    try:
+        notes = check_same_network(weights, {"it": stated}, "what was exported")
+    except UserError as error:
+        notes = [str(error)]
+    if notes:
+        raise UserError(
+            f"{CONFIG} or the settings of the feature extractor in {folder} were changed since "
+            f"{SIDE} was written: {notes[0].rstrip('.')}. Undo that, or take {SIDE} out."
+        )
 
 
 def _read_side_manifest(
