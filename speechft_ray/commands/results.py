@@ -11,6 +11,7 @@ from rich.console import Console
 from speechft_ray.commands.parts import corpus_identity
 from speechft_ray.core.records import Outcome, Place
 from speechft_ray.core.store import Store
+from speechft_ray.report.comparison import headline
 from speechft_ray.report.intervals import read_counts
 from speechft_ray.report.search_summary import SearchResults, search_sentences
 from speechft_ray.report.table import (
@@ -24,6 +25,7 @@ from speechft_ray.report.table import (
 from speechft_ray.report.winner import write_record
 from speechft_ray.report.write import ReportData, write_report
 from speechft_ray.stages.leaks import find_leaks
+from speechft_ray.stages.untuned import mark_untuned
 from speechft_ray.sweep.plan import Plan
 from speechft_ray.sweep.publishing import Publisher, make_sweep_info
 from speechft_ray.sweep.rows import read_curves, read_references, read_rows
@@ -49,7 +51,7 @@ def publish_results(
     """
     data = ReportData(
         sweep=make_sweep_info(plan),
-        rows=read_rows(plan, store),
+        rows=mark_untuned(read_rows(plan, store), plan, store),
         curves=read_curves(plan, store),
         failures=failures,
         references=read_references(plan, store),
@@ -68,17 +70,18 @@ def publish_results(
 
 
 def print_results(data: ReportData, report: Path, trackers: Sequence[str]) -> None:
-    """Prints the table of a sweep with its leaks, and where its report and its trackers are."""
+    """Prints the table of a sweep with its headline and its leaks, and where its report and its
+    trackers are."""
     console = Console()
     if not console.is_terminal:
         console = Console(width=REPORT_COLUMNS)
     console.print(terminal_table(data.lines))
+    console.print(headline(data.lines), soft_wrap=True, highlight=False, markup=False)
     leaks = leak_lines(data.lines)
     for sentence in (*(f"{LEAK} {line}" for line in leaks), *([LEAK_SCOPE] if leaks else [])):
         console.print(sentence, soft_wrap=True, highlight=False, markup=False)
-    for sentence in list_unscored(data.lines):
-        console.print(sentence, soft_wrap=True, highlight=False, markup=False)
-    for sentence in dict.fromkeys(row.stopped for row in data.rows if row.stopped):
+    notes = [note for row in data.rows for note in (row.stopped, row.untuned) if note]
+    for sentence in (*list_unscored(data.lines), *dict.fromkeys(notes)):
         console.print(sentence, soft_wrap=True, highlight=False, markup=False)
     console.print(
         f"Report: {report / 'index.html'} (table.csv, table.md and the figures beside it)",

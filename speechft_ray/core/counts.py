@@ -28,10 +28,21 @@ class UtteranceCounts(Record):
     """By metric: one list of utterances for each probe seed."""
     of: dict[str, tuple[int | float, ...]]
     """By metric: the same for every seed and encoder."""
+    speakers: tuple[str, ...] = ()
+    """Identities of the speakers, which are the same in other test sets of the corpus. Empty where
+    no utterance has a speaker, and in files of earlier versions."""
+    speaker_of: tuple[int, ...] = ()
+    """By utterance: the place of its speaker in ``speakers``, or -1 for none. Empty without
+    ``speakers``."""
 
     @model_validator(mode="after")
     def _is_parallel(self) -> UtteranceCounts:
         for name, seeds in self.amounts.items():
             if any(len(amounts) != len(self.of.get(name, ())) for amounts in seeds):
                 raise ValueError(f"`{name}` has not one amount per utterance")
+        for name, of in self.of.items():
+            if self.speaker_of and len(self.speaker_of) != len(of):
+                raise ValueError(f"`{name}` has not one speaker per utterance")
+        if any(not -1 <= place < len(self.speakers) for place in self.speaker_of):
+            raise ValueError("`speaker_of` has a place that `speakers` lacks")
         return self

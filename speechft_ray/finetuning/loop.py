@@ -18,6 +18,7 @@ from speechft_ray.finetuning.batches import MICRO_BATCH_SECONDS
 from speechft_ray.finetuning.data import ObjectiveData
 from speechft_ray.finetuning.features import FeatureLoader
 from speechft_ray.finetuning.penalties import compute_distances
+from speechft_ray.finetuning.phases import head_only_updates
 from speechft_ray.finetuning.schedule import learning_rate
 from speechft_ray.finetuning.train_state import TrainState
 from speechft_ray.finetuning.trainer import StepResult, Trainer
@@ -48,7 +49,8 @@ class Progress:
     curve: list[Any] = field(default_factory=list)
     """``[update, {name: value}]`` points."""
     best: dict[str, torch.Tensor] = field(default_factory=dict)
-    """Encoder tensors of the best validation, on the CPU; empty before the first one."""
+    """Encoder tensors of the best validation (``_validate``), on the CPU; empty before the first
+    one."""
     best_heads: dict[str, torch.Tensor] = field(default_factory=dict)
     """Heads of the best validation, on the CPU; empty unless the spec asks for merge statistics."""
     best_update: int = 0
@@ -205,11 +207,15 @@ def _average(steps: Sequence[Mapping[str, float]]) -> dict[str, float]:
 def _validate(run: RunContext, progress: Progress) -> tuple[dict[str, float], float]:
     """Validates, and stores the weights when they are the best so far.
 
-    Returns values for the curve, and the metric turned so that higher is better.
+    A validation of the head-only phase counts only until there is a later one: its encoder is still
+    the start, and would make every merge a copy of the start. Returns values for the curve, and the
+    metric turned so that higher is better.
     """
     metrics = compute_dev_metrics(run.state, run.objectives, run.loader)
     name, dev = average_metrics([data.kind.metric for data in run.objectives], metrics)
-    if not progress.best or is_better(name, dev, progress.best_dev):
+    head_only = head_only_updates(run.spec.head_only_fraction, run.spec.updates)
+    is_first_tuned = progress.best_update <= head_only < progress.update
+    if not progress.best or is_first_tuned or is_better(name, dev, progress.best_dev):
         progress.best = _copy_weights(run.state, run.state.weights())
         if run.spec.gather:
             heads = run.state.heads.state_dict()

@@ -51,7 +51,8 @@ def finetune(
     report: Report,
     cache: FeatureCache | None = None,
 ) -> FinetuneResult:
-    """Fine-tunes an encoder and returns the weights of its best dev metric; heads are discarded.
+    """Fine-tunes an encoder and returns the weights of its best dev metric after the head-only
+    phase; heads are discarded.
 
     ``corpora[i]`` belongs to ``spec.objectives[i]``. ``work``: an existing folder for the saved
     states of an unfinished run. On the CPU the result is the same to the bit, however often the run

@@ -1,7 +1,9 @@
 """Groups encoder rows into the lines of the result table and marks the winner.
 
 Rows that differ only in their fine-tuning seed are one line. The winner is the merge with the best
-dev score. Alpha 0 (pre-trained) and alpha 1 (stable fine-tuning) are controls and cannot win.
+dev score of those with the most complete seeds: a mean over fewer seeds varies more, so that the
+best would often be a lucky one. Alpha 0 (pre-trained) and alpha 1 (stable fine-tuning) are controls
+and cannot win, nor can a merge whose fine-tuning changed nothing (``stages.untuned``).
 """
 
 from __future__ import annotations
@@ -12,10 +14,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-import numpy as np
-
 from speechft_ray.core.metrics import METRICS
-from speechft_ray.report.intervals import Interval, TestSets, bootstrap, percentile_interval
+from speechft_ray.report.effects import TestSets
+from speechft_ray.report.intervals import Interval, compute_intervals
 from speechft_ray.sweep.protocols import EncoderRow, Leak
 from speechft_ray.sweep.titles import format_value
 
@@ -39,14 +40,7 @@ def group_rows(
     expected_dev = {name for group in groups for row in group for name in row.dev}
     lines = [_line(group, expected_test | set(expected), expected_dev) for group in groups]
     # The winner is marked.
-    if winner is None:
-        best = max(
-            (line for line in lines if line.role == "merge" and "score" in line.dev_mean),
-            key=dev_score,
-            default=None,
-        )
-    else:
-        best = next((line for line in lines if any(row.key == winner for row in line.rows)), None)
+    best = _select_winner(lines, winner)
     # Lines are titled by what differs between them, and sorted.
     names = varying_params(lines)
     titled = [replace(line, title=_title(line, names), chosen=line is best) for line in lines]
@@ -66,18 +60,30 @@ def add_intervals(
     tests: Mapping[str, TestSets],
     references: Mapping[str, tuple[float, float]],
 ) -> list[TableLine]:
-    """Returns the lines with their bootstrap over test utterances, resampled for all lines at once.
+    """Returns the lines with their counts on test and the intervals that follow from them.
 
     ``tests`` has the counts of each encoder by its key. A line with a complete encoder that is not
-    in it gets no interval.
+    in it gets none.
     """
-    keys = [[row.key for row in line.rows if row.complete] for line in lines]
-    counts = [
-        [tests[key] for key in of_line] if all(key in tests for key in of_line) else []
-        for of_line in keys
+    by_seed = [
+        {str(row.params.get("seed", "")): row.key for row in line.rows if row.complete}
+        for line in lines
     ]
-    resampled = bootstrap(counts, references)
-    return [replace(line, resampled=draws) for line, draws in zip(lines, resampled, strict=True)]
+    counts = [
+        {seed: tests[key] for seed, key in keys.items()}
+        if all(key in tests for key in keys.values())
+        else {}
+        for keys in by_seed
+    ]
+    return [
+        replace(
+            line,
+            tests=of_line,
+            intervals=compute_intervals(list(of_line.values()), references) if of_line else {},
+            references=references,
+        )
+        for line, of_line in zip(lines, counts, strict=True)
+    ]
 
 
 def add_leaks(lines: Sequence[TableLine], leaks: Mapping[str, Sequence[Leak]]) -> list[TableLine]:
@@ -161,19 +167,23 @@ class TableLine:
     """Whether this line is the winner."""
     leaks: tuple[Leak, ...] = ()
     """Overlaps of its fine-tuning data with test sets."""
-    resampled: Mapping[str, np.ndarray] = field(default_factory=dict, compare=False, repr=False)
-    """Test metrics and the score in each draw of the bootstrap, ``(DRAWS,)``
-    (``report.intervals``)."""
+    untuned: tuple[str, ...] = ()
+    """Which fine-tuning runs of its encoders changed nothing, and why."""
+    intervals: Mapping[str, Interval] = field(default_factory=dict)
+    """95 % intervals of test metrics and of the score over other test speakers."""
+    tests: Mapping[str, TestSets] = field(default_factory=dict, compare=False, repr=False)
+    """Counts on test of the complete encoders, by fine-tuning seed; empty where they are not
+    known."""
+    references: Mapping[str, tuple[float, float]] = field(
+        default_factory=dict, compare=False, repr=False
+    )
+    """Metric name to the values that count as 0 and as 1000 in the score."""
 
     def has_leak(self, name: str) -> bool:
         """Whether fine-tuning data overlaps with the test set of a metric; for the score, with any
         test set."""
         tasks = {leak.task for leak in self.leaks}
         return bool(tasks) if name == "score" else name in METRICS and METRICS[name].task in tasks
-
-    def interval(self, name: str) -> Interval | None:
-        """Returns the 95 % interval over test utterances, or ``None`` where there are no counts."""
-        return percentile_interval(self.resampled[name]) if name in self.resampled else None
 
     @property
     def alpha(self) -> float | None:
@@ -183,6 +193,16 @@ class TableLine:
     def score(self) -> float | None:
         """Mean SUPERB score on test."""
         return self.mean.get("score")
+
+
+def _select_winner(lines: Sequence[TableLine], winner: str | None) -> TableLine | None:
+    """Returns the line of the encoder that a search selected, else the best merge on dev."""
+    tuned = [line for line in lines if not line.untuned]
+    if winner is not None:
+        return next((line for line in tuned if any(row.key == winner for row in line.rows)), None)
+    scored = [line for line in tuned if line.role == "merge" and "score" in line.dev_mean]
+    most = max((line.count for line in scored), default=0)
+    return max((line for line in scored if line.count == most), key=dev_score, default=None)
 
 
 def _group_by_seed(rows: Iterable[EncoderRow]) -> list[list[EncoderRow]]:
@@ -237,6 +257,7 @@ def _line(
         ),
         unscored=tuple(dict.fromkeys(reason for row in used for reason in row.unscored)),
         stopped=tuple(f"{_seed_prefix(row)}{row.stopped}" for row in rows if row.stopped),
+        untuned=tuple(dict.fromkeys(row.untuned for row in rows if row.untuned)),
     )
 
 

@@ -11,8 +11,7 @@ from typing import NamedTuple
 
 from speechft_ray.core.metrics import METRICS
 from speechft_ray.core.records import Outcome
-from speechft_ray.report.comparison import CONTROLS, compare_with_control, headline
-from speechft_ray.report.intervals import DRAWS
+from speechft_ray.report.comparison import compare_with_controls, headline
 from speechft_ray.report.lines import TableLine, find_winner, metric_names, metric_title
 from speechft_ray.report.published import ALPHA_ABLATION, LINK, SOURCE
 from speechft_ray.report.search_section import SearchSection
@@ -35,10 +34,9 @@ from speechft_ray.sweep.protocols import SweepInfo
 from speechft_ray.sweep.titles import format_value
 
 VERDICT_LEGEND = (
-    "More than the spread: the difference exceeds the root of the sum of both squared spreads over "
-    "seeds. Different: it does, and the 95 % interval of the difference leaves out 0. Below a "
-    f"value: its 95 % interval. Intervals are {DRAWS} draws of the test utterances with "
-    "replacement, the same for every line."
+    "Different: the 95 % interval of the difference excludes 0. It covers other test speakers, and "
+    "other fine-tuning and probe seeds where there are several; with two comparisons both "
+    "intervals hold together. Below a value: its 95 % interval over other test speakers alone."
 )
 NOT_COMPARABLE = (
     "The paper's numbers were measured on the real SUPERB corpora (LibriSpeech, VoxCeleb1, "
@@ -117,10 +115,10 @@ def _tiles(lines: Sequence[TableLine]) -> list[dict[str, str]]:
         {"title": "best alpha, chosen on dev", "value": alpha, "note": best.title},
         {"title": "test score", "value": f"{best.score:.2f}", "note": spread},
     ]
-    for role in CONTROLS:
-        if (item := compare_with_control(lines, role)) is not None:
-            difference = f"{item.difference:+.2f}"
-            tiles.append({"title": f"against {role}", "value": difference, "note": item.verdict})
+    for item in compare_with_controls(lines):
+        title = f"against {item.control.role}"
+        value = f"{item.difference:+.2f}"
+        tiles.append({"title": title, "value": value, "note": item.verdict})
     return tiles
 
 
@@ -151,7 +149,7 @@ def _cells(line: TableLine, names: Sequence[str]) -> list[str | Cell]:
 
 def _cell(line: TableLine, name: str, text: str) -> Cell:
     value, _, spread = text.partition(" ± ")
-    ends = line.interval(name)
+    ends = line.intervals.get(name)
     interval = " to ".join(format_metric(name, end) for end in ends) if ends is not None else ""
     return Cell(value, spread, interval)
 

@@ -27,9 +27,9 @@ _FACTS = ("n", "score", "dev")
 
 STAR, LEAK = "★", "†"
 LEGEND = (
-    f"{STAR} the merge with the best dev score; other columns are test. n: encoders averaged "
-    "(fine-tuning seeds). ±: sample standard deviation over them, or over probe seeds where n is "
-    "marked (p)."
+    f"{STAR} the merge with the best dev score, of those with the most encoders; other columns are "
+    "test. n: encoders averaged (fine-tuning seeds). ±: sample standard deviation over them, or "
+    "over probe seeds where n is marked (p)."
 )
 
 LEAK_SCOPE = (
@@ -44,8 +44,9 @@ def csv_table(lines: Sequence[TableLine]) -> str:
     params = list(dict.fromkeys(name for line in lines for name in line.params))
     dev_names = sorted({f"dev.{name}" for line in lines for name in line.dev_mean})
     metrics = list(dict.fromkeys(["score", "dev.score", *metric_names(lines), *dev_names]))
-    header = ["title", "role", "chosen", "seeds", "spread_over", "missing", "leaks", *params]
-    with_interval = {name for line in lines for name in line.resampled}
+    header = ["title", "role", "chosen", "seeds", "spread_over", "missing", "untuned", "leaks"]
+    header += params
+    with_interval = {name for line in lines for name in line.intervals}
     for name in metrics:
         header += [name, f"{name}.spread"]
         header += [f"{name}.low", f"{name}.high"] if name in with_interval else []
@@ -60,6 +61,7 @@ def csv_table(lines: Sequence[TableLine]) -> str:
             "seeds": line.count,
             "spread_over": line.spread_over,
             "missing": "; ".join([*line.missing, *line.stopped]),
+            "untuned": "; ".join(line.untuned),
             "leaks": "; ".join(leak.sentence() for leak in line.leaks),
             **line.params,
             **line.mean,
@@ -67,9 +69,8 @@ def csv_table(lines: Sequence[TableLine]) -> str:
             **{f"dev.{name}": value for name, value in line.dev_mean.items()},
             **{f"dev.{name}.spread": value for name, value in line.dev_spread.items()},
         }
-        for name in line.resampled:
-            if (interval := line.interval(name)) is not None:
-                cells[f"{name}.low"], cells[f"{name}.high"] = interval
+        for name, ends in line.intervals.items():
+            cells[f"{name}.low"], cells[f"{name}.high"] = ends
         out.writerow(cells)
     return text.getvalue()
 
@@ -100,7 +101,7 @@ def markdown_table(
     if leaks := leak_lines(lines):
         parts.append(f"{LEAK} Leaks:\n\n{_md_list(leaks)}\n\n{LEAK_SCOPE}")
     if notes := incomplete_lines(lines):
-        parts.append(f"Incomplete:\n\n{_md_list(notes)}")
+        parts.append(f"Incomplete or not tuned:\n\n{_md_list(notes)}")
     if failures:
         parts.append(f"Failed ({len(failures)}):\n\n{_md_list(failure_lines(failures))}")
     if references:
@@ -171,6 +172,7 @@ def table_cells(line: TableLine, names: Sequence[str]) -> list[str]:
     state = ""
     if not line.count:
         state = " (stopped)" if line.stopped and not line.missing else " (incomplete)"
+    state += " (not tuned)" if line.untuned else ""
     over_probes = line.count and line.spread_over == "probe seeds"
     dev = line.dev_mean.get("score")
     return [
@@ -211,9 +213,10 @@ def column_title(name: str) -> str:
 
 def incomplete_lines(lines: Sequence[TableLine]) -> list[str]:
     """Returns one sentence per incomplete encoder: which evaluations it lacks, or why it stays
-    incomplete."""
+    incomplete; and per encoder that its fine-tuning left as it was."""
     missing = [f"{line.title}: {note} missing" for line in lines for note in line.missing]
-    return missing + [f"{line.title}: {note}" for line in lines for note in line.stopped]
+    notes = [(line, note) for line in lines for note in (*line.stopped, *line.untuned)]
+    return missing + [f"{line.title}: {note}" for line, note in notes]
 
 
 def leak_lines(lines: Sequence[TableLine]) -> list[str]:

@@ -15,13 +15,13 @@ from pathlib import Path
 from speechft_ray.core.errors import UserError
 from speechft_ray.core.files import atomic_write
 from speechft_ray.core.records import Outcome
+from speechft_ray.report.effects import TestSets
 from speechft_ray.report.figure import (
     draw_alpha_curve,
     draw_learning_curves,
     draw_paper_comparison,
     draw_tasks_by_alpha,
 )
-from speechft_ray.report.intervals import TestSets
 from speechft_ray.report.lines import TableLine, add_intervals, add_leaks, group_rows
 from speechft_ray.report.page import PageContent, render_page
 from speechft_ray.report.search_section import make_search_files

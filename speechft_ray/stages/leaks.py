@@ -33,7 +33,8 @@ def find_leaks(
     leaks_by_row: dict[str, tuple[Leak, ...]] = {}
     leak_of_pair: dict[tuple[str, str], Leak | None] = {}
     for row in plan.rows:
-        pairs = [(donor, key) for donor in _list_donors(plan, row.key) for key in row.evaluations]
+        donors = [donor for recipe in list_recipes(plan, row.key) for donor in recipe["donors"]]
+        pairs = [(donor, key) for donor in donors for key in row.evaluations]
         for donor, key in pairs:
             if (donor, key) not in leak_of_pair:
                 leak_of_pair[donor, key] = _compute_leak(plan, store, place, identity, donor, key)
@@ -45,14 +46,15 @@ def find_leaks(
     return leaks_by_row
 
 
-def _list_donors(plan: Plan, merged: str) -> list[str]:
-    """Returns the fine-tuning runs of a merged encoder and of the earlier merges of its chain."""
-    donors: list[str] = []
+def list_recipes(plan: Plan, merged: str) -> list[dict[str, Any]]:
+    """Returns the recipes of a merged encoder and of the earlier merges of its chain, first stage
+    first."""
+    recipes: list[dict[str, Any]] = []
     while merged in plan.jobs:  # the pre-trained encoder is no job
-        recipe: Any = plan.jobs[merged].payload
-        donors = [*recipe["donors"], *donors]
+        recipe = dict(plan.jobs[merged].payload)
+        recipes.insert(0, recipe)
         merged = str(recipe["base"])
-    return donors
+    return recipes
 
 
 def _compute_leak(

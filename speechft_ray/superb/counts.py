@@ -10,6 +10,7 @@ from pydantic import JsonValue
 
 from speechft_ray.core.counts import UtteranceCounts
 from speechft_ray.core.fingerprint import fingerprint
+from speechft_ray.speech.corpora.base import NO_SPEAKER, Corpus, Utterance
 from speechft_ray.superb.tasks.base import TaskData, TrainingFreeTask
 
 
@@ -31,6 +32,7 @@ def count_test_set(
         data.counts(of_seed, references, seed_metrics)
         for of_seed, seed_metrics in zip(predictions, metrics, strict=True)
     ]
+    speakers, speaker_of = _find_speakers(data.corpus, [item.utterance for item in examples])
     record = UtteranceCounts(
         utterances=fingerprint([example.utterance.key for example in examples]),
         amounts={
@@ -38,5 +40,24 @@ def count_test_set(
             for name in seeds[0]
         },
         of={name: tuple(of for _, of in pairs) for name, pairs in seeds[0].items()},
+        speakers=speakers,
+        speaker_of=speaker_of,
     )
     return [record.model_dump(mode="json")]
+
+
+def _find_speakers(
+    corpus: Corpus, utterances: Sequence[Utterance]
+) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """Returns the identities of the speakers, and the place of each utterance's.
+
+    The speakers of a mixture are one, apart from each of them alone.
+    """
+    names = [utterance.labels.get("speaker", "").strip() for utterance in utterances]
+    known = sorted({name for name in names if name not in ("", NO_SPEAKER)})
+    if not known:
+        return (), ()
+    places = {name: place for place, name in enumerate(known)}
+    space = corpus.speaker_namespace or corpus.name
+    identities = tuple(fingerprint(["speaker", space, name]) for name in known)
+    return identities, tuple(places.get(name, -1) for name in names)

@@ -86,6 +86,9 @@ class EncoderRow:
     """Why metrics are not part of the score, or why this encoder has none; one sentence each."""
     stopped: str | None = None
     """Why it will not be complete: a fine-tuning run that it needs was stopped early."""
+    untuned: str | None = None
+    """Which of its fine-tuning runs changed nothing of the encoder, and why; such an encoder cannot
+    be selected."""
 
     def flat(self) -> dict[str, float]:
         """Returns all numbers in one mapping: ``pr.per``, ``spread.pr.per``, ``dev.pr.per``."""

@@ -112,8 +112,10 @@ class Publisher:
         ]
 
     def _find_winner(self, rows: Sequence[EncoderRow]) -> EncoderRow | None:
-        """Returns the row that a search selected, if it is complete and its weights are stored."""
-        row = next((row for row in rows if row.key == self._plan.winner and row.complete), None)
+        """Returns the row that a search selected, if it is complete and tuned, and its weights are
+        stored."""
+        complete = (row for row in rows if row.complete and not row.untuned)
+        row = next((row for row in complete if row.key == self._plan.winner), None)
         return row if row is not None and self._store.is_complete("merge", row.key) else None
 
     def _log_all(self, tracker: Tracker, rows: Sequence[EncoderRow]) -> None:

@@ -1,4 +1,4 @@
-"""The bootstrap over test utterances, against formulas and single draws, and in the report."""
+"""Intervals over test speakers, against formulas and simulations, and in the report."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import scipy.stats
 from pydantic import ValidationError
 
 from speechft_ray.core.counts import COUNTS_FILE, UtteranceCounts
 from speechft_ray.core.score import superb_score
 from speechft_ray.core.specs import CorpusSpec
 from speechft_ray.core.store import Store
-from speechft_ray.report.comparison import compare_with_control, headline
-from speechft_ray.report.intervals import DRAWS, bootstrap, percentile_interval, read_counts
+from speechft_ray.report.comparison import compare_with_controls, headline
+from speechft_ray.report.intervals import compute_intervals, estimate_difference, read_counts
 from speechft_ray.report.lines import add_intervals, group_rows
 from speechft_ray.report.table import csv_table
 from speechft_ray.report.write import write_report
@@ -31,6 +32,7 @@ Numbers = Sequence[float] | np.ndarray[Any, Any]
 
 ACCURACY, PER = "er.accuracy", "pr.per"
 REFERENCES = {ACCURACY: (35.39, 70.68), PER: (82.01, 2.55)}
+ONE_METRIC = {ACCURACY: REFERENCES[ACCURACY]}
 
 
 def hit_counts(*seeds: Numbers, utterances: str = "test") -> UtteranceCounts:
@@ -50,14 +52,10 @@ def error_counts(wrong: Numbers, tokens: Numbers, utterances: str = "test") -> U
 
 
 def test_an_accuracy_has_the_interval_of_a_binomial() -> None:
-    (resampled,) = bootstrap([[[[hit_counts([1] * 320 + [0] * 80)]]]], {})
-    low, high = percentile_interval(resampled[ACCURACY])
+    low, high = compute_intervals([[[hit_counts([1] * 320 + [0] * 80)]]], {})[ACCURACY]
     half = 196.0 * (0.8 * 0.2 / 400) ** 0.5
-    assert low == pytest.approx(80 - half, abs=0.5)
-    assert high == pytest.approx(80 + half, abs=0.5)
-    assert len(resampled[ACCURACY]) == DRAWS and resampled[ACCURACY].mean() == pytest.approx(
-        80.0, abs=0.3
-    )
+    assert low == pytest.approx(80 - half, abs=0.05)
+    assert high == pytest.approx(80 + half, abs=0.05)
 
 
 def test_an_error_rate_of_utterances_of_different_length_is_covered_as_often_as_it_should() -> None:
@@ -70,79 +68,115 @@ def test_an_error_rate_of_utterances_of_different_length_is_covered_as_often_as_
     hits = 0
     for _ in range(200):
         chosen = random.integers(20_000, size=120)
-        (resampled,) = bootstrap([[[[error_counts(wrong[chosen], tokens[chosen])]]]], {})
-        low, high = percentile_interval(resampled[PER])
+        low, high = compute_intervals([[[error_counts(wrong[chosen], tokens[chosen])]]], {})[PER]
         hits += low <= true <= high
     assert 178 <= hits <= 198
 
 
-def test_two_encoders_are_drawn_together() -> None:
-    """What is equal on every utterance differs by nothing at all; a few utterances differ by
-    little, whatever is drawn."""
+def test_an_interval_of_few_speakers_is_covered_as_often_as_it_should() -> None:
+    """Eight speakers of 5 to 80 utterances each, whose rates differ; utterances drawn one by one
+    would cover 60 %."""
+    random = np.random.default_rng(6)
+    sizes = np.array([5, 10, 15, 20, 30, 40, 60, 80])
+    speaker_of = np.repeat(np.arange(8), sizes)
+    hits = naive = 0
+    for _ in range(200):
+        rates = np.clip(random.normal(0.7, 0.12, 8), 0, 1)
+        counts = hit_counts(random.binomial(1, rates[speaker_of]))
+        clustered = counts.model_copy(
+            update={"speakers": tuple("abcdefgh"), "speaker_of": tuple(map(int, speaker_of))}
+        )
+        (low, high), (naive_low, naive_high) = (
+            compute_intervals([[[item]]], {})[ACCURACY] for item in (clustered, counts)
+        )
+        hits += low <= 70 <= high
+        naive += naive_low <= 70 <= naive_high
+    assert (180 <= hits <= 198, naive < 150) == (True, True), (hits, naive)
+
+
+def test_equal_encoders_differ_by_nothing_and_few_utterances_by_little() -> None:
     base = np.random.default_rng(1).integers(0, 2, 300)
     better = base.copy()
     better[np.flatnonzero(base == 0)[:12]] = 1
-    same, twin, other = bootstrap(
-        [[[[hit_counts(base)]]], [[[hit_counts(base)]]], [[[hit_counts(better)]]]], {}
-    )
-    assert np.array_equal(same[ACCURACY], twin[ACCURACY])
-    low, high = percentile_interval(other[ACCURACY] - same[ACCURACY])
-    assert 0 < low < 100 * 12 / 300 < high
-    assert high - low < 0.5 * (
-        percentile_interval(same[ACCURACY])[1] - percentile_interval(same[ACCURACY])[0]
-    )
+    same = estimate_difference([[[hit_counts(base)]]], [[[hit_counts(base)]]], ONE_METRIC)
+    assert same is not None and not same.difference and not same.error
+    other = estimate_difference([[[hit_counts(better)]]], [[[hit_counts(base)]]], ONE_METRIC)
+    assert other is not None
+    points = superb_score({ACCURACY: 4.0 + 35.39}, ONE_METRIC)  # 12 of 300
+    assert other.difference == pytest.approx(points)
+    # A paired proportion: 12 of 300 changed, all for the better.
+    assert other.error == pytest.approx(points / 0.04 * (0.04 * 0.96 / 299) ** 0.5)
 
 
-def test_seeds_and_encoders_of_a_line_are_averaged_first() -> None:
+def test_seeds_and_encoders_of_a_line_are_averaged() -> None:
     random = np.random.default_rng(2)
     seeds = random.integers(0, 2, (4, 50))
-    line, plain = bootstrap(
-        [[[[hit_counts(*seeds[:2])]], [[hit_counts(*seeds[2:])]]], [[[hit_counts(seeds[0])]]]], {}
-    )
-    singles = bootstrap([[[[hit_counts(seed)]]] for seed in seeds], {})
-    np.testing.assert_allclose(
-        line[ACCURACY], np.mean([single[ACCURACY] for single in singles], axis=0)
-    )
-    np.testing.assert_array_equal(plain[ACCURACY], singles[0][ACCURACY])
+    line = compute_intervals([[[hit_counts(*seeds[:2])]], [[hit_counts(*seeds[2:])]]], {})
+    values = 100 * seeds.mean(0)
+    half = scipy.stats.t.ppf(0.975, 49) * values.std(ddof=1) / 50**0.5
+    assert line[ACCURACY] == pytest.approx((values.mean() - half, values.mean() + half))
 
 
-def test_the_score_is_that_of_every_draw_and_tasks_are_drawn_apart() -> None:
+def test_a_score_adds_up_independent_test_sets_and_a_speaker_of_two_counts_once() -> None:
     random = np.random.default_rng(3)
-    tests = [
-        [hit_counts(random.integers(0, 2, 80))],
-        [error_counts(random.integers(0, 9, 80), [20] * 80)],
-    ]
-    (resampled,) = bootstrap([[tests]], REFERENCES)
-    for place in (0, 17, DRAWS - 1):
-        values = {name: float(resampled[name][place]) for name in (ACCURACY, PER)}
-        assert resampled["score"][place] == pytest.approx(superb_score(values, REFERENCES))
-    assert abs(np.corrcoef(resampled[ACCURACY], resampled[PER])[0, 1]) < 0.1
+    hits, wrong = random.integers(0, 2, 80), random.integers(0, 9, 80)
+    tests = [[hit_counts(hits)], [error_counts(wrong, [20] * 80, utterances="other")]]
+    score = superb_score({ACCURACY: 100 * hits.mean(), PER: 5 * wrong.mean()}, REFERENCES)
+
+    def standard_error(shared: bool) -> float:
+        speakers = {"speaker_of": tuple(range(80))}
+        names = [tuple(f"{'' if shared else place}{i}" for i in range(80)) for place in (0, 1)]
+        known = [
+            [counts.model_copy(update={"speakers": own, **speakers})]
+            for (counts,), own in zip(tests, names, strict=True)
+        ]
+        low, high = compute_intervals([known], REFERENCES)["score"]
+        assert (low + high) / 2 == pytest.approx(score)
+        return (high - low) / 2
+
+    slopes = [500 / (70.68 - 35.39), 500 / (2.55 - 82.01)]
+    parts = [slopes[0] * 100 * hits, slopes[1] * 5 * wrong]
+    variances = [part.var(ddof=1) / 80 for part in parts]
+    degrees = sum(variances) ** 2 / sum(variance**2 / 79 for variance in variances)
+    quantile = scipy.stats.t.ppf(0.975, degrees)
+    assert standard_error(shared=False) == pytest.approx(quantile * sum(variances) ** 0.5)
+    together = (parts[0] + parts[1]).var(ddof=1) / 80
+    assert standard_error(shared=True) == pytest.approx(quantile * together**0.5)
 
 
-def test_folds_are_drawn_each_and_averaged() -> None:
+def test_folds_are_test_sets_of_their_own_and_averaged() -> None:
     folds = [
         hit_counts([1] * 30 + [0] * 10, utterances="first"),
         hit_counts([1, 0] * 20, utterances="second"),
     ]
-    (resampled,) = bootstrap([[[folds]]], {})
-    assert resampled[ACCURACY].mean() == pytest.approx((75 + 50) / 2, abs=0.5)
-    half = 100 * 1.96 * ((0.75 * 0.25 + 0.5 * 0.5) / 40 / 4) ** 0.5
-    low, high = percentile_interval(resampled[ACCURACY])
-    assert high - low == pytest.approx(2 * half, rel=0.12)
+    low, high = compute_intervals([[folds]], {})[ACCURACY]
+    assert (low + high) / 2 == pytest.approx((75 + 50) / 2)
+    half = 100 * 1.99 * ((0.75 * 0.25 + 0.5 * 0.5) / 39 / 4) ** 0.5
+    assert high - low == pytest.approx(2 * half, rel=0.01)
 
 
 def test_what_was_not_counted_or_is_another_test_set_has_no_interval() -> None:
-    other = hit_counts([1, 0, 1], utterances="other")
-    resampled = bootstrap([[[[hit_counts([1, 0, 1])]]], [[[other]]], [[[]]], []], REFERENCES)
-    assert [sorted(values) for values in resampled] == [[ACCURACY], [], [], []]
-    assert bootstrap([], REFERENCES) == [] and bootstrap([[]], {}) == [{}]
+    counts, other = hit_counts([1, 0, 1]), hit_counts([1, 0, 1], utterances="other")
+    assert compute_intervals([[[]]], REFERENCES) == {}
+    assert compute_intervals([[[counts]], [[other]]], REFERENCES) == {}
+    assert sorted(compute_intervals([[[counts]]], REFERENCES)) == [ACCURACY]  # no score without PER
+    assert estimate_difference([[[counts]]], [[[other]]], ONE_METRIC) is None
+    assert estimate_difference([[[counts]]], [[[counts]]], REFERENCES) is None
+    assert compute_intervals([[[hit_counts([1])]]], {}) == {}  # one utterance has no spread
 
 
-def test_a_draw_without_any_reference_token_is_left_out() -> None:
-    (resampled,) = bootstrap([[[[error_counts([1, 0, 0], [4, 0, 0])]]]], {})
-    values = resampled[PER]
-    assert 0.1 < np.isnan(values).mean() < 0.5  # (2/3)^3
-    assert percentile_interval(values) == (25.0, 25.0)
+def test_intervals_stay_within_what_a_percentage_can_be() -> None:
+    low, high = compute_intervals([[[hit_counts([1] * 19 + [0])]]], {})[ACCURACY]
+    assert low < 95 and high == 100
+    low, high = compute_intervals([[[error_counts([1, 0, 0], [4, 4, 4])]]], {})[PER]
+    assert low == 0 < high
+
+
+def test_counts_of_speakers_must_be_parallel() -> None:
+    hits = {"utterances": "u", "amounts": {PER: ((1, 2),)}, "of": {PER: (1, 1)}}
+    for speakers, message in (((0,), "not one speaker"), ((0, 1), "`speakers` lacks")):
+        with pytest.raises(ValidationError, match=message):
+            UtteranceCounts.model_validate({**hits, "speakers": ("a",), "speaker_of": speakers})
 
 
 def test_counts_must_be_parallel() -> None:
@@ -185,15 +219,9 @@ def make_encoder(
     return row, [[hit_counts(hits)]]
 
 
-@pytest.mark.parametrize(
-    ("gained", "verdict"),
-    [(40, "different: more than the"), (3, "not different: more than the"), (0, "within the")],
-)
-def test_different_means_more_than_the_spread_and_an_interval_without_zero(
-    gained: int, verdict: str
-) -> None:
-    """Three utterances more of 400 are twenty points of the score, far above the spread of seeds:
-    they may be luck."""
+@pytest.mark.parametrize(("gained", "is_different"), [(40, True), (3, False), (0, False)])
+def test_different_is_an_interval_without_zero(gained: int, is_different: bool) -> None:
+    """Three utterances more of 400 are twenty points of the score: they may be luck."""
     random = np.random.default_rng(4)
     before = random.integers(0, 2, 400)
     after = before.copy()
@@ -201,19 +229,20 @@ def test_different_means_more_than_the_spread_and_an_interval_without_zero(
     after[np.flatnonzero(before == 1)[:9]] = 0  # as many lost as won, beside the gain
     rows = [make_encoder(0.0, 0, before.tolist()), make_encoder(0.25, 0, after.tolist())]
     lines = add_intervals(
-        group_rows([row for row, _ in rows]),
-        {row.key: tests for row, tests in rows},
-        {ACCURACY: REFERENCES[ACCURACY]},
+        group_rows([row for row, _ in rows]), {row.key: tests for row, tests in rows}, ONE_METRIC
     )
-    comparison = compare_with_control(lines, "pre-trained")
-    assert (
-        comparison is not None and comparison.interval is not None and comparison.spread is not None
-    )
+    (comparison,) = compare_with_controls(lines)
+    assert comparison.interval is not None
     low, high = comparison.interval
     assert low <= comparison.difference <= high
-    assert comparison.verdict.startswith(verdict)
-    assert (low > 0) == (gained == 40)
-    assert comparison.verdict in headline(lines)
+    scope = "different for this encoder and this probe: 95 % interval"
+    assert comparison.verdict.startswith(scope if is_different else "not different: 95 % interval")
+    assert (low > 0) == is_different
+    text = headline(lines)
+    assert comparison.verdict in text
+    assert "With one fine-tuning seed this is about this encoder, not about the recipe." in text
+    assert "With one probe seed it is about this probe" in text
+    assert "The speakers of ER ACC are not known" in text
 
 
 def test_the_report_shows_intervals_and_leaks(tmp_path: Path) -> None:
@@ -239,8 +268,8 @@ def test_the_report_shows_intervals_and_leaks(tmp_path: Path) -> None:
     text = page.read_text(encoding="utf-8")
     for group in lines:
         for name in ("score", ACCURACY):
-            ends = group.interval(name)
-            assert ends is not None and ends[0] < group.mean[name] < ends[1]
+            ends = group.intervals[name]
+            assert ends[0] < group.mean[name] < ends[1]
             assert (
                 float(table[group.title][f"{name}.low"]),
                 float(table[group.title][f"{name}.high"]),

@@ -52,7 +52,7 @@ def test_the_report_is_whole_and_self_contained(tmp_path: Path) -> None:
     for expected in (
         "877.33",
         "+7.33",
-        "more than the spread",
+        "not judged",
         "3f9a1c77b2de",
         "mlflow ui",
         "out of memory",
