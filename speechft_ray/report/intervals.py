@@ -4,6 +4,7 @@ them."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
@@ -114,31 +115,31 @@ def _weigh(references: Mapping[str, Reference]) -> dict[str, float]:
 
 def _average(effects: Effects) -> Effects:
     """Returns the mean over encoders and probes, as one encoder and one probe."""
-    return Effects(
+    return replace(
+        effects,
         values=effects.values.mean((0, 1), keepdims=True),
         effects=effects.effects.mean((0, 1), keepdims=True),
-        names=effects.names,
-        degrees=effects.degrees,
     )
 
 
 def _subtract(effects: Effects, count: int) -> Effects:
     """Returns the first ``count`` encoders less the others."""
-    return Effects(
+    return replace(
+        effects,
         values=effects.values[:count] - effects.values[count:],
         effects=effects.effects[:count] - effects.effects[count:],
-        names=effects.names,
-        degrees=effects.degrees,
     )
 
 
 def _make_parts(evaluations: Sequence[Effects]) -> list[Part]:
-    """Returns the parts of an estimate; speakers of one name are one in all of them."""
+    """Returns the parts of an estimate; speakers of one identity are one in all of them."""
     if len(evaluations) == 1:
         (only,) = evaluations
         return [Part(only.values, only.effects, only.degrees)]
-    _, places = np.unique(np.concatenate([each.names for each in evaluations]), return_inverse=True)
-    ends = np.cumsum([len(each.names) for each in evaluations])[:-1]
+    _, places = np.unique(
+        np.concatenate([each.speakers for each in evaluations]), return_inverse=True
+    )
+    ends = np.cumsum([len(each.speakers) for each in evaluations])[:-1]
     return [
         Part(each.values, each.effects, each.degrees, own)
         for each, own in zip(evaluations, np.split(places, ends), strict=True)

@@ -54,10 +54,10 @@ def _find_speakers(
     The speakers of a mixture are one, apart from each of them alone.
     """
     names = [utterance.labels.get("speaker", "").strip() for utterance in utterances]
-    known = sorted({name for name in names if name not in ("", NO_SPEAKER)})
-    if not known:
+    speakers = sorted({name for name in names if name not in ("", NO_SPEAKER)})
+    if not speakers:
         return (), ()
-    places = {name: place for place, name in enumerate(known)}
+    places = {name: place for place, name in enumerate(speakers)}
     space = corpus.speaker_namespace or corpus.name
-    identities = tuple(fingerprint(["speaker", space, name]) for name in known)
+    identities = tuple(fingerprint(["speaker", space, name]) for name in speakers)
     return identities, tuple(places.get(name, -1) for name in names)

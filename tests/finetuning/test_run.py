@@ -112,6 +112,59 @@ def test_the_checkpoint_is_the_first_with_the_best_dev_value(
     assert not torch.equal(validated[1]["layers.0.weight"], validated[2]["layers.0.weight"])
 
 
+@pytest.mark.parametrize(
+    ("fraction", "values", "best"),
+    [
+        (0.5, [90.0, 80.0, 10.0, 20.0], 20),  # the first ten updates train the head alone
+        (0.5, [10.0, 10.0, 10.0, 10.0], 15),
+        (0.7, [90.0, 95.0, 10.0, 5.0], 15),
+        (1.0, [10.0, 90.0, 20.0, 30.0], 10),  # nothing else is there
+        (0.0, [90.0, 80.0, 10.0, 20.0], 5),
+    ],
+)
+@pytest.mark.parametrize(
+    "adapter", [None, {"kind": "lora", "rank": 2, "scale": 2, "layers": ["layers.1"]}]
+)
+def test_the_checkpoint_is_one_after_the_head_only_phase(
+    fraction: float,
+    values: list[float],
+    best: int,
+    adapter: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    validations = iter(values)
+    monkeypatch.setattr(loop, "compute_dev_metrics", lambda *_: [next(validations)])
+    start = start_weights(0.0)
+    tuned = run(tmp_path, spec(head_only_fraction=fraction, adapter=adapter), start)
+    assert tuned.facts["best_update"] == best
+    same = all(torch.equal(value, start.state[name]) for name, value in tuned.weights.state.items())
+    assert same == (fraction == 1.0)
+
+
+def test_a_saved_state_with_a_best_of_the_head_only_phase_goes_on_to_a_later_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "SAVE_EVERY_SECONDS", 0.0)
+    monkeypatch.setattr(loop, "SAVE_SHARE", 1e9)
+    validations = iter([90.0, 80.0])
+
+    def compute_dev_metrics(*_: Any) -> list[float]:
+        try:
+            return [next(validations)]
+        except StopIteration:
+            raise Killed from None
+
+    monkeypatch.setattr(loop, "compute_dev_metrics", compute_dev_metrics)
+    plan = spec(head_only_fraction=0.5)
+    with pytest.raises(Killed):
+        run(tmp_path, plan)
+    assert list(tmp_path.glob("state-000000014-*"))
+    rest = iter([10.0, 20.0])
+    monkeypatch.setattr(loop, "compute_dev_metrics", lambda *_: [next(rest)])
+    assert run(tmp_path, plan).facts["best_update"] == 20
+
+
 def test_an_error_rate_is_best_when_lowest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     values = iter([90.0, 30.0, 40.0, 80.0])
     monkeypatch.setattr(loop, "compute_dev_metrics", lambda *_: [next(values)])

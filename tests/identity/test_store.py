@@ -8,6 +8,7 @@ left out. ``tables`` are the tables of the two reports.
 
 from __future__ import annotations
 
+import csv
 import shutil
 import threading
 from pathlib import Path
@@ -30,6 +31,21 @@ def list_units(storage: Path) -> dict[str, bytes]:
         str(path.relative_to(storage)): path.read_bytes()
         for path in storage.glob("*/*/manifest.json")
     }
+
+
+def read_numbers(table: Path) -> list[dict[str, str]]:
+    """Returns a table without its intervals, which later versions compute in another way, and
+    without the column that they add."""
+    with table.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    return [
+        {
+            name: text
+            for name, text in row.items()
+            if not name.endswith((".low", ".high")) and name != "untuned"
+        }
+        for row in rows
+    ]
 
 
 def fail_to_open(*arguments: object, **more: object) -> None:
@@ -60,7 +76,7 @@ def test_nothing_is_computed_and_the_table_is_the_same(
     after = list_units(storage)
     added = {Path(path).parts[0] for path in after.keys() - units.keys()}
     assert added == {"overlap"} and {path: after[path] for path in units} == units
-    assert (report / "table.csv").read_bytes() == (STORE / "tables" / f"{name}.csv").read_bytes()
+    assert read_numbers(report / "table.csv") == read_numbers(STORE / "tables" / f"{name}.csv")
     if name == "small_search":
         trials = (STORE / "tables" / "small_search_trials.csv").read_bytes()
         assert (report / "trials.csv").read_bytes() == trials

@@ -126,11 +126,11 @@ def test_a_score_adds_up_independent_test_sets_and_a_speaker_of_two_counts_once(
     def standard_error(shared: bool) -> float:
         speakers = {"speaker_of": tuple(range(80))}
         names = [tuple(f"{'' if shared else place}{i}" for i in range(80)) for place in (0, 1)]
-        known = [
+        named = [
             [counts.model_copy(update={"speakers": own, **speakers})]
             for (counts,), own in zip(tests, names, strict=True)
         ]
-        low, high = compute_intervals([known], REFERENCES)["score"]
+        low, high = compute_intervals([named], REFERENCES)["score"]
         assert (low + high) / 2 == pytest.approx(score)
         return (high - low) / 2
 
