@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from speechft_ray.core.counts import UtteranceCounts
 from speechft_ray.core.records import read_scores
 from speechft_ray.core.specs import CorpusSpec, EvalSpec
+from speechft_ray.speech.corpora.base import Corpus
 from speechft_ray.speech.features.cache import FeatureCache
 from speechft_ray.superb.evaluate import REPORTS, SharedCaches, evaluate
 from speechft_ray.superb.tasks.base import TASKS
@@ -108,6 +110,35 @@ def test_counts_add_up_to_the_scores_of_test_seed_by_seed(task: str) -> None:
             100.0 * sum(amounts) / sum(counts.of[metric]) for amounts in counts.amounts[metric]
         ]
         assert rates == pytest.approx(list(values))
+
+
+def test_counts_name_the_speaker_of_each_utterance() -> None:
+    """Names are unique to the corpus; a mixture, silence or an unknown speaker is told apart."""
+    corpus = toy_corpus()
+    labels = iter(["ann", "bob", " ann ", "none", "", "ann bob"])
+    named = [
+        replace(item, labels={**item.labels, "speaker": next(labels, "bob")})
+        if item.split == "test"
+        else item
+        for item in corpus.utterances
+    ]
+
+    def speakers_of(corpus: Corpus) -> list[str | None]:
+        (counts,) = facts_of(corpus, task="ks", updates=1, batch_size=8)["counts"]
+        places = counts["speaker_of"]
+        return [counts["speakers"][place] if place >= 0 else None for place in places]
+
+    first = speakers_of(replace(corpus, utterances=named))
+    ann, bob, again, silent, unknown, mixture, *rest = first
+    assert (again, silent, unknown, set(rest)) == (ann, None, None, {bob})
+    assert len({ann, bob, mixture}) == 3 and None not in (ann, bob, mixture)
+    other = speakers_of(replace(corpus, utterances=named, name="other"))
+    assert other != first and [name is None for name in other] == [name is None for name in first]
+    same = [
+        replace(corpus, utterances=named, name=name, speaker_namespace="readers")
+        for name in ("a", "b")
+    ]
+    assert speakers_of(same[0]) == speakers_of(same[1]) != first
 
 
 def test_other_test_utterances_are_other_counts() -> None:
