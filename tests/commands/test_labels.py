@@ -113,7 +113,7 @@ def test_columns_that_a_manifest_lacks(refuse: Callable[..., list[str]]) -> None
     ]
     changes = {4: ("u4.wav", "test", "eve", "no")}
     _, plan, _ = refuse(changes, {"finetune": finetune, "evaluate": entries, "score": SCORE})
-    assert "the sweep `own` has 4 mistakes" in plan
+    assert "space.yaml has 4 mistakes" in plan
     assert "unknown label column `txet`. Did you mean `text`?" in plan
     assert "`spaeker`, which the corpus `manifest/home` does not have" in plan
     assert "Did you mean `speaker`?" in plan and "evaluate[1]: the task `pr` needs" in plan
