@@ -124,7 +124,9 @@ def _method_table() -> Table:
     common = ", ".join(
         f"{name}={field.default}" for name, field in MergeParams.model_fields.items()
     )
-    table.caption = f"All methods: {common}; and --alpha. For LoRA donors also add_weighted_adapter, as in peft."
+    table.caption = (
+        f"All methods: {common}; and --alpha. LoRA donors: also add_weighted_adapter, as in peft."
+    )
     for name, method in METHODS.items():
         fields = {
             key: field
