@@ -26,19 +26,19 @@ class ConsensusParams(MergeParams):
     threshold: Threshold | Annotated[tuple[Threshold, ...], Field(min_length=1)] = 0.4
     """The paper's lambda: a donor needs a position where |d_i| > threshold * |sum_j d_j - d_i|. One
     for all donors, or one for each."""
-    least: Annotated[int, Field(ge=1)] = 2
+    min_donors: Annotated[int, Field(ge=1)] = 2
     """Number of donors that must need a position: 2 drops what no donor or one alone needs."""
 
 
 def donors(params: ConsensusParams) -> DonorRange:
-    """As many as there are thresholds, or at least ``least``."""
+    """As many as there are thresholds, or at least ``min_donors``."""
     if isinstance(params.threshold, tuple):
         return len(params.threshold), len(params.threshold)
-    return params.least, None
+    return params.min_donors, None
 
 
 def combine(params: ConsensusParams, precomputed: None, part: ParamSlice) -> torch.Tensor:
-    """Returns the sum of the task vectors where at least ``least`` donors need it, else 0."""
+    """Returns the sum of the task vectors where at least ``min_donors`` donors need it, else 0."""
     count = len(part.vectors)
     total = compute_weighted_sum((1.0,) * count, part.vectors, normalize=False)
     votes = torch.zeros_like(total)
@@ -46,7 +46,7 @@ def combine(params: ConsensusParams, precomputed: None, part: ParamSlice) -> tor
         # The margin is positive where the donor needs the position.
         margin = vector.abs().sub_((total - vector).abs_(), alpha=threshold)
         votes.add_(margin.sign_().clamp_min_(0.0))
-    return total.mul_(votes.sub_(params.least - 0.5).sign_().clamp_min_(0.0))
+    return total.mul_(votes.sub_(params.min_donors - 0.5).sign_().clamp_min_(0.0))
 
 
 METHODS.register(

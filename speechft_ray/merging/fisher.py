@@ -20,7 +20,7 @@ from speechft_ray.merging.param_reader import ParamReader, ParamSlice
 LIKE: Mapping[str, Mapping[str, Any]] = {
     "original": {},
     "mergelm": {"balance": "norm", "floor_as": "added"},
-    "wise_ft": {"balance": False, "floor_as": "least", "floor": 1e-8},
+    "wise_ft": {"balance": False, "floor_as": "minimum", "floor": 1e-8},
 }
 """Parameters that make up the conventions of each program."""
 
@@ -34,12 +34,12 @@ class FisherParams(WeightedParams):
     Euclidean norm over the model plus ``floor`` (MergeLM)."""
     floor: Annotated[float, Field(gt=0)] = 1e-6
     """Keeps information off 0: weights on which no donor depends are averaged."""
-    floor_as: Literal["share", "added", "least"] = "share"
+    floor_as: Literal["share", "added", "minimum"] = "share"
     """How the floor counts: as a ``share`` of the donor's mean that is added, ``added`` to the bare
-    information (MergeLM, 1e-6), or as the ``least`` value that it may have (WiSE-FT, 1e-8)."""
+    information (MergeLM, 1e-6), or as the ``minimum`` value that it may have (WiSE-FT, 1e-8)."""
     like: Literal["original", "mergelm", "wise_ft"] = "original"
     """The conventions of a program, where not set here. ``mergelm``: ``balance: norm``, ``floor_as:
-    added``. ``wise_ft``: ``balance: false``, ``floor_as: least``, ``floor: 1e-8``."""
+    added``. ``wise_ft``: ``balance: false``, ``floor_as: minimum``, ``floor: 1e-8``."""
 
     @model_validator(mode="before")
     @classmethod
