@@ -41,7 +41,12 @@ VECTORS = draw_vectors(3)
         ("star", {"share": 0.9}, references.star(VECTORS, 0.9), 1e-8),
         ("metagpt", {}, references.metagpt(VECTORS), 1e-12),
         ("consensus", {}, references.consensus(VECTORS, 0.4, 2), 1e-12),
-        ("consensus", {"threshold": 0.6, "min_donors": 1}, references.consensus(VECTORS, 0.6, 1), 1e-12),
+        (
+            "consensus",
+            {"threshold": 0.6, "min_donors": 1},
+            references.consensus(VECTORS, 0.6, 1),
+            1e-12,
+        ),
         ("pcb", {}, references.pcb(VECTORS, 0.1), 1e-9),
         ("pcb", {"ratio": 0.7}, references.pcb(VECTORS, 0.7), 1e-9),
     ],
