@@ -27,6 +27,7 @@ from tests.e2e.small_world import environment
 pytestmark = needs_browser
 
 START_SECONDS = 900.0
+LOOK_SECONDS = 900.0
 
 
 class Server(NamedTuple):
@@ -117,12 +118,13 @@ def look(address: str, folder: Path, *flags: str) -> str:
 def page_text(address: str, folder: Path, awaited: str) -> str:
     """Returns the text of a page, also as a picture that must not be blank.
 
-    The page loads in pieces, and on a busy machine the browser may look too early: it looks five
-    times for ``awaited``.
+    The page loads in pieces, and on a busy machine the browser may look too early: it looks again
+    until it finds ``awaited``, which ``LOOK_SECONDS`` only ends where the page never has it.
     """
+    deadline = time.monotonic() + LOOK_SECONDS
     dom = look(address, folder, "--dump-dom")
-    for _ in range(4):
-        dom = dom if awaited in dom else look(address, folder, "--dump-dom")
+    while awaited not in dom and time.monotonic() < deadline:
+        dom = look(address, folder, "--dump-dom")
     picture = folder / "page.png"
     look(address, folder, f"--screenshot={picture}")
     pixels = np.asarray(matplotlib.image.imread(picture))[..., :3]

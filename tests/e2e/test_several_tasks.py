@@ -205,7 +205,7 @@ def test_checkpoints_and_methods_that_cannot_be_are_refused_before_anything_runs
     runs[3]["after"] |= {"method": "fisherr"}
     runs[4]["after"] |= {"method": "regmean"}
     mistakes = collect_mistakes(finetune=runs)
-    assert "unknown merge method `fisherr`. Did you mean `fisher`?" in mistakes["finetune[3].after"]
+    assert "method `fisherr`. Did you mean `fisher`?" in mistakes["finetune[3].after.method"]
     assert (
         "set `gather: [gram]` for the fine-tuning of phones" in mistakes["finetune[4].after.method"]
     )
