@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from speechft_ray.speech.encoders.base import EncoderWeights
 
 
-def load_noted(name: str) -> EncoderWeights:
+def load_with_notes(name: str) -> EncoderWeights:
     """Loads an encoder and prints the notes of its format."""
     from speechft_ray.speech.checkpoints.load import load_with_notes
 

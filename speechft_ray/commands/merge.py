@@ -17,7 +17,7 @@ from speechft_ray.commands.adapters import (
 from speechft_ray.commands.configurations import (
     compare_configurations,
     compare_plain_files,
-    load_noted,
+    load_with_notes,
     read_configuration_beside,
 )
 from speechft_ray.commands.merge_models import has_adapter, is_plain, plain_path
@@ -80,7 +80,7 @@ def read_states(first: str, second: str) -> list[Mapping[str, torch.Tensor]]:
     ``UserError`` for what cannot be read, and for encoders that are different networks.
     """
     names = (first, second)
-    encoders = [None if is_plain(name) else load_noted(name) for name in names]
+    encoders = [None if is_plain(name) else load_with_notes(name) for name in names]
     configurations = [
         encoder or read_configuration_beside(name)
         for name, encoder in zip(names, encoders, strict=True)

@@ -11,7 +11,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
 from speechft_ray.commands.adapters import is_adapter, read_adapter
-from speechft_ray.commands.configurations import compare_donors, compare_plain_files, load_noted
+from speechft_ray.commands.configurations import (
+    compare_donors,
+    compare_plain_files,
+    load_with_notes,
+)
 from speechft_ray.core.errors import UserError
 from speechft_ray.core.fingerprint import file_sha256
 from speechft_ray.merging.alignment import StateDict
@@ -88,9 +92,9 @@ def read_models(base: str, donors: Sequence[str]) -> MergeModels:
         )
     from speechft_ray.speech.checkpoints.load import weights_fingerprint
 
-    encoder = load_noted(base)
+    encoder = load_with_notes(base)
     parts = [_split_adapter(donor) for donor in donors]
-    encoders = [load_noted(whole) if whole else encoder for whole, _ in parts]
+    encoders = [load_with_notes(whole) if whole else encoder for whole, _ in parts]
     notes = compare_donors(encoder, encoders)
     states, marks = [], [weights_fingerprint(encoder)]
     for tuned, (_, adapter) in zip(encoders, parts, strict=True):

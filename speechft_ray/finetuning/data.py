@@ -18,7 +18,7 @@ from speechft_ray.speech.corpora.base import Corpus, Utterance
 from speechft_ray.speech.corpora.labels import MissingLabelError, describe_missing_labels
 from speechft_ray.speech.encoders.base import EncoderWeights
 from speechft_ray.speech.heads.base import HEADS, HeadKind, HeadOptions, Masking, check_head_options
-from speechft_ray.speech.text import Vocabulary, unknown_labels_error
+from speechft_ray.speech.text import Vocabulary, make_unknown_labels_error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,7 +141,7 @@ def _load_labelled(
         )
     if unknown := sorted(set(dev_vocabulary.symbols) - set(vocabulary.symbols)):
         if not kind.has_unknown:
-            sentence = unknown_labels_error(column, "dev", unknown, vocabulary)
+            sentence = make_unknown_labels_error(column, "dev", unknown, vocabulary)
             raise UserError(f"corpus `{corpus.name}`: {sentence}")
         vocabulary = replace(vocabulary, has_unknown=True)
     return Examples(

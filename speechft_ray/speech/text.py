@@ -74,7 +74,7 @@ class Vocabulary:
         return {symbol: index for index, symbol in enumerate(self.symbols, start=self.reserved)}
 
 
-def unknown_labels_error(
+def make_unknown_labels_error(
     column: str, split: str, unknown: Sequence[str], vocabulary: Vocabulary
 ) -> UserError:
     """Returns the error for labels of a closed set that a split has and train lacks."""

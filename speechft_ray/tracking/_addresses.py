@@ -17,7 +17,7 @@ INSTALLED_AS = {
 def check_uri(uri: str, where: str = "") -> None:
     """Raises ``UserError`` for a URI that is neither a database nor a server, and for a database
     whose driver is not installed. ``where`` says where the URI was read."""
-    start = f"the MLflow URI `{without_password(uri)}`{where}"
+    start = f"the MLflow URI `{remove_password(uri)}`{where}"
     if not re.match(r"(sqlite|postgresql|mysql|mssql)(\+\w+)?://|https?://", uri):
         raise UserError(
             f"{start} must start with http://, https://, sqlite:///, postgresql://, mysql:// or "
@@ -31,7 +31,7 @@ def check_uri(uri: str, where: str = "") -> None:
     try:
         make_url(uri).get_dialect().import_dbapi()
     except (NoSuchModuleError, ArgumentError, ValueError, AttributeError) as error:
-        reason = " ".join(str(error).replace(uri, without_password(uri)).split())
+        reason = " ".join(str(error).replace(uri, remove_password(uri)).split())
         raise UserError(
             f"{start} cannot be read as the address of a database ({reason}): write, for example, "
             "postgresql+psycopg2://USER:PASSWORD@HOST:5432/NAME."
@@ -45,6 +45,6 @@ def check_uri(uri: str, where: str = "") -> None:
         ) from None
 
 
-def without_password(uri: str) -> str:
+def remove_password(uri: str) -> str:
     """Returns a URI without its password."""
     return re.sub(r"://([^:/@]*):[^@/]+@", r"://\1:***@", uri)

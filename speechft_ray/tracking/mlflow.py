@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 from speechft_ray.core.files import name_new_file
 from speechft_ray.sweep.protocols import Curve, EncoderRow, SweepInfo, TrackerDown
-from speechft_ray.tracking._addresses import check_uri, without_password
+from speechft_ray.tracking._addresses import check_uri, remove_password
 from speechft_ray.tracking.base import TRACKERS, TrackerKind
 
 KEY, KIND, PARENT = "speechft.key", "speechft.kind", "mlflow.parentRunId"
@@ -180,7 +180,7 @@ class MlflowTracker:
 
     def how_to_open(self) -> str:
         """Returns the command or the address that opens the page of MLflow."""
-        uri = without_password(self._uri)
+        uri = remove_password(self._uri)
         if self._uri.startswith("http"):
             return f"MLflow: {uri.rstrip('/')}/#/experiments/{self._experiment}"
         command = f"mlflow ui --backend-store-uri {shlex.quote(uri)}"
@@ -335,7 +335,7 @@ class MlflowTracker:
         try:
             yield
         except Exception as error:  # of MLflow, a database, `requests` or a cloud's library
-            uri = without_password(self._uri)
+            uri = remove_password(self._uri)
             reason = " ".join(str(error).replace(self._uri.rstrip("/"), uri).split())[:200]
             raise TrackerDown(
                 f"MLflow at `{uri}` does not take results ({type(error).__name__}: {reason})."

@@ -17,7 +17,7 @@ from speechft_ray.core.errors import UserError
 from speechft_ray.core.units import FRAME_FIELD_SAMPLES, SAMPLE_RATE_HZ
 from speechft_ray.speech.corpora.base import Corpus, Utterance
 from speechft_ray.speech.heads.pooled import PROJECTION, PooledHead
-from speechft_ray.speech.text import Vocabulary, unknown_labels_error
+from speechft_ray.speech.text import Vocabulary, make_unknown_labels_error
 from speechft_ray.superb.measures.accuracy import accuracy, hits
 from speechft_ray.superb.tasks._segments import with_crops
 from speechft_ray.superb.tasks.base import (
@@ -166,5 +166,5 @@ def _make_classes(splits: Splits, column: str) -> Vocabulary:
             {get_label(utterance, column) for utterance in utterances} - set(vocabulary.symbols)
         )
         if unknown:
-            raise unknown_labels_error(column, split, unknown, vocabulary)
+            raise make_unknown_labels_error(column, split, unknown, vocabulary)
     return vocabulary
