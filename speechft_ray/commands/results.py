@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -49,9 +50,12 @@ def publish_results(
     ``status`` is ``finished``, ``failed`` or ``stopped``. Returns what the report shows, and one
     sentence per tracker that says how to open it.
     """
+    rows = mark_untuned(read_rows(plan, store), plan, store)
+    if search:
+        search = replace(search, untuned={row.key: row.untuned for row in rows if row.untuned})
     data = ReportData(
         sweep=make_sweep_info(plan),
-        rows=mark_untuned(read_rows(plan, store), plan, store),
+        rows=rows,
         curves=read_curves(plan, store),
         failures=failures,
         references=read_references(plan, store),

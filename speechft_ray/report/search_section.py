@@ -76,7 +76,14 @@ def make_search_section(
     return SearchSection(
         sentences=search_sentences(results),
         header=["", "trial", "merge", *map(objective_title, names)],
-        rows=[_row(trial, names, "★" if trial.number in place else "") for trial in ranked],
+        rows=[
+            _row(
+                trial,
+                names,
+                "★" if trial.number in place and trial.key not in results.untuned else "",
+            )
+            for trial in ranked
+        ],
         hidden_trials=len(results.trials) - len(ranked),
         figures=[(title, image) for title, image in figures if image is not None],
     )

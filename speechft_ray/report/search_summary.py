@@ -31,6 +31,9 @@ class SearchResults:
     """Evaluations that early stops saved, and their seconds on one worker."""
     importances: Mapping[str, float] = field(default_factory=dict)
     """Importance of each axis; empty for too few trials."""
+    untuned: Mapping[str, str] = field(default_factory=dict)
+    """Why a merge cannot win though it is the best on dev, by the key of its trial: its fine-tuning
+    changed nothing (``EncoderRow.untuned``)."""
 
 
 LOGGED_STATES = {"pruned": "stopped"}
@@ -132,10 +135,10 @@ def _winner_sentence(results: SearchResults, evaluator: TrialEvaluator) -> str:
     broken = (
         "" if best.feasible else " No proposal keeps every constraint; this one breaks them least."
     )
-    return (
-        f"Chosen on dev: trial {best.number}, {describe_trial(best)}, "
-        f"with {objectives}{pretrained}{front}.{broken}"
-    )
+    merge = f"trial {best.number}, {describe_trial(best)}, with {objectives}{pretrained}{front}"
+    if note := results.untuned.get(best.key):
+        return f"Best on dev: {merge}. It cannot be chosen; {note}.{broken}"
+    return f"Chosen on dev: {merge}.{broken}"
 
 
 def describe_trial(trial: Trial) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -53,6 +54,16 @@ def test_every_trial_is_in_the_table() -> None:
         "dev.sid.accuracy",
         "dev.distance",
     }
+
+
+def test_a_merge_whose_fine_tuning_changed_nothing_is_not_called_chosen() -> None:
+    results = search_results()
+    best = results.chosen[0]
+    assert f"Chosen on dev: trial {best.number}" in render(results) and "★" in render(results)
+    page = render(replace(results, untuned={best.key: "not tuned: a kept the encoder of update 3"}))
+    assert f"Best on dev: trial {best.number}" in page
+    assert "It cannot be chosen; not tuned: a kept the encoder of update 3." in page
+    assert "Chosen on dev" not in page and "★" not in page
 
 
 @pytest.mark.parametrize(
