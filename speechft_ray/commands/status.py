@@ -8,7 +8,7 @@ from rich.table import Table
 from speechft_ray.core.records import STAGES
 from speechft_ray.core.store import Store
 from speechft_ray.search.plan import SearchPlan
-from speechft_ray.sweep.lock import lock_holder
+from speechft_ray.sweep.lock import describe_driver
 from speechft_ray.sweep.plan import Plan
 from speechft_ray.sweep.scheduler import is_finished, jobs_to_run
 from speechft_ray.sweep.stops import read_stopped_jobs
@@ -102,5 +102,5 @@ def print_driver(store: Store, fingerprint: str, finished: bool, console: Consol
     idle = (
         "finished" if finished else "not running; the same `run` command goes on where it stopped"
     )
-    driver = lock_holder(store.root, fingerprint)
+    driver = describe_driver(store.root, fingerprint)
     console.print(f"running: {driver}" if driver else idle)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Protocol
 
@@ -21,7 +22,7 @@ from speechft_ray.core.store import Store
 from speechft_ray.report.progress import ProgressDisplay
 from speechft_ray.report.search_summary import SearchResults
 from speechft_ray.stages.perform import publish_start
-from speechft_ray.sweep.lock import driver_lock
+from speechft_ray.sweep.lock import hold_lock
 from speechft_ray.sweep.plan import Plan, make_plan
 from speechft_ray.sweep.publishing import Publisher
 from speechft_ray.sweep.scheduler import JobScheduler, is_finished, jobs_to_run, run_jobs
@@ -158,7 +159,7 @@ def run(
     publish_start(place)
     failures: list[Outcome] = []
     status = "stopped"
-    with driver_lock(store.root, sweep.fingerprint), sweep.open_display() as display:
+    with _hold_lock(sweep, stop), sweep.open_display() as display:
         publisher = Publisher(sweep.plan, store, trackers, display.note, sweep.tunings)
         publisher.start()
         executor = OnDemandExecutor(address, place, display.note)
@@ -179,6 +180,11 @@ def run(
     print_results(data, report, how_to_open)
     print_failures(failures)
     return failures
+
+
+def _hold_lock(sweep: Sweep, stop: threading.Event) -> AbstractContextManager[None]:
+    console = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
+    return hold_lock(sweep.store.root, sweep.fingerprint, stop, console.print)
 
 
 def write_report_again(sweep: Sweep, report: Path, mlflow_uri: str | None) -> None:

@@ -2,77 +2,101 @@
 
 from __future__ import annotations
 
-import json
-import os
-import socket
-import time
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from speechft_ray.core.errors import UserError
-
-STALE_SECONDS = 300.0
-"""A lock of another host that was not renewed for so long belongs to a driver that has died."""
+from speechft_ray.core.errors import Interrupted, UserError
+from speechft_ray.core.lease import (
+    RENEW_SECONDS,
+    STALE_SECONDS,
+    Holder,
+    LeaseTakenError,
+    is_renewed,
+    is_running,
+    read_holder,
+    take_lease,
+)
 
 
 @contextmanager
-def driver_lock(root: Path, sweep: str) -> Iterator[Path]:
-    """Holds the lock of a sweep; yields its file, whose mtime the driver renews with ``touch``.
+def hold_lock(
+    root: Path, sweep: str, stop: threading.Event, note: Callable[[str], object]
+) -> Iterator[None]:
+    """Holds the lock of a sweep and renews it; sets ``stop`` if another driver takes it over.
 
-    Raises ``UserError`` naming host and process when another driver holds it. The lock of a dead
-    process is taken over.
+    The lock of a driver that died is taken over: at once where its process can be looked up, else
+    after ``STALE_SECONDS`` without a renewal. ``note`` prints a line. Raises ``UserError`` with
+    host and process when another driver holds it, and ``Interrupted`` when ``stop`` is set while
+    the other is watched.
     """
-    path = root / "locks" / f"{sweep}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _acquire(path)
+
+    def wait(seconds: float) -> None:
+        if stop.wait(seconds):
+            raise Interrupted
+
+    def say_doubt(holder: Holder) -> None:
+        note(
+            f"{holder} has the lock of this sweep and cannot be looked up from here: waiting until "
+            f"it renews the lock, or for {STALE_SECONDS:g} s, after which it is taken for dead."
+        )
+
+    def give_up() -> None:
+        note(
+            f"{read_holder(folder)} has taken over this sweep, since this driver did not renew its "
+            "lock: it was suspended, or the storage did not answer. This one stops."
+        )
+        stop.set()
+
+    folder = _folder(root, sweep)
     try:
-        yield path
+        lease = take_lease(folder, give_up, say_doubt, wait)
+    except LeaseTakenError as error:
+        raise UserError(
+            f"this sweep already runs on {error.holder}: wait for it, stop it, or look at it with "
+            f"`speechft status`. (Lock {folder}.)"
+        ) from None
+    except OSError as error:
+        raise UserError(
+            f"the lock of this sweep in {folder} cannot be read or written ({error.strerror}): see "
+            "that the storage folder is there and can be written, and run the command again."
+        ) from None
+    try:
+        yield
     finally:
-        path.unlink(missing_ok=True)
+        lease.release()
 
 
-def lock_holder(root: Path, sweep: str) -> str | None:
-    """Returns the driver that runs a sweep, as ``host, process N``, or ``None``."""
-    return _read_live_driver(root / "locks" / f"{sweep}.json")
+def describe_driver(root: Path, sweep: str) -> str | None:
+    """Returns the driver that runs a sweep, as ``host, process N``, or ``None``.
 
-
-def _acquire(path: Path) -> None:
-    text = json.dumps({"host": socket.gethostname(), "process": os.getpid()})
-    for _ in range(2):
-        try:
-            with path.open("x", encoding="utf-8") as file:
-                file.write(text)
-                return
-        except FileExistsError:
-            other = _read_live_driver(path)
-            if other:
-                raise UserError(
-                    f"this sweep already runs on {other}: wait for it, stop it, or look at it with "
-                    f"`speechft status`. (Lock file {path}.)"
-                ) from None
-            path.unlink(missing_ok=True)
-    raise UserError(f"two drivers try to hold the lock file {path}: run one of them again.")
-
-
-def _read_live_driver(path: Path) -> str | None:
-    """Returns the driver in a lock file, or ``None`` where it has died or the file is damaged."""
+    Of a driver that cannot be looked up from here, a renewal is waited for. Without one, the
+    sentence says so.
+    """
+    folder = _folder(root, sweep)
     try:
-        driver = json.loads(path.read_text(encoding="utf-8"))
-        age_seconds = time.time() - path.stat().st_mtime
-        host, process = str(driver["host"]), int(driver["process"])
-    except (OSError, ValueError, KeyError, TypeError):
+        return _describe_holder(folder)
+    except OSError as error:
+        return f"perhaps: its lock in {folder} cannot be read ({error.strerror})"
+
+
+def _describe_holder(folder: Path) -> str | None:
+    holder = read_holder(folder)
+    if holder is None or holder.released:
         return None
-    is_local = host == socket.gethostname()
-    is_alive = _is_running(process) if is_local else age_seconds < STALE_SECONDS
-    return f"{host}, process {process}" if is_alive else None
+    running = is_running(holder)
+    if running is not None:
+        return str(holder) if running else None
+    seconds = 3 * RENEW_SECONDS
+    if not is_renewed(folder, holder, seconds):
+        return (
+            f"perhaps: {holder} has its lock and has not renewed it for {seconds:g} s. If it died, "
+            f"`run` goes on {STALE_SECONDS:g} s after it is started"
+        )
+    after = read_holder(folder)
+    return str(after) if after is not None and not after.released else None
 
 
-def _is_running(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+def _folder(root: Path, sweep: str) -> Path:
+    return root / "locks" / sweep

@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from speechft_ray.core.errors import Interrupted, UserError
+from speechft_ray.core.errors import Interrupted
 from speechft_ray.core.records import Outcome
-from speechft_ray.sweep.lock import driver_lock, lock_holder
 from speechft_ray.sweep.plan import make_plan
 from speechft_ray.sweep.rows import read_curves, read_references, read_rows
 from speechft_ray.sweep.scheduler import jobs_to_run
@@ -129,19 +128,3 @@ def test_curves_come_from_the_store(tmp_path: Path) -> None:
     curves = read_curves(make_plan(sweep(), inputs()), store_at(tmp_path))
     assert [curve.params["seed"] for curve in curves] == [0, 1]
     assert curves[0].points == [(1, {"loss": 2.0}), (2, {"loss": 1.0})]
-
-
-def test_one_driver_per_sweep(tmp_path: Path) -> None:
-    with driver_lock(tmp_path, "abc"):
-        assert lock_holder(tmp_path, "abc")
-        with (
-            pytest.raises(UserError, match="this sweep already runs on"),
-            driver_lock(tmp_path, "abc"),
-        ):
-            pass
-    assert lock_holder(tmp_path, "abc") is None
-    (tmp_path / "locks" / "abc.json").write_text(
-        '{"host": "' + __import__("socket").gethostname() + '", "process": 4194305}'
-    )
-    with driver_lock(tmp_path, "abc"):  # that process does not exist: taken over
-        assert lock_holder(tmp_path, "abc")
