@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy.optimize import linear_sum_assignment
 
 from speechft_ray.core.errors import UserError
 
@@ -60,6 +59,8 @@ def errors_and_speech(hypothesis: Sequence[Turn], reference: Sequence[Turn]) -> 
     agreement = (spoken * lengths) @ predicted.T
     right = 0.0
     if agreement.size:
+        from scipy.optimize import linear_sum_assignment  # slow to import, needed for DER alone
+
         right = agreement[linear_sum_assignment(agreement, maximize=True)].sum()
     spoken_count, predicted_count = spoken.sum(axis=0), predicted.sum(axis=0)
     errors = (np.maximum(spoken_count, predicted_count) * lengths).sum() - right

@@ -25,7 +25,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from pydantic import Field
-from scipy.ndimage import median_filter
 from torch import nn
 
 from speechft_ray.core.errors import UserError
@@ -213,6 +212,8 @@ def _assemble_recordings(
 def decode(logits: np.ndarray, decoding: Decoding) -> list[Turn]:
     """Returns the turns, in samples: the frames above the threshold, median-filtered."""
     threshold, median = decoding
+    from scipy.ndimage import median_filter  # compiled, and needed for this task alone
+
     active = 1.0 / (1.0 + np.exp(-logits.astype(np.float64))) > threshold
     turns = []
     for speaker, column in enumerate(active.T):
