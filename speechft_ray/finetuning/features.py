@@ -1,9 +1,9 @@
 """Reads the utterances of a batch and encodes them.
 
 Stable fine-tuning freezes the front end. Its output is therefore read from the disk cache that
-evaluations use, or computed without gradient. Nothing is padded before the front end: the group
-norm of Base encoders would mix padding into every frame (s3prl pads first), and a cached value has
-to equal the computed one.
+evaluations use, or computed without gradient. Padding reaches no valid frame, in the front end and
+behind it (s3prl's padding reaches every frame of a Base encoder). On a GPU the front end runs on
+padded batches; on a CPU, where that saves nothing, on one utterance after the other.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import torch
 from speechft_ray.core.specs import FinetuneSpec
 from speechft_ray.finetuning.batches import AudioCache, crop
 from speechft_ray.finetuning.data import ObjectiveData, max_crop_samples
+from speechft_ray.speech.batching import choose_rule, make_batches
 from speechft_ray.speech.corpora.base import Utterance
 from speechft_ray.speech.encoders.base import FAMILIES, Encoder, EncoderWeights, HiddenStates
 from speechft_ray.speech.features.cache import Entry, FeatureCache
@@ -86,19 +87,33 @@ class FeatureLoader:
         ``masks``: one bool ``(frames,)`` per clip, true where the mask embedding replaces the front
         end's output.
         """
-        return self.encoder.hidden_states_from([self._conv_features(clip) for clip in clips], masks)
+        return self.encoder.hidden_states_from(self._conv_features(clips), masks)
 
     def with_conv_features(self, clip: AudioClip) -> AudioClip:
         """Returns the clip with its front-end output, to be shared by encoders with the same front
         end."""
-        return clip._replace(conv_features=self._conv_features(clip))
+        return clip._replace(conv_features=self._conv_features([clip])[0])
 
-    def _conv_features(self, clip: AudioClip) -> torch.Tensor:
-        if clip.conv_features is not None:
-            return clip.conv_features.to(self.device, non_blocking=True)
-        wave = torch.tensor(clip.wave, device=self.device)
-        with torch.no_grad() if self.freeze_front_end else nullcontext():
-            return self.encoder.conv_features([wave])[0].float()
+    def _conv_features(self, clips: Sequence[AudioClip]) -> list[torch.Tensor]:
+        features = {
+            place: clip.conv_features.to(self.device, non_blocking=True)
+            for place, clip in enumerate(clips)
+            if clip.conv_features is not None
+        }
+        rest = [place for place in range(len(clips)) if place not in features]
+        rule = choose_rule(self.device.type)
+        batches = (
+            make_batches([clips[place].samples for place in rest], rule)
+            if rule.padded
+            else [[member] for member in range(len(rest))]
+        )
+        for members in batches:
+            places = [rest[member] for member in members]
+            waves = [torch.tensor(clips[place].wave, device=self.device) for place in places]
+            with torch.no_grad() if self.freeze_front_end else nullcontext():
+                outputs = self.encoder.conv_features(waves)
+            features.update(zip(places, (output.float() for output in outputs), strict=True))
+        return [features[place] for place in range(len(clips))]
 
 
 def precision(device: torch.device) -> AbstractContextManager[object]:

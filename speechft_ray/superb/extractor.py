@@ -1,10 +1,11 @@
-"""Encodes utterances: layer-normalised hidden states of a frozen encoder, without padding.
+"""Encodes utterances: layer-normalised hidden states of a frozen encoder.
 
-An utterance is never padded and shares a batch only with others of exactly its length, so its
-features depend on nothing but its samples and the weights (to the last bits of a matrix product).
-In s3prl they depend on the batch: the group norm of Base encoders takes padding into its
-statistics, and shorter utterances of a batch get a frame of padding (``upstream/interfaces.py``).
-Batch size 1 is also how s3prl evaluates most tasks.
+The features of an utterance depend on nothing but its samples and the weights, to the last bits of
+a matrix product: padding reaches no valid frame (``Encoder.hidden_states``). In s3prl they depend
+on the batch: the group norm of Base encoders takes padding into its statistics, and shorter
+utterances of a batch get a frame of padding (``upstream/interfaces.py``). Batch size 1 is also how
+s3prl evaluates most tasks. Utterances share batches by a rule for the device
+(``speech.batching``).
 
 Means over frames are float32. Frame states are rounded to float16 wherever they are stored
 (``superb.features``), in memory, on disk or not at all, so that no number depends on the place;
@@ -22,10 +23,10 @@ import torch
 
 from speechft_ray.core.errors import UserError
 from speechft_ray.core.units import FRAME_FIELD_SAMPLES, SAMPLE_RATE_HZ
-from speechft_ray.speech.batching import group_by_length
+from speechft_ray.speech.batching import BatchRule, choose_rule, make_batches
 from speechft_ray.speech.corpora.base import Corpus, Utterance
 from speechft_ray.speech.encoders.base import Encoder
-from speechft_ray.speech.features.front_end import GROUP_SECONDS, EncodingContext, SharedFrontEnd
+from speechft_ray.speech.features.front_end import EncodingContext, SharedFrontEnd
 from speechft_ray.speech.heads.featurizer import layer_normalize
 
 PRECOMPUTED_AT_ONCE = 256
@@ -79,9 +80,9 @@ class Extractor:
 
     ``pooled``: returns only the mean over frames of each normalised state. ``front_end`` reuses the
     front-end output of another encoder with the same front end; ``precomputed`` reuses the features
-    of recordings that were encoded for several corpora at once. The constructor puts the encoder
-    into eval mode. ``seconds`` is the encoding time so far, ``encoded_count`` the number of
-    utterances that went through the encoder.
+    of recordings that were encoded for several corpora at once. ``rule`` is that of the device
+    unless it is set. The constructor puts the encoder into eval mode. ``seconds`` is the encoding
+    time so far, ``encoded_count`` the number of utterances that went through the encoder.
     """
 
     def __init__(
@@ -92,9 +93,11 @@ class Extractor:
         pooled: bool,
         front_end: SharedFrontEnd | None = None,
         precomputed: PrecomputedFeatures | None = None,
+        rule: BatchRule | None = None,
     ) -> None:
         self.encoder, self.corpus, self.device, self.pooled = encoder, corpus, device, pooled
         self.front_end, self.precomputed = front_end, precomputed
+        self.rule = rule or choose_rule(device.type)
         self.seconds, self.encoded_count = 0.0, 0
         encoder.module().to(device).eval()
 
@@ -118,8 +121,7 @@ class Extractor:
     def encode_groups(
         self, utterances: Sequence[Utterance], within: EncodingContext = no_context
     ) -> Iterator[tuple[list[int], list[torch.Tensor]]]:
-        """Yields indices of utterances with their states, group by group of equal length, the
-        longest first.
+        """Yields indices of utterances with their states, batch by batch, the longest first.
 
         ``within``: the context in which each group is encoded, from ``share_front_end``.
         """
@@ -128,11 +130,9 @@ class Extractor:
         for start in range(0, len(precomputed), PRECOMPUTED_AT_ONCE):
             pairs = precomputed[start : start + PRECOMPUTED_AT_ONCE]
             yield [index for index, _ in pairs], self._read_precomputed([row for _, row in pairs])
-        # All others go through the encoder, a group of equal length at a time.
+        # All others go through the encoder, a batch at a time.
         rest = sorted(set(range(len(utterances))) - {index for index, _ in precomputed})
-        for members in group_by_length(
-            [utterances[index].samples for index in rest], GROUP_SECONDS
-        ):
+        for members in make_batches([utterances[index].samples for index in rest], self.rule):
             group = [rest[member] for member in members]
             began = time.perf_counter()
             with within(group):
@@ -167,12 +167,21 @@ class Extractor:
     @torch.no_grad()
     def _encode(self, group: Sequence[Utterance]) -> list[torch.Tensor]:
         encoded = self.encoder.hidden_states([self._load_wave(utterance) for utterance in group])
+        frames = encoded.frames.tolist()
         states = layer_normalize(
-            torch.stack(encoded.states)[:, :, : int(encoded.frames[0])].float()
+            torch.stack(encoded.states)[:, :, : max(frames)].float()
         )  # (layers, batch, frames, dim)
-        if self.pooled:
-            states = states.mean(dim=2, keepdim=True)  # -> (layers, batch, 1, dim)
-        return list(states.to(self.dtype).unbind(dim=1))
+        if not self.pooled:
+            by_utterance = states.to(self.dtype).unbind(dim=1)
+            return [item[:, :count] for item, count in zip(by_utterance, frames, strict=True)]
+        if len(set(frames)) == 1:
+            means = states.mean(dim=2, keepdim=True)  # -> (layers, batch, 1, dim)
+        else:
+            counts = encoded.frames.to(states.device)[:, None]
+            padding = torch.arange(states.shape[2], device=states.device) >= counts
+            sums = states.masked_fill_(padding[:, :, None], 0.0).sum(dim=2, keepdim=True)
+            means = sums / counts[:, :, None]
+        return list(means.to(self.dtype).unbind(dim=1))
 
     def _load_wave(self, utterance: Utterance) -> torch.Tensor:
         wave = torch.from_numpy(self.corpus.read(utterance)).to(self.device)

@@ -132,6 +132,27 @@ def test_padding_affects_no_valid_frame(encoder: Encoder) -> None:
     assert all(torch.equal(item, copy) for item, copy in zip(features, copies, strict=True))
 
 
+def test_utterances_of_any_lengths_share_a_batch(encoder: Encoder) -> None:
+    """From one frame to 20 s, the published bound of most corpora; the group norm of Base over the
+    frames of each utterance alone, and the order of lengths does not matter."""
+    lengths = (719, 320_000, 400, 48_123, 160_001, 16_000)
+    batch = [
+        3 * wave.cumsum(0).sin() + 0.2 * place for place, wave in enumerate(waves(*lengths))
+    ]  # other loudness and another mean in each
+    with torch.inference_mode():
+        together, fronts = encoder.hidden_states(batch), encoder.conv_features(batch)
+        assert together.frames.tolist() == [frame_count(length) for length in lengths]
+        assert all(torch.isfinite(state).all() for state in together.states)
+        for index, wave in enumerate(batch):
+            alone = encoder.hidden_states([wave])
+            (front,) = encoder.conv_features([wave])
+            torch.testing.assert_close(fronts[index], front, atol=1e-5, rtol=1e-5)
+            for state, own in zip(together.states, alone.states, strict=True):
+                torch.testing.assert_close(
+                    state[index, : own.shape[1]], own[0], atol=1e-5, rtol=1e-5
+                )
+
+
 @pytest.mark.parametrize("trainable", [True, False])
 def test_front_end_and_rest_have_the_gradient_of_the_whole(
     trainable: bool, family: EncoderFamily, weights: EncoderWeights
@@ -145,7 +166,7 @@ def test_front_end_and_rest_have_the_gradient_of_the_whole(
         for name, parameter in encoder.module().named_parameters():
             parameter.requires_grad_(trainable or not name.startswith(family.front_end_prefixes))
         with torch.inference_mode(parts and not trainable):
-            features = compute_features(encoder, lengths) if parts else []
+            features = encoder.conv_features(waves(*lengths)) if parts else []
         states = (
             [
                 state[: frame_count(length)]
@@ -210,6 +231,8 @@ def test_nothing_is_left_on_the_module_whatever_happens(encoder: Encoder) -> Non
     module, features = encoder.module(), compute_features(encoder, (4_000, 2_300))
     before = list_attachments(module)
     encoder.hidden_states_from(features)
+    assert list_attachments(module) == before
+    encoder.hidden_states(waves(4_000, 2_300))
     assert list_attachments(module) == before
     if hasattr(module, "mask_emb"):
         encoder.hidden_states_from(

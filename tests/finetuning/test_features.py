@@ -14,12 +14,15 @@ import torch
 
 from speechft_ray.core.errors import UserError
 from speechft_ray.core.specs import FinetuneSpec
+from speechft_ray.finetuning import features as features_module
 from speechft_ray.finetuning import loop
 from speechft_ray.finetuning import trainer as trainer_module
+from speechft_ray.finetuning.batches import AudioCache
 from speechft_ray.finetuning.features import AudioClip, FeatureLoader
 from speechft_ray.finetuning.loop import Report
 from speechft_ray.finetuning.run import FinetuneResult, finetune
 from speechft_ray.finetuning.train_state import TrainState
+from speechft_ray.speech.batching import PADDED
 from speechft_ray.speech.corpora.base import Corpus, Utterance
 from speechft_ray.speech.encoders.base import FAMILIES
 from speechft_ray.speech.features.cache import FeatureCache
@@ -103,6 +106,34 @@ def test_the_front_end_hears_each_utterance_once(
         torch.testing.assert_close(value, without.weights.state[name], atol=2e-4, rtol=1e-3)
     losses = [[values["loss"] for _, values in tuned.facts["curve"]] for tuned in (without, first)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+@pytest.mark.parametrize("family", FAMILIES.names())
+def test_padded_batches_of_the_front_end_change_nothing(
+    family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU, beside one by one as on a CPU; one clip comes from the cache."""
+    content, encoder = corpus(COUNTS), FAMILIES.get(family).build(toy_encoder(family))
+    loader = FeatureLoader(
+        encoder=encoder,
+        device=torch.device("cpu"),
+        freeze_front_end=True,
+        audio_caches=[AudioCache(content, 1 << 24)],
+    )
+    clips = [loader.read(0, item, None) for item in content.split("train")]
+    clips[2] = loader.with_conv_features(clips[2])
+    assert len({clip.samples for clip in clips}) > 1
+    alone = loader.encode(clips)
+    monkeypatch.setattr(features_module, "choose_rule", lambda device_type: PADDED)
+    with _count_conv_features(family, monkeypatch) as seen:
+        padded = loader.encode(clips)
+    assert sorted(seen) == sorted(clip.samples for clip in clips if clip.conv_features is None)
+    assert torch.equal(padded.frames, alone.frames)
+    for index, frames in enumerate(alone.frames.tolist()):
+        for state, expected in zip(padded.states, alone.states, strict=True):
+            torch.testing.assert_close(
+                state[index, :frames], expected[index, :frames], atol=1e-5, rtol=1e-5
+            )
 
 
 @pytest.mark.parametrize("case", ["learns", "short", "full", "none"])

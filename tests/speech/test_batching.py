@@ -7,7 +7,14 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
-from speechft_ray.speech.batching import batch_by_seconds, group_by_length
+from speechft_ray.speech.batching import (
+    EQUAL_LENGTHS,
+    PADDED,
+    batch_by_seconds,
+    choose_rule,
+    group_by_length,
+    make_batches,
+)
 
 LENGTHS = [random.Random(3).choice((8_000, 12_000, 16_000, 16_001, 30_000)) for _ in range(200)]
 
@@ -49,6 +56,22 @@ def test_equal_groups_are_equal_and_full() -> None:
     for length in set(LENGTHS):
         sizes = [len(group) for group in groups if LENGTHS[group[0]] == length]
         assert all(size == 80_000 // length for size in sizes[:-1])
+
+
+def test_gpus_pad_and_cpus_do_not() -> None:
+    assert choose_rule("cpu") == EQUAL_LENGTHS
+    assert choose_rule("cuda") == PADDED
+    assert make_batches(LENGTHS, EQUAL_LENGTHS) == group_by_length(LENGTHS, 20.0)
+    assert make_batches(LENGTHS, PADDED) == batch_by_seconds(LENGTHS, 160.0)
+
+
+def test_little_of_a_padded_batch_is_padding() -> None:
+    """Lengths around 12 s as in LibriSpeech, in batches of 160 s."""
+    draw = random.Random(0)
+    lengths = [round(16_000 * min(16.5, max(1.5, draw.gauss(12, 3.5)))) for _ in range(2_000)]
+    batches = batch_by_seconds(lengths, 160.0)
+    padded = sum(max(lengths[index] for index in batch) * len(batch) for batch in batches)
+    assert padded / sum(lengths) < 1.02
 
 
 def test_no_utterances_give_no_batches_and_a_limit_must_be_positive() -> None:

@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from speechft_ray.core.errors import UserError
+from speechft_ray.core.units import frame_count
 from speechft_ray.speech.checkpoints.load import load_encoder
 from speechft_ray.speech.encoders._conv_layers import parse_conv_layers
 from speechft_ray.speech.encoders.base import FAMILIES, EncoderWeights
@@ -44,8 +45,9 @@ def expert(path: object) -> Any:
 def test_hidden_states_are_those_of_s3prl(tmp_path: Path, lengths: tuple[int, ...]) -> None:
     path = write_tiny_hubert(tmp_path)
     waves = [make_wave(length, seed) for seed, length in enumerate(lengths)]
+    encoder: Any = build(load_encoder(path))
     with torch.inference_mode():
-        states = build(load_encoder(path)).hidden_states(waves).states
+        states = encoder._network._forward(waves)  # pads as s3prl does
         expected = expert(path)(waves)["hidden_states"]
     assert len(states) == len(expected) == 7
     for state, other in zip(states, expected, strict=True):
@@ -63,22 +65,22 @@ def test_hidden_states_are_those_of_fairseq(family: str) -> None:
         for name, tensor in reference.items()
         if name.startswith(f"{family}_base_like.")
     }
-    encoder = FAMILIES.get(family).build(
+    encoder: Any = FAMILIES.get(family).build(
         load_encoder(FAIRSEQ_FILES / f"{family}_base_like.fairseq.pt")
     )
     lengths = reference["lengths"].tolist()
     assert len(set(lengths)) == 2
     waves = [wave[:length] for wave, length in zip(reference["wav"], lengths, strict=True)]
     with torch.inference_mode():
-        output = encoder.hidden_states(waves)
+        output = encoder._network._forward(waves)  # pads as fairseq does
         padded = torch.nn.utils.rnn.pad_sequence(waves, batch_first=True)
-        convolved = encoder.module().feature_extractor(padded)  # type: ignore[operator]
-    states = {f"layer{layer}": output.states[layer] for layer in range(1, 5)}
-    states |= {"conv": convolved.transpose(1, 2), "final": output.states[-1]}
+        convolved = encoder.module().feature_extractor(padded)
+    states = {f"layer{layer}": output[layer] for layer in range(1, 5)}
+    states |= {"conv": convolved.transpose(1, 2), "final": output[-1]}
     # (batch, channels, frames) -> (batch, frames, channels)
     expected["conv"] = expected["conv"].transpose(1, 2)
     assert set(states) == set(expected)
-    for index, frames in enumerate(output.frames.tolist()):
+    for index, frames in enumerate(map(frame_count, lengths)):
         for name, state in expected.items():
             torch.testing.assert_close(
                 states[name][index, :frames], state[index, :frames], atol=1e-5, rtol=0.0

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from speechft_ray.core.specs import CorpusSpec, EvalSpec
+from speechft_ray.speech.batching import EQUAL_LENGTHS, PADDED, BatchRule
 from speechft_ray.speech.checkpoints.load import weights_fingerprint
 from speechft_ray.speech.encoders.base import FAMILIES, EncoderWeights
 from speechft_ray.speech.features.cache import FeatureCache
@@ -39,14 +40,17 @@ def perturb(weights: EncoderWeights, seed: int, front_end: bool = False) -> Enco
 
 
 def extract_features(
-    weights: EncoderWeights, cache: FeatureCache | None, pooled: bool = True
+    weights: EncoderWeights,
+    cache: FeatureCache | None,
+    pooled: bool = True,
+    rule: BatchRule = EQUAL_LENGTHS,
 ) -> tuple[list[torch.Tensor], int]:
     """The features of both splits, and how many utterances went through the front end."""
     family = FAMILIES.get(weights.family)
     encoder = family.build(weights)
     shape = family.describe(weights.config)
     front = SharedFrontEnd(cache, encoder.module(), PREFIX, shape, CORPUS) if cache else None
-    extractor = Extractor(encoder, CORPUS, torch.device("cpu"), pooled, front)
+    extractor = Extractor(encoder, CORPUS, torch.device("cpu"), pooled, front, rule=rule)
     features = prepare_features(extractor, SPLITS, lambda count: None)
     states = [stored.batch(slice(0, stored.count)).states for stored in features.values()]
     return states, front.computed if front else 8
@@ -54,20 +58,60 @@ def extract_features(
 
 @pytest.mark.parametrize("family", ["hubert", "wav2vec2", "wavlm"])
 @pytest.mark.parametrize("pooled", [True, False])
+@pytest.mark.parametrize("rule", [EQUAL_LENGTHS, PADDED], ids=["equal", "padded"])
 def test_encoders_that_differ_behind_it_share_one(
-    family: str, pooled: bool, tmp_path: Path
+    family: str, pooled: bool, rule: BatchRule, tmp_path: Path
 ) -> None:
+    """Under one rule, values from the cache are bit for bit the computed ones."""
     cache = FeatureCache(tmp_path, budget_bytes=1 << 24)
     start = toy_encoder(family)
     computed_counts = []
     for weights in (start, perturb(start, 1), perturb(start, 2)):
-        alone, _ = extract_features(weights, None, pooled)
-        shared, computed = extract_features(weights, cache, pooled)
+        alone, _ = extract_features(weights, None, pooled, rule)
+        shared, computed = extract_features(weights, cache, pooled, rule)
         assert all(torch.equal(states, other) for states, other in zip(shared, alone, strict=True))
         computed_counts.append(computed)
     assert computed_counts == [8, 0, 0]
-    _, computed = extract_features(perturb(start, 1, front_end=True), cache, pooled)
+    _, computed = extract_features(perturb(start, 1, front_end=True), cache, pooled, rule)
     assert computed == 8
+
+
+@pytest.mark.parametrize("pooled", [True, False])
+def test_both_rules_give_the_same_features(pooled: bool) -> None:
+    """Means to the rounding of float32, frame states to that of the float16 that they are stored
+    in."""
+    weights = toy_encoder("hubert")
+    equal, padded = (
+        extract_features(weights, None, pooled, rule)[0] for rule in (EQUAL_LENGTHS, PADDED)
+    )
+    for states, others in zip(equal, padded, strict=True):
+        torch.testing.assert_close(others, states, atol=1e-5, rtol=0.0 if pooled else 2**-10)
+
+
+@pytest.mark.parametrize("rule", [EQUAL_LENGTHS, PADDED], ids=["equal", "padded"])
+def test_fine_tuning_and_evaluation_write_the_same_values(rule: BatchRule, tmp_path: Path) -> None:
+    weights, utterances, files = toy_encoder("hubert"), SPLITS["train"], []
+    for name in ("finetuning", "evaluation"):
+        family, cache = FAMILIES.get("hubert"), FeatureCache(tmp_path / name, 1 << 24)
+        encoder = family.build(weights)
+        front = SharedFrontEnd(
+            cache, encoder.module(), PREFIX, family.describe(weights.config), CORPUS
+        )
+        extractor = Extractor(encoder, CORPUS, torch.device("cpu"), True, front, rule=rule)
+        if name == "evaluation":
+            prepare_features(extractor, {"train": utterances}, lambda count: None)
+        else:
+            front.load_or_compute(
+                encoder,
+                utterances,
+                lambda item: torch.from_numpy(CORPUS.read(item)),
+                lambda count: None,
+                rule,
+            )
+        assert front.computed == len(utterances)
+        files.append(next((tmp_path / name).glob("features/*/rows.bin")).read_bytes())
+    assert len({item.samples for item in utterances}) > 1
+    assert files[0] == files[1]
 
 
 def test_without_cache_space_every_encoder_computes_its_own(tmp_path: Path) -> None:

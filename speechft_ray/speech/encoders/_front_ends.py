@@ -15,15 +15,17 @@ import torch
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 
-from speechft_ray.core.units import FRAME_FIELD_SAMPLES, FRAME_STRIDE_SAMPLES
+from speechft_ray.core.units import FRAME_FIELD_SAMPLES, FRAME_STRIDE_SAMPLES, frame_count
+from speechft_ray.speech.encoders._valid_frames import normalize_valid_frames
 from speechft_ray.speech.encoders.base import MASK_EMBEDDING
 
 
 class FrontEnd(Protocol):
-    """The first part of a network, on waveforms that need no padding."""
+    """The first part of a network."""
 
-    def __call__(self, waves: torch.Tensor) -> torch.Tensor:
-        """Maps ``(batch, samples)`` to ``(batch, frames, channels)``."""
+    def __call__(self, waves: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Maps waveforms ``(samples,)`` of any lengths to ``(frames, channels)`` each, none of
+        which depends on the other waveforms."""
         ...
 
     def replace(
@@ -39,15 +41,23 @@ class Convolutions:
 
     def __init__(self, model: nn.Module, normalize: bool) -> None:
         self._model: Any = model
-        self._extractor: Any = model.feature_extractor
         self._normalize = normalize
 
-    def __call__(self, waves: torch.Tensor) -> torch.Tensor:
-        """Normalises each waveform first, where the configuration says so."""
+    def __call__(self, waves: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Normalises each waveform first, where the configuration says so, and pads them
+        together."""
         if self._normalize:
-            waves = nn.functional.layer_norm(waves, waves.shape[1:])
-        features: torch.Tensor = self._extractor(waves)  # (batch, channels, frames)
-        return features.transpose(1, 2)
+            waves = [nn.functional.layer_norm(wave, wave.shape) for wave in waves]
+        samples, extractor = [len(wave) for wave in waves], self._model.feature_extractor
+        with (
+            nullcontext() if len(set(samples)) == 1 else normalize_valid_frames(extractor, samples)
+        ):
+            features = extractor(pad_sequence(list(waves), batch_first=True))
+        # (batch, channels, frames) -> (frames, channels) each
+        return [
+            output[: frame_count(count)]
+            for output, count in zip(features.transpose(1, 2), samples, strict=True)
+        ]
 
     @contextmanager
     def replace(self, features: Sequence[torch.Tensor]) -> Iterator[list[torch.Tensor]]:
@@ -57,6 +67,7 @@ class Convolutions:
         too many for most shorter utterances, so their padding mask is replaced.
         """
         model = self._model
+        extractor = model.feature_extractor
         padding = pad_sequence(
             [output.new_zeros(len(output), dtype=torch.bool) for output in features],
             batch_first=True,
@@ -77,7 +88,7 @@ class Convolutions:
                 for output in features
             ]
         finally:
-            model.feature_extractor = self._extractor
+            model.feature_extractor = extractor
             vars(model).pop("forward_padding_mask", None)  # uncovers the method of its class
             for hook in hooks:
                 hook.remove()
@@ -100,9 +111,9 @@ class FilterBank:
             return wave.new_zeros(1, self._bands)
         return self._windows(wave)
 
-    def __call__(self, waves: torch.Tensor) -> torch.Tensor:
-        """Normalises each utterance by itself."""
-        return torch.stack([self.preprocessor(wave[None]) for wave in waves])
+    def __call__(self, waves: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Computes and normalises each utterance by itself."""
+        return [self.preprocessor(wave[None]) for wave in waves]
 
     def replace(
         self, features: Sequence[torch.Tensor]

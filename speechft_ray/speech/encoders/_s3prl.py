@@ -64,26 +64,25 @@ class Expert:
             setattr(self._expert, name, value)
         self._expert.eval()
 
-    def __call__(self, waves: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
-        """Returns the input of each layer and the output of the encoder, each ``(batch, frames,
-        dim)``."""
-        return self._forward(waves)
-
-    def conv_features(self, waves: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Returns the output of the front end for waveforms of equal length, ``(batch, frames,
-        channels)``, float32."""
-        return self._front_end(torch.stack(list(waves))).float().contiguous()
+    def conv_features(self, waves: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Returns the output of the front end for waveforms of any lengths, ``(frames, channels)``
+        each, float32 (float64 where the network is)."""
+        return [
+            output.to(torch.promote_types(output.dtype, torch.float32)).contiguous()
+            for output in self._front_end(waves)
+        ]
 
     def hidden_states_from(
         self, features: Sequence[torch.Tensor], masks: Sequence[torch.Tensor] | None
     ) -> tuple[torch.Tensor, ...]:
-        """Returns hidden states as a call does, from outputs of ``conv_features``, with the mask
-        embedding at masked frames."""
+        """Returns the input of each layer and the output of the encoder, each ``(batch, frames,
+        dim)``, from outputs of ``conv_features``, with the mask embedding at masked frames."""
         with self._front_end.replace(features) as inputs, apply_masks(self.model, masks):
             return self._forward(inputs)
 
     def _forward(self, waves: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
-        """Runs s3prl's forward pass.
+        """Runs s3prl's forward pass, which pads by itself: exactly behind a front end that was
+        replaced, but not before it.
 
         The hooks that s3prl's constructor registers for good are registered for this call only:
         they would keep every state of every other forward pass in memory.

@@ -42,13 +42,15 @@ class Encoder(Protocol):
     def hidden_states(self, waves: Sequence[torch.Tensor]) -> HiddenStates:
         """Encodes waveforms, each ``(samples,)`` float32 at 16 kHz, padded together to the longest.
 
-        Raises ``UserError`` when a waveform is shorter than one frame (400 samples).
+        Padding affects no valid frame: each utterance has the states that it has alone. Frames
+        beyond an utterance have arbitrary finite values. Raises ``UserError`` when a waveform is
+        shorter than one frame (400 samples).
         """
         ...
 
     def conv_features(self, waves: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """Returns the output of the convolutional front end for waveforms of equal length, each
-        ``(samples,)``: one ``(frames, channels)`` each, float32, computed without padding.
+        """Returns the output of the convolutional front end for waveforms of any lengths, each
+        ``(samples,)``: one ``(frames, channels)`` each, float32, as for each alone.
 
         Families without a learned front end return their filter-bank features, the input of the
         first layer with parameters. Raises ``UserError`` as ``hidden_states`` does.

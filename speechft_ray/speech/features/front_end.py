@@ -14,10 +14,11 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.utils.rnn import pad_sequence
 
 from speechft_ray.core.fingerprint import fingerprint
 from speechft_ray.core.units import frame_count
-from speechft_ray.speech.batching import group_by_length
+from speechft_ray.speech.batching import BatchRule, choose_rule, make_batches
 from speechft_ray.speech.checkpoints.load import weights_fingerprint
 from speechft_ray.speech.corpora.base import Corpus, Utterance
 from speechft_ray.speech.encoders._front_ends import PrecomputedOutput
@@ -26,13 +27,9 @@ from speechft_ray.speech.features.cache import Entry, FeatureCache
 
 Read = Callable[[Utterance], torch.Tensor]
 
-GROUP_SECONDS = 20.0
-"""Audio in one batch. On one CPU core 16 utterances of 1.2 s take two thirds of the time that they
-take one by one."""
-
 EncodingContext = Callable[[Sequence[int]], Any]
-"""Returns the context in which to encode the utterances of these indices as one batch. They are of
-equal length, so nothing is padded."""
+"""Returns the context in which to encode the utterances of these indices as one batch, padded
+together."""
 
 
 class SharedFrontEnd:
@@ -65,13 +62,14 @@ class SharedFrontEnd:
         read from the cache, or computed and written there."""
         key = self._key(utterances)
         entry = self._cache.find(key)
+        frames = [frame_count(item.samples) for item in utterances]
         if entry is not None:
             yield self._read_from(entry)
         elif self._make_room(utterances):
             with self._cache.write(key, len(utterances)) as append:
-                yield self._write_to(append)
+                yield self._write_to(append, frames)
         else:
-            yield self._write_to(lambda index, rows: None)
+            yield self._write_to(lambda index, rows: None, frames)
 
     def load_or_compute(
         self,
@@ -79,20 +77,22 @@ class SharedFrontEnd:
         utterances: Sequence[Utterance],
         read: Read,
         advance: Callable[[int], None],
+        rule: BatchRule | None = None,
     ) -> Entry | None:
         """Returns the front end's output for these utterances, float32 ``(frames, channels)`` each.
 
         It is read from the cache, or computed and written there. Returns ``None`` when it does not
         fit into the cache. ``read`` returns an utterance's waveform ``(samples,)`` on the encoder's
-        device. ``advance`` is called with the number of utterances done since its last call. The
-        values are those that ``reuse`` writes: utterances of equal length form a batch, and none is
-        padded.
+        device. ``advance`` is called with the number of utterances done since its last call.
+        ``rule`` is that of the device unless it is set; the values are those that ``reuse`` writes
+        when an ``Extractor`` of that rule encodes these utterances.
         """
+        rule = rule or choose_rule(self._device().type)
         key = self._key(utterances)
         entry = self._cache.find(key)
         if entry is None and self._make_room(utterances):
             with self._cache.write(key, len(utterances)) as append, torch.no_grad():
-                for group in group_by_length([item.samples for item in utterances], GROUP_SECONDS):
+                for group in make_batches([item.samples for item in utterances], rule):
                     waves = [read(utterances[index]) for index in group]
                     for index, rows in zip(group, encoder.conv_features(waves), strict=True):
                         append(index, rows)
@@ -113,15 +113,19 @@ class SharedFrontEnd:
             self._frame_bytes * sum(frame_count(item.samples) for item in utterances)
         )
 
+    def _device(self) -> torch.device:
+        return next(self._module.parameters()).device
+
     def _read_from(self, entry: Entry) -> EncodingContext:
         @contextmanager
         def within(indices: Sequence[int]) -> Iterator[None]:
             front_end = getattr(self._module, self._name)
-            device = next(self._module.parameters()).device
-            # (batch * frames, channels) -> (batch, frames, channels)
-            rows = torch.unflatten(entry.rows(indices), 0, (len(indices), -1))
-            output = rows.transpose(1, 2).contiguous().to(device)
-            setattr(self._module, self._name, PrecomputedOutput(output))
+            # (rows, channels) of all utterances -> (batch, frames, channels)
+            rows = torch.split(entry.rows(indices), [entry.counts[index] for index in indices])
+            output = pad_sequence(list(rows), batch_first=True).transpose(1, 2)
+            setattr(
+                self._module, self._name, PrecomputedOutput(output.contiguous().to(self._device()))
+            )
             try:
                 yield
             finally:
@@ -129,7 +133,9 @@ class SharedFrontEnd:
 
         return within
 
-    def _write_to(self, append: Callable[[int, torch.Tensor], None]) -> EncodingContext:
+    def _write_to(
+        self, append: Callable[[int, torch.Tensor], None], frames: Sequence[int]
+    ) -> EncodingContext:
         @contextmanager
         def within(indices: Sequence[int]) -> Iterator[None]:
             outputs: list[torch.Tensor] = []
@@ -142,7 +148,8 @@ class SharedFrontEnd:
                 hook.remove()
             self.computed += len(indices)
             (output,) = outputs  # (batch, channels, frames)
-            for index, rows in zip(indices, output.transpose(1, 2), strict=True):
-                append(index, rows)
+            # From a GPU in one copy.
+            for index, rows in zip(indices, output.transpose(1, 2).float().cpu(), strict=True):
+                append(index, rows[: frames[index]])
 
         return within
