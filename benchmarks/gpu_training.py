@@ -6,7 +6,7 @@ import itertools
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
@@ -199,12 +199,8 @@ def _measure_ctc_probe(
     targets = [example.target for example in data.examples["train"]]
     trainer = ProbeTrainer(data, features.batch(slice(0, 1)).states, schedule, 0)
     order = sample_batches(schedule, data.examples["train"], torch.Generator().manual_seed(0))
-
-    def update() -> None:
-        indices = list(itertools.islice(order, schedule.accumulate))
-        trainer.step(gather_batches(features, targets, indices))
-
-    seconds = bench.measure(update)
+    with closing(gather_batches(features, targets, order, schedule.accumulate)) as gathered:
+        seconds = bench.measure(lambda: trainer.step(next(gathered)))
     size = f"{schedule.accumulate} x {schedule.batch_size} utterances"
     bench.add("probes", f"pr, {form}", 1 / seconds, "updates/s", f"{size}, {bench.format_peak()}")
 

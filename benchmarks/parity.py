@@ -137,7 +137,7 @@ class Pair:
                     self.probe,
                     ours,
                     self.data,
-                    gather_batches(self.ours["train"], targets, indices),
+                    next(gather_batches(self.ours["train"], targets, indices, len(indices))),
                     self.schedule,
                     generator,
                 )

@@ -181,5 +181,5 @@ def _loader_with(loader: FeatureLoader, weights: EncoderWeights) -> FeatureLoade
 
 def _is_finite(clip: AudioClip) -> bool:
     if clip.wave is not None:
-        return bool(np.isfinite(clip.wave).all())
+        return bool(torch.isfinite(clip.wave).all())
     return clip.conv_features is not None and bool(torch.isfinite(clip.conv_features).all())

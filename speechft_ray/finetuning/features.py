@@ -8,7 +8,7 @@ padded batches; on a CPU, where that saves nothing, on one utterance after the o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -18,12 +18,13 @@ import torch
 
 from speechft_ray.core.specs import FinetuneSpec
 from speechft_ray.finetuning.batches import AudioCache, crop
-from speechft_ray.finetuning.data import ObjectiveData, max_crop_samples
+from speechft_ray.finetuning.data import Example, ObjectiveData, max_crop_samples
 from speechft_ray.speech.batching import choose_rule, make_batches
 from speechft_ray.speech.corpora.base import Utterance
 from speechft_ray.speech.encoders.base import FAMILIES, Encoder, EncoderWeights, HiddenStates
 from speechft_ray.speech.features.cache import Entry, FeatureCache
 from speechft_ray.speech.features.front_end import SharedFrontEnd
+from speechft_ray.speech.prefetch import pin, read_groups
 
 
 class AudioClip(NamedTuple):
@@ -35,8 +36,8 @@ class AudioClip(NamedTuple):
     """Whether nothing was cut off."""
     conv_features: torch.Tensor | None = None
     """``(frames, channels)``"""
-    wave: np.ndarray | None = None
-    """``(samples,)``"""
+    wave: torch.Tensor | None = None
+    """``(samples,)``, on the CPU"""
     start: int = 0
     """First sample within the utterance."""
 
@@ -51,6 +52,8 @@ class FeatureLoader:
     """Whether the front end is computed without gradient."""
     audio_caches: Sequence[AudioCache]
     """By objective."""
+    readers: int = 1
+    """Threads that read ahead (``speech.prefetch``)."""
     cached_rows: dict[tuple[int, str], tuple[Entry, int]] = field(default_factory=dict)
     """Place of the front end's output on disk, by objective and utterance."""
 
@@ -65,19 +68,38 @@ class FeatureLoader:
         """Reads an utterance of objective ``index``.
 
         Longer than ``longest`` samples: a random crop that starts at a multiple of
-        ``step_samples``. Reads files only, so it may run in another thread.
+        ``step_samples``. Reads files only, so it may run in other threads.
         """
         whole = longest is None or utterance.samples <= longest
         row = self.cached_rows.get((index, utterance.key))
         if whole and row is not None:
             entry, place = row
-            return AudioClip(
-                utterance.key, utterance.samples, True, conv_features=entry.rows([place])
-            )
+            rows = pin(entry.rows([place]), self.device)
+            return AudioClip(utterance.key, utterance.samples, True, conv_features=rows)
         wave, start = self.audio_caches[index].read(utterance), 0
         if not whole and rng is not None:
             wave, start = crop(wave, longest, rng, step_samples)
-        return AudioClip(utterance.key, len(wave), whole, wave=wave, start=start)
+        on_cpu = pin(torch.from_numpy(wave), self.device)
+        return AudioClip(utterance.key, len(wave), whole, wave=on_cpu, start=start)
+
+    def read_groups(
+        self, index: int, groups: Iterable[Sequence[Example]]
+    ) -> Generator[tuple[Sequence[Example], list[AudioClip]], None, None]:
+        """Yields groups of examples of objective ``index`` with their audio, uncropped; that of the
+        next groups is read meanwhile."""
+        return read_groups(
+            ((group, [item.utterance for item in group]) for group in groups),
+            lambda utterance: self.read(index, utterance, None),
+            lambda utterance: self.count_bytes(index, utterance),
+            self.readers,
+        )
+
+    def count_bytes(self, index: int, utterance: Utterance) -> int:
+        """Returns the memory that reading an utterance of objective ``index`` takes."""
+        if row := self.cached_rows.get((index, utterance.key)):
+            entry, place = row
+            return entry.counts[place] * entry.reader.row_bytes
+        return 4 * utterance.samples  # float32
 
     def encode(
         self, clips: Sequence[AudioClip], masks: Sequence[torch.Tensor] | None = None
@@ -109,7 +131,11 @@ class FeatureLoader:
         )
         for members in batches:
             places = [rest[member] for member in members]
-            waves = [torch.tensor(clips[place].wave, device=self.device) for place in places]
+            waves = [
+                wave.to(self.device, non_blocking=True)
+                for wave in (clips[place].wave for place in places)
+                if wave is not None  # a clip without features has a waveform
+            ]
             with torch.no_grad() if self.freeze_front_end else nullcontext():
                 outputs = self.encoder.conv_features(waves)
             features.update(zip(places, (output.float() for output in outputs), strict=True))
@@ -157,10 +183,12 @@ def cache_conv_features(
         audio_cache = loader.audio_caches[index]
 
         def read(utterance: Utterance, audio_cache: AudioCache = audio_cache) -> torch.Tensor:
-            return torch.tensor(audio_cache.read(utterance), device=loader.device)
+            return torch.from_numpy(audio_cache.read(utterance))
 
         for utterances in parts:
-            entry = front_end.load_or_compute(loader.encoder, utterances, read, advance)
+            entry = front_end.load_or_compute(
+                loader.encoder, utterances, read, advance, loader.readers
+            )
             if entry is not None:
                 loader.cached_rows.update(
                     {(index, item.key): (entry, place) for place, item in enumerate(utterances)}

@@ -146,7 +146,8 @@ def _loss_functions(run: RunContext) -> Iterator[LossFunction]:
             audio, start = crop(audio, longest, rng, data.crop_step_samples)
             if not np.isfinite(audio).all():
                 continue  # training skips the update of a damaged recording, too
-            clip = AudioClip(example.utterance.key, len(audio), False, wave=audio, start=start)
+            wave = torch.from_numpy(audio)
+            clip = AudioClip(example.utterance.key, len(audio), False, wave=wave, start=start)
             targets = make_targets(data, [example], [clip], rng)
             yield _make_loss_function(run, index, clip, targets)
 

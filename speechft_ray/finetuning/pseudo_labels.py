@@ -103,9 +103,8 @@ def _predict_labels(
     assert masking is not None  # only called for heads that mask
     examples, reported_at = [*data.train, *data.dev], time.monotonic()
     labels: list[torch.Tensor] = []
-    for example in examples:
-        clip = loader.read(index, example.utterance, None)
-        states = loader.encode([clip]).states[-1][0]
+    for _, clips in loader.read_groups(index, [[example] for example in examples]):
+        states = loader.encode(clips).states[-1][0]
         labels.append(masking.compute_labels(data.options, module, states).to("cpu", torch.int32))
         if time.monotonic() - reported_at >= REPORT_EVERY_SECONDS:
             report({"named": len(labels), "to_name": len(examples)})

@@ -24,6 +24,7 @@ from speechft_ray.speech.checkpoints.load import weights_fingerprint
 from speechft_ray.speech.corpora.base import Corpus
 from speechft_ray.speech.encoders.base import EncoderWeights
 from speechft_ray.speech.features.cache import FeatureCache
+from speechft_ray.speech.prefetch import count_readers
 
 LOOP_VERSION = 2
 """Raised whenever a state saved by older code must not be resumed."""
@@ -80,6 +81,7 @@ def finetune(
             device=device,
             freeze_front_end=spec.freeze_front_end,
             audio_caches=[AudioCache(corpus, CACHE_BYTES // len(corpora)) for corpus in corpora],
+            readers=max(count_readers(device, corpus) for corpus in corpora),
         )
         # Compute what the start encoder provides: front-end features and pseudo-labels.
         cache_conv_features(loader, start, objectives, cache, spec, report)

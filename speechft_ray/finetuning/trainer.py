@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Generator, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -23,10 +22,17 @@ from speechft_ray.finetuning.seeding import Stream, make_generator, seed_torch
 from speechft_ray.finetuning.targets import make_targets
 from speechft_ray.finetuning.train_state import TrainState
 from speechft_ray.speech.batching import batch_by_seconds
+from speechft_ray.speech.prefetch import read_ahead
 
 HEAD_PHASE_BYTES = 1 << 30
 """Memory limit of the frozen encoder's outputs in a head-only phase without dropout: 1.9 hours of a
 Base encoder."""
+
+READ_AHEAD_BYTES = 512 * 2**20
+"""Batches that are read ahead take at most this in memory: a dozen of 32 utterances of 15 s."""
+
+Plan = tuple[int, list[list[int]]]
+"""Number of an update, and the training examples of its batch of each objective, by index."""
 
 _log = logging.getLogger(__name__)
 
@@ -47,7 +53,7 @@ class StepResult(NamedTuple):
 class Trainer:
     """Performs the updates of a run. Update ``k`` depends on the train state and on ``k`` alone.
 
-    A thread reads the next batch while one update is computed. ``micro_batch_seconds``: most padded
+    Threads read the next batches while one update is computed. ``micro_batch_seconds``: most padded
     audio that goes through the encoder at once. A longer batch is split and its gradients are
     accumulated. The limit is halved once when a GPU runs out of memory.
     """
@@ -73,8 +79,8 @@ class Trainer:
             )
             for index, data in enumerate(objectives)
         ]
-        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="speechft-reader")
-        self._prefetched: tuple[int, Future[list[Batch]]] | None = None
+        self._reading: Generator[tuple[Plan, list[Batch]], None, None] | None = None
+        self._next_update = -1
         self._frozen_states = FrozenStateCache()
         self._halved = micro_batch_seconds < MICRO_BATCH_SECONDS
 
@@ -92,7 +98,7 @@ class Trainer:
         state.encoder.module().train(not cache_head_phase)
         if not cache_head_phase:
             self._frozen_states.clear()
-        # Read the batch; the reading thread goes on with the next one.
+        # Take the batch; the reading threads go on with the next ones.
         batches = self._next_batches(update)
         # Accumulate the gradients of all objectives.
         losses = self._compute_gradients(state, update, batches, cache_head_phase)
@@ -124,31 +130,47 @@ class Trainer:
         return StepResult(applied, loss, norm, loss_parts)
 
     def close(self) -> None:
-        """Ends the reading thread."""
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        """Ends the reading threads."""
+        if self._reading is not None:
+            self._reading.close()
 
     def _next_batches(self, update: int) -> list[Batch]:
-        """Returns the batches of an update, and starts reading those of the next one."""
-        if self._prefetched is not None and self._prefetched[0] == update:
-            batches = self._prefetched[1].result()
-        else:
-            batches = self._pool.submit(self._read_batches, update).result()
-        self._prefetched = (
-            (update + 1, self._pool.submit(self._read_batches, update + 1))
-            if update + 1 < self._spec.updates
-            else None
-        )
+        """Returns the batches of an update, while those of the next ones are read."""
+        if self._reading is None or update != self._next_update:
+            self.close()
+            self._reading = self._start_reading(update)
+        self._next_update = update + 1
+        _, batches = next(self._reading)
         return batches
 
-    def _read_batches(self, update: int) -> list[Batch]:
-        """Reads one batch of each objective. Runs in the reading thread."""
+    def _start_reading(self, first: int) -> Generator[tuple[Plan, list[Batch]], None, None]:
+        """Yields the batches of this update and all later ones."""
+        plans = (
+            (update, [sampler.batch(update) for sampler in self._samplers])
+            for update in range(first, max(first + 1, self._spec.updates))
+        )
+        readers = self._loader.readers
+        return read_ahead(
+            plans, self._read_batches, self._count_bytes, readers, 2 * readers, READ_AHEAD_BYTES
+        )
+
+    def _count_bytes(self, plan: Plan) -> int:
+        return sum(
+            self._loader.count_bytes(index, data.train[place].utterance)
+            for index, (data, places) in enumerate(zip(self._objectives, plan[1], strict=True))
+            for place in places
+        )
+
+    def _read_batches(self, plan: Plan) -> list[Batch]:
+        """Reads one batch of each objective. Runs in a reading thread."""
+        update, places_by_objective = plan
         batches = []
         for index, data in enumerate(self._objectives):
             crop_rng, mask_rng = (
                 make_generator(self._spec.seed, stream, index, update)
                 for stream in (Stream.CROP, Stream.MASK)
             )
-            examples = [data.train[place] for place in self._samplers[index].batch(update)]
+            examples = [data.train[place] for place in places_by_objective[index]]
             longest, step = self._crop_samples[index], data.crop_step_samples
             clips = [
                 self._loader.read(index, item.utterance, longest, crop_rng, step)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import closing
 
 import torch
 
@@ -54,16 +55,15 @@ def goodness(name: str, value: float) -> float:
 def _compute_dev_metric(
     state: TrainState, index: int, data: ObjectiveData, loader: FeatureLoader
 ) -> float:
+    batches = batch_by_seconds([item.utterance.samples for item in data.dev], MICRO_BATCH_SECONDS)
+    groups = [[data.dev[place] for place in places] for places in batches]
     counted = total = 0
-    for places in batch_by_seconds(
-        [item.utterance.samples for item in data.dev], MICRO_BATCH_SECONDS
-    ):
-        examples = [data.dev[place] for place in places]
-        with precision(state.device):
-            clips = [loader.read(index, item.utterance, None) for item in examples]
-            masks = [item.mask for item in examples if item.mask is not None] or None
-            states, frames = loader.encode(clips, masks)
-            logits = state.heads[index](states[-1], frames)
-        tally = data.kind.tally(logits.float(), frames, [item.target for item in examples])
-        counted, total = counted + tally.counted, total + tally.total
+    with closing(loader.read_groups(index, groups)) as ready:
+        for examples, clips in ready:
+            with precision(state.device):
+                masks = [item.mask for item in examples if item.mask is not None] or None
+                states, frames = loader.encode(clips, masks)
+                logits = state.heads[index](states[-1], frames)
+            tally = data.kind.tally(logits.float(), frames, [item.target for item in examples])
+            counted, total = counted + tally.counted, total + tally.total
     return 100.0 * counted / max(1, total)

@@ -15,9 +15,9 @@ normalised states are of the order of one, which float16 resolves to 1/1000.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from typing import Literal, NamedTuple, Protocol
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, closing, nullcontext
+from typing import Literal, NamedTuple, Protocol, TypeVar
 
 import torch
 
@@ -28,6 +28,7 @@ from speechft_ray.speech.corpora.base import Corpus, Utterance
 from speechft_ray.speech.encoders.base import Encoder
 from speechft_ray.speech.features.front_end import EncodingContext, SharedFrontEnd
 from speechft_ray.speech.heads.featurizer import layer_normalize
+from speechft_ray.speech.prefetch import count_readers, pin, read_groups, wave_bytes
 
 PRECOMPUTED_AT_ONCE = 256
 """Recordings read at once from precomputed features: 10 MB of a Base encoder's means."""
@@ -36,6 +37,8 @@ Indices = slice | torch.Tensor
 """Utterances by index: a slice with start and stop, or indices ``(count,)`` int64."""
 
 Location = Literal["memory", "disk", "recomputed"]
+
+Key = TypeVar("Key")
 
 Advance = Callable[[int], None]
 """Called with the number of further work units, utterances or updates, that are done."""
@@ -67,6 +70,27 @@ class Features(Protocol):
         """Returns the features of these utterances, in this order."""
         ...
 
+    def read_batches(
+        self, order: Iterable[Indices]
+    ) -> Generator[tuple[Indices, Batch], None, None]:
+        """Yields each of these indices with its batch, the same as that of ``batch``.
+
+        ``order`` may be endless. Where something is read from files, ``order`` is iterated ahead of
+        the batches, and the next ones are read meanwhile.
+        """
+        ...
+
+
+def iterate_batches(features: Features, at_once: int) -> Iterator[Batch]:
+    """Yields all utterances in their order, ``at_once`` in a batch; the last one may be smaller."""
+    order = (
+        slice(start, min(start + at_once, features.count))
+        for start in range(0, features.count, at_once)
+    )
+    with closing(features.read_batches(order)) as batches:
+        for _, batch in batches:
+            yield batch
+
 
 class PrecomputedFeatures(NamedTuple):
     """Features of recordings, and the index of each by its content (``Corpus.audio_ids``)."""
@@ -81,8 +105,10 @@ class Extractor:
     ``pooled``: returns only the mean over frames of each normalised state. ``front_end`` reuses the
     front-end output of another encoder with the same front end; ``precomputed`` reuses the features
     of recordings that were encoded for several corpora at once. ``rule`` is that of the device
-    unless it is set. The constructor puts the encoder into eval mode. ``seconds`` is the encoding
-    time so far, ``encoded_count`` the number of utterances that went through the encoder.
+    unless it is set. The constructor puts the encoder into eval mode. ``seconds`` is the time so
+    far of encoding and of waiting for audio, ``encoded_count`` the number of utterances that went
+    through the encoder; ``readers`` is the number of threads that read audio ahead
+    (``speech.prefetch``).
     """
 
     def __init__(
@@ -99,6 +125,7 @@ class Extractor:
         self.front_end, self.precomputed = front_end, precomputed
         self.rule = rule or choose_rule(device.type)
         self.seconds, self.encoded_count = 0.0, 0
+        self.readers = count_readers(device, corpus)
         encoder.module().to(device).eval()
 
     @property
@@ -132,14 +159,61 @@ class Extractor:
             yield [index for index, _ in pairs], self._read_precomputed([row for _, row in pairs])
         # All others go through the encoder, a batch at a time.
         rest = sorted(set(range(len(utterances))) - {index for index, _ in precomputed})
-        for members in make_batches([utterances[index].samples for index in rest], self.rule):
-            group = [rest[member] for member in members]
-            began = time.perf_counter()
-            with within(group):
-                states = self._encode([utterances[index] for index in group])
-            self.encoded_count += len(group)
-            self.seconds += time.perf_counter() - began
-            yield group, states
+        with closing(self._encode_ahead([(None, rest)], utterances, within)) as groups:
+            for _, places, states in groups:
+                yield [rest[place] for place in places], states
+
+    def encode_batches(
+        self,
+        batches: Iterable[tuple[Key, list[int]]],
+        utterances: Sequence[Utterance],
+        within: EncodingContext = no_context,
+    ) -> Generator[tuple[Key, list[torch.Tensor]], None, None]:
+        """Yields the key of each batch with the states of its utterances, as calling the extractor
+        with them does.
+
+        A batch lists indices of ``utterances``. ``batches`` may be endless; it is iterated ahead,
+        and the audio of the next ones is read meanwhile.
+        """
+        by_place: dict[int, torch.Tensor] = {}
+        with closing(
+            self._encode_ahead(
+                (((key, len(batch)), batch) for key, batch in batches), utterances, within
+            )
+        ) as groups:
+            for (key, count), places, states in groups:
+                by_place.update(zip(places, states, strict=True))
+                if len(by_place) == count:
+                    yield key, [by_place[place] for place in range(count)]
+                    by_place = {}
+
+    def _encode_ahead(
+        self,
+        batches: Iterable[tuple[Key, list[int]]],
+        utterances: Sequence[Utterance],
+        within: EncodingContext,
+    ) -> Generator[tuple[Key, list[int], list[torch.Tensor]], None, None]:
+        """Yields the key, the places in its batch and the states of every part of each batch that
+        is encoded at once."""
+
+        def list_groups() -> Iterator[tuple[tuple[Key, list[int], list[int]], list[Utterance]]]:
+            for key, batch in batches:
+                members = [utterances[index] for index in batch]
+                samples = [utterance.samples for utterance in members]
+                for places in make_batches(samples, self.rule):
+                    indices = [batch[place] for place in places]
+                    yield (key, places, indices), [members[place] for place in places]
+
+        groups = read_groups(list_groups(), self._read_wave, wave_bytes, self.readers)
+        began = time.perf_counter()
+        with closing(groups):
+            for (key, places, indices), waves in groups:
+                with within(indices):
+                    states = self._encode(waves)
+                self.encoded_count += len(indices)
+                self.seconds += time.perf_counter() - began
+                yield key, places, states
+                began = time.perf_counter()
 
     def _find_precomputed(self, utterances: Sequence[Utterance]) -> list[tuple[int, int]]:
         """Returns the indices of utterances with precomputed features, each with its index
@@ -165,8 +239,10 @@ class Extractor:
         return self.front_end.reuse(utterances) if self.front_end else nullcontext(no_context)
 
     @torch.no_grad()
-    def _encode(self, group: Sequence[Utterance]) -> list[torch.Tensor]:
-        encoded = self.encoder.hidden_states([self._load_wave(utterance) for utterance in group])
+    def _encode(self, waves: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        encoded = self.encoder.hidden_states(
+            [wave.to(self.device, non_blocking=True) for wave in waves]
+        )
         frames = encoded.frames.tolist()
         states = layer_normalize(
             torch.stack(encoded.states)[:, :, : max(frames)].float()
@@ -183,12 +259,13 @@ class Extractor:
             means = sums / counts[:, :, None]
         return list(means.to(self.dtype).unbind(dim=1))
 
-    def _load_wave(self, utterance: Utterance) -> torch.Tensor:
-        wave = torch.from_numpy(self.corpus.read(utterance)).to(self.device)
+    def _read_wave(self, utterance: Utterance) -> torch.Tensor:
+        """Reads the audio of an utterance into memory of the CPU. Runs in a reading thread."""
+        wave = torch.from_numpy(self.corpus.read(utterance))
         if len(wave) < FRAME_FIELD_SAMPLES:
             raise UserError(
                 f"the utterance `{utterance.key}` of the corpus `{self.corpus.name}` has "
                 f"{len(wave)} samples, less than one frame ({FRAME_FIELD_SAMPLES} samples at "
                 f"{SAMPLE_RATE_HZ} Hz): leave it out."
             )
-        return wave
+        return pin(wave, self.device)

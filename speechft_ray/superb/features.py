@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from contextlib import closing
 from typing import Any, NamedTuple
 
 import torch
@@ -12,6 +13,7 @@ from speechft_ray.core.units import frame_count
 from speechft_ray.speech.corpora.base import Utterance
 from speechft_ray.speech.features.cache import Entry, FeatureCache
 from speechft_ray.speech.features.front_end import EncodingContext
+from speechft_ray.speech.prefetch import pin, read_ahead
 from speechft_ray.superb.extractor import (
     Advance,
     Batch,
@@ -82,6 +84,13 @@ class InMemoryFeatures:
         rows = offsets + torch.arange(len(offsets))
         return Batch(_to_float32(self.states.index_select(1, rows.to(self.states.device))), frames)
 
+    def read_batches(
+        self, order: Iterable[Indices]
+    ) -> Generator[tuple[Indices, Batch], None, None]:
+        """Yields each of these indices with its batch; nothing is read ahead."""
+        for indices in order:
+            yield indices, self.batch(indices)
+
 
 def _to_float32(states: torch.Tensor) -> torch.Tensor:
     return states.float() if states.dtype is torch.float16 else states
@@ -99,13 +108,30 @@ class DiskFeatures:
 
     def batch(self, indices: Indices) -> Batch:
         """Reads the features of these utterances."""
-        selected = torch.arange(self.count)[indices]
-        rows = torch.unflatten(
-            self._entry.rows(selected.tolist()), 1, (self._layers, -1)
+        return self._make_batch(indices, self._read_rows(indices))
+
+    def read_batches(
+        self, order: Iterable[Indices]
+    ) -> Generator[tuple[Indices, Batch], None, None]:
+        """Yields each of these indices with its batch; one thread reads the next ones ahead."""
+
+        def count_bytes(indices: Indices) -> int:
+            return self._entry.reader.row_bytes * int(self._frames[indices].sum())
+
+        with closing(read_ahead(order, self._read_rows, count_bytes, threads=1)) as pairs:
+            for indices, rows in pairs:
+                yield indices, self._make_batch(indices, rows)
+
+    def _read_rows(self, indices: Indices) -> torch.Tensor:
+        """Reads ``(rows, layers * dim)``. Runs in a reading thread."""
+        selected = torch.arange(self.count)[indices].tolist()
+        return pin(self._entry.rows(selected), self._device)
+
+    def _make_batch(self, indices: Indices, rows: torch.Tensor) -> Batch:
+        states = torch.unflatten(
+            rows.to(self._device, non_blocking=True), 1, (self._layers, -1)
         )  # (rows, layers, dim)
-        return Batch(
-            _to_float32(rows.to(self._device).transpose(0, 1)).contiguous(), self._frames[selected]
-        )
+        return Batch(_to_float32(states.transpose(0, 1)).contiguous(), self._frames[indices])
 
     def load(self) -> InMemoryFeatures:
         """Reads everything into memory."""
@@ -130,14 +156,21 @@ class OnTheFlyFeatures:
 
     def batch(self, indices: Indices) -> Batch:
         """Encodes these utterances."""
-        selected = torch.arange(self.count)[indices].tolist()
-        utterances = [self.utterances[index] for index in selected]
-        states = self.extractor(
-            utterances, lambda group: self.within([selected[member] for member in group])
-        )
-        return Batch(
-            _to_float32(torch.cat(states, dim=1)), torch.tensor([item.shape[1] for item in states])
-        )
+        with closing(self.read_batches([indices])) as batches:
+            return next(batches)[1]
+
+    def read_batches(
+        self, order: Iterable[Indices]
+    ) -> Generator[tuple[Indices, Batch], None, None]:
+        """Yields each of these indices with its batch; the audio of the next ones is read
+        meanwhile."""
+        batches = ((indices, torch.arange(self.count)[indices].tolist()) for indices in order)
+        with closing(
+            self.extractor.encode_batches(batches, self.utterances, self.within)
+        ) as encoded:
+            for indices, states in encoded:
+                frames = torch.tensor([item.shape[1] for item in states])
+                yield indices, Batch(_to_float32(torch.cat(states, dim=1)), frames)
 
 
 class FeatureStorage(NamedTuple):

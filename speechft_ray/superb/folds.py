@@ -105,6 +105,7 @@ def _precompute_means(
             for name in indices
         ],
         read=read,
+        is_in_memory=all(corpus.is_in_memory for corpus in corpora),
     )
     with one_thread(device):
         front_end = make_shared_front_end(caches, encoder, union)

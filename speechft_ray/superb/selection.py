@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 
 from speechft_ray.core.metrics import is_better
-from speechft_ray.superb.extractor import Advance, Features
+from speechft_ray.superb.extractor import Advance, Features, iterate_batches
 from speechft_ray.superb.probe import Probe, TrainedProbe
 from speechft_ray.superb.tasks.base import TaskData
 
@@ -74,8 +74,7 @@ def predict(
     """Returns the predictions of each probe on one split, whose features are read once for all of
     them."""
     predictions: list[list[Any]] = [[] for _ in probes]
-    for start in range(0, features.count, SCORED_AT_ONCE):
-        batch = features.batch(slice(start, min(start + SCORED_AT_ONCE, features.count)))
+    for batch in iterate_batches(features, SCORED_AT_ONCE):
         for probe, of_probe in zip(probes, predictions, strict=True):
             of_probe += data.predict(probe.eval()(batch), batch.frames)
         advance(len(batch.frames))

@@ -9,6 +9,7 @@ Each head is the probe that ``training.train_probes`` trains alone, up to roundi
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from functools import partial
 from typing import Any
 
@@ -16,7 +17,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from speechft_ray.superb.extractor import Advance, Features, Indices
+from speechft_ray.superb.extractor import Advance, Features, Indices, iterate_batches
 from speechft_ray.superb.probe import Probe, Schedule, TrainedProbe
 from speechft_ray.superb.sampling import sample_batches
 from speechft_ray.superb.selection import Best, make_trained_probe, update_best
@@ -69,25 +70,28 @@ def train_stacked(
         for seed in range(seeds)
     ]
     best: list[Best | None] = [None] * heads.count
-    for update in range(1, schedule.updates + 1):
-        # Train: one batch per seed, which the heads of all rates share.
-        indices = torch.stack([_next_indices(order) for order in orders])  # (seeds, batch)
-        states = torch.unflatten(
-            train.batch(indices.flatten()).states, 1, indices.shape
-        )  # (layers, seeds, batch, dim)
-        heads.step(states, targets[indices.to(targets.device)], schedule.clip_norm)
-        # Validate: each head has its own best validation.
-        if update % schedule.validate_every_updates == 0 or update == schedule.updates:
-            for head, predictions in enumerate(_predict(data, heads, dev)):
-                best[head] = update_best(
-                    best[head],
-                    update,
-                    data,
-                    predictions,
-                    schedule.metric,
-                    partial(heads.state_of, head),
-                )
-        advance(heads.count)
+    joint_order = (
+        torch.cat([_next_indices(order) for order in orders]) for _ in range(schedule.updates)
+    )
+    with closing(train.read_batches(joint_order)) as batches:
+        for update, (joint, batch) in enumerate(batches, 1):
+            # Train: one batch per seed, which the heads of all rates share.
+            assert isinstance(joint, torch.Tensor)
+            indices = joint.view(seeds, -1).to(targets.device)  # (seeds, batch)
+            states = torch.unflatten(batch.states, 1, indices.shape)  # (layers, seeds, batch, dim)
+            heads.step(states, targets[indices], schedule.clip_norm)
+            # Validate: each head has its own best validation.
+            if update % schedule.validate_every_updates == 0 or update == schedule.updates:
+                for head, predictions in enumerate(_predict(data, heads, dev)):
+                    best[head] = update_best(
+                        best[head],
+                        update,
+                        data,
+                        predictions,
+                        schedule.metric,
+                        partial(heads.state_of, head),
+                    )
+            advance(heads.count)
     # Unstack: one probe per head, with the parameters of its best validation.
     probes = [
         make_trained_probe(item, data, _as_probe(data, first, item))
@@ -186,8 +190,7 @@ def _next_indices(order: Iterator[Indices]) -> torch.Tensor:
 @torch.no_grad()
 def _predict(data: TaskData, heads: _Heads, dev: Features) -> list[list[Any]]:
     predictions: list[list[Any]] = [[] for _ in range(heads.count)]
-    for start in range(0, dev.count, SCORED_AT_ONCE):
-        batch = dev.batch(slice(start, min(start + SCORED_AT_ONCE, dev.count)))
+    for batch in iterate_batches(dev, SCORED_AT_ONCE):
         logits = heads.logits(batch.states.unsqueeze(1).expand(-1, heads.seeds, -1, -1))
         for of_head, head_logits in zip(predictions, logits, strict=True):
             of_head += data.predict(head_logits, batch.frames)

@@ -10,8 +10,8 @@ alone, where s3prl seeds them anew.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from itertools import islice
 from typing import Any
@@ -55,17 +55,18 @@ def train_probes(
         ProbeTrainer(data, states, replace(schedule, learning_rate=rate), seed)
         for rate, seed in rates_and_seeds
     ]
-    for update in range(1, schedule.updates + 1):
-        # Train: every probe on the same batches.
-        batches = gather_batches(train, targets, list(islice(order, schedule.accumulate)))
-        for trainer in trainers:
-            trainer.step(batches)
-        # Validate: every probe on dev, whose features are read once.
-        if update % schedule.validate_every_updates == 0 or update == schedule.updates:
-            predictions = predict(data, [trainer.probe for trainer in trainers], dev)
-            for trainer, of_probe in zip(trainers, predictions, strict=True):
-                trainer.validate(update, of_probe)
-        advance(len(trainers))
+    order = islice(order, schedule.updates * schedule.accumulate)
+    with closing(gather_batches(train, targets, order, schedule.accumulate)) as gathered:
+        for update, batches in enumerate(gathered, 1):
+            # Train: every probe on the same batches.
+            for trainer in trainers:
+                trainer.step(batches)
+            # Validate: every probe on dev, whose features are read once.
+            if update % schedule.validate_every_updates == 0 or update == schedule.updates:
+                predictions = predict(data, [trainer.probe for trainer in trainers], dev)
+                for trainer, of_probe in zip(trainers, predictions, strict=True):
+                    trainer.validate(update, of_probe)
+            advance(len(trainers))
     return [trainer.finish() for trainer in trainers]
 
 
@@ -122,10 +123,16 @@ def make_optimizer(probe: Probe, schedule: Schedule) -> torch.optim.Optimizer:
 
 
 def gather_batches(
-    train: Features, targets: Sequence[torch.Tensor], batches: Sequence[Indices]
-) -> list[TargetBatch]:
-    """Reads the features and targets of the batches of one update."""
-    return [(train.batch(indices), _select_targets(targets, indices)) for indices in batches]
+    train: Features, targets: Sequence[torch.Tensor], order: Iterable[Indices], accumulate: int
+) -> Generator[list[TargetBatch], None, None]:
+    """Yields the batches of each update, ``accumulate`` of them, with their targets; those of the
+    next updates are read ahead (``Features.read_batches``)."""
+    with closing(train.read_batches(order)) as pairs:
+        while batches := [
+            (batch, _select_targets(targets, indices))
+            for indices, batch in islice(pairs, accumulate)
+        ]:
+            yield batches
 
 
 def _select_targets(targets: Sequence[torch.Tensor], indices: Indices) -> Sequence[torch.Tensor]:

@@ -106,7 +106,7 @@ def test_fine_tuning_and_evaluation_write_the_same_values(rule: BatchRule, tmp_p
                 utterances,
                 lambda item: torch.from_numpy(CORPUS.read(item)),
                 lambda count: None,
-                rule,
+                rule=rule,
             )
         assert front.computed == len(utterances)
         files.append(next((tmp_path / name).glob("features/*/rows.bin")).read_bytes())

@@ -258,7 +258,7 @@ def test_accumulated_batches_are_one_update_of_their_mean_loss() -> None:
                     probe,
                     optimizer,
                     data,
-                    gather_batches(train, targets, batches),
+                    next(gather_batches(train, targets, batches, len(batches))),
                     toy_schedule(),
                     torch.Generator(),
                 )

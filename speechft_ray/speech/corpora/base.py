@@ -45,7 +45,10 @@ class Corpus:
     """Utterances and how to read them.
 
     - ``fingerprint``: identity of the content (audio and labels), independent of its place on disk.
-    - ``read(utterance)`` returns mono float32 at 16 kHz in [-1, 1], shape ``(samples,)``.
+    - ``read(utterance)`` returns mono float32 at 16 kHz in [-1, 1], shape ``(samples,)``. Several
+      threads may call it at once.
+    - ``is_in_memory``: ``read`` only copies, from memory or a mapped file; threads that read ahead
+      would cost more than they save.
     - ``trials``: pairs for speaker verification: (same speaker, key, key), with keys of one split.
     - ``missing_columns``: label columns that this corpus could have, each with a sentence that says
       what it needs.
@@ -73,6 +76,7 @@ class Corpus:
     audio_ids: Mapping[str, str] = field(default_factory=dict)
     speaker_namespace: str = ""
     hash_recording: Callable[[Utterance, int | None], str] | None = None
+    is_in_memory: bool = False
 
     def split(self, name: str) -> list[Utterance]:
         """Returns the utterances of one split in corpus order."""

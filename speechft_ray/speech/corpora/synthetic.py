@@ -222,6 +222,7 @@ def _open_folder(options: SyntheticOptions, folder: Path, manifest: dict[str, An
         columns=frozenset(utterances[0].labels),
         audio_ids={utterance.key: _make_audio_id(options, utterance) for utterance in utterances},
         speaker_namespace="synthetic",
+        is_in_memory=True,
     )
 
 

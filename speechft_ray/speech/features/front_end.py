@@ -9,7 +9,7 @@ sha256.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Any
 
 import torch
@@ -24,6 +24,7 @@ from speechft_ray.speech.corpora.base import Corpus, Utterance
 from speechft_ray.speech.encoders._front_ends import PrecomputedOutput
 from speechft_ray.speech.encoders.base import Encoder, EncoderWeights, Shape
 from speechft_ray.speech.features.cache import Entry, FeatureCache
+from speechft_ray.speech.prefetch import pin, read_groups, wave_bytes
 
 Read = Callable[[Utterance], torch.Tensor]
 
@@ -77,24 +78,32 @@ class SharedFrontEnd:
         utterances: Sequence[Utterance],
         read: Read,
         advance: Callable[[int], None],
+        readers: int = 0,
         rule: BatchRule | None = None,
     ) -> Entry | None:
         """Returns the front end's output for these utterances, float32 ``(frames, channels)`` each.
 
         It is read from the cache, or computed and written there. Returns ``None`` when it does not
-        fit into the cache. ``read`` returns an utterance's waveform ``(samples,)`` on the encoder's
-        device. ``advance`` is called with the number of utterances done since its last call.
-        ``rule`` is that of the device unless it is set; the values are those that ``reuse`` writes
-        when an ``Extractor`` of that rule encodes these utterances.
+        fit into the cache. ``read`` returns an utterance's waveform ``(samples,)`` on the CPU;
+        ``readers`` threads call it ahead (``speech.prefetch``). ``advance`` is called with the
+        number of utterances done since its last call. ``rule`` is that of the device unless it is
+        set; the values are those that ``reuse`` writes when an ``Extractor`` of that rule encodes
+        these utterances.
         """
         rule = rule or choose_rule(self._device().type)
         key = self._key(utterances)
         entry = self._cache.find(key)
         if entry is None and self._make_room(utterances):
-            with self._cache.write(key, len(utterances)) as append, torch.no_grad():
-                for group in make_batches([item.samples for item in utterances], rule):
-                    waves = [read(utterances[index]) for index in group]
-                    for index, rows in zip(group, encoder.conv_features(waves), strict=True):
+            device = self._device()
+            groups = (
+                (group, [utterances[index] for index in group])
+                for group in make_batches([item.samples for item in utterances], rule)
+            )
+            audio = read_groups(groups, lambda item: pin(read(item), device), wave_bytes, readers)
+            with self._cache.write(key, len(utterances)) as append, torch.no_grad(), closing(audio):
+                for group, waves in audio:
+                    on_device = [wave.to(device, non_blocking=True) for wave in waves]
+                    for index, rows in zip(group, encoder.conv_features(on_device), strict=True):
                         append(index, rows)
                     self.computed += len(group)
                     advance(len(group))

@@ -57,7 +57,7 @@ class RowReader:
     def __init__(self, path: Path, width: int, dtype: torch.dtype) -> None:
         self._file = os.open(path, os.O_RDONLY)
         self.width, self.dtype = width, dtype
-        self._row_bytes = width * _DTYPES[dtype].itemsize
+        self.row_bytes = width * _DTYPES[dtype].itemsize
 
     def read(self, ranges: Sequence[tuple[int, int]]) -> torch.Tensor:
         """Returns the rows of each ``(start, count)``, one range after the other, as ``(rows,
@@ -69,8 +69,8 @@ class RowReader:
         buffer = rows.reshape(-1).view(np.uint8).data
         done = 0
         for start, count in ranges:
-            size = count * self._row_bytes
-            if os.preadv(self._file, [buffer[done : done + size]], start * self._row_bytes) != size:
+            size = count * self.row_bytes
+            if os.preadv(self._file, [buffer[done : done + size]], start * self.row_bytes) != size:
                 raise OSError("a file of features is shorter than its manifest says")
             done += size
         return torch.from_numpy(rows)

@@ -25,7 +25,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from speechft_ray.core.errors import UserError
 from speechft_ray.speech.corpora.base import Corpus, Utterance
-from speechft_ray.superb.extractor import Batch, Features
+from speechft_ray.superb.extractor import Features, iterate_batches
 from speechft_ray.superb.measures.mtwv import maximum_term_weighted_value
 from speechft_ray.superb.tasks._dtw import LEAST, Distance, frame_distances, subsequence_costs
 from speechft_ray.superb.tasks.base import (
@@ -127,7 +127,7 @@ def score_documents(queries: Features, documents: Features, distance: Distance) 
     ]
     # Second pass: the cost of every query in a padded batch of documents.
     costs: list[list[np.ndarray]] = [[] for _ in query_states]
-    for batch in _iterate_batches(documents):
+    for batch in iterate_batches(documents, AT_ONCE):
         standardised = torch.split((batch.states - mean) / deviation, batch.frames.tolist(), dim=1)
         padded = pad_sequence([states.transpose(0, 1) for states in standardised], batch_first=True)
         layers = functional.normalize(
@@ -166,7 +166,7 @@ def _compute_statistics(features: Sequence[Features]) -> tuple[torch.Tensor, tor
     ``(layers, 1, dim)``."""
     count, total, squares = 0, torch.zeros(()), torch.zeros(())
     for split_features in features:
-        for batch in _iterate_batches(split_features):
+        for batch in iterate_batches(split_features, AT_ONCE):
             states = batch.states.double()
             count += states.shape[1]
             total = total.to(states) + states.sum(dim=1, keepdim=True)
@@ -176,13 +176,8 @@ def _compute_statistics(features: Sequence[Features]) -> tuple[torch.Tensor, tor
     return mean.float(), variance.sqrt().clamp(min=LEAST).float()
 
 
-def _iterate_batches(features: Features) -> Iterator[Batch]:
-    for start in range(0, features.count, AT_ONCE):
-        yield features.batch(slice(start, min(start + AT_ONCE, features.count)))
-
-
 def _iterate_states(features: Features) -> Iterator[torch.Tensor]:
-    for batch in _iterate_batches(features):
+    for batch in iterate_batches(features, AT_ONCE):
         yield from torch.split(batch.states, batch.frames.tolist(), dim=1)
 
 
