@@ -21,6 +21,7 @@ LAYERS = {
     "pretraining": 2,
     "sweep": 2,
     "search": 3,
+    "cost": 3,
     "cluster": 3,
     "tracking": 3,
     "stages": 4,
@@ -48,6 +49,7 @@ DOORS = {
         "superb",
         "pretraining",
         "stages",
+        "cost",
         "commands/merge.py",
     },
 }

@@ -50,6 +50,19 @@ Address = Annotated[
         help="Ray cluster: `local` (start one here), `auto` (the running one) or HOST:PORT."
     ),
 ]
+Calibrate = Annotated[
+    bool,
+    typer.Option(
+        "--calibrate", help="With a plan: measure the speed of this machine, some seconds, once."
+    ),
+]
+Throughput = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="With a plan: NAME=VALUE of another machine: encode (x real time), finetune, probe "
+        "(updates a second); repeatable."
+    ),
+]
 Report = Annotated[Path | None, typer.Option(help="Report folder; default: STORAGE/report/NAME.")]
 Mlflow = Annotated[
     str | None, typer.Option(help="MLflow URI; default: sqlite in the storage folder.")
@@ -67,8 +80,13 @@ def run(
     report: Report = None,
     mlflow: Mlflow = None,
     plan: Annotated[
-        bool, typer.Option("--plan", help="Print every trial, merge and evaluation; run nothing.")
+        bool,
+        typer.Option(
+            "--plan", help="Print every trial, merge and evaluation, and the bill; run nothing."
+        ),
     ] = False,
+    calibrate: Calibrate = False,
+    throughput: Throughput = None,
     in_process: Annotated[
         bool, typer.Option("--in-process", help="No Ray: one job after another in this process.")
     ] = False,
@@ -83,10 +101,11 @@ def run(
     """
     from speechft_ray.commands.sweep import run
 
+    rates = _read_throughput(throughput)
     changes = {"cache": str(cache.expanduser().absolute()) if cache else None, "cache_gb": cache_gb}
     sweep = _open_sweep(space, encoder, corpora, manifest, storage, cpu=cpu, changes=changes)
     if plan:
-        sweep.print_plan(Console())
+        _print_plan(sweep, calibrate, rates)
         return
     with stop_on_signals() as stop:
         failures = run(
@@ -103,9 +122,17 @@ def show_plan(
     corpora: Corpora = None,
     manifest: Manifest = None,
     storage: Storage = Path("runs"),
+    cpu: Annotated[bool, typer.Option("--cpu", help="Use no GPU.")] = False,
+    cache_gb: CacheGb = 50.0,
+    calibrate: Calibrate = False,
+    throughput: Throughput = None,
 ) -> None:
-    """Print every trial, merge and evaluation of a sweep with what is already done."""
-    _open_sweep(space, encoder, corpora, manifest, storage).print_plan(Console())
+    """Print every trial, merge and evaluation of a sweep with what is already done, and the bill of
+    the rest: audio to encode, updates, bytes and hours."""
+    rates = _read_throughput(throughput)
+    changes = {"cache_gb": cache_gb}
+    sweep = _open_sweep(space, encoder, corpora, manifest, storage, cpu=cpu, changes=changes)
+    _print_plan(sweep, calibrate, rates)
 
 
 @app.command()
@@ -150,6 +177,20 @@ def pretrain(
     from speechft_ray.commands.pretrain import pretrain_tiny
 
     pretrain_tiny(out, work)
+
+
+def _read_throughput(pairs: list[str] | None) -> dict[str, float]:
+    from speechft_ray.cli.options import parse_options
+    from speechft_ray.cost.bill import check_throughput
+
+    return check_throughput(parse_options(pairs or [], "--throughput"))
+
+
+def _print_plan(sweep: Sweep, calibrate: bool, throughput: Mapping[str, float]) -> None:
+    from speechft_ray.commands.bill import print_bill
+
+    sweep.print_plan(Console())
+    print_bill(sweep, Console(), measure=calibrate, throughput=throughput)
 
 
 def _open_sweep(

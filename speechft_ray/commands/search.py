@@ -20,6 +20,7 @@ from speechft_ray.core.layers import layer_of
 from speechft_ray.core.records import Place
 from speechft_ray.core.specs import SweepSpec
 from speechft_ray.core.store import Store
+from speechft_ray.cost.jobs import PlannedJob
 from speechft_ray.merging.base import validate_params
 from speechft_ray.report.progress import ProgressDisplay
 from speechft_ray.report.search_summary import (
@@ -123,6 +124,11 @@ class MergeSearch:
         """Returns the trials, their results and what was selected by now."""
         return self._observer.findings() if self._observer else None
 
+    def list_planned_jobs(self) -> list[PlannedJob]:
+        """Returns what the search needs at most: every fine-tuning run, every task of every
+        proposal, one merge that is selected, and the controls."""
+        return list_search_jobs(self.search, self.store)
+
     def print_plan(self, console: Console) -> None:
         """Prints what is known before the first proposal: donors, axes, tasks and budget."""
         print_search_plan(self.search, self.store, console)
@@ -135,6 +141,44 @@ class MergeSearch:
             self._observer.trials, self.search.search.trials, self._observer.evaluator
         )
         print_search_status(self.search, self.plan, self.store, progress, console)
+
+
+def list_search_jobs(plan: SearchPlan, store: Store) -> list[PlannedJob]:
+    """Returns the jobs of a search that are to be done at most, in the order in which they run."""
+    planned = [
+        PlannedJob.of(job)
+        for job in plan.jobs.values()
+        if not store.is_complete(job.stage, job.fingerprint)
+    ]
+    donors = [key for _, key in plan.space.runs][:1]
+    recipe = {"method": "linear", "params": {}, "donors": donors}
+    for number in range(plan.search.trials):
+        planned += [
+            PlannedJob(
+                "evaluate",
+                f"trial {number} {task.task}",
+                f"trial {number}",
+                {
+                    "spec": task.model_dump(mode="json"),
+                    "encoder": f"trial {number}",
+                    "splits": ["dev"],
+                    "recipe": recipe,
+                },
+            )
+            for task in plan.tasks
+        ]
+    for name in ("selected", "alpha=1"):
+        planned.append(PlannedJob("merge", name, name, {**recipe, "alpha": 1.0}))
+        planned += [
+            PlannedJob(
+                "evaluate",
+                f"{name} {task.task}",
+                name,
+                {"spec": task.model_dump(mode="json"), "encoder": name},
+            )
+            for task in plan.spec.evaluate
+        ]
+    return planned
 
 
 def plan_search(spec: SweepSpec, place: Place) -> SearchPlan:

@@ -19,6 +19,7 @@ from speechft_ray.commands.status import print_list_plan, print_list_status
 from speechft_ray.core.records import STAGES, Job, Outcome, Place
 from speechft_ray.core.specs import SweepSpec
 from speechft_ray.core.store import Store
+from speechft_ray.cost.jobs import PlannedJob
 from speechft_ray.report.progress import ProgressDisplay
 from speechft_ray.report.search_summary import SearchResults
 from speechft_ray.stages.perform import publish_start
@@ -70,6 +71,11 @@ class Sweep(Protocol):
         """Returns what a search found by now; ``None`` for a list of merges."""
         ...
 
+    def list_planned_jobs(self) -> list[PlannedJob]:
+        """Returns the jobs that are still to be done, in the order in which they run; of a search,
+        as many as its budget allows."""
+        ...
+
     def print_plan(self, console: Console) -> None: ...
 
     def print_status(self, console: Console) -> None: ...
@@ -113,6 +119,10 @@ class MergeList:
     def findings(self) -> SearchResults | None:
         """A list of merges searches nothing."""
         return None
+
+    def list_planned_jobs(self) -> list[PlannedJob]:
+        """Returns what the store lacks."""
+        return [PlannedJob.of(job) for job in jobs_to_run(self.plan, self.store).values()]
 
     def print_plan(self, console: Console) -> None:
         """Prints every job with its fingerprint and whether it is done."""

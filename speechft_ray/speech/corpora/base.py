@@ -106,6 +106,14 @@ class ExpectedCounts:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """The size of a corpus that is not made yet: utterances by split and their mean length."""
+
+    utterances: Mapping[str, int]
+    mean_seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Resource:
     """A list or lexicon below a corpus' root that does not come with its recordings."""
 
@@ -129,6 +137,7 @@ class CorpusKind:
     - ``layout``: one line that says what the root holds.
     - ``expected(options)`` returns the numbers of a complete copy, where they are published.
     - ``resources``: files that the recordings come without.
+    - ``estimate(options)`` returns the size of a corpus that is synthesised, before it is.
     """
 
     options: type[BaseModel]
@@ -137,6 +146,7 @@ class CorpusKind:
     layout: str
     expected: Callable[[Any], ExpectedCounts | None] = _compute_no_counts
     resources: Sequence[Resource] = ()
+    estimate: Callable[[Any], Estimate] | None = None
     version: int = 1
     """Raised when a synthesised corpus would change; part of its identity."""
 

@@ -1,0 +1,140 @@
+"""Lengths of the utterances that jobs encode and train on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from speechft_ray.core.specs import EvalSpec
+from speechft_ray.core.units import FRAME_FIELD_SAMPLES, FRAME_STRIDE_SAMPLES, SAMPLE_RATE_HZ
+from speechft_ray.speech.corpora.base import SPLITS, Corpus, Estimate
+from speechft_ray.speech.encoders.base import Shape
+from speechft_ray.superb.sampling import WINDOW_SAMPLES
+from speechft_ray.superb.setup import build_task_data
+from speechft_ray.superb.tasks.base import TASKS, TrainingFreeTask
+
+Lengths = np.ndarray
+"""Samples of each utterance at 16 kHz, int64."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderSize:
+    """What the cost of an encoder depends on."""
+
+    name: str
+    """``encoder``, or ``fbank`` for the baseline."""
+    state_count: int
+    dim: int
+    front_end_channels: int
+    """Values of a frame behind the convolutional front end; 0 without one."""
+    weight_bytes: int = 0
+
+    @classmethod
+    def of(cls, name: str, shape: Shape, weight_bytes: int = 0) -> EncoderSize:
+        """Returns the size of an encoder of this shape."""
+        return cls(
+            name=name,
+            state_count=shape.state_count,
+            dim=shape.dim,
+            front_end_channels=shape.conv_layers[-1][0] if shape.conv_layers else 0,
+            weight_bytes=weight_bytes,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskSize:
+    """The utterances of one evaluation on one corpus, split by split in the order of its
+    examples."""
+
+    corpus: str
+    """Name of the corpus in units of work."""
+    splits: Mapping[str, Lengths]
+    trains: bool = True
+    """False for a task without a probe."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationSize:
+    """The utterances of an evaluation: of its one corpus, or of each fold.
+
+    ``recordings``: those of all folds, each once, where folds share them.
+    """
+
+    folds: Sequence[TaskSize]
+    recordings: Lengths | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectiveSize:
+    """The utterances of one fine-tuning objective."""
+
+    corpus: str
+    train: Lengths
+    dev: Lengths
+
+
+def seconds(lengths: Lengths) -> float:
+    """Returns the audio of these utterances in seconds."""
+    return float(lengths.sum()) / SAMPLE_RATE_HZ
+
+
+def frames(lengths: Lengths) -> int:
+    """Returns the encoder frames of these utterances (``core.units.frame_count``)."""
+    counts = (lengths - FRAME_FIELD_SAMPLES) // FRAME_STRIDE_SAMPLES + 1
+    return int(np.maximum(0, counts).sum())
+
+
+def split_lengths(corpus: Corpus, split: str) -> Lengths:
+    """Returns the lengths of one split of a corpus, in corpus order."""
+    return np.array([item.samples for item in corpus.split(split)], dtype=np.int64)
+
+
+def estimate_lengths(estimate: Estimate) -> dict[str, Lengths]:
+    """Returns the lengths of a corpus that is still to be made, all equal to the mean."""
+    samples = round(estimate.mean_seconds * SAMPLE_RATE_HZ)
+    return {split: np.full(estimate.utterances[split], samples, np.int64) for split in SPLITS}
+
+
+def measure_task(spec: EvalSpec, corpus: Corpus, name: str) -> TaskSize:
+    """Returns the utterances of an evaluation on one opened corpus. Raises ``UserError`` for labels
+    that do not fit."""
+    data = build_task_data(TASKS.get(spec.task), spec, corpus)
+    splits = {
+        split: np.array([item.utterance.samples for item in examples], dtype=np.int64)
+        for split, examples in data.examples.items()
+    }
+    return TaskSize(corpus=name, splits=splits, trains=not isinstance(data, TrainingFreeTask))
+
+
+def join_recordings(corpora: Sequence[Corpus], splits: Sequence[str]) -> Lengths | None:
+    """Returns the lengths of the recordings of several folds, each recording once; ``None`` where a
+    corpus does not say which recordings it shares."""
+    if not all(corpus.audio_ids for corpus in corpora):
+        return None
+    samples = {
+        corpus.audio_ids[item.key]: item.samples
+        for corpus in corpora
+        for item in corpus.utterances
+        if item.split in splits
+    }
+    return np.array(list(samples.values()), dtype=np.int64)
+
+
+def mean_batch_samples(lengths: Lengths, size: int, sampling: str) -> float:
+    """Returns the expected samples of one training batch (``superb.sampling``)."""
+    size = min(size, len(lengths))
+    if sampling == "windows":
+        starts = np.minimum(np.arange(len(lengths)), len(lengths) - size)
+        sizes = np.where(lengths[starts] > WINDOW_SAMPLES, max(1, size // 2), size)
+        ends = np.concatenate([[0], lengths.cumsum()])
+        return float((ends[starts + sizes] - ends[starts]).mean())
+    if sampling == "buckets":
+        full = len(lengths) // (2 * size) * 2
+        rest = len(lengths) - full * size
+        used = np.sort(lengths)[::-1]
+        if full and rest <= 1:
+            return float(used[: full * size].sum()) / full
+        return float(used.sum()) / (full + 1)
+    return float(lengths.sum()) / -(-len(lengths) // size)

@@ -1,0 +1,321 @@
+"""Counts the work of jobs in units, and the bytes that they keep. Pure functions of specs and sizes.
+
+The counts follow what the code does: features of an evaluation are encoded once where they are
+stored and for every batch where they are not (``superb.features``); the output of the frozen front
+end is computed once for all encoders of a sweep; equal features of one encoder are stored once.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from speechft_ray.core.specs import EvalSpec, FinetuneSpec
+from speechft_ray.core.units import SAMPLE_RATE_HZ
+from speechft_ray.cost.sizes import (
+    EncoderSize,
+    EvaluationSize,
+    Lengths,
+    ObjectiveSize,
+    TaskSize,
+    frames,
+    mean_batch_samples,
+    seconds,
+)
+from speechft_ray.finetuning.diagnostics import PROBE_SECONDS
+from speechft_ray.finetuning.phases import head_only_updates
+from speechft_ray.speech.heads.base import HEADS
+from speechft_ray.speech.synthesis.workers import CHUNK_UTTERANCES
+from speechft_ray.superb.features import MEMORY_BYTES
+from speechft_ray.superb.setup import make_schedule, select_learning_rates
+from speechft_ray.superb.tasks.base import TASKS, Task
+
+FRONT_END_VALUE_BYTES = 4
+"""Bytes of a cached value of the front end: float32 (``speech.features.front_end``)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """The work of one job or of several.
+
+    ``units``: amounts by unit; a unit is ``KIND:NAME``, and one calibration gives its seconds.
+    """
+
+    units: Mapping[str, float] = field(default_factory=dict)
+    encoded_seconds: float = 0.0
+    """Audio through the layers of an encoder, FBank's too."""
+    front_end_seconds: float = 0.0
+    """Audio through the convolutional front end."""
+    updates: float = 0.0
+    """Updates of encoders, or of probes, each probe counted."""
+    cache_bytes: float = 0.0
+    """Features that are stored in the cache."""
+    store_bytes: float = 0.0
+    """Encoders that are published."""
+    memory_bytes: float = 0.0
+    """Features that one job holds in memory; of several jobs the largest."""
+
+    def __add__(self, other: Work) -> Work:
+        units = Counter(self.units)
+        units.update(other.units)
+        return Work(
+            units=dict(units),
+            encoded_seconds=self.encoded_seconds + other.encoded_seconds,
+            front_end_seconds=self.front_end_seconds + other.front_end_seconds,
+            updates=self.updates + other.updates,
+            cache_bytes=self.cache_bytes + other.cache_bytes,
+            store_bytes=self.store_bytes + other.store_bytes,
+            memory_bytes=max(self.memory_bytes, other.memory_bytes),
+        )
+
+
+def probe_unit(spec: EvalSpec, task: TaskSize, encoder: EncoderSize) -> str:
+    """Returns the name behind ``probe:`` and ``score:`` of an evaluation. Equal names cost the same
+    for an update and an utterance."""
+    rates = len(select_learning_rates(TASKS.get(spec.task), spec))
+    column = f"/{spec.column}" if spec.column else ""
+    options = "".join(f" {name}={value}" for name, value in sorted(spec.options.items()))
+    shape = f"{encoder.state_count}x{encoder.dim}"
+    batch = f" batch={spec.batch_size}" if spec.batch_size else ""
+    probes = f" probes={rates}x{spec.seeds}"
+    return f"{spec.task}{column} on {task.corpus} {shape}{batch}{probes}{options}"
+
+
+def tune_unit(spec: FinetuneSpec, sizes: list[ObjectiveSize]) -> str:
+    """Returns the name behind ``tune:`` of a fine-tuning run."""
+    parts = [
+        f"{item.head} on {size.corpus} batch={item.batch_size}"
+        + "".join(f" {name}={value}" for name, value in sorted(item.options.items()))
+        for item, size in zip(spec.objectives, sizes, strict=True)
+    ]
+    crop = f" crop={spec.crop_seconds:g}" if spec.crop_seconds else ""
+    adapter = f" {spec.adapter.kind}{spec.adapter.rank}" if spec.adapter else ""
+    penalty = " penalty" if spec.anchor_penalty else ""
+    front_end = "" if spec.freeze_front_end else " front end"
+    dropout = "" if spec.head_phase_dropout else " no dropout"
+    return " + ".join(parts) + crop + adapter + penalty + front_end + dropout
+
+
+class WorkCounter:
+    """Counts the work of jobs in the order in which they run. What an earlier job stores in the
+    cache is not counted again."""
+
+    def __init__(self, cache_bytes: float) -> None:
+        self._budget = cache_bytes
+        self._stored: set[tuple[object, ...]] = set()
+
+    def count_evaluation(
+        self,
+        spec: EvalSpec,
+        size: EvaluationSize,
+        encoder: EncoderSize,
+        key: str,
+        *,
+        dev_only: bool = False,
+    ) -> Work:
+        """Counts one evaluation. ``key`` identifies the encoder."""
+        task = TASKS.get(spec.task)
+        work = Work(units={"job:evaluate": 1})
+        pooled_once = len(size.folds) > 1 and task.pooled and size.recordings is not None
+        if pooled_once:
+            assert size.recordings is not None
+            work += self._store(size.folds[0].corpus, "all", size.recordings, encoder, key, True)
+        for fold in size.folds:
+            if not pooled_once:
+                work += self._count_features(task, spec, fold, encoder, key, dev_only)
+            work += _count_probe(task, spec, fold, encoder, dev_only)
+        return work
+
+    def _count_features(
+        self,
+        task: Task,
+        spec: EvalSpec,
+        fold: TaskSize,
+        encoder: EncoderSize,
+        key: str,
+        dev_only: bool,
+    ) -> Work:
+        """Counts the encoding of one fold (``superb.features.prepare_features``)."""
+        work, free_bytes = Work(), float(MEMORY_BYTES)
+        schedule = make_schedule(task, spec)
+        for split, lengths in fold.splits.items():
+            if split == "test" and (dev_only or (fold.trains and not task.pooled)):
+                continue
+            size_bytes = feature_bytes(lengths, encoder, task.pooled)
+            in_memory = size_bytes <= free_bytes
+            if in_memory:
+                free_bytes -= size_bytes
+                work += Work(memory_bytes=MEMORY_BYTES - free_bytes)
+            if task.pooled or (not in_memory and size_bytes <= self._budget):
+                work += self._store(fold.corpus, split, lengths, encoder, key, task.pooled)
+            elif in_memory:
+                work += self._encode(fold.corpus, split, lengths, encoder)
+            else:
+                validations = -(-spec.updates // schedule.validate_every_updates)
+                draws = (
+                    spec.updates
+                    * schedule.accumulate
+                    * mean_batch_samples(lengths, schedule.batch_size, task.sampling)
+                    / SAMPLE_RATE_HZ
+                    if split == "train"
+                    else validations * seconds(lengths)
+                )
+                work += _encode_seconds(fold.corpus, encoder, draws, draws)
+        if not dev_only and fold.trains and not task.pooled:  # encoded while it is scored
+            work += self._encode(fold.corpus, "test", fold.splits["test"], encoder)
+        return work
+
+    def _store(
+        self,
+        corpus: str,
+        split: str,
+        lengths: Lengths,
+        encoder: EncoderSize,
+        key: str,
+        pooled: bool,
+    ) -> Work:
+        """Counts features that the cache keeps for other evaluations of the encoder."""
+        size_bytes = feature_bytes(lengths, encoder, pooled)
+        if size_bytes > self._budget:
+            return self._encode(corpus, split, lengths, encoder)
+        entry = ("features", corpus, split, len(lengths), int(lengths.sum()), key, pooled)
+        if entry in self._stored:
+            return Work()
+        self._stored.add(entry)
+        return self._encode(corpus, split, lengths, encoder) + Work(cache_bytes=size_bytes)
+
+    def _encode(self, corpus: str, split: str, lengths: Lengths, encoder: EncoderSize) -> Work:
+        """Counts one pass over utterances, whose front end is shared by all encoders."""
+        audio = seconds(lengths)
+        front_end = self._compute_front_end(corpus, split, lengths, encoder)
+        return _encode_seconds(corpus, encoder, audio, 0.0) + front_end
+
+    def _compute_front_end(
+        self, corpus: str, split: str, lengths: Lengths, encoder: EncoderSize
+    ) -> Work:
+        if not encoder.front_end_channels:
+            return Work()
+        audio = seconds(lengths)
+        size_bytes = frames(lengths) * encoder.front_end_channels * FRONT_END_VALUE_BYTES
+        entry = ("front end", corpus, split, len(lengths), int(lengths.sum()))
+        if entry in self._stored:
+            return Work()
+        work = Work(units={f"front end:{corpus}": audio}, front_end_seconds=audio)
+        if size_bytes > self._budget:
+            return work
+        self._stored.add(entry)
+        return work + Work(cache_bytes=size_bytes)
+
+    def count_finetuning(
+        self, spec: FinetuneSpec, sizes: list[ObjectiveSize], encoder: EncoderSize
+    ) -> Work:
+        """Counts one fine-tuning run."""
+        name = tune_unit(spec, sizes)
+        head_only = head_only_updates(spec.head_only_fraction, spec.updates)
+        validations = -(-spec.updates // spec.validate_every_updates)
+        work = Work(
+            units={
+                "job:finetune": 1,
+                f"tune head:{name}": head_only,
+                f"tune:{name}": spec.updates - head_only,
+            },
+            updates=spec.updates,
+            store_bytes=encoder.weight_bytes * (1 + len(spec.keep_at)),
+        )
+        for objective, size in zip(spec.objectives, sizes, strict=True):
+            # Validation, then the comparison of each checkpoint with the start on some dev audio.
+            compared = 2 * (1 + len(spec.keep_at)) * min(PROBE_SECONDS, seconds(size.dev))
+            dev = validations * seconds(size.dev)
+            work += _encode_seconds(size.corpus, encoder, dev + compared / len(sizes), 0.0)
+            passes = len(spec.gather) + (HEADS.get(objective.head).masking is not None)
+            work += _encode_seconds(
+                size.corpus, encoder, passes * seconds(size.train), 0.0
+            )
+            work += self._count_front_end(spec, objective.batch_size, size, encoder)
+        return work
+
+    def _count_front_end(
+        self, spec: FinetuneSpec, batch_size: int, size: ObjectiveSize, encoder: EncoderSize
+    ) -> Work:
+        """Counts the frozen front end (``finetuning.features.cache_conv_features``): once where it
+        is cached, else for every batch and validation."""
+        if not spec.freeze_front_end or not encoder.front_end_channels:
+            return Work()
+        draws = spec.updates * batch_size
+        both = frames(size.train) + frames(size.dev)
+        fits = both * encoder.front_end_channels * FRONT_END_VALUE_BYTES <= self._budget
+        longest = spec.crop_seconds and spec.crop_seconds * SAMPLE_RATE_HZ
+        if draws >= len(size.train) and fits and not (longest and size.train.max() > longest):
+            return self._compute_front_end(
+                size.corpus, "tuned train", size.train, encoder
+            ) + self._compute_front_end(size.corpus, "tuned dev", size.dev, encoder)
+        lengths = size.train.clip(max=round(longest)) if longest else size.train
+        audio = draws * seconds(lengths) / len(lengths)
+        audio += -(-spec.updates // spec.validate_every_updates) * seconds(size.dev)
+        return Work(units={f"front end:{size.corpus}": audio}, front_end_seconds=audio)
+
+
+def count_merge(method: str, donors: int, encoder: EncoderSize) -> Work:
+    """Counts one merge that is published; without donors, the copy of the start."""
+    units = {"job:merge": 1.0, **({f"merge:{method} {donors}": 1.0} if donors else {})}
+    return Work(units=units, store_bytes=encoder.weight_bytes)
+
+
+def count_corpus(name: str, utterances: int) -> Work:
+    """Counts the synthesis of a corpus, and the worker processes that it starts (about: each split
+    has a last one of its own)."""
+    chunks = -(-utterances // CHUNK_UTTERANCES)
+    return Work(units={f"synthesise:{name}": utterances, "synthesise start:": chunks})
+
+
+def feature_bytes(lengths: Lengths, encoder: EncoderSize, pooled: bool) -> float:
+    """Returns what the features of these utterances take: means in float32, frames in float16
+    (``superb.extractor``)."""
+    values = encoder.state_count * encoder.dim
+    return len(lengths) * values * 4 if pooled else frames(lengths) * values * 2
+
+
+def _encode_seconds(
+    corpus: str, encoder: EncoderSize, audio: float, front_end: float
+) -> Work:
+    """Counts audio through the layers, and through the front end of an encoder that has one."""
+    name = f"{corpus} {encoder.name}"
+    front_end = front_end if encoder.front_end_channels else 0.0
+    units = {f"layers:{name}": audio, f"front end:{corpus}": front_end}
+    return Work(
+        units={unit: amount for unit, amount in units.items() if amount},
+        encoded_seconds=audio,
+        front_end_seconds=front_end,
+    )
+
+
+def _count_probe(
+    task: Task, spec: EvalSpec, fold: TaskSize, encoder: EncoderSize, dev_only: bool
+) -> Work:
+    """Counts the updates of all probes and the utterances that they are scored on."""
+    name = probe_unit(spec, fold, encoder)
+    counts = {split: len(lengths) for split, lengths in fold.splits.items()}
+    if not fold.trains:
+        queries = counts["dev"] + (0 if dev_only else counts["test"])
+        return Work(units={f"match:{name}": queries * counts["train"]})
+    probes = spec.seeds * len(select_learning_rates(task, spec))
+    validations = -(-spec.updates // make_schedule(task, spec).validate_every_updates)
+    scored = validations * counts["dev"] + (0 if dev_only else counts["test"])
+    return Work(
+        units={f"probe:{name}": probes * spec.updates, f"score:{name}": probes * scored},
+        updates=probes * spec.updates,
+    )
+
+
+def scale(work: Work, factor: float) -> Work:
+    """Returns the work of so many equal jobs; the memory is that of one."""
+    return replace(
+        work,
+        units={unit: amount * factor for unit, amount in work.units.items()},
+        encoded_seconds=work.encoded_seconds * factor,
+        front_end_seconds=work.front_end_seconds * factor,
+        updates=work.updates * factor,
+        cache_bytes=work.cache_bytes * factor,
+        store_bytes=work.store_bytes * factor,
+    )
