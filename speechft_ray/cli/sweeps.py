@@ -63,6 +63,17 @@ Throughput = Annotated[
         "(updates a second); repeatable."
     ),
 ]
+CpusPerTrial = Annotated[
+    float | None,
+    typer.Option(help="CPUs of a fine-tuning or evaluation; default: `resources` of the space."),
+]
+GpusPerTrial = Annotated[
+    float | None,
+    typer.Option(
+        help="GPUs of a fine-tuning or evaluation, 0.25 is a share; default: `resources` of the "
+        "space, else by need of memory."
+    ),
+]
 Report = Annotated[Path | None, typer.Option(help="Report folder; default: STORAGE/report/NAME.")]
 Mlflow = Annotated[
     str | None, typer.Option(help="MLflow URI; default: sqlite in the storage folder.")
@@ -93,6 +104,8 @@ def run(
     cpu: Annotated[bool, typer.Option("--cpu", help="Use no GPU.")] = False,
     cache: Cache = None,
     cache_gb: CacheGb = 50.0,
+    cpus_per_trial: CpusPerTrial = None,
+    gpus_per_trial: GpusPerTrial = None,
 ) -> None:
     """Run a sweep. Finished work is never repeated: after a stop, run the same command again.
 
@@ -103,7 +116,10 @@ def run(
 
     rates = _read_throughput(throughput)
     changes = {"cache": str(cache.expanduser().absolute()) if cache else None, "cache_gb": cache_gb}
-    sweep = _open_sweep(space, encoder, corpora, manifest, storage, cpu=cpu, changes=changes)
+    asked = _read_resources(cpus_per_trial, gpus_per_trial)
+    sweep = _open_sweep(
+        space, encoder, corpora, manifest, storage, cpu=cpu, changes=changes, asked=asked
+    )
     if plan:
         _print_plan(sweep, calibrate, rates)
         return
@@ -144,7 +160,11 @@ def status(
     storage: Storage = Path("runs"),
 ) -> None:
     """Print how far a sweep is and who runs it."""
-    _open_sweep(space, encoder, corpora, manifest, storage).print_status(Console())
+    from speechft_ray.commands.bill import print_time_left
+
+    sweep = _open_sweep(space, encoder, corpora, manifest, storage)
+    sweep.print_status(Console())
+    print_time_left(sweep, Console())
 
 
 @app.command("report")
@@ -179,6 +199,20 @@ def pretrain(
     pretrain_tiny(out, work)
 
 
+def _read_resources(cpus: float | None, gpus: float | None) -> dict[str, float]:
+    """Returns the options as fields of ``StageResources``. Raises ``UserError``."""
+    from speechft_ray.core.errors import UserError
+
+    if cpus is not None and not cpus > 0:
+        raise UserError(f"--cpus-per-trial must be above 0, but is {cpus:g} instead.")
+    if gpus is not None and (not gpus >= 0 or (gpus > 1 and gpus % 1)):
+        raise UserError(
+            "--gpus-per-trial must be a share of one GPU (0 to 1) or a whole number of GPUs, but "
+            f"is {gpus:g} instead."
+        )
+    return {name: value for name, value in (("cpus", cpus), ("gpus", gpus)) if value is not None}
+
+
 def _read_throughput(pairs: list[str] | None) -> dict[str, float]:
     from speechft_ray.cli.options import parse_options
     from speechft_ray.cost.bill import check_throughput
@@ -202,9 +236,11 @@ def _open_sweep(
     *,
     cpu: bool = False,
     changes: Mapping[str, object] | None = None,
+    asked: Mapping[str, float] | None = None,
 ) -> Sweep:
-    """Reads, checks and plans a search space; ``changes`` are fields of ``Place``."""
-    from speechft_ray.commands.parts import find_space, resolve_place
+    """Reads, checks and plans a search space; ``changes`` are fields of ``Place``, ``asked`` what
+    each fine-tuning and evaluation asks of the cluster."""
+    from speechft_ray.commands.parts import ask_for, find_space, resolve_place
     from speechft_ray.commands.sweep import open_sweep
     from speechft_ray.sweep.space_file import open_space
 
@@ -213,7 +249,8 @@ def _open_sweep(
         place = resolve_place(
             file.spec, storage=storage, encoder=encoder, corpora=corpora, manifest=manifest, cpu=cpu
         )
-        return open_sweep(file.spec, place.model_copy(update=changes))
+        spec = ask_for(file.spec, asked or {})
+        return open_sweep(spec, place.model_copy(update=changes))
 
 
 def _report_of(sweep: Sweep) -> Path:

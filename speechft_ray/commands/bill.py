@@ -11,6 +11,7 @@ from rich.table import Table
 
 from speechft_ray.commands.calibrate import calibrate, name_device, read_calibration
 from speechft_ray.commands.sizes import PlaceSizes
+from speechft_ray.core.errors import UserError
 from speechft_ray.core.records import Place
 from speechft_ray.core.units import format_duration
 from speechft_ray.cost.bill import (
@@ -59,22 +60,47 @@ def print_bill(
     jobs = sweep.list_planned_jobs()
     if not jobs:
         return
-    sizes = PlaceSizes(sweep.place)
-    calibration = (
-        calibrate(sweep.place, jobs, sizes, lambda text: console.print(text, markup=False))
-        if measure
-        else read_calibration(sweep.place)
+    calculator = BillCalculator(
+        sweep, measure, throughput, lambda text: console.print(text, markup=False)
     )
-    seconds_of = make_seconds(calibration, throughput)
-
-    def compute(changed: Sequence[PlannedJob], cache_gb: float = sweep.place.cache_gb) -> Bill:
-        return make_bill(count_jobs(changed, sizes, cache_gb * 1e9), seconds_of)
-
-    bill = compute(jobs)
-    console.print(f"\nbill of what is to do, in time of one {name_device(sweep.place)}", style="bold")
+    bill = calculator.compute(jobs)
+    console.print(
+        f"\nbill of what is to do, in time of one {name_device(sweep.place)}", style="bold"
+    )
     console.print(_make_table(bill))
-    for line in _describe(bill, rank_changes(bill, list_changes(jobs, compute, sweep.place))):
+    changes = rank_changes(bill, list_changes(jobs, calculator.compute, sweep.place))
+    for line in _describe(bill, changes):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+class BillCalculator:
+    """Computes the bill of the jobs of a sweep, and of the same jobs with a setting changed."""
+
+    def __init__(
+        self,
+        sweep: Billable,
+        measure: bool,
+        throughput: Mapping[str, float],
+        note: Callable[[str], None],
+    ) -> None:
+        self._cache_gb = sweep.place.cache_gb
+        self._sizes = PlaceSizes(sweep.place)
+        calibration = (
+            calibrate(sweep.place, sweep.list_planned_jobs(), self._sizes, note)
+            if measure
+            else read_calibration(sweep.place)
+        )
+        self._seconds_of = make_seconds(calibration, throughput)
+
+    def compute(self, jobs: Sequence[PlannedJob], cache_gb: float | None = None) -> Bill:
+        """Returns the bill of these jobs."""
+        cache_bytes = 1e9 * (self._cache_gb if cache_gb is None else cache_gb)
+        return make_bill(count_jobs(jobs, self._sizes, cache_bytes), self._seconds_of)
+
+
+def compute_bill(sweep: Billable, *, measure: bool, note: Callable[[str], None]) -> Bill:
+    """Returns the bill of what is still to be done; with ``measure`` after a calibration."""
+    return BillCalculator(sweep, measure, {}, note).compute(sweep.list_planned_jobs())
 
 
 def _make_table(bill: Bill) -> Table:
@@ -147,7 +173,9 @@ def list_changes(
         Change(text="half the merges", bill=compute(halve_merges(jobs))),
         Change(text=f"--cache-gb {4 * place.cache_gb:g}", bill=compute(jobs, 4 * place.cache_gb)),
     ]
-    tasks = {job.payload["spec"]["task"]: job.payload["spec"] for job in jobs if job.stage == "evaluate"}
+    tasks = {
+        job.payload["spec"]["task"]: job.payload["spec"] for job in jobs if job.stage == "evaluate"
+    }
     for task, spec in tasks.items():
         changed = halve_updates(jobs, "evaluate", task)
         changes.append(Change(text=f"half the updates of `{task}`", bill=compute(changed)))
@@ -162,6 +190,19 @@ def list_changes(
     return changes
 
 
+def print_time_left(sweep: Billable, console: Console) -> None:
+    """Prints how long what is to do takes on this machine, where it was calibrated."""
+    calibration = read_calibration(sweep.place)
+    jobs = sweep.list_planned_jobs() if calibration else []
+    if not jobs:
+        return
+    total = add_up(compute_bill(sweep, measure=False, note=console.print))
+    console.print(
+        f"left: {format_time(total)} of one {name_device(sweep.place)} as calibrated here",
+        highlight=False,
+    )
+
+
 def expect_seconds(sweep: Billable) -> dict[str, float]:
     """Returns the seconds that each job still to be done takes on this machine, by fingerprint;
     empty without a calibration of it, and without jobs whose time is unknown."""
@@ -169,7 +210,10 @@ def expect_seconds(sweep: Billable) -> dict[str, float]:
     jobs = sweep.list_planned_jobs() if calibration else []
     if not jobs:
         return {}
-    works = count_jobs(jobs, PlaceSizes(sweep.place), sweep.place.cache_gb * 1e9)
+    try:
+        works = count_jobs(jobs, PlaceSizes(sweep.place), sweep.place.cache_gb * 1e9)
+    except UserError:  # labels that do not fit: the job says so
+        return {}
     seconds_of = make_seconds(calibration)
     costs = {job.key: price(work, seconds_of) for job, (_, work) in zip(jobs, works, strict=True)}
     return {key: cost.seconds for key, cost in costs.items() if not cost.uncounted}

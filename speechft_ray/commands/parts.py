@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any, Literal
 
 from rich.console import Console
 from rich.progress import (
@@ -22,18 +23,21 @@ from speechft_ray.commands.notes import print_notes
 from speechft_ray.core.errors import SweepError, UserError, unknown_name
 from speechft_ray.core.fingerprint import fingerprint
 from speechft_ray.core.records import Job, Outcome, Place, Stage
-from speechft_ray.core.resources import ResourceRequest
+from speechft_ray.core.resources import ResourceRequest, StageResources
 from speechft_ray.core.specs import CorpusSpec, SweepSpec
 from speechft_ray.core.store import Store
+from speechft_ray.cost.memory import estimate_gpu_memory
+from speechft_ray.cost.sizes import EncoderSize
 from speechft_ray.merging.base import METHODS
 from speechft_ray.speech.checkpoints.cache import download_encoder, find_cache_folder, is_cached
 from speechft_ray.speech.checkpoints.catalogue import is_encoder_name
 from speechft_ray.speech.corpora.base import CORPORA, Corpus
+from speechft_ray.speech.encoders.base import FAMILIES
 from speechft_ray.speech.heads.base import HEADS
 from speechft_ray.stages.perform import open_corpus, perform, start_encoder
 from speechft_ray.superb.tasks.base import TASKS
 from speechft_ray.sweep.local import LocalExecutor
-from speechft_ray.sweep.plan import Component, Inputs
+from speechft_ray.sweep.plan import FBANK, Component, Inputs
 from speechft_ray.sweep.protocols import Executor, Tracker
 from speechft_ray.sweep.protocols import Progress as JobProgress
 
@@ -44,10 +48,13 @@ RESOURCES: Mapping[Stage, ResourceRequest] = {
     "corpus": ResourceRequest(cpus=1),
     "finetune": ResourceRequest(cpus=1, gpus=1),
     "merge": ResourceRequest(cpus=1),
-    "evaluate": ResourceRequest(cpus=1, gpus=0.5),
+    "evaluate": ResourceRequest(cpus=1, gpus=1),
 }
-"""What a job of each stage asks for; a cluster without GPUs gives CPUs instead. Two evaluations
-share a GPU: a frozen encoder and a small head leave it half idle."""
+"""What a job of each stage asks for; a cluster without GPUs gives CPUs instead. Evaluations share a
+GPU as their memory allows (``cost.memory``, ``cluster.share``)."""
+
+TRIAL_STAGES: tuple[Literal["finetune", "evaluate"], ...] = ("finetune", "evaluate")
+"""Stages whose jobs ``--cpus-per-trial`` and ``--gpus-per-trial`` concern."""
 
 TRACKER_NAMES = ("mlflow", "jsonl")
 """Trackers of every sweep, in the order in which their sentences are printed."""
@@ -75,7 +82,28 @@ def find_space(space: str) -> Path:
     return packaged[space]
 
 
-def plan_inputs(place: Place) -> Inputs:
+def set_resources(
+    resources: Mapping[Stage, ResourceRequest], by_stage: Mapping[Any, StageResources]
+) -> dict[Stage, ResourceRequest]:
+    """Returns the requests with what a user asks for in place of the defaults."""
+    changed = dict(resources)
+    for stage, item in by_stage.items():
+        values = item.model_dump(exclude_none=True)
+        changed[stage] = changed[stage].model_copy(update={**values, "explicit": tuple(values)})
+    return changed
+
+
+def ask_for(spec: SweepSpec, asked: Mapping[str, float]) -> SweepSpec:
+    """Returns the spec with what the command line asks for in each fine-tuning and evaluation."""
+    if not asked:
+        return spec
+    resources = dict(spec.resources)
+    for stage in TRIAL_STAGES:
+        resources[stage] = resources.get(stage, StageResources()).model_copy(update=dict(asked))
+    return spec.model_copy(update={"resources": resources})
+
+
+def plan_inputs(place: Place, resources: Mapping[Stage, ResourceRequest] = RESOURCES) -> Inputs:
     """Returns what a plan needs beside the spec; downloads an encoder that is given by name.
 
     Raises ``UserError`` for an encoder or a corpus that cannot be read.
@@ -83,10 +111,16 @@ def plan_inputs(place: Place) -> Inputs:
     ensure_downloaded(place.encoder)
     encoder = start_encoder(place.encoder)
     print_notes(place.encoder, encoder.notes)
+    weights = encoder.weights
+    weight_bytes = sum(item.numel() * item.element_size() for item in weights.state.values())
+    shape = FAMILIES.get(weights.family).describe(weights.config)
+    size = EncoderSize.of("encoder", shape, weight_bytes)
+    fbank = EncoderSize.of(FBANK, FAMILIES.get(FBANK).describe({}))
     return Inputs(
         encoder=encoder.fingerprint,
         corpus=lambda spec: corpus_identity(spec, place),
-        resources=RESOURCES,
+        resources=resources,
+        gpu_memory=lambda spec, key: estimate_gpu_memory(spec, size if key else fbank),
         version_of=component_version,
         masks=lambda head: HEADS.get(head).masking is not None,
     )
@@ -95,7 +129,7 @@ def plan_inputs(place: Place) -> Inputs:
 def plan_sweep_inputs(spec: SweepSpec, place: Place) -> Inputs:
     """Returns ``plan_inputs`` of a sweep. Raises ``SweepError`` where its own encoder is wrong."""
     try:
-        return plan_inputs(place)
+        return plan_inputs(place, set_resources(RESOURCES, spec.resources))
     except UserError as error:
         if place.encoder != resolve_encoder(spec.encoder):
             raise
@@ -169,14 +203,21 @@ def resolve_encoder(name: str) -> str:
 
 
 def open_executor(
-    address: str | None, place: Place, note: Callable[[str], None] = print
+    address: str | None,
+    place: Place,
+    note: Callable[[str], None] = print,
+    resources: Mapping[Stage, ResourceRequest] = RESOURCES,
 ) -> Executor:
-    """Opens the executor at an address, ``None`` for this process; ``note`` prints the cluster."""
+    """Opens the executor at an address, ``None`` for this process; ``note`` prints the cluster.
+
+    Raises ``UserError`` where no node has what a user asked for in ``resources``.
+    """
     if address is None:
         return LocalExecutor(perform, place)
     # Importing Ray takes seconds, so it waits until there is a job.
     from speechft_ray.cluster.connect import connect
     from speechft_ray.cluster.executor import RayExecutor
+    from speechft_ray.cluster.share import check_requests, list_nodes
 
     cluster = connect(address)
     note(
@@ -184,6 +225,12 @@ def open_executor(
         f"{cluster.cpus:g} CPUs, {cluster.gpus:g} GPUs"
         + (f"; dashboard at {cluster.dashboard}" if cluster.dashboard else "")
     )
+    try:
+        for remark in check_requests(resources, list_nodes(), place.device):
+            note(remark)
+    except UserError:
+        cluster.close()
+        raise
     return RayExecutor(perform, place, cluster=cluster)
 
 
@@ -193,14 +240,21 @@ class OnDemandExecutor:
     ``note`` prints a line for people.
     """
 
-    def __init__(self, address: str | None, place: Place, note: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        address: str | None,
+        place: Place,
+        note: Callable[[str], None],
+        resources: Mapping[Stage, ResourceRequest] = RESOURCES,
+    ) -> None:
         self._address, self._place, self._note = address, place, note
+        self._resources = resources
         self._executor: Executor | None = None
 
     def submit(self, job: Job) -> None:
         """Opens the executor if need be and submits the job to it."""
         if self._executor is None:
-            self._executor = open_executor(self._address, self._place, self._note)
+            self._executor = open_executor(self._address, self._place, self._note, self._resources)
         self._executor.submit(job)
 
     def outcomes(self, timeout_seconds: float) -> list[Outcome]:

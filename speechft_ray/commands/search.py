@@ -127,7 +127,8 @@ class MergeSearch:
     def list_planned_jobs(self) -> list[PlannedJob]:
         """Returns what the search needs at most: every fine-tuning run, every task of every
         proposal, one merge that is selected, and the controls."""
-        return list_search_jobs(self.search, self.store)
+        done = len(self._observer.trials) if self._observer else 0
+        return list_search_jobs(self.search, self.store, done)
 
     def print_plan(self, console: Console) -> None:
         """Prints what is known before the first proposal: donors, axes, tasks and budget."""
@@ -143,8 +144,9 @@ class MergeSearch:
         print_search_status(self.search, self.plan, self.store, progress, console)
 
 
-def list_search_jobs(plan: SearchPlan, store: Store) -> list[PlannedJob]:
-    """Returns the jobs of a search that are to be done at most, in the order in which they run."""
+def list_search_jobs(plan: SearchPlan, store: Store, done: int) -> list[PlannedJob]:
+    """Returns the jobs of a search that are to be done at most, in the order in which they run;
+    ``done`` trials have started."""
     planned = [
         PlannedJob.of(job)
         for job in plan.jobs.values()
@@ -152,7 +154,7 @@ def list_search_jobs(plan: SearchPlan, store: Store) -> list[PlannedJob]:
     ]
     donors = [key for _, key in plan.space.runs][:1]
     recipe = {"method": "linear", "params": {}, "donors": donors}
-    for number in range(plan.search.trials):
+    for number in range(done, plan.search.trials):
         planned += [
             PlannedJob(
                 "evaluate",

@@ -135,7 +135,5 @@ class PlaceSizes:
         with tempfile.TemporaryDirectory(prefix="speechft-calibration-") as folder:
             corpus = kind.open(options, None, Path(folder))
             waves = {item.key: np.array(corpus.read(item)) for item in corpus.utterances}
-        self._small[self.name(spec)] = replace(
-            corpus, read=lambda utterance: waves[utterance.key]
-        )
+        self._small[self.name(spec)] = replace(corpus, read=lambda utterance: waves[utterance.key])
         return read_child_seconds() - began

@@ -10,9 +10,16 @@ from typing import Protocol
 
 from rich.console import Console
 
+from speechft_ray.commands.bill import expect_seconds
 from speechft_ray.commands.checks import check_names
 from speechft_ray.commands.labels import check_labels
-from speechft_ray.commands.parts import OnDemandExecutor, open_trackers, plan_sweep_inputs
+from speechft_ray.commands.parts import (
+    RESOURCES,
+    OnDemandExecutor,
+    open_trackers,
+    plan_sweep_inputs,
+    set_resources,
+)
 from speechft_ray.commands.results import print_failures, print_results, publish_results
 from speechft_ray.commands.search import MergeSearch
 from speechft_ray.commands.status import print_list_plan, print_list_status
@@ -105,7 +112,7 @@ class MergeList:
             for stage in STAGES
         }
         reused = {stage: total - _count(missing, stage) for stage, total in totals.items()}
-        return ProgressDisplay(totals, reused)
+        return ProgressDisplay(totals, reused, expected=expect_seconds(self))
 
     def execute(
         self, scheduler: JobScheduler, display: ProgressDisplay, publisher: Publisher
@@ -172,7 +179,8 @@ def run(
     with _hold_lock(sweep, stop), sweep.open_display() as display:
         publisher = Publisher(sweep.plan, store, trackers, display.note, sweep.tunings)
         publisher.start()
-        executor = OnDemandExecutor(address, place, display.note)
+        resources = set_resources(RESOURCES, sweep.spec.resources)
+        executor = OnDemandExecutor(address, place, display.note, resources)
         scheduler = JobScheduler(
             executor, display, publisher.log_outcome, stop, by_priority=sweep.by_priority
         )

@@ -20,6 +20,8 @@ from pydantic import (
     model_validator,
 )
 
+from speechft_ray.core.resources import StageResources
+
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=80)]
 """Names become parts of paths and of run names: letters, digits, ``_ . -``."""
 
@@ -379,3 +381,7 @@ class SweepSpec(Spec):
     score: ScoreSpec = ScoreSpec()
     stop_tuning: StopSpec | None = None
     """Early stopping of fine-tuning runs; ``None``: every run takes all its updates."""
+    resources: dict[Literal["finetune", "merge", "evaluate"], StageResources] = Field(
+        default_factory=dict
+    )
+    """What jobs ask of the cluster, by stage. Not part of identity."""

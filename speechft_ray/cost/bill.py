@@ -52,9 +52,7 @@ def check_throughput(values: Mapping[str, Any]) -> dict[str, float]:
     return {name: float(value) for name, value in values.items()}
 
 
-def make_seconds(
-    calibration: Mapping[str, float], throughput: Mapping[str, float] = {}
-) -> Seconds:
+def make_seconds(calibration: Mapping[str, float], throughput: Mapping[str, float] = {}) -> Seconds:
     """Returns the seconds of units: by a throughput where one is given, else as calibrated. The
     front end is part of a throughput ``encode``."""
 

@@ -19,7 +19,7 @@ import torch
 from speechft_ray.core.specs import EvalSpec, FinetuneSpec
 from speechft_ray.core.units import SAMPLE_RATE_HZ, frame_count
 from speechft_ray.cost.samples import RandomFeatures, select_runs
-from speechft_ray.cost.sizes import mean_batch_samples, split_lengths
+from speechft_ray.cost.sizes import mean_batch_samples, seconds, split_lengths
 from speechft_ray.finetuning.batches import MICRO_BATCH_SECONDS, AudioCache, BatchSampler
 from speechft_ray.finetuning.data import ObjectiveData, load_objective
 from speechft_ray.finetuning.features import FeatureLoader
@@ -93,9 +93,7 @@ class EncodingCost(NamedTuple):
     """0 for an encoder without a learned front end."""
 
 
-def measure_encoding(
-    weights: EncoderWeights, corpus: Corpus, device: torch.device
-) -> EncodingCost:
+def measure_encoding(weights: EncoderWeights, corpus: Corpus, device: torch.device) -> EncodingCost:
     """Encodes up to a minute of a corpus, in the batches in which all of it is encoded."""
     clock, family = make_clock(device), FAMILIES.get(weights.family)
     with one_thread(device):
@@ -266,10 +264,19 @@ def measure_finetuning(
             freeze_front_end=spec.freeze_front_end,
             audio_caches=[AudioCache(corpus, 1 << 28) for corpus in corpora],
         )
-        objectives = with_pseudo_labels(objectives, loader, work, "calibration", lambda values: None)
+        objectives = with_pseudo_labels(
+            objectives, loader, work, "calibration", lambda values: None
+        )
         trainer = Trainer(spec, objectives, loader, MICRO_BATCH_SECONDS)
         state.train(True)
         frozen = encoding.front_end if spec.freeze_front_end else 0.0
+
+        own_seconds = sum(
+            objective.batch_size * seconds(lengths) / len(lengths)
+            for objective, lengths in zip(
+                spec.objectives, [split_lengths(corpus, "train") for corpus in corpora], strict=True
+            )
+        )
 
         def time_update(update: int) -> float:
             """Returns the seconds of an update of the run's own batches."""
@@ -277,12 +284,7 @@ def measure_finetuning(
             began = clock()
             trainer.train_step(state, update)
             per_second = (clock() - began) / audio - frozen
-            return max(0.0, per_second) * sum(
-                size * split_lengths(corpus, "train").mean() / SAMPLE_RATE_HZ
-                for size, corpus in zip(
-                    [item.batch_size for item in spec.objectives], corpora, strict=True
-                )
-            )
+            return max(0.0, per_second) * own_seconds
 
         try:
             head_only = head_only_updates(spec.head_only_fraction, spec.updates)
@@ -318,7 +320,9 @@ def _batch_seconds(spec: FinetuneSpec, objectives: Sequence[ObjectiveData], upda
     return total
 
 
-def measure_merge(method: str, params: Mapping[str, Any], donors: int, start: EncoderWeights) -> float:
+def measure_merge(
+    method: str, params: Mapping[str, Any], donors: int, start: EncoderWeights
+) -> float:
     """Merges a part of the encoder and scales the time to all of it. Raises ``UserError`` for a
     method that needs statistics of its donors."""
     part: dict[str, torch.Tensor] = {}

@@ -98,11 +98,7 @@ def use_one_seed(jobs: Sequence[PlannedJob], task: str) -> list[PlannedJob]:
 
 def drop_task(jobs: Sequence[PlannedJob], task: str) -> list[PlannedJob]:
     """Returns the jobs without the evaluations of a task."""
-    return [
-        job
-        for job in jobs
-        if job.stage != "evaluate" or job.payload["spec"]["task"] != task
-    ]
+    return [job for job in jobs if job.stage != "evaluate" or job.payload["spec"]["task"] != task]
 
 
 def halve_merges(jobs: Sequence[PlannedJob]) -> list[PlannedJob]:

@@ -1,4 +1,5 @@
-"""Counts the work of jobs in units, and the bytes that they keep. Pure functions of specs and sizes.
+"""Counts the work of jobs in units, and the bytes that they keep: pure functions of specs and
+sizes.
 
 The counts follow what the code does: features of an evaluation are encoded once where they are
 stored and for every batch where they are not (``superb.features``); the output of the frozen front
@@ -229,9 +230,7 @@ class WorkCounter:
             dev = validations * seconds(size.dev)
             work += _encode_seconds(size.corpus, encoder, dev + compared / len(sizes), 0.0)
             passes = len(spec.gather) + (HEADS.get(objective.head).masking is not None)
-            work += _encode_seconds(
-                size.corpus, encoder, passes * seconds(size.train), 0.0
-            )
+            work += _encode_seconds(size.corpus, encoder, passes * seconds(size.train), 0.0)
             work += self._count_front_end(spec, objective.batch_size, size, encoder)
         return work
 
@@ -276,9 +275,7 @@ def feature_bytes(lengths: Lengths, encoder: EncoderSize, pooled: bool) -> float
     return len(lengths) * values * 4 if pooled else frames(lengths) * values * 2
 
 
-def _encode_seconds(
-    corpus: str, encoder: EncoderSize, audio: float, front_end: float
-) -> Work:
+def _encode_seconds(corpus: str, encoder: EncoderSize, audio: float, front_end: float) -> Work:
     """Counts audio through the layers, and through the front end of an encoder that has one."""
     name = f"{corpus} {encoder.name}"
     front_end = front_end if encoder.front_end_channels else 0.0

@@ -9,7 +9,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -45,8 +45,10 @@ class ProgressDisplay:
         *,
         console: Console | None = None,
         clock: Callable[[], float] = time.monotonic,
+        expected: Mapping[str, float] = MappingProxyType({}),
     ) -> None:
         """``total_by_stage`` counts all jobs of the plan, ``reused`` those that the store has.
+        ``expected``: seconds of each job to do, by fingerprint, where a calibration foresees them.
 
         ``clock`` returns seconds from any fixed moment.
         """
@@ -63,6 +65,8 @@ class ProgressDisplay:
         }
         self._running: dict[str, _Running] = {}
         self._jobs: dict[str, Job] = {}
+        self._expected = dict(expected)
+        self._spent = self._foreseen = 0.0
         self._summary = ""
         self._live: Live | None = None
 
@@ -95,6 +99,10 @@ class ProgressDisplay:
         """Counts a job that ended. Prints every failure, and in a log every job."""
         self._running.pop(outcome.fingerprint, None)
         self._jobs.pop(outcome.fingerprint, None)
+        foreseen = self._expected.pop(outcome.fingerprint, 0.0)
+        if outcome.ok and foreseen:
+            self._spent += outcome.seconds
+            self._foreseen += foreseen
         stage = self._stages.setdefault(outcome.stage, _Stage(total=1, reused=0))
         if outcome.ok:
             stage.done += 1
@@ -144,6 +152,9 @@ class ProgressDisplay:
     def time_left(self) -> str:
         """Returns ``about 12 min 00 s left``; ``more than ...`` while a stage has no estimate."""
         # Seconds of work over all stages, and the longest time left of a running job.
+        remaining = sum(stage.remaining for stage in self._stages.values())
+        if remaining and remaining == len(self._expected):
+            return self._expected_time_left()
         seconds, longest, complete = 0.0, 0.0, True
         for name, stage in self._stages.items():
             running = [item for key, item in self._running.items() if self._jobs[key].stage == name]
@@ -158,12 +169,25 @@ class ProgressDisplay:
             seconds += sum(rests) + max(0, stage.remaining - len(running)) * typical
             longest = max([longest, *rests])
         # Divided by the jobs side by side.
-        if not any(stage.remaining for stage in self._stages.values()):
+        if not remaining:
             return "nothing left"
         if seconds <= 0:
             return "time left not known yet"
         duration = format_duration(max(longest, seconds / self._parallel_jobs()))
         return f"{'about' if complete else 'more than'} {duration} left"
+
+    def _expected_time_left(self) -> str:
+        """Returns the time left where every job was foreseen: what is expected of each, scaled by
+        what the finished ones took."""
+        factor = self._spent / self._foreseen if self._foreseen else 1.0
+        seconds, longest = 0.0, 0.0
+        for key, foreseen in self._expected.items():
+            rest = factor * foreseen
+            if key in self._running:
+                elapsed = self._clock() - self._running[key].began
+                rest = max(LATE_FRACTION * rest, rest - elapsed)
+            seconds, longest = seconds + rest, max(longest, rest)
+        return f"about {format_duration(max(longest, seconds / self._parallel_jobs()))} left"
 
     def _parallel_jobs(self) -> float:
         """Returns how many jobs ran side by side so far on average, at most those that remain."""

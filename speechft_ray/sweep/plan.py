@@ -41,6 +41,9 @@ class Inputs:
     """Returns the identity of a corpus' content, and whether a job must make the corpus first."""
     resources: Mapping[Stage, ResourceRequest] = field(default_factory=dict)
     """What the jobs of each stage request."""
+    gpu_memory: Callable[[EvalSpec, str | None], int] = lambda spec, encoder: 0
+    """Returns the GPU memory in bytes that an evaluation of an encoder (``None``: FBank) needs, by
+    which the cluster chooses its share of a GPU."""
     masks: Callable[[str], bool] = lambda head: False
     """Whether a registered head masks frames, which trains the mask embedding."""
     version_of: Callable[[Component, str], int] = lambda component, name: 1
@@ -296,7 +299,7 @@ class PlanBuilder:
     def _add(
         self, stage: Stage, key: str, label: str, payload: dict[str, Any], needs: tuple[str, ...]
     ) -> str:
-        resources = self.inputs.resources.get(stage, ResourceRequest())
+        resources = self._request(stage, payload)
         unique = tuple(dict.fromkeys(needs))
         if key not in self.jobs:
             self.jobs[key] = Job(
@@ -308,6 +311,14 @@ class PlanBuilder:
                 resources=resources,
             )
         return key
+
+    def _request(self, stage: Stage, payload: Mapping[str, Any]) -> ResourceRequest:
+        """Returns what a job asks for; an evaluation by its need, unless a user said how much."""
+        request = self.inputs.resources.get(stage, ResourceRequest())
+        if stage != "evaluate" or "gpus" in request.explicit:
+            return request
+        need = self.inputs.gpu_memory(EvalSpec.model_validate(payload["spec"]), payload["encoder"])
+        return request.model_copy(update={"gpu_memory_bytes": need})
 
 
 def merge_fingerprint(recipe: Mapping[str, Any]) -> str:

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from speechft_ray.cluster.share import bundle, eligible_nodes, fit_request, slots, task_options
+from speechft_ray.cluster.share import (
+    bundle,
+    check_requests,
+    eligible_nodes,
+    fit_request,
+    slots,
+    task_options,
+)
+from speechft_ray.core.errors import UserError
 from speechft_ray.core.resources import ResourceRequest
 
 SMALL, BIG = {"CPU": 4.0, "memory": 100.0}, {"CPU": 16.0, "GPU": 2.0, "memory": 1000.0}
@@ -69,3 +77,52 @@ def test_slots_are_what_all_nodes_hold(
     cpus: float, gpus: float, nodes: list[dict[str, float]], expected: int
 ) -> None:
     assert slots(ResourceRequest(cpus=cpus, gpus=gpus), nodes) == expected
+
+
+GIB = 1 << 30
+
+
+@pytest.mark.parametrize(
+    ("need_gib", "node", "expected"),
+    [
+        (7, {"GPU": 1.0}, 1 / 2),  # 16 GiB where Ray tells no kind
+        (4, {"GPU": 1.0}, 1 / 4),
+        (4, {"GPU": 8.0, "accelerator_type:A100-80G": 1.0}, 1 / 8),  # eight jobs at most
+        (40, {"GPU": 8.0, "accelerator_type:H100": 1.0}, 1.0),
+        (30, {"GPU": 8.0, "accelerator_type:H100": 1.0}, 1 / 2),
+        (30, {"GPU": 1.0}, 1.0),  # too large for it: all of it
+        (2, {"CPU": 2.0}, 0.0),
+    ],
+)
+def test_a_need_of_memory_is_a_share_of_a_gpu(
+    need_gib: int, node: dict[str, float], expected: float
+) -> None:
+    request = ResourceRequest(cpus=1, gpus=1, gpu_memory_bytes=need_gib * GIB)
+    assert fit_request(request, [{"CPU": 8.0, **node}], "auto") == ask(1, expected)
+    assert fit_request(request, [{"CPU": 8.0, **node}], "cpu") == ask(1, 0)
+
+
+def test_of_different_gpus_the_smallest_that_is_large_enough_counts() -> None:
+    nodes = [{"CPU": 8.0, "GPU": 1.0, f"accelerator_type:{kind}": 1.0} for kind in ("T4", "H100")]
+    for need_gib, expected in ((7, 1 / 2), (20, 1 / 3)):
+        request = ResourceRequest(cpus=1, gpus=1, gpu_memory_bytes=need_gib * GIB)
+        assert fit_request(request, nodes, "auto").gpus == pytest.approx(expected)
+
+
+def test_what_a_user_asks_for_is_refused_where_no_node_has_it() -> None:
+    def check(nodes: list[dict[str, float]], device: str = "auto", **asked: float) -> list[str]:
+        request = ResourceRequest(**asked, explicit=tuple(asked))  # type: ignore[arg-type]
+        return check_requests({"evaluate": request}, nodes, device)
+
+    assert check([SMALL, BIG], gpus=2, cpus=16) == []
+    with pytest.raises(UserError) as caught:
+        check([SMALL, BIG], gpus=4)
+    assert "`evaluate` asks for 1 CPU and 4 GPUs" in str(caught.value)
+    assert "the largest has 16 CPUs and 2 GPUs" in str(caught.value)
+    with pytest.raises(UserError, match="asks for 64 CPUs, but no node has that"):
+        check([SMALL, BIG], cpus=64)
+    assert check([SMALL], "cpu", gpus=4) == []  # --cpu: no GPU is used
+    # A cluster that starts with a head without CPUs gets its nodes later.
+    assert "waiting for one" in check([HEAD], gpus=1)[0]
+    # Defaults are fitted instead.
+    assert check_requests({"evaluate": ask(64, 4)}, [SMALL], "auto") == []

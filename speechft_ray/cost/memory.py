@@ -1,0 +1,49 @@
+"""Estimates the GPU memory of an evaluation, an upper bound by which jobs share a GPU."""
+
+from __future__ import annotations
+
+from speechft_ray.core.specs import EvalSpec
+from speechft_ray.core.units import FRAME_STRIDE_SAMPLES, SAMPLE_RATE_HZ
+from speechft_ray.cost.sizes import EncoderSize
+from speechft_ray.speech.features.front_end import GROUP_SECONDS
+from speechft_ray.superb.features import MEMORY_BYTES
+from speechft_ray.superb.setup import make_schedule, select_learning_rates
+from speechft_ray.superb.tasks.base import TASKS
+
+CONTEXT_BYTES = 800 << 20
+"""A process on a GPU before it computes: the CUDA context, cuBLAS and cuDNN with their kernels
+(0.5 to 0.8 GiB by the version of CUDA and the card)."""
+
+ACTIVATION_BYTES = 75 << 20
+"""Of a second of audio in a Base encoder, 12 x 768, with gradients (``finetuning.batches``: 57 to
+75 MiB, measured); a frozen encoder frees them layer by layer and stays below."""
+
+BASE_VALUES = 13 * 768
+
+LONG_SECONDS = 20.0
+"""A long utterance of a training batch (the longest of LibriSpeech-100 have 24 s)."""
+
+HEAD_BYTES = 700 << 20
+"""Of one probe on frames: the largest head, two bidirectional LSTM layers of 1024 (ASR), has 43
+million parameters, each with a gradient and Adam's two moments in float32."""
+
+FRAMES_PER_SECOND = SAMPLE_RATE_HZ // FRAME_STRIDE_SAMPLES
+
+
+def estimate_gpu_memory(spec: EvalSpec, encoder: EncoderSize) -> int:
+    """Returns the bytes that an evaluation needs at most on a GPU.
+
+    Context and weights; activations of one batch that is encoded; features that are held in memory;
+    and, for heads on frames, a batch of states and of its gradient, and the heads of all seeds and
+    learning rates.
+    """
+    task = TASKS.get(spec.task)
+    values = encoder.state_count * encoder.dim
+    activations = ACTIVATION_BYTES * GROUP_SECONDS * values / BASE_VALUES
+    need = CONTEXT_BYTES + encoder.weight_bytes + activations
+    if not task.pooled:
+        probes = spec.seeds * len(select_learning_rates(task, spec))
+        seconds = make_schedule(task, spec).batch_size * LONG_SECONDS
+        states = 2 * seconds * FRAMES_PER_SECOND * values * 4
+        need += MEMORY_BYTES + states + probes * HEAD_BYTES
+    return int(need)

@@ -1,0 +1,36 @@
+"""Two GPUs as far as Ray knows, each shared by two evaluations that need less than half of one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from speechft_ray.cluster.connect import connect
+from speechft_ray.cluster.executor import RayExecutor
+from speechft_ray.core.records import Place
+from speechft_ray.core.resources import ResourceRequest
+from tests.cluster.ray_clusters import STORE_BYTES, collect, ray_folder
+from tests.cluster.worker_jobs import job, perform
+
+__all__ = ["ray_folder"]  # fixture
+SMALL_NEED = ResourceRequest(cpus=1, gpus=1, gpu_memory_bytes=7 << 30)  # of 16 GiB by default
+
+
+@pytest.fixture
+def executor(ray_folder: Path, tmp_path: Path) -> Iterator[RayExecutor]:
+    cluster = connect("local", cpus=4, gpus=2, store_bytes=STORE_BYTES)
+    made = RayExecutor(perform, Place(storage=str(tmp_path), encoder="none"), cluster=cluster)
+    yield made
+    made.stop()
+
+
+def test_four_evaluations_of_small_need_run_at_once_on_two_gpus(executor: RayExecutor) -> None:
+    assert executor.slots(job("meet", resources=SMALL_NEED)) == 4
+    for name in "abcd":  # each waits until all four are there
+        executor.submit(job("meet", name=name, at="gpus", count=4, resources=SMALL_NEED))
+    ended = collect(executor, 4)
+    assert all(outcome.ok for outcome in ended.values()), ended
+    gpus = [str(outcome.facts["gpus"]) for outcome in ended.values()]
+    assert sorted(gpus) == ["[0]", "[0]", "[1]", "[1]"]

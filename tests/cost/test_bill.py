@@ -1,0 +1,116 @@
+"""Prices, throughputs and the settings that change a bill."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from speechft_ray.core.errors import UserError
+from speechft_ray.core.specs import CorpusSpec, EvalSpec, FinetuneSpec
+from speechft_ray.cost.bill import (
+    Change,
+    add_up,
+    check_throughput,
+    make_bill,
+    make_seconds,
+    rank_changes,
+)
+from speechft_ray.cost.jobs import PlannedJob, count_jobs, halve_merges, halve_updates, use_one_seed
+from speechft_ray.cost.memory import estimate_gpu_memory
+from speechft_ray.cost.sizes import EncoderSize, EvaluationSize, ObjectiveSize, TaskSize
+from speechft_ray.cost.work import Work
+from speechft_ray.sweep.plan import make_plan
+from tests.sweep.fakes import inputs, sweep
+
+BASE = EncoderSize(
+    name="encoder", state_count=13, dim=768, front_end_channels=512, weight_bytes=380_000_000
+)
+
+
+class OneCorpus:
+    """Every corpus has 100 utterances of a second in each split."""
+
+    encoder, fbank = BASE, EncoderSize(name="fbank", state_count=1, dim=80, front_end_channels=0)
+    lengths = np.full(100, 16_000)
+
+    def corpus(self, spec: CorpusSpec) -> tuple[str, int]:
+        return "toy", 300
+
+    def evaluation(self, spec: EvalSpec) -> EvaluationSize:
+        splits = dict.fromkeys(("train", "dev", "test"), self.lengths)
+        return EvaluationSize(folds=[TaskSize(corpus="toy", splits=splits)])
+
+    def finetuning(self, spec: FinetuneSpec) -> list[ObjectiveSize]:
+        return [ObjectiveSize(corpus="toy", train=self.lengths, dev=self.lengths)]
+
+
+def plan_small_sweep() -> list[PlannedJob]:
+    return [PlannedJob.of(job) for job in make_plan(sweep(), inputs()).jobs.values()]
+
+
+@pytest.mark.parametrize("value", [0, -3, float("nan"), float("inf"), True, "fast"])
+def test_a_throughput_is_a_number_above_0(value: Any) -> None:
+    with pytest.raises(UserError, match="--throughput encode must be a number above 0"):
+        check_throughput({"encode": value})
+
+
+def test_an_unknown_throughput_names_the_nearest() -> None:
+    with pytest.raises(UserError, match="Did you mean `finetune`"):
+        check_throughput({"finetunes": 1})
+
+
+def test_a_throughput_replaces_what_was_calibrated() -> None:
+    work = Work(units={"layers:toy encoder": 100.0, "front end:toy": 100.0, "score:x": 5.0})
+    calibrated = {"layers:toy encoder": 0.1, "front end:toy": 0.05, "score:x": 1.0}
+    assert add_up(make_bill([("evaluate", work)], make_seconds(calibrated))).seconds == 20.0
+    bill = make_bill([("evaluate", work)], make_seconds(calibrated, {"encode": 50.0}))
+    assert bill["evaluate"].seconds == 7.0
+
+
+def test_what_has_no_seconds_is_named() -> None:
+    work = Work(units={"layers:toy encoder": 100.0, "score:x": 5.0})
+    cost = make_bill([("evaluate", work)], make_seconds({}, {"encode": 50.0}))["evaluate"]
+    assert (cost.seconds, cost.uncounted) == (2.0, frozenset({"scoring"}))
+
+
+def test_changes_are_ranked_by_what_they_save() -> None:
+    def bill(seconds: float) -> Any:
+        return make_bill([("evaluate", Work(units={"job:evaluate": seconds}))], lambda unit: 1.0)
+
+    changes = [Change(text=str(value), bill=bill(value)) for value in (90, 100, 40)]
+    ranked = rank_changes(bill(100), changes)
+    assert [(change.text, round(share, 3)) for change, share in ranked] == [
+        ("40", 0.6),
+        ("90", 0.1),
+    ]
+
+
+def test_settings_change_the_jobs_that_they_name() -> None:
+    jobs, sizes = plan_small_sweep(), OneCorpus()
+
+    def updates(changed: list[PlannedJob]) -> tuple[float, float]:
+        bill = make_bill(count_jobs(changed, sizes, 1e9), lambda unit: 1.0)
+        return bill["finetune"].work.updates, bill["evaluate"].work.updates
+
+    # 2 seeds x alphas (0.25, 0.5, 1) and alpha 0, FBank; 2 tasks of 5 updates and 2 probe seeds
+    assert updates(jobs) == (20, 8 * 2 * 10)
+    assert updates(halve_updates(jobs, "finetune", "narrow")) == (10, 160)
+    assert updates(halve_updates(jobs, "evaluate", "pr")) == (20, 8 * (4 + 10))
+    assert updates(use_one_seed(jobs, "sid")) == (20, 8 * (10 + 5))
+    assert updates(halve_merges(jobs)) == (20, 5 * 20)
+
+
+def test_the_memory_of_an_evaluation_follows_encoder_batch_and_features() -> None:
+    def need(task: str, size: EncoderSize = BASE, **fields: Any) -> float:
+        spec = EvalSpec(task=task, corpus=CorpusSpec(), updates=5, **fields)
+        return estimate_gpu_memory(spec, size) / 2**30
+
+    large = EncoderSize(name="encoder", state_count=25, dim=1024, front_end_channels=512)
+    # Means: context 0.8, weights 0.35, activations 75 MiB x 20 s = 1.5 GiB
+    assert need("sid") == pytest.approx(0.78 + 0.35 + 1.46, abs=0.05)
+    assert need("sid", large) > need("sid")
+    assert need("pr") > need("sid") + 1  # frames are held in memory
+    assert need("pr", seeds=3) - need("pr") == pytest.approx(2 * 700 / 1024)
+    assert need("pr", batch_size=32) > need("pr", batch_size=16)

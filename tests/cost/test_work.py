@@ -1,0 +1,154 @@
+"""The work that is counted against what the code does."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from speechft_ray.core.specs import CorpusSpec, EvalSpec
+from speechft_ray.core.units import frame_count
+from speechft_ray.cost import work as counting
+from speechft_ray.cost.sizes import (
+    EncoderSize,
+    EvaluationSize,
+    ObjectiveSize,
+    TaskSize,
+    frames,
+    mean_batch_samples,
+    measure_task,
+)
+from speechft_ray.cost.work import WorkCounter, count_merge
+from speechft_ray.speech.encoders.base import HiddenStates
+from speechft_ray.speech.features.cache import FeatureCache
+from speechft_ray.superb import evaluate as evaluating
+from speechft_ray.superb.features import FeatureStorage
+from speechft_ray.superb.sampling import length_buckets, random_epochs, sliding_windows
+from tests.superb.toy_models import DIM, STATE_COUNT, ToyEncoder, toy_corpus
+
+CPU = torch.device("cpu")
+TOY = EncoderSize(name="encoder", state_count=STATE_COUNT, dim=DIM, front_end_channels=0)
+BASE = EncoderSize(name="encoder", state_count=13, dim=768, front_end_channels=512)
+
+
+class RecordingEncoder(ToyEncoder):
+    """Counts the samples that go through it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.samples = 0
+
+    def hidden_states(self, waves: Sequence[torch.Tensor]) -> HiddenStates:
+        self.samples += sum(map(len, waves))
+        return super().hidden_states(waves)
+
+
+def encode_really(spec: EvalSpec, memory_bytes: int, cache: FeatureCache | None) -> float:
+    """Evaluates on tones and returns the seconds of audio that were encoded."""
+    encoder = RecordingEncoder()
+    with pytest.MonkeyPatch.context() as patch:
+        storage = FeatureStorage(memory_bytes=memory_bytes, cache=cache, encoder="e")
+        patch.setattr(evaluating, "make_storage", lambda caches: storage)
+        evaluating.evaluate(spec, encoder, toy_corpus(), CPU, lambda values: None)
+    return encoder.samples / 16_000
+
+
+def count_encoded(spec: EvalSpec, memory_bytes: int, cache_bytes: float) -> float:
+    size = EvaluationSize(folds=[measure_task(spec, toy_corpus(), "toy")])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(counting, "MEMORY_BYTES", memory_bytes)
+        work = WorkCounter(cache_bytes).count_evaluation(spec, size, TOY, "e")
+    return work.encoded_seconds
+
+
+def make_spec(task: str, **fields: Any) -> EvalSpec:
+    return EvalSpec(task=task, corpus=CorpusSpec(), **{"updates": 12, "batch_size": 8, **fields})
+
+
+@pytest.mark.parametrize("task", ["pr", "sid"])
+@pytest.mark.parametrize(
+    ("memory_bytes", "budget_bytes"), [(1 << 30, 0), (0, 1 << 30), (150_000, 1 << 30)]
+)
+def test_stored_features_are_encoded_as_often_as_counted(
+    tmp_path: Path, task: str, memory_bytes: int, budget_bytes: int
+) -> None:
+    spec = make_spec(task)
+    cache = FeatureCache(tmp_path, budget_bytes) if budget_bytes else None
+    encoded = encode_really(spec, memory_bytes, cache)
+    assert count_encoded(spec, memory_bytes, budget_bytes) == pytest.approx(encoded)
+
+
+def test_features_that_fit_nowhere_are_counted_for_every_draw() -> None:
+    spec = make_spec("pr", updates=60)
+    encoded = encode_really(spec, 0, None)
+    once = encode_really(spec, 1 << 30, None)
+    # Training reads a first batch for its shape; batches are random, their mean is what is counted.
+    assert encoded > 4 * once
+    assert count_encoded(spec, 0, 0) == pytest.approx(encoded, rel=0.05)
+
+
+@pytest.mark.parametrize("sampling", ["windows", "buckets", "shuffled"])
+def test_mean_batches_are_those_of_the_samplers(sampling: str) -> None:
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(100_000, 400_000, 37)
+    generator = torch.Generator().manual_seed(0)
+    batches: Any = {
+        "windows": sliding_windows(lengths.tolist(), 8, generator),
+        "buckets": length_buckets(lengths.tolist(), 8, generator),
+        "shuffled": random_epochs(len(lengths), 8, generator),
+    }[sampling]
+    # So many batches are whole epochs of each sampler.
+    count = {"windows": 37, "buckets": 5, "shuffled": 5}[sampling]
+    sums = [int(lengths[next(batches)].sum()) for _ in range(count)]
+    assert mean_batch_samples(lengths, 8, sampling) == pytest.approx(np.mean(sums))
+
+
+def test_frames_are_those_of_single_utterances() -> None:
+    lengths = np.array([0, 399, 400, 719, 720, 16_000])
+    assert frames(lengths) == sum(map(frame_count, lengths.tolist()))
+
+
+def test_a_front_end_is_computed_once_and_means_are_stored_once() -> None:
+    spec = make_spec("sid")
+    size = EvaluationSize(folds=[measure_task(spec, toy_corpus(), "toy")])
+    counter = WorkCounter(1e9)
+    works = [counter.count_evaluation(spec, size, BASE, key) for key in ("a", "b", "a")]
+    audio = sum(item.seconds for item in toy_corpus().utterances)
+    assert [work.encoded_seconds for work in works] == pytest.approx([audio, audio, 0])
+    assert [work.front_end_seconds for work in works] == pytest.approx([audio, 0, 0])
+
+
+def test_published_pr_of_a_base_encoder_is_what_the_design_calculates() -> None:
+    """LibriSpeech-100's mean and number of utterances: 400 GB do not fit into 50, so that each of
+    100,000 updates encodes its batch; with 500 GB each utterance is encoded once."""
+    lengths = {"train": 28_539, "dev": 2_703, "test": 2_620}
+    hours = {"train": 100.6, "dev": 5.4, "test": 5.4}
+    splits = {
+        name: np.full(count, round(hours[name] * 3600 / count * 16_000), np.int64)
+        for name, count in lengths.items()
+    }
+    spec = EvalSpec(task="pr", corpus=CorpusSpec(), updates=100_000, validate_every_updates=100_000)
+    size = EvaluationSize(folds=[TaskSize(corpus="librispeech", splits=splits)])
+    few = WorkCounter(50e9).count_evaluation(spec, size, BASE, "e")
+    all_fit = WorkCounter(500e9).count_evaluation(spec, size, BASE, "e")
+    assert few.encoded_seconds / 3600 == pytest.approx(11_290, rel=0.01)
+    assert all_fit.encoded_seconds / 3600 == pytest.approx(111.4, rel=0.001)
+    assert all_fit.cache_bytes == pytest.approx(400e9 + 41e9, rel=0.1)
+
+
+def test_objectives_and_merges_are_counted() -> None:
+    from tests.sweep.fakes import sweep
+
+    (run, _) = sweep().finetune
+    sizes = [ObjectiveSize(corpus="toy", train=np.full(40, 16_000), dev=np.full(4, 16_000))]
+    work = WorkCounter(1e9).count_finetuning(run, sizes, BASE)
+    assert work.updates == run.updates == 10
+    tuned = {unit.split(":")[0]: amount for unit, amount in work.units.items()}
+    assert (tuned["tune head"], tuned["tune"]) == (1, 9)
+    assert work.front_end_seconds == 44  # 320 draws of 40 utterances: the front end is cached
+    assert count_merge("ties", 2, BASE).units == {"job:merge": 1, "merge:ties 2": 1}
+    assert count_merge("pretrained", 0, BASE).units == {"job:merge": 1}
