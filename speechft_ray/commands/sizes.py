@@ -119,7 +119,8 @@ class PlaceSizes:
         """Returns the corpus, or one like it: some utterances, made now and repeated."""
         corpus, estimate = self._open(spec), self._estimate(spec)
         if corpus is not None:
-            return corpus
+            # Audio is read when it is asked for: what threads read ahead would be measured too.
+            return replace(corpus, is_in_memory=True)
         assert estimate is not None
         if self.name(spec) not in self._small:
             self.time_synthesis(spec, SAMPLE_UTTERANCES)

@@ -28,11 +28,10 @@ from speechft_ray.finetuning.pseudo_labels import with_pseudo_labels
 from speechft_ray.finetuning.train_state import build_train_state
 from speechft_ray.finetuning.trainer import Trainer
 from speechft_ray.merging.resident import ResidentMerger
-from speechft_ray.speech.batching import group_by_length
+from speechft_ray.speech.batching import choose_rule, make_batches
 from speechft_ray.speech.checkpoints.safetensors_dir import read_encoder, write_encoder
 from speechft_ray.speech.corpora.base import Corpus
 from speechft_ray.speech.encoders.base import FAMILIES, EncoderWeights
-from speechft_ray.speech.features.front_end import GROUP_SECONDS
 from speechft_ray.superb.evaluate import one_thread
 from speechft_ray.superb.extractor import Extractor, Features
 from speechft_ray.superb.probe import Schedule
@@ -113,7 +112,7 @@ def measure_encoding(weights: EncoderWeights, corpus: Corpus, device: torch.devi
             return EncodingCost(spent / audio, 0.0)
         utterances = select_runs(corpus.utterances, audio * 0.7)
         audio_again = sum(item.seconds for item in utterances)
-        groups = group_by_length([item.samples for item in utterances], GROUP_SECONDS)
+        groups = make_batches([item.samples for item in utterances], choose_rule(device.type))
         waves = [torch.from_numpy(corpus.read(item)).to(device) for item in utterances]
         began = clock()
         with torch.no_grad():
@@ -289,8 +288,9 @@ def measure_finetuning(
         try:
             head_only = head_only_updates(spec.head_only_fraction, spec.updates)
             last = spec.updates - 1
-            time_update(last)  # warms up
-            full = [time_update(max(head_only, last - 1 - index)) for index in range(3)]
+            updates = range(max(head_only, last - 3), last + 1)
+            time_update(updates[0])  # warms up
+            full = [time_update(update) for update in updates[1:] or updates]
             head = [time_update(index) for index in range(min(2, head_only))]
         finally:
             trainer.close()

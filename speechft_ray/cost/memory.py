@@ -5,7 +5,7 @@ from __future__ import annotations
 from speechft_ray.core.specs import EvalSpec
 from speechft_ray.core.units import FRAME_STRIDE_SAMPLES, SAMPLE_RATE_HZ
 from speechft_ray.cost.sizes import EncoderSize
-from speechft_ray.speech.features.front_end import GROUP_SECONDS
+from speechft_ray.speech.batching import PADDED
 from speechft_ray.superb.features import MEMORY_BYTES
 from speechft_ray.superb.setup import make_schedule, select_learning_rates
 from speechft_ray.superb.tasks.base import TASKS
@@ -14,11 +14,15 @@ CONTEXT_BYTES = 800 << 20
 """A process on a GPU before it computes: the CUDA context, cuBLAS and cuDNN with their kernels
 (0.5 to 0.8 GiB by the version of CUDA and the card)."""
 
-ACTIVATION_BYTES = 75 << 20
-"""Of a second of audio in a Base encoder, 12 x 768, with gradients (``finetuning.batches``: 57 to
-75 MiB, measured); a frozen encoder frees them layer by layer and stays below."""
+ENCODING_BYTES = 25_000_000
+"""Of a second of audio in a frozen Base encoder, 12 x 768 (``speech.batching.PADDED``: 4 GB for
+160 s). With gradients it is 57 to 75 MiB (``finetuning.batches``)."""
+
+FRONT_END_SHARE = 2 / 3
+"""Share of it in the first convolution, which all sizes of encoder have."""
 
 BASE_VALUES = 13 * 768
+"""Values of all hidden states of a frame in a Base encoder."""
 
 LONG_SECONDS = 20.0
 """A long utterance of a training batch (the longest of LibriSpeech-100 have 24 s)."""
@@ -39,7 +43,9 @@ def estimate_gpu_memory(spec: EvalSpec, encoder: EncoderSize) -> int:
     """
     task = TASKS.get(spec.task)
     values = encoder.state_count * encoder.dim
-    activations = ACTIVATION_BYTES * GROUP_SECONDS * values / BASE_VALUES
+    layers = (1 - FRONT_END_SHARE) * values / BASE_VALUES
+    front_end = FRONT_END_SHARE if encoder.front_end_channels else 0.0
+    activations = ENCODING_BYTES * PADDED.max_seconds * (layers + front_end)
     need = CONTEXT_BYTES + encoder.weight_bytes + activations
     if not task.pooled:
         probes = spec.seeds * len(select_learning_rates(task, spec))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Generator, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +17,8 @@ POOL_BYTES = 64 << 20
 """Random states that stand in for all features of a split."""
 
 RUN_SECONDS = 20.0
-"""Audio of one run of neighbours in the order of lengths (``front_end.GROUP_SECONDS``)."""
+"""Audio of one run of neighbours in the order of lengths: that of one batch on a CPU
+(``speech.batching``)."""
 
 QUANTILES = (1 / 6, 1 / 2, 5 / 6)
 """Where in the order of lengths runs are taken."""
@@ -40,6 +41,7 @@ def repeat_utterances(small: Corpus, estimate: Estimate) -> Corpus:
         utterances=copies,
         read=lambda utterance: small.read(originals[utterance.key]),
         audio_ids={},
+        is_in_memory=True,
     )
 
 
@@ -99,6 +101,13 @@ class RandomFeatures:
         rows = self._rows.repeat(-(-total // len(self._rows)))[:total]
         states = self._states.index_select(1, rows.to(self._states.device))
         return Batch(states.float(), frames)
+
+    def read_batches(
+        self, order: Iterable[Indices]
+    ) -> Generator[tuple[Indices, Batch], None, None]:
+        """Yields each of these indices with its batch."""
+        for indices in order:
+            yield indices, self.batch(indices)
 
 
 def read_numbers(path: Path) -> dict[str, float]:
