@@ -154,7 +154,7 @@ class ProgressDisplay:
         # Seconds of work over all stages, and the longest time left of a running job.
         remaining = sum(stage.remaining for stage in self._stages.values())
         if remaining and remaining == len(self._expected):
-            return self._expected_time_left()
+            return self._foresee_time_left()
         seconds, longest, complete = 0.0, 0.0, True
         for name, stage in self._stages.items():
             running = [item for key, item in self._running.items() if self._jobs[key].stage == name]
@@ -176,7 +176,7 @@ class ProgressDisplay:
         duration = format_duration(max(longest, seconds / self._parallel_jobs()))
         return f"{'about' if complete else 'more than'} {duration} left"
 
-    def _expected_time_left(self) -> str:
+    def _foresee_time_left(self) -> str:
         """Returns the time left where every job was foreseen: what is expected of each, scaled by
         what the finished ones took."""
         factor = self._spent / self._foreseen if self._foreseen else 1.0
