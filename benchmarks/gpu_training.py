@@ -64,10 +64,15 @@ def make_objective(bench: Bench, corpus: Corpus, weights: EncoderWeights) -> Obj
     return load_objective(objective, corpus, weights)
 
 
-def make_finetune_spec(data: ObjectiveData) -> FinetuneSpec:
-    """Returns a run without a head-only phase, long enough for any measurement."""
+def make_finetune_spec(data: ObjectiveData, device: torch.device) -> FinetuneSpec:
+    """Returns a run without a head-only phase, long enough for any measurement; bfloat16 on a
+    GPU."""
     return FinetuneSpec(
-        name="gpu", objectives=(data.objective,), updates=100_000, head_only_fraction=0.0
+        name="gpu",
+        objectives=(data.objective,),
+        updates=100_000,
+        head_only_fraction=0.0,
+        precision="bfloat16" if device.type == "cuda" else "float32",
     )
 
 
@@ -141,13 +146,14 @@ def make_our_update(
     part_seconds: float = MICRO_BATCH_SECONDS,
 ) -> Iterator[Update]:
     """Yields an update of our trainer."""
-    spec = make_finetune_spec(data)
+    spec = make_finetune_spec(data, bench.device)
     state = build_train_state(spec, weights, [data], bench.device)
     loader = FeatureLoader(
         encoder=state.encoder,
         device=bench.device,
         freeze_front_end=True,
         audio_caches=[AudioCache(data.corpus, AUDIO_BYTES)],
+        precision=spec.precision,
     )
     cache_conv_features(loader, weights, [data], cache, spec, lambda _: None)
     state.train(True)

@@ -44,6 +44,9 @@ def evaluate(
         str | None, typer.Option(help="A number, several with commas, or `grid`; default: s3prl's.")
     ] = None,
     seeds: Annotated[int, typer.Option(help="How many probes.")] = 1,
+    precision: Annotated[
+        str, typer.Option(help="Products of the encoder: float32, tf32 or bfloat16.")
+    ] = "float32",
     storage: Annotated[
         Path, typer.Option(help="Where everything is kept; sweeps find it there.")
     ] = Path("runs"),
@@ -66,6 +69,7 @@ def evaluate(
         "updates": updates,
         "learning_rate": _parse_rates(learning_rate),
         "seeds": seeds,
+        "precision": precision,
         "options": parse_options(option or [], "--option"),
         "corpus_options": parse_options(corpus_option or [], "--corpus-option"),
     }

@@ -27,6 +27,10 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 
+Precision = Literal["float32", "tf32", "bfloat16"]
+"""Number type of matrix products and convolutions (``speech.precision``). Only GPUs have TF32; on a
+CPU it is float32. bfloat16 is autocast on both."""
+
 
 class Spec(BaseModel):
     """Base of all specs: frozen, keyword-only, no unknown field, no NaN or infinity (they have no
@@ -130,7 +134,10 @@ class AfterSpec(Spec):
     interpolation)."""
 
 
-LATER_FIELDS = ("gather", "after", "adapter", "keep_at", "head_phase_dropout", "non_finite_limit")
+LATER_FIELDS = (
+    *("gather", "after", "adapter", "keep_at"),
+    *("head_phase_dropout", "non_finite_limit", "precision"),
+)
 """Fields of a fine-tuning that were added after the first sweeps. They are part of identity only
 where they differ from their default."""
 
@@ -182,6 +189,9 @@ class FinetuneSpec(Spec):
     non_finite_limit: Annotated[int, Field(ge=0)] = 10
     """Consecutive updates without a finite loss and gradient that a run tolerates; each is
     skipped."""
+    precision: Precision = "float32"
+    """Products of encoder and heads in training and validation, forward and backward (the official
+    configs set no ``fp16``, so float32)."""
 
     @model_validator(mode="after")
     def _schedule_is_whole(self) -> FinetuneSpec:
@@ -255,6 +265,9 @@ class EvalSpec(Spec):
     """An option of the corpus and its values, one per fold (IEMOCAP: ``fold: [1, 2, 3, 4, 5]``).
     Every fold is evaluated by itself; the result is the mean over folds, seed by seed."""
 
+    precision: Precision = "float32"
+    """Products of the encoder. Probes are always trained in float32."""
+
     def corpora(self) -> tuple[CorpusSpec, ...]:
         """Returns the corpus of each fold; without folds one corpus."""
         options = [{name: value} for name, values in self.folds.items() for value in values] or [{}]
@@ -264,9 +277,12 @@ class EvalSpec(Spec):
         )
 
     @model_serializer(mode="wrap")
-    def _without_empty_folds(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+    def _without_defaults(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leaves out what later versions added where it changes no number, so that fingerprints
+        stay."""
         fields: dict[str, Any] = serialize(self)
-        return fields if self.folds else {name: fields[name] for name in fields if name != "folds"}
+        unset = {"folds": not self.folds, "precision": self.precision == "float32"}
+        return {name: value for name, value in fields.items() if not unset.get(name)}
 
 
 class ScoreSpec(Spec):

@@ -9,14 +9,14 @@ padded batches; on a CPU, where that saves nothing, on one utterance after the o
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from speechft_ray.core.specs import FinetuneSpec
+from speechft_ray.core.specs import FinetuneSpec, Precision
 from speechft_ray.finetuning.batches import AudioCache, crop
 from speechft_ray.finetuning.data import Example, ObjectiveData, max_crop_samples
 from speechft_ray.speech.batching import choose_rule, make_batches
@@ -24,6 +24,7 @@ from speechft_ray.speech.corpora.base import Utterance
 from speechft_ray.speech.encoders.base import FAMILIES, Encoder, EncoderWeights, HiddenStates
 from speechft_ray.speech.features.cache import Entry, FeatureCache
 from speechft_ray.speech.features.front_end import SharedFrontEnd
+from speechft_ray.speech.precision import encode_in
 from speechft_ray.speech.prefetch import pin, read_groups
 
 
@@ -52,6 +53,8 @@ class FeatureLoader:
     """Whether the front end is computed without gradient."""
     audio_caches: Sequence[AudioCache]
     """By objective."""
+    precision: Precision = "float32"
+    """Of the products of encoder and heads in training and validation."""
     readers: int = 1
     """Threads that read ahead (``speech.prefetch``)."""
     cached_rows: dict[tuple[int, str], tuple[Entry, int]] = field(default_factory=dict)
@@ -142,14 +145,6 @@ class FeatureLoader:
         return [features[place] for place in range(len(clips))]
 
 
-def precision(device: torch.device) -> AbstractContextManager[object]:
-    """Returns the context that encoder and heads run in: bfloat16 products over float32 weights on
-    a GPU, plain float32 on a CPU."""
-    if device.type == "cuda":
-        return torch.autocast("cuda", dtype=torch.bfloat16)
-    return nullcontext()
-
-
 def cache_conv_features(
     loader: FeatureLoader,
     start: EncoderWeights,
@@ -178,17 +173,21 @@ def cache_conv_features(
     for index, parts in splits.items():
         (prefix,), shape = family.front_end_prefixes, family.describe(start.config)
         front_end = SharedFrontEnd(
-            cache, loader.encoder.module(), prefix, shape, objectives[index].corpus
+            cache,
+            loader.encoder.module(),
+            prefix,
+            shape,
+            objectives[index].corpus,
+            loader.precision,
         )
+        encoder = encode_in(loader.precision, loader.encoder, loader.device)
         audio_cache = loader.audio_caches[index]
 
         def read(utterance: Utterance, audio_cache: AudioCache = audio_cache) -> torch.Tensor:
             return torch.from_numpy(audio_cache.read(utterance))
 
         for utterances in parts:
-            entry = front_end.load_or_compute(
-                loader.encoder, utterances, read, advance, loader.readers
-            )
+            entry = front_end.load_or_compute(encoder, utterances, read, advance, loader.readers)
             if entry is not None:
                 loader.cached_rows.update(
                     {(index, item.key): (entry, place) for place, item in enumerate(utterances)}

@@ -23,6 +23,7 @@ from speechft_ray.finetuning.schedule import learning_rate
 from speechft_ray.finetuning.train_state import TrainState
 from speechft_ray.finetuning.trainer import StepResult, Trainer
 from speechft_ray.finetuning.validation import average_metrics, compute_dev_metrics, goodness
+from speechft_ray.speech.precision import use_float32_products
 
 SAVE_EVERY_SECONDS = 10.0
 """Shortest time between two saved states: the work that a killed run loses, if saving is fast."""
@@ -97,7 +98,8 @@ def train(run: RunContext, report: Report) -> Progress:
     trainer = Trainer(run.spec, run.objectives, run.loader, progress.micro_batch_seconds)
     run.state.train(True)
     try:
-        _run_updates(run, progress, trainer, report)
+        with use_float32_products(run.spec.precision, run.loader.device):
+            _run_updates(run, progress, trainer, report)
     finally:
         trainer.close()
     return progress

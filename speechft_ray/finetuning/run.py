@@ -24,6 +24,7 @@ from speechft_ray.speech.checkpoints.load import weights_fingerprint
 from speechft_ray.speech.corpora.base import Corpus
 from speechft_ray.speech.encoders.base import EncoderWeights
 from speechft_ray.speech.features.cache import FeatureCache
+from speechft_ray.speech.precision import use_float32_products
 from speechft_ray.speech.prefetch import count_readers
 
 LOOP_VERSION = 2
@@ -73,7 +74,10 @@ def finetune(
         load_objective(objective, corpus, start)
         for objective, corpus in zip(spec.objectives, corpora, strict=True)
     ]
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    with (
+        torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
+        use_float32_products("float32", device),  # all but training and validation
+    ):
         # Build encoder, heads and optimizer.
         state = build_train_state(spec, start, objectives, device)
         loader = FeatureLoader(
@@ -82,6 +86,7 @@ def finetune(
             freeze_front_end=spec.freeze_front_end,
             audio_caches=[AudioCache(corpus, CACHE_BYTES // len(corpora)) for corpus in corpora],
             readers=max(count_readers(device, corpus) for corpus in corpora),
+            precision=spec.precision,
         )
         # Compute what the start encoder provides: front-end features and pseudo-labels.
         cache_conv_features(loader, start, objectives, cache, spec, report)

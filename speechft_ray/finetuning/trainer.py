@@ -14,7 +14,7 @@ from speechft_ray.core.errors import UserError
 from speechft_ray.core.specs import FinetuneSpec
 from speechft_ray.finetuning.batches import MICRO_BATCH_SECONDS, BatchSampler
 from speechft_ray.finetuning.data import ObjectiveData, max_crop_samples
-from speechft_ray.finetuning.features import AudioClip, FeatureLoader, precision
+from speechft_ray.finetuning.features import AudioClip, FeatureLoader
 from speechft_ray.finetuning.penalties import l2_sp_penalty
 from speechft_ray.finetuning.phases import is_head_only
 from speechft_ray.finetuning.schedule import learning_rate
@@ -22,6 +22,7 @@ from speechft_ray.finetuning.seeding import Stream, make_generator, seed_torch
 from speechft_ray.finetuning.targets import make_targets
 from speechft_ray.finetuning.train_state import TrainState
 from speechft_ray.speech.batching import batch_by_seconds
+from speechft_ray.speech.precision import autocast_products
 from speechft_ray.speech.prefetch import read_ahead
 
 HEAD_PHASE_BYTES = 1 << 30
@@ -210,7 +211,7 @@ class Trainer:
             targets = [batch.targets[place] for place in places]
             clips = [batch.clips[place] for place in places]
             masks = batch.masks and [batch.masks[place] for place in places]
-            with precision(state.device):
+            with autocast_products(self._spec.precision, state.device):
                 # Encode the micro-batch, or take the frozen encoder's cached outputs.
                 if cache_head_phase and masks is None:
                     features, frames = self._frozen_states.last_states(self._loader, index, clips)

@@ -10,9 +10,10 @@ import torch
 from speechft_ray.core.metrics import metric
 from speechft_ray.finetuning.batches import MICRO_BATCH_SECONDS
 from speechft_ray.finetuning.data import ObjectiveData
-from speechft_ray.finetuning.features import FeatureLoader, precision
+from speechft_ray.finetuning.features import FeatureLoader
 from speechft_ray.finetuning.train_state import TrainState
 from speechft_ray.speech.batching import batch_by_seconds
+from speechft_ray.speech.precision import autocast_products
 
 MIXED = "finetune.accuracy"
 """Name of the mean when the objectives have different metrics."""
@@ -60,7 +61,7 @@ def _compute_dev_metric(
     counted = total = 0
     with closing(loader.read_groups(index, groups)) as ready:
         for examples, clips in ready:
-            with precision(state.device):
+            with autocast_products(loader.precision, state.device):
                 masks = [item.mask for item in examples if item.mask is not None] or None
                 states, frames = loader.encode(clips, masks)
                 logits = state.heads[index](states[-1], frames)

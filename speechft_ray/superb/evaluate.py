@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from pydantic import JsonValue
 
+from speechft_ray.core.fingerprint import fingerprint
 from speechft_ray.core.metrics import is_better
 from speechft_ray.core.records import Score
 from speechft_ray.core.specs import EvalSpec
@@ -20,6 +21,7 @@ from speechft_ray.speech.corpora.base import Corpus, Utterance
 from speechft_ray.speech.encoders.base import Encoder, Shape
 from speechft_ray.speech.features.cache import FeatureCache
 from speechft_ray.speech.features.front_end import SharedFrontEnd
+from speechft_ray.speech.precision import encode_in, use_float32_products
 from speechft_ray.superb.counts import count_test_set
 from speechft_ray.superb.extractor import Advance, Extractor, Features, PrecomputedFeatures
 from speechft_ray.superb.features import (
@@ -92,10 +94,17 @@ def evaluate(
     progress = Progress(report, sum(map(len, examples.values())) + probes * spec.updates)
     # Encode, train and score: one outcome per learning rate and seed.
     began = time.perf_counter()
-    with one_thread(device):
-        front_end = make_shared_front_end(caches, encoder, data.corpus)
-        extractor = Extractor(encoder, data.corpus, device, task.pooled, front_end, precomputed)
-        storage = make_storage(caches)
+    with one_thread(device), use_float32_products("float32", device):
+        front_end = make_shared_front_end(caches, spec, encoder, data.corpus)
+        extractor = Extractor(
+            encode_in(spec.precision, encoder, device),
+            data.corpus,
+            device,
+            task.pooled,
+            front_end,
+            precomputed,
+        )
+        storage = make_storage(caches, spec)
         if isinstance(data, TrainingFreeTask):
             outcomes = _run_training_free(
                 data, extractor, examples, spec.seeds, progress.advance, storage
@@ -203,20 +212,29 @@ def _make_grid(rates: Sequence[float], seeds: int, outcomes: _Outcomes) -> list[
     ]
 
 
-def make_storage(caches: SharedCaches | None) -> FeatureStorage:
-    """Returns where features may be stored."""
-    return FeatureStorage(cache=caches.cache, encoder=caches.encoder) if caches else IN_MEMORY
+def make_storage(caches: SharedCaches | None, spec: EvalSpec) -> FeatureStorage:
+    """Returns where features may be stored, and of which encoder: of one whose states are less
+    exact the precision is part of the identity."""
+    if caches is None:
+        return IN_MEMORY
+    exact = spec.precision == "float32"
+    encoder = (
+        caches.encoder
+        if exact
+        else fingerprint({"encoder": caches.encoder, "precision": spec.precision})
+    )
+    return FeatureStorage(cache=caches.cache, encoder=encoder)
 
 
 def make_shared_front_end(
-    caches: SharedCaches | None, encoder: Encoder, corpus: Corpus
+    caches: SharedCaches | None, spec: EvalSpec, encoder: Encoder, corpus: Corpus
 ) -> SharedFrontEnd | None:
     """Returns the front end that an encoder shares with others on a corpus; ``None`` for an encoder
     without one."""
     if caches is None or caches.front_end is None:
         return None
     prefix, shape = caches.front_end
-    return SharedFrontEnd(caches.cache, encoder.module(), prefix, shape, corpus)
+    return SharedFrontEnd(caches.cache, encoder.module(), prefix, shape, corpus, spec.precision)
 
 
 def _run_training_free(

@@ -16,6 +16,7 @@ from speechft_ray.core.records import Score, read_scores
 from speechft_ray.core.specs import EvalSpec
 from speechft_ray.speech.corpora.base import SPLITS, Corpus, Utterance
 from speechft_ray.speech.encoders.base import Encoder
+from speechft_ray.speech.precision import encode_in
 from speechft_ray.superb.evaluate import (
     Report,
     SharedCaches,
@@ -108,10 +109,11 @@ def _precompute_means(
         is_in_memory=all(corpus.is_in_memory for corpus in corpora),
     )
     with one_thread(device):
-        front_end = make_shared_front_end(caches, encoder, union)
-        extractor = Extractor(encoder, union, device, True, front_end)
+        front_end = make_shared_front_end(caches, spec, encoder, union)
+        precise = encode_in(spec.precision, encoder, device)
+        extractor = Extractor(precise, union, device, True, front_end)
         features = prepare_features(
-            extractor, {"train": union.utterances}, lambda count: None, make_storage(caches)
+            extractor, {"train": union.utterances}, lambda count: None, make_storage(caches, spec)
         )
     return PrecomputedFeatures(features["train"], indices)
 

@@ -19,7 +19,14 @@ from speechft_ray.core.fingerprint import canonical_json, fingerprint
 from speechft_ray.core.records import Job, Stage
 from speechft_ray.core.resources import ResourceRequest
 from speechft_ray.core.specs import CorpusSpec, EvalSpec, MergeSpec, StopSpec, SweepSpec
-from speechft_ray.sweep.titles import Params, row_params, row_title, run_label, varying_fields
+from speechft_ray.sweep.titles import (
+    Params,
+    precision_label,
+    row_params,
+    row_title,
+    run_label,
+    varying_fields,
+)
 
 VERSIONS: Mapping[Stage, int] = {"corpus": 1, "finetune": 2, "merge": 1, "evaluate": 2}
 """Raised when the code of a stage changes its results. Part of identity, so that old and new
@@ -292,7 +299,8 @@ class PlanBuilder:
             **splits,
             **({"task_version": version} if version != 1 else {}),
         }
-        label = " ".join(["evaluate", spec.task, *([spec.column] if spec.column else []), title])
+        column = [spec.column] if spec.column else []
+        label = " ".join(["evaluate", spec.task, *column, *precision_label(spec.precision), title])
         corpus_needs = itertools.chain.from_iterable(needs for _, needs in corpora)
         return self._add("evaluate", fingerprint(identity), label, payload, (*corpus_needs, *needs))
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pydantic import JsonValue
 
 from speechft_ray.core.chains import Tuning, short_name
-from speechft_ray.core.specs import MergeSpec
+from speechft_ray.core.specs import MergeSpec, Precision
 
 Params = Mapping[str, str | float | int]
 
@@ -52,7 +52,17 @@ def run_label(run: Tuning) -> str:
     """Returns the label of a run in progress lines: ``finetune pr>sid after_alpha=0.25 seed=0``."""
     start = [f"after_alpha={format_value(run.spec.after.alpha)}"] if run.spec.after else []
     penalty = [f"lambda={format_value(run.spec.anchor_penalty)}"] if run.spec.anchor_penalty else []
-    return " ".join(["finetune", run.title, *start, *penalty, f"seed={run.spec.seed}"])
+    return " ".join(
+        [
+            *("finetune", run.title, *start, *penalty, *precision_label(run.spec.precision)),
+            f"seed={run.spec.seed}",
+        ]
+    )
+
+
+def precision_label(precision: Precision) -> list[str]:
+    """Returns the part of a label that names a precision; nothing for float32."""
+    return [] if precision == "float32" else [f"precision={precision}"]
 
 
 def format_value(value: str | float | int) -> str:

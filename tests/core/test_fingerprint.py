@@ -107,6 +107,7 @@ def test_every_field_of_a_spec_counts() -> None:
             "keep_at": (0.2,),
             "head_phase_dropout": False,
             "non_finite_limit": 3,
+            "precision": "bfloat16",
             "name": "other",
         }.items()
     ]

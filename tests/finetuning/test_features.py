@@ -252,18 +252,21 @@ def test_a_gpu_without_memory_gets_half_as_much_once(
     )
 
 
-def test_bfloat16_products_leave_the_weights_in_float32(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Runs the autocast of a GPU on the CPU."""
-    plan = spec(objective("ctc"), updates=6, validate_every_updates=3)
-    exact = _finetune(tmp_path / "exact", plan, corpus(COUNTS))
-    for name in ("trainer", "validation"):
-        monkeypatch.setattr(
-            f"speechft_ray.finetuning.{name}.precision",
-            lambda device: torch.autocast("cpu", dtype=torch.bfloat16),
+def test_bfloat16_products_leave_the_weights_in_float32(tmp_path: Path) -> None:
+    """The front end is cached in bfloat16 too, apart from that of float32."""
+    plan = spec(objective("ctc"), updates=8, validate_every_updates=4)
+    cache = FeatureCache(tmp_path / "cache", budget_bytes=1 << 24)
+    exact, rounded = (
+        _finetune(
+            tmp_path / precision,
+            plan.model_copy(update={"precision": precision}),
+            corpus(COUNTS),
+            cache,
         )
-    rounded = _finetune(tmp_path / "rounded", plan, corpus(COUNTS))
+        for precision in ("float32", "bfloat16")
+    )
+    files = [path.read_bytes() for path in (tmp_path / "cache").rglob("rows.bin")]
+    assert len(files) == 4 == len(set(files))  # train and dev of both
     assert {value.dtype for value in rounded.weights.state.values()} == {torch.float32}
     pairs = [
         (left[1]["loss"], right[1]["loss"])

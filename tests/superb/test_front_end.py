@@ -16,6 +16,7 @@ from speechft_ray.speech.checkpoints.load import weights_fingerprint
 from speechft_ray.speech.encoders.base import FAMILIES, EncoderWeights
 from speechft_ray.speech.features.cache import FeatureCache
 from speechft_ray.speech.features.front_end import SharedFrontEnd
+from speechft_ray.superb import extractor as extractor_module
 from speechft_ray.superb.evaluate import SharedCaches, evaluate
 from speechft_ray.superb.extractor import Extractor
 from speechft_ray.superb.features import FeatureStorage, prepare_features
@@ -25,6 +26,7 @@ from tests.superb.toy_models import toy_corpus
 CORPUS = toy_corpus({"train": 5, "dev": 3})
 SPLITS = {split: CORPUS.split(split) for split in ("train", "dev")}
 PREFIX = "feature_extractor."
+CPU = torch.device("cpu")
 
 
 def perturb(weights: EncoderWeights, seed: int, front_end: bool = False) -> EncoderWeights:
@@ -175,6 +177,31 @@ def test_an_evaluation_encodes_each_utterance_once_and_a_sweep_its_front_end(
         shared = evaluate(spec, encoder, corpus, torch.device("cpu"), lambda _: None, caches=own)
         assert shared["scores"] == alone["scores"]
     assert calls == {"feature_extractor": [16, 0], "encoder": [16, 16]}
+
+
+@pytest.mark.parametrize("rule", [EQUAL_LENGTHS, PADDED], ids=["equal", "padded"])
+def test_precisions_share_nothing_and_what_is_read_is_what_was_computed(
+    rule: BatchRule, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(extractor_module, "choose_rule", lambda device_type: rule)
+    corpus, weights = toy_corpus({"train": 8, "dev": 3, "test": 5}), toy_encoder("hubert")
+    family = FAMILIES.get("hubert")
+    caches = SharedCaches(
+        cache=FeatureCache(tmp_path, budget_bytes=1 << 24),
+        encoder=weights_fingerprint(weights),
+        front_end=(PREFIX, family.describe(weights.config)),
+    )
+    spec = EvalSpec(task="pr", corpus=CorpusSpec(), updates=4, batch_size=4)
+    weights_of = []
+    for precision in ("float32", "bfloat16"):
+        own = spec.model_copy(update={"precision": precision})
+        facts = [
+            evaluate(own, family.build(weights), corpus, CPU, lambda _: None, caches=stored)
+            for stored in (None, caches, caches)
+        ]
+        assert facts[0]["layer_weights"] == facts[1]["layer_weights"] == facts[2]["layer_weights"]
+        weights_of.append(facts[0]["layer_weights"])
+    assert weights_of[0] != weights_of[1]
 
 
 def _count(

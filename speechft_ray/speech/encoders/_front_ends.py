@@ -109,7 +109,8 @@ class FilterBank:
             # One window of 10 ms has no variance over time. s3prl divides by it and returns NaN;
             # the window less its mean is zero.
             return wave.new_zeros(1, self._bands)
-        return self._windows(wave)
+        with torch.autocast(wave.device.type, enabled=False):  # logarithms need all digits
+            return self._windows(wave)
 
     def __call__(self, waves: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Computes and normalises each utterance by itself."""

@@ -114,7 +114,8 @@ class FBankEncoder:
         shortest = min((wave.shape[0] for wave in waves), default=0)
         if shortest < FRAME_FIELD_SAMPLES:
             raise too_short_error("FBank", shortest)
-        return [_normalize(log_mel(wave)[::2]) for wave in waves]
+        with torch.autocast(waves[0].device.type, enabled=False):  # logarithms need all digits
+            return [_normalize(log_mel(wave)[::2]) for wave in waves]
 
     def hidden_states_from(
         self, features: Sequence[torch.Tensor], masks: Sequence[torch.Tensor] | None = None

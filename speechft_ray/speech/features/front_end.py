@@ -17,6 +17,7 @@ from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 
 from speechft_ray.core.fingerprint import fingerprint
+from speechft_ray.core.specs import Precision
 from speechft_ray.core.units import frame_count
 from speechft_ray.speech.batching import BatchRule, choose_rule, make_batches
 from speechft_ray.speech.checkpoints.load import weights_fingerprint
@@ -38,10 +39,16 @@ class SharedFrontEnd:
     output was computed and not read."""
 
     def __init__(
-        self, cache: FeatureCache, module: nn.Module, prefix: str, shape: Shape, corpus: Corpus
+        self,
+        cache: FeatureCache,
+        module: nn.Module,
+        prefix: str,
+        shape: Shape,
+        corpus: Corpus,
+        precision: Precision = "float32",
     ) -> None:
         """``prefix`` is the one prefix of the front end's parameters, for example
-        ``feature_extractor.``."""
+        ``feature_extractor.``. ``precision`` is the one that its output is computed in."""
         self._cache, self._module, self._name = cache, module, prefix.removesuffix(".")
         self._frame_bytes = 4 * shape.conv_layers[-1][0]  # float32
         own = {
@@ -54,6 +61,7 @@ class SharedFrontEnd:
             "mode": shape.extractor_mode,
             "normalised": shape.normalizes_waveform,
             "corpus": corpus.fingerprint,
+            **({} if precision == "float32" else {"precision": precision}),
         }
         self.computed = 0
 
