@@ -14,7 +14,7 @@ from speechft_ray.cli.options import parse_options
 from speechft_ray.core.errors import UserError
 
 if TYPE_CHECKING:
-    from speechft_ray.speech.corpora.base import Corpus, CorpusKind
+    from speechft_ray.speech.corpora.base import Corpus
     from speechft_ray.speech.corpora.corpus_stats import SplitStats
 
 corpora = typer.Typer(
@@ -62,7 +62,7 @@ def check(
         kind.options, parse_options(option or [], "--option"), where=f"corpus `{name}`"
     )
     corpus = _open_with_progress(
-        kind, options, folder.expanduser().absolute(), storage.expanduser().absolute() / "corpora"
+        name, options, folder.expanduser().absolute(), storage.expanduser().absolute() / "corpora"
     )
     stats, expected = compute_stats(corpus), kind.expected(options)
     console.print(_make_table(corpus, stats))
@@ -108,15 +108,18 @@ def prepare(
         console.print(sentence, markup=False)
 
 
-def _open_with_progress(kind: CorpusKind, options: Any, root: Path, cache: Path) -> Corpus:
+def _open_with_progress(name: str, options: Any, root: Path, cache: Path) -> Corpus:
     from rich.progress import MofNCompleteColumn, Progress
+
+    from speechft_ray.speech.corpora.index import index_corpus
 
     console, columns = _console(), (*Progress.get_default_columns(), MofNCompleteColumn())
     with Progress(
         *columns, console=console, transient=True, disable=not console.is_terminal
     ) as bars:
         files = bars.add_task("measuring audio", total=None)
-        return kind.open(
+        return index_corpus(
+            name,
             options,
             root,
             cache,

@@ -162,7 +162,7 @@ def status(
     """Print how far a sweep is and who runs it."""
     from speechft_ray.commands.bill import print_time_left
 
-    sweep = _open_sweep(space, encoder, corpora, manifest, storage)
+    sweep = _open_sweep(space, encoder, corpora, manifest, storage, is_to_run=False)
     sweep.print_status(Console())
     print_time_left(sweep, Console())
 
@@ -180,7 +180,7 @@ def write_report(
     """Write the report again from the store, and send to MLflow what it lacks."""
     from speechft_ray.commands.sweep import write_report_again
 
-    sweep = _open_sweep(space, encoder, corpora, manifest, storage)
+    sweep = _open_sweep(space, encoder, corpora, manifest, storage, is_to_run=False)
     write_report_again(sweep, report or _report_of(sweep), mlflow)
 
 
@@ -237,6 +237,7 @@ def _open_sweep(
     cpu: bool = False,
     changes: Mapping[str, object] | None = None,
     asked: Mapping[str, float] | None = None,
+    is_to_run: bool = True,
 ) -> Sweep:
     """Reads, checks and plans a search space; ``changes`` are fields of ``Place``, ``asked`` what
     each fine-tuning and evaluation asks of the cluster."""
@@ -250,7 +251,7 @@ def _open_sweep(
             file.spec, storage=storage, encoder=encoder, corpora=corpora, manifest=manifest, cpu=cpu
         )
         spec = ask_for(file.spec, asked or {})
-        return open_sweep(spec, place.model_copy(update=changes))
+        return open_sweep(spec, place.model_copy(update=changes), is_to_run=is_to_run)
 
 
 def _report_of(sweep: Sweep) -> Path:

@@ -1,4 +1,4 @@
-"""Checks the labels of corpora on disk when a sweep is planned, so that no job fails over them."""
+"""Checks the labels of corpora on disk before a sweep runs, so that no job fails over them."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ from speechft_ray.speech.checkpoints.catalogue import is_encoder_name
 from speechft_ray.speech.corpora.base import CORPORA, Corpus
 from speechft_ray.speech.encoders.base import FAMILIES
 from speechft_ray.speech.heads.base import HEADS
-from speechft_ray.stages.perform import open_corpus, perform, start_encoder
+from speechft_ray.stages.perform import perform, plan_corpus, start_encoder
 from speechft_ray.superb.tasks.base import TASKS
 from speechft_ray.sweep.local import LocalExecutor
 from speechft_ray.sweep.plan import FBANK, Component, Inputs
@@ -153,15 +153,18 @@ def corpus_identity(spec: CorpusSpec, place: Place) -> tuple[str, bool]:
 
 
 def _open_with_progress(spec: CorpusSpec, place: Place) -> Corpus:
-    """Opens a corpus on disk with a progress bar and prints each of its notes once."""
+    """Indexes a corpus on disk with a progress bar and prints each of its notes once."""
     console = Console(stderr=True, soft_wrap=True, highlight=False)
     columns = (*Progress.get_default_columns(), MofNCompleteColumn())
     with Progress(
         *columns, console=console, transient=True, disable=not console.is_terminal
     ) as bars:
-        files = bars.add_task(f"measuring {spec.name}", total=None)
-        corpus = open_corpus(
-            spec, place, lambda done, total: bars.update(files, completed=done, total=total)
+        files = bars.add_task(f"indexing {spec.name}", total=None)
+        corpus = plan_corpus(
+            spec,
+            place,
+            lambda done, total: bars.update(files, completed=done, total=total),
+            lambda text: console.print(f"note: {text}", markup=False),
         )
     for note in corpus.notes:
         if (corpus.fingerprint, note) not in _PRINTED_NOTES:

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from speechft_ray.commands.checks import check_names, check_statistics
-from speechft_ray.commands.labels import check_labels
 from speechft_ray.commands.parts import plan_sweep_inputs
 from speechft_ray.commands.status import print_search_plan, print_search_status
 from speechft_ray.core.errors import SpecError, SweepError, UserError
@@ -190,7 +189,6 @@ def plan_search(spec: SweepSpec, place: Place) -> SearchPlan:
     inputs = plan_sweep_inputs(spec, place)
     weights = start_encoder(place.encoder).weights
     plan = make_search_plan(spec, inputs, encoder_depth(weights.state))
-    check_labels(spec, place)
     mistakes = _merge_mistakes(plan)
     if mistakes:
         raise SweepError(f"the search `{spec.name}`", mistakes)

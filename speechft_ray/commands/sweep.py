@@ -140,22 +140,24 @@ class MergeList:
         print_list_status(self.plan, self.store, console)
 
 
-def open_sweep(spec: SweepSpec, place: Place) -> Sweep:
+def open_sweep(spec: SweepSpec, place: Place, *, is_to_run: bool = True) -> Sweep:
     """Checks a spec against everything it names and plans it.
 
     Reads the encoder and the user's own corpora. An encoder that is known by name alone is
-    downloaded, even for a plan that is not run: identity is content. Raises ``UserError``.
+    downloaded, even for a plan that is not run: identity is content. The labels of corpora on disk
+    are checked where ``is_to_run``; what only reads the store has no use for them. Raises
+    ``UserError``.
     """
-    return MergeSearch(spec, place) if spec.search else MergeList(spec, place)
+    sweep: Sweep = MergeSearch(spec, place) if spec.search else MergeList(spec, place)
+    if is_to_run:
+        check_labels(spec, place)
+    return sweep
 
 
 def plan_sweep(spec: SweepSpec, place: Place) -> Plan:
-    """Returns the plan of a list of merges, after every name in the spec and the labels of every
-    corpus on disk were checked."""
+    """Returns the plan of a list of merges, after every name in the spec was checked."""
     check_names(spec)
-    plan = make_plan(spec, plan_sweep_inputs(spec, place))
-    check_labels(spec, place)
-    return plan
+    return make_plan(spec, plan_sweep_inputs(spec, place))
 
 
 def run(

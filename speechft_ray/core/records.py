@@ -54,6 +54,9 @@ class Job(Record):
     """The specs of this unit and the fingerprints of its inputs."""
     needs: tuple[str, ...] = ()
     """Fingerprints of the jobs that must be complete first."""
+    corpora: tuple[str, ...] = ()
+    """Identities of the corpora on disk that it reads, in the order of its spec; empty for one that
+    a job makes."""
     resources: ResourceRequest = ResourceRequest()
 
 

@@ -167,7 +167,7 @@ def _load_unlabelled(
     return Examples(vocabulary, train, dev)
 
 
-def _load_split(corpus: Corpus, split: str) -> list[Utterance]:
+def _load_split(corpus: Corpus, split: str) -> Sequence[Utterance]:
     utterances = corpus.split(split)
     if not utterances:
         raise UserError(

@@ -7,7 +7,7 @@ that imports fine-tuning, merging and evaluation; those packages do not import e
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -28,6 +28,7 @@ from speechft_ray.merging.distance import compute_relative_distance
 from speechft_ray.speech.checkpoints.load import load_with_notes, weights_fingerprint
 from speechft_ray.speech.checkpoints.safetensors_dir import read_encoder, write_encoder
 from speechft_ray.speech.corpora.base import CORPORA, SPLITS, Corpus, Progress
+from speechft_ray.speech.corpora.index import find_index, index_corpus
 from speechft_ray.speech.encoders.base import FAMILIES, EncoderWeights
 from speechft_ray.speech.encoders.compatibility import check_same_network, find_protected_prefixes
 from speechft_ray.speech.features.cache import FeatureCache
@@ -63,18 +64,52 @@ def perform(job: Job, place: Place, report: ReportProgress) -> Mapping[str, Any]
     return store.manifest(job.stage, job.fingerprint)
 
 
-def open_corpus(spec: CorpusSpec, place: Place, progress: Progress | None = None) -> Corpus:
-    """Opens a corpus where ``place`` says, once per process. Raises ``UserError`` when its files
-    are nowhere to be found."""
-    kind = CORPORA.get(spec.name)
+def open_corpus(
+    spec: CorpusSpec, place: Place, progress: Progress | None = None, identity: str = ""
+) -> Corpus:
+    """Opens a corpus where ``place`` says, once per process; one on disk from its index, without a
+    look at its files.
+
+    Raises ``UserError`` when its files are nowhere to be found, and when the corpus is not the one
+    of that ``identity``, with which the job was planned.
+    """
+    kind, cache = CORPORA.get(spec.name), Path(place.storage) / "corpora"
+    options = kind.options.model_validate(spec.options)
     root = _find_root(spec, place) if kind.needs_root else None
-    key = (canonical_json(spec), str(root), place.storage)
+    key = _make_key(spec, place, root)
     if key not in _OPEN_CORPORA:
-        cache = Path(place.storage) / "corpora"
-        _OPEN_CORPORA[key] = kind.open(
-            kind.options.model_validate(spec.options), root, cache, progress
+        if root is None:
+            corpus = kind.open(options, None, cache, progress)
+        else:
+            corpus = find_index(spec.name, options, root, cache) or index_corpus(
+                spec.name, options, root, cache, progress
+            )
+        _OPEN_CORPORA[key] = corpus
+    corpus = _OPEN_CORPORA[key]
+    if identity not in ("", corpus.fingerprint):
+        raise UserError(
+            f"the corpus `{spec.name}` in {root} has changed since this job was planned: give the "
+            "same command again, and what depends on it is computed anew."
         )
+    return corpus
+
+
+def plan_corpus(
+    spec: CorpusSpec, place: Place, progress: Progress | None, note: Callable[[str], None]
+) -> Corpus:
+    """Returns a corpus on disk as it is now, once per process, and leaves its index in the store
+    for the jobs. ``note`` gets a sentence where it is indexed again. Raises ``UserError``."""
+    kind, root = CORPORA.get(spec.name), _find_root(spec, place)
+    key = _make_key(spec, place, root)
+    if key not in _OPEN_CORPORA:
+        options = kind.options.model_validate(spec.options)
+        cache = Path(place.storage) / "corpora"
+        _OPEN_CORPORA[key] = index_corpus(spec.name, options, root, cache, progress, note)
     return _OPEN_CORPORA[key]
+
+
+def _make_key(spec: CorpusSpec, place: Place, root: Path | None) -> tuple[str, str, str]:
+    return canonical_json(spec), str(root), place.storage
 
 
 class StartEncoder(NamedTuple):
@@ -156,6 +191,14 @@ def _read_published_start(folder: Path) -> EncoderWeights:
     return weights
 
 
+def _open_corpora(job: Job, place: Place, specs: Sequence[CorpusSpec]) -> list[Corpus]:
+    identities = job.corpora or [""] * len(specs)
+    return [
+        open_corpus(spec, place, identity=identity)
+        for spec, identity in zip(specs, identities, strict=True)
+    ]
+
+
 def _make_corpus(job: Job, place: Place, store: Store, report: ReportProgress) -> None:
     spec = CorpusSpec.model_validate(job.payload["corpus"])
     corpus = open_corpus(spec, place, lambda done, total: report({"done": done, "total": total}))
@@ -173,7 +216,7 @@ def _make_corpus(job: Job, place: Place, store: Store, report: ReportProgress) -
 def _finetune(job: Job, place: Place, store: Store, report: ReportProgress) -> None:
     spec = FinetuneSpec.model_validate(job.payload["spec"])
     start = _read_start(store, job.payload["start"])
-    corpora = [open_corpus(objective.corpus, place) for objective in spec.objectives]
+    corpora = _open_corpora(job, place, [objective.corpus for objective in spec.objectives])
     work = store.work_folder("finetune", job.fingerprint)
     tuned = finetune(
         spec, start, corpora, work, _select_device(place), report, _open_cache(place, store)
@@ -259,7 +302,7 @@ def _evaluate(job: Job, place: Place, store: Store, report: ReportProgress) -> N
         if family.front_end_prefixes
         else None,
     )
-    corpora = [open_corpus(corpus, place) for corpus in spec.corpora()]
+    corpora = _open_corpora(job, place, spec.corpora())
     dev_only = job.payload.get("splits") == ["dev"]
     facts |= evaluate_folds(
         spec, encoder, corpora, _select_device(place), report, caches=caches, dev_only=dev_only

@@ -174,7 +174,7 @@ class PlanBuilder:
         }
         if self.stop:
             payload["stop"] = self.stop.model_dump(mode="json")
-        return self._add("finetune", fingerprint(identity), run_label(run), payload, needs)
+        return self._add("finetune", fingerprint(identity), run_label(run), payload, needs, corpora)
 
     def _versions(self, key: str, component: Component, names: Iterable[str]) -> dict[str, Any]:
         """Returns what the versions of components add to an identity: nothing where all are 1."""
@@ -302,10 +302,18 @@ class PlanBuilder:
         column = [spec.column] if spec.column else []
         label = " ".join(["evaluate", spec.task, *column, *precision_label(spec.precision), title])
         corpus_needs = itertools.chain.from_iterable(needs for _, needs in corpora)
-        return self._add("evaluate", fingerprint(identity), label, payload, (*corpus_needs, *needs))
+        return self._add(
+            "evaluate", fingerprint(identity), label, payload, (*corpus_needs, *needs), corpora
+        )
 
     def _add(
-        self, stage: Stage, key: str, label: str, payload: dict[str, Any], needs: tuple[str, ...]
+        self,
+        stage: Stage,
+        key: str,
+        label: str,
+        payload: dict[str, Any],
+        needs: tuple[str, ...],
+        corpora: Sequence[tuple[str, tuple[str, ...]]] = (),
     ) -> str:
         resources = self._request(stage, payload)
         unique = tuple(dict.fromkeys(needs))
@@ -316,6 +324,7 @@ class PlanBuilder:
                 label=label,
                 payload=payload,
                 needs=unique,
+                corpora=tuple("" if job else identity for identity, job in corpora),
                 resources=resources,
             )
         return key

@@ -117,3 +117,23 @@ def test_columns_that_a_manifest_lacks(refuse: Callable[..., list[str]]) -> None
     assert "unknown label column `txet`. Did you mean `text`?" in plan
     assert "`spaeker`, which the corpus `manifest/home` does not have" in plan
     assert "Did you mean `speaker`?" in plan and "evaluate[1]: the task `pr` needs" in plan
+
+
+@pytest.mark.parametrize("verb", ["status", "report"])
+def test_what_only_reads_the_store_checks_no_labels(
+    verb: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    for row in ROWS:
+        soundfile.write(home / row[0], np.full(4000, 0.1), 16_000)
+    rows = [("path", "split", "speaker", "text"), *ROWS[:4], ("u4.wav", "test", "eve", "no")]
+    (home / "manifest.tsv").write_text("\n".join("\t".join(row) for row in rows))
+    (tmp_path / "space.yaml").write_text(yaml.safe_dump(SPACE))
+    place = ("--manifest", str(home), "--space", str(tmp_path / "space.yaml"))
+    storage = ("--storage", str(tmp_path / "runs"))
+    assert main([verb, *place, *storage]) == 0, capsys.readouterr()
+    assert main(["run", "--plan", *place, *storage]) == 2
+    assert "has 1 label in test that train does not have" in " ".join(
+        capsys.readouterr().err.split()
+    )

@@ -117,7 +117,7 @@ def test_a_window_of_stored_means_is_a_view() -> None:
     assert window.untyped_storage().data_ptr() == stored.states.untyped_storage().data_ptr()
 
 
-def both_splits(extract: Extractor) -> dict[str, list[Utterance]]:
+def both_splits(extract: Extractor) -> dict[str, Sequence[Utterance]]:
     return {split: extract.corpus.split(split) for split in ("train", "dev")}
 
 

@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 
 from speechft_ray.core.errors import UserError
 from speechft_ray.core.files import describe_lfs_pointer
+from speechft_ray.speech.corpora.base import FileState
 
 _LITTER = frozenset(
     {"__macosx", "@eadir", "thumbs.db", "ehthumbs.db", "desktop.ini", "$recycle.bin", "icon\r"}
@@ -91,6 +92,15 @@ def describe_missing_file(root: Path, relative: str) -> str:
     if place.is_symlink():
         return f"`{relative}` is a link to {place.readlink()}, which does not exist"
     return f"the file `{relative}` does not exist"
+
+
+def read_state(path: Path) -> FileState | None:
+    """Returns the state of a file, ``None`` for one that is not there."""
+    try:
+        status = path.stat()
+    except (OSError, ValueError):  # also a path that no file can have
+        return None
+    return FileState(status.st_size, status.st_mtime_ns)
 
 
 class NameFinder:

@@ -8,9 +8,9 @@ VoxCeleb1 is 40 GB.
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,24 +20,23 @@ from speechft_ray.core.fingerprint import file_sha256, fingerprint
 from speechft_ray.core.units import FRAME_FIELD_SAMPLES
 from speechft_ray.speech.audio import AudioInfo, read_audio_info
 from speechft_ray.speech.corpora._disk import describe_missing_file, join_below
+from speechft_ray.speech.corpora._reading import hash_longer_file
 from speechft_ray.speech.corpora.base import Progress
 
 _THREADS = 8
 _BLOCK_FILES = 256
 """Files per task of a thread: with one file each, dispatch takes longer than a cache hit."""
+_SAVE_EVERY_SECONDS = 60
+"""What was measured until then survives an interruption."""
 
 ReadInfo = Callable[[Path], AudioInfo]
 FindPlace = Callable[[Path, str], Path]
 """From a root and a path below it to the file; raises ``UserError`` for one that leads outside."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class FileFacts:
-    """One audio file: what ``AudioInfo`` holds, and its sha256.
-
-    Where the file is longer than its header says, ``sha256`` is a hash of that and of the length:
-    earlier versions read less of these bytes, and stored results of that.
-    """
+class FileFacts(NamedTuple):
+    """One audio file: what ``AudioInfo`` holds, and its sha256 (``hash_longer_file`` of it where
+    the file is longer than its header says)."""
 
     size_bytes: int
     modified_ns: int
@@ -69,14 +68,16 @@ def measure(
     """Measures audio files below ``root``, or takes their facts from ``cache``.
 
     ``paths`` are relative to ``root``; ``find_place`` decides where they may lead. ``name``
-    separates measurements that differ for one file, as with different ``read_info``. Raises
-    ``UserError`` when ``cache`` cannot be written.
+    separates measurements that differ for one file, as with different ``read_info``. A call that
+    follows an interrupted one goes on from what that had measured. Raises ``UserError`` when
+    ``cache`` cannot be written.
     """
     store = cache / f"{name}-{fingerprint(str(root.resolve()))}.json"
     cached = _load(store)
     result = Measurements({}, {})
     blocks = [paths[start : start + _BLOCK_FILES] for start in range(0, len(paths), _BLOCK_FILES)]
-    with ThreadPoolExecutor(max_workers=_THREADS) as threads:
+    threads, saved_at = ThreadPoolExecutor(max_workers=_THREADS), time.monotonic()
+    try:
         measured = threads.map(
             lambda block: [
                 _measure(root, path, cached.get(path), read_info, find_place) for path in block
@@ -93,8 +94,12 @@ def measure(
             done += len(block)
             if progress is not None:
                 progress(done, len(paths))
-    if any(cached.get(path) != fact for path, fact in result.facts.items()):
-        _save(store, {**cached, **result.facts})
+            if time.monotonic() - saved_at > _SAVE_EVERY_SECONDS:
+                _save_changes(store, cached, result.facts)
+                saved_at = time.monotonic()
+    finally:
+        threads.shutdown(cancel_futures=True)
+        _save_changes(store, cached, result.facts)
     return result
 
 
@@ -128,7 +133,7 @@ def _measure(
         return FileFacts(
             size_bytes=state.st_size,
             modified_ns=state.st_mtime_ns,
-            sha256=fingerprint([sha256, info.samples]) if info.is_longer else sha256,
+            sha256=hash_longer_file(sha256, info.samples) if info.is_longer else sha256,
             **vars(info),
         )
     except (FileNotFoundError, NotADirectoryError):
@@ -147,11 +152,18 @@ def _load(store: Path) -> dict[str, FileFacts]:
         return {}  # absent, or of another format: everything is measured again
 
 
+def _save_changes(
+    store: Path, cached: Mapping[str, FileFacts], facts: Mapping[str, FileFacts]
+) -> None:
+    if any(cached.get(path) != fact for path, fact in facts.items()):
+        _save(store, {**cached, **facts})
+
+
 def _save(store: Path, facts: Mapping[str, FileFacts]) -> None:
     try:
         store.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(store) as temporary, temporary.open("w", encoding="utf-8") as file:
-            json.dump({path: vars(fact) for path, fact in facts.items()}, file)
+            json.dump({path: fact._asdict() for path, fact in facts.items()}, file)
     except OSError as error:
         raise UserError(
             f"{store} cannot be written: {error}. Free some space, or choose another --storage "

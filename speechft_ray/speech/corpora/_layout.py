@@ -13,17 +13,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from speechft_ray.core.errors import SpecError, UserError
 from speechft_ray.core.fingerprint import fingerprint
 from speechft_ray.core.units import FRAME_FIELD_SAMPLES, SAMPLE_RATE_HZ
 from speechft_ray.speech._levels import QUIET_PEAK
-from speechft_ray.speech.audio import AudioInfo, hash_samples, read_audio, read_audio_info
-from speechft_ray.speech.corpora._disk import is_litter, join_below, read_text
+from speechft_ray.speech.audio import AudioInfo, read_audio, read_audio_info
+from speechft_ray.speech.corpora._disk import is_litter, read_text
 from speechft_ray.speech.corpora._files import FileFacts, Measurements, describe_short_clip, measure
-from speechft_ray.speech.corpora.base import Corpus, Progress, Utterance
+from speechft_ray.speech.corpora._reading import IDENTITY, RecordingReader, Transform
+from speechft_ray.speech.corpora.base import Corpus, CorpusFiles, Progress, Source, Utterance
 
 MAX_NAMES = 5
 """Names of a long list that a message has; the rest is counted."""
@@ -57,25 +57,6 @@ class Recording:
     labels: Mapping[str, str]
     cut: tuple[int, int] | None = None
     alignment: tuple[tuple[int, str], ...] = ()
-
-
-@dataclass(frozen=True, kw_only=True)
-class Transform:
-    """A transform of every wave of a corpus.
-
-    ``name`` is part of the identity. With ``keeps_length`` no file is decoded to measure it.
-    """
-
-    name: str
-    apply: Callable[[np.ndarray], np.ndarray]
-    keeps_length: bool = True
-
-
-IDENTITY = Transform(name="", apply=lambda wave: wave)
-GAIN_MINUS_3_DB = Transform(
-    name="gain -3 dB", apply=lambda wave: wave * np.float32(10 ** (-3 / 20))
-)
-"""s3prl reads KS and QbE through SoX with ``gain -3.0``."""
 
 
 _LEVELS: Mapping[str, Callable[[FileFacts], bool]] = {
@@ -131,33 +112,44 @@ def assemble(
     # "treatment" is the key of the transform in every identity that stores hold: it stays.
     identity = {"treatment": transform.name, "content": content, "trials": usable_trials}
 
-    def hash_recording(utterance: Utterance, at_most: int | None) -> str:
-        item = by_key[utterance.key]
-        return hash_samples(join_below(root, item.path), item.cut, at_most)
+    def source_of(key: str) -> Source:
+        return make_source(by_key[key].path, by_key[key].cut, facts[by_key[key].path])
 
-    def read(utterance: Utterance) -> np.ndarray:
-        item = by_key[utterance.key]
-        wave = transform.apply(read_audio(join_below(root, item.path), part=item.cut))
-        if len(wave) != _count_samples(item, facts):
-            raise UserError(
-                f"{root / item.path} has changed since the corpus was opened. Start again."
-            )
-        return wave
-
+    files = CorpusFiles(root=root, source_of=source_of, transform=transform.name)
+    reader = RecordingReader(files, transform)
     return Corpus(
         name=name,
         fingerprint=fingerprint(identity),
         utterances=[_make_utterance(item, _count_samples(item, facts)) for item in good],
-        read=read,
+        read=reader.read,
         columns=frozenset(good[0].labels) if good else frozenset(),
         trials=usable_trials,
         missing_columns=missing_columns or {},
         notes=(*notes, *describe_conversions(facts), *describe_skipped(faults)),
         skipped=_count_skipped(recordings, usable),
-        audio_ids={item.key: _make_audio_id(facts[item.path].sha256, item.cut) for item in good},
+        audio_ids={item.key: make_audio_id(source_of(item.key)) for item in good},
         speaker_namespace=speaker_namespace,
-        hash_recording=hash_recording,
+        hash_recording=reader.hash,
+        files=files,
     )
+
+
+def make_source(path: str, cut: tuple[int, int] | None, facts: FileFacts) -> Source:
+    """Returns the source of an utterance in a file with these facts."""
+    return Source(
+        path=path,
+        cut=cut,
+        size_bytes=facts.size_bytes,
+        modified_ns=facts.modified_ns,
+        file_samples=facts.samples,
+        sha256=facts.sha256,
+    )
+
+
+def make_audio_id(source: Source) -> str:
+    """Returns the identity of an utterance's audio, the same in every corpus with this file."""
+    cut = source.cut
+    return source.sha256 if cut is None else f"{source.sha256}[{cut[0]}:{cut[1]}]"
 
 
 def describe_conversions(facts: Mapping[str, FileFacts]) -> list[str]:
@@ -348,10 +340,6 @@ def _make_utterance(item: Recording, samples: int) -> Utterance:
     return Utterance(
         key=item.key, split=item.split, samples=samples, labels=item.labels, alignment=alignment
     )
-
-
-def _make_audio_id(sha256: str, cut: tuple[int, int] | None) -> str:
-    return sha256 if cut is None else f"{sha256}[{cut[0]}:{cut[1]}]"
 
 
 def _count_samples(item: Recording, facts: Mapping[str, FileFacts]) -> int:

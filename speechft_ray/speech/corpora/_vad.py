@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 
 from speechft_ray.core.units import SAMPLE_RATE_HZ
-from speechft_ray.speech.corpora._layout import GAIN_MINUS_3_DB, Transform
+from speechft_ray.speech.corpora._reading import GAIN_MINUS_3_DB, Transform
 
 THRESHOLD = 0.001
 """0.1 % of full scale."""

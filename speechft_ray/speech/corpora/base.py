@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from pydantic import BaseModel
@@ -40,6 +41,54 @@ class Utterance:
         return self.samples / 16_000
 
 
+@runtime_checkable
+class SplitUtterances(Protocol):
+    """Utterances that know those of each split, so that nobody makes all to select some."""
+
+    def of_split(self, split: str) -> Sequence[Utterance]: ...
+
+
+class Source(NamedTuple):
+    """Where the audio of an utterance lies, and what its file was like when it was measured.
+
+    ``path`` is that of the file below the root, as it is spelled on disk; ``cut`` the part
+    ``[start, stop)`` of it in samples at 16 kHz (``None``: all); ``file_samples`` the samples of
+    all of it.
+    """
+
+    path: str
+    cut: tuple[int, int] | None
+    size_bytes: int
+    modified_ns: int
+    file_samples: int
+    sha256: str
+
+
+class FileState(NamedTuple):
+    """What says that a file is still the same without reading it."""
+
+    size_bytes: int
+    modified_ns: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class CorpusFiles:
+    """The files of a corpus on disk.
+
+    - ``source_of`` returns the source of the utterance with a key.
+    - ``transform`` is the name of what is done to every wave.
+    - ``stays_inside``: whether links may not leave the root.
+    - ``others``: states of the files that are read beside those of utterances, by path below the
+      root, ``None`` for a file that is missing; only for a kind that ``is_list``.
+    """
+
+    root: Path
+    source_of: Callable[[str], Source]
+    transform: str = ""
+    stays_inside: bool = False
+    others: Mapping[str, FileState | None] = field(default_factory=dict)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Corpus:
     """Utterances and how to read them.
@@ -62,6 +111,7 @@ class Corpus:
     - ``hash_recording(utterance, at_most)``: hash of the decoded recording of an utterance (of its
       first ``at_most`` samples), equal for lossless copies in any format; ``None`` for a corpus
       without recordings.
+    - ``files``: where the recordings lie; ``None`` for a corpus without files of its own.
     """
 
     name: str
@@ -77,9 +127,12 @@ class Corpus:
     speaker_namespace: str = ""
     hash_recording: Callable[[Utterance, int | None], str] | None = None
     is_in_memory: bool = False
+    files: CorpusFiles | None = None
 
-    def split(self, name: str) -> list[Utterance]:
+    def split(self, name: str) -> Sequence[Utterance]:
         """Returns the utterances of one split in corpus order."""
+        if isinstance(self.utterances, SplitUtterances):
+            return self.utterances.of_split(name)
         return [utterance for utterance in self.utterances if utterance.split == name]
 
 
@@ -135,6 +188,8 @@ class CorpusKind:
       the files (a folder or a manifest file; ``None`` for a corpus that is synthesised), ``cache``
       a folder of the store for what is computed.
     - ``layout``: one line that says what the root holds.
+    - ``is_list``: whether the root is a list that names every file, so that no other file beside it
+      matters.
     - ``expected(options)`` returns the numbers of a complete copy, where they are published.
     - ``resources``: files that the recordings come without.
     - ``estimate(options)`` returns the size of a corpus that is synthesised, before it is.
@@ -144,6 +199,7 @@ class CorpusKind:
     open: Callable[..., Corpus]
     needs_root: bool
     layout: str
+    is_list: bool = False
     expected: Callable[[Any], ExpectedCounts | None] = _compute_no_counts
     resources: Sequence[Resource] = ()
     estimate: Callable[[Any], Estimate] | None = None

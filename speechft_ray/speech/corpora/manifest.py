@@ -11,22 +11,30 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
-
 from speechft_ray.core.errors import UserError
 from speechft_ray.core.fingerprint import fingerprint
 from speechft_ray.core.units import FRAME_FIELD_SAMPLES
-from speechft_ray.speech.audio import hash_samples, read_audio, resolve_inside
-from speechft_ray.speech.corpora._disk import NameFinder
+from speechft_ray.speech.audio import resolve_inside
+from speechft_ray.speech.corpora._disk import NameFinder, read_state
 from speechft_ray.speech.corpora._files import Measurements, describe_short_clip, measure
 from speechft_ray.speech.corpora._layout import (
     GO_WITHOUT,
     DiskOptions,
     describe_conversions,
     describe_skipped,
+    make_source,
 )
+from speechft_ray.speech.corpora._reading import RecordingReader
 from speechft_ray.speech.corpora._rows import Mistakes, Row, read_rows
-from speechft_ray.speech.corpora.base import CORPORA, Corpus, CorpusKind, Progress, Utterance
+from speechft_ray.speech.corpora.base import (
+    CORPORA,
+    Corpus,
+    CorpusFiles,
+    CorpusKind,
+    Progress,
+    Source,
+    Utterance,
+)
 from speechft_ray.speech.corpora.labels import (
     describe_alike_labels,
     describe_missing_labels,
@@ -58,8 +66,8 @@ def open_manifest(
             "the corpus `manifest` needs a root: the path of a manifest.tsv or of its folder."
         )
     file = find_manifest(root)
+    folder, file_state = file.parent, read_state(file)
     rows = read_rows(file)
-    folder = file.parent
     (facts, faults), places = _measure_rows(folder, rows, cache, progress)
     fails = options.on_bad_audio == "fail"
     for row in rows:
@@ -75,27 +83,24 @@ def open_manifest(
         for row in ordered
     ]
 
-    def place_of(utterance: Utterance) -> Path:
-        return resolve_inside(folder, places.get(utterance.key, utterance.key))
+    def source_of(key: str) -> Source:
+        return make_source(places.get(key, key), None, facts[key])
 
-    def read(utterance: Utterance) -> np.ndarray:
-        wave = read_audio(place_of(utterance))
-        if len(wave) != utterance.samples:
-            raise UserError(
-                f"{folder / utterance.key} has changed since the corpus was opened. Start again."
-            )
-        return wave
-
-    def hash_recording(utterance: Utterance, at_most: int | None) -> str:
-        return hash_samples(place_of(utterance), at_most=at_most)
-
+    names = [places.get(row.path, row.path) for row in rows if row.path in faults]
+    files = CorpusFiles(
+        root=folder,
+        source_of=source_of,
+        stays_inside=True,
+        others={file.name: file_state} | {name: read_state(folder / name) for name in names},
+    )
+    reader = RecordingReader(files)
     return Corpus(
         name=f"manifest/{folder.resolve().name}",
         fingerprint=fingerprint(
             [[row.path, row.split, dict(row.cells), facts[row.path].sha256] for row in ordered]
         ),
         utterances=utterances,
-        read=read,
+        read=reader.read,
         columns=frozenset(rows[0].labels),
         notes=(
             *describe_conversions(facts),
@@ -104,7 +109,8 @@ def open_manifest(
         ),
         skipped=dict(Counter(row.split for row in rows if row.path in faults)),
         audio_ids={row.path: facts[row.path].sha256 for row in ordered},
-        hash_recording=hash_recording,
+        hash_recording=reader.hash,
+        files=files,
     )
 
 
@@ -176,6 +182,7 @@ CORPORA.register(
         options=ManifestOptions,
         open=open_manifest,
         needs_root=True,
+        is_list=True,
         layout="a tab- or comma-separated file with the columns path, split and any labels; "
         "paths relative to its folder",
     ),

@@ -16,7 +16,6 @@ from pathlib import Path, PurePosixPath
 
 from speechft_ray.core.errors import UserError
 from speechft_ray.speech.corpora._layout import (
-    GAIN_MINUS_3_DB,
     DiskOptions,
     Recording,
     assemble,
@@ -24,6 +23,7 @@ from speechft_ray.speech.corpora._layout import (
     read_lines,
     require_root,
 )
+from speechft_ray.speech.corpora._reading import GAIN_MINUS_3_DB
 from speechft_ray.speech.corpora.base import CORPORA, Corpus, CorpusKind, ExpectedCounts, Progress
 
 NAME = "quesst14"

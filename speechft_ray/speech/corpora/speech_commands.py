@@ -26,7 +26,6 @@ from speechft_ray.core.units import SAMPLE_RATE_HZ
 from speechft_ray.speech.audio import read_audio_info
 from speechft_ray.speech.corpora._disk import list_folder
 from speechft_ray.speech.corpora._layout import (
-    GAIN_MINUS_3_DB,
     DiskOptions,
     Recording,
     assemble,
@@ -35,6 +34,7 @@ from speechft_ray.speech.corpora._layout import (
     require_folder,
     require_root,
 )
+from speechft_ray.speech.corpora._reading import GAIN_MINUS_3_DB
 from speechft_ray.speech.corpora.base import (
     CORPORA,
     NO_SPEAKER,

@@ -161,7 +161,7 @@ def make_trials(utterances: Sequence[Utterance], column: str) -> list[Trial]:
     return [*((True, *pair) for pair in same[:count]), *((False, *pair) for pair in different)]
 
 
-def _make_splits(corpus: Corpus, column: str, protocol: Protocol) -> dict[str, list[Utterance]]:
+def _make_splits(corpus: Corpus, column: str, protocol: Protocol) -> dict[str, Sequence[Utterance]]:
     """Returns the utterances for training, selection and test."""
     splits = select_splits(corpus, ("train", "test"))
     train, dev = splits["train"], corpus.split("dev")

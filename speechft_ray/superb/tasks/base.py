@@ -230,7 +230,7 @@ def select_columns(task: Task, column: str | None, corpus: Corpus) -> tuple[str,
     return columns
 
 
-def select_splits(corpus: Corpus, names: Sequence[str] = SPLITS) -> dict[str, list[Utterance]]:
+def select_splits(corpus: Corpus, names: Sequence[str] = SPLITS) -> dict[str, Sequence[Utterance]]:
     """Returns the utterances of the named splits. Raises ``UserError`` for an empty one."""
     splits = {split: corpus.split(split) for split in names}
     empty = [split for split, utterances in splits.items() if not utterances]
