@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from speechft_ray.core.errors import SweepError, UserError
+from speechft_ray.core.fingerprint import fingerprint
+from speechft_ray.core.provenance import code_version
 from speechft_ray.core.records import Place
 from speechft_ray.core.specs import CorpusSpec, EvalSpec, Objective, SweepSpec
 from speechft_ray.finetuning.data import load_objective
@@ -18,31 +21,54 @@ from speechft_ray.superb.tasks.base import TASKS
 def check_labels(spec: SweepSpec, place: Place) -> None:
     """Builds the examples of every objective and task on corpora on disk, as their jobs do.
 
-    Synthetic corpora are left out: they are made by jobs. Raises ``SweepError`` with every column,
-    split and label that cannot be learned, and the path of what reads it.
+    Synthetic corpora are left out: they are made by jobs. What was right once is not built again
+    while corpora, encoder and code are the same. Raises ``SweepError`` with every column, split and
+    label that cannot be learned, and the path of what reads it.
     """
     mistakes: list[tuple[str, str]] = []
-    checked: set[str] = set()
+    seen: set[str] = set()
 
-    def attempt(path: str, identity: str, action: Callable[..., None], item: Any) -> None:
+    def attempt(
+        path: str,
+        identity: str,
+        corpora: Sequence[CorpusSpec],
+        action: Callable[..., None],
+        item: Any,
+    ) -> None:
         """Adds the mistake of one item; equal items, as of several seeds, are checked once."""
-        if identity in checked:
+        on_disk = [corpus for corpus in corpora if _is_on_disk(corpus)]
+        if identity in seen or not on_disk:
             return
-        checked.add(identity)
+        seen.add(identity)
+        mark = _find_mark(identity, on_disk, place)
+        if mark.exists():
+            return
         try:
             action(item, place)
         except UserError as error:
             mistakes.append((path, str(error)))
+            return
+        mark.parent.mkdir(parents=True, exist_ok=True)
+        mark.touch()
 
     for index, run in enumerate(spec.finetune):
         for number, objective in enumerate(run.objectives):
             path = f"finetune[{index}].objectives[{number}]"
-            attempt(path, objective.model_dump_json(), check_objective, objective)
+            identity = objective.model_dump_json()
+            attempt(path, identity, [objective.corpus], check_objective, objective)
     for index, entry in enumerate(spec.evaluate):
         identity = entry.model_dump_json(include={"task", "corpus", "column", "options", "folds"})
-        attempt(f"evaluate[{index}]", identity, check_evaluation, entry)
+        attempt(f"evaluate[{index}]", identity, entry.corpora(), check_evaluation, entry)
     if mistakes:
         raise SweepError(f"the sweep `{spec.name}`", mistakes)
+
+
+def _find_mark(identity: str, corpora: Sequence[CorpusSpec], place: Place) -> Path:
+    """Returns the empty file that says that these labels were right."""
+    content = [open_corpus(corpus, place).fingerprint for corpus in corpora]
+    encoder = start_encoder(place.encoder).fingerprint
+    name = fingerprint([identity, content, encoder, code_version()])
+    return Path(place.storage) / "corpora" / "labels" / name
 
 
 def check_objective(objective: Objective, place: Place) -> None:

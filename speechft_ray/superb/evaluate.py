@@ -34,7 +34,14 @@ from speechft_ray.superb.probe import Schedule, TrainedProbe
 from speechft_ray.superb.selection import list_references, predict
 from speechft_ray.superb.setup import build_task_data, make_schedule, select_learning_rates
 from speechft_ray.superb.stacked import train_stacked
-from speechft_ray.superb.tasks.base import TASKS, Example, Task, TaskData, TrainingFreeTask
+from speechft_ray.superb.tasks.base import (
+    TASKS,
+    Example,
+    Task,
+    TaskData,
+    TrainingFreeTask,
+    list_utterances,
+)
 from speechft_ray.superb.training import train_probes
 
 Report = Callable[[Mapping[str, float]], None]
@@ -258,8 +265,8 @@ def _run_training_free(
     return _Outcomes((), [dev] * seeds, [test] * seeds)
 
 
-def _list_utterances(examples: Mapping[str, Sequence[Example]]) -> dict[str, list[Utterance]]:
-    return {split: [example.utterance for example in items] for split, items in examples.items()}
+def _list_utterances(examples: Mapping[str, Sequence[Example]]) -> dict[str, Sequence[Utterance]]:
+    return {split: list_utterances(items) for split, items in examples.items()}
 
 
 class Progress:

@@ -50,7 +50,7 @@ def _sample(
     if schedule.sampling == "buckets":
         return length_buckets([item.utterance.samples for item in examples], size, generator)
     if schedule.sampling == "balanced":
-        classes = torch.stack([item.target[0] for item in examples])
+        classes = torch.tensor([int(item.target[0]) for item in examples])
         return class_balanced_batches(classes, size, generator)
     return random_epochs(len(examples), size, generator)
 

@@ -57,8 +57,8 @@ def train_stacked(
     # Set up: stacked parameters, targets of the train split, one stream of batches per seed.
     first = train.batch(slice(0, 1)).states
     heads = _Heads(data, first, rates, seeds)
-    targets = torch.stack([example.target for example in data.examples["train"]]).to(
-        first.device
+    targets = torch.tensor(
+        [example.target.tolist() for example in data.examples["train"]], device=first.device
     )  # (utterances, columns)
     orders = [
         sample_batches(

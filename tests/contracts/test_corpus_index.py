@@ -113,12 +113,9 @@ def test_every_file_that_changes_or_goes_is_noticed(
             else:
                 path.unlink()
             outcomes = []
-            for opens in (
-                lambda: index_at(name, root, cache, lambda text: None, on_bad_audio="skip"),
-                lambda: open_at(name, root, tmp_path / "direct", on_bad_audio="skip"),
-            ):
+            for function, place in ((index_at, cache), (open_at, tmp_path / "direct")):
                 try:
-                    corpus = opens()
+                    corpus = function(name, root, place, on_bad_audio="skip")
                     outcomes.append((corpus.fingerprint, list(corpus.utterances)))
                 except UserError as error:
                     outcomes.append((str(error), []))

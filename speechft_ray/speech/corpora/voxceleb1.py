@@ -27,7 +27,6 @@ from speechft_ray.speech.corpora._layout import (
     Recording,
     assemble,
     bad_line,
-    below,
     read_lines,
     require_folder,
     require_root,
@@ -169,11 +168,11 @@ def _find_recordings(root: Path) -> dict[str, str]:
     paths: dict[str, str] = {}
     for part in ("dev", "test"):
         folder = root / part / "wav"
-        paths.update(
-            (below(folder, path), below(root, path))
-            for path in sorted(folder.glob("*/*/*.wav"))
-            if not any(map(is_litter, path.relative_to(folder).parts))
-        )
+        for path in sorted(folder.glob("*/*/*.wav")):
+            inner = path.parts[-3:]
+            if not any(map(is_litter, inner)):
+                name = "/".join(inner)
+                paths[name] = f"{part}/wav/{name}"
     return paths
 
 

@@ -7,6 +7,7 @@ pooling), so means over frames, stored once per utterance, train it exactly as f
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from pydantic import Field
@@ -22,6 +23,7 @@ from speechft_ray.superb.measures.accuracy import accuracy, hits
 from speechft_ray.superb.tasks._segments import with_crops
 from speechft_ray.superb.tasks.base import (
     Example,
+    LazyExamples,
     PooledHeadSpec,
     Published,
     Sampling,
@@ -109,8 +111,10 @@ def make_label_builder(
                 corpus, splits, options.crops, round(options.crop_seconds * SAMPLE_RATE_HZ)
             )
             splits = select_splits(corpus)
-        examples = {
-            split: [_make_example(utterance, columns, vocabularies) for utterance in utterances]
+        make = partial(_make_example, columns=columns, vocabularies=vocabularies)
+        # Train may be large and is gone through once; dev and test are looked at again and again.
+        examples: dict[str, Sequence[Example]] = {
+            split: LazyExamples(utterances, make) if split == "train" else [*map(make, utterances)]
             for split, utterances in splits.items()
         }
 

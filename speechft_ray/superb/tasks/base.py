@@ -8,10 +8,10 @@ measure from a corpus (``TaskData``). All tasks share the probe and its training
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, overload
 
 import torch
 from pydantic import BaseModel, ConfigDict
@@ -50,6 +50,38 @@ class Example(NamedTuple):
     for diarisation."""
     reference: Any
     """What ``measure`` compares a prediction with; for most tasks plain data of the same kind."""
+
+
+class LazyExamples(Sequence[Example]):
+    """Examples that are made from their utterances at each access, so that a large split takes no
+    memory."""
+
+    def __init__(
+        self, utterances: Sequence[Utterance], make: Callable[[Utterance], Example]
+    ) -> None:
+        self.utterances, self._make = utterances, make
+
+    def __len__(self) -> int:
+        return len(self.utterances)
+
+    @overload
+    def __getitem__(self, index: int) -> Example: ...
+    @overload
+    def __getitem__(self, index: slice) -> LazyExamples: ...
+    def __getitem__(self, index: int | slice) -> Example | LazyExamples:
+        if isinstance(index, slice):
+            return LazyExamples(self.utterances[index], self._make)
+        return self._make(self.utterances[index])
+
+    def __iter__(self) -> Iterator[Example]:
+        return map(self._make, self.utterances)
+
+
+def list_utterances(examples: Sequence[Example]) -> Sequence[Utterance]:
+    """Returns the utterances of examples."""
+    if isinstance(examples, LazyExamples):
+        return examples.utterances
+    return [example.utterance for example in examples]
 
 
 Measure = Callable[[Sequence[Any], Sequence[Any]], dict[str, float]]

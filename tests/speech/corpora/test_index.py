@@ -11,6 +11,7 @@ import pytest
 import soundfile
 
 from speechft_ray.core.errors import UserError
+from speechft_ray.core.fingerprint import file_sha256
 from speechft_ray.core.records import Place
 from speechft_ray.core.specs import CorpusSpec
 from speechft_ray.speech.corpora.base import Corpus
@@ -94,7 +95,8 @@ def test_a_damaged_or_foreign_index_is_made_again(damage: str, tmp_path: Path) -
     notes: list[str] = [""]
     again = index_at(root, tmp_path / "cache", notes)
     assert again.fingerprint == first.fingerprint and again.utterances == first.utterances
-    assert find_file(tmp_path / "cache").read_bytes() == content and notes == [""]
+    assert find_index("manifest", OPTIONS, root, tmp_path / "cache") is not None
+    assert notes == [""], "it was not the recordings that changed"
 
 
 def test_concurrent_makers_leave_one_good_index(tmp_path: Path) -> None:
@@ -191,11 +193,10 @@ def test_measuring_goes_on_after_an_interruption(
     with pytest.raises(KeyboardInterrupt):
         index_corpus("manifest", OPTIONS, root, tmp_path / "cache", stop)
     hashed: list[str] = []
-    real = _files.file_sha256
 
     def hash_file(path: Path) -> str:
         hashed.append(path.name)
-        return real(path)
+        return file_sha256(path)
 
     monkeypatch.setattr(_files, "file_sha256", hash_file)
     index_at(root, tmp_path / "cache")
