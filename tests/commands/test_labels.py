@@ -12,6 +12,12 @@ import soundfile
 import yaml
 
 from speechft_ray.cli import main
+from speechft_ray.commands import labels
+from speechft_ray.core.specs import EvalSpec
+from speechft_ray.speech.corpora.base import Corpus
+from speechft_ray.stages import perform
+from speechft_ray.superb.setup import build_task_data
+from speechft_ray.superb.tasks.base import Task
 
 SPACE: dict[str, Any] = {
     "name": "own",
@@ -137,3 +143,32 @@ def test_what_only_reads_the_store_checks_no_labels(
     assert "has 1 label in test that train does not have" in " ".join(
         capsys.readouterr().err.split()
     )
+
+
+def test_labels_that_were_right_are_not_built_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Until a row changes: then its mistake is found although the check was passed before."""
+    home = tmp_path / "home"
+    home.mkdir()
+    for row in ROWS:
+        soundfile.write(home / row[0], np.full(4000, 0.1), 16_000)
+    table = "\n".join("\t".join(row) for row in [("path", "split", "speaker", "text"), *ROWS])
+    (home / "manifest.tsv").write_text(table)
+    (tmp_path / "space.yaml").write_text(yaml.safe_dump(SPACE))
+    plan = ["run", "--plan", "--manifest", str(home), "--space", str(tmp_path / "space.yaml")]
+    plan += ["--storage", str(tmp_path / "runs")]
+    assert main(plan) == 0, capsys.readouterr()
+    built: list[str] = []
+
+    def count_builds(task: Task, spec: EvalSpec, corpus: Corpus) -> object:
+        built.append(task.name)
+        return build_task_data(task, spec, corpus)
+
+    monkeypatch.setattr(labels, "build_task_data", count_builds)
+    monkeypatch.setattr(perform, "_OPEN_CORPORA", {})
+    assert main(plan) == 0 and built == []
+    (home / "manifest.tsv").write_text(table.replace("u4.wav\ttest\tann", "u4.wav\ttest\teve"))
+    monkeypatch.setattr(perform, "_OPEN_CORPORA", {})
+    assert main(plan) == 2 and built == ["sid"]
+    assert "1 label in test that train does not have" in " ".join(capsys.readouterr().err.split())
