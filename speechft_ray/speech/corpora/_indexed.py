@@ -15,10 +15,10 @@ from speechft_ray.speech.corpora._reading import GAIN_MINUS_3_DB, IDENTITY, Reco
 from speechft_ray.speech.corpora._vad import REMOVE_SILENCE
 from speechft_ray.speech.corpora.base import (
     SPLITS,
+    AudioSource,
     Corpus,
     CorpusFiles,
     FileState,
-    Source,
     Utterance,
 )
 
@@ -154,12 +154,12 @@ class _Table:
         steps = range(int(ends[row - 1]) if row else 0, int(ends[row]))
         return tuple((int(starts[step]), self.alignment[step]) for step in steps)
 
-    def find_source(self, key: str) -> Source:
+    def find_source(self, key: str) -> AudioSource:
         """Returns the source of the utterance with a key. Raises ``KeyError``."""
         row = self.find_row(key)
         number = {name: int(self.arrays[name][row]) for name in _SOURCE_NUMBERS}
         cut = (number.pop("cut_start"), number.pop("cut_stop"))
-        return Source(
+        return AudioSource(
             path=self.paths[row] or key,
             cut=None if cut[0] == _NO_CUT else cut,
             sha256=self.hashes[row],

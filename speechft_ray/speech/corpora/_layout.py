@@ -23,7 +23,7 @@ from speechft_ray.speech.audio import AudioInfo, read_audio, read_audio_info
 from speechft_ray.speech.corpora._disk import is_litter, read_text
 from speechft_ray.speech.corpora._files import FileFacts, Measurements, describe_short_clip, measure
 from speechft_ray.speech.corpora._reading import IDENTITY, RecordingReader, Transform
-from speechft_ray.speech.corpora.base import Corpus, CorpusFiles, Progress, Source, Utterance
+from speechft_ray.speech.corpora.base import AudioSource, Corpus, CorpusFiles, Progress, Utterance
 
 MAX_NAMES = 5
 """Names of a long list that a message has; the rest is counted."""
@@ -112,7 +112,7 @@ def assemble(
     # "treatment" is the key of the transform in every identity that stores hold: it stays.
     identity = {"treatment": transform.name, "content": content, "trials": usable_trials}
 
-    def source_of(key: str) -> Source:
+    def source_of(key: str) -> AudioSource:
         return make_source(by_key[key].path, by_key[key].cut, facts[by_key[key].path])
 
     files = CorpusFiles(root=root, source_of=source_of, transform=transform.name)
@@ -134,9 +134,9 @@ def assemble(
     )
 
 
-def make_source(path: str, cut: tuple[int, int] | None, facts: FileFacts) -> Source:
+def make_source(path: str, cut: tuple[int, int] | None, facts: FileFacts) -> AudioSource:
     """Returns the source of an utterance in a file with these facts."""
-    return Source(
+    return AudioSource(
         path=path,
         cut=cut,
         size_bytes=facts.size_bytes,
@@ -146,7 +146,7 @@ def make_source(path: str, cut: tuple[int, int] | None, facts: FileFacts) -> Sou
     )
 
 
-def make_audio_id(source: Source) -> str:
+def make_audio_id(source: AudioSource) -> str:
     """Returns the identity of an utterance's audio, the same in every corpus with this file."""
     cut = source.cut
     return source.sha256 if cut is None else f"{source.sha256}[{cut[0]}:{cut[1]}]"

@@ -16,7 +16,7 @@ from speechft_ray.core.errors import UserError
 from speechft_ray.core.fingerprint import file_sha256, fingerprint
 from speechft_ray.speech.audio import hash_samples, read_audio, resolve_inside
 from speechft_ray.speech.corpora._disk import describe_missing_file, join_below
-from speechft_ray.speech.corpora.base import CorpusFiles, Source, Utterance
+from speechft_ray.speech.corpora.base import AudioSource, CorpusFiles, Utterance
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,11 +64,11 @@ class RecordingReader:
         source = self._files.source_of(utterance.key)
         return hash_samples(self._find_place(source), source.cut, at_most)
 
-    def _find_place(self, source: Source) -> Path:
+    def _find_place(self, source: AudioSource) -> Path:
         find = resolve_inside if self._files.stays_inside else join_below
         return find(self._files.root, source.path)
 
-    def _check(self, place: Path, source: Source) -> None:
+    def _check(self, place: Path, source: AudioSource) -> None:
         try:
             state = place.stat()
         except (FileNotFoundError, NotADirectoryError):

@@ -48,7 +48,7 @@ class SplitUtterances(Protocol):
     def of_split(self, split: str) -> Sequence[Utterance]: ...
 
 
-class Source(NamedTuple):
+class AudioSource(NamedTuple):
     """Where the audio of an utterance lies, and what its file was like when it was measured.
 
     ``path`` is that of the file below the root, as it is spelled on disk; ``cut`` the part
@@ -83,7 +83,7 @@ class CorpusFiles:
     """
 
     root: Path
-    source_of: Callable[[str], Source]
+    source_of: Callable[[str], AudioSource]
     transform: str = ""
     stays_inside: bool = False
     others: Mapping[str, FileState | None] = field(default_factory=dict)

@@ -28,11 +28,11 @@ from speechft_ray.speech.corpora._reading import RecordingReader
 from speechft_ray.speech.corpora._rows import Mistakes, Row, read_rows
 from speechft_ray.speech.corpora.base import (
     CORPORA,
+    AudioSource,
     Corpus,
     CorpusFiles,
     CorpusKind,
     Progress,
-    Source,
     Utterance,
 )
 from speechft_ray.speech.corpora.labels import (
@@ -83,7 +83,7 @@ def open_manifest(
         for row in ordered
     ]
 
-    def source_of(key: str) -> Source:
+    def source_of(key: str) -> AudioSource:
         return make_source(places.get(key, key), None, facts[key])
 
     names = [places.get(row.path, row.path) for row in rows if row.path in faults]
