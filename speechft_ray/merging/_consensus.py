@@ -9,6 +9,10 @@ from collections.abc import Iterable, Sequence
 from typing import Literal
 
 import torch
+from pydantic import model_validator
+
+from speechft_ray.merging.base import AveragedParams
+from speechft_ray.merging.linear import compute_weighted_sum
 
 Elect = Literal["mass", "count"]
 NormElect = Literal["normfrac", "normmass"]
@@ -21,6 +25,31 @@ def require_votes(weights: Sequence[float] | None) -> None:
             "`weights` must not be negative with these parameters, and not all 0, "
             f"but are {list(weights)}"
         )
+
+
+class ConsensusParams(AveragedParams):
+    """Parameters of a method that may elect signs before it averages."""
+
+    consensus: bool = False
+    """Whether signs are elected, from the weighted values, and only values that agree are added."""
+
+    @model_validator(mode="after")
+    def _can_vote(self) -> ConsensusParams:
+        if self.consensus:
+            require_votes(self.weights)
+        return self
+
+
+def combine_values(params: ConsensusParams, values: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Returns the weighted mean or sum of the donors' values; with ``consensus``, of those that
+    have the elected sign."""
+    weights = params.weights_of(len(values))
+    if not params.consensus:
+        return compute_weighted_sum(weights, values, params.normalize)
+    signs = elect(values, "mass", weights)
+    return compute_agreeing_mean(
+        values, weights, signs, zero_is_positive=True, divide=params.normalize
+    )
 
 
 def elect(

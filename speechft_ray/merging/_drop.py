@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
@@ -36,9 +37,8 @@ def draw_mask(
     the CPU. numpy guarantees this stream and can advance it to any position, so the mask is the
     same on every machine and device, whole or in blocks.
     """
-    key = hashlib.sha256(f"{seed}/{donor}/{name}".encode()).digest()
     raw = (
-        np.random.PCG64(int.from_bytes(key, "little"))
+        np.random.PCG64(_make_seed(seed, donor, name))
         .advance(start // 4)
         .random_raw((like.numel() + 3) // 4)
     )
@@ -48,6 +48,13 @@ def draw_mask(
     else:
         mask = bits < probability.detach().cpu().double().flatten().numpy() * _STEPS
     return torch.from_numpy(mask).reshape(like.shape).to(like.device)
+
+
+@lru_cache(maxsize=64)
+def _make_seed(seed: int, donor: int, name: str) -> np.random.SeedSequence:
+    """Returns the seed of a donor's tensor, once for all of its blocks."""
+    key = hashlib.sha256(f"{seed}/{donor}/{name}".encode()).digest()
+    return np.random.SeedSequence(int.from_bytes(key, "little"))
 
 
 def mask_and_rescale(

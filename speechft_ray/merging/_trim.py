@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import torch
 
-from speechft_ray.merging._selection import Rank, RankedMagnitude, select_kth_smallest
+from speechft_ray.merging._selection import (
+    Rank,
+    RankedMagnitude,
+    Sample,
+    select_kth_smallest,
+)
 from speechft_ray.merging.base import spread
 from speechft_ray.merging.param_reader import ParamGroup, ParamReader, ParamSlice
 
@@ -110,7 +116,10 @@ def _compute_cuts(
 
     if scope == "global":
         magnitudes = select_kth_smallest(
-            lambda: (block.vectors for block in reader.blocks()), reader.donors, rank
+            lambda: (block.vectors for block in reader.blocks()),
+            reader.donors,
+            rank,
+            _read_sample(reader, reader.groups),
         )
         cuts = tuple(Cut(magnitude.value) for magnitude in magnitudes)
         return {group.name: cuts for group in reader.groups}
@@ -123,12 +132,23 @@ def _compute_group_cuts(
     def blocks() -> Iterator[Sequence[torch.Tensor]]:
         return (block.vectors for block in reader.blocks_of(group))
 
-    magnitudes = select_kth_smallest(blocks, reader.donors, rank)
+    magnitudes = select_kth_smallest(blocks, reader.donors, rank, _read_sample(reader, [group]))
     if kept != "exact":
         return tuple(Cut(magnitude.value) for magnitude in magnitudes)
     return tuple(
         Cut(magnitude.value, _find_end_of_ties(magnitude, donor, reader, group))
         for donor, magnitude in enumerate(magnitudes)
+    )
+
+
+def _read_sample(reader: ParamReader, groups: Iterable[ParamGroup]) -> Sample | None:
+    """Reads a sample of these groups; ``None`` where that takes as long as reading them."""
+    if reader.read_sample is None:
+        return None
+    parts = [reader.read_sample(group) for group in groups]
+    return Sample(
+        values=[[part.vectors[donor] for part in parts] for donor in range(reader.donors)],
+        total=sum(math.prod(part.shape or part.base.shape) for part in parts),
     )
 
 

@@ -15,8 +15,8 @@ from speechft_ray.core.errors import UserError
 from speechft_ray.merging.alignment import (
     StateDict,
     check_compatible,
-    check_finite,
     check_tied,
+    check_while_reading,
     find_groups,
     find_tied,
     is_finite,
@@ -91,8 +91,8 @@ def merge(
     if alpha > 0.0:
         getters = [donor.__getitem__ for donor in donors]
         reader = make_reader(groups, base.__getitem__, getters, checked.dtype, lookup)
+        reader = check_while_reading(reader, base.__getitem__, getters)
         with torch.no_grad():
-            check_finite(reader, base.__getitem__, getters)
             for combined in combine_all(method, checked, reader):
                 merged |= interpolate(combined, checked.scale, base.__getitem__, getters, alpha)
             check_overflow(merged)

@@ -1,19 +1,20 @@
 """Aligns the tensors of base and donors, and checks that they can be merged.
 
-Everything but ``check_tied`` and ``check_finite`` reads names, shapes and dtypes alone, so tensors
-on the ``meta`` device suffice.
+Everything but ``check_tied`` and the checks of values reads names, shapes and dtypes alone, so
+tensors on the ``meta`` device suffice.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
 
 from speechft_ray.core.errors import UserError
-from speechft_ray.merging.param_reader import GetTensor, ParamGroup, ParamReader
+from speechft_ray.merging.param_reader import GetTensor, ParamGroup, ParamReader, ParamSlice
 
 StateDict = Mapping[str, torch.Tensor]
 
@@ -138,49 +139,60 @@ def _is_same(first: torch.Tensor, second: torch.Tensor) -> bool:
     return first.data_ptr() == second.data_ptr() or torch.equal(first, second)
 
 
+def check_while_reading(
+    reader: ParamReader, base: GetTensor, donors: Sequence[GetTensor]
+) -> ParamReader:
+    """Returns the reader with a check of values: reading a group for the first time raises
+    ``UserError`` for values that are NaN or infinite, naming the model that has them.
+
+    A check of its own would read all models once more.
+    """
+    checked: set[str] = set()
+
+    def check(part: ParamSlice) -> ParamSlice:
+        if part.name not in checked and not all(is_finite(vector) for vector in part.vectors):
+            _refuse_vectors(reader, base, donors)
+        return part
+
+    def read(group: ParamGroup) -> ParamSlice:
+        part = check(reader.read(group))
+        checked.add(group.name)
+        return part
+
+    def read_blocks(group: ParamGroup) -> Iterator[ParamSlice]:
+        for block in reader.blocks_of(group):
+            yield check(block)
+        checked.add(group.name)
+
+    return replace(reader, read=read, read_blocks=read_blocks)
+
+
 def check_finite(reader: ParamReader, base: GetTensor, donors: Sequence[GetTensor]) -> None:
-    """Raises ``UserError`` for values that are NaN or infinite, naming the model that has them."""
-    # The extremes of base and donors suffice for usual weights.
-    if all(_is_surely_finite(group, base, donors) for group in reader.groups):
-        return
-    # Otherwise read every task vector once.
-    overflowing: dict[int, torch.dtype] = {}
-    for block in reader.blocks():
-        overflowing |= {
-            index: vector.dtype
-            for index, vector in enumerate(block.vectors)
-            if not is_finite(vector)
-        }
-    if not overflowing:
-        return
-    # Name the model at fault; if there is none, a difference is beyond the dtype.
+    """Raises ``UserError`` for values that are NaN or infinite, naming the model that has them.
+    Reads all groups."""
+    for part in check_while_reading(reader, base, donors):
+        del part
+
+
+def _refuse_vectors(reader: ParamReader, base: GetTensor, donors: Sequence[GetTensor]) -> None:
+    """Raises ``UserError`` that names the model at fault, or, where there is none, the donor whose
+    difference is beyond the dtype."""
     keys = [key for group in reader.groups for key in group.keys]
     refuse_non_finite((key for key in keys if not is_finite(base(key))), "the base", _DIVERGED)
     for index, donor in enumerate(donors):
         refuse_non_finite(
             (key for key in keys if not is_finite(donor(key))), f"donor {index + 1}", _DIVERGED
         )
-    index, dtype = min(overflowing.items())
+    index, dtype = min(
+        (index, vector.dtype)
+        for block in reader.blocks()
+        for index, vector in enumerate(block.vectors)
+        if not is_finite(vector)
+    )
     raise UserError(
         f"donor {index + 1} differs from the base by more than {dtype} can hold: "
         "it was not tuned from this base."
     )
-
-
-def _is_surely_finite(group: ParamGroup, base: GetTensor, donors: Sequence[GetTensor]) -> bool:
-    """Whether the extremes of base and donors show that no difference is NaN or infinite.
-
-    Always false for a kernel, which has to be computed.
-    """
-    if len(group.keys) > 1:
-        return False
-    tensors = [state(group.name).detach() for state in (base, *donors)]
-    ends = [
-        torch.stack(torch.aminmax(tensor)).double().abs().max()
-        for tensor in tensors
-        if tensor.numel()
-    ]
-    return all(float(end) < torch.finfo(torch.float32).max / 4 for end in ends)
 
 
 def is_finite(tensor: torch.Tensor) -> bool:

@@ -52,6 +52,16 @@ class MergeParams(BaseModel):
     """How a weight-normalised convolution is merged: its ``factors`` g and v separately, as
     published code does, or its effective ``kernel`` g * v / |v|."""
 
+    conventions: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    """What each value of ``like``, the name of a program, sets where the parameters do not."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _apply_conventions(cls, raw: Any) -> Any:
+        if not isinstance(raw, dict):
+            return raw
+        return {**cls.conventions.get(str(raw.get("like")), {}), **raw}
+
     @property
     def dtype(self) -> torch.dtype:
         """The torch dtype of ``precision``."""

@@ -10,24 +10,22 @@ from __future__ import annotations
 from typing import Annotated, ClassVar, Literal
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from speechft_ray.merging._consensus import compute_agreeing_mean, elect, require_votes
+from speechft_ray.merging._consensus import ConsensusParams, combine_values
 from speechft_ray.merging.base import (
     METHODS,
-    AveragedParams,
     MergeMethod,
     Shares,
     one_per_weight,
     spread,
 )
-from speechft_ray.merging.linear import compute_weighted_sum
 from speechft_ray.merging.param_reader import ParamSlice
 
 Gamma = Annotated[float, Field(ge=0, lt=1)]
 
 
-class BreadcrumbsParams(AveragedParams):
+class BreadcrumbsParams(ConsensusParams):
     """Parameters of breadcrumbs."""
 
     by_donor: ClassVar[tuple[str, ...]] = ("weights", "density", "gamma")
@@ -43,14 +41,6 @@ class BreadcrumbsParams(AveragedParams):
     """``l1`` restores each tensor's L1 norm afterwards (mergekit's ``rescale: true``)."""
     normalize: bool = False
     """Whether the weighted sum is divided by the sum of the weights in it."""
-    consensus: bool = False
-    """Whether signs are elected, from the weighted values, and only values that agree are added."""
-
-    @model_validator(mode="after")
-    def _fits(self) -> BreadcrumbsParams:
-        if self.consensus:
-            require_votes(self.weights)
-        return self
 
 
 def combine(params: BreadcrumbsParams, precomputed: None, part: ParamSlice) -> torch.Tensor:
@@ -66,13 +56,7 @@ def combine(params: BreadcrumbsParams, precomputed: None, part: ParamSlice) -> t
         values = [
             _restore_norm(value, vector) for value, vector in zip(values, part.vectors, strict=True)
         ]
-    weights = params.weights_of(donors)
-    if not params.consensus:
-        return compute_weighted_sum(weights, values, params.normalize)
-    signs = elect(values, "mass", weights)
-    return compute_agreeing_mean(
-        values, weights, signs, zero_is_positive=True, divide=params.normalize
-    )
+    return combine_values(params, values)
 
 
 def _select_band(values: torch.Tensor, density: float, gamma: float) -> torch.Tensor:

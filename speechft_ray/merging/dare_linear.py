@@ -7,23 +7,25 @@ the rescale of the paper.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from speechft_ray.merging._drop import Gains, Rescale, compute_gains, drop
 from speechft_ray.merging.base import METHODS, AveragedParams, MergeMethod, Shares, one_per_weight
 from speechft_ray.merging.linear import compute_weighted_sum
 from speechft_ray.merging.param_reader import ParamReader, ParamSlice
 
-_MERGEKIT = {"rescale": "l1", "normalize": False}
-
 
 class DareParams(AveragedParams):
     """Parameters of DARE's drop and of the weighted mean after it."""
 
     by_donor: ClassVar[tuple[str, ...]] = ("weights", "density")
+    conventions: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "mergekit": {"rescale": "l1", "normalize": False}
+    }
 
     density: Shares = 0.9
     """Probability that a position is kept: 1 minus the paper's drop rate p. 1 keeps all. One for
@@ -36,13 +38,6 @@ class DareParams(AveragedParams):
     like: Literal["original", "mergekit"] = "original"
     """``mergekit``: its conventions, ``rescale: l1`` and ``normalize: false``, where not set here.
     Its own default for ``density`` is 1."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _conventions(cls, raw: Any) -> Any:
-        return (
-            {**_MERGEKIT, **raw} if isinstance(raw, dict) and raw.get("like") == "mergekit" else raw
-        )
 
 
 def precompute(params: DareParams, reader: ParamReader) -> Gains:

@@ -27,24 +27,21 @@ from speechft_ray.merging.base import (
 )
 from speechft_ray.merging.param_reader import ParamReader, ParamSlice
 
-LIKE: Mapping[str, Mapping[str, Any]] = {
-    "original": {},
-    "mergekit": {
-        "rescale": "l1",
-        "trim": 1.0,
-        "weigh_election": True,
-        "zero_sign": "positive",
-        "normalize": False,
-    },
-    "mergelm": {"kept": "mask_rate"},
-}
-"""Parameters that make up the conventions of each program."""
-
 
 class DareTiesParams(AveragedParams):
     """Parameters of DARE's drop and of the TIES merge after it."""
 
     by_donor: ClassVar[tuple[str, ...]] = ("weights", "density")
+    conventions: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "mergekit": {
+            "rescale": "l1",
+            "trim": 1.0,
+            "weigh_election": True,
+            "zero_sign": "positive",
+            "normalize": False,
+        },
+        "mergelm": {"kept": "mask_rate"},
+    }
 
     density: Shares = 0.9
     """Probability that a position is kept: 1 minus the paper's drop rate p. 1 keeps all. One for
@@ -72,11 +69,6 @@ class DareTiesParams(AveragedParams):
     """The conventions of a program, where not set here. ``mergekit``: ``rescale: l1``, no trim, a
     weighted election, + for zero sums and ``normalize: false``; its own default for ``density`` is
     1. ``mergelm``: ``kept: mask_rate``."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _conventions(cls, raw: Any) -> Any:
-        return {**LIKE.get(str(raw.get("like")), {}), **raw} if isinstance(raw, dict) else raw
 
     @model_validator(mode="after")
     def _fits(self) -> DareTiesParams:

@@ -8,32 +8,32 @@ with the rank, from density - epsilon to density + epsilon.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field, model_validator
 
-from speechft_ray.merging._consensus import compute_agreeing_mean, elect, require_votes
+from speechft_ray.merging._consensus import ConsensusParams, combine_values
 from speechft_ray.merging._drop import Rescale, draw_mask, mask_and_rescale
 from speechft_ray.merging.base import (
     METHODS,
-    AveragedParams,
     MergeMethod,
     Shares,
     one_per_weight,
     spread,
 )
-from speechft_ray.merging.linear import compute_weighted_sum
 from speechft_ray.merging.param_reader import ParamSlice
 
 Epsilon = Annotated[float, Field(ge=0)]
 
 
-class DellaParams(AveragedParams):
+class DellaParams(ConsensusParams):
     """Parameters of DELLA. The paper searches the drop rate, so ``density`` and ``epsilon`` have no
     published default."""
 
     by_donor: ClassVar[tuple[str, ...]] = ("weights", "density", "epsilon")
+    conventions: ClassVar[Mapping[str, Mapping[str, Any]]] = {"mergekit": {"rescale": "l1"}}
 
     density: Shares = 0.7
     """Mean probability that a position is kept; 1 keeps all, whatever ``epsilon`` is (mergekit's
@@ -55,10 +55,10 @@ class DellaParams(AveragedParams):
 
     @model_validator(mode="before")
     @classmethod
-    def _conventions(cls, raw: Any) -> Any:
+    def _sum_without_consensus(cls, raw: Any) -> Any:
         if not isinstance(raw, dict) or raw.get("like") != "mergekit":
             return raw
-        return {"rescale": "l1", "normalize": raw.get("consensus", True), **raw}
+        return {"normalize": raw.get("consensus", True), **raw}
 
     @model_validator(mode="after")
     def _fits(self) -> DellaParams:
@@ -71,8 +71,6 @@ class DellaParams(AveragedParams):
                     f"`density` {density:g} plus or minus `epsilon` {epsilon:g} "
                     "must lie between 0 and 1: lower `epsilon`"
                 )
-        if self.consensus:
-            require_votes(self.weights)
         return self
 
 
@@ -85,13 +83,7 @@ def combine(params: DellaParams, precomputed: None, part: ParamSlice) -> torch.T
         _drop(params, densities[donor], epsilons[donor], donor, vector, part.name)
         for donor, vector in enumerate(part.vectors)
     ]
-    weights = params.weights_of(len(values))
-    if not params.consensus:
-        return compute_weighted_sum(weights, values, params.normalize)
-    signs = elect(values, "mass", weights)
-    return compute_agreeing_mean(
-        values, weights, signs, zero_is_positive=True, divide=params.normalize
-    )
+    return combine_values(params, values)
 
 
 def compute_keep_probabilities(

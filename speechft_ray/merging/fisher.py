@@ -7,7 +7,7 @@ tuning set, gathered by its fine-tuning with ``gather: [fisher]``.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import torch
 from pydantic import Field, model_validator
@@ -17,16 +17,14 @@ from speechft_ray.merging.base import METHODS, MergeMethod, WeightedParams, one_
 from speechft_ray.merging.linear import compute_weighted_sum
 from speechft_ray.merging.param_reader import ParamReader, ParamSlice
 
-LIKE: Mapping[str, Mapping[str, Any]] = {
-    "original": {},
-    "mergelm": {"balance": "norm", "floor_as": "added"},
-    "wise_ft": {"balance": False, "floor_as": "minimum", "floor": 1e-8},
-}
-"""Parameters that make up the conventions of each program."""
-
 
 class FisherParams(WeightedParams):
     """Parameters of Fisher merging. ``weights`` are the paper's lambda."""
+
+    conventions: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "mergelm": {"balance": "norm", "floor_as": "added"},
+        "wise_ft": {"balance": False, "floor_as": "minimum", "floor": 1e-8},
+    }
 
     balance: bool | Literal["norm"] = True
     """Whether each donor's information is divided by its mean over the model, so that a loss of
@@ -40,11 +38,6 @@ class FisherParams(WeightedParams):
     like: Literal["original", "mergelm", "wise_ft"] = "original"
     """The conventions of a program, where not set here. ``mergelm``: ``balance: norm``, ``floor_as:
     added``. ``wise_ft``: ``balance: false``, ``floor_as: minimum``, ``floor: 1e-8``."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _conventions(cls, raw: Any) -> Any:
-        return {**LIKE.get(str(raw.get("like")), {}), **raw} if isinstance(raw, dict) else raw
 
     @model_validator(mode="after")
     def _fits(self) -> FisherParams:

@@ -1,14 +1,15 @@
 """Layer-wise merging: multiplies the mean task vector by one factor per encoder layer, and one each
 for front end, positional convolution and the rest.
 
-These are the layer-wise coefficients of AdaMerging (arXiv 2310.02575), chosen by a search instead
-of by entropy. The factors multiply alpha: with alpha 1 they are the layers' own alphas.
+These are the layer-wise coefficients of AdaMerging (arXiv 2310.02575) and, for speech, of AdaLTM
+(arXiv 2603.25041), chosen by a search instead of by entropy or training. The factors multiply
+alpha: with alpha 1 they are the layers' own alphas.
 """
 
 from __future__ import annotations
 
 import re
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 from pydantic import Field, field_validator
@@ -38,8 +39,13 @@ matches counts."""
 class LayerwiseParams(AveragedParams):
     """Parameters of the layer-wise merge; the defaults give ``linear``."""
 
+    by_donor: ClassVar[tuple[str, ...]] = ("weights", "layers_by_donor")
+
     layers: Annotated[tuple[Share, ...], Field(min_length=1)] | Share = 1.0
     """Factor of each encoder layer, from the first to the last; or one for all."""
+    layers_by_donor: Annotated[tuple[tuple[Share, ...], ...], Field(min_length=1)] | None = None
+    """Factors of the encoder layers for each donor, which multiply its task vector there. With
+    ``normalize: false`` they are the coefficients by task and layer of AdaMerging and AdaLTM."""
     front_end: Share = 1.0
     """Factor of the convolutions that read the waveform."""
     position: Share = 1.0
@@ -92,17 +98,31 @@ def precompute(params: LayerwiseParams, reader: ParamReader) -> None:
             f"`{absent[0]}` of merge method `layerwise` matches no parameter in the layers of the "
             f"base: it looks for names with `{PARTS[absent[0]]}`. Leave it out."
         )
-    if isinstance(params.layers, tuple) and len(params.layers) != layers:
-        raise UserError(
-            f"`layers` of merge method `layerwise` must have {layers} factors, one for each layer "
-            f"of the base, but has {len(params.layers)} instead."
-        )
+    lists = {"layers": params.layers} if isinstance(params.layers, tuple) else {}
+    lists |= {
+        f"layers_by_donor.{donor}": factors
+        for donor, factors in enumerate(params.layers_by_donor or ())
+    }
+    for name, factors in lists.items():
+        if len(factors) != layers:
+            raise UserError(
+                f"`{name}` of merge method `layerwise` must have {layers} factors, one for each "
+                f"layer of the base, but has {len(factors)} instead."
+            )
 
 
 def combine(params: LayerwiseParams, precomputed: None, part: ParamSlice) -> torch.Tensor:
     """Returns the weighted mean task vector times the factor of the parameter."""
     weights = params.weights_of(len(part.vectors))
-    mean = compute_weighted_sum(weights, part.vectors, params.normalize)
+    vectors = part.vectors
+    layer = layer_of(part.name, params.layer_pattern)
+    if params.layers_by_donor is not None and layer is not None:
+        # The factors do not enter the divisor of the mean, as `layers` does not.
+        vectors = tuple(
+            vector * factors[layer]
+            for vector, factors in zip(vectors, params.layers_by_donor, strict=True)
+        )
+    mean = compute_weighted_sum(weights, vectors, params.normalize)
     return mean * compute_factor(params, part.name)
 
 

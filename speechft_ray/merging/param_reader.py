@@ -21,6 +21,9 @@ BLOCK = 1 << 17
 """Positions that a blockwise method processes at once. A block of base, donors and result stays in
 a core's cache."""
 
+SAMPLE_STEP = 61
+"""Step between the positions of a sample: prime, so that it meets all columns of a matrix."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ParamGroup:
@@ -81,6 +84,9 @@ class ParamReader:
     read: Callable[[ParamGroup], ParamSlice]
     read_blocks: Callable[[ParamGroup], Iterator[ParamSlice]] | None = None
     """Reads a group block by block, where that takes less memory than reading it whole."""
+    read_sample: Callable[[ParamGroup], ParamSlice] | None = None
+    """Reads one of every ``SAMPLE_STEP`` positions of a group, flat, where that is faster than
+    reading it whole."""
     cache: dict[Any, Any] = field(default_factory=dict)
     """Results of ``precompute`` that depend on the task vectors alone, for later merges of the same
     donors."""
@@ -120,6 +126,7 @@ def make_reader(
         donors=len(donors),
         read=make_read(base, donors, dtype, statistics),
         read_blocks=make_read_blocks(base, donors, dtype, statistics),
+        read_sample=make_read_sample(base, donors, dtype),
     )
 
 
@@ -160,17 +167,46 @@ def make_read_blocks(
             yield from read(group).blocks()
             return
         tensors = [state(group.name).detach() for state in (base, *donors)]
-        shape = tensors[0].shape
-        start, *ends = (tensor.reshape(-1) for tensor in tensors)
-        for position in range(0, max(1, start.numel()), BLOCK):
-            block = slice(position, position + BLOCK)
-            first = upcast(start[block], dtype)
-            vectors = tuple(upcast(end[block], dtype).to(first) - first for end in ends)
-            yield ParamSlice(
-                name=group.name, base=first, vectors=vectors, start=position, shape=shape
-            )
+        for start in range(0, max(1, tensors[0].numel()), BLOCK):
+            yield _read_positions(group.name, tensors, slice(start, start + BLOCK), dtype)
 
     return read_blocks
+
+
+def make_read_sample(
+    base: GetTensor, donors: Sequence[GetTensor], dtype: torch.dtype
+) -> Callable[[ParamGroup], ParamSlice]:
+    """Returns the function that reads one of every ``SAMPLE_STEP`` positions of a group, with the
+    values of ``make_read``."""
+    read = make_read(base, donors, dtype, lambda name: ())
+
+    def read_sample(group: ParamGroup) -> ParamSlice:
+        if len(group.keys) > 1:
+            return take_sample(read(group))
+        tensors = [state(group.name).detach() for state in (base, *donors)]
+        return _read_positions(group.name, tensors, slice(None, None, SAMPLE_STEP), dtype)
+
+    return read_sample
+
+
+def take_sample(part: ParamSlice) -> ParamSlice:
+    """Returns one of every ``SAMPLE_STEP`` positions of a group, as views."""
+    base, *vectors = (tensor.reshape(-1)[::SAMPLE_STEP] for tensor in (part.base, *part.vectors))
+    return ParamSlice(name=part.name, base=base, vectors=tuple(vectors), shape=part.base.shape)
+
+
+def _read_positions(
+    name: str, tensors: Sequence[torch.Tensor], positions: slice, dtype: torch.dtype
+) -> ParamSlice:
+    start, *ends = (tensor.reshape(-1)[positions] for tensor in tensors)
+    first = upcast(start, dtype)
+    return ParamSlice(
+        name=name,
+        base=first,
+        vectors=tuple(upcast(end, dtype).to(first) - first for end in ends),
+        start=positions.start or 0,
+        shape=tensors[0].shape,
+    )
 
 
 def read_value(group: ParamGroup, state: GetTensor, dtype: torch.dtype) -> torch.Tensor:

@@ -16,7 +16,7 @@ from speechft_ray.core.errors import UserError
 from speechft_ray.core.layers import ANY_LAYER, ENCODER_LAYER, layer_of
 from speechft_ray.merging._mergekit import PEER_METHODS, REQUIRED, Conversion
 from speechft_ray.merging.algebra import merge
-from speechft_ray.merging.alignment import StateDict, find_tied
+from speechft_ray.merging.alignment import StateDict, check_compatible, find_tied
 from speechft_ray.merging.recipes import Recipe, Settings
 
 
@@ -51,6 +51,8 @@ def merge_by_recipe(
     """
     base = states[recipe.reference()]
     donors = [states[name] for name in recipe.donors()]
+    for name, donor in zip(recipe.donors(), donors, strict=True):
+        check_compatible(base, donor, name, tuple(protected_prefixes))
     tied = find_tied(base)
     conversions = resolve(recipe, base)
     # Parameters by their settings; what the base ties stays together.

@@ -29,7 +29,13 @@ from speechft_ray.merging.alignment import (
     find_tied,
 )
 from speechft_ray.merging.base import METHODS, MergeParams, validate_params
-from speechft_ray.merging.param_reader import ParamGroup, ParamReader, ParamSlice, make_read
+from speechft_ray.merging.param_reader import (
+    ParamGroup,
+    ParamReader,
+    ParamSlice,
+    make_read,
+    take_sample,
+)
 
 CACHE_SIZE = 2
 """Combined task vectors in the cache, each as large as the base: the current one and the previous
@@ -167,7 +173,10 @@ class ResidentMerger:
             read = make_read(self._base.__getitem__, self._getters, params.dtype, lookup)
             parts: dict[str, ParamSlice] = {group.name: read(group) for group in groups}
             reader = ParamReader(
-                groups=groups, donors=len(self._donors), read=lambda group: parts[group.name]
+                groups=groups,
+                donors=len(self._donors),
+                read=lambda group: parts[group.name],
+                read_sample=lambda group: take_sample(parts[group.name]),
             )
             check_finite(reader, self._base.__getitem__, self._getters)
             self._readers[key] = reader

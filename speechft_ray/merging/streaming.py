@@ -31,7 +31,7 @@ from speechft_ray.merging.algebra import (
 from speechft_ray.merging.alignment import (
     StateDict,
     check_compatible,
-    check_finite,
+    check_while_reading,
     find_groups,
     find_tied,
 )
@@ -122,7 +122,7 @@ def _merge(
     """Merges group by group and writes each result."""
     base, *donors = getters
     reader = make_reader(groups, base, donors, params.dtype, lambda name: ())
-    check_finite(reader, base, donors)
+    reader = check_while_reading(reader, base, donors)
     for combined in combine_all(method, params, reader):
         # The result overwrites the combined task vector where shape and dtype allow it.
         out = {key: _result_buffer(base(key), combined.vector) for key in combined.group.keys}
@@ -138,7 +138,14 @@ def _result_buffer(like: torch.Tensor, vector: torch.Tensor) -> torch.Tensor:
 
 
 def _free_memory_bytes() -> int:
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    """Returns the memory that is free or holds pages of files that can be read again: a page cache
+    full of the inputs themselves is no reason to map them anew for each tensor."""
+    meminfo = Path("/proc/meminfo")
+    if meminfo.exists():
+        for line in meminfo.read_text(encoding="ascii").splitlines():
+            if line.startswith("MemAvailable:"):
+                return 1024 * int(line.split()[1])
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
 
 
 def _map_file(path: Path) -> GetTensor:

@@ -34,23 +34,20 @@ from speechft_ray.merging._trim import (
 from speechft_ray.merging.base import METHODS, AveragedParams, MergeMethod, Shares, one_per_weight
 from speechft_ray.merging.param_reader import ParamReader, ParamSlice
 
-LIKE: Mapping[str, Mapping[str, Any]] = {
-    "original": {},
-    "mergekit": {
-        "scope": "tensor",
-        "kept": "exact",
-        "weigh_election": True,
-        "zero_sign": "positive",
-    },
-    "mergelm": {"kept": "mask_rate"},
-}
-"""Parameters that make up the conventions of each program."""
-
 
 class TiesParams(AveragedParams):
     """Parameters of TIES; the defaults are those of the authors' code, which has no weights."""
 
     by_donor: ClassVar[tuple[str, ...]] = ("weights", "density")
+    conventions: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "mergekit": {
+            "scope": "tensor",
+            "kept": "exact",
+            "weigh_election": True,
+            "zero_sign": "positive",
+        },
+        "mergelm": {"kept": "mask_rate"},
+    }
 
     density: Shares = 0.2
     """Share of the positions of a task vector that the trim keeps; 1 keeps all. Positions of frozen
@@ -82,11 +79,6 @@ class TiesParams(AveragedParams):
     """The conventions of a program, where not set here. ``mergekit``: ``scope: tensor``, ``kept:
     exact``, ``weigh_election: true``, ``zero_sign: positive``; its own default for ``density`` is
     1. ``mergelm``: ``kept: mask_rate``."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _conventions(cls, raw: Any) -> Any:
-        return {**LIKE.get(str(raw.get("like")), {}), **raw} if isinstance(raw, dict) else raw
 
     @model_validator(mode="after")
     def _fits(self) -> TiesParams:

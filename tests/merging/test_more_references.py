@@ -165,6 +165,30 @@ def test_parts_of_a_layer_have_factors() -> None:
         combine_onto_zeros("layerwise", {"q": 0.5}, draw_vectors(1))
 
 
+def test_layerwise_has_factors_by_donor_and_layer() -> None:
+    """The coefficients of AdaMerging and AdaLTM by task and layer; the rest is averaged."""
+    names = [f"encoder.layers.{layer}.fc1.weight" for layer in range(2)]
+    first, second = (
+        {name: np.full(3, value + place) for place, name in enumerate([*names, "proj.weight"])}
+        for value in (1.0, 10.0)
+    )
+    factors = [[0.1, 0.2], [0.3, 0.4]]
+    params: dict[str, Any] = {"layers_by_donor": factors, "weights": [1, 3]}
+    for normalize, divisor in ((False, 1.0), (True, 4.0)):
+        actual = combine_onto_zeros(
+            "layerwise", {**params, "normalize": normalize}, [first, second]
+        )
+        for layer, name in enumerate(names):
+            expected = factors[0][layer] * first[name] + 3 * factors[1][layer] * second[name]
+            np.testing.assert_allclose(actual[name], expected / divisor, rtol=1e-12)
+        rest = (first["proj.weight"] + 3 * second["proj.weight"]) / divisor
+        np.testing.assert_allclose(actual["proj.weight"], rest, rtol=1e-12)
+    with pytest.raises(UserError, match=r"`layers_by_donor.1` .* must have 2 factors"):
+        combine_onto_zeros("layerwise", {"layers_by_donor": [[1, 1], [1]]}, [first, second])
+    with pytest.raises(UserError, match="number of donors must be 1"):
+        combine_onto_zeros("layerwise", {"layers_by_donor": [[1, 1]]}, [first, second])
+
+
 def test_fisher_has_the_floors_of_its_programs() -> None:
     source, name = np.random.default_rng(5), "encoder.layers.0.fc1.weight"
     vectors = [{name: model[name]} for model in draw_vectors(2)]

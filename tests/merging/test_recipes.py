@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import yaml
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from speechft_ray.commands.recipes import merge_from_recipe, read_recipe, write_recipe
 from speechft_ray.core.errors import SpecError, UserError
@@ -21,8 +23,10 @@ from speechft_ray.merging._mergekit_out import format_recipe
 from speechft_ray.merging.algebra import merge
 from speechft_ray.merging.recipe_merge import merge_by_recipe, resolve
 from speechft_ray.merging.recipes import parse_recipe
+from speechft_ray.speech.checkpoints.safetensors_dir import read_encoder, write_encoder
 from tests.merging.recipe_cases import BASE, DONORS, EXPORTS, FOLDER, RECIPES
 from tests.merging.test_peers import prefix_with
+from tests.speech.toy_models import toy_hubert
 
 TOLERANCE = 2e-6
 """Rounding of float32 values of size 1 to 4; both sides add and divide in another order."""
@@ -215,6 +219,67 @@ def test_nothing_is_written_for_a_bad_recipe(
         with pytest.raises((UserError, SpecError)):
             merge_from_recipe(file, 1.0, out)
         assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda state: {**state, "more": torch.zeros(2)}, "it has 1 that the base lacks: more"),
+        (lambda state: dict(list(state.items())[1:]), "it lacks 1 of"),
+        (
+            lambda state: {name: tensor[:1] for name, tensor in state.items()},
+            "differ in shape or kind",
+        ),
+    ],
+)
+def test_a_donor_of_other_names_or_shapes_is_refused_by_its_name(
+    change: Callable[[StateDict], StateDict],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(FOLDER)
+    other = tmp_path / "other.safetensors"
+    save_file({name: tensor.clone() for name, tensor in change(load(DONORS[1])).items()}, other)
+    file, out = tmp_path / "recipe.yaml", tmp_path / "out.safetensors"
+    for method in ("ties", "linear"):
+        models = [{"model": name, "parameters": {"weight": 1}} for name in (DONORS[0], str(other))]
+        base = {"base_model": BASE} if method == "ties" else {}
+        text = yaml.safe_dump({"merge_method": method, "models": models, **base})
+        file.write_text(text, encoding="utf-8")
+        with pytest.raises(UserError) as error:
+            merge_from_recipe(file, 1.0, out)
+        assert str(other) in str(error.value) and message in str(error.value)
+        assert not out.exists()
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # torch.nn.utils.weight_norm
+def test_an_encoder_that_computes_otherwise_is_refused(tmp_path: Path) -> None:
+    """Names and shapes of the donor agree, its norms come after instead of before the layers."""
+    networks = {"base": toy_hubert(), "same": toy_hubert(seed=1), "other": toy_hubert()}
+    section = networks["other"].config["model_cfg"]
+    config = {**networks["other"].config, "model_cfg": {**section, "layer_norm_first": False}}
+    networks["other"] = replace(networks["other"], config=config)
+    paths = {name: tmp_path / f"{name}.safetensors" for name in networks}
+    for name, weights in networks.items():
+        write_encoder(paths[name], weights, {})
+    file = tmp_path / "recipe.yaml"
+
+    def merge_with(donor: str) -> Path:
+        raw = {
+            "merge_method": "task_arithmetic",
+            "base_model": str(paths["base"]),
+            "models": [{"model": str(paths[donor]), "parameters": {"weight": 0.5}}],
+        }
+        file.write_text(yaml.safe_dump(raw), encoding="utf-8")
+        out = tmp_path / f"merged_{donor}.safetensors"
+        merge_from_recipe(file, 1.0, out)
+        return out
+
+    with pytest.raises(UserError, match="layer_norm_first"):
+        merge_with("other")
+    assert not (tmp_path / "merged_other.safetensors").exists()
+    assert read_encoder(merge_with("same")).config == networks["base"].config
 
 
 def test_a_recipe_is_written_once(tmp_path: Path) -> None:
