@@ -1,9 +1,11 @@
 """Measures merges at the size of HuBERT Base: 211 tensors, 94.4M float32 numbers, three donors.
 
-Run ``python benchmarks/merging.py`` (about ten minutes with the peer, two without; 4 GB of disk, 5
-GB of memory). The peer is mergekit 0.1.5 in the environment that ``make peers`` builds; without it,
-its rows are left out. All figures come from one run on one thread. CPU seconds are user and system
-time, on which a busy machine has the smallest effect; they are medians of ``--repeats``.
+Run ``python -m benchmarks.merging`` (on a quiet machine about ten minutes with the peer, two
+without; 4 GB of disk, 5 GB of memory). The peer is mergekit 0.1.5 in the environment that ``make
+peers`` builds; without it, its rows are left out. All figures come from one run on one thread. CPU
+seconds are user and system time, on which a busy machine has the smallest effect; they are medians
+of ``--repeats``, or of ``--peer-repeats`` for the peer. Commands of both take turns, so that a
+change of load meets them alike; ``--commands`` measures nothing else.
 """
 
 from __future__ import annotations
@@ -18,84 +20,22 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from benchmarks.merging_files import make_files, make_shapes
 from speechft_ray.merging.resident import ResidentMerger
 
 ROOT = Path(__file__).parents[1]
 PEER = ROOT / ".peers" / "mergekit" / "bin"
-DIM, INNER, LAYERS, CHANNELS = 768, 3072, 12, 512
+HAS_PEER = (PEER / "mergekit-pytorch").exists()
 LERP = "torch.lerp into a ready buffer"
-STEP = 0.002
-"""Standard deviation of the task vectors; that of the weights is 0.05."""
-
-
-def make_shapes() -> dict[str, tuple[int, ...]]:
-    """Returns the shapes of HuBERT Base's tensors by their names in fairseq."""
-    shapes: dict[str, tuple[int, ...]] = {
-        "mask_emb": (DIM,),
-        "post_extract_proj.weight": (DIM, CHANNELS),
-    }
-    for index, width in enumerate((10, 3, 3, 3, 3, 2, 2)):
-        shapes[f"feature_extractor.conv_layers.{index}.0.weight"] = (
-            CHANNELS,
-            CHANNELS if index else 1,
-            width,
-        )
-    for name in (
-        "feature_extractor.conv_layers.0.2.weight",
-        "feature_extractor.conv_layers.0.2.bias",
-    ):
-        shapes[name] = (CHANNELS,)
-    shapes |= {
-        "layer_norm.weight": (CHANNELS,),
-        "layer_norm.bias": (CHANNELS,),
-        "post_extract_proj.bias": (DIM,),
-    }
-    shapes |= {
-        "encoder.pos_conv.0.weight_v": (DIM, DIM // 16, 128),
-        "encoder.pos_conv.0.weight_g": (1, 1, 128),
-    }
-    for name in ("encoder.pos_conv.0.bias", "encoder.layer_norm.weight", "encoder.layer_norm.bias"):
-        shapes[name] = (DIM,)
-    for layer in range(LAYERS):
-        place = f"encoder.layers.{layer}."
-        for part in ("k_proj", "v_proj", "q_proj", "out_proj"):
-            shapes |= {
-                f"{place}self_attn.{part}.weight": (DIM, DIM),
-                f"{place}self_attn.{part}.bias": (DIM,),
-            }
-        for part in ("self_attn_layer_norm", "final_layer_norm"):
-            shapes |= {f"{place}{part}.weight": (DIM,), f"{place}{part}.bias": (DIM,)}
-        shapes |= {f"{place}fc1.weight": (INNER, DIM), f"{place}fc1.bias": (INNER,)}
-        shapes |= {f"{place}fc2.weight": (DIM, INNER), f"{place}fc2.bias": (DIM,)}
-    return shapes
-
-
-def make_files(folder: Path) -> list[Path]:
-    """Writes a base and three donors near it."""
-    source = torch.Generator().manual_seed(0)
-    base = {
-        key: 0.05 * torch.randn(shape, generator=source) for key, shape in make_shapes().items()
-    }
-    paths = [folder / f"{name}.safetensors" for name in ("base", "a", "b", "c")]
-    save_file(base, paths[0])
-    for path in paths[1:]:
-        save_file(
-            {
-                key: tensor + STEP * torch.randn(tensor.shape, generator=source)
-                for key, tensor in base.items()
-            },
-            path,
-        )
-    return paths
 
 
 def map_file(path: Path) -> dict[str, torch.Tensor]:
@@ -114,23 +54,51 @@ def measure_cpu_seconds(do: Callable[[int], object], repeats: int) -> float:
     return statistics.median(seconds[1:])
 
 
-def measure_command(arguments: list[Any], repeats: int) -> tuple[float, float, float]:
-    """Returns median CPU seconds, median wall seconds and the highest peak memory in MB of a
-    command."""
-    cpu, wall, peak = [], [], 0.0
-    for _ in range(repeats):
-        start = time.perf_counter()
-        process = subprocess.Popen(
-            [str(item) for item in arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+class Measured(NamedTuple):
+    """Medians of one command."""
+
+    cpu: float
+    """User and system time in seconds."""
+    wall: float
+    """Seconds."""
+    peak: float
+    """Highest peak memory in MB."""
+
+
+def measure_in_turns(
+    commands: Mapping[str, list[Any]], repeats: Mapping[str, int]
+) -> dict[str, Measured]:
+    """Runs all commands in turns, each as often as ``repeats`` says, and returns their medians."""
+    runs: dict[str, list[Measured]] = {name: [] for name in commands}
+    for turn in range(max(repeats.values())):
+        for name, command in commands.items():
+            if turn < repeats[name]:
+                runs[name].append(measure_command(command))
+    return {
+        name: Measured(
+            cpu=statistics.median(run.cpu for run in own),
+            wall=statistics.median(run.wall for run in own),
+            peak=max(run.peak for run in own),
         )
-        _, status, used = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode:
-            raise SystemExit(f"{' '.join(map(str, arguments))} ended with {process.returncode}")
-        wall.append(time.perf_counter() - start)
-        cpu.append(used.ru_utime + used.ru_stime)
-        peak = max(peak, used.ru_maxrss / 1024)
-    return statistics.median(cpu), statistics.median(wall), peak
+        for name, own in runs.items()
+    }
+
+
+def measure_command(arguments: list[Any]) -> Measured:
+    """Runs a command once."""
+    start = time.perf_counter()
+    process = subprocess.Popen(
+        [str(item) for item in arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    _, status, used = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise SystemExit(f"{' '.join(map(str, arguments))} ended with {process.returncode}")
+    return Measured(
+        cpu=used.ru_utime + used.ru_stime,
+        wall=time.perf_counter() - start,
+        peak=used.ru_maxrss / 1024,
+    )
 
 
 def measure_one_pass(repeats: int) -> dict[str, float]:
@@ -182,56 +150,45 @@ def measure_resident(paths: list[Path], repeats: int) -> dict[str, float]:
     return timings
 
 
-def measure_own_commands(
-    paths: list[Path], folder: Path, repeats: int
-) -> dict[str, tuple[float, float, float]]:
-    """Measures ``speechft merge`` on plain files, and its start-up time."""
-    base, *donors = paths
-    out = folder / "ours.safetensors"
-    files = [
-        "--base",
-        base,
-        *(item for donor in donors for item in ("--donor", donor)),
-        "--out",
-        out,
-        "--force",
-    ]
-    mergekit = ["--param", "density=0.2", "--param", "like=mergekit"]
-    speechft = [sys.executable, "-m", "speechft_ray", "merge"]
-    cases: dict[str, list[Any]] = {
-        "linear": ["linear", *files],
-        "TIES": ["ties", *files],
-        "TIES, the peer's conventions": ["ties", *files, *mergekit],
-        "DARE-TIES, the peer's conventions": ["dare_ties", *files, *mergekit],
-    }
-    small = folder / "small.safetensors"
-    save_file({"w": torch.zeros(2)}, small)
-    save_file({"w": torch.ones(2)}, folder / "small_a.safetensors")
-    tiny = [
-        "linear",
-        "--base",
-        small,
-        "--donor",
-        folder / "small_a.safetensors",
-        "--out",
-        out,
-        "--force",
-    ]
-    timings = {
-        "start-up (a merge of two numbers)": measure_command([*speechft, *tiny], max(5, repeats))
-    }
-    return timings | {
-        name: measure_command([*speechft, *case], repeats) for name, case in cases.items()
+OURS, PEERS = "speechft merge: ", "mergekit-pytorch: "
+START = "start-up"
+PAIRS = {
+    "linear": "linear",
+    "TIES": "TIES",
+    "TIES like mergekit": "TIES",
+    "DARE-TIES like mergekit": "DARE-TIES",
+}
+"""Our merges and the peer's."""
+
+
+def list_own_commands(paths: list[Path], folder: Path) -> dict[str, list[Any]]:
+    """Returns the commands of ``speechft merge`` on plain files, and those of its start-up."""
+    small = [folder / f"{name}.safetensors" for name in ("small", "small_a")]
+    for path, value in zip(small, (0.0, 1.0), strict=True):
+        save_file({"w": torch.full((2,), value)}, path)
+
+    def merge(method: str, base: Path, *donors: Path, like: bool = False) -> list[Any]:
+        files = ["--base", base, *(item for donor in donors for item in ("--donor", donor))]
+        params = ["--param", "density=0.2", "--param", "like=mergekit"] if like else []
+        out = ["--out", folder / "ours.safetensors", "--force"]
+        return [sys.executable, "-m", "speechft_ray", "merge", method, *files, *params, *out]
+
+    return {
+        "import of torch": [sys.executable, "-c", "import torch"],
+        f"{OURS}{START}": merge("linear", *small),
+        f"{OURS}linear": merge("linear", *paths),
+        f"{OURS}TIES": merge("ties", *paths),
+        f"{OURS}TIES like mergekit": merge("ties", *paths, like=True),
+        f"{OURS}DARE-TIES like mergekit": merge("dare_ties", *paths, like=True),
     }
 
 
-def measure_peer_commands(
-    paths: list[Path], folder: Path, repeats: int
-) -> dict[str, tuple[float, float, float]]:
-    """Measures mergekit's own command on the same files."""
+def list_peer_commands(paths: list[Path], folder: Path) -> dict[str, list[Any]]:
+    """Writes the recipes of mergekit for the same files, and returns its commands."""
+    command = PEER / "mergekit-pytorch"
+    commands: dict[str, list[Any]] = {f"{PEERS}{START}": [command, "--help"]}
     base, *donors = (str(path) for path in paths)
-    timings = {}
-    for name, method in (("linear", "linear"), ("TIES", "ties"), ("DARE-TIES", "dare_ties")):
+    for name, method in PEER_METHODS.items():
         parameters = {"weight": 1.0} if method == "linear" else {"weight": 1.0, "density": 0.2}
         config: dict[str, Any] = {
             "merge_method": method,
@@ -242,10 +199,40 @@ def measure_peer_commands(
             config["base_model"] = base
         config_file = folder / f"{method}.yaml"
         config_file.write_text(json.dumps(config), encoding="utf-8")  # JSON is YAML
-        timings[name] = measure_command(
-            [PEER / "mergekit-pytorch", config_file, folder / f"peer_{method}", "--quiet"], repeats
-        )
-    return timings
+        commands[f"{PEERS}{name}"] = [command, config_file, folder / f"peer_{method}", "--quiet"]
+    return commands
+
+
+PEER_METHODS = {"linear": "linear", "TIES": "ties", "DARE-TIES": "dare_ties"}
+
+
+def measure_commands(
+    paths: list[Path], folder: Path, repeats: int, peer_repeats: int
+) -> dict[str, Measured]:
+    """Measures our commands and the peer's, where it is there, in turns."""
+    own = list_own_commands(paths, folder)
+    peer = list_peer_commands(paths, folder) if HAS_PEER else {}
+    counts = dict.fromkeys(own, repeats) | dict.fromkeys(peer, peer_repeats)
+    return measure_in_turns({**own, **peer}, counts)
+
+
+def print_commands(measured: Mapping[str, Measured]) -> None:
+    """Prints the medians of all commands, and the ratios of the peer's to ours: whole, and without
+    the start-up of either."""
+    rows = [
+        (name, f"{each.cpu:.1f}", f"{each.wall:.1f}", f"{each.peak:,.0f}")
+        for name, each in measured.items()
+    ]
+    print_table("Commands, files to file", [("command", "CPU s", "wall s", "peak MB"), *rows])
+    if not HAS_PEER:
+        return
+    start, peer_start = (measured[f"{program}{START}"].cpu for program in (OURS, PEERS))
+    ratios = []
+    for own, peer in PAIRS.items():
+        one, other = measured[f"{OURS}{own}"].cpu, measured[f"{PEERS}{peer}"].cpu
+        ratios.append((own, f"{other / one:.1f}", f"{(other - peer_start) / (one - start):.1f}"))
+    head = ("merge", "whole commands", "without start-up")
+    print_table("mergekit's CPU seconds over ours", [head, *ratios])
 
 
 IN_PROCESS = """
@@ -266,7 +253,7 @@ def measure_peer_in_process(folder: Path, repeats: int) -> dict[str, float]:
     """Measures mergekit's merges without its start-up: plan, read, merge and write, in CPU
     seconds."""
     timings = {}
-    for name, method in (("linear", "linear"), ("TIES", "ties"), ("DARE-TIES", "dare_ties")):
+    for name, method in PEER_METHODS.items():
         call = [
             PEER / "python",
             "-c",
@@ -307,7 +294,7 @@ def measure_streaming_peak(paths: list[Path], folder: Path, method: str) -> floa
     return float(process.stdout)
 
 
-def print_table(title: str, rows: list[tuple[str, ...]]) -> None:
+def print_table(title: str, rows: Sequence[tuple[str, ...]]) -> None:
     """Prints a Markdown table; the first row is the header."""
     print(f"\n{title}\n")
     head, *body = rows
@@ -319,61 +306,44 @@ def main() -> None:
     """Measures everything and prints the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=3, help="Number of measurements per median.")
-    repeats = parser.parse_args().repeats
+    parser.add_argument("--peer-repeats", type=int, default=3, help="The same for mergekit.")
+    parser.add_argument("--commands", action="store_true", help="Measure the commands alone.")
+    options = parser.parse_args()
     torch.set_num_threads(1)
     os.environ |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    has_peer = (PEER / "mergekit-pytorch").exists()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         # In a process of its own: the peak memory of a command includes the memory of the process
         # that starts it.
         with multiprocessing.get_context("spawn").Pool(1) as pool:
             paths = pool.apply(make_files, (folder,))
-        own = measure_own_commands(paths, folder, repeats)
-        peer = measure_peer_commands(paths, folder, max(1, repeats // 2)) if has_peer else {}
-        in_process = measure_peer_in_process(folder, 1) if has_peer else {}
-        rows = [
-            (f"speechft merge: {what}", *(f"{x:.1f}" for x in row[:2]), f"{row[2]:,.0f}")
-            for what, row in own.items()
-        ]
-        rows += [
-            (f"mergekit-pytorch: {what}", *(f"{x:.1f}" for x in row[:2]), f"{row[2]:,.0f}")
-            for what, row in peer.items()
-        ]
-        rows += [
-            (f"mergekit in process: {what}", f"{seconds:.1f}", "", "")
-            for what, seconds in in_process.items()
-        ]
-        print_table("Commands, files to file", [("command", "CPU s", "wall s", "peak MB"), *rows])
-        if has_peer:
-            pairs = [
-                ("linear", "linear"),
-                ("TIES", "TIES"),
-                ("TIES", "TIES, the peer's conventions"),
-                ("DARE-TIES", "DARE-TIES, the peer's conventions"),
-            ]
-            rows = [(case, f"{peer[name][0] / own[case][0]:.1f}") for name, case in pairs]
-            print_table("mergekit's command over ours, CPU seconds", [("merge", "times"), *rows])
-        largest = max(math.prod(shape) for shape in make_shapes().values()) * 4 / 2**20
-        rows = [
-            (
-                method,
-                f"{measure_streaming_peak(paths, folder, method):.0f} MB",
-                f"{5 * largest:.0f} MB",
-            )
-            for method in ("linear", "ties")
-        ]
-        print_table(
-            "Streaming: growth of memory",
-            [("method", "measured", "largest tensor x (donors + 2)"), *rows],
-        )
-        # In memory last, for the same reason.
-        measured = measure_one_pass(repeats) | measure_resident(paths, repeats)
-        rows = [
-            (what, f"{1000 * seconds:,.0f} ms", f"{seconds / measured[LERP]:,.1f}")
-            for what, seconds in measured.items()
-        ]
-        print_table("In memory, CPU time", [("what", "median", "times torch.lerp"), *rows])
+        print(f"load before: {os.getloadavg()[0]:.0f}", flush=True)
+        print_commands(measure_commands(paths, folder, options.repeats, options.peer_repeats))
+        print(f"\nload after: {os.getloadavg()[0]:.0f}", flush=True)
+        if not options.commands:
+            measure_in_process(paths, folder, options.repeats)
+
+
+def measure_in_process(paths: list[Path], folder: Path, repeats: int) -> None:
+    """Measures merges without start-up, and the memory of streaming; prints the tables."""
+    if HAS_PEER:
+        peer = measure_peer_in_process(folder, 1)
+        in_process = [(name, f"{seconds:.1f}") for name, seconds in peer.items()]
+        print_table("mergekit in process", [("merge", "CPU s"), *in_process])
+    largest = max(math.prod(shape) for shape in make_shapes().values()) * 4 / 2**20
+    rows = [
+        (method, f"{measure_streaming_peak(paths, folder, method):.0f}", f"{5 * largest:.0f}")
+        for method in ("linear", "ties")
+    ]
+    head = ("method", "measured MB", "largest tensor x (donors + 2), MB")
+    print_table("Streaming: growth of memory", [head, *rows])
+    # In memory last: a command started from a large process counts its memory as well.
+    measured = measure_one_pass(repeats) | measure_resident(paths, repeats)
+    lines = [
+        (what, f"{1000 * seconds:,.0f} ms", f"{seconds / measured[LERP]:,.1f}")
+        for what, seconds in measured.items()
+    ]
+    print_table("In memory, CPU time", [("what", "median", "times torch.lerp"), *lines])
 
 
 if __name__ == "__main__":

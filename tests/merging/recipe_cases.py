@@ -173,6 +173,33 @@ RECIPES: dict[str, str] = {
     "passthrough": PASSTHROUGH,
 }
 
+KINDS: dict[str, str] = {
+    "linear": "weighted average without a base",
+    "linear_per_slice": "weights by range of layers",
+    "task_arithmetic_filters": "weights by part of the layer, and lambda",
+    "ties_gradients": "density and weight that change over the layers",
+    "ties_rescale": "TIES that restores norms",
+    "slerp_slices": "SLERP with gradients for attention and feed-forward parts",
+    "nuslerp": "weighted SLERP of task vectors",
+    "nuslerp_slices_of_a_tensor": "SLERP by column",
+    "nuslerp_row_wise": "SLERP by row",
+    "multislerp": "SLERP of several task vectors",
+    "multislerp_weights": "SLERP of several models without a base",
+    "karcher": "mean on the sphere",
+    "model_stock": "models alone, no parameter",
+    "breadcrumbs_ties": "band of magnitudes with an election",
+    "dare_ties": "base among the models, every position kept",
+    "dare_linear": "normalised sum",
+    "della_linear": "sum with epsilon, every position kept",
+    "sce": "selection by variance",
+    "ram": "changes of one donor and of several",
+    "ramplus_tl": "amplified changes of one donor",
+    "nearswap": "two models and a gradient of t",
+    "arcee_fusion": "important changes of one donor",
+    "passthrough": "copy of one model",
+}
+"""What kind of recipe each one is."""
+
 
 def main() -> None:
     """Writes all files."""

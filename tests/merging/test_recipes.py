@@ -24,7 +24,7 @@ from speechft_ray.merging.algebra import merge
 from speechft_ray.merging.recipe_merge import merge_by_recipe, resolve
 from speechft_ray.merging.recipes import parse_recipe
 from speechft_ray.speech.checkpoints.safetensors_dir import read_encoder, write_encoder
-from tests.merging.recipe_cases import BASE, DONORS, EXPORTS, FOLDER, RECIPES
+from tests.merging.recipe_cases import BASE, DONORS, EXPORTS, FOLDER, KINDS, RECIPES
 from tests.merging.test_peers import prefix_with
 from tests.speech.toy_models import toy_hubert
 
@@ -54,6 +54,12 @@ def test_the_data_is_what_the_manifest_says() -> None:
         name: hashlib.sha256((FOLDER / name).read_bytes()).hexdigest() for name in files
     }
     assert {*RECIPES, *EXPORTS} == {Path(name).stem for name in manifest["recipes"]}
+
+
+def test_there_are_recipes_of_ten_kinds_and_more() -> None:
+    assert list(KINDS) == list(RECIPES) and len(set(KINDS.values())) == len(KINDS) >= 10
+    methods = {yaml.safe_load(text)["merge_method"] for text in RECIPES.values()}
+    assert len(methods) >= 10
 
 
 @pytest.mark.parametrize("name", RECIPES)
