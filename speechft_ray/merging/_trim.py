@@ -21,6 +21,10 @@ Scope = Literal["global", "tensor"]
 Kept = Literal["threshold", "mask_rate", "exact"]
 
 
+SAMPLE_SIZE = 1 << 20
+"""Largest number of positions in a sample of the whole model."""
+
+
 class Cut(NamedTuple):
     """The threshold of a trim for one task vector in one group."""
 
@@ -142,14 +146,25 @@ def _compute_group_cuts(
 
 
 def _read_sample(reader: ParamReader, groups: Iterable[ParamGroup]) -> Sample | None:
-    """Reads a sample of these groups; ``None`` where that takes as long as reading them."""
+    """Reads a sample of these groups; ``None`` where that takes as long as reading them.
+
+    Memory holds at most ``SAMPLE_SIZE`` positions of each donor and those of one group: a larger
+    sample loses every second position, and so does what is read later.
+    """
     if reader.read_sample is None:
         return None
-    parts = [reader.read_sample(group) for group in groups]
-    return Sample(
-        values=[[part.vectors[donor] for part in parts] for donor in range(reader.donors)],
-        total=sum(math.prod(part.shape or part.base.shape) for part in parts),
-    )
+    values: list[list[torch.Tensor]] = [[] for _ in range(reader.donors)]
+    total, size, step = 0, 0, 1
+    for group in groups:
+        part = reader.read_sample(group)
+        total += math.prod(part.base.shape if part.shape is None else part.shape)
+        size += len(part.base[::step])
+        for own, vector in zip(values, part.vectors, strict=True):
+            own.append(vector[::step])
+        if size > SAMPLE_SIZE:
+            values = [[vector[::2].clone() for vector in own] for own in values]
+            size, step = sum(len(vector) for vector in values[0]), 2 * step
+    return Sample(values, total)
 
 
 def _find_end_of_ties(

@@ -10,8 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from speechft_ray.merging import _selection
+from speechft_ray.merging import _selection, _trim
 from speechft_ray.merging._selection import RankedMagnitude, Sample, select_kth_smallest
+from speechft_ray.merging.param_reader import ParamGroup, make_reader
 
 Vectors = Sequence[torch.Tensor]
 
@@ -80,6 +81,28 @@ def test_a_sample_that_misleads_costs_passes_alone() -> None:
         "random", 80_000, 0, torch.float32
     )
     assert select([vector], 8000, 8, 4096) == [sort_and_take(vector, 8000)]
+
+
+def test_a_sample_of_a_large_model_is_thinned(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_trim, "SAMPLE_SIZE", 200)
+    shapes = {"a": (70, 90), "b": (50_001,), "c": (), "d": (0, 3), "e": (300, 40)}
+    source = torch.Generator().manual_seed(0)
+    base, donor = (
+        {name: torch.randn(shape, generator=source) for name, shape in shapes.items()}
+        for _ in range(2)
+    )
+    groups = tuple(ParamGroup(name=name, keys=(name,)) for name in shapes)
+    reader = make_reader(
+        groups, base.__getitem__, [donor.__getitem__], torch.float32, lambda name: ()
+    )
+    sample = _trim._read_sample(reader, groups)
+    assert sample is not None and sample.total == sum(tensor.numel() for tensor in base.values())
+    assert 50 < sum(map(len, sample.values[0])) <= 200
+    vector = torch.cat([(donor[name] - base[name]).flatten() for name in shapes])
+    for share in (0.2, 0.9):
+        cuts = _trim.compute_cuts(reader, share, "global", "threshold")
+        rank = len(vector) - int(len(vector) * share)
+        assert cuts["a"][0].least == sort_and_take(vector, rank).value
 
 
 def test_rank_0_is_no_magnitude() -> None:
