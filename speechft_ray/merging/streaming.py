@@ -68,11 +68,11 @@ def merge_files(
     """Merges safetensors files into the file ``out``, which appears whole or not at all.
 
     Values are those of ``algebra.merge``. Inputs that fit into ``memory_bytes`` (``None``: half of
-    the memory that is free or can be freed) stay mapped into memory. Larger ones are read tensor by tensor: memory then
-    holds at most one tensor of the base, of each donor and of the result, and one more, in the
-    dtype of the arithmetic, which is the largest tensor times (donors + 2). Methods that need a
-    tensor whole (not ``MergeMethod.blockwise``) add their own working memory. Each pass of a method
-    reads the files again, three times for TIES.
+    the memory that is free or can be freed) stay mapped into memory. Larger ones are read tensor by
+    tensor: memory then holds at most one tensor of the base, of each donor and of the result, and
+    one more, in the dtype of the arithmetic, which is the largest tensor times (donors + 2).
+    Methods that need a tensor whole (not ``MergeMethod.blockwise``) add their own working memory.
+    Each pass of a method reads the files again, three times for TIES.
 
     Raises ``UserError`` where ``algebra.merge`` does, for files that cannot be read, and for a disk
     too small for the result.
