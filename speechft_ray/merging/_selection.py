@@ -44,7 +44,7 @@ _DEVIATIONS = 5
 """Half the width of the range around the rank that a sample gives, in standard deviations of that
 rank in a random sample."""
 
-_FLUSH = 1 << 20
+_FLUSH = 1 << 17
 """Number of values in the range from which on they are tallied before others are read."""
 
 
