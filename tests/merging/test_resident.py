@@ -11,7 +11,12 @@ import torch
 
 from speechft_ray.core.errors import UserError
 from speechft_ray.merging import _trim
-from speechft_ray.merging._selection import Passes, RankedMagnitude, select_kth_smallest
+from speechft_ray.merging._selection import (
+    Passes,
+    RankedMagnitude,
+    Sample,
+    select_kth_smallest,
+)
 from speechft_ray.merging.algebra import merge
 from speechft_ray.merging.base import METHODS
 from speechft_ray.merging.param_reader import ParamSlice
@@ -102,9 +107,11 @@ def test_a_scan_combines_once(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_cuts_are_computed_once_per_density(monkeypatch: pytest.MonkeyPatch) -> None:
     searches: list[int] = []
 
-    def count_searches(passes: Passes, donors: int, rank: Rank) -> list[RankedMagnitude]:
+    def count_searches(
+        passes: Passes, donors: int, rank: Rank, sample: Sample | None
+    ) -> list[RankedMagnitude]:
         searches.append(donors)
-        return select_kth_smallest(passes, donors, rank)
+        return select_kth_smallest(passes, donors, rank, sample)
 
     monkeypatch.setattr(_trim, "select_kth_smallest", count_searches)
     resident = ResidentMerger(BASE, DONORS)
