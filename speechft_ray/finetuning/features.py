@@ -3,7 +3,7 @@
 Stable fine-tuning freezes the front end. Its output is therefore read from the disk cache that
 evaluations use, or computed without gradient. Padding reaches no valid frame, in the front end and
 behind it (s3prl's padding reaches every frame of a Base encoder). On a GPU the front end runs on
-padded batches; on a CPU, where that saves nothing, on one utterance after the other.
+padded batches; on a CPU, which they keep no busier, on one utterance after the other.
 """
 
 from __future__ import annotations

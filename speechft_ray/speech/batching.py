@@ -20,7 +20,8 @@ class BatchRule(NamedTuple):
 
 EQUAL_LENGTHS = BatchRule(padded=False, max_seconds=20.0)
 """For CPUs. On one core 16 utterances of 1.2 s take two thirds of the time that they take one by
-one."""
+one. Padded batches are as fast for such clips, but 1.3 times as slow as single utterances of 12
+s."""
 
 PADDED = BatchRule(padded=True, max_seconds=160.0)
 """For GPUs, which one utterance cannot keep busy (HuBERT Base on an A100: 626 times real time at
