@@ -28,8 +28,7 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 
 Precision = Literal["float32", "tf32", "bfloat16"]
-"""Number type of matrix products and convolutions (``speech.precision``). Only GPUs have TF32; on a
-CPU it is float32. bfloat16 is autocast on both."""
+"""Number type of products (``speech.precision``). TF32 is float32 on a CPU."""
 
 
 class Spec(BaseModel):
@@ -135,8 +134,8 @@ class AfterSpec(Spec):
 
 
 LATER_FIELDS = (
-    *("gather", "after", "adapter", "keep_at"),
-    *("head_phase_dropout", "non_finite_limit", "precision"),
+    *("gather", "after", "adapter", "keep_at", "head_phase_dropout", "non_finite_limit"),
+    "precision",
 )
 """Fields of a fine-tuning that were added after the first sweeps. They are part of identity only
 where they differ from their default."""
@@ -278,8 +277,6 @@ class EvalSpec(Spec):
 
     @model_serializer(mode="wrap")
     def _without_defaults(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leaves out what later versions added where it changes no number, so that fingerprints
-        stay."""
         fields: dict[str, Any] = serialize(self)
         unset = {"folds": not self.folds, "precision": self.precision == "float32"}
         return {name: value for name, value in fields.items() if not unset.get(name)}

@@ -103,14 +103,8 @@ def evaluate(
     began = time.perf_counter()
     with one_thread(device), use_float32_products("float32", device):
         front_end = make_shared_front_end(caches, spec, encoder, data.corpus)
-        extractor = Extractor(
-            encode_in(spec.precision, encoder, device),
-            data.corpus,
-            device,
-            task.pooled,
-            front_end,
-            precomputed,
-        )
+        precise = encode_in(spec.precision, encoder, device)
+        extractor = Extractor(precise, data.corpus, device, task.pooled, front_end, precomputed)
         storage = make_storage(caches, spec)
         if isinstance(data, TrainingFreeTask):
             outcomes = _run_training_free(
