@@ -13,7 +13,7 @@ from speechft_ray.core.errors import UserError
 from speechft_ray.core.files import write_json
 from speechft_ray.core.fingerprint import fingerprint
 from speechft_ray.core.records import Place
-from speechft_ray.core.specs import CorpusSpec, EvalSpec, FinetuneSpec
+from speechft_ray.core.specs import CorpusSpec, EvalSpec, FinetuneSpec, Precision
 from speechft_ray.cost.calibration import (
     EncodingCost,
     describe_device,
@@ -125,14 +125,18 @@ class Calibrator:
         start = "synthesise start:"
         self.seconds[start] = max(0.0, few - 4 * self.seconds[unit])
 
-    def _measure_encoding(self, spec: CorpusSpec, weights: EncoderWeights) -> EncodingCost:
-        corpus = self._sizes.name(spec)
-        name = FBANK if weights.family == FBANK else "encoder"
-        layers, front_end = f"layers:{corpus} {name}", f"front end:{corpus}"
+    def _measure_encoding(
+        self, spec: CorpusSpec, weights: EncoderWeights, precision: Precision
+    ) -> EncodingCost:
+        is_fbank = weights.family == FBANK
+        size = (self._sizes.fbank if is_fbank else self._sizes.encoder).at(precision)
+        name = f"{self._sizes.name(spec)} {size.name}"
+        layers, front_end = f"layers:{name}", f"front end:{name}"
         if layers not in self.seconds:
-            cost = measure_encoding(weights, self._sizes.sample(spec), self._device)
+            sample = self._sizes.sample(spec)
+            cost = measure_encoding(weights, sample, self._device, precision)
             self.seconds[layers] = cost.layers
-            if name != FBANK:
+            if not is_fbank:
                 self.seconds[front_end] = cost.front_end
         return EncodingCost(self.seconds[layers], self.seconds.get(front_end, 0.0))
 
@@ -144,7 +148,7 @@ class Calibrator:
         # Folds have the same recordings, so that one of them stands for all.
         corpus = spec.corpora()[0]
         fold = self._sizes.evaluation(spec).folds[0]
-        self._measure_encoding(corpus, weights)
+        self._measure_encoding(corpus, weights, spec.precision)
         name = probe_unit(spec, fold, size)
         shape = (size.state_count, size.dim, self._device)
         if not fold.trains and f"match:{name}" not in self.seconds:
@@ -161,7 +165,7 @@ class Calibrator:
     def _measure_finetuning(self, spec: FinetuneSpec) -> None:
         name = tune_unit(spec, self._sizes.finetuning(spec))
         specs = [objective.corpus for objective in spec.objectives]
-        costs = [self._measure_encoding(corpus, self._start) for corpus in specs]
+        costs = [self._measure_encoding(item, self._start, spec.precision) for item in specs]
         if f"tune:{name}" in self.seconds:
             return
         samples = [self._sizes.sample(corpus) for corpus in specs]

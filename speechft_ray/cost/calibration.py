@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from speechft_ray.core.specs import EvalSpec, FinetuneSpec
+from speechft_ray.core.specs import EvalSpec, FinetuneSpec, Precision
 from speechft_ray.core.units import SAMPLE_RATE_HZ, frame_count
 from speechft_ray.cost.samples import RandomFeatures, select_runs
 from speechft_ray.cost.sizes import mean_batch_samples, seconds, split_lengths
@@ -32,6 +32,7 @@ from speechft_ray.speech.batching import choose_rule, make_batches
 from speechft_ray.speech.checkpoints.safetensors_dir import read_encoder, write_encoder
 from speechft_ray.speech.corpora.base import Corpus
 from speechft_ray.speech.encoders.base import FAMILIES, EncoderWeights
+from speechft_ray.speech.precision import encode_in
 from speechft_ray.superb.evaluate import one_thread
 from speechft_ray.superb.extractor import Extractor, Features
 from speechft_ray.superb.probe import Schedule
@@ -92,11 +93,14 @@ class EncodingCost(NamedTuple):
     """0 for an encoder without a learned front end."""
 
 
-def measure_encoding(weights: EncoderWeights, corpus: Corpus, device: torch.device) -> EncodingCost:
+def measure_encoding(
+    weights: EncoderWeights, corpus: Corpus, device: torch.device, precision: Precision
+) -> EncodingCost:
     """Encodes up to a minute of a corpus, in the batches in which all of it is encoded."""
     clock, family = make_clock(device), FAMILIES.get(weights.family)
     with one_thread(device):
-        extractor = Extractor(family.build(weights), corpus, device, pooled=True)
+        encoder = encode_in(precision, family.build(weights), device)
+        extractor = Extractor(encoder, corpus, device, pooled=True)
 
         def encode(most_seconds: float) -> tuple[float, float]:
             """Returns the seconds of audio and of work."""
@@ -262,6 +266,7 @@ def measure_finetuning(
             device=device,
             freeze_front_end=spec.freeze_front_end,
             audio_caches=[AudioCache(corpus, 1 << 28) for corpus in corpora],
+            precision=spec.precision,
         )
         objectives = with_pseudo_labels(
             objectives, loader, work, "calibration", lambda values: None

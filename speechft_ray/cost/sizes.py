@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from speechft_ray.core.specs import EvalSpec
+from speechft_ray.core.specs import EvalSpec, Precision
 from speechft_ray.core.units import FRAME_FIELD_SAMPLES, FRAME_STRIDE_SAMPLES, SAMPLE_RATE_HZ
 from speechft_ray.speech.corpora.base import SPLITS, Corpus, Estimate
 from speechft_ray.speech.encoders.base import Shape
@@ -24,12 +24,19 @@ class EncoderSize:
     """What the cost of an encoder depends on."""
 
     name: str
-    """``encoder``, or ``fbank`` for the baseline."""
+    """``encoder``, with its precision where that is not float32, or ``fbank`` for the
+    baseline."""
     state_count: int
     dim: int
     front_end_channels: int
     """Values of a frame behind the convolutional front end; 0 without one."""
     weight_bytes: int = 0
+
+    def at(self, precision: Precision) -> EncoderSize:
+        """Returns the encoder at a precision, which has a speed of its own; FBank has none."""
+        if precision == "float32" or not self.front_end_channels:
+            return self
+        return replace(self, name=f"{self.name} {precision}")
 
     @classmethod
     def of(cls, name: str, shape: Shape, weight_bytes: int = 0) -> EncoderSize:

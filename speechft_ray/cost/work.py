@@ -95,7 +95,8 @@ def tune_unit(spec: FinetuneSpec, sizes: list[ObjectiveSize]) -> str:
     penalty = " penalty" if spec.anchor_penalty else ""
     front_end = "" if spec.freeze_front_end else " front end"
     dropout = "" if spec.head_phase_dropout else " no dropout"
-    return " + ".join(parts) + crop + adapter + penalty + front_end + dropout
+    precision = f" {spec.precision}" if spec.precision != "float32" else ""
+    return " + ".join(parts) + precision + crop + adapter + penalty + front_end + dropout
 
 
 class WorkCounter:
@@ -116,7 +117,7 @@ class WorkCounter:
         dev_only: bool = False,
     ) -> Work:
         """Counts one evaluation. ``key`` identifies the encoder."""
-        task = TASKS.get(spec.task)
+        task, encoder = TASKS.get(spec.task), encoder.at(spec.precision)
         work = Work(units={"job:evaluate": 1})
         pooled_once = len(size.folds) > 1 and task.pooled and size.recordings is not None
         if pooled_once:
@@ -180,7 +181,16 @@ class WorkCounter:
         size_bytes = feature_bytes(lengths, encoder, pooled)
         if size_bytes > self._budget:
             return self._encode(corpus, split, lengths, encoder)
-        entry = ("features", corpus, split, len(lengths), int(lengths.sum()), key, pooled)
+        entry = (
+            "features",
+            corpus,
+            split,
+            len(lengths),
+            int(lengths.sum()),
+            key,
+            encoder.name,
+            pooled,
+        )
         if entry in self._stored:
             return Work()
         self._stored.add(entry)
@@ -199,10 +209,10 @@ class WorkCounter:
             return Work()
         audio = seconds(lengths)
         size_bytes = frames(lengths) * encoder.front_end_channels * FRONT_END_VALUE_BYTES
-        entry = ("front end", corpus, split, len(lengths), int(lengths.sum()))
+        entry = ("front end", encoder.name, corpus, split, len(lengths), int(lengths.sum()))
         if entry in self._stored:
             return Work()
-        work = Work(units={f"front end:{corpus}": audio}, front_end_seconds=audio)
+        work = Work(units={f"front end:{corpus} {encoder.name}": audio}, front_end_seconds=audio)
         if size_bytes > self._budget:
             return work
         self._stored.add(entry)
@@ -212,7 +222,7 @@ class WorkCounter:
         self, spec: FinetuneSpec, sizes: list[ObjectiveSize], encoder: EncoderSize
     ) -> Work:
         """Counts one fine-tuning run."""
-        name = tune_unit(spec, sizes)
+        name, encoder = tune_unit(spec, sizes), encoder.at(spec.precision)
         head_only = head_only_updates(spec.head_only_fraction, spec.updates)
         validations = -(-spec.updates // spec.validate_every_updates)
         work = Work(
@@ -252,7 +262,9 @@ class WorkCounter:
         lengths = size.train.clip(max=round(longest)) if longest else size.train
         audio = draws * seconds(lengths) / len(lengths)
         audio += -(-spec.updates // spec.validate_every_updates) * seconds(size.dev)
-        return Work(units={f"front end:{size.corpus}": audio}, front_end_seconds=audio)
+        return Work(
+            units={f"front end:{size.corpus} {encoder.name}": audio}, front_end_seconds=audio
+        )
 
 
 def count_merge(method: str, donors: int, encoder: EncoderSize) -> Work:
@@ -279,7 +291,7 @@ def _encode_seconds(corpus: str, encoder: EncoderSize, audio: float, front_end: 
     """Counts audio through the layers, and through the front end of an encoder that has one."""
     name = f"{corpus} {encoder.name}"
     front_end = front_end if encoder.front_end_channels else 0.0
-    units = {f"layers:{name}": audio, f"front end:{corpus}": front_end}
+    units = {f"layers:{name}": audio, f"front end:{corpus} {encoder.name}": front_end}
     return Work(
         units={unit: amount for unit, amount in units.items() if amount},
         encoded_seconds=audio,

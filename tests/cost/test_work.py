@@ -52,7 +52,7 @@ def encode_really(spec: EvalSpec, memory_bytes: int, cache: FeatureCache | None)
     encoder = RecordingEncoder()
     with pytest.MonkeyPatch.context() as patch:
         storage = FeatureStorage(memory_bytes=memory_bytes, cache=cache, encoder="e")
-        patch.setattr(evaluating, "make_storage", lambda caches: storage)
+        patch.setattr(evaluating, "make_storage", lambda caches, spec: storage)
         evaluating.evaluate(spec, encoder, toy_corpus(), CPU, lambda values: None)
     return encoder.samples / 16_000
 
