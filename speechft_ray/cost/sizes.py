@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -17,6 +18,18 @@ from speechft_ray.superb.tasks.base import TASKS, TrainingFreeTask
 
 Lengths = np.ndarray
 """Samples of each utterance at 16 kHz, int64."""
+
+MOST_EXAMPLES = 20_000
+"""Utterances up to which a task is built to see which of them it reads. Of a larger corpus it is
+taken to read all, since a plan has to be quick: a task on 150,000 utterances takes seconds to
+build."""
+
+
+@runtime_checkable
+class KnowsLengths(Protocol):
+    """Utterances that know their lengths without being made, as those of an index do."""
+
+    def lengths(self) -> np.ndarray: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +108,10 @@ def frames(lengths: Lengths) -> int:
 
 def split_lengths(corpus: Corpus, split: str) -> Lengths:
     """Returns the lengths of one split of a corpus, in corpus order."""
-    return np.array([item.samples for item in corpus.split(split)], dtype=np.int64)
+    utterances = corpus.split(split)
+    if isinstance(utterances, KnowsLengths):
+        return utterances.lengths()
+    return np.array([item.samples for item in utterances], dtype=np.int64)
 
 
 def estimate_lengths(estimate: Estimate) -> dict[str, Lengths]:
@@ -106,7 +122,10 @@ def estimate_lengths(estimate: Estimate) -> dict[str, Lengths]:
 
 def measure_task(spec: EvalSpec, corpus: Corpus, name: str) -> TaskSize:
     """Returns the utterances of an evaluation on one opened corpus. Raises ``UserError`` for labels
-    that do not fit."""
+    that do not fit. See ``MOST_EXAMPLES``."""
+    if len(corpus.utterances) > MOST_EXAMPLES:
+        every = {split: split_lengths(corpus, split) for split in SPLITS}
+        return TaskSize(corpus=name, splits=every)
     data = build_task_data(TASKS.get(spec.task), spec, corpus)
     splits = {
         split: np.array([item.utterance.samples for item in examples], dtype=np.int64)

@@ -152,3 +152,13 @@ def test_objectives_and_merges_are_counted() -> None:
     assert work.front_end_seconds == 44  # 320 draws of 40 utterances: the front end is cached
     assert count_merge("ties", 2, BASE).units == {"job:merge": 1, "merge:ties 2": 1}
     assert count_merge("pretrained", 0, BASE).units == {"job:merge": 1}
+
+
+def test_a_large_corpus_is_measured_by_its_lengths_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    corpus = toy_corpus()
+    whole = measure_task(make_spec("sid"), corpus, "toy")
+    monkeypatch.setattr("speechft_ray.cost.sizes.MOST_EXAMPLES", 10)
+    monkeypatch.setattr("speechft_ray.cost.sizes.build_task_data", None)
+    quick = measure_task(make_spec("sid"), corpus, "toy")
+    for split, lengths in whole.splits.items():
+        assert lengths.tolist() == quick.splits[split].tolist()

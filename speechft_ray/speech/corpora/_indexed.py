@@ -181,6 +181,11 @@ class LazyUtterances(Sequence[Utterance]):
         has_split = self._table.arrays["split"][self._rows] == SPLITS.index(split)
         return LazyUtterances(self._table, self._rows[has_split])
 
+    def lengths(self) -> np.ndarray:
+        """Returns the samples of each utterance, without making any."""
+        samples: np.ndarray = self._table.arrays["samples"][self._rows]
+        return samples
+
     def __len__(self) -> int:
         return len(self._rows)
 
