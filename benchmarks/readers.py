@@ -45,7 +45,8 @@ from speechft_ray.speech.checkpoints.load import load_encoder
 from speechft_ray.speech.corpora.base import Corpus, Utterance
 from speechft_ray.speech.encoders.base import FAMILIES, HiddenStates
 from speechft_ray.superb.extractor import Extractor
-from speechft_ray.superb.features import FeatureStorage, prepare_features
+from speechft_ray.superb.feature_store import FeatureStorage
+from speechft_ray.superb.features import prepare_features
 
 CPU = torch.device("cpu")
 LIMIT = 1.1

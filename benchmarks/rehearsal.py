@@ -39,8 +39,9 @@ from speechft_ray.speech.corpora.base import Corpus
 from speechft_ray.speech.encoders.base import FAMILIES, Encoder, EncoderWeights
 from speechft_ray.speech.features.cache import FeatureCache
 from speechft_ray.superb.evaluate import SharedCaches
-from speechft_ray.superb.features import MEMORY_BYTES, FeatureStorage
+from speechft_ray.superb.feature_store import MEMORY_BYTES, FeatureStorage
 from speechft_ray.superb.folds import evaluate_folds
+from speechft_ray.superb.storage_plan import AUTO_BYTES, count_frames, resolve_auto
 from speechft_ray.superb.tasks.base import TASKS
 
 LAYERS, DIM = 8, 16
@@ -162,6 +163,14 @@ def make_spec(task: str, corpora: Sequence[Corpus], changes: Mapping[str, Any]) 
     )
 
 
+def resolve_form(spec: EvalSpec, corpora: Sequence[Corpus], factor: float) -> EvalSpec:
+    """Returns the spec with the form that ``auto`` stands for at full size and a Base encoder."""
+    if TASKS.get(spec.task).pooled:
+        return spec
+    frames = sum(count_frames(corpus.utterances) for corpus in corpora)
+    return resolve_auto(spec, frames, LAYERS + 1, DIM, int(AUTO_BYTES * factor / BYTES_RATIO))
+
+
 def rehearse(settings: Rehearsal, tasks: Sequence[str], folder: Path) -> list[TaskResult]:
     """Evaluates the tasks for every encoder with one cache, and returns what each cost."""
     corpora = {
@@ -179,16 +188,22 @@ def rehearse(settings: Rehearsal, tasks: Sequence[str], folder: Path) -> list[Ta
             front_end=(FRONT_END, HUBERT.describe(weights.config)),
         )
         storage = FeatureStorage(memory_bytes, cache, caches.encoder)
+
+        def use_storage(
+            caches: SharedCaches, spec: EvalSpec, storage: FeatureStorage = storage
+        ) -> FeatureStorage:
+            return storage._replace(form=spec.features, rank=spec.rank)
+
         for task in tasks:
             encoder = HUBERT.build(weights)
             passes[task].count_in(encoder)
             folds = corpora[PROTOCOLS[task].corpus]
             with (
-                patch("speechft_ray.superb.evaluate.make_storage", lambda caches, s=storage: s),
-                patch("speechft_ray.superb.folds.make_storage", lambda caches, s=storage: s),
+                patch("speechft_ray.superb.evaluate.make_storage", use_storage),
+                patch("speechft_ray.superb.folds.make_storage", use_storage),
             ):
                 evaluate_folds(
-                    make_spec(task, folds, settings.changes),
+                    resolve_form(make_spec(task, folds, settings.changes), folds, settings.factor),
                     encoder,
                     folds,
                     torch.device("cpu"),

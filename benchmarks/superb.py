@@ -47,7 +47,6 @@ from speechft_ray.speech.features.cache import FeatureCache
 from speechft_ray.speech.features.front_end import SharedFrontEnd
 from speechft_ray.superb.extractor import Extractor
 from speechft_ray.superb.features import (
-    InMemoryFeatures,
     prepare_features,
 )
 from speechft_ray.superb.setup import GRID, build_task_data, make_schedule, select_learning_rates
@@ -143,7 +142,9 @@ def front_end(options: argparse.Namespace, home: Path) -> bool:
     whole, front = [], []
     for _ in range(ROUNDS):
         spent.clear()
-        whole.append(_seconds(lambda: InMemoryFeatures.encode(extract, utterances, lambda _: None)))
+        whole.append(
+            _seconds(lambda: prepare_features(extract, {"train": utterances}, lambda _: None))
+        )
         front.append(sum(spent))
     shares = [one / all_ for one, all_ in zip(front, whole, strict=True)]
     print(
@@ -187,10 +188,8 @@ def grid(options: argparse.Namespace, home: Path) -> bool:
 def _training(spec: EvalSpec, extract: Extractor, corpus: Corpus) -> float:
     data, task = build_task_data(TASKS.get(spec.task), spec, corpus), TASKS.get(spec.task)
     assert isinstance(data, TaskData)
-    features = {
-        split: InMemoryFeatures.encode(extract, corpus.split(split), lambda _: None)
-        for split in ("train", "dev")
-    }
+    splits = {split: corpus.split(split) for split in ("train", "dev")}
+    features = prepare_features(extract, splits, lambda _: None)
     schedule, rates = make_schedule(task, spec), select_learning_rates(task, spec)
     return _seconds(
         lambda: train_stacked(

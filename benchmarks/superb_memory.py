@@ -24,12 +24,8 @@ from speechft_ray.core.specs import CorpusSpec, EvalSpec
 from speechft_ray.speech.corpora.base import Corpus, Utterance
 from speechft_ray.speech.features.cache import FeatureCache
 from speechft_ray.superb.extractor import Extractor
-from speechft_ray.superb.features import (
-    FeatureStorage,
-    OnTheFlyFeatures,
-    prepare_features,
-    size_in_bytes,
-)
+from speechft_ray.superb.feature_store import FeatureStorage, FeatureStore
+from speechft_ray.superb.features import load_features, open_features, size_in_bytes
 from speechft_ray.superb.selection import predict
 from speechft_ray.superb.setup import build_task_data, make_schedule
 from speechft_ray.superb.tasks.base import TASKS, TaskData
@@ -112,9 +108,9 @@ def peak_of(task: str, count: int) -> None:
             FeatureCache(Path(folder), 1 << 30),
             "0",
         )
-        features = prepare_features(
-            extract, {split: ordered[split] for split in ("train", "dev")}, lambda _: None, storage
-        )
+        store = FeatureStore(extract, ordered, storage)
+        splits = {split: ordered[split] for split in ("train", "dev")}
+        features = load_features(store, splits, lambda _: None)
         rates_and_seeds = [(row.learning_rate, 0)]
         trained = train_probes(
             data,
@@ -125,13 +121,13 @@ def peak_of(task: str, count: int) -> None:
             0,
             lambda _: None,
         )
-        test = OnTheFlyFeatures(extract, ordered["test"])
+        test = open_features(store, ordered["test"], lambda _: None)
         predict(data, [each.probe for each in trained], test)
     # Not ru_maxrss, which starts from the parent's memory at the time of the fork.
     (peak_kib,) = re.findall(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
     print(
         int(peak_kib) * 1024 / 1e6,
-        sum(size_in_bytes(extract, items) for items in ordered.values()) / 1e6,
+        sum(size_in_bytes(store, items) for items in ordered.values()) / 1e6,
     )
 
 

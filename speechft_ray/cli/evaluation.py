@@ -47,6 +47,12 @@ def evaluate(
     precision: Annotated[
         str, typer.Option(help="Products of the encoder: float32, tf32 or bfloat16.")
     ] = "float32",
+    features: Annotated[
+        str | None, typer.Option(help="Stored frames: exact, int8, compact; default: by size.")
+    ] = None,
+    rank: Annotated[
+        float | None, typer.Option(help="For compact: directions, or the fraction of variance.")
+    ] = None,
     storage: Annotated[
         Path, typer.Option(help="Where everything is kept; sweeps find it there.")
     ] = Path("runs"),
@@ -70,6 +76,8 @@ def evaluate(
         "learning_rate": _parse_rates(learning_rate),
         "seeds": seeds,
         "precision": precision,
+        "features": features,
+        "rank": int(rank) if rank is not None and rank.is_integer() else rank,
         "options": parse_options(option or [], "--option"),
         "corpus_options": parse_options(corpus_option or [], "--corpus-option"),
     }

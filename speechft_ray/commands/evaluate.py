@@ -119,6 +119,8 @@ def print_evaluation(facts: Mapping[str, Any], console: Console) -> None:
         f"learning rate {facts['learning_rate']:g}, {facts['updates']} updates, {seeds}",
         highlight=False,
     )
+    for note in facts.get("notes", []):
+        console.print(f"note: {note}", highlight=False, markup=False)
     skipped = {split: count for split, count in facts.get("skipped", {}).items() if count}
     if skipped:
         counts = ", ".join(f"{count} of {split}" for split, count in skipped.items())

@@ -19,6 +19,7 @@ from rich.progress import (
 )
 
 import speechft_ray
+from speechft_ray.commands.features import resolve_features
 from speechft_ray.commands.notes import print_notes
 from speechft_ray.core.errors import SweepError, UserError, unknown_name
 from speechft_ray.core.fingerprint import fingerprint
@@ -121,6 +122,9 @@ def plan_inputs(place: Place, resources: Mapping[Stage, ResourceRequest] = RESOU
         corpus=lambda spec: corpus_identity(spec, place),
         resources=resources,
         gpu_memory=lambda spec, key: estimate_gpu_memory(spec, size if key else fbank),
+        resolve_evaluation=lambda spec, is_baseline: resolve_features(
+            spec, is_baseline, place, lambda corpus: _open_with_progress(corpus, place)
+        ),
         version_of=component_version,
         masks=lambda head: HEADS.get(head).masking is not None,
     )

@@ -11,11 +11,11 @@ from speechft_ray.core.errors import SpecError, nearest_name, unknown_name
 from speechft_ray.core.expansion import SAMPLING, AxisError, expand
 from speechft_ray.core.metrics import METRICS
 from speechft_ray.core.objectives import search_mistakes
+from speechft_ray.core.spec_base import RenamedSpec
 from speechft_ray.core.specs import (
     EvalSpec,
     FinetuneSpec,
     MergeSpec,
-    RenamedSpec,
     SearchSpec,
     StopSpec,
     SweepSpec,

@@ -11,8 +11,6 @@ from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Field,
     JsonValue,
     SerializerFunctionWrapHandler,
@@ -21,52 +19,10 @@ from pydantic import (
 )
 
 from speechft_ray.core.resources import StageResources
-
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=80)]
-"""Names become parts of paths and of run names: letters, digits, ``_ . -``."""
-
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+from speechft_ray.core.spec_base import Fraction, Name, RenamedSpec, Spec
 
 Precision = Literal["float32", "tf32", "bfloat16"]
 """Number type of products (``speech.precision``). TF32 is float32 on a CPU."""
-
-
-class Spec(BaseModel):
-    """Base of all specs: frozen, keyword-only, no unknown field, no NaN or infinity (they have no
-    fingerprint)."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class RenamedSpec(Spec):
-    """A spec with fields that were renamed.
-
-    Fingerprints hash the names that the fields had first, so ``model_dump`` writes those. Both
-    names are read, but not both at once.
-    """
-
-    first_names: ClassVar[Mapping[str, str]] = {}
-    """First name of each renamed field, by its present name."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _read_first_names(cls, raw: Any) -> Any:
-        if not isinstance(raw, dict):
-            return raw
-        renamed = dict(raw)
-        for name, first in cls.first_names.items():
-            if name in raw and first in raw:
-                raise ValueError(
-                    f"has `{name}` and `{first}`, which is the old name of `{name}`: keep `{name}`"
-                )
-            if first in raw:
-                renamed[name] = renamed.pop(first)
-        return renamed
-
-    @model_serializer(mode="wrap")
-    def _write_first_names(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        fields: dict[str, Any] = serialize(self)
-        return {self.first_names.get(name, name): value for name, value in fields.items()}
 
 
 class CorpusSpec(Spec):
@@ -233,6 +189,12 @@ class MergeSpec(Spec):
 
 Rate = Annotated[float, Field(gt=0)]
 
+FeatureForm = Literal["auto", "exact", "int8", "compact"]
+COMPACT_RANK = 0.99
+"""Fraction of the variance that the basis of ``compact`` holds where no rank is stated. At the
+proportion of the shipped encoder, LibriSpeech-100 with a Base encoder then takes 38 GB
+(docs/superb.md)."""
+
 
 class EvalSpec(Spec):
     """One frozen-encoder evaluation: a probe trained on one task."""
@@ -263,6 +225,25 @@ class EvalSpec(Spec):
     )
     """An option of the corpus and its values, one per fold (IEMOCAP: ``fold: [1, 2, 3, 4, 5]``).
     Every fold is evaluated by itself; the result is the mean over folds, seed by seed."""
+    features: FeatureForm = "auto"
+    """How the frame states that a probe is trained on are stored and read. ``exact``: float16.
+    ``int8``: one scale per frame and layer. ``compact``: coefficients in a basis of all layers.
+    ``auto``: the plan chooses by the size of the corpus (``superb.storage_plan.choose_form``), and
+    writes its choice into the spec unless that is ``exact``."""
+    rank: Annotated[int, Field(ge=1)] | Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Size of the basis of ``compact``: a number of directions, or the fraction of the variance of
+    training frames that they hold; ``None``: ``COMPACT_RANK``."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _state_the_rank(cls, raw: Any) -> Any:
+        if not isinstance(raw, dict):
+            return raw
+        if raw.get("features") == "compact" and raw.get("rank") is None:
+            return {**raw, "rank": COMPACT_RANK}
+        if raw.get("features") != "compact" and raw.get("rank") is not None:
+            raise ValueError("`rank` belongs to `features: compact`: set that, or leave it out")
+        return raw
 
     precision: Precision = "float32"
     """Products of the encoder. Probes are always trained in float32."""
@@ -278,7 +259,12 @@ class EvalSpec(Spec):
     @model_serializer(mode="wrap")
     def _without_defaults(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
         fields: dict[str, Any] = serialize(self)
-        unset = {"folds": not self.folds, "precision": self.precision == "float32"}
+        unset = {
+            "folds": not self.folds,
+            "features": self.features in ("auto", "exact"),
+            "rank": self.rank is None,
+            "precision": self.precision == "float32",
+        }
         return {name: value for name, value in fields.items() if not unset.get(name)}
 
 

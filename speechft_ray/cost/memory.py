@@ -6,7 +6,7 @@ from speechft_ray.core.specs import EvalSpec
 from speechft_ray.core.units import FRAME_STRIDE_SAMPLES, SAMPLE_RATE_HZ
 from speechft_ray.cost.sizes import EncoderSize
 from speechft_ray.speech.batching import PADDED
-from speechft_ray.superb.features import MEMORY_BYTES
+from speechft_ray.superb.feature_store import MEMORY_BYTES
 from speechft_ray.superb.setup import make_schedule, select_learning_rates
 from speechft_ray.superb.tasks.base import TASKS
 

@@ -28,7 +28,7 @@ from speechft_ray.finetuning.diagnostics import PROBE_SECONDS
 from speechft_ray.finetuning.phases import head_only_updates
 from speechft_ray.speech.heads.base import HEADS
 from speechft_ray.speech.synthesis.workers import CHUNK_UTTERANCES
-from speechft_ray.superb.features import MEMORY_BYTES
+from speechft_ray.superb.feature_store import MEMORY_BYTES
 from speechft_ray.superb.setup import make_schedule, select_learning_rates
 from speechft_ray.superb.tasks.base import TASKS, Task
 

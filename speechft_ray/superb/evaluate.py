@@ -23,20 +23,20 @@ from speechft_ray.speech.features.cache import FeatureCache
 from speechft_ray.speech.features.front_end import SharedFrontEnd
 from speechft_ray.speech.precision import encode_in, use_float32_products
 from speechft_ray.superb.counts import count_test_set
-from speechft_ray.superb.extractor import Advance, Extractor, Features, PrecomputedFeatures
-from speechft_ray.superb.features import (
+from speechft_ray.superb.extractor import Advance, Extractor, PrecomputedFeatures
+from speechft_ray.superb.feature_store import (
     IN_MEMORY,
     FeatureStorage,
-    OnTheFlyFeatures,
-    prepare_features,
+    FeatureStore,
 )
+from speechft_ray.superb.features import load_features, open_features
 from speechft_ray.superb.probe import Schedule, TrainedProbe
 from speechft_ray.superb.selection import list_references, predict
 from speechft_ray.superb.setup import build_task_data, make_schedule, select_learning_rates
 from speechft_ray.superb.stacked import train_stacked
+from speechft_ray.superb.storage_facts import describe_storage
 from speechft_ray.superb.tasks.base import (
     TASKS,
-    Example,
     Task,
     TaskData,
     TrainingFreeTask,
@@ -105,14 +105,13 @@ def evaluate(
         front_end = make_shared_front_end(caches, spec, encoder, data.corpus)
         precise = encode_in(spec.precision, encoder, device)
         extractor = Extractor(precise, data.corpus, device, task.pooled, front_end, precomputed)
-        storage = make_storage(caches, spec)
+        utterances = {split: list_utterances(items) for split, items in examples.items()}
+        store = FeatureStore(extractor, utterances, make_storage(caches, spec))
         if isinstance(data, TrainingFreeTask):
-            outcomes = _run_training_free(
-                data, extractor, examples, spec.seeds, progress.advance, storage
-            )
+            outcomes = _run_training_free(data, store, utterances, spec.seeds, progress.advance)
         else:
             outcomes = _train_and_test(
-                data, extractor, examples, schedule, rates, spec.seeds, progress.advance, storage
+                data, store, utterances, schedule, rates, spec.seeds, progress.advance
             )
     feature_seconds = extractor.seconds
     seconds = {
@@ -136,6 +135,7 @@ def evaluate(
         "skipped": dict(corpus.skipped),
         "seconds": {phase: round(value, 3) for phase, value in seconds.items()},
     }
+    facts |= describe_storage(store)
     if len(rates) > 1 and outcomes.trained:
         facts["grid"] = _make_grid(rates, spec.seeds, outcomes)
     return facts
@@ -153,18 +153,16 @@ class _Outcomes(NamedTuple):
 
 def _train_and_test(
     data: TaskData,
-    extractor: Extractor,
-    examples: Mapping[str, Sequence[Example]],
+    store: FeatureStore,
+    utterances: Mapping[str, Sequence[Utterance]],
     schedule: Schedule,
     rates: Sequence[float],
     seeds: int,
     advance: Advance,
-    storage: FeatureStorage,
 ) -> _Outcomes:
     # Encode train and dev.
-    utterances = _list_utterances(examples)
     splits = {split: utterances[split] for split in ("train", "dev")}
-    features = prepare_features(extractor, splits, advance, storage)
+    features = load_features(store, splits, advance)
     train, dev = features["train"], features["dev"]
     # Train a probe for every rate and seed: stacked if the head allows it.
     if data.pooled_head is not None:
@@ -174,11 +172,16 @@ def _train_and_test(
         rates_and_seeds = [(rate, seed) for rate in rates for seed in range(seeds)]
         trained = train_probes(data, train, dev, schedule, rates_and_seeds, 0, advance)
     dev_metrics = [each.dev for each in trained]
-    if "test" not in examples:
+    if "test" not in utterances:
         return _Outcomes(trained, dev_metrics, [])
-    # Score all probes on test, which is encoded once for all of them.
-    with _test_features(extractor, utterances["test"], advance, storage) as (test, advance_test):
-        predictions = predict(data, [each.probe for each in trained], test, advance_test)
+    # Score all probes on test, which is encoded once for all of them. Means are read as a whole,
+    # frame states while they are scored, so that memory stays small.
+    if store.extractor.pooled:
+        test = load_features(store, {"test": utterances["test"]}, advance)["test"]
+    else:
+        test = open_features(store, utterances["test"], advance)
+    advance_test = advance if test.location == "recomputed" else _ignore
+    predictions = predict(data, [each.probe for each in trained], test, advance_test)
     dev_references, references = list_references(data, "dev"), list_references(data, "test")
     test_metrics = [
         data.compute_test_metrics(each.dev_predictions, dev_references, of_probe, references)
@@ -214,17 +217,18 @@ def _make_grid(rates: Sequence[float], seeds: int, outcomes: _Outcomes) -> list[
 
 
 def make_storage(caches: SharedCaches | None, spec: EvalSpec) -> FeatureStorage:
-    """Returns where features may be stored, and of which encoder: of one whose states are less
-    exact the precision is part of the identity."""
+    """Returns where and in which form features are stored, and of which encoder: of one whose
+    states are less exact the precision is part of the identity."""
+    storage = IN_MEMORY._replace(form=spec.features, rank=spec.rank)
     if caches is None:
-        return IN_MEMORY
+        return storage
     exact = spec.precision == "float32"
     encoder = (
         caches.encoder
         if exact
         else fingerprint({"encoder": caches.encoder, "precision": spec.precision})
     )
-    return FeatureStorage(cache=caches.cache, encoder=encoder)
+    return storage._replace(cache=caches.cache, encoder=encoder)
 
 
 def make_shared_front_end(
@@ -240,18 +244,19 @@ def make_shared_front_end(
 
 def _run_training_free(
     data: TrainingFreeTask,
-    extractor: Extractor,
-    examples: Mapping[str, Sequence[Example]],
+    store: FeatureStore,
+    utterances: Mapping[str, Sequence[Utterance]],
     seeds: int,
     advance: Advance,
-    storage: FeatureStorage,
 ) -> _Outcomes:
     """Predicts once; every seed gets the same numbers, since nothing is random."""
-    features = prepare_features(extractor, _list_utterances(examples), advance, storage)
+    features = load_features(store, utterances, advance)
     predictions = data.predict(features)
-    references = {split: [item.reference for item in items] for split, items in examples.items()}
+    references = {
+        split: [example.reference for example in data.examples[split]] for split in utterances
+    }
     dev = data.measure(predictions["dev"], references["dev"])
-    if "test" not in examples:
+    if "test" not in utterances:
         return _Outcomes((), [dev] * seeds, [])
     test = data.measure_test(
         predictions["dev"], references["dev"], predictions["test"], references["test"]
@@ -259,8 +264,8 @@ def _run_training_free(
     return _Outcomes((), [dev] * seeds, [test] * seeds)
 
 
-def _list_utterances(examples: Mapping[str, Sequence[Example]]) -> dict[str, Sequence[Utterance]]:
-    return {split: list_utterances(items) for split, items in examples.items()}
+def _ignore(count: int) -> None:
+    """Counts no work: it was counted before."""
 
 
 class Progress:
@@ -326,23 +331,6 @@ def _collect_details(
         for split, seeds in (("dev", dev), ("test", test))
         if seeds
     }
-
-
-@contextmanager
-def _test_features(
-    extractor: Extractor,
-    utterances: Sequence[Utterance],
-    advance: Advance,
-    storage: FeatureStorage,
-) -> Iterator[tuple[Features, Advance]]:
-    """Yields the features of test and the ``Advance`` of its scoring. Means are encoded all at
-    once, frame states while they are scored, so that memory stays small."""
-    if extractor.pooled:
-        features = prepare_features(extractor, {"test": utterances}, advance, storage)
-        yield features["test"], lambda _: None
-    else:
-        with extractor.share_front_end(utterances) as within:
-            yield OnTheFlyFeatures(extractor, utterances, within), advance
 
 
 def _layer_weights(trained: TrainedProbe) -> list[JsonValue]:

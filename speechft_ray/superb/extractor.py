@@ -27,7 +27,7 @@ from speechft_ray.speech.batching import BatchRule, choose_rule, make_batches
 from speechft_ray.speech.corpora.base import Corpus, Utterance
 from speechft_ray.speech.encoders.base import Encoder
 from speechft_ray.speech.features.front_end import EncodingContext, SharedFrontEnd
-from speechft_ray.speech.heads.featurizer import layer_normalize
+from speechft_ray.speech.heads.featurizer import Basis, layer_normalize
 from speechft_ray.speech.prefetch import count_readers, pin, read_groups, wave_bytes
 
 PRECOMPUTED_AT_ONCE = 256
@@ -36,7 +36,8 @@ PRECOMPUTED_AT_ONCE = 256
 Indices = slice | torch.Tensor
 """Utterances by index: a slice with start and stop, or indices ``(count,)`` int64."""
 
-Location = Literal["memory", "disk", "recomputed"]
+Location = Literal["memory", "disk", "recomputed", "mixed"]
+"""Where features are; ``mixed``: in several of these places."""
 
 Key = TypeVar("Key")
 
@@ -52,12 +53,17 @@ def no_context(indices: Sequence[int]) -> AbstractContextManager[None]:
 class Batch(NamedTuple):
     """States of some utterances, one after the other without padding.
 
-    ``states``: ``(layers, rows, dim)`` float32. ``frames``: rows of each utterance ``(batch,)``,
-    int64, on the CPU.
+    ``states``: ``(layers, rows, dim)`` float32; with a ``basis``, coefficients ``(rows, rank)``.
+    ``frames``: rows of each utterance ``(batch,)``, int64, on the CPU.
     """
 
     states: torch.Tensor
     frames: torch.Tensor
+    basis: Basis | None = None
+
+    def restore(self) -> torch.Tensor:
+        """Returns ``(layers, rows, dim)`` with or without a basis."""
+        return self.states if self.basis is None else self.basis.restore(self.states)
 
 
 class Features(Protocol):
@@ -204,7 +210,7 @@ class Extractor:
                     indices = [batch[place] for place in places]
                     yield (key, places, indices), [members[place] for place in places]
 
-        groups = read_groups(list_groups(), self._read_wave, wave_bytes, self.readers)
+        groups = read_groups(list_groups(), self.read_wave, wave_bytes, self.readers)
         began = time.perf_counter()
         with closing(groups):
             for (key, places, indices), waves in groups:
@@ -232,11 +238,13 @@ class Extractor:
         return list(torch.split(batch.states.to(self.dtype), batch.frames.tolist(), dim=1))
 
     def share_front_end(
-        self, utterances: Sequence[Utterance]
+        self, utterances: Sequence[Utterance], *, stores: bool = True
     ) -> AbstractContextManager[EncodingContext]:
         """Yields the context in which to encode these utterances, each exactly once, so that
-        encoders share their front end."""
-        return self.front_end.reuse(utterances) if self.front_end else nullcontext(no_context)
+        encoders share their front end. Its output is stored if ``stores``."""
+        if self.front_end is None:
+            return nullcontext(no_context)
+        return self.front_end.reuse(utterances, stores=stores)
 
     @torch.no_grad()
     def _encode(self, waves: Sequence[torch.Tensor]) -> list[torch.Tensor]:
@@ -259,7 +267,7 @@ class Extractor:
             means = sums / counts[:, :, None]
         return list(means.to(self.dtype).unbind(dim=1))
 
-    def _read_wave(self, utterance: Utterance) -> torch.Tensor:
+    def read_wave(self, utterance: Utterance) -> torch.Tensor:
         """Reads the audio of an utterance into memory of the CPU. Runs in a reading thread."""
         wave = torch.from_numpy(self.corpus.read(utterance))
         if len(wave) < FRAME_FIELD_SAMPLES:

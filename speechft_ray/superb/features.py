@@ -1,19 +1,15 @@
-"""Stores the features of a split for the training of probes: in memory, on disk, or not at all."""
+"""The features of a split for the training of probes: in memory, on disk, or encoded for every
+batch, each as far as its budget goes."""
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Mapping, Sequence
-from contextlib import closing
-from typing import Any, NamedTuple
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 
 import torch
 
-from speechft_ray.core.fingerprint import fingerprint
-from speechft_ray.core.units import frame_count
 from speechft_ray.speech.corpora.base import Utterance
-from speechft_ray.speech.features.cache import Entry, FeatureCache
-from speechft_ray.speech.features.front_end import EncodingContext
-from speechft_ray.speech.prefetch import pin, read_ahead
+from speechft_ray.speech.features.cache import Entry
+from speechft_ray.speech.features.rows import JoinedRows, RowSource
 from speechft_ray.superb.extractor import (
     Advance,
     Batch,
@@ -21,18 +17,17 @@ from speechft_ray.superb.extractor import (
     Features,
     Indices,
     Location,
-    no_context,
 )
+from speechft_ray.superb.feature_forms import ExactForm
+from speechft_ray.superb.feature_store import IN_MEMORY, FeatureStorage, FeatureStore
+from speechft_ray.superb.row_features import MemoryRows, PartlyEncodedFeatures, RowFeatures
 
-MEMORY_BYTES = 1 << 30
-"""Features that one evaluation holds in memory: 1 GiB of frames is two hours of a 7 x 192 encoder
-(50 frames of 2.7 kB a second) or 18 minutes of a Base encoder (13 x 768, 20 kB a frame); of means,
-27 000 utterances of a Base encoder. What exceeds it is stored on disk, and what exceeds the disk's
-budget is encoded again for every batch."""
+_READ_AT_ONCE = 256
+"""Utterances that are read from disk into memory at once."""
 
 
 class InMemoryFeatures:
-    """Features of all utterances in one tensor, encoded once."""
+    """Exact features of all utterances in one tensor."""
 
     location: Location = "memory"
 
@@ -43,31 +38,6 @@ class InMemoryFeatures:
         self.count = len(frames)
         self._ends = frames.cumsum(0)
         self._starts = self._ends - frames
-
-    @classmethod
-    def encode(
-        cls, extractor: Extractor, utterances: Sequence[Utterance], advance: Advance
-    ) -> InMemoryFeatures:
-        """Encodes all utterances."""
-        # One packed tensor: the rows of each utterance follow from its number of samples.
-        frames = torch.tensor(
-            [1 if extractor.pooled else frame_count(utterance.samples) for utterance in utterances]
-        )
-        rows = [
-            slice(end - count, end)
-            for end, count in zip(frames.cumsum(0).tolist(), frames.tolist(), strict=True)
-        ]
-        layers, dim = extractor.encoder.state_count, extractor.encoder.dim
-        packed = torch.empty(
-            layers, int(frames.sum()), dim, dtype=extractor.dtype, device=extractor.device
-        )
-        # Groups arrive by length; each utterance is written to its own rows.
-        with extractor.share_front_end(utterances) as within:
-            for group, group_states in extractor.encode_groups(utterances, within):
-                for index, states in zip(group, group_states, strict=True):
-                    packed[:, rows[index]] = states
-                advance(len(group))
-        return cls(packed, frames)
 
     def batch(self, indices: Indices) -> Batch:
         """Returns the features of these utterances; a slice of means shares the memory of the
@@ -96,176 +66,146 @@ def _to_float32(states: torch.Tensor) -> torch.Tensor:
     return states.float() if states.dtype is torch.float16 else states
 
 
-class DiskFeatures:
-    """Features in a file, of which only the rows of a batch are read into memory."""
-
-    location: Location = "disk"
-
-    def __init__(self, entry: Entry, layers: int, device: torch.device) -> None:
-        self._entry, self._layers, self._device = entry, layers, device
-        self._frames = torch.tensor(entry.counts)
-        self.count = len(entry.counts)
-
-    def batch(self, indices: Indices) -> Batch:
-        """Reads the features of these utterances."""
-        return self._make_batch(indices, self._read_rows(indices))
-
-    def read_batches(
-        self, order: Iterable[Indices]
-    ) -> Generator[tuple[Indices, Batch], None, None]:
-        """Yields each of these indices with its batch; one thread reads the next ones ahead."""
-
-        def count_bytes(indices: Indices) -> int:
-            return self._entry.reader.row_bytes * int(self._frames[indices].sum())
-
-        with closing(read_ahead(order, self._read_rows, count_bytes, threads=1)) as pairs:
-            for indices, rows in pairs:
-                yield indices, self._make_batch(indices, rows)
-
-    def _read_rows(self, indices: Indices) -> torch.Tensor:
-        """Reads ``(rows, layers * dim)``. Runs in a reading thread."""
-        selected = torch.arange(self.count)[indices].tolist()
-        return pin(self._entry.rows(selected), self._device)
-
-    def _make_batch(self, indices: Indices, rows: torch.Tensor) -> Batch:
-        states = torch.unflatten(
-            rows.to(self._device, non_blocking=True), 1, (self._layers, -1)
-        )  # (rows, layers, dim)
-        return Batch(_to_float32(states.transpose(0, 1)).contiguous(), self._frames[indices])
-
-    def load(self) -> InMemoryFeatures:
-        """Reads everything into memory."""
-        batch = self.batch(slice(0, self.count))
-        return InMemoryFeatures(batch.states.to(self._entry.reader.dtype), batch.frames)
-
-
-class OnTheFlyFeatures:
-    """Features that are encoded anew for every batch, in the context ``within`` (see
-    ``Extractor.share_front_end``)."""
-
-    location: Location = "recomputed"
-
-    def __init__(
-        self,
-        extractor: Extractor,
-        utterances: Sequence[Utterance],
-        within: EncodingContext = no_context,
-    ) -> None:
-        self.extractor, self.utterances, self.within = extractor, utterances, within
-        self.count = len(utterances)
-
-    def batch(self, indices: Indices) -> Batch:
-        """Encodes these utterances."""
-        with closing(self.read_batches([indices])) as batches:
-            return next(batches)[1]
-
-    def read_batches(
-        self, order: Iterable[Indices]
-    ) -> Generator[tuple[Indices, Batch], None, None]:
-        """Yields each of these indices with its batch; the audio of the next ones is read
-        meanwhile."""
-        batches = ((indices, torch.arange(self.count)[indices].tolist()) for indices in order)
-        with closing(
-            self.extractor.encode_batches(batches, self.utterances, self.within)
-        ) as encoded:
-            for indices, states in encoded:
-                frames = torch.tensor([item.shape[1] for item in states])
-                yield indices, Batch(_to_float32(torch.cat(states, dim=1)), frames)
-
-
-class FeatureStorage(NamedTuple):
-    """Where features may be stored. ``encoder`` is the encoder's fingerprint; without a cache
-    nothing is stored on disk."""
-
-    memory_bytes: int = MEMORY_BYTES
-    cache: FeatureCache | None = None
-    encoder: str = ""
-
-
-IN_MEMORY = FeatureStorage()
-"""The usual amount in memory, nothing on disk."""
-
-
 def prepare_features(
     extractor: Extractor,
     splits: Mapping[str, Sequence[Utterance]],
     advance: Advance,
     storage: FeatureStorage = IN_MEMORY,
 ) -> dict[str, Features]:
-    """Returns the features of each split, in the order of ``splits``: in memory while they fit,
-    else on disk, else recomputed for every batch.
+    """Returns the features of each split, in the order of ``splits``; see ``load_features``."""
+    return load_features(FeatureStore(extractor, splits, storage), splits, advance)
 
-    Means are also stored on disk, where another evaluation of the same encoder can use them. The
-    sizes follow from the numbers of frames; nothing is tried out.
+
+def load_features(
+    store: FeatureStore, splits: Mapping[str, Sequence[Utterance]], advance: Advance
+) -> dict[str, Features]:
+    """Returns the features of each split: on disk as far as the budget of the cache goes, in memory
+    while they fit, and otherwise encoded for every batch.
+
+    The sizes follow from the numbers of frames; nothing is tried out.
     """
-    free_bytes = storage.memory_bytes
+    free_bytes = store.storage.memory_bytes
     features: dict[str, Features] = {}
     for split, utterances in splits.items():
-        size_bytes = size_in_bytes(extractor, utterances)
-        in_memory = size_bytes <= free_bytes
-        # Precomputed features are already stored; frames go to disk only if they exceed memory.
-        to_disk = extractor.precomputed is None and (extractor.pooled or not in_memory)
-        on_disk = (
-            _store_on_disk(extractor, utterances, size_bytes, advance, storage) if to_disk else None
-        )
-        if in_memory:
-            free_bytes -= size_bytes
-            features[split] = (
-                on_disk.load()
-                if on_disk
-                else InMemoryFeatures.encode(extractor, utterances, advance)
-            )
-        elif on_disk:
-            features[split] = on_disk
-        elif extractor.pooled:
+        located = store.locate(utterances, advance)
+        missing = [index for index, place in enumerate(located) if place is None]
+        size_bytes = size_in_bytes(store, utterances)
+        if size_bytes <= free_bytes or (store.extractor.pooled and missing):
             # Means are small: encoding them for every batch costs more than any amount of memory.
-            features[split] = InMemoryFeatures.encode(extractor, utterances, advance)
-        else:
-            features[split] = OnTheFlyFeatures(extractor, utterances)
-            advance(len(utterances))  # nothing to encode ahead
+            free_bytes -= size_bytes
+            features[split] = _load_into_memory(store, utterances, located, advance)
+            continue
+        # Of what is not on disk, the first utterances are held in memory.
+        in_memory: list[int] = []
+        for index in missing:
+            size_bytes = store.count_bytes(utterances[index])
+            if size_bytes > free_bytes:
+                break
+            free_bytes -= size_bytes
+            in_memory.append(index)
+        features[split] = _join(store, utterances, located, in_memory)
+        store.recomputed_count += len(missing) - len(in_memory)
+        advance(len(missing))  # there is nothing more to encode ahead
     return features
 
 
-def size_in_bytes(extractor: Extractor, utterances: Sequence[Utterance]) -> int:
+def open_features(
+    store: FeatureStore, utterances: Sequence[Utterance], advance: Advance
+) -> Features:
+    """Returns the features of a split that is read once: on disk as far as the budget goes, and
+    otherwise encoded when they are read. Nothing is held in memory.
+
+    ``advance`` is called for all utterances, unless all are encoded when they are read
+    (``location`` is ``recomputed``)."""
+    located = store.locate(utterances, advance)
+    features = _join(store, utterances, located, [])
+    if features.location == "mixed":
+        advance(located.count(None))
+    return features
+
+
+def size_in_bytes(store: FeatureStore, utterances: Iterable[Utterance]) -> int:
     """Returns how many bytes the features of these utterances take."""
-    rows = sum(
-        1 if extractor.pooled else frame_count(utterance.samples) for utterance in utterances
-    )
-    values = rows * extractor.encoder.state_count * extractor.encoder.dim
-    return values * extractor.dtype.itemsize
+    return sum(store.count_bytes(utterance) for utterance in utterances)
 
 
-def _store_on_disk(
-    extractor: Extractor,
+def _load_into_memory(
+    store: FeatureStore,
     utterances: Sequence[Utterance],
-    size_bytes: int,
+    located: Sequence[tuple[Entry, int] | None],
     advance: Advance,
-    storage: FeatureStorage,
-) -> DiskFeatures | None:
-    """Returns the features from disk, and writes them there first if they are missing; ``None``
-    without a cache or without space in it."""
-    cache = storage.cache
-    if cache is None:
-        return None
-    identity: dict[str, Any] = {
-        "what": "means" if extractor.pooled else "frames",
-        "encoder": storage.encoder,
-        "normalised": "layer norm",
-        "corpus": extractor.corpus.fingerprint,
-        "utterances": fingerprint([utterance.key for utterance in utterances]),
-    }
-    key = cache.key(identity)
-    entry = cache.find(key)
-    if entry is not None:
-        advance(len(utterances))
-    elif cache.make_room(size_bytes):
-        with (
-            cache.write(key, len(utterances)) as append,
-            extractor.share_front_end(utterances) as within,
+) -> Features:
+    """Reads what is on disk, and encodes the rest."""
+    counts = [store.count_rows(utterance) for utterance in utterances]
+    form, device = store.form, store.extractor.device
+    total = sum(counts)
+    if isinstance(form, ExactForm):
+        # Layer by layer, so that a window of utterances is a view of all.
+        packed = torch.empty(form.layers, total, form.dim, dtype=form.dtype, device=device)
+        by_row = packed.transpose(0, 1)  # (rows, layers, dim)
+    else:
+        packed = torch.empty(total, form.width, dtype=form.dtype, device=device)
+        by_row = packed
+    pieces = torch.split(by_row, counts)
+    for indices, rows in _iterate_rows(store, utterances, located, advance):
+        for index, piece in zip(
+            indices, torch.split(rows, [counts[i] for i in indices]), strict=True
         ):
-            for group, group_states in extractor.encode_groups(utterances, within):
-                for index, states in zip(group, group_states, strict=True):
-                    append(index, states.transpose(0, 1).flatten(1))  # -> (rows, layers * dim)
-                advance(len(group))
-        entry = cache.find(key)
-    return DiskFeatures(entry, extractor.encoder.state_count, extractor.device) if entry else None
+            pieces[index].copy_(piece.view_as(pieces[index]))
+    if isinstance(form, ExactForm):
+        return InMemoryFeatures(packed, torch.tensor(counts))
+    return RowFeatures(MemoryRows(packed, counts), form, device, "memory")
+
+
+def _iterate_rows(
+    store: FeatureStore,
+    utterances: Sequence[Utterance],
+    located: Sequence[tuple[Entry, int] | None],
+    advance: Advance,
+) -> Iterator[tuple[list[int], torch.Tensor]]:
+    """Yields indices of utterances and their rows, one after the other."""
+    on_disk = [(index, place) for index, place in enumerate(located) if place is not None]
+    for start in range(0, len(on_disk), _READ_AT_ONCE):
+        some = on_disk[start : start + _READ_AT_ONCE]
+        rows = JoinedRows([place for _, place in some]).rows(list(range(len(some))))
+        yield [index for index, _ in some], rows
+    indices_of: dict[int, list[int]] = {}
+    for index, place in enumerate(store.list_places(utterances)):
+        if located[index] is None:
+            indices_of.setdefault(place, []).append(index)
+    for place, rows in store.encode(list(indices_of)):
+        for index in indices_of[place]:
+            yield [index], rows
+        advance(len(indices_of[place]))
+
+
+def _join(
+    store: FeatureStore,
+    utterances: Sequence[Utterance],
+    located: Sequence[tuple[Entry, int] | None],
+    in_memory: Sequence[int],
+) -> Features:
+    """Joins what is on disk, what is to be held in memory, and what is encoded for every batch."""
+    places: dict[int, tuple[RowSource, int]] = {
+        index: place for index, place in enumerate(located) if place is not None
+    }
+    location: Location = "disk"
+    if in_memory:
+        own = store.list_places([utterances[index] for index in in_memory])
+        rows_of = dict(store.encode(own))
+        pieces = [rows_of[place] for place in own]
+        held = MemoryRows(torch.cat(pieces).cpu(), list(map(len, pieces)))
+        location = "mixed" if places else "memory"
+        places |= {index: (held, position) for position, index in enumerate(in_memory)}
+    anew = [index for index in range(len(utterances)) if index not in places]
+    if not anew:
+        source = JoinedRows([places[index] for index in range(len(utterances))])
+        return RowFeatures(source, store.form, store.extractor.device, location)
+    front_ends = store.open_front_ends([utterances[index] for index in anew])
+    return PartlyEncodedFeatures(
+        store.extractor,
+        utterances,
+        store.form,
+        places,
+        {anew[position]: place for position, place in front_ends.items()},
+    )

@@ -54,7 +54,11 @@ class Probe(nn.Module):
     def features(self, batch: Batch) -> torch.Tensor:
         """Sums the states of a batch over layers and pads the result to ``(batch, frames,
         dim)``."""
-        rows: torch.Tensor = self.featurizer(batch.states.unsqueeze(1)).squeeze(0)  # (rows, dim)
+        rows: torch.Tensor  # (rows, dim)
+        if batch.basis is None:
+            rows = self.featurizer(batch.states.unsqueeze(1)).squeeze(0)
+        else:
+            rows = self.featurizer.sum_in_basis(batch.states, batch.basis)
         count, longest = len(batch.frames), int(batch.frames.max())
         if longest == 1:
             return rows.unsqueeze(1)  # means: nothing to pad

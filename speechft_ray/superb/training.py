@@ -47,7 +47,7 @@ def train_probes(
     probes.
     """
     # Set up: one stream of batches for all probes, one trainer for each.
-    states = train.batch(slice(0, 1)).states
+    states = train.batch(slice(0, 1)).restore()
     targets = [example.target for example in data.examples["train"]]
     generator = torch.Generator().manual_seed(order_seed)
     order = sample_batches(schedule, data.examples["train"], generator, data.alternatives)

@@ -53,6 +53,8 @@ class Inputs:
     which the cluster chooses its share of a GPU."""
     masks: Callable[[str], bool] = lambda head: False
     """Whether a registered head masks frames, which trains the mask embedding."""
+    resolve_evaluation: Callable[[EvalSpec, bool], EvalSpec] = lambda spec, is_baseline: spec
+    """Returns the spec of an evaluation with the form of features that sizes lead to."""
     version_of: Callable[[Component, str], int] = lambda component, name: 1
     """Returns the version of a registered head, merge method or task. Version 1 adds nothing to
     what is hashed, so that fingerprints from before there were versions stay."""
@@ -260,6 +262,7 @@ class PlanBuilder:
 
     def add_evaluation(self, spec: EvalSpec, encoder: str | None, title: str) -> str:
         """Adds an evaluation on dev and test. ``encoder`` is a merge; ``None`` is FBank."""
+        spec = self.inputs.resolve_evaluation(spec, encoder is None)
         payload = {"spec": spec.model_dump(mode="json"), "encoder": encoder}
         return self._evaluation(
             spec, encoder or FBANK, title, payload, [encoder] if encoder else []
@@ -267,6 +270,7 @@ class PlanBuilder:
 
     def add_dev_evaluation(self, spec: EvalSpec, recipe: Mapping[str, Any], title: str) -> str:
         """Adds an evaluation on dev alone of a merge that is made in memory and not stored."""
+        spec = self.inputs.resolve_evaluation(spec, False)
         encoder = merge_fingerprint(recipe)
         payload = {
             "spec": spec.model_dump(mode="json"),

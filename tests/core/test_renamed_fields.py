@@ -13,7 +13,8 @@ from speechft_ray.cli import main
 from speechft_ray.core.errors import SpecError
 from speechft_ray.core.fingerprint import fingerprint
 from speechft_ray.core.space import old_field_names
-from speechft_ray.core.specs import RenamedSpec, SearchSpec, StopSpec
+from speechft_ray.core.spec_base import RenamedSpec
+from speechft_ray.core.specs import SearchSpec, StopSpec
 from speechft_ray.core.validation import validate
 from speechft_ray.sweep.space_file import read_space
 

@@ -26,7 +26,7 @@ from speechft_ray.cost.work import WorkCounter, count_merge
 from speechft_ray.speech.encoders.base import HiddenStates
 from speechft_ray.speech.features.cache import FeatureCache
 from speechft_ray.superb import evaluate as evaluating
-from speechft_ray.superb.features import FeatureStorage
+from speechft_ray.superb.feature_store import FeatureStorage
 from speechft_ray.superb.sampling import length_buckets, random_epochs, sliding_windows
 from tests.superb.toy_models import DIM, STATE_COUNT, ToyEncoder, toy_corpus
 

@@ -14,14 +14,9 @@ from speechft_ray.core.errors import UserError
 from speechft_ray.speech.corpora.base import Corpus, Utterance
 from speechft_ray.speech.encoders.base import HiddenStates
 from speechft_ray.speech.features.cache import FeatureCache
-from speechft_ray.superb.extractor import Extractor
-from speechft_ray.superb.features import (
-    FeatureStorage,
-    InMemoryFeatures,
-    OnTheFlyFeatures,
-    prepare_features,
-    size_in_bytes,
-)
+from speechft_ray.superb.extractor import Extractor, Features
+from speechft_ray.superb.feature_store import FeatureStorage, FeatureStore
+from speechft_ray.superb.features import prepare_features, size_in_bytes
 from tests.superb.toy_models import DIM, STATE_COUNT, ToyEncoder, toy_corpus
 
 CPU = torch.device("cpu")
@@ -29,6 +24,17 @@ CPU = torch.device("cpu")
 
 def extractor(pooled: bool = False, **corpus: Any) -> Extractor:
     return Extractor(ToyEncoder(), toy_corpus({"train": 9, "dev": 5}, **corpus), CPU, pooled)
+
+
+NOTHING_STORED = FeatureStorage(memory_bytes=0)
+
+
+def prepare(
+    extract: Extractor,
+    utterances: Sequence[Utterance],
+    storage: FeatureStorage = FeatureStorage(),  # noqa: B008 - a frozen tuple
+) -> Features:
+    return prepare_features(extract, {"train": utterances}, lambda count: None, storage)["train"]
 
 
 def normalise_with_numpy(utterance: Utterance) -> np.ndarray:
@@ -68,9 +74,9 @@ def test_encoding_is_frozen_and_one_by_one() -> None:
     encoder, corpus = ToyEncoder(), toy_corpus({"train": 9, "dev": 5})
     encoder.train()
     extract = Extractor(encoder, corpus, CPU, False)
-    stored = InMemoryFeatures.encode(extract, extract.corpus.split("train"), lambda count: None)
+    stored = prepare(extract, extract.corpus.split("train"))
     assert not encoder.training
-    assert not stored.states.requires_grad
+    assert not stored.batch(slice(0, 2)).states.requires_grad
     assert encoder.calls == [1] * 9
     assert extract.seconds > 0
 
@@ -79,9 +85,9 @@ def test_encoding_is_frozen_and_one_by_one() -> None:
 def test_order_and_batch_change_no_bit(pooled: bool) -> None:
     extract = extractor(pooled)
     utterances = extract.corpus.split("train")
-    stored = InMemoryFeatures.encode(extract, utterances, lambda count: None)
-    reverse = InMemoryFeatures.encode(extract, utterances[::-1], lambda count: None)
-    recomputed = OnTheFlyFeatures(extract, utterances)
+    stored = prepare(extract, utterances)
+    reverse = prepare(extract, utterances[::-1])
+    recomputed = prepare(extract, utterances, NOTHING_STORED)
     for index, utterance in enumerate(utterances):
         alone = extract([utterance])[0]
         for features, position in (
@@ -102,8 +108,8 @@ def test_stored_and_recomputed_features_are_the_same(
     extract = extractor(pooled)
     utterances = extract.corpus.split("train")
     stored, recomputed = (
-        InMemoryFeatures.encode(extract, utterances, lambda count: None).batch(indices),
-        OnTheFlyFeatures(extract, utterances).batch(indices),
+        prepare(extract, utterances).batch(indices),
+        prepare(extract, utterances, NOTHING_STORED).batch(indices),
     )
     assert torch.equal(stored.states, recomputed.states)
     assert torch.equal(stored.frames, recomputed.frames)
@@ -112,9 +118,9 @@ def test_stored_and_recomputed_features_are_the_same(
 
 def test_a_window_of_stored_means_is_a_view() -> None:
     extract = extractor(pooled=True)
-    stored = InMemoryFeatures.encode(extract, extract.corpus.split("train"), lambda count: None)
-    window = stored.batch(slice(1, 4)).states
-    assert window.untyped_storage().data_ptr() == stored.states.untyped_storage().data_ptr()
+    stored = prepare(extract, extract.corpus.split("train"))
+    window, whole = stored.batch(slice(1, 4)).states, stored.batch(slice(0, 9)).states
+    assert window.untyped_storage().data_ptr() == whole.untyped_storage().data_ptr()
 
 
 def both_splits(extract: Extractor) -> dict[str, Sequence[Utterance]]:
@@ -129,13 +135,14 @@ def test_the_budget_holds_the_first_splits_and_counts_all_work() -> None:
         split: sum(extract([utterance])[0].nbytes for utterance in items)
         for split, items in splits.items()
     }
-    assert sizes == {split: size_in_bytes(extract, items) for split, items in splits.items()}
+    store = FeatureStore(extract, splits, FeatureStorage())
+    assert sizes == {split: size_in_bytes(store, items) for split, items in splits.items()}
     features = prepare_features(
         extract, splits, done.append, FeatureStorage(sizes["train"] + sizes["dev"] // 2)
     )
     assert {split: stored.location for split, stored in features.items()} == {
         "train": "memory",
-        "dev": "recomputed",
+        "dev": "mixed",
     }
     assert sum(done) == 14
     assert all(

@@ -19,7 +19,8 @@ from speechft_ray.speech.features.front_end import SharedFrontEnd
 from speechft_ray.superb import extractor as extractor_module
 from speechft_ray.superb.evaluate import SharedCaches, evaluate
 from speechft_ray.superb.extractor import Extractor
-from speechft_ray.superb.features import FeatureStorage, prepare_features
+from speechft_ray.superb.feature_store import FeatureStorage
+from speechft_ray.superb.features import prepare_features
 from tests.speech.toy_models import toy_encoder
 from tests.superb.toy_models import toy_corpus
 

@@ -19,7 +19,8 @@ from speechft_ray.core.specs import CorpusSpec, EvalSpec
 from speechft_ray.speech.corpora.base import Corpus
 from speechft_ray.superb.evaluate import evaluate
 from speechft_ray.superb.extractor import Extractor
-from speechft_ray.superb.features import InMemoryFeatures, OnTheFlyFeatures
+from speechft_ray.superb.feature_store import FeatureStorage
+from speechft_ray.superb.features import InMemoryFeatures, prepare_features
 from speechft_ray.superb.setup import build_task_data
 from speechft_ray.superb.tasks import qbe
 from speechft_ray.superb.tasks._dtw import Distance, frame_distances, subsequence_costs
@@ -149,12 +150,7 @@ def test_documents_with_the_query_score_more_than_a_deviation_above_the_others()
         split: [example.utterance for example in examples]
         for split, examples in data.examples.items()
     }
-    predictions = data.predict(
-        {
-            split: InMemoryFeatures.encode(extract, utterances, lambda _: None)
-            for split, utterances in items.items()
-        }
-    )
+    predictions = data.predict(prepare_features(extract, items, lambda _: None))
     scores = np.stack(predictions["test"])  # (queries, layers, documents)
     matches = np.stack([example.reference for example in data.examples["test"]])
     assert (
@@ -170,13 +166,8 @@ def test_features_may_be_recomputed() -> None:
     corpus = toy_corpus({"train": 5, "dev": 3, "test": 2})
     extract = Extractor(ToyEncoder(), corpus, torch.device("cpu"), pooled=False)
     items = {split: corpus.split(split) for split in ("train", "dev")}
-    stored = {
-        split: InMemoryFeatures.encode(extract, utterances, lambda _: None)
-        for split, utterances in items.items()
-    }
-    recomputed = {
-        split: OnTheFlyFeatures(extract, utterances) for split, utterances in items.items()
-    }
+    stored = prepare_features(extract, items, lambda _: None)
+    recomputed = prepare_features(extract, items, lambda _: None, FeatureStorage(memory_bytes=0))
     for one, other in zip(
         qbe.score_documents(stored["dev"], stored["train"], "cosine"),
         qbe.score_documents(recomputed["dev"], recomputed["train"], "cosine"),

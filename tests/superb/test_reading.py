@@ -18,7 +18,8 @@ from speechft_ray.speech.corpora.base import Corpus, Utterance
 from speechft_ray.speech.encoders.base import HiddenStates
 from speechft_ray.speech.features.cache import FeatureCache
 from speechft_ray.superb.extractor import Extractor, Features, Indices, iterate_batches
-from speechft_ray.superb.features import FeatureStorage, prepare_features
+from speechft_ray.superb.feature_store import FeatureStorage
+from speechft_ray.superb.features import prepare_features
 from tests.superb.toy_models import ToyEncoder, toy_corpus
 
 CPU = torch.device("cpu")

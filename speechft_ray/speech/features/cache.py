@@ -8,10 +8,10 @@ entry can be computed again.
 
 from __future__ import annotations
 
-import json
+import errno
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,15 @@ FEATURES_VERSION = 1
 """Raised when code changes the values of features, so that older entries are not used."""
 
 _STAGE, _FILE = "features", "rows.bin"
-_DTYPES = {"float32": torch.float32, "float16": torch.float16}
+_DTYPES = {"float32": torch.float32, "float16": torch.float16, "int8": torch.int8}
+_LASTING = "lasting"
+"""Empty file beside the rows of an entry that other encoders use as well."""
+
+_FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class _FullDiskError(Exception):
+    """Ends the writing of an entry."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +47,7 @@ class Entry:
     starts: Sequence[int]
     counts: Sequence[int]
 
-    def rows(self, indices: Iterable[int]) -> torch.Tensor:
+    def rows(self, indices: Sequence[int]) -> torch.Tensor:
         """Returns the rows of these utterances, one after the other."""
         return self.reader.read([(self.starts[index], self.counts[index]) for index in indices])
 
@@ -50,6 +58,10 @@ class FeatureCache:
     def __init__(self, root: Path, budget_bytes: int) -> None:
         self._store = Store(root)
         self.budget_bytes = budget_bytes
+        self.is_disk_full = False
+        """Whether the disk was full before the budget was; then nothing more is written."""
+        self.protected: frozenset[str] = frozenset()
+        """Entries that ``make_room`` does not remove: those that the present work needs."""
 
     @staticmethod
     def key(identity: Mapping[str, Any]) -> str:
@@ -57,13 +69,13 @@ class FeatureCache:
         depend on, and of the version of this code."""
         return fingerprint({"version": FEATURES_VERSION, **identity})
 
-    def find(self, key: str) -> Entry | None:
+    def find(self, key: str, *, verify: bool = True) -> Entry | None:
         """Returns an entry, or ``None`` when there is none. Removes an entry whose bytes have
-        changed."""
+        changed; ``verify`` compares their sha256, which one that was just written does not need."""
         if not self._store.is_complete(_STAGE, key):
             return None
         try:
-            if self._store.find_damaged_files(_STAGE, key):
+            if verify and self._store.find_damaged_files(_STAGE, key):
                 raise ValueError("its bytes have changed")
             facts, folder = self._store.manifest(_STAGE, key), self._store.folder(_STAGE, key)
             os.utime(folder / MANIFEST)  # marks the most recent use
@@ -75,44 +87,87 @@ class FeatureCache:
         return Entry(reader, facts["starts"], facts["counts"])
 
     @contextmanager
-    def write(self, key: str, utterances: int) -> Iterator[Callable[[int, torch.Tensor], None]]:
+    def write(
+        self, key: str, utterances: int, *, lasting: bool = False
+    ) -> Iterator[Callable[[int, torch.Tensor], None]]:
         """Yields ``append(index, rows)``, to be called once per utterance in any order. The entry
-        is published when the body ends without an error."""
+        is published when the body ends without an error.
+
+        ``lasting``: other encoders use the entry too, so that it is removed after all that are not.
+        When the disk is full, the entry is dropped without an error, and ``is_disk_full`` is set.
+        """
         starts, counts = [0] * utterances, [0] * utterances
         facts: dict[str, Any] = {"starts": starts, "counts": counts}
-        with self._store.publish(_STAGE, key, facts) as folder, RowWriter(folder / _FILE) as file:
+        try:
+            with suppress(_FullDiskError), ExitStack() as stack:
+                file = self._open_file(stack, key, facts, lasting)
 
-            def append(index: int, rows: torch.Tensor) -> None:
-                starts[index], counts[index] = file.rows, len(rows)
-                file.append(rows)
-                facts.update(width=rows.shape[1], dtype=str(rows.dtype).removeprefix("torch."))
+                def append(index: int, rows: torch.Tensor) -> None:
+                    if file is None or self.is_disk_full:
+                        return
+                    starts[index], counts[index] = file.rows, len(rows)
+                    facts.update(width=rows.shape[1], dtype=str(rows.dtype).removeprefix("torch."))
+                    try:
+                        file.append(rows)
+                    except OSError as error:
+                        self._end_writing(error)
 
-            yield append
-            file.close()
+                yield append
+                if file is None or self.is_disk_full:
+                    raise _FullDiskError
+                file.close()
+        except OSError as error:
+            self._end_writing(error)
+
+    def _open_file(
+        self, stack: ExitStack, key: str, facts: Mapping[str, Any], lasting: bool
+    ) -> RowWriter | None:
+        """Opens the file of a new entry, which ``stack`` publishes; ``None`` on a full disk."""
+        try:
+            folder = stack.enter_context(self._store.publish(_STAGE, key, facts))
+            if lasting:
+                (folder / _LASTING).touch()
+            return stack.enter_context(RowWriter(folder / _FILE))
+        except OSError as error:
+            self._end_writing(error)
+            return None
+
+    def _end_writing(self, error: OSError) -> None:
+        """Notes a full disk; raises any other error."""
+        if error.errno not in _FULL_DISK:
+            raise error
+        self.is_disk_full = True
 
     def make_room(self, size_bytes: int) -> bool:
-        """Removes the least recently used entries until a new one of this size fits. Returns false,
-        and removes nothing, when it is larger than the budget."""
-        if size_bytes > self.budget_bytes:
+        """Removes entries until a new one of this size fits: the least recently used first, and
+        those that other encoders use (``lasting``) after all others.
+
+        Returns false, and removes nothing, when it does not fit beside those that are
+        ``protected``, or the disk is full.
+        """
+        entries = self._entries()
+        total = sum(size for _, _, size, _ in entries)
+        needed = sum(size for _, _, size, key in entries if key in self.protected)
+        if needed + size_bytes > self.budget_bytes or self.is_disk_full:
             return False
-        entries = sorted(self._entries())
-        total = sum(size for _, size, _ in entries)
-        for _, size, key in entries:
+        for _, _, size, key in sorted(entries):
             if total + size_bytes <= self.budget_bytes:
                 break
-            self._store.discard(_STAGE, key)
-            total -= size
+            if key not in self.protected:
+                self._store.discard(_STAGE, key)
+                total -= size
         return True
 
-    def _entries(self) -> list[tuple[float, int, str]]:
-        """Returns the time of last use, the bytes and the key of each entry."""
+    def _entries(self) -> list[tuple[bool, float, int, str]]:
+        """Returns whether other encoders use it, the time of last use, the bytes and the key of
+        each entry."""
         entries = []
         for key in self._store.fingerprints(_STAGE):
-            path = self._store.folder(_STAGE, key) / MANIFEST
+            folder = self._store.folder(_STAGE, key)
             try:
-                files = json.loads(path.read_text(encoding="utf-8"))["files"]
-                size_bytes = sum(item["bytes"] for item in files.values())
-                entries.append((path.stat().st_mtime, size_bytes, key))
-            except (OSError, ValueError, KeyError):
-                continue
+                size_bytes = (folder / _FILE).stat().st_size
+                used = (folder / MANIFEST).stat().st_mtime
+                entries.append(((folder / _LASTING).exists(), used, size_bytes, key))
+            except OSError:
+                continue  # another process has removed it
         return entries

@@ -25,6 +25,7 @@ from speechft_ray.speech.corpora.base import Corpus, Utterance
 from speechft_ray.speech.encoders._front_ends import PrecomputedOutput
 from speechft_ray.speech.encoders.base import Encoder, EncoderWeights, Shape
 from speechft_ray.speech.features.cache import Entry, FeatureCache
+from speechft_ray.speech.features.rows import RowSource
 from speechft_ray.speech.prefetch import pin, read_groups, wave_bytes
 
 Read = Callable[[Utterance], torch.Tensor]
@@ -36,7 +37,7 @@ together."""
 
 class SharedFrontEnd:
     """The cached front end of one encoder on one corpus. ``computed`` counts the utterances whose
-    output was computed and not read."""
+    output was computed and not read; ``frame_bytes`` is the size of one frame of output."""
 
     def __init__(
         self,
@@ -50,7 +51,7 @@ class SharedFrontEnd:
         """``prefix`` is the one prefix of the front end's parameters, for example
         ``feature_extractor.``. ``precision`` is the one that its output is computed in."""
         self._cache, self._module, self._name = cache, module, prefix.removesuffix(".")
-        self._frame_bytes = 4 * shape.conv_layers[-1][0]  # float32
+        self.frame_bytes = 4 * shape.conv_layers[-1][0]  # float32
         own = {
             name: value for name, value in module.state_dict().items() if name.startswith(prefix)
         }
@@ -66,16 +67,18 @@ class SharedFrontEnd:
         self.computed = 0
 
     @contextmanager
-    def reuse(self, utterances: Sequence[Utterance]) -> Iterator[EncodingContext]:
+    def reuse(
+        self, utterances: Sequence[Utterance], *, stores: bool = True
+    ) -> Iterator[EncodingContext]:
         """Yields the context in which to encode these utterances. In it the front end's output is
-        read from the cache, or computed and written there."""
+        read from the cache, or computed and written there, if ``stores``."""
         key = self._key(utterances)
         entry = self._cache.find(key)
         frames = [frame_count(item.samples) for item in utterances]
         if entry is not None:
-            yield self._read_from(entry)
-        elif self._make_room(utterances):
-            with self._cache.write(key, len(utterances)) as append:
+            yield self.read_from(entry)
+        elif stores and self._make_room(utterances):
+            with self._cache.write(key, len(utterances), lasting=True) as append:
                 yield self._write_to(append, frames)
         else:
             yield self._write_to(lambda index, rows: None, frames)
@@ -108,7 +111,11 @@ class SharedFrontEnd:
                 for group in make_batches([item.samples for item in utterances], rule)
             )
             audio = read_groups(groups, lambda item: pin(read(item), device), wave_bytes, readers)
-            with self._cache.write(key, len(utterances)) as append, torch.no_grad(), closing(audio):
+            with (
+                self._cache.write(key, len(utterances), lasting=True) as append,
+                torch.no_grad(),
+                closing(audio),
+            ):
                 for group, waves in audio:
                     on_device = [wave.to(device, non_blocking=True) for wave in waves]
                     for index, rows in zip(group, encoder.conv_features(on_device), strict=True):
@@ -120,6 +127,11 @@ class SharedFrontEnd:
             advance(len(utterances))
         return entry
 
+    @property
+    def budget_bytes(self) -> int:
+        """What the cache may take in all."""
+        return self._cache.budget_bytes
+
     def _key(self, utterances: Sequence[Utterance]) -> str:
         return self._cache.key(
             {**self._identity, "utterances": fingerprint([item.key for item in utterances])}
@@ -127,13 +139,16 @@ class SharedFrontEnd:
 
     def _make_room(self, utterances: Sequence[Utterance]) -> bool:
         return self._cache.make_room(
-            self._frame_bytes * sum(frame_count(item.samples) for item in utterances)
+            self.frame_bytes * sum(frame_count(item.samples) for item in utterances)
         )
 
     def _device(self) -> torch.device:
         return next(self._module.parameters()).device
 
-    def _read_from(self, entry: Entry) -> EncodingContext:
+    def read_from(self, entry: RowSource) -> EncodingContext:
+        """Returns the context in which the front end's output is read from ``entry``, by the
+        indices of utterances in it."""
+
         @contextmanager
         def within(indices: Sequence[int]) -> Iterator[None]:
             front_end = getattr(self._module, self._name)

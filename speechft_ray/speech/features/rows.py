@@ -11,7 +11,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -19,7 +19,45 @@ import torch
 _DTYPES: dict[torch.dtype, np.dtype[Any]] = {
     torch.float32: np.dtype("<f4"),
     torch.float16: np.dtype("<f2"),
+    torch.int8: np.dtype("i1"),
 }
+
+
+class RowSource(Protocol):
+    """Rows of utterances."""
+
+    @property
+    def counts(self) -> Sequence[int]:
+        """The number of rows of each utterance."""
+        ...
+
+    def rows(self, indices: Sequence[int]) -> torch.Tensor:
+        """Returns the rows of these utterances, one after the other, ``(rows, width)``."""
+        ...
+
+
+class JoinedRows:
+    """Utterances whose rows lie in several sources: each is a source and an index there."""
+
+    def __init__(self, places: Sequence[tuple[RowSource, int]]) -> None:
+        self._places = places
+        self.counts = [source.counts[index] for source, index in places]
+
+    def rows(self, indices: Sequence[int]) -> torch.Tensor:
+        """Reads from each source once."""
+        by_source: dict[int, list[int]] = {}
+        for position, index in enumerate(indices):
+            by_source.setdefault(id(self._places[index][0]), []).append(position)
+        pieces: list[torch.Tensor] = [torch.empty(0)] * len(indices)
+        for positions in by_source.values():
+            source = self._places[indices[positions[0]]][0]
+            rows = source.rows([self._places[indices[position]][1] for position in positions])
+            if len(by_source) == 1:
+                return rows
+            counts = [self.counts[indices[position]] for position in positions]
+            for position, piece in zip(positions, torch.split(rows, counts), strict=True):
+                pieces[position] = piece
+        return torch.cat(pieces)
 
 
 class RowWriter:

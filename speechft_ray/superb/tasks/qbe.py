@@ -128,7 +128,9 @@ def score_documents(queries: Features, documents: Features, distance: Distance) 
     # Second pass: the cost of every query in a padded batch of documents.
     costs: list[list[np.ndarray]] = [[] for _ in query_states]
     for batch in iterate_batches(documents, AT_ONCE):
-        standardised = torch.split((batch.states - mean) / deviation, batch.frames.tolist(), dim=1)
+        standardised = torch.split(
+            (batch.restore() - mean) / deviation, batch.frames.tolist(), dim=1
+        )
         padded = pad_sequence([states.transpose(0, 1) for states in standardised], batch_first=True)
         layers = functional.normalize(
             padded.double().permute(2, 0, 1, 3), dim=3
@@ -167,7 +169,7 @@ def _compute_statistics(features: Sequence[Features]) -> tuple[torch.Tensor, tor
     count, total, squares = 0, torch.zeros(()), torch.zeros(())
     for split_features in features:
         for batch in iterate_batches(split_features, AT_ONCE):
-            states = batch.states.double()
+            states = batch.restore().double()
             count += states.shape[1]
             total = total.to(states) + states.sum(dim=1, keepdim=True)
             squares = squares.to(states) + states.square().sum(dim=1, keepdim=True)
@@ -178,7 +180,7 @@ def _compute_statistics(features: Sequence[Features]) -> tuple[torch.Tensor, tor
 
 def _iterate_states(features: Features) -> Iterator[torch.Tensor]:
     for batch in iterate_batches(features, AT_ONCE):
-        yield from torch.split(batch.states, batch.frames.tolist(), dim=1)
+        yield from torch.split(batch.restore(), batch.frames.tolist(), dim=1)
 
 
 def _read_matches(query: Utterance, column: str, indices: Mapping[str, int]) -> np.ndarray:
