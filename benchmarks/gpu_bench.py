@@ -7,8 +7,7 @@ import re
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -18,12 +17,14 @@ from typing import Any
 import torch
 
 from benchmarks.lengths import CORPORA, simulate_samples
+from speechft_ray.core.specs import Precision
 from speechft_ray.core.units import SAMPLE_RATE_HZ, frame_count
 from speechft_ray.speech.encoders.base import FAMILIES, Encoder, EncoderWeights, Shape
 from speechft_ray.speech.heads.featurizer import layer_normalize
+from speechft_ray.speech.precision import encode_in, use_float32_products
 
 HUBERT = FAMILIES.get("hubert")
-PRECISIONS = ("float32", "tf32", "bfloat16")
+PRECISIONS: tuple[Precision, ...] = ("float32", "tf32", "bfloat16")
 SECTION_SECONDS = 15.0
 """Time that must be left for a section to begin."""
 
@@ -132,22 +133,7 @@ def run_section(bench: Bench, section: str) -> None:
     bench.add(section, "time of the section", time.monotonic() - began, "s")
 
 
-@contextmanager
-def run_in(device: torch.device, precision: str) -> Iterator[None]:
-    """Sets how products of float32 are computed inside: as they are, in TF32, or in bfloat16 by
-    autocast."""
-    before = (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32)
-    allow = precision == "tf32"
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allow
-    try:
-        enabled = precision == "bfloat16"
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled):
-            yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
-
-
-def list_precisions(bench: Bench) -> Sequence[str]:
+def list_precisions(bench: Bench) -> Sequence[Precision]:
     """Returns the precisions that differ on the device: a CPU has no TF32."""
     return PRECISIONS if bench.device.type == "cuda" else ("float32", "bfloat16")
 
@@ -165,7 +151,7 @@ def measure_device(bench: Bench) -> None:
         size = 2048
     left, right = (torch.randn(size, size, device=device) for _ in range(2))
     for precision in list_precisions(bench):
-        with run_in(device, precision):
+        with use_float32_products(precision, device):
             dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
             one, two = left.to(dtype), right.to(dtype)
             seconds = bench.measure(lambda one=one, two=two: one @ two)  # type: ignore[misc]
@@ -228,12 +214,13 @@ def _measure_throughput(
     name: str,
     encoder: Encoder,
     shape: Shape,
-    precision: str,
+    precision: Precision,
     kind: str,
     batches: Sequence[Sequence[int]],
     waves: dict[int, torch.Tensor],
 ) -> None:
     case = f"{name}, {precision}, {kind}"
+    encoder = encode_in(precision, encoder, bench.device)
     bench.reset_peak()
 
     @torch.no_grad()
@@ -244,20 +231,19 @@ def _measure_throughput(
 
     spent, audio, flops = 0.0, 0.0, 0.0
     try:
-        with run_in(bench.device, precision):
-            encode(batches[0])  # the longest: allocates, and warms up
-            encode(batches[0])
-            bench.synchronize()
-            while spent < bench.case_seconds:
-                for batch in batches:
-                    began = time.perf_counter()
-                    encode(batch)
-                    bench.synchronize()
-                    spent += time.perf_counter() - began
-                    audio += sum(batch) / SAMPLE_RATE_HZ
-                    flops += sum(count_flops(shape, samples) for samples in batch)
-                    if spent >= 2 * bench.case_seconds:
-                        break
+        encode(batches[0])  # the longest: allocates, and warms up
+        encode(batches[0])
+        bench.synchronize()
+        while spent < bench.case_seconds:
+            for batch in batches:
+                began = time.perf_counter()
+                encode(batch)
+                bench.synchronize()
+                spent += time.perf_counter() - began
+                audio += sum(batch) / SAMPLE_RATE_HZ
+                flops += sum(count_flops(shape, samples) for samples in batch)
+                if spent >= 2 * bench.case_seconds:
+                    break
     except torch.OutOfMemoryError:
         bench.reset_peak()
         bench.add("encode", case, None, "x real time", "out of memory")
@@ -275,7 +261,7 @@ def _measure_errors(
     lengths = sorted(waves)
     batch = [lengths[0], lengths[len(lengths) // 2], lengths[-1]]
 
-    def encode(lengths: Sequence[int]) -> list[torch.Tensor]:
+    def encode(encoder: Encoder, lengths: Sequence[int]) -> list[torch.Tensor]:
         """Returns ``(layers, frames, dim)`` of each utterance."""
         states = encoder.hidden_states([waves[samples] for samples in lengths]).states
         stacked = layer_normalize(torch.stack(states).float())
@@ -283,23 +269,23 @@ def _measure_errors(
             stacked[:, row, : frame_count(samples)].cpu() for row, samples in enumerate(lengths)
         ]
 
-    with run_in(bench.device, "float32"):
-        references = [encode([samples])[0] for samples in batch]
+    exact = encode_in("float32", encoder, bench.device)
+    references = [encode(exact, [samples])[0] for samples in batch]
     for precision in list_precisions(bench):
-        with run_in(bench.device, precision):
-            for kind, states in (
-                ("one by one", [encode([samples])[0] for samples in batch]),
-                ("padded", encode(batch)),
-            ):
-                if (precision, kind) == ("float32", "one by one"):
-                    continue
-                gaps = [(one - two).abs() for one, two in zip(states, references, strict=True)]
-                root = torch.cat([gap.flatten() for gap in gaps]).square().mean().sqrt()
-                largest = max(float(gap.max()) for gap in gaps)
-                bench.add(
-                    "encode",
-                    f"{name}, {precision}, {kind}: error against float32 alone",
-                    largest,
-                    "largest",
-                    f"root mean square {float(root):.2e}, of states with variance 1",
-                )
+        other = encode_in(precision, encoder, bench.device)
+        for kind, states in (
+            ("one by one", [encode(other, [samples])[0] for samples in batch]),
+            ("padded", encode(other, batch)),
+        ):
+            if (precision, kind) == ("float32", "one by one"):
+                continue
+            gaps = [(one - two).abs() for one, two in zip(states, references, strict=True)]
+            root = torch.cat([gap.flatten() for gap in gaps]).square().mean().sqrt()
+            largest = max(float(gap.max()) for gap in gaps)
+            bench.add(
+                "encode",
+                f"{name}, {precision}, {kind}: error against float32 alone",
+                largest,
+                "largest",
+                f"root mean square {float(root):.2e}, of states with variance 1",
+            )

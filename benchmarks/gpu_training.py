@@ -5,8 +5,8 @@ from __future__ import annotations
 import itertools
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
@@ -16,10 +16,10 @@ from unittest.mock import patch
 import torch
 from torch import nn
 
-from benchmarks.gpu_bench import HUBERT, SECTION_SECONDS, Bench, run_in
+from benchmarks.gpu_bench import HUBERT, SECTION_SECONDS, Bench
 from benchmarks.rehearsal_corpora import make_noise_corpus, make_utterance
 from speechft_ray.core.errors import UserError
-from speechft_ray.core.specs import CorpusSpec, EvalSpec, FinetuneSpec, Objective
+from speechft_ray.core.specs import CorpusSpec, EvalSpec, FinetuneSpec, Objective, Precision
 from speechft_ray.core.units import frame_count
 from speechft_ray.finetuning.batches import MICRO_BATCH_SECONDS, AudioCache, BatchSampler
 from speechft_ray.finetuning.data import ObjectiveData, load_objective
@@ -29,16 +29,21 @@ from speechft_ray.finetuning.trainer import Trainer
 from speechft_ray.speech.corpora.base import Corpus
 from speechft_ray.speech.encoders.base import EncoderWeights
 from speechft_ray.speech.features.cache import FeatureCache
-from speechft_ray.superb.extractor import Extractor, Features
+from speechft_ray.speech.heads.featurizer import Basis
+from speechft_ray.speech.precision import autocast_products, use_float32_products
+from speechft_ray.superb.extractor import Advance, Extractor, Features
+from speechft_ray.superb.feature_forms import CompactForm, ExactForm, Form, Int8Form
 from speechft_ray.superb.features import InMemoryFeatures
-from speechft_ray.superb.sampling import sample_batches
+from speechft_ray.superb.row_features import MemoryRows, RowFeatures
 from speechft_ray.superb.setup import build_task_data, make_schedule
 from speechft_ray.superb.stacked import train_stacked
-from speechft_ray.superb.tasks.base import TASKS, TaskData
-from speechft_ray.superb.training import ProbeTrainer, gather_batches
+from speechft_ray.superb.tasks.base import TASKS, Example, TaskData
+from speechft_ray.superb.training import train_probes
 
 AUDIO_BYTES = 1 << 30
 CACHE_BYTES = 4 << 30
+COMPACT_DIRECTIONS = 1917
+"""Directions that a Base encoder is estimated to need (docs/superb.md)."""
 SPARE_BYTES = 200 << 20
 """Memory of the GPU that a batch which is too large may use."""
 
@@ -64,15 +69,14 @@ def make_objective(bench: Bench, corpus: Corpus, weights: EncoderWeights) -> Obj
     return load_objective(objective, corpus, weights)
 
 
-def make_finetune_spec(data: ObjectiveData, device: torch.device) -> FinetuneSpec:
-    """Returns a run without a head-only phase, long enough for any measurement; bfloat16 on a
-    GPU."""
+def make_finetune_spec(data: ObjectiveData, precision: Precision) -> FinetuneSpec:
+    """Returns a run without a head-only phase, long enough for any measurement."""
     return FinetuneSpec(
         name="gpu",
         objectives=(data.objective,),
         updates=100_000,
         head_only_fraction=0.0,
-        precision="bfloat16" if device.type == "cuda" else "float32",
+        precision=precision,
     )
 
 
@@ -86,24 +90,24 @@ def measure_finetune(bench: Bench) -> None:
         weights, encoder, _ = bench.build(name)
         del encoder
         data = make_objective(bench, corpus, weights)
-        for case, make in (
-            ("plain loop", make_plain_update),
-            ("ours", make_our_update),
-            ("ours, front end cached", make_cached_update),
-        ):
+        on_gpu: tuple[Precision, ...] = ("float32", "bfloat16")
+        precisions = on_gpu if bench.device.type == "cuda" else on_gpu[:1]
+        for precision, (case, make) in itertools.product(precisions, CASES.items()):
             bench.reset_peak()
-            with make(bench, data, weights) as update:
+            with (
+                use_float32_products(precision, bench.device),
+                make(bench, data, weights, precision) as update,
+            ):
                 seconds = bench.measure(update)
             note = f"{data.objective.batch_size} utterances each, {bench.format_peak()}"
-            bench.add("finetune", f"{name}, {case}", 1 / seconds, "updates/s", note)
+            bench.add("finetune", f"{name}, {precision}, {case}", 1 / seconds, "updates/s", note)
 
 
 @contextmanager
 def make_plain_update(
-    bench: Bench, data: ObjectiveData, weights: EncoderWeights
+    bench: Bench, data: ObjectiveData, weights: EncoderWeights, precision: Precision
 ) -> Iterator[Update]:
-    """Yields an update as one would write it: pad, encode, head, loss, Adam; bfloat16 on a GPU, as
-    ours."""
+    """Yields an update as one would write it: pad, encode, head, loss, Adam."""
     encoder, device = HUBERT.build(weights), bench.device
     module = encoder.module().to(device).train()
     front_end = tuple(HUBERT.front_end_prefixes)
@@ -120,11 +124,10 @@ def make_plain_update(
         itertools.count(),
     )
     waves = [torch.from_numpy(data.corpus.read(item.utterance)) for item in data.train]
-    precision = "bfloat16" if device.type == "cuda" else "float32"
 
     def update() -> None:
         places = sampler.batch(next(numbers))
-        with run_in(device, precision):
+        with autocast_products(precision, device):
             states = encoder.hidden_states([waves[place].to(device) for place in places])
             logits = head(states.states[-1], states.frames)
         targets = [data.train[place].target for place in places]
@@ -142,22 +145,22 @@ def make_our_update(
     bench: Bench,
     data: ObjectiveData,
     weights: EncoderWeights,
+    precision: Precision,
     cache: FeatureCache | None = None,
-    part_seconds: float = MICRO_BATCH_SECONDS,
 ) -> Iterator[Update]:
     """Yields an update of our trainer."""
-    spec = make_finetune_spec(data, bench.device)
+    spec = make_finetune_spec(data, precision)
     state = build_train_state(spec, weights, [data], bench.device)
     loader = FeatureLoader(
         encoder=state.encoder,
         device=bench.device,
         freeze_front_end=True,
         audio_caches=[AudioCache(data.corpus, AUDIO_BYTES)],
-        precision=spec.precision,
+        precision=precision,
     )
     cache_conv_features(loader, weights, [data], cache, spec, lambda _: None)
     state.train(True)
-    trainer, numbers = Trainer(spec, [data], loader, part_seconds), itertools.count()
+    trainer, numbers = Trainer(spec, [data], loader, MICRO_BATCH_SECONDS), itertools.count()
     try:
         yield lambda: trainer.train_step(state, next(numbers))
     finally:
@@ -166,49 +169,80 @@ def make_our_update(
 
 @contextmanager
 def make_cached_update(
-    bench: Bench, data: ObjectiveData, weights: EncoderWeights
+    bench: Bench, data: ObjectiveData, weights: EncoderWeights, precision: Precision
 ) -> Iterator[Update]:
     """Yields an update that reads the front end's output from disk."""
     with (
         tempfile.TemporaryDirectory() as folder,
-        make_our_update(bench, data, weights, FeatureCache(Path(folder), CACHE_BYTES)) as update,
+        make_our_update(
+            bench, data, weights, precision, FeatureCache(Path(folder), CACHE_BYTES)
+        ) as update,
     ):
         yield update
+
+
+CASES = {
+    "plain loop": make_plain_update,
+    "ours": make_our_update,
+    "ours, front end cached": make_cached_update,
+}
 
 
 def measure_probes(bench: Bench) -> None:
     """Measures updates of PR's probe on stored frames, and of SID's on stored means."""
     layers, dim = (3, 16) if bench.toy else (13, 768)
     data, schedule = _build_task("pr", make_corpus(bench), bench)
-    frames = torch.tensor(
-        [frame_count(example.utterance.samples) for example in data.examples["train"]]
-    )
-    for form, features in make_stored_features(bench, layers, dim, frames):
-        _measure_ctc_probe(bench, data, schedule, form, features)
+    updates = 4 if bench.toy else 60
+    schedule = replace(schedule, updates=updates, validate_every_updates=updates)
+    size = f"{schedule.accumulate} x {schedule.batch_size} utterances"
+    for form in (
+        ExactForm(layers, dim, torch.float16),
+        Int8Form(layers, dim),
+        CompactForm(_make_basis(8 if bench.toy else COMPACT_DIRECTIONS, layers, dim, bench.device)),
+    ):
+        bench.reset_peak()
+        train, dev = (_make_frames(bench, form, data.examples[split]) for split in ("train", "dev"))
+        stamps: list[float] = []
+        advance = _make_clock(bench, stamps)
+        train_probes(data, train, dev, schedule, [(schedule.learning_rate, 0)], 0, advance)
+        name = str(form.identity.get("form", "exact"))
+        note = f"{size}, {form.width * form.dtype.itemsize} bytes a frame, {bench.format_peak()}"
+        bench.add("probes", f"pr, {name}", _count_per_second(stamps), "updates/s", note)
     _measure_pooled_probe(bench, layers, dim)
 
 
-def make_stored_features(
-    bench: Bench, layers: int, dim: int, frames: torch.Tensor
-) -> Iterator[tuple[str, Features]]:
-    """Yields random features of a Base encoder in each form, held by the device."""
-    bench.reset_peak()
-    states = torch.randn(
-        layers, int(frames.sum()), dim, device=bench.device, dtype=torch.float32
-    ).half()
-    yield "exact", InMemoryFeatures(states, frames)
+def _make_frames(bench: Bench, form: Form, examples: Sequence[Example]) -> Features:
+    """Returns random features of utterances in a form, held by the device."""
+    counts = [frame_count(example.utterance.samples) for example in examples]
+    if isinstance(form, ExactForm):
+        states = torch.randn(form.layers, sum(counts), form.dim, device=bench.device).half()
+        return InMemoryFeatures(states, torch.tensor(counts))
+    shape = (sum(counts), form.width)
+    rows = torch.randint(-127, 128, shape, dtype=torch.int8, device=bench.device)
+    groups = form.layers if isinstance(form, Int8Form) else 1
+    scales = torch.full((len(rows), groups), 0.01, dtype=torch.float16, device=bench.device)
+    rows[:, form.width - 2 * groups :] = scales.view(torch.int8)
+    return RowFeatures(MemoryRows(rows, counts), form, bench.device, "memory")
 
 
-def _measure_ctc_probe(
-    bench: Bench, data: TaskData, schedule: Any, form: str, features: Features
-) -> None:
-    targets = [example.target for example in data.examples["train"]]
-    trainer = ProbeTrainer(data, features.batch(slice(0, 1)).states, schedule, 0)
-    order = sample_batches(schedule, data.examples["train"], torch.Generator().manual_seed(0))
-    with closing(gather_batches(features, targets, order, schedule.accumulate)) as gathered:
-        seconds = bench.measure(lambda: trainer.step(next(gathered)))
-    size = f"{schedule.accumulate} x {schedule.batch_size} utterances"
-    bench.add("probes", f"pr, {form}", 1 / seconds, "updates/s", f"{size}, {bench.format_peak()}")
+def _make_basis(rank: int, layers: int, dim: int, device: torch.device) -> Basis:
+    vectors = torch.randn(rank, layers, dim, device=device) / (layers * dim) ** 0.5
+    return Basis(vectors, torch.zeros(layers, dim, device=device))
+
+
+def _make_clock(bench: Bench, stamps: list[float]) -> Advance:
+    """Returns a function that notes the time whenever an update is done."""
+
+    def advance(count: int) -> None:
+        bench.synchronize()
+        stamps.append(time.perf_counter())
+
+    return advance
+
+
+def _count_per_second(stamps: Sequence[float]) -> float:
+    """Returns updates per second, by the median; the last one validates and does not count."""
+    return 1 / median(later - earlier for earlier, later in itertools.pairwise(stamps[:-1]))
 
 
 def _measure_pooled_probe(bench: Bench, layers: int, dim: int) -> None:
@@ -234,15 +268,10 @@ def _measure_pooled_probe(bench: Bench, layers: int, dim: int) -> None:
     schedule = replace(schedule, updates=updates, validate_every_updates=updates)
     for rates, seeds in (((1e-1,), 1), ((1e-1, 1e-2, 1e-3, 1e-4, 1e-5), 3)):
         stamps: list[float] = []
-
-        def advance(count: int, stamps: list[float] = stamps) -> None:
-            bench.synchronize()
-            stamps.append(time.perf_counter())
-
-        train_stacked(data, train, dev, schedule, rates, seeds, advance)
-        seconds = median(later - earlier for earlier, later in itertools.pairwise(stamps))
+        train_stacked(data, train, dev, schedule, rates, seeds, _make_clock(bench, stamps))
         case = f"sid, pooled, {len(rates)} rates x {seeds} seeds"
-        bench.add("probes", case, 1 / seconds, "updates/s of all", bench.format_peak())
+        rate = _count_per_second(stamps)
+        bench.add("probes", case, rate, "updates/s of all", bench.format_peak())
 
 
 def _build_task(name: str, corpus: Corpus, bench: Bench) -> tuple[TaskData, Any]:
@@ -266,7 +295,7 @@ def measure_oom(bench: Bench) -> None:
     bench.add("oom", f"{name}, encode", None, "", what)
     encoder.module().cpu()
     data = make_objective(bench, corpus, weights)
-    with make_our_update(bench, data, weights) as update:
+    with make_our_update(bench, data, weights, "float32") as update:
         bench.measure(update, warmups=1)  # the optimizer has its memory now
         with _lack_memory(bench, FeatureLoader, "encode"):
             what = _describe_failure(update)

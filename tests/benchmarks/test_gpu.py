@@ -51,8 +51,9 @@ def test_toy_sizes_measure_every_section_without_the_packages_of_the_cluster(
     for kind in ("one by one", "equal length", "padded"):
         assert cases["encode", f"Base (toy), float32, {kind}"]["value"] > 0
     for case in ("plain loop", "ours", "ours, front end cached"):
-        assert cases["finetune", f"Large (toy), {case}"]["value"] > 0
-    assert cases["probes", "pr, exact"]["value"] > 0
+        assert cases["finetune", f"Large (toy), float32, {case}"]["value"] > 0
+    for form in ("exact", "int8", "compact"):
+        assert cases["probes", f"pr, {form}"]["value"] > 0
     assert (
         "one sentence: the GPU's memory is too small"
         in (cases["oom", "Base (toy), fine-tune"]["note"])
