@@ -144,7 +144,7 @@ def check_checkpoint(merge: MergeSpec, spec: SweepSpec) -> None:
 def check_task(entry: EvalSpec, spec: SweepSpec) -> None:
     """Checks a task's name, and that the score has a zero and a one for its metrics."""
     TASKS.get(entry.task)  # raises for an unknown name
-    for metric in metrics_of(entry.task):
+    for metric in metrics_of(entry.task, entry.name) if entry.in_score else ():
         if spec.score.zero == "measured" and metric.name not in spec.score.topline:
             raise UserError(
                 f"`score.topline` lacks `{metric.name}`: state the value that counts as 1000."

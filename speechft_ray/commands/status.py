@@ -75,7 +75,7 @@ def print_search_plan(plan: SearchPlan, store: Store, console: Console) -> None:
         between = f"{axis.kind} from {axis.low:g} to {axis.high:g}"
         what = ", ".join(map(str, axis.options)) if axis.options else between
         console.print(f"  {name}: {what}", highlight=False, markup=False)
-    tasks = ", ".join(item.task for item in plan.tasks)
+    tasks = ", ".join(item.label for item in plan.tasks)
     console.print(
         f"\nsearch {plan.spec.name} ({plan.fingerprint}): {search.trials} proposals by "
         f"{search.sampler}, at most {search.concurrency()} at once, each evaluated on dev on "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from speechft_ray.core.errors import UserError, unknown_name
 
@@ -26,11 +26,44 @@ class Metric:
         return f"{value:.4f}" if self.unit == "value" else f"{value:.2f}"
 
 
-def _table(*metrics: Metric) -> dict[str, Metric]:
-    return {metric.name: metric for metric in metrics}
+class MetricTable(dict[str, Metric]):
+    """Metrics by name. Beside those listed it has each of them under the name of an evaluation
+    (``name_metric``): ``pr.per.czech``, titled ``PR PER (czech)``."""
+
+    def __missing__(self, name: str) -> Metric:
+        task, _, rest = name.partition(".")
+        measure, _, evaluation = rest.partition(".")
+        base = self.get(f"{task}.{measure}")
+        if base is None or not evaluation:
+            raise KeyError(name)
+        title = f"{base.title} ({evaluation})"
+        return replace(base, name=name, title=title, task=label_evaluation(task, evaluation))
+
+    def __contains__(self, name: object) -> bool:
+        if super().__contains__(name):
+            return True
+        try:
+            return isinstance(name, str) and bool(self[name])
+        except KeyError:
+            return False
 
 
-METRICS: dict[str, Metric] = _table(
+def label_evaluation(task: str, name: str | None) -> str:
+    """Returns what tells an evaluation from the others of a sweep: its task, and its name if it has
+    one."""
+    return task if name is None else f"{task}.{name}"
+
+
+def name_metric(metric: str, name: str | None) -> str:
+    """Returns a metric of an evaluation with this name, ``pr.per.czech`` for ``pr.per``."""
+    return metric if name is None else f"{metric}.{name}"
+
+
+def _table(*metrics: Metric) -> MetricTable:
+    return MetricTable({metric.name: metric for metric in metrics})
+
+
+METRICS = _table(
     Metric(
         name="pr.per", title="PR PER", task="pr", higher_is_better=False, fbank=82.01, sota=2.55
     ),
@@ -120,9 +153,9 @@ def metric(name: str) -> Metric:
     return METRICS[name]
 
 
-def metrics_of(task: str) -> list[Metric]:
-    """Returns the metrics of one task, in table order."""
-    return [item for item in METRICS.values() if item.task == task]
+def metrics_of(task: str, name: str | None = None) -> list[Metric]:
+    """Returns the metrics of one task, in table order; those of an evaluation with this name."""
+    return [METRICS[name_metric(key, name)] for key, item in METRICS.items() if item.task == task]
 
 
 def is_better(name: str, value: float, than: float) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from speechft_ray.core.axes import Axes, read_axes
 from speechft_ray.core.chains import build_chains
 from speechft_ray.core.errors import unknown_name
-from speechft_ray.core.metrics import METRICS, metric
+from speechft_ray.core.metrics import METRICS, metric, metrics_of
 from speechft_ray.core.specs import EvalSpec, SearchSpec, SweepSpec
 from speechft_ray.core.validation import Mistakes
 
@@ -31,10 +31,10 @@ def select_tasks(spec: SweepSpec, search: SearchSpec) -> tuple[EvalSpec, ...]:
         metric_name(name)
         for name in (*search.objectives, *(item.metric for item in search.constraints))
     }
+    labels = {METRICS[name].task for name in names if name in METRICS}
     if SCORE in names:
-        return spec.evaluate
-    tasks = {METRICS[name].task for name in names if name in METRICS}
-    needed = tuple(item for item in spec.evaluate if item.task in tasks)
+        labels |= {item.label for item in spec.evaluate if item.in_score}
+    needed = tuple(item for item in spec.evaluate if item.label in labels)
     # The distance is measured by the first evaluation, whatever its task.
     return needed or spec.evaluate[:1]
 
@@ -71,14 +71,10 @@ def search_mistakes(spec: SweepSpec, search: SearchSpec) -> Mistakes:
 
 def _unknown(name: str, spec: SweepSpec, others: Sequence[str]) -> list[str]:
     bare = metric_name(name)
-    allowed = [
-        *others,
-        *(
-            item
-            for item in METRICS
-            if METRICS[item].task in {entry.task for entry in spec.evaluate}
-        ),
+    measured = [
+        metric.name for entry in spec.evaluate for metric in metrics_of(entry.task, entry.name)
     ]
+    allowed = [*others, *measured]
     if bare.startswith("test."):
         text = (
             f"`{name}` is measured on test, which a search never sees: it selects on dev, test is "

@@ -63,7 +63,7 @@ def parse_space(raw: Any, where: str) -> SweepSpec:
         ]
         if spec.search is not None and not chains:
             mistakes += search_mistakes(spec, spec.search)
-    mistakes += _score_mistakes(spec)
+    mistakes += [*_label_mistakes(sections.get("evaluate", [])), *_score_mistakes(spec)]
     if mistakes:
         raise SpecError(where, mistakes)
     return spec
@@ -170,12 +170,37 @@ def _unknown_donors(merges: list[tuple[int, MergeSpec]], names: set[str]) -> Mis
     return list(mistakes)
 
 
+def _label_mistakes(evaluations: list[tuple[int, EvalSpec]]) -> Mistakes:
+    """Two evaluations with one label would have the same metrics."""
+    mistakes: dict[tuple[str, str], None] = {}
+    first: dict[str, int] = {}
+    for index, item in evaluations:
+        if item.label not in first:
+            first[item.label] = index
+        elif first[item.label] == index:
+            text = f"has several values, and each would be `{item.label}`: list one entry for each"
+            mistakes[f"evaluate[{index}]", f"{text}, with a `name` of its own."] = None
+        else:
+            text = (
+                f"evaluates `{item.label}` like evaluate[{first[item.label]}]: give one a `name`."
+            )
+            mistakes[f"evaluate[{index}]", text] = None
+    return list(mistakes)
+
+
 def _score_mistakes(spec: SweepSpec) -> Mistakes:
     mistakes = [
         (f"score.topline.{name}", unknown_name("metric", name, METRICS))
         for name in spec.score.topline
         if name not in METRICS
     ]
+    if not any(item.in_score for item in spec.evaluate):
+        mistakes.append(
+            (
+                "evaluate",
+                "must have at least one entry in the score, but all are `in_score: false`.",
+            )
+        )
     if spec.score.zero == "measured" and not spec.score.topline:
         mistakes.append(
             (

@@ -18,6 +18,7 @@ from pydantic import (
     model_validator,
 )
 
+from speechft_ray.core.metrics import label_evaluation
 from speechft_ray.core.resources import StageResources
 from speechft_ray.core.spec_base import Fraction, Name, RenamedSpec, Spec
 
@@ -201,6 +202,12 @@ class EvalSpec(Spec):
 
     task: str
     """Registered task."""
+    name: Name | None = None
+    """Tells this evaluation from others of the same task in one sweep. Its metrics have the name
+    behind their own: ``pr.per.czech``."""
+    in_score: bool = True
+    """Whether its metrics are part of the SUPERB score. ``False``: they are only shown, such as
+    Chinese ASR beside an English score (paper, Table 3)."""
     corpus: CorpusSpec
     column: str | None = None
     """Label column; ``None``: the task's own."""
@@ -255,6 +262,15 @@ class EvalSpec(Spec):
             self.corpus.model_copy(update={"options": {**self.corpus.options, **fold}})
             for fold in options
         )
+
+    @property
+    def label(self) -> str:
+        """What tells it from the other evaluations of a sweep: ``pr``, or ``pr.czech``."""
+        return label_evaluation(self.task, self.name)
+
+    def identity(self) -> dict[str, Any]:
+        """Returns the fields that determine the result: not what it is called and counted for."""
+        return self.model_dump(mode="json", exclude={"name", "in_score"})
 
     @model_serializer(mode="wrap")
     def _without_defaults(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:

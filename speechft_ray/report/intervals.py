@@ -10,7 +10,7 @@ import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
 from speechft_ray.core.counts import COUNTS_FILE, UtteranceCounts
-from speechft_ray.core.metrics import METRICS
+from speechft_ray.core.metrics import METRICS, name_metric
 from speechft_ray.core.score import Reference
 from speechft_ray.core.store import Store
 from speechft_ray.report.effects import (
@@ -37,7 +37,14 @@ def read_counts(plan: Plan, store: Store) -> dict[str, TestSets]:
         for row in plan.rows
         if all(store.is_complete("evaluate", key) for key in row.evaluations)
     ]
-    return {row.key: [_read_evaluation(store, key) for key in row.evaluations] for row in complete}
+    names = [item.name for item in plan.spec.evaluate]
+    return {
+        row.key: [
+            [_name_metrics(counts, name) for counts in _read_evaluation(store, key)]
+            for name, key in zip(names, row.evaluations, strict=True)
+        ]
+        for row in complete
+    }
 
 
 def compute_intervals(
@@ -101,6 +108,18 @@ def _read_evaluation(store: Store, key: str) -> list[UtteranceCounts]:
         return _LIST.validate_json((store.folder("evaluate", key) / COUNTS_FILE).read_bytes())
     except (OSError, ValidationError):  # an evaluation without counts, or of an older version
         return []
+
+
+def _name_metrics(counts: UtteranceCounts, name: str | None) -> UtteranceCounts:
+    """Returns the counts under the name of their evaluation in this sweep."""
+    if name is None:
+        return counts
+    return counts.model_copy(
+        update={
+            field: {name_metric(metric, name): values for metric, values in own.items()}
+            for field, own in (("amounts", counts.amounts), ("of", counts.of))
+        }
+    )
 
 
 def _list_evaluations(encoders: Sequence[TestSets]) -> list[list[Sequence[UtteranceCounts]]]:

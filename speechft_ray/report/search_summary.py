@@ -54,7 +54,8 @@ def make_trial_row(plan: SearchPlan, trial: Trial, evaluator: TrialEvaluator) ->
         **values,
     }
     dev = {name: value for name, value in trial.metrics.items() if name != DISTANCE}
-    evaluated = trial.state == "complete" and trial.tasks == len(plan.spec.evaluate)
+    scored = {item.label for item in plan.spec.evaluate if item.in_score}
+    evaluated = trial.state == "complete" and scored <= {item.label for item in plan.tasks}
     if evaluated and evaluator.references:
         dev[SCORE] = evaluator.value(SCORE, trial.metrics)
     return EncoderRow(

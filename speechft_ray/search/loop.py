@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from speechft_ray.core.errors import UserError
+from speechft_ray.core.metrics import name_metric
 from speechft_ray.core.objectives import DISTANCE
 from speechft_ray.core.records import Outcome, read_scores
 from speechft_ray.core.store import Store
@@ -179,7 +180,8 @@ class _Search:
     def _advance(self, trial: Trial) -> None:
         """Reads the finished evaluations of a trial in the order of tasks and adds the next one."""
         while trial.tasks < len(self.plan.tasks):
-            key = self.plan.evaluation(trial.proposal, trial.number, self.plan.tasks[trial.tasks])
+            task = self.plan.tasks[trial.tasks]
+            key = self.plan.evaluation(trial.proposal, trial.number, task)
             if key in self.scheduler.failed:
                 trial.state, trial.error = "failed", self.scheduler.failed[key].error
                 break
@@ -191,7 +193,9 @@ class _Search:
                 return
             facts = self.store.manifest("evaluate", key)
             trial.metrics |= {
-                score.metric: score.mean for score in read_scores(facts) if score.split == "dev"
+                name_metric(score.metric, task.name): score.mean
+                for score in read_scores(facts)
+                if score.split == "dev"
             }
             if DISTANCE in facts:
                 trial.metrics[DISTANCE] = float(facts[DISTANCE])

@@ -20,6 +20,7 @@ from speechft_ray.sweep.plan import (
     Plan,
     PlanBuilder,
     PlannedRow,
+    identify_names,
     merge_fingerprint,
 )
 from speechft_ray.sweep.titles import Params, row_params, row_title, varying_fields
@@ -92,6 +93,7 @@ def make_search_plan(spec: SweepSpec, inputs: Inputs, depth: int) -> SearchPlan:
         "units": [*row.evaluations, *baseline],
         "depth": depth,
         "score": spec.score.model_dump(mode="json"),
+        **identify_names(spec),
     }
     whole = fingerprint(identity)
     jobs = _with_dependencies([*row.evaluations, *baseline], builder.jobs)

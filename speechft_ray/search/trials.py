@@ -120,7 +120,7 @@ class TrialEvaluator:
             return []
         shares = self.shares(trial.metrics)
         names = list(
-            dict.fromkeys(item.task for item in self.tasks[: trial.tasks] if item.task in shares)
+            dict.fromkeys(item.label for item in self.tasks[: trial.tasks] if item.label in shares)
         )
         return [
             1000 * statistics.fmean(shares[name] for name in names[: index + 1])
@@ -172,7 +172,7 @@ class TrialEvaluator:
     def _reach(self, trial: Trial) -> float | None:
         """The score of a trial whose remaining tasks equal the best seen there."""
         scored = {metric(name).task for name in self.references}
-        rest = {item.task for item in self.tasks[trial.tasks :]} & scored
+        rest = {item.label for item in self.tasks[trial.tasks :]} & scored
         if not rest <= set(trial.baseline.best_share):
             return None
         shares = {

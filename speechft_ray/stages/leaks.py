@@ -32,12 +32,15 @@ def find_leaks(
     """
     leaks_by_row: dict[str, tuple[Leak, ...]] = {}
     leak_of_pair: dict[tuple[str, str], Leak | None] = {}
+    evaluations = {item.label: item for item in plan.spec.evaluate}
     for row in plan.rows:
         donors = [donor for recipe in list_recipes(plan, row.key) for donor in recipe["donors"]]
-        pairs = [(donor, key) for donor in donors for key in row.evaluations]
-        for donor, key in pairs:
-            if (donor, key) not in leak_of_pair:
-                leak_of_pair[donor, key] = _compute_leak(plan, store, place, identity, donor, key)
+        pairs = [(donor, item.label) for donor in donors for item in plan.spec.evaluate]
+        for donor, label in pairs:
+            if (donor, label) not in leak_of_pair:
+                leak_of_pair[donor, label] = _compute_leak(
+                    plan, store, place, identity, donor, evaluations[label]
+                )
         row_leaks = dict.fromkeys(
             leak for pair in pairs if (leak := leak_of_pair[pair]) is not None
         )
@@ -58,23 +61,22 @@ def list_recipes(plan: Plan, merged: str) -> list[dict[str, Any]]:
 
 
 def _compute_leak(
-    plan: Plan, store: Store, place: Place, identity: Identity, donor: str, evaluation: str
+    plan: Plan, store: Store, place: Place, identity: Identity, donor: str, evaluation: EvalSpec
 ) -> Leak | None:
     """Returns the leak from one fine-tuning into one evaluation.
 
     With several objectives or folds it is the largest.
     """
     finetuning = FinetuneSpec.model_validate(plan.jobs[donor].payload["spec"])
-    evaluation_spec = EvalSpec.model_validate(plan.jobs[evaluation].payload["spec"])
     overlaps = [
         _load_or_compute_overlap(objective.corpus, corpus, store, place, identity)
         for objective in finetuning.objectives
-        for corpus in evaluation_spec.corpora()
+        for corpus in evaluation.corpora()
     ]
     worst = max((overlap for overlap in overlaps if overlap is not None), default=None)
     if worst is None or not (worst.utterances or worst.speakers):
         return None
-    return Leak(finetuning.name, evaluation_spec.task, *worst)
+    return Leak(finetuning.name, evaluation.label, *worst)
 
 
 def _load_or_compute_overlap(

@@ -120,6 +120,7 @@ def make_plan(spec: SweepSpec, inputs: Inputs) -> Plan:
             "sweep": sorted(rows),
             "units": sorted(builder.jobs),
             "score": spec.score.model_dump(mode="json"),
+            **identify_names(spec),
         }
     )
     return Plan(
@@ -129,6 +130,15 @@ def make_plan(spec: SweepSpec, inputs: Inputs) -> Plan:
         rows=tuple(rows.values()),
         baseline=baseline,
     )
+
+
+def identify_names(spec: SweepSpec) -> dict[str, Any]:
+    """Returns what the names of evaluations, and which of them are in the score, add to the
+    identity of a sweep: nothing where there are no names and all are."""
+    changed = [
+        [item.label, item.in_score] for item in spec.evaluate if item.name or not item.in_score
+    ]
+    return {"evaluations": changed} if changed else {}
 
 
 class PlanBuilder:
@@ -263,7 +273,7 @@ class PlanBuilder:
     def add_evaluation(self, spec: EvalSpec, encoder: str | None, title: str) -> str:
         """Adds an evaluation on dev and test. ``encoder`` is a merge; ``None`` is FBank."""
         spec = self.inputs.resolve_evaluation(spec, encoder is None)
-        payload = {"spec": spec.model_dump(mode="json"), "encoder": encoder}
+        payload: dict[str, Any] = {"spec": spec.identity(), "encoder": encoder}
         return self._evaluation(
             spec, encoder or FBANK, title, payload, [encoder] if encoder else []
         )
@@ -273,7 +283,7 @@ class PlanBuilder:
         spec = self.inputs.resolve_evaluation(spec, False)
         encoder = merge_fingerprint(recipe)
         payload = {
-            "spec": spec.model_dump(mode="json"),
+            "spec": spec.identity(),
             "encoder": encoder,
             "splits": ["dev"],
             "recipe": dict(recipe),
@@ -297,14 +307,14 @@ class PlanBuilder:
         identity = {
             "stage": "evaluate",
             "version": VERSIONS["evaluate"],
-            "spec": spec.model_dump(mode="json"),
+            "spec": spec.identity(),
             "encoder": encoder,
             "corpus": identities if spec.folds else identities[0],
             **splits,
             **({"task_version": version} if version != 1 else {}),
         }
         column = [spec.column] if spec.column else []
-        label = " ".join(["evaluate", spec.task, *column, *precision_label(spec.precision), title])
+        label = " ".join(["evaluate", spec.label, *column, *precision_label(spec.precision), title])
         corpus_needs = itertools.chain.from_iterable(needs for _, needs in corpora)
         return self._add(
             "evaluate", fingerprint(identity), label, payload, (*corpus_needs, *needs), corpora

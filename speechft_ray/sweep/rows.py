@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-from speechft_ray.core.metrics import METRICS, metric
+from speechft_ray.core.metrics import metric, metrics_of, name_metric
 from speechft_ray.core.records import Job, Score, read_scores
 from speechft_ray.core.score import explain_unscored, paper_references, superb_score
 from speechft_ray.core.specs import FinetuneSpec
@@ -50,8 +50,8 @@ def read_scale(plan: Plan, store: Store) -> Scale | None:
     by_split: dict[str, dict[str, tuple[float, float]]] = {
         split: {
             score.metric: (score.mean, one[score.metric])
-            for key in plan.baseline
-            for score in _read_scores(store, key)
+            for item, key in zip(plan.spec.evaluate, plan.baseline, strict=True)
+            for score in _read_scores(store, key, item.name)
             if score.split == split and score.metric in one
         }
         for split in ("test", "dev")
@@ -82,7 +82,8 @@ def read_rows(plan: Plan, store: Store) -> list[EncoderRow]:
     """Returns every row of the plan, in plan order, with the scores that are in the store."""
     scale = read_scale(plan, store)
     stopped = read_stopped_jobs(plan, store)
-    rows = [_read_row(planned, store, scale) for planned in plan.rows]
+    names = [item.name for item in plan.spec.evaluate]
+    rows = [_read_row(planned, names, store, scale) for planned in plan.rows]
     return [row if row.complete else replace(row, stopped=stopped.get(row.key)) for row in rows]
 
 
@@ -109,9 +110,15 @@ def read_job_curves(jobs: Iterable[Job], store: Store) -> list[Curve]:
     return curves
 
 
-def _read_row(planned: PlannedRow, store: Store, scale: Scale | None) -> EncoderRow:
+def _read_row(
+    planned: PlannedRow, names: Sequence[str | None], store: Store, scale: Scale | None
+) -> EncoderRow:
     complete = all(store.is_complete("evaluate", key) for key in planned.evaluations)
-    scores = [score for key in planned.evaluations for score in _read_scores(store, key)]
+    scores = [
+        score
+        for name, key in zip(names, planned.evaluations, strict=True)
+        for score in _read_scores(store, key, name)
+    ]
     test, dev = ([score for score in scores if score.split == split] for split in ("test", "dev"))
     row = EncoderRow(
         key=planned.key,
@@ -169,12 +176,21 @@ def _score_spread(scores: Sequence[Score], references: References) -> dict[str, 
     return {"score": statistics.stdev(per_seed)}
 
 
-def _read_scores(store: Store, key: str) -> list[Score]:
-    return (
-        read_scores(store.manifest("evaluate", key)) if store.is_complete("evaluate", key) else []
-    )
+def _read_scores(store: Store, key: str, name: str | None) -> list[Score]:
+    """Returns the scores of an evaluation, under its name in this sweep."""
+    if not store.is_complete("evaluate", key):
+        return []
+    scores = read_scores(store.manifest("evaluate", key))
+    return [
+        score.model_copy(update={"metric": name_metric(score.metric, name)}) for score in scores
+    ]
 
 
 def _metric_names(plan: Plan) -> list[str]:
-    tasks = {item.task for item in plan.spec.evaluate}
-    return [name for name, metric in METRICS.items() if metric.task in tasks]
+    """Returns the metrics of the evaluations that are in the score."""
+    return [
+        item.name
+        for entry in plan.spec.evaluate
+        if entry.in_score
+        for item in metrics_of(entry.task, entry.name)
+    ]

@@ -20,7 +20,7 @@ finetune:
 merge:
   - alpha: {grid: [0, .25, 1]}
 evaluate:
-  - {task: pr, corpus: {}, updates: 5, learning_rate: {grid: [5.e-4, 1.0e-3]}}
+  - {task: pr, corpus: {}, updates: 5, learning_rate: [5.e-4, 1.0e-3]}
 """
 
 
@@ -35,7 +35,7 @@ def test_a_file_is_read(path: Path) -> None:
     assert spec.finetune[0].peak_learning_rate == 1e-4  # YAML 1.1 takes 1e-4 for text
     assert spec.finetune[0].clip_norm == 1.0
     assert [entry.alpha for entry in spec.merge] == [0.0, 0.25, 1.0]
-    assert [entry.learning_rate for entry in spec.evaluate] == [5e-4, 1e-3]
+    assert spec.evaluate[0].learning_rate == (5e-4, 1e-3)
 
 
 @pytest.mark.parametrize("text", ["1.2.3", "e5", "1e", "12e4x", "2024-01-01e"])

@@ -1,0 +1,83 @@
+"""The verb paper: the tables of Speech-FT beside ours."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from speechft_ray.cli.app import EXIT_FAILED, app, stop_on_signals
+from speechft_ray.cli.options import parse_options
+from speechft_ray.cli.sweeps import Address, Cache, CacheGb, Corpora, Mlflow, Report, Storage
+from speechft_ray.core.errors import UserError
+
+
+@app.command("paper")
+def reproduce_paper(
+    tables: Annotated[
+        list[str] | None, typer.Argument(help="Numbers of tables, 1 to 16, or all (the default).")
+    ] = None,
+    scale: Annotated[
+        str,
+        typer.Option(
+            help="full: the paper's corpora. embedded: synthetic speech, an hour or two on 2 cores."
+        ),
+    ] = "embedded",
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Print the work of each table; run nothing.")
+    ] = False,
+    encoder: Annotated[
+        list[str] | None,
+        typer.Option(help="File for an encoder that a table names, NAME=FILE; repeatable."),
+    ] = None,
+    address: Address = "local",
+    corpora: Corpora = None,
+    storage: Storage = Path("runs"),
+    report: Report = None,
+    mlflow: Mlflow = None,
+    in_process: Annotated[
+        bool, typer.Option("--in-process", help="No Ray: one job after another in this process.")
+    ] = False,
+    cpu: Annotated[bool, typer.Option("--cpu", help="Use no GPU.")] = False,
+    cache: Cache = None,
+    cache_gb: CacheGb = 50.0,
+) -> None:
+    """Make tables of the paper, each beside the published one, with a verdict for every claim."""
+    from speechft_ray.commands.paper import (
+        open_paper,
+        parse_tables,
+        print_paper_plan,
+        run_paper,
+        write_paper_page,
+    )
+
+    if scale not in ("full", "embedded"):
+        raise UserError(f"`--scale` must be full or embedded, but is {scale!r} instead.")
+    numbers = parse_tables(tables or [])
+    changes = {"cache": str(cache.expanduser().absolute()) if cache else None, "cache_gb": cache_gb}
+    sweeps = open_paper(
+        numbers,
+        scale,  # type: ignore[arg-type]  # one of the two, as was checked
+        storage=storage,
+        encoders={
+            name: str(value) for name, value in parse_options(encoder or [], "--encoder").items()
+        },
+        corpora=corpora,
+        changes=changes,
+        cpu=cpu,
+    )
+    if plan:
+        print_paper_plan(numbers, sweeps, Console())
+        return
+    folder = report or storage / "report" / f"paper-{scale}"
+
+    def write() -> None:
+        write_paper_page(numbers, sweeps, scale, folder)  # type: ignore[arg-type]
+
+    with stop_on_signals() as stop:
+        failures = run_paper(sweeps, None if in_process else address, folder, mlflow, stop, write)
+    Console().print(f"The paper beside ours: {folder / 'paper.html'} (paper.md)", soft_wrap=True)
+    if failures:
+        raise SystemExit(EXIT_FAILED)
