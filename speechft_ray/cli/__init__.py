@@ -16,6 +16,7 @@ from speechft_ray.cli import (  # noqa: F401  # importing them adds their verbs
     encoders,
     evaluation,
     merging,
+    paper,
     sweeps,
 )
 from speechft_ray.cli.app import EXIT_RESUMABLE, EXIT_USER, app

@@ -50,16 +50,28 @@ def publish_results(
     ``status`` is ``finished``, ``failed`` or ``stopped``. Returns what the report shows, and one
     sentence per tracker that says how to open it.
     """
+    data = replace(
+        read_report_data(plan, store, place, search),
+        failures=failures,
+        how_to_open=" ".join(publisher.how_to_open()),
+    )
+    write_record(plan, store, data.lines, status)
+    write_report(report, data)
+    return data, publisher.finish(data.rows, report, status)
+
+
+def read_report_data(
+    plan: Plan, store: Store, place: Place, search: SearchResults | None = None
+) -> ReportData:
+    """Returns what a report shows of the results that are in the store."""
     rows = mark_untuned(read_rows(plan, store), plan, store)
     if search:
         search = replace(search, untuned={row.key: row.untuned for row in rows if row.untuned})
-    data = ReportData(
+    return ReportData(
         sweep=make_sweep_info(plan),
         rows=rows,
         curves=read_curves(plan, store),
-        failures=failures,
         references=read_references(plan, store),
-        how_to_open=" ".join(publisher.how_to_open()),
         versions={
             name: version(name) for name in ("speechft_ray", "torch", "ray", "mlflow", "s3prl")
         },
@@ -68,9 +80,6 @@ def publish_results(
         winner=plan.winner,
         search=search,
     )
-    write_record(plan, store, data.lines, status)
-    write_report(report, data)
-    return data, publisher.finish(data.rows, report, status)
 
 
 def print_results(data: ReportData, report: Path, trackers: Sequence[str]) -> None:

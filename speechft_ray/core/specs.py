@@ -179,12 +179,18 @@ class MergeSpec(Spec):
     checkpoint: Literal["best"] | Annotated[float, Field(gt=0, lt=1)] = "best"
     """Weights of the donors: those of the best validation, or those stored at that fraction
     (``keep_at``)."""
+    control: bool = True
+    """Whether alpha 1 of the same donors, the fine-tuned model without interpolation, is evaluated
+    beside it."""
 
     @model_serializer(mode="wrap")
-    def _without_best(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+    def _without_defaults(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
         fields: dict[str, Any] = serialize(self)
+        defaults = {"checkpoint": "best", "control": True}
         return {
-            name: value for name, value in fields.items() if name != "checkpoint" or value != "best"
+            name: value
+            for name, value in fields.items()
+            if name not in defaults or value != defaults[name]
         }
 
 

@@ -75,6 +75,15 @@ def compare_with_controls(lines: Sequence[TableLine]) -> list[Comparison]:
     ]
 
 
+def compare_lines(first: TableLine, second: TableLine, judged: int = 1) -> Comparison | None:
+    """Compares the test scores of two lines, ``first`` less ``second``; ``None`` where one has no
+    score. The interval holds together with those of ``judged`` comparisons."""
+    if first.score is None or second.score is None:
+        return None
+    pair = _pair(first, second)
+    return _compare(first, second, pair, estimate_difference(*pair, first.references), judged)
+
+
 def headline(lines: Sequence[TableLine]) -> str:
     """Returns the result of the sweep in a few sentences of plain text."""
     best = find_winner(lines)

@@ -366,7 +366,7 @@ def _merges(
     """Yields ``(key, title, params)`` of every merge, with alpha 1 as a control for every set of
     donors."""
     merges = [item for item in spec.merge if item.alpha > 0]
-    controls = [item.model_copy(update={"alpha": 1.0}) for item in spec.merge]
+    controls = [item.model_copy(update={"alpha": 1.0}) for item in spec.merge if item.control]
     unique = {canonical_json(item): item for item in [*merges, *controls]}
     for item in unique.values():
         for donors in _donor_sets(spec, item, tuned, builder):

@@ -11,7 +11,7 @@ from speechft_ray.core.errors import UserError
 from speechft_ray.core.metrics import METRICS
 from speechft_ray.core.score import paper_references, superb_score
 
-TABLES = Path(__file__).parents[1] / "data/paper_tables.csv"
+TABLES = Path(__file__).parents[2] / "speechft_ray/assets/paper/tables.csv"
 COLUMNS = {
     "PR_PER": "pr.per",
     "SID_ACC": "sid.accuracy",

@@ -20,7 +20,7 @@ from speechft_ray.report.write import write_report
 from speechft_ray.sweep.protocols import Curve, SweepInfo
 from tests.report.report_data import CURVES, EVIL, ROWS, make_report_data, make_row
 
-PAPER_CSV = Path(__file__).parents[1] / "data/paper_tables.csv"
+PAPER_CSV = Path(__file__).parents[2] / "speechft_ray/assets/paper/tables.csv"
 FIGURES = ("alpha_curve", "tasks_by_alpha", "learning_curves", "published_comparison")
 
 
