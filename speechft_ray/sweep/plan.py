@@ -14,11 +14,11 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 from speechft_ray.core.chains import Tuning, build_chains
-from speechft_ray.core.errors import SweepError
 from speechft_ray.core.fingerprint import canonical_json, fingerprint
 from speechft_ray.core.records import Job, Stage
 from speechft_ray.core.resources import ResourceRequest
 from speechft_ray.core.specs import CorpusSpec, EvalSpec, MergeSpec, StopSpec, SweepSpec
+from speechft_ray.sweep.donors import list_donor_sets
 from speechft_ray.sweep.titles import (
     Params,
     precision_label,
@@ -369,42 +369,7 @@ def _merges(
     controls = [item.model_copy(update={"alpha": 1.0}) for item in spec.merge if item.control]
     unique = {canonical_json(item): item for item in [*merges, *controls]}
     for item in unique.values():
-        for donors in _donor_sets(spec, item, tuned, builder):
+        for donors in list_donor_sets(spec, item, tuned, builder.start):
             params = row_params(item, [run for run, _ in donors], varying)
             title = row_title(params)
             yield builder.add_merge(item, [key for _, key in donors], title), title, params
-
-
-def _donor_sets(
-    spec: SweepSpec, merge: MergeSpec, tuned: Sequence[tuple[Tuning, str]], builder: PlanBuilder
-) -> Iterator[tuple[tuple[Tuning, str], ...]]:
-    """Yields every set of donors of one seed and one start."""
-    if merge.donors == "each":
-        yield from ((donor,) for donor in tuned)
-        return
-    has_common_seed = has_common_start = False
-    for seed in sorted({run.spec.seed for run, _ in tuned}):
-        choices = [
-            [pair for pair in tuned if pair[0].spec.name == name and pair[0].spec.seed == seed]
-            for name in merge.donors
-        ]
-        for donors in itertools.product(*choices):
-            has_common_seed = True
-            if len({builder.start(key) for _, key in donors}) == 1:
-                has_common_start = True
-                yield donors
-    names = ", ".join(merge.donors)
-    wrong = ""
-    if not has_common_seed:
-        wrong = (
-            f"no seed was tuned by all of the donors {names}: give those fine-tuning runs the same "
-            "`seed` axis."
-        )
-    elif not has_common_start:
-        wrong = (
-            f"the donors {names} start from different encoders: merge runs that have the same "
-            "`after`, or none."
-        )
-    if wrong:
-        index = [item.donors for item in spec.merge].index(merge.donors)
-        raise SweepError(f"the sweep `{spec.name}`", [(f"merge[{index}].donors", wrong)])

@@ -113,8 +113,8 @@ def start(script: str, *arguments: str | Path) -> subprocess.Popen[str]:
 
 
 def complete(storage: Path) -> dict[str, float]:
-    """When each complete unit was published, by ``stage/fingerprint``. Hidden folders are units that
-    are being published right now."""
+    """When each complete unit was published, by ``stage/fingerprint``. Hidden folders are units
+    that are being published right now."""
     return {
         str(path.parent.relative_to(storage)): path.stat().st_mtime
         for path in storage.glob("*/[!.]*/manifest.json")
