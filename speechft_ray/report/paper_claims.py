@@ -38,7 +38,7 @@ class Claim:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Verdict:
+class JudgedClaim:
     """A claim with its difference ``first - second`` in points of the score and its verdict."""
 
     claim: Claim
@@ -130,27 +130,31 @@ def list_claims(table: int) -> list[Claim]:
     return claims
 
 
-def judge_claims(table: int, lines: Sequence[TableLine]) -> list[Verdict]:
+def judge_claims(table: int, lines: Sequence[TableLine]) -> list[JudgedClaim]:
     """Returns the claims about a table with verdicts; rows that no line has leave a claim open."""
     return [_judge(claim, lines) for claim in list_claims(table)]
 
 
-def _judge(claim: Claim, lines: Sequence[TableLine]) -> Verdict:
+def _judge(claim: Claim, lines: Sequence[TableLine]) -> JudgedClaim:
     published = claim.first.values["score"] - claim.second.values["score"]
     errors = [compute_sampling_error(row) for row in (claim.first, claim.second)]
     band = NORMAL_95 * math.hypot(*(error for error in errors if error is not None))
-    known = None not in errors
-    verdict = Verdict(
+    published_verdict = (
+        OPEN if None in errors else _decide(claim, published - band, published + band)
+    )
+    verdict = JudgedClaim(
         claim=claim,
         published=published,
-        published_verdict=_decide(claim, published - band, published + band) if known else OPEN,
+        published_verdict=_decide(claim, published - band, published + band)
+        if has_errors
+        else OPEN,
     )
     first, second = (find_line(row, lines) for row in (claim.first, claim.second))
     comparison = compare_lines(first, second) if first and second else None
     if comparison is None:
         return verdict
     interval = comparison.interval
-    return Verdict(
+    return JudgedClaim(
         claim=claim,
         published=published,
         published_verdict=verdict.published_verdict,

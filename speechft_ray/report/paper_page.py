@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from speechft_ray.report.lines import TableLine, metric_title
-from speechft_ray.report.paper_claims import Verdict, judge_claims
+from speechft_ray.report.paper_claims import JudgedClaim, judge_claims
 from speechft_ray.report.paper_tables import (
     COLUMNS,
     TITLES,
@@ -115,7 +115,7 @@ def _make_own_cell(line: TableLine, name: str) -> Cell:
     return Cell(format_metric(name, line.mean[name]), small)
 
 
-def _make_claim(verdict: Verdict) -> list[Cell]:
+def _make_claim(verdict: JudgedClaim) -> list[Cell]:
     interval = verdict.interval
     small = f"{interval[0]:+.2f} to {interval[1]:+.2f}" if interval else ""
     return [
