@@ -56,3 +56,21 @@ class RenamedSpec(Spec):
     def _write_first_names(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
         fields: dict[str, Any] = serialize(self)
         return {self.first_names.get(name, name): value for name, value in fields.items()}
+
+
+class ConstraintSpec(Spec):
+    """A bound on a dev metric that a proposed merge must keep to be selected."""
+
+    metric: str
+    """A metric that one of the tasks yields, or ``score``."""
+    no_worse_than: float | str
+    """``pretrained``: the dev value of the pre-trained encoder. A number: in the metric's unit."""
+
+    @model_validator(mode="after")
+    def _a_number_or_the_control(self) -> ConstraintSpec:
+        if isinstance(self.no_worse_than, str) and self.no_worse_than != "pretrained":
+            raise ValueError(
+                "`no_worse_than` must be a number or `pretrained`, "
+                f"but is {self.no_worse_than!r} instead"
+            )
+        return self

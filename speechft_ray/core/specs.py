@@ -20,7 +20,7 @@ from pydantic import (
 
 from speechft_ray.core.metrics import label_evaluation
 from speechft_ray.core.resources import StageResources
-from speechft_ray.core.spec_base import Fraction, Name, RenamedSpec, Spec
+from speechft_ray.core.spec_base import ConstraintSpec, Fraction, Name, RenamedSpec, Spec
 
 Precision = Literal["float32", "tf32", "bfloat16"]
 """Number type of products (``speech.precision``). TF32 is float32 on a CPU."""
@@ -299,24 +299,6 @@ class ScoreSpec(Spec):
     topline: dict[str, float] = Field(default_factory=dict)
     """Metric name to the value that counts as 1 (in the unit of the metric table); needed with
     ``measured``."""
-
-
-class ConstraintSpec(Spec):
-    """A bound on a dev metric that a proposed merge must keep to be selected."""
-
-    metric: str
-    """A metric that one of the tasks yields, or ``score``."""
-    no_worse_than: float | str
-    """``pretrained``: the dev value of the pre-trained encoder. A number: in the metric's unit."""
-
-    @model_validator(mode="after")
-    def _a_number_or_the_control(self) -> ConstraintSpec:
-        if isinstance(self.no_worse_than, str) and self.no_worse_than != "pretrained":
-            raise ValueError(
-                "`no_worse_than` must be a number or `pretrained`, "
-                f"but is {self.no_worse_than!r} instead"
-            )
-        return self
 
 
 Sampler = Literal["tpe", "cmaes", "nsga2", "nsga3", "gp", "random", "qmc", "greedy_soup"]

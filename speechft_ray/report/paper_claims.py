@@ -145,9 +145,7 @@ def _judge(claim: Claim, lines: Sequence[TableLine]) -> JudgedClaim:
     verdict = JudgedClaim(
         claim=claim,
         published=published,
-        published_verdict=_decide(claim, published - band, published + band)
-        if has_errors
-        else OPEN,
+        published_verdict=published_verdict,
     )
     first, second = (find_line(row, lines) for row in (claim.first, claim.second))
     comparison = compare_lines(first, second) if first and second else None

@@ -113,8 +113,8 @@ def test_the_sampling_error_of_a_published_score() -> None:
 def test_what_the_noise_of_the_published_numbers_leaves_of_table_1() -> None:
     claims = [item for item in judge_claims(1, []) if "pre-trained" in item.claim.sentence]
     assert len(claims) == 8 and {item.verdict for item in claims} == {OPEN}
-    told = {item.claim.first.task for item in claims if item.published_verdict == HOLDS}
-    assert told == {"ASR on TED-LIUM", "PR on LibriSpeech", "ER on IEMOCAP"}
+    certain = {item.claim.first.task for item in claims if item.published_verdict == HOLDS}
+    assert certain == {"ASR on TED-LIUM", "PR on LibriSpeech", "ER on IEMOCAP"}
     assert all(item.published > 0 for item in claims)
 
 
