@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 
 from speechft_ray.core.specs import EvalSpec, Precision
 from speechft_ray.core.units import FRAME_FIELD_SAMPLES, FRAME_STRIDE_SAMPLES, SAMPLE_RATE_HZ
-from speechft_ray.speech.corpora.base import SPLITS, Corpus, Estimate
+from speechft_ray.speech.corpora.base import SPLITS, Corpus, Estimate, Utterance
 from speechft_ray.speech.encoders.base import Shape
 from speechft_ray.superb.sampling import WINDOW_SAMPLES
 from speechft_ray.superb.setup import build_task_data
+from speechft_ray.superb.storage_plan import list_shared
 from speechft_ray.superb.tasks.base import TASKS, TrainingFreeTask
 
 Lengths = np.ndarray
@@ -73,6 +74,13 @@ class TaskSize:
     splits: Mapping[str, Lengths]
     trains: bool = True
     """False for a task without a probe."""
+    stored: Mapping[str, Lengths] = field(default_factory=dict)
+    """The utterances that are encoded for each split, where they are others than its examples
+    (``superb.storage_plan.list_shared``)."""
+
+    def recordings(self, split: str) -> Lengths:
+        """Returns the lengths of what is encoded for a split."""
+        return self.stored.get(split, self.splits[split])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,18 +108,15 @@ def seconds(lengths: Lengths) -> float:
     return float(lengths.sum()) / SAMPLE_RATE_HZ
 
 
-def frames(lengths: Lengths) -> int:
-    """Returns the encoder frames of these utterances (``core.units.frame_count``)."""
-    counts = (lengths - FRAME_FIELD_SAMPLES) // FRAME_STRIDE_SAMPLES + 1
-    return int(np.maximum(0, counts).sum())
+def frames(lengths: Lengths) -> np.ndarray:
+    """Returns the encoder frames of each utterance (``core.units.frame_count``)."""
+    counts: np.ndarray = (lengths - FRAME_FIELD_SAMPLES) // FRAME_STRIDE_SAMPLES + 1
+    return np.maximum(0, counts)
 
 
 def split_lengths(corpus: Corpus, split: str) -> Lengths:
     """Returns the lengths of one split of a corpus, in corpus order."""
-    utterances = corpus.split(split)
-    if isinstance(utterances, KnowsLengths):
-        return utterances.lengths()
-    return np.array([item.samples for item in utterances], dtype=np.int64)
+    return to_lengths(corpus.split(split))
 
 
 def estimate_lengths(estimate: Estimate) -> dict[str, Lengths]:
@@ -127,11 +132,25 @@ def measure_task(spec: EvalSpec, corpus: Corpus, name: str) -> TaskSize:
         every = {split: split_lengths(corpus, split) for split in SPLITS}
         return TaskSize(corpus=name, splits=every)
     data = build_task_data(TASKS.get(spec.task), spec, corpus)
-    splits = {
-        split: np.array([item.utterance.samples for item in examples], dtype=np.int64)
-        for split, examples in data.examples.items()
+    utterances = {
+        split: [item.utterance for item in examples] for split, examples in data.examples.items()
     }
-    return TaskSize(corpus=name, splits=splits, trains=not isinstance(data, TrainingFreeTask))
+    return TaskSize(
+        corpus=name,
+        splits={split: to_lengths(items) for split, items in utterances.items()},
+        trains=not isinstance(data, TrainingFreeTask),
+        stored={
+            split: to_lengths(list_shared(data.corpus, items))
+            for split, items in utterances.items()
+        },
+    )
+
+
+def to_lengths(utterances: Sequence[Utterance]) -> Lengths:
+    """Returns the lengths of utterances."""
+    if isinstance(utterances, KnowsLengths):
+        return utterances.lengths()
+    return np.array([item.samples for item in utterances], dtype=np.int64)
 
 
 def join_recordings(corpora: Sequence[Corpus], splits: Sequence[str]) -> Lengths | None:

@@ -12,6 +12,8 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+import numpy as np
+
 from speechft_ray.core.specs import EvalSpec, FinetuneSpec
 from speechft_ray.core.units import SAMPLE_RATE_HZ
 from speechft_ray.cost.sizes import (
@@ -30,6 +32,7 @@ from speechft_ray.speech.heads.base import HEADS
 from speechft_ray.speech.synthesis.workers import CHUNK_UTTERANCES
 from speechft_ray.superb.feature_store import MEMORY_BYTES
 from speechft_ray.superb.setup import make_schedule, select_learning_rates
+from speechft_ray.superb.storage_plan import allot, count_frame_bytes
 from speechft_ray.superb.tasks.base import TASKS, Task
 
 FRONT_END_VALUE_BYTES = 4
@@ -99,6 +102,23 @@ def tune_unit(spec: FinetuneSpec, sizes: list[ObjectiveSize]) -> str:
     return " + ".join(parts) + precision + crop + adapter + penalty + front_end + dropout
 
 
+@dataclass(frozen=True, kw_only=False)
+class _Part:
+    """Utterances of a split: which are meant, and which have the output of their front end
+    stored."""
+
+    corpus: str
+    split: str
+    lengths: Lengths
+    selected: np.ndarray
+    has_front_end: np.ndarray
+
+    def name(self) -> tuple[object, ...]:
+        """Returns what tells these utterances from others."""
+        selected = self.lengths[self.selected]
+        return self.corpus, self.split, len(selected), int(selected.sum())
+
+
 class WorkCounter:
     """Counts the work of jobs in the order in which they run. What an earlier job stores in the
     cache is not counted again."""
@@ -119,104 +139,103 @@ class WorkCounter:
         """Counts one evaluation. ``key`` identifies the encoder."""
         task, encoder = TASKS.get(spec.task), encoder.at(spec.precision)
         work = Work(units={"job:evaluate": 1})
-        pooled_once = len(size.folds) > 1 and task.pooled and size.recordings is not None
-        if pooled_once:
-            assert size.recordings is not None
-            work += self._store(size.folds[0].corpus, "all", size.recordings, encoder, key, True)
+        if len(size.folds) > 1 and task.pooled and size.recordings is not None:
+            # The recordings of all folds are encoded at once.
+            every = {"train": size.recordings}
+            union = TaskSize(corpus=size.folds[0].corpus, splits=every)
+            work += self._count_features(task, spec, union, encoder, key)
+        else:
+            for fold in size.folds:
+                splits = {
+                    split: lengths
+                    for split, lengths in fold.splits.items()
+                    if split != "test" or not dev_only
+                }
+                scored = replace(fold, splits=splits)
+                work += self._count_features(task, spec, scored, encoder, key)
         for fold in size.folds:
-            if not pooled_once:
-                work += self._count_features(task, spec, fold, encoder, key, dev_only)
             work += _count_probe(task, spec, fold, encoder, dev_only)
         return work
 
     def _count_features(
-        self,
-        task: Task,
-        spec: EvalSpec,
-        fold: TaskSize,
-        encoder: EncoderSize,
-        key: str,
-        dev_only: bool,
+        self, task: Task, spec: EvalSpec, fold: TaskSize, encoder: EncoderSize, key: str
     ) -> Work:
-        """Counts the encoding of one fold (``superb.features.prepare_features``)."""
-        work, free_bytes = Work(), float(MEMORY_BYTES)
-        schedule = make_schedule(task, spec)
-        for split, lengths in fold.splits.items():
-            if split == "test" and (dev_only or (fold.trains and not task.pooled)):
-                continue
-            size_bytes = feature_bytes(lengths, encoder, task.pooled)
-            in_memory = size_bytes <= free_bytes
-            if in_memory:
-                free_bytes -= size_bytes
-                work += Work(memory_bytes=MEMORY_BYTES - free_bytes)
-            if task.pooled or (not in_memory and size_bytes <= self._budget):
-                work += self._store(fold.corpus, split, lengths, encoder, key, task.pooled)
-            elif in_memory:
-                work += self._encode(fold.corpus, split, lengths, encoder)
+        """Counts the encoding of one fold (``superb.features.load_features``): on disk as far as
+        the budget goes, in memory while it fits, else for every batch."""
+        lengths = {split: fold.recordings(split) for split in fold.splits}
+        together = np.concatenate(list(lengths.values()))
+        row_bytes = count_row_bytes(spec, encoder)
+        sizes = np.full(len(together), row_bytes) if task.pooled else frames(together) * row_bytes
+        front_ends = frames(together) * encoder.front_end_channels * FRONT_END_VALUE_BYTES
+        fits = allot(sizes.tolist(), front_ends.tolist(), int(self._budget))
+        places = np.arange(len(together))
+        has_front_end = (places >= fits.front_ends.start) & (places < fits.front_ends.stop)
+        work, free_bytes, start = Work(), float(MEMORY_BYTES), 0
+        for split, of_split in lengths.items():
+            part = slice(start, start + len(of_split))
+            start += len(of_split)
+            size_bytes, missing = sizes[part], places[part] >= fits.stored
+            once = ~missing
+            is_read_once = split == "test" and fold.trains and not task.pooled
+            if is_read_once:
+                once |= missing
+            elif size_bytes.sum() <= free_bytes or (task.pooled and missing.any()):
+                free_bytes -= float(size_bytes.sum())
+                once |= missing
             else:
-                validations = -(-spec.updates // schedule.validate_every_updates)
-                draws = (
-                    spec.updates
-                    * schedule.accumulate
-                    * mean_batch_samples(lengths, schedule.batch_size, task.sampling)
-                    / SAMPLE_RATE_HZ
-                    if split == "train"
-                    else validations * seconds(lengths)
-                )
-                work += _encode_seconds(fold.corpus, encoder, draws, draws)
-        if not dev_only and fold.trains and not task.pooled:  # encoded while it is scored
-            work += self._encode(fold.corpus, "test", fold.splits["test"], encoder)
+                in_memory = missing & ((size_bytes * missing).cumsum() <= free_bytes)
+                free_bytes -= float(size_bytes[in_memory].sum())
+                once |= in_memory
+            work += Work(memory_bytes=min(MEMORY_BYTES - free_bytes, MEMORY_BYTES))
+            form = "means" if task.pooled else f"{spec.features} {spec.rank}"
+            work += self._store(
+                _Part(fold.corpus, split, of_split, ~missing, has_front_end[part]),
+                encoder,
+                (key, form),
+                float(size_bytes[~missing].sum()),
+            )
+            work += self._encode(
+                _Part(fold.corpus, split, of_split, once & missing, has_front_end[part]), encoder
+            )
+            anew = _Part(fold.corpus, split, of_split, ~once, has_front_end[part])
+            work += self._encode(anew, encoder, _count_draws(task, spec, split, fold))
         return work
 
     def _store(
-        self,
-        corpus: str,
-        split: str,
-        lengths: Lengths,
-        encoder: EncoderSize,
-        key: str,
-        pooled: bool,
+        self, part: _Part, encoder: EncoderSize, key: tuple[str, str], size_bytes: float
     ) -> Work:
         """Counts features that the cache keeps for other evaluations of the encoder."""
-        size_bytes = feature_bytes(lengths, encoder, pooled)
-        if size_bytes > self._budget:
-            return self._encode(corpus, split, lengths, encoder)
-        entry = (
-            "features",
-            corpus,
-            split,
-            len(lengths),
-            int(lengths.sum()),
-            key,
-            encoder.name,
-            pooled,
-        )
-        if entry in self._stored:
+        entry = ("features", encoder.name, *part.name(), *key)
+        if entry in self._stored or not part.selected.any():
             return Work()
         self._stored.add(entry)
-        return self._encode(corpus, split, lengths, encoder) + Work(cache_bytes=size_bytes)
+        return self._encode(part, encoder) + Work(cache_bytes=size_bytes)
 
-    def _encode(self, corpus: str, split: str, lengths: Lengths, encoder: EncoderSize) -> Work:
-        """Counts one pass over utterances, whose front end is shared by all encoders."""
-        audio = seconds(lengths)
-        front_end = self._compute_front_end(corpus, split, lengths, encoder)
-        return _encode_seconds(corpus, encoder, audio, 0.0) + front_end
+    def _encode(self, part: _Part, encoder: EncoderSize, times: float = 1.0) -> Work:
+        """Counts the encoding of the utterances that are selected, so many times each. A front end
+        that is stored is computed once for all encoders, any other every time."""
+        if not part.selected.any() or not times:
+            return Work()
+        stored = part.lengths[part.selected & part.has_front_end]
+        anew = seconds(part.lengths[part.selected & ~part.has_front_end])
+        work = _encode_seconds(
+            part.corpus, encoder, times * seconds(part.lengths[part.selected]), times * anew
+        )
+        return work + self._compute_front_end(part.corpus, part.split, stored, encoder)
 
     def _compute_front_end(
         self, corpus: str, split: str, lengths: Lengths, encoder: EncoderSize
     ) -> Work:
-        if not encoder.front_end_channels:
+        if not encoder.front_end_channels or not len(lengths):
             return Work()
         audio = seconds(lengths)
-        size_bytes = frames(lengths) * encoder.front_end_channels * FRONT_END_VALUE_BYTES
+        size_bytes = frames(lengths).sum() * encoder.front_end_channels * FRONT_END_VALUE_BYTES
         entry = ("front end", encoder.name, corpus, split, len(lengths), int(lengths.sum()))
         if entry in self._stored:
             return Work()
-        work = Work(units={f"front end:{corpus} {encoder.name}": audio}, front_end_seconds=audio)
-        if size_bytes > self._budget:
-            return work
         self._stored.add(entry)
-        return work + Work(cache_bytes=size_bytes)
+        units = {f"front end:{corpus} {encoder.name}": audio}
+        return Work(units=units, front_end_seconds=audio, cache_bytes=float(size_bytes))
 
     def count_finetuning(
         self, spec: FinetuneSpec, sizes: list[ObjectiveSize], encoder: EncoderSize
@@ -252,7 +271,7 @@ class WorkCounter:
         if not spec.freeze_front_end or not encoder.front_end_channels:
             return Work()
         draws = spec.updates * batch_size
-        both = frames(size.train) + frames(size.dev)
+        both = frames(size.train).sum() + frames(size.dev).sum()
         fits = both * encoder.front_end_channels * FRONT_END_VALUE_BYTES <= self._budget
         longest = spec.crop_seconds and spec.crop_seconds * SAMPLE_RATE_HZ
         if draws >= len(size.train) and fits and not (longest and size.train.max() > longest):
@@ -280,11 +299,22 @@ def count_corpus(name: str, utterances: int) -> Work:
     return Work(units={f"synthesise:{name}": utterances, "synthesise start:": chunks})
 
 
-def feature_bytes(lengths: Lengths, encoder: EncoderSize, pooled: bool) -> float:
-    """Returns what the features of these utterances take: means in float32, frames in float16
-    (``superb.extractor``)."""
-    values = encoder.state_count * encoder.dim
-    return len(lengths) * values * 4 if pooled else frames(lengths) * values * 2
+def count_row_bytes(spec: EvalSpec, encoder: EncoderSize) -> int:
+    """Returns the bytes of a row of features: of a mean in float32, or of a frame in the form of
+    the spec."""
+    if TASKS.get(spec.task).pooled:
+        return encoder.state_count * encoder.dim * 4
+    return count_frame_bytes(spec, encoder.state_count, encoder.dim)
+
+
+def _count_draws(task: Task, spec: EvalSpec, split: str, fold: TaskSize) -> float:
+    """Returns how often training, or validation, reads an utterance of a split on average."""
+    schedule = make_schedule(task, spec)
+    if split != "train":
+        return -(-spec.updates // schedule.validate_every_updates)
+    lengths = fold.splits[split]
+    batch = mean_batch_samples(lengths, schedule.batch_size, task.sampling)
+    return float(spec.updates * schedule.accumulate * batch / lengths.sum())
 
 
 def _encode_seconds(corpus: str, encoder: EncoderSize, audio: float, front_end: float) -> Work:

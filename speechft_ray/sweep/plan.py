@@ -348,7 +348,8 @@ class PlanBuilder:
         request = self.inputs.resources.get(stage, ResourceRequest())
         if stage != "evaluate" or "gpus" in request.explicit:
             return request
-        need = self.inputs.gpu_memory(EvalSpec.model_validate(payload["spec"]), payload["encoder"])
+        spec = EvalSpec.model_validate(payload["spec"])
+        need = self.inputs.gpu_memory(spec, payload["encoder"])
         return request.model_copy(update={"gpu_memory_bytes": need})
 
 

@@ -22,7 +22,7 @@ from speechft_ray.cost.sizes import (
     mean_batch_samples,
     measure_task,
 )
-from speechft_ray.cost.work import WorkCounter, count_merge
+from speechft_ray.cost.work import Work, WorkCounter, count_merge
 from speechft_ray.speech.encoders.base import HiddenStates
 from speechft_ray.speech.features.cache import FeatureCache
 from speechft_ray.superb import evaluate as evaluating
@@ -82,6 +82,15 @@ def test_stored_features_are_encoded_as_often_as_counted(
     assert count_encoded(spec, memory_bytes, budget_bytes) == pytest.approx(encoded)
 
 
+def test_a_part_of_the_features_on_disk_is_counted_once(tmp_path: Path) -> None:
+    spec = make_spec("pr", updates=60)
+    budget_bytes = 150_000  # of 290,000
+    encoded = encode_really(spec, 0, FeatureCache(tmp_path, budget_bytes))
+    once = encode_really(spec, 1 << 30, None)
+    assert encoded > 2 * once
+    assert count_encoded(spec, 0, budget_bytes) == pytest.approx(encoded, rel=0.1)
+
+
 def test_features_that_fit_nowhere_are_counted_for_every_draw() -> None:
     spec = make_spec("pr", updates=60)
     encoded = encode_really(spec, 0, None)
@@ -109,7 +118,7 @@ def test_mean_batches_are_those_of_the_samplers(sampling: str) -> None:
 
 def test_frames_are_those_of_single_utterances() -> None:
     lengths = np.array([0, 399, 400, 719, 720, 16_000])
-    assert frames(lengths) == sum(map(frame_count, lengths.tolist()))
+    assert frames(lengths).tolist() == list(map(frame_count, lengths.tolist()))
 
 
 def test_a_front_end_is_computed_once_and_means_are_stored_once() -> None:
@@ -123,21 +132,30 @@ def test_a_front_end_is_computed_once_and_means_are_stored_once() -> None:
 
 
 def test_published_pr_of_a_base_encoder_is_what_the_design_calculates() -> None:
-    """LibriSpeech-100's mean and number of utterances: 400 GB do not fit into 50, so that each of
-    100,000 updates encodes its batch; with 500 GB each utterance is encoded once."""
+    """LibriSpeech-100's mean and number of utterances: 400 GB of exact frames in 50 GB, so that
+    nearly all draws of 100,000 updates are encoded, but the front end once; in 500 GB each
+    utterance is encoded once."""
     lengths = {"train": 28_539, "dev": 2_703, "test": 2_620}
     hours = {"train": 100.6, "dev": 5.4, "test": 5.4}
     splits = {
         name: np.full(count, round(hours[name] * 3600 / count * 16_000), np.int64)
         for name, count in lengths.items()
     }
-    spec = EvalSpec(task="pr", corpus=CorpusSpec(), updates=100_000, validate_every_updates=100_000)
     size = EvaluationSize(folds=[TaskSize(corpus="librispeech", splits=splits)])
-    few = WorkCounter(50e9).count_evaluation(spec, size, BASE, "e")
-    all_fit = WorkCounter(500e9).count_evaluation(spec, size, BASE, "e")
-    assert few.encoded_seconds / 3600 == pytest.approx(11_290, rel=0.01)
+
+    def count(cache_gb: float, **fields: Any) -> Work:
+        validations = {"validate_every_updates": 100_000}
+        spec = EvalSpec(task="pr", corpus=CorpusSpec(), updates=100_000, **validations, **fields)
+        return WorkCounter(cache_gb * 1e9).count_evaluation(spec, size, BASE, "e")
+
+    few, some, all_fit, in_int8 = count(50), count(260), count(500), count(250, features="int8")
+    assert few.encoded_seconds / 3600 == pytest.approx(11_290, rel=0.05)
+    assert few.front_end_seconds / 3600 == pytest.approx(111.4, rel=0.01)
+    assert 0.3 * few.encoded_seconds < some.encoded_seconds < 0.6 * few.encoded_seconds
     assert all_fit.encoded_seconds / 3600 == pytest.approx(111.4, rel=0.001)
-    assert all_fit.cache_bytes == pytest.approx(400e9 + 41e9, rel=0.1)
+    assert all_fit.cache_bytes == pytest.approx(400e9 + 41e9, rel=0.01)
+    assert in_int8.encoded_seconds == all_fit.encoded_seconds
+    assert in_int8.cache_bytes == pytest.approx(200e9 + 41e9, rel=0.02)
 
 
 def test_objectives_and_merges_are_counted() -> None:
