@@ -49,8 +49,7 @@ class Inputs:
     resources: Mapping[Stage, ResourceRequest] = field(default_factory=dict)
     """What the jobs of each stage request."""
     gpu_memory: Callable[[EvalSpec, str | None], int] = lambda spec, encoder: 0
-    """Returns the GPU memory in bytes that an evaluation of an encoder (``None``: FBank) needs, by
-    which the cluster chooses its share of a GPU."""
+    """Returns the bytes of GPU memory that an evaluation of an encoder (or of FBank) needs."""
     masks: Callable[[str], bool] = lambda head: False
     """Whether a registered head masks frames, which trains the mask embedding."""
     resolve_evaluation: Callable[[EvalSpec, bool], EvalSpec] = lambda spec, is_baseline: spec
@@ -348,8 +347,7 @@ class PlanBuilder:
         request = self.inputs.resources.get(stage, ResourceRequest())
         if stage != "evaluate" or "gpus" in request.explicit:
             return request
-        spec = EvalSpec.model_validate(payload["spec"])
-        need = self.inputs.gpu_memory(spec, payload["encoder"])
+        need = self.inputs.gpu_memory(EvalSpec(**payload["spec"]), payload["encoder"])
         return request.model_copy(update={"gpu_memory_bytes": need})
 
 
