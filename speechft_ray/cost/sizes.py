@@ -111,7 +111,8 @@ def seconds(lengths: Lengths) -> float:
 def frames(lengths: Lengths) -> np.ndarray:
     """Returns the encoder frames of each utterance (``core.units.frame_count``)."""
     counts: np.ndarray = (lengths - FRAME_FIELD_SAMPLES) // FRAME_STRIDE_SAMPLES + 1
-    return np.maximum(0, counts)
+    positive: np.ndarray = np.maximum(0, counts)
+    return positive
 
 
 def split_lengths(corpus: Corpus, split: str) -> Lengths:

@@ -144,8 +144,8 @@ def test_published_pr_of_a_base_encoder_is_what_the_design_calculates() -> None:
     size = EvaluationSize(folds=[TaskSize(corpus="librispeech", splits=splits)])
 
     def count(cache_gb: float, **fields: Any) -> Work:
-        validations = {"validate_every_updates": 100_000}
-        spec = EvalSpec(task="pr", corpus=CorpusSpec(), updates=100_000, **validations, **fields)
+        every: dict[str, Any] = {"validate_every_updates": 100_000, **fields}
+        spec = EvalSpec(task="pr", corpus=CorpusSpec(), updates=100_000, **every)
         return WorkCounter(cache_gb * 1e9).count_evaluation(spec, size, BASE, "e")
 
     few, some, all_fit, in_int8 = count(50), count(260), count(500), count(250, features="int8")
