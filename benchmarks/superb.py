@@ -1,7 +1,9 @@
 """The cost of an evaluation: against s3prl's own loop, with a grid, with more merges, with more
 utterances. One run, one thread.
 
-    make peers-s3prl && .venv/bin/python -m benchmarks.superb [speed front-end grid merges memory]
+    make peers-s3prl && .venv/bin/python -m benchmarks.superb [SECTION ...]
+
+Sections are front-end, speed, lengths, grid, merges and memory.
 
 Encoders are HuBERT Base cut to ``--layers`` transformer layers (front end of 512 channels and width
 768 as published) with random weights; the "merges" lie between two of them; the corpus is
@@ -28,6 +30,7 @@ import numpy as np
 import torch
 
 from benchmarks.s3prl_peer import PEERS
+from benchmarks.superb_lengths import lengths
 from benchmarks.superb_loops import (
     FRONT_END,
     HUBERT,
@@ -256,6 +259,7 @@ def _seconds(work: Callable[[], object]) -> float:
 SECTIONS = {
     "front-end": front_end,
     "speed": speed,
+    "lengths": lengths,
     "grid": grid,
     "merges": merges,
     "memory": memory,
@@ -274,6 +278,12 @@ def main() -> None:
         type=int,
         default=2,
         help=f"how many of {ENCODERS} s3prl's loop evaluates (2)",
+    )
+    parser.add_argument(
+        "--factor", type=float, default=0.0003, help="lengths: share of LibriSpeech (0.0003)"
+    )
+    parser.add_argument(
+        "--draws", type=int, default=16, help="lengths: draws of each training utterance (16)"
     )
     parser.add_argument("--peak-of", help=argparse.SUPPRESS)
     options = parser.parse_args()
