@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from speechft_ray.core.errors import UserError
+from speechft_ray.core.records import STAGES, Limits, Stage
 
 
 def parse_options(pairs: Sequence[str], flag: str) -> dict[str, Any]:
@@ -38,3 +39,26 @@ def parse_options(pairs: Sequence[str], flag: str) -> dict[str, Any]:
                 f"({error.sentence.rstrip('.')})."
             ) from None
     return options
+
+
+def parse_stall_minutes(texts: Sequence[str]) -> dict[str, dict[Stage, float]]:
+    """Returns ``stall_minutes`` of ``Limits`` from texts ``MINUTES`` or ``STAGE=MINUTES``; nothing
+    where none is given. Raises ``UserError``."""
+    if not texts:
+        return {}
+    minutes = dict(Limits().stall_minutes)
+    for text in sorted(texts, key=lambda text: "=" in text):  # single stages last
+        stage, equals, number = text.rpartition("=")
+        stages = [name for name in STAGES if name == stage or not equals]
+        try:
+            value = float(number)
+            if not stages or not 0 <= value < float("inf"):
+                raise ValueError
+        except ValueError:
+            raise UserError(
+                f"`--stall-minutes {text}` must be a number of minutes that is not negative, or "
+                f"STAGE=MINUTES with one of the stages {', '.join(STAGES)}, for example "
+                "evaluate=30."
+            ) from None
+        minutes |= dict.fromkeys(stages, value)
+    return {"stall_minutes": minutes}

@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 
 from speechft_ray.cli.app import EXIT_FAILED, app, stop_on_signals
+from speechft_ray.cli.options import parse_stall_minutes
 
 if TYPE_CHECKING:
     from speechft_ray.commands.sweep import Sweep
@@ -78,6 +79,20 @@ Report = Annotated[Path | None, typer.Option(help="Report folder; default: STORA
 Mlflow = Annotated[
     str | None, typer.Option(help="MLflow URI; default: sqlite in the storage folder.")
 ]
+Retries = Annotated[
+    int,
+    typer.Option(
+        min=0,
+        help="How often a job runs again after its worker or node was lost without progress.",
+    ),
+]
+StallMinutes = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Minutes without progress after which a job is killed and runs again, for all stages "
+        "or as STAGE=MINUTES; may be repeated; 0: never. Default: 60."
+    ),
+]
 
 
 @app.command()
@@ -106,6 +121,8 @@ def run(
     cache_gb: CacheGb = 50.0,
     cpus_per_trial: CpusPerTrial = None,
     gpus_per_trial: GpusPerTrial = None,
+    retries: Retries = 3,
+    stall_minutes: StallMinutes = None,
 ) -> None:
     """Run a sweep. Finished work is never repeated: after a stop, run the same command again.
 
@@ -113,8 +130,10 @@ def run(
     say so.
     """
     from speechft_ray.commands.sweep import run
+    from speechft_ray.core.records import Limits
 
     rates = _read_throughput(throughput)
+    limits = Limits(retries=retries, **parse_stall_minutes(stall_minutes or []))
     changes = {"cache": str(cache.expanduser().absolute()) if cache else None, "cache_gb": cache_gb}
     asked = _read_resources(cpus_per_trial, gpus_per_trial)
     sweep = _open_sweep(
@@ -125,7 +144,12 @@ def run(
         return
     with stop_on_signals() as stop:
         failures = run(
-            sweep, None if in_process else address, report or _report_of(sweep), mlflow, stop
+            sweep,
+            None if in_process else address,
+            report or _report_of(sweep),
+            mlflow,
+            stop,
+            limits,
         )
     if failures:
         raise SystemExit(EXIT_FAILED)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from speechft_ray.core.fingerprint import fingerprint
 from speechft_ray.core.records import Job, Place
@@ -23,3 +23,9 @@ def select_node(job: Job, place: Place, nodes: Iterable[str]) -> str | None:
     if job.stage != "evaluate" or place.cache is None or corpus is None or len(candidates) < 2:
         return None
     return max(candidates, key=lambda node: fingerprint([node, corpus]))
+
+
+def avoid_nodes(nodes: Collection[str]) -> dict[str, str]:
+    """Returns a label selector of Ray that keeps a task or trial from these nodes, named by
+    their ids."""
+    return {"ray.io/node-id": f"!in({','.join(sorted(nodes))})"}

@@ -16,9 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import RayError
 
-from speechft_ray.cluster.ray_errors import explain_import_error, shorten
+from speechft_ray.cluster.ray_errors import explain_import_error, hush_losses, shorten
 from speechft_ray.core.errors import UserError
 
 WORKER_ENVIRONMENT = {
@@ -59,6 +58,9 @@ DASHBOARD_PACKAGES = (
 ANSWER_SECONDS = 5.0
 """How long the head of a cluster may take to accept a connection."""
 
+START_ATTEMPTS = 3
+"""How often a local cluster is started before it counts as impossible."""
+
 PROBE_SECONDS = 20.0
 """How long a first actor may take before it is taken for granted."""
 
@@ -97,6 +99,7 @@ def connect(
     this process.
     """
     _check(address)
+    hush_losses()
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     common = {
         "address": address,
@@ -110,16 +113,32 @@ def connect(
             if address == "local":
                 limits = {"num_cpus": cpus, "num_gpus": gpus, "object_store_memory": store_bytes}
                 with _restrict_environment():
-                    context = ray.init(
+                    context = _start_here(
                         **common, **limits, include_dashboard=missing_for_dashboard() == []
                     )
                 _keep_token_private()
             else:
                 context = ray.init(**common)
                 _check_actors(context.address_info["gcs_address"])
-    except (ConnectionError, RayError, RuntimeError, ValueError, OSError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # a start that takes too long raises Exception itself (ray 2.60)
         raise UserError(_explain_failure(address, error)) from error
     return _describe(context, local=address == "local")
+
+
+def _start_here(**options: Any) -> Any:
+    """Starts Ray on this machine; again where it did not come up within its 30 s (ray 2.60,
+    ``_private/node.py``), as happens on a busy machine. Ray's processes of a try that failed end
+    with this one."""
+    for attempt in range(1, START_ATTEMPTS + 1):
+        try:
+            return ray.init(**options)
+        except Exception as error:
+            if "timed out during startup" not in str(error) or attempt == START_ATTEMPTS:
+                raise
+            ray.shutdown()
+    return None
 
 
 def missing_for_dashboard() -> list[str]:

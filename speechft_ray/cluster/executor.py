@@ -6,43 +6,49 @@ import contextlib
 import queue
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from typing import Any
 
 import ray
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import OutOfMemoryError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from speechft_ray.cluster.affinity import select_node
+from speechft_ray.cluster.affinity import avoid_nodes, select_node
 from speechft_ray.cluster.connect import Cluster
+from speechft_ray.cluster.losses import Losses, describe_losses, is_loss
 from speechft_ray.cluster.metrics import ClusterMetrics
 from speechft_ray.cluster.progress import (
+    kill_worker_of,
     perform_on_worker,
     read_progress_actor,
     start_progress_actor,
 )
-from speechft_ray.cluster.ray_errors import explain_import_error, shorten
+from speechft_ray.cluster.ray_errors import explain_import_error
 from speechft_ray.cluster.share import Shares, task_options
 from speechft_ray.cluster.trials import Trials
-from speechft_ray.core.records import Job, Outcome, Place
+from speechft_ray.cluster.watchdog import Stall, Watchdog
+from speechft_ray.core.records import Job, Limits, Outcome, Place
+from speechft_ray.core.resources import ResourceRequest
 from speechft_ray.sweep.protocols import Perform, Progress
-
-MAX_RETRIES = 3
-"""How often a job runs again after its worker or node was lost (Ray's own default for tasks).
-Python errors are not retried."""
 
 HEAD_START_SECONDS = 20.0
 """How long evaluations wait for trials that were submitted and have not started. Tune needs some
 seconds to ask for a trial's place; evaluations would take every CPU meanwhile, and tuning, which
 most of a sweep waits for, would start last."""
 
+WHOLE_NODE = 1e6
+"""More CPUs than any node has; such a request gets all those of the largest."""
+
 PROGRESS_TIMEOUT_SECONDS = 0.5
 """How long reading the progress may block the driver."""
 
 
-def make_lost_outcome(job: Job, error: BaseException) -> Outcome:
-    """Returns the outcome of a job of which Ray has an error instead of a result."""
+def make_lost_outcome(job: Job, error: BaseException, losses: int = 1) -> Outcome:
+    """Returns the outcome of a job of which Ray has an error instead of a result.
+
+    ``losses``: how often its worker or node was lost without progress in between.
+    """
     import_sentence = explain_import_error(str(error))
     if import_sentence is not None:
         sentence = import_sentence
@@ -53,11 +59,7 @@ def make_lost_outcome(job: Job, error: BaseException) -> Outcome:
             "(is speechft_ray installed on every node, in the same version?)"
         )
     else:
-        sentence = (
-            f"the worker or node of this job was lost {MAX_RETRIES + 1} times "
-            f"({type(error).__name__}): {shorten(str(error))} If memory ran out, give fewer jobs "
-            "to a node or more memory to a job; running the same command again retries it."
-        )
+        sentence = f"the worker or node of this job was lost {describe_losses(losses, error)}"
     return Outcome(
         stage=job.stage,
         fingerprint=job.fingerprint,
@@ -74,20 +76,40 @@ class RayExecutor:
     the store, and only facts travel back. ``stop`` also closes ``cluster`` when one is given.
     """
 
-    def __init__(self, perform: Perform, place: Place, *, cluster: Cluster | None = None) -> None:
+    def __init__(
+        self,
+        perform: Perform,
+        place: Place,
+        *,
+        cluster: Cluster | None = None,
+        limits: Limits = Limits(),  # noqa: B008  # frozen
+        note: Callable[[str], object] = lambda text: None,
+    ) -> None:
+        """``note`` prints a line for people."""
         self._perform = perform
         self._place = place
         self._cluster = cluster
         self._progress_actor = start_progress_actor()
         self._shares = Shares(place)
         self._metrics = ClusterMetrics()
-        self._trials = Trials(perform, place, self._progress_actor, self._shares, self._end)
+        self._losses = Losses(limits.retries)
+        self._watchdog = Watchdog(limits)
+        self._unfit: set[str] = set()
+        """Nodes that see another storage folder."""
+        self._refused: queue.SimpleQueue[tuple[Job, Outcome]] = queue.SimpleQueue()
+        self._stalled: dict[str, float] = {}
+        """Minutes without progress after which a job was killed."""
+        self._note = note
+        self._trials = Trials(
+            perform, place, self._progress_actor, self._shares, self._losses, self._end
+        )
         self._jobs: dict[str, Job] = {}
         self._tasks: dict[str, Any] = {}
         self._waiting: list[Job] = []
         self._head_start_ends = float("-inf")
         self._progress: Mapping[str, Progress] = {}
         self._ended: queue.SimpleQueue[Outcome] = queue.SimpleQueue()
+        self._lost: queue.SimpleQueue[tuple[Job, BaseException]] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._stopped = False
 
@@ -115,17 +137,72 @@ class RayExecutor:
             self._start(job)
 
     def _start(self, job: Job) -> None:
-        share = self._shares.of(job.resources)
-        options = task_options(share) | _preference(
-            select_node(job, self._place, self._shares.eligible_nodes(share))
-        )
+        share = self._shares.of(self._widen(job))
+        options = task_options(share)
+        if self._unfit:
+            options["label_selector"] = avoid_nodes(self._unfit)
+        else:
+            nodes = self._shares.eligible_nodes(share)
+            options |= _preference(select_node(job, self._place, nodes))
         task = _TASK.options(name=job.label, _labels={"stage": job.stage}, **options)
         reference = task.remote(self._perform, job, self._place, self._progress_actor)
         self._tasks[job.fingerprint] = reference
-        reference.future().add_done_callback(lambda future: self._end(_outcome(job, future)))
+        reference.future().add_done_callback(lambda future: self._end_task(job, future))
+
+    def _widen(self, job: Job) -> ResourceRequest:
+        """Returns what a job asks for: after memory ran out, more CPUs, so that fewer jobs run
+        beside it; its last life gets a node for itself."""
+        times = self._losses.out_of_memory(job.fingerprint)
+        if not times:
+            return job.resources
+        last = self._losses.number(job.fingerprint) >= self._losses.retries
+        cpus = WHOLE_NODE if last else max(1.0, job.resources.cpus) * 2**times
+        return job.resources.model_copy(update={"cpus": cpus})
+
+    def _end_task(self, job: Job, future: Future[Any]) -> None:
+        # Called by a thread of Ray.
+        error = future.exception()
+        if error is not None and is_loss(error):
+            self._lost.put((job, error))
+        elif error is not None:
+            self._end(make_lost_outcome(job, error))
+        else:
+            self._end(Outcome.model_validate(future.result()))
+
+    def _start_lost(self) -> None:
+        """Starts tasks again that lost their worker, as often as ``retries`` says."""
+        while not self._lost.empty():
+            job, error = self._lost.get()
+            if job.fingerprint not in self._jobs:
+                continue
+            losses = self._losses.count(job.fingerprint, isinstance(error, OutOfMemoryError))
+            if losses > self._losses.retries:
+                self._end(make_lost_outcome(job, error, losses))
+            else:
+                self._start(job)
+
+    def _start_refused(self) -> None:
+        """Starts jobs elsewhere that a node refused; they fail when every node has refused one."""
+        while not self._refused.empty():
+            job, outcome = self._refused.get()
+            node = str(outcome.unfit_node)
+            if node not in self._unfit:
+                self._unfit.add(node)
+                self._trials.avoid(self._unfit)
+                self._note(f"{outcome.error}. Until then this run gives it no jobs.")
+            alive = {item["NodeID"] for item in ray.nodes() if item["Alive"]}
+            if alive <= self._unfit:
+                sentence = f"no node sees the storage folder of the driver; {outcome.error}"
+                self._end(outcome.model_copy(update={"error": sentence, "unfit_node": None}))
+            elif job.stage == "finetune":
+                self._trials.submit(job)
+            else:
+                self._start(job)
 
     def outcomes(self, timeout_seconds: float) -> list[Outcome]:
         """Returns what ended since the last call, waiting for the first at most so long."""
+        self._start_lost()
+        self._start_refused()
         self._start_waiting()
         ended: list[Outcome] = []
         with contextlib.suppress(queue.Empty):
@@ -146,17 +223,32 @@ class RayExecutor:
         latest = read_progress_actor(self._progress_actor, PROGRESS_TIMEOUT_SECONDS)
         if latest is not None:
             self._progress = latest
+            for stall in list(self._watchdog.look(latest, self._jobs)):
+                self._handle_stall(stall)
         running = {
             fingerprint: item
             for fingerprint, item in self._progress.items()
             if fingerprint in self._jobs
         }
+        self._losses.see(running)
         with self._lock:
             for fingerprint, item in running.items():
                 job = self._jobs.get(fingerprint)  # it may have ended in another thread meanwhile
                 if job is not None:
                     self._metrics.add_progress(job, item)
         return running
+
+    def _handle_stall(self, stall: Stall) -> None:
+        job, minutes = stall.job, stall.minutes
+        if not stall.is_over:
+            self._note(f"{job.label}: no progress for {minutes:.3g} min.")
+            return
+        worker = kill_worker_of(self._progress_actor, job.fingerprint)
+        self._stalled[job.fingerprint] = minutes
+        self._note(
+            f"{job.label}: no progress for {minutes:.3g} min (--stall-minutes); "
+            + (f"{worker} is killed, and the job runs again." if worker else "its worker is gone.")
+        )
 
     def stop(self) -> None:
         """Cancels tasks, ends Tune and its trials, and closes the cluster that was handed over."""
@@ -182,11 +274,18 @@ class RayExecutor:
         # Called by Ray's and Tune's threads. The first outcome of a job counts: a trial that was
         # lost after its result came in would end twice.
         with self._lock:
+            if outcome.unfit_node is not None and outcome.fingerprint in self._jobs:
+                self._refused.put((self._jobs[outcome.fingerprint], outcome))
+                return
             job = self._jobs.pop(outcome.fingerprint, None)
             self._tasks.pop(outcome.fingerprint, None)
             if job is None:
                 return
             self._metrics.count_ended(job, outcome)
+        minutes = self._stalled.get(outcome.fingerprint)
+        if minutes is not None and outcome.error is not None:
+            sentence = f" Its last worker was killed after {minutes:.3g} min without progress."
+            outcome = outcome.model_copy(update={"error": outcome.error + sentence})
         self._progress_actor.remove.remote(outcome.fingerprint)
         self._ended.put(outcome)
 
@@ -207,11 +306,5 @@ def _perform_task(perform: Perform, job: Job, place: Place, progress_actor: Any)
     return perform_on_worker(perform, job, place, progress_actor).model_dump(mode="json")
 
 
-_TASK = ray.remote(max_retries=MAX_RETRIES, retry_exceptions=False)(_perform_task)
-
-
-def _outcome(job: Job, future: Future[Any]) -> Outcome:
-    error = future.exception()
-    return (
-        Outcome.model_validate(future.result()) if error is None else make_lost_outcome(job, error)
-    )
+# Retried here, since Ray retries without limit after memory ran out, and writes a page about each.
+_TASK = ray.remote(max_retries=0, retry_exceptions=False)(_perform_task)

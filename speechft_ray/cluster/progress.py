@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import time
 import uuid
 from collections.abc import Callable, Mapping
-from typing import Any
+from contextlib import suppress
+from typing import Any, NamedTuple
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from speechft_ray.core.marker import explain_other_storage
+from speechft_ray.core.processes import find_start, kill_process
 from speechft_ray.core.records import Job, Outcome, Place
 from speechft_ray.sweep.local import perform_safely, read_progress
 from speechft_ray.sweep.protocols import Perform, Progress, ReportProgress
@@ -17,6 +22,9 @@ from speechft_ray.sweep.protocols import Perform, Progress, ReportProgress
 REPORT_EVERY_SECONDS = 0.5
 """A worker sends at most this often: a thousand workers then cost the actor two thousand small
 calls a second."""
+
+ANSWER_SECONDS = 5.0
+"""How long the actor may take to say where a job runs."""
 
 
 def start_progress_actor() -> Any:
@@ -42,9 +50,18 @@ def perform_on_worker(
 ) -> Outcome:
     """Runs one job on its worker. Reports go to the actor and to ``curve``.
 
-    A job that asked for no GPU stays on the CPU even where it can see one: that GPU belongs to
+    A node that sees another storage folder than the driver refuses its job: ``unfit_node``. A job
+    that asked for no GPU stays on the CPU even where it can see one: that GPU belongs to
     another job.
     """
+    if (problem := explain_other_storage(place)) is not None:
+        return Outcome(
+            stage=job.stage,
+            fingerprint=job.fingerprint,
+            label=job.label,
+            error=problem,
+            unfit_node=ray.get_runtime_context().get_node_id(),
+        )
     if not ray.get_gpu_ids():
         place = place.model_copy(update={"device": "cpu"})
     send = throttle(
@@ -56,8 +73,52 @@ def perform_on_worker(
         if curve is not None:
             curve(values)
 
-    send({})  # shows the job as running before its first report
+    # Waited for, so that a job is known to run, and where, before it can hang.
+    with suppress(ray.exceptions.RayError):
+        begin = progress_actor.add_worker.remote(job.fingerprint, Worker.describe())
+        ray.get(begin, timeout=ANSWER_SECONDS)
     return perform_safely(perform, job, place, report)
+
+
+class Worker(NamedTuple):
+    """The process that performs a job."""
+
+    node: str
+    """Ray's id of its node."""
+    host: str
+    process: int
+    started: str | None
+    """See ``find_start``."""
+
+    @classmethod
+    def describe(cls) -> Worker:
+        """Returns this process."""
+        process = os.getpid()
+        node = ray.get_runtime_context().get_node_id()
+        return cls(node, socket.gethostname(), process, find_start(process))
+
+    def __str__(self) -> str:
+        return f"process {self.process} on {self.host}"
+
+
+def kill_worker_of(progress_actor: Any, fingerprint: str) -> str | None:
+    """Kills the process that performs a job, from another one on its node: one that is stopped or
+    hangs does not end itself when Ray asks. Returns the process as text; ``None`` where it is not
+    known. Does not wait for its end."""
+    try:
+        worker: Worker | None = ray.get(
+            progress_actor.find_worker.remote(fingerprint), timeout=ANSWER_SECONDS
+        )
+        if worker is None:
+            return None
+        here = NodeAffinitySchedulingStrategy(node_id=worker.node, soft=False)
+        kill = ray.remote(max_retries=0)(kill_process)
+        kill.options(num_cpus=0, name=f"kill {worker}", scheduling_strategy=here).remote(
+            worker.process, worker.started
+        )
+    except ray.exceptions.RayError:
+        return None
+    return str(worker)
 
 
 def throttle(send: Callable[[dict[str, float]], object], every_seconds: float) -> ReportProgress:
@@ -85,7 +146,7 @@ def read_progress_actor(progress_actor: Any, timeout_seconds: float) -> dict[str
         reports: dict[str, dict[str, float]] = ray.get(
             progress_actor.read.remote(), timeout=timeout_seconds
         )
-    except (ray.exceptions.GetTimeoutError, ray.exceptions.RayActorError):
+    except ray.exceptions.RayError:  # also OutOfMemoryError: it is killed like any other actor
         return None
     return {fingerprint: read_progress(latest) for fingerprint, latest in reports.items()}
 
@@ -95,12 +156,21 @@ class ProgressActor:
 
     def __init__(self) -> None:
         self._latest: dict[str, dict[str, float]] = {}
+        self._workers: dict[str, Worker] = {}
+
+    def add_worker(self, fingerprint: str, worker: Worker) -> None:
+        self._workers[fingerprint] = worker
+        self._latest[fingerprint] = {}
+
+    def find_worker(self, fingerprint: str) -> Worker | None:
+        return self._workers.get(fingerprint)
 
     def put(self, fingerprint: str, latest: dict[str, float]) -> None:
         self._latest[fingerprint] = latest
 
     def remove(self, fingerprint: str) -> None:
         self._latest.pop(fingerprint, None)
+        self._workers.pop(fingerprint, None)
 
     def read(self) -> dict[str, dict[str, float]]:
         return self._latest

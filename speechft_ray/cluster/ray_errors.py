@@ -3,11 +3,34 @@
 from __future__ import annotations
 
 import re
+from typing import Any
+
+from ray._private import worker
 
 MOST_CHARACTERS = 300
 """What is shown of a text of Ray."""
 
 _IMPORT_ERROR = re.compile(r"\b(?:ModuleNotFoundError|ImportError): [^\n]+")
+
+
+_LOSS = re.compile(
+    r"worker died or was killed|failed due to oom|running low on memory|node .* died"
+)
+
+
+def hush_losses() -> None:
+    """Keeps what Ray prints about lost workers out of the terminal: up to a page for each, while
+    outcomes have the cause. Other messages stay, such as those on resources that no node has."""
+    if worker.print_to_stdstream is _print:
+        worker.print_to_stdstream = _print_others
+
+
+_print = worker.print_to_stdstream
+
+
+def _print_others(data: dict[str, Any], *arguments: Any, **options: Any) -> None:
+    if not _LOSS.search("\n".join(data["lines"])):
+        _print(data, *arguments, **options)
 
 
 def shorten(text: str) -> str:

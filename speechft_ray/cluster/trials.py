@@ -15,7 +15,7 @@ import queue
 import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,17 +24,17 @@ from ray.tune.execution import class_cache
 from ray.tune.search import Searcher
 from ray.tune.stopper import Stopper
 
+from speechft_ray.cluster.affinity import avoid_nodes
+from speechft_ray.cluster.losses import Losses, describe_losses
 from speechft_ray.cluster.not_picklable import NotPicklable
 from speechft_ray.cluster.progress import perform_on_worker, throttle
-from speechft_ray.cluster.ray_errors import explain_import_error, shorten
+from speechft_ray.cluster.ray_errors import explain_import_error
 from speechft_ray.cluster.share import Shares, bundle
 from speechft_ray.cluster.stopping import GOODNESS, SHARE, EarlyStopping
+from speechft_ray.cluster.trial_losses import LossCallback, survive_memory_errors
 from speechft_ray.core.records import Job, Outcome, Place
 from speechft_ray.core.resources import ResourceRequest
 from speechft_ray.sweep.protocols import Perform, ReportProgress
-
-MAX_FAILURES = 3
-"""How often a trial starts again after its worker or node was lost."""
 
 CURVE_EVERY_SECONDS = 3.0
 """Seconds between reports of a trial to Tune. Each waits for the driver's answer, and a trial can
@@ -69,12 +69,14 @@ class Trials:
         place: Place,
         progress_actor: Any,
         shares: Shares,
+        losses: Losses,
         end: Callable[[Outcome], None],
     ) -> None:
         self._perform = perform
         self._place = place
         self._progress_actor = progress_actor
         self._shares = shares
+        self._losses = losses
         self._end = end
         self._searcher = JobSearcher()
         self._stops = EarlyStopping()
@@ -83,6 +85,8 @@ class Trials:
         self._thread: threading.Thread | None = None
         self._broken: str | None = None
         self._opened = 0
+        self._breaks = 0
+        self._avoid: dict[str, str] = {}
 
     def submit(self, job: Job) -> None:
         """Queues a fine-tuning job as the next trial."""
@@ -90,12 +94,14 @@ class Trials:
         if self._broken is not None:
             self._fail(job.fingerprint, "Ray Tune has stopped", self._broken)
             return
-        self._searcher.put(
-            {"job": job.model_dump_json(), **self._shares.of(job.resources).model_dump()}
-        )
+        self._searcher.put(self._config(job))
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="speechft-tune", daemon=True)
             self._thread.start()
+
+    def avoid(self, nodes: Collection[str]) -> None:
+        """Gives these nodes no trial that is submitted from now on."""
+        self._avoid = avoid_nodes(nodes)
 
     def not_started(self) -> int:
         """How many submitted trials have no place on the cluster yet."""
@@ -108,23 +114,37 @@ class Trials:
         if self._thread is not None:
             self._thread.join(timeout=STOP_SECONDS)
 
+    def _config(self, job: Job) -> dict[str, Any]:
+        share = self._shares.of(job.resources)
+        return {"job": job.model_dump_json(), "avoid": self._avoid, **share.model_dump()}
+
     def _run(self) -> None:
         try:
             _prepare()
-            while self._searcher.wait():
+        except Exception as error:
+            self._give_up(error)
+        while self._broken is None and self._searcher.wait():
+            try:
                 self._tuner().fit()
-        except Exception as error:  # Tune itself broke, not a trial: no later job can run either
-            self._broken = traceback.format_exc()
-            for fingerprint in list(self._jobs):
-                self._fail(
-                    fingerprint, f"Ray Tune broke: {type(error).__name__}: {error}", self._broken
-                )
+            except Exception as error:  # Tune itself broke, not a trial
+                self._breaks += 1
+                if self._breaks > self._losses.retries:
+                    self._give_up(error)
+                else:
+                    self._searcher.replace([self._config(job) for job in self._jobs.values()])
+
+    def _give_up(self, error: Exception) -> None:
+        self._broken = traceback.format_exc()
+        for fingerprint in list(self._jobs):
+            self._fail(
+                fingerprint, f"Ray Tune broke: {type(error).__name__}: {error}", self._broken
+            )
 
     def _tuner(self) -> tune.Tuner:
         self._opened += 1
         trainable = tune.with_resources(
             _trainable(self._perform, self._place, self._progress_actor),
-            lambda config: tune.PlacementGroupFactory([bundle(_share(config))]),
+            _placement,
         )
         return tune.Tuner(
             trainable,
@@ -138,12 +158,13 @@ class Trials:
             run_config=tune.RunConfig(
                 name=f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}-{self._opened}",
                 storage_path=str(Path(self._place.storage).absolute() / "tune"),
-                failure_config=tune.FailureConfig(max_failures=MAX_FAILURES),
+                failure_config=tune.FailureConfig(max_failures=self._losses.retries),
                 stop=ClosedStopper(self._searcher.closed),
                 callbacks=[
                     OutcomeCallback(
                         self._started.add, self._finish, self._fail, self._stops.stopped
-                    )
+                    ),
+                    LossCallback(self._losses, lambda trial: _job(trial).fingerprint),
                 ],
                 verbose=0,
             ),
@@ -151,6 +172,7 @@ class Trials:
 
     def _finish(self, outcome: Outcome) -> None:
         if self._jobs.pop(outcome.fingerprint, None) is not None:
+            self._breaks = 0
             self._end(outcome)
 
     def _fail(self, fingerprint: str, error: str, text: str) -> None:
@@ -181,6 +203,14 @@ class JobSearcher(NotPicklable, Searcher):  # type: ignore[misc]  # Ray comes wi
         """Adds a job."""
         self._waiting.put(config)
         self._changed.set()
+
+    def replace(self, configs: Iterable[dict[str, Any]]) -> None:
+        """Starts over with these jobs, after an experiment broke."""
+        while not self._waiting.empty():
+            self._waiting.get()
+        self._running.clear()
+        for config in configs:
+            self.put(config)
 
     def close(self) -> None:
         """Ends the running experiment and prevents another."""
@@ -273,9 +303,8 @@ class OutcomeCallback(NotPicklable, tune.Callback):  # type: ignore[misc]
     def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         text = _error_of(trial)
         sentence = explain_import_error(text) or (
-            f"the worker or node of this fine-tuning was lost {MAX_FAILURES + 1} times: "
-            f"{shorten(text)} If memory ran out, ask for a smaller batch or a "
-            "larger node; running the same command again goes on from its last checkpoint."
+            "the worker or node of this fine-tuning was lost "
+            + describe_losses(trial.num_failures, text)
         )
         self._fail(_job(trial).fingerprint, sentence, text)
 
@@ -313,6 +342,11 @@ def _report_latest(latest: dict[str, float]) -> None:
         tune.report({f"job_{name}": value for name, value in latest.items()})
 
 
+def _placement(config: dict[str, Any]) -> tune.PlacementGroupFactory:
+    avoid = {"bundle_label_selector": [config["avoid"]]} if config["avoid"] else {}
+    return tune.PlacementGroupFactory([bundle(_share(config))], **avoid)
+
+
 def _share(config: dict[str, Any]) -> ResourceRequest:
     return ResourceRequest.model_validate(
         {name: config[name] for name in ResourceRequest.model_fields}
@@ -344,3 +378,4 @@ def _prepare() -> None:
     class_cache.ENV_VARS_TO_PROPAGATE = {
         name for name in class_cache.ENV_VARS_TO_PROPAGATE if not name.startswith("AWS_")
     }
+    survive_memory_errors()

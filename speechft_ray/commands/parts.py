@@ -22,8 +22,8 @@ import speechft_ray
 from speechft_ray.commands.features import resolve_features
 from speechft_ray.commands.notes import print_notes
 from speechft_ray.core.errors import SweepError, UserError, unknown_name
-from speechft_ray.core.fingerprint import fingerprint
-from speechft_ray.core.records import Job, Outcome, Place, Stage
+from speechft_ray.core.fingerprint import canonical_json, fingerprint
+from speechft_ray.core.records import Limits, Place, Stage
 from speechft_ray.core.resources import ResourceRequest, StageResources
 from speechft_ray.core.specs import CorpusSpec, SweepSpec
 from speechft_ray.core.store import Store
@@ -40,7 +40,6 @@ from speechft_ray.superb.tasks.base import TASKS
 from speechft_ray.sweep.local import LocalExecutor
 from speechft_ray.sweep.plan import FBANK, Component, Inputs
 from speechft_ray.sweep.protocols import Executor, Tracker
-from speechft_ray.sweep.protocols import Progress as JobProgress
 
 SEARCH_SPACES = Path(speechft_ray.__file__).parent / "search_spaces"
 """The search spaces that come with the package."""
@@ -119,7 +118,7 @@ def plan_inputs(place: Place, resources: Mapping[Stage, ResourceRequest] = RESOU
     fbank = EncoderSize.of(FBANK, FAMILIES.get(FBANK).describe({}))
     return Inputs(
         encoder=encoder.fingerprint,
-        corpus=lambda spec: corpus_identity(spec, place),
+        corpus=_remember(lambda spec: corpus_identity(spec, place)),
         resources=resources,
         gpu_memory=lambda spec, key: estimate_gpu_memory(spec, size if key else fbank),
         resolve_evaluation=lambda spec, is_baseline: resolve_features(
@@ -128,6 +127,21 @@ def plan_inputs(place: Place, resources: Mapping[Stage, ResourceRequest] = RESOU
         version_of=component_version,
         masks=lambda head: HEADS.get(head).masking is not None,
     )
+
+
+def _remember(
+    identify: Callable[[CorpusSpec], tuple[str, bool]],
+) -> Callable[[CorpusSpec], tuple[str, bool]]:
+    """Returns a function that identifies each corpus once: thousands of evaluations share a few."""
+    identities: dict[str, tuple[str, bool]] = {}
+
+    def identify_once(spec: CorpusSpec) -> tuple[str, bool]:
+        key = canonical_json(spec)
+        if key not in identities:
+            identities[key] = identify(spec)
+        return identities[key]
+
+    return identify_once
 
 
 def plan_sweep_inputs(spec: SweepSpec, place: Place) -> Inputs:
@@ -214,6 +228,7 @@ def open_executor(
     place: Place,
     note: Callable[[str], None] = print,
     resources: Mapping[Stage, ResourceRequest] = RESOURCES,
+    limits: Limits = Limits(),  # noqa: B008  # frozen
 ) -> Executor:
     """Opens the executor at an address, ``None`` for this process; ``note`` prints the cluster.
 
@@ -238,48 +253,7 @@ def open_executor(
     except UserError:
         cluster.close()
         raise
-    return RayExecutor(perform, place, cluster=cluster)
-
-
-class OnDemandExecutor:
-    """Opens the executor at an address with the first job, so that a finished sweep starts no Ray.
-
-    ``note`` prints a line for people.
-    """
-
-    def __init__(
-        self,
-        address: str | None,
-        place: Place,
-        note: Callable[[str], None],
-        resources: Mapping[Stage, ResourceRequest] = RESOURCES,
-    ) -> None:
-        self._address, self._place, self._note = address, place, note
-        self._resources = resources
-        self._executor: Executor | None = None
-
-    def submit(self, job: Job) -> None:
-        """Opens the executor if need be and submits the job to it."""
-        if self._executor is None:
-            self._executor = open_executor(self._address, self._place, self._note, self._resources)
-        self._executor.submit(job)
-
-    def outcomes(self, timeout_seconds: float) -> list[Outcome]:
-        """Returns what ended; nothing before the first job."""
-        return self._executor.outcomes(timeout_seconds) if self._executor else []
-
-    def slots(self, job: Job) -> int:
-        """Returns 1 before the first job, which opens the executor."""
-        return self._executor.slots(job) if self._executor else 1
-
-    def progress(self) -> Mapping[str, JobProgress]:
-        """Returns what runs; nothing before the first job."""
-        return self._executor.progress() if self._executor else {}
-
-    def stop(self) -> None:
-        """Stops the executor if it was opened."""
-        if self._executor:
-            self._executor.stop()
+    return RayExecutor(perform, place, cluster=cluster, limits=limits, note=note)
 
 
 def open_trackers(spec: SweepSpec, store: Store, mlflow_uri: str | None) -> list[Tracker]:

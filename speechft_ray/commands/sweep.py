@@ -12,10 +12,10 @@ from rich.console import Console
 
 from speechft_ray.commands.bill import expect_seconds
 from speechft_ray.commands.checks import check_names
+from speechft_ray.commands.executors import OnDemandExecutor
 from speechft_ray.commands.labels import check_labels
 from speechft_ray.commands.parts import (
     RESOURCES,
-    OnDemandExecutor,
     open_trackers,
     plan_sweep_inputs,
     set_resources,
@@ -23,7 +23,8 @@ from speechft_ray.commands.parts import (
 from speechft_ray.commands.results import print_failures, print_results, publish_results
 from speechft_ray.commands.search import MergeSearch
 from speechft_ray.commands.status import print_list_plan, print_list_status
-from speechft_ray.core.records import STAGES, Job, Outcome, Place
+from speechft_ray.core.marker import mark_storage
+from speechft_ray.core.records import STAGES, Job, Limits, Outcome, Place
 from speechft_ray.core.specs import SweepSpec
 from speechft_ray.core.store import Store
 from speechft_ray.cost.jobs import PlannedJob
@@ -166,6 +167,7 @@ def run(
     report: Path,
     mlflow_uri: str | None,
     stop: threading.Event,
+    limits: Limits = Limits(),  # noqa: B008  # frozen
 ) -> list[Outcome]:
     """Performs what is missing of a sweep, writes its report and returns the failed jobs.
 
@@ -174,6 +176,7 @@ def run(
     """
     place, store = sweep.place, sweep.store
     sweep.check_disk()
+    place = place.model_copy(update={"storage_id": mark_storage(store.root)})
     trackers = open_trackers(sweep.spec, store, mlflow_uri)
     publish_start(place)
     failures: list[Outcome] = []
@@ -182,7 +185,7 @@ def run(
         publisher = Publisher(sweep.plan, store, trackers, display.note, sweep.tunings)
         publisher.start()
         resources = set_resources(RESOURCES, sweep.spec.resources)
-        executor = OnDemandExecutor(address, place, display.note, resources)
+        executor = OnDemandExecutor(address, place, display.note, resources, limits)
         scheduler = JobScheduler(
             executor, display, publisher.log_outcome, stop, by_priority=sweep.by_priority
         )

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from speechft_ray.core.files import write_json
+from speechft_ray.core.processes import find_start
 
 RENEW_SECONDS = 5.0
 """Seconds between two renewals."""
@@ -71,7 +72,7 @@ def describe_this_process() -> Holder:
         boot=_read("/proc/sys/kernel/random/boot_id"),
         space=_read_link("/proc/self/ns/pid"),
         process=process,
-        started=_find_start(process) or "",
+        started=find_start(process) or "",
         token=uuid.uuid4().hex,
     )
 
@@ -86,7 +87,7 @@ def is_running(holder: Holder) -> bool | None:
         return None
     if (here.host, here.boot, here.space) != (holder.host, holder.boot, holder.space):
         return None
-    return _find_start(holder.process) == holder.started
+    return find_start(holder.process) == holder.started
 
 
 def read_holder(folder: Path) -> Holder | None:
@@ -224,14 +225,6 @@ def _read_holder(folder: Path) -> Holder | None:
         except (ValueError, TypeError):
             return None
     return None
-
-
-def _find_start(process: int) -> str | None:
-    """Returns the start of a process in ticks since the boot; ``None`` where it does not run
-    (proc(5), fields 3 and 22 of ``stat``)."""
-    # The second field is the name, in parentheses, and may contain anything.
-    fields = _read(f"/proc/{process}/stat").rpartition(")")[2].split()
-    return fields[19] if len(fields) > 19 and fields[0] not in "ZX" else None
 
 
 def _read(path: str) -> str:

@@ -25,6 +25,9 @@ class Place(Record):
 
     storage: str
     """Root of the store, reachable under this path from every node."""
+    storage_id: str | None = None
+    """Id of the storage folder that the driver sees (``core.marker``); a node that sees another
+    does not work. ``None``: not checked."""
     encoder: str
     """Name or file of the pre-trained encoder. The driver alone reads it; workers read the
     store."""
@@ -41,6 +44,17 @@ class Place(Record):
     """Largest size of the cache in 10^9 bytes; the least recently used features are removed."""
     device: Literal["auto", "cpu"] = "auto"
     """``auto``: the GPU that the job was assigned, else the CPU."""
+
+
+class Limits(Record):
+    """How patient a run is with its workers. Never part of identity."""
+
+    retries: int = Field(default=3, ge=0)
+    """How often a job runs again after it lost its worker or node without progress in between
+    (Ray's own default for tasks). Python errors are not retried."""
+    stall_minutes: dict[Stage, float] = Field(default_factory=lambda: dict.fromkeys(STAGES, 60.0))
+    """A job that reports no progress for so long is killed and runs again; 0: never. Stages that
+    are not named have no limit."""
 
 
 class Job(Record):
@@ -86,6 +100,8 @@ class Outcome(Record):
     """Label of the failed job that this one needs, directly or not; it was not started."""
     stopped: bool = False
     """Whether it was stopped early on purpose, or needs a run that was: not a failure."""
+    unfit_node: str | None = None
+    """Ray's id of a node that cannot perform jobs of this run; ``error`` says why."""
     seconds: float = 0.0
 
     @property

@@ -31,6 +31,7 @@ def find_leaks(
     Corpora that are not made yet are left out: no result depends on them.
     """
     leaks_by_row: dict[str, tuple[Leak, ...]] = {}
+    # Thousands of evaluations differ in their encoder alone.
     leak_of_pair: dict[tuple[str, str], Leak | None] = {}
     evaluations = {item.label: item for item in plan.spec.evaluate}
     for row in plan.rows:

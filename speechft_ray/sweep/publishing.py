@@ -8,9 +8,9 @@ from pathlib import Path
 
 from speechft_ray.core.records import Job, Outcome
 from speechft_ray.core.store import Store
-from speechft_ray.sweep.plan import Plan
+from speechft_ray.sweep.plan import Plan, PlannedRow
 from speechft_ray.sweep.protocols import Curve, EncoderRow, SweepInfo, Tracker, TrackerDown
-from speechft_ray.sweep.rows import read_job_curves, read_rows
+from speechft_ray.sweep.rows import Scale, read_job_curves, read_row, read_rows, read_scale
 
 Note = Callable[[str], None]
 
@@ -27,6 +27,15 @@ def make_sweep_info(plan: Plan) -> SweepInfo:
         return SweepInfo(plan.fingerprint, spec.name, {"encoder": spec.encoder, **facts})
     counts = {"merged_encoders": len(plan.rows), "evaluations": len(plan.of_stage("evaluate"))}
     return SweepInfo(plan.fingerprint, spec.name, {"encoder": spec.encoder, **counts})
+
+
+def index_rows(plan: Plan) -> dict[str, list[PlannedRow]]:
+    """Returns the rows of a plan by each of their evaluations."""
+    rows: dict[str, list[PlannedRow]] = {}
+    for planned in plan.rows:
+        for key in planned.evaluations:
+            rows.setdefault(key, []).append(planned)
+    return rows
 
 
 class Publisher:
@@ -47,6 +56,8 @@ class Publisher:
         """``tunings``: the fine-tuning runs of the sweep that are not in its plan, as those that a
         search may propose."""
         self._plan = plan
+        self._rows_by_evaluation = index_rows(plan)
+        self._scale: Scale | None = None
         self._store = store
         self._tunings = tunings
         self._note = note
@@ -71,7 +82,7 @@ class Publisher:
                 if curve.key == outcome.fingerprint:
                     self._log_curve(curve)
         elif outcome.ok and outcome.stage == "evaluate":
-            self._log_new_rows()
+            self._log_rows_of(outcome.fingerprint)
 
     def log_trial(self, row: EncoderRow) -> None:
         """Logs one trial of a search."""
@@ -81,6 +92,8 @@ class Publisher:
     def set_plan(self, plan: Plan) -> None:
         """Continues with the plan of the merge that a search selected; the sweep stays the same."""
         self._plan = plan
+        self._rows_by_evaluation = index_rows(plan)
+        self._scale = None
         self._log_new_rows()
 
     def finish(self, rows: Sequence[EncoderRow], report: Path | None, status: str) -> list[str]:
@@ -135,6 +148,22 @@ class Publisher:
     def _log_new_rows(self) -> None:
         """Logs the rows that have a score, or a reason to have none, and were not logged before."""
         rows = read_rows(self._plan, self._store)
+        self._log_rows([row for row in rows if "score" in row.test or row.unscored])
+
+    def _log_rows_of(self, evaluation: str) -> None:
+        """Logs the rows that an evaluation completes. Reads those alone: a read of all after each
+        of ten thousand evaluations would be a hundred million."""
+        if self._scale is None:
+            self._scale = read_scale(self._plan, self._store)
+            if self._scale is not None:  # rows that were complete before their scale
+                self._log_new_rows()
+            return
+        names = [item.name for item in self._plan.spec.evaluate]
+        rows = [
+            read_row(planned, names, self._store, self._scale)
+            for planned in self._rows_by_evaluation.get(evaluation, ())
+            if planned.key not in self._logged_rows
+        ]
         self._log_rows([row for row in rows if "score" in row.test or row.unscored])
 
     def _log_rows(self, rows: Sequence[EncoderRow]) -> None:

@@ -83,7 +83,7 @@ def read_rows(plan: Plan, store: Store) -> list[EncoderRow]:
     scale = read_scale(plan, store)
     stopped = read_stopped_jobs(plan, store)
     names = [item.name for item in plan.spec.evaluate]
-    rows = [_read_row(planned, names, store, scale) for planned in plan.rows]
+    rows = [read_row(planned, names, store, scale) for planned in plan.rows]
     return [row if row.complete else replace(row, stopped=stopped.get(row.key)) for row in rows]
 
 
@@ -110,9 +110,11 @@ def read_job_curves(jobs: Iterable[Job], store: Store) -> list[Curve]:
     return curves
 
 
-def _read_row(
+def read_row(
     planned: PlannedRow, names: Sequence[str | None], store: Store, scale: Scale | None
 ) -> EncoderRow:
+    """Returns one row with the scores that are in the store, and its score where it is complete and
+    the scale is known. ``names``: those of the evaluations, in the order of the spec."""
     complete = all(store.is_complete("evaluate", key) for key in planned.evaluations)
     scores = [
         score

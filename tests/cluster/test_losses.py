@@ -7,16 +7,19 @@ import os
 import sys
 import types
 from collections.abc import Iterator
+from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
 
 import pytest
 import ray
+from ray.exceptions import OutOfMemoryError
 
 from speechft_ray.cluster import connect as connecting
 from speechft_ray.cluster.connect import Cluster
-from speechft_ray.cluster.executor import MAX_RETRIES, RayExecutor
+from speechft_ray.cluster.executor import WHOLE_NODE, RayExecutor
 from speechft_ray.core.errors import UserError
-from speechft_ray.core.records import Place, Stage
+from speechft_ray.core.records import Job, Limits, Place, Stage
 from speechft_ray.core.resources import ResourceRequest
 from tests.cluster.kill_and_resume import (
     DRIVER_DIES_AT,
@@ -28,6 +31,7 @@ from tests.cluster.ray_clusters import SECRETS, collect, eventually, local_clust
 from tests.cluster.worker_jobs import job, perform
 
 __all__ = ["kill_and_resume", "local_cluster", "ray_folder"]  # fixtures
+LIVES = Limits().retries + 1
 STAGES: list[Stage] = ["evaluate", "finetune"]
 
 
@@ -36,6 +40,10 @@ def executor(local_cluster: Cluster, tmp_path: Path) -> Iterator[RayExecutor]:
     made = RayExecutor(perform, Place(storage=str(tmp_path), encoder="none"))
     yield made
     made.stop()
+
+
+def has_progress(executor: RayExecutor, done: float) -> bool:
+    return any(item.done == done for item in executor.progress().values())
 
 
 def alive(pid: int) -> bool:
@@ -60,10 +68,10 @@ def test_a_job_that_kills_every_worker_fails_alone(executor: RayExecutor, tmp_pa
     assert ended["evaluate-a"].ok
     assert (
         lost.error is not None
-        and f"was lost {MAX_RETRIES + 1} times (WorkerCrashedError)" in lost.error
+        and f"was lost {LIVES} times without progress in between (WorkerCrashedError)" in lost.error
     )
     assert "\n" not in lost.error and lost.traceback
-    assert (tmp_path / "lives-evaluate-always").read_text() == "x" * (MAX_RETRIES + 1)
+    assert (tmp_path / "lives-evaluate-always").read_text() == "x" * LIVES
 
 
 def test_a_trial_that_kills_every_worker_fails_with_what_ray_knows(
@@ -77,6 +85,86 @@ def test_a_trial_that_kills_every_worker_fails_with_what_ray_knows(
         and "\n" not in lost.error
     )
     assert (tmp_path / "lives-finetune-always").read_text() == "xxxx"
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_progress_gives_a_job_its_lives_back(
+    local_cluster: Cluster, tmp_path: Path, stage: Stage
+) -> None:
+    """With one retry, a job that got further in each of three lives ends well; one that dies twice
+    at the same point does not."""
+    place = Place(storage=str(tmp_path), encoder="none")
+    executor = RayExecutor(perform, place, limits=Limits(retries=1))
+    executor.submit(job("climb", stage=stage, steps=[10, 20, 30]))
+    for life in (1, 2):
+        got_further = partial(has_progress, executor, 10.0 * life)
+        assert eventually(got_further)
+        (tmp_path / f"die-{life}").touch()
+        executor.outcomes(0.1)
+    (outcome,) = collect(executor, 1).values()
+    assert outcome.ok and outcome.facts == {"lives": 3}, outcome.error
+    executor.submit(job("climb", name="stuck", stage=stage, steps=[10, 10, 10]))
+    (outcome,) = collect(executor, 1).values()
+    assert "lost 2 times without progress in between" in (outcome.error or "")
+    executor.stop()
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_job_that_hangs_is_killed_and_runs_again(
+    local_cluster: Cluster, tmp_path: Path, stage: Stage
+) -> None:
+    """Its process is stopped, as by SIGSTOP or a file system that never answers, and cannot end
+    itself."""
+    notes: list[str] = []
+    limits = Limits(stall_minutes={stage: 0.05})
+    place = Place(storage=str(tmp_path), encoder="none")
+    executor = RayExecutor(perform, place, limits=limits, note=notes.append)
+    executor.submit(job("hang", stage=stage))
+    assert eventually(lambda: bool(executor.progress()) and any("killed" in note for note in notes))
+    (outcome,) = collect(executor, 1).values()
+    assert outcome.ok and outcome.facts == {"lives": 2}, outcome.error
+    assert f"{stage} a: no progress for" in notes[0]
+    executor.stop()
+
+
+def test_trials_go_on_when_tune_breaks(executor: RayExecutor, tmp_path: Path) -> None:
+    """Another experiment is opened for what has not ended."""
+    trials = executor._trials
+    breaks: list[object] = []
+    tuner = trials._tuner
+
+    def break_once() -> object:
+        if not breaks:
+            breaks.append(trials._searcher.suggest("lost"))
+            raise RuntimeError("Caught unexpected exception")
+        return tuner()
+
+    trials._tuner = break_once  # type: ignore[method-assign]
+    for name in "ab":
+        executor.submit(job("succeed", name=name, stage="finetune"))
+    assert all(outcome.ok for outcome in collect(executor, 2).values()) and breaks
+
+
+def test_when_memory_runs_out_the_next_life_has_more_of_the_node(
+    executor: RayExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[float] = []
+    text = "Memory on the node (IP: 10.0.0.7, ID: ab12) was 61.40GB used / 62.00GB limit"
+
+    def end_at_once(one: Job) -> None:
+        started.append(executor._widen(one).cpus)
+        future: Future[object] = Future()
+        future.set_exception(OutOfMemoryError(f"a page of text. {text} and more"))
+        executor._end_task(one, future)
+
+    monkeypatch.setattr(executor, "_start", end_at_once)
+    executor.submit(job("succeed"))
+    (outcome,) = collect(executor, 1).values()
+    assert started == [1, 2, 4, WHOLE_NODE]
+    assert "was lost 4 times" in (outcome.error or "")
+    assert "memory ran out on node 10.0.0.7 (61.40GB of 62.00GB were used)." in (
+        outcome.error or ""
+    )
 
 
 @pytest.fixture

@@ -8,14 +8,17 @@ from typing import Any
 
 import pytest
 import ray
-from ray.exceptions import ActorDiedError, RayTaskError
+from ray.exceptions import ActorDiedError, OutOfMemoryError, RayTaskError
 
 from speechft_ray.cluster import connect as connecting
 from speechft_ray.cluster.connect import connect
 from speechft_ray.cluster.executor import make_lost_outcome
+from speechft_ray.cluster.losses import Losses
 from speechft_ray.cluster.ray_errors import MOST_CHARACTERS, explain_import_error, shorten
+from speechft_ray.cluster.trial_losses import _handle_actor_error, _handle_error
 from speechft_ray.cluster.trials import OutcomeCallback
 from speechft_ray.core.errors import UserError
+from speechft_ray.sweep.protocols import Progress
 from tests.cluster.worker_jobs import job
 
 TRACEBACK = "\n".join(
@@ -65,12 +68,14 @@ def test_a_trial_on_a_node_without_the_package_says_so(tmp_path: Any) -> None:
         fail=lambda fingerprint, sentence, text: failed.append(sentence),
         stopped={},
     )
-    trial = SimpleNamespace(config={"job": job("b").model_dump_json()}, error_file=str(path))
+    trial = SimpleNamespace(
+        config={"job": job("b").model_dump_json()}, error_file=str(path), num_failures=4
+    )
     callback.on_trial_error(0, [], trial)
     path.write_text("x " * 400 + "Worker exit detail: killed by SIGSEGV")
     callback.on_trial_error(0, [], trial)
     assert "could not import" in failed[0] and "memory" not in failed[0]
-    assert "killed by SIGSEGV" in failed[1] and "If memory ran out" in failed[1]
+    assert "killed by SIGSEGV" in failed[1] and "if memory ran out" in failed[1]
 
 
 class FakeActor:
@@ -102,6 +107,34 @@ def test_the_first_actor_tells_a_missing_package_from_a_missing_token(
     with pytest.raises(UserError, match=sentence) as caught:
         connecting._check_actors("10.0.0.1:6379")
     assert ("token" in str(caught.value)) == ("token" in sentence)
+
+
+def test_a_trial_without_memory_is_a_lost_trial_and_no_end_of_tune() -> None:
+    """Tune's own handler raises for ``OutOfMemoryError``, which ends the whole experiment."""
+    errors: list[Exception] = []
+    actor = SimpleNamespace(actor_id=1, _on_error=lambda actor, error: errors.append(error))
+    task = SimpleNamespace(_tracked_actor=actor, _on_error=None)
+    manager = SimpleNamespace(_failed_actor_ids=set(), _cleanup_actor=lambda tracked_actor: None)
+    _handle_actor_error(manager, task, OutOfMemoryError("memory ran out"))
+    (error,) = errors
+    assert isinstance(error, ActorDiedError) and "memory ran out" in str(error)
+    assert manager._failed_actor_ids == {1}
+    with pytest.raises(RuntimeError, match="Caught unexpected exception"):
+        _handle_error(manager, task, OutOfMemoryError("memory ran out"))
+
+
+def test_a_job_without_progress_uses_up_its_lives() -> None:
+    losses = Losses(retries=3)
+    losses.see({"a": Progress(10, 1000, {})})
+    assert losses.count("a") == 1
+    losses.see({"a": Progress(19, 1000, {})})  # less than a hundredth further
+    assert losses.count("a") == 2
+    losses.see({"a": Progress(30, 1000, {})})
+    assert losses.number("a") == 0
+    assert losses.count("a", out_of_memory=True) == 1 and losses.out_of_memory("a") == 1
+    losses.see({"a": Progress(5, 1000, {})})  # the next life begins where its last state was
+    assert losses.count("a") == 2
+    assert losses.number("b") == 0 and losses.count("b") == 1
 
 
 @pytest.mark.parametrize("value", ["auto", "", "  auto "])
@@ -149,3 +182,17 @@ def test_a_local_cluster_that_cannot_start_says_why_and_the_way_out(
     monkeypatch.setattr(ray, "init", refuse)
     with pytest.raises(UserError, match=sentence):
         connect("local")
+
+
+def test_a_slow_start_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a busy machine; Ray raises ``Exception`` itself after 30 s."""
+    attempts: list[object] = []
+
+    def time_out(**options: object) -> None:
+        attempts.append(options)
+        raise Exception("The current node timed out during startup.")
+
+    monkeypatch.setattr(ray, "init", time_out)
+    with pytest.raises(UserError, match=r"could not be started\. Ray says: The current node timed"):
+        connect("local")
+    assert len(attempts) == connecting.START_ATTEMPTS

@@ -80,6 +80,32 @@ def _die(job: Job, storage: Path, report: ReportProgress, place: Place) -> Mappi
     return {"lives": lives + 1}
 
 
+def _climb(job: Job, storage: Path, report: ReportProgress, place: Place) -> Mapping[str, Any]:
+    """Gets as far in each life as the payload says, and dies when a file says so; the last life
+    ends well."""
+    log = storage / f"lives-{job.fingerprint}"
+    life = len(log.read_text()) + 1 if log.exists() else 1
+    log.write_text("x" * life)
+    steps: Any = job.payload["steps"]
+    if life == len(steps):
+        return {"lives": life}
+    while not (storage / f"die-{life}").exists():
+        report({"done": steps[life - 1], "total": 100})
+        time.sleep(0.1)
+    os.kill(os.getpid(), signal.SIGKILL)
+    raise AssertionError
+
+
+def _hang(job: Job, storage: Path, report: ReportProgress, place: Place) -> Mapping[str, Any]:
+    """Stops its own process in its first life."""
+    log = storage / f"lives-{job.fingerprint}"
+    lives = len(log.read_text()) + 1 if log.exists() else 1
+    log.write_text("x" * lives)
+    if lives == 1:
+        os.kill(os.getpid(), signal.SIGSTOP)
+    return {"lives": lives}
+
+
 def _environment(
     job: Job, storage: Path, report: ReportProgress, place: Place
 ) -> Mapping[str, Any]:
@@ -111,6 +137,8 @@ _ACTIONS = {
     "return-object": _return_object,
     "wait": _wait,
     "die": _die,
+    "climb": _climb,
+    "hang": _hang,
     "environment": _environment,
     "meet": _meet,
 }

@@ -1,0 +1,94 @@
+"""The executor of a sweep: opened with its first job; results count once the store has them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from speechft_ray.commands.parts import RESOURCES, open_executor
+from speechft_ray.core.marker import refresh
+from speechft_ray.core.records import Job, Limits, Outcome, Place, Stage
+from speechft_ray.core.resources import ResourceRequest
+from speechft_ray.core.store import Store
+from speechft_ray.sweep.protocols import Executor, Progress
+
+CONFIRM_SECONDS = 90.0
+"""How long a result may take to appear in the store of this node; clients of NFS show old content
+for up to 60 s (nfs(5), ``acdirmax``)."""
+
+
+class OnDemandExecutor:
+    """Opens the executor at an address with the first job, so that a finished sweep starts no Ray.
+
+    ``note`` prints a line for people.
+    """
+
+    def __init__(
+        self,
+        address: str | None,
+        place: Place,
+        note: Callable[[str], None],
+        resources: Mapping[Stage, ResourceRequest] = RESOURCES,
+        limits: Limits = Limits(),  # noqa: B008  # frozen
+    ) -> None:
+        self._address, self._place, self._note = address, place, note
+        self._resources, self._limits = resources, limits
+        self._executor: Executor | None = None
+        self._store = Store(Path(place.storage))
+        self._unconfirmed: dict[str, tuple[Outcome, float]] = {}
+        """Outcomes that the store does not have yet, and when they came."""
+
+    def submit(self, job: Job) -> None:
+        """Opens the executor if need be and submits the job to it."""
+        if self._executor is None:
+            self._executor = open_executor(
+                self._address, self._place, self._note, self._resources, self._limits
+            )
+        self._executor.submit(job)
+
+    def outcomes(self, timeout_seconds: float) -> list[Outcome]:
+        """Returns what ended; nothing before the first job."""
+        if self._executor is None:
+            return []
+        now = time.monotonic()
+        for outcome in self._executor.outcomes(timeout_seconds):
+            self._unconfirmed[outcome.fingerprint] = (outcome, now)
+        ended = []
+        for outcome, since in list(self._unconfirmed.values()):
+            checked = self._check_store(outcome, time.monotonic() - since)
+            if checked is not None:
+                ended.append(checked)
+                del self._unconfirmed[outcome.fingerprint]
+        return ended
+
+    def _check_store(self, outcome: Outcome, seconds: float) -> Outcome | None:
+        """Returns the outcome once the store has what it says; an error after ``CONFIRM_SECONDS``;
+        ``None`` before."""
+        stage, key = outcome.stage, outcome.fingerprint
+        if not outcome.ok or self._store.is_complete(stage, key):
+            return outcome
+        refresh(self._store.folder(stage, key).parent)
+        if self._store.is_complete(stage, key):
+            return outcome
+        if seconds < CONFIRM_SECONDS:
+            return None
+        sentence = (
+            f"its worker has published it, but {self._store.folder(stage, key)} does not appear "
+            "here: the worker's node sees another folder under this path. Mount the storage folder "
+            "on every node under the same path and run the command again"
+        )
+        return outcome.model_copy(update={"error": sentence, "facts": {}})
+
+    def slots(self, job: Job) -> int:
+        """Returns 1 before the first job, which opens the executor."""
+        return self._executor.slots(job) if self._executor else 1
+
+    def progress(self) -> Mapping[str, Progress]:
+        """Returns what runs; nothing before the first job."""
+        return self._executor.progress() if self._executor else {}
+
+    def stop(self) -> None:
+        """Stops the executor if it was opened."""
+        if self._executor:
+            self._executor.stop()
