@@ -209,6 +209,27 @@ def write_report(
 
 
 @app.command()
+def verify(
+    storage: Storage = Path("runs"),
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Set damaged units aside, to be computed again.")
+    ] = False,
+) -> None:
+    """Read a whole storage and compare it with its checksums. Ends with 1 where a unit is damaged
+    and was not set aside."""
+    from speechft_ray.commands.verify import verify_store
+    from speechft_ray.core.errors import UserError
+    from speechft_ray.core.store import Store
+
+    if not storage.expanduser().is_dir():
+        raise UserError(f"there is no storage folder {storage}: give it with --storage.")
+    console = Console(soft_wrap=True, highlight=False, markup=False)
+    damaged = verify_store(Store(storage), repair, console)
+    if damaged and not repair:
+        raise SystemExit(EXIT_FAILED)
+
+
+@app.command()
 def pretrain(
     out: Annotated[
         Path, typer.Option(help="Folder for the finished encoder and its learning curve.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Protocol
 
@@ -32,6 +32,7 @@ from speechft_ray.report.progress import ProgressDisplay
 from speechft_ray.report.search_summary import SearchResults
 from speechft_ray.stages.perform import publish_start
 from speechft_ray.sweep.lock import hold_lock
+from speechft_ray.sweep.mending import set_damaged_aside
 from speechft_ray.sweep.plan import Plan, make_plan
 from speechft_ray.sweep.publishing import Publisher
 from speechft_ray.sweep.scheduler import JobScheduler, is_finished, jobs_to_run, run_jobs
@@ -181,7 +182,11 @@ def run(
     publish_start(place)
     failures: list[Outcome] = []
     status = "stopped"
-    with _hold_lock(sweep, stop), sweep.open_display() as display:
+    with ExitStack() as stack:
+        stack.enter_context(_hold_lock(sweep, stop))
+        # Before the display counts what is done.
+        set_damaged_aside(sweep.plan, store, _print_note)
+        display = stack.enter_context(sweep.open_display())
         publisher = Publisher(sweep.plan, store, trackers, display.note, sweep.tunings)
         publisher.start()
         resources = set_resources(RESOURCES, sweep.spec.resources)
@@ -206,8 +211,11 @@ def run(
 
 
 def _hold_lock(sweep: Sweep, stop: threading.Event) -> AbstractContextManager[None]:
-    console = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
-    return hold_lock(sweep.store.root, sweep.fingerprint, stop, console.print)
+    return hold_lock(sweep.store.root, sweep.fingerprint, stop, _print_note)
+
+
+def _print_note(text: str) -> None:
+    Console(stderr=True, soft_wrap=True, highlight=False, markup=False).print(text)
 
 
 def write_report_again(sweep: Sweep, report: Path, mlflow_uri: str | None) -> None:

@@ -6,6 +6,7 @@ from the store and can be made again.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -24,6 +25,10 @@ from speechft_ray.core.provenance import code_version
 MANIFEST = "manifest.json"
 MADE_WITH = "made_with"
 """Key of the package version and git commit in a manifest; older manifests lack it."""
+CHECKSUM = "manifest_sha256"
+"""Key of the sha256 of all else in a manifest; older manifests lack it and are not checked."""
+DAMAGED = "damaged"
+"""Folder of the store with units that were set aside."""
 
 
 class Store:
@@ -58,15 +63,20 @@ class Store:
         return (self.folder(stage, fingerprint) / MANIFEST).is_file()
 
     def manifest(self, stage: str, fingerprint: str) -> dict[str, Any]:
-        """Returns the facts of a complete unit. Raises ``UserError`` for an unreadable manifest."""
+        """Returns the facts of a complete unit. Raises ``UserError`` for a manifest that is
+        unreadable or was changed after it was written."""
         path = self.folder(stage, fingerprint) / MANIFEST
         try:
             facts = json.loads(path.read_text(encoding="utf-8"))
             if not isinstance(facts, dict):
                 raise ValueError("it is not a JSON object")
+            checksum = facts.pop(CHECKSUM, None)
+            if checksum is not None and checksum != _compute_checksum(facts):
+                raise ValueError("it is not what was written: its checksum differs")
         except (OSError, ValueError) as error:
             raise UserError(
-                f"`{path}` cannot be read ({error}): remove the folder {path.parent} and run again."
+                f"`{path}` cannot be read ({error}): `speechft run` sets this unit aside and "
+                "computes it again, and so does `speechft verify --repair` for a whole storage."
             ) from None
         return facts
 
@@ -109,7 +119,7 @@ class Store:
                 if path.is_file()
             }
             manifest = {MADE_WITH: code_version(), **facts, "files": files}
-            write_json(temporary / MANIFEST, manifest)
+            write_json(temporary / MANIFEST, {**manifest, CHECKSUM: _compute_checksum(manifest)})
             self._rename(temporary, final)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -123,6 +133,43 @@ class Store:
             for name, expected in files.items()
             if not (folder / name).is_file() or file_sha256(folder / name) != expected["sha256"]
         ]
+
+    def explain_damage(self, stage: str, fingerprint: str, contents: bool) -> str | None:
+        """Returns what is wrong with a complete unit, ``None`` where nothing is.
+
+        Sizes of files are checked; with ``contents``, also their sha256, which reads them.
+        """
+        folder = self.folder(stage, fingerprint)
+        try:
+            files = self.manifest(stage, fingerprint).get("files", {})
+        except UserError as error:
+            return str(error).partition(": `speechft")[0]
+        for name, expected in files.items():
+            path = folder / name
+            if not path.is_file():
+                return f"{path} is missing"
+            if path.stat().st_size != expected["bytes"]:
+                size = path.stat().st_size
+                return f"{path} has {size} bytes, and had {expected['bytes']} when it was written"
+            if contents and file_sha256(path) != expected["sha256"]:
+                return f"{path} differs from its sha256"
+        return None
+
+    def set_aside(self, stage: str, fingerprint: str) -> Path:
+        """Moves a damaged unit away, so that it is computed again; returns where it is kept."""
+        kept = self.root / DAMAGED / f"{stage}-{fingerprint}-{uuid.uuid4().hex[:8]}"
+        kept.parent.mkdir(exist_ok=True)
+        self.folder(stage, fingerprint).rename(kept)
+        return kept
+
+    def list_units(self) -> list[tuple[str, str]]:
+        """Returns stage and fingerprint of all complete units, sorted."""
+        units = (path.parent for path in self.root.glob(f"*/*/{MANIFEST}"))
+        return sorted(
+            (unit.parent.name, unit.name)
+            for unit in units
+            if unit.parent.name not in (DAMAGED, "work") and not unit.name.startswith(".")
+        )
 
     def discard(self, stage: str, fingerprint: str) -> None:
         """Removes a unit from the store, so that it is computed again."""
@@ -147,3 +194,10 @@ class Store:
                 raise
             return
         sync_folder(final.parent)
+
+
+def _compute_checksum(facts: Mapping[str, Any]) -> str:
+    """Returns the sha256 of facts as they are after reading: JSON has no other keys than texts."""
+    read = json.loads(json.dumps(facts, allow_nan=False))
+    text = json.dumps(read, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()

@@ -134,9 +134,9 @@ def publish_start(place: Place) -> None:
     weights, key, notes = start_encoder(place.encoder)
     store = Store(Path(place.storage))
     if store.is_complete(START, key):
-        if not store.find_damaged_files(START, key):
+        if store.explain_damage(START, key, contents=True) is None:
             return
-        store.discard(START, key)
+        store.set_aside(START, key)
     facts: dict[str, Any] = {"family": weights.family, "from": place.encoder}
     if notes:
         facts["notes"] = list(notes)

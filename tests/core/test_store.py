@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 import subprocess
@@ -16,7 +17,7 @@ from speechft_ray.core import store as store_module
 from speechft_ray.core.errors import UserError
 from speechft_ray.core.files import write_json
 from speechft_ray.core.provenance import code_version
-from speechft_ray.core.store import MANIFEST, Store
+from speechft_ray.core.store import CHECKSUM, MANIFEST, Store
 
 
 @pytest.fixture
@@ -174,7 +175,9 @@ def test_damage_is_named_by_file(store: Store) -> None:
 def test_a_broken_manifest_is_told_with_the_way_out(store: Store, content: str) -> None:
     publish(store)
     (store.folder("merge", "f1") / MANIFEST).write_bytes(content.encode("utf-8", "surrogateescape"))
-    with pytest.raises(UserError, match=r"cannot be read .*: remove the folder .*f1 and run again"):
+    with pytest.raises(
+        UserError, match=r"f1.* cannot be read .*: `speechft run` sets this unit aside"
+    ):
         store.manifest("merge", "f1")
 
 
@@ -223,3 +226,54 @@ def test_a_read_only_root_is_told(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot be written"):
         Store(tmp_path)
     tmp_path.chmod(0o700)
+
+
+def test_one_changed_digit_in_a_manifest_is_noticed(store: Store) -> None:
+    publish(store, score=12.5, nested={"1": [0.1, None, "text \u00e9"]})
+    path = store.folder("merge", "f1") / MANIFEST
+    assert store.explain_damage("merge", "f1", contents=True) is None
+    path.write_text(path.read_text().replace("12.5", "12.6"))
+    with pytest.raises(UserError, match="its checksum differs"):
+        store.manifest("merge", "f1")
+    assert "its checksum differs" in (store.explain_damage("merge", "f1", contents=False) or "")
+
+
+def test_a_manifest_of_an_older_version_has_no_checksum_and_counts(store: Store) -> None:
+    publish(store, score=12.5)
+    path = store.folder("merge", "f1") / MANIFEST
+    facts = json.loads(path.read_text())
+    assert len(facts.pop(CHECKSUM)) == 64
+    path.write_text(json.dumps(facts))
+    assert store.manifest("merge", "f1")["score"] == 12.5
+    assert store.explain_damage("merge", "f1", contents=True) is None
+
+
+def test_numbers_as_keys_have_the_checksum_of_their_texts(store: Store) -> None:
+    publish(store, counts={10: 1, 9: 2})
+    assert store.manifest("merge", "f1")["counts"] == {"10": 1, "9": 2}
+
+
+@pytest.mark.parametrize(
+    ("text", "contents", "sentence"),
+    [("on", False, "has 2 bytes, and had 3"), ("onf", True, "differs from its sha256")],
+)
+def test_damaged_files_are_told_and_kept_aside(
+    store: Store, text: str, contents: bool, sentence: str
+) -> None:
+    publish(store)
+    publish(store, fingerprint="f2")
+    file = store.folder("merge", "f1") / "sub" / "data.txt"
+    file.write_text(text)
+    assert sentence in (store.explain_damage("merge", "f1", contents) or "")
+    kept = store.set_aside("merge", "f1")
+    assert (kept / "sub" / "data.txt").read_text() == text
+    assert not store.is_complete("merge", "f1")
+    assert store.list_units() == [("merge", "f2")]
+    publish(store)
+    assert store.explain_damage("merge", "f1", contents=True) is None
+
+
+def test_a_missing_file_is_told(store: Store) -> None:
+    publish(store)
+    (store.folder("merge", "f1") / "sub" / "data.txt").unlink()
+    assert "data.txt is missing" in (store.explain_damage("merge", "f1", contents=False) or "")

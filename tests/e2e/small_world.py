@@ -10,6 +10,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from speechft_ray.core.store import CHECKSUM
+
 REPOSITORY = Path(__file__).parents[2]
 
 PHONES = {"part": "phones", "speakers": 2, "train": 40, "dev": 4, "test": 0}
@@ -142,6 +144,6 @@ def _timeless(value: Any) -> Any:
         return {
             key: _timeless(item)
             for key, item in value.items()
-            if "seconds" not in key and "per_second" not in key
+            if "seconds" not in key and "per_second" not in key and key != CHECKSUM
         }
     return [_timeless(item) for item in value] if isinstance(value, list) else value
