@@ -14,6 +14,14 @@ from speechft_ray import __version__
 
 EXIT_FAILED, EXIT_USER, EXIT_RESUMABLE = 1, 2, 75
 
+STOP_SIGNALS = tuple(
+    getattr(signal, name)
+    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
+    if hasattr(signal, name)
+)
+"""Slurm, Kubernetes and spot machines send SIGTERM before they take a machine away, Slurm SIGUSR1
+with ``--signal``, and a dropped ssh connection SIGHUP."""
+
 app = typer.Typer(
     name="speechft",
     help="Search for speech encoders that stay general after fine-tuning: "
@@ -44,13 +52,10 @@ def _add_global_options(
 
 @contextmanager
 def stop_on_signals() -> Iterator[threading.Event]:
-    """Turns the first SIGINT or SIGTERM into a set event, so that the run ends cleanly; a second
-    one ends the process.
-
-    Slurm, Kubernetes and spot machines send SIGTERM before they take a machine away.
-    """
+    """Turns the first of ``STOP_SIGNALS`` into a set event, so that the run ends cleanly; a second
+    one ends the process. A signal that is ignored, as SIGHUP under ``nohup``, stays ignored."""
     stop = threading.Event()
-    signals = (signal.SIGINT, signal.SIGTERM)
+    signals = [one for one in STOP_SIGNALS if signal.getsignal(one) != signal.SIG_IGN]
     before = {number: signal.getsignal(number) for number in signals}
 
     def remember(number: int, frame: object) -> None:

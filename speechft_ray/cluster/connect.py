@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray._private import utils as ray_utils
 
 from speechft_ray.cluster.ray_errors import explain_import_error, hush_losses, shorten
 from speechft_ray.core.errors import UserError
@@ -302,15 +303,17 @@ def _restrict_environment() -> Iterator[None]:
 
 @contextmanager
 def _keep_signal_handlers() -> Iterator[None]:
-    # `ray.init` puts its own handler in place of the driver's, which would end a sweep without a
-    # word on SIGTERM.
+    """Keeps the driver's own handler of SIGTERM: that of ``ray.init``, which is in force from its
+    first moment, ends the process without a word (ray 2.60, ``_private/worker.py``)."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     before: Callable[..., Any] | int | None = signal.getsignal(signal.SIGTERM)
+    install, ray_utils.set_sigterm_handler = ray_utils.set_sigterm_handler, lambda handler: None
     try:
         yield
     finally:
+        ray_utils.set_sigterm_handler = install
         signal.signal(signal.SIGTERM, before)
 
 

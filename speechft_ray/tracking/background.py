@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -13,6 +14,10 @@ FINISH_SECONDS = 120.0
 """How long ``finish`` waits for the next of the calls before it to end. However many there are, it
 waits as long as they go on: a thousand rows take MLflow on sqlite about a minute, and several on a
 busy machine."""
+
+STOP_SECONDS = 10.0
+"""How long ``finish`` waits in all when the sweep was stopped: Slurm and Kubernetes kill a process
+30 s after they ask it to end. What is missing is sent by the next run."""
 
 
 class BackgroundTracker:
@@ -57,26 +62,27 @@ class BackgroundTracker:
         self, report: Path | None, score_by_alpha: Sequence[tuple[float, float]], status: str
     ) -> None:
         """Waits until all queued calls are made. Raises the error of a call, or ``TrackerDown``
-        when none ends for ``finish_seconds``."""
+        when none ends for ``finish_seconds``, and for a sweep that was stopped, after
+        ``STOP_SECONDS`` in all."""
         points = list(score_by_alpha)
         self._enqueue(lambda: self._tracker.finish(report, points, status))
-        self._wait()
+        self._wait(in_all=STOP_SECONDS if status == "stopped" else float("inf"))
 
     def how_to_open(self) -> str:
         """Returns the sentence of the tracker itself."""
         return self._tracker.how_to_open()
 
-    def _wait(self) -> None:
+    def _wait(self, in_all: float = float("inf")) -> None:
         done = threading.Event()
         self._calls.put(done.set)
-        ended = self._ended
-        while not done.wait(self._finish_seconds):
-            if self._ended > ended:
+        ended, ends = self._ended, time.monotonic() + in_all
+        patience = min(self._finish_seconds, in_all)
+        while not done.wait(max(0.0, min(patience, ends - time.monotonic()))):
+            if self._ended > ended and time.monotonic() < ends:
                 ended = self._ended
                 continue
             raise TrackerDown(
-                f"{self._tracker.how_to_open()} It is still being written after "
-                f"{self._finish_seconds:g} s."
+                f"{self._tracker.how_to_open()} It is still being written after {patience:g} s."
             )
         self._raise_error()
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from speechft_ray.sweep.protocols import Curve, EncoderRow, SweepInfo, TrackerDown
+from speechft_ray.tracking import background
 from speechft_ray.tracking.background import BackgroundTracker
 
 SWEEP = SweepInfo("key", "name", {})
@@ -120,6 +121,22 @@ def test_the_end_waits_only_so_long() -> None:
     with pytest.raises(TrackerDown, match=r"Here\. It is still being written"):
         tracker.finish(None, [], "finished")
     slow.gate.set()
+
+
+def test_a_stopped_sweep_waits_only_so_long_in_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where calls go on ending, as with a server that answers each after half a minute."""
+    monkeypatch.setattr(background, "STOP_SECONDS", 0.1)
+
+    class Steady(Slow):
+        def _call(self, name: str) -> None:
+            time.sleep(0.03)
+
+    for tracker in (BackgroundTracker(Slow()), BackgroundTracker(Steady())):
+        tracker.start(SWEEP)
+        for number in range(100):
+            tracker.log_encoder(row(str(number)))
+        with pytest.raises(TrackerDown, match=r"still being written after 0\.1 s"):
+            tracker.finish(None, [], "stopped")
 
 
 class SteppedQueue:
