@@ -25,12 +25,13 @@ def survive_memory_errors() -> None:
 _handle_error = RayActorManager._actor_task_failed
 
 
-def _handle_actor_error(manager: Any, task: Any, error: Exception) -> None:
-    if isinstance(error, RayError) and not isinstance(error, RayActorError | RayTaskError):
+def _handle_actor_error(manager: Any, tracked_actor_task: Any, exception: Exception) -> None:
+    # Tune passes these by name.
+    if isinstance(exception, RayError) and not isinstance(exception, RayActorError | RayTaskError):
         death = ActorDiedError()
-        death.error_msg = str(error)
-        error = death
-    _handle_error(manager, task, error)
+        death.error_msg = str(exception)
+        exception = death
+    _handle_error(manager, tracked_actor_task=tracked_actor_task, exception=exception)
 
 
 class LossCallback(NotPicklable, tune.Callback):  # type: ignore[misc]

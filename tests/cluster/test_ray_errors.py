@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from inspect import signature
 from types import SimpleNamespace
 from typing import Any
 
@@ -115,7 +116,13 @@ def test_a_trial_without_memory_is_a_lost_trial_and_no_end_of_tune() -> None:
     actor = SimpleNamespace(actor_id=1, _on_error=lambda actor, error: errors.append(error))
     task = SimpleNamespace(_tracked_actor=actor, _on_error=None)
     manager = SimpleNamespace(_failed_actor_ids=set(), _cleanup_actor=lambda tracked_actor: None)
-    _handle_actor_error(manager, task, OutOfMemoryError("memory ran out"))
+    _handle_actor_error(
+        manager, tracked_actor_task=task, exception=OutOfMemoryError("memory ran out")
+    )
+    # Tune's call, by name, must fit ours as it fits its own.
+    assert signature(_handle_actor_error).parameters.keys() >= (
+        signature(_handle_error).parameters.keys() - {"self"}
+    )
     (error,) = errors
     assert isinstance(error, ActorDiedError) and "memory ran out" in str(error)
     assert manager._failed_actor_ids == {1}
