@@ -168,7 +168,12 @@ def take_lease(
     me = describe_this_process()
     while True:
         number = _last_number(folder)
-        holder = _read_holder(folder / str(number)) if number else None
+        try:
+            holder = _read_holder(folder / str(number)) if number else None
+        except FileNotFoundError:
+            if _last_number(folder) == number:
+                raise
+            continue  # another process has taken the lease over and removed this one meanwhile
         if holder is not None and not holder.released:
             running = is_running(holder)
             if running is None:

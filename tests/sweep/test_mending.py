@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import threading
 from pathlib import Path
 
@@ -54,7 +55,7 @@ def test_verify_reads_all_and_sets_aside_when_asked(tmp_path: Path) -> None:
     plan, store = make_plan(sweep(), inputs()), Store(tmp_path)
     finish(plan, store)
     units = len(store.list_units())
-    console = Console(record=True, width=400, file=(tmp_path / "output").open("w"))
+    console = Console(record=True, width=400, file=io.StringIO())
     assert verify_store(store, False, console) == 0
     (store.folder("merge", plan.rows[1].key) / "content.txt").write_text("x")
     assert verify_store(store, False, console) == 1
