@@ -282,6 +282,8 @@ class EvalSpec(Spec):
     def _without_defaults(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
         fields: dict[str, Any] = serialize(self)
         unset = {
+            "name": self.name is None,
+            "in_score": self.in_score,
             "folds": not self.folds,
             "features": self.features in ("auto", "exact"),
             "rank": self.rank is None,

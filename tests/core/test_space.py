@@ -228,7 +228,7 @@ def test_all_mistakes_are_told_at_once() -> None:
         "score.zero": "must be 'paper' or 'measured', but is 'fbank' instead.",
         "score.topline.pr.per": "must be a number, but is 'low' instead.",
         "encodr": "unknown field `encodr`. Did you mean `encoder`? "
-        "Allowed: encoder, evaluate, finetune, merge, name, score, search, stop_tuning.",
+        "Allowed: encoder, evaluate, finetune, merge, name, resources, score, search, stop_tuning.",
     }
 
 
