@@ -12,8 +12,8 @@ from speechft_ray.cli.app import STOP_SIGNALS
 
 WAITS = """
 import signal, sys
-if sys.argv[1:]:
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+# The tests themselves may run under nohup, and an ignored signal is inherited.
+signal.signal(signal.SIGHUP, signal.SIG_IGN if sys.argv[1:] else signal.SIG_DFL)
 from speechft_ray.cli.app import stop_on_signals
 with stop_on_signals() as stop:
     print("ready", flush=True)
