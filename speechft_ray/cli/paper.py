@@ -22,7 +22,7 @@ def reproduce_paper(
     scale: Annotated[
         str,
         typer.Option(
-            help="full: the paper's corpora. embedded: synthetic speech, an hour or two on 2 cores."
+            help="full: the paper's corpora. embedded: synthetic speech that is made here."
         ),
     ] = "embedded",
     plan: Annotated[

@@ -42,7 +42,7 @@ _MODELS = {"wav2vec2_base": "wav2vec 2.0 Base", "decoar2_base": "DeCoAR 2.0"}
 SCOPES: Mapping[Scale, str] = {
     "full": "Ours: the paper's corpora, encoders and numbers of updates.",
     "embedded": (
-        "Ours: synthetic speech, an encoder of 4.6 million parameters and 300 updates. The "
+        "Ours: synthetic speech, an encoder of 2.4 million parameters and 300 updates. The "
         "numbers cannot be compared with the published ones; the signs of differences can."
     ),
 }
