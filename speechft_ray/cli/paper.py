@@ -10,8 +10,16 @@ from rich.console import Console
 
 from speechft_ray.cli.app import EXIT_FAILED, app, stop_on_signals
 from speechft_ray.cli.options import parse_options
-from speechft_ray.cli.sweeps import Address, Cache, CacheGb, Corpora, Mlflow, Report, Storage
-from speechft_ray.core.errors import UserError
+from speechft_ray.cli.sweeps import (
+    Address,
+    Cache,
+    CacheGb,
+    Corpora,
+    Mlflow,
+    Report,
+    Storage,
+    make_cache_fields,
+)
 
 
 @app.command("paper")
@@ -47,34 +55,32 @@ def reproduce_paper(
     """Make tables of the paper, each beside the published one, with a verdict for every claim."""
     from speechft_ray.commands.paper import (
         open_paper,
+        parse_scale,
         parse_tables,
         print_paper_plan,
         run_paper,
         write_paper_page,
     )
 
-    if scale not in ("full", "embedded"):
-        raise UserError(f"`--scale` must be full or embedded, but is {scale!r} instead.")
-    numbers = parse_tables(tables or [])
-    changes = {"cache": str(cache.expanduser().absolute()) if cache else None, "cache_gb": cache_gb}
+    numbers, size = parse_tables(tables or []), parse_scale(scale)
     sweeps = open_paper(
         numbers,
-        scale,  # type: ignore[arg-type]  # one of the two, as was checked
+        size,
         storage=storage,
         encoders={
             name: str(value) for name, value in parse_options(encoder or [], "--encoder").items()
         },
         corpora=corpora,
-        changes=changes,
+        changes=make_cache_fields(cache, cache_gb),
         cpu=cpu,
     )
     if plan:
         print_paper_plan(numbers, sweeps, Console())
         return
-    folder = report or storage / "report" / f"paper-{scale}"
+    folder = report or storage / "report" / f"paper-{size}"
 
     def write() -> None:
-        write_paper_page(numbers, sweeps, scale, folder)  # type: ignore[arg-type]
+        write_paper_page(numbers, sweeps, size, folder)
 
     with stop_on_signals() as stop:
         failures = run_paper(sweeps, None if in_process else address, folder, mlflow, stop, write)

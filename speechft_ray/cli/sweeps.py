@@ -134,7 +134,7 @@ def run(
 
     rates = _read_throughput(throughput)
     limits = Limits(retries=retries, **parse_stall_minutes(stall_minutes or []))
-    changes = {"cache": str(cache.expanduser().absolute()) if cache else None, "cache_gb": cache_gb}
+    changes = make_cache_fields(cache, cache_gb)
     asked = _read_resources(cpus_per_trial, gpus_per_trial)
     sweep = _open_sweep(
         space, encoder, corpora, manifest, storage, cpu=cpu, changes=changes, asked=asked
@@ -297,6 +297,11 @@ def _open_sweep(
         )
         spec = ask_for(file.spec, asked or {})
         return open_sweep(spec, place.model_copy(update=changes), is_to_run=is_to_run)
+
+
+def make_cache_fields(cache: Path | None, cache_gb: float) -> dict[str, object]:
+    """Returns the fields of ``Place`` that `--cache` and `--cache-gb` set."""
+    return {"cache": str(cache.expanduser().absolute()) if cache else None, "cache_gb": cache_gb}
 
 
 def _report_of(sweep: Sweep) -> Path:

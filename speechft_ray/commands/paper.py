@@ -74,6 +74,14 @@ def parse_tables(texts: Sequence[str]) -> list[int]:
     return sorted(set(numbers))
 
 
+def parse_scale(text: str) -> Scale:
+    """Returns a scale. Raises ``UserError`` for another word."""
+    for scale in SCOPES:
+        if text == scale:
+            return scale
+    raise UserError(f"`--scale` must be full or embedded, but is {text!r} instead.")
+
+
 def open_paper(
     tables: Sequence[int],
     scale: Scale,

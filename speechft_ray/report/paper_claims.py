@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from speechft_ray.report.comparison import compare_lines
 from speechft_ray.report.lines import TableLine
@@ -152,10 +152,8 @@ def _judge(claim: Claim, lines: Sequence[TableLine]) -> JudgedClaim:
     if comparison is None:
         return verdict
     interval = comparison.interval
-    return JudgedClaim(
-        claim=claim,
-        published=published,
-        published_verdict=verdict.published_verdict,
+    return replace(
+        verdict,
         ours=comparison.difference,
         interval=interval,
         verdict=_decide(claim, *interval) if interval else OPEN,

@@ -79,21 +79,6 @@ APPLE_DOUBLE = b"\x00\x05\x16\x07\x00\x02\x00\x00Mac OS X        " + bytes(60)
 AUDIO = (".wav", ".flac", ".mp3", ".sph")
 
 
-@pytest.fixture(scope="module")
-def trees(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Returns the small tree of a corpus; it is written once, and tests only read it."""
-    roots: dict[str, Path] = {}
-
-    def tree(name: str) -> Path:
-        lay_out = EXAMPLES[name][1]
-        assert lay_out is not None
-        if name not in roots:
-            roots[name] = lay_out(tmp_path_factory.mktemp(name) / "root")
-        return roots[name]
-
-    return tree
-
-
 def open_at(name: str, root: Path, cache: Path, **options: Any) -> Corpus:
     kind = CORPORA.get(name)
     corpus: Corpus = kind.open(

@@ -32,21 +32,6 @@ def find_at(name: str, root: Path, cache: Path) -> Corpus | None:
     )
 
 
-@pytest.fixture(scope="module")
-def trees(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Returns the small tree of a corpus; it is written once, and tests only read it."""
-    roots: dict[str, Path] = {}
-
-    def tree(name: str) -> Path:
-        lay_out = EXAMPLES[name][1]
-        assert lay_out is not None
-        if name not in roots:
-            roots[name] = lay_out(tmp_path_factory.mktemp(name) / "root")
-        return roots[name]
-
-    return tree
-
-
 @pytest.fixture
 def copy(trees: Callable[[str], Path], tmp_path: Path) -> Callable[[str], Path]:
     """Returns a copy of the tree of a corpus, which a test may change."""
