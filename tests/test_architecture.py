@@ -32,7 +32,7 @@ LAYERS = {
 }
 DOORS = {
     "ray": {"cluster"},
-    "mlflow": {"tracking/mlflow.py"},
+    "mlflow": {"tracking/_mlflow_client.py", "tracking/_mlflow_runs.py"},
     "optuna": {
         "search/optuna_proposer.py",
         "search/optuna_samplers.py",

@@ -13,7 +13,7 @@ import pytest
 
 from speechft_ray.core.errors import UserError
 from speechft_ray.sweep.protocols import Curve, EncoderRow, SweepInfo, TrackerDown
-from speechft_ray.tracking import mlflow
+from speechft_ray.tracking import _mlflow_client
 from speechft_ray.tracking.mlflow import MlflowTracker
 from tests.tracking.storages import mlflow_storage, mlflow_template
 from tests.tracking.views import query
@@ -280,5 +280,5 @@ def test_a_file_system_without_hard_links_gets_its_database(
     monkeypatch.setattr("mlflow.tracking.MlflowClient", create)
     if link == "none":
         monkeypatch.setattr(os, "link", refuse)
-    mlflow._open_client(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    _mlflow_client.open_client(f"sqlite:///{tmp_path / 'mlflow.db'}")
     assert [path.name for path in tmp_path.iterdir()] == ["mlflow.db"]

@@ -1,0 +1,24 @@
+"""Names of metrics and params in trackers."""
+
+from __future__ import annotations
+
+import re
+
+from speechft_ray.sweep.protocols import EncoderRow
+
+
+def clean_name(name: str) -> str:
+    """Returns a name that MLflow accepts: letters, digits, ``_ - . space : /`` (mlflow
+    ``utils/validation.py``)."""
+    return re.sub(r"[^A-Za-z0-9_\-. :/]", "_", name)
+
+
+def name_metrics(row: EncoderRow) -> dict[str, float]:
+    """Returns the numbers of a row by metric key. An ``extra`` metric keeps its name."""
+    keys = {
+        **{name if name == "score" else f"test.{name}": value for name, value in row.test.items()},
+        **{f"test.spread.{name}": value for name, value in row.spread.items()},
+        **{f"dev.{name}": value for name, value in row.dev.items()},
+        **row.extra,
+    }
+    return {clean_name(key): value for key, value in keys.items()}
