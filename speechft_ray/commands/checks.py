@@ -102,7 +102,7 @@ def check_statistics(merge: MergeSpec, spec: SweepSpec) -> None:
 
     An unknown method passes.
     """
-    needs = METHODS.get(merge.method).needs if merge.method in METHODS.names() else None
+    needs = METHODS.get(merge.method).gather if merge.method in METHODS.names() else None
     without = [
         run.name
         for run in spec.finetune

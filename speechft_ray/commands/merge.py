@@ -96,7 +96,7 @@ def read_states(first: str, second: str) -> list[Mapping[str, torch.Tensor]]:
 
 
 def _refuse_statistics(method: str) -> None:
-    needs = METHODS.get(method).needs
+    needs = METHODS.get(method).gather
     if needs:
         raise UserError(
             f"`{method}` needs {needs} statistics of the donors' tuning sets, which files of "

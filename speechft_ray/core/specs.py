@@ -125,9 +125,9 @@ class FinetuneSpec(Spec):
     """Random crop of longer training utterances for pooled objectives (s3prl ``voxceleb1``: 8 s);
     ``None`` uses all."""
     seed: Annotated[int, Field(ge=0)] = 0
-    gather: Annotated[tuple[Literal["fisher", "gram"], ...], Field(max_length=2)] = ()
-    """Statistics of the tuning set that are computed with the tuned weights, for the merge methods
-    ``fisher`` and ``regmean``."""
+    gather: Annotated[tuple[Literal["fisher", "gram", "waves"], ...], Field(max_length=3)] = ()
+    """What the merge methods ``fisher``, ``regmean`` and ``regmean_plusplus`` need of the tuning
+    set: statistics with the tuned weights, or a sample of its waveforms."""
 
     after: AfterSpec | None = None
     """Start from a merge of an earlier run instead of the pre-trained encoder: one stage of a

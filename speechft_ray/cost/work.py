@@ -258,7 +258,9 @@ class WorkCounter:
             compared = 2 * (1 + len(spec.keep_at)) * min(PROBE_SECONDS, seconds(size.dev))
             dev = validations * seconds(size.dev)
             work += _encode_seconds(size.corpus, encoder, dev + compared / len(sizes), 0.0)
-            passes = len(spec.gather) + (HEADS.get(objective.head).masking is not None)
+            passes = sum(kind != "waves" for kind in spec.gather) + (
+                HEADS.get(objective.head).masking is not None
+            )
             work += _encode_seconds(size.corpus, encoder, passes * seconds(size.train), 0.0)
             work += self._count_front_end(spec, objective.batch_size, size, encoder)
         return work

@@ -4,6 +4,8 @@
 utterances of the squared gradient of an utterance's loss. ``gram``: for the weight of each linear
 layer X^T X over the number of rows, with a row of X for each input frame of the layer (arXiv
 2212.09849). Both are computed with the best weights of encoder and heads, without dropout.
+``waves``: a sample of the tuning set's waveforms, for inner products behind layers that a merge has
+merged already (arXiv 2508.03121).
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from speechft_ray.core.errors import UserError
 from speechft_ray.finetuning.adapters import merge_adapters
 from speechft_ray.finetuning.batches import crop
-from speechft_ray.finetuning.data import max_crop_samples
+from speechft_ray.finetuning.data import Example, max_crop_samples
 from speechft_ray.finetuning.features import AudioClip
 from speechft_ray.finetuning.loop import Progress, Report, RunContext, make_heartbeat
 from speechft_ray.finetuning.seeding import Stream, make_generator
@@ -30,6 +32,10 @@ EXAMPLES = 256
 """Most training utterances of an objective that are used, drawn without replacement (fusion_bench
 0.2.33: 256 for both)."""
 
+KEPT_WAVES = 64
+"""Most waveforms of an objective that are kept: at 12 s each 38,000 frames and 49 MB. RegMean++
+uses 256 images of 50 patches, 12,800 rows (fusion_bench 0.2.33)."""
+
 LossFunction = Callable[[], torch.Tensor]
 """Runs one utterance through the encoder and its head, and returns its weighted loss."""
 
@@ -37,12 +43,34 @@ LossFunction = Callable[[], torch.Tensor]
 def collect_statistics(
     run: RunContext, progress: Progress, report: Report
 ) -> dict[str, torch.Tensor]:
-    """Returns the statistics that the spec asks for, float32 on the CPU, by ``<kind>:<parameter>``.
+    """Returns the statistics that the spec asks for, float32 on the CPU, by ``<kind>:<parameter>``,
+    and waveforms, ``(samples,)`` at 16 kHz, by ``waves:<number>``.
 
     Only trainable or adapted weights have an entry. Leaves the train state with its best weights,
     adapters merged. Each utterance is encoded alone, without padding. With several objectives each
     loss counts by the objective's weight. Raises ``UserError`` when no utterance has a finite loss.
     """
+    needs_passes = set(run.spec.gather) != {"waves"}
+    statistics = _run_passes(run, progress, report) if needs_passes else {}
+    if "waves" in run.spec.gather:
+        statistics |= _sample_waves(run)
+    return statistics
+
+
+def _sample_waves(run: RunContext) -> dict[str, torch.Tensor]:
+    """Returns waveforms of the training utterances, in equal numbers of each objective, without the
+    masks of masked prediction."""
+    waves = [
+        clip.wave
+        for index in range(len(run.objectives))
+        for _, clip, _ in _draw_clips(run, index, KEPT_WAVES)
+        if clip.wave is not None
+    ]
+    return {f"waves:{number:05d}": wave.clone() for number, wave in enumerate(waves)}
+
+
+def _run_passes(run: RunContext, progress: Progress, report: Report) -> dict[str, torch.Tensor]:
+    """Returns the statistics that need forward passes."""
     state, wants_fisher = _load_best_weights(run.state, progress), "fisher" in run.spec.gather
     for parameter in state.parameters.values():
         parameter.requires_grad_(wants_fisher)
@@ -138,18 +166,31 @@ def _add_squares(fisher: Mapping[str, torch.Tensor], state: TrainState, loss: to
 def _loss_functions(run: RunContext) -> Iterator[LossFunction]:
     """Yields one loss function per drawn utterance, objective by objective."""
     for index, data in enumerate(run.objectives):
-        rng = make_generator(run.spec.seed, Stream.STATISTICS, index)
-        longest = max_crop_samples(data, run.spec.crop_seconds)
-        for place in sorted(rng.permutation(len(data.train))[:EXAMPLES].tolist()):
-            example = data.train[place]
-            audio = run.loader.audio_caches[index].read(example.utterance)
-            audio, start = crop(audio, longest, rng, data.crop_step_samples)
-            if not np.isfinite(audio).all():
-                continue  # training skips the update of a damaged recording, too
-            wave = torch.from_numpy(audio)
-            clip = AudioClip(example.utterance.key, len(audio), False, wave=wave, start=start)
+        for example, clip, rng in _draw_clips(run, index, EXAMPLES):
             targets = make_targets(data, [example], [clip], rng)
             yield _make_loss_function(run, index, clip, targets)
+
+
+def _draw_clips(
+    run: RunContext, index: int, most: int
+) -> Iterator[tuple[Example, AudioClip, np.random.Generator]]:
+    """Yields at most that many training utterances of an objective, drawn without replacement and
+    cropped as in training, and the generator that draws what depends on them."""
+    data = run.objectives[index]
+    rng = make_generator(run.spec.seed, Stream.STATISTICS, index)
+    longest = max_crop_samples(data, run.spec.crop_seconds)
+    for place in sorted(rng.permutation(len(data.train))[:most].tolist()):
+        example = data.train[place]
+        audio = run.loader.audio_caches[index].read(example.utterance)
+        audio, start = crop(audio, longest, rng, data.crop_step_samples)
+        if not np.isfinite(audio).all():
+            continue  # training skips the update of a damaged recording, too
+        wave = torch.from_numpy(audio)
+        yield (
+            example,
+            AudioClip(example.utterance.key, len(audio), False, wave=wave, start=start),
+            rng,
+        )
 
 
 def _make_loss_function(

@@ -236,16 +236,7 @@ def make_statistics_lookup(
     if kind is None:
         return lambda name: ()
     by_donor = list(statistics or [{}] * donors)
-    missing = [
-        f"donor {index + 1}"
-        for index, item in enumerate(by_donor)
-        if not any(key.startswith(f"{kind}:") for key in item)
-    ]
-    if missing:
-        raise UserError(
-            f"merge method `{method}` needs {kind} statistics of every donor's tuning set, but "
-            f"there are none of {join_first_five(missing)}: fine-tune with `gather: [{kind}]`."
-        )
+    require_statistics(method, kind, by_donor)
 
     def look_up(name: str) -> tuple[torch.Tensor, ...]:
         key = f"{kind}:{name}"
@@ -254,6 +245,21 @@ def make_statistics_lookup(
         )
 
     return look_up
+
+
+def require_statistics(method: str, kind: str, statistics: Sequence[StateDict]) -> None:
+    """Raises ``UserError`` where a donor has no statistics of a kind."""
+    missing = [
+        f"donor {index + 1}"
+        for index, item in enumerate(statistics)
+        if not any(key.startswith(f"{kind}:") for key in item)
+    ]
+    if missing:
+        gather = METHODS.get(method).gather
+        raise UserError(
+            f"merge method `{method}` needs {gather} statistics of every donor's tuning set, but "
+            f"there are none of {join_first_five(missing)}: fine-tune with `gather: [{gather}]`."
+        )
 
 
 def _fill_from_base(

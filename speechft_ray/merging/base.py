@@ -141,7 +141,7 @@ class MergeMethod:
     ``precomputed`` alone. ``combine`` is then called with blocks, up to ten times as fast."""
     donors: Callable[[Any], DonorRange] = any_number
     """``donors(params)`` returns how many donors these parameters can take."""
-    needs: Literal["fisher", "gram"] | None = None
+    needs: Literal["fisher", "gram", "layer_gram"] | None = None
     """The statistics of the donors' tuning sets that the method reads."""
     neutral: Mapping[str, Any] | None = None
     """Parameters at which a lone donor comes back bit for bit; ``None`` where there are none."""
@@ -153,6 +153,12 @@ class MergeMethod:
     It is part of the identity of the method's merges, only where it is not 1, so that version 1
     keeps older fingerprints.
     """
+
+    @property
+    def gather(self) -> str | None:
+        """What the donors' fine-tuning gathers for the method. ``layer_gram`` depends on the merged
+        lower layers, so it is computed while merging, from waveforms."""
+        return "waves" if self.needs == "layer_gram" else self.needs
 
 
 METHODS: Registry[MergeMethod] = Registry("merge method", "speechft_ray.merging")

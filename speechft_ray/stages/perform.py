@@ -32,6 +32,7 @@ from speechft_ray.speech.corpora.index import find_index, index_corpus
 from speechft_ray.speech.encoders.base import FAMILIES, EncoderWeights
 from speechft_ray.speech.encoders.compatibility import check_same_network, find_protected_prefixes
 from speechft_ray.speech.features.cache import FeatureCache
+from speechft_ray.stages.layer_grams import compute_layer_grams
 from speechft_ray.stages.merge_cache import MergeInputs, merge_with_cache
 from speechft_ray.superb.evaluate import SharedCaches
 from speechft_ray.superb.folds import evaluate_folds
@@ -258,6 +259,7 @@ def _open_merged(recipe: Mapping[str, Any], store: Store) -> Iterator[EncoderWei
         yield base
         return
     needs = METHODS.get(recipe["method"]).needs
+    params = {name: value for name, value in recipe["params"].items() if name != "scale"}
     file = encoder_file(recipe.get("checkpoint", BEST))
 
     def read() -> MergeInputs:
@@ -266,14 +268,17 @@ def _open_merged(recipe: Mapping[str, Any], store: Store) -> Iterator[EncoderWei
         donors = [read_encoder(folder / file) for folder in folders]
         check_same_network(base, dict(zip(recipe["donors"], donors, strict=True)))
         states = [donor.state for donor in donors]
+        prefixes = find_protected_prefixes(base, states)
+        statistics = [load_file(file) if file.is_file() else {} for file in files]
+        if needs == "layer_gram":
+            statistics = compute_layer_grams(base, states, prefixes, statistics, params)
         return MergeInputs(
-            base=base.state,
-            donors=states,
-            protected_prefixes=find_protected_prefixes(base, states),
-            statistics=[load_file(file) if file.is_file() else {} for file in files],
+            base=base.state, donors=states, protected_prefixes=prefixes, statistics=statistics
         )
 
     names = (str(store.root), recipe["base"], str(needs), file, *recipe["donors"])
+    if needs == "layer_gram":  # its statistics depend on the parameters
+        names += (canonical_json(params),)
     with merge_with_cache(
         names, read, recipe["method"], recipe["params"], recipe["alpha"]
     ) as state:

@@ -18,6 +18,7 @@ from speechft_ray.core.specs import SweepSpec
 from speechft_ray.core.store import Store
 from speechft_ray.merging.algebra import merge
 from speechft_ray.speech.checkpoints.safetensors_dir import read_encoder
+from speechft_ray.stages.layer_grams import compute_layer_grams
 from speechft_ray.stages.perform import (
     ENCODER_FILE,
     STATISTICS_FILE,
@@ -47,13 +48,13 @@ def space(gather: list[str]) -> SweepSpec:
     ]
     merges = [
         {"method": method, "donors": ["one", "two"], "alpha": 0.5}
-        for method in ("fisher", "regmean")
+        for method in ("fisher", "regmean", "regmean_plusplus")
     ]
     return parse_space({**SMALL, "finetune": runs, "merge": merges}, "the space")
 
 
-def test_fisher_and_regmean_read_what_the_fine_tuning_gathered(tmp_path: Path) -> None:
-    spec = space(["fisher", "gram"])
+def test_merges_read_what_the_fine_tuning_gathered(tmp_path: Path) -> None:
+    spec = space(["fisher", "gram", "waves"])
     place = resolve_place(spec, storage=tmp_path, cpu=True)
     plan, store = plan_sweep(spec, place), Store(tmp_path)
     publish_start(place)
@@ -77,7 +78,10 @@ def test_fisher_and_regmean_read_what_the_fine_tuning_gathered(tmp_path: Path) -
         start_encoder(place.encoder)[0],
         [read_encoder(folder / ENCODER_FILE).state for folder in folders],
     )
-    plain = merge("linear", {}, base.state, donors, 0.5, ("final_proj", "label_embs"))
+    assert sum(key.startswith("waves:") for key in statistics[0]) == 6  # all training utterances
+    prefixes = ("final_proj", "label_embs")
+    layer_grams = compute_layer_grams(base, donors, prefixes, statistics, {})
+    plain = merge("linear", {}, base.state, donors, 0.5, prefixes)
     differing = 0
     for job in plan.of_stage("merge"):
         if job.payload["alpha"] == 0.5:
@@ -88,22 +92,23 @@ def test_fisher_and_regmean_read_what_the_fine_tuning_gathered(tmp_path: Path) -
                 base.state,
                 donors,
                 0.5,
-                ("final_proj", "label_embs"),
-                statistics=statistics,
+                prefixes,
+                layer_grams if job.payload["method"] == "regmean_plusplus" else statistics,
             )
             assert all(torch.equal(made[name], value) for name, value in expected.items())
             differing += not torch.equal(
                 made["encoder.layers.0.fc1.weight"], plain["encoder.layers.0.fc1.weight"]
             )
-    assert differing == 2
+    assert differing == 3
 
 
 @pytest.mark.parametrize(
     ("gather", "paths"),
     [
-        ([], ["merge[0].method", "merge[1].method"]),
-        (["fisher"], ["merge[1].method"]),
-        (["gram", "fisher"], []),
+        ([], ["merge[0].method", "merge[1].method", "merge[2].method"]),
+        (["fisher"], ["merge[1].method", "merge[2].method"]),
+        (["gram", "fisher"], ["merge[2].method"]),
+        (["gram", "fisher", "waves"], []),
     ],
 )
 def test_a_merge_without_its_statistics_is_refused_before_anything_runs(
@@ -116,7 +121,7 @@ def test_a_merge_without_its_statistics_is_refused_before_anything_runs(
     with pytest.raises(SpecError) as caught:
         check_names(spec)
     assert [path for path, _ in caught.value.mistakes] == paths
-    kind = "gram" if gather else "fisher"
+    kind = next(kind for kind in ("fisher", "gram", "waves") if kind not in gather)
     sentence = (
         f"needs {kind} statistics of the donors' tuning sets: set `gather: [{kind}]` for the "
         "fine-tuning of one, two."

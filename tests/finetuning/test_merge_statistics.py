@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from speechft_ray.core.specs import AdapterSpec, FinetuneSpec
-from speechft_ray.finetuning import loop
+from speechft_ray.finetuning import loop, merge_statistics
 from speechft_ray.finetuning.merge_statistics import GramRecorder
 from speechft_ray.finetuning.run import FinetuneResult, finetune
 from speechft_ray.speech.checkpoints.load import load_encoder
@@ -102,13 +102,28 @@ def test_statistics_are_those_of_the_best_weights_on_the_tuning_set(
 def test_gathering_changes_nothing_else(tmp_path: Path) -> None:
     plain, with_gram = (
         run_finetuning(tmp_path / "a"),
-        run_finetuning(tmp_path / "b", gather=("gram",)),
+        run_finetuning(tmp_path / "b", gather=("gram", "waves")),
     )
-    assert plain.statistics == {} and {name.split(":")[0] for name in with_gram.statistics} == {
-        "gram"
-    }
+    assert plain.statistics == {}
+    assert {name.split(":")[0] for name in with_gram.statistics} == {"gram", "waves"}
     for name, value in plain.weights.state.items():
         assert torch.equal(value, with_gram.weights.state[name])
+
+
+@pytest.mark.usefixtures("toy_family")
+def test_a_sample_of_the_tuning_set_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recordings = [
+        torch.tensor(TONES.read(item)) for item in TONES.utterances if item.split == "train"
+    ]
+    kept = run_finetuning(tmp_path / "a", gather=("waves",)).statistics
+    assert list(kept) == [f"waves:{number:05d}" for number in range(14)]
+    assert all(torch.equal(*pair) for pair in zip(kept.values(), recordings, strict=True))
+    monkeypatch.setattr(merge_statistics, "KEPT_WAVES", 5)
+    fewer = run_finetuning(tmp_path / "b", gather=("waves",), seed=1).statistics
+    assert len(fewer) == 5
+    assert all(any(torch.equal(wave, item) for item in recordings) for wave in fewer.values())
 
 
 @pytest.mark.usefixtures("toy_family")

@@ -32,7 +32,7 @@ def test_a_search_may_propose_the_method(method: str, tmp_path: Path) -> None:
     }
     raw = search_space(axes={"alpha": {"uniform": [0, 1]}, "method": method, method: axes})
     fewest, _ = kind.donors(defaults)
-    gathered = {"gather": [kind.needs]} if kind.needs else {}
+    gathered = {"gather": [kind.gather]} if kind.gather else {}
     raw["finetune"] = [
         {**raw["finetune"][0], "name": f"run{number}", "seed": number, **gathered}
         for number in range(fewest)

@@ -49,13 +49,13 @@ def make_statistics(method: str, base: StateDict, seed: int) -> StateDict:
     """Returns statistics of the kind that a method needs, for the parameters of layers."""
     kind, source = METHODS.get(method).needs, torch.Generator().manual_seed(seed)
     layers = {key: tensor for key, tensor in base.items() if "layers.0" in key and kind}
-    if kind == "gram":
+    if kind in ("gram", "layer_gram"):
         inputs = {
             key: torch.randn(20, tensor.shape[1], generator=source)
             for key, tensor in layers.items()
             if tensor.dim() == 2
         }
-        return {f"gram:{key}": rows.T @ rows / 20 for key, rows in inputs.items()}
+        return {f"{kind}:{key}": rows.T @ rows / 20 for key, rows in inputs.items()}
     return {
         f"{kind}:{key}": torch.rand(tensor.shape, generator=source)
         for key, tensor in layers.items()
