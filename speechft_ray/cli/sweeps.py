@@ -79,6 +79,13 @@ Report = Annotated[Path | None, typer.Option(help="Report folder; default: STORA
 Mlflow = Annotated[
     str | None, typer.Option(help="MLflow URI; default: sqlite in the storage folder.")
 ]
+Track = Annotated[
+    str | None,
+    typer.Option(
+        help="Where curves and results are logged: mlflow, jsonl, tensorboard, wandb, with commas "
+        "between them, or none. Default: mlflow,jsonl."
+    ),
+]
 Retries = Annotated[
     int,
     typer.Option(
@@ -105,6 +112,7 @@ def run(
     storage: Storage = Path("runs"),
     report: Report = None,
     mlflow: Mlflow = None,
+    track: Track = None,
     plan: Annotated[
         bool,
         typer.Option(
@@ -130,8 +138,10 @@ def run(
     say so.
     """
     from speechft_ray.commands.sweep import run
+    from speechft_ray.commands.trackers import parse_trackers
     from speechft_ray.core.records import Limits
 
+    trackers = parse_trackers(track, mlflow)
     rates = _read_throughput(throughput)
     limits = Limits(retries=retries, **parse_stall_minutes(stall_minutes or []))
     changes = make_cache_fields(cache, cache_gb)
@@ -150,6 +160,7 @@ def run(
             mlflow,
             stop,
             limits,
+            trackers,
         )
     if failures:
         raise SystemExit(EXIT_FAILED)
@@ -200,12 +211,15 @@ def write_report(
     storage: Storage = Path("runs"),
     report: Report = None,
     mlflow: Mlflow = None,
+    track: Track = None,
 ) -> None:
-    """Write the report again from the store, and send to MLflow what it lacks."""
+    """Write the report again from the store, and send the trackers what they lack."""
     from speechft_ray.commands.sweep import write_report_again
+    from speechft_ray.commands.trackers import parse_trackers
 
+    trackers = parse_trackers(track, mlflow)
     sweep = _open_sweep(space, encoder, corpora, manifest, storage, is_to_run=False)
-    write_report_again(sweep, report or _report_of(sweep), mlflow)
+    write_report_again(sweep, report or _report_of(sweep), mlflow, trackers)
 
 
 @app.command()

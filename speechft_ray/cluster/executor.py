@@ -19,9 +19,9 @@ from speechft_ray.cluster.connect import Cluster
 from speechft_ray.cluster.losses import Losses, describe_losses, is_loss
 from speechft_ray.cluster.metrics import ClusterMetrics
 from speechft_ray.cluster.progress import (
+    ProgressReader,
     kill_worker_of,
     perform_on_worker,
-    read_progress_actor,
     start_progress_actor,
 )
 from speechft_ray.cluster.ray_errors import explain_import_error
@@ -90,6 +90,7 @@ class RayExecutor:
         self._place = place
         self._cluster = cluster
         self._progress_actor = start_progress_actor()
+        self._reader = ProgressReader(self._progress_actor, PROGRESS_TIMEOUT_SECONDS)
         self._shares = Shares(place)
         self._metrics = ClusterMetrics()
         self._losses = Losses(limits.retries)
@@ -220,9 +221,14 @@ class RayExecutor:
         second."""
         if self._stopped:
             return {}
-        latest = read_progress_actor(self._progress_actor, PROGRESS_TIMEOUT_SECONDS)
+        latest = self._reader.read()
+        # Points are new once.
+        self._progress = (
+            {key: item._replace(points=()) for key, item in self._progress.items()}
+            if latest is None
+            else latest
+        )
         if latest is not None:
-            self._progress = latest
             for stall in list(self._watchdog.look(latest, self._jobs)):
                 self._handle_stall(stall)
         running = {

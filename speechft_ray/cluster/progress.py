@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from speechft_ray.core.curves import Point, read_point
 from speechft_ray.core.marker import explain_other_storage
 from speechft_ray.core.processes import find_start, kill_process
 from speechft_ray.core.records import Job, Outcome, Place
@@ -65,7 +66,8 @@ def perform_on_worker(
     if not ray.get_gpu_ids():
         place = place.model_copy(update={"device": "cpu"})
     send = throttle(
-        lambda latest: progress_actor.put.remote(job.fingerprint, latest), REPORT_EVERY_SECONDS
+        lambda latest, points: progress_actor.put.remote(job.fingerprint, latest, points),
+        REPORT_EVERY_SECONDS,
     )
 
     def report(values: Mapping[str, float]) -> None:
@@ -121,41 +123,64 @@ def kill_worker_of(progress_actor: Any, fingerprint: str) -> str | None:
     return str(worker)
 
 
-def throttle(send: Callable[[dict[str, float]], object], every_seconds: float) -> ReportProgress:
-    """Returns a report that sends the latest value of each name at most every so many seconds.
+def throttle(
+    send: Callable[[dict[str, float], list[Point]], object], every_seconds: float
+) -> ReportProgress:
+    """Returns a report that sends the latest value of each name, and all points of the curve since
+    the last time, at most every so many seconds.
 
     It does not wait for an answer.
     """
     latest: dict[str, float] = {}
+    points: list[Point] = []
     sent_at = float("-inf")
 
     def report(values: Mapping[str, float]) -> None:
-        nonlocal sent_at
+        nonlocal sent_at, points
         latest.update({name: float(value) for name, value in values.items()})
+        point = read_point(values)
+        points.extend([point] if point else [])
         if time.monotonic() - sent_at >= every_seconds:
             sent_at = time.monotonic()
-            send(dict(latest))
+            send(dict(latest), points)
+            points = []
 
     return report
 
 
-def read_progress_actor(progress_actor: Any, timeout_seconds: float) -> dict[str, Progress] | None:
-    """Returns the progress by fingerprint, or ``None`` when the actor does not answer in time (it
-    may be restarting)."""
-    try:
-        reports: dict[str, dict[str, float]] = ray.get(
-            progress_actor.read.remote(), timeout=timeout_seconds
-        )
-    except ray.exceptions.RayError:  # also OutOfMemoryError: it is killed like any other actor
-        return None
-    return {fingerprint: read_progress(latest) for fingerprint, latest in reports.items()}
+class ProgressReader:
+    """Reads the progress actor. An answer that comes late is not lost: it is the next one."""
+
+    def __init__(self, progress_actor: Any, timeout_seconds: float) -> None:
+        self._actor, self._timeout = progress_actor, timeout_seconds
+        self._answer: Any = None
+
+    def read(self) -> dict[str, Progress] | None:
+        """Returns the progress by fingerprint, or ``None`` when the actor does not answer in time
+        (it may be restarting)."""
+        self._answer = self._answer or self._actor.read.remote()
+        try:
+            reports: dict[str, Report] = ray.get(self._answer, timeout=self._timeout)
+        except ray.exceptions.GetTimeoutError:
+            return None
+        except ray.exceptions.RayError:  # also OutOfMemoryError: it is killed like any other actor
+            self._answer = None
+            return None
+        self._answer = None
+        return {key: read_progress(latest, points) for key, (latest, points) in reports.items()}
+
+
+Report = tuple[dict[str, float], list[Point]]
+"""The latest values of a job, and new points of its curve."""
 
 
 class ProgressActor:
-    """The latest report of every running job, by fingerprint."""
+    """The latest report of every running job, by fingerprint, and points of curves until they are
+    read."""
 
     def __init__(self) -> None:
         self._latest: dict[str, dict[str, float]] = {}
+        self._points: dict[str, list[Point]] = {}
         self._workers: dict[str, Worker] = {}
 
     def add_worker(self, fingerprint: str, worker: Worker) -> None:
@@ -165,12 +190,15 @@ class ProgressActor:
     def find_worker(self, fingerprint: str) -> Worker | None:
         return self._workers.get(fingerprint)
 
-    def put(self, fingerprint: str, latest: dict[str, float]) -> None:
+    def put(self, fingerprint: str, latest: dict[str, float], points: list[Point]) -> None:
         self._latest[fingerprint] = latest
+        self._points.setdefault(fingerprint, []).extend(points)
 
     def remove(self, fingerprint: str) -> None:
         self._latest.pop(fingerprint, None)
+        self._points.pop(fingerprint, None)
         self._workers.pop(fingerprint, None)
 
-    def read(self) -> dict[str, dict[str, float]]:
-        return self._latest
+    def read(self) -> dict[str, Report]:
+        points, self._points = self._points, {}
+        return {key: (latest, points.get(key, [])) for key, latest in self._latest.items()}

@@ -15,7 +15,7 @@ import queue
 import threading
 import time
 import traceback
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from speechft_ray.cluster.ray_errors import explain_import_error
 from speechft_ray.cluster.share import Shares, bundle
 from speechft_ray.cluster.stopping import GOODNESS, SHARE, EarlyStopping
 from speechft_ray.cluster.trial_losses import LossCallback, survive_memory_errors
+from speechft_ray.core.curves import Point
 from speechft_ray.core.records import Job, Outcome, Place
 from speechft_ray.core.resources import ResourceRequest
 from speechft_ray.sweep.protocols import Perform, ReportProgress
@@ -336,10 +337,11 @@ def _curve(job: Job) -> ReportProgress:
     return report
 
 
-def _report_latest(latest: dict[str, float]) -> None:
-    # The prefix keeps clear of Tune's own result names: a `done` that is not 0 ends the trial.
+def _report_latest(latest: Mapping[str, float], points: Sequence[Point]) -> None:
+    # The prefix keeps clear of Tune's own result names: a `done` that is not 0 ends the trial. Tune
+    # takes `/` in a name for levels of a mapping.
     if latest:
-        tune.report({f"job_{name}": value for name, value in latest.items()})
+        tune.report({f"job_{name.replace('/', '_')}": value for name, value in latest.items()})
 
 
 def _placement(config: dict[str, Any]) -> tune.PlacementGroupFactory:

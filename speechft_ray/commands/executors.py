@@ -21,7 +21,8 @@ for up to 60 s (nfs(5), ``acdirmax``)."""
 class OnDemandExecutor:
     """Opens the executor at an address with the first job, so that a finished sweep starts no Ray.
 
-    ``note`` prints a line for people.
+    ``note`` prints a line for people. ``show`` gets the progress of a job of this process while it
+    runs; that of a cluster is asked for (``progress``).
     """
 
     def __init__(
@@ -31,7 +32,9 @@ class OnDemandExecutor:
         note: Callable[[str], None],
         resources: Mapping[Stage, ResourceRequest] = RESOURCES,
         limits: Limits = Limits(),  # noqa: B008  # frozen
+        show: Callable[[Mapping[str, Progress]], None] = lambda progress: None,
     ) -> None:
+        self._show = show
         self._address, self._place, self._note = address, place, note
         self._resources, self._limits = resources, limits
         self._executor: Executor | None = None
@@ -43,7 +46,7 @@ class OnDemandExecutor:
         """Opens the executor if need be and submits the job to it."""
         if self._executor is None:
             self._executor = open_executor(
-                self._address, self._place, self._note, self._resources, self._limits
+                self._address, self._place, self._note, self._resources, self._limits, self._show
             )
         self._executor.submit(job)
 

@@ -1,4 +1,4 @@
-"""Builds the parts that the verbs share: inputs of a plan, executors, trackers, progress bars."""
+"""Builds the parts that the verbs share: inputs of a plan, executors, progress bars."""
 
 from __future__ import annotations
 
@@ -39,7 +39,8 @@ from speechft_ray.stages.perform import perform, plan_corpus, start_encoder
 from speechft_ray.superb.tasks.base import TASKS
 from speechft_ray.sweep.local import LocalExecutor
 from speechft_ray.sweep.plan import FBANK, Component, Inputs
-from speechft_ray.sweep.protocols import Executor, Tracker
+from speechft_ray.sweep.protocols import Executor
+from speechft_ray.sweep.protocols import Progress as SweepProgress
 
 SEARCH_SPACES = Path(speechft_ray.__file__).parent / "search_spaces"
 """The search spaces that come with the package."""
@@ -55,9 +56,6 @@ GPU as their memory allows (``cost.memory``, ``cluster.share``)."""
 
 TRIAL_STAGES: tuple[Literal["finetune", "evaluate"], ...] = ("finetune", "evaluate")
 """Stages whose jobs ``--cpus-per-trial`` and ``--gpus-per-trial`` concern."""
-
-TRACKER_NAMES = ("mlflow", "jsonl")
-"""Trackers of every sweep, in the order in which their sentences are printed."""
 
 
 def find_space(space: str) -> Path:
@@ -229,13 +227,15 @@ def open_executor(
     note: Callable[[str], None] = print,
     resources: Mapping[Stage, ResourceRequest] = RESOURCES,
     limits: Limits = Limits(),  # noqa: B008  # frozen
+    show: Callable[[Mapping[str, SweepProgress]], None] = lambda progress: None,
 ) -> Executor:
-    """Opens the executor at an address, ``None`` for this process; ``note`` prints the cluster.
+    """Opens the executor at an address, ``None`` for this process; ``note`` prints the cluster,
+    ``show`` gets the progress of the running job of this process.
 
     Raises ``UserError`` where no node has what a user asked for in ``resources``.
     """
     if address is None:
-        return LocalExecutor(perform, place)
+        return LocalExecutor(perform, place, show)
     # Importing Ray takes seconds, so it waits until there is a job.
     from speechft_ray.cluster.connect import connect
     from speechft_ray.cluster.executor import RayExecutor
@@ -254,19 +254,6 @@ def open_executor(
         cluster.close()
         raise
     return RayExecutor(perform, place, cluster=cluster, limits=limits, note=note)
-
-
-def open_trackers(spec: SweepSpec, store: Store, mlflow_uri: str | None) -> list[Tracker]:
-    """Opens the trackers of a sweep, ``TRACKER_NAMES``; ``mlflow_uri`` is the value of --mlflow."""
-    from speechft_ray.tracking.background import BackgroundTracker
-    from speechft_ray.tracking.base import TRACKERS
-
-    kinds = [TRACKERS.get(name) for name in TRACKER_NAMES]
-    trackers = [kind.open(store.root, spec.name, mlflow_uri) for kind in kinds]
-    return [
-        BackgroundTracker(tracker) if kind.blocks else tracker
-        for kind, tracker in zip(kinds, trackers, strict=True)
-    ]
 
 
 def ensure_downloaded(name: str) -> None:

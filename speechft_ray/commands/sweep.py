@@ -16,13 +16,13 @@ from speechft_ray.commands.executors import OnDemandExecutor
 from speechft_ray.commands.labels import check_labels
 from speechft_ray.commands.parts import (
     RESOURCES,
-    open_trackers,
     plan_sweep_inputs,
     set_resources,
 )
 from speechft_ray.commands.results import print_failures, print_results, publish_results
 from speechft_ray.commands.search import MergeSearch
 from speechft_ray.commands.status import print_list_plan, print_list_status
+from speechft_ray.commands.trackers import DEFAULT_TRACKERS, open_trackers
 from speechft_ray.core.marker import mark_storage
 from speechft_ray.core.records import STAGES, Job, Limits, Outcome, Place
 from speechft_ray.core.specs import SweepSpec
@@ -34,6 +34,7 @@ from speechft_ray.stages.perform import publish_start
 from speechft_ray.sweep.lock import hold_lock
 from speechft_ray.sweep.mending import set_damaged_aside
 from speechft_ray.sweep.plan import Plan, make_plan
+from speechft_ray.sweep.protocols import Progress
 from speechft_ray.sweep.publishing import Publisher
 from speechft_ray.sweep.scheduler import JobScheduler, is_finished, jobs_to_run, run_jobs
 from speechft_ray.sweep.stops import read_stopped_jobs
@@ -142,6 +143,19 @@ class MergeList:
         print_list_status(self.plan, self.store, console)
 
 
+class RunObserver:
+    """Shows a run, and logs the learning curves of running jobs."""
+
+    def __init__(self, display: ProgressDisplay, publisher: Publisher) -> None:
+        self.on_job_start, self.on_job_end = display.on_job_start, display.on_job_end
+        self._display, self._publisher = display, publisher
+
+    def on_progress(self, progress: Mapping[str, Progress]) -> None:
+        """Takes the progress of all running jobs; call it often."""
+        self._display.on_progress(progress)
+        self._publisher.log_progress(progress)
+
+
 def open_sweep(spec: SweepSpec, place: Place, *, is_to_run: bool = True) -> Sweep:
     """Checks a spec against everything it names and plans it.
 
@@ -169,16 +183,18 @@ def run(
     mlflow_uri: str | None,
     stop: threading.Event,
     limits: Limits = Limits(),  # noqa: B008  # frozen
+    trackers: tuple[str, ...] = DEFAULT_TRACKERS,
 ) -> list[Outcome]:
     """Performs what is missing of a sweep, writes its report and returns the failed jobs.
 
-    ``address`` is that of a Ray cluster, ``None`` for this process. Raises ``UserError`` before
+    ``address`` is that of a Ray cluster, ``None`` for this process; ``trackers`` are names
+    (``parse_trackers``). Raises ``UserError`` before
     anything is computed when the input is wrong, and ``Interrupted`` when ``stop`` was set.
     """
     place, store = sweep.place, sweep.store
     sweep.check_disk()
     place = place.model_copy(update={"storage_id": mark_storage(store.root)})
-    trackers = open_trackers(sweep.spec, store, mlflow_uri)
+    opened = open_trackers(sweep.spec, store, mlflow_uri, trackers)
     publish_start(place)
     failures: list[Outcome] = []
     status = "stopped"
@@ -187,12 +203,15 @@ def run(
         # Before the display counts what is done.
         set_damaged_aside(sweep.plan, store, _print_note)
         display = stack.enter_context(sweep.open_display())
-        publisher = Publisher(sweep.plan, store, trackers, display.note, sweep.tunings)
+        publisher = Publisher(sweep.plan, store, opened, display.note, sweep.tunings)
         publisher.start()
         resources = set_resources(RESOURCES, sweep.spec.resources)
-        executor = OnDemandExecutor(address, place, display.note, resources, limits)
+        observer = RunObserver(display, publisher)
+        executor = OnDemandExecutor(
+            address, place, display.note, resources, limits, observer.on_progress
+        )
         scheduler = JobScheduler(
-            executor, display, publisher.log_outcome, stop, by_priority=sweep.by_priority
+            executor, observer, publisher.log_outcome, stop, by_priority=sweep.by_priority
         )
         try:
             sweep.execute(scheduler, display, publisher)
@@ -218,11 +237,16 @@ def _print_note(text: str) -> None:
     Console(stderr=True, soft_wrap=True, highlight=False, markup=False).print(text)
 
 
-def write_report_again(sweep: Sweep, report: Path, mlflow_uri: str | None) -> None:
+def write_report_again(
+    sweep: Sweep,
+    report: Path,
+    mlflow_uri: str | None,
+    trackers: tuple[str, ...] = DEFAULT_TRACKERS,
+) -> None:
     """Writes the report from the store and sends the trackers what they lack. Runs no job."""
     place, store = sweep.place, sweep.store
-    trackers = open_trackers(sweep.spec, store, mlflow_uri)
-    publisher = Publisher(sweep.plan, store, trackers, Console().print, sweep.tunings)
+    opened = open_trackers(sweep.spec, store, mlflow_uri, trackers)
+    publisher = Publisher(sweep.plan, store, opened, Console().print, sweep.tunings)
     publisher.start()
     sweep.replay(publisher)
     status = "finished" if is_finished(sweep.plan, store) else "stopped"

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from speechft_ray.core.curves import POINT, name_finetune_values
 from speechft_ray.core.errors import UserError
 from speechft_ray.core.metrics import is_better
 from speechft_ray.core.specs import FinetuneSpec
@@ -131,13 +132,7 @@ def _run_updates(run: RunContext, progress: Progress, trainer: Trainer, report: 
         values = _log_or_validate(run, progress)
         # A report: at points of the curve, and at least every REPORT_EVERY_SECONDS.
         if values or now - reported_at >= REPORT_EVERY_SECONDS:
-            report(
-                {
-                    "done": progress.update,
-                    "total": run.spec.updates,
-                    **(values or _average(progress.steps)),
-                }
-            )
+            report(_make_report(run, progress, values))
             reported_at = now
         progress.seconds = earlier_seconds + time.monotonic() - started
         # A saved state, at most for SAVE_SHARE of the time.
@@ -146,6 +141,24 @@ def _run_updates(run: RunContext, progress: Progress, trainer: Trainer, report: 
             _save(run, progress)
             saved_at = time.monotonic()
             save_seconds = saved_at - saving
+
+
+def _make_report(
+    run: RunContext, progress: Progress, values: Mapping[str, float]
+) -> dict[str, float]:
+    """Returns what to report: a point of the curve with these values, or the means since the last
+    point."""
+    metrics = [data.kind.metric for data in run.objectives]
+    metric, _ = average_metrics(metrics, [0.0] * len(metrics))
+    heads = [objective.head for objective in run.spec.objectives]
+    point = {name: value for name, value in values.items() if name != "goodness"}
+    return {
+        "done": progress.update,
+        "total": run.spec.updates,
+        **name_finetune_values(point or _average(progress.steps), heads, metrics, metric),
+        **({POINT: progress.update} if values else {}),
+        **({"goodness": values["goodness"]} if "goodness" in values else {}),
+    }
 
 
 def _record_step(spec: FinetuneSpec, progress: Progress, step: StepResult) -> None:

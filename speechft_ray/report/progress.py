@@ -304,5 +304,5 @@ class _Running:
 
     @property
     def fraction(self) -> float:
-        done, total, _ = self.progress
+        done, total = self.progress.done, self.progress.total
         return min(1.0, max(0.0, done / total)) if total > 0 else 0.0

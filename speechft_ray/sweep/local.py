@@ -5,11 +5,15 @@ from __future__ import annotations
 import time
 import traceback
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 
+from speechft_ray.core.curves import NOT_IN_CURVE, Point, read_point
 from speechft_ray.core.errors import Interrupted, UserError
 from speechft_ray.core.records import Job, Outcome, Place
 from speechft_ray.sweep.protocols import Perform, Progress, ReportProgress
+
+SHOW_EVERY_SECONDS = 0.5
+"""Shortest time between two looks at the progress of the running job."""
 
 
 def perform_safely(perform: Perform, job: Job, place: Place, report: ReportProgress) -> Outcome:
@@ -38,24 +42,28 @@ def perform_safely(perform: Perform, job: Job, place: Place, report: ReportProgr
         )
 
 
-def read_progress(latest: Mapping[str, float]) -> Progress:
-    """Returns the last values that a job reported; all but ``done`` and ``total`` are curve
-    values."""
-    values = {name: float(value) for name, value in latest.items() if name not in ("done", "total")}
-    return Progress(
-        done=float(latest.get("done", 0.0)), total=float(latest.get("total", 0.0)), values=values
-    )
+def read_progress(latest: Mapping[str, float], points: Sequence[Point] = ()) -> Progress:
+    """Returns the last values that a job reported, and new points of its curve."""
+    values = {name: float(value) for name, value in latest.items() if name not in NOT_IN_CURVE}
+    done, total = float(latest.get("done", 0.0)), float(latest.get("total", 0.0))
+    return Progress(done, total, values, points)
 
 
 class LocalExecutor:
     """Performs each job inside ``outcomes``, in the calling thread and the order of submission.
 
-    No job is stopped early.
+    No job is stopped early. ``show`` gets the progress while a job runs, in the same thread.
     """
 
-    def __init__(self, perform: Perform, place: Place) -> None:
+    def __init__(
+        self,
+        perform: Perform,
+        place: Place,
+        show: Callable[[Mapping[str, Progress]], None] = lambda progress: None,
+    ) -> None:
         self._perform = perform
         self._place = place
+        self._show = show
         self._waiting: deque[Job] = deque()
         self._running: dict[str, Progress] = {}
         self._stopped = False
@@ -73,10 +81,19 @@ class LocalExecutor:
             return []
         job = self._waiting.popleft()
         latest: dict[str, float] = {}
+        points: list[Point] = []
+        shown_at = float("-inf")
 
         def report(values: Mapping[str, float]) -> None:
+            nonlocal shown_at
             latest.update(values)
+            point = read_point(values)
+            points.extend([point] if point else [])
             self._running = {job.fingerprint: read_progress(latest)}
+            if time.monotonic() - shown_at >= SHOW_EVERY_SECONDS:
+                self._show({job.fingerprint: read_progress(latest, tuple(points))})
+                points.clear()
+                shown_at = time.monotonic()
 
         report({})
         try:

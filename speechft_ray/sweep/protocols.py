@@ -6,13 +6,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
+from speechft_ray.core.curves import Point
 from speechft_ray.core.records import Job, Outcome, Place
 
 ReportProgress = Callable[[Mapping[str, float]], None]
-"""A running job calls it with ``{"done": .., "total": ..}``; a fine-tuning run adds the values of
-its learning curve at ``done``."""
+"""A running job calls it with ``{"done": .., "total": ..}`` and values of its learning curve under
+their names in trackers (``core.curves``); a report with ``update`` is a point of the curve."""
 
 
 class Perform(Protocol):
@@ -26,11 +27,13 @@ class Perform(Protocol):
 
 
 class Progress(NamedTuple):
-    """Progress of a running job; ``total`` is 0 while unknown. ``values``: latest of its curve."""
+    """Progress of a running job; ``total`` is 0 while unknown. ``values``: latest of its curve;
+    ``points``: those of its curve since the last look."""
 
     done: float
     total: float
     values: Mapping[str, float]
+    points: Sequence[Point] = ()
 
 
 class Executor(Protocol):
@@ -50,7 +53,8 @@ class Executor(Protocol):
         ...
 
     def progress(self) -> Mapping[str, Progress]:
-        """Returns the latest progress of the jobs that run now, by fingerprint."""
+        """Returns the latest progress of the jobs that run now, by fingerprint. Each point of a
+        learning curve is returned once; the last ones of a job may be missing."""
         ...
 
     def stop(self) -> None:
@@ -86,6 +90,9 @@ class EncoderRow:
     """Why metrics are not part of the score, or why this encoder has none; one sentence each."""
     stopped: str | None = None
     """Why it will not be complete: a fine-tuning run that it needs was stopped early."""
+    curve: Sequence[tuple[int, Mapping[str, float]]] = ()
+    """Points of its probes, all evaluations together; ``log_encoder`` logs those that are
+    missing."""
     untuned: str | None = None
     """Which of its fine-tuning runs changed nothing of the encoder, and why; such an encoder cannot
     be selected."""
@@ -123,12 +130,18 @@ class Leak(NamedTuple):
 
 
 class Curve(NamedTuple):
-    """The learning curve of one fine-tuning run: ``(update, values)`` in order."""
+    """The learning curve of one run: ``(update, values)`` in order."""
 
     key: str
+    """Fingerprint of the fine-tuning run, or of the encoder whose probes these are."""
     title: str
     params: Mapping[str, str | float | int]
     points: Sequence[tuple[int, Mapping[str, float]]]
+    """All of them, or where it runs or failed, new ones."""
+    kind: Literal["finetune", "encoder"] = "finetune"
+    state: Literal["running", "finished", "failed", "stopped"] = "finished"
+    error: str | None = None
+    """Why it failed or was stopped; one sentence."""
 
 
 class SweepInfo(NamedTuple):
@@ -153,7 +166,8 @@ class Tracker(Protocol):
         ...
 
     def log_curve(self, curve: Curve) -> None:
-        """Logs one learning curve, or the points that are new in it."""
+        """Logs the points of a learning curve that are missing, and its state. While a run is
+        ``running``, this is called with its new points every few seconds."""
         ...
 
     def log_encoder(self, row: EncoderRow) -> None:

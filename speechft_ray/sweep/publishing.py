@@ -1,18 +1,40 @@
-"""Sends the results of a sweep to its trackers. A tracker that is down gets all of them at the end,
-or from the next run."""
+"""Sends the learning curves and results of a sweep to its trackers, while it runs.
+
+A tracker that is down is asked again after a while and at the end, and then gets everything; so
+does that of the next run.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 from speechft_ray.core.records import Job, Outcome
 from speechft_ray.core.store import Store
+from speechft_ray.sweep.curves import (
+    LiveCurves,
+    describe_encoder,
+    describe_run,
+    name_probe_points,
+    read_run_curve,
+)
 from speechft_ray.sweep.plan import Plan, PlannedRow
-from speechft_ray.sweep.protocols import Curve, EncoderRow, SweepInfo, Tracker, TrackerDown
-from speechft_ray.sweep.rows import Scale, read_job_curves, read_row, read_rows, read_scale
+from speechft_ray.sweep.protocols import (
+    Curve,
+    EncoderRow,
+    Progress,
+    SweepInfo,
+    Tracker,
+    TrackerDown,
+)
+from speechft_ray.sweep.rows import Scale, read_row, read_rows, read_scale
 
 Note = Callable[[str], None]
+
+RETRY_SECONDS = 60.0
+"""How long a tracker that is down is left alone, the first time; then twice as long each time."""
 
 
 def make_sweep_info(plan: Plan) -> SweepInfo:
@@ -52,17 +74,22 @@ class Publisher:
         trackers: Sequence[Tracker],
         note: Note,
         tunings: Sequence[Job] = (),
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """``tunings``: the fine-tuning runs of the sweep that are not in its plan, as those that a
-        search may propose."""
-        self._plan = plan
-        self._rows_by_evaluation = index_rows(plan)
-        self._scale: Scale | None = None
+        search may propose. ``clock`` returns seconds from any fixed moment."""
         self._store = store
-        self._tunings = tunings
+        self._tunings = {job.fingerprint: job for job in tunings}
+        self._take_plan(plan)
         self._note = note
         self._trackers = list(trackers)
-        self._down: set[int] = set()
+        self._clock = clock
+        self._live = LiveCurves(clock)
+        self._failed: dict[str, Curve] = {}
+        """Runs whose state is no longer ``running`` although points may still come."""
+        self._down: dict[int, tuple[float, float]] = {}
+        """When a tracker that is down is asked again, and how long it was left alone."""
+        self._waits: dict[int, float] = {}
         self._ending = False
         self._logged_rows: set[str] = set()
         self._trials: dict[str, EncoderRow] = {}
@@ -75,14 +102,36 @@ class Publisher:
             self._log_curve(curve)
         self._log_new_rows()
 
+    def log_progress(self, progress: Mapping[str, Progress]) -> None:
+        """Logs new points of the learning curves of running jobs, those of one run at most every
+        few seconds. Call it often."""
+        for key, item in progress.items():
+            if not item.points:
+                continue
+            if key in self._runs:
+                self._live.add(describe_run(self._runs[key]), item.points)
+            for row in self._rows_by_evaluation.get(key, ()):
+                points = name_probe_points(row, self._plan.spec.evaluate, key, item.points)
+                self._live.add(describe_encoder(row), points)
+        for curve in self._live.take_due():
+            failed = self._failed.get(curve.key, curve._replace(state="running"))
+            self._log_curve(curve._replace(state=failed.state, error=failed.error))
+        self._ask_again()
+
     def log_outcome(self, outcome: Outcome) -> None:
-        """Logs what this outcome adds: a learning curve, or rows that it completes."""
+        """Logs what this outcome adds: a learning curve, rows that it completes, or why a job
+        failed."""
+        if outcome.blocked_by is not None:
+            return
         if outcome.ok and outcome.stage == "finetune":
-            for curve in self._read_curves():
-                if curve.key == outcome.fingerprint:
-                    self._log_curve(curve)
+            self._live.remove(outcome.fingerprint)
+            job = self._runs.get(outcome.fingerprint)
+            if job is not None and self._store.is_complete("finetune", job.fingerprint):
+                self._log_curve(read_run_curve(job, self._store))
         elif outcome.ok and outcome.stage == "evaluate":
             self._log_rows_of(outcome.fingerprint)
+        elif not outcome.ok:
+            self._log_failure(outcome)
 
     def log_trial(self, row: EncoderRow) -> None:
         """Logs one trial of a search."""
@@ -91,10 +140,14 @@ class Publisher:
 
     def set_plan(self, plan: Plan) -> None:
         """Continues with the plan of the merge that a search selected; the sweep stays the same."""
+        self._take_plan(plan)
+        self._log_new_rows()
+
+    def _take_plan(self, plan: Plan) -> None:
         self._plan = plan
         self._rows_by_evaluation = index_rows(plan)
-        self._scale = None
-        self._log_new_rows()
+        self._runs = {job.fingerprint: job for job in plan.of_stage("finetune")} | self._tunings
+        self._scale: Scale | None = None
 
     def finish(self, rows: Sequence[EncoderRow], report: Path | None, status: str) -> list[str]:
         """Sends to a tracker that was down what it lacks, ends the entry of the sweep with its
@@ -109,8 +162,7 @@ class Publisher:
         self._log_rows([row for row in rows if row.complete])
         self._ending = True
         for tracker in self._trackers:
-            if id(tracker) in self._down:
-                self._down.discard(id(tracker))
+            if self._down.pop(id(tracker), None):
                 self._attempt(tracker, lambda tracker: self._log_all(tracker, rows))
         self._each(lambda tracker: tracker.finish(report, points, status))
         if winner is not None:
@@ -135,15 +187,43 @@ class Publisher:
         tracker.start(make_sweep_info(self._plan))
         for curve in self._read_curves():
             tracker.log_curve(curve)
+        for curve in self._failed.values():
+            tracker.log_curve(curve)
         for row in (*self._trials.values(), *rows):
             if row.flat():
                 tracker.log_encoder(row)
 
     def _read_curves(self) -> list[Curve]:
         """Returns the learning curves of all runs that are complete."""
-        jobs = [*self._plan.of_stage("finetune"), *self._tunings]
-        unique = {job.fingerprint: job for job in jobs}
-        return read_job_curves(unique.values(), self._store)
+        return [
+            read_run_curve(job, self._store)
+            for key, job in self._runs.items()
+            if self._store.is_complete("finetune", key)
+        ]
+
+    def _log_failure(self, outcome: Outcome) -> None:
+        """Logs why a fine-tuning run, or an evaluation of encoders, failed or was stopped."""
+        key, runs = outcome.fingerprint, []
+        if key in self._runs:
+            runs = [describe_run(self._runs[key])]
+        elif outcome.stage == "evaluate":
+            runs = [describe_encoder(row) for row in self._rows_by_evaluation.get(key, ())]
+        for run in runs:
+            error = f"{outcome.label}: {outcome.error}"
+            state: Literal["stopped", "failed"] = "stopped" if outcome.stopped else "failed"
+            self._failed[run.key] = run._replace(state=state, error=error)
+            self._log_curve(self._failed[run.key])
+
+    def _ask_again(self) -> None:
+        """Sends everything to a tracker that is down, when its time has come."""
+        for tracker in self._trackers:
+            ends, waited = self._down.get(id(tracker), (float("inf"), 0.0))
+            if self._clock() < ends:
+                continue
+            del self._down[id(tracker)]
+            self._waits[id(tracker)] = 2 * waited
+            rows = read_rows(self._plan, self._store)
+            self._attempt(tracker, lambda tracker, rows=rows: self._log_all(tracker, rows))
 
     def _log_new_rows(self) -> None:
         """Logs the rows that have a score, or a reason to have none, and were not logged before."""
@@ -190,14 +270,18 @@ class Publisher:
         try:
             action(tracker)
         except Exception as error:
-            self._down.add(id(tracker))
-            rest = (
-                "Its results are in the store; `speechft report` with the same options sends them."
-                if self._ending
-                else "The sweep goes on; its results wait in the store and are sent at its end or "
-                "when it runs again."
-            )
-            self._note(f"{_describe(error)} {rest}")
+            seconds = self._waits.setdefault(id(tracker), RETRY_SECONDS)
+            self._down[id(tracker)] = (self._clock() + seconds, seconds)
+            if self._ending:
+                self._note(
+                    f"{_describe(error)} Its results are in the store; `speechft report` with the "
+                    "same options sends them."
+                )
+            elif seconds == RETRY_SECONDS:  # said once
+                self._note(
+                    f"{_describe(error)} The sweep goes on; its results wait in the store and are "
+                    "sent when it answers again, at the end, or when the sweep runs again."
+                )
 
 
 def _describe(error: Exception) -> str:

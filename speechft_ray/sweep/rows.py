@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from speechft_ray.core.metrics import metric, metrics_of, name_metric
-from speechft_ray.core.records import Job, Score, read_scores
+from speechft_ray.core.records import Score, read_scores
 from speechft_ray.core.score import explain_unscored, paper_references, superb_score
-from speechft_ray.core.specs import FinetuneSpec
 from speechft_ray.core.store import Store
+from speechft_ray.sweep.curves import describe_run, read_probe_points
 from speechft_ray.sweep.plan import Plan, PlannedRow
 from speechft_ray.sweep.protocols import Curve, EncoderRow
 from speechft_ray.sweep.stops import read_stopped_jobs
@@ -88,25 +88,14 @@ def read_rows(plan: Plan, store: Store) -> list[EncoderRow]:
 
 
 def read_curves(plan: Plan, store: Store) -> list[Curve]:
-    """Returns the learning curves of the fine-tuning runs of a plan that are complete."""
-    return read_job_curves(plan.of_stage("finetune"), store)
-
-
-def read_job_curves(jobs: Iterable[Job], store: Store) -> list[Curve]:
-    """Returns the learning curves of those of these fine-tuning jobs that are complete."""
+    """Returns the learning curves of the fine-tuning runs of a plan that are complete, under the
+    names that values have in the store."""
     curves = []
-    for job in jobs:
+    for job in plan.of_stage("finetune"):
         if store.is_complete("finetune", job.fingerprint):
             points = store.manifest("finetune", job.fingerprint).get("curve", [])
-            spec = FinetuneSpec.model_validate(job.payload["spec"])
-            curves.append(
-                Curve(
-                    key=job.fingerprint,
-                    title=job.label,
-                    params={"finetune": str(job.payload["title"]), "seed": spec.seed},
-                    points=[(step, values) for step, values in points],
-                )
-            )
+            points = [(step, values) for step, values in points]
+            curves.append(describe_run(job)._replace(points=points))
     return curves
 
 
@@ -116,11 +105,12 @@ def read_row(
     """Returns one row with the scores that are in the store, and its score where it is complete and
     the scale is known. ``names``: those of the evaluations, in the order of the spec."""
     complete = all(store.is_complete("evaluate", key) for key in planned.evaluations)
-    scores = [
-        score
+    manifests = [
+        (store.manifest("evaluate", key), name)
         for name, key in zip(names, planned.evaluations, strict=True)
-        for score in _read_scores(store, key, name)
+        if store.is_complete("evaluate", key)
     ]
+    scores = [score for manifest, name in manifests for score in _name_scores(manifest, name)]
     test, dev = ([score for score in scores if score.split == split] for split in ("test", "dev"))
     row = EncoderRow(
         key=planned.key,
@@ -134,6 +124,7 @@ def read_row(
             if len(score.values) > 1 and all(map(math.isfinite, score.values))
         },
         complete=complete,
+        curve=[point for pair in manifests for point in read_probe_points(*pair)],
     )
     if not complete or scale is None:
         return row
@@ -182,9 +173,13 @@ def _read_scores(store: Store, key: str, name: str | None) -> list[Score]:
     """Returns the scores of an evaluation, under its name in this sweep."""
     if not store.is_complete("evaluate", key):
         return []
-    scores = read_scores(store.manifest("evaluate", key))
+    return _name_scores(store.manifest("evaluate", key), name)
+
+
+def _name_scores(manifest: Mapping[str, Any], name: str | None) -> list[Score]:
     return [
-        score.model_copy(update={"metric": name_metric(score.metric, name)}) for score in scores
+        score.model_copy(update={"metric": name_metric(score.metric, name)})
+        for score in read_scores(manifest)
     ]
 
 

@@ -17,7 +17,11 @@ class TrackerKind(NamedTuple):
     """Takes the storage folder, the name of the sweep and ``--mlflow``, and returns the tracker."""
     blocks: bool
     """Whether its calls may wait for another process; ``BackgroundTracker`` then makes them."""
+    package: str | None = None
+    """The Python package that it needs, where that is an optional one: the extra of that tracker's
+    name installs it."""
 
 
 TRACKERS: Registry[TrackerKind] = Registry("tracker", "speechft_ray.tracking")
-"""A new tracker is one new module here that registers itself; the contract tests then run on it."""
+"""A new tracker is one new module here that registers itself, and imports its package only when it
+is opened; the contract tests then run on it."""

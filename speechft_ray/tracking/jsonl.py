@@ -17,9 +17,12 @@ from speechft_ray.tracking.base import TRACKERS, TrackerKind
 class JsonlTracker:
     """Writes ``<folder>/<sweep name>-<start of its fingerprint>.jsonl``.
 
-    Each line has ``at`` (UTC), ``kind`` (``sweep``, ``curve``, ``encoder``, ``champion`` or
-    ``finish``), ``key`` and the content. A line is appended only when it differs from the last one
+    Each line has ``at`` (UTC), ``kind`` (``sweep``, ``curve``, ``failure``, ``encoder``,
+    ``champion`` or ``finish``), ``key`` and the content. A line is appended only when it differs from the last one
     of its key. The last line of a key is therefore its state, and a repeated call appends nothing.
+
+    Lines of the kind ``points`` are the exception: each has points of a learning curve that no
+    earlier line of its key has.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -27,6 +30,8 @@ class JsonlTracker:
         self._path: Path | None = None
         self._key = ""
         self._last_lines: dict[tuple[str, str], str] = {}
+        self._steps: dict[str, set[tuple[str, int]]] = {}
+        """Name and update of the points of each key."""
 
     def start(self, sweep: SweepInfo) -> None:
         """Opens the log of this sweep and reads its last line of each key."""
@@ -35,22 +40,35 @@ class JsonlTracker:
         self._key = sweep.key
         with self._as_tracker_down():
             self._folder.mkdir(parents=True, exist_ok=True)
-            self._last_lines = {
-                (line["kind"], line["key"]): _text(line) for line in read_log(self._path)
-            }
+            lines = read_log(self._path)
+        self._last_lines = {(line["kind"], line["key"]): _text(line) for line in lines}
+        self._steps = {}
+        for line in lines:
+            if line["kind"] in ("points", "curve"):
+                self._take_new(line["key"], line["points"])
         self._write("sweep", sweep.key, {"name": sweep.name, "params": dict(sweep.params)})
 
     def log_curve(self, curve: Curve) -> None:
-        """Appends the curve, unless the last line of this curve is equal."""
+        """Appends the points of a run that goes on, and the whole curve of one that has ended,
+        unless its last line is equal."""
+        content = {"title": curve.title, "params": dict(curve.params)}
         points = [[update, dict(values)] for update, values in curve.points]
-        self._write(
-            "curve",
-            curve.key,
-            {"title": curve.title, "params": dict(curve.params), "points": points},
-        )
+        if curve.state in ("finished", "stopped") and curve.kind == "finetune" and points:
+            self._write("curve", curve.key, {**content, "points": points})
+            self._take_new(curve.key, points)
+            return
+        if new := self._take_new(curve.key, points):
+            self._write("points", curve.key, {**content, "points": new})
+        if curve.error is not None:
+            ended = {"state": curve.state, "error": curve.error}
+            self._write("failure", curve.key, {**content, **ended})
 
     def log_encoder(self, row: EncoderRow) -> None:
-        """Appends the row, unless the last line of this encoder is equal."""
+        """Appends the row, unless the last line of this encoder is equal, and new points of its
+        probes."""
+        points = [[update, dict(values)] for update, values in row.curve]
+        if new := self._take_new(row.key, points):
+            self._write("points", row.key, {"title": row.title, "points": new})
         content = {
             "params": dict(row.params),
             "metrics": row.flat(),
@@ -80,6 +98,16 @@ class JsonlTracker:
         """Returns a sentence with the path of the file."""
         path = self._path or self._folder
         return f"Log: {path} (one JSON object per line; the last line of a key counts)."
+
+    def _take_new(self, key: str, points: Sequence[Any]) -> list[list[Any]]:
+        """Returns the points that no line has, and takes them for written."""
+        steps = self._steps.setdefault(key, set())
+        new = [
+            [update, {name: value for name, value in values.items() if (name, update) not in steps}]
+            for update, values in points
+        ]
+        steps.update((name, update) for update, values in points for name in values)
+        return [point for point in new if point[1]]
 
     def _write(self, kind: str, key: str, content: Mapping[str, Any]) -> None:
         if self._path is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from speechft_ray.cluster import metrics as cluster_metrics
 from speechft_ray.cluster import progress
 from speechft_ray.cluster.metrics import ClusterMetrics, task_of
+from speechft_ray.core.curves import Point
 from speechft_ray.core.records import Outcome
 from speechft_ray.sweep.protocols import Progress
 from tests.cluster.worker_jobs import job
@@ -18,15 +20,59 @@ from tests.cluster.worker_jobs import job
 def test_reports_are_thinned_and_no_value_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
     monkeypatch.setattr("speechft_ray.cluster.progress.time.monotonic", lambda: now)
-    sent: list[dict[str, float]] = []
-    report = progress.throttle(sent.append, every_seconds=0.5)
+    sent: list[tuple[dict[str, float], list[Point]]] = []
+    report = progress.throttle(lambda *item: sent.append(item), every_seconds=0.5)
     report({"done": 1})
-    report({"done": 2, "loss": 0.5})  # too soon
+    report({"done": 2, "update": 2, "loss": 0.5})  # too soon
     now += 0.4
-    report({"done": 3})  # still
+    report({"done": 3, "update": 3, "loss": 0.25})  # still
     now += 0.2
     report({"done": 4})
-    assert sent == [{"done": 1.0}, {"done": 4.0, "loss": 0.5}]
+    now += 0.6
+    report({"done": 5})
+    latest = {"update": 3.0, "loss": 0.25}
+    assert sent == [
+        ({"done": 1.0}, []),
+        ({"done": 4.0, **latest}, [(2, {"loss": 0.5}), (3, {"loss": 0.25})]),
+        ({"done": 5.0, **latest}, []),
+    ]
+
+
+def test_points_are_read_once() -> None:
+    actor = progress.ProgressActor()
+    actor.put("a", {"done": 1.0}, [(1, {"loss": 2.0})])
+    actor.put("a", {"done": 3.0}, [(3, {"loss": 1.0})])
+    assert actor.read() == {"a": ({"done": 3.0}, [(1, {"loss": 2.0}), (3, {"loss": 1.0})])}
+    assert actor.read() == {"a": ({"done": 3.0}, [])}
+    actor.put("a", {"done": 4.0}, [(4, {"loss": 0.5})])
+    actor.remove("a")
+    assert actor.read() == {}
+
+
+def test_an_answer_that_comes_late_is_the_next_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers: list[Any] = [
+        progress.ray.exceptions.GetTimeoutError(),
+        {"a": ({"done": 1.0}, [(1, {"loss": 2.0})])},
+        progress.ray.exceptions.RayActorError(),
+        {"a": ({"done": 2.0}, [])},
+    ]
+    asked: list[object] = []
+
+    def answer(reference: object, timeout: float) -> Any:
+        asked.append(reference)
+        item = answers.pop(0)
+        if isinstance(item, Exception):
+            raise item
+        return item
+
+    monkeypatch.setattr(progress.ray, "get", answer)
+    actor = SimpleNamespace(read=SimpleNamespace(remote=object))
+    reader = progress.ProgressReader(actor, 0.5)
+    assert reader.read() is None
+    assert reader.read() == {"a": Progress(1.0, 0.0, {}, [(1, {"loss": 2.0})])}
+    assert reader.read() is None
+    assert reader.read() == {"a": Progress(2.0, 0.0, {}, [])}
+    assert asked[0] is asked[1] and len(set(map(id, asked))) == 3
 
 
 class FakeMetric:

@@ -8,9 +8,7 @@ import pytest
 
 from speechft_ray.commands.parts import (
     SEARCH_SPACES,
-    TRACKER_NAMES,
     find_space,
-    open_trackers,
     plan_inputs,
 )
 from speechft_ray.core.errors import UserError
