@@ -26,7 +26,6 @@ from speechft_ray.core.fingerprint import canonical_json, fingerprint
 from speechft_ray.core.records import Limits, Place, Stage
 from speechft_ray.core.resources import ResourceRequest, StageResources
 from speechft_ray.core.specs import CorpusSpec, SweepSpec
-from speechft_ray.core.store import Store
 from speechft_ray.cost.memory import estimate_gpu_memory
 from speechft_ray.cost.sizes import EncoderSize
 from speechft_ray.merging.base import METHODS

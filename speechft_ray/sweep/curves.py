@@ -25,7 +25,10 @@ LIVE_SECONDS = 5.0
 def describe_run(job: Job) -> Curve:
     """Returns the curve of a fine-tuning job, without points."""
     spec = FinetuneSpec.model_validate(job.payload["spec"])
-    params = {"finetune": str(job.payload["title"]), "seed": spec.seed}
+    params: dict[str, str | float | int] = {
+        "finetune": str(job.payload["title"]),
+        "seed": spec.seed,
+    }
     return Curve(job.fingerprint, job.label, params, [])
 
 

@@ -222,8 +222,9 @@ class Publisher:
                 continue
             del self._down[id(tracker)]
             self._waits[id(tracker)] = 2 * waited
-            rows = read_rows(self._plan, self._store)
-            self._attempt(tracker, lambda tracker, rows=rows: self._log_all(tracker, rows))
+            self._attempt(
+                tracker, lambda item: self._log_all(item, read_rows(self._plan, self._store))
+            )
 
     def _log_new_rows(self) -> None:
         """Logs the rows that have a score, or a reason to have none, and were not logged before."""

@@ -15,6 +15,9 @@ from speechft_ray.tracking._names import clean_name
 
 KEY, KIND, PARENT = "speechft.key", "speechft.kind", "mlflow.parentRunId"
 
+ERROR = "speechft.error"
+"""Tag of a run that failed or was stopped early: why, in one sentence."""
+
 EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
 """Makes MLflow show the experiment as training runs, not as chat traces."""
 
@@ -32,6 +35,7 @@ class Run(NamedTuple):
     status: str
     params: set[str]
     latest: dict[str, float]
+    has_error: bool = False
 
 
 class Runs:
@@ -41,6 +45,8 @@ class Runs:
         """Finds the experiment ``name`` or creates it. ``artifacts``: the folder for the files of
         a new one; ``None`` leaves it to the server."""
         self.client = client
+        self._steps: dict[tuple[str, str], set[int]] = {}
+        """Steps of a metric that MLflow has, by run and name."""
         self.experiment = self._find_experiment(name, artifacts)
 
     def search(self, condition: str) -> dict[str, Run]:
@@ -55,8 +61,9 @@ class Runs:
                 if key in runs:
                     duplicates.append(info.run_id)
                 else:
+                    params, latest = set(run.data.params), dict(run.data.metrics)
                     runs[key] = Run(
-                        info.run_id, info.status, set(run.data.params), dict(run.data.metrics)
+                        info.run_id, info.status, params, latest, ERROR in run.data.tags
                     )
             token = page.token
             if not token:
@@ -107,9 +114,17 @@ class Runs:
         }
 
     def log_new_points(self, run: Run, points: Sequence[Point]) -> None:
-        """Logs those points whose step MLflow lacks."""
-        stored = {name: self.read_history(run, name) for name in {name for name, _, _ in points}}
-        self.log_points(run, [point for point in points if point[2] not in stored[point[0]]])
+        """Logs those points whose step MLflow lacks. It is asked once for each name; from then on
+        this process, the only writer, knows."""
+        names = {name for name, _, _ in points}
+        for name in names:
+            if (run.id, name) not in self._steps:
+                self._steps[run.id, name] = set(self.read_history(run, name))
+        steps = {name: self._steps[run.id, name] for name in names}
+        new = [(name, value, step) for name, value, step in points if step not in steps[name]]
+        self.log_points(run, new)
+        for name, _, step in new:
+            steps[name].add(step)
 
     def log_points(self, run: Run, points: Iterable[Point]) -> None:
         """Logs points; a value that is not finite is left out."""
@@ -139,6 +154,14 @@ class Runs:
             self.client.set_terminated(run.id, status=status)
         return run._replace(status=status)
 
+    def set_error(self, run: Run, error: str | None) -> Run:
+        """Sets why a run failed or was stopped, or removes that (``None``)."""
+        if error is not None:
+            self.client.set_tag(run.id, ERROR, error)
+        elif run.has_error:
+            self.client.delete_tag(run.id, ERROR)
+        return run._replace(has_error=error is not None)
+
     def _find_experiment(self, name: str, artifacts: Path | None) -> str:
         from mlflow.exceptions import MlflowException
 
@@ -158,3 +181,13 @@ class Runs:
         if experiment.lifecycle_stage != "active":
             self.client.restore_experiment(experiment.experiment_id)
         return str(experiment.experiment_id)
+
+
+def split_points(points: Iterable[tuple[int, Mapping[str, float]]]) -> list[Point]:
+    """Returns the values of the points of a curve one by one; the step is the update."""
+    return [(name, value, step) for step, values in points for name, value in values.items()]
+
+
+def has_names(run: Run, points: Iterable[Point]) -> bool:
+    """Whether MLflow has the metrics of all these points, with whatever steps."""
+    return all(clean_name(name) in run.latest for name, _, _ in points)

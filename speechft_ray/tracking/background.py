@@ -16,8 +16,8 @@ waits as long as they go on: a thousand rows take MLflow on sqlite about a minut
 busy machine."""
 
 RETRY_SHARE = 0.01
-"""How long ``finish`` waits for the next call where an earlier one had failed or hung, as a share of
-the time since ``start``, and at least ``LEAST_RETRY_SECONDS``: a server that hangs delays the end
+"""How long ``finish`` waits for the next call where the last one had failed or hangs, as a share of
+the time since the start, and at least ``LEAST_RETRY_SECONDS``: a server that hangs delays the end
 of a sweep by hardly more."""
 
 LEAST_RETRY_SECONDS = 1.0

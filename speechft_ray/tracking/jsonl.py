@@ -17,12 +17,11 @@ from speechft_ray.tracking.base import TRACKERS, TrackerKind
 class JsonlTracker:
     """Writes ``<folder>/<sweep name>-<start of its fingerprint>.jsonl``.
 
-    Each line has ``at`` (UTC), ``kind`` (``sweep``, ``curve``, ``failure``, ``encoder``,
-    ``champion`` or ``finish``), ``key`` and the content. A line is appended only when it differs from the last one
-    of its key. The last line of a key is therefore its state, and a repeated call appends nothing.
-
-    Lines of the kind ``points`` are the exception: each has points of a learning curve that no
-    earlier line of its key has.
+    Each line has ``at`` (UTC), ``kind`` (``sweep``, ``points``, ``curve``, ``failure``,
+    ``encoder``, ``champion`` or ``finish``), ``key`` and the content. A line is appended only when
+    it differs from the last one of its kind and key, which is therefore their state, and a repeated
+    call appends nothing. Only ``points`` add up: each such line has points of a learning curve that
+    no earlier line of its key has.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -53,7 +52,7 @@ class JsonlTracker:
         unless its last line is equal."""
         content = {"title": curve.title, "params": dict(curve.params)}
         points = [[update, dict(values)] for update, values in curve.points]
-        if curve.state in ("finished", "stopped") and curve.kind == "finetune" and points:
+        if curve.state == "finished":
             self._write("curve", curve.key, {**content, "points": points})
             self._take_new(curve.key, points)
             return

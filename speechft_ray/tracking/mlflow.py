@@ -20,7 +20,16 @@ from pathlib import Path
 from speechft_ray.sweep.protocols import Curve, EncoderRow, SweepInfo, TrackerDown
 from speechft_ray.tracking._addresses import check_uri, remove_password
 from speechft_ray.tracking._mlflow_client import open_client
-from speechft_ray.tracking._mlflow_runs import KEY, KIND, PARENT, Point, Run, Runs
+from speechft_ray.tracking._mlflow_runs import (
+    KEY,
+    KIND,
+    PARENT,
+    Point,
+    Run,
+    Runs,
+    has_names,
+    split_points,
+)
 from speechft_ray.tracking._names import name_metrics
 from speechft_ray.tracking.base import TRACKERS, TrackerKind
 
@@ -31,7 +40,12 @@ ALIAS = "champion"
 """Alias of the version of the registered model that the last run of a sweep selected:
 ``models:/NAME@champion``."""
 
-STATUS = {"finished": "FINISHED", "failed": "FAILED", "stopped": "KILLED"}
+STATUS = {
+    "running": "RUNNING",
+    "finished": "FINISHED",
+    "failed": "FAILED",
+    "stopped": "KILLED",
+}
 NOTE = (
     "One child run per merged encoder (`speechft.kind = encoder`) and per fine-tuning run "
     "(`finetune`). Charts: parallel coordinates or scatter of `alpha` against `score`; "
@@ -79,17 +93,18 @@ class MlflowTracker:
             runs.log_params(self._parent, sweep.params)
 
     def log_curve(self, curve: Curve) -> None:
-        """Logs the points of a learning curve that MLflow lacks; their step is the update."""
+        """Logs the points of a learning curve that MLflow lacks, and the state of its run; the step
+        of a point is the update. A run that had finished has them all."""
         self._require_parent()
         with self._as_tracker_down():
-            run = self._child(curve.key, curve.title, "finetune", curve.params)
-            points = [
-                (name, value, step)
-                for step, values in curve.points
-                for name, value in values.items()
-            ]
+            run = self._child(curve.key, curve.title, curve.kind, curve.params)
+            points = split_points(curve.points)
+            status = STATUS[curve.state]
+            if status == run.status == "FINISHED" and has_names(run, points):
+                return
             self._runs.log_new_points(run, points)
-            self._children[curve.key] = self._runs.set_status(run, "FINISHED")
+            run = self._runs.set_error(run, curve.error)
+            self._children[curve.key] = self._runs.set_status(run, status)
 
     def log_encoder(self, row: EncoderRow) -> None:
         """Logs one merged encoder. Its run stays open until every evaluation is in the store."""
@@ -102,6 +117,11 @@ class MlflowTracker:
                 # MLflow charts scale params by rank and metrics by value.
                 values["alpha"] = float(alpha)
             self._runs.log_latest(run, values)
+            points = split_points(row.curve)
+            if run.status != "FINISHED" or not has_names(run, points):
+                self._runs.log_new_points(run, points)
+            if row.complete:
+                run = self._runs.set_error(run, None)
             if row.unscored:
                 self._runs.client.set_tag(run.id, UNSCORED, " ".join(row.unscored))
             status = "FINISHED" if row.complete else "RUNNING"

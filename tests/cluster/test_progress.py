@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import ray
 
 from speechft_ray.cluster import metrics as cluster_metrics
 from speechft_ray.cluster import progress
@@ -51,9 +52,9 @@ def test_points_are_read_once() -> None:
 
 def test_an_answer_that_comes_late_is_the_next_one(monkeypatch: pytest.MonkeyPatch) -> None:
     answers: list[Any] = [
-        progress.ray.exceptions.GetTimeoutError(),
+        ray.exceptions.GetTimeoutError(),
         {"a": ({"done": 1.0}, [(1, {"loss": 2.0})])},
-        progress.ray.exceptions.RayActorError(),
+        ray.exceptions.RayActorError(),
         {"a": ({"done": 2.0}, [])},
     ]
     asked: list[object] = []
@@ -65,7 +66,7 @@ def test_an_answer_that_comes_late_is_the_next_one(monkeypatch: pytest.MonkeyPat
             raise item
         return item
 
-    monkeypatch.setattr(progress.ray, "get", answer)
+    monkeypatch.setattr(ray, "get", answer)
     actor = SimpleNamespace(read=SimpleNamespace(remote=object))
     reader = progress.ProgressReader(actor, 0.5)
     assert reader.read() is None

@@ -1,4 +1,4 @@
-"""Search spaces by name or by path; the trackers of a sweep."""
+"""Search spaces by name or by path."""
 
 from __future__ import annotations
 
@@ -17,10 +17,7 @@ from speechft_ray.core.store import Store
 from speechft_ray.speech.checkpoints.base import FORMATS
 from speechft_ray.stages.perform import publish_start
 from speechft_ray.sweep.space_file import read_space
-from speechft_ray.tracking.background import BackgroundTracker
-from speechft_ray.tracking.base import TRACKERS
 from tests.speech.toy_models import toy_hubert
-from tests.sweep.fakes import sweep
 
 
 @pytest.mark.parametrize("name", ["alpha", "recipes/pr_librispeech"])
@@ -60,13 +57,3 @@ def test_a_plan_prints_what_the_loader_of_its_encoder_guessed(
 def test_an_unknown_name_lists_the_packaged_ones() -> None:
     with pytest.raises(UserError, match=r"unknown search space `alpah`. Did you mean `alpha`\?"):
         find_space("alpah")
-
-
-def test_a_sweep_has_every_registered_tracker(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    assert set(TRACKER_NAMES) == set(TRACKERS.names())
-    mlflow, log = open_trackers(sweep(), Store(tmp_path), None)
-    assert isinstance(mlflow, BackgroundTracker) and f"{tmp_path}/mlflow.db" in mlflow.how_to_open()
-    assert f"{tmp_path}/log/small" in log.how_to_open()

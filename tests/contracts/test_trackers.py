@@ -15,7 +15,7 @@ import pytest
 from speechft_ray.sweep.protocols import Tracker
 from speechft_ray.tracking.background import BackgroundTracker
 from speechft_ray.tracking.base import TRACKERS
-from tests.tracking.records import CURVE, METRICS, POINTS, ROW, SWEEP
+from tests.tracking.records import CURVE, METRICS, POINTS, PROBE_POINTS, PROBES, ROW, SWEEP
 from tests.tracking.storages import mlflow_storage, mlflow_template
 from tests.tracking.views import View, read_registered_model, view_of
 
@@ -28,10 +28,11 @@ import os, signal, sys
 from dataclasses import replace
 from pathlib import Path
 from speechft_ray.tracking.base import TRACKERS
-from tests.tracking.records import CURVE, ROW, SWEEP
+from tests.tracking.records import CURVE, PROBES, ROW, SWEEP
 tracker = TRACKERS.get(sys.argv[1]).open(Path(sys.argv[2]), SWEEP.name, None)
 tracker.start(SWEEP)
-tracker.log_curve(CURVE._replace(points=CURVE.points[:1]))
+tracker.log_curve(CURVE._replace(points=CURVE.points[:1], state="running"))
+tracker.log_curve(PROBES)
 tracker.log_encoder(replace(ROW, test={"pr.per": 7.25}, dev={}, extra={}, complete=False))
 os.kill(os.getpid(), signal.SIGKILL)
 """
@@ -82,7 +83,10 @@ def log_everything(
 
 def check_view(view: View) -> Mapping[str, Any]:
     """Checks that everything is there once."""
-    assert view.curves == {"tuned-key": {"loss": {10: 2.0, 20: 1.0}, "dev": {10: 40.0, 20: 30.5}}}
+    assert view.curves == {
+        "tuned-key": {"train/loss": {10: 2.0, 20: 1.0}, "dev/accuracy": {10: 40.0, 20: 30.5}},
+        "merged-key": {"probe/loss_pr": {5: 3.0, 10: 2.5}, "probe/dev_pr.per": {10: 30.0}},
+    }
     assert {
         name: value for name, value in view.encoders["merged-key"].items() if name != "alpha"
     } == METRICS
@@ -129,7 +133,7 @@ def test_the_selected_encoder_is_registered_once_and_can_change(
 def test_rows_and_curves_become_complete_later(open_tracker: Open, root: Path) -> None:
     tracker = open_tracker(root)
     tracker.start(SWEEP)
-    tracker.log_curve(CURVE._replace(points=POINTS[:1]))
+    tracker.log_curve(CURVE._replace(points=POINTS[:1], state="running"))
     tracker.log_encoder(replace(ROW, test={"pr.per": 9.0}, complete=False))
     tracker.finish(None, [(0.25, 1.0)], "stopped")
     assert (
@@ -137,6 +141,37 @@ def test_rows_and_curves_become_complete_later(open_tracker: Open, root: Path) -
     )
     log_everything(open_tracker(root))
     check_view(view_of(root))
+
+
+def test_points_come_while_a_run_goes_on(open_tracker: Open, root: Path) -> None:
+    """And once each, although a batch is repeated."""
+    tracker = open_tracker(root)
+    tracker.start(SWEEP)
+    for points in (POINTS[:1], POINTS[:1], POINTS[1:]):
+        tracker.log_curve(CURVE._replace(points=points, state="running"))
+    for points in (PROBE_POINTS[:1], PROBE_POINTS):
+        tracker.log_curve(PROBES._replace(points=points))
+    if isinstance(tracker, BackgroundTracker):
+        tracker._wait()
+    seen = view_of(root)
+    assert seen.ended == "running" and not seen.failures
+    log_everything(tracker)
+    assert view_of(root).curves == seen.curves
+    check_view(view_of(root))
+
+
+def test_a_run_that_failed_says_why_until_it_ends_well(open_tracker: Open, root: Path) -> None:
+    tracker = open_tracker(root)
+    tracker.start(SWEEP)
+    tracker.log_curve(CURVE._replace(points=POINTS[:1], state="running"))
+    tracker.log_curve(CURVE._replace(points=[], state="failed", error="no memory"))
+    tracker.log_curve(PROBES._replace(points=[], state="failed", error="no label"))
+    tracker.finish(None, [], "failed")
+    assert view_of(root).failures == {"tuned-key": "no memory", "merged-key": "no label"}
+    log_everything(open_tracker(root))
+    view = view_of(root)
+    check_view(view)
+    assert not view.failures
 
 
 def test_a_killed_writer_leaves_nothing_double_or_open(

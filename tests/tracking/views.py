@@ -14,10 +14,13 @@ class View(NamedTuple):
     """The state of one sweep. Metrics of an encoder are named as the sweep names them."""
 
     curves: dict[str, dict[str, dict[int, float]]]
+    """Of fine-tuning runs, and of the probes of encoders; those without points are left out."""
     encoders: dict[str, dict[str, float]]
     ended: str
     lines: int
     """Lines of the log, or rows of all tables that have results."""
+    failures: dict[str, str]
+    """Why the last attempt of a run failed, by key."""
 
 
 def view_of(root: Path, sweep: str = "sweep-key") -> View:
@@ -63,16 +66,27 @@ def _view_of_log(folder: Path, sweep: str) -> View:
     lines = [json.loads(text) for text in path.read_text().splitlines()]
     last = {(line["kind"], line["key"]): line for line in lines}
     curves: dict[str, dict[str, dict[int, float]]] = {}
-    for (kind, key), line in last.items():
-        if kind == "curve":
-            by_name: dict[str, dict[int, float]] = defaultdict(dict)
+    seen: set[tuple[str, str, int]] = set()
+    for line in lines:
+        if line["kind"] in ("points", "curve"):
+            by_name = curves.setdefault(line["key"], {})
             for update, values in line["points"]:
                 for name, value in values.items():
-                    by_name[name][update] = value
-            curves[key] = dict(by_name)
+                    point = (line["key"], name, update)
+                    assert line["kind"] == "curve" or point not in seen, "a point is there twice"
+                    seen.add(point)
+                    by_name.setdefault(name, {})[update] = value
+    order = {(line["kind"], line["key"]): place for place, line in enumerate(lines)}
+    failures = {
+        key: line["error"]
+        for (kind, key), line in last.items()
+        if kind == "failure"
+        and order["failure", key]
+        > max(order.get((later, key), -1) for later in ("curve", "encoder"))
+    }
     encoders = {key: line["metrics"] for (kind, key), line in last.items() if kind == "encoder"}
     ended = last.get(("finish", sweep), {"status": "running"})["status"]
-    return View(curves, encoders, ended, len(lines))
+    return View(curves, encoders, ended, len(lines), failures)
 
 
 def _view_of_mlflow(database: Path, sweep: str) -> View:
@@ -99,15 +113,25 @@ def _view_of_mlflow(database: Path, sweep: str) -> View:
     ]
     if ended != "running":
         assert all(state != "RUNNING" for _, state, _, _ in children), "a run was left open"
-    curves = {key: _points(database, run) for run, _, key, kind in children if kind == "finetune"}
+    curves = {key: _points(database, run) for run, _, key, _ in children}
+    curves = {key: of_run for key, of_run in curves.items() if of_run}
+    reasons = query(database, "select run_uuid, value from tags where key = 'speechft.error'")
+    failed = {run: key for run, state, key, _ in children if state == "FAILED"}
+    assert set(failed) == {run for run, _ in reasons}
+    failures = {failed[run]: reason for run, reason in reasons}
     encoders = {key: _latest(database, run) for run, _, key, kind in children if kind == "encoder"}
     tables = ("runs", "metrics", "params", "tags")
     rows = sum(query(database, f"select count(*) from {table}")[0][0] for table in tables)
-    return View(curves, encoders, ended, rows)
+    return View(curves, encoders, ended, rows, failures)
 
 
 def _points(database: Path, run: str) -> dict[str, dict[int, float]]:
-    points = query(database, "select key, step, value from metrics where run_uuid = ?", run)
+    points = query(
+        database,
+        "select key, step, value from metrics where run_uuid = ? and (key like 'train/%' or "
+        "key like 'probe/%' or key like 'dev/%' and step > 0)",
+        run,
+    )
     assert len({(key, step) for key, step, _ in points}) == len(points), "a point is there twice"
     by_name: dict[str, dict[int, float]] = defaultdict(dict)
     for key, step, value in points:
@@ -117,4 +141,6 @@ def _points(database: Path, run: str) -> dict[str, dict[int, float]]:
 
 def _latest(database: Path, run: str) -> dict[str, float]:
     values = query(database, "select key, value from latest_metrics where run_uuid = ?", run)
-    return {name.removeprefix("test."): value for name, value in values}
+    return {
+        name.removeprefix("test."): value for name, value in values if not name.startswith("probe/")
+    }
