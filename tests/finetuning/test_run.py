@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 
+from speechft_ray.core.curves import read_point
 from speechft_ray.core.errors import SpecError, UserError
 from speechft_ray.core.fingerprint import file_sha256
 from speechft_ray.core.specs import FinetuneSpec
@@ -81,9 +82,22 @@ def test_a_run_learns_and_says_what_it_did(heads: tuple[str, ...], tmp_path: Pat
         and done[-1] == 120
         and {values["total"] for values in reports} == {120}
     )
-    assert [[values["done"], values["dev"]] for values in reports if "dev" in values] == [
+    # Every point of the curve is reported once, under its name in trackers.
+    points = [point for point in map(read_point, reports) if point]
+    dev = f"dev/{facts['metric']}"
+    assert [[update, values[dev]] for update, values in points if dev in values] == [
         list(item) for item in validated.items()
     ]
+    renamed = {"train/lr": "learning_rate", "train/grad_norm": "gradient_norm", dev: "dev"}
+    for (update, values), (stored_at, stored) in zip(points, facts["curve"], strict=True):
+        assert update == stored_at and len(values) == len(stored)
+        for name in ("train/loss", "train/lr", "train/grad_norm", "train/distance", dev):
+            if name in values:
+                assert values[name] == stored[renamed.get(name, name.removeprefix("train/"))]
+    if len(heads) > 1:
+        _, values = points[0]
+        losses = [value for name, value in values.items() if name.startswith("train/loss_")]
+        assert len(losses) == len(heads) and sum(losses) == pytest.approx(values["train/loss"])
     changed = {
         name for name, value in tuned.weights.state.items() if not torch.equal(value, before[name])
     }
