@@ -28,6 +28,7 @@ LAYERS = {
     "report": 4,
     "commands": 5,
     "cli": 6,
+    "api": 6,
     "__main__": 7,
 }
 DOORS = {

@@ -1,4 +1,4 @@
-"""The verb evaluate: one encoder on one task."""
+"""The verb evaluate: one encoder on one task or several."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from rich.console import Console
 from speechft_ray.cli.app import EXIT_FAILED, app
 from speechft_ray.cli.options import parse_options
 from speechft_ray.core.errors import UserError
+from speechft_ray.core.signals import stop_on_signals
 
 
 @app.command()
@@ -22,7 +23,11 @@ def evaluate(
         ),
     ],
     task: Annotated[
-        str, typer.Option(help="A task of SUPERB, or chars or label for own recordings.")
+        str,
+        typer.Option(
+            help="Tasks of `speechft tasks`, with commas: pr,sid; chars and label are for own "
+            "recordings."
+        ),
     ],
     corpus: Annotated[
         Path | None,
@@ -64,9 +69,8 @@ def evaluate(
     ] = False,
     cpu: Annotated[bool, typer.Option("--cpu", help="Use no GPU.")] = False,
 ) -> None:
-    """Evaluate one encoder on one task of SUPERB, by default with the published protocol."""
-    from speechft_ray.cli.app import stop_on_signals
-    from speechft_ray.commands.evaluate import make_evaluation, print_evaluation, run_evaluation
+    """Evaluate one encoder on tasks of SUPERB, by default with the published protocol."""
+    from speechft_ray.commands.evaluate import evaluate_tasks, print_evaluation
     from speechft_ray.commands.parts import resolve_encoder
     from speechft_ray.core.records import Place
 
@@ -81,19 +85,23 @@ def evaluate(
         "options": parse_options(option or [], "--option"),
         "corpus_options": parse_options(corpus_option or [], "--corpus-option"),
     }
-    spec, roots = make_evaluation(task, corpus, overrides)
     place = Place(
         storage=str(storage.expanduser().absolute()),
         encoder=resolve_encoder(encoder),
-        roots=roots,
-        manifest=roots.get("manifest"),
         device="cpu" if cpu else "auto",
     )
+    tasks = [name.strip() for name in task.split(",")]
     with stop_on_signals() as stop:
-        facts = run_evaluation(spec, place, None if in_process else address, stop)
-    if facts is None:
+        results = evaluate_tasks(
+            tasks, corpus, overrides, place, None if in_process else address, stop
+        )
+    for name, facts in results.items():
+        if facts is not None:
+            if len(tasks) > 1:
+                Console().print(name, style="bold")
+            print_evaluation(facts, Console())
+    if None in results.values():
         raise SystemExit(EXIT_FAILED)
-    print_evaluation(facts, Console())
 
 
 def _parse_rates(text: str | None) -> float | str | list[float] | None:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from speechft_ray.cli.app import EXIT_FAILED, app, stop_on_signals
+from speechft_ray.cli.app import EXIT_FAILED, app
 from speechft_ray.cli.options import parse_options
 from speechft_ray.cli.sweeps import (
     Address,
@@ -20,6 +20,7 @@ from speechft_ray.cli.sweeps import (
     Storage,
     make_cache_fields,
 )
+from speechft_ray.core.signals import stop_on_signals
 
 
 @app.command("paper")

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
-from speechft_ray.cli.app import EXIT_FAILED, app, stop_on_signals
+from speechft_ray.cli.app import EXIT_FAILED, app
 from speechft_ray.cli.options import parse_stall_minutes
+from speechft_ray.core.signals import stop_on_signals
 
 if TYPE_CHECKING:
     from speechft_ray.commands.sweep import Sweep
@@ -19,6 +20,22 @@ DEFAULT_SPACE = "alpha"
 
 Space = Annotated[
     str, typer.Option(help="Search space: a YAML file, or the name of a packaged one.")
+]
+SetField = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="PATH=VALUE",
+        help="Another value for a field of the space, as evaluate[0].updates=50; [*] is every "
+        "entry; repeatable.",
+    ),
+]
+Smoke = Annotated[
+    bool,
+    typer.Option(
+        "--smoke",
+        help="A hundredth of everything, under the name NAME-smoke in the storage STORAGE-smoke.",
+    ),
 ]
 Encoder = Annotated[
     str | None,
@@ -105,6 +122,8 @@ StallMinutes = Annotated[
 @app.command()
 def run(
     space: Space = DEFAULT_SPACE,
+    change: SetField = None,
+    smoke: Smoke = False,
     address: Address = "local",
     encoder: Encoder = None,
     corpora: Corpora = None,
@@ -144,10 +163,18 @@ def run(
     trackers = parse_trackers(track, mlflow)
     rates = _read_throughput(throughput)
     limits = Limits(retries=retries, **parse_stall_minutes(stall_minutes or []))
-    changes = make_cache_fields(cache, cache_gb)
     asked = _read_resources(cpus_per_trial, gpus_per_trial)
     sweep = _open_sweep(
-        space, encoder, corpora, manifest, storage, cpu=cpu, changes=changes, asked=asked
+        space,
+        change,
+        storage=storage,
+        encoder=encoder,
+        corpora=corpora,
+        manifest=manifest,
+        cpu=cpu,
+        smoke=smoke,
+        place=make_cache_fields(cache, cache_gb),
+        asked=asked,
     )
     if plan:
         _print_plan(sweep, calibrate, rates)
@@ -169,6 +196,8 @@ def run(
 @app.command("plan")
 def show_plan(
     space: Space = DEFAULT_SPACE,
+    change: SetField = None,
+    smoke: Smoke = False,
     encoder: Encoder = None,
     corpora: Corpora = None,
     manifest: Manifest = None,
@@ -181,14 +210,25 @@ def show_plan(
     """Print every trial, merge and evaluation of a sweep with what is already done, and the bill of
     the rest: audio to encode, updates, bytes and hours."""
     rates = _read_throughput(throughput)
-    changes = {"cache_gb": cache_gb}
-    sweep = _open_sweep(space, encoder, corpora, manifest, storage, cpu=cpu, changes=changes)
+    sweep = _open_sweep(
+        space,
+        change,
+        storage=storage,
+        encoder=encoder,
+        corpora=corpora,
+        manifest=manifest,
+        cpu=cpu,
+        smoke=smoke,
+        place={"cache_gb": cache_gb},
+    )
     _print_plan(sweep, calibrate, rates)
 
 
 @app.command()
 def status(
     space: Space = DEFAULT_SPACE,
+    change: SetField = None,
+    smoke: Smoke = False,
     encoder: Encoder = None,
     corpora: Corpora = None,
     manifest: Manifest = None,
@@ -197,7 +237,16 @@ def status(
     """Print how far a sweep is and who runs it."""
     from speechft_ray.commands.bill import print_time_left
 
-    sweep = _open_sweep(space, encoder, corpora, manifest, storage, is_to_run=False)
+    sweep = _open_sweep(
+        space,
+        change,
+        storage=storage,
+        encoder=encoder,
+        corpora=corpora,
+        manifest=manifest,
+        smoke=smoke,
+        is_to_run=False,
+    )
     sweep.print_status(Console())
     print_time_left(sweep, Console())
 
@@ -205,6 +254,8 @@ def status(
 @app.command("report")
 def write_report(
     space: Space = DEFAULT_SPACE,
+    change: SetField = None,
+    smoke: Smoke = False,
     encoder: Encoder = None,
     corpora: Corpora = None,
     manifest: Manifest = None,
@@ -218,7 +269,16 @@ def write_report(
     from speechft_ray.commands.trackers import parse_trackers
 
     trackers = parse_trackers(track, mlflow)
-    sweep = _open_sweep(space, encoder, corpora, manifest, storage, is_to_run=False)
+    sweep = _open_sweep(
+        space,
+        change,
+        storage=storage,
+        encoder=encoder,
+        corpora=corpora,
+        manifest=manifest,
+        smoke=smoke,
+        is_to_run=False,
+    )
     write_report_again(sweep, report or _report_of(sweep), mlflow, trackers)
 
 
@@ -287,30 +347,18 @@ def _print_plan(sweep: Sweep, calibrate: bool, throughput: Mapping[str, float]) 
 
 
 def _open_sweep(
-    space: str,
-    encoder: str | None,
-    corpora: Path | None,
-    manifest: Path | None,
-    storage: Path,
-    *,
-    cpu: bool = False,
-    changes: Mapping[str, object] | None = None,
-    asked: Mapping[str, float] | None = None,
-    is_to_run: bool = True,
+    space: str, changes: list[str] | None, *, is_to_run: bool = True, **options: Any
 ) -> Sweep:
-    """Reads, checks and plans a search space; ``changes`` are fields of ``Place``, ``asked`` what
-    each fine-tuning and evaluation asks of the cluster."""
-    from speechft_ray.commands.parts import ask_for, find_space, resolve_place
-    from speechft_ray.commands.sweep import open_sweep
-    from speechft_ray.sweep.space_file import open_space
+    """Reads, checks and plans a search space; ``options`` are fields of ``SweepOptions``."""
+    from speechft_ray.commands.spaces import SweepOptions, open_space_sweep
+    from speechft_ray.sweep.space_changes import parse_changes
 
-    file = open_space(find_space(space), lambda text: typer.echo(f"note: {text}", err=True))
-    with file.name_lines():
-        place = resolve_place(
-            file.spec, storage=storage, encoder=encoder, corpora=corpora, manifest=manifest, cpu=cpu
-        )
-        spec = ask_for(file.spec, asked or {})
-        return open_sweep(spec, place.model_copy(update=changes), is_to_run=is_to_run)
+    return open_space_sweep(
+        space,
+        SweepOptions(changes=parse_changes(changes or []), **options),
+        lambda text: typer.echo(f"note: {text}", err=True),
+        is_to_run=is_to_run,
+    )
 
 
 def make_cache_fields(cache: Path | None, cache_gb: float) -> dict[str, object]:

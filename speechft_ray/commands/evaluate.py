@@ -1,11 +1,12 @@
-"""One encoder on one task, outside any sweep: the same jobs in the same store, so that a sweep
+"""One encoder on some tasks, outside any sweep: the same jobs in the same store, so that a sweep
 finds them done, and back."""
 
 from __future__ import annotations
 
 import statistics
 import threading
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from speechft_ray.commands.parts import open_executor, plan_inputs
 from speechft_ray.commands.results import print_failures
 from speechft_ray.core.errors import UserError
 from speechft_ray.core.metrics import metric
-from speechft_ray.core.records import STAGES, Place, read_scores
+from speechft_ray.core.records import STAGES, Outcome, Place, read_scores
 from speechft_ray.core.specs import EvalSpec
 from speechft_ray.core.store import Store
 from speechft_ray.core.validation import validate
@@ -74,21 +75,37 @@ def make_evaluation(
     return spec, {name: str(corpus.expanduser().absolute())} if corpus is not None else {}
 
 
-def run_evaluation(
-    spec: EvalSpec, place: Place, address: str | None, stop: threading.Event
-) -> Mapping[str, Any] | None:
-    """Evaluates the encoder of ``place`` and returns the facts, from the store where they are
-    there; ``None`` if it failed.
+def evaluate_tasks(
+    tasks: Sequence[str],
+    corpus: Path | None,
+    overrides: Mapping[str, Any],
+    place: Place,
+    address: str | None,
+    stop: threading.Event,
+) -> dict[str, Mapping[str, Any] | None]:
+    """Evaluates the encoder of ``place`` on tasks and returns the facts of each, from the store
+    where they are there; ``None`` for one that failed.
 
-    Raises ``UserError`` before anything is computed when the input is wrong, and ``Interrupted``
-    when ``stop`` was set.
+    ``corpus`` and ``overrides`` as in ``make_evaluation``. Raises ``UserError`` before anything is
+    computed when the input is wrong, and ``Interrupted`` when ``stop`` was set.
     """
+    if twice := [task for task, count in Counter(tasks).items() if count > 1]:
+        raise UserError(f"the task `{twice[0]}` is named twice: name it once.")
+    # Every mistake is found before anything is computed.
+    specs, roots = [], dict(place.roots)
+    for task in tasks:
+        spec, own_roots = make_evaluation(task, corpus, overrides)
+        specs.append(spec)
+        roots |= own_roots
+    place = place.model_copy(update={"roots": roots, "manifest": roots.get("manifest")})
     store = Store(Path(place.storage))
     builder = PlanBuilder(plan_inputs(place))
     merged = None if place.encoder == FBANK else builder.add_pretrained()[0]
-    key = builder.add_evaluation(spec, merged, Path(place.encoder).name)
-    check_evaluation(spec, place)
-    missing = missing_jobs([key], builder.jobs, store)
+    keys = [builder.add_evaluation(spec, merged, Path(place.encoder).name) for spec in specs]
+    for spec in specs:
+        check_evaluation(spec, place)
+    missing = missing_jobs(keys, builder.jobs, store)
+    failed: list[Outcome] = []
     if missing:
         if merged:
             publish_start(place)
@@ -98,10 +115,11 @@ def run_evaluation(
             failed = [outcome for outcome in perform_jobs(missing, scheduler) if not outcome.ok]
         finally:
             executor.stop()
-        if failed:
-            print_failures(failed)
-            return None
-    return store.manifest("evaluate", key)
+        print_failures(failed)
+    return {
+        task: store.manifest("evaluate", key) if store.is_complete("evaluate", key) else None
+        for task, key in zip(tasks, keys, strict=True)
+    }
 
 
 def print_evaluation(facts: Mapping[str, Any], console: Console) -> None:

@@ -25,9 +25,10 @@ from speechft_ray.report.table import (
 )
 from speechft_ray.report.winner import write_record
 from speechft_ray.report.write import ReportData, write_report
-from speechft_ray.stages.leaks import find_leaks
+from speechft_ray.stages.leaks import Identity, find_leaks
 from speechft_ray.stages.untuned import mark_untuned
 from speechft_ray.sweep.plan import Plan
+from speechft_ray.sweep.plan_file import write_plan
 from speechft_ray.sweep.publishing import Publisher, make_sweep_info
 from speechft_ray.sweep.rows import read_curves, read_references, read_rows
 
@@ -56,14 +57,22 @@ def publish_results(
         how_to_open=" ".join(publisher.how_to_open()),
     )
     write_record(plan, store, data.lines, status)
+    write_plan(plan, place, store, search.plan.jobs if search else None)
     write_report(report, data)
     return data, publisher.finish(data.rows, report, status)
 
 
 def read_report_data(
-    plan: Plan, store: Store, place: Place, search: SearchResults | None = None
+    plan: Plan,
+    store: Store,
+    place: Place,
+    search: SearchResults | None = None,
+    identity: Identity | None = None,
 ) -> ReportData:
-    """Returns what a report shows of the results that are in the store."""
+    """Returns what a report shows of the results that are in the store.
+
+    ``identity`` identifies corpora; by default they are looked at where ``place`` says.
+    """
     rows = mark_untuned(read_rows(plan, store), plan, store)
     if search:
         search = replace(search, untuned={row.key: row.untuned for row in rows if row.untuned})
@@ -76,7 +85,9 @@ def read_report_data(
             name: version(name) for name in ("speechft_ray", "torch", "ray", "mlflow", "s3prl")
         },
         tests=read_counts(plan, store),
-        leaks=find_leaks(plan, store, place, lambda item: corpus_identity(item, place)),
+        leaks=find_leaks(
+            plan, store, place, identity or (lambda item: corpus_identity(item, place))
+        ),
         winner=plan.winner,
         search=search,
     )

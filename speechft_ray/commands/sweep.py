@@ -34,6 +34,7 @@ from speechft_ray.stages.perform import publish_start
 from speechft_ray.sweep.lock import hold_lock
 from speechft_ray.sweep.mending import set_damaged_aside
 from speechft_ray.sweep.plan import Plan, make_plan
+from speechft_ray.sweep.plan_file import write_plan
 from speechft_ray.sweep.protocols import Progress
 from speechft_ray.sweep.publishing import Publisher
 from speechft_ray.sweep.scheduler import JobScheduler, is_finished, jobs_to_run, run_jobs
@@ -200,6 +201,7 @@ def run(
     status = "stopped"
     with ExitStack() as stack:
         stack.enter_context(_hold_lock(sweep, stop))
+        write_plan(sweep.plan, place, store, {job.fingerprint: job for job in sweep.tunings})
         # Before the display counts what is done.
         set_damaged_aside(sweep.plan, store, _print_note)
         display = stack.enter_context(sweep.open_display())

@@ -41,6 +41,21 @@ LEAK_SCOPE = (
 
 def csv_table(lines: Sequence[TableLine]) -> str:
     """Returns all means, spreads, intervals and parameters as CSV, unrounded, one row per line."""
+    header, records = make_records(lines)
+    text = io.StringIO()
+    out = csv.DictWriter(text, header, lineterminator="\n")
+    out.writeheader()
+    out.writerows(records)
+    return text.getvalue()
+
+
+def make_records(lines: Sequence[TableLine]) -> tuple[list[str], list[dict[str, object]]]:
+    """Returns the columns of the table, and one record per line, which lacks the columns that the
+    line has no value for.
+
+    Units are those of the metric table; scores are points. ``.spread`` is a standard deviation,
+    ``.low`` and ``.high`` are the ends of the 95 % interval, ``dev.`` begins what is of dev.
+    """
     params = list(dict.fromkeys(name for line in lines for name in line.params))
     dev_names = sorted({f"dev.{name}" for line in lines for name in line.dev_mean})
     metrics = list(dict.fromkeys(["score", "dev.score", *metric_names(lines), *dev_names]))
@@ -50,9 +65,7 @@ def csv_table(lines: Sequence[TableLine]) -> str:
     for name in metrics:
         header += [name, f"{name}.spread"]
         header += [f"{name}.low", f"{name}.high"] if name in with_interval else []
-    text = io.StringIO()
-    out = csv.DictWriter(text, header, lineterminator="\n")
-    out.writeheader()
+    records = []
     for line in lines:
         cells: dict[str, object] = {
             "title": line.title,
@@ -71,8 +84,8 @@ def csv_table(lines: Sequence[TableLine]) -> str:
         }
         for name, ends in line.intervals.items():
             cells[f"{name}.low"], cells[f"{name}.high"] = ends
-        out.writerow(cells)
-    return text.getvalue()
+        records.append(cells)
+    return header, records
 
 
 def markdown_table(

@@ -8,6 +8,7 @@ seeds, the recorded encoder is the seed with the best dev score of its own.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from speechft_ray.core.records import Record
 from speechft_ray.core.store import Store
 from speechft_ray.report.lines import TableLine, find_winner
 from speechft_ray.sweep.plan import Plan
+from speechft_ray.sweep.protocols import EncoderRow
 
 _FOLDER = "sweeps"
 
@@ -76,7 +78,7 @@ def select_winner(lines: Sequence[TableLine]) -> Winner | None:
     line = find_winner(lines)
     if line is None:
         return None
-    best = max((row for row in line.rows if "score" in row.dev), key=lambda row: row.dev["score"])
+    best = select_seed(line)
     return Winner(
         merge=best.key,
         title=best.title,
@@ -86,6 +88,11 @@ def select_winner(lines: Sequence[TableLine]) -> Winner | None:
         test_score=best.test.get("score"),
         seeds=tuple(row.key for row in line.rows),
     )
+
+
+def select_seed(line: TableLine) -> EncoderRow:
+    """Returns the encoder of a line with the best dev score; the first where none has one."""
+    return max(line.rows, key=lambda row: row.dev.get("score", -math.inf))
 
 
 def list_records(store: Store) -> list[str]:

@@ -12,6 +12,7 @@ from speechft_ray.core.errors import SpecError, SweepError, UserError
 from speechft_ray.core.expansion import expand
 from speechft_ray.core.space import old_field_names, parse_space
 from speechft_ray.core.specs import SweepSpec
+from speechft_ray.sweep.space_changes import Change, apply_changes
 from speechft_ray.sweep.yaml_text import YamlError, YamlSyntaxError, YamlText, read_yaml
 
 LARGEST_FILE = 4 * 2**20
@@ -55,10 +56,15 @@ def read_space(path: Path, note: Callable[[str], None] | None = None) -> SweepSp
     return open_space(path, note).spec
 
 
-def open_space(path: Path, note: Callable[[str], None] | None = None) -> SpaceFile:
+def open_space(
+    path: Path,
+    note: Callable[[str], None] | None = None,
+    changes: Sequence[Change] = (),
+) -> SpaceFile:
     """Reads a search space file. ``note`` gets a sentence for each field with an old name.
 
-    Raises ``UserError`` (unreadable) or ``SpecError`` (every mistake with its line and path).
+    ``changes`` are made before it is checked. Raises ``UserError`` (unreadable, or a change that
+    leads nowhere) or ``SpecError`` (every mistake with its line and path).
     """
     content = _read(path)
     try:
@@ -68,6 +74,8 @@ def open_space(path: Path, note: Callable[[str], None] | None = None) -> SpaceFi
         raise UserError(
             f"the search space `{path}:{error.line}:{error.column}` is not {what}: {error.sentence}"
         ) from None
+    if changes and isinstance(text.data, dict):
+        text.changed.extend(apply_changes(text.data, changes))
     try:
         spec = parse_space(text.data, where=str(path))
     except SpecError as error:
@@ -122,5 +130,8 @@ def _locate(path: Path, text: YamlText, mistakes: Sequence[tuple[str, str]]) -> 
     return SpecError(
         str(path),
         [(name, sentence) for (_, sentence), name in ordered],
-        [f"{path}:{line}:{column}" for ((line, column), _), _ in ordered],
+        [
+            "--set" if text.is_changed(name) else f"{path}:{line}:{column}"
+            for ((line, column), _), name in ordered
+        ],
     )

@@ -66,6 +66,16 @@ class YamlText:
     """Line and column by path (``merge[0].alpha``): of the key for what stands in a mapping. What
     an alias or a merge key brings has the place where it is written."""
 
+    changed: list[str] = field(default_factory=list)
+    """Paths whose values were changed after the text was read."""
+
+    def is_changed(self, path: str) -> bool:
+        """Whether the value at a path, or one that it is in, was changed."""
+        return any(
+            path == changed or path.startswith((f"{changed}.", f"{changed}["))
+            for changed in self.changed
+        )
+
     def place_of(self, path: str) -> tuple[int, int] | None:
         """Returns the line and column of a path, or of what is nearest above it; ``None`` for an
         empty text."""

@@ -8,13 +8,13 @@ import sys
 
 import pytest
 
-from speechft_ray.cli.app import STOP_SIGNALS
+from speechft_ray.core.signals import STOP_SIGNALS
 
 WAITS = """
 import signal, sys
 # The tests themselves may run under nohup, and an ignored signal is inherited.
 signal.signal(signal.SIGHUP, signal.SIG_IGN if sys.argv[1:] else signal.SIG_DFL)
-from speechft_ray.cli.app import stop_on_signals
+from speechft_ray.core.signals import stop_on_signals
 with stop_on_signals() as stop:
     print("ready", flush=True)
     for line in sys.stdin:

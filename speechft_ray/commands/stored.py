@@ -1,0 +1,101 @@
+"""Reads the sweeps of a storage by their names, without their search spaces."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from speechft_ray.commands.parts import corpus_identity
+from speechft_ray.commands.results import read_report_data
+from speechft_ray.core.errors import UserError, unknown_name
+from speechft_ray.core.fingerprint import canonical_json
+from speechft_ray.core.records import Job, Place
+from speechft_ray.core.specs import CorpusSpec, EvalSpec, FinetuneSpec
+from speechft_ray.core.store import Store
+from speechft_ray.report.winner import list_records, read_record
+from speechft_ray.report.write import ReportData
+from speechft_ray.stages.leaks import Identity
+from speechft_ray.sweep.plan import Plan
+from speechft_ray.sweep.plan_file import StoredPlan, list_plans, read_plan
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredSweep:
+    """A sweep as its last run left it."""
+
+    name: str
+    status: str
+    """``finished``, ``failed`` or ``stopped``; ``not reported yet`` before the first run ended."""
+    plan: Plan
+    place: Place
+    data: ReportData
+
+
+def open_store(storage: Path) -> Store:
+    """Returns the store in a folder that is there. Raises ``UserError``."""
+    if not storage.expanduser().is_dir():
+        raise UserError(f"there is no storage folder {storage}: give that of your sweeps.")
+    return Store(storage)
+
+
+def list_sweeps(store: Store) -> dict[str, str]:
+    """Returns the fingerprint of the plan of every sweep by its name, sorted by name.
+
+    A sweep that never ended has no record; it has the plan that was written last.
+    """
+    sweeps = {plan.name: plan.fingerprint for plan in list_plans(store)}
+    sweeps |= {name: read_record(store, name).plan for name in list_records(store)}
+    return dict(sorted(sweeps.items()))
+
+
+def find_sweep(store: Store, name: str) -> StoredPlan:
+    """Returns the plan of a sweep. Raises ``UserError`` for a name that is not there, and for a
+    sweep whose plan is not in the store."""
+    sweeps = list_sweeps(store)
+    if name not in sweeps:
+        raise UserError(f"{unknown_name('sweep', name, sweeps)} (Storage {store.root}.)")
+    plan, place = read_plan(store, sweeps[name])
+    # The folder may have been moved, or be mounted elsewhere.
+    return StoredPlan(plan, place.model_copy(update={"storage": str(store.root)}))
+
+
+def read_sweep(store: Store, name: str) -> StoredSweep:
+    """Returns the results of a sweep that are in the store. Raises ``UserError``."""
+    plan, place = find_sweep(store, name)
+    has_record = name in list_records(store)
+    return StoredSweep(
+        name=name,
+        status=read_record(store, name).status if has_record else "not reported yet",
+        plan=plan,
+        place=place,
+        data=read_report_data(plan, store, place, identity=_identify_corpora(plan, place)),
+    )
+
+
+def _identify_corpora(plan: Plan, place: Place) -> Identity:
+    """Returns the function that identifies the corpora of a plan as their jobs did: corpora on disk
+    are not looked for."""
+    on_disk = {
+        canonical_json(spec): identity
+        for job in plan.jobs.values()
+        for spec, identity in _list_corpora(job)
+        if identity
+    }
+
+    def identify(spec: CorpusSpec) -> tuple[str, bool]:
+        identity = on_disk.get(canonical_json(spec))
+        return corpus_identity(spec, place) if identity is None else (identity, False)
+
+    return identify
+
+
+def _list_corpora(job: Job) -> Iterator[tuple[CorpusSpec, str]]:
+    if job.stage == "finetune":
+        tuning = FinetuneSpec.model_validate(job.payload["spec"])
+        specs = [objective.corpus for objective in tuning.objectives]
+    elif job.stage == "evaluate":
+        specs = list(EvalSpec.model_validate(job.payload["spec"]).corpora())
+    else:
+        return
+    yield from zip(specs, job.corpora, strict=False)
