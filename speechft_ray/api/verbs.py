@@ -16,6 +16,7 @@ from speechft_ray.commands.parts import resolve_encoder
 from speechft_ray.commands.spaces import SweepOptions, open_space_sweep
 from speechft_ray.commands.stored import read_sweep
 from speechft_ray.commands.sweep import run as run_sweep
+from speechft_ray.commands.trackers import parse_trackers
 from speechft_ray.core.errors import UserError
 from speechft_ray.core.metrics import metric
 from speechft_ray.core.records import Limits, Place, read_scores
@@ -36,6 +37,7 @@ def run(
     manifest: str | Path | None = None,
     report: str | Path | None = None,
     mlflow: str | None = None,
+    track: str | None = None,
     changes: Mapping[str, Any] | None = None,
     smoke: bool = False,
     cpu: bool = False,
@@ -47,13 +49,14 @@ def run(
 
     ``space``: a YAML file, the name of a packaged space, or its content as a mapping. ``address``:
     ``local`` starts Ray here, ``auto`` or ``HOST:PORT`` is a running cluster, ``None`` is this
-    process without Ray. ``changes``: other values by path, ``{"evaluate[0].updates": 50}``.
+    process without Ray. ``track``: trackers with commas between them, or ``none``. ``changes``: other values by path, ``{"evaluate[0].updates": 50}``.
     ``smoke``: a hundredth of everything, in a storage folder of its own. ``cache_gb``: 10^9 bytes.
 
     Jobs that failed are printed and missing in the results. Raises ``UserError`` for bad input
     before anything is computed, and ``Interrupted`` when it is stopped (Ctrl-C); the same call
     goes on.
     """
+    trackers = parse_trackers(track, mlflow)
     options = SweepOptions(
         storage=Path(storage),
         encoder=encoder,
@@ -71,7 +74,7 @@ def run(
     name = sweep.spec.name
     folder = _as_path(report) or Path(sweep.place.storage) / "report" / name
     with stop_on_signals() as stop:
-        run_sweep(sweep, address, folder, mlflow, stop, Limits(retries=retries))
+        run_sweep(sweep, address, folder, mlflow, stop, Limits(retries=retries), trackers)
     return SweepResults(sweep.store, read_sweep(sweep.store, name))
 
 
