@@ -49,8 +49,9 @@ def run(
 
     ``space``: a YAML file, the name of a packaged space, or its content as a mapping. ``address``:
     ``local`` starts Ray here, ``auto`` or ``HOST:PORT`` is a running cluster, ``None`` is this
-    process without Ray. ``track``: trackers with commas between them, or ``none``. ``changes``: other values by path, ``{"evaluate[0].updates": 50}``.
-    ``smoke``: a hundredth of everything, in a storage folder of its own. ``cache_gb``: 10^9 bytes.
+    process without Ray. ``track``: trackers with commas between them, or ``none``. ``changes``:
+    other values by path, ``{"evaluate[0].updates": 50}``. ``smoke``: a hundredth of everything, in
+    a storage folder of its own. ``cache_gb``: 10^9 bytes.
 
     Jobs that failed are printed and missing in the results. Raises ``UserError`` for bad input
     before anything is computed, and ``Interrupted`` when it is stopped (Ctrl-C); the same call

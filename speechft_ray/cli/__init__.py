@@ -17,6 +17,7 @@ from speechft_ray.cli import (  # noqa: F401  # importing them adds their verbs
     evaluation,
     merging,
     paper,
+    storage,
     sweeps,
 )
 from speechft_ray.cli.app import EXIT_RESUMABLE, EXIT_USER, app

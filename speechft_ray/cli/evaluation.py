@@ -1,4 +1,4 @@
-"""The verb evaluate: one encoder on one task or several."""
+"""The verbs evaluate and tasks."""
 
 from __future__ import annotations
 
@@ -13,22 +13,32 @@ from speechft_ray.cli.options import parse_options
 from speechft_ray.core.errors import UserError
 from speechft_ray.core.signals import stop_on_signals
 
+EncoderName = Annotated[
+    str,
+    typer.Option(help="A name of `speechft encoders`, hf:OWNER/NAME, a file or folder, or fbank."),
+]
+TaskNames = Annotated[
+    str,
+    typer.Option(
+        help="Tasks of `speechft tasks`, with commas: pr,sid; chars and label are for own "
+        "recordings."
+    ),
+]
+Rates = Annotated[
+    str | None, typer.Option(help="A number, several with commas, or `grid`; default: s3prl's.")
+]
+FeatureForm = Annotated[
+    str | None, typer.Option(help="Stored frames: exact, int8, compact; default: by size.")
+]
+Rank = Annotated[
+    float | None, typer.Option(help="For compact: directions, or the fraction of variance.")
+]
+
 
 @app.command()
 def evaluate(
-    encoder: Annotated[
-        str,
-        typer.Option(
-            help="A name of `speechft encoders`, hf:OWNER/NAME, a file or folder, or fbank."
-        ),
-    ],
-    task: Annotated[
-        str,
-        typer.Option(
-            help="Tasks of `speechft tasks`, with commas: pr,sid; chars and label are for own "
-            "recordings."
-        ),
-    ],
+    encoder: EncoderName,
+    task: TaskNames,
     corpus: Annotated[
         Path | None,
         typer.Option(help="Folder of the task's corpus, or a manifest; default: synthetic."),
@@ -45,19 +55,13 @@ def evaluate(
     updates: Annotated[
         int | None, typer.Option(help="Updates of a probe; default: as published.")
     ] = None,
-    learning_rate: Annotated[
-        str | None, typer.Option(help="A number, several with commas, or `grid`; default: s3prl's.")
-    ] = None,
+    learning_rate: Rates = None,
     seeds: Annotated[int, typer.Option(help="How many probes.")] = 1,
     precision: Annotated[
         str, typer.Option(help="Products of the encoder: float32, tf32 or bfloat16.")
     ] = "float32",
-    features: Annotated[
-        str | None, typer.Option(help="Stored frames: exact, int8, compact; default: by size.")
-    ] = None,
-    rank: Annotated[
-        float | None, typer.Option(help="For compact: directions, or the fraction of variance.")
-    ] = None,
+    features: FeatureForm = None,
+    rank: Rank = None,
     storage: Annotated[
         Path, typer.Option(help="Where everything is kept; sweeps find it there.")
     ] = Path("runs"),
@@ -102,6 +106,20 @@ def evaluate(
             print_evaluation(facts, Console())
     if None in results.values():
         raise SystemExit(EXIT_FAILED)
+
+
+@app.command("tasks")
+def list_tasks(
+    task: Annotated[str | None, typer.Argument(help="Print this task in full.")] = None,
+) -> None:
+    """List the tasks with their metrics, label columns, corpora and steps."""
+    from speechft_ray.commands.tasks import print_task, print_tasks
+
+    console = Console(soft_wrap=True, highlight=False)
+    if task is None:
+        print_tasks(console)
+    else:
+        print_task(task, console)
 
 
 def _parse_rates(text: str | None) -> float | str | list[float] | None:

@@ -19,6 +19,8 @@ from speechft_ray.core.lease import (
     take_lease,
 )
 
+_LOCKS = "locks"
+
 
 @contextmanager
 def hold_lock(
@@ -81,6 +83,11 @@ def describe_driver(root: Path, sweep: str) -> str | None:
         return f"perhaps: its lock in {folder} cannot be read ({error.strerror})"
 
 
+def list_locks(root: Path) -> list[str]:
+    """Returns the fingerprints of the sweeps that were ever locked in a storage."""
+    return sorted(path.name for path in (root / _LOCKS).glob("[!.]*") if path.is_dir())
+
+
 def _describe_holder(folder: Path) -> str | None:
     holder = read_holder(folder)
     if holder is None or holder.released:
@@ -99,4 +106,4 @@ def _describe_holder(folder: Path) -> str | None:
 
 
 def _folder(root: Path, sweep: str) -> Path:
-    return root / "locks" / sweep
+    return root / _LOCKS / sweep

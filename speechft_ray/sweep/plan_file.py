@@ -87,6 +87,11 @@ def read_plan(store: Store, fingerprint: str) -> StoredPlan:
             winner=content["winner"],
         )
         return StoredPlan(plan, Place.model_validate(content["place"]))
+    except FileNotFoundError:
+        raise UserError(
+            f"{store.root} has no plan of this sweep, as those of version 0.4.0 and before: "
+            "`speechft report` with the space of the sweep writes it."
+        ) from None
     except (OSError, ValueError, KeyError, TypeError, ValidationError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(

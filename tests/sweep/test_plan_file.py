@@ -43,7 +43,7 @@ def test_a_damaged_plan_is_one_sentence(tmp_path: Path, content: str | None) -> 
     if content is not None:
         path.parent.mkdir()
         path.write_text(content)
-    with pytest.raises(UserError, match=r"`speechft report` .* writes it again") as caught:
+    with pytest.raises(UserError, match=r"`speechft report` .* writes it") as caught:
         read_plan(store, "0" * 16)
     assert "\n" not in str(caught.value)
     assert list_plans(store) == []

@@ -157,7 +157,7 @@ BESIDE = {
     ("score", "zero"): ["score.topline.pr.per=0", "score.topline.sid.accuracy=100"],
     ("score", "topline"): ["score.zero=measured"],
     ("stop_tuning", "*"): ["stop_tuning.rule=asha"],
-    ("search", "*"): ["merge=null", "search.trials=9", "search.axes={alpha: {uniform: [0, 0.5]}}"],
+    ("search", "*"): ["merge=[]", "search.trials=9", "search.axes={alpha: {uniform: [0, 0.5]}}"],
     ("finetune[1].after", "*"): ["finetune[1].after.finetune=phones"],
     ("evaluate[1]", "rank"): ["evaluate[1].features=compact"],
     ("", "search"): ["merge=[{alpha: 0.5}]"],

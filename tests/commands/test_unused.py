@@ -1,0 +1,155 @@
+"""``ls`` and ``gc``: what sweeps need stays, what none needs goes, and first it is only printed."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from speechft_ray.cli import main
+from speechft_ray.commands import unused
+from speechft_ray.commands.unused import measure_use
+from speechft_ray.core.errors import UserError
+from speechft_ray.core.store import Store
+from speechft_ray.report.winner import read_record
+from speechft_ray.sweep.lock import list_locks
+
+
+def list_paths(storage: Path) -> set[str]:
+    return {str(path.relative_to(storage)) for path in storage.rglob("*") if path.is_file()}
+
+
+def add_unit(store: Store, stage: str, key: str, **facts: object) -> None:
+    with store.publish(stage, key, facts) as folder:
+        (folder / "encoder.safetensors").write_bytes(b"0" * 1000)
+
+
+def gc(storage: Path, *arguments: str) -> int:
+    return main(["gc", "--storage", str(storage), "--older-than", "0", *arguments])
+
+
+def test_nothing_of_a_finished_storage_is_unused(finished_storage: Path) -> None:
+    use = measure_use(Store(finished_storage), hours=0)
+    assert use.unused == [] and use.recent == [] and use.running == {}
+    assert set(use.needed_by) == {"small-sweep", "small-search"}
+    # The dev evaluations of all trials are the search's: `report` reads them again.
+    assert set().union(*use.needed_by.values()) >= use.bytes_of.keys()
+
+
+def test_only_what_no_sweep_needs_is_removed(
+    storage_copy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = Store(storage_copy)
+    before = list_paths(storage_copy)
+    add_unit(store, "merge", "f" * 16, base="0" * 16, donors=["e" * 16])
+    add_unit(store, "finetune", "e" * 16, start="0" * 16)
+    add_unit(store, "evaluate", "d" * 16, encoder="f" * 16)
+    (store.work_folder("finetune", "c" * 16) / "state").write_bytes(b"0" * 500)
+    (storage_copy / "merge" / ".half-host-1").mkdir()
+    (storage_copy / "merge" / ".half-host-1" / "file").write_bytes(b"0" * 500)
+    with_more = list_paths(storage_copy)
+    # Younger than a day: a verb outside any sweep may be at work with them.
+    assert main(["gc", "--storage", str(storage_copy), "--yes"]) == 0
+    assert "younger than 24 h: 5 items, 4 kB" in capsys.readouterr().out
+    assert list_paths(storage_copy) == with_more
+    # First it is only printed.
+    assert gc(storage_copy) == 0
+    assert "would be removed: 5 items, 4 kB" in capsys.readouterr().out
+    assert list_paths(storage_copy) == with_more
+    assert gc(storage_copy, "--yes") == 0
+    assert list_paths(storage_copy) == before
+
+
+def test_what_a_forgotten_sweep_shares_stays(storage_copy: Path) -> None:
+    store = Store(storage_copy)
+    search, sweep = (measure_use(store).needed_by[name] for name in ("small-search", "small-sweep"))
+    assert search - sweep and sweep - search and search & sweep
+    assert gc(storage_copy, "--sweep", "small-sweep", "--yes") == 0
+    left = measure_use(store)
+    assert set(left.needed_by) == {"small-search"}
+    assert left.bytes_of.keys() == search & (search | sweep) and left.unused == []
+
+
+def test_a_storage_without_plans_keeps_what_its_records_name(storage_copy: Path) -> None:
+    """Sweeps of version 0.4.0 and before have no plan in the store."""
+    shutil.rmtree(storage_copy / "plans")
+    assert gc(storage_copy, "--yes") == 0
+    store = Store(storage_copy)
+    for name in ("small-sweep", "small-search"):
+        assert all(store.is_complete("merge", key) for key in read_record(store, name).rows)
+    assert len(store.fingerprints("evaluate")) > 20
+
+
+def test_what_a_running_sweep_needs_stays(
+    storage_copy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = Store(storage_copy)
+    fingerprint = read_record(store, "small-sweep").plan
+    monkeypatch.setattr(
+        unused,
+        "describe_driver",
+        lambda root, key: "node7, process 12" if key == fingerprint else None,
+    )
+    assert fingerprint in list_locks(store.root)
+    assert gc(storage_copy, "--sweep", "small-sweep", "--yes") == 2
+    assert "`small-sweep` runs on node7, process 12 and needs its units" in capsys.readouterr().err
+    # Also where no record names it any more.
+    (storage_copy / "sweeps" / "small-sweep.json").unlink()
+    use = measure_use(store, hours=0)
+    assert use.unused == [] and len(use.needed_by) == 2
+    (storage_copy / "plans" / f"{fingerprint}.json").unlink()
+    with pytest.raises(UserError, match="what it needs is not known"):
+        measure_use(store)
+
+
+def test_a_sweep_that_starts_meanwhile_is_seen(
+    storage_copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(storage_copy)
+    record = storage_copy / "sweeps" / "small-sweep.json"
+    content = record.read_text()
+    record.unlink()
+    use = measure_use(store, "small-search", hours=0)
+    assert use.unused
+    record.write_text(content)
+    with pytest.raises(UserError, match="needed now by a sweep that was started meanwhile"):
+        unused.remove_unused(store, use.unused, None)
+
+
+def test_sweeps_are_listed_with_their_sizes(
+    finished_storage: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["ls", "--storage", str(finished_storage)]) == 0
+    text = capsys.readouterr().out
+    total = sum(
+        file["bytes"]
+        for path in finished_storage.glob("merge/*/manifest.json")
+        for file in json.loads(path.read_text())["files"].values()
+    )
+    assert "small-sweep" in text and "small-search" in text and "finished" in text
+    assert f"merge {total / 1000:.0f} kB" in text and "unused" not in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["gc", "--sweep", "small-swep"], "Did you mean `small-sweep`?"),
+        (["compare", "small-sweep", "other"], "unknown sweep `other`"),
+        (["tasks", "pr2"], "Did you mean `pr`?"),
+    ],
+)
+def test_unknown_names_are_one_sentence(
+    finished_storage: Path,
+    arguments: list[str],
+    sentence: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    place = [] if arguments[0] == "tasks" else ["--storage", str(finished_storage)]
+    assert main([*arguments, *place]) == 2
+    assert sentence in capsys.readouterr().err
+    assert main(["ls", "--storage", str(finished_storage / "none")]) == 2
+    assert "there is no storage folder" in capsys.readouterr().err
+    assert not os.path.lexists(finished_storage / "none")
