@@ -12,7 +12,8 @@ that of the encoder, with one probe seed that of the probe, as the headline says
 Columns, in percent of the sweeps: a false `different` in the headline; both intervals cover the
 truth; the 95 % interval of one comparison alone covers it, with the pre-trained encoder and with
 stable fine-tuning; the earlier rule's false `different` (a difference above the spread over seeds,
-and an interval over utterances without 0), of encoders whose recipes are equal.
+and an interval over utterances without 0), of encoders whose recipes are equal; and an interval
+of the comparison with the pre-trained encoder that is above 0.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ from typing import NamedTuple
 import numpy as np
 
 from speechft_ray.report.effects import count_degrees
-from speechft_ray.report.uncertainty import Part, estimate
+from speechft_ray.report.power import Spread, make_spread
+from speechft_ray.report.uncertainty import Components, Estimate, Part, estimate
 
 NUMBERS_AT_ONCE = 2_000_000
 """In one array of the simulation."""
@@ -52,6 +54,8 @@ class Design:
     """Part of the probes' variance that is noise of single utterances. 0.4 in the default sweep."""
     error: float = 7.0
     """Standard error over speakers of the difference of two encoders with the same seeds."""
+    difference: float = 0.0
+    """By which the merge is truly better than both controls."""
     candidates: int = 1
     """Equal merges, of which dev selects one. Dev is as large as test."""
 
@@ -64,6 +68,8 @@ class Shares(NamedTuple):
     pretrained: float
     stable: float
     old: float
+    power: float
+    """The interval of the comparison with the pre-trained encoder alone is above 0."""
 
 
 @dataclass(kw_only=True)
@@ -78,33 +84,44 @@ class _Line:
 
 def simulate(design: Design, sweeps: int, random: np.random.Generator) -> Shares:
     """Judges simulated sweeps of one design."""
-    sizes = np.full(design.speakers, float(design.utterances))
-    if design.sigma:
-        spread = random.lognormal(-(design.sigma**2) / 2, design.sigma, design.speakers)
-        sizes = np.ceil(sizes * spread)
+    sizes = _draw_sizes(design, random)
     numbers = design.tasks * design.tunings * design.probes * design.speakers * design.candidates
     at_once = max(1, NUMBERS_AT_ONCE // numbers)
     counts = [min(at_once, sweeps - start) for start in range(0, sweeps, at_once)]
     judged = np.concatenate([_judge(design, sizes, n, random) for n in counts], axis=1)
-    both, pretrained, stable, old = 100 * judged.mean(axis=1)
-    return Shares(100 - both, both, pretrained, stable, old)
+    both, *others = 100 * judged.mean(axis=1)
+    return Shares(100 - both, both, *others)
+
+
+def simulate_spread(design: Design, sweeps: int, random: np.random.Generator) -> Spread:
+    """Returns the mean spread of the differences between a merge and the pre-trained encoder."""
+    sizes = _draw_sizes(design, random)
+    numbers = design.tasks * design.tunings * design.probes * design.speakers
+    at_once = max(1, NUMBERS_AT_ONCE // numbers)
+    components: list[Components] = []
+    for start in range(0, sweeps, at_once):
+        count = min(at_once, sweeps - start)
+        best, control = (_draw_line(design, sizes, count, random, x) for x in (True, False))
+        result = _estimate(design, sizes, best, control, shared_probes=True)
+        components.append(result.components)
+    joined = Components(*map(np.concatenate, zip(*components, strict=True)))
+    return make_spread(joined, design.tunings)
 
 
 def _judge(
     design: Design, sizes: np.ndarray, sweeps: int, random: np.random.Generator
 ) -> np.ndarray:
-    """Returns whether both intervals, and each alone, cover the truth, and whether the earlier rule
-    says different: ``(4, sweeps)``."""
+    """Returns whether both intervals, and each alone, cover the truth, whether the earlier rule
+    says different, and whether the first interval is above 0: ``(5, sweeps)``."""
     best = _select_on_dev(design, sizes, sweeps, random)
+    best.values = best.values + design.difference / design.tasks
+    powers: list[np.ndarray] = []
     covered: list[np.ndarray] = []
     alone: list[np.ndarray] = []
     old = np.zeros(sweeps, dtype=bool)
     for is_tuned in (False, True):
         control = _draw_line(design, sizes, sweeps, random, is_tuned)
-        values, effects = best.values - control.values, best.effects - control.effects
-        degrees = count_degrees(sizes / sizes.sum())
-        parts = [Part(values[:, task], effects[:, task], degrees) for task in range(design.tasks)]
-        result = estimate(parts, shared_probes=not is_tuned)
+        result = _estimate(design, sizes, best, control, shared_probes=not is_tuned)
         truth = np.zeros((sweeps, design.tasks, design.tunings, design.probes))
         if design.tunings == 1:
             truth = truth + best.tuning - control.tuning
@@ -112,12 +129,31 @@ def _judge(
             truth = truth + best.probe
         if design.probes == 1 and (design.tunings == 1 or not is_tuned):
             truth = truth - control.probe
-        true = truth.mean((2, 3)).sum(1)
+        true = truth.mean((2, 3)).sum(1) + design.difference
+        powers.append(result.interval()[0] > 0)
         for intervals, comparisons in ((covered, 2), (alone, 1)):
             low, high = result.interval(comparisons)
             intervals.append((low <= true) & (true <= high))
         old |= _differs_by_the_earlier_rule(design, sizes, best, control, result.difference)
-    return np.array([np.all(covered, axis=0), *alone, old])
+    return np.array([np.all(covered, axis=0), *alone, old, powers[0]])
+
+
+def _draw_sizes(design: Design, random: np.random.Generator) -> np.ndarray:
+    """Returns the number of utterances of each speaker."""
+    sizes = np.full(design.speakers, float(design.utterances))
+    if design.sigma:
+        spread = random.lognormal(-(design.sigma**2) / 2, design.sigma, design.speakers)
+        sizes = np.ceil(sizes * spread)
+    return sizes
+
+
+def _estimate(
+    design: Design, sizes: np.ndarray, best: _Line, control: _Line, shared_probes: bool
+) -> Estimate:
+    values, effects = best.values - control.values, best.effects - control.effects
+    degrees = count_degrees(sizes / sizes.sum())
+    parts = [Part(values[:, task], effects[:, task], degrees) for task in range(design.tasks)]
+    return estimate(parts, shared_probes)
 
 
 def _select_on_dev(

@@ -341,9 +341,11 @@ def _read_throughput(pairs: list[str] | None) -> dict[str, float]:
 
 def _print_plan(sweep: Sweep, calibrate: bool, throughput: Mapping[str, float]) -> None:
     from speechft_ray.commands.bill import print_bill
+    from speechft_ray.commands.power import print_power
 
     sweep.print_plan(Console())
     print_bill(sweep, Console(), measure=calibrate, throughput=throughput)
+    print_power(sweep, Console())
 
 
 def _open_sweep(

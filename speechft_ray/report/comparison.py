@@ -84,6 +84,13 @@ def compare_lines(first: TableLine, second: TableLine, judged: int = 1) -> Compa
     return _compare(first, second, pair, estimate_difference(*pair, first.references), judged)
 
 
+def estimate_lines(first: TableLine, second: TableLine) -> tuple[int, Estimate | None]:
+    """Estimates the difference of two lines on test; returns the number of fine-tuning seeds that
+    are compared, too."""
+    pair = _pair(first, second)
+    return len(pair[0]), estimate_difference(*pair, first.references)
+
+
 def headline(lines: Sequence[TableLine]) -> str:
     """Returns the result of the sweep in a few sentences of plain text."""
     best = find_winner(lines)

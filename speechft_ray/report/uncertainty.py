@@ -51,12 +51,26 @@ class Part(NamedTuple):
     speaker. ``None``: the evaluations share no speaker."""
 
 
+class Components(NamedTuple):
+    """What the variance of a mean difference is made of, in points squared."""
+
+    speakers: np.ndarray
+    speaker_degrees: np.ndarray
+    """Degrees of freedom of ``speakers``."""
+    tunings: np.ndarray
+    """Falls with the number of fine-tuning seeds."""
+    probes: np.ndarray
+    """Of probes that do not average out over fine-tuning seeds."""
+    probe_degrees: np.ndarray
+
+
 class Estimate(NamedTuple):
     """A difference with its standard error; arrays over the leading axes of the parts."""
 
     difference: np.ndarray
     error: np.ndarray
     degrees: np.ndarray
+    components: Components
 
     def interval(self, comparisons: int = 1) -> tuple[np.ndarray, np.ndarray]:
         """Returns the ends of an interval; those of so many comparisons hold together with at least
@@ -82,12 +96,15 @@ def estimate(parts: Sequence[Part], shared_probes: bool) -> Estimate:
     squares = sum(own**2 / part.degrees for own, part in zip(alone, parts, strict=True))
     # Speakers that evaluations share change the variance, not its degrees of freedom.
     squares = squares * (variance / np.maximum(sum(alone), 1e-300)) ** 2
+    nothing = np.zeros_like(variance)
+    components = Components(variance, _divide(variance**2, squares), nothing, nothing, nothing)
     # Fine-tuning seeds: one spread of the whole score, since evaluations share the encoder.
     if tunings > 1:
         seeds = sum((part.values.mean(-1) for part in parts), start=np.zeros(()))
         deviations = [_center(part.effects.mean(-2), -2) for part in parts]
         noise = _sum_squares(deviations, parts).sum(-1) / (tunings - 1)
         component = np.maximum(seeds.var(-1, ddof=1) - NOISE_SHARE * noise, 0) / tunings
+        components = components._replace(tunings=component)
         variance = variance + component
         weighted = weighted + CAUTION * component
         squares = squares + (CAUTION * component) ** 2 / (tunings - 1)
@@ -100,11 +117,20 @@ def estimate(parts: Sequence[Part], shared_probes: bool) -> Estimate:
         component = np.maximum(sum(spreads) - sum(interactions), 0)
         variance = variance + component
         weighted = weighted + caution * component
+        before = squares
         for part, spread in zip(probed, spreads, strict=True):
             freedom = part.values.shape[-1] - 1
             squares = squares + (caution * np.maximum(spread, 0)) ** 2 / freedom
-    degrees = np.divide(weighted**2, squares, out=np.full_like(variance, 1e9), where=squares > 0)
-    return Estimate(mean, np.sqrt(variance), np.maximum(degrees, 1.0))
+        degrees = _divide((caution * component) ** 2, squares - before)
+        components = components._replace(probes=component, probe_degrees=degrees)
+    degrees = np.maximum(_divide(weighted**2, squares), 1.0)
+    return Estimate(mean, np.sqrt(variance), degrees, components)
+
+
+def _divide(weighted: np.ndarray, squares: np.ndarray) -> np.ndarray:
+    """Returns degrees of freedom; as good as endless where nothing varies."""
+    many = np.full_like(weighted, 1e9)
+    return np.divide(weighted, squares, out=many, where=squares > 0)
 
 
 def _probe_variance(part: Part) -> np.ndarray:

@@ -21,6 +21,7 @@ from speechft_ray.core.store import Store
 from speechft_ray.report.comparison import compare_with_controls, headline
 from speechft_ray.report.intervals import compute_intervals, estimate_difference, read_counts
 from speechft_ray.report.lines import add_intervals, group_rows
+from speechft_ray.report.power import measure_spread
 from speechft_ray.report.table import csv_table
 from speechft_ray.report.write import write_report
 from speechft_ray.sweep.plan import Inputs, make_plan
@@ -217,6 +218,24 @@ def make_encoder(
         complete=True,
     )
     return row, [[hit_counts(hits)]]
+
+
+def test_the_spread_behind_a_power_is_that_of_the_differences() -> None:
+    """Three fine-tuning seeds of one merge; the variance of their mean is what the interval has."""
+    random = np.random.default_rng(7)
+    rows = [make_encoder(0.0, 0, random.integers(0, 2, 300).tolist())]
+    rows += [make_encoder(0.25, seed, (random.random(300) < 0.6).tolist()) for seed in range(3)]
+    lines = add_intervals(
+        group_rows([row for row, _ in rows]), {row.key: tests for row, tests in rows}, ONE_METRIC
+    )
+    spread = measure_spread(lines, "pre-trained")
+    assert spread is not None
+    control, merge = ([tests for row, tests in rows if row.params["alpha"] == a] for a in (0, 0.25))
+    result = estimate_difference(merge, control, ONE_METRIC)
+    assert result is not None
+    assert spread.speakers + spread.seed / 3 == pytest.approx(float(result.error) ** 2)
+    assert spread.speaker_degrees == pytest.approx(299, rel=0.01)
+    assert measure_spread(lines[:2], "stable fine-tuning") is None
 
 
 @pytest.mark.parametrize(("gained", "is_different"), [(40, True), (3, False), (0, False)])
