@@ -8,7 +8,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import replace
 from types import MappingProxyType, TracebackType
 
 from rich.console import Console, Group, RenderableType
@@ -19,17 +19,24 @@ from rich.text import Text
 
 from speechft_ray.core.records import STAGES, Job, Outcome
 from speechft_ray.core.units import format_duration
+from speechft_ray.report.running import TRUSTED_FRACTION, Running, Stage
 from speechft_ray.report.table import one_line
 from speechft_ray.sweep.protocols import Progress
 
 STATUS_EVERY_SECONDS = 10.0
-"""Time between two status lines of a log."""
+"""Time between two status lines of a log, at first."""
+STATUS_SHARE, STATUS_AT_MOST_SECONDS = 0.05, 600.0
+"""Later a line comes when so large a share of the time so far has passed, within these bounds: 79
+lines in the first hour, 228 in a day."""
+DONE_LINES = 20
+"""So many finished jobs of a stage have a line of their own in a log; later ones are counted."""
 REDRAW_EVERY_SECONDS = 0.1
 RUNNING_SHOWN = 8
-"""Number of running jobs with a bar of their own; the others are counted."""
-TRUSTED_FRACTION = 0.05
-"""Progress of a running job from which its duration is estimated while no job of its stage has
-finished."""
+"""Number of running jobs with a line of their own in the live part; the others are counted."""
+RUNNING_LOGGED = 3
+"""The same in a log, under each status line."""
+BAR_COLUMNS = 100
+"""Width of a terminal from which running jobs have bars."""
 LATE_FRACTION = 0.05
 """Time left of a job that takes longer than usual, as a share of the usual duration."""
 
@@ -46,14 +53,16 @@ class ProgressDisplay:
         console: Console | None = None,
         clock: Callable[[], float] = time.monotonic,
         expected: Mapping[str, float] = MappingProxyType({}),
+        timestamp: Callable[[], str] = lambda: time.strftime("%Y-%m-%d %H:%M:%S"),
     ) -> None:
         """``total_by_stage`` counts all jobs of the plan, ``reused`` those that the store has.
         ``expected``: seconds of each job to do, by fingerprint, where a calibration foresees them.
 
-        ``clock`` returns seconds from any fixed moment.
+        ``clock`` returns seconds from any fixed moment, ``timestamp`` the time of day that starts
+        every line of a log.
         """
         self._console = console or Console()
-        self._clock = clock
+        self._clock, self._timestamp = clock, timestamp
         self._begin = self._last_status = self._last_draw = clock()
         names = [
             name
@@ -61,9 +70,9 @@ class ProgressDisplay:
             if total_by_stage.get(name)
         ]
         self._stages = {
-            name: _Stage(total=total_by_stage[name], reused=reused.get(name, 0)) for name in names
+            name: Stage(total=total_by_stage[name], reused=reused.get(name, 0)) for name in names
         }
-        self._running: dict[str, _Running] = {}
+        self._running: dict[str, Running] = {}
         self._jobs: dict[str, Job] = {}
         self._expected = dict(expected)
         self._spent = self._foreseen = 0.0
@@ -103,7 +112,7 @@ class ProgressDisplay:
         if outcome.ok and foreseen:
             self._spent += outcome.seconds
             self._foreseen += foreseen
-        stage = self._stages.setdefault(outcome.stage, _Stage(total=1, reused=0))
+        stage = self._stages.setdefault(outcome.stage, Stage(total=1, reused=0))
         if outcome.ok:
             stage.done += 1
             stage.seconds.append(outcome.seconds)
@@ -115,8 +124,10 @@ class ProgressDisplay:
             self._line(
                 f"{'stopped' if outcome.stopped else 'failed'}: {outcome.label}: {outcome.error}"
             )
-        elif outcome.ok and self._live is None:
+        elif outcome.ok and self._live is None and stage.done <= DONE_LINES:
             place = f"{outcome.stage} {stage.complete}/{stage.total}"
+            if stage.done == DONE_LINES and stage.remaining:
+                place += "; the next ones are only counted"
             self._line(f"done: {outcome.label} in {format_duration(outcome.seconds)} ({place})")
         self._redraw()
 
@@ -124,16 +135,33 @@ class ProgressDisplay:
         """Takes the progress of all running jobs; call it often."""
         now = self._clock()
         self._running = {
-            key: _Running(
-                began=self._running[key].began if key in self._running else now, progress=item
-            )
+            key: self._update_running(self._running.get(key), item, now)
             for key, item in progress.items()
             if key in self._jobs
         }
-        if self._live is None and now - self._last_status >= STATUS_EVERY_SECONDS:
+        pause = min(
+            STATUS_AT_MOST_SECONDS,
+            max(STATUS_EVERY_SECONDS, STATUS_SHARE * (self._last_status - self._begin)),
+        )
+        if self._live is None and now - self._last_status >= pause:
             self._line(self._status())
+            self._log_running(now)
             self._last_status = now
         self._redraw()
+
+    def _update_running(self, earlier: Running | None, item: Progress, now: float) -> Running:
+        if earlier is None:
+            first = Running(began=now, progress=item)
+            return Running(began=now, progress=item, first_fraction=first.fraction)
+        return replace(earlier, progress=item)
+
+    def _log_running(self, now: float) -> None:
+        """Prints the running jobs of which something is known besides that they run."""
+        running = [(key, item) for key, item in self._running.items() if item.progress.values]
+        for key, item in running[:RUNNING_LOGGED]:
+            parts = ", ".join(part for part in item.describe(now) if part)
+            share = f"{100 * item.fraction:.0f} %"
+            self._line(f"running: {self._jobs[key].label}: {share}, {parts}")
 
     def set_summary(self, text: str) -> None:
         """Sets the sentence that is shown with the counts."""
@@ -141,7 +169,7 @@ class ProgressDisplay:
 
     def set_remaining(self, name: str, count: int) -> None:
         """Sets how many jobs of a stage are still to be done, where a search changes that."""
-        stage = self._stages.setdefault(name, _Stage(total=0, reused=0))
+        stage = self._stages.setdefault(name, Stage(total=0, reused=0))
         stage.total = stage.reused + stage.done + stage.failed + stage.stopped + count
 
     def note(self, text: str) -> None:
@@ -197,7 +225,7 @@ class ProgressDisplay:
         remaining = sum(stage.remaining for stage in self._stages.values())
         return max(1.0, min((finished + running) / elapsed, remaining))
 
-    def _typical_seconds(self, stage: _Stage, running: list[_Running]) -> float | None:
+    def _typical_seconds(self, stage: Stage, running: list[Running]) -> float | None:
         """Returns the mean duration of the finished jobs of a stage, or an estimate from the
         progress of the running ones; ``None`` without either."""
         if stage.seconds:
@@ -213,7 +241,15 @@ class ProgressDisplay:
         elapsed = format_duration(self._clock() - self._begin)
         summary = f"{self._summary}; " if self._summary else ""
         running = f"{len(self._running)} running"
-        return f"{summary}{self._counts()}; {running}; {elapsed} so far, {self.time_left()}"
+        counts = f"{summary}{self._counts()}; {running}"
+        return f"{self._percent()}: {counts}; {elapsed} so far, {self.time_left()}"
+
+    def _percent(self) -> str:
+        """Returns the share of the jobs that is done; running ones count in part."""
+        total = sum(stage.total for stage in self._stages.values())
+        left = sum(stage.remaining for stage in self._stages.values())
+        done = total - left + sum(item.fraction for item in self._running.values())
+        return f"{int(100 * done / total)} %" if total else "100 %"
 
     def _counts(self) -> str:
         texts = [
@@ -223,8 +259,10 @@ class ProgressDisplay:
         return "; ".join(f"{text} ({remarks})" if remarks else text for text, remarks in texts)
 
     def _line(self, text: str) -> None:
-        """Prints one line without wrapping, markup or control characters."""
-        self._console.print(Text(one_line(text)), soft_wrap=True)
+        """Prints one line without wrapping, markup or control characters; in a log, with the
+        time."""
+        start = "" if self._console.is_terminal else f"{self._timestamp()} "
+        self._console.print(Text(start + one_line(text)), soft_wrap=True)
 
     def _redraw(self) -> None:
         now = self._clock()
@@ -242,67 +280,27 @@ class ProgressDisplay:
                 Text(f"{stage.complete}/{stage.total}"),
                 Text(stage.remarks),
             )
-        running = Table.grid(padding=(0, 2, 0, 0))
-        for key, item in list(self._running.items())[:RUNNING_SHOWN]:
-            bar = ProgressBar(total=1.0, completed=item.fraction, width=14)
-            values = "  ".join(
-                f"{name} {value:.4g}" for name, value in item.progress.values.items()
-            )
-            spent = format_duration(self._clock() - item.began)
-            label = Text(one_line(self._jobs[key].label), no_wrap=True, overflow="ellipsis")
-            running.add_row(
-                bar,
-                Text(f"{item.fraction:4.0%}"),
-                Text(spent),
-                label,
-                Text(one_line(values), "dim", no_wrap=True),
-            )
+        running = self._picture_running()
         more = len(self._running) - RUNNING_SHOWN
         last = [f"and {more} more running"] if more > 0 else []
-        last.append(f"{format_duration(self._clock() - self._begin)} so far, {self.time_left()}")
+        elapsed = format_duration(self._clock() - self._begin)
+        last.append(f"{self._percent()}; {elapsed} so far, {self.time_left()}")
         summary = [Text(one_line(self._summary), "bold")] if self._summary else []
         return Group(table, *summary, running, *(Text(line, "dim") for line in last))
 
-
-@dataclass(kw_only=True)
-class _Stage:
-    """Counts of the jobs of one stage.
-
-    ``seconds`` are the durations of the jobs that this run finished. ``stopped`` counts jobs that
-    were stopped early on purpose, and jobs that need them.
-    """
-
-    total: int
-    reused: int
-    done: int = 0
-    failed: int = 0
-    stopped: int = 0
-    seconds: list[float] = field(default_factory=list)
-
-    @property
-    def complete(self) -> int:
-        """Jobs whose result is in the store."""
-        return self.reused + self.done
-
-    @property
-    def remarks(self) -> str:
-        parts = ((self.reused, "reused"), (self.failed, "failed"), (self.stopped, "stopped early"))
-        return ", ".join(f"{count} {word}" for count, word in parts if count)
-
-    @property
-    def remaining(self) -> int:
-        return max(0, self.total - self.reused - self.done - self.failed - self.stopped)
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Running:
-    """A running job: the time of its first progress report, in seconds of the clock, and its latest
-    one."""
-
-    began: float
-    progress: Progress
-
-    @property
-    def fraction(self) -> float:
-        done, total = self.progress.done, self.progress.total
-        return min(1.0, max(0.0, done / total)) if total > 0 else 0.0
+    def _picture_running(self) -> Table:
+        """Returns a line for each running job: share, label, updates, loss, dev, time left."""
+        wide = self._console.width >= BAR_COLUMNS
+        running = Table.grid(padding=(0, 1 + wide, 0, 0), expand=not wide)
+        if wide:
+            running.add_column()
+        running.add_column(justify="right", no_wrap=True)
+        running.add_column(ratio=None if wide else 1, no_wrap=True, overflow="ellipsis")
+        for _ in range(4):
+            running.add_column(justify="right", no_wrap=True)
+        for key, item in list(self._running.items())[:RUNNING_SHOWN]:
+            bar = [ProgressBar(total=1.0, completed=item.fraction, width=14)] if wide else []
+            texts = [Text(text, "dim") for text in item.describe(self._clock())]
+            label = Text(one_line(self._jobs[key].label))
+            running.add_row(*bar, Text(f"{item.fraction:4.0%}"), label, *texts)
+        return running

@@ -34,8 +34,8 @@ def test_a_new_tracker_is_a_name_of_the_registry(
     monkeypatch.setitem(TRACKERS._parts, "my_log", kind)
     names = parse_trackers("my_log, jsonl,my_log", None)
     assert names == ("my_log", "jsonl")
-    mine, log = open_trackers(sweep(), Store(tmp_path), None, names)
-    assert f"{tmp_path}/small" in mine.how_to_open() and "log/small" in log.how_to_open()
+    own, log = open_trackers(sweep(), Store(tmp_path), None, names)
+    assert f"{tmp_path}/small" in own.how_to_open() and "log/small" in log.how_to_open()
     assert open_trackers(sweep(), Store(tmp_path), None, parse_trackers("none", None)) == []
 
 

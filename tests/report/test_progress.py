@@ -4,12 +4,13 @@ of the time left."""
 from __future__ import annotations
 
 import io
+from itertools import pairwise
 
 import pytest
 from rich.console import Console
 
 from speechft_ray.core.records import Job, Outcome, Stage
-from speechft_ray.report.progress import RUNNING_SHOWN, ProgressDisplay
+from speechft_ray.report.progress import DONE_LINES, RUNNING_SHOWN, ProgressDisplay
 from speechft_ray.sweep.protocols import Progress
 
 
@@ -54,7 +55,11 @@ def lines(console: Console) -> list[str]:
 
 def test_a_log_tells_every_end_and_the_status_every_ten_seconds(clock: Clock, log: Console) -> None:
     with ProgressDisplay(
-        {"evaluate": 4, "finetune": 1}, {"finetune": 1, "evaluate": 1}, console=log, clock=clock
+        {"evaluate": 4, "finetune": 1},
+        {"finetune": 1, "evaluate": 1},
+        console=log,
+        clock=clock,
+        timestamp=lambda: f"12:00:{clock.now - 100:02.0f}",
     ) as display:
         display.on_job_start(job("a"))
         display.on_job_start(job("b"))
@@ -70,14 +75,65 @@ def test_a_log_tells_every_end_and_the_status_every_ten_seconds(clock: Clock, lo
         clock.now += 1
     start = "finetune 1/1 (1 reused); evaluate 1/4 (1 reused)"
     assert lines(log) == [
-        f"{start}; 0 running; 0 s so far, time left not known yet",
-        "done: evaluate a in 10 s (evaluate 2/4)",
-        "finetune 1/1 (1 reused); evaluate 2/4 (1 reused); 1 running; 10 s so far, about 20 s left",
-        "tracker is down",
-        "results are safe",
-        "failed: evaluate b: out of memory [bold]",
-        "finetune 1/1 (1 reused); evaluate 2/4 (1 reused, 1 failed); ended after 16 s",
+        f"12:00:00 40 %: {start}; 0 running; 0 s so far, time left not known yet",
+        "12:00:10 done: evaluate a in 10 s (evaluate 2/4)",
+        "12:00:10 60 %: finetune 1/1 (1 reused); evaluate 2/4 (1 reused); 1 running; "
+        "10 s so far, about 20 s left",
+        "12:00:15 tracker is down",
+        "12:00:15 results are safe",
+        "12:00:15 failed: evaluate b: out of memory [bold]",
+        "12:00:16 finetune 1/1 (1 reused); evaluate 2/4 (1 reused, 1 failed); ended after 16 s",
     ]
+
+
+def test_a_log_tells_loss_and_dev_of_what_runs(clock: Clock, log: Console) -> None:
+    display = ProgressDisplay(
+        {"finetune": 1, "evaluate": 1}, {}, console=log, clock=clock, timestamp=lambda: "now"
+    )
+    with display:
+        display.on_job_start(job("a", "finetune", "finetune narrow seed=0"))
+        display.on_job_start(job("b"))
+        display.on_progress({"a": at(0, 200), "b": at(0)})
+        clock.now += 10
+        named = {"train/loss": 0.51234, "train/loss_ctc": 7.0, "dev/x.accuracy": 40.25}
+        display.on_progress({"a": at(50, 200, **named, **{"dev/x_ctc": 1.0}), "b": at(1)})
+    assert lines(log)[1:-1] == [
+        "now 17 %: finetune 0/1; evaluate 0/1; 2 running; 10 s so far, about 1 min 30 s left",
+        "now running: finetune narrow seed=0: 25 %, 50/200, loss 0.512, dev 40.25, 30 s left",
+    ]
+
+
+def test_a_long_sweep_has_fewer_lines(clock: Clock, log: Console) -> None:
+    shown = []
+    with ProgressDisplay({"evaluate": 5000}, {}, console=log, clock=clock) as display:
+        for second in range(5000):
+            clock.now += 1.0
+            display.on_job_end(end(str(second), 1.0))
+            before = len(lines(log))
+            display.on_progress({})
+            shown += [clock.now] if len(lines(log)) > before else []
+    pauses = [later - earlier for earlier, later in pairwise(shown)]
+    assert pauses[0] == 10 and pauses == sorted(pauses) and pauses[-1] > 200
+    done = [line for line in lines(log) if " done: " in line]
+    assert len(done) == DONE_LINES and done[-1].endswith("; the next ones are only counted)")
+
+
+def test_a_narrow_terminal_shows_updates_loss_dev_and_time_left(clock: Clock) -> None:
+    console = Console(
+        file=io.StringIO(), width=80, height=40, force_terminal=True, color_system=None
+    )
+    with ProgressDisplay({"finetune": 2}, {}, console=console, clock=clock) as display:
+        for key in "ab":
+            display.on_job_start(job(key, "finetune", f"finetune narrow-phones lambda=0.01 {key}"))
+        display.on_progress({"a": at(90, 200), "b": at(0, 200)})
+        clock.now += 60
+        named = {"train/loss": 0.51234, "dev/x.accuracy": 40.25}
+        display.on_progress({"a": at(120, 200, **named), "b": at(0, 200)})
+    shown = [line for line in lines(console) if "loss" in line][-1]
+    # Half of what one minute made is left to do for run a, which had resumed.
+    row = shown.split("60%")[1]
+    assert "finetune narrow-phones" in row and "120/200" in row and "loss 0.512" in row
+    assert row.rstrip().endswith("dev 40.25 2 min 40 s left") and len(shown.rstrip()) <= 80
 
 
 def test_a_log_has_no_control_characters(clock: Clock, log: Console) -> None:
@@ -182,7 +238,7 @@ def test_a_terminal_shows_bars_running_jobs_and_failures(clock: Clock) -> None:
     text = "\n".join(lines(console))
     assert "finetune run7 [red]" in text
     assert "run8" not in text.split("and 2 more running")[0].rsplit("so far", 1)[-1]
-    assert " 50%" in text and "loss 0.1235" in text
+    assert " 50%" in text and "loss 0.123" in text
     assert f"and {10 - RUNNING_SHOWN} more running" in text
     assert "failed: finetune run1: no �[2Jmemory" in text
     assert (
@@ -216,7 +272,7 @@ def test_a_search_changes_what_is_left_and_says_how_it_goes() -> None:
         clock.now += 20
         display.on_progress({})
     lines = text.getvalue().splitlines()
-    assert lines[0].startswith("evaluate 0/4; 0 running")
-    assert lines[-2].startswith(
-        "trials 1/4, 2 running; evaluate 1/3; merge 0/1; 0 running; 20 s so far"
+    assert "0 %: evaluate 0/4; 0 running" in lines[0]
+    assert (
+        "25 %: trials 1/4, 2 running; evaluate 1/3; merge 0/1; 0 running; 20 s so far" in lines[-2]
     )
