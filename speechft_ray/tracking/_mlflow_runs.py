@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from speechft_ray.tracking._names import clean_name
+from speechft_ray.tracking._names import Point, clean_name
 
 KEY, KIND, PARENT = "speechft.key", "speechft.kind", "mlflow.parentRunId"
 
@@ -23,9 +23,6 @@ EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
 
 BATCH_POINTS = 1000
 """Most metrics that MLflow takes in one request (mlflow ``utils/validation.py``)."""
-
-Point = tuple[str, float, int]
-"""Name, value and step of a metric."""
 
 
 class Run(NamedTuple):
@@ -181,11 +178,6 @@ class Runs:
         if experiment.lifecycle_stage != "active":
             self.client.restore_experiment(experiment.experiment_id)
         return str(experiment.experiment_id)
-
-
-def split_points(points: Iterable[tuple[int, Mapping[str, float]]]) -> list[Point]:
-    """Returns the values of the points of a curve one by one; the step is the update."""
-    return [(name, value, step) for step, values in points for name, value in values.items()]
 
 
 def has_names(run: Run, points: Iterable[Point]) -> bool:

@@ -3,8 +3,17 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Mapping
 
 from speechft_ray.sweep.protocols import EncoderRow
+
+Point = tuple[str, float, int]
+"""Name, value and step of a metric."""
+
+
+def split_points(points: Iterable[tuple[int, Mapping[str, float]]]) -> list[Point]:
+    """Returns the values of the points of a curve one by one; the step is the update."""
+    return [(name, value, step) for step, values in points for name, value in values.items()]
 
 
 def clean_name(name: str) -> str:

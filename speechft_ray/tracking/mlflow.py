@@ -24,13 +24,11 @@ from speechft_ray.tracking._mlflow_runs import (
     KEY,
     KIND,
     PARENT,
-    Point,
     Run,
     Runs,
     has_names,
-    split_points,
 )
-from speechft_ray.tracking._names import name_metrics
+from speechft_ray.tracking._names import Point, name_metrics, split_points
 from speechft_ray.tracking.base import TRACKERS, TrackerKind
 
 UNSCORED = "speechft.unscored"

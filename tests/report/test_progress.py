@@ -74,11 +74,11 @@ def test_a_log_tells_every_end_and_the_status_every_ten_seconds(clock: Clock, lo
         display.on_job_end(end("b", 5.0, error="out of\nmemory [bold]"))
         clock.now += 1
     start = "finetune 1/1 (1 reused); evaluate 1/4 (1 reused)"
+    later = "finetune 1/1 (1 reused); evaluate 2/4 (1 reused)"
     assert lines(log) == [
         f"12:00:00 40 %: {start}; 0 running; 0 s so far, time left not known yet",
         "12:00:10 done: evaluate a in 10 s (evaluate 2/4)",
-        "12:00:10 60 %: finetune 1/1 (1 reused); evaluate 2/4 (1 reused); 1 running; "
-        "10 s so far, about 20 s left",
+        f"12:00:10 60 %: {later}; 1 running; 10 s so far, about 20 s left",
         "12:00:15 tracker is down",
         "12:00:15 results are safe",
         "12:00:15 failed: evaluate b: out of memory [bold]",

@@ -9,6 +9,8 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from tests.tracking.event_views import read_tensorboard_champion, read_tensorboard_runs
+
 
 class View(NamedTuple):
     """The state of one sweep. Metrics of an encoder are named as the sweep names them."""
@@ -25,11 +27,11 @@ class View(NamedTuple):
 
 def view_of(root: Path, sweep: str = "sweep-key") -> View:
     """Reads the view in a storage folder."""
-    return (
-        _view_of_mlflow(root / "mlflow.db", sweep)
-        if (root / "mlflow.db").exists()
-        else _view_of_log(root / "log", sweep)
-    )
+    if (root / "mlflow.db").exists():
+        return _view_of_mlflow(root / "mlflow.db", sweep)
+    if (root / "tensorboard").exists():
+        return view_of_tensorboard(root / "tensorboard", sweep)
+    return _view_of_log(root / "log", sweep)
 
 
 def read_registered_model(root: Path, sweep: str = "sweep-key") -> tuple[str, int]:
@@ -46,6 +48,8 @@ def read_registered_model(root: Path, sweep: str = "sweep-key") -> tuple[str, in
         keys = dict(query(root / "mlflow.db", tags, name))
         assert list(root.rglob("artifacts/encoder/encoder.safetensors"))
         return keys[int(version)], len(keys)
+    if (root / "tensorboard").exists():
+        return read_tensorboard_champion(root / "tensorboard", sweep)
     (path,) = (root / "log").rglob(f"*-{sweep[:12]}.jsonl")
     chosen = [
         line
@@ -59,6 +63,36 @@ def query(database: Path, statement: str, *values: Any) -> list[Any]:
     """Returns the rows of a query."""
     with closing(sqlite3.connect(database)) as connection:
         return connection.execute(statement, values).fetchall()
+
+
+def view_of_tensorboard(folder: Path, sweep: str) -> View:
+    """Returns what TensorBoard's own reader finds."""
+    runs = read_tensorboard_runs(folder, sweep)
+    own = runs.pop(sweep)
+    curves, encoders = {}, {}
+    for key, run in runs.items():
+        points = {
+            name: values
+            for name, values in run.scalars.items()
+            if name.startswith(("train/", "probe/"))
+            or (name.startswith("dev/") and 0 not in values)
+        }
+        results = {
+            name.removeprefix("test/").removeprefix("test."): values[max(values)]
+            for name, values in run.scalars.items()
+            if name not in points
+        }
+        if points:
+            curves[key] = points
+        if results:
+            encoders[key] = results
+    failures = {
+        key: run.texts["error"]
+        for key, run in runs.items()
+        if run.texts.get("state") == "failed" and run.texts["error"]
+    }
+    events = sum(run.events for run in (*runs.values(), own))
+    return View(curves, encoders, own.texts.get("state", "running"), events, failures)
 
 
 def _view_of_log(folder: Path, sweep: str) -> View:
