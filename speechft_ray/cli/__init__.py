@@ -19,6 +19,7 @@ from speechft_ray.cli import (  # noqa: F401  # importing them adds their verbs
     paper,
     storage,
     sweeps,
+    ui,
 )
 from speechft_ray.cli.app import EXIT_RESUMABLE, EXIT_USER, app
 from speechft_ray.core.errors import Interrupted, UserError

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from speechft_ray.cli.app import EXIT_FAILED, app
 from speechft_ray.cli.options import parse_options
+from speechft_ray.cli.sweeps import Json
 from speechft_ray.core.errors import UserError
 from speechft_ray.core.signals import stop_on_signals
 
@@ -72,9 +73,11 @@ def evaluate(
         bool, typer.Option("--in-process", help="No Ray: everything in this process.")
     ] = False,
     cpu: Annotated[bool, typer.Option("--cpu", help="Use no GPU.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Evaluate one encoder on tasks of SUPERB, by default with the published protocol."""
-    from speechft_ray.commands.evaluate import evaluate_tasks, print_evaluation
+    from speechft_ray.commands.evaluate import evaluate_tasks, print_evaluations
+    from speechft_ray.commands.json_output import describe_evaluation, print_json
     from speechft_ray.commands.parts import resolve_encoder
     from speechft_ray.core.records import Place
 
@@ -97,13 +100,20 @@ def evaluate(
     tasks = [name.strip() for name in task.split(",")]
     with stop_on_signals() as stop:
         results = evaluate_tasks(
-            tasks, corpus, overrides, place, None if in_process else address, stop
+            tasks,
+            corpus,
+            overrides,
+            place,
+            None if in_process else address,
+            stop,
+            Console(stderr=as_json),
         )
-    for name, facts in results.items():
-        if facts is not None:
-            if len(tasks) > 1:
-                Console().print(name, style="bold")
-            print_evaluation(facts, Console())
+    evaluations = {name: facts for name, facts in results.items() if facts is not None}
+    if as_json:
+        described = [describe_evaluation(facts) for facts in evaluations.values()]
+        print_json({"encoder": encoder, "tasks": described})
+    else:
+        print_evaluations(evaluations, Console())
     if None in results.values():
         raise SystemExit(EXIT_FAILED)
 

@@ -103,6 +103,10 @@ Track = Annotated[
         "between them, or none. Default: mlflow,jsonl."
     ),
 ]
+Json = Annotated[
+    bool,
+    typer.Option("--json", help="Print one JSON object (docs/monitoring.md) and nothing else."),
+]
 Retries = Annotated[
     int,
     typer.Option(
@@ -206,6 +210,7 @@ def show_plan(
     cache_gb: CacheGb = 50.0,
     calibrate: Calibrate = False,
     throughput: Throughput = None,
+    as_json: Json = False,
 ) -> None:
     """Print every trial, merge and evaluation of a sweep with what is already done, and the bill of
     the rest: audio to encode, updates, bytes and hours."""
@@ -221,7 +226,7 @@ def show_plan(
         smoke=smoke,
         place={"cache_gb": cache_gb},
     )
-    _print_plan(sweep, calibrate, rates)
+    _print_plan(sweep, calibrate, rates, as_json=as_json)
 
 
 @app.command()
@@ -233,9 +238,13 @@ def status(
     corpora: Corpora = None,
     manifest: Manifest = None,
     storage: Storage = Path("runs"),
+    as_json: Json = False,
 ) -> None:
-    """Print how far a sweep is and who runs it."""
+    """Print how far a sweep is, the best score so far, what failed, and who runs it; from any node
+    that sees the storage."""
     from speechft_ray.commands.bill import print_time_left
+    from speechft_ray.commands.current_status import print_progress, read_current_status
+    from speechft_ray.commands.json_output import print_json
 
     sweep = _open_sweep(
         space,
@@ -247,8 +256,17 @@ def status(
         smoke=smoke,
         is_to_run=False,
     )
-    sweep.print_status(Console())
-    print_time_left(sweep, Console())
+    if as_json:
+        sweep.replay(None)
+    else:
+        sweep.print_status(Console())
+    status = read_current_status(sweep.plan, sweep.fingerprint, sweep.store)
+    if as_json:
+        print_json(status.model_dump(mode="json"))
+        return
+    print_progress(status, Console())
+    if status.state != "running":
+        print_time_left(sweep, Console())
 
 
 @app.command("report")
@@ -263,6 +281,7 @@ def write_report(
     report: Report = None,
     mlflow: Mlflow = None,
     track: Track = None,
+    as_json: Json = False,
 ) -> None:
     """Write the report again from the store, and send the trackers what they lack."""
     from speechft_ray.commands.sweep import write_report_again
@@ -279,7 +298,7 @@ def write_report(
         smoke=smoke,
         is_to_run=False,
     )
-    write_report_again(sweep, report or _report_of(sweep), mlflow, trackers)
+    write_report_again(sweep, report or _report_of(sweep), mlflow, trackers, as_json=as_json)
 
 
 @app.command()
@@ -339,10 +358,16 @@ def _read_throughput(pairs: list[str] | None) -> dict[str, float]:
     return check_throughput(parse_options(pairs or [], "--throughput"))
 
 
-def _print_plan(sweep: Sweep, calibrate: bool, throughput: Mapping[str, float]) -> None:
+def _print_plan(
+    sweep: Sweep, calibrate: bool, throughput: Mapping[str, float], *, as_json: bool = False
+) -> None:
     from speechft_ray.commands.bill import print_bill
+    from speechft_ray.commands.json_output import print_json_plan
     from speechft_ray.commands.power import print_power
 
+    if as_json:
+        print_json_plan(sweep, calibrate, throughput)
+        return
     sweep.print_plan(Console())
     print_bill(sweep, Console(), measure=calibrate, throughput=throughput)
     print_power(sweep, Console())

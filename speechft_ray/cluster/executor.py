@@ -31,6 +31,7 @@ from speechft_ray.cluster.watchdog import Stall, Watchdog
 from speechft_ray.core.records import Job, Limits, Outcome, Place
 from speechft_ray.core.resources import ResourceRequest
 from speechft_ray.sweep.protocols import Perform, Progress
+from speechft_ray.sweep.status_file import SweepStatus
 
 HEAD_START_SECONDS = 20.0
 """How long evaluations wait for trials that were submitted and have not started. Tune needs some
@@ -255,6 +256,14 @@ class RayExecutor:
             f"{job.label}: no progress for {minutes:.3g} min (--stall-minutes); "
             + (f"{worker} is killed, and the job runs again." if worker else "its worker is gone.")
         )
+
+    def show_status(self, status: SweepStatus) -> None:
+        """Sets Ray's metrics of the whole sweep."""
+        with contextlib.suppress(RayError, RuntimeError, ConnectionError):  # the head may be lost
+            total, free = ray.cluster_resources(), ray.available_resources()
+            with self._lock:
+                self._metrics.set_status(status)
+                self._metrics.set_busy(total, free)
 
     def stop(self) -> None:
         """Cancels tasks, ends Tune and its trials, and closes the cluster that was handed over."""

@@ -1,7 +1,8 @@
-"""Ray metrics of a sweep, on each node's metrics port as ``ray_speechft_...`` (Prometheus).
+"""Ray metrics of a sweep, on each node's metrics port as ``ray_speechft_...`` (Prometheus);
+docs/monitoring.md lists them, and launch/monitoring/ has a board of them.
 
-Tags are few and short (stage, task, metric, result), never alpha or a path: the metrics port is
-open without a token, and every new tag value is a new time series.
+Tags are few and short (sweep, stage, state, task, metric, split), never alpha or a path: the
+metrics port is open without a token, and every new tag value is a new time series.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from ray.util.metrics import Counter, Gauge
 
 from speechft_ray.core.records import Job, Outcome, read_scores
 from speechft_ray.sweep.protocols import Progress
+from speechft_ray.sweep.status_file import SweepStatus
 
 
 def task_of(payload: Mapping[str, Any]) -> str:
@@ -40,8 +42,31 @@ class ClusterMetrics:
             "Mean of the last evaluation, in the metric's unit.",
             ("metric", "split"),
         )
+        self._encoded = Counter(
+            "speechft_encoded_audio_hours",
+            "Hours of audio that went through an encoder in evaluations that ended.",
+            ("task",),
+        )
+        self._jobs = Gauge(
+            "speechft_jobs",
+            "Jobs of the sweep, by state to_do, running, done, failed or stopped.",
+            ("sweep", "stage", "state"),
+        )
+        self._percent = Gauge("speechft_percent_done", "Jobs that are done, in %.", ("sweep",))
+        self._seconds_left = Gauge("speechft_seconds_left", "Estimated time left.", ("sweep",))
+        self._best = Gauge(
+            "speechft_best_score",
+            "Score of the merge that is best on dev so far.",
+            ("sweep", "split"),
+        )
+        self._busy = Gauge(
+            "speechft_busy_share",
+            "Share of the cluster's CPU or GPU that jobs hold; 0 where there is none.",
+            ("resource",),
+        )
         self._counts: dict[tuple[str, str], int] = {}
         self._done: dict[str, float] = {}
+        self._scores: dict[tuple[str, str], float] = {}
 
     def count_submitted(self, job: Job) -> None:
         """Counts a submitted job."""
@@ -56,7 +81,37 @@ class ClusterMetrics:
         if outcome.seconds > 0:
             self._seconds.inc(outcome.seconds, tags)
         for score in read_scores(outcome.facts):
+            self._scores[score.metric, score.split] = score.mean
             self._score.set(score.mean, {"metric": score.metric, "split": score.split})
+        encoded = outcome.facts.get("encoded_seconds")
+        if isinstance(encoded, int | float) and encoded > 0:
+            self._encoded.inc(encoded / 3600, {"task": tags["task"]})
+
+    def set_status(self, status: SweepStatus) -> None:
+        """Sets what is known of the whole sweep, without an unknown time left. Call it every
+        few seconds: Ray drops a gauge that was not set since the last export (2.60)."""
+        for (stage, task), count in self._counts.items():
+            self._in_flight.set(count, {"stage": stage, "task": task})
+        for (metric, split), score in self._scores.items():
+            self._score.set(score, {"metric": metric, "split": split})
+        sweep = {"sweep": status.sweep}
+        for stage, counts in status.jobs.items():
+            for state, count in counts.items():
+                self._jobs.set(count, {**sweep, "stage": stage, "state": state})
+        self._percent.set(status.percent, sweep)
+        if status.seconds_left is not None:
+            self._seconds_left.set(status.seconds_left, sweep)
+        if status.best is not None:
+            self._best.set(status.best.dev_score, {**sweep, "split": "dev"})
+            if status.best.test_score is not None:
+                self._best.set(status.best.test_score, {**sweep, "split": "test"})
+
+    def set_busy(self, total: Mapping[str, float], free: Mapping[str, float]) -> None:
+        """Sets the share of the cluster that is in use, from amounts by Ray's resource names."""
+        for name in ("CPU", "GPU"):
+            amount = total.get(name, 0.0)
+            share = 1.0 - free.get(name, 0.0) / amount if amount else 0.0
+            self._busy.set(share, {"resource": name})
 
     def add_progress(self, job: Job, progress: Progress) -> None:
         """Adds the work that a running job did since the last call; a job that began anew counts

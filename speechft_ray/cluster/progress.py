@@ -37,7 +37,13 @@ def start_progress_actor() -> Any:
     name = f"speechft-progress-{uuid.uuid4().hex[:8]}"
     return (
         ray.remote(ProgressActor)
-        .options(name=name, num_cpus=0, max_restarts=-1, scheduling_strategy=here)
+        .options(
+            name=name,
+            num_cpus=0,
+            max_restarts=-1,
+            scheduling_strategy=here,
+            enable_task_events=False,  # else its calls are most of what the dashboard shows
+        )
         .remote()
     )
 

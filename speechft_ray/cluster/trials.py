@@ -15,7 +15,7 @@ import queue
 import threading
 import time
 import traceback
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,19 +27,13 @@ from ray.tune.stopper import Stopper
 from speechft_ray.cluster.affinity import avoid_nodes
 from speechft_ray.cluster.losses import Losses, describe_losses
 from speechft_ray.cluster.not_picklable import NotPicklable
-from speechft_ray.cluster.progress import perform_on_worker, throttle
 from speechft_ray.cluster.ray_errors import explain_import_error
-from speechft_ray.cluster.share import Shares, bundle
-from speechft_ray.cluster.stopping import GOODNESS, SHARE, EarlyStopping
+from speechft_ray.cluster.share import Shares
+from speechft_ray.cluster.stopping import EarlyStopping
+from speechft_ray.cluster.trainable import hide_calls, make_trainable
 from speechft_ray.cluster.trial_losses import LossCallback, survive_memory_errors
-from speechft_ray.core.curves import Point
 from speechft_ray.core.records import Job, Outcome, Place
-from speechft_ray.core.resources import ResourceRequest
-from speechft_ray.sweep.protocols import Perform, ReportProgress
-
-CURVE_EVERY_SECONDS = 3.0
-"""Seconds between reports of a trial to Tune. Each waits for the driver's answer, and a trial can
-be stopped only then. The progress actor has finer progress."""
+from speechft_ray.sweep.protocols import Perform
 
 STOP_SECONDS = 30.0
 """How long stopping waits for Tune, which kills trials that do not report for 10 s."""
@@ -143,12 +137,8 @@ class Trials:
 
     def _tuner(self) -> tune.Tuner:
         self._opened += 1
-        trainable = tune.with_resources(
-            _trainable(self._perform, self._place, self._progress_actor),
-            _placement,
-        )
         return tune.Tuner(
-            trainable,
+            make_trainable(self._perform, self._place, self._progress_actor),
             tune_config=tune.TuneConfig(
                 search_alg=self._searcher,
                 scheduler=self._stops,
@@ -310,51 +300,6 @@ class OutcomeCallback(NotPicklable, tune.Callback):  # type: ignore[misc]
         self._fail(_job(trial).fingerprint, sentence, text)
 
 
-def _trainable(
-    perform: Perform, place: Place, progress_actor: Any
-) -> Callable[[dict[str, Any]], None]:
-    def finetune(config: dict[str, Any]) -> None:
-        job = Job.model_validate_json(config["job"])
-        outcome = perform_on_worker(perform, job, place, progress_actor, curve=_curve(job))
-        tune.report({"outcome": outcome.model_dump_json()})
-
-    return finetune
-
-
-def _curve(job: Job) -> ReportProgress:
-    """Returns what sends curve values to Tune. Of a run that may be stopped, every validation is
-    sent and answered."""
-    send = throttle(_report_latest, CURVE_EVERY_SECONDS)
-    if "stop" not in job.payload:
-        return send
-
-    def report(values: Mapping[str, float]) -> None:
-        if GOODNESS in values:
-            tune.report({SHARE: values["done"] / values["total"], GOODNESS: values[GOODNESS]})
-        else:
-            send(values)
-
-    return report
-
-
-def _report_latest(latest: Mapping[str, float], points: Sequence[Point]) -> None:
-    # The prefix keeps clear of Tune's own result names: a `done` that is not 0 ends the trial. Tune
-    # takes `/` in a name for levels of a mapping.
-    if latest:
-        tune.report({f"job_{name.replace('/', '_')}": value for name, value in latest.items()})
-
-
-def _placement(config: dict[str, Any]) -> tune.PlacementGroupFactory:
-    avoid = {"bundle_label_selector": [config["avoid"]]} if config["avoid"] else {}
-    return tune.PlacementGroupFactory([bundle(_share(config))], **avoid)
-
-
-def _share(config: dict[str, Any]) -> ResourceRequest:
-    return ResourceRequest.model_validate(
-        {name: config[name] for name in ResourceRequest.model_fields}
-    )
-
-
 def _job(trial: Any) -> Job:
     return Job.model_validate_json(trial.config["job"])
 
@@ -381,3 +326,4 @@ def _prepare() -> None:
         name for name in class_cache.ENV_VARS_TO_PROPAGATE if not name.startswith("AWS_")
     }
     survive_memory_errors()
+    hide_calls()

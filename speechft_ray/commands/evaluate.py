@@ -82,11 +82,13 @@ def evaluate_tasks(
     place: Place,
     address: str | None,
     stop: threading.Event,
+    console: Console | None = None,
 ) -> dict[str, Mapping[str, Any] | None]:
     """Evaluates the encoder of ``place`` on tasks and returns the facts of each, from the store
     where they are there; ``None`` for one that failed.
 
-    ``corpus`` and ``overrides`` as in ``make_evaluation``. Raises ``UserError`` before anything is
+    ``corpus`` and ``overrides`` as in ``make_evaluation``. Notes and progress go to ``console``, by
+    default standard output. Raises ``UserError`` before anything is
     computed when the input is wrong, and ``Interrupted`` when ``stop`` was set.
     """
     if twice := [task for task, count in Counter(tasks).items() if count > 1]:
@@ -109,8 +111,10 @@ def evaluate_tasks(
     if missing:
         if merged:
             publish_start(place)
-        executor = open_executor(address, place)
-        scheduler = JobScheduler(executor, _display(missing), lambda outcome: None, stop)
+        console = console or Console()
+        executor = open_executor(address, place, console.print)
+        display = _display(missing, console)
+        scheduler = JobScheduler(executor, display, lambda outcome: None, stop)
         try:
             failed = [outcome for outcome in perform_jobs(missing, scheduler) if not outcome.ok]
         finally:
@@ -120,6 +124,14 @@ def evaluate_tasks(
         task: store.manifest("evaluate", key) if store.is_complete("evaluate", key) else None
         for task, key in zip(tasks, keys, strict=True)
     }
+
+
+def print_evaluations(evaluations: Mapping[str, Mapping[str, Any]], console: Console) -> None:
+    """Prints each evaluation, below the name of its task where there are several."""
+    for name, facts in evaluations.items():
+        if len(evaluations) > 1:
+            console.print(name, style="bold")
+        print_evaluation(facts, console)
 
 
 def print_evaluation(facts: Mapping[str, Any], console: Console) -> None:
@@ -145,11 +157,11 @@ def print_evaluation(facts: Mapping[str, Any], console: Console) -> None:
         console.print(f"left out, since they cannot be read: {counts}", highlight=False)
 
 
-def _display(missing: Mapping[str, Any]) -> ProgressDisplay:
+def _display(missing: Mapping[str, Any], console: Console) -> ProgressDisplay:
     totals: dict[str, int] = {
         stage: sum(job.stage == stage for job in missing.values()) for stage in STAGES
     }
-    return ProgressDisplay(totals, {})
+    return ProgressDisplay(totals, {}, console=console)
 
 
 def _with_spread(name: str, values: tuple[float, ...]) -> str:

@@ -11,7 +11,8 @@ from speechft_ray.core.marker import refresh
 from speechft_ray.core.records import Job, Limits, Outcome, Place, Stage
 from speechft_ray.core.resources import ResourceRequest
 from speechft_ray.core.store import Store
-from speechft_ray.sweep.protocols import Executor, Progress
+from speechft_ray.sweep.protocols import Executor, Progress, StatusSink
+from speechft_ray.sweep.status_file import SweepStatus
 
 CONFIRM_SECONDS = 90.0
 """How long a result may take to appear in the store of this node; clients of NFS show old content
@@ -90,6 +91,11 @@ class OnDemandExecutor:
     def progress(self) -> Mapping[str, Progress]:
         """Returns what runs; nothing before the first job."""
         return self._executor.progress() if self._executor else {}
+
+    def show_status(self, status: SweepStatus) -> None:
+        """Shows the status of the sweep where the executor can."""
+        if isinstance(self._executor, StatusSink):
+            self._executor.show_status(status)
 
     def stop(self) -> None:
         """Stops the executor if it was opened."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import replace
 from importlib.metadata import version
@@ -14,6 +15,7 @@ from speechft_ray.core.records import Outcome, Place
 from speechft_ray.core.store import Store
 from speechft_ray.report.comparison import headline
 from speechft_ray.report.intervals import read_counts
+from speechft_ray.report.lines import find_winner
 from speechft_ray.report.search_summary import SearchResults, search_sentences
 from speechft_ray.report.table import (
     LEAK,
@@ -93,9 +95,9 @@ def read_report_data(
     )
 
 
-def print_results(data: ReportData, report: Path, trackers: Sequence[str]) -> None:
-    """Prints the table of a sweep with its headline and its leaks, and where its report and its
-    trackers are."""
+def print_results(data: ReportData, report: Path, trackers: Sequence[str], storage: Path) -> None:
+    """Prints the table of a sweep with its headline and its leaks, and where its report, its
+    trackers and its best encoder are."""
     console = Console()
     if not console.is_terminal:
         console = Console(width=REPORT_COLUMNS)
@@ -113,6 +115,15 @@ def print_results(data: ReportData, report: Path, trackers: Sequence[str]) -> No
     )
     for sentence in trackers:
         console.print(sentence, soft_wrap=True, highlight=False)
+    if find_winner(data.lines) is not None:
+        name = shlex.quote(data.sweep.name)
+        console.print(
+            "Export the best encoder: "
+            f"speechft export {name} {name} --to hf --storage {shlex.quote(str(storage))}",
+            soft_wrap=True,
+            highlight=False,
+            markup=False,
+        )
     for sentence in search_sentences(data.search) if data.search else ():
         console.print(sentence, soft_wrap=True, highlight=False)
 

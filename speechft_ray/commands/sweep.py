@@ -13,6 +13,7 @@ from rich.console import Console
 from speechft_ray.commands.bill import expect_seconds
 from speechft_ray.commands.checks import check_names
 from speechft_ray.commands.executors import OnDemandExecutor
+from speechft_ray.commands.json_output import describe_report, print_json
 from speechft_ray.commands.labels import check_labels
 from speechft_ray.commands.parts import (
     RESOURCES,
@@ -22,6 +23,7 @@ from speechft_ray.commands.parts import (
 from speechft_ray.commands.results import print_failures, print_results, publish_results
 from speechft_ray.commands.search import MergeSearch
 from speechft_ray.commands.status import print_list_plan, print_list_status
+from speechft_ray.commands.status_writer import StatusWriter
 from speechft_ray.commands.trackers import DEFAULT_TRACKERS, open_trackers
 from speechft_ray.core.marker import mark_storage
 from speechft_ray.core.records import STAGES, Job, Limits, Outcome, Place
@@ -147,14 +149,22 @@ class MergeList:
 class RunObserver:
     """Shows a run, and logs the learning curves of running jobs."""
 
-    def __init__(self, display: ProgressDisplay, publisher: Publisher) -> None:
-        self.on_job_start, self.on_job_end = display.on_job_start, display.on_job_end
-        self._display, self._publisher = display, publisher
+    def __init__(
+        self, display: ProgressDisplay, publisher: Publisher, status: StatusWriter
+    ) -> None:
+        self.on_job_start = display.on_job_start
+        self._display, self._publisher, self._status = display, publisher, status
+
+    def on_job_end(self, outcome: Outcome) -> None:
+        """Takes the outcome of a job."""
+        self._display.on_job_end(outcome)
+        self._status.add_outcome(outcome)
 
     def on_progress(self, progress: Mapping[str, Progress]) -> None:
         """Takes the progress of all running jobs; call it often."""
         self._display.on_progress(progress)
         self._publisher.log_progress(progress)
+        self._status.write_if_due()
 
 
 def open_sweep(spec: SweepSpec, place: Place, *, is_to_run: bool = True) -> Sweep:
@@ -206,9 +216,17 @@ def run(
         set_damaged_aside(sweep.plan, store, _print_note)
         display = stack.enter_context(sweep.open_display())
         publisher = Publisher(sweep.plan, store, opened, display.note, sweep.tunings)
+        status_file = StatusWriter(
+            sweep.spec.name,
+            sweep.fingerprint,
+            store.root,
+            display,
+            lambda written: executor.show_status(written),
+        )
+        publisher.on_row = status_file.add_row
         publisher.start()
         resources = set_resources(RESOURCES, sweep.spec.resources)
-        observer = RunObserver(display, publisher)
+        observer = RunObserver(display, publisher, status_file)
         executor = OnDemandExecutor(
             address, place, display.note, resources, limits, observer.on_progress
         )
@@ -219,6 +237,7 @@ def run(
             sweep.execute(scheduler, display, publisher)
             status = "finished"
         finally:
+            status_file.write()
             executor.stop()
             failures = [outcome for outcome in scheduler.failed.values() if not outcome.stopped]
             status = "failed" if failures and status == "finished" else status
@@ -226,7 +245,7 @@ def run(
             data, how_to_open = publish_results(
                 sweep.plan, store, publisher, report, failures, status, place, findings
             )
-    print_results(data, report, how_to_open)
+    print_results(data, report, how_to_open, store.root)
     print_failures(failures)
     return failures
 
@@ -244,11 +263,17 @@ def write_report_again(
     report: Path,
     mlflow_uri: str | None,
     trackers: tuple[str, ...] = DEFAULT_TRACKERS,
+    *,
+    as_json: bool = False,
 ) -> None:
-    """Writes the report from the store and sends the trackers what they lack. Runs no job."""
+    """Writes the report from the store and sends the trackers what they lack. Runs no job.
+
+    With ``as_json`` the results are printed as one JSON object, and notes to standard error.
+    """
     place, store = sweep.place, sweep.store
     opened = open_trackers(sweep.spec, store, mlflow_uri, trackers)
-    publisher = Publisher(sweep.plan, store, opened, Console().print, sweep.tunings)
+    note = Console(stderr=as_json).print
+    publisher = Publisher(sweep.plan, store, opened, note, sweep.tunings)
     publisher.start()
     sweep.replay(publisher)
     status = "finished" if is_finished(sweep.plan, store) else "stopped"
@@ -256,7 +281,10 @@ def write_report_again(
     data, how_to_open = publish_results(
         sweep.plan, store, publisher, report, [], status, place, findings
     )
-    print_results(data, report, how_to_open)
+    if as_json:
+        print_json(describe_report(data, report, how_to_open))
+    else:
+        print_results(data, report, how_to_open, store.root)
 
 
 def _count(jobs: Mapping[str, Job], stage: str) -> int:

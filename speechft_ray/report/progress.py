@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from types import MappingProxyType, TracebackType
@@ -177,12 +178,47 @@ class ProgressDisplay:
         for line in text.splitlines():
             self._line(line)
 
+    def count_jobs(self) -> dict[str, dict[str, int]]:
+        """Returns the number of jobs by stage and state (``sweep.status_file.STATES``)."""
+        running: Counter[str] = Counter(self._jobs[key].stage for key in self._running)
+        return {
+            name: {
+                "to_do": max(0, stage.remaining - running[name]),
+                "running": running[name],
+                "done": stage.complete,
+                "failed": stage.failed,
+                "stopped": stage.stopped,
+            }
+            for name, stage in self._stages.items()
+        }
+
+    def sum_parts(self) -> float:
+        """Returns what the running jobs have done, in jobs."""
+        return sum(item.fraction for item in self._running.values())
+
+    def estimate_seconds_left(self) -> float | None:
+        """Returns the estimated time left; ``None`` while a stage has no estimate."""
+        seconds, is_complete = self._estimate()
+        return seconds if is_complete else None
+
     def time_left(self) -> str:
         """Returns ``about 12 min 00 s left``; ``more than ...`` while a stage has no estimate."""
+        seconds, is_complete = self._estimate()
+        if seconds is None:
+            return "time left not known yet"
+        if not seconds and is_complete:
+            return "nothing left"
+        return f"{'about' if is_complete else 'more than'} {format_duration(seconds)} left"
+
+    def _estimate(self) -> tuple[float | None, bool]:
+        """Returns the seconds left of the stages that have an estimate, if any, and whether all
+        have one."""
         # Seconds of work over all stages, and the longest time left of a running job.
         remaining = sum(stage.remaining for stage in self._stages.values())
-        if remaining and remaining == len(self._expected):
-            return self._foresee_time_left()
+        if not remaining:
+            return 0.0, True
+        if remaining == len(self._expected):
+            return self._foresee_seconds_left(), True
         seconds, longest, complete = 0.0, 0.0, True
         for name, stage in self._stages.items():
             running = [item for key, item in self._running.items() if self._jobs[key].stage == name]
@@ -197,14 +233,11 @@ class ProgressDisplay:
             seconds += sum(rests) + max(0, stage.remaining - len(running)) * typical
             longest = max([longest, *rests])
         # Divided by the jobs side by side.
-        if not remaining:
-            return "nothing left"
         if seconds <= 0:
-            return "time left not known yet"
-        duration = format_duration(max(longest, seconds / self._parallel_jobs()))
-        return f"{'about' if complete else 'more than'} {duration} left"
+            return None, False
+        return max(longest, seconds / self._parallel_jobs()), complete
 
-    def _foresee_time_left(self) -> str:
+    def _foresee_seconds_left(self) -> float:
         """Returns the time left where every job was foreseen: what is expected of each, scaled by
         what the finished ones took."""
         factor = self._spent / self._foreseen if self._foreseen else 1.0
@@ -215,7 +248,7 @@ class ProgressDisplay:
                 elapsed = self._clock() - self._running[key].began
                 rest = max(LATE_FRACTION * rest, rest - elapsed)
             seconds, longest = seconds + rest, max(longest, rest)
-        return f"about {format_duration(max(longest, seconds / self._parallel_jobs()))} left"
+        return max(longest, seconds / self._parallel_jobs())
 
     def _parallel_jobs(self) -> float:
         """Returns how many jobs ran side by side so far on average, at most those that remain."""

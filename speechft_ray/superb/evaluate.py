@@ -80,7 +80,8 @@ def evaluate(
     learning rate with the best mean on dev. ``counts``: what the metrics of test are made of
     (``superb.counts``), to be stored beside the facts. ``details``: what else was measured, such as
     the layer or the threshold that dev selected. ``seeds``, ``learning_rate`` (the selected one),
-    ``updates``, ``utterances`` and ``skipped`` recordings by split, ``seconds`` by phase; per seed
+    ``updates``, ``utterances`` and ``skipped`` recordings by split, ``seconds`` by phase,
+    ``encoded_seconds`` of audio that went through the encoder (less with a cache); per seed
     ``best_update`` and ``layer_weights`` (softmax). With several rates, ``grid`` has every rate and
     seed with its metrics. Test is encoded and scored once, by each probe at its best validation on
     dev; with ``dev_only`` not at all, and dev is the same to the last digit. ``precomputed`` holds
@@ -134,6 +135,7 @@ def evaluate(
         "utterances": {split: _count_utterances(data, split) for split in examples},
         "skipped": dict(corpus.skipped),
         "seconds": {phase: round(value, 3) for phase, value in seconds.items()},
+        "encoded_seconds": round(extractor.encoded_seconds, 1),
     }
     facts |= describe_storage(store)
     if len(rates) > 1 and outcomes.trained:

@@ -103,6 +103,8 @@ class PrecomputedFeatures(NamedTuple):
 
     features: Features
     indices: Mapping[str, int]
+    encoded_seconds: float = 0.0
+    """Of audio that went through the encoder for them."""
 
 
 class Extractor:
@@ -113,8 +115,8 @@ class Extractor:
     of recordings that were encoded for several corpora at once. ``rule`` is that of the device
     unless it is set. The constructor puts the encoder into eval mode. ``seconds`` is the time so
     far of encoding and of waiting for audio, ``encoded_count`` the number of utterances that went
-    through the encoder; ``readers`` is the number of threads that read audio ahead
-    (``speech.prefetch``).
+    through the encoder, ``encoded_seconds`` that of their audio; ``readers`` is the number of
+    threads that read audio ahead (``speech.prefetch``).
     """
 
     def __init__(
@@ -130,7 +132,7 @@ class Extractor:
         self.encoder, self.corpus, self.device, self.pooled = encoder, corpus, device, pooled
         self.front_end, self.precomputed = front_end, precomputed
         self.rule = rule or choose_rule(device.type)
-        self.seconds, self.encoded_count = 0.0, 0
+        self.seconds, self.encoded_count, self.encoded_seconds = 0.0, 0, 0.0
         self.readers = count_readers(device, corpus)
         encoder.module().to(device).eval()
 
@@ -217,6 +219,8 @@ class Extractor:
                 with within(indices):
                     states = self._encode(waves)
                 self.encoded_count += len(indices)
+                samples = sum(utterances[index].samples for index in indices)
+                self.encoded_seconds += samples / SAMPLE_RATE_HZ
                 self.seconds += time.perf_counter() - began
                 yield key, places, states
                 began = time.perf_counter()

@@ -65,10 +65,13 @@ def evaluate_folds(
         counts += cast("list[JsonValue]", facts.pop("counts"))
         folds.append(facts)
     scores = average_scores([read_scores(facts) for facts in folds])
+    encoded = sum(cast("float", facts["encoded_seconds"]) for facts in folds)
+    encoded += precomputed.encoded_seconds if precomputed else 0.0
     return {
         "scores": [score.model_dump(mode="json") for score in scores],
         "counts": counts,
         **{name: folds[0][name] for name in ("seeds", "learning_rate", "updates")},
+        "encoded_seconds": round(encoded, 1),
         "folds": [dict(facts) for facts in folds],
     }
 
@@ -115,7 +118,7 @@ def _precompute_means(
         features = prepare_features(
             extractor, {"train": union.utterances}, lambda count: None, make_storage(caches, spec)
         )
-    return PrecomputedFeatures(features["train"], indices)
+    return PrecomputedFeatures(features["train"], indices, extractor.encoded_seconds)
 
 
 def average_scores(folds: Sequence[Sequence[Score]]) -> list[Score]:

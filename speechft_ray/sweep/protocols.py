@@ -6,10 +6,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 from speechft_ray.core.curves import Point
 from speechft_ray.core.records import Job, Outcome, Place
+from speechft_ray.sweep.status_file import SweepStatus
 
 ReportProgress = Callable[[Mapping[str, float]], None]
 """A running job calls it with ``{"done": .., "total": ..}`` and values of its learning curve under
@@ -63,6 +64,13 @@ class Executor(Protocol):
         Unfinished fine-tuning keeps its last checkpoint.
         """
         ...
+
+
+@runtime_checkable
+class StatusSink(Protocol):
+    """An executor that shows the status of the whole sweep, as in the metrics of a cluster."""
+
+    def show_status(self, status: SweepStatus) -> None: ...
 
 
 @dataclass(frozen=True, kw_only=True)

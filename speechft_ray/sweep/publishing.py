@@ -92,6 +92,8 @@ class Publisher:
         self._waits: dict[int, float] = {}
         self._ending = False
         self._logged_rows: set[str] = set()
+        self.on_row: Callable[[EncoderRow], object] = lambda row: None
+        """Is called with every row that is logged."""
         self._trials: dict[str, EncoderRow] = {}
 
     def start(self) -> None:
@@ -257,6 +259,7 @@ class Publisher:
         self._each(lambda tracker: tracker.log_curve(curve))
 
     def _log_row(self, row: EncoderRow) -> None:
+        self.on_row(row)
         self._each(lambda tracker: tracker.log_encoder(row))
 
     def _each(self, action: Callable[[Tracker], None]) -> None:

@@ -29,6 +29,7 @@ from speechft_ray.tracking._mlflow_runs import (
     has_names,
 )
 from speechft_ray.tracking._names import Point, name_metrics, split_points
+from speechft_ray.tracking.addresses import remember_address
 from speechft_ray.tracking.base import TRACKERS, TrackerKind
 
 UNSCORED = "speechft.unscored"
@@ -168,8 +169,7 @@ class MlflowTracker:
         if self._uri.startswith("http"):
             experiment = self._opened.experiment if self._opened else ""
             return f"MLflow: {uri.rstrip('/')}/#/experiments/{experiment}"
-        command = f"mlflow ui --backend-store-uri {shlex.quote(uri)}"
-        return f"MLflow: {command} --host 127.0.0.1 --port 5000"
+        return f"MLflow: speechft ui {shlex.quote(str(self._root))}"
 
     @property
     def _runs(self) -> Runs:
@@ -225,7 +225,9 @@ class MlflowTracker:
 
 
 def _open(storage: Path, sweep: str, mlflow_uri: str | None) -> MlflowTracker:
-    return MlflowTracker(mlflow_uri, storage)
+    tracker = MlflowTracker(mlflow_uri, storage)
+    remember_address(storage, sweep, mlflow_uri or os.environ.get("MLFLOW_TRACKING_URI"))
+    return tracker
 
 
 TRACKERS.register("mlflow", TrackerKind(_open, blocks=True))

@@ -44,6 +44,14 @@ def _succeed(job: Job, storage: Path, report: ReportProgress, place: Place) -> M
     }
 
 
+def _score(job: Job, storage: Path, report: ReportProgress, place: Place) -> Mapping[str, Any]:
+    report({"done": 1, "total": 2})
+    time.sleep(0.6)  # longer than reports are held back
+    report({"done": 2, "total": 2})
+    scores = [{"metric": "pr.per", "split": "test", "values": [10.0]}]
+    return {"scores": scores, "encoded_seconds": 30.0}
+
+
 def _divide(job: Job, storage: Path, report: ReportProgress, place: Place) -> Mapping[str, Any]:
     raise ZeroDivisionError("nothing to\ndivide by")
 
@@ -133,6 +141,7 @@ def _meet(job: Job, storage: Path, report: ReportProgress, place: Place) -> Mapp
 _ACTIONS = {
     "succeed": _succeed,
     "divide": _divide,
+    "score": _score,
     "blame-user": _blame_user,
     "return-object": _return_object,
     "wait": _wait,

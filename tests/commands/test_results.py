@@ -15,8 +15,11 @@ def test_leaks_are_printed_below_the_table(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     leaks = {ROWS[1].key: [Leak("phones [b]", "er", 3, 400, 5, 10)]}
-    print_results(make_report_data(leaks=leaks), tmp_path, ["MLflow: mlflow ui"])
+    storage = tmp_path / "my runs"
+    print_results(make_report_data(leaks=leaks), tmp_path, ["MLflow: speechft ui"], storage)
     text = capsys.readouterr().out
     assert "† phones [b] was tuned on 3 of the 400 test utterances of er and 5 of its 10" in text
     assert text.index("alpha 0.25") < text.index("† phones") < text.index("Report: ")
-    assert "MLflow: mlflow ui" in text
+    assert "MLflow: speechft ui" in text
+    name = "'alpha ablation'"
+    assert f"speechft export {name} {name} --to hf --storage '{storage}'" in text

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-import socket
+import signal
 import subprocess
 import sys
 import time
 import urllib.parse
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -17,6 +16,7 @@ from typing import NamedTuple
 import matplotlib.image
 import mlflow
 import numpy as np
+import psutil  # type: ignore[import-untyped]
 import pytest
 
 from speechft_ray.sweep.protocols import EncoderRow, SweepInfo
@@ -35,6 +35,8 @@ class Server(NamedTuple):
 
     address: str
     uri: str
+    page: str
+    """What `speechft ui` prints."""
 
 
 @pytest.fixture(scope="module")
@@ -60,45 +62,29 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
             )
         )
     tracker.finish(None, [(0.0, 610.0), (0.25, 655.0), (1.0, 590.0)], "finished")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    uri = f"sqlite:///{root}/mlflow.db"
-    command = [
-        sys.executable,
-        "-m",
-        "mlflow",
-        "ui",
-        "--backend-store-uri",
-        uri,
-        "--host",
-        "127.0.0.1",
-        "--port",
-        str(port),
-    ]
-    with (root / "server.log").open("w") as log:
-        process = subprocess.Popen(
-            [*command, "--workers", "1"], stdout=log, stderr=log, env=environment()
-        )
-    address = f"http://127.0.0.1:{port}"
+    command = [sys.executable, "-m", "speechft_ray", "ui", str(root)]
+    with (root / "ui.log").open("w") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, env=environment())
     try:
-        _wait_for(address, process, root / "server.log")
-        yield Server(address, uri)
+        page = _wait_for_page(process, root / "ui.log")
+        yield Server(page.partition("/#/")[0], f"sqlite:///{root}/mlflow.db", page)
+        children = psutil.Process(process.pid).children(recursive=True)
+        assert len(children) == 2  # the server and its one worker: no executor of jobs
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=900) == 0
+        assert psutil.wait_procs(children, timeout=60)[1] == []
     finally:
-        process.terminate()
-        process.wait(timeout=900)
+        process.kill()
 
 
-def _wait_for(address: str, process: subprocess.Popen[bytes], log: Path) -> None:
+def _wait_for_page(process: subprocess.Popen[bytes], log: Path) -> str:
+    """Returns the address that the command prints once MLflow answers."""
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline and process.poll() is None:
-        try:
-            with urllib.request.urlopen(f"{address}/health", timeout=30) as answer:
-                if answer.status == 200:
-                    return
-        except OSError:
-            time.sleep(0.5)
-    pytest.fail(f"mlflow ui did not start: {log.read_text()[-2000:]}")
+        if match := re.search(r"^alpha: (http\S+)$", log.read_text(), re.MULTILINE):
+            return match[1]
+        time.sleep(0.5)
+    pytest.fail(f"speechft ui did not start: {log.read_text()[-2000:]}")
 
 
 def look(address: str, folder: Path, *flags: str) -> str:
@@ -140,11 +126,15 @@ def runs(server: Server) -> tuple[str, list[str]]:
     return parents[0], [run.info.run_id for run in all_runs if run.info.run_id not in parents]
 
 
-def test_one_parent_holds_its_children(server: Server, tmp_path: Path) -> None:
-    text = page_text(f"{server.address}/#/experiments/1/runs", tmp_path, "matching runs")
-    assert "alpha" in text
-    assert re.search(r"4\s+matching runs", text)  # the parent and, folded below it, three children
-    assert "linear alpha=0.25" not in text
+def test_the_printed_page_has_the_best_encoder_first_and_what_varies(
+    server: Server, tmp_path: Path
+) -> None:
+    text = page_text(server.page, tmp_path, "matching runs")
+    assert re.search(r"3\s+matching runs", text)  # without the parent
+    table = text[text.index("Run Name") :]
+    assert re.findall(r"\b(655|610|590)\b", table) == ["655", "610", "590"]
+    for name in ("alpha", "method", "score", "pr.per"):
+        assert name in table
 
 
 def test_runs_are_compared_by_alpha(server: Server, tmp_path: Path) -> None:

@@ -20,6 +20,8 @@ from speechft_ray.superb.tasks.base import TASKS
 from tests.superb.toy_models import COUNTS, STATE_COUNT, ToyEncoder, toy_corpus
 
 CPU = torch.device("cpu")
+NO_COST = {"seconds": None, "encoded_seconds": None}
+"""Facts that differ from one evaluation to the next."""
 SMALL: dict[str, Any] = {"projection": 32, "lstm_layers": 1, "lstm_hidden": 32, "specaug": False}
 
 
@@ -165,7 +167,7 @@ def test_an_evaluation_is_repeatable_whatever_happened_before() -> None:
     second = facts_of(**spec)
     assert torch.get_num_threads() == 2
     torch.set_num_threads(threads)
-    assert {**first, "seconds": None} == {**second, "seconds": None}
+    assert {**first, **NO_COST} == {**second, **NO_COST}
 
 
 def test_a_seed_is_the_same_probe_in_a_longer_list_of_seeds() -> None:
@@ -234,8 +236,11 @@ def test_a_cache_changes_no_number_and_spares_the_encoder(tmp_path: Path) -> Non
     for calls in (sum(COUNTS.values()), 0):
         encoder = ToyEncoder()
         facts = evaluate(spec, encoder, toy_corpus(), CPU, lambda counts: None, caches=caches)
-        assert {**facts, "seconds": None} == {**plain, "seconds": None}
+        assert {**facts, **NO_COST} == {**plain, **NO_COST}
         assert sum(encoder.calls) == calls
+        assert facts["encoded_seconds"] == (plain["encoded_seconds"] if calls else 0)
+    samples = sum(utterance.samples for utterance in toy_corpus().utterances)
+    assert plain["encoded_seconds"] == round(samples / 16_000, 1)
 
 
 @pytest.mark.parametrize("task", ["sid", "pr"])

@@ -192,10 +192,7 @@ def test_a_damaged_database_is_a_tracker_that_is_down(tmp_path: Path) -> None:
 
 def test_where_to_look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "my runs"
-    command = (
-        f"mlflow ui --backend-store-uri 'sqlite:///{path}/mlflow.db' --host 127.0.0.1 --port 5000"
-    )
-    assert MlflowTracker(None, path).how_to_open() == f"MLflow: {command}"
+    assert MlflowTracker(None, path).how_to_open() == f"MLflow: speechft ui '{path}'"
     assert (
         "http://tracking:5000/#/experiments"
         in MlflowTracker("http://tracking:5000/", path).how_to_open()

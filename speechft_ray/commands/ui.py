@@ -1,0 +1,156 @@
+"""The verb ``ui``: MLflow over the results of a storage folder, at the page of its sweeps."""
+
+from __future__ import annotations
+
+import os
+import threading
+import webbrowser
+from pathlib import Path
+
+from rich.console import Console
+
+from speechft_ray.core.errors import UserError, unknown_name
+from speechft_ray.tracking._addresses import check_uri, remove_password
+from speechft_ray.tracking.addresses import DATABASE, make_database_uri, read_addresses
+from speechft_ray.tracking.mlflow_pages import Experiment, MlflowApi, make_curves_page, make_page
+from speechft_ray.tracking.mlflow_server import MlflowServer, choose_port
+
+SHOWN_SWEEPS = 10
+"""Sweeps whose pages are printed where none is named."""
+
+
+def find_target(target: str | None, storage: Path) -> tuple[Path, str | None]:
+    """Returns the storage folder and the sweep that a person means, by a folder or the name of a
+    sweep in ``storage``. Raises ``UserError`` where that folder is not there."""
+    if target is not None and Path(target).expanduser().is_dir():
+        return Path(target).expanduser().absolute(), None
+    if not storage.expanduser().is_dir():
+        unknown = f"`{target}` is no folder, and there" if target is not None else "there"
+        raise UserError(
+            f"{unknown} is no storage folder {storage}: give the folder of your sweeps, as in "
+            "`speechft ui FOLDER`, or the name of a sweep with --storage FOLDER."
+        )
+    return storage.expanduser().absolute(), target
+
+
+def find_uri(storage: Path, sweep: str | None, uri: str | None) -> str:
+    """Returns where a sweep was logged: ``uri`` if given, else what its last run used. Without a
+    name, the sweep that ran last counts.
+
+    Raises ``UserError`` for a database in the storage that is not there.
+    """
+    addresses = read_addresses(storage)
+    last = addresses.get(sweep) if sweep is not None else next(iter(addresses.values()), None)
+    chosen = uri or last
+    if chosen is not None:
+        if ":***@" in chosen:
+            chosen = _find_password(chosen)
+        check_uri(chosen)
+        return chosen
+    if sweep is not None and addresses and sweep not in addresses:
+        raise UserError(f"{unknown_name('sweep', sweep, addresses)} (Storage {storage}.)")
+    if not (storage / DATABASE).is_file():
+        raise UserError(
+            f"no sweep in {storage} has logged to MLflow yet: start one with `speechft run "
+            f"--storage {storage}`, or give another folder, or the address with --mlflow."
+        )
+    return make_database_uri(storage)
+
+
+def _find_password(uri: str) -> str:
+    from_environment = os.environ.get("MLFLOW_TRACKING_URI", "")
+    if remove_password(from_environment) == uri:
+        return from_environment
+    raise UserError(
+        f"the sweep was logged at {uri}, whose password is not stored: give the whole address with "
+        "--mlflow or in MLFLOW_TRACKING_URI."
+    )
+
+
+def open_pages(
+    storage: Path,
+    sweep: str | None,
+    uri: str,
+    port: int | None,
+    is_to_open: bool,
+    stop: threading.Event,
+    console: Console,
+) -> None:
+    """Prints the pages of the sweeps that MLflow has, and serves them until ``stop`` is set; a
+    tracking server of its own is only pointed at.
+
+    Raises ``UserError`` where the sweep is not there or MLflow does not start.
+    """
+    if uri.startswith("http"):
+        _print_remote(uri, sweep, is_to_open, console)
+        return
+    with MlflowServer(uri, choose_port(port)) as server:
+        console.print(f"MLflow over {remove_password(uri)} is starting ...")
+        server.wait_until_ready(stop)
+        if stop.is_set():
+            return
+        api = MlflowApi(server.address)
+        experiments = _select(_list_experiments(api), sweep, f"in {storage}")
+        pages = _print_pages(api, experiments, console)
+        console.print("Ctrl-C ends it.")
+        if is_to_open:
+            webbrowser.open(pages[0])
+        server.wait(stop)
+
+
+def _print_remote(uri: str, sweep: str | None, is_to_open: bool, console: Console) -> None:
+    api = MlflowApi(uri)
+    try:
+        experiments = _list_experiments(api)
+    except UserError as error:
+        console.print(f"MLflow: {remove_password(uri)}")
+        raise UserError(str(error)) from None
+    names = {item.name for item in experiments}
+    shown = experiments if sweep is None else _select(experiments, sweep, f"at {uri}")
+    if not names:
+        console.print(f"MLflow: {remove_password(uri)} (no sweep is logged there yet)")
+        return
+    pages = _print_pages(api, shown, console)
+    if is_to_open:
+        webbrowser.open(pages[0])
+
+
+def _list_experiments(api: MlflowApi) -> list[Experiment]:
+    """Returns the experiments without the empty one that MLflow creates itself."""
+    try:
+        return [item for item in api.list_experiments() if item.name != "Default"]
+    except (OSError, KeyError) as error:
+        raise UserError(
+            f"MLflow at {remove_password(api.address)} does not answer as MLflow does ({error}): "
+            "see that it runs, and that MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD are "
+            "set if it asks for them."
+        ) from None
+
+
+def _select(experiments: list[Experiment], sweep: str | None, where: str) -> list[Experiment]:
+    if not experiments:
+        raise UserError(f"no sweep is logged {where} yet: start one with `speechft run`.")
+    if sweep is None:
+        return experiments
+    selected = [item for item in experiments if item.name == sweep]
+    if not selected:
+        raise UserError(unknown_name("sweep", sweep, [item.name for item in experiments]))
+    return selected
+
+
+def _print_pages(api: MlflowApi, experiments: list[Experiment], console: Console) -> list[str]:
+    """Prints one line for each sweep, the last changed one first, and returns the addresses."""
+    pages = []
+    for item in experiments[:SHOWN_SWEEPS]:
+        try:
+            api.set_view(item)
+        except (OSError, KeyError):  # one that may not be written has the table of MLflow
+            pages.append(f"{api.address}/#/experiments/{item.id}/runs")
+        else:
+            pages.append(make_page(api.address, item.id))
+        console.print(f"{item.name}: {pages[-1]}")
+        console.print(f"  curves: {make_curves_page(api.address, item.id)}")
+    more = len(experiments) - SHOWN_SWEEPS
+    if more > 0:
+        console.print(f"and {more} more: name one to see its page.")
+    return pages
