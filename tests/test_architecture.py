@@ -34,6 +34,7 @@ LAYERS = {
 DOORS = {
     "ray": {"cluster"},
     "mlflow": {"tracking/_mlflow_client.py", "tracking/_mlflow_runs.py"},
+    "wandb": {"tracking/wandb.py"},
     "tensorboardX": {"tracking/_event_files.py"},
     "optuna": {
         "search/optuna_proposer.py",

@@ -32,7 +32,7 @@ def parse_trackers(text: str | None, mlflow_uri: str | None) -> tuple[str, ...]:
         names = ()
     for name in names:
         kind = TRACKERS.get(name)
-        if kind.package is not None and find_spec(kind.package) is None:
+        if kind.package is not None and not is_installed(kind.package):
             raise UserError(
                 f"the tracker `{name}` needs the Python package `{kind.package}`, which is not "
                 f"installed: pip install 'speechft_ray[{name}]', or leave it out of --track."
@@ -43,6 +43,12 @@ def parse_trackers(text: str | None, mlflow_uri: str | None) -> tuple[str, ...]:
             "--track, or leave --mlflow out."
         )
     return names
+
+
+def is_installed(package: str) -> bool:
+    """Whether a package can be imported; a folder of that name, as W&B makes one, is none."""
+    spec = find_spec(package)
+    return spec is not None and spec.origin is not None
 
 
 def open_trackers(

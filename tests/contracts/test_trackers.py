@@ -38,7 +38,11 @@ os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
-@pytest.fixture(params=[*TRACKERS.names(), "mlflow in background"])
+# Opening a run of W&B takes seconds: tests/tracking/test_wandb.py checks all in one.
+NAMES = [name for name in TRACKERS.names() if name != "wandb"]
+
+
+@pytest.fixture(params=[*NAMES, "mlflow in background"])
 def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     return str(request.param)
