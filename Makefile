@@ -11,7 +11,7 @@ FAIRSEQ := .peers/fairseq
 PYTHON ?= $(shell for name in python3.11 python3.12 python3.13 python3.10 python3; do \
 	if $$name -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] < (3, 14))' 2>/dev/null; then echo $$name; break; fi; done)
 
-.PHONY: sweep test all-tasks lint install install-dev fairseq peers peer-references peers-s3prl clean
+.PHONY: sweep test docs all-tasks lint install install-dev fairseq peers peer-references peers-s3prl clean
 
 sweep: $(VENV)/installed
 	$(BIN)/python launch/sweep_alpha.py --address local --storage $(STORAGE) --report $(REPORT)
@@ -22,6 +22,11 @@ test: $(VENV)/tests-installed fairseq lint
 # Every task of SUPERB from a folder in its real layout to its metrics, on one and on four workers: minutes, so not among the tests.
 all-tasks: $(VENV)/tests-installed
 	$(BIN)/python -W ignore -m tests.e2e.all_tasks
+
+# The documentation site, strict: a link that leads nowhere is an error. The tests build it, too.
+docs: $(VENV)/tests-installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+	@echo "open site/index.html"
 
 lint: $(VENV)/tests-installed
 	$(BIN)/ruff check .
@@ -78,4 +83,4 @@ $(PEERS)/installed: constraints.txt
 	@touch $@
 
 clean:
-	rm -rf $(VENV) .peers build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .peers build site *.egg-info .pytest_cache .mypy_cache .ruff_cache
