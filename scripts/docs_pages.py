@@ -56,10 +56,11 @@ _WORDS: dict[Any, str] = {
     JsonValue: "any value",
 }
 _ABOUT_FIELDS = """\
-Made from `speechft_ray/core/specs.py` and from the registered parts. Any value of an entry may be an
-axis: `{grid: [...]}`, `{uniform: [low, high]}`, `{loguniform: [low, high]}` or `{choice: [...]}`; an
-entry with a drawn axis may have `samples` and `sample_seed`. `speechft run --set PATH=VALUE` reaches
-every field: `--set evaluate[0].updates=50`, `--set finetune[*].seed=3`."""
+Made from `speechft_ray/core/specs.py` and from the registered parts. Any value of an entry may be
+an axis: `{grid: [...]}`, `{uniform: [low, high]}`, `{loguniform: [low, high]}` or
+`{choice: [...]}`; an entry with a drawn axis may have `samples` and `sample_seed`.
+`speechft run --set PATH=VALUE` reaches every field: `--set evaluate[0].updates=50`,
+`--set finetune[*].seed=3`."""
 _ABOUT_VERBS = """\
 Made from `speechft --help`. Exit codes: 0 done, 1 some jobs failed, 2 bad input, 75 stopped and
 resumable (run the same command again). `speechft --install-completion` installs completion of verbs
