@@ -20,13 +20,13 @@ COPIES = {
     "CONTRIBUTING.md": "contributing.md",
     "CHANGELOG.md": "changelog.md",
 }
-_LINK = re.compile(r"\]\((?!https?://|#|mailto:)([^)\s]+)\)")
+_LINK = re.compile(r"\[([^\]]*)\]\((?!https?://|#|mailto:)([^)\s]+)\)")
 
 
 def on_files(files: Files, config: Any, **_: Any) -> Files:
     """Adds the pages (an event of mkdocs)."""
     pages = {
-        home: rewrite_links((ROOT / name).read_text(encoding="utf-8"))
+        home: rewrite_links((ROOT / name).read_text(encoding="utf-8"), "docs/")
         for name, home in COPIES.items()
     }
     pages["reference_cli.md"] = make_cli_page()
@@ -41,12 +41,20 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
     return rewrite_links(markdown)
 
 
-def rewrite_links(text: str) -> str:
-    """Returns a page of the repository with links that hold in the site."""
-    return _LINK.sub(lambda link: f"]({_rewrite(link[1])})", text)
+def rewrite_links(text: str, folder: str = "") -> str:
+    """Returns a page of the repository with links that hold in the site; what the site does not
+    have is named without a link.
+
+    ``folder``: where the pages of docs/ are from the folder of this page.
+    """
+    return _LINK.sub(lambda link: _rewrite(link[1], link[2], folder), text)
 
 
-def _rewrite(target: str) -> str:
+def _rewrite(words: str, target: str, folder: str) -> str:
     path, mark, anchor = target.partition("#")
-    path = path.removeprefix("../").removeprefix("docs/")
-    return f"{COPIES.get(path, path)}{mark}{anchor}"
+    name = path.removeprefix("../")
+    if name in COPIES:
+        return f"[{words}]({COPIES[name]}{mark}{anchor})"
+    if not path.startswith(folder) or path.startswith("../"):
+        return words
+    return f"[{words}]({path.removeprefix(folder)}{mark}{anchor})"

@@ -35,7 +35,8 @@ def find_commands(text: str) -> list[str]:
         for block in _BLOCK.findall(text)
         for line in block.replace("\\\n", " ").splitlines()
     ]
-    return [line for line in lines if line.startswith(("speechft ", "python launch/"))]
+    parts = [part.strip() for line in lines for part in line.partition("#")[0].split(";")]
+    return [part for part in parts if part.startswith(("speechft ", "python launch/"))]
 
 
 def parse_command(line: str) -> None:
