@@ -11,10 +11,15 @@ FAIRSEQ := .peers/fairseq
 PYTHON ?= $(shell for name in python3.11 python3.12 python3.13 python3.10 python3; do \
 	if $$name -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] < (3, 14))' 2>/dev/null; then echo $$name; break; fi; done)
 
-.PHONY: sweep test docs all-tasks lint install install-dev fairseq peers peer-references peers-s3prl clean
+.PHONY: sweep smoke test docs all-tasks lint install install-dev fairseq peers peer-references peers-s3prl clean
 
 sweep: $(VENV)/installed
 	$(BIN)/python launch/sweep_alpha.py --address local --storage $(STORAGE) --report $(REPORT)
+
+# A hundredth of every shipped space that needs no download: minutes in all, in $(STORAGE)-smoke.
+smoke: $(VENV)/installed
+	for space in alpha alpha_full lambda strategies several_tasks baselines search_alpha_lambda search_layerwise search_strategy; do \
+		echo "== $$space"; $(BIN)/speechft run --smoke --space $$space --storage $(STORAGE) || exit 1; done
 
 test: $(VENV)/tests-installed fairseq lint
 	$(BIN)/python -m pytest

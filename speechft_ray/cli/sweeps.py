@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
+import speechft_ray
 from speechft_ray.cli.app import EXIT_FAILED, app
 from speechft_ray.cli.options import parse_stall_minutes
 from speechft_ray.core.signals import stop_on_signals
@@ -18,8 +19,20 @@ if TYPE_CHECKING:
 
 DEFAULT_SPACE = "alpha"
 
+
+def _complete_space(start: str) -> list[str]:
+    """Returns the packaged search spaces whose names begin so, for completion in a shell."""
+    folder = Path(speechft_ray.__file__).parent / "search_spaces"
+    names = [path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml")]
+    return sorted(name for name in names if name.startswith(start))
+
+
 Space = Annotated[
-    str, typer.Option(help="Search space: a YAML file, or the name of a packaged one.")
+    str,
+    typer.Option(
+        help="Search space: a YAML file, or the name of a packaged one.",
+        autocompletion=_complete_space,
+    ),
 ]
 SetField = Annotated[
     list[str] | None,

@@ -37,7 +37,7 @@ def test_a_notebook_runs(
     plt.close("all")
     text = capsys.readouterr().out
     assert "<sweep small-sweep, finished: Best merge" in text and "valid frames: [49, 24]" in text
-    assert len(names["sweep"].table()) == 10
+    assert len(names["sweep"].table()) == 9
 
 
 def test_there_is_a_notebook() -> None:
