@@ -10,7 +10,7 @@ from rich.console import Console
 
 from speechft_ray.cli.app import EXIT_FAILED, app
 from speechft_ray.cli.options import parse_options
-from speechft_ray.cli.sweeps import Json
+from speechft_ray.cli.sweep_options import Json
 from speechft_ray.core.errors import UserError
 from speechft_ray.core.signals import stop_on_signals
 

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from speechft_ray.cli.app import EXIT_FAILED, app
 from speechft_ray.cli.options import parse_options
-from speechft_ray.cli.sweeps import (
+from speechft_ray.cli.sweep_options import (
     Address,
     Cache,
     CacheGb,
@@ -18,8 +18,8 @@ from speechft_ray.cli.sweeps import (
     Mlflow,
     Report,
     Storage,
-    make_cache_fields,
 )
+from speechft_ray.cli.sweeps import make_cache_fields
 from speechft_ray.core.signals import stop_on_signals
 
 
