@@ -69,7 +69,7 @@ def _return_object(
 def _wait(job: Job, storage: Path, report: ReportProgress, place: Place) -> Mapping[str, Any]:
     """Reports and beats its heart in a file until a file called ``go`` is there."""
     for beat in range(1, 10_000):
-        report({"done": beat, "total": 10_000, "loss": 1.0 / beat})
+        report({"done": beat, "total": 10_000, "update": beat, "loss": 1.0 / beat})
         (storage / f"beat-{job.fingerprint}").write_text(f"{os.getpid()} {beat}")
         if (storage / "go").exists():
             return {"beats": beat}

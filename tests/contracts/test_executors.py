@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from speechft_ray.cluster.executor import RayExecutor
+from speechft_ray.core.curves import Point
 from speechft_ray.core.records import Place, Stage
 from speechft_ray.sweep.local import LocalExecutor
-from speechft_ray.sweep.protocols import Executor
+from speechft_ray.sweep.protocols import Executor, Progress
 from tests.cluster.ray_clusters import collect, eventually, local_cluster, ray_folder
 from tests.cluster.worker_jobs import job, perform
 
@@ -61,14 +62,29 @@ def test_progress_is_seen_while_a_job_runs_and_then_gone(
     executor: Executor, stage: Stage, tmp_path: Path
 ) -> None:
     key = job("wait", stage=stage).fingerprint
+    points: list[Point] = []
+    seen = Progress(0, 0, {})
+
+    def look(progress: Mapping[str, Progress]) -> bool:
+        nonlocal seen
+        if key in progress:
+            seen = progress[key]
+            points.extend(seen.points)
+        return seen.done >= 2 and len(points) >= 2
+
+    if isinstance(executor, LocalExecutor):  # it performs jobs in the thread that asks
+        executor._show = look  # type: ignore[assignment]
     executor.submit(job("wait", stage=stage))
     ended = []
     waiting = threading.Thread(target=lambda: ended.append(collect(executor, 1)))
     waiting.start()
     try:
-        assert eventually(lambda: key in executor.progress() and executor.progress()[key].done >= 2)
-        seen = executor.progress()[key]
+        assert eventually(lambda: look(executor.progress()))
         assert seen.total == 10_000 and seen.values == {"loss": pytest.approx(1.0 / seen.done)}
+        # Every point of the curve is seen once.
+        updates = [update for update, _ in points]
+        assert updates == list(range(1, len(points) + 1))
+        assert all(values == {"loss": 1.0 / update} for update, values in points)
     finally:
         (tmp_path / "go").touch()
         waiting.join()
