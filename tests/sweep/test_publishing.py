@@ -13,7 +13,7 @@ from speechft_ray.core.records import Job, Outcome
 from speechft_ray.core.store import Store
 from speechft_ray.sweep.plan import Plan, make_plan
 from speechft_ray.sweep.protocols import Curve, EncoderRow, SweepInfo
-from speechft_ray.sweep.publishing import Publisher
+from speechft_ray.sweep.publishing import RETRY_SECONDS, Publisher
 from speechft_ray.sweep.rows import read_rows
 from speechft_ray.tracking.jsonl import JsonlTracker, read_log
 from tests.search.search_fakes import search_plan
@@ -97,6 +97,29 @@ def test_a_tracker_that_comes_back_gets_everything_at_the_end(tmp_path: Path) ->
     assert publisher.finish(read_rows(plan, store), None, "finished")[0] == "Here."
     assert failing.calls.count("log_encoder") == len(plan.rows)
     assert failing.calls.count("log_curve") == 2 and failing.calls[-1] == "finish"
+
+
+def test_a_tracker_that_is_down_is_asked_again_while_the_sweep_runs(tmp_path: Path) -> None:
+    failing, now, notes = Failing("log_encoder", RuntimeError("restarting")), 0.0, list[str]()
+    store, plan = Store(tmp_path / "store"), make_plan(sweep(), inputs())
+    publisher = Publisher(plan, store, [failing], notes.append, clock=lambda: now)
+    publisher.start()
+    executor, observer = FakeExecutor(store), FakeObserver()
+    run_plan(plan, store, executor, observer, publisher.log_outcome, threading.Event())
+    failing.calls.clear()
+    publisher.log_progress({})
+    now += RETRY_SECONDS
+    publisher.log_progress({})
+    assert failing.calls == ["start", "log_curve", "log_curve"]  # then it fails again
+    failing.error = None
+    now += RETRY_SECONDS
+    publisher.log_progress({})
+    assert failing.calls[3:] == []  # twice as long the second time
+    now += RETRY_SECONDS
+    publisher.log_progress({})
+    assert failing.calls[3:] == ["start", *["log_curve"] * 2, *["log_encoder"] * len(plan.rows)]
+    publisher.finish(read_rows(plan, store), None, "finished")
+    assert failing.calls[-1] == "finish" and len(notes) == 1
 
 
 def test_the_weights_of_a_winner_come_after_the_end_of_the_sweep(tmp_path: Path) -> None:

@@ -172,3 +172,71 @@ def test_calls_that_were_queued_before_an_error_was_raised_are_void() -> None:
     calls.released.release(10)
     tracker.finish(None, [], "finished")
     assert slow.calls == ["start", "finished"]
+
+
+def live(key: str, *updates: int) -> Curve:
+    return Curve(key, "", {}, [(update, {"loss": 1.0}) for update in updates], state="running")
+
+
+def test_points_that_wait_are_one_batch_for_each_run() -> None:
+    class Listening(Slow):
+        def log_curve(self, curve: Curve) -> None:
+            self._call(f"{curve.key} {curve.state} {[update for update, _ in curve.points]}")
+
+    slow = Listening()
+    tracker = BackgroundTracker(slow)
+    tracker.start(SWEEP)
+    for update in range(1, 4):
+        for key in ("a", "b"):
+            tracker.log_curve(live(key, update))
+    tracker.log_curve(Curve("a", "", {}, []))
+    slow.gate.set()
+    tracker._wait()
+    tracker.log_curve(live("b", 4, 5))
+    tracker.finish(None, [], "finished")
+    assert slow.calls == [
+        "start",
+        "a running [1, 2, 3]",
+        "b running [1, 2, 3]",
+        "a finished []",
+        "b running [4, 5]",
+        "finished",
+    ]
+
+
+def test_points_that_an_error_dropped_do_not_block_later_ones() -> None:
+    slow = Slow()
+    slow.gate.set()
+    slow.error = TrackerDown("no answer")
+    tracker = BackgroundTracker(slow)
+    tracker.start(SWEEP)
+    with pytest.raises(TrackerDown, match="no answer"):
+        for _ in range(1000):
+            tracker.log_curve(live("a", 1))
+            time.sleep(0.01)
+    slow.error = None
+    tracker.start(SWEEP)
+    tracker.log_curve(live("a", 2))
+    tracker.finish(None, [], "finished")
+    assert slow.calls == ["start", "a", "finished"]
+
+
+def test_one_that_failed_or_hangs_is_waited_for_in_proportion(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A server that accepts and never answers must not delay the end of a sweep by minutes."""
+    now = 1000.0
+    monkeypatch.setattr("speechft_ray.tracking.background.time.monotonic", lambda: now)
+    tracker = BackgroundTracker(Slow())
+    assert tracker._find_patience() == background.FINISH_SECONDS
+    tracker._call_began = now
+    now += background.HANG_SECONDS / 2
+    assert tracker._find_patience() == background.FINISH_SECONDS
+    now += background.HANG_SECONDS
+    assert tracker._find_patience() == background.LEAST_RETRY_SECONDS
+    now = 1000.0 + 3600.0
+    assert tracker._find_patience() == 36.0
+    tracker._call_began, tracker._last_failed = None, True
+    assert tracker._find_patience() == 36.0
+    tracker._last_failed = False
+    assert tracker._find_patience() == background.FINISH_SECONDS
