@@ -58,6 +58,10 @@ def evaluate(
     ] = None,
     learning_rate: Rates = None,
     seeds: Annotated[int, typer.Option(help="How many probes.")] = 1,
+    patience: Annotated[
+        int | None,
+        typer.Option(help="End after so many validations without improvement; default: never."),
+    ] = None,
     precision: Annotated[
         str, typer.Option(help="Products of the encoder: float32, tf32 or bfloat16.")
     ] = "float32",
@@ -86,6 +90,7 @@ def evaluate(
         "updates": updates,
         "learning_rate": _parse_rates(learning_rate),
         "seeds": seeds,
+        "patience": patience,
         "precision": precision,
         "features": features,
         "rank": int(rank) if rank is not None and rank.is_integer() else rank,

@@ -14,6 +14,7 @@ from speechft_ray.core.validation import validate
 from speechft_ray.merging.base import METHODS, validate_params
 from speechft_ray.speech.corpora.base import CORPORA
 from speechft_ray.speech.heads.base import HEADS, check_head_options
+from speechft_ray.superb.setup import check_patience
 from speechft_ray.superb.tasks.base import TASKS, check_task_options
 
 Mistakes = list[tuple[str, str]]
@@ -80,6 +81,7 @@ def check_names(spec: SweepSpec) -> None:
         if entry.task in TASKS.names():
             task = TASKS.get(entry.task)
             attempt(f"evaluate[{index}].options", check_task_options, task, entry.options)
+            attempt(f"evaluate[{index}].patience", check_patience, task, entry)
         for corpus in entry.corpora():
             attempt(
                 f"evaluate[{index}].corpus.name",

@@ -26,6 +26,7 @@ from speechft_ray.report.progress import ProgressDisplay
 from speechft_ray.speech.corpora.base import CORPORA
 from speechft_ray.speech.corpora.manifest import find_manifest
 from speechft_ray.stages.perform import publish_start
+from speechft_ray.superb.setup import check_patience
 from speechft_ray.superb.tasks.base import TASKS, check_task_options
 from speechft_ray.sweep.plan import FBANK, PlanBuilder
 from speechft_ray.sweep.scheduler import JobScheduler, missing_jobs, perform_jobs
@@ -72,6 +73,7 @@ def make_evaluation(
         where=f"the evaluation `{task}`",
     )
     check_task_options(TASKS.get(task), spec.options)
+    check_patience(TASKS.get(task), spec)
     return spec, {name: str(corpus.expanduser().absolute())} if corpus is not None else {}
 
 
@@ -149,6 +151,9 @@ def print_evaluation(facts: Mapping[str, Any], console: Console) -> None:
         f"learning rate {facts['learning_rate']:g}, {facts['updates']} updates, {seeds}",
         highlight=False,
     )
+    if "last_update" in facts:
+        patience, ended = facts["spec"]["patience"], ", ".join(map(str, facts["last_update"]))
+        console.print(f"patience {patience}: training ended at update {ended}", highlight=False)
     for note in facts.get("notes", []):
         console.print(f"note: {note}", highlight=False, markup=False)
     skipped = {split: count for split, count in facts.get("skipped", {}).items() if count}

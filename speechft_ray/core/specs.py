@@ -229,6 +229,9 @@ class EvalSpec(Spec):
     """Utterances in one update; ``None``: the task's own (s3prl's config)."""
     validate_every_updates: Annotated[int, Field(ge=1)] | None = None
     """Updates between validations; ``None``: a tenth of ``updates``."""
+    patience: Annotated[int, Field(ge=1)] | None = None
+    """Validations without improvement after which the training of a probe ends; ``None``, as
+    published: it takes all updates."""
     seeds: Annotated[int, Field(ge=1, le=100)] = 1
     """Number of probes, with seeds 0, 1, ...; each gives one value of every metric."""
     options: dict[str, JsonValue] = Field(default_factory=dict)
@@ -261,6 +264,21 @@ class EvalSpec(Spec):
     precision: Precision = "float32"
     """Products of the encoder. Probes are always trained in float32."""
 
+    @model_validator(mode="after")
+    def _patience_can_end_a_training(self) -> EvalSpec:
+        interval = self.validation_interval()
+        if self.patience is not None and (self.patience + 1) * interval >= self.updates:
+            raise ValueError(
+                f"`patience: {self.patience}` cannot end a training of {self.updates} updates "
+                f"that validates every {interval}: set `validate_every_updates` below "
+                f"{-(-self.updates // (self.patience + 1))}, or leave `patience` out"
+            )
+        return self
+
+    def validation_interval(self) -> int:
+        """Returns the updates between validations."""
+        return self.validate_every_updates or max(1, self.updates // 10)
+
     def corpora(self) -> tuple[CorpusSpec, ...]:
         """Returns the corpus of each fold; without folds one corpus."""
         options = [{name: value} for name, values in self.folds.items() for value in values] or [{}]
@@ -288,6 +306,7 @@ class EvalSpec(Spec):
             "features": self.features in ("auto", "exact"),
             "rank": self.rank is None,
             "precision": self.precision == "float32",
+            "patience": self.patience is None,
         }
         return {name: value for name, value in fields.items() if not unset.get(name)}
 

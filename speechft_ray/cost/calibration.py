@@ -36,6 +36,7 @@ from speechft_ray.speech.precision import encode_in
 from speechft_ray.superb.evaluate import one_thread
 from speechft_ray.superb.extractor import Extractor, Features
 from speechft_ray.superb.probe import Schedule
+from speechft_ray.superb.saved_work import NOT_SAVED
 from speechft_ray.superb.setup import build_task_data, make_schedule, select_learning_rates
 from speechft_ray.superb.stacked import train_stacked
 from speechft_ray.superb.tasks.base import TASKS, Task, TaskData, TrainingFreeTask
@@ -229,7 +230,7 @@ def measure_matching(
     clock = make_clock(device)
     with one_thread(device):
         began = clock()
-        data.predict(features)
+        data.predict(features, NOT_SAVED, lambda count: None)
         return (clock() - began) / (features["train"].count * features["dev"].count)
 
 

@@ -14,7 +14,6 @@ from speechft_ray.core.curves import POINT, name_finetune_values
 from speechft_ray.core.errors import UserError
 from speechft_ray.core.metrics import is_better
 from speechft_ray.core.specs import FinetuneSpec
-from speechft_ray.finetuning import checkpointing
 from speechft_ray.finetuning.batches import MICRO_BATCH_SECONDS
 from speechft_ray.finetuning.data import ObjectiveData
 from speechft_ray.finetuning.features import FeatureLoader
@@ -24,6 +23,7 @@ from speechft_ray.finetuning.schedule import learning_rate
 from speechft_ray.finetuning.train_state import TrainState
 from speechft_ray.finetuning.trainer import StepResult, Trainer
 from speechft_ray.finetuning.validation import average_metrics, compute_dev_metrics, goodness
+from speechft_ray.speech import checkpointing
 from speechft_ray.speech.precision import use_float32_products
 
 SAVE_EVERY_SECONDS = 10.0

@@ -16,12 +16,12 @@ import torch
 
 from speechft_ray.core.errors import UserError
 from speechft_ray.core.units import frame_count
-from speechft_ray.finetuning import checkpointing
 from speechft_ray.finetuning.data import Example, ObjectiveData
 from speechft_ray.finetuning.features import AudioClip, FeatureLoader
 from speechft_ray.finetuning.loop import REPORT_EVERY_SECONDS, Report
 from speechft_ray.finetuning.seeding import Stream, make_generator
 from speechft_ray.finetuning.targets import make_targets
+from speechft_ray.speech import checkpointing
 
 
 def with_pseudo_labels(

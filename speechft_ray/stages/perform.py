@@ -310,7 +310,14 @@ def _evaluate(job: Job, place: Place, store: Store, report: ReportProgress) -> N
     corpora = _open_corpora(job, place, spec.corpora())
     dev_only = job.payload.get("splits") == ["dev"]
     facts |= evaluate_folds(
-        spec, encoder, corpora, _select_device(place), report, caches=caches, dev_only=dev_only
+        spec,
+        encoder,
+        corpora,
+        _select_device(place),
+        report,
+        caches=caches,
+        dev_only=dev_only,
+        work=store.work_folder("evaluate", job.fingerprint),
     )
     counts = facts.pop("counts")
     with store.publish("evaluate", job.fingerprint, {**facts, **job.payload}) as folder:

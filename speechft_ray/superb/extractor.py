@@ -87,11 +87,12 @@ class Features(Protocol):
         ...
 
 
-def iterate_batches(features: Features, at_once: int) -> Iterator[Batch]:
-    """Yields all utterances in their order, ``at_once`` in a batch; the last one may be smaller."""
+def iterate_batches(features: Features, at_once: int, first: int = 0) -> Iterator[Batch]:
+    """Yields the utterances from ``first`` on in their order, ``at_once`` in a batch; the last one
+    may be smaller."""
     order = (
         slice(start, min(start + at_once, features.count))
-        for start in range(0, features.count, at_once)
+        for start in range(first, features.count, at_once)
     )
     with closing(features.read_batches(order)) as batches:
         for _, batch in batches:

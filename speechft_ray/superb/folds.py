@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import cast
 
 import numpy as np
@@ -39,14 +40,24 @@ def evaluate_folds(
     *,
     caches: SharedCaches | None = None,
     dev_only: bool = False,
+    work: Path | None = None,
 ) -> dict[str, JsonValue]:
     """Returns the facts of one evaluation; with several corpora, one per fold, those of all.
 
     ``scores`` are then means over folds, seed by seed, ``counts`` has one item per fold, and
-    ``folds`` holds the facts of each (see ``evaluate``).
+    ``folds`` holds the facts of each. ``work`` has a folder for each fold (see ``evaluate``).
     """
     if len(corpora) == 1:
-        return evaluate(spec, encoder, corpora[0], device, report, caches=caches, dev_only=dev_only)
+        return evaluate(
+            spec,
+            encoder,
+            corpora[0],
+            device,
+            report,
+            caches=caches,
+            dev_only=dev_only,
+            work=work,
+        )
     splits = ("train", "dev") if dev_only else SPLITS
     precomputed = _precompute_means(spec, encoder, corpora, device, caches, splits)
     folds: list[dict[str, JsonValue]] = []
@@ -61,6 +72,7 @@ def evaluate_folds(
             caches=caches,
             dev_only=dev_only,
             precomputed=precomputed,
+            work=_make_folder(work, len(folds)),
         )
         counts += cast("list[JsonValue]", facts.pop("counts"))
         folds.append(facts)
@@ -74,6 +86,14 @@ def evaluate_folds(
         "encoded_seconds": round(encoded, 1),
         "folds": [dict(facts) for facts in folds],
     }
+
+
+def _make_folder(work: Path | None, fold: int) -> Path | None:
+    if work is None:
+        return None
+    folder = work / f"fold-{fold}"
+    folder.mkdir(exist_ok=True)
+    return folder
 
 
 def _precompute_means(

@@ -29,6 +29,9 @@ class Schedule:
     """Selects the best validation, unless ``TaskData`` has a ``select``."""
     accumulate: int = 1
     weight_decay: float = 0.0
+    patience: int | None = None
+    """Validations without improvement after which the training of a probe ends; ``None``: it takes
+    all updates."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +40,8 @@ class TrainedProbe:
 
     probe: Probe
     best_update: int
+    last_update: int
+    """The update at which training ended: less than all only with ``Schedule.patience``."""
     dev: Mapping[str, float]
     """Every metric of dev at ``best_update``."""
     dev_predictions: Sequence[Any]

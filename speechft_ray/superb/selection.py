@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
 from speechft_ray.core.metrics import is_better
 from speechft_ray.superb.extractor import Advance, Features, iterate_batches
-from speechft_ray.superb.probe import Probe, TrainedProbe
+from speechft_ray.superb.probe import Probe, Schedule, TrainedProbe
 from speechft_ray.superb.tasks.base import TaskData
 
 SCORED_AT_ONCE = 16
@@ -53,12 +54,45 @@ def update_best(
     return Best(update, quality, metrics, predictions, parameters)
 
 
-def make_trained_probe(best: Best, data: TaskData, probe: Probe) -> TrainedProbe:
+def find_last_update(best: Best | None, schedule: Schedule) -> int:
+    """Returns the update at which a training ends unless a validation until then is better."""
+    if best is None or schedule.patience is None:
+        return schedule.updates
+    return min(schedule.updates, best.update + schedule.patience * schedule.validate_every_updates)
+
+
+def pack_best(best: Best | None) -> dict[str, Any] | None:
+    """Returns the best validation as tensors and plain data, to be saved (``SavedWork``)."""
+    if best is None:
+        return None
+    predictions = [
+        torch.from_numpy(item) if isinstance(item, np.ndarray) else item
+        for item in best.predictions
+    ]
+    has_arrays = any(isinstance(item, np.ndarray) for item in best.predictions)
+    return {**best._asdict(), "predictions": predictions, "has_arrays": has_arrays}
+
+
+def unpack_best(packed: Mapping[str, Any] | None, device: torch.device) -> Best | None:
+    """Returns the best validation that ``pack_best`` packed, its parameters on ``device``."""
+    if packed is None:
+        return None
+    fields = dict(packed)
+    if fields.pop("has_arrays"):
+        fields["predictions"] = [item.numpy() for item in fields["predictions"]]
+    fields["state"] = {name: value.to(device) for name, value in fields["state"].items()}
+    return Best(**fields)
+
+
+def make_trained_probe(
+    best: Best, data: TaskData, schedule: Schedule, probe: Probe
+) -> TrainedProbe:
     """Returns the outcome of a training; ``probe`` has the parameters of the best validation."""
     metrics = best.metrics or compute_dev_metrics(data, best.predictions)
     return TrainedProbe(
         probe=probe.eval(),
         best_update=best.update,
+        last_update=find_last_update(best, schedule),
         dev=metrics,
         dev_predictions=best.predictions,
     )

@@ -30,6 +30,7 @@ def build_task_data(task: Task, spec: EvalSpec, corpus: Corpus) -> TaskData | Tr
     Tasks that sample windows get the examples of each split with the longest targets first.
     """
     options = check_task_options(task, spec.options)
+    check_patience(task, spec)
     columns = select_columns(task, spec.column, corpus)
     try:
         data = task.build(corpus, columns, options)
@@ -48,6 +49,15 @@ def build_task_data(task: Task, spec: EvalSpec, corpus: Corpus) -> TaskData | Tr
     return replace(data, examples=longest_first)
 
 
+def check_patience(task: Task, spec: EvalSpec) -> None:
+    """Raises ``UserError`` for the patience of a task that trains no probe."""
+    if spec.patience is not None and not task.trains:
+        raise UserError(
+            f"the task `{task.name}` trains no probe, so it has no validations: leave `patience` "
+            "out."
+        )
+
+
 def make_schedule(task: Task, spec: EvalSpec) -> Schedule:
     """Returns how the probe is trained: by the spec, and by the task where the spec is silent.
 
@@ -56,7 +66,7 @@ def make_schedule(task: Task, spec: EvalSpec) -> Schedule:
     """
     return Schedule(
         updates=spec.updates,
-        validate_every_updates=spec.validate_every_updates or max(1, spec.updates // 10),
+        validate_every_updates=spec.validation_interval(),
         learning_rate=select_learning_rates(task, spec)[0],
         batch_size=spec.batch_size or task.batch_size // task.accumulate,
         clip_norm=task.clip_norm,
@@ -64,6 +74,7 @@ def make_schedule(task: Task, spec: EvalSpec) -> Schedule:
         metric=task.metrics[0],
         accumulate=1 if spec.batch_size else task.accumulate,
         weight_decay=task.weight_decay,
+        patience=spec.patience,
     )
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import torch
@@ -20,7 +21,15 @@ from torch.nn import functional
 from speechft_ray.superb.extractor import Advance, Features, Indices, iterate_batches
 from speechft_ray.superb.probe import Probe, Schedule, TrainedProbe
 from speechft_ray.superb.sampling import sample_batches
-from speechft_ray.superb.selection import Best, make_trained_probe, update_best
+from speechft_ray.superb.saved_work import NOT_SAVED, SavedWork
+from speechft_ray.superb.selection import (
+    Best,
+    find_last_update,
+    make_trained_probe,
+    pack_best,
+    unpack_best,
+    update_best,
+)
 from speechft_ray.superb.tasks.base import TaskData
 from speechft_ray.superb.training import local_rng
 
@@ -45,12 +54,14 @@ def train_stacked(
     rates: Sequence[float],
     seeds: int,
     advance: Advance,
+    work: SavedWork = NOT_SAVED,
 ) -> list[list[TrainedProbe]]:
     """Trains a pooled probe for every rate and seed; returns them by ``[rate][seed]``, each at its
     own best validation.
 
-    The learning rate of ``schedule`` is not used. ``advance`` is called once per update, with the
-    number of heads. Raises ``ValueError`` for a task without ``pooled_head``.
+    The learning rate of ``schedule`` is not used. ``advance`` counts updates of all heads.
+    ``work``: where the training saves its state, and goes on from; on a CPU the result is the same
+    to the bit. Raises ``ValueError`` for a task without ``pooled_head``.
     """
     if data.pooled_head is None:
         raise ValueError("only tasks with a pooled head can be trained as a stack")
@@ -69,20 +80,27 @@ def train_stacked(
         )
         for seed in range(seeds)
     ]
-    best: list[Best | None] = [None] * heads.count
+    # Resume: the batches of the updates that are done are drawn again, but not read.
+    done, best = _resume(heads, work)
+    advance(done * heads.count)
     joint_order = (
         torch.cat([_next_indices(order) for order in orders]) for _ in range(schedule.updates)
     )
-    with closing(train.read_batches(joint_order)) as batches:
-        for update, (joint, batch) in enumerate(batches, 1):
+    with closing(train.read_batches(islice(joint_order, done, None))) as batches:
+        for update, (joint, batch) in enumerate(batches, done + 1):
+            active = [update <= find_last_update(item, schedule) for item in best]
+            if not any(active):
+                break
             # Train: one batch per seed, which the heads of all rates share.
             assert isinstance(joint, torch.Tensor)
             indices = joint.view(seeds, -1).to(targets.device)  # (seeds, batch)
             states = torch.unflatten(batch.states, 1, indices.shape)  # (layers, seeds, batch, dim)
-            heads.step(states, targets[indices], schedule.clip_norm)
+            heads.step(states, targets[indices], schedule.clip_norm, active)
             # Validate: each head has its own best validation.
             if update % schedule.validate_every_updates == 0 or update == schedule.updates:
                 for head, predictions in enumerate(_predict(data, heads, dev)):
+                    if not active[head]:
+                        continue
                     best[head] = update_best(
                         best[head],
                         update,
@@ -92,13 +110,40 @@ def train_stacked(
                         partial(heads.state_of, head),
                     )
             advance(heads.count)
+            done = update
+            if work.is_due():
+                work.save("probes", done, _make_state(heads, done, best))
+    advance((schedule.updates - done) * heads.count)
     # Unstack: one probe per head, with the parameters of its best validation.
     probes = [
-        make_trained_probe(item, data, _as_probe(data, first, item))
+        make_trained_probe(item, data, schedule, _as_probe(data, first, item))
         for item in best
         if item is not None
     ]
     return [probes[start : start + seeds] for start in range(0, heads.count, seeds)]
+
+
+def _make_state(heads: _Heads, done: int, best: Sequence[Best | None]) -> dict[str, Any]:
+    return {
+        "done": done,
+        "parameters": [value.detach() for value in heads.parameters],
+        "optimizers": [optimizer.state_dict() for optimizer in heads.optimizers],
+        "best": [pack_best(item) for item in best],
+    }
+
+
+def _resume(heads: _Heads, work: SavedWork) -> tuple[int, list[Best | None]]:
+    """Loads the saved state, if there is one; returns how many updates are done, and the best
+    validation of each head."""
+    saved = work.load("probes")
+    if saved is None:
+        return 0, [None] * heads.count
+    for value, earlier in zip(heads.parameters, saved["parameters"], strict=True):
+        value.detach().copy_(earlier)  # in place: the optimisers hold views
+    for optimizer, state in zip(heads.optimizers, saved["optimizers"], strict=True):
+        optimizer.load_state_dict(state)
+    device = heads.parameters[0].device
+    return int(saved["done"]), [unpack_best(item, device) for item in saved["best"]]
 
 
 class _Heads:
@@ -143,9 +188,15 @@ class _Heads:
         hidden = torch.baddbmm(projection_bias.unsqueeze(1), features, projection.transpose(1, 2))
         return torch.baddbmm(output_bias.unsqueeze(1), hidden, output.transpose(1, 2))
 
-    def step(self, states: torch.Tensor, targets: torch.Tensor, clip_norm: float) -> None:
-        """Makes one update of every head on ``targets`` ``(seeds, batch, columns)``; a head whose
-        norm is not finite keeps its parameters."""
+    def step(
+        self,
+        states: torch.Tensor,
+        targets: torch.Tensor,
+        clip_norm: float,
+        active: Sequence[bool],
+    ) -> None:
+        """Makes one update of every active head on ``targets`` ``(seeds, batch, columns)``; a head
+        whose norm is not finite keeps its parameters."""
         # Sum the losses of all heads: each slice gets its own head's gradient.
         logits = self.logits(states)
         by_head = targets.repeat(self.rates, 1, 1)  # (heads, batch, columns)
@@ -161,6 +212,8 @@ class _Heads:
         for head, (parameters, optimizer) in enumerate(
             zip(self.heads, self.optimizers, strict=True)
         ):
+            if not active[head]:
+                continue
             for parameter, gradient in zip(parameters, gradients, strict=True):
                 parameter.grad = gradient[head].contiguous()
             norm = nn.utils.clip_grad_norm_(parameters, clip_norm)

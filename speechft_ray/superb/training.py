@@ -10,7 +10,7 @@ alone, where s3prl seeds them anew.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from itertools import islice
@@ -21,7 +21,16 @@ import torch
 from speechft_ray.superb.extractor import Advance, Batch, Features, Indices
 from speechft_ray.superb.probe import Probe, Schedule, TrainedProbe
 from speechft_ray.superb.sampling import sample_batches
-from speechft_ray.superb.selection import Best, make_trained_probe, predict, update_best
+from speechft_ray.superb.saved_work import NOT_SAVED, SavedWork
+from speechft_ray.superb.selection import (
+    Best,
+    find_last_update,
+    make_trained_probe,
+    pack_best,
+    predict,
+    unpack_best,
+    update_best,
+)
 from speechft_ray.superb.tasks.base import TaskData
 
 TargetBatch = tuple[Batch, Sequence[torch.Tensor]]
@@ -36,6 +45,7 @@ def train_probes(
     rates_and_seeds: Sequence[tuple[float, int]],
     order_seed: int,
     advance: Advance,
+    work: SavedWork = NOT_SAVED,
 ) -> list[TrainedProbe]:
     """Trains one probe for each ``(learning rate, seed)``, all on the same batches, which are read
     once for all of them.
@@ -43,8 +53,8 @@ def train_probes(
     ``train`` and ``dev`` are the features of ``data.examples`` in their order. The learning rate of
     ``schedule`` is not used. The order of batches follows from ``order_seed``; initial weights,
     dropout and augmentation follow from each probe's own seed, so that a probe does not depend on
-    which others are trained with it. ``advance`` is called once per update, with the number of
-    probes.
+    which others are trained with it. ``advance`` counts updates of all probes. ``work``: where the
+    training saves its state, and goes on from; on a CPU the result is the same to the bit.
     """
     # Set up: one stream of batches for all probes, one trainer for each.
     states = train.batch(slice(0, 1)).restore()
@@ -55,19 +65,43 @@ def train_probes(
         ProbeTrainer(data, states, replace(schedule, learning_rate=rate), seed)
         for rate, seed in rates_and_seeds
     ]
-    order = islice(order, schedule.updates * schedule.accumulate)
+    # Resume: the batches of the updates that are done are drawn again, but not read.
+    done = _resume(trainers, work)
+    advance(done * len(trainers))
+    order = islice(order, done * schedule.accumulate, schedule.updates * schedule.accumulate)
     with closing(gather_batches(train, targets, order, schedule.accumulate)) as gathered:
-        for update, batches in enumerate(gathered, 1):
-            # Train: every probe on the same batches.
-            for trainer in trainers:
+        for update, batches in enumerate(gathered, done + 1):
+            # Train: every probe on the same batches, unless its patience has ended.
+            active = [trainer for trainer in trainers if update <= trainer.last_update]
+            if not active:
+                break
+            for trainer in active:
                 trainer.step(batches)
             # Validate: every probe on dev, whose features are read once.
             if update % schedule.validate_every_updates == 0 or update == schedule.updates:
-                predictions = predict(data, [trainer.probe for trainer in trainers], dev)
-                for trainer, of_probe in zip(trainers, predictions, strict=True):
+                predictions = predict(data, [trainer.probe for trainer in active], dev)
+                for trainer, of_probe in zip(active, predictions, strict=True):
                     trainer.validate(update, of_probe)
             advance(len(trainers))
+            done = update
+            if work.is_due():
+                work.save("probes", done, _make_state(trainers, done))
+    advance((schedule.updates - done) * len(trainers))
     return [trainer.finish() for trainer in trainers]
+
+
+def _make_state(trainers: Sequence[ProbeTrainer], done: int) -> dict[str, Any]:
+    return {"done": done, "trainers": [trainer.make_state() for trainer in trainers]}
+
+
+def _resume(trainers: Sequence[ProbeTrainer], work: SavedWork) -> int:
+    """Loads the saved state, if there is one; returns how many updates are done."""
+    saved = work.load("probes")
+    if saved is None:
+        return 0
+    for trainer, state in zip(trainers, saved["trainers"], strict=True):
+        trainer.load_state(state)
+    return int(saved["done"])
 
 
 class ProbeTrainer:
@@ -103,11 +137,36 @@ class ProbeTrainer:
             self.probe.state_dict,
         )
 
+    @property
+    def last_update(self) -> int:
+        """The update at which training ends, unless a validation until then is better."""
+        return find_last_update(self._best, self._schedule)
+
+    def make_state(self) -> dict[str, Any]:
+        """Returns all that changes in training, as tensors and plain data."""
+        return {
+            "probe": self.probe.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+            "random": self._random,
+            "generator": self._generator.get_state(),
+            "best": pack_best(self._best),
+        }
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Takes over what ``make_state`` returned in an earlier life."""
+        self.probe.load_state_dict(state["probe"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        self._random = state["random"]
+        self._generator.set_state(state["generator"])
+        self._best = unpack_best(state["best"], self._device)
+
     def finish(self) -> TrainedProbe:
         """Returns the probe at its best validation."""
-        assert self._best is not None  # the last update validates
+        assert (
+            self._best is not None
+        )  # the last update validates, and so does the first of patience
         self.probe.load_state_dict(self._best.state)
-        return make_trained_probe(self._best, self._data, self.probe)
+        return make_trained_probe(self._best, self._data, self._schedule, self.probe)
 
 
 def make_optimizer(probe: Probe, schedule: Schedule) -> torch.optim.Optimizer:

@@ -12,7 +12,8 @@ import torch
 
 from speechft_ray.core.errors import UserError
 from speechft_ray.core.specs import AdapterSpec, FinetuneSpec
-from speechft_ray.finetuning import checkpointing, loop
+from speechft_ray.finetuning import loop
+from speechft_ray.speech import checkpointing
 from tests.finetuning.toy_models import Killed, objective, run, spec, start_weights
 from tests.speech.toy_models import add_noise, toy_encoder
 

@@ -18,10 +18,11 @@ from speechft_ray.core.curves import read_point
 from speechft_ray.core.errors import SpecError, UserError
 from speechft_ray.core.fingerprint import file_sha256
 from speechft_ray.core.specs import FinetuneSpec
-from speechft_ray.finetuning import checkpointing, loop
+from speechft_ray.finetuning import loop
 from speechft_ray.finetuning.run import FinetuneResult
 from speechft_ray.finetuning.train_state import TrainState
 from speechft_ray.finetuning.validation import average_metrics
+from speechft_ray.speech import checkpointing
 from tests.finetuning.toy_models import Killed, corpus, objective, run, spec, start_weights
 
 pytestmark = pytest.mark.usefixtures("toy_family")

@@ -21,6 +21,7 @@ from speechft_ray.superb.evaluate import evaluate
 from speechft_ray.superb.extractor import Extractor
 from speechft_ray.superb.feature_store import FeatureStorage
 from speechft_ray.superb.features import InMemoryFeatures, prepare_features
+from speechft_ray.superb.saved_work import NOT_SAVED
 from speechft_ray.superb.setup import build_task_data
 from speechft_ray.superb.tasks import qbe
 from speechft_ray.superb.tasks._dtw import Distance, frame_distances, subsequence_costs
@@ -150,7 +151,9 @@ def test_documents_with_the_query_score_more_than_a_deviation_above_the_others()
         split: [example.utterance for example in examples]
         for split, examples in data.examples.items()
     }
-    predictions = data.predict(prepare_features(extract, items, lambda _: None))
+    predictions = data.predict(
+        prepare_features(extract, items, lambda _: None), NOT_SAVED, lambda count: None
+    )
     scores = np.stack(predictions["test"])  # (queries, layers, documents)
     matches = np.stack([example.reference for example in data.examples["test"]])
     assert (

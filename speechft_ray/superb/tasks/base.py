@@ -22,7 +22,8 @@ from speechft_ray.core.registry import Registry
 from speechft_ray.core.validation import validate
 from speechft_ray.speech.corpora.base import SPLITS, Corpus, Utterance
 from speechft_ray.speech.corpora.labels import MissingLabelError
-from speechft_ray.superb.extractor import Features
+from speechft_ray.superb.extractor import Advance, Features
+from speechft_ray.superb.saved_work import SavedWork
 
 Sampling = Literal["shuffled", "balanced", "windows", "buckets"]
 """How training batches are sampled; ``superb.sampling`` has one generator for each."""
@@ -166,8 +167,10 @@ class TrainingFreeTask:
 
     corpus: Corpus
     examples: Mapping[str, Sequence[Example]]
-    predict: Callable[[Mapping[str, Features]], Mapping[str, Sequence[Any]]]
-    """Features by split to predictions on dev and, where its features are among them, on test."""
+    predict: Callable[[Mapping[str, Features], SavedWork, Advance], Mapping[str, Sequence[Any]]]
+    """Features by split to predictions on dev and, where its features are among them, on test.
+    Saves its state, goes on from it, and counts each example of train once for dev and once for
+    test."""
     measure: Measure
     measure_test: MeasureTest
 
@@ -198,6 +201,8 @@ class Task:
     """Batches whose gradients are added up for one update."""
     weight_decay: float = 0.0
     """Above 0 makes Adam AdamW."""
+    trains: bool = True
+    """Whether probes are trained: ``build`` returns a ``TaskData``."""
     published: Published | None = None
     """How SUPERB runs it; ``None`` for a task that is not SUPERB's."""
     version: int = 1

@@ -25,8 +25,9 @@ from torch.nn.utils.rnn import pad_sequence
 
 from speechft_ray.core.errors import UserError
 from speechft_ray.speech.corpora.base import Corpus, Utterance
-from speechft_ray.superb.extractor import Features, iterate_batches
+from speechft_ray.superb.extractor import Advance, Features, iterate_batches
 from speechft_ray.superb.measures.mtwv import maximum_term_weighted_value
+from speechft_ray.superb.saved_work import NOT_SAVED, SavedWork
 from speechft_ray.superb.tasks._dtw import LEAST, Distance, frame_distances, subsequence_costs
 from speechft_ray.superb.tasks.base import (
     TASKS,
@@ -65,9 +66,13 @@ def build(corpus: Corpus, columns: Sequence[str], options: QbeOptions) -> Traini
             for query in splits[split]
         ]
 
-    def predict(features: Mapping[str, Features]) -> dict[str, list[np.ndarray]]:
+    def predict(
+        features: Mapping[str, Features], work: SavedWork, advance: Advance
+    ) -> dict[str, list[np.ndarray]]:
         return {
-            split: score_documents(features[split], features["train"], options.distance)
+            split: score_documents(
+                features[split], features["train"], options.distance, work, split, advance
+            )
             for split in features
             if split != "train"
         }
@@ -113,21 +118,43 @@ def compute_layer_values(
     ]
 
 
-def score_documents(queries: Features, documents: Features, distance: Distance) -> list[np.ndarray]:
+def score_documents(
+    queries: Features,
+    documents: Features,
+    distance: Distance,
+    work: SavedWork = NOT_SAVED,
+    name: str = "queries",
+    advance: Advance = lambda count: None,
+) -> list[np.ndarray]:
     """Returns the scores of each query, ``(layers, documents)``.
 
     The documents are read twice, a few at a time: once for the mean and deviation of each
-    dimension, once for the search.
+    dimension, once for the search. ``work``: where the search saves its state under ``name``, and
+    goes on from; ``advance`` counts documents.
     """
     # First pass: statistics over all frames of queries and documents; standardise the queries.
-    mean, deviation = _compute_statistics([queries, documents])
+    saved = work.load(f"{name}_statistics")
+    if saved is None:
+        mean, deviation = _compute_statistics([queries, documents])
+        if work.is_due():
+            work.save(f"{name}_statistics", 0, {"mean": mean, "deviation": deviation})
+    else:
+        mean, deviation = saved["mean"], saved["deviation"]
     query_states = [
-        functional.normalize(((states - mean) / deviation).double(), dim=2)
+        functional.normalize(((states - mean.to(states)) / deviation.to(states)).double(), dim=2)
         for states in _iterate_states(queries)
     ]
-    # Second pass: the cost of every query in a padded batch of documents.
-    costs: list[list[np.ndarray]] = [[] for _ in query_states]
-    for batch in iterate_batches(documents, AT_ONCE):
+    mean, deviation = mean.to(query_states[0].device), deviation.to(query_states[0].device)
+    # Second pass: the cost of every query in a padded batch of documents. What is new since the
+    # last state is one more file, named by the documents before it.
+    pieces: list[torch.Tensor] = []  # each (queries, layers, documents)
+    done = 0
+    while (piece := work.load(f"{name}_{done}")) is not None:
+        pieces.append(piece["costs"])
+        done += piece["costs"].shape[2]
+    advance(done)
+    unsaved, first = [], done
+    for batch in iterate_batches(documents, AT_ONCE, done):
         standardised = torch.split(
             (batch.restore() - mean) / deviation, batch.frames.tolist(), dim=1
         )
@@ -136,24 +163,31 @@ def score_documents(queries: Features, documents: Features, distance: Distance) 
             padded.double().permute(2, 0, 1, 3), dim=3
         )  # -> (layers, documents, longest, dim)
         frames = batch.frames.to(layers.device)
-        for query, of_query in zip(query_states, costs, strict=True):
-            of_query.append(_compute_costs(query, layers, frames, distance))
+        unsaved.append(
+            torch.stack([_compute_costs(query, layers, frames, distance) for query in query_states])
+        )
+        advance(len(frames))
+        done += len(frames)
+        if work.is_due():
+            work.save(f"{name}_{first}", done, {"costs": torch.cat(unsaved, dim=2)})
+            pieces, unsaved, first = [*pieces, *unsaved], [], done
     # Standardise the negative costs of each query over the documents.
-    return [_standardise(-np.concatenate(of_query, axis=1)) for of_query in costs]
+    costs = torch.cat([*pieces, *unsaved], dim=2).numpy()
+    return [_standardise(-of_query) for of_query in costs]
 
 
 def _compute_costs(
     query: torch.Tensor, documents: torch.Tensor, frames: torch.Tensor, distance: Distance
-) -> np.ndarray:
-    """Returns the cost in each document by layer, ``(layers, documents)``; 0 for a query that is
-    too short."""
+) -> torch.Tensor:
+    """Returns the cost in each document by layer, float64 ``(layers, documents)`` on the CPU; 0 for
+    a query that is too short."""
     if query.shape[1] < LEAST_QUERY_FRAMES:
-        return np.zeros((len(documents), len(frames)))
+        return torch.zeros(len(documents), len(frames), dtype=torch.float64)
     costs = [
         subsequence_costs(frame_distances(one, other, frames, distance))
         for one, other in zip(query, documents, strict=True)
     ]
-    return torch.stack(costs).cpu().numpy()
+    return torch.stack(costs).cpu()
 
 
 def _standardise(scores: np.ndarray) -> np.ndarray:
@@ -209,6 +243,7 @@ TASKS.register(
         clip_norm=1.0,
         options=QbeOptions,
         build=build,
+        trains=False,
         published=Published("quesst14", 1),
     ),
 )
