@@ -264,21 +264,6 @@ class EvalSpec(Spec):
     precision: Precision = "float32"
     """Products of the encoder. Probes are always trained in float32."""
 
-    @model_validator(mode="after")
-    def _patience_can_end_a_training(self) -> EvalSpec:
-        interval = self.validation_interval()
-        if self.patience is not None and (self.patience + 1) * interval >= self.updates:
-            raise ValueError(
-                f"`patience: {self.patience}` cannot end a training of {self.updates} updates "
-                f"that validates every {interval}: set `validate_every_updates` below "
-                f"{-(-self.updates // (self.patience + 1))}, or leave `patience` out"
-            )
-        return self
-
-    def validation_interval(self) -> int:
-        """Returns the updates between validations."""
-        return self.validate_every_updates or max(1, self.updates // 10)
-
     def corpora(self) -> tuple[CorpusSpec, ...]:
         """Returns the corpus of each fold; without folds one corpus."""
         options = [{name: value} for name, values in self.folds.items() for value in values] or [{}]

@@ -50,12 +50,26 @@ def build_task_data(task: Task, spec: EvalSpec, corpus: Corpus) -> TaskData | Tr
 
 
 def check_patience(task: Task, spec: EvalSpec) -> None:
-    """Raises ``UserError`` for the patience of a task that trains no probe."""
-    if spec.patience is not None and not task.trains:
+    """Raises ``UserError`` for a patience that can end no training: of a task that trains no probe,
+    or with too few validations."""
+    if spec.patience is None:
+        return
+    if not task.trains:
         raise UserError(
             f"the task `{task.name}` trains no probe, so it has no validations: leave `patience` "
             "out."
         )
+    interval = _validation_interval(spec)
+    if (spec.patience + 1) * interval >= spec.updates:
+        raise UserError(
+            f"`patience: {spec.patience}` cannot end a training of {spec.updates} updates that "
+            f"validates every {interval}: set `validate_every_updates` below "
+            f"{-(-spec.updates // (spec.patience + 1))}, or leave `patience` out."
+        )
+
+
+def _validation_interval(spec: EvalSpec) -> int:
+    return spec.validate_every_updates or max(1, spec.updates // 10)
 
 
 def make_schedule(task: Task, spec: EvalSpec) -> Schedule:
@@ -66,7 +80,7 @@ def make_schedule(task: Task, spec: EvalSpec) -> Schedule:
     """
     return Schedule(
         updates=spec.updates,
-        validate_every_updates=spec.validation_interval(),
+        validate_every_updates=_validation_interval(spec),
         learning_rate=select_learning_rates(task, spec)[0],
         batch_size=spec.batch_size or task.batch_size // task.accumulate,
         clip_norm=task.clip_norm,

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from speechft_ray.commands.checks import check_names
-from speechft_ray.core.errors import SpecError, SweepError
-from speechft_ray.core.specs import EvalSpec
-from speechft_ray.core.validation import validate
+from speechft_ray.core.errors import SweepError, UserError
+from speechft_ray.superb.setup import check_patience
 from speechft_ray.superb.stacked import train_stacked
+from speechft_ray.superb.tasks.base import TASKS
 from tests.superb.probe_helpers import (
     average_frames,
     noise_features,
@@ -102,12 +102,11 @@ def test_a_spec_without_patience_has_the_identity_that_it_had() -> None:
             {"updates": 100, "patience": 9},
             "`patience: 9` cannot end a training of 100 updates that validates every 10: set ",
         ),
-        ({"updates": 100, "patience": 0}, "must be at least 1"),
     ],
 )
 def test_patience_without_effect_is_refused(fields: dict[str, Any], sentence: str) -> None:
-    with pytest.raises(SpecError) as refused:
-        validate(EvalSpec, {"task": "sid", "corpus": {}, **fields}, where="the evaluation")
+    with pytest.raises(UserError) as refused:
+        check_patience(TASKS.get("sid"), toy_spec(**fields))
     assert sentence in str(refused.value)
 
 
