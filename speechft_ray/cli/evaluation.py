@@ -58,10 +58,7 @@ def evaluate(
     ] = None,
     learning_rate: Rates = None,
     seeds: Annotated[int, typer.Option(help="How many probes.")] = 1,
-    patience: Annotated[
-        int | None,
-        typer.Option(help="End after so many validations without improvement; default: never."),
-    ] = None,
+    patience: Annotated[int | None, typer.Option(help="Idle validations that end it.")] = None,
     precision: Annotated[
         str, typer.Option(help="Products of the encoder: float32, tf32 or bfloat16.")
     ] = "float32",
@@ -73,9 +70,7 @@ def evaluate(
     address: Annotated[
         str, typer.Option(help="Ray cluster: `local`, `auto` or HOST:PORT.")
     ] = "local",
-    in_process: Annotated[
-        bool, typer.Option("--in-process", help="No Ray: everything in this process.")
-    ] = False,
+    in_process: Annotated[bool, typer.Option("--in-process", help="Use no Ray.")] = False,
     cpu: Annotated[bool, typer.Option("--cpu", help="Use no GPU.")] = False,
     as_json: Json = False,
 ) -> None:
