@@ -11,7 +11,7 @@ FAIRSEQ := .peers/fairseq
 PYTHON ?= $(shell for name in python3.11 python3.12 python3.13 python3.10 python3; do \
 	if $$name -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] < (3, 14))' 2>/dev/null; then echo $$name; break; fi; done)
 
-.PHONY: sweep smoke test docs all-tasks lint install install-dev fairseq peers peer-references peers-s3prl clean
+.PHONY: sweep smoke test docs all-tasks test-faults lint install install-dev fairseq peers peer-references peers-s3prl clean
 
 sweep: $(VENV)/installed
 	$(BIN)/python launch/sweep_alpha.py --address local --storage $(STORAGE) --report $(REPORT)
@@ -32,6 +32,10 @@ all-tasks: $(VENV)/tests-installed
 docs: $(VENV)/tests-installed
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 	@echo "open site/index.html"
+
+# Kill -9 of workers at random updates, for every task, and for two of them on Ray: minutes, so not among the tests.
+test-faults: $(VENV)/tests-installed
+	$(BIN)/python -W ignore -m tests.e2e.faults --ray
 
 lint: $(VENV)/tests-installed
 	$(BIN)/ruff check .
