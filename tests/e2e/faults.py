@@ -21,6 +21,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 
@@ -30,6 +31,7 @@ from speechft_ray.superb.saved_work import SavedWork
 from speechft_ray.sweep.protocols import ReportProgress
 from tests.contracts.test_tasks import spec_of
 from tests.superb.real_layouts import ROWS
+from tests.superb.test_resume import is_as_good
 from tests.superb.toy_models import ToyEncoder, toy_corpus
 
 ELEVEN = [row[0] for row in ROWS]
@@ -47,7 +49,8 @@ def evaluate_toy(
     spec = spec_of(task, updates=updates, seeds=SEEDS, validate_every_updates=max(1, updates // 5))
     counts = DOCUMENTS if task == "qbe" else COUNTS
     cpu = torch.device("cpu")
-    facts = evaluate(spec, ToyEncoder(), toy_corpus(counts), cpu, report, work=work)
+    with patch("speechft_ray.superb.selection.is_better", is_as_good):
+        facts = evaluate(spec, ToyEncoder(), toy_corpus(counts), cpu, report, work=work)
     return json.loads(json.dumps({**facts, "seconds": None}))  # type: ignore[no-any-return]
 
 
@@ -79,11 +82,8 @@ def live(task: str, updates: int, deaths: list[int], home: Path, report: ReportP
             _append(log, f"died {done}")
             os.kill(os.getpid(), signal.SIGKILL)
 
-    SavedWork.load = note  # type: ignore[method-assign]
-    try:
+    with patch.object(SavedWork, "load", note):
         return evaluate_toy(task, updates, home, die)
-    finally:
-        SavedWork.load = load  # type: ignore[method-assign]
 
 
 def _append(path: Path, line: str) -> None:
@@ -177,9 +177,9 @@ def run_on_ray(work: Mapping[str, tuple[int, Any]], home: Path) -> list[bool]:
     cluster = connect("local", cpus=2, store_bytes=80 << 20)
     executor = RayExecutor(perform, Place(storage=str(home), encoder="none"), cluster=cluster)
     for task, (updates, _) in work.items():
-        payload = {"task": task, "updates": updates, "deaths": draw_deaths(updates)}
+        payload: Any = {"task": task, "updates": updates, "deaths": draw_deaths(updates)}
         executor.submit(Job(stage="evaluate", fingerprint=task, label=task, payload=payload))
-    passed = []
+    passed: list[bool] = []
     while len(passed) < len(work):
         for outcome in executor.outcomes(1.0):
             updates, whole = work[outcome.fingerprint]
