@@ -38,7 +38,6 @@ def is_as_good(metric: str, value: float, other: float) -> bool:
 @pytest.fixture
 def saves_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """A state after every update, and small batches of documents."""
-    monkeypatch.setattr("speechft_ray.superb.selection.is_better", is_as_good)
     monkeypatch.setattr(saved_work, "MOST_SECONDS", 0.0)
     monkeypatch.setattr(saved_work, "LEAST_SECONDS", 0.0)
     monkeypatch.setattr(saved_work, "SAVE_SHARE", float("inf"))
@@ -85,8 +84,12 @@ def resumed(monkeypatch: pytest.MonkeyPatch) -> list[Mapping[str, Any]]:
 @pytest.mark.usefixtures("saves_at_once")
 @pytest.mark.parametrize("name", TASKS.names())
 def test_every_task_goes_on_to_the_same_bits(
-    name: str, tmp_path: Path, resumed: list[Mapping[str, Any]]
+    name: str,
+    tmp_path: Path,
+    resumed: list[Mapping[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("speechft_ray.superb.selection.is_better", is_as_good)
     reports: list[float] = []
     whole = evaluate_toy(name, None, lambda values: reports.append(values["done"]))
     first_saved = sum(COUNTS.values())  # utterances encoded, and at least one update
