@@ -51,7 +51,7 @@ def evaluate_toy(
     rates = {"learning_rate": [1e-3, 1e-2]} if name in ("sid", "pr") else {}
     spec = spec_of(name, **FIELDS | rates | fields)
     facts = evaluate(spec, ToyEncoder(), toy_corpus(COUNTS), CPU, report, work=work)
-    return {**facts, "seconds": None}
+    return {**facts, "seconds": None, "encoded_seconds": None}
 
 
 def die_at(done: float) -> Any:
@@ -161,7 +161,7 @@ def test_each_fold_has_its_own_states(tmp_path: Path) -> None:
 
     def run(work: Path | None, report: Any = lambda values: None) -> Any:
         facts: Any = evaluate_folds(spec, ToyEncoder(), corpora, CPU, report, work=work)
-        return [{**fold, "seconds": None} for fold in facts["folds"]]
+        return [{**fold, "seconds": None, "encoded_seconds": None} for fold in facts["folds"]]
 
     whole = run(None)
     total = 2 * (sum(COUNTS.values()) + 2 * FIELDS["updates"])
