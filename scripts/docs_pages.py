@@ -119,7 +119,9 @@ def read_field_docs(model: type[BaseModel]) -> dict[str, str]:
 
 
 def _describe_type(field: FieldInfo) -> str:
-    return ", ".join([_name_type(field.annotation), *_describe_bounds(field.metadata)])
+    kind = field.annotation
+    text = ", ".join([_name_type(kind), *_describe_bounds(field.metadata)])
+    return text.replace("items", "letters") if kind is str else text
 
 
 def _name_type(kind: Any) -> str:
