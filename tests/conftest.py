@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import threading
 from pathlib import Path
 
 import pytest
+
+# Under nohup, and in the background of a script, the tests inherit ignored signals, and so would
+# every process that they start and stop.
+for _number, _handler in (
+    (signal.SIGINT, signal.default_int_handler),
+    (signal.SIGHUP, signal.SIG_DFL),
+):
+    if signal.getsignal(_number) == signal.SIG_IGN:
+        signal.signal(_number, _handler)
 
 STORE = Path(__file__).parent / "data" / "store_before_renaming"
 
