@@ -8,10 +8,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from pydantic import JsonValue
 
+from speechft_ray.core.curves import POINT, name_probe_values
 from speechft_ray.core.fingerprint import fingerprint
 from speechft_ray.core.specs import EvalSpec
 from speechft_ray.speech.corpora.base import Corpus, Utterance
@@ -19,6 +21,7 @@ from speechft_ray.speech.encoders.base import Encoder, Shape
 from speechft_ray.speech.features.cache import FeatureCache
 from speechft_ray.speech.features.front_end import SharedFrontEnd
 from speechft_ray.speech.precision import encode_in, use_float32_products
+from speechft_ray.superb.curve import ProbeCurve
 from speechft_ray.superb.extractor import Advance, Extractor, PrecomputedFeatures
 from speechft_ray.superb.facts import Outcomes, count_utterances, make_facts
 from speechft_ray.superb.feature_store import (
@@ -47,7 +50,7 @@ Report = Callable[[Mapping[str, float]], None]
 (``_count_work``)."""
 
 REPORTS = 200
-"""Reports of one evaluation, at most."""
+"""Reports of one evaluation, at most, besides the points of its curve."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +79,7 @@ def evaluate(
 ) -> dict[str, JsonValue]:
     """Trains the probes of an evaluation and returns its facts.
 
-    ``scores``: a ``Score`` per metric and split, one value per seed, in the metric's unit, at the
+    ``curve``: the learning curve (``superb.curve``). ``scores``: a ``Score`` per metric and split, one value per seed, in the metric's unit, at the
     learning rate with the best mean on dev. ``counts``: what the metrics of test are made of
     (``superb.counts``), to be stored beside the facts. ``details``: what else was measured, such as
     the layer or the threshold that dev selected. ``seeds``, ``learning_rate`` (the selected one),
@@ -102,6 +105,7 @@ def evaluate(
     }
     progress = Progress(report, _count_work(data, spec, len(rates), examples))
     saved_work = SavedWork(work, _identify(spec, corpus, caches, dev_only))
+    curve = ProbeCurve(spec.updates, spec.seeds, schedule.metric, progress.show_point)
     # Encode, train and score: one outcome per learning rate and seed.
     began = time.perf_counter()
     with one_thread(device), use_float32_products("float32", device):
@@ -115,15 +119,16 @@ def evaluate(
                 data, store, utterances, spec.seeds, progress.advance, saved_work
             )
         else:
-            outcomes = _train_and_test(
-                data, store, utterances, schedule, rates, spec.seeds, progress.advance, saved_work
-            )
+            training = Training(schedule, rates, spec.seeds, saved_work, curve)
+            outcomes = _train_and_test(data, store, utterances, training, progress.advance)
     feature_seconds = extractor.seconds
     seconds = {
         "features": feature_seconds,
         "probe": time.perf_counter() - began - feature_seconds,
     }
     facts = make_facts(task, data, spec, rates, outcomes)
+    if curve.points:
+        facts["curve"] = curve.points
     facts["utterances"] = {split: count_utterances(data, split) for split in examples}
     facts["skipped"] = dict(corpus.skipped)
     facts["seconds"] = {phase: round(value, 3) for phase, value in seconds.items()}
@@ -151,27 +156,35 @@ def _identify(spec: EvalSpec, corpus: Corpus, caches: SharedCaches | None, dev_o
     return fingerprint([STATE_VERSION, spec.identity(), corpus.fingerprint, encoder, dev_only])
 
 
+class Training(NamedTuple):
+    """How the probes of an evaluation are trained, and what goes along."""
+
+    schedule: Schedule
+    rates: Sequence[float]
+    seeds: int
+    work: SavedWork
+    curve: ProbeCurve
+
+
 def _train_and_test(
     data: TaskData,
     store: FeatureStore,
     utterances: Mapping[str, Sequence[Utterance]],
-    schedule: Schedule,
-    rates: Sequence[float],
-    seeds: int,
+    training: Training,
     advance: Advance,
-    work: SavedWork,
 ) -> Outcomes:
+    schedule, rates, seeds, work, curve = training
     # Encode train and dev.
     splits = {split: utterances[split] for split in ("train", "dev")}
     features = load_features(store, splits, advance)
     train, dev = features["train"], features["dev"]
     # Train a probe for every rate and seed: stacked if the head allows it.
     if data.pooled_head is not None:
-        by_rate = train_stacked(data, train, dev, schedule, rates, seeds, advance, work)
+        by_rate = train_stacked(data, train, dev, schedule, rates, seeds, advance, work, curve)
         trained = [probe for of_rate in by_rate for probe in of_rate]
     else:
         rates_and_seeds = [(rate, seed) for rate in rates for seed in range(seeds)]
-        trained = train_probes(data, train, dev, schedule, rates_and_seeds, 0, advance, work)
+        trained = train_probes(data, train, dev, schedule, rates_and_seeds, 0, advance, work, curve)
     dev_metrics = [each.dev for each in trained]
     if "test" not in utterances:
         return Outcomes(trained, dev_metrics, [])
@@ -257,6 +270,11 @@ class Progress:
         if self.done == self.total or self.done - self.last_reported >= self.total / REPORTS:
             self.last_reported = self.done
             self.report({"done": self.done, "total": self.total})
+
+    def show_point(self, update: int, values: Mapping[str, float]) -> None:
+        """Reports a point of the learning curve."""
+        named = name_probe_values(values)
+        self.report({"done": self.done, "total": self.total, POINT: update, **named})
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from typing import Any
 from speechft_ray.core.errors import UserError
 from speechft_ray.speech import checkpointing
 
-STATE_VERSION = 1
+STATE_VERSION = 2
 """Raised whenever a state saved by older code must not be resumed."""
 
 SAVE_SHARE = 0.05

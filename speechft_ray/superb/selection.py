@@ -20,13 +20,14 @@ number changes no prediction."""
 
 class Best(NamedTuple):
     """The best validation so far. ``metrics`` is ``None`` where something else than a metric
-    selected it."""
+    selected it; ``latest``: the metrics of the latest validation, then empty."""
 
     update: int
     quality: float
     metrics: dict[str, float] | None
     predictions: list[Any]
     state: dict[str, torch.Tensor]
+    latest: Mapping[str, float]
 
 
 def update_best(
@@ -48,10 +49,10 @@ def update_best(
         quality = metrics[metric]
         improved = best is None or is_better(metric, quality, best.quality)
     if best is not None and not improved:
-        return best
+        return best._replace(latest=metrics or {})
     # Copy the parameters: training changes them in place.
     parameters = {name: value.detach().clone() for name, value in state().items()}
-    return Best(update, quality, metrics, predictions, parameters)
+    return Best(update, quality, metrics, predictions, parameters, metrics or {})
 
 
 def find_last_update(best: Best | None, schedule: Schedule) -> int:

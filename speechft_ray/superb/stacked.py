@@ -18,6 +18,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from speechft_ray.superb.curve import ProbeCurve
 from speechft_ray.superb.extractor import Advance, Features, Indices, iterate_batches
 from speechft_ray.superb.probe import Probe, Schedule, TrainedProbe
 from speechft_ray.superb.sampling import sample_batches
@@ -55,6 +56,7 @@ def train_stacked(
     seeds: int,
     advance: Advance,
     work: SavedWork = NOT_SAVED,
+    curve: ProbeCurve | None = None,
 ) -> list[list[TrainedProbe]]:
     """Trains a pooled probe for every rate and seed; returns them by ``[rate][seed]``, each at its
     own best validation.
@@ -81,7 +83,8 @@ def train_stacked(
         for seed in range(seeds)
     ]
     # Resume: the batches of the updates that are done are drawn again, but not read.
-    done, best = _resume(heads, work)
+    curve = curve or ProbeCurve(schedule.updates, seeds, schedule.metric)
+    done, best = _resume(heads, work, curve)
     advance(done * heads.count)
     joint_order = (
         torch.cat([_next_indices(order) for order in orders]) for _ in range(schedule.updates)
@@ -95,9 +98,10 @@ def train_stacked(
             assert isinstance(joint, torch.Tensor)
             indices = joint.view(seeds, -1).to(targets.device)  # (seeds, batch)
             states = torch.unflatten(batch.states, 1, indices.shape)  # (layers, seeds, batch, dim)
-            heads.step(states, targets[indices], schedule.clip_norm, active)
+            losses = heads.step(states, targets[indices], schedule.clip_norm, active)
             # Validate: each head has its own best validation.
-            if update % schedule.validate_every_updates == 0 or update == schedule.updates:
+            validates = update % schedule.validate_every_updates == 0 or update == schedule.updates
+            if validates:
                 for head, predictions in enumerate(_predict(data, heads, dev)):
                     if not active[head]:
                         continue
@@ -109,10 +113,16 @@ def train_stacked(
                         schedule.metric,
                         partial(heads.state_of, head),
                     )
+            losses[[not is_active for is_active in active]] = torch.nan
+            dev_metrics = [
+                item.latest if item is not None and is_active else {}
+                for item, is_active in zip(best, active, strict=True)
+            ]
+            curve.add_update(update, losses, dev_metrics if validates else None)
             advance(heads.count)
             done = update
             if work.is_due():
-                work.save("probes", done, _make_state(heads, done, best))
+                work.save("probes", done, _make_state(heads, done, best, curve))
     advance((schedule.updates - done) * heads.count)
     # Unstack: one probe per head, with the parameters of its best validation.
     probes = [
@@ -123,8 +133,11 @@ def train_stacked(
     return [probes[start : start + seeds] for start in range(0, heads.count, seeds)]
 
 
-def _make_state(heads: _Heads, done: int, best: Sequence[Best | None]) -> dict[str, Any]:
+def _make_state(
+    heads: _Heads, done: int, best: Sequence[Best | None], curve: ProbeCurve
+) -> dict[str, Any]:
     return {
+        "curve": curve.make_state(),
         "done": done,
         "parameters": [value.detach() for value in heads.parameters],
         "optimizers": [optimizer.state_dict() for optimizer in heads.optimizers],
@@ -132,7 +145,7 @@ def _make_state(heads: _Heads, done: int, best: Sequence[Best | None]) -> dict[s
     }
 
 
-def _resume(heads: _Heads, work: SavedWork) -> tuple[int, list[Best | None]]:
+def _resume(heads: _Heads, work: SavedWork, curve: ProbeCurve) -> tuple[int, list[Best | None]]:
     """Loads the saved state, if there is one; returns how many updates are done, and the best
     validation of each head."""
     saved = work.load("probes")
@@ -143,6 +156,7 @@ def _resume(heads: _Heads, work: SavedWork) -> tuple[int, list[Best | None]]:
     for optimizer, state in zip(heads.optimizers, saved["optimizers"], strict=True):
         optimizer.load_state_dict(state)
     device = heads.parameters[0].device
+    curve.load_state(saved["curve"], device)
     return int(saved["done"]), [unpack_best(item, device) for item in saved["best"]]
 
 
@@ -194,19 +208,22 @@ class _Heads:
         targets: torch.Tensor,
         clip_norm: float,
         active: Sequence[bool],
-    ) -> None:
+    ) -> torch.Tensor:
         """Makes one update of every active head on ``targets`` ``(seeds, batch, columns)``; a head
-        whose norm is not finite keeps its parameters."""
+        whose norm is not finite keeps its parameters. Returns the loss of each head."""
         # Sum the losses of all heads: each slice gets its own head's gradient.
         logits = self.logits(states)
         by_head = targets.repeat(self.rates, 1, 1)  # (heads, batch, columns)
         loss = torch.zeros((), device=logits.device)
+        losses = torch.zeros(self.count, device=logits.device)
         columns = zip(torch.split(logits, self.sizes, dim=2), by_head.unbind(2), strict=True)
         for column_logits, ids in columns:
             each = functional.cross_entropy(
                 column_logits.flatten(0, 1), ids.flatten(), reduction="none"
             )
-            loss = loss + torch.unflatten(each, 0, ids.shape).mean(1).sum()
+            of_heads = torch.unflatten(each, 0, ids.shape).mean(1)
+            loss = loss + of_heads.sum()
+            losses += of_heads.detach()
         gradients = torch.autograd.grad(loss, self.parameters)
         # Clip and update head by head. The fused Adam of a CPU needs contiguous gradients.
         for head, (parameters, optimizer) in enumerate(
@@ -219,6 +236,7 @@ class _Heads:
             norm = nn.utils.clip_grad_norm_(parameters, clip_norm)
             if bool(norm.isfinite()):
                 optimizer.step()
+        return losses
 
     def state_of(self, head: int) -> dict[str, torch.Tensor]:
         """Returns the present parameters of one head, under their names in a probe."""

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from speechft_ray.superb.curve import ProbeCurve
 from speechft_ray.superb.extractor import Advance, Batch, Features, Indices
 from speechft_ray.superb.probe import Probe, Schedule, TrainedProbe
 from speechft_ray.superb.sampling import sample_batches
@@ -46,6 +47,7 @@ def train_probes(
     order_seed: int,
     advance: Advance,
     work: SavedWork = NOT_SAVED,
+    curve: ProbeCurve | None = None,
 ) -> list[TrainedProbe]:
     """Trains one probe for each ``(learning rate, seed)``, all on the same batches, which are read
     once for all of them.
@@ -55,6 +57,7 @@ def train_probes(
     dropout and augmentation follow from each probe's own seed, so that a probe does not depend on
     which others are trained with it. ``advance`` counts updates of all probes. ``work``: where the
     training saves its state, and goes on from; on a CPU the result is the same to the bit.
+    ``curve`` gets every update.
     """
     # Set up: one stream of batches for all probes, one trainer for each.
     states = train.batch(slice(0, 1)).restore()
@@ -66,7 +69,8 @@ def train_probes(
         for rate, seed in rates_and_seeds
     ]
     # Resume: the batches of the updates that are done are drawn again, but not read.
-    done = _resume(trainers, work)
+    curve = curve or ProbeCurve(schedule.updates, len(trainers), schedule.metric)
+    done = _resume(trainers, work, curve)
     advance(done * len(trainers))
     order = islice(order, done * schedule.accumulate, schedule.updates * schedule.accumulate)
     with closing(gather_batches(train, targets, order, schedule.accumulate)) as gathered:
@@ -78,29 +82,38 @@ def train_probes(
             for trainer in active:
                 trainer.step(batches)
             # Validate: every probe on dev, whose features are read once.
-            if update % schedule.validate_every_updates == 0 or update == schedule.updates:
+            validates = update % schedule.validate_every_updates == 0 or update == schedule.updates
+            if validates:
                 predictions = predict(data, [trainer.probe for trainer in active], dev)
                 for trainer, of_probe in zip(active, predictions, strict=True):
                     trainer.validate(update, of_probe)
+            losses = [
+                trainer.loss if trainer in active else trainer.loss.new_tensor(torch.nan)
+                for trainer in trainers
+            ]
+            dev_metrics = [trainer.latest_dev if trainer in active else {} for trainer in trainers]
+            curve.add_update(update, torch.stack(losses), dev_metrics if validates else None)
             advance(len(trainers))
             done = update
             if work.is_due():
-                work.save("probes", done, _make_state(trainers, done))
+                work.save("probes", done, _make_state(trainers, done, curve))
     advance((schedule.updates - done) * len(trainers))
     return [trainer.finish() for trainer in trainers]
 
 
-def _make_state(trainers: Sequence[ProbeTrainer], done: int) -> dict[str, Any]:
-    return {"done": done, "trainers": [trainer.make_state() for trainer in trainers]}
+def _make_state(trainers: Sequence[ProbeTrainer], done: int, curve: ProbeCurve) -> dict[str, Any]:
+    states = [trainer.make_state() for trainer in trainers]
+    return {"done": done, "trainers": states, "curve": curve.make_state()}
 
 
-def _resume(trainers: Sequence[ProbeTrainer], work: SavedWork) -> int:
+def _resume(trainers: Sequence[ProbeTrainer], work: SavedWork, curve: ProbeCurve) -> int:
     """Loads the saved state, if there is one; returns how many updates are done."""
     saved = work.load("probes")
     if saved is None:
         return 0
     for trainer, state in zip(trainers, saved["trainers"], strict=True):
         trainer.load_state(state)
+    curve.load_state(saved["curve"], trainers[0].loss.device)
     return int(saved["done"])
 
 
@@ -116,12 +129,14 @@ class ProbeTrainer:
         self._optimizer = make_optimizer(self.probe, schedule)
         self._generator = torch.Generator().manual_seed(seed)
         self._best: Best | None = None
+        self.loss = torch.full((), torch.nan, device=self._device)
+        """Of the last update."""
 
     def step(self, batches: Sequence[TargetBatch]) -> None:
         """Makes one update, with this probe's own random numbers."""
         with local_rng(None, self._device):
             _set_random_state(self._device, self._random)
-            train_step(
+            self.loss = train_step(
                 self.probe, self._optimizer, self._data, batches, self._schedule, self._generator
             )
             self._random = _random_state(self._device)
@@ -136,6 +151,11 @@ class ProbeTrainer:
             self._schedule.metric,
             self.probe.state_dict,
         )
+
+    @property
+    def latest_dev(self) -> Mapping[str, float]:
+        """The metrics of the latest validation."""
+        return self._best.latest if self._best is not None else {}
 
     @property
     def last_update(self) -> int:
