@@ -79,18 +79,19 @@ def evaluate(
 ) -> dict[str, JsonValue]:
     """Trains the probes of an evaluation and returns its facts.
 
-    ``curve``: the learning curve (``superb.curve``). ``scores``: a ``Score`` per metric and split, one value per seed, in the metric's unit, at the
+    ``scores``: a ``Score`` per metric and split, one value per seed, in the metric's unit, at the
     learning rate with the best mean on dev. ``counts``: what the metrics of test are made of
     (``superb.counts``), to be stored beside the facts. ``details``: what else was measured, such as
     the layer or the threshold that dev selected. ``seeds``, ``learning_rate`` (the selected one),
     ``updates``, ``utterances`` and ``skipped`` recordings by split, ``seconds`` by phase,
     ``encoded_seconds`` of audio that went through the encoder (less with a cache); per seed
     ``best_update`` and ``layer_weights`` (softmax). With several rates, ``grid`` has every rate and
-    seed with its metrics. Test is encoded and scored once, by each probe at its best validation on
-    dev; with ``dev_only`` not at all, and dev is the same to the last digit. ``precomputed`` holds
-    means that need not be computed. The encoder is left in eval mode on ``device``. ``work``: an
-    existing folder for the saved states of an unfinished evaluation; on a CPU the scores are the
-    same to the bit, however often it was interrupted.
+    seed with its metrics. ``curve`` is the learning curve (``superb.curve``). Test is encoded and
+    scored once, by each probe at its best validation on dev; with ``dev_only`` not at all, and dev
+    is the same to the last digit. ``precomputed`` holds means that need not be computed. The
+    encoder is left in eval mode on ``device``. ``work``: an existing folder for the saved states of
+    an unfinished evaluation; on a CPU the scores are the same to the bit, however often it was
+    interrupted.
 
     On a CPU one torch thread is used, since the order of sums, and with it the last digits, depends
     on their number. Raises ``UserError`` for a column, split, label or option that does not fit the
