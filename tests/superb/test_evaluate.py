@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from speechft_ray.core.counts import UtteranceCounts
+from speechft_ray.core.curves import POINT
 from speechft_ray.core.records import read_scores
 from speechft_ray.core.specs import CorpusSpec, EvalSpec
 from speechft_ray.speech.corpora.base import Corpus
@@ -95,9 +96,29 @@ def test_facts_are_complete_plain_data() -> None:
     assert facts["seconds"]["features"] > 0 and facts["seconds"]["probe"] > 0
     total = sum(COUNTS.values()) + 3 * 30
     assert reports[-1] == {"done": total, "total": total}
-    done = [report["done"] for report in reports]
+    done = [report["done"] for report in reports if POINT not in report]
     assert done == sorted(set(done))
-    assert len(reports) <= REPORTS
+    assert len(done) <= REPORTS
+    # Every point of the curve is reported once.
+    points = [report for report in reports if POINT in report]
+    assert [[report[POINT], report["probe/loss"]] for report in points] == [
+        [update, values["loss"]] for update, values in facts["curve"]
+    ]
+    dev = {update: values["pr.per"] for update, values in facts["curve"] if "pr.per" in values}
+    assert list(dev) == list(range(3, 31, 3))
+    assert [report["probe/dev_pr.per"] for report in points if report[POINT] in dev] == list(
+        dev.values()
+    )
+
+
+@pytest.mark.parametrize("task", ["pr", "sid"])
+def test_the_curve_has_the_best_validation(task: str) -> None:
+    """Of a probe that is trained alone and of one in a stack."""
+    facts = facts_of(task=task, updates=12, seeds=1, batch_size=8, validate_every_updates=3)
+    score, *_ = read_scores(facts)
+    (best,), curve = facts["best_update"], dict(facts["curve"])
+    assert curve[best][score.metric] == score.values[0]
+    assert sorted(curve) == list(range(1, 13))
 
 
 @pytest.mark.parametrize("task", ["sid", "sf"])
