@@ -24,7 +24,7 @@ FEWEST_UPDATES, MOST_UPDATES = 6, 20
 MOST_SPEAKERS = 4
 LARGEST_BATCH = 8
 MOST_RUNS, MOST_RUNS_OF_SEARCH = 1, 2
-"""Fine-tuning runs of one name; a search may choose between them."""
+"""Fine-tuning runs of one name and earlier stage; a search may choose between them."""
 SYNTHETIC = "synthetic"
 
 
@@ -52,13 +52,18 @@ def rename_storage(storage: Path) -> Path:
 
 
 def _select_runs(runs: Sequence[FinetuneSpec], most: int) -> list[FinetuneSpec]:
-    """Returns the first runs of every name, all of one seed, so that they can be merged."""
+    """Returns the first runs of every name and earlier stage, all of one seed, so that they can be
+    merged."""
     selected: list[FinetuneSpec] = []
     for run in runs:
-        of_name = sum(other.name == run.name for other in selected)
-        if run.seed == runs[0].seed and of_name < most:
+        alike = sum(_name_stage(other) == _name_stage(run) for other in selected)
+        if run.seed == runs[0].seed and alike < most:
             selected.append(run)
     return selected
+
+
+def _name_stage(run: FinetuneSpec) -> tuple[str, str | None]:
+    return run.name, run.after.finetune if run.after else None
 
 
 def _select_merges(merges: Sequence[MergeSpec]) -> tuple[MergeSpec, ...]:

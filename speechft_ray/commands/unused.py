@@ -1,9 +1,9 @@
 """Finds what no sweep of a storage needs: the verb ``gc``, and the sizes of ``ls``.
 
 A unit is needed when a sweep has it in its plan, or when something needed was made of it. Sweeps
-are those with a record or a running driver. Where a plan does not say everything, more is kept:
-every dev evaluation of donors of a search, and every evaluation of an encoder of a sweep without
-plan (version 0.4.0 and before).
+are those with a record or a running driver. Evaluations are always kept: they are small, took long,
+and answer for the same encoder in any later sweep. While a sweep has no plan (version 0.4.0 and
+before), every fine-tuning is kept, since those that a search may propose are not known.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from speechft_ray.report.winner import list_records, read_record
 from speechft_ray.sweep.lock import describe_driver, list_locks
 from speechft_ray.sweep.plan_file import find_plan, list_plans, read_plan
 
-STAGES = ("encoder", "finetune", "merge", "evaluate")
-"""Stages whose units are removed; all others are small or shared by everything."""
+STAGES = ("encoder", "finetune", "merge")
+"""Stages whose units are removed; all others are small."""
 HOURS = 24.0
 """What is younger is kept: an evaluation or merge that runs outside a sweep holds no lock."""
 
@@ -147,36 +147,20 @@ def _list_needs(
     store: Store, name: str, fingerprint: str, facts: Mapping[Unit, Mapping[str, Any]]
 ) -> frozenset[Unit]:
     """Returns the units of a sweep and all that they were made of."""
-    is_search, has_plan = False, find_plan(store, fingerprint).is_file()
     roots: set[Unit] = set()
-    if has_plan:
+    if find_plan(store, fingerprint).is_file():
         plan = read_plan(store, fingerprint).plan
-        is_search = plan.spec.search is not None
         roots |= {(job.stage, key) for key, job in plan.jobs.items()}
         inputs = [_list_inputs(job.stage, job.payload) for job in plan.jobs.values()]
         roots |= {unit for units in inputs for unit in units}
+    else:
+        roots |= {unit for unit in facts if unit[0] == "finetune"}
     if name in list_records(store):
         record = read_record(store, name)
         roots |= {("merge", key) for key in record.rows}
         if record.winner is not None:
             roots |= {("merge", key) for key in (record.winner.merge, *record.winner.seeds)}
-    needed = _close(roots, facts)
-    if is_search or not has_plan:
-        needed |= {
-            unit for unit, of_unit in facts.items() if _is_made_of(unit, of_unit, needed, has_plan)
-        }
-    return frozenset(needed & (facts.keys() | roots))
-
-
-def _is_made_of(unit: Unit, facts: Mapping[str, Any], needed: set[Unit], has_plan: bool) -> bool:
-    """Whether a unit may be an evaluation of a sweep that does not list it."""
-    if unit[0] != "evaluate":
-        return False
-    recipe = facts.get("recipe")
-    if isinstance(recipe, dict):
-        return all(("finetune", donor) in needed for donor in recipe["donors"])
-    encoder = facts.get("encoder")
-    return not has_plan and (encoder is None or ("merge", str(encoder)) in needed)
+    return frozenset(_close(roots, facts) & (facts.keys() | roots))
 
 
 def _close(roots: Iterable[Unit], facts: Mapping[Unit, Mapping[str, Any]]) -> set[Unit]:
@@ -214,7 +198,7 @@ def _list_unused(
             yield Unused(f"unfinished work {path.name}", path, measure_folder(path))
     for path in sorted((store.root / DAMAGED).glob("*")):
         yield Unused(f"damaged {path.name}", path, measure_folder(path))
-    for stage in (*STAGES, "corpus"):
+    for stage in (*STAGES, "corpus", "evaluate"):
         for path in sorted((store.root / stage).glob(".*")):
             yield Unused(f"left over in {stage}: {path.name}", path, measure_folder(path))
     for plan in list_plans(store):

@@ -35,7 +35,6 @@ def test_nothing_of_a_finished_storage_is_unused(finished_storage: Path) -> None
     use = measure_use(Store(finished_storage), hours=0)
     assert use.unused == [] and use.recent == [] and use.running == {}
     assert set(use.needed_by) == {"small-sweep", "small-search"}
-    # The dev evaluations of all trials are the search's: `report` reads them again.
     assert set().union(*use.needed_by.values()) >= use.bytes_of.keys()
 
 
@@ -48,19 +47,22 @@ def test_only_what_no_sweep_needs_is_removed(
     add_unit(store, "finetune", "e" * 16, start="0" * 16)
     add_unit(store, "evaluate", "d" * 16, encoder="f" * 16)
     (store.work_folder("finetune", "c" * 16) / "state").write_bytes(b"0" * 500)
+    kept = storage_copy / "evaluate" / ("d" * 16)
     (storage_copy / "merge" / ".half-host-1").mkdir()
     (storage_copy / "merge" / ".half-host-1" / "file").write_bytes(b"0" * 500)
     with_more = list_paths(storage_copy)
     # Younger than a day: a verb outside any sweep may be at work with them.
     assert main(["gc", "--storage", str(storage_copy), "--yes"]) == 0
-    assert "younger than 24 h: 5 items, 4 kB" in capsys.readouterr().out
+    assert "younger than 24 h: 4 items, 3 kB" in capsys.readouterr().out
     assert list_paths(storage_copy) == with_more
     # First it is only printed.
     assert gc(storage_copy) == 0
-    assert "would be removed: 5 items, 4 kB" in capsys.readouterr().out
+    assert "would be removed: 4 items, 3 kB" in capsys.readouterr().out
     assert list_paths(storage_copy) == with_more
     assert gc(storage_copy, "--yes") == 0
-    assert list_paths(storage_copy) == before
+    # An evaluation is never removed: it is small, and took long.
+    evaluation = {str(path.relative_to(storage_copy)) for path in kept.iterdir()}
+    assert evaluation and list_paths(storage_copy) == before | evaluation
 
 
 def test_what_a_forgotten_sweep_shares_stays(storage_copy: Path) -> None:
