@@ -27,6 +27,7 @@ def finished_storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     No job is computed: the store is the one that tests/identity holds today's code to.
     """
+    from speechft_ray.commands import results
     from speechft_ray.commands import sweep as commands
     from speechft_ray.commands.parts import resolve_place
     from speechft_ray.sweep.space_file import read_space
@@ -40,6 +41,7 @@ def finished_storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
     manifest = write_recordings(home / "recordings")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(commands, "open_trackers", lambda *_: [])
+        patch.setattr(results, "write_report", lambda *_: None)  # figures take half of the time
         for name in ("small_sweep", "small_search"):
             spec = read_space(Path(__file__).parent / "identity" / f"{name}.yaml")
             place = resolve_place(
