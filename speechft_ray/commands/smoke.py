@@ -18,7 +18,7 @@ from speechft_ray.speech.corpora.base import CORPORA
 
 SUFFIX = "-smoke"
 SCALE = 100
-FEWEST_UTTERANCES = {"train": 12, "dev": 4, "test": 6}
+FEWEST_UTTERANCES = {"train": 24, "dev": 4, "test": 6}
 """Below this some tasks lack classes, and pairs of one speaker."""
 FEWEST_UPDATES, MOST_UPDATES = 6, 20
 MOST_SPEAKERS = 4
