@@ -15,6 +15,7 @@ from speechft_ray.cluster.metrics import ClusterMetrics, task_of
 from speechft_ray.core.curves import Point
 from speechft_ray.core.records import Outcome
 from speechft_ray.sweep.protocols import Progress
+from speechft_ray.sweep.status_file import Best, SweepStatus
 from tests.cluster.worker_jobs import job
 
 
@@ -100,7 +101,7 @@ def test_metrics_follow_the_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
     metrics = ClusterMetrics()
     first, second = job("succeed", name="a"), job("succeed", name="b")
     scores: list[Any] = [{"metric": "pr.per", "split": "test", "values": [10.0, 20.0]}]
-    facts: dict[str, Any] = {"scores": scores}
+    facts: dict[str, Any] = {"scores": scores, "encoded_seconds": 1800.0}
     metrics.count_submitted(first)
     metrics.count_submitted(second)
     metrics.add_progress(first, Progress(5, 10, {}))
@@ -114,8 +115,27 @@ def test_metrics_follow_the_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
     metrics.count_ended(
         second, Outcome(stage="evaluate", fingerprint="evaluate-b", label="", error="no")
     )
+    metrics.set_status(
+        SweepStatus(
+            sweep="alpha",
+            fingerprint="x",
+            percent=40.0,
+            jobs={"evaluate": {"to_do": 2, "done": 1}},
+            seconds_left=None,
+            best=Best(name="a=0.25", dev_score=900.0, test_score=None),
+            failures=(),
+            updated_at=0.0,
+        )
+    )
+    metrics.set_busy({"CPU": 4.0}, {"CPU": 1.0})
     values = {name: item.values for name, item in FakeMetric.made.items()}
     assert values == {
+        "speechft_encoded_audio_hours": {("pr",): 0.5},
+        "speechft_jobs": {("alpha", "evaluate", "to_do"): 2, ("alpha", "evaluate", "done"): 1},
+        "speechft_percent_done": {("alpha",): 40.0},
+        "speechft_seconds_left": {},
+        "speechft_best_score": {("alpha", "dev"): 900.0},
+        "speechft_busy_share": {("CPU",): 0.75, ("GPU",): 0.0},
         "speechft_jobs_in_flight": {("evaluate", "pr"): 0},
         "speechft_jobs_ended": {("evaluate", "pr", "ok"): 1, ("evaluate", "pr", "failed"): 1},
         "speechft_job_seconds": {("evaluate", "pr"): 3.0},
