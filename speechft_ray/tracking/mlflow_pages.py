@@ -99,7 +99,9 @@ def make_page(address: str, experiment: str) -> str:
 
 def make_curves_page(address: str, experiment: str) -> str:
     """Returns the address of the charts of all fine-tuning runs of an experiment."""
-    query = {"searchFilter": TRAINING, "compareRunsMode": "CHART"}
+    # Sorted by time, as is the default, MLflow folds these runs below that of the sweep.
+    order = {"orderByKey": "params.`finetune`", "orderByAsc": "true"}
+    query = {"searchFilter": TRAINING, **order, "compareRunsMode": "CHART"}
     return _make_address(address, experiment, query)
 
 
@@ -126,6 +128,7 @@ def make_view(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     columns = [*columns, *(f"metrics.`{name}`" for name in (*scores, *tests))][:MOST_COLUMNS]
     state = {
         "searchFilter": ENCODERS,
+        "orderByKey": "params.`alpha`",
         "orderByAsc": False,
         "selectedColumns": columns,
         "columnOrder": [_NAME_COLUMN, *columns, "runDateAndNestInfo", "duration"],
