@@ -54,9 +54,17 @@ def export(
     out: Annotated[Path, typer.Argument(help="File or folder to write; must not exist.")],
     to: Annotated[str, typer.Option(help="Format: hf, fairseq, s3prl or safetensors.")],
     storage: Annotated[Path, typer.Option(help="Storage folder of the sweep.")] = Path("runs"),
+    push: Annotated[
+        str | None,
+        typer.Option(
+            metavar="OWNER/NAME",
+            help="Also upload the folder to the Hugging Face hub, as a private model.",
+        ),
+    ] = None,
 ) -> None:
-    """Write the merged encoder that a sweep selected in the format of another tool."""
+    """Write the merged encoder that a sweep selected in the format of another tool, with a model
+    card."""
     from speechft_ray.commands.encoders import export_encoder
 
-    for sentence in export_encoder(run, to, out, storage):
+    for sentence in export_encoder(run, to, out, storage, push):
         typer.echo(sentence)

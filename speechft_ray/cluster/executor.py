@@ -89,7 +89,7 @@ class RayExecutor:
         """``note`` prints a line for people."""
         self._perform = perform
         self._place = place
-        self._cluster = cluster
+        self.cluster = cluster
         self._progress_actor = start_progress_actor()
         self._reader = ProgressReader(self._progress_actor, PROGRESS_TIMEOUT_SECONDS)
         self._shares = Shares(place)
@@ -282,8 +282,8 @@ class RayExecutor:
         # The loss of the head may be what ended the run.
         with contextlib.suppress(RayError, ValueError, RuntimeError):
             ray.kill(self._progress_actor)
-        if self._cluster is not None:
-            self._cluster.close()
+        if self.cluster is not None:
+            self.cluster.close()
 
     def _end(self, outcome: Outcome) -> None:
         # Called by Ray's and Tune's threads. The first outcome of a job counts: a trial that was

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from rich.console import Console
 from rich.table import Table
 
+from speechft_ray.commands.models import CARD, find_card, make_lineage_card
+from speechft_ray.commands.push import check_push, push_folder
 from speechft_ray.core.errors import UserError, unknown_name
 from speechft_ray.core.fingerprint import LENGTH
 from speechft_ray.core.store import Store
 from speechft_ray.report.winner import SweepRecord, list_records, read_record
 from speechft_ray.speech.checkpoints.cache import is_cached
 from speechft_ray.speech.checkpoints.catalogue import BASELINE, PACKAGED, PUBLISHED, cache_folder
-from speechft_ray.sweep.lineage import read_lineage
+from speechft_ray.sweep.lineage import find_pretrained, read_lineage
 
 _FORMAT = "safetensors"
 _WIDTH = 16
@@ -63,18 +66,25 @@ def new_encoder(family: str, out: Path, *, layers: int, dim: int, large: bool, s
     FORMATS.get(_FORMAT).write(out, weights, {"by": "speechft new", "seed": seed, "parents": []})
 
 
-def export_encoder(run: str, to: str, out: Path, storage: Path) -> tuple[str, ...]:
-    """Writes a merged encoder in the format ``to``; returns sentences that describe it.
+def export_encoder(
+    run: str, to: str, out: Path, storage: Path, push: str | None = None
+) -> tuple[str, ...]:
+    """Writes a merged encoder in the format ``to`` and its model card; returns sentences that
+    describe it.
 
-    ``run`` is as in ``find_merged_encoder``. Every ``UserError`` is raised before anything is
-    written.
+    ``run`` is as in ``find_merged_encoder``; ``push``: ``OWNER/NAME`` of the Hugging Face hub,
+    where the folder is uploaded. Every ``UserError`` is raised before anything is written, except
+    for a hub that refuses.
     """
     from speechft_ray.speech.checkpoints.base import FORMATS
     from speechft_ray.speech.checkpoints.convert import check_family
     from speechft_ray.speech.checkpoints.load import load_checkpoint
 
     form = FORMATS.get(to)
+    card_file = out / CARD if form.is_folder else out.with_name(f"{out.name}.md")
     require_absent(out)
+    require_absent(card_file)
+    token = check_push(push, to) if push is not None else ""
     if not storage.is_dir():
         raise UserError(
             f"there is no storage folder {storage}: give that of the sweep with --storage."
@@ -90,8 +100,23 @@ def export_encoder(run: str, to: str, out: Path, storage: Path) -> tuple[str, ..
     checkpoint = load_checkpoint(file)
     weights = checkpoint.weights
     check_family(form, weights.family)
-    notes = form.write(out, weights, {**checkpoint.provenance, **_find_origin(store, merged)})
-    return (f"{out}: a {weights.family}, {_describe(merged)}.", *notes)
+    origin = _find_origin(store, merged)
+    notes = form.write(out, weights, {**checkpoint.provenance, **origin})
+    card_file.write_text(_read_card(store, merged, origin["parents"]), encoding="utf-8")
+    sentences = [f"{out}: a {weights.family}, {_describe(merged)}. Its card: {card_file}.", *notes]
+    if push is not None:
+        sentences.append(f"Uploaded: {push_folder(out, push, token)}")
+    return tuple(sentences)
+
+
+def _read_card(store: Store, merged: MergedEncoder, parents: Sequence[str]) -> str:
+    """Returns the card of the winner of a sweep, or for another encoder one without results."""
+    if merged.sweep is not None and find_card(store, merged.sweep.sweep).is_file():
+        return find_card(store, merged.sweep.sweep).read_text(encoding="utf-8")
+    *_, recipe = read_lineage(store, merged.fingerprint)
+    start = find_pretrained(store, str(recipe["base"]))
+    encoder = str(store.manifest("encoder", start).get("from", start))
+    return make_lineage_card(merged.fingerprint, recipe, encoder, parents)
 
 
 def require_absent(out: Path) -> None:

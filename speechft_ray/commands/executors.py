@@ -97,6 +97,14 @@ class OnDemandExecutor:
         if isinstance(self._executor, StatusSink):
             self._executor.show_status(status)
 
+    def describe_cluster(self) -> dict[str, str | float]:
+        """Returns address, nodes, CPUs and GPUs of the Ray cluster; empty where none was opened."""
+        cluster = getattr(self._executor, "cluster", None)
+        if cluster is None:
+            return {}
+        counts = {"nodes": cluster.nodes, "CPUs": cluster.cpus, "GPUs": cluster.gpus}
+        return {"address": cluster.address, **counts}
+
     def stop(self) -> None:
         """Stops the executor if it was opened."""
         if self._executor:

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table as ConsoleTable
 
 from speechft_ray.commands.parts import SEARCH_SPACES, resolve_place
+from speechft_ray.commands.provenance import SpaceSource
 from speechft_ray.commands.results import read_report_data
 from speechft_ray.commands.sweep import MergeList, run
 from speechft_ray.core.errors import UserError
@@ -30,7 +31,7 @@ from speechft_ray.report.paper_page import (
     render_paper_page,
 )
 from speechft_ray.report.paper_tables import SPACES
-from speechft_ray.sweep.space_file import read_space
+from speechft_ray.sweep.space_file import open_space
 from speechft_ray.sweep.yaml_text import read_yaml
 
 Scale = Literal["full", "embedded"]
@@ -100,7 +101,8 @@ def open_paper(
     spaces = list(dict.fromkeys(space for number in tables for space in SPACES[number]))
     sweeps = []
     for space in spaces:
-        spec = read_space(SEARCH_SPACES / "paper" / f"{space}.yaml")
+        file = open_space(SEARCH_SPACES / "paper" / f"{space}.yaml")
+        spec = file.spec
         encoder = spec.encoder
         notes: tuple[str, ...] = ()
         if scale == "embedded":
@@ -113,6 +115,7 @@ def open_paper(
             cpu=cpu,
         ).model_copy(update=dict(changes))
         sweep = MergeList(spec, place)
+        sweep.source = SpaceSource(str(file.path), file.content)
         sweeps.append(PaperSweep(space=space, encoder=encoder, sweep=sweep, notes=notes))
     if unknown := set(encoders) - {item.encoder for item in sweeps}:
         named = ", ".join(sorted({item.encoder for item in sweeps}))

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Sequence
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
 
 from rich.console import Console
 
+from speechft_ray.commands.models import make_model, make_winner_card
 from speechft_ray.commands.parts import corpus_identity
+from speechft_ray.commands.provenance import read_versions
 from speechft_ray.core.records import Outcome, Place
 from speechft_ray.core.store import Store
 from speechft_ray.report.comparison import headline
@@ -25,12 +27,14 @@ from speechft_ray.report.table import (
     list_unscored,
     terminal_table,
 )
-from speechft_ray.report.winner import write_record
+from speechft_ray.report.winner import label_plan, select_winner, write_record
 from speechft_ray.report.write import ReportData, write_report
 from speechft_ray.stages.leaks import Identity, find_leaks
 from speechft_ray.stages.untuned import mark_untuned
+from speechft_ray.sweep.invocations import Invocation, list_facts, read_invocations
 from speechft_ray.sweep.plan import Plan
 from speechft_ray.sweep.plan_file import write_plan
+from speechft_ray.sweep.protocols import EncoderRow, Model, SweepInfo
 from speechft_ray.sweep.publishing import Publisher, make_sweep_info
 from speechft_ray.sweep.rows import read_curves, read_references, read_rows
 
@@ -61,7 +65,16 @@ def publish_results(
     write_record(plan, store, data.lines, status)
     write_plan(plan, place, store, search.plan.jobs if search else None)
     write_report(report, data)
-    return data, publisher.finish(data.rows, report, status)
+    selected = select_winner(data.lines)
+    best = plan.winner or (selected.merge if selected else None)
+    leaks = {key: [leak.sentence() for leak in items] for key, items in data.leaks.items()}
+
+    made = list_facts(data.made[-1]) if data.made else {}
+
+    def make(row: EncoderRow) -> Model:
+        return make_model(store, row.key, make_winner_card(plan, store, data, row))
+
+    return data, publisher.finish(data.rows, report, status, best, leaks, make, made)
 
 
 def read_report_data(
@@ -79,13 +92,12 @@ def read_report_data(
     if search:
         search = replace(search, untuned={row.key: row.untuned for row in rows if row.untuned})
     return ReportData(
-        sweep=make_sweep_info(plan),
+        sweep=make_sweep_info(plan)._replace(label=label_plan(plan, store)),
         rows=rows,
         curves=read_curves(plan, store),
         references=read_references(plan, store),
-        versions={
-            name: version(name) for name in ("speechft_ray", "torch", "ray", "mlflow", "s3prl")
-        },
+        versions=read_versions(),
+        made=read_invocations(store, plan.fingerprint),
         tests=read_counts(plan, store),
         leaks=find_leaks(
             plan, store, place, identity or (lambda item: corpus_identity(item, place))
@@ -93,6 +105,17 @@ def read_report_data(
         winner=plan.winner,
         search=search,
     )
+
+
+def describe_sweep(plan: Plan, store: Store, made: Invocation | None) -> SweepInfo:
+    """Returns the facts of a sweep that trackers log; ``made`` is the record of its last run."""
+    info = make_sweep_info(plan)._replace(label=label_plan(plan, store))
+    if made is None:
+        return info
+    files = {"spec.json": json.dumps(made.spec, indent=1, sort_keys=True)}
+    if made.space is not None:
+        files["space.yaml"] = made.space
+    return info._replace(tags=list_facts(made), files=files)
 
 
 def print_results(data: ReportData, report: Path, trackers: Sequence[str], storage: Path) -> None:

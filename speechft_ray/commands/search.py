@@ -13,6 +13,7 @@ from rich.console import Console
 
 from speechft_ray.commands.checks import check_names, check_statistics
 from speechft_ray.commands.parts import plan_sweep_inputs
+from speechft_ray.commands.provenance import SpaceSource
 from speechft_ray.commands.status import print_search_plan, print_search_status
 from speechft_ray.core.errors import SpecError, SweepError, UserError
 from speechft_ray.core.layers import layer_of
@@ -51,6 +52,7 @@ class MergeSearch:
     """A sweep that proposes its merges one after the other, by what was evaluated before."""
 
     by_priority = True
+    source = SpaceSource()
 
     def __init__(self, spec: SweepSpec, place: Place) -> None:
         self.spec, self.place = spec, place

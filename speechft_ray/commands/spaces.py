@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from speechft_ray.commands.parts import ask_for, find_space, resolve_place
+from speechft_ray.commands.provenance import SpaceSource
 from speechft_ray.commands.smoke import rename_storage, shrink_sweep
 from speechft_ray.commands.sweep import Sweep, open_sweep
 from speechft_ray.core.space import parse_space
@@ -47,7 +49,7 @@ def open_space_sweep(
 
     ``note`` gets what a user should know of it. Raises ``UserError``.
     """
-    with _read_spec(space, options.changes, note) as read:
+    with _read_spec(space, options.changes, note) as (read, source):
         storage = options.storage
         spec = read
         if options.smoke:
@@ -60,19 +62,23 @@ def open_space_sweep(
             manifest=options.manifest,
             cpu=options.cpu,
         ).model_copy(update=dict(options.place))
-        return open_sweep(ask_for(spec, options.asked), place, is_to_run=is_to_run)
+        sweep = open_sweep(ask_for(spec, options.asked), place, is_to_run=is_to_run)
+    sweep.source = source
+    return sweep
 
 
 @contextmanager
 def _read_spec(
     space: str | Path | Mapping[str, Any], changes: Sequence[Change], note: Callable[[str], None]
-) -> Iterator[SweepSpec]:
-    """Yields the spec; mistakes that are found meanwhile get the lines of its file."""
+) -> Iterator[tuple[SweepSpec, SpaceSource]]:
+    """Yields the spec and where it was read from; mistakes that are found meanwhile get the lines
+    of its file."""
     if isinstance(space, Mapping):
         data = dict(space)
         apply_changes(data, changes)
-        yield parse_space(data, where="the search space")
+        spec = parse_space(data, where="the search space")
+        yield spec, SpaceSource(None, json.dumps(data, indent=1, default=str))
         return
     file = open_space(find_space(str(space)), note, changes)
     with file.name_lines():
-        yield file.spec
+        yield file.spec, SpaceSource(str(file.path), file.content)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Protocol
@@ -20,7 +20,13 @@ from speechft_ray.commands.parts import (
     plan_sweep_inputs,
     set_resources,
 )
-from speechft_ray.commands.results import print_failures, print_results, publish_results
+from speechft_ray.commands.provenance import SpaceSource, begin_invocation
+from speechft_ray.commands.results import (
+    describe_sweep,
+    print_failures,
+    print_results,
+    publish_results,
+)
 from speechft_ray.commands.search import MergeSearch
 from speechft_ray.commands.status import print_list_plan, print_list_status
 from speechft_ray.commands.status_writer import StatusWriter
@@ -32,7 +38,11 @@ from speechft_ray.core.store import Store
 from speechft_ray.cost.jobs import PlannedJob
 from speechft_ray.report.progress import ProgressDisplay
 from speechft_ray.report.search_summary import SearchResults
+from speechft_ray.report.winner import label_plan
+from speechft_ray.report.write import PAGE
 from speechft_ray.stages.perform import publish_start
+from speechft_ray.sweep.invocations import read_invocations, write_invocation
+from speechft_ray.sweep.labels import choose_report_folder
 from speechft_ray.sweep.lock import hold_lock
 from speechft_ray.sweep.mending import set_damaged_aside
 from speechft_ray.sweep.plan import Plan, make_plan
@@ -51,6 +61,8 @@ class Sweep(Protocol):
     plan: Plan
     """All jobs that are planned by now; a search adds the merges that it selects."""
     fingerprint: str
+    source: SpaceSource
+    """Where it was read from."""
     by_priority: bool
     """Whether evaluations are held back until the executor has a free slot."""
 
@@ -99,6 +111,7 @@ class MergeList:
 
     tunings: Sequence[Job] = ()
     by_priority = False
+    source = SpaceSource()
 
     def __init__(self, spec: SweepSpec, place: Place) -> None:
         self.spec, self.place = spec, place
@@ -199,8 +212,9 @@ def run(
     """Performs what is missing of a sweep, writes its report and returns the failed jobs.
 
     ``address`` is that of a Ray cluster, ``None`` for this process; ``trackers`` are names
-    (``parse_trackers``). Raises ``UserError`` before
-    anything is computed when the input is wrong, and ``Interrupted`` when ``stop`` was set.
+    (``parse_trackers``). Where ``report`` has the report of another sweep, this one gets a folder
+    beside it. Raises ``UserError`` before anything is computed when the input is wrong, and
+    ``Interrupted`` when ``stop`` was set.
     """
     place, store = sweep.place, sweep.store
     sweep.check_disk()
@@ -214,8 +228,12 @@ def run(
         write_plan(sweep.plan, place, store, {job.fingerprint: job for job in sweep.tunings})
         # Before the display counts what is done.
         set_damaged_aside(sweep.plan, store, _print_note)
+        report = keep_both(sweep, report, _print_note)
+        record = begin_invocation(sweep.spec, sweep.fingerprint, place, sweep.source)
+        write_invocation(store, record)
         display = stack.enter_context(sweep.open_display())
-        publisher = Publisher(sweep.plan, store, opened, display.note, sweep.tunings)
+        info = describe_sweep(sweep.plan, store, record)
+        publisher = Publisher(sweep.plan, store, opened, display.note, sweep.tunings, info)
         status_file = StatusWriter(
             sweep.spec.name,
             sweep.fingerprint,
@@ -241,6 +259,7 @@ def run(
             executor.stop()
             failures = [outcome for outcome in scheduler.failed.values() if not outcome.stopped]
             status = "failed" if failures and status == "finished" else status
+            write_invocation(store, record.end(status, executor.describe_cluster()))
             findings = sweep.findings()
             data, how_to_open = publish_results(
                 sweep.plan, store, publisher, report, failures, status, place, findings
@@ -248,6 +267,20 @@ def run(
     print_results(data, report, how_to_open, store.root)
     print_failures(failures)
     return failures
+
+
+def keep_both(sweep: Sweep, report: Path, note: Callable[[str], object]) -> Path:
+    """Returns the folder for the report of a sweep, and says so where its name or that folder
+    belongs to another sweep."""
+    label = label_plan(sweep.plan, sweep.store)
+    folder = choose_report_folder(report, sweep.fingerprint, PAGE)
+    if label != sweep.spec.name or folder != report:
+        note(
+            f"another sweep, with another search space, is called `{sweep.spec.name}` here. Both "
+            f"are kept: this one is `{label}` for export and in MLflow, and its report is "
+            f"{folder}. To name it yourself, change `name` in the search space."
+        )
+    return folder
 
 
 def _hold_lock(sweep: Sweep, stop: threading.Event) -> AbstractContextManager[None]:
@@ -273,7 +306,10 @@ def write_report_again(
     place, store = sweep.place, sweep.store
     opened = open_trackers(sweep.spec, store, mlflow_uri, trackers)
     note = Console(stderr=as_json).print
-    publisher = Publisher(sweep.plan, store, opened, note, sweep.tunings)
+    report = keep_both(sweep, report, _print_note)
+    records = read_invocations(store, sweep.fingerprint)
+    info = describe_sweep(sweep.plan, store, records[-1] if records else None)
+    publisher = Publisher(sweep.plan, store, opened, note, sweep.tunings, info)
     publisher.start()
     sweep.replay(publisher)
     status = "finished" if is_finished(sweep.plan, store) else "stopped"

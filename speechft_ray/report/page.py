@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -30,6 +31,7 @@ from speechft_ray.report.table import (
     table_cells,
 )
 from speechft_ray.report.templates import render_template
+from speechft_ray.sweep.invocations import Invocation, list_facts
 from speechft_ray.sweep.protocols import SweepInfo
 from speechft_ray.sweep.titles import format_value
 
@@ -62,6 +64,8 @@ class PageContent:
     how_to_open: str
     """One sentence per tracker."""
     versions: Mapping[str, str]
+    made: Sequence[Invocation]
+    """Records of the runs of the sweep, the first one first."""
     alpha_curve: bytes | None
     tasks_by_alpha: bytes | None
     learning_curves: bytes | None
@@ -81,10 +85,12 @@ class Cell(NamedTuple):
 def render_page(content: PageContent) -> str:
     """Returns the whole HTML document."""
     failed = [outcome for outcome in content.failures if outcome.blocked_by is None]
-    facts = {"sweep fingerprint": content.sweep.key, **content.sweep.params, **content.versions}
+    last = content.made[-1] if content.made else None
+    made = list_facts(last) if last is not None else content.versions
+    facts = {"sweep fingerprint": content.sweep.key, **content.sweep.params, **made}
     return render_template(
         "page.html",
-        name=content.sweep.name,
+        name=content.sweep.label or content.sweep.name,
         headline=headline(content.lines),
         tiles=_tiles(content.lines),
         results=_results(content.lines),
@@ -99,6 +105,12 @@ def render_page(content: PageContent) -> str:
         blocked=failure_lines(content.failures)[len(failed) :],
         how_to_open=content.how_to_open,
         facts={name: format_value(value) for name, value in facts.items()},
+        runs=[
+            [record.started, record.ended or "not ended", record.status, record.host]
+            for record in content.made
+        ],
+        space=last.space if last is not None else None,
+        spec=json.dumps(last.spec, indent=1) if last is not None else None,
     )
 
 

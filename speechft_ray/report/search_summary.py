@@ -13,6 +13,7 @@ from speechft_ray.core.objectives import DISTANCE, SCORE, metric_name
 from speechft_ray.core.store import Store
 from speechft_ray.search.plan import SearchPlan
 from speechft_ray.search.trials import Trial, TrialEvaluator
+from speechft_ray.sweep.fields import list_merge_fields
 from speechft_ray.sweep.protocols import EncoderRow
 from speechft_ray.sweep.titles import Params, format_value
 
@@ -66,6 +67,7 @@ def make_trial_row(plan: SearchPlan, trial: Trial, evaluator: TrialEvaluator) ->
         extra={name: value for name, value in trial.metrics.items() if name == DISTANCE},
         complete=True,
         unscored=tuple(evaluator.unscored) if evaluated else (),
+        fields=list_merge_fields(plan.recipe(trial.proposal), plan.jobs),
     )
 
 

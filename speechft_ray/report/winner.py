@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -19,6 +20,7 @@ from speechft_ray.core.files import write_json
 from speechft_ray.core.records import Record
 from speechft_ray.core.store import Store
 from speechft_ray.report.lines import TableLine, find_winner
+from speechft_ray.sweep.labels import label_sweep
 from speechft_ray.sweep.plan import Plan
 from speechft_ray.sweep.protocols import EncoderRow
 
@@ -56,19 +58,30 @@ class SweepRecord(Record):
     """Fingerprints of all merged encoders, in the order of the plan."""
 
 
+def label_plan(plan: Plan, store: Store) -> str:
+    """Returns what a sweep is called in this store: its name, or name and fingerprint where
+    another sweep of that name has a winner."""
+    owner = None
+    with suppress(UserError):
+        record = read_record(store, plan.spec.name)
+        owner = record.plan if record.winner is not None else None
+    return label_sweep(plan.spec.name, plan.fingerprint, owner)
+
+
 def write_record(plan: Plan, store: Store, lines: Sequence[TableLine], status: str) -> None:
-    """Writes the record of a sweep over that of an earlier run of the same name.
+    """Writes the record of a sweep (``label_plan``) over that of an earlier run of it.
 
     ``lines``: the lines of its table. ``status``: ``finished``, ``failed`` or ``stopped``.
     """
+    label = label_plan(plan, store)
     record = SweepRecord(
-        sweep=plan.spec.name,
+        sweep=label,
         plan=plan.fingerprint,
         status=status,
         winner=select_winner(lines),
         rows=tuple(row.key for row in plan.rows),
     )
-    path = _path(store, plan.spec.name)
+    path = _path(store, label)
     path.parent.mkdir(exist_ok=True)
     write_json(path, record.model_dump(mode="json"))
 

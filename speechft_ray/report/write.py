@@ -27,6 +27,7 @@ from speechft_ray.report.page import PageContent, render_page
 from speechft_ray.report.search_section import make_search_files
 from speechft_ray.report.search_summary import SearchResults
 from speechft_ray.report.table import csv_table, markdown_table
+from speechft_ray.sweep.invocations import Invocation
 from speechft_ray.sweep.protocols import Curve, EncoderRow, Leak, SweepInfo
 
 PAGE = "index.html"
@@ -48,6 +49,8 @@ class ReportData:
     """One sentence per tracker (``Tracker.how_to_open``)."""
     versions: Mapping[str, str] = field(default_factory=dict)
     """Name to version of the packages that computed the results."""
+    made: Sequence[Invocation] = ()
+    """Records of the runs of this sweep, the first one first."""
     tests: Mapping[str, TestSets] = field(default_factory=dict)
     """Counts on test of each merged encoder, by its key (``report.intervals.read_counts``)."""
     leaks: Mapping[str, Sequence[Leak]] = field(default_factory=dict)
@@ -86,6 +89,7 @@ def write_report(folder: Path, data: ReportData) -> Path:
             references=data.references,
             how_to_open=data.how_to_open,
             versions=data.versions,
+            made=data.made,
             search=search,
             **figures,
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from speechft_ray.core.axes import DonorAxis, read_axes
 from speechft_ray.core.chains import build_chains
@@ -48,14 +49,15 @@ class SearchPlan:
 
     def merge_key(self, proposal: Proposal) -> str:
         """Returns the fingerprint of the merged encoder of a proposal."""
-        return merge_fingerprint(
-            self.builder.merge_recipe(proposal.merge, [key for _, key in proposal.donors])
-        )
+        return merge_fingerprint(self.recipe(proposal))
+
+    def recipe(self, proposal: Proposal) -> dict[str, Any]:
+        """Returns all that determines the merged encoder of a proposal."""
+        return self.builder.merge_recipe(proposal.merge, [key for _, key in proposal.donors])
 
     def evaluation(self, proposal: Proposal, number: int, task: EvalSpec) -> str:
         """Adds one evaluation of a proposal on dev and returns its fingerprint."""
-        recipe = self.builder.merge_recipe(proposal.merge, [key for _, key in proposal.donors])
-        return self.builder.add_dev_evaluation(task, recipe, f"trial {number}")
+        return self.builder.add_dev_evaluation(task, self.recipe(proposal), f"trial {number}")
 
     def params(self, proposal: Proposal) -> Params:
         """What tables say of the merge of a proposal."""

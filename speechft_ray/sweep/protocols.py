@@ -73,6 +73,13 @@ class StatusSink(Protocol):
     def show_status(self, status: SweepStatus) -> None: ...
 
 
+class Span(NamedTuple):
+    """When something began and ended, in seconds since 1970 (UTC)."""
+
+    start: float
+    end: float
+
+
 @dataclass(frozen=True, kw_only=True)
 class EncoderRow:
     """One merged encoder in the table of one sweep, read from the store."""
@@ -104,6 +111,14 @@ class EncoderRow:
     untuned: str | None = None
     """Which of its fine-tuning runs changed nothing of the encoder, and why; such an encoder cannot
     be selected."""
+    fields: Mapping[str, str] = field(default_factory=dict)
+    """Its resolved spec and that of its fine-tuning runs by dotted name (``sweep.fields``)."""
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    """How long its evaluations took, by task."""
+    datasets: Mapping[str, str] = field(default_factory=dict)
+    """Fingerprint of the corpora of its evaluations, by task."""
+    span: Span | None = None
+    """From its merge to its last evaluation; ``None`` while it is not complete."""
 
     def flat(self) -> dict[str, float]:
         """Returns all numbers in one mapping: ``pr.per``, ``spread.pr.per``, ``dev.pr.per``."""
@@ -150,6 +165,10 @@ class Curve(NamedTuple):
     state: Literal["running", "finished", "failed", "stopped"] = "finished"
     error: str | None = None
     """Why it failed or was stopped; one sentence."""
+    fields: Mapping[str, str] = {}
+    """The resolved spec of the run by dotted name (``sweep.fields``)."""
+    span: Span | None = None
+    """When the run began and ended; ``None`` while it runs."""
 
 
 class SweepInfo(NamedTuple):
@@ -159,6 +178,45 @@ class SweepInfo(NamedTuple):
     """Fingerprint of the plan; a repeated or resumed sweep has the same one."""
     name: str
     params: Mapping[str, str | float | int]
+    fields: Mapping[str, str] = {}
+    """What all of its runs share, by dotted name (``sweep.fields``)."""
+    metrics: Sequence[str] = ()
+    """Names of the metrics that its evaluations yield."""
+    label: str = ""
+    """Its name, with the beginning of ``key`` where another sweep has that name."""
+    tags: Mapping[str, str] = {}
+    """How it was made: facts of its record (``sweep.invocations``)."""
+    files: Mapping[str, str] = {}
+    """Texts to keep with it by file name: the search space, the resolved spec."""
+
+
+class Model(NamedTuple):
+    """The weights of an encoder that was selected."""
+
+    folder: Path
+    """Its unit in the store."""
+    card: str
+    """What it is and how it was made, in Markdown."""
+    write: Callable[[Path], object]
+    """Writes it with its card into a new folder, in the layout of transformers. Raises
+    ``UserError`` for an encoder that transformers does not have."""
+
+
+class SweepEnd(NamedTuple):
+    """How a sweep ended, for trackers."""
+
+    status: str
+    """``finished``, ``failed`` or ``stopped``."""
+    report: Path | None = None
+    """Folder of its report, or a file."""
+    score_by_alpha: Mapping[str, Sequence[tuple[float, float]]] = {}
+    """Pairs of alpha and test score by the title of their series (``sweep.series``)."""
+    winner: EncoderRow | None = None
+    """The merge with the best dev score."""
+    tags: Mapping[str, str] = {}
+    """How it was made (``SweepInfo.tags``), with its end."""
+    leaks: Mapping[str, Sequence[str]] = {}
+    """Overlaps of fine-tuning data with test sets, as sentences, by encoder."""
 
 
 class Tracker(Protocol):
@@ -182,21 +240,16 @@ class Tracker(Protocol):
         """Logs one merged encoder, or the metrics that are new in it."""
         ...
 
-    def register_model(self, row: EncoderRow, folder: Path) -> None:
-        """Registers the selected encoder, with its files in ``folder``; a later one replaces it.
+    def register_model(self, row: EncoderRow, model: Model) -> None:
+        """Registers the selected encoder; a later one replaces it.
 
         Called after ``finish``.
         """
         ...
 
-    def finish(
-        self, report: Path | None, score_by_alpha: Sequence[tuple[float, float]], status: str
-    ) -> None:
-        """Attaches the report folder and the scores by alpha, and ends the entry of the sweep.
-
-        ``score_by_alpha``: pairs ``(alpha, score)``. ``status``: ``finished``, ``failed`` or
-        ``stopped``.
-        """
+    def finish(self, end: SweepEnd) -> None:
+        """Attaches the report, the scores by alpha and the winner, and ends the entry of the
+        sweep."""
         ...
 
     def how_to_open(self) -> str:

@@ -9,8 +9,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Literal
 
+from speechft_ray.core.metrics import metrics_of
 from speechft_ray.core.records import Job, Outcome
 from speechft_ray.core.store import Store
 from speechft_ray.sweep.curves import (
@@ -20,16 +22,21 @@ from speechft_ray.sweep.curves import (
     name_probe_points,
     read_run_curve,
 )
+from speechft_ray.sweep.fields import list_sweep_fields
 from speechft_ray.sweep.plan import Plan, PlannedRow
 from speechft_ray.sweep.protocols import (
     Curve,
     EncoderRow,
+    Model,
     Progress,
+    SweepEnd,
     SweepInfo,
     Tracker,
     TrackerDown,
 )
 from speechft_ray.sweep.rows import Scale, read_row, read_rows, read_scale
+from speechft_ray.sweep.run_facts import RunFacts
+from speechft_ray.sweep.series import list_alpha_series
 
 Note = Callable[[str], None]
 
@@ -41,14 +48,23 @@ def make_sweep_info(plan: Plan) -> SweepInfo:
     """Returns the facts of the whole sweep that trackers and reports show."""
     spec = plan.spec
     if spec.search is not None:
-        facts = {
+        facts: dict[str, str | float | int] = {
             "trials": spec.search.trials,
             "sampler": spec.search.sampler,
             "search_seed": spec.search.seed,
         }
-        return SweepInfo(plan.fingerprint, spec.name, {"encoder": spec.encoder, **facts})
-    counts = {"merged_encoders": len(plan.rows), "evaluations": len(plan.of_stage("evaluate"))}
-    return SweepInfo(plan.fingerprint, spec.name, {"encoder": spec.encoder, **counts})
+    else:
+        facts = {
+            "merged_encoders": len(plan.rows),
+            "evaluations": len(plan.of_stage("evaluate")),
+        }
+    return SweepInfo(
+        plan.fingerprint,
+        spec.name,
+        {"encoder": spec.encoder, **facts},
+        list_sweep_fields(plan),
+        [item.name for entry in spec.evaluate for item in metrics_of(entry.task, entry.name)],
+    )
 
 
 def index_rows(plan: Plan) -> dict[str, list[PlannedRow]]:
@@ -74,10 +90,13 @@ class Publisher:
         trackers: Sequence[Tracker],
         note: Note,
         tunings: Sequence[Job] = (),
+        sweep: SweepInfo | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """``tunings``: the fine-tuning runs of the sweep that are not in its plan, as those that a
-        search may propose. ``clock`` returns seconds from any fixed moment."""
+        search may propose. ``sweep``: facts of the whole sweep; ``None``: those of the plan.
+        ``clock`` returns seconds from any fixed moment."""
+        self._sweep = sweep or make_sweep_info(plan)
         self._store = store
         self._tunings = {job.fingerprint: job for job in tunings}
         self._take_plan(plan)
@@ -98,8 +117,7 @@ class Publisher:
 
     def start(self) -> None:
         """Opens every tracker and logs what earlier runs left in the store."""
-        sweep = make_sweep_info(self._plan)
-        self._each(lambda tracker: tracker.start(sweep))
+        self._each(lambda tracker: tracker.start(self._sweep))
         for curve in self._read_curves():
             self._log_curve(curve)
         self._log_new_rows()
@@ -148,28 +166,49 @@ class Publisher:
     def _take_plan(self, plan: Plan) -> None:
         self._plan = plan
         self._rows_by_evaluation = index_rows(plan)
+        self._facts = RunFacts(plan, list(self._tunings.values()), self._store)
         self._runs = {job.fingerprint: job for job in plan.of_stage("finetune")} | self._tunings
         self._scale: Scale | None = None
 
-    def finish(self, rows: Sequence[EncoderRow], report: Path | None, status: str) -> list[str]:
+    def finish(
+        self,
+        rows: Sequence[EncoderRow],
+        report: Path | None,
+        status: str,
+        best: str | None = None,
+        leaks: Mapping[str, Sequence[str]] = MappingProxyType({}),
+        make_model: Callable[[EncoderRow], Model] | None = None,
+        made: Mapping[str, str] = MappingProxyType({}),
+    ) -> list[str]:
         """Sends to a tracker that was down what it lacks, ends the entry of the sweep with its
-        report, then registers the winner of a search: its weights are what most often fails.
+        report, then registers the winner: its weights are what most often fails.
 
-        ``rows``: those of the plan, as they are in the store. Returns ``how_to_open``.
+        ``rows``: those of the plan, as they are in the store; ``best``: key of the merge with the
+        best dev score; ``leaks``: sentences by key; ``make_model`` returns what is registered of
+        it; ``made``: how the sweep was made. Returns ``how_to_open``.
         """
-        scored = [row for row in rows if "score" in row.test and "trial" not in row.params]
-        points = sorted((float(row.params["alpha"]), row.test["score"]) for row in scored)
-        winner = self._find_winner(rows)
+        rows = [self._facts.complete_row(row) for row in rows]
+        scored = [row for row in rows if "trial" not in row.params]
+        end = SweepEnd(
+            status=status,
+            report=report,
+            # A part of the rows would stay in the chart.
+            score_by_alpha=list_alpha_series(scored) if status != "stopped" else {},
+            winner=next((row for row in rows if row.key == best), None),
+            tags=made,
+            leaks=leaks,
+        )
+        winner = self._find_winner(rows, best)
         # The zero of their score was never measured.
         self._log_rows([row for row in rows if row.complete])
         self._ending = True
         for tracker in self._trackers:
             if self._down.pop(id(tracker), None):
                 self._attempt(tracker, lambda tracker: self._log_all(tracker, rows))
-        self._each(lambda tracker: tracker.finish(report, points, status))
-        if winner is not None:
-            folder = self._store.folder("merge", winner.key)
-            self._each(lambda tracker: tracker.register_model(winner, folder))
+        self._each(lambda tracker: tracker.finish(end))
+        if winner is not None and make_model is not None:
+            model = make_model(winner)
+            self._each(lambda tracker: tracker.register_model(winner, model))
         return self.how_to_open()
 
     def how_to_open(self) -> list[str]:
@@ -178,22 +217,22 @@ class Publisher:
             tracker.how_to_open() for tracker in self._trackers if id(tracker) not in self._down
         ]
 
-    def _find_winner(self, rows: Sequence[EncoderRow]) -> EncoderRow | None:
-        """Returns the row that a search selected, if it is complete and tuned, and its weights are
+    def _find_winner(self, rows: Sequence[EncoderRow], best: str | None) -> EncoderRow | None:
+        """Returns the row that was selected, if it is complete and tuned, and its weights are
         stored."""
         complete = (row for row in rows if row.complete and not row.untuned)
-        row = next((row for row in complete if row.key == self._plan.winner), None)
+        row = next((row for row in complete if row.key == best), None)
         return row if row is not None and self._store.is_complete("merge", row.key) else None
 
     def _log_all(self, tracker: Tracker, rows: Sequence[EncoderRow]) -> None:
-        tracker.start(make_sweep_info(self._plan))
+        tracker.start(self._sweep)
         for curve in self._read_curves():
-            tracker.log_curve(curve)
+            tracker.log_curve(self._facts.complete_curve(curve))
         for curve in self._failed.values():
-            tracker.log_curve(curve)
+            tracker.log_curve(self._facts.complete_curve(curve))
         for row in (*self._trials.values(), *rows):
             if row.flat():
-                tracker.log_encoder(row)
+                tracker.log_encoder(self._facts.complete_row(row))
 
     def _read_curves(self) -> list[Curve]:
         """Returns the learning curves of all runs that are complete."""
@@ -256,11 +295,13 @@ class Publisher:
                 self._log_row(row)
 
     def _log_curve(self, curve: Curve) -> None:
-        self._each(lambda tracker: tracker.log_curve(curve))
+        complete = self._facts.complete_curve(curve)
+        self._each(lambda tracker: tracker.log_curve(complete))
 
     def _log_row(self, row: EncoderRow) -> None:
         self.on_row(row)
-        self._each(lambda tracker: tracker.log_encoder(row))
+        complete = self._facts.complete_row(row)
+        self._each(lambda tracker: tracker.log_encoder(complete))
 
     def _each(self, action: Callable[[Tracker], None]) -> None:
         for tracker in self._trackers:

@@ -13,6 +13,7 @@ from speechft_ray.core.records import Score, read_scores
 from speechft_ray.core.score import explain_unscored, paper_references, superb_score
 from speechft_ray.core.store import Store
 from speechft_ray.sweep.curves import describe_run, read_probe_points
+from speechft_ray.sweep.fields import list_varying_params
 from speechft_ray.sweep.plan import Plan, PlannedRow
 from speechft_ray.sweep.protocols import Curve, EncoderRow
 from speechft_ray.sweep.stops import read_stopped_jobs
@@ -89,13 +90,17 @@ def read_rows(plan: Plan, store: Store) -> list[EncoderRow]:
 
 def read_curves(plan: Plan, store: Store) -> list[Curve]:
     """Returns the learning curves of the fine-tuning runs of a plan that are complete, under the
-    names that values have in the store."""
+    names that values have in the store; what varies between runs of one name is among their
+    params."""
+    varying = list_varying_params(plan.jobs)
     curves = []
     for job in plan.of_stage("finetune"):
         if store.is_complete("finetune", job.fingerprint):
             points = store.manifest("finetune", job.fingerprint).get("curve", [])
             points = [(step, values) for step, values in points]
-            curves.append(describe_run(job)._replace(points=points))
+            run = describe_run(job)
+            params = {**run.params, **varying[job.fingerprint]}
+            curves.append(run._replace(params=params, points=points))
     return curves
 
 

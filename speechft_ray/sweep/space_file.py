@@ -28,6 +28,8 @@ class SpaceFile:
     path: Path
     text: YamlText
     spec: SweepSpec
+    content: str = ""
+    """The text as it was given."""
 
     @contextmanager
     def name_lines(self) -> Iterator[None]:
@@ -84,7 +86,7 @@ def open_space(
         for name, sentence in old_field_names(text.data):
             line, column = text.place_of(name) or (1, 1)
             note(f"{path}:{line}:{column}: {sentence}")
-    return SpaceFile(path, text, spec)
+    return SpaceFile(path, text, spec, content)
 
 
 def _read(path: Path) -> str:

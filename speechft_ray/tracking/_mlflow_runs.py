@@ -11,9 +11,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from speechft_ray.sweep.protocols import Span
 from speechft_ray.tracking._names import Point, clean_name
 
 KEY, KIND, PARENT = "speechft.key", "speechft.kind", "mlflow.parentRunId"
+
+WINNER = "speechft.winner"
+"""Tag of the run of a sweep: name of its winner; of the winner itself, ``true``."""
 
 ERROR = "speechft.error"
 """Tag of a run that failed or was stopped early: why, in one sentence."""
@@ -24,6 +28,31 @@ EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
 BATCH_POINTS = 1000
 """Most metrics that MLflow takes in one request (mlflow ``utils/validation.py``)."""
 
+DIGEST_LENGTH = 36
+"""Most characters of the digest of a dataset (mlflow ``utils/validation.py``)."""
+
+
+class Link(NamedTuple):
+    """What metrics of a run are linked to: a model, and the corpus of each evaluation."""
+
+    model: str
+    datasets: Mapping[str, str]
+    """Fingerprint of the corpora by the label of their evaluation."""
+
+    def entities_of(self, metric: str) -> dict[str, str]:
+        """Returns model and dataset of a metric such as ``dev/pr.per``, as MLflow's ``Metric``
+        takes them. One of several evaluations, as the score, has no dataset."""
+        name = metric.partition("/")[2]
+        entities = {"model_id": self.model}
+        for label, key in self.datasets.items():
+            if name == label or name.startswith(f"{label}."):
+                return {
+                    **entities,
+                    "dataset_name": label,
+                    "dataset_digest": key[:DIGEST_LENGTH],
+                }
+        return entities
+
 
 class Run(NamedTuple):
     """A run as MLflow has it, so that only new values are sent."""
@@ -33,6 +62,8 @@ class Run(NamedTuple):
     params: set[str]
     latest: dict[str, float]
     has_error: bool = False
+    name: str = ""
+    tags: Mapping[str, str] = {}
 
 
 class Runs:
@@ -60,7 +91,13 @@ class Runs:
                 else:
                     params, latest = set(run.data.params), dict(run.data.metrics)
                     runs[key] = Run(
-                        info.run_id, info.status, params, latest, ERROR in run.data.tags
+                        info.run_id,
+                        info.status,
+                        params,
+                        latest,
+                        ERROR in run.data.tags,
+                        info.run_name,
+                        dict(run.data.tags),
                     )
             token = page.token
             if not token:
@@ -70,10 +107,23 @@ class Runs:
             self.client.delete_run(run_id)
         return runs
 
-    def create(self, title: str, tags: Mapping[str, str]) -> Run:
-        """Creates a run; it is open."""
-        run = self.client.create_run(self.experiment, tags=dict(tags), run_name=title)
-        return Run(run.info.run_id, run.info.status, set(), {})
+    def create(self, name: str, tags: Mapping[str, str], span: Span | None = None) -> Run:
+        """Creates a run; it is open. It began at the start of ``span``, or now."""
+        began = None if span is None else round(1000 * span.start)
+        run = self.client.create_run(self.experiment, began, dict(tags), name)
+        return Run(run.info.run_id, run.info.status, set(), {}, name=name, tags=dict(tags))
+
+    def rename(self, run: Run, name: str) -> Run:
+        """Gives a run another name, such as one that an earlier version named."""
+        if run.name != name:
+            self.client.update_run(run.id, name=name)
+        return run._replace(name=name)
+
+    def set_tags(self, run: Run, tags: Mapping[str, str]) -> None:
+        """Sets tags whose value differs from the stored one."""
+        for name, value in tags.items():
+            if run.tags.get(clean_name(name)) != value:
+                self.client.set_tag(run.id, clean_name(name), value)
 
     def log_params(self, run: Run, params: Mapping[str, object]) -> None:
         """Logs the params that the run lacks: MLflow refuses a second value of a param."""
@@ -90,16 +140,24 @@ class Runs:
             )
             run.params.update(fresh)
 
-    def log_latest(self, run: Run, values: Mapping[str, float]) -> None:
-        """Logs the values that differ from the stored ones; a changed one gets the next step, so
-        that MLflow takes it for the latest."""
+    def log_latest(
+        self,
+        run: Run,
+        values: Mapping[str, float],
+        span: Span | None = None,
+        link: Link | None = None,
+    ) -> None:
+        """Logs the values that differ from the stored ones, measured at the end of ``span``; a
+        changed one gets the next step, so that MLflow takes it for the latest. ``link``: see
+        ``log_points``."""
         changed = {name: value for name, value in values.items() if run.latest.get(name) != value}
         steps = {
             name: max(self.read_history(run, name), default=-1) + 1
             for name in changed
             if name in run.latest
         }
-        self.log_points(run, [(name, value, steps.get(name, 0)) for name, value in changed.items()])
+        points = [(name, value, steps.get(name, 0)) for name, value in changed.items()]
+        self.log_points(run, points, None if span is None else round(1000 * span.end), link)
 
     def read_history(self, run: Run, name: str) -> dict[int, float]:
         """Returns the values of a metric that MLflow has, by step."""
@@ -123,8 +181,15 @@ class Runs:
         for name, _, step in new:
             steps[name].add(step)
 
-    def log_points(self, run: Run, points: Iterable[Point]) -> None:
-        """Logs points; a value that is not finite is left out."""
+    def log_points(
+        self,
+        run: Run,
+        points: Iterable[Point],
+        milliseconds: int | None = None,
+        link: Link | None = None,
+    ) -> None:
+        """Logs points; a value that is not finite is left out. ``milliseconds``: their time since
+        1970; ``None``: a second for each step. ``link``: model and datasets that they are of."""
         from mlflow.entities import Metric
 
         finite = [
@@ -133,22 +198,31 @@ class Runs:
             if math.isfinite(value)
         ]
         for start in range(0, len(finite), BATCH_POINTS):
-            # The time is computed from the step alone: a point sent again is the same database row.
+            # The time is that of the store or of the step: a point sent again is the same row.
             batch = [
-                Metric(name, value, 1000 * step, step)
+                Metric(
+                    name,
+                    value,
+                    1000 * step if milliseconds is None else milliseconds,
+                    step,
+                    run_id=run.id,
+                    **(link.entities_of(name) if link is not None else {}),
+                )
                 for name, value, step in finite[start : start + BATCH_POINTS]
             ]
             self.client.log_batch(run.id, metrics=batch)
         run.latest.update({name: value for name, value, _ in finite})
 
-    def set_status(self, run: Run, status: str) -> Run:
-        """Opens (``RUNNING``) or ends a run, and returns it with its status."""
+    def set_status(self, run: Run, status: str, span: Span | None = None) -> Run:
+        """Opens (``RUNNING``) or ends a run, at the end of ``span`` or now, and returns it with its
+        status."""
         if run.status == status:
             return run
         if status == "RUNNING":
             self.client.update_run(run.id, status=status)
         else:
-            self.client.set_terminated(run.id, status=status)
+            ended = None if span is None else round(1000 * span.end)
+            self.client.set_terminated(run.id, status, ended)
         return run._replace(status=status)
 
     def set_error(self, run: Run, error: str | None) -> Run:

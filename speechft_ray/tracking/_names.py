@@ -1,11 +1,18 @@
-"""Names of metrics and params in trackers."""
+"""Names of runs, params and metrics in trackers; docs/tracking.md lists them."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
+from speechft_ray.core.metrics import METRICS
 from speechft_ray.sweep.protocols import EncoderRow
+from speechft_ray.sweep.titles import format_value
+
+PENALTY = "anchor_penalty"
+"""Field of a spec that is called lambda in the paper, and so in every tracker."""
+
+Params = Mapping[str, str | float | int]
 
 Point = tuple[str, float, int]
 """Name, value and step of a metric."""
@@ -22,12 +29,64 @@ def clean_name(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9_\-. :/]", "_", name)
 
 
+def name_params(params: Params, fields: Mapping[str, str]) -> dict[str, str]:
+    """Returns the params of a run: what varies under short names (``alpha``, ``lambda``,
+    ``method``, ``finetune``, ``seed``), and its whole resolved spec (``fields``)."""
+    short = {"lambda" if name == PENALTY else name: str(item) for name, item in params.items()}
+    penalty = fields.get(f"finetune.{PENALTY}")
+    if penalty is not None:
+        short.setdefault("lambda", penalty)
+    return {**short, **fields}
+
+
+def name_run(params: Params, fields: Mapping[str, str]) -> str:
+    """Returns the name of a run, what matters most first, since tables cut it:
+    ``a=0.25 l=0 linear s1 phones``. That of a fine-tuning run begins with ``tune``."""
+    rest = {name: format_value(value) for name, value in params.items() if name != "state"}
+    penalty = rest.pop(PENALTY, None) or fields.get(f"finetune.{PENALTY}")
+    alpha, trial, seed = (rest.pop(name, None) for name in ("alpha", "trial", "seed"))
+    method, finetune = (rest.pop(name, None) for name in ("method", "finetune"))
+    parts = ["tune" if alpha is trial is None else ""]
+    parts += [f"t{trial}" if trial is not None else ""]
+    parts += [f"a={alpha}" if alpha is not None else ""]
+    parts += [f"l={_format_number(penalty)}" if penalty is not None else ""]
+    parts += ["pre-trained" if method == "none" else method or ""]
+    parts += [f"{name}={value}" for name, value in rest.items()]
+    parts += [f"s{seed}" if seed is not None else ""]
+    parts += [finetune if finetune not in (None, "none") else ""]
+    return " ".join(filter(None, parts))
+
+
 def name_metrics(row: EncoderRow) -> dict[str, float]:
-    """Returns the numbers of a row by metric key. An ``extra`` metric keeps its name."""
+    """Returns the numbers of a row by metric key: ``test/pr.per``, ``dev/score``,
+    ``spread/pr.per``, ``seconds/pr``. An ``extra`` metric keeps its name."""
     keys = {
-        **{name if name == "score" else f"test.{name}": value for name, value in row.test.items()},
-        **{f"test.spread.{name}": value for name, value in row.spread.items()},
-        **{f"dev.{name}": value for name, value in row.dev.items()},
+        **{f"test/{name}": value for name, value in row.test.items()},
+        **{f"dev/{name}": value for name, value in row.dev.items()},
+        **{f"spread/{name}": value for name, value in row.spread.items()},
+        **{f"seconds/{name}": value for name, value in row.seconds.items()},
         **row.extra,
     }
     return {clean_name(key): value for key, value in keys.items()}
+
+
+def is_result(key: str) -> bool:
+    """Whether a metric key is of a measured result: of test, dev or the spread over seeds."""
+    return key.partition("/")[0] in ("test", "dev", "spread")
+
+
+def describe_metrics(names: Sequence[str]) -> str:
+    """Returns a table in Markdown: what each metric of a task is, its unit, and what is better."""
+    lines = ["| metric | meaning | unit | better |", "|---|---|---|---|"]
+    for name in names:
+        item = METRICS[name]
+        better = "higher" if item.higher_is_better else "lower"
+        lines.append(f"| `test/{name}`, `dev/{name}` | {item.title} | {item.unit} | {better} |")
+    return "\n".join(lines)
+
+
+def _format_number(text: str) -> str:
+    try:
+        return f"{float(text):g}"
+    except ValueError:  # several donors, with several values
+        return text

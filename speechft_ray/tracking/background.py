@@ -5,10 +5,17 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping
 
-from speechft_ray.sweep.protocols import Curve, EncoderRow, SweepInfo, Tracker, TrackerDown
+from speechft_ray.sweep.protocols import (
+    Curve,
+    EncoderRow,
+    Model,
+    SweepEnd,
+    SweepInfo,
+    Tracker,
+    TrackerDown,
+)
 
 FINISH_SECONDS = 120.0
 """How long ``finish`` waits for the next of the calls before it to end. However many there are, it
@@ -86,20 +93,17 @@ class BackgroundTracker:
         """Queues one merged encoder."""
         self._enqueue(lambda: self._tracker.log_encoder(row))
 
-    def register_model(self, row: EncoderRow, folder: Path) -> None:
+    def register_model(self, row: EncoderRow, model: Model) -> None:
         """Registers the selected encoder and waits for that, as ``finish`` does."""
-        self._enqueue(lambda: self._tracker.register_model(row, folder))
+        self._enqueue(lambda: self._tracker.register_model(row, model))
         self._wait()
 
-    def finish(
-        self, report: Path | None, score_by_alpha: Sequence[tuple[float, float]], status: str
-    ) -> None:
+    def finish(self, end: SweepEnd) -> None:
         """Waits until all queued calls are made. Raises the error of a call, or ``TrackerDown``
         when none ends for ``finish_seconds``, and for a sweep that was stopped, after
         ``STOP_SECONDS`` in all."""
-        points = list(score_by_alpha)
-        self._enqueue(lambda: self._tracker.finish(report, points, status))
-        self._wait(in_all=STOP_SECONDS if status == "stopped" else float("inf"))
+        self._enqueue(lambda: self._tracker.finish(end))
+        self._wait(in_all=STOP_SECONDS if end.status == "stopped" else float("inf"))
 
     def how_to_open(self) -> str:
         """Returns the sentence of the tracker itself."""

@@ -10,7 +10,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from speechft_ray.sweep.protocols import Curve, EncoderRow, SweepInfo, TrackerDown
+from speechft_ray.sweep.protocols import Curve, EncoderRow, Model, SweepEnd, SweepInfo, TrackerDown
 from speechft_ray.tracking.base import TRACKERS, TrackerKind
 
 
@@ -77,21 +77,26 @@ class JsonlTracker:
         }
         self._write("encoder", row.key, {"title": row.title, **content})
 
-    def register_model(self, row: EncoderRow, folder: Path) -> None:
+    def register_model(self, row: EncoderRow, model: Model) -> None:
         """Appends the selected encoder and the folder of its files."""
         self._write(
-            "champion", self._key, {"encoder": row.key, "title": row.title, "folder": str(folder)}
+            "champion",
+            self._key,
+            {"encoder": row.key, "title": row.title, "folder": str(model.folder)},
         )
 
-    def finish(
-        self, report: Path | None, score_by_alpha: Sequence[tuple[float, float]], status: str
-    ) -> None:
-        """Appends the status of the sweep and the folder of its report."""
-        points = [list(point) for point in score_by_alpha]
-        folder = str(report) if report else None
-        self._write(
-            "finish", self._key, {"status": status, "report": folder, "score_by_alpha": points}
-        )
+    def finish(self, end: SweepEnd) -> None:
+        """Appends the status of the sweep, the folder of its report and its winner."""
+        content = {
+            "status": end.status,
+            "report": str(end.report) if end.report else None,
+            "score_by_alpha": {
+                title: [list(point) for point in points]
+                for title, points in end.score_by_alpha.items()
+            },
+            "winner": end.winner.key if end.winner else None,
+        }
+        self._write("finish", self._key, content)
 
     def how_to_open(self) -> str:
         """Returns a sentence with the path of the file."""

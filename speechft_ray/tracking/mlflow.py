@@ -9,35 +9,47 @@ it).
 
 from __future__ import annotations
 
-import math
 import os
 import shlex
-from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from speechft_ray.sweep.protocols import Curve, EncoderRow, SweepInfo, TrackerDown
+from speechft_ray.sweep.protocols import Curve, EncoderRow, Model, SweepEnd, SweepInfo, TrackerDown
 from speechft_ray.tracking._addresses import check_uri, remove_password
+from speechft_ray.tracking._logged_models import LoggedModels
 from speechft_ray.tracking._mlflow_client import open_client
 from speechft_ray.tracking._mlflow_runs import (
     KEY,
     KIND,
     PARENT,
+    WINNER,
     Run,
     Runs,
     has_names,
 )
-from speechft_ray.tracking._names import Point, name_metrics, split_points
+from speechft_ray.tracking._model_registry import register_version
+from speechft_ray.tracking._names import (
+    clean_name,
+    describe_metrics,
+    is_result,
+    name_metrics,
+    name_params,
+    name_run,
+    split_points,
+)
 from speechft_ray.tracking.addresses import remember_address
 from speechft_ray.tracking.base import TRACKERS, TrackerKind
 
+ALPHA_STEPS = 1000
+"""Steps of ``score_by_alpha`` from alpha 0 to 1."""
+
+LEAKS, MADE = "speechft.leaks", "speechft.made"
+"""Tags: overlaps of tuning data with test sets; what a sweep was made with, such as
+``speechft.made.commit``."""
+
 UNSCORED = "speechft.unscored"
 """Tag of an encoder: which metrics are not part of its score, and why."""
-
-ALIAS = "champion"
-"""Alias of the version of the registered model that the last run of a sweep selected:
-``models:/NAME@champion``."""
 
 STATUS = {
     "running": "RUNNING",
@@ -45,11 +57,15 @@ STATUS = {
     "failed": "FAILED",
     "stopped": "KILLED",
 }
-NOTE = (
-    "One child run per merged encoder (`speechft.kind = encoder`) and per fine-tuning run "
-    "(`finetune`). Charts: parallel coordinates or scatter of `alpha` against `score`; "
-    "`score_by_alpha` of this run has alpha in percent as its step."
-)
+NOTE = """\
+One child run per merged encoder (`speechft.kind = encoder`) and per fine-tuning run (`finetune`).
+`score_by_alpha/SERIES` of this run has alpha in thousandths as its step; a series has one method,
+one lambda and one donor. `dev/score` selects, `test/score` is reported; both are points of the
+SUPERB score, 0 to 1000. `best/` are the values of the winner. `spread/` is the standard deviation
+of a test metric over probe seeds, `seconds/` how long an evaluation took.
+
+"""
+"""Description of the run of a sweep."""
 
 
 class MlflowTracker:
@@ -69,6 +85,8 @@ class MlflowTracker:
         where = "" if uri or not from_environment else " in MLFLOW_TRACKING_URI"
         check_uri(self._uri, where)
         self._opened: Runs | None = None
+        self._opened_models: LoggedModels | None = None
+        self._sweep = SweepInfo("", "", {})
         self._model_name = ""
         self._parent: Run | None = None
         self._children: dict[str, Run] = {}
@@ -79,43 +97,44 @@ class MlflowTracker:
             on_server = self._uri.startswith("http")
             artifacts = None if on_server else self._root / "mlartifacts" / sweep.name
             runs = self._opened = Runs(open_client(self._uri), sweep.name, artifacts)
-            self._model_name = f"speechft-{sweep.name}"
+            self._sweep, label = sweep, sweep.label or sweep.name
+            self._model_name = f"speechft-{label}"
             parents = runs.search(f"tags.`{KEY}` = '{sweep.key}' and tags.`{KIND}` = 'sweep'")
             parent = next(iter(parents.values()), None)
-            tags = {KEY: sweep.key, KIND: "sweep", "mlflow.note.content": NOTE}
-            self._parent = parent or runs.create(sweep.name, tags)
+            note = NOTE + describe_metrics(sweep.metrics)
+            tags = {KEY: sweep.key, KIND: "sweep", "mlflow.note.content": note}
+            self._parent = parent or runs.create(label, tags)
             self._children = runs.search(
                 f"tags.`{PARENT}` = '{self._parent.id}' and tags.`{KEY}` != ''"
             )
+            self._opened_models = LoggedModels(runs.client, runs.experiment, sweep.key)
             self._close_open_children()
             self._parent = runs.set_status(self._parent, "RUNNING")
-            runs.log_params(self._parent, sweep.params)
+            runs.log_params(self._parent, {**sweep.params, **sweep.fields})
+            facts = {f"{MADE}.{name}": value for name, value in sweep.tags.items()}
+            runs.set_tags(self._parent, facts)
 
     def log_curve(self, curve: Curve) -> None:
         """Logs the points of a learning curve that MLflow lacks, and the state of its run; the step
         of a point is the update. A run that had finished has them all."""
         self._require_parent()
         with self._as_tracker_down():
-            run = self._child(curve.key, curve.title, curve.kind, curve.params)
+            run = self._child(curve.key, curve.kind, curve)
             points = split_points(curve.points)
             status = STATUS[curve.state]
             if status == run.status == "FINISHED" and has_names(run, points):
                 return
             self._runs.log_new_points(run, points)
             run = self._runs.set_error(run, curve.error)
-            self._children[curve.key] = self._runs.set_status(run, status)
+            self._children[curve.key] = self._runs.set_status(run, status, curve.span)
 
     def log_encoder(self, row: EncoderRow) -> None:
         """Logs one merged encoder. Its run stays open until every evaluation is in the store."""
         self._require_parent()
         with self._as_tracker_down():
-            run = self._child(row.key, row.title, "encoder", row.params)
-            values = name_metrics(row)
-            alpha = row.params.get("alpha")
-            if isinstance(alpha, (int, float)):
-                # MLflow charts scale params by rank and metrics by value.
-                values["alpha"] = float(alpha)
-            self._runs.log_latest(run, values)
+            run = self._child(row.key, "encoder", row)
+            link = self._models.log(run, row)
+            self._runs.log_latest(run, name_metrics(row), row.span, link)
             points = split_points(row.curve)
             if run.status != "FINISHED" or not has_names(run, points):
                 self._runs.log_new_points(run, points)
@@ -124,44 +143,34 @@ class MlflowTracker:
             if row.unscored:
                 self._runs.client.set_tag(run.id, UNSCORED, " ".join(row.unscored))
             status = "FINISHED" if row.complete else "RUNNING"
-            self._children[row.key] = self._runs.set_status(run, status)
+            self._children[row.key] = self._runs.set_status(run, status, row.span)
 
-    def register_model(self, row: EncoderRow, folder: Path) -> None:
+    def register_model(self, row: EncoderRow, model: Model) -> None:
         """Registers the selected encoder as a version of the model ``speechft-<sweep name>``, with
         the alias ``champion``."""
         parent = self._require_parent()
         with self._as_tracker_down():
-            run = self._child(row.key, row.title, "encoder", row.params)
-            name = self._model_name
-            if not self._runs.client.search_registered_models(f"name = '{name}'"):
-                self._runs.client.create_registered_model(name, tags={KIND: "sweep"})
-            versions = self._runs.client.search_model_versions(f"name = '{name}'")
-            version = next((item for item in versions if item.tags.get(KEY) == row.key), None)
-            if version is None:
-                self._runs.client.log_artifacts(run.id, str(folder), "encoder")
-                tags = {KEY: row.key, PARENT: parent.id}
-                place = f"runs:/{run.id}/encoder"
-                version = self._runs.client.create_model_version(
-                    name, place, run_id=run.id, tags=tags, description=row.title
-                )
-            self._runs.client.set_registered_model_alias(name, ALIAS, version.version)
-            self._children[row.key] = self._runs.set_status(run, "FINISHED")
+            run = self._child(row.key, "encoder", row)
+            work, client = self._root / "work", self._runs.client
+            register_version(client, self._models, self._model_name, run, parent, row, model, work)
+            self._children[row.key] = self._runs.set_status(run, "FINISHED", row.span)
 
-    def finish(
-        self, report: Path | None, score_by_alpha: Sequence[tuple[float, float]], status: str
-    ) -> None:
-        """Logs the mean score of each alpha (step: alpha in percent), ends every run, and then
-        attaches the report: where artifacts cannot be written, no run stays open."""
+    def finish(self, end: SweepEnd) -> None:
+        """Logs the score of each alpha (step: alpha in thousandths), leaks and the winner, ends
+        every run, and then attaches the report: where artifacts cannot be written, no run stays
+        open."""
         parent = self._require_parent()
         with self._as_tracker_down():
-            if status != "stopped":  # means of a part of the rows would stay in the chart
-                self._runs.log_points(parent, self._new_scores(parent, score_by_alpha))
+            self._log_scores(parent, end)
+            self._log_marks(parent, end)
             self._close_open_children()
-            self._parent = self._runs.set_status(parent, STATUS[status])
-            if report is not None and report.is_dir():
-                self._runs.client.log_artifacts(parent.id, str(report), "report")
-            elif report is not None and report.is_file():
-                self._runs.client.log_artifact(parent.id, str(report), "report")
+            self._parent = self._runs.set_status(parent, STATUS[end.status])
+            for name, text in self._sweep.files.items():
+                self._runs.client.log_text(parent.id, text, f"provenance/{name}")
+            if end.report is not None and end.report.is_dir():
+                self._runs.client.log_artifacts(parent.id, str(end.report), "report")
+            elif end.report is not None and end.report.is_file():
+                self._runs.client.log_artifact(parent.id, str(end.report), "report")
 
     def how_to_open(self) -> str:
         """Returns the command or the address that opens the page of MLflow."""
@@ -177,35 +186,61 @@ class MlflowTracker:
             raise RuntimeError("a tracker was called before `start`")
         return self._opened
 
+    @property
+    def _models(self) -> LoggedModels:
+        if self._opened_models is None:
+            raise RuntimeError("a tracker was called before `start`")
+        return self._opened_models
+
     def _require_parent(self) -> Run:
         if self._parent is None:
             raise RuntimeError("a tracker was called before `start`")
         return self._parent
 
-    def _child(self, key: str, title: str, kind: str, params: Mapping[str, object]) -> Run:
+    def _child(self, key: str, kind: str, item: Curve | EncoderRow) -> Run:
+        """Returns the run of an encoder or of a learning curve; creates it if need be."""
         parent = self._require_parent()
+        name = name_run(item.params, item.fields)
         if key not in self._children:
-            self._children[key] = self._runs.create(
-                title, {KEY: key, KIND: kind, PARENT: parent.id}
-            )
-        run = self._children[key]
-        self._runs.log_params(run, params)
+            tags = {KEY: key, KIND: kind, PARENT: parent.id}
+            self._children[key] = self._runs.create(name, tags, item.span)
+        run = self._children[key] = self._runs.rename(self._children[key], name)
+        self._runs.log_params(run, name_params(item.params, item.fields))
         return run
 
-    def _new_scores(
-        self, parent: Run, score_by_alpha: Sequence[tuple[float, float]]
-    ) -> list[Point]:
-        name = "score_by_alpha"
-        stored = self._runs.read_history(parent, name)
-        scores: dict[int, list[float]] = defaultdict(list)
-        for alpha, score in score_by_alpha:
-            scores[round(100 * alpha)].append(score)
-        means = {percent: math.fsum(values) / len(values) for percent, values in scores.items()}
-        return [
-            (name, mean, percent)
-            for percent, mean in sorted(means.items())
-            if stored.get(percent) != mean
-        ]
+    def _log_scores(self, parent: Run, end: SweepEnd) -> None:
+        for title, points in end.score_by_alpha.items():
+            name = clean_name(f"score_by_alpha/{title}")
+            stored = self._runs.read_history(parent, name)
+            by_step = {round(ALPHA_STEPS * alpha): score for alpha, score in points}
+            new = [
+                (name, score, step) for step, score in by_step.items() if stored.get(step) != score
+            ]
+            self._runs.log_points(parent, new)
+
+    def _log_marks(self, parent: Run, end: SweepEnd) -> None:
+        """Tags runs with leaks, and the run of the sweep with its winner and that one's numbers."""
+        self._runs.set_tags(parent, {f"{MADE}.{name}": text for name, text in end.tags.items()})
+        sentences = dict.fromkeys(text for texts in end.leaks.values() for text in texts)
+        if sentences:
+            self._runs.set_tags(parent, {LEAKS: "; ".join(sentences)})
+        for key, texts in end.leaks.items():
+            if key in self._children:
+                self._runs.set_tags(self._children[key], {LEAKS: "; ".join(texts)})
+        for key, run in self._children.items():
+            starred = end.winner is not None and key == end.winner.key
+            if starred or run.tags.get(WINNER):
+                self._runs.set_tags(run, {WINNER: "true" if starred else ""})
+        if end.winner is not None:
+            self._models.set_winner(end.winner.key)
+            name = name_run(end.winner.params, end.winner.fields)
+            tags = {WINNER: name, f"{WINNER}.key": end.winner.key}
+            short = name_params(end.winner.params, {})
+            tags |= {f"{WINNER}.{param}": value for param, value in short.items()}
+            self._runs.set_tags(parent, tags)
+            values = name_metrics(end.winner).items()
+            best = {f"best/{key}": value for key, value in values if is_result(key)}
+            self._runs.log_latest(parent, best, end.winner.span)
 
     def _close_open_children(self) -> None:
         for key, run in self._children.items():

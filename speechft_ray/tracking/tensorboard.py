@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 import re
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from speechft_ray.sweep.protocols import Curve, EncoderRow, SweepInfo, TrackerDown
+from speechft_ray.sweep.protocols import Curve, EncoderRow, Model, SweepEnd, SweepInfo, TrackerDown
 from speechft_ray.tracking._event_files import EventFiles
-from speechft_ray.tracking._names import name_metrics, split_points
+from speechft_ray.tracking._names import name_metrics, name_params, split_points
 from speechft_ray.tracking.base import TRACKERS, TrackerKind
 
 
@@ -37,7 +37,7 @@ class TensorboardTracker:
     def log_curve(self, curve: Curve) -> None:
         """Appends the points that are missing, and the state."""
         with self._as_tracker_down():
-            run = self._open(curve.key, curve.title, curve.params)
+            run = self._open(curve.key, curve.title, name_params(curve.params, curve.fields))
             run.add_points(split_points(curve.points))
             run.add_text("state", curve.state)
             run.add_text("error", curve.error or "")
@@ -45,30 +45,28 @@ class TensorboardTracker:
     def log_encoder(self, row: EncoderRow) -> None:
         """Appends the results that changed, and the points of its probes that are missing."""
         with self._as_tracker_down():
-            run = self._open(row.key, row.title, row.params)
+            run = self._open(row.key, row.title, name_params(row.params, row.fields))
             run.add_points(split_points(row.curve))
             metrics = {
                 name: value for name, value in name_metrics(row).items() if math.isfinite(value)
             }
             run.add_latest(metrics.items())
             if row.complete:
-                run.add_hparams(dict(row.params), metrics)
+                run.add_hparams(dict(name_params(row.params, {})), metrics)
                 run.add_text("state", "finished")
                 run.add_text("error", "")
 
-    def register_model(self, row: EncoderRow, folder: Path) -> None:
+    def register_model(self, row: EncoderRow, model: Model) -> None:
         """Appends which encoder was selected, and the folder of its files."""
         with self._as_tracker_down():
-            self._open_sweep().add_text("champion", f"{row.key} {row.title} {folder}")
+            self._open_sweep().add_text("champion", f"{row.key} {row.title} {model.folder}")
 
-    def finish(
-        self, report: Path | None, score_by_alpha: Sequence[tuple[float, float]], status: str
-    ) -> None:
+    def finish(self, end: SweepEnd) -> None:
         """Appends the status of the sweep, and the folder of its report."""
         with self._as_tracker_down():
-            self._open_sweep().add_text("state", status)
-            if report is not None:
-                self._open_sweep().add_text("report", str(report))
+            self._open_sweep().add_text("state", end.status)
+            if end.report is not None:
+                self._open_sweep().add_text("report", str(end.report))
 
     def how_to_open(self) -> str:
         """Returns the command that opens TensorBoard."""

@@ -18,8 +18,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from speechft_ray.sweep.protocols import Curve, EncoderRow, SweepInfo, TrackerDown
-from speechft_ray.tracking._names import name_metrics
+from speechft_ray.sweep.protocols import Curve, EncoderRow, Model, SweepEnd, SweepInfo, TrackerDown
+from speechft_ray.tracking._names import name_metrics, name_params
 from speechft_ray.tracking.base import TRACKERS, TrackerKind
 
 SETTINGS: dict[str, Any] = {
@@ -58,39 +58,39 @@ class WandbTracker:
     def log_curve(self, curve: Curve) -> None:
         """Logs the points that are missing, and the state of the run."""
         with self._as_tracker_down():
-            self._log_points(curve.key, curve.title, curve.params, curve.points)
+            params = name_params(curve.params, curve.fields)
+            self._log_points(curve.key, curve.title, params, curve.points)
             state = {"state": curve.state, "error": curve.error or ""}
             if curve.state == "running" or self._has(curve.key, state):
                 return
-            self._summarise(curve.key, curve.title, curve.params, state)
+            self._summarise(curve.key, curve.title, params, state)
             self._finish(curve.key, failed=curve.state == "failed")
 
     def log_encoder(self, row: EncoderRow) -> None:
         """Logs the results that changed, and the points of its probes that are missing."""
         with self._as_tracker_down():
-            self._log_points(row.key, row.title, row.params, row.curve)
+            params = name_params(row.params, row.fields)
+            self._log_points(row.key, row.title, params, row.curve)
             metrics: dict[str, Any] = {
                 name: value for name, value in name_metrics(row).items() if math.isfinite(value)
             }
             if row.complete:
                 metrics |= {"state": "finished", "error": ""}
-            self._summarise(row.key, row.title, row.params, metrics)
+            self._summarise(row.key, row.title, params, metrics)
             if row.complete:
                 self._finish(row.key)
 
-    def register_model(self, row: EncoderRow, folder: Path) -> None:
+    def register_model(self, row: EncoderRow, model: Model) -> None:
         """Names the selected encoder and the folder of its files."""
         with self._as_tracker_down():
-            champion = {"champion": row.key, "champion_folder": str(folder)}
+            champion = {"champion": row.key, "champion_folder": str(model.folder)}
             self._summarise_sweep(champion)
             self._finish_runs()
 
-    def finish(
-        self, report: Path | None, score_by_alpha: Sequence[tuple[float, float]], status: str
-    ) -> None:
+    def finish(self, end: SweepEnd) -> None:
         """Logs the status of the sweep and the folder of its report, and ends every run."""
         with self._as_tracker_down():
-            self._summarise_sweep({"state": status, "report": str(report or "")})
+            self._summarise_sweep({"state": end.status, "report": str(end.report or "")})
             self._finish_runs()
 
     def how_to_open(self) -> str:

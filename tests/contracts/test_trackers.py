@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -12,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from speechft_ray.sweep.protocols import Tracker
+from speechft_ray.sweep.protocols import Model, SweepEnd, Tracker
 from speechft_ray.tracking.background import BackgroundTracker
 from speechft_ray.tracking.base import TRACKERS
 from tests.tracking.records import CURVE, METRICS, POINTS, PROBE_POINTS, PROBES, ROW, SWEEP
@@ -81,8 +82,13 @@ def log_everything(
     tracker.log_curve(CURVE)
     tracker.log_encoder(ROW)
     if weights is not None:
-        tracker.register_model(ROW, weights)
-    tracker.finish(report, [(0.25, 812.5), (0.25, 800.0), (1.0, 500.0)], "finished")
+        tracker.register_model(ROW, make_model(weights))
+    tracker.finish(SweepEnd("finished", report, {"linear": [(0.25, 806.25), (1.0, 500.0)]}))
+
+
+def make_model(weights: Path) -> Model:
+    """What a sweep registers; the layout of transformers is a copy here."""
+    return Model(weights, "a card", lambda folder: shutil.copytree(weights, folder))
 
 
 def check_view(view: View) -> Mapping[str, Any]:
@@ -129,8 +135,8 @@ def test_the_selected_encoder_is_registered_once_and_can_change(
     check_view(view_of(root))
     other = open_tracker(root)
     other.start(SWEEP)
-    other.register_model(replace(ROW, key="better-key"), weights)
-    other.finish(None, [], "finished")
+    other.register_model(replace(ROW, key="better-key"), make_model(weights))
+    other.finish(SweepEnd("finished"))
     assert read_registered_model(root) == ("better-key", 2)
 
 
@@ -139,7 +145,7 @@ def test_rows_and_curves_become_complete_later(open_tracker: Open, root: Path) -
     tracker.start(SWEEP)
     tracker.log_curve(CURVE._replace(points=POINTS[:1], state="running"))
     tracker.log_encoder(replace(ROW, test={"pr.per": 9.0}, complete=False))
-    tracker.finish(None, [(0.25, 1.0)], "stopped")
+    tracker.finish(SweepEnd("stopped"))
     assert (
         view_of(root).ended == "stopped" and view_of(root).encoders["merged-key"]["pr.per"] == 9.0
     )
@@ -170,7 +176,7 @@ def test_a_run_that_failed_says_why_until_it_ends_well(open_tracker: Open, root:
     tracker.log_curve(CURVE._replace(points=POINTS[:1], state="running"))
     tracker.log_curve(CURVE._replace(points=[], state="failed", error="no memory"))
     tracker.log_curve(PROBES._replace(points=[], state="failed", error="no label"))
-    tracker.finish(None, [], "failed")
+    tracker.finish(SweepEnd("failed"))
     assert view_of(root).failures == {"tuned-key": "no memory", "merged-key": "no label"}
     log_everything(open_tracker(root))
     view = view_of(root)
@@ -199,7 +205,7 @@ def test_sweeps_do_not_mix(open_tracker: Open, root: Path) -> None:
     other = open_tracker(root)
     other.start(SWEEP._replace(key="other-key"))
     other.log_encoder(replace(ROW, test={"pr.per": 1.0}))
-    other.finish(None, [], "failed")
+    other.finish(SweepEnd("failed"))
     assert view_of(root, "other-key").encoders["merged-key"]["pr.per"] == 1.0
     assert view_of(root, "other-key").ended == "failed"
     check_view(view_of(root))
@@ -209,4 +215,4 @@ def test_results_before_start_are_a_bug(open_tracker: Open, root: Path) -> None:
     tracker = open_tracker(root)
     with pytest.raises(RuntimeError, match="before `start`"):
         tracker.log_encoder(ROW)
-        tracker.finish(None, [], "finished")
+        tracker.finish(SweepEnd("finished"))

@@ -19,7 +19,7 @@ import numpy as np
 import psutil  # type: ignore[import-untyped]
 import pytest
 
-from speechft_ray.sweep.protocols import EncoderRow, SweepInfo
+from speechft_ray.sweep.protocols import EncoderRow, SweepEnd, SweepInfo
 from speechft_ray.tracking.mlflow import MlflowTracker
 from tests.e2e.browser import BROWSER, FLAGS, needs_browser
 from tests.e2e.small_world import environment
@@ -61,7 +61,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
                 complete=True,
             )
         )
-    tracker.finish(None, [(0.0, 610.0), (0.25, 655.0), (1.0, 590.0)], "finished")
+    tracker.finish(
+        SweepEnd("finished", None, {"linear phones": [(0.0, 610.0), (0.25, 655.0), (1.0, 590.0)]})
+    )
     command = [sys.executable, "-m", "speechft_ray", "ui", str(root)]
     with (root / "ui.log").open("w") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, env=environment())
@@ -145,8 +147,8 @@ def test_runs_are_compared_by_alpha(server: Server, tmp_path: Path) -> None:
         "Comparing 3 Runs",
     )
     assert "Comparing 3 Runs" in text
-    for title in ("linear alpha=0 ", "linear alpha=0.25", "linear alpha=1"):
-        assert title.strip() in text
+    for name in ("a=0 linear", "a=0.25 linear", "a=1 linear"):
+        assert name in text
     assert "655" in text
 
 

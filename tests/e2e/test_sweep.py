@@ -59,9 +59,9 @@ def test_mlflow_has_a_parent_with_children(reference_home: Path) -> None:
     assert len(content) == 1 + 5 + 2
     assert {status for status, _, _ in content.values()} == {"FINISHED"}
     scores = [
-        history["score"]
+        history["test/score"]
         for _, params, history in content.values()
-        if "score" in history and "alpha" in params
+        if "test/score" in history and "alpha" in params
     ]
     assert len(scores) == 5
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import pytest
 from speechft_ray.core.records import Job, Outcome
 from speechft_ray.core.store import Store
 from speechft_ray.sweep.plan import Plan, make_plan
-from speechft_ray.sweep.protocols import Curve, EncoderRow, SweepInfo
+from speechft_ray.sweep.protocols import Curve, EncoderRow, Model, SweepEnd, SweepInfo
 from speechft_ray.sweep.publishing import RETRY_SECONDS, Publisher
 from speechft_ray.sweep.rows import read_rows
 from speechft_ray.tracking.jsonl import JsonlTracker, read_log
@@ -38,12 +38,10 @@ class Failing:
     def log_encoder(self, row: EncoderRow) -> None:
         self._attempt("log_encoder")
 
-    def register_model(self, row: EncoderRow, folder: Path) -> None:
+    def register_model(self, row: EncoderRow, model: Model) -> None:
         self._attempt("register_model")
 
-    def finish(
-        self, report: Path | None, score_by_alpha: Sequence[tuple[float, float]], status: str
-    ) -> None:
+    def finish(self, end: SweepEnd) -> None:
         self._attempt("finish")
 
     def how_to_open(self) -> str:
@@ -126,17 +124,9 @@ def test_the_weights_of_a_winner_come_after_the_end_of_the_sweep(tmp_path: Path)
     """A store of artifacts that is down must not leave the entry of the sweep open."""
     failing = Failing("register_model", OSError("no bucket"))
     plan, store, publisher, notes = run(tmp_path, failing)
-    publisher.set_plan(
-        Plan(
-            spec=plan.spec,
-            fingerprint=plan.fingerprint,
-            jobs=plan.jobs,
-            rows=plan.rows,
-            baseline=plan.baseline,
-            winner=plan.rows[1].key,
-        )
+    publisher.finish(
+        read_rows(plan, store), None, "finished", best=plan.rows[1].key, make_model=make_model
     )
-    publisher.finish(read_rows(plan, store), None, "finished")
     assert failing.calls[-1] == "finish" and "no bucket" in notes[0]
 
 
@@ -156,6 +146,10 @@ def test_the_curves_of_a_search_are_logged_as_those_of_a_list(tmp_path: Path) ->
     again = Publisher(plan.controls, store, [logged], print, tunings)
     again.start()
     assert logged.keys == [first.fingerprint, second.fingerprint]
+
+
+def make_model(row: EncoderRow) -> Model:
+    return Model(Path(row.key), "a card", lambda folder: None)
 
 
 class Curves(Failing):

@@ -5,12 +5,11 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable
 
 import pytest
 
-from speechft_ray.sweep.protocols import Curve, EncoderRow, SweepInfo, TrackerDown
+from speechft_ray.sweep.protocols import Curve, EncoderRow, Model, SweepEnd, SweepInfo, TrackerDown
 from speechft_ray.tracking import background
 from speechft_ray.tracking.background import BackgroundTracker
 
@@ -34,13 +33,11 @@ class Slow:
     def log_encoder(self, row: EncoderRow) -> None:
         self._call(row.key)
 
-    def register_model(self, row: EncoderRow, folder: Path) -> None:
+    def register_model(self, row: EncoderRow, model: Model) -> None:
         self._call(row.key)
 
-    def finish(
-        self, report: Path | None, score_by_alpha: Sequence[tuple[float, float]], status: str
-    ) -> None:
-        self._call(status)
+    def finish(self, end: SweepEnd) -> None:
+        self._call(end.status)
 
     def how_to_open(self) -> str:
         return "Here."
@@ -65,7 +62,7 @@ def test_calls_return_at_once_and_keep_their_order() -> None:
         tracker.log_encoder(row(str(number)))
     assert slow.calls == [], "every call has returned, and none was passed on"
     slow.gate.set()
-    tracker.finish(None, [], "finished")
+    tracker.finish(SweepEnd("finished"))
     assert slow.calls == ["start", "curve", *map(str, range(50)), "finished"]
     assert tracker.how_to_open() == "Here."
 
@@ -83,7 +80,7 @@ def test_a_tracker_that_is_down_is_said_once_and_can_come_back() -> None:
     slow.error = None
     tracker.start(SWEEP)  # the caller repeats all calls
     tracker.log_encoder(row("repeated"))
-    tracker.finish(None, [], "finished")
+    tracker.finish(SweepEnd("finished"))
     assert slow.calls == ["start", "repeated", "finished"]
 
 
@@ -94,7 +91,7 @@ def test_what_fails_at_the_end_is_said_at_the_end() -> None:
     tracker.start(SWEEP)
     slow.error = TrackerDown("disk full")
     with pytest.raises(TrackerDown, match="disk full"):
-        tracker.finish(None, [], "finished")
+        tracker.finish(SweepEnd("finished"))
 
 
 def test_the_end_waits_while_calls_go_on() -> None:
@@ -110,7 +107,7 @@ def test_the_end_waits_while_calls_go_on() -> None:
     tracker.start(SWEEP)
     for number in range(14):
         tracker.log_encoder(row(str(number)))
-    tracker.finish(None, [], "finished")
+    tracker.finish(SweepEnd("finished"))
     assert steady.calls == ["start", *map(str, range(14)), "finished"]
 
 
@@ -119,7 +116,7 @@ def test_the_end_waits_only_so_long() -> None:
     tracker = BackgroundTracker(slow, finish_seconds=0.1)
     tracker.start(SWEEP)
     with pytest.raises(TrackerDown, match=r"Here\. It is still being written"):
-        tracker.finish(None, [], "finished")
+        tracker.finish(SweepEnd("finished"))
     slow.gate.set()
 
 
@@ -136,7 +133,7 @@ def test_a_stopped_sweep_waits_only_so_long_in_all(monkeypatch: pytest.MonkeyPat
         for number in range(100):
             tracker.log_encoder(row(str(number)))
         with pytest.raises(TrackerDown, match=r"still being written after 0\.1 s"):
-            tracker.finish(None, [], "stopped")
+            tracker.finish(SweepEnd("stopped"))
 
 
 class SteppedQueue:
@@ -170,7 +167,7 @@ def test_calls_that_were_queued_before_an_error_was_raised_are_void() -> None:
     slow.error = None
     tracker.start(SWEEP)
     calls.released.release(10)
-    tracker.finish(None, [], "finished")
+    tracker.finish(SweepEnd("finished"))
     assert slow.calls == ["start", "finished"]
 
 

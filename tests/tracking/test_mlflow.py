@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from speechft_ray.core.errors import UserError
-from speechft_ray.sweep.protocols import Curve, EncoderRow, SweepInfo, TrackerDown
+from speechft_ray.sweep.protocols import Curve, EncoderRow, Model, SweepEnd, SweepInfo, TrackerDown
 from speechft_ray.tracking import _mlflow_client
 from speechft_ray.tracking.mlflow import MlflowTracker
 from tests.tracking.storages import mlflow_storage, mlflow_template
@@ -20,6 +20,7 @@ from tests.tracking.views import query
 
 __all__ = ["mlflow_storage", "mlflow_template"]  # fixtures
 SWEEP = SweepInfo("sweep-key", "alpha", {"encoder": "tiny_hubert"})
+SERIES = {"linear narrow lambda 0": [(0.25, 806.0)], "linear narrow lambda 0.01": [(1.0, 500.0)]}
 
 
 @pytest.fixture(autouse=True)
@@ -50,7 +51,7 @@ def test_the_layout(mlflow_storage: Path, tmp_path: Path) -> None:
     tracker = open_tracker(mlflow_storage)
     tracker.log_encoder(row(test={"score": 812.5, "pr.per": 7.25}, dev={"pr.per": 7.0}))
     tracker.log_curve(Curve("tuned", "narrow", {"seed": 0}, [(10, {"loss": 2.0})]))
-    tracker.finish(report, [(1.0, 500.0), (0.25, 800.0), (0.25, 812.0)], "finished")
+    tracker.finish(SweepEnd("finished", report, SERIES))
 
     database = mlflow_storage / "mlflow.db"
     ((place,),) = query(database, "select artifact_location from experiments where name = 'alpha'")
@@ -60,27 +61,26 @@ def test_the_layout(mlflow_storage: Path, tmp_path: Path) -> None:
         "where e.name = 'alpha'"
     )
     assert sorted(query(database, names)) == [
-        (name, "FINISHED") for name in ("alpha", "linear alpha=0.25", "narrow")
+        (name, "FINISHED") for name in ("a=0.25 linear", "alpha", "tune s0")
     ]
     metrics = (
         "select key, value, step, timestamp from metrics join runs using (run_uuid) "
         "where name = ? order by key, step"
     )
-    assert query(database, metrics, "linear alpha=0.25") == [
-        ("alpha", 0.25, 0, 0),
-        ("dev.pr.per", 7.0, 0, 0),
-        ("score", 812.5, 0, 0),
-        ("test.pr.per", 7.25, 0, 0),
+    assert query(database, metrics, "a=0.25 linear") == [
+        ("dev/pr.per", 7.0, 0, 0),
+        ("test/pr.per", 7.25, 0, 0),
+        ("test/score", 812.5, 0, 0),
     ]
-    assert query(database, metrics, "narrow") == [("loss", 2.0, 10, 10_000)]
+    assert query(database, metrics, "tune s0") == [("loss", 2.0, 10, 10_000)]
     assert query(database, metrics, "alpha") == [
-        ("score_by_alpha", 806.0, 25, 25_000),
-        ("score_by_alpha", 500.0, 100, 100_000),
+        ("score_by_alpha/linear narrow lambda 0", 806.0, 250, 250_000),
+        ("score_by_alpha/linear narrow lambda 0.01", 500.0, 1000, 1_000_000),
     ]
     params = (
         "select key, p.value from params p join runs using (run_uuid) where name = ? order by key"
     )
-    assert query(database, params, "linear alpha=0.25") == [("alpha", "0.25"), ("method", "linear")]
+    assert query(database, params, "a=0.25 linear") == [("alpha", "0.25"), ("method", "linear")]
     assert query(database, params, "alpha") == [("encoder", "tiny_hubert")]
     (copied,) = (mlflow_storage / "mlartifacts").rglob("table.csv")
     assert copied.read_text() == "alpha,score\n"
@@ -98,10 +98,9 @@ def test_every_part_of_a_row_has_its_keys_and_an_extra_metric_its_own_name(
     tracker.log_encoder(row(**parts, extra={"real_time_factor": 0.25}))
     stored = query(mlflow_storage / "mlflow.db", "select key, value from latest_metrics")
     assert dict(stored) == {
-        "alpha": 0.25,
-        "test.pr.per": 7.0,
-        "dev.pr.per": 6.0,
-        "test.spread.pr.per": 0.5,
+        "test/pr.per": 7.0,
+        "dev/pr.per": 6.0,
+        "spread/pr.per": 0.5,
         "real_time_factor": 0.25,
     }
 
@@ -114,8 +113,8 @@ def test_a_changed_value_becomes_the_latest(mlflow_storage: Path) -> None:
     tracker.log_encoder(row(test={"score": 100.0}))
     open_tracker(mlflow_storage).log_encoder(row(test={"score": 50.0}))
     database = mlflow_storage / "mlflow.db"
-    assert query(database, "select value from latest_metrics where key = 'score'") == [(50.0,)]
-    assert query(database, "select value from metrics where key = 'score' order by step") == [
+    assert query(database, "select value from latest_metrics where key = 'test/score'") == [(50.0,)]
+    assert query(database, "select value from metrics where key = 'test/score' order by step") == [
         (900.0,),
         (100.0,),
         (50.0,),
@@ -126,7 +125,7 @@ def test_values_that_are_no_numbers_and_odd_names_are_taken(mlflow_storage: Path
     tracker = open_tracker(mlflow_storage)
     tracker.log_encoder(row(test={"a=b%": 1.0, "nothing": math.nan, "endless": math.inf}))
     names = query(mlflow_storage / "mlflow.db", "select key from latest_metrics order by key")
-    assert names == [("alpha",), ("test.a_b_",)]
+    assert names == [("test/a_b_",)]
 
 
 def test_long_curves_are_sent_in_parts(mlflow_storage: Path) -> None:
@@ -156,17 +155,17 @@ def test_a_run_that_was_made_twice_by_a_lost_answer_is_there_once(mlflow_storage
 
     open_tracker(mlflow_storage).log_encoder(row(test={"score": 1.0}))
     database = mlflow_storage / "mlflow.db"
-    ((first,),) = query(database, "select run_uuid from runs where name = 'linear alpha=0.25'")
+    ((first,),) = query(database, "select run_uuid from runs where name = 'a=0.25 linear'")
     client = MlflowClient(f"sqlite:///{database}")
     original = client.get_run(first)
     client.create_run(
-        original.info.experiment_id, tags=original.data.tags, run_name="linear alpha=0.25"
+        original.info.experiment_id, tags=original.data.tags, run_name="a=0.25 linear"
     )
     parent = {"mlflow.parentRunId": original.data.tags["mlflow.parentRunId"]}
     foreign = client.create_run(original.info.experiment_id, tags=parent, run_name="somebody's own")
     open_tracker(mlflow_storage).log_encoder(row(test={"score": 2.0}))
     active = "select run_uuid from runs where lifecycle_stage = 'active' and name = ?"
-    assert query(database, active, "linear alpha=0.25") == [(first,)]
+    assert query(database, active, "a=0.25 linear") == [(first,)]
     assert query(database, active, "somebody's own") == [(foreign.info.run_id,)]
 
 
@@ -231,13 +230,13 @@ def test_artifacts_that_cannot_be_written_leave_no_run_open(
     tracker = open_tracker(mlflow_storage)
     tracker.log_encoder(row(test={"score": 812.5}))
     with pytest.raises(TrackerDown, match="does not take results"):
-        tracker.finish(report, [(0.25, 812.5)], "finished")
+        tracker.finish(SweepEnd("finished", report, SERIES))
     with pytest.raises(TrackerDown):
-        tracker.register_model(row(test={"score": 812.5}), report)
-    statuses = "select r.name, r.status from runs r where r.name in ('alpha', 'linear alpha=0.25')"
+        tracker.register_model(row(test={"score": 812.5}), Model(report, "", lambda folder: None))
+    statuses = "select r.name, r.status from runs r where r.name in ('alpha', 'a=0.25 linear')"
     assert sorted(query(mlflow_storage / "mlflow.db", statuses)) == [
+        ("a=0.25 linear", "FINISHED"),
         ("alpha", "FINISHED"),
-        ("linear alpha=0.25", "FINISHED"),
     ]
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from speechft_ray.sweep.protocols import SweepEnd
 from speechft_ray.tracking.wandb import WandbTracker
 from tests.tracking.records import CURVE, METRICS, POINTS, PROBES, ROW, SWEEP
 
@@ -66,7 +67,7 @@ def test_everything_is_there_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         tracker.log_curve(PROBES)
         tracker.log_curve(CURVE)
         tracker.log_encoder(ROW)
-        tracker.finish(None, [], "finished")
+        tracker.finish(SweepEnd("finished"))
     view = read_view(tmp_path)
     assert set(view) == {f"sweep-key-{key}" for key in ("sweep-key", "tuned-key", "merged-key")}
     points, summary = view["sweep-key-tuned-key"]

@@ -46,7 +46,7 @@ def read_registered_model(root: Path, sweep: str = "sweep-key") -> tuple[str, in
             "select version, value from model_version_tags where name = ? and key = 'speechft.key'"
         )
         keys = dict(query(root / "mlflow.db", tags, name))
-        assert list(root.rglob("artifacts/encoder/encoder.safetensors"))
+        assert list(root.rglob("artifacts/artifacts/encoder/encoder.safetensors"))
         return keys[int(version)], len(keys)
     if (root / "tensorboard").exists():
         return read_tensorboard_champion(root / "tensorboard", sweep)
@@ -78,7 +78,7 @@ def view_of_tensorboard(folder: Path, sweep: str) -> View:
             or (name.startswith("dev/") and 0 not in values)
         }
         results = {
-            name.removeprefix("test/").removeprefix("test."): values[max(values)]
+            name.removeprefix("test/").replace("dev/", "dev."): values[max(values)]
             for name, values in run.scalars.items()
             if name not in points
         }
@@ -176,5 +176,7 @@ def _points(database: Path, run: str) -> dict[str, dict[int, float]]:
 def _latest(database: Path, run: str) -> dict[str, float]:
     values = query(database, "select key, value from latest_metrics where run_uuid = ?", run)
     return {
-        name.removeprefix("test."): value for name, value in values if not name.startswith("probe/")
+        name.removeprefix("test/").replace("dev/", "dev.").replace("spread/", "spread."): value
+        for name, value in values
+        if not name.startswith("probe/")
     }

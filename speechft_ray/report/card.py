@@ -1,0 +1,97 @@
+"""The model card of a merged encoder: what it is, how it was made, its results, and what to mind.
+
+The front matter is that of the Hugging Face hub (huggingface.co/docs/hub/model-cards).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from speechft_ray.report.table import one_line
+
+UNKNOWN_LICENCE = (
+    "The licence of the encoder that it was made from is not known to the tool that wrote this "
+    "card: look it up before you share the weights."
+)
+INTRODUCTION = (
+    "A speech encoder: `{encoder}`, fine-tuned stably and merged with its pre-trained weights "
+    "(Speech-FT, arXiv 2502.12672), by speechft_ray. Input: audio at 16 kHz; output: hidden states "
+    "of every layer."
+)
+FROM_THE_HUB = "hf:"
+
+
+class Card(NamedTuple):
+    """What a card says."""
+
+    title: str
+    encoder: str
+    """Name of the encoder that the sweep starts from."""
+    licence: str | None
+    """That encoder's, as the hub spells it; ``None``: not known."""
+    fields: Mapping[str, str]
+    """Resolved spec of the merge and its fine-tuning runs (``sweep.fields``)."""
+    facts: Mapping[str, str]
+    """What it was made with (``sweep.invocations.list_facts``)."""
+    table: str = ""
+    """Results of the sweep as a table in Markdown; empty where none are at hand."""
+    leaks: Sequence[str] = ()
+    """Overlaps of its tuning data with test sets, as sentences."""
+
+
+def render_card(card: Card) -> str:
+    """Returns the card as Markdown with its front matter."""
+    front: dict[str, object] = {
+        "library_name": "transformers",
+        "pipeline_tag": "feature-extraction",
+        "tags": ["speech", "speech-ft", "model-merging"],
+    }
+    if card.licence is not None:
+        front["license"] = card.licence
+    if card.encoder.startswith(FROM_THE_HUB):
+        front["base_model"] = card.encoder.removeprefix(FROM_THE_HUB)
+    licence = (
+        f"The encoder that it was made from, `{card.encoder}`, has the licence `{card.licence}`."
+        if card.licence is not None
+        else UNKNOWN_LICENCE
+    )
+    leaks = [f"- {one_line(text)}." for text in card.leaks] or [
+        "No overlap of its tuning data with a test set was detected."
+    ]
+    parts = [
+        "---",
+        *(f"{name}: {json.dumps(value)}" for name, value in front.items()),
+        "---",
+        f"# {one_line(card.title)}",
+        "",
+        INTRODUCTION.format(encoder=one_line(card.encoder)),
+        "",
+        "```python",
+        "from transformers import AutoModel",
+        "",
+        'encoder = AutoModel.from_pretrained("PATH OR NAME OF THIS FOLDER")',
+        "states = encoder(waveforms, output_hidden_states=True).hidden_states",
+        "```",
+        "",
+        *(["## Results", "", card.table.strip(), ""] if card.table else []),
+        "## Train and test data in common",
+        "",
+        *leaks,
+        "",
+        "## How it was made",
+        "",
+        *_list(card.fields),
+        *(["", "Made with:", "", *_list(card.facts)] if card.facts else []),
+        "",
+        "## Licence",
+        "",
+        licence,
+        "",
+    ]
+    return "\n".join(parts)
+
+
+def _list(values: Mapping[str, str]) -> list[str]:
+    return [f"- {name}: `{one_line(value).replace('`', ' ')}`" for name, value in values.items()]
