@@ -115,7 +115,8 @@ def _read_card(store: Store, merged: MergedEncoder, parents: Sequence[str]) -> s
         return find_card(store, merged.sweep.sweep).read_text(encoding="utf-8")
     *_, recipe = read_lineage(store, merged.fingerprint)
     start = find_pretrained(store, str(recipe["base"]))
-    encoder = str(store.manifest("encoder", start).get("from", start))
+    stored = store.is_complete("encoder", start)
+    encoder = str(store.manifest("encoder", start).get("from", start)) if stored else start
     return make_lineage_card(merged.fingerprint, recipe, encoder, parents)
 
 

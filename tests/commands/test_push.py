@@ -46,9 +46,9 @@ class Handler(BaseHTTPRequestHandler):
         if self.server.refuses:
             self._answer({"error": "you may not write here"}, 403)
         elif self.path == "/api/repos/create":
-            wanted = json.loads(body)
-            name = f"{wanted.get('organization', 'owner')}/{wanted['name']}"
-            self.server.repositories[name] = wanted
+            asked = json.loads(body)
+            name = f"{asked.get('organization', 'owner')}/{asked['name']}"
+            self.server.repositories[name] = asked
             self._answer({"url": f"{self.server.address}/{name}"})
         elif self.path == "/api/validate-yaml":
             self._answer({"errors": [], "warnings": []})
