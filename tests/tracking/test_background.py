@@ -190,7 +190,7 @@ def test_points_that_wait_are_one_batch_for_each_run() -> None:
     slow.gate.set()
     tracker._wait()
     tracker.log_curve(live("b", 4, 5))
-    tracker.finish(None, [], "finished")
+    tracker.finish(SweepEnd("finished"))
     assert slow.calls == [
         "start",
         "a running [1, 2, 3]",
@@ -214,7 +214,7 @@ def test_points_that_an_error_dropped_do_not_block_later_ones() -> None:
     slow.error = None
     tracker.start(SWEEP)
     tracker.log_curve(live("a", 2))
-    tracker.finish(None, [], "finished")
+    tracker.finish(SweepEnd("finished"))
     assert slow.calls == ["start", "a", "finished"]
 
 
