@@ -30,6 +30,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from benchmarks.merging_files import make_files, make_shapes
+from benchmarks.merging_floor import measure_floors
 from speechft_ray.merging.resident import ResidentMerger
 
 ROOT = Path(__file__).parents[1]
@@ -74,6 +75,8 @@ def measure_in_turns(
         for name, command in commands.items():
             if turn < repeats[name]:
                 runs[name].append(measure_command(command))
+                cpu, load = runs[name][-1].cpu, os.getloadavg()[0]
+                print(f"{name}: {cpu:.1f} CPU s at a load of {load:.0f}", file=sys.stderr)
     return {
         name: Measured(
             cpu=statistics.median(run.cpu for run in own),
@@ -235,6 +238,20 @@ def print_commands(measured: Mapping[str, Measured]) -> None:
     print_table("mergekit's CPU seconds over ours", [head, *ratios])
 
 
+def print_floors(
+    measured: Mapping[str, Measured], paths: list[Path], folder: Path, repeats: int
+) -> None:
+    """Prints what no merge can do without beside what the commands take."""
+    floors = measure_floors(paths, folder, measured[f"{OURS}{START}"].cpu, repeats)
+    rows = []
+    for name, floor in floors.items():
+        total = measured[f"{OURS}{name}"].cpu
+        parts = (f"{seconds:.1f}" for seconds in (*floor, floor.total, total))
+        rows.append((name, *parts, f"{total / floor.total:.2f}"))
+    head = ("merge", "start-up", "reading", "arithmetic", "writing", "sum", "command", "ratio")
+    print_table("CPU seconds of the parts, each alone, and of the command", [head, *rows])
+
+
 IN_PROCESS = """
 import sys, time, yaml, torch
 torch.set_num_threads(1)
@@ -318,7 +335,9 @@ def main() -> None:
         with multiprocessing.get_context("spawn").Pool(1) as pool:
             paths = pool.apply(make_files, (folder,))
         print(f"load before: {os.getloadavg()[0]:.0f}", flush=True)
-        print_commands(measure_commands(paths, folder, options.repeats, options.peer_repeats))
+        commands = measure_commands(paths, folder, options.repeats, options.peer_repeats)
+        print_commands(commands)
+        print_floors(commands, paths, folder, options.repeats)
         print(f"\nload after: {os.getloadavg()[0]:.0f}", flush=True)
         if not options.commands:
             measure_in_process(paths, folder, options.repeats)

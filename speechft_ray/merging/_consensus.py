@@ -62,10 +62,15 @@ def elect(
     values' dtype: on a CPU, torch takes ten times as long for comparisons and byte masks as for
     arithmetic.
     """
-    total = torch.zeros_like(values[0])
-    for index, value in enumerate(values):
-        weighted = value if weights is None else value * weights[index]
-        total.add_(weighted.sign() if how == "count" else weighted)
+    if weights is not None:
+        values = [value * weight for value, weight in zip(values, weights, strict=True)]
+    if how == "count":
+        values = [value.sign() for value in values]
+    if len(values) == 1:
+        return values[0].sign()
+    total = values[0] + values[1]
+    for value in values[2:]:
+        total.add_(value)
     return total.sign_()
 
 
@@ -94,12 +99,13 @@ def elect_by_norm(
 
 
 def is_majority_positive(signs: Iterable[torch.Tensor]) -> bool:
-    """Whether the elected signs of the whole model sum to more than 0.
+    """Whether the elected signs of the whole model, in blocks, sum to more than 0.
 
     Positions whose own sum is 0 take the sign of this sum, and - when that is 0 as well (the TIES
     authors' code; mergekit elects +).
     """
-    return sum(int(sign.sum(dtype=torch.float64)) for sign in signs) > 0
+    # Sums of so few whole numbers are exact in float32, in any order.
+    return sum(int(sign.sum()) for sign in signs) > 0
 
 
 def compute_agreeing_mean(

@@ -6,7 +6,7 @@ Masks do not depend on the machine, the device or the order in which tensors are
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from typing import Literal
 
@@ -90,30 +90,56 @@ Gains = Mapping[str, tuple[float, ...]]
 
 
 def compute_gains(reader: ParamReader, density: Density, rescale: Rescale, seed: int) -> Gains:
-    """Returns the factors that restore the L1 norm of each tensor after ``drop``; empty where the
-    rescale is not ``l1``. Reads the model once."""
+    """Returns the factors that restore the L1 norm of each tensor after ``drop``, from the reader's
+    cache where they are there; empty where the rescale is not ``l1``."""
     if rescale != "l1" or _keeps_all(density):
         return {}
     key = ("gains", density, seed)
     if key not in reader.cache:
-        # L1 norms by group: before and after the drop, each by donor.
-        norms = {
-            group.name: torch.zeros(2, reader.donors, dtype=torch.float64)
-            for group in reader.groups
-        }
-        for block in reader.blocks():
-            for donor, (vector, mask) in enumerate(
-                zip(block.vectors, _draw_masks(block, density, seed), strict=True)
-            ):
-                magnitudes = vector.abs()
-                norms[block.name][0, donor] += float(magnitudes.sum())
-                norms[block.name][1, donor] += float(apply_mask(magnitudes, mask).sum())
-        reader.cache[key] = {
-            name: tuple(torch.where(after > 0, before / after, 1.0).tolist())
-            for name, (before, after) in norms.items()
-        }
+        reader.cache[key] = _LazyGains(reader, density, seed)
     gains: Gains = reader.cache[key]
     return gains
+
+
+class _LazyGains(Mapping[str, tuple[float, ...]]):
+    """Computes the factors of a group when they are first asked for, and keeps its masks until
+    ``drop`` takes them: the group is dropped next, and drawing is the slowest step."""
+
+    def __init__(self, reader: ParamReader, density: Density, seed: int) -> None:
+        self._reader, self._density, self._seed = reader, density, seed
+        self._groups = {group.name: group for group in reader.groups}
+        self._gains: dict[str, tuple[float, ...]] = {}
+        self._masks: dict[tuple[str, int], list[torch.Tensor]] = {}
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._groups)
+
+    def __len__(self) -> int:
+        return len(self._groups)
+
+    def __getitem__(self, name: str) -> tuple[float, ...]:
+        if name not in self._gains:
+            self._gains[name] = self._compute(name)
+        return self._gains[name]
+
+    def take_masks(self, part: ParamSlice) -> list[torch.Tensor] | None:
+        """Returns the masks of a block and forgets them; ``None`` where they are not kept."""
+        self[part.name]  # computed first, with the masks
+        masks = self._masks.pop((part.name, part.start), None)
+        fits = masks is not None and masks[0].shape == part.base.shape
+        return masks if fits else None
+
+    def _compute(self, name: str) -> tuple[float, ...]:
+        before, after = torch.zeros(2, self._reader.donors, dtype=torch.float64)
+        self._masks = {}
+        for block in self._reader.blocks_of(self._groups[name]):
+            masks = _draw_masks(block, self._density, self._seed)
+            self._masks[name, block.start] = masks
+            for donor, (vector, mask) in enumerate(zip(block.vectors, masks, strict=True)):
+                magnitudes = vector.abs()
+                before[donor] += float(magnitudes.sum())
+                after[donor] += float(apply_mask(magnitudes, mask).sum())
+        return tuple(torch.where(after > 0, before / after, 1.0).tolist())
 
 
 def drop(
@@ -123,9 +149,10 @@ def drop(
     rescaled."""
     if _keeps_all(density):
         return part.vectors
+    masks = gains.take_masks(part) if isinstance(gains, _LazyGains) else None
+    masks = _draw_masks(part, density, seed) if masks is None else masks
     vectors = tuple(
-        apply_mask(vector, mask)
-        for vector, mask in zip(part.vectors, _draw_masks(part, density, seed), strict=True)
+        apply_mask(vector, mask) for vector, mask in zip(part.vectors, masks, strict=True)
     )
     if rescale == "inverse":
         densities = spread(density, len(vectors))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from typing import Literal, NamedTuple
 
 import torch
@@ -63,15 +64,19 @@ def trim(values: torch.Tensor, cut: Cut, start: int) -> torch.Tensor:
     group."""
     if cut.least == 0.0:
         return values
-    exact = torch.tensor(cut.least, dtype=values.dtype)
     # hardshrink also drops values equal to its limit, so the limit is the next number below.
-    trimmed = torch.nn.functional.hardshrink(
-        values, float(exact.nextafter(torch.zeros_like(exact)))
-    )
+    trimmed = torch.nn.functional.hardshrink(values, _find_next_below(cut.least, values.dtype))
     if cut.until is not None and cut.until < start + values.numel():
         late = trimmed.view(-1)[max(0, cut.until - start) :]
         late.copy_(torch.nn.functional.hardshrink(late, cut.least))
     return trimmed
+
+
+@lru_cache(maxsize=1024)
+def _find_next_below(value: float, dtype: torch.dtype) -> float:
+    """Returns the next number towards 0 in ``dtype``; cached, since each block needs it."""
+    exact = torch.tensor(value, dtype=dtype)
+    return float(exact.nextafter(torch.zeros_like(exact)))
 
 
 def trim_vectors(part: ParamSlice, cuts: Cuts) -> list[torch.Tensor]:

@@ -285,4 +285,6 @@ def test_every_parameter_is_documented_with_its_default(method: str) -> None:
     section = page.split(f"### {method}\n", 1)[1].split("\n### ", 1)[0]
     own = set(METHODS.get(method).params.model_fields) - set(MergeParams.model_fields)
     assert {name for name in own if f"`{name}`" not in section} == set()
+    (row,) = (line for line in page.splitlines() if line.startswith(f"| [{method}](#{method}) |"))
+    assert {name.strip("` ") for name in row.split("|")[3].split(",")} == (own or {"-"})
     assert "arXiv" in section or "doi" in section

@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from speechft_ray.core.errors import SpecError
-from speechft_ray.merging._drop import draw_mask
+from speechft_ray.merging import _drop
+from speechft_ray.merging._drop import compute_gains, draw_mask, drop
 from speechft_ray.merging.base import validate_params
+from speechft_ray.merging.param_reader import BLOCK, ParamGroup, ParamReader, ParamSlice
 from tests.merging import references
 from tests.merging.references import Model
 from tests.merging.task_vectors import UNEQUAL, combine_onto_zeros, draw_vectors
@@ -199,3 +201,38 @@ def test_della_divides_by_each_chance(consensus: bool) -> None:
 def test_mistakes_in_parameters(method: str, params: dict[str, Any], sentence: str) -> None:
     with pytest.raises(SpecError, match=sentence):
         validate_params(method, params)
+
+
+def test_masks_are_drawn_once_and_again_when_they_are_gone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A merge draws once for norm and drop; passes in another order draw again, the same masks."""
+    draws: list[tuple[str, int]] = []
+    original = _drop._draw_masks
+
+    def draw(part: ParamSlice, density: Any, seed: int) -> list[torch.Tensor]:
+        draws.append((part.name, part.start))
+        return original(part, density, seed)
+
+    monkeypatch.setattr(_drop, "_draw_masks", draw)
+    source = torch.Generator().manual_seed(0)
+    vectors = {name: torch.randn(BLOCK + 8, generator=source) for name in "ab"}
+    slices = {
+        name: ParamSlice(name=name, base=torch.zeros_like(vector), vectors=(vector, -vector))
+        for name, vector in vectors.items()
+    }
+    groups = tuple(ParamGroup(name=name, keys=(name,)) for name in "ab")
+    reader = ParamReader(groups=groups, donors=2, read=lambda group: slices[group.name])
+    gains = compute_gains(reader, 0.3, "l1", seed=1)
+    first = [drop(block, 0.3, "l1", 1, gains) for block in reader.blocks()]
+    assert sorted(draws) == [("a", 0), ("a", BLOCK), ("b", 0), ("b", BLOCK)]
+    blocks = list(reader.blocks())
+    for place in (3, 0, 2, 1):
+        again = drop(blocks[place], 0.3, "l1", 1, gains)
+        assert all(torch.equal(*pair) for pair in zip(again, first[place], strict=True))
+    for name, vector in vectors.items():
+        kept = torch.cat(
+            [pair[0] for block, pair in zip(blocks, first, strict=True) if block.name == name]
+        )
+        assert float(kept.abs().sum()) == pytest.approx(float(vector.abs().sum()), rel=1e-5)
+        assert 0.28 < float((kept != 0).float().mean()) < 0.32
