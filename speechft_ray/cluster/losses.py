@@ -62,7 +62,7 @@ def describe_losses(losses: int, error: object) -> str:
     )
     return (
         f"{times}{without}{name}: {reason} To go on, {way_out}; running the same "
-        "command again retries it, and fine-tuning resumes from its last checkpoint."
+        "command again retries it, and it goes on from a saved state if it has one."
     )
 
 

@@ -154,7 +154,13 @@ def test_its_examples_are_the_corpus(name: str) -> None:
             assert len(data.corpus.read(example.utterance)) == example.utterance.samples
 
 
-@pytest.mark.parametrize("name", [name for name in TASKS.names() if name != "qbe"])
+@each_task
+def test_it_trains_a_probe_or_says_that_it_does_not(name: str) -> None:
+    data = build_task_data(TASKS.get(name), spec_of(name), toy_corpus(COUNTS))
+    assert isinstance(data, TaskData) == TASKS.get(name).trains
+
+
+@pytest.mark.parametrize("name", [name for name in TASKS.names() if TASKS.get(name).trains])
 def test_its_loss_reaches_the_whole_head(name: str) -> None:
     data = build_task_data(TASKS.get(name), spec_of(name), toy_corpus(COUNTS))
     assert isinstance(data, TaskData)

@@ -62,6 +62,7 @@ def test_a_grid_of_rates_is_searched_and_the_second_call_computes_nothing(
     assert evaluate(home, "sid", *arguments, corpus="vox") == 0
     (facts,) = facts_of(home, "sid")
     assert len(facts["grid"]) == 4
+    assert not list((home / "runs" / "work").iterdir())  # a published unit has no saved states
     first = capsys.readouterr().out
     assert "done: evaluate sid" in first
     assert evaluate(home, "sid", *arguments, corpus="vox") == 0
