@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
 from speechft_ray.cli.app import EXIT_FAILED, app
 from speechft_ray.cli.options import parse_options
-from speechft_ray.cli.sweep_options import Json
+from speechft_ray.cli.sweep_options import Address, Json, Mlflow, Storage
 from speechft_ray.core.errors import UserError
 from speechft_ray.core.signals import stop_on_signals
 
+if TYPE_CHECKING:
+    from speechft_ray.core.records import Place
+
+TrackEvaluation = Annotated[
+    str | None,
+    typer.Option(
+        "--track", help="Log the results too: mlflow, jsonl, tensorboard, wandb, with commas."
+    ),
+]
 EncoderName = Annotated[
     str,
     typer.Option(help="A name of `speechft encoders`, hf:OWNER/NAME, a file or folder, or fbank."),
@@ -64,22 +73,22 @@ def evaluate(
     ] = "float32",
     features: FeatureForm = None,
     rank: Rank = None,
-    storage: Annotated[
-        Path, typer.Option(help="Where everything is kept; sweeps find it there.")
-    ] = Path("runs"),
-    address: Annotated[
-        str, typer.Option(help="Ray cluster: `local`, `auto` or HOST:PORT.")
-    ] = "local",
+    storage: Storage = Path("runs"),
+    address: Address = "local",
     in_process: Annotated[bool, typer.Option("--in-process", help="Use no Ray.")] = False,
     cpu: Annotated[bool, typer.Option("--cpu", help="Use no GPU.")] = False,
     as_json: Json = False,
+    mlflow: Mlflow = None,
+    track: TrackEvaluation = None,
 ) -> None:
     """Evaluate one encoder on tasks of SUPERB, by default with the published protocol."""
     from speechft_ray.commands.evaluate import evaluate_tasks, print_evaluations
     from speechft_ray.commands.json_output import describe_evaluation, print_json
     from speechft_ray.commands.parts import resolve_encoder
+    from speechft_ray.commands.trackers import parse_trackers
     from speechft_ray.core.records import Place
 
+    trackers = parse_trackers(track or "none", mlflow)
     overrides = {
         "column": column,
         "updates": updates,
@@ -114,8 +123,18 @@ def evaluate(
         print_json({"encoder": encoder, "tasks": described})
     else:
         print_evaluations(evaluations, Console())
+    _track(results, place, trackers, mlflow)
     if None in results.values():
         raise SystemExit(EXIT_FAILED)
+
+
+def _track(results: Any, place: Place, trackers: tuple[str, ...], mlflow: str | None) -> None:
+    from speechft_ray.commands.evaluation_tracking import track_evaluations
+
+    for sentence in track_evaluations(
+        results, place, trackers, mlflow, lambda text: typer.echo(f"note: {text}", err=True)
+    ):
+        typer.echo(sentence, err=True)
 
 
 @app.command("tasks")

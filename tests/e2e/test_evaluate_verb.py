@@ -72,11 +72,29 @@ def test_a_grid_of_rates_is_searched_and_the_second_call_computes_nothing(
     assert len(facts_of(home, "sid")) == 1
 
 
+def test_results_are_logged_where_they_are_asked_for(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ("--updates", "3", "--learning-rate", "1e-1,1e-3", "--seeds", "2")
+    for _ in range(2):  # the same evaluation is the same entry
+        assert evaluate(home, "sid", *arguments, "--track", "jsonl", corpus="vox") == 0
+    assert "Log: " in capsys.readouterr().err
+    (log,) = (home / "runs").rglob("evaluations-*.jsonl")
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    (entry,) = (line for line in lines if line["kind"] == "encoder")
+    (facts,) = (item for item in facts_of(home, "sid") if item["spec"]["seeds"] == 2)
+    test = next(score for score in read_scores(facts) if score.split == "test")
+    assert entry["metrics"]["sid.accuracy"] == test.mean
+    assert entry["params"]["tasks"] == "sid" and entry["complete"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
         (("sidd",), "Did you mean `sid`?"),
         (("chars",), "say how many with --updates"),
+        (("sid,", "--updates", "2"), "unknown task ``"),
+        (("sid", "--track", "mlflo"), "unknown tracker `mlflo`"),
         (("sid", "--learning-rate", "fast"), "--learning-rate must be a number"),
         (("sid", "--learning-rate", "-1"), "must be greater than 0"),
         (("sid", "--corpus-option", "fold=1"), "unknown field `fold`"),
