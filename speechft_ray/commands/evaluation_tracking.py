@@ -24,8 +24,8 @@ def track_evaluations(
     mlflow_uri: str | None,
     note: Callable[[str], None],
 ) -> list[str]:
-    """Logs the facts of an encoder's tasks as one entry and returns a sentence per tracker that says
-    how to open it. The same encoder with the same settings is the same entry.
+    """Logs the facts of an encoder's tasks as one entry, and returns a sentence per tracker that
+    says how to open it. The same encoder with the same settings is the same entry.
 
     ``note`` prints what a tracker raised: the results are in the store in any case.
     """
