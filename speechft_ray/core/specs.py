@@ -104,7 +104,6 @@ class FinetuneSpec(Spec):
     name: Name
     """Name in the table; not part of identity."""
     objectives: Annotated[tuple[Objective, ...], Field(min_length=1)]
-    """One loss, or several at once (multitask)."""
     updates: Annotated[int, Field(ge=1)]
     """Optimiser updates in all."""
     peak_learning_rate: Annotated[float, Field(gt=0)] = 1e-4
@@ -384,7 +383,6 @@ class SweepSpec(Spec):
     encoder: str = "tiny_hubert"
     """Catalogue name or file of the pre-trained encoder."""
     finetune: Annotated[tuple[FinetuneSpec, ...], Field(min_length=1)]
-    """The fine-tuning runs whose weights are merged."""
     merge: tuple[MergeSpec, ...] = ()
     """The merges of a sweep; empty where ``search`` proposes them."""
     search: SearchSpec | None = None
@@ -393,7 +391,6 @@ class SweepSpec(Spec):
     """The tasks. A search evaluates each merge in this order and may prune it in between: put cheap
     and informative tasks first."""
     score: ScoreSpec = ScoreSpec()
-    """What counts as 0 and as 1000."""
     stop_tuning: StopSpec | None = None
     """Early stopping of fine-tuning runs; ``None``: every run takes all its updates."""
     resources: dict[Literal["finetune", "merge", "evaluate"], StageResources] = Field(
