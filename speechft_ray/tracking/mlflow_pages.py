@@ -179,6 +179,7 @@ def _make_charts(axes: Sequence[str], scores: Sequence[str]) -> dict[str, Any]:
         "yaxis": {"key": scores[0], "type": "METRIC"},
     }
     return {
+        "isAccordionReordered": True,  # else sections of metrics come before this one
         "compareRunSections": [{**section, "deleted": False, "isGenerated": False}],
         "compareRunCharts": [parallel, *([scatter] if "alpha" in axes else [])],
     }
