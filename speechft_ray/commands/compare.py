@@ -114,7 +114,10 @@ def _refuse_other_tasks(first: StoredSweep, second: StoredSweep) -> None:
     if names[0] != names[1]:
         only = [
             f"{sweep.name} alone has {', '.join(sorted(own - other))}"
-            for sweep, own, other in ((first, *names), (second, *reversed(names)))
+            for sweep, own, other in (
+                (first, names[0], names[1]),
+                (second, names[1], names[0]),
+            )
             if own - other
         ]
         raise UserError(

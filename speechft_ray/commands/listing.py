@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 
 from rich.console import Console
 from rich.table import Table
@@ -96,5 +97,5 @@ def _measure_alone(use: StorageUse, name: str) -> int:
     return sum(use.bytes_of.get(unit, 0) for unit in use.needed_by[name] - others)
 
 
-def _sum_bytes(items: list[Unused] | tuple[Unused, ...]) -> int:
+def _sum_bytes(items: Sequence[Unused]) -> int:
     return sum(item.bytes for item in items)

@@ -130,7 +130,7 @@ def estimate(parts: Sequence[Part], shared_probes: bool) -> Estimate:
 def _divide(weighted: np.ndarray, squares: np.ndarray) -> np.ndarray:
     """Returns degrees of freedom; as good as endless where nothing varies."""
     many = np.full_like(weighted, 1e9)
-    return np.divide(weighted, squares, out=many, where=squares > 0)
+    return np.asarray(np.divide(weighted, squares, out=many, where=squares > 0))
 
 
 def _probe_variance(part: Part) -> np.ndarray:

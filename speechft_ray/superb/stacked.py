@@ -8,7 +8,7 @@ Each head is the probe that ``training.train_probes`` trains alone, up to roundi
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from functools import partial
 from itertools import islice
@@ -114,11 +114,7 @@ def train_stacked(
                         partial(heads.state_of, head),
                     )
             losses[[not is_active for is_active in active]] = torch.nan
-            dev_metrics = [
-                item.latest if item is not None and is_active else {}
-                for item, is_active in zip(best, active, strict=True)
-            ]
-            curve.add_update(update, losses, dev_metrics if validates else None)
+            curve.add_update(update, losses, _list_latest(best, active) if validates else None)
             advance(heads.count)
             done = update
             if work.is_due():
@@ -131,6 +127,14 @@ def train_stacked(
         if item is not None
     ]
     return [probes[start : start + seeds] for start in range(0, heads.count, seeds)]
+
+
+def _list_latest(best: Sequence[Best | None], active: Sequence[bool]) -> list[Mapping[str, float]]:
+    """Returns the dev metrics of the heads' latest validation; empty for heads that have ended."""
+    return [
+        item.latest if item is not None and is_active else {}
+        for item, is_active in zip(best, active, strict=True)
+    ]
 
 
 def _make_state(

@@ -213,7 +213,7 @@ class WandbTracker:
             ) from error
 
 
-def _mode() -> str:
+def _mode() -> Any:
     """Returns ``WANDB_MODE``, or without it ``online`` where there is a key: wandb would ask for
     one otherwise."""
     mode = os.environ.get("WANDB_MODE")
