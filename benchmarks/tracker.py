@@ -179,7 +179,7 @@ def measure(options: argparse.Namespace, folder: Path, uri: str | None) -> dict[
         finally:
             waited.append(time.monotonic() - began)
 
-    BackgroundTracker._wait = count_wait  # type: ignore[method-assign]
+    BackgroundTracker._wait = count_wait  # type: ignore[assignment, method-assign]
     stop = executor.stop
     ended: dict[str, float] = {}
 
