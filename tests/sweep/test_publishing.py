@@ -12,7 +12,7 @@ import pytest
 from speechft_ray.core.records import Job, Outcome
 from speechft_ray.core.store import Store
 from speechft_ray.sweep.plan import Plan, make_plan
-from speechft_ray.sweep.protocols import Curve, EncoderRow, Model, SweepEnd, SweepInfo
+from speechft_ray.sweep.protocols import Curve, EncoderRow, Model, Progress, SweepEnd, SweepInfo
 from speechft_ray.sweep.publishing import RETRY_SECONDS, Publisher
 from speechft_ray.sweep.rows import read_rows
 from speechft_ray.tracking.jsonl import JsonlTracker, read_log
@@ -148,6 +148,33 @@ def test_the_curves_of_a_search_are_logged_as_those_of_a_list(tmp_path: Path) ->
     assert logged.keys == [first.fingerprint, second.fingerprint]
 
 
+def test_late_points_do_not_open_a_run_that_has_ended(tmp_path: Path) -> None:
+    """The second points of an evaluation wait for their time, which comes after its outcome."""
+    store, plan, logged, now = Store(tmp_path), make_plan(sweep(), inputs()), Order(), [0.0]
+    publisher = Publisher(plan, store, [logged], print, clock=lambda: now[0])
+    publisher.start()
+
+    def log_outcome(outcome: Outcome) -> None:
+        for step in (1, 2):
+            points = [(step, {"loss": 1.0 / step})]
+            publisher.log_progress({outcome.fingerprint: Progress(step, 2, {}, points)})
+        publisher.log_outcome(outcome)
+
+    executor, observer = FakeExecutor(store), FakeObserver()
+    assert run_plan(plan, store, executor, observer, log_outcome, threading.Event()) == []
+    now[0] += 60.0
+    late = {key: Progress(2, 2, {}, [(2, {"loss": 0.5})]) for key in plan.jobs}
+    publisher.log_progress(late)
+    now[0] += 60.0
+    publisher.log_progress({})
+    for row in plan.rows:
+        assert ("curve", row.key) in logged.calls_in_order
+        assert [call for call, key in logged.calls_in_order if key == row.key][-1] == "encoder"
+    states = dict(logged.states)
+    for job in plan.of_stage("finetune"):
+        assert states[job.fingerprint] == "finished"
+
+
 def make_model(row: EncoderRow) -> Model:
     return Model(Path(row.key), "a card", lambda folder: None)
 
@@ -161,6 +188,22 @@ class Curves(Failing):
 
     def log_curve(self, curve: Curve) -> None:
         self.keys.append(curve.key)
+
+
+class Order(Failing):
+    """A tracker that remembers which run had which call, and the states of curves."""
+
+    def __init__(self) -> None:
+        super().__init__("", None)
+        self.calls_in_order: list[tuple[str, str]] = []
+        self.states: list[tuple[str, str]] = []
+
+    def log_curve(self, curve: Curve) -> None:
+        self.calls_in_order.append(("curve", curve.key))
+        self.states.append((curve.key, curve.state))
+
+    def log_encoder(self, row: EncoderRow) -> None:
+        self.calls_in_order.append(("encoder", row.key))
 
 
 def publish(store: Store, job: Job) -> Outcome:
