@@ -64,9 +64,7 @@ SPACE: dict[str, Any] = {
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One storage folder for all families: corpora and the FBank baseline are computed once."""
-    path = tmp_path_factory.mktemp("any")
-    (path / "any.yaml").write_text(json.dumps(SPACE, indent=1))
-    return path
+    return tmp_path_factory.mktemp("any")
 
 
 def launch(monkeypatch: pytest.MonkeyPatch, *arguments: str | Path) -> int:
@@ -83,10 +81,12 @@ def test_new_sweep_export_load(
     family: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     start, storage, out = folder / family, folder / "runs", folder / f"{family}-out"
+    space = folder / f"{family}.yaml"
+    space.write_text(json.dumps({**SPACE, "name": family}, indent=1))
     assert main(["new", family, str(start), "--layers", "2", "--dim", "32"]) == 0
     options = (
         "--space",
-        folder / "any.yaml",
+        space,
         "--storage",
         storage,
         "--report",
@@ -95,7 +95,7 @@ def test_new_sweep_export_load(
         "--cpu",
     )
     assert launch(monkeypatch, *options, "--encoder", start) == 0
-    merge = json.loads((storage / "sweeps" / "any.json").read_text())["winner"]["merge"]
+    merge = json.loads((storage / "sweeps" / f"{family}.json").read_text())["winner"]["merge"]
     merged = load_encoder(storage / "merge" / merge / "encoder.safetensors")
     assert any(
         not torch.equal(merged.state[name], tensor)
@@ -103,13 +103,13 @@ def test_new_sweep_export_load(
     )
 
     capsys.readouterr()
-    exit_code = main(["export", "any", "--to", "hf", str(out), "--storage", str(storage)])
+    exit_code = main(["export", family, "--to", "hf", str(out), "--storage", str(storage)])
     if family not in MODELS:
         assert exit_code == 2
         assert "--to hf cannot hold a DeCoAR 2.0" in capsys.readouterr().err
         assert not out.exists()
         out = folder / f"{family}.pt"
-        assert main(["export", "any", "--to", "s3prl", str(out), "--storage", str(storage)]) == 0
+        assert main(["export", family, "--to", "s3prl", str(out), "--storage", str(storage)]) == 0
         assert all(
             torch.equal(merged.state[name], tensor)
             for name, tensor in load_encoder(out).state.items()
