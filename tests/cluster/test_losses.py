@@ -199,7 +199,7 @@ def test_code_that_a_node_lacks_is_named(
 def test_a_cluster_without_the_package_is_no_matter_of_tokens(
     local_cluster: Cluster, only_here: types.ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(connecting, "_Probe", only_here.Probe)
+    monkeypatch.setattr(connecting, "ConnectionProbe", only_here.Probe)
     monkeypatch.setattr(ray, "shutdown", lambda: None)
     with pytest.raises(UserError, match="No module named 'only_here'") as caught:
         connecting._check_actors(local_cluster.address)

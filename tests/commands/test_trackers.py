@@ -23,7 +23,7 @@ def test_the_trackers_of_a_sweep_without_the_option(
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     assert parse_trackers(None, None) == DEFAULT_TRACKERS
     mlflow, log = open_trackers(sweep(), Store(tmp_path), None)
-    assert isinstance(mlflow, BackgroundTracker) and f"{tmp_path}/mlflow.db" in mlflow.how_to_open()
+    assert isinstance(mlflow, BackgroundTracker) and str(tmp_path) in mlflow.how_to_open()
     assert f"{tmp_path}/log/small" in log.how_to_open()
 
 

@@ -130,6 +130,7 @@ VALUES: dict[type[BaseModel], tuple[str, dict[str, str]]] = {
             "features": "int8",
             "rank": "8",
             "precision": "bfloat16",
+            "patience": "2",
         },
     ),
     ScoreSpec: ("score", {"zero": "measured", "topline": "{pr.per: 0}"}),

@@ -46,7 +46,7 @@ def read_registered_model(root: Path, sweep: str = "sweep-key") -> tuple[str, in
             "select version, value from model_version_tags where name = ? and key = 'speechft.key'"
         )
         keys = dict(query(root / "mlflow.db", tags, name))
-        assert list(root.rglob("artifacts/artifacts/encoder/encoder.safetensors"))
+        assert list(root.rglob("artifacts/artifacts/encoder/*.safetensors"))
         return keys[int(version)], len(keys)
     if (root / "tensorboard").exists():
         return read_tensorboard_champion(root / "tensorboard", sweep)
