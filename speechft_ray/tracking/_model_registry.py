@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -56,12 +57,18 @@ def register_version(
             files.source,
             run_id=run.id,
             tags={**short, KEY: row.key, PARENT: parent.id, LAYOUT: files.layout},
-            description=model.card,
+            description=strip_front_matter(model.card),
             model_id=files.model_id,
         )
-    if client.get_registered_model(name).description != model.card:
-        client.update_registered_model(name, model.card)
+    description = strip_front_matter(model.card)
+    if client.get_registered_model(name).description != description:
+        client.update_registered_model(name, description)
     client.set_registered_model_alias(name, ALIAS, version.version)
+
+
+def strip_front_matter(card: str) -> str:
+    """Returns a model card without its YAML head, which MLflow would show as text."""
+    return re.sub(r"\A---\n.*?^---\n", "", card, flags=re.DOTALL | re.MULTILINE)
 
 
 def _log_files(

@@ -14,6 +14,7 @@ import torch
 from speechft_ray.speech.checkpoints.base import FORMATS
 from speechft_ray.speech.encoders.base import FAMILIES, EncoderWeights
 from speechft_ray.sweep.protocols import EncoderRow, Model, SweepEnd, SweepInfo
+from speechft_ray.tracking._model_registry import strip_front_matter
 from speechft_ray.tracking.mlflow import MlflowTracker
 from tests.tracking.storages import mlflow_storage, mlflow_template
 
@@ -96,6 +97,11 @@ def test_the_run_of_a_sweep_says_what_won_and_how_it_was_made(mlflow_storage: Pa
         "tags.`speechft.leaks` LIKE '%3 of the 9%' and tags.`speechft.kind` = 'encoder'",
     )
     assert leaky.info.run_name == "a=0.5 l=0.01 linear s0 phones"
+
+
+def test_the_page_of_a_model_shows_its_card_without_the_yaml_head() -> None:
+    assert strip_front_matter('---\nlicense: "mit"\n---\n# A card\n\n---\n') == "# A card\n\n---\n"
+    assert strip_front_matter("# A card\n---\nx\n---\n") == "# A card\n---\nx\n---\n"
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # of MLflow, about type hints of models
