@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.console import Console
 
 from speechft_ray.core.errors import UserError, unknown_name
-from speechft_ray.tracking._addresses import check_uri, remove_password
+from speechft_ray.tracking._uris import check_uri, remove_password
 from speechft_ray.tracking.addresses import DATABASE, make_database_uri, read_addresses
 from speechft_ray.tracking.mlflow_pages import Experiment, MlflowApi, make_curves_page, make_page
 from speechft_ray.tracking.mlflow_server import MlflowServer, choose_port

@@ -84,9 +84,13 @@ class LiveCurves:
         self._clock = clock
         self._waiting: dict[str, tuple[Curve, list[Point]]] = {}
         self._taken_at: dict[str, float] = {}
+        self._ended: set[str] = set()
 
     def add(self, run: Curve, points: Iterable[Point]) -> None:
-        """Adds new points of a run; ``run`` says which, its own points do not count."""
+        """Adds new points of a run; ``run`` says which, its own points do not count. Those of a run
+        that has ended are late: they would open it again."""
+        if run.key in self._ended:
+            return
         _, waiting = self._waiting.setdefault(run.key, (run, []))
         waiting.extend(points)
 
@@ -99,7 +103,8 @@ class LiveCurves:
                 self._taken_at[key] = now
                 yield run._replace(points=points)
 
-    def remove(self, key: str) -> None:
-        """Forgets a run that ended: its points are in the store."""
+    def end(self, key: str) -> None:
+        """Forgets a run, for good: its points are in the store."""
+        self._ended.add(key)
         self._waiting.pop(key, None)
         self._taken_at.pop(key, None)

@@ -111,8 +111,6 @@ class Publisher:
         self._waits: dict[int, float] = {}
         self._ending = False
         self._logged_rows: set[str] = set()
-        self._ended: set[str] = set()
-        """Runs that trackers have in full: a late point would open them again."""
         self.on_row: Callable[[EncoderRow], object] = lambda row: None
         """Is called with every row that is logged."""
         self._trials: dict[str, EncoderRow] = {}
@@ -130,11 +128,9 @@ class Publisher:
         for key, item in progress.items():
             if not item.points:
                 continue
-            if key in self._runs and key not in self._ended:
+            if key in self._runs:
                 self._live.add(describe_run(self._runs[key]), item.points)
             for row in self._rows_by_evaluation.get(key, ()):
-                if row.key in self._ended:
-                    continue
                 points = name_probe_points(row, self._plan.spec.evaluate, key, item.points)
                 self._live.add(describe_encoder(row), points)
         for curve in self._live.take_due():
@@ -148,7 +144,7 @@ class Publisher:
         if outcome.blocked_by is not None:
             return
         if outcome.ok and outcome.stage == "finetune":
-            self._end(outcome.fingerprint)
+            self._live.end(outcome.fingerprint)
             job = self._runs.get(outcome.fingerprint)
             if job is not None and self._store.is_complete("finetune", job.fingerprint):
                 self._log_curve(read_run_curve(job, self._store))
@@ -302,14 +298,10 @@ class Publisher:
         complete = self._facts.complete_curve(curve)
         self._each(lambda tracker: tracker.log_curve(complete))
 
-    def _end(self, key: str) -> None:
-        self._live.remove(key)
-        self._ended.add(key)
-
     def _log_row(self, row: EncoderRow) -> None:
         self.on_row(row)
         if row.complete:
-            self._end(row.key)
+            self._live.end(row.key)
         complete = self._facts.complete_row(row)
         self._each(lambda tracker: tracker.log_encoder(complete))
 

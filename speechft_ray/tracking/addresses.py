@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from speechft_ray.core.files import write_json
-from speechft_ray.tracking._addresses import remove_password
+from speechft_ray.tracking._uris import remove_password
 
 FOLDER = "trackers"
 DATABASE = "mlflow.db"

@@ -16,7 +16,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from speechft_ray.sweep.protocols import Curve, EncoderRow, Model, SweepEnd, SweepInfo, TrackerDown
-from speechft_ray.tracking._addresses import check_uri, remove_password
 from speechft_ray.tracking._logged_models import LoggedModels
 from speechft_ray.tracking._mlflow_client import open_client
 from speechft_ray.tracking._mlflow_runs import (
@@ -38,7 +37,8 @@ from speechft_ray.tracking._names import (
     name_run,
     split_points,
 )
-from speechft_ray.tracking.addresses import remember_address
+from speechft_ray.tracking._uris import check_uri, remove_password
+from speechft_ray.tracking.addresses import make_database_uri, remember_address
 from speechft_ray.tracking.base import TRACKERS, TrackerKind
 
 ALPHA_STEPS = 1000
@@ -81,7 +81,7 @@ class MlflowTracker:
         database whose driver is not installed."""
         self._root = root.expanduser().absolute()
         from_environment = os.environ.get("MLFLOW_TRACKING_URI")
-        self._uri = uri or from_environment or f"sqlite:///{self._root / 'mlflow.db'}"
+        self._uri = uri or from_environment or make_database_uri(self._root)
         where = "" if uri or not from_environment else " in MLFLOW_TRACKING_URI"
         check_uri(self._uri, where)
         self._opened: Runs | None = None

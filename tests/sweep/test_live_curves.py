@@ -43,7 +43,8 @@ def test_points_of_a_run_wait_for_its_time() -> None:
     now += curves.LIVE_SECONDS
     assert take() == {"one": [(2, {"loss": 2.0}), (3, {"loss": 1.0})]}
     live.add(one, [(4, {"loss": 0.5})])
-    live.remove("one")
+    live.end("one")
+    live.add(one, [(5, {"loss": 0.4})])
     now += curves.LIVE_SECONDS
     assert take() == {}
 
