@@ -13,7 +13,12 @@ from speechft_ray.api.results import SweepResults
 from speechft_ray.commands.evaluate import evaluate_tasks
 from speechft_ray.commands.merge import merge_models
 from speechft_ray.commands.parts import resolve_encoder
-from speechft_ray.commands.spaces import SweepOptions, open_space_sweep
+from speechft_ray.commands.spaces import (
+    SweepOptions,
+    find_report_folder,
+    make_cache_fields,
+    open_space_sweep,
+)
 from speechft_ray.commands.stored import read_sweep
 from speechft_ray.commands.sweep import run as run_sweep
 from speechft_ray.commands.trackers import parse_trackers
@@ -66,17 +71,13 @@ def run(
         cpu=cpu,
         smoke=smoke,
         changes=make_changes(changes or {}),
-        place={
-            "cache": str(Path(cache).expanduser().absolute()) if cache else None,
-            "cache_gb": cache_gb,
-        },
+        place=make_cache_fields(cache, cache_gb),
     )
     sweep = open_space_sweep(space, options, _print_note)
-    name = sweep.spec.name
-    folder = _as_path(report) or Path(sweep.place.storage) / "report" / name
+    folder = _as_path(report) or find_report_folder(sweep)
     with stop_on_signals() as stop:
         run_sweep(sweep, address, folder, mlflow, stop, Limits(retries=retries), trackers)
-    return SweepResults(sweep.store, read_sweep(sweep.store, name))
+    return SweepResults(sweep.store, read_sweep(sweep.store, sweep.spec.name))
 
 
 def evaluate(

@@ -19,7 +19,6 @@ from speechft_ray.cli.sweep_options import (
     Report,
     Storage,
 )
-from speechft_ray.cli.sweeps import make_cache_fields
 from speechft_ray.core.signals import stop_on_signals
 
 
@@ -62,6 +61,7 @@ def reproduce_paper(
         run_paper,
         write_paper_page,
     )
+    from speechft_ray.commands.spaces import make_cache_fields
 
     numbers, size = parse_tables(tables or []), parse_scale(scale)
     sweeps = open_paper(

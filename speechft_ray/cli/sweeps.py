@@ -77,6 +77,7 @@ def run(
     Ends with 1 where a job failed. Runs that `stop_tuning` ended early are no failures: their rows
     say so.
     """
+    from speechft_ray.commands.spaces import find_report_folder, make_cache_fields
     from speechft_ray.commands.sweep import run
     from speechft_ray.commands.trackers import parse_trackers
     from speechft_ray.core.records import Limits
@@ -104,7 +105,7 @@ def run(
         failures = run(
             sweep,
             None if in_process else address,
-            report or _report_of(sweep),
+            report or find_report_folder(sweep),
             mlflow,
             stop,
             limits,
@@ -201,6 +202,7 @@ def write_report(
     as_json: Json = False,
 ) -> None:
     """Write the report again from the store, and send the trackers what they lack."""
+    from speechft_ray.commands.spaces import find_report_folder
     from speechft_ray.commands.sweep import write_report_again
     from speechft_ray.commands.trackers import parse_trackers
 
@@ -215,7 +217,9 @@ def write_report(
         smoke=smoke,
         is_to_run=False,
     )
-    write_report_again(sweep, report or _report_of(sweep), mlflow, trackers, as_json=as_json)
+    write_report_again(
+        sweep, report or find_report_folder(sweep), mlflow, trackers, as_json=as_json
+    )
 
 
 @app.command()
@@ -303,12 +307,3 @@ def _open_sweep(
         lambda text: typer.echo(f"note: {text}", err=True),
         is_to_run=is_to_run,
     )
-
-
-def make_cache_fields(cache: Path | None, cache_gb: float) -> dict[str, object]:
-    """Returns the fields of ``Place`` that `--cache` and `--cache-gb` set."""
-    return {"cache": str(cache.expanduser().absolute()) if cache else None, "cache_gb": cache_gb}
-
-
-def _report_of(sweep: Sweep) -> Path:
-    return Path(sweep.place.storage) / "report" / sweep.spec.name

@@ -82,3 +82,15 @@ def _read_spec(
     file = open_space(find_space(str(space)), note, changes)
     with file.name_lines():
         yield file.spec, SpaceSource(str(file.path), file.content)
+
+
+def make_cache_fields(cache: str | Path | None, cache_gb: float) -> dict[str, object]:
+    """Returns the fields of ``Place`` that say where features are cached; ``cache_gb`` is in 10^9
+    bytes."""
+    folder = Path(cache).expanduser().absolute() if cache else None
+    return {"cache": str(folder) if folder else None, "cache_gb": cache_gb}
+
+
+def find_report_folder(sweep: Sweep) -> Path:
+    """Returns where the report of a sweep is written, unless a user says otherwise."""
+    return Path(sweep.place.storage) / "report" / sweep.spec.name
