@@ -33,8 +33,9 @@ docs: $(VENV)/tests-installed
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 	@echo "open site/index.html"
 
-# Kill -9 of workers at random updates, for every task, and for two of them on Ray: minutes, so not among the tests.
+# What takes minutes: the tests marked slow, then kill -9 of workers at random updates, for every task, and for two of them on Ray.
 test-faults: $(VENV)/tests-installed
+	$(BIN)/python -m pytest -m slow
 	$(BIN)/python -W ignore -m tests.e2e.faults --ray
 
 lint: $(VENV)/tests-installed

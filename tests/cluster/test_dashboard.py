@@ -101,6 +101,7 @@ def list_board_metrics() -> set[str]:
     return set(re.findall(r"ray_\w+", " ".join(queries)))
 
 
+@pytest.mark.slow
 def test_nine_in_ten_of_what_the_dashboard_shows_are_jobs_by_name(shown: Shown) -> None:
     names = [*shown.tasks, *shown.actors]
     telling = [name for name in names if re.match(r"(finetune|evaluate) \w+", name)]
@@ -110,10 +111,12 @@ def test_nine_in_ten_of_what_the_dashboard_shows_are_jobs_by_name(shown: Shown) 
     assert sorted(shown.actors) == ["", "finetune a", "finetune b"]
 
 
+@pytest.mark.slow
 def test_every_metric_of_the_board_is_exposed(shown: Shown) -> None:
     assert list_board_metrics() <= shown.metrics, list_board_metrics() - shown.metrics
 
 
+@pytest.mark.slow
 def test_the_documentation_lists_every_metric(shown: Shown) -> None:
     text = (ROOT / "docs" / "monitoring.md").read_text(encoding="utf-8")
     assert set(re.findall(r"`(ray_speechft_\w+)", text)) == shown.metrics

@@ -33,6 +33,7 @@ from tests.cluster.worker_jobs import job, perform
 __all__ = ["kill_and_resume", "local_cluster", "ray_folder"]  # fixtures
 LIVES = Limits().retries + 1
 STAGES: list[Stage] = ["evaluate", "finetune"]
+TRIAL_IS_SLOW = ["evaluate", pytest.param("finetune", marks=pytest.mark.slow)]
 
 
 @pytest.fixture
@@ -77,6 +78,7 @@ def test_a_job_that_kills_every_worker_fails_alone(executor: RayExecutor, tmp_pa
     assert (tmp_path / "lives-evaluate-always").read_text() == "x" * LIVES
 
 
+@pytest.mark.slow
 def test_a_trial_that_kills_every_worker_fails_with_what_ray_knows(
     executor: RayExecutor, tmp_path: Path
 ) -> None:
@@ -90,7 +92,7 @@ def test_a_trial_that_kills_every_worker_fails_with_what_ray_knows(
     assert (tmp_path / "lives-finetune-always").read_text() == "xxxx"
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", TRIAL_IS_SLOW)
 def test_progress_gives_a_job_its_lives_back(
     local_cluster: Cluster, tmp_path: Path, stage: Stage
 ) -> None:
@@ -111,7 +113,7 @@ def test_progress_gives_a_job_its_lives_back(
     executor.stop()
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", TRIAL_IS_SLOW)
 def test_a_job_that_hangs_is_killed_and_runs_again(
     local_cluster: Cluster, tmp_path: Path, stage: Stage
 ) -> None:
@@ -182,6 +184,7 @@ def only_here(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
     return module
 
 
+@pytest.mark.slow
 def test_code_that_a_node_lacks_is_named(
     local_cluster: Cluster, tmp_path: Path, only_here: types.ModuleType
 ) -> None:
@@ -225,6 +228,7 @@ def test_a_job_without_a_gpu_stays_on_the_cpu(executor: RayExecutor) -> None:
     assert outcome.facts["device"] == "cpu"
 
 
+@pytest.mark.slow
 def test_trials_can_follow_trials_in_silence(
     executor: RayExecutor, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -256,6 +260,7 @@ def test_stopping_ends_what_runs(executor: RayExecutor, tmp_path: Path) -> None:
     assert executor.outcomes(0.1) == []
 
 
+@pytest.mark.slow
 def test_after_killed_drivers_and_workers_the_weights_are_the_same_to_the_bit(
     kill_and_resume: KillAndResume,
 ) -> None:
@@ -263,6 +268,7 @@ def test_after_killed_drivers_and_workers_the_weights_are_the_same_to_the_bit(
     assert kill_and_resume.killed.facts == kill_and_resume.undisturbed
 
 
+@pytest.mark.slow
 def test_every_life_goes_on_where_the_one_before_was_killed(kill_and_resume: KillAndResume) -> None:
     assert (
         len(kill_and_resume.begun) == 5
@@ -276,6 +282,7 @@ def test_every_life_goes_on_where_the_one_before_was_killed(kill_and_resume: Kil
     )
 
 
+@pytest.mark.slow
 def test_a_hopeless_learning_rate_is_stopped_and_a_good_one_is_not(
     kill_and_resume: KillAndResume,
 ) -> None:

@@ -139,6 +139,7 @@ def test_the_printed_page_has_the_best_encoder_first_and_what_varies(
         assert name in table
 
 
+@pytest.mark.slow
 def test_runs_are_compared_by_alpha(server: Server, tmp_path: Path) -> None:
     children = urllib.parse.quote(json.dumps(runs(server)[1]))
     text = page_text(
@@ -152,6 +153,7 @@ def test_runs_are_compared_by_alpha(server: Server, tmp_path: Path) -> None:
     assert "655" in text
 
 
+@pytest.mark.slow
 def test_the_parent_shows_the_curve(server: Server, tmp_path: Path) -> None:
     text = page_text(
         f"{server.address}/#/experiments/1/runs/{runs(server)[0]}/model-metrics",

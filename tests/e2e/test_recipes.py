@@ -160,6 +160,7 @@ def ran(home: Path, ray_folder: Path) -> tuple[Mapping[str, Outcome], Place]:
     return {outcome.label.split()[1]: outcome for outcome in outcomes.values()}, place
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name.replace("_", "-") for name in RECIPES])
 def test_a_recipe_runs_on_ray_tune(name: str, ran: tuple[Mapping[str, Outcome], Place]) -> None:
     outcomes, place = ran

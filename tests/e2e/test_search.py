@@ -97,6 +97,7 @@ def test_trackers_have_every_trial_and_the_champion(reference_home: Path) -> Non
     assert (reference_home / "runs" / "search" / sweep / "study.db").is_file()
 
 
+@pytest.mark.slow
 def test_the_same_search_on_ray_is_the_same(reference_home: Path, tmp_path: Path) -> None:
     """Another executor and another order of ends; only what a search itself evaluates is taken away
     beforehand."""
