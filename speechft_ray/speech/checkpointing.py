@@ -48,14 +48,19 @@ def save(folder: Path, number: int, state: Mapping[str, Any], kind: str = "state
         ) from None
 
 
-def load(folder: Path, identity: str, kind: str = "state") -> dict[str, Any] | None:
+def load(
+    folder: Path, identity: str, kind: str = "state", at_most: int | None = None
+) -> dict[str, Any] | None:
     """Returns the newest usable state, tensors on the CPU; ``None`` when there is none.
 
+    ``at_most``: states with a larger number are left alone.
     Damaged files, and files with anything but tensors and plain data in them, are logged and
     skipped. Raises ``UserError`` when a state has another ``identity``: it belongs to another run,
     whose work must not be overwritten.
     """
     for path in _newest_first(folder, kind):
+        if at_most is not None and int(path.stem.split("-")[1]) > at_most:
+            continue
         state = _read(path)
         if state is None:
             _log.warning("the saved state %s is damaged and was skipped", path)

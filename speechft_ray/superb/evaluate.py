@@ -6,7 +6,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -76,6 +76,7 @@ def evaluate(
     dev_only: bool = False,
     precomputed: PrecomputedFeatures | None = None,
     work: Path | None = None,
+    pause_at: int | None = None,
 ) -> dict[str, JsonValue]:
     """Trains the probes of an evaluation and returns its facts.
 
@@ -91,20 +92,25 @@ def evaluate(
     is the same to the last digit. ``precomputed`` holds means that need not be computed. The
     encoder is left in eval mode on ``device``. ``work``: an existing folder for the saved states of
     an unfinished evaluation; on a CPU the scores are the same to the bit, however often it was
-    interrupted.
+    interrupted. ``pause_at``: the update at which training pauses; the scores are those by then,
+    and the state in ``work`` goes on from there in a later call.
 
     On a CPU one torch thread is used, since the order of sums, and with it the last digits, depends
     on their number. Raises ``UserError`` for a column, split, label or option that does not fit the
-    task.
+    task, and ``ValueError`` for a pause of a task without training.
     """
     # Build the task on the corpus, and count the work.
     task = TASKS.get(spec.task)
     data = build_task_data(task, spec, corpus)
-    schedule, rates = make_schedule(task, spec), select_learning_rates(task, spec)
+    if pause_at is not None and not task.trains:
+        raise ValueError(f"the task `{task.name}` makes no updates, so it cannot pause at one")
+    schedule = replace(make_schedule(task, spec), pause_at=pause_at)
+    rates = select_learning_rates(task, spec)
     examples = {
         split: items for split, items in data.examples.items() if split != "test" or not dev_only
     }
-    progress = Progress(report, _count_work(data, spec, len(rates), examples))
+    probes = spec.seeds * len(rates)
+    progress = Progress(report, _count_work(data, probes * schedule.stop, examples))
     saved_work = SavedWork(work, _identify(spec, corpus, caches, dev_only))
     curve = ProbeCurve(spec.updates, spec.seeds, schedule.metric, progress.show_point)
     # Encode, train and score: one outcome per learning rate and seed.
@@ -128,6 +134,8 @@ def evaluate(
         "probe": time.perf_counter() - began - feature_seconds,
     }
     facts = make_facts(task, data, spec, rates, outcomes)
+    if pause_at is not None:
+        facts["pause_at"] = schedule.stop
     if curve.points:
         facts["curve"] = curve.points
     facts["utterances"] = {split: count_utterances(data, split) for split in examples}
@@ -139,15 +147,14 @@ def evaluate(
 
 def _count_work(
     data: TaskData | TrainingFreeTask,
-    spec: EvalSpec,
-    rates: int,
+    updates: int,
     examples: Mapping[str, Sequence[Example]],
 ) -> int:
     """Returns the utterances to encode, and the updates of all probes; for a task without training,
     the examples of train for each other split."""
     encoded = sum(map(len, examples.values()))
     if isinstance(data, TaskData):
-        return encoded + spec.seeds * rates * spec.updates
+        return encoded + updates
     return encoded + len(examples["train"]) * (len(examples) - 1)
 
 

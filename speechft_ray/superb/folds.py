@@ -41,11 +41,13 @@ def evaluate_folds(
     caches: SharedCaches | None = None,
     dev_only: bool = False,
     work: Path | None = None,
+    pause_at: int | None = None,
 ) -> dict[str, JsonValue]:
     """Returns the facts of one evaluation; with several corpora, one per fold, those of all.
 
     ``scores`` are then means over folds, seed by seed, ``counts`` has one item per fold, and
-    ``folds`` holds the facts of each. ``work`` has a folder for each fold (see ``evaluate``).
+    ``folds`` holds the facts of each. ``work`` has a folder for each fold; ``pause_at`` is that of
+    each (see ``evaluate``).
     """
     if len(corpora) == 1:
         return evaluate(
@@ -57,6 +59,7 @@ def evaluate_folds(
             caches=caches,
             dev_only=dev_only,
             work=work,
+            pause_at=pause_at,
         )
     splits = ("train", "dev") if dev_only else SPLITS
     precomputed = _precompute_means(spec, encoder, corpora, device, caches, splits)
@@ -73,6 +76,7 @@ def evaluate_folds(
             dev_only=dev_only,
             precomputed=precomputed,
             work=_make_folder(work, len(folds)),
+            pause_at=pause_at,
         )
         counts += cast("list[JsonValue]", facts.pop("counts"))
         folds.append(facts)

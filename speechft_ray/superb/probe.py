@@ -32,11 +32,19 @@ class Schedule:
     patience: int | None = None
     """Validations without improvement after which the training of a probe ends; ``None``: it takes
     all updates."""
+    pause_at: int | None = None
+    """The update at which training pauses. Its saved state goes on to the same end as a training
+    that did not pause. ``None``: it does not pause."""
+
+    @property
+    def stop(self) -> int:
+        """The update after which no other is made now."""
+        return self.updates if self.pause_at is None else min(self.pause_at, self.updates)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainedProbe:
-    """A probe at its best validation."""
+    """A probe at its best validation. Where training paused, the pause counts as one."""
 
     probe: Probe
     best_update: int

@@ -42,15 +42,16 @@ class SavedWork:
         self._began = self._saved_at = time.monotonic()
         self._save_seconds = 0.0
 
-    def load(self, name: str) -> dict[str, Any] | None:
+    def load(self, name: str, at_most: int | None = None) -> dict[str, Any] | None:
         """Returns the newest usable state of that name, tensors on the CPU; ``None`` without one.
+        ``at_most``: states with a larger number are left alone.
 
         Damaged states are logged and skipped. The time until the next state is saved begins anew.
         """
         self._began = self._saved_at = time.monotonic()
         if self._folder is None:
             return None
-        return checkpointing.load(self._folder, self._identity, self._kind(name))
+        return checkpointing.load(self._folder, self._identity, self._kind(name), at_most)
 
     def is_due(self) -> bool:
         """Whether it is time to save a state."""

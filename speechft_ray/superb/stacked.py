@@ -63,7 +63,8 @@ def train_stacked(
 
     The learning rate of ``schedule`` is not used. ``advance`` counts updates of all heads.
     ``work``: where the training saves its state, and goes on from; on a CPU the result is the same
-    to the bit. Raises ``ValueError`` for a task without ``pooled_head``.
+    to the bit. At ``Schedule.pause_at`` the state is saved in any case. Raises ``ValueError`` for a
+    task without ``pooled_head``.
     """
     if data.pooled_head is None:
         raise ValueError("only tasks with a pooled head can be trained as a stack")
@@ -84,10 +85,11 @@ def train_stacked(
     ]
     # Resume: the batches of the updates that are done are drawn again, but not read.
     curve = curve or ProbeCurve(schedule.updates, seeds, schedule.metric)
-    done, best = _resume(heads, work, curve)
+    done, best = _resume(heads, work, curve, schedule.stop)
+    resumed_at = done
     advance(done * heads.count)
     joint_order = (
-        torch.cat([_next_indices(order) for order in orders]) for _ in range(schedule.updates)
+        torch.cat([_next_indices(order) for order in orders]) for _ in range(schedule.stop)
     )
     with closing(train.read_batches(islice(joint_order, done, None))) as batches:
         for update, (joint, batch) in enumerate(batches, done + 1):
@@ -102,24 +104,21 @@ def train_stacked(
             # Validate: each head has its own best validation.
             validates = update % schedule.validate_every_updates == 0 or update == schedule.updates
             if validates:
-                for head, predictions in enumerate(_predict(data, heads, dev)):
-                    if not active[head]:
-                        continue
-                    best[head] = update_best(
-                        best[head],
-                        update,
-                        data,
-                        predictions,
-                        schedule.metric,
-                        partial(heads.state_of, head),
-                    )
+                _validate(data, heads, dev, update, schedule.metric, active, best)
             losses[[not is_active for is_active in active]] = torch.nan
             curve.add_update(update, losses, _list_latest(best, active) if validates else None)
             advance(heads.count)
             done = update
             if work.is_due():
                 work.save("probes", done, _make_state(heads, done, best, curve))
-    advance((schedule.updates - done) * heads.count)
+    advance((schedule.stop - done) * heads.count)
+    if schedule.stop < schedule.updates:
+        if done > resumed_at:
+            work.save("probes", done, _make_state(heads, done, best, curve))
+        # Validate where training pauses; the saved state has no trace of it.
+        active = [schedule.stop <= find_last_update(item, schedule) for item in best]
+        if any(active) and schedule.stop % schedule.validate_every_updates:
+            _validate(data, heads, dev, schedule.stop, schedule.metric, active, best)
     # Unstack: one probe per head, with the parameters of its best validation.
     probes = [
         make_trained_probe(item, data, schedule, _as_probe(data, first, item))
@@ -127,6 +126,22 @@ def train_stacked(
         if item is not None
     ]
     return [probes[start : start + seeds] for start in range(0, heads.count, seeds)]
+
+
+def _validate(
+    data: TaskData,
+    heads: _Heads,
+    dev: Features,
+    update: int,
+    metric: str,
+    active: Sequence[bool],
+    best: list[Best | None],
+) -> None:
+    """Updates the best validation of each active head."""
+    for head, predictions in enumerate(_predict(data, heads, dev)):
+        if active[head]:
+            state = partial(heads.state_of, head)
+            best[head] = update_best(best[head], update, data, predictions, metric, state)
 
 
 def _list_latest(best: Sequence[Best | None], active: Sequence[bool]) -> list[Mapping[str, float]]:
@@ -149,10 +164,12 @@ def _make_state(
     }
 
 
-def _resume(heads: _Heads, work: SavedWork, curve: ProbeCurve) -> tuple[int, list[Best | None]]:
-    """Loads the saved state, if there is one; returns how many updates are done, and the best
-    validation of each head."""
-    saved = work.load("probes")
+def _resume(
+    heads: _Heads, work: SavedWork, curve: ProbeCurve, stop: int
+) -> tuple[int, list[Best | None]]:
+    """Loads the saved state, if there is one of at most ``stop`` updates; returns how many are
+    done, and the best validation of each head."""
+    saved = work.load("probes", stop)
     if saved is None:
         return 0, [None] * heads.count
     for value, earlier in zip(heads.parameters, saved["parameters"], strict=True):

@@ -56,8 +56,8 @@ def train_probes(
     ``schedule`` is not used. The order of batches follows from ``order_seed``; initial weights,
     dropout and augmentation follow from each probe's own seed, so that a probe does not depend on
     which others are trained with it. ``advance`` counts updates of all probes. ``work``: where the
-    training saves its state, and goes on from; on a CPU the result is the same to the bit.
-    ``curve`` gets every update.
+    training saves its state, and goes on from; on a CPU the result is the same to the bit. At
+    ``Schedule.pause_at`` the state is saved in any case. ``curve`` gets every update.
     """
     # Set up: one stream of batches for all probes, one trainer for each.
     states = train.batch(slice(0, 1)).restore()
@@ -70,9 +70,9 @@ def train_probes(
     ]
     # Resume: the batches of the updates that are done are drawn again, but not read.
     curve = curve or ProbeCurve(schedule.updates, len(trainers), schedule.metric)
-    done = _resume(trainers, work, curve)
+    done = resumed_at = _resume(trainers, work, curve, schedule.stop)
     advance(done * len(trainers))
-    order = islice(order, done * schedule.accumulate, schedule.updates * schedule.accumulate)
+    order = islice(order, done * schedule.accumulate, schedule.stop * schedule.accumulate)
     with closing(gather_batches(train, targets, order, schedule.accumulate)) as gathered:
         for update, batches in enumerate(gathered, done + 1):
             # Train: every probe on the same batches, unless its patience has ended.
@@ -97,8 +97,23 @@ def train_probes(
             done = update
             if work.is_due():
                 work.save("probes", done, _make_state(trainers, done, curve))
-    advance((schedule.updates - done) * len(trainers))
+    advance((schedule.stop - done) * len(trainers))
+    if schedule.stop < schedule.updates:
+        if done > resumed_at:
+            work.save("probes", done, _make_state(trainers, done, curve))
+        _validate_pause(data, trainers, dev, schedule)
     return [trainer.finish() for trainer in trainers]
+
+
+def _validate_pause(
+    data: TaskData, trainers: Sequence[ProbeTrainer], dev: Features, schedule: Schedule
+) -> None:
+    """Validates the probes where they pause. The saved state has no trace of it."""
+    active = [trainer for trainer in trainers if schedule.stop <= trainer.last_update]
+    if active and schedule.stop % schedule.validate_every_updates:
+        predictions = predict(data, [trainer.probe for trainer in active], dev)
+        for trainer, of_probe in zip(active, predictions, strict=True):
+            trainer.validate(schedule.stop, of_probe)
 
 
 def _make_state(trainers: Sequence[ProbeTrainer], done: int, curve: ProbeCurve) -> dict[str, Any]:
@@ -106,9 +121,12 @@ def _make_state(trainers: Sequence[ProbeTrainer], done: int, curve: ProbeCurve) 
     return {"done": done, "trainers": states, "curve": curve.make_state()}
 
 
-def _resume(trainers: Sequence[ProbeTrainer], work: SavedWork, curve: ProbeCurve) -> int:
-    """Loads the saved state, if there is one; returns how many updates are done."""
-    saved = work.load("probes")
+def _resume(
+    trainers: Sequence[ProbeTrainer], work: SavedWork, curve: ProbeCurve, stop: int
+) -> int:
+    """Loads the saved state, if there is one of at most ``stop`` updates; returns how many are
+    done."""
+    saved = work.load("probes", stop)
     if saved is None:
         return 0
     for trainer, state in zip(trainers, saved["trainers"], strict=True):
@@ -184,7 +202,7 @@ class ProbeTrainer:
         """Returns the probe at its best validation."""
         assert (
             self._best is not None
-        )  # the last update validates, and so does the first of patience
+        )  # the last update validates, and so do the first of patience and a pause
         self.probe.load_state_dict(self._best.state)
         return make_trained_probe(self._best, self._data, self._schedule, self.probe)
 
