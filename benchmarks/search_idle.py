@@ -124,6 +124,9 @@ class MemoryStore:
         """Its facts."""
         return self.units[stage, fingerprint]
 
+    def clear_work(self, stage: str, fingerprint: str) -> None:
+        """It keeps no unfinished work."""
+
     @contextmanager
     def publish(self, stage: str, fingerprint: str, facts: Mapping[str, Any]) -> Iterator[None]:
         """Adds it."""

@@ -122,6 +122,7 @@ def plan_inputs(place: Place, resources: Mapping[Stage, ResourceRequest] = RESOU
             spec, is_baseline, place, lambda corpus: _open_with_progress(corpus, place)
         ),
         version_of=component_version,
+        trains=lambda task: TASKS.get(task).trains,
         masks=lambda head: HEADS.get(head).masking is not None,
     )
 

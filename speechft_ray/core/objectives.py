@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 from speechft_ray.core.axes import Axes, read_axes
 from speechft_ray.core.chains import build_chains
@@ -12,6 +13,8 @@ from speechft_ray.core.specs import EvalSpec, SearchSpec, SweepSpec
 from speechft_ray.core.validation import Mistakes
 
 SCORE, DISTANCE = "score", "distance"
+RUNG_SAMPLERS = ("tpe", "random", "qmc")
+"""Samplers that learn from trials that ended at a rung, or from none."""
 
 
 def metric_name(name: str) -> str:
@@ -60,6 +63,7 @@ def search_mistakes(spec: SweepSpec, search: SearchSpec) -> Mistakes:
             "leave it out or write `none`."
         )
         mistakes.append(("search.stop_early", text))
+    mistakes += _rung_mistakes(search)
     if spec.stop_tuning is not None:
         text = (
             "ends runs by how others do meanwhile, but a search must propose the same each time: "
@@ -67,6 +71,41 @@ def search_mistakes(spec: SweepSpec, search: SearchSpec) -> Mistakes:
         )
         mistakes.append(("stop_tuning", text))
     return mistakes if mistakes else _sampler_mistakes(search, axes)
+
+
+def _rung_mistakes(search: SearchSpec) -> Mistakes:
+    """Returns what is wrong with the rungs, as far as it does not depend on the tasks."""
+    rungs = search.rungs
+    if not rungs:
+        if search.reduction_factor != SearchSpec.model_fields["reduction_factor"].default:
+            text = "belongs to `search.rungs`: name these, or leave it out."
+            return [("search.reduction_factor", text)]
+        return []
+    mistakes: Mistakes = []
+    faults = {
+        "must be fractions of a task's updates, above 0 and at most 1": not all(
+            0 < rung <= 1 for rung in rungs
+        ),
+        "must ascend": any(rung >= later for rung, later in pairwise(rungs)),
+        "must end at 1, the full evaluation": rungs[-1] != 1,
+        "must have a rung before the full evaluation": len(rungs) < 2,
+    }
+    if wrong := [text for text, is_wrong in faults.items() if is_wrong]:
+        text = f"{wrong[0]}, as in [0.02, 0.1, 0.3, 1], but is {list(rungs)} instead."
+        mistakes.append(("search.rungs", text))
+    if len(search.objectives) > 1 or metric_name(search.objectives[0]) == DISTANCE:
+        text = "compares trials by the score or one metric on dev: name that as the one objective."
+        mistakes.append(("search.rungs", text))
+    if search.sampler not in RUNG_SAMPLERS:
+        text = (
+            f"ends most trials before they have a value, from which `{search.sampler}` learns "
+            f"nothing: take one of {', '.join(f'`{name}`' for name in RUNG_SAMPLERS)}."
+        )
+        mistakes.append(("search.sampler", text))
+    if search.stop_early not in (None, "none"):
+        text = f"`{search.stop_early}` and `rungs` both end trials early: keep one of the two."
+        mistakes.append(("search.stop_early", text))
+    return mistakes
 
 
 def _unknown(name: str, spec: SweepSpec, others: Sequence[str]) -> list[str]:

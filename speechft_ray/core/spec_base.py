@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar
 
 from pydantic import (
@@ -36,6 +36,9 @@ class RenamedSpec(Spec):
 
     first_names: ClassVar[Mapping[str, str]] = {}
     """First name of each renamed field, by its present name."""
+    later_fields: ClassVar[Sequence[str]] = ()
+    """Fields that were added after the first sweeps; written only where they differ from their
+    default."""
 
     @model_validator(mode="before")
     @classmethod
@@ -55,7 +58,13 @@ class RenamedSpec(Spec):
     @model_serializer(mode="wrap")
     def _write_first_names(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
         fields: dict[str, Any] = serialize(self)
-        return {self.first_names.get(name, name): value for name, value in fields.items()}
+        defaults = {name: type(self).model_fields[name].default for name in self.later_fields}
+        unset = {name for name, default in defaults.items() if getattr(self, name) == default}
+        return {
+            self.first_names.get(name, name): value
+            for name, value in fields.items()
+            if name not in unset
+        }
 
 
 class ConstraintSpec(Spec):

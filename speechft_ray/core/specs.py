@@ -7,7 +7,7 @@ that they cannot get into a fingerprint. Defaults are the paper's (Speech-FT, ar
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
@@ -318,6 +318,7 @@ class SearchSpec(RenamedSpec):
         "max_concurrent": "window",
         "pruning_margin": "margin",
     }
+    later_fields: ClassVar[Sequence[str]] = ("rungs", "reduction_factor")
 
     trials: Annotated[int, Field(ge=1)]
     """The budget: proposals in all."""
@@ -344,6 +345,12 @@ class SearchSpec(RenamedSpec):
     pruning_margin: Annotated[float, Field(ge=0)] = 0.0
     """Points of the score that ``bound`` and ``median`` add to their estimate of what a merge can
     reach."""
+    rungs: tuple[float, ...] = ()
+    """Fractions of each task's updates, ascending to 1. At each, trials are compared on dev, and
+    the better part goes on from its saved probes (ASHA, arXiv 1810.05934; ``search.rungs``). Empty:
+    no rungs."""
+    reduction_factor: Annotated[int, Field(ge=2)] = 4
+    """With ``rungs``: one of so many trials goes on at each rung (Ray Tune's default)."""
 
     def concurrency(self) -> int:
         """``max_concurrent``, or its default."""
@@ -351,7 +358,8 @@ class SearchSpec(RenamedSpec):
 
     def pruning_rule(self) -> Literal["bound", "median", "none"]:
         """``stop_early``, or its default."""
-        return self.stop_early or ("bound" if self.objectives == ("score",) else "none")
+        is_compared = self.objectives == ("score",) and not self.rungs
+        return self.stop_early or ("bound" if is_compared else "none")
 
 
 class StopSpec(RenamedSpec):

@@ -9,16 +9,19 @@ reads the evaluations from the store.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 from speechft_ray.core.errors import UserError
 from speechft_ray.core.metrics import name_metric
 from speechft_ray.core.objectives import DISTANCE
 from speechft_ray.core.records import Outcome, read_scores
+from speechft_ray.core.specs import EvalSpec
 from speechft_ray.core.store import Store
 from speechft_ray.search.plan import SearchPlan
 from speechft_ray.search.proposals import Proposal, Proposer
+from speechft_ray.search.rungs import Rungs
 from speechft_ray.search.trials import PruningBaseline, Trial, TrialEvaluator, find_best
 from speechft_ray.sweep.rows import read_rows, read_scale
 from speechft_ray.sweep.scheduler import JobScheduler, missing_jobs
@@ -55,7 +58,7 @@ def replay_search(
 
     Returns whether the search is complete.
     """
-    search = _Search(plan, store, scheduler, proposer, observer)
+    search = _Search(plan, store, scheduler, proposer, observer, is_replay=True)
     search.begin()
     while search.propose():
         pass
@@ -79,6 +82,14 @@ def open_evaluator(plan: SearchPlan, store: Store) -> TrialEvaluator | None:
     )
 
 
+def _read_dev_metrics(facts: Mapping[str, Any], task: EvalSpec) -> dict[str, float]:
+    return {
+        name_metric(score.metric, task.name): score.mean
+        for score in read_scores(facts)
+        if score.split == "dev"
+    }
+
+
 class _Search:
     """The state of one search."""
 
@@ -89,8 +100,10 @@ class _Search:
         scheduler: JobScheduler,
         proposer: Proposer,
         observer: Observer,
+        is_replay: bool = False,
     ) -> None:
         self.plan, self.store, self.scheduler = plan, store, scheduler
+        self.is_replay = is_replay
         self.proposer, self.observer = proposer, observer
         self.trials: list[Trial] = []
         self.evaluator: TrialEvaluator | None = None
@@ -99,6 +112,10 @@ class _Search:
         self._unevaluated: list[Trial] = []
         self._waiting: dict[str, list[Trial]] = {}
         self._first: dict[str, int] = {}
+
+        self._rungs = Rungs(plan.search)
+        self._last_rung = max(0, len(plan.search.rungs) - 1)
+        self._unvalued: list[Trial] = []
 
     def begin(self) -> None:
         """Adds the evaluations of the controls; no proposal waits for them."""
@@ -131,6 +148,7 @@ class _Search:
             for trial in self._waiting.pop(outcome.fingerprint, ()):
                 self._advance(trial)
         self._open_evaluator()
+        self._decide_rungs()
 
     def end(self) -> None:
         """Reports the remaining results."""
@@ -159,7 +177,8 @@ class _Search:
         self.trials.append(trial)
         self.observer.on_trial_start(trial)
         self._advance(trial)
-        if trial.state == "running":
+        self._decide_rungs()
+        if trial.state == "running" and not self._last_rung:
             for key in self._later(trial):
                 self.scheduler.add(
                     missing_jobs([key], self.plan.jobs, self.store),
@@ -178,6 +197,81 @@ class _Search:
         ]
 
     def _advance(self, trial: Trial) -> None:
+        """Reads the finished evaluations of a trial and adds the next ones."""
+        if trial.rung < self._last_rung:
+            self._advance_to_rung(trial)
+        else:
+            self._advance_to_end(trial)
+
+    def _advance_to_rung(self, trial: Trial) -> None:
+        """Evaluates all tasks of a trial up to its rung; once they are in, its decision waits."""
+        if len(trial.rung_metrics) > trial.rung:
+            return
+        keys = self.plan.rung_evaluations(trial.proposal, trial.number, trial.rung)
+        metrics: dict[str, float] = {}
+        missing: list[str] = []
+        for key, task in zip(keys, self.plan.rung_tasks(), strict=True):
+            if key in self.scheduler.failed:
+                trial.state, trial.error = "failed", self.scheduler.failed[key].error
+                self._unevaluated.append(trial)
+                self._evaluate_trials()
+                return
+            if self.store.is_complete("evaluate", key):
+                metrics |= _read_dev_metrics(self.store.manifest("evaluate", key), task)
+            else:
+                missing.append(key)
+        if missing:
+            self._waiting.setdefault(missing[0], []).append(trial)
+            self._add_evaluations(missing, trial)
+        else:
+            trial.rung_metrics.append(metrics)
+            self._unvalued.append(trial)
+
+    def _add_evaluations(self, keys: Sequence[str], trial: Trial) -> None:
+        for key in keys:
+            self.scheduler.add(
+                missing_jobs([key], self.plan.jobs, self.store), priority=trial.number + 1
+            )
+
+    def _decide_rungs(self) -> None:
+        """Decides which trials go on, as far as the values are known by which they are compared."""
+        while self.evaluator is not None and self._last_rung:
+            unvalued, self._unvalued = self._unvalued, []
+            for trial in unvalued:
+                self._value_rung(trial, self.evaluator)
+            decisions = self._rungs.decide(self.trials)
+            if not decisions:
+                break
+            for trial, goes_on in decisions:
+                if goes_on:
+                    trial.rung += 1
+                    if trial.rung == self._last_rung:  # all tasks at once
+                        keys = self.plan.rung_evaluations(trial.proposal, trial.number, trial.rung)
+                        self._add_evaluations(keys, trial)
+                    self._advance(trial)
+                else:
+                    trial.state = "pruned"
+                    self._unevaluated.append(trial)
+                    self._clear_states(trial)
+            self._evaluate_trials()
+
+    def _value_rung(self, trial: Trial, evaluator: TrialEvaluator) -> None:
+        value = evaluator.rung_value(trial.rung_metrics[-1])
+        if math.isfinite(value):
+            trial.rung_values.append(value)
+        else:
+            trial.state, trial.error = "failed", "a value is not a finite number"
+            self._unevaluated.append(trial)
+            self._evaluate_trials()
+
+    def _clear_states(self, trial: Trial) -> None:
+        """Removes the saved probes of a trial that does not go on. A replay changes no storage."""
+        if not self.is_replay:
+            for task in self.plan.rung_tasks():
+                key = self.plan.evaluation(trial.proposal, trial.number, task)
+                self.store.clear_work("evaluate", key)
+
+    def _advance_to_end(self, trial: Trial) -> None:
         """Reads the finished evaluations of a trial in the order of tasks and adds the next one."""
         while trial.tasks < len(self.plan.tasks):
             task = self.plan.tasks[trial.tasks]
@@ -187,16 +281,10 @@ class _Search:
                 break
             if not self.store.is_complete("evaluate", key):
                 self._waiting.setdefault(key, []).append(trial)
-                self.scheduler.add(
-                    missing_jobs([key], self.plan.jobs, self.store), priority=trial.number + 1
-                )
+                self._add_evaluations([key], trial)
                 return
             facts = self.store.manifest("evaluate", key)
-            trial.metrics |= {
-                name_metric(score.metric, task.name): score.mean
-                for score in read_scores(facts)
-                if score.split == "dev"
-            }
+            trial.metrics |= _read_dev_metrics(facts, task)
             if DISTANCE in facts:
                 trial.metrics[DISTANCE] = float(facts[DISTANCE])
             trial.tasks += 1

@@ -11,10 +11,12 @@ from speechft_ray.core.axes import DonorAxis, read_axes
 from speechft_ray.core.chains import build_chains
 from speechft_ray.core.errors import SweepError
 from speechft_ray.core.fingerprint import fingerprint
-from speechft_ray.core.objectives import select_tasks
+from speechft_ray.core.metrics import metric
+from speechft_ray.core.objectives import SCORE, metric_name, select_tasks
 from speechft_ray.core.records import Job
 from speechft_ray.core.specs import EvalSpec, MergeSpec, SearchSpec, SweepSpec
 from speechft_ray.search.proposals import Proposal, Runs, SearchSpace
+from speechft_ray.search.rungs import find_pause
 from speechft_ray.sweep.plan import (
     FBANK,
     Inputs,
@@ -59,6 +61,23 @@ class SearchPlan:
         """Adds one evaluation of a proposal on dev and returns its fingerprint."""
         return self.builder.add_dev_evaluation(task, self.recipe(proposal), f"trial {number}")
 
+    def rung_evaluations(self, proposal: Proposal, number: int, rung: int) -> list[str]:
+        """Adds the evaluations of a proposal up to a rung and returns their fingerprints: those of
+        tasks that train; at the last rung the whole evaluations of all tasks."""
+        if rung == len(self.search.rungs) - 1:
+            return [self.evaluation(proposal, number, task) for task in self.tasks]
+        recipe, title = self.recipe(proposal), f"trial {number}"
+        return [
+            self.builder.add_dev_evaluation(
+                task, recipe, title, find_pause(task, self.search.rungs[rung])
+            )
+            for task in self.rung_tasks()
+        ]
+
+    def rung_tasks(self) -> list[EvalSpec]:
+        """Returns the tasks that are compared at rungs: those that train probes."""
+        return [task for task in self.tasks if self.builder.inputs.trains(task.task)]
+
     def params(self, proposal: Proposal) -> Params:
         """What tables say of the merge of a proposal."""
         return row_params(proposal.merge, [run for run, _ in proposal.donors], self.varying)
@@ -77,6 +96,7 @@ def make_search_plan(spec: SweepSpec, inputs: Inputs, depth: int) -> SearchPlan:
     mistakes = mistakes or _start_mistakes(
         axes.donors, runs, builder, search.sampler == "greedy_soup"
     )
+    mistakes += _rung_mistakes(spec, search, inputs)
     if mistakes:
         raise SweepError(f"the search `{spec.name}`", mistakes)
     key, title, params = builder.add_pretrained()
@@ -129,6 +149,26 @@ def _start_mistakes(
             )
             return [("search.axes.donors", text)]
     return []
+
+
+def _rung_mistakes(spec: SweepSpec, search: SearchSpec, inputs: Inputs) -> list[tuple[str, str]]:
+    """Whether rungs have a task to compare trials by: one that trains probes, and yields the
+    objective where that is a metric."""
+    if not search.rungs:
+        return []
+    objective = metric_name(search.objectives[0])
+    is_score = objective == SCORE
+    labels = {item.label for item in select_tasks(spec, search)}
+    compared = {item for item in labels if is_score or item == metric(objective).task}
+    training = {item.label for item in spec.evaluate if inputs.trains(item.task)}
+    if compared & training:
+        return []
+    names = ", ".join(f"`{name}`" for name in sorted(compared))
+    text = (
+        f"compares trials after fractions of the updates of {names}, which trains no probe: leave "
+        "`rungs` out, or name an objective of a task that does."
+    )
+    return [("search.rungs", text)]
 
 
 def make_selection_plan(plan: SearchPlan, chosen: Sequence[tuple[int, Proposal]]) -> Plan:

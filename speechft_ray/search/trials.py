@@ -49,6 +49,13 @@ class Trial:
     """Dev metrics by metric name, and ``distance``."""
     tasks: int = 0
     """Number of finished evaluations."""
+    rung: int = 0
+    """The rung that it is evaluated up to; in a search with rungs, ``metrics`` are those of the
+    last one."""
+    rung_metrics: list[dict[str, float]] = field(default_factory=list)
+    """Dev metrics at each rung before the last that it reached."""
+    rung_values: list[float] = field(default_factory=list)
+    """The objective there, over the tasks that are compared at rungs."""
     error: str | None = None
     result: TrialResult | None = None
     """Set once the trial ended and the references of the score are known."""
@@ -93,7 +100,7 @@ class TrialEvaluator:
         if trial.state == "failed":
             return TrialResult("failed")
         if trial.state == "pruned":
-            return TrialResult("pruned", steps=self.steps(trial))
+            return TrialResult("pruned", steps=trial.rung_values or self.steps(trial))
         values = [
             self.value(name, trial.metrics) for name in map(metric_name, self.search.objectives)
         ]
@@ -103,7 +110,17 @@ class TrialEvaluator:
         ]
         if not all(map(math.isfinite, [*values, *violations])):
             return TrialResult("failed")
-        return TrialResult("complete", values, violations, self.steps(trial))
+        steps = trial.rung_values or self.steps(trial)
+        return TrialResult("complete", values, violations, steps)
+
+    def rung_value(self, metrics: Mapping[str, float]) -> float:
+        """Returns what trials are compared by at a rung: the objective, where that is the score
+        over the tasks that are measured there; NaN where nothing is."""
+        (name,) = map(metric_name, self.search.objectives)
+        if name != SCORE:
+            return metrics.get(name, math.nan)
+        shares = list(self.shares(metrics).values())
+        return 1000 * statistics.fmean(shares) if shares else math.nan
 
     def value(self, name: str, metrics: Mapping[str, float]) -> float:
         """Returns the value of an objective or a constrained metric; NaN where it was not

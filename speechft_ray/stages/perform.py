@@ -309,6 +309,8 @@ def _evaluate(job: Job, place: Place, store: Store, report: ReportProgress) -> N
     )
     corpora = _open_corpora(job, place, spec.corpora())
     dev_only = job.payload.get("splits") == ["dev"]
+    # A rung of a search leaves its state to the whole evaluation.
+    pause: dict[str, Any] = job.payload.get("pause") or {}  # type: ignore[assignment]
     facts |= evaluate_folds(
         spec,
         encoder,
@@ -317,7 +319,8 @@ def _evaluate(job: Job, place: Place, store: Store, report: ReportProgress) -> N
         report,
         caches=caches,
         dev_only=dev_only,
-        work=store.work_folder("evaluate", job.fingerprint),
+        work=store.work_folder("evaluate", pause.get("evaluation", job.fingerprint)),
+        pause_at=pause.get("update"),
     )
     counts = facts.pop("counts")
     with store.publish("evaluate", job.fingerprint, {**facts, **job.payload}) as folder:

@@ -121,9 +121,7 @@ def _make_state(trainers: Sequence[ProbeTrainer], done: int, curve: ProbeCurve) 
     return {"done": done, "trainers": states, "curve": curve.make_state()}
 
 
-def _resume(
-    trainers: Sequence[ProbeTrainer], work: SavedWork, curve: ProbeCurve, stop: int
-) -> int:
+def _resume(trainers: Sequence[ProbeTrainer], work: SavedWork, curve: ProbeCurve, stop: int) -> int:
     """Loads the saved state, if there is one of at most ``stop`` updates; returns how many are
     done."""
     saved = work.load("probes", stop)

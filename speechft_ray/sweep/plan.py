@@ -50,6 +50,8 @@ class Inputs:
     """What the jobs of each stage request."""
     gpu_memory: Callable[[EvalSpec, str | None], int] = lambda spec, encoder: 0
     """Returns the bytes of GPU memory that an evaluation of an encoder (or of FBank) needs."""
+    trains: Callable[[str], bool] = lambda task: True
+    """Whether a registered task trains probes, and so has rungs."""
     masks: Callable[[str], bool] = lambda head: False
     """Whether a registered head masks frames, which trains the mask embedding."""
     resolve_evaluation: Callable[[EvalSpec, bool], EvalSpec] = lambda spec, is_baseline: spec
@@ -277,19 +279,30 @@ class PlanBuilder:
             spec, encoder or FBANK, title, payload, [encoder] if encoder else []
         )
 
-    def add_dev_evaluation(self, spec: EvalSpec, recipe: Mapping[str, Any], title: str) -> str:
-        """Adds an evaluation on dev alone of a merge that is made in memory and not stored."""
+    def add_dev_evaluation(
+        self, spec: EvalSpec, recipe: Mapping[str, Any], title: str, pause_at: int | None = None
+    ) -> str:
+        """Adds an evaluation on dev alone of a merge that is made in memory and not stored.
+
+        ``pause_at``: adds the scores after so many updates instead. The job leaves the state of its
+        probes in the work folder of the whole evaluation, which goes on from there.
+        """
         spec = self.inputs.resolve_evaluation(spec, False)
         encoder = merge_fingerprint(recipe)
-        payload = {
+        payload: dict[str, Any] = {
             "spec": spec.identity(),
             "encoder": encoder,
             "splits": ["dev"],
             "recipe": dict(recipe),
         }
-        return self._evaluation(
-            spec, encoder, f"on dev {title}", payload, self._inputs_of(recipe), {"splits": ["dev"]}
-        )
+        identity: dict[str, Any] = {"splits": ["dev"]}
+        needs = self._inputs_of(recipe)
+        if pause_at is not None:
+            whole = self.add_dev_evaluation(spec, recipe, title)
+            payload["pause"] = {"update": pause_at, "evaluation": whole}
+            identity["pause_at"] = pause_at
+            title = f"{title} to update {pause_at}"
+        return self._evaluation(spec, encoder, f"on dev {title}", payload, needs, identity)
 
     def _evaluation(
         self,
