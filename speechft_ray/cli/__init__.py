@@ -15,6 +15,7 @@ from speechft_ray.cli import (  # noqa: F401  # importing them adds their verbs
     corpora,
     encoders,
     evaluation,
+    jobs,
     merging,
     paper,
     storage,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import re
 import signal
@@ -62,6 +63,9 @@ ANSWER_SECONDS = 5.0
 START_ATTEMPTS = 3
 """How often a local cluster is started before it counts as impossible."""
 
+_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+"""Set in the driver of a job (ray ``_private/runtime_env/constants.py``, 2.60)."""
+
 PROBE_SECONDS = 20.0
 """How long a first actor may take before it is taken for granted."""
 
@@ -104,7 +108,7 @@ def connect(
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     common = {
         "address": address,
-        "runtime_env": {"env_vars": dict(WORKER_ENVIRONMENT)},
+        "runtime_env": {"env_vars": _select_variables()},
         # the driver shows its own progress; outcomes carry errors; logs stay on the nodes
         "log_to_driver": False,
         "logging_level": "ERROR",
@@ -148,7 +152,28 @@ def missing_for_dashboard() -> list[str]:
     return [name for name in DASHBOARD_PACKAGES if not _is_installed(name)]
 
 
+def _select_variables() -> dict[str, str]:
+    """Returns what workers get, less what the environment of a Ray job says: Ray refuses a variable
+    that both set."""
+    variables = _read_job_environment().get("env_vars") or {}
+    return {name: value for name, value in WORKER_ENVIRONMENT.items() if name not in variables}
+
+
+def _read_job_environment() -> dict[str, Any]:
+    """Returns the runtime environment of the Ray job that this process drives; empty outside of
+    one."""
+    try:
+        return dict(json.loads(os.environ.get(_JOB, "{}")).get("runtime_env") or {})
+    except (ValueError, AttributeError):
+        return {}
+
+
 def _check(address: str, where: str = "") -> None:
+    if address == "local" and _JOB in os.environ:
+        raise UserError(
+            "this command is a job of a Ray cluster, and `--address local` would start another "
+            "cluster inside it: give `--address auto`, as `speechft submit` does."
+        )
     if address.startswith("ray://"):
         raise UserError(
             f"the address `{address}`{where} is one of Ray Client, which runs the sweep away from "

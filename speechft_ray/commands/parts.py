@@ -201,9 +201,18 @@ def resolve_place(
     manifest: Path | None = None,
     cpu: bool = False,
 ) -> Place:
-    """Returns the paths of a run, made absolute, since workers have other working folders."""
+    """Returns the paths of a run, made absolute, since workers have other working folders.
+
+    Raises ``UserError`` for a storage in the folder of a Ray job.
+    """
+    root = storage.expanduser().absolute()
+    if {"runtime_resources", "working_dir_files"} <= set(root.parts):
+        raise UserError(
+            f"the storage `{storage}` would be in the folder that Ray unpacked for this job, and "
+            "be lost with it: give --storage as a path that begins with / and that all nodes see."
+        )
     return Place(
-        storage=str(storage.expanduser().absolute()),
+        storage=str(root),
         encoder=resolve_encoder(encoder or spec.encoder),
         corpora=str(corpora.expanduser().absolute()) if corpora else None,
         manifest=str(manifest.expanduser().absolute()) if manifest else None,
