@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 
 from speechft_ray.cli.app import EXIT_FAILED, app
-from speechft_ray.cli.options import parse_stall_minutes
+from speechft_ray.cli.options import parse_options, parse_stall_minutes
 from speechft_ray.cli.sweep_options import (
     DEFAULT_SPACE,
     Address,
@@ -251,11 +251,20 @@ def pretrain(
     work: Annotated[Path, typer.Option(help="Folder for checkpoints and the corpus.")] = Path(
         "runs/pretrain"
     ),
+    corpus: Annotated[
+        str, typer.Option(help="What to learn from; `speechft corpora list` prints the names.")
+    ] = "synthetic",
+    option: Annotated[
+        list[str] | None,
+        typer.Option(help="An option of the corpus as NAME=VALUE; may be repeated."),
+    ] = None,
+    corpora: Corpora = None,
 ) -> None:
-    """Pre-train the tiny HuBERT that ships with the package, on synthetic speech."""
+    """Pre-train a tiny HuBERT like the one that ships with the package, on synthetic speech or on
+    another corpus."""
     from speechft_ray.commands.pretrain import pretrain_tiny
 
-    pretrain_tiny(out, work)
+    pretrain_tiny(out, work, corpus, parse_options(option or [], "--option"), corpora)
 
 
 def _read_resources(cpus: float | None, gpus: float | None) -> dict[str, float]:

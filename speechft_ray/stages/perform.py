@@ -160,6 +160,16 @@ def _find_root(spec: CorpusSpec, place: Place) -> Path:
                 "say where they are with --manifest FILE.tsv."
             )
         return Path(place.manifest)
+    kind = CORPORA.get(spec.name)
+    if place.corpora and (own := Path(place.corpora) / spec.name).exists():
+        return own
+    if kind.package_folder and kind.package_folder.is_dir():
+        return kind.package_folder
+    if kind.install:
+        raise UserError(
+            f"the corpus `{spec.name}` must be on disk: `{kind.install}`, or say with --corpora "
+            f"DIR which folder holds `{spec.name}/`."
+        )
     if not place.corpora:
         raise UserError(
             f"the corpus `{spec.name}` must be on disk: "

@@ -21,7 +21,9 @@ from tests.speech.layouts import (
     aishell3,
     common_voice,
     crema_d,
+    fillets,
     fluent_speech_commands,
+    gcin_voice,
     iemocap,
     libri2mix,
     librispeech,
@@ -54,7 +56,9 @@ EXAMPLES: dict[str, tuple[dict[str, Any], Callable[[Path], Path] | None]] = {
     "aishell3": ({"dev_fraction": 0.2}, aishell3.lay_out),
     "common_voice": ({}, common_voice.lay_out),
     "crema_d": ({}, crema_d.lay_out),
+    "fillets": ({"characters": "all"}, fillets.lay_out),
     "fluent_speech_commands": ({}, fluent_speech_commands.lay_out),
+    "gcin_voice": ({}, gcin_voice.lay_out),
     "iemocap": ({}, iemocap.lay_out),
     "libri2mix": ({}, libri2mix.lay_out),
     "librispeech": ({}, librispeech.lay_out),
@@ -76,7 +80,7 @@ ARCHIVES = [name for name in ON_DISK if name != "manifest"]
 APPLE_DOUBLE = b"\x00\x05\x16\x07\x00\x02\x00\x00Mac OS X        " + bytes(60)
 """How a file of macOS begins that holds what another file system has no place for."""
 
-AUDIO = (".wav", ".flac", ".mp3", ".sph")
+AUDIO = (".wav", ".flac", ".mp3", ".sph", ".ogg")
 
 
 def open_at(name: str, root: Path, cache: Path, **options: Any) -> Corpus:

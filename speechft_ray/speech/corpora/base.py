@@ -193,6 +193,8 @@ class CorpusKind:
     - ``expected(options)`` returns the numbers of a complete copy, where they are published.
     - ``resources``: files that the recordings come without.
     - ``estimate(options)`` returns the size of a corpus that is synthesised, before it is.
+    - ``package_folder``: the root that a package of Debian makes, and ``install`` the command line
+      that installs it.
     """
 
     options: type[BaseModel]
@@ -203,6 +205,8 @@ class CorpusKind:
     expected: Callable[[Any], ExpectedCounts | None] = _compute_no_counts
     resources: Sequence[Resource] = ()
     estimate: Callable[[Any], Estimate] | None = None
+    package_folder: Path | None = None
+    install: str = ""
     version: int = 1
     """Raised when a synthesised corpus would change; part of its identity."""
 
