@@ -30,7 +30,8 @@ def reproduce_paper(
     scale: Annotated[
         str,
         typer.Option(
-            help="full: the paper's corpora. embedded: synthetic speech that is made here."
+            help="full: the paper's corpora. embedded: synthetic speech that is made here. "
+            "real-speech: human speech from Debian's packages, for tables 1, 3 and 9."
         ),
     ] = "embedded",
     plan: Annotated[
@@ -53,6 +54,7 @@ def reproduce_paper(
     cache_gb: CacheGb = 50.0,
 ) -> None:
     """Make tables of the paper, each beside the published one, with a verdict for every claim."""
+    from speechft_ray.commands import real_speech
     from speechft_ray.commands.paper import (
         open_paper,
         parse_scale,
@@ -64,19 +66,26 @@ def reproduce_paper(
     from speechft_ray.commands.spaces import make_cache_fields
 
     numbers, size = parse_tables(tables or []), parse_scale(scale)
+    encoders = {
+        name: str(value) for name, value in parse_options(encoder or [], "--encoder").items()
+    }
+    if size == "real-speech":
+        numbers = real_speech.select_tables(numbers, bool(tables) and "all" not in (tables or []))
+        real_speech.check_corpora(corpora)
+        if real_speech.ENCODER not in encoders:
+            human = real_speech.find_encoder(storage, corpora, plan, Console())
+            encoders[real_speech.ENCODER] = human
     sweeps = open_paper(
         numbers,
         size,
         storage=storage,
-        encoders={
-            name: str(value) for name, value in parse_options(encoder or [], "--encoder").items()
-        },
+        encoders=encoders,
         corpora=corpora,
         changes=make_cache_fields(cache, cache_gb),
         cpu=cpu,
     )
     if plan:
-        print_paper_plan(numbers, sweeps, Console())
+        print_paper_plan(numbers, sweeps, size, Console())
         return
     folder = report or storage / "report" / f"paper-{size}"
 

@@ -15,6 +15,7 @@ from typing import Any, Literal
 from rich.console import Console
 from rich.table import Table as ConsoleTable
 
+from speechft_ray.commands import real_speech
 from speechft_ray.commands.parts import SEARCH_SPACES, resolve_place
 from speechft_ray.commands.provenance import SpaceSource
 from speechft_ray.commands.results import read_report_data
@@ -24,6 +25,7 @@ from speechft_ray.core.files import atomic_write
 from speechft_ray.core.records import STAGES, Job, Outcome, Place
 from speechft_ray.core.specs import EvalSpec, FinetuneSpec, Objective, ScoreSpec, SweepSpec
 from speechft_ray.report.lines import TableLine
+from speechft_ray.report.own_table import make_own_table
 from speechft_ray.report.paper_page import (
     Table,
     make_table,
@@ -34,7 +36,7 @@ from speechft_ray.report.paper_tables import SPACES
 from speechft_ray.sweep.space_file import open_space
 from speechft_ray.sweep.yaml_text import read_yaml
 
-Scale = Literal["full", "embedded"]
+Scale = Literal["full", "embedded", "real-speech"]
 
 _EMBEDDED = Path(__file__).parents[1] / "assets" / "paper" / "embedded.yaml"
 _MODELS = {"wav2vec2_base": "wav2vec 2.0 Base", "decoar2_base": "DeCoAR 2.0"}
@@ -45,6 +47,11 @@ SCOPES: Mapping[Scale, str] = {
     "embedded": (
         "Ours: synthetic speech, an encoder of 2.4 million parameters and 300 updates. The "
         "numbers cannot be compared with the published ones; the signs of differences can."
+    ),
+    "real-speech": (
+        "Ours: human speech from Debian's packages and an encoder of 2.4 million parameters that "
+        "was pre-trained on two hours of it. Other tasks than the paper's, so the shape of a table "
+        "can be compared, no number."
     ),
 }
 
@@ -80,7 +87,12 @@ def parse_scale(text: str) -> Scale:
     for scale in SCOPES:
         if text == scale:
             return scale
-    raise UserError(f"`--scale` must be full or embedded, but is {text!r} instead.")
+    raise UserError(f"`--scale` must be full, embedded or real-speech, but is {text!r} instead.")
+
+
+def list_spaces(table: int, scale: Scale) -> tuple[str, ...]:
+    """Returns the search spaces of a table."""
+    return real_speech.SPACES[table] if scale == "real-speech" else SPACES[table]
 
 
 def open_paper(
@@ -98,10 +110,11 @@ def open_paper(
     ``encoders`` replaces an encoder that a space names by a file or another name; ``changes`` are
     fields of ``Place``. Raises ``UserError`` before anything is computed.
     """
-    spaces = list(dict.fromkeys(space for number in tables for space in SPACES[number]))
+    spaces = list(dict.fromkeys(space for number in tables for space in list_spaces(number, scale)))
     sweeps = []
+    folder = "real_speech" if scale == "real-speech" else "paper"
     for space in spaces:
-        file = open_space(SEARCH_SPACES / "paper" / f"{space}.yaml")
+        file = open_space(SEARCH_SPACES / folder / f"{space}.yaml")
         spec = file.spec
         encoder = spec.encoder
         notes: tuple[str, ...] = ()
@@ -184,7 +197,9 @@ def _embed_evaluation(item: EvalSpec, table: Any) -> EvalSpec | None:
     )
 
 
-def print_paper_plan(tables: Sequence[int], sweeps: Sequence[PaperSweep], console: Console) -> None:
+def print_paper_plan(
+    tables: Sequence[int], sweeps: Sequence[PaperSweep], scale: Scale, console: Console
+) -> None:
     """Prints the work of each search space, and of all together, in which equal work counts
     once."""
     grid = ConsoleTable(box=None, pad_edge=False)
@@ -194,7 +209,7 @@ def print_paper_plan(tables: Sequence[int], sweeps: Sequence[PaperSweep], consol
     rows: set[str] = set()
     for item in sweeps:
         plan, store = item.sweep.plan, item.sweep.store
-        own = [number for number in tables if item.space in SPACES[number]]
+        own = [number for number in tables if item.space in list_spaces(number, scale)]
         done = sum(store.is_complete(job.stage, job.fingerprint) for job in plan.jobs.values())
         grid.add_row(
             ", ".join(map(str, own)),
@@ -242,13 +257,17 @@ def write_paper_page(
     by_space = {item.space: item for item in sweeps}
     pages: list[Table] = []
     for number in tables:
-        items = [by_space[space] for space in SPACES[number]]
+        items = [by_space[space] for space in list_spaces(number, scale)]
         by_model = {
             _MODELS.get(item.encoder, "") if len(items) > 1 else "": lines[item.space]
             for item in items
         }
-        notes = tuple(note for item in items for note in item.notes)
-        pages.append(make_table(number, by_model, list(dict.fromkeys(notes))))
+        notes = list(dict.fromkeys(note for item in items for note in item.notes))
+        if scale == "real-speech":
+            title = real_speech.TITLES[number]
+            pages.append(make_own_table(number, title, by_model[""], notes))
+        else:
+            pages.append(make_table(number, by_model, notes))
     report.mkdir(parents=True, exist_ok=True)
     scope = SCOPES[scale]
     for name, text in (

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from pydantic import JsonValue
 from rich.progress import MofNCompleteColumn, Progress
 
 from speechft_ray.core.records import Place
@@ -21,7 +22,7 @@ def pretrain_tiny(
     out: Path,
     work: Path,
     name: str = SYNTHETIC,
-    options: Mapping[str, object] | None = None,
+    options: Mapping[str, JsonValue] | None = None,
     corpora: Path | None = None,
 ) -> None:
     """Pre-trains the tiny HuBERT on a corpus, with the options of the package, and shows progress
@@ -34,7 +35,7 @@ def pretrain_tiny(
     from speechft_ray.pretraining.run import pretrain
     from speechft_ray.stages.perform import open_corpus
 
-    values = {"part": "pretrain", **(options or {})} if name == SYNTHETIC else dict(options or {})
+    values = {**({"part": "pretrain"} if name == SYNTHETIC else {}), **(options or {})}
     validate(CORPORA.get(name).options, values, where=f"corpus `{name}`")
     place = Place(
         storage=str(work.absolute()),
@@ -67,6 +68,7 @@ def read_once(corpus: Corpus) -> Corpus:
     def read(utterance: Utterance) -> np.ndarray:
         if utterance.key not in waves:
             waves[utterance.key] = corpus.read(utterance)
-        return waves[utterance.key].copy()
+        wave: np.ndarray = waves[utterance.key].copy()
+        return wave
 
     return replace(corpus, read=read, is_in_memory=True)

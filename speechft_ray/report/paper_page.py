@@ -103,11 +103,12 @@ def _make_row(
         error = compute_sampling_error(row) if name == "score" else None
         band = f"± {error:.1f}" if error is not None and value is not None else ""
         cells.append(Cell("" if value is None else format_metric(name, value), band))
-        cells.append(_make_own_cell(line, name) if line else Cell("-"))
+        cells.append(make_own_cell(line, name) if line else Cell("-"))
     return cells
 
 
-def _make_own_cell(line: TableLine, name: str) -> Cell:
+def make_own_cell(line: TableLine, name: str) -> Cell:
+    """Returns a mean on test with its 95 % interval in small print."""
     if name not in line.mean:
         return Cell("-")
     ends = line.intervals.get(name)

@@ -20,6 +20,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from pydantic import Field
+
 from speechft_ray.core.errors import UserError
 from speechft_ray.speech.corpora._disk import is_litter, list_folder, read_text
 from speechft_ray.speech.corpora._layout import (
@@ -29,6 +31,7 @@ from speechft_ray.speech.corpora._layout import (
     require_folder,
     require_root,
 )
+from speechft_ray.speech.corpora._sampling import select_hours, select_utterances
 from speechft_ray.speech.corpora.base import (
     CORPORA,
     SPLITS,
@@ -73,6 +76,11 @@ class FilletsOptions(DiskOptions):
     characters: Literal["main", "all"] = "main"
     """The two fish, or also the lines of about 20 minor characters, whose voices are few and often
     changed by effects."""
+    train_hours: float | None = Field(default=None, gt=0)
+    """Hours of the training lines that are drawn at random; ``None``: all, 1.87 for both
+    languages and the two fish."""
+    seed: int = Field(default=0, ge=0)
+    """Of the random selection."""
 
 
 class Line(NamedTuple):
@@ -105,7 +113,21 @@ def open_fillets(
             )
         recordings += own
     notes = [f"{count} {what} are left out." for what, count in sorted(left_out.items())]
-    return assemble(NAME, place, recordings, options, cache, progress, notes=notes)
+    corpus = assemble(NAME, place, recordings, options, cache, progress, notes=notes)
+    return corpus if options.train_hours is None else _draw_hours(corpus, options)
+
+
+def _draw_hours(corpus: Corpus, options: FilletsOptions) -> Corpus:
+    samples = {item.key: item.samples for item in corpus.split("train")}
+    drawn = select_hours(samples, options.train_hours, options.seed)
+    splits = {
+        item.key: item.split
+        for item in corpus.utterances
+        if item.split != "train" or item.key in drawn
+    }
+    return select_utterances(
+        corpus, splits, [f"{len(drawn)} of {len(samples)} training lines are drawn."]
+    )
 
 
 def split_of(level: str) -> str:
@@ -158,10 +180,15 @@ def clean_text(text: str) -> str:
 
 def _compute_expected(options: FilletsOptions) -> ExpectedCounts:
     languages = LANGUAGES if options.language == "all" else (options.language,)
+    splits = SPLITS if options.train_hours is None else ("dev", "test")
     counts = [COUNTS[language, options.characters] for language in languages]
     return ExpectedCounts(
         source="Debian's packages of version 1.0.1-1.1",
-        utterances=dict(zip(SPLITS, map(sum, zip(*counts, strict=True)), strict=True)),
+        utterances={
+            split: count
+            for split, count in zip(SPLITS, map(sum, zip(*counts, strict=True)), strict=True)
+            if split in splits
+        },
     )
 
 

@@ -69,6 +69,15 @@ def test_options_choose_language_and_characters(root: Path) -> None:
     }
 
 
+def test_hours_are_drawn_from_the_training_lines(root: Path) -> None:
+    whole = open_at("fillets", root)
+    (shortest,) = sorted(item.seconds for item in whole.split("train"))[:1]
+    few = open_at("fillets", root, train_hours=2 * shortest / 3600)
+    assert 1 <= len(few.split("train")) <= 2 and sizes(few)["test"] == 4
+    other = open_at("fillets", root, train_hours=2 * shortest / 3600, seed=1)
+    assert few.fingerprint not in (whole.fingerprint, other.fingerprint)
+
+
 def test_a_level_is_in_one_split_in_both_languages(root: Path) -> None:
     corpus = open_at("fillets", root)
     for item in corpus.utterances:
