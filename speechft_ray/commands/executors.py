@@ -11,6 +11,7 @@ from speechft_ray.core.marker import refresh
 from speechft_ray.core.records import Job, Limits, Outcome, Place, Stage
 from speechft_ray.core.resources import ResourceRequest
 from speechft_ray.core.store import Store
+from speechft_ray.sweep.claims import LOOK_SECONDS, UnitClaims
 from speechft_ray.sweep.protocols import Executor, Progress, StatusSink
 from speechft_ray.sweep.status_file import SweepStatus
 
@@ -34,8 +35,13 @@ class OnDemandExecutor:
         resources: Mapping[Stage, ResourceRequest] = RESOURCES,
         limits: Limits = Limits(),  # noqa: B008  # frozen
         show: Callable[[Mapping[str, Progress]], None] = lambda progress: None,
+        claims: UnitClaims | None = None,
     ) -> None:
-        self._show = show
+        """``claims``: those of this driver, where other sweeps may compute the same units."""
+        self._show, self._claims = show, claims
+        self._held: dict[str, Job] = {}
+        """Jobs that another sweep computes now."""
+        self._look_at = float("-inf")
         self._address, self._place, self._note = address, place, note
         self._resources, self._limits = resources, limits
         self._executor: Executor | None = None
@@ -44,7 +50,14 @@ class OnDemandExecutor:
         """Outcomes that the store does not have yet, and when they came."""
 
     def submit(self, job: Job) -> None:
-        """Opens the executor if need be and submits the job to it."""
+        """Submits a job to the executor, which is opened if need be; one that another sweep
+        computes is held back until that has ended."""
+        if self._claims is not None and not self._claims.take(job):
+            self._held[job.fingerprint] = job
+            return
+        self._submit(job)
+
+    def _submit(self, job: Job) -> None:
         if self._executor is None:
             self._executor = open_executor(
                 self._address, self._place, self._note, self._resources, self._limits, self._show
@@ -53,17 +66,46 @@ class OnDemandExecutor:
 
     def outcomes(self, timeout_seconds: float) -> list[Outcome]:
         """Returns what ended; nothing before the first job."""
+        ended = self._look_at_held()
         if self._executor is None:
-            return []
+            if self._held and not ended:
+                time.sleep(timeout_seconds)
+            return ended
         now = time.monotonic()
-        for outcome in self._executor.outcomes(timeout_seconds):
+        for outcome in self._executor.outcomes(0.0 if ended else timeout_seconds):
             self._unconfirmed[outcome.fingerprint] = (outcome, now)
-        ended = []
         for outcome, since in list(self._unconfirmed.values()):
             checked = self._check_store(outcome, time.monotonic() - since)
             if checked is not None:
                 ended.append(checked)
                 del self._unconfirmed[outcome.fingerprint]
+        if self._claims is not None:
+            for outcome in ended:
+                self._claims.release(outcome.fingerprint)
+        return ended
+
+    def _look_at_held(self) -> list[Outcome]:
+        """Returns the outcomes of jobs that another sweep has finished, and submits those that it
+        gave up. A look takes a twentieth of the time at most."""
+        if self._claims is None or not self._held or time.monotonic() < self._look_at:
+            return []
+        begin, ended = time.monotonic(), []
+        for key, job in list(self._held.items()):
+            if not self._claims.take(job):
+                continue
+            del self._held[key]
+            if not self._store.is_complete(job.stage, key):
+                refresh(self._store.folder(job.stage, key).parent)
+            if self._store.is_complete(job.stage, key):
+                self._claims.release(key)
+                facts = self._store.manifest(job.stage, key)
+                ended.append(
+                    Outcome(stage=job.stage, fingerprint=key, label=job.label, facts=facts)
+                )
+            else:
+                self._submit(job)
+        now = time.monotonic()
+        self._look_at = now + max(LOOK_SECONDS, 20 * (now - begin))
         return ended
 
     def _check_store(self, outcome: Outcome, seconds: float) -> Outcome | None:
@@ -106,6 +148,9 @@ class OnDemandExecutor:
         return {"address": cluster.address, **counts}
 
     def stop(self) -> None:
-        """Stops the executor if it was opened."""
+        """Stops the executor if it was opened, and leaves all units to other sweeps."""
+        self._held.clear()
         if self._executor:
             self._executor.stop()
+        if self._claims is not None:
+            self._claims.release_all()

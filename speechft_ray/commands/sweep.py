@@ -41,6 +41,7 @@ from speechft_ray.report.search_summary import SearchResults
 from speechft_ray.report.winner import label_plan
 from speechft_ray.report.write import PAGE
 from speechft_ray.stages.perform import publish_start
+from speechft_ray.sweep.claims import UnitClaims
 from speechft_ray.sweep.invocations import read_invocations, write_invocation
 from speechft_ray.sweep.labels import choose_report_folder
 from speechft_ray.sweep.lock import hold_lock
@@ -245,8 +246,9 @@ def run(
         publisher.start()
         resources = set_resources(RESOURCES, sweep.spec.resources)
         observer = RunObserver(display, publisher, status_file)
+        claims = UnitClaims(store, sweep.fingerprint, display.note)
         executor = OnDemandExecutor(
-            address, place, display.note, resources, limits, observer.on_progress
+            address, place, display.note, resources, limits, observer.on_progress, claims
         )
         scheduler = JobScheduler(
             executor, observer, publisher.log_outcome, stop, by_priority=sweep.by_priority

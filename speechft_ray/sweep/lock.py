@@ -83,6 +83,14 @@ def describe_driver(root: Path, sweep: str) -> str | None:
         return f"perhaps: its lock in {folder} cannot be read ({error.strerror})"
 
 
+def read_lock(root: Path, sweep: str) -> Holder | None:
+    """Returns who held the lock of a sweep last; ``None`` if nobody did, or it cannot be read."""
+    try:
+        return read_holder(_folder(root, sweep))
+    except OSError:
+        return None
+
+
 def list_locks(root: Path) -> list[str]:
     """Returns the fingerprints of the sweeps that were ever locked in a storage."""
     return sorted(path.name for path in (root / _LOCKS).glob("[!.]*") if path.is_dir())

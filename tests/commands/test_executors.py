@@ -77,3 +77,50 @@ def test_an_error_needs_no_result(executor: OnDemandExecutor) -> None:
     executor.submit(JOB.model_copy(update={"payload": {"fails": True}}))
     (outcome,) = executor.outcomes(0)
     assert outcome.error == "failed"
+
+
+class Ledger:
+    """Claims that another driver holds until they are given up."""
+
+    def __init__(self, *others: str) -> None:
+        self.others, self.released = set(others), list[str]()
+
+    def take(self, job: Job) -> bool:
+        return job.fingerprint not in self.others
+
+    def release(self, key: str) -> None:
+        self.released.append(key)
+
+    def release_all(self) -> None:
+        self.released.append("all")
+
+
+def test_a_unit_of_another_sweep_is_waited_for_and_not_computed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    boast, ledger = Boast(), Ledger("theirs", "failed")
+    monkeypatch.setattr(executors, "open_executor", lambda *arguments: boast)
+    monkeypatch.setattr(executors, "LOOK_SECONDS", 0.0)
+    place = Place(storage=str(tmp_path), encoder="none")
+    executor = OnDemandExecutor(None, place, print, claims=ledger)  # type: ignore[arg-type]
+    theirs, failed, own = (
+        JOB.model_copy(update={"fingerprint": key, "stage": "finetune"})
+        for key in ("theirs", "failed", "own")
+    )
+    for job in (theirs, failed):
+        executor.submit(job)
+    assert executor.outcomes(0) == [] and not boast.jobs, "nothing is opened for a job that waits"
+    with Store(tmp_path).publish("finetune", "own", {}):
+        pass
+    executor.submit(own)
+    assert [outcome.fingerprint for outcome in executor.outcomes(0)] == ["own"]
+    assert ledger.released == ["own"]
+    with Store(tmp_path).publish("finetune", "theirs", {"loss": 1.5}):
+        pass
+    ledger.others.clear()  # the other sweep has ended; one of its units failed there
+    (outcome,) = executor.outcomes(0)
+    assert outcome.fingerprint == "theirs" and outcome.facts["loss"] == 1.5
+    assert [job.fingerprint for job in boast.jobs] in ([], ["failed"])
+    assert set(ledger.released) == {"own", "theirs"}
+    executor.stop()
+    assert ledger.released[-1] == "all"
