@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 
 from speechft_ray.cli.app import EXIT_FAILED, app
-from speechft_ray.cli.options import parse_options
+from speechft_ray.cli.options import parse_options, parse_stall_minutes
 from speechft_ray.cli.sweep_options import (
     Address,
     Cache,
@@ -17,6 +17,8 @@ from speechft_ray.cli.sweep_options import (
     Corpora,
     Mlflow,
     Report,
+    Retries,
+    StallMinutes,
     Storage,
 )
 from speechft_ray.core.signals import stop_on_signals
@@ -52,6 +54,8 @@ def reproduce_paper(
     cpu: Annotated[bool, typer.Option("--cpu", help="Use no GPU.")] = False,
     cache: Cache = None,
     cache_gb: CacheGb = 50.0,
+    retries: Retries = 3,
+    stall_minutes: StallMinutes = None,
 ) -> None:
     """Make tables of the paper, each beside the published one, with a verdict for every claim."""
     from speechft_ray.commands import real_speech
@@ -64,7 +68,9 @@ def reproduce_paper(
         write_paper_page,
     )
     from speechft_ray.commands.spaces import make_cache_fields
+    from speechft_ray.core.records import Limits
 
+    limits = Limits(retries=retries, **parse_stall_minutes(stall_minutes or []))
     numbers, size = parse_tables(tables or []), parse_scale(scale)
     encoders = {
         name: str(value) for name, value in parse_options(encoder or [], "--encoder").items()
@@ -93,7 +99,9 @@ def reproduce_paper(
         write_paper_page(numbers, sweeps, size, folder)
 
     with stop_on_signals() as stop:
-        failures = run_paper(sweeps, None if in_process else address, folder, mlflow, stop, write)
+        failures = run_paper(
+            sweeps, None if in_process else address, folder, mlflow, stop, write, limits
+        )
     Console().print(f"The paper beside ours: {folder / 'paper.html'} (paper.md)", soft_wrap=True)
     if failures:
         raise SystemExit(EXIT_FAILED)

@@ -22,7 +22,7 @@ from speechft_ray.commands.results import read_report_data
 from speechft_ray.commands.sweep import MergeList, run
 from speechft_ray.core.errors import UserError
 from speechft_ray.core.files import atomic_write
-from speechft_ray.core.records import STAGES, Job, Outcome, Place
+from speechft_ray.core.records import STAGES, Job, Limits, Outcome, Place
 from speechft_ray.core.specs import EvalSpec, FinetuneSpec, Objective, ScoreSpec, SweepSpec
 from speechft_ray.report.lines import TableLine
 from speechft_ray.report.own_table import make_own_table
@@ -237,13 +237,14 @@ def run_paper(
     mlflow_uri: str | None,
     stop: threading.Event,
     write: Callable[[], None],
+    limits: Limits,
 ) -> list[Outcome]:
     """Runs the search spaces one after the other and returns the failed jobs. ``write`` is called
     after each of them, and also when the run is stopped."""
     failures: list[Outcome] = []
     for item in sweeps:
         try:
-            failures += run(item.sweep, address, report / item.space, mlflow_uri, stop)
+            failures += run(item.sweep, address, report / item.space, mlflow_uri, stop, limits)
         finally:
             write()
     return failures
