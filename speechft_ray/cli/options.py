@@ -7,6 +7,7 @@ from typing import Any
 
 from speechft_ray.core.errors import UserError
 from speechft_ray.core.records import STAGES, Limits, Stage
+from speechft_ray.core.resources import StageResources
 
 
 def parse_options(pairs: Sequence[str], flag: str) -> dict[str, Any]:
@@ -62,3 +63,37 @@ def parse_stall_minutes(texts: Sequence[str]) -> dict[str, dict[Stage, float]]:
             ) from None
         minutes |= dict.fromkeys(stages, value)
     return {"stall_minutes": minutes}
+
+
+def read_resources(
+    cpus: float | None, gpus: float | None, memory_gb: float | None, labels: Sequence[str]
+) -> dict[str, Any]:
+    """Returns the options of ``run`` that concern resources as fields of ``StageResources``.
+
+    Raises ``UserError``.
+    """
+    if cpus is not None and not cpus > 0:
+        raise UserError(f"--cpus-per-trial must be above 0, but is {cpus:g} instead.")
+    if gpus is not None and (not gpus >= 0 or (gpus > 1 and gpus % 1)):
+        raise UserError(
+            "--gpus-per-trial must be a share of one GPU (0 to 1) or a whole number of GPUs, but "
+            f"is {gpus:g} instead."
+        )
+    if memory_gb is not None and not memory_gb > 0:
+        raise UserError(f"--memory-per-trial must be above 0 GB, but is {memory_gb:g} instead.")
+    fields = {"cpus": cpus, "gpus": gpus, "memory_gb": memory_gb, "labels": _read_labels(labels)}
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def _read_labels(pairs: Sequence[str]) -> dict[str, str] | None:
+    """Returns node labels of Ray by key, ``None`` for none. A value is no YAML: ``!A100`` is a
+    selector."""
+    selectors = {key.strip(): value.strip() for key, _, value in (x.partition("=") for x in pairs)}
+    try:
+        StageResources(labels=selectors)
+    except ValueError:
+        raise UserError(
+            "--label must be a label of nodes of Ray, such as ray.io/accelerator-type=A100, "
+            f"'market-type=!spot' or 'zone=in(a, b)', but is `{', '.join(pairs)}` instead."
+        ) from None
+    return selectors or None

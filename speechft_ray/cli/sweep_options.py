@@ -97,6 +97,20 @@ GpusPerTrial = Annotated[
         "space, else by need of memory."
     ),
 ]
+MemoryPerTrial = Annotated[
+    float | None,
+    typer.Option(
+        metavar="GB", help="Main memory of a fine-tuning or evaluation that a node sets aside."
+    ),
+]
+Label = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="KEY=VALUE",
+        help="Label that the nodes of fine-tunings and evaluations must have, as "
+        "ray.io/accelerator-type=A100; repeatable.",
+    ),
+]
 Report = Annotated[Path | None, typer.Option(help="Report folder; default: STORAGE/report/NAME.")]
 Mlflow = Annotated[
     str | None, typer.Option(help="MLflow URI; default: sqlite in the storage folder.")

@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 
 from speechft_ray.cli.app import EXIT_FAILED, app
-from speechft_ray.cli.options import parse_options, parse_stall_minutes
+from speechft_ray.cli.options import parse_options, parse_stall_minutes, read_resources
 from speechft_ray.cli.sweep_options import (
     DEFAULT_SPACE,
     Address,
@@ -22,7 +22,9 @@ from speechft_ray.cli.sweep_options import (
     Encoder,
     GpusPerTrial,
     Json,
+    Label,
     Manifest,
+    MemoryPerTrial,
     Mlflow,
     Report,
     Retries,
@@ -69,6 +71,8 @@ def run(
     cache_gb: CacheGb = 50.0,
     cpus_per_trial: CpusPerTrial = None,
     gpus_per_trial: GpusPerTrial = None,
+    memory_per_trial: MemoryPerTrial = None,
+    label: Label = None,
     retries: Retries = 3,
     stall_minutes: StallMinutes = None,
 ) -> None:
@@ -85,7 +89,7 @@ def run(
     trackers = parse_trackers(track, mlflow)
     rates = _read_throughput(throughput)
     limits = Limits(retries=retries, **parse_stall_minutes(stall_minutes or []))
-    asked = _read_resources(cpus_per_trial, gpus_per_trial)
+    asked = read_resources(cpus_per_trial, gpus_per_trial, memory_per_trial, label or [])
     sweep = _open_sweep(
         space,
         change,
@@ -267,22 +271,7 @@ def pretrain(
     pretrain_tiny(out, work, corpus, parse_options(option or [], "--option"), corpora)
 
 
-def _read_resources(cpus: float | None, gpus: float | None) -> dict[str, float]:
-    """Returns the options as fields of ``StageResources``. Raises ``UserError``."""
-    from speechft_ray.core.errors import UserError
-
-    if cpus is not None and not cpus > 0:
-        raise UserError(f"--cpus-per-trial must be above 0, but is {cpus:g} instead.")
-    if gpus is not None and (not gpus >= 0 or (gpus > 1 and gpus % 1)):
-        raise UserError(
-            "--gpus-per-trial must be a share of one GPU (0 to 1) or a whole number of GPUs, but "
-            f"is {gpus:g} instead."
-        )
-    return {name: value for name, value in (("cpus", cpus), ("gpus", gpus)) if value is not None}
-
-
 def _read_throughput(pairs: list[str] | None) -> dict[str, float]:
-    from speechft_ray.cli.options import parse_options
     from speechft_ray.cost.bill import check_throughput
 
     return check_throughput(parse_options(pairs or [], "--throughput"))
@@ -294,11 +283,13 @@ def _print_plan(
     from speechft_ray.commands.bill import print_bill
     from speechft_ray.commands.json_output import print_json_plan
     from speechft_ray.commands.power import print_power
+    from speechft_ray.commands.status import print_resources
 
     if as_json:
         print_json_plan(sweep, calibrate, throughput)
         return
     sweep.print_plan(Console())
+    print_resources(sweep.plan.spec, Console())
     print_bill(sweep, Console(), measure=calibrate, throughput=throughput)
     print_power(sweep, Console())
 

@@ -142,8 +142,8 @@ class RayExecutor:
         share = self._shares.of(self._widen(job))
         options = task_options(share)
         if self._unfit:
-            options["label_selector"] = avoid_nodes(self._unfit)
-        else:
+            options["label_selector"] = {**share.labels, **avoid_nodes(self._unfit)}
+        elif not share.labels:
             nodes = self._shares.eligible_nodes(share)
             options |= _preference(select_node(job, self._place, nodes))
         task = _TASK.options(name=job.label, _labels={"stage": job.stage}, **options)

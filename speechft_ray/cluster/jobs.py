@@ -95,7 +95,10 @@ def open_client(cluster: str, note: Callable[[str], object]) -> Any:
         ) from None
     from ray.job_submission import JobSubmissionClient
 
-    for name in ("dashboard.modules.dashboard_sdk", "_private.runtime_env.packaging"):
+    for name in (
+        *("dashboard.modules.dashboard_sdk", "dashboard.modules.job.sdk"),
+        "_private.runtime_env.packaging",
+    ):
         logging.getLogger(f"ray.{name}").setLevel(logging.WARNING)  # a line for each upload
     token = find_token()
     headers = {"Authorization": f"Bearer {token}"} if token else {}

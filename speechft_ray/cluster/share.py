@@ -10,7 +10,7 @@ import ray
 
 from speechft_ray.core.errors import UserError
 from speechft_ray.core.records import Place, Stage
-from speechft_ray.core.resources import ResourceRequest
+from speechft_ray.core.resources import ResourceRequest, match_label
 
 LOOK_EVERY_SECONDS = 5.0
 """How long a look at the nodes stays good: thousands of jobs are submitted at once, nodes come and
@@ -47,7 +47,7 @@ the smallest of a kind that is sold in several sizes."""
 JOBS_PER_GPU = 8
 """Jobs that share one GPU at most: each also wants a processor core that feeds it."""
 
-_TYPE = "accelerator_type:"
+_TYPE, _LABEL = "accelerator_type:", "label:"
 
 
 def gpu_bytes(node: Mapping[str, float]) -> int:
@@ -74,58 +74,103 @@ def choose_gpus(request: ResourceRequest, nodes: Sequence[Mapping[str, float]]) 
 def fit_request(
     request: ResourceRequest, nodes: Sequence[Mapping[str, float]], device: str
 ) -> ResourceRequest:
-    """Returns what a job really asks for, given the resources of each node (Ray's names: ``CPU``,
-    ``GPU``, ``memory``).
+    """Returns what a job really asks for, given the resources of each node (``describe_node``).
 
     Without any GPU in the cluster, or with ``device`` ``cpu``, the job runs on the CPU. CPUs and
-    memory are at most those of the best node that has the GPUs. A cluster without any CPU yet is
-    still starting, and is waited for with the whole request.
+    memory are at most those of the best node that has the GPUs, except what a user asked for, which
+    is waited for. A cluster without any CPU yet is still starting, and is waited for with the whole
+    request.
     """
+    nodes = [node for node in nodes if has_labels(node, request.labels)]
     asked = 0.0 if device == "cpu" else choose_gpus(request, nodes)
-    gpus = min(asked, max((node.get("GPU", 0.0) for node in nodes), default=0.0))
+    whole = ResourceRequest(
+        cpus=request.cpus, gpus=asked, memory_bytes=request.memory_bytes, labels=request.labels
+    )
     if not any(node.get("CPU", 0.0) for node in nodes):
-        return ResourceRequest(cpus=request.cpus, gpus=asked, memory_bytes=request.memory_bytes)
+        return whole
+    gpus = min(asked, max(node.get("GPU", 0.0) for node in nodes))
     able = [node for node in nodes if node.get("GPU", 0.0) >= gpus]
-    cpus = min(request.cpus, max(node.get("CPU", 0.0) for node in able))
-    memory = min(request.memory_bytes, int(max(node.get("memory", 0.0) for node in able)))
-    return ResourceRequest(cpus=cpus, gpus=gpus, memory_bytes=memory)
+    fitting = {
+        "cpus": min(request.cpus, max(node.get("CPU", 0.0) for node in able)),
+        "gpus": gpus,
+        "memory_bytes": min(
+            request.memory_bytes, int(max(node.get("memory", 0.0) for node in able))
+        ),
+    }
+    free = {name: value for name, value in fitting.items() if name not in request.explicit}
+    return whole.model_copy(update=free)
+
+
+def has_labels(node: Mapping[str, float], labels: Mapping[str, str]) -> bool:
+    """Whether a node has the labels that a request asks for."""
+    values = {}
+    for name in node:
+        if name.startswith(_LABEL):
+            key, _, value = name.removeprefix(_LABEL).partition("=")
+            values[key] = value
+    return all(match_label(selector, values.get(key)) for key, selector in labels.items())
+
+
+def describe_node(node: Mapping[str, Any]) -> Mapping[str, float]:
+    """Returns the resources of a node of ``ray.nodes()`` under Ray's names (``CPU``, ``GPU``,
+    ``memory`` in bytes), and its labels as ``label:KEY=VALUE``."""
+    labels = {f"{_LABEL}{key}={value}": 1.0 for key, value in (node.get("Labels") or {}).items()}
+    return {**node["Resources"], **labels}
 
 
 def check_requests(
-    requests: Mapping[Stage, ResourceRequest], nodes: Sequence[Mapping[str, float]], device: str
+    requests: Mapping[Stage, ResourceRequest],
+    nodes: Sequence[Mapping[str, float]],
+    device: str,
+    *,
+    is_fixed: bool = True,
 ) -> list[str]:
-    """Returns remarks on what is waited for. Raises ``UserError`` where no node has what a user
-    asked for: such a job would wait for ever."""
-    asked = {stage: request for stage, request in requests.items() if request.explicit}
+    """Returns remarks on what is waited for, since no node has what a user asked for. Raises
+    ``UserError`` where the nodes are fixed: such a job would wait for ever."""
     remarks = []
-    for stage, request in asked.items():
+    for stage, request in requests.items():
+        if not request.explicit:
+            continue
         needs = {"CPU": request.cpus}
         if "gpus" in request.explicit and device != "cpu":
             needs["GPU"] = request.gpus
-        if any(all(node.get(name, 0.0) >= needs[name] for name in needs) for node in nodes):
+        if "memory_bytes" in request.explicit:
+            needs["memory"] = float(request.memory_bytes)
+        able = [node for node in nodes if has_labels(node, request.labels)]
+        if any(all(node.get(name, 0.0) >= needs[name] for name in needs) for node in able):
             continue
-        text = f"a job of the stage `{stage}` asks for {_describe(needs)}"
+        text = f"a job of the stage `{stage}` asks for {describe_amounts(needs, request.labels)}"
         if not any(node.get("CPU", 0.0) for node in nodes):
             remarks.append(f"{text}: no node of the cluster has started yet, waiting for one.")
             continue
         largest = max(nodes, key=lambda node: (node.get("GPU", 0.0), node.get("CPU", 0.0)))
-        has = {name: largest.get(name, 0.0) for name in ("CPU", "GPU")}
+        has = {name: largest.get(name, 0.0) for name in ("CPU", "GPU", *needs)}
+        text += f", but no node has that (the largest has {describe_amounts(has)})"
+        if not is_fixed:
+            remarks.append(f"{text}: waiting for one, as an autoscaler may start it.")
+            continue
         raise UserError(
-            f"{text}, but no node has that (the largest has {_describe(has)}): ask for less "
-            "with --cpus-per-trial, --gpus-per-trial or `resources` of the search space, or start "
-            "a larger node first."
+            f"{text}: ask for less with --cpus-per-trial, --gpus-per-trial, --memory-per-trial, "
+            "--label or `resources` of the search space, or start a larger node first."
         )
     return remarks
 
 
-def _describe(amounts: Mapping[str, float]) -> str:
-    texts = [f"{amount:g} {name}{'s' if amount != 1 else ''}" for name, amount in amounts.items()]
-    return " and ".join(texts)
+def describe_amounts(amounts: Mapping[str, float], labels: Mapping[str, str] | None = None) -> str:
+    """Returns amounts of resources under Ray's names as text."""
+    texts = []
+    for name, amount in amounts.items():
+        if name == "memory":
+            texts.append(f"{amount / 1e9:.3g} GB of memory")
+        else:
+            texts.append(f"{amount:g} {name}{'s' if amount != 1 else ''}")
+    where = " and ".join(f"{key}={selector}" for key, selector in (labels or {}).items())
+    return " and ".join(texts) + (f" on a node with {where}" if where else "")
 
 
 def list_nodes() -> list[Mapping[str, float]]:
     """Returns the resources of each node that is alive now."""
-    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return [describe_node(node) for node in ray.nodes() if node["Alive"]]
 
 
 def slots(share: ResourceRequest, nodes: Sequence[Mapping[str, float]]) -> int:
@@ -135,7 +180,7 @@ def slots(share: ResourceRequest, nodes: Sequence[Mapping[str, float]]) -> int:
     held = [
         min(int(node.get(name, 0.0) / amount + 1e-9) for name, amount in needs.items())
         for node in nodes
-        if needs
+        if needs and has_labels(node, share.labels)
     ]
     return max(1, sum(held))
 
@@ -146,14 +191,15 @@ def eligible_nodes(share: ResourceRequest, nodes: Mapping[str, Mapping[str, floa
     return sorted(
         name
         for name, node in nodes.items()
-        if all(node.get(key, 0.0) >= needs[key] for key in needs)
+        if all(node.get(key, 0.0) >= needs[key] for key in needs) and has_labels(node, share.labels)
     )
 
 
 def task_options(share: ResourceRequest) -> dict[str, Any]:
     """Returns the share as options of a Ray task."""
     memory = {"memory": share.memory_bytes} if share.memory_bytes else {}
-    return {"num_cpus": share.cpus, "num_gpus": share.gpus, **memory}
+    labels = {"label_selector": share.labels} if share.labels else {}
+    return {"num_cpus": share.cpus, "num_gpus": share.gpus, **memory, **labels}
 
 
 def bundle(share: ResourceRequest) -> dict[str, float]:
@@ -188,6 +234,6 @@ class Shares:
     def _refresh(self) -> None:
         if time.monotonic() - self._looked_at > LOOK_EVERY_SECONDS:
             self._nodes = {
-                node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]
+                node["NodeID"]: describe_node(node) for node in ray.nodes() if node["Alive"]
             }
             self._looked_at = time.monotonic()

@@ -82,8 +82,10 @@ def _report_latest(latest: Mapping[str, float], points: Sequence[Point]) -> None
 
 
 def _place(config: dict[str, Any]) -> tune.PlacementGroupFactory:
-    avoid = {"bundle_label_selector": [config["avoid"]]} if config["avoid"] else {}
-    return tune.PlacementGroupFactory([bundle(_share(config))], **avoid)
+    share = _share(config)
+    labels = {**share.labels, **config["avoid"]}
+    selector = {"bundle_label_selector": [labels]} if labels else {}
+    return tune.PlacementGroupFactory([bundle(share)], **selector)
 
 
 def _share(config: dict[str, Any]) -> ResourceRequest:

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import typer
 
 from speechft_ray.commands.bill import Billable, BillCalculator
+from speechft_ray.commands.parts import RESOURCES, set_resources
 from speechft_ray.core.metrics import metric
 from speechft_ray.core.records import STAGES, read_scores
 from speechft_ray.core.store import Store
@@ -77,7 +78,17 @@ def describe_plan(plan: Plan, fingerprint: str, store: Store, bill: Bill) -> dic
         for stage, cost in bill.items()
         if cost.jobs
     }
-    return {"sweep": plan.spec.name, "fingerprint": fingerprint, "jobs": jobs, "bill": costs}
+    resources = {
+        stage: request.model_dump(include={"cpus", "gpus", "memory_bytes", "labels"})
+        for stage, request in set_resources(RESOURCES, plan.spec.resources).items()
+    }
+    return {
+        "sweep": plan.spec.name,
+        "fingerprint": fingerprint,
+        "jobs": jobs,
+        "resources": resources,
+        "bill": costs,
+    }
 
 
 def describe_report(data: ReportData, report: Path, how_to_open: Sequence[str]) -> dict[str, Any]:

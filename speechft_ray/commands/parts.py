@@ -54,7 +54,7 @@ RESOURCES: Mapping[Stage, ResourceRequest] = {
 GPU as their memory allows (``cost.memory``, ``cluster.share``)."""
 
 TRIAL_STAGES: tuple[Literal["finetune", "evaluate"], ...] = ("finetune", "evaluate")
-"""Stages whose jobs ``--cpus-per-trial`` and ``--gpus-per-trial`` concern."""
+"""Stages whose jobs ``--cpus-per-trial`` and the options beside it concern."""
 
 
 def find_space(space: str) -> Path:
@@ -85,12 +85,12 @@ def set_resources(
     """Returns the requests with what a user asks for in place of the defaults."""
     changed = dict(resources)
     for stage, item in by_stage.items():
-        values = item.model_dump(exclude_none=True)
+        values = item.to_request()
         changed[stage] = changed[stage].model_copy(update={**values, "explicit": tuple(values)})
     return changed
 
 
-def ask_for(spec: SweepSpec, asked: Mapping[str, float]) -> SweepSpec:
+def ask_for(spec: SweepSpec, asked: Mapping[str, object]) -> SweepSpec:
     """Returns the spec with what the command line asks for in each fine-tuning and evaluation."""
     if not asked:
         return spec
@@ -241,7 +241,8 @@ def open_executor(
     """Opens the executor at an address, ``None`` for this process; ``note`` prints the cluster,
     ``show`` gets the progress of the running job of this process.
 
-    Raises ``UserError`` where no node has what a user asked for in ``resources``.
+    Raises ``UserError`` where no node of a local cluster has what a user asked for in
+    ``resources``.
     """
     if address is None:
         return LocalExecutor(perform, place, show)
@@ -257,7 +258,7 @@ def open_executor(
         + (f"; dashboard at {cluster.dashboard}" if cluster.dashboard else "")
     )
     try:
-        for remark in check_requests(resources, list_nodes(), place.device):
+        for remark in check_requests(resources, list_nodes(), place.device, is_fixed=cluster.local):
             note(remark)
     except UserError:
         cluster.close()

@@ -34,7 +34,7 @@ class SweepOptions:
     """Fields of the search space with other values."""
     place: Mapping[str, object] = field(default_factory=dict)
     """Other fields of ``Place``."""
-    asked: Mapping[str, float] = field(default_factory=dict)
+    asked: Mapping[str, object] = field(default_factory=dict)
     """What each fine-tuning and evaluation asks of the cluster (``StageResources``)."""
 
 

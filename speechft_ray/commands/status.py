@@ -5,7 +5,9 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table
 
+from speechft_ray.commands.parts import RESOURCES, set_resources
 from speechft_ray.core.records import STAGES
+from speechft_ray.core.specs import SweepSpec
 from speechft_ray.core.store import Store
 from speechft_ray.search.plan import SearchPlan
 from speechft_ray.sweep.lock import describe_driver
@@ -37,6 +39,31 @@ def print_list_plan(plan: Plan, store: Store, console: Console) -> None:
         f"\nsweep {plan.spec.name} ({plan.fingerprint}): {len(missing)} of {len(plan.jobs)} jobs "
         "to do. Nothing was run."
     )
+
+
+def print_resources(spec: SweepSpec, console: Console) -> None:
+    """Prints what a job of each stage asks for of a cluster."""
+    for stage, text in describe_resources(spec).items():
+        console.print(f"each {stage} asks for {text}", highlight=False, soft_wrap=True)
+
+
+def describe_resources(spec: SweepSpec) -> dict[str, str]:
+    """Returns what a job of each stage asks for of a cluster, as text; GPUs are left out where
+    there are none, unless a user asked for them."""
+    texts: dict[str, str] = {}
+    for stage, request in set_resources(RESOURCES, spec.resources).items():
+        parts = [f"{request.cpus:g} CPU{'s' if request.cpus != 1 else ''}"]
+        if stage == "evaluate" and "gpus" not in request.explicit:
+            parts.append("of a GPU what its memory needs")
+        elif request.gpus:
+            parts.append(f"{request.gpus:g} GPU{'s' if request.gpus != 1 else ''}")
+        if request.memory_bytes:
+            parts.append(f"{request.memory_bytes / 1e9:g} GB of memory")
+        if request.labels:
+            labels = " and ".join(f"{key}={value}" for key, value in request.labels.items())
+            parts.append(f"a node with {labels}")
+        texts[stage] = ", ".join(parts)
+    return texts
 
 
 def print_list_status(plan: Plan, store: Store, console: Console) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from speechft_ray.cli.options import parse_options
+from speechft_ray.cli.options import parse_options, read_resources
 from speechft_ray.core.errors import UserError
 from speechft_ray.merging.base import validate_params
 from speechft_ray.sweep.yaml_text import load_yaml
@@ -85,3 +86,31 @@ def test_no_other_parser_of_pairs_is_left() -> None:
     sources = (Path(__file__).parents[2] / "speechft_ray" / "cli").glob("*.py")
     parsers = {path.name for path in sources if 'partition("=")' in path.read_text("utf-8")}
     assert parsers == {"options.py"}
+
+
+def test_resources_are_read_from_options() -> None:
+    labels = ["ray.io/accelerator-type=in(A100, H100)", "market-type=!spot"]
+    assert read_resources(8, 0.5, 64, labels) == {
+        "cpus": 8,
+        "gpus": 0.5,
+        "memory_gb": 64,
+        "labels": {"ray.io/accelerator-type": "in(A100, H100)", "market-type": "!spot"},
+    }
+    assert read_resources(None, None, None, []) == {}
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ((0, None, None, []), "--cpus-per-trial must be above 0"),
+        ((None, 1.5, None, []), "a share of one GPU"),
+        ((None, None, -1, []), "--memory-per-trial must be above 0 GB"),
+        *(
+            ((None, None, None, [label]), f"--label must .*{re.escape(label)}")
+            for label in ("A100", "=A100", "a=", "a=in()", "a=b c", "a=!!b", "a b=c")
+        ),
+    ],
+)
+def test_wrong_resources_get_one_sentence(options: Any, sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        read_resources(*options)

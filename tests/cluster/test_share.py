@@ -12,8 +12,9 @@ from speechft_ray.cluster.share import (
     slots,
     task_options,
 )
+from speechft_ray.cluster.trainable import _place
 from speechft_ray.core.errors import UserError
-from speechft_ray.core.resources import ResourceRequest
+from speechft_ray.core.resources import ResourceRequest, match_label
 
 SMALL, BIG = {"CPU": 4.0, "memory": 100.0}, {"CPU": 16.0, "GPU": 2.0, "memory": 1000.0}
 HEAD = {"memory": 50.0}  # a head that runs no jobs
@@ -126,3 +127,66 @@ def test_what_a_user_asks_for_is_refused_where_no_node_has_it() -> None:
     assert "waiting for one" in check([HEAD], gpus=1)[0]
     # Defaults are fitted instead.
     assert check_requests({"evaluate": ask(64, 4)}, [SMALL], "auto") == []
+
+
+LABEL = "ray.io/accelerator-type"
+A100 = {**BIG, f"label:{LABEL}=A100": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("selector", "value", "expected"),
+    [
+        *(("A100", "A100", True), ("A100", "L4", False), ("A100", None, False)),
+        *(("!A100", "A100", False), ("!A100", "L4", True), ("!A100", None, True)),
+        *(("in(A100, L4)", "L4", True), ("in(A100,L4)", "T4", False), ("in(A100)", None, False)),
+        *(("!in(A100,L4)", "L4", False), ("!in(A100,L4)", "T4", True)),
+    ],
+)
+def test_labels_match_as_in_ray(selector: str, value: str | None, expected: bool) -> None:
+    """https://docs.ray.io/en/latest/ray-core/scheduling/labels.html"""
+    assert match_label(selector, value) is expected
+    nodes = {"one": {**BIG, **({f"label:{LABEL}={value}": 1.0} if value else {})}}
+    request = ResourceRequest(labels={LABEL: selector})
+    assert eligible_nodes(request, nodes) == (["one"] if expected else [])
+    assert task_options(request)["label_selector"] == {LABEL: selector}
+
+
+def test_a_request_is_fitted_to_the_nodes_with_its_labels() -> None:
+    request = ResourceRequest(cpus=32, gpus=4, labels={LABEL: "A100"})
+    large = {"CPU": 64.0, "GPU": 8.0, "memory": 1.0}
+    fitted = fit_request(request, [large, A100], "auto")
+    assert (fitted.cpus, fitted.gpus, fitted.labels) == (16, 2, {LABEL: "A100"})
+    assert slots(fitted, [large, A100]) == 1
+
+
+def test_what_a_user_asks_for_is_never_cut() -> None:
+    """A node with it may be lost, or be started by an autoscaler."""
+    request = ResourceRequest(cpus=2, gpus=1, memory_bytes=10, explicit=("gpus",))
+    fitted = fit_request(request, [SMALL], "auto")
+    assert (fitted.cpus, fitted.gpus) == (2, 1)
+    assert fit_request(request, [SMALL], "cpu").gpus == 0
+    unasked = ResourceRequest(cpus=2, gpus=1)
+    assert fit_request(unasked, [SMALL], "auto").gpus == 0
+
+
+def test_labels_and_memory_that_no_node_has() -> None:
+    request = ResourceRequest(
+        memory_bytes=20_000_000_000, labels={LABEL: "H100"}, explicit=("memory_bytes", "labels")
+    )
+    sentence = r"1 CPU and 20 GB of memory on a node with ray.io/accelerator-type=H100, but no node"
+    with pytest.raises(UserError, match=sentence):
+        check_requests({"finetune": request}, [SMALL, A100], "auto")
+    (remark,) = check_requests({"finetune": request}, [SMALL, A100], "auto", is_fixed=False)
+    assert "waiting for one" in remark
+    fitting = ResourceRequest(memory_bytes=500, labels={LABEL: "A100"}, explicit=("labels",))
+    assert check_requests({"finetune": fitting}, [SMALL, A100], "auto") == []
+
+
+def test_a_trial_asks_for_its_labels() -> None:
+    share = ResourceRequest(cpus=2, labels={LABEL: "A100"})
+    config = {**share.model_dump(), "avoid": {"ray.io/node-id": "!in(a)"}}
+    placement = _place(config)
+    assert placement.bundles == [{"CPU": 2.0}]
+    assert placement._kwargs["bundle_label_selector"] == [
+        {LABEL: "A100", "ray.io/node-id": "!in(a)"}
+    ]

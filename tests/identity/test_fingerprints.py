@@ -15,13 +15,16 @@ from typing import Any
 import pytest
 
 from speechft_ray.commands.parts import (
+    RESOURCES,
     SEARCH_SPACES,
     component_version,
     corpus_identity,
     plan_inputs,
+    set_resources,
 )
 from speechft_ray.core.records import STAGES, Place
 from speechft_ray.core.registry import Registry
+from speechft_ray.core.resources import StageResources
 from speechft_ray.core.specs import CorpusSpec, MergeSpec
 from speechft_ray.merging.base import METHODS
 from speechft_ray.search.plan import make_search_plan
@@ -110,3 +113,20 @@ def test_versions_of_registered_parts_are_planned(
 def test_the_fingerprints_cover_the_shipped_spaces_and_every_stage() -> None:
     assert len(BEFORE) > 20
     assert all(any(stages[stage] for stages in BEFORE.values()) for stage in (*STAGES, "stopped"))
+
+
+def test_resources_are_not_part_of_identity() -> None:
+    spec = read_space(HERE / "small_sweep.yaml")
+    inputs = Inputs(encoder="e", corpus=corpus_or_its_spec, version_of=component_version)
+    whole: Any = {"cpus": 8, "gpus": 0.5, "memory_gb": 64, "labels": {"zone": "a"}}
+    stages: Any = {stage: StageResources(**whole) for stage in ("finetune", "merge", "evaluate")}
+    asking = spec.model_copy(update={"resources": stages})
+    requests = set_resources(RESOURCES, stages)
+    plain, other = (
+        make_plan(spec, inputs),
+        make_plan(asking, dataclasses.replace(inputs, resources=requests)),
+    )
+    assert plain.fingerprint == other.fingerprint
+    assert plain.jobs.keys() == other.jobs.keys()
+    job = other.of_stage("finetune")[0]
+    assert (job.resources.cpus, job.resources.memory_bytes) == (8, 64_000_000_000)

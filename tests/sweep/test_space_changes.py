@@ -152,7 +152,10 @@ VALUES: dict[type[BaseModel], tuple[str, dict[str, str]]] = {
             "pruning_margin": "1.5",
         },
     ),
-    StageResources: ("resources.evaluate", {"cpus": "2", "gpus": "0.5"}),
+    StageResources: (
+        "resources.evaluate",
+        {"cpus": "2", "gpus": "0.5", "memory_gb": "8", "labels": "{zone: a}"},
+    ),
 }
 BESIDE = {
     ("score", "zero"): ["score.topline.pr.per=0", "score.topline.sid.accuracy=100"],
