@@ -23,7 +23,8 @@ from speechft_ray.cli import (  # noqa: F401  # importing them adds their verbs
     ui,
 )
 from speechft_ray.cli.app import EXIT_RESUMABLE, EXIT_USER, app
-from speechft_ray.core.errors import Interrupted, UserError
+from speechft_ray.core.errors import DiskFull, Interrupted, UserError
+from speechft_ray.core.full_disk import is_disk_full
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -33,6 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"speechft: {error}", file=sys.stderr)
         return EXIT_USER
+    except DiskFull as error:
+        return _report_full_disk(error)
     except Interrupted:
         print(
             "speechft: stopped. Everything finished is kept; run the same command again to go on.",
@@ -41,4 +44,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_RESUMABLE
     except SystemExit as error:
         return int(error.code or 0)
+    except Exception as error:
+        if is_disk_full(error):
+            return _report_full_disk(error)
+        raise
     return 0
+
+
+def _report_full_disk(error: Exception) -> int:
+    print(
+        f"speechft: stopped, because the disk is full: {' '.join(str(error).split())}. Everything "
+        "finished is kept. Make room (`speechft gc` lists what can go), then run the same command "
+        "again to go on.",
+        file=sys.stderr,
+    )
+    return EXIT_RESUMABLE

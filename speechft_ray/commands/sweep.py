@@ -31,6 +31,7 @@ from speechft_ray.commands.search import MergeSearch
 from speechft_ray.commands.status import print_list_plan, print_list_status
 from speechft_ray.commands.status_writer import StatusWriter
 from speechft_ray.commands.trackers import DEFAULT_TRACKERS, open_trackers
+from speechft_ray.core.closed_output import survive_closed_output
 from speechft_ray.core.marker import mark_storage
 from speechft_ray.core.records import STAGES, Job, Limits, Outcome, Place
 from speechft_ray.core.specs import SweepSpec
@@ -214,9 +215,22 @@ def run(
 
     ``address`` is that of a Ray cluster, ``None`` for this process; ``trackers`` are names
     (``parse_trackers``). Where ``report`` has the report of another sweep, this one gets a folder
-    beside it. Raises ``UserError`` before anything is computed when the input is wrong, and
-    ``Interrupted`` when ``stop`` was set.
+    beside it. Raises ``UserError`` before anything is computed when the input is wrong,
+    ``Interrupted`` when ``stop`` was set, and ``DiskFull``.
     """
+    with survive_closed_output(_note_closed_output):
+        return _run(sweep, address, report, mlflow_uri, stop, limits, trackers)
+
+
+def _run(
+    sweep: Sweep,
+    address: str | None,
+    report: Path,
+    mlflow_uri: str | None,
+    stop: threading.Event,
+    limits: Limits,
+    trackers: tuple[str, ...],
+) -> list[Outcome]:
     place, store = sweep.place, sweep.store
     sweep.check_disk()
     place = place.model_copy(update={"storage_id": mark_storage(store.root)})
@@ -269,6 +283,13 @@ def run(
     print_results(data, report, how_to_open, store.root)
     print_failures(failures)
     return failures
+
+
+def _note_closed_output() -> None:
+    _print_note(
+        "the standard output was closed: the sweep goes on in silence, and `speechft status` "
+        "shows it."
+    )
 
 
 def keep_both(sweep: Sweep, report: Path, note: Callable[[str], object]) -> Path:

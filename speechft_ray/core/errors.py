@@ -42,6 +42,10 @@ class Interrupted(Exception):
     """The run was stopped by a signal. What was complete is stored; the same command resumes."""
 
 
+class DiskFull(Interrupted):
+    """The run stopped because nothing more can be stored; the text says where."""
+
+
 def unknown_name(kind: str, name: str, allowed: Iterable[str]) -> str:
     """Returns the sentence for an unknown name, with the nearest match and the whole list."""
     names = sorted(allowed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import time
 import traceback
 from collections import deque
@@ -9,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from speechft_ray.core.curves import NOT_IN_CURVE, Point, read_point
 from speechft_ray.core.errors import Interrupted, UserError
+from speechft_ray.core.full_disk import is_disk_full
 from speechft_ray.core.records import Job, Outcome, Place
 from speechft_ray.sweep.protocols import Perform, Progress, ReportProgress
 
@@ -20,8 +22,8 @@ def perform_safely(perform: Perform, job: Job, place: Place, report: ReportProgr
     """Performs a job and returns its outcome; a failed job does not end a sweep.
 
     The error of the outcome is the sentence of a ``UserError``; of any other exception it is one
-    line, beside the traceback. ``Interrupted``, ``KeyboardInterrupt`` and ``SystemExit`` are
-    raised: they end the run, not the job.
+    line, beside the traceback. A full disk is marked as such. ``Interrupted``,
+    ``KeyboardInterrupt`` and ``SystemExit`` are raised: they end the run, not the job.
     """
     start = time.monotonic()
 
@@ -37,6 +39,8 @@ def perform_safely(perform: Perform, job: Job, place: Place, report: ReportProgr
     except UserError as error:
         return make_outcome(error=_one_line(str(error)))
     except Exception as error:
+        if is_disk_full(error):
+            return make_outcome(error=_describe_full_disk(place, error), disk_full=True)
         return make_outcome(
             error=_one_line(f"{type(error).__name__}: {error}"), traceback=traceback.format_exc()
         )
@@ -113,6 +117,13 @@ class LocalExecutor:
         """Removes the jobs that wait. May be called twice."""
         self._stopped = True
         self._waiting.clear()
+
+
+def _describe_full_disk(place: Place, error: Exception) -> str:
+    return _one_line(
+        f"no space is left on node {socket.gethostname()} for {place.storage} or the caches of a "
+        f"job ({type(error).__name__}: {error})"
+    )
 
 
 def _one_line(text: str) -> str:
