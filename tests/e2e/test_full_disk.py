@@ -44,8 +44,8 @@ def test_a_full_disk_stops_resumably_with_one_sentence(
 ) -> None:
     space = write_space(tmp_path, **SPACE)
     whole = tmp_path / "whole"
-    arguments = ["--space", space, "--mlflow", "http://127.0.0.1:9"]
-    where = ["--storage", whole / "runs", "--report", whole / "report"]
+    arguments: list[str | Path] = ["--space", space, "--mlflow", "http://127.0.0.1:9"]
+    where: list[str | Path] = ["--storage", whole / "runs", "--report", whole / "report"]
     assert run("sweep_alpha.py", *arguments, *where, "--in-process").returncode == 0
     encoder = next((whole / "runs" / "finetune").glob("*/encoder.safetensors")).stat().st_size
     corpora = sum(file.stat().st_size for file in (whole / "runs" / "corpora").rglob("*"))
