@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -14,7 +15,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +32,16 @@ PORTS = (
 
 
 def find_ports(count: int) -> list[int]:
-    """Returns free ports, all different."""
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
+    """Returns free ports below those that the kernel hands out, which other programs take between
+    here and the start of Ray."""
+    ports: list[int] = []
+    number = 20_000 + os.getpid() % 1000 * 10
+    while len(ports) < count:
+        number += 1
+        with contextlib.suppress(OSError), socket.socket() as one:
+            one.bind(("", number))
+            ports.append(number)
+    return ports
 
 
 class Head:
@@ -83,8 +87,12 @@ class Head:
         """Waits until the dashboard answers."""
         until = time.monotonic() + 600
         while (done := self.call("list")).returncode != 0:
-            assert time.monotonic() < until, done.stderr
+            assert time.monotonic() < until, f"{done.stderr}\n{self.read_log()}"
             time.sleep(2)
+
+    def read_log(self) -> str:
+        """Returns what Ray printed when it started, and whether it still runs."""
+        return f"{(self.folder / 'head.log').read_text()[-3000:]}\nexit code {self.process.poll()}"
 
     def jobs(self) -> dict[str, Any]:
         """Returns what `speechft list` has, by job."""
@@ -117,7 +125,8 @@ def head() -> Iterator[Head]:
 def test_a_sweep_is_left_stopped_and_gone_on_with(head: Head, tmp_path: Path) -> None:
     storage = tmp_path / "runs"
     submit = ("submit", write_space(tmp_path), "--storage", storage, "--cpu")
-    assert head.call(*submit).stdout.startswith("job small: sweep small in ")
+    done = head.call(*submit)
+    assert done.stdout.startswith("job small: sweep small in "), done.stderr + head.read_log()
     until = time.monotonic() + SECONDS
     while not (storage / "evaluate").is_dir() or len(complete(storage)) < 5:
         assert time.monotonic() < until, head.call("logs", "small").stdout
@@ -157,7 +166,7 @@ def test_two_sweeps_compute_their_fine_tuning_once(head: Head, tmp_path: Path) -
 
 
 def test_a_wrong_space_ends_the_job_with_its_exit_code(head: Head, tmp_path: Path) -> None:
-    """It is right here, and wrong on the cluster: the manifest is nowhere."""
+    """It is right here, and on the cluster there is no such encoder."""
     space = write_space(tmp_path, name="wrong")
     done = head.call(
         "submit", space, "--storage", tmp_path / "runs", "--encoder", "/no/encoder.pt", "--follow"
