@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.search_idle import Silent
-from benchmarks.search_vs_grid import DENSITY, Fixed, ListProposer, spec_of
+from benchmarks.search_vs_grid import DENSITY, Fixed, ListProposer, measure_test, spec_of
 from speechft_ray.commands.parts import resolve_place
 from speechft_ray.commands.search import plan_search
 from speechft_ray.core.fingerprint import canonical_json
@@ -37,13 +37,12 @@ from speechft_ray.core.specs import SweepSpec
 from speechft_ray.core.store import Store
 from speechft_ray.report.rank_correlation import correlate_ranks
 from speechft_ray.search.loop import open_evaluator, run_search
-from speechft_ray.search.plan import SearchPlan, make_selection_plan
-from speechft_ray.search.trials import Trial, TrialEvaluator
+from speechft_ray.search.plan import SearchPlan
+from speechft_ray.search.trials import TrialEvaluator
 from speechft_ray.stages.perform import perform, publish_start
 from speechft_ray.sweep.local import LocalExecutor
 from speechft_ray.sweep.protocols import ReportProgress
-from speechft_ray.sweep.rows import read_rows
-from speechft_ray.sweep.scheduler import JobScheduler, jobs_to_run, missing_jobs, run_jobs
+from speechft_ray.sweep.scheduler import JobScheduler, missing_jobs
 
 CPU_FILE = "cpu_seconds.jsonl"
 """``[fingerprint, seconds]`` of each job, one per line."""
@@ -83,7 +82,7 @@ def list_points(spec: SweepSpec, alphas: int) -> list[dict[str, Any]]:
 def make_spec(seed: int, arguments: argparse.Namespace) -> SweepSpec:
     """Returns the search with rungs over as many trials as there are candidates."""
     plain = spec_of(seed, "none", 1)
-    count = len(list_points(plain, arguments.alphas))
+    count = len(list_points(plain, arguments.alphas)[: arguments.first])
     assert plain.search is not None
     search = plain.search.model_copy(
         update={
@@ -183,23 +182,13 @@ def read_values(
     ]
 
 
-def measure_test(plan: SearchPlan, trials: Sequence[Trial], place: Place) -> dict[int, float]:
-    """Returns the score on test of these trials, by number."""
-    store = Store(Path(place.storage))
-    final = make_selection_plan(plan, [(trial.number, trial.proposal) for trial in trials])
-    if jobs_to_run(final, store):
-        run_jobs(final, store, make_scheduler(place))
-    scores = {row.key: row.test["score"] for row in read_rows(final, store)}
-    return {trial.number: scores[trial.key] for trial in trials}
-
-
 def run_seed(seed: int, arguments: argparse.Namespace) -> dict[str, float]:
     """Evaluates all candidates of one fine-tuning seed and searches among them with rungs."""
     spec = make_spec(seed, arguments)
     place = resolve_place(spec, storage=arguments.storage, cpu=True)
     publish_start(place)
     plan, store = plan_search(spec, place), Store(Path(place.storage))
-    points = list_points(spec, arguments.alphas)
+    points = list_points(spec, arguments.alphas)[: arguments.first]
     keys = evaluate_all(plan, points, place)
     # The real search on the same store: nothing is left to compute.
     proposer = ListProposer(plan.space, points)
@@ -218,9 +207,9 @@ def run_seed(seed: int, arguments: argparse.Namespace) -> dict[str, float]:
     full = [of_candidate[-1] for of_candidate in values]
     best_number = max(range(len(full)), key=lambda number: (full[number], -number))
     (winner,) = evaluator.select_best(trials)
-    test = measure_test(
-        plan, [trials[best_number], winner][: 1 + (winner.number != best_number)], place
-    )
+    of_both = [trials[best_number]] + ([winner] if winner.number != best_number else [])
+    scores = measure_test(plan, of_both, make_scheduler(place), store)
+    best_on_test, winner_on_test = scores[trials[best_number].key], scores[winner.key]
     reached = [sum(trial.rung >= rung for trial in trials) for rung in range(len(updates) - 1)]
     print(f"seed {seed}: trials that reached each rung: {reached}")
     for rung, fraction in enumerate(plan.search.rungs[:-1]):
@@ -238,9 +227,9 @@ def run_seed(seed: int, arguments: argparse.Namespace) -> dict[str, float]:
         "best on dev": full[best_number],
         "winner of rungs on dev": full[winner.number],
         "regret on dev": full[best_number] - full[winner.number],
-        "test of the best on dev": test[best_number],
-        "test of the winner of rungs": test.get(winner.number, test[best_number]),
-        "regret on test": test[best_number] - test.get(winner.number, test[best_number]),
+        "test of the best on dev": best_on_test,
+        "test of the winner of rungs": winner_on_test,
+        "regret on test": best_on_test - winner_on_test,
         "spread of full scores on dev (sd)": statistics.stdev(full),
     }
 
@@ -300,6 +289,7 @@ def main() -> None:
     parser.add_argument("--tune-updates", type=int, default=200)
     parser.add_argument("--utterances", type=int, nargs=3, default=[250, 300, 1000])
     parser.add_argument("--alphas", type=int, default=10)
+    parser.add_argument("--first", type=int, help="so many of the candidates; all by default")
     parser.add_argument("--tasks", nargs="*", default=["ks", "sid"])
     parser.add_argument("--whole", type=int, default=0)
     arguments = parser.parse_args()

@@ -2,19 +2,24 @@
 real search loop and sampler.
 
     python benchmarks/search_idle.py [--workers 32] [--trials 2400] [--window 128 192 256]
+        [--random-share 0 0.2] [--sampler tpe] [--sigma 0.8 1.0] [--draws 16]
 
 The executor below is the only part that is not real: it has a clock of its own and makes up the
 facts of each evaluation. The same evaluation times are then put through a generation-wise strategy,
 which proposes one generation at a time and waits for the slowest of it (within a generation its
-workers never wait).
+workers never wait). The idle share of one search depends on when its few longest evaluations come:
+``--draws N`` prints means over N draws of the times instead, of the rule alone, without loop and
+sampler, beside a search that starts a proposal whenever a worker is free.
 """
 
 from __future__ import annotations
 
 import argparse
 import heapq
+import itertools
 import math
 import random
+import statistics
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -24,7 +29,7 @@ from typing import Any
 from speechft_ray.core.records import Job, Outcome
 from speechft_ray.core.space import parse_space
 from speechft_ray.core.specs import CorpusSpec, SweepSpec
-from speechft_ray.search.loop import run_search
+from speechft_ray.search.loop import AHEAD_WINDOWS, run_search
 from speechft_ray.search.optuna_proposer import OptunaProposer
 from speechft_ray.search.plan import SearchPlan, make_search_plan
 from speechft_ray.search.trials import Trial, TrialEvaluator
@@ -145,13 +150,13 @@ class Silent:
     def on_result_reported(self, trial: Trial) -> None: ...
 
 
-def spec_of(trials: int, window: int, seed: int = 0) -> SweepSpec:
+def spec_of(trials: int, window: int, share: float = 0.0, sampler: str = "tpe") -> SweepSpec:
     """A search over alpha, method and density on three tasks."""
     corpus = {"name": "synthetic", "options": {"part": "phones"}}
     search = {
         "trials": trials,
         "max_concurrent": window,
-        "seed": seed,
+        "random_share": share,
         "stop_early": "none",
         "axes": {
             "alpha": {"uniform": [0, 1]},
@@ -173,7 +178,9 @@ def spec_of(trials: int, window: int, seed: int = 0) -> SweepSpec:
             {"task": task, "corpus": {"options": {"part": task}}, "updates": 5} for task in TASKS
         ],
     }
-    return parse_space(raw, "search_idle")
+    spec = parse_space(raw, "search_idle")
+    assert spec.search is not None
+    return spec.model_copy(update={"search": spec.search.model_copy(update={"sampler": sampler})})
 
 
 def plan_of(spec: SweepSpec) -> SearchPlan:
@@ -211,11 +218,11 @@ def simulate_facts(job: Job) -> dict[str, Any]:
 
 
 def search(
-    workers: int, trials: int, window: int, sigma: float
+    workers: int, trials: int, window: int, sigma: float, share: float, sampler: str
 ) -> tuple[SimulatedCluster, list[list[float]], float]:
     """Runs a search; returns the cluster, the times of each trial's evaluations and real driver
     seconds."""
-    plan = plan_of(spec_of(trials, window))
+    plan = plan_of(spec_of(trials, window, share, sampler))
     store: Any = MemoryStore()
     cluster = SimulatedCluster(
         store, workers, lambda job: evaluation_seconds(job, sigma), simulate_facts
@@ -247,6 +254,73 @@ def generation_wise(times: list[list[float]], workers: int, size: int) -> tuple[
     return 1 - sum(map(sum, times)) / (workers * total), total
 
 
+def draw_times(trials: int, sigma: float, seed: int) -> list[list[float]]:
+    """Draws the seconds of each evaluation of each trial."""
+    source = random.Random(seed)
+    medians = TASKS.values()
+    return [
+        [median * math.exp(sigma * source.gauss(0, 1)) for median in medians] for _ in range(trials)
+    ]
+
+
+def simulate_rule(
+    times: list[list[float]], workers: int, window: int | None, share: float
+) -> float:
+    """Returns the idle share when trial k starts once all up to k - ``window`` have ended, and an
+    evenly spread ``share`` of the trials is evaluated ahead by idle workers. ``window`` ``None``:
+    a trial starts whenever a worker is free."""
+    count, started, ended, ahead = len(times), 0, 0, 0
+    left = [len(of_trial) for of_trial in times]
+    queue: list[tuple[bool, int, int]] = []  # (speculative, trial, task)
+    taken: set[tuple[int, int]] = set()
+    running: list[tuple[float, int]] = []
+    now = 0.0
+
+    def add(trial: int, speculative: bool) -> None:
+        for task in range(len(times[trial])):
+            heapq.heappush(queue, (speculative, trial, task))
+
+    while ended < count:
+        while started < count and (
+            len(queue) < workers if window is None else ended >= started + 1 - window
+        ):
+            add(started, False)
+            started += 1
+        limit = min(count, started + AHEAD_WINDOWS * (window or 0))
+        for trial in range(max(ahead, started), limit):
+            if math.floor((trial + 1) * share) > math.floor(trial * share):
+                add(trial, True)
+        ahead = max(ahead, limit)
+        while queue and len(running) < workers:
+            _, trial, task = heapq.heappop(queue)
+            if (trial, task) not in taken:
+                taken.add((trial, task))
+                heapq.heappush(running, (now + times[trial][task], trial))
+        now, trial = heapq.heappop(running)
+        left[trial] -= 1
+        while ended < started and not left[ended]:
+            ended += 1
+    return 1 - sum(map(sum, times)) / (workers * now)
+
+
+def print_draws(arguments: argparse.Namespace) -> None:
+    """Prints the idle share by window and random share, over draws of the times."""
+    rules = [(None, 0.0), *itertools.product(arguments.window, arguments.random_share)]
+    for sigma, (window, share) in itertools.product(arguments.sigma, rules):
+        idle = [
+            simulate_rule(
+                draw_times(arguments.trials, sigma, seed), arguments.workers, window, share
+            )
+            for seed in range(arguments.draws)
+        ]
+        name = f"window {window}, random {share:.0%}" if window else "any trial at any time"
+        print(
+            f"sigma {sigma}, {name}: idle {statistics.fmean(idle):.1%}, "
+            f"from {min(idle):.1%} to {max(idle):.1%} in {arguments.draws} draws",
+            flush=True,
+        )
+
+
 def main() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(
@@ -255,21 +329,33 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=32)
     parser.add_argument("--trials", type=int, default=2400)
     parser.add_argument("--window", type=int, nargs="*", default=[128, 192, 256])
+    parser.add_argument("--random-share", type=float, nargs="*", default=[0.0, 0.2])
+    parser.add_argument("--sigma", type=float, nargs="*", default=SIGMAS)
+    parser.add_argument(
+        "--sampler", default="tpe", help="`random` asks fast; how long evaluations take is the same"
+    )
+    parser.add_argument("--draws", type=int, default=0)
     arguments = parser.parse_args()
+    if arguments.draws:
+        print_draws(arguments)
+        return
     print(
         f"{arguments.workers} workers, {arguments.trials} trials of {len(TASKS)} evaluations; "
         "idle until the last one ends"
     )
-    for sigma in SIGMAS:
+    for sigma in arguments.sigma:
         print(f"log-normal times, sigma {sigma}:")
-        for window in arguments.window:
-            cluster, times, real = search(arguments.workers, arguments.trials, window, sigma)
+        for window, share in itertools.product(arguments.window, arguments.random_share):
+            cluster, times, real = search(
+                arguments.workers, arguments.trials, window, sigma, share, arguments.sampler
+            )
             per_trial = 1000 * real / arguments.trials
             print(
-                f"  search, window {window:4}:  idle {cluster.idle(True):6.2%}, "
-                f"{cluster.now / 3600:6.2f} simulated hours; "
+                f"  search, window {window:4}, random {share:4.0%}:  "
+                f"idle {cluster.idle(True):6.2%}, {cluster.now / 3600:6.2f} simulated hours; "
                 f"{cluster.idle(False):.2%} until work ran out "
-                f"(driver: {per_trial:.0f} ms per trial, asking and bookkeeping)"
+                f"(driver: {per_trial:.0f} ms per trial, asking and bookkeeping)",
+                flush=True,
             )
         for size in (1, 2, 4):
             idle, makespan = generation_wise(times, arguments.workers, size * arguments.workers)

@@ -1,5 +1,5 @@
 """Does a search find a better merge than a grid of the same cost? On the embedded tasks, through
-the real pipeline, dev alone.
+the real pipeline: selected on dev, then the selected ones on test.
 
     python benchmarks/search_vs_grid.py --storage runs/search_vs_grid [--seeds 3] [--in-process]
 
@@ -28,11 +28,13 @@ from speechft_ray.core.records import Outcome, Place
 from speechft_ray.core.specs import SweepSpec
 from speechft_ray.core.store import Store
 from speechft_ray.search.loop import open_evaluator, run_search
+from speechft_ray.search.plan import SearchPlan, make_selection_plan
 from speechft_ray.search.proposals import Proposal, Proposer, SearchSpace, TrialResult
 from speechft_ray.search.trials import Trial, TrialEvaluator
 from speechft_ray.stages.perform import publish_start
 from speechft_ray.sweep.protocols import Executor
-from speechft_ray.sweep.scheduler import JobScheduler
+from speechft_ray.sweep.rows import read_rows
+from speechft_ray.sweep.scheduler import JobScheduler, jobs_to_run, run_jobs
 from speechft_ray.sweep.space_file import read_space
 
 SPACE = Path(__file__).resolve().parent.parent / "search_spaces" / "search_alpha_lambda.yaml"
@@ -72,6 +74,10 @@ class ListProposer:
 
     def tell(self, number: int, result: TrialResult) -> None:
         """Nothing to learn."""
+
+    def draw_ahead(self, number: int) -> Proposal | None:
+        """Nothing: all start at once."""
+        return None
 
 
 class PrintingObserver:
@@ -116,22 +122,42 @@ def points_of(spec: SweepSpec) -> list[dict[str, Any]]:
     ]
 
 
-def best_at(trials: Sequence[Trial], evaluations: float) -> float:
-    """The best score among the first trials that together took no more than so many evaluations."""
-    best, cost = -math.inf, 0
+def best_at(trials: Sequence[Trial], evaluations: float) -> Trial:
+    """The best trial among the first that together took no more than so many evaluations."""
+    best, cost = None, 0
     for trial in trials:
         cost += 0 if trial.repeats is not None else trial.tasks
         if cost > evaluations:
             break
-        if trial.feasible and trial.result:
-            best = max(best, trial.result.values[0])
+        if trial.feasible and (best is None or score_of(trial) > score_of(best)):
+            best = trial
+    if best is None:
+        raise SystemExit("no trial was evaluated in full")
     return best
+
+
+def score_of(trial: Trial) -> float:
+    """The score of a trial on dev."""
+    return trial.result.values[0] if trial.result else -math.inf
+
+
+def measure_test(
+    plan: SearchPlan, trials: Sequence[Trial], scheduler: JobScheduler, store: Store
+) -> dict[str, float]:
+    """Evaluates these trials on test, as a search does with its winner; returns their scores by
+    merged encoder."""
+    final = make_selection_plan(plan, [(trial.number, trial.proposal) for trial in trials])
+    if jobs_to_run(final, store):
+        run_jobs(final, store, scheduler)
+    return {row.key: row.test["score"] for row in read_rows(final, store) if "score" in row.test}
 
 
 def run_seed(seed: int, place: Place, executor: Executor) -> dict[str, float]:
     """Runs both grids and the search of one seed and returns what the table needs."""
-    count = len(points_of(spec_of(seed, "none", 1)))
+    count, small = len(points_of(spec_of(seed, "none", 1))), len(ALPHAS)
     trials: dict[str, list[Trial]] = {}
+    best: dict[str, Trial] = {}
+    test: dict[str, float] = {}
     for name, stop_early in (("grid", "none"), ("search", "bound")):
         plan = plan_search(spec_of(seed, stop_early, count), place)
         store = Store(Path(place.storage))
@@ -147,13 +173,24 @@ def run_seed(seed: int, place: Place, executor: Executor) -> dict[str, float]:
         trials[name] = run_search(plan, store, scheduler, proposer, observer)
         if open_evaluator(plan, store) is None:
             raise SystemExit("the controls are incomplete")
-    tasks = len(plan.tasks)
-    small = len(ALPHAS)
+        tasks = len(plan.tasks)
+        of_strategy = (
+            {
+                f"grid of {small}": best_at(trials[name][:small], math.inf),
+                f"grid of {count}": best_at(trials[name], math.inf),
+            }
+            if name == "grid"
+            else {
+                f"search at the cost of {small}": best_at(trials[name], small * tasks),
+                f"search of {count}": best_at(trials[name], math.inf),
+            }
+        )
+        distinct = list({trial.key: trial for trial in of_strategy.values()}.values())
+        test |= measure_test(plan, distinct, scheduler, store)
+        best |= of_strategy
     return {
-        f"grid of {small}": best_at(trials["grid"][:small], math.inf),
-        f"search at the cost of {small}": best_at(trials["search"], small * tasks),
-        f"grid of {count}": best_at(trials["grid"], math.inf),
-        f"search of {count}": best_at(trials["search"], math.inf),
+        **{name: score_of(trial) for name, trial in best.items()},
+        **{f"{name}, test": test[trial.key] for name, trial in best.items()},
         "evaluations of the search": sum(
             trial.tasks for trial in trials["search"] if trial.repeats is None
         ),
@@ -178,7 +215,7 @@ def main() -> None:
     finally:
         executor.stop()
     print(
-        "dev score, best of all proposals"
+        "score of the best of all on dev "
         + "".join(f"{f'seed {seed}':>10}" for seed in range(arguments.seeds))
         + "      mean"
     )

@@ -90,7 +90,11 @@ def read_report_data(
     """
     rows = mark_untuned(read_rows(plan, store), plan, store)
     if search:
-        search = replace(search, untuned={row.key: row.untuned for row in rows if row.untuned})
+        search = replace(
+            search,
+            untuned={row.key: row.untuned for row in rows if row.untuned},
+            test=next((row.test for row in rows if row.key == plan.winner), {}),
+        )
     return ReportData(
         sweep=make_sweep_info(plan)._replace(label=label_plan(plan, store)),
         rows=rows,

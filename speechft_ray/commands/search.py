@@ -14,6 +14,7 @@ from rich.console import Console
 from speechft_ray.commands.checks import check_names, check_statistics
 from speechft_ray.commands.parts import plan_sweep_inputs
 from speechft_ray.commands.provenance import SpaceSource
+from speechft_ray.commands.search_jobs import list_search_jobs
 from speechft_ray.commands.status import print_search_plan, print_search_status
 from speechft_ray.core.errors import SpecError, SweepError, UserError
 from speechft_ray.core.layers import layer_of
@@ -23,14 +24,17 @@ from speechft_ray.core.store import Store
 from speechft_ray.cost.jobs import PlannedJob
 from speechft_ray.merging.base import validate_params
 from speechft_ray.report.progress import ProgressDisplay
+from speechft_ray.report.rungs import summarize_rungs
+from speechft_ray.report.search_optimism import measure_optimism
 from speechft_ray.report.search_summary import (
     SearchResults,
     count_saved_evaluations,
     make_trial_row,
 )
 from speechft_ray.search.greedy_soup import GreedySoup
-from speechft_ray.search.loop import open_evaluator, progress_line, replay_search, run_search
+from speechft_ray.search.loop import open_evaluator, replay_search, run_search
 from speechft_ray.search.plan import SearchPlan, make_search_plan, make_selection_plan
+from speechft_ray.search.progress import progress_line
 from speechft_ray.search.proposals import extreme_points
 from speechft_ray.search.trials import Trial, TrialEvaluator
 from speechft_ray.stages.perform import perform, start_encoder
@@ -127,7 +131,8 @@ class MergeSearch:
 
     def list_planned_jobs(self) -> list[PlannedJob]:
         """Returns what the search needs at most: every fine-tuning run, every task of every
-        proposal, one merge that is selected, and the controls."""
+        proposal (with rungs, what is expected of them), one merge that is selected, and the
+        controls."""
         done = len(self._observer.trials) if self._observer else 0
         return list_search_jobs(self.search, self.store, done)
 
@@ -143,45 +148,6 @@ class MergeSearch:
             self._observer.trials, self.search.search.trials, self._observer.evaluator
         )
         print_search_status(self.search, self.plan, self.store, progress, console)
-
-
-def list_search_jobs(plan: SearchPlan, store: Store, done: int) -> list[PlannedJob]:
-    """Returns the jobs of a search that are to be done at most, in the order in which they run;
-    ``done`` trials have started."""
-    planned = [
-        PlannedJob.of(job)
-        for job in plan.jobs.values()
-        if not store.is_complete(job.stage, job.fingerprint)
-    ]
-    donors = [key for _, key in plan.space.runs][:1]
-    recipe = {"method": "linear", "params": {}, "donors": donors}
-    for number in range(done, plan.search.trials):
-        planned += [
-            PlannedJob(
-                "evaluate",
-                f"trial {number} {task.task}",
-                f"trial {number}",
-                {
-                    "spec": task.model_dump(mode="json"),
-                    "encoder": f"trial {number}",
-                    "splits": ["dev"],
-                    "recipe": recipe,
-                },
-            )
-            for task in plan.tasks
-        ]
-    for name in ("selected", "alpha=1"):
-        planned.append(PlannedJob("merge", name, name, {**recipe, "alpha": 1.0}))
-        planned += [
-            PlannedJob(
-                "evaluate",
-                f"{name} {task.task}",
-                name,
-                {"spec": task.model_dump(mode="json"), "encoder": name},
-            )
-            for task in plan.spec.evaluate
-        ]
-    return planned
 
 
 def plan_search(spec: SweepSpec, place: Place) -> SearchPlan:
@@ -329,14 +295,13 @@ class SearchObserver:
             trials=self.trials,
             chosen=self.select(),
             saved=count_saved_evaluations(self.plan, self.trials, self.store),
+            optimism=measure_optimism(self.plan, self.trials, self.evaluator, self.store),
+            rungs=summarize_rungs(self.plan, self.trials, self.store),
             importances=_importances(self.proposer),
         )
 
     def _show(self) -> None:
-        left = sum(
-            len(self.plan.tasks) - trial.tasks for trial in self.trials if trial.state == "running"
-        )
-        left += (self.plan.search.trials - len(self.trials)) * len(self.plan.tasks)
+        left = self._count_evaluations_left()
         controls = self.plan.controls.of_stage("evaluate")
         left += (
             sum(not self.store.is_complete("evaluate", job.fingerprint) for job in controls)
@@ -347,6 +312,16 @@ class SearchObserver:
         self.display.set_summary(
             progress_line(self.trials, self.plan.search.trials, self.evaluator)
         )
+
+    def _count_evaluations_left(self) -> int:
+        """Returns how many evaluations of trials are still to be done; with rungs, at least."""
+        plan, running = self.plan, [trial for trial in self.trials if trial.state == "running"]
+        waiting = plan.search.trials - len(self.trials)
+        if not plan.search.rungs:
+            left = sum(len(plan.tasks) - trial.tasks for trial in running)
+            return left + waiting * len(plan.tasks)
+        left = sum(len(trial.rung_metrics) <= trial.rung for trial in running)
+        return (left + waiting) * len(plan.rung_tasks())
 
 
 def _open_view(

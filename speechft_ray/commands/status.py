@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import pairwise
+
 from rich.console import Console
 from rich.table import Table
 
@@ -10,6 +13,7 @@ from speechft_ray.core.records import STAGES
 from speechft_ray.core.specs import SweepSpec
 from speechft_ray.core.store import Store
 from speechft_ray.search.plan import SearchPlan
+from speechft_ray.search.rungs import expect_trials
 from speechft_ray.sweep.lock import describe_driver
 from speechft_ray.sweep.plan import Plan
 from speechft_ray.sweep.scheduler import is_finished, jobs_to_run
@@ -103,14 +107,35 @@ def print_search_plan(plan: SearchPlan, store: Store, console: Console) -> None:
         what = ", ".join(map(str, axis.options)) if axis.options else between
         console.print(f"  {name}: {what}", highlight=False, markup=False)
     tasks = ", ".join(item.label for item in plan.tasks)
+    if search.rungs:
+        expected = expect_trials(search)
+        counts = ", ".join(
+            f"about {count} to {rung:g}"
+            for rung, count in zip(search.rungs[1:], expected[1:], strict=True)
+        )
+        console.print(
+            f"\nrungs: all {search.trials} proposals to {search.rungs[0]:g} of their updates, "
+            f"{counts} (one of {search.reduction_factor} goes on; at most {search.trials} where "
+            f"each is better than all before): {share_of_updates(plan, expected):.0%} of the "
+            "updates of evaluating all in full. The bill counts what is expected.",
+            highlight=False,
+        )
     console.print(
         f"\nsearch {plan.spec.name} ({plan.fingerprint}): {search.trials} proposals by "
         f"{search.sampler}, at most {search.concurrency()} at once, each evaluated on dev on "
         f"{tasks} (at most {search.trials * len(plan.tasks)} evaluations; early stops: "
-        f"{search.pruning_rule()}); then what it chose and both controls on dev and test. "
-        "Nothing was run.",
+        f"{'rungs' if search.rungs else search.pruning_rule()}); then what it chose and both "
+        "controls on dev and test. Nothing was run.",
         highlight=False,
     )
+
+
+def share_of_updates(plan: SearchPlan, trials: Sequence[int]) -> float:
+    """Returns the updates that so many trials at each rung make, of those of all in full."""
+    updates = [0, *(plan.count_updates(rung) for rung in range(len(trials)))]
+    steps = [after - before for before, after in pairwise(updates)]
+    made = sum(count * step for count, step in zip(trials, steps, strict=True))
+    return made / (plan.search.trials * updates[-1])
 
 
 def print_search_status(

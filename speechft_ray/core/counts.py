@@ -10,7 +10,8 @@ from pydantic import model_validator
 from speechft_ray.core.records import Record
 
 COUNTS_FILE = "utterances.json"
-"""File of an evaluation in the store: a list of ``UtteranceCounts``, one per test set or fold."""
+"""File of an evaluation in the store: a list of ``UtteranceCounts``, one per test set or fold; of
+dev in an evaluation on dev alone."""
 
 
 class UtteranceCounts(Record):

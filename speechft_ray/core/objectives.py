@@ -132,6 +132,9 @@ def _unknown(name: str, spec: SweepSpec, others: Sequence[str]) -> list[str]:
 def _sampler_mistakes(search: SearchSpec, axes: Axes) -> Mistakes:
     kinds = {name: axis.kind for name, axis in axes.all().items() if axis.kind != "fixed"}
     wrong: Mistakes = []
+    if search.random_share and search.sampler in ("greedy_soup", "random", "qmc"):
+        text = f"`{search.sampler}` has no proposals that could be random instead: leave it out."
+        wrong.append(("search.random_share", text))
     if search.sampler == "greedy_soup":
         free = (
             list(kinds)

@@ -7,7 +7,7 @@ that they cannot get into a fingerprint. Defaults are the paper's (Speech-FT, ar
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
@@ -20,6 +20,7 @@ from pydantic import (
 
 from speechft_ray.core.metrics import label_evaluation
 from speechft_ray.core.resources import StageResources
+from speechft_ray.core.rung_spec import RungSpec
 from speechft_ray.core.spec_base import ConstraintSpec, Fraction, Name, RenamedSpec, Spec
 
 Precision = Literal["float32", "tf32", "bfloat16"]
@@ -311,14 +312,13 @@ class ScoreSpec(Spec):
 Sampler = Literal["tpe", "cmaes", "nsga2", "nsga3", "gp", "random", "qmc", "greedy_soup"]
 
 
-class SearchSpec(RenamedSpec):
+class SearchSpec(RungSpec):
     """A search over merges. It reads dev metrics only; what it selects is measured on test."""
 
     first_names: ClassVar[Mapping[str, str]] = {
         "max_concurrent": "window",
         "pruning_margin": "margin",
     }
-    later_fields: ClassVar[Sequence[str]] = ("rungs", "reduction_factor")
 
     trials: Annotated[int, Field(ge=1)]
     """The budget: proposals in all."""
@@ -343,14 +343,7 @@ class SearchSpec(RenamedSpec):
     the median of others (Google Vizier, KDD 2017). ``None``: ``bound`` in a search for the score
     alone, else ``none``."""
     pruning_margin: Annotated[float, Field(ge=0)] = 0.0
-    """Points of the score that ``bound`` and ``median`` add to their estimate of what a merge can
-    reach."""
-    rungs: tuple[float, ...] = ()
-    """Fractions of each task's updates, ascending to 1. At each, trials are compared on dev, and
-    the better part goes on from its saved probes (ASHA, arXiv 1810.05934; ``search.rungs``). Empty:
-    no rungs."""
-    reduction_factor: Annotated[int, Field(ge=2)] = 4
-    """With ``rungs``: one of so many trials goes on at each rung (Ray Tune's default)."""
+    """Points that ``bound`` and ``median`` add to their estimate of what a merge can reach."""
 
     def concurrency(self) -> int:
         """``max_concurrent``, or its default."""
@@ -358,8 +351,8 @@ class SearchSpec(RenamedSpec):
 
     def pruning_rule(self) -> Literal["bound", "median", "none"]:
         """``stop_early``, or its default."""
-        is_compared = self.objectives == ("score",) and not self.rungs
-        return self.stop_early or ("bound" if is_compared else "none")
+        is_bound = self.objectives == ("score",) and not self.rungs
+        return self.stop_early or ("bound" if is_bound else "none")
 
 
 class StopSpec(RenamedSpec):

@@ -40,7 +40,7 @@ def read_counts(plan: Plan, store: Store) -> dict[str, TestSets]:
     names = [item.name for item in plan.spec.evaluate]
     return {
         row.key: [
-            [_name_metrics(counts, name) for counts in _read_evaluation(store, key)]
+            read_evaluation_counts(store, key, name)
             for name, key in zip(names, row.evaluations, strict=True)
         ]
         for row in complete
@@ -103,11 +103,14 @@ def estimate_difference(
     return estimate(_make_parts(parts), shared_probes=len(second) < len(first))
 
 
-def _read_evaluation(store: Store, key: str) -> list[UtteranceCounts]:
+def read_evaluation_counts(store: Store, key: str, name: str | None) -> list[UtteranceCounts]:
+    """Returns the counts of one evaluation under its name in this sweep; none where there are none
+    that can be read."""
     try:
-        return _LIST.validate_json((store.folder("evaluate", key) / COUNTS_FILE).read_bytes())
+        sets = _LIST.validate_json((store.folder("evaluate", key) / COUNTS_FILE).read_bytes())
     except (OSError, ValidationError):  # an evaluation without counts, or of an older version
         return []
+    return [_name_metrics(counts, name) for counts in sets]
 
 
 def _name_metrics(counts: UtteranceCounts, name: str | None) -> UtteranceCounts:

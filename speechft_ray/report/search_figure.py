@@ -61,7 +61,9 @@ def draw_history(results: SearchResults) -> bytes | None:
                 "x",
                 color=PRUNED,
                 markersize=5,
-                label="stopped early, so far",
+                label="stopped at a rung, by then"
+                if results.plan.search.rungs
+                else "stopped early, so far",
             )
         axes.step(
             *_best_so_far(complete, name),

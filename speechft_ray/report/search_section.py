@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from speechft_ray.core.objectives import higher_is_better, metric_name
+from speechft_ray.report.rungs import tabulate_rungs
 from speechft_ray.report.search_figure import (
     draw_history,
     draw_importance,
@@ -43,6 +44,8 @@ class SearchSection(NamedTuple):
     rows: Sequence[Sequence[str]]
     hidden_trials: int
     """Trials that only ``trials.csv`` has."""
+    rungs: Sequence[Sequence[str]]
+    """A header and a line for each rung; empty for a search without."""
     figures: Sequence[tuple[str, bytes]]
     """``(title, PNG)``."""
 
@@ -85,6 +88,7 @@ def make_search_section(
             for trial in ranked
         ],
         hidden_trials=len(results.trials) - len(ranked),
+        rungs=tabulate_rungs(results.rungs) if results.rungs is not None else [],
         figures=[(title, image) for title, image in figures if image is not None],
     )
 

@@ -9,8 +9,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from speechft_ray.core.metrics import METRICS
-from speechft_ray.core.objectives import DISTANCE, SCORE, metric_name
+from speechft_ray.core.objectives import DISTANCE, SCORE, higher_is_better, metric_name
 from speechft_ray.core.store import Store
+from speechft_ray.report.optimism import Optimism
+from speechft_ray.report.rungs import (
+    RungSummary,
+    describe_rungs,
+    list_rung_cells,
+    list_rung_columns,
+)
 from speechft_ray.search.plan import SearchPlan
 from speechft_ray.search.trials import Trial, TrialEvaluator
 from speechft_ray.sweep.fields import list_merge_fields
@@ -30,6 +37,12 @@ class SearchResults:
     """Best first; the first is the winner."""
     saved: tuple[int, float] = (0, 0.0)
     """Evaluations that early stops saved, and their seconds on one worker."""
+    optimism: Optimism | None = None
+    """Of the winner's dev value; ``None`` for several objectives, and without counts on dev."""
+    test: Mapping[str, float] = field(default_factory=dict)
+    """Metrics and score of the winner on test; empty before it is evaluated there."""
+    rungs: RungSummary | None = None
+    """``None`` for a search without rungs."""
     importances: Mapping[str, float] = field(default_factory=dict)
     """Importance of each axis; empty for too few trials."""
     untuned: Mapping[str, str] = field(default_factory=dict)
@@ -48,12 +61,23 @@ def make_trial_row(plan: SearchPlan, trial: Trial, evaluator: TrialEvaluator) ->
         name: str(value).lower() if isinstance(value, bool) else value
         for name, value in trial.proposal.values.items()
     }
+    reached = len(trial.rung_values) + bool(trial.metrics)
+    has_rungs = bool(plan.search.rungs and reached)
     params: Params = {
         "trial": trial.number,
         "state": LOGGED_STATES.get(trial.state, trial.state),
         "method": trial.proposal.merge.method,
         **values,
+        **({"rung": plan.search.rungs[reached - 1]} if has_rungs else {}),
     }
+    extra = {name: value for name, value in trial.metrics.items() if name == DISTANCE}
+    if has_rungs:
+        extra["rung/updates"] = float(plan.count_updates(reached - 1))
+    objective = metric_name(plan.search.objectives[0])
+    curve = [
+        (plan.count_updates(rung), {f"rung/{objective}": value})
+        for rung, value in enumerate(trial.rung_values)
+    ]
     dev = {name: value for name, value in trial.metrics.items() if name != DISTANCE}
     scored = {item.label for item in plan.spec.evaluate if item.in_score}
     evaluated = trial.state == "complete" and scored <= {item.label for item in plan.tasks}
@@ -64,7 +88,8 @@ def make_trial_row(plan: SearchPlan, trial: Trial, evaluator: TrialEvaluator) ->
         title=f"trial {trial.number}",
         params=params,
         dev=dev,
-        extra={name: value for name, value in trial.metrics.items() if name == DISTANCE},
+        extra=extra,
+        curve=curve,
         complete=True,
         unscored=tuple(evaluator.unscored) if evaluated else (),
         fields=list_merge_fields(plan.recipe(trial.proposal), plan.jobs),
@@ -80,6 +105,8 @@ def count_saved_evaluations(
     Evaluations that an idle worker made ahead, before the trial was stopped, are not saved.
     """
     count, seconds = 0, 0.0
+    if plan.search.rungs:  # what these save is told by ``report.rungs``
+        return count, seconds
     for place, task in enumerate(plan.tasks):
         keys = {plan.evaluation(trial.proposal, trial.number, task): trial for trial in trials}
         complete = [key for key in keys if store.is_complete("evaluate", key)]
@@ -102,7 +129,8 @@ def search_sentences(results: SearchResults) -> list[str]:
         state: sum(trial.state == state for trial in trials)
         for state in ("complete", "pruned", "failed", "running")
     }
-    words = {"pruned": "stopped early", "failed": "failed", "running": "not finished"}
+    stopped = "stopped at a rung" if plan.search.rungs else "stopped early"
+    words = {"pruned": stopped, "failed": "failed", "running": "not finished"}
     repeats = sum(trial.repeats is not None for trial in trials)
     parts = [f"{counts['complete']} evaluated in full"]
     parts += [f"{counts[state]} {text}" for state, text in words.items() if counts[state]]
@@ -115,8 +143,11 @@ def search_sentences(results: SearchResults) -> list[str]:
             f"Early stops saved {saved} of {len(trials) * len(plan.tasks)} evaluations, "
             f"about {seconds / 60:.1f} minutes of one worker."
         )
+    if results.rungs is not None:
+        sentences += describe_rungs(results.rungs)
     if results.chosen and results.evaluator:
         sentences.append(_winner_sentence(results, results.evaluator))
+        sentences += _optimism_sentences(results)
     elif not counts["running"]:
         sentences.append("No proposal could be evaluated, so none was chosen.")
     return sentences
@@ -142,6 +173,29 @@ def _winner_sentence(results: SearchResults, evaluator: TrialEvaluator) -> str:
     if note := results.untuned.get(best.key):
         return f"Best on dev: {merge}. It cannot be chosen; {note}.{broken}"
     return f"Chosen on dev: {merge}.{broken}"
+
+
+def _optimism_sentences(results: SearchResults) -> list[str]:
+    """Says what the selection does to the winner's dev value, with test beside it."""
+    best = results.chosen[0]
+    name = metric_name(results.plan.search.objectives[0])
+    if results.optimism is None or best.result is None or len(best.result.values) != 1:
+        return []
+    count, excess = results.optimism
+    value = best.result.values[0]
+    corrected = value - excess if higher_is_better(name) else value + excess
+    unit = " points" if name == SCORE else ""
+    text = (
+        f"Selection on dev: the best of {count} merges is expected to look "
+        f"{format_objective(name, excess)}{unit} better than it is (bootstrap over dev "
+        f"utterances); without that its {objective_title(name)} is "
+        f"{format_objective(name, corrected)}."
+    )
+    if results.plan.search.rungs:
+        text += " That they passed the rungs on the same utterances adds to it and is not counted."
+    if name in results.test:
+        text += f" On test it has {format_objective(name, results.test[name])}."
+    return [text]
 
 
 def describe_trial(trial: Trial) -> str:
@@ -170,19 +224,21 @@ def format_objective(name: str, value: float) -> str:
 
 def trials_csv(results: SearchResults) -> str:
     """Returns all trials as CSV, unrounded: number, state, the trial that it repeats, drawn values,
-    objectives, dev metrics, error."""
+    rungs, objectives, dev metrics, error."""
     trials, objectives = results.trials, list(map(metric_name, results.plan.search.objectives))
     drawn = list(dict.fromkeys(name for trial in trials for name in trial.proposal.values))
     metrics = list(dict.fromkeys(name for trial in trials for name in trial.metrics))
     chosen = {trial.number for trial in results.chosen}
     constraints = [f"violation.{item.metric}" for item in results.plan.search.constraints]
     titles = [f"objective.{name}" for name in objectives]
-    header = ["trial", "state", "repeats", "chosen", *drawn, *titles, *constraints]
+    rungs = list_rung_columns(results.plan)
+    costs = results.rungs.costs if results.rungs is not None else [None] * len(trials)
+    header = ["trial", "state", "repeats", "chosen", *drawn, *rungs, *titles, *constraints]
     header += [*(f"dev.{name}" for name in metrics), "encoder", "error"]
     text = io.StringIO()
     out = csv.DictWriter(text, header, lineterminator="\n")
     out.writeheader()
-    for trial in trials:
+    for trial, cost in zip(trials, costs, strict=True):
         values = trial.result.values if trial.result else ()
         violations = trial.result.violations if trial.result else ()
         out.writerow(
@@ -192,6 +248,7 @@ def trials_csv(results: SearchResults) -> str:
                 "repeats": "" if trial.repeats is None else trial.repeats,
                 "chosen": int(trial.number in chosen),
                 **trial.proposal.values,
+                **list_rung_cells(results.plan, trial, cost),
                 **dict(zip(titles, values, strict=False)),
                 **dict(zip(constraints, violations, strict=False)),
                 **{f"dev.{name}": value for name, value in trial.metrics.items()},

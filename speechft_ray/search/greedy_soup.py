@@ -66,6 +66,10 @@ class GreedySoup:
                 self._kept.append(added)
                 self._best = gain
 
+    def draw_ahead(self, number: int) -> Proposal | None:
+        """Nothing: the single models start at once, and the means depend on results."""
+        return None
+
     def _soup(self, places: Sequence[int]) -> Proposal:
         donors: tuple[tuple[Tuning, str], ...] = tuple(
             self._ingredients[place] for place in sorted(places)

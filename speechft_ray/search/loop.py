@@ -22,9 +22,13 @@ from speechft_ray.core.store import Store
 from speechft_ray.search.plan import SearchPlan
 from speechft_ray.search.proposals import Proposal, Proposer
 from speechft_ray.search.rungs import Rungs
-from speechft_ray.search.trials import PruningBaseline, Trial, TrialEvaluator, find_best
+from speechft_ray.search.trials import PruningBaseline, Trial, TrialEvaluator
 from speechft_ray.sweep.rows import read_rows, read_scale
 from speechft_ray.sweep.scheduler import JobScheduler, missing_jobs
+
+AHEAD_WINDOWS = 8
+"""Proposals that depend on no result are evaluated ahead within so many times ``max_concurrent``
+numbers."""
 
 
 class Observer(Protocol):
@@ -116,6 +120,7 @@ class _Search:
         self._rungs = Rungs(plan.search)
         self._last_rung = max(0, len(plan.search.rungs) - 1)
         self._unvalued: list[Trial] = []
+        self._ahead = 0
 
     def begin(self) -> None:
         """Adds the evaluations of the controls; no proposal waits for them."""
@@ -140,7 +145,21 @@ class _Search:
                 self.exhausted = True
             else:
                 self._start(proposal)
+        self._evaluate_ahead()
         return len(self.trials) > before
+
+    def _evaluate_ahead(self) -> None:
+        """Lets idle workers evaluate the next proposals that depend on no result. Each is proposed
+        in its turn, and has its evaluations then."""
+        limit = len(self.trials) + AHEAD_WINDOWS * self.plan.search.concurrency()
+        first = max(self._ahead, len(self.trials))
+        for number in range(first, min(limit, self.plan.search.trials)):
+            proposal = self.proposer.draw_ahead(number)
+            if proposal is not None:
+                for key in self.plan.rung_evaluations(proposal, number, 0):
+                    if not self.store.is_complete("evaluate", key):
+                        self._add_evaluations([key], number, speculative=True)
+        self._ahead = max(first, min(limit, self.plan.search.trials))
 
     def settle(self, ended: Sequence[Outcome]) -> None:
         """Processes ended jobs: each trial continues with its next task, ends, or fails."""
@@ -179,12 +198,7 @@ class _Search:
         self._advance(trial)
         self._decide_rungs()
         if trial.state == "running" and not self._last_rung:
-            for key in self._later(trial):
-                self.scheduler.add(
-                    missing_jobs([key], self.plan.jobs, self.store),
-                    priority=number + 1,
-                    speculative=True,
-                )
+            self._add_evaluations(self._later(trial), number, speculative=True)
 
     def _later(self, trial: Trial) -> list[str]:
         """Returns the evaluations that follow unless the trial is pruned before."""
@@ -222,16 +236,15 @@ class _Search:
                 missing.append(key)
         if missing:
             self._waiting.setdefault(missing[0], []).append(trial)
-            self._add_evaluations(missing, trial)
+            self._add_evaluations(missing, trial.number)
         else:
             trial.rung_metrics.append(metrics)
             self._unvalued.append(trial)
 
-    def _add_evaluations(self, keys: Sequence[str], trial: Trial) -> None:
+    def _add_evaluations(self, keys: Sequence[str], number: int, speculative: bool = False) -> None:
         for key in keys:
-            self.scheduler.add(
-                missing_jobs([key], self.plan.jobs, self.store), priority=trial.number + 1
-            )
+            jobs = missing_jobs([key], self.plan.jobs, self.store)
+            self.scheduler.add(jobs, priority=number + 1, speculative=speculative)
 
     def _decide_rungs(self) -> None:
         """Decides which trials go on, as far as the values are known by which they are compared."""
@@ -247,7 +260,7 @@ class _Search:
                     trial.rung += 1
                     if trial.rung == self._last_rung:  # all tasks at once
                         keys = self.plan.rung_evaluations(trial.proposal, trial.number, trial.rung)
-                        self._add_evaluations(keys, trial)
+                        self._add_evaluations(keys, trial.number)
                     self._advance(trial)
                 else:
                     trial.state = "pruned"
@@ -281,7 +294,7 @@ class _Search:
                 break
             if not self.store.is_complete("evaluate", key):
                 self._waiting.setdefault(key, []).append(trial)
-                self._add_evaluations([key], trial)
+                self._add_evaluations([key], trial.number)
                 return
             facts = self.store.manifest("evaluate", key)
             trial.metrics |= _read_dev_metrics(facts, task)
@@ -331,20 +344,3 @@ class _Search:
                 evaluator.check_score()
             self.evaluator = evaluator
             self._evaluate_trials()
-
-
-def progress_line(trials: Sequence[Trial], budget: int, evaluator: TrialEvaluator | None) -> str:
-    """Returns ``trials 12/40, 4 running, 3 stopped early; best score 512.30 (trial 7)``."""
-    counts = {
-        state: sum(trial.state == state for trial in trials)
-        for state in ("running", "pruned", "failed")
-    }
-    ended = len(trials) - counts["running"]
-    parts = [f"trials {ended}/{budget}", f"{counts['running']} running"]
-    parts += [f"{counts['pruned']} stopped early"] if counts["pruned"] else []
-    parts += [f"{counts['failed']} failed"] if counts["failed"] else []
-    best = find_best(trials, evaluator) if evaluator else None
-    if evaluator is None or best is None or best.result is None:
-        return ", ".join(parts)
-    objective, value = evaluator.search.objectives[0], best.result.values[0]
-    return f"{', '.join(parts)}; best {objective} {value:.4g} (trial {best.number})"

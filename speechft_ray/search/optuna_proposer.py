@@ -6,6 +6,7 @@ so a sampler with one seed proposes the same merges. A resumed run reads nothing
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,7 +18,7 @@ from speechft_ray.core.objectives import higher_is_better, metric_name
 from speechft_ray.core.quiet import ignore_warning
 from speechft_ray.core.specs import SearchSpec
 from speechft_ray.search.optuna_samplers import open_sampler
-from speechft_ray.search.proposals import Proposal, Suggest, TrialResult
+from speechft_ray.search.proposals import Proposal, RandomSuggest, Suggest, TrialResult
 
 
 class OptunaProposer:
@@ -42,9 +43,19 @@ class OptunaProposer:
     def ask(self) -> Proposal:
         """Returns the next proposal, given the reported results; other trials count as running."""
         ignore_experimental_warnings()
+        drawn = self.draw_ahead(len(self._trials))
+        if drawn is not None:  # the study has it in its place
+            self.study.enqueue_trial(dict(drawn.values))
         trial = self.study.ask()
         self._trials.append(trial)
         return self._draw(_OptunaSuggest(trial))
+
+    def draw_ahead(self, number: int) -> Proposal | None:
+        """Returns a proposal of the random share, which is spread evenly over the numbers."""
+        share = self._search.random_share
+        if math.floor((number + 1) * share) == math.floor(number * share):
+            return None
+        return self._draw(RandomSuggest(self._search.seed, number))
 
     def tell(self, number: int, result: TrialResult) -> None:
         """Books a result: a failure as one, an early stop with the values that it had by then."""

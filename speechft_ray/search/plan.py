@@ -63,8 +63,9 @@ class SearchPlan:
 
     def rung_evaluations(self, proposal: Proposal, number: int, rung: int) -> list[str]:
         """Adds the evaluations of a proposal up to a rung and returns their fingerprints: those of
-        tasks that train; at the last rung the whole evaluations of all tasks."""
-        if rung == len(self.search.rungs) - 1:
+        tasks that train; at the last rung, and without rungs, the whole evaluations of all
+        tasks."""
+        if rung >= len(self.search.rungs) - 1:
             return [self.evaluation(proposal, number, task) for task in self.tasks]
         recipe, title = self.recipe(proposal), f"trial {number}"
         return [
@@ -77,6 +78,11 @@ class SearchPlan:
     def rung_tasks(self) -> list[EvalSpec]:
         """Returns the tasks that are compared at rungs: those that train probes."""
         return [task for task in self.tasks if self.builder.inputs.trains(task.task)]
+
+    def count_updates(self, rung: int) -> int:
+        """Returns the updates of all tasks up to a rung, with all probes of a task at once."""
+        fraction = self.search.rungs[rung]
+        return sum(find_pause(task, fraction) for task in self.rung_tasks())
 
     def params(self, proposal: Proposal) -> Params:
         """What tables say of the merge of a proposal."""

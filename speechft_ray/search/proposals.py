@@ -7,6 +7,8 @@ whenever it is drawn.
 
 from __future__ import annotations
 
+import math
+import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol
@@ -139,6 +141,11 @@ class Proposer(Protocol):
         """Receives the result of a proposal; called in the order of trial numbers."""
         ...
 
+    def draw_ahead(self, number: int) -> Proposal | None:
+        """Returns what ``ask`` will return for a number that depends on no result; ``None`` for
+        all others."""
+        ...
+
 
 def interpolate_curve(knots: Sequence[float], depth: int) -> list[float]:
     """Returns one value per layer: linear between knots spaced evenly from the first layer to the
@@ -192,6 +199,24 @@ def extreme_points(space: SearchSpace) -> list[Proposal]:
                         seen.add((name, repr(option)))
                         waiting.append({**forced, name: option})
     return proposals
+
+
+class RandomSuggest:
+    """Draws evenly, by the seed of a search and the number of a proposal alone."""
+
+    def __init__(self, seed: int, number: int) -> None:
+        self._source = random.Random(f"{seed} {number}")
+
+    def number(self, name: str, low: float, high: float, log: bool) -> float:
+        """A number between the ends, evenly or on a log scale."""
+        if log:
+            drawn = math.exp(self._source.uniform(math.log(low), math.log(high)))
+            return min(high, max(low, drawn))
+        return self._source.uniform(low, high)
+
+    def choice(self, name: str, options: Sequence[Any]) -> Any:
+        """One of the options."""
+        return options[self._source.randrange(len(options))]
 
 
 class RecordingSuggest:

@@ -1,32 +1,36 @@
 """The per-utterance counts behind the metrics of a test set, for the selected probes of an
-evaluation."""
+evaluation; of dev where dev alone is evaluated."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import JsonValue
 
 from speechft_ray.core.counts import UtteranceCounts
 from speechft_ray.core.fingerprint import fingerprint
 from speechft_ray.speech.corpora.base import NO_SPEAKER, Corpus, Utterance
-from speechft_ray.superb.tasks.base import TaskData, TrainingFreeTask
+from speechft_ray.superb.tasks.base import Example, TaskData, TrainingFreeTask
 
 
-def count_test_set(
+def count_utterances_of(
     data: TaskData | TrainingFreeTask,
+    split: Literal["dev", "test"],
     predictions: Sequence[Sequence[Any]],
     metrics: Sequence[Mapping[str, float]],
 ) -> list[JsonValue]:
-    """Returns one ``UtteranceCounts`` as plain data; an empty list for a task without counts, or
-    where test was not scored.
+    """Returns one ``UtteranceCounts`` of a split as plain data; an empty list for a task without
+    counts, or where there are no predictions.
 
-    ``predictions`` and ``metrics`` are those of test, both seed by seed.
+    ``predictions`` and ``metrics`` are those of the split, both seed by seed.
     """
     if not isinstance(data, TaskData) or data.counts is None or not predictions:
         return []
-    examples = data.examples["test"]
+    examples: Sequence[Example] = data.examples[split]
+    if split == "dev" and data.dev_indices is not None:
+        examples = [examples[index] for index in data.dev_indices]
+        predictions = [[of_seed[index] for index in data.dev_indices] for of_seed in predictions]
     references = [example.reference for example in examples]
     seeds = [
         data.counts(of_seed, references, seed_metrics)

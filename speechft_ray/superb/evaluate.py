@@ -81,10 +81,11 @@ def evaluate(
     """Trains the probes of an evaluation and returns its facts.
 
     ``scores``: a ``Score`` per metric and split, one value per seed, in the metric's unit, at the
-    learning rate with the best mean on dev. ``counts``: what the metrics of test are made of
-    (``superb.counts``), to be stored beside the facts. ``details``: what else was measured, such as
-    the layer or the threshold that dev selected. ``seeds``, ``learning_rate`` (the selected one),
-    ``updates``, ``utterances`` and ``skipped`` recordings by split, ``seconds`` by phase,
+    learning rate with the best mean on dev. ``counts``: what the metrics of test, or with
+    ``dev_only`` of dev, are made of (``superb.counts``), to be stored beside the facts.
+    ``details``: what else was measured, such as the layer or the threshold that dev selected.
+    ``seeds``, ``learning_rate`` (the selected one), ``updates``, ``utterances`` and ``skipped``
+    recordings by split, ``seconds`` by phase,
     ``encoded_seconds`` of audio that went through the encoder (less with a cache); per seed
     ``best_update`` and ``layer_weights`` (softmax). With several rates, ``grid`` has every rate and
     seed with its metrics. ``curve`` is the learning curve (``superb.curve``). Test is encoded and

@@ -11,7 +11,7 @@ from pydantic import JsonValue
 from speechft_ray.core.metrics import is_better
 from speechft_ray.core.records import Score
 from speechft_ray.core.specs import EvalSpec
-from speechft_ray.superb.counts import count_test_set
+from speechft_ray.superb.counts import count_utterances_of
 from speechft_ray.superb.probe import TrainedProbe
 from speechft_ray.superb.tasks.base import Task, TaskData, TrainingFreeTask
 
@@ -38,9 +38,15 @@ def make_facts(
     selected = _select_rate(task.metrics[0], outcomes.dev, spec.seeds)
     seeds = slice(selected * spec.seeds, (selected + 1) * spec.seeds)
     dev, test, trained = outcomes.dev[seeds], outcomes.test[seeds], outcomes.trained[seeds]
+    on_dev = [each.dev_predictions for each in trained]
+    counts = (
+        count_utterances_of(data, "test", outcomes.predictions[seeds], test)
+        if test
+        else count_utterances_of(data, "dev", on_dev, dev)
+    )
     facts: dict[str, JsonValue] = {
         "scores": _make_scores(task, dev, test),
-        "counts": count_test_set(data, outcomes.predictions[seeds], test),
+        "counts": counts,
         "details": _collect_details(task, dev, test),
         "seeds": spec.seeds,
         "learning_rate": rates[selected],

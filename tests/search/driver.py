@@ -1,7 +1,7 @@
 """A driver of its own to be killed: the real loop, store, sampler and view; only the evaluations
 are made up.
 
-python -m tests.search.driver STORAGE TRIALS.json
+python -m tests.search.driver STORAGE TRIALS.json [RUNG ...]
 """
 
 from __future__ import annotations
@@ -48,9 +48,9 @@ class Copies(Silent):
         self.view.copy(trial.number)
 
 
-def main(storage: Path, out: Path) -> None:
+def main(storage: Path, out: Path, rungs: list[float]) -> None:
     """Runs the search and writes what came of it."""
-    store, plan = Store(storage), search_plan(trials=30)
+    store, plan = Store(storage), search_plan(trials=30, rungs=rungs)
     proposer = OptunaProposer(plan.search, plan.space.draw)
     view = StudyView(storage / "search", "killed", proposer, plan.search)
     executor = LocalExecutor(perform, Place(storage=str(storage), encoder="none"))
@@ -78,4 +78,4 @@ def _load_study(view: StudyView) -> list[Any]:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    main(Path(sys.argv[1]), Path(sys.argv[2]), list(map(float, sys.argv[3:])))

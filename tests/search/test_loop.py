@@ -18,8 +18,8 @@ from speechft_ray.report.search_summary import (
     make_trial_row,
     search_sentences,
 )
-from speechft_ray.search.loop import progress_line
 from speechft_ray.search.plan import make_selection_plan
+from speechft_ray.search.progress import progress_line
 from speechft_ray.search.trials import Trial, TrialEvaluator
 from tests.search.search_fakes import (
     AXES,

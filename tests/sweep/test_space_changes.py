@@ -150,6 +150,9 @@ VALUES: dict[type[BaseModel], tuple[str, dict[str, str]]] = {
             "max_concurrent": "2",
             "stop_early": "none",
             "pruning_margin": "1.5",
+            "rungs": "[0.5, 1]",
+            "reduction_factor": "2",
+            "random_share": "0.25",
         },
     ),
     StageResources: (
@@ -163,6 +166,10 @@ BESIDE = {
     ("stop_tuning", "*"): ["stop_tuning.rule=asha"],
     ("search", "*"): ["merge=[]", "search.trials=9", "search.axes={alpha: {uniform: [0, 0.5]}}"],
     ("finetune[1].after", "*"): ["finetune[1].after.finetune=phones"],
+    ("search", "reduction_factor"): [
+        *("merge=[]", "search.trials=9", "search.axes={alpha: {uniform: [0, 0.5]}}"),
+        "search.rungs=[0.5, 1]",
+    ],
     ("evaluate[1]", "rank"): ["evaluate[1].features=compact"],
     ("", "search"): ["merge=[{alpha: 0.5}]"],
 }

@@ -1,0 +1,128 @@
+"""What a report says of the rungs of a search: cost, correlation, and where each trial ended."""
+
+from __future__ import annotations
+
+import csv
+from random import Random
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy.stats import spearmanr
+
+from benchmarks.search_idle import MemoryStore
+from speechft_ray.commands.search_jobs import list_search_jobs
+from speechft_ray.commands.status import share_of_updates
+from speechft_ray.report.rank_correlation import correlate_ranks
+from speechft_ray.report.rungs import describe_rungs, summarize_rungs, tabulate_rungs
+from speechft_ray.report.search_section import make_search_section
+from speechft_ray.report.search_summary import (
+    SearchResults,
+    count_saved_evaluations,
+    make_trial_row,
+    search_sentences,
+    trials_csv,
+)
+from speechft_ray.report.templates import render_template
+from speechft_ray.search.rungs import expect_trials
+from tests.search.search_fakes import cluster, evaluator_of, perform
+from tests.search.test_rungs import rung_plan
+
+
+@pytest.fixture(scope="module")
+def results() -> SearchResults:
+    """Of a search whose evaluations take 2 seconds each; its tasks have 5 updates, the rungs 1, 3
+    and 5."""
+    plan, executor = rung_plan(), cluster(MemoryStore())
+    trials = perform(plan, executor)
+    evaluator = evaluator_of(plan, executor.store)
+    return SearchResults(
+        plan=plan,
+        evaluator=evaluator,
+        trials=trials,
+        chosen=evaluator.select_best(trials),
+        saved=count_saved_evaluations(plan, trials, executor.store),
+        rungs=summarize_rungs(plan, trials, executor.store),
+    )
+
+
+def test_the_cost_is_counted_by_rung(results: SearchResults) -> None:
+    assert results.rungs is not None
+    reached = [sum(trial.rung >= rung for trial in results.trials) for rung in range(3)]
+    assert [line.trials for line in results.rungs.lines] == reached
+    # Two tasks: 2, then 4 more, then 4 more updates; two evaluations of 2 seconds each.
+    updates = [2 * reached[0], 4 * reached[1], 4 * reached[2]]
+    assert [line.updates for line in results.rungs.lines] == updates
+    assert [line.seconds for line in results.rungs.lines] == [4.0 * count for count in reached]
+    assert results.rungs.update_share == sum(updates) / (24 * 10)
+    assert results.rungs.second_share == sum(4.0 * count for count in reached) / (24 * 12.0)
+    for trial, cost in zip(results.trials, results.rungs.costs, strict=True):
+        assert cost == ((2, 6, 10)[trial.rung], 4.0 * (trial.rung + 1))
+
+
+def test_every_trial_has_its_rung_in_the_table(results: SearchResults) -> None:
+    lines = list(csv.DictReader(trials_csv(results).splitlines()))
+    for line, trial in zip(lines, results.trials, strict=True):
+        assert float(line["rung"]) == (0.2, 0.6, 1.0)[trial.rung]
+        assert float(line["rung.0.2.score"]) == trial.rung_values[0]
+        assert bool(line["rung.0.6.score"]) == (trial.rung > 0)
+        assert bool(line["objective.score"]) == (trial.state == "complete")
+        assert int(line["updates"]) == (2, 6, 10)[trial.rung]
+
+
+def test_page_and_sentences_tell_it(results: SearchResults) -> None:
+    page = render_template("search.html", search=make_search_section(results, {}))
+    assert '<table id="rungs">' in page
+    text = " ".join(search_sentences(results))
+    assert f"{sum(t.state == 'pruned' for t in results.trials)} stopped at a rung" in text
+    assert "Trials by the rung that they were evaluated up to: 24 to 0.2" in text
+    assert results.rungs is not None
+    assert len(tabulate_rungs(results.rungs)) == 4
+    sentences = " ".join(describe_rungs(results.rungs))
+    assert "Rank correlation: rung 0.2 with the next rung" in sentences
+
+
+def test_trackers_get_rungs_as_steps(results: SearchResults) -> None:
+    assert results.evaluator is not None
+    for trial in results.trials:
+        row = make_trial_row(results.plan, trial, results.evaluator)
+        assert row.params["rung"] == (0.2, 0.6, 1.0)[trial.rung]
+        assert row.extra["rung/updates"] == (2, 6, 10)[trial.rung]
+        steps = list(zip((2, 6), trial.rung_values, strict=False))
+        assert row.curve == [(step, {"rung/score": value}) for step, value in steps]
+        assert ("score" in row.dev) == (trial.state == "complete")
+
+
+def test_a_plan_counts_what_is_expected_and_the_bill_agrees() -> None:
+    plan: Any = rung_plan()
+    expected = expect_trials(plan.search)
+    jobs = [
+        job
+        for job in list_search_jobs(plan, MemoryStore(), 0)  # type: ignore[arg-type]
+        if job.payload.get("splits") == ["dev"]
+    ]
+    assert len(jobs) == 2 * sum(expected)
+    updates = sum(job.payload["spec"]["updates"] for job in jobs)
+    assert updates / (24 * 10) == pytest.approx(share_of_updates(plan, expected))
+
+
+def test_rank_correlation_against_scipy_and_its_interval_covers() -> None:
+    source = np.random.default_rng(0)
+    one, other = source.integers(0, 9, 40).tolist(), source.normal(size=40).tolist()
+    correlation = correlate_ranks(one, other)
+    assert correlation is not None
+    assert correlation.value == pytest.approx(spearmanr(one, other).statistic)
+    # Gaussian pairs with correlation 0.7 have Spearman's 6 / pi * asin(0.35) in the limit.
+    truth, covered = 6 / np.pi * np.arcsin(0.35), 0
+    for _ in range(200):
+        pair = source.multivariate_normal([0, 0], [[1, 0.7], [0.7, 1]], size=30)
+        interval = correlate_ranks(pair[:, 0].tolist(), pair[:, 1].tolist())
+        assert interval is not None
+        covered += interval.low <= truth <= interval.high
+    assert 0.91 <= covered / 200 <= 0.985
+
+
+def test_too_few_pairs_have_no_correlation() -> None:
+    assert correlate_ranks([1.0, 2.0, 3.0, 4.0], [1.0, 2.0, 3.0, 4.0]) is None
+    assert correlate_ranks([1.0] * 9, [Random(0).random() for _ in range(9)]) is None
+    assert str(correlate_ranks([1, 2, 3, 4, 5], [1, 2, 3, 4, 5])) == "1.00 (1.00 to 1.00, 5 pairs)"
