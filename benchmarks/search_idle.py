@@ -33,7 +33,7 @@ from speechft_ray.search.loop import AHEAD_WINDOWS, run_search
 from speechft_ray.search.optuna_proposer import OptunaProposer
 from speechft_ray.search.plan import SearchPlan, make_search_plan
 from speechft_ray.search.trials import Trial, TrialEvaluator
-from speechft_ray.sweep.plan import Inputs
+from speechft_ray.sweep.inputs import Inputs
 from speechft_ray.sweep.protocols import Progress
 from speechft_ray.sweep.scheduler import JobScheduler
 

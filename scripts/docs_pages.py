@@ -17,6 +17,7 @@ from pydantic.fields import FieldInfo
 import speechft_ray.cli  # noqa: F401  # adds the verbs to the application
 from speechft_ray.cli.app import app
 from speechft_ray.core import specs
+from speechft_ray.core.merge_spec import MergeSpec
 from speechft_ray.core.resources import StageResources
 from speechft_ray.core.spec_base import ConstraintSpec
 from speechft_ray.merging.base import METHODS
@@ -30,7 +31,7 @@ SECTIONS: tuple[tuple[str, type[BaseModel]], ...] = (
     ("finetune[].objectives[]", specs.Objective),
     ("finetune[].adapter", specs.AdapterSpec),
     ("finetune[].after", specs.AfterSpec),
-    ("merge[]", specs.MergeSpec),
+    ("merge[]", MergeSpec),
     ("search", specs.SearchSpec),
     ("search.constraints[]", ConstraintSpec),
     ("evaluate[]", specs.EvalSpec),

@@ -8,8 +8,9 @@ from typing import Any
 from pydantic import BaseModel
 
 from speechft_ray.core.errors import SpecError, SweepError, UserError
+from speechft_ray.core.merge_spec import MergeSpec
 from speechft_ray.core.metrics import metrics_of
-from speechft_ray.core.specs import CorpusSpec, EvalSpec, MergeSpec, SweepSpec
+from speechft_ray.core.specs import CorpusSpec, EvalSpec, SweepSpec
 from speechft_ray.core.validation import validate
 from speechft_ray.merging.base import METHODS, validate_params
 from speechft_ray.speech.corpora.base import CORPORA

@@ -36,8 +36,9 @@ from speechft_ray.speech.encoders.base import FAMILIES
 from speechft_ray.speech.heads.base import HEADS
 from speechft_ray.stages.perform import perform, plan_corpus, start_encoder
 from speechft_ray.superb.tasks.base import TASKS
+from speechft_ray.sweep.inputs import Component, Inputs
 from speechft_ray.sweep.local import LocalExecutor
-from speechft_ray.sweep.plan import FBANK, Component, Inputs
+from speechft_ray.sweep.plan import FBANK
 from speechft_ray.sweep.protocols import Executor
 from speechft_ray.sweep.protocols import Progress as SweepProgress
 

@@ -6,9 +6,8 @@ from rich.console import Console
 from rich.table import Table
 
 from speechft_ray.commands.sweep import Sweep
-from speechft_ray.report.comparison import CONTROLS
 from speechft_ray.report.intervals import read_counts
-from speechft_ray.report.lines import add_intervals, group_rows
+from speechft_ray.report.lines import CONTROLS, add_intervals, group_rows
 from speechft_ray.report.power import (
     DIFFERENCES,
     MOST_SEEDS,

@@ -16,6 +16,7 @@ from speechft_ray.commands.provenance import read_versions
 from speechft_ray.core.records import Outcome, Place
 from speechft_ray.core.store import Store
 from speechft_ray.report.comparison import headline
+from speechft_ray.report.curve_section import describe_predictions
 from speechft_ray.report.intervals import read_counts
 from speechft_ray.report.lines import find_winner
 from speechft_ray.report.search_summary import SearchResults, search_sentences
@@ -151,6 +152,8 @@ def print_results(data: ReportData, report: Path, trackers: Sequence[str], stora
             highlight=False,
             markup=False,
         )
+    for sentence in describe_predictions(data.lines):
+        console.print(sentence, soft_wrap=True, highlight=False, markup=False)
     for sentence in search_sentences(data.search) if data.search else ():
         console.print(sentence, soft_wrap=True, highlight=False)
 

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from speechft_ray.core.merge_spec import MergeSpec
 from speechft_ray.core.specs import (
     CorpusSpec,
     EvalSpec,
     FinetuneSpec,
-    MergeSpec,
     SearchSpec,
     SweepSpec,
 )
@@ -67,10 +67,12 @@ def _name_stage(run: FinetuneSpec) -> tuple[str, str | None]:
 
 
 def _select_merges(merges: Sequence[MergeSpec]) -> tuple[MergeSpec, ...]:
-    """Returns the first merge between 0 and 1 of every method, set of donors and checkpoint."""
+    """Returns the first merge between 0 and 1 of every method, set of donors and checkpoint, and
+    the first that is predicted."""
     by_kind: dict[tuple[Any, ...], MergeSpec] = {}
     for merge in sorted(merges, key=lambda merge: merge.alpha in (0.0, 1.0)):
-        by_kind.setdefault((merge.method, merge.donors, merge.checkpoint, merge.control), merge)
+        kind = (merge.method, merge.donors, merge.checkpoint, merge.control)
+        by_kind.setdefault((*kind, bool(merge.predicted_from)), merge)
     return tuple(by_kind.values())
 
 

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from speechft_ray.commands.parts import RESOURCES, set_resources
+from speechft_ray.commands.verification import print_verification
 from speechft_ray.core.records import STAGES
 from speechft_ray.core.specs import SweepSpec
 from speechft_ray.core.store import Store
@@ -39,6 +40,7 @@ def print_list_plan(plan: Plan, store: Store, console: Console) -> None:
                 state = "stopped early" if job.fingerprint in stopped else "not needed"
             table.add_row(state, job.fingerprint, job.label)
         console.print(table)
+    print_verification(plan, console)
     console.print(
         f"\nsweep {plan.spec.name} ({plan.fingerprint}): {len(missing)} of {len(plan.jobs)} jobs "
         "to do. Nothing was run."

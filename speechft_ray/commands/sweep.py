@@ -31,6 +31,7 @@ from speechft_ray.commands.search import MergeSearch
 from speechft_ray.commands.status import print_list_plan, print_list_status
 from speechft_ray.commands.status_writer import StatusWriter
 from speechft_ray.commands.trackers import DEFAULT_TRACKERS, open_trackers
+from speechft_ray.commands.verification import list_verification_jobs
 from speechft_ray.core.closed_output import survive_closed_output
 from speechft_ray.core.marker import mark_storage
 from speechft_ray.core.records import STAGES, Job, Limits, Outcome, Place
@@ -53,6 +54,7 @@ from speechft_ray.sweep.protocols import Progress
 from speechft_ray.sweep.publishing import Publisher
 from speechft_ray.sweep.scheduler import JobScheduler, is_finished, jobs_to_run, run_jobs
 from speechft_ray.sweep.stops import read_stopped_jobs
+from speechft_ray.sweep.verification import add_verified
 
 
 class Sweep(Protocol):
@@ -118,7 +120,9 @@ class MergeList:
     def __init__(self, spec: SweepSpec, place: Place) -> None:
         self.spec, self.place = spec, place
         self.store = Store(Path(place.storage))
-        self.plan = plan_sweep(spec, place)
+        check_names(spec)
+        self._inputs = plan_sweep_inputs(spec, place)
+        self.plan = add_verified(make_plan(spec, self._inputs), self.store, self._inputs)
         self.fingerprint = self.plan.fingerprint
 
     def check_disk(self) -> None:
@@ -138,8 +142,16 @@ class MergeList:
     def execute(
         self, scheduler: JobScheduler, display: ProgressDisplay, publisher: Publisher
     ) -> None:
-        """Performs what the store lacks."""
+        """Performs what the store lacks, then verifies the best predictions of its curves."""
         run_jobs(self.plan, self.store, scheduler)
+        verified = add_verified(self.plan, self.store, self._inputs)
+        if len(verified.rows) > len(self.plan.rows):
+            self.plan = verified
+            publisher.set_plan(verified)
+            missing = jobs_to_run(verified, self.store)
+            for stage in STAGES:
+                display.set_remaining(stage, _count(missing, stage))
+            run_jobs(verified, self.store, scheduler)
 
     def replay(self, publisher: Publisher | None) -> None:
         """The plan of a list is complete from the start."""
@@ -149,8 +161,9 @@ class MergeList:
         return None
 
     def list_planned_jobs(self) -> list[PlannedJob]:
-        """Returns what the store lacks."""
-        return [PlannedJob.of(job) for job in jobs_to_run(self.plan, self.store).values()]
+        """Returns what the store lacks, and what verifies predictions."""
+        missing = [PlannedJob.of(job) for job in jobs_to_run(self.plan, self.store).values()]
+        return [*missing, *list_verification_jobs(self.plan)]
 
     def print_plan(self, console: Console) -> None:
         """Prints every job with its fingerprint and whether it is done."""
@@ -194,12 +207,6 @@ def open_sweep(spec: SweepSpec, place: Place, *, is_to_run: bool = True) -> Swee
     if is_to_run:
         check_labels(spec, place)
     return sweep
-
-
-def plan_sweep(spec: SweepSpec, place: Place) -> Plan:
-    """Returns the plan of a list of merges, after every name in the spec was checked."""
-    check_names(spec)
-    return make_plan(spec, plan_sweep_inputs(spec, place))
 
 
 def run(

@@ -2,7 +2,8 @@
 
 An axis takes the place of a value: ``alpha: {grid: [0, 0.25, 1]}``. Grids are crossed; ``uniform``,
 ``loguniform`` and ``choice`` are drawn ``samples`` times per grid point from the entry's
-``sample_seed``.
+``sample_seed``. ``alpha: {curve: 21}`` of a merge is a grid of which most points are predicted
+(``core.alpha_curves``).
 """
 
 from __future__ import annotations
@@ -14,20 +15,13 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from speechft_ray.core.validation import AXES, Steps, path_text
+from speechft_ray.core.alpha_curves import is_curve, read_curve
+from speechft_ray.core.validation import AXES, AxisError, Steps
 
 SAMPLING = ("samples", "sample_seed")
 """Keys of an entry beside the fields of its spec: how often its axes are drawn, and the seed."""
 LARGEST_EXPANSION = 100_000
 """Entries that one section may expand to; more is taken for a mistake."""
-
-
-class AxisError(ValueError):
-    """What is wrong with the axes of an entry; ``path`` leads to the axis within the entry."""
-
-    def __init__(self, path: Steps, sentence: str) -> None:
-        super().__init__(f"`{path_text(path)}`: {sentence}" if path else sentence)
-        self.path, self.sentence = path, sentence
 
 
 def expand(entry: Any) -> Iterator[Any]:
@@ -46,6 +40,11 @@ def expand(entry: Any) -> Iterator[Any]:
             )
         if type(seed) is not int:
             raise AxisError(("sample_seed",), f"must be a whole number, but is {seed!r} instead.")
+    # A curve over alpha is a grid of alphas.
+    alpha = entry.get("alpha") if isinstance(entry, dict) else None
+    curve = read_curve(alpha, ("alpha",)) if is_curve(alpha) else None
+    if curve:
+        entry = {**entry, "alpha": {"grid": curve.alphas}}
     # The axes of the entry, grids apart from distributions.
     grids: list[tuple[Steps, list[Any]]] = []
     draws: list[tuple[Steps, str, list[Any]]] = []
@@ -69,11 +68,13 @@ def expand(entry: Any) -> Iterator[Any]:
                 concrete = _replace(concrete, path, value)
             for path, kind, values in draws:
                 concrete = _replace(concrete, path, _draw(source, kind, values))
-            yield concrete
+            yield curve.mark(concrete) if curve else concrete
 
 
 def _axes(value: Any, path: Steps) -> Iterator[tuple[Steps, str, list[Any]]]:
     if isinstance(value, dict):
+        if is_curve(value) and len(value) <= 3:
+            read_curve(value, path)  # refuses it
         kinds = [key for key in value if key in AXES]
         if len(kinds) == 1 and len(value) == 1:
             yield path, kinds[0], _axis_values(kinds[0], value[kinds[0]], path)

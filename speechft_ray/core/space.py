@@ -8,19 +8,19 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from speechft_ray.core.chains import chain_mistakes
 from speechft_ray.core.errors import SpecError, nearest_name, unknown_name
-from speechft_ray.core.expansion import SAMPLING, AxisError, expand
+from speechft_ray.core.expansion import SAMPLING, expand
+from speechft_ray.core.merge_spec import MergeSpec
 from speechft_ray.core.metrics import METRICS
 from speechft_ray.core.objectives import search_mistakes
 from speechft_ray.core.spec_base import RenamedSpec
 from speechft_ray.core.specs import (
     EvalSpec,
     FinetuneSpec,
-    MergeSpec,
     SearchSpec,
     StopSpec,
     SweepSpec,
 )
-from speechft_ray.core.validation import Mistakes, Steps, explain, path_text
+from speechft_ray.core.validation import AxisError, Mistakes, Steps, explain, path_text
 
 SECTIONS: dict[str, type[BaseModel]] = {
     "finetune": FinetuneSpec,

@@ -18,6 +18,7 @@ from pydantic import (
     model_validator,
 )
 
+from speechft_ray.core.merge_spec import MergeSpec
 from speechft_ray.core.metrics import label_evaluation
 from speechft_ray.core.resources import StageResources
 from speechft_ray.core.rung_spec import RungSpec
@@ -163,37 +164,6 @@ class FinetuneSpec(Spec):
         defaults = {name: type(self).model_fields[name].default for name in LATER_FIELDS}
         unset = {name for name, default in defaults.items() if getattr(self, name) == default}
         return self.model_dump(mode="json", exclude={"name", "after", *unset})
-
-
-class MergeSpec(Spec):
-    """A merge of tuned weights into the pre-trained ones: theta0 + alpha * (merged - theta0)."""
-
-    method: str = "linear"
-    """Registered merge method."""
-    params: dict[str, JsonValue] = Field(default_factory=dict)
-    """The method's own parameters (checked by its model)."""
-    alpha: Fraction = 0.25
-    """Share of the tuned model (paper: 0.25 everywhere; 0 is the pre-trained, 1 the stably
-    fine-tuned model)."""
-    donors: Literal["each"] | Annotated[tuple[Name, ...], Field(min_length=1)] = "each"
-    """``each``: every fine-tuned model alone. Names of fine-tuning runs: merged together, seed by
-    seed."""
-    checkpoint: Literal["best"] | Annotated[float, Field(gt=0, lt=1)] = "best"
-    """Weights of the donors: those of the best validation, or those stored at that fraction
-    (``keep_at``)."""
-    control: bool = True
-    """Whether alpha 1 of the same donors, the fine-tuned model without interpolation, is evaluated
-    beside it."""
-
-    @model_serializer(mode="wrap")
-    def _without_defaults(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        fields: dict[str, Any] = serialize(self)
-        defaults = {"checkpoint": "best", "control": True}
-        return {
-            name: value
-            for name, value in fields.items()
-            if name not in defaults or value != defaults[name]
-        }
 
 
 Rate = Annotated[float, Field(gt=0)]

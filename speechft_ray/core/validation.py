@@ -56,6 +56,14 @@ _KIND_PHRASES = {
 _JSON_KINDS = frozenset({"str", "int", "float", "bool", "list", "dict", "NoneType"})
 
 
+class AxisError(ValueError):
+    """What is wrong with the axes of an entry; ``path`` leads to the axis within the entry."""
+
+    def __init__(self, path: Steps, sentence: str) -> None:
+        super().__init__(f"`{path_text(path)}`: {sentence}" if path else sentence)
+        self.path, self.sentence = path, sentence
+
+
 def validate(model: type[M], raw: Any, where: str) -> M:
     """Returns ``raw`` as a ``model``. Raises ``SpecError`` with every mistake in ``where``."""
     try:

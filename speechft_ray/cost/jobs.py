@@ -69,6 +69,7 @@ def _count_job(job: PlannedJob, sizes: Sizes, counter: WorkCounter) -> Work:
         sizes.encoder if key else sizes.fbank,
         str(key),
         dev_only=job.payload.get("splits") == ["dev"],
+        predicted_from=[key for _, key in job.payload.get("predicted", {}).get("encodings", [])],
     )
     recipe = job.payload.get("recipe")
     if recipe is None or not recipe["donors"]:

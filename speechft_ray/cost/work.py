@@ -9,7 +9,7 @@ end is computed once for all encoders of a sweep; equal features of one encoder 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -135,10 +135,29 @@ class WorkCounter:
         key: str,
         *,
         dev_only: bool = False,
+        predicted_from: Sequence[str] = (),
     ) -> Work:
-        """Counts one evaluation. ``key`` identifies the encoder."""
+        """Counts one evaluation. ``key`` identifies the encoder, ``predicted_from`` those that its
+        features are interpolated between."""
         task, encoder = TASKS.get(spec.task), encoder.at(spec.precision)
         work = Work(units={"job:evaluate": 1})
+        for one in predicted_from or [key]:
+            work += self._count_all_features(task, spec, size, encoder, one, dev_only)
+        for fold in size.folds:
+            work += _count_probe(task, spec, fold, encoder, dev_only)
+        return work
+
+    def _count_all_features(
+        self,
+        task: Task,
+        spec: EvalSpec,
+        size: EvaluationSize,
+        encoder: EncoderSize,
+        key: str,
+        dev_only: bool,
+    ) -> Work:
+        """Counts the encoding of all folds by one encoder."""
+        work = Work()
         if len(size.folds) > 1 and task.pooled and size.recordings is not None:
             # The recordings of all folds are encoded at once.
             every = {"train": size.recordings}
@@ -153,8 +172,6 @@ class WorkCounter:
                 }
                 scored = replace(fold, splits=splits)
                 work += self._count_features(task, spec, scored, encoder, key)
-        for fold in size.folds:
-            work += _count_probe(task, spec, fold, encoder, dev_only)
         return work
 
     def _count_features(

@@ -9,6 +9,7 @@ from speechft_ray.core.metrics import METRICS
 from speechft_ray.report.effects import TestSets, list_metrics
 from speechft_ray.report.intervals import Interval, estimate_difference
 from speechft_ray.report.lines import (
+    CONTROLS,
     Role,
     TableLine,
     Value,
@@ -17,9 +18,6 @@ from speechft_ray.report.lines import (
     metric_title,
 )
 from speechft_ray.report.uncertainty import Estimate
-
-CONTROLS: tuple[Role, Role] = ("pre-trained", "stable fine-tuning")
-"""What the winner is compared with."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +115,7 @@ def _preferred_controls(lines: Sequence[TableLine]) -> list[str]:
     better = [
         f"{line.title} ({dev_score(line):.2f})"
         for line in lines
-        if line.role != "merge" and "score" in line.dev_mean and dev_score(line) > best
+        if line.role in CONTROLS and "score" in line.dev_mean and dev_score(line) > best
     ]
     if not better:
         return []

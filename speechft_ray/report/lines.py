@@ -3,7 +3,8 @@
 Rows that differ only in their fine-tuning seed are one line. The winner is the merge with the best
 dev score of those with the most complete seeds: a mean over fewer seeds varies more, so that the
 best would often be a lucky one. Alpha 0 (pre-trained) and alpha 1 (stable fine-tuning) are controls
-and cannot win, nor can a merge whose fine-tuning changed nothing (``stages.untuned``).
+and cannot win, nor can a merge whose fine-tuning changed nothing (``stages.untuned``), nor a
+prediction (``sweep.predictions``): that would be the merge which verifies it.
 """
 
 from __future__ import annotations
@@ -17,11 +18,14 @@ from typing import Literal
 from speechft_ray.core.metrics import METRICS
 from speechft_ray.report.effects import TestSets
 from speechft_ray.report.intervals import Interval, compute_intervals
+from speechft_ray.sweep.predictions import is_prediction
 from speechft_ray.sweep.protocols import EncoderRow, Leak
-from speechft_ray.sweep.titles import format_value
+from speechft_ray.sweep.titles import PREDICTED_FROM, format_value
 
 Value = str | float | int
-Role = Literal["pre-trained", "stable fine-tuning", "merge"]
+Role = Literal["pre-trained", "stable fine-tuning", "merge", "prediction"]
+CONTROLS: tuple[Role, Role] = ("pre-trained", "stable fine-tuning")
+"""What the winner is compared with."""
 SpreadOver = Literal["fine-tuning seeds", "probe seeds", "nothing"]
 
 
@@ -36,9 +40,12 @@ def group_rows(
     """
     # Rows become lines.
     groups = _group_by_seed(rows)
-    expected_test = {name for group in groups for row in group for name in row.test}
+    expected_test = {name for group in groups for row in group for name in row.test} | set(expected)
     expected_dev = {name for group in groups for row in group for name in row.dev}
-    lines = [_line(group, expected_test | set(expected), expected_dev) for group in groups]
+    lines = [
+        _line(group, () if is_prediction(group[0].params) else expected_test, expected_dev)
+        for group in groups
+    ]
     # The winner is marked.
     best = _select_winner(lines, winner)
     # Lines are titled by what differs between them, and sorted.
@@ -101,7 +108,8 @@ def varying_params(lines: Iterable[TableLine]) -> list[str]:
     """Returns the names of the parameters whose values differ between the fine-tuned lines; alpha
     is left out."""
     tuned = [line.params for line in lines if line.role != "pre-trained"]
-    names = list(dict.fromkeys(name for params in tuned for name in params if name != "alpha"))
+    left_out = ("alpha", PREDICTED_FROM)  # a prediction has a role of its own
+    names = list(dict.fromkeys(name for params in tuned for name in params if name not in left_out))
     return [name for name in names if len({params.get(name) for params in tuned}) > 1]
 
 
@@ -229,7 +237,9 @@ def _line(
     # A mean over some of the encoders would not be the score of this line.
     with_score = all("score" in row.test for row in complete) and bool(complete)
     test = _collect([row.test for row in used], with_score)
-    dev = _collect([row.dev for row in used], with_score)
+    # A prediction has no test score.
+    with_dev_score = with_score or all(is_prediction(row.params) for row in complete)
+    dev = _collect([row.dev for row in used], with_dev_score and bool(complete))
     # Copies of the pre-trained encoder do not differ in a fine-tuning seed.
     over_runs = len(used) > 1 and role != "pre-trained"
     if over_runs:
@@ -305,6 +315,8 @@ def _line_params(row: EncoderRow) -> dict[str, Value]:
 
 
 def _role(row: EncoderRow) -> Role:
+    if is_prediction(row.params):
+        return "prediction"
     if "trial" in row.params:  # a proposal of a search is no control, whatever its outer alpha
         return "merge"
     alpha = _alpha(row.params)
@@ -325,7 +337,7 @@ def _title(line: TableLine, names: Sequence[str]) -> str:
         return "pre-trained"
     start = (
         f"alpha {format_value(line.params['alpha'])}"
-        if line.role == "merge" and "alpha" in line.params
+        if line.role in ("merge", "prediction") and "alpha" in line.params
         else line.role
     )
     rest = describe_params(line.params, names)
@@ -334,10 +346,10 @@ def _title(line: TableLine, names: Sequence[str]) -> str:
 
 def _disambiguate(lines: Sequence[TableLine]) -> list[TableLine]:
     """Adds the start of the fingerprint to titles that occur more than once."""
-    titles = [line.title for line in lines]
+    titles = [(line.title, line.role == "prediction") for line in lines]
     return [
         replace(line, title=f"{line.title} [{line.rows[0].key[:8]}]")
-        if titles.count(line.title) > 1
+        if titles.count((line.title, line.role == "prediction")) > 1
         else line
         for line in lines
     ]

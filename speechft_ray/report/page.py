@@ -13,6 +13,7 @@ from typing import NamedTuple
 from speechft_ray.core.metrics import METRICS
 from speechft_ray.core.records import Outcome
 from speechft_ray.report.comparison import compare_with_controls, headline
+from speechft_ray.report.curve_section import CurveSection
 from speechft_ray.report.lines import TableLine, find_winner, metric_names, metric_title
 from speechft_ray.report.published import ALPHA_ABLATION, LINK, SOURCE
 from speechft_ray.report.search_section import SearchSection
@@ -20,7 +21,6 @@ from speechft_ray.report.series import make_series
 from speechft_ray.report.table import (
     LEAK,
     LEAK_SCOPE,
-    LEGEND,
     column_title,
     common_params,
     failure_lines,
@@ -28,6 +28,7 @@ from speechft_ray.report.table import (
     incomplete_lines,
     leak_lines,
     list_unscored,
+    make_legend,
     table_cells,
 )
 from speechft_ray.report.templates import render_template
@@ -70,6 +71,8 @@ class PageContent:
     tasks_by_alpha: bytes | None
     learning_curves: bytes | None
     published_comparison: bytes | None
+    curve: CurveSection | None = None
+    """``None`` for a sweep without predictions."""
     search: SearchSection | None = None
     """``None`` for a sweep without a search."""
 
@@ -98,6 +101,7 @@ def render_page(content: PageContent) -> str:
             ["", metric_title(name), format_metric(name, zero), format_metric(name, one)]
             for name, (zero, one) in content.references.items()
         ],
+        curve=content.curve,
         search=content.search,
         figures=_figures(content),
         published=_paper_table(content),
@@ -137,12 +141,12 @@ def _tiles(lines: Sequence[TableLine]) -> list[dict[str, str]]:
 def _results(lines: Sequence[TableLine]) -> dict[str, object]:
     """Returns the result table with its notes."""
     names = metric_names(lines)
-    common, leaks = common_params(lines), leak_lines(lines)
+    common, leaks, legend = common_params(lines), leak_lines(lines), make_legend(lines)
     return {
         "header": ["", "encoder", "n", "score", "dev score", *map(column_title, names)],
         "rows": [{"cells": _cells(line, names), "kind": _row_class(line)} for line in lines],
         "notes": [
-            f"{LEGEND} All lines: {common}." if common else LEGEND,
+            f"{legend} All lines: {common}." if common else legend,
             VERDICT_LEGEND,
             *list_unscored(lines),
             *(f"{LEAK} {line}" for line in leaks),
@@ -167,7 +171,7 @@ def _cell(line: TableLine, name: str, text: str) -> Cell:
 
 
 def _row_class(line: TableLine) -> str:
-    return "chosen" if line.chosen else "control" if line.role != "merge" else ""
+    return "chosen" if line.chosen else "" if line.role == "merge" else "control"
 
 
 def _figures(content: PageContent) -> list[dict[str, str | bytes | None]]:

@@ -15,8 +15,15 @@ from rich.text import Text
 from speechft_ray.core.metrics import METRICS
 from speechft_ray.core.records import Outcome
 from speechft_ray.report.comparison import headline
-from speechft_ray.report.lines import TableLine, metric_names, metric_title, varying_params
-from speechft_ray.sweep.titles import format_value
+from speechft_ray.report.lines import (
+    CONTROLS,
+    Role,
+    TableLine,
+    metric_names,
+    metric_title,
+    varying_params,
+)
+from speechft_ray.sweep.titles import PREDICTED_FROM, format_value
 
 TERMINAL_COLUMNS = 100
 TERMINAL_LINES = 20
@@ -31,6 +38,17 @@ LEGEND = (
     "test. n: encoders averaged (fine-tuning seeds). ±: sample standard deviation over them, or "
     "over probe seeds where n is marked (p)."
 )
+PREDICTED = "≈"
+PREDICTED_LEGEND = (
+    f"{PREDICTED} predicted, not merged: its probes were trained on features that are interpolated "
+    "between encodings of the same line, and its numbers are dev. It cannot win before it is "
+    "verified by a merge."
+)
+
+_NOTES: Mapping[Role, str] = {
+    **dict.fromkeys(CONTROLS, " (control)"),
+    "prediction": " (predicted)",
+}
 
 LEAK_SCOPE = (
     "Recordings are compared by their bytes and by their decoded samples: copies with another "
@@ -101,16 +119,16 @@ def markdown_table(
     names = metric_names(lines)
     header = ["", "encoder", "n", "score", "dev score", *(column_title(item) for item in names)]
     align = ["---", "---", *["---:"] * (len(header) - 2)]
-    rows = [[_md(cell) for cell in table_cells(line, names)] for line in lines]
+    rows = [[escape_markdown(cell) for cell in table_cells(line, names)] for line in lines]
     parts = [
-        f"# {_md(name)}",
-        _md(headline(lines)),
-        "\n".join(map(_md_row, [header, align, *rows])),
-        _md(LEGEND),
+        f"# {escape_markdown(name)}",
+        escape_markdown(headline(lines)),
+        "\n".join(map(markdown_row, [header, align, *rows])),
+        escape_markdown(make_legend(lines)),
     ]
     if common := common_params(lines):
-        parts.append(_md(f"All lines: {common}."))
-    parts += [_md(sentence) for sentence in list_unscored(lines)]
+        parts.append(escape_markdown(f"All lines: {common}."))
+    parts += [escape_markdown(sentence) for sentence in list_unscored(lines)]
     if leaks := leak_lines(lines):
         parts.append(f"{LEAK} Leaks:\n\n{_md_list(leaks)}\n\n{LEAK_SCOPE}")
     if notes := incomplete_lines(lines):
@@ -121,7 +139,7 @@ def markdown_table(
         scale = "; ".join(
             f"{metric_title(key)} {zero:g} to {one:g}" for key, (zero, one) in references.items()
         )
-        parts.append(_md(f"Score 0 to 1000 is: {scale}."))
+        parts.append(escape_markdown(f"Score 0 to 1000 is: {scale}."))
     return "\n\n".join(parts) + "\n"
 
 
@@ -135,7 +153,7 @@ def terminal_table(lines: Sequence[TableLine]) -> Table:
     shown = [
         line
         for place, line in enumerate(lines)
-        if place < TERMINAL_LINES or line.chosen or line.role != "merge"
+        if place < TERMINAL_LINES or line.chosen or line.role in CONTROLS
     ]
     facts = [table_cells(line, ())[2:] for line in shown]
     widths = [
@@ -150,7 +168,7 @@ def terminal_table(lines: Sequence[TableLine]) -> Table:
     more = [f"{count} more {what}{'s' if count > 1 else ''}" for count, what in hidden if count]
     # Columns, then rows.
     table = Table(
-        caption=LEGEND + (f" In table.csv: {', '.join(more)}." if more else ""),
+        caption=make_legend(shown) + (f" In table.csv: {', '.join(more)}." if more else ""),
         caption_justify="left",
         box=SIMPLE_HEAD,
         padding=0,
@@ -167,10 +185,16 @@ def terminal_table(lines: Sequence[TableLine]) -> Table:
         table.add_column(heading, justify="right", width=metric_width)
     for line in shown:
         values = [_narrow_cell(line, name) for name in shown_names]
-        style = "bold" if line.chosen else "dim" if line.role != "merge" else ""
+        style = "bold" if line.chosen else "" if line.role == "merge" else "dim"
         cells = [*table_cells(line, ()), *values]
         table.add_row(*(Text(one_line(cell)) for cell in cells), style=style)
     return table
+
+
+def make_legend(lines: Sequence[TableLine]) -> str:
+    """Returns what the marks and columns of a table mean."""
+    has_predictions = any(line.role == "prediction" for line in lines)
+    return f"{LEGEND} {PREDICTED_LEGEND}" if has_predictions else LEGEND
 
 
 def _narrow_cell(line: TableLine, name: str) -> str:
@@ -189,8 +213,8 @@ def table_cells(line: TableLine, names: Sequence[str]) -> list[str]:
     over_probes = line.count and line.spread_over == "probe seeds"
     dev = line.dev_mean.get("score")
     return [
-        STAR if line.chosen else "",
-        line.title + (" (control)" if line.role != "merge" else "") + state,
+        STAR if line.chosen else PREDICTED if line.role == "prediction" else "",
+        line.title + _NOTES.get(line.role, "") + state,
         f"{line.count} (p)" if over_probes else str(line.count),
         mean_and_spread(line, "score"),
         "" if dev is None else format_metric("score", dev),
@@ -259,7 +283,7 @@ def failure_lines(failures: Sequence[Outcome]) -> list[str]:
 
 def common_params(lines: Sequence[TableLine]) -> str:
     """Returns the parameters that all fine-tuned lines share; titles leave them out."""
-    varying = {*varying_params(lines), "alpha"}
+    varying = {*varying_params(lines), "alpha", PREDICTED_FROM}
     params = next((line.params for line in lines if line.role != "pre-trained"), {})
     return ", ".join(
         f"{name} {format_value(value)}" for name, value in params.items() if name not in varying
@@ -273,14 +297,16 @@ def one_line(text: str) -> str:
     )
 
 
-def _md(text: str) -> str:
+def escape_markdown(text: str) -> str:
+    """Returns a text that Markdown shows as it is, also in a cell."""
     text = one_line(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return re.sub(r"([\\`*_\[\]|])", r"\\\1", text)
 
 
 def _md_list(items: Sequence[str]) -> str:
-    return "\n".join(f"- {_md(item)}" for item in items)
+    return "\n".join(f"- {escape_markdown(item)}" for item in items)
 
 
-def _md_row(cells: Sequence[str]) -> str:
+def markdown_row(cells: Sequence[str]) -> str:
+    """Returns a row of a table; its cells must be escaped."""
     return f"| {' | '.join(cells)} |"

@@ -15,6 +15,7 @@ from pathlib import Path
 from speechft_ray.core.errors import UserError
 from speechft_ray.core.files import atomic_write
 from speechft_ray.core.records import Outcome
+from speechft_ray.report.curve_section import make_curve_section, markdown_curve
 from speechft_ray.report.effects import TestSets
 from speechft_ray.report.figure import (
     draw_alpha_curve,
@@ -81,6 +82,7 @@ def write_report(folder: Path, data: ReportData) -> Path:
         "learning_curves": draw_learning_curves(data.curves),
         "published_comparison": draw_paper_comparison(data.lines),
     }
+    curve = make_curve_section(data.lines)
     page = render_page(
         PageContent(
             sweep=data.sweep,
@@ -90,14 +92,18 @@ def write_report(folder: Path, data: ReportData) -> Path:
             how_to_open=data.how_to_open,
             versions=data.versions,
             made=data.made,
+            curve=curve,
             search=search,
             **figures,
         )
     )
     table = markdown_table(data.sweep.name, data.lines, data.failures, data.references)
+    if curve:
+        table += "\n" + markdown_curve(curve)
     files: dict[str, bytes | None] = {
         **{f"{name}.png": image for name, image in figures.items()},
         **search_files,
+        "predictions.png": curve.image if curve else None,
         "table.csv": csv_table(data.lines).encode("utf-8", "replace"),
         "table.md": table.encode("utf-8", "replace"),
         PAGE: page.encode("utf-8", "replace"),

@@ -13,8 +13,9 @@ from collections.abc import Sequence
 from pydantic import JsonValue
 
 from speechft_ray.core.chains import Tuning
+from speechft_ray.core.merge_spec import MergeSpec
 from speechft_ray.core.objectives import higher_is_better, metric_name
-from speechft_ray.core.specs import MergeSpec, SearchSpec
+from speechft_ray.core.specs import SearchSpec
 from speechft_ray.search.proposals import Proposal, SearchSpace, TrialResult
 
 

@@ -11,15 +11,16 @@ from speechft_ray.core.axes import DonorAxis, read_axes
 from speechft_ray.core.chains import build_chains
 from speechft_ray.core.errors import SweepError
 from speechft_ray.core.fingerprint import fingerprint
+from speechft_ray.core.merge_spec import MergeSpec
 from speechft_ray.core.metrics import metric
 from speechft_ray.core.objectives import SCORE, metric_name, select_tasks
 from speechft_ray.core.records import Job
-from speechft_ray.core.specs import EvalSpec, MergeSpec, SearchSpec, SweepSpec
+from speechft_ray.core.specs import EvalSpec, SearchSpec, SweepSpec
 from speechft_ray.search.proposals import Proposal, Runs, SearchSpace
 from speechft_ray.search.rungs import find_pause
+from speechft_ray.sweep.inputs import Inputs
 from speechft_ray.sweep.plan import (
     FBANK,
-    Inputs,
     Plan,
     PlanBuilder,
     PlannedRow,

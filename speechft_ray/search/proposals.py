@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 from speechft_ray.core.axes import Axes, Axis, field_values
 from speechft_ray.core.chains import Tuning
-from speechft_ray.core.specs import MergeSpec
+from speechft_ray.core.merge_spec import MergeSpec
 
 Value = str | float | int
 Runs = Sequence[tuple[Tuning, str]]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,8 +35,9 @@ from speechft_ray.speech.encoders.compatibility import check_same_network, find_
 from speechft_ray.speech.features.cache import FeatureCache
 from speechft_ray.stages.layer_grams import compute_layer_grams
 from speechft_ray.stages.merge_cache import MergeInputs, merge_with_cache
-from speechft_ray.superb.evaluate import SharedCaches
+from speechft_ray.superb.evaluate import SharedCaches, WeightedEncoder
 from speechft_ray.superb.folds import evaluate_folds
+from speechft_ray.superb.interpolation import compute_weights
 from speechft_ray.sweep.lineage import find_pretrained
 from speechft_ray.sweep.plan import FBANK
 from speechft_ray.sweep.protocols import ReportProgress
@@ -331,6 +333,8 @@ def _evaluate(job: Job, place: Place, store: Store, report: ReportProgress) -> N
         dev_only=dev_only,
         work=store.work_folder("evaluate", pause.get("evaluation", job.fingerprint)),
         pause_at=pause.get("update"),
+        predicted_from=_open_line(job.payload.get("predicted"), store, caches),
+        compared_with=_open_line(job.payload.get("compared"), store, caches),
     )
     counts = facts.pop("counts")
     with store.publish("evaluate", job.fingerprint, {**facts, **job.payload}) as folder:
@@ -340,8 +344,26 @@ def _evaluate(job: Job, place: Place, store: Store, report: ReportProgress) -> N
             )
 
 
+def _open_line(predicted: Any, store: Store, caches: SharedCaches) -> list[WeightedEncoder]:
+    """Opens the encoders that a merge is predicted from (``sweep.predictions``), each with its
+    weight at the alpha of that merge."""
+    if predicted is None:
+        return []
+    alphas, keys = zip(*predicted["encodings"], strict=True)
+    weights = compute_weights(alphas, predicted["recipe"]["alpha"])
+    encoders = []
+    for weight, key in zip(weights, keys, strict=True):
+        merged = read_encoder(store.folder("merge", key) / ENCODER_FILE)
+        encoder = FAMILIES.get(merged.family).build(merged)
+        encoders.append(WeightedEncoder(weight, encoder, replace(caches, encoder=key)))
+    return encoders
+
+
 def _read_encoder(job: Job, store: Store) -> EncoderWeights:
     key = job.payload["encoder"]
+    if "predicted" in job.payload:  # its line has the same network
+        predicted: Any = job.payload["predicted"]
+        key = predicted["encodings"][0][1]
     if key is None:
         return EncoderWeights(family=FBANK, config={}, state={})
     return read_encoder(store.folder("merge", str(key)) / ENCODER_FILE)

@@ -29,7 +29,7 @@ from speechft_ray.superb.feature_store import (
     FeatureStorage,
     FeatureStore,
 )
-from speechft_ray.superb.features import load_features, open_features
+from speechft_ray.superb.interpolation import FeatureSource, measure_error
 from speechft_ray.superb.probe import Schedule
 from speechft_ray.superb.saved_work import STATE_VERSION, SavedWork
 from speechft_ray.superb.selection import list_references, predict
@@ -51,6 +51,15 @@ Report = Callable[[Mapping[str, float]], None]
 
 REPORTS = 200
 """Reports of one evaluation, at most, besides the points of its curve."""
+
+
+class WeightedEncoder(NamedTuple):
+    """An encoder whose features others are predicted from."""
+
+    weight: float
+    """Of its features (``superb.interpolation.compute_weights``)."""
+    encoder: Encoder
+    caches: SharedCaches | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +86,8 @@ def evaluate(
     precomputed: PrecomputedFeatures | None = None,
     work: Path | None = None,
     pause_at: int | None = None,
+    predicted_from: Sequence[WeightedEncoder] = (),
+    compared_with: Sequence[WeightedEncoder] = (),
 ) -> dict[str, JsonValue]:
     """Trains the probes of an evaluation and returns its facts.
 
@@ -94,7 +105,10 @@ def evaluate(
     encoder is left in eval mode on ``device``. ``work``: an existing folder for the saved states of
     an unfinished evaluation; on a CPU the scores are the same to the bit, however often it was
     interrupted. ``pause_at``: the update at which training pauses; the scores are those by then,
-    and the state in ``work`` goes on from there in a later call.
+    and the state in ``work`` goes on from there in a later call. ``predicted_from``: the probes are
+    trained on features that are interpolated between those of these encoders, not on those of
+    ``encoder``. ``compared_with``: the features of dev are compared with such ones, and
+    ``feature_error`` is the error by layer (``superb.interpolation.measure_error``).
 
     On a CPU one torch thread is used, since the order of sums, and with it the last digits, depends
     on their number. Raises ``UserError`` for a column, split, label or option that does not fit the
@@ -110,30 +124,25 @@ def evaluate(
     examples = {
         split: items for split, items in data.examples.items() if split != "test" or not dev_only
     }
-    probes = spec.seeds * len(rates)
-    progress = Progress(report, _count_work(data, probes * schedule.stop, examples))
+    updates, encoders = spec.seeds * len(rates) * schedule.stop, len(predicted_from)
+    progress = Progress(report, _count_work(data, updates, examples, encoders))
     saved_work = SavedWork(work, _identify(spec, corpus, caches, dev_only))
     curve = ProbeCurve(spec.updates, spec.seeds, schedule.metric, progress.show_point)
     # Encode, train and score: one outcome per learning rate and seed.
     began = time.perf_counter()
     with one_thread(device), use_float32_products("float32", device):
-        front_end = make_shared_front_end(caches, spec, encoder, data.corpus)
-        precise = encode_in(spec.precision, encoder, device)
-        extractor = Extractor(precise, data.corpus, device, task.pooled, front_end, precomputed)
         utterances = {split: list_utterances(items) for split, items in examples.items()}
-        store = FeatureStore(extractor, utterances, make_storage(caches, spec))
+        own = [WeightedEncoder(1.0, encoder, caches)]
+        opening = Opening(spec, data.corpus, device, task.pooled, utterances, precomputed)
+        source = opening.open(predicted_from or own)
         if isinstance(data, TrainingFreeTask):
             outcomes = _run_training_free(
-                data, store, utterances, spec.seeds, progress.advance, saved_work
+                data, source, utterances, spec.seeds, progress.advance, saved_work
             )
         else:
             training = Training(schedule, rates, spec.seeds, saved_work, curve)
-            outcomes = _train_and_test(data, store, utterances, training, progress.advance)
-    feature_seconds = extractor.seconds
-    seconds = {
-        "features": feature_seconds,
-        "probe": time.perf_counter() - began - feature_seconds,
-    }
+            outcomes = _train_and_test(data, source, utterances, training, progress.advance)
+        feature_error = opening.compare(source, compared_with) if compared_with else []
     facts = make_facts(task, data, spec, rates, outcomes)
     if pause_at is not None:
         facts["pause_at"] = schedule.stop
@@ -141,19 +150,65 @@ def evaluate(
         facts["curve"] = curve.points
     facts["utterances"] = {split: count_utterances(data, split) for split in examples}
     facts["skipped"] = dict(corpus.skipped)
-    facts["seconds"] = {phase: round(value, 3) for phase, value in seconds.items()}
-    facts["encoded_seconds"] = round(extractor.encoded_seconds, 1)
-    return facts | describe_storage(store)
+    if feature_error:
+        facts["feature_error"] = feature_error
+    return facts | _describe_features(source, time.perf_counter() - began)
+
+
+def _describe_features(source: FeatureSource, seconds: float) -> dict[str, JsonValue]:
+    """Returns what encoding took of an evaluation of so many seconds, and how features were
+    stored."""
+    parts = {"features": source.seconds, "probe": seconds - source.seconds}
+    return {
+        "seconds": {phase: round(value, 3) for phase, value in parts.items()},
+        "encoded_seconds": round(source.encoded_seconds, 1),
+        **describe_storage(source.stores[0][1]),
+    }
+
+
+class Opening(NamedTuple):
+    """Opens the features of an evaluation, for one encoder or another."""
+
+    spec: EvalSpec
+    corpus: Corpus
+    device: torch.device
+    pooled: bool
+    utterances: Mapping[str, Sequence[Utterance]]
+    precomputed: PrecomputedFeatures | None
+
+    def open(self, encoders: Sequence[WeightedEncoder]) -> FeatureSource:
+        """Returns the features of one encoder, or those interpolated between several, which then
+        share the memory."""
+        stores = []
+        for weight, encoder, caches in encoders:
+            front_end = make_shared_front_end(caches, self.spec, encoder, self.corpus)
+            precise = encode_in(self.spec.precision, encoder, self.device)
+            extractor = Extractor(
+                precise, self.corpus, self.device, self.pooled, front_end, self.precomputed
+            )
+            storage = make_storage(caches, self.spec)
+            storage = storage._replace(memory_bytes=storage.memory_bytes // len(encoders))
+            stores.append((weight, FeatureStore(extractor, self.utterances, storage)))
+        return FeatureSource(stores)
+
+    def compare(
+        self, source: FeatureSource, encoders: Sequence[WeightedEncoder]
+    ) -> list[JsonValue]:
+        """Returns the error by layer of the features of dev that are predicted from encoders."""
+        dev = {"dev": self.utterances["dev"]}
+        real, predicted = source.load(dev, _ignore), self.open(encoders).load(dev, _ignore)
+        return list(measure_error(real["dev"], predicted["dev"]))
 
 
 def _count_work(
     data: TaskData | TrainingFreeTask,
     updates: int,
     examples: Mapping[str, Sequence[Example]],
+    encoders: int,
 ) -> int:
-    """Returns the utterances to encode, and the updates of all probes; for a task without training,
-    the examples of train for each other split."""
-    encoded = sum(map(len, examples.values()))
+    """Returns the utterances to encode, for each of several encoders, and the updates of all
+    probes; for a task without training, the examples of train for each other split."""
+    encoded = sum(map(len, examples.values())) * max(1, encoders)
     if isinstance(data, TaskData):
         return encoded + updates
     return encoded + len(examples["train"]) * (len(examples) - 1)
@@ -177,7 +232,7 @@ class Training(NamedTuple):
 
 def _train_and_test(
     data: TaskData,
-    store: FeatureStore,
+    source: FeatureSource,
     utterances: Mapping[str, Sequence[Utterance]],
     training: Training,
     advance: Advance,
@@ -185,7 +240,7 @@ def _train_and_test(
     schedule, rates, seeds, work, curve = training
     # Encode train and dev.
     splits = {split: utterances[split] for split in ("train", "dev")}
-    features = load_features(store, splits, advance)
+    features = source.load(splits, advance)
     train, dev = features["train"], features["dev"]
     # Train a probe for every rate and seed: stacked if the head allows it.
     if data.pooled_head is not None:
@@ -199,10 +254,10 @@ def _train_and_test(
         return Outcomes(trained, dev_metrics, [])
     # Score all probes on test, which is encoded once for all of them. Means are read as a whole,
     # frame states while they are scored, so that memory stays small.
-    if store.extractor.pooled:
-        test = load_features(store, {"test": utterances["test"]}, advance)["test"]
+    if source.pooled:
+        test = source.load({"test": utterances["test"]}, advance)["test"]
     else:
-        test = open_features(store, utterances["test"], advance)
+        test = source.open(utterances["test"], advance)
     advance_test = advance if test.location == "recomputed" else _ignore
     predictions = predict(data, [each.probe for each in trained], test, advance_test)
     dev_references, references = list_references(data, "dev"), list_references(data, "test")
@@ -241,14 +296,14 @@ def make_shared_front_end(
 
 def _run_training_free(
     data: TrainingFreeTask,
-    store: FeatureStore,
+    source: FeatureSource,
     utterances: Mapping[str, Sequence[Utterance]],
     seeds: int,
     advance: Advance,
     work: SavedWork,
 ) -> Outcomes:
     """Predicts once; every seed gets the same numbers, since nothing is random."""
-    features = load_features(store, utterances, advance)
+    features = source.load(utterances, advance)
     predictions = data.predict(features, work, advance)
     references = {
         split: [example.reference for example in data.examples[split]] for split in utterances

@@ -65,6 +65,7 @@ class FeatureStore:
 
     ``form`` is how they are stored. Of the ``count`` utterances the first ``stored_count`` fit.
     ``recomputed_count`` utterances are encoded for every batch of training or validation.
+    ``protected``: keys of its entries in the cache.
     """
 
     def __init__(
@@ -91,11 +92,11 @@ class FeatureStore:
         self.count, self.stored_count = len(self._places), allotment.stored
         self.recomputed_count = 0
         self._front_ends = allotment.front_ends
+        self.protected: frozenset[str] = frozenset()
         if self._cache:
             parts = [self._part_on_disk(shard) for shard in self._shards]
-            self._cache.protected = frozenset(
-                [basis_key, *(self._key(part) for part in parts if part)]
-            )
+            self.protected = frozenset([basis_key, *(self._key(part) for part in parts if part)])
+            self._cache.protected = self.protected
 
     @property
     def utterances(self) -> Iterator[Utterance]:

@@ -17,17 +17,16 @@ from speechft_ray.core.records import Score, read_scores
 from speechft_ray.core.specs import EvalSpec
 from speechft_ray.speech.corpora.base import SPLITS, Corpus, Utterance
 from speechft_ray.speech.encoders.base import Encoder
-from speechft_ray.speech.precision import encode_in
 from speechft_ray.superb.evaluate import (
+    Opening,
     Report,
     SharedCaches,
+    WeightedEncoder,
     evaluate,
-    make_shared_front_end,
-    make_storage,
     one_thread,
 )
-from speechft_ray.superb.extractor import Extractor, PrecomputedFeatures
-from speechft_ray.superb.features import prepare_features
+from speechft_ray.superb.extractor import PrecomputedFeatures
+from speechft_ray.superb.interpolation import measure_error
 from speechft_ray.superb.tasks.base import TASKS
 
 
@@ -42,12 +41,14 @@ def evaluate_folds(
     dev_only: bool = False,
     work: Path | None = None,
     pause_at: int | None = None,
+    predicted_from: Sequence[WeightedEncoder] = (),
+    compared_with: Sequence[WeightedEncoder] = (),
 ) -> dict[str, JsonValue]:
     """Returns the facts of one evaluation; with several corpora, one per fold, those of all.
 
-    ``scores`` are then means over folds, seed by seed, ``counts`` has one item per fold, and
-    ``folds`` holds the facts of each. ``work`` has a folder for each fold; ``pause_at`` is that of
-    each (see ``evaluate``).
+    ``scores`` and ``feature_error`` are then means over folds, seed by seed and layer by layer,
+    ``counts`` has one item per fold, and ``folds`` holds the facts of each. ``work`` has a folder
+    for each fold, and ``pause_at`` is that of each. All else is as in ``evaluate``.
     """
     if len(corpora) == 1:
         return evaluate(
@@ -60,9 +61,15 @@ def evaluate_folds(
             dev_only=dev_only,
             work=work,
             pause_at=pause_at,
+            predicted_from=predicted_from,
+            compared_with=compared_with,
         )
     splits = ("train", "dev") if dev_only else SPLITS
-    precomputed = _precompute_means(spec, encoder, corpora, device, caches, splits)
+    own = predicted_from or [WeightedEncoder(1.0, encoder, caches)]
+    precomputed = _precompute_means(spec, own, corpora, device, splits)
+    others = (
+        _precompute_means(spec, compared_with, corpora, device, splits) if compared_with else None
+    )
     folds: list[dict[str, JsonValue]] = []
     counts: list[JsonValue] = []
     for corpus in corpora:
@@ -77,6 +84,8 @@ def evaluate_folds(
             precomputed=precomputed,
             work=_make_folder(work, len(folds)),
             pause_at=pause_at,
+            predicted_from=() if precomputed else predicted_from,
+            compared_with=() if precomputed else compared_with,
         )
         counts += cast("list[JsonValue]", facts.pop("counts"))
         folds.append(facts)
@@ -88,8 +97,26 @@ def evaluate_folds(
         "counts": counts,
         **{name: folds[0][name] for name in ("seeds", "learning_rate", "updates")},
         "encoded_seconds": round(encoded, 1),
+        **_average_errors(precomputed, others, folds),
         "folds": [dict(facts) for facts in folds],
     }
+
+
+def _average_errors(
+    real: PrecomputedFeatures | None,
+    predicted: PrecomputedFeatures | None,
+    folds: Sequence[Mapping[str, JsonValue]],
+) -> dict[str, JsonValue]:
+    """Returns the feature error over all recordings where these were encoded at once, else its mean
+    over folds; nothing where it was not asked for."""
+    if real is not None and predicted is not None:
+        return {"feature_error": list(measure_error(real.features, predicted.features))}
+    errors = [
+        cast("list[float]", fold["feature_error"]) for fold in folds if "feature_error" in fold
+    ]
+    if not errors:
+        return {}
+    return {"feature_error": [statistics.fmean(layer) for layer in zip(*errors, strict=True)]}
 
 
 def _make_folder(work: Path | None, fold: int) -> Path | None:
@@ -102,14 +129,13 @@ def _make_folder(work: Path | None, fold: int) -> Path | None:
 
 def _precompute_means(
     spec: EvalSpec,
-    encoder: Encoder,
+    encoders: Sequence[WeightedEncoder],
     corpora: Sequence[Corpus],
     device: torch.device,
-    caches: SharedCaches | None,
     splits: Sequence[str],
 ) -> PrecomputedFeatures | None:
-    """Encodes every recording of all folds once, for a task that needs only means; ``None`` where a
-    corpus has no ``audio_ids``."""
+    """Encodes every recording of all folds once by each encoder, for a task that needs only means;
+    ``None`` where a corpus has no ``audio_ids``."""
     if not TASKS.get(spec.task).pooled or not all(corpus.audio_ids for corpus in corpora):
         return None
     # One corpus of all recordings: the folds list the same ones, in different splits.
@@ -135,14 +161,12 @@ def _precompute_means(
         read=read,
         is_in_memory=all(corpus.is_in_memory for corpus in corpora),
     )
+    utterances = {"train": union.utterances}
     with one_thread(device):
-        front_end = make_shared_front_end(caches, spec, encoder, union)
-        precise = encode_in(spec.precision, encoder, device)
-        extractor = Extractor(precise, union, device, True, front_end)
-        features = prepare_features(
-            extractor, {"train": union.utterances}, lambda count: None, make_storage(caches, spec)
-        )
-    return PrecomputedFeatures(features["train"], indices, extractor.encoded_seconds)
+        opening = Opening(spec, union, device, True, utterances, None)
+        source = opening.open(encoders)
+        features = source.load(utterances, lambda count: None)
+    return PrecomputedFeatures(features["train"], indices, source.encoded_seconds)
 
 
 def average_scores(folds: Sequence[Sequence[Score]]) -> list[Score]:

@@ -1,4 +1,4 @@
-"""Which fine-tuning runs a merge combines."""
+"""Which merges a sweep has, and which fine-tuning runs each combines."""
 
 from __future__ import annotations
 
@@ -7,7 +7,25 @@ from collections.abc import Callable, Iterator, Sequence
 
 from speechft_ray.core.chains import Tuning
 from speechft_ray.core.errors import SweepError
-from speechft_ray.core.specs import MergeSpec, SweepSpec
+from speechft_ray.core.fingerprint import canonical_json
+from speechft_ray.core.merge_spec import MergeSpec
+from speechft_ray.core.specs import SweepSpec
+from speechft_ray.sweep.predictions import make_real
+
+
+def list_merges(
+    spec: SweepSpec,
+    tuned: Sequence[tuple[Tuning, str]],
+    find_start: Callable[[str], str],
+) -> Iterator[tuple[MergeSpec, tuple[tuple[Tuning, str], ...]]]:
+    """Yields every merge of a sweep with its donors (``list_donor_sets``), with alpha 1 as a
+    control for every set of donors. Alpha 0, the pre-trained encoder, is left out."""
+    merges = [item for item in spec.merge if item.alpha > 0]
+    controls = [make_real(item, 1.0) for item in spec.merge if item.control]
+    unique = {canonical_json(item): item for item in [*merges, *controls]}
+    for item in unique.values():
+        for donors in list_donor_sets(spec, item, tuned, find_start):
+            yield item, donors
 
 
 def list_donor_sets(

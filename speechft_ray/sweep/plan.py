@@ -8,17 +8,20 @@ from the store where a first one computed the same.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any
 
 from speechft_ray.core.chains import Tuning, build_chains
-from speechft_ray.core.fingerprint import canonical_json, fingerprint
+from speechft_ray.core.fingerprint import fingerprint
+from speechft_ray.core.merge_spec import MergeSpec
 from speechft_ray.core.records import Job, Stage
 from speechft_ray.core.resources import ResourceRequest
-from speechft_ray.core.specs import CorpusSpec, EvalSpec, MergeSpec, StopSpec, SweepSpec
-from speechft_ray.sweep.donors import list_donor_sets
+from speechft_ray.core.specs import CorpusSpec, EvalSpec, StopSpec, SweepSpec
+from speechft_ray.sweep.donors import list_merges
+from speechft_ray.sweep.inputs import Component, Inputs
+from speechft_ray.sweep.predictions import Prediction, count_encoders, make_prediction
 from speechft_ray.sweep.titles import (
     Params,
     precision_label,
@@ -32,33 +35,8 @@ VERSIONS: Mapping[Stage, int] = {"corpus": 1, "finetune": 2, "merge": 1, "evalua
 """Raised when the code of a stage changes its results. Part of identity, so that old and new
 results never mix. A change of one head, method or task raises its own version instead."""
 
-Component = Literal["head", "method", "task"]
-
 FBANK = "fbank"
 """Name of the parameter-free baseline encoder behind the zero of a measured score."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Inputs:
-    """What a plan needs beside the spec."""
-
-    encoder: str
-    """Fingerprint of the pre-trained weights."""
-    corpus: Callable[[CorpusSpec], tuple[str, bool]]
-    """Returns the identity of a corpus' content, and whether a job must make the corpus first."""
-    resources: Mapping[Stage, ResourceRequest] = field(default_factory=dict)
-    """What the jobs of each stage request."""
-    gpu_memory: Callable[[EvalSpec, str | None], int] = lambda spec, encoder: 0
-    """Returns the bytes of GPU memory that an evaluation of an encoder (or of FBank) needs."""
-    trains: Callable[[str], bool] = lambda task: True
-    """Whether a registered task trains probes, and so has rungs."""
-    masks: Callable[[str], bool] = lambda head: False
-    """Whether a registered head masks frames, which trains the mask embedding."""
-    resolve_evaluation: Callable[[EvalSpec, bool], EvalSpec] = lambda spec, is_baseline: spec
-    """Returns the spec of an evaluation with the form of features that sizes lead to."""
-    version_of: Callable[[Component, str], int] = lambda component, name: 1
-    """Returns the version of a registered head, merge method or task. Version 1 adds nothing to
-    what is hashed, so that fingerprints from before there were versions stay."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,13 +80,18 @@ def make_plan(spec: SweepSpec, inputs: Inputs) -> Plan:
     tuned = [(run, builder.add_finetune(run)) for run in runs]
     varying = varying_fields(runs)
     # One row for each merged encoder, however many entries of the spec lead to it.
-    rows: dict[str, PlannedRow] = {}
-    for key, title, params in itertools.chain(
-        [builder.add_pretrained()], _merges(spec, tuned, varying, builder)
-    ):
-        if key not in rows:
-            evaluations = tuple(builder.add_evaluation(item, key, title) for item in spec.evaluate)
-            rows[key] = PlannedRow(key=key, title=title, params=params, evaluations=evaluations)
+    pretrained = builder.add_row(spec, *builder.add_pretrained())
+    rows = {pretrained.key: pretrained}
+    for merge, donors in list_merges(spec, tuned, builder.start):
+        params = row_params(merge, [run for run, _ in donors], varying)
+        keys = [key for _, key in donors]
+        if merge.predicted_from:
+            prediction = make_prediction(builder, merge, keys, params)
+            row = builder.add_predicted_row(spec, prediction, params)
+        else:
+            title = row_title(params)
+            row = builder.add_row(spec, builder.add_merge(merge, keys, title), title, params)
+        rows.setdefault(row.key, row)
     # The zero of a measured score is an encoder of its own.
     measured = spec.score.zero == "measured"
     baseline = (
@@ -134,12 +117,14 @@ def make_plan(spec: SweepSpec, inputs: Inputs) -> Plan:
 
 
 def identify_names(spec: SweepSpec) -> dict[str, Any]:
-    """Returns what the names of evaluations, and which of them are in the score, add to the
-    identity of a sweep: nothing where there are no names and all are."""
+    """Returns what the names of evaluations, which of them are in the score, and how many predicted
+    merges are verified add to the identity of a sweep: nothing where all is as by default."""
     changed = [
         [item.label, item.in_score] for item in spec.evaluate if item.name or not item.in_score
     ]
-    return {"evaluations": changed} if changed else {}
+    verified = sorted(item.verify for item in spec.merge if item.predicted_from)
+    parts = {"evaluations": changed, "verify": verified}
+    return {name: values for name, values in parts.items() if values}
 
 
 class PlanBuilder:
@@ -214,7 +199,10 @@ class PlanBuilder:
 
     def add_merge(self, spec: MergeSpec, donors: Sequence[str], title: str) -> str:
         """Adds the merge of fine-tuning runs, by fingerprint; returns the encoder's fingerprint."""
-        recipe = self.merge_recipe(spec, donors)
+        return self.add_recipe(self.merge_recipe(spec, donors), title)
+
+    def add_recipe(self, recipe: dict[str, Any], title: str) -> str:
+        """Adds the merge of a recipe (``merge_recipe``); returns the encoder's fingerprint."""
         return self._add(
             "merge", merge_fingerprint(recipe), f"merge {title}", recipe, self._inputs_of(recipe)
         )
@@ -257,7 +245,7 @@ class PlanBuilder:
         return spec.get("adapter") is None and any(map(self.inputs.masks, heads))
 
     def start(self, tuned: str) -> str:
-        """Returns the encoder that a fine-tuning run starts from."""
+        """Returns the encoder that a run starts from."""
         return str(self.jobs[tuned].payload["start"])
 
     def _inputs_of(self, recipe: Mapping[str, Any]) -> tuple[str, ...]:
@@ -271,10 +259,42 @@ class PlanBuilder:
             {"alpha": 0.0, "method": "none", "finetune": "none"},
         )
 
-    def add_evaluation(self, spec: EvalSpec, encoder: str | None, title: str) -> str:
-        """Adds an evaluation on dev and test. ``encoder`` is a merge; ``None`` is FBank."""
+    def add_row(self, spec: SweepSpec, key: str, title: str, params: Params) -> PlannedRow:
+        """Adds the evaluations of a merged encoder; returns its row."""
+        evaluations = tuple(self.add_evaluation(item, key, title) for item in spec.evaluate)
+        return PlannedRow(key=key, title=title, params=params, evaluations=evaluations)
+
+    def add_predicted_row(self, spec: SweepSpec, item: Prediction, params: Params) -> PlannedRow:
+        """Adds the evaluations of a predicted merge; returns its row."""
+        title = row_title(params)
+        evaluations = tuple(self._add_prediction(each, item, title) for each in spec.evaluate)
+        return PlannedRow(key=item.key, title=title, params=params, evaluations=evaluations)
+
+    def _add_prediction(self, spec: EvalSpec, prediction: Prediction, title: str) -> str:
+        """Adds an evaluation on dev of a predicted merge, after those of its encodings."""
+        needs = [key for _, key, _ in prediction.encodings]
+        needs += [self.add_evaluation(spec, key, text) for _, key, text in prediction.encodings]
+        spec = self.inputs.resolve_evaluation(spec, False)
+        payload = {
+            "spec": spec.identity(),
+            "encoder": prediction.key,
+            "splits": ["dev"],
+            "predicted": prediction.payload(),
+        }
+        return self._evaluation(spec, prediction.key, title, payload, needs, {"splits": ["dev"]})
+
+    def add_evaluation(
+        self,
+        spec: EvalSpec,
+        encoder: str | None,
+        title: str,
+        predicted: Mapping[str, Any] | None = None,
+    ) -> str:
+        """Adds an evaluation on dev and test. ``encoder`` is a merge; ``None`` is FBank. Its
+        features are compared with those that were ``predicted`` (``Prediction.payload``)."""
         spec = self.inputs.resolve_evaluation(spec, encoder is None)
-        payload: dict[str, Any] = {"spec": spec.identity(), "encoder": encoder}
+        compared = {} if predicted is None else {"compared": dict(predicted)}
+        payload: dict[str, Any] = {"spec": spec.identity(), "encoder": encoder, **compared}
         return self._evaluation(
             spec, encoder or FBANK, title, payload, [encoder] if encoder else []
         )
@@ -361,27 +381,9 @@ class PlanBuilder:
         if stage != "evaluate" or "gpus" in request.explicit:
             return request
         need = self.inputs.gpu_memory(EvalSpec(**payload["spec"]), payload["encoder"])
-        return request.model_copy(update={"gpu_memory_bytes": need})
+        return request.model_copy(update={"gpu_memory_bytes": need * count_encoders(payload)})
 
 
 def merge_fingerprint(recipe: Mapping[str, Any]) -> str:
     """Returns the identity of a merged encoder (``PlanBuilder.merge_recipe``)."""
     return fingerprint({"stage": "merge", "version": VERSIONS["merge"], **recipe})
-
-
-def _merges(
-    spec: SweepSpec,
-    tuned: Sequence[tuple[Tuning, str]],
-    varying: Mapping[str, set[str]],
-    builder: PlanBuilder,
-) -> Iterator[tuple[str, str, Params]]:
-    """Yields ``(key, title, params)`` of every merge, with alpha 1 as a control for every set of
-    donors."""
-    merges = [item for item in spec.merge if item.alpha > 0]
-    controls = [item.model_copy(update={"alpha": 1.0}) for item in spec.merge if item.control]
-    unique = {canonical_json(item): item for item in [*merges, *controls]}
-    for item in unique.values():
-        for donors in list_donor_sets(spec, item, tuned, builder.start):
-            params = row_params(item, [run for run, _ in donors], varying)
-            title = row_title(params)
-            yield builder.add_merge(item, [key for _, key in donors], title), title, params

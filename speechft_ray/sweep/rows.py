@@ -8,15 +8,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from speechft_ray.core.metrics import metric, metrics_of, name_metric
+from speechft_ray.core.metrics import label_evaluation, metric, metrics_of, name_metric
 from speechft_ray.core.records import Score, read_scores
 from speechft_ray.core.score import explain_unscored, paper_references, superb_score
 from speechft_ray.core.store import Store
 from speechft_ray.sweep.curves import describe_run, read_probe_points
 from speechft_ray.sweep.fields import list_varying_params
 from speechft_ray.sweep.plan import Plan, PlannedRow
+from speechft_ray.sweep.predictions import is_prediction
 from speechft_ray.sweep.protocols import Curve, EncoderRow
 from speechft_ray.sweep.stops import read_stopped_jobs
+
+FEATURE_ERROR = "feature_error"
+"""Beginning of the names of feature errors in ``EncoderRow.extra``."""
 
 References = Mapping[str, tuple[float, float]]
 """Metric name to the values that count as 0 and as 1."""
@@ -128,6 +132,7 @@ def read_row(
             for score in test
             if len(score.values) > 1 and all(map(math.isfinite, score.values))
         },
+        extra=dict(item for pair in manifests for item in _read_feature_errors(*pair)),
         complete=complete,
         curve=[point for pair in manifests for point in read_probe_points(*pair)],
     )
@@ -137,6 +142,8 @@ def read_row(
     row = replace(row, unscored=tuple(unscored.values()))
     if len(unscored) > len(scale.unscored) or not scale.test:
         return row
+    if is_prediction(row.params):  # of dev alone
+        return replace(row, dev={**row.dev, "score": _score(row.dev, scale.dev)})
     return replace(
         row,
         test={**row.test, "score": _score(row.test, scale.test)},
@@ -145,10 +152,19 @@ def read_row(
     )
 
 
+def _read_feature_errors(manifest: Mapping[str, Any], name: str | None) -> list[tuple[str, float]]:
+    """Returns how far the features of a verified merge were predicted wrongly, by task and layer
+    (``superb.interpolation.measure_error``)."""
+    errors = manifest.get("feature_error", [])
+    label = label_evaluation(str(manifest["spec"]["task"]), name) if errors else ""
+    return [(f"{FEATURE_ERROR}/{label}.layer_{layer}", one) for layer, one in enumerate(errors)]
+
+
 def _explain_unscored_row(row: EncoderRow, scale: Scale) -> dict[str, str]:
     """Returns why one encoder has no score although others may have one, by metric."""
     unscored: dict[str, str] = {}
-    for split, values in (("test", row.test), ("dev", row.dev)):
+    splits = (("test", row.test), ("dev", row.dev))
+    for split, values in splits[1:] if is_prediction(row.params) else splits:
         for name in scale.of(split):
             if not math.isfinite(values.get(name, math.nan)):
                 state = "is not a finite number" if name in values else "was not measured"

@@ -44,10 +44,11 @@ class RunFacts:
     def complete_row(self, row: EncoderRow) -> EncoderRow:
         """Returns a row with its spec, with the seconds of its evaluations by their label, and with
         the time from its merge to its last evaluation."""
-        job, keys = self._jobs.get(row.key), self._evaluations.get(row.key)
-        if job is None or keys is None:  # of a trial, which is in no plan
+        keys = self._evaluations.get(row.key)
+        if keys is None:  # of a trial, which is in no plan
             return row
-        fields = list_merge_fields(job.payload, self._jobs)
+        recipe = self._find_recipe(row.key, keys)
+        fields = list_merge_fields(recipe, self._jobs) if recipe is not None else {}
         seconds = {
             label: read_seconds(self._store.manifest("evaluate", key))
             for label, key in zip(self._labels, keys, strict=True)
@@ -66,6 +67,13 @@ class RunFacts:
             datasets=datasets,
             span=span if row.complete else None,
         )
+
+    def _find_recipe(self, key: str, evaluations: Sequence[str]) -> Mapping[str, Any] | None:
+        """Returns the recipe of a merge, also of one that was only predicted."""
+        if key in self._jobs:
+            return self._jobs[key].payload
+        predicted: Any = self._jobs[evaluations[0]].payload.get("predicted")
+        return predicted["recipe"] if predicted is not None else None
 
     def _identify_corpora(self, evaluation: str) -> str:
         """Returns the fingerprints of the corpora of an evaluation, one for each fold."""

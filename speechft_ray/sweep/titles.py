@@ -7,9 +7,13 @@ from collections.abc import Mapping, Sequence
 from pydantic import JsonValue
 
 from speechft_ray.core.chains import Tuning, short_name
-from speechft_ray.core.specs import MergeSpec, Precision
+from speechft_ray.core.merge_spec import MergeSpec
+from speechft_ray.core.specs import Precision
 
 Params = Mapping[str, str | float | int]
+
+PREDICTED_FROM = "predicted_from"
+"""Parameter of rows whose numbers are predicted: the alphas that were encoded, ``0,0.5,1``."""
 
 
 def row_params(
@@ -29,6 +33,8 @@ def row_params(
             short_name(path): leaves[path] for path in sorted(varying[run.title]) if path in leaves
         }
     params["seed"] = donors[0].spec.seed
+    if merge.predicted_from:
+        params[PREDICTED_FROM] = ",".join(map(format_value, merge.predicted_from))
     return params
 
 

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from speechft_ray.sweep.predictions import is_prediction
 from speechft_ray.sweep.protocols import Curve, EncoderRow, Model, SweepEnd, SweepInfo, TrackerDown
 from speechft_ray.tracking._logged_models import LoggedModels
 from speechft_ray.tracking._mlflow_client import open_client
@@ -58,7 +59,8 @@ STATUS = {
     "stopped": "KILLED",
 }
 NOTE = """\
-One child run per merged encoder (`speechft.kind = encoder`) and per fine-tuning run (`finetune`).
+One child run per merged encoder (`speechft.kind = encoder`), per fine-tuning run (`finetune`) and
+per merge that was only predicted (`prediction`, with dev alone).
 `score_by_alpha/SERIES` of this run has alpha in thousandths as its step; a series has one method,
 one lambda and one donor. `dev/score` selects, `test/score` is reported; both are points of the
 SUPERB score, 0 to 1000. `best/` are the values of the winner. `spread/` is the standard deviation
@@ -133,7 +135,7 @@ class MlflowTracker:
         self._require_parent()
         with self._as_tracker_down():
             run = self._child(row.key, "encoder", row)
-            link = self._models.log(run, row)
+            link = None if is_prediction(row.params) else self._models.log(run, row)
             self._runs.log_latest(run, name_metrics(row), row.span, link)
             points = split_points(row.curve)
             if run.status != "FINISHED" or not has_names(run, points):
@@ -202,6 +204,7 @@ class MlflowTracker:
         parent = self._require_parent()
         name = name_run(item.params, item.fields)
         if key not in self._children:
+            kind = "prediction" if is_prediction(item.params) else kind
             tags = {KEY: key, KIND: kind, PARENT: parent.id}
             self._children[key] = self._runs.create(name, tags, item.span)
         run = self._children[key] = self._runs.rename(self._children[key], name)

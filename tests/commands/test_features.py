@@ -13,7 +13,8 @@ from speechft_ray.core.errors import UserError
 from speechft_ray.core.records import Place
 from speechft_ray.core.specs import COMPACT_RANK, CorpusSpec, EvalSpec
 from speechft_ray.speech.corpora.base import Corpus, Utterance
-from speechft_ray.sweep.plan import Inputs, PlanBuilder
+from speechft_ray.sweep.inputs import Inputs
+from speechft_ray.sweep.plan import PlanBuilder
 
 PLACE = Place(storage="nowhere", encoder="tiny_hubert")
 BYTES_PER_HOUR = 50 * 3600 * 7 * 192 * 2

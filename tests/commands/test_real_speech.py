@@ -13,7 +13,8 @@ from speechft_ray.commands.parts import SEARCH_SPACES
 from speechft_ray.core.errors import UserError
 from speechft_ray.core.fingerprint import canonical_json
 from speechft_ray.speech.corpora.base import CORPORA, CorpusKind
-from speechft_ray.sweep.plan import Inputs, make_plan
+from speechft_ray.sweep.inputs import Inputs
+from speechft_ray.sweep.plan import make_plan
 from speechft_ray.sweep.space_file import read_space
 
 FOLDER = SEARCH_SPACES / "real_speech"

@@ -11,6 +11,7 @@ import pytest
 from pydantic import BaseModel
 
 from speechft_ray.core.fingerprint import canonical_json, file_sha256, fingerprint
+from speechft_ray.core.merge_spec import MergeSpec
 from speechft_ray.core.specs import (
     LATER_FIELDS,
     AdapterSpec,
@@ -18,7 +19,6 @@ from speechft_ray.core.specs import (
     CorpusSpec,
     EvalSpec,
     FinetuneSpec,
-    MergeSpec,
     Objective,
 )
 

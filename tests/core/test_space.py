@@ -327,3 +327,46 @@ def test_the_message_lists_every_path() -> None:
         "  merge[0].alpha: must be at most 1, but is 3 instead.",
         "  merge[1].method: must be text, but is 4 instead.",
     ]
+
+
+def test_a_curve_over_alpha_is_a_grid_of_which_most_is_predicted() -> None:
+    entries = merges({"alpha": {"curve": 5, "encode": [0.25, 0.75], "verify": 2}, "method": "ties"})
+    assert [entry.alpha for entry in entries] == [0.25, 0.375, 0.5, 0.625, 0.75]
+    assert [entry.predicted_from for entry in entries] == [
+        *[(), (0.25, 0.75), (0.25, 0.75)],
+        *[(0.25, 0.75), ()],
+    ]
+    assert [entry.verify for entry in entries] == [0, 2, 2, 2, 0]
+    # By default three encodings from 0 to 1; alphas are those that a person would list.
+    by_default = merges({"alpha": {"curve": 21}})
+    assert [entry.alpha for entry in by_default] == [round(0.05 * n, 2) for n in range(21)]
+    assert {entry.predicted_from for entry in by_default} == {(), (0.0, 0.5, 1.0)}
+
+
+@pytest.mark.parametrize(
+    ("entry", "path", "text"),
+    [
+        ({"alpha": {"curve": 21, "verify": 19}}, "alpha.verify", "from 1 to 18"),
+        ({"alpha": {"curve": 21, "verify": 0}}, "alpha.verify", "from 1 to 18"),
+        ({"alpha": {"curve": 2}}, "alpha.curve", "at least 3"),
+        ({"alpha": {"curve": 3}}, "alpha", "leaves no alpha to predict"),
+        ({"alpha": {"curve": 5, "encode": [0.5]}}, "alpha.encode", "at least two different"),
+        ({"alpha": {"curve": 5, "encode": [0, 1.5]}}, "alpha.encode", "within [0, 1]"),
+        ({"alpha": {"curve": 5, "encode": [0, 0, 1]}}, "alpha.encode", "different alphas"),
+        ({"alpha": {"curve": 5, "verfy": 1}}, "alpha", "Did you mean `verify`?"),
+        ({"alpha": {"curve": [0, 1], "knots": 4}}, "alpha", "is an axis of `search`"),
+        ({"method": "slerp", "params": {"t": {"curve": 5}}}, "params.t", "only `alpha` of a merge"),
+        ({"method": "ties", "params": {"scale": {"curve": 5}}}, "params.scale", "straight line"),
+    ],
+)
+def test_a_curve_that_cannot_be_predicted_gets_one_sentence(
+    entry: dict[str, Any], path: str, text: str
+) -> None:
+    by_path = mistakes(merge=[entry])
+    assert list(by_path) == [f"merge[0].{path}"]
+    assert text in by_path[f"merge[0].{path}"]
+
+
+def test_a_curve_over_lambda_is_refused() -> None:
+    run = {**GOOD["finetune"][0], "anchor_penalty": {"curve": 5}}
+    assert "straight line" in mistakes(finetune=[run])["finetune[0].anchor_penalty"]

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from speechft_ray.commands.checks import check_names
 from speechft_ray.commands.parts import resolve_place
-from speechft_ray.commands.sweep import plan_sweep
+from speechft_ray.commands.sweep import open_sweep
 from speechft_ray.core.errors import SpecError
 from speechft_ray.core.space import parse_space
 from speechft_ray.core.specs import SweepSpec
@@ -56,7 +56,7 @@ def space(gather: list[str]) -> SweepSpec:
 def test_merges_read_what_the_fine_tuning_gathered(tmp_path: Path) -> None:
     spec = space(["fisher", "gram", "waves"])
     place = resolve_place(spec, storage=tmp_path, cpu=True)
-    plan, store = plan_sweep(spec, place), Store(tmp_path)
+    plan, store = open_sweep(spec, place, is_to_run=False).plan, Store(tmp_path)
     publish_start(place)
     corpora = {key for job in plan.of_stage("finetune") for key in job.needs}
     for job in plan.jobs.values():

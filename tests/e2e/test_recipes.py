@@ -18,7 +18,7 @@ from speechft_ray.cli import main
 from speechft_ray.cluster.connect import connect
 from speechft_ray.cluster.executor import RayExecutor
 from speechft_ray.commands.parts import resolve_place
-from speechft_ray.commands.sweep import plan_sweep
+from speechft_ray.commands.sweep import open_sweep
 from speechft_ray.core.records import Outcome, Place
 from speechft_ray.core.specs import FinetuneSpec, SweepSpec
 from speechft_ray.core.store import Store
@@ -145,7 +145,7 @@ def ran(home: Path, ray_folder: Path) -> tuple[Mapping[str, Outcome], Place]:
         encoder=str(home / "toy.safetensors"),
         corpora=home / "corpora",
     )
-    plan = plan_sweep(spec, place)
+    plan = open_sweep(spec, place, is_to_run=False).plan
     publish_start(place)
     cluster = connect("local", cpus=1, store_bytes=STORE_BYTES)
     with pytest.MonkeyPatch.context() as patch:

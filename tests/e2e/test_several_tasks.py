@@ -15,7 +15,7 @@ from speechft_ray.commands.checks import check_names
 from speechft_ray.commands.encoders import export_encoder
 from speechft_ray.commands.parts import resolve_place
 from speechft_ray.commands.results import publish_results
-from speechft_ray.commands.sweep import plan_sweep
+from speechft_ray.commands.sweep import open_sweep
 from speechft_ray.core.errors import SpecError
 from speechft_ray.core.space import parse_space
 from speechft_ray.core.specs import SweepSpec
@@ -77,7 +77,7 @@ def small_run(tmp_path_factory: pytest.TempPathFactory) -> SmallRun:
     home = tmp_path_factory.mktemp("several")
     spec = small()
     place = resolve_place(spec, storage=home / "runs", cpu=True)
-    plan, store = plan_sweep(spec, place), Store(home / "runs")
+    plan, store = open_sweep(spec, place, is_to_run=False).plan, Store(home / "runs")
     publish_start(place)
     failures = run_plan(
         plan,

@@ -22,17 +22,19 @@ from speechft_ray.commands.parts import (
     plan_inputs,
     set_resources,
 )
+from speechft_ray.core.merge_spec import MergeSpec
 from speechft_ray.core.records import STAGES, Place
 from speechft_ray.core.registry import Registry
 from speechft_ray.core.resources import StageResources
-from speechft_ray.core.specs import CorpusSpec, MergeSpec
+from speechft_ray.core.specs import CorpusSpec
 from speechft_ray.merging.base import METHODS
 from speechft_ray.search.plan import make_search_plan
 from speechft_ray.speech.corpora.base import CORPORA
 from speechft_ray.speech.heads.base import HEADS
 from speechft_ray.stages.perform import start_encoder
 from speechft_ray.superb.tasks.base import TASKS
-from speechft_ray.sweep.plan import Component, Inputs, make_plan
+from speechft_ray.sweep.inputs import Component, Inputs
+from speechft_ray.sweep.plan import make_plan
 from speechft_ray.sweep.space_file import read_space
 from speechft_ray.sweep.stops import stop_key
 

@@ -24,7 +24,8 @@ from speechft_ray.report.lines import add_intervals, group_rows
 from speechft_ray.report.power import measure_spread
 from speechft_ray.report.table import csv_table
 from speechft_ray.report.write import write_report
-from speechft_ray.sweep.plan import Inputs, make_plan
+from speechft_ray.sweep.inputs import Inputs
+from speechft_ray.sweep.plan import make_plan
 from speechft_ray.sweep.protocols import EncoderRow, Leak
 from tests.report.report_data import make_report_data
 from tests.sweep.fakes import sweep

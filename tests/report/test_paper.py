@@ -25,7 +25,8 @@ from speechft_ray.report.paper_tables import (
     list_rows,
     read_published_rows,
 )
-from speechft_ray.sweep.plan import Inputs, Plan, make_plan
+from speechft_ray.sweep.inputs import Inputs
+from speechft_ray.sweep.plan import Plan, make_plan
 from speechft_ray.sweep.protocols import EncoderRow
 from speechft_ray.sweep.space_file import read_space
 

@@ -17,7 +17,8 @@ from speechft_ray.speech.corpora.base import Corpus
 from speechft_ray.speech.features.cache import FeatureCache
 from speechft_ray.superb.evaluate import SharedCaches, evaluate
 from speechft_ray.superb.folds import average_scores, evaluate_folds
-from speechft_ray.sweep.plan import Inputs, make_plan
+from speechft_ray.sweep.inputs import Inputs
+from speechft_ray.sweep.plan import make_plan
 from tests.superb.toy_models import ToyEncoder, toy_corpus
 from tests.sweep.fakes import sweep
 

@@ -7,11 +7,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from speechft_ray.core.records import Job, Outcome
+from speechft_ray.core.records import STAGES, Job, Outcome
 from speechft_ray.core.space import parse_space
 from speechft_ray.core.specs import CorpusSpec, SweepSpec
 from speechft_ray.core.store import Store
-from speechft_ray.sweep.plan import Inputs, Plan
+from speechft_ray.sweep.inputs import Inputs
+from speechft_ray.sweep.plan import Plan
 from speechft_ray.sweep.protocols import Executor, Progress
 from speechft_ray.sweep.scheduler import JobScheduler, Observer, run_jobs
 
@@ -65,9 +66,9 @@ class FakeExecutor:
 
     def submit(self, job: Job) -> None:
         for need in job.needs:
-            assert any(
-                self.store.is_complete(stage, need) for stage in ("corpus", "finetune", "merge")
-            ), f"{job.label} came too early"
+            assert any(self.store.is_complete(stage, need) for stage in STAGES), (
+                f"{job.label} came too early"
+            )
         self.queue.append(job)
 
     def outcomes(self, timeout_seconds: float) -> list[Outcome]:

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from speechft_ray.core.errors import UserError
-from speechft_ray.sweep.plan import Component, Inputs, Plan, make_plan
+from speechft_ray.sweep.inputs import Component, Inputs
+from speechft_ray.sweep.plan import Plan, make_plan
 from tests.sweep.fakes import inputs, space, sweep
 
 PINNED_FINETUNE = ["0b1b4d15f10d7c32", "0d46616a596a3e05"]

@@ -10,6 +10,7 @@ import pytest
 from pydantic import BaseModel
 
 from speechft_ray.core.errors import SpecError, UserError
+from speechft_ray.core.merge_spec import MergeSpec
 from speechft_ray.core.resources import StageResources
 from speechft_ray.core.specs import (
     AdapterSpec,
@@ -17,7 +18,6 @@ from speechft_ray.core.specs import (
     CorpusSpec,
     EvalSpec,
     FinetuneSpec,
-    MergeSpec,
     Objective,
     ScoreSpec,
     SearchSpec,
