@@ -16,6 +16,7 @@ LAYERS = {
     "core": 0,
     "speech": 1,
     "merging": 1,
+    "storage": 1,
     "finetuning": 2,
     "superb": 2,
     "pretraining": 2,
@@ -50,6 +51,7 @@ DOORS = {
     "s3prl": {"speech/encoders/_s3prl.py"},
     "torchaudio": {"speech/encoders/_torchaudio.py"},
     "requests": {"speech/checkpoints/download.py"},
+    "obstore": {"storage/bucket.py"},
     "torch": {
         "speech",
         "merging",

@@ -91,8 +91,8 @@ class SweepResults:
         file = self._store.folder("merge", key) / "encoder.safetensors"
         if not file.is_file():
             raise UserError(
-                f"the weights of {key} are not in {self._store.root}: run the sweep again, which "
-                "makes them anew."
+                f"the weights of {key} are not in {self._store.address}: run the sweep again, "
+                "which makes them anew."
             )
         return load_encoder(file)
 

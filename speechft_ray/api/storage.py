@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
 
 def open_storage(path: str | Path = "runs") -> Storage:
-    """Opens a storage folder, as ``speechft_ray.open``. Raises ``UserError`` where it is not
-    there."""
-    return Storage(open_store(Path(path)))
+    """Opens a storage, a folder or a URL, as ``speechft_ray.open``. Raises ``UserError`` where it
+    is not there."""
+    return Storage(open_store(path))
 
 
 class Storage:
@@ -28,7 +28,9 @@ class Storage:
         self.store = store
 
     def __repr__(self) -> str:
-        return f"<storage {self.store.root}: {', '.join(list_sweeps(self.store)) or 'no sweeps'}>"
+        return (
+            f"<storage {self.store.address}: {', '.join(list_sweeps(self.store)) or 'no sweeps'}>"
+        )
 
     def sweeps(self) -> pd.DataFrame:
         """Returns one row per sweep: ``sweep``, ``status``, ``best`` (title of the merge that dev

@@ -23,7 +23,7 @@ from speechft_ray.cli import (  # noqa: F401  # importing them adds their verbs
     ui,
 )
 from speechft_ray.cli.app import EXIT_RESUMABLE, EXIT_USER, app
-from speechft_ray.core.errors import DiskFull, Interrupted, UserError
+from speechft_ray.core.errors import DiskFull, Interrupted, StorageDown, UserError
 from speechft_ray.core.full_disk import is_disk_full
 
 
@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         app(prog_name="speechft", args=list(arguments) if arguments is not None else None)
     except UserError as error:
         print(f"speechft: {error}", file=sys.stderr)
-        return EXIT_USER
+        return EXIT_RESUMABLE if isinstance(error, StorageDown) else EXIT_USER
     except DiskFull as error:
         return _report_full_disk(error)
     except Interrupted:

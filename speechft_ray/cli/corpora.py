@@ -46,14 +46,15 @@ def check(
         typer.Option(help="An option of the corpus as NAME=VALUE; may be repeated."),
     ] = None,
     storage: Annotated[
-        Path, typer.Option(help="Folder that caches the facts of audio files, for sweeps as well.")
-    ] = Path("runs"),
+        str, typer.Option(help="Storage that caches the facts of audio files, for sweeps as well.")
+    ] = "runs",
 ) -> None:
     """Open a corpus, print its numbers by split and what is missing. Exits with code 2 when the
     corpus cannot be used."""
     from speechft_ray.core.validation import validate
     from speechft_ray.speech.corpora.base import CORPORA
     from speechft_ray.speech.corpora.corpus_stats import compare_stats, compute_stats
+    from speechft_ray.storage.open import find_local_root
 
     kind, console = CORPORA.get(name), _console()
     if not kind.needs_root:
@@ -62,7 +63,10 @@ def check(
         kind.options, parse_options(option or [], "--option"), where=f"corpus `{name}`"
     )
     corpus = _open_with_progress(
-        name, options, folder.expanduser().absolute(), storage.expanduser().absolute() / "corpora"
+        name,
+        options,
+        folder.expanduser().absolute(),
+        find_local_root(storage) / "corpora",
     )
     stats, expected = compute_stats(corpus), kind.expected(options)
     console.print(_make_table(corpus, stats))

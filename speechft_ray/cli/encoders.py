@@ -53,7 +53,7 @@ def export(
     ],
     out: Annotated[Path, typer.Argument(help="File or folder to write; must not exist.")],
     to: Annotated[str, typer.Option(help="Format: hf, fairseq, s3prl or safetensors.")],
-    storage: Annotated[Path, typer.Option(help="Storage folder of the sweep.")] = Path("runs"),
+    storage: Annotated[str, typer.Option(help="Storage of the sweep: a folder or a URL.")] = "runs",
     push: Annotated[
         str | None,
         typer.Option(

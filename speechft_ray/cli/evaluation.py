@@ -13,6 +13,7 @@ from speechft_ray.cli.options import parse_options
 from speechft_ray.cli.sweep_options import Address, Json, Mlflow, Storage
 from speechft_ray.core.errors import UserError
 from speechft_ray.core.signals import stop_on_signals
+from speechft_ray.storage.address import resolve_storage
 
 if TYPE_CHECKING:
     from speechft_ray.core.records import Place
@@ -73,7 +74,7 @@ def evaluate(
     ] = "float32",
     features: FeatureForm = None,
     rank: Rank = None,
-    storage: Storage = Path("runs"),
+    storage: Storage = "runs",
     address: Address = "local",
     in_process: Annotated[bool, typer.Option("--in-process", help="Use no Ray.")] = False,
     cpu: Annotated[bool, typer.Option("--cpu", help="Use no GPU.")] = False,
@@ -102,7 +103,7 @@ def evaluate(
         "corpus_options": parse_options(corpus_option or [], "--corpus-option"),
     }
     place = Place(
-        storage=str(storage.expanduser().absolute()),
+        storage=resolve_storage(storage),
         encoder=resolve_encoder(encoder),
         device="cpu" if cpu else "auto",
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -22,6 +21,7 @@ from speechft_ray.cli.sweep_options import (
     Storage,
 )
 from speechft_ray.core.signals import stop_on_signals
+from speechft_ray.storage.open import find_local_root
 
 
 @app.command("paper")
@@ -45,7 +45,7 @@ def reproduce_paper(
     ] = None,
     address: Address = "local",
     corpora: Corpora = None,
-    storage: Storage = Path("runs"),
+    storage: Storage = "runs",
     report: Report = None,
     mlflow: Mlflow = None,
     in_process: Annotated[
@@ -72,6 +72,7 @@ def reproduce_paper(
 
     limits = Limits(retries=retries, **parse_stall_minutes(stall_minutes or []))
     numbers, size = parse_tables(tables or []), parse_scale(scale)
+    local_root = find_local_root(storage)
     encoders = {
         name: str(value) for name, value in parse_options(encoder or [], "--encoder").items()
     }
@@ -79,7 +80,7 @@ def reproduce_paper(
         numbers = real_speech.select_tables(numbers, bool(tables) and "all" not in (tables or []))
         real_speech.check_corpora(corpora)
         if real_speech.ENCODER not in encoders:
-            human = real_speech.find_encoder(storage, corpora, plan, Console())
+            human = real_speech.find_encoder(local_root, corpora, plan, Console())
             encoders[real_speech.ENCODER] = human
     sweeps = open_paper(
         numbers,
@@ -93,7 +94,7 @@ def reproduce_paper(
     if plan:
         print_paper_plan(numbers, sweeps, size, Console())
         return
-    folder = report or storage / "report" / f"paper-{size}"
+    folder = report or local_root / "report" / f"paper-{size}"
 
     def write() -> None:
         write_paper_page(numbers, sweeps, size, folder)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -10,11 +9,11 @@ from rich.console import Console
 
 from speechft_ray.cli.app import app
 
-StorageFolder = Annotated[Path, typer.Option(help="Storage folder of your sweeps.")]
+StorageOfSweeps = Annotated[str, typer.Option(help="Storage of your sweeps: a folder or a URL.")]
 
 
 @app.command("ls")
-def list_sweeps(storage: StorageFolder = Path("runs")) -> None:
+def list_sweeps(storage: StorageOfSweeps = "runs") -> None:
     """List the sweeps of a storage with their results and sizes, and what no sweep needs."""
     from speechft_ray.commands.listing import print_sweeps
     from speechft_ray.commands.stored import open_store
@@ -24,7 +23,7 @@ def list_sweeps(storage: StorageFolder = Path("runs")) -> None:
 
 @app.command()
 def gc(
-    storage: StorageFolder = Path("runs"),
+    storage: StorageOfSweeps = "runs",
     yes: Annotated[
         bool, typer.Option("--yes", help="Remove; without it, only print what would go.")
     ] = False,
@@ -48,9 +47,9 @@ def gc(
 def compare(
     first: Annotated[str, typer.Argument(help="Name of a sweep; `speechft ls` prints them.")],
     second: Annotated[str, typer.Argument(help="Name of another sweep with the same tasks.")],
-    storage: StorageFolder = Path("runs"),
+    storage: StorageOfSweeps = "runs",
     other_storage: Annotated[
-        Path | None, typer.Option(help="Storage of the second sweep; default: that of the first.")
+        str | None, typer.Option(help="Storage of the second sweep; default: that of the first.")
     ] = None,
 ) -> None:
     """Compare two sweeps over the same tasks: best merges and lines of equal parameters, with

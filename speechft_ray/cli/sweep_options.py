@@ -55,7 +55,11 @@ Manifest = Annotated[
     Path | None, typer.Option(help="Your own recordings: a tsv with path, split and label columns.")
 ]
 Storage = Annotated[
-    Path, typer.Option(help="Where everything is kept; every node must see it under this path.")
+    str,
+    typer.Option(
+        help="Where everything is kept: a folder that every node sees under this path, or a bucket "
+        "such as s3://BUCKET/PREFIX."
+    ),
 ]
 Cache = Annotated[
     Path | None,

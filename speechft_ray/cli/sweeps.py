@@ -51,7 +51,7 @@ def run(
     encoder: Encoder = None,
     corpora: Corpora = None,
     manifest: Manifest = None,
-    storage: Storage = Path("runs"),
+    storage: Storage = "runs",
     report: Report = None,
     mlflow: Mlflow = None,
     track: Track = None,
@@ -127,7 +127,7 @@ def show_plan(
     encoder: Encoder = None,
     corpora: Corpora = None,
     manifest: Manifest = None,
-    storage: Storage = Path("runs"),
+    storage: Storage = "runs",
     cpu: Annotated[bool, typer.Option("--cpu", help="Use no GPU.")] = False,
     cache_gb: CacheGb = 50.0,
     calibrate: Calibrate = False,
@@ -159,7 +159,7 @@ def status(
     encoder: Encoder = None,
     corpora: Corpora = None,
     manifest: Manifest = None,
-    storage: Storage = Path("runs"),
+    storage: Storage = "runs",
     as_json: Json = False,
 ) -> None:
     """Print how far a sweep is, the best score so far, what failed, and who runs it; from any node
@@ -199,7 +199,7 @@ def write_report(
     encoder: Encoder = None,
     corpora: Corpora = None,
     manifest: Manifest = None,
-    storage: Storage = Path("runs"),
+    storage: Storage = "runs",
     report: Report = None,
     mlflow: Mlflow = None,
     track: Track = None,
@@ -228,21 +228,18 @@ def write_report(
 
 @app.command()
 def verify(
-    storage: Storage = Path("runs"),
+    storage: Storage = "runs",
     repair: Annotated[
         bool, typer.Option("--repair", help="Set damaged units aside, to be computed again.")
     ] = False,
 ) -> None:
     """Read a whole storage and compare it with its checksums. Ends with 1 where a unit is damaged
     and was not set aside."""
+    from speechft_ray.commands.stored import open_store
     from speechft_ray.commands.verify import verify_store
-    from speechft_ray.core.errors import UserError
-    from speechft_ray.core.store import Store
 
-    if not storage.expanduser().is_dir():
-        raise UserError(f"there is no storage folder {storage}: give it with --storage.")
     console = Console(soft_wrap=True, highlight=False, markup=False)
-    damaged = verify_store(Store(storage), repair, console)
+    damaged = verify_store(open_store(storage), repair, console)
     if damaged and not repair:
         raise SystemExit(EXIT_FAILED)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -17,7 +16,7 @@ def ui(
     target: Annotated[
         str | None, typer.Argument(help="A storage folder, or the name of a sweep in --storage.")
     ] = None,
-    storage: Annotated[Path, typer.Option(help="Where the sweeps are kept.")] = Path("runs"),
+    storage: Annotated[str, typer.Option(help="Where the sweeps are kept.")] = "runs",
     mlflow: Annotated[
         str | None, typer.Option(help="MLflow URI; default: the one that the sweep used.")
     ] = None,

@@ -95,12 +95,14 @@ def connect(
     cpus: int | None = None,
     gpus: int | None = None,
     store_bytes: int | None = None,
+    allow: re.Pattern[str] | None = None,
 ) -> Cluster:
     """Connects to ``local`` (starts a cluster here), ``auto`` (the one that runs here or in
     ``RAY_ADDRESS``) or ``HOST:PORT``.
 
     ``cpus``, ``gpus`` and ``store_bytes`` (shared memory for objects) bound a local cluster; Ray
-    takes all it finds by itself. Raises ``UserError`` when there is no such cluster, or it refuses
+    takes all it finds by itself. ``allow``: more variables that the processes of a local cluster
+    inherit. Raises ``UserError`` when there is no such cluster, or it refuses
     this process.
     """
     _check(address)
@@ -117,7 +119,7 @@ def connect(
         with _keep_signal_handlers():
             if address == "local":
                 limits = {"num_cpus": cpus, "num_gpus": gpus, "object_store_memory": store_bytes}
-                with _restrict_environment():
+                with _restrict_environment(allow):
                     context = _start_here(
                         **common, **limits, include_dashboard=missing_for_dashboard() == []
                     )
@@ -311,12 +313,14 @@ def _is_installed(name: str) -> bool:
 
 
 @contextmanager
-def _restrict_environment() -> Iterator[None]:
+def _restrict_environment(allow: re.Pattern[str] | None = None) -> Iterator[None]:
     # Ray's processes inherit the environment of the moment they start, and every worker inherits
     # theirs. They also import from where the driver does, so that a checkout works like an
     # installed package.
     hidden = {
-        name: value for name, value in os.environ.items() if not ALLOWED_ENVIRONMENT.fullmatch(name)
+        name: value
+        for name, value in os.environ.items()
+        if not (ALLOWED_ENVIRONMENT.fullmatch(name) or (allow and allow.fullmatch(name)))
     }
     hidden["PYTHONPATH"] = os.environ.get("PYTHONPATH", "")
     for name in hidden:

@@ -14,9 +14,9 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from speechft_ray.core.curves import Point, read_point
-from speechft_ray.core.marker import explain_other_storage
 from speechft_ray.core.processes import find_start, kill_process
 from speechft_ray.core.records import Job, Outcome, Place
+from speechft_ray.storage.open import explain_other_storage
 from speechft_ray.sweep.local import perform_safely, read_progress
 from speechft_ray.sweep.protocols import Perform, Progress, ReportProgress
 

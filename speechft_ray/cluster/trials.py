@@ -33,6 +33,7 @@ from speechft_ray.cluster.stopping import EarlyStopping
 from speechft_ray.cluster.trainable import hide_calls, make_trainable
 from speechft_ray.cluster.trial_losses import LossCallback, survive_memory_errors
 from speechft_ray.core.records import Job, Outcome, Place
+from speechft_ray.storage.open import find_local_root
 from speechft_ray.sweep.protocols import Perform
 
 STOP_SECONDS = 30.0
@@ -148,7 +149,7 @@ class Trials:
             ),
             run_config=tune.RunConfig(
                 name=f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}-{self._opened}",
-                storage_path=str(Path(self._place.storage).absolute() / "tune"),
+                storage_path=str(find_local_root(self._place.storage).absolute() / "tune"),
                 failure_config=tune.FailureConfig(max_failures=self._losses.retries),
                 stop=ClosedStopper(self._searcher.closed),
                 callbacks=[

@@ -30,6 +30,7 @@ from speechft_ray.cost.samples import read_numbers
 from speechft_ray.cost.work import probe_unit, tune_unit
 from speechft_ray.speech.encoders.base import FAMILIES, EncoderWeights
 from speechft_ray.stages.perform import start_encoder
+from speechft_ray.storage.open import find_local_root
 from speechft_ray.sweep.plan import FBANK
 
 CALIBRATION_VERSION = 1
@@ -49,7 +50,8 @@ def find_calibration(place: Place) -> Path:
     shape = FAMILIES.get(weights.family).describe(weights.config)
     device = describe_device(find_device(place.device))
     identity = [CALIBRATION_VERSION, platform.node(), os.cpu_count(), device, weights.family, shape]
-    return Path(place.storage) / "calibration" / f"{fingerprint(list(map(str, identity)))}.json"
+    name = fingerprint(list(map(str, identity)))
+    return find_local_root(place.storage) / "calibration" / f"{name}.json"
 
 
 def read_calibration(place: Place) -> dict[str, float]:

@@ -31,7 +31,9 @@ class LinePair(NamedTuple):
     comparison: Comparison | None
 
 
-def compare_sweeps(first: str, second: str, storage: Path, other: Path | None) -> list[LinePair]:
+def compare_sweeps(
+    first: str, second: str, storage: str | Path, other: str | Path | None
+) -> list[LinePair]:
     """Compares two sweeps of a storage, or of two; the best merges come first.
 
     Raises ``UserError`` for unknown sweeps and for sweeps whose scores do not measure the same.

@@ -45,7 +45,7 @@ def read_current_status(plan: Plan, fingerprint: str, store: Store) -> CurrentSt
 
     ``plan``: all that is planned by now; ``fingerprint``: that of the sweep.
     """
-    driver = describe_driver(store.root, fingerprint)
+    driver = describe_driver(store, fingerprint)
     written = read_status(store.root, fingerprint)
     state = "running" if driver else "finished" if is_finished(plan, store) else "not running"
     if driver and written is not None:

@@ -19,6 +19,8 @@ from speechft_ray.core.store import Store
 from speechft_ray.report.winner import SweepRecord, list_records, read_record
 from speechft_ray.speech.checkpoints.cache import is_cached
 from speechft_ray.speech.checkpoints.catalogue import BASELINE, PACKAGED, PUBLISHED, cache_folder
+from speechft_ray.storage.address import resolve_storage
+from speechft_ray.storage.open import open_existing
 from speechft_ray.sweep.lineage import find_pretrained, read_lineage
 
 _FORMAT = "safetensors"
@@ -67,7 +69,7 @@ def new_encoder(family: str, out: Path, *, layers: int, dim: int, large: bool, s
 
 
 def export_encoder(
-    run: str, to: str, out: Path, storage: Path, push: str | None = None
+    run: str, to: str, out: Path, storage: str | Path, push: str | None = None
 ) -> tuple[str, ...]:
     """Writes a merged encoder in the format ``to`` and its model card; returns sentences that
     describe it.
@@ -85,17 +87,13 @@ def export_encoder(
     require_absent(out)
     require_absent(card_file)
     token = check_push(push, to) if push is not None else ""
-    if not storage.is_dir():
-        raise UserError(
-            f"there is no storage folder {storage}: give that of the sweep with --storage."
-        )
-    store = Store(storage)
+    store = open_existing(resolve_storage(storage))
     merged = find_merged_encoder(store, run)
     file = store.folder("merge", merged.fingerprint) / "encoder.safetensors"
     if not file.is_file():
         raise UserError(
-            f"the weights of {merged.fingerprint} are no longer in {storage}: run the sweep again, "
-            "which makes them anew."
+            f"the weights of {merged.fingerprint} are no longer in {store.address}: run the sweep "
+            "again, which makes them anew."
         )
     checkpoint = load_checkpoint(file)
     weights = checkpoint.weights
@@ -185,6 +183,6 @@ def find_merged_encoder(store: Store, run: str) -> MergedEncoder:
     if not matches:
         raise UserError(
             f"{unknown_name('sweep', run, names)} Or give the fingerprint of one of the "
-            f"{len(fingerprints)} merged encoders in {store.root}."
+            f"{len(fingerprints)} merged encoders in {store.address}."
         )
     return MergedEncoder(matches[0], None)

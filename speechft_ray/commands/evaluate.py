@@ -20,12 +20,12 @@ from speechft_ray.core.errors import UserError
 from speechft_ray.core.metrics import metric
 from speechft_ray.core.records import STAGES, Outcome, Place, read_scores
 from speechft_ray.core.specs import EvalSpec
-from speechft_ray.core.store import Store
 from speechft_ray.core.validation import validate
 from speechft_ray.report.progress import ProgressDisplay
 from speechft_ray.speech.corpora.base import CORPORA
 from speechft_ray.speech.corpora.manifest import find_manifest
 from speechft_ray.stages.perform import publish_start
+from speechft_ray.storage.open import open_store
 from speechft_ray.superb.setup import check_patience
 from speechft_ray.superb.tasks.base import TASKS, check_task_options
 from speechft_ray.sweep.plan import FBANK, PlanBuilder
@@ -102,7 +102,7 @@ def evaluate_tasks(
         specs.append(spec)
         roots |= own_roots
     place = place.model_copy(update={"roots": roots, "manifest": roots.get("manifest")})
-    store = Store(Path(place.storage))
+    store = open_store(place.storage)
     builder = PlanBuilder(plan_inputs(place))
     merged = None if place.encoder == FBANK else builder.add_pretrained()[0]
     keys = [builder.add_evaluation(spec, merged, Path(place.encoder).name) for spec in specs]

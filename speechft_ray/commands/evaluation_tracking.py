@@ -9,6 +9,7 @@ from typing import Any
 
 from speechft_ray.core.fingerprint import fingerprint
 from speechft_ray.core.records import Place, read_scores
+from speechft_ray.storage.open import find_local_root
 from speechft_ray.sweep.protocols import EncoderRow, SweepEnd, SweepInfo
 from speechft_ray.tracking.background import BackgroundTracker
 from speechft_ray.tracking.base import TRACKERS
@@ -33,7 +34,7 @@ def track_evaluations(
     sentences = []
     for name in names:
         kind = TRACKERS.get(name)
-        tracker = kind.open(Path(place.storage), NAME, mlflow_uri)
+        tracker = kind.open(find_local_root(place.storage), NAME, mlflow_uri)
         if kind.blocks:
             tracker = BackgroundTracker(tracker)
         try:

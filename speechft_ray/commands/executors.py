@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 
 from speechft_ray.commands.parts import RESOURCES, open_executor
-from speechft_ray.core.marker import refresh
 from speechft_ray.core.records import Job, Limits, Outcome, Place, Stage
 from speechft_ray.core.resources import ResourceRequest
-from speechft_ray.core.store import Store
+from speechft_ray.storage.open import open_store
 from speechft_ray.sweep.claims import LOOK_SECONDS, UnitClaims
 from speechft_ray.sweep.protocols import Executor, Progress, StatusSink
 from speechft_ray.sweep.status_file import SweepStatus
@@ -45,7 +43,7 @@ class OnDemandExecutor:
         self._address, self._place, self._note = address, place, note
         self._resources, self._limits = resources, limits
         self._executor: Executor | None = None
-        self._store = Store(Path(place.storage))
+        self._store = open_store(place.storage)
         self._unconfirmed: dict[str, tuple[Outcome, float]] = {}
         """Outcomes that the store does not have yet, and when they came."""
 
@@ -94,9 +92,7 @@ class OnDemandExecutor:
             if not self._claims.take(job):
                 continue
             del self._held[key]
-            if not self._store.is_complete(job.stage, key):
-                refresh(self._store.folder(job.stage, key).parent)
-            if self._store.is_complete(job.stage, key):
+            if self._store.look_again(job.stage, key):
                 self._claims.release(key)
                 facts = self._store.manifest(job.stage, key)
                 ended.append(
@@ -112,15 +108,12 @@ class OnDemandExecutor:
         """Returns the outcome once the store has what it says; an error after ``CONFIRM_SECONDS``;
         ``None`` before."""
         stage, key = outcome.stage, outcome.fingerprint
-        if not outcome.ok or self._store.is_complete(stage, key):
-            return outcome
-        refresh(self._store.folder(stage, key).parent)
-        if self._store.is_complete(stage, key):
+        if not outcome.ok or self._store.look_again(stage, key):
             return outcome
         if seconds < CONFIRM_SECONDS:
             return None
         sentence = (
-            f"its worker has published it, but {self._store.folder(stage, key)} does not appear "
+            f"its worker has published it, but {self._store.address}/{stage}/{key} does not appear "
             "here: the worker's node sees another folder under this path. Mount the storage folder "
             "on every node under the same path and run the command again"
         )

@@ -14,6 +14,7 @@ from speechft_ray.core.specs import CorpusSpec, EvalSpec, Objective, SweepSpec
 from speechft_ray.finetuning.data import load_objective
 from speechft_ray.speech.corpora.base import CORPORA
 from speechft_ray.stages.perform import open_corpus, start_encoder
+from speechft_ray.storage.open import find_local_root
 from speechft_ray.superb.setup import build_task_data
 from speechft_ray.superb.tasks.base import TASKS
 
@@ -68,7 +69,7 @@ def _find_mark(identity: str, corpora: Sequence[CorpusSpec], place: Place) -> Pa
     content = [open_corpus(corpus, place).fingerprint for corpus in corpora]
     encoder = start_encoder(place.encoder).fingerprint
     name = fingerprint([identity, content, encoder, code_version()])
-    return Path(place.storage) / "corpora" / "labels" / name
+    return find_local_root(place.storage) / "corpora" / "labels" / name
 
 
 def check_objective(objective: Objective, place: Place) -> None:

@@ -16,8 +16,10 @@ from speechft_ray.commands.unused import (
     measure_use,
     remove_unused,
 )
+from speechft_ray.core.errors import UserError
 from speechft_ray.core.store import Store
 from speechft_ray.report.winner import list_records, read_record
+from speechft_ray.storage.address import is_url
 
 SHOWN_ITEMS = 20
 
@@ -47,7 +49,7 @@ def print_sweeps(store: Store, console: Console) -> None:
         sizes[stage] += size
     sizes |= {name: measure_folder(store.root / name) for name in ("corpora", "cache", "work")}
     parts = ", ".join(f"{name} {format_bytes(size)}" for name, size in sizes.items() if size)
-    console.print(f"\n{store.root}: {parts or 'empty'}", highlight=False, soft_wrap=True)
+    console.print(f"\n{store.address}: {parts or 'empty'}", highlight=False, soft_wrap=True)
     if use.unused:
         console.print(
             f"unused: {len(use.unused)} items, {format_bytes(_sum_bytes(use.unused))}; "
@@ -60,6 +62,12 @@ def collect_unused(
     store: Store, console: Console, *, yes: bool, forget: str | None, hours: float
 ) -> None:
     """Prints what no sweep needs, and removes it with ``yes``. Raises ``UserError``."""
+    if is_url(store.address):
+        raise UserError(
+            f"gc removes from folders only, and {store.address} is a bucket: copy it to a folder "
+            "to see what no sweep needs, and remove those objects with the tools of the bucket "
+            "(docs/storages.md)."
+        )
     use = measure_use(store, forget, hours)
     table = Table.grid(padding=(0, 2, 0, 0))
     for item in sorted(use.unused, key=lambda item: -item.bytes)[:SHOWN_ITEMS]:

@@ -99,7 +99,7 @@ def open_paper(
     tables: Sequence[int],
     scale: Scale,
     *,
-    storage: Path,
+    storage: str | Path,
     encoders: Mapping[str, str],
     corpora: Path | None,
     changes: Mapping[str, object],

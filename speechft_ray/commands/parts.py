@@ -35,6 +35,7 @@ from speechft_ray.speech.corpora.base import CORPORA, Corpus
 from speechft_ray.speech.encoders.base import FAMILIES
 from speechft_ray.speech.heads.base import HEADS
 from speechft_ray.stages.perform import perform, plan_corpus, start_encoder
+from speechft_ray.storage.address import CREDENTIALS, is_url, resolve_storage
 from speechft_ray.superb.tasks.base import TASKS
 from speechft_ray.sweep.inputs import Component, Inputs
 from speechft_ray.sweep.local import LocalExecutor
@@ -196,7 +197,7 @@ _PRINTED_NOTES: set[tuple[str, str]] = set()
 def resolve_place(
     spec: SweepSpec,
     *,
-    storage: Path,
+    storage: str | Path,
     encoder: str | None = None,
     corpora: Path | None = None,
     manifest: Path | None = None,
@@ -206,14 +207,14 @@ def resolve_place(
 
     Raises ``UserError`` for a storage in the folder of a Ray job.
     """
-    root = storage.expanduser().absolute()
-    if {"runtime_resources", "working_dir_files"} <= set(root.parts):
+    root = resolve_storage(storage)
+    if {"runtime_resources", "working_dir_files"} <= set(Path(root).parts):
         raise UserError(
             f"the storage `{storage}` would be in the folder that Ray unpacked for this job, and "
             "be lost with it: give --storage as a path that begins with / and that all nodes see."
         )
     return Place(
-        storage=str(root),
+        storage=root,
         encoder=resolve_encoder(encoder or spec.encoder),
         corpora=str(corpora.expanduser().absolute()) if corpora else None,
         manifest=str(manifest.expanduser().absolute()) if manifest else None,
@@ -252,7 +253,7 @@ def open_executor(
     from speechft_ray.cluster.executor import RayExecutor
     from speechft_ray.cluster.share import check_requests, list_nodes
 
-    cluster = connect(address)
+    cluster = connect(address, allow=CREDENTIALS if is_url(place.storage) else None)
     note(
         f"Ray: {cluster.nodes} node{'s' if cluster.nodes != 1 else ''}, "
         f"{cluster.cpus:g} CPUs, {cluster.gpus:g} GPUs"

@@ -123,7 +123,7 @@ def describe_sweep(plan: Plan, store: Store, made: Invocation | None) -> SweepIn
     return info._replace(tags=list_facts(made), files=files)
 
 
-def print_results(data: ReportData, report: Path, trackers: Sequence[str], storage: Path) -> None:
+def print_results(data: ReportData, report: Path, trackers: Sequence[str], storage: str) -> None:
     """Prints the table of a sweep with its headline and its leaks, and where its report, its
     trackers and its best encoder are."""
     console = Console()
@@ -147,7 +147,7 @@ def print_results(data: ReportData, report: Path, trackers: Sequence[str], stora
         name = shlex.quote(data.sweep.name)
         console.print(
             "Export the best encoder: "
-            f"speechft export {name} {name} --to hf --storage {shlex.quote(str(storage))}",
+            f"speechft export {name} {name} --to hf --storage {shlex.quote(storage)}",
             soft_wrap=True,
             highlight=False,
             markup=False,

@@ -6,7 +6,6 @@ import shutil
 import threading
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -38,6 +37,8 @@ from speechft_ray.search.progress import progress_line
 from speechft_ray.search.proposals import extreme_points
 from speechft_ray.search.trials import Trial, TrialEvaluator
 from speechft_ray.stages.perform import perform, start_encoder
+from speechft_ray.storage.address import is_url
+from speechft_ray.storage.open import open_store
 from speechft_ray.sweep.local import LocalExecutor
 from speechft_ray.sweep.plan import Plan
 from speechft_ray.sweep.publishing import Publisher
@@ -60,12 +61,16 @@ class MergeSearch:
 
     def __init__(self, spec: SweepSpec, place: Place) -> None:
         self.spec, self.place = spec, place
-        self.store = Store(Path(place.storage))
+        self.store = open_store(place.storage)
         self.search = plan_search(spec, place)
         self.plan: Plan = self.search.controls
         self.tunings = [job for job in self.search.jobs.values() if job.stage == "finetune"]
         self.fingerprint = self.search.fingerprint
         self._observer: SearchObserver | None = None
+        self.store.pull_records()
+        self.store.prefetch((job.stage, key) for key, job in self.search.jobs.items())
+        # Proposals are in no plan; those of earlier runs are asked for one after the other.
+        self.store.prefetch_stage("evaluate")
 
     def check_disk(self) -> None:
         """Raises ``UserError`` when checkpoints, models and the winner would not fit."""
@@ -180,7 +185,10 @@ def open_proposer(plan: SearchPlan) -> GreedySoup | OptunaProposer:
 
 
 def check_disk(plan: SearchPlan, store: Store, place: Place) -> None:
-    """Raises ``UserError`` when checkpoints, fine-tuned models and the winner would not fit."""
+    """Raises ``UserError`` when checkpoints, fine-tuned models and the winner would not fit. A
+    bucket is never full."""
+    if is_url(place.storage):
+        return
     weights = start_encoder(place.encoder).weights
     size = sum(tensor.numel() * tensor.element_size() for tensor in weights.state.values())
     runs = [key for _, key in plan.space.runs if not store.is_complete("finetune", key)]
@@ -193,7 +201,7 @@ def check_disk(plan: SearchPlan, store: Store, place: Place) -> None:
     free = shutil.disk_usage(store.root).free
     if free < copies * size:
         raise UserError(
-            f"the storage folder `{store.root}` has {free / 1e9:.2f} GB free, but this search "
+            f"the storage folder `{store.address}` has {free / 1e9:.2f} GB free, but this search "
             f"needs about {copies * size / 1e9:.2f} GB for {len(runs)} fine-tuned models, their "
             "checkpoints and the winner: free some room or give another folder with --storage."
         )

@@ -12,7 +12,6 @@ from speechft_ray.commands.parts import corpus_identity
 from speechft_ray.core.fingerprint import canonical_json
 from speechft_ray.core.records import Place
 from speechft_ray.core.specs import CorpusSpec, EvalSpec, FinetuneSpec
-from speechft_ray.core.store import Store
 from speechft_ray.cost.calibration import read_child_seconds
 from speechft_ray.cost.samples import repeat_utterances
 from speechft_ray.cost.sizes import (
@@ -28,6 +27,7 @@ from speechft_ray.cost.sizes import (
 from speechft_ray.speech.corpora.base import CORPORA, SPLITS, Corpus, Estimate
 from speechft_ray.speech.encoders.base import FAMILIES
 from speechft_ray.stages.perform import open_corpus, start_encoder
+from speechft_ray.storage.open import open_store
 from speechft_ray.superb.tasks.base import TASKS
 from speechft_ray.sweep.plan import FBANK
 
@@ -40,7 +40,7 @@ class PlaceSizes:
     estimated (``cost.jobs.Sizes``)."""
 
     def __init__(self, place: Place) -> None:
-        self._place, self._store = place, Store(Path(place.storage))
+        self._place, self._store = place, open_store(place.storage)
         self._opened: dict[str, Corpus | None] = {}
         self._small: dict[str, Corpus] = {}
         self._evaluations: dict[str, EvaluationSize] = {}

@@ -15,6 +15,7 @@ from speechft_ray.core.specs import (
     SweepSpec,
 )
 from speechft_ray.speech.corpora.base import CORPORA
+from speechft_ray.storage.address import append_suffix
 
 SUFFIX = "-smoke"
 SCALE = 100
@@ -46,9 +47,9 @@ def shrink_sweep(spec: SweepSpec) -> SweepSpec:
     )
 
 
-def rename_storage(storage: Path) -> Path:
-    """Returns the storage folder of small sweeps, beside that of real ones."""
-    return storage.with_name(f"{storage.name}{SUFFIX}")
+def rename_storage(storage: str | Path) -> str:
+    """Returns the storage of small sweeps, beside that of real ones."""
+    return append_suffix(storage, SUFFIX)
 
 
 def _select_runs(runs: Sequence[FinetuneSpec], most: int) -> list[FinetuneSpec]:

@@ -15,6 +15,7 @@ from speechft_ray.commands.smoke import rename_storage, shrink_sweep
 from speechft_ray.commands.sweep import Sweep, open_sweep
 from speechft_ray.core.space import parse_space
 from speechft_ray.core.specs import SweepSpec
+from speechft_ray.storage.open import find_local_root
 from speechft_ray.sweep.space_changes import Change, apply_changes
 from speechft_ray.sweep.space_file import open_space
 
@@ -23,7 +24,7 @@ from speechft_ray.sweep.space_file import open_space
 class SweepOptions:
     """What a user says about a sweep beside its search space."""
 
-    storage: Path = Path("runs")
+    storage: str | Path = "runs"
     encoder: str | None = None
     corpora: Path | None = None
     manifest: Path | None = None
@@ -93,4 +94,4 @@ def make_cache_fields(cache: str | Path | None, cache_gb: float) -> dict[str, ob
 
 def find_report_folder(sweep: Sweep) -> Path:
     """Returns where the report of a sweep is written, unless a user says otherwise."""
-    return Path(sweep.place.storage) / "report" / sweep.spec.name
+    return find_local_root(sweep.place.storage) / "report" / sweep.spec.name

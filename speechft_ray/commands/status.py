@@ -156,5 +156,5 @@ def print_driver(store: Store, fingerprint: str, finished: bool, console: Consol
     idle = (
         "finished" if finished else "not running; the same `run` command goes on where it stopped"
     )
-    driver = describe_driver(store.root, fingerprint)
+    driver = describe_driver(store, fingerprint)
     console.print(f"running: {driver}" if driver else idle)

@@ -16,6 +16,8 @@ from speechft_ray.core.store import Store
 from speechft_ray.report.winner import list_records, read_record
 from speechft_ray.report.write import ReportData
 from speechft_ray.stages.leaks import Identity
+from speechft_ray.storage.address import resolve_storage
+from speechft_ray.storage.open import open_existing
 from speechft_ray.sweep.plan import Plan
 from speechft_ray.sweep.plan_file import StoredPlan, list_plans, read_plan
 
@@ -32,11 +34,10 @@ class StoredSweep:
     data: ReportData
 
 
-def open_store(storage: Path) -> Store:
-    """Returns the store in a folder that is there. Raises ``UserError``."""
-    if not storage.expanduser().is_dir():
-        raise UserError(f"there is no storage folder {storage}: give that of your sweeps.")
-    return Store(storage)
+def open_store(storage: str | Path) -> Store:
+    """Returns the store of a folder that is there, or of a bucket, with the small files of its
+    drivers. Raises ``UserError``."""
+    return open_existing(resolve_storage(storage))
 
 
 def list_sweeps(store: Store) -> dict[str, str]:
@@ -54,10 +55,10 @@ def find_sweep(store: Store, name: str) -> StoredPlan:
     sweep whose plan is not in the store."""
     sweeps = list_sweeps(store)
     if name not in sweeps:
-        raise UserError(f"{unknown_name('sweep', name, sweeps)} (Storage {store.root}.)")
+        raise UserError(f"{unknown_name('sweep', name, sweeps)} (Storage {store.address}.)")
     plan, place = read_plan(store, sweeps[name])
     # The folder may have been moved, or be mounted elsewhere.
-    return StoredPlan(plan, place.model_copy(update={"storage": str(store.root)}))
+    return StoredPlan(plan, place.model_copy(update={"storage": store.address}))
 
 
 def read_sweep(store: Store, name: str) -> StoredSweep:

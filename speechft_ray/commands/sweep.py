@@ -33,7 +33,6 @@ from speechft_ray.commands.status_writer import StatusWriter
 from speechft_ray.commands.trackers import DEFAULT_TRACKERS, open_trackers
 from speechft_ray.commands.verification import list_verification_jobs
 from speechft_ray.core.closed_output import survive_closed_output
-from speechft_ray.core.marker import mark_storage
 from speechft_ray.core.records import STAGES, Job, Limits, Outcome, Place
 from speechft_ray.core.specs import SweepSpec
 from speechft_ray.core.store import Store
@@ -43,6 +42,7 @@ from speechft_ray.report.search_summary import SearchResults
 from speechft_ray.report.winner import label_plan
 from speechft_ray.report.write import PAGE
 from speechft_ray.stages.perform import publish_start
+from speechft_ray.storage.open import mark_storage, open_store
 from speechft_ray.sweep.claims import UnitClaims
 from speechft_ray.sweep.invocations import read_invocations, write_invocation
 from speechft_ray.sweep.labels import choose_report_folder
@@ -119,10 +119,13 @@ class MergeList:
 
     def __init__(self, spec: SweepSpec, place: Place) -> None:
         self.spec, self.place = spec, place
-        self.store = Store(Path(place.storage))
+        self.store = open_store(place.storage)
         check_names(spec)
         self._inputs = plan_sweep_inputs(spec, place)
-        self.plan = add_verified(make_plan(spec, self._inputs), self.store, self._inputs)
+        plan = make_plan(spec, self._inputs)
+        self.store.pull_records()
+        self.store.prefetch((job.stage, key) for key, job in plan.jobs.items())
+        self.plan = add_verified(plan, self.store, self._inputs)
         self.fingerprint = self.plan.fingerprint
 
     def check_disk(self) -> None:
@@ -240,13 +243,14 @@ def _run(
 ) -> list[Outcome]:
     place, store = sweep.place, sweep.store
     sweep.check_disk()
-    place = place.model_copy(update={"storage_id": mark_storage(store.root)})
+    place = place.model_copy(update={"storage_id": mark_storage(store)})
     opened = open_trackers(sweep.spec, store, mlflow_uri, trackers)
     publish_start(place)
     failures: list[Outcome] = []
     status = "stopped"
     with ExitStack() as stack:
         stack.enter_context(_hold_lock(sweep, stop))
+        stack.enter_context(store.keep_records())
         write_plan(sweep.plan, place, store, {job.fingerprint: job for job in sweep.tunings})
         # Before the display counts what is done.
         set_damaged_aside(sweep.plan, store, _print_note)
@@ -287,7 +291,7 @@ def _run(
             data, how_to_open = publish_results(
                 sweep.plan, store, publisher, report, failures, status, place, findings
             )
-    print_results(data, report, how_to_open, store.root)
+    print_results(data, report, how_to_open, store.address)
     print_failures(failures)
     return failures
 
@@ -314,7 +318,7 @@ def keep_both(sweep: Sweep, report: Path, note: Callable[[str], object]) -> Path
 
 
 def _hold_lock(sweep: Sweep, stop: threading.Event) -> AbstractContextManager[None]:
-    return hold_lock(sweep.store.root, sweep.fingerprint, stop, _print_note)
+    return hold_lock(sweep.store, sweep.fingerprint, stop, _print_note)
 
 
 def _print_note(text: str) -> None:
@@ -350,7 +354,7 @@ def write_report_again(
     if as_json:
         print_json(describe_report(data, report, how_to_open))
     else:
-        print_results(data, report, how_to_open, store.root)
+        print_results(data, report, how_to_open, store.address)
 
 
 def _count(jobs: Mapping[str, Job], stage: str) -> int:

@@ -10,6 +10,7 @@ from pathlib import Path
 from rich.console import Console
 
 from speechft_ray.core.errors import UserError, unknown_name
+from speechft_ray.storage.address import is_url
 from speechft_ray.tracking._uris import check_uri, remove_password
 from speechft_ray.tracking.addresses import DATABASE, make_database_uri, read_addresses
 from speechft_ray.tracking.mlflow_pages import Experiment, MlflowApi, make_curves_page, make_page
@@ -19,11 +20,18 @@ SHOWN_SWEEPS = 10
 """Sweeps whose pages are printed where none is named."""
 
 
-def find_target(target: str | None, storage: Path) -> tuple[Path, str | None]:
+def find_target(target: str | None, storage: str | Path) -> tuple[Path, str | None]:
     """Returns the storage folder and the sweep that a person means, by a folder or the name of a
     sweep in ``storage``. Raises ``UserError`` where that folder is not there."""
+    if is_url(storage) or is_url(target or ""):
+        raise UserError(
+            "ui shows the database of a storage folder, and a bucket has none: give the server "
+            "that the sweep was logged to with --mlflow, or the folder that `run` named as that "
+            "of its database (docs/storages.md)."
+        )
     if target is not None and Path(target).expanduser().is_dir():
         return Path(target).expanduser().absolute(), None
+    storage = Path(storage)
     if not storage.expanduser().is_dir():
         unknown = f"`{target}` is no folder, and there" if target is not None else "there"
         raise UserError(

@@ -22,7 +22,7 @@ from speechft_ray.core.errors import UserError, unknown_name
 from speechft_ray.core.files import sync_folder
 from speechft_ray.core.store import DAMAGED, MANIFEST, Store
 from speechft_ray.report.winner import list_records, read_record
-from speechft_ray.sweep.lock import describe_driver, list_locks
+from speechft_ray.sweep.lock import describe_driver
 from speechft_ray.sweep.plan_file import find_plan, list_plans, read_plan
 
 STAGES = ("encoder", "finetune", "merge")
@@ -68,7 +68,7 @@ def measure_use(store: Store, without: str | None = None, hours: float = HOURS) 
     """
     sweeps, running = list_sweeps(store), find_running(store)
     if without is not None and without not in sweeps:
-        raise UserError(f"{unknown_name('sweep', without, sweeps)} (Storage {store.root}.)")
+        raise UserError(f"{unknown_name('sweep', without, sweeps)} (Storage {store.address}.)")
     if without is not None and sweeps[without] in running:
         raise UserError(
             f"the sweep `{without}` runs on {running[sweeps[without]]} and needs its units: wait "
@@ -78,8 +78,8 @@ def measure_use(store: Store, without: str | None = None, hours: float = HOURS) 
     for fingerprint, driver in running.items():
         if fingerprint not in names:
             raise UserError(
-                f"a sweep whose plan is not in {store.root} runs on {driver}: what it needs is not "
-                "known, so wait for it or stop it."
+                f"a sweep whose plan is not in {store.address} runs on {driver}: what it needs is "
+                "not known, so wait for it or stop it."
             )
     facts = _read_facts(store)
     keys = {name: key for name, key in sweeps.items() if name != without}
@@ -103,7 +103,7 @@ def measure_use(store: Store, without: str | None = None, hours: float = HOURS) 
 def find_running(store: Store) -> dict[str, str]:
     """Returns the drivers that run now, by the fingerprint of their plan. Of one that cannot be
     looked up from here, a renewal of its lock is waited for."""
-    drivers = {key: describe_driver(store.root, key) for key in list_locks(store.root)}
+    drivers = {key: describe_driver(store, key) for key in store.list_leases()}
     return {key: driver for key, driver in drivers.items() if driver}
 
 
@@ -137,6 +137,7 @@ def _read_facts(store: Store) -> dict[Unit, dict[str, Any]]:
     """Returns the facts of the units that can be removed; a damaged one is left to ``verify``."""
     facts = {}
     for stage in STAGES:
+        store.prefetch_stage(stage)
         for key in store.fingerprints(stage):
             with suppress(UserError):
                 facts[stage, key] = store.manifest(stage, key)
@@ -191,7 +192,7 @@ def _list_unused(
 ) -> Iterator[Unused]:
     for unit, size in sizes.items():
         if unit not in needed:
-            yield Unused(f"{unit[0]} {unit[1]}", store.folder(*unit), size, unit)
+            yield Unused(f"{unit[0]} {unit[1]}", store.root / unit[0] / unit[1], size, unit)
     for path in sorted((store.root / "work").glob("*-*")):
         stage, _, key = path.name.partition("-")
         if (stage, key) not in needed or store.is_complete(stage, key):

@@ -18,7 +18,7 @@ def verify_store(store: Store, repair: bool, console: Console) -> int:
         damaged += 1
         kept = f" Kept as {store.set_aside(stage, key)}." if repair else ""
         console.print(f"damaged: {stage} {key}: {damage}.{kept}")
-    console.print(f"{len(units)} units in {store.root}, {damaged} of them damaged.")
+    console.print(f"{len(units)} units in {store.address}, {damaged} of them damaged.")
     if damaged:
         console.print(
             "Run the sweep again: it computes what was set aside."

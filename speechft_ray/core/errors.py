@@ -13,6 +13,11 @@ class UserError(Exception):
     """
 
 
+class StorageDown(UserError):
+    """The object store of a run fails although requests were repeated. What was complete is stored;
+    the same command resumes, so that the command line exits with 75."""
+
+
 class SpecError(UserError):
     """All mistakes of one input, each as ``(path, sentence)``.
 

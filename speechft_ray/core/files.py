@@ -99,6 +99,26 @@ def sync_folder(path: Path) -> None:
         _sync(path)
 
 
+def find_cache_root() -> Path:
+    """Returns the folder of this node for what can be had again: ``$SPEECHFT_CACHE``, else
+    ``$XDG_CACHE_HOME/speechft_ray``, else ``~/.cache/speechft_ray``."""
+    own, shared = os.environ.get("SPEECHFT_CACHE"), os.environ.get("XDG_CACHE_HOME")
+    root = (
+        Path(own) if own else (Path(shared) if shared else Path.home() / ".cache") / "speechft_ray"
+    )
+    return root.expanduser().absolute()
+
+
+def refresh(folder: Path) -> None:
+    """Has a network file system look at a folder again, if what it remembers of it is old.
+
+    Opening a folder does that (nfs(5), "close-to-open cache consistency"); looking for a file that
+    was missing before does not.
+    """
+    with suppress(OSError):
+        os.close(os.open(folder, os.O_RDONLY))
+
+
 def _sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:

@@ -1,9 +1,11 @@
-"""Leases: who works on something now, on a file system that many hosts share.
+"""Leases: who works on something now, on a storage that many hosts share.
 
-A lease is a folder ``<n>`` with one file that says who holds it, renamed into place as a whole, so
-that nobody reads half of it. Its holder renews the file while it lives. Whoever takes a lease over,
-or takes one that was released, makes folder ``<n + 1>``. The highest number counts and is never
-removed, so that two processes which judge an old lease at different moments cannot both hold it.
+In a folder (``FolderLease``), a lease is a folder ``<n>`` with one file that says who holds it,
+renamed into place as a whole, so that nobody reads half of it. Its holder renews the file while it
+lives. Whoever takes a lease over, or takes one that was released, makes folder ``<n + 1>``. The
+highest number counts and is never removed, so that two processes which judge an old lease at
+different moments cannot both hold it. Object stores have conditional writes for the same purpose
+(``storage.lease``).
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import uuid
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from speechft_ray.core.files import write_json
 from speechft_ray.core.processes import find_start
@@ -90,6 +92,55 @@ def is_running(holder: Holder) -> bool | None:
     return find_start(holder.process) == holder.started
 
 
+class LeasePlace(Protocol):
+    """Where a lease is kept."""
+
+    def read(self) -> Holder | None:
+        """Returns who held the lease last, also if it has released it since; ``None`` if nobody
+        did. Raises ``OSError``."""
+        ...
+
+    def take(
+        self,
+        on_loss: Callable[[], object],
+        on_doubt: Callable[[Holder], object],
+        wait: Callable[[float], object],
+    ) -> HeldLease:
+        """Returns the lease, as ``take_lease`` does."""
+        ...
+
+
+class HeldLease(Protocol):
+    """A lease that this process holds and renews."""
+
+    def release(self) -> None:
+        """Ends the lease, unless another process has taken it over meanwhile."""
+        ...
+
+
+class FolderLease:
+    """A lease that is kept in a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def __str__(self) -> str:
+        return str(self._folder)
+
+    def read(self) -> Holder | None:
+        """Returns ``read_holder`` of the folder."""
+        return read_holder(self._folder)
+
+    def take(
+        self,
+        on_loss: Callable[[], object],
+        on_doubt: Callable[[Holder], object],
+        wait: Callable[[float], object],
+    ) -> HeldLease:
+        """Returns ``take_lease`` of the folder."""
+        return take_lease(self._folder, on_loss, on_doubt, wait)
+
+
 def read_holder(folder: Path) -> Holder | None:
     """Returns who held the lease last, also if it has released it since; ``None`` if nobody did."""
     try:
@@ -100,7 +151,10 @@ def read_holder(folder: Path) -> Holder | None:
 
 
 def is_renewed(
-    folder: Path, holder: Holder, seconds: float, wait: Callable[[float], object] = time.sleep
+    read: Callable[[], Holder | None],
+    holder: Holder,
+    seconds: float,
+    wait: Callable[[float], object] = time.sleep,
 ) -> bool:
     """Watches a lease for so many seconds of this process's clock.
 
@@ -108,7 +162,7 @@ def is_renewed(
     """
     ends = time.monotonic() + seconds
     while True:
-        if read_holder(folder) != holder:
+        if read() != holder:
             return True
         if time.monotonic() >= ends:
             return False
@@ -174,19 +228,35 @@ def take_lease(
             if _last_number(folder) == number:
                 raise
             continue  # another process has taken the lease over and removed this one meanwhile
-        if holder is not None and not holder.released:
-            running = is_running(holder)
-            if running is None:
-                on_doubt(holder)
-                if is_renewed(folder, holder, STALE_SECONDS, wait):
-                    after = read_holder(folder)
-                    if after is None or after.released or after.token != holder.token:
-                        continue
-                    running = True
-            if running:
-                raise LeaseTakenError(holder)
+        if holder is not None and not is_free(lambda: read_holder(folder), holder, on_doubt, wait):
+            continue
         if _make(folder, number + 1, me):
             return Lease(folder / str(number + 1), me, on_loss)
+
+
+def is_free(
+    read: Callable[[], Holder | None],
+    holder: Holder,
+    on_doubt: Callable[[Holder], object],
+    wait: Callable[[float], object],
+) -> bool:
+    """Whether a lease can be taken over from its holder; false where it must be read again.
+
+    Raises ``LeaseTakenError`` where the holder lives.
+    """
+    if holder.released:
+        return True
+    running = is_running(holder)
+    if running is None:
+        on_doubt(holder)
+        if is_renewed(read, holder, STALE_SECONDS, wait):
+            after = read()
+            if after is None or after.released or after.token != holder.token:
+                return False
+            running = True
+    if running:
+        raise LeaseTakenError(holder)
+    return True
 
 
 def _make(folder: Path, number: int, me: Holder) -> bool:

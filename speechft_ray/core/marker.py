@@ -4,13 +4,11 @@ results, and whatever it writes there is lost."""
 from __future__ import annotations
 
 import json
-import os
 import socket
 import uuid
-from contextlib import suppress
 from pathlib import Path
 
-from speechft_ray.core.files import name_new_file
+from speechft_ray.core.files import name_new_file, refresh
 from speechft_ray.core.records import Place
 
 MARKER = "storage.json"
@@ -45,16 +43,6 @@ def explain_other_storage(place: Place) -> str | None:
         f"node {socket.gethostname()} sees {what} under {root}: mount the storage folder there "
         "under the same path"
     )
-
-
-def refresh(folder: Path) -> None:
-    """Has a network file system look at a folder again, if what it remembers of it is old.
-
-    Opening a folder does that (nfs(5), "close-to-open cache consistency"); looking for a file that
-    was missing before does not.
-    """
-    with suppress(OSError):
-        os.close(os.open(folder, os.O_RDONLY))
 
 
 def _read(root: Path) -> str | None:

@@ -12,14 +12,15 @@ import os
 import shutil
 import socket
 import uuid
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from speechft_ray.core.errors import UserError
-from speechft_ray.core.files import sync_folder, write_json
+from speechft_ray.core.files import refresh, sync_folder, write_json
 from speechft_ray.core.fingerprint import file_sha256
+from speechft_ray.core.lease import FolderLease, LeasePlace
 from speechft_ray.core.provenance import code_version
 
 MANIFEST = "manifest.json"
@@ -27,6 +28,8 @@ MADE_WITH = "made_with"
 """Key of the package version and git commit in a manifest; older manifests lack it."""
 CHECKSUM = "manifest_sha256"
 """Key of the sha256 of all else in a manifest; older manifests lack it and are not checked."""
+LOCKS = "locks"
+"""Folder of the store with leases."""
 DAMAGED = "damaged"
 """Folder of the store with units that were set aside."""
 
@@ -48,9 +51,81 @@ class Store:
                 "another with --storage, one that every node of the cluster can write."
             ) from None
 
+    @property
+    def address(self) -> str:
+        """What a person calls this storage."""
+        return str(self.root)
+
+    @property
+    def checks_when_reading(self) -> bool:
+        """Whether files are compared with their sha256 before anybody reads them here."""
+        return False
+
     def folder(self, stage: str, fingerprint: str) -> Path:
         """Returns the folder of a unit once it is complete."""
+        return self._path(stage, fingerprint)
+
+    def _path(self, stage: str, fingerprint: str) -> Path:
         return self.root / stage / fingerprint
+
+    def find_time(self, stage: str, fingerprint: str) -> float | None:
+        """Returns when a complete unit was published, in seconds since 1970."""
+        try:
+            return (self._path(stage, fingerprint) / MANIFEST).stat().st_mtime
+        except OSError:
+            return None
+
+    def look_again(self, stage: str, fingerprint: str) -> bool:
+        """Whether a unit is complete now, whatever was remembered of it before."""
+        if not self.is_complete(stage, fingerprint):
+            refresh(self._path(stage, fingerprint).parent)
+        return self.is_complete(stage, fingerprint)
+
+    def prefetch(self, units: Iterable[tuple[str, str]]) -> None:
+        """Prepares questions about many units, where each would take a request."""
+
+    def prefetch_stage(self, stage: str) -> None:
+        """Does so for all units of a stage."""
+
+    def pull_records(self) -> None:
+        """Brings the small files of drivers (plans, results, status) up to date."""
+
+    def keep_records(self) -> AbstractContextManager[object]:
+        """Returns a context in which the small files of this driver are kept in the storage."""
+        return nullcontext()
+
+    def create_file(self, name: str, content: str) -> bool:
+        """Writes a small file where there is none, in one step; returns whether there was none.
+        Raises ``OSError``."""
+        path = self.root / name
+        path.parent.mkdir(exist_ok=True)
+        try:
+            file = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
+        except FileExistsError:
+            return False
+        with os.fdopen(file, "w", encoding="utf-8") as opened:
+            opened.write(content)
+        return True
+
+    def read_file(self, name: str) -> str | None:
+        """Returns a small file; ``None`` where there is none. Raises ``OSError``, and
+        ``ValueError`` for what is no text."""
+        try:
+            return (self.root / name).read_text(encoding="utf-8")
+        except FileNotFoundError:
+            return None
+
+    def remove_file(self, name: str) -> None:
+        """Removes a small file, if it is there. Raises ``OSError``."""
+        (self.root / name).unlink(missing_ok=True)
+
+    def lease(self, name: str) -> LeasePlace:
+        """Returns where the lease of a sweep is kept."""
+        return FolderLease(self.root / LOCKS / name)
+
+    def list_leases(self) -> list[str]:
+        """Returns the names of all leases that were ever taken."""
+        return sorted(path.name for path in (self.root / LOCKS).glob("[!.]*") if path.is_dir())
 
     def work_folder(self, stage: str, fingerprint: str) -> Path:
         """Returns a folder for unfinished work, which a later try resumes."""
@@ -60,12 +135,12 @@ class Store:
 
     def is_complete(self, stage: str, fingerprint: str) -> bool:
         """Whether the unit is complete."""
-        return (self.folder(stage, fingerprint) / MANIFEST).is_file()
+        return (self._path(stage, fingerprint) / MANIFEST).is_file()
 
     def manifest(self, stage: str, fingerprint: str) -> dict[str, Any]:
         """Returns the facts of a complete unit. Raises ``UserError`` for a manifest that is
         unreadable or was changed after it was written."""
-        path = self.folder(stage, fingerprint) / MANIFEST
+        path = self._path(stage, fingerprint) / MANIFEST
         try:
             facts = json.loads(path.read_text(encoding="utf-8"))
             if not isinstance(facts, dict):
@@ -101,7 +176,7 @@ class Store:
         rename counts and the other result is removed: both are equal by construction. Nothing is
         left when the body raises.
         """
-        final = self.folder(stage, fingerprint)
+        final = self._path(stage, fingerprint)
         final.parent.mkdir(parents=True, exist_ok=True)
         temporary = (
             final.parent
@@ -155,11 +230,14 @@ class Store:
                 return f"{path} differs from its sha256"
         return None
 
+    def end_work(self, stage: str, fingerprint: str) -> None:
+        """Is called when a job ends that had a work folder, whether its unit is complete or not."""
+
     def set_aside(self, stage: str, fingerprint: str) -> Path:
         """Moves a damaged unit away, so that it is computed again; returns where it is kept."""
         kept = self.root / DAMAGED / f"{stage}-{fingerprint}-{uuid.uuid4().hex[:8]}"
         kept.parent.mkdir(exist_ok=True)
-        self.folder(stage, fingerprint).rename(kept)
+        self._path(stage, fingerprint).rename(kept)
         return kept
 
     def list_units(self) -> list[tuple[str, str]]:
@@ -173,7 +251,7 @@ class Store:
 
     def discard(self, stage: str, fingerprint: str) -> None:
         """Removes a unit from the store, so that it is computed again."""
-        folder = self.folder(stage, fingerprint)
+        folder = self._path(stage, fingerprint)
         if folder.exists():
             # Readers must not see a part of the unit while its files are removed.
             hidden = folder.with_name(f".discarded-{folder.name}-{uuid.uuid4().hex[:8]}")

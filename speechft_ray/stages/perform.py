@@ -35,6 +35,7 @@ from speechft_ray.speech.encoders.compatibility import check_same_network, find_
 from speechft_ray.speech.features.cache import FeatureCache
 from speechft_ray.stages.layer_grams import compute_layer_grams
 from speechft_ray.stages.merge_cache import MergeInputs, merge_with_cache
+from speechft_ray.storage.open import find_local_root, open_store
 from speechft_ray.superb.evaluate import SharedCaches, WeightedEncoder
 from speechft_ray.superb.folds import evaluate_folds
 from speechft_ray.superb.interpolation import compute_weights
@@ -59,11 +60,14 @@ def perform(job: Job, place: Place, report: ReportProgress) -> Mapping[str, Any]
     Raises ``UserError`` for what the user can correct. The executor turns every exception into an
     ``Outcome``.
     """
-    store = Store(Path(place.storage))
-    if not store.is_complete(job.stage, job.fingerprint):
+    store = open_store(place.storage)
+    if not store.look_again(job.stage, job.fingerprint):
         torch.set_num_threads(max(1, int(job.resources.cpus)))
-        _STAGES[job.stage](job, place, store, report)
-        store.clear_work(job.stage, job.fingerprint)
+        try:
+            _STAGES[job.stage](job, place, store, report)
+            store.clear_work(job.stage, job.fingerprint)
+        finally:
+            store.end_work(job.stage, job.fingerprint)
     return store.manifest(job.stage, job.fingerprint)
 
 
@@ -76,7 +80,7 @@ def open_corpus(
     Raises ``UserError`` when its files are nowhere to be found, and when the corpus is not the one
     of that ``identity``, with which the job was planned.
     """
-    kind, cache = CORPORA.get(spec.name), Path(place.storage) / "corpora"
+    kind, cache = CORPORA.get(spec.name), find_local_root(place.storage) / "corpora"
     options = kind.options.model_validate(spec.options)
     root = _find_root(spec, place) if kind.needs_root else None
     key = _make_key(spec, place, root)
@@ -106,7 +110,7 @@ def plan_corpus(
     key = _make_key(spec, place, root)
     if key not in _OPEN_CORPORA:
         options = kind.options.model_validate(spec.options)
-        cache = Path(place.storage) / "corpora"
+        cache = find_local_root(place.storage) / "corpora"
         _OPEN_CORPORA[key] = index_corpus(spec.name, options, root, cache, progress, note)
     return _OPEN_CORPORA[key]
 
@@ -135,9 +139,9 @@ def publish_start(place: Place) -> None:
     """Puts the pre-trained encoder into the store, where every node can read it; one that is
     damaged there is put anew."""
     weights, key, notes = start_encoder(place.encoder)
-    store = Store(Path(place.storage))
+    store = open_store(place.storage)
     if store.is_complete(START, key):
-        if store.explain_damage(START, key, contents=True) is None:
+        if store.explain_damage(START, key, contents=not store.checks_when_reading) is None:
             return
         store.set_aside(START, key)
     facts: dict[str, Any] = {"family": weights.family, "from": place.encoder}

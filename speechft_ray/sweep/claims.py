@@ -1,19 +1,18 @@
 """Claims: which driver computes a unit now, among the sweeps that share one storage.
 
-A claim is a file ``STORAGE/claims/STAGE-FINGERPRINT.N`` that is made in one step (``O_EXCL``) and
-names the lock of its sweep. It counts as long as that lock is held, so nothing renews it. Taking a
-dead claim over makes file N + 1; the highest number counts. A driver removes its own claims only,
-so those of a killed one stay: else two drivers could each find a number free.
+A claim is a file ``STORAGE/claims/STAGE-FINGERPRINT.N`` that is made in one step (``O_EXCL``, in a
+bucket a conditional write) and names the lock of its sweep. It counts as long as that lock is held,
+so nothing renews it. Taking a dead claim over makes file N + 1; the highest number counts. A driver
+removes its own claims only, so those of a killed one stay: else two drivers could each find a
+number free.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 from speechft_ray.core.lease import STALE_SECONDS, Holder, is_running
@@ -29,6 +28,11 @@ _SECONDS = "merge"
 """Merges take seconds and are equal whoever makes them: a claim would cost as much."""
 
 
+def name_claim(job: Job, number: int) -> str:
+    """Returns the file of a claim in the store."""
+    return f"{_FOLDER}/{job.stage}-{job.fingerprint}.{number}"
+
+
 class UnitClaims:
     """The claims of one driver. ``note`` prints a line, once for each sweep that is waited for."""
 
@@ -40,13 +44,13 @@ class UnitClaims:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """``sweep``: its fingerprint; this process holds its lock."""
-        holder = read_lock(store.root, sweep)
+        holder = read_lock(store, sweep)
         self._content = json.dumps(
             {"sweep": sweep, "token": holder.token if holder else "", "holder": str(holder)}
         )
-        self._root, self._folder = store.root, store.root / _FOLDER
+        self._store = store
         self._note, self._clock = note, clock
-        self._files: dict[str, Path] = {}
+        self._files: dict[str, str] = {}
         """The claims of this driver by fingerprint."""
         self._sweeps: set[str] = set()
         """Sweeps that ``note`` has named."""
@@ -68,52 +72,44 @@ class UnitClaims:
             return True
 
     def _take(self, job: Job) -> bool:
-        self._folder.mkdir(exist_ok=True)
         number = 1
         while True:
-            path = self._path(job, number)
-            try:
-                file = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
-            except FileExistsError:
-                if self._path(job, number + 1).exists():
-                    number += 1
-                    continue
-                lives = self._lives(path, job)
-                if lives:
-                    return False
-                number = 1 if lives is None else number + 1
+            name = name_claim(job, number)
+            if self._store.create_file(name, self._content):
+                self._files[job.fingerprint] = name
+                return True
+            if self._store.read_file(name_claim(job, number + 1)) is not None:
+                number += 1
                 continue
-            with os.fdopen(file, "w", encoding="utf-8") as opened:
-                opened.write(self._content)
-            self._files[job.fingerprint] = path
-            return True
+            lives = self._lives(name, job)
+            if lives:
+                return False
+            number = 1 if lives is None else number + 1
 
     def release(self, key: str) -> None:
         """Gives the claim of a unit up, whether it is complete or not."""
-        path = self._files.pop(key, None)
-        if path is not None:
+        name = self._files.pop(key, None)
+        if name is not None:
             with suppress(OSError):
-                path.unlink(missing_ok=True)
+                self._store.remove_file(name)
 
     def release_all(self) -> None:
         """Gives all claims up."""
         for key in list(self._files):
             self.release(key)
 
-    def _path(self, job: Job, number: int) -> Path:
-        return self._folder / f"{job.stage}-{job.fingerprint}.{number}"
-
-    def _lives(self, path: Path, job: Job) -> bool | None:
+    def _lives(self, name: str, job: Job) -> bool | None:
         """Whether the driver that made a claim still holds the lock of its sweep; ``None`` where
         the claim was given up just now."""
         try:
-            claim: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            content = self._store.read_file(name)
+            if content is None:
+                return None
+            claim: dict[str, Any] = json.loads(content)
             sweep, token = str(claim["sweep"]), str(claim["token"])
-        except FileNotFoundError:
-            return None
         except (OSError, ValueError, KeyError, TypeError):
-            return self._changes_still(str(path), "")  # it is being written
-        holder = read_lock(self._root, sweep)
+            return self._changes_still(name, "")  # it is being written
+        holder = read_lock(self._store, sweep)
         if holder is None or holder.released or holder.token != token:
             return False
         running = is_running(holder)

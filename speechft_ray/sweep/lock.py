@@ -5,26 +5,23 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 from speechft_ray.core.errors import Interrupted, UserError
 from speechft_ray.core.lease import (
     RENEW_SECONDS,
     STALE_SECONDS,
     Holder,
+    LeasePlace,
     LeaseTakenError,
     is_renewed,
     is_running,
-    read_holder,
-    take_lease,
 )
-
-_LOCKS = "locks"
+from speechft_ray.core.store import Store
 
 
 @contextmanager
 def hold_lock(
-    root: Path, sweep: str, stop: threading.Event, note: Callable[[str], object]
+    store: Store, sweep: str, stop: threading.Event, note: Callable[[str], object]
 ) -> Iterator[None]:
     """Holds the lock of a sweep and renews it; sets ``stop`` if another driver takes it over.
 
@@ -46,22 +43,22 @@ def hold_lock(
 
     def give_up() -> None:
         note(
-            f"{read_holder(folder)} has taken over this sweep, since this driver did not renew its "
+            f"{place.read()} has taken over this sweep, since this driver did not renew its "
             "lock: it was suspended, or the storage did not answer. This one stops."
         )
         stop.set()
 
-    folder = _folder(root, sweep)
+    place = store.lease(sweep)
     try:
-        lease = take_lease(folder, give_up, say_doubt, wait)
+        lease = place.take(give_up, say_doubt, wait)
     except LeaseTakenError as error:
         raise UserError(
             f"this sweep already runs on {error.holder}: wait for it, stop it, or look at it with "
-            f"`speechft status`. (Lock {folder}.)"
+            f"`speechft status`. (Lock {place}.)"
         ) from None
     except OSError as error:
         raise UserError(
-            f"the lock of this sweep in {folder} cannot be read or written ({error.strerror}): see "
+            f"the lock of this sweep in {place} cannot be read or written ({error.strerror}): see "
             "that the storage folder is there and can be written, and run the command again."
         ) from None
     try:
@@ -70,48 +67,39 @@ def hold_lock(
         lease.release()
 
 
-def describe_driver(root: Path, sweep: str) -> str | None:
+def describe_driver(store: Store, sweep: str) -> str | None:
     """Returns the driver that runs a sweep, as ``host, process N``, or ``None``.
 
     Of a driver that cannot be looked up from here, a renewal is waited for. Without one, the
     sentence says so.
     """
-    folder = _folder(root, sweep)
+    place = store.lease(sweep)
     try:
-        return _describe_holder(folder)
+        return _describe_holder(place)
     except OSError as error:
-        return f"perhaps: its lock in {folder} cannot be read ({error.strerror})"
+        return f"perhaps: its lock in {place} cannot be read ({error.strerror})"
 
 
-def read_lock(root: Path, sweep: str) -> Holder | None:
+def read_lock(store: Store, sweep: str) -> Holder | None:
     """Returns who held the lock of a sweep last; ``None`` if nobody did, or it cannot be read."""
     try:
-        return read_holder(_folder(root, sweep))
+        return store.lease(sweep).read()
     except OSError:
         return None
 
 
-def list_locks(root: Path) -> list[str]:
-    """Returns the fingerprints of the sweeps that were ever locked in a storage."""
-    return sorted(path.name for path in (root / _LOCKS).glob("[!.]*") if path.is_dir())
-
-
-def _describe_holder(folder: Path) -> str | None:
-    holder = read_holder(folder)
+def _describe_holder(place: LeasePlace) -> str | None:
+    holder = place.read()
     if holder is None or holder.released:
         return None
     running = is_running(holder)
     if running is not None:
         return str(holder) if running else None
     seconds = 3 * RENEW_SECONDS
-    if not is_renewed(folder, holder, seconds):
+    if not is_renewed(place.read, holder, seconds):
         return (
             f"perhaps: {holder} has its lock and has not renewed it for {seconds:g} s. If it died, "
             f"`run` goes on {STALE_SECONDS:g} s after it is started"
         )
-    after = read_holder(folder)
+    after = place.read()
     return str(after) if after is not None and not after.released else None
-
-
-def _folder(root: Path, sweep: str) -> Path:
-    return root / _LOCKS / sweep

@@ -17,9 +17,10 @@ def set_damaged_aside(plan: Plan, store: Store, note: Callable[[str], object]) -
 
     Manifests and sizes are checked for all units. Contents are for those that missing jobs read:
     the store of a week holds more than one wants to read at each start (``speechft verify`` reads
-    it all).
+    it all). A store that ``checks_when_reading`` sets a unit aside when a job reads it.
     """
     count = 0
+    read_contents = not store.checks_when_reading
     checked: set[str] = set()
 
     def check(key: str, contents: bool) -> None:
@@ -37,7 +38,7 @@ def set_damaged_aside(plan: Plan, store: Store, note: Callable[[str], object]) -
         check(key, contents=False)
     for stage in DERIVED:
         for key in store.fingerprints(stage):
-            if store.explain_damage(stage, key, contents=True) is not None:
+            if store.explain_damage(stage, key, read_contents) is not None:
                 store.set_aside(stage, key)
                 count += 1
     # What was set aside must be computed, which reads more units.
@@ -47,5 +48,5 @@ def set_damaged_aside(plan: Plan, store: Store, note: Callable[[str], object]) -
     ):
         checked |= inputs
         for key in sorted(inputs):
-            check(key, contents=True)
+            check(key, read_contents)
     return count

@@ -89,7 +89,7 @@ def read_plan(store: Store, fingerprint: str) -> StoredPlan:
         return StoredPlan(plan, Place.model_validate(content["place"]))
     except FileNotFoundError:
         raise UserError(
-            f"{store.root} has no plan of this sweep, as those of version 0.4.0 and before: "
+            f"{store.address} has no plan of this sweep, as those of version 0.4.0 and before: "
             "`speechft report` with the space of the sweep writes it."
         ) from None
     except (OSError, ValueError, KeyError, TypeError, ValidationError) as error:

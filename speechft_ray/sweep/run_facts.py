@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from speechft_ray.core.records import Job
-from speechft_ray.core.store import MANIFEST, Store
+from speechft_ray.core.store import Store
 from speechft_ray.sweep.fields import list_merge_fields, list_tuning_fields, list_varying_params
 from speechft_ray.sweep.plan import Plan
 from speechft_ray.sweep.protocols import Curve, EncoderRow, Span
@@ -94,10 +93,8 @@ def read_seconds(manifest: Mapping[str, Any]) -> float:
 def read_span(store: Store, stage: str, key: str) -> Span | None:
     """Returns when a job of the store ran: it ended when its manifest was written, and had begun
     its recorded seconds before."""
-    path: Path = store.folder(stage, key) / MANIFEST
-    try:
-        end = path.stat().st_mtime
-    except OSError:
+    end = store.find_time(stage, key)
+    if end is None:
         return None
     return Span(end - read_seconds(store.manifest(stage, key)), end)
 

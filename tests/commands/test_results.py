@@ -16,7 +16,7 @@ def test_leaks_are_printed_below_the_table(
 ) -> None:
     leaks = {ROWS[1].key: [Leak("phones [b]", "er", 3, 400, 5, 10)]}
     storage = tmp_path / "my runs"
-    print_results(make_report_data(leaks=leaks), tmp_path, ["MLflow: speechft ui"], storage)
+    print_results(make_report_data(leaks=leaks), tmp_path, ["MLflow: speechft ui"], str(storage))
     text = capsys.readouterr().out
     assert "† phones [b] was tuned on 3 of the 400 test utterances of er and 5 of its 10" in text
     assert text.index("alpha 0.25") < text.index("† phones") < text.index("Report: ")

@@ -81,7 +81,7 @@ def test_the_driver_writes_what_another_node_shows(plan: Plan, tmp_path: Path) -
     assert status.best is not None
     assert (status.best.dev_score, status.best.test_score) == (879.0, 877.0)
     assert [failure.job for failure in status.failures] == ["a"]
-    with hold_lock(tmp_path, plan.fingerprint, threading.Event(), lambda text: None):
+    with hold_lock(Store(tmp_path), plan.fingerprint, threading.Event(), lambda text: None):
         current = read_current_status(plan, plan.fingerprint, store)
     assert current.state == "running" and current.driver is not None
     assert (current.percent, current.jobs) == (status.percent, status.jobs)

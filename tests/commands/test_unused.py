@@ -15,7 +15,6 @@ from speechft_ray.commands.unused import measure_use
 from speechft_ray.core.errors import UserError
 from speechft_ray.core.store import Store
 from speechft_ray.report.winner import read_record
-from speechft_ray.sweep.lock import list_locks
 
 
 def list_paths(storage: Path) -> set[str]:
@@ -98,7 +97,7 @@ def test_what_a_running_sweep_needs_stays(
         "describe_driver",
         lambda root, key: "node7, process 12" if key == fingerprint else None,
     )
-    assert fingerprint in list_locks(store.root)
+    assert fingerprint in store.list_leases()
     assert gc(storage_copy, "--sweep", "small-sweep", "--yes") == 2
     assert "`small-sweep` runs on node7, process 12 and needs its units" in capsys.readouterr().err
     # Also where no record names it any more.

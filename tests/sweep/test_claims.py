@@ -13,7 +13,7 @@ import pytest
 from speechft_ray.core.lease import STALE_SECONDS, describe_this_process
 from speechft_ray.core.records import Job
 from speechft_ray.core.store import Store
-from speechft_ray.sweep.claims import UnitClaims
+from speechft_ray.sweep.claims import UnitClaims, name_claim
 from speechft_ray.sweep.lock import hold_lock
 
 Open = Callable[[str], UnitClaims]
@@ -39,7 +39,7 @@ def open_claims(store: Store, notes: list[str]) -> Iterator[Open]:
     with ExitStack() as stack:
 
         def open_one(sweep: str) -> UnitClaims:
-            stack.enter_context(hold_lock(store.root, sweep, threading.Event(), notes.append))
+            stack.enter_context(hold_lock(store, sweep, threading.Event(), notes.append))
             return UnitClaims(store, sweep, notes.append)
 
         yield open_one
@@ -68,25 +68,25 @@ def test_merges_need_no_claim(open_claims: Open) -> None:
 
 def test_the_claims_of_a_driver_that_has_ended_are_taken_over(store: Store) -> None:
     stop, second = threading.Event(), UnitClaims(store, "two", print)
-    with hold_lock(store.root, "one", stop, print):
+    with hold_lock(store, "one", stop, print):
         assert UnitClaims(store, "one", print).take(make_job())
-        with hold_lock(store.root, "two", stop, print):
+        with hold_lock(store, "two", stop, print):
             assert not second.take(make_job())
     assert second.take(make_job())
     # The same sweep again: its first claim is that of another life.
-    with hold_lock(store.root, "one", stop, print):
+    with hold_lock(store, "one", stop, print):
         again = UnitClaims(store, "one", print)
         assert again.take(make_job("new"))
 
 
 def test_a_restarted_driver_takes_its_own_claims_over(store: Store) -> None:
     stop = threading.Event()
-    with hold_lock(store.root, "one", stop, print):
+    with hold_lock(store, "one", stop, print):
         assert UnitClaims(store, "one", print).take(make_job())
-    with hold_lock(store.root, "one", stop, print):
+    with hold_lock(store, "one", stop, print):
         claims = UnitClaims(store, "one", print)
         assert claims.take(make_job())
-        with hold_lock(store.root, "two", stop, print):
+        with hold_lock(store, "two", stop, print):
             other = UnitClaims(store, "two", print)
             assert not other.take(make_job())
             claims.release_all()
@@ -135,9 +135,9 @@ def test_of_many_drivers_at_once_one_gets_each_unit(open_claims: Open) -> None:
     keys = [f"{number:03x}" for number in range(60)]
     dead = {"sweep": "gone", "token": "gone"}
     for claims in drivers[:1]:
-        claims._folder.mkdir(exist_ok=True)
+        (claims._store.root / "claims").mkdir(exist_ok=True)
         for key in keys[::2]:
-            claims._path(make_job(key), 1).write_text(json.dumps(dead))
+            claims._store.create_file(name_claim(make_job(key), 1), json.dumps(dead))
     winners: dict[str, list[int]] = {key: [] for key in keys}
     start = threading.Barrier(len(drivers))
 

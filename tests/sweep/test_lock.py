@@ -17,6 +17,7 @@ import pytest
 from speechft_ray.core import lease
 from speechft_ray.core.errors import Interrupted, UserError
 from speechft_ray.core.lease import Holder, LeaseTakenError, read_holder, take_lease
+from speechft_ray.core.store import Store
 from speechft_ray.sweep.lock import describe_driver, hold_lock
 
 HERE = lease.describe_this_process()
@@ -45,17 +46,17 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def hold(root: Path, notes: list[str], stop: threading.Event | None = None) -> None:
-    with hold_lock(root, "abc", stop or threading.Event(), notes.append):
+    with hold_lock(Store(root), "abc", stop or threading.Event(), notes.append):
         pass
 
 
 def test_a_second_driver_is_refused_by_name(tmp_path: Path) -> None:
-    with hold_lock(tmp_path, "abc", threading.Event(), print):
-        assert describe_driver(tmp_path, "abc") == f"{HERE.host}, process {os.getpid()}"
+    with hold_lock(Store(tmp_path), "abc", threading.Event(), print):
+        assert describe_driver(Store(tmp_path), "abc") == f"{HERE.host}, process {os.getpid()}"
         with pytest.raises(UserError, match=f"runs on {HERE.host}, process {os.getpid()}: wait"):
             hold(tmp_path, [])
         hold(tmp_path / "another storage", [])
-    assert describe_driver(tmp_path, "abc") is None
+    assert describe_driver(Store(tmp_path), "abc") is None
     hold(tmp_path, [])
 
 
@@ -84,8 +85,8 @@ def test_of_drivers_that_start_at_the_same_instant_one_runs(tmp_path: Path, befo
 def test_a_killed_driver_is_followed_at_once(tmp_path: Path) -> None:
     code = (
         "import sys, threading, time\nfrom pathlib import Path\n"
-        "from speechft_ray.sweep.lock import hold_lock\n"
-        "with hold_lock(Path(sys.argv[1]), 'abc', threading.Event(), print):\n"
+        "from speechft_ray.core.store import Store\nfrom speechft_ray.sweep.lock import hold_lock\n"
+        "with hold_lock(Store(Path(sys.argv[1])), 'abc', threading.Event(), print):\n"
         "    print('held', flush=True)\n    time.sleep(900)\n"
     )
     command = [sys.executable, "-c", code, str(tmp_path)]
@@ -103,7 +104,7 @@ def test_a_killed_driver_is_followed_at_once(tmp_path: Path) -> None:
 def test_a_restarted_container_is_not_locked_out_by_its_own_number(tmp_path: Path) -> None:
     """Its host name, its kernel and its process number are those of the driver that died."""
     write_lease(tmp_path / "locks" / "abc", HERE._replace(started="12345", token="before"))
-    assert describe_driver(tmp_path, "abc") is None
+    assert describe_driver(Store(tmp_path), "abc") is None
     notes: list[str] = []
     hold(tmp_path, notes)
     assert notes == []
@@ -127,7 +128,7 @@ def test_a_living_driver_of_another_host_keeps_its_lock(tmp_path: Path, quick: N
     renewing.start()
     try:
         notes: list[str] = []
-        assert str(describe_driver(tmp_path, "abc")) == f"elsewhere, process {os.getpid()}"
+        assert str(describe_driver(Store(tmp_path), "abc")) == f"elsewhere, process {os.getpid()}"
         with pytest.raises(UserError, match="already runs on elsewhere, process"):
             hold(tmp_path, notes)
         assert len(notes) == 1 and "cannot be looked up from here" in notes[0]
@@ -141,11 +142,11 @@ def test_a_dead_driver_of_another_host_is_followed_whatever_its_clock_says(
 ) -> None:
     path = write_lease(tmp_path / "locks" / "abc", ELSEWHERE)
     os.utime(path, (time.time() + 86_400,) * 2)
-    assert "perhaps: elsewhere" in str(describe_driver(tmp_path, "abc"))
+    assert "perhaps: elsewhere" in str(describe_driver(Store(tmp_path), "abc"))
     notes: list[str] = []
     hold(tmp_path, notes)
     assert len(notes) == 1
-    assert describe_driver(tmp_path, "abc") is None
+    assert describe_driver(Store(tmp_path), "abc") is None
 
 
 def test_waiting_for_another_host_can_be_interrupted(tmp_path: Path) -> None:
@@ -162,7 +163,7 @@ def test_a_driver_that_was_suspended_too_long_stops_and_releases_nothing(
     notes: list[str] = []
     stop = threading.Event()
     folder = tmp_path / "locks" / "abc"
-    with hold_lock(tmp_path, "abc", stop, notes.append):
+    with hold_lock(Store(tmp_path), "abc", stop, notes.append):
         write_lease(folder, ELSEWHERE, number=2)  # another has waited and taken it over
         assert stop.wait(60)
     assert len(notes) == 1 and "elsewhere" in notes[0] and "This one stops" in notes[0]
@@ -187,6 +188,6 @@ def test_a_damaged_lock_is_taken_and_an_unreadable_one_is_told(tmp_path: Path) -
     (tmp_path / "locks" / "def").write_text("a file")
     with (
         pytest.raises(UserError, match=r"the lock of this sweep in .*def cannot be read"),
-        hold_lock(tmp_path, "def", threading.Event(), print),
+        hold_lock(Store(tmp_path), "def", threading.Event(), print),
     ):
         pass

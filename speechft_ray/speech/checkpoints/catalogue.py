@@ -7,12 +7,12 @@ bytes, to estimate the time of a download.
 
 from __future__ import annotations
 
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from speechft_ray.core.errors import UserError
+from speechft_ray.core.files import find_cache_root
 
 _CONVERTED = "https://huggingface.co/s3prl/converted_ckpts/resolve/main"
 
@@ -159,10 +159,5 @@ def list_names() -> list[str]:
 
 
 def cache_folder() -> Path:
-    """Returns the folder of downloaded encoders, below ``$SPEECHFT_CACHE``, else
-    ``$XDG_CACHE_HOME/speechft_ray``, else ``~/.cache/speechft_ray``."""
-    own, shared = os.environ.get("SPEECHFT_CACHE"), os.environ.get("XDG_CACHE_HOME")
-    root = (
-        Path(own) if own else (Path(shared) if shared else Path.home() / ".cache") / "speechft_ray"
-    )
-    return root.expanduser().absolute() / "encoders"
+    """Returns the folder of downloaded encoders, below ``find_cache_root``."""
+    return find_cache_root() / "encoders"

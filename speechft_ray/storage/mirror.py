@@ -1,0 +1,135 @@
+"""Keeps files of this node in a bucket: unfinished work, and the small files of drivers."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from speechft_ray.core.errors import UserError
+from speechft_ray.storage.bucket import Bucket, Item
+
+PUSH_SECONDS = 5.0
+"""Shortest time between two looks at the files."""
+
+PUSH_SHARE = 0.25
+"""Largest share of the time spent on sending, so that large states are sent less often."""
+
+_log = logging.getLogger(__name__)
+
+State = tuple[int, int]
+"""Size and time of a file, in nanoseconds: it changed where these did."""
+
+
+class Mirror:
+    """Files below a folder and their copies below the same prefix of a bucket.
+
+    Writers must replace files as a whole. Files whose names begin with a dot are left out.
+    """
+
+    def __init__(self, bucket: Bucket, root: Path, folders: Sequence[str]) -> None:
+        """``folders``: paths below ``root``, and prefixes of the bucket."""
+        self._bucket, self._root, self._folders = bucket, root, folders
+        self._sent: dict[str, State] = {}
+        """Files of which the bucket has this state."""
+        self._ended = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def pull(self) -> None:
+        """Copies what the bucket has to this node; files that only this node has stay."""
+        for folder in self._folders:
+            for item in self._bucket.list(f"{folder}/"):
+                path = self._root / item.key
+                if not path.resolve().is_relative_to(self._root.resolve()):
+                    continue
+                if not _is_same(path, item):
+                    download_file(self._bucket, item, path)
+                with suppress(OSError):
+                    self._sent[item.key] = _read_state(path)
+
+    def push(self) -> None:
+        """Sends new and changed files, then removes those from the bucket that are gone here."""
+        there: set[str] = set()
+        for path in self._list_files():
+            key = path.relative_to(self._root).as_posix()
+            with suppress(FileNotFoundError):  # replaced or removed meanwhile
+                state = _read_state(path)
+                there.add(key)
+                if self._sent.get(key) != state:
+                    self._bucket.upload(key, path)
+                    self._sent[key] = state
+        gone = self._sent.keys() - there
+        self._bucket.remove(gone)
+        for key in gone:
+            del self._sent[key]
+
+    def start(self) -> None:
+        """Sends in a thread from now on."""
+        self._thread = threading.Thread(target=self._run, name="speechft-mirror", daemon=True)
+        self._thread.start()
+
+    def stop(self, *, push: bool = True) -> None:
+        """Ends the thread, after everything was sent where ``push``."""
+        self._ended.set()
+        if self._thread is not None:
+            self._thread.join()
+        if push:
+            self._push_or_log()
+
+    def remove(self) -> None:
+        """Removes the copies."""
+        self._bucket.remove(self._sent.keys())
+        self._sent.clear()
+
+    def _run(self) -> None:
+        seconds = 0.0
+        while not self._ended.wait(max(PUSH_SECONDS, seconds * (1 / PUSH_SHARE - 1))):
+            began = time.monotonic()
+            self._push_or_log()
+            seconds = time.monotonic() - began
+
+    def _push_or_log(self) -> None:
+        try:
+            self.push()
+        except (UserError, OSError) as error:
+            _log.warning("files of this node were not sent: %s", error)
+
+    def _list_files(self) -> Iterator[Path]:
+        for folder in self._folders:
+            for place, inner, names in os.walk(self._root / folder):
+                inner[:] = [name for name in inner if not name.startswith(".")]
+                yield from (Path(place) / name for name in names if not name.startswith("."))
+
+
+def download_file(bucket: Bucket, item: Item, path: Path) -> str | None:
+    """Writes an object to a file, which appears as a whole and has the object's time; returns its
+    sha256, ``None`` where the object is gone."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{uuid.uuid4().hex[:8]}-{path.name}")
+    try:
+        read = bucket.download(item.key, temporary)
+        if read is None:
+            return None
+        os.utime(temporary, (item.modified, item.modified))
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return read[0]
+
+
+def _is_same(path: Path, item: Item) -> bool:
+    try:
+        state = path.stat()
+    except OSError:
+        return False
+    return state.st_size == item.size and abs(state.st_mtime - item.modified) < 1e-3
+
+
+def _read_state(path: Path) -> State:
+    state = path.stat()
+    return state.st_size, state.st_mtime_ns

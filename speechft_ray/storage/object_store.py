@@ -1,0 +1,362 @@
+"""A store in a bucket. Each node works in a folder of its own, and sends and fetches whole units.
+
+An object has the path that the file has in a folder: ``<stage>/<fingerprint>/<file>``. A unit is
+complete when its manifest is there, which is written last and only where there is none.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import uuid
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
+
+from speechft_ray.core.errors import UserError
+from speechft_ray.core.lease import LeasePlace
+from speechft_ray.core.store import DAMAGED, LOCKS, MANIFEST, Store
+from speechft_ray.storage.bucket import Bucket, Item
+from speechft_ray.storage.lease import BucketLease
+from speechft_ray.storage.local_copies import LocalCopies
+from speechft_ray.storage.mirror import Mirror, download_file
+from speechft_ray.storage.unit_index import Unit, UnitIndex, make_key
+
+RECORDS = ("plans", "provenance", "status", "sweeps", "trackers")
+"""Folders with the small files of drivers."""
+
+REPORTS = "report"
+"""Folder with the pages of reports, which only the next driver reads."""
+
+SMALL_STAGES = ("evaluate", "overlap", "stopped")
+"""Stages whose units are small and read as a whole by drivers."""
+
+THREADS = 32
+"""Requests at once where many units are asked for: each waits for tens of milliseconds."""
+
+_LEASE = "lease.json"
+
+
+class ObjectStore(Store):
+    """Units in a bucket. ``root`` is a folder of this node with copies, which can be lost."""
+
+    def __init__(self, bucket: Bucket, root: Path, identity: str, budget_bytes: int) -> None:
+        """``identity``: the id in the marker of the bucket. Raises ``UserError`` where ``root``
+        cannot be written."""
+        try:
+            super().__init__(root)
+        except UserError as error:
+            raise UserError(
+                f"{error.args[0].partition(': give')[0]}: it is the cache of this node for "
+                f"{bucket.address}; set SPEECHFT_CACHE to a folder of this node that can be "
+                "written."
+            ) from None
+        self.bucket, self.identity = bucket, identity
+        self._copies = LocalCopies(root, budget_bytes)
+        self._index = UnitIndex(bucket)
+        self._work: dict[Unit, Mirror] = {}
+        self._lock = threading.Lock()
+
+    @property
+    def address(self) -> str:
+        """The URL."""
+        return str(self.bucket.address)
+
+    @property
+    def checks_when_reading(self) -> bool:
+        """Files are compared with their sha256 when they are fetched."""
+        return True
+
+    # Questions
+
+    def is_complete(self, stage: str, fingerprint: str) -> bool:
+        """Whether the unit is complete; one request where that is not known."""
+        return self._index.is_complete((stage, fingerprint))
+
+    def look_again(self, stage: str, fingerprint: str) -> bool:
+        """Asks the bucket."""
+        return self._index.look_again((stage, fingerprint))
+
+    def find_time(self, stage: str, fingerprint: str) -> float | None:
+        """Returns when the manifest was written, by the clock of the object store."""
+        item = self._index.find_manifest((stage, fingerprint))
+        return None if item is None else item.modified
+
+    def manifest(self, stage: str, fingerprint: str) -> dict[str, Any]:
+        """Returns the facts of a complete unit, as ``Store`` does; fetches its manifest once."""
+        unit = (stage, fingerprint)
+        if unit not in self._index.fetched:
+            self._fetch_manifest(unit)
+        return super().manifest(stage, fingerprint)
+
+    def fingerprints(self, stage: str) -> list[str]:
+        """Returns the fingerprints of all complete units of a stage, sorted; lists the stage."""
+        return sorted(key for _, key in self._index.list_units(stage))
+
+    def list_units(self) -> list[Unit]:
+        """Returns all complete units; lists the bucket."""
+        skipped = (DAMAGED, "work", REPORTS, *RECORDS)
+        return sorted(unit for unit in self._index.list_units() if unit[0] not in skipped)
+
+    def prefetch(self, units: Iterable[Unit]) -> None:
+        """Lists the stages of these units once, and fetches the manifests that this node lacks, of
+        small units all files; many at once."""
+        asked = list(dict.fromkeys(units))
+        present: set[Unit] = set()
+        for stage in sorted({stage for stage, _ in asked}):
+            present |= self._index.list_units(stage)
+        self._index.note_absent(asked, present)
+        self._fetch_many(unit for unit in asked if unit in present)
+
+    def prefetch_stage(self, stage: str) -> None:
+        """Does so for all units of a stage; those that are not there are not remembered so."""
+        self._fetch_many(self._index.list_units(stage))
+
+    # Files
+
+    def folder(self, stage: str, fingerprint: str) -> Path:
+        """Returns the folder of this node with all files of a complete unit; fetches what it lacks.
+
+        Raises ``UserError`` where a file differs from its sha256: the unit was set aside then.
+        """
+        unit = (stage, fingerprint)
+        local = self._path(*unit)
+        if not self.is_complete(*unit):
+            return local
+        files: dict[str, Any] = self.manifest(*unit).get("files", {})
+        self._copies.note_use(local)
+        missing = {
+            name: facts
+            for name, facts in files.items()
+            if not _has_size(local / name, facts["bytes"])
+        }
+        if missing:
+            self._copies.make_room(sum(facts["bytes"] for facts in missing.values()))
+            for name, facts in missing.items():
+                self._fetch_file(unit, name, facts["sha256"])
+        return local
+
+    @contextmanager
+    def publish(self, stage: str, fingerprint: str, facts: Mapping[str, Any]) -> Iterator[Path]:
+        """Publishes in the folder of this node, as ``Store`` does, then sends the files and at last
+        the manifest. Where another worker was first, its unit counts."""
+        unit = (stage, fingerprint)
+        self._discard_copy(unit)  # of a unit that the bucket no longer has, or not yet
+        with super().publish(stage, fingerprint, facts) as folder:
+            yield folder
+        self._send(unit)
+
+    def work_folder(self, stage: str, fingerprint: str) -> Path:
+        """Returns a folder with what an earlier try saved, on whatever node; from now on its files
+        are sent while the job runs."""
+        folder = super().work_folder(stage, fingerprint)
+        unit = (stage, fingerprint)
+        with self._lock:
+            if unit not in self._work:
+                mirror = Mirror(self.bucket, self.root, [_work_key(unit)])
+                mirror.pull()
+                mirror.start()
+                self._work[unit] = mirror
+        return folder
+
+    def clear_work(self, stage: str, fingerprint: str) -> None:
+        """Removes the unfinished work of a unit that is complete, here and in the bucket."""
+        mirror = self._work.pop((stage, fingerprint), None)
+        if mirror is not None:
+            mirror.stop(push=False)
+            mirror.remove()
+        super().clear_work(stage, fingerprint)
+
+    def end_work(self, stage: str, fingerprint: str) -> None:
+        """Sends what was saved last."""
+        mirror = self._work.pop((stage, fingerprint), None)
+        if mirror is not None:
+            mirror.stop()
+
+    # Damage
+
+    def find_damaged_files(self, stage: str, fingerprint: str) -> list[str]:
+        """Returns the files whose objects are missing or differ from their sha256."""
+        files = self.manifest(stage, fingerprint).get("files", {})
+        return [
+            name
+            for name, facts in files.items()
+            if self.bucket.download(make_key((stage, fingerprint), name), None)
+            != (facts["sha256"], facts["bytes"])
+        ]
+
+    def explain_damage(self, stage: str, fingerprint: str, contents: bool) -> str | None:
+        """Returns what is wrong with a complete unit in the bucket; sizes come from the last
+        listing, where there is one."""
+        unit = (stage, fingerprint)
+        try:
+            files = self.manifest(*unit).get("files", {})
+        except UserError as error:
+            return str(error).partition(": `speechft")[0]
+        sizes = self._index.list_sizes(unit)
+        for name, facts in files.items():
+            item = None if sizes is not None else self.bucket.find(make_key(unit, name))
+            size = sizes.get(name) if sizes is not None else item.size if item else None
+            where = f"{self.address}/{make_key(unit, name)}"
+            if size is None:
+                return f"{where} is missing"
+            if size != facts["bytes"]:
+                return f"{where} has {size} bytes, and had {facts['bytes']} when it was written"
+        if contents and (damaged := self.find_damaged_files(*unit)):
+            return f"{self.address}/{make_key(unit, damaged[0])} differs from its sha256"
+        return None
+
+    def set_aside(self, stage: str, fingerprint: str) -> Path:
+        """Copies a damaged unit and removes it, the manifest first; returns the key of the copy."""
+        unit = (stage, fingerprint)
+        kept = f"{DAMAGED}/{stage}-{fingerprint}-{uuid.uuid4().hex[:8]}"
+        prefix = make_key(unit, "")
+        for item in self.bucket.list(prefix):
+            self.bucket.copy(item.key, f"{kept}/{item.key.removeprefix(prefix)}")
+        self.discard(stage, fingerprint)
+        return Path(kept)
+
+    def discard(self, stage: str, fingerprint: str) -> None:
+        """Removes a unit from the bucket and from this node."""
+        unit = (stage, fingerprint)
+        manifest = make_key(unit, MANIFEST)
+        keys = [item.key for item in self.bucket.list(make_key(unit, "")) if item.key != manifest]
+        self.bucket.remove([manifest, *keys])
+        self._discard_copy(unit)
+        self._index.forget(unit)
+
+    # Drivers
+
+    def pull_records(self) -> None:
+        """Fetches the small files of drivers."""
+        Mirror(self.bucket, self.root, RECORDS).pull()
+
+    def keep_records(self) -> AbstractContextManager[object]:
+        """Fetches the small files of drivers, and sends those of this one while the context lasts
+        and at its end."""
+        return self._keep_records()
+
+    @contextmanager
+    def _keep_records(self) -> Iterator[None]:
+        mirror = Mirror(self.bucket, self.root, (*RECORDS, REPORTS))
+        mirror.pull()
+        mirror.start()
+        try:
+            yield
+        finally:
+            mirror.stop()
+
+    def create_file(self, name: str, content: str) -> bool:
+        """Writes a small object where there is none."""
+        return self.bucket.write(name, content.encode("utf-8"), new=True) is not None
+
+    def read_file(self, name: str) -> str | None:
+        """Returns a small object as text."""
+        there = self.bucket.read(name)
+        return None if there is None else there[0].decode("utf-8")
+
+    def remove_file(self, name: str) -> None:
+        """Removes an object."""
+        self.bucket.remove([name])
+
+    def lease(self, name: str) -> LeasePlace:
+        """Returns where the lease of a sweep is kept."""
+        return BucketLease(self.bucket, f"{LOCKS}/{name}/{_LEASE}")
+
+    def list_leases(self) -> list[str]:
+        """Returns the names of all leases that were ever taken."""
+        return sorted({item.key.split("/")[1] for item in self.bucket.list(f"{LOCKS}/")})
+
+    # Parts
+
+    def _send(self, unit: Unit) -> None:
+        local = self._path(*unit)
+        if not self.look_again(*unit):
+            for name in super().manifest(*unit)["files"]:
+                self.bucket.upload(make_key(unit, name), local / name)
+            content = (local / MANIFEST).read_bytes()
+            if self.bucket.write(make_key(unit, MANIFEST), content, new=True) is not None:
+                self._index.note_manifest(unit, None)
+                return
+            self.look_again(*unit)
+        self._discard_copy(unit)  # another worker was first, and its numbers count
+
+    def _fetch_manifest(self, unit: Unit) -> None:
+        """Fetches a manifest; files of an earlier unit with other content are removed."""
+        local = self._path(*unit)
+        there = self.bucket.read(make_key(unit, MANIFEST))
+        if there is None:
+            self._index.forget(unit)
+            return  # reading it says so
+        path = local / MANIFEST
+        before = path.read_bytes() if path.is_file() else None
+        if before != there[0]:
+            if before is not None:
+                self._discard_copy(unit)
+            local.mkdir(parents=True, exist_ok=True)
+            temporary = local / f".{uuid.uuid4().hex[:8]}"
+            temporary.write_bytes(there[0])
+            temporary.replace(path)
+        os.utime(path, (there[1].modified, there[1].modified))
+        self._index.note_manifest(unit, there[1])
+
+    def _fetch_file(self, unit: Unit, name: str, sha256: str) -> None:
+        """Fetches a file, twice if need be. Raises ``UserError`` where it is damaged or gone."""
+        path = self._path(*unit) / name
+        if not path.resolve().is_relative_to(self._path(*unit).resolve()):
+            raise UserError(
+                f"{self.address}/{make_key(unit, MANIFEST)} names a file outside its unit."
+            )
+        item = Item(make_key(unit, name), 0, 0.0)
+        for _ in range(2):
+            if download_file(self.bucket, item, path) == sha256:
+                return
+            path.unlink(missing_ok=True)
+        kept = self.set_aside(*unit)
+        raise UserError(
+            f"{self.address}/{make_key(unit, name)} is missing or differs from its sha256; its "
+            f"unit is kept as {self.address}/{kept}. Run the same command again to compute it anew."
+        )
+
+    def _is_prefetched(self, unit: Unit) -> bool:
+        """Whether this node has the manifest of the last listing, and of a small unit all files."""
+        item, path = self._index.find_manifest(unit), self._path(*unit) / MANIFEST
+        if unit in self._index.fetched:
+            return unit[0] not in SMALL_STAGES
+        if item is None or not _has_size(path, item.size):
+            return False
+        if abs(path.stat().st_mtime - item.modified) > 1e-3:
+            return False
+        self._index.fetched.add(unit)
+        return unit[0] not in SMALL_STAGES
+
+    def _fetch_many(self, units: Iterable[Unit]) -> None:
+        missing = [unit for unit in units if not self._is_prefetched(unit)]
+        with ThreadPoolExecutor(THREADS) as threads:
+            list(threads.map(self._prefetch_unit, missing))
+
+    def _prefetch_unit(self, unit: Unit) -> None:
+        try:
+            if unit[0] in SMALL_STAGES:
+                self.folder(*unit)
+            elif unit not in self._index.fetched:
+                self._fetch_manifest(unit)
+        except UserError:  # a damaged unit is found by whoever reads it
+            return
+
+    def _discard_copy(self, unit: Unit) -> None:
+        super().discard(*unit)
+        self._index.fetched.discard(unit)
+
+
+def _work_key(unit: Unit) -> str:
+    return f"work/{unit[0]}-{unit[1]}"
+
+
+def _has_size(path: Path, size: int) -> bool:
+    try:
+        return path.stat().st_size == size
+    except OSError:
+        return False

@@ -1,0 +1,163 @@
+"""A storage that cannot be used is said in one sentence, before anything runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from speechft_ray.cli import main
+from speechft_ray.core.errors import StorageDown, UserError
+from speechft_ray.core.records import Place
+from speechft_ray.storage import bucket as buckets
+from speechft_ray.storage import open as opening
+from speechft_ray.storage.address import append_suffix, is_url, parse_url, resolve_storage
+from speechft_ray.storage.open import explain_other_storage, open_existing, open_store
+from tests.storage.s3_server import S3Server
+
+
+def test_urls_and_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert resolve_storage("runs") == str(tmp_path / "runs")
+    assert resolve_storage("s3:/bucket/runs") == str(tmp_path / "s3:" / "bucket" / "runs")
+    assert resolve_storage("file:///data/my%20runs") == "/data/my runs"
+    assert resolve_storage("S3://bucket//a/b/") == "s3://bucket/a/b"
+    assert resolve_storage("s3a://bucket") == "s3://bucket"
+    assert resolve_storage("gcs://bucket/a") == "gs://bucket/a"
+    assert resolve_storage("abfs://container@account/a") == "abfs://container@account/a"
+    assert append_suffix("s3://bucket/a", "-smoke") == "s3://bucket/a-smoke"
+    assert is_url("s3://bucket") and not is_url("/data/runs") and not is_url("C:/runs")
+
+
+@pytest.mark.parametrize(
+    ("storage", "sentence"),
+    [
+        ("s4://bucket/a", r"unknown scheme `s4`\. Allowed: abfs, .* Or give a folder"),
+        ("s3://", r"names no bucket: write s3://BUCKET/PREFIX"),
+        ("s3://bucket/../a", r"has a prefix with `\.`, `\.\.`"),
+        ("s3://key:secret@bucket/a", r"more than a bucket and a prefix"),
+        ("s3://bucket/a?region=x", r"more than a bucket and a prefix"),
+    ],
+)
+def test_bad_urls(storage: str, sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        resolve_storage(storage)
+
+
+def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(buckets, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"pip install 'speechft_ray\[s3\]' on every node"):
+        open_store("s3://bucket/a")
+
+
+def test_a_bucket_that_is_not_there(s3: S3Server) -> None:
+    with pytest.raises(UserError, match=r"s3://nowhere/a: there is no bucket `nowhere` there"):
+        open_store("s3://nowhere/a")
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gives up at the first failure."""
+    monkeypatch.setattr(buckets, "FIRST_RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(buckets, "RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(buckets, "_PAUSES_SECONDS", (None,))
+
+
+def test_a_server_that_is_not_there(
+    s3: S3Server,
+    impatient: None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    assert main(["ls", "--storage", "s3://speech/a"]) == 2
+    text = capsys.readouterr().err
+    assert "the storage s3://speech/a does not answer" in text and "AWS_ENDPOINT_URL" in text
+    assert len(text.splitlines()) == 1
+
+
+def test_a_server_that_goes_away_ends_resumably(
+    s3: S3Server, url: str, impatient: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_store(url)
+    s3.set_faults(1.0)
+    with pytest.raises(StorageDown, match=r"does not answer .*then run the same command again"):
+        store.look_again("merge", "abc")
+
+    def fail(*arguments: object, **options: object) -> None:
+        raise StorageDown("away")
+
+    monkeypatch.setattr("speechft_ray.commands.listing.print_sweeps", fail)
+    s3.set_faults(0.0)
+    assert main(["ls", "--storage", url]) == 75
+
+
+def test_credentials_that_are_missing(
+    s3: S3Server, impatient: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    monkeypatch.setenv("AWS_METADATA_ENDPOINT", "http://127.0.0.1:9/169.254.169.254")
+    with pytest.raises(UserError, match=r"no credentials of S3 were found on this node: set AWS_"):
+        open_store("s3://speech/a")
+
+
+def test_a_bucket_that_refuses(s3: S3Server) -> None:
+    bucket = buckets.Bucket(parse_url("s3://speech/a"))
+    error = PermissionError("403 Forbidden <Code>AccessDenied</Code>")
+    sentence = bucket._explain("storage.json", error)
+    assert (
+        "S3 refuses `storage.json` to these credentials" in sentence and "AccessDenied" in sentence
+    )
+
+
+def test_a_marker_that_is_none(s3: S3Server, url: str) -> None:
+    buckets.Bucket(parse_url(url)).write("storage.json", b"[1]")
+    with pytest.raises(UserError, match=r"storage.json is not the marker of a storage"):
+        open_store(url)
+
+
+def test_a_node_with_another_bucket_or_none_says_so(
+    s3: S3Server, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = Place(storage=url, storage_id="another", encoder="none")
+    assert "sees another bucket than the driver" in (explain_other_storage(place) or "")
+    fine = place.model_copy(update={"storage_id": opening.mark_storage(open_store(url))})
+    assert explain_other_storage(fine) is None
+    opening._open_bucket.cache_clear()
+    monkeypatch.setattr(buckets, "find_spec", lambda name: None)
+    assert "cannot use the storage" in (explain_other_storage(fine) or "")
+
+
+@pytest.mark.parametrize(
+    ("number", "text"), [("-1", "not negative"), ("much", "SPEECHFT_STORAGE_CACHE_GB")]
+)
+def test_bad_budgets(
+    s3: S3Server, url: str, number: str, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SPEECHFT_STORAGE_CACHE_GB", number)
+    with pytest.raises(UserError, match=text):
+        open_store(url)
+
+
+def test_a_cache_folder_that_cannot_be_written(
+    s3: S3Server, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("SPEECHFT_CACHE", str(tmp_path / "file"))
+    with pytest.raises(UserError, match="set SPEECHFT_CACHE to a folder of this node"):
+        open_store(url)
+
+
+def test_verbs_that_need_a_folder_say_so(
+    s3: S3Server, url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for arguments in (["gc", "--storage", url], ["ui", "--storage", url], ["ui", url]):
+        assert main(arguments) == 2
+        text = capsys.readouterr().err
+        assert "bucket" in text and len(text.splitlines()) == 1, text
+
+
+def test_a_storage_folder_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="there is no storage folder"):
+        open_existing(tmp_path / "nowhere")
