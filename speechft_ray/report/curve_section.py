@@ -202,8 +202,9 @@ def draw_predicted_curves(curves: Sequence[PredictedSeries]) -> bytes | None:
             )
             for alpha in _list_verified(curve):
                 values = [100 * one for one in _read_errors(curve.real[alpha])]
-                label = f"{title}alpha {format_value(alpha)}"
-                errors.plot(range(len(values)), values, marker=marker, label=label)
+                if values:
+                    label = f"{title}alpha {format_value(alpha)}"
+                    errors.plot(range(len(values)), values, marker=marker, label=label)
         scores.set(xlabel="alpha (share of the fine-tuned model)", ylabel="SUPERB score, dev")
         errors.set(xlabel="layer", ylabel="feature error, %", ylim=(0, None))
         for axes in (scores, errors):
