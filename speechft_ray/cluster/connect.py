@@ -18,7 +18,9 @@ from typing import Any
 
 import ray
 from ray._private import utils as ray_utils
+from ray._private.authentication.authentication_utils import is_token_auth_enabled
 
+from speechft_ray.cluster.authentication import describe_open_cluster, is_loopback
 from speechft_ray.cluster.ray_errors import explain_import_error, hush_losses, shorten
 from speechft_ray.core.errors import UserError
 
@@ -96,14 +98,15 @@ def connect(
     gpus: int | None = None,
     store_bytes: int | None = None,
     allow: re.Pattern[str] | None = None,
+    note: Callable[[str], object] = lambda text: None,
 ) -> Cluster:
     """Connects to ``local`` (starts a cluster here), ``auto`` (the one that runs here or in
     ``RAY_ADDRESS``) or ``HOST:PORT``.
 
     ``cpus``, ``gpus`` and ``store_bytes`` (shared memory for objects) bound a local cluster; Ray
     takes all it finds by itself. ``allow``: more variables that the processes of a local cluster
-    inherit. Raises ``UserError`` when there is no such cluster, or it refuses
-    this process.
+    inherit. ``note`` gets a line where a cluster that other machines reach asks for no token.
+    Raises ``UserError`` when there is no such cluster, or it refuses this process.
     """
     _check(address)
     hush_losses()
@@ -118,7 +121,11 @@ def connect(
     try:
         with _keep_signal_handlers():
             if address == "local":
-                limits = {"num_cpus": cpus, "num_gpus": gpus, "object_store_memory": store_bytes}
+                limits = {
+                    "num_cpus": cpus or count_cpus(),
+                    "num_gpus": gpus,
+                    "object_store_memory": store_bytes,
+                }
                 with _restrict_environment(allow):
                     context = _start_here(
                         **common, **limits, include_dashboard=missing_for_dashboard() == []
@@ -131,7 +138,15 @@ def connect(
         raise
     except Exception as error:  # a start that takes too long raises Exception itself (ray 2.60)
         raise UserError(_explain_failure(address, error)) from error
-    return _describe(context, local=address == "local")
+    cluster = _describe(context, local=address == "local")
+    # A cluster and a process with different modes have refused each other before.
+    if not (cluster.local or is_token_auth_enabled() or _is_on_loopback()):
+        note(describe_open_cluster(cluster.address))
+    return cluster
+
+
+def _is_on_loopback() -> bool:
+    return all(is_loopback(node["NodeManagerAddress"]) for node in ray.nodes())
 
 
 def _start_here(**options: Any) -> Any:
@@ -146,6 +161,16 @@ def _start_here(**options: Any) -> Any:
                 raise
             ray.shutdown()
     return None
+
+
+def count_cpus() -> int | None:
+    """Returns the CPUs that this process may use, as ``taskset`` and Slurm say, where Ray would
+    count those of the machine; ``None`` where both are the same, which leaves the limits of
+    containers to Ray."""
+    if not hasattr(os, "sched_getaffinity"):
+        return None
+    usable = len(os.sched_getaffinity(0))
+    return usable if usable < (os.cpu_count() or usable) else None
 
 
 def missing_for_dashboard() -> list[str]:

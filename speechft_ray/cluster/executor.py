@@ -25,7 +25,7 @@ from speechft_ray.cluster.progress import (
     start_progress_actor,
 )
 from speechft_ray.cluster.ray_errors import explain_import_error
-from speechft_ray.cluster.share import Shares, task_options
+from speechft_ray.cluster.share import Shares, describe_wait, list_nodes, task_options
 from speechft_ray.cluster.trials import Trials
 from speechft_ray.cluster.watchdog import Stall, Watchdog
 from speechft_ray.core.records import Job, Limits, Outcome, Place
@@ -40,6 +40,10 @@ most of a sweep waits for, would start last."""
 
 WHOLE_NODE = 1e6
 """More CPUs than any node has; such a request gets all those of the largest."""
+
+WAIT_SECONDS = 120.0
+"""How long no job may run before a line says what is waited for: workers of a cluster that starts
+import torch for a minute."""
 
 PROGRESS_TIMEOUT_SECONDS = 0.5
 """How long reading the progress may block the driver."""
@@ -114,6 +118,7 @@ class RayExecutor:
         self._lost: queue.SimpleQueue[tuple[Job, BaseException]] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._stopped = False
+        self._idle_since = time.monotonic()
 
     def submit(self, job: Job) -> None:
         """Hands a job to Ray. Raises ``RuntimeError`` after ``stop``."""
@@ -238,12 +243,25 @@ class RayExecutor:
             if fingerprint in self._jobs
         }
         self._losses.see(running)
+        self._say_what_is_waited_for(bool(running))
         with self._lock:
             for fingerprint, item in running.items():
                 job = self._jobs.get(fingerprint)  # it may have ended in another thread meanwhile
                 if job is not None:
                     self._metrics.add_progress(job, item)
         return running
+
+    def _say_what_is_waited_for(self, is_running: bool) -> None:
+        """Says once, when no job has run for ``WAIT_SECONDS``, what the next one asks for and what
+        the cluster has."""
+        now = time.monotonic()
+        if is_running or not self._jobs:
+            self._idle_since = now
+        elif now - self._idle_since > WAIT_SECONDS:
+            self._idle_since = float("inf")
+            job = next(iter(self._jobs.values()), None)
+            if job is not None:
+                self._note(describe_wait(job, self._shares.of(job.resources), list_nodes()))
 
     def _handle_stall(self, stall: Stall) -> None:
         job, minutes = stall.job, stall.minutes

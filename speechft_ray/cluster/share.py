@@ -9,7 +9,7 @@ from typing import Any
 import ray
 
 from speechft_ray.core.errors import UserError
-from speechft_ray.core.records import Place, Stage
+from speechft_ray.core.records import Job, Place, Stage
 from speechft_ray.core.resources import ResourceRequest, match_label
 
 LOOK_EVERY_SECONDS = 5.0
@@ -166,6 +166,22 @@ def describe_amounts(amounts: Mapping[str, float], labels: Mapping[str, str] | N
             texts.append(f"{amount:g} {name}{'s' if amount != 1 else ''}")
     where = " and ".join(f"{key}={selector}" for key, selector in (labels or {}).items())
     return " and ".join(texts) + (f" on a node with {where}" if where else "")
+
+
+def describe_wait(job: Job, share: ResourceRequest, nodes: Sequence[Mapping[str, float]]) -> str:
+    """Returns a line about a job that has not started: what it asks for, and whether a node of the
+    cluster has that."""
+    needs = bundle(share)
+    text = f"nothing runs; {job.label} waits for {describe_amounts(needs, share.labels)}"
+    able = [node for node in nodes if has_labels(node, share.labels)]
+    if any(all(node.get(name, 0.0) >= needs[name] for name in needs) for node in able):
+        return f"{text}, which a node of the cluster has: others use it, or workers are starting."
+    total = {name: sum(node.get(name, 0.0) for node in able) for name in ("CPU", "GPU", *needs)}
+    where = "those nodes" if share.labels else "the cluster"
+    return (
+        f"{text}, which no node has ({where} together: {describe_amounts(total)}): start one, or "
+        "ask for less (docs/clusters.md)."
+    )
 
 
 def list_nodes() -> list[Mapping[str, float]]:

@@ -253,7 +253,7 @@ def open_executor(
     from speechft_ray.cluster.executor import RayExecutor
     from speechft_ray.cluster.share import check_requests, list_nodes
 
-    cluster = connect(address, allow=CREDENTIALS if is_url(place.storage) else None)
+    cluster = connect(address, allow=CREDENTIALS if is_url(place.storage) else None, note=note)
     note(
         f"Ray: {cluster.nodes} node{'s' if cluster.nodes != 1 else ''}, "
         f"{cluster.cpus:g} CPUs, {cluster.gpus:g} GPUs"

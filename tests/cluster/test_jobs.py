@@ -230,3 +230,11 @@ def test_a_driver_that_is_a_job_keeps_the_environment_of_the_job(
     assert connecting._select_variables().keys() == rest
     with pytest.raises(UserError, match="--address auto"):
         connecting.connect("local")
+
+
+def test_a_local_cluster_has_the_cpus_of_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connecting.os, "cpu_count", lambda: 64)
+    monkeypatch.setattr(connecting.os, "sched_getaffinity", lambda process: {3, 4, 5, 6})
+    assert connecting.count_cpus() == 4
+    monkeypatch.setattr(connecting.os, "cpu_count", lambda: 4)
+    assert connecting.count_cpus() is None

@@ -7,6 +7,7 @@ import pytest
 from speechft_ray.cluster.share import (
     bundle,
     check_requests,
+    describe_wait,
     eligible_nodes,
     fit_request,
     slots,
@@ -14,6 +15,7 @@ from speechft_ray.cluster.share import (
 )
 from speechft_ray.cluster.trainable import _place
 from speechft_ray.core.errors import UserError
+from speechft_ray.core.records import Job
 from speechft_ray.core.resources import ResourceRequest, match_label
 
 SMALL, BIG = {"CPU": 4.0, "memory": 100.0}, {"CPU": 16.0, "GPU": 2.0, "memory": 1000.0}
@@ -190,3 +192,13 @@ def test_a_trial_asks_for_its_labels() -> None:
     assert placement._kwargs["bundle_label_selector"] == [
         {LABEL: "A100", "ray.io/node-id": "!in(a)"}
     ]
+
+
+def test_what_is_waited_for_is_said() -> None:
+    job = Job(stage="finetune", fingerprint="f", label="finetune a", payload={})
+    text = describe_wait(job, ask(1, 1), [SMALL, SMALL])
+    assert "finetune a waits for 1 CPU and 1 GPU, which no node has" in text
+    assert "8 CPUs and 0 GPUs" in text
+    assert "others use it" in describe_wait(job, ask(1, 1), [SMALL, BIG])
+    labels = ResourceRequest(cpus=1, labels={LABEL: "H100"})
+    assert f"on a node with {LABEL}=H100, which no node has" in describe_wait(job, labels, [A100])

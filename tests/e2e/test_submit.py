@@ -61,7 +61,10 @@ class Head:
         ]
         token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self.token}
         path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-        variables = environment(**token, HOME=str(folder), PATH=path, RAY_USAGE_STATS_ENABLED="0")
+        patience = {"RAY_raylet_start_wait_time_s": "600"}  # 30 s are too few for a busy machine
+        variables = environment(
+            **token, **patience, HOME=str(folder), PATH=path, RAY_USAGE_STATS_ENABLED="0"
+        )
         variables.pop("PYTHONPATH", None)  # the package is shipped
         self.log = (folder / "head.log").open("w")
         self.process = subprocess.Popen(
@@ -87,7 +90,8 @@ class Head:
         """Waits until the dashboard answers."""
         until = time.monotonic() + 600
         while (done := self.call("list")).returncode != 0:
-            assert time.monotonic() < until, f"{done.stderr}\n{self.read_log()}"
+            is_alive = self.process.poll() is None
+            assert is_alive and time.monotonic() < until, f"{done.stderr}\n{self.read_log()}"
             time.sleep(2)
 
     def read_log(self) -> str:
@@ -100,13 +104,11 @@ class Head:
         return {job["id"]: job for job in json.loads(listing.stdout)["jobs"]}
 
     def close(self) -> None:
-        for signal_number, seconds in ((signal.SIGTERM, 30), (signal.SIGKILL, 10)):
-            os.killpg(self.process.pid, signal_number)
-            try:
+        """Ends the head and all of its processes."""
+        for number, seconds in ((signal.SIGTERM, 30), (signal.SIGKILL, 10)):
+            with contextlib.suppress(ProcessLookupError, subprocess.TimeoutExpired):
+                os.killpg(self.process.pid, number)
                 self.process.wait(seconds)
-                break
-            except subprocess.TimeoutExpired:
-                continue
         self.log.close()
 
 
