@@ -33,7 +33,7 @@ ANSWER_SECONDS = 10.0
 LOOK_AGAIN_SECONDS = 2.0
 """Between two looks at a job whose log has no more to read."""
 
-START_TRIES = 4
+START_TRIES = 9
 """How often a head that has just started is asked again to take a job: its agent comes up later
 than its dashboard, and Ray waits some 10 s for it each time."""
 
@@ -225,7 +225,8 @@ def explain_errors(cluster: str) -> Iterator[None]:
         if _NO_AGENT in str(error):
             raise UserError(
                 f"the head at `{cluster}` takes no jobs, since its dashboard agent does not run: "
-                "see dashboard_agent.log in the folder of its session; most often its port (52365, "
+                "where it was started just now, submit again in a minute; otherwise see "
+                "dashboard_agent.log in the folder of its session: most often its port (52365, "
                 "`ray start --dashboard-agent-listen-port`) belongs to another Ray."
             ) from None
         raise UserError(
