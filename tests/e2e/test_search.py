@@ -120,3 +120,35 @@ def test_the_same_search_on_ray_is_the_same(reference_home: Path, tmp_path: Path
         key for key in units if key.startswith("merge/")
     ]  # the winner is always there, and nothing else was needed
     assert units[merged] == reference[merged]
+
+
+@pytest.mark.slow
+def test_rungs_lead_to_the_bits_of_a_full_evaluation(reference_home: Path, tmp_path: Path) -> None:
+    """The evaluations that both searches make in full are equal; no state of a probe is left."""
+    shutil.copytree(
+        reference_home / "runs",
+        tmp_path / "runs",
+        ignore=shutil.ignore_patterns("report", "search", "mlartifacts", "work"),
+    )
+    for key, facts in manifests(tmp_path / "runs").items():
+        if facts.get("splits") == ["dev"]:
+            shutil.rmtree(tmp_path / "runs" / key)
+    space = search_space(tmp_path, rungs=[0.2, 0.5, 1], reduction_factor=2)
+    done = run("search_merge.py", *places(tmp_path, space), "--in-process")
+    assert done.returncode == 0, done.stderr + done.stdout
+    assert "Trials by the rung that they were evaluated up to: 5 to 0.2" in done.stdout
+    rows = trials(tmp_path / "report")
+    assert {row["rung"] for row in rows} <= {"0.2", "0.5", "1.0"}
+    assert [row["rung"] == "1.0" for row in rows] == [row["state"] == "complete" for row in rows]
+    units, reference = manifests(tmp_path / "runs"), manifests(reference_home / "runs")
+    paused = [facts for facts in units.values() if "pause" in facts]
+    assert {facts["pause_at"] for facts in paused} <= {4, 10}
+    both = [
+        key
+        for key, facts in units.items()
+        if facts.get("splits") == ["dev"] and "pause" not in facts and key in reference
+    ]
+    assert both
+    for key in both:
+        assert {**units[key], "made_with": None} == {**reference[key], "made_with": None}
+    assert not list((tmp_path / "runs" / "work").glob("evaluate-*"))
