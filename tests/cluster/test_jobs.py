@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import threading
 from collections.abc import AsyncIterator, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -233,8 +234,8 @@ def test_a_driver_that_is_a_job_keeps_the_environment_of_the_job(
 
 
 def test_a_local_cluster_has_the_cpus_of_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connecting.os, "cpu_count", lambda: 64)
-    monkeypatch.setattr(connecting.os, "sched_getaffinity", lambda process: {3, 4, 5, 6})
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {3, 4, 5, 6})
     assert connecting.count_cpus() == 4
-    monkeypatch.setattr(connecting.os, "cpu_count", lambda: 4)
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
     assert connecting.count_cpus() is None
