@@ -72,7 +72,6 @@ def reproduce_paper(
 
     limits = Limits(retries=retries, **parse_stall_minutes(stall_minutes or []))
     numbers, size = parse_tables(tables or []), parse_scale(scale)
-    local_root = find_local_root(storage)
     encoders = {
         name: str(value) for name, value in parse_options(encoder or [], "--encoder").items()
     }
@@ -80,7 +79,7 @@ def reproduce_paper(
         numbers = real_speech.select_tables(numbers, bool(tables) and "all" not in (tables or []))
         real_speech.check_corpora(corpora)
         if real_speech.ENCODER not in encoders:
-            human = real_speech.find_encoder(local_root, corpora, plan, Console())
+            human = real_speech.find_encoder(find_local_root(storage), corpora, plan, Console())
             encoders[real_speech.ENCODER] = human
     sweeps = open_paper(
         numbers,
@@ -94,7 +93,7 @@ def reproduce_paper(
     if plan:
         print_paper_plan(numbers, sweeps, size, Console())
         return
-    folder = report or local_root / "report" / f"paper-{size}"
+    folder = report or find_local_root(storage) / "report" / f"paper-{size}"
 
     def write() -> None:
         write_paper_page(numbers, sweeps, size, folder)
