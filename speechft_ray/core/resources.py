@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -57,7 +57,8 @@ class StageResources(BaseModel):
         """Returns the fields that are set as those of ``ResourceRequest``."""
         values: dict[str, object] = self.model_dump(exclude_none=True)
         if "memory_gb" in values:
-            values["memory_bytes"] = int(float(values.pop("memory_gb")) * 1e9)  # type: ignore[arg-type]
+            gigabytes: Any = values.pop("memory_gb")
+            values["memory_bytes"] = int(float(gigabytes) * 1e9)
         return values
 
     @model_validator(mode="after")

@@ -12,9 +12,11 @@ import pytest
 from speechft_ray.core import lease
 from speechft_ray.core.errors import UserError
 from speechft_ray.core.lease import HeldLease, Holder, LeaseTakenError, describe_this_process
+from speechft_ray.core.records import Job
 from speechft_ray.storage.lease import BucketLease
 from speechft_ray.storage.object_store import ObjectStore
 from speechft_ray.storage.open import open_store
+from speechft_ray.sweep.claims import UnitClaims
 from speechft_ray.sweep.lock import describe_driver, hold_lock
 from tests.storage.s3_server import S3Server
 
@@ -152,6 +154,20 @@ def test_a_lease_is_renewed_while_requests_fail(
     assert lost == []
     after = place.read()
     assert after is not None and after.released
+
+
+def test_two_sweeps_claim_a_unit_once(store: ObjectStore) -> None:
+    job = Job(stage="finetune", fingerprint="abc", label="finetune abc", payload={})
+    stop = threading.Event()
+    with hold_lock(store, "one", stop, print), hold_lock(store, "two", stop, print):
+        notes: list[str] = []
+        first, second = UnitClaims(store, "one", print), UnitClaims(store, "two", notes.append)
+        assert first.take(job) and not second.take(job)
+        assert len(notes) == 1 and "computed by another sweep" in notes[0]
+        first.release("abc")
+        assert second.take(job)
+        second.release_all()
+    assert store.bucket.list("claims/") == []
 
 
 def test_a_damaged_lock_is_taken(store: ObjectStore) -> None:

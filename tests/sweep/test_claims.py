@@ -20,7 +20,8 @@ Open = Callable[[str], UnitClaims]
 
 
 def make_job(key: str = "abc", stage: str = "finetune") -> Job:
-    return Job(stage=stage, fingerprint=key, label=f"{stage} {key}", payload={})  # type: ignore[arg-type]
+    fields = {"stage": stage, "fingerprint": key, "label": f"{stage} {key}", "payload": {}}
+    return Job.model_validate(fields)
 
 
 @pytest.fixture
