@@ -72,9 +72,8 @@ def reproduce_paper(
 
     limits = Limits(retries=retries, **parse_stall_minutes(stall_minutes or []))
     numbers, size = parse_tables(tables or []), parse_scale(scale)
-    encoders = {
-        name: str(value) for name, value in parse_options(encoder or [], "--encoder").items()
-    }
+    files = parse_options(encoder or [], "--encoder")
+    encoders = {name: str(value) for name, value in files.items()}
     if size == "real-speech":
         numbers = real_speech.select_tables(numbers, bool(tables) and "all" not in (tables or []))
         real_speech.check_corpora(corpora)
