@@ -110,6 +110,8 @@ VALUES: dict[type[BaseModel], tuple[str, dict[str, str]]] = {
             "donors": "[phones]",
             "checkpoint": "0.5",
             "control": "false",
+            "predicted_from": "[0, 0.5]",
+            "verify": "1",
         },
     ),
     EvalSpec: (
@@ -161,6 +163,8 @@ VALUES: dict[type[BaseModel], tuple[str, dict[str, str]]] = {
     ),
 }
 BESIDE = {
+    ("merge[0]", "predicted_from"): ["merge[0].alpha=0.125"],
+    ("merge[0]", "verify"): ["merge[0].alpha=0.125", "merge[0].predicted_from=[0, 0.5]"],
     ("score", "zero"): ["score.topline.pr.per=0", "score.topline.sid.accuracy=100"],
     ("score", "topline"): ["score.zero=measured"],
     ("stop_tuning", "*"): ["stop_tuning.rule=asha"],
