@@ -100,8 +100,8 @@ class Outcome(Record):
     """Label of the failed job that this one needs, directly or not; it was not started."""
     stopped: bool = False
     """Whether it was stopped early on purpose, or needs a run that was: not a failure."""
-    disk_full: bool = False
-    """Whether it failed because the storage is full: no other job can be stored either."""
+    cannot_store: Literal["", "disk full", "storage down"] = ""
+    """Why it could not be stored; no other job can be then, either."""
     unfit_node: str | None = None
     """Ray's id of a node that cannot perform jobs of this run; ``error`` says why."""
     seconds: float = 0.0

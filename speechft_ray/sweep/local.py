@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 
 from speechft_ray.core.curves import NOT_IN_CURVE, Point, read_point
-from speechft_ray.core.errors import Interrupted, UserError
+from speechft_ray.core.errors import Interrupted, StorageDown, UserError
 from speechft_ray.core.full_disk import is_disk_full
 from speechft_ray.core.records import Job, Outcome, Place
 from speechft_ray.sweep.protocols import Perform, Progress, ReportProgress
@@ -22,7 +22,7 @@ def perform_safely(perform: Perform, job: Job, place: Place, report: ReportProgr
     """Performs a job and returns its outcome; a failed job does not end a sweep.
 
     The error of the outcome is the sentence of a ``UserError``; of any other exception it is one
-    line, beside the traceback. A full disk is marked as such. ``Interrupted``,
+    line, beside the traceback. A storage that is full or away is marked as such. ``Interrupted``,
     ``KeyboardInterrupt`` and ``SystemExit`` are raised: they end the run, not the job.
     """
     start = time.monotonic()
@@ -36,11 +36,14 @@ def perform_safely(perform: Perform, job: Job, place: Place, report: ReportProgr
         return make_outcome(facts=dict(perform(job, place, report)))
     except Interrupted:
         raise
+    except StorageDown as error:
+        text = _one_line(f"on node {socket.gethostname()}: {error}")
+        return make_outcome(error=text, cannot_store="storage down")
     except UserError as error:
         return make_outcome(error=_one_line(str(error)))
     except Exception as error:
         if is_disk_full(error):
-            return make_outcome(error=_describe_full_disk(place, error), disk_full=True)
+            return make_outcome(error=_describe_full_disk(place, error), cannot_store="disk full")
         return make_outcome(
             error=_one_line(f"{type(error).__name__}: {error}"), traceback=traceback.format_exc()
         )

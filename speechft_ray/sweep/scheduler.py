@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Protocol
 
-from speechft_ray.core.errors import DiskFull, Interrupted
+from speechft_ray.core.errors import DiskFull, Interrupted, StorageDown
 from speechft_ray.core.records import STAGES, Job, Outcome
 from speechft_ray.core.store import Store
 from speechft_ray.sweep.plan import Plan
@@ -172,8 +172,8 @@ class JobScheduler:
         """Submits jobs that can start and waits a while for outcomes.
 
         Returns what ended, and the jobs that can never start because of it. Raises ``Interrupted``
-        when the run was stopped, and ``DiskFull`` when a job could not be stored: the others could
-        not be stored either.
+        when the run was stopped, and ``DiskFull`` or ``StorageDown`` when a job could not be
+        stored: the others could not be stored either.
         """
         if self._stop.is_set():
             self._executor.stop()
@@ -221,9 +221,10 @@ class JobScheduler:
         self._running.pop(outcome.fingerprint, None)
         if outcome.ok:
             return [outcome]
-        if outcome.disk_full:
+        if outcome.cannot_store:
             self._executor.stop()
-            raise DiskFull(f"{outcome.label}: {outcome.error}")
+            error = DiskFull if outcome.cannot_store == "disk full" else StorageDown
+            raise error(f"{outcome.label}: {outcome.error}")
         self.failed[outcome.fingerprint] = outcome
         return [outcome, *self._pop_blocked()]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import re
 import sqlite3
 import threading
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 from safetensors import SafetensorError
 
 from speechft_ray import cli
-from speechft_ray.core.errors import DiskFull
+from speechft_ray.core.errors import DiskFull, StorageDown
 from speechft_ray.core.full_disk import is_disk_full
 from speechft_ray.core.records import Job, Outcome, Place
 from speechft_ray.sweep.local import perform_safely
@@ -45,15 +46,24 @@ def test_other_errors_are_others(error: Exception) -> None:
     assert not is_disk_full(error)
 
 
-def test_a_job_on_a_full_disk_is_marked_and_stops_the_run(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("error", "mark", "raised", "sentence"),
+    [
+        (OSError(errno.ENOSPC, "No space"), "disk full", DiskFull, "no space is left on node"),
+        (StorageDown("the bucket is away"), "storage down", StorageDown, "on node .*: the bucket"),
+    ],
+)
+def test_a_job_that_cannot_be_stored_is_marked_and_stops_the_run(
+    tmp_path: Path, error: Exception, mark: str, raised: type[Exception], sentence: str
+) -> None:
     def fill(job: Job, place: Place, report: object) -> dict[str, object]:
-        raise OSError(errno.ENOSPC, "No space left on device", str(tmp_path))
+        raise error
 
     plan = make_plan(sweep(), inputs())
     job = next(iter(plan.jobs.values()))
     place = Place(storage=str(tmp_path), encoder="none")
     outcome = perform_safely(fill, job, place, lambda values: None)
-    assert outcome.disk_full and "no space is left on node" in str(outcome.error)
+    assert outcome.cannot_store == mark and re.search(sentence, str(outcome.error))
     assert "\n" not in str(outcome.error) and outcome.traceback is None
 
     class FullExecutor(FakeExecutor):
@@ -65,10 +75,10 @@ def test_a_job_on_a_full_disk_is_marked_and_stops_the_run(tmp_path: Path) -> Non
 
     logged: list[Outcome] = []
     executor = FullExecutor(store_at(tmp_path))
-    with pytest.raises(DiskFull, match="no space is left on node"):
+    with pytest.raises(raised, match=sentence):
         run_plan(plan, executor.store, executor, FakeObserver(), logged.append, threading.Event())
     assert executor.stopped and len(executor.done) == 2
-    assert all(outcome.ok for outcome in logged), "a full disk is no failure of the job"
+    assert all(outcome.ok for outcome in logged), "it is no failure of the job"
 
 
 def test_the_command_line_says_it_once(
