@@ -20,6 +20,15 @@ def shuffle_keys(keys: Iterable[str], seed: int) -> list[str]:
     return sorted(keys, key=lambda key: sha256(f"{seed} {key}".encode()).digest())
 
 
+def split_by_hash(name: str, test_percent: int, dev_percent: int) -> str:
+    """Returns the split of what has this name, for corpora without splits: the sha256 of the name,
+    modulo 100, is below ``test_percent``, below the sum of both, or neither."""
+    number = int(sha256(name.encode()).hexdigest(), 16) % 100
+    if number < test_percent:
+        return "test"
+    return "dev" if number < test_percent + dev_percent else "train"
+
+
 def select_hours(samples: Mapping[str, int], hours: float | None, seed: int) -> set[str]:
     """Returns as many random keys as it takes to have ``hours``; ``None``: all.
 

@@ -12,7 +12,6 @@ languages of a level are in the same one. The scripts are read as text; no Lua i
 
 from __future__ import annotations
 
-import hashlib
 import re
 import unicodedata
 from collections import Counter
@@ -31,7 +30,11 @@ from speechft_ray.speech.corpora._layout import (
     require_folder,
     require_root,
 )
-from speechft_ray.speech.corpora._sampling import select_hours, select_utterances
+from speechft_ray.speech.corpora._sampling import (
+    select_hours,
+    select_utterances,
+    split_by_hash,
+)
 from speechft_ray.speech.corpora.base import (
     CORPORA,
     SPLITS,
@@ -55,8 +58,8 @@ COUNTS = {
 }
 """Recordings in train, dev and test by language and characters, counted in the packages
 1.0.1-1.1."""
-TEST_SHARE, DEV_SHARE = 20, 12
-"""Per cent of the levels, on average."""
+TEST_PERCENT, DEV_PERCENT = 20, 12
+"""Of the levels, on average."""
 
 _LINE = re.compile(
     r'dialogId\("([^"]+)",\s*"([^"]*)",\s*"(?:[^"\\]|\\.)*"\)'
@@ -132,8 +135,7 @@ def _draw_hours(corpus: Corpus, options: FilletsOptions) -> Corpus:
 
 def split_of(level: str) -> str:
     """Returns the split of a level."""
-    number = int(hashlib.sha256(level.encode()).hexdigest(), 16) % 100
-    return "test" if number < TEST_SHARE else "dev" if number < TEST_SHARE + DEV_SHARE else "train"
+    return split_by_hash(level, TEST_PERCENT, DEV_PERCENT)
 
 
 def _list_recordings(

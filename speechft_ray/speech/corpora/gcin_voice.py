@@ -11,7 +11,6 @@ where the sha256 of its spelling, modulo 100, is below 25, to ``dev`` where it i
 
 from __future__ import annotations
 
-import hashlib
 import re
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from speechft_ray.speech.corpora._layout import (
     require_folder,
     require_root,
 )
+from speechft_ray.speech.corpora._sampling import split_by_hash
 from speechft_ray.speech.corpora.base import (
     CORPORA,
     Corpus,
@@ -35,7 +35,7 @@ from speechft_ray.speech.corpora.base import (
 NAME = "gcin_voice"
 INSTALL = "apt install gcin-voice"
 SPEAKERS = ("3", "5")
-TEST_SHARE, DEV_SHARE = 25, 15
+TEST_PERCENT, DEV_PERCENT = 25, 15
 
 _NAME = re.compile(r"([\u3105-\u3119]?)([\u311a-\u3129]{0,2})([1-4]?)")
 """Initial, medial and final, and tone of a folder name in Zhuyin (Unicode's block Bopomofo)."""
@@ -82,8 +82,7 @@ def open_gcin_voice(
 
 def split_of(syllable: str) -> str:
     """Returns the split of a syllable without its tone."""
-    number = int(hashlib.sha256(syllable.encode()).hexdigest(), 16) % 100
-    return "test" if number < TEST_SHARE else "dev" if number < TEST_SHARE + DEV_SHARE else "train"
+    return split_by_hash(syllable, TEST_PERCENT, DEV_PERCENT)
 
 
 def _compute_expected(options: DiskOptions) -> ExpectedCounts:
