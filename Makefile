@@ -11,7 +11,7 @@ FAIRSEQ := .peers/fairseq
 PYTHON ?= $(shell for name in python3.11 python3.12 python3.13 python3.10 python3; do \
 	if $$name -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] < (3, 14))' 2>/dev/null; then echo $$name; break; fi; done)
 
-.PHONY: sweep smoke test docs all-tasks test-faults lint install install-dev fairseq peers peer-references peers-s3prl clean
+.PHONY: sweep smoke test docs all-tasks test-slow test-faults lint install install-dev fairseq peers peer-references peers-s3prl clean
 
 sweep: $(VENV)/installed
 	$(BIN)/python launch/sweep_alpha.py --address local --storage $(STORAGE) --report $(REPORT)
@@ -33,9 +33,13 @@ docs: $(VENV)/tests-installed
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 	@echo "open site/index.html"
 
-# What takes minutes: the tests marked slow, then kill -9 of workers at random updates, for every task, and for two of them on Ray.
-test-faults: $(VENV)/tests-installed
+# The tests that take minutes, which `make test` leaves out.
+test-slow: $(VENV)/tests-installed
 	$(BIN)/python -m pytest -m slow
+
+# Every fault of docs/reliability.md, with a table; then kill -9 of workers at random updates, for every task, and for two of them on Ray.
+test-faults: $(VENV)/tests-installed
+	$(BIN)/python -m tests.fault_rows
 	$(BIN)/python -W ignore -m tests.e2e.faults --ray
 
 lint: $(VENV)/tests-installed
