@@ -27,6 +27,7 @@ class Row(NamedTuple):
 
 
 _LOSSES, _LOCK = "tests/cluster/test_losses.py::", "tests/sweep/test_lock.py::"
+_SIGNALS = "tests/e2e/test_signals.py::"
 _ERRORS, _MENDING = "tests/cluster/test_ray_errors.py::", "tests/sweep/test_mending.py::"
 
 ROWS = (
@@ -37,7 +38,7 @@ ROWS = (
         ("tests/e2e/test_sweep.py::test_killed_three_times_the_result_is_the_same",),
     ),
     Row("2", "SIGTERM, SIGINT", "Ends", ("tests/e2e/test_sweep.py::test_a_signal_ends_resumably",)),
-    Row("2b", "SIGTERM while Ray starts"),
+    Row("2b", "SIGTERM while Ray starts", "Ends", (f"{_SIGNALS}test_while_ray_starts",)),
     Row(
         "2c",
         "SIGHUP, SIGUSR1, nohup",
@@ -47,7 +48,12 @@ ROWS = (
             "tests/cli/test_signals.py::test_under_nohup_a_dropped_connection_stops_nothing",
         ),
     ),
-    Row("2d", "SIGTERM with an MLflow that hangs"),
+    Row(
+        "2d",
+        "SIGTERM with an MLflow that hangs",
+        "Ends",
+        (f"{_SIGNALS}test_with_an_mlflow_that_hangs",),
+    ),
     Row(
         "3",
         "worker of a trial, of an evaluation killed",
