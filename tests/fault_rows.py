@@ -149,7 +149,7 @@ ROWS = (
         "Equal",
         ("tests/e2e/test_full_disk.py::test_a_full_disk_stops_resumably_with_one_sentence",),
     ),
-    Row("14b", "read-only storage"),
+    Row("14b", "read-only storage", "Ends", ("tests/e2e/test_read_only_storage.py",)),
     Row(
         "15",
         "a worker stopped",

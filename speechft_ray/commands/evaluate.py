@@ -103,6 +103,7 @@ def evaluate_tasks(
         roots |= own_roots
     place = place.model_copy(update={"roots": roots, "manifest": roots.get("manifest")})
     store = open_store(place.storage)
+    store.check_writable()
     builder = PlanBuilder(plan_inputs(place))
     merged = None if place.encoder == FBANK else builder.add_pretrained()[0]
     keys = [builder.add_evaluation(spec, merged, Path(place.encoder).name) for spec in specs]

@@ -39,7 +39,8 @@ FAIRSEQ_FAMILIES = ("hubert", "wav2vec2")
 
 
 def make_winner_card(plan: Plan, store: Store, data: ReportData, row: EncoderRow) -> str:
-    """Returns the card of a row of a sweep and keeps it beside the record of that sweep."""
+    """Returns the card of a row of a sweep and keeps it beside the record of that sweep, where the
+    storage can be written."""
     label = label_plan(plan, store)
     made = list_facts(data.made[-1]) if data.made else {}
     encoder = data.made[-1].encoder["name"] if data.made else plan.spec.encoder
@@ -55,10 +56,11 @@ def make_winner_card(plan: Plan, store: Store, data: ReportData, row: EncoderRow
             leaks=[leak.sentence() for leak in data.leaks.get(row.key, ())],
         )
     )
-    path = find_card(store, label)
-    path.parent.mkdir(exist_ok=True)
-    with atomic_write(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    if store.is_writable():
+        path = find_card(store, label)
+        path.parent.mkdir(exist_ok=True)
+        with atomic_write(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
     return text
 
 

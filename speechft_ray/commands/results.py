@@ -53,7 +53,8 @@ def publish_results(
     place: Place,
     search: SearchResults | None = None,
 ) -> tuple[ReportData, list[str]]:
-    """Records the winner, writes the report and completes the trackers.
+    """Records the winner where the storage can be written, writes the report and completes the
+    trackers.
 
     ``status`` is ``finished``, ``failed`` or ``stopped``. Returns what the report shows, and one
     sentence per tracker that says how to open it.
@@ -63,8 +64,9 @@ def publish_results(
         failures=failures,
         how_to_open=" ".join(publisher.how_to_open()),
     )
-    write_record(plan, store, data.lines, status)
-    write_plan(plan, place, store, search.plan.jobs if search else None)
+    if store.is_writable():
+        write_record(plan, store, data.lines, status)
+        write_plan(plan, place, store, search.plan.jobs if search else None)
     write_report(report, data)
     selected = select_winner(data.lines)
     best = plan.winner or (selected.merge if selected else None)

@@ -242,6 +242,7 @@ def _run(
     trackers: tuple[str, ...],
 ) -> list[Outcome]:
     place, store = sweep.place, sweep.store
+    store.check_writable()
     sweep.check_disk()
     place = place.model_copy(update={"storage_id": mark_storage(store)})
     opened = open_trackers(sweep.spec, store, mlflow_uri, trackers)
@@ -338,6 +339,9 @@ def write_report_again(
     With ``as_json`` the results are printed as one JSON object, and notes to standard error.
     """
     place, store = sweep.place, sweep.store
+    if not store.is_writable():
+        _print_note("the storage can only be read: the report is written, nothing is tracked.")
+        trackers = ()
     opened = open_trackers(sweep.spec, store, mlflow_uri, trackers)
     note = Console(stderr=as_json).print
     report = keep_both(sweep, report, _print_note)

@@ -38,18 +38,36 @@ class Store:
     """Content-addressed folders below one root, which may be shared by many nodes."""
 
     def __init__(self, root: Path) -> None:
-        """Opens the store, making the root. Raises ``UserError`` when it cannot be written."""
+        """Opens the store, making the root where there is none. Raises ``UserError`` when it cannot
+        be made. A root that can be read alone is enough for what only reads."""
         self.root = root.expanduser().absolute()
-        probe = self.root / f".probe-{uuid.uuid4().hex}"
         try:
             self.root.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise self._explain(error) from None
+
+    def check_writable(self) -> None:
+        """Raises ``UserError`` where nothing can be stored."""
+        probe = self.root / f".probe-{uuid.uuid4().hex}"
+        try:
             probe.write_text("")
             probe.unlink()
         except OSError as error:
-            raise UserError(
-                f"the storage folder `{self.root}` cannot be written ({error.strerror}): give "
-                "another with --storage, one that every node of the cluster can write."
-            ) from None
+            raise self._explain(error) from None
+
+    def is_writable(self) -> bool:
+        """Whether anything can be stored."""
+        try:
+            self.check_writable()
+        except UserError:
+            return False
+        return True
+
+    def _explain(self, error: OSError) -> UserError:
+        return UserError(
+            f"the storage folder `{self.root}` cannot be written ({error.strerror}): give "
+            "another with --storage, one that every node of the cluster can write."
+        )
 
     @property
     def address(self) -> str:

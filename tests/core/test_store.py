@@ -223,8 +223,9 @@ def test_a_root_that_cannot_be_written_is_told(tmp_path: Path) -> None:
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may write everywhere")
 def test_a_read_only_root_is_told(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
+    store = Store(tmp_path)
     with pytest.raises(UserError, match="cannot be written"):
-        Store(tmp_path)
+        store.check_writable()
     tmp_path.chmod(0o700)
 
 
