@@ -11,17 +11,22 @@ _TEXTS = (
     "Disk quota exceeded",
     "database or disk is full",
     "PytorchStreamWriter failed writing file",
+    "OutOfDiskError",
 )
-"""Of safetensors and other Rust code, of SQLite, and of torch.save, which names no reason."""
+"""Of safetensors and other Rust code, SQLite, torch.save, which names no reason, and Ray."""
 
 
 def is_disk_full(error: BaseException) -> bool:
     """Whether an error, or one that led to it, says that a disk or quota is full."""
     return any(
-        (isinstance(each, OSError) and each.errno in _NUMBERS)
-        or any(text in str(each) for text in _TEXTS)
+        (isinstance(each, OSError) and each.errno in _NUMBERS) or says_disk_full(str(each))
         for each in _list_causes(error)
     )
+
+
+def says_disk_full(text: str) -> bool:
+    """Whether the text of an error says so; of errors from other processes there is no more."""
+    return any(words in text for words in _TEXTS)
 
 
 def _list_causes(error: BaseException | None) -> Iterator[BaseException]:

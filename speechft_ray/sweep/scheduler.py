@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Protocol
 
 from speechft_ray.core.errors import DiskFull, Interrupted, StorageDown
+from speechft_ray.core.full_disk import says_disk_full
 from speechft_ray.core.records import STAGES, Job, Outcome
 from speechft_ray.core.store import Store
 from speechft_ray.sweep.plan import Plan
@@ -219,11 +220,11 @@ class JobScheduler:
     def _record(self, outcome: Outcome) -> list[Outcome]:
         """Returns an outcome, and those of the jobs that it blocks."""
         self._running.pop(outcome.fingerprint, None)
-        if outcome.ok:
+        if outcome.error is None:
             return [outcome]
-        if outcome.cannot_store:
+        if outcome.cannot_store or says_disk_full(outcome.error):
             self._executor.stop()
-            error = DiskFull if outcome.cannot_store == "disk full" else StorageDown
+            error = StorageDown if outcome.cannot_store == "storage down" else DiskFull
             raise error(f"{outcome.label}: {outcome.error}")
         self.failed[outcome.fingerprint] = outcome
         return [outcome, *self._pop_blocked()]

@@ -71,7 +71,11 @@ def test_a_job_that_cannot_be_stored_is_marked_and_stops_the_run(
             if len(self.done) < 2:
                 return super().outcomes(timeout_seconds)
             job = self.queue.pop(0)
-            return [perform_safely(fill, job, place, lambda values: None)]
+            outcome = perform_safely(fill, job, place, lambda values: None)
+            if mark == "disk full":  # as Tune reports what fails outside of the job
+                text = "OSError: [Errno 28] No space left on device, no space is left on node a"
+                outcome = outcome.model_copy(update={"cannot_store": "", "error": text})
+            return [outcome]
 
     logged: list[Outcome] = []
     executor = FullExecutor(store_at(tmp_path))
