@@ -7,14 +7,18 @@ import re
 import sqlite3
 import threading
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from unittest.mock import patch
 
 import pytest
+import torch
 from safetensors import SafetensorError
 
 from speechft_ray import cli
-from speechft_ray.core.errors import DiskFull, StorageDown
-from speechft_ray.core.full_disk import is_disk_full
+from speechft_ray.core.errors import DiskFull, StorageDown, UserError
+from speechft_ray.core.full_disk import is_disk_full, says_disk_full
 from speechft_ray.core.records import Job, Outcome, Place
+from speechft_ray.speech.checkpointing import save
 from speechft_ray.sweep.local import perform_safely
 from speechft_ray.sweep.plan import make_plan
 from tests.sweep.fakes import FakeExecutor, FakeObserver, inputs, run_plan, store_at, sweep
@@ -33,6 +37,20 @@ def test_the_words_of_libraries(error: Exception) -> None:
     caused = RuntimeError("it failed")
     caused.__cause__ = error
     assert is_disk_full(caused)
+
+
+def test_a_state_that_torch_cannot_write_counts() -> None:
+    with pytest.raises(UserError) as caught:
+        save(Path("/dev/full/state"), 1, {"weight": torch.zeros(3)})
+    assert not says_disk_full(str(caught.value))  # no folder there: another mistake
+    error = RuntimeError("unexpected pos 64 vs 0")
+    with (
+        patch("torch.save", side_effect=error),
+        pytest.raises(UserError) as caught,
+        TemporaryDirectory() as folder,
+    ):
+        save(Path(folder), 1, {})
+    assert says_disk_full(str(caught.value))
 
 
 def test_a_device_that_is_full_says_so() -> None:
