@@ -23,6 +23,7 @@ from speechft_ray.report.effects import (
 )
 from speechft_ray.report.uncertainty import Estimate, Part, estimate
 from speechft_ray.sweep.plan import Plan
+from speechft_ray.sweep.predictions import is_prediction
 
 Interval = tuple[float, float]
 
@@ -30,12 +31,13 @@ _LIST = TypeAdapter(list[UtteranceCounts])
 
 
 def read_counts(plan: Plan, store: Store) -> dict[str, TestSets]:
-    """Returns the counts of all complete rows by merged encoder; counts that cannot be read are
-    left out."""
+    """Returns the counts on test of all complete rows by merged encoder; counts that cannot be read
+    are left out, and predictions, which have dev alone."""
     complete = [
         row
         for row in plan.rows
-        if all(store.is_complete("evaluate", key) for key in row.evaluations)
+        if not is_prediction(row.params)
+        and all(store.is_complete("evaluate", key) for key in row.evaluations)
     ]
     names = [item.name for item in plan.spec.evaluate]
     return {
