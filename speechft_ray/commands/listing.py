@@ -68,6 +68,8 @@ def collect_unused(
             "to see what no sweep needs, and remove those objects with the tools of the bucket "
             "(docs/storages.md)."
         )
+    if yes:
+        store.check_writable()
     use = measure_use(store, forget, hours)
     table = Table.grid(padding=(0, 2, 0, 0))
     for item in sorted(use.unused, key=lambda item: -item.bytes)[:SHOWN_ITEMS]:

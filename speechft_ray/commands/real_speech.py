@@ -11,7 +11,7 @@ from rich.console import Console
 
 from speechft_ray.commands.pretrain import pretrain_tiny
 from speechft_ray.core.errors import UserError
-from speechft_ray.speech.corpora.base import CORPORA
+from speechft_ray.speech.corpora.base import CORPORA, find_corpus_folder
 
 SPACES: Mapping[int, tuple[str, ...]] = {
     1: ("real_table01",),
@@ -47,12 +47,8 @@ def select_tables(numbers: list[int], asked: bool) -> list[int]:
 
 def check_corpora(corpora: Path | None) -> None:
     """Raises ``UserError`` with the command line that installs the corpora that are missing."""
-    missing = []
-    for name in CORPORA_NEEDED:
-        folder = CORPORA.get(name).package_folder
-        below = corpora.expanduser() / name if corpora else None
-        if not (below and below.exists()) and not (folder and folder.is_dir()):
-            missing.append(name)
+    root = corpora.expanduser() if corpora else None
+    missing = [name for name in CORPORA_NEEDED if find_corpus_folder(name, root) is None]
     if missing:
         packages = [CORPORA.get(name).install.removeprefix("apt install ") for name in missing]
         raise UserError(

@@ -8,7 +8,10 @@ from speechft_ray.core.store import Store
 
 
 def verify_store(store: Store, repair: bool, console: Console) -> int:
-    """Prints every damaged unit, sets them aside with ``repair``, and returns their number."""
+    """Prints every damaged unit, sets them aside with ``repair``, and returns their number. Raises
+    ``UserError`` where the storage cannot be repaired since it can only be read."""
+    if repair:
+        store.check_writable()
     units = store.list_units()
     damaged = 0
     for stage, key in units:

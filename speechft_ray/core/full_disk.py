@@ -12,10 +12,8 @@ _TEXTS = (
     "database or disk is full",
     "PytorchStreamWriter failed writing file",
     "OutOfDiskError",
-    "the disk may be full",
 )
-"""Of safetensors and other Rust code, SQLite, torch.save, which names no reason, Ray, and of
-``speech.checkpointing``, where torch.save names none."""
+"""Of safetensors and other Rust code, SQLite, torch, and Ray."""
 
 
 def is_disk_full(error: BaseException) -> bool:

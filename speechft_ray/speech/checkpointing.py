@@ -45,7 +45,7 @@ def save(folder: Path, number: int, state: Mapping[str, Any], kind: str = "state
         raise UserError(
             f"the state of the run cannot be saved in `{folder}` ({reason}): free space or choose "
             "another storage folder, and run again; it goes on from the last saved state."
-        ) from None
+        ) from error
 
 
 def load(

@@ -28,7 +28,13 @@ from speechft_ray.merging.base import METHODS
 from speechft_ray.merging.distance import compute_relative_distance
 from speechft_ray.speech.checkpoints.load import load_with_notes, weights_fingerprint
 from speechft_ray.speech.checkpoints.safetensors_dir import read_encoder, write_encoder
-from speechft_ray.speech.corpora.base import CORPORA, SPLITS, Corpus, Progress
+from speechft_ray.speech.corpora.base import (
+    CORPORA,
+    SPLITS,
+    Corpus,
+    Progress,
+    find_corpus_folder,
+)
 from speechft_ray.speech.corpora.index import find_index, index_corpus
 from speechft_ray.speech.encoders.base import FAMILIES, EncoderWeights
 from speechft_ray.speech.encoders.compatibility import check_same_network, find_protected_prefixes
@@ -62,6 +68,7 @@ def perform(job: Job, place: Place, report: ReportProgress) -> Mapping[str, Any]
     """
     store = open_store(place.storage)
     if not store.look_again(job.stage, job.fingerprint):
+        store.check_writable()  # before hours of work
         torch.set_num_threads(max(1, int(job.resources.cpus)))
         try:
             _STAGES[job.stage](job, place, store, report)
@@ -166,22 +173,16 @@ def _find_root(spec: CorpusSpec, place: Place) -> Path:
                 "say where they are with --manifest FILE.tsv."
             )
         return Path(place.manifest)
-    kind = CORPORA.get(spec.name)
-    if place.corpora and (own := Path(place.corpora) / spec.name).exists():
-        return own
-    if kind.package_folder and kind.package_folder.is_dir():
-        return kind.package_folder
-    if kind.install:
+    corpora = Path(place.corpora) if place.corpora else None
+    if folder := find_corpus_folder(spec.name, corpora):
+        return folder
+    install = CORPORA.get(spec.name).install
+    if install or corpora is None:
         raise UserError(
-            f"the corpus `{spec.name}` must be on disk: `{kind.install}`, or say with --corpora "
-            f"DIR which folder holds `{spec.name}/`."
-        )
-    if not place.corpora:
-        raise UserError(
-            f"the corpus `{spec.name}` must be on disk: "
+            f"the corpus `{spec.name}` must be on disk: {f'`{install}`, or ' if install else ''}"
             f"say with --corpora DIR which folder holds `{spec.name}/`."
         )
-    return Path(place.corpora) / spec.name
+    return corpora / spec.name
 
 
 def encoder_file(checkpoint: str | float) -> str:

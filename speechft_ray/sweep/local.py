@@ -36,14 +36,14 @@ def perform_safely(perform: Perform, job: Job, place: Place, report: ReportProgr
         return make_outcome(facts=dict(perform(job, place, report)))
     except Interrupted:
         raise
-    except StorageDown as error:
-        text = _one_line(f"on node {socket.gethostname()}: {error}")
-        return make_outcome(error=text, cannot_store="storage down")
-    except UserError as error:
-        return make_outcome(error=_one_line(str(error)))
     except Exception as error:
+        if isinstance(error, StorageDown):
+            text = _one_line(f"on node {socket.gethostname()}: {error}")
+            return make_outcome(error=text, cannot_store="storage down")
         if is_disk_full(error):
             return make_outcome(error=_describe_full_disk(place, error), cannot_store="disk full")
+        if isinstance(error, UserError):
+            return make_outcome(error=_one_line(str(error)))
         return make_outcome(
             error=_one_line(f"{type(error).__name__}: {error}"), traceback=traceback.format_exc()
         )

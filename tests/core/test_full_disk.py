@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 
 from speechft_ray import cli
 from speechft_ray.core.errors import DiskFull, StorageDown, UserError
-from speechft_ray.core.full_disk import is_disk_full, says_disk_full
+from speechft_ray.core.full_disk import is_disk_full
 from speechft_ray.core.records import Job, Outcome, Place
 from speechft_ray.speech.checkpointing import save
 from speechft_ray.sweep.local import perform_safely
@@ -42,15 +42,22 @@ def test_the_words_of_libraries(error: Exception) -> None:
 def test_a_state_that_torch_cannot_write_counts() -> None:
     with pytest.raises(UserError) as caught:
         save(Path("/dev/full/state"), 1, {"weight": torch.zeros(3)})
-    assert not says_disk_full(str(caught.value))  # no folder there: another mistake
-    error = RuntimeError("unexpected pos 64 vs 0")
-    with (
-        patch("torch.save", side_effect=error),
-        pytest.raises(UserError) as caught,
-        TemporaryDirectory() as folder,
-    ):
-        save(Path(folder), 1, {})
-    assert says_disk_full(str(caught.value))
+    assert not is_disk_full(caught.value)  # no folder there: another mistake
+    write = torch.save
+
+    def write_to_a_full_device(state: object, file: object) -> None:
+        with Path("/dev/full").open("wb") as full:
+            write(state, full)
+
+    def save_state(job: Job, place: Place, report: object) -> dict[str, object]:
+        with patch("torch.save", write_to_a_full_device), TemporaryDirectory() as folder:
+            save(Path(folder), 1, {"weight": torch.zeros(3)})
+        return {}
+
+    job = next(iter(make_plan(sweep(), inputs()).jobs.values()))
+    place = Place(storage="runs", encoder="none")
+    outcome = perform_safely(save_state, job, place, lambda values: None)
+    assert outcome.cannot_store == "disk full" and "cannot be saved in" in str(outcome.error)
 
 
 def test_a_device_that_is_full_says_so() -> None:

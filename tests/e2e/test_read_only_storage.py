@@ -12,6 +12,9 @@ from pathlib import Path
 import pytest
 
 from speechft_ray.cli import main
+from speechft_ray.core.records import Job, Place
+from speechft_ray.stages.perform import perform
+from speechft_ray.sweep.local import perform_safely
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +41,21 @@ def test_it_answers(read_only: Path, verb: str, capsys: pytest.CaptureFixture[st
     printed = capsys.readouterr()
     assert "small-sweep" in printed.out or verb == "verify"
     assert "Traceback" not in printed.err
+
+
+@pytest.mark.parametrize("verb", [["verify", "--repair"], ["gc", "--yes"]])
+def test_what_would_write_refuses(
+    read_only: Path, verb: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*verb, "--storage", str(read_only)]) == 2
+    assert "cannot be written" in capsys.readouterr().err
+
+
+def test_a_job_refuses_before_it_works(read_only: Path) -> None:
+    job = Job(stage="merge", fingerprint="0" * 16, label="merge", payload={})
+    place = Place(storage=str(read_only), encoder="none")
+    outcome = perform_safely(perform, job, place, lambda values: None)
+    assert "cannot be written" in str(outcome.error) and outcome.traceback is None
 
 
 def test_the_winner_is_exported(read_only: Path, tmp_path: Path) -> None:

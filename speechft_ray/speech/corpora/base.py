@@ -212,3 +212,12 @@ class CorpusKind:
 
 
 CORPORA: Registry[CorpusKind] = Registry("corpus", "speechft_ray.speech.corpora")
+
+
+def find_corpus_folder(name: str, corpora: Path | None) -> Path | None:
+    """Returns where a corpus lies: below ``corpora``, else where a package of Debian put it;
+    ``None`` where it is at neither place."""
+    own, package = corpora / name if corpora else None, CORPORA.get(name).package_folder
+    if own and own.exists():
+        return own
+    return package if package and package.is_dir() else None
