@@ -26,7 +26,7 @@ from speechft_ray.speech.checkpoints.safetensors_dir import read_encoder
 from speechft_ray.speech.encoders.base import FAMILIES
 from speechft_ray.speech.features.cache import FeatureCache
 from speechft_ray.stages.perform import ENCODER_FILE, open_corpus
-from speechft_ray.superb.evaluate import Opening, SharedCaches, WeightedEncoder
+from speechft_ray.superb.evaluate import FeatureOpener, SharedCaches, WeightedEncoder
 from speechft_ray.superb.interpolation import FeatureSource
 from speechft_ray.superb.screening import Screens, screen
 from speechft_ray.superb.setup import build_task_data
@@ -54,10 +54,10 @@ class Screener:
         family = FAMILIES.get(weights.family)
         front_end = (family.front_end_prefixes[0], family.describe(weights.config))
         caches = SharedCaches(cache=self.cache, encoder=key, front_end=front_end)
-        opening = Opening(
+        opener = FeatureOpener(
             self.spec, self.data.corpus, torch.device("cpu"), True, self.utterances, None
         )
-        return opening.open([WeightedEncoder(1.0, family.build(weights), caches)])
+        return opener.open([WeightedEncoder(1.0, family.build(weights), caches)])
 
     def screen(self, key: str, pretrained: str) -> Screens:
         """Screens a merge."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from speechft_ray.core.specs import EvalSpec
 from speechft_ray.core.store import Store
-from speechft_ray.cost.jobs import PlannedJob
+from speechft_ray.cost.jobs import PlannedJob, plan_merge
 from speechft_ray.search.plan import SearchPlan
 from speechft_ray.search.rungs import expect_trials, find_pause
 
@@ -25,16 +25,7 @@ def list_search_jobs(plan: SearchPlan, store: Store, done: int) -> list[PlannedJ
     for number in range(done, plan.search.trials):
         planned += _list_trial_jobs(plan, number, recipe)
     for name in ("selected", "alpha=1"):
-        planned.append(PlannedJob("merge", name, name, {**recipe, "alpha": 1.0}))
-        planned += [
-            PlannedJob(
-                "evaluate",
-                f"{name} {task.task}",
-                name,
-                {"spec": task.model_dump(mode="json"), "encoder": name},
-            )
-            for task in plan.spec.evaluate
-        ]
+        planned += plan_merge(name, {**recipe, "alpha": 1.0}, plan.spec.evaluate)
     return planned
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from rich.console import Console
 
-from speechft_ray.cost.jobs import PlannedJob
+from speechft_ray.cost.jobs import PlannedJob, plan_merge
 from speechft_ray.sweep.plan import Plan
 from speechft_ray.sweep.verification import count_unverified, list_curves
 
@@ -19,16 +19,7 @@ def list_verification_jobs(plan: Plan) -> list[PlannedJob]:
     for number in range(count_unverified(plan)):
         name = f"verified {number}"
         predicted: Any = predictions[0].payload["predicted"]
-        jobs.append(PlannedJob("merge", name, name, dict(predicted["recipe"])))
-        jobs += [
-            PlannedJob(
-                "evaluate",
-                f"{name} {item.label}",
-                name,
-                {"spec": item.model_dump(mode="json"), "encoder": name},
-            )
-            for item in plan.spec.evaluate
-        ]
+        jobs += plan_merge(name, predicted["recipe"], plan.spec.evaluate)
     return jobs
 
 

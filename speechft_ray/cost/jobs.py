@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from speechft_ray.core.records import Job, Stage
@@ -24,6 +24,17 @@ class PlannedJob(NamedTuple):
     def of(cls, job: Job) -> PlannedJob:
         """Returns what a cost depends on of a job."""
         return cls(job.stage, job.fingerprint, job.label, dict(job.payload))
+
+
+def plan_merge(
+    name: str, recipe: Mapping[str, Any], evaluations: Sequence[EvalSpec]
+) -> list[PlannedJob]:
+    """Returns the jobs of a merge that has no fingerprint yet, and of its evaluations in full."""
+    jobs = [PlannedJob("merge", name, name, dict(recipe))]
+    for item in evaluations:
+        payload = {"spec": item.model_dump(mode="json"), "encoder": name}
+        jobs.append(PlannedJob("evaluate", f"{name} {item.label}", name, payload))
+    return jobs
 
 
 class Sizes(Protocol):

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from speechft_ray.report.comparison import compare_lines
 from speechft_ray.report.lines import TableLine, metric_title
-from speechft_ray.report.paper_claims import FAILS, HOLDS, OPEN
+from speechft_ray.report.paper_claims import FAILS, HOLDS, OPEN, decide_above
 from speechft_ray.report.paper_page import Cell, Table, make_own_cell
 from speechft_ray.report.peak import Peak, find_peaks
 from speechft_ray.report.series import make_series
@@ -65,11 +65,10 @@ def _judge(
         ours = "-" if comparison is None else f"{comparison.difference:+.2f}"
         return [*cells, Cell(ours), Cell(OPEN)]
     low, high = comparison.interval
-    verdict = HOLDS if low > 0 else FAILS if high < 0 else OPEN
     return [
         *cells,
         Cell(f"{comparison.difference:+.2f}", f"{low:+.2f} to {high:+.2f}"),
-        Cell(verdict),
+        Cell(decide_above(low, high)),
     ]
 
 

@@ -162,6 +162,9 @@ def _judge(claim: Claim, lines: Sequence[TableLine]) -> JudgedClaim:
 
 def _decide(claim: Claim, low: float, high: float) -> str:
     """Returns the verdict for a difference that lies between these ends."""
-    if not claim.is_above:
-        low, high = -high, -low
+    return decide_above(low, high) if claim.is_above else decide_above(-high, -low)
+
+
+def decide_above(low: float, high: float) -> str:
+    """Returns the verdict of the claim that a difference between these ends is above 0."""
     return HOLDS if low > 0 else FAILS if high < 0 else OPEN

@@ -133,8 +133,8 @@ def evaluate(
     with one_thread(device), use_float32_products("float32", device):
         utterances = {split: list_utterances(items) for split, items in examples.items()}
         own = [WeightedEncoder(1.0, encoder, caches)]
-        opening = Opening(spec, data.corpus, device, task.pooled, utterances, precomputed)
-        source = opening.open(predicted_from or own)
+        opener = FeatureOpener(spec, data.corpus, device, task.pooled, utterances, precomputed)
+        source = opener.open(predicted_from or own)
         if isinstance(data, TrainingFreeTask):
             outcomes = _run_training_free(
                 data, source, utterances, spec.seeds, progress.advance, saved_work
@@ -142,7 +142,7 @@ def evaluate(
         else:
             training = Training(schedule, rates, spec.seeds, saved_work, curve)
             outcomes = _train_and_test(data, source, utterances, training, progress.advance)
-        feature_error = opening.compare(source, compared_with) if compared_with else []
+        feature_error = opener.compare(source, compared_with) if compared_with else []
     facts = make_facts(task, data, spec, rates, outcomes)
     if pause_at is not None:
         facts["pause_at"] = schedule.stop
@@ -166,7 +166,7 @@ def _describe_features(source: FeatureSource, seconds: float) -> dict[str, JsonV
     }
 
 
-class Opening(NamedTuple):
+class FeatureOpener(NamedTuple):
     """Opens the features of an evaluation, for one encoder or another."""
 
     spec: EvalSpec

@@ -18,7 +18,7 @@ from speechft_ray.core.specs import EvalSpec
 from speechft_ray.speech.corpora.base import SPLITS, Corpus, Utterance
 from speechft_ray.speech.encoders.base import Encoder
 from speechft_ray.superb.evaluate import (
-    Opening,
+    FeatureOpener,
     Report,
     SharedCaches,
     WeightedEncoder,
@@ -163,8 +163,8 @@ def _precompute_means(
     )
     utterances = {"train": union.utterances}
     with one_thread(device):
-        opening = Opening(spec, union, device, True, utterances, None)
-        source = opening.open(encoders)
+        opener = FeatureOpener(spec, union, device, True, utterances, None)
+        source = opener.open(encoders)
         features = source.load(utterances, lambda count: None)
     return PrecomputedFeatures(features["train"], indices, source.encoded_seconds)
 

@@ -49,7 +49,7 @@ class Prediction(NamedTuple):
         return {"recipe": dict(self.recipe), "encodings": points, "verify": self.verify}
 
 
-class Merges(Protocol):
+class MergeBuilder(Protocol):
     """What makes the merges of a plan (``sweep.plan.PlanBuilder``)."""
 
     def merge_recipe(self, spec: MergeSpec, donors: Sequence[str]) -> dict[str, Any]: ...
@@ -57,7 +57,7 @@ class Merges(Protocol):
 
 
 def make_prediction(
-    builder: Merges, merge: MergeSpec, donors: Sequence[str], params: Params
+    builder: MergeBuilder, merge: MergeSpec, donors: Sequence[str], params: Params
 ) -> Prediction:
     """Adds the merges that a predicted one needs; ``params`` are those of its row."""
     encodings = []

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -19,6 +18,9 @@ from speechft_ray.storage.open import open_store
 from speechft_ray.sweep.claims import UnitClaims
 from speechft_ray.sweep.lock import describe_driver, hold_lock
 from tests.storage.s3_server import S3Server
+from tests.sweep.quick_leases import quick
+
+__all__ = ["quick"]  # a fixture
 
 HERE = describe_this_process()
 ELSEWHERE = HERE._replace(host="elsewhere", boot="another boot", token="theirs")
@@ -29,15 +31,6 @@ def store(url: str) -> ObjectStore:
     opened = open_store(url)
     assert isinstance(opened, ObjectStore)
     return opened
-
-
-@pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Renews and waits in parts of a second."""
-    for module in ("speechft_ray.core.lease", "speechft_ray.sweep.lock"):
-        monkeypatch.setattr(f"{module}.RENEW_SECONDS", 0.02)
-        monkeypatch.setattr(f"{module}.STALE_SECONDS", 0.3)
-    yield
 
 
 def hold(store: ObjectStore, notes: list[str], stop: threading.Event | None = None) -> None:

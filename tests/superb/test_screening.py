@@ -8,7 +8,7 @@ import torch
 
 from speechft_ray.core.errors import UserError
 from speechft_ray.core.specs import CorpusSpec, EvalSpec
-from speechft_ray.superb.evaluate import Opening, WeightedEncoder
+from speechft_ray.superb.evaluate import FeatureOpener, WeightedEncoder
 from speechft_ray.superb.interpolation import FeatureSource
 from speechft_ray.superb.screening import (
     compute_cka,
@@ -75,9 +75,9 @@ def open_toy(task: str) -> tuple[TaskData, FeatureSource]:
     data = build_task_data(TASKS.get(task), spec, toy_corpus())
     assert isinstance(data, TaskData)
     utterances = {split: list_utterances(data.examples[split]) for split in ("train", "dev")}
-    opening = Opening(spec, data.corpus, torch.device("cpu"), data.pooled_head is not None,
+    opener = FeatureOpener(spec, data.corpus, torch.device("cpu"), data.pooled_head is not None,
                       utterances, None)  # fmt: skip
-    return data, opening.open([WeightedEncoder(1.0, ToyEncoder(), None)])
+    return data, opener.open([WeightedEncoder(1.0, ToyEncoder(), None)])
 
 
 def test_tones_are_told_apart_without_training() -> None:

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -19,6 +18,9 @@ from speechft_ray.core.errors import Interrupted, UserError
 from speechft_ray.core.lease import Holder, LeaseTakenError, read_holder, take_lease
 from speechft_ray.core.store import Store
 from speechft_ray.sweep.lock import describe_driver, hold_lock
+from tests.sweep.quick_leases import quick
+
+__all__ = ["quick"]  # a fixture
 
 HERE = lease.describe_this_process()
 ELSEWHERE = HERE._replace(host="elsewhere", boot="another boot", token="theirs")
@@ -34,15 +36,6 @@ def write_lease(folder: Path, holder: Holder, number: int = 1) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(holder._asdict()))
     return path
-
-
-@pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Renews and waits in parts of a second."""
-    for module in ("speechft_ray.core.lease", "speechft_ray.sweep.lock"):
-        monkeypatch.setattr(f"{module}.RENEW_SECONDS", 0.02)
-        monkeypatch.setattr(f"{module}.STALE_SECONDS", 0.3)
-    yield
 
 
 def hold(root: Path, notes: list[str], stop: threading.Event | None = None) -> None:
