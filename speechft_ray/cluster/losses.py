@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from ray.exceptions import (
     LocalRayletDiedError,
@@ -81,6 +81,7 @@ class Losses:
         self._marks: dict[str, float] = {}
         """``_furthest`` at the last loss."""
         self._memory: dict[str, int] = {}
+        self._on_progress: dict[str, Callable[[], None]] = {}
         self._lock = threading.Lock()
 
     def see(self, running: Mapping[str, Progress]) -> None:
@@ -91,6 +92,13 @@ class Losses:
                 step = max(PROGRESS_SHARE * item.total, 1e-9)
                 if key in self._counts and item.done >= self._marks[key] + step:
                     del self._counts[key]
+                    self._on_progress.pop(key, lambda: None)()
+
+    def call_on_progress(self, key: str, function: Callable[[], None]) -> None:
+        """Calls ``function`` once, in the thread that sees it, when a job that was lost gets
+        further than ever before."""
+        with self._lock:
+            self._on_progress[key] = function
 
     def count(self, key: str, out_of_memory: bool = False) -> int:
         """Counts a loss; returns how many there were without progress in between."""

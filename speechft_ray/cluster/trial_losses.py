@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from ray import tune
@@ -50,7 +51,13 @@ class LossCallback(NotPicklable, tune.Callback):  # type: ignore[misc]
         if trial.num_failures > self._losses.number(key):
             self._losses.count(key)
             self._recovered[key] = trial
+            # At once: Tune may count the next loss in the step in which progress was seen.
+            self._losses.call_on_progress(key, partial(_set_failures, trial, 0))
 
     def on_step_begin(self, iteration: int, trials: Any, **info: Any) -> None:
         for key, trial in self._recovered.items():
-            trial.run_metadata.num_failures = self._losses.number(key)
+            _set_failures(trial, self._losses.number(key))
+
+
+def _set_failures(trial: Any, number: int) -> None:
+    trial.run_metadata.num_failures = number

@@ -16,7 +16,7 @@ from speechft_ray.cluster.connect import connect
 from speechft_ray.cluster.executor import make_lost_outcome
 from speechft_ray.cluster.losses import Losses
 from speechft_ray.cluster.ray_errors import MOST_CHARACTERS, explain_import_error, shorten
-from speechft_ray.cluster.trial_losses import _handle_actor_error, _handle_error
+from speechft_ray.cluster.trial_losses import LossCallback, _handle_actor_error, _handle_error
 from speechft_ray.cluster.trials import OutcomeCallback
 from speechft_ray.core.errors import UserError
 from speechft_ray.sweep.protocols import Progress
@@ -142,6 +142,23 @@ def test_a_job_without_progress_uses_up_its_lives() -> None:
     losses.see({"a": Progress(5, 1000, {})})  # the next life begins where its last state was
     assert losses.count("a") == 2
     assert losses.number("b") == 0 and losses.count("b") == 1
+
+
+def test_progress_gives_a_trial_its_lives_back_before_tune_reads_them() -> None:
+    """Tune reads them when a trial is lost, and that may be in the step in which the driver saw the
+    progress."""
+    losses = Losses(retries=1)
+    callback = LossCallback(losses, lambda trial: trial.key)
+    trial: Any = SimpleNamespace(
+        key="a", num_failures=1, run_metadata=SimpleNamespace(num_failures=1)
+    )
+    losses.see({"a": Progress(10, 100, {})})
+    callback.on_step_begin(1, [trial])
+    callback.on_trial_recover(1, [trial], trial)
+    losses.see({"a": Progress(10, 100, {})})
+    assert trial.run_metadata.num_failures == 1
+    losses.see({"a": Progress(20, 100, {})})
+    assert trial.run_metadata.num_failures == 0
 
 
 @pytest.mark.parametrize("value", ["auto", "", "  auto "])
