@@ -20,7 +20,7 @@ from speechft_ray.report.effects import TestSets
 from speechft_ray.report.intervals import Interval, compute_intervals
 from speechft_ray.sweep.predictions import is_prediction
 from speechft_ray.sweep.protocols import EncoderRow, Leak
-from speechft_ray.sweep.titles import PREDICTED_FROM, format_value
+from speechft_ray.sweep.titles import PREDICTED_FROM, format_value, name_param
 
 Value = str | float | int
 Role = Literal["pre-trained", "stable fine-tuning", "merge", "prediction"]
@@ -114,11 +114,13 @@ def varying_params(lines: Iterable[TableLine]) -> list[str]:
 
 
 def describe_params(params: Mapping[str, Value], names: Sequence[str]) -> str:
-    """Returns the named parameters as text, for example ``linear, narrow-phones, anchor_penalty
+    """Returns the named parameters as text, for example ``linear, narrow-phones, lambda
     0.01``."""
     plain = ("method", "finetune")
     return ", ".join(
-        format_value(params[name]) if name in plain else f"{name} {format_value(params[name])}"
+        format_value(params[name])
+        if name in plain
+        else f"{name_param(name)} {format_value(params[name])}"
         for name in names
         if name in params
     )

@@ -3,6 +3,7 @@ over depth."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 
 import matplotlib as mpl
@@ -21,6 +22,7 @@ from speechft_ray.report.figure import (
 )
 from speechft_ray.report.search_summary import SearchResults, objective_title
 from speechft_ray.search.trials import Trial
+from speechft_ray.sweep.titles import format_value, name_param
 
 CHOSEN = "#E69F00"
 PRUNED = "#9A9A9A"
@@ -115,7 +117,7 @@ def draw_slices(results: SearchResults) -> bytes | None:
             dots = axes.scatter(
                 places, values, c=[trial.number for trial in trials], cmap="viridis", s=18
             )
-            axes.set(title=label_text(name))
+            axes.set(title=label_text(name_param(name)))
         figure.colorbar(dots, ax=panels, label="trial", shrink=0.6)
         figure.supylabel(
             objective_title(metric_name(results.plan.search.objectives[0])), fontsize=10
@@ -136,7 +138,7 @@ def draw_importance(results: SearchResults) -> bytes | None:
         )
         axes = figure.add_subplot()
         axes.barh(
-            [label_text(name) for name, _ in ranked],
+            [label_text(name_param(name)) for name, _ in ranked],
             [value for _, value in ranked],
             color=COLOURS[0],
         )
@@ -208,12 +210,15 @@ def draw_layers(results: SearchResults) -> bytes | None:
                 linewidth=2.4,
                 label=label,
             )
-        for name, value in first[0].proposal.merge.params.items():
-            if isinstance(value, float):
-                axes.axhline(value, linestyle=":", linewidth=1, color=PRUNED)
-                axes.annotate(
-                    label_text(name), (depth - 1, value), fontsize=9, ha="right", va="bottom"
-                )
+        # Parameters with one value are lines of the legend: a label at a line would hide points.
+        single = {
+            name: value
+            for name, value in first[0].proposal.merge.params.items()
+            if isinstance(value, float)
+        }
+        for style, (name, value) in zip(itertools.cycle((":", "--", "-.")), single.items()):
+            label = f"{label_text(name)} {format_value(value)}"
+            axes.axhline(value, linestyle=style, linewidth=1, color=PRUNED, label=label)
         axes.set(
             xlabel="encoder layer (0 is next to the convolutions)",
             ylabel="alpha of the layer",

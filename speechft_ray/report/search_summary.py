@@ -22,7 +22,7 @@ from speechft_ray.search.plan import SearchPlan
 from speechft_ray.search.trials import Trial, TrialEvaluator
 from speechft_ray.sweep.fields import list_merge_fields
 from speechft_ray.sweep.protocols import EncoderRow
-from speechft_ray.sweep.titles import Params, format_value
+from speechft_ray.sweep.titles import Params, format_value, name_param
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,7 +202,7 @@ def describe_trial(trial: Trial) -> str:
     """Returns the merge of a trial as text, for example ``ties, alpha 0.31, density 0.2``."""
     merge = trial.proposal.merge
     values = [
-        f"{name.removeprefix(f'{merge.method}.')} "
+        f"{name_param(name).removeprefix(f'{merge.method}.')} "
         f"{format_value(round(value, 4) if isinstance(value, float) else value)}"
         for name, value in trial.proposal.values.items()
         if name != "method"

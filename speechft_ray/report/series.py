@@ -24,8 +24,9 @@ def make_series(lines: Sequence[TableLine], metric: str) -> list[Series]:
     """Returns one series per set of parameters other than alpha that has the test metric, the one
     with the best dev score of a merge first.
 
-    Each starts at the pre-trained encoder, which is alpha 0 of all of them. A later stage of a
-    chain interpolates with an earlier merge; its series starts at its smallest alpha.
+    A series with a merge starts at the pre-trained encoder, which is alpha 0 of all of them. A
+    later stage of a chain interpolates with an earlier merge; its series starts at its smallest
+    alpha. What was fine-tuned and not merged (L2-SP, LoRA) is one point, at alpha 1.
     """
     lines_with_metric = [
         line for line in lines if line.count and line.alpha is not None and metric in line.mean
@@ -43,7 +44,8 @@ def make_series(lines: Sequence[TableLine], metric: str) -> list[Series]:
     for members in sorted(by_params.values(), key=_best_dev_score, reverse=True):
         first = members[0]
         points = [(line.alpha or 0.0, line) for line in members]
-        if control is not None and not _is_later_stage(first):
+        is_merged = any(line.role == "merge" for line in members)
+        if control is not None and is_merged and not _is_later_stage(first):
             points.insert(0, (0.0, control))
         series.append(
             Series(

@@ -23,7 +23,7 @@ from speechft_ray.report.lines import (
     metric_title,
     varying_params,
 )
-from speechft_ray.sweep.titles import PREDICTED_FROM, format_value
+from speechft_ray.sweep.titles import PREDICTED_FROM, format_value, name_param
 
 TERMINAL_COLUMNS = 100
 TERMINAL_LINES = 20
@@ -74,7 +74,7 @@ def make_records(lines: Sequence[TableLine]) -> tuple[list[str], list[dict[str, 
     Units are those of the metric table; scores are points. ``.spread`` is a standard deviation,
     ``.low`` and ``.high`` are the ends of the 95 % interval, ``dev.`` begins what is of dev.
     """
-    params = list(dict.fromkeys(name for line in lines for name in line.params))
+    params = list(dict.fromkeys(name_param(name) for line in lines for name in line.params))
     dev_names = sorted({f"dev.{name}" for line in lines for name in line.dev_mean})
     metrics = list(dict.fromkeys(["score", "dev.score", *metric_names(lines), *dev_names]))
     header = ["title", "role", "chosen", "seeds", "spread_over", "missing", "untuned", "leaks"]
@@ -94,7 +94,7 @@ def make_records(lines: Sequence[TableLine]) -> tuple[list[str], list[dict[str, 
             "missing": "; ".join([*line.missing, *line.stopped]),
             "untuned": "; ".join(line.untuned),
             "leaks": "; ".join(leak.sentence() for leak in line.leaks),
-            **line.params,
+            **{name_param(name): value for name, value in line.params.items()},
             **line.mean,
             **{f"{name}.spread": value for name, value in line.spread.items()},
             **{f"dev.{name}": value for name, value in line.dev_mean.items()},
@@ -286,7 +286,9 @@ def common_params(lines: Sequence[TableLine]) -> str:
     varying = {*varying_params(lines), "alpha", PREDICTED_FROM}
     params = next((line.params for line in lines if line.role != "pre-trained"), {})
     return ", ".join(
-        f"{name} {format_value(value)}" for name, value in params.items() if name not in varying
+        f"{name_param(name)} {format_value(value)}"
+        for name, value in params.items()
+        if name not in varying
     )
 
 

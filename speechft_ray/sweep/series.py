@@ -18,8 +18,9 @@ NOT_IN_SERIES = ("alpha", "seed")
 def list_alpha_series(rows: Sequence[EncoderRow]) -> AlphaSeries:
     """Returns the test scores of the rows by alpha, means over fine-tuning seeds alone.
 
-    Each series starts at the pre-trained encoder, which is alpha 0 of all of them; that of a later
-    stage of a chain, which interpolates with an earlier merge, starts at its smallest alpha.
+    A series with a merge starts at the pre-trained encoder, which is alpha 0 of all of them; that
+    of a later stage of a chain, which interpolates with an earlier merge, starts at its smallest
+    alpha. What was fine-tuned and not merged (alpha 1 alone) is one point.
     """
     scores: dict[str, dict[float, list[float]]] = {}
     pretrained: list[float] = []
@@ -32,12 +33,12 @@ def list_alpha_series(rows: Sequence[EncoderRow]) -> AlphaSeries:
             pretrained.append(row.test["score"])
             continue
         others = {name: value for name, value in row.params.items() if name not in NOT_IN_SERIES}
-        title = row_title(others).replace("anchor_penalty", "lambda").replace("=", " ")
+        title = row_title(others).replace("=", " ")
         scores.setdefault(title, {}).setdefault(float(alpha), []).append(row.test["score"])
         if ">" in str(row.params.get("finetune", "")):  # only titles of chains have one
             later_stages.add(title)
     for title, by_alpha in scores.items():
-        if pretrained and title not in later_stages:
+        if pretrained and title not in later_stages and set(by_alpha) != {1.0}:
             by_alpha.setdefault(0.0, pretrained)
     return {
         title: [

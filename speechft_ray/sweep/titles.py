@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 
 from pydantic import JsonValue
@@ -11,6 +12,9 @@ from speechft_ray.core.merge_spec import MergeSpec
 from speechft_ray.core.specs import Precision
 
 Params = Mapping[str, str | float | int]
+
+PENALTY = "anchor_penalty"
+"""Field of a spec that the paper calls lambda; every title, table, figure and tracker does, too."""
 
 PREDICTED_FROM = "predicted_from"
 """Parameter of rows whose numbers are predicted: the alphas that were encoded, ``0,0.5,1``."""
@@ -54,6 +58,13 @@ def row_title(params: Params) -> str:
     return " ".join(_title_part(name, value) for name, value in params.items())
 
 
+def name_param(name: str) -> str:
+    """Returns the name of a parameter as titles, tables and trackers show it: ``lambda`` for
+    ``anchor_penalty``, ``after_lambda`` for that of an earlier stage."""
+    is_penalty = re.search(rf"(^|[._]){PENALTY}$", name)
+    return name.removesuffix(PENALTY) + "lambda" if is_penalty else name
+
+
 def run_label(run: Tuning) -> str:
     """Returns the label of a run in progress lines: ``finetune pr>sid after_alpha=0.25 seed=0``."""
     start = [f"after_alpha={format_value(run.spec.after.alpha)}"] if run.spec.after else []
@@ -87,4 +98,5 @@ def _table_value(value: JsonValue) -> str | float | int | None:
 
 
 def _title_part(name: str, value: str | float | int) -> str:
-    return str(value) if name in ("method", "finetune") else f"{name}={format_value(value)}"
+    text = format_value(value)
+    return text if name in ("method", "finetune") else f"{name_param(name)}={text}"

@@ -7,10 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from speechft_ray.core.metrics import METRICS
 from speechft_ray.sweep.protocols import EncoderRow
-from speechft_ray.sweep.titles import format_value
-
-PENALTY = "anchor_penalty"
-"""Field of a spec that is called lambda in the paper, and so in every tracker."""
+from speechft_ray.sweep.titles import PENALTY, format_value, name_param
 
 Params = Mapping[str, str | float | int]
 
@@ -32,7 +29,7 @@ def clean_name(name: str) -> str:
 def name_params(params: Params, fields: Mapping[str, str]) -> dict[str, str]:
     """Returns the params of a run: what varies under short names (``alpha``, ``lambda``,
     ``method``, ``finetune``, ``seed``), and its whole resolved spec (``fields``)."""
-    short = {"lambda" if name == PENALTY else name: str(item) for name, item in params.items()}
+    short = {name_param(name): str(item) for name, item in params.items()}
     penalty = fields.get(f"finetune.{PENALTY}")
     if penalty is not None:
         short.setdefault("lambda", penalty)
@@ -51,7 +48,7 @@ def name_run(params: Params, fields: Mapping[str, str]) -> str:
     parts += [f"a={alpha}" if alpha is not None else ""]
     parts += [f"l={_format_number(penalty)}" if penalty is not None else ""]
     parts += ["pre-trained" if method == "none" else method or ""]
-    parts += [f"{name}={value}" for name, value in rest.items()]
+    parts += [f"{name_param(name)}={value}" for name, value in rest.items()]
     parts += [f"s{seed}" if seed is not None else ""]
     parts += [finetune if finetune not in (None, "none") else ""]
     return " ".join(filter(None, parts))

@@ -99,8 +99,8 @@ def test_only_parameters_that_vary_are_in_titles() -> None:
     titles = {group.title for group in group_rows(rows)}
     assert {
         "alpha 0.25",
-        "alpha 0.25, anchor_penalty 0.01",
-        "alpha 0.25, anchor_penalty 0.0001",
+        "alpha 0.25, lambda 0.01",
+        "alpha 0.25, lambda 0.0001",
         "pre-trained",
     } < titles
 
@@ -157,6 +157,20 @@ def test_every_series_starts_at_the_pretrained_encoder() -> None:
     (line,) = make_series(group_rows(ROWS), "score")
     assert [alpha for alpha, _ in line.points] == [0.0, 0.25, 0.5, 1.0]
     assert line.control is not None and line.control.score == 870.0
+
+
+def test_what_was_tuned_and_not_merged_is_one_point_at_alpha_1() -> None:
+    baselines = [
+        make_row(1.0, 0, 820.0, dev=820.0, finetune="phones-l2sp", anchor_penalty=0.01),
+        make_row(1.0, 0, 830.0, dev=830.0, finetune="phones-lora"),
+    ]
+    series = make_series(group_rows([*ROWS, *baselines]), "score")
+    alphas = {item.title: [alpha for alpha, _ in item.points] for item in series}
+    assert alphas == {
+        "phones": [0.0, 0.25, 0.5, 1.0],
+        "phones-l2sp, lambda 0.01": [1.0],
+        "phones-lora": [1.0],
+    }
 
 
 def test_a_later_stage_of_a_chain_does_not_start_at_the_pretrained_encoder() -> None:

@@ -119,9 +119,11 @@ def test_scores_by_alpha_are_means_over_seeds_alone() -> None:
         row(0.25, 700.0, 0, 0.01, "linear"),
         row(1.0, 400.0, 0, 0.01, "linear"),
         row(0.25, 100.0, 0, 0.0, "ties"),
+        row(1.0, 300.0, 0, 0.5, "linear"),  # never merged: a point, not a line from alpha 0
     ]
     assert list_alpha_series(rows) == {
         "linear narrow lambda 0": [(0.0, 500.0), (0.25, 610.0)],
         "linear narrow lambda 0.01": [(0.0, 500.0), (0.25, 700.0), (1.0, 400.0)],
         "ties narrow lambda 0": [(0.0, 500.0), (0.25, 100.0)],
+        "linear narrow lambda 0.5": [(1.0, 300.0)],
     }

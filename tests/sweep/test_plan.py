@@ -232,4 +232,4 @@ def test_rows_say_what_varies() -> None:
         if row.params["alpha"] == 0.25 and row.params["anchor_penalty"] == 0.01
     )
     assert row.params["finetune"] == "narrow"
-    assert "anchor_penalty=0.01" in row.title
+    assert "lambda=0.01" in row.title
