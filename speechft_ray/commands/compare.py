@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from speechft_ray.commands.stored import StoredSweep, open_store, read_sweep
 from speechft_ray.core.errors import UserError
@@ -60,7 +60,8 @@ def print_comparison(first: str, second: str, pairs: list[LinePair], console: Co
     if not pairs:
         console.print(f"{first} and {second} have no line in common yet.", markup=False)
         return
-    table = Table("", first, second, "difference", "", box=SIMPLE_HEAD)
+    table = _open_table("score on test", first, second)
+    table.add_column("")
     for pair in pairs[:SHOWN_LINES]:
         table.add_row(*_make_cells(pair))
     console.print(table)
@@ -74,12 +75,29 @@ def print_comparison(first: str, second: str, pairs: list[LinePair], console: Co
             highlight=False,
             soft_wrap=True,
         )
-        for name in metric_names([best.first, best.second]):
-            values = [line.mean[name] for line in (best.first, best.second) if name in line.mean]
-            if len(values) == 2:
-                texts = " and ".join(format_metric(name, value) for value in values)
-                console.print(f"  {column_title(name)}: {texts}", highlight=False, markup=False)
-    console.print("Differences are second less first; their intervals hold together with 95 %.")
+        console.print(_make_metric_table(first, second, best))
+    sentence = "Differences are the second sweep less the first"
+    if any(pair.comparison and pair.comparison.interval for pair in pairs):
+        sentence += "; the intervals of all scores hold together with 95 %"
+    console.print(f"{sentence}.", soft_wrap=True)
+
+
+def _open_table(title: str, first: str, second: str) -> Table:
+    numbers = (Column(name, justify="right") for name in (first, second, "difference"))
+    return Table(title, *numbers, box=SIMPLE_HEAD)
+
+
+def _make_metric_table(first: str, second: str, best: LinePair) -> Table:
+    """Returns the metrics that the best merges of both sweeps have, with their differences."""
+    table = _open_table("metric of the best merge", first, second)
+    one, two = best.first.mean, best.second.mean
+    for name in metric_names([best.first, best.second]):
+        if name in one and name in two:
+            difference = two[name] - one[name]
+            sign = "-" if difference < 0 else "+"
+            values = [format_metric(name, means[name]) for means in (one, two)]
+            table.add_row(column_title(name), *values, sign + format_metric(name, abs(difference)))
+    return table
 
 
 def _make_cells(pair: LinePair) -> list[str]:

@@ -19,6 +19,7 @@ from speechft_ray.report.comparison import headline
 from speechft_ray.report.curve_section import describe_predictions
 from speechft_ray.report.intervals import read_counts
 from speechft_ray.report.lines import find_winner
+from speechft_ray.report.published import is_paper_recipe
 from speechft_ray.report.search_summary import SearchResults, search_sentences
 from speechft_ray.report.table import (
     LEAK,
@@ -33,6 +34,7 @@ from speechft_ray.report.write import ReportData, write_report
 from speechft_ray.stages.leaks import Identity, find_leaks
 from speechft_ray.stages.untuned import mark_untuned
 from speechft_ray.sweep.invocations import Invocation, list_facts, read_invocations
+from speechft_ray.sweep.layers import read_tuning_distances
 from speechft_ray.sweep.plan import Plan
 from speechft_ray.sweep.plan_file import write_plan
 from speechft_ray.sweep.protocols import EncoderRow, Model, SweepInfo
@@ -109,6 +111,8 @@ def read_report_data(
         leaks=find_leaks(
             plan, store, place, identity or (lambda item: corpus_identity(item, place))
         ),
+        distances=read_tuning_distances(plan, store),
+        is_paper_recipe=is_paper_recipe(plan.spec),
         winner=plan.winner,
         search=search,
     )

@@ -20,7 +20,10 @@ NOT_IN_CURVE = ("done", "total", POINT, "goodness")
 Point = tuple[int, dict[str, float]]
 """An update and the values there."""
 
-_PROBE_DEV = "probe/dev_"
+PROBE_DEV = "probe/dev_"
+"""Beginning of the names of dev metrics of probes."""
+PROBE_LOSS = "probe/loss_"
+"""Beginning of the names of losses of probes; the evaluation follows."""
 _TRAIN_NAMES = {"learning_rate": "lr", "gradient_norm": "grad_norm"}
 
 
@@ -60,7 +63,7 @@ def name_probe_values(values: Mapping[str, float]) -> dict[str, float]:
     """Returns the values of a point of a probe, ``loss`` and dev metrics by metric name, under
     their names in trackers: ``probe/loss`` and ``probe/dev_<metric>``."""
     return {
-        "probe/loss" if name == "loss" else f"{_PROBE_DEV}{name}": value
+        "probe/loss" if name == "loss" else f"{PROBE_DEV}{name}": value
         for name, value in values.items()
     }
 
@@ -68,7 +71,7 @@ def name_probe_values(values: Mapping[str, float]) -> dict[str, float]:
 def name_evaluation(values: Mapping[str, float], task: str, name: str | None) -> dict[str, float]:
     """Returns named values of a probe with the evaluation that they are of, since all those of an
     encoder are logged together: ``probe/loss_<task>``."""
-    loss = f"probe/loss_{label_evaluation(task, name)}"
+    loss = f"{PROBE_LOSS}{label_evaluation(task, name)}"
     return {
         loss if key == "probe/loss" else name_metric(key, name): value
         for key, value in values.items()

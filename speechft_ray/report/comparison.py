@@ -63,7 +63,7 @@ def compare_with_controls(lines: Sequence[TableLine]) -> list[Comparison]:
     best = find_winner(lines)
     if best is None or best.score is None:
         return []
-    controls = [control for role in CONTROLS if (control := _find_control(lines, best, role))]
+    controls = [control for role in CONTROLS if (control := find_control(lines, best, role))]
     pairs = [_pair(best, control) for control in controls]
     estimates = [estimate_difference(*pair, best.references) for pair in pairs]
     judged = sum(result is not None for result in estimates)
@@ -172,7 +172,8 @@ def _compare(
     )
 
 
-def _find_control(lines: Sequence[TableLine], best: TableLine, role: Role) -> TableLine | None:
+def find_control(lines: Sequence[TableLine], best: TableLine, role: Role) -> TableLine | None:
+    """Returns the control of a role with a score whose parameters are most like the winner's."""
     return max(
         (line for line in lines if line.role == role and line.score is not None),
         key=lambda line: (-_differences(line.params, best.params), dev_score(line)),

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
+from speechft_ray.report.charts import COLOURS
 from speechft_ray.report.figure import (
-    COLOURS,
     DOTS_PER_INCH,
     MARKERS,
     STYLE,

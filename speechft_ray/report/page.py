@@ -1,6 +1,7 @@
-"""Writes the report as one HTML file: figures are inlined, there is no script and no request.
+"""Writes the report as one HTML file: pictures, data and scripts are inlined, there is no request.
 
-``page.html`` is the template; this module computes what it shows.
+``page.html`` is the template; this module computes what it shows, and ``charts.js`` draws the
+charts.
 """
 
 from __future__ import annotations
@@ -8,14 +9,18 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+from markupsafe import Markup
 
 from speechft_ray.core.metrics import METRICS
 from speechft_ray.core.records import Outcome
+from speechft_ray.report.charts import ChartGroup, dump_chart
 from speechft_ray.report.comparison import compare_with_controls, headline
 from speechft_ray.report.curve_section import CurveSection
 from speechft_ray.report.lines import TableLine, find_winner, metric_names, metric_title
 from speechft_ray.report.published import ALPHA_ABLATION, LINK, SOURCE
+from speechft_ray.report.scripts import list_sources, read_scripts, read_style
 from speechft_ray.report.search_section import SearchSection
 from speechft_ray.report.series import make_series
 from speechft_ray.report.table import (
@@ -41,11 +46,9 @@ VERDICT_LEGEND = (
     "other fine-tuning and probe seeds where there are several; with two comparisons both "
     "intervals hold together. Below a value: its 95 % interval over other test speakers alone."
 )
-NOT_COMPARABLE = (
-    "The paper's numbers were measured on the real SUPERB corpora (LibriSpeech, VoxCeleb1, "
-    "IEMOCAP, Audio SNIPS) with full probe training. Unless this sweep used exactly these, "
-    "absolute values cannot be compared; compare the shape: in the paper a small alpha gains and "
-    "a large one loses."
+SAME_RECIPE = (
+    "This sweep has the paper's encoder, fine-tuning data and updates, and its four evaluations on "
+    "the same corpora. What the paper leaves open is in the search space: docs/paper.md."
 )
 PUBLISHED_LEGEND = (
     "Differences are to the pre-trained encoder of the same column; this sweep: the series with "
@@ -55,7 +58,7 @@ PUBLISHED_LEGEND = (
 
 @dataclass(frozen=True, kw_only=True)
 class PageContent:
-    """What the page shows. Figures are PNG bytes, ``None`` where there is no data."""
+    """What the page shows."""
 
     sweep: SweepInfo
     lines: Sequence[TableLine]
@@ -67,10 +70,11 @@ class PageContent:
     versions: Mapping[str, str]
     made: Sequence[Invocation]
     """Records of the runs of the sweep, the first one first."""
-    alpha_curve: bytes | None
-    tasks_by_alpha: bytes | None
-    learning_curves: bytes | None
-    published_comparison: bytes | None
+    groups: Sequence[ChartGroup]
+    pictures: Mapping[str, bytes]
+    """PNG bytes by the name of a group, for a browser without scripts."""
+    paper: ChartGroup | None = None
+    """This sweep beside the paper; ``None`` where the recipe is not the paper's."""
     curve: CurveSection | None = None
     """``None`` for a sweep without predictions."""
     search: SearchSection | None = None
@@ -103,8 +107,12 @@ def render_page(content: PageContent) -> str:
         ],
         curve=content.curve,
         search=content.search,
-        figures=_figures(content),
-        published=_paper_table(content),
+        groups=list(map(_make_group, content.groups)),
+        pictures=content.pictures,
+        published=_paper_table(content, content.paper) if content.paper else None,
+        sources=list_sources(),
+        scripts=list(map(Markup, read_scripts())),
+        chart_style=Markup(read_style()),
         failures=failed,
         blocked=failure_lines(content.failures)[len(failed) :],
         how_to_open=content.how_to_open,
@@ -174,27 +182,16 @@ def _row_class(line: TableLine) -> str:
     return "chosen" if line.chosen else "" if line.role == "merge" else "control"
 
 
-def _figures(content: PageContent) -> list[dict[str, str | bytes | None]]:
-    return [
-        {
-            "title": "Score by alpha",
-            "image": content.alpha_curve,
-            "caption": "The band is the spread (±), faint lines are single fine-tuning seeds.",
-        },
-        {
-            "title": "Tasks by alpha",
-            "image": content.tasks_by_alpha,
-            "caption": "Test metrics in their own unit; dashed: the pre-trained encoder.",
-        },
-        {
-            "title": "Learning curves",
-            "image": content.learning_curves,
-            "caption": "One line per fine-tuning run.",
-        },
-    ]
+def _make_group(group: ChartGroup) -> dict[str, Any]:
+    return {
+        "name": group.name,
+        "title": group.title,
+        "caption": group.caption,
+        "charts": list(map(dump_chart, group.charts)),
+    }
 
 
-def _paper_table(content: PageContent) -> dict[str, object]:
+def _paper_table(content: PageContent, paper: ChartGroup) -> dict[str, object]:
     """Returns the paper's ablation over alpha, beside the best series of this sweep."""
     best = next(iter(make_series(content.lines, "score")), None)
     points = dict(best.points) if best else {}
@@ -221,8 +218,8 @@ def _paper_table(content: PageContent) -> dict[str, object]:
     return {
         "source": SOURCE,
         "link": LINK,
-        "caution": NOT_COMPARABLE,
-        "image": content.published_comparison,
+        "caution": SAME_RECIPE,
+        "group": _make_group(paper),
         "header": ["", "alpha", *titles, *(METRICS[name].title for name in names)],
         "rows": rows,
         "legend": PUBLISHED_LEGEND,

@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from speechft_ray.core.specs import FinetuneSpec, SweepSpec
+
 SOURCE = "Speech-FT, Tables 9 and 14: phoneme classification on TIMIT, HuBERT Base"
 LINK = "https://arxiv.org/abs/2502.12672"
 
@@ -46,3 +48,28 @@ ALPHA_ABLATION: tuple[PublishedPoint, ...] = (
     _point(1.00, 726.64, 10.34, 66.34, 61.25, 83.50, 33.82),
 )
 """Score and metrics by alpha; 0 is the pre-trained encoder, 1 stable fine-tuning alone."""
+
+ENCODER = "hubert_base"
+TUNING = ("timit", "frame", 300_000)
+"""Corpus, head and updates of the fine-tuning behind these numbers."""
+EVALUATIONS = {"pr": "librispeech", "sid": "voxceleb1", "er": "iemocap", "sf": "snips"}
+"""Corpus by task."""
+
+
+def is_paper_recipe(spec: SweepSpec) -> bool:
+    """Whether a sweep has the encoder, a fine-tuning run and the evaluations behind the published
+    numbers, each on the whole real corpus: elsewhere the numbers measure something else."""
+    corpora = {item.task: item.corpus for item in spec.evaluate if item.in_score}
+    names = {task: corpus.name for task, corpus in corpora.items() if not corpus.options}
+    return (
+        spec.encoder == ENCODER
+        and names == EVALUATIONS
+        and any(map(_is_paper_tuning, spec.finetune))
+    )
+
+
+def _is_paper_tuning(run: FinetuneSpec) -> bool:
+    if len(run.objectives) != 1 or run.objectives[0].corpus.options:
+        return False
+    objective = run.objectives[0]
+    return (objective.corpus.name, objective.head, run.updates) == TUNING

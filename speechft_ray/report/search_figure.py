@@ -11,8 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from speechft_ray.core.objectives import higher_is_better, metric_name
+from speechft_ray.report.charts import COLOURS
 from speechft_ray.report.figure import (
-    COLOURS,
     DOTS_PER_INCH,
     STYLE,
     WIDTH_INCHES,

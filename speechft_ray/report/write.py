@@ -15,23 +15,25 @@ from pathlib import Path
 from speechft_ray.core.errors import UserError
 from speechft_ray.core.files import atomic_write
 from speechft_ray.core.records import Outcome
+from speechft_ray.report.alpha_charts import chart_paper, chart_scores, chart_tasks
+from speechft_ray.report.charts import ChartGroup
+from speechft_ray.report.curve_charts import chart_probes, chart_tuning
 from speechft_ray.report.curve_section import make_curve_section, markdown_curve
 from speechft_ray.report.effects import TestSets
-from speechft_ray.report.figure import (
-    draw_alpha_curve,
-    draw_learning_curves,
-    draw_paper_comparison,
-    draw_tasks_by_alpha,
-)
+from speechft_ray.report.figure import draw_group
+from speechft_ray.report.layer_charts import chart_distances, chart_features, chart_layer_weights
 from speechft_ray.report.lines import TableLine, add_intervals, add_leaks, group_rows
 from speechft_ray.report.page import PageContent, render_page
 from speechft_ray.report.search_section import make_search_files
 from speechft_ray.report.search_summary import SearchResults
 from speechft_ray.report.table import csv_table, markdown_table
 from speechft_ray.sweep.invocations import Invocation
+from speechft_ray.sweep.layers import TuningDistances
 from speechft_ray.sweep.protocols import Curve, EncoderRow, Leak, SweepInfo
 
 PAGE = "index.html"
+PICTURES = ("alpha_curve", "tasks_by_alpha", "learning_curves", "published_comparison")
+"""Groups of charts that are also files beside the page; the others are on the page alone."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +58,10 @@ class ReportData:
     """Counts on test of each merged encoder, by its key (``report.intervals.read_counts``)."""
     leaks: Mapping[str, Sequence[Leak]] = field(default_factory=dict)
     """Overlaps of fine-tuning data with test sets, by merged encoder."""
+    distances: Sequence[TuningDistances] = ()
+    """How far each fine-tuning run moved the encoder."""
+    is_paper_recipe: bool = False
+    """Whether the numbers can be put beside the published ones (``report.published``)."""
     winner: str | None = None
     """The merged encoder that a search selected (``Plan.winner``)."""
     search: SearchResults | None = None
@@ -76,12 +82,10 @@ def write_report(folder: Path, data: ReportData) -> Path:
     ``UserError`` when the folder cannot be written.
     """
     search_files, search = make_search_files(data.search)
-    figures = {
-        "alpha_curve": draw_alpha_curve(data.lines),
-        "tasks_by_alpha": draw_tasks_by_alpha(data.lines),
-        "learning_curves": draw_learning_curves(data.curves),
-        "published_comparison": draw_paper_comparison(data.lines),
-    }
+    groups = _make_groups(data)
+    paper = chart_paper(data.lines) if data.is_paper_recipe else None
+    drawn = [*groups, *([paper] if paper else [])]
+    pictures = {group.name: draw_group(group) for group in drawn if group.name in PICTURES}
     curve = make_curve_section(data.lines)
     page = render_page(
         PageContent(
@@ -94,14 +98,16 @@ def write_report(folder: Path, data: ReportData) -> Path:
             made=data.made,
             curve=curve,
             search=search,
-            **figures,
+            groups=groups,
+            pictures=pictures,
+            paper=paper,
         )
     )
     table = markdown_table(data.sweep.name, data.lines, data.failures, data.references)
     if curve:
         table += "\n" + markdown_curve(curve)
     files: dict[str, bytes | None] = {
-        **{f"{name}.png": image for name, image in figures.items()},
+        **{f"{name}.png": pictures.get(name) for name in PICTURES},
         **search_files,
         "predictions.png": curve.image if curve else None,
         "table.csv": csv_table(data.lines).encode("utf-8", "replace"),
@@ -118,6 +124,20 @@ def write_report(folder: Path, data: ReportData) -> Path:
             "give another folder."
         ) from None
     return folder / PAGE
+
+
+def _make_groups(data: ReportData) -> list[ChartGroup]:
+    """Returns the groups of charts that have data, in the order of the page."""
+    groups = [
+        chart_scores(data.lines),
+        chart_tasks(data.lines),
+        chart_layer_weights(data.lines),
+        chart_distances(data.lines, data.distances),
+        chart_features(data.distances),
+        chart_tuning(data.curves),
+        chart_probes(data.lines),
+    ]
+    return [group for group in groups if group is not None]
 
 
 def _replace(path: Path, content: bytes | None) -> None:

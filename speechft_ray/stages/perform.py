@@ -39,13 +39,14 @@ from speechft_ray.speech.corpora.index import find_index, index_corpus
 from speechft_ray.speech.encoders.base import FAMILIES, EncoderWeights
 from speechft_ray.speech.encoders.compatibility import check_same_network, find_protected_prefixes
 from speechft_ray.speech.features.cache import FeatureCache
+from speechft_ray.stages.distances import measure_weight_distances
 from speechft_ray.stages.layer_grams import compute_layer_grams
 from speechft_ray.stages.merge_cache import MergeInputs, merge_with_cache
 from speechft_ray.storage.open import find_local_root, open_store
 from speechft_ray.superb.evaluate import SharedCaches, WeightedEncoder
 from speechft_ray.superb.folds import evaluate_folds
 from speechft_ray.superb.interpolation import compute_weights
-from speechft_ray.sweep.lineage import find_pretrained
+from speechft_ray.sweep.lineage import WEIGHT_DISTANCE, find_pretrained
 from speechft_ray.sweep.plan import FBANK
 from speechft_ray.sweep.protocols import ReportProgress
 
@@ -257,12 +258,14 @@ def _finetune(job: Job, place: Place, store: Store, report: ReportProgress) -> N
 
 def _merge(job: Job, place: Place, store: Store, report: ReportProgress) -> None:
     recipe: dict[str, Any] = dict(job.payload)
-    with (
-        _open_merged(recipe, store) as weights,
-        store.publish("merge", job.fingerprint, recipe) as folder,
-    ):
-        made = {"by": "speechft_ray merge", "fingerprint": job.fingerprint, **recipe}
-        write_encoder(folder / ENCODER_FILE, weights, made)
+    made = {"by": "speechft_ray merge", "fingerprint": job.fingerprint, **recipe}
+    with _open_merged(recipe, store) as weights:
+        distance = {}
+        if recipe["donors"]:
+            pretrained = _read_start(store, find_pretrained(store, str(recipe["base"])))
+            distance[WEIGHT_DISTANCE] = measure_weight_distances(pretrained, weights)
+        with store.publish("merge", job.fingerprint, {**recipe, **distance}) as folder:
+            write_encoder(folder / ENCODER_FILE, weights, made)
 
 
 @contextmanager

@@ -7,8 +7,11 @@ from typing import Any
 
 from speechft_ray.core.store import MADE_WITH, Store
 
-NOT_RECIPE = ("files", MADE_WITH)
-"""What the store adds to the recipe in the manifest of a merge."""
+WEIGHT_DISTANCE = "weight_distance"
+"""Fact of a merge: its distance from the pre-trained encoder by part of the encoder."""
+
+NOT_RECIPE = ("files", MADE_WITH, WEIGHT_DISTANCE)
+"""What the manifest of a merge has beside the recipe."""
 
 
 def read_lineage(store: Store, encoder: str) -> list[dict[str, Any]]:

@@ -108,6 +108,11 @@ class EncoderRow:
     curve: Sequence[tuple[int, Mapping[str, float]]] = ()
     """Points of its probes, all evaluations together; ``log_encoder`` logs those that are
     missing."""
+    layer_weights: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    """Share of each hidden state in what its probes train on, by evaluation; means over probe
+    seeds."""
+    weight_distance: Mapping[str, float] = field(default_factory=dict)
+    """|theta - theta0| / |theta0| from the pre-trained encoder by part, such as ``layer_03``."""
     untuned: str | None = None
     """Which of its fine-tuning runs changed nothing of the encoder, and why; such an encoder cannot
     be selected."""

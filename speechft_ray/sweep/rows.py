@@ -14,6 +14,7 @@ from speechft_ray.core.score import explain_unscored, paper_references, superb_s
 from speechft_ray.core.store import Store
 from speechft_ray.sweep.curves import describe_run, read_probe_points
 from speechft_ray.sweep.fields import list_varying_params
+from speechft_ray.sweep.layers import read_layer_weights, read_weight_distance
 from speechft_ray.sweep.plan import Plan, PlannedRow
 from speechft_ray.sweep.predictions import is_prediction
 from speechft_ray.sweep.protocols import Curve, EncoderRow
@@ -135,6 +136,10 @@ def read_row(
         extra=dict(item for pair in manifests for item in _read_feature_errors(*pair)),
         complete=complete,
         curve=[point for pair in manifests for point in read_probe_points(*pair)],
+        layer_weights=dict(
+            item for pair in manifests for item in read_layer_weights(*pair).items()
+        ),
+        weight_distance=read_weight_distance(planned.key, store),
     )
     if not complete or scale is None:
         return row

@@ -61,6 +61,7 @@ def test_a_sweep_and_a_search_are_compared(
     assert main(["compare", "small-sweep", "small-search", "--storage", str(finished_storage)]) == 0
     text = " ".join(capsys.readouterr().out.split())
     assert f"{comparison.difference:+.2f}" in text and "the same encoders" in text
+    assert "metric of the best merge" in text
 
 
 @pytest.mark.parametrize(

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
 from speechft_ray.commands.results import print_results
+from speechft_ray.commands.stored import open_store, read_sweep
+from speechft_ray.report.write import write_report
 from speechft_ray.sweep.protocols import Leak
 from tests.report.report_data import ROWS, make_report_data
 
@@ -23,3 +26,14 @@ def test_leaks_are_printed_below_the_table(
     assert "MLflow: speechft ui" in text
     name = "'alpha ablation'"
     assert f"speechft export {name} {name} --to hf --storage '{storage}'" in text
+
+
+def test_a_storage_of_an_earlier_version_has_a_page(finished_storage: Path, tmp_path: Path) -> None:
+    """Its merges lack their distances, its evaluations their curves."""
+    sweep = read_sweep(open_store(finished_storage), "small-sweep")
+    page = write_report(tmp_path, sweep.data).read_text(encoding="utf-8")
+    charts = re.findall(r'<div class="charts" id="(\w+)">', page)
+    assert charts == [
+        *("alpha_curve", "tasks_by_alpha", "layer_weights", "layer_distances"),
+        *("layer_features", "learning_curves"),
+    ]

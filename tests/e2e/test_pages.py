@@ -65,6 +65,21 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_report(tmp_path_factory.mktemp("report"), data)
 
 
+ACT = """
+setTimeout(() => {
+  const chart = document.querySelector("#alpha_curve .u-over");
+  const box = chart.getBoundingClientRect();
+  const point = (type) => chart.dispatchEvent(new MouseEvent(type, {
+    clientX: box.left + box.width * 1.04 / 1.08 - 3, clientY: box.bottom - 40, bubbles: true,
+  }));
+  point("mouseenter");
+  point("mousemove");
+  document.querySelectorAll("#alpha_curve .legend button")[1].click();
+}, 500);
+"""
+"""Points near alpha 1, the lowest score, and clicks on the second name of the legend."""
+
+
 def _row(alpha: float, seed: int, score: float) -> EncoderRow:
     params: dict[str, str | float | int] = {
         "alpha": alpha,
@@ -117,13 +132,44 @@ def test_the_browser_sees_every_line_of_the_table(page: Path, tmp_path: Path) ->
     assert "870.00" in rows[2] and "pre-trained" in rows[2]
     assert len(rows) == 6
     assert rows[-1] == ["alpha", "0.75", "(incomplete)", "0"]
-    assert len(re.findall(r"<img [^>]*src=\"data:image/png;base64,", dom)) == 4
+    assert dom.count("<canvas") == 1 + 2 + 1  # score; two tasks; loss of the fine-tuning
+    assert re.findall(r'<button [^>]*aria-pressed="true".*?</i>(.*?)</button>', dom)[:4] == [
+        *("linear, phones", "pre-trained, 870.00", "stable fine-tuning, 730.50", "chosen on dev"),
+    ]
 
 
 def test_a_hostile_name_runs_nothing(page: Path, tmp_path: Path) -> None:
     dom = browse(page, tmp_path, "--dump-dom")
     assert "<title>&lt;script&gt;" in dom
-    assert "<script" not in dom
+    # Even one that got in unescaped: the policy of the page names those that may run.
+    copy = tmp_path / "copy.html"
+    evil = "<script>document.title='broken'</script>"
+    copy.write_text(page.read_text(encoding="utf-8").replace("</main>", evil), encoding="utf-8")
+    dom = browse(copy, tmp_path, "--dump-dom")
+    assert evil in dom and "<title>&lt;script&gt;" in dom
+
+
+def test_a_pointer_sees_the_numbers_of_the_nearest_point_and_names_hide_lines(
+    page: Path, tmp_path: Path
+) -> None:
+    text = re.sub("<meta http-equiv=[^>]*>", "", page.read_text(encoding="utf-8"))
+    copy = tmp_path / "copy.html"
+    copy.write_text(text.replace("</body>", f"<script>{ACT}</script></body>"), encoding="utf-8")
+    dom = browse(copy, tmp_path, "--virtual-time-budget=2000", "--dump-dom")
+    (box,) = re.findall(r'<div class="near"[^>]*>(<b>.*?)</div>', dom)
+    assert re.findall(r"<(?:b|span)[^>]*>(.*?)</", box) == [
+        "stable fine-tuning",
+        "score: test 730.50 ± 0.71, dev 730.50",
+        "PR PER: test 6.00 ± 0.00",
+        "ER ACC: test 64.00 ± 0.00",
+    ]
+    states = re.findall(r'aria-pressed="(\w+)"><i[^>]*>.?</i>(.*?)</button>', dom)
+    assert {name: state for state, name in states[:4]} == {
+        "linear, phones": "true",
+        "pre-trained, 870.00": "false",
+        "stable fine-tuning, 730.50": "true",
+        "chosen on dev": "true",
+    }
 
 
 def test_the_page_is_painted_with_its_figures(page: Path, tmp_path: Path) -> None:

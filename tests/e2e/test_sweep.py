@@ -53,6 +53,21 @@ def test_the_report_is_complete(reference_home: Path) -> None:
     assert len(table(reference_home / "report")) == 1 + 3
 
 
+def test_merges_say_how_far_they_are_from_the_pretrained_encoder(reference_home: Path) -> None:
+    """Unmerged (alpha 1) as far as the fine-tuning run measured, else alpha times that."""
+    units = manifests(reference_home / "runs")
+    merges = [facts for name, facts in units.items() if name.startswith("merge/")]
+    tuned = [facts for facts in merges if facts["donors"]]
+    assert len(tuned) == len(merges) - 1 == 4
+    for facts in tuned:
+        run = units[f"finetune/{facts['donors'][0]}"]["diagnostics"]["best"]["weight_distance"]
+        expected = {part: facts["alpha"] * value for part, value in run.items()}
+        assert facts["weight_distance"] == pytest.approx(expected, rel=1e-3, abs=1e-6)
+    page = (reference_home / "report" / "index.html").read_text(encoding="utf-8")
+    for name in ("layer_weights", "layer_distances", "layer_features", "probe_curves"):
+        assert f'<div class="charts" id="{name}">' in page
+
+
 def test_mlflow_has_a_parent_with_children(reference_home: Path) -> None:
     content = mlflow_content(reference_home / "runs")
     # one sweep, five merged encoders (alpha 0; 0.25 and 1 for two seeds), two learning curves
