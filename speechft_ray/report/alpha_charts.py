@@ -13,6 +13,7 @@ from speechft_ray.report.charts import (
     STAR,
     Chart,
     ChartGroup,
+    Kind,
     Trace,
     colour_of,
 )
@@ -76,7 +77,7 @@ def chart_paper(lines: Sequence[TableLine]) -> ChartGroup | None:
     for item, style in zip(series, _style(series), strict=True):
         zero = item.control.mean["score"] if item.control else 0.0
         points = [(alpha, line.mean["score"] - zero) for alpha, line in item.points]
-        kind = "line" if style.is_named else "rest"
+        kind: Kind = "line" if style.is_named else "rest"
         traces.append(Trace(style.label, points, style.colour, kind))
     if not traces:
         return None

@@ -129,8 +129,7 @@ def _chart_alphas(lines: Sequence[TableLine]) -> Chart | None:
 
 
 def _trace(item: ShownLine, points: Sequence[tuple[float, float]]) -> Trace:
-    kind = "control" if item.is_control else "line"
-    return Trace(item.line.title, points, item.colour, kind)
+    return Trace(item.line.title, points, item.colour, "control" if item.is_control else "line")
 
 
 def _trace_tunings(

@@ -11,8 +11,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from markupsafe import Markup
-
 from speechft_ray.core.metrics import METRICS
 from speechft_ray.core.records import Outcome
 from speechft_ray.report.charts import ChartGroup, dump_chart
@@ -111,8 +109,8 @@ def render_page(content: PageContent) -> str:
         pictures=content.pictures,
         published=_paper_table(content, content.paper) if content.paper else None,
         sources=list_sources(),
-        scripts=list(map(Markup, read_scripts())),
-        chart_style=Markup(read_style()),
+        scripts=read_scripts(),
+        chart_style=read_style(),
         failures=failed,
         blocked=failure_lines(content.failures)[len(failed) :],
         how_to_open=content.how_to_open,

@@ -79,9 +79,9 @@ def test_layer_weights_are_means_over_fine_tuning_seeds() -> None:
     assert group is not None
     (chart,) = group.charts
     assert chart.title == "pr"
-    points = {trace.label: list(trace.points) for trace in chart.traces}
-    assert points["pre-trained"] == [(0, 0.5), (1, 0.5)]
-    assert points["alpha 0.25"] == [(0, pytest.approx(0.3)), (1, pytest.approx(0.7))]
+    shares = {trace.label: [y for _, y in trace.points] for trace in chart.traces}
+    assert shares["pre-trained"] == [0.5, 0.5]
+    assert shares["alpha 0.25"] == pytest.approx([0.3, 0.7])
 
 
 def test_distances_of_merges_are_drawn_by_part_and_those_of_runs_where_there_are_none() -> None:
