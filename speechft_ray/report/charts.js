@@ -46,7 +46,8 @@
     chart.traces.forEach((trace, index) => {
       const kind = KINDS[trace.kind];
       const isShort = trace.xs.length < 3 && trace.kind !== "level";
-      const size = kind.points || (isShort ? 6 : 0);
+      const isPoint = trace.xs.length === 1 && trace.kind === "rest";
+      const size = isPoint ? 7 : kind.points || (isShort ? 6 : 0);
       columns.push(spreadOut(trace, trace.ys));
       series.push({
         trace: index,

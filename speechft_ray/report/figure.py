@@ -115,6 +115,8 @@ def _draw_trace(axes: Axes, trace: Trace, label: str) -> None:
         style["marker"] = MARKERS[place]
     elif trace.kind == "curve" and len(xs) < 3:
         style["marker"] = "o"
+    elif trace.kind == "rest" and len(xs) == 1:
+        style["markersize"] = 9
     axes.plot(xs, ys, color=trace.colour, label=label or "_nolegend_", **style)
     if len(xs) == 1 and trace.spread:
         axes.errorbar(xs, ys, list(trace.spread), color=trace.colour, alpha=0.5, capsize=3)
