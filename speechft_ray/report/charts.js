@@ -237,6 +237,7 @@
     grid.style.setProperty("--least", LEAST_WIDTHS[charts.length] || "19rem");
     const drawn = charts.map((chart) => drawChart(grid, chart, height, hidden));
     addLegend(section, drawn, hidden);
+    section.querySelector(".still").remove();
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
       for (const { plot } of drawn) plot.redraw();
     });

@@ -70,7 +70,7 @@ class PageContent:
     """Records of the runs of the sweep, the first one first."""
     groups: Sequence[ChartGroup]
     pictures: Mapping[str, bytes]
-    """PNG bytes by the name of a group, for a browser without scripts."""
+    """PNG bytes by the name of a group, for where scripts do not run."""
     paper: ChartGroup | None = None
     """This sweep beside the paper; ``None`` where the recipe is not the paper's."""
     curve: CurveSection | None = None
