@@ -15,6 +15,8 @@
     control: { width: 1.5, dash: [6, 4], points: 6 },
     level: { width: 1.3, dash: [6, 4] },
     curve: { width: 1.5 },
+    step: { width: 2, paths: uPlot.paths.stepped({ align: 1 }) },
+    dots: { width: 0, points: 8, paths: () => null, opacity: 0.85 },
     seed: { width: 0.8, points: 4, opacity: 0.45 },
     rest: { width: 0.8, points: 4, opacity: 0.7 },
     star: { width: 0 },
@@ -56,6 +58,7 @@
         dash: kind.dash,
         alpha: kind.opacity || 1,
         spanGaps: true,
+        ...(kind.paths ? { paths: kind.paths } : {}),
         points: { show: size > 0, size, fill: () => paint(trace.colour) },
       });
       if (!trace.spread.length) return;
@@ -209,7 +212,7 @@
         });
     };
     for (const [label, trace] of traces) {
-      const symbol = trace.kind === "star" ? "★" : trace.xs.length === 1 ? "●" : "";
+      const symbol = trace.kind === "star" ? "★" : trace.kind === "dots" || trace.xs.length === 1 ? "●" : "";
       const button = addElement(legend, "button", symbol ? "symbol" : KINDS[trace.kind].dash ? "dashed" : "");
       button.type = "button";
       const mark = addElement(button, "i", "", symbol);

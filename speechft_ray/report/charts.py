@@ -22,9 +22,10 @@ DIGITS = 6
 """Significant digits of the numbers in the page."""
 
 Points = Sequence[tuple[float, float]]
-Kind = Literal["line", "control", "level", "curve", "seed", "rest", "star"]
+Kind = Literal["line", "control", "level", "curve", "step", "dots", "seed", "rest", "star"]
 """How a trace is drawn: ``line`` with markers; ``control`` dashed; ``level`` dashed and ``curve``
-solid, both without markers; ``seed`` faint; ``rest`` thin and grey; ``star`` a mark."""
+solid, both without markers; ``step`` as stairs; ``dots`` without a line; ``seed`` faint; ``rest``
+thin and grey; ``star`` a mark."""
 
 
 class Trace(NamedTuple):
@@ -65,6 +66,11 @@ class ChartGroup(NamedTuple):
 def colour_of(place: int) -> str:
     """Returns the colour of a series by its place."""
     return COLOURS[place] if place < len(COLOURS) else REST
+
+
+def dump_group(group: ChartGroup) -> dict[str, Any]:
+    """Returns what the template shows of a group; its charts as JSON data for ``charts.js``."""
+    return {**group._asdict(), "charts": list(map(dump_chart, group.charts))}
 
 
 def dump_chart(chart: Chart) -> dict[str, Any]:

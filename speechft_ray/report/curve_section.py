@@ -8,18 +8,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import matplotlib as mpl
-from matplotlib.figure import Figure
-
-from speechft_ray.report.charts import COLOURS
-from speechft_ray.report.figure import (
-    DOTS_PER_INCH,
-    MARKERS,
-    STYLE,
-    WIDTH_INCHES,
-    label_text,
-    to_png,
-)
+from speechft_ray.report.charts import COLOURS, Chart, ChartGroup, Trace, colour_of, dump_group
+from speechft_ray.report.figure import draw_group
 from speechft_ray.report.lines import TableLine, describe_params, varying_params
 from speechft_ray.report.table import STAR, escape_markdown, format_metric, markdown_row
 from speechft_ray.sweep.rows import FEATURE_ERROR
@@ -45,7 +35,10 @@ class CurveSection(NamedTuple):
     sentences: Sequence[str]
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
+    group: Mapping[str, Any] | None
+    """Its charts (``charts.dump_group``); ``None`` without scores."""
     image: bytes | None
+    """The same as PNG."""
 
 
 def make_curve_section(lines: Sequence[TableLine]) -> CurveSection | None:
@@ -53,6 +46,7 @@ def make_curve_section(lines: Sequence[TableLine]) -> CurveSection | None:
     curves = list_predicted_series(lines)
     if not curves:
         return None
+    group = chart_predictions(curves)
     return CurveSection(
         sentences=describe_predictions(lines),
         header=[
@@ -60,7 +54,8 @@ def make_curve_section(lines: Sequence[TableLine]) -> CurveSection | None:
             *("verified - predicted", "test score", "feature error by layer, %"),
         ],
         rows=[_make_row(curve, alpha) for curve in curves for alpha in _list_verified(curve)],
-        image=draw_predicted_curves(curves),
+        group=dump_group(group) if group else None,
+        image=draw_group(group) if group else None,
     )
 
 
@@ -172,47 +167,35 @@ def _make_row(curve: PredictedSeries, alpha: float) -> list[str]:
     return [mark, curve.title, format_value(alpha), *cells[:2], difference, cells[2], errors]
 
 
-def draw_predicted_curves(curves: Sequence[PredictedSeries]) -> bytes | None:
-    """Draws dev score against alpha, predicted and real, and feature error against layer. Returns
+def chart_predictions(curves: Sequence[PredictedSeries]) -> ChartGroup | None:
+    """Returns dev score against alpha, predicted and real, and feature error against layer;
     ``None`` without scores."""
     if not any("score" in line.dev_mean for curve in curves for line in curve.predicted.values()):
         return None
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH_INCHES, 4.4), dpi=DOTS_PER_INCH, layout="constrained")
-        scores, errors = figure.subplots(1, 2)
-        for place, curve in enumerate(curves[: len(COLOURS)]):
-            colour, marker = COLOURS[place], MARKERS[place]
-            title = f"{label_text(curve.title)}, " if len(curves) > 1 else ""
-            guess: Any = {"color": colour, "markerfacecolor": "white", "markersize": 6}
-            scores.plot(
-                *_read_scores(curve.predicted),
-                linestyle=":",
-                marker=marker,
-                label=f"{title}predicted",
-                **guess,
-            )
-            scores.plot(
-                *_read_scores(curve.real),
-                linestyle="none",
-                marker=marker,
-                color=colour,
-                markersize=8,
-                label=f"{title}merged and evaluated",
-                zorder=4,
-            )
-            for alpha in _list_verified(curve):
-                values = [100 * one for one in _read_errors(curve.real[alpha])]
-                if values:
-                    label = f"{title}alpha {format_value(alpha)}"
-                    errors.plot(range(len(values)), values, marker=marker, label=label)
-        scores.set(xlabel="alpha (share of the fine-tuned model)", ylabel="SUPERB score, dev")
-        errors.set(xlabel="layer", ylabel="feature error, %", ylim=(0, None))
-        for axes in (scores, errors):
-            if axes.get_legend_handles_labels()[0]:
-                axes.legend(fontsize=8)
-        return to_png(figure)
+    scores, errors = [], []
+    for place, curve in enumerate(curves[: len(COLOURS)]):
+        title = f"{curve.title}, " if len(curves) > 1 else ""
+        predicted, real = _read_scores(curve.predicted), _read_scores(curve.real)
+        scores.append(Trace(f"{title}predicted", predicted, COLOURS[place], "control"))
+        scores.append(Trace(f"{title}merged and evaluated", real, COLOURS[place], "dots"))
+        for alpha in _list_verified(curve):
+            values = [100 * one for one in _read_errors(curve.real[alpha])]
+            if values:
+                label = f"{title}alpha {format_value(alpha)}: error"
+                colour = colour_of(len(errors) + 1)
+                errors.append(Trace(label, list(enumerate(values)), colour, "line"))
+    charts = [Chart("score, dev", "alpha", "", scores)]
+    charts += [Chart("feature error, %", "layer", "", errors)] if errors else []
+    return ChartGroup("predictions", "Predicted and verified", "", charts)
 
 
-def _read_scores(lines: Mapping[float, TableLine]) -> tuple[list[float], list[float]]:
-    scored = {alpha: line for alpha, line in lines.items() if "score" in line.dev_mean}
-    return list(scored), [line.dev_mean["score"] for line in scored.values()]
+def draw_predicted_curves(curves: Sequence[PredictedSeries]) -> bytes | None:
+    """Draws these charts as PNG bytes; ``None`` without scores."""
+    group = chart_predictions(curves)
+    return draw_group(group) if group else None
+
+
+def _read_scores(lines: Mapping[float, TableLine]) -> list[tuple[float, float]]:
+    return [
+        (alpha, line.dev_mean["score"]) for alpha, line in lines.items() if "score" in line.dev_mean
+    ]

@@ -37,6 +37,8 @@ KINDS: Mapping[Kind, Mapping[str, Any]] = {
     "control": {"linewidth": 1.4, "linestyle": "--", "marker": ".", "zorder": 2},
     "level": {"linewidth": 1.2, "linestyle": "--", "zorder": 1},
     "curve": {"linewidth": 1.4, "markersize": 3, "alpha": 0.8},
+    "step": {"linewidth": 2, "drawstyle": "steps-post"},
+    "dots": {"linestyle": "none", "marker": "o", "markersize": 5, "alpha": 0.8, "zorder": 4},
     "seed": {"linewidth": 0.7, "alpha": 0.45, "marker": ".", "markersize": 4},
     "rest": {"linewidth": 0.8, "alpha": 0.7, "marker": ".", "markersize": 3, "zorder": 1.5},
     "star": {

@@ -9,11 +9,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from speechft_ray.core.metrics import METRICS
 from speechft_ray.core.records import Outcome
-from speechft_ray.report.charts import ChartGroup, dump_chart
+from speechft_ray.report.charts import ChartGroup, dump_group
 from speechft_ray.report.comparison import compare_with_controls, headline
 from speechft_ray.report.curve_section import CurveSection
 from speechft_ray.report.lines import TableLine, find_winner, metric_names, metric_title
@@ -105,7 +105,7 @@ def render_page(content: PageContent) -> str:
         ],
         curve=content.curve,
         search=content.search,
-        groups=list(map(_make_group, content.groups)),
+        groups=list(map(dump_group, content.groups)),
         pictures=content.pictures,
         published=_paper_table(content, content.paper) if content.paper else None,
         sources=list_sources(),
@@ -180,15 +180,6 @@ def _row_class(line: TableLine) -> str:
     return "chosen" if line.chosen else "" if line.role == "merge" else "control"
 
 
-def _make_group(group: ChartGroup) -> dict[str, Any]:
-    return {
-        "name": group.name,
-        "title": group.title,
-        "caption": group.caption,
-        "charts": list(map(dump_chart, group.charts)),
-    }
-
-
 def _paper_table(content: PageContent, paper: ChartGroup) -> dict[str, object]:
     """Returns the paper's ablation over alpha, beside the best series of this sweep."""
     best = next(iter(make_series(content.lines, "score")), None)
@@ -217,7 +208,7 @@ def _paper_table(content: PageContent, paper: ChartGroup) -> dict[str, object]:
         "source": SOURCE,
         "link": LINK,
         "caution": SAME_RECIPE,
-        "group": _make_group(paper),
+        "group": dump_group(paper),
         "header": ["", "alpha", *titles, *(METRICS[name].title for name in names)],
         "rows": rows,
         "legend": PUBLISHED_LEGEND,

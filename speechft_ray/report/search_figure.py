@@ -1,5 +1,5 @@
-"""Draws the figures of a search as PNG bytes: history, slices, importance, Pareto front, and alpha
-over depth."""
+"""Draws the figures of a search as PNG bytes: slices, importance, Pareto front, and alpha over
+depth."""
 
 from __future__ import annotations
 
@@ -32,73 +32,10 @@ LAYER_LINES = 5
 """Best trials whose layers are drawn beside the winner's."""
 
 
-def draw_history(results: SearchResults) -> bytes | None:
-    """Draws the first objective of each trial by its number, the best so far, and the pre-trained
-    encoder. Returns ``None`` without data."""
-    name = metric_name(results.plan.search.objectives[0])
-    complete = _complete_trials(results)
-    if not complete:
-        return None
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH_INCHES, 4.2), dpi=DOTS_PER_INCH, layout="constrained")
-        axes = figure.add_subplot()
-        axes.plot(
-            *_points(complete),
-            "o",
-            color=COLOURS[0],
-            markersize=5,
-            alpha=0.8,
-            label="evaluated in full",
-        )
-        pruned = [
-            trial
-            for trial in results.trials
-            if trial.state == "pruned" and trial.result and trial.result.steps
-        ]
-        steps = [trial.result.steps[-1] for trial in pruned if trial.result]
-        if steps:
-            axes.plot(
-                [trial.number for trial in pruned],
-                steps,
-                "x",
-                color=PRUNED,
-                markersize=5,
-                label="stopped at a rung, by then"
-                if results.plan.search.rungs
-                else "stopped early, so far",
-            )
-        axes.step(
-            *_best_so_far(complete, name),
-            where="post",
-            color=COLOURS[1],
-            linewidth=2,
-            label="best so far",
-        )
-        if (
-            results.evaluator
-            and (zero := results.evaluator.value(name, results.evaluator.pretrained)) == zero
-        ):
-            axes.axhline(zero, color="#555555", linestyle="--", linewidth=1, label="pre-trained")
-        for trial in results.chosen[:1]:
-            place, value = _points([trial])
-            axes.plot(
-                place,
-                value,
-                "*",
-                color=CHOSEN,
-                markersize=18,
-                markeredgecolor="black",
-                label="chosen on dev",
-            )
-        axes.set(xlabel="trial", ylabel=objective_title(name))
-        _legend(figure, axes)
-        return to_png(figure)
-
-
 def draw_slices(results: SearchResults) -> bytes | None:
     """Draws the first objective against each axis of the search, one panel each. Returns ``None``
     without data."""
-    complete = _complete_trials(results)
+    complete = list_complete_trials(results)
     names = list(dict.fromkeys(name for trial in complete for name in trial.proposal.values))[
         :MOST_SLICES
     ]
@@ -150,7 +87,7 @@ def draw_pareto(results: SearchResults) -> bytes | None:
     """Draws the trials by two objectives with the Pareto front marked, one panel per objective
     beyond the first. Returns ``None`` for a single objective."""
     names = list(map(metric_name, results.plan.search.objectives))
-    complete = _complete_trials(results)
+    complete = list_complete_trials(results)
     if len(names) < 2 or not complete:
         return None
     with mpl.rc_context(STYLE):
@@ -184,7 +121,9 @@ def draw_layers(results: SearchResults) -> bytes | None:
     """Draws the per-layer parameters of the winner, and of the next best trials. Returns ``None``
     where no parameter is per layer."""
     depth = results.plan.space.depth
-    complete = sorted(_complete_trials(results), key=_objective_to_maximise(results), reverse=True)
+    complete = sorted(
+        list_complete_trials(results), key=_objective_to_maximise(results), reverse=True
+    )
     first = [trial for trial in results.chosen[:1] if _layer_params(trial, depth)]
     if not first:
         return None
@@ -239,7 +178,8 @@ def _layer_params(trial: Trial, depth: int) -> dict[str, list[float]]:
     return params
 
 
-def _complete_trials(results: SearchResults) -> list[Trial]:
+def list_complete_trials(results: SearchResults) -> list[Trial]:
+    """Returns the trials that were evaluated in full."""
     return [
         trial
         for trial in results.trials
@@ -250,19 +190,6 @@ def _complete_trials(results: SearchResults) -> list[Trial]:
 def _objective_to_maximise(results: SearchResults) -> Callable[[Trial], float]:
     sign = 1.0 if higher_is_better(metric_name(results.plan.search.objectives[0])) else -1.0
     return lambda trial: sign * (trial.result.values[0] if trial.result else 0.0)
-
-
-def _points(trials: list[Trial]) -> tuple[list[int], list[float]]:
-    return [trial.number for trial in trials], [
-        trial.result.values[0] for trial in trials if trial.result
-    ]
-
-
-def _best_so_far(trials: list[Trial], name: str) -> tuple[list[int], list[float]]:
-    """Returns the running best over trials that keep the constraints."""
-    numbers, values = _points([trial for trial in trials if trial.feasible])
-    best = max if higher_is_better(name) else min
-    return numbers, [best(values[: count + 1]) for count in range(len(values))]
 
 
 def _legend(figure: Figure, axes: Axes) -> None:

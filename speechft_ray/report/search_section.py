@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from speechft_ray.core.objectives import higher_is_better, metric_name
+from speechft_ray.report.charts import dump_group
+from speechft_ray.report.figure import draw_group
 from speechft_ray.report.rungs import tabulate_rungs
+from speechft_ray.report.search_charts import chart_history
 from speechft_ray.report.search_figure import (
-    draw_history,
     draw_importance,
     draw_layers,
     draw_pareto,
@@ -27,8 +29,8 @@ from speechft_ray.search.trials import Trial
 MOST_ROWS = 20
 """Trials that the page shows; the rest is in ``trials.csv``."""
 
+HISTORY = "search_history"
 FIGURES = {
-    "search_history": ("How the search went", draw_history),
     "search_pareto": ("Pareto front", draw_pareto),
     "search_layers": ("Alpha over depth", draw_layers),
     "search_slice": ("Each axis", draw_slices),
@@ -48,6 +50,10 @@ class SearchSection(NamedTuple):
     """A header and a line for each rung; empty for a search without."""
     figures: Sequence[tuple[str, bytes]]
     """``(title, PNG)``."""
+    history: Mapping[str, Any] | None = None
+    """The chart over trials (``charts.dump_group``); ``None`` without data."""
+    history_image: bytes | None = None
+    """The same as PNG."""
 
 
 def make_search_files(
@@ -56,6 +62,8 @@ def make_search_files(
     """Returns the files of a search by name, ``None`` for one to remove, and the section of the
     page; no section for a sweep without a search."""
     images = {name: draw(results) if results else None for name, (_, draw) in FIGURES.items()}
+    history = chart_history(results) if results else None
+    images[HISTORY] = draw_group(history) if history else None
     files: dict[str, bytes | None] = {f"{name}.png": image for name, image in images.items()}
     files["trials.csv"] = trials_csv(results).encode("utf-8", "replace") if results else None
     return files, make_search_section(results, images) if results else None
@@ -72,6 +80,7 @@ def make_search_section(
         for trial in results.trials
         if trial.result is not None and trial.result.state == "complete"
     ]
+    history = chart_history(results)
     ranked = sorted(
         complete, key=lambda trial: (place.get(trial.number, len(place)), *_order(trial, names))
     )[:MOST_ROWS]
@@ -90,6 +99,8 @@ def make_search_section(
         hidden_trials=len(results.trials) - len(ranked),
         rungs=tabulate_rungs(results.rungs) if results.rungs is not None else [],
         figures=[(title, image) for title, image in figures if image is not None],
+        history=dump_group(history) if history else None,
+        history_image=images.get(HISTORY),
     )
 
 

@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 
 from benchmarks.search_idle import MemoryStore
+from speechft_ray.report.search_charts import chart_history
 from speechft_ray.report.search_section import SearchSection, make_search_files, make_search_section
 from speechft_ray.report.search_summary import (
     SearchResults,
     count_saved_evaluations,
+    describe_trial,
     search_sentences,
     trials_csv,
 )
@@ -119,3 +121,20 @@ def test_an_error_cannot_break_out_of_the_page() -> None:
     results = search_results()
     results.trials[0].proposal.values["<script>"] = "<b>"  # type: ignore[index]
     assert "<script>" not in render(results)
+
+
+def test_a_pointer_sees_the_merge_of_each_trial() -> None:
+    results = search_results()
+    group = chart_history(results)
+    assert group is not None
+    traces = {trace.label: trace for trace in group.charts[0].traces}
+    complete, best = traces["evaluated in full"], traces["best so far"]
+    trials = {trial.number: trial for trial in results.trials if trial.state == "complete"}
+    assert dict(complete.points) == {
+        number: trial.result.values[0] for number, trial in trials.items() if trial.result
+    }
+    (number, _), note = complete.points[0], complete.notes[0].split("\n")
+    assert note[:2] == [f"trial {number:g}", describe_trial(trials[int(number)])]
+    values = [value for _, value in best.points]
+    assert values == sorted(values) and values[-1] == max(value for _, value in complete.points)
+    assert len(traces["stopped early, so far"].points) == 5
