@@ -172,7 +172,8 @@ def chart_predictions(curves: Sequence[PredictedSeries]) -> ChartGroup | None:
     ``None`` without scores."""
     if not any("score" in line.dev_mean for curve in curves for line in curve.predicted.values()):
         return None
-    scores, errors = [], []
+    scores: list[Trace] = []
+    errors: list[Trace] = []
     for place, curve in enumerate(curves[: len(COLOURS)]):
         title = f"{curve.title}, " if len(curves) > 1 else ""
         predicted, real = _read_scores(curve.predicted), _read_scores(curve.real)
