@@ -4,14 +4,16 @@ in full; then the real search with rungs runs on these results.
     python benchmarks/rungs.py --storage runs/rungs [--seeds 0 1 2] [--rungs 0.02 0.1 0.3 1]
         [--reduction-factor 4] [--updates 3000] [--probe-seeds 2] [--tune-updates 200]
         [--alphas 10] [--tasks ks sid] [--utterances 250 300 1000] [--whole 3]
+        [--screen ridge]
 
 Candidates are alpha x lambda x strategy of ``search_spaces/search_alpha_lambda.yaml`` on the
 embedded corpora, in an order drawn once; each fine-tuning seed has donors of its own. CPU seconds
 are those of the process, job by job; what the search with rungs costs is the sum over the jobs that
-it asks for. ``--whole N`` evaluates N candidates again in one go, in a storage of its own: that
-checks that the scores are the same to the bit, and tells how much the pauses cost. Everything
-finished is found again in the storage folder: give the same command after a stop, or with other
-``--reduction-factor`` values, which cost nothing.
+it asks for. ``--screen`` adds a screen before the first rung; where a run without it left its
+features, the seconds of the screen do not count them. ``--whole N`` evaluates N candidates again in
+one go, in a storage of its own: that checks that the scores are the same to the bit, and tells how
+much the pauses cost. Everything finished is found again in the storage folder: give the same
+command after a stop, or with other ``--reduction-factor`` values, which cost nothing.
 """
 
 from __future__ import annotations
@@ -32,12 +34,15 @@ from benchmarks.search_vs_grid import DENSITY, Fixed, ListProposer, measure_test
 from speechft_ray.commands.parts import resolve_place
 from speechft_ray.commands.search import plan_search
 from speechft_ray.core.fingerprint import canonical_json
-from speechft_ray.core.records import Job, Place, read_scores
+from speechft_ray.core.records import Job, Place
+from speechft_ray.core.rung_spec import ScreenSpec
 from speechft_ray.core.specs import SweepSpec
 from speechft_ray.core.store import Store
 from speechft_ray.report.rank_correlation import correlate_ranks
-from speechft_ray.search.loop import open_evaluator, run_search
+from speechft_ray.report.rungs import name_rung_value
+from speechft_ray.search.loop import open_evaluator, read_dev_values, run_search
 from speechft_ray.search.plan import SearchPlan
+from speechft_ray.search.rungs import find_pause
 from speechft_ray.search.trials import TrialEvaluator
 from speechft_ray.stages.perform import perform, publish_start
 from speechft_ray.sweep.local import LocalExecutor
@@ -89,6 +94,7 @@ def make_spec(seed: int, arguments: argparse.Namespace) -> SweepSpec:
             "trials": count,
             "rungs": tuple(arguments.rungs),
             "reduction_factor": arguments.reduction_factor,
+            "screen": ScreenSpec(by=arguments.screen) if arguments.screen else None,
         }
     )
     sizes = dict(zip(("train", "dev", "test"), arguments.utterances, strict=True))
@@ -152,7 +158,7 @@ def evaluate_all(
         keys.append(
             [
                 plan.rung_evaluations(proposal, number, rung)
-                for rung in range(len(plan.search.rungs))
+                for rung in range(len(plan.search.list_rungs()))
             ]
         )
         began = time.process_time()
@@ -163,23 +169,23 @@ def evaluate_all(
 
 
 def read_values(
-    keys: Sequence[Sequence[Sequence[str]]], store: Store, evaluator: TrialEvaluator
+    plan: SearchPlan,
+    keys: Sequence[Sequence[Sequence[str]]],
+    store: Store,
+    evaluator: TrialEvaluator,
 ) -> list[list[float]]:
-    """Returns the objective of every candidate at every rung."""
-    return [
-        [
-            evaluator.rung_value(
-                {
-                    score.metric: score.mean
-                    for key in of_rung
-                    for score in read_scores(store.manifest("evaluate", key))
-                    if score.split == "dev"
-                }
-            )
-            for of_rung in of_candidate
-        ]
-        for of_candidate in keys
-    ]
+    """Returns the value of every candidate at every rung: the objective, or that of the screen."""
+    last = len(plan.search.list_rungs()) - 1
+    values: list[list[float]] = []
+    for of_candidate in keys:
+        values.append([])
+        for rung, of_rung in enumerate(of_candidate):
+            metrics: dict[str, float] = {}
+            tasks = plan.tasks if rung == last else plan.rung_tasks(rung)
+            for key, task in zip(of_rung, tasks, strict=True):
+                metrics |= read_dev_values(store.manifest("evaluate", key), task)
+            values[-1].append(evaluator.rung_value(metrics, rung))
+    return values
 
 
 def run_seed(seed: int, arguments: argparse.Namespace) -> dict[str, float]:
@@ -197,11 +203,11 @@ def run_seed(seed: int, arguments: argparse.Namespace) -> dict[str, float]:
     trials = run_search(plan, store, make_scheduler(place), proposer, Silent())
     evaluator = open_evaluator(plan, store)
     assert evaluator is not None
-    values = read_values(keys, store, evaluator)
+    values = read_values(plan, keys, store, evaluator)
     spent = read_cpu_seconds(Path(place.storage))
     costs = [[sum(spent.get(key, 0.0) for key in of_rung) for of_rung in one] for one in keys]
     asked = sum(sum(costs[trial.number][: trial.rung + 1]) for trial in trials)
-    updates = [0, *(sum(_updates_at(plan, rung)) for rung in plan.search.rungs)]
+    updates = [0, *(sum(_updates_at(plan, rung)) for rung in plan.search.list_rungs())]
     all_updates = updates[-1] * len(trials)
     updated = sum(updates[trial.rung + 1] for trial in trials)
     full = [of_candidate[-1] for of_candidate in values]
@@ -212,11 +218,12 @@ def run_seed(seed: int, arguments: argparse.Namespace) -> dict[str, float]:
     best_on_test, winner_on_test = scores[trials[best_number].key], scores[winner.key]
     reached = [sum(trial.rung >= rung for trial in trials) for rung in range(len(updates) - 1)]
     print(f"seed {seed}: trials that reached each rung: {reached}")
-    for rung, fraction in enumerate(plan.search.rungs[:-1]):
+    for rung, fraction in enumerate(plan.search.list_rungs()[:-1]):
         correlation = correlate_ranks([of_candidate[rung] for of_candidate in values], full)
         share = sum(one[rung] for one in costs) / sum(map(sum, costs))
+        name = name_rung_value(plan.search, rung)
         print(
-            f"  rung {fraction:g}: rank correlation with the full score {correlation}; "
+            f"  rung {fraction:g} ({name}): rank correlation with the full score {correlation}; "
             f"{share:.1%} of the cost of all"
         )
     return {
@@ -236,8 +243,8 @@ def run_seed(seed: int, arguments: argparse.Namespace) -> dict[str, float]:
 
 def _updates_at(plan: SearchPlan, fraction: float) -> list[int]:
     return [
-        max(1, round(fraction * task.updates)) * task.seeds
-        for task in (plan.tasks if fraction == 1 else plan.rung_tasks())
+        find_pause(task, fraction) * task.seeds
+        for task in (plan.tasks if fraction == 1 else plan.probe_tasks())
     ]
 
 
@@ -265,7 +272,7 @@ def check_whole(arguments: argparse.Namespace) -> None:
             pieces, again = (item.manifest("evaluate", key)["scores"] for item in (store, second))
             if canonical_json(pieces) != canonical_json(again):
                 raise SystemExit(f"{key} has other scores in one go")
-        rungs = range(len(plan.search.rungs))
+        rungs = range(len(plan.search.list_rungs()))
         keys = [key for rung in rungs for key in plan.rung_evaluations(proposal, number, rung)]
         in_pieces += sum(spent[key] for key in keys)
         in_one_go += sum(read_cpu_seconds(Path(apart.storage))[key] for key in whole)
@@ -291,6 +298,7 @@ def main() -> None:
     parser.add_argument("--alphas", type=int, default=10)
     parser.add_argument("--first", type=int, help="so many of the candidates; all by default")
     parser.add_argument("--tasks", nargs="*", default=["ks", "sid"])
+    parser.add_argument("--screen", choices=["ridge", "nearest_mean"])
     parser.add_argument("--whole", type=int, default=0)
     arguments = parser.parse_args()
     columns = {seed: run_seed(seed, arguments) for seed in arguments.seeds}

@@ -83,7 +83,7 @@ def compare(name: str, task: str, plan: Plan, screener: Screener, clock: Clock) 
     cost = time.process_time() - began
     columns = {
         "ridge": [one.ridge for one in screens],
-        "centroid": [one.centroid for one in screens],
+        "nearest_mean": [one.nearest_mean for one in screens],
         "cka": [one.cka or 0.0 for one in screens],
     }
     cells = " | ".join(str(correlate_ranks(values, scores)) for values in columns.values())
@@ -101,7 +101,7 @@ def main() -> None:
     tasks, store = options.tasks.split(","), Store(options.storage)
     clock = Clock(options.storage / "cpu_seconds.json")
     grid = {"grid": [round(number / (POINTS - 1), 6) for number in range(POINTS)]}
-    print("| donor, seed | task | ridge | centroid | CKA | CPU s screens | CPU s evaluations |")
+    print("| donor, seed | task | ridge | nearest mean | CKA | CPU s screens | CPU s evaluations |")
     for donor in options.donors.split(","):
         for seed in range(options.seeds):
             spec = make_space(donor, seed, tasks, grid)

@@ -2,13 +2,15 @@
 the real pipeline: selected on dev, then the selected ones on test.
 
     python benchmarks/search_vs_grid.py --storage runs/search_vs_grid [--seeds 3] [--in-process]
+        [--smoke]
 
 For each seed the donors are fine-tuned anew (that seed) and searched with a sampler of that seed.
 Beside the search of ``search_spaces/search_alpha_lambda.yaml`` stand two grids, evaluated on dev by
 the same units: the six alphas of the usual scan (linear, lambda 0), and the same six for every
 lambda and both strategies. The search gets as many trials as the large grid has points; early stops
 make it cheaper, never dearer. Its best is also read off at the cost of the small grid. Everything
-finished is found again in the storage folder: run the same command after a stop.
+finished is found again in the storage folder: run the same command after a stop. ``--smoke`` takes
+the sizes of ``speechft run --smoke``: minutes to see whether all of it works, and no finding.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from typing import Any
 
 from speechft_ray.commands.parts import open_executor, resolve_place
 from speechft_ray.commands.search import open_proposer, plan_search
+from speechft_ray.commands.smoke import rename_storage, shrink_sweep
 from speechft_ray.core.records import Outcome, Place
 from speechft_ray.core.specs import SweepSpec
 from speechft_ray.core.store import Store
@@ -101,9 +104,9 @@ class PrintingObserver:
         print(f"  {self.name} {trial.number}: {text}", flush=True)
 
 
-def spec_of(seed: int, stop_early: str, trials: int) -> SweepSpec:
+def spec_of(seed: int, stop_early: str, trials: int, smoke: bool = False) -> SweepSpec:
     """The space of the search with donors and sampler of one seed."""
-    spec = read_space(SPACE)
+    spec = shrink_sweep(read_space(SPACE)) if smoke else read_space(SPACE)
     if spec.search is None:
         raise SystemExit(f"{SPACE} is no search")
     search = spec.search.model_copy(
@@ -152,14 +155,14 @@ def measure_test(
     return {row.key: row.test["score"] for row in read_rows(final, store) if "score" in row.test}
 
 
-def run_seed(seed: int, place: Place, executor: Executor) -> dict[str, float]:
+def run_seed(seed: int, place: Place, executor: Executor, smoke: bool) -> dict[str, float]:
     """Runs both grids and the search of one seed and returns what the table needs."""
-    count, small = len(points_of(spec_of(seed, "none", 1))), len(ALPHAS)
+    count, small = len(points_of(spec_of(seed, "none", 1, smoke))), len(ALPHAS)
     trials: dict[str, list[Trial]] = {}
     best: dict[str, Trial] = {}
     test: dict[str, float] = {}
     for name, stop_early in (("grid", "none"), ("search", "bound")):
-        plan = plan_search(spec_of(seed, stop_early, count), place)
+        plan = plan_search(spec_of(seed, stop_early, count, smoke), place)
         store = Store(Path(place.storage))
         proposer: Proposer = (
             ListProposer(plan.space, points_of(plan.spec))
@@ -206,12 +209,15 @@ def main() -> None:
     parser.add_argument("--storage", type=Path, default=Path("runs/search_vs_grid"))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--in-process", action="store_true")
+    parser.add_argument("--smoke", action="store_true")
     arguments = parser.parse_args()
-    place = resolve_place(spec_of(0, "none", 1), storage=arguments.storage, cpu=True)
+    storage = rename_storage(arguments.storage) if arguments.smoke else arguments.storage
+    place = resolve_place(spec_of(0, "none", 1), storage=storage, cpu=True)
     publish_start(place)
     executor = open_executor(None if arguments.in_process else "local", place)
     try:
-        columns = [run_seed(seed, place, executor) for seed in range(arguments.seeds)]
+        seeds = range(arguments.seeds)
+        columns = [run_seed(seed, place, executor, arguments.smoke) for seed in seeds]
     finally:
         executor.stop()
     print(

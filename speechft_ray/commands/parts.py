@@ -125,6 +125,7 @@ def plan_inputs(place: Place, resources: Mapping[Stage, ResourceRequest] = RESOU
         ),
         version_of=component_version,
         trains=lambda task: TASKS.get(task).trains,
+        has_utterance_labels=lambda task: TASKS.get(task).pooled,
         masks=lambda head: HEADS.get(head).masking is not None,
     )
 

@@ -325,11 +325,11 @@ class SearchObserver:
         """Returns how many evaluations of trials are still to be done; with rungs, at least."""
         plan, running = self.plan, [trial for trial in self.trials if trial.state == "running"]
         waiting = plan.search.trials - len(self.trials)
-        if not plan.search.rungs:
+        if not plan.search.list_rungs():
             left = sum(len(plan.tasks) - trial.tasks for trial in running)
             return left + waiting * len(plan.tasks)
         left = sum(len(trial.rung_metrics) <= trial.rung for trial in running)
-        return (left + waiting) * len(plan.rung_tasks())
+        return (left + waiting) * len(plan.probe_tasks())
 
 
 def _open_view(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from speechft_ray.core.rung_spec import SCREEN, SCREEN_FACT
 from speechft_ray.core.specs import EvalSpec
 from speechft_ray.core.store import Store
 from speechft_ray.cost.jobs import PlannedJob, plan_merge
@@ -33,38 +34,42 @@ def _list_trial_jobs(plan: SearchPlan, number: int, recipe: Mapping[str, Any]) -
     """Returns the evaluations of a proposal: all tasks; with rungs, the parts of them that as many
     proposals are expected to reach."""
     search, tasks = plan.search, plan.tasks
-    parts = [(task, task.model_dump(mode="json")) for task in tasks]
-    if search.rungs:
-        last, expected = len(search.rungs) - 1, expect_trials(search)
+    parts = [(task, {"spec": task.model_dump(mode="json")}) for task in tasks]
+    if rungs := search.list_rungs():
+        last, expected = len(rungs) - 1, expect_trials(search)
         reached = [rung for rung in range(last + 1) if number < expected[rung]]
         parts = [
             (task, _cut_to_rung(plan, task, rung))
             for rung in reached
-            for task in (tasks if rung == last else plan.rung_tasks())
+            for task in (tasks if rung == last else plan.rung_tasks(rung))
         ]
+    name = f"trial {number}"
+    dev = {"encoder": name, "splits": ["dev"], "recipe": recipe}
     return [
         PlannedJob(
             "evaluate",
-            f"trial {number} {task.task} {spec['updates']}",
-            f"trial {number}",
-            {"spec": spec, "encoder": f"trial {number}", "splits": ["dev"], "recipe": recipe},
+            f"{name} {task.task} {part.get('kind', part['spec']['updates'])}",
+            name,
+            {**part, **dev},
         )
-        for task, spec in parts
+        for task, part in parts
     ]
 
 
 def _cut_to_rung(plan: SearchPlan, task: EvalSpec, rung: int) -> dict[str, Any]:
-    """Returns the spec of a task with the updates that a rung adds."""
-    spec = task.model_dump(mode="json")
-    if task not in plan.rung_tasks():
-        return spec
-    fractions = plan.search.rungs
+    """Returns the spec of a task with the updates that a rung adds, as a part of a payload; a
+    screen has none."""
+    spec, fractions = task.model_dump(mode="json"), plan.search.list_rungs()
+    if fractions[rung] == SCREEN:
+        return {"spec": spec, "kind": SCREEN_FACT}
+    if task not in plan.probe_tasks():
+        return {"spec": spec}
     before = find_pause(task, fractions[rung - 1]) if rung else 0
     interval = task.validate_every_updates or max(1, task.updates // 10)
     updates = max(1, find_pause(task, fractions[rung]) - before)
-    return {
-        **spec,
+    changes = {
         "updates": updates,
         "validate_every_updates": min(interval, updates),
         "patience": None,
     }
+    return {"spec": spec | changes}

@@ -109,26 +109,36 @@ def print_search_plan(plan: SearchPlan, store: Store, console: Console) -> None:
         what = ", ".join(map(str, axis.options)) if axis.options else between
         console.print(f"  {name}: {what}", highlight=False, markup=False)
     tasks = ", ".join(item.label for item in plan.tasks)
-    if search.rungs:
-        expected = expect_trials(search)
-        counts = ", ".join(
-            f"about {count} to {rung:g}"
-            for rung, count in zip(search.rungs[1:], expected[1:], strict=True)
-        )
-        console.print(
-            f"\nrungs: all {search.trials} proposals to {search.rungs[0]:g} of their updates, "
-            f"{counts} (one of {search.reduction_factor} goes on; at most {search.trials} where "
-            f"each is better than all before): {share_of_updates(plan, expected):.0%} of the "
-            "updates of evaluating all in full. The bill counts what is expected.",
-            highlight=False,
-        )
+    rungs = search.list_rungs()
+    if rungs:
+        console.print(f"\nrungs: {_describe_rungs(plan)}", highlight=False)
     console.print(
         f"\nsearch {plan.spec.name} ({plan.fingerprint}): {search.trials} proposals by "
         f"{search.sampler}, at most {search.concurrency()} at once, each evaluated on dev on "
         f"{tasks} (at most {search.trials * len(plan.tasks)} evaluations; early stops: "
-        f"{'rungs' if search.rungs else search.pruning_rule()}); then what it chose and both "
+        f"{'rungs' if rungs else search.pruning_rule()}); then what it chose and both "
         "controls on dev and test. Nothing was run.",
         highlight=False,
+    )
+
+
+def _describe_rungs(plan: SearchPlan) -> str:
+    """Returns how many trials are expected at each rung, and what share of the updates that is."""
+    search, expected = plan.search, expect_trials(plan.search)
+    rungs = search.list_rungs()
+    first = f"to {rungs[0]:g} of their updates"
+    goes_on = f"one of {search.reduction_factor} goes on"
+    if search.screen is not None:
+        names = ", ".join(item.label for item in plan.rung_tasks(0))
+        first = f"screened without training ({search.screen.by} on {names})"
+        at_rungs = f", then {goes_on}" if search.rungs else ""
+        goes_on = f"one of {search.screen.reduction_factor} goes on from the screen{at_rungs}"
+    later = zip(rungs[1:], expected[1:], strict=True)
+    counts = ", ".join(f"about {count} to {rung:g}" for rung, count in later)
+    return (
+        f"all {search.trials} proposals {first}, {counts} ({goes_on}; at most {search.trials} "
+        f"where each is better than all before): {share_of_updates(plan, expected):.0%} of the "
+        "updates of evaluating all in full. The bill counts what is expected."
     )
 
 

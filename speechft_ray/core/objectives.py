@@ -42,6 +42,15 @@ def select_tasks(spec: SweepSpec, search: SearchSpec) -> tuple[EvalSpec, ...]:
     return needed or spec.evaluate[:1]
 
 
+def list_compared(spec: SweepSpec, search: SearchSpec) -> list[EvalSpec]:
+    """Returns the evaluations that the first objective is made of, in the order of the spec."""
+    objective = metric_name(search.objectives[0])
+    if objective == SCORE:
+        return [item for item in spec.evaluate if item.in_score]
+    task = METRICS[objective].task if objective in METRICS else None
+    return [item for item in spec.evaluate if item.label == task]
+
+
 def search_mistakes(spec: SweepSpec, search: SearchSpec) -> Mistakes:
     """Returns every mistake of a search, by path."""
     axes, mistakes = read_axes(search, build_chains(spec.finetune))
@@ -63,7 +72,7 @@ def search_mistakes(spec: SweepSpec, search: SearchSpec) -> Mistakes:
             "leave it out or write `none`."
         )
         mistakes.append(("search.stop_early", text))
-    mistakes += _rung_mistakes(search)
+    mistakes += _rung_mistakes(spec, search)
     if spec.stop_tuning is not None:
         text = (
             "ends runs by how others do meanwhile, but a search must propose the same each time: "
@@ -73,15 +82,37 @@ def search_mistakes(spec: SweepSpec, search: SearchSpec) -> Mistakes:
     return mistakes if mistakes else _sampler_mistakes(search, axes)
 
 
-def _rung_mistakes(search: SearchSpec) -> Mistakes:
-    """Returns what is wrong with the rungs, as far as it does not depend on the tasks."""
-    rungs = search.rungs
-    if not rungs:
-        if search.reduction_factor != SearchSpec.model_fields["reduction_factor"].default:
-            text = "belongs to `search.rungs`: name these, or leave it out."
-            return [("search.reduction_factor", text)]
-        return []
+def _rung_mistakes(spec: SweepSpec, search: SearchSpec) -> Mistakes:
+    """Returns what is wrong with rungs and screen, as far as it does not depend on what tasks
+    are."""
     mistakes: Mistakes = []
+    factor = SearchSpec.model_fields["reduction_factor"].default
+    if search.rungs:
+        mistakes += _fraction_mistakes(search.rungs)
+    elif search.reduction_factor != factor:
+        text = "belongs to `search.rungs`: name these, or leave it out."
+        mistakes.append(("search.reduction_factor", text))
+    if not search.list_rungs():
+        return mistakes
+    name = "rungs" if search.rungs else "screen"
+    if len(search.objectives) > 1 or metric_name(search.objectives[0]) == DISTANCE:
+        text = "compares trials by the score or one metric on dev: name that as the one objective."
+        mistakes.append((f"search.{name}", text))
+    elif search.screen is not None:
+        mistakes += _screen_mistakes(spec, search, search.screen.tasks)
+    if search.sampler not in RUNG_SAMPLERS:
+        text = (
+            f"ends most trials before they have a value, from which `{search.sampler}` learns "
+            f"nothing: take one of {', '.join(f'`{name}`' for name in RUNG_SAMPLERS)}."
+        )
+        mistakes.append(("search.sampler", text))
+    if search.stop_early not in (None, "none"):
+        text = f"`{search.stop_early}` and `{name}` both end trials early: keep one of the two."
+        mistakes.append(("search.stop_early", text))
+    return mistakes
+
+
+def _fraction_mistakes(rungs: Sequence[float]) -> Mistakes:
     faults = {
         "must be fractions of a task's updates, above 0 and at most 1": not all(
             0 < rung <= 1 for rung in rungs
@@ -92,19 +123,24 @@ def _rung_mistakes(search: SearchSpec) -> Mistakes:
     }
     if wrong := [text for text, is_wrong in faults.items() if is_wrong]:
         text = f"{wrong[0]}, as in [0.02, 0.1, 0.3, 1], but is {list(rungs)} instead."
-        mistakes.append(("search.rungs", text))
-    if len(search.objectives) > 1 or metric_name(search.objectives[0]) == DISTANCE:
-        text = "compares trials by the score or one metric on dev: name that as the one objective."
-        mistakes.append(("search.rungs", text))
-    if search.sampler not in RUNG_SAMPLERS:
-        text = (
-            f"ends most trials before they have a value, from which `{search.sampler}` learns "
-            f"nothing: take one of {', '.join(f'`{name}`' for name in RUNG_SAMPLERS)}."
-        )
-        mistakes.append(("search.sampler", text))
-    if search.stop_early not in (None, "none"):
-        text = f"`{search.stop_early}` and `rungs` both end trials early: keep one of the two."
-        mistakes.append(("search.stop_early", text))
+        return [("search.rungs", text)]
+    return []
+
+
+def _screen_mistakes(spec: SweepSpec, search: SearchSpec, labels: Sequence[str]) -> Mistakes:
+    """Returns what is wrong with the tasks of a screen: each must be one that the objective is made
+    of, named once. An objective that is not measured is told elsewhere."""
+    allowed = [item.label for item in list_compared(spec, search)]
+    if not allowed:
+        return []
+    kind = "evaluation of the objective"
+    mistakes = [
+        (f"search.screen.tasks[{index}]", unknown_name(kind, name, allowed))
+        for index, name in enumerate(labels)
+        if name not in allowed
+    ]
+    if len(set(labels)) < len(labels):
+        mistakes.append(("search.screen.tasks", "must name each evaluation once."))
     return mistakes
 
 

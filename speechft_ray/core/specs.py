@@ -321,7 +321,7 @@ class SearchSpec(RungSpec):
 
     def pruning_rule(self) -> Literal["bound", "median", "none"]:
         """``stop_early``, or its default."""
-        is_bound = self.objectives == ("score",) and not self.rungs
+        is_bound = self.objectives == ("score",) and not self.list_rungs()
         return self.stop_early or ("bound" if is_bound else "none")
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from speechft_ray.core.records import Job, Stage
+from speechft_ray.core.rung_spec import SCREEN_FACT
 from speechft_ray.core.specs import CorpusSpec, EvalSpec, FinetuneSpec
 from speechft_ray.cost.sizes import EncoderSize, EvaluationSize, ObjectiveSize
 from speechft_ray.cost.work import Work, WorkCounter, count_corpus, count_merge
@@ -81,6 +82,7 @@ def _count_job(job: PlannedJob, sizes: Sizes, counter: WorkCounter) -> Work:
         str(key),
         dev_only=job.payload.get("splits") == ["dev"],
         predicted_from=[key for _, key in job.payload.get("predicted", {}).get("encodings", [])],
+        screens=job.payload.get("kind") == SCREEN_FACT,
     )
     recipe = job.payload.get("recipe")
     if recipe is None or not recipe["donors"]:

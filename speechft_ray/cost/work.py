@@ -136,14 +136,16 @@ class WorkCounter:
         *,
         dev_only: bool = False,
         predicted_from: Sequence[str] = (),
+        screens: bool = False,
     ) -> Work:
         """Counts one evaluation. ``key`` identifies the encoder, ``predicted_from`` those that its
-        features are interpolated between."""
+        features are interpolated between. Of one that ``screens``, the encoding is all that
+        counts."""
         task, encoder = TASKS.get(spec.task), encoder.at(spec.precision)
         work = Work(units={"job:evaluate": 1})
         for one in predicted_from or [key]:
             work += self._count_all_features(task, spec, size, encoder, one, dev_only)
-        for fold in size.folds:
+        for fold in () if screens else size.folds:
             work += _count_probe(task, spec, fold, encoder, dev_only)
         return work
 

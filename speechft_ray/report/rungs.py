@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from speechft_ray.core.objectives import metric_name
+from speechft_ray.core.rung_spec import SCREEN
+from speechft_ray.core.specs import SearchSpec
 from speechft_ray.core.store import Store
 from speechft_ray.report.rank_correlation import RankCorrelation, correlate_ranks
 from speechft_ray.search.plan import SearchPlan
@@ -29,7 +31,8 @@ class TrialCost(NamedTuple):
 class RungLine(NamedTuple):
     """One rung of a search."""
 
-    fraction: float
+    name: str
+    """``screen``, or the fraction of the updates."""
     trials: int
     """Trials that were evaluated up to it, repeated merges not counted."""
     updates: int
@@ -59,18 +62,19 @@ def summarize_rungs(plan: SearchPlan, trials: Sequence[Trial], store: Store) -> 
     """Returns the rungs of a search by now; ``None`` for a search without, and before its first
     value."""
     distinct = [trial for trial in trials if trial.repeats is None and trial.rung_values]
-    if not plan.search.rungs or not distinct:
+    rungs = plan.search.list_rungs()
+    if not rungs or not distinct:
         return None
     seconds = {trial.number: _read_seconds(plan, trial, store) for trial in distinct}
     values = {trial.number: _list_values(trial) for trial in distinct}
     lines = []
-    last = len(plan.search.rungs) - 1
-    for rung, fraction in enumerate(plan.search.rungs):
+    last = len(rungs) - 1
+    for rung, fraction in enumerate(rungs):
         before = plan.count_updates(rung - 1) if rung else 0
         reached = [trial for trial in distinct if len(seconds[trial.number]) > rung]
         lines.append(
             RungLine(
-                fraction=fraction,
+                name="screen" if fraction == SCREEN else f"{fraction:g}",
                 trials=len(reached),
                 updates=len(reached) * (plan.count_updates(rung) - before),
                 seconds=sum(seconds[trial.number][rung] for trial in reached),
@@ -93,7 +97,7 @@ def summarize_rungs(plan: SearchPlan, trials: Sequence[Trial], store: Store) -> 
 
 def describe_rungs(summary: RungSummary) -> list[str]:
     """Returns the cost of the rungs and the correlations, in plain sentences."""
-    reached = ", ".join(f"{line.trials} to {line.fraction:g}" for line in summary.lines)
+    reached = ", ".join(f"{line.trials} to {line.name}" for line in summary.lines)
     seconds = (
         f" and about {summary.second_share:.0%} of the seconds"
         if summary.second_share is not None
@@ -105,7 +109,8 @@ def describe_rungs(summary: RungSummary) -> list[str]:
     for line in summary.lines[:-1]:
         parts = [f"with the next rung {line.next_rung}"] if line.next_rung else []
         parts += [f"with the full value {line.full}"] if line.full else []
-        texts += [f"rung {line.fraction:g} {', '.join(parts)}"] if parts else []
+        name = line.name if line.name == "screen" else f"rung {line.name}"
+        texts += [f"{name} {', '.join(parts)}"] if parts else []
     if texts:
         sentences.append(f"Rank correlation: {'; '.join(texts)}. {RANGE_NOTE}")
     else:
@@ -118,7 +123,7 @@ def tabulate_rungs(summary: RungSummary) -> list[list[str]]:
     header = ["rung", "trials", "updates", "seconds", "ranks, next rung", "ranks, full value"]
     return [header] + [
         [
-            f"{line.fraction:g}",
+            line.name,
             str(line.trials),
             f"{line.updates:,}",
             f"{line.seconds:,.1f}",
@@ -131,11 +136,22 @@ def tabulate_rungs(summary: RungSummary) -> list[list[str]]:
 
 def list_rung_columns(plan: SearchPlan) -> list[str]:
     """Returns the columns that rungs add to ``trials.csv``."""
-    if not plan.search.rungs:
+    rungs = plan.search.list_rungs()
+    if not rungs:
         return []
-    name = metric_name(plan.search.objectives[0])
-    at_rungs = [f"rung.{fraction:g}.{name}" for fraction in plan.search.rungs[:-1]]
+    at_rungs = []
+    for rung, fraction in enumerate(rungs[:-1]):
+        kind, _, name = name_rung_value(plan.search, rung).partition("/")
+        at_rungs.append(f"{kind}.{name}" if fraction == SCREEN else f"{kind}.{fraction:g}.{name}")
     return ["rung", *at_rungs, "updates", "seconds"]
+
+
+def name_rung_value(search: SearchSpec, rung: int) -> str:
+    """Returns the name of the values that trials are compared by at a rung: ``screen/ridge``,
+    ``rung/score``."""
+    if rung == 0 and search.screen is not None:
+        return f"screen/{search.screen.by}"
+    return f"rung/{metric_name(search.objectives[0])}"
 
 
 def list_rung_cells(
@@ -143,13 +159,14 @@ def list_rung_cells(
 ) -> dict[str, str | float | int]:
     """Returns what ``trials.csv`` says of one trial: the rung that it was evaluated up to, its
     values there, and its cost."""
-    if not plan.search.rungs:
+    rungs = plan.search.list_rungs()
+    if not rungs:
         return {}
     columns = list_rung_columns(plan)
     cells: dict[str, str | float | int] = dict(zip(columns[1:-2], trial.rung_values, strict=False))
     reached = len(trial.rung_values) + bool(trial.metrics)
     if reached:
-        cells["rung"] = plan.search.rungs[reached - 1]
+        cells["rung"] = rungs[reached - 1]
     if cost is not None:
         cells |= {"updates": cost.updates, "seconds": round(cost.seconds, 3)}
     return cells

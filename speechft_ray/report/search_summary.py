@@ -17,6 +17,7 @@ from speechft_ray.report.rungs import (
     describe_rungs,
     list_rung_cells,
     list_rung_columns,
+    name_rung_value,
 )
 from speechft_ray.search.plan import SearchPlan
 from speechft_ray.search.trials import Trial, TrialEvaluator
@@ -62,20 +63,20 @@ def make_trial_row(plan: SearchPlan, trial: Trial, evaluator: TrialEvaluator) ->
         for name, value in trial.proposal.values.items()
     }
     reached = len(trial.rung_values) + bool(trial.metrics)
-    has_rungs = bool(plan.search.rungs and reached)
+    rungs = plan.search.list_rungs()
+    has_rungs = bool(rungs and reached)
     params: Params = {
         "trial": trial.number,
         "state": LOGGED_STATES.get(trial.state, trial.state),
         "method": trial.proposal.merge.method,
         **values,
-        **({"rung": plan.search.rungs[reached - 1]} if has_rungs else {}),
+        **({"rung": rungs[reached - 1]} if has_rungs else {}),
     }
     extra = {name: value for name, value in trial.metrics.items() if name == DISTANCE}
     if has_rungs:
         extra["rung/updates"] = float(plan.count_updates(reached - 1))
-    objective = metric_name(plan.search.objectives[0])
     curve = [
-        (plan.count_updates(rung), {f"rung/{objective}": value})
+        (plan.count_updates(rung), {name_rung_value(plan.search, rung): value})
         for rung, value in enumerate(trial.rung_values)
     ]
     dev = {name: value for name, value in trial.metrics.items() if name != DISTANCE}
@@ -105,7 +106,7 @@ def count_saved_evaluations(
     Evaluations that an idle worker made ahead, before the trial was stopped, are not saved.
     """
     count, seconds = 0, 0.0
-    if plan.search.rungs:  # what these save is told by ``report.rungs``
+    if plan.search.list_rungs():  # what these save is told by ``report.rungs``
         return count, seconds
     for place, task in enumerate(plan.tasks):
         keys = {plan.evaluation(trial.proposal, trial.number, task): trial for trial in trials}
@@ -129,7 +130,7 @@ def search_sentences(results: SearchResults) -> list[str]:
         state: sum(trial.state == state for trial in trials)
         for state in ("complete", "pruned", "failed", "running")
     }
-    stopped = "stopped at a rung" if plan.search.rungs else "stopped early"
+    stopped = "stopped at a rung" if plan.search.list_rungs() else "stopped early"
     words = {"pruned": stopped, "failed": "failed", "running": "not finished"}
     repeats = sum(trial.repeats is not None for trial in trials)
     parts = [f"{counts['complete']} evaluated in full"]
@@ -191,7 +192,7 @@ def _optimism_sentences(results: SearchResults) -> list[str]:
         f"utterances); without that its {objective_title(name)} is "
         f"{format_objective(name, corrected)}."
     )
-    if results.plan.search.rungs:
+    if results.plan.search.list_rungs():
         text += " That they passed the rungs on the same utterances adds to it and is not counted."
     if name in results.test:
         text += f" On test it has {format_objective(name, results.test[name])}."

@@ -17,6 +17,7 @@ from speechft_ray.core.errors import UserError
 from speechft_ray.core.metrics import name_metric
 from speechft_ray.core.objectives import DISTANCE
 from speechft_ray.core.records import Outcome, read_scores
+from speechft_ray.core.rung_spec import SCREEN_FACT
 from speechft_ray.core.specs import EvalSpec
 from speechft_ray.core.store import Store
 from speechft_ray.search.plan import SearchPlan
@@ -86,12 +87,16 @@ def open_evaluator(plan: SearchPlan, store: Store) -> TrialEvaluator | None:
     )
 
 
-def _read_dev_metrics(facts: Mapping[str, Any], task: EvalSpec) -> dict[str, float]:
-    return {
+def read_dev_values(facts: Mapping[str, Any], task: EvalSpec) -> dict[str, float]:
+    """Returns the metrics on dev in the facts of an evaluation, by name; in those of a screen, what
+    it measured: ``ridge.sid``."""
+    metrics = {
         name_metric(score.metric, task.name): score.mean
         for score in read_scores(facts)
         if score.split == "dev"
     }
+    screens = facts.get(SCREEN_FACT, {})
+    return metrics | {f"{name}.{task.label}": float(value) for name, value in screens.items()}
 
 
 class _Search:
@@ -118,7 +123,7 @@ class _Search:
         self._first: dict[str, int] = {}
 
         self._rungs = Rungs(plan.search)
-        self._last_rung = max(0, len(plan.search.rungs) - 1)
+        self._last_rung = max(0, len(plan.search.list_rungs()) - 1)
         self._unvalued: list[Trial] = []
         self._ahead = 0
 
@@ -224,14 +229,14 @@ class _Search:
         keys = self.plan.rung_evaluations(trial.proposal, trial.number, trial.rung)
         metrics: dict[str, float] = {}
         missing: list[str] = []
-        for key, task in zip(keys, self.plan.rung_tasks(), strict=True):
+        for key, task in zip(keys, self.plan.rung_tasks(trial.rung), strict=True):
             if key in self.scheduler.failed:
                 trial.state, trial.error = "failed", self.scheduler.failed[key].error
                 self._unevaluated.append(trial)
                 self._evaluate_trials()
                 return
             if self.store.is_complete("evaluate", key):
-                metrics |= _read_dev_metrics(self.store.manifest("evaluate", key), task)
+                metrics |= read_dev_values(self.store.manifest("evaluate", key), task)
             else:
                 missing.append(key)
         if missing:
@@ -269,7 +274,7 @@ class _Search:
             self._evaluate_trials()
 
     def _value_rung(self, trial: Trial, evaluator: TrialEvaluator) -> None:
-        value = evaluator.rung_value(trial.rung_metrics[-1])
+        value = evaluator.rung_value(trial.rung_metrics[-1], len(trial.rung_values))
         if math.isfinite(value):
             trial.rung_values.append(value)
         else:
@@ -280,7 +285,7 @@ class _Search:
     def _clear_states(self, trial: Trial) -> None:
         """Removes the saved probes of a trial that does not go on. A replay changes no storage."""
         if not self.is_replay:
-            for task in self.plan.rung_tasks():
+            for task in self.plan.probe_tasks():
                 key = self.plan.evaluation(trial.proposal, trial.number, task)
                 self.store.clear_work("evaluate", key)
 
@@ -297,7 +302,7 @@ class _Search:
                 self._add_evaluations([key], trial.number)
                 return
             facts = self.store.manifest("evaluate", key)
-            trial.metrics |= _read_dev_metrics(facts, task)
+            trial.metrics |= read_dev_values(facts, task)
             if DISTANCE in facts:
                 trial.metrics[DISTANCE] = float(facts[DISTANCE])
             trial.tasks += 1

@@ -12,8 +12,7 @@ from speechft_ray.core.chains import build_chains
 from speechft_ray.core.errors import SweepError
 from speechft_ray.core.fingerprint import fingerprint
 from speechft_ray.core.merge_spec import MergeSpec
-from speechft_ray.core.metrics import metric
-from speechft_ray.core.objectives import SCORE, metric_name, select_tasks
+from speechft_ray.core.objectives import list_compared, select_tasks
 from speechft_ray.core.records import Job
 from speechft_ray.core.specs import EvalSpec, SearchSpec, SweepSpec
 from speechft_ray.search.proposals import Proposal, Runs, SearchSpace
@@ -64,26 +63,32 @@ class SearchPlan:
 
     def rung_evaluations(self, proposal: Proposal, number: int, rung: int) -> list[str]:
         """Adds the evaluations of a proposal up to a rung and returns their fingerprints: those of
-        tasks that train; at the last rung, and without rungs, the whole evaluations of all
-        tasks."""
-        if rung >= len(self.search.rungs) - 1:
+        its tasks; at the last rung, and without rungs, the whole evaluations of all tasks."""
+        rungs = self.search.list_rungs()
+        if rung >= len(rungs) - 1:
             return [self.evaluation(proposal, number, task) for task in self.tasks]
         recipe, title = self.recipe(proposal), f"trial {number}"
         return [
-            self.builder.add_dev_evaluation(
-                task, recipe, title, find_pause(task, self.search.rungs[rung])
-            )
-            for task in self.rung_tasks()
+            self.builder.add_dev_evaluation(task, recipe, title, find_pause(task, rungs[rung]))
+            for task in self.rung_tasks(rung)
         ]
 
-    def rung_tasks(self) -> list[EvalSpec]:
-        """Returns the tasks that are compared at rungs: those that train probes."""
+    def rung_tasks(self, rung: int) -> list[EvalSpec]:
+        """Returns the tasks that are compared at a rung: those that train probes; at a screen,
+        those that it is made on."""
+        if rung == 0 and self.search.screen is not None:
+            names = select_screened(self.spec, self.search, self.builder.inputs)
+            return [task for task in self.tasks if task.label in names]
+        return self.probe_tasks()
+
+    def probe_tasks(self) -> list[EvalSpec]:
+        """Returns the tasks that train probes."""
         return [task for task in self.tasks if self.builder.inputs.trains(task.task)]
 
     def count_updates(self, rung: int) -> int:
         """Returns the updates of all tasks up to a rung, with all probes of a task at once."""
-        fraction = self.search.rungs[rung]
-        return sum(find_pause(task, fraction) for task in self.rung_tasks())
+        fraction = self.search.list_rungs()[rung]
+        return sum(find_pause(task, fraction) for task in self.probe_tasks())
 
     def params(self, proposal: Proposal) -> Params:
         """What tables say of the merge of a proposal."""
@@ -159,23 +164,40 @@ def _start_mistakes(
 
 
 def _rung_mistakes(spec: SweepSpec, search: SearchSpec, inputs: Inputs) -> list[tuple[str, str]]:
-    """Whether rungs have a task to compare trials by: one that trains probes, and yields the
-    objective where that is a metric."""
-    if not search.rungs:
+    """Whether rungs and a screen have a task to compare trials by: one of the objective that trains
+    probes, or has one label per utterance."""
+    if not search.list_rungs():
         return []
-    objective = metric_name(search.objectives[0])
-    is_score = objective == SCORE
-    labels = {item.label for item in select_tasks(spec, search)}
-    compared = {item for item in labels if is_score or item == metric(objective).task}
-    training = {item.label for item in spec.evaluate if inputs.trains(item.task)}
-    if compared & training:
-        return []
-    names = ", ".join(f"`{name}`" for name in sorted(compared))
-    text = (
-        f"compares trials after fractions of the updates of {names}, which trains no probe: leave "
-        "`rungs` out, or name an objective of a task that does."
-    )
-    return [("search.rungs", text)]
+    compared = list_compared(spec, search)
+    names = ", ".join(sorted(f"`{item.label}`" for item in compared))
+    mistakes = []
+    if search.rungs and not any(inputs.trains(item.task) for item in compared):
+        text = (
+            f"compares trials after fractions of the updates of {names}, which trains no probe: "
+            "leave `rungs` out, or name an objective of a task that does."
+        )
+        mistakes.append(("search.rungs", text))
+    if search.screen is None:
+        return mistakes
+    labels = [item.label for item in compared if inputs.has_utterance_labels(item.task)]
+    wrong = ", ".join(f"`{name}`" for name in search.screen.tasks if name not in labels)
+    if wrong or not labels:
+        allowed = f"name {' or '.join(f'`{name}`' for name in labels)} there, or " if labels else ""
+        text = (
+            "compares trials without training, which takes tasks with one label per utterance, "
+            f"unlike {wrong or names}: {allowed}leave `screen` out."
+        )
+        mistakes.append(("search.screen.tasks" if wrong else "search.screen", text))
+    return mistakes
+
+
+def select_screened(spec: SweepSpec, search: SearchSpec, inputs: Inputs) -> list[str]:
+    """Returns the labels of the tasks that a search screens trials on."""
+    allowed = [
+        item.label for item in list_compared(spec, search) if inputs.has_utterance_labels(item.task)
+    ]
+    chosen = search.screen.tasks if search.screen is not None else ()
+    return [label for label in allowed if not chosen or label in chosen]
 
 
 def make_selection_plan(plan: SearchPlan, chosen: Sequence[tuple[int, Proposal]]) -> Plan:

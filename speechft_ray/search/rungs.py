@@ -14,13 +14,15 @@ from bisect import bisect_left, insort
 from collections.abc import Sequence
 
 from speechft_ray.core.objectives import higher_is_better, metric_name
+from speechft_ray.core.rung_spec import SCREEN
 from speechft_ray.core.specs import EvalSpec, SearchSpec
 from speechft_ray.search.trials import Trial
 
 
 def find_pause(task: EvalSpec, rung: float) -> int:
-    """Returns the update of a task at which a rung pauses its training: at least 1."""
-    return max(1, round(rung * task.updates))
+    """Returns the update of a task at which a rung pauses its training: at least 1, and 0 for a
+    screen."""
+    return 0 if rung == SCREEN else max(1, round(rung * task.updates))
 
 
 def count_lookahead(search: SearchSpec) -> int:
@@ -29,25 +31,25 @@ def count_lookahead(search: SearchSpec) -> int:
     A trial of the last rung waits for so many later ones at each rung before, and they wait for
     later ones in turn; all of them are among the ``max_concurrent`` trials that may run at once.
     """
-    return (search.concurrency() - 1) // max(1, len(search.rungs) - 1)
+    return (search.concurrency() - 1) // max(1, len(search.list_rungs()) - 1)
 
 
 def expect_trials(search: SearchSpec) -> list[int]:
     """Returns how many trials reach each rung where values come in random order; a sampler that
     improves sends more on."""
     counts, lookahead = [float(search.trials)], count_lookahead(search)
-    for _ in search.rungs[1:]:
+    for rung in range(len(search.list_rungs()) - 1):
         reached = round(counts[-1])
         ahead = round(lookahead * reached / search.trials)
         sizes = [min(reached, 1 + number + ahead) for number in range(reached)]
-        shares = [_count_promoted(size, search) / size for size in sizes]
+        shares = [_count_promoted(size, search, rung) / size for size in sizes]
         counts.append(min(counts[-1], max(1.0, sum(shares))))
     return [round(count) for count in counts]
 
 
-def _count_promoted(size: int, search: SearchSpec) -> int:
+def _count_promoted(size: int, search: SearchSpec, rung: int) -> int:
     """Returns how many of so many trials of a rung go on: at least the best one."""
-    return max(1, size // search.reduction_factor)
+    return max(1, size // search.find_reduction_factor(rung))
 
 
 class Rungs:
@@ -57,7 +59,7 @@ class Rungs:
     def __init__(self, search: SearchSpec) -> None:
         self._search = search
         self._lookahead = count_lookahead(search)
-        decisions = max(0, len(search.rungs) - 1)
+        decisions = max(0, len(search.list_rungs()) - 1)
         self._ranked: list[list[tuple[float, int]]] = [[] for _ in range(decisions)]
         """By rung: minus the gain, and the number, of each trial by now; the best first."""
         self._settled = [0] * decisions
@@ -95,7 +97,7 @@ class Rungs:
             return self._goes_on[rung].get(trial.repeats, False)
         ranked = self._ranked[rung]
         place = bisect_left(ranked, (-self._sign * trial.rung_values[rung], trial.number))
-        goes_on = place < _count_promoted(len(ranked), self._search)
+        goes_on = place < _count_promoted(len(ranked), self._search, rung)
         self._goes_on[rung][trial.number] = goes_on
         return goes_on
 

@@ -53,9 +53,10 @@ class Trial:
     """The rung that it is evaluated up to; in a search with rungs, ``metrics`` are those of the
     last one."""
     rung_metrics: list[dict[str, float]] = field(default_factory=list)
-    """Dev metrics at each rung before the last that it reached."""
+    """Dev metrics at each rung before the last that it reached; at a screen, the screens."""
     rung_values: list[float] = field(default_factory=list)
-    """The objective there, over the tasks that are compared at rungs."""
+    """The objective there, over the tasks that are compared at rungs; at a screen, the mean
+    accuracy in percent."""
     error: str | None = None
     result: TrialResult | None = None
     """Set once the trial ended and the references of the score are known."""
@@ -113,9 +114,13 @@ class TrialEvaluator:
         steps = trial.rung_values or self.steps(trial)
         return TrialResult("complete", values, violations, steps)
 
-    def rung_value(self, metrics: Mapping[str, float]) -> float:
+    def rung_value(self, metrics: Mapping[str, float], rung: int) -> float:
         """Returns what trials are compared by at a rung: the objective, where that is the score
-        over the tasks that are measured there; NaN where nothing is."""
+        over the tasks that are measured there, and at a screen the mean over its tasks; NaN where
+        nothing is measured."""
+        if rung == 0 and (screen := self.search.screen) is not None:
+            names = [name for name in metrics if name.partition(".")[0] == screen.by]
+            return statistics.fmean(metrics[name] for name in names)
         (name,) = map(metric_name, self.search.objectives)
         if name != SCORE:
             return metrics.get(name, math.nan)

@@ -21,6 +21,7 @@ from speechft_ray.core.counts import COUNTS_FILE
 from speechft_ray.core.errors import UserError
 from speechft_ray.core.fingerprint import canonical_json
 from speechft_ray.core.records import Job, Place
+from speechft_ray.core.rung_spec import SCREEN_FACT
 from speechft_ray.core.specs import CorpusSpec, EvalSpec, FinetuneSpec
 from speechft_ray.core.store import Store
 from speechft_ray.finetuning.run import finetune
@@ -46,6 +47,7 @@ from speechft_ray.storage.open import find_local_root, open_store
 from speechft_ray.superb.evaluate import SharedCaches, WeightedEncoder
 from speechft_ray.superb.folds import evaluate_folds
 from speechft_ray.superb.interpolation import compute_weights
+from speechft_ray.superb.screening import screen_encoder
 from speechft_ray.sweep.lineage import WEIGHT_DISTANCE, find_pretrained
 from speechft_ray.sweep.plan import FBANK
 from speechft_ray.sweep.protocols import ReportProgress
@@ -327,7 +329,11 @@ def _evaluate(job: Job, place: Place, store: Store, report: ReportProgress) -> N
         if family.front_end_prefixes
         else None,
     )
-    corpora = _open_corpora(job, place, spec.corpora())
+    corpora, device = _open_corpora(job, place, spec.corpora()), _select_device(place)
+    if job.payload.get("kind") == SCREEN_FACT:
+        facts |= screen_encoder(spec, encoder, corpora, device, report, caches)
+        with store.publish("evaluate", job.fingerprint, {**facts, **job.payload}):
+            return
     dev_only = job.payload.get("splits") == ["dev"]
     # A rung of a search leaves its state to the whole evaluation.
     pause: dict[str, Any] = job.payload.get("pause") or {}  # type: ignore[assignment]
@@ -335,7 +341,7 @@ def _evaluate(job: Job, place: Place, store: Store, report: ReportProgress) -> N
         spec,
         encoder,
         corpora,
-        _select_device(place),
+        device,
         report,
         caches=caches,
         dev_only=dev_only,

@@ -66,9 +66,9 @@ def evaluate_folds(
         )
     splits = ("train", "dev") if dev_only else SPLITS
     own = predicted_from or [WeightedEncoder(1.0, encoder, caches)]
-    precomputed = _precompute_means(spec, own, corpora, device, splits)
+    precomputed = precompute_means(spec, own, corpora, device, splits)
     others = (
-        _precompute_means(spec, compared_with, corpora, device, splits) if compared_with else None
+        precompute_means(spec, compared_with, corpora, device, splits) if compared_with else None
     )
     folds: list[dict[str, JsonValue]] = []
     counts: list[JsonValue] = []
@@ -127,7 +127,7 @@ def _make_folder(work: Path | None, fold: int) -> Path | None:
     return folder
 
 
-def _precompute_means(
+def precompute_means(
     spec: EvalSpec,
     encoders: Sequence[WeightedEncoder],
     corpora: Sequence[Corpus],

@@ -18,6 +18,7 @@ from speechft_ray.core.fingerprint import fingerprint
 from speechft_ray.core.merge_spec import MergeSpec
 from speechft_ray.core.records import Job, Stage
 from speechft_ray.core.resources import ResourceRequest
+from speechft_ray.core.rung_spec import SCREEN_FACT
 from speechft_ray.core.specs import CorpusSpec, EvalSpec, StopSpec, SweepSpec
 from speechft_ray.sweep.donors import list_merges
 from speechft_ray.sweep.inputs import Component, Inputs
@@ -34,6 +35,9 @@ from speechft_ray.sweep.titles import (
 VERSIONS: Mapping[Stage, int] = {"corpus": 1, "finetune": 2, "merge": 1, "evaluate": 2}
 """Raised when the code of a stage changes its results. Part of identity, so that old and new
 results never mix. A change of one head, method or task raises its own version instead."""
+
+SCREEN_VERSION = 1
+"""The same for screens, which are units of the stage ``evaluate``."""
 
 FBANK = "fbank"
 """Name of the parameter-free baseline encoder behind the zero of a measured score."""
@@ -305,7 +309,8 @@ class PlanBuilder:
         """Adds an evaluation on dev alone of a merge that is made in memory and not stored.
 
         ``pause_at``: adds the scores after so many updates instead. The job leaves the state of its
-        probes in the work folder of the whole evaluation, which goes on from there.
+        probes in the work folder of the whole evaluation, which goes on from there. After no update
+        there are no probes to score: 0 adds a screen, which trains nothing.
         """
         spec = self.inputs.resolve_evaluation(spec, False)
         encoder = merge_fingerprint(recipe)
@@ -317,7 +322,10 @@ class PlanBuilder:
         }
         identity: dict[str, Any] = {"splits": ["dev"]}
         needs = self._inputs_of(recipe)
-        if pause_at is not None:
+        if pause_at == 0:
+            payload["kind"], title = SCREEN_FACT, f"{title} screen"
+            identity["screen"] = SCREEN_VERSION
+        elif pause_at is not None:
             whole = self.add_dev_evaluation(spec, recipe, title)
             payload["pause"] = {"update": pause_at, "evaluation": whole}
             identity["pause_at"] = pause_at

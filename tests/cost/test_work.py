@@ -82,6 +82,21 @@ def test_stored_features_are_encoded_as_often_as_counted(
     assert count_encoded(spec, memory_bytes, budget_bytes) == pytest.approx(encoded)
 
 
+def test_a_screen_is_encoded_and_the_evaluation_behind_it_only_trains() -> None:
+    spec = make_spec("sid")
+    size = EvaluationSize(folds=[measure_task(spec, toy_corpus(), "toy")])
+
+    def count(counter: WorkCounter, screens: bool) -> Work:
+        return counter.count_evaluation(spec, size, TOY, "e", dev_only=True, screens=screens)
+
+    counter = WorkCounter(1 << 30)
+    screen, rest = count(counter, True), count(counter, False)
+    whole = count(WorkCounter(1 << 30), False)
+    assert screen.updates == rest.encoded_seconds == 0
+    assert screen.encoded_seconds == whole.encoded_seconds > 0
+    assert rest.updates == whole.updates == 12
+
+
 def test_a_part_of_the_features_on_disk_is_counted_once(tmp_path: Path) -> None:
     spec = make_spec("pr", updates=60)
     budget_bytes = 150_000  # of 290,000

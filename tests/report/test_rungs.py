@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import csv
+import io
 from random import Random
 from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
 from scipy.stats import spearmanr
 
 from benchmarks.search_idle import MemoryStore
 from speechft_ray.commands.search_jobs import list_search_jobs
-from speechft_ray.commands.status import share_of_updates
+from speechft_ray.commands.status import print_search_plan, share_of_updates
 from speechft_ray.report.rank_correlation import correlate_ranks
 from speechft_ray.report.rungs import describe_rungs, summarize_rungs, tabulate_rungs
+from speechft_ray.report.search_figure import draw_history
 from speechft_ray.report.search_section import make_search_section
 from speechft_ray.report.search_summary import (
     SearchResults,
@@ -24,16 +27,21 @@ from speechft_ray.report.search_summary import (
     trials_csv,
 )
 from speechft_ray.report.templates import render_template
+from speechft_ray.search.plan import SearchPlan
 from speechft_ray.search.rungs import expect_trials
 from tests.search.search_fakes import cluster, evaluator_of, perform
-from tests.search.test_rungs import rung_plan
+from tests.search.test_rungs import rung_plan, screen_plan
 
 
 @pytest.fixture(scope="module")
 def results() -> SearchResults:
     """Of a search whose evaluations take 2 seconds each; its tasks have 5 updates, the rungs 1, 3
     and 5."""
-    plan, executor = rung_plan(), cluster(MemoryStore())
+    return collect(rung_plan())
+
+
+def collect(plan: SearchPlan) -> SearchResults:
+    executor = cluster(MemoryStore())
     trials = perform(plan, executor)
     evaluator = evaluator_of(plan, executor.store)
     return SearchResults(
@@ -91,6 +99,51 @@ def test_trackers_get_rungs_as_steps(results: SearchResults) -> None:
         steps = list(zip((2, 6), trial.rung_values, strict=False))
         assert row.curve == [(step, {"rung/score": value}) for step, value in steps]
         assert ("score" in row.dev) == (trial.state == "complete")
+
+
+def test_a_screen_is_a_rung_of_its_own_without_updates() -> None:
+    """Its value is told from the score everywhere, and its rank correlation is printed."""
+    results = collect(screen_plan(trials=40))
+    assert results.rungs is not None and results.evaluator is not None
+    first, second = results.rungs.lines[:2]
+    assert (first.name, first.trials, first.updates) == ("screen", 40, 0)
+    assert first.seconds == 40 * 1.0 and second.updates == 2 * second.trials
+    assert results.rungs.costs[0].updates == (0, 2, 6, 10)[results.trials[0].rung]
+    assert first.full is not None and first.full.value == results.rungs.lines[0].full.value
+    text = " ".join(search_sentences(results))
+    assert "evaluated up to: 40 to screen, " in text
+    assert "Rank correlation: screen with the next rung " in text
+    for line, trial in zip(csv.DictReader(trials_csv(results).splitlines()), results.trials,
+                           strict=True):  # fmt: skip
+        assert float(line["screen.ridge"]) == trial.rung_values[0]
+        assert bool(line["rung.0.2.score"]) == (trial.rung > 0)
+        row = make_trial_row(results.plan, trial, results.evaluator)
+        names = ("screen/ridge", "rung/score", "rung/score")
+        steps = zip((0, 2, 6), names, trial.rung_values, strict=False)
+        assert row.curve == [(step, {name: value}) for step, name, value in steps]
+    assert draw_history(results)
+
+
+def test_a_plan_counts_screens_without_updates() -> None:
+    plan: Any = screen_plan()
+    expected = expect_trials(plan.search)
+    assert expected[0] == 24 > expected[1] > expected[2]
+    jobs = [
+        job
+        for job in list_search_jobs(plan, MemoryStore(), 0)  # type: ignore[arg-type]
+        if job.payload.get("splits") == ["dev"]
+    ]
+    screens = [job for job in jobs if job.payload.get("kind") == "screen"]
+    assert len(screens) == 24 and len(jobs) == 24 + 2 * sum(expected[1:])
+    updates = sum(job.payload["spec"]["updates"] for job in jobs if job not in screens)
+    assert updates / (24 * 10) == pytest.approx(share_of_updates(plan, expected))
+    console = Console(record=True, width=400, file=io.StringIO())
+    print_search_plan(plan, MemoryStore(), console)  # type: ignore[arg-type]
+    assert (
+        f"rungs: all 24 proposals screened without training (ridge on sid), about {expected[1]} to "
+        f"0.2, about {expected[2]} to 0.6, about {expected[3]} to 1 (one of 2 goes on from the "
+        "screen, then one of 3 goes on; "
+    ) in console.export_text()
 
 
 def test_a_plan_counts_what_is_expected_and_the_bill_agrees() -> None:

@@ -2,6 +2,8 @@
 are made up.
 
 python -m tests.search.driver STORAGE TRIALS.json [RUNG ...]
+
+The rung 0 is a screen.
 """
 
 from __future__ import annotations
@@ -50,7 +52,9 @@ class Copies(Silent):
 
 def main(storage: Path, out: Path, rungs: list[float]) -> None:
     """Runs the search and writes what came of it."""
-    store, plan = Store(storage), search_plan(trials=30, rungs=rungs)
+    screen = {"screen": {"by": "ridge"}} if 0 in rungs else {}
+    plan = search_plan(trials=30, rungs=[rung for rung in rungs if rung], **screen)
+    store = Store(storage)
     proposer = OptunaProposer(plan.search, plan.space.draw)
     view = StudyView(storage / "search", "killed", proposer, plan.search)
     executor = LocalExecutor(perform, Place(storage=str(storage), encoder="none"))

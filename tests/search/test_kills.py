@@ -30,7 +30,13 @@ def read_finished_jobs(storage: Path) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    "rungs", [(), pytest.param(("0.2", "0.6", "1"), marks=pytest.mark.slow)], ids=str
+    "rungs",
+    [
+        (),
+        pytest.param(("0.2", "0.6", "1"), marks=pytest.mark.slow),
+        pytest.param(("0", "0.6", "1"), marks=pytest.mark.slow),
+    ],
+    ids=str,
 )
 def test_killed_at_random_three_times(tmp_path: Path, rungs: Sequence[str]) -> None:
     whole = start(tmp_path / "whole", tmp_path / "whole.json", rungs)

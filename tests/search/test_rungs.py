@@ -4,6 +4,8 @@ nor kills matter."""
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import replace
 from random import Random
 from typing import Any
 
@@ -19,6 +21,7 @@ from speechft_ray.core.specs import SearchSpec
 from speechft_ray.search.plan import SearchPlan, make_search_plan
 from speechft_ray.search.rungs import Rungs, count_lookahead, expect_trials, find_pause
 from speechft_ray.search.trials import Trial
+from speechft_ray.sweep.inputs import Inputs
 from tests.search.search_fakes import (
     cluster,
     evaluator_of,
@@ -39,6 +42,19 @@ def rung_plan(**changes: Any) -> SearchPlan:
     return search_plan(**{"trials": 24, "max_concurrent": 7, **RUNGS, **changes})
 
 
+SCREEN: dict[str, Any] = {"screen": {"by": "ridge"}}
+"""One of 2 goes on to the first rung; sid is the only task with one label per utterance."""
+
+
+def screen_plan(**changes: Any) -> SearchPlan:
+    space = search_space(**{"trials": 24, "max_concurrent": 7, **RUNGS, **SCREEN, **changes})
+    return make_search_plan(parse_space(space, "test"), label_inputs(), 6)
+
+
+def label_inputs() -> Inputs:
+    return replace(inputs(), has_utterance_labels=lambda task: task == "sid")
+
+
 def describe(trials: list[Trial]) -> list[Any]:
     return [
         (*item, trial.rung, trial.rung_values)
@@ -48,7 +64,10 @@ def describe(trials: list[Trial]) -> list[Any]:
 
 def decide_by_definition(trials: list[Trial], search: SearchSpec) -> dict[tuple[int, int], bool]:
     """Whether each trial goes on from each rung that it reached, from the definition alone."""
-    last_rung, ahead = len(search.rungs) - 1, (search.concurrency() - 1) // (len(search.rungs) - 1)
+    factors = [search.reduction_factor] * (len(search.rungs) - 1)
+    if search.screen is not None:
+        factors = [search.screen.reduction_factor, *factors]
+    last_rung, ahead = len(factors), (search.concurrency() - 1) // len(factors)
     decisions = {}
     for trial in trials:
         if trial.repeats is not None:
@@ -59,19 +78,21 @@ def decide_by_definition(trials: list[Trial], search: SearchSpec) -> dict[tuple[
                 for other in trials[: trial.number + ahead + 1]
                 if other.repeats is None and len(other.rung_values) > rung
             ]
-            best = sorted(compared)[: max(1, len(compared) // search.reduction_factor)]
+            best = sorted(compared)[: max(1, len(compared) // factors[rung])]
             decisions[trial.number, rung] = any(number == trial.number for _, number in best)
     return decisions
 
 
-def test_the_better_part_goes_on_by_the_rule() -> None:
-    plan, executor = rung_plan(), cluster(MemoryStore())
+@pytest.mark.parametrize("make", [rung_plan, screen_plan], ids=["rungs", "screen"])
+def test_the_better_part_goes_on_by_the_rule(make: Callable[[], SearchPlan]) -> None:
+    plan, executor = make(), cluster(MemoryStore())
+    last_rung = 2 if make is rung_plan else 3
     trials = perform(plan, executor)
     decisions = decide_by_definition(trials, plan.search)
     for (number, rung), goes_on in decisions.items():
         trial = trials[number]
         assert (trial.rung > rung) == goes_on
-        assert trial.state == ("complete" if trial.rung == 2 else "pruned")
+        assert trial.state == ("complete" if trial.rung == last_rung else "pruned")
     states = [trial.state for trial in trials]
     assert 1 <= states.count("complete") < states.count("pruned")
     # The score of a trial that ended at a rung is nobody's score.
@@ -105,24 +126,84 @@ def test_each_rung_is_evaluated_once_and_only_by_those_who_reach_it() -> None:
     assert {pause["evaluation"] for pause in pauses} <= whole
 
 
-def test_what_ends_when_does_not_matter() -> None:
+def test_a_screen_is_evaluated_first_and_on_its_tasks_alone() -> None:
+    plan, executor = screen_plan(rungs=[], reduction_factor=4), cluster(MemoryStore())
+    trials = perform(plan, executor)
+    jobs, distinct = dev_jobs(executor.done), [t for t in trials if t.repeats is None]
+    screens = [job for job in jobs if job.payload.get("kind") == "screen"]
+    assert len(screens) == len(distinct) and len({job.fingerprint for job in jobs}) == len(jobs)
+    assert all(" sid on dev trial " in job.label for job in screens)
+    in_full = [trial for trial in distinct if trial.state == "complete"]
+    assert 1 <= len(in_full) < len(distinct)
+    assert len(jobs) == len(screens) + 2 * len(in_full)
+    for trial in distinct:
+        (key,) = plan.rung_evaluations(trial.proposal, trial.number, 0)
+        facts = executor.store.manifest("evaluate", key)
+        assert trial.rung_values == [facts["screen"]["ridge"]]
+    other = perform(screen_plan(screen={"by": "nearest_mean"}), cluster(MemoryStore()))
+    assert all(trial.rung_values[0] < 0 for trial in other)
+
+
+@pytest.mark.parametrize(
+    ("changes", "path", "sentence"),
+    [
+        (
+            {"objectives": ["pr.per"]},
+            "search.screen",
+            "one label per utterance, unlike `pr`: leave",
+        ),
+        (
+            {"screen": {"by": "ridge", "tasks": ["pr"]}},
+            "search.screen.tasks",
+            "unlike `pr`: name `sid` there, or leave `screen` out.",
+        ),
+        (
+            {"screen": {"by": "ridge", "tasks": ["sit"]}},
+            "search.screen.tasks[0]",
+            "unknown evaluation of the objective `sit`. Did you mean `sid`? Allowed: pr, sid.",
+        ),
+        ({"screen": {"by": "ridge", "tasks": ["sid", "sid"]}}, "search.screen.tasks", "once"),
+        ({"screen": {"by": "cka"}}, "search.screen.by", "must be 'ridge' or 'nearest_mean'"),
+        ({"screen": {}}, "search.screen.by", "is needed but missing"),
+        ({"screen": "ridge"}, "search.screen", "must be a mapping"),
+        ({"rungs": [], "objectives": ["distance"]}, "search.screen", "by the score or one metric"),
+        ({"rungs": [], "stop_early": "median"}, "search.stop_early", "`median` and `screen` both"),
+        ({"sampler": "gp"}, "search.sampler", "take one of `tpe`, `random`"),
+    ],
+)
+def test_a_faulty_screen_gets_one_sentence(
+    changes: dict[str, Any], path: str, sentence: str
+) -> None:
+    if not changes.get("rungs", True):
+        changes["reduction_factor"] = 4
+    with pytest.raises((SpecError, SweepError)) as caught:
+        screen_plan(**changes)
+    ((where, text),) = caught.value.mistakes
+    assert where == path and sentence in text
+
+
+@pytest.mark.parametrize("make", [rung_plan, screen_plan], ids=["rungs", "screen"])
+def test_what_ends_when_does_not_matter(make: Callable[[], SearchPlan]) -> None:
     runs = [
-        describe(perform(rung_plan(), cluster(MemoryStore(), workers, seed)))
+        describe(perform(make(), cluster(MemoryStore(), workers, seed)))
         for workers, seed in ((1, 0), (3, 1), (16, 2))
     ]
     assert runs[0] == runs[1] == runs[2]
 
 
-def test_killed_three_times_it_is_the_same_search_and_nothing_is_evaluated_twice() -> None:
-    undisturbed = describe(perform(rung_plan(), cluster(MemoryStore())))
+@pytest.mark.parametrize("make", [rung_plan, screen_plan], ids=["rungs", "screen"])
+def test_killed_three_times_it_is_the_same_search_and_nothing_is_evaluated_twice(
+    make: Callable[[], SearchPlan],
+) -> None:
+    undisturbed = describe(perform(make(), cluster(MemoryStore())))
     store, done = MemoryStore(), []
     for count in (2, 6, 11):
         executor = cluster(store, workers=4, seed=count)
         with pytest.raises(Killed):
-            perform(rung_plan(), executor, KillsAfter(count))
+            perform(make(), executor, KillsAfter(count))
         done += executor.done
     last = cluster(store, workers=2, seed=7)
-    assert describe(perform(rung_plan(), last)) == undisturbed
+    assert describe(perform(make(), last)) == undisturbed
     done += last.done
     assert len({job.fingerprint for job in done}) == len(done)
 
@@ -132,6 +213,7 @@ def test_killed_three_times_it_is_the_same_search_and_nothing_is_evaluated_twice
     trials=st.integers(1, 16),
     max_concurrent=st.integers(1, 12),
     rungs=st.sampled_from([[0.2, 1], [0.2, 0.4, 1], [0.2, 0.4, 0.6, 1]]),
+    screen=st.sampled_from([None, {"by": "ridge"}]),
     reduction_factor=st.integers(2, 5),
     workers=st.integers(1, 9),
 )
@@ -192,9 +274,7 @@ def test_a_trial_that_fails_is_no_rival() -> None:
 
 def test_a_task_without_training_is_evaluated_at_the_end_alone() -> None:
     spec = parse_space(search_space(trials=10, max_concurrent=5, **RUNGS), "test")
-    plan = make_search_plan(
-        spec, inputs().__class__(**{**vars(inputs()), "trains": lambda task: task != "sid"}), 6
-    )
+    plan = make_search_plan(spec, replace(inputs(), trains=lambda task: task != "sid"), 6)
     executor = cluster(MemoryStore())
     trials = perform(plan, executor)
     paused = [job for job in executor.done if "pause" in job.payload]
@@ -206,9 +286,7 @@ def test_a_task_without_training_is_evaluated_at_the_end_alone() -> None:
 def test_rungs_without_a_task_that_trains_are_refused() -> None:
     spec = parse_space(search_space(objectives=["sid.accuracy"], **RUNGS), "test")
     with pytest.raises(SweepError) as caught:
-        make_search_plan(
-            spec, inputs().__class__(**{**vars(inputs()), "trains": lambda task: task != "sid"}), 6
-        )
+        make_search_plan(spec, replace(inputs(), trains=lambda task: task != "sid"), 6)
     ((path, text),) = caught.value.mistakes
     assert path == "search.rungs" and "updates of `sid`, which trains no probe" in text
 
@@ -240,8 +318,9 @@ def test_faulty_rungs_get_one_sentence(changes: dict[str, Any], path: str, sente
 def test_a_search_without_rungs_keeps_its_fingerprint() -> None:
     plain = parse_space(search_space(), "test").search
     assert plain is not None
-    assert not {"rungs", "reduction_factor"} & plain.model_dump(mode="json").keys()
+    assert not {"rungs", "reduction_factor", "screen"} & plain.model_dump(mode="json").keys()
     assert rung_plan().fingerprint != rung_plan(rungs=[], reduction_factor=4).fingerprint
+    assert rung_plan().fingerprint != screen_plan().fingerprint
 
 
 def test_the_update_of_a_rung() -> None:

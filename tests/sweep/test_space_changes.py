@@ -12,6 +12,7 @@ from pydantic import BaseModel
 from speechft_ray.core.errors import SpecError, UserError
 from speechft_ray.core.merge_spec import MergeSpec
 from speechft_ray.core.resources import StageResources
+from speechft_ray.core.rung_spec import ScreenSpec
 from speechft_ray.core.specs import (
     AdapterSpec,
     AfterSpec,
@@ -155,7 +156,12 @@ VALUES: dict[type[BaseModel], tuple[str, dict[str, str]]] = {
             "rungs": "[0.5, 1]",
             "reduction_factor": "2",
             "random_share": "0.25",
+            "screen": "{by: nearest_mean}",
         },
+    ),
+    ScreenSpec: (
+        "search.screen",
+        {"by": "nearest_mean", "tasks": "[sid]", "reduction_factor": "3"},
     ),
     StageResources: (
         "resources.evaluate",
@@ -170,6 +176,10 @@ BESIDE = {
     ("stop_tuning", "*"): ["stop_tuning.rule=asha"],
     ("search", "*"): ["merge=[]", "search.trials=9", "search.axes={alpha: {uniform: [0, 0.5]}}"],
     ("finetune[1].after", "*"): ["finetune[1].after.finetune=phones"],
+    ("search.screen", "*"): [
+        *("merge=[]", "search.trials=9", "search.axes={alpha: {uniform: [0, 0.5]}}"),
+        "search.screen.by=ridge",
+    ],
     ("search", "reduction_factor"): [
         *("merge=[]", "search.trials=9", "search.axes={alpha: {uniform: [0, 0.5]}}"),
         "search.rungs=[0.5, 1]",

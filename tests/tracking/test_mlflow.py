@@ -12,9 +12,18 @@ from typing import Any
 import pytest
 
 from speechft_ray.core.errors import UserError
+from speechft_ray.core.store import Store
+from speechft_ray.report.search_summary import make_trial_row
+from speechft_ray.sweep.predictions import is_prediction
 from speechft_ray.sweep.protocols import Curve, EncoderRow, Model, SweepEnd, SweepInfo, TrackerDown
+from speechft_ray.sweep.rows import read_rows
+from speechft_ray.sweep.verification import add_verified
 from speechft_ray.tracking import _mlflow_client
 from speechft_ray.tracking.mlflow import MlflowTracker
+from tests.report.test_rungs import collect
+from tests.search.test_rungs import screen_plan
+from tests.sweep.fakes import inputs
+from tests.sweep.test_predictions import plan_curve, run
 from tests.tracking.storages import mlflow_storage, mlflow_template
 from tests.tracking.views import query
 
@@ -103,6 +112,61 @@ def test_every_part_of_a_row_has_its_keys_and_an_extra_metric_its_own_name(
         "spread/pr.per": 0.5,
         "real_time_factor": 0.25,
     }
+
+
+def test_mlflow_tells_predictions_by_their_kind(mlflow_storage: Path, tmp_path: Path) -> None:
+    """A predicted alpha is a run of the kind `prediction` with dev alone and without a model; its
+    verification beside it is an encoder like any other."""
+    plan, store = plan_curve(), Store(tmp_path / "curve")
+    run(plan, store)
+    plan = add_verified(plan, store, inputs())
+    run(plan, store)
+    rows = read_rows(plan, store)
+    real = next(row for row in rows if row.extra)  # a verified one has the feature error
+    alpha, seed = real.params["alpha"], real.params["seed"]
+    (predicted,) = [
+        row
+        for row in rows
+        if is_prediction(row.params) and (row.params["alpha"], row.params["seed"]) == (alpha, seed)
+    ]
+    tracker = open_tracker(mlflow_storage)
+    for row in (predicted, real):
+        tracker.log_encoder(row)
+    database = mlflow_storage / "mlflow.db"
+
+    def list_tags(key: str) -> dict[str, str]:
+        return dict(query(database, "select run_uuid, value from tags where key = ?", key))
+
+    keys, kinds = list_tags("speechft.key"), list_tags("speechft.kind")
+    kind_by_key = {keys[run]: kinds[run] for run in kinds}
+    assert (kind_by_key[predicted.key], kind_by_key[real.key]) == ("prediction", "encoder")
+    names = "select m.key from metrics m join tags t using (run_uuid) where t.value = ?"
+    logged = {key: {name for (name,) in query(database, names, key)} for key in kind_by_key}
+    assert "dev/score" in logged[predicted.key]
+    assert not any(name.startswith("test/") for name in logged[predicted.key])
+    assert {"dev/score", "test/score", "feature_error/pr.layer_1"} <= logged[real.key]
+    models = "select value from logged_model_tags where key = 'speechft.key'"
+    assert query(database, models) == [(real.key,)]
+
+
+def test_mlflow_has_a_trial_with_updates_as_steps(mlflow_storage: Path) -> None:
+    """Read back from the database: the screen at 0, and each rung at the updates by then."""
+    results = collect(screen_plan(trials=8, screen={"by": "ridge", "reduction_factor": 2}))
+    assert results.evaluator is not None
+    trial = max(results.trials, key=lambda trial: trial.rung)
+    assert trial.rung == 3
+    open_tracker(mlflow_storage).log_encoder(make_trial_row(results.plan, trial, results.evaluator))
+    points = query(
+        mlflow_storage / "mlflow.db",
+        "select key, step, value from metrics where key like 'rung/s%' or key like 'screen/%' "
+        "order by step",
+    )
+    assert points == [
+        (name, step, pytest.approx(value))
+        for name, step, value in zip(
+            ("screen/ridge", "rung/score", "rung/score"), (0, 2, 6), trial.rung_values, strict=True
+        )
+    ]
 
 
 def test_a_changed_value_becomes_the_latest(mlflow_storage: Path) -> None:
