@@ -298,7 +298,7 @@ def main() -> None:
     parser.add_argument("--alphas", type=int, default=10)
     parser.add_argument("--first", type=int, help="so many of the candidates; all by default")
     parser.add_argument("--tasks", nargs="*", default=["ks", "sid"])
-    parser.add_argument("--screen", choices=["ridge", "nearest_mean"])
+    parser.add_argument("--screen", choices=["ridge", "nearest_mean", "abx"])
     parser.add_argument("--whole", type=int, default=0)
     arguments = parser.parse_args()
     columns = {seed: run_seed(seed, arguments) for seed in arguments.seeds}

@@ -2,10 +2,10 @@
 
     python benchmarks/screening.py --storage runs/alpha_curve --donors phones --seeds 1 --tasks sid
 
-For each donor, fine-tuning seed and pooled task, the 21 merges that ``benchmarks/alpha_curve.py``
-evaluated are screened on their stored features (``superb.screening``). Prints the rank correlation
-of each screen with the metric on dev over these merges (Spearman, 95 % interval), and what it
-cost in CPU seconds beside what the evaluations cost.
+For each donor, fine-tuning seed and task, the 21 merges that ``benchmarks/alpha_curve.py``
+evaluated are screened on their stored features (``superb.screening``; `pr` by ABX). Prints the rank
+correlation of each screen with the metric on dev over these merges, turned so that more is better
+(Spearman, 95 % interval), and what it cost in CPU seconds beside what the evaluations cost.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import torch
 
 from benchmarks.alpha_curve import METRICS, POINTS, Clock, make_space
 from speechft_ray.commands.parts import plan_sweep_inputs, resolve_place
+from speechft_ray.core.metrics import METRICS as METRIC_TABLE
 from speechft_ray.core.records import Place, read_scores
 from speechft_ray.core.specs import EvalSpec
 from speechft_ray.core.store import Store
@@ -28,10 +29,13 @@ from speechft_ray.speech.features.cache import FeatureCache
 from speechft_ray.stages.perform import ENCODER_FILE, open_corpus
 from speechft_ray.superb.evaluate import FeatureOpener, SharedCaches, WeightedEncoder
 from speechft_ray.superb.interpolation import FeatureSource
-from speechft_ray.superb.screening import Screens, screen
+from speechft_ray.superb.screening import screen, screen_task
 from speechft_ray.superb.setup import build_task_data
 from speechft_ray.superb.tasks.base import TASKS, TaskData, list_utterances
 from speechft_ray.sweep.plan import Plan, make_plan
+
+
+COLUMNS = ("ridge", "nearest_mean", "cka", "abx")
 
 
 class Screener:
@@ -42,7 +46,7 @@ class Screener:
         corpus = open_corpus(spec.corpus, place)
         data = build_task_data(TASKS.get(spec.task), spec, corpus)
         assert isinstance(data, TaskData)
-        self.data = data
+        self.data, self.pooled = data, TASKS.get(spec.task).pooled
         self.utterances = {
             split: list_utterances(data.examples[split]) for split in ("train", "dev")
         }
@@ -55,13 +59,16 @@ class Screener:
         front_end = (family.front_end_prefixes[0], family.describe(weights.config))
         caches = SharedCaches(cache=self.cache, encoder=key, front_end=front_end)
         opener = FeatureOpener(
-            self.spec, self.data.corpus, torch.device("cpu"), True, self.utterances, None
+            self.spec, self.data.corpus, torch.device("cpu"), self.pooled, self.utterances, None
         )
         return opener.open([WeightedEncoder(1.0, family.build(weights), caches)])
 
-    def screen(self, key: str, pretrained: str) -> Screens:
+    def screen(self, key: str, pretrained: str) -> dict[str, float]:
         """Screens a merge."""
-        return screen(self.data, self.open(key), self.open(pretrained))
+        if not self.pooled:
+            return screen_task(self.data, self.open(key), lambda count: None)
+        screens = screen(self.data, self.open(key), self.open(pretrained))
+        return {**screens._asdict(), "cka": screens.cka or 0.0}
 
 
 def compare(name: str, task: str, plan: Plan, screener: Screener, clock: Clock) -> list[str]:
@@ -73,20 +80,19 @@ def compare(name: str, task: str, plan: Plan, screener: Screener, clock: Clock) 
     for row in plan.rows:
         key = row.evaluations[place]
         facts = screener.store.manifest("evaluate", key)
+        sign = 1 if METRIC_TABLE[METRICS[task]].higher_is_better else -1
         scores += [
-            score.mean
+            sign * score.mean
             for score in read_scores(facts)
             if score.metric == METRICS[task] and score.split == "dev"
         ]
         screens.append(screener.screen(row.key, pretrained))
         full += clock.seconds.get(key, 0.0)
     cost = time.process_time() - began
-    columns = {
-        "ridge": [one.ridge for one in screens],
-        "nearest_mean": [one.nearest_mean for one in screens],
-        "cka": [one.cka or 0.0 for one in screens],
-    }
-    cells = " | ".join(str(correlate_ranks(values, scores)) for values in columns.values())
+    cells = " | ".join(
+        str(correlate_ranks([one[by] for one in screens], scores)) if by in screens[0] else ""
+        for by in COLUMNS
+    )
     return [f"| {name} | {task} | {cells} | {cost:.1f} | {full:.0f} |"]
 
 
@@ -101,7 +107,7 @@ def main() -> None:
     tasks, store = options.tasks.split(","), Store(options.storage)
     clock = Clock(options.storage / "cpu_seconds.json")
     grid = {"grid": [round(number / (POINTS - 1), 6) for number in range(POINTS)]}
-    print("| donor, seed | task | ridge | nearest mean | CKA | CPU s screens | CPU s evaluations |")
+    print(f"| donor, seed | task | {' | '.join(COLUMNS)} | CPU s screens | CPU s evaluations |")
     for donor in options.donors.split(","):
         for seed in range(options.seeds):
             spec = make_space(donor, seed, tasks, grid)

@@ -25,7 +25,7 @@ from speechft_ray.core.errors import SweepError, UserError, unknown_name
 from speechft_ray.core.fingerprint import canonical_json, fingerprint
 from speechft_ray.core.records import Limits, Place, Stage
 from speechft_ray.core.resources import ResourceRequest, StageResources
-from speechft_ray.core.specs import CorpusSpec, SweepSpec
+from speechft_ray.core.specs import CorpusSpec, EvalSpec, SweepSpec
 from speechft_ray.cost.memory import estimate_gpu_memory
 from speechft_ray.cost.sizes import EncoderSize
 from speechft_ray.merging.base import METHODS
@@ -125,8 +125,21 @@ def plan_inputs(place: Place, resources: Mapping[Stage, ResourceRequest] = RESOU
         ),
         version_of=component_version,
         trains=lambda task: TASKS.get(task).trains,
-        has_utterance_labels=lambda task: TASKS.get(task).pooled,
+        can_screen=lambda spec, by: _can_screen(spec, by, place),
         masks=lambda head: HEADS.get(head).masking is not None,
+    )
+
+
+def _can_screen(spec: EvalSpec, by: str, place: Place) -> bool:
+    """Whether an evaluation has what a kind of screen compares: labels of utterances, or phones
+    with an alignment, which every synthetic corpus has."""
+    task = TASKS.get(spec.task)
+    if by != "abx":
+        return task.pooled
+    on_disk = [item for item in spec.corpora() if CORPORA.get(item.name).needs_root]
+    opened = [_open_with_progress(item, place) for item in on_disk]
+    return task.columns == ("phones",) and all(
+        corpus.split("dev") and corpus.split("dev")[0].alignment for corpus in opened
     )
 
 

@@ -21,12 +21,12 @@ SCREEN_FACT = "screen"
 class ScreenSpec(Spec):
     """How encoders are compared without training, before the first update of a probe."""
 
-    by: Literal["ridge", "nearest_mean"]
-    """Accuracy on dev of a classifier in closed form on means over frames, at the best layer
-    (``superb.screening``)."""
+    by: Literal["ridge", "nearest_mean", "abx"]
+    """Accuracy on dev at the best layer: of a classifier in closed form on means over frames
+    (``superb.screening``), or of ABX discrimination of phones on frames (``superb.abx``)."""
     tasks: tuple[str, ...] = ()
-    """Evaluations with one label per utterance; the value is the mean of their accuracies. Empty:
-    all that the objective has."""
+    """Evaluations with one label per utterance, or for ``abx`` phone recognition with an alignment;
+    the value is the mean of their accuracies. Empty: all that the objective has."""
     reduction_factor: Annotated[int, Field(ge=2)] = 2
     """One of so many trials goes on: fewer stop than at a rung, since a screen is no score."""
 

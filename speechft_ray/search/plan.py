@@ -179,13 +179,19 @@ def _rung_mistakes(spec: SweepSpec, search: SearchSpec, inputs: Inputs) -> list[
         mistakes.append(("search.rungs", text))
     if search.screen is None:
         return mistakes
-    labels = [item.label for item in compared if inputs.has_utterance_labels(item.task)]
+    by = search.screen.by
+    labels = [item.label for item in compared if inputs.can_screen(item, by)]
     wrong = ", ".join(f"`{name}`" for name in search.screen.tasks if name not in labels)
     if wrong or not labels:
         allowed = f"name {' or '.join(f'`{name}`' for name in labels)} there, or " if labels else ""
+        needs = (
+            "phone recognition on a corpus with alignments"
+            if by == "abx"
+            else "tasks with one label per utterance"
+        )
         text = (
-            "compares trials without training, which takes tasks with one label per utterance, "
-            f"unlike {wrong or names}: {allowed}leave `screen` out."
+            f"compares trials by `{by}`, which takes {needs}, unlike {wrong or names}: {allowed}"
+            "leave `screen` out."
         )
         mistakes.append(("search.screen.tasks" if wrong else "search.screen", text))
     return mistakes
@@ -193,11 +199,12 @@ def _rung_mistakes(spec: SweepSpec, search: SearchSpec, inputs: Inputs) -> list[
 
 def select_screened(spec: SweepSpec, search: SearchSpec, inputs: Inputs) -> list[str]:
     """Returns the labels of the tasks that a search screens trials on."""
-    allowed = [
-        item.label for item in list_compared(spec, search) if inputs.has_utterance_labels(item.task)
-    ]
-    chosen = search.screen.tasks if search.screen is not None else ()
-    return [label for label in allowed if not chosen or label in chosen]
+    if search.screen is None:
+        return []
+    by, chosen = search.screen.by, search.screen.tasks
+    compared = list_compared(spec, search)
+    labels = [item.label for item in compared if inputs.can_screen(item, by)]
+    return [label for label in labels if not chosen or label in chosen]
 
 
 def make_selection_plan(plan: SearchPlan, chosen: Sequence[tuple[int, Proposal]]) -> Plan:

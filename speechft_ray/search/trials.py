@@ -56,7 +56,7 @@ class Trial:
     """Dev metrics at each rung before the last that it reached; at a screen, the screens."""
     rung_values: list[float] = field(default_factory=list)
     """The objective there, over the tasks that are compared at rungs; at a screen, the mean
-    accuracy in percent."""
+    accuracy in percent, or the error where less of the objective is better."""
     error: str | None = None
     result: TrialResult | None = None
     """Set once the trial ended and the references of the score are known."""
@@ -120,7 +120,9 @@ class TrialEvaluator:
         nothing is measured."""
         if rung == 0 and (screen := self.search.screen) is not None:
             names = [name for name in metrics if name.partition(".")[0] == screen.by]
-            return statistics.fmean(metrics[name] for name in names)
+            accuracy = statistics.fmean(metrics[name] for name in names)
+            is_score = higher_is_better(metric_name(self.search.objectives[0]))
+            return accuracy if is_score else 100 - accuracy
         (name,) = map(metric_name, self.search.objectives)
         if name != SCORE:
             return metrics.get(name, math.nan)

@@ -1,5 +1,5 @@
-"""Screens encoders without training: classifiers in closed form on pooled features, and the
-similarity to the pre-trained encoder.
+"""Screens encoders without training: classifiers in closed form on pooled features, ABX of phones
+on frames, and the similarity to the pre-trained encoder.
 
 A screen costs one pass through the encoder, or none where its features are stored. It replaces no
 evaluation: its rank correlation with the score says how far its order of encoders can be trusted
@@ -21,6 +21,7 @@ from speechft_ray.core.specs import EvalSpec
 from speechft_ray.speech.corpora.base import Corpus
 from speechft_ray.speech.encoders.base import Encoder
 from speechft_ray.speech.precision import use_float32_products
+from speechft_ray.superb.abx import collect_tokens, measure_abx
 from speechft_ray.superb.evaluate import (
     FeatureOpener,
     Progress,
@@ -60,38 +61,55 @@ def screen_encoder(
     caches: SharedCaches | None = None,
 ) -> dict[str, JsonValue]:
     """Returns the facts of a screen on the task of an evaluation, whose features it reads and
-    stores: a later evaluation of the encoder on dev encodes nothing again.
+    stores: a later evaluation of the encoder on dev encodes them not again.
 
-    ``screen``: ``ridge`` and ``nearest_mean``, the means over ``corpora``, one per fold.
-    ``seconds`` and ``encoded_seconds`` are as in ``superb.evaluate``. Raises ``UserError`` for a
-    task without one label per utterance, and for labels that do not fit.
+    ``screen``: accuracies in percent, the means over ``corpora``, one per fold: ``ridge`` and
+    ``nearest_mean`` of a task with one label per utterance, ``abx`` of one of frames. ``seconds``
+    and ``encoded_seconds`` are as in ``superb.evaluate``. Raises ``UserError`` for labels that do
+    not fit, and for frames without aligned phones.
     """
     began = time.perf_counter()
     task = TASKS.get(spec.task)
-    data = [_check_labels(build_task_data(task, spec, corpus)) for corpus in corpora]
+    data = [build_task_data(task, spec, corpus) for corpus in corpora]
+    splits = SPLITS if task.pooled else ("dev",)
     progress = Progress(
-        report, sum(len(of_fold.examples[split]) for of_fold in data for split in SPLITS)
+        report, sum(len(of_fold.examples[split]) for of_fold in data for split in splits)
     )
     own = [WeightedEncoder(1.0, encoder, caches)]
-    screens, features_seconds, encoded_seconds = [], 0.0, 0.0
+    screens: list[dict[str, float]] = []
+    features_seconds = encoded_seconds = 0.0
     with one_thread(device), use_float32_products("float32", device):
         means = precompute_means(spec, own, corpora, device, SPLITS) if len(corpora) > 1 else None
         for of_fold in data:
             utterances = {split: list_utterances(of_fold.examples[split]) for split in SPLITS}
             opener = FeatureOpener(spec, of_fold.corpus, device, task.pooled, utterances, means)
             source = opener.open(own)
-            screens.append(screen(of_fold, source, advance=progress.advance))
+            screens.append(screen_task(of_fold, source, progress.advance))
             features_seconds += source.seconds
             encoded_seconds += source.encoded_seconds
-    names = ("ridge", "nearest_mean")
-    values = {name: sum(getattr(each, name) for each in screens) / len(screens) for name in names}
+    values = {name: sum(each[name] for each in screens) / len(screens) for name in screens[0]}
     encoded_seconds += means.encoded_seconds if means is not None else 0.0
     other_seconds = time.perf_counter() - began - features_seconds
     return {
-        SCREEN_FACT: dict(values),
+        SCREEN_FACT: {**values},
         "seconds": {"features": round(features_seconds, 3), "screen": round(other_seconds, 3)},
         "encoded_seconds": round(encoded_seconds, 1),
     }
+
+
+def screen_task(
+    data: TaskData | TrainingFreeTask, source: FeatureSource, advance: Advance
+) -> dict[str, float]:
+    """Returns the screens of a task on one corpus by name; see ``screen_encoder``."""
+    if source.pooled:
+        screens = screen(_check_labels(data), source, advance=advance)
+        return {"ridge": screens.ridge, "nearest_mean": screens.nearest_mean}
+    utterances = list_utterances(data.examples["dev"])
+    tokens = collect_tokens(utterances, source.load({"dev": utterances}, advance)["dev"])
+    errors = [
+        measure_abx(of_layer.double(), tokens.phones, tokens.speakers) for of_layer in tokens.states
+    ]
+    return {"abx": 100 - min(errors)}
 
 
 def screen(

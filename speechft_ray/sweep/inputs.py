@@ -27,8 +27,8 @@ class Inputs:
     """Returns the bytes of GPU memory that an evaluation of an encoder (or of FBank) needs."""
     trains: Callable[[str], bool] = lambda task: True
     """Whether a registered task trains probes, and so has rungs."""
-    has_utterance_labels: Callable[[str], bool] = lambda task: True
-    """Whether a registered task has one label per utterance, and so can be screened."""
+    can_screen: Callable[[EvalSpec, str], bool] = lambda spec, by: True
+    """Whether encoders can be compared on an evaluation by a kind of screen."""
     masks: Callable[[str], bool] = lambda head: False
     """Whether a registered head masks frames, which trains the mask embedding."""
     resolve_evaluation: Callable[[EvalSpec, bool], EvalSpec] = lambda spec, is_baseline: spec

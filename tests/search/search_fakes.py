@@ -68,8 +68,12 @@ def smooth(job: Job) -> dict[str, Any]:
         return {}
     value = 80 - 60 * (alpha_of(job) - 0.3) ** 2 + random.Random(job.fingerprint).random()
     if job.payload.get("kind") == "screen":  # other values, in nearly the same order
-        screens = {"ridge": value / 2, "nearest_mean": -value}
-        return {"screen": screens, "distance": alpha_of(job) / 10, "seconds": {"screen": 1.0}}
+        name = {"sid": "ridge", "pr": "abx"}[job_task(job)]
+        return {
+            "screen": {name: value / 2},
+            "distance": alpha_of(job) / 10,
+            "seconds": {"screen": 1.0},
+        }
     name, value = {"pr": ("pr.per", 100 - value), "sid": ("sid.accuracy", value)}[job_task(job)]
     if job.payload["encoder"] is None:  # FBank
         value = 60.0 if name == "pr.per" else 40.0

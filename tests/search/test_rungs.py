@@ -52,7 +52,9 @@ def screen_plan(**changes: Any) -> SearchPlan:
 
 
 def label_inputs() -> Inputs:
-    return replace(inputs(), has_utterance_labels=lambda task: task == "sid")
+    return replace(
+        inputs(), can_screen=lambda item, by: item.task == ("pr" if by == "abx" else "sid")
+    )
 
 
 def describe(trials: list[Trial]) -> list[Any]:
@@ -68,13 +70,14 @@ def decide_by_definition(trials: list[Trial], search: SearchSpec) -> dict[tuple[
     if search.screen is not None:
         factors = [search.screen.reduction_factor, *factors]
     last_rung, ahead = len(factors), (search.concurrency() - 1) // len(factors)
+    sign = 1 if search.objectives == ("pr.per",) else -1
     decisions = {}
     for trial in trials:
         if trial.repeats is not None:
             continue
         for rung in range(min(len(trial.rung_values), last_rung)):
             compared = [
-                (-other.rung_values[rung], other.number)
+                (sign * other.rung_values[rung], other.number)
                 for other in trials[: trial.number + ahead + 1]
                 if other.repeats is None and len(other.rung_values) > rung
             ]
@@ -140,8 +143,12 @@ def test_a_screen_is_evaluated_first_and_on_its_tasks_alone() -> None:
         (key,) = plan.rung_evaluations(trial.proposal, trial.number, 0)
         facts = executor.store.manifest("evaluate", key)
         assert trial.rung_values == [facts["screen"]["ridge"]]
-    other = perform(screen_plan(screen={"by": "nearest_mean"}), cluster(MemoryStore()))
-    assert all(trial.rung_values[0] < 0 for trial in other)
+    # Where less of the objective is better, the value is an error, and the smaller ones go on.
+    by_error = screen_plan(screen={"by": "abx"}, objectives=["pr.per"], trials=12)
+    trials = perform(by_error, cluster(MemoryStore()))
+    assert all(trial.rung_values[0] < 100 for trial in trials)
+    decisions = decide_by_definition(trials, by_error.search)
+    assert all((trials[number].rung > rung) == on for (number, rung), on in decisions.items())
 
 
 @pytest.mark.parametrize(
@@ -151,6 +158,11 @@ def test_a_screen_is_evaluated_first_and_on_its_tasks_alone() -> None:
             {"objectives": ["pr.per"]},
             "search.screen",
             "one label per utterance, unlike `pr`: leave",
+        ),
+        (
+            {"screen": {"by": "abx"}, "objectives": ["sid.accuracy"]},
+            "search.screen",
+            "phone recognition on a corpus with alignments, unlike `sid`: leave",
         ),
         (
             {"screen": {"by": "ridge", "tasks": ["pr"]}},
@@ -163,7 +175,7 @@ def test_a_screen_is_evaluated_first_and_on_its_tasks_alone() -> None:
             "unknown evaluation of the objective `sit`. Did you mean `sid`? Allowed: pr, sid.",
         ),
         ({"screen": {"by": "ridge", "tasks": ["sid", "sid"]}}, "search.screen.tasks", "once"),
-        ({"screen": {"by": "cka"}}, "search.screen.by", "must be 'ridge' or 'nearest_mean'"),
+        ({"screen": {"by": "cka"}}, "search.screen.by", "must be 'ridge', 'nearest_mean' or"),
         ({"screen": {}}, "search.screen.by", "is needed but missing"),
         ({"screen": "ridge"}, "search.screen", "must be a mapping"),
         ({"rungs": [], "objectives": ["distance"]}, "search.screen", "by the score or one metric"),
