@@ -34,7 +34,6 @@ from speechft_ray.superb.setup import build_task_data
 from speechft_ray.superb.tasks.base import TASKS, TaskData, list_utterances
 from speechft_ray.sweep.plan import Plan, make_plan
 
-
 COLUMNS = ("ridge", "nearest_mean", "cka", "abx")
 
 
