@@ -97,7 +97,10 @@ def summarize_rungs(plan: SearchPlan, trials: Sequence[Trial], store: Store) -> 
 
 def describe_rungs(summary: RungSummary) -> list[str]:
     """Returns the cost of the rungs and the correlations, in plain sentences."""
-    reached = ", ".join(f"{line.trials} to {line.name}" for line in summary.lines)
+    names = ["the screen" if line.name == "screen" else line.name for line in summary.lines]
+    reached = ", ".join(
+        f"{line.trials} to {name}" for line, name in zip(summary.lines, names, strict=True)
+    )
     seconds = (
         f" and about {summary.second_share:.0%} of the seconds"
         if summary.second_share is not None

@@ -111,7 +111,7 @@ def test_a_screen_is_a_rung_of_its_own_without_updates() -> None:
     assert results.rungs.costs[0].updates == (0, 2, 6, 10)[results.trials[0].rung]
     assert first.full is not None and first.full.value == results.rungs.lines[0].full.value
     text = " ".join(search_sentences(results))
-    assert "evaluated up to: 40 to screen, " in text
+    assert "evaluated up to: 40 to the screen, " in text
     assert "Rank correlation: screen with the next rung " in text
     for line, trial in zip(csv.DictReader(trials_csv(results).splitlines()), results.trials,
                            strict=True):  # fmt: skip
