@@ -145,7 +145,7 @@ def test_mlflow_tells_predictions_by_their_kind(mlflow_storage: Path, tmp_path: 
     assert "dev/score" in logged[predicted.key]
     assert not any(name.startswith("test/") for name in logged[predicted.key])
     assert {"dev/score", "test/score", "feature_error/pr.layer_1"} <= logged[real.key]
-    models = "select value from logged_model_tags where key = 'speechft.key'"
+    models = "select tag_value from logged_model_tags where tag_key = 'speechft.key'"
     assert query(database, models) == [(real.key,)]
 
 
