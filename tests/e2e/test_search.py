@@ -6,12 +6,20 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
+from speechft_ray.commands import results
+from speechft_ray.commands import sweep as commands
+from speechft_ray.commands.parts import resolve_place
+from speechft_ray.core.space import parse_space
+from speechft_ray.core.store import Store
 from tests.e2e.small_world import SMALL, manifests, places, run
+from tests.identity.recordings import write_recordings
 from tests.tracking.storages import mlflow_template
 from tests.tracking.views import read_registered_model, view_of
 
@@ -120,6 +128,43 @@ def test_the_same_search_on_ray_is_the_same(reference_home: Path, tmp_path: Path
         key for key in units if key.startswith("merge/")
     ]  # the winner is always there, and nothing else was needed
     assert units[merged] == reference[merged]
+
+
+def test_a_screen_encodes_for_the_evaluations_behind_it_and_changes_none(
+    finished_storage: Path, storage_copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The evaluations of a finished search are removed; those of trials that pass the screen come
+    back with the same scores, and without encoding."""
+    monkeypatch.setattr(commands, "open_trackers", lambda *_: [])
+    monkeypatch.setattr(results, "write_report", lambda *_: None)
+    raw = yaml.safe_load((Path(__file__).parents[1] / "identity" / "small_search.yaml").read_text())
+    raw |= {"name": "screened", "evaluate": raw["evaluate"][:1]}
+    raw["search"] |= {"screen": {"by": "ridge"}}
+    raw["score"] = {"zero": "measured", "topline": {"label.accuracy": 101}}
+    before = manifests(finished_storage)
+    for key, facts in before.items():
+        if facts.get("splits") == ["dev"]:
+            shutil.rmtree(storage_copy / key)
+    (encoder,) = storage_copy.glob("encoder/*/encoder.safetensors")
+    manifest = write_recordings(tmp_path / "recordings")
+    spec = parse_space(raw, "test")
+    place = resolve_place(
+        spec, storage=storage_copy, encoder=str(encoder), manifest=manifest, cpu=True
+    )
+    sweep = commands.open_sweep(spec, place)
+    assert commands.run(sweep, None, tmp_path / "report", None, threading.Event()) == []
+
+    store = Store(storage_copy)
+    units = {key: store.manifest("evaluate", key) for key in store.fingerprints("evaluate")}
+    of_search = {key: facts for key, facts in units.items() if facts.get("splits") == ["dev"]}
+    screens = [facts for facts in of_search.values() if facts.get("kind") == "screen"]
+    full = {key: facts for key, facts in of_search.items() if "kind" not in facts}
+    assert 0 < len(full) < len(screens) == 4
+    assert all(0 <= facts["screen"]["ridge"] <= 100 for facts in screens)
+    assert all(facts["encoded_seconds"] > 0 for facts in screens)
+    for key, facts in full.items():
+        assert facts["encoded_seconds"] == 0.0
+        assert facts["scores"] == before[f"evaluate/{key}"]["scores"]
 
 
 @pytest.mark.slow
