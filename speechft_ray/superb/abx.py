@@ -47,7 +47,7 @@ def collect_tokens(utterances: Sequence[Utterance], features: Features) -> Token
     for batch in iterate_batches(features, UTTERANCES_AT_ONCE):
         some = utterances[first : first + len(batch.frames)]
         first += len(some)
-        parts = batch.restore().split(batch.frames.tolist(), dim=1)
+        parts = torch.split(batch.restore(), batch.frames.tolist(), dim=1)
         for utterance, states in zip(some, parts, strict=True):
             speaker = utterance.labels.get("speaker", "")
             for phone, start, stop in _list_segments(utterance, states.shape[1]):
@@ -96,15 +96,16 @@ def measure_abx(states: torch.Tensor, phones: Sequence[str], speakers: Sequence[
         own = torch.tensor([name == speaker for name in speakers], device=states.device)
         closeness = directions[own] @ directions[own].T
         of_own = numbers[own]
-        for phone in of_own.unique().tolist():
+        for phone in sorted(set(of_own.tolist())):
             is_same = of_own == phone
             if is_same.sum() < 2 or is_same.all():
                 continue
             errors = _compare(closeness[is_same][:, is_same], closeness[is_same][:, ~is_same])
-            others, index = of_own[~is_same].unique(return_inverse=True)
-            by_phone = errors.new_zeros(len(others)).index_add_(0, index, errors)
-            sums[phone, others] += by_phone / index.bincount()
-            counts[phone, others] += 1
+            others = of_own[~is_same]
+            amounts = others.bincount(minlength=len(classes))
+            by_phone = torch.zeros_like(sums[phone]).index_add_(0, others, errors)
+            sums[phone] += by_phone / amounts.clamp(min=1)
+            counts[phone] += amounts > 0
     if not counts.any():
         raise UserError(
             "ABX compares two tokens of a phone with one of another by the same speaker, and dev "

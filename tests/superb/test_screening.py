@@ -36,7 +36,7 @@ def make_classes(seed: int, count: int, spread: float) -> tuple[np.ndarray, np.n
     return means[labels] + spread * random.normal(size=(count, 6)), labels
 
 
-def to_tensors(*arrays: np.ndarray) -> list[torch.Tensor]:
+def to_tensors(*arrays: np.ndarray) -> Any:
     return [torch.from_numpy(each) for each in arrays]
 
 
@@ -52,8 +52,8 @@ def test_ridge_is_least_squares_with_penalty_rows() -> None:
     )
     guesses = ((dev - train.mean(0)) / train.std(0) @ weights + one_hot.mean(0)).argmax(1)
     expected = 100 * np.mean(guesses == dev_labels)
-    inputs = to_tensors(train, labels, dev, dev_labels)
-    assert score_ridge(*inputs, penalty=0.5) == pytest.approx(expected)
+    result = score_ridge(*to_tensors(train, labels, dev, dev_labels), 0.5)
+    assert result == pytest.approx(expected)
     assert 40 < expected < 100
 
 
