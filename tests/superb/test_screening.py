@@ -52,7 +52,8 @@ def test_ridge_is_least_squares_with_penalty_rows() -> None:
     )
     guesses = ((dev - train.mean(0)) / train.std(0) @ weights + one_hot.mean(0)).argmax(1)
     expected = 100 * np.mean(guesses == dev_labels)
-    result = score_ridge(*to_tensors(train, labels, dev, dev_labels), 0.5)
+    inputs, targets, dev_inputs, dev_targets = to_tensors(train, labels, dev, dev_labels)
+    result = score_ridge(inputs, targets, dev_inputs, dev_targets, penalty=0.5)
     assert result == pytest.approx(expected)
     assert 40 < expected < 100
 
