@@ -56,15 +56,18 @@ def _trace_trials(label: str, trials: Sequence[Trial], results: SearchResults) -
 
 
 def _trace_pruned(results: SearchResults) -> list[Trace]:
-    """Returns the trials that were stopped, with what they had by then; none where none was."""
+    """Returns the trials that were stopped, with what they had by then; none where none was. The
+    value of a screen is another quantity."""
+    search = results.plan.search
+    has_screen = search.screen is not None
     pruned = [
         (trial, trial.result.steps[-1])
         for trial in results.trials
-        if trial.state == "pruned" and trial.result and trial.result.steps
+        if trial.state == "pruned" and trial.result and len(trial.result.steps) > has_screen
     ]
     if not pruned:
         return []
-    label = "stopped at a rung, by then" if results.plan.search.rungs else "stopped early, so far"
+    label = "stopped at a rung, by then" if search.list_rungs() else "stopped early, so far"
     points = [(float(trial.number), value) for trial, value in pruned]
     notes = [f"trial {trial.number}, {label}\n{describe_trial(trial)}" for trial, _ in pruned]
     return [Trace(label, points, REST, "dots", notes=notes)]

@@ -17,7 +17,7 @@ from speechft_ray.commands.search_jobs import list_search_jobs
 from speechft_ray.commands.status import print_search_plan, share_of_updates
 from speechft_ray.report.rank_correlation import correlate_ranks
 from speechft_ray.report.rungs import describe_rungs, summarize_rungs, tabulate_rungs
-from speechft_ray.report.search_figure import draw_history
+from speechft_ray.report.search_charts import chart_history
 from speechft_ray.report.search_section import make_search_section
 from speechft_ray.report.search_summary import (
     SearchResults,
@@ -123,7 +123,11 @@ def test_a_screen_is_a_rung_of_its_own_without_updates() -> None:
         names = ("screen/ridge", "rung/score", "rung/score")
         steps = zip((0, 2, 6), names, trial.rung_values, strict=False)
         assert row.curve == [(step, {name: value}) for step, name, value in steps]
-    assert draw_history(results)
+    group = chart_history(results)
+    assert group is not None
+    (stopped,) = [trace for trace in group.charts[0].traces if trace.label.startswith("stopped")]
+    at_rungs = [t for t in results.trials if t.state == "pruned" and len(t.rung_values) > 1]
+    assert stopped.points == [(float(t.number), t.rung_values[-1]) for t in at_rungs]
 
 
 def test_a_plan_counts_screens_without_updates() -> None:
