@@ -116,6 +116,7 @@ class RayExecutor:
         self._progress: Mapping[str, Progress] = {}
         self._ended: queue.SimpleQueue[Outcome] = queue.SimpleQueue()
         self._lost: queue.SimpleQueue[tuple[Job, BaseException]] = queue.SimpleQueue()
+        self._lost_once: set[str] = set()
         self._lock = threading.Lock()
         self._stopped = False
         self._idle_since = time.monotonic()
@@ -151,7 +152,8 @@ class RayExecutor:
         elif not share.labels:
             nodes = self._shares.eligible_nodes(share)
             options |= _preference(select_node(job, self._place, nodes))
-        task = _TASK.options(name=job.label, _labels={"stage": job.stage}, **options)
+        tasks = _AGAIN if job.fingerprint in self._lost_once else _TASKS[job.stage]
+        task = tasks.options(name=job.label, _labels={"stage": job.stage}, **options)
         reference = task.remote(self._perform, job, self._place, self._progress_actor)
         self._tasks[job.fingerprint] = reference
         reference.future().add_done_callback(lambda future: self._end_task(job, future))
@@ -182,6 +184,7 @@ class RayExecutor:
             job, error = self._lost.get()
             if job.fingerprint not in self._jobs:
                 continue
+            self._lost_once.add(job.fingerprint)
             losses = self._losses.count(job.fingerprint, isinstance(error, OutOfMemoryError))
             if losses > self._losses.retries:
                 self._end(make_lost_outcome(job, error, losses))
@@ -339,5 +342,18 @@ def _perform_task(perform: Perform, job: Job, place: Place, progress_actor: Any)
     return perform_on_worker(perform, job, place, progress_actor).model_dump(mode="json")
 
 
+# Ray starts tasks of one function in the order of their submission, and those of several in turn
+# (ray 2.60, `scheduling_class` in `src/ray/common/task/task_spec.h`). So what is wanted first has
+# functions of its own: a task that was lost, and merges, on which evaluations wait.
+def _perform_merge(*arguments: Any) -> dict[str, Any]:
+    return _perform_task(*arguments)
+
+
+def _perform_again(*arguments: Any) -> dict[str, Any]:
+    return _perform_task(*arguments)
+
+
 # Retried here, since Ray retries without limit after memory ran out, and writes a page about each.
-_TASK = ray.remote(max_retries=0, retry_exceptions=False)(_perform_task)
+_make_remote = ray.remote(max_retries=0, retry_exceptions=False)
+_AGAIN, _FIRST, _EVALUATIONS = map(_make_remote, (_perform_again, _perform_merge, _perform_task))
+_TASKS: Mapping[str, Any] = {"corpus": _FIRST, "merge": _FIRST, "evaluate": _EVALUATIONS}

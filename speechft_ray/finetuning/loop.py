@@ -106,6 +106,11 @@ def train(run: RunContext, report: Report) -> Progress:
     return progress
 
 
+def choose_interval(save_seconds: float) -> float:
+    """Returns the seconds between two saved states, where the last save took so long."""
+    return max(SAVE_EVERY_SECONDS, save_seconds / SAVE_SHARE)
+
+
 def make_heartbeat(spec: FinetuneSpec, report: Report) -> Callable[[], None]:
     """Returns a function to call repeatedly after the last update: it reports whenever
     ``REPORT_EVERY_SECONDS`` have passed."""
@@ -136,7 +141,7 @@ def _run_updates(run: RunContext, progress: Progress, trainer: Trainer, report: 
             reported_at = now
         progress.seconds = earlier_seconds + time.monotonic() - started
         # A saved state, at most for SAVE_SHARE of the time.
-        if now - saved_at >= max(SAVE_EVERY_SECONDS, save_seconds / SAVE_SHARE):
+        if now - saved_at >= choose_interval(save_seconds):
             saving = time.monotonic()
             _save(run, progress)
             saved_at = time.monotonic()

@@ -32,6 +32,13 @@ nothing."""
 _log = logging.getLogger(__name__)
 
 
+def choose_interval(work_seconds: float, save_seconds: float) -> float:
+    """Returns the seconds between two states, of a life that has worked so long and whose last save
+    took so long."""
+    repeated = work_seconds * REPEATED_SHARE
+    return max(save_seconds / SAVE_SHARE, min(MOST_SECONDS, max(LEAST_SECONDS, repeated)))
+
+
 class SavedWork:
     """The saved states of one unfinished evaluation, by name; without a folder there are none."""
 
@@ -56,7 +63,8 @@ class SavedWork:
     def is_due(self) -> bool:
         """Whether it is time to save a state."""
         now = time.monotonic()
-        return self._folder is not None and now - self._saved_at >= self._interval(now)
+        interval = choose_interval(now - self._began, self._save_seconds)
+        return self._folder is not None and now - self._saved_at >= interval
 
     def save(self, name: str, number: int, state: Mapping[str, Any]) -> None:
         """Saves a state of tensors and plain data.
@@ -74,10 +82,6 @@ class SavedWork:
             self._folder = None
         self._saved_at = time.monotonic()
         self._save_seconds = self._saved_at - began
-
-    def _interval(self, now: float) -> float:
-        repeated = (now - self._began) * REPEATED_SHARE
-        return max(self._save_seconds / SAVE_SHARE, min(MOST_SECONDS, max(LEAST_SECONDS, repeated)))
 
     def _kind(self, name: str) -> str:
         """Names with other identities are other files, which are never looked at."""

@@ -141,6 +141,11 @@ class JobScheduler:
         self._by_priority = by_priority
         self._priorities: dict[str, tuple[bool, int]] = {}
         """``(speculative, priority)`` by job; the lowest starts first."""
+        self._order: dict[str, int] = {}
+        self._candidates: dict[str, None] = {}
+        """Waiting jobs that may be able to start. The others wait behind one that they need, so
+        that an outcome costs the jobs that it concerns, and not a look at all."""
+        self._behind: dict[str, list[str]] = {}
 
     @property
     def active(self) -> bool:
@@ -153,11 +158,11 @@ class JobScheduler:
         A need that was never added is complete in the store. Of several priorities of one job the
         lowest counts, and it is speculative only if it was so each time.
         """
-        self._waiting |= {
-            key: job
-            for key, job in jobs.items()
-            if key not in self._running and key not in self.failed
-        }
+        for key, job in jobs.items():
+            if key not in self._running and key not in self.failed:
+                self._waiting[key] = job
+                self._candidates[key] = None
+                self._order.setdefault(key, len(self._order))
         self._priorities |= {
             key: min((speculative, priority), self._priorities.get(key, (True, priority)))
             for key in jobs
@@ -166,8 +171,9 @@ class JobScheduler:
     def cancel(self, key: str) -> None:
         """Removes a speculative job that was not submitted yet."""
         speculative, _ = self._priorities.get(key, (False, 0))
-        if speculative:
-            self._waiting.pop(key, None)
+        if speculative and key in self._waiting:
+            del self._waiting[key]
+            self._release(key)
 
     def poll(self) -> list[Outcome]:
         """Submits jobs that can start and waits a while for outcomes.
@@ -201,14 +207,30 @@ class JobScheduler:
 
     def _ready_jobs(self) -> list[Job]:
         """Returns the jobs that can start: evaluations last, and those by priority."""
-        ready = [
-            job
-            for job in self._waiting.values()
-            if not any(need in self._waiting or need in self._running for need in job.needs)
-        ]
-        return sorted(
-            ready, key=lambda job: (job.stage == "evaluate", self._priorities[job.fingerprint])
-        )
+        ready = []
+        for key in list(self._candidates):
+            job = self._waiting.get(key)
+            need = self._find_unfinished_need(job) if job else None
+            if job and need is None:
+                ready.append(job)
+                continue
+            del self._candidates[key]
+            if need is not None:
+                self._behind.setdefault(need, []).append(key)
+
+        def place(job: Job) -> tuple[bool, tuple[bool, int], int]:
+            key = job.fingerprint
+            return job.stage == "evaluate", self._priorities[key], self._order[key]
+
+        return sorted(ready, key=place)
+
+    def _find_unfinished_need(self, job: Job) -> str | None:
+        unfinished = (need for need in job.needs if need in self._waiting or need in self._running)
+        return next(unfinished, None)
+
+    def _release(self, key: str) -> None:
+        """Looks again at the jobs that waited behind one that waits and runs no more."""
+        self._candidates |= dict.fromkeys(self._behind.pop(key, ()))
 
     def _has_slot(self, job: Job) -> bool:
         """Whether an evaluation would start soon. A few may queue, but no speculative ones."""
@@ -220,6 +242,7 @@ class JobScheduler:
     def _record(self, outcome: Outcome) -> list[Outcome]:
         """Returns an outcome, and those of the jobs that it blocks."""
         self._running.pop(outcome.fingerprint, None)
+        self._release(outcome.fingerprint)
         if outcome.error is None:
             return [outcome]
         if outcome.cannot_store or says_disk_full(outcome.error):
@@ -232,6 +255,8 @@ class JobScheduler:
     def _pop_blocked(self) -> list[Outcome]:
         """Removes waiting jobs that need a failed one; returns their outcomes."""
         blocked: list[Outcome] = []
+        if not self.failed:
+            return blocked
         # Needs come first, so that one pass reaches everything downstream.
         for key, job in list(self._waiting.items()):
             causes = [self.failed[need] for need in job.needs if need in self.failed]

@@ -64,6 +64,22 @@ def test_a_killed_worker_is_replaced(executor: RayExecutor) -> None:
     assert outcome.ok and outcome.facts == {"lives": 2}
 
 
+@pytest.mark.slow
+def test_a_lost_task_and_merges_do_not_wait_behind_the_queue(
+    executor: RayExecutor, tmp_path: Path
+) -> None:
+    """Two tasks run and eight wait, when one of the two is lost and a merge comes."""
+    executor.submit(job("stamp", name="lost", times=1))
+    for name in "abcdefghi":
+        executor.submit(job("stamp", name=name))
+    assert eventually(lambda: not executor.outcomes(0.1) and bool(executor._lost_once))
+    executor.submit(job("stamp", stage="merge"))
+    (tmp_path / "go").touch()
+    assert all(outcome.ok for outcome in collect(executor, 11).values())
+    order = (tmp_path / "order").read_text().split()
+    assert max(order.index("evaluate-lost"), order.index("merge-a")) < order.index("evaluate-i")
+
+
 def test_a_job_that_kills_every_worker_fails_alone(executor: RayExecutor, tmp_path: Path) -> None:
     executor.submit(job("die", name="always", times=1000))
     executor.submit(job("succeed"))

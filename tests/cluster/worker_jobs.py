@@ -114,6 +114,15 @@ def _hang(job: Job, storage: Path, report: ReportProgress, place: Place) -> Mapp
     return {"lives": lives}
 
 
+def _stamp(job: Job, storage: Path, report: ReportProgress, place: Place) -> Mapping[str, Any]:
+    """Writes its name behind those that came before; may die first, and waits for ``go``."""
+    if "times" in job.payload:
+        _die(job, storage, report, place)
+    with (storage / "order").open("a") as file:
+        file.write(f"{job.fingerprint}\n")
+    return _wait(job, storage, report, place)
+
+
 def _environment(
     job: Job, storage: Path, report: ReportProgress, place: Place
 ) -> Mapping[str, Any]:
@@ -148,6 +157,7 @@ _ACTIONS = {
     "die": _die,
     "climb": _climb,
     "hang": _hang,
+    "stamp": _stamp,
     "environment": _environment,
     "meet": _meet,
 }

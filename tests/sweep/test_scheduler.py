@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import threading
+import types
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from speechft_ray.core.errors import Interrupted
-from speechft_ray.core.records import Outcome
+from speechft_ray.core.records import STAGES, Job, Outcome, Stage
 from speechft_ray.sweep.plan import make_plan
 from speechft_ray.sweep.rows import read_curves, read_references, read_rows
-from speechft_ray.sweep.scheduler import jobs_to_run
+from speechft_ray.sweep.scheduler import JobScheduler, jobs_to_run
 from tests.sweep.fakes import FakeExecutor, FakeObserver, inputs, run_plan, store_at, sweep
 
 
@@ -40,6 +44,55 @@ def test_everything_runs_once_and_a_second_run_does_nothing(tmp_path: Path) -> N
     assert sorted(first.done) == sorted(job.label for job in plan.jobs.values())
     assert run(tmp_path, second) == []
     assert second.done == []
+
+
+@settings(derandomize=True, deadline=None, max_examples=60)
+@given(st.data())
+def test_what_can_start_is_submitted_at_once_and_nothing_else(data: st.DataObject) -> None:
+    """Random jobs, needs, orders of ends, failures and additions while jobs run, against a look at
+    all jobs after each poll."""
+    count = data.draw(st.integers(1, 12))
+    jobs: dict[str, Job] = {}
+    for number in range(count):
+        needs = data.draw(st.sets(st.sampled_from(sorted(jobs)), max_size=3)) if jobs else set()
+        stage: Stage = data.draw(st.sampled_from(STAGES))
+        key = f"job{number:02}"
+        jobs[key] = Job(
+            stage=stage, fingerprint=key, label=key, payload={}, needs=tuple(sorted(needs))
+        )
+    begun: list[str] = []
+    ended: list[Outcome] = []
+    executor: Any = types.SimpleNamespace(
+        submit=lambda job: begun.append(job.fingerprint),
+        outcomes=lambda seconds: [ended.pop()] if ended else [],
+        progress=dict,
+    )
+    scheduler = JobScheduler(executor, FakeObserver(), lambda outcome: None, threading.Event())
+    first = data.draw(st.integers(0, count))
+    keys = sorted(jobs)
+    scheduler.add({key: jobs[key] for key in keys[:first]})
+    added, done, failed = set(keys[:first]), set[str](), set[str]()
+    while True:
+        scheduler.poll()
+        for key in sorted(added):  # needs come first
+            if set(jobs[key].needs) & failed:
+                failed.add(key)
+        can_start = {key for key in added - failed if set(jobs[key].needs) <= done}
+        assert set(begun) - failed == can_start and len(begun) == len(set(begun))
+        running = sorted(set(begun) - done - failed)
+        if not running and added == set(keys):
+            break
+        if running and (added == set(keys) or data.draw(st.booleans())):
+            key = data.draw(st.sampled_from(running))
+            error = data.draw(st.sampled_from([None, None, None, "made to fail"]))
+            (failed if error else done).add(key)
+            ended.append(Outcome(stage=jobs[key].stage, fingerprint=key, label=key, error=error))
+            scheduler.poll()
+        else:
+            key = min(set(keys) - added)
+            added.add(key)
+            scheduler.add({key: jobs[key]})
+    assert not scheduler.active and set(scheduler.failed) == failed
 
 
 def test_order_of_completion_does_not_change_the_rows(tmp_path: Path) -> None:
