@@ -132,18 +132,16 @@ class Pair:
         for update in range(updates):
             indices = list(islice(batches, self.schedule.accumulate))
             torch.manual_seed(update)
-            loss = float(
-                train_step(
-                    self.probe,
-                    ours,
-                    self.data,
-                    next(gather_batches(self.ours["train"], targets, indices, len(indices))),
-                    self.schedule,
-                    generator,
-                )
+            loss, _ = train_step(
+                self.probe,
+                ours,
+                self.data,
+                next(gather_batches(self.ours["train"], targets, indices, len(indices))),
+                self.schedule,
+                generator,
             )
             torch.manual_seed(update)
-            yield loss, self.train_peer(theirs, indices)
+            yield float(loss), self.train_peer(theirs, indices)
 
     def train_peer(self, optimizer: torch.optim.Optimizer, batches: Sequence[Any]) -> float:
         """Makes one update as in s3prl's ``downstream/runner.py``; returns the loss."""

@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 from pydantic import JsonValue
 
+from speechft_ray.core.errors import UserError
 from speechft_ray.core.metrics import is_better
 from speechft_ray.core.records import Score
 from speechft_ray.core.specs import EvalSpec
@@ -34,9 +35,10 @@ def make_facts(
     outcomes: Outcomes,
 ) -> dict[str, JsonValue]:
     """Returns the facts that follow from the outcomes: those of all seeds at the learning rate that
-    is best on dev."""
-    selected = _select_rate(task.metrics[0], outcomes.dev, spec.seeds)
+    is best on dev. Raises ``UserError`` where a probe diverged at that rate."""
+    selected = _select_rate(task.metrics[0], outcomes, spec.seeds)
     seeds = slice(selected * spec.seeds, (selected + 1) * spec.seeds)
+    _check_divergence(spec, rates[selected], outcomes.trained[seeds])
     dev, test, trained = outcomes.dev[seeds], outcomes.test[seeds], outcomes.trained[seeds]
     on_dev = [each.dev_predictions for each in trained]
     counts = (
@@ -61,15 +63,35 @@ def make_facts(
     return facts
 
 
-def _select_rate(metric: str, dev: Sequence[Mapping[str, float]], seeds: int) -> int:
-    """Returns the index of the rate with the best mean over seeds on dev, the first of equals."""
+def _check_divergence(spec: EvalSpec, rate: float, trained: Sequence[TrainedProbe]) -> None:
+    for seed, probe in enumerate(trained):
+        if probe.has_diverged:
+            raise UserError(
+                f"the probe of `{spec.task}` with seed {seed} diverged at the learning rate "
+                f"{rate:g}: its loss or gradient was not finite in {probe.skipped} of "
+                f"{probe.last_update} updates. Lower `learning_rate` of this task, or look for "
+                "damaged recordings or an encoder whose states are not finite."
+            )
+
+
+def _select_rate(metric: str, outcomes: Outcomes, seeds: int) -> int:
+    """Returns the index of the rate with the best mean over seeds on dev, the first of equals;
+    rates at which a probe diverged only where no other is left."""
+    starts = range(0, len(outcomes.dev), seeds)
     means = [
-        fmean(metrics[metric] for metrics in dev[start : start + seeds])
-        for start in range(0, len(dev), seeds)
+        fmean(metrics[metric] for metrics in outcomes.dev[start : start + seeds])
+        for start in starts
+    ]
+    diverged = [
+        any(probe.has_diverged for probe in outcomes.trained[start : start + seeds])
+        for start in starts
     ]
     best = 0
     for index, value in enumerate(means):
-        if is_better(metric, value, means[best]):
+        is_preferred = diverged[best] and not diverged[index]
+        if is_preferred or (
+            diverged[index] <= diverged[best] and is_better(metric, value, means[best])
+        ):
             best = index
     return best
 

@@ -54,6 +54,13 @@ class TrainedProbe:
     """Every metric of dev at ``best_update``."""
     dev_predictions: Sequence[Any]
     """The predictions on dev, in the order of its examples."""
+    skipped: int
+    """Updates that changed nothing, since the norm of the gradient was not finite."""
+
+    @property
+    def has_diverged(self) -> bool:
+        """Whether most updates changed nothing, so that the scores say little of the encoder."""
+        return 2 * self.skipped > self.last_update
 
 
 class Probe(nn.Module):

@@ -86,9 +86,10 @@ def unpack_best(packed: Mapping[str, Any] | None, device: torch.device) -> Best 
 
 
 def make_trained_probe(
-    best: Best, data: TaskData, schedule: Schedule, probe: Probe
+    best: Best, data: TaskData, schedule: Schedule, probe: Probe, skipped: int
 ) -> TrainedProbe:
-    """Returns the outcome of a training; ``probe`` has the parameters of the best validation."""
+    """Returns the outcome of a training; ``probe`` has the parameters of the best validation.
+    ``skipped`` updates changed nothing."""
     metrics = best.metrics or compute_dev_metrics(data, best.predictions)
     return TrainedProbe(
         probe=probe.eval(),
@@ -96,6 +97,7 @@ def make_trained_probe(
         last_update=find_last_update(best, schedule),
         dev=metrics,
         dev_predictions=best.predictions,
+        skipped=skipped,
     )
 
 

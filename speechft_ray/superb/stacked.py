@@ -121,8 +121,8 @@ def train_stacked(
             _validate(data, heads, dev, schedule.stop, schedule.metric, active, best)
     # Unstack: one probe per head, with the parameters of its best validation.
     probes = [
-        make_trained_probe(item, data, schedule, _as_probe(data, first, item))
-        for item in best
+        make_trained_probe(item, data, schedule, _as_probe(data, first, item), skipped)
+        for item, skipped in zip(best, heads.skipped, strict=True)
         if item is not None
     ]
     return [probes[start : start + seeds] for start in range(0, heads.count, seeds)]
@@ -161,6 +161,7 @@ def _make_state(
         "parameters": [value.detach() for value in heads.parameters],
         "optimizers": [optimizer.state_dict() for optimizer in heads.optimizers],
         "best": [pack_best(item) for item in best],
+        "skipped": heads.skipped,
     }
 
 
@@ -176,6 +177,7 @@ def _resume(
         value.detach().copy_(earlier)  # in place: the optimisers hold views
     for optimizer, state in zip(heads.optimizers, saved["optimizers"], strict=True):
         optimizer.load_state_dict(state)
+    heads.skipped = list(saved.get("skipped", heads.skipped))  # older versions saved none
     device = heads.parameters[0].device
     curve.load_state(saved["curve"], device)
     return int(saved["done"]), [unpack_best(item, device) for item in saved["best"]]
@@ -194,6 +196,8 @@ class _Heads:
         assert data.pooled_head is not None
         self.sizes = list(data.pooled_head.classes)
         self.rates, self.seeds, self.count = len(rates), seeds, len(rates) * seeds
+        self.skipped = [0] * self.count
+        """Updates of each head that changed nothing."""
         # Every rate starts from the same initial parameters of each seed.
         initial = [_initial_parameters(data, first, seed) for seed in range(seeds)]
         stacked = [
@@ -257,6 +261,8 @@ class _Heads:
             norm = nn.utils.clip_grad_norm_(parameters, clip_norm)
             if bool(norm.isfinite()):
                 optimizer.step()
+            else:
+                self.skipped[head] += 1
         return losses
 
     def state_of(self, head: int) -> dict[str, torch.Tensor]:

@@ -145,6 +145,7 @@ class ProbeTrainer:
         self._optimizer = make_optimizer(self.probe, schedule)
         self._generator = torch.Generator().manual_seed(seed)
         self._best: Best | None = None
+        self._skipped = 0
         self.loss = torch.full((), torch.nan, device=self._device)
         """Of the last update."""
 
@@ -152,9 +153,10 @@ class ProbeTrainer:
         """Makes one update, with this probe's own random numbers."""
         with local_rng(None, self._device):
             _set_random_state(self._device, self._random)
-            self.loss = train_step(
+            self.loss, is_finite = train_step(
                 self.probe, self._optimizer, self._data, batches, self._schedule, self._generator
             )
+            self._skipped += not is_finite
             self._random = _random_state(self._device)
 
     def validate(self, update: int, predictions: list[Any]) -> None:
@@ -186,6 +188,7 @@ class ProbeTrainer:
             "random": self._random,
             "generator": self._generator.get_state(),
             "best": pack_best(self._best),
+            "skipped": self._skipped,
         }
 
     def load_state(self, state: Mapping[str, Any]) -> None:
@@ -195,6 +198,7 @@ class ProbeTrainer:
         self._random = state["random"]
         self._generator.set_state(state["generator"])
         self._best = unpack_best(state["best"], self._device)
+        self._skipped = int(state.get("skipped", 0))  # states of older versions lack it
 
     def finish(self) -> TrainedProbe:
         """Returns the probe at its best validation."""
@@ -202,7 +206,7 @@ class ProbeTrainer:
             self._best is not None
         )  # the last update validates, and so do the first of patience and a pause
         self.probe.load_state_dict(self._best.state)
-        return make_trained_probe(self._best, self._data, self._schedule, self.probe)
+        return make_trained_probe(self._best, self._data, self._schedule, self.probe, self._skipped)
 
 
 def make_optimizer(probe: Probe, schedule: Schedule) -> torch.optim.Optimizer:
@@ -243,9 +247,10 @@ def train_step(
     batches: Sequence[TargetBatch],
     schedule: Schedule,
     generator: torch.Generator,
-) -> torch.Tensor:
-    """Makes one update from the mean loss of ``batches`` and returns that loss, a scalar that is
-    not waited for on a GPU."""
+) -> tuple[torch.Tensor, bool]:
+    """Makes one update from the mean loss of ``batches``. Returns that loss, a scalar that is not
+    waited for on a GPU, and whether the norm of its gradient was finite; one that was not changes
+    nothing."""
     probe.train()
     optimizer.zero_grad()
     # Accumulate the gradients of all batches.
@@ -260,9 +265,10 @@ def train_step(
         losses.append(loss.detach())
     # Clip over all parameters; skip an update whose norm is not finite.
     norm = torch.nn.utils.clip_grad_norm_(probe.parameters(), schedule.clip_norm)
-    if bool(norm.isfinite()):
+    is_finite = bool(norm.isfinite())
+    if is_finite:
         optimizer.step()
-    return torch.stack(losses).sum()
+    return torch.stack(losses).sum(), is_finite
 
 
 @contextmanager

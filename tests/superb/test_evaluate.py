@@ -12,6 +12,7 @@ import torch
 
 from speechft_ray.core.counts import UtteranceCounts
 from speechft_ray.core.curves import POINT
+from speechft_ray.core.errors import UserError
 from speechft_ray.core.records import read_scores
 from speechft_ray.core.specs import CorpusSpec, EvalSpec
 from speechft_ray.speech.corpora.base import Corpus
@@ -243,6 +244,20 @@ def test_several_rates_are_trained_and_dev_chooses(task: str) -> None:
         score.values for score in read_scores(alone)
     ]
     assert json.loads(json.dumps(facts, allow_nan=False)) == facts
+
+
+@pytest.mark.parametrize("task", ["sid", "pr"])
+def test_a_rate_that_diverges_is_not_selected_and_alone_fails(task: str) -> None:
+    """It used to give the scores of chance without a word."""
+    spec = {"task": task, "updates": 12, "batch_size": 8, "seeds": 2}
+    facts = facts_of(learning_rate=(1e30, 1e-2), **spec)
+    assert facts["learning_rate"] == 1e-2
+    assert {item["learning_rate"] for item in facts["grid"]} == {1e30, 1e-2}
+    with pytest.raises(UserError) as caught:
+        facts_of(learning_rate=1e30, **spec)
+    sentence = str(caught.value)
+    assert f"the probe of `{task}` with seed 0 diverged at the learning rate 1e+30" in sentence
+    assert "Lower `learning_rate`" in sentence
 
 
 def test_the_grid_of_superb_is_one_word() -> None:

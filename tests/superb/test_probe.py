@@ -252,18 +252,16 @@ def test_accumulated_batches_are_one_update_of_their_mean_loss() -> None:
         torch.manual_seed(0)
         probe = Probe(LAYERS, data.head(DIM))
         optimizer = torch.optim.SGD(probe.parameters(), lr=0.1)
-        losses.append(
-            float(
-                train_step(
-                    probe,
-                    optimizer,
-                    data,
-                    next(gather_batches(train, targets, batches, len(batches))),
-                    toy_schedule(),
-                    torch.Generator(),
-                )
-            )
+        loss, is_finite = train_step(
+            probe,
+            optimizer,
+            data,
+            next(gather_batches(train, targets, batches, len(batches))),
+            toy_schedule(),
+            torch.Generator(),
         )
+        assert is_finite
+        losses.append(float(loss))
         learned.append(torch.cat([weights.detach().flatten() for weights in probe.parameters()]))
     torch.testing.assert_close(learned[0], learned[1])
     assert losses[0] == pytest.approx(losses[1])
