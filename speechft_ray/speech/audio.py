@@ -27,6 +27,9 @@ from speechft_ray.speech._levels import average_channels, describe_lost_signal, 
 _MORE_BITS = frozenset({"PCM_24", "PCM_32", "ALAC_20", "ALAC_24", "ALAC_32", "FLOAT", "DOUBLE"})
 """Encodings without losses that have more than 16 bits."""
 
+_COMPRESSED = frozenset({"FLAC", "OGG", "MP3"})
+"""Formats whose decoder notices damage."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class AudioInfo:
@@ -93,17 +96,20 @@ def _find_link(base: Path, relative: str | Path) -> str:
     return str(place)
 
 
-def read_audio_info(path: Path) -> AudioInfo:
+def read_audio_info(path: Path, is_thorough: bool = False) -> AudioInfo:
     """Returns the size of a recording. Raises ``UserError`` as ``read_audio`` does.
 
     Decoded are the last sample, so that a truncated file raises, and all of a file that reading may
     destroy (several channels, more than 16 bits) or whose header does not tell its length. Damage
-    in the middle of other compressed files raises when they are read.
+    in the middle of other compressed files raises when they are read, or here where
+    ``is_thorough``: then they are decoded as a whole.
     """
     with open_audio(path) as file:
         if find_parts(path, file) is None:
             _check_last_sample(file, path)
             if file.channels == 1 and file.subtype not in _MORE_BITS:
+                if is_thorough and file.format in _COMPRESSED:
+                    _decode(path)
                 samples = _compute_length(file.frames, file.samplerate)
                 return AudioInfo(samples=samples, rate_hz=file.samplerate, channels=1)
     decoded = _decode(path)

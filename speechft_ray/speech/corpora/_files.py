@@ -11,6 +11,7 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,6 +31,8 @@ _SAVE_EVERY_SECONDS = 60
 """What was measured until then survives an interruption."""
 
 ReadInfo = Callable[[Path], AudioInfo]
+READ_WHOLE: ReadInfo = partial(read_audio_info, is_thorough=True)
+"""Finds damage in the middle of a file, too."""
 FindPlace = Callable[[Path, str], Path]
 """From a root and a path below it to the file; raises ``UserError`` for one that leads outside."""
 

@@ -21,7 +21,14 @@ from speechft_ray.core.units import FRAME_FIELD_SAMPLES, SAMPLE_RATE_HZ
 from speechft_ray.speech._levels import QUIET_PEAK
 from speechft_ray.speech.audio import AudioInfo, read_audio, read_audio_info
 from speechft_ray.speech.corpora._disk import is_litter, read_text
-from speechft_ray.speech.corpora._files import FileFacts, Measurements, describe_short_clip, measure
+from speechft_ray.speech.corpora._files import (
+    READ_WHOLE,
+    FileFacts,
+    Measurements,
+    ReadInfo,
+    describe_short_clip,
+    measure,
+)
 from speechft_ray.speech.corpora._reading import IDENTITY, RecordingReader, Transform
 from speechft_ray.speech.corpora.base import AudioSource, Corpus, CorpusFiles, Progress, Utterance
 
@@ -93,7 +100,10 @@ def assemble(
     whose recordings were skipped. Raises ``UserError`` for a key that occurs twice and, unless
     ``options`` say skip, ``SpecError`` with the recordings that cannot be used.
     """
-    facts, faults = _measure_recordings(name, root, recordings, transform, cache, progress)
+    is_thorough = options.on_bad_audio == "skip"
+    facts, faults = _measure_recordings(
+        name, root, recordings, transform, is_thorough, cache, progress
+    )
     usable = _select_usable(name, root, recordings, facts, faults, options, min_train_samples)
     # Without short ones in train.
     good = [
@@ -254,13 +264,20 @@ def _measure_recordings(
     root: Path,
     recordings: Sequence[Recording],
     transform: Transform,
+    is_thorough: bool,
     cache: Path,
     progress: Progress | None,
 ) -> Measurements:
     """Returns facts of the usable files, and a sentence for each that some recording cannot use."""
     paths = sorted({recording.path for recording in recordings})
     label = "-".join(re.findall(r"[a-z0-9_]+", f"{name} {transform.name}"))
-    read_info = read_audio_info if transform.keeps_length else _read_info_after(transform)
+    read_info: ReadInfo
+    if not transform.keeps_length:  # decodes all
+        read_info = _read_info_after(transform)
+    elif is_thorough:
+        read_info, label = READ_WHOLE, f"{label}-whole"
+    else:
+        read_info = read_audio_info
     facts, faults = measure(root, paths, cache, progress, name=label, read_info=read_info)
     for item in recordings:
         whole = facts[item.path].samples if item.path in facts else None

@@ -14,9 +14,14 @@ from pathlib import Path
 from speechft_ray.core.errors import UserError
 from speechft_ray.core.fingerprint import fingerprint
 from speechft_ray.core.units import FRAME_FIELD_SAMPLES
-from speechft_ray.speech.audio import resolve_inside
+from speechft_ray.speech.audio import read_audio_info, resolve_inside
 from speechft_ray.speech.corpora._disk import NameFinder, read_state
-from speechft_ray.speech.corpora._files import Measurements, describe_short_clip, measure
+from speechft_ray.speech.corpora._files import (
+    READ_WHOLE,
+    Measurements,
+    describe_short_clip,
+    measure,
+)
 from speechft_ray.speech.corpora._layout import (
     GO_WITHOUT,
     DiskOptions,
@@ -68,8 +73,8 @@ def open_manifest(
     file = find_manifest(root)
     folder, file_state = file.parent, read_state(file)
     rows = read_rows(file)
-    (facts, faults), places = _measure_rows(folder, rows, cache, progress)
     fails = options.on_bad_audio == "fail"
+    (facts, faults), places = _measure_rows(folder, rows, cache, progress, is_thorough=not fails)
     for row in rows:
         if row.path in facts and facts[row.path].samples < FRAME_FIELD_SAMPLES:
             samples = facts.pop(row.path).samples
@@ -126,13 +131,29 @@ def find_manifest(root: Path) -> Path:
 
 
 def _measure_rows(
-    folder: Path, rows: Sequence[Row], cache: Path, progress: Progress | None
+    folder: Path,
+    rows: Sequence[Row],
+    cache: Path,
+    progress: Progress | None,
+    *,
+    is_thorough: bool,
 ) -> tuple[Measurements, dict[str, str]]:
     """Returns facts and faults by the paths of the rows, and the path on disk of each file that is
     spelled differently there."""
 
     def measure_paths(paths: Sequence[str]) -> Measurements:
-        return measure(folder, paths, cache, progress, name="manifest", find_place=resolve_inside)
+        name, read_info = (
+            ("manifest-whole", READ_WHOLE) if is_thorough else ("manifest", read_audio_info)
+        )
+        return measure(
+            folder,
+            paths,
+            cache,
+            progress,
+            name=name,
+            read_info=read_info,
+            find_place=resolve_inside,
+        )
 
     measurements = measure_paths([row.path for row in rows])
     finder, taken = NameFinder(folder), {row.path for row in rows}
