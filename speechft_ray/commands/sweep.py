@@ -53,6 +53,7 @@ from speechft_ray.sweep.plan_file import write_plan
 from speechft_ray.sweep.protocols import Progress
 from speechft_ray.sweep.publishing import Publisher
 from speechft_ray.sweep.scheduler import JobScheduler, is_finished, jobs_to_run, run_jobs
+from speechft_ray.sweep.status_file import read_failures
 from speechft_ray.sweep.stops import read_stopped_jobs
 from speechft_ray.sweep.verification import add_verified
 
@@ -350,15 +351,20 @@ def write_report_again(
     publisher = Publisher(sweep.plan, store, opened, note, sweep.tunings, info)
     publisher.start()
     sweep.replay(publisher)
-    status = "finished" if is_finished(sweep.plan, store) else "stopped"
+    failures = read_failures(store, sweep.fingerprint)
+    for outcome in failures:
+        publisher.log_outcome(outcome)
+    status = "failed" if failures else "stopped"
+    status = "finished" if is_finished(sweep.plan, store) else status
     findings = sweep.findings()
     data, how_to_open = publish_results(
-        sweep.plan, store, publisher, report, [], status, place, findings
+        sweep.plan, store, publisher, report, failures, status, place, findings
     )
     if as_json:
         print_json(describe_report(data, report, how_to_open))
     else:
         print_results(data, report, how_to_open, store.address)
+        print_failures(failures)
 
 
 def _count(jobs: Mapping[str, Job], stage: str) -> int:

@@ -13,7 +13,8 @@ from typing import Literal
 from pydantic import ValidationError
 
 from speechft_ray.core.files import write_json
-from speechft_ray.core.records import Outcome, Record
+from speechft_ray.core.records import Outcome, Record, Stage
+from speechft_ray.core.store import Store
 
 FOLDER = "status"
 
@@ -40,11 +41,19 @@ class Failure(Record):
 
     job: str
     error: str
+    stage: Stage | None = None
+    """``None``, as the empty fingerprint, in files of older versions."""
+    fingerprint: str = ""
 
     @classmethod
     def of(cls, outcome: Outcome) -> Failure:
         """Returns what is said of a failed job."""
-        return cls(job=outcome.label, error=str(outcome.error))
+        return cls(
+            job=outcome.label,
+            error=str(outcome.error),
+            stage=outcome.stage,
+            fingerprint=outcome.fingerprint,
+        )
 
 
 class SweepStatus(Record):
@@ -89,6 +98,21 @@ def read_status(root: Path, fingerprint: str) -> SweepStatus | None:
         return SweepStatus.model_validate(content)
     except (OSError, ValueError, ValidationError):
         return None
+
+
+def read_failures(store: Store, fingerprint: str) -> list[Outcome]:
+    """Returns the jobs of a sweep that failed in its last run and are not complete since."""
+    status = read_status(store.root, fingerprint)
+    return [
+        Outcome(
+            stage=failure.stage,
+            fingerprint=failure.fingerprint,
+            label=failure.job,
+            error=failure.error,
+        )
+        for failure in (status.failures if status else ())
+        if failure.stage and not store.is_complete(failure.stage, failure.fingerprint)
+    ]
 
 
 def now() -> float:
