@@ -31,6 +31,8 @@ def open_client(uri: str) -> Any:
     # Else they log every migration of a fresh database and every retry.
     for name in ("mlflow", "alembic", "urllib3.connectionpool"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    if uri.startswith("sqlite:"):  # a connection that stays would keep a file that was moved
+        os.environ.setdefault("MLFLOW_SQLALCHEMYSTORE_POOLCLASS", "NullPool")
     path = Path(uri.removeprefix("sqlite:///"))
     if uri.startswith("sqlite:///") and not path.exists():
         # Created under another name: a driver that is killed in these ten seconds would leave a

@@ -12,11 +12,12 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from speechft_ray.sweep.predictions import is_prediction
 from speechft_ray.sweep.protocols import Curve, EncoderRow, Model, SweepEnd, SweepInfo, TrackerDown
+from speechft_ray.tracking._damaged_database import set_damaged_aside
 from speechft_ray.tracking._logged_models import LoggedModels
 from speechft_ray.tracking._mlflow_client import open_client
 from speechft_ray.tracking._mlflow_runs import (
@@ -39,7 +40,7 @@ from speechft_ray.tracking._names import (
     split_points,
 )
 from speechft_ray.tracking._uris import check_uri, remove_password
-from speechft_ray.tracking.addresses import make_database_uri, remember_address
+from speechft_ray.tracking.addresses import DATABASE, make_database_uri, remember_address
 from speechft_ray.tracking.base import TRACKERS, TrackerKind
 
 ALPHA_STEPS = 1000
@@ -250,11 +251,29 @@ class MlflowTracker:
             if run.status == "RUNNING":
                 self._children[key] = self._runs.set_status(run, "KILLED")
 
+    def _set_damaged_aside(self) -> str | None:
+        """Makes room for a new database where that of the storage is damaged, and says so; one that
+        a user named is left alone."""
+        if self._uri != make_database_uri(self._root):
+            return None
+        database = self._root / DATABASE
+        with suppress(OSError):
+            place = set_damaged_aside(database, self._root / "damaged")
+            if place is not None:
+                return (
+                    f"MLflow's database {database} is damaged: it was moved to {place}, and all of "
+                    "this sweep goes into a new one. For other sweeps of this storage, "
+                    "`speechft report` with their options sends theirs."
+                )
+        return None
+
     @contextmanager
     def _as_tracker_down(self) -> Iterator[None]:
         try:
             yield
         except Exception as error:  # of MLflow, a database, `requests` or a cloud's library
+            if (sentence := self._set_damaged_aside()) is not None:
+                raise TrackerDown(sentence) from error
             uri = remove_password(self._uri)
             reason = " ".join(str(error).replace(self._uri.rstrip("/"), uri).split())[:200]
             raise TrackerDown(

@@ -5,7 +5,10 @@ from __future__ import annotations
 import errno
 import math
 import os
+import shutil
+import sqlite3
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,7 @@ from speechft_ray.sweep.protocols import Curve, EncoderRow, Model, SweepEnd, Swe
 from speechft_ray.sweep.rows import read_rows
 from speechft_ray.sweep.verification import add_verified
 from speechft_ray.tracking import _mlflow_client
+from speechft_ray.tracking._damaged_database import is_damaged
 from speechft_ray.tracking.mlflow import MlflowTracker
 from tests.report.test_rungs import collect
 from tests.search.test_rungs import screen_plan
@@ -247,10 +251,44 @@ def test_a_server_that_does_not_answer_is_said_soon(
     assert "\n" not in str(caught.value) and "password" not in str(caught.value)
 
 
-def test_a_damaged_database_is_a_tracker_that_is_down(tmp_path: Path) -> None:
-    (tmp_path / "mlflow.db").write_bytes(b"not a database" * 100)
+@pytest.mark.slow
+def test_a_damaged_database_is_set_aside_with_a_sentence(mlflow_storage: Path) -> None:
+    """It is cut while a tracker writes to it. The results go into the next one; a healthy, a locked
+    and a missing one stay as they are."""
+    database = mlflow_storage / "mlflow.db"
+    fresh = shutil.copy(database, mlflow_storage / "fresh.db")
+    tracker = open_tracker(mlflow_storage)
+    tracker.log_encoder(row(0.25))
+    with closing(sqlite3.connect(database, isolation_level="EXCLUSIVE")) as lock:
+        lock.execute("BEGIN EXCLUSIVE")
+        assert not is_damaged(database) and not is_damaged(mlflow_storage / "missing.db")
+    os.truncate(database, database.stat().st_size // 2)
+    cut = database.read_bytes()
+    with pytest.raises(TrackerDown) as caught:
+        tracker.log_encoder(row(0.5, test={"pr.per": 7.0}))
+    place = mlflow_storage / "damaged" / "mlflow.db-1"
+    assert f"{database} is damaged: it was moved to {place}" in str(caught.value)
+    assert not database.exists() and place.read_bytes()[100:] == cut[100:]
+    shutil.copy(fresh, database)  # what `start` would take ten seconds to make
+    tracker.start(SWEEP)
+    for alpha in (0.25, 0.5):
+        tracker.log_encoder(row(alpha))
+    tracker.finish(SweepEnd("finished", None, {}))
+    statuses = "select name, status from runs where name != 'template'"
+    assert sorted(query(database, statuses)) == [
+        ("a=0.25 linear", "FINISHED"),
+        ("a=0.5 linear", "FINISHED"),
+        ("alpha", "FINISHED"),
+    ]
+
+
+def test_a_database_that_a_user_named_is_left_alone(tmp_path: Path) -> None:
+    named = tmp_path / "own.db"
+    named.write_bytes(b"not a database" * 100)
+    tracker = MlflowTracker(f"sqlite:///{named}", tmp_path / "storage")
     with pytest.raises(TrackerDown, match="does not take results"):
-        open_tracker(tmp_path)
+        tracker.start(SWEEP)
+    assert named.read_bytes() == b"not a database" * 100
 
 
 def test_where_to_look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
