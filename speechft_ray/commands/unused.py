@@ -22,6 +22,7 @@ from speechft_ray.core.errors import UserError, unknown_name
 from speechft_ray.core.files import sync_folder
 from speechft_ray.core.store import DAMAGED, MANIFEST, Store
 from speechft_ray.report.winner import list_records, read_record
+from speechft_ray.sweep.claims import FOLDER as CLAIMS
 from speechft_ray.sweep.lock import describe_driver
 from speechft_ray.sweep.plan_file import find_plan, list_plans, read_plan
 
@@ -89,6 +90,8 @@ def measure_use(store: Store, without: str | None = None, hours: float = HOURS) 
     needed = frozenset().union(*needed_by.values())
     sizes = {unit: _sum_files(of_unit) for unit, of_unit in facts.items()}
     items = list(_list_unused(store, sizes, needed, set(keys.values()) | running.keys()))
+    if not running:  # else a driver may be about to take one of them over
+        items += _list_claims(store)
     limit = time.time() - 3600 * hours
     old = [item for item in items if _find_time(item.path) < limit]
     return StorageUse(
@@ -206,6 +209,13 @@ def _list_unused(
         if plan.fingerprint not in plans:
             path = find_plan(store, plan.fingerprint)
             yield Unused(f"plan {plan.fingerprint} of {plan.name}", path, path.stat().st_size)
+
+
+def _list_claims(store: Store) -> list[Unused]:
+    """Returns what killed drivers left of their claims, while no driver runs."""
+    folder = store.root / CLAIMS
+    size = measure_folder(folder)
+    return [Unused("claims of drivers that were killed", folder, size)] if size else []
 
 
 def measure_folder(path: Path) -> int:

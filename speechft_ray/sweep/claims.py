@@ -4,7 +4,7 @@ A claim is a file ``STORAGE/claims/STAGE-FINGERPRINT.N`` that is made in one ste
 bucket a conditional write) and names the lock of its sweep. It counts as long as that lock is held,
 so nothing renews it. Taking a dead claim over makes file N + 1; the highest number counts. A driver
 removes its own claims only, so those of a killed one stay: else two drivers could each find a
-number free.
+number free. ``gc`` removes them while no driver runs.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from speechft_ray.sweep.lock import read_lock
 LOOK_SECONDS = 3.0
 """Between two looks at the claims of others."""
 
-_FOLDER = "claims"
+FOLDER = "claims"
 _SECONDS = "merge"
 """Merges take seconds and are equal whoever makes them: a claim would cost as much."""
 
 
 def name_claim(job: Job, number: int) -> str:
     """Returns the file of a claim in the store."""
-    return f"{_FOLDER}/{job.stage}-{job.fingerprint}.{number}"
+    return f"{FOLDER}/{job.stage}-{job.fingerprint}.{number}"
 
 
 class UnitClaims:

@@ -13,8 +13,10 @@ from speechft_ray.cli import main
 from speechft_ray.commands import unused
 from speechft_ray.commands.unused import measure_use
 from speechft_ray.core.errors import UserError
+from speechft_ray.core.records import Job
 from speechft_ray.core.store import Store
 from speechft_ray.report.winner import read_record
+from speechft_ray.sweep.claims import UnitClaims
 
 
 def list_paths(storage: Path) -> set[str]:
@@ -62,6 +64,20 @@ def test_only_what_no_sweep_needs_is_removed(
     # An evaluation is never removed: it is small, and took long.
     evaluation = {str(path.relative_to(storage_copy)) for path in kept.iterdir()}
     assert evaluation and list_paths(storage_copy) == before | evaluation
+
+
+def test_claims_of_killed_drivers_go_when_no_driver_runs(
+    storage_copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(storage_copy)
+    job = Job(stage="finetune", fingerprint="e" * 16, label="tune", payload={})
+    assert UnitClaims(store, "killed", lambda text: None).take(job)
+    (claim,) = (storage_copy / "claims").iterdir()
+    monkeypatch.setattr(unused, "describe_driver", lambda *_: "node7, process 12")
+    assert gc(storage_copy, "--yes") == 0 and claim.is_file()
+    monkeypatch.undo()
+    assert gc(storage_copy, "--yes") == 0 and not claim.exists()
+    assert UnitClaims(store, "next", lambda text: None).take(job)
 
 
 def test_what_a_forgotten_sweep_shares_stays(storage_copy: Path) -> None:
