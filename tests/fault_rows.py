@@ -27,6 +27,9 @@ class Row(NamedTuple):
 
 
 _LOSSES, _LOCK = "tests/cluster/test_losses.py::", "tests/sweep/test_lock.py::"
+_NODES, _RESUME = "tests/cluster/test_nodes.py::", "tests/superb/test_resume.py::"
+_UNITS, _PARTS = "tests/e2e/test_bad_units.py::", "tests/e2e/test_lost_parts.py::"
+_RATES = "tests/superb/test_evaluate.py::"
 _SIGNALS = "tests/e2e/test_signals.py::"
 _ERRORS, _MENDING = "tests/cluster/test_ray_errors.py::", "tests/sweep/test_mending.py::"
 
@@ -73,13 +76,13 @@ ROWS = (
         "3c",
         "a long evaluation killed",
         "Equal",
-        ("tests/superb/test_resume.py::test_every_task_goes_on_to_the_same_bits",),
+        (f"{_RESUME}test_every_task_goes_on_to_the_same_bits",),
     ),
     Row(
         "4, 5",
         "a node lost",
         "Ends",
-        ("tests/cluster/test_nodes.py::test_jobs_of_a_lost_node_run_again_elsewhere",),
+        (f"{_NODES}test_jobs_of_a_lost_node_run_again_elsewhere",),
     ),
     Row("6", "a node drained"),
     Row(
@@ -88,8 +91,21 @@ ROWS = (
         "Ends",
         ("tests/e2e/test_bad_input.py::test_one_failing_task_does_not_stop_the_others",),
     ),
-    Row("7b", "a probe diverges"),
-    Row("7c", "a recording rotten in the middle, on_bad_audio: skip"),
+    Row(
+        "7b",
+        "a probe diverges",
+        "Ends",
+        (
+            f"{_UNITS}test_a_probe_that_diverges_fails_alone_and_its_reason_stays",
+            f"{_RATES}test_a_rate_that_diverges_is_not_selected_and_alone_fails",
+        ),
+    ),
+    Row(
+        "7c",
+        "a recording rotten in the middle, on_bad_audio: skip",
+        "Equal",
+        (f"{_UNITS}test_a_recording_that_is_rotten_in_the_middle_is_left_out",),
+    ),
     Row(
         "8a",
         "memory runs out in a task",
@@ -114,8 +130,16 @@ ROWS = (
             "tests/core/test_store.py::test_one_changed_digit_in_a_manifest_is_noticed",
         ),
     ),
-    Row("10j", "MLflow's database cut"),
-    Row("11", "Tune's state cut"),
+    Row(
+        "10j",
+        "MLflow's database cut",
+        "Equal",
+        (
+            f"{_PARTS}test_mlflows_database_is_cut",
+            "tests/tracking/test_mlflow.py::test_a_damaged_database_is_set_aside_with_a_sentence",
+        ),
+    ),
+    Row("11", "Tune's state cut", "Equal", (f"{_PARTS}test_tunes_state_is_cut",)),
     Row(
         "12",
         "MLflow answers nothing",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -17,20 +18,30 @@ from speechft_ray.storage.address import parse_url
 from speechft_ray.storage.bucket import Bucket
 from tests.cluster.ray_clusters import ROOT, STORE_BYTES, ray_folder
 from tests.e2e.small_world import complete, environment, manifests, table
-from tests.e2e.test_sweep import mlflow_content
 from tests.identity.recordings import write_recordings
 from tests.storage.s3_server import BUCKET, S3Server
 
 __all__ = ["ray_folder"]  # fixture
 
-SPACE = ROOT / "tests" / "identity" / "small_sweep.yaml"
+CORPUS = {"name": "manifest"}
+OBJECTIVE = {"head": "pooled", "corpus": CORPUS, "column": "sound", "batch_size": 4}
+SPACE = {
+    "name": "two-nodes",
+    "encoder": "tiny_hubert",
+    "finetune": [{"name": "sounds", "objectives": [OBJECTIVE], "updates": 12}],
+    "merge": [{"alpha": {"grid": [0.25, 0.5, 0.75]}}],
+    "evaluate": [{"task": "label", "corpus": CORPUS, "column": "sound", "updates": 12}],
+    "score": {"zero": "measured", "topline": {"label.accuracy": 101}},
+}
+"""One fine-tuning, five merges, six evaluations, each of a second or less."""
 URL = f"s3://{BUCKET}/two-nodes/runs"
 STAGES = ("finetune", "merge", "evaluate")
 
 
 def start(home: Path, name: str, *options: str | Path, **extra: str) -> subprocess.Popen[str]:
     """Starts a driver, whose cache folder and report are its own."""
-    arguments = ["--space", SPACE, "--manifest", home / "recordings" / "manifest.tsv", "--cpu"]
+    arguments = ["--space", home / "space.json", "--cpu", "--track", "none"]
+    arguments += ["--manifest", home / "recordings" / "manifest.tsv"]
     command = [sys.executable, "-m", "speechft_ray", "run", *arguments, *options]
     variables = environment(SPEECHFT_CACHE=str(home / name / "cache"), **extra)
     return subprocess.Popen(
@@ -105,25 +116,25 @@ def copy_to_folder(bucket: Bucket, folder: Path) -> Path:
 def test_nothing_is_lost_when_a_node_and_the_driver_die(
     nodes: Any, s3: S3Server, tmp_path: Path
 ) -> None:
+    """MLflow is left out, which is a view of the driver alone and takes half of the time."""
     write_recordings(tmp_path / "recordings")
+    (tmp_path / "space.json").write_text(json.dumps(SPACE))
     finish(start(tmp_path, "folder", "--in-process", "--storage", tmp_path / "folder" / "runs"))
 
     bucket = Bucket(parse_url(URL))
     on_cluster = ("--storage", URL, "--address", nodes.address)
-    first = add_node(nodes, tmp_path, "first")
-    add_node(nodes, tmp_path, "second")
+    first, *_ = [add_node(nodes, tmp_path, name) for name in ("first", "second", "third")]
     s3.set_faults(0.01)
     driver = start(tmp_path, "driver", *on_cluster, **s3.environment)
-    before = wait_for_units(bucket, 3, driver)
+    before = wait_for_units(bucket, 1, driver)
     assert driver.poll() is None, driver.communicate()[0]
     driver.send_signal(signal.SIGKILL)
     driver.communicate()
 
     driver = start(tmp_path, "driver", *on_cluster, **s3.environment)
-    wait_for_units(bucket, len(before) + 5, driver)
+    wait_for_units(bucket, len(before) + 2, driver)
     assert driver.poll() is None, driver.communicate()[0]
     nodes.remove_node(first, allow_graceful=False)
-    add_node(nodes, tmp_path, "third")
     finish(driver)
     s3.set_faults(0.0)
 
@@ -132,9 +143,7 @@ def test_nothing_is_lost_when_a_node_and_the_driver_die(
     copy = copy_to_folder(bucket, tmp_path / "copy")
     assert manifests(copy) == manifests(tmp_path / "folder" / "runs")
     assert table(tmp_path / "driver" / "report") == table(tmp_path / "folder" / "report")
-    (local,) = (tmp_path / "driver" / "cache" / "storages").iterdir()
-    assert mlflow_content(local) == mlflow_content(tmp_path / "folder" / "runs")
-    # Each disk has copies of its own, and none has those of all others.
+    # Each disk has copies of its own, and none has those of the other.
     (second,) = (tmp_path / "second" / "cache" / "storages").iterdir()
     (third,) = (tmp_path / "third" / "cache" / "storages").iterdir()
     assert complete(second) and complete(third)
