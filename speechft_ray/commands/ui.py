@@ -13,7 +13,13 @@ from speechft_ray.core.errors import UserError, unknown_name
 from speechft_ray.storage.address import is_url
 from speechft_ray.tracking._uris import check_uri, remove_password
 from speechft_ray.tracking.addresses import DATABASE, make_database_uri, read_addresses
-from speechft_ray.tracking.mlflow_pages import Experiment, MlflowApi, make_curves_page, make_page
+from speechft_ray.tracking.mlflow_pages import (
+    Experiment,
+    MlflowApi,
+    make_comparison_page,
+    make_curves_page,
+    make_page,
+)
 from speechft_ray.tracking.mlflow_server import MlflowServer, choose_port
 
 SHOWN_SWEEPS = 10
@@ -158,6 +164,9 @@ def _print_pages(api: MlflowApi, experiments: list[Experiment], console: Console
             pages.append(make_page(api.address, item.id))
         console.print(f"{item.name}: {pages[-1]}")
         console.print(f"  curves: {make_curves_page(api.address, item.id)}")
+    if len(experiments) > 1:
+        last = [item.id for item in experiments[:2]]
+        console.print(f"The last two compared: {make_comparison_page(api.address, last)}")
     more = len(experiments) - SHOWN_SWEEPS
     if more > 0:
         console.print(f"and {more} more: name one to see its page.")

@@ -64,6 +64,8 @@ class Run(NamedTuple):
     has_error: bool = False
     name: str = ""
     tags: Mapping[str, str] = {}
+    began: int = 0
+    """Milliseconds since 1970."""
 
 
 class Runs:
@@ -98,6 +100,7 @@ class Runs:
                         ERROR in run.data.tags,
                         info.run_name,
                         dict(run.data.tags),
+                        info.start_time,
                     )
             token = page.token
             if not token:
@@ -111,7 +114,10 @@ class Runs:
         """Creates a run; it is open. It began at the start of ``span``, or now."""
         began = None if span is None else round(1000 * span.start)
         run = self.client.create_run(self.experiment, began, dict(tags), name)
-        return Run(run.info.run_id, run.info.status, set(), {}, name=name, tags=dict(tags))
+        info = run.info
+        return Run(
+            info.run_id, info.status, set(), {}, name=name, tags=dict(tags), began=info.start_time
+        )
 
     def rename(self, run: Run, name: str) -> Run:
         """Gives a run another name, such as one that an earlier version named."""
@@ -221,7 +227,8 @@ class Runs:
         if status == "RUNNING":
             self.client.update_run(run.id, status=status)
         else:
-            ended = None if span is None else round(1000 * span.end)
+            # A run is created when its first value arrives, which may be after the end of its job.
+            ended = None if span is None else max(run.began, round(1000 * span.end))
             self.client.set_terminated(run.id, status, ended)
         return run._replace(status=status)
 

@@ -105,6 +105,19 @@ def make_curves_page(address: str, experiment: str) -> str:
     return _make_address(address, experiment, query)
 
 
+def make_comparison_page(address: str, experiments: Sequence[str]) -> str:
+    """Returns the address of the charts of the merged encoders of several experiments."""
+    query = {
+        "experiments": json.dumps(list(experiments)),
+        "searchFilter": ENCODERS,
+        "orderByKey": f"metrics.`{SCORES[0]}`",
+        "orderByAsc": "false",
+        "compareRunsMode": "CHART",
+    }
+    text = urllib.parse.urlencode(query)
+    return f"{address.rstrip('/')}/#/compare-experiments/s?{text}"
+
+
 def _make_address(address: str, experiment: str, query: Mapping[str, str]) -> str:
     text = urllib.parse.urlencode({"workflowType": "machine_learning", **query})
     return f"{address.rstrip('/')}/#/experiments/{experiment}/runs?{text}"

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from urllib.parse import parse_qs
 
 import pytest
 
@@ -22,16 +23,16 @@ def no_server(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class MlflowAnswers(BaseHTTPRequestHandler):
-    """Answers like a server of MLflow with one experiment."""
+    """Answers like a server of MLflow with these experiments."""
 
-    experiment: dict[str, object]
+    experiments: list[dict[str, object]]
     posts: list[tuple[str, dict[str, object]]]
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         name = self.path.removeprefix("/api/2.0/mlflow/")
         type(self).posts.append((name, body))
-        answer = {"experiments/search": {"experiments": [self.experiment]}}.get(name, {})
+        answer = {"experiments/search": {"experiments": self.experiments}}.get(name, {})
         self.send_response(200)
         self.end_headers()
         self.wfile.write(json.dumps(answer).encode())
@@ -42,7 +43,7 @@ class MlflowAnswers(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server() -> Iterator[str]:
-    MlflowAnswers.experiment = {"experiment_id": "7", "name": "alpha", "tags": []}
+    MlflowAnswers.experiments = [{"experiment_id": "7", "name": "alpha", "tags": []}]
     MlflowAnswers.posts = []
     http = HTTPServer(("127.0.0.1", 0), MlflowAnswers)
     thread = threading.Thread(target=http.serve_forever)
@@ -63,6 +64,21 @@ def test_a_tracking_server_is_only_pointed_at(
     assert "viewStateShareKey=speechft" in lines[0]
     (view,) = [body for name, body in MlflowAnswers.posts if name.endswith("set-experiment-tag")]
     assert view["experiment_id"] == "7" and view["key"] == "mlflow.sharedViewState.speechft"
+
+
+def test_of_two_sweeps_or_more_the_last_two_are_compared(
+    server: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number, name in (("9", "lambda"), ("8", "baselines")):
+        item: dict[str, object] = {"experiment_id": number, "name": name, "tags": []}
+        MlflowAnswers.experiments.insert(0, item)
+    remember_address(tmp_path, "alpha", server)
+    assert main(["ui", str(tmp_path)]) == 0
+    line = capsys.readouterr().out.splitlines()[-1]
+    address = line.removeprefix("The last two compared: ")
+    path, _, query = address.removeprefix(f"{server}/#/").partition("?")
+    assert path == "compare-experiments/s"
+    assert json.loads(parse_qs(query)["experiments"][0]) == ["8", "9"]
 
 
 def test_a_sweep_that_the_server_lacks_is_named(

@@ -9,6 +9,7 @@ import shutil
 import sqlite3
 import sys
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,15 @@ from speechft_ray.core.errors import UserError
 from speechft_ray.core.store import Store
 from speechft_ray.report.search_summary import make_trial_row
 from speechft_ray.sweep.predictions import is_prediction
-from speechft_ray.sweep.protocols import Curve, EncoderRow, Model, SweepEnd, SweepInfo, TrackerDown
+from speechft_ray.sweep.protocols import (
+    Curve,
+    EncoderRow,
+    Model,
+    Span,
+    SweepEnd,
+    SweepInfo,
+    TrackerDown,
+)
 from speechft_ray.sweep.rows import read_rows
 from speechft_ray.sweep.verification import add_verified
 from speechft_ray.tracking import _mlflow_client
@@ -187,6 +196,16 @@ def test_a_changed_value_becomes_the_latest(mlflow_storage: Path) -> None:
         (100.0,),
         (50.0,),
     ]
+
+
+def test_a_run_ends_after_it_began(mlflow_storage: Path) -> None:
+    """It begins with its first value, which may come after the end of the job."""
+    tracker = open_tracker(mlflow_storage)
+    tracker.log_encoder(replace(row(), complete=False))
+    tracker.log_encoder(row(test={"score": 900.0}, span=Span(1.0, 2.0)))
+    times = "select start_time, end_time from runs where status = 'FINISHED'"
+    ((began, ended),) = query(mlflow_storage / "mlflow.db", times)
+    assert began == ended > 2000
 
 
 def test_values_that_are_no_numbers_and_odd_names_are_taken(mlflow_storage: Path) -> None:
