@@ -344,8 +344,8 @@ def _perform_task(perform: Perform, job: Job, place: Place, progress_actor: Any)
 
 # Ray starts tasks of one function in the order of their submission, and those of several in turn,
 # unless they take less than half a second (ray 2.60, `scheduling_class` in
-# `src/ray/common/task/task_spec.h`, `worker_lease_timeout_milliseconds`). So what is wanted first has
-# functions of its own: a task that was lost, and merges, on which evaluations wait.
+# `src/ray/common/task/task_spec.h`, `worker_lease_timeout_milliseconds`). So what is wanted
+# first has functions of its own: a task that was lost, and merges, on which evaluations wait.
 def _perform_merge(*arguments: Any) -> dict[str, Any]:
     return _perform_task(*arguments)
 
