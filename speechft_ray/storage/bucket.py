@@ -182,7 +182,12 @@ class Bucket:
 
         def send() -> None:
             with path.open("rb") as file:
-                obstore.put(self._store, key, file, chunk_size=CHUNK_BYTES)
+                try:
+                    obstore.put(self._store, key, file, chunk_size=CHUNK_BYTES)
+                except FileNotFoundError as error:
+                    # An upload in parts is unknown once it is complete: the first answer was lost.
+                    self._check_bucket(key, error)
+                    raise StorageDown(self._explain(key, error)) from None
 
         self._repeat(key, send)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -216,6 +217,29 @@ def test_one_percent_of_failing_requests_changes_nothing(
         ).read_bytes()
         assert second.manifest(*unit) == first.manifest(*unit)
     assert second.list_units() == sorted(("evaluate", f"e{number}") for number in range(30))
+
+
+def test_an_upload_whose_last_answer_was_lost_is_sent_again(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The object store has the object then, and knows the upload in parts no longer."""
+    obstore: Any = pytest.importorskip("obstore")
+    put, calls = obstore.put, []
+
+    def lose_the_answer(*arguments: Any, **options: Any) -> Any:
+        calls.append(put(*arguments, **options))
+        if len(calls) == 1:
+            raise FileNotFoundError("Error performing DELETE ...: 404 Not Found: NoSuchUpload")
+        return calls[-1]
+
+    monkeypatch.setattr(obstore, "put", lose_the_answer)
+    (tmp_path / "file").write_bytes(b"weights")
+    bucket = Bucket(parse_url(url))
+    bucket.upload("merge/abc/encoder.safetensors", tmp_path / "file")
+    there = bucket.read("merge/abc/encoder.safetensors")
+    assert len(calls) == 2 and there is not None and there[0] == b"weights"
+    with pytest.raises(FileNotFoundError):
+        bucket.upload("merge/abc/other", tmp_path / "gone")
 
 
 def test_another_bucket_under_the_same_url_has_another_folder(
