@@ -55,8 +55,8 @@ def finish(home: Path, undisturbed: Path, done_before: dict[str, float]) -> str:
     """Runs the sweep to its end, checks that it is equal and that nothing was computed again;
     returns what was printed, without spaces and line ends.
 
-    To make a new database takes MLflow longer than the end of a short sweep waits for it; ``report``
-    sends what is missing."""
+    To make a new database takes MLflow longer than the end of a short sweep waits for it:
+    ``report`` sends what is missing."""
     done = run("sweep_alpha.py", *arguments(home), "--in-process")
     assert done.returncode == 0, done.stderr
     now = complete(home / "runs")
