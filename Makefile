@@ -60,11 +60,13 @@ $(VENV)/installed: pyproject.toml constraints.txt scripts/fix_torchaudio.py
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
 	$(BIN)/python scripts/fix_torchaudio.py
+	$(BIN)/python -m compileall -q speechft_ray  # pip compiles what it copies, and not a checkout
 	@touch $@
 
 $(VENV)/tests-installed: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
 	$(BIN)/python scripts/fix_torchaudio.py
+	$(BIN)/python -m compileall -q tests
 	@touch $@
 
 # What s3prl's own downstream code calls beside s3prl itself, for benchmarks/parity.py; the environment stays as it is.

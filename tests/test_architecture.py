@@ -206,12 +206,20 @@ def test_core_is_light() -> None:
     assert wrong == []
 
 
+HEAVY = "torch ray mlflow optuna s3prl fairseq transformers torchaudio"
+
+
 @pytest.mark.parametrize(
-    "module",
-    ["speechft_ray", "speechft_ray.cli", "speechft_ray.sweep.scheduler", "speechft_ray.sweep.plan"],
+    ("module", "heavy"),
+    [
+        ("speechft_ray", HEAVY),
+        ("speechft_ray.cli", HEAVY),
+        ("speechft_ray.sweep.scheduler", HEAVY),
+        ("speechft_ray.sweep.plan", HEAVY),
+        ("speechft_ray.commands.sweep", "matplotlib scipy.signal scipy.stats"),
+    ],
 )
-def test_importing_loads_nothing_heavy(module: str) -> None:
-    heavy = "torch ray mlflow optuna s3prl fairseq transformers torchaudio"
+def test_importing_loads_nothing_heavy(module: str, heavy: str) -> None:
     code = (
         f"import sys, {module}; print(' '.join(sorted(set('{heavy}'.split()) & set(sys.modules))))"
     )

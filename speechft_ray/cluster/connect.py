@@ -40,6 +40,10 @@ WORKER_ENVIRONMENT = {
 }
 """What every worker gets, on every node."""
 
+IDLE_WORKERS = {"RAY_idle_worker_killing_time_threshold_ms": "60000"}
+"""How long a local cluster keeps a worker that has no job (ray ``common/ray_config_def.h``, 2.60).
+Ray's own second ends workers between two jobs, and a new one imports torch for some seconds."""
+
 ALLOWED_ENVIRONMENT = re.compile(
     r"(PATH|HOME|USER|LOGNAME|SHELL|TERM|TZ|LANG|LANGUAGE|LC_.*|TMPDIR|VIRTUAL_ENV|CONDA_PREFIX"
     r"|PYTHON.*|LD_LIBRARY_PATH|LD_PRELOAD|CUDA_.*|NVIDIA_.*|NCCL_.*|ROCR_.*|HIP_.*|OMP_.*|MKL_.*"
@@ -111,9 +115,8 @@ def connect(
     _check(address)
     hush_losses()
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    common = {
+    common: dict[str, Any] = {
         "address": address,
-        "runtime_env": {"env_vars": _select_variables()},
         # the driver shows its own progress; outcomes carry errors; logs stay on the nodes
         "log_to_driver": False,
         "logging_level": "ERROR",
@@ -132,7 +135,7 @@ def connect(
                     )
                 _keep_token_private()
             else:
-                context = ray.init(**common)
+                context = ray.init(**common, runtime_env={"env_vars": _select_variables()})
                 _check_actors(context.address_info["gcs_address"])
     except UserError:
         raise
@@ -347,14 +350,20 @@ def _restrict_environment(allow: re.Pattern[str] | None = None) -> Iterator[None
         for name, value in os.environ.items()
         if not (ALLOWED_ENVIRONMENT.fullmatch(name) or (allow and allow.fullmatch(name)))
     }
-    hidden["PYTHONPATH"] = os.environ.get("PYTHONPATH", "")
+    search = os.pathsep.join(str(Path(entry).absolute()) for entry in sys.path)
+    # Workers get this so, and not as the runtime environment of a job, since Ray starts its first
+    # workers without one.
+    instead = {**IDLE_WORKERS, **WORKER_ENVIRONMENT, "PYTHONPATH": search}
+    before = {name: os.environ[name] for name in instead if name in os.environ}
     for name in hidden:
-        os.environ.pop(name, None)
-    os.environ["PYTHONPATH"] = os.pathsep.join(str(Path(entry).absolute()) for entry in sys.path)
+        del os.environ[name]
+    os.environ |= instead
     try:
         yield
     finally:
-        os.environ.update(hidden)
+        for name in instead:
+            os.environ.pop(name, None)
+        os.environ.update({**hidden, **before})
 
 
 @contextmanager

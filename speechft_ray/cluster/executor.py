@@ -34,8 +34,8 @@ from speechft_ray.sweep.protocols import Perform, Progress
 from speechft_ray.sweep.status_file import SweepStatus
 
 HEAD_START_SECONDS = 20.0
-"""How long evaluations wait for trials that were submitted and have not started. Tune needs some
-seconds to ask for a trial's place; evaluations would take every CPU meanwhile, and tuning, which
+"""How long evaluations wait for trials that were submitted and have no place. Tune needs some
+seconds to ask for one; evaluations would take every CPU meanwhile, and tuning, which
 most of a sweep waits for, would start last."""
 
 WHOLE_NODE = 1e6
@@ -138,7 +138,7 @@ class RayExecutor:
             self._start(job)
 
     def _start_waiting(self) -> None:
-        if self._trials.not_started() and time.monotonic() < self._head_start_ends:
+        if time.monotonic() < self._head_start_ends and not self._trials.have_places():
             return
         jobs, self._waiting = self._waiting, []
         for job in jobs:

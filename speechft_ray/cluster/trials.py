@@ -23,6 +23,7 @@ from ray import tune
 from ray.tune.execution import class_cache
 from ray.tune.search import Searcher
 from ray.tune.stopper import Stopper
+from ray.util import placement_group_table
 
 from speechft_ray.cluster.affinity import avoid_nodes
 from speechft_ray.cluster.losses import Losses, describe_losses
@@ -99,9 +100,13 @@ class Trials:
         """Gives these nodes no trial that is submitted from now on."""
         self._avoid = avoid_nodes(nodes)
 
-    def not_started(self) -> int:
-        """How many submitted trials have no place on the cluster yet."""
-        return len(self._jobs.keys() - self._started)
+    def have_places(self) -> bool:
+        """Whether every submitted trial has its resources. Places that another driver holds count,
+        too, since Ray does not tell them apart."""
+        if self._jobs.keys() <= self._started:
+            return True
+        states = [group["state"] for group in placement_group_table().values()]
+        return states.count("CREATED") >= len(self._jobs)
 
     def stop(self) -> None:
         """Ends the experiment and its trials. May be called twice."""

@@ -5,14 +5,15 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Mapping
-from typing import Any
-
-import matplotlib as mpl
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any
 
 from speechft_ray.report.charts import COLOURS, Chart, ChartGroup, Kind, Trace
 from speechft_ray.report.table import one_line
+
+if TYPE_CHECKING:  # matplotlib takes a second to import, and most verbs draw nothing
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 MARKERS = "osD^vPX"
 DOTS_PER_INCH = 160
@@ -53,10 +54,9 @@ KINDS: Mapping[Kind, Mapping[str, Any]] = {
 
 def draw_group(group: ChartGroup) -> bytes:
     """Draws the charts of a group, ``PANEL_COLUMNS`` in a row, with one legend below."""
-    with mpl.rc_context(STYLE):
+    with apply_style():
         if len(group.charts) == 1:
-            size = (WIDTH_INCHES, ONE_HEIGHT)
-            figure = Figure(figsize=size, dpi=DOTS_PER_INCH, layout="constrained")
+            figure = make_figure(ONE_HEIGHT)
             panels = [figure.add_subplot()]
         else:
             figure, panels = make_panels(len(group.charts))
@@ -66,13 +66,25 @@ def draw_group(group: ChartGroup) -> bytes:
         return to_png(figure)
 
 
+def apply_style() -> AbstractContextManager[Any]:
+    """Returns a context in which figures have the style of the report."""
+    import matplotlib as mpl
+
+    return mpl.rc_context(STYLE)
+
+
+def make_figure(height_inches: float) -> Figure:
+    """Returns an empty figure of the report's width."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(WIDTH_INCHES, height_inches), dpi=DOTS_PER_INCH, layout="constrained")
+
+
 def make_panels(count: int) -> tuple[Figure, list[Axes]]:
     """Returns a figure with that many panels, ``PANEL_COLUMNS`` in a row."""
     columns = min(count, PANEL_COLUMNS)
     rows = math.ceil(count / columns)
-    figure = Figure(
-        figsize=(WIDTH_INCHES, 0.5 + 2.7 * rows), dpi=DOTS_PER_INCH, layout="constrained"
-    )
+    figure = make_figure(0.5 + 2.7 * rows)
     grid = figure.subplots(rows, columns, squeeze=False)
     panels = list(grid.flat)
     for axes in panels[count:]:

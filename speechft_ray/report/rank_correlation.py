@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy.stats import norm, rankdata
 
 FEWEST_PAIRS = 5
 """Pairs below which an interval would say nothing."""
@@ -35,6 +34,8 @@ def correlate_ranks(one: Sequence[float], other: Sequence[float]) -> RankCorrela
     pairs = len(one)
     if pairs < FEWEST_PAIRS or len(set(one)) < 2 or len(set(other)) < 2:
         return None
+    from scipy.stats import norm, rankdata  # slow to import
+
     value = float(np.corrcoef(rankdata(one), rankdata(other))[0, 1])
     value = min(1.0, max(-1.0, value))
     if abs(value) == 1.0:

@@ -5,24 +5,24 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-
-import matplotlib as mpl
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING
 
 from speechft_ray.core.objectives import higher_is_better, metric_name
 from speechft_ray.report.charts import COLOURS
 from speechft_ray.report.figure import (
-    DOTS_PER_INCH,
-    STYLE,
-    WIDTH_INCHES,
+    apply_style,
     label_text,
+    make_figure,
     make_panels,
     to_png,
 )
 from speechft_ray.report.search_summary import SearchResults, objective_title
 from speechft_ray.search.trials import Trial
 from speechft_ray.sweep.titles import format_value, name_param
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 CHOSEN = "#E69F00"
 PRUNED = "#9A9A9A"
@@ -41,7 +41,7 @@ def draw_slices(results: SearchResults) -> bytes | None:
     ]
     if not names:
         return None
-    with mpl.rc_context(STYLE):
+    with apply_style():
         figure, panels = make_panels(len(names))
         for axes, name in zip(panels, names, strict=True):
             trials = [trial for trial in complete if name in trial.proposal.values]
@@ -67,12 +67,8 @@ def draw_importance(results: SearchResults) -> bytes | None:
     ranked = sorted(results.importances.items(), key=lambda item: item[1])[-MOST_SLICES:]
     if not ranked:
         return None
-    with mpl.rc_context(STYLE):
-        figure = Figure(
-            figsize=(WIDTH_INCHES, 0.8 + 0.32 * len(ranked)),
-            dpi=DOTS_PER_INCH,
-            layout="constrained",
-        )
+    with apply_style():
+        figure = make_figure(0.8 + 0.32 * len(ranked))
         axes = figure.add_subplot()
         axes.barh(
             [label_text(name_param(name)) for name, _ in ranked],
@@ -90,7 +86,7 @@ def draw_pareto(results: SearchResults) -> bytes | None:
     complete = list_complete_trials(results)
     if len(names) < 2 or not complete:
         return None
-    with mpl.rc_context(STYLE):
+    with apply_style():
         figure, panels = make_panels(len(names) - 1)
         for place, axes in enumerate(panels, start=1):
             for trials, style, colour, label in (
@@ -132,8 +128,8 @@ def draw_layers(results: SearchResults) -> bytes | None:
         for trial in complete
         if trial.number != first[0].number and _layer_params(trial, depth)
     ][:LAYER_LINES]
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH_INCHES, 4.0), dpi=DOTS_PER_INCH, layout="constrained")
+    with apply_style():
+        figure = make_figure(4.0)
         axes = figure.add_subplot()
         for trial in others:
             for values in _layer_params(trial, depth).values():

@@ -12,7 +12,6 @@ from typing import NamedTuple
 
 import numpy as np
 import soundfile
-from scipy.signal import resample_poly
 
 from speechft_ray.core.errors import UserError
 from speechft_ray.core.units import SAMPLE_RATE_HZ
@@ -145,6 +144,8 @@ def read_audio(
     mono = decoded.mono
     up, down = _resampling_factors(decoded.rate_hz)
     if up != down:
+        from scipy.signal import resample_poly  # slow to import, and not for files at 16 kHz
+
         mono = resample_poly(mono, up, down)
         mono = mono if part is None else mono[slice(*part)]
     # A float file or the resampler's ripple may exceed full scale, where an integer format would

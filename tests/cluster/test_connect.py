@@ -136,6 +136,21 @@ def test_credentials_are_not_passed_on(name: str) -> None:
     assert ALLOWED_ENVIRONMENT.fullmatch(name) is None
 
 
+def test_a_local_cluster_starts_in_an_environment_of_its_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    monkeypatch.setenv("GITHUB_TOKEN", "secret")
+    monkeypatch.delenv("MKL_NUM_THREADS", raising=False)
+    before = dict(os.environ)
+    with connecting._restrict_environment():
+        inside = dict(os.environ)
+    assert inside.items() >= connecting.WORKER_ENVIRONMENT.items()
+    assert inside.items() >= connecting.IDLE_WORKERS.items()
+    assert "GITHUB_TOKEN" not in inside
+    assert dict(os.environ) == before
+
+
 def test_what_a_dashboard_lacks_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     packages = ("json", "no_such_package_1", "no_such_package_2.part", "json.decoder")
     monkeypatch.setattr(connecting, "DASHBOARD_PACKAGES", packages)

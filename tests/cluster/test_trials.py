@@ -1,0 +1,39 @@
+"""What the driver knows of trials that Tune has not started."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from speechft_ray.cluster import trials as module
+from speechft_ray.cluster.losses import Losses
+from speechft_ray.cluster.trials import Trials
+from speechft_ray.core.records import Place
+from tests.cluster.worker_jobs import job, perform
+
+
+def test_evaluations_wait_until_every_trial_has_its_resources(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    states: list[str] = []
+
+    def list_groups() -> dict[int, dict[str, str]]:
+        return {number: {"state": state} for number, state in enumerate(states)}
+
+    monkeypatch.setattr(module, "placement_group_table", list_groups)
+    unused: Any = None
+    place = Place(storage=str(tmp_path), encoder="unused")
+    trials = Trials(perform, place, unused, unused, Losses(0), lambda outcome: None)
+    assert trials.have_places()
+    one, other = job("wait", "a", stage="finetune"), job("wait", "b", stage="finetune")
+    trials._jobs = {one.fingerprint: one, other.fingerprint: other}
+    assert not trials.have_places()
+    states[:] = ["CREATED", "PENDING", "REMOVED"]
+    assert not trials.have_places()
+    states[:] = ["CREATED", "CREATED", "REMOVED"]
+    assert trials.have_places()
+    states[:] = []
+    trials._started.update(trials._jobs)
+    assert trials.have_places()
