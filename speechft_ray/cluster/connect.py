@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray._private import ray_constants
 from ray._private import utils as ray_utils
 from ray._private.authentication.authentication_utils import is_token_auth_enabled
 
@@ -129,7 +130,7 @@ def connect(
                     "num_gpus": gpus,
                     "object_store_memory": store_bytes,
                 }
-                with _restrict_environment(allow):
+                with _restrict_environment(allow), _listen_on_loopback():
                     context = _start_here(
                         **common, **limits, include_dashboard=missing_for_dashboard() == []
                     )
@@ -364,6 +365,17 @@ def _restrict_environment(allow: re.Pattern[str] | None = None) -> Iterator[None
         for name in instead:
             os.environ.pop(name, None)
         os.environ.update({**hidden, **before})
+
+
+@contextmanager
+def _listen_on_loopback() -> Iterator[None]:
+    # A local cluster has one node, so nothing else needs to reach it. Ray does so by itself on
+    # macOS and Windows only (ray 2.60, ``get_node_ip_address`` in ``_private/services.py``).
+    before, ray_constants.ENABLE_RAY_CLUSTER = ray_constants.ENABLE_RAY_CLUSTER, False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
 
 
 @contextmanager

@@ -117,6 +117,19 @@ def test_a_local_cluster_says_what_it_has(local_cluster: Cluster) -> None:
     assert local_cluster.dashboard is None
 
 
+def test_a_local_cluster_listens_on_loopback_alone(local_cluster: Cluster) -> None:
+    psutil = pytest.importorskip("psutil")
+    driver = psutil.Process()
+    places = {
+        (process.name(), connection.laddr.ip.removeprefix("::ffff:"))
+        for process in (driver, *driver.children(recursive=True))
+        for connection in process.net_connections("tcp")
+        if connection.status == psutil.CONN_LISTEN
+    }
+    assert {"gcs_server", "raylet"} <= {name for name, _ in places}
+    assert {place for _, place in places} <= {"127.0.0.1", "::1"}
+
+
 def test_the_token_of_a_local_cluster_is_for_its_owner_only(
     local_cluster: Cluster, ray_folder: Path
 ) -> None:
@@ -164,8 +177,13 @@ def test_nothing_goes_on_after_the_driver_was_killed(ray_folder: Path, tmp_path:
         cwd=ROOT,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
     )
+
+    def all_beat() -> bool:
+        assert driver.poll() is None, driver.returncode
+        return all(path.exists() for path in beats)
+
     try:
-        assert eventually(lambda: all(path.exists() for path in beats))
+        assert eventually(all_beat)
     finally:
         driver.send_signal(signal.SIGKILL)
         driver.wait()
