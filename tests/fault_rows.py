@@ -84,7 +84,15 @@ ROWS = (
         "Ends",
         (f"{_NODES}test_jobs_of_a_lost_node_run_again_elsewhere",),
     ),
-    Row("6", "a node drained"),
+    Row(
+        "6",
+        "a node drained",
+        "Equal",
+        (
+            f"{_NODES}test_jobs_of_a_node_that_drains_save_at_once_and_go_on_elsewhere",
+            f"{_RESUME}test_a_job_that_must_leave_its_node_saves_at_once",
+        ),
+    ),
     Row(
         "7a",
         "one unit fails",
@@ -180,7 +188,7 @@ ROWS = (
         "Ends",
         (f"{_LOSSES}test_a_job_that_hangs_is_killed_and_runs_again",),
     ),
-    Row("+", "the head lost"),
+    Row("+", "the head lost", "Equal", (f"{_PARTS}test_the_head_is_lost",)),
     Row(
         "+",
         "a node that sees another folder",

@@ -7,6 +7,8 @@ same command again).
 
 from __future__ import annotations
 
+import atexit
+import os
 import sys
 from collections.abc import Sequence
 
@@ -23,7 +25,7 @@ from speechft_ray.cli import (  # noqa: F401  # importing them adds their verbs
     ui,
 )
 from speechft_ray.cli.app import EXIT_RESUMABLE, EXIT_USER, app
-from speechft_ray.core.errors import DiskFull, Interrupted, StorageDown, UserError
+from speechft_ray.core.errors import DiskFull, HeadLost, Interrupted, StorageDown, UserError
 from speechft_ray.core.full_disk import is_disk_full
 
 
@@ -36,6 +38,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_RESUMABLE if isinstance(error, StorageDown) else EXIT_USER
     except DiskFull as error:
         return _report_full_disk(error)
+    except HeadLost as error:
+        print(
+            f"speechft: stopped, because {error}. Everything finished is kept. Start the cluster "
+            "again, and run the same command again to go on.",
+            file=sys.stderr,
+        )
+        # What Ray does at the end of a process waits for the head, and changes the exit code.
+        atexit.register(_end_at_once)
+        return EXIT_RESUMABLE
     except Interrupted:
         print(
             "speechft: stopped. Everything finished is kept; run the same command again to go on.",
@@ -49,6 +60,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _report_full_disk(error)
         raise
     return 0
+
+
+def _end_at_once() -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(EXIT_RESUMABLE)
 
 
 def _report_full_disk(error: Exception) -> int:

@@ -16,6 +16,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from speechft_ray.cluster.affinity import avoid_nodes, select_node
 from speechft_ray.cluster.connect import Cluster
+from speechft_ray.cluster.draining import DrainWatch
+from speechft_ray.cluster.head import Head
 from speechft_ray.cluster.losses import Losses, describe_losses, is_loss
 from speechft_ray.cluster.metrics import ClusterMetrics
 from speechft_ray.cluster.progress import (
@@ -94,12 +96,14 @@ class RayExecutor:
         self._perform = perform
         self._place = place
         self.cluster = cluster
+        self._head = Head(ray.get_runtime_context().gcs_address)
         self._progress_actor = start_progress_actor()
         self._reader = ProgressReader(self._progress_actor, PROGRESS_TIMEOUT_SECONDS)
         self._shares = Shares(place)
         self._metrics = ClusterMetrics()
         self._losses = Losses(limits.retries)
         self._watchdog = Watchdog(limits)
+        self._drains = DrainWatch()
         self._unfit: set[str] = set()
         """Nodes that see another storage folder."""
         self._refused: queue.SimpleQueue[tuple[Job, Outcome]] = queue.SimpleQueue()
@@ -122,9 +126,10 @@ class RayExecutor:
         self._idle_since = time.monotonic()
 
     def submit(self, job: Job) -> None:
-        """Hands a job to Ray. Raises ``RuntimeError`` after ``stop``."""
+        """Hands a job to Ray. Raises ``RuntimeError`` after ``stop``, and ``HeadLost``."""
         if self._stopped:
             raise RuntimeError(f"`{job.label}` was submitted after the executor was stopped")
+        self._head.wait()
         self._jobs[job.fingerprint] = job
         with self._lock:
             self._metrics.count_submitted(job)
@@ -192,25 +197,31 @@ class RayExecutor:
                 self._start(job)
 
     def _start_refused(self) -> None:
-        """Starts jobs elsewhere that a node refused; they fail when every node has refused one."""
+        """Starts jobs elsewhere that left their node, or that it refused; they fail when every node
+        has refused one."""
         while not self._refused.empty():
             job, outcome = self._refused.get()
-            node = str(outcome.unfit_node)
-            if node not in self._unfit:
+            self._progress_actor.remove.remote(job.fingerprint)  # it runs no more
+            node = outcome.unfit_node
+            if node is not None and node not in self._unfit:
                 self._unfit.add(node)
                 self._trials.avoid(self._unfit)
                 self._note(f"{outcome.error}. Until then this run gives it no jobs.")
             alive = {item["NodeID"] for item in ray.nodes() if item["Alive"]}
-            if alive <= self._unfit:
+            if node is not None and alive <= self._unfit:
                 sentence = f"no node sees the storage folder of the driver; {outcome.error}"
                 self._end(outcome.model_copy(update={"error": sentence, "unfit_node": None}))
             elif job.stage == "finetune":
                 self._trials.submit(job)
             else:
+                self._lost_once.add(job.fingerprint)
                 self._start(job)
 
     def outcomes(self, timeout_seconds: float) -> list[Outcome]:
-        """Returns what ended since the last call, waiting for the first at most so long."""
+        """Returns what ended since the last call, waiting for the first at most so long. Raises
+        ``HeadLost``."""
+        if not self._stopped:
+            self._head.wait()
         self._start_lost()
         self._start_refused()
         self._start_waiting()
@@ -228,7 +239,7 @@ class RayExecutor:
     def progress(self) -> Mapping[str, Progress]:
         """The jobs that run now; the last known progress when the answer takes longer than half a
         second."""
-        if self._stopped:
+        if self._stopped or not self._head.answers():
             return {}
         latest = self._reader.read()
         # Points are new once.
@@ -237,6 +248,9 @@ class RayExecutor:
             if latest is None
             else latest
         )
+        for node in self._drains.look():
+            self._note(f"Node {node} will be taken away: its jobs save their state and move.")
+            self._progress_actor.add_draining.remote(node)
         if latest is not None:
             for stall in list(self._watchdog.look(latest, self._jobs)):
                 self._handle_stall(stall)
@@ -280,7 +294,9 @@ class RayExecutor:
 
     def show_status(self, status: SweepStatus) -> None:
         """Sets Ray's metrics of the whole sweep."""
-        with contextlib.suppress(RayError, RuntimeError, ConnectionError):  # the head may be lost
+        if not self._head.answers():
+            return
+        with contextlib.suppress(RayError, RuntimeError, ConnectionError):
             total, free = ray.cluster_resources(), ray.available_resources()
             with self._lock:
                 self._metrics.set_status(status)
@@ -296,11 +312,12 @@ class RayExecutor:
             self._jobs.clear()  # from here on nothing counts as ended any more
             tasks = list(self._tasks.values())
             self._tasks.clear()
+        if not self._head.answers():
+            return  # every call to Ray would wait for the head, and then end this process
         for reference in tasks:
             with contextlib.suppress(RayError, ValueError):
                 ray.cancel(reference, force=True)
         self._trials.stop()
-        # The loss of the head may be what ended the run.
         with contextlib.suppress(RayError, ValueError, RuntimeError):
             ray.kill(self._progress_actor)
         if self.cluster is not None:
@@ -310,7 +327,8 @@ class RayExecutor:
         # Called by Ray's and Tune's threads. The first outcome of a job counts: a trial that was
         # lost after its result came in would end twice.
         with self._lock:
-            if outcome.unfit_node is not None and outcome.fingerprint in self._jobs:
+            is_to_move = outcome.unfit_node is not None or outcome.leaves_node
+            if is_to_move and outcome.fingerprint in self._jobs:
                 self._refused.put((self._jobs[outcome.fingerprint], outcome))
                 return
             job = self._jobs.pop(outcome.fingerprint, None)

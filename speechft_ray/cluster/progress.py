@@ -13,7 +13,9 @@ from typing import Any, NamedTuple
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from speechft_ray.cluster.draining import DrainQuestion
 from speechft_ray.core.curves import Point, read_point
+from speechft_ray.core.preemption import ask_with
 from speechft_ray.core.processes import find_start, kill_process
 from speechft_ray.core.records import Job, Outcome, Place
 from speechft_ray.storage.open import explain_other_storage
@@ -85,7 +87,8 @@ def perform_on_worker(
     with suppress(ray.exceptions.RayError):
         begin = progress_actor.add_worker.remote(job.fingerprint, Worker.describe())
         ray.get(begin, timeout=ANSWER_SECONDS)
-    return perform_safely(perform, job, place, report)
+    with ask_with(DrainQuestion(progress_actor, ray.get_runtime_context().get_node_id())):
+        return perform_safely(perform, job, place, report)
 
 
 class Worker(NamedTuple):
@@ -188,6 +191,13 @@ class ProgressActor:
         self._latest: dict[str, dict[str, float]] = {}
         self._points: dict[str, list[Point]] = {}
         self._workers: dict[str, Worker] = {}
+        self._draining: set[str] = set()
+
+    def add_draining(self, node: str) -> None:
+        self._draining.add(node)
+
+    def must_leave(self, node: str) -> bool:
+        return node in self._draining
 
     def add_worker(self, fingerprint: str, worker: Worker) -> None:
         self._workers[fingerprint] = worker

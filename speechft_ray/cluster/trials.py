@@ -88,6 +88,7 @@ class Trials:
     def submit(self, job: Job) -> None:
         """Queues a fine-tuning job as the next trial."""
         self._jobs[job.fingerprint] = job
+        self._started.discard(job.fingerprint)
         if self._broken is not None:
             self._fail(job.fingerprint, "Ray Tune has stopped", self._broken)
             return
@@ -273,6 +274,9 @@ class OutcomeCallback(NotPicklable, tune.Callback):  # type: ignore[misc]
         self._finish = finish
         self._fail = fail
         self._stopped = stopped
+        self._answered: set[str] = set()
+        """Trials that have told their outcome. What comes of them afterwards says nothing: their
+        job may run again elsewhere."""
 
     def on_trial_start(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         self._started(_job(trial).fingerprint)
@@ -281,9 +285,12 @@ class OutcomeCallback(NotPicklable, tune.Callback):  # type: ignore[misc]
         self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
         if "outcome" in result:
+            self._answered.add(trial.trial_id)
             self._finish(Outcome.model_validate_json(result["outcome"]))
 
     def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+        if trial.trial_id in self._answered:
+            return
         job, sentence = _job(trial), self._stopped.get(trial.trial_id)
         if sentence is not None:
             ended = Outcome(
@@ -294,10 +301,11 @@ class OutcomeCallback(NotPicklable, tune.Callback):  # type: ignore[misc]
                 stopped=True,
             )
             self._finish(ended)
-        # This has no effect after a result.
         self._fail(job.fingerprint, "the trial ended without a result", "")
 
     def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+        if trial.trial_id in self._answered:
+            return
         text = _error_of(trial)
         sentence = explain_import_error(text) or (
             "the worker or node of this fine-tuning was lost "

@@ -47,6 +47,10 @@ class Interrupted(Exception):
     """The run was stopped by a signal. What was complete is stored; the same command resumes."""
 
 
+class HeadLost(Interrupted):
+    """The run stopped because the head of its Ray cluster is lost; the text says which."""
+
+
 class DiskFull(Interrupted):
     """The run stopped because nothing more can be stored; the text says where."""
 

@@ -104,6 +104,8 @@ class Outcome(Record):
     """Why it could not be stored; no other job can be then, either."""
     unfit_node: str | None = None
     """Ray's id of a node that cannot perform jobs of this run; ``error`` says why."""
+    leaves_node: bool = False
+    """Whether the job saved its state and goes on elsewhere, since its node is taken away."""
     seconds: float = 0.0
 
     @property

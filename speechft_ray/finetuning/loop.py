@@ -13,6 +13,7 @@ import torch
 from speechft_ray.core.curves import POINT, name_finetune_values
 from speechft_ray.core.errors import UserError
 from speechft_ray.core.metrics import is_better
+from speechft_ray.core.preemption import leave_if_asked, must_leave
 from speechft_ray.core.specs import FinetuneSpec
 from speechft_ray.finetuning.batches import MICRO_BATCH_SECONDS
 from speechft_ray.finetuning.data import ObjectiveData
@@ -140,10 +141,11 @@ def _run_updates(run: RunContext, progress: Progress, trainer: Trainer, report: 
             report(_make_report(run, progress, values))
             reported_at = now
         progress.seconds = earlier_seconds + time.monotonic() - started
-        # A saved state, at most for SAVE_SHARE of the time.
-        if now - saved_at >= choose_interval(save_seconds):
+        # A saved state, at most for SAVE_SHARE of the time, and before it must leave its node.
+        if now - saved_at >= choose_interval(save_seconds) or must_leave():
             saving = time.monotonic()
             _save(run, progress)
+            leave_if_asked()
             saved_at = time.monotonic()
             save_seconds = saved_at - saving
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from speechft_ray.core.errors import UserError
+from speechft_ray.core.preemption import leave_if_asked, must_leave
 from speechft_ray.speech import checkpointing
 
 STATE_VERSION = 2
@@ -64,13 +65,13 @@ class SavedWork:
         """Whether it is time to save a state."""
         now = time.monotonic()
         interval = choose_interval(now - self._began, self._save_seconds)
-        return self._folder is not None and now - self._saved_at >= interval
+        return self._folder is not None and (now - self._saved_at >= interval or must_leave())
 
     def save(self, name: str, number: int, state: Mapping[str, Any]) -> None:
         """Saves a state of tensors and plain data.
 
         ``number`` grows with the work done. Where the folder cannot be written, this is logged once
-        and the evaluation goes on.
+        and the evaluation goes on. Raises ``Preempted`` where the job must leave its node.
         """
         if self._folder is None:
             return
@@ -80,6 +81,8 @@ class SavedWork:
         except UserError as error:
             _log.warning("%s Until then this evaluation saves nothing more.", error)
             self._folder = None
+        else:
+            leave_if_asked()
         self._saved_at = time.monotonic()
         self._save_seconds = self._saved_at - began
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from speechft_ray.core.curves import NOT_IN_CURVE, Point, read_point
 from speechft_ray.core.errors import Interrupted, StorageDown, UserError
 from speechft_ray.core.full_disk import is_disk_full
+from speechft_ray.core.preemption import Preempted
 from speechft_ray.core.records import Job, Outcome, Place
 from speechft_ray.sweep.protocols import Perform, Progress, ReportProgress
 
@@ -36,6 +37,8 @@ def perform_safely(perform: Perform, job: Job, place: Place, report: ReportProgr
         return make_outcome(facts=dict(perform(job, place, report)))
     except Interrupted:
         raise
+    except Preempted:
+        return make_outcome(error="its node is about to be taken away", leaves_node=True)
     except Exception as error:
         if isinstance(error, StorageDown):
             text = _one_line(f"on node {socket.gethostname()}: {error}")

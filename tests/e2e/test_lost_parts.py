@@ -1,6 +1,6 @@
-"""What a sweep does not need to be the same: what Tune and MLflow wrote.
+"""What a sweep does not need to be the same: the head of its cluster, what Tune and MLflow wrote.
 
-Each is damaged in the middle of a sweep; its end must be equal to that of an undisturbed one."""
+Each is lost in the middle of a sweep; its end must be equal to that of an undisturbed one."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.cluster.ray_clusters import ray_folder
+from tests.cluster.ray_clusters import STORE_BYTES, ray_folder
 from tests.e2e.small_world import (
     SMALL,
     command,
@@ -91,7 +92,36 @@ def has_unit(runs: Path, stage: str) -> bool:
     return any(unit.startswith(f"{stage}/") for unit in complete(runs))
 
 
-@pytest.mark.usefixtures("ray_folder")
+@pytest.fixture
+def cluster(ray_folder: Path) -> Iterator[Any]:
+    from ray.cluster_utils import Cluster
+
+    size = {"num_cpus": 2, "object_store_memory": STORE_BYTES, "include_dashboard": False}
+    for attempt in range(5):
+        try:
+            made = Cluster(initialize_head=True, head_node_args=size)
+            break
+        except Exception as error:  # Ray waits for 30 s, which a busy machine exceeds
+            if attempt == 4 or "timed out" not in str(error):
+                raise
+    yield made
+    with suppress(Exception):  # its head is gone
+        made.shutdown()
+
+
+def test_the_head_is_lost(cluster: Any, tmp_path: Path, undisturbed: Path) -> None:
+    runs = tmp_path / "runs"
+    driver = start_on(tmp_path, "--address", cluster.address)
+    wait_for(driver, lambda: has_unit(runs, "finetune"))
+    cluster.head_node.kill_gcs_server(check_alive=False)
+    _, errors = driver.communicate(timeout=900)
+    assert driver.returncode == 75, errors
+    last = errors.strip().splitlines()[-1]
+    assert last.startswith("speechft: stopped, because the head of the Ray cluster at"), errors
+    assert "run the same command again" in last
+    finish(tmp_path, undisturbed, complete(runs))
+
+
 def test_tunes_state_is_cut(tmp_path: Path, undisturbed: Path) -> None:
     """All files of Tune are cut to half after the driver was killed while it tunes."""
     runs = tmp_path / "runs"

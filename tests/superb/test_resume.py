@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from speechft_ray.core.metrics import is_better
+from speechft_ray.core.preemption import Preempted, ask_with
 from speechft_ray.speech import checkpointing
 from speechft_ray.superb import saved_work
 from speechft_ray.superb.evaluate import evaluate
@@ -99,6 +100,22 @@ def test_every_task_goes_on_to_the_same_bits(
             evaluate_toy(name, tmp_path, die_at(done))
     assert evaluate_toy(name, tmp_path) == whole
     assert resumed
+
+
+@pytest.mark.parametrize("name", ["sid", "pr", "qbe"])
+def test_a_job_that_must_leave_its_node_saves_at_once(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without that, it would save nothing for hours here."""
+    monkeypatch.setattr(saved_work, "LEAST_SECONDS", 1e4)
+    monkeypatch.setattr(saved_work, "MOST_SECONDS", 1e4)
+    monkeypatch.setattr(qbe, "AT_ONCE", 3)
+    whole = evaluate_toy(name, None)
+    questions = itertools.count()
+    with ask_with(lambda: next(questions) >= 2), pytest.raises(Preempted):
+        evaluate_toy(name, tmp_path)
+    assert list(tmp_path.glob("*.pt"))
+    assert evaluate_toy(name, tmp_path) == whole
 
 
 @pytest.mark.usefixtures("saves_at_once")
