@@ -64,6 +64,7 @@ def test_a_killed_worker_is_replaced(executor: RayExecutor) -> None:
     assert outcome.ok and outcome.facts == {"lives": 2}
 
 
+@pytest.mark.slow
 def test_a_lost_task_and_merges_do_not_wait_behind_the_queue(
     executor: RayExecutor, tmp_path: Path
 ) -> None:

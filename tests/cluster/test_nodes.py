@@ -34,7 +34,7 @@ OTHER_DRIVER = """
 import sys
 from speechft_ray.cluster.connect import connect
 from speechft_ray.cluster.executor import RayExecutor
-from speechft_ray.core.records import Place, Stage
+from speechft_ray.core.records import Place
 from tests.cluster.worker_jobs import job, perform
 from tests.cluster.ray_clusters import collect
 cluster = connect("auto")

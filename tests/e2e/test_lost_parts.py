@@ -122,6 +122,7 @@ def test_the_head_is_lost(cluster: Any, tmp_path: Path, undisturbed: Path) -> No
     finish(tmp_path, undisturbed, complete(runs))
 
 
+@pytest.mark.usefixtures("ray_folder")
 def test_tunes_state_is_cut(tmp_path: Path, undisturbed: Path) -> None:
     """All files of Tune are cut to half after the driver was killed while it tunes."""
     runs = tmp_path / "runs"
