@@ -20,6 +20,7 @@ import ray
 from ray._private import ray_constants
 from ray._private import utils as ray_utils
 from ray._private.authentication.authentication_utils import is_token_auth_enabled
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from speechft_ray.cluster.authentication import describe_open_cluster, is_loopback
 from speechft_ray.cluster.ray_errors import explain_import_error, hush_losses, shorten
@@ -296,7 +297,10 @@ def _find_cause(error: Exception) -> str:
 def _check_actors(address: str) -> None:
     # A head without token authentication lets a process with a token in and runs its tasks, but
     # cannot call it back, and so ends each of its actors at once, with an error without a reason.
-    probe = ray.remote(ConnectionProbe).options(num_cpus=0, enable_task_events=False).remote()
+    # Not on another node, which may be lost by now.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    options = {"num_cpus": 0, "enable_task_events": False, "scheduling_strategy": here}
+    probe = ray.remote(ConnectionProbe).options(**options).remote()
     try:
         ray.get(probe.answer.remote(), timeout=PROBE_SECONDS)
     except ray.exceptions.GetTimeoutError:
