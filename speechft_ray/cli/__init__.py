@@ -24,8 +24,15 @@ from speechft_ray.cli import (  # noqa: F401  # importing them adds their verbs
     sweeps,
     ui,
 )
-from speechft_ray.cli.app import EXIT_RESUMABLE, EXIT_USER, app
-from speechft_ray.core.errors import DiskFull, HeadLost, Interrupted, StorageDown, UserError
+from speechft_ray.cli.app import EXIT_USER, app
+from speechft_ray.core.errors import (
+    EXIT_RESUMABLE,
+    DiskFull,
+    HeadLost,
+    Interrupted,
+    StorageDown,
+    UserError,
+)
 from speechft_ray.core.full_disk import is_disk_full
 
 
@@ -39,11 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except DiskFull as error:
         return _report_full_disk(error)
     except HeadLost as error:
-        print(
-            f"speechft: stopped, because {error}. Everything finished is kept. Start the cluster "
-            "again, and run the same command again to go on.",
-            file=sys.stderr,
-        )
+        print(error.explain(), file=sys.stderr)
         # What Ray does at the end of a process waits for the head, and changes the exit code.
         atexit.register(_end_at_once)
         return EXIT_RESUMABLE

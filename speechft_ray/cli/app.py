@@ -8,7 +8,7 @@ import typer
 
 from speechft_ray import __version__
 
-EXIT_FAILED, EXIT_USER, EXIT_RESUMABLE = 1, 2, 75
+EXIT_FAILED, EXIT_USER = 1, 2
 
 app = typer.Typer(
     name="speechft",

@@ -17,7 +17,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from speechft_ray.cluster.affinity import avoid_nodes, select_node
 from speechft_ray.cluster.connect import Cluster
 from speechft_ray.cluster.draining import DrainWatch
-from speechft_ray.cluster.head import Head
+from speechft_ray.cluster.head import Head, end_process
 from speechft_ray.cluster.losses import Losses, describe_losses, is_loss
 from speechft_ray.cluster.metrics import ClusterMetrics
 from speechft_ray.cluster.progress import (
@@ -97,6 +97,7 @@ class RayExecutor:
         self._place = place
         self.cluster = cluster
         self._head = Head(ray.get_runtime_context().gcs_address)
+        self._head.watch(end_process)
         self._progress_actor = start_progress_actor()
         self._reader = ProgressReader(self._progress_actor, PROGRESS_TIMEOUT_SECONDS)
         self._shares = Shares(place)
@@ -307,6 +308,7 @@ class RayExecutor:
         if self._stopped:
             return
         self._stopped = True
+        self._head.close()
         with self._lock:
             self._waiting.clear()
             self._jobs.clear()  # from here on nothing counts as ended any more

@@ -6,14 +6,20 @@ without a word (ray 2.60, ``src/ray/gcs_rpc_client/rpc_client.h``), and calls to
 
 from __future__ import annotations
 
+import os
 import socket
+import sys
+import threading
 import time
 from collections.abc import Callable
 
-from speechft_ray.core.errors import HeadLost
+from speechft_ray.core.errors import EXIT_RESUMABLE, HeadLost
 
 LOST_SECONDS = 15.0
 """How long the head may refuse connections: one with a store of its own may start again."""
+
+HANG_SECONDS = 10.0
+"""How long after that a driver may hang in a call to Ray, before its process ends."""
 
 LOOK_SECONDS = 2.0
 """Between two looks, and the longest time of one."""
@@ -32,6 +38,7 @@ class Head:
         self._address, self._clock, self._sleep = address, clock, sleep
         self._seen_at = self._looked_at = clock()
         self._answers = True
+        self._closed = threading.Event()
 
     def answers(self) -> bool:
         """Whether it answered the last look; looks again when that is old."""
@@ -47,13 +54,41 @@ class Head:
         """Returns at once where it answered the last look, else when it answers again. Raises
         ``HeadLost`` when it has not for ``LOST_SECONDS``."""
         while not self.answers():
-            seconds = self._clock() - self._seen_at
-            if seconds >= LOST_SECONDS:
-                raise HeadLost(
-                    f"the head of the Ray cluster at {self._address} has not answered for "
-                    f"{seconds:.0f} s"
-                )
+            self._raise_after(LOST_SECONDS)
             self._sleep(LOOK_SECONDS)
+
+    def watch(self, end: Callable[[HeadLost], object]) -> None:
+        """Calls ``end`` from a thread of its own when the head is lost and the driver does not
+        notice, since it hangs in a call to Ray; until ``close``."""
+        threading.Thread(target=self._watch, args=(end,), name="speechft-head", daemon=True).start()
+
+    def close(self) -> None:
+        """Ends ``watch``."""
+        self._closed.set()
+
+    def _watch(self, end: Callable[[HeadLost], object]) -> None:
+        while not self._closed.wait(LOOK_SECONDS):
+            try:
+                if not self.answers():
+                    self._raise_after(LOST_SECONDS + HANG_SECONDS)
+            except HeadLost as error:
+                end(error)
+                return
+
+    def _raise_after(self, seconds: float) -> None:
+        silent = self._clock() - self._seen_at
+        if silent >= seconds:
+            raise HeadLost(
+                f"the head of the Ray cluster at {self._address} has not answered for "
+                f"{silent:.0f} s"
+            )
+
+
+def end_process(error: HeadLost) -> None:
+    """Ends this process as the command line does, from any thread: what hangs in Ray cannot be
+    interrupted, and Ray would end it without a word."""
+    print(error.explain(), file=sys.stderr, flush=True)
+    os._exit(EXIT_RESUMABLE)
 
 
 def accepts_connections(address: str) -> bool:

@@ -47,8 +47,19 @@ class Interrupted(Exception):
     """The run was stopped by a signal. What was complete is stored; the same command resumes."""
 
 
+EXIT_RESUMABLE = 75
+"""The exit code of a run that was stopped and can go on (EX_TEMPFAIL of sysexits.h)."""
+
+
 class HeadLost(Interrupted):
     """The run stopped because the head of its Ray cluster is lost; the text says which."""
+
+    def explain(self) -> str:
+        """Returns the last line of the run."""
+        return (
+            f"speechft: stopped, because {self}. Everything finished is kept. Start the cluster "
+            "again, and run the same command again to go on."
+        )
 
 
 class DiskFull(Interrupted):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import queue
 import socket
 
 import pytest
 
-from speechft_ray.cluster.head import LOST_SECONDS, Head
+from speechft_ray.cluster import head as head_module
+from speechft_ray.cluster.head import HANG_SECONDS, LOST_SECONDS, Head
 from speechft_ray.core.errors import HeadLost
 
 
@@ -44,3 +46,29 @@ def test_a_head_that_comes_back_is_waited_for_and_a_lost_one_is_not() -> None:
     with pytest.raises(HeadLost, match=f"127.0.0.1:{port} has not answered for") as caught:
         head.wait()
     assert "\n" not in str(caught.value)
+
+
+def test_a_driver_that_hangs_is_told_of_a_lost_head(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(head_module, "LOOK_SECONDS", 0.01)
+    server, time = listen(), Time()
+    port = server.getsockname()[1]
+    head = Head(f"127.0.0.1:{port}", lambda: time.now, time.sleep)
+    errors: queue.Queue[HeadLost] = queue.Queue()
+    head.watch(errors.put)
+    server.close()
+    time.sleep(LOST_SECONDS)
+    with pytest.raises(queue.Empty):
+        errors.get(timeout=0.2)
+    time.sleep(HANG_SECONDS + 1.0)
+    sentence = errors.get(timeout=60).explain()
+    assert f"127.0.0.1:{port} has not answered for 26 s. Everything finished is kept" in sentence
+
+
+def test_a_driver_that_stopped_is_told_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(head_module, "LOOK_SECONDS", 0.01)
+    time, errors = Time(), []
+    head = Head("127.0.0.1:1", lambda: time.now, time.sleep)
+    head.close()
+    time.sleep(100.0)
+    head._watch(errors.append)
+    assert errors == []
