@@ -189,7 +189,7 @@ def main() -> None:
     if options.child:
         return child(options.settings[0], options.child, options.start)
     # Imports Ray, which the children do not need.
-    from speechft_ray.cluster.connect import WORKER_ENVIRONMENT
+    from speechft_ray.cluster.environment import WORKER_ENVIRONMENT
 
     options.environment = {
         key: value for key, value in WORKER_ENVIRONMENT.items() if key.startswith("MALLOC")

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
 import re
 import signal
 import socket
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -23,37 +21,9 @@ from ray._private.authentication.authentication_utils import is_token_auth_enabl
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from speechft_ray.cluster.authentication import describe_open_cluster, is_loopback
+from speechft_ray.cluster.environment import JOB, restrict_environment, select_variables
 from speechft_ray.cluster.ray_errors import explain_import_error, hush_losses, shorten
 from speechft_ray.core.errors import UserError
-
-WORKER_ENVIRONMENT = {
-    # One thread per worker: several processes with one thread each beat threads for small models,
-    # and results do not depend on the number of cores.
-    "OMP_NUM_THREADS": "1",
-    "MKL_NUM_THREADS": "1",
-    "OPENBLAS_NUM_THREADS": "1",
-    # glibc keeps freed memory instead of giving it back and asking again for every batch
-    # (mallopt(3)).
-    "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
-    "MALLOC_TRIM_THRESHOLD_": str(1 << 30),
-    "MALLOC_TOP_PAD_": str(64 << 20),
-    # cuBLAS sums in a fixed order (CUDA documentation, "cuBLAS, Results Reproducibility").
-    "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
-}
-"""What every worker gets, on every node."""
-
-IDLE_WORKERS = {"RAY_idle_worker_killing_time_threshold_ms": "60000"}
-"""How long a local cluster keeps a worker that has no job (ray ``common/ray_config_def.h``, 2.60).
-Ray's own second ends workers between two jobs, and a new one imports torch for some seconds."""
-
-ALLOWED_ENVIRONMENT = re.compile(
-    r"(PATH|HOME|USER|LOGNAME|SHELL|TERM|TZ|LANG|LANGUAGE|LC_.*|TMPDIR|VIRTUAL_ENV|CONDA_PREFIX"
-    r"|PYTHON.*|LD_LIBRARY_PATH|LD_PRELOAD|CUDA_.*|NVIDIA_.*|NCCL_.*|ROCR_.*|HIP_.*|OMP_.*|MKL_.*"
-    r"|OPENBLAS_.*|RAY_.*|TUNE_.*|TORCH_HOME|HF_HOME|HF_HUB_OFFLINE|XDG_CACHE_HOME|SSL_CERT_FILE"
-    r"|REQUESTS_CA_BUNDLE|PYTORCH_.*|SPEECHFT_.*|GRPC_.*|no_proxy|NO_PROXY)"
-)
-"""What the processes of a local cluster inherit. Anything else stays in the driver: cloud keys,
-tracking passwords."""
 
 DASHBOARD_PACKAGES = (
     "aiohttp",
@@ -70,9 +40,6 @@ ANSWER_SECONDS = 5.0
 
 START_ATTEMPTS = 3
 """How often a local cluster is started before it counts as impossible."""
-
-_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
-"""Set in the driver of a job (ray ``_private/runtime_env/constants.py``, 2.60)."""
 
 PROBE_SECONDS = 20.0
 """How long a first actor may take before it is taken for granted."""
@@ -131,13 +98,13 @@ def connect(
                     "num_gpus": gpus,
                     "object_store_memory": store_bytes,
                 }
-                with _restrict_environment(allow), _listen_on_loopback():
+                with restrict_environment(allow), _listen_on_loopback():
                     context = _start_here(
                         **common, **limits, include_dashboard=missing_for_dashboard() == []
                     )
                 _keep_token_private()
             else:
-                context = ray.init(**common, runtime_env={"env_vars": _select_variables()})
+                context = ray.init(**common, runtime_env={"env_vars": select_variables()})
                 _check_actors(context.address_info["gcs_address"])
     except UserError:
         raise
@@ -184,24 +151,8 @@ def missing_for_dashboard() -> list[str]:
     return [name for name in DASHBOARD_PACKAGES if not _is_installed(name)]
 
 
-def _select_variables() -> dict[str, str]:
-    """Returns what workers get, less what the environment of a Ray job says: Ray refuses a variable
-    that both set."""
-    variables = _read_job_environment().get("env_vars") or {}
-    return {name: value for name, value in WORKER_ENVIRONMENT.items() if name not in variables}
-
-
-def _read_job_environment() -> dict[str, Any]:
-    """Returns the runtime environment of the Ray job that this process drives; empty outside of
-    one."""
-    try:
-        return dict(json.loads(os.environ.get(_JOB, "{}")).get("runtime_env") or {})
-    except (ValueError, AttributeError):
-        return {}
-
-
 def _check(address: str, where: str = "") -> None:
-    if address == "local" and _JOB in os.environ:
+    if address == "local" and JOB in os.environ:
         raise UserError(
             "this command is a job of a Ray cluster, and `--address local` would start another "
             "cluster inside it: give `--address auto`, as `speechft submit` does."
@@ -343,32 +294,6 @@ def _is_installed(name: str) -> bool:
         return importlib.util.find_spec(name) is not None
     except ImportError:  # a parent package is missing
         return False
-
-
-@contextmanager
-def _restrict_environment(allow: re.Pattern[str] | None = None) -> Iterator[None]:
-    # Ray's processes inherit the environment of the moment they start, and every worker inherits
-    # theirs. They also import from where the driver does, so that a checkout works like an
-    # installed package.
-    hidden = {
-        name: value
-        for name, value in os.environ.items()
-        if not (ALLOWED_ENVIRONMENT.fullmatch(name) or (allow and allow.fullmatch(name)))
-    }
-    search = os.pathsep.join(str(Path(entry).absolute()) for entry in sys.path)
-    # Workers get this so, and not as the runtime environment of a job, since Ray starts its first
-    # workers without one.
-    instead = {**IDLE_WORKERS, **WORKER_ENVIRONMENT, "PYTHONPATH": search}
-    before = {name: os.environ[name] for name in instead if name in os.environ}
-    for name in hidden:
-        del os.environ[name]
-    os.environ |= instead
-    try:
-        yield
-    finally:
-        for name in instead:
-            os.environ.pop(name, None)
-        os.environ.update({**hidden, **before})
 
 
 @contextmanager

@@ -15,7 +15,13 @@ from typing import Any
 import pytest
 
 from speechft_ray.cluster import connect as connecting
-from speechft_ray.cluster.connect import ALLOWED_ENVIRONMENT, Cluster, connect
+from speechft_ray.cluster.connect import Cluster, connect
+from speechft_ray.cluster.environment import (
+    ALLOWED_ENVIRONMENT,
+    IDLE_WORKERS,
+    WORKER_ENVIRONMENT,
+    restrict_environment,
+)
 from speechft_ray.core.errors import UserError
 from tests.cluster.ray_clusters import ROOT, eventually, local_cluster, ray_folder
 
@@ -156,10 +162,10 @@ def test_a_local_cluster_starts_in_an_environment_of_its_own(
     monkeypatch.setenv("GITHUB_TOKEN", "secret")
     monkeypatch.delenv("MKL_NUM_THREADS", raising=False)
     before = dict(os.environ)
-    with connecting._restrict_environment():
+    with restrict_environment():
         inside = dict(os.environ)
-    assert inside.items() >= connecting.WORKER_ENVIRONMENT.items()
-    assert inside.items() >= connecting.IDLE_WORKERS.items()
+    assert inside.items() >= WORKER_ENVIRONMENT.items()
+    assert inside.items() >= IDLE_WORKERS.items()
     assert "GITHUB_TOKEN" not in inside
     assert dict(os.environ) == before
 

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from speechft_ray.cluster import connect as connecting
+from speechft_ray.cluster import environment
 from speechft_ray.cluster.authentication import find_token, is_loopback, warn_without_token
 from speechft_ray.cluster.jobs import (
     SWEEP,
@@ -224,11 +225,11 @@ def test_tokens_and_hosts(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> Non
 def test_a_driver_that_is_a_job_keeps_the_environment_of_the_job(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    assert connecting._select_variables() == connecting.WORKER_ENVIRONMENT
-    environment = {"runtime_env": {"env_vars": {"OMP_NUM_THREADS": "4", "OTHER": "1"}}}
-    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps(environment))
-    rest = connecting.WORKER_ENVIRONMENT.keys() - {"OMP_NUM_THREADS"}
-    assert connecting._select_variables().keys() == rest
+    assert environment.select_variables() == environment.WORKER_ENVIRONMENT
+    of_job = {"runtime_env": {"env_vars": {"OMP_NUM_THREADS": "4", "OTHER": "1"}}}
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps(of_job))
+    rest = environment.WORKER_ENVIRONMENT.keys() - {"OMP_NUM_THREADS"}
+    assert environment.select_variables().keys() == rest
     with pytest.raises(UserError, match="--address auto"):
         connecting.connect("local")
 
