@@ -66,7 +66,8 @@ def test_a_driver_that_hangs_is_told_of_a_lost_head(monkeypatch: pytest.MonkeyPa
 
 def test_a_driver_that_stopped_is_told_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(head_module, "LOOK_SECONDS", 0.01)
-    time, errors = Time(), []
+    time = Time()
+    errors: list[HeadLost] = []
     head = Head("127.0.0.1:1", lambda: time.now, time.sleep)
     head.close()
     time.sleep(100.0)
