@@ -27,7 +27,8 @@ from speechft_ray.storage.open import find_local_root
 @app.command("paper")
 def reproduce_paper(
     tables: Annotated[
-        list[str] | None, typer.Argument(help="Numbers of tables, 1 to 16, or all (the default).")
+        list[str] | None,
+        typer.Argument(help="1 to 16, VIII (of the later version), or all (the default)."),
     ] = None,
     scale: Annotated[
         str,

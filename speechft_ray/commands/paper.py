@@ -32,7 +32,7 @@ from speechft_ray.report.paper_page import (
     render_paper_markdown,
     render_paper_page,
 )
-from speechft_ray.report.paper_tables import SPACES
+from speechft_ray.report.paper_tables import SPACES, find_table, name_table
 from speechft_ray.sweep.space_file import open_space
 from speechft_ray.sweep.yaml_text import read_yaml
 
@@ -74,11 +74,13 @@ def parse_tables(texts: Sequence[str]) -> list[int]:
         return list(SPACES)
     numbers = []
     for text in texts:
-        if not text.isdecimal() or int(text) not in SPACES:
+        number = find_table(text)
+        if number is None:
             raise UserError(
-                f"the paper has no table `{text}`: name tables from 1 to {max(SPACES)}, or `all`."
+                f"the paper has no table `{text}`: name tables from 1 to 16, VIII (of its later "
+                "version), or `all`."
             )
-        numbers.append(int(text))
+        numbers.append(number)
     return sorted(set(numbers))
 
 
@@ -212,7 +214,7 @@ def print_paper_plan(
         own = [number for number in tables if item.space in list_spaces(number, scale)]
         done = sum(store.is_complete(job.stage, job.fingerprint) for job in plan.jobs.values())
         grid.add_row(
-            ", ".join(map(str, own)),
+            ", ".join(map(name_table, own)),
             item.space,
             str(len(plan.of_stage("finetune"))),
             str(len(plan.rows)),

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from speechft_ray.report.comparison import compare_lines
 from speechft_ray.report.lines import TableLine
 from speechft_ray.report.paper_tables import (
+    LATER,
     PublishedRow,
     compute_sampling_error,
     find_line,
@@ -124,6 +125,10 @@ def list_claims(table: int) -> list[Claim]:
         for row in of("Stable-FT"):
             regular = one("Regular fine-tuning", task=row.task)
             add(row, regular, f"{row.task}: stable scores above regular fine-tuning.")
+    elif table == LATER:
+        for method in ("Regularization", "LoRA", "DoRA", "Early checkpoint"):
+            add(one("Speech-FT"), one(method), f"Speech-FT scores above {method}.")
+            add(one(method), one(PRETRAINED), f"{method} stays below pre-trained.", is_above=False)
     elif table == 16:
         text = "Over all ten tasks Speech-FT scores above pre-trained."
         add(one("Speech-FT"), one(PRETRAINED), text)

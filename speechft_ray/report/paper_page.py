@@ -14,6 +14,7 @@ from speechft_ray.report.paper_tables import (
     compute_sampling_error,
     find_line,
     list_rows,
+    name_table,
 )
 from speechft_ray.report.table import format_metric
 from speechft_ray.report.templates import render_template
@@ -69,14 +70,14 @@ def make_table(
 
 def render_paper_page(tables: Sequence[Table], scope: str) -> str:
     """Returns the page as HTML. ``scope`` says what the numbers beside the published ones are."""
-    return render_template("paper.html", tables=tables, scope=scope)
+    return render_template("paper.html", tables=tables, scope=scope, name_table=name_table)
 
 
 def render_paper_markdown(tables: Sequence[Table], scope: str) -> str:
     """Returns the same as Markdown."""
     parts = ["# Speech-FT, table by table", "", scope, ""]
     for table in tables:
-        parts += [f"## Table {table.number}. {table.title}", ""]
+        parts += [f"## Table {name_table(table.number)}. {table.title}", ""]
         parts += [*_markdown([list(map(Cell, table.header)), *table.rows]), ""]
         if table.claims:
             header = ["claim", "published difference", "published", "our difference", "ours"]

@@ -1,7 +1,8 @@
 """The tables of Speech-FT (arXiv 2502.12672 v1) as data, and which line of a sweep is which row.
 
-``assets/paper/tables.csv`` has every row of tables 1 to 16. Each number is of one run. The noise
-that follows from the sizes of the test sets is in ``compute_sampling_error``.
+``assets/paper/tables.csv`` has every row of tables 1 to 16, and table VIII of a later version, of
+which only the scores are known (from a secondary note). Each number is of one run. The noise that
+follows from the sizes of the test sets is in ``compute_sampling_error``.
 """
 
 from __future__ import annotations
@@ -53,6 +54,11 @@ _TEST_UTTERANCES = {"sid.accuracy": 8251, "er.accuracy": 5531}
 """Test utterances behind a published accuracy: VoxCeleb1's identification test set, and IEMOCAP's
 five sessions, each once a test set (SUPERB, arXiv 2105.01051)."""
 
+LATER = 17
+"""Number by which table VIII of the later version goes here, behind all others."""
+
+_LATER_NAME = "VIII"
+
 SPACES: Mapping[int, tuple[str, ...]] = {
     1: ("table01",),
     2: ("table01",),
@@ -70,6 +76,7 @@ SPACES: Mapping[int, tuple[str, ...]] = {
     14: ("table09",),
     15: (),
     16: ("table16",),
+    LATER: ("table_viii",),
 }
 """Search spaces of each table, below ``search_spaces/paper``. Table 15 has references alone."""
 
@@ -90,6 +97,7 @@ TITLES = {
     14: "The metrics behind table 9",
     15: "References of the score",
     16: "All ten tasks of SUPERB",
+    LATER: "Interpolation against regularization, adapters and an early checkpoint",
 }
 
 
@@ -114,13 +122,24 @@ class PublishedRow:
         return ", ".join(part for part in parts if part not in ("", "none", "single"))
 
 
+def name_table(number: int) -> str:
+    """Returns the name of a table in its paper."""
+    return _LATER_NAME if number == LATER else str(number)
+
+
+def find_table(name: str) -> int | None:
+    """Returns the number of a table by its name, or ``None`` where there is none."""
+    return next((number for number in SPACES if name_table(number) == name), None)
+
+
 @cache
 def read_published_rows() -> tuple[PublishedRow, ...]:
     """Returns every row of every table."""
+    numbers = {name_table(number): number for number in SPACES}
     with _FILE.open(encoding="utf-8", newline="") as file:
         return tuple(
             PublishedRow(
-                table=int(row["table"]),
+                table=numbers[row["table"]],
                 task=row["finetune_task"],
                 method=row["method"],
                 model=row["model"],
@@ -187,6 +206,14 @@ def find_line(row: PublishedRow, lines: Sequence[TableLine]) -> TableLine | None
     return max(matching, key=dev_score, default=None)
 
 
+_RUN_SUFFIXES = {
+    "Regularization": "l2sp",
+    "LoRA": "lora",
+    "DoRA": "dora",
+    "Early checkpoint": "early",
+}
+
+
 def _find_run(row: PublishedRow) -> str | None:
     """Returns the title of the fine-tuning runs behind a row in its search space."""
     by_strategy = {
@@ -203,8 +230,8 @@ def _find_run(row: PublishedRow) -> str | None:
     if run is None:
         return None
     short = {"pc-timit": "pc", "sid-voxceleb1": "sid", "er-crema-d": "er"}.get(run, run)
-    if row.method == "Regularization":
-        return f"{short}-l2sp"
+    if row.method in _RUN_SUFFIXES:
+        return f"{short}-{_RUN_SUFFIXES[row.method]}"
     if row.method in ("Regular fine-tuning", "Speech-FT w/o stable fine-tuning"):
         return f"{short}-regular"
     return run
