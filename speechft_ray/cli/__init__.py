@@ -8,6 +8,7 @@ same command again).
 from __future__ import annotations
 
 import atexit
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -38,6 +39,7 @@ from speechft_ray.core.full_disk import is_disk_full
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line and returns its exit code; no input, however bad, shows a traceback."""
+    _print_what_can_be()
     try:
         app(prog_name="speechft", args=list(arguments) if arguments is not None else None)
     except UserError as error:
@@ -63,6 +65,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _report_full_disk(error)
         raise
     return 0
+
+
+def _print_what_can_be() -> None:
+    """Prints a question mark for a character that the encoding of a terminal or file lacks, such as
+    a star in Latin-1, where Python would raise."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
 
 def _end_at_once() -> None:

@@ -81,7 +81,7 @@ def connect(
     inherit. ``note`` gets a line where a cluster that other machines reach asks for no token.
     Raises ``UserError`` when there is no such cluster, or it refuses this process.
     """
-    _check(address)
+    address = _select_address(address)
     hush_losses()
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     common: dict[str, Any] = {
@@ -149,6 +149,13 @@ def missing_for_dashboard() -> list[str]:
     """Returns the packages that the dashboard of a local cluster lacks here; ``pip install
     "ray[default]"`` brings them."""
     return [name for name in DASHBOARD_PACKAGES if not _is_installed(name)]
+
+
+def _select_address(address: str) -> str:
+    """Checks an address. ``auto`` means ``local`` where the environment says so: Ray itself would
+    start a cluster whose workers inherit every variable."""
+    _check(address)
+    return "local" if address == "auto" and _read_environment() == "local" else address
 
 
 def _check(address: str, where: str = "") -> None:

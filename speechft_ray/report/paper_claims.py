@@ -83,11 +83,8 @@ def list_claims(table: int) -> list[Claim]:
             add(row, stable, f"{where}: Speech-FT scores above stable fine-tuning alone.")
     elif table == 3:
         row = one("Speech-FT")
-        add(
-            row,
-            one("Stable-FT"),
-            "Interpolation restores the English tasks after training on Mandarin.",
-        )
+        text = "Interpolation restores the English tasks after training on Mandarin."
+        add(row, one("Stable-FT"), text)
         text = "After training on Mandarin the English tasks stay below pre-trained."
         add(row, one(PRETRAINED), text, is_above=False)
     elif table == 4:

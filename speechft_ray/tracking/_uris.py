@@ -48,3 +48,23 @@ def check_uri(uri: str, where: str = "") -> None:
 def remove_password(uri: str) -> str:
     """Returns a URI without its password."""
     return re.sub(r"://([^:/@]*):[^@/]+@", r"://\1:***@", uri)
+
+
+def advise(reason: str) -> str:
+    """Returns a sentence with the way out of what a server answered, after a space; empty where
+    none is known."""
+    for pattern, sentence in _ADVICE.items():
+        if re.search(pattern, reason):
+            return f" {sentence}"
+    return ""
+
+
+_ADVICE = {
+    "Invalid Host header": "Start the server with `--allowed-hosts` and the name by which it is "
+    "reached here.",
+    r"error code 401\b": "Set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or "
+    "MLFLOW_TRACKING_TOKEN.",
+    r"error code 403\b": "This user may not write to the experiment: whoever manages the server "
+    "can give the permission EDIT.",
+}
+"""By what the text of MLflow's error has (mlflow 3, ``utils/rest_utils.py``)."""

@@ -39,7 +39,7 @@ from speechft_ray.tracking._names import (
     name_run,
     split_points,
 )
-from speechft_ray.tracking._uris import check_uri, remove_password
+from speechft_ray.tracking._uris import advise, check_uri, remove_password
 from speechft_ray.tracking.addresses import DATABASE, make_database_uri, remember_address
 from speechft_ray.tracking.base import TRACKERS, TrackerKind
 
@@ -278,6 +278,7 @@ class MlflowTracker:
             reason = " ".join(str(error).replace(self._uri.rstrip("/"), uri).split())[:200]
             raise TrackerDown(
                 f"MLflow at `{uri}` does not take results ({type(error).__name__}: {reason})."
+                f"{advise(str(error))}"
             ) from error
 
 

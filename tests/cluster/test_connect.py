@@ -113,6 +113,19 @@ def test_a_cluster_that_crashed_is_said_at_once(
         connect("auto")
 
 
+def test_an_environment_that_says_local_means_a_local_cluster(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "local")
+
+    def refuse(**options: object) -> None:
+        raise RuntimeError("not here")
+
+    monkeypatch.setattr(connecting, "_start_here", refuse)
+    with pytest.raises(UserError, match=r"local Ray cluster could not be started.*not here"):
+        connect("auto")
+
+
 def test_a_local_cluster_says_what_it_has(local_cluster: Cluster) -> None:
     assert (local_cluster.cpus, local_cluster.gpus, local_cluster.nodes, local_cluster.local) == (
         2,

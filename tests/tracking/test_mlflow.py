@@ -10,7 +10,9 @@ import sqlite3
 import sys
 from contextlib import closing
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -254,6 +256,36 @@ def test_a_run_that_was_made_twice_by_a_lost_answer_is_there_once(mlflow_storage
     active = "select run_uuid from runs where lifecycle_stage = 'active' and name = ?"
     assert query(database, active, "a=0.25 linear") == [(first,)]
     assert query(database, active, "somebody's own") == [(foreign.info.run_id,)]
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "way_out"),
+    [
+        (401, "no", "MLFLOW_TRACKING_USERNAME"),
+        (403, "no", "permission EDIT"),
+        (403, "Invalid Host header - possible DNS rebinding attack detected", "--allowed-hosts"),
+    ],
+)
+def test_a_server_that_refuses_has_a_way_out(
+    tmp_path: Path, status: int, body: str, way_out: str
+) -> None:
+    class Refusal(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(status)
+            self.end_headers()
+            self.wfile.write(body.encode())
+
+        do_POST = do_GET
+
+        def log_message(self, *arguments: object) -> None: ...
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Refusal) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        tracker = MlflowTracker(f"http://127.0.0.1:{server.server_port}", tmp_path)
+        with pytest.raises(TrackerDown, match="does not take results") as caught:
+            tracker.start(SWEEP)
+        server.shutdown()
+    assert way_out in str(caught.value)
 
 
 def test_a_server_that_does_not_answer_is_said_soon(
