@@ -89,7 +89,7 @@ ROWS = (
         "a node drained",
         "Equal",
         (
-            f"{_NODES}test_jobs_of_a_node_that_drains_save_at_once_and_go_on_elsewhere",
+            "tests/cluster/test_draining.py",
             f"{_RESUME}test_a_job_that_must_leave_its_node_saves_at_once",
         ),
     ),

@@ -9,7 +9,7 @@ import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,12 @@ import ray
 from ray._private import ray_constants
 from ray._private import utils as ray_utils
 from ray._private.authentication.authentication_utils import is_token_auth_enabled
+from ray._private.services import get_node_ip_address
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from speechft_ray.cluster.authentication import describe_open_cluster, is_loopback
 from speechft_ray.cluster.environment import JOB, restrict_environment, select_variables
+from speechft_ray.cluster.head import accepts_connections
 from speechft_ray.cluster.ray_errors import explain_import_error, hush_losses, shorten
 from speechft_ray.core.errors import UserError
 
@@ -98,13 +100,15 @@ def connect(
                     "num_gpus": gpus,
                     "object_store_memory": store_bytes,
                 }
-                with restrict_environment(allow), _listen_on_loopback():
+                with restrict_environment(allow), _stay_on_loopback():
                     context = _start_here(
                         **common, **limits, include_dashboard=missing_for_dashboard() == []
                     )
                 _keep_token_private()
             else:
-                context = ray.init(**common, runtime_env={"env_vars": select_variables()})
+                outside = not _is_on_loopback_alone(address)
+                with nullcontext() if outside else _stay_on_loopback():
+                    context = ray.init(**common, runtime_env={"env_vars": select_variables()})
                 _check_actors(context.address_info["gcs_address"])
     except UserError:
         raise
@@ -303,8 +307,16 @@ def _is_installed(name: str) -> bool:
         return False
 
 
+def _is_on_loopback_alone(address: str) -> bool:
+    """Whether the head at an address is that of a local cluster, for which Ray would look at this
+    machine's outer address."""
+    head = _read_last_address() if address == "auto" else address
+    host, _, port = (head or "").rpartition(":")
+    return is_loopback(host) and not accepts_connections(f"{get_node_ip_address()}:{port}")
+
+
 @contextmanager
-def _listen_on_loopback() -> Iterator[None]:
+def _stay_on_loopback() -> Iterator[None]:
     # A local cluster has one node, so nothing else needs to reach it. Ray does so by itself on
     # macOS and Windows only (ray 2.60, ``get_node_ip_address`` in ``_private/services.py``).
     before, ray_constants.ENABLE_RAY_CLUSTER = ray_constants.ENABLE_RAY_CLUSTER, False

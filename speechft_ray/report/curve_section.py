@@ -168,8 +168,8 @@ def _make_row(curve: PredictedSeries, alpha: float) -> list[str]:
 
 
 def chart_predictions(curves: Sequence[PredictedSeries]) -> ChartGroup | None:
-    """Returns dev score against alpha, predicted and real, and feature error against layer;
-    ``None`` without scores."""
+    """Returns dev score against alpha, predicted and real, and feature error against layer, of
+    several curves the largest of each; ``None`` without scores."""
     if not any("score" in line.dev_mean for curve in curves for line in curve.predicted.values()):
         return None
     scores: list[Trace] = []
@@ -179,12 +179,19 @@ def chart_predictions(curves: Sequence[PredictedSeries]) -> ChartGroup | None:
         predicted, real = _read_scores(curve.predicted), _read_scores(curve.real)
         scores.append(Trace(f"{title}predicted", predicted, COLOURS[place], "control"))
         scores.append(Trace(f"{title}merged and evaluated", real, COLOURS[place], "dots"))
-        for alpha in _list_verified(curve):
-            values = [100 * one for one in _read_errors(curve.real[alpha])]
-            if values:
-                label = f"{title}alpha {format_value(alpha)}: error"
-                colour = colour_of(len(errors) + 1)
-                errors.append(Trace(label, list(enumerate(values)), colour, "line"))
+        by_alpha = {alpha: _read_errors(curve.real[alpha]) for alpha in _list_verified(curve)}
+        by_alpha = {alpha: values for alpha, values in by_alpha.items() if values}
+        if len(curves) > 1 and by_alpha:
+            largest = [100 * max(layer) for layer in zip(*by_alpha.values(), strict=True)]
+            label = f"{title}largest error"
+            errors.append(Trace(label, list(enumerate(largest)), COLOURS[place], "line"))
+            continue
+        for alpha, values in by_alpha.items():
+            label = f"alpha {format_value(alpha)}: error"
+            percent = [100 * one for one in values]
+            errors.append(
+                Trace(label, list(enumerate(percent)), colour_of(len(errors) + 1), "line")
+            )
     charts = [Chart("score, dev", "alpha", "", scores)]
     charts += [Chart("feature error, %", "layer", "", errors)] if errors else []
     return ChartGroup("predictions", "Predicted and verified", "", charts)

@@ -149,6 +149,18 @@ def test_a_local_cluster_listens_on_loopback_alone(local_cluster: Cluster) -> No
     assert {place for _, place in places} <= {"127.0.0.1", "::1"}
 
 
+@pytest.mark.parametrize("by", ["auto", "address"])
+def test_another_process_joins_a_local_cluster(local_cluster: Cluster, by: str) -> None:
+    """Ray itself would look for it at the outer address of this machine."""
+    address = local_cluster.address if by == "address" else "auto"
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "RAY_ADDRESS": local_cluster.address}
+    command = [sys.executable, "-c", VISITOR, address]
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900
+    )
+    assert done.stdout == "1\n", done.stderr
+
+
 def test_the_token_of_a_local_cluster_is_for_its_owner_only(
     local_cluster: Cluster, ray_folder: Path
 ) -> None:

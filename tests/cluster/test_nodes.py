@@ -6,7 +6,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,14 +13,12 @@ from typing import Any
 
 import pytest
 import ray
-from ray._private.worker import global_worker
 from ray.cluster_utils import Cluster as Nodes
-from ray.core.generated import autoscaler_pb2
 
 from speechft_ray.cluster.affinity import select_node
 from speechft_ray.cluster.connect import connect
 from speechft_ray.cluster.executor import RayExecutor
-from speechft_ray.core.records import Place, Stage
+from speechft_ray.core.records import Place
 from speechft_ray.core.resources import ResourceRequest
 from tests.cluster.ray_clusters import ROOT, STORE_BYTES, collect, eventually, ray_folder
 from tests.cluster.worker_jobs import job, perform
@@ -140,7 +137,7 @@ def test_another_process_finds_the_running_cluster(nodes: Any, tmp_path: Path) -
 def test_jobs_of_a_lost_node_run_again_elsewhere(
     executor: RayExecutor, nodes: Any, tmp_path: Path
 ) -> None:
-    """The node stays lost."""
+    """Last in this file: the node stays lost."""
     (worker,) = [node for node in nodes.list_all_nodes() if node != nodes.head_node]
     for name in "ab":
         executor.submit(
@@ -155,44 +152,3 @@ def test_jobs_of_a_lost_node_run_again_elsewhere(
     (tmp_path / "go").touch()
     ended = collect(executor, 2)
     assert all(outcome.ok for outcome in ended.values())
-
-
-def is_alive(node: Any) -> bool:
-    return any(item["Alive"] and item["NodeID"] == node.node_id for item in ray.nodes())
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("stage", ["evaluate", "finetune"])
-def test_jobs_of_a_node_that_drains_save_at_once_and_go_on_elsewhere(
-    executor: RayExecutor, nodes: Any, tmp_path: Path, stage: Stage
-) -> None:
-    """As a spot machine drains that is taken away in ten minutes. Last in this file: the node takes
-    no jobs any more."""
-    only = ResourceRequest(cpus=1, labels={"speechft-test": stage})
-    first = nodes.add_node(**SIZE, labels=only.labels)
-    assert eventually(lambda: is_alive(first))
-    notes: list[str] = []
-    executor._note = notes.append
-    executor.submit(job("save", stage=stage, resources=only))
-    assert eventually((tmp_path / "lives").exists)
-    deadline = int(1000 * (time.time() + 600))
-    preempted = autoscaler_pb2.DrainNodeReason.DRAIN_NODE_REASON_PREEMPTION
-    gcs = global_worker.gcs_client
-    assert gcs.drain_node(first.node_id, preempted, "test", deadline)[0]
-    second = nodes.add_node(**SIZE, labels=only.labels)
-
-    def has_moved() -> bool:
-        executor.progress()
-        assert executor.outcomes(0.1) == []
-        return len((tmp_path / "lives").read_text().splitlines()) == 2
-
-    assert eventually(has_moved)
-    (tmp_path / "go").touch()
-    (outcome,) = collect(executor, 1).values()
-    assert outcome.ok, outcome.error
-    lives = [line.split() for line in (tmp_path / "lives").read_text().splitlines()]
-    last = (tmp_path / "last").read_text()
-    assert lives == [[first.node_id, "0"], [second.node_id, last]]
-    assert notes == [
-        f"Node {first.node_id} will be taken away: its jobs save their state and move."
-    ]
