@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
+from concurrent.futures import Future
 from typing import Any
 
-import ray
 from ray._private.worker import global_worker
 
 LOOK_SECONDS = 2.0
@@ -55,12 +55,16 @@ class DrainWatch:
 
 class DrainQuestion:
     """Asks the progress actor, now and then and without waiting, whether the jobs of this node must
-    leave it."""
+    leave it.
+
+    A task that calls ``ray.get`` or ``ray.wait`` lends its CPU to the next task meanwhile, and
+    works beside it afterwards; one that looks at a future does not.
+    """
 
     def __init__(self, progress_actor: Any, node: str) -> None:
         self._actor, self._node = progress_actor, node
         self._asked_at = time.monotonic()
-        self._answer: Any = None
+        self._answer: Future[bool] | None = None
         self._leaves = False
 
     def __call__(self) -> bool:
@@ -68,11 +72,10 @@ class DrainQuestion:
             return True
         now = time.monotonic()
         if self._answer is None and now - self._asked_at >= LOOK_SECONDS:
-            self._answer, self._asked_at = self._actor.must_leave.remote(self._node), now
-        if self._answer is not None and ray.wait([self._answer], timeout=0)[0]:
+            self._answer = self._actor.must_leave.remote(self._node).future()
+            self._asked_at = now
+        if self._answer is not None and self._answer.done():
             answer, self._answer = self._answer, None
-            try:
-                self._leaves = bool(ray.get(answer))
-            except ray.exceptions.RayError:  # the actor is restarting
-                return False
+            # An error: the actor is restarting.
+            self._leaves = answer.exception() is None and bool(answer.result())
         return self._leaves

@@ -144,8 +144,14 @@ class RayExecutor:
             self._start(job)
 
     def _start_waiting(self) -> None:
-        if time.monotonic() < self._head_start_ends and not self._trials.have_places():
-            return
+        """Starts evaluations, unless trials have their head start. That begins when no corpus is
+        prepared any more, which takes CPUs, too."""
+        if self._waiting and not self._trials.have_places():
+            now = time.monotonic()
+            if any(job.stage == "corpus" for job in self._jobs.values()):
+                self._head_start_ends = now + HEAD_START_SECONDS
+            if now < self._head_start_ends:
+                return
         jobs, self._waiting = self._waiting, []
         for job in jobs:
             self._start(job)

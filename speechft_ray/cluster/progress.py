@@ -7,6 +7,7 @@ import socket
 import time
 import uuid
 from collections.abc import Callable, Mapping
+from concurrent.futures import TimeoutError as NoAnswer
 from contextlib import suppress
 from typing import Any, NamedTuple
 
@@ -84,9 +85,9 @@ def perform_on_worker(
             curve(values)
 
     # Waited for, so that a job is known to run, and where, before it can hang.
-    with suppress(ray.exceptions.RayError):
+    with suppress(ray.exceptions.RayError, NoAnswer):
         begin = progress_actor.add_worker.remote(job.fingerprint, Worker.describe())
-        ray.get(begin, timeout=ANSWER_SECONDS)
+        begin.future().result(timeout=ANSWER_SECONDS)  # ``ray.get`` would lend the task's CPU
     with ask_with(DrainQuestion(progress_actor, ray.get_runtime_context().get_node_id())):
         return perform_safely(perform, job, place, report)
 

@@ -37,6 +37,9 @@ from speechft_ray.core.records import Job, Outcome, Place
 from speechft_ray.storage.open import find_local_root
 from speechft_ray.sweep.protocols import Perform
 
+LOOK_SECONDS = 0.2
+"""Between two questions to the head for the resources of trials."""
+
 STOP_SECONDS = 30.0
 """How long stopping waits for Tune, which kills trials that do not report for 10 s."""
 
@@ -84,6 +87,7 @@ class Trials:
         self._opened = 0
         self._breaks = 0
         self._avoid: dict[str, str] = {}
+        self._places, self._looked_at = 0, float("-inf")
 
     def submit(self, job: Job) -> None:
         """Queues a fine-tuning job as the next trial."""
@@ -106,8 +110,10 @@ class Trials:
         too, since Ray does not tell them apart."""
         if self._jobs.keys() <= self._started:
             return True
-        states = [group["state"] for group in placement_group_table().values()]
-        return states.count("CREATED") >= len(self._jobs)
+        if time.monotonic() - self._looked_at >= LOOK_SECONDS:
+            states = [group["state"] for group in placement_group_table().values()]
+            self._places, self._looked_at = states.count("CREATED"), time.monotonic()
+        return self._places >= len(self._jobs)
 
     def stop(self) -> None:
         """Ends the experiment and its trials. May be called twice."""

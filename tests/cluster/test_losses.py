@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 import types
 from collections.abc import Iterator
 from concurrent.futures import Future
@@ -253,6 +254,20 @@ def test_trials_can_follow_trials_in_silence(
         executor.submit(job("succeed", name=name, stage="finetune"))
         assert collect(executor, 1)[f"finetune-{name}"].ok
     assert capfd.readouterr().out == ""
+
+
+@pytest.mark.slow
+def test_jobs_that_report_and_ask_lend_their_cpus_to_no_other(
+    executor: RayExecutor, tmp_path: Path
+) -> None:
+    for name in "abcde":
+        executor.submit(job("save", name=name))
+    lives = tmp_path / "lives"
+    assert eventually(lambda: lives.exists() and len(lives.read_text().splitlines()) == 2)
+    time.sleep(5.0)  # each asks twice whether it must leave
+    assert len(lives.read_text().splitlines()) == 2
+    (tmp_path / "go").touch()
+    assert all(outcome.ok for outcome in collect(executor, 5).values())
 
 
 def test_a_trial_gives_its_share_back_when_it_ends(executor: RayExecutor) -> None:

@@ -23,6 +23,7 @@ def test_evaluations_wait_until_every_trial_has_its_resources(
         return {number: {"state": state} for number, state in enumerate(states)}
 
     monkeypatch.setattr(module, "placement_group_table", list_groups)
+    monkeypatch.setattr(module, "LOOK_SECONDS", 0.0)
     unused: Any = None
     place = Place(storage=str(tmp_path), encoder="unused")
     trials = Trials(perform, place, unused, unused, Losses(0), lambda outcome: None)
