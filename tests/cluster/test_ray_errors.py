@@ -70,7 +70,10 @@ def test_a_trial_on_a_node_without_the_package_says_so(tmp_path: Any) -> None:
         stopped={},
     )
     trial = SimpleNamespace(
-        config={"job": job("b").model_dump_json()}, error_file=str(path), num_failures=4
+        trial_id="1",
+        config={"job": job("b").model_dump_json()},
+        error_file=str(path),
+        num_failures=4,
     )
     callback.on_trial_error(0, [], trial)
     path.write_text("x " * 400 + "Worker exit detail: killed by SIGSEGV")
@@ -102,6 +105,8 @@ def test_the_first_actor_tells_a_missing_package_from_a_missing_token(
     def refuse(*_: object, **__: object) -> None:
         raise actor_death(text)
 
+    context = SimpleNamespace(get_node_id=lambda: "0" * 56)
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: context)
     monkeypatch.setattr(ray, "remote", lambda kind: FakeActor())
     monkeypatch.setattr(ray, "get", refuse)
     monkeypatch.setattr(ray, "shutdown", lambda: None)
