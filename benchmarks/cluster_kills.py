@@ -19,12 +19,10 @@ import argparse
 import json
 import os
 import random
-import signal
 import tempfile
 import threading
 import time
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,6 +31,8 @@ from benchmarks.cluster import draw_seconds, plan_jobs, schedule_list
 from benchmarks.search_idle import Silent
 from speechft_ray.cluster.connect import connect
 from speechft_ray.cluster.executor import RayExecutor
+from speechft_ray.core.files import write_json
+from speechft_ray.core.processes import find_start, kill_process
 from speechft_ray.core.records import Job, Place
 from speechft_ray.core.resources import ResourceRequest
 from speechft_ray.core.store import Store
@@ -72,12 +72,12 @@ def perform(job: Job, place: Place, report: ReportProgress) -> Mapping[str, Any]
         time.sleep(min(STEP_SECONDS, total - done))
         now = time.monotonic()
         done = first + now - began
-        _replace(life, {"pid": os.getpid(), "seconds": done - first})
+        write_json(life, {"pid": os.getpid(), "seconds": done - first})
         report({"done": min(done, total), "total": total})
         if now - saved_at >= _choose_interval(job.stage, now - began):
-            _replace(state, done)
+            write_json(state, done)
             saved_at = now
-    _replace(life, {"pid": None, "seconds": done - first})
+    write_json(life, {"pid": None, "seconds": done - first})
     with store.publish(job.stage, job.fingerprint, {}):
         pass
     return {}
@@ -87,12 +87,6 @@ def _choose_interval(stage: str, seconds: float) -> float:
     if stage == "evaluate":
         return saved_work.choose_interval(seconds, 0.0)
     return finetuning.choose_interval(0.0) if stage == "finetune" else float("inf")
-
-
-def _replace(path: Path, content: object) -> None:
-    new = path.with_suffix(".new")
-    new.write_text(json.dumps(content))
-    new.replace(path)
 
 
 def read_lives(storage: Path) -> list[dict[str, Any]]:
@@ -115,18 +109,11 @@ class Killer(threading.Thread):
         """Looks every second."""
         while not self.stop.wait(1.0):
             pids = {life["pid"] for life in read_lives(self._storage)} - {None}
-            for pid in sorted(filter(_is_alive, pids)):
-                if self._random.random() < self._rate:
-                    with suppress(ProcessLookupError):
-                        os.kill(pid, signal.SIGKILL)
-                        self.kills += 1
-
-
-def _is_alive(pid: int) -> bool:
-    with suppress(OSError):
-        status = Path(f"/proc/{pid}/status").read_text()
-        return "State:\tZ" not in status
-    return False
+            for pid in sorted(pids):
+                started = find_start(pid)
+                if started is not None and self._random.random() < self._rate:
+                    kill_process(pid, started)
+                    self.kills += 1
 
 
 def measure(plan: Plan, gpus: int, kills_per_second: float) -> str:

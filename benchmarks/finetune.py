@@ -30,6 +30,7 @@ from statistics import mean, median
 import torch
 
 from benchmarks.finetune_loops import SETTINGS, VARIANTS, write_start
+from speechft_ray.cluster.environment import WORKER_ENVIRONMENT
 
 UPDATES = 4
 HEAD_SHARE = 0.1
@@ -188,9 +189,6 @@ def main() -> None:
     warnings.filterwarnings("ignore")  # s3prl's weight norm
     if options.child:
         return child(options.settings[0], options.child, options.start)
-    # Imports Ray, which the children do not need.
-    from speechft_ray.cluster.environment import WORKER_ENVIRONMENT
-
     options.environment = {
         key: value for key, value in WORKER_ENVIRONMENT.items() if key.startswith("MALLOC")
     }

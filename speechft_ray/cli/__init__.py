@@ -39,7 +39,7 @@ from speechft_ray.core.full_disk import is_disk_full
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line and returns its exit code; no input, however bad, shows a traceback."""
-    _print_what_can_be()
+    _replace_unprintable()
     try:
         app(prog_name="speechft", args=list(arguments) if arguments is not None else None)
     except UserError as error:
@@ -67,9 +67,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _print_what_can_be() -> None:
-    """Prints a question mark for a character that the encoding of a terminal or file lacks, such as
-    a star in Latin-1, where Python would raise."""
+def _replace_unprintable() -> None:
+    """Has a question mark printed for a character that the encoding of a terminal or file lacks,
+    such as a star in Latin-1, where Python would raise."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")

@@ -37,8 +37,8 @@ from speechft_ray.sweep.status_file import SweepStatus
 
 HEAD_START_SECONDS = 20.0
 """How long evaluations wait for trials that were submitted and have no place. Tune needs some
-seconds to ask for one; evaluations would take every CPU meanwhile, and tuning, which
-most of a sweep waits for, would start last."""
+seconds to ask for one; evaluations would take every CPU meanwhile, and tuning, which most of a
+sweep waits for, would start last."""
 
 WHOLE_NODE = 1e6
 """More CPUs than any node has; such a request gets all those of the largest."""
@@ -117,6 +117,8 @@ class RayExecutor:
         self._jobs: dict[str, Job] = {}
         self._tasks: dict[str, Any] = {}
         self._waiting: list[Job] = []
+        self._corpora: list[str] = []
+        """Fingerprints of the corpora that were submitted."""
         self._head_start_ends = float("-inf")
         self._progress: Mapping[str, Progress] = {}
         self._ended: queue.SimpleQueue[Outcome] = queue.SimpleQueue()
@@ -141,6 +143,8 @@ class RayExecutor:
             self._waiting.append(job)
             self._start_waiting()
         else:
+            if job.stage == "corpus":
+                self._corpora.append(job.fingerprint)
             self._start(job)
 
     def _start_waiting(self) -> None:
@@ -148,7 +152,7 @@ class RayExecutor:
         prepared any more, which takes CPUs, too."""
         if self._waiting and not self._trials.have_places():
             now = time.monotonic()
-            if any(job.stage == "corpus" for job in self._jobs.values()):
+            if any(key in self._jobs for key in self._corpora):
                 self._head_start_ends = now + HEAD_START_SECONDS
             if now < self._head_start_ends:
                 return
