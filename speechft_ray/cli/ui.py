@@ -14,9 +14,11 @@ from speechft_ray.core.signals import stop_on_signals
 @app.command()
 def ui(
     target: Annotated[
-        str | None, typer.Argument(help="A storage folder, or the name of a sweep in --storage.")
+        str | None, typer.Argument(help="A storage, or the name of a sweep in --storage.")
     ] = None,
-    storage: Annotated[str, typer.Option(help="Where the sweeps are kept.")] = "runs",
+    storage: Annotated[
+        str, typer.Option(help="Storage of your sweeps: a folder or a URL.")
+    ] = "runs",
     mlflow: Annotated[
         str | None, typer.Option(help="MLflow URI; default: the one that the sweep used.")
     ] = None,
@@ -30,8 +32,8 @@ def ui(
     best first. Ctrl-C ends it."""
     from speechft_ray.commands.ui import find_target, find_uri, open_pages
 
-    folder, sweep = find_target(target, storage)
-    uri = find_uri(folder, sweep, mlflow)
+    found = find_target(target, storage)
+    uri = find_uri(found, mlflow)
     console = Console(soft_wrap=True, highlight=False, markup=False)
     with stop_on_signals() as stop:
-        open_pages(folder, sweep, uri, port, open_page, stop, console)
+        open_pages(found, uri, port, open_page, stop, console)

@@ -12,14 +12,11 @@ from speechft_ray.commands.stored import list_sweeps
 from speechft_ray.commands.unused import (
     StorageUse,
     Unused,
-    measure_folder,
     measure_use,
     remove_unused,
 )
-from speechft_ray.core.errors import UserError
-from speechft_ray.core.store import Store
+from speechft_ray.core.store import Store, measure_folder
 from speechft_ray.report.winner import list_records, read_record
-from speechft_ray.storage.address import is_url
 
 SHOWN_ITEMS = 20
 
@@ -52,8 +49,7 @@ def print_sweeps(store: Store, console: Console) -> None:
     console.print(f"\n{store.address}: {parts or 'empty'}", highlight=False, soft_wrap=True)
     if use.unused:
         console.print(
-            f"unused: {len(use.unused)} items, {format_bytes(_sum_bytes(use.unused))}; "
-            "`speechft gc` lists them",
+            f"unused: {_describe(use.unused)}; `speechft gc` lists them",
             highlight=False,
         )
 
@@ -62,12 +58,6 @@ def collect_unused(
     store: Store, console: Console, *, yes: bool, forget: str | None, hours: float
 ) -> None:
     """Prints what no sweep needs, and removes it with ``yes``. Raises ``UserError``."""
-    if is_url(store.address):
-        raise UserError(
-            f"gc removes from folders only, and {store.address} is a bucket: copy it to a folder "
-            "to see what no sweep needs, and remove those objects with the tools of the bucket "
-            "(docs/storages.md)."
-        )
     if yes:
         store.check_writable()
     use = measure_use(store, forget, hours)
@@ -78,11 +68,10 @@ def collect_unused(
     if len(use.unused) > SHOWN_ITEMS:
         rest = sorted(use.unused, key=lambda item: -item.bytes)[SHOWN_ITEMS:]
         console.print(f"{format_bytes(_sum_bytes(rest))}  in {len(rest)} more", highlight=False)
-    total = f"{len(use.unused)} items, {format_bytes(_sum_bytes(use.unused))}"
+    total = _describe(use.unused)
     if use.recent:
         console.print(
-            f"kept, since they are younger than {hours:g} h: {len(use.recent)} items, "
-            f"{format_bytes(_sum_bytes(use.recent))}",
+            f"kept, since they are younger than {hours:g} h: {_describe(use.recent)}",
             highlight=False,
         )
     if not yes:
@@ -105,6 +94,11 @@ def _measure_alone(use: StorageUse, name: str) -> int:
     """Returns the bytes of the units that this sweep alone needs."""
     others = frozenset().union(*(own for other, own in use.needed_by.items() if other != name))
     return sum(use.bytes_of.get(unit, 0) for unit in use.needed_by[name] - others)
+
+
+def _describe(items: Sequence[Unused]) -> str:
+    noun = "item" if len(items) == 1 else "items"
+    return f"{len(items)} {noun}, {format_bytes(_sum_bytes(items))}"
 
 
 def _sum_bytes(items: Sequence[Unused]) -> int:

@@ -1,4 +1,4 @@
-"""The verb ``ui``: MLflow over the results of a storage folder, at the page of its sweeps."""
+"""The verb ``ui``: MLflow over the results of a storage, at the page of its sweeps."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ import os
 import threading
 import webbrowser
 from pathlib import Path
+from typing import NamedTuple
 
 from rich.console import Console
 
 from speechft_ray.core.errors import UserError, unknown_name
-from speechft_ray.storage.address import is_url
+from speechft_ray.storage.address import is_url, resolve_storage
+from speechft_ray.storage.open import open_existing
 from speechft_ray.tracking._uris import check_uri, remove_password
 from speechft_ray.tracking.addresses import DATABASE, make_database_uri, read_addresses
 from speechft_ray.tracking.mlflow_pages import (
@@ -26,34 +28,41 @@ SHOWN_SWEEPS = 10
 """Sweeps whose pages are printed where none is named."""
 
 
-def find_target(target: str | None, storage: str | Path) -> tuple[Path, str | None]:
-    """Returns the storage folder and the sweep that a person means, by a folder or the name of a
-    sweep in ``storage``. Raises ``UserError`` where that folder is not there."""
-    if is_url(storage) or is_url(target or ""):
-        raise UserError(
-            "ui shows the database of a storage folder, and a bucket has none: give the server "
-            "that the sweep was logged to with --mlflow, or the folder that `run` named as that "
-            "of its database (docs/storages.md)."
-        )
-    if target is not None and Path(target).expanduser().is_dir():
-        return Path(target).expanduser().absolute(), None
-    storage = Path(storage)
-    if not storage.expanduser().is_dir():
+class Target(NamedTuple):
+    """What a person wants to see."""
+
+    folder: Path
+    """The storage folder; for a bucket its folder on this node."""
+    sweep: str | None
+    address: str
+    """What a person calls the storage."""
+
+
+def find_target(target: str | None, storage: str | Path) -> Target:
+    """Returns what a person means by a folder, a URL, or the name of a sweep in ``storage``. Raises
+    ``UserError`` where that storage is not there."""
+    if target is not None and (is_url(target) or Path(target).expanduser().is_dir()):
+        storage, target = target, None
+    storage = resolve_storage(storage)
+    if is_url(storage):
+        return Target(open_existing(storage).root, target, storage)
+    if not Path(storage).is_dir():
         unknown = f"`{target}` is no folder, and there" if target is not None else "there"
         raise UserError(
             f"{unknown} is no storage folder {storage}: give the folder of your sweeps, as in "
             "`speechft ui FOLDER`, or the name of a sweep with --storage FOLDER."
         )
-    return storage.expanduser().absolute(), target
+    return Target(Path(storage), target, storage)
 
 
-def find_uri(storage: Path, sweep: str | None, uri: str | None) -> str:
+def find_uri(target: Target, uri: str | None) -> str:
     """Returns where a sweep was logged: ``uri`` if given, else what its last run used. Without a
     name, the sweep that ran last counts.
 
     Raises ``UserError`` for a database in the storage that is not there.
     """
-    addresses = read_addresses(storage)
+    folder, sweep, address = target
+    addresses = read_addresses(folder)
     last = addresses.get(sweep) if sweep is not None else next(iter(addresses.values()), None)
     chosen = uri or last
     if chosen is not None:
@@ -62,13 +71,18 @@ def find_uri(storage: Path, sweep: str | None, uri: str | None) -> str:
         check_uri(chosen)
         return chosen
     if sweep is not None and addresses and sweep not in addresses:
-        raise UserError(f"{unknown_name('sweep', sweep, addresses)} (Storage {storage}.)")
-    if not (storage / DATABASE).is_file():
-        raise UserError(
-            f"no sweep in {storage} has logged to MLflow yet: start one with `speechft run "
-            f"--storage {storage}`, or give another folder, or the address with --mlflow."
+        raise UserError(f"{unknown_name('sweep', sweep, addresses)} (Storage {address}.)")
+    if not (folder / DATABASE).is_file():
+        where = (
+            f"of {address} has logged to a database on this node"
+            if is_url(address)
+            else (f"in {address} has logged to MLflow")
         )
-    return make_database_uri(storage)
+        raise UserError(
+            f"no sweep {where} yet: `speechft run --storage {address}` does, and computes nothing "
+            "of a finished sweep again; or give another storage, or the address with --mlflow."
+        )
+    return make_database_uri(folder)
 
 
 def _find_password(uri: str) -> str:
@@ -82,8 +96,7 @@ def _find_password(uri: str) -> str:
 
 
 def open_pages(
-    storage: Path,
-    sweep: str | None,
+    target: Target,
     uri: str,
     port: int | None,
     is_to_open: bool,
@@ -96,7 +109,7 @@ def open_pages(
     Raises ``UserError`` where the sweep is not there or MLflow does not start.
     """
     if uri.startswith("http"):
-        _print_remote(uri, sweep, is_to_open, console)
+        _print_remote(uri, target.sweep, is_to_open, console)
         return
     with MlflowServer(uri, choose_port(port)) as server:
         console.print(f"MLflow over {remove_password(uri)} is starting ...")
@@ -104,7 +117,7 @@ def open_pages(
         if stop.is_set():
             return
         api = MlflowApi(server.address)
-        experiments = _select(_list_experiments(api), sweep, f"in {storage}")
+        experiments = _select(_list_experiments(api), target.sweep, f"in {target.address}")
         pages = _print_pages(api, experiments, console)
         console.print("Ctrl-C ends it.")
         if is_to_open:

@@ -8,22 +8,20 @@ before), every fine-tuning is kept, since those that a search may propose are no
 
 from __future__ import annotations
 
-import os
-import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from speechft_ray.commands.stored import list_sweeps
 from speechft_ray.core.errors import UserError, unknown_name
-from speechft_ray.core.files import sync_folder
-from speechft_ray.core.store import DAMAGED, MANIFEST, Store
+from speechft_ray.core.store import DAMAGED, WORK, Entry, Store
+from speechft_ray.report.winner import FOLDER as SWEEPS
 from speechft_ray.report.winner import list_records, read_record
 from speechft_ray.sweep.claims import FOLDER as CLAIMS
 from speechft_ray.sweep.lock import describe_driver
+from speechft_ray.sweep.plan_file import FOLDER as PLANS
 from speechft_ray.sweep.plan_file import find_plan, list_plans, read_plan
 
 STAGES = ("encoder", "finetune", "merge")
@@ -39,9 +37,12 @@ class Unused(NamedTuple):
     """Something that can be removed."""
 
     what: str
-    path: Path
+    place: tuple[str, str]
+    """Folder of the store and name in it; of a unit its stage and fingerprint."""
     bytes: int
-    unit: Unit | None = None
+    modified: float
+    """Seconds since 1970."""
+    is_unit: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,9 +92,12 @@ def measure_use(store: Store, without: str | None = None, hours: float = HOURS) 
     sizes = {unit: _sum_files(of_unit) for unit, of_unit in facts.items()}
     items = list(_list_unused(store, sizes, needed, set(keys.values()) | running.keys()))
     if not running:  # else a driver may be about to take one of them over
-        items += _list_claims(store)
+        items += [
+            _make_unused(f"claim of a driver that was killed: {entry.name}", CLAIMS, entry)
+            for entry in store.list_entries(CLAIMS)
+        ]
     limit = time.time() - 3600 * hours
-    old = [item for item in items if _find_time(item.path) < limit]
+    old = [item for item in items if item.modified < limit]
     return StorageUse(
         bytes_of=sizes,
         needed_by=needed_by,
@@ -117,22 +121,20 @@ def remove_unused(store: Store, items: Iterable[Unused], forget: str | None = No
     Raises ``UserError``, before anything is removed, when a sweep was started meanwhile.
     """
     items = list(items)
+    store.pull_records()
     again = measure_use(store, forget, hours=0.0)
-    still = {item.path for item in (*again.unused, *again.recent)}
-    if fresh := [item for item in items if item.path not in still and item.path.exists()]:
+    still = {item.place for item in (*again.unused, *again.recent)}
+    if fresh := [item for item in items if item.place not in still and _is_there(store, item)]:
         raise UserError(
             f"{fresh[0].what} is needed now by a sweep that was started meanwhile: run gc again."
         )
     if forget is not None:  # before its units, so that no name leads to what is gone
-        (store.root / "sweeps" / f"{forget}.json").unlink(missing_ok=True)
-        sync_folder(store.root / "sweeps")
+        store.remove_entry(SWEEPS, f"{forget}.json")
     for item in items:
-        if item.unit is not None:
-            store.discard(*item.unit)
-        elif item.path.is_dir():
-            shutil.rmtree(item.path, ignore_errors=True)
+        if item.is_unit:
+            store.discard(*item.place)
         else:
-            item.path.unlink(missing_ok=True)
+            store.remove_entry(*item.place)
     return sum(item.bytes for item in items)
 
 
@@ -195,52 +197,34 @@ def _list_unused(
 ) -> Iterator[Unused]:
     for unit, size in sizes.items():
         if unit not in needed:
-            yield Unused(f"{unit[0]} {unit[1]}", store.root / unit[0] / unit[1], size, unit)
-    for path in sorted((store.root / "work").glob("*-*")):
-        stage, _, key = path.name.partition("-")
+            modified = store.find_time(*unit) or 0.0
+            yield Unused(f"{unit[0]} {unit[1]}", unit, size, modified, is_unit=True)
+    for entry in store.list_entries(WORK):
+        stage, _, key = entry.name.partition("-")
         if (stage, key) not in needed or store.is_complete(stage, key):
-            yield Unused(f"unfinished work {path.name}", path, measure_folder(path))
-    for path in sorted((store.root / DAMAGED).glob("*")):
-        yield Unused(f"damaged {path.name}", path, measure_folder(path))
+            yield _make_unused(f"unfinished work {entry.name}", WORK, entry)
+    for entry in store.list_entries(DAMAGED):
+        yield _make_unused(f"damaged {entry.name}", DAMAGED, entry)
     for stage in (*STAGES, "corpus", "evaluate"):
-        for path in sorted((store.root / stage).glob(".*")):
-            yield Unused(f"left over in {stage}: {path.name}", path, measure_folder(path))
+        for entry in store.list_left_over(stage):
+            yield _make_unused(f"left over in {stage}: {entry.name}", stage, entry)
+    stored = {entry.name: entry for entry in store.list_entries(PLANS)}
     for plan in list_plans(store):
-        if plan.fingerprint not in plans:
-            path = find_plan(store, plan.fingerprint)
-            yield Unused(f"plan {plan.fingerprint} of {plan.name}", path, path.stat().st_size)
+        entry = stored.get(f"{plan.fingerprint}.json")
+        if plan.fingerprint not in plans and entry is not None:
+            yield _make_unused(f"plan {plan.fingerprint} of {plan.name}", PLANS, entry)
 
 
-def _list_claims(store: Store) -> list[Unused]:
-    """Returns what killed drivers left of their claims, while no driver runs."""
-    folder = store.root / CLAIMS
-    size = measure_folder(folder)
-    return [Unused("claims of drivers that were killed", folder, size)] if size else []
+def _is_there(store: Store, item: Unused) -> bool:
+    if item.is_unit:
+        return store.look_again(*item.place)
+    folder, name = item.place
+    return any(entry.name == name for entry in store.list_entries(folder))
 
 
-def measure_folder(path: Path) -> int:
-    """Returns the bytes of the files in a folder, or of a file."""
-    if not path.is_dir():
-        with suppress(OSError):
-            return path.stat().st_size
-        return 0
-    total = 0
-    for folder, _, names in os.walk(path):
-        for name in names:
-            with suppress(OSError):
-                total += (Path(folder) / name).stat().st_size
-    return total
+def _make_unused(what: str, folder: str, entry: Entry) -> Unused:
+    return Unused(what, (folder, entry.name), entry.bytes, entry.modified)
 
 
 def _sum_files(facts: Mapping[str, Any]) -> int:
     return sum(int(file["bytes"]) for file in facts.get("files", {}).values())
-
-
-def _find_time(path: Path) -> float:
-    """Returns when a unit, a file or anything in a folder was changed last."""
-    times = [0.0]
-    marker = path / MANIFEST
-    for one in [marker] if marker.is_file() else [path, *path.rglob("*")]:
-        with suppress(OSError):
-            times.append(one.stat().st_mtime)
-    return max(times)

@@ -13,9 +13,9 @@ import shutil
 import socket
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from speechft_ray.core.errors import UserError
 from speechft_ray.core.files import refresh, sync_folder, write_json
@@ -32,6 +32,17 @@ LOCKS = "locks"
 """Folder of the store with leases."""
 DAMAGED = "damaged"
 """Folder of the store with units that were set aside."""
+WORK = "work"
+"""Folder of the store with unfinished work, ``<stage>-<fingerprint>`` for each unit."""
+
+
+class Entry(NamedTuple):
+    """A file or folder that lies directly in a folder of the store."""
+
+    name: str
+    bytes: int
+    modified: float
+    """When it, or anything in it, was changed last, in seconds since 1970."""
 
 
 class Store:
@@ -137,6 +148,30 @@ class Store:
         """Removes a small file, if it is there. Raises ``OSError``."""
         (self.root / name).unlink(missing_ok=True)
 
+    def list_entries(self, folder: str) -> list[Entry]:
+        """Returns what lies directly in a folder of the store, sorted by name; nothing where there
+        is no such folder."""
+        return [_measure_entry(path) for path in sorted((self.root / folder).glob("*"))]
+
+    def list_left_over(self, stage: str) -> list[Entry]:
+        """Returns what is in a stage and is no complete unit: what is being published right now,
+        and what publications left that were killed."""
+        return [
+            _measure_entry(path)
+            for path in sorted((self.root / stage).glob("*"))
+            if path.name.startswith(".") or not (path / MANIFEST).is_file()
+        ]
+
+    def remove_entry(self, folder: str, name: str) -> None:
+        """Removes a file or folder of ``list_entries``, if it is there."""
+        path = self.root / folder / name
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+        if path.parent.is_dir():
+            sync_folder(path.parent)
+
     def lease(self, name: str) -> LeasePlace:
         """Returns where the lease of a sweep is kept."""
         return FolderLease(self.root / LOCKS / name)
@@ -147,7 +182,7 @@ class Store:
 
     def work_folder(self, stage: str, fingerprint: str) -> Path:
         """Returns a folder for unfinished work, which a later try resumes."""
-        path = self.root / "work" / f"{stage}-{fingerprint}"
+        path = self.root / WORK / f"{stage}-{fingerprint}"
         path.mkdir(parents=True, exist_ok=True)
         return path
 
@@ -264,7 +299,7 @@ class Store:
         return sorted(
             (unit.parent.name, unit.name)
             for unit in units
-            if unit.parent.name not in (DAMAGED, "work") and not unit.name.startswith(".")
+            if unit.parent.name not in (DAMAGED, WORK) and not unit.name.startswith(".")
         )
 
     def discard(self, stage: str, fingerprint: str) -> None:
@@ -278,7 +313,7 @@ class Store:
 
     def clear_work(self, stage: str, fingerprint: str) -> None:
         """Removes the unfinished work of a unit that is complete."""
-        shutil.rmtree(self.root / "work" / f"{stage}-{fingerprint}", ignore_errors=True)
+        shutil.rmtree(self.root / WORK / f"{stage}-{fingerprint}", ignore_errors=True)
 
     def _rename(self, temporary: Path, final: Path) -> None:
         if final.exists() and not (final / MANIFEST).is_file():
@@ -290,6 +325,22 @@ class Store:
                 raise
             return
         sync_folder(final.parent)
+
+
+def measure_folder(path: Path) -> int:
+    """Returns the bytes of the files in a folder, or of a file; 0 where there is none."""
+    return _measure_entry(path).bytes
+
+
+def _measure_entry(path: Path) -> Entry:
+    """Measures a file or folder; what goes meanwhile is left out."""
+    total, modified = 0, 0.0
+    for one in [path, *path.rglob("*")]:
+        with suppress(OSError):
+            state = one.stat()
+            total += state.st_size if one.is_file() else 0
+            modified = max(modified, state.st_mtime)
+    return Entry(path.name, total, modified)
 
 
 def _compute_checksum(facts: Mapping[str, Any]) -> str:

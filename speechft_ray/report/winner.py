@@ -24,7 +24,7 @@ from speechft_ray.sweep.labels import label_sweep
 from speechft_ray.sweep.plan import Plan
 from speechft_ray.sweep.protocols import EncoderRow
 
-_FOLDER = "sweeps"
+FOLDER = "sweeps"
 
 
 class Winner(Record):
@@ -111,7 +111,7 @@ def select_seed(line: TableLine) -> EncoderRow:
 def list_records(store: Store) -> list[str]:
     """Returns the names of the sweeps that have a record in this store, sorted."""
     return sorted(
-        path.stem for path in (store.root / _FOLDER).glob("*.json") if not path.name.startswith(".")
+        path.stem for path in (store.root / FOLDER).glob("*.json") if not path.name.startswith(".")
     )
 
 
@@ -129,4 +129,4 @@ def read_record(store: Store, name: str) -> SweepRecord:
 
 
 def _path(store: Store, name: str) -> Path:
-    return store.root / _FOLDER / f"{name}.json"
+    return store.root / FOLDER / f"{name}.json"

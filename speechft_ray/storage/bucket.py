@@ -32,6 +32,8 @@ _PAUSES_SECONDS = (0.2, 0.5, 1.0, 2.0, 4.0, None)
 CHUNK_BYTES = 8 * 2**20
 """Bytes that are read or written at once."""
 
+_NO_BUCKET = re.compile(r"<Code>(NoSuchBucket|ContainerNotFound)</Code>")
+"""How S3 and Google Cloud Storage, and Azure say so; both are 404, as for a missing object."""
 
 T = TypeVar("T")
 
@@ -251,7 +253,7 @@ class Bucket:
         raise AssertionError("the last pause is None")
 
     def _check_bucket(self, key: str, error: Exception) -> None:
-        if "NoSuchBucket" in str(error):
+        if _NO_BUCKET.search(str(error)):
             raise UserError(self._explain(key, error)) from None
 
     @contextmanager
@@ -272,7 +274,7 @@ class Bucket:
         text = " ".join(str(error).partition("Debug source")[0].split())
         store = {"s3": "S3", "gs": "Google Cloud Storage"}.get(self.address.scheme, "Azure")
         place = f"the storage {self.address}"
-        if "NoSuchBucket" in text:
+        if _NO_BUCKET.search(text):
             return (
                 f"{place}: there is no bucket `{self.address.bucket}` there: make it, or correct "
                 "--storage (and AWS_ENDPOINT_URL, if it is set)."

@@ -20,6 +20,10 @@ PUSH_SECONDS = 5.0
 PUSH_SHARE = 0.25
 """Largest share of the time spent on sending, so that large states are sent less often."""
 
+REMOVED_SECONDS = 600.0
+"""Age at which a record that the bucket lacks counts as removed there: a driver sends its own
+within seconds, and ends after ``RETRY_SECONDS`` where it cannot."""
+
 _log = logging.getLogger(__name__)
 
 State = tuple[int, int]
@@ -51,6 +55,17 @@ class Mirror:
                     download_file(self._bucket, item, path)
                 with suppress(OSError):
                     self._sent[item.key] = _read_state(path)
+
+    def drop_removed(self) -> None:
+        """Removes files of this node that the bucket no longer has: another node removed them.
+        Younger ones stay, which a driver of this node may be about to send."""
+        limit = time.time() - REMOVED_SECONDS
+        for path in list(self._list_files()):
+            key = path.relative_to(self._root).as_posix()
+            with suppress(OSError):
+                is_old = path.stat().st_mtime < limit
+                if key not in self._sent and is_old and self._bucket.find(key) is None:
+                    path.unlink()
 
     def push(self) -> None:
         """Sends new and changed files, then removes those from the bucket that are gone here."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import threading
 import uuid
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
@@ -17,7 +18,7 @@ from typing import Any
 
 from speechft_ray.core.errors import UserError
 from speechft_ray.core.lease import LeasePlace
-from speechft_ray.core.store import DAMAGED, LOCKS, MANIFEST, Store
+from speechft_ray.core.store import DAMAGED, LOCKS, MANIFEST, WORK, Entry, Store
 from speechft_ray.storage.bucket import Bucket, Item
 from speechft_ray.storage.lease import BucketLease
 from speechft_ray.storage.local_copies import LocalCopies
@@ -97,7 +98,7 @@ class ObjectStore(Store):
 
     def list_units(self) -> list[Unit]:
         """Returns all complete units; lists the bucket."""
-        skipped = (DAMAGED, "work", REPORTS, *RECORDS)
+        skipped = (DAMAGED, WORK, REPORTS, *RECORDS)
         return sorted(unit for unit in self._index.list_units() if unit[0] not in skipped)
 
     def prefetch(self, units: Iterable[Unit]) -> None:
@@ -230,8 +231,10 @@ class ObjectStore(Store):
     # Drivers
 
     def pull_records(self) -> None:
-        """Fetches the small files of drivers."""
-        Mirror(self.bucket, self.root, RECORDS).pull()
+        """Fetches the small files of drivers; copies of those that were removed go."""
+        mirror = Mirror(self.bucket, self.root, RECORDS)
+        mirror.pull()
+        mirror.drop_removed()
 
     def keep_records(self) -> AbstractContextManager[object]:
         """Fetches the small files of drivers, and sends those of this one while the context lasts
@@ -242,6 +245,7 @@ class ObjectStore(Store):
     def _keep_records(self) -> Iterator[None]:
         mirror = Mirror(self.bucket, self.root, (*RECORDS, REPORTS))
         mirror.pull()
+        mirror.drop_removed()
         mirror.start()
         try:
             yield
@@ -260,6 +264,27 @@ class ObjectStore(Store):
     def remove_file(self, name: str) -> None:
         """Removes an object."""
         self.bucket.remove([name])
+
+    def list_entries(self, folder: str) -> list[Entry]:
+        """Returns what lies directly below a prefix; lists it."""
+        groups: dict[str, list[Item]] = defaultdict(list)
+        for item in self.bucket.list(f"{folder}/"):
+            groups[item.key.removeprefix(f"{folder}/").partition("/")[0]].append(item)
+        return [
+            Entry(name, sum(item.size for item in items), max(item.modified for item in items))
+            for name, items in sorted(groups.items())
+        ]
+
+    def list_left_over(self, stage: str) -> list[Entry]:
+        """Returns units whose manifest was never sent; lists the stage."""
+        entries, complete = self.list_entries(stage), set(self.fingerprints(stage))
+        return [entry for entry in entries if entry.name not in complete]
+
+    def remove_entry(self, folder: str, name: str) -> None:
+        """Removes an object, or those below a prefix, and the copy on this node."""
+        key = f"{folder}/{name}"
+        self.bucket.remove([key, *(item.key for item in self.bucket.list(f"{key}/"))])
+        super().remove_entry(folder, name)
 
     def lease(self, name: str) -> LeasePlace:
         """Returns where the lease of a sweep is kept."""
@@ -352,7 +377,7 @@ class ObjectStore(Store):
 
 
 def _work_key(unit: Unit) -> str:
-    return f"work/{unit[0]}-{unit[1]}"
+    return f"{WORK}/{unit[0]}-{unit[1]}"
 
 
 def _has_size(path: Path, size: int) -> bool:

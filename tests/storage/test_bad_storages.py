@@ -149,13 +149,14 @@ def test_a_cache_folder_that_cannot_be_written(
         open_store(url)
 
 
-def test_verbs_that_need_a_folder_say_so(
+def test_a_bucket_without_a_database_on_this_node_says_so(
     s3: S3Server, url: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for arguments in (["gc", "--storage", url], ["ui", "--storage", url], ["ui", url]):
+    for arguments in (["ui", "--storage", url], ["ui", url], ["ui", "alpha", "--storage", url]):
         assert main(arguments) == 2
         text = capsys.readouterr().err
-        assert "bucket" in text and len(text.splitlines()) == 1, text
+        assert f"no sweep of {url} has logged to a database on this node yet" in text
+        assert len(text.splitlines()) == 1, text
 
 
 def test_a_storage_folder_that_is_not_there(tmp_path: Path) -> None:

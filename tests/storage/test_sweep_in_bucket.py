@@ -13,10 +13,13 @@ from speechft_ray.cli import main
 from speechft_ray.commands import results
 from speechft_ray.commands import sweep as commands
 from speechft_ray.commands.parts import resolve_place
+from speechft_ray.commands.ui import find_target, find_uri
+from speechft_ray.storage import mirror
 from speechft_ray.storage import open as opening
 from speechft_ray.storage.address import parse_url
 from speechft_ray.storage.bucket import Bucket
 from speechft_ray.sweep.space_file import read_space
+from speechft_ray.tracking.addresses import DATABASE, make_database_uri
 from tests.storage.s3_server import S3Server
 
 SPACE = Path(__file__).parents[1] / "identity" / "small_sweep.yaml"
@@ -108,3 +111,69 @@ def test_the_verbs_read_a_bucket(
     assert main(["verify", "--repair", "--storage", url]) == 0
     assert main(["verify", "--storage", url]) == 0
     assert len(bucket.list("damaged/")) == 2
+
+
+def test_gc_removes_from_a_bucket_what_no_sweep_needs(
+    bucket: Bucket,
+    url: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    before = {item.key for item in bucket.list("")}
+    facts = json.dumps({"base": "0" * 16, "files": {}}).encode()
+    added = {
+        f"merge/{'f' * 16}/manifest.json": facts,
+        f"merge/{'e' * 16}/encoder.safetensors": b"killed before its manifest was sent",
+        f"work/finetune-{'d' * 16}/state/numbers": b"0" * 500,
+        f"damaged/merge-{'c' * 16}-12345678/encoder.safetensors": b"0" * 500,
+        f"claims/finetune-{'b' * 16}.0": b"{}",
+    }
+    for key, content in added.items():
+        bucket.write(key, content)
+    assert main(["gc", "--storage", url]) == 0  # all of it is younger than a day
+    printed = capsys.readouterr().out
+    assert "would be removed: 0 items" in printed and "younger than 24 h: 5 items" in printed
+    assert main(["gc", "--storage", url, "--older-than", "0", "--yes"]) == 0
+    assert "removed: 5 items" in capsys.readouterr().out
+    left = {item.key for item in bucket.list("")}
+    assert before <= left and not left & added.keys()
+
+
+def test_a_sweep_that_one_node_forgets_is_unknown_to_others(
+    bucket: Bucket,
+    url: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def change_node(name: str) -> None:
+        monkeypatch.setenv("SPEECHFT_CACHE", str(tmp_path / name))
+        opening._open_bucket.cache_clear()
+
+    monkeypatch.setattr(mirror, "REMOVED_SECONDS", 0.0)
+    change_node("first")
+    assert main(["ls", "--storage", url]) == 0
+    assert "small-search" in capsys.readouterr().out
+    change_node("second")
+    merges = len(bucket.list("merge/"))
+    arguments = ["gc", "--storage", url, "--sweep", "small-sweep", "--older-than", "0", "--yes"]
+    assert main(arguments) == 0
+    assert 0 < len(bucket.list("merge/")) < merges
+    change_node("first")
+    capsys.readouterr()
+    assert main(["ls", "--storage", url]) == 0
+    text = capsys.readouterr().out
+    assert "small-search" in text and "small-sweep" not in text and "unused" not in text
+    assert main(["verify", "--storage", url]) == 0
+
+
+def test_ui_finds_the_database_of_this_node_and_the_server_of_any(
+    bucket: Bucket, url: str, tmp_path: Path
+) -> None:
+    store = opening.open_store(url)
+    bucket.write("trackers/small-sweep.json", b'{"mlflow": "http://mlflow.internal:5000"}')
+    assert find_uri(find_target("small-sweep", url), None) == "http://mlflow.internal:5000"
+    bucket.write("trackers/small-sweep.json", b'{"mlflow": null}')
+    (store.root / DATABASE).write_bytes(b"")
+    assert find_uri(find_target(url, "runs"), None) == make_database_uri(store.root)
