@@ -259,13 +259,24 @@ def pretrain(
         list[str] | None,
         typer.Option(help="An option of the corpus as NAME=VALUE; may be repeated."),
     ] = None,
+    start: Annotated[
+        str | None,
+        typer.Option(
+            help="A tiny HuBERT to go on from, such as tiny_hubert; default: new weights."
+        ),
+    ] = None,
+    updates: Annotated[
+        int | None, typer.Option(min=1, help="Updates from a --start; default: 4500.")
+    ] = None,
     corpora: Corpora = None,
 ) -> None:
     """Pre-train a tiny HuBERT like the one that ships with the package, on synthetic speech or on
     another corpus."""
     from speechft_ray.commands.pretrain import pretrain_tiny
 
-    pretrain_tiny(out, work, corpus, parse_options(option or [], "--option"), corpora)
+    pretrain_tiny(
+        out, work, corpus, parse_options(option or [], "--option"), corpora, start, updates
+    )
 
 
 def _read_throughput(pairs: list[str] | None) -> dict[str, float]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,12 +11,15 @@ import numpy as np
 from pydantic import JsonValue
 from rich.progress import MofNCompleteColumn, Progress
 
+from speechft_ray.core.errors import UserError
 from speechft_ray.core.records import Place
 from speechft_ray.core.specs import CorpusSpec
 from speechft_ray.core.validation import validate
 from speechft_ray.speech.corpora.base import CORPORA, Corpus, Utterance
 
 SYNTHETIC = "synthetic"
+LINE_SECONDS = 30.0
+"""Between two lines of progress in a log."""
 
 
 def pretrain_tiny(
@@ -24,16 +28,32 @@ def pretrain_tiny(
     name: str = SYNTHETIC,
     options: Mapping[str, JsonValue] | None = None,
     corpora: Path | None = None,
+    start: str | None = None,
+    updates: int | None = None,
 ) -> None:
-    """Pre-trains the tiny HuBERT on a corpus, with the options of the package, and shows progress
-    bars.
+    """Pre-trains the tiny HuBERT on a corpus, and shows progress bars, or where there is no
+    terminal a line every 30 s.
 
-    The same call resumes an interrupted pre-training from ``work``. Raises ``UserError`` for an
-    unknown corpus or option, and for a corpus that is nowhere to be found.
+    From new weights it has the two rounds of the package. From ``start`` it has one round of
+    ``updates`` (default: as many as the last of the package), which predicts as many clusters as
+    the last of the package. The same call resumes an interrupted pre-training from ``work``.
+    Raises ``UserError`` for an unknown corpus, option or start, for ``updates`` without a start,
+    and for a corpus that is nowhere to be found.
     """
-    from speechft_ray.pretraining.recipe import PretrainOptions
+    from speechft_ray.pretraining.recipe import PretrainOptions, has_fast_bfloat16
     from speechft_ray.pretraining.run import pretrain
+    from speechft_ray.speech.checkpoints.load import load_encoder
     from speechft_ray.stages.perform import open_corpus
+
+    if updates is not None and start is None:
+        raise UserError(
+            "--updates is for pre-training from a --start, which has one round; from new weights "
+            "there are the two rounds of the package."
+        )
+    recipe = PretrainOptions(bfloat16=has_fast_bfloat16())
+    if start is not None:
+        rounds = {"updates": (updates or recipe.updates[-1],), "clusters": recipe.clusters[-1:]}
+        recipe = recipe.model_copy(update=rounds)
 
     values = {**({"part": "pretrain"} if name == SYNTHETIC else {}), **(options or {})}
     validate(CORPORA.get(name).options, values, where=f"corpus `{name}`")
@@ -42,22 +62,50 @@ def pretrain_tiny(
         encoder="none",
         corpora=str(corpora.expanduser().absolute()) if corpora else None,
     )
+    weights = None if start is None else load_encoder(start)
     with Progress(*Progress.get_default_columns(), MofNCompleteColumn()) as bars:
-        speech, updates = bars.add_task("speech", total=None), bars.add_task("updates", total=None)
+        speech, training = bars.add_task("speech", total=None), bars.add_task("updates", total=None)
         corpus = open_corpus(
             CorpusSpec(name=name, options=values),
             place,
             lambda done, total: bars.update(speech, completed=done, total=total),
         )
+        print_line = _make_printer(bars)
+
+        def advance(done: int, total: int) -> None:
+            bars.update(training, completed=done, total=total)
+            print_line(done, total)
+
         for note in corpus.notes:
             bars.console.print(f"note: {corpus.name}: {note}", markup=False)
         pretrain(
-            PretrainOptions(),
+            recipe,
             corpus if corpus.is_in_memory else read_once(corpus),
             out,
-            lambda done, total: bars.update(updates, completed=done, total=total),
+            advance,
             work,
+            weights,
         )
+
+
+def _make_printer(bars: Progress) -> Callable[[int, int], None]:
+    """Returns a function that prints a line of progress where no terminal shows the bars."""
+    began = last = time.monotonic()
+    first: int | None = None
+
+    def print_line(done: int, total: int) -> None:
+        nonlocal began, last, first
+        now = time.monotonic()
+        if first is None:  # the updates that an earlier call did take no time
+            began, last, first = now, now, done
+        elif not bars.console.is_terminal and (now - last >= LINE_SECONDS or done == total):
+            last = now
+            left = (now - began) / (done - first) * (total - done)
+            bars.console.print(
+                f"{done} of {total} updates, about {left / 60:.0f} min left", highlight=False
+            )
+
+    return print_line
 
 
 def read_once(corpus: Corpus) -> Corpus:

@@ -21,7 +21,7 @@ SPACES: Mapping[int, tuple[str, ...]] = {
 """Search spaces by table of the paper, below ``search_spaces/real_speech``."""
 
 TITLES: Mapping[int, str] = {
-    1: "In shape: four fine-tuning tasks, interpolated or not",
+    1: "In shape: three fine-tuning tasks, interpolated or not",
     3: "In shape: continued pre-training on Czech",
     9: "In shape: the score across alpha",
 }
@@ -31,6 +31,10 @@ ENCODER = "human_hubert"
 CORPUS = "fillets"
 OPTIONS: Mapping[str, JsonValue] = {"characters": "all"}
 """What it is pre-trained on: 2.06 hours of acted Czech and Dutch."""
+START = "tiny_hubert"
+"""What it goes on from: the encoder of the package, which has heard synthetic speech alone."""
+UPDATES = 2000
+"""Of 32 s of crops each: 18 hours of crops, each recording nine times."""
 CORPORA_NEEDED = ("fillets", "gcin_voice")
 
 
@@ -70,14 +74,13 @@ def find_encoder(storage: Path, corpora: Path | None, plan: bool, console: Conso
     if plan:
         raise UserError(
             "the plan needs the encoder, which is pre-trained by the command without --plan, or "
-            f"alone by `speechft pretrain --corpus {CORPUS} --option characters=all --out {out}` "
-            f"(about 45 CPU minutes); `--encoder {ENCODER}=FILE` takes another one."
+            f"alone by `speechft pretrain --start {START} --updates {UPDATES} --corpus {CORPUS} "
+            f"--option characters=all --out {out}`; `--encoder {ENCODER}=FILE` takes another one."
         )
     console.print(
-        f"Pre-training {ENCODER} on {CORPUS} (about 45 CPU minutes on one core; it can be stopped "
-        f"and goes on): {out}",
+        f"Pre-training {ENCODER} on {CORPUS}, from {START} (it can be stopped and goes on): {out}",
         soft_wrap=True,
     )
     work = out.with_name(f"{ENCODER}-work")
-    pretrain_tiny(out, work, CORPUS, OPTIONS, corpora)
+    pretrain_tiny(out, work, CORPUS, OPTIONS, corpora, START, UPDATES)
     return str(out)

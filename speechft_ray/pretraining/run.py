@@ -24,6 +24,7 @@ from speechft_ray.pretraining.crops import (
 from speechft_ray.pretraining.recipe import PretrainOptions, tiny_config
 from speechft_ray.pretraining.rounds import LabelledSource, train_round, write_curve
 from speechft_ray.pretraining.targets import fit_centroids, mfcc
+from speechft_ray.speech.checkpoints.load import weights_fingerprint
 from speechft_ray.speech.checkpoints.safetensors_dir import read_encoder, write_encoder
 from speechft_ray.speech.corpora.base import Corpus, Progress
 from speechft_ray.speech.encoders.base import EncoderWeights
@@ -40,22 +41,29 @@ def pretrain(
     out: Path,
     progress: Progress | None = None,
     work: Path | None = None,
+    start: EncoderWeights | None = None,
 ) -> EncoderWeights:
     """Pre-trains the tiny HuBERT on the audio of the ``train`` split and scores it on ``dev``.
+
+    ``start``: a tiny HuBERT to go on from, as from a round before; every round then predicts
+    clusters of a hidden state.
 
     ``out`` becomes an encoder folder: weights in float16, manifest, ``learning_curve.csv``.
     ``work`` (default: ``out / "work"``) holds the states that an interrupted call resumes from.
     ``progress`` counts updates of all rounds. Raises ``UserError`` when ``work`` belongs to other
-    options or another corpus, and when no utterance is as long as a crop.
+    options or another corpus, when no utterance is as long as a crop, and for a ``start`` that is
+    no tiny HuBERT.
     """
+    if start is not None:
+        _check_start(start)
     out.mkdir(parents=True, exist_ok=True)
     work = work or out / "work"
-    _check_work_folder(work, options, corpus)
+    _check_work_folder(work, options, corpus, start)
     train, held_out = (
         open_source(corpus, split, options.crop_frames) for split in ("train", "dev")
     )
     curve: list[dict[str, float]] = []
-    weights: EncoderWeights | None = None
+    weights = start
     for number in range(len(options.updates)):
         folder = work / f"round{number + 1}"
         folder.mkdir(parents=True, exist_ok=True)
@@ -63,7 +71,7 @@ def pretrain(
         weights = read_encoder(folder / "encoder.safetensors")
     assert weights is not None  # options have at least one round
     write_curve(out / "learning_curve.csv", curve)
-    write_encoder(out, weights, _manifest(options, corpus, curve), dtype="float16")
+    write_encoder(out, weights, _manifest(options, corpus, curve, start), dtype="float16")
     return read_encoder(out)
 
 
@@ -163,21 +171,39 @@ def _hidden_state_features(weights: EncoderWeights, layer: int) -> FeatureFuncti
     return compute
 
 
-def _check_work_folder(work: Path, options: PretrainOptions, corpus: Corpus) -> None:
+def _check_start(start: EncoderWeights) -> None:
+    model = tiny_config(1)["model_cfg"]
+    given = start.config.get("model_cfg", {}) if start.family == "hubert" else {}
+    if other := [name for name, value in model.items() if given.get(name) != value]:
+        raise UserError(
+            "pre-training goes on from a tiny HuBERT alone, such as `tiny_hubert`; the start has "
+            f"another `{other[0]}`. Continue other encoders with the head `masked` of `finetune`."
+        )
+
+
+def _check_work_folder(
+    work: Path, options: PretrainOptions, corpus: Corpus, start: EncoderWeights | None
+) -> None:
     identity_file = work / "identity.txt"
-    identity = fingerprint({"options": options, "corpus": corpus.fingerprint})
+    parts: dict[str, Any] = {"options": options, "corpus": corpus.fingerprint}
+    if start is not None:
+        parts["start"] = weights_fingerprint(start)
+    identity = fingerprint(parts)
     work.mkdir(parents=True, exist_ok=True)
     if not identity_file.exists():
         identity_file.write_text(identity, encoding="ascii")
     elif identity_file.read_text(encoding="ascii") != identity:
         raise UserError(
-            f"{work} holds the pre-training of other options or another corpus. Choose another "
-            "folder or delete it."
+            f"{work} holds the pre-training of other options, another start or another corpus, or "
+            "one begun on a processor with another number type. Choose another folder or delete it."
         )
 
 
 def _manifest(
-    options: PretrainOptions, corpus: Corpus, curve: list[dict[str, float]]
+    options: PretrainOptions,
+    corpus: Corpus,
+    curve: list[dict[str, float]],
+    start: EncoderWeights | None,
 ) -> dict[str, Any]:
     last = {int(row["round"]): row for row in curve}
     return {
@@ -185,6 +211,7 @@ def _manifest(
         if corpus.name.startswith("synthetic")
         else "HuBERT masked prediction",
         "options": options.model_dump(mode="json"),
+        **({} if start is None else {"start": weights_fingerprint(start)}),
         "corpus": {
             "name": corpus.name,
             "fingerprint": corpus.fingerprint,

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from speechft_ray.cli import main
 from speechft_ray.core.errors import UserError
 from speechft_ray.core.units import frame_count
 from speechft_ray.pretraining import rounds, run
@@ -30,6 +31,7 @@ from speechft_ray.pretraining.run import pretrain
 from speechft_ray.pretraining.targets import differences, fit_centroids, mfcc, nearest
 from speechft_ray.speech.checkpoints.load import load_checkpoint, weights_fingerprint
 from speechft_ray.speech.encoders.hubert import build, init_weights
+from speechft_ray.stages import perform
 from tests.speech.toy_models import tone_corpus, toy_config, toy_hubert
 
 SMALL: dict[str, Any] = {
@@ -313,6 +315,52 @@ def test_work_of_other_options_is_not_taken_over(tmp_path: Path) -> None:
     pretrain(PretrainOptions(**{**SMALL, "updates": (1, 1)}), tone_corpus(), tmp_path)
     with pytest.raises(UserError, match="other options"):
         pretrain(PretrainOptions(**{**SMALL, "updates": (2, 1)}), tone_corpus(), tmp_path)
+
+
+@pytest.mark.usefixtures("toy_recipe")
+def test_a_start_goes_on_in_one_round(tmp_path: Path) -> None:
+    options = PretrainOptions(**{**SMALL, "updates": (20,), "clusters": (9,)})
+    start = init_weights(run.tiny_config(4), seed=5)
+    weights = pretrain(options, tone_corpus(), tmp_path / "new", start=start)
+    assert load_checkpoint(tmp_path / "new").provenance["start"] == weights_fingerprint(start)
+    assert weights.state["label_embs_concat"].shape[0] == 9
+    name = "feature_extractor.conv_layers.0.0.weight"
+    moved = (weights.state[name] - start.state[name]).norm() / start.state[name].norm()
+    assert 0 < moved < 0.3  # new weights would be some 1.4 away
+    with pytest.raises(UserError, match="another start"):
+        pretrain(options, tone_corpus(), tmp_path / "other", work=tmp_path / "new" / "work")
+    other = dataclasses.replace(start, config={"model_cfg": {"encoder_layers": 3}})
+    with pytest.raises(UserError, match="the start has another `"):
+        pretrain(options, tone_corpus(), tmp_path / "third", start=other)
+
+
+@pytest.mark.parametrize("is_fast", [True, False])
+def test_the_command_takes_the_number_type_of_the_processor(
+    is_fast: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    calls: list[tuple[Any, ...]] = []
+
+    def train(*arguments: Any) -> None:
+        calls.append(arguments)
+        for done in range(5, 9):
+            arguments[3](done, 8)
+
+    features = {"avx512_bf16": is_fast, "amx_bf16": False}
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: features)
+    monkeypatch.setattr(run, "pretrain", train)
+    options = ["--corpus", "synthetic", "--option", "part=sid", "--work", str(tmp_path / "work")]
+    monkeypatch.setattr(perform, "open_corpus", lambda *_: tone_corpus())
+    assert main(["pretrain", "--out", str(tmp_path), *options]) == 0
+    assert calls[0][0] == PretrainOptions(bfloat16=is_fast) and calls[0][5] is None
+    assert "8 of 8 updates, about 0 min left" in capsys.readouterr().out
+    assert main(["pretrain", "--out", str(tmp_path), "--start", "tiny_hubert", *options]) == 0
+    assert calls[1][0].updates == (4500,) and calls[1][0].clusters == (200,)
+    assert calls[1][0].bfloat16 is is_fast and calls[1][5].family == "hubert"
+    assert main(["pretrain", "--out", str(tmp_path), "--updates", "9", *options]) == 2
+    assert "--updates is for pre-training from a --start" in capsys.readouterr().err
 
 
 def test_a_corpus_of_short_utterances_is_told(tmp_path: Path) -> None:
