@@ -210,9 +210,9 @@ def _list_unused(
             yield _make_unused(f"left over in {stage}: {entry.name}", stage, entry)
     stored = {entry.name: entry for entry in store.list_entries(PLANS)}
     for plan in list_plans(store):
-        entry = stored.get(f"{plan.fingerprint}.json")
-        if plan.fingerprint not in plans and entry is not None:
-            yield _make_unused(f"plan {plan.fingerprint} of {plan.name}", PLANS, entry)
+        name = f"{plan.fingerprint}.json"
+        if plan.fingerprint not in plans and name in stored:
+            yield _make_unused(f"plan {plan.fingerprint} of {plan.name}", PLANS, stored[name])
 
 
 def _is_there(store: Store, item: Unused) -> bool:

@@ -139,19 +139,27 @@ def _label_splits(
     folder: Path,
 ) -> tuple[LabelledSource, LabelledSource]:
     """Returns both splits with labels: the nearest of the centroids that are fitted on the training
-    split and stored in ``folder``."""
+    split. ``folder`` keeps centroids and labels, which take minutes, for a call that resumes."""
     path = folder / "centroids.npy"
     compute = mfcc if before is None else _hidden_state_features(before, options.target_layer)
     if not path.exists():
         sample = sample_features(train, compute, FIT_FRAMES, options.seed + number)
         centroids = fit_centroids(sample, options.clusters[number], options.seed + number)
-        with atomic_write(path) as temporary:
-            np.save(temporary, centroids, allow_pickle=False)
+        _save_array(path, centroids)
     centroids = np.load(path, allow_pickle=False)
-    return (train, compute_labels(train, compute, centroids)), (
-        held_out,
-        compute_labels(held_out, compute, centroids),
-    )
+
+    def label(source: CropSource, split: str) -> LabelledSource:
+        path = folder / f"labels_{split}.npy"
+        if not path.exists():
+            _save_array(path, compute_labels(source, compute, centroids))
+        return source, np.load(path, allow_pickle=False)
+
+    return label(train, "train"), label(held_out, "dev")
+
+
+def _save_array(path: Path, array: np.ndarray) -> None:
+    with atomic_write(path) as temporary:
+        np.save(temporary, array, allow_pickle=False)
 
 
 def _hidden_state_features(weights: EncoderWeights, layer: int) -> FeatureFunction:

@@ -270,9 +270,18 @@ def test_pretraining_learns_and_leaves_an_encoder(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("toy_recipe")
-def test_a_stopped_run_ends_in_the_same_weights(tmp_path: Path) -> None:
+def test_a_stopped_run_ends_in_the_same_weights_and_labels_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     options = PretrainOptions(**SMALL)
     whole = pretrain(options, tone_corpus(), tmp_path / "whole")
+    labelled: list[object] = []
+
+    def label(*arguments: Any) -> np.ndarray:
+        labelled.append(arguments)
+        return compute_labels(*arguments)
+
+    monkeypatch.setattr(run, "compute_labels", label)
 
     class Stop(Exception):
         pass
@@ -288,6 +297,7 @@ def test_a_stopped_run_ends_in_the_same_weights(tmp_path: Path) -> None:
     again = pretrain(options, tone_corpus(), tmp_path / "out", work=tmp_path / "elsewhere")
     assert weights_fingerprint(again) == weights_fingerprint(whole)
     assert not (tmp_path / "out" / "work").exists()
+    assert len(labelled) == 2 * 2  # both splits in both rounds
     columns = ("round", "update", "loss", "held_out_masked_accuracy")
     curves = []
     for folder in ("whole", "out"):
@@ -320,7 +330,8 @@ def test_work_of_other_options_is_not_taken_over(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("toy_recipe")
 def test_a_start_goes_on_in_one_round(tmp_path: Path) -> None:
     options = PretrainOptions(**{**SMALL, "updates": (20,), "clusters": (9,)})
-    start = init_weights(run.tiny_config(4), seed=5)
+    config = {**toy_config(dropout=0.0, attention_dropout=0.0)}
+    start = init_weights({**config, "dictionaries_symbols": [["a"] * 4]}, seed=5)
     weights = pretrain(options, tone_corpus(), tmp_path / "new", start=start)
     assert load_checkpoint(tmp_path / "new").provenance["start"] == weights_fingerprint(start)
     assert weights.state["label_embs_concat"].shape[0] == 9
