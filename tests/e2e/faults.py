@@ -71,8 +71,8 @@ def live(task: str, updates: int, deaths: list[int], home: Path, report: ReportP
     life = log.read_text().count("died") if log.exists() else 0
     load = SavedWork.load
 
-    def note(work: SavedWork, name: str) -> Any:
-        state = load(work, name)
+    def note(work: SavedWork, *arguments: Any) -> Any:
+        state = load(work, *arguments)
         if state is not None and "mean" not in state:
             done = state["costs"].shape[2] if "costs" in state else state["done"]
             _append(log, f"resumed {done}")
