@@ -17,6 +17,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from speechft_ray.cluster.affinity import avoid_nodes, select_node
 from speechft_ray.cluster.connect import Cluster
 from speechft_ray.cluster.draining import DrainWatch
+from speechft_ray.cluster.evaluation_queue import EvaluationQueue
 from speechft_ray.cluster.head import Head, end_process
 from speechft_ray.cluster.losses import Losses, describe_losses, is_loss
 from speechft_ray.cluster.metrics import ClusterMetrics
@@ -34,11 +35,6 @@ from speechft_ray.core.records import Job, Limits, Outcome, Place
 from speechft_ray.core.resources import ResourceRequest
 from speechft_ray.sweep.protocols import Perform, Progress
 from speechft_ray.sweep.status_file import SweepStatus
-
-HEAD_START_SECONDS = 20.0
-"""How long evaluations wait for trials that were submitted and have no place. Tune needs some
-seconds to ask for one; evaluations would take every CPU meanwhile, and tuning, which most of a
-sweep waits for, would start last."""
 
 WHOLE_NODE = 1e6
 """More CPUs than any node has; such a request gets all those of the largest."""
@@ -116,10 +112,9 @@ class RayExecutor:
         )
         self._jobs: dict[str, Job] = {}
         self._tasks: dict[str, Any] = {}
-        self._waiting: list[Job] = []
+        self._queue = EvaluationQueue(self._trials, self._shares.slots)
         self._corpora: list[str] = []
         """Fingerprints of the corpora that were submitted."""
-        self._head_start_ends = float("-inf")
         self._progress: Mapping[str, Progress] = {}
         self._ended: queue.SimpleQueue[Outcome] = queue.SimpleQueue()
         self._lost: queue.SimpleQueue[tuple[Job, BaseException]] = queue.SimpleQueue()
@@ -138,9 +133,9 @@ class RayExecutor:
             self._metrics.count_submitted(job)
         if job.stage == "finetune":
             self._trials.submit(job)
-            self._head_start_ends = time.monotonic() + HEAD_START_SECONDS
+            self._queue.give_head_start()
         elif job.stage == "evaluate":
-            self._waiting.append(job)
+            self._queue.put(job)
             self._start_waiting()
         else:
             if job.stage == "corpus":
@@ -148,16 +143,8 @@ class RayExecutor:
             self._start(job)
 
     def _start_waiting(self) -> None:
-        """Starts evaluations, unless trials have their head start. That begins when no corpus is
-        prepared any more, which takes CPUs, too."""
-        if self._waiting and not self._trials.have_places():
-            now = time.monotonic()
-            if any(key in self._jobs for key in self._corpora):
-                self._head_start_ends = now + HEAD_START_SECONDS
-            if now < self._head_start_ends:
-                return
-        jobs, self._waiting = self._waiting, []
-        for job in jobs:
+        is_preparing = any(key in self._jobs for key in self._corpora)
+        for job in self._queue.take(is_preparing=is_preparing):
             self._start(job)
 
     def _start(self, job: Job) -> None:
@@ -320,7 +307,7 @@ class RayExecutor:
         self._stopped = True
         self._head.close()
         with self._lock:
-            self._waiting.clear()
+            self._queue.clear()
             self._jobs.clear()  # from here on nothing counts as ended any more
             tasks = list(self._tasks.values())
             self._tasks.clear()
@@ -345,6 +332,7 @@ class RayExecutor:
                 return
             job = self._jobs.pop(outcome.fingerprint, None)
             self._tasks.pop(outcome.fingerprint, None)
+            self._queue.end(outcome.fingerprint)
             if job is None:
                 return
             self._metrics.count_ended(job, outcome)

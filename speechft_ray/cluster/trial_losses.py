@@ -39,15 +39,19 @@ class LossCallback(NotPicklable, tune.Callback):  # type: ignore[misc]
     """Counts the losses of trials since their last progress, where Tune counts those of all their
     life. Runs in Tune's thread."""
 
-    def __init__(self, losses: Losses, key_of: Callable[[Any], str]) -> None:
-        """``key_of`` returns the fingerprint of a trial's job."""
+    def __init__(
+        self, losses: Losses, key_of: Callable[[Any], str], note: Callable[[str], object]
+    ) -> None:
+        """``key_of`` returns the fingerprint of a trial's job, ``note`` is called with that of one
+        that was lost and will start again."""
         self._losses = losses
-        self._key_of = key_of
+        self._key_of, self._note = key_of, note
         self._recovered: dict[str, Any] = {}
 
     def on_trial_recover(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         # Tune counts no loss of a node that was drained.
         key = self._key_of(trial)
+        self._note(key)
         if trial.num_failures > self._losses.number(key):
             self._losses.count(key)
             self._recovered[key] = trial

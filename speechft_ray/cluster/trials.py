@@ -82,6 +82,8 @@ class Trials:
         self._stops = EarlyStopping()
         self._jobs: dict[str, Job] = {}
         self._started: set[str] = set()
+        self._lost: set[str] = set()
+        """Started trials that were lost and have not started again."""
         self._thread: threading.Thread | None = None
         self._broken: str | None = None
         self._opened = 0
@@ -114,6 +116,18 @@ class Trials:
             states = [group["state"] for group in placement_group_table().values()]
             self._places, self._looked_at = states.count("CREATED"), time.monotonic()
         return self._places >= len(self._jobs)
+
+    def are_lost(self) -> bool:
+        """Whether a trial that ran was lost and has not started again."""
+        return not self._lost.isdisjoint(self._jobs)
+
+    def _note_start(self, fingerprint: str) -> None:
+        self._started.add(fingerprint)
+        self._lost.discard(fingerprint)
+
+    def _note_loss(self, fingerprint: str) -> None:
+        self._started.discard(fingerprint)
+        self._lost.add(fingerprint)
 
     def stop(self) -> None:
         """Ends the experiment and its trials. May be called twice."""
@@ -166,9 +180,11 @@ class Trials:
                 stop=ClosedStopper(self._searcher.closed),
                 callbacks=[
                     OutcomeCallback(
-                        self._started.add, self._finish, self._fail, self._stops.stopped
+                        self._note_start, self._finish, self._fail, self._stops.stopped
                     ),
-                    LossCallback(self._losses, lambda trial: _job(trial).fingerprint),
+                    LossCallback(
+                        self._losses, lambda trial: _job(trial).fingerprint, self._note_loss
+                    ),
                 ],
                 verbose=0,
             ),

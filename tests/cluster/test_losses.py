@@ -18,6 +18,7 @@ from ray.exceptions import OutOfMemoryError
 
 from speechft_ray.cluster import connect as connecting
 from speechft_ray.cluster.connect import Cluster
+from speechft_ray.cluster.evaluation_queue import FEWEST
 from speechft_ray.cluster.executor import WHOLE_NODE, RayExecutor
 from speechft_ray.core.errors import UserError
 from speechft_ray.core.records import Job, Limits, Place, Stage
@@ -79,6 +80,21 @@ def test_a_lost_task_and_merges_do_not_wait_behind_the_queue(
     assert all(outcome.ok for outcome in collect(executor, 11).values())
     order = (tmp_path / "order").read_text().split()
     assert max(order.index("evaluate-lost"), order.index("merge-a")) < order.index("evaluate-i")
+
+
+@pytest.mark.slow
+def test_a_lost_trial_does_not_wait_behind_the_queue(executor: RayExecutor, tmp_path: Path) -> None:
+    """It runs on one of two CPUs and forty evaluations want both, when it is lost."""
+    executor.submit(job("climb", stage="finetune", steps=[10, 20]))
+    assert eventually(partial(has_progress, executor, 10.0))
+    (tmp_path / "go").touch()
+    for number in range(40):
+        executor.submit(job("stamp", name=f"{number:02d}"))
+    (tmp_path / "die-1").touch()
+    ended: list[str] = []
+    while len(ended) < 41:
+        ended += [outcome.fingerprint for outcome in executor.outcomes(1.0) if outcome.ok]
+    assert ended.index("finetune-a") < FEWEST + 4, ended
 
 
 def test_a_job_that_kills_every_worker_fails_alone(executor: RayExecutor, tmp_path: Path) -> None:

@@ -153,13 +153,15 @@ def test_progress_gives_a_trial_its_lives_back_before_tune_reads_them() -> None:
     """Tune reads them when a trial is lost, and that may be in the step in which the driver saw the
     progress."""
     losses = Losses(retries=1)
-    callback = LossCallback(losses, lambda trial: trial.key)
+    lost: list[str] = []
+    callback = LossCallback(losses, lambda trial: trial.key, lost.append)
     trial: Any = SimpleNamespace(
         key="a", num_failures=1, run_metadata=SimpleNamespace(num_failures=1)
     )
     losses.see({"a": Progress(10, 100, {})})
     callback.on_step_begin(1, [trial])
     callback.on_trial_recover(1, [trial], trial)
+    assert lost == ["a"]
     losses.see({"a": Progress(10, 100, {})})
     assert trial.run_metadata.num_failures == 1
     losses.see({"a": Progress(20, 100, {})})

@@ -36,5 +36,12 @@ def test_evaluations_wait_until_every_trial_has_its_resources(
     states[:] = ["CREATED", "CREATED", "REMOVED"]
     assert trials.have_places()
     states[:] = []
-    trials._started.update(trials._jobs)
-    assert trials.have_places()
+    for fingerprint in trials._jobs:
+        trials._note_start(fingerprint)
+    assert trials.have_places() and not trials.are_lost()
+    trials._note_loss(one.fingerprint)
+    assert trials.are_lost() and not trials.have_places()
+    states[:] = ["CREATED", "CREATED"]
+    assert trials.have_places()  # its node has kept them
+    trials._note_start(one.fingerprint)
+    assert not trials.are_lost()
