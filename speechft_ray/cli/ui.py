@@ -32,8 +32,8 @@ def ui(
     best first. Ctrl-C ends it."""
     from speechft_ray.commands.ui import find_target, find_uri, open_pages
 
-    found = find_target(target, storage)
-    uri = find_uri(found, mlflow)
+    place = find_target(target, storage)
+    uri = find_uri(place, mlflow)
     console = Console(soft_wrap=True, highlight=False, markup=False)
     with stop_on_signals() as stop:
-        open_pages(found, uri, port, open_page, stop, console)
+        open_pages(place, uri, port, open_page, stop, console)

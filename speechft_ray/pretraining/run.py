@@ -181,8 +181,8 @@ def _hidden_state_features(weights: EncoderWeights, layer: int) -> FeatureFuncti
 
 def _check_start(start: EncoderWeights) -> None:
     model = tiny_config(1)["model_cfg"]
-    given = start.config.get("model_cfg", {}) if start.family == "hubert" else {}
-    if other := [name for name, value in model.items() if given.get(name) != value]:
+    config = start.config.get("model_cfg", {}) if start.family == "hubert" else {}
+    if other := [name for name, value in model.items() if config.get(name) != value]:
         raise UserError(
             "pre-training goes on from a tiny HuBERT alone, such as `tiny_hubert`; the start has "
             f"another `{other[0]}`. Continue other encoders with the head `masked` of `finetune`."
