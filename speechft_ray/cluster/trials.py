@@ -83,7 +83,7 @@ class Trials:
         self._jobs: dict[str, Job] = {}
         self._started: set[str] = set()
         self._lost: set[str] = set()
-        """Started trials that were lost and have not started again."""
+        """Started trials that were lost, or move, and have not started again."""
         self._thread: threading.Thread | None = None
         self._broken: str | None = None
         self._opened = 0
@@ -92,9 +92,10 @@ class Trials:
         self._places, self._looked_at = 0, float("-inf")
 
     def submit(self, job: Job) -> None:
-        """Queues a fine-tuning job as the next trial."""
+        """Queues a fine-tuning job as the next trial; one that has run moves to another node."""
         self._jobs[job.fingerprint] = job
-        self._started.discard(job.fingerprint)
+        if job.fingerprint in self._started:
+            self._note_loss(job.fingerprint)
         if self._broken is not None:
             self._fail(job.fingerprint, "Ray Tune has stopped", self._broken)
             return
@@ -118,7 +119,7 @@ class Trials:
         return self._places >= len(self._jobs)
 
     def are_lost(self) -> bool:
-        """Whether a trial that ran was lost and has not started again."""
+        """Whether a trial that ran was lost, or moves, and has not started again."""
         return not self._lost.isdisjoint(self._jobs)
 
     def _note_start(self, fingerprint: str) -> None:

@@ -45,3 +45,22 @@ def test_evaluations_wait_until_every_trial_has_its_resources(
     assert trials.have_places()  # its node has kept them
     trials._note_start(one.fingerprint)
     assert not trials.are_lost()
+
+
+def test_a_trial_that_moves_to_another_node_counts_as_lost(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    unused: Any = None
+    trials = Trials(
+        perform, Place(storage=str(tmp_path), encoder="unused"), unused, unused, Losses(0), print
+    )
+    monkeypatch.setattr(trials, "_config", lambda job: {})
+    monkeypatch.setattr(trials, "_run", lambda: None)
+    one = job("wait", "a", stage="finetune")
+    trials.submit(one)
+    assert not trials.are_lost()
+    trials._note_start(one.fingerprint)
+    trials.submit(one)
+    assert trials.are_lost()
+    trials._note_start(one.fingerprint)
+    assert not trials.are_lost()
