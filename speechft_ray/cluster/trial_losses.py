@@ -40,18 +40,18 @@ class LossCallback(NotPicklable, tune.Callback):  # type: ignore[misc]
     life. Runs in Tune's thread."""
 
     def __init__(
-        self, losses: Losses, key_of: Callable[[Any], str], note: Callable[[str], object]
+        self, losses: Losses, key_of: Callable[[Any], str], on_loss: Callable[[str], object]
     ) -> None:
-        """``key_of`` returns the fingerprint of a trial's job, ``note`` is called with that of one
-        that was lost and will start again."""
+        """``key_of`` returns the fingerprint of a trial's job; ``on_loss`` gets that of one that
+        was lost and will start again."""
         self._losses = losses
-        self._key_of, self._note = key_of, note
+        self._key_of, self._on_loss = key_of, on_loss
         self._recovered: dict[str, Any] = {}
 
     def on_trial_recover(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         # Tune counts no loss of a node that was drained.
         key = self._key_of(trial)
-        self._note(key)
+        self._on_loss(key)
         if trial.num_failures > self._losses.number(key):
             self._losses.count(key)
             self._recovered[key] = trial

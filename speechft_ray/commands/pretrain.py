@@ -14,6 +14,7 @@ from rich.progress import MofNCompleteColumn, Progress
 from speechft_ray.core.errors import UserError
 from speechft_ray.core.records import Place
 from speechft_ray.core.specs import CorpusSpec
+from speechft_ray.core.units import format_duration
 from speechft_ray.core.validation import validate
 from speechft_ray.speech.corpora.base import CORPORA, Corpus, Utterance
 
@@ -100,10 +101,8 @@ def _make_printer(bars: Progress) -> Callable[[int, int], None]:
             began, last, first = now, now, done
         elif not bars.console.is_terminal and (now - last >= LINE_SECONDS or done == total):
             last = now
-            left = (now - began) / (done - first) * (total - done)
-            bars.console.print(
-                f"{done} of {total} updates, about {left / 60:.0f} min left", highlight=False
-            )
+            left = format_duration((now - began) / (done - first) * (total - done))
+            bars.console.print(f"{done} of {total} updates, about {left} left", highlight=False)
 
     return print_line
 

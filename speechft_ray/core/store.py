@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import socket
+import stat
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
@@ -154,13 +155,9 @@ class Store:
         return [_measure_entry(path) for path in sorted((self.root / folder).glob("*"))]
 
     def list_left_over(self, stage: str) -> list[Entry]:
-        """Returns what is in a stage and is no complete unit: what is being published right now,
-        and what publications left that were killed."""
-        return [
-            _measure_entry(path)
-            for path in sorted((self.root / stage).glob("*"))
-            if path.name.startswith(".") or not (path / MANIFEST).is_file()
-        ]
+        """Returns what is being published in a stage right now, and what publications left that
+        were killed."""
+        return [_measure_entry(path) for path in sorted((self.root / stage).glob(".*"))]
 
     def remove_entry(self, folder: str, name: str) -> None:
         """Removes a file or folder of ``list_entries``, if it is there."""
@@ -335,10 +332,15 @@ def measure_folder(path: Path) -> int:
 def _measure_entry(path: Path) -> Entry:
     """Measures a file or folder; what goes meanwhile is left out."""
     total, modified = 0, 0.0
-    for one in [path, *path.rglob("*")]:
+    inner = [
+        Path(folder) / name
+        for folder, folders, names in os.walk(path)
+        for name in (*folders, *names)
+    ]
+    for one in (path, *inner):
         with suppress(OSError):
             state = one.stat()
-            total += state.st_size if one.is_file() else 0
+            total += state.st_size if stat.S_ISREG(state.st_mode) else 0
             modified = max(modified, state.st_mtime)
     return Entry(path.name, total, modified)
 

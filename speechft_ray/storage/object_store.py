@@ -10,7 +10,7 @@ import os
 import threading
 import uuid
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -232,9 +232,7 @@ class ObjectStore(Store):
 
     def pull_records(self) -> None:
         """Fetches the small files of drivers; copies of those that were removed go."""
-        mirror = Mirror(self.bucket, self.root, RECORDS)
-        mirror.pull()
-        mirror.drop_removed()
+        self._pull(*RECORDS)
 
     def keep_records(self) -> AbstractContextManager[object]:
         """Fetches the small files of drivers, and sends those of this one while the context lasts
@@ -243,14 +241,18 @@ class ObjectStore(Store):
 
     @contextmanager
     def _keep_records(self) -> Iterator[None]:
-        mirror = Mirror(self.bucket, self.root, (*RECORDS, REPORTS))
-        mirror.pull()
-        mirror.drop_removed()
+        mirror = self._pull(*RECORDS, REPORTS)
         mirror.start()
         try:
             yield
         finally:
             mirror.stop()
+
+    def _pull(self, *folders: str) -> Mirror:
+        mirror = Mirror(self.bucket, self.root, folders)
+        mirror.pull()
+        mirror.drop_removed()
+        return mirror
 
     def create_file(self, name: str, content: str) -> bool:
         """Writes a small object where there is none."""
@@ -267,18 +269,23 @@ class ObjectStore(Store):
 
     def list_entries(self, folder: str) -> list[Entry]:
         """Returns what lies directly below a prefix; lists it."""
+        return [_measure(name, items) for name, items in self._group(folder).items()]
+
+    def list_left_over(self, stage: str) -> list[Entry]:
+        """Returns units whose manifest was not sent, or not yet; lists the stage."""
+        return [
+            _measure(name, items)
+            for name, items in self._group(stage).items()
+            if items[0].key != f"{stage}/{name}"  # an object of somebody else
+            and all(item.key != make_key((stage, name), MANIFEST) for item in items)
+        ]
+
+    def _group(self, folder: str) -> dict[str, list[Item]]:
+        """Returns the objects below a prefix by the next part of their keys, sorted."""
         groups: dict[str, list[Item]] = defaultdict(list)
         for item in self.bucket.list(f"{folder}/"):
             groups[item.key.removeprefix(f"{folder}/").partition("/")[0]].append(item)
-        return [
-            Entry(name, sum(item.size for item in items), max(item.modified for item in items))
-            for name, items in sorted(groups.items())
-        ]
-
-    def list_left_over(self, stage: str) -> list[Entry]:
-        """Returns units whose manifest was never sent; lists the stage."""
-        entries, complete = self.list_entries(stage), set(self.fingerprints(stage))
-        return [entry for entry in entries if entry.name not in complete]
+        return dict(sorted(groups.items()))
 
     def remove_entry(self, folder: str, name: str) -> None:
         """Removes an object, or those below a prefix, and the copy on this node."""
@@ -374,6 +381,10 @@ class ObjectStore(Store):
     def _discard_copy(self, unit: Unit) -> None:
         super().discard(*unit)
         self._index.fetched.discard(unit)
+
+
+def _measure(name: str, items: Sequence[Item]) -> Entry:
+    return Entry(name, sum(item.size for item in items), max(item.modified for item in items))
 
 
 def _work_key(unit: Unit) -> str:

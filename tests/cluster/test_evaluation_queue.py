@@ -9,6 +9,7 @@ import pytest
 
 from speechft_ray.cluster import evaluation_queue
 from speechft_ray.cluster.evaluation_queue import FEWEST, PER_PLACE, EvaluationQueue
+from speechft_ray.core.resources import ResourceRequest
 from tests.cluster.worker_jobs import job
 
 
@@ -55,6 +56,20 @@ def test_ray_has_a_few_for_each_that_can_run(clock: Clock) -> None:
     queue.clear()
     queue.end(first[-1])
     assert take(queue) == []
+
+
+def test_small_requests_leave_room_for_large_ones(clock: Clock) -> None:
+    """On eight GPUs: twenty evaluations of an eighth of a GPU come before those of a whole one."""
+    trials: Any = SimpleNamespace(have_places=lambda: True, are_lost=lambda: False)
+    queue = EvaluationQueue(trials, lambda request: int(8 / request.gpus))
+    for number in range(20):
+        queue.put(job("wait", f"small-{number}", resources=ResourceRequest(gpus=0.125)))
+    for number in range(40):
+        queue.put(job("wait", f"large-{number}", resources=ResourceRequest(gpus=1.0)))
+    taken = take(queue)
+    assert sum("small" in name for name in taken) == 20
+    # 20 / 64 of the cluster and 14 / 8 of it are more than twice the cluster.
+    assert sum("large" in name for name in taken) == 14
 
 
 def test_submitted_trials_have_a_head_start_after_the_corpora(clock: Clock) -> None:

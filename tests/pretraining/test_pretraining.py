@@ -366,7 +366,7 @@ def test_the_command_takes_the_number_type_of_the_processor(
     monkeypatch.setattr(perform, "open_corpus", lambda *_: tone_corpus())
     assert main(["pretrain", "--out", str(tmp_path), *options]) == 0
     assert calls[0][0] == PretrainOptions(bfloat16=is_fast) and calls[0][5] is None
-    assert "8 of 8 updates, about 0 min left" in capsys.readouterr().out
+    assert "8 of 8 updates, about 0 s left" in capsys.readouterr().out
     assert main(["pretrain", "--out", str(tmp_path), "--start", "tiny_hubert", *options]) == 0
     assert calls[1][0].updates == (4500,) and calls[1][0].clusters == (200,)
     assert calls[1][0].bfloat16 is is_fast and calls[1][5].family == "hubert"

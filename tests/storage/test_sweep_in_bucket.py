@@ -114,12 +114,9 @@ def test_the_verbs_read_a_bucket(
 
 
 def test_gc_removes_from_a_bucket_what_no_sweep_needs(
-    bucket: Bucket,
-    url: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    bucket: Bucket, url: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    bucket.write("merge/notes.txt", b"of a person")
     before = {item.key for item in bucket.list("")}
     facts = json.dumps({"base": "0" * 16, "files": {}}).encode()
     added = {
@@ -168,9 +165,7 @@ def test_a_sweep_that_one_node_forgets_is_unknown_to_others(
     assert main(["verify", "--storage", url]) == 0
 
 
-def test_ui_finds_the_database_of_this_node_and_the_server_of_any(
-    bucket: Bucket, url: str, tmp_path: Path
-) -> None:
+def test_ui_finds_the_database_of_this_node_and_the_server_of_any(bucket: Bucket, url: str) -> None:
     store = opening.open_store(url)
     bucket.write("trackers/small-sweep.json", b'{"mlflow": "http://mlflow.internal:5000"}')
     assert find_uri(find_target("small-sweep", url), None) == "http://mlflow.internal:5000"
