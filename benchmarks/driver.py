@@ -87,6 +87,7 @@ class NoWork:
     def outcomes(self, timeout_seconds: float) -> list[Any]:
         """Ends the next jobs."""
         from speechft_ray.core.records import Outcome
+        from speechft_ray.core.store import add_checksum
 
         begin = time.process_time()
         ended = []
@@ -94,7 +95,8 @@ class NoWork:
         for job in jobs:
             folder = self.storage / job.stage / job.fingerprint
             folder.mkdir(parents=True)
-            (folder / "manifest.json").write_text(json.dumps({**make_facts(job), "files": {}}))
+            facts = add_checksum({**make_facts(job), "files": {}})
+            (folder / "manifest.json").write_text(json.dumps(facts))
             ended.append(Outcome(stage=job.stage, fingerprint=job.fingerprint, label=job.label))
         self.cpu_seconds += time.process_time() - begin
         return ended

@@ -36,7 +36,6 @@ from speechft_ray.stages.untuned import mark_untuned
 from speechft_ray.sweep.invocations import Invocation, list_facts, read_invocations
 from speechft_ray.sweep.layers import read_tuning_distances
 from speechft_ray.sweep.plan import Plan
-from speechft_ray.sweep.plan_file import write_plan
 from speechft_ray.sweep.protocols import EncoderRow, Model, SweepInfo
 from speechft_ray.sweep.publishing import Publisher, make_sweep_info
 from speechft_ray.sweep.rows import read_curves, read_references, read_rows
@@ -62,13 +61,12 @@ def publish_results(
     sentence per tracker that says how to open it.
     """
     data = replace(
-        read_report_data(plan, store, place, search),
+        read_report_data(plan, store, place, search, rows=publisher.read_rows(plan)),
         failures=failures,
         how_to_open=" ".join(publisher.how_to_open()),
     )
     if store.is_writable():
         write_record(plan, store, data.lines, status)
-        write_plan(plan, place, store, search.plan.jobs if search else None)
     write_report(report, data)
     selected = select_winner(data.lines)
     best = plan.winner or (selected.merge if selected else None)
@@ -88,12 +86,14 @@ def read_report_data(
     place: Place,
     search: SearchResults | None = None,
     identity: Identity | None = None,
+    rows: Sequence[EncoderRow] | None = None,
 ) -> ReportData:
     """Returns what a report shows of the results that are in the store.
 
-    ``identity`` identifies corpora; by default they are looked at where ``place`` says.
+    ``identity`` identifies corpora; by default they are looked at where ``place`` says. ``rows``:
+    those of the plan, where they were read already.
     """
-    rows = mark_untuned(read_rows(plan, store), plan, store)
+    rows = mark_untuned(read_rows(plan, store) if rows is None else rows, plan, store)
     if search:
         search = replace(
             search,

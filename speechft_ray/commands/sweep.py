@@ -253,7 +253,8 @@ def _run(
     with ExitStack() as stack:
         stack.enter_context(_hold_lock(sweep, stop))
         stack.enter_context(store.keep_records())
-        write_plan(sweep.plan, place, store, {job.fingerprint: job for job in sweep.tunings})
+        planned = sweep.plan
+        write_plan(planned, place, store, {job.fingerprint: job for job in sweep.tunings})
         # Before the display counts what is done.
         set_damaged_aside(sweep.plan, store, _print_note)
         report = keep_both(sweep, report, _print_note)
@@ -290,6 +291,8 @@ def _run(
             status = "failed" if failures and status == "finished" else status
             write_invocation(store, record.end(status, executor.describe_cluster()))
             findings = sweep.findings()
+            if findings or sweep.plan is not planned:
+                _write_final_plan(sweep, findings)
             data, how_to_open = publish_results(
                 sweep.plan, store, publisher, report, failures, status, place, findings
             )
@@ -357,6 +360,7 @@ def write_report_again(
     status = "failed" if failures else "stopped"
     status = "finished" if is_finished(sweep.plan, store) else status
     findings = sweep.findings()
+    _write_final_plan(sweep, findings)
     data, how_to_open = publish_results(
         sweep.plan, store, publisher, report, failures, status, place, findings
     )
@@ -365,6 +369,13 @@ def write_report_again(
     else:
         print_results(data, report, how_to_open, store.address)
         print_failures(failures)
+
+
+def _write_final_plan(sweep: Sweep, findings: SearchResults | None) -> None:
+    """Writes the plan with what the run added to it, where the storage can be written."""
+    if sweep.store.is_writable():
+        jobs = findings.plan.jobs if findings else None
+        write_plan(sweep.plan, sweep.place, sweep.store, jobs)
 
 
 def _count(jobs: Mapping[str, Job], stage: str) -> int:

@@ -36,6 +36,9 @@ DAMAGED = "damaged"
 WORK = "work"
 """Folder of the store with unfinished work, ``<stage>-<fingerprint>`` for each unit."""
 
+MANIFESTS_IN_MEMORY = 64
+"""A row of a table is read in several places, one after the other: its evaluations, its merge."""
+
 
 class Entry(NamedTuple):
     """A file or folder that lies directly in a folder of the store."""
@@ -57,6 +60,8 @@ class Store:
             self.root.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise self._explain(error) from None
+        self._manifests: dict[str, tuple[tuple[int, int, int], dict[str, Any]]] = {}
+        """Manifests that were read last, with time, size and inode of their files, by path."""
 
     def check_writable(self) -> None:
         """Raises ``UserError`` where nothing can be stored."""
@@ -185,24 +190,42 @@ class Store:
 
     def is_complete(self, stage: str, fingerprint: str) -> bool:
         """Whether the unit is complete."""
-        return (self._path(stage, fingerprint) / MANIFEST).is_file()
+        return os.path.isfile(self._manifest_path(stage, fingerprint))  # noqa: PTH113
 
     def manifest(self, stage: str, fingerprint: str) -> dict[str, Any]:
         """Returns the facts of a complete unit. Raises ``UserError`` for a manifest that is
         unreadable or was changed after it was written."""
-        path = self._path(stage, fingerprint) / MANIFEST
+        path = self._manifest_path(stage, fingerprint)
         try:
-            facts = json.loads(path.read_text(encoding="utf-8"))
-            if not isinstance(facts, dict):
-                raise ValueError("it is not a JSON object")
-            checksum = facts.pop(CHECKSUM, None)
-            if checksum is not None and checksum != _compute_checksum(facts):
-                raise ValueError("it is not what was written: its checksum differs")
+            return dict(self._read_manifest(path))
         except (OSError, ValueError) as error:
             raise UserError(
                 f"`{path}` cannot be read ({error}): `speechft run` sets this unit aside and "
                 "computes it again, and so does `speechft verify --repair` for a whole storage."
             ) from None
+
+    def _manifest_path(self, stage: str, fingerprint: str) -> str:
+        # Asked for several times for each of ten thousand units: a `Path` would take most time.
+        return f"{self.root}/{stage}/{fingerprint}/{MANIFEST}"
+
+    def _read_manifest(self, path: str) -> dict[str, Any]:
+        """Returns the facts of a manifest, from memory where it was read just before and is the
+        same file. Raises ``OSError`` and ``ValueError``."""
+        status = os.stat(path)  # noqa: PTH116
+        version = (status.st_mtime_ns, status.st_size, status.st_ino)
+        known = self._manifests.get(path)
+        if known is not None and known[0] == version:
+            return known[1]
+        with open(path, encoding="utf-8") as file:  # noqa: PTH123
+            facts = json.load(file)
+        if not isinstance(facts, dict):
+            raise ValueError("it is not a JSON object")
+        checksum = facts.pop(CHECKSUM, None)
+        if checksum is not None and checksum != _compute_checksum(facts):
+            raise ValueError("it is not what was written: its checksum differs")
+        while len(self._manifests) >= MANIFESTS_IN_MEMORY:
+            self._manifests.pop(next(iter(self._manifests), ""), None)
+        self._manifests[path] = (version, facts)
         return facts
 
     def fingerprints(self, stage: str) -> list[str]:
@@ -244,7 +267,7 @@ class Store:
                 if path.is_file()
             }
             manifest = {MADE_WITH: code_version(), **facts, "files": files}
-            write_json(temporary / MANIFEST, {**manifest, CHECKSUM: _compute_checksum(manifest)})
+            write_json(temporary / MANIFEST, add_checksum(manifest))
             self._rename(temporary, final)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -345,8 +368,13 @@ def _measure_entry(path: Path) -> Entry:
     return Entry(path.name, total, modified)
 
 
-def _compute_checksum(facts: Mapping[str, Any]) -> str:
-    """Returns the sha256 of facts as they are after reading: JSON has no other keys than texts."""
-    read = json.loads(json.dumps(facts, allow_nan=False))
+def add_checksum(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the facts of a unit with their checksum, as a manifest has them."""
+    read = json.loads(json.dumps(facts, allow_nan=False))  # keys that are no texts become texts
+    return {**facts, CHECKSUM: _compute_checksum(read)}
+
+
+def _compute_checksum(read: Mapping[str, Any]) -> str:
+    """Returns the sha256 of facts as they were read from JSON."""
     text = json.dumps(read, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode("utf-8")).hexdigest()

@@ -294,9 +294,10 @@ def common_params(lines: Sequence[TableLine]) -> str:
 
 def one_line(text: str) -> str:
     """Returns the text on one line without control characters, which could control a terminal."""
-    return "".join(
-        character if character.isprintable() else "�" for character in " ".join(text.split())
-    )
+    joined = " ".join(text.split())
+    if joined.isprintable():
+        return joined
+    return "".join(character if character.isprintable() else "�" for character in joined)
 
 
 def escape_markdown(text: str) -> str:

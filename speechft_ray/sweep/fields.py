@@ -4,7 +4,7 @@ those at their default, by a dotted name such as ``finetune.updates``."""
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from typing import Any
 
 from pydantic import BaseModel
@@ -41,10 +41,14 @@ def list_tuning_fields(job: Job, jobs: Mapping[str, Job]) -> Fields:
     return flatten(_dump_tuning(job, jobs), "finetune")
 
 
-def list_merge_fields(recipe: Mapping[str, Any], jobs: Mapping[str, Job]) -> Fields:
+def list_merge_fields(
+    recipe: Mapping[str, Any],
+    jobs: Mapping[str, Job],
+    known: MutableMapping[str, Fields] | None = None,
+) -> Fields:
     """Returns the spec of a merge (``PlanBuilder.merge_recipe``) and of the fine-tuning runs that
     it combines. Values that differ between the runs are joined by ``+``, in the order of the
-    donors."""
+    donors. ``known``: specs of fine-tuning runs by fingerprint; new ones are added."""
     donors = [jobs[key] for key in recipe["donors"] if key in jobs]
     merge = {
         "method": recipe["method"],
@@ -53,7 +57,11 @@ def list_merge_fields(recipe: Mapping[str, Any], jobs: Mapping[str, Job]) -> Fie
         "checkpoint": recipe.get("checkpoint", "best"),
         "donors": "+".join(str(job.payload["title"]) for job in donors),
     }
-    runs = [list_tuning_fields(job, jobs) for job in donors]
+    known = {} if known is None else known
+    for job in donors:
+        if job.fingerprint not in known:
+            known[job.fingerprint] = list_tuning_fields(job, jobs)
+    runs = [known[job.fingerprint] for job in donors]
     fields = dict(flatten(merge, "merge"))
     for name in dict.fromkeys(name for run in runs for name in run):
         values = [run.get(name, "null") for run in runs]

@@ -7,7 +7,7 @@ does that of the next run.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Literal
@@ -34,7 +34,7 @@ from speechft_ray.sweep.protocols import (
     Tracker,
     TrackerDown,
 )
-from speechft_ray.sweep.rows import Scale, read_row, read_rows, read_scale
+from speechft_ray.sweep.rows import Scale, iterate_rows, read_row, read_rows, read_scale
 from speechft_ray.sweep.run_facts import RunFacts
 from speechft_ray.sweep.series import list_alpha_series
 
@@ -169,6 +169,9 @@ class Publisher:
         self._facts = RunFacts(plan, list(self._tunings.values()), self._store)
         self._runs = {job.fingerprint: job for job in plan.of_stage("finetune")} | self._tunings
         self._scale: Scale | None = None
+        self._scored: dict[str, EncoderRow] = {}
+        """Complete rows of the plan by key (``iterate_rows``): ten thousand manifests take seconds
+        to read."""
 
     def finish(
         self,
@@ -269,8 +272,8 @@ class Publisher:
 
     def _log_new_rows(self) -> None:
         """Logs the rows that have a score, or a reason to have none, and were not logged before."""
-        rows = read_rows(self._plan, self._store)
-        self._log_rows([row for row in rows if "score" in row.test or row.unscored])
+        rows = iterate_rows(self._plan, self._store, self._scored)
+        self._log_rows(row for row in rows if "score" in row.test or row.unscored)
 
     def _log_rows_of(self, evaluation: str) -> None:
         """Logs the rows that an evaluation completes. Reads those alone: a read of all after each
@@ -280,15 +283,24 @@ class Publisher:
             if self._scale is not None:  # rows that were complete before their scale
                 self._log_new_rows()
             return
-        names = [item.name for item in self._plan.spec.evaluate]
-        rows = [
-            read_row(planned, names, self._store, self._scale)
-            for planned in self._rows_by_evaluation.get(evaluation, ())
-            if planned.key not in self._logged_rows
+        planned = [
+            row
+            for row in self._rows_by_evaluation.get(evaluation, ())
+            if row.key not in self._logged_rows
+            and all(self._store.is_complete("evaluate", key) for key in row.evaluations)
         ]
-        self._log_rows([row for row in rows if "score" in row.test or row.unscored])
+        names = [item.name for item in self._plan.spec.evaluate]
+        rows = [read_row(row, names, self._store, self._scale) for row in planned]
+        self._scored |= {row.key: row for row in rows}
+        self._log_rows(row for row in rows if "score" in row.test or row.unscored)
 
-    def _log_rows(self, rows: Sequence[EncoderRow]) -> None:
+    def read_rows(self, plan: Plan) -> list[EncoderRow]:
+        """Returns every row of a plan as ``sweep.rows.read_rows`` does; does not read again what
+        was logged of it."""
+        known = self._scored if plan is self._plan else {}
+        return list(iterate_rows(plan, self._store, known))
+
+    def _log_rows(self, rows: Iterable[EncoderRow]) -> None:
         for row in rows:
             if row.key not in self._logged_rows:
                 self._logged_rows.add(row.key)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -86,11 +86,24 @@ def read_references(plan: Plan, store: Store, split: str = "test") -> References
 
 def read_rows(plan: Plan, store: Store) -> list[EncoderRow]:
     """Returns every row of the plan, in plan order, with the scores that are in the store."""
+    return list(iterate_rows(plan, store, {}))
+
+
+def iterate_rows(
+    plan: Plan, store: Store, known: MutableMapping[str, EncoderRow]
+) -> Iterator[EncoderRow]:
+    """Yields every row of the plan, in plan order. ``known``: complete rows by key, read with the
+    scale of the plan; they are not read again, and new ones are added."""
     scale = read_scale(plan, store)
     stopped = read_stopped_jobs(plan, store)
     names = [item.name for item in plan.spec.evaluate]
-    rows = [read_row(planned, names, store, scale) for planned in plan.rows]
-    return [row if row.complete else replace(row, stopped=stopped.get(row.key)) for row in rows]
+    for planned in plan.rows:
+        row = known.get(planned.key) or read_row(planned, names, store, scale)
+        if not row.complete:
+            row = replace(row, stopped=stopped.get(row.key))
+        elif scale is not None:
+            known[row.key] = row
+        yield row
 
 
 def read_curves(plan: Plan, store: Store) -> list[Curve]:

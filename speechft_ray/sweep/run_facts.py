@@ -4,13 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from speechft_ray.core.records import Job
 from speechft_ray.core.store import Store
-from speechft_ray.sweep.fields import list_merge_fields, list_tuning_fields, list_varying_params
+from speechft_ray.sweep.fields import (
+    Fields,
+    list_merge_fields,
+    list_tuning_fields,
+    list_varying_params,
+)
 from speechft_ray.sweep.plan import Plan
 from speechft_ray.sweep.protocols import Curve, EncoderRow, Span
+
+
+class _RowFacts(NamedTuple):
+    """Fields of ``EncoderRow`` that come from jobs and manifests."""
+
+    fields: Mapping[str, str]
+    seconds: Mapping[str, float]
+    datasets: Mapping[str, str]
+    span: Span | None
 
 
 class RunFacts:
@@ -23,6 +37,10 @@ class RunFacts:
         self._labels = [item.label for item in plan.spec.evaluate]
         self._varying = list_varying_params(self._jobs)
         self._store = store
+        self._tunings: dict[str, Fields] = {}
+        """Specs of fine-tuning runs by fingerprint."""
+        self._completed: dict[str, _RowFacts] = {}
+        """Of complete rows, by key: they change no more, and are asked for again at the end."""
 
     def complete_curve(self, curve: Curve) -> Curve:
         """Returns a learning curve with the spec of its run; that of a fine-tuning run has what
@@ -46,8 +64,14 @@ class RunFacts:
         keys = self._evaluations.get(row.key)
         if keys is None:  # of a trial, which is in no plan
             return row
+        facts = self._completed.get(row.key) or self._read_facts(row, keys)
+        if row.complete:
+            self._completed[row.key] = facts
+        return replace(row, **facts._asdict())
+
+    def _read_facts(self, row: EncoderRow, keys: Sequence[str]) -> _RowFacts:
         recipe = self._find_recipe(row.key, keys)
-        fields = list_merge_fields(recipe, self._jobs) if recipe is not None else {}
+        fields = list_merge_fields(recipe, self._jobs, self._tunings) if recipe is not None else {}
         seconds = {
             label: read_seconds(self._store.manifest("evaluate", key))
             for label, key in zip(self._labels, keys, strict=True)
@@ -59,13 +83,7 @@ class RunFacts:
         }
         spans = [read_span(self._store, "evaluate", key) for key in keys]
         span = join_spans([read_span(self._store, "merge", row.key), *spans])
-        return replace(
-            row,
-            fields=fields,
-            seconds=seconds,
-            datasets=datasets,
-            span=span if row.complete else None,
-        )
+        return _RowFacts(fields, seconds, datasets, span if row.complete else None)
 
     def _find_recipe(self, key: str, evaluations: Sequence[str]) -> Mapping[str, Any] | None:
         """Returns the recipe of a merge, also of one that was only predicted."""

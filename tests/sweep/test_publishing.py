@@ -211,3 +211,22 @@ def publish(store: Store, job: Job) -> Outcome:
     with store.publish(job.stage, job.fingerprint, facts):
         pass
     return Outcome(stage=job.stage, fingerprint=job.fingerprint, label=job.label)
+
+
+def test_a_complete_evaluation_is_read_once_for_the_log_and_the_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, store, publisher, _ = run(tmp_path, Failing("", None))
+    reads: list[str] = []
+    manifest = Store.manifest
+
+    def count(store: Store, stage: str, fingerprint: str) -> dict[str, Any]:
+        reads.append(stage)
+        return manifest(store, stage, fingerprint)
+
+    monkeypatch.setattr(Store, "manifest", count)
+    rows = publisher.read_rows(plan)
+    scale = 2 * len(plan.baseline)  # its zero is read, on two splits
+    assert reads.count("evaluate") == scale < len(plan.of_stage("evaluate"))
+    monkeypatch.undo()
+    assert rows == read_rows(plan, store) and all(row.complete for row in rows)
