@@ -82,6 +82,10 @@ class FilletsOptions(DiskOptions):
     train_hours: float | None = Field(default=None, gt=0)
     """Hours of the training lines that are drawn at random; ``None``: all, 1.87 for both
     languages and the two fish."""
+    dev_hours: float | None = Field(default=None, gt=0)
+    """The same for dev, which has 0.30 hours."""
+    test_hours: float | None = Field(default=None, gt=0)
+    """The same for test, which has 0.63 hours."""
     seed: int = Field(default=0, ge=0)
     """Of the random selection."""
 
@@ -117,20 +121,27 @@ def open_fillets(
         recordings += own
     notes = [f"{count} {what} are left out." for what, count in sorted(left_out.items())]
     corpus = assemble(NAME, place, recordings, options, cache, progress, notes=notes)
-    return corpus if options.train_hours is None else _draw_hours(corpus, options)
+    return _draw_hours(corpus, options) if any(_list_hours(options).values()) else corpus
+
+
+def _list_hours(options: FilletsOptions) -> dict[str, float | None]:
+    return {
+        "train": options.train_hours,
+        "dev": options.dev_hours,
+        "test": options.test_hours,
+    }
 
 
 def _draw_hours(corpus: Corpus, options: FilletsOptions) -> Corpus:
-    samples = {item.key: item.samples for item in corpus.split("train")}
-    drawn = select_hours(samples, options.train_hours, options.seed)
-    splits = {
-        item.key: item.split
-        for item in corpus.utterances
-        if item.split != "train" or item.key in drawn
-    }
-    return select_utterances(
-        corpus, splits, [f"{len(drawn)} of {len(samples)} training lines are drawn."]
-    )
+    splits: dict[str, str] = {}
+    notes = []
+    for split, hours in _list_hours(options).items():
+        samples = {item.key: item.samples for item in corpus.split(split)}
+        drawn = select_hours(samples, hours, options.seed)
+        splits |= dict.fromkeys(drawn, split)
+        if len(drawn) < len(samples):
+            notes.append(f"{len(drawn)} of {len(samples)} lines of {split} are drawn.")
+    return select_utterances(corpus, splits, notes)
 
 
 def split_of(level: str) -> str:
@@ -182,7 +193,7 @@ def clean_text(text: str) -> str:
 
 def _compute_expected(options: FilletsOptions) -> ExpectedCounts:
     languages = LANGUAGES if options.language == "all" else (options.language,)
-    splits = SPLITS if options.train_hours is None else ("dev", "test")
+    splits = [split for split, hours in _list_hours(options).items() if hours is None]
     counts = [COUNTS[language, options.characters] for language in languages]
     return ExpectedCounts(
         source="Debian's packages of version 1.0.1-1.1",

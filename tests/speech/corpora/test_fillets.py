@@ -11,7 +11,7 @@ from speechft_ray.core.errors import UserError
 from speechft_ray.core.records import Place
 from speechft_ray.core.specs import CorpusSpec
 from speechft_ray.speech.corpora import fillets as module
-from speechft_ray.speech.corpora.base import CORPORA, CorpusKind
+from speechft_ray.speech.corpora.base import CORPORA, SPLITS, CorpusKind
 from speechft_ray.stages.perform import open_corpus
 from tests.speech.corpora.helpers import open_at, sizes
 from tests.speech.layouts import fillets
@@ -76,6 +76,18 @@ def test_hours_are_drawn_from_the_training_lines(root: Path) -> None:
     assert 1 <= len(few.split("train")) <= 2 and sizes(few)["test"] == 4
     other = open_at("fillets", root, train_hours=2 * shortest / 3600, seed=1)
     assert few.fingerprint not in (whole.fingerprint, other.fingerprint)
+
+
+def test_hours_of_dev_and_test_are_drawn_too(root: Path) -> None:
+    whole = open_at("fillets", root)
+    hours = {split: min(item.seconds for item in whole.split(split)) / 3600 for split in SPLITS}
+    few = open_at("fillets", root, dev_hours=hours["dev"], test_hours=hours["test"])
+    assert sizes(few) == {"train": sizes(whole)["train"], "dev": 1, "test": 1}
+    drawn = {item.key: item.split for item in few.utterances}
+    assert drawn.items() <= {item.key: item.split for item in whole.utterances}.items()
+    assert [note for note in few.notes if "drawn" in note] == [
+        f"1 of {sizes(whole)[split]} lines of {split} are drawn." for split in ("dev", "test")
+    ]
 
 
 def test_a_level_is_in_one_split_in_both_languages(root: Path) -> None:
