@@ -25,6 +25,9 @@ ERROR = "speechft.error"
 EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
 """Makes MLflow show the experiment as training runs, not as chat traces."""
 
+ACTIVE_ONLY, DELETED_ONLY = 1, 2
+"""Runs that a search looks at (mlflow ``entities/view_type.py``)."""
+
 BATCH_POINTS = 1000
 """Most metrics that MLflow takes in one request (mlflow ``utils/validation.py``)."""
 
@@ -85,7 +88,9 @@ class Runs:
         duplicates: list[str] = []
         order, token = ["attributes.start_time ASC"], None
         while True:
-            page = self.client.search_runs([self.experiment], condition, 1, 1000, order, token)
+            page = self.client.search_runs(
+                [self.experiment], condition, ACTIVE_ONLY, 1000, order, token
+            )
             for run in page:
                 key, info = run.data.tags[KEY], run.info
                 if key in runs:
@@ -109,6 +114,15 @@ class Runs:
         for run_id in duplicates:
             self.client.delete_run(run_id)
         return runs
+
+    def restore(self, condition: str) -> Run | None:
+        """Restores the first run that meets a condition and was deleted; ``None`` where there is
+        none."""
+        order = ["attributes.start_time ASC"]
+        page = self.client.search_runs([self.experiment], condition, DELETED_ONLY, 1, order)
+        for run in page:
+            self.client.restore_run(run.info.run_id)
+        return next(iter(self.search(condition).values()), None) if page else None
 
     def create(self, name: str, tags: Mapping[str, str], span: Span | None = None) -> Run:
         """Creates a run; it is open. It began at the start of ``span``, or now."""

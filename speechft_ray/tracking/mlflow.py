@@ -95,15 +95,17 @@ class MlflowTracker:
         self._children: dict[str, Run] = {}
 
     def start(self, sweep: SweepInfo) -> None:
-        """Finds or creates the runs of this sweep. Closes runs that a killed driver left open."""
+        """Finds or creates the runs of this sweep. Closes runs that a killed driver left open. A
+        run of the sweep that was deleted comes back: its children would be made a second time."""
         with self._as_tracker_down():
             on_server = self._uri.startswith("http")
             artifacts = None if on_server else self._root / "mlartifacts" / sweep.name
             runs = self._opened = Runs(open_client(self._uri), sweep.name, artifacts)
             self._sweep, label = sweep, sweep.label or sweep.name
             self._model_name = f"speechft-{label}"
-            parents = runs.search(f"tags.`{KEY}` = '{sweep.key}' and tags.`{KIND}` = 'sweep'")
-            parent = next(iter(parents.values()), None)
+            condition = f"tags.`{KEY}` = '{sweep.key}' and tags.`{KIND}` = 'sweep'"
+            parent = next(iter(runs.search(condition).values()), None)
+            parent = parent or runs.restore(condition)
             note = NOTE + describe_metrics(sweep.metrics)
             tags = {KEY: sweep.key, KIND: "sweep", "mlflow.note.content": note}
             self._parent = parent or runs.create(label, tags)

@@ -239,6 +239,22 @@ def test_an_experiment_that_was_deleted_comes_back(mlflow_storage: Path) -> None
     assert query(mlflow_storage / "mlflow.db", stage) == [("active",)]
 
 
+def test_a_sweep_that_was_deleted_comes_back_with_its_children(mlflow_storage: Path) -> None:
+    from mlflow.tracking import MlflowClient
+
+    open_tracker(mlflow_storage).log_encoder(row(test={"score": 1.0}))
+    database = mlflow_storage / "mlflow.db"
+    runs = "select run_uuid, lifecycle_stage from runs order by run_uuid"
+    before = query(database, runs)
+    ((parent,),) = query(
+        database, "select distinct value from tags where key = 'mlflow.parentRunId'"
+    )
+    MlflowClient(f"sqlite:///{database}").delete_run(parent)
+    assert query(database, runs) != before
+    open_tracker(mlflow_storage).log_encoder(row(test={"score": 1.0}))
+    assert query(database, runs) == before and len(before) > 1
+
+
 def test_a_run_that_was_made_twice_by_a_lost_answer_is_there_once(mlflow_storage: Path) -> None:
     from mlflow.tracking import MlflowClient
 
