@@ -14,6 +14,7 @@ normalised states are of the order of one, which float16 resolves to 1/1000.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
@@ -135,6 +136,8 @@ class Extractor:
         self.rule = rule or choose_rule(device.type)
         self.seconds, self.encoded_count, self.encoded_seconds = 0.0, 0, 0.0
         self.readers = count_readers(device, corpus)
+        self._too_many_samples = math.inf
+        """Fewest padded samples of a batch for which the memory of the GPU was too small."""
         encoder.module().to(device).eval()
 
     @property
@@ -217,8 +220,7 @@ class Extractor:
         began = time.perf_counter()
         with closing(groups):
             for (key, places, indices), waves in groups:
-                with within(indices):
-                    states = self._encode(waves)
+                states = self._encode_group(indices, waves, within)
                 self.encoded_count += len(indices)
                 samples = sum(utterances[index].samples for index in indices)
                 self.encoded_seconds += samples / SAMPLE_RATE_HZ
@@ -250,6 +252,32 @@ class Extractor:
         if self.front_end is None:
             return nullcontext(no_context)
         return self.front_end.reuse(utterances, stores=stores)
+
+    def _encode_group(
+        self, indices: Sequence[int], waves: Sequence[torch.Tensor], within: EncodingContext
+    ) -> list[torch.Tensor]:
+        """Encodes a batch; one that is too large for the memory of a GPU, and all later ones of its
+        size, in halves."""
+        samples = max(map(len, waves)) * len(waves)
+        if samples < self._too_many_samples or len(waves) == 1:
+            try:
+                with within(indices):
+                    return self._encode(waves)
+            except torch.OutOfMemoryError as error:
+                if len(waves) == 1:
+                    raise UserError(
+                        "the GPU's memory is too small for one recording of "
+                        f"{samples / SAMPLE_RATE_HZ:.0f} s: cut the recording, take a larger GPU, "
+                        "or give the evaluation a larger share of one (`resources:`)."
+                    ) from error
+                self._too_many_samples = samples
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        half = len(waves) // 2
+        return [
+            *self._encode_group(indices[:half], waves[:half], within),
+            *self._encode_group(indices[half:], waves[half:], within),
+        ]
 
     @torch.no_grad()
     def _encode(self, waves: Sequence[torch.Tensor]) -> list[torch.Tensor]:

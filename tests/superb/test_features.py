@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from speechft_ray.core.errors import UserError
+from speechft_ray.speech.batching import PADDED
 from speechft_ray.speech.corpora.base import Corpus, Utterance
 from speechft_ray.speech.encoders.base import HiddenStates
 from speechft_ray.speech.features.cache import FeatureCache
@@ -204,3 +205,38 @@ def test_too_short_an_utterance_is_named() -> None:
         UserError, match=r"`train-0` of the corpus `short` has 399 samples, less than one frame"
     ):
         Extractor(ToyEncoder(), short, CPU, True)([corpus.utterances[0]])
+
+
+class SmallMemory(ToyEncoder):
+    """Has memory for so many samples of padded audio at once."""
+
+    def __init__(self, samples: int) -> None:
+        super().__init__()
+        self.samples, self.tried = samples, list[int]()
+
+    def hidden_states(self, waves: Sequence[torch.Tensor]) -> HiddenStates:
+        self.tried.append(len(waves) * max(map(len, waves)))
+        if self.tried[-1] > self.samples:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return super().hidden_states(waves)
+
+
+@pytest.mark.parametrize("pooled", [False, True])
+def test_a_batch_that_is_too_large_for_the_memory_is_encoded_in_parts(pooled: bool) -> None:
+    corpus = toy_corpus({"train": 9, "dev": 5})
+    longest = max(item.samples for item in corpus.utterances)
+    encoder = SmallMemory(3 * longest)
+    extract = Extractor(encoder, corpus, CPU, pooled, rule=PADDED)
+    expected = Extractor(ToyEncoder(), corpus, CPU, pooled, rule=PADDED)(corpus.utterances)
+    for _ in range(2):
+        for states, alone in zip(extract(corpus.utterances), expected, strict=True):
+            torch.testing.assert_close(states, alone, rtol=2**-10, atol=1e-5)
+    too_large = [tried for tried in encoder.tried if tried > 3 * longest]
+    assert len(too_large) == len(set(too_large)) < 4  # a size that did not fit is not tried again
+
+
+def test_one_recording_that_is_too_long_for_the_memory_is_said() -> None:
+    corpus = toy_corpus({"train": 9})
+    extract = Extractor(SmallMemory(1), corpus, CPU, True, rule=PADDED)
+    with pytest.raises(UserError, match=r"too small for one recording of \d+ s: cut the recording"):
+        extract(corpus.utterances)
