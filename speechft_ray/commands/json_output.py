@@ -102,7 +102,9 @@ def describe_report(data: ReportData, report: Path, how_to_open: Sequence[str]) 
             "test": dict(row.test),
             "dev": dict(row.dev),
             "complete": row.complete,
-            "notes": [note for note in (*row.unscored, row.stopped, row.untuned) if note],
+            "notes": [
+                note for note in (*row.unscored, row.stopped, row.untuned, row.unlearnt) if note
+            ],
         }
         for row in data.rows
     ]

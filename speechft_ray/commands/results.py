@@ -32,6 +32,7 @@ from speechft_ray.report.table import (
 from speechft_ray.report.winner import label_plan, select_winner, write_record
 from speechft_ray.report.write import ReportData, write_report
 from speechft_ray.stages.leaks import Identity, find_leaks
+from speechft_ray.stages.unlearnt import mark_unlearnt
 from speechft_ray.stages.untuned import mark_untuned
 from speechft_ray.sweep.invocations import Invocation, list_facts, read_invocations
 from speechft_ray.sweep.layers import read_tuning_distances
@@ -94,6 +95,7 @@ def read_report_data(
     those of the plan, where they were read already.
     """
     rows = mark_untuned(read_rows(plan, store) if rows is None else rows, plan, store)
+    rows = mark_unlearnt(rows, plan, store)
     if search:
         search = replace(
             search,
@@ -140,7 +142,7 @@ def print_results(data: ReportData, report: Path, trackers: Sequence[str], stora
     leaks = leak_lines(data.lines)
     for sentence in (*(f"{LEAK} {line}" for line in leaks), *([LEAK_SCOPE] if leaks else [])):
         console.print(sentence, soft_wrap=True, highlight=False, markup=False)
-    notes = [note for row in data.rows for note in (row.stopped, row.untuned) if note]
+    notes = [note for row in data.rows for note in (row.stopped, row.untuned, row.unlearnt) if note]
     for sentence in (*list_unscored(data.lines), *dict.fromkeys(notes)):
         console.print(sentence, soft_wrap=True, highlight=False, markup=False)
     console.print(

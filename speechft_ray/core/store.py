@@ -213,9 +213,9 @@ class Store:
         same file. Raises ``OSError`` and ``ValueError``."""
         status = os.stat(path)  # noqa: PTH116
         version = (status.st_mtime_ns, status.st_size, status.st_ino)
-        known = self._manifests.get(path)
-        if known is not None and known[0] == version:
-            return known[1]
+        earlier = self._manifests.get(path)
+        if earlier is not None and earlier[0] == version:
+            return earlier[1]
         with open(path, encoding="utf-8") as file:  # noqa: PTH123
             facts = json.load(file)
         if not isinstance(facts, dict):

@@ -19,7 +19,7 @@ from speechft_ray.finetuning.loop import Progress, Report, RunContext, make_hear
 from speechft_ray.finetuning.merge_statistics import collect_statistics
 from speechft_ray.finetuning.pseudo_labels import with_pseudo_labels
 from speechft_ray.finetuning.train_state import build_train_state
-from speechft_ray.finetuning.validation import average_metrics
+from speechft_ray.finetuning.validation import average_metrics, score_constant_answer
 from speechft_ray.speech.checkpoints.load import weights_fingerprint
 from speechft_ray.speech.corpora.base import Corpus
 from speechft_ray.speech.encoders.base import EncoderWeights
@@ -140,7 +140,12 @@ def _facts(objectives: Sequence[ObjectiveData], progress: Progress) -> dict[str,
         "best_dev": best,
         "best_update": progress.best_update,
         "objectives": [
-            {"metric": metric, "best_dev": value, "vocabulary": data.vocabulary.size}
+            {
+                "metric": metric,
+                "best_dev": value,
+                "constant_dev": score_constant_answer(data),
+                "vocabulary": data.vocabulary.size,
+            }
             for metric, value, data in zip(metrics, progress.best_values, objectives, strict=True)
         ],
         "curve": progress.curve,

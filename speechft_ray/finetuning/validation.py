@@ -13,6 +13,7 @@ from speechft_ray.finetuning.data import ObjectiveData
 from speechft_ray.finetuning.features import FeatureLoader
 from speechft_ray.finetuning.train_state import TrainState
 from speechft_ray.speech.batching import batch_by_seconds
+from speechft_ray.speech.heads.base import IGNORED
 from speechft_ray.speech.precision import autocast_products
 
 MIXED = "finetune.accuracy"
@@ -51,6 +52,16 @@ def average_metrics(names: Sequence[str], values: Sequence[float]) -> tuple[str,
 def goodness(name: str, value: float) -> float:
     """Returns a metric turned so that higher is better: an error rate becomes 100 minus itself."""
     return value if name == MIXED or metric(name).higher_is_better else 100.0 - value
+
+
+def score_constant_answer(data: ObjectiveData) -> float:
+    """Returns the dev metric, in percent, of the best answer that is the same for everything: the
+    share of the most frequent class, or 100, that of an empty answer, for an error rate."""
+    if not metric(data.kind.metric).higher_is_better:
+        return 100.0
+    targets = torch.cat([item.target.reshape(-1) for item in data.dev])
+    counts = torch.bincount(targets[targets != IGNORED])
+    return 100.0 * int(counts.max()) / int(counts.sum()) if len(counts) else 0.0
 
 
 def _compute_dev_metric(

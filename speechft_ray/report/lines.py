@@ -179,6 +179,8 @@ class TableLine:
     """Overlaps of its fine-tuning data with test sets."""
     untuned: tuple[str, ...] = ()
     """Which fine-tuning runs of its encoders changed nothing, and why."""
+    unlearnt: tuple[str, ...] = ()
+    """Which fine-tuning runs of its encoders learnt next to nothing."""
     intervals: Mapping[str, Interval] = field(default_factory=dict)
     """95 % intervals of test metrics and of the score over other test speakers."""
     tests: Mapping[str, TestSets] = field(default_factory=dict, compare=False, repr=False)
@@ -270,6 +272,7 @@ def _line(
         unscored=tuple(dict.fromkeys(reason for row in used for reason in row.unscored)),
         stopped=tuple(f"{_seed_prefix(row)}{row.stopped}" for row in rows if row.stopped),
         untuned=tuple(dict.fromkeys(row.untuned for row in rows if row.untuned)),
+        unlearnt=tuple(dict.fromkeys(row.unlearnt for row in rows if row.unlearnt)),
     )
 
 

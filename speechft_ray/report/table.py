@@ -132,7 +132,7 @@ def markdown_table(
     if leaks := leak_lines(lines):
         parts.append(f"{LEAK} Leaks:\n\n{_md_list(leaks)}\n\n{LEAK_SCOPE}")
     if notes := incomplete_lines(lines):
-        parts.append(f"Incomplete or not tuned:\n\n{_md_list(notes)}")
+        parts.append(f"Incomplete, not tuned or not learnt:\n\n{_md_list(notes)}")
     if failures:
         parts.append(f"Failed ({len(failures)}):\n\n{_md_list(failure_lines(failures))}")
     if references:
@@ -250,10 +250,12 @@ def column_title(name: str) -> str:
 
 def incomplete_lines(lines: Sequence[TableLine]) -> list[str]:
     """Returns one sentence per incomplete encoder: which evaluations it lacks, or why it stays
-    incomplete; and per encoder that its fine-tuning left as it was."""
+    incomplete; per encoder that its fine-tuning left as it was; and per fine-tuning run that learnt
+    next to nothing."""
     missing = [f"{line.title}: {note} missing" for line in lines for note in line.missing]
     notes = [(line, note) for line in lines for note in (*line.stopped, *line.untuned)]
-    return missing + [f"{line.title}: {note}" for line, note in notes]
+    unlearnt = dict.fromkeys(note for line in lines for note in line.unlearnt)
+    return [*missing, *(f"{line.title}: {note}" for line, note in notes), *unlearnt]
 
 
 def leak_lines(lines: Sequence[TableLine]) -> list[str]:

@@ -44,11 +44,11 @@ def list_tuning_fields(job: Job, jobs: Mapping[str, Job]) -> Fields:
 def list_merge_fields(
     recipe: Mapping[str, Any],
     jobs: Mapping[str, Job],
-    known: MutableMapping[str, Fields] | None = None,
+    tunings: MutableMapping[str, Fields] | None = None,
 ) -> Fields:
     """Returns the spec of a merge (``PlanBuilder.merge_recipe``) and of the fine-tuning runs that
     it combines. Values that differ between the runs are joined by ``+``, in the order of the
-    donors. ``known``: specs of fine-tuning runs by fingerprint; new ones are added."""
+    donors. ``tunings``: specs of fine-tuning runs by fingerprint; new ones are added."""
     donors = [jobs[key] for key in recipe["donors"] if key in jobs]
     merge = {
         "method": recipe["method"],
@@ -57,11 +57,11 @@ def list_merge_fields(
         "checkpoint": recipe.get("checkpoint", "best"),
         "donors": "+".join(str(job.payload["title"]) for job in donors),
     }
-    known = {} if known is None else known
+    tunings = {} if tunings is None else tunings
     for job in donors:
-        if job.fingerprint not in known:
-            known[job.fingerprint] = list_tuning_fields(job, jobs)
-    runs = [known[job.fingerprint] for job in donors]
+        if job.fingerprint not in tunings:
+            tunings[job.fingerprint] = list_tuning_fields(job, jobs)
+    runs = [tunings[job.fingerprint] for job in donors]
     fields = dict(flatten(merge, "merge"))
     for name in dict.fromkeys(name for run in runs for name in run):
         values = [run.get(name, "null") for run in runs]

@@ -116,6 +116,8 @@ class EncoderRow:
     untuned: str | None = None
     """Which of its fine-tuning runs changed nothing of the encoder, and why; such an encoder cannot
     be selected."""
+    unlearnt: str | None = None
+    """Which of its fine-tuning runs learnt next to nothing, and what to change."""
     fields: Mapping[str, str] = field(default_factory=dict)
     """Its resolved spec and that of its fine-tuning runs by dotted name (``sweep.fields``)."""
     seconds: Mapping[str, float] = field(default_factory=dict)

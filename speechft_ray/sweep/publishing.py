@@ -297,8 +297,8 @@ class Publisher:
     def read_rows(self, plan: Plan) -> list[EncoderRow]:
         """Returns every row of a plan as ``sweep.rows.read_rows`` does; does not read again what
         was logged of it."""
-        known = self._scored if plan is self._plan else {}
-        return list(iterate_rows(plan, self._store, known))
+        complete = self._scored if plan is self._plan else {}
+        return list(iterate_rows(plan, self._store, complete))
 
     def _log_rows(self, rows: Iterable[EncoderRow]) -> None:
         for row in rows:

@@ -90,19 +90,19 @@ def read_rows(plan: Plan, store: Store) -> list[EncoderRow]:
 
 
 def iterate_rows(
-    plan: Plan, store: Store, known: MutableMapping[str, EncoderRow]
+    plan: Plan, store: Store, complete: MutableMapping[str, EncoderRow]
 ) -> Iterator[EncoderRow]:
-    """Yields every row of the plan, in plan order. ``known``: complete rows by key, read with the
-    scale of the plan; they are not read again, and new ones are added."""
+    """Yields every row of the plan, in plan order. ``complete``: complete rows by key, read with
+    the scale of the plan; they are not read again, and new ones are added."""
     scale = read_scale(plan, store)
     stopped = read_stopped_jobs(plan, store)
     names = [item.name for item in plan.spec.evaluate]
     for planned in plan.rows:
-        row = known.get(planned.key) or read_row(planned, names, store, scale)
+        row = complete.get(planned.key) or read_row(planned, names, store, scale)
         if not row.complete:
             row = replace(row, stopped=stopped.get(row.key))
         elif scale is not None:
-            known[row.key] = row
+            complete[row.key] = row
         yield row
 
 

@@ -62,6 +62,9 @@ def test_a_run_learns_and_says_what_it_did(heads: tuple[str, ...], tmp_path: Pat
         item["best_dev"] < 60 if "error" in item["metric"] else item["best_dev"] > 60
         for item in facts["objectives"]
     )
+    for item in facts["objectives"]:
+        chance = 100 if "error" in item["metric"] else pytest.approx(100 / 3, abs=5)
+        assert item["constant_dev"] == chance
     validated = {update: values["dev"] for update, values in facts["curve"] if "dev" in values}
     assert list(validated) == [20, 40, 60, 80, 100, 120]
     best = (min if facts["metric"].endswith("rate") else max)(validated.values())
