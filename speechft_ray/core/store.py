@@ -15,6 +15,7 @@ import stat
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -60,8 +61,6 @@ class Store:
             self.root.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise self._explain(error) from None
-        self._manifests: dict[str, tuple[tuple[int, int, int], dict[str, Any]]] = {}
-        """Manifests that were read last, with time, size and inode of their files, by path."""
 
     def check_writable(self) -> None:
         """Raises ``UserError`` where nothing can be stored."""
@@ -197,7 +196,9 @@ class Store:
         unreadable or was changed after it was written."""
         path = self._manifest_path(stage, fingerprint)
         try:
-            return dict(self._read_manifest(path))
+            status = os.stat(path)  # noqa: PTH116
+            version = (status.st_mtime_ns, status.st_size, status.st_ino)
+            return dict(_read_manifest(path, version))
         except (OSError, ValueError) as error:
             raise UserError(
                 f"`{path}` cannot be read ({error}): `speechft run` sets this unit aside and "
@@ -207,26 +208,6 @@ class Store:
     def _manifest_path(self, stage: str, fingerprint: str) -> str:
         # Asked for several times for each of ten thousand units: a `Path` would take most time.
         return f"{self.root}/{stage}/{fingerprint}/{MANIFEST}"
-
-    def _read_manifest(self, path: str) -> dict[str, Any]:
-        """Returns the facts of a manifest, from memory where it was read just before and is the
-        same file. Raises ``OSError`` and ``ValueError``."""
-        status = os.stat(path)  # noqa: PTH116
-        version = (status.st_mtime_ns, status.st_size, status.st_ino)
-        earlier = self._manifests.get(path)
-        if earlier is not None and earlier[0] == version:
-            return earlier[1]
-        with open(path, encoding="utf-8") as file:  # noqa: PTH123
-            facts = json.load(file)
-        if not isinstance(facts, dict):
-            raise ValueError("it is not a JSON object")
-        checksum = facts.pop(CHECKSUM, None)
-        if checksum is not None and checksum != _compute_checksum(facts):
-            raise ValueError("it is not what was written: its checksum differs")
-        while len(self._manifests) >= MANIFESTS_IN_MEMORY:
-            self._manifests.pop(next(iter(self._manifests), ""), None)
-        self._manifests[path] = (version, facts)
-        return facts
 
     def fingerprints(self, stage: str) -> list[str]:
         """Returns the fingerprints of all complete units of a stage, sorted."""
@@ -372,6 +353,20 @@ def add_checksum(facts: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the facts of a unit with their checksum, as a manifest has them."""
     read = json.loads(json.dumps(facts, allow_nan=False))  # keys that are no texts become texts
     return {**facts, CHECKSUM: _compute_checksum(read)}
+
+
+@lru_cache(maxsize=MANIFESTS_IN_MEMORY)
+def _read_manifest(path: str, version: tuple[int, int, int]) -> dict[str, Any]:
+    """Returns the facts of a manifest; those that were read last are kept. ``version``: time, size
+    and inode of the file. Raises ``OSError`` and ``ValueError``."""
+    with open(path, encoding="utf-8") as file:  # noqa: PTH123
+        facts = json.load(file)
+    if not isinstance(facts, dict):
+        raise ValueError("it is not a JSON object")
+    checksum = facts.pop(CHECKSUM, None)
+    if checksum is not None and checksum != _compute_checksum(facts):
+        raise ValueError("it is not what was written: its checksum differs")
+    return facts
 
 
 def _compute_checksum(read: Mapping[str, Any]) -> str:

@@ -251,15 +251,6 @@ def test_a_manifest_that_was_read_before_is_read_again_when_it_changed(store: St
     assert store.manifest("merge", "f1")["score"] == 2.0
 
 
-def test_few_manifests_stay_in_memory(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store_module, "MANIFESTS_IN_MEMORY", 2)
-    for name in ("f1", "f2", "f3", "f1"):
-        if not store.is_complete("merge", name):
-            publish(store, fingerprint=name, name=name)
-        assert store.manifest("merge", name)["name"] == name
-        assert len(store._manifests) <= 2
-
-
 def test_a_manifest_of_an_older_version_has_no_checksum_and_counts(store: Store) -> None:
     publish(store, score=12.5)
     path = store.folder("merge", "f1") / MANIFEST
