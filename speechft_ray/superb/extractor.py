@@ -46,9 +46,8 @@ Advance = Callable[[int], None]
 """Called with the number of further work units, utterances or updates, that are done."""
 
 
-def no_context(indices: Sequence[int]) -> AbstractContextManager[None]:
-    """Encodes in no particular context: nothing else uses the front end's output."""
-    return nullcontext()
+NO_CONTEXT = EncodingContext(lambda indices: nullcontext())
+"""Nothing else uses the front end's output."""
 
 
 class Batch(NamedTuple):
@@ -146,7 +145,7 @@ class Extractor:
         return torch.float32 if self.pooled else torch.float16
 
     def __call__(
-        self, utterances: Sequence[Utterance], within: EncodingContext = no_context
+        self, utterances: Sequence[Utterance], within: EncodingContext = NO_CONTEXT
     ) -> list[torch.Tensor]:
         """Returns ``(layers, rows, dim)`` of each utterance, in their order; one row when pooled.
 
@@ -158,7 +157,7 @@ class Extractor:
         return [states_by_index[index] for index in range(len(utterances))]
 
     def encode_groups(
-        self, utterances: Sequence[Utterance], within: EncodingContext = no_context
+        self, utterances: Sequence[Utterance], within: EncodingContext = NO_CONTEXT
     ) -> Iterator[tuple[list[int], list[torch.Tensor]]]:
         """Yields indices of utterances with their states, batch by batch, the longest first.
 
@@ -179,7 +178,7 @@ class Extractor:
         self,
         batches: Iterable[tuple[Key, list[int]]],
         utterances: Sequence[Utterance],
-        within: EncodingContext = no_context,
+        within: EncodingContext = NO_CONTEXT,
     ) -> Generator[tuple[Key, list[torch.Tensor]], None, None]:
         """Yields the key of each batch with the states of its utterances, as calling the extractor
         with them does.
@@ -208,15 +207,22 @@ class Extractor:
         """Yields the key, the places in its batch and the states of every part of each batch that
         is encoded at once."""
 
-        def list_groups() -> Iterator[tuple[tuple[Key, list[int], list[int]], list[Utterance]]]:
+        def list_groups() -> Iterator[
+            tuple[tuple[Key, list[int], list[int]], list[tuple[Utterance, bool]]]
+        ]:
             for key, batch in batches:
                 members = [utterances[index] for index in batch]
                 samples = [utterance.samples for utterance in members]
                 for places in make_batches(samples, self.rule):
                     indices = [batch[place] for place in places]
-                    yield (key, places, indices), [members[place] for place in places]
+                    is_read = within.needs_audio(indices)
+                    yield (key, places, indices), [(members[place], is_read) for place in places]
 
-        groups = read_groups(list_groups(), self.read_wave, wave_bytes, self.readers)
+        def read(item: tuple[Utterance, bool]) -> torch.Tensor:
+            utterance, is_read = item
+            return self.read_wave(utterance) if is_read else torch.zeros(utterance.samples)
+
+        groups = read_groups(list_groups(), read, lambda item: wave_bytes(item[0]), self.readers)
         began = time.perf_counter()
         with closing(groups):
             for (key, places, indices), waves in groups:
@@ -250,7 +256,7 @@ class Extractor:
         """Yields the context in which to encode these utterances, each exactly once, so that
         encoders share their front end. Its output is stored if ``stores``."""
         if self.front_end is None:
-            return nullcontext(no_context)
+            return nullcontext(NO_CONTEXT)
         return self.front_end.reuse(utterances, stores=stores)
 
     def _encode_group(
@@ -261,7 +267,7 @@ class Extractor:
         samples = max(map(len, waves)) * len(waves)
         if samples < self._too_many_samples or len(waves) == 1:
             try:
-                with within(indices):
+                with within.enter(indices):
                     return self._encode(waves)
             except torch.OutOfMemoryError as error:
                 if len(waves) == 1:

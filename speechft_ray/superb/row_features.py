@@ -11,6 +11,7 @@ import torch
 
 from speechft_ray.core.units import frame_count
 from speechft_ray.speech.corpora.base import Utterance
+from speechft_ray.speech.features.front_end import EncodingContext
 from speechft_ray.speech.features.rows import JoinedRows, RowSource
 from speechft_ray.speech.prefetch import pin, read_ahead
 from speechft_ray.superb.extractor import Batch, Extractor, Indices, Location
@@ -113,7 +114,8 @@ class PartlyEncodedFeatures:
                 if anew:
                     yield None, anew
 
-        batches = self._extractor.encode_batches(list_encoded(), self._utterances, self._within)
+        within = EncodingContext(self._enter, lambda indices: not self._has_front_ends(indices))
+        batches = self._extractor.encode_batches(list_encoded(), self._utterances, within)
         with closing(batches):
             for _, states in batches:
                 # Batches before it are stored as a whole.
@@ -128,14 +130,19 @@ class PartlyEncodedFeatures:
             for indices, selected, _ in waiting:
                 yield indices, self._make_batch(selected, {})
 
-    def _within(self, indices: Sequence[int]) -> AbstractContextManager[object]:
+    def _has_front_ends(self, indices: Sequence[int]) -> bool:
+        """Whether the front end's output is stored for all of these utterances."""
+        return self._extractor.front_end is not None and all(
+            index in self._front_ends for index in indices
+        )
+
+    def _enter(self, indices: Sequence[int]) -> AbstractContextManager[object]:
         """Reads the front end's output of these utterances, if it is stored for all of them."""
         front_end = self._extractor.front_end
-        if front_end is None or not all(index in self._front_ends for index in indices):
+        if front_end is None or not self._has_front_ends(indices):
             return nullcontext()
         joined = JoinedRows([self._front_ends[index] for index in indices])
-        context: AbstractContextManager[object] = front_end.read_from(joined)(range(len(indices)))
-        return context
+        return front_end.read_from(joined)(range(len(indices)))
 
     def _make_batch(self, selected: Sequence[int], packed: Mapping[int, torch.Tensor]) -> Batch:
         """Joins rows that were encoded with those that are stored."""

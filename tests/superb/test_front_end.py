@@ -7,12 +7,14 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from speechft_ray.core.specs import CorpusSpec, EvalSpec
 from speechft_ray.speech.batching import EQUAL_LENGTHS, PADDED, BatchRule
 from speechft_ray.speech.checkpoints.load import weights_fingerprint
+from speechft_ray.speech.corpora.base import Utterance
 from speechft_ray.speech.encoders.base import FAMILIES, EncoderWeights
 from speechft_ray.speech.features.cache import FeatureCache
 from speechft_ray.speech.features.front_end import SharedFrontEnd
@@ -77,6 +79,34 @@ def test_encoders_that_differ_behind_it_share_one(
     assert computed_counts == [8, 0, 0]
     _, computed = extract_features(perturb(start, 1, front_end=True), cache, pooled, rule)
     assert computed == 8
+
+
+@pytest.mark.parametrize("memory_bytes", [1 << 24, 0], ids=["stored", "on the fly"])
+@pytest.mark.parametrize("pooled", [True, False])
+def test_audio_is_not_read_where_the_front_end_is_stored(
+    pooled: bool, memory_bytes: int, tmp_path: Path
+) -> None:
+    reads: list[str] = []
+
+    def read(utterance: Utterance) -> np.ndarray:
+        reads.append(utterance.key)
+        return CORPUS.read(utterance)
+
+    corpus, cache = replace(CORPUS, read=read), FeatureCache(tmp_path, budget_bytes=1 << 24)
+    family, start = FAMILIES.get("hubert"), toy_encoder("hubert")
+    expected, _ = extract_features(perturb(start, 1), None, pooled)
+    for weights, count in ((start, 8), (perturb(start, 1), 0)):
+        reads.clear()
+        encoder = family.build(weights)
+        front = SharedFrontEnd(
+            cache, encoder.module(), PREFIX, family.describe(weights.config), corpus
+        )
+        extractor = Extractor(encoder, corpus, CPU, pooled, front)
+        storage = FeatureStorage(memory_bytes=memory_bytes)
+        features = prepare_features(extractor, SPLITS, lambda count: None, storage)
+        states = [stored.batch(slice(0, stored.count)).states for stored in features.values()]
+        assert len(reads) == count
+    assert all(torch.equal(one, other) for one, other in zip(states, expected, strict=True))
 
 
 @pytest.mark.parametrize("pooled", [True, False])

@@ -9,8 +9,8 @@ sha256.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
-from typing import Any
+from contextlib import AbstractContextManager, closing, contextmanager
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -30,9 +30,16 @@ from speechft_ray.speech.prefetch import pin, read_groups, wave_bytes
 
 Read = Callable[[Utterance], torch.Tensor]
 
-EncodingContext = Callable[[Sequence[int]], Any]
-"""Returns the context in which to encode the utterances of these indices as one batch, padded
-together."""
+
+class EncodingContext(NamedTuple):
+    """How utterances are encoded whose front end is shared with other encoders."""
+
+    enter: Callable[[Sequence[int]], AbstractContextManager[object]]
+    """Returns the context in which to encode the utterances of these indices as one batch, padded
+    together."""
+    needs_audio: Callable[[Sequence[int]], bool] = lambda indices: True
+    """Whether encoding the utterances of these indices as one batch looks at their samples, not at
+    their lengths alone."""
 
 
 class SharedFrontEnd:
@@ -76,12 +83,12 @@ class SharedFrontEnd:
         entry = self._cache.find(key)
         frames = [frame_count(item.samples) for item in utterances]
         if entry is not None:
-            yield self.read_from(entry)
+            yield EncodingContext(self.read_from(entry), lambda indices: False)
         elif stores and self._make_room(utterances):
             with self._cache.write(key, len(utterances), lasting=True) as append:
-                yield self._write_to(append, frames)
+                yield EncodingContext(self._write_to(append, frames))
         else:
-            yield self._write_to(lambda index, rows: None, frames)
+            yield EncodingContext(self._write_to(lambda index, rows: None, frames))
 
     def load_or_compute(
         self,
@@ -145,9 +152,11 @@ class SharedFrontEnd:
     def _device(self) -> torch.device:
         return next(self._module.parameters()).device
 
-    def read_from(self, entry: RowSource) -> EncodingContext:
-        """Returns the context in which the front end's output is read from ``entry``, by the
-        indices of utterances in it."""
+    def read_from(
+        self, entry: RowSource
+    ) -> Callable[[Sequence[int]], AbstractContextManager[object]]:
+        """Returns a function that returns the context in which the front end's output of some
+        utterances is read from ``entry``, by their indices in it."""
 
         @contextmanager
         def within(indices: Sequence[int]) -> Iterator[None]:
@@ -167,7 +176,7 @@ class SharedFrontEnd:
 
     def _write_to(
         self, append: Callable[[int, torch.Tensor], None], frames: Sequence[int]
-    ) -> EncodingContext:
+    ) -> Callable[[Sequence[int]], AbstractContextManager[object]]:
         @contextmanager
         def within(indices: Sequence[int]) -> Iterator[None]:
             outputs: list[torch.Tensor] = []
