@@ -197,7 +197,7 @@ class Store:
         path = self._manifest_path(stage, fingerprint)
         try:
             status = os.stat(path)  # noqa: PTH116
-            version = (status.st_mtime_ns, status.st_size, status.st_ino)
+            version = (status.st_ctime_ns, status.st_size, status.st_ino)
             return dict(_read_manifest(path, version))
         except (OSError, ValueError) as error:
             raise UserError(
@@ -357,8 +357,9 @@ def add_checksum(facts: Mapping[str, Any]) -> dict[str, Any]:
 
 @lru_cache(maxsize=MANIFESTS_IN_MEMORY)
 def _read_manifest(path: str, version: tuple[int, int, int]) -> dict[str, Any]:
-    """Returns the facts of a manifest; those that were read last are kept. ``version``: time, size
-    and inode of the file. Raises ``OSError`` and ``ValueError``."""
+    """Returns the facts of a manifest; those that were read last are kept. ``version``: size and
+    inode of the file, and when that changed (a copy of an object has the times of the object).
+    Raises ``OSError`` and ``ValueError``."""
     with open(path, encoding="utf-8") as file:  # noqa: PTH123
         facts = json.load(file)
     if not isinstance(facts, dict):

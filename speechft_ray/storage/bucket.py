@@ -287,12 +287,12 @@ class Bucket:
             )
         if "MissingAccount" in str(error) or "Account must be specified" in text:
             return f"{place}: set AZURE_STORAGE_ACCOUNT_NAME to the account of the container."
-        if re.search(r"\b(403|401)\b", text) or "denied" in text.lower():
+        if re.search(r"\b(403|401)\b(?!\.)", text) or "denied" in text.lower():
             return (
                 f"{place}: {store} refuses `{key}` to these credentials ({_shorten(text)}): they "
                 "must be allowed to list, read, write and remove objects there."
             )
-        if "redirect" in text.lower() or "301" in text:
+        if "redirect" in text.lower() or re.search(r"\b301\b", text):  # not 102.425301ms
             return (
                 f"{place}: the bucket lies in another region: set AWS_REGION to its region "
                 f"({_shorten(text)})."

@@ -55,6 +55,21 @@ def test_a_bucket_that_is_not_there(s3: S3Server) -> None:
         open_store("s3://nowhere/a")
 
 
+@pytest.mark.parametrize(
+    ("answer", "sentence"),
+    [
+        ("Error after 102.425301ms, after 1 retries - error sending request", "does not answer"),
+        ("Error after 401.403301ms, after 1 retries - error sending request", "does not answer"),
+        ("Client error with status 301 Moved Permanently", "set AWS_REGION to its region"),
+        ("Received redirect without LOCATION", "set AWS_REGION to its region"),
+        ("Client error with status 403 Forbidden", "refuses `storage.json` to these credentials"),
+    ],
+)
+def test_the_time_of_an_error_is_not_its_status(s3: S3Server, answer: str, sentence: str) -> None:
+    bucket = buckets.Bucket(parse_url("s3://speech/a"))
+    assert sentence in bucket._explain("storage.json", RuntimeError(f"Generic S3 error: {answer}"))
+
+
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Gives up at the first failure."""
