@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from speechft_ray.core.metrics import METRICS
+from speechft_ray.core.metrics import metric
 from speechft_ray.core.store import Store
 from speechft_ray.finetuning.validation import goodness
 from speechft_ray.stages.leaks import list_recipes
@@ -45,11 +45,11 @@ def _explain_run(plan: Plan, store: Store, donor: str) -> Iterator[str]:
     for item in objectives:
         if "constant_dev" not in item:  # of a version before 0.10
             continue
-        metric, best, constant = str(item["metric"]), item["best_dev"], item["constant_dev"]
-        start = goodness(metric, constant)
-        if goodness(metric, best) - start >= LEAST_GAIN * (100.0 - start):
+        measured, best, constant = str(item["metric"]), item["best_dev"], item["constant_dev"]
+        start = goodness(measured, constant)
+        if goodness(measured, best) - start >= LEAST_GAIN * (100.0 - start):
             continue
-        title = METRICS[metric].title if metric in METRICS else metric
+        title = metric(measured).title
         yield (
             f"learnt next to nothing: {name} has {title} {best:.1f} at best, where one answer for "
             f"everything has {constant:.1f} (raise `updates` or change `peak_learning_rate`)"

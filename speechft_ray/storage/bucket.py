@@ -287,7 +287,7 @@ class Bucket:
             )
         if "MissingAccount" in str(error) or "Account must be specified" in text:
             return f"{place}: set AZURE_STORAGE_ACCOUNT_NAME to the account of the container."
-        if re.search(r"\b(403|401)\b(?!\.)", text) or "denied" in text.lower():
+        if re.search(r"\b(403|401)\b(?!\.\d)", text) or "denied" in text.lower():
             return (
                 f"{place}: {store} refuses `{key}` to these credentials ({_shorten(text)}): they "
                 "must be allowed to list, read, write and remove objects there."

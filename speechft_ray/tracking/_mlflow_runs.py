@@ -120,9 +120,10 @@ class Runs:
         none."""
         order = ["attributes.start_time ASC"]
         page = self.client.search_runs([self.experiment], condition, DELETED_ONLY, 1, order)
-        for run in page:
-            self.client.restore_run(run.info.run_id)
-        return next(iter(self.search(condition).values()), None) if page else None
+        if not page:
+            return None
+        self.client.restore_run(page[0].info.run_id)
+        return next(iter(self.search(condition).values()))
 
     def create(self, name: str, tags: Mapping[str, str], span: Span | None = None) -> Run:
         """Creates a run; it is open. It began at the start of ``span``, or now."""

@@ -62,6 +62,7 @@ def test_a_bucket_that_is_not_there(s3: S3Server) -> None:
         ("Error after 401.403301ms, after 1 retries - error sending request", "does not answer"),
         ("Client error with status 301 Moved Permanently", "set AWS_REGION to its region"),
         ("Received redirect without LOCATION", "set AWS_REGION to its region"),
+        ("The server answered with 401.", "refuses `storage.json` to these credentials"),
         ("Client error with status 403 Forbidden", "refuses `storage.json` to these credentials"),
     ],
 )
