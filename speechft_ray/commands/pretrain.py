@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -65,17 +66,25 @@ def pretrain_tiny(
     )
     weights = None if start is None else load_encoder(start)
     with Progress(*Progress.get_default_columns(), MofNCompleteColumn()) as bars:
-        speech, training = bars.add_task("speech", total=None), bars.add_task("updates", total=None)
+        speech, labels, training = (
+            bars.add_task(name, total=None) for name in ("speech", "labels", "updates")
+        )
         corpus = open_corpus(
             CorpusSpec(name=name, options=values),
             place,
             lambda done, total: bars.update(speech, completed=done, total=total),
         )
-        print_line = _make_printer(bars)
+        print_update, print_label = (
+            _make_printer(bars, name) for name in ("updates", "utterances labelled")
+        )
+
+        def label(done: int, total: int) -> None:
+            bars.update(labels, completed=done, total=total)
+            print_label(done, total)
 
         def advance(done: int, total: int) -> None:
             bars.update(training, completed=done, total=total)
-            print_line(done, total)
+            print_update(done, total)
 
         for note in corpus.notes:
             bars.console.print(f"note: {corpus.name}: {note}", markup=False)
@@ -86,23 +95,26 @@ def pretrain_tiny(
             advance,
             work,
             weights,
+            label,
         )
 
 
-def _make_printer(bars: Progress) -> Callable[[int, int], None]:
-    """Returns a function that prints a line of progress where no terminal shows the bars."""
+def _make_printer(bars: Progress, name: str) -> Callable[[int, int], None]:
+    """Returns a function that prints a line of progress where no terminal shows the bars. What is
+    counted may begin again, as utterances do in every round."""
     began = last = time.monotonic()
-    first: int | None = None
+    first = before = math.inf
 
     def print_line(done: int, total: int) -> None:
-        nonlocal began, last, first
+        nonlocal began, last, first, before
         now = time.monotonic()
-        if first is None:  # the updates that an earlier call did take no time
+        if done <= before:  # what an earlier call did took no time in this one
             began, last, first = now, now, done
         elif not bars.console.is_terminal and (now - last >= LINE_SECONDS or done == total):
             last = now
             left = format_duration((now - began) / (done - first) * (total - done))
-            bars.console.print(f"{done} of {total} updates, about {left} left", highlight=False)
+            bars.console.print(f"{done} of {total} {name}, about {left} left", highlight=False)
+        before = done
 
     return print_line
 

@@ -11,7 +11,7 @@ import torch
 from speechft_ray.core.errors import UserError
 from speechft_ray.core.units import FRAME_STRIDE_SAMPLES, frame_count
 from speechft_ray.pretraining.targets import nearest
-from speechft_ray.speech.corpora.base import Corpus, Utterance
+from speechft_ray.speech.corpora.base import Corpus, Progress, Utterance
 
 FeatureFunction = Callable[[torch.Tensor], torch.Tensor]
 """Features of one utterance: ``(samples,)`` to ``(frames at 20 ms, dim)``."""
@@ -67,14 +67,19 @@ def sample_features(
 
 
 def compute_labels(
-    source: CropSource, compute: FeatureFunction, centroids: np.ndarray
+    source: CropSource,
+    compute: FeatureFunction,
+    centroids: np.ndarray,
+    progress: Progress | None = None,
 ) -> np.ndarray:
     """Returns the nearest centroid of every frame of all utterances in a row, ``(all frames,)``
-    int16."""
+    int16. ``progress`` counts utterances."""
     labels = np.empty(source.frames(), dtype=np.int16)
     for index, utterance in enumerate(source.utterances):
         features = compute(torch.from_numpy(source.corpus.read(utterance))).numpy()
         labels[source.offsets[index] : source.offsets[index + 1]] = nearest(features, centroids)
+        if progress is not None:
+            progress(index + 1, len(source.utterances))
     return labels
 
 

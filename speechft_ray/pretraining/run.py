@@ -42,6 +42,7 @@ def pretrain(
     progress: Progress | None = None,
     work: Path | None = None,
     start: EncoderWeights | None = None,
+    label_progress: Progress | None = None,
 ) -> EncoderWeights:
     """Pre-trains the tiny HuBERT on the audio of the ``train`` split and scores it on ``dev``.
 
@@ -50,9 +51,10 @@ def pretrain(
 
     ``out`` becomes an encoder folder: weights in float16, manifest, ``learning_curve.csv``.
     ``work`` (default: ``out / "work"``) holds the states that an interrupted call resumes from.
-    ``progress`` counts updates of all rounds. Raises ``UserError`` when ``work`` belongs to other
-    options or another corpus, when no utterance is as long as a crop, and for a ``start`` that is
-    no tiny HuBERT.
+    ``progress`` counts updates of all rounds, ``label_progress`` the utterances whose frames
+    a round has labelled, anew in each round and split. Raises ``UserError`` when ``work`` belongs
+    to other options or another corpus, when no utterance is as long as a crop, and for a ``start``
+    that is no tiny HuBERT.
     """
     if start is not None:
         _check_start(start)
@@ -67,7 +69,9 @@ def pretrain(
     for number in range(len(options.updates)):
         folder = work / f"round{number + 1}"
         folder.mkdir(parents=True, exist_ok=True)
-        curve += _run_round(options, number, weights, train, held_out, folder, progress)
+        curve += _run_round(
+            options, number, weights, train, held_out, folder, progress, label_progress
+        )
         weights = read_encoder(folder / "encoder.safetensors")
     assert weights is not None  # options have at least one round
     write_curve(out / "learning_curve.csv", curve)
@@ -83,6 +87,7 @@ def _run_round(
     held_out: CropSource,
     folder: Path,
     progress: Progress | None,
+    label_progress: Progress | None,
 ) -> list[dict[str, float]]:
     """Runs one round, or reads its curve when it was finished before.
 
@@ -94,7 +99,7 @@ def _run_round(
             json.loads(line)
             for line in (folder / "curve.jsonl").read_text(encoding="utf-8").splitlines()
         ]
-    sources = _label_splits(options, number, before, train, held_out, folder)
+    sources = _label_splits(options, number, before, train, held_out, folder, label_progress)
     config = tiny_config(options.clusters[number])
     model = build(_start_weights(config, options.seed + number, before)).module()
     finished = sum(options.updates[:number])
@@ -137,6 +142,7 @@ def _label_splits(
     train: CropSource,
     held_out: CropSource,
     folder: Path,
+    progress: Progress | None,
 ) -> tuple[LabelledSource, LabelledSource]:
     """Returns both splits with labels: the nearest of the centroids that are fitted on the training
     split. ``folder`` keeps centroids and labels, which take minutes, for a call that resumes."""
@@ -151,7 +157,7 @@ def _label_splits(
     def label(source: CropSource, split: str) -> LabelledSource:
         path = folder / f"labels_{split}.npy"
         if not path.exists():
-            _save_array(path, compute_labels(source, compute, centroids))
+            _save_array(path, compute_labels(source, compute, centroids, progress))
         return source, np.load(path, allow_pickle=False)
 
     return label(train, "train"), label(held_out, "dev")

@@ -75,8 +75,11 @@ def _judge(
 def _make_peak(peak: Peak) -> list[Cell]:
     interval = f"{peak.interval[0]:g} to {peak.interval[1]:g}" if peak.interval else ""
     verdicts = {True: HOLDS, False: FAILS, None: OPEN}
+    tried = ", ".join(f"{alpha:g}" for alpha in peak.alphas)
     return [
-        Cell(f"{peak.title}: the score peaks at an alpha inside (0, 1).", f"{peak.seeds} seeds"),
+        Cell(
+            f"{peak.title}: of the alphas {tried} the best is inside (0, 1).", f"{peak.seeds} seeds"
+        ),
         Cell("-"),
         Cell("-"),
         Cell(f"alpha {peak.alpha:g}", interval),

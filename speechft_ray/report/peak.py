@@ -19,6 +19,8 @@ class Peak(NamedTuple):
     """The alpha with the best mean score, and the 95 % interval of it over fine-tuning seeds."""
 
     title: str
+    alphas: tuple[float, ...]
+    """Those that were tried: between them the score may be higher, so a peak is one of these."""
     alpha: float
     interval: tuple[float, float] | None
     """``None`` with fewer than ``MIN_SEEDS`` seeds that have every alpha."""
@@ -26,7 +28,8 @@ class Peak(NamedTuple):
 
     @property
     def is_inside(self) -> bool | None:
-        """Whether the peak lies inside (0, 1): ``None`` where the interval contains an end."""
+        """Whether the best of the alphas that were tried lies inside (0, 1): ``None`` where the
+        interval has one of both kinds."""
         if self.interval is None:
             return None
         low, high = self.interval
@@ -64,10 +67,10 @@ def estimate_peak(title: str, alphas: Sequence[float], curves: np.ndarray) -> Pe
     rng = np.random.default_rng(0)
     best = float(alphas[int(curves.mean(0).argmax())])
     if len(curves) < MIN_SEEDS:
-        return Peak(title, best, None, len(curves))
+        return Peak(title, tuple(alphas), best, None, len(curves))
     drawn = curves[rng.integers(0, len(curves), size=(DRAWS, len(curves)))].mean(1).argmax(-1)
     low, high = np.quantile(np.asarray(alphas)[drawn], [0.025, 0.975], method="nearest")
-    return Peak(title, best, (float(low), float(high)), len(curves))
+    return Peak(title, tuple(alphas), best, (float(low), float(high)), len(curves))
 
 
 def _read_scores(line: TableLine) -> dict[str, float]:

@@ -70,15 +70,23 @@ def test_a_killed_worker_is_replaced(executor: RayExecutor) -> None:
 def test_a_lost_task_and_merges_do_not_wait_behind_the_queue(
     executor: RayExecutor, tmp_path: Path
 ) -> None:
-    """Two tasks run and eight wait, when one of the two is lost and a merge comes."""
+    """Two tasks run and eight wait, when one of the two is lost and a merge comes. Then one ends
+    after the other, and the next only once a new one has started: new workers start slowly."""
     executor.submit(job("stamp", name="lost", times=1))
     for name in "abcdefghi":
         executor.submit(job("stamp", name=name))
     assert eventually(lambda: not executor.outcomes(0.1) and bool(executor._lost_once))
     executor.submit(job("stamp", stage="merge"))
-    (tmp_path / "go").touch()
+
+    def read_order() -> list[str]:
+        return (tmp_path / "order").read_text().split()
+
+    assert eventually(lambda: len(read_order()) == 2)
+    for number in range(11):
+        (tmp_path / f"go-{read_order()[number]}").touch()
+        assert eventually(partial(lambda least: len(read_order()) >= least, min(11, number + 3)))
     assert all(outcome.ok for outcome in collect(executor, 11).values())
-    order = (tmp_path / "order").read_text().split()
+    order = read_order()
     assert max(order.index("evaluate-lost"), order.index("merge-a")) < order.index("evaluate-i")
 
 

@@ -68,11 +68,12 @@ def _return_object(
 
 
 def _wait(job: Job, storage: Path, report: ReportProgress, place: Place) -> Mapping[str, Any]:
-    """Reports and beats its heart in a file until a file called ``go`` is there."""
+    """Reports and beats its heart in a file until a file called ``go`` is there, or one for it
+    alone."""
     for beat in range(1, 10_000):
         report({"done": beat, "total": 10_000, "update": beat, "loss": 1.0 / beat})
         (storage / f"beat-{job.fingerprint}").write_text(f"{os.getpid()} {beat}")
-        if (storage / "go").exists():
+        if any((storage / name).exists() for name in ("go", f"go-{job.fingerprint}")):
             return {"beats": beat}
         time.sleep(0.1)
     raise TimeoutError("nobody said go")

@@ -274,7 +274,15 @@ def test_a_stopped_run_ends_in_the_same_weights_and_labels_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options = PretrainOptions(**SMALL)
-    whole = pretrain(options, tone_corpus(), tmp_path / "whole")
+    counted: list[tuple[int, int]] = []
+    whole = pretrain(
+        options,
+        tone_corpus(),
+        tmp_path / "whole",
+        label_progress=lambda done, total: counted.append((done, total)),
+    )
+    sizes = [len(tone_corpus().split(split)) for split in ("train", "dev")]
+    assert counted == [(done + 1, size) for size in 2 * sizes for done in range(size)]
     labelled: list[object] = []
 
     def label(*arguments: Any) -> np.ndarray:
@@ -356,6 +364,9 @@ def test_the_command_takes_the_number_type_of_the_processor(
 
     def train(*arguments: Any) -> None:
         calls.append(arguments)
+        for total in (3, 1):  # train, then dev
+            for done in range(1, total + 1):
+                arguments[6](done, total)
         for done in range(5, 9):
             arguments[3](done, 8)
 
@@ -366,7 +377,9 @@ def test_the_command_takes_the_number_type_of_the_processor(
     monkeypatch.setattr(perform, "open_corpus", lambda *_: tone_corpus())
     assert main(["pretrain", "--out", str(tmp_path), *options]) == 0
     assert calls[0][0] == PretrainOptions(bfloat16=is_fast) and calls[0][5] is None
-    assert "8 of 8 updates, about 0 s left" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "8 of 8 updates, about 0 s left" in printed
+    assert "3 of 3 utterances labelled, about 0 s left" in printed
     assert main(["pretrain", "--out", str(tmp_path), "--start", "tiny_hubert", *options]) == 0
     assert calls[1][0].updates == (4500,) and calls[1][0].clusters == (200,)
     assert calls[1][0].bfloat16 is is_fast and calls[1][5].family == "hubert"

@@ -15,8 +15,10 @@ ALPHAS = [0.0, 0.25, 0.5, 0.75, 1.0]
 
 def test_equal_seeds_leave_no_doubt() -> None:
     curve = [600.0, 650.0, 640.0, 600.0, 500.0]
-    assert estimate_peak("a", ALPHAS, np.asarray([curve] * 5)) == Peak("a", 0.25, (0.25, 0.25), 5)
-    assert Peak("a", 0.25, (0.25, 0.25), 5).is_inside is True
+    assert estimate_peak("a", ALPHAS, np.asarray([curve] * 5)) == Peak(
+        "a", tuple(ALPHAS), 0.25, (0.25, 0.25), 5
+    )
+    assert Peak("a", tuple(ALPHAS), 0.25, (0.25, 0.25), 5).is_inside is True
 
 
 @pytest.mark.parametrize(
@@ -32,7 +34,7 @@ def test_equal_seeds_leave_no_doubt() -> None:
 def test_an_interval_with_an_end_of_the_range_decides_nothing(
     interval: tuple[float, float] | None, inside: bool | None
 ) -> None:
-    assert Peak("a", 0.5, interval, 5).is_inside is inside
+    assert Peak("a", tuple(ALPHAS), 0.5, interval, 5).is_inside is inside
 
 
 def test_the_interval_covers_the_true_peak() -> None:
@@ -90,6 +92,9 @@ def test_peaks_of_a_sweep_are_over_its_seeds() -> None:
     assert len(table.rows) == 5 and table.header[:3] == ["", "alpha", "score"]
     sentences = [row[0].value for row in table.claims]
     assert "alpha 0.25 scores above pre-trained" in sentences[0]
+    assert sentences[-1] == (
+        "linear, tones: of the alphas 0, 0.25, 0.5, 0.75, 1 the best is inside (0, 1)."
+    )
     assert table.claims[-1][3].value == "alpha 0.5" and table.claims[-1][4].value == "holds"
 
 
