@@ -1,6 +1,6 @@
 """What storing frame features in another form does to metrics, states, size and speed.
 
-    python -m benchmarks.feature_forms [pr sf chars] [--seeds 5] [--json FILE]
+    python -m benchmarks.feature_forms [pr sf chars sd] [--seeds 5] [--json FILE]
     python -m benchmarks.feature_forms --speed
 
 The shipped encoder on embedded corpora. Every form trains the same probes, seed by seed on the same
@@ -64,9 +64,16 @@ TASKS: dict[str, dict[str, Any]] = {
         "learning_rate": 1e-2,
         "options": {"projection": 64, "lstm_layers": 1, "lstm_hidden": 64},
     },
+    "sd": {
+        "corpus": {"part": "sd", "train": 160, "dev": 40, "test": 100},
+        "updates": 100,
+        "validate_every_updates": 25,
+        "batch_size": 8,
+        "learning_rate": 3e-3,
+        "options": {"hidden": 64},
+    },
 }
-"""Short trainings with small recurrent heads: a full one takes hours of a CPU. There is no embedded
-corpus for ``sd``."""
+"""Short trainings with small recurrent heads: a full one takes hours of a CPU."""
 FORMS: dict[str, dict[str, Any]] = {
     "exact": {},
     "int8": {"features": "int8"},

@@ -141,26 +141,22 @@ def open_paper(
 
 
 def embed(spec: SweepSpec) -> tuple[SweepSpec, tuple[str, ...]]:
-    """Returns a space with synthetic corpora and short runs, and what had to be left out."""
+    """Returns a space with synthetic corpora and short runs, and what else is not the paper's."""
     table: Any = read_yaml(_EMBEDDED.read_text(encoding="utf-8")).data
-    evaluate = [_embed_evaluation(item, table) for item in spec.evaluate]
-    missing = [item.task for item, own in zip(spec.evaluate, evaluate, strict=True) if own is None]
-    kept_tasks = {item.task for item in evaluate if item is not None and item.in_score}
+    tasks = {item.task for item in spec.evaluate if item.in_score}
     topline = {
-        name: value for name, value in table["topline"].items() if name.split(".")[0] in kept_tasks
+        name: value for name, value in table["topline"].items() if name.split(".")[0] in tasks
     }
     embedded = spec.model_copy(
         update={
             "name": f"{spec.name}-embedded",
             "encoder": "tiny_hubert",
             "finetune": tuple(_embed_run(run, table) for run in spec.finetune),
-            "evaluate": tuple(item for item in evaluate if item is not None),
+            "evaluate": tuple(_embed_evaluation(item, table) for item in spec.evaluate),
             "score": ScoreSpec(zero="measured", topline=topline),
         }
     )
     notes = []
-    if missing:
-        notes.append(f"Without {', '.join(missing)}, for which there is no synthetic corpus.")
     if spec.encoder in _MODELS:
         notes.append("The encoder is tiny_hubert for both models, so their numbers are the same.")
     return embedded, tuple(notes)
@@ -190,9 +186,7 @@ def _embed_run(run: FinetuneSpec, table: Any) -> FinetuneSpec:
     return run.model_copy(update=changes)
 
 
-def _embed_evaluation(item: EvalSpec, table: Any) -> EvalSpec | None:
-    if item.task not in table["evaluate"]:
-        return None
+def _embed_evaluation(item: EvalSpec, table: Any) -> EvalSpec:
     own = table["evaluate"][item.task]
     return EvalSpec.model_validate(
         {"task": item.task, "name": item.name, "in_score": item.in_score, **own}

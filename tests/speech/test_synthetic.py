@@ -31,6 +31,7 @@ from speechft_ray.speech.synthesis.speakers import (
     make_speakers,
     make_utterance_spec,
 )
+from speechft_ray.superb.tasks.sd import parse_turns
 
 SMALL = {"train": 5, "dev": 2, "test": 3}
 ENGLISH = {
@@ -130,6 +131,8 @@ PINNED = {
     "ks": "50e3781bc38cab4d",
     "ic": "98521bc4eceb68e6",
     "zh": "09ff3f7fb26c02fc",
+    "sd": "1f40ba1a535ab7ae",
+    "qbe": "1bfec53db353cae7",
 }
 
 
@@ -438,3 +441,66 @@ def test_progress_reaches_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     )
     assert steps[-1] == (10, 10)
     assert steps == sorted(steps) and len(steps) == 4
+
+
+# --- Two speakers at once -----------------------------------------------------------------
+
+
+def test_a_mixture_is_two_utterances_over_noise(tmp_path: Path) -> None:
+    mixed = open_synthetic(options("sd"), None, tmp_path)
+    assert {split: len(mixed.split(split)) for split in SMALL} == SMALL
+    assert mixed.columns == {"segments", "speaker"}
+    for utterance in mixed.utterances:
+        one, other = parse_turns(utterance, "segments")
+        assert one.speaker != other.speaker
+        assert utterance.labels["speaker"] == " ".join(sorted([one.speaker, other.speaker]))
+        # They overlap, neither is in silence, and both lie inside of the recording.
+        assert 0 < one.start < other.start < one.end and max(one.end, other.end) < utterance.samples
+        wave = mixed.read(utterance)
+        assert wave.shape == (utterance.samples,) and wave.dtype == np.float32
+        np.testing.assert_array_equal(wave, mixed.read(utterance))
+        # Only noise before the first speaks, 5 to 20 dB below the whole.
+        noise, whole = (float(np.mean(np.square(part))) for part in (wave[: one.start // 2], wave))
+        assert 3.0 < 10 * np.log10(whole / noise) < 23.0
+    again = open_synthetic(options("sd", train=7), None, tmp_path)
+    for utterance, same in zip(mixed.split("train"), again.split("train"), strict=False):
+        assert utterance == same
+        np.testing.assert_array_equal(mixed.read(utterance), again.read(same))
+    assert len(set(again.audio_ids.values())) == len(again.utterances)
+
+
+def test_where_one_speaks_a_mixture_is_that_utterance(tmp_path: Path) -> None:
+    """Measured on the loudness: it rises where a turn begins, and falls where the last one ends."""
+    mixed = open_synthetic(options("sd"), None, tmp_path)
+    for utterance in mixed.utterances:
+        turns = parse_turns(utterance, "segments")
+        wave = mixed.read(utterance)
+        spoken = np.zeros(len(wave), dtype=bool)
+        for turn in turns:
+            spoken[turn.start : turn.end] = True
+        assert np.square(wave[spoken]).mean() > 2 * np.square(wave[~spoken]).mean()
+
+
+# --- Spoken queries -----------------------------------------------------------------------
+
+
+def test_a_query_matches_the_documents_that_have_its_word(tmp_path: Path) -> None:
+    corpus = open_synthetic(options("qbe", train=40, dev=4, test=6), None, tmp_path)
+    documents = {utterance.key: utterance for utterance in corpus.split("train")}
+    assert {utterance.labels["matches"] for utterance in documents.values()} == {""}
+    queries = [*corpus.split("dev"), *corpus.split("test")]
+    assert len({query.labels["text"] for query in queries}) > 5
+    for query in queries:
+        matches = query.labels["matches"].split()
+        assert set(matches) == {
+            key
+            for key, document in documents.items()
+            if f" {query.labels['text']} " in f" {document.labels['text']} "
+        }
+        # By the phones, too: espeak-ng speaks the word alike wherever it stands, but for its end.
+        start = query.labels["phones"].split()[:3]
+        assert all(" ".join(start) in documents[key].labels["phones"] for key in matches), (
+            query.labels
+        )
+    matched = [len(query.labels["matches"].split()) for query in queries]
+    assert 40 / 23 < np.mean(matched) < 4 * 40 / 23

@@ -18,6 +18,8 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from speechft_ray.core.fingerprint import file_sha256, fingerprint
+from speechft_ray.speech.corpora._mixtures import mix_pairs
+from speechft_ray.speech.corpora._queries import add_matches
 from speechft_ray.speech.corpora.base import (
     CORPORA,
     SPLITS,
@@ -47,10 +49,13 @@ MEAN_SECONDS = {
     "ks": 0.64,
     "ic": 1.36,
     "zh": 2.18,
+    "sd": 3.75,
+    "qbe": 1.64,
 }
-"""Mean length of an utterance of each part, measured over at least 120 of them."""
+"""Mean length of an utterance of each part, measured over at least 120 of them. Of ``qbe`` at its
+default sizes: documents have 2.3 s, queries 0.7."""
 
-PartName = Literal["pretrain", "phones", "pr", "sid", "er", "sf", "ks", "ic", "zh"]
+PartName = Literal["pretrain", "phones", "pr", "sid", "er", "sf", "ks", "ic", "zh", "sd", "qbe"]
 
 
 class SyntheticOptions(BaseModel):
@@ -66,7 +71,7 @@ class SyntheticOptions(BaseModel):
     train: int = Field(ge=0, le=100_000)
     dev: int = Field(ge=0, le=100_000)
     test: int = Field(ge=0, le=100_000)
-    """Utterances per split."""
+    """Utterances per split; of ``sd`` recordings of two speakers."""
     speakers: int = Field(ge=2)
     """Training speakers. ``sid`` and ``pretrain`` have them in all splits; other parts have other
     speakers in dev and test."""
@@ -119,7 +124,11 @@ def open_synthetic(
         with tempfile.TemporaryDirectory(prefix=".making-", dir=cache) as scratch:
             make_corpus(options, Path(scratch) / "corpus", usable_cores(), progress)
             manifest = _publish(Path(scratch) / "corpus", folder)
-    return _open_folder(options, folder, manifest)
+    corpus = _open_folder(options, folder, manifest)
+    part = PARTS[options.part]
+    if part.is_mixed:
+        return mix_pairs(corpus, options.seed)
+    return corpus if part.draw_query is None else add_matches(corpus)
 
 
 def estimate_size(options: SyntheticOptions) -> Estimate:
@@ -137,10 +146,11 @@ def make_corpus(
     """
     # Synthesis: a file of samples and a file of lines per chunk.
     folder.mkdir(parents=True)
+    each = 2 if PARTS[options.part].is_mixed else 1
     items = make_items(
         options.part,
         options.seed,
-        {split: getattr(options, split) for split in SPLITS},
+        {split: each * getattr(options, split) for split in SPLITS},
         options.speakers,
     )
     prefixes = synthesise(items, folder, workers, progress)

@@ -73,7 +73,12 @@ class Part:
     language: str = "en-us"
     clean: bool = False
     """Whether the audio has no reverberation and noise, for readers that add their own."""
+    is_mixed: bool = False
+    """Whether a recording of the corpus is two utterances of two speakers at once. Items and
+    prompts are the single ones, twice as many."""
     draw_prompt: Callable[[int, random.Random], Prompt]
+    draw_query: Callable[[int, random.Random], Prompt] | None = None
+    """Draws the prompts of dev and test, where they are queries for words of the training split."""
 
 
 EMOTIONS = {
@@ -158,6 +163,15 @@ def _home(index: int, draw: random.Random) -> Prompt:
     )
 
 
+def _document(index: int, draw: random.Random) -> Prompt:
+    return Prompt(text=sentences.draw_document(draw))
+
+
+def _query(index: int, draw: random.Random) -> Prompt:
+    nouns = sentences.QUERY_NOUNS
+    return Prompt(text=nouns[_draw_class(index, len(nouns))])
+
+
 def _mandarin(index: int, draw: random.Random) -> Prompt:
     return Prompt(text=draw_mandarin_sentence(draw))
 
@@ -183,6 +197,10 @@ PARTS: dict[str, Part] = {
     "ks": Part(train=800, dev=200, test=1000, speakers=60, draw_prompt=_keyword),
     "ic": Part(train=800, dev=200, test=1000, speakers=60, draw_prompt=_home),
     "zh": Part(train=400, dev=80, test=200, speakers=60, language="cmn", draw_prompt=_mandarin),
+    "sd": Part(
+        train=240, dev=60, test=200, speakers=60, clean=True, is_mixed=True, draw_prompt=_phones
+    ),
+    "qbe": Part(train=200, dev=48, test=96, speakers=60, draw_prompt=_document, draw_query=_query),
 }
 """Test sets have at least 1,000 utterances where the metric counts utterances, fewer where it
 counts phones or words."""
@@ -199,11 +217,13 @@ def make_items(name: str, seed: int, counts: Mapping[str, int], speakers: int) -
     """Returns the utterances of a part, split by split."""
     part = PARTS[name]
     voices = _voices(part, name, seed, speakers)
+    draw_held_out = part.draw_query or part.draw_prompt
     items = []
     for split, count in counts.items():
         for index in range(count):
             draw = random.Random(f"{name} {seed} {split} {index}")
-            prompt = part.draw_prompt(index, draw)
+            draw_prompt = part.draw_prompt if split == "train" else draw_held_out
+            prompt = draw_prompt(index, draw)
             # Round robin, so that speakers are equally frequent; each part has an order of its own.
             speaker = voices[split][index % len(voices[split])]
             spec = make_utterance_spec(

@@ -95,6 +95,14 @@ KEYWORDS = _words(
 )
 """The ten command words and the ten digits of Speech Commands."""
 
+QUERY_NOUNS = _words(
+    """
+    bottle brother candle castle daughter flower garden jacket kitchen market mirror
+    monkey newspaper orange pencil rabbit shadow spoon teacher village window winter zebra
+    """
+)
+"""Spoken queries. A document has two of them, so that a query is in one document of twelve."""
+
 _ONSETS = _words(
     """
     b bl br ch d dr f fl fr g gl gr h j k kl kr l m n p pl pr r s sh sk sl sm sn sp st t th tr v w y
@@ -119,6 +127,13 @@ def draw_sentence(draw: random.Random, clauses: int = 1) -> str:
 def draw_brief_sentence(draw: random.Random) -> str:
     """Returns an English sentence of 3 to 7 words, about two seconds."""
     return " ".join([_noun_phrase(draw), draw.choice(VERBS), _noun_phrase(draw)])
+
+
+def draw_document(draw: random.Random) -> str:
+    """Returns an English sentence of 7 words with two of ``QUERY_NOUNS``."""
+    nouns = draw.sample(QUERY_NOUNS, 2)
+    one, other = (f"the {draw.choice(ADJECTIVES)} {noun}" for noun in nouns)
+    return f"{one} {draw.choice(VERBS)} {other}"
 
 
 def draw_short_sentence(draw: random.Random) -> str:
