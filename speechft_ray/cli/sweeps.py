@@ -165,7 +165,11 @@ def status(
     """Print how far a sweep is, the best score so far, what failed, and who runs it; from any node
     that sees the storage."""
     from speechft_ray.commands.bill import print_time_left
-    from speechft_ray.commands.current_status import print_progress, read_current_status
+    from speechft_ray.commands.current_status import (
+        print_other_sweeps,
+        print_progress,
+        read_current_status,
+    )
     from speechft_ray.commands.json_output import print_json
 
     sweep = _open_sweep(
@@ -189,6 +193,7 @@ def status(
     print_progress(status, Console())
     if status.state != "running":
         print_time_left(sweep, Console())
+    print_other_sweeps(sweep.store, sweep.fingerprint, Console())
 
 
 @app.command("report")

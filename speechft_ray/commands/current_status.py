@@ -118,3 +118,19 @@ def _find_best(plan: Plan, store: Store, written: SweepStatus | None) -> Best | 
     for row in read_rows(plan, store):
         best = choose_best(best, row)
     return best
+
+
+def print_other_sweeps(store: Store, fingerprint: str, console: Console) -> None:
+    """Prints the other sweeps that run in a storage now, each with its progress."""
+    for key in sorted(store.list_leases()):
+        driver = describe_driver(store, key) if key != fingerprint else None
+        if driver is None:
+            continue
+        written = read_status(store.root, key)
+        name = f"{written.sweep}, {written.percent:.0f} % done" if written else key
+        console.print(
+            f"also running in this storage: {name} ({driver})",
+            soft_wrap=True,
+            highlight=False,
+            markup=False,
+        )

@@ -10,7 +10,11 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from speechft_ray.commands.current_status import print_progress, read_current_status
+from speechft_ray.commands.current_status import (
+    print_other_sweeps,
+    print_progress,
+    read_current_status,
+)
 from speechft_ray.commands.json_output import (
     describe_evaluation,
     describe_plan,
@@ -106,6 +110,23 @@ def test_a_sweep_that_does_not_run_is_read_from_the_store(
     current = read_current_status(plan, plan.fingerprint, store)
     assert (current.state, current.percent, current.failures) == ("finished", 100.0, ())
     assert current.best is not None
+
+
+def test_another_sweep_that_runs_in_the_storage_is_named(
+    plan: Plan, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = Store(tmp_path)
+    StatusWriter("small", plan.fingerprint, tmp_path, make_display(plan)).write()
+    with hold_lock(store, plan.fingerprint, threading.Event(), print):
+        for asked_for, shown in ((plan.fingerprint, ""), ("f" * 16, "small, 4 % done")):
+            print_other_sweeps(store, asked_for, Console())
+            printed = capsys.readouterr().out
+            assert shown in printed and bool(printed) == bool(shown)
+        (tmp_path / "status" / f"{plan.fingerprint}.json").unlink()
+        print_other_sweeps(store, "f" * 16, Console())
+        assert f"in this storage: {plan.fingerprint} (" in capsys.readouterr().out
+    print_other_sweeps(store, "f" * 16, Console())
+    assert not capsys.readouterr().out
 
 
 def test_damaged_status_files_count_as_none(plan: Plan, tmp_path: Path) -> None:
