@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import FrozenInstanceError, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from speechft_ray.core.metrics import METRICS
 from speechft_ray.core.records import read_scores
 from speechft_ray.core.specs import CorpusSpec, EvalSpec
 from speechft_ray.speech.corpora.base import Corpus
+from speechft_ray.speech.corpora.synthetic import SyntheticOptions, open_synthetic
 from speechft_ray.superb.evaluate import evaluate
 from speechft_ray.superb.setup import build_task_data
 from speechft_ray.superb.tasks.base import TASKS, TaskData, list_allowed_tasks
@@ -76,6 +78,20 @@ def test_it_scores_every_metric_on_both_splits_for_every_seed(name: str) -> None
         if METRICS[metric].higher_is_better
         for value in values
     )
+
+
+PARTS_OF = {"asr": "pr", "asr_zh": "zh", "asv": "sid", "chars": "pr", "label": "sid"}
+"""Parts of the synthetic corpus; other tasks have one of their own name."""
+
+
+@each_task
+def test_it_needs_no_files(name: str, tmp_path: Path) -> None:
+    """A synthetic part has its labels, in every split, and a class of dev or test in train."""
+    sizes = {"train": 64, "dev": 24, "test": 24, "speakers": 4}
+    part = SyntheticOptions.model_validate({"part": PARTS_OF.get(name, name), **sizes})
+    facts = facts_of(name, open_synthetic(part, None, tmp_path))
+    metrics = {score.metric for score in read_scores(facts) if score.split == "test"}
+    assert metrics == set(TASKS.get(name).metrics)
 
 
 @each_task
