@@ -356,9 +356,9 @@ class PlanBuilder:
         column = [spec.column] if spec.column else []
         label = " ".join(["evaluate", spec.label, *column, *precision_label(spec.precision), title])
         corpus_needs = itertools.chain.from_iterable(needs for _, needs in corpora)
-        return self._add(
-            "evaluate", fingerprint(identity), label, payload, (*corpus_needs, *needs), corpora
-        )
+        request = self._request_evaluation(spec, payload)
+        needs = (*corpus_needs, *needs)
+        return self._add("evaluate", fingerprint(identity), label, payload, needs, corpora, request)
 
     def _add(
         self,
@@ -368,8 +368,8 @@ class PlanBuilder:
         payload: dict[str, Any],
         needs: tuple[str, ...],
         corpora: Sequence[tuple[str, tuple[str, ...]]] = (),
+        resources: ResourceRequest | None = None,
     ) -> str:
-        resources = self._request(stage, payload)
         unique = tuple(dict.fromkeys(needs))
         if key not in self.jobs:
             self.jobs[key] = Job(
@@ -379,16 +379,16 @@ class PlanBuilder:
                 payload=payload,
                 needs=unique,
                 corpora=tuple("" if job else identity for identity, job in corpora),
-                resources=resources,
+                resources=resources or self.inputs.resources.get(stage, ResourceRequest()),
             )
         return key
 
-    def _request(self, stage: Stage, payload: Mapping[str, Any]) -> ResourceRequest:
-        """Returns what a job asks for; an evaluation by its need, unless a user said how much."""
-        request = self.inputs.resources.get(stage, ResourceRequest())
-        if stage != "evaluate" or "gpus" in request.explicit:
+    def _request_evaluation(self, spec: EvalSpec, payload: Mapping[str, Any]) -> ResourceRequest:
+        """Returns what an evaluation asks for: by its need, unless a user said how much."""
+        request = self.inputs.resources.get("evaluate", ResourceRequest())
+        if "gpus" in request.explicit:
             return request
-        need = self.inputs.gpu_memory(EvalSpec(**payload["spec"]), payload["encoder"])
+        need = self.inputs.gpu_memory(spec, payload["encoder"])
         return request.model_copy(update={"gpu_memory_bytes": need * count_encoders(payload)})
 
 
