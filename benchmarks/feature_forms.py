@@ -40,6 +40,12 @@ from speechft_ray.superb.extractor import Extractor
 from speechft_ray.superb.feature_forms import CompactForm, Int8Form, fit_basis
 
 ENCODER = "tiny_hubert"
+LINEAR_CTC: dict[str, Any] = {
+    "validate_every_updates": 100,
+    "batch_size": 16,
+    "learning_rate": 1e-2,
+    "options": {"projection": 128, "lstm_layers": 0, "dropout": 0, "specaug": False},
+}
 TASKS: dict[str, dict[str, Any]] = {
     "pr": {
         "corpus": {"part": "pr", "train": 300, "dev": 50, "test": 150},
@@ -51,18 +57,12 @@ TASKS: dict[str, dict[str, Any]] = {
     "sf": {
         "corpus": {"part": "sf", "train": 120, "dev": 30, "test": 100},
         "updates": 400,
-        "validate_every_updates": 100,
-        "batch_size": 16,
-        "learning_rate": 1e-2,
-        "options": {"projection": 128, "lstm_layers": 0, "dropout": 0, "specaug": False},
+        **LINEAR_CTC,
     },
     "chars": {
         "corpus": {"part": "pr", "train": 300, "dev": 50, "test": 150},
         "updates": 300,
-        "validate_every_updates": 100,
-        "batch_size": 16,
-        "learning_rate": 1e-2,
-        "options": {"projection": 128, "lstm_layers": 0, "dropout": 0, "specaug": False},
+        **LINEAR_CTC,
     },
     "sd": {
         "corpus": {"part": "sd", "train": 160, "dev": 40, "test": 100},
@@ -106,7 +106,7 @@ def main() -> None:
             results[task] = compare_forms(task, options.seeds, Path(folder))
             if options.json:
                 options.json.write_text(json.dumps(results, indent=1))
-        print_spectrum()
+        print_spectrum(Path(folder))
 
 
 def compare_forms(task: str, seeds: int, folder: Path) -> dict[str, Any]:
@@ -114,7 +114,7 @@ def compare_forms(task: str, seeds: int, folder: Path) -> dict[str, Any]:
     encoder_weights = load_encoder(ENCODER)
     fields = dict(TASKS[task])
     corpus_spec = {"name": "synthetic", "options": fields.pop("corpus")}
-    corpus = open_task_corpus(corpus_spec)
+    corpus = open_task_corpus(corpus_spec, folder)
     values: dict[str, list[float]] = {}
     rows: dict[str, Any] = {}
     for name, form in FORMS.items():
@@ -155,10 +155,10 @@ def share_states(encoded: dict[str, torch.Tensor]) -> Any:
     return read_or_encode
 
 
-def open_task_corpus(corpus_spec: dict[str, Any]) -> Corpus:
-    """Opens an embedded corpus, which is synthesised once."""
+def open_task_corpus(corpus_spec: dict[str, Any], folder: Path) -> Corpus:
+    """Opens an embedded corpus, which is synthesised once into ``folder``."""
     spec = EvalSpec.model_validate({"task": "pr", "corpus": corpus_spec, "updates": 1}).corpus
-    return open_corpus(spec, Place(storage="runs-feature-forms", encoder=ENCODER))
+    return open_corpus(spec, Place(storage=str(folder), encoder=ENCODER))
 
 
 def describe_row(values: Sequence[float], exact: Sequence[float], storage: Any) -> dict[str, Any]:
@@ -186,12 +186,12 @@ def format_row(row: dict[str, Any]) -> str:
     )
 
 
-def print_spectrum() -> None:
+def print_spectrum(folder: Path) -> None:
     """Prints the directions that hold each share of the variance, what that would take for
     LibriSpeech-100 with a Base encoder at the same proportion, and the error of restored states."""
     weights = load_encoder(ENCODER)
     encoder = FAMILIES.get(weights.family).build(weights)
-    corpus = open_task_corpus({"name": "synthetic", "options": TASKS["pr"]["corpus"]})
+    corpus = open_task_corpus({"name": "synthetic", "options": TASKS["pr"]["corpus"]}, folder)
     extract = Extractor(encoder, corpus, torch.device("cpu"), False)
     train, held_out = corpus.split("train"), extract(corpus.split("test")[:20])
     states = extract(train)
