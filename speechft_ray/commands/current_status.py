@@ -12,7 +12,7 @@ from speechft_ray.core.records import STAGES
 from speechft_ray.core.store import Store
 from speechft_ray.core.units import format_duration
 from speechft_ray.report.table import one_line
-from speechft_ray.sweep.lock import describe_driver
+from speechft_ray.sweep.lock import describe_driver, list_drivers
 from speechft_ray.sweep.plan import Plan
 from speechft_ray.sweep.rows import read_rows
 from speechft_ray.sweep.scheduler import is_finished, jobs_to_run
@@ -89,6 +89,17 @@ def print_progress(status: CurrentStatus, console: Console) -> None:
         console.print(one_line(line), soft_wrap=True, highlight=False, markup=False)
 
 
+def print_other_sweeps(store: Store, fingerprint: str, console: Console) -> None:
+    """Prints the other sweeps that run in a storage now, each with its progress."""
+    for key, driver in list_drivers(store).items():
+        if key == fingerprint:
+            continue
+        written = read_status(store.root, key)
+        name = f"{written.sweep}, {written.percent:.0f} % done" if written else key
+        text = f"also running in this storage: {name} ({driver})"
+        console.print(text, soft_wrap=True, highlight=False, markup=False)
+
+
 def _count_jobs(
     plan: Plan, store: Store, written: SweepStatus | None
 ) -> Mapping[str, Mapping[str, int]]:
@@ -118,19 +129,3 @@ def _find_best(plan: Plan, store: Store, written: SweepStatus | None) -> Best | 
     for row in read_rows(plan, store):
         best = choose_best(best, row)
     return best
-
-
-def print_other_sweeps(store: Store, fingerprint: str, console: Console) -> None:
-    """Prints the other sweeps that run in a storage now, each with its progress."""
-    for key in sorted(store.list_leases()):
-        driver = describe_driver(store, key) if key != fingerprint else None
-        if driver is None:
-            continue
-        written = read_status(store.root, key)
-        name = f"{written.sweep}, {written.percent:.0f} % done" if written else key
-        console.print(
-            f"also running in this storage: {name} ({driver})",
-            soft_wrap=True,
-            highlight=False,
-            markup=False,
-        )

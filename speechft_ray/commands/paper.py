@@ -156,10 +156,8 @@ def embed(spec: SweepSpec) -> tuple[SweepSpec, tuple[str, ...]]:
             "score": ScoreSpec(zero="measured", topline=topline),
         }
     )
-    notes = []
-    if spec.encoder in _MODELS:
-        notes.append("The encoder is tiny_hubert for both models, so their numbers are the same.")
-    return embedded, tuple(notes)
+    note = "The encoder is tiny_hubert for both models, so their numbers are the same."
+    return embedded, (note,) if spec.encoder in _MODELS else ()
 
 
 def _embed_run(run: FinetuneSpec, table: Any) -> FinetuneSpec:

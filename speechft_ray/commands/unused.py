@@ -20,7 +20,7 @@ from speechft_ray.core.store import DAMAGED, WORK, Entry, Store
 from speechft_ray.report.winner import FOLDER as SWEEPS
 from speechft_ray.report.winner import list_records, read_record
 from speechft_ray.sweep.claims import FOLDER as CLAIMS
-from speechft_ray.sweep.lock import describe_driver
+from speechft_ray.sweep.lock import list_drivers
 from speechft_ray.sweep.plan_file import FOLDER as PLANS
 from speechft_ray.sweep.plan_file import find_plan, list_plans, read_plan
 
@@ -68,7 +68,7 @@ def measure_use(store: Store, without: str | None = None, hours: float = HOURS) 
     ``hours``: what was changed since is too young. Raises ``UserError`` for an unknown sweep, for
     one that runs, and while a sweep runs whose needs are not known.
     """
-    sweeps, running = list_sweeps(store), find_running(store)
+    sweeps, running = list_sweeps(store), list_drivers(store)
     if without is not None and without not in sweeps:
         raise UserError(f"{unknown_name('sweep', without, sweeps)} (Storage {store.address}.)")
     if without is not None and sweeps[without] in running:
@@ -105,13 +105,6 @@ def measure_use(store: Store, without: str | None = None, hours: float = HOURS) 
         unused=old,
         recent=[item for item in items if item not in old],
     )
-
-
-def find_running(store: Store) -> dict[str, str]:
-    """Returns the drivers that run now, by the fingerprint of their plan. Of one that cannot be
-    looked up from here, a renewal of its lock is waited for."""
-    drivers = {key: describe_driver(store, key) for key in store.list_leases()}
-    return {key: driver for key, driver in drivers.items() if driver}
 
 
 def remove_unused(store: Store, items: Iterable[Unused], forget: str | None = None) -> int:

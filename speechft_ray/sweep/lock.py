@@ -80,6 +80,13 @@ def describe_driver(store: Store, sweep: str) -> str | None:
         return f"perhaps: its lock in {place} cannot be read ({error.strerror})"
 
 
+def list_drivers(store: Store) -> dict[str, str]:
+    """Returns the drivers that run now in a storage, by the fingerprint of their sweep. Of one that
+    cannot be looked up from here, a renewal of its lock is waited for."""
+    drivers = {sweep: describe_driver(store, sweep) for sweep in sorted(store.list_leases())}
+    return {sweep: driver for sweep, driver in drivers.items() if driver}
+
+
 def read_lock(store: Store, sweep: str) -> Holder | None:
     """Returns who held the lock of a sweep last; ``None`` if nobody did, or it cannot be read."""
     try:

@@ -73,7 +73,8 @@ def test_claims_of_killed_drivers_go_when_no_driver_runs(
     job = Job(stage="finetune", fingerprint="e" * 16, label="tune", payload={})
     assert UnitClaims(store, "killed", lambda text: None).take(job)
     (claim,) = (storage_copy / "claims").iterdir()
-    monkeypatch.setattr(unused, "describe_driver", lambda *_: "node7, process 12")
+    running = read_record(store, "small-sweep").plan
+    monkeypatch.setattr(unused, "list_drivers", lambda _: {running: "node7, process 12"})
     assert gc(storage_copy, "--yes") == 0 and claim.is_file()
     monkeypatch.undo()
     assert gc(storage_copy, "--yes") == 0 and not claim.exists()
@@ -108,11 +109,7 @@ def test_what_a_running_sweep_needs_stays(
 ) -> None:
     store = Store(storage_copy)
     fingerprint = read_record(store, "small-sweep").plan
-    monkeypatch.setattr(
-        unused,
-        "describe_driver",
-        lambda root, key: "node7, process 12" if key == fingerprint else None,
-    )
+    monkeypatch.setattr(unused, "list_drivers", lambda _: {fingerprint: "node7, process 12"})
     assert fingerprint in store.list_leases()
     assert gc(storage_copy, "--sweep", "small-sweep", "--yes") == 2
     assert "`small-sweep` runs on node7, process 12 and needs its units" in capsys.readouterr().err

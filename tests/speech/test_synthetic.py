@@ -469,8 +469,8 @@ def test_a_mixture_is_two_utterances_over_noise(tmp_path: Path) -> None:
     assert len(set(again.audio_ids.values())) == len(again.utterances)
 
 
-def test_where_one_speaks_a_mixture_is_that_utterance(tmp_path: Path) -> None:
-    """Measured on the loudness: it rises where a turn begins, and falls where the last one ends."""
+def test_a_mixture_is_louder_where_a_turn_is_labelled(tmp_path: Path) -> None:
+    """In the mean over a recording, at least by a factor of two in power."""
     mixed = open_synthetic(options("sd"), None, tmp_path)
     for utterance in mixed.utterances:
         turns = parse_turns(utterance, "segments")
