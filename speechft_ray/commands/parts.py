@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
+from pydantic import BaseModel
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -22,7 +23,7 @@ import speechft_ray
 from speechft_ray.commands.features import resolve_features
 from speechft_ray.commands.notes import print_notes
 from speechft_ray.core.errors import SweepError, UserError, unknown_name
-from speechft_ray.core.fingerprint import canonical_json, fingerprint
+from speechft_ray.core.fingerprint import fingerprint
 from speechft_ray.core.records import Limits, Place, Stage
 from speechft_ray.core.resources import ResourceRequest, StageResources
 from speechft_ray.core.specs import CorpusSpec, EvalSpec, SweepSpec
@@ -42,6 +43,8 @@ from speechft_ray.sweep.local import LocalExecutor
 from speechft_ray.sweep.plan import FBANK
 from speechft_ray.sweep.protocols import Executor
 from speechft_ray.sweep.protocols import Progress as SweepProgress
+
+Answer = TypeVar("Answer")
 
 SEARCH_SPACES = Path(speechft_ray.__file__).parent / "search_spaces"
 """The search spaces that come with the package."""
@@ -115,13 +118,16 @@ def plan_inputs(place: Place, resources: Mapping[Stage, ResourceRequest] = RESOU
     shape = FAMILIES.get(weights.family).describe(weights.config)
     size = EncoderSize.of("encoder", shape, weight_bytes)
     fbank = EncoderSize.of(FBANK, FAMILIES.get(FBANK).describe({}))
+    estimate = _remember(estimate_gpu_memory)
     return Inputs(
         encoder=encoder.fingerprint,
         corpus=_remember(lambda spec: corpus_identity(spec, place)),
         resources=resources,
-        gpu_memory=lambda spec, key: estimate_gpu_memory(spec, size if key else fbank),
-        resolve_evaluation=lambda spec, is_baseline: resolve_features(
-            spec, is_baseline, place, lambda corpus: _open_with_progress(corpus, place)
+        gpu_memory=lambda spec, key: estimate(spec, size if key else fbank),
+        resolve_evaluation=_remember(
+            lambda spec, is_baseline: resolve_features(
+                spec, is_baseline, place, lambda corpus: _open_with_progress(corpus, place)
+            )
         ),
         version_of=component_version,
         trains=lambda task: TASKS.get(task).trains,
@@ -143,19 +149,18 @@ def _can_screen(spec: EvalSpec, by: str, place: Place) -> bool:
     )
 
 
-def _remember(
-    identify: Callable[[CorpusSpec], tuple[str, bool]],
-) -> Callable[[CorpusSpec], tuple[str, bool]]:
-    """Returns a function that identifies each corpus once: thousands of evaluations share a few."""
-    identities: dict[str, tuple[str, bool]] = {}
+def _remember(function: Callable[..., Answer]) -> Callable[..., Answer]:
+    """Returns a function of a spec and more that answers once for each: thousands of evaluations
+    share a few specs."""
+    answers: dict[tuple[object, ...], Answer] = {}
 
-    def identify_once(spec: CorpusSpec) -> tuple[str, bool]:
-        key = canonical_json(spec)
-        if key not in identities:
-            identities[key] = identify(spec)
-        return identities[key]
+    def answer_once(spec: BaseModel, *more: object) -> Answer:
+        key = (spec.model_dump_json(), *more)
+        if key not in answers:
+            answers[key] = function(spec, *more)
+        return answers[key]
 
-    return identify_once
+    return answer_once
 
 
 def plan_sweep_inputs(spec: SweepSpec, place: Place) -> Inputs:

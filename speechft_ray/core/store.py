@@ -105,7 +105,7 @@ class Store:
     def find_time(self, stage: str, fingerprint: str) -> float | None:
         """Returns when a complete unit was published, in seconds since 1970."""
         try:
-            return (self._path(stage, fingerprint) / MANIFEST).stat().st_mtime
+            return os.stat(self._manifest_path(stage, fingerprint)).st_mtime  # noqa: PTH116
         except OSError:
             return None
 
@@ -268,13 +268,12 @@ class Store:
 
         Sizes of files are checked; with ``contents``, also their sha256, which reads them.
         """
-        folder = self.folder(stage, fingerprint)
         try:
             files = self.manifest(stage, fingerprint).get("files", {})
         except UserError as error:
             return str(error).partition(": `speechft")[0]
         for name, expected in files.items():
-            path = folder / name
+            path = self.folder(stage, fingerprint) / name
             if not path.is_file():
                 return f"{path} is missing"
             if path.stat().st_size != expected["bytes"]:

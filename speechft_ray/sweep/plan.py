@@ -347,7 +347,7 @@ class PlanBuilder:
         identity = {
             "stage": "evaluate",
             "version": VERSIONS["evaluate"],
-            "spec": spec.identity(),
+            "spec": payload["spec"],
             "encoder": encoder,
             "corpus": identities if spec.folds else identities[0],
             **splits,
