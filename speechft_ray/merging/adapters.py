@@ -32,6 +32,10 @@ _KEY = re.compile(
     r"^(?P<module>.+)\.(?P<part>lora_A|lora_B|lora_magnitude_vector)(\.default)?(\.weight)?$"
 )
 
+_CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+"""Beginnings of ``init_lora_weights`` in peft that take something out of the base, so that base +
+B A is the base again only at the start."""
+
 
 class LowRank(NamedTuple):
     """The change of one weight: scaling * b @ a."""
@@ -67,12 +71,19 @@ def parse_adapter(
     """Returns an adapter aligned with a base.
 
     ``aliases``: keys of the base by other names of them, such as those of transformers. Raises
-    ``UserError`` for an adapter that is no LoRA, holds other weights as well, or was trained on
-    another base.
+    ``UserError`` for an adapter that is no LoRA, holds other weights as well, has matrices of
+    another rank than its configuration, or was trained on another base or on a changed one.
     """
     if config.get("peft_type") != "LORA":
         raise UserError(
             f"{name} is an adapter of the type {config.get('peft_type')}: only LORA merges."
+        )
+    start = str(config.get("init_lora_weights", True))
+    if start.startswith(_CHANGES_BASE):
+        raise UserError(
+            f"{name} was initialized with `{start}`, which changes the base, too, so it is no "
+            "change of this one: merge it into its base with peft (`merge_and_unload`) and give "
+            "the whole model, or save it with `path_initial_model_for_weight_conversion`."
         )
     parts: dict[str, dict[str, torch.Tensor]] = {}
     others = []
@@ -272,10 +283,15 @@ def _make_layer(
             f"{name} has no pair of matrices A and B for {module}: only LoRA of linear layers "
             "merges."
         )
-    rank = int(_find_pattern(module, config.get("rank_pattern"), config.get("r", a.shape[0])))
-    alpha = float(
-        _find_pattern(module, config.get("alpha_pattern"), config.get("lora_alpha", rank))
-    )
+    patterns = (config.get(key) or {} for key in ("rank_pattern", "alpha_pattern"))
+    ranks, alphas = (_find_pattern(name, module, one) for one in patterns)
+    rank = int(config.get("r", a.shape[0]) if ranks is None else ranks)
+    alpha = float(config.get("lora_alpha", rank) if alphas is None else alphas)
+    if rank != a.shape[0]:
+        raise UserError(
+            f"{name} has matrices of rank {a.shape[0]} for {module}, where its configuration says "
+            f"{rank}: they do not belong together. Save the adapter again."
+        )
     scaling = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
     if config.get("fan_in_fan_out"):
         a, b = b.T, a.T
@@ -284,9 +300,16 @@ def _make_layer(
     )
 
 
-def _find_pattern(module: str, patterns: Any, default: Any) -> Any:
-    """Returns the value of the first pattern that ends the module's name, as in peft."""
-    for pattern, value in (patterns or {}).items():
-        if module == pattern or module.endswith(f".{pattern}"):
+def _find_pattern(name: str, module: str, patterns: Mapping[str, Any]) -> Any:
+    """Returns the value of the first regular expression that is the module's name or the end of it
+    behind a dot, as in peft; ``None`` where there is none."""
+    for pattern, value in patterns.items():
+        try:
+            is_match = re.match(rf"(.*\.)?({pattern})$", module)
+        except re.error as error:
+            raise UserError(
+                f"{name} has the pattern `{pattern}`, which is no regular expression ({error})."
+            ) from None
+        if is_match:
             return value
-    return default
+    return None

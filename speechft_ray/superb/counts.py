@@ -36,9 +36,10 @@ def count_utterances_of(
         data.counts(of_seed, references, seed_metrics)
         for of_seed, seed_metrics in zip(predictions, metrics, strict=True)
     ]
-    speakers, speaker_of = _find_speakers(data.corpus, [item.utterance for item in examples])
+    counted = _list_counted(data, examples)
+    speakers, speaker_of = _find_speakers(data.corpus, counted)
     record = UtteranceCounts(
-        utterances=fingerprint([example.utterance.key for example in examples]),
+        utterances=fingerprint([utterance.key for utterance in counted]),
         amounts={
             name: tuple(tuple(amount for amount, _ in seed[name]) for seed in seeds)
             for name in seeds[0]
@@ -48,6 +49,16 @@ def count_utterances_of(
         speaker_of=speaker_of,
     )
     return [record.model_dump(mode="json")]
+
+
+def _list_counted(data: TaskData, examples: Sequence[Example]) -> list[Utterance]:
+    """Returns the utterance of each count: that of the first example of a recording."""
+    if data.recording_of is None:
+        return [example.utterance for example in examples]
+    first: dict[str, Utterance] = {}
+    for example in examples:
+        first.setdefault(data.recording_of(example), example.utterance)
+    return list(first.values())
 
 
 def _find_speakers(

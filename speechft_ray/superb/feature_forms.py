@@ -141,7 +141,9 @@ def fit_basis(states: Sequence[torch.Tensor], rank: float) -> Basis:
     """Returns the principal directions of frames, as one vector over all layers each.
 
     ``states``: ``(layers, frames, dim)`` of each utterance. ``rank``: a number of directions, of
-    which there are at most as many as frames, or the fraction of the variance that they hold. Each
+    which there are at most half as many as frames (the variance of the last ones of a sample comes
+    out too small, and what another frame has there would fill its eight bits), or the fraction of
+    the variance that they hold. Each
     direction has the length of its standard deviation, and its largest component is positive. The
     covariance is accumulated and decomposed in float64: 3 GB and minutes of a CPU core for a
     12 x 768 encoder. Raises ``UserError`` for more directions than values in a frame.
@@ -157,7 +159,7 @@ def fit_basis(states: Sequence[torch.Tensor], rank: float) -> Basis:
         covariance.addmm_(centred.T, centred, alpha=1 / len(frames))
     variances, directions = torch.linalg.eigh(covariance)
     variances, directions = variances.flip(0).clamp_min(0.0), directions.flip(1)
-    count = min(select_rank(variances, rank), len(frames))
+    count = max(1, min(select_rank(variances, rank), len(frames) // 2))
     vectors = directions[:, :count].T
     signs = vectors.gather(1, vectors.abs().argmax(1, keepdim=True)).sign()
     lengths = variances[:count].sqrt().clamp_min(_LEAST_DEVIATION).unsqueeze(1)

@@ -200,7 +200,8 @@ class FeatureStore:
         corpus, utterance = self.extractor.corpus, self._utterance(place)
         audio_id = corpus.audio_ids.get(utterance.key)
         whose = [audio_id] if audio_id else [corpus.fingerprint, utterance.key]
-        return [*whose, utterance.samples]
+        changed = [corpus.files.transform] if corpus.files and corpus.files.transform else []
+        return [*whose, utterance.samples, *changed]
 
     def _find_or_write(self, part: range) -> Entry | None:
         """Returns a shard; ``None`` where it is missing and there is no room for it."""
@@ -280,6 +281,7 @@ class FeatureStore:
         key = FeatureCache.key(
             {
                 "what": "basis",
+                "version": 2,  # 2: at most half as many directions as frames
                 **self._encoder_identity(),
                 "rank": self.storage.rank,
                 "utterances": fingerprint([self._identify(place) for place in sample]),

@@ -77,7 +77,16 @@ def save(model: Any, folder: Path) -> list[str]:
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"use_rslora": True}, {"use_dora": True}, {"rank_pattern": {"q_proj": 2}}],
+    [
+        {},
+        {"use_rslora": True},
+        {"use_dora": True},
+        {"rank_pattern": {"q_proj": 2}},
+        {
+            "rank_pattern": {r"layers\.[0-3]\..*q_proj": 2},
+            "alpha_pattern": {"^encoder.layers.0.q_proj": 32, "v_.*": 7},
+        },
+    ],
 )
 def test_an_adapter_is_the_donor_that_peft_makes_of_it(
     options: dict[str, Any], tmp_path: Path
@@ -199,6 +208,12 @@ def test_bad_adapters_are_refused_and_nothing_is_written(
     refuse("holds 1 tensors that are no LoRA factors")
     rewrite({"peft_type": "IA3"}, tensors)
     refuse("an adapter of the type IA3")
+    rewrite({"init_lora_weights": "pissa_niter_4"}, tensors)
+    refuse("was initialized with `pissa_niter_4`, which changes the base")
+    rewrite({"alpha_pattern": {"q_proj(": 2}}, tensors)
+    refuse("has the pattern `q_proj(`, which is no regular expression")
+    rewrite({"r": 2}, tensors)
+    refuse("has matrices of rank 3 for encoder.layers.0.")
     (Path(one) / CONFIG).write_text("{")
     refuse("is not a whole adapter")
     (Path(two) / WEIGHTS).unlink()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -133,13 +134,28 @@ def test_all_mistakes_of_the_rows_at_once(tmp_path: Path) -> None:
         "a.wav\ttest\tx\tx\t1",
         "\ttest\tx\tx\t1",
         "c.wav\ttest\tx",
+        "sub/.././a.wav\ttest\tx\tx\t1",
     ]
     assert sorted(read_mistakes(write_collection(tmp_path, lines), tmp_path / "cache")) == [
         ("line 2", "`split` must be one of train, dev, test, but is `training` instead"),
         ("line 3", "`a.wav` is already on line 2"),
         ("line 4", "`path` is empty"),
         ("line 5", "has 3 cells where the header has 5 columns"),
+        ("line 6", "`sub/.././a.wav` is already on line 2"),
     ]
+
+
+def test_a_recording_in_two_splits_is_told(tmp_path: Path) -> None:
+    """By the bytes of the file, whatever it is called."""
+    lines = [f"{name}\t{split}\tx\tx\t1" for name, split in (("a.wav", "test"), ("c.wav", "dev"))]
+    folder = write_collection(tmp_path / "home", [*lines, "copy.wav\ttrain\tx\tx\t1"])
+    write_recording(folder, "copy.wav", level=0.2)
+    assert not any("two splits" in note for note in open_at(folder, tmp_path / "cache").notes)
+    shutil.copy(folder / "a.wav", folder / "copy.wav")
+    (note,) = (n for n in open_at(folder, tmp_path / "cache").notes if "two splits" in n)
+    assert note.startswith(
+        "1 recordings are in two splits, byte for byte: a.wav of test is copy.wav of train. A "
+    )
 
 
 def test_all_mistakes_of_the_audio_at_once(tmp_path: Path) -> None:

@@ -89,10 +89,26 @@ def test_a_basis_with_other_signs_is_another_form() -> None:
     assert bool((basis.vectors.flatten(1).amax(1) > -basis.vectors.flatten(1).amin(1)).all())
 
 
+@pytest.mark.parametrize("count", [8, 12, 20])
+def test_directions_of_a_small_sample_do_not_fill_the_eight_bits(count: int) -> None:
+    """More directions are asked for than frames have variance in: other frames are restored almost
+    as well as numpy projects them on the directions that are kept."""
+    sample, others = make_states(0)[:, :count], make_states(1)
+    form = CompactForm(fit_basis([sample], LAYERS * DIM))
+    assert form.basis is not None and len(form.basis.vectors) == count // 2
+    vectors = form.basis.vectors.flatten(1).double().numpy()
+    units = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    mean, other = as_matrix(sample).mean(axis=0), as_matrix(others)
+    projected = (other - mean) @ units.T @ units + mean
+    restored = form.unpack(form.pack(others)).numpy() @ vectors + mean
+    lost, least = (np.linalg.norm(one - other) for one in (restored, projected))
+    assert lost - least < 0.01 * np.linalg.norm(other - mean)
+
+
 def test_more_directions_than_values_are_refused() -> None:
     with pytest.raises(UserError, match=r"`rank: 25` is above the 24 values of a frame"):
         fit_basis([make_states(0)], 25)
-    assert len(fit_basis([make_states(0)[:, :4]], 24).vectors) == 4  # as many as frames
+    assert len(fit_basis([make_states(0)[:, :4]], 24).vectors) == 2  # of half the frames
 
 
 def test_a_probe_gets_the_same_in_the_basis_and_on_restored_states() -> None:

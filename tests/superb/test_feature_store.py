@@ -14,7 +14,7 @@ import torch
 
 from speechft_ray.core.specs import CorpusSpec, EvalSpec
 from speechft_ray.speech.checkpoints.load import weights_fingerprint
-from speechft_ray.speech.corpora.base import Utterance
+from speechft_ray.speech.corpora.base import AudioSource, CorpusFiles, Utterance
 from speechft_ray.speech.encoders.base import FAMILIES, Encoder, EncoderWeights
 from speechft_ray.speech.features.cache import FeatureCache
 from speechft_ray.speech.features.front_end import SharedFrontEnd
@@ -39,6 +39,10 @@ FORMS: tuple[dict[str, Any], ...] = (
     {"form": "compact", "rank": 0.99},
     {"form": "compact", "rank": 5},
 )
+
+
+def no_source(key: str) -> AudioSource:
+    raise AssertionError(f"nothing reads the file of {key}")
 
 
 class Passes:
@@ -189,6 +193,33 @@ def test_a_list_without_some_utterances_reads_what_the_whole_list_stored(tmp_pat
         assert passes.encodings - before == (20 if splits is SPLITS else 0)
         for index, states in enumerate(expected):
             assert torch.equal(features["train"].batch(torch.tensor([index])).states, states)
+
+
+def test_a_corpus_that_changes_every_wave_has_features_of_its_own(tmp_path: Path) -> None:
+    """Speech Commands is read with a gain; a manifest of the same files is not."""
+    encoder = HUBERT.build(toy_encoder("hubert"))
+    audio = {utterance.key: f"sha256 of {utterance.key}" for utterance in CORPUS.utterances}
+    cache = FeatureCache(tmp_path, PLENTY)
+
+    def read_states(transform: str, gain: float) -> torch.Tensor:
+        corpus = replace(
+            CORPUS,
+            fingerprint=transform,
+            audio_ids=audio,
+            read=lambda utterance: CORPUS.read(utterance) * gain,
+            files=CorpusFiles(root=tmp_path, source_of=no_source, transform=transform),
+        )
+        extract = Extractor(encoder, corpus, CPU, False, None)
+        features = prepare_features(
+            extract, SPLITS, lambda _: None, FeatureStorage(0, cache, "toy")
+        )
+        states = features["train"].batch(torch.tensor([0])).states
+        assert torch.equal(states.float(), extract([CORPUS.split("train")[0]])[0].float())
+        return states
+
+    plain, quiet = read_states("", 1.0), read_states("gain", 0.01)
+    assert not torch.allclose(plain.float(), quiet.float(), atol=1e-2)
+    assert torch.equal(plain, read_states("", 1.0))
 
 
 def test_a_job_that_was_killed_keeps_its_complete_shards(tmp_path: Path) -> None:

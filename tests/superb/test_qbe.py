@@ -63,6 +63,19 @@ def test_a_path_may_begin_and_end_anywhere_and_move_up_to_two_frames() -> None:
     assert subsequence_costs(backwards).item() == pytest.approx(2 / 3)
 
 
+@pytest.mark.parametrize("frames", [1, 6])
+def test_a_document_whose_frames_are_alike_is_the_worst_match(frames: int) -> None:
+    """One frame, or digital silence of several: nothing in it is nearer than anything else."""
+    units = [functional.normalize(torch.from_numpy(array), dim=1) for array in DOCUMENTS]
+    silent = units[0][:1].repeat(frames, 1)
+    documents = pad_sequence([*units, silent], batch_first=True)
+    lengths = torch.tensor([*map(len, units), frames])
+    query = functional.normalize(torch.from_numpy(QUERIES[1]), dim=1)
+    for distance in ("cosine", "cosine_exp"):
+        costs = subsequence_costs(frame_distances(query, documents, lengths, distance))
+        assert costs[-1] == 1.0 and costs[:-1].max() < 1.0
+
+
 def make_features(arrays: list[np.ndarray]) -> InMemoryFeatures:
     frames = torch.tensor([len(array) for array in arrays])
     rows = torch.from_numpy(np.concatenate(arrays)).float()

@@ -198,6 +198,29 @@ def test_segments_that_cannot_be_read_are_told(segments: str) -> None:
         build_data("sd", recordings(8000, {"segments": segments}, 1))
 
 
+def test_segments_at_the_rate_of_the_file_are_told() -> None:
+    """Half a second at 16 kHz, written as of a file at 44.1 kHz; a little is an alignment's."""
+    assert build_data("sd", recordings(32000, {"segments": "a:0:20000 b:9000:39999"}, 1))
+    with pytest.raises(UserError, match=r"`b:24806:88200` .* 32000 samples at 16 kHz: segments"):
+        build_data("sd", recordings(32000, {"segments": "a:0:24806 b:24806:88200"}, 1))
+
+
+def test_a_recording_of_several_chunks_counts_once() -> None:
+    """Its counts are one pair, of one speaker; the sum is the error rate."""
+    corpus = recordings(2100 * 320, {"segments": "a:0:300000 b:250000:672000"}, 2)
+    facts = facts_of("sd", corpus, {}, updates=1, batch_size=2)
+    (counts,) = facts["counts"]
+    assert len(counts["of"]["sd.der"]) == len(counts["speaker_of"]) == 2
+    assert [len(seed) for seed in counts["amounts"]["sd.der"]] == [2]
+    (test,) = (
+        score.mean
+        for score in read_scores(facts)
+        if (score.metric, score.split) == ("sd.der", "test")
+    )
+    amounts, of = counts["amounts"]["sd.der"][0], counts["of"]["sd.der"]
+    assert 100 * sum(amounts) / sum(of) == pytest.approx(test)
+
+
 def test_other_than_two_speakers_are_told() -> None:
     with pytest.raises(UserError, match="has 1 speakers in `segments`, not 2"):
         build_data("sd", recordings(8000, {"segments": "a:0:3200 a:4000:5000"}, 1))

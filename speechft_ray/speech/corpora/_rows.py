@@ -9,6 +9,7 @@ is unquoted. Comma- and semicolon-separated files are quoted by the rules of the
 from __future__ import annotations
 
 import csv
+import posixpath
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -180,9 +181,5 @@ def _check_rows(rows: Sequence[Row], wrong: Mistakes) -> None:
             )
         if not row.path:
             wrong.add("path", f"line {row.line}", "`path` is empty")
-        elif first_line.setdefault(row.path, row.line) != row.line:
-            wrong.add(
-                "twice",
-                f"line {row.line}",
-                f"`{row.path}` is already on line {first_line[row.path]}",
-            )
+        elif (line := first_line.setdefault(posixpath.normpath(row.path), row.line)) != row.line:
+            wrong.add("twice", f"line {row.line}", f"`{row.path}` is already on line {line}")

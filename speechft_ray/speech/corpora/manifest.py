@@ -18,6 +18,7 @@ from speechft_ray.speech.audio import read_audio_info, resolve_inside
 from speechft_ray.speech.corpora._disk import NameFinder, read_state
 from speechft_ray.speech.corpora._files import (
     READ_WHOLE,
+    FileFacts,
     Measurements,
     describe_short_clip,
     measure,
@@ -27,12 +28,14 @@ from speechft_ray.speech.corpora._layout import (
     DiskOptions,
     describe_conversions,
     describe_skipped,
+    join_names,
     make_source,
 )
 from speechft_ray.speech.corpora._reading import RecordingReader
 from speechft_ray.speech.corpora._rows import Mistakes, Row, read_rows
 from speechft_ray.speech.corpora.base import (
     CORPORA,
+    SPLITS,
     AudioSource,
     Corpus,
     CorpusFiles,
@@ -110,6 +113,7 @@ def open_manifest(
         notes=(
             *describe_conversions(facts),
             *describe_skipped(faults),
+            *_describe_copies(ordered, facts),
             *_describe_labels(utterances, sorted(rows[0].labels)),
         ),
         skipped=dict(Counter(row.split for row in rows if row.path in faults)),
@@ -176,6 +180,23 @@ def _measure_rows(
             else:
                 measurements.faults[path] = again.faults[place]
     return measurements, places
+
+
+def _describe_copies(rows: Sequence[Row], facts: Mapping[str, FileFacts]) -> list[str]:
+    """Returns a sentence on the recordings of dev and test that are in another split, too."""
+    first: dict[str, Row] = {}
+    for row in sorted(rows, key=lambda row: SPLITS.index(row.split)):
+        first.setdefault(facts[row.path].sha256, row)
+    copies = [
+        f"{row.path} of {row.split} is {original.path} of {original.split}"
+        for row in rows
+        if (original := first[facts[row.path].sha256]).split != row.split
+    ]
+    sentence = (
+        f"{len(copies)} recordings are in two splits, byte for byte: {join_names(copies)}. A "
+        "metric on what a probe was trained on says nothing about new speech."
+    )
+    return [sentence] if copies else []
 
 
 def _describe_labels(utterances: Sequence[Utterance], columns: Sequence[str]) -> list[str]:

@@ -16,7 +16,9 @@ from torch.nn import functional
 Distance = Literal["cosine", "cosine_exp"]
 
 LEAST = 1e-9
-"""Lower bound of divisors: of a row's range, and of a deviation."""
+"""Lower bound of a deviation that is divided by."""
+LEAST_RANGE = 1e-6
+"""Of the distances of a query frame to those of a document. Below it they differ by rounding."""
 
 
 def frame_distances(
@@ -27,7 +29,8 @@ def frame_distances(
 
     All frames have norm 1. Shape ``(length, batch, longest)``: 1 minus the cosine, or the
     exponential of that minus 1. Each row is stretched to reach from 0 to 1 over the ``frames``
-    ``(batch,)`` of its document, and is infinite in padding.
+    ``(batch,)`` of its document, and is infinite in padding. It is 1 where all are equally far, as
+    in a document of one frame: nothing in it is the query more than anything else.
     """
     distances = 1.0 - torch.einsum("qd,btd->qbt", query, documents)
     if distance == "cosine_exp":
@@ -37,7 +40,8 @@ def frame_distances(
     )  # (batch, longest)
     low = distances.masked_fill(outside, torch.inf).amin(dim=2, keepdim=True)
     high = distances.masked_fill(outside, -torch.inf).amax(dim=2, keepdim=True)
-    return ((distances - low) / (high - low).clamp(min=LEAST)).masked_fill(outside, torch.inf)
+    stretched = (distances - low) / (high - low).clamp(min=LEAST_RANGE)
+    return stretched.masked_fill(high - low < LEAST_RANGE, 1.0).masked_fill(outside, torch.inf)
 
 
 def subsequence_costs(distances: torch.Tensor) -> torch.Tensor:

@@ -143,6 +143,9 @@ class TaskData:
     counts: Count | None = None
     """What the metrics are made of, utterance by utterance; ``None`` for metrics that are more than
     a sum over utterances."""
+    recording_of: Callable[[Example], str] | None = None
+    """The recording that an example is a part of, where ``counts`` has one pair per recording, in
+    the order of their first examples; ``None``: one per example."""
     alternatives: Sequence[Sequence[int]] | None = None
     """Indices of the training examples that belong to one utterance, utterance by utterance. When
     an utterance is sampled, one of its examples is used, each with the same probability. ``None``:

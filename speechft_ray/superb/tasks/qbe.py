@@ -8,10 +8,11 @@ term-weighted value on dev is reported on test.
 
 Order of operations: every dimension is standardised over all frames of the split's queries and all
 documents; distances; rows scaled to 0 ... 1; warping; the negative cost per query frame is
-standardised over the documents of a query. Quirks kept:
-queries of less than 5 frames score 0 everywhere, scores are rounded to 4 decimals as s3prl writes
-them. Gain and resampling belong to the corpus. ``updates``, rates, batch sizes and seeds of the
-spec change nothing.
+standardised over the documents of a query. Quirks kept: queries of less than 5 frames score 0
+everywhere, scores are rounded to 4 decimals as s3prl writes them. Not kept: a document whose frames
+are all alike (one frame, digital silence) is the worst match of every query here; scaling makes it
+a perfect one in s3prl. Gain and resampling belong to the corpus. ``updates``, rates, batch sizes
+and seeds of the spec change nothing.
 """
 
 from __future__ import annotations
@@ -244,6 +245,7 @@ TASKS.register(
         options=QbeOptions,
         build=build,
         trains=False,
+        version=2,  # documents whose frames are all alike
         published=Published("quesst14", 1),
     ),
 )

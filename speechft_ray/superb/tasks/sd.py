@@ -54,6 +54,8 @@ CHUNK_FRAMES = 2000
 """``chunk_size``: 40 s."""
 LEAST_FRAMES = 2
 """A chunk of one has 320 samples: too few for a frame of any encoder."""
+LATEST_END = 8_000
+"""Samples by which a segment may end after its recording, as those of an alignment can: 0.5 s."""
 THRESHOLDS, MEDIANS = (0.3, 0.4, 0.5, 0.6, 0.7), (1, 11)
 """Decodings that s3prl's ``diarization/score.sh`` tries."""
 
@@ -115,6 +117,7 @@ def build(corpus: Corpus, columns: Sequence[str], options: SdOptions) -> TaskDat
         select=frame_accuracy,
         measure_test=measure_decoding_of_dev if clean else None,
         counts=count_errors,
+        recording_of=lambda example: str(example.reference.recording),
     )
 
 
@@ -224,8 +227,8 @@ def decode(logits: np.ndarray, decoding: Decoding) -> list[Turn]:
 
 
 def parse_turns(utterance: Utterance, column: str) -> tuple[Turn, ...]:
-    """Returns the turns of a recording. Raises ``UserError`` for a segment that cannot be parsed
-    and for a recording that does not have two speakers."""
+    """Returns the turns of a recording. Raises ``UserError`` for a segment that cannot be parsed or
+    ends after the recording, and for a recording that does not have two speakers."""
     turns = []
     for segment in get_label(utterance, column).split():
         speaker, *times = segment.rsplit(":", 2)
@@ -237,6 +240,12 @@ def parse_turns(utterance: Utterance, column: str) -> tuple[Turn, ...]:
             raise UserError(
                 f"the utterance `{utterance.key}` has the segment `{segment}` in `{column}`: write "
                 "`speaker:start:end`, in samples at 16 kHz with the start before the end."
+            )
+        if int(times[1]) > utterance.samples + LATEST_END:
+            raise UserError(
+                f"the utterance `{utterance.key}` has the segment `{segment}` in `{column}`, but "
+                f"{utterance.samples} samples at 16 kHz: segments are in samples at 16 kHz, "
+                "whatever the rate of the file."
             )
         turns.append(Turn(speaker, int(times[0]), int(times[1])))
     speakers = {turn.speaker for turn in turns}
