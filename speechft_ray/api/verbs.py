@@ -26,6 +26,8 @@ from speechft_ray.core.errors import UserError
 from speechft_ray.core.metrics import metric
 from speechft_ray.core.records import Limits, Place, read_scores
 from speechft_ray.core.signals import stop_on_signals
+from speechft_ray.report.winner import label_plan
+from speechft_ray.storage.address import resolve_storage
 from speechft_ray.sweep.space_changes import make_changes
 
 if TYPE_CHECKING:
@@ -55,8 +57,9 @@ def run(
     ``space``: a YAML file, the name of a packaged space, or its content as a mapping. ``address``:
     ``local`` starts Ray here, ``auto`` or ``HOST:PORT`` is a running cluster, ``None`` is this
     process without Ray. ``track``: trackers with commas between them, or ``none``. ``changes``:
-    other values by path, ``{"evaluate[0].updates": 50}``. ``smoke``: a hundredth of everything, in
-    a storage folder of its own. ``cache_gb``: 10^9 bytes.
+    other values by path, ``{"evaluate[0].updates": 50}``. ``smoke``: a few updates of everything on
+    small synthetic corpora, in a storage of its own. ``storage``: a folder or a URL of a bucket.
+    ``cache_gb``: 10^9 bytes.
 
     Jobs that failed are printed and missing in the results. Raises ``UserError`` for bad input
     before anything is computed, and ``Interrupted`` when it is stopped (Ctrl-C); the same call
@@ -64,7 +67,7 @@ def run(
     """
     trackers = parse_trackers(track, mlflow)
     options = SweepOptions(
-        storage=Path(storage),
+        storage=storage,
         encoder=encoder,
         corpora=_as_path(corpora),
         manifest=_as_path(manifest),
@@ -77,7 +80,7 @@ def run(
     folder = _as_path(report) or find_report_folder(sweep)
     with stop_on_signals() as stop:
         run_sweep(sweep, address, folder, mlflow, stop, Limits(retries=retries), trackers)
-    return SweepResults(sweep.store, read_sweep(sweep.store, sweep.spec.name))
+    return SweepResults(sweep.store, read_sweep(sweep.store, label_plan(sweep.plan, sweep.store)))
 
 
 def evaluate(
@@ -94,9 +97,9 @@ def evaluate(
     computed again.
 
     ``encoder``: a name of ``speechft encoders``, a file or folder, or ``fbank``. ``corpus``: folder
-    of the tasks' corpus or a manifest; ``None`` is synthetic speech. ``fields`` are those of an
-    evaluation in a search space (``updates``, ``learning_rate``, ``seeds``, ``options``, ...), and
-    ``corpus_options``; the rest is the published protocol.
+    of the tasks' corpus or a manifest; ``None`` is synthetic speech, made for each task.
+    ``fields`` are those of an evaluation in a search space (``updates``, ``learning_rate``,
+    ``seeds``, ``options``, ...), and ``corpus_options``; the rest is the published protocol.
 
     Returns one row per metric and split: ``task``, ``metric``, ``unit``, ``split``, ``value`` (mean
     over probe seeds), ``spread`` (their sample standard deviation), ``seeds``. Raises ``UserError``
@@ -104,7 +107,7 @@ def evaluate(
     """
     names = [tasks] if isinstance(tasks, str) else list(tasks)
     place = Place(
-        storage=str(Path(storage).expanduser().absolute()),
+        storage=resolve_storage(storage),
         encoder=resolve_encoder(str(encoder)),
         device="cpu" if cpu else "auto",
     )

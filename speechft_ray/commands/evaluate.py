@@ -24,12 +24,17 @@ from speechft_ray.core.validation import validate
 from speechft_ray.report.progress import ProgressDisplay
 from speechft_ray.speech.corpora.base import CORPORA
 from speechft_ray.speech.corpora.manifest import find_manifest
+from speechft_ray.speech.synthesis.parts import PARTS
 from speechft_ray.stages.perform import publish_start
 from speechft_ray.storage.open import open_store
 from speechft_ray.superb.setup import check_patience
 from speechft_ray.superb.tasks.base import TASKS, check_task_options
 from speechft_ray.sweep.plan import FBANK, PlanBuilder
 from speechft_ray.sweep.scheduler import JobScheduler, missing_jobs, perform_jobs
+
+SYNTHETIC_PARTS = {"asr": "pr", "asr_zh": "zh", "asv": "sid", "chars": "pr"}
+"""Parts of the synthetic corpus by task; other tasks have one of their own name, and ``label`` has
+none: its corpus and its column are what it is about."""
 
 
 def make_evaluation(
@@ -39,8 +44,8 @@ def make_evaluation(
 
     ``overrides`` are fields of ``EvalSpec`` and ``corpus_options``; the published protocol of the
     task fills the rest. ``corpus`` is the folder of the task's own corpus, a manifest, or ``None``
-    for the synthetic one. Raises ``UserError`` where a task has no published protocol and
-    ``overrides`` has no updates, and ``SpecError`` with every mistake.
+    for the synthetic one of the task. Raises ``UserError`` where a task has no published protocol
+    and ``overrides`` has no updates, and ``SpecError`` with every mistake.
     """
     own = TASKS.get(task).published
     fields: dict[str, Any] = {
@@ -49,7 +54,10 @@ def make_evaluation(
     }
     options = dict(fields.pop("corpus_options", None) or {})
     name = "synthetic"
-    if corpus is not None:
+    if corpus is None:
+        part = SYNTHETIC_PARTS.get(task, task)
+        options = {**({"part": part} if part in PARTS else {}), **options}
+    else:
         is_manifest = find_manifest(corpus).is_file()
         name = "manifest" if is_manifest or own is None else own.corpus
         if own is not None and not is_manifest:

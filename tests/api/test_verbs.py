@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,37 @@ def test_run_returns_the_results(finished_storage: Path, storage_copy: Path) -> 
     expected = speechft_ray.open(finished_storage).sweep("small-sweep")
     assert sweep.table().equals(expected.table()) and sweep.status == "finished"
     assert (storage_copy / "report" / "small-sweep" / "index.html").is_file()
+
+
+def test_run_returns_its_own_results_where_the_name_is_taken(
+    finished_storage: Path, storage_copy: Path
+) -> None:
+    """Another space of this name has a winner in the storage; both records are kept."""
+    home, record = finished_storage.parent, storage_copy / "sweeps" / "small-sweep.json"
+    other = {**json.loads(record.read_text()), "plan": "f" * 16}
+    record.write_text(json.dumps(other))
+    sweep = speechft_ray.run(
+        IDENTITY / "small_sweep.yaml",
+        address=None,
+        storage=storage_copy,
+        encoder=str(home / "start.safetensors"),
+        manifest=_find_manifest(home),
+        track="none",
+        cpu=True,
+        changes={"evaluate[0].seeds": 2},
+    )
+    plan = read_record(Store(finished_storage), "small-sweep").plan
+    assert read_record(Store(storage_copy), f"small-sweep-{plan[:8]}").plan == plan
+    expected = speechft_ray.open(finished_storage).sweep("small-sweep").table()
+    assert sweep.table().equals(expected)
+    assert json.loads(record.read_text()) == other
+
+
+def test_a_storage_may_be_a_url() -> None:
+    with pytest.raises(UserError, match="`s4`"):
+        speechft_ray.run("alpha", storage="s4://bucket/runs")
+    with pytest.raises(UserError, match="`s4`"):
+        speechft_ray.evaluate("fbank", "pr", storage="s4://bucket/runs", updates=1)
 
 
 def _find_manifest(home: Path) -> Path:
