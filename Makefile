@@ -16,7 +16,7 @@ PYTHON ?= $(shell for name in python3.11 python3.12 python3.13 python3.10 python
 sweep: $(VENV)/installed
 	$(BIN)/python launch/sweep_alpha.py --address local --storage $(STORAGE) --report $(REPORT)
 
-# A hundredth of every shipped space that needs no download: minutes in all, in $(STORAGE)-smoke.
+# Every shipped space that needs no download, in small: minutes in all, in $(STORAGE)-smoke.
 smoke: $(VENV)/installed
 	for space in alpha alpha_full lambda strategies several_tasks baselines search_alpha_lambda search_layerwise search_strategy; do \
 		echo "== $$space"; $(BIN)/speechft run --smoke --space $$space --storage $(STORAGE) || exit 1; done

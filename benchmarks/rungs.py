@@ -1,7 +1,7 @@
 """What do rungs save, and what do they risk? Every candidate is evaluated once up to each rung and
 in full; then the real search with rungs runs on these results.
 
-    python benchmarks/rungs.py --storage runs/rungs [--seeds 0 1 2] [--rungs 0.02 0.1 0.3 1]
+    python -m benchmarks.rungs --storage runs/rungs [--seeds 0 1 2] [--rungs 0.02 0.1 0.3 1]
         [--reduction-factor 4] [--updates 3000] [--probe-seeds 2] [--tune-updates 200]
         [--alphas 10] [--tasks ks sid] [--utterances 250 300 1000] [--whole 3]
         [--screen ridge]

@@ -1,6 +1,6 @@
 """Do screens without training order encoders as their scores do? On what ``alpha_curve.py`` left.
 
-    python benchmarks/screening.py --storage runs/alpha_curve --donors phones --seeds 1 --tasks sid
+    python -m benchmarks.screening --storage runs/alpha_curve --donors phones --seeds 1 --tasks sid
 
 For each donor, fine-tuning seed and task, the 21 merges that ``benchmarks/alpha_curve.py``
 evaluated are screened on their stored features (``superb.screening``; `pr` by ABX). Prints the rank

@@ -1,5 +1,5 @@
-"""The ``speechft`` command. Verbs only parse, call and print; what they do lives in ``compose`` and
-below.
+"""The ``speechft`` command. Verbs only parse, call and print; what they do stands in
+``commands`` and below.
 
 Exit codes: 0 done, 1 some jobs failed, 2 bad input, 75 stopped and resumable (EX_TEMPFAIL: run the
 same command again).

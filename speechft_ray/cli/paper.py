@@ -15,7 +15,7 @@ from speechft_ray.cli.sweep_options import (
     CacheGb,
     Corpora,
     Mlflow,
-    Report,
+    PaperReport,
     Retries,
     StallMinutes,
     Storage,
@@ -47,7 +47,7 @@ def reproduce_paper(
     address: Address = "local",
     corpora: Corpora = None,
     storage: Storage = "runs",
-    report: Report = None,
+    report: PaperReport = None,
     mlflow: Mlflow = None,
     in_process: Annotated[
         bool, typer.Option("--in-process", help="No Ray: one job after another in this process.")

@@ -39,7 +39,8 @@ Smoke = Annotated[
     bool,
     typer.Option(
         "--smoke",
-        help="A hundredth of everything, under the name NAME-smoke in the storage STORAGE-smoke.",
+        help="A few updates of everything, on small synthetic corpora, under the name NAME-smoke "
+        "in the storage STORAGE-smoke.",
     ),
 ]
 Encoder = Annotated[
@@ -114,6 +115,9 @@ Label = Annotated[
         help="Label that the nodes of fine-tunings and evaluations must have, as "
         "ray.io/accelerator-type=A100; repeatable.",
     ),
+]
+PaperReport = Annotated[
+    Path | None, typer.Option(help="Report folder; default: STORAGE/report/paper-SCALE.")
 ]
 Report = Annotated[Path | None, typer.Option(help="Report folder; default: STORAGE/report/NAME.")]
 Mlflow = Annotated[

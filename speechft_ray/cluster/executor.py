@@ -163,7 +163,7 @@ class RayExecutor:
 
     def _widen(self, job: Job) -> ResourceRequest:
         """Returns what a job asks for: after memory ran out, more CPUs, so that fewer jobs run
-        beside it; its last life gets a node for itself."""
+        beside it; its last attempt gets a node for itself."""
         times = self._losses.out_of_memory(job.fingerprint)
         if not times:
             return job.resources

@@ -18,7 +18,7 @@ from speechft_ray.cluster.ray_errors import shorten
 from speechft_ray.sweep.protocols import Progress
 
 PROGRESS_SHARE = 0.01
-"""A life counts as progress when it got so much further than all before, as a share of the job."""
+"""An attempt is progress when it got so much further than all before, as a share of the job."""
 
 _LOSSES = (
     LocalRayletDiedError,
@@ -85,7 +85,7 @@ class Losses:
         self._lock = threading.Lock()
 
     def see(self, running: Mapping[str, Progress]) -> None:
-        """Takes note of the progress of jobs; one that got further than ever has all lives."""
+        """Notes the progress of jobs; one that got further than ever has all its retries."""
         with self._lock:
             for key, item in running.items():
                 self._furthest[key] = max(self._furthest.get(key, 0.0), item.done)
@@ -115,6 +115,6 @@ class Losses:
             return self._counts.get(key, 0)
 
     def out_of_memory(self, key: str) -> int:
-        """Returns how often memory ran out under this job, in all its lives."""
+        """Returns how often memory ran out under this job, in all its attempts."""
         with self._lock:
             return self._memory.get(key, 0)

@@ -1,4 +1,4 @@
-"""Losses of trials: Tune counts them over a whole life, and breaks on one kind of them."""
+"""Losses of trials: Tune counts them over a whole trial, and breaks on one kind of them."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def _handle_actor_error(manager: Any, tracked_actor_task: Any, exception: Except
 
 
 class LossCallback(NotPicklable, tune.Callback):  # type: ignore[misc]
-    """Counts the losses of trials since their last progress, where Tune counts those of all their
-    life. Runs in Tune's thread."""
+    """Counts the losses of trials since their last progress, where Tune counts all of them. Runs in
+    Tune's thread."""
 
     def __init__(
         self, losses: Losses, key_of: Callable[[Any], str], on_loss: Callable[[str], object]

@@ -73,7 +73,7 @@ class ProbeCurve:
         return {"points": self.points, "sums": sums, "rate": self._rate}
 
     def load_state(self, state: Mapping[str, Any], device: torch.device) -> None:
-        """Takes over what ``make_state`` returned in an earlier life."""
+        """Takes over what ``make_state`` returned in an earlier attempt."""
         self.points, self._rate = list(state["points"]), int(state["rate"])
         self._sums, self._counts = (
             None if value is None else value.to(device) for value in state["sums"]

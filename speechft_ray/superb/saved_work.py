@@ -1,8 +1,8 @@
-"""Saves the unfinished work of an evaluation, from which a later life of its job goes on.
+"""Saves the unfinished work of an evaluation, from which a later attempt goes on.
 
-A state is saved when enough time has passed: a twentieth of the work since this life began, within
-``LEAST_SECONDS`` and ``MOST_SECONDS``, and so much that saving takes at most a twentieth of the
-time. When a job is killed, only what came after its last state is computed again.
+A state is saved when enough time has passed: a twentieth of the work since this attempt began,
+within ``LEAST_SECONDS`` and ``MOST_SECONDS``, and so much that saving takes at most a twentieth of
+the time. When a job is killed, only what came after its last state is computed again.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ _log = logging.getLogger(__name__)
 
 
 def choose_interval(work_seconds: float, save_seconds: float) -> float:
-    """Returns the seconds between two states, of a life that has worked so long and whose last save
-    took so long."""
+    """Returns the seconds between two states, of an attempt that has worked so long and whose last
+    save took so long."""
     repeated = work_seconds * REPEATED_SHARE
     return max(save_seconds / SAVE_SHARE, min(MOST_SECONDS, max(LEAST_SECONDS, repeated)))
 

@@ -192,7 +192,7 @@ class ProbeTrainer:
         }
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Takes over what ``make_state`` returned in an earlier life."""
+        """Takes over what ``make_state`` returned in an earlier attempt."""
         self.probe.load_state_dict(state["probe"])
         self._optimizer.load_state_dict(state["optimizer"])
         self._random = state["random"]
