@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,9 +17,12 @@ from speechft_ray.core.fingerprint import canonical_json
 from speechft_ray.report.comparison import Comparison, compare_lines
 from speechft_ray.report.lines import TableLine, find_winner, metric_names
 from speechft_ray.report.table import STAR, column_title, format_metric
+from speechft_ray.sweep.fields import list_merge_params
 from speechft_ray.sweep.plan import Plan
 
 SHOWN_LINES = 20
+TRIAL = "trial"
+"""Parameter of what a search proposed: its number, which says nothing in another sweep."""
 
 
 class LinePair(NamedTuple):
@@ -46,7 +50,10 @@ def compare_sweeps(
     lines = [sweep.data.lines for sweep in sweeps]
     best = [find_winner(of_sweep) for of_sweep in lines]
     pairs = [("best merge", best[0], best[1])] if best[0] and best[1] else []
-    pairs += [(line.title, line, twin) for line in lines[0] if (twin := _find_twin(line, lines[1]))]
+    plans = (sweeps[0].plan, sweeps[1].plan)
+    pairs += [
+        (line.title, line, twin) for line in lines[0] if (twin := _find_twin(line, lines[1], plans))
+    ]
     judged = sum(not _is_same(one, two) for _, one, two in pairs if one and two)
     return [
         LinePair(title, one, two, None if _is_same(one, two) else compare_lines(two, one, judged))
@@ -116,15 +123,39 @@ def _is_same(first: TableLine, second: TableLine) -> bool:
     return {row.key for row in first.rows} == {row.key for row in second.rows}
 
 
-def _find_twin(line: TableLine, others: list[TableLine]) -> TableLine | None:
-    """Returns the line with the same role and the same values of all parameters of both."""
+def _find_twin(
+    line: TableLine, others: list[TableLine], plans: tuple[Plan, Plan]
+) -> TableLine | None:
+    """Returns the one line with the same role and the same values of all parameters of both;
+    ``None`` where there is none, or more than one.
+
+    A parameter that varies in one sweep alone is no parameter of the other's lines; their value of
+    it is that of their spec.
+    """
+    own = _list_params(line, plans[0])
+    twins = []
     for other in others:
-        shared = line.params.keys() & other.params.keys()
+        names = (line.params.keys() | other.params.keys()) - {TRIAL}
+        values = _list_params(other, plans[1])
         if line.role == other.role and all(
-            line.params[name] == other.params[name] for name in shared
+            _as_text(own.get(name)) == _as_text(values.get(name)) for name in names
         ):
-            return other
-    return None
+            twins.append(other)
+    return twins[0] if len(twins) == 1 else None
+
+
+def _list_params(line: TableLine, plan: Plan) -> dict[str, object]:
+    """Returns the parameters of a line, and all others that its spec has under the same names."""
+    job = plan.jobs.get(line.rows[0].key)
+    resolved = {} if job is None else list_merge_params(job.payload, plan.jobs)
+    return {**resolved, **line.params}
+
+
+def _as_text(value: object) -> str:
+    """Returns a value as its spec has it: 1 and 1.0 are one."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        value = float(value)
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _refuse_other_tasks(first: StoredSweep, second: StoredSweep) -> None:

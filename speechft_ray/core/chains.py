@@ -8,7 +8,8 @@ earlier one, because another axis varies, a stage follows each of them.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,6 +64,17 @@ def short_name(path: str) -> str:
     parts = path.split(".")
     stages = list(itertools.takewhile(lambda part: part == "after", parts[:-1]))
     return "_".join([*stages, parts[-1]])
+
+
+def name_columns(paths: Iterable[str]) -> dict[str, str]:
+    """Returns the columns of dotted paths: ``short_name``, and the number of the objective behind
+    it where several have the same (``weight_0``, ``weight_1``)."""
+    columns = {path: short_name(path) for path in paths}
+    times = Counter(columns.values())
+    for path, short in columns.items():
+        if times[short] > 1:
+            columns[path] = "_".join([short, *filter(str.isdigit, path.split("."))])
+    return columns
 
 
 def build_chains(runs: Sequence[FinetuneSpec]) -> list[Tuning]:

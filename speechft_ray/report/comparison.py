@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -63,7 +64,8 @@ def compare_with_controls(lines: Sequence[TableLine]) -> list[Comparison]:
     best = find_winner(lines)
     if best is None or best.score is None:
         return []
-    controls = [control for role in CONTROLS if (control := find_control(lines, best, role))]
+    roles = [role for role in CONTROLS if role != best.role]  # a search can choose a control
+    controls = [control for role in roles if (control := find_control(lines, best, role))]
     pairs = [_pair(best, control) for control in controls]
     estimates = [estimate_difference(*pair, best.references) for pair in pairs]
     judged = sum(result is not None for result in estimates)
@@ -110,12 +112,13 @@ def headline(lines: Sequence[TableLine]) -> str:
 
 def _preferred_controls(lines: Sequence[TableLine]) -> list[str]:
     """Returns a sentence where dev prefers a control to every merge."""
-    merges = [line for line in lines if line.role == "merge" and "score" in line.dev_mean]
-    best = max(map(dev_score, merges), default=0.0)
+    scored = [line for line in lines if "score" in line.dev_mean]
+    merges = [line for line in scored if line.role == "merge" or line.chosen]
+    best = max(map(dev_score, merges), default=math.inf)
     better = [
         f"{line.title} ({dev_score(line):.2f})"
-        for line in lines
-        if line.role in CONTROLS and "score" in line.dev_mean and dev_score(line) > best
+        for line in scored
+        if line.role in CONTROLS and not line.chosen and dev_score(line) > best
     ]
     if not better:
         return []

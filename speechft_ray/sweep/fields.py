@@ -4,12 +4,13 @@ those at their default, by a dotted name such as ``finetune.updates``."""
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, MutableMapping, Sequence
 from typing import Any
 
 from pydantic import BaseModel
 
-from speechft_ray.core.chains import short_name
+from speechft_ray.core.chains import name_columns, short_name
 from speechft_ray.core.records import Job
 from speechft_ray.core.specs import EvalSpec, FinetuneSpec
 from speechft_ray.sweep.plan import Plan
@@ -69,6 +70,26 @@ def list_merge_fields(
     return fields
 
 
+def list_merge_params(recipe: Mapping[str, Any], jobs: Mapping[str, Job]) -> Params:
+    """Returns the spec of a merge and of the fine-tuning runs that it combines under the names of
+    table columns, also what does not vary; names that several fields have are left out."""
+    fields = list_merge_fields(recipe, jobs)
+    own = [name for name in fields if name.startswith("finetune.")]
+    paths = {name: name.removeprefix("finetune.") for name in own}
+    columns = name_columns(paths.values())
+    times = Counter(map(short_name, paths.values()))
+    params = {columns[path]: _read_number(fields[name]) for name, path in paths.items()}
+    for short in times:
+        if times[short] > 1:
+            params.pop(short, None)
+    params |= {
+        short_name(name): _read_number(value)
+        for name, value in fields.items()
+        if name.startswith(("merge.params.", "merge.method", "merge.alpha"))
+    }
+    return {**params, "at": fields["merge.checkpoint"], "finetune": fields["merge.donors"]}
+
+
 def list_varying_params(jobs: Mapping[str, Job]) -> dict[str, Params]:
     """Returns the fields of each fine-tuning job that differ from others of its title, under the
     short names of table columns, by fingerprint; names and seeds are left out. ``jobs``: all of a
@@ -87,10 +108,11 @@ def list_varying_params(jobs: Mapping[str, Job]) -> dict[str, Params]:
             if name.rsplit(".", 1)[-1] not in ("name", "seed", "finetune")
             and len({run.get(name) for run in runs.values()}) > 1
         ]
+        columns = name_columns(name.removeprefix("finetune.") for name in differ)
         for key, run in runs.items():
             params[key] = {
-                short_name(name.removeprefix("finetune.")): _read_number(run[name])
-                for name in differ
+                column: _read_number(run[name])
+                for name, column in zip(differ, columns.values(), strict=True)
                 if name in run
             }
     return params

@@ -197,7 +197,7 @@ class Publisher:
             report=report,
             # A part of the rows would stay in the chart.
             score_by_alpha=list_alpha_series(scored) if status != "stopped" else {},
-            winner=next((row for row in rows if row.key == best), None),
+            winner=next((row for row in rows if row.key == best and not row.untuned), None),
             tags=made,
             leaks=leaks,
         )

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from pydantic import JsonValue
 
-from speechft_ray.core.chains import Tuning, short_name
+from speechft_ray.core.chains import Tuning, name_columns
 from speechft_ray.core.merge_spec import MergeSpec
 from speechft_ray.core.specs import Precision
 
@@ -31,11 +31,17 @@ def row_params(
     params["finetune"] = "+".join(dict.fromkeys(run.title for run in donors))
     if merge.checkpoint != "best":
         params["at"] = merge.checkpoint
+    values: dict[str, list[str | float | int]] = {}
     for run in donors:
         leaves = run.leaves()
-        params |= {
-            short_name(path): leaves[path] for path in sorted(varying[run.title]) if path in leaves
-        }
+        for path, name in name_columns(sorted(varying[run.title])).items():
+            if path in leaves:
+                values.setdefault(name, []).append(leaves[path])
+    # Values that differ between donors are joined in their order, as trackers do.
+    params |= {
+        name: of_donors[0] if len(set(of_donors)) == 1 else "+".join(map(format_value, of_donors))
+        for name, of_donors in values.items()
+    }
     params["seed"] = donors[0].spec.seed
     if merge.predicted_from:
         params[PREDICTED_FROM] = ",".join(map(format_value, merge.predicted_from))

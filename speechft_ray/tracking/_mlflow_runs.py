@@ -146,6 +146,14 @@ class Runs:
             if run.tags.get(clean_name(name)) != value:
                 self.client.set_tag(run.id, clean_name(name), value)
 
+    def replace_tags(self, run: Run, name: str, tags: Mapping[str, str]) -> None:
+        """Sets ``tags`` and removes others of that name and below it: those of an earlier run."""
+        kept = {clean_name(tag) for tag in tags}
+        for tag in run.tags:
+            if (tag == name or tag.startswith(f"{name}.")) and tag not in kept:
+                self.client.delete_tag(run.id, tag)
+        self.set_tags(run, tags)
+
     def log_params(self, run: Run, params: Mapping[str, object]) -> None:
         """Logs the params that the run lacks: MLflow refuses a second value of a param."""
         from mlflow.entities import Param

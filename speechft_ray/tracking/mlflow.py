@@ -237,13 +237,15 @@ class MlflowTracker:
             starred = end.winner is not None and key == end.winner.key
             if starred or run.tags.get(WINNER):
                 self._runs.set_tags(run, {WINNER: "true" if starred else ""})
+        tags: dict[str, str] = {}
         if end.winner is not None:
-            self._models.set_winner(end.winner.key)
             name = name_run(end.winner.params, end.winner.fields)
             tags = {WINNER: name, f"{WINNER}.key": end.winner.key}
             short = name_params(end.winner.params, {})
             tags |= {f"{WINNER}.{param}": value for param, value in short.items()}
-            self._runs.set_tags(parent, tags)
+        self._runs.replace_tags(parent, WINNER, tags)
+        if end.winner is not None:
+            self._models.set_winner(end.winner.key)
             values = name_metrics(end.winner).items()
             best = {f"best/{key}": value for key, value in values if is_result(key)}
             self._runs.log_latest(parent, best, end.winner.span)

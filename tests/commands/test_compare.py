@@ -10,11 +10,15 @@ from typing import Any
 import pytest
 
 from speechft_ray.cli import main
-from speechft_ray.commands.compare import compare_sweeps
+from speechft_ray.commands.compare import _find_twin, compare_sweeps
 from speechft_ray.core.errors import UserError
 from speechft_ray.core.store import Store
 from speechft_ray.report.comparison import compare_lines
+from speechft_ray.report.lines import TableLine, group_rows
 from speechft_ray.report.winner import read_record
+from speechft_ray.sweep.plan import Plan, make_plan
+from speechft_ray.sweep.protocols import EncoderRow
+from tests.sweep.fakes import inputs, space, sweep
 
 
 def edit_plan(storage: Path, name: str, change: Callable[[dict[str, Any]], None]) -> None:
@@ -78,3 +82,45 @@ def test_sweeps_that_measure_other_things_are_refused(
     edit_plan(storage_copy, "small-search", change)
     with pytest.raises(UserError, match=sentence):
         compare_sweeps("small-sweep", "small-search", storage_copy, None)
+
+
+def make_lambda_sweep(penalties: list[float], **merge: Any) -> tuple[Plan, list[TableLine]]:
+    """A planned sweep over penalties, with made-up scores: 500 and 10 more for each later row."""
+    (run,) = space()["finetune"]
+    runs = [{**run, "seed": 0, "anchor_penalty": {"grid": penalties}}]
+    plan = make_plan(sweep(finetune=runs, merge=[{"alpha": 0.25, **merge}]), inputs())
+    rows = [
+        EncoderRow(
+            key=row.key,
+            title=row.title,
+            params=row.params,
+            test={"score": 500.0 + 10 * place},
+            dev={"score": 500.0},
+            complete=True,
+        )
+        for place, row in enumerate(plan.rows)
+    ]
+    return plan, group_rows(rows)
+
+
+def test_a_parameter_that_varies_in_one_sweep_alone_is_read_from_the_others_spec() -> None:
+    one, several = make_lambda_sweep([0.1]), make_lambda_sweep([0, 0.1, 0.2])
+    plans = (one[0], several[0])
+    for line in one[1]:
+        twin = _find_twin(line, several[1], plans)
+        assert twin is not None and twin.role == line.role
+        assert line.role == "pre-trained" or twin.params["anchor_penalty"] == 0.1
+    back = [_find_twin(line, one[1], (several[0], one[0])) for line in several[1]]
+    paired = [
+        line.params.get("anchor_penalty")
+        for line, twin in zip(several[1], back, strict=True)
+        if twin
+    ]
+    assert sorted(map(str, paired)) == ["0.1", "0.1", "None"]  # alpha 0.25, alpha 1, alpha 0
+
+
+def test_a_line_of_an_early_checkpoint_has_no_twin_at_the_best_one() -> None:
+    best = make_lambda_sweep([0.1])
+    early = make_lambda_sweep([0.1], checkpoint=0.5)
+    twins = [_find_twin(line, best[1], (early[0], best[0])) for line in early[1]]
+    assert [twin.role for twin in twins if twin] == ["pre-trained"]

@@ -137,6 +137,19 @@ def test_a_merge_that_was_not_tuned_cannot_win() -> None:
     assert "alpha 0.5 (not tuned)" in table_cells(lines[0], [])[1]
 
 
+def test_a_control_that_a_search_chose_is_not_compared_with_itself() -> None:
+    """The plain mean of the donors is alpha 1, whatever a search calls it."""
+    controls = [row for row in ROWS if row.params["alpha"] in (0, 1)]
+    lines = group_rows(controls, winner=controls[1].key)
+    assert [item.control.role for item in compare_with_controls(lines)] == ["pre-trained"]
+    assert headline(lines) == (
+        "Best merge, chosen on dev: stable fine-tuning. It scores 725.00 ± 7.07 on test: 145.00 "
+        "below pre-trained (not judged: not every metric has counts)."
+    )
+    lines = group_rows(controls, winner=controls[0].key)
+    assert "On dev stable fine-tuning (990.00) scores higher" in headline(lines)
+
+
 def test_the_winner_is_compared_with_its_own_fine_tuning() -> None:
     other = [
         make_row(1.0, 0, 100.0, dev=2000.0, anchor_penalty=0.5),

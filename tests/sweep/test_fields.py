@@ -7,7 +7,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from speechft_ray.core.specs import FinetuneSpec
-from speechft_ray.sweep.fields import list_merge_fields, list_sweep_fields, list_tuning_fields
+from speechft_ray.sweep.fields import (
+    list_merge_fields,
+    list_sweep_fields,
+    list_tuning_fields,
+    list_varying_params,
+)
 from speechft_ray.sweep.plan import Plan, make_plan
 from speechft_ray.sweep.protocols import EncoderRow
 from speechft_ray.sweep.run_facts import RunFacts
@@ -127,3 +132,25 @@ def test_scores_by_alpha_are_means_over_seeds_alone() -> None:
         "ties narrow lambda 0": [(0.0, 500.0), (0.25, 100.0)],
         "linear narrow lambda 0.5": [(1.0, 300.0)],
     }
+
+
+def test_runs_that_differ_have_different_params() -> None:
+    """Two donors with a penalty each, and two objectives with a weight each: no value takes the
+    place of another."""
+    (run,) = space()["finetune"]
+    penalties = [
+        {**run, "name": name, "seed": 0, "anchor_penalty": {"grid": [0, value]}}
+        for name, value in (("narrow", 0.1), ("wide", 0.01))
+    ]
+    merge = [{"method": "ties", "alpha": 0.5, "donors": ["narrow", "wide"], "params": {}}]
+    plan = make_plan(sweep(finetune=penalties, merge=merge), inputs())
+    merged = [row.params for row in plan.rows if row.params["method"] == "ties"]
+    assert {params["anchor_penalty"] for params in merged} == {0, "0+0.01", "0.1+0", "0.1+0.01"}
+    (objective,) = run["objectives"]
+    weights = [{**objective, "weight": {"grid": [1, value]}} for value in (2, 3)]
+    plan = make_plan(sweep(finetune=[{**run, "seed": 0, "objectives": weights}]), inputs())
+    rows = [row.params for row in plan.rows if row.params["alpha"] == 1]
+    pairs = {(1, 1), (1, 3), (2, 1), (2, 3)}
+    assert {(params["weight_0"], params["weight_1"]) for params in rows} == pairs
+    curves = list_varying_params(plan.jobs).values()
+    assert {(params["weight_0"], params["weight_1"]) for params in curves} == pairs

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +129,23 @@ def test_the_weights_of_a_winner_come_after_the_end_of_the_sweep(tmp_path: Path)
         read_rows(plan, store), None, "finished", best=plan.rows[1].key, make_model=make_model
     )
     assert failing.calls[-1] == "finish" and "no bucket" in notes[0]
+
+
+def test_what_was_not_tuned_is_no_winner_for_trackers(tmp_path: Path) -> None:
+    class Last(Failing):
+        end: SweepEnd
+
+        def finish(self, end: SweepEnd) -> None:
+            self.end = end
+
+    last = Last("", None)
+    plan, store, publisher, _ = run(tmp_path, last)
+    rows = read_rows(plan, store)
+    publisher.finish(rows, None, "finished", best=rows[1].key)
+    assert last.end.winner is not None and last.end.winner.key == rows[1].key
+    untuned = [replace(row, untuned="not tuned: ...") for row in rows]
+    publisher.finish(untuned, None, "finished", best=rows[1].key)
+    assert last.end.winner is None
 
 
 def test_the_curves_of_a_search_are_logged_as_those_of_a_list(tmp_path: Path) -> None:

@@ -184,6 +184,26 @@ def test_mlflow_has_a_trial_with_updates_as_steps(mlflow_storage: Path) -> None:
     ]
 
 
+def test_another_winner_leaves_nothing_of_the_one_before(mlflow_storage: Path) -> None:
+    """A run that was repeated after a failure can select another merge."""
+    first = replace(row(0.5), params={"alpha": 0.5, "method": "ties", "density": 0.2})
+    tags = (
+        "select t.key, t.value from tags t join runs using (run_uuid) "
+        "where name = 'alpha' and t.key like 'speechft.winner%' order by t.key"
+    )
+    database = mlflow_storage / "mlflow.db"
+    for winner in (first, row(0.25), None):
+        tracker = open_tracker(mlflow_storage)
+        for each in (first, row(0.25)):
+            tracker.log_encoder(each)
+        tracker.finish(SweepEnd("finished", None, {}, winner))
+        stored = dict(query(database, tags))
+        expected = {} if winner is None else {f"speechft.winner.{n}" for n in winner.params}
+        others = set() if winner is None else {"speechft.winner", "speechft.winner.key"}
+        assert stored.keys() == {*expected, *others}
+        assert winner is None or stored["speechft.winner.key"] == winner.key
+
+
 def test_a_changed_value_becomes_the_latest(mlflow_storage: Path) -> None:
     """Of several values at one step and time MLflow takes the largest for the latest, so a smaller
     one needs a later step."""
