@@ -79,7 +79,7 @@ def apply_mask(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """
     if values.device.type != "cpu":
         return values * mask
-    return torch.from_numpy(np.multiply(values.numpy(), mask.numpy()))
+    return torch.from_numpy(np.asarray(np.multiply(values.numpy(), mask.numpy())))
 
 
 Density = float | tuple[float, ...]

@@ -95,10 +95,11 @@ def compute_keep_probabilities(
     Equal magnitudes rank by position. A row holds the values of one output, ``values[i]``; a vector
     is one row. A row of one position gets ``density``.
     """
-    rows = values.abs().reshape(values.shape[0] if values.dim() > 1 else 1, -1)
-    length = rows.shape[1]
+    count = values.numel()
+    length = count // values.shape[0] if count and values.dim() > 1 else count
     if length < 2:
         return torch.full_like(values, density, dtype=torch.float64)
+    rows = values.abs().reshape(-1, length)
     order = rows.argsort(dim=1, stable=True)
     evenly = torch.linspace(
         density - epsilon, density + epsilon, length, dtype=torch.float64, device=values.device

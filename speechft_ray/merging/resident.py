@@ -117,7 +117,7 @@ class ResidentMerger:
         if not self._out:
             for key, tensor in self._base.items():
                 first = self._tied[key]
-                self._out[key] = self._out[first] if first != key else tensor.detach().clone()
+                self._out[key] = self._out[first] if first != key else _copy(tensor)
         return self._out
 
     def _combine(self, method: str, params: MergeParams) -> list[_CachedGroup]:
@@ -185,3 +185,8 @@ class ResidentMerger:
 
 def _largest_magnitude(tensor: torch.Tensor) -> float:
     return max(abs(float(end)) for end in torch.aminmax(tensor)) if tensor.numel() else 0.0
+
+
+def _copy(tensor: torch.Tensor) -> torch.Tensor:
+    """Returns a copy whose values lie one after the other, as those of a transposed one do not."""
+    return tensor.detach().clone(memory_format=torch.contiguous_format)

@@ -46,7 +46,7 @@ def _select_by_variance(
     vectors: tuple[torch.Tensor, ...], density: float
 ) -> tuple[torch.Tensor, ...]:
     """Returns the vectors with 0 where the variance is not among the largest."""
-    if density == 1.0:
+    if density == 1.0 or not vectors[0].numel():
         return vectors
     variance = torch.stack(vectors).var(dim=0, correction=0)
     count = int(int(variance.count_nonzero()) * density)

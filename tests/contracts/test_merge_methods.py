@@ -16,6 +16,7 @@ from speechft_ray.core.errors import SpecError, UserError
 from speechft_ray.merging.algebra import combine_all, make_statistics_lookup, merge
 from speechft_ray.merging.base import METHODS, MergeParams, validate_params
 from speechft_ray.merging.param_reader import ParamGroup, ParamReader, ParamSlice
+from speechft_ray.merging.resident import ResidentMerger
 from tests.merging.toy_states import (
     BASE,
     DONORS,
@@ -135,6 +136,30 @@ def test_combine_changes_no_task_vector(method: str) -> None:
         assert combined.shape == BASE[group.name].shape
         for vector, before in zip(vectors[group.name], copies[group.name], strict=True):
             assert torch.equal(vector, before)
+
+
+def test_tensors_of_any_layout_are_merged(method: str) -> None:
+    """One number, no number, and a matrix that was transposed: as any file may have them."""
+    odd = {"scale": torch.tensor(2.0), "none": torch.empty(0, 4), "turned": torch.randn(6, 4).T}
+    base = {**BASE, **odd}
+    donors = [
+        {
+            **donor,
+            "scale": torch.tensor(3.0),
+            "none": torch.empty(0, 4),
+            "turned": odd["turned"] + 1,
+        }
+        for donor in DONORS
+    ]
+    merged = run_merge(method, base, donors)
+    assert merged["scale"].shape == () and bool(merged["scale"].isfinite())
+    assert merged["none"].shape == (0, 4) and merged["turned"].shape == (4, 6)
+    count = METHODS.get(method).donors(validate_params(method, {}))[1] or 2
+    statistics = [make_statistics(method, base, seed) for seed in range(count)]
+    params = EXAMPLES.get(method, {})
+    resident = ResidentMerger(base, donors[:count], (), statistics)
+    whole = merge(method, params, base, donors[:count], 0.5, (), statistics)
+    assert_same(resident.merge(method, params, 0.5), whole)
 
 
 def test_integer_buffers_are_the_bases(method: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 import random
 from pathlib import Path
 
@@ -34,6 +35,10 @@ DATA = Path(__file__).parent / "data"
         ([True, True, False, True, False, False], [6, 5, 4, 3, 2, 1], 100 / 3),
         # (0, 1/2), then both of a tie at once to (1/3, 1): 1/2 + 3x/2 = 1 - x, so x = 1/5.
         ([True, False, True, False, False], [5, 4, 4, 3, 2], 20.0),
+        # What is not finite is wrong, on either side and wherever it stands.
+        ([True, True, False, False], [math.nan] * 4, 100.0),
+        ([True, True, False, False], [0.9, 0.8, math.nan, math.nan], 100.0),
+        ([True, False, True, False], [0.9, 0.2, math.nan, 0.1], 50.0),
     ],
 )
 def test_equal_error_rates_by_hand(same: list[bool], scores: list[float], eer: float) -> None:
@@ -122,6 +127,9 @@ def test_term_weighted_values_by_hand() -> None:
     scores[501:600] = 2.0  # a hundred: better to miss the second hit
     assert maximum_term_weighted_value([scores], [match]) == pytest.approx(0.5)
     assert maximum_term_weighted_value([-scores], [match]) == 0.0  # detecting nothing
+    nothing = np.full(documents, np.nan)
+    assert maximum_term_weighted_value([nothing], [match]) == 0.0  # not in the order of documents
+    assert maximum_term_weighted_value([nothing, -scores], [match, ~match]) < 1.0
     assert pytest.approx(12.49) == BETA
 
 

@@ -30,7 +30,7 @@ NAME = "aishell3"
 TRAIN_UTTERANCES, TEST_UTTERANCES, TRAIN_HOURS = 63_262, 24_773, 63.17
 
 _NAME = re.compile(r"(SSB\d{4})\d{4}\.wav")
-_PINYIN = re.compile(r"[a-z]+\d")
+_PINYIN = re.compile(r"[a-zü]+\d", re.IGNORECASE)
 
 
 class Aishell3Options(DiskOptions):

@@ -73,10 +73,12 @@ def _read_rows(file: Path, split: str) -> list[Recording]:
         )
     recordings = []
     for number, row in enumerate(table, start=2):
-        if not all(row[name] for name in needed):
+        cells = {name: (row[name] or "").strip() for name in needed}
+        if not all(cells.values()):
             raise bad_line(file, number, lines[number - 1], "a row with all cells filled")
-        labels = {label: row[column] for column, label in _COLUMNS.items()}
-        recordings.append(Recording(key=row["path"], path=row["path"], split=split, labels=labels))
+        labels = {label: cells[column] for column, label in _COLUMNS.items()}
+        path = cells["path"]
+        recordings.append(Recording(key=path, path=path, split=split, labels=labels))
     return recordings
 
 

@@ -142,14 +142,17 @@ def _compute_split_hours(options: LibriSpeechOptions) -> dict[str, float]:
 
 
 def _read_transcripts(folder: Path) -> list[tuple[Path, str]]:
-    """Returns the recordings below a folder with their transcripts."""
+    """Returns the recordings below a folder with their transcripts, also those whose file is
+    missing: a folder that was copied in part is no smaller corpus."""
     texts: dict[str, str] = {}
+    places: dict[str, Path] = {}
     for file in list_tree(folder, ".trans.txt"):
         for number, line in enumerate(read_lines(file), start=1):
             name, _, text = line.partition(" ")
             if not text.strip():
                 raise bad_line(file, number, line, "the name of a recording and its words")
             texts[name] = " ".join(text.split())
+            places[name] = file.parent / f"{name}.flac"
     audio = list_tree(folder, ".flac")
     if not audio:
         raise UserError(f"the corpus `{NAME}` has no .flac file below {folder}: unpack it again.")
@@ -158,7 +161,9 @@ def _read_transcripts(folder: Path) -> list[tuple[Path, str]]:
             f"{len(silent)} recordings below {folder} have no line in any .trans.txt: "
             f"{join_names(silent)}."
         )
-    return [(path, texts[path.stem]) for path in audio]
+    heard = {path.stem for path in audio}
+    missing = [path for name, path in places.items() if name not in heard]
+    return [(path, texts[path.stem]) for path in sorted([*audio, *missing])]
 
 
 def read_lexicon(files: Iterable[Path]) -> dict[str, str]:

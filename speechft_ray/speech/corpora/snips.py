@@ -9,7 +9,7 @@ prefixes. Each voice is in one split only.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Set
 from pathlib import Path
 
 from pydantic import model_validator
@@ -71,7 +71,7 @@ def open_snips(
     """
     place = require_root(NAME, root, [TEXTS, SLOTS])
     labels = _read_labels(place)
-    recordings, unlabelled = [], 0
+    recordings, unlabelled, missing = [], 0, 0
     for split, name in _FOLDERS.items():
         folder = require_folder(NAME, place, name, f"its split {split}")
         speakers = set(getattr(options, f"{split}_speakers"))
@@ -82,13 +82,24 @@ def open_snips(
                 f"`{split}_speakers`."
             )
         unlabelled += sum(path.stem not in labels for path in paths)
+        missing += len(_select_names(labels, split, speakers) - {path.stem for path in paths})
         recordings += [
             _make_recording(place, path, split, labels) for path in paths if path.stem in labels
         ]
     notes = []
     if unlabelled:
         notes.append(f"{unlabelled} recordings have no line in {TEXTS} and are left out.")
+    if missing:
+        notes.append(f"{missing} lines in {TEXTS} have no recording, of these speakers alone.")
     return assemble(NAME, place, recordings, options, cache, progress, notes=notes)
+
+
+def _select_names(labels: Iterable[str], split: str, speakers: Set[str]) -> set[str]:
+    """Returns the recordings of a split that the text file has: ``Aditi-snips-train-0``."""
+    parts = ((name, name.split("-")) for name in labels)
+    return {
+        name for name, words in parts if words[0] in speakers and words[2:3] == [_FOLDERS[split]]
+    }
 
 
 def _make_recording(

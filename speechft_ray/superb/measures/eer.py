@@ -8,11 +8,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from speechft_ray.core.errors import UserError
+from speechft_ray.superb.measures._finite import count_as_wrong
 
 
 def equal_error_rate(same: Sequence[bool], scores: Sequence[float]) -> float:
     """Returns the equal error rate of trials; a higher score means that the same speaker is more
-    likely.
+    likely, and one that is not finite counts as wrong.
 
     The result is the intersection of the linearly interpolated receiver operating characteristic
     with 1 - x. s3prl (``sv_voxceleb1/utils.py``) finds the same point with a root finder; on a
@@ -29,7 +30,8 @@ def equal_error_rate(same: Sequence[bool], scores: Sequence[float]) -> float:
             "an equal error rate needs trials of the same speaker and of different ones: check the "
             "list of trials."
         )
-    accepted, right = _characteristic(targets, np.asarray(scores, dtype=np.float64))
+    numbers = count_as_wrong(np.asarray(scores, dtype=np.float64), targets)
+    accepted, right = _characteristic(targets, numbers)
     above = 1.0 - accepted - right  # falls from 1 to -1
     after = int(np.argmax(above <= 0.0))
     share = above[after - 1] / (above[after - 1] - above[after])
@@ -41,6 +43,7 @@ def _characteristic(targets: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray
     on; both begin at 0."""
     order = np.argsort(-scores, kind="stable")
     # Equal scores are accepted together.
-    last = np.append(np.flatnonzero(np.diff(scores[order])), len(order) - 1)
+    ordered = scores[order]
+    last = np.append(np.flatnonzero(ordered[1:] != ordered[:-1]), len(order) - 1)
     right, accepted = np.cumsum(targets[order])[last], np.cumsum(~targets[order])[last]
     return np.append(0.0, accepted / accepted[-1]), np.append(0.0, right / right[-1])

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from speechft_ray.core.errors import UserError
+from speechft_ray.superb.measures._finite import count_as_wrong
 
 TARGET_PRIOR, FALSE_ALARM_COST, MISS_COST = 0.0008, 1.0, 100.0
 BETA = FALSE_ALARM_COST / MISS_COST * (1 / TARGET_PRIOR - 1)
@@ -28,7 +29,7 @@ def maximum_term_weighted_value(
 
     ``scores`` and ``matches`` have one array ``(documents,)`` per query: a score that is higher for
     more certain detections, and whether the document contains the query. Queries that no document
-    contains, or every document, are left out.
+    contains, or every document, are left out. A score that is not finite counts as wrong.
 
     Raises ``ValueError`` for lists of different length and ``UserError`` when no query is left.
     """
@@ -40,8 +41,10 @@ def maximum_term_weighted_value(
             "`matches`."
         )
     gains = [np.where(match, 1.0 / match.sum(), -BETA / (~match).sum()) for _, match in pairs]
-    flat, gain = np.concatenate([score for score, _ in pairs]), np.concatenate(gains)
+    gain = np.concatenate(gains)
+    flat = np.concatenate([count_as_wrong(score, match) for score, match in pairs])
     order = np.argsort(-flat, kind="stable")
     # Equal scores pass a threshold together.
-    last = np.append(np.flatnonzero(np.diff(flat[order])), len(order) - 1)
+    ordered = flat[order]
+    last = np.append(np.flatnonzero(ordered[1:] != ordered[:-1]), len(order) - 1)
     return float(max(0.0, (np.cumsum(gain[order])[last] / len(pairs)).max()))

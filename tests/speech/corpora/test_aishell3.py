@@ -86,6 +86,15 @@ def test_lines_with_mistakes_are_reported(root: Path, line: str) -> None:
         open_at("aishell3", root)
 
 
+def test_pinyin_may_have_an_umlaut_and_capitals(root: Path) -> None:
+    file = root / "test/content.txt"
+    lines = file.read_text(encoding="utf-8").splitlines()
+    name = lines[0].partition("\t")[0]
+    file.write_text("\n".join([f"{name}\t绿 lü4 广 Guang3", *lines[1:]]) + "\n", encoding="utf-8")
+    labels = next(u.labels for u in open_at("aishell3", root).utterances if name in u.key)
+    assert (labels["text"], labels["pinyin"]) == ("绿广", "lü4 Guang3")
+
+
 def test_lists_and_folders_that_are_missing_are_named(root: Path) -> None:
     (root / "test/content.txt").unlink()
     with pytest.raises(UserError, match=r"test/content\.txt, which has the transcripts"):

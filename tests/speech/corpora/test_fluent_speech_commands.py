@@ -29,6 +29,16 @@ def test_rows_become_utterances(root: Path) -> None:
     assert corpus.split("dev")[0].key.startswith("wavs/speakers/2ojo7YRL7Gck83Z3/")
 
 
+def test_blanks_around_cells_are_no_part_of_labels(root: Path) -> None:
+    before = open_at("fluent_speech_commands", root)
+    table = root / "data/valid_data.csv"
+    header, *rows = table.read_text().splitlines()
+    table.write_text(
+        "\r\n".join([header, *(row.replace(",", " ,") + " " for row in rows)]) + "\r\n"
+    )
+    assert open_at("fluent_speech_commands", root).fingerprint == before.fingerprint
+
+
 def test_tables_that_are_not_the_archive_s_are_reported(root: Path) -> None:
     table = root / "data/valid_data.csv"
     text = table.read_text()

@@ -117,6 +117,9 @@ def test_recordings_without_words_and_words_with_mistakes_are_reported(root: Pat
     file.write_text(text.splitlines()[0] + "\n")
     with pytest.raises(UserError, match=r"1 recordings .*no line in any .trans.txt: 84-1002-0001"):
         open_at("librispeech", root)
+    file.write_text(text + "84-1002-0007 A LINE WITHOUT A FILE\n")
+    with pytest.raises(UserError, match=r"84-1002-0007\.flac"):  # copied in part
+        open_at("librispeech", root)
     file.write_text(text + "84-1002-0009\n")
     with pytest.raises(UserError, match="line 3 must be the name of a recording and its words"):
         open_at("librispeech", root)
@@ -160,8 +163,11 @@ def test_hours_of_speakers_keep_every_speaker_in_every_split(root: Path) -> None
     assert everything.notes == (
         "there are 0.00 hours to draw from, and `speaker_hours` needs 13.89.",
     )
-    (root / "train-clean-100/103/1000/103-1000-0000.flac").unlink()
-    (root / "train-clean-100/103/1000/103-1000-0001.flac").unlink()
+    chapter = root / "train-clean-100/103/1000"
+    lines = (chapter / "103-1000.trans.txt").read_text().splitlines()
+    (chapter / "103-1000.trans.txt").write_text("\n".join(lines[2:]) + "\n")
+    for line in lines[:2]:
+        (chapter / f"{line.split()[0]}.flac").unlink()
     with pytest.raises(UserError, match="the speaker `103` has 2 recordings, and 3 are needed"):
         open_at("librispeech", root, speaker_hours=0.1 * SECOND)
 

@@ -59,6 +59,16 @@ def test_recordings_without_a_line_are_left_out_and_counted(root: Path) -> None:
     assert corpus.notes == ("2 recordings have no line in all.iob.snips.txt and are left out.",)
 
 
+def test_lines_without_a_recording_are_told(root: Path) -> None:
+    """A folder that was copied in part; voices that are not chosen are not missed."""
+    for name in ("train/Ivy-snips-train-0", "valid/Amy-snips-valid-1"):
+        (root / f"{name}.wav").unlink()
+    expected = "2 lines in all.iob.snips.txt have no recording, of these speakers alone."
+    assert open_at("snips", root).notes == (expected,)
+    others = {"dev_speakers": ["Aditi"], "train_speakers": ["Joey"], "test_speakers": ["Brian"]}
+    assert open_at("snips", root, **others).notes == ()
+
+
 @pytest.mark.parametrize(
     "line",
     [
