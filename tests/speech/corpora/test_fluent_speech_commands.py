@@ -33,9 +33,7 @@ def test_blanks_around_cells_are_no_part_of_labels(root: Path) -> None:
     before = open_at("fluent_speech_commands", root)
     table = root / "data/valid_data.csv"
     header, *rows = table.read_text().splitlines()
-    table.write_text(
-        "\r\n".join([header, *(row.replace(",", " ,") + " " for row in rows)]) + "\r\n"
-    )
+    table.write_text("\r\n".join([header, *(f"{row} " for row in rows)]) + "\r\n")
     assert open_at("fluent_speech_commands", root).fingerprint == before.fingerprint
 
 
