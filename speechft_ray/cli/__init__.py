@@ -8,6 +8,7 @@ same command again).
 from __future__ import annotations
 
 import atexit
+import errno
 import io
 import os
 import sys
@@ -33,8 +34,13 @@ from speechft_ray.core.errors import (
     Interrupted,
     StorageDown,
     UserError,
+    printable,
 )
 from speechft_ray.core.full_disk import is_disk_full
+
+_PATHS = frozenset(
+    {errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP}
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -63,8 +69,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if is_disk_full(error):
             return _report_full_disk(error)
-        raise
+        if (sentence := _explain_path(error)) is None:
+            raise
+        print(f"speechft: {sentence}", file=sys.stderr)
+        return EXIT_USER
     return 0
+
+
+def _explain_path(error: Exception) -> str | None:
+    """Returns what is wrong with a path that a user gave, for what no check foresaw: a folder of
+    somebody else, a name that is too long, a home of nobody; ``None`` for other errors."""
+    if isinstance(error, OSError) and error.errno in _PATHS and error.filename:
+        name = printable(str(error.filename))
+        return f"`{name}` cannot be used ({error.strerror}): give another path."
+    if isinstance(error, RuntimeError) and "home directory" in str(error):
+        return "a path begins with ~ and the name of a user who has no home here: write it in full."
+    return None
 
 
 def _replace_unprintable() -> None:

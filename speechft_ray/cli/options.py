@@ -7,7 +7,7 @@ from typing import Any
 
 from speechft_ray.core.errors import UserError
 from speechft_ray.core.records import STAGES, Limits, Stage
-from speechft_ray.core.resources import StageResources
+from speechft_ray.core.resources import MOST, StageResources
 
 
 def parse_options(pairs: Sequence[str], flag: str) -> dict[str, Any]:
@@ -72,15 +72,20 @@ def read_resources(
 
     Raises ``UserError``.
     """
-    if cpus is not None and not cpus > 0:
-        raise UserError(f"--cpus-per-trial must be above 0, but is {cpus:g} instead.")
-    if gpus is not None and (not gpus >= 0 or (gpus > 1 and gpus % 1)):
+    if cpus is not None and not 0 < cpus <= MOST:
+        raise UserError(
+            f"--cpus-per-trial must be above 0 and at most {MOST:g}, but is {cpus:g} instead."
+        )
+    if gpus is not None and (not 0 <= gpus <= MOST or (gpus > 1 and gpus % 1)):
         raise UserError(
             "--gpus-per-trial must be a share of one GPU (0 to 1) or a whole number of GPUs, but "
             f"is {gpus:g} instead."
         )
-    if memory_gb is not None and not memory_gb > 0:
-        raise UserError(f"--memory-per-trial must be above 0 GB, but is {memory_gb:g} instead.")
+    if memory_gb is not None and not 0 < memory_gb <= MOST:
+        raise UserError(
+            f"--memory-per-trial must be above 0 GB and at most {MOST:g}, but is {memory_gb:g} "
+            "instead."
+        )
     fields = {"cpus": cpus, "gpus": gpus, "memory_gb": memory_gb, "labels": _read_labels(labels)}
     return {name: value for name, value in fields.items() if value is not None}
 

@@ -136,6 +136,8 @@ def show_plan(
 ) -> None:
     """Print every trial, merge and evaluation of a sweep with what is already done, and the bill of
     the rest: audio to encode, updates, bytes and hours."""
+    from speechft_ray.commands.spaces import make_cache_fields
+
     rates = _read_throughput(throughput)
     sweep = _open_sweep(
         space,
@@ -146,7 +148,7 @@ def show_plan(
         manifest=manifest,
         cpu=cpu,
         smoke=smoke,
-        place={"cache_gb": cache_gb},
+        place=make_cache_fields(None, cache_gb),
     )
     _print_plan(sweep, calibrate, rates, as_json=as_json)
 

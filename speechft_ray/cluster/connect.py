@@ -187,7 +187,7 @@ def _check(address: str, where: str = "") -> None:
         socket.create_connection(
             (match[1].strip("[]"), int(match[2])), timeout=ANSWER_SECONDS
         ).close()
-    except OSError as error:
+    except (OSError, UnicodeError) as error:
         raise UserError(
             f"no Ray head answers at `{address}`{where} ({error}): "
             "start one with `ray start --head`, or use `--address local`."

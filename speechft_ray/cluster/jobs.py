@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 from speechft_ray.cluster.authentication import find_token, is_loopback, warn_without_token
 from speechft_ray.cluster.ray_errors import shorten
 from speechft_ray.core.errors import UserError
+from speechft_ray.core.passwords import hide_passwords
 
 SWEEP, STORAGE, USER = "speechft.sweep", "speechft.storage", "speechft.user"
 """Keys of the metadata of a job."""
@@ -73,23 +74,24 @@ def open_client(cluster: str, note: Callable[[str], object]) -> Any:
     ``note`` gets a line where the cluster asks for no token. The token is that of
     ``RAY_AUTH_TOKEN``, ``RAY_AUTH_TOKEN_PATH`` or ``~/.ray/auth_token``. Raises ``UserError``.
     """
-    parts = urlsplit(cluster)
+    shown = hide_passwords(cluster)
     try:
+        parts = urlsplit(cluster)
         port = parts.port
     except ValueError:
-        port = 0
+        parts, port = urlsplit(""), 0
     if parts.scheme not in ("http", "https") or not parts.hostname or port == 0:
         raise UserError(
-            f"the cluster `{cluster}` must be the address of Ray's dashboard, such as "
+            f"the cluster `{shown}` must be the address of Ray's dashboard, such as "
             "http://HEAD:8265 (`ray start` prints it)."
         )
     try:
         default = 443 if parts.scheme == "https" else 80
         address = (parts.hostname, port or default)
         socket.create_connection(address, timeout=ANSWER_SECONDS).close()
-    except OSError as error:
+    except (OSError, UnicodeError) as error:
         raise UserError(
-            f"no Ray dashboard answers at `{cluster}` ({error}): it listens on its own machine "
+            f"no Ray dashboard answers at `{shown}` ({error}): it listens on its own machine "
             "alone unless started with `ray start --head --dashboard-host 0.0.0.0`; "
             "`ssh -L 8265:127.0.0.1:8265 HEAD` brings it to http://127.0.0.1:8265."
         ) from None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-import re
 import socket
 import sys
 from collections.abc import Sequence
@@ -12,6 +11,7 @@ from typing import NamedTuple
 
 from speechft_ray import __version__
 from speechft_ray.commands.parts import corpus_identity
+from speechft_ray.core.passwords import hide_passwords
 from speechft_ray.core.provenance import code_version
 from speechft_ray.core.records import Place
 from speechft_ray.core.specs import CorpusSpec, SweepSpec
@@ -49,7 +49,7 @@ def begin_invocation(spec: SweepSpec, plan: str, place: Place, source: SpaceSour
     return Invocation(
         sweep=spec.name,
         plan=plan,
-        command=tuple(map(hide_password, sys.argv)),
+        command=tuple(map(hide_passwords, sys.argv)),
         space_file=source.path,
         space=source.text,
         spec=dump_fully(spec),
@@ -68,11 +68,6 @@ def begin_invocation(spec: SweepSpec, plan: str, place: Place, source: SpaceSour
         },
         started=utc_now(),
     )
-
-
-def hide_password(text: str) -> str:
-    """Returns an argument without the password of an address in it."""
-    return re.sub(r"://([^:/@\s]*):[^@/\s]+@", r"://\1:***@", text)
 
 
 def _list_corpora(spec: SweepSpec) -> dict[str, Sequence[CorpusSpec]]:

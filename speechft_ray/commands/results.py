@@ -152,7 +152,7 @@ def print_results(data: ReportData, report: Path, trackers: Sequence[str], stora
     for sentence in trackers:
         console.print(sentence, soft_wrap=True, highlight=False)
     if find_winner(data.lines) is not None:
-        name = shlex.quote(data.sweep.name)
+        name = shlex.quote(data.sweep.label or data.sweep.name)
         console.print(
             "Export the best encoder: "
             f"speechft export {name} {name} --to hf --storage {shlex.quote(storage)}",

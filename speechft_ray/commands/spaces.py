@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from speechft_ray.commands.parts import ask_for, find_space, resolve_place
 from speechft_ray.commands.provenance import SpaceSource
 from speechft_ray.commands.smoke import rename_storage, shrink_sweep
 from speechft_ray.commands.sweep import Sweep, open_sweep
+from speechft_ray.core.errors import UserError
 from speechft_ray.core.space import parse_space
 from speechft_ray.core.specs import SweepSpec
 from speechft_ray.storage.open import find_local_root
@@ -87,7 +89,9 @@ def _read_spec(
 
 def make_cache_fields(cache: str | Path | None, cache_gb: float) -> dict[str, object]:
     """Returns the fields of ``Place`` that say where features are cached; ``cache_gb`` is in 10^9
-    bytes."""
+    bytes. Raises ``UserError`` for a size that is none."""
+    if not 0 <= cache_gb < math.inf:
+        raise UserError(f"--cache-gb must be at least 0 GB, but is {cache_gb:g} instead.")
     folder = Path(cache).expanduser().absolute() if cache else None
     return {"cache": str(folder) if folder else None, "cache_gb": cache_gb}
 

@@ -18,6 +18,7 @@ from speechft_ray.report.write import ReportData
 from speechft_ray.stages.leaks import Identity
 from speechft_ray.storage.address import resolve_storage
 from speechft_ray.storage.open import open_existing
+from speechft_ray.sweep.labels import label_sweep
 from speechft_ray.sweep.plan import Plan
 from speechft_ray.sweep.plan_file import StoredPlan, list_plans, read_plan
 
@@ -43,10 +44,16 @@ def open_store(storage: str | Path) -> Store:
 def list_sweeps(store: Store) -> dict[str, str]:
     """Returns the fingerprint of the plan of every sweep by its name, sorted by name.
 
-    A sweep that never ended has no record; it has the plan that was written last.
+    A sweep that never ended has no record; of several with one name, the one that was planned last
+    has it. Where the name belongs to one with a record, its fingerprint is behind it
+    (``label_sweep``), and ``gc`` keeps what both need.
     """
-    sweeps = {plan.name: plan.fingerprint for plan in list_plans(store)}
-    sweeps |= {name: read_record(store, name).plan for name in list_records(store)}
+    sweeps = {name: read_record(store, name).plan for name in list_records(store)}
+    recorded = dict(sweeps)
+    for plan in list_plans(store):
+        if plan.fingerprint not in recorded.values():
+            label = label_sweep(plan.name, plan.fingerprint, recorded.get(plan.name))
+            sweeps[label] = plan.fingerprint
     return dict(sorted(sweeps.items()))
 
 

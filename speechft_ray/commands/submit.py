@@ -15,6 +15,7 @@ import speechft_ray
 from speechft_ray.commands.parts import SEARCH_SPACES, find_space
 from speechft_ray.commands.smoke import SUFFIX
 from speechft_ray.core.errors import UserError
+from speechft_ray.core.passwords import hide_passwords
 from speechft_ray.speech.checkpoints.catalogue import is_encoder_name
 from speechft_ray.sweep.space_changes import parse_changes
 from speechft_ray.sweep.space_file import open_space
@@ -81,6 +82,7 @@ def plan_submission(
     know. Raises ``UserError``.
     """
     _check_paths(options)
+    _check_passwords(options)
     file = find_space(space)
     opened = open_space(file, note, parse_changes(list(options.get("--set", ()))))
     sweep = opened.spec.name + (SUFFIX if "--smoke" in options else "")
@@ -146,6 +148,17 @@ def _check_paths(options: Mapping[str, Sequence[str]]) -> None:
                     f"{flag} `{value}` must be a path on the cluster that begins with /, since the "
                     "folder of a job there ends with it; for the storage, one that every node sees."
                 )
+
+
+def _check_passwords(options: Mapping[str, Sequence[str]]) -> None:
+    """Raises ``UserError`` for a password: Ray shows the command of a job to all."""
+    for flag, values in options.items():
+        if hidden := next((one for one in map(hide_passwords, values) if one not in values), None):
+            raise UserError(
+                f"{flag} `{hidden}` has a password, which Ray's dashboard would show with the "
+                "command of the job: set MLFLOW_TRACKING_URI, or MLFLOW_TRACKING_USERNAME and "
+                "MLFLOW_TRACKING_PASSWORD of a server, where the driver runs."
+            )
 
 
 def _find_user() -> str:

@@ -40,7 +40,7 @@ from speechft_ray.cost.jobs import PlannedJob
 from speechft_ray.report.progress import ProgressDisplay
 from speechft_ray.report.search_summary import SearchResults
 from speechft_ray.report.winner import label_plan
-from speechft_ray.report.write import PAGE
+from speechft_ray.report.write import PAGE, check_report_folder
 from speechft_ray.stages.perform import publish_start
 from speechft_ray.storage.open import mark_storage, open_store
 from speechft_ray.sweep.claims import UnitClaims
@@ -244,6 +244,7 @@ def _run(
 ) -> list[Outcome]:
     place, store = sweep.place, sweep.store
     store.check_writable()
+    check_report_folder(report)
     sweep.check_disk()
     place = place.model_copy(update={"storage_id": mark_storage(store)})
     opened = open_trackers(sweep.spec, store, mlflow_uri, trackers)

@@ -11,9 +11,10 @@ from typing import NamedTuple
 from rich.console import Console
 
 from speechft_ray.core.errors import UserError, unknown_name
+from speechft_ray.core.passwords import hide_passwords
 from speechft_ray.storage.address import is_url, resolve_storage
 from speechft_ray.storage.open import open_existing
-from speechft_ray.tracking._uris import check_uri, remove_password
+from speechft_ray.tracking._uris import check_uri
 from speechft_ray.tracking.addresses import DATABASE, make_database_uri, read_addresses
 from speechft_ray.tracking.mlflow_pages import (
     Experiment,
@@ -87,7 +88,7 @@ def find_uri(target: Target, uri: str | None) -> str:
 
 def _find_password(uri: str) -> str:
     from_environment = os.environ.get("MLFLOW_TRACKING_URI", "")
-    if remove_password(from_environment) == uri:
+    if hide_passwords(from_environment) == uri:
         return from_environment
     raise UserError(
         f"the sweep was logged at {uri}, whose password is not stored: give the whole address with "
@@ -112,7 +113,7 @@ def open_pages(
         _print_remote(uri, target.sweep, is_to_open, console)
         return
     with MlflowServer(uri, choose_port(port)) as server:
-        console.print(f"MLflow over {remove_password(uri)} is starting ...")
+        console.print(f"MLflow over {hide_passwords(uri)} is starting ...")
         server.wait_until_ready(stop)
         if stop.is_set():
             return
@@ -130,12 +131,12 @@ def _print_remote(uri: str, sweep: str | None, is_to_open: bool, console: Consol
     try:
         experiments = _list_experiments(api)
     except UserError as error:
-        console.print(f"MLflow: {remove_password(uri)}")
+        console.print(f"MLflow: {hide_passwords(uri)}")
         raise UserError(str(error)) from None
     names = {item.name for item in experiments}
     shown = experiments if sweep is None else _select(experiments, sweep, f"at {uri}")
     if not names:
-        console.print(f"MLflow: {remove_password(uri)} (no sweep is logged there yet)")
+        console.print(f"MLflow: {hide_passwords(uri)} (no sweep is logged there yet)")
         return
     pages = _print_pages(api, shown, console)
     if is_to_open:
@@ -148,7 +149,7 @@ def _list_experiments(api: MlflowApi) -> list[Experiment]:
         return [item for item in api.list_experiments() if item.name != "Default"]
     except (OSError, KeyError) as error:
         raise UserError(
-            f"MLflow at {remove_password(api.address)} does not answer as MLflow does ({error}): "
+            f"MLflow at {hide_passwords(api.address)} does not answer as MLflow does ({error}): "
             "see that it runs, and that MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD are "
             "set if it asks for them."
         ) from None

@@ -14,6 +14,8 @@ VERIFY = 3
 """Predicted merges that are verified unless stated."""
 FEWEST = 3
 """Alphas of the shortest curve."""
+MOST = 10_000
+"""Alphas of the longest curve."""
 
 _KEYS = ("curve", "encode", "verify")
 _DECIMALS = 6
@@ -66,10 +68,10 @@ def read_curve(value: dict[str, Any], path: Steps) -> AlphaCurve:
         )
     if unknown:
         raise AxisError(path, unknown_name("part of a curve", str(unknown[0]), _KEYS))
-    if type(count) is not int or count < FEWEST:
+    if type(count) is not int or not FEWEST <= count <= MOST:
         raise AxisError(
             (*path, "curve"),
-            f"must be a whole number of at least {FEWEST}, the alphas of the curve, but is "
+            f"must be a whole number from {FEWEST} to {MOST}, the alphas of the curve, but is "
             f"{count!r} instead.",
         )
     points = encode if isinstance(encode, list) else []

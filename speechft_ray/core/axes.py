@@ -237,6 +237,9 @@ class _Reader:
             for item in sets
         )
         for names in donor_sets:
+            if strangers := [name for name in names if not isinstance(name, str)]:
+                self.wrong("donors", f"must have names alone, but has {strangers[0]!r} instead.")
+                return DonorAxis(kind="always", sets=((),))
             if not names or len(set(names)) < len(names):
                 self.wrong(
                     "donors",

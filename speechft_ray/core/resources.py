@@ -39,15 +39,19 @@ class ResourceRequest(BaseModel):
     explicit: tuple[str, ...] = ()
 
 
+MOST = 1e6
+"""Cores, GPUs or GB of one job that a spec may ask for."""
+
+
 class StageResources(BaseModel):
     """What each job of a stage asks of the cluster, in place of what it needs by estimate."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    cpus: Annotated[float, Field(gt=0)] | None = None
-    gpus: Annotated[float, Field(ge=0)] | None = None
+    cpus: Annotated[float, Field(gt=0, le=MOST, allow_inf_nan=False)] | None = None
+    gpus: Annotated[float, Field(ge=0, le=MOST, allow_inf_nan=False)] | None = None
     """Below 1: a share of one GPU."""
-    memory_gb: Annotated[float, Field(gt=0)] | None = None
+    memory_gb: Annotated[float, Field(gt=0, le=MOST, allow_inf_nan=False)] | None = None
     """Main memory in 10^9 bytes that a node sets aside for the job; Ray does not enforce it."""
     labels: dict[str, str] | None = None
     """Labels that a node must have, ``ray.io/accelerator-type: A100`` among them, with Ray's

@@ -124,7 +124,7 @@ class FinetuneSpec(Spec):
     """Global gradient norm (official configs)."""
     validate_every_updates: Annotated[int, Field(ge=1)] = 1000
     """Updates between validations; the checkpoint with the best one is kept."""
-    crop_seconds: Annotated[float, Field(gt=0)] | None = None
+    crop_seconds: Annotated[float, Field(gt=0, le=86_400)] | None = None
     """Random crop of longer training utterances for pooled objectives (s3prl ``voxceleb1``: 8 s);
     ``None`` uses all."""
     seed: Annotated[int, Field(ge=0)] = 0
@@ -302,7 +302,7 @@ class SearchSpec(RungSpec):
     sampler: Sampler = "tpe"
     """``tpe`` models good and bad merges (arXiv 2304.11127); for most searches of up to a thousand
     trials."""
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     max_concurrent: Annotated[int, Field(ge=1)] | None = None
     """Most trials that run at once. Proposal k depends on the results of exactly the trials 0 to k
     - ``max_concurrent``, whatever ended when, so the search can be repeated. Use about eight times

@@ -274,12 +274,16 @@ class Store:
             return str(error).partition(": `speechft")[0]
         for name, expected in files.items():
             path = self.folder(stage, fingerprint) / name
-            if not path.is_file():
-                return f"{path} is missing"
-            if path.stat().st_size != expected["bytes"]:
+            try:
                 size = path.stat().st_size
+                changed = contents and file_sha256(path) != expected["sha256"]
+            except FileNotFoundError:
+                return f"{path} is missing"
+            except OSError as error:
+                return f"{path} cannot be read ({error.strerror})"
+            if size != expected["bytes"]:
                 return f"{path} has {size} bytes, and had {expected['bytes']} when it was written"
-            if contents and file_sha256(path) != expected["sha256"]:
+            if changed:
                 return f"{path} differs from its sha256"
         return None
 

@@ -7,6 +7,7 @@ still runs.
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -72,6 +73,20 @@ class ReportData:
         """Lines of the result table with intervals and leaks, computed once for all formats."""
         lines = group_rows(self.rows, expected=self.references, winner=self.winner)
         return add_leaks(add_intervals(lines, self.tests, self.references), self.leaks)
+
+
+def check_report_folder(folder: Path) -> None:
+    """Makes the folder of a report. Raises ``UserError`` where no report can be written."""
+    probe = folder / f".probe-{uuid.uuid4().hex}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.write_text("")
+        probe.unlink()
+    except OSError as error:
+        raise UserError(
+            f"the report folder `{folder}` cannot be written ({error.strerror}): give another with "
+            "--report. Nothing was computed."
+        ) from None
 
 
 def write_report(folder: Path, data: ReportData) -> Path:

@@ -14,7 +14,7 @@ from speechft_ray.sweep.yaml_text import YamlError, load_yaml
 
 EXAMPLES = "for example --set evaluate[0].updates=50 or --set 'merge[*].alpha={grid: [0.1, 0.5]}'"
 ALL = "*"
-_STEP = re.compile(r'\.?(?:"(?P<quoted>[^"]+)"|(?P<name>[^.\[\]"=]+))|\[(?P<index>\d+|\*)\]')
+_STEP = re.compile(r'\.?(?:"(?P<quoted>[^"]+)"|(?P<name>[^.\[\]"=]+))|\[(?P<index>\d{1,9}|\*)\]')
 _FLAT = ("score", "topline")
 """A mapping whose keys have dots of their own (``pr.per``): the rest of a path is one key."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from speechft_ray.core.errors import UserError
+from speechft_ray.core.passwords import hide_passwords
 
 INSTALLED_AS = {
     "MySQLdb": "mysqlclient",
@@ -17,7 +18,7 @@ INSTALLED_AS = {
 def check_uri(uri: str, where: str = "") -> None:
     """Raises ``UserError`` for a URI that is neither a database nor a server, and for a database
     whose driver is not installed. ``where`` says where the URI was read."""
-    start = f"the MLflow URI `{remove_password(uri)}`{where}"
+    start = f"the MLflow URI `{hide_passwords(uri)}`{where}"
     if not re.match(r"(sqlite|postgresql|mysql|mssql)(\+\w+)?://|https?://", uri):
         raise UserError(
             f"{start} must start with http://, https://, sqlite:///, postgresql://, mysql:// or "
@@ -31,7 +32,7 @@ def check_uri(uri: str, where: str = "") -> None:
     try:
         make_url(uri).get_dialect().import_dbapi()
     except (NoSuchModuleError, ArgumentError, ValueError, AttributeError) as error:
-        reason = " ".join(str(error).replace(uri, remove_password(uri)).split())
+        reason = " ".join(str(error).replace(uri, hide_passwords(uri)).split())
         raise UserError(
             f"{start} cannot be read as the address of a database ({reason}): write, for example, "
             "postgresql+psycopg2://USER:PASSWORD@HOST:5432/NAME."
@@ -43,11 +44,6 @@ def check_uri(uri: str, where: str = "") -> None:
             f"{start} needs {driver}, which cannot be imported here ({error}): install {package} "
             "with pip, or leave --mlflow out for a database in the storage folder."
         ) from None
-
-
-def remove_password(uri: str) -> str:
-    """Returns a URI without its password."""
-    return re.sub(r"://([^:/@]*):[^@/]+@", r"://\1:***@", uri)
 
 
 def advise(reason: str) -> str:

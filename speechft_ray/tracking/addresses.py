@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from speechft_ray.core.files import write_json
-from speechft_ray.tracking._uris import remove_password
+from speechft_ray.core.passwords import hide_passwords
 
 FOLDER = "trackers"
 DATABASE = "mlflow.db"
@@ -22,7 +22,7 @@ def remember_address(storage: Path, sweep: str, uri: str | None) -> None:
     """Writes the URI of MLflow that a sweep uses, without its password; ``None`` for the database
     in the storage folder. Never raises ``OSError``: the file is a convenience."""
     path = storage.expanduser() / FOLDER / f"{sweep}.json"
-    content = {"mlflow": remove_password(uri) if uri else None}
+    content = {"mlflow": hide_passwords(uri) if uri else None}
     with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         if _read(path) == content:
@@ -40,7 +40,7 @@ def read_addresses(storage: Path) -> dict[str, str | None]:
     return {
         name: content["mlflow"]
         for name, content in contents.items()
-        if content is not None and isinstance(content.get("mlflow"), str | None)
+        if content is not None and "mlflow" in content and isinstance(content["mlflow"], str | None)
     }
 
 

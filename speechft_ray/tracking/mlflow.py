@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from speechft_ray.core.passwords import hide_passwords
 from speechft_ray.sweep.predictions import is_prediction
 from speechft_ray.sweep.protocols import Curve, EncoderRow, Model, SweepEnd, SweepInfo, TrackerDown
 from speechft_ray.tracking._damaged_database import set_damaged_aside
@@ -39,7 +40,7 @@ from speechft_ray.tracking._names import (
     name_run,
     split_points,
 )
-from speechft_ray.tracking._uris import advise, check_uri, remove_password
+from speechft_ray.tracking._uris import advise, check_uri
 from speechft_ray.tracking.addresses import DATABASE, make_database_uri, remember_address
 from speechft_ray.tracking.base import TRACKERS, TrackerKind
 
@@ -179,7 +180,7 @@ class MlflowTracker:
 
     def how_to_open(self) -> str:
         """Returns the command or the address that opens the page of MLflow."""
-        uri = remove_password(self._uri)
+        uri = hide_passwords(self._uri)
         if self._uri.startswith("http"):
             experiment = self._opened.experiment if self._opened else ""
             return f"MLflow: {uri.rstrip('/')}/#/experiments/{experiment}"
@@ -278,7 +279,7 @@ class MlflowTracker:
         except Exception as error:  # of MLflow, a database, `requests` or a cloud's library
             if (sentence := self._set_damaged_aside()) is not None:
                 raise TrackerDown(sentence) from error
-            uri = remove_password(self._uri)
+            uri = hide_passwords(self._uri)
             reason = " ".join(str(error).replace(self._uri.rstrip("/"), uri).split())[:200]
             raise TrackerDown(
                 f"MLflow at `{uri}` does not take results ({type(error).__name__}: {reason})."

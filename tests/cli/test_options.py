@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -103,6 +104,9 @@ def test_resources_are_read_from_options() -> None:
     ("options", "sentence"),
     [
         ((0, None, None, []), "--cpus-per-trial must be above 0"),
+        ((math.inf, None, None, []), "--cpus-per-trial must be above 0 and at most"),
+        ((None, math.inf, None, []), "--gpus-per-trial must be"),
+        ((None, None, 1e300, []), "--memory-per-trial must be above 0 GB and at most"),
         ((None, 1.5, None, []), "a share of one GPU"),
         ((None, None, -1, []), "--memory-per-trial must be above 0 GB"),
         *(

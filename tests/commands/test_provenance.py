@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 
 from speechft_ray.commands.parts import resolve_place
-from speechft_ray.commands.provenance import SpaceSource, begin_invocation, hide_password
+from speechft_ray.commands.provenance import SpaceSource, begin_invocation
 from speechft_ray.commands.results import describe_sweep, publish_results
 from speechft_ray.commands.sweep import keep_both
+from speechft_ray.core.passwords import hide_passwords
 from speechft_ray.core.records import Place
 from speechft_ray.core.store import Store
 from speechft_ray.report.winner import list_records, read_record
@@ -82,8 +83,12 @@ def test_two_runs_of_a_sweep_have_two_records_and_a_damaged_one_is_passed_over(
 
 
 def test_addresses_lose_their_passwords() -> None:
-    assert hide_password("--mlflow=postgresql://u:p@h/d") == "--mlflow=postgresql://u:***@h/d"
-    assert hide_password("https://host:5000/x") == "https://host:5000/x"
+    assert hide_passwords("--mlflow=postgresql://u:p@h/d") == "--mlflow=postgresql://u:***@h/d"
+    assert hide_passwords("https://host:5000/x") == "https://host:5000/x"
+    for password in ("se/cret", "se@cret", "a:b"):
+        assert hide_passwords(f"http://u:{password}@host:1/x") == "http://u:***@host:1/x"
+    query = hide_passwords("mysql://host/d?user=u&password=p&ssl=1")
+    assert query == "mysql://host/d?user=u&password=***&ssl=1"
 
 
 def run_fake_sweep(

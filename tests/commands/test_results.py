@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,16 @@ def test_leaks_are_printed_below_the_table(
     assert "MLflow: speechft ui" in text
     name = "'alpha ablation'"
     assert f"speechft export {name} {name} --to hf --storage '{storage}'" in text
+
+
+def test_the_printed_export_is_that_of_this_sweep(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where another sweep has its name, it is stored under another one."""
+    data = make_report_data()
+    other = replace(data, sweep=data.sweep._replace(label="alpha-12345678"))
+    print_results(other, tmp_path, [], "runs")
+    assert "speechft export alpha-12345678 alpha-12345678 --to hf" in capsys.readouterr().out
 
 
 def test_a_storage_of_an_earlier_version_has_a_page(finished_storage: Path, tmp_path: Path) -> None:

@@ -57,6 +57,13 @@ def test_paths_of_the_cluster_are_absolute(flag: str) -> None:
     plan_submission("alpha", {**STORAGE, flag: ["s3://bucket/runs"]})
 
 
+def test_a_password_is_not_sent_with_the_command_of_a_job() -> None:
+    uri = "postgresql://u:se/cret@db/x"
+    with pytest.raises(UserError, match=r"u:\*\*\*@db/x` has a password") as error:
+        plan_submission("alpha", {"--storage": ["/shared"], "--mlflow": [uri]})
+    assert "cret" not in str(error.value)
+
+
 def test_mistakes_of_the_space_are_reported_here(tmp_path: Path) -> None:
     space = write_space(tmp_path, colour="red")
     with pytest.raises(UserError, match="colour"):

@@ -11,6 +11,7 @@ import pytest
 
 from speechft_ray.cli import main
 from speechft_ray.commands import unused
+from speechft_ray.commands.stored import list_sweeps
 from speechft_ray.commands.unused import measure_use
 from speechft_ray.core.errors import UserError
 from speechft_ray.core.records import Job
@@ -92,6 +93,23 @@ def test_what_a_forgotten_sweep_shares_stays(storage_copy: Path) -> None:
     left = measure_use(store)
     assert set(left.needed_by) == {"small-search"}
     assert left.bytes_of.keys() == search and left.unused == []
+
+
+def test_a_sweep_that_was_killed_keeps_its_units_where_another_has_its_name(
+    storage_copy: Path,
+) -> None:
+    """Its driver left a plan and no record; the same command goes on with it."""
+    store = Store(storage_copy)
+    killed = read_record(store, "small-search").plan
+    plan = storage_copy / "plans" / f"{killed}.json"
+    content = json.loads(plan.read_text())
+    content["spec"]["name"] = "small-sweep"
+    plan.write_text(json.dumps(content))
+    (storage_copy / "sweeps" / "small-search.json").unlink()
+    assert list(list_sweeps(store)) == ["small-sweep", f"small-sweep-{killed[:8]}"]
+    before = measure_use(store).bytes_of.keys()
+    assert gc(storage_copy, "--yes") == 0
+    assert measure_use(store).bytes_of.keys() == before and plan.is_file()
 
 
 def test_a_storage_without_plans_keeps_what_its_records_name(storage_copy: Path) -> None:

@@ -184,6 +184,9 @@ def test_merges_and_a_search_exclude_each_other() -> None:
         ),
         (axes(donors=["nobody"]), "axes.donors", "unknown fine-tuning run `nobody`."),
         (axes(donors={"some": ["phones"]}), "axes.donors", "must be a list of names, `choice`"),
+        (axes(donors=[{"a": 1}]), "axes.donors", "must"),
+        (axes(donors={"choice": [[["phones"]]]}), "axes.donors", "must have names alone"),
+        (axes(donors={"subset": [["phones"]]}), "axes.donors", "must have names alone"),
         (axes(donors=["phones", "phones"]), "axes.donors", "must name each donor once"),
         (
             axes(anchor_penalty=...),

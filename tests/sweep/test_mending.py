@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import threading
 from pathlib import Path
 
+import pytest
 from rich.console import Console
 
 from speechft_ray.commands.verify import verify_store
+from speechft_ray.core.fingerprint import file_sha256
 from speechft_ray.core.store import MANIFEST, Store
 from speechft_ray.sweep.mending import set_damaged_aside
 from speechft_ray.sweep.plan import Plan, make_plan
@@ -49,6 +52,27 @@ def test_what_is_damaged_is_computed_again_and_the_table_is_equal(tmp_path: Path
     assert sorted(finish(plan, store)) == sorted(labels)
     assert read_rows(plan, store) == before
     assert set_damaged_aside(plan, store, notes.append) == 0
+
+
+def test_a_file_that_cannot_be_read_is_damaged_and_verify_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bad disk, or a file of somebody else."""
+    plan, store = make_plan(sweep(), inputs()), Store(tmp_path)
+    finish(plan, store)
+    bad = store.folder("merge", plan.rows[1].key) / "content.txt"
+
+    def fail(path: Path) -> str:
+        if path == bad:
+            raise OSError(errno.EIO, "Input/output error", str(path))
+        return file_sha256(path)
+
+    monkeypatch.setattr("speechft_ray.core.store.file_sha256", fail)
+    console = Console(record=True, width=400, file=io.StringIO())
+    assert verify_store(store, False, console) == 1
+    text = console.export_text()
+    assert f"{bad} cannot be read (Input/output error)" in text
+    assert f"{len(store.list_units())} units" in text
 
 
 def test_verify_reads_all_and_sets_aside_when_asked(tmp_path: Path) -> None:

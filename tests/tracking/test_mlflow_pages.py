@@ -60,6 +60,7 @@ def test_addresses_are_remembered_without_passwords(tmp_path: Path) -> None:
     assert list(read_addresses(tmp_path)) == ["second", "first"]
     assert "secret" not in (tmp_path / "trackers" / "first.json").read_text()
     (tmp_path / "trackers" / "damaged.json").write_text("[")
+    (tmp_path / "trackers" / "empty.json").write_text("{}")
     assert set(read_addresses(tmp_path)) == set(expected)
 
 
