@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from pydantic import BaseModel
+from pydantic import ValidationError
 
-from speechft_ray.core.errors import SpecError, SweepError, UserError
+from speechft_ray.core.errors import SpecError, SweepError, UserError, unknown_name
 from speechft_ray.core.merge_spec import MergeSpec
 from speechft_ray.core.metrics import metrics_of
-from speechft_ray.core.specs import CorpusSpec, EvalSpec, SweepSpec
+from speechft_ray.core.specs import CorpusSpec, EvalSpec, Objective, SweepSpec
 from speechft_ray.core.validation import validate
 from speechft_ray.merging.base import METHODS, validate_params
-from speechft_ray.speech.corpora.base import CORPORA
+from speechft_ray.speech.corpora.base import CORPORA, SPLITS, Estimate
 from speechft_ray.speech.heads.base import HEADS, check_head_options
 from speechft_ray.superb.setup import check_patience
-from speechft_ray.superb.tasks.base import TASKS, check_task_options
+from speechft_ray.superb.tasks.base import TASKS, check_task_options, select_columns
 
 Mistakes = list[tuple[str, str]]
 
@@ -49,10 +49,12 @@ def check_names(spec: SweepSpec) -> None:
                 attempt(f"{path}.options", check_head_options, *options)
             attempt(
                 f"{path}.corpus.name",
-                _check_corpus_options,
+                _check_corpus,
                 objective.corpus,
+                ("train", "dev"),
                 options=f"{path}.corpus.options",
             )
+            attempt(f"{path}.column", _check_objective_column, objective)
         if run.after:
             merge = MergeSpec(
                 method=run.after.method, params=run.after.params, donors=(run.after.finetune,)
@@ -86,18 +88,50 @@ def check_names(spec: SweepSpec) -> None:
         for corpus in entry.corpora():
             attempt(
                 f"evaluate[{index}].corpus.name",
-                _check_corpus_options,
+                _check_corpus,
                 corpus,
+                SPLITS,
                 options=f"evaluate[{index}].corpus.options",
             )
+            attempt(f"evaluate[{index}].column", _check_task_column, entry, corpus)
     if mistakes:
         raise SweepError(f"the sweep `{spec.name}`", list(dict.fromkeys(mistakes)))
 
 
-def _check_corpus_options(spec: CorpusSpec) -> BaseModel:
-    return validate(
-        CORPORA.get(spec.name).options, dict(spec.options), where=f"corpus `{spec.name}`"
-    )
+def _check_corpus(spec: CorpusSpec, splits: Sequence[str]) -> None:
+    """Checks the options of a corpus, and that one that is synthesised has these splits."""
+    kind = CORPORA.get(spec.name)
+    validate(kind.options, dict(spec.options), where=f"corpus `{spec.name}`")
+    estimate = _estimate(spec)
+    if empty := [split for split in splits if estimate and not estimate.utterances[split]]:
+        raise UserError(
+            f"the corpus `{spec.name}` has no utterances in {' and '.join(empty)}, which this "
+            "needs: raise the number."
+        )
+
+
+def _check_objective_column(objective: Objective) -> None:
+    estimate = _estimate(objective.corpus)
+    if estimate and objective.column and objective.column not in estimate.columns:
+        raise UserError(unknown_name("label column", objective.column, estimate.columns))
+
+
+def _check_task_column(entry: EvalSpec, corpus: CorpusSpec) -> None:
+    estimate = _estimate(corpus)
+    if estimate and entry.task in TASKS.names():
+        select_columns(TASKS.get(entry.task), entry.column, corpus.name, estimate.columns)
+
+
+def _estimate(spec: CorpusSpec) -> Estimate | None:
+    """Returns what is known of a corpus that is synthesised; ``None`` for others, and where its
+    options are wrong, which ``_check_corpus`` tells."""
+    kind = CORPORA.get(spec.name) if spec.name in CORPORA.names() else None
+    if kind is None or kind.estimate is None:
+        return None
+    try:
+        return kind.estimate(kind.options.model_validate(dict(spec.options)))
+    except ValidationError:
+        return None
 
 
 def check_statistics(merge: MergeSpec, spec: SweepSpec) -> None:

@@ -31,7 +31,7 @@ def build_task_data(task: Task, spec: EvalSpec, corpus: Corpus) -> TaskData | Tr
     """
     options = check_task_options(task, spec.options)
     check_patience(task, spec)
-    columns = select_columns(task, spec.column, corpus)
+    columns = select_columns(task, spec.column, corpus.name, corpus.columns, corpus.missing_columns)
     try:
         data = task.build(corpus, columns, options)
     except MissingLabelError as error:

@@ -17,7 +17,7 @@ from speechft_ray.core.metrics import METRICS
 from speechft_ray.core.records import read_scores
 from speechft_ray.core.specs import CorpusSpec, EvalSpec
 from speechft_ray.speech.corpora.base import Corpus
-from speechft_ray.speech.corpora.synthetic import SyntheticOptions, open_synthetic
+from speechft_ray.speech.corpora.synthetic import SyntheticOptions, estimate_size, open_synthetic
 from speechft_ray.superb.evaluate import evaluate
 from speechft_ray.superb.setup import build_task_data
 from speechft_ray.superb.tasks.base import TASKS, TaskData, list_allowed_tasks
@@ -91,7 +91,9 @@ def test_it_needs_no_files(name: str, tmp_path: Path) -> None:
     spec, roots = make_evaluation(name, None, {"updates": 1, "corpus_options": sizes})
     assert spec.corpus.name == "synthetic" and not roots
     options = SyntheticOptions.model_validate(spec.corpus.options)
-    facts = facts_of(name, open_synthetic(options, None, tmp_path))
+    corpus = open_synthetic(options, None, tmp_path)
+    assert estimate_size(options).columns == corpus.columns
+    facts = facts_of(name, corpus)
     metrics = {score.metric for score in read_scores(facts) if score.split == "test"}
     assert metrics == set(TASKS.get(name).metrics)
 

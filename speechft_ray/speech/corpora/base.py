@@ -160,10 +160,12 @@ class ExpectedCounts:
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """The size of a corpus that is not made yet: utterances by split and their mean length."""
+    """What is known of a corpus that is not made yet: utterances by split, their mean length, and
+    their label columns."""
 
     utterances: Mapping[str, int]
     mean_seconds: float
+    columns: frozenset[str]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,6 +9,7 @@ packed file, which later opens map into memory.
 from __future__ import annotations
 
 import json
+import random
 import shutil
 import tempfile
 from pathlib import Path
@@ -29,7 +30,7 @@ from speechft_ray.speech.corpora.base import (
     Progress,
     Utterance,
 )
-from speechft_ray.speech.synthesis.parts import PARTS, Item, make_items, max_speakers
+from speechft_ray.speech.synthesis.parts import PARTS, Item, Part, make_items, max_speakers
 from speechft_ray.speech.synthesis.phones import join_phones
 from speechft_ray.speech.synthesis.workers import synthesise, usable_cores
 
@@ -132,9 +133,21 @@ def open_synthetic(
 
 
 def estimate_size(options: SyntheticOptions) -> Estimate:
-    """Returns the number of utterances, and their mean length to about 3 %."""
+    """Returns the number of utterances, their mean length to about 3 %, and their columns."""
     counts = {split: int(getattr(options, split)) for split in SPLITS}
-    return Estimate(utterances=counts, mean_seconds=MEAN_SECONDS[options.part])
+    return Estimate(
+        utterances=counts,
+        mean_seconds=MEAN_SECONDS[options.part],
+        columns=_list_columns(PARTS[options.part]),
+    )
+
+
+def _list_columns(part: Part) -> frozenset[str]:
+    if part.is_mixed:
+        return frozenset({"segments", "speaker"})
+    drawn = part.draw_prompt(0, random.Random(0)).labels
+    of_queries = {"matches"} if part.draw_query else set()
+    return frozenset({"speaker", "text", "phones", *drawn, *of_queries})
 
 
 def make_corpus(

@@ -240,9 +240,15 @@ def check_task_options(task: Task, options: Mapping[str, Any]) -> TaskOptions:
     return validate(task.options, dict(options), where=f"task `{task.name}`")
 
 
-def select_columns(task: Task, column: str | None, corpus: Corpus) -> tuple[str, ...]:
-    """Returns the label columns to learn. Raises ``UserError`` naming the corpus' columns and the
-    tasks they allow."""
+def select_columns(
+    task: Task,
+    column: str | None,
+    corpus: str,
+    available: frozenset[str],
+    reasons: Mapping[str, str] = MappingProxyType({}),
+) -> tuple[str, ...]:
+    """Returns the label columns to learn, of those ``available`` in a corpus. ``reasons``: why it
+    lacks others. Raises ``UserError`` naming the corpus' columns and the tasks they allow."""
     if column is not None and len(task.columns) > 1:
         raise UserError(
             f"the task `{task.name}` reads the columns {', '.join(task.columns)}: leave `column` "
@@ -251,21 +257,20 @@ def select_columns(task: Task, column: str | None, corpus: Corpus) -> tuple[str,
     columns = task.columns if column is None else (column,)
     if not columns:
         raise UserError(
-            f"the task `{task.name}` needs `column`, one of {_format_names(corpus.columns)} "
-            f"(corpus `{corpus.name}`)."
+            f"the task `{task.name}` needs `column`, one of {_format_names(available)} "
+            f"(corpus `{corpus}`)."
         )
-    missing = set(columns) - corpus.columns
+    missing = set(columns) - available
     if missing:
-        explained = sorted(missing & set(corpus.missing_columns))
-        reasons = "".join(
-            f" The column `{name}`: {corpus.missing_columns[name]}" for name in explained
+        explained = "".join(
+            f" The column `{name}`: {reasons[name]}" for name in sorted(missing & set(reasons))
         )
-        near = difflib.get_close_matches(min(missing), sorted(corpus.columns), n=1)
+        near = difflib.get_close_matches(min(missing), sorted(available), n=1)
         hint = f" Did you mean `{near[0]}`?" if column is not None and near else ""
         raise UserError(
             f"the task `{task.name}` needs the column {_format_names(missing)}, which the corpus "
-            f"`{corpus.name}` does not have; its columns {_format_names(corpus.columns)} allow the "
-            f"tasks {_format_names(list_allowed_tasks(corpus.columns))}.{hint}{reasons}"
+            f"`{corpus}` does not have; its columns {_format_names(available)} allow the "
+            f"tasks {_format_names(list_allowed_tasks(available))}.{hint}{explained}"
         )
     return columns
 
