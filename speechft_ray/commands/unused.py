@@ -29,6 +29,9 @@ STAGES = ("encoder", "finetune", "merge")
 HOURS = 24.0
 """What is younger is kept: an evaluation or merge that runs outside a sweep holds no lock."""
 
+LOOK_AGAIN_SECONDS = 1.0
+"""How often it is looked, while units are removed, whether a sweep has started."""
+
 Unit = tuple[str, str]
 """Stage and fingerprint."""
 
@@ -111,7 +114,7 @@ def remove_unused(store: Store, items: Iterable[Unused], forget: str | None = No
     """Removes what ``measure_use`` returned as unused, and the record of the sweep ``forget``.
     Returns the bytes that were freed.
 
-    Raises ``UserError``, before anything is removed, when a sweep was started meanwhile.
+    Raises ``UserError`` when a sweep was started meanwhile, and removes nothing more then.
     """
     items = list(items)
     store.pull_records()
@@ -123,7 +126,15 @@ def remove_unused(store: Store, items: Iterable[Unused], forget: str | None = No
         )
     if forget is not None:  # before its units, so that no name leads to what is gone
         store.remove_entry(SWEEPS, f"{forget}.json")
-    for item in items:
+    looked = time.monotonic()
+    for number, item in enumerate(items):
+        if time.monotonic() - looked >= LOOK_AGAIN_SECONDS:
+            looked = time.monotonic()
+            if list_drivers(store).keys() - again.running.keys():
+                raise UserError(
+                    f"a sweep was started while gc removed: it stopped after {number} of "
+                    f"{len(items)} items. Run it again, and it keeps what that sweep needs."
+                )
         if item.is_unit:
             store.discard(*item.place)
         else:

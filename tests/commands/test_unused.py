@@ -154,6 +154,28 @@ def test_a_sweep_that_starts_meanwhile_is_seen(
         unused.remove_unused(store, use.unused, None)
 
 
+def test_a_sweep_that_starts_while_units_are_removed_ends_that(
+    storage_copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(storage_copy)
+    for number in range(3):
+        add_unit(store, "merge", f"{number}" * 16)
+    use = measure_use(store, hours=0)
+    drivers: dict[str, str] = {}
+    discard = store.discard
+
+    def discard_and_start(stage: str, key: str) -> None:
+        discard(stage, key)
+        drivers["f" * 16] = "node7, process 12"
+
+    monkeypatch.setattr(unused, "LOOK_AGAIN_SECONDS", 0.0)
+    monkeypatch.setattr(unused, "list_drivers", lambda _: dict(drivers))
+    monkeypatch.setattr(store, "discard", discard_and_start)
+    with pytest.raises(UserError, match="stopped after 1 of 3 items"):
+        unused.remove_unused(store, use.unused, None)
+    assert len([key for key in store.fingerprints("merge") if len(set(key)) == 1]) == 2
+
+
 def test_sweeps_are_listed_with_their_sizes(
     finished_storage: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
