@@ -91,9 +91,7 @@ def print_progress(status: CurrentStatus, console: Console) -> None:
 
 def print_other_sweeps(store: Store, fingerprint: str, console: Console) -> None:
     """Prints the other sweeps that run in a storage now, each with its progress."""
-    for key, driver in list_drivers(store).items():
-        if key == fingerprint:
-            continue
+    for key, driver in list_drivers(store, other_than=fingerprint).items():
         written = read_status(store.root, key)
         name = f"{written.sweep}, {written.percent:.0f} % done" if written else key
         text = f"also running in this storage: {name} ({driver})"

@@ -80,10 +80,12 @@ def describe_driver(store: Store, sweep: str) -> str | None:
         return f"perhaps: its lock in {place} cannot be read ({error.strerror})"
 
 
-def list_drivers(store: Store) -> dict[str, str]:
-    """Returns the drivers that run now in a storage, by the fingerprint of their sweep. Of one that
-    cannot be looked up from here, a renewal of its lock is waited for."""
-    drivers = {sweep: describe_driver(store, sweep) for sweep in sorted(store.list_leases())}
+def list_drivers(store: Store, other_than: str | None = None) -> dict[str, str]:
+    """Returns the drivers that run now in a storage, by the fingerprint of their sweep, without
+    that of ``other_than``. Of one that cannot be looked up from here, a renewal of its lock is
+    waited for."""
+    sweeps = (sweep for sweep in sorted(store.list_leases()) if sweep != other_than)
+    drivers = {sweep: describe_driver(store, sweep) for sweep in sweeps}
     return {sweep: driver for sweep, driver in drivers.items() if driver}
 
 
