@@ -14,7 +14,7 @@ import soundfile
 from ray._private.services import find_gcs_addresses
 
 from speechft_ray.cli import main
-from tests.e2e.small_world import PHONES, SMALL, manifests, places, run, write_space
+from tests.e2e.small_world import SMALL, manifests, places, run, write_space
 
 
 def run_refused(
@@ -126,11 +126,10 @@ def test_manifest_not_given(tmp_path: Path) -> None:
 
 
 def test_one_failing_task_does_not_stop_the_others(tmp_path: Path) -> None:
-    """A corpus without the column that a task needs: that task fails alone, exit code 1, and the
-    report names it."""
-    wrong = {"task": "er", "corpus": {"options": PHONES}, "updates": 2}
-    score = {"zero": "measured", "topline": {**SMALL["score"]["topline"], "er.accuracy": 100}}
-    space = write_space(tmp_path, evaluate=[SMALL["evaluate"][1], wrong], score=score)
+    """A learning rate at which a probe diverges: that task fails alone, exit code 1, and the report
+    names it."""
+    wrong = {**SMALL["evaluate"][0], "learning_rate": 1e30}
+    space = write_space(tmp_path, evaluate=[SMALL["evaluate"][1], wrong])
     done = run(
         "sweep_alpha.py",
         "--space",
@@ -142,7 +141,7 @@ def test_one_failing_task_does_not_stop_the_others(tmp_path: Path) -> None:
         "--in-process",
     )
     assert done.returncode == 1, done.stderr
-    assert "emotion" in (tmp_path / "report" / "table.md").read_text()
+    assert "diverged at the learning rate" in (tmp_path / "report" / "table.md").read_text()
     assert (
         len(list((tmp_path / "runs" / "evaluate").glob("*/manifest.json"))) == 6
     )  # sid on five encoders and FBank
