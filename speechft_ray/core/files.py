@@ -125,3 +125,10 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def try_writing(folder: Path) -> None:
+    """Writes a file into a folder and removes it. Raises ``OSError`` where that cannot be done."""
+    probe = folder / f".probe-{uuid.uuid4().hex}"
+    probe.write_text("")
+    probe.unlink()

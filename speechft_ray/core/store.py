@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from speechft_ray.core.errors import UserError
-from speechft_ray.core.files import refresh, sync_folder, write_json
+from speechft_ray.core.files import refresh, sync_folder, try_writing, write_json
 from speechft_ray.core.fingerprint import file_sha256
 from speechft_ray.core.lease import FolderLease, LeasePlace
 from speechft_ray.core.provenance import code_version
@@ -64,10 +64,8 @@ class Store:
 
     def check_writable(self) -> None:
         """Raises ``UserError`` where nothing can be stored."""
-        probe = self.root / f".probe-{uuid.uuid4().hex}"
         try:
-            probe.write_text("")
-            probe.unlink()
+            try_writing(self.root)
         except OSError as error:
             raise self._explain(error) from None
 

@@ -7,14 +7,13 @@ still runs.
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
 from speechft_ray.core.errors import UserError
-from speechft_ray.core.files import atomic_write
+from speechft_ray.core.files import atomic_write, try_writing
 from speechft_ray.core.records import Outcome
 from speechft_ray.report.alpha_charts import chart_paper, chart_scores, chart_tasks
 from speechft_ray.report.charts import ChartGroup
@@ -77,11 +76,9 @@ class ReportData:
 
 def check_report_folder(folder: Path) -> None:
     """Makes the folder of a report. Raises ``UserError`` where no report can be written."""
-    probe = folder / f".probe-{uuid.uuid4().hex}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe.write_text("")
-        probe.unlink()
+        try_writing(folder)
     except OSError as error:
         raise UserError(
             f"the report folder `{folder}` cannot be written ({error.strerror}): give another with "

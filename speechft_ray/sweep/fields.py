@@ -78,16 +78,18 @@ def list_merge_params(recipe: Mapping[str, Any], jobs: Mapping[str, Job]) -> Par
     paths = {name: name.removeprefix("finetune.") for name in own}
     columns = name_columns(paths.values())
     times = Counter(map(short_name, paths.values()))
-    params = {columns[path]: _read_number(fields[name]) for name, path in paths.items()}
-    for short in times:
-        if times[short] > 1:
-            params.pop(short, None)
-    params |= {
+    tuning = {
+        columns[path]: _read_number(fields[name])
+        for name, path in paths.items()
+        if times[columns[path]] <= 1
+    }
+    merge = {
         short_name(name): _read_number(value)
         for name, value in fields.items()
         if name.startswith(("merge.params.", "merge.method", "merge.alpha"))
     }
-    return {**params, "at": fields["merge.checkpoint"], "finetune": fields["merge.donors"]}
+    others = {"at": fields["merge.checkpoint"], "finetune": fields["merge.donors"]}
+    return {**tuning, **merge, **others}
 
 
 def list_varying_params(jobs: Mapping[str, Job]) -> dict[str, Params]:

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import speechft_ray
+from speechft_ray.api.results import SweepResults
 from speechft_ray.commands import evaluate, parts
 from speechft_ray.core.errors import SpecError, UserError
 from speechft_ray.core.records import read_scores
@@ -30,18 +31,22 @@ def _compute_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(evaluate, "open_executor", fail_to_open)
 
 
-def test_run_returns_the_results(finished_storage: Path, storage_copy: Path) -> None:
-    home = finished_storage.parent
-    sweep = speechft_ray.run(
+def run_small_sweep(home: Path, storage: Path) -> SweepResults:
+    results: SweepResults = speechft_ray.run(
         IDENTITY / "small_sweep.yaml",
         address=None,
-        storage=storage_copy,
+        storage=storage,
         encoder=str(home / "start.safetensors"),
         manifest=_find_manifest(home),
         track="none",
         cpu=True,
         changes={"evaluate[0].seeds": 2},
     )
+    return results
+
+
+def test_run_returns_the_results(finished_storage: Path, storage_copy: Path) -> None:
+    sweep = run_small_sweep(finished_storage.parent, storage_copy)
     expected = speechft_ray.open(finished_storage).sweep("small-sweep")
     assert sweep.table().equals(expected.table()) and sweep.status == "finished"
     assert (storage_copy / "report" / "small-sweep" / "index.html").is_file()
@@ -51,19 +56,10 @@ def test_run_returns_its_own_results_where_the_name_is_taken(
     finished_storage: Path, storage_copy: Path
 ) -> None:
     """Another space of this name has a winner in the storage; both records are kept."""
-    home, record = finished_storage.parent, storage_copy / "sweeps" / "small-sweep.json"
+    record = storage_copy / "sweeps" / "small-sweep.json"
     other = {**json.loads(record.read_text()), "plan": "f" * 16}
     record.write_text(json.dumps(other))
-    sweep = speechft_ray.run(
-        IDENTITY / "small_sweep.yaml",
-        address=None,
-        storage=storage_copy,
-        encoder=str(home / "start.safetensors"),
-        manifest=_find_manifest(home),
-        track="none",
-        cpu=True,
-        changes={"evaluate[0].seeds": 2},
-    )
+    sweep = run_small_sweep(finished_storage.parent, storage_copy)
     plan = read_record(Store(finished_storage), "small-sweep").plan
     assert read_record(Store(storage_copy), f"small-sweep-{plan[:8]}").plan == plan
     expected = speechft_ray.open(finished_storage).sweep("small-sweep").table()

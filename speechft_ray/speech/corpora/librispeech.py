@@ -161,8 +161,8 @@ def _read_transcripts(folder: Path) -> list[tuple[Path, str]]:
             f"{len(silent)} recordings below {folder} have no line in any .trans.txt: "
             f"{join_names(silent)}."
         )
-    heard = {path.stem for path in audio}
-    missing = [path for name, path in places.items() if name not in heard]
+    recorded = {path.stem for path in audio}
+    missing = [path for name, path in places.items() if name not in recorded]
     return [(path, texts[path.stem]) for path in sorted([*audio, *missing])]
 
 
