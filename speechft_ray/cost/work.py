@@ -186,7 +186,7 @@ class WorkCounter:
         row_bytes = count_row_bytes(spec, encoder)
         sizes = np.full(len(together), row_bytes) if task.pooled else frames(together) * row_bytes
         front_ends = frames(together) * encoder.front_end_channels * FRONT_END_VALUE_BYTES
-        fits = allot(sizes.tolist(), front_ends.tolist(), int(self._budget))
+        fits = allot(sizes, front_ends, int(self._budget))
         places = np.arange(len(together))
         has_front_end = (places >= fits.front_ends.start) & (places < fits.front_ends.stop)
         work, free_bytes, start = Work(), float(MEMORY_BYTES), 0

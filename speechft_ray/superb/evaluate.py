@@ -181,7 +181,9 @@ class FeatureOpener(NamedTuple):
         share the memory."""
         stores = []
         for weight, encoder, caches in encoders:
-            front_end = make_shared_front_end(caches, self.spec, encoder, self.corpus)
+            # Precomputed means need no front end.
+            caches_needed = None if self.precomputed else caches
+            front_end = make_shared_front_end(caches_needed, self.spec, encoder, self.corpus)
             precise = encode_in(self.spec.precision, encoder, self.device)
             extractor = Extractor(
                 precise, self.corpus, self.device, self.pooled, front_end, self.precomputed
@@ -252,6 +254,7 @@ def _train_and_test(
     dev_metrics = [each.dev for each in trained]
     if "test" not in utterances:
         return Outcomes(trained, dev_metrics, [])
+    del features, train, dev  # frees what they hold in memory
     # Score all probes on test, which is encoded once for all of them. Means are read as a whole,
     # frame states while they are scored, so that memory stays small.
     if source.pooled:

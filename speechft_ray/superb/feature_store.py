@@ -81,7 +81,7 @@ class FeatureStore:
         self._cache = storage.cache if extractor.precomputed is None else None
         self._lists: list[Sequence[Utterance]] = []
         self._starts: list[int] = []
-        self._places: dict[tuple[str, str], int] = {}
+        self._places: dict[str, dict[str, int]] = {}  # by split and key
         self._shards: list[range] = []
         for utterances in splits.values():
             self._add(list_shared(extractor.corpus, utterances))
@@ -89,7 +89,7 @@ class FeatureStore:
         self._rows_of_sample: dict[int, torch.Tensor] = {}
         self.form, basis_key = self._make_form()
         allotment = self._allot()
-        self.count, self.stored_count = len(self._places), allotment.stored
+        self.stored_count = allotment.stored
         self.recomputed_count = 0
         self._front_ends = allotment.front_ends
         self.protected: frozenset[str] = frozenset()
@@ -97,6 +97,11 @@ class FeatureStore:
             parts = [self._part_on_disk(shard) for shard in self._shards]
             self.protected = frozenset([basis_key, *(self._key(part) for part in parts if part)])
             self._cache.protected = self.protected
+
+    @property
+    def count(self) -> int:
+        """The number of all utterances."""
+        return sum(map(len, self._lists))
 
     @property
     def utterances(self) -> Iterator[Utterance]:
@@ -110,12 +115,13 @@ class FeatureStore:
     def _add(self, utterances: Sequence[Utterance]) -> None:
         """Adds the utterances of a split that are not there yet, in shards of their own. The
         sequence itself is held, which may make utterances when they are asked for."""
-        start = len(self._places)
+        start = self.count
         frames: list[int] = []
         fresh: list[int] = []
         for index, item in enumerate(utterances):
-            if (item.split, item.key) not in self._places:
-                self._places[item.split, item.key] = start + len(fresh)
+            of_split = self._places.setdefault(item.split, {})
+            if item.key not in of_split:
+                of_split[item.key] = start + len(fresh)
                 frames.append(frame_count(item.samples))
                 fresh.append(index)
         if not fresh:
@@ -137,7 +143,7 @@ class FeatureStore:
         ]
         if self._cache is None:
             budget_bytes = front_end.budget_bytes if front_end else 0
-            nothing = [0] * len(self._places)
+            nothing = [0] * self.count
             return allot(nothing, front_end_bytes, budget_bytes)._replace(stored=0)
         basis_bytes = sum(tensor.nbytes for tensor in basis) if basis else 0
         return allot(
@@ -164,7 +170,7 @@ class FeatureStore:
         Shards that are missing are encoded and written. ``advance`` counts the utterances that are
         then stored.
         """
-        places = [self._places[item.split, item.key] for item in utterances]
+        places = self.list_places(utterances)
         times = Counter(places)
         located: dict[int, tuple[Entry, int]] = {}
         for number, shard in enumerate(self._shards):
@@ -241,7 +247,7 @@ class FeatureStore:
 
     def list_places(self, utterances: Sequence[Utterance]) -> list[int]:
         """Returns the places of utterances, for ``encode``."""
-        return [self._places[item.split, item.key] for item in utterances]
+        return [self._places[item.split][item.key] for item in utterances]
 
     def open_front_ends(self, utterances: Sequence[Utterance]) -> dict[int, tuple[Entry, int]]:
         """Returns the stored output of the front end by index of these utterances, as far as the

@@ -8,10 +8,10 @@ the form does, and is part of an evaluation's identity. ``auto`` therefore compa
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Sequence
-from itertools import accumulate
 from typing import Literal, NamedTuple
+
+import numpy as np
 
 from speechft_ray.core.errors import UserError
 from speechft_ray.core.specs import COMPACT_RANK, EvalSpec
@@ -111,7 +111,9 @@ def count_frames(utterances: Sequence[Utterance]) -> int:
 
 
 def allot(
-    feature_bytes: Sequence[int], front_end_bytes: Sequence[int], budget_bytes: int
+    feature_bytes: Sequence[int] | np.ndarray,
+    front_end_bytes: Sequence[int] | np.ndarray,
+    budget_bytes: int,
 ) -> Allotment:
     """Returns what to store of utterances whose features and front ends have so many bytes.
 
@@ -120,31 +122,30 @@ def allot(
     ends serve only other encoders; they get what is left.
     """
     features, front_ends = _add_up(feature_bytes), _add_up(front_end_bytes)
-    count = len(feature_bytes)
-    if features[-1] <= budget_bytes:
-        return Allotment(count, range(_fit(front_ends, budget_bytes - features[-1])))
-    if 0 < front_ends[-1] < FRONT_END_SHARE * features[-1]:
-        if front_ends[-1] > budget_bytes:
+    count, needed, all_front_ends = len(feature_bytes), int(features[-1]), int(front_ends[-1])
+    if needed <= budget_bytes:
+        return Allotment(count, range(_fit(front_ends, budget_bytes - needed)))
+    if 0 < all_front_ends < FRONT_END_SHARE * needed:
+        if all_front_ends > budget_bytes:
             return Allotment(0, range(_fit(front_ends, budget_bytes)))
         # The first x utterances have features, all others front ends.
-        both = [
-            one + front_ends[-1] - other for one, other in zip(features, front_ends, strict=True)
-        ]
-        stored = _fit(both, budget_bytes)
+        stored = _fit(features + all_front_ends - front_ends, budget_bytes)
         return Allotment(stored, range(stored, count))
     stored = _fit(features, budget_bytes)
-    left = budget_bytes - features[stored] + front_ends[stored]
+    left = budget_bytes - int(features[stored]) + int(front_ends[stored])
     return Allotment(stored, range(stored, max(stored, _fit(front_ends, left))))
 
 
-def _add_up(sizes: Sequence[int]) -> list[int]:
+def _add_up(sizes: Sequence[int] | np.ndarray) -> np.ndarray:
     """Returns the bytes of the first 0, 1, ... utterances."""
-    return [0, *accumulate(sizes)]
+    sums = np.zeros(len(sizes) + 1, np.int64)
+    np.cumsum(sizes, out=sums[1:])
+    return sums
 
 
-def _fit(sums: Sequence[int], budget_bytes: int) -> int:
+def _fit(sums: np.ndarray, budget_bytes: int) -> int:
     """Returns how many first utterances fit, by their sums, which ascend from 0."""
-    return bisect_right(sums, budget_bytes) - 1
+    return int(np.searchsorted(sums, budget_bytes, side="right")) - 1
 
 
 def list_shared(corpus: Corpus, utterances: Sequence[Utterance]) -> Sequence[Utterance]:

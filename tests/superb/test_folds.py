@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,13 @@ from speechft_ray.core.fingerprint import fingerprint
 from speechft_ray.core.records import Score, read_scores
 from speechft_ray.core.specs import CorpusSpec, EvalSpec
 from speechft_ray.speech.corpora.base import Corpus
+from speechft_ray.speech.encoders.base import FAMILIES
 from speechft_ray.speech.features.cache import FeatureCache
 from speechft_ray.superb.evaluate import SharedCaches, evaluate
 from speechft_ray.superb.folds import average_scores, evaluate_folds
 from speechft_ray.sweep.inputs import Inputs
 from speechft_ray.sweep.plan import make_plan
+from tests.speech.toy_models import toy_encoder
 from tests.superb.toy_models import ToyEncoder, toy_corpus
 from tests.sweep.fakes import sweep
 
@@ -146,6 +149,34 @@ def test_a_recording_of_several_folds_is_encoded_once(cached: bool, tmp_path: Pa
     assert read_scores(facts) == read_scores(expected)
     evaluate_split(True, again)
     assert sum(again.calls) == (0 if cached else 36)
+
+
+def test_folds_store_the_front_end_once(tmp_path: Path) -> None:
+    """Each fold reads means that are there already. It once made room for front ends that it did
+    not need, and published them without a row."""
+    weights, family = toy_encoder("hubert"), FAMILIES.get("hubert")
+    corpus = toy_corpus({"train": 12, "dev": 4, "test": 4})
+    corpora = [
+        replace(corpus, fingerprint=name, audio_ids={item.key: item.key for item in utterances})
+        for name, utterances in (("one", corpus.utterances), ("two", corpus.utterances))
+    ]
+    caches = SharedCaches(
+        cache=FeatureCache(tmp_path, 1 << 24),
+        encoder="toy",
+        front_end=(family.front_end_prefixes[0], family.describe(weights.config)),
+    )
+    evaluate_folds(
+        spec(folds={"fold": [1, 2]}),
+        family.build(weights),
+        corpora,
+        CPU,
+        lambda _: None,
+        caches=caches,
+    )
+    entries = [json.loads(path.read_text()) for path in tmp_path.rglob("manifest.json")]
+    assert sum(entry["dtype"] == "float32" for entry in entries) == len(entries) > 0
+    front_ends = [entry for entry in entries if sum(entry["counts"]) > len(entry["counts"])]
+    assert sum(len(entry["counts"]) for entry in front_ends) == len(corpus.utterances)
 
 
 def test_dev_alone_encodes_no_recording_that_is_only_in_test() -> None:

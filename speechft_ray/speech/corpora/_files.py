@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -20,13 +19,13 @@ from speechft_ray.core.files import atomic_write
 from speechft_ray.core.fingerprint import file_sha256, fingerprint
 from speechft_ray.core.units import FRAME_FIELD_SAMPLES
 from speechft_ray.speech.audio import AudioInfo, read_audio_info
+from speechft_ray.speech.corpora._blocks import map_blocks
 from speechft_ray.speech.corpora._disk import describe_missing_file, join_below
 from speechft_ray.speech.corpora._reading import hash_longer_file
 from speechft_ray.speech.corpora.base import Progress
 
-_THREADS = 8
 _BLOCK_FILES = 256
-"""Files per task of a thread: with one file each, dispatch takes longer than a cache hit."""
+"""Files of a block: with one file each, dispatch takes longer than a cache hit."""
 _SAVE_EVERY_SECONDS = 60
 """What was measured until then survives an interruption."""
 
@@ -79,15 +78,14 @@ def measure(
     cached = _load(store)
     result = Measurements({}, {})
     blocks = [paths[start : start + _BLOCK_FILES] for start in range(0, len(paths), _BLOCK_FILES)]
-    threads, saved_at = ThreadPoolExecutor(max_workers=_THREADS), time.monotonic()
+    measured = map_blocks(
+        lambda block: [
+            _measure(root, path, cached.get(path), read_info, find_place) for path in block
+        ],
+        blocks,
+    )
+    saved_at, done = time.monotonic(), 0
     try:
-        measured = threads.map(
-            lambda block: [
-                _measure(root, path, cached.get(path), read_info, find_place) for path in block
-            ],
-            blocks,
-        )
-        done = 0
         for block, facts in zip(blocks, measured, strict=True):
             for path, fact in zip(block, facts, strict=True):
                 if isinstance(fact, FileFacts):
@@ -101,7 +99,7 @@ def measure(
                 _save_changes(store, cached, result.facts)
                 saved_at = time.monotonic()
     finally:
-        threads.shutdown(cancel_futures=True)
+        measured.close()
         _save_changes(store, cached, result.facts)
     return result
 
@@ -165,8 +163,10 @@ def _save_changes(
 def _save(store: Path, facts: Mapping[str, FileFacts]) -> None:
     try:
         store.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(store) as temporary, temporary.open("w", encoding="utf-8") as file:
-            json.dump({path: fact._asdict() for path, fact in facts.items()}, file)
+        with atomic_write(store) as temporary:
+            # Ten times as fast as ``dump``, which encodes without the module in C.
+            text = json.dumps({path: fact._asdict() for path, fact in facts.items()})
+            temporary.write_text(text, encoding="utf-8")
     except OSError as error:
         raise UserError(
             f"{store} cannot be written: {error}. Free some space, or choose another --storage "

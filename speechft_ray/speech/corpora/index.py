@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from itertools import chain, islice
 from pathlib import Path
@@ -20,15 +19,15 @@ from pydantic import BaseModel
 
 from speechft_ray.core.errors import UserError
 from speechft_ray.core.fingerprint import fingerprint
+from speechft_ray.speech.corpora._blocks import map_blocks
 from speechft_ray.speech.corpora._columns import read_columns, write_columns
 from speechft_ray.speech.corpora._disk import is_litter, read_state
 from speechft_ray.speech.corpora._indexed import make_arrays, make_corpus
 from speechft_ray.speech.corpora.base import CORPORA, Corpus, FileState, Progress
 
 _FOLDER, _STATE = "index", "state"
-_THREADS = 8
 _BLOCK_FILES, _BLOCK_FOLDERS = 4096, 64
-"""Files and folders per task of a thread."""
+"""Files and folders of a block."""
 
 
 def index_corpus(
@@ -112,7 +111,7 @@ def _list_states(corpus: Corpus) -> States:
 
 
 def _read_states(corpus: Corpus) -> States:
-    """Yields the state that each file has now, read by several threads: on a network they wait."""
+    """Yields the state that each file has now, read by threads where they wait for a network."""
     assert corpus.files is not None
     root, source_of = corpus.files.root, corpus.files.source_of
     paths = chain(
@@ -122,12 +121,8 @@ def _read_states(corpus: Corpus) -> States:
     def read_block(block: list[str]) -> list[tuple[str, FileState | None]]:
         return [(path, read_state(root / path)) for path in block]
 
-    with ThreadPoolExecutor(max_workers=_THREADS) as threads:
-        while blocks := [
-            block for _ in range(_THREADS) if (block := list(islice(paths, _BLOCK_FILES)))
-        ]:
-            for states in threads.map(read_block, blocks):
-                yield from states
+    blocks = iter(lambda: list(islice(paths, _BLOCK_FILES)), [])
+    yield from chain.from_iterable(map_blocks(read_block, blocks))
 
 
 def _hash_states(states: States) -> str:
@@ -142,21 +137,18 @@ def _hash_tree(root: Path) -> str:
     """Returns a hash of the path, size and time of every file below a folder."""
     digest, visited = hashlib.sha256(), set()
     level = [str(root)]
-    with ThreadPoolExecutor(max_workers=_THREADS) as threads:
-        # Level by level, so that many folders are read at once.
-        while level:
-            blocks = [
-                level[start : start + _BLOCK_FOLDERS]
-                for start in range(0, len(level), _BLOCK_FOLDERS)
-            ]
-            level = []
-            for block in threads.map(lambda places: list(map(_scan_folder, places)), blocks):
-                for folder in block:
-                    if folder.identity in visited:  # a link leads there as well
-                        continue
-                    visited.add(folder.identity)
-                    level += folder.inner
-                    digest.update(folder.text.encode("utf-8", "surrogatepass"))
+    while level:  # level by level, so that many folders are read at once
+        blocks = [
+            level[start : start + _BLOCK_FOLDERS] for start in range(0, len(level), _BLOCK_FOLDERS)
+        ]
+        level = []
+        for block in map_blocks(lambda places: list(map(_scan_folder, places)), blocks):
+            for folder in block:
+                if folder.identity in visited:  # a link leads there as well
+                    continue
+                visited.add(folder.identity)
+                level += folder.inner
+                digest.update(folder.text.encode("utf-8", "surrogatepass"))
     return digest.hexdigest()
 
 
