@@ -46,7 +46,7 @@ import resource, time
 from pathlib import Path
 from speechft_ray.core.records import Place
 from speechft_ray.core.specs import CorpusSpec
-from speechft_ray.stages.perform import open_corpus
+from speechft_ray.stages.sources import open_corpus
 
 def measure_memory():
     lines = Path("/proc/self/status").read_text().splitlines()
@@ -71,7 +71,7 @@ from speechft_ray.core.records import Place
 from speechft_ray.core.specs import CorpusSpec, EvalSpec
 from speechft_ray.speech.encoders.base import HiddenStates
 from speechft_ray.speech.features.cache import FeatureCache
-from speechft_ray.stages.perform import open_corpus
+from speechft_ray.stages.sources import open_corpus
 from speechft_ray.superb.evaluate import SharedCaches, evaluate
 
 torch.set_num_threads(1)

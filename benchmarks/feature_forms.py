@@ -34,7 +34,7 @@ from speechft_ray.speech.corpora.base import Corpus
 from speechft_ray.speech.encoders.base import FAMILIES
 from speechft_ray.speech.features.cache import FeatureCache
 from speechft_ray.speech.heads.featurizer import Basis, Featurizer
-from speechft_ray.stages.perform import open_corpus
+from speechft_ray.stages.sources import open_corpus
 from speechft_ray.superb.evaluate import SharedCaches, evaluate
 from speechft_ray.superb.extractor import Extractor
 from speechft_ray.superb.feature_forms import CompactForm, Int8Form, fit_basis

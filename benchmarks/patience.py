@@ -26,7 +26,7 @@ from speechft_ray.core.specs import EvalSpec
 from speechft_ray.speech.checkpoints.load import load_encoder
 from speechft_ray.speech.encoders.base import FAMILIES
 from speechft_ray.speech.features.cache import FeatureCache
-from speechft_ray.stages.perform import open_corpus
+from speechft_ray.stages.sources import open_corpus
 from speechft_ray.superb.evaluate import SharedCaches, evaluate
 from speechft_ray.sweep.space_file import read_space
 

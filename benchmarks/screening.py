@@ -26,7 +26,8 @@ from speechft_ray.report.rank_correlation import correlate_ranks
 from speechft_ray.speech.checkpoints.safetensors_dir import read_encoder
 from speechft_ray.speech.encoders.base import FAMILIES
 from speechft_ray.speech.features.cache import FeatureCache
-from speechft_ray.stages.perform import ENCODER_FILE, open_corpus
+from speechft_ray.stages.perform import ENCODER_FILE
+from speechft_ray.stages.sources import open_corpus
 from speechft_ray.superb.evaluate import FeatureOpener, SharedCaches, WeightedEncoder
 from speechft_ray.superb.interpolation import FeatureSource
 from speechft_ray.superb.screening import screen, screen_task

@@ -29,7 +29,7 @@ from speechft_ray.cost.jobs import PlannedJob
 from speechft_ray.cost.samples import read_numbers
 from speechft_ray.cost.work import probe_unit, tune_unit
 from speechft_ray.speech.encoders.base import FAMILIES, EncoderWeights
-from speechft_ray.stages.perform import start_encoder
+from speechft_ray.stages.sources import start_encoder
 from speechft_ray.storage.open import find_local_root
 from speechft_ray.sweep.plan import FBANK
 

@@ -10,7 +10,7 @@ from speechft_ray.core.records import Place
 from speechft_ray.core.specs import CorpusSpec, EvalSpec
 from speechft_ray.speech.corpora.base import CORPORA, Corpus
 from speechft_ray.speech.encoders.base import FAMILIES
-from speechft_ray.stages.perform import start_encoder
+from speechft_ray.stages.sources import start_encoder
 from speechft_ray.superb.storage_plan import check_form, count_frames, resolve_auto
 from speechft_ray.superb.tasks.base import TASKS
 from speechft_ray.sweep.plan import FBANK

@@ -13,7 +13,7 @@ from speechft_ray.core.records import Place
 from speechft_ray.core.specs import CorpusSpec, EvalSpec, Objective, SweepSpec
 from speechft_ray.finetuning.data import load_objective
 from speechft_ray.speech.corpora.base import CORPORA
-from speechft_ray.stages.perform import open_corpus, start_encoder
+from speechft_ray.stages.sources import open_corpus, start_encoder
 from speechft_ray.storage.open import find_local_root
 from speechft_ray.superb.setup import build_task_data
 from speechft_ray.superb.tasks.base import TASKS

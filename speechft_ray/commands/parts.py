@@ -35,7 +35,8 @@ from speechft_ray.speech.checkpoints.catalogue import is_encoder_name
 from speechft_ray.speech.corpora.base import CORPORA, Corpus
 from speechft_ray.speech.encoders.base import FAMILIES
 from speechft_ray.speech.heads.base import HEADS
-from speechft_ray.stages.perform import perform, plan_corpus, start_encoder
+from speechft_ray.stages.perform import perform
+from speechft_ray.stages.sources import plan_corpus, start_encoder
 from speechft_ray.storage.address import CREDENTIALS, is_url, resolve_storage
 from speechft_ray.superb.tasks.base import TASKS
 from speechft_ray.sweep.inputs import Component, Inputs

@@ -45,7 +45,7 @@ def pretrain_tiny(
     from speechft_ray.pretraining.recipe import PretrainOptions, has_fast_bfloat16
     from speechft_ray.pretraining.run import pretrain
     from speechft_ray.speech.checkpoints.load import load_encoder
-    from speechft_ray.stages.perform import open_corpus
+    from speechft_ray.stages.sources import open_corpus
 
     if updates is not None and start is None:
         raise UserError(

@@ -15,7 +15,7 @@ from speechft_ray.core.passwords import hide_passwords
 from speechft_ray.core.provenance import code_version
 from speechft_ray.core.records import Place
 from speechft_ray.core.specs import CorpusSpec, SweepSpec
-from speechft_ray.stages.perform import start_encoder
+from speechft_ray.stages.sources import start_encoder
 from speechft_ray.sweep.fields import dump_fully
 from speechft_ray.sweep.invocations import Invocation, utc_now
 

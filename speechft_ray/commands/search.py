@@ -36,7 +36,8 @@ from speechft_ray.search.plan import SearchPlan, make_search_plan, make_selectio
 from speechft_ray.search.progress import progress_line
 from speechft_ray.search.proposals import extreme_points
 from speechft_ray.search.trials import Trial, TrialEvaluator
-from speechft_ray.stages.perform import perform, start_encoder
+from speechft_ray.stages.perform import perform
+from speechft_ray.stages.sources import start_encoder
 from speechft_ray.storage.address import is_url
 from speechft_ray.storage.open import open_store
 from speechft_ray.sweep.local import LocalExecutor

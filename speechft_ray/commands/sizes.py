@@ -26,7 +26,7 @@ from speechft_ray.cost.sizes import (
 )
 from speechft_ray.speech.corpora.base import CORPORA, SPLITS, Corpus, Estimate
 from speechft_ray.speech.encoders.base import FAMILIES
-from speechft_ray.stages.perform import open_corpus, start_encoder
+from speechft_ray.stages.sources import open_corpus, start_encoder
 from speechft_ray.storage.open import open_store
 from speechft_ray.superb.tasks.base import TASKS
 from speechft_ray.sweep.plan import FBANK

@@ -10,7 +10,7 @@ from speechft_ray.core.records import Place
 from speechft_ray.core.specs import CorpusSpec, EvalSpec, FinetuneSpec
 from speechft_ray.core.store import Store
 from speechft_ray.speech.corpora.overlap import Overlap, compute_overlap
-from speechft_ray.stages.perform import open_corpus
+from speechft_ray.stages.sources import open_corpus
 from speechft_ray.sweep.plan import Plan
 from speechft_ray.sweep.protocols import Leak
 

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -27,23 +27,17 @@ from speechft_ray.core.store import Store
 from speechft_ray.finetuning.run import finetune
 from speechft_ray.merging.base import METHODS
 from speechft_ray.merging.distance import compute_relative_distance
-from speechft_ray.speech.checkpoints.load import load_with_notes, weights_fingerprint
+from speechft_ray.speech.checkpoints.load import weights_fingerprint
 from speechft_ray.speech.checkpoints.safetensors_dir import read_encoder, write_encoder
-from speechft_ray.speech.corpora.base import (
-    CORPORA,
-    SPLITS,
-    Corpus,
-    Progress,
-    find_corpus_folder,
-)
-from speechft_ray.speech.corpora.index import find_index, index_corpus
+from speechft_ray.speech.corpora.base import SPLITS, Corpus
 from speechft_ray.speech.encoders.base import FAMILIES, EncoderWeights
 from speechft_ray.speech.encoders.compatibility import check_same_network, find_protected_prefixes
 from speechft_ray.speech.features.cache import FeatureCache
 from speechft_ray.stages.distances import measure_weight_distances
 from speechft_ray.stages.layer_grams import compute_layer_grams
 from speechft_ray.stages.merge_cache import MergeInputs, merge_with_cache
-from speechft_ray.storage.open import find_local_root, open_store
+from speechft_ray.stages.sources import open_corpus, start_encoder
+from speechft_ray.storage.open import open_store
 from speechft_ray.superb.evaluate import SharedCaches, WeightedEncoder
 from speechft_ray.superb.folds import evaluate_folds
 from speechft_ray.superb.interpolation import compute_weights
@@ -81,70 +75,6 @@ def perform(job: Job, place: Place, report: ReportProgress) -> Mapping[str, Any]
     return store.manifest(job.stage, job.fingerprint)
 
 
-def open_corpus(
-    spec: CorpusSpec, place: Place, progress: Progress | None = None, identity: str = ""
-) -> Corpus:
-    """Opens a corpus where ``place`` says, once per process; one on disk from its index, without a
-    look at its files.
-
-    Raises ``UserError`` when its files are nowhere to be found, and when the corpus is not the one
-    of that ``identity``, with which the job was planned.
-    """
-    kind, cache = CORPORA.get(spec.name), find_local_root(place.storage) / "corpora"
-    options = kind.options.model_validate(spec.options)
-    root = _find_root(spec, place) if kind.needs_root else None
-    key = _make_key(spec, place, root)
-    if key not in _OPEN_CORPORA:
-        if root is None:
-            corpus = kind.open(options, None, cache, progress)
-        else:
-            corpus = find_index(spec.name, options, root, cache) or index_corpus(
-                spec.name, options, root, cache, progress
-            )
-        _OPEN_CORPORA[key] = corpus
-    corpus = _OPEN_CORPORA[key]
-    if identity not in ("", corpus.fingerprint):
-        raise UserError(
-            f"the corpus `{spec.name}` in {root} has changed since this job was planned: give the "
-            "same command again, and what depends on it is computed anew."
-        )
-    return corpus
-
-
-def plan_corpus(
-    spec: CorpusSpec, place: Place, progress: Progress | None, note: Callable[[str], None]
-) -> Corpus:
-    """Returns a corpus on disk as it is now, once per process, and leaves its index in the store
-    for the jobs. ``note`` gets a sentence where it is indexed again. Raises ``UserError``."""
-    kind, root = CORPORA.get(spec.name), _find_root(spec, place)
-    key = _make_key(spec, place, root)
-    if key not in _OPEN_CORPORA:
-        options = kind.options.model_validate(spec.options)
-        cache = find_local_root(place.storage) / "corpora"
-        _OPEN_CORPORA[key] = index_corpus(spec.name, options, root, cache, progress, note)
-    return _OPEN_CORPORA[key]
-
-
-def _make_key(spec: CorpusSpec, place: Place, root: Path | None) -> tuple[str, str, str]:
-    return canonical_json(spec), str(root), place.storage
-
-
-class StartEncoder(NamedTuple):
-    """The pre-trained encoder of a sweep, its fingerprint, and what its file left open (see
-    ``Checkpoint.notes``)."""
-
-    weights: EncoderWeights
-    fingerprint: str
-    notes: tuple[str, ...]
-
-
-@lru_cache(maxsize=2)
-def start_encoder(name: str) -> StartEncoder:
-    """Returns the pre-trained encoder of that name or file."""
-    weights, notes = load_with_notes(name)
-    return StartEncoder(weights, weights_fingerprint(weights), notes)
-
-
 def publish_start(place: Place) -> None:
     """Puts the pre-trained encoder into the store, where every node can read it; one that is
     damaged there is put anew."""
@@ -161,31 +91,6 @@ def publish_start(place: Place) -> None:
         write_encoder(
             folder / ENCODER_FILE, weights, {"by": "speechft_ray run", "fingerprint": key, **facts}
         )
-
-
-_OPEN_CORPORA: dict[tuple[str, str, str], Corpus] = {}
-
-
-def _find_root(spec: CorpusSpec, place: Place) -> Path:
-    if spec.name in place.roots:
-        return Path(place.roots[spec.name])
-    if spec.name == "manifest":
-        if not place.manifest:
-            raise UserError(
-                "this search space works on your own recordings: "
-                "say where they are with --manifest FILE.tsv."
-            )
-        return Path(place.manifest)
-    corpora = Path(place.corpora) if place.corpora else None
-    if folder := find_corpus_folder(spec.name, corpora):
-        return folder
-    install = CORPORA.get(spec.name).install
-    if install or corpora is None:
-        raise UserError(
-            f"the corpus `{spec.name}` must be on disk: {f'`{install}`, or ' if install else ''}"
-            f"say with --corpora DIR which folder holds `{spec.name}/`."
-        )
-    return corpora / spec.name
 
 
 def encoder_file(checkpoint: str | float) -> str:

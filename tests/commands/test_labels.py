@@ -15,7 +15,6 @@ from speechft_ray.cli import main
 from speechft_ray.commands import labels
 from speechft_ray.core.specs import EvalSpec
 from speechft_ray.speech.corpora.base import Corpus
-from speechft_ray.stages import perform
 from speechft_ray.superb.setup import build_task_data
 from speechft_ray.superb.tasks.base import Task
 
@@ -166,9 +165,7 @@ def test_labels_that_were_right_are_not_built_again(
         return build_task_data(task, spec, corpus)
 
     monkeypatch.setattr(labels, "build_task_data", count_builds)
-    monkeypatch.setattr(perform, "_OPEN_CORPORA", {})
     assert main(plan) == 0 and built == []
     (home / "manifest.tsv").write_text(table.replace("u4.wav\ttest\tann", "u4.wav\ttest\teve"))
-    monkeypatch.setattr(perform, "_OPEN_CORPORA", {})
     assert main(plan) == 2 and built == ["sid"]
     assert "1 label in test that train does not have" in " ".join(capsys.readouterr().err.split())

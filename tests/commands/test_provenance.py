@@ -20,7 +20,7 @@ from speechft_ray.core.passwords import hide_passwords
 from speechft_ray.core.records import Place
 from speechft_ray.core.store import Store
 from speechft_ray.report.winner import list_records, read_record
-from speechft_ray.stages.perform import start_encoder
+from speechft_ray.stages.sources import start_encoder
 from speechft_ray.sweep.invocations import read_invocations, write_invocation
 from speechft_ray.sweep.plan import Plan, make_plan
 from speechft_ray.sweep.publishing import Publisher

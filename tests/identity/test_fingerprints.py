@@ -31,7 +31,7 @@ from speechft_ray.merging.base import METHODS
 from speechft_ray.search.plan import make_search_plan
 from speechft_ray.speech.corpora.base import CORPORA
 from speechft_ray.speech.heads.base import HEADS
-from speechft_ray.stages.perform import start_encoder
+from speechft_ray.stages.sources import start_encoder
 from speechft_ray.superb.tasks.base import TASKS
 from speechft_ray.sweep.inputs import Component, Inputs
 from speechft_ray.sweep.plan import make_plan

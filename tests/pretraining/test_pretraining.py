@@ -31,7 +31,7 @@ from speechft_ray.pretraining.run import pretrain
 from speechft_ray.pretraining.targets import differences, fit_centroids, mfcc, nearest
 from speechft_ray.speech.checkpoints.load import load_checkpoint, weights_fingerprint
 from speechft_ray.speech.encoders.hubert import build, init_weights
-from speechft_ray.stages import perform
+from speechft_ray.stages import sources
 from tests.speech.toy_models import tone_corpus, toy_config, toy_hubert
 
 SMALL: dict[str, Any] = {
@@ -377,7 +377,7 @@ def test_the_command_takes_the_number_type_of_the_processor(
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: features)
     monkeypatch.setattr(run, "pretrain", train)
     options = ["--corpus", "synthetic", "--option", "part=sid", "--work", str(tmp_path / "work")]
-    monkeypatch.setattr(perform, "open_corpus", lambda *_: tone_corpus())
+    monkeypatch.setattr(sources, "open_corpus", lambda *_: tone_corpus())
     assert main(["pretrain", "--out", str(tmp_path), *options]) == 0
     assert calls[0][0] == PretrainOptions(bfloat16=is_fast) and calls[0][5] is None
     printed = capsys.readouterr().out

@@ -12,7 +12,7 @@ from speechft_ray.core.records import Place
 from speechft_ray.core.specs import CorpusSpec
 from speechft_ray.speech.corpora import fillets as module
 from speechft_ray.speech.corpora.base import CORPORA, SPLITS, CorpusKind
-from speechft_ray.stages.perform import open_corpus
+from speechft_ray.stages.sources import open_corpus
 from tests.speech.corpora.helpers import open_at, sizes
 from tests.speech.layouts import fillets
 

@@ -17,7 +17,7 @@ from speechft_ray.core.specs import CorpusSpec
 from speechft_ray.speech.corpora.base import Corpus
 from speechft_ray.speech.corpora.index import find_index, index_corpus
 from speechft_ray.speech.corpora.manifest import ManifestOptions, open_manifest
-from speechft_ray.stages.perform import open_corpus
+from speechft_ray.stages.sources import open_corpus
 
 OPTIONS = ManifestOptions()
 
