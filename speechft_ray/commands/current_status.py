@@ -106,7 +106,8 @@ def _count_jobs(
     if plan.spec.search is not None and plan.winner is None and written is not None:
         return written.jobs
     missing, stopped = jobs_to_run(plan, store), read_stopped_jobs(plan, store)
-    failed = {item.job for item in written.failures} if written else set()
+    # By label in files of older versions.
+    failed = {item.fingerprint or item.job for item in written.failures} if written else set()
     counts: dict[str, dict[str, int]] = {}
     for stage in STAGES:
         states: Counter[str] = Counter()
@@ -116,7 +117,9 @@ def _count_jobs(
             elif job.fingerprint not in missing:
                 states["done"] += 1
             else:
-                states["failed" if job.label in failed else "to_do"] += 1
+                states[
+                    "to_do" if failed.isdisjoint((job.fingerprint, job.label)) else "failed"
+                ] += 1
         if states:
             counts[stage] = {state: states[state] for state in STATES}
     return counts

@@ -26,7 +26,7 @@ from speechft_ray.sweep.plan import (
     identify_names,
     merge_fingerprint,
 )
-from speechft_ray.sweep.titles import Params, row_params, row_title, varying_fields
+from speechft_ray.sweep.titles import Params, Varying, row_params, row_title, varying_fields
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +42,7 @@ class SearchPlan:
     controls: Plan
     """The pre-trained encoder, evaluated in full, and FBank where the score's zero is measured."""
     builder: PlanBuilder
-    varying: Mapping[str, set[str]]
+    varying: Varying
 
     @property
     def jobs(self) -> Mapping[str, Job]:
@@ -103,7 +103,8 @@ def make_search_plan(spec: SweepSpec, inputs: Inputs, depth: int) -> SearchPlan:
         raise ValueError(f"the sweep `{spec.name}` is no search")
     tunings = build_chains(spec.finetune)
     axes, mistakes = read_axes(search, tunings)
-    builder = PlanBuilder(inputs)
+    varying = varying_fields(tunings)
+    builder = PlanBuilder(inputs, varying=varying)
     runs = tuple((run, builder.add_finetune(run)) for run in tunings)
     mistakes = mistakes or _start_mistakes(
         axes.donors, runs, builder, search.sampler == "greedy_soup"
@@ -140,7 +141,7 @@ def make_search_plan(spec: SweepSpec, inputs: Inputs, depth: int) -> SearchPlan:
         tasks=select_tasks(spec, search),
         controls=controls,
         builder=builder,
-        varying=varying_fields(tunings),
+        varying=varying,
     )
 
 

@@ -84,7 +84,7 @@ def list_merge_params(recipe: Mapping[str, Any], jobs: Mapping[str, Job]) -> Par
         if times[columns[path]] <= 1
     }
     merge = {
-        short_name(name): _read_number(value)
+        "merge_seed" if name == "merge.params.seed" else short_name(name): _read_number(value)
         for name, value in fields.items()
         if name.startswith(("merge.params.", "merge.method", "merge.alpha"))
     }

@@ -25,6 +25,7 @@ from speechft_ray.sweep.inputs import Component, Inputs
 from speechft_ray.sweep.predictions import Prediction, count_encoders, make_prediction
 from speechft_ray.sweep.titles import (
     Params,
+    Varying,
     precision_label,
     row_params,
     row_title,
@@ -78,11 +79,11 @@ def make_plan(spec: SweepSpec, inputs: Inputs) -> Plan:
     Raises ``SweepError`` when donors of one merge do not share a seed and a start, and for faulty
     chains.
     """
-    builder = PlanBuilder(inputs, spec.stop_tuning)
     # Every fine-tuning run, with the earlier stages of its chain.
     runs = build_chains(spec.finetune)
-    tuned = [(run, builder.add_finetune(run)) for run in runs]
     varying = varying_fields(runs)
+    builder = PlanBuilder(inputs, spec.stop_tuning, varying)
+    tuned = [(run, builder.add_finetune(run)) for run in runs]
     # One row for each merged encoder, however many entries of the spec lead to it.
     pretrained = builder.add_row(spec, *builder.add_pretrained())
     rows = {pretrained.key: pretrained}
@@ -134,8 +135,10 @@ def identify_names(spec: SweepSpec) -> dict[str, Any]:
 class PlanBuilder:
     """Collects jobs by fingerprint. A search adds jobs while it runs."""
 
-    def __init__(self, inputs: Inputs, stop: StopSpec | None = None) -> None:
-        self.inputs, self.stop = inputs, stop
+    def __init__(
+        self, inputs: Inputs, stop: StopSpec | None = None, varying: Varying | None = None
+    ) -> None:
+        self.inputs, self.stop, self._varying = inputs, stop, varying or {}
         self.jobs: dict[str, Job] = {}
 
     def add_corpus(self, spec: CorpusSpec) -> tuple[str, tuple[str, ...]]:
@@ -164,7 +167,6 @@ class PlanBuilder:
             "corpora": [name for name, _ in corpora],
             **self._versions("head_versions", "head", heads),
         }
-        # The job, and what must be complete before it starts.
         needs = (
             *itertools.chain.from_iterable(needs for _, needs in corpora),
             *self._merge_job(start),
@@ -176,7 +178,8 @@ class PlanBuilder:
         }
         if self.stop:
             payload["stop"] = self.stop.model_dump(mode="json")
-        return self._add("finetune", fingerprint(identity), run_label(run), payload, needs, corpora)
+        label = run_label(run, self._varying)
+        return self._add("finetune", fingerprint(identity), label, payload, needs, corpora)
 
     def _versions(self, key: str, component: Component, names: Iterable[str]) -> dict[str, Any]:
         """Returns what the versions of components add to an identity: nothing where all are 1."""
@@ -194,7 +197,7 @@ class PlanBuilder:
             return self._add_start(run.earlier)
         donor = self.add_finetune(run.earlier)
         merge = MergeSpec(method=after.method, params=after.params, alpha=after.alpha)
-        earlier = run_label(run.earlier).removeprefix("finetune ")
+        earlier = run_label(run.earlier, self._varying).removeprefix("finetune ")
         return self.add_merge(merge, [donor], f"{after.method} alpha={after.alpha:g} {earlier}")
 
     def _merge_job(self, encoder: str) -> tuple[str, ...]:

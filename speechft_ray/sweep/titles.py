@@ -13,6 +13,9 @@ from speechft_ray.core.specs import Precision
 
 Params = Mapping[str, str | float | int]
 
+Varying = Mapping[str, set[str]]
+"""The dotted fields whose values differ between runs of a title, by title."""
+
 PENALTY = "anchor_penalty"
 """Field of a spec that the paper calls lambda; every title, table, figure and tracker does, too."""
 
@@ -20,23 +23,17 @@ PREDICTED_FROM = "predicted_from"
 """Parameter of rows whose numbers are predicted: the alphas that were encoded, ``0,0.5,1``."""
 
 
-def row_params(
-    merge: MergeSpec, donors: Sequence[Tuning], varying: Mapping[str, set[str]]
-) -> Params:
+def row_params(merge: MergeSpec, donors: Sequence[Tuning], varying: Varying) -> Params:
     """Returns the parameters of one row of the table: those that can vary, under short names."""
     params: dict[str, str | float | int] = {"method": merge.method, "alpha": merge.alpha}
+    values = _list_donor_values(donors, varying)
     for name, value in merge.params.items():
         if (cell := _table_value(value)) is not None:
-            params[name] = cell
+            # `seed` is that of the donors; dare draws its masks with one of its own.
+            params[f"merge_{name}" if name == "seed" or name in values else name] = cell
     params["finetune"] = "+".join(dict.fromkeys(run.title for run in donors))
     if merge.checkpoint != "best":
         params["at"] = merge.checkpoint
-    values: dict[str, list[str | float | int]] = {}
-    for run in donors:
-        leaves = run.leaves()
-        for path, name in name_columns(sorted(varying[run.title])).items():
-            if path in leaves:
-                values.setdefault(name, []).append(leaves[path])
     # Values that differ between donors are joined in their order, as trackers do.
     params |= {
         name: of_donors[0] if len(set(of_donors)) == 1 else "+".join(map(format_value, of_donors))
@@ -46,6 +43,19 @@ def row_params(
     if merge.predicted_from:
         params[PREDICTED_FROM] = ",".join(map(format_value, merge.predicted_from))
     return params
+
+
+def _list_donor_values(
+    donors: Sequence[Tuning], varying: Varying
+) -> dict[str, list[str | float | int]]:
+    """Returns the varying fields of donors by column, with the value of each donor that has it."""
+    values: dict[str, list[str | float | int]] = {}
+    for run in donors:
+        leaves = run.leaves()
+        for path, name in name_columns(sorted(varying[run.title])).items():
+            if path in leaves:
+                values.setdefault(name, []).append(leaves[path])
+    return values
 
 
 def varying_fields(runs: Sequence[Tuning]) -> dict[str, set[str]]:
@@ -71,13 +81,26 @@ def name_param(name: str) -> str:
     return name.removesuffix(PENALTY) + "lambda" if is_penalty else name
 
 
-def run_label(run: Tuning) -> str:
-    """Returns the label of a run in progress lines: ``finetune pr>sid after_alpha=0.25 seed=0``."""
+_LABELLED = frozenset({"after.alpha", PENALTY, "precision"})
+"""Fields that labels of runs have whether they vary or not."""
+
+
+def run_label(run: Tuning, varying: Varying) -> str:
+    """Returns the label of a run in progress lines: ``finetune pr>sid after_alpha=0.25 seed=0``,
+    with the fields that vary between runs of its title."""
+    leaves = run.leaves()
+    columns = name_columns(sorted(varying.get(run.title, frozenset()) - _LABELLED))
+    others = [
+        f"{name_param(name)}={format_value(leaves[path])}"
+        for path, name in columns.items()
+        if path in leaves
+    ]
     start = [f"after_alpha={format_value(run.spec.after.alpha)}"] if run.spec.after else []
     penalty = [f"lambda={format_value(run.spec.anchor_penalty)}"] if run.spec.anchor_penalty else []
     return " ".join(
         [
             *("finetune", run.title, *start, *penalty, *precision_label(run.spec.precision)),
+            *others,
             f"seed={run.spec.seed}",
         ]
     )

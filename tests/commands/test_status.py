@@ -35,7 +35,9 @@ from tests.sweep.fakes import FakeExecutor, FakeObserver, inputs, run_plan, swee
 
 
 def fail(label: str, **fields: Any) -> Outcome:
-    return Outcome(stage="evaluate", fingerprint=label, label=label, error="no", **fields)
+    return Outcome(
+        **{"stage": "evaluate", "fingerprint": label, "label": label, "error": "no", **fields}
+    )
 
 
 def make_display(plan: Plan, clock: Any = lambda: 0.0) -> ProgressDisplay:
@@ -106,6 +108,11 @@ def test_a_sweep_that_does_not_run_is_read_from_the_store(
     assert current.jobs["evaluate"]["to_do"] == len(plan.of_stage("evaluate")) // 2 - 1
     print_progress(current, Console())
     assert f"failed: {label}: no" in capsys.readouterr().out
+    job = next(job for job in plan.of_stage("evaluate") if "sid" in job.label)
+    writer.add_outcome(fail("of many jobs", fingerprint=job.fingerprint))
+    writer.write()
+    current = read_current_status(plan, plan.fingerprint, store)
+    assert current.jobs["evaluate"]["failed"] == 1  # one job, whatever its label
     run_whole(plan, store)
     current = read_current_status(plan, plan.fingerprint, store)
     assert (current.state, current.percent, current.failures) == ("finished", 100.0, ())

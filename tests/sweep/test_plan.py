@@ -233,3 +233,33 @@ def test_rows_say_what_varies() -> None:
     )
     assert row.params["finetune"] == "narrow"
     assert "lambda=0.01" in row.title
+
+
+def test_labels_of_runs_say_what_varies() -> None:
+    """Four learning rates with one label: a failure did not say which one diverged, and one failure
+    was counted as four."""
+    raw = space()
+    raw["finetune"][0] |= {"peak_learning_rate": {"grid": [1e-4, 1e-3]}, "seed": 0}
+    plan = make_plan(sweep(**raw), inputs())
+    assert [job.label for job in plan.of_stage("finetune")] == [
+        "finetune narrow peak_learning_rate=0.0001 seed=0",
+        "finetune narrow peak_learning_rate=0.001 seed=0",
+    ]
+
+
+def test_the_seed_of_a_merge_is_not_that_of_its_donors() -> None:
+    params = {"density": 0.5, "seed": {"grid": [7, 8]}}
+    raw = space(merge=[{"method": "dare_linear", "alpha": 0.25, "params": params}])
+    plan = make_plan(sweep(**raw), inputs())
+    rows = [row.params for row in plan.rows if row.params["method"] == "dare_linear"]
+    assert {(row["merge_seed"], row["seed"]) for row in rows} == {(7, 0), (7, 1), (8, 0), (8, 1)}
+    assert len({row.title for row in plan.rows}) == len(plan.rows)
+
+
+def test_a_parameter_of_a_merge_is_told_from_a_field_of_its_donors() -> None:
+    raw = space(merge=[{"method": "karcher", "alpha": 0.25, "params": {"scale": 0.5}}])
+    adapter = {"rank": 2, "scale": {"grid": [4.0, 8.0]}}
+    raw["finetune"][0] |= {"adapter": adapter, "seed": 0}
+    plan = make_plan(sweep(**raw), inputs())
+    rows = [row.params for row in plan.rows if row.params["alpha"] == 0.25]
+    assert [(row["merge_scale"], row["scale"]) for row in rows] == [(0.5, 4.0), (0.5, 8.0)]
