@@ -8,7 +8,7 @@
 from importlib import import_module as _import_module
 from typing import Any as _Any
 
-__version__ = "0.12.0"
+__version__ = "0.13.0"
 
 _HOMES = {
     "open": ("storage", "open_storage"),
