@@ -7,7 +7,6 @@ complete when its manifest is there, which is written last and only where there 
 from __future__ import annotations
 
 import os
-import threading
 import uuid
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -23,6 +22,7 @@ from speechft_ray.storage.bucket import Bucket, Item
 from speechft_ray.storage.lease import BucketLease
 from speechft_ray.storage.local_copies import LocalCopies
 from speechft_ray.storage.mirror import Mirror, download_file
+from speechft_ray.storage.unfinished_work import UnfinishedWork
 from speechft_ray.storage.unit_index import Unit, UnitIndex, make_key
 
 RECORDS = ("plans", "provenance", "status", "sweeps", "trackers")
@@ -57,8 +57,7 @@ class ObjectStore(Store):
         self.bucket, self.identity = bucket, identity
         self._copies = LocalCopies(root, budget_bytes)
         self._index = UnitIndex(bucket)
-        self._work: dict[Unit, Mirror] = {}
-        self._lock = threading.Lock()
+        self._unfinished = UnfinishedWork(bucket, root)
 
     @property
     def address(self) -> str:
@@ -153,28 +152,19 @@ class ObjectStore(Store):
         """Returns a folder with what an earlier try saved, on whatever node; from now on its files
         are sent while the job runs."""
         folder = super().work_folder(stage, fingerprint)
-        unit = (stage, fingerprint)
-        with self._lock:
-            if unit not in self._work:
-                mirror = Mirror(self.bucket, self.root, [_work_key(unit)])
-                mirror.pull()
-                mirror.start()
-                self._work[unit] = mirror
+        self._unfinished.open(_work_key((stage, fingerprint)))
         return folder
 
     def clear_work(self, stage: str, fingerprint: str) -> None:
-        """Removes the unfinished work of a unit that is complete, here and in the bucket."""
-        mirror = self._work.pop((stage, fingerprint), None)
-        if mirror is not None:
-            mirror.stop(push=False)
-            mirror.remove()
+        """Removes the unfinished work of a unit, here and in the bucket."""
+        self._unfinished.clear(_work_key((stage, fingerprint)))
         super().clear_work(stage, fingerprint)
 
     def end_work(self, stage: str, fingerprint: str) -> None:
-        """Sends what was saved last."""
-        mirror = self._work.pop((stage, fingerprint), None)
-        if mirror is not None:
-            mirror.stop()
+        """Sends what was saved last. The copy of this node goes then: the next job fetches it anew,
+        and whoever clears it may be on another node."""
+        if self._unfinished.end(_work_key((stage, fingerprint))):
+            super().clear_work(stage, fingerprint)
 
     # Damage
 
