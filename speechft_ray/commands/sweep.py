@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
 from typing import Protocol
 
@@ -343,28 +343,30 @@ def write_report_again(
 
     With ``as_json`` the results are printed as one JSON object, and notes to standard error.
     """
-    place, store = sweep.place, sweep.store
-    if not store.is_writable():
+    store = sweep.store
+    is_writable = store.is_writable()
+    if not is_writable:
         _print_note("the storage can only be read: the report is written, nothing is tracked.")
         trackers = ()
     opened = open_trackers(sweep.spec, store, mlflow_uri, trackers)
     note = Console(stderr=as_json).print
     report = keep_both(sweep, report, _print_note)
-    records = read_invocations(store, sweep.fingerprint)
-    info = describe_sweep(sweep.plan, store, records[-1] if records else None)
-    publisher = Publisher(sweep.plan, store, opened, note, sweep.tunings, info)
-    publisher.start()
-    sweep.replay(publisher)
-    failures = read_failures(store, sweep.fingerprint)
-    for outcome in failures:
-        publisher.log_outcome(outcome)
-    status = "failed" if failures else "stopped"
-    status = "finished" if is_finished(sweep.plan, store) else status
-    findings = sweep.findings()
-    _write_final_plan(sweep, findings)
-    data, how_to_open = publish_results(
-        sweep.plan, store, publisher, report, failures, status, place, findings
-    )
+    with store.keep_records() if is_writable else nullcontext():
+        records = read_invocations(store, sweep.fingerprint)
+        info = describe_sweep(sweep.plan, store, records[-1] if records else None)
+        publisher = Publisher(sweep.plan, store, opened, note, sweep.tunings, info)
+        publisher.start()
+        sweep.replay(publisher)
+        failures = read_failures(store, sweep.fingerprint)
+        for outcome in failures:
+            publisher.log_outcome(outcome)
+        status = "failed" if failures else "stopped"
+        status = "finished" if is_finished(sweep.plan, store) else status
+        findings = sweep.findings()
+        _write_final_plan(sweep, findings)
+        data, how_to_open = publish_results(
+            sweep.plan, store, publisher, report, failures, status, sweep.place, findings
+        )
     if as_json:
         print_json(describe_report(data, report, how_to_open))
     else:
