@@ -33,6 +33,7 @@ from speechft_ray.commands.status_writer import StatusWriter
 from speechft_ray.commands.trackers import DEFAULT_TRACKERS, open_trackers
 from speechft_ray.commands.verification import list_verification_jobs
 from speechft_ray.core.closed_output import survive_closed_output
+from speechft_ray.core.errors import UserError
 from speechft_ray.core.records import STAGES, Job, Limits, Outcome, Place
 from speechft_ray.core.specs import SweepSpec
 from speechft_ray.core.store import Store
@@ -49,7 +50,7 @@ from speechft_ray.sweep.labels import choose_report_folder
 from speechft_ray.sweep.lock import hold_lock
 from speechft_ray.sweep.mending import set_damaged_aside
 from speechft_ray.sweep.plan import Plan, make_plan
-from speechft_ray.sweep.plan_file import write_plan
+from speechft_ray.sweep.plan_file import read_plan, write_plan
 from speechft_ray.sweep.protocols import Progress
 from speechft_ray.sweep.publishing import Publisher
 from speechft_ray.sweep.scheduler import JobScheduler, is_finished, jobs_to_run, run_jobs
@@ -151,6 +152,7 @@ class MergeList:
         verified = add_verified(self.plan, self.store, self._inputs)
         if len(verified.rows) > len(self.plan.rows):
             self.plan = verified
+            write_plan(verified, self.place, self.store)  # gc keeps what a plan has
             publisher.set_plan(verified)
             missing = jobs_to_run(verified, self.store)
             for stage in STAGES:
@@ -255,7 +257,8 @@ def _run(
         stack.enter_context(_hold_lock(sweep, stop))
         stack.enter_context(store.keep_records())
         planned = sweep.plan
-        write_plan(planned, place, store, {job.fingerprint: job for job in sweep.tunings})
+        tunings = {job.fingerprint: job for job in sweep.tunings}
+        write_plan(planned, place, store, {**_read_earlier_jobs(sweep), **tunings})
         # Before the display counts what is done.
         set_damaged_aside(sweep.plan, store, _print_note)
         report = keep_both(sweep, report, _print_note)
@@ -372,6 +375,15 @@ def write_report_again(
     else:
         print_results(data, report, how_to_open, store.address)
         print_failures(failures)
+
+
+def _read_earlier_jobs(sweep: Sweep) -> Mapping[str, Job]:
+    """Returns the jobs of the plan that earlier runs of a sweep left, as the merges that a search
+    selected, which ``gc`` is to keep; none where they left none that can be read."""
+    try:
+        return read_plan(sweep.store, sweep.fingerprint).plan.jobs
+    except UserError:
+        return {}
 
 
 def _write_final_plan(sweep: Sweep, findings: SearchResults | None) -> None:
