@@ -23,6 +23,8 @@ from speechft_ray.core.records import Job
 from speechft_ray.core.store import Store
 from speechft_ray.report.winner import read_record
 from speechft_ray.sweep.claims import UnitClaims
+from speechft_ray.sweep.mending import set_damaged_aside
+from speechft_ray.sweep.scheduler import run_jobs
 from speechft_ray.sweep.space_file import read_space
 
 
@@ -163,8 +165,8 @@ def test_what_a_search_selects_is_needed_while_it_runs(
 
     monkeypatch.setattr(commands, "open_trackers", lambda *_: [])
     monkeypatch.setattr(results, "write_report", lambda *_: None)
-    monkeypatch.setattr(commands, "set_damaged_aside", look(commands.set_damaged_aside))
-    monkeypatch.setattr(search, "run_jobs", look(search.run_jobs))
+    monkeypatch.setattr(commands, "set_damaged_aside", look(set_damaged_aside))
+    monkeypatch.setattr(search, "run_jobs", look(run_jobs))
     spec = read_space(Path(__file__).parents[1] / "identity" / "small_search.yaml")
     place = resolve_place(
         spec,

@@ -18,6 +18,7 @@ from speechft_ray.sweep.plan import Plan
 from speechft_ray.sweep.plan_file import read_plan
 from speechft_ray.sweep.predictions import is_prediction
 from speechft_ray.sweep.rows import FEATURE_ERROR, read_rows
+from speechft_ray.sweep.scheduler import run_jobs
 from tests.identity.recordings import write_recordings
 
 
@@ -37,7 +38,7 @@ def test_a_curve_is_predicted_verified_and_reported(
     )
 
     sweep = commands.open_sweep(spec, place)
-    performed, run_jobs = [], commands.run_jobs
+    performed: list[bool] = []
 
     def look(plan: Plan, *arguments: Any) -> None:
         performed.append(plan.jobs.keys() <= read_plan(store, plan.fingerprint).plan.jobs.keys())
