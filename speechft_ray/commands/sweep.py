@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from pathlib import Path
 from typing import Protocol
 
@@ -378,12 +378,12 @@ def write_report_again(
 
 
 def _read_earlier_jobs(sweep: Sweep) -> Mapping[str, Job]:
-    """Returns the jobs of the plan that earlier runs of a sweep left, as the merges that a search
+    """Returns the jobs of the plan that earlier runs of a search left, with the merges that they
     selected, which ``gc`` is to keep; none where they left none that can be read."""
-    try:
-        return read_plan(sweep.store, sweep.fingerprint).plan.jobs
-    except UserError:
-        return {}
+    with suppress(UserError):
+        if sweep.spec.search is not None:
+            return read_plan(sweep.store, sweep.fingerprint).plan.jobs
+    return {}
 
 
 def _write_final_plan(sweep: Sweep, findings: SearchResults | None) -> None:
